@@ -1,0 +1,62 @@
+"""Errors: every mistake a user can make has a class here, and prints as one message without a traceback.
+
+A message says who, what was given, what is allowed, and the way out. `exit_code` is what the command line returns:
+2 for a call that cannot be meant (a misspelt option), 1 for a request that was understood and refused.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import ClassVar
+
+
+class TersorError(Exception):
+    """Base of all errors that Tersor raises on purpose."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class SettingError(TersorError):
+    """A setting, option or argument that is not allowed."""
+
+    exit_code = 2
+
+
+class SiteError(TersorError):
+    """A weight that does not exist, or that a step cannot work on."""
+
+    exit_code = 2
+
+
+class TaskError(TersorError):
+    """A task whose batches, loss or metric do not fit the model."""
+
+
+class FormatError(TersorError):
+    """A file or byte stream that is not what it claims to be."""
+
+
+class JournalError(TersorError):
+    """A journal that belongs to another model, recipe or data set, or that is in the way."""
+
+
+class BudgetError(TersorError):
+    """A budget that no result within reach meets."""
+
+
+class MissingError(TersorError):
+    """An optional package that is needed for this call and not installed."""
+
+
+def did_you_mean(word: str, allowed: Iterable[str]) -> str:
+    """'did you mean "row"? Allowed: group, row, tensor' for a misspelt word."""
+    names = sorted(str(name) for name in allowed)
+    near = difflib.get_close_matches(str(word), names, n=1, cutoff=0.5)
+    guess = f"did you mean {near[0]!r}? " if near else ""
+    return f"{guess}Allowed: {', '.join(names)}"
+
+
+def need(package: str, extra: str, why: str) -> MissingError:
+    """The error for an optional package that is not there."""
+    return MissingError(f"{why} needs the package {package}. Install it with: pip install 'tersor[{extra}]'")
