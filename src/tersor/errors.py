@@ -1,7 +1,7 @@
 """Errors: every mistake a user can make has a class here, and prints as one message without a traceback.
 
-A message says who, what was given, what is allowed, and the way out. `exit_code` is what the command line returns:
-2 for a call that cannot be meant (a misspelt option), 1 for a request that was understood and refused.
+A message says who, what was given, what is allowed, and the way out. `exit_code` is what the command line
+returns: 2 for a call that cannot be meant (a misspelt option), 1 for a request understood and refused.
 """
 
 from __future__ import annotations
@@ -35,6 +35,14 @@ class TaskError(TersorError):
 
 class FormatError(TersorError):
     """A file or byte stream that is not what it claims to be."""
+
+
+class RefusedError(TersorError):
+    """A request that is understood and cannot be granted: NaN weights, a step without the data it needs."""
+
+
+class StorageError(TersorError):
+    """A file that cannot be read or written: a full disk, a missing folder, no permission."""
 
 
 class JournalError(TersorError):

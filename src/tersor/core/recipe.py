@@ -1,0 +1,132 @@
+"""Recipe: a list of steps, a seed and a format number; the same in Python, YAML and words.
+
+tersor: 1                          run prune keep=0.1 entropy
+seed: 0
+steps:                             Recipe([Prune(keep=0.1), Entropy()])
+  - prune: {keep: 0.1}
+  - entropy
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from tersor.core.step import make, settings_of
+from tersor.errors import SettingError, did_you_mean
+
+NUMBER = 1
+KEYS = ("tersor", "seed", "steps", "base", "result")  # base and result are written by the lock file
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What to do, in order. `result` maps sites to digests in a lock file: a run that ends elsewhere is
+    refused."""
+
+    steps: tuple[Any, ...]
+    seed: int = 0
+    base: str | None = None
+    result: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "steps", tuple(self.steps))
+        for number, step in enumerate(self.steps, 1):
+            if not callable(getattr(step, "run", None)) or isinstance(step, type):
+                raise SettingError(
+                    f"recipe: step {number} is {step!r}, but it must be a step, such as Prune(keep=0.5)"
+                )
+        if not self.steps:
+            raise SettingError("recipe: no steps. Name at least one, such as: prune keep=0.5")
+        if type(self.seed) is not int or self.seed < 0:
+            raise SettingError(f"recipe: seed={self.seed!r}, but it must be a whole number, 0 or more")
+
+    def to_json(self) -> dict[str, Any]:
+        """Every setting spelled out, defaults too."""
+        return {
+            "tersor": NUMBER,
+            "seed": self.seed,
+            "steps": [{step.name: settings_of(step)} for step in self.steps],
+        }
+
+    def to_yaml(self) -> str:
+        return dump(self.to_json())
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def dump(document: Mapping[str, Any]) -> str:
+    """YAML with one step a line, for people."""
+    return yaml.safe_dump(dict(document), sort_keys=False, default_flow_style=None, width=110)
+
+
+def from_yaml(text: str, table: Mapping[str, type], name: str = "recipe") -> Recipe:
+    """Read a recipe; `name` is what errors call it."""
+    try:
+        document = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SettingError(f"{name} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(document, dict):
+        raise SettingError(f"{name}: expected a mapping with 'steps', found {type(document).__name__}")
+    for key in document:
+        if key not in KEYS:
+            raise SettingError(f"{name}: no key {key!r}; {did_you_mean(key, KEYS)}")
+    number = document.get("tersor", NUMBER)
+    if number != NUMBER:
+        raise SettingError(
+            f"{name} has format {number!r}; this version reads {NUMBER}. A newer tersor may read it."
+        )
+    items = document.get("steps")
+    if not isinstance(items, list):
+        raise SettingError(
+            f"{name}: 'steps' must be a list of steps, such as [prune: {{keep: 0.5}}, entropy]"
+        )
+    steps = []
+    for item in items:
+        if isinstance(item, str):
+            item = {item: {}}
+        if not isinstance(item, dict) or len(item) != 1:
+            raise SettingError(f"{name}: a step is one word with its settings, not {item!r}")
+        ((word, settings),) = item.items()
+        if settings is not None and not isinstance(settings, dict):
+            raise SettingError(f"{name}: {word}: settings must be a mapping, not {settings!r}")
+        steps.append(make(step_class(word, table), settings or {}))
+    result = document.get("result") or {}
+    return Recipe(tuple(steps), document.get("seed", 0), document.get("base"), tuple(result.items()))
+
+
+def from_words(words: Sequence[str], table: Mapping[str, type], seed: int = 0) -> Recipe:
+    """Read `prune keep=0.5 quantize bits=8`: a word starts a step, key=value belongs to the step before
+    it."""
+    steps: list[tuple[type, dict[str, Any]]] = []
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            steps.append((step_class(word, table), {}))
+        elif not steps:
+            raise SettingError(
+                f"{word!r} stands before any step; begin with one of {', '.join(sorted(table))}"
+            )
+        else:
+            steps[-1][1][key] = value
+    return Recipe(tuple(make(kind, settings) for kind, settings in steps), seed)
+
+
+def step_class(word: str, table: Mapping[str, type]) -> type:
+    if word not in table:
+        raise SettingError(f"recipe: no step {word!r}; {did_you_mean(word, table)}")
+    return table[word]
+
+
+def as_recipe(recipe: Recipe | Iterable[Any] | Any, seed: int = 0) -> Recipe:
+    """A recipe as it is; a step or a list of steps as a recipe."""
+    if isinstance(recipe, Recipe):
+        return recipe
+    return Recipe(tuple(recipe) if isinstance(recipe, (list, tuple)) else (recipe,), seed)

@@ -1,0 +1,45 @@
+"""Masked: weights of which some are exactly zero.
+
+w = body where keep, else 0        stored: the mask (at best log2 C(N, k) bits), and the body where it is kept
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from tersor.forms.coded import uncoded
+from tersor.forms.form import Form
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Masked(Form):
+    """A body that counts only where `keep` is true."""
+
+    name: ClassVar[str] = "masked"
+    aligned: ClassVar[tuple[str, ...]] = ("body",)
+    keep: Form  # bool, the shape of the weight
+    body: Form
+
+    def decode(self, keep: Tensor | None = None) -> Tensor:
+        mine = self.within(keep)
+        body = self.body.decode(mine)
+        return torch.where(mine, body, body.new_zeros(()))
+
+    def within(self, keep: Tensor | None) -> Tensor:
+        """This mask, narrowed by one from above."""
+        mine = self.keep.decode()
+        return mine if keep is None else mine & keep
+
+    def take(self, axis: int, index: Tensor) -> Masked:
+        body = uncoded(
+            self.body, self.keep.decode()
+        )  # what the mask hides was not coded: no piece stands alone
+        return Masked(self.keep.take(axis, index), body.take(axis, index))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.keep.shape

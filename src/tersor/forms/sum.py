@@ -1,0 +1,33 @@
+"""Sum: two forms of the same shape, added.
+
+w = a + b        low rank plus a sparse rest, a coarse grid plus a correction
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from tersor.forms.form import Form
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Sum(Form):
+    """a + b."""
+
+    name: ClassVar[str] = "sum"
+    aligned: ClassVar[tuple[str, ...]] = ("a", "b")
+    a: Form
+    b: Form
+
+    def decode(self, keep: Tensor | None = None) -> Tensor:
+        return self.a.decode(keep) + self.b.decode(keep)
+
+    def take(self, axis: int, index: Tensor) -> Sum:
+        return Sum(self.a.take(axis, index), self.b.take(axis, index))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.a.shape

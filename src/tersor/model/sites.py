@@ -1,0 +1,161 @@
+"""Sites: the names and kinds of what a model stores.
+
+A site is one entry of the state dict: a weight, another parameter, or a buffer. Tensors that share memory
+are one site under the first name; the other names are aliases. Names come from the model as it was given
+and never change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+
+from tersor.errors import RefusedError, SettingError, SiteError, did_you_mean
+
+LAYERS: tuple[tuple[type[nn.Module] | tuple[type[nn.Module], ...], str], ...] = (
+    ((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), "convtranspose"),
+    ((nn.Conv1d, nn.Conv2d, nn.Conv3d), "conv"),
+    (nn.Linear, "linear"),
+    ((nn.Embedding, nn.EmbeddingBag), "embedding"),
+    (nn.MultiheadAttention, "attention"),
+    (nn.RNNBase, "recurrent"),
+    (nn.RNNCellBase, "recurrent"),
+)
+
+
+@dataclass(frozen=True)
+class Site:
+    """One stored tensor of a model."""
+
+    name: str  # its first name in the state dict, such as "blocks.3.fc1.weight"
+    shape: tuple[int, ...]
+    dtype: str  # "float32", without "torch."
+    kind: str  # "linear", "conv", "convtranspose", "embedding", "attention", "recurrent", "other" or "buffer"
+    axis: int = 0  # the axis of outputs: 1 for transposed convolutions, else 0
+    groups: int = 1  # of a convolution
+    layer: str = ""  # name of the module that owns it
+
+    @property
+    def floating(self) -> bool:
+        return self.torch_dtype.is_floating_point
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return getattr(torch, self.dtype)
+
+    @property
+    def is_weight(self) -> bool:
+        """A matrix or more of floats that is trained: what steps compress unless told otherwise."""
+        return self.kind != "buffer" and self.floating and len(self.shape) >= 2
+
+    @property
+    def is_parameter(self) -> bool:
+        return self.kind != "buffer" and self.floating
+
+
+def sites_of(model: nn.Module) -> tuple[dict[str, Site], dict[str, Tensor], dict[str, str]]:
+    """(sites, their tensors, aliases: other name -> site name) of everything in the model's state dict."""
+    if not isinstance(model, nn.Module):
+        raise SettingError(f"the model is a {type(model).__name__}, but it must be a torch.nn.Module")
+    owners = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        for name in (*module._parameters, *module._buffers):
+            owners[f"{path}.{name}" if path else name] = (path, module)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    sites, tensors, aliases = {}, {}, {}
+    first: dict[tuple, str] = {}
+    for name, value in model.state_dict(keep_vars=True).items():
+        if not isinstance(value, Tensor):
+            raise RefusedError(
+                f"{name}: the state dict holds a {type(value).__name__}; only tensors can be stored"
+            )
+        # The same memory seen the same way is one tensor; empty tensors all lie at address 0.
+        key = (
+            (value.data_ptr(), tuple(value.shape), value.stride(), value.dtype) if value.numel() else (name,)
+        )
+        if key in first:
+            aliases[name] = first[key]
+            continue
+        first[key] = name
+        path, module = owners.get(name, ("", model))
+        sites[name] = describe(name, value, module if name in parameters else None, path)
+        tensors[name] = value.detach()
+    return sites, tensors, aliases
+
+
+def describe(name: str, value: Tensor, owner: nn.Module | None, layer: str = "") -> Site:
+    """The site of one tensor; an owner of None makes it a buffer."""
+    kind = (
+        "buffer" if owner is None else next((word for cls, word in LAYERS if isinstance(owner, cls)), "other")
+    )
+    return Site(
+        name, tuple(value.shape), str(value.dtype).removeprefix("torch."), kind,
+        axis=1 if kind == "convtranspose" and value.ndim > 1 else 0,
+        groups=getattr(owner, "groups", 1) if kind.startswith("conv") else 1, layer=layer,
+    )  # fmt: skip
+
+
+def finite(tensors: Mapping[str, Tensor]) -> None:
+    """Refuse weights that hold NaN or infinity, by name and count."""
+    for name, value in tensors.items():
+        if value.is_floating_point():
+            bad = value.numel() - int(torch.isfinite(value).sum())
+            if bad:
+                raise RefusedError(
+                    f"{name}: {bad} of {value.numel()} values are NaN or infinite. Compressing a broken
+                    model hides " f"the fault: load a sound checkpoint, or replace the values first."
+                )
+
+
+def select(sites: Mapping[str, Site], where: str | Iterable[str], who: str) -> list[Site]:
+    """The sites that `where` means, in the model's order. `where` is a glob or several (a list, or one text
+    with commas); "!" excludes. Globs pick weights; one that matches none picks from the other parameters
+    (biases, norms).
+    """
+    patterns = [word.strip() for word in where.split(",")] if isinstance(where, str) else list(where)
+    wanted, unwanted = (
+        [p for p in patterns if not p.startswith("!")],
+        [p[1:] for p in patterns if p.startswith("!")],
+    )
+    weights = [site for site in sites.values() if site.is_weight]
+    others = [site for site in sites.values() if site.is_parameter and not site.is_weight]
+    chosen: dict[str, Site] = {}
+    for pattern in wanted or ["*"]:
+        found = matching(weights, pattern) or matching(others, pattern)
+        if not found:
+            raise SiteError(
+                f"{who}: where={pattern!r} matches no weight; {near(pattern, [*weights, *others])}"
+            )
+        chosen |= {site.name: site for site in found}
+    for pattern in unwanted:
+        found = matching([*weights, *others], pattern)
+        if not found:
+            raise SiteError(
+                f"{who}: where='!{pattern}' excludes nothing; {near(pattern, [*weights, *others])}"
+            )
+        for site in found:
+            chosen.pop(site.name, None)
+    if not chosen:
+        raise SiteError(f"{who}: where={where!r} leaves no weight: everything it matches is excluded")
+    return [site for name, site in sites.items() if name in chosen]
+
+
+def matching(sites: Iterable[Site], pattern: str) -> list[Site]:
+    return [site for site in sites if fnmatchcase(site.name, pattern)]
+
+
+def near(pattern: str, sites: list[Site]) -> str:
+    """Near misses for a glob, with a list that stays short on large models."""
+    names = [site.name for site in sites]
+    if not names:
+        return "the model has no parameter of floats"
+    text = did_you_mean(pattern, names)
+    return (
+        text
+        if len(names) <= 12
+        else text.split("Allowed:")[0] + f"the model has {len(names)}, such as {', '.join(names[:6])}"
+    )
