@@ -106,8 +106,9 @@ def finite(tensors: Mapping[str, Tensor]) -> None:
             bad = value.numel() - int(torch.isfinite(value).sum())
             if bad:
                 raise RefusedError(
-                    f"{name}: {bad} of {value.numel()} values are NaN or infinite. Compressing a broken
-                    model hides " f"the fault: load a sound checkpoint, or replace the values first."
+                    f"{name}: {bad} of {value.numel()} values are NaN or infinite. "
+                    f"Compressing a broken model hides the fault: load a sound checkpoint, or replace the "
+                    f"values first."
                 )
 
 
