@@ -1,0 +1,133 @@
+"""Ranges: where to clip a weight before it is cut into even steps.
+
+minmax      nothing is clipped
+percentile  |w| (or each side) beyond a percentile is clipped
+entropy     the threshold whose quantized histogram has the least KL divergence from the original
+            (Migacz 2017, "8-bit inference with TensorRT"): 2048 bins, about 128 thresholds, O(levels) each
+
+All work on units [U, S] and return low <= 0 <= high, float64 [U]: zero is always in range.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+BINS = 2048
+STRIDE = 16  # bins between two thresholds that are tried
+AT_ONCE = 256  # units whose histograms are in memory together
+
+
+def minmax_range(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """low, high [U] of what counts."""
+    if mask is not None:
+        x = x * mask
+    return x.amin(1).double().clamp_max(0), x.amax(1).double().clamp_min(0)
+
+
+def percentile_range(
+    x: Tensor, mask: Tensor | None, percentile: float, symmetric: bool
+) -> tuple[Tensor, Tensor]:
+    """Clip at a percentile, interpolated between neighbors. A unit it would empty keeps its whole range."""
+    low, high = minmax_range(x, mask)
+    if symmetric:
+        top = _quantile(x.abs(), mask, percentile / 100).clamp_min(0)
+        low, high = torch.maximum(low, -top), torch.minimum(high, top)
+        whole = top == 0
+    else:
+        down, up = _quantile(x, mask, 1 - percentile / 100), _quantile(x, mask, percentile / 100)
+        whole = (down >= 0) & (up <= 0)
+        low, high = torch.maximum(low, down.clamp_max(0)), torch.minimum(high, up.clamp_min(0))
+    full = minmax_range(x, mask)
+    return torch.where(whole, full[0], low), torch.where(whole, full[1], high)
+
+
+def _quantile(x: Tensor, mask: Tensor | None, share: float) -> Tensor:
+    """As numpy.quantile, over what counts; torch.quantile refuses large tensors and knows no mask."""
+    size = x.shape[1]
+    if mask is None:
+        count = torch.full((x.shape[0],), size, device=x.device)
+    else:
+        count = mask.sum(1)
+        x = x.masked_fill(~mask, -torch.inf)  # sorts first
+    place = size - count + share * (count - 1).clamp_min(0).double()
+    ordered = x.sort(1).values
+    before = place.floor().long().clamp(0, size - 1)
+    after = (before + 1).clamp_max(size - 1)
+    a, b = (ordered.gather(1, k[:, None])[:, 0].double() for k in (before, after))
+    value = a + (b - a) * (place - before)
+    return torch.where(count > 0, value, torch.zeros_like(value))
+
+
+def entropy_range(x: Tensor, mask: Tensor | None, bits: int) -> tuple[Tensor, Tensor]:
+    """Clip |w| where KL(histogram, quantized histogram) is least.
+
+    A unit with fewer values than bins has no histogram to speak of. Such units are divided by their root mean
+    square and share one histogram, hence one threshold in units of it. From 12 bits on there are as many
+    steps as bins, nothing is to be gained, and the range is minmax. The divergence counts clipped weights,
+    not how far they are clipped: with heavy tails and many bits its squared error is larger than minmax's.
+    """
+    low, high = minmax_range(x, mask)
+    levels = 2 ** (bits - 1)
+    if levels >= BINS:
+        return low, high
+    size = x.abs() if mask is None else x.abs() * mask
+    top = torch.maximum(-low, high)  # [U]
+    count = mask if mask is not None else torch.ones_like(x, dtype=torch.bool)
+    if x.shape[1] >= BINS:
+        limit = torch.cat(
+            [
+                top[u : u + AT_ONCE]
+                * _threshold(_histogram(size[u : u + AT_ONCE], count[u : u + AT_ONCE]), levels)
+                for u in range(0, len(x), AT_ONCE)
+            ]
+        )
+    else:
+        energy = (size.double().square().sum(1) / count.sum(1).clamp_min(1)).sqrt()
+        shape = (size / energy.clamp_min(torch.finfo(torch.float64).tiny)[:, None]).float()
+        shared = _threshold(_histogram(shape.reshape(1, -1), count.reshape(1, -1)), levels)
+        limit = energy * shared * shape.amax().double()
+    return torch.maximum(low, -limit), torch.minimum(high, limit)
+
+
+def _histogram(size: Tensor, count: Tensor) -> Tensor:
+    """Counts [U, BINS] over 0..max of each unit."""
+    top = size.amax(1, keepdim=True).double().clamp_min(torch.finfo(torch.float64).tiny)
+    place = (size / top * BINS).long().clamp_max(BINS - 1)
+    place += torch.arange(len(size), device=size.device)[:, None] * BINS
+    return torch.bincount(place[count], minlength=len(size) * BINS).reshape(-1, BINS).double()
+
+
+def _threshold(histogram: Tensor, levels: int) -> Tensor:
+    """Share of the range [U] to keep. histogram [U, BINS].
+
+    P is the first n bins with all that lies beyond added to the last one; Q spreads each level's count evenly
+    over its nonempty bins. Sums over bins come from running sums, so a threshold costs levels, not bins:
+    KL(P, Q) = sum_bins P log P - sum_levels P_level log(Q_level / nonempty_level).
+    """
+    start = histogram.new_zeros(len(histogram), 1)
+    total = histogram.sum(1)
+    mass = torch.cat([start, histogram.cumsum(1)], 1)  # [U, BINS + 1]
+    filled = torch.cat([start, (histogram > 0).double().cumsum(1)], 1)
+    inside = torch.cat([start, torch.xlogy(histogram, histogram).cumsum(1)], 1)
+    best = torch.full_like(total, torch.inf)
+    share = torch.ones_like(total)
+    steps = torch.arange(levels + 1, device=histogram.device)
+    for bins in range(BINS, max(levels, STRIDE) - 1, -STRIDE):
+        edges = steps * bins // levels
+        level, spread = mass[:, edges].diff(dim=1), filled[:, edges].diff(dim=1)  # [U, levels]
+        beyond = total - mass[:, bins]
+        last = histogram[:, bins - 1]
+        spread[:, -1] += (last == 0) & (beyond > 0)
+        p = level.clone()
+        p[:, -1] += beyond
+        # A level of P that Q says is empty costs much, yet not infinitely much: half a count stands in.
+        q = torch.where(level > 0, level, 0.5) / spread.clamp_min(1)
+        self_term = inside[:, bins - 1] + torch.xlogy(last + beyond, last + beyond)
+        kl = (self_term - torch.xlogy(p, q).sum(1)) / total.clamp_min(1)
+        kl += (mass[:, bins].clamp_min(1) / total.clamp_min(1)).log()
+        kl = torch.where(mass[:, bins] > 0, kl, torch.inf)
+        better = kl < best - 1e-12
+        best = torch.where(better, kl, best)
+        share = torch.where(better, bins / BINS, share)
+    return share

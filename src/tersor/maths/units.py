@@ -1,0 +1,119 @@
+"""Units: cut a weight [O, I] into the pieces that share one scale or one threshold.
+
+per="tensor"  one unit [1, O * I]
+per="row"     O units [O, I]
+per="group"   O * G units [O * G, S] of S consecutive columns; a last, shorter group is padded and masked
+
+Every function of this folder that takes `per` works on units [U, S] and knows nothing of rows or groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from tersor.errors import SettingError, did_you_mean
+
+PER = ("tensor", "row", "group")
+TINY = 2.0**-126  # the smallest normal float32: a smaller scale would lose digits, or all of them
+HUGE = torch.finfo(torch.float32).max
+
+
+def check_choice(who: str, name: str, value: str, allowed: Iterable[str]) -> None:
+    """Refuse a word that is not in the table."""
+    if value not in (names := tuple(allowed)):
+        raise SettingError(f"{who}: {name}={value!r}; {did_you_mean(value, names)}")
+
+
+def check_bits(who: str, bits: int, low: int, high: int) -> None:
+    """Refuse a width that cannot be stored."""
+    if not low <= bits <= high:
+        raise SettingError(f"{who}: bits={bits}, but {low} to {high} are stored")
+
+
+def check_units(who: str, shape: torch.Size, per: str, group: int, keep: Tensor | None = None) -> None:
+    """Refuse what is not a matrix, a `per` out of the table, an empty group, a mask of another shape."""
+    check_choice(who, "per", per, PER)
+    if len(shape) != 2 or 0 in shape:
+        raise SettingError(
+            f"{who}: got a tensor of shape {list(shape)}, but a weight is [O, I], both at least 1"
+        )
+    if per == "group" and group < 1:
+        raise SettingError(f"{who}: group={group}, but it is the number of weights in a group: 1 or more")
+    if keep is not None and (keep.shape != shape or keep.dtype != torch.bool):
+        raise SettingError(
+            f"{who}: keep is {keep.dtype} {list(keep.shape)}, not a bool mask of w's shape {list(shape)}"
+        )
+
+
+def finite(who: str, w: Tensor) -> Tensor:
+    """w as float32; NaN and infinity are refused, for no code stands for them."""
+    w = w.detach().float()
+    if not torch.isfinite(w).all():
+        bad = int((~torch.isfinite(w)).sum())
+        raise SettingError(
+            f"{who}: {bad} of {w.numel()} weights are NaN or beyond float32. Repair the weights first"
+        )
+    return w
+
+
+def group_size(columns: int, group: int) -> int:
+    """A group is never longer than a row."""
+    return min(group, columns)
+
+
+def to_units(w: Tensor, per: str, group: int, fill: float | bool = 0) -> Tensor:
+    """w [O, I] -> [U, S]; padding of a last short group holds `fill`."""
+    rows, columns = w.shape
+    if per == "tensor":
+        return w.reshape(1, -1)
+    if per == "row":
+        return w
+    size = group_size(columns, group)
+    if short := -columns % size:
+        w = torch.cat([w, w.new_full((rows, short), fill)], 1)
+    return w.reshape(-1, size)
+
+
+def from_units(x: Tensor, shape: torch.Size, per: str) -> Tensor:
+    """The inverse of `to_units`: [U, S] -> [O, I], padding dropped."""
+    rows, columns = shape
+    if per == "group":
+        return x.reshape(rows, -1)[:, :columns]
+    return x.reshape(rows, columns)
+
+
+def unit_mask(w: Tensor, keep: Tensor | None, per: str, group: int) -> Tensor | None:
+    """bool [U, S]: what counts. None where everything does, which saves a pass over the weights."""
+    if keep is not None:
+        return to_units(keep.to(w.device), per, group, fill=False)
+    if per == "group" and w.shape[1] % group_size(w.shape[1], group):
+        return to_units(torch.ones(w.shape, dtype=torch.bool, device=w.device), per, group, fill=False)
+    return None
+
+
+def unit_table(values: Tensor, shape: torch.Size, per: str) -> Tensor:
+    """One value a unit [U] -> [1, 1], [O, 1] or [O, G]."""
+    return values.reshape(1, 1) if per == "tensor" else values.reshape(shape[0], -1)
+
+
+def exponent(x: Tensor) -> Tensor:
+    """Integer e [U] with max |x| near 2**e, within what float32 can scale by. x [U, S]."""
+    return torch.frexp(x.abs().amax(1)).exponent.clamp(-126, 126)
+
+
+def shift(x: Tensor, by: Tensor) -> Tensor:
+    """x * 2**by, exactly but for under- and overflow: squares of small weights must not vanish."""
+    return x * torch.exp2(by.to(x.dtype))
+
+
+def expand(scale: Tensor, group: int, columns: int) -> Tensor:
+    """scale [1, 1], [O, 1] or [O, G] -> [O or 1, columns], one value a weight."""
+    groups = scale.shape[1]
+    if groups == 1:
+        return scale.expand(-1, columns)
+    if groups != -(-columns // group):
+        raise SettingError(f"expand: {groups} groups of {group} do not make {columns} columns")
+    return scale.repeat_interleave(group, 1)[:, :columns]
