@@ -1,0 +1,164 @@
+"""Journal: a run on disk, so that one that is killed at any moment goes on where it was.
+
+DIR/head.json            fingerprints of model, data and recipe: a changed one is refused
+DIR/000001.safetensors   one applied group: the forms after it as tensors, its events as JSON in the metadata
+DIR/training.safetensors the running training after its last finished epoch: leaves, optimizer, random state
+Every file is written under another name and moved into place, so each is whole or absent.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from tersor.files import atomic, write_text
+from tersor.core.step import Edit, Group, Note
+from tersor.errors import FormatError, JournalError
+from tersor.forms import FORMS, Form
+from tersor.forms.flat import flatten, unflatten
+
+NUMBER = 1
+
+
+@dataclass(frozen=True)
+class Line:
+    """One journaled group; `end` marks that its step is finished."""
+
+    step: int
+    events: tuple[dict[str, Any], ...]
+    forms: Mapping[str, Form]  # after the edits, by site
+    end: bool = False
+
+    def group(self, state: Mapping[str, Form]) -> Group:
+        """The events again, as edits of `state`."""
+        events: list[Edit | Note] = []
+        for event in self.events:
+            site = event["site"]
+            if "how" in event:
+                events.append(Edit(site, state[site], self.forms[site], event["how"]))
+            else:
+                events.append(Note(site, event["kind"], event["text"], event["data"]))
+        return tuple(events)
+
+
+class Journal:
+    """The journal of one run in a folder of its own."""
+
+    def __init__(
+        self, folder: str | Path, fingerprints: Mapping[str, str], *, resume: bool, writes: bool = True
+    ):
+        """Begin in an empty folder, or with `resume` go on with what is there. With `writes` False nothing is
+        written: the other processes of one training read along.
+
+        Raises JournalError where there is a journal and `resume` is not asked for, or where model, data or
+        recipe are not the ones that the journal began with.
+        """
+        self.folder, self.writes = Path(folder), writes
+        head = self.folder / "head.json"
+        self.lines: list[Line] = []
+        if head.exists() and resume:
+            self.same(json.loads(head.read_text()), fingerprints)
+            self.lines = [self._read(path) for path in sorted(self.folder.glob("[0-9]*.safetensors"))]
+        elif head.exists() and writes:
+            raise JournalError(
+                f"{self.folder} holds the journal of an earlier run. Go on with --resume (resume=True), "
+                f"or remove the folder to begin anew."
+            )
+        elif writes:
+            write_text(head, json.dumps({"tersor journal": NUMBER, **fingerprints}, indent=1) + "\n")
+
+    def same(self, head: Mapping[str, Any], fingerprints: Mapping[str, str]) -> None:
+        if head.get("tersor journal") != NUMBER:
+            raise JournalError(
+                f"{self.folder}: journal format {head.get('tersor journal')}, this version reads {NUMBER}"
+            )
+        for name, digest in fingerprints.items():
+            if head.get(name) != digest:
+                raise JournalError(
+                    f"--resume: the {name} changed since the run in {self.folder} began "
+                    f"({head.get(name)}, now "
+                    f"{digest}). Give the same {name} again, or remove the folder to begin anew."
+                )
+
+    def append(self, step: int, group: Group, *, end: bool = False) -> None:
+        """Keep an applied group, or the end of a step."""
+        if not self.writes:
+            return
+        events, tensors = [], {}
+        for number, event in enumerate(group):
+            if isinstance(event, Edit):
+                tree, arrays = flatten(event.after, str(number))
+                events.append({"site": event.site, "how": event.how, "tree": tree})
+                tensors |= arrays
+            else:
+                events.append(
+                    {"site": event.site, "kind": event.kind, "text": event.text, "data": dict(event.data)}
+                )
+        path = self.folder / f"{len(self.lines) + 1:06d}.safetensors"
+        line = {"step": step, "end": end, "events": events}
+        self._write(path, tensors, line)
+        self.lines.append(self._line(line, tensors))
+
+    def _write(self, path: Path, tensors: Mapping[str, Tensor], facts: Any) -> None:
+        whole = {name: value.contiguous() for name, value in tensors.items()}
+        data = safetensors.torch.save(whole, {"journal": json.dumps(facts)})
+        with atomic(path) as file:
+            file.write(data)
+
+    def _load(self, path: Path) -> tuple[dict[str, Tensor], Any]:
+        try:
+            with safetensors.safe_open(path, "pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                return tensors, json.loads(file.metadata()["journal"])
+        except (safetensors.SafetensorError, KeyError, ValueError) as error:
+            raise JournalError(f"{path} is damaged ({error}). Remove the folder to begin anew.") from error
+
+    def _read(self, path: Path) -> Line:
+        tensors, line = self._load(path)
+        return self._line(line, tensors)
+
+    def _line(self, line: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Line:
+        forms = {}
+        for number, event in enumerate(line["events"]):
+            if "tree" in event:
+                try:
+                    forms[event["site"]] = unflatten(event["tree"], str(number), tensors.__getitem__, FORMS)
+                except (FormatError, KeyError) as error:
+                    raise JournalError(f"{self.folder} is damaged: {error}") from error
+        return Line(line["step"], tuple(line["events"]), forms, line["end"])
+
+    def training(self, step: int, part: int = 0) -> Training:
+        """Where the training inside a step is kept."""
+        return Training(self, step, part)
+
+
+@dataclass(frozen=True)
+class Training:
+    """The checkpoint of one training; model/fit.py fills it."""
+
+    journal: Journal
+    step: int
+    part: int
+
+    @property
+    def path(self) -> Path:
+        return self.journal.folder / "training.safetensors"
+
+    def save(self, epoch: int, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        if self.journal.writes:
+            self.journal._write(
+                self.path, tensors, {"at": [self.step, self.part], "epoch": epoch, "facts": facts}
+            )
+
+    def load(self) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
+        if not self.path.exists():
+            return None
+        tensors, line = self.journal._load(self.path)
+        return (line["epoch"], tensors, line["facts"]) if line["at"] == [self.step, self.part] else None

@@ -1,0 +1,286 @@
+"""Fit: the one training loop, run through Accelerate: one process, several, or a GPU by configuration.
+
+loss = (1 - share) * task loss + share * T^2 * KL(teacher / T || student / T) + features * mean squared
+difference Hinton 2015 (soft targets; T^2 keeps the gradients' size when T changes), Romero 2015 (features)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import random
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from tersor.errors import RefusedError, TaskError, need
+from tersor.model.batches import length_of, move
+from tersor.model.task import Task
+from tersor.model.tune import Tuned
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+SCHEDULES = ("cosine", "linear", "constant", "onecycle", "step")
+OPTIMIZERS = ("adamw", "adam", "sgd")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to train: what steps with retraining have in common."""
+
+    epochs: float = 1  # passes over the training batches; a fraction is part of one
+    lr: float = 1e-3
+    schedule: str = "cosine"  # of the learning rate over the whole of this training
+    optimizer: str = "adamw"
+    weight_decay: float = 0.0
+    share: float = 0.0  # of the teacher in the loss: 0 none, 1 only the teacher
+    temperature: float = 4.0
+    features: str = ""  # layers whose outputs are matched to the teacher's, as names with commas
+    feature_weight: float = 1.0
+    bf16: bool = False  # forward passes in bfloat16
+
+
+class Checkpoint(Protocol):
+    """Where a training is kept between epochs, so that it can go on after a kill."""
+
+    def save(self, epoch: int, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None: ...
+
+    def load(self) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None: ...
+
+
+def rate(step: int, total: int, schedule: str) -> float:
+    """The share of the learning rate at this step of `total`."""
+    t = step / max(total, 1)
+    if schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * t))
+    if schedule == "linear":
+        return 1 - t
+    if schedule == "step":  # a tenth at half, a hundredth at three quarters (He 2016)
+        return 0.1 ** ((t >= 0.5) + (t >= 0.75))
+    if schedule == "onecycle":  # up for a quarter, then a half cosine (Smith 2018)
+        return t / 0.25 if t < 0.25 else 0.5 * (1 + math.cos(math.pi * (t - 0.25) / 0.75))
+    return 1.0
+
+
+def fit(
+    tuned: Tuned, task: Task, plan: Plan, *, seed: int, teacher: nn.Module | None = None,
+    on_step: Callable[[int, int], None] | None = None, checkpoint: Checkpoint | None = None,
+    watch: Callable[[int, int, str], None] | None = None,
+) -> dict[str, float]:  # fmt: skip
+    """Train the leaves of `tuned`; returns {"steps", "loss" (mean of the last epoch)}.
+
+    `on_step(step, total)` runs before each optimizer step (gradual pruning narrows its masks there). With a
+    checkpoint the training goes on after the last finished epoch: parameters, masks, optimizer and random
+    state.
+    """
+    accelerator = launch(tuned)
+    batches = task.batches("train")
+    per_epoch = length_of(batches)
+    with seeded(seed):
+        decayed = [p for p in tuned.parameters() if p.ndim >= 2]
+        others = [p for p in tuned.parameters() if p.ndim < 2]
+        groups = [
+            {"params": decayed, "weight_decay": plan.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
+        optimizer = make_optimizer([group for group in groups if group["params"]], plan)
+        net, optimizer, loader = accelerator.prepare(tuned, optimizer, share(batches, accelerator))
+        device = accelerator.device
+        teacher = teacher.to(device).eval() if teacher is not None else None
+        if per_epoch is not None:
+            per_epoch = length_of(loader) or per_epoch  # several processes share the batches
+        else:
+            per_epoch = sum(1 for _ in batches)
+        total = max(1, round(plan.epochs * per_epoch))
+        step, epoch, losses = 0, 0, [math.nan]
+        begun = checkpoint.load() if checkpoint is not None else None
+        if begun is not None:
+            epoch, tensors, facts = begun
+            step, losses = facts["step"], [facts["loss"]]
+            restore(tuned, optimizer, tensors, facts)
+        net.train()
+        with catching(tuned, teacher, plan) as caught:
+            while step < total:
+                losses = []
+                for batch in loader:
+                    batch = move(batch, device)
+                    with torch.autocast(device.type, torch.bfloat16, enabled=plan.bf16):
+                        loss = loss_of(net, teacher, task, plan, batch, caught)
+                    optimizer.zero_grad()
+                    accelerator.backward(loss)
+                    if on_step is not None:
+                        on_step(step, total)
+                    for group in optimizer.param_groups:
+                        group["lr"] = plan.lr * max(rate(step, total, plan.schedule), 1e-4)
+                    optimizer.step()
+                    losses.append(float(loss.detach()))
+                    step += 1
+                    if watch is not None and (step % 10 == 0 or step == total):
+                        watch(step, total, f"loss {losses[-1]:.4f}")
+                    if step == total:
+                        break
+                if not losses:
+                    raise TaskError(
+                        "the training set gave no batch in its second pass: give a list or a DataLoader"
+                    )
+                if not math.isfinite(losses[-1]):
+                    raise RefusedError(
+                        f"training: the loss is {losses[-1]} after {step} of {total} steps. Lower "
+                        f"lr={plan.lr}."
+                    )
+                epoch += 1
+                if checkpoint is not None and step < total and accelerator.is_main_process:
+                    tensors, facts = snapshot(tuned, optimizer)
+                    mean = sum(losses) / len(losses)
+                    checkpoint.save(epoch, tensors, facts | {"step": step, "loss": mean})
+        tuned.eval()
+    return {"steps": step, "loss": sum(losses) / len(losses)}
+
+
+def launch(tuned: Tuned) -> Accelerator:
+    try:
+        from accelerate import Accelerator
+    except ImportError:
+        raise need("accelerate", "train", "training") from None
+    on_cpu = all(p.device.type == "cpu" for p in tuned.parameters())
+    return Accelerator(cpu=on_cpu)
+
+
+class Share:
+    """Every n-th batch of a set that Accelerate does not divide itself (it divides DataLoaders)."""
+
+    def __init__(self, batches: Iterable[Any], accelerator: Accelerator):
+        self.batches, self.first, self.of = batches, accelerator.process_index, accelerator.num_processes
+
+    def __iter__(self) -> Iterator[Any]:
+        held: list[Any] = []
+        for batch in self.batches:
+            held.append(batch)
+            if len(held) == self.of:  # an uneven rest is left out: every process must take the same steps
+                yield held[self.first]
+                held = []
+
+    def __len__(self) -> int:
+        return (length_of(self.batches) or 0) // self.of
+
+
+def share(batches: Iterable[Any], accelerator: Accelerator) -> Iterable[Any]:
+    alone = accelerator.num_processes == 1 or isinstance(batches, DataLoader)
+    return batches if alone else Share(batches, accelerator)
+
+
+def make_optimizer(groups: list[dict[str, Any]], plan: Plan) -> torch.optim.Optimizer:
+    if plan.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=plan.lr, momentum=0.9, nesterov=True)
+    kind = torch.optim.AdamW if plan.optimizer == "adamw" else torch.optim.Adam
+    return kind(groups, lr=plan.lr)
+
+
+def loss_of(  # noqa: PLR0917 (all six are the loop's own)
+    net: nn.Module,
+    teacher: nn.Module | None,
+    task: Task,
+    plan: Plan,
+    batch: Any,
+    caught: dict[str, list[Tensor]],
+) -> Tensor:
+    for found in caught.values():
+        found.clear()
+    output = task.run(net, batch)
+    loss = output.new_zeros(()).float()
+    if plan.share < 1:
+        loss = loss + (1 - plan.share) * task.loss(output.float(), task.target_of(batch))
+    if teacher is not None:
+        with torch.no_grad():
+            wanted = task.run(teacher, batch)
+        if plan.share > 0:
+            loss = loss + plan.share * soften(output.float(), wanted.float(), plan.temperature)
+        for student, teachers in caught.values():
+            loss = loss + plan.feature_weight * F.mse_loss(student.float(), teachers.float())
+    return loss
+
+
+def soften(output: Tensor, wanted: Tensor, temperature: float) -> Tensor:
+    """T^2 * KL(teacher || student) at temperature T; outputs [B, K] or [B, K, ...], classes on axis 1."""
+    student = F.log_softmax(output / temperature, dim=1)
+    target = F.log_softmax(wanted / temperature, dim=1)
+    count = output.numel() / output.shape[1]
+    return F.kl_div(student, target, reduction="sum", log_target=True) * temperature**2 / count
+
+
+@contextlib.contextmanager
+def catching(tuned: Tuned, teacher: nn.Module | None, plan: Plan) -> Iterator[dict[str, list[Tensor]]]:
+    """Collect the outputs of the named layers of student and teacher, [student's, teacher's] by name."""
+    names = [name.strip() for name in plan.features.split(",") if name.strip()] if teacher is not None else []
+    caught: dict[str, list[Tensor]] = {name: [] for name in names}
+    hooks = []
+    try:
+        for name in names:
+            for net in (tuned.net, teacher):
+                hooks.append(net.get_submodule(name).register_forward_hook(  # type: ignore[union-attr]
+                    lambda module, args, output, name=name: caught[name].append(output)
+                ))  # fmt: skip
+        yield caught
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def snapshot(tuned: Tuned, optimizer: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """All that a training is made of, as named tensors and JSON."""
+    tensors = {f"net:{name}": value.detach().cpu() for name, value in tuned.state_dict().items()}
+    state = optimizer.state_dict()["state"]
+    numbers = {}
+    for index, values in state.items():
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                tensors[f"opt:{index}:{name}"] = value.detach().cpu()
+            else:
+                numbers[f"{index}:{name}"] = value
+    tensors["random:torch"] = torch.get_rng_state()
+    kind, words, *rest = np.random.get_state()  # noqa: NPY002 (what users' transforms draw from)
+    tensors["random:numpy"] = torch.from_numpy(np.asarray(words).astype(np.int64))
+    version, python, gauss = random.getstate()
+    facts = {"numbers": numbers, "numpy": [kind, *rest], "python": [version, list(python), gauss]}
+    return tensors, facts
+
+
+def restore(tuned: Tuned, optimizer: Any, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    tuned.load_state_dict({name[4:]: value for name, value in tensors.items() if name.startswith("net:")})
+    state: dict[int, dict[str, Any]] = {}
+    for name, value in tensors.items():
+        if name.startswith("opt:"):
+            _, index, word = name.split(":")
+            state.setdefault(int(index), {})[word] = value
+    for name, number in facts["numbers"].items():
+        index, word = name.split(":")
+        state.setdefault(int(index), {})[word] = number
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    torch.set_rng_state(tensors["random:torch"])
+    kind, *rest = facts["numpy"]
+    np.random.set_state((kind, tensors["random:numpy"].numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    version, python, gauss = facts["python"]
+    random.setstate((version, tuple(python), gauss))
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Random draws inside follow from `seed`; outside nothing has changed."""
+    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(legacy)  # noqa: NPY002

@@ -1,0 +1,268 @@
+"""Tune: a model whose forms can be trained, for one training loop; afterwards folded back to forms.
+
+Each form becomes a part with parameters and a differentiable value:
+    Dense      the array itself                       Masked    value(body) * keep: what is pruned stays zero
+    Affine     a float weight w, seen as its grid value; straight-through (Bengio 2013), step size learned
+        (LSQ, Esser 2020)
+    LogGrid    the same on a fixed logarithmic grid   Codebook  index fixed, the table learned: gradients
+        of shared
+    binary, ternary   w seen through its rule (XNOR-Net, TWN)    weights add up in their entry (Han 2016,
+        section 3.2)
+    LowRank, Sum      their parts' product and sum
+The user's modules are called functionally with these values, so no layer is wrapped and no class is patched.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from tersor.forms import Affine, Codebook, Dense, Form, LogGrid, LowRank, Masked, Sum, uncoded
+from tersor.forms.form import from_rows, to_rows
+from tersor.maths.affine import expand
+from tersor.maths.levels import from_levels, to_levels
+from tersor.maths.signs import binary, ternary
+from tersor.model.sites import Site
+
+
+class Part(nn.Module):
+    """The trainable side of one form."""
+
+    def value(self) -> Tensor:
+        """The weight as the model sees it, with gradients to this part's parameters."""
+        raise TypeError(f"{type(self).__name__} has no value")
+
+    def fold(self) -> Form:
+        """The form that decodes to `value`, as it stands now."""
+        raise TypeError(f"{type(self).__name__} has no fold")
+
+
+class DensePart(Part):
+    def __init__(self, form: Dense):
+        super().__init__()
+        self.dtype = form.array.dtype  # trained in float32, stored as it was
+        self.w = nn.Parameter(form.array.detach().float().clone())
+
+    def value(self) -> Tensor:
+        return self.w
+
+    def fold(self) -> Form:
+        return Dense(self.w.detach().cpu().to(self.dtype, copy=True))
+
+
+class MaskedPart(Part):
+    """`keep` may be narrowed while training (gradual pruning): it is a buffer."""
+
+    keep: Tensor
+
+    def __init__(self, form: Masked):
+        super().__init__()
+        self.register_buffer("keep", form.keep.decode().clone())
+        self.body = part(form.body, form.keep.decode())
+
+    def value(self) -> Tensor:
+        return self.body.value() * self.keep
+
+    def fold(self) -> Form:
+        body = self.body.fold()
+        if isinstance(body, Dense):  # what is hidden is zero, so that equal weights are equal forms
+            body = Dense(torch.where(self.keep.cpu(), body.array, torch.zeros_like(body.array)))
+        return Masked(Dense(self.keep.detach().cpu().clone()), body)
+
+
+class AffinePart(Part):
+    def __init__(self, form: Affine):
+        super().__init__()
+        self.form = form
+        self.w = nn.Parameter(form.decode().detach().float().clone())
+        self.scale = nn.Parameter(form.scale.decode().detach().float().clone())
+        zero = torch.zeros_like(self.scale) if form.zero is None else form.zero.decode().float()
+        self.register_buffer("zero", zero.clone())
+        top = 2 ** (form.bits - 1) - 1
+        self.low, self.high = (-top if form.zero is None and form.bits > 1 else -top - 1), top
+        # LSQ: without this factor a step size, which moves all its weights, would outrun each of them.
+        self.ease = (self.w.numel() / self.scale.numel() * max(top, 1)) ** -0.5
+
+    def steps(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(codes before rounding [O, I], scale and zero expanded to columns)."""
+        rows = to_rows(self.w, self.form.axis)
+        eased = self.scale * self.ease + (self.scale * (1 - self.ease)).detach()
+        scale = expand(eased.abs().clamp_min(1e-12), self.form.group, rows.shape[1])
+        zero = expand(cast(Tensor, self.zero), self.form.group, rows.shape[1])
+        return (rows / scale + zero).clamp(self.low, self.high), scale, zero
+
+    def value(self) -> Tensor:
+        codes, scale, zero = self.steps()
+        codes = codes + (codes.round() - codes).detach()
+        return from_rows((codes - zero) * scale, tuple(self.w.shape), self.form.axis)
+
+    def fold(self) -> Form:
+        with torch.no_grad():
+            codes = from_rows(self.steps()[0].round(), tuple(self.w.shape), self.form.axis)
+            scale = self.scale.detach().abs().clamp_min(1e-12).cpu().clone()
+        dtype = torch.int8 if self.form.bits <= 8 else torch.int16
+        return self.form.replace(codes=Dense(codes.to(dtype).cpu().contiguous()), scale=Dense(scale))
+
+
+class LogPart(Part):
+    def __init__(self, form: LogGrid):
+        super().__init__()
+        self.form = form
+        self.w = nn.Parameter(form.decode().detach().float().clone())
+        self.register_buffer("scale", form.scale.decode().clone())
+
+    def codes(self) -> Tensor:
+        form, rows = self.form, to_rows(self.w.detach(), self.form.axis)
+        return to_levels(rows, cast(Tensor, self.scale), form.bits, form.terms, form.group)
+
+    def value(self) -> Tensor:
+        form = self.form
+        rows = from_levels(self.codes(), cast(Tensor, self.scale), form.bits, form.terms, form.group)
+        seen = from_rows(rows, tuple(self.w.shape), form.axis)
+        return self.w + (seen - self.w).detach()
+
+    def fold(self) -> Form:
+        codes = from_rows(self.codes(), tuple(self.w.shape), self.form.axis)
+        return self.form.replace(codes=Dense(codes.cpu().contiguous()))
+
+
+class SignPart(Part):
+    """Binary and ternary weights: index and scale follow from a float weight by the rule that first made
+    them."""
+
+    def __init__(self, form: Codebook, keep: Tensor | None = None):
+        super().__init__()
+        self.form = form
+        self.register_buffer("keep", None if keep is None else to_rows(keep, form.axis).clone())
+        self.w = nn.Parameter(form.decode(keep).detach().float().clone())
+        self.levels = len(form.book.decode())
+        self.per = "tensor" if cast(Form, form.scale).shape[0] == 1 else "row"
+
+    def signs(self) -> tuple[Tensor, Tensor]:
+        rows = to_rows(self.w.detach(), self.form.axis)
+        rule = binary if self.levels == 2 else ternary
+        return rule(rows, self.per, keep=self.keep)
+
+    def value(self) -> Tensor:
+        index, scale = self.signs()
+        book = self.form.book.decode().to(self.w.device)
+        seen = from_rows(book[index.long()] * scale, tuple(self.w.shape), self.form.axis)
+        return self.w + (seen - self.w).detach()
+
+    def fold(self) -> Form:
+        index, scale = self.signs()
+        index = from_rows(index, tuple(self.w.shape), self.form.axis)
+        return self.form.replace(index=Dense(index.cpu().contiguous()), scale=Dense(scale.cpu()))
+
+
+class BookPart(Part):
+    index: Tensor
+
+    def __init__(self, form: Codebook):
+        super().__init__()
+        self.form = form
+        self.book = nn.Parameter(form.book.decode().detach().float().clone())
+        self.register_buffer("index", to_rows(form.index.decode().long(), form.axis).contiguous())
+
+    def value(self) -> Tensor:
+        rows = self.book[self.index] if self.book.ndim == 1 else self.book.gather(1, self.index)
+        return from_rows(rows, self.form.shape, self.form.axis)
+
+    def fold(self) -> Form:
+        return self.form.replace(book=Dense(self.book.detach().cpu().clone()))
+
+
+class LowRankPart(Part):
+    def __init__(self, form: LowRank):
+        super().__init__()
+        self.left, self.right = part(form.left), part(form.right)
+
+    def value(self) -> Tensor:
+        return torch.tensordot(self.left.value(), self.right.value(), dims=1)
+
+    def fold(self) -> Form:
+        return LowRank(self.left.fold(), self.right.fold())
+
+
+class SumPart(Part):
+    def __init__(self, form: Sum):
+        super().__init__()
+        self.a, self.b = part(form.a), part(form.b)
+
+    def value(self) -> Tensor:
+        return self.a.value() + self.b.value()
+
+    def fold(self) -> Form:
+        return Sum(self.a.fold(), self.b.fold())
+
+
+PARTS: dict[type[Form], Any] = {
+    Dense: DensePart, Masked: MaskedPart, Affine: AffinePart, LogGrid: LogPart,
+    LowRank: LowRankPart, Sum: SumPart,
+}  # fmt: skip
+
+
+def part(form: Form, keep: Tensor | None = None) -> Part:
+    """The trainable side of a form whose leaves are plain; `keep` is the mask above it."""
+    if isinstance(form, Codebook):
+        return BookPart(form) if form.scale is None else SignPart(form, keep)
+    return PARTS[type(form)](form)
+
+
+class Tuned(nn.Module):
+    """A model in training: parameters are the leaves of its forms, buffers are its own."""
+
+    def __init__(
+        self, model: nn.Module, forms: Mapping[str, Form], sites: Mapping[str, Site], train: Iterable[str]
+    ):
+        """`model` is copied. `train` names the sites whose leaves learn; the other parameters stand still."""
+        super().__init__()
+        self.sites, self._site_names = sites, list(train)
+        net = copy.deepcopy(model)
+        # Hidden from parameters(): the forms' leaves are what is trained, not the layers' own weights.
+        object.__setattr__(self, "net", net)
+        self.parts = nn.ModuleDict({key(name): part(uncoded(forms[name])) for name in self._site_names})
+        for name, site in sites.items():
+            if name not in self._site_names:
+                value = forms[name].decode().to(site.torch_dtype).clone()
+                self.register_buffer(key(name), value)
+        self.to(next((p.device for p in model.parameters()), torch.device("cpu")))
+
+    def part_of(self, name: str) -> Part:
+        return cast(Part, self.parts[key(name)])
+
+    def values(self) -> dict[str, Tensor]:
+        """What the model's tensors are now, by site."""
+        values = {}
+        for name, site in self.sites.items():
+            if key(name) in self.parts:
+                values[name] = self.part_of(name).value().to(site.torch_dtype)
+            else:
+                values[name] = cast(Tensor, getattr(self, key(name)))
+        return values
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return functional_call(self.net, self.values(), args, kwargs)  # ties follow their first name
+
+    def train(self, mode: bool = True) -> Tuned:
+        super().train(mode)
+        self.net.train(mode)
+        return self
+
+    def fold(self) -> dict[str, Form]:
+        """The trained forms of the sites that learn, and of the buffers that training moved."""
+        folded = {name: self.part_of(name).fold() for name in self._site_names}
+        for name, site in self.sites.items():
+            if site.kind == "buffer":
+                folded[name] = Dense(cast(Tensor, getattr(self, key(name))).detach().cpu().clone())
+        return folded
+
+
+def key(name: str) -> str:
+    """A site's name as a module's: dots are not allowed there."""
+    return name.replace(".", "/")
