@@ -19,6 +19,24 @@ from typing import Any
 
 from tersor.errors import TersorError, did_you_mean
 
+# What code that is not ours may raise: the built-in errors. A class of its own comes through as it is.
+THEIRS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    BufferError,
+    EOFError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    NameError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
+
 
 def named(text: str, noun: str, error: type[TersorError], wanted: type) -> Any:
     """The `wanted` object that `text` names, or that the function it names returns without arguments.
@@ -29,7 +47,7 @@ def named(text: str, noun: str, error: type[TersorError], wanted: type) -> Any:
     if not colon or not where or not name:
         raise error(f"{noun}: {text!r} is not file.py:name or package.module:name")
     path = Path(where)
-    from_file = path.suffix == ".py" or path.exists()
+    from_file = path.suffix == ".py" or path.is_file() or len(path.parts) > 1
     with _importable(path.resolve().parent if from_file else Path.cwd()):
         module = _from_file(path, noun, error) if from_file else _from_module(where, noun, error)
         if not hasattr(module, name):
@@ -65,11 +83,13 @@ def _from_file(path: Path, noun: str, error: type[TersorError]) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickling in the user's file look themselves up here
     loader = spec.loader
+    done = False
     try:
         _run(lambda: loader.exec_module(module), str(path), noun, error)
-    except error:
-        del sys.modules[name]
-        raise
+        done = True
+    finally:
+        if not done:  # or the next call would find a half-made module
+            del sys.modules[name]
     return module
 
 
@@ -80,13 +100,9 @@ def _from_module(name: str, noun: str, error: type[TersorError]) -> ModuleType:
 def _run(call: Callable[[], Any], what: str, noun: str, error: type[TersorError]) -> Any:
     try:
         return call()
-    except TersorError:
-        raise
-    except Exception as problem:  # the user's code may raise anything; it is reported as theirs
-        frames = traceback.extract_tb(problem.__traceback__)
-        theirs = [
-            frame for frame in frames[1:] if not frame.filename.startswith("<")
-        ]  # not the import system's
+    except THEIRS as problem:
+        frames = traceback.extract_tb(problem.__traceback__)[1:]
+        theirs = [frame for frame in frames if not frame.filename.startswith("<")]  # "<": the import system
         line = f" ({Path(theirs[-1].filename).name}, line {theirs[-1].lineno})" if theirs else ""
         raise error(f"{noun}: {what} failed with {type(problem).__name__}: {problem}{line}") from problem
 
