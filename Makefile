@@ -1,0 +1,76 @@
+# Everything runs in .venv, which is made on first use and again when pyproject.toml changes.
+# Pip's own settings (PIP_INDEX_URL, PIP_FIND_LINKS, PIP_CONSTRAINT, ...) are honored.
+
+PYTHON ?= python3
+PIP_FLAGS ?= --quiet
+JOBS ?= 2
+PYTEST_FLAGS ?=
+BENCH_FLAGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL = $(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS)
+DEV := $(VENV)/.stamp-dev
+BENCH := $(VENV)/.stamp-bench
+# Stay in one thread a worker: workers that each take every core only wait for one another.
+# worksteal keeps a module's tests on one worker while it can, so its fixtures are built once.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+# Every YAML file in these folders is a recipe, or the lock file of one.
+RECIPES = $(shell find src/tersor/recipes bench examples -name out -prune -o -name '*.yaml' ! -name '*.lock.yaml' -print 2>/dev/null)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test test-long check format bench clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s  %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+setup: $(DEV)  ## make .venv and install Tersor with its tools (PYTHON=python3.12 picks another Python)
+
+demo: $(DEV)  ## compress a small network on real data, end to end, into out/demo
+	$(BIN)/tersor demo --out out/demo
+
+test: $(DEV)  ## run the tests (PYTEST_FLAGS="-k entropy" picks some)
+	$(PYTEST) -m "not long" $(PYTEST_FLAGS)
+
+test-long: $(DEV)  ## run all tests, the long ones too, on many more random examples
+	HYPOTHESIS_PROFILE=nightly $(PYTEST) $(PYTEST_FLAGS)
+
+check: $(DEV)  ## lint, formatting, types, layering, recipes
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/test_layering.py tests/test_habits.py
+	@set -e; for recipe in $(RECIPES); do echo "tersor check $$recipe"; $(BIN)/tersor check "$$recipe"; done
+
+format: $(DEV)  ## put imports and layout in order
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+
+bench: $(BENCH)  ## measure the results table anew (BENCH_FLAGS go to bench/run.py)
+	$(BIN)/python bench/run.py $(BENCH_FLAGS)
+
+clean:  ## remove .venv, caches, build files and out/demo
+	rm -rf $(VENV) build dist src/*.egg-info out/demo .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@command -v $(PYTHON) >/dev/null || { echo "Tersor needs Python 3.11 or newer, and there is no $(PYTHON)." \
+	  "Install one, or name it: make setup PYTHON=/path/to/python3"; exit 1; } >&2
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Tersor needs Python 3.11 or newer, and" \
+	  "$(PYTHON) is $$($(PYTHON) -V 2>&1). Name another: make setup PYTHON=python3.11"; exit 1; } >&2
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "$(PYTHON) cannot make $(VENV)." \
+	  "On Debian and Ubuntu: apt-get install python3-venv"; exit 1; } >&2
+
+$(DEV): pyproject.toml | $(BIN)/python
+	@echo "Installing Tersor and its tools into $(VENV). PyTorch is large: this takes a minute or two" \
+	  "(make setup PIP_FLAGS= shows each package)." >&2
+	@$(INSTALL) --editable '.[dev]'
+	@$(BIN)/python -c 'import importlib.metadata as m, sys; print("Installed tersor", m.version("tersor"), "with torch", \
+	  m.version("torch"), "on Python", sys.version.split()[0], file=sys.stderr)'
+	@touch $@
+
+$(BENCH): $(DEV)
+	@echo "Installing what the benchmark compares with into $(VENV)." >&2
+	@$(INSTALL) --editable '.[dev,bench]'
+	@touch $@

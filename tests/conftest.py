@@ -1,0 +1,63 @@
+"""What all tests share: how hypothesis searches, a guard on torch's global state, where the data is."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+# ci repeats the same examples, so that a red run is red again; nightly looks for new ones.
+# A slow machine is no finding, hence no deadline; a generator that filters too much still is one.
+settings.register_profile(
+    "ci", deadline=None, derandomize=True, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("nightly", settings.get_profile("ci"), derandomize=False, max_examples=1500)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)
+
+DEBIAN_FOLDER = "/usr/share/datasets/fashion-mnist"
+
+# What a test might change for all that follow: how to read it, how to put it back.
+GLOBALS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
+    "grad enabled": (torch.is_grad_enabled, torch.set_grad_enabled),
+    "default dtype": (torch.get_default_dtype, torch.set_default_dtype),
+    # Not set to "cpu" again: that would leave a function mode on top of every call, where there was none.
+    "default device": (torch.get_default_device, lambda _: torch.set_default_device(None)),
+    "deterministic algorithms": (
+        torch.get_deterministic_debug_mode,  # 0 off, 1 warn, 2 refuse: both flags in one number
+        torch.set_deterministic_debug_mode,
+    ),
+    "threads": (torch.get_num_threads, torch.set_num_threads),
+    "matmul precision": (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+}
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    """A test leaves torch's global state as it found it, or it fails and the state is put back."""
+    before = {name: get() for name, (get, _) in GLOBALS.items()}
+    yield
+    after = {name: get() for name, (get, _) in GLOBALS.items()}
+    changed = [name for name in GLOBALS if after[name] != before[name]]
+    for name in changed:
+        GLOBALS[name][1](before[name])
+    if changed:
+        listing = ", ".join(f"{name}: {before[name]} -> {after[name]}" for name in changed)
+        pytest.fail(f"the test changed torch's global state ({listing})")
+
+
+@pytest.fixture(scope="session")
+def fashion_mnist() -> Path:
+    """The folder with Fashion-MNIST's four IDX files."""
+    folder = Path(os.environ.get("FASHION_MNIST", DEBIAN_FOLDER))
+    if not (folder / "train-images-idx3-ubyte.gz").is_file():
+        pytest.skip(
+            f"no Fashion-MNIST in {folder}: install Debian's package dataset-fashion-mnist, "
+            "or name its folder in FASHION_MNIST"
+        )
+    return folder

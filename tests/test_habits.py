@@ -1,0 +1,144 @@
+"""Habits that stay out of the source: assert, broad except, mutable defaults, leftovers, stray prints."""
+
+import ast
+import re
+from collections.abc import Iterator
+
+import pytest
+from source_tree import Rule, Tree, fake, findings
+
+PRINTERS = {"cli", "report"}
+
+# Who may catch everything, and must raise it again as an error of ours, each with its reason.
+BROAD_AND_RAISED: dict[str, str] = {
+    "tersor.model.named": "runs the user's own file, which may raise anything; it is reported as theirs",
+}
+
+
+def asserts(tree: Tree) -> Iterator[str]:
+    """An assert vanishes under -O and tells users nothing."""
+    for module in tree.values():
+        for node in ast.walk(module.tree):
+            if isinstance(node, ast.Assert):
+                yield module.at(node, "assert; raise an error of errors.py that says what to do")
+
+
+BROAD = {"Exception", "BaseException"}
+
+
+def names_in(node: ast.expr | None) -> set[str]:
+    """The last words of a name or of a tuple of names: {"OSError"} for builtins.OSError."""
+    parts = node.elts if isinstance(node, ast.Tuple) else [node] if node else []
+    return {ast.unparse(part).split(".")[-1] for part in parts}
+
+
+def broad_excepts(tree: Tree) -> Iterator[str]:
+    for module in tree.values():
+        for node in ast.walk(module.tree):
+            if isinstance(node, ast.ExceptHandler) and (node.type is None or names_in(node.type) & BROAD):
+                raised = isinstance(node.body[-1], ast.Raise)
+                if not (raised and module.name in BROAD_AND_RAISED):
+                    yield module.at(node, "broad except; name the errors that are expected")
+            suppress = node.args if isinstance(node, ast.Call) and names_in(node.func) == {"suppress"} else []
+            if any(names_in(arg) & BROAD for arg in suppress):
+                yield module.at(node, "broad suppress; name the errors that are expected")
+
+
+MUTABLE = (ast.List, ast.Dict, ast.Set, ast.ListComp, ast.DictComp, ast.SetComp)
+MAKERS = {"list", "dict", "set", "bytearray", "defaultdict", "OrderedDict", "Counter", "deque"}
+
+
+def mutable_defaults(tree: Tree) -> Iterator[str]:
+    for module in tree.values():
+        for node in ast.walk(module.tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+                for default in (*node.args.defaults, *node.args.kw_defaults):
+                    made = isinstance(default, ast.Call) and names_in(default.func) & MAKERS
+                    if made or isinstance(default, MUTABLE):
+                        yield module.at(default, f"mutable default {ast.unparse(default)}")
+
+
+def leftovers(tree: Tree) -> Iterator[str]:
+    for module in tree.values():
+        for number, line in enumerate(module.text.splitlines(), 1):
+            if found := re.search(r"\b(TODO|FIXME|XXX)\b", line):
+                yield f"{module.path}:{number}: {found[0]}; finish it, or file it as an issue"
+
+
+def prints(tree: Tree) -> Iterator[str]:
+    """Only the outermost layer talks; the rest returns, yields or raises."""
+    for module in tree.values():
+        for node in ast.walk(module.tree):
+            called = (
+                isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+            )
+            if called and module.folder not in PRINTERS:
+                yield module.at(node, f"print() outside {' and '.join(sorted(PRINTERS))}")
+
+
+def silent_modules(tree: Tree) -> Iterator[str]:
+    """Modules without a docstring, except an __init__ that holds nothing but constants."""
+    for module in tree.values():
+        bare = module.is_package and all(
+            isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant | ast.List)
+            for node in module.tree.body
+        )
+        if not bare and not (ast.get_docstring(module.tree) or "").strip():
+            yield f"{module.path}: no docstring: open with the idea, the source, the cost"
+
+
+RULES: tuple[Rule, ...] = (asserts, broad_excepts, mutable_defaults, leftovers, prints, silent_modules)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_source_has_none(rule: Rule) -> None:
+    found = findings(rule)
+    assert not found, f"\n{found}"
+
+
+# Each bad example: the rule, a file, its text, a part of what the rule must say. Each is found exactly once.
+BAD: list[tuple[Rule, str, str, str]] = [
+    (asserts, "io/a.py", "def f(x):\n    assert x", "a.py:2"),
+    (broad_excepts, "io/a.py", "try:\n    f()\nexcept:\n    pass", "a.py:3"),
+    (broad_excepts, "io/a.py", "try:\n    f()\nexcept Exception as e:\n    g(e)", "broad except"),
+    (broad_excepts, "io/a.py", "try:\n    f()\nexcept (OSError, BaseException):\n    pass", "broad except"),
+    (broad_excepts, "model/named.py", "try:\n    f()\nexcept Exception:\n    pass", "named.py:3"),
+    (broad_excepts, "io/a.py", "with contextlib.suppress(Exception):\n    f()", "broad suppress"),
+    (mutable_defaults, "io/a.py", "def f(x=[]): pass", "mutable default []"),
+    (mutable_defaults, "io/a.py", "def f(*, x=dict(a=1)): pass", "mutable default dict(a=1)"),
+    (mutable_defaults, "io/a.py", "f = lambda x={}: x", "mutable default {}"),
+    (leftovers, "io/a.py", "x = 1  # TO" + "DO later", "a.py:1"),
+    (leftovers, "io/a.py", '"""FIX' + 'ME"""', "a.py:1"),
+    (prints, "io/a.py", "def f():\n    print(1)", "a.py:2"),
+    (silent_modules, "io/a.py", "x = 1", "io/a.py"),
+    (silent_modules, "io/a.py", '"""  """', "io/a.py"),
+    (silent_modules, "io/__init__.py", "from tersor.io.a import b", "io/__init__.py"),
+]
+
+
+@pytest.mark.parametrize(("rule", "path", "text", "says"), BAD)
+def test_bad_source_is_caught(rule: Rule, path: str, text: str, says: str) -> None:
+    found = list(rule(fake({path: text})))
+    assert len(found) == 1
+    assert says in found[0]
+
+
+def test_every_rule_has_a_bad_example() -> None:
+    assert {rule for rule, *_ in BAD} == set(RULES)
+
+
+# What looks like the bad examples and is allowed.
+GOOD = {
+    "io/a.py": "try:\n    f()\nexcept (OSError, ValueError):\n    pass\nwith suppress(OSError):\n    f()",
+    "io/b.py": "def f(x=(), y=None, z=frozenset()): pass",
+    "io/c.py": "log.print_exc()\npprint(1)\nconsole.print(1)\nmastodon = 'todo'",
+    "model/named.py": "try:\n    f()\nexcept Exception as e:\n    raise TaskError(str(e)) from e",
+    "report/a.py": "print(1)",
+    "cli.py": "print(1)",
+}
+
+
+@pytest.mark.parametrize("path", GOOD)
+def test_good_source_is_left_alone(path: str) -> None:
+    tree = fake({path: f'"""A."""\n{GOOD[path]}', "io/__init__.py": "", "__init__.py": "__version__ = '1'"})
+    assert [finding for rule in RULES for finding in rule(tree)] == []
