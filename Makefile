@@ -20,7 +20,7 @@ RECIPES = $(shell find src/tersor/recipes bench examples -name out -prune -o -na
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-long check format bench clean
+.PHONY: help setup demo test test-long check lint types layering recipes format bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s  %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -36,11 +36,19 @@ test: $(DEV)  ## run the tests (PYTEST_FLAGS="-k entropy" picks some)
 test-long: $(DEV)  ## run all tests, the long ones too, on many more random examples
 	HYPOTHESIS_PROFILE=nightly $(PYTEST) $(PYTEST_FLAGS)
 
-check: $(DEV)  ## lint, formatting, types, layering, recipes
+check: lint types layering recipes  ## lint, formatting, types, layering, recipes (make -k check goes on after a failure)
+
+lint: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(DEV)
 	$(BIN)/mypy
+
+layering: $(DEV)
 	$(BIN)/python -m pytest tests/test_layering.py tests/test_habits.py
+
+recipes: $(DEV)
 	@set -e; for recipe in $(RECIPES); do echo "tersor check $$recipe"; $(BIN)/tersor check "$$recipe"; done
 
 format: $(DEV)  ## put imports and layout in order
