@@ -185,7 +185,8 @@ def misfit_set(word: str, batches: Any, bare: bool) -> str | None:
             f"is one {type(batches).__name__}, not a set of batches. Give a DataLoader, a list of batches, "
             "or a function that returns a fresh iterator."
         )
-    if iterates(batches) and iter(batches) is batches:
+    # By its type: calling iter() on a loader would draw random numbers and may start worker processes.
+    if isinstance(batches, Iterator):
         return (
             "can be passed over only once (a generator or iterator) and would be empty the second time. Give "
             f"{word}=list(...), or the function that makes it: {word}=lambda: make_batches()."
