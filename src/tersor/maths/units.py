@@ -114,6 +114,6 @@ def expand(scale: Tensor, group: int, columns: int) -> Tensor:
     groups = scale.shape[1]
     if groups == 1:
         return scale.expand(-1, columns)
-    if groups != -(-columns // group):
+    if group < 1 or groups != -(-columns // group):
         raise SettingError(f"expand: {groups} groups of {group} do not make {columns} columns")
     return scale.repeat_interleave(group, 1)[:, :columns]
