@@ -96,6 +96,8 @@ x = torch.arange(103)
 loader = accelerator.prepare(TensorBatches(x, -x, batch=10, shuffle=True))
 epochs = [[a.tolist() for a, b in loader if torch.equal(a, -b)] for _ in range(2)]
 print([accelerator.num_processes, len(loader), epochs])
+accelerator.wait_for_everyone()
+torch.distributed.destroy_process_group()  # or a process that ends first takes the other down at exit
 """
 
 
