@@ -1,4 +1,4 @@
-# Everything runs in .venv, which is made on first use and again when pyproject.toml changes.
+# Everything runs in .venv, which is made on first use and again when pyproject.toml or constraints.txt changes.
 # Pip's own settings (PIP_INDEX_URL, PIP_FIND_LINKS, PIP_CONSTRAINT, ...) are honored.
 
 PYTHON ?= python3
@@ -9,7 +9,7 @@ BENCH_FLAGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
-INSTALL = $(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS)
+INSTALL = $(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
 DEV := $(VENV)/.stamp-dev
 BENCH := $(VENV)/.stamp-bench
 # Stay in one thread a worker: workers that each take every core only wait for one another.

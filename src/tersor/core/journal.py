@@ -18,9 +18,9 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from tersor.files import atomic, write_text
 from tersor.core.step import Edit, Group, Note
 from tersor.errors import FormatError, JournalError
+from tersor.files import atomic, write_text
 from tersor.forms import FORMS, Form
 from tersor.forms.flat import flatten, unflatten
 
@@ -91,7 +91,8 @@ class Journal:
         """Keep an applied group, or the end of a step."""
         if not self.writes:
             return
-        events, tensors = [], {}
+        events: list[dict[str, Any]] = []
+        tensors: dict[str, Tensor] = {}
         for number, event in enumerate(group):
             if isinstance(event, Edit):
                 tree, arrays = flatten(event.after, str(number))

@@ -17,8 +17,8 @@ from typing import Any
 
 import yaml
 
-from tersor.core.step import make, settings_of
 from tersor.errors import SettingError, did_you_mean
+from tersor.settings import make, settings_of
 
 NUMBER = 1
 KEYS = ("tersor", "seed", "steps", "base", "result")  # base and result are written by the lock file

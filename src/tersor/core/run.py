@@ -82,11 +82,13 @@ def start(model: nn.Module) -> Compressed:
 def run(
     model: nn.Module | Compressed, recipe: Recipe | Iterable[Any] | Any, task: Task | None = None, *,
     seed: int = 0, journal: str | Path | None = None, resume: bool = False, watch: Watch | None = None,
+    out: str | Path = ".",
 ) -> Compressed:  # fmt: skip
     """Compress a model by a recipe: a Recipe, a step, or a list of steps.
 
     The model is left as it is. `task` feeds, scores and trains it; steps that need none run without. With
-    `journal` (a folder) every applied group is kept on disk, and `resume` goes on after the last one.
+    `journal` (a folder) every applied group is kept on disk, and `resume` goes on after the last one. Files
+    that steps write (exports) go to `out`.
     """
     recipe, watch = as_recipe(recipe, seed), watch or Watch()
     given = model if isinstance(model, Compressed) else start(model)
@@ -113,7 +115,7 @@ def run(
             continue
         view = View(
             given.sites, begin, given.aliases, given.base, given.forms, task, step.name, number,
-            recipe.seed, watch, kept, frozenset(done),
+            recipe.seed, watch, Path(out), kept, frozenset(done),
         )  # fmt: skip
         for group in step.run(view):
             group = tuple(group)

@@ -11,14 +11,10 @@ An edit says how it treats the old form:
 
 from __future__ import annotations
 
-import dataclasses
-import types
-import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from tersor.errors import SettingError, did_you_mean
 from tersor.forms import Form
 
 if TYPE_CHECKING:
@@ -57,69 +53,3 @@ class Step(Protocol):
 
     def run(self, view: View) -> Iterator[Group]:
         """Look at the view; yield groups of events. Each group is applied whole, at once."""
-
-
-def settings_of(step: Any) -> dict[str, Any]:
-    """All settings of a step as JSON values."""
-    return {f.name: plain(getattr(step, f.name)) for f in dataclasses.fields(step)}
-
-
-def plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
-
-
-def make(kind: type, settings: Mapping[str, Any]) -> Any:
-    """A step from its class and settings, as read from YAML or the command line; unknown or misfit ones
-    refused."""
-    hints = typing.get_type_hints(kind)
-    allowed = [f.name for f in dataclasses.fields(kind)]
-    values = {}
-    for key, value in settings.items():
-        if key not in allowed:
-            raise SettingError(f"{kind.name}: no setting {key!r}; {did_you_mean(key, allowed)}")
-        values[key] = convert(value, hints[key], f"{kind.name}: {key}")
-    return kind(**values)
-
-
-def convert(value: Any, hint: Any, who: str) -> Any:
-    """`value` as the hinted type: text becomes a number where a number is meant, an int a float, a list a
-    tuple."""
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if type(None) in options and value in (None, "none", "null", ""):
-        return None
-    if isinstance(value, (list, tuple)):
-        if any(typing.get_origin(option) is tuple for option in options):
-            return tuple(value)
-    elif bool in options:
-        if isinstance(value, bool):
-            return value
-        if str(value).lower() in ("true", "yes", "on", "1", "false", "no", "off", "0"):
-            return str(value).lower() in ("true", "yes", "on", "1")
-    elif isinstance(value, bool):
-        pass
-    else:
-        for option in (int, float, str):
-            if option in options:
-                try:
-                    number = option(value)
-                except (TypeError, ValueError):
-                    continue
-                if option is not int or isinstance(value, str) or number == value:
-                    return number
-    names = " or ".join(getattr(option, "__name__", str(option)) for option in options)
-    raise SettingError(f"{who}={value!r}, but it must be {names.replace('NoneType', 'none')}")
-
-
-def check(fine: bool, step: Any, key: str, allowed: str) -> None:
-    """Refuse a setting that is out of range, in one line: check(0 < self.keep <= 1, self, "keep", "0 < keep
-    <= 1")."""
-    if not fine:
-        raise SettingError(f"{step.name}: {key}={getattr(step, key)!r}, but {allowed}")
-
-
-def check_word(step: Any, key: str, allowed: typing.Iterable[str]) -> None:
-    """Refuse a word that is not in the list, with the nearest one."""
-    if getattr(step, key) not in allowed:
-        raise SettingError(
-            f"{step.name}: {key}={getattr(step, key)!r}; {did_you_mean(getattr(step, key), allowed)}"
-        )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
 
 from torch import Tensor, nn
 
@@ -51,6 +51,7 @@ class View:
     step: int
     seed: int
     watch: Watch
+    out: Path = Path()  # folder for files that steps write
     journal: Journal | None = None
     done: frozenset[str] = frozenset()  # sites whose events of this step are already in the journal
     _grams: dict[str, Tensor] = field(default_factory=dict)
@@ -154,6 +155,3 @@ def _inputs(site: Site) -> int:
     for number, length in enumerate(site.shape):
         size *= 1 if number == site.axis else length
     return size
-
-
-__all__ = ["Any", "View", "Watch"]

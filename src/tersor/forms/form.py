@@ -77,7 +77,7 @@ class Form:
         }
         sha.update(json.dumps(head, sort_keys=True, separators=(",", ":")).encode())
         for array in self.arrays().values():
-            sha.update(as_bytes(array))
+            sha.update(as_bytes(array).data)
         return sha.hexdigest()[:DIGEST]
 
     @property

@@ -24,7 +24,7 @@ from torch.func import functional_call
 
 from tersor.forms import Affine, Codebook, Dense, Form, LogGrid, LowRank, Masked, Sum, uncoded
 from tersor.forms.form import from_rows, to_rows
-from tersor.maths.affine import expand
+from tersor.maths.affine import expand, limits
 from tersor.maths.levels import from_levels, to_levels
 from tersor.maths.signs import binary, ternary
 from tersor.model.sites import Site
@@ -83,10 +83,9 @@ class AffinePart(Part):
         self.scale = nn.Parameter(form.scale.decode().detach().float().clone())
         zero = torch.zeros_like(self.scale) if form.zero is None else form.zero.decode().float()
         self.register_buffer("zero", zero.clone())
-        top = 2 ** (form.bits - 1) - 1
-        self.low, self.high = (-top if form.zero is None and form.bits > 1 else -top - 1), top
+        self.low, self.high = limits(form.bits, form.zero is None)
         # LSQ: without this factor a step size, which moves all its weights, would outrun each of them.
-        self.ease = (self.w.numel() / self.scale.numel() * max(top, 1)) ** -0.5
+        self.ease = (self.w.numel() / self.scale.numel() * max(self.high, 1)) ** -0.5
 
     def steps(self) -> tuple[Tensor, Tensor, Tensor]:
         """(codes before rounding [O, I], scale and zero expanded to columns)."""
@@ -132,6 +131,7 @@ class LogPart(Part):
 
 
 class SignPart(Part):
+    keep: Tensor | None
     """Binary and ternary weights: index and scale follow from a float weight by the rule that first made
     them."""
 
@@ -216,6 +216,8 @@ def part(form: Form, keep: Tensor | None = None) -> Part:
 
 class Tuned(nn.Module):
     """A model in training: parameters are the leaves of its forms, buffers are its own."""
+
+    net: nn.Module
 
     def __init__(
         self, model: nn.Module, forms: Mapping[str, Form], sites: Mapping[str, Site], train: Iterable[str]

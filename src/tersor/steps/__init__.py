@@ -1,0 +1,43 @@
+"""One technique, one file; this is the one table of them. The command line, YAML, tests and docs walk it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tersor.core.recipe import Recipe, from_words, from_yaml
+from tersor.errors import StorageError
+from tersor.steps.cluster import Cluster
+from tersor.steps.distill import Distill
+from tersor.steps.entropy import Entropy
+from tersor.steps.export import Export
+from tersor.steps.factorize import Factorize
+from tersor.steps.finetune import Finetune
+from tersor.steps.measure import Measure
+from tersor.steps.prune import Prune
+from tersor.steps.quantize import Quantize
+
+STEPS: dict[str, type[Any]] = {
+    step.name: step
+    for step in (Prune, Quantize, Cluster, Factorize, Finetune, Distill, Entropy, Measure, Export)
+}
+
+
+def read_recipe(path: str | Path) -> Recipe:
+    """The recipe in a YAML file; a lock file is one too."""
+    try:
+        text = Path(path).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise StorageError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    return from_yaml(text, STEPS, str(path))
+
+
+def recipe_from_words(words: list[str], seed: int = 0) -> Recipe:
+    """The recipe in words: ["prune", "keep=0.5", "entropy"]."""
+    return from_words(words, STEPS, seed)
+
+
+__all__ = [
+    "STEPS", "Cluster", "Distill", "Entropy", "Export", "Factorize", "Finetune", "Measure", "Prune",
+    "Quantize", "read_recipe", "recipe_from_words",
+]  # fmt: skip

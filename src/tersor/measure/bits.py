@@ -1,0 +1,51 @@
+"""Bits: what a form stores against the least that order-0 coding of its leaves could.
+
+bound = sum over leaves of N * H(histogram of its symbols); masks log2 C(N, k); what a mask hides costs
+nothing Floats count as they are stored: they have no histogram worth the name.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tersor.forms import Dense, Form, Masked, uncoded
+from tersor.maths.statistics import entropy_bits, log2_choose
+
+
+@dataclass(frozen=True)
+class Bits:
+    """Bits of one site. `weights` counts what it decodes to."""
+
+    weights: int
+    stored: int
+    bound: float
+
+    @property
+    def per_weight(self) -> float:
+        return self.stored / max(self.weights, 1)
+
+    @property
+    def bound_per_weight(self) -> float:
+        return self.bound / max(self.weights, 1)
+
+
+def bits_of(form: Form) -> Bits:
+    """Stored bits of a form, and their bound."""
+    return Bits(math.prod(form.shape), 8 * form.nbytes, bound(uncoded(form), None))
+
+
+def bound(form: Form, keep: Tensor | None) -> float:
+    if isinstance(form, Dense):
+        array = form.array if keep is None else form.array[keep]
+        if array.dtype is torch.bool:
+            return log2_choose(array.numel(), int(array.sum()))
+        if array.is_floating_point():
+            return 8.0 * array.nbytes
+        counts = torch.unique(array, return_counts=True)[1]
+        return array.numel() * entropy_bits(counts.tolist())
+    inner = form.within(keep) if isinstance(form, Masked) else keep
+    return sum(bound(child, inner if key in form.aligned else None) for key, child in form.children().items())

@@ -1,0 +1,61 @@
+"""Distill: train the compressed model to answer as its teacher does.
+
+loss = (1 - share) * task loss + share * T^2 * KL(teacher / T || student / T)       Hinton, Vinyals, Dean 2015
+     + feature_weight * mean squared difference of the named layers' outputs        FitNets, Romero 2015
+The teacher is the model as it was given, or another one. Masks, tables and grids stay in force.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from torch import nn
+
+from tersor.core.step import Group, Note
+from tersor.core.view import View
+from tersor.errors import SettingError, did_you_mean
+from tersor.model.named import named
+from tersor.settings import check
+from tersor.steps.finetune import Finetune
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distill(Finetune):
+    """Train towards a teacher's answers: soft targets, features, or both."""
+
+    name: ClassVar[str] = "distill"
+    share: float = 0.7  # of the teacher in the loss, 0 to 1
+    lr: float = 1e-3
+    teacher: Any = ""  # "" the model as it was given; "file.py:factory"; in Python also a module
+    features: str = ""  # layers whose outputs are matched, as names with commas
+    feature_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.teacher, (str, nn.Module)):
+            raise SettingError(
+                f"distill: teacher={self.teacher!r}, but it is '' (the given model), 'file.py:factory' or "
+                f"a module"
+            )
+        check(self.feature_weight >= 0, self, "feature_weight", "it is 0 or more")
+        if self.share == 0 and not self.features:
+            raise SettingError(
+                "distill: share=0 without features leaves the teacher out; give share or use finetune"
+            )
+
+    def run(self, view: View) -> Iterator[Group]:
+        teacher = self.teacher
+        if isinstance(teacher, str):
+            teacher = named(teacher, "teacher", SettingError, nn.Module) if teacher else view.base()
+        names = dict(view.model().named_modules())
+        for name in filter(None, map(str.strip, self.features.split(","))):
+            for side, layers in (("model", names), ("teacher", dict(teacher.named_modules()))):
+                if name not in layers:
+                    raise SettingError(
+                        f"distill: features: the {side} has no layer {name!r}; {did_you_mean(name, layers)}"
+                    )
+        plan = replace(self.plan(), features=self.features, feature_weight=self.feature_weight)
+        moved, facts = view.train(plan, where=self.learning(view), teacher=teacher, text=self.name)
+        yield (*view.edits(moved), Note("", "trained", f"{self.epochs:g} epochs of distillation", facts))

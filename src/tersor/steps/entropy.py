@@ -1,0 +1,71 @@
+"""Entropy: store every leaf as the bytes of an entropy coder, without loss.
+
+bits ~ N * H(leaf)        canonical Huffman (Huffman 1952) or rANS (Duda 2013), whichever is fewer bytes
+    for this leaf
+A mask is coded by itself, and of what it hides nothing is stored. A leaf that no coder shortens stays as it
+is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from tersor.core.step import Edit, Group, Note
+from tersor.core.view import View
+from tersor.errors import SettingError, did_you_mean
+from tersor.forms import Dense, Form, Masked, coded, uncoded
+from tersor.model.sites import Site, select
+
+CODERS = ("auto", "huffman", "rans")
+WORTH = 32  # bytes: what naming a coder costs in the file, about
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entropy:
+    """Code every leaf losslessly, with the coder that needs the fewest bytes."""
+
+    name: ClassVar[str] = "entropy"
+    coder: str = "auto"  # "auto", "huffman" or "rans"
+    where: str | tuple[str, ...] = "*"  # which sites, as a glob; "*" is everything, buffers too
+
+    def __post_init__(self) -> None:
+        if self.coder not in CODERS:
+            raise SettingError(f"entropy: coder={self.coder!r}; {did_you_mean(self.coder, CODERS)}")
+
+    def sitewise(self) -> bool:
+        return True
+
+    def run(self, view: View) -> Iterator[Group]:
+        for site in self.chosen(view):
+            form = view.form(site)
+            plain = uncoded(form)
+            after = self.code(plain, None)
+            if after.digest == form.digest:
+                yield (Note(site.name, "skipped", f"no coder shortens its {form.nbytes} bytes"),)
+                continue
+            said = f"{plain.nbytes} to {after.nbytes} bytes"
+            note = Note(site.name, "done", said, {"before": plain.nbytes, "after": after.nbytes})
+            yield (Edit(site.name, form, after, "lossless"), note)
+
+    def chosen(self, view: View) -> Iterator[Site]:
+        sites = list(view.sites.values()) if self.where == "*" else select(view.sites, self.where, self.name)
+        for number, site in enumerate(sites, 1):
+            if site.name not in view.done:
+                yield site
+            view.watch.progress(number, len(sites), site.name)
+
+    def code(self, form: Form, keep: Tensor | None) -> Form:
+        """The tree with its leaves coded; `keep` is the mask above."""
+        if isinstance(form, Dense):
+            stream = coded(form.array, keep, self.coder)
+            return stream if stream.nbytes + WORTH < form.nbytes else form
+        inner = form.within(keep) if isinstance(form, Masked) else keep
+        fields = {
+            key: self.code(child, inner if key in form.aligned else None)
+            for key, child in form.children().items()
+        }
+        return form.replace(**fields)

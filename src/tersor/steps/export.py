@@ -1,0 +1,52 @@
+"""Export: write the model for a runtime, run it there, and compare with PyTorch.
+
+Weights are decoded to floats: the file is as large as the given model's, its answers are the compressed
+one's. A file whose answers differ is not left behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from tersor.core.step import Group, Note
+from tersor.core.view import View
+from tersor.errors import SettingError
+from tersor.runtimes import RUNTIMES, runtime
+from tersor.settings import check_word
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """Write the model for a runtime and prove that it answers the same there."""
+
+    name: ClassVar[str] = "export"
+    to: str = "onnxruntime"  # the runtime
+    path: str = "model.onnx"  # beside the other results
+
+    def __post_init__(self) -> None:
+        check_word(self, "to", RUNTIMES)
+        if not self.path or Path(self.path).is_absolute() or ".." in Path(self.path).parts:
+            raise SettingError(
+                f"export: path={self.path!r}, but it is a file name inside the folder of results"
+            )
+
+    def sitewise(self) -> bool:
+        return False
+
+    def run(self, view: View) -> Iterator[Group]:
+        from tersor.model.task import example_inputs
+
+        writer = runtime(self.to)
+        model = view.model()
+        path = view.out / self.path
+        written = writer.write(model, example_inputs(view.task, model), path)
+        differs = writer.compare(model, path, [example_inputs(view.task, model)])
+        data = {
+            "path": self.path, "nbytes": written.nbytes, "sha256": written.sha256,
+            "max_abs": differs.max_abs, "agree": differs.agree,
+        }  # fmt: skip
+        text = f"{self.path}, {written.nbytes} bytes, differs from PyTorch by at most {differs.max_abs:.2g}"
+        yield (Note("", "written", text, data),)

@@ -1,0 +1,91 @@
+"""Factorize: store a weight as the product of two thin factors.
+
+w [O, I] ~ left [O, R] right [R, I]      truncated SVD (Denton 2014); whitened: least error on the layer's
+    own inputs,
+E|(w - left right) x|^2, by the second moment of x from calibration batches (SVD-LLM 2024)
+stored  R * (O + I) numbers in place of O * I; a layer where that is not fewer is left alone, with a note
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from tersor.core.step import Edit, Group, Note
+from tersor.core.view import View
+from tersor.errors import SettingError
+from tersor.forms import Dense, LowRank, uncoded
+from tersor.maths.ranks import rank_for_energy, rank_for_keep, svd_factors, whitened_factors
+from tersor.model.sites import Site
+from tersor.settings import check
+from tersor.steps.retrain import Retrain
+
+
+@dataclass(frozen=True, kw_only=True)
+class Factorize(Retrain):
+    """Store weights as low-rank products, by SVD."""
+
+    name: ClassVar[str] = "factorize"
+    keep: float | None = None  # share of the parameters kept; 0.5 where neither rank nor energy is given
+    rank: int | None = None  # or the rank itself
+    energy: float | None = None  # or the share of squared singular values kept
+    whiten: bool = True  # weigh errors by the layer's inputs, where the task has calibration batches
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given = [key for key in ("keep", "rank", "energy") if getattr(self, key) is not None]
+        if len(given) > 1:
+            raise SettingError(
+                f"factorize: {' and '.join(given)} given, but one of keep, rank, energy decides the rank"
+            )
+        check(
+            self.keep is None or 0 < self.keep < 1,
+            self,
+            "keep",
+            "it is the share of parameters kept: 0 < keep < 1",
+        )
+        check(self.rank is None or self.rank >= 1, self, "rank", "it is a count: 1 or more")
+        check(self.energy is None or 0 < self.energy <= 1, self, "energy", "it is a share: 0 < energy <= 1")
+
+    def run(self, view: View) -> Iterator[Group]:
+        if self.epochs == 0:
+            for site in view.each(self.where):
+                yield self.cut(view, site)
+            return
+        cuts = [event for site in view.weights(self.where) for event in self.cut(view, site)]
+        _, group = self.retrained(view, {event.site: event for event in cuts if isinstance(event, Edit)})
+        yield (*group, *(event for event in cuts if isinstance(event, Note)))
+
+    def cut(self, view: View, site: Site) -> Group:
+        """One site's group: the product, or why not."""
+        form = view.form(site)
+        w = form.decode().float()
+        if w.ndim < 2 or w.numel() == 0:
+            return (Note(site.name, "skipped", f"shape {list(w.shape)} has no two sides to factorize"),)
+        rows = w.reshape(
+            w.shape[0], -1
+        )  # [O, I]; a transposed convolution is split along its inputs just as well
+        rank = self.rank_for(rows)
+        outs, ins = rows.shape
+        if rank * (outs + ins) >= outs * ins:
+            why = f"rank {rank} stores {rank * (outs + ins)} numbers, the weight {outs * ins}"
+            return (Note(site.name, "skipped", why),)
+        gram = None
+        if self.whiten and view.maybe_task is not None and view.maybe_task.calibrate is not None:
+            gram = view.gram(site)
+        left, right = svd_factors(rows, rank) if gram is None else whitened_factors(rows, gram, rank)
+        after = LowRank(Dense(left.contiguous()), Dense(right.reshape(rank, *w.shape[1:]).contiguous()))
+        how = "refine" if isinstance(uncoded(form), Dense) else "absorb"
+        said = f"rank {rank} of {min(outs, ins)}, {'plain' if gram is None else 'whitened'} SVD"
+        note = Note(site.name, "done", said, {"rank": rank, "whitened": gram is not None})
+        return (Edit(site.name, form, after, how), note)
+
+    def rank_for(self, rows: Tensor) -> int:
+        if self.rank is not None:
+            return self.rank
+        if self.energy is not None:
+            return rank_for_energy(rows, self.energy)
+        return rank_for_keep(rows.shape[0], rows.shape[1], 0.5 if self.keep is None else self.keep)

@@ -1,0 +1,38 @@
+"""Finetune: train what is stored, and nothing that is decided.
+
+Masks, shared values, grids and factors stay in force: only leaf values move (model/tune.py). Cost: `epochs`
+passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from tersor.core.step import Group, Note
+from tersor.core.view import View
+from tersor.model.sites import Site
+from tersor.settings import check
+from tersor.steps.retrain import Retrain
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finetune(Retrain):
+    """Train the stored values; masks, tables and grids stay in force."""
+
+    name: ClassVar[str] = "finetune"
+    epochs: float = 1.0  # passes over the training batches
+    lr: float = 1e-4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.epochs > 0, self, "epochs", "it is a number of passes: above 0")
+
+    def run(self, view: View) -> Iterator[Group]:
+        moved, facts = view.train(self.plan(), where=self.learning(view), text=self.name)
+        yield (*view.edits(moved), Note("", "trained", f"{self.epochs:g} epochs", facts))
+
+    def learning(self, view: View) -> list[Site] | None:
+        """The sites that learn: all parameters, biases and norms too, unless `where` says which."""
+        return None if self.where == "*" else view.weights(self.where)

@@ -1,0 +1,78 @@
+"""Measure: what the model scores and stores as it stands, beside what was given. Notes only.
+
+accuracy with a 95 % interval, the paired drop and its test; bytes and bits a weight against the entropy
+bound; with latency=true the median time in ONNX Runtime, both models in turn in one process.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from tersor.core.step import Group, Note
+from tersor.core.view import View
+from tersor.measure.accuracy import accuracy, drop
+from tersor.measure.bits import bits_of
+from tersor.model.sites import select
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """Note accuracy, bytes and bits as they stand, with intervals and tests."""
+
+    name: ClassVar[str] = "measure"
+    latency: bool = False  # also time both models in ONNX Runtime
+    threads: int = 1  # of ONNX Runtime
+    where: str | tuple[str, ...] = "*"  # sites whose bits are noted one by one
+
+    def sitewise(self) -> bool:
+        return False
+
+    def run(self, view: View) -> Iterator[Group]:
+        sites = select(view.sites, self.where, self.name)
+        notes = []
+        for site in sites:
+            bits = bits_of(view.form(site))
+            text = f"{bits.per_weight:.3f} bits a weight, order-0 bound {bits.bound_per_weight:.3f}"
+            notes.append(Note(site.name, "bits", text, {"stored": bits.stored, "bound": bits.bound}))
+        before, after = (sum(f.nbytes for f in forms.values()) for forms in (view.base_forms, view.forms))
+        text = f"{before} to {after} bytes of arrays"
+        notes.append(Note("", "nbytes", text, {"before": before, "after": after}))
+        if view.maybe_task is not None and view.base_model is not None:
+            notes += self.scores(view)
+            if self.latency:
+                notes.append(self.times(view))
+        else:
+            notes.append(Note("", "skipped", "no task or no model: accuracy and latency are not measured"))
+        yield tuple(notes)
+
+    def scores(self, view: View) -> list[Note]:
+        base, now = view.task.scores(view.base()), view.task.scores(view.model())
+        was, is_now, fall = accuracy(base), accuracy(now), drop(base, now)
+        data = {
+            "before": [was.value, was.low, was.high], "after": [is_now.value, is_now.low, is_now.high],
+            "drop": [fall.points, fall.low, fall.high], "p": fall.p, "n": is_now.n,
+        }  # fmt: skip
+        text = f"{was.value:.4f} to {is_now.value:.4f}, drop {fall.points:+.2f} points (p = {fall.p:.3g})"
+        return [Note("", "accuracy", text, data)]
+
+    def times(self, view: View) -> Note:
+        from tersor.measure.latency import interleave, ratio
+        from tersor.model.task import example_inputs
+        from tersor.runtimes import onnxruntime
+
+        example = example_inputs(view.task, view.model())
+        with tempfile.TemporaryDirectory() as folder:
+            runs = {}
+            for word, model in (("before", view.base()), ("after", view.model())):
+                written = onnxruntime.write(model, example, Path(folder) / f"{word}.onnx")
+                session = onnxruntime.open(written.path, threads=self.threads)
+                runs[word] = session.call(example)
+            timings = interleave(runs)
+        faster = ratio(timings["before"], timings["after"])
+        data = {word: [t.median_ms, t.low, t.high] for word, t in timings.items()} | {"ratio": list(faster)}
+        text = f"{timings['before'].median_ms:.4f} to {timings['after'].median_ms:.4f} ms in ONNX Runtime"
+        return Note("", "latency", text, data)

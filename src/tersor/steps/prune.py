@@ -1,0 +1,223 @@
+"""Prune: set the least important weights to zero.
+
+w[o, i] -> w[o, i] where |w| is among the largest, else 0       stored: a mask, and what is kept
+per tensor, row or group (one threshold each), global (one for all layers); N of every M inputs; LAMP (Lee
+2021) gradual: the share kept falls by the cubic rule while training, then the mask stands still (Zhu, Gupta
+2017) rounds: prune, retrain, prune on; each round has the learning rate's whole schedule (Renda 2020) or
+begins again from the weights this step was given (Frankle 2019)
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from tersor.core.step import Edit, Group, Note
+from tersor.core.view import View
+from tersor.errors import SettingError
+from tersor.forms import Dense, Form, LowRank, Masked, Sum, uncoded
+from tersor.forms.form import from_rows, to_rows
+from tersor.maths.scores import cubic, global_keep, lamp_scores, magnitude_keep, n_m_keep, threshold_keep
+from tersor.model.sites import Site
+from tersor.model.tune import MaskedPart, Tuned
+from tersor.settings import check, check_word
+from tersor.steps.retrain import Retrain
+
+PER = ("tensor", "row", "group", "global", "lamp", "spread")
+TOGETHER = ("global", "lamp", "spread")  # one threshold for all sites
+EVERY = 20  # training steps between two narrowings of a gradual mask
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prune(Retrain):
+    """Set the smallest weights to zero, at once or while training."""
+
+    name: ClassVar[str] = "prune"
+    keep: float = 0.5  # share of weights kept, 0 < keep <= 1
+    # What shares a threshold: "tensor", "row", "group"; all layers together: by |w| "global", by |w| over the
+    # layer's own root mean square "spread", by LAMP score "lamp".
+    per: str = "tensor"
+    group: int = 64  # weights that share a threshold, where per is "group"
+    threshold: float | None = None  # cut what is smaller than this, in place of keep and per
+    pattern: str | None = None  # "2:4" keeps 2 of every 4 inputs, in place of keep and per
+    ramp: float = 0.0  # share of the training over which the mask narrows; 0 cuts at once and then trains
+    rounds: int = 1  # times to prune and retrain on the way to keep
+    rewind: str = "none"  # each round begins from: "none" the last round's weights, "weights" this step's own
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(0 < self.keep <= 1, self, "keep", "it is the share kept: 0 < keep <= 1")
+        check_word(self, "per", PER)
+        check(self.group >= 1, self, "group", "it is a number of weights: 1 or more")
+        check(
+            self.threshold is None or self.threshold >= 0, self, "threshold", "it is a magnitude: 0 or more"
+        )
+        check(0 <= self.ramp <= 1, self, "ramp", "it is a share of the training: 0 to 1")
+        check(self.rounds >= 1, self, "rounds", "it is a count: 1 or more")
+        check_word(self, "rewind", ("none", "weights"))
+        if self.pattern is not None:
+            self.n_m()
+        if (self.ramp > 0 or self.rounds > 1) and self.epochs == 0:
+            raise SettingError("prune: ramp and rounds need training; give epochs, such as epochs=5")
+        if self.ramp > 0 and (self.threshold is not None or self.pattern is not None):
+            raise SettingError("prune: ramp narrows a share kept; leave out threshold and pattern")
+
+    def n_m(self) -> tuple[int, int]:
+        found = re.fullmatch(r"(\d+):(\d+)", str(self.pattern))
+        n, m = (int(found[1]), int(found[2])) if found else (0, 0)
+        if not 0 < n <= m:
+            raise SettingError(f"prune: pattern={self.pattern!r}, but it is N:M with 0 < N <= M, such as 2:4")
+        return n, m
+
+    def sitewise(self) -> bool:
+        return self.epochs == 0 and (
+            self.per not in TOGETHER or bool(self.threshold is not None or self.pattern)
+        )
+
+    def run(self, view: View) -> Iterator[Group]:
+        if self.sitewise():
+            for site in view.each(self.where):
+                form = view.form(site)
+                after, how = self.wrapped(form, site)
+                yield (Edit(site.name, form, after, how), kept_note(site, after))
+            return
+        sites = view.weights(self.where)
+        forms = {site.name: mask_all(view.form(site)) for site in sites}
+        if self.epochs == 0:
+            after = self.narrowed(sites, forms, self.keep)
+            for site in sites:
+                form = view.form(site)
+                how = "wrap" if holds(after[site.name], form) else "refine"
+                yield (Edit(site.name, form, after[site.name], how), kept_note(site, after[site.name]))
+            return
+        state = {**view.forms, **forms}
+        for number in range(1, self.rounds + 1):
+            first, last = (self.keep ** (n / self.rounds) for n in (number - 1, number))
+            if self.rewind == "weights" and number > 1:
+                state = {**view.forms, **{s.name: rewound(state[s.name], forms[s.name]) for s in sites}}
+            if self.ramp == 0:
+                state |= self.narrowed(sites, state, last)
+            moved, facts = view.train(
+                self.plan(), forms=state, text=f"prune {number}/{self.rounds}",
+                on_step=self.narrowing(sites, first, last) if self.ramp > 0 else None,
+            )  # fmt: skip
+            state |= moved
+        changed = {name: form for name, form in state.items() if form.digest != view.forms[name].digest}
+        notes = (kept_note(site, state[site.name]) for site in sites)
+        yield (
+            *view.edits(moved),
+            *notes,
+            Note("", "trained", f"{self.rounds} x {self.epochs:g} epochs", facts),
+        )
+
+    def wrapped(self, form: Form, site: Site) -> tuple[Form, str]:
+        after = self.narrowed([site], {site.name: mask_all(form)}, self.keep)[site.name]
+        return after, "wrap" if holds(after, form) else "refine"
+
+    def narrowed(self, sites: list[Site], forms: Mapping[str, Form], share: float) -> dict[str, Form]:
+        """The forms with every mask narrowed to `share` of its weights."""
+        units = [unit for site in sites for unit in masks_of(forms[site.name], site.axis)]
+        rows = [to_rows(masked.decode().abs(), axis) for masked, axis in units]
+        keeps = iter(self.choose(rows, share))
+        after = {}
+        for site in sites:
+            chosen = {
+                id(m): from_rows(next(keeps), m.shape, axis) & m.keep.decode()
+                for m, axis in masks_of(forms[site.name], site.axis)
+            }
+            after[site.name] = rebuilt(forms[site.name], chosen)
+        return after
+
+    def choose(self, rows: list[Tensor], share: float) -> list[Tensor]:
+        """What to keep of each matrix of magnitudes, bool [O, I]."""
+        if self.threshold is not None:
+            return [threshold_keep(w, self.threshold) for w in rows]
+        if self.pattern is not None:
+            return [n_m_keep(w, *self.n_m()) for w in rows]
+        if self.per == "lamp":
+            return global_keep([lamp_scores(w) for w in rows], share)
+        if self.per == "spread":
+            return global_keep([w / spread(w) for w in rows], share)
+        if self.per == "global":
+            return global_keep(rows, share)
+        return [magnitude_keep(w, share, self.per, self.group) for w in rows]
+
+    def narrowing(self, sites: list[Site], first: float, last: float) -> Callable[[Tuned, int, int], None]:
+        """The hook that narrows masks by the cubic rule while training."""
+
+        def on_step(tuned: Tuned, step: int, total: int) -> None:
+            end = max(1, round(self.ramp * total))
+            if step > end or (step % EVERY and step != end):
+                return
+            share = cubic(step, 0, end, first, last)
+            parts = [
+                (m, site.axis if m is tuned.part_of(site.name) else 0)
+                for site in sites
+                for m in tuned.part_of(site.name).modules()
+                if isinstance(m, MaskedPart)
+            ]
+            with torch.no_grad():
+                rows = [to_rows(m.value().abs(), axis) for m, axis in parts]
+                for (m, axis), keep in zip(parts, self.choose(rows, share), strict=True):
+                    m.keep &= from_rows(keep, tuple(m.keep.shape), axis)
+
+        return on_step
+
+
+def spread(w: Tensor) -> Tensor:
+    """Root mean square of what is not zero: the layer's own unit, whatever was cut before."""
+    return w[w > 0].square().mean().sqrt() if (w > 0).any() else w.new_ones(())
+
+
+def mask_all(form: Form) -> Form:
+    """The form with a mask over each part that holds weights; masks that are there stay, and nothing is
+    hidden yet."""
+
+    def visit(node: Form) -> Form:
+        if isinstance(node, Masked):
+            return node
+        if isinstance(node, LowRank):
+            return LowRank(visit(node.left), visit(node.right))
+        if isinstance(node, Sum):
+            return Sum(visit(node.a), visit(node.b))
+        return Masked(Dense(torch.ones(node.shape, dtype=torch.bool)), node)
+
+    return visit(uncoded(form))
+
+
+def masks_of(form: Form, axis: int) -> list[tuple[Masked, int]]:
+    """(mask, axis of its rows) in the order that training sees them."""
+    if isinstance(form, Masked):
+        return [(form, axis)]
+    return [pair for child in form.children().values() for pair in masks_of(child, 0)]
+
+
+def rebuilt(form: Form, keeps: dict[int, Tensor]) -> Form:
+    if isinstance(form, Masked):
+        return form.replace(keep=Dense(keeps[id(form)]))
+    return form.replace(**{key: rebuilt(child, keeps) for key, child in form.children().items()})
+
+
+def rewound(form: Form, begin: Form) -> Form:
+    """The masks of `form` over the bodies of `begin`."""
+    if isinstance(form, Masked) and isinstance(begin, Masked):
+        return Masked(form.keep, begin.body)
+    others = begin.children()
+    return form.replace(**{key: rewound(child, others[key]) for key, child in form.children().items()})
+
+
+def holds(after: Form, before: Form) -> bool:
+    return before.digest in {node.digest for _, node in after.walk()}
+
+
+def kept_note(site: Site, form: Form) -> Note:
+    kept = [m.keep.decode() for m, _ in masks_of(form, site.axis)]
+    count, total = sum(int(k.sum()) for k in kept), sum(k.numel() for k in kept)
+    return Note(
+        site.name, "done", f"kept {count} of {total} weights ({count / max(total, 1):.1%})", {"kept": count}
+    )

@@ -1,0 +1,118 @@
+"""Quantize: store each weight as a small integer.
+
+uniform    w ~ (codes - zero) * scale       1 to 16 bits; range by min-max, percentile, least squares, entropy
+log        w ~ sign * 2^-k * scale          powers of two (Miyashita 2016), or sums of two (APoT, Li 2020)
+binary   w ~ +-scale   Rastegari 2016   ternary   w ~ {-1, 0, 1} * scale   Li 2016 (TWN)
+stored  bits a weight before coding, 32 bits a scale; needs no data, but with epochs it trains through the
+grid by straight-through gradients (Bengio 2013), uniform grids with learned steps (LSQ, Esser 2020)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from tersor.core.step import Edit, Group, Note
+from tersor.core.view import View
+from tersor.forms import Affine, Codebook, Dense, Form, LogGrid, refine
+from tersor.forms.form import from_rows, to_rows
+from tersor.maths.affine import PER, RANGES, even_grid
+from tersor.maths.levels import log_grid
+from tersor.maths.signs import binary, ternary
+from tersor.model.sites import Site
+from tersor.settings import check, check_word
+from tersor.steps.retrain import Retrain
+
+SCHEMES = ("uniform", "log", "binary", "ternary")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantize(Retrain):
+    """Store weights as small integers: even grids, powers of two, binary or ternary."""
+
+    name: ClassVar[str] = "quantize"
+    scheme: str = "uniform"  # "uniform", "log", "binary" or "ternary"
+    bits: int = 8  # bits a weight: 1 to 16 uniform, 2 to 8 log
+    per: str = "row"  # what shares a scale: "tensor", "row" (an output channel) or "group"
+    group: int = 64  # inputs that share a scale, where per is "group"
+    symmetric: bool = True  # no zero point
+    range: str = "minmax"  # how a uniform grid's ends are found: "minmax", "percentile", "mse" or "entropy"
+    percentile: float = 99.9  # of |w| inside the grid, where range is "percentile"
+    terms: int = 1  # powers of two in a log level: 1 or 2
+    rule: str = "twn"  # ternary threshold: "twn" (0.7 * mean |w|) or "exact" (least squares)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_word(self, "scheme", SCHEMES)
+        check_word(self, "per", PER if self.scheme in ("uniform", "log") else ("tensor", "row"))
+        check_word(self, "range", RANGES)
+        check_word(self, "rule", ("twn", "exact"))
+        low, high = (2, 8) if self.scheme == "log" else (1, 16)
+        check(low <= self.bits <= high, self, "bits", f"{self.scheme} stores {low} to {high}")
+        check(self.group >= 1, self, "group", "it is a number of weights: 1 or more")
+        check(50 < self.percentile <= 100, self, "percentile", "it is above 50 and up to 100")
+        check(self.terms in (1, 2), self, "terms", "a level is 1 power of two or a sum of 2")
+
+    def run(self, view: View) -> Iterator[Group]:
+        if self.epochs == 0:
+            for site in view.each(self.where):
+                edit = self.edit(view, site)
+                yield (edit, self.note(edit.site, edit.before, edit.after))
+            return
+        edits = {site.name: self.edit(view, site) for site in view.weights(self.where)}
+        after, group = self.retrained(view, edits)
+        yield (*group, *(self.note(name, view.forms[name], after[name]) for name in edits))
+
+    def edit(self, view: View, site: Site) -> Edit:
+        after, how = refine(view.form(site), self.store, site.axis)
+        return Edit(site.name, view.form(site), after, how)
+
+    def store(self, w: Tensor, keep: Tensor | None, axis: int) -> Form:
+        """The weights on this step's grid."""
+        rows = to_rows(w.float(), axis)
+        within = None if keep is None else to_rows(keep, axis)
+        shape = tuple(w.shape)
+        group = self.group if self.per == "group" else 0
+
+        def leaf(codes: Tensor) -> Dense:
+            return Dense(from_rows(codes, shape, axis).contiguous())
+
+        if self.scheme == "uniform":
+            codes, scale, zero = even_grid(
+                rows, self.bits, per=self.per, group=self.group, symmetric=self.symmetric,
+                range=self.range, percentile=self.percentile, keep=within,
+            )  # fmt: skip
+            return Affine(
+                leaf(codes), Dense(scale), None if zero is None else Dense(zero), self.bits, group, axis
+            )
+        if self.scheme == "log":
+            how = "mse" if self.range == "mse" else "minmax"
+            codes, scale = log_grid(
+                rows, self.bits, terms=self.terms, per=self.per, group=self.group, range=how, keep=within
+            )
+            return LogGrid(leaf(codes), Dense(scale), self.bits, self.terms, group, axis)
+        if self.scheme == "binary":
+            index, scale = binary(rows, self.per, keep=within)
+            return Codebook(leaf(index), Dense(torch.tensor([-1.0, 1.0])), Dense(scale), axis)
+        index, scale = ternary(rows, self.per, keep=within, rule=self.rule)
+        return Codebook(leaf(index), Dense(torch.tensor([-1.0, 0.0, 1.0])), Dense(scale), axis)
+
+    def note(self, site: str, before: Form, after: Form) -> Note:
+        old, new = before.decode().float(), after.decode().float()
+        power = float(old.square().mean())
+        error = float((old - new).square().mean())
+        decibels = (
+            10 * torch.log10(torch.tensor(power / error)).item() if error > 0 and power > 0 else float("inf")
+        )
+        text = "exact" if decibels == float("inf") else f"signal to noise {decibels:.1f} dB"
+        said = f"{self.bits} bits" if self.scheme in ("uniform", "log") else self.scheme
+        return Note(
+            site,
+            "done",
+            f"{said}, {text}",
+            {} if decibels == float("inf") else {"decibels": round(decibels, 3)},
+        )

@@ -1,0 +1,65 @@
+"""Retrain: the settings of steps that can train afterwards, and what they have in common.
+
+Training is off at epochs=0. `share` mixes the teacher (the model as it was given) into the loss:
+distillation repairs what a step costs, with labels or, at share=1, without them (Hinton 2015).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from tersor.core.step import Edit, Group, Note
+from tersor.core.view import View
+from tersor.errors import SettingError
+from tersor.forms import Form
+from tersor.model.fit import OPTIMIZERS, SCHEDULES, Plan
+from tersor.settings import check, check_word
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retrain:
+    """How to train after (or while) compressing."""
+
+    name: ClassVar[str]
+    epochs: float = 0.0  # passes over the training batches; 0 does not train
+    lr: float = 1e-3  # highest learning rate
+    schedule: str = "cosine"  # "cosine", "linear", "step", "onecycle" or "constant"
+    optimizer: str = "adamw"  # "adamw", "adam" or "sgd" (Nesterov momentum 0.9)
+    weight_decay: float = 0.0
+    share: float = 0.0  # of the teacher in the loss, 0 to 1
+    temperature: float = 4.0  # of the soft targets
+    bf16: bool = False  # forward passes in bfloat16: faster where the CPU or GPU has it
+    where: str | tuple[str, ...] = field(default="*")  # which sites, as a glob; "!" excludes
+
+    def __post_init__(self) -> None:
+        check(self.epochs >= 0, self, "epochs", "it is a number of passes: 0 or more")
+        check(self.lr > 0, self, "lr", "it is a learning rate: above 0")
+        check(0 <= self.share <= 1, self, "share", "it is the teacher's share of the loss: 0 to 1")
+        check(self.temperature > 0, self, "temperature", "it is a temperature: above 0")
+        check(self.weight_decay >= 0, self, "weight_decay", "it is 0 or more")
+        check_word(self, "schedule", SCHEDULES)
+        check_word(self, "optimizer", OPTIMIZERS)
+        if not self.where:
+            raise SettingError(
+                f"{self.name}: where={self.where!r}, but it is a glob such as '*' or 'blocks.*'"
+            )
+
+    def plan(self) -> Plan:
+        return Plan(
+            self.epochs, self.lr, self.schedule, self.optimizer, self.weight_decay, self.share,
+            self.temperature, bf16=self.bf16,
+        )  # fmt: skip
+
+    def retrained(self, view: View, edits: Mapping[str, Edit]) -> tuple[dict[str, Form], Group]:
+        """Train with these edits in force: the forms after it, and one group for all that moved."""
+        moved, facts = view.train(self.plan(), forms={s: e.after for s, e in edits.items()}, text=self.name)
+        after = {site: edit.after for site, edit in edits.items()} | moved
+        hows = {site: edit.how for site, edit in edits.items()}
+        group = [Edit(s, view.forms[s], after[s], hows.get(s, "refine")) for s in view.sites if s in after]
+        return after, (*group, Note("", "trained", f"{self.epochs:g} epochs", facts))
+
+    def sitewise(self) -> bool:
+        """Whether each site can be done alone, without the others and without the model."""
+        return self.epochs == 0
