@@ -70,7 +70,7 @@ $(BIN)/python:
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "$(PYTHON) cannot make $(VENV)." \
 	  "On Debian and Ubuntu: apt-get install python3-venv"; exit 1; } >&2
 
-$(DEV): pyproject.toml | $(BIN)/python
+$(DEV): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing Tersor and its tools into $(VENV). PyTorch is large: this takes a minute or two" \
 	  "(make setup PIP_FLAGS= shows each package)." >&2
 	@$(INSTALL) --editable '.[dev]'
