@@ -5,8 +5,8 @@ start "exact"     optimal, by dynamic programming (exact.py), while distinct val
 start "linear"    Lloyd from K entries evenly spaced from min to max       Han, Mao, Dally 2016, section 3.2
 start "density"   Lloyd from K quantiles
 start "kmeans++"  Lloyd from K values drawn by squared distance            Arthur, Vassilvitskii 2007
-cost              one sort of N values; then a Lloyd iteration is K searches, for a cluster of sorted values is
-                  an interval and its sums are differences of running sums
+cost              one sort of N values; then a Lloyd iteration is K searches, for a cluster of sorted values
+                  is an interval and its sums are differences of running sums
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ def cluster(
 
     K = entries, or fewer where there are fewer distinct values (then nothing is lost). `weights` say how much
     each value counts; values of weight 0 do not shape the book, yet get their nearest entry. With "exact" and
-    up to 20,000 distinct values (fewer for more than 256 entries) the result is the optimum. Above that it starts
-    from the optimum of a histogram of about 4096 bins; above 1280 entries, from the density that is best for many
-    entries. Then, as for the other starts, `iterations` rounds of Lloyd lead toward a local optimum. `seed`
-    matters to "kmeans++" only.
+    up to 20,000 distinct values (fewer for more than 256 entries) the result is the optimum. Above that it
+    starts from the optimum of a histogram of about 4096 bins; above 1250 entries, from the density that suits
+    many entries best. Then, as for the other starts, `iterations` rounds of Lloyd lead toward a local optimum.
+    `seed` matters to "kmeans++" only.
     """
     check_choice("cluster", "start", start, START)
     if entries < 1:

@@ -1,0 +1,106 @@
+"""Ranks: a matrix as the product of two thin ones.
+
+W [O, I] ~ left [O, R] right [R, I]           stored  R * (O + I) numbers instead of O * I
+plain       best in |W - LR|                  truncated SVD: Eckart, Young 1936
+whitened    best in E |(W - LR) x|^2          x with second moment C = A A^T: the SVD of W A gives U, and
+            L = U, R = U^T W                  Chen et al. 2021 (DRONE), Wang et al. 2024 (SVD-LLM)
+
+No inverse of A is needed, so rank-deficient moments are as good as any. Both factors carry the square roots
+of the singular values: equal in norm, they quantize and train alike.
+cost  O(O * I * min(O, I)), and O(I^3) for A, in float64
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tersor.errors import SettingError
+
+DAMP = 1e-9  # directions without data count this much of the average one, so that they follow plain W
+
+
+def svd_factors(w: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """left [O, R], right [R, I], in w's dtype."""
+    _check("svd_factors", w, rank)
+    u, d, v = torch.linalg.svd(w.detach().double(), full_matrices=False)
+    return _balanced(u, d, v, rank, w.dtype)
+
+
+def whitened_factors(w: Tensor, gram: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """left [O, R], right [R, I], in w's dtype. gram [I, I] = E[x x^T], in any scale."""
+    _check("whitened_factors", w, rank)
+    root = _root("whitened_factors", w, gram)
+    w64 = w.detach().double()
+    u = torch.linalg.svd(w64 @ root, full_matrices=False).U[:, :rank]  # [O, R]
+    p, d, q = torch.linalg.svd(u.T @ w64, full_matrices=False)  # [R, R], [R], [R, I]
+    return _balanced(u @ p, d, q, rank, w.dtype)
+
+
+def rank_for_energy(w: Tensor, energy: float) -> int:
+    """The least rank that keeps this share of the sum of squares."""
+    if not 0 < energy <= 1:
+        raise SettingError(
+            f"rank_for_energy: energy={energy}, but it is the share of |W|^2 kept: 0 < energy <= 1"
+        )
+    _check("rank_for_energy", w, 1)
+    values = torch.linalg.svdvals(w.detach().double())
+    values = values / values[0].clamp_min(torch.finfo(torch.float64).tiny)
+    kept = values.square().cumsum(0)
+    # The last digits of a sum are noise: without slack, energy=1 would keep ranks that hold nothing.
+    return min(len(values), 1 + int((kept < kept[-1] * (energy - 1e-13)).sum()))
+
+
+def rank_for_keep(o: int, i: int, keep: float) -> int:
+    """The largest rank with R * (O + I) <= keep * O * I, at least 1."""
+    if not 0 < keep <= 1:
+        raise SettingError(
+            f"rank_for_keep: keep={keep}, but it is the share of parameters kept: 0 < keep <= 1"
+        )
+    budget = keep * o * i
+    rank = int(budget / (o + i)) + 1
+    while rank > 1 and rank * (o + i) > budget * (1 + 1e-12):
+        rank -= 1
+    return rank
+
+
+def energy_error(w: Tensor, left: Tensor, right: Tensor, gram: Tensor | None = None) -> float:
+    """|W - LR|^2 / |W|^2, or with a gram E |(W - LR) x|^2 / E |W x|^2; 0 where W is 0 and so is the error."""
+    w64 = w.detach().double()
+    gap = w64 - left.detach().double() @ right.detach().double()
+    if gram is None:
+        lost, whole = gap.square().sum(), w64.square().sum()
+    else:
+        c = gram.detach().double()
+        lost, whole = ((gap @ c) * gap).sum(), ((w64 @ c) * w64).sum()
+    if float(lost) <= 0:
+        return 0.0
+    return float(lost / whole) if float(whole) > 0 else float("inf")
+
+
+def _balanced(u: Tensor, d: Tensor, v: Tensor, rank: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    half = d[:rank].sqrt()
+    return (u[:, :rank] * half).to(dtype).contiguous(), (half[:, None] * v[:rank]).to(dtype).contiguous()
+
+
+def _root(who: str, w: Tensor, gram: Tensor) -> Tensor:
+    """A [I, I] with A A^T = gram, a little damped."""
+    columns = w.shape[1]
+    if gram.shape != (columns, columns) or not bool(torch.isfinite(gram).all()):
+        raise SettingError(
+            f"{who}: gram is {list(gram.shape)}; it is E[x x^T] of inputs, finite, [{columns}, {columns}]"
+        )
+    c = gram.detach().double()
+    c = (c + c.T) / 2
+    mean = float(c.diagonal().mean())
+    c = c / mean if mean > 0 else torch.zeros_like(c)
+    c.diagonal().add_(DAMP if mean > 0 else 1.0)
+    values, vectors = torch.linalg.eigh(c)
+    return vectors * values.clamp_min(0).sqrt()
+
+
+def _check(who: str, w: Tensor, rank: int) -> None:
+    if w.ndim != 2 or 0 in w.shape or not bool(torch.isfinite(w).all()):
+        raise SettingError(f"{who}: got a tensor of shape {list(w.shape)}; a weight is [O, I] and finite")
+    if not 1 <= rank <= min(w.shape):
+        raise SettingError(f"{who}: rank={rank}, but {list(w.shape)} has ranks 1 to {min(w.shape)}")
