@@ -44,7 +44,7 @@ def cluster(
     each value counts; values of weight 0 do not shape the book, yet get their nearest entry. With "exact" and
     up to 20,000 distinct values (fewer for more than 256 entries) the result is the optimum. Above that it
     starts from the optimum of a histogram of about 4096 bins; above 1250 entries, from the density that suits
-    many entries best. Then, as for the other starts, `iterations` rounds of Lloyd lead toward a local optimum.
+    many entries best. Then, as for the other starts, `iterations` rounds of Lloyd lead to a local optimum.
     `seed` matters to "kmeans++" only.
     """
     check_choice("cluster", "start", start, START)
