@@ -2,7 +2,7 @@
 
 DIR/head.json            fingerprints of model, data and recipe: a changed one is refused
 DIR/000001.safetensors   one applied group: the forms after it as tensors, its events as JSON in the metadata
-DIR/training.safetensors the running training after its last finished epoch: leaves, optimizer, random state
+DIR/training-S-N.safetensors   training N of step S after its last finished epoch: leaves, optimizer, random state
 Every file is written under another name and moved into place, so each is whole or absent.
 """
 
@@ -106,6 +106,9 @@ class Journal:
         line = {"step": step, "end": end, "events": events}
         self._write(path, tensors, line)
         self.lines.append(self._line(line, tensors))
+        if end:
+            for done in self.folder.glob("training-*.safetensors"):
+                done.unlink()
 
     def _write(self, path: Path, tensors: Mapping[str, Tensor], facts: Any) -> None:
         whole = {name: value.contiguous() for name, value in tensors.items()}
@@ -135,9 +138,9 @@ class Journal:
                     raise JournalError(f"{self.folder} is damaged: {error}") from error
         return Line(line["step"], tuple(line["events"]), forms, line["end"])
 
-    def training(self, step: int, part: int = 0) -> Training:
-        """Where the training inside a step is kept."""
-        return Training(self, step, part)
+    def training(self, step: int, part: int) -> Training:
+        """Where a training inside a step is kept; a step may train more than once."""
+        return Training(self, self.folder / f"training-{step}-{part}.safetensors")
 
 
 @dataclass(frozen=True)
@@ -145,21 +148,14 @@ class Training:
     """The checkpoint of one training; model/fit.py fills it."""
 
     journal: Journal
-    step: int
-    part: int
-
-    @property
-    def path(self) -> Path:
-        return self.journal.folder / "training.safetensors"
+    path: Path
 
     def save(self, epoch: int, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         if self.journal.writes:
-            self.journal._write(
-                self.path, tensors, {"at": [self.step, self.part], "epoch": epoch, "facts": facts}
-            )
+            self.journal._write(self.path, tensors, {"epoch": epoch, "facts": facts})
 
     def load(self) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
         if not self.path.exists():
             return None
         tensors, line = self.journal._load(self.path)
-        return (line["epoch"], tensors, line["facts"]) if line["at"] == [self.step, self.part] else None
+        return line["epoch"], tensors, line["facts"]

@@ -136,7 +136,7 @@ def fit(
                         f"lr={plan.lr}."
                     )
                 epoch += 1
-                if checkpoint is not None and step < total and accelerator.is_main_process:
+                if checkpoint is not None and accelerator.is_main_process:
                     tensors, facts = snapshot(tuned, optimizer)
                     mean = sum(losses) / len(losses)
                     checkpoint.save(epoch, tensors, facts | {"step": step, "loss": mean})
