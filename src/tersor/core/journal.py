@@ -2,8 +2,7 @@
 
 DIR/head.json            fingerprints of model, data and recipe: a changed one is refused
 DIR/000001.safetensors   one applied group: the forms after it as tensors, its events as JSON in the metadata
-DIR/training-0-1.safetensors  the first training of step 0 after its last finished epoch: leaves, optimizer, random
-                         state
+DIR/training-0-1...      the first training of step 0 as of its last epoch: leaves, optimizer, random state
 Every file is written under another name and moved into place, so each is whole or absent.
 """
 

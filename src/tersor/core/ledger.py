@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from tersor.core.step import Edit, Group, Note
+from tersor.core.step import Edit, Group
 from tersor.errors import FormatError
 from tersor.forms import Form
 
@@ -100,6 +100,3 @@ def ledger_from(document: Any) -> Ledger:
     if not fine or not isinstance(ledger.base, str) or not isinstance(ledger.recipe, dict):
         raise FormatError("the ledger is damaged: a field has the wrong type")
     return ledger
-
-
-__all__ = ["Edit", "Entry", "Ledger", "Note", "ledger_from"]

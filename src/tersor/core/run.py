@@ -8,6 +8,8 @@ treats the old form as it says (`wrap` holds it, `lossless` decodes to equal bit
 from __future__ import annotations
 
 import copy
+import hashlib
+import os
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -65,8 +67,6 @@ class Compressed:
 
 def digest_of(forms: Mapping[str, Form]) -> str:
     """One digest for all forms by name."""
-    import hashlib
-
     text = "\n".join(f"{name} {form.digest}" for name, form in sorted(forms.items()))
     return hashlib.sha256(text.encode()).hexdigest()[:DIGEST]
 
@@ -137,8 +137,6 @@ def run(
 def open_journal(
     folder: str | Path, given: Compressed, recipe: Recipe, task: Task | None, *, resume: bool
 ) -> Journal:
-    import os
-
     fingerprints = {
         "model": digest_of(given.forms),
         "data": "none" if task is None else task.digest(),

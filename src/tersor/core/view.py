@@ -6,6 +6,7 @@ middle of a step decides as it would have.
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -58,8 +59,7 @@ class View:
     _trainings: int = 0
 
     def weights(self, where: str | Iterable[str] = "*") -> list[Site]:
-        """The sites that a glob means, in the model's order; SiteError with near misses where there is
-        none."""
+        """The sites that a glob means, in the model's order; SiteError with near misses for none."""
         return select(self.sites, where, self.step_name)
 
     def each(self, where: str | Iterable[str] = "*") -> Iterator[Site]:
@@ -111,7 +111,7 @@ class View:
             names = list(self.sites)
             for name in names[names.index(site.name) :]:
                 other = self.sites[name]
-                size = 4 * _inputs(other) ** 2
+                size = 4 * math.prod(other.shape[1:]) ** 2
                 if has_gram(other) and len(other.shape) >= 2 and (size <= room or other is site):
                     chunk.append(other)
                     room -= size
@@ -148,10 +148,3 @@ class View:
     def edits(self, after: Mapping[str, Form], how: str = "refine") -> tuple[Edit, ...]:
         """Edits of many sites at once, in the model's order."""
         return tuple(Edit(name, self.forms[name], after[name], how) for name in self.sites if name in after)
-
-
-def _inputs(site: Site) -> int:
-    size = 1
-    for number, length in enumerate(site.shape):
-        size *= 1 if number == site.axis else length
-    return size

@@ -9,7 +9,7 @@ from tersor.forms.form import Form
 from tersor.forms.loggrid import LogGrid
 from tersor.forms.lowrank import LowRank
 from tersor.forms.masked import Masked
-from tersor.forms.refine import bodies, refine
+from tersor.forms.refine import refine
 from tersor.forms.sum import Sum
 
 FORMS: dict[str, type[Form]] = {
@@ -18,5 +18,5 @@ FORMS: dict[str, type[Form]] = {
 
 __all__ = [
     "FORMS", "Affine", "Codebook", "Coded", "Dense", "Form", "LogGrid", "LowRank", "Masked", "Sum",
-    "bodies", "coded", "refine", "uncoded",
+    "coded", "refine", "uncoded",
 ]  # fmt: skip

@@ -6,7 +6,7 @@ there is decoded and encoded anew, which loses it: that is `absorb`, and the cal
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from torch import Tensor
 
@@ -38,15 +38,3 @@ def refine(form: Form, store: Store, axis: int = 0) -> tuple[Form, str]:
         return store(node.decode(keep), keep, axis)
 
     return visit(uncoded(form), None, axis), how
-
-
-def bodies(form: Form, axis: int = 0) -> Iterator[tuple[Tensor, Tensor | None, int]]:
-    """(weights, mask, axis of rows) of each part that `refine` would store, in the same order."""
-    found: list[tuple[Tensor, Tensor | None, int]] = []
-
-    def look(w: Tensor, keep: Tensor | None, axis: int) -> Form:
-        found.append((w, keep, axis))
-        return Dense(w)
-
-    refine(form, look, axis)
-    yield from found
