@@ -1,0 +1,85 @@
+"""Plain: symbols in 1 to 8 bits each, and streams of one symbol.
+
+raw        1 + N * bits / 8 bytes, bits by the largest symbol
+constant   2 bytes
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tersor.coders.plan import Plan, first_byte
+from tersor.errors import FormatError
+
+RAW, CONSTANT = 0, 1
+
+
+def plan_raw(counts: np.ndarray) -> Plan:
+    bits = max(1, int(np.flatnonzero(counts)[-1]).bit_length())
+    size = int(counts.sum())
+
+    def write(symbols: np.ndarray) -> bytes:
+        head = first_byte(RAW, 8 - bits)
+        return head + (symbols.tobytes() if bits == 8 else squeeze(symbols, bits).tobytes())
+
+    return Plan(1 + -(-size * bits // 8), write)
+
+
+def squeeze(symbols: np.ndarray, bits: int) -> np.ndarray:
+    """8 symbols into `bits` bytes, first symbol highest: [N] -> [ceil(N * bits / 8)]."""
+    groups = np.zeros((-(-len(symbols) // 8), 8), dtype=np.uint8)
+    groups.reshape(-1)[: len(symbols)] = symbols
+    packed = np.zeros((len(groups), bits), dtype=np.uint8)
+    for k in range(8):
+        byte, shift = k * bits // 8, 16 - bits - k * bits % 8
+        pair = groups[:, k].astype(np.uint16) << shift
+        packed[:, byte] |= (pair >> 8).astype(np.uint8)
+        if shift < 8:
+            packed[:, byte + 1] |= (pair & 255).astype(np.uint8)
+    return packed.reshape(-1)[: -(-len(symbols) * bits // 8)]
+
+
+def spread(data: np.ndarray, bits: int, count: int) -> np.ndarray:
+    """The other way round: [ceil(count * bits / 8)] -> [count]."""
+    packed = np.zeros((-(-count // 8), bits), dtype=np.uint8)
+    packed.reshape(-1)[: len(data)] = data
+    groups = np.empty((len(packed), 8), dtype=np.uint8)
+    for k in range(8):
+        byte, shift = k * bits // 8, 16 - bits - k * bits % 8
+        pair = packed[:, byte].astype(np.uint16) << 8
+        if shift < 8:
+            pair |= packed[:, byte + 1]
+        groups[:, k] = (pair >> shift) & ((1 << bits) - 1)
+    return groups.reshape(-1)[:count]
+
+
+def read_raw(settings: int, data: bytes, count: int) -> np.ndarray:
+    if settings > 7:
+        raise FormatError(f"coded stream: raw with settings {settings}, but 0 to 7 are defined")
+    bits = 8 - settings
+    nbytes = 1 + -(-count * bits // 8)
+    if len(data) != nbytes:
+        raise FormatError(
+            f"coded stream: {len(data)} bytes, but {count} raw symbols of {bits} bits take {nbytes}"
+        )
+    body = np.frombuffer(data, np.uint8, offset=1)
+    if bits == 8:
+        return body.copy()
+    if data[-1] & ((1 << -count * bits % 8) - 1):
+        raise FormatError("coded stream: the bits after its last symbol are not zero")
+    return spread(body, bits, count)
+
+
+def plan_constant(counts: np.ndarray) -> Plan | None:
+    present = np.flatnonzero(counts)
+    if len(present) != 1:
+        return None
+    return Plan(2, lambda symbols: first_byte(CONSTANT) + bytes([int(present[0])]))
+
+
+def read_constant(settings: int, data: bytes, count: int) -> np.ndarray:
+    if settings or len(data) != 2:
+        raise FormatError(
+            f"coded stream: a constant takes 2 bytes and settings 0, but this has {len(data)} and {settings}"
+        )
+    return np.full(count, data[1], dtype=np.uint8)

@@ -1,0 +1,32 @@
+"""Plan: what a coder would make of a histogram, before it codes a symbol. Coder: how to plan and to read.
+
+Sizes are known before coding (of rANS, a little less than the truth): choosing costs one coding, not four.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+ID_BITS = 3  # of the first byte; the coder's settings are above
+
+
+class Plan(NamedTuple):
+    """One way to code a given stream."""
+
+    nbytes: int  # the stream will not be shorter
+    write: Callable[[np.ndarray], bytes]  # symbols [N] uint8 -> the whole stream
+
+
+class Coder(NamedTuple):
+    """One row of the table CODERS."""
+
+    id: int
+    plan: Callable[[np.ndarray], Plan | None]  # counts [256], N >= 1 in all; None where this coder cannot
+    read: Callable[[int, bytes, int], np.ndarray]  # settings, the whole stream, count >= 1 -> symbols [count]
+
+
+def first_byte(coder_id: int, settings: int = 0) -> bytes:
+    return bytes([coder_id | settings << ID_BITS])
