@@ -9,14 +9,17 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
+
+from torch import Tensor
 
 from tersor.core.step import Group, Note
 from tersor.core.view import View
-from tersor.measure.accuracy import accuracy, drop
 from tersor.measure.bits import bits_of
 from tersor.model.sites import select
+from tersor.settings import check
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +29,12 @@ class Measure:
     name: ClassVar[str] = "measure"
     latency: bool = False  # also time both models in ONNX Runtime
     threads: int = 1  # of ONNX Runtime
+    batch: int = 1  # samples a call
     where: str | tuple[str, ...] = "*"  # sites whose bits are noted one by one
+
+    def __post_init__(self) -> None:
+        check(self.threads >= 1, self, "threads", "it is a count: 1 or more")
+        check(self.batch >= 1, self, "batch", "it is a count of samples: 1 or more")
 
     def sitewise(self) -> bool:
         return False
@@ -50,6 +58,8 @@ class Measure:
         yield tuple(notes)
 
     def scores(self, view: View) -> list[Note]:
+        from tersor.measure.accuracy import accuracy, drop
+
         base, now = view.task.scores(view.base()), view.task.scores(view.model())
         was, is_now, fall = accuracy(base), accuracy(now), drop(base, now)
         data = {
@@ -62,17 +72,28 @@ class Measure:
     def times(self, view: View) -> Note:
         from tersor.measure.latency import interleave, ratio
         from tersor.model.task import example_inputs
-        from tersor.runtimes import onnxruntime
+        from tersor.runtimes import runtime
 
+        writer = runtime("onnxruntime")
         example = example_inputs(view.task, view.model())
+        named = example if isinstance(example, dict) else {}
+        given = [] if isinstance(example, dict) else list(example)
+        arrays = [self.few(value) for value in given]
+        by_name = {name: self.few(value) for name, value in named.items()}
         with tempfile.TemporaryDirectory() as folder:
             runs = {}
             for word, model in (("before", view.base()), ("after", view.model())):
-                written = onnxruntime.write(model, example, Path(folder) / f"{word}.onnx")
-                session = onnxruntime.open(written.path, threads=self.threads)
-                runs[word] = session.call(example)
+                written = writer.write(model, example, Path(folder) / f"{word}.onnx")
+                session = writer.open(written.path, threads=self.threads)
+                runs[word] = partial(session.run, *arrays, **by_name)
             timings = interleave(runs)
-        faster = ratio(timings["before"], timings["after"])
-        data = {word: [t.median_ms, t.low, t.high] for word, t in timings.items()} | {"ratio": list(faster)}
-        text = f"{timings['before'].median_ms:.4f} to {timings['after'].median_ms:.4f} ms in ONNX Runtime"
+        middle, low, high = ratio(timings["before"], timings["after"])
+        data = {word: [t.median_ms, t.low, t.high] for word, t in timings.items()}
+        data |= {"ratio": [middle, low, high], "batch": [self.batch], "threads": [self.threads]}
+        was, now = timings["before"].median_ms, timings["after"].median_ms
+        text = f"{was:.4f} to {now:.4f} ms in ONNX Runtime, batch {self.batch}, {middle:.2f}x as fast"
         return Note("", "latency", text, data)
+
+    def few(self, value: Any) -> Any:
+        """The first `batch` samples of an input, as an array."""
+        return value[: self.batch].cpu().numpy() if isinstance(value, Tensor) else value
