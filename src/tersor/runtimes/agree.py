@@ -1,0 +1,102 @@
+"""Agreement: whether what a runtime computes is what the model computes.
+
+max_abs = max |a - b|      max_rel = max |a - b| / max |a|      agree = share of samples with the same argmax
+a is torch's output, b the runtime's. The relative error is measured against the largest output, not against
+each: an output that should be zero has no relative error worth a refusal. Cost: one pass over the outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from tersor.errors import RefusedError, TaskError
+from tersor.model.batches import device_of, evaluating, move, shapes
+
+Inputs = tuple | dict[str, Any]  # what the model is called with: in order, or by name
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far a runtime's outputs are from torch's, over all samples compared."""
+
+    max_abs: float  # in units of the output
+    max_rel: float  # against the largest output of torch
+    agree: float | None  # share of samples whose first output has its largest entry in the same place
+    samples: int
+
+
+class Comparison:
+    """Gathers the differences of many batches."""
+
+    def __init__(self) -> None:
+        self.max_abs, self.largest = 0.0, 0.0
+        self.hits, self.judged, self.samples = 0, 0, 0
+
+    def add(self, ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> None:
+        """One batch's outputs of torch and of the runtime. RefusedError where their shapes differ."""
+        if [a.shape for a in ours] != [b.shape for b in theirs]:
+            raise RefusedError(
+                f"compare: torch gives outputs of {[list(a.shape) for a in ours]}, "
+                f"the runtime of {[list(b.shape) for b in theirs]}."
+            )
+        for a, b in zip(ours, theirs, strict=True):
+            if not a.size:
+                continue
+            a, b = a.astype(np.float64), b.astype(np.float64)
+            with np.errstate(invalid="ignore"):
+                apart = np.abs(a - b)
+            apart[(a == b) | (np.isnan(a) & np.isnan(b))] = 0  # equal infinities have no distance
+            self.max_abs = max(self.max_abs, float(np.where(np.isnan(apart), np.inf, apart).max()))
+            finite = a[np.isfinite(a)]
+            self.largest = max(self.largest, float(np.abs(finite).max(initial=0.0)))
+        first, other = ours[0], theirs[0]
+        if first.ndim:
+            self.samples += len(first)
+        if first.ndim >= 2 and first.shape[1] > 1 and len(first):
+            same = (first.argmax(1) == other.argmax(1)).reshape(len(first), -1)  # [B, positions]
+            self.hits += int(same.sum())
+            self.judged += same.size
+
+    def result(self) -> Difference:
+        """Everything that was added. RefusedError where that is nothing."""
+        if not self.samples:
+            raise RefusedError("compare: there was no batch to compare on.")
+        relative = self.max_abs / self.largest if self.largest else (0.0 if self.max_abs == 0 else np.inf)
+        agree = self.hits / self.judged if self.judged else None
+        return Difference(self.max_abs, float(relative), agree, self.samples)
+
+
+def outputs(model: nn.Module, inputs: Inputs) -> list[np.ndarray]:
+    """The tensors among the model's outputs, in order, as arrays; in eval mode, the model left as it was."""
+    inputs = move(inputs, device_of(model))
+    with evaluating(model):
+        found = model(**inputs) if isinstance(inputs, dict) else model(*inputs)
+    if isinstance(found, dict):  # Hugging Face's outputs are dicts that hide what is None
+        found = {key: item for key, item in found.items() if item is not None}
+    return [
+        item.float().cpu().numpy() if item.dtype is torch.bfloat16 else item.cpu().numpy()
+        for item in tensors(found)
+    ]
+
+
+def tensors(value: Any) -> list[Tensor]:
+    """The tensors in nested tuples, lists and dicts, in order."""
+    return [item for item in tree_leaves(value) if isinstance(item, Tensor)]
+
+
+def as_inputs(batch: Any) -> Inputs:
+    """Inputs as given by a caller: a tuple or list in order, a dict by name, one tensor alone."""
+    if isinstance(batch, Tensor):
+        return (batch,)
+    if isinstance(batch, dict):
+        return batch
+    if isinstance(batch, (tuple, list)):
+        return tuple(batch)
+    raise TaskError(f"inputs of a model are a tuple, a dict by name or one tensor, not {shapes(batch)}")

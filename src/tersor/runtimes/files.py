@@ -1,0 +1,60 @@
+"""Files that a runtime's writer makes: all of them whole and in place, or none.
+
+They are written to a folder of their own beside the target, checked there, and moved over the target with
+os.replace: a reader sees the old file or the new one, never half of one. Cost: one more read, for the hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tersor.errors import StorageError
+
+CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written: the main file, and bytes and hash with the files it needs beside it."""
+
+    path: Path
+    nbytes: int  # of all files together
+    sha256: str  # hex, of the files' bytes in the order of their names
+    files: tuple[str, ...]  # names in the folder of `path`
+
+
+@contextmanager
+def workshop(path: Path) -> Iterator[Path]:
+    """A hidden folder beside `path` that is gone afterwards. StorageError where nothing can be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be written: {error.strerror or error}") from error
+    try:
+        yield folder
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def into_place(folder: Path, path: Path) -> Written:
+    """Move every file of the folder beside `path`, which comes last: it may need the others."""
+    names = sorted(item.name for item in folder.iterdir())
+    digest, nbytes = hashlib.sha256(), 0
+    for name in names:
+        with (folder / name).open("rb") as file:
+            while block := file.read(CHUNK):
+                digest.update(block)
+                nbytes += len(block)
+    for name in sorted(names, key=lambda name: name == path.name):
+        os.replace(folder / name, path.parent / name)
+    return Written(path, nbytes, digest.hexdigest(), tuple(names))

@@ -1,0 +1,245 @@
+"""ONNX Runtime: a model as one .onnx file through torch.export, run, and proved to compute the same.
+
+model -> torch.export (ATen graph) -> ONNX operators -> file -> ONNX Runtime on the CPU
+Cost: seconds of tracing, a copy of the model, one run of the example in torch and in the runtime. A file that
+does not agree with the model is not left behind.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import logging
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import torch
+from onnxruntime.capi import onnxruntime_pybind11_state as states
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from tersor.errors import FormatError, RefusedError, SettingError, StorageError
+from tersor.model.batches import device_of, move, shapes, steady
+from tersor.runtimes.agree import Comparison, Difference, Inputs, as_inputs, outputs, tensors
+from tersor.runtimes.files import Written, into_place, workshop
+
+TOLERANCE = 1e-3  # largest difference allowed, against the largest output: float32 sums in another order
+ONE_FILE = 1 << 31  # bytes; protobuf cannot hold more, so weights beyond it go to a file beside the model
+
+# What the tracer raises for a model it cannot take; it reports the user's own errors as these, too.
+UNTRACEABLE = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError)
+BROKEN = (
+    states.InvalidProtobuf,
+    states.InvalidGraph,
+    states.Fail,
+    states.NotImplemented,
+    states.RuntimeException,
+    states.InvalidArgument,
+)
+
+
+def write(
+    model: nn.Module,
+    example: Inputs,
+    path: str | Path,
+    *,
+    dynamic_batch: bool = True,
+    tolerance: float = TOLERANCE,
+) -> Written:
+    """Write the model to `path` (.onnx) and run it there once.
+
+    `example` is what the model is called with: a tuple, a dict by name, or one tensor; the first dimension B
+    of each tensor is the batch. With `dynamic_batch` the file takes any B. `tolerance` bounds the difference
+    to torch's outputs, relative to the largest. The model is copied; its mode and random state stay as they
+    were. RefusedError where the model cannot be exported or the file disagrees with it; StorageError for the
+    disk. In both cases an earlier file at `path` is as it was.
+    """
+    path, inputs = Path(path), as_inputs(example)
+    if not isinstance(model, nn.Module):
+        raise SettingError(f"onnxruntime: the model is a {type(model).__name__}, but it is a torch.nn.Module")
+    if path.suffix != ".onnx":
+        raise SettingError(f"onnxruntime: {path.name!r} is to be an ONNX file; name it {path.stem}.onnx")
+    if not tensors(inputs):
+        raise SettingError(f"onnxruntime: the example holds no tensor: {shapes(inputs)}")
+    inputs = move(inputs, device_of(model))
+    with workshop(path) as folder, steady():
+        program = _export(model, _at_least_two(inputs) if dynamic_batch else inputs, dynamic_batch)
+        _without_traces(program)
+        # The weights' bytes decide; the graph around them is small beside the limit.
+        large = sum(item.numel() * item.element_size() for item in model.state_dict().values()) >= ONE_FILE
+        program.save(str(folder / path.name), external_data=large)
+        # Another batch size than the one that was traced, so that a size frozen into the graph shows.
+        batches = [inputs, _first(inputs)] if dynamic_batch else [inputs]
+        try:
+            compare(model, folder / path.name, batches, tolerance=tolerance)
+        except (SettingError, *UNTRACEABLE) as error:
+            way_out = "; if its batch size cannot vary, use dynamic_batch=False" if dynamic_batch else ""
+            raise RefusedError(
+                f"onnxruntime: {type(model).__name__} exports and does not run: {error}{way_out}"
+            ) from error
+        return into_place(folder, path)
+
+
+def open(path: str | Path, threads: int = 1) -> Session:
+    """Load an ONNX file to run on `threads` CPU threads. FormatError for a file that is not one."""
+    if not isinstance(threads, int) or threads < 1:
+        raise SettingError(f"onnxruntime: threads={threads!r}, but it is a number of CPU threads, 1 or more")
+    path = Path(path)
+    if not path.is_file():
+        raise StorageError(f"{path}: there is no such file")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 4  # errors come back as exceptions; nothing is printed besides
+    try:
+        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except (*BROKEN, states.NoSuchFile) as error:
+        raise FormatError(f"{path}: ONNX Runtime cannot load it: {_brief(error)}") from error
+    return Session(session, path)
+
+
+class Session:
+    """A loaded model. `inputs` and `outputs` are the names, in order."""
+
+    def __init__(self, session: ort.InferenceSession, path: Path):
+        self._session, self.path = session, path
+        self.inputs = [item.name for item in session.get_inputs()]
+        self.outputs = [item.name for item in session.get_outputs()]
+
+    def run(self, *arrays: np.ndarray | Tensor, **named: np.ndarray | Tensor) -> list[np.ndarray]:
+        """All outputs, as arrays. Inputs in the file's order, or by name. SettingError where they misfit."""
+        feed = dict(zip(self.inputs, arrays, strict=False)) | named
+        if len(arrays) + len(named) != len(self.inputs) or set(feed) != set(self.inputs):
+            raise SettingError(
+                f"{self.path.name}: it takes {len(self.inputs)} inputs ({', '.join(self.inputs)}), given "
+                f"were {len(arrays)} in order and {', '.join(named) or 'none'} by name."
+            )
+        plain = {
+            name: item.detach().cpu().numpy() if isinstance(item, Tensor) else item
+            for name, item in feed.items()
+        }
+        try:
+            found: list[np.ndarray] = self._session.run(None, plain)
+        except (*BROKEN, RuntimeError, ValueError) as error:
+            raise SettingError(
+                f"{self.path.name}: inputs {shapes(plain)} do not run: {_brief(error)}"
+            ) from error
+        return found
+
+
+def compare(
+    model: nn.Module, path: str | Path, batches: Iterable[Any], *, tolerance: float | None = TOLERANCE
+) -> Difference:
+    """Run batches of inputs through the model and through the file.
+
+    RefusedError where they differ by more than `tolerance`, relative to the largest output; None allows all.
+    """
+    session, comparison = open(path), Comparison()
+    for batch in batches:
+        inputs = as_inputs(batch)
+        if isinstance(inputs, dict):
+            theirs = session.run(**{name: item for name, item in inputs.items() if isinstance(item, Tensor)})
+        else:
+            theirs = session.run(*tensors(inputs))
+        comparison.add(outputs(model, inputs), theirs)
+    found = comparison.result()
+    if tolerance is not None and not found.max_rel <= tolerance:
+        raise RefusedError(
+            f"onnxruntime: {Path(path).name} does not compute what {type(model).__name__} does: they differ "
+            f"by {found.max_abs:.3g}, {found.max_rel:.3g} of the largest; allowed: {tolerance:.3g}."
+        )
+    return found
+
+
+def _export(model: nn.Module, inputs: Inputs, dynamic_batch: bool) -> Any:
+    """An ONNX program in memory, made from a copy: tracing may leave tensors of its own in modules."""
+    batch = torch.export.Dim("batch")
+    size = tensors(inputs)[0].shape[:1]
+
+    def dims(item: Any) -> dict[int, Any] | None:
+        moves = isinstance(item, Tensor) and item.ndim > 0 and item.shape[:1] == size
+        return {0: batch} if moves and dynamic_batch else None
+
+    args, kwargs = ((), inputs) if isinstance(inputs, dict) else (inputs, None)
+    dynamic = tree_map(dims, inputs) if dynamic_batch else None
+    with _quiet():
+        try:
+            twin = copy.deepcopy(model).eval()
+            program = torch.onnx.export(
+                twin,
+                args,
+                kwargs=kwargs,
+                dynamo=True,
+                dynamic_shapes=dynamic,
+                verbose=False,
+                external_data=False,
+            )
+        except UNTRACEABLE as error:
+            way_out = " If its batch size cannot vary, use dynamic_batch=False." if dynamic_batch else ""
+            raise RefusedError(
+                f"onnxruntime: {type(model).__name__} cannot be exported with inputs {shapes(inputs)}: "
+                f"{_brief(error)}.{way_out}"
+            ) from error
+    return program
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No warnings, log lines or dumped graphs from the exporter: what goes wrong is raised."""
+    before, nowhere = logging.root.manager.disable, io.StringIO()
+    with warnings.catch_warnings(), redirect_stdout(nowhere), redirect_stderr(nowhere):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(before)
+
+
+def _without_traces(program: Any) -> None:
+    """Remove where each operator came from: several times the graph's size, and the paths of this machine."""
+    for graph in (program.model.graph, *(function.graph for function in program.model.functions.values())):
+        graph.metadata_props.clear()
+        for node in graph.all_nodes():
+            node.metadata_props.clear()
+            for value in node.outputs:
+                value.metadata_props.clear()
+        for value in (*graph.inputs, *graph.initializers.values()):
+            value.metadata_props.clear()
+    program.model.metadata_props.clear()
+
+
+def _at_least_two(inputs: Inputs) -> Inputs:
+    """Tracing takes a size of 1 for a constant, so a batch of one is doubled."""
+    size = tensors(inputs)[0].shape[:1]
+    if size != (1,):
+        return inputs
+    return _each(inputs, lambda item: torch.cat([item, item]))
+
+
+def _first(inputs: Inputs) -> Inputs:
+    return _each(inputs, lambda item: item[:1])
+
+
+def _each(inputs: Inputs, change: Any) -> Inputs:
+    """Change every tensor that has the batch as its first dimension."""
+    size = tensors(inputs)[0].shape[:1]
+    found: Inputs = tree_map(
+        lambda item: (
+            change(item) if isinstance(item, Tensor) and item.ndim and item.shape[:1] == size else item
+        ),
+        inputs,
+    )
+    return found
+
+
+def _brief(error: BaseException) -> str:
+    """The innermost cause in one line: exporters wrap it in pages of advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:300] if lines else 'no message'}".rstrip(".")

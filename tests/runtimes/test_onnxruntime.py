@@ -1,0 +1,354 @@
+"""ONNX files against torch and against the onnx package's own evaluator, for the layers that users bring."""
+
+import copy
+import logging
+import resource
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx.reference import ReferenceEvaluator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tersor.errors import FormatError, RefusedError, SettingError, StorageError
+from tersor.runtimes import RUNTIMES, onnxruntime, runtime
+from tersor.runtimes.agree import Comparison
+
+
+class Conv(nn.Module):
+    """Convolutions, one of them depthwise, batch norm with a history, and a skip."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(1, 7, 3, padding=1, bias=False), nn.BatchNorm2d(7)
+        self.depthwise, self.last = nn.Conv2d(7, 7, 3, padding=1, groups=7), nn.Linear(7, 3)
+        with torch.no_grad():
+            self.norm.running_mean.normal_()
+            self.norm.running_var.uniform_(0.5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.norm(self.first(x)))
+        return self.last((y + self.depthwise(y)).mean((2, 3)))
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(5, 6, num_layers=2, bidirectional=True, batch_first=True)
+        self.gru, self.last = nn.GRU(12, 7, batch_first=True), nn.Linear(7, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.gru(self.lstm(x)[0])[0][:, -1])
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        found, weights = self.inner(x, x, x)
+        return found, weights
+
+
+class Language(nn.Module):
+    """Whole numbers in, embedding tied to the output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(300, 64)
+        self.block = nn.TransformerEncoderLayer(64, 2, 16, batch_first=True, norm_first=True)
+        self.head = nn.Linear(64, 300, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.block(self.embed(tokens), is_causal=False))
+
+
+class Named(nn.Module):
+    """Keyword inputs, one of them unused; a dict comes out."""
+
+    def forward(self, *, b: Tensor, a: Tensor, unused: Tensor) -> dict[str, Tensor]:
+        return {"difference": a - b, "double": a * 2}
+
+
+def x(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
+CASES: dict[str, tuple[Callable[[], nn.Module], Any]] = {
+    "linear of width one": (lambda: nn.Linear(1, 1), (x(2, 1),)),
+    "conv": (Conv, (x(2, 1, 6, 5),)),
+    "recurrent": (Recurrent, (x(3, 4, 5),)),
+    "attention": (Attention, (x(2, 4, 8),)),
+    "encoder": (lambda: nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), (x(2, 4, 8),)),
+    "language": (Language, (torch.arange(12).reshape(2, 6) % 50,)),
+    "names": (Named, {"a": x(2, 3), "b": x(2, 3) + 1, "unused": x(2, 1)}),
+}
+
+
+def built(name: str) -> tuple[nn.Module, Any]:
+    make, example = CASES[name]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        return make().train(), example
+
+
+def batch_of(example: Any, n: int) -> Any:
+    def stretch(item: Tensor) -> Tensor:
+        return item[torch.arange(n) % len(item)] + (item[:1] * 0)
+
+    if isinstance(example, dict):
+        return {key: stretch(item) for key, item in example.items()}
+    return tuple(map(stretch, example))
+
+
+def plain(model: nn.Module, example: Any) -> list[np.ndarray]:
+    with torch.no_grad():
+        twin = copy.deepcopy(model).eval()
+        found = twin(**example) if isinstance(example, dict) else twin(*example)
+    if isinstance(found, dict):
+        found = tuple(found.values())
+    return [item.numpy() for item in (found if isinstance(found, tuple) else (found,))]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_exports_agree_and_leave_the_model_alone(
+    name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    model, example = built(name)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    modes = [module.training for module in model.modules()]
+    attributes = {key: set(vars(module)) for key, module in model.named_modules()}
+    state = torch.get_rng_state()
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        written = onnxruntime.write(model, example, tmp_path / "m.onnx")
+    assert not heard
+    assert capfd.readouterr() == ("", "")
+    assert not [item for item in caplog.records if item.levelno > logging.DEBUG]
+    assert logging.root.manager.disable == logging.NOTSET
+    assert torch.equal(state, torch.get_rng_state())
+    assert modes == [module.training for module in model.modules()]
+    assert attributes == {key: set(vars(module)) for key, module in model.named_modules()}
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert [item.name for item in tmp_path.iterdir()] == ["m.onnx"]
+    assert written.nbytes == (tmp_path / "m.onnx").stat().st_size
+
+    session = onnxruntime.open(written.path)
+    for n in (1, 2, 5):
+        inputs = batch_of(example, n)
+        found = session.run(**inputs) if isinstance(inputs, dict) else session.run(*inputs)
+        expected = plain(model, inputs)
+        assert len(found) == len(expected)
+        for a, b in zip(expected, found, strict=True):
+            assert a.shape == b.shape
+            assert np.abs(a - b).max() <= 1e-5 * max(1, np.abs(a).max())
+
+    # Another implementation, the onnx package's in plain numpy, and its checker read the file alike.
+    onnx.checker.check_model(str(written.path), full_check=True)
+    feed = example if isinstance(example, dict) else dict(zip(session.inputs, example, strict=True))
+    feed = {key: item.numpy() for key, item in feed.items()}
+    others = ReferenceEvaluator(onnx.load(written.path)).run(None, feed)
+    for a, b in zip(plain(model, example), others, strict=True):
+        assert np.abs(a - b).max() <= 1e-5 * max(1, np.abs(a).max())
+    if name == "language":
+        once = sum(value.nbytes for value in model.parameters())  # parameters() counts the tied weight once
+        assert once < written.nbytes < once + 300 * 64 * 4, "tied weights are written once"
+
+
+def test_files_repeat_and_hold_no_paths_and_little_besides_weights(tmp_path: Path) -> None:
+    model, example = built("attention")
+    first = onnxruntime.write(model, example, tmp_path / "a.onnx")
+    second = onnxruntime.write(copy.deepcopy(model).eval(), example, tmp_path / "b.onnx")
+    assert first.sha256 == second.sha256
+    data = first.path.read_bytes()
+    assert b"site-packages" not in data
+    assert str(Path(__file__).parent).encode() not in data
+    weights = sum(value.nbytes for value in model.state_dict().values())
+    assert weights < first.nbytes < weights + 8_000
+
+
+def test_a_fixed_batch(tmp_path: Path) -> None:
+    class Fixed(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.reshape(2, 3) + torch.ones(2, 3)
+
+    path, example = tmp_path / "m.onnx", (x(2, 3),)
+    with pytest.raises(RefusedError, match=r"Fixed .*float32 \[1, 3\].*dynamic_batch=False"):
+        onnxruntime.write(Fixed(), example, path)
+    assert not list(tmp_path.iterdir())
+    onnxruntime.write(Fixed(), example, path, dynamic_batch=False)
+    session = onnxruntime.open(path)
+    assert np.allclose(session.run(example[0])[0], (example[0] + 1).numpy())
+    with pytest.raises(SettingError, match=r"m.onnx: inputs .*\[3, 3\].* do not run"):
+        session.run(np.zeros((3, 3), np.float32))
+
+
+class Counts(nn.Module):
+    """Traced, its first answer is frozen; called again, it answers otherwise."""
+
+    def __init__(self, step: float) -> None:
+        super().__init__()
+        self.calls, self.step = 0, step
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return x * (1 + self.calls * self.step)
+
+
+def test_a_file_that_disagrees_is_refused_and_the_earlier_one_stays(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    before = b"the earlier file"
+    path.write_bytes(before)
+    with pytest.raises(RefusedError, match="does not compute what Counts does: they differ by"):
+        onnxruntime.write(Counts(0.5), (x(2, 3),), path)
+    assert path.read_bytes() == before
+    assert [item.name for item in tmp_path.iterdir()] == ["m.onnx"]
+    onnxruntime.write(Counts(1e-5), (x(2, 3),), path)  # within the tolerance
+    with pytest.raises(RefusedError):
+        onnxruntime.write(Counts(1e-5), (x(2, 3),), path, tolerance=1e-6)
+
+
+def test_what_cannot_be_traced_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    class Branches(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x if x.sum() > 0 else -x
+
+    with pytest.raises(RefusedError, match="Branches cannot be exported"):
+        onnxruntime.write(Branches(), (x(2, 3),), tmp_path / "m.onnx")
+    with pytest.raises(RefusedError, match=r"Linear cannot be exported with inputs \(float32 \[2, 3\]\)"):
+        onnxruntime.write(nn.Linear(4, 2), (x(2, 3),), tmp_path / "m.onnx")
+    assert not list(tmp_path.iterdir())
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    """A limit on file sizes stands in for it: the same error of the system, after some bytes are written."""
+    path = tmp_path / "m.onnx"
+    before = b"the earlier file"
+    path.write_bytes(before)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(StorageError, match="m.onnx: cannot be written: File too large"):
+            onnxruntime.write(nn.Linear(100, 100), (x(2, 100),), path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before
+    assert [item.name for item in tmp_path.iterdir()] == ["m.onnx"]
+
+
+def test_weights_beyond_one_file_lie_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime, "ONE_FILE", 0)
+    model = nn.Linear(64, 64)
+    written = onnxruntime.write(model, (x(2, 64),), tmp_path / "deep" / "m.onnx")
+    assert sorted(written.files) == ["m.onnx", "m.onnx.data"]
+    assert sorted(item.name for item in (tmp_path / "deep").iterdir()) == ["m.onnx", "m.onnx.data"]
+    assert written.nbytes == sum(item.stat().st_size for item in (tmp_path / "deep").iterdir())
+    assert onnxruntime.compare(model, written.path, [(x(5, 64),)]).max_rel < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda p: onnxruntime.write("net", (x(2, 3),), p / "m.onnx"), SettingError, "model is a str"),
+        (lambda p: onnxruntime.write(nn.Identity(), (x(2, 3),), p / "m.bin"), SettingError, "name it m.onnx"),
+        (lambda p: onnxruntime.write(nn.Identity(), (3,), p / "m.onnx"), SettingError, "holds no tensor"),
+        (
+            lambda p: onnxruntime.write(nn.Identity(), (x(2),), p / "file" / "m.onnx"),
+            StorageError,
+            "cannot be",
+        ),
+        (lambda p: onnxruntime.open(p / "none.onnx"), StorageError, "no such file"),
+        (lambda p: onnxruntime.open(p / "file"), FormatError, "file: ONNX Runtime cannot load it"),
+        (lambda p: onnxruntime.open(p / "file", threads=0), SettingError, "threads=0"),
+        (lambda p: runtime("onnxruntine"), SettingError, "did you mean 'onnxruntime'"),
+    ],
+)
+def test_bad_calls(tmp_path: Path, call: Callable[[Path], Any], error: type[Exception], words: str) -> None:
+    (tmp_path / "file").write_text("no model")
+    with pytest.raises(error, match=words):
+        call(tmp_path)
+
+
+def linear(path: Path) -> Path:
+    """A file that Tersor did not write: y = x W + b with 3 inputs and 2 outputs."""
+    g = np.random.default_rng(0)
+    make, f32 = onnx.helper, onnx.TensorProto.FLOAT
+    graph = make.make_graph(
+        [make.make_node("Gemm", ["x", "w", "b"], ["y"])],
+        "linear",
+        [make.make_tensor_value_info("x", f32, ["B", 3])],
+        [make.make_tensor_value_info("y", f32, ["B", 2])],
+        [
+            onnx.numpy_helper.from_array(g.normal(size=shape).astype(np.float32), name)
+            for name, shape in (("w", (3, 2)), ("b", (2,)))
+        ],
+    )
+    onnx.save(make.make_model(graph, opset_imports=[make.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+def test_sessions_refuse_inputs_that_do_not_fit(tmp_path: Path) -> None:
+    path = linear(tmp_path / "m.onnx")
+    session = runtime("onnxruntime").open(path, threads=2)
+    array = np.zeros((4, 3), np.float32)
+    assert session.run(array)[0].shape == (4, 2)
+    assert session.run(**{session.inputs[0]: array})[0].shape == (4, 2)
+    for wrong in ((), (array, array)):
+        with pytest.raises(SettingError, match="takes 1 inputs"):
+            session.run(*wrong)
+    with pytest.raises(SettingError, match="nope by name"):
+        session.run(nope=array)
+    with pytest.raises(SettingError, match="float64"):
+        session.run(array.astype(np.float64))
+
+
+def test_differences_are_what_they_say() -> None:
+    a = np.array([[1.0, 4.0], [3.0, 0.0], [0.0, 1.0]])
+    b = np.array([[1.0, 3.5], [0.0, 3.0], [0.0, 1.0]])
+    comparison = Comparison()
+    comparison.add([a[:2]], [b[:2]])
+    comparison.add([a[2:]], [b[2:]])
+    found = comparison.result()
+    assert (found.max_abs, found.max_rel, found.agree, found.samples) == (3.0, 0.75, 2 / 3, 3)
+
+
+def test_differences_of_values_that_are_not_finite() -> None:
+    def between(a: list[float], b: list[float]) -> float:
+        comparison = Comparison()
+        comparison.add([np.array([a])], [np.array([b])])
+        return comparison.result().max_rel
+
+    inf, nan = np.inf, np.nan
+    assert between([inf, nan, 1], [inf, nan, 1]) == 0
+    assert between([1, 2], [nan, 2]) == inf
+    assert between([nan, 2], [1, 2]) == inf
+    assert between([inf, 2], [-inf, 2]) == inf
+    assert between([0, 0], [0, 0]) == 0
+    assert between([0, 0], [0, 1]) == inf
+
+
+def test_comparisons_of_nothing_or_of_other_shapes(tmp_path: Path) -> None:
+    path = linear(tmp_path / "m.onnx")
+    with pytest.raises(RefusedError, match="no batch to compare"):
+        onnxruntime.compare(nn.Linear(3, 2), path, [])
+    with pytest.raises(RefusedError, match=r"\[\[2, 4\]\], the runtime of \[\[2, 2\]\]"):
+        onnxruntime.compare(nn.Linear(3, 4), path, [(x(2, 3),)])
+    other = nn.Linear(3, 2)
+    with pytest.raises(RefusedError, match="does not compute what Linear does"):
+        onnxruntime.compare(other, path, [x(2, 3)])
+    assert onnxruntime.compare(other, path, [x(2, 3)], tolerance=None).max_abs > 0
+
+
+def test_every_runtime_of_the_table_is_there() -> None:
+    for name in RUNTIMES:
+        module = runtime(name)
+        assert all(callable(getattr(module, word)) for word in ("write", "open", "compare"))
