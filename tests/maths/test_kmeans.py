@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tersor.errors import SettingError
 from tersor.maths import kmeans
+from tersor.maths.exact import optimal_cuts
 from tersor.maths.kmeans import START, assign, cluster
 
 floats = st.floats(-1e3, 1e3, width=32)
@@ -69,12 +70,19 @@ def quadratic(x: np.ndarray, entries: int) -> float:
 @pytest.mark.parametrize("kind", ["normal", "uniform", "cauchy"])
 def test_exact_matches_the_quadratic_program(entries, kind):
     draw = np.random.default_rng(entries)
-    x = {"normal": draw.standard_normal, "uniform": draw.random, "cauchy": draw.standard_cauchy}[kind](301)
-    values = torch.from_numpy(x).float()
+    kinds = {"normal": draw.standard_normal, "uniform": draw.random, "cauchy": draw.standard_cauchy}
+    values = torch.from_numpy(kinds[kind](301)).float()
     index, book = cluster(values, entries)
     assert len(book) == entries
-    want = quadratic(np.sort(values.double().numpy()), entries)
+    x = np.sort(values.double().numpy())
+    want = quadratic(x - x.mean(), entries)
     assert error(values, index, book) == pytest.approx(want, rel=1e-4)
+
+
+def test_far_from_zero_no_digits_are_lost():
+    x = np.sort(np.random.default_rng(0).random(200))
+    weight = np.ones(200)
+    assert np.array_equal(optimal_cuts(x + 1e7, weight, 20), optimal_cuts(x, weight, 20))
 
 
 @settings(max_examples=200, deadline=None)

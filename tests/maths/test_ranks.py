@@ -118,6 +118,7 @@ def test_rank_for_energy_ignores_what_holds_nothing():
     assert rank_for_energy(torch.zeros(3, 4), 1.0) == 1
 
 
+@settings(deadline=None)
 @given(st.integers(1, 300), st.integers(1, 300), st.floats(0.001, 1))
 def test_rank_for_keep_is_the_largest(o, i, keep):
     rank = rank_for_keep(o, i, keep)

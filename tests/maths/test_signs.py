@@ -48,10 +48,10 @@ def test_exact_ternary_is_the_best_of_all_codes(values):
 
 
 def test_twn_by_hand():
-    w = torch.tensor([[0.1, -1.0, 0.6, -0.3]])  # mean 0.5, threshold 0.35
+    w = torch.tensor([[0.04, -1.0, 0.62, -0.34], [0.04, -1.0, 0.6, -0.36]])  # mean 0.5, threshold 0.35
     index, scale = ternary(w)
-    assert index.tolist() == [[1, 0, 2, 1]]
-    assert torch.allclose(scale, torch.tensor([[0.8]]))
+    assert index.tolist() == [[1, 0, 2, 1], [1, 0, 2, 0]]
+    assert torch.allclose(scale, torch.tensor([[0.81], [1.96 / 3]]))
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -22,6 +22,7 @@ from tersor.maths.statistics import (
 )
 
 
+@settings(deadline=None)
 @given(st.integers(0, 500), st.integers(0, 500))
 def test_wilson_solves_its_equation(a, b):
     k, n = min(a, b), max(a, b, 1)
@@ -38,6 +39,7 @@ def test_wilson_known():
     assert (round(low, 4), round(high, 4)) == (0.2553, 0.3662)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 60), st.integers(0, 60), st.integers(0, 5))
 def test_mcnemar_is_the_exact_binomial(lost, won, same):
     before = [1] * lost + [0] * won + [1] * same
@@ -65,6 +67,8 @@ def test_paired_binary_interval_covers():
         mean, low, high, p = paired([c[0] for c in cells], [c[1] for c in cells])
         assert low <= mean <= high
         assert 0 <= p <= 1
+        back = paired([c[1] for c in cells], [c[0] for c in cells])
+        assert back == pytest.approx((-mean, -high, -low, p))
         hits += low <= -0.04 <= high
     assert 0.93 < hits / 2000 < 0.98
 
@@ -145,6 +149,7 @@ def test_median_interval_known():
         median_interval([])
 
 
+@settings(deadline=None)
 @given(st.integers(0, 300), st.integers(0, 300))
 def test_log2_choose(a, b):
     n, k = max(a, b), min(a, b)
