@@ -89,13 +89,13 @@ class Prune(Retrain):
         sites = view.weights(self.where)
         forms = {site.name: mask_all(view.form(site)) for site in sites}
         if self.epochs == 0:
-            after = self.narrowed(sites, forms, self.keep)
+            narrow = self.narrowed(sites, forms, self.keep)
             for site in sites:
-                form = view.form(site)
-                how = "wrap" if holds(after[site.name], form) else "refine"
-                yield (Edit(site.name, form, after[site.name], how), kept_note(site, after[site.name]))
+                form, after = view.form(site), narrow[site.name]
+                how = "wrap" if holds(after, form) else "refine"
+                yield (Edit(site.name, form, after, how), kept_note(site, after))
             return
-        state = {**view.forms, **forms}
+        state: dict[str, Form] = {**view.forms, **forms}
         for number in range(1, self.rounds + 1):
             first, last = (self.keep ** (n / self.rounds) for n in (number - 1, number))
             if self.rewind == "weights" and number > 1:
@@ -109,11 +109,8 @@ class Prune(Retrain):
             state |= moved
         changed = {name: form for name, form in state.items() if form.digest != view.forms[name].digest}
         notes = (kept_note(site, state[site.name]) for site in sites)
-        yield (
-            *view.edits(moved),
-            *notes,
-            Note("", "trained", f"{self.rounds} x {self.epochs:g} epochs", facts),
-        )
+        trained = Note("", "trained", f"{self.rounds} x {self.epochs:g} epochs", facts)
+        yield (*view.edits(changed), *notes, trained)
 
     def wrapped(self, form: Form, site: Site) -> tuple[Form, str]:
         after = self.narrowed([site], {site.name: mask_all(form)}, self.keep)[site.name]

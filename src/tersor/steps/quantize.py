@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tersor.core.step import Edit, Group, Note
 from tersor.core.view import View
+from tersor.errors import SettingError
 from tersor.forms import Affine, Codebook, Dense, Form, LogGrid, refine
 from tersor.forms.form import from_rows, to_rows
 from tersor.maths.affine import PER, RANGES, even_grid
@@ -53,6 +54,11 @@ class Quantize(Retrain):
         check_word(self, "rule", ("twn", "exact"))
         low, high = (2, 8) if self.scheme == "log" else (1, 16)
         check(low <= self.bits <= high, self, "bits", f"{self.scheme} stores {low} to {high}")
+        if self.scheme == "uniform" and self.bits == 1 and self.symmetric:
+            raise SettingError(
+                "quantize: bits=1 has no symmetric even grid. Use scheme=binary (two levels around 0), "
+                "or symmetric=false (0 and one end)."
+            )
         check(self.group >= 1, self, "group", "it is a number of weights: 1 or more")
         check(50 < self.percentile <= 100, self, "percentile", "it is above 50 and up to 100")
         check(self.terms in (1, 2), self, "terms", "a level is 1 power of two or a sum of 2")
