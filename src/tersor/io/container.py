@@ -1,0 +1,253 @@
+"""Container: model.tersor, a safetensors file with one more tensor that tells what the others mean.
+
+save   sites one by one to a temporary file, then header and payload, moved into place when whole
+load   header, text, then each site: its leaves, its digest, its structure, its contents     docs/format.md
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+
+import torch
+from torch import Tensor
+
+from tersor.core.ledger import Ledger
+from tersor.core.run import Compressed
+from tersor.errors import FormatError, RefusedError, SiteError, did_you_mean
+from tersor.files import atomic
+from tersor.forms import FORMS, Form
+from tersor.forms.flat import unflatten
+from tersor.forms.form import as_bytes
+from tersor.io.document import (
+    KEYS,
+    aliases_from_json,
+    ledger_from_json,
+    ledger_to_json,
+    of_type,
+    only,
+    site_from_json,
+    site_to_json,
+)
+from tersor.io.header import natural
+from tersor.io.looks import PACK
+from tersor.io.tensors import TensorFile, TensorWriter, as_tensor
+from tersor.io.text import deflate, dump, inflate, parse
+from tersor.io.trees import SMALL, Places, leaves, terse
+from tersor.io.validate import contents, limit_for, structure
+from tersor.model.sites import Site
+
+NUMBER = 1
+TEXT = "tersor"  # the name of the tensor that holds the text and the small leaves
+
+
+def save(result: Compressed, path: str | os.PathLike[str], *, ledger: bool = True) -> int:
+    """Write a compressed model; the same result gives the same bytes. Returns their number.
+
+    `ledger=False` leaves out recipe and ledger. StorageError where the file cannot be written; what was there
+    before stays until the new file is whole.
+    """
+    path = Path(path)
+    with atomic(path) as out, TensorWriter(path.parent) as tensors:
+        builder = Builder(tensors)
+        for name, site in result.sites.items():
+            builder.add(site, result.forms[name])
+        return builder.finish(out, result.aliases, result.ledger, history=ledger)
+
+
+def load(path: str | os.PathLike[str], *, limit: int | None = None) -> Compressed:
+    """Read a compressed model, all of it, and check all of it. FormatError for what is not a whole, sound
+    file; StorageError for what cannot be opened.
+
+    `limit`: elements that the file may declare, in place of 16,777,216 + 1,024 for each of its bytes.
+    """
+    with TersorFile(path, limit=limit) as file:
+        forms = {}
+        for name in file.sites:
+            forms[name] = file.form(name)
+            file.contents(name, forms[name])
+        ledger = file.ledger
+        ledger.forms |= {form.digest: form for form in forms.values()}
+        return Compressed(file.sites, forms, file.aliases, ledger)
+
+
+def read_tensor(path: str | os.PathLike[str], name: str, *, limit: int | None = None) -> Tensor:
+    """One decoded tensor by its name or alias; the others are not read."""
+    with TersorFile(path, limit=limit) as file:
+        return file.tensor(name)
+
+
+class Builder:
+    """Takes sites one by one, then writes the text and the file. Keeps of a site what the text says."""
+
+    def __init__(self, tensors: TensorWriter) -> None:
+        self.tensors = tensors
+        self.sites: dict[str, Any] = {}
+        self.digests: dict[str, str] = {}
+        self.names = {TEXT}
+        self.small: list[bytes] = []
+
+    def add(self, site: Site, form: Form) -> None:
+        structure(form, site)
+        small = set()
+        for path, name, leaf in leaves(form, site.name):
+            if name in self.names:
+                raise RefusedError(
+                    f"{name}: two tensors of the file would have this name; rename one in the model"
+                )
+            self.names.add(name)
+            (array,) = leaf.arrays().values()
+            if array.nbytes < SMALL:
+                small.add(path)
+                self.small.append(as_bytes(array).tobytes())
+            else:
+                self.tensors.add(name, array)
+        self.digests[site.name] = form.digest
+        tree = terse(form, site.shape, site.dtype, small.__contains__)
+        self.sites[site.name] = site_to_json(site, form.digest, tree)
+
+    def finish(
+        self, out: BinaryIO, aliases: Mapping[str, str], ledger: Ledger, *, history: bool = True
+    ) -> int:
+        document: dict[str, Any] = {"sites": self.sites}
+        document |= {"aliases": dict(aliases)} if aliases else {}
+        document |= {"base": ledger.base} if ledger.base else {}
+        if history:
+            document |= {"recipe": ledger.recipe} if ledger.recipe else {}
+            entries = ledger_to_json(ledger, self.digests)
+            document |= {"ledger": entries} if entries else {}
+        try:
+            text = dump(document)
+        except (ValueError, TypeError) as error:
+            raise RefusedError(
+                f"the file's text cannot be written: {error}. Notes and settings hold numbers, text, "
+                f"lists and objects; no NaN, no infinity."
+            ) from None
+        data = deflate(text) + b"".join(self.small)
+        self.tensors.add(TEXT, torch.frombuffer(bytearray(data), dtype=torch.uint8))
+        metadata = {"tersor": str(NUMBER), "size": str(len(text)), "crc": f"{zlib.crc32(text):08x}"}
+        return self.tensors.finish(out, metadata)
+
+
+class TersorFile:
+    """An open .tersor file: its text is read and checked, its weights are read one by one."""
+
+    def __init__(self, path: str | os.PathLike[str], *, limit: int | None = None) -> None:
+        self.path = Path(path)
+        self.source = TensorFile(self.path)
+        self.limit = limit_for(self.source.nbytes) if limit is None else limit
+        self.elements = 0  # declared by the sites that were read
+        self.counted: set[str] = set()
+        self.trees: dict[str, Any] = {}
+        self.sites: dict[str, Site] = {}
+        self.digests: dict[str, str] = {}
+        try:
+            with self.naming():
+                self.text, self.small = self._text()
+                self._document()
+        except FormatError:
+            self.close()
+            raise
+
+    @contextmanager
+    def naming(self) -> Iterator[None]:
+        """Put the file's name before what is found wrong in it."""
+        try:
+            yield
+        except FormatError as error:
+            said = str(error)
+            raise FormatError(said if said.startswith(str(self.path)) else f"{self.path}: {said}") from None
+
+    def _text(self) -> tuple[Any, Tensor]:
+        metadata, slots = self.source.metadata, self.source.slots
+        number = metadata.get("tersor")
+        if number is None:
+            raise FormatError(
+                f"it is a safetensors file, but no .tersor file: its metadata lacks 'tersor'. {PACK}"
+            )
+        if number != str(NUMBER):
+            if natural(number) is None:
+                raise FormatError(f"its format number is {number[:20]!r}: the file is damaged")
+            raise FormatError(
+                f"has format {number}; this version reads {NUMBER}. A newer tersor may read it."
+            )
+        size, slot = natural(metadata.get("size", "")), slots.get(TEXT)
+        if size is None or slot is None or slot.dtype is not torch.uint8 or len(slot.shape) != 1:
+            raise FormatError(f"it needs the metadata 'size' and a tensor {TEXT!r} of U8 in one dimension")
+        text, small = inflate(self.source.bytes(slot.begin, slot.end), size)
+        if metadata.get("crc") != f"{zlib.crc32(text):08x}":
+            raise FormatError("its text is damaged: it does not have the CRC that the metadata tells")
+        return parse(text, "its text"), torch.frombuffer(bytearray(small) or bytearray(1), dtype=torch.uint8)[
+            : len(small)
+        ]
+
+    def _document(self) -> None:
+        document = of_type(self.text, dict, "its text")
+        only(document, KEYS, "its text")
+        self.places = Places(self.source.slots)
+        for name, told in of_type(document.get("sites"), dict, "sites").items():
+            site, self.digests[name], tree = site_from_json(name, told)
+            self.trees[name] = self.places.full(tree, site.shape, site.dtype, name)
+            self.sites[name] = site
+        self.places.check_all_used(len(self.small))
+        self.aliases = aliases_from_json(document.get("aliases", {}), self.sites)
+        self.ledger = ledger_from_json(document, self.digests)
+
+    def form(self, name: str) -> Form:
+        """The form of a site, if its bytes are the ones that were written and its parts fit."""
+        with self.naming():
+            form = unflatten(self.trees[name], name, self._leaf, FORMS)
+            elements = structure(form, self.sites[name])
+            if form.digest != self.digests[name]:
+                raise FormatError(
+                    f"{name}: damaged: its digest is {form.digest}, the text says {self.digests[name]}. "
+                    f"Fetch or write the file again."
+                )
+            self._count(name, elements)
+            return form
+
+    def _leaf(self, name: str) -> Tensor:
+        place = self.places.found[name]
+        if not place.small:
+            return self.source.read(name)
+        data = self.small[place.begin : place.end].clone()
+        return as_tensor(data, place.dtype, place.shape, name)
+
+    def _count(self, name: str, elements: int) -> None:
+        self.elements += elements if name not in self.counted else 0
+        self.counted.add(name)
+        if self.elements > self.limit:
+            raise FormatError(
+                f"{name}: with it the file declares {self.elements:,} elements, but its "
+                f"{self.source.nbytes:,} bytes justify {self.limit:,}. "
+                f"If you trust the file, raise the limit: load(path, limit={2 * self.elements})"
+            )
+
+    def contents(self, name: str, form: Form) -> Tensor:
+        """What the site's form decodes to, in the site's dtype."""
+        with self.naming():
+            return contents(form, self.sites[name])
+
+    def tensor(self, name: str) -> Tensor:
+        """One decoded tensor, by name or alias."""
+        site = self.aliases.get(name, name)
+        if site not in self.sites:
+            known = [*self.sites, *self.aliases]
+            raise SiteError(f"{self.path}: no tensor {name!r}; {did_you_mean(name, known)}")
+        return self.contents(site, self.form(site))
+
+    def close(self) -> None:
+        self.source.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,130 @@
+"""Header: what a safetensors file says of its tensors. Names, dtypes, shapes, byte ranges; no payload.
+
+8 bytes N, N bytes of JSON, then the tensors one behind the other     docs/format.md section 1
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from tersor.errors import FormatError, RefusedError
+from tersor.io.text import dump, parse
+
+LONGEST = 100_000_000  # bytes of a header, as the safetensors library has it
+AXES = 16
+ALIGN = 8  # payload begins at a multiple of this, so that wide elements are aligned
+
+DTYPES: dict[str, torch.dtype] = {
+    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "U16": torch.uint16, "I16": torch.int16,
+    "U32": torch.uint32, "I32": torch.int32, "U64": torch.uint64, "I64": torch.int64,
+    "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "C64": torch.complex64,
+}  # fmt: skip
+CODES = {dtype: code for code, dtype in DTYPES.items()}
+NAMED = {str(dtype).removeprefix("torch."): dtype for dtype in CODES}  # "float32" -> torch.float32
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One tensor's place in a file."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    begin: int  # from the file's first byte
+    end: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.end - self.begin
+
+
+def check_shape(value: Any, who: str) -> tuple[int, ...]:
+    """A shape from JSON, small enough that no product of its lengths overflows."""
+    fine = isinstance(value, list) and all(type(v) is int and v >= 0 for v in value)
+    if not fine or len(value) > AXES or math.prod(v for v in value if v) >= 2**62:
+        raise FormatError(f"{who} must be a short list of lengths, not {str(value)[:60]}")
+    return tuple(value)
+
+
+def parse_header(raw: bytes, room: int) -> tuple[dict[str, Slot], dict[str, str]]:
+    """(slots by name, metadata). `room` is the bytes behind the header, which the tensors must fill."""
+    header = parse(raw, "its header")
+    if not isinstance(header, dict):
+        raise FormatError("its header is not a JSON object")
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise FormatError("__metadata__ in its header must be an object of texts")
+    slots = {name: parse_slot(name, entry, 8 + len(raw)) for name, entry in header.items()}
+    at = 8 + len(raw)
+    for name, slot in sorted(slots.items(), key=lambda item: (item[1].begin, item[1].end)):
+        if slot.begin != at:
+            what = "overlaps another" if slot.begin < at else "leaves a hole before it"
+            raise FormatError(f"{name[:200]}: its range of bytes {what}")
+        at = slot.end
+    if at != 8 + len(raw) + room:
+        missing = at - 8 - len(raw) - room
+        what = (
+            f"it is cut off: {missing:,} bytes are missing" if missing > 0 else f"{-missing:,} bytes too many"
+        )
+        raise FormatError(what)
+    return slots, metadata
+
+
+def parse_slot(name: str, entry: Any, start: int) -> Slot:
+    who = f"{name[:200]}: its entry in the header"
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise FormatError(f"{who} must have dtype, shape and data_offsets")
+    dtype = DTYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
+    if dtype is None:
+        raise FormatError(f"{who} has dtype {str(entry['dtype'])[:20]!r}; known are {', '.join(DTYPES)}")
+    shape = check_shape(entry["shape"], f"{who}: shape")
+    offsets = entry["data_offsets"]
+    if (
+        not isinstance(offsets, list)
+        or len(offsets) != 2
+        or not all(type(v) is int and v >= 0 for v in offsets)
+    ):
+        raise FormatError(f"{who}: data_offsets must be two whole numbers, not {str(offsets)[:60]}")
+    begin, end = offsets
+    if end - begin != math.prod(shape) * dtype.itemsize:
+        raise FormatError(
+            f"{who}: {entry['dtype']} {list(shape)} needs {math.prod(shape) * dtype.itemsize:,} bytes, "
+            f"its range has {end - begin:,}"
+        )
+    return Slot(dtype, shape, start + begin, start + end)
+
+
+def build_header(
+    entries: Iterable[tuple[str, torch.dtype, tuple[int, ...], int]], metadata: Mapping[str, str]
+) -> bytes:
+    """Length, JSON and padding, for tensors (name, dtype, shape, nbytes) in this order."""
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    at = 0
+    for name, dtype, shape, nbytes in entries:
+        if name in header:
+            raise RefusedError(
+                f"{name}: two tensors of the file would have this name; rename one in the model"
+            )
+        header[name] = {"dtype": CODES[dtype], "shape": list(shape), "data_offsets": [at, at + nbytes]}
+        at += nbytes
+    try:
+        text = dump(header)
+    except UnicodeEncodeError as error:
+        raise RefusedError(
+            f"a tensor's name is not text that UTF-8 can hold: {error.object!r:.200}"
+        ) from None
+    text += b" " * (-len(text) % ALIGN)
+    if len(text) > LONGEST:
+        raise RefusedError(f"the names of the tensors take {len(text):,} bytes; a file holds {LONGEST:,}")
+    return len(text).to_bytes(8, "little") + text
+
+
+def natural(digits: str) -> int | None:
+    """A whole number in plain decimal digits; None for anything else."""
+    return int(digits) if re.fullmatch(r"[0-9]{1,18}", digits) else None

@@ -1,0 +1,140 @@
+"""Tensors: a safetensors file read and written one tensor at a time.
+
+Plain reads, no memory map: a mapped page counts as memory of this process for as long as it is looked at.
+Writing needs the header first and knows it last, so the payload waits in a temporary file, on disk if large.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Self
+
+import torch
+from torch import Tensor
+
+from tersor.errors import FormatError, StorageError
+from tersor.forms.form import as_bytes
+from tersor.io.header import CODES, LONGEST, Slot, build_header, parse_header
+from tersor.io.looks import looks_like
+
+IN_MEMORY = 64 << 20  # bytes of payload that wait in memory
+CHUNK = 4 << 20  # bytes copied at once
+
+
+class TensorFile:
+    """An open safetensors file. FormatError for what is none, StorageError for what cannot be read."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        try:
+            self.file: BinaryIO = open(self.path, "rb")  # noqa: SIM115  closed by close()
+        except OSError as error:
+            raise cannot_read(self.path, error) from None
+        try:
+            self.nbytes = os.fstat(self.file.fileno()).st_size
+            self.slots, self.metadata = self._header()
+        except FormatError as error:
+            self.file.close()
+            raise FormatError(f"{self.path}: {error}") from None
+        except StorageError:
+            self.file.close()
+            raise
+
+    def _header(self) -> tuple[dict[str, Slot], dict[str, str]]:
+        head = self.bytes(0, min(self.nbytes, 64))
+        length = int.from_bytes(head[:8], "little")
+        if len(head) < 9 or length > LONGEST or head[8:9] != b"{":
+            raise FormatError(looks_like(head))
+        if 8 + length > self.nbytes:
+            raise FormatError(
+                f"it is cut off: its header has {length:,} bytes, and the file ends after {self.nbytes:,}"
+            )
+        return parse_header(self.bytes(8, 8 + length), self.nbytes - 8 - length)
+
+    def bytes(self, begin: int, end: int) -> bytes:
+        return self._bytes(begin, end).numpy().tobytes()
+
+    def _bytes(self, begin: int, end: int) -> Tensor:
+        """A range of the file as a tensor of its own, with no second copy in memory."""
+        data = torch.empty(end - begin, dtype=torch.uint8)
+        if not len(data):
+            return data
+        view, at = data.numpy().data, 0
+        try:
+            self.file.seek(begin)
+            while at < len(view):
+                count = self.file.readinto(view[at:])  # type: ignore[attr-defined]
+                if not count:
+                    raise FormatError(f"{self.path}: it became shorter while it was read")
+                at += count
+        except OSError as error:
+            raise cannot_read(self.path, error) from None
+        return data
+
+    def read(self, name: str) -> Tensor:
+        """One tensor, in memory of its own."""
+        slot = self.slots[name]
+        return as_tensor(self._bytes(slot.begin, slot.end), slot.dtype, slot.shape, name)
+
+    def close(self) -> None:
+        self.file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def cannot_read(path: Path, error: OSError) -> StorageError:
+    return StorageError(f"{path}: cannot be read: {error.strerror or error}")
+
+
+def as_tensor(data: Tensor, dtype: torch.dtype, shape: tuple[int, ...], name: str) -> Tensor:
+    """Bytes as a tensor; a bool that is neither 0 nor 1 is refused, for PyTorch would carry it on."""
+    if dtype is torch.bool and len(data) and int(data.max()) > 1:
+        raise FormatError(f"{name}: a bool is {int(data.max())}, but it is 0 or 1: the file is damaged")
+    return data.view(dtype).reshape(shape)
+
+
+class TensorWriter:
+    """Collects tensors, then writes header and payload."""
+
+    def __init__(self, folder: Path) -> None:
+        self.spool = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY, dir=str(folder))  # noqa: SIM115
+        self.entries: list[tuple[str, torch.dtype, tuple[int, ...], int, int]] = []  # ..., nbytes, where
+        self.nbytes = 0
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """Take a tensor in; it may be dropped afterwards."""
+        data = as_bytes(tensor)
+        if tensor.dtype not in CODES:
+            raise FormatError(f"{name}: a file cannot hold {tensor.dtype}")
+        self.spool.write(data.data)
+        self.entries.append((name, tensor.dtype, tuple(tensor.shape), len(data), self.nbytes))
+        self.nbytes += len(data)
+
+    def finish(self, out: BinaryIO, metadata: Mapping[str, str]) -> int:
+        """Write the file, wide elements first. Returns its bytes."""
+        order = sorted(self.entries, key=lambda entry: -entry[1].itemsize)
+        header = build_header([entry[:4] for entry in order], metadata)
+        out.write(header)
+        for *_, nbytes, where in order:
+            self.spool.seek(where)
+            for at in range(0, nbytes, CHUNK):
+                out.write(self.spool.read(min(CHUNK, nbytes - at)))
+        return len(header) + self.nbytes
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.spool.close()

@@ -1,0 +1,153 @@
+"""Trees: forms as the file's terse JSON, and where each leaf's bytes are. docs/format.md section 5.
+
+A leaf is the tensor of its name or, below 1,024 bytes, a piece behind the text: an entry in the header would
+be 80 bytes. Shapes and dtypes that follow from a leaf's place are left out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from tersor.errors import FormatError
+from tersor.forms import FORMS, Coded, Dense, Form
+from tersor.forms.flat import DEPTH
+from tersor.io.header import NAMED, Slot, check_shape
+
+SMALL = 1024  # bytes from which a leaf is a tensor of its own
+BY_NAME = {
+    "keep": "bool", "index": "uint8", "codes": "int8", "zero": "int16", "scale": "float32", "book": "float32"
+}  # fmt: skip
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a leaf's bytes are."""
+
+    dtype: torch.dtype
+    shape: Shape
+    begin: int  # from the file's first byte, or from that of the small leaves
+    end: int
+    small: bool
+
+
+def children_of(kind: type[Form]) -> list[str]:
+    return [field.name for field in dataclasses.fields(kind) if str(field.type).startswith("Form")]
+
+
+def same_shape(kind: type[Form]) -> tuple[str, ...]:
+    """Children of their parent's shape."""
+    return ("keep", *kind.aligned) if kind.name == "masked" else kind.aligned
+
+
+def terse(form: Form, shape: Shape | None, dtype: str, small: Callable[[str], bool], path: str = "") -> Any:
+    """The tree of a form whose place tells this shape and dtype. `small`: is the leaf at this path small?"""
+    node: dict[str, Any] = {"form": form.name, **form.settings()}
+    if isinstance(form, Coded):
+        told = {"size": (form.size, shape), "dtype": (form.dtype, dtype)}
+        for key in [key for key, (own, follows) in told.items() if own == follows]:
+            del node[key]
+    if isinstance(form, Dense) and small(path):
+        own = str(form.array.dtype).removeprefix("torch.")
+        node |= {} if own == dtype else {"dtype": own}
+        node |= {} if form.shape == shape else {"shape": form.shape}
+    for key, child in form.children().items():
+        inner = shape if key in same_shape(type(form)) else None
+        node[key] = terse(child, inner, BY_NAME.get(key, dtype), small, f"{path}.{key}" if path else key)
+    return form.name if len(node) == 1 else node
+
+
+class Places:
+    """Follows the trees of a file in order and finds each leaf's bytes."""
+
+    def __init__(self, slots: Mapping[str, Slot]) -> None:
+        self.slots = slots
+        self.found: dict[str, Place] = {}
+        self.at = 0  # where the next small leaf begins
+
+    def full(self, node: Any, shape: Shape, dtype: str, site: str) -> Any:
+        """The tree as forms/flat.py reads it. What is not a tree of forms is left for flat.py to refuse."""
+        return self._full(node, shape, dtype, site, "")
+
+    def _full(self, node: Any, shape: Shape | None, dtype: str, site: str, path: str) -> Any:
+        node = {"form": node} if isinstance(node, str) else node
+        kind = FORMS.get(node["form"]) if isinstance(node, dict) and type(node.get("form")) is str else None
+        if kind is None or path.count(".") >= DEPTH:
+            return node
+        name = f"{site}:{path}" if path else site
+        if kind is Coded:
+            return self._coded({"size": _listed(shape), "dtype": dtype} | node, name)
+        if kind is Dense:
+            self._dense(node, shape, dtype, name)
+            return {"form": "dense"}
+        full = dict(node)
+        for key in children_of(kind):
+            if key in node:
+                inner = shape if key in same_shape(kind) else None
+                below = f"{path}.{key}" if path else key
+                full[key] = self._full(node[key], inner, BY_NAME.get(key, dtype), site, below)
+        return full
+
+    def _coded(self, node: dict[str, Any], name: str) -> dict[str, Any]:
+        planes = node.get("planes")
+        if not isinstance(planes, list) or not all(type(n) is int and n >= 0 for n in planes):
+            raise FormatError(f"{name}: planes is the bytes of each stream, not {str(planes)[:60]}")
+        node["size"] = list(check_shape(node["size"], f"{name}: size"))
+        slot = self.slots.get(name)
+        if slot is not None and (slot.dtype is not torch.uint8 or slot.shape != (sum(planes),)):
+            raise FormatError(
+                f"{name}: its streams are U8 [{sum(planes)}], not {slot.dtype} {list(slot.shape)}"
+            )
+        self._place(name, slot, torch.uint8, (sum(planes),))
+        return node
+
+    def _dense(self, node: dict[str, Any], shape: Shape | None, dtype: str, name: str) -> None:
+        slot = self.slots.get(name)
+        unknown = node.keys() - ({"form"} if slot else {"form", "shape", "dtype"})
+        if unknown:
+            raise FormatError(f"{name}: dense has no setting {min(unknown)[:40]!r} here")
+        if slot:
+            self._place(name, slot, slot.dtype, slot.shape)
+            return
+        word, size = (
+            node.get("dtype", dtype),
+            check_shape(node.get("shape", _listed(shape)), f"{name}: shape"),
+        )
+        if type(word) is not str or word not in NAMED:
+            raise FormatError(f"{name}: dtype {str(word)[:40]!r} is not known; known are {', '.join(NAMED)}")
+        self._place(name, None, NAMED[word], size)
+
+    def _place(self, name: str, slot: Slot | None, dtype: torch.dtype, shape: Shape) -> None:
+        if name in self.found or name == "tersor":
+            raise FormatError(f"{name[:200]}: two leaves have this name")
+        if slot is not None:
+            self.found[name] = Place(dtype, shape, slot.begin, slot.end, small=False)
+            return
+        end = self.at + math.prod(shape) * dtype.itemsize
+        self.found[name] = Place(dtype, shape, self.at, end, small=True)
+        self.at = end
+
+    def check_all_used(self, small: int) -> None:
+        """Every tensor is a leaf, and the small leaves fill the `small` bytes behind the text."""
+        idle = [name for name in self.slots if name != "tersor" and name not in self.found]
+        if idle:
+            raise FormatError(f"{idle[0][:200]}: no form uses this tensor, and {len(idle) - 1} more")
+        if self.at != small:
+            raise FormatError(f"its small leaves take {self.at:,} bytes, but {small:,} lie behind the text")
+
+
+def _listed(shape: Shape | None) -> list[int] | None:
+    return None if shape is None else list(shape)
+
+
+def leaves(form: Form, site: str) -> Iterator[tuple[str, str, Form]]:
+    """(path, name, leaf) of each leaf in the order of the text."""
+    for path, node in form.walk():
+        if node.arrays():
+            yield path, f"{site}:{path}" if path else site, node
