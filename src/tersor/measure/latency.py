@@ -53,8 +53,8 @@ def interleave(
     """Time the candidates against each other, by name.
 
     A burst is as many calls as take about `burst_ms`, at least one, the same number in every round. Each
-    candidate first runs for `warmup_ms`, at least three times. `watch(done, rounds)` is called between rounds,
-    untimed.
+    candidate first runs for `warmup_ms`, at least three times. `watch(done, rounds)` is called between
+    rounds, untimed.
     """
     if not runs or not all(callable(run) for run in runs.values()):
         raise SettingError("interleave: runs is a dict of functions without arguments, at least one, by name")
