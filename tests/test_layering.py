@@ -22,6 +22,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("core",),
     ("steps",),
     ("io", "report"),
+    ("given", "job"),  # from words to a model, from a model and a recipe to a folder of results
     ("tersor",),
     ("cli", "demo", "__main__"),
 )

@@ -1,1 +1,85 @@
+"""Tersor: terse tensors. A trained PyTorch model and its task go in, a much smaller file comes out, measured.
+
+The public names, each imported when it is first asked for: `import tersor` costs milliseconds.
+"""
+
+# ruff: noqa: F401 (type checkers read these imports; at run time __getattr__ does them)
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from tersor.core.ledger import Ledger
+    from tersor.core.recipe import Recipe
+    from tersor.core.run import Compressed, lock, replay, run, undo
+    from tersor.core.step import Edit, Note, Step
+    from tersor.core.view import View, Watch
+    from tersor.errors import (
+        BudgetError,
+        FormatError,
+        JournalError,
+        MissingError,
+        RefusedError,
+        SettingError,
+        SiteError,
+        StorageError,
+        TaskError,
+        TersorError,
+    )
+    from tersor.io import load, pack, save, unpack, verify
+    from tersor.model.loader import TensorBatches
+    from tersor.model.task import Task
+    from tersor.model.tasks import digits, fashion_mnist
+    from tersor.steps import (
+        STEPS,
+        Cluster,
+        Distill,
+        Entropy,
+        Export,
+        Factorize,
+        Finetune,
+        Measure,
+        Prune,
+        Quantize,
+        read_recipe,
+    )
+
+# Where each public name lives.
+MODULES: dict[str, tuple[str, ...]] = {
+    "tersor.core.run": ("Compressed", "lock", "replay", "run", "undo"),
+    "tersor.core.recipe": ("Recipe",),
+    "tersor.core.ledger": ("Ledger",),
+    "tersor.core.step": ("Edit", "Note", "Step"),
+    "tersor.core.view": ("View", "Watch"),
+    "tersor.errors": (
+        "BudgetError", "FormatError", "JournalError", "MissingError", "RefusedError", "SettingError",
+        "SiteError", "StorageError", "TaskError", "TersorError",
+    ),
+    "tersor.io": ("load", "pack", "save", "unpack", "verify"),
+    "tersor.model.loader": ("TensorBatches",),
+    "tersor.model.task": ("Task",),
+    "tersor.model.tasks": ("digits", "fashion_mnist"),
+    "tersor.steps": (
+        "STEPS", "Cluster", "Distill", "Entropy", "Export", "Factorize", "Finetune", "Measure", "Prune",
+        "Quantize", "read_recipe",
+    ),
+}  # fmt: skip
+HOMES = {name: module for module, names in MODULES.items() for name in names}
+
+__all__ = ["__version__", *HOMES]  # noqa: PLE0604, PLE0605 (the table is the list)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in HOMES:
+        raise AttributeError(f"module 'tersor' has no attribute {name!r}")
+    value = getattr(importlib.import_module(HOMES[name]), name)
+    globals()[name] = value  # found without this function from now on
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

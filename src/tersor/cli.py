@@ -1,0 +1,221 @@
+"""The command line: words to calls, results to stdout, talk to stderr. No logic lives here.
+
+exit 0  done      1  understood and refused (errors.py)      2  cannot be meant: a misspelt word or setting
+With --json stdout is one JSON document, also for an error: {"error": text, "kind": class}.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tersor.errors import TersorError
+
+app = typer.Typer(
+    name="tersor", help="Terse tensors: compress trained PyTorch models, with measured proof.",
+    add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
+)  # fmt: skip
+UsageError: Any = typer.BadParameter.__mro__[1]  # wherever this version of typer keeps it
+
+MODEL = "file.py:factory, package.module:factory, torchvision:NAME, or FILE.tersor with --arch"
+Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL)]
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[STEP KEY=VALUE ...]", help="a recipe in words: prune keep=0.1 entropy"),
+]
+File = Annotated[Path, typer.Argument(metavar="FILE", help="a .tersor file")]
+Weights = Annotated[
+    str | None, typer.Option("--weights", metavar="FILE", help=".safetensors, or a saved state dict")
+]
+Arch = Annotated[
+    str | None, typer.Option("--arch", metavar="FILE.py:NAME", help="the code that FILE.tersor is for")
+]
+Folder = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="folder of the results")]
+Json = Annotated[bool, typer.Option("--json", help="one JSON document on stdout, and nothing else there")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress on stderr")]
+
+
+@app.command()
+def demo(out: Folder = Path("out/demo"), json: Json = False, quiet: Quiet = False) -> None:
+    """Train and compress a small net on real data."""
+    from tersor import demo as main_job
+    from tersor.report.progress import watching
+
+    with watching(quiet=quiet, plain=json) as watch:
+        facts = main_job.demo(out, watch)
+    deliver(facts, json, main_job.report)
+
+
+@app.command()
+def run(
+    model: Model,
+    words: Words = None,
+    *,
+    out: Folder,
+    task: Annotated[
+        str | None,
+        typer.Option("--task", metavar="TASK", help="digits, fashion-mnist:FOLDER or file.py:function"),
+    ] = None,
+    recipe: Annotated[
+        Path | None, typer.Option("--recipe", metavar="FILE", help="recipe.yaml, or a lock file")
+    ] = None,
+    weights: Weights = None,
+    arch: Arch = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with the run in DIR/journal")] = False,
+    seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="not the recipe's own")] = None,
+    export: Annotated[bool, typer.Option("--export", help="also write DIR/model.onnx")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compress a model by a recipe, into a folder."""
+    from tersor.given import given_model, given_recipe
+    from tersor.job import job
+    from tersor.model.tasks import task_from
+    from tersor.report.progress import watching
+    from tersor.report.table import report
+
+    steps = given_recipe(recipe, words, seed=seed, export=export)
+    data = None if task is None else task_from(task)
+    given = given_model(model, weights=weights, arch=arch)
+    with watching(quiet=quiet, plain=json) as watch:
+        _, facts = job(given, steps, data, out, resume=resume, watch=watch)
+    deliver(facts, json, report)
+
+
+@app.command()
+def check(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="recipe.yaml")],
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="MODEL", help=f"also name the weights meant: {MODEL}")
+    ] = None,
+    weights: Weights = None,
+    arch: Arch = None,
+    json: Json = False,
+) -> None:
+    """Say what a recipe does, needs and gives up."""
+    from tersor.given import given_model, given_recipe
+    from tersor.report.check import check as examine
+    from tersor.report.check import lines
+
+    steps = given_recipe(recipe, None)
+    given = None if model is None else given_model(model, weights=weights, arch=arch)
+    deliver({"recipe": str(recipe), "digest": steps.digest, "steps": examine(steps, given)}, json, lines)
+
+
+@app.command()
+def show(
+    file: File,
+    site: Annotated[
+        str | None, typer.Argument(metavar="[SITE]", help="a name or a glob: conv1.weight, 'conv*'")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Show forms, bits and history of a file."""
+    from tersor.io import load
+    from tersor.report.show import shown, tables
+
+    deliver(shown(load(file), file, site), json, tables)
+
+
+@app.command()
+def pack(
+    weights: Annotated[
+        Path, typer.Argument(metavar="WEIGHTS", help=".safetensors, a saved state dict, a checkpoint folder")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="the .tersor file to write")],
+    words: Words = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compress weights, losslessly unless told more."""
+    from tersor import io
+    from tersor.given import given_recipe
+    from tersor.report.files import lines, sizes
+    from tersor.report.progress import watching
+
+    with watching(quiet=quiet, plain=json) as watch:
+        watch.step(1, 1, "pack")
+        io.pack(weights, out, given_recipe(None, words or ["entropy"]), watch=watch)
+    deliver(sizes(weights, out), json, lines)
+
+
+@app.command()
+def unpack(
+    file: File,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="WEIGHTS", help="the .safetensors file to write")
+    ],
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a file's weights, decoded, as safetensors."""
+    from tersor import io
+    from tersor.report.files import lines, sizes
+    from tersor.report.progress import watching
+
+    with watching(quiet=quiet, plain=json) as watch:
+        watch.step(1, 1, "unpack")
+        io.unpack(file, out, watch=watch)
+    deliver(sizes(file, out), json, lines)
+
+
+@app.command()
+def verify(file: File, json: Json = False) -> None:
+    """Check every part of a file."""
+    from tersor import io
+    from tersor.report.files import verified, verified_lines
+
+    facts = verified(file, io.verify(file))
+    deliver(facts, json, verified_lines)
+    raise typer.Exit(0 if facts["sound"] else 1)
+
+
+@app.callback(invoke_without_command=True)
+def about(
+    version: Annotated[bool, typer.Option("--version", help="print the version")] = False,
+) -> None:
+    """Terse tensors: compress trained PyTorch models, with measured proof."""
+    if version:
+        from tersor import __version__
+
+        print(f"tersor {__version__}")
+
+
+def deliver(facts: dict[str, Any], json: bool, tables: Any) -> None:
+    """The facts on stdout: as JSON, or as tables for people."""
+    from tersor.report.console import show as tell
+    from tersor.report.console import show_json
+
+    if json:
+        show_json(facts)
+    else:
+        tell(tables(facts))
+
+
+def main() -> int:
+    """Run the words of sys.argv; returns the exit code."""
+    words = sys.argv[1:] or ["--help"]
+    try:
+        code = app(words, prog_name="tersor", standalone_mode=False)
+    except TersorError as error:
+        return refuse(str(error), type(error).__name__, error.exit_code, words)
+    except UsageError as error:
+        path = error.ctx.command_path if error.ctx is not None else "tersor"
+        return refuse(f"{error.format_message()} See: {path} --help", "UsageError", 2, words)
+    except (KeyboardInterrupt, typer.Abort):
+        code = 130
+    if code == 130:
+        return refuse("stopped; a run goes on with --resume", "KeyboardInterrupt", 130, words)
+    return code if isinstance(code, int) else 0
+
+
+def refuse(text: str, kind: str, code: int, words: list[str]) -> int:
+    from tersor.report.console import show_json, talk
+
+    if "--json" in words:
+        show_json({"error": text, "kind": kind})
+    talk(f"error: {text}")
+    return code

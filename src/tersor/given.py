@@ -1,0 +1,105 @@
+"""Given: the model and the recipe that words on the command line name.
+
+file.py:factory, package.module:factory      the user's own code: the module, or a function that returns it
+torchvision:NAME                             an architecture of torchvision; its weights come by --weights
+FILE.tersor with --arch file.py:factory      a compressed model goes on from its forms
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from torch import nn
+
+from tersor.core.recipe import Recipe
+from tersor.core.run import Compressed, start
+from tersor.errors import RefusedError, SettingError, did_you_mean, need
+from tersor.io import load
+from tersor.io.checkpoint import Checkpoint
+from tersor.model.named import named
+from tersor.model.sites import sites_of
+from tersor.steps import Export, read_recipe, recipe_from_words
+
+
+def given_model(text: str, *, weights: str | None = None, arch: str | None = None) -> Compressed:
+    """The model that words name: file.py:factory, package.module:factory, torchvision:NAME, or a .tersor file
+    with the code that it is for. `weights`: .safetensors, or a state dict saved by torch.save."""
+    if text.endswith(".tersor"):
+        if arch is None:
+            raise SettingError(
+                f"model: {text} holds weights, not code. Give the code too: --arch file.py:factory"
+            )
+        if weights is not None:
+            raise SettingError(f"model: {text} holds the weights; leave out --weights")
+        loaded = load(text)
+        return replace(loaded, base=loaded.model(named(arch, "arch", SettingError, nn.Module)))
+    if arch is not None:
+        raise SettingError(f"model: --arch goes with a .tersor file; {text!r} is the code already")
+    word, _, name = text.partition(":")
+    module = (
+        torchvision_model(name) if word == "torchvision" else named(text, "model", SettingError, nn.Module)
+    )
+    if weights is not None:
+        put_in(module, weights)
+    return start(module)
+
+
+def given_recipe(
+    path: Path | None, words: list[str] | None, *, seed: int | None = None, export: bool = False
+) -> Recipe:
+    """The recipe in a file or in words, with another seed, and with an export at its end."""
+    if path is not None and words:
+        raise SettingError(f"recipe: both {path} and words ({' '.join(words)}) are given; give one of them")
+    if path is None and not words:
+        raise SettingError(
+            "recipe: none is given. Name a file, --recipe recipe.yaml, or steps: prune keep=0.1 entropy"
+        )
+    recipe = recipe_from_words(words or []) if path is None else read_recipe(path)
+    if seed is not None:
+        recipe = replace(recipe, seed=seed)
+    if export and not any(isinstance(step, Export) for step in recipe.steps):
+        recipe = replace(recipe, steps=(*recipe.steps, Export()))
+    return recipe
+
+
+def torchvision_model(name: str) -> nn.Module:
+    """An architecture of torchvision, without weights."""
+    try:
+        from torchvision import models
+    except ImportError:
+        raise need("torchvision", "bench", f"model torchvision:{name}") from None
+    if name not in models.list_models():
+        raise SettingError(f"model: torchvision has no {name!r}; {did_you_mean(name, models.list_models())}")
+    module: nn.Module = models.get_model(name, weights=None)
+    return module
+
+
+def put_in(module: nn.Module, path: str) -> None:
+    """Load the weights of a file; RefusedError names what does not fit."""
+    own = module.state_dict()
+    tied = sites_of(module)[2]
+    with Checkpoint(path) as file:
+        names = {**{name: name for name in file.slots}, **file.aliases}  # in the model -> in the file
+        for pair in (pair for item in tied.items() for pair in (item, item[::-1])):
+            if pair[0] not in names and pair[1] in names:  # of tied tensors a file may hold one
+                names[pair[0]] = names[pair[1]]
+        lacking, extra = (
+            [name for name in own if name not in names],
+            [name for name in names if name not in own],
+        )
+        if lacking or extra:
+            what, hint = (
+                (f"it lacks {lacking[0]}, which the model has", did_you_mean(lacking[0], names))
+                if lacking
+                else (f"it has {extra[0]}, which the model lacks", did_you_mean(extra[0], own))
+            )
+            raise RefusedError(f"{path}: {what}; {hint}")
+        for name, tensor in own.items():
+            shape = file.slots[names[name]].shape
+            if shape != tuple(tensor.shape):
+                raise RefusedError(
+                    f"{path}: {name} has shape {list(shape)}, but the model's has {list(tensor.shape)}. "
+                    f"Give the model that the weights were trained for (same class, same settings)."
+                )
+        module.load_state_dict({name: file.read(names[name]) for name in own})

@@ -1,0 +1,89 @@
+"""Job: one compression, from a model and a recipe to a folder of results. `tersor run` and the demo call it.
+
+DIR/model.tersor       the compressed model; it is read back and compared before it counts
+DIR/recipe.lock.yaml   the recipe with every setting and every outcome spelled out
+DIR/report.json        what was done to each layer, and what was measured
+DIR/journal/           every applied group, so that a run that is killed can go on
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+
+from tersor.core.recipe import Recipe, dump
+from tersor.core.run import Compressed, lock, run
+from tersor.core.view import Watch
+from tersor.errors import RefusedError, StorageError
+from tersor.files import write_text
+from tersor.io import load, save
+from tersor.measure.accuracy import accuracy, drop
+from tersor.model.task import Task
+from tersor.report.console import first, to_json
+from tersor.report.facts import facts_of
+
+MODEL, LOCK, REPORT, JOURNAL = "model.tersor", "recipe.lock.yaml", "report.json", "journal"
+
+
+def job(
+    given: Compressed, recipe: Recipe, task: Task | None, out: str | Path, *,
+    resume: bool = False, journal: bool = True, watch: Watch | None = None,
+) -> tuple[Compressed, dict[str, Any]]:  # fmt: skip
+    """Run the recipe and write the folder of results; (result, facts).
+
+    Accuracy is measured at the end where a task is given and the recipe has not measured it there. Under a
+    launcher of many processes each runs the recipe, and the first one writes.
+    """
+    out = Path(out)
+    result = run(
+        given, recipe, task, journal=out / JOURNAL if journal else None, resume=resume, watch=watch, out=out
+    )
+    facts = facts_of(result)
+    if task is not None:
+        facts["task"] = task.name
+        facts["metric"] = task.metric if isinstance(task.metric, str) else "score"
+        if "accuracy" not in facts:
+            facts["accuracy"] = measured(given, result, task)
+    if not first():
+        return result, facts
+    facts["files"] = {
+        "given": {"nbytes": plain_nbytes(given, out), "what": "its tensors as they are, in safetensors"},
+        "result": {"nbytes": save(result, out / MODEL), "name": MODEL},
+    }
+    if load(out / MODEL).digest != result.digest:
+        raise RefusedError(f"{out / MODEL}: what was written does not read back as what was meant")
+    write_text(out / LOCK, dump(lock(result)))
+    write_text(out / REPORT, to_json(facts) + "\n")
+    return result, facts
+
+
+def measured(given: Compressed, result: Compressed, task: Task) -> dict[str, Any]:
+    """Accuracy before and after, as the step `measure` notes it."""
+    base, now = task.scores(given.model()), task.scores(result.model())
+    was, is_now, fall = accuracy(base), accuracy(now), drop(base, now)
+    return {
+        "before": [was.value, was.low, was.high], "after": [is_now.value, is_now.low, is_now.high],
+        "drop": [fall.points, fall.low, fall.high], "p": fall.p, "n": is_now.n,
+    }  # fmt: skip
+
+
+def plain_nbytes(given: Compressed, folder: Path) -> int:
+    """Bytes of the file that holds the given tensors as they are: written, looked at, removed."""
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, suffix=".safetensors") as file:
+            safetensors.torch.save_file(plain_tensors(given), file.name)
+            return os.path.getsize(file.name)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise StorageError(f"{folder}: the size of the given model cannot be measured: {error}") from None
+
+
+def plain_tensors(given: Compressed) -> dict[str, Any]:
+    """The decoded tensors by site name, tied ones once."""
+    return {
+        name: form.decode().to(given.sites[name].torch_dtype).contiguous()
+        for name, form in given.forms.items()
+    }

@@ -1,0 +1,90 @@
+"""Console: data on stdout, talk on stderr, numbers in words of one style.
+
+With --json stdout holds one JSON document and nothing else; what is not finite becomes null, as JSON has no
+word for it. Color never carries meaning alone, so plain text says it all.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+NARROWEST = 100  # columns where the output is no terminal: a pipe has no width of its own
+
+
+def stdout() -> Console:
+    from rich.console import Console
+
+    # Looked up at each call: tests and callers may have put another stream in its place.
+    width = None if sys.stdout.isatty() else NARROWEST
+    return Console(file=sys.stdout, width=width, markup=False, highlight=False, emoji=False)
+
+
+def show(parts: Iterable[RenderableType]) -> None:
+    """Print tables and lines on stdout."""
+    if not first():
+        return
+    console = stdout()
+    for part in parts:
+        console.print(part, soft_wrap=isinstance(part, str))
+
+
+def show_json(document: Mapping[str, Any]) -> None:
+    """Print one JSON document on stdout."""
+    if first():
+        print(to_json(document))
+
+
+def to_json(document: Mapping[str, Any]) -> str:
+    return json.dumps(finite(document), indent=1, allow_nan=False)
+
+
+def talk(text: str) -> None:
+    """A line for people, on stderr."""
+    if first():
+        print(text, file=sys.stderr, flush=True)
+
+
+def first() -> bool:
+    """Whether this process is the one that speaks: the first of those that a launcher started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def finite(value: Any) -> Any:
+    """The same with None for what is infinite or not a number."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return value
+
+
+def whole(number: int) -> str:
+    """12345 -> "12,345"."""
+    return f"{number:,}"
+
+
+def percent(share: float, digits: int = 2) -> str:
+    return f"{100 * share:.{digits}f} %"
+
+
+def milliseconds(ms: float) -> str:
+    """Three digits that count: "0.0123 ms", "12.3 ms"."""
+    return f"{ms:.{max(0, 2 - math.floor(math.log10(ms)))}f} ms" if ms > 0 else "0 ms"
+
+
+def seconds(s: float) -> str:
+    return f"{s:.1f} s" if s < 120 else f"{s / 60:.1f} min"
+
+
+def p_value(p: float) -> str:
+    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}" if p < 0.995 else "p = 1"

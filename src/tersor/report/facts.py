@@ -1,0 +1,113 @@
+"""Facts: what a run did and what was measured of it, as one JSON document. Tables and report.json show it.
+
+A number that was not measured is absent, never zero. Accuracy and latency count only where they were measured
+after the last edit: what a recipe measured halfway stays with its step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from tersor.core.ledger import Entry, Ledger
+from tersor.core.run import Compressed
+from tersor.forms import Form
+from tersor.measure.bits import bits_of
+from tersor.model.sites import Site
+from tersor.steps import STEPS
+
+MEASURED = ("accuracy", "latency")  # kinds of notes about the whole model that head the report
+
+
+def facts_of(result: Compressed) -> dict[str, Any]:
+    """All that the result and its ledger tell. Files and what is measured later are added by `job`."""
+    ledger = result.ledger
+    sites = {
+        name: site_facts(site, result.forms[name])
+        for name, site in result.sites.items()
+        if name in result.forms
+    }
+    facts: dict[str, Any] = {
+        "base": ledger.base,
+        "result": result.digest,
+        "ledger": ledger.digest,
+        "recipe": ledger.recipe,
+        "bits": total_bits(sites, result.sites),
+        "steps": step_facts(ledger),
+        "sites": sites,
+    }
+    for word in MEASURED:
+        if (entry := latest(ledger, word)) is not None:
+            facts[word] = dict(entry.data)
+    return facts
+
+
+def site_facts(site: Site, form: Form) -> dict[str, Any]:
+    """One site: how it is stored, and in how many bits."""
+    bits = bits_of(form)
+    return {
+        "shape": list(site.shape), "dtype": site.dtype, "kind": site.kind, "form": repr(form),
+        "weights": bits.weights, "stored": bits.stored, "bound": bits.bound,
+    }  # fmt: skip
+
+
+def total_bits(sites: Mapping[str, Mapping[str, Any]], given: Mapping[str, Site]) -> dict[str, Any]:
+    """Sums over everything that is stored, buffers too; `given` is what the same cost before."""
+    return {
+        "weights": sum(site["weights"] for site in sites.values()),
+        "given": sum(8 * given[name].torch_dtype.itemsize * site["weights"] for name, site in sites.items()),
+        "stored": sum(site["stored"] for site in sites.values()),
+        "bound": sum(site["bound"] for site in sites.values()),
+    }
+
+
+def latest(ledger: Ledger, kind: str) -> Entry | None:
+    """The last note of this kind about the whole model that no edit came after."""
+    for entry in reversed(ledger.entries):
+        if entry.is_edit:
+            return None
+        if entry.kind == kind and not entry.site:
+            return entry
+    return None
+
+
+def step_facts(ledger: Ledger) -> list[dict[str, Any]]:
+    """Each step: its settings, its time, what it says of the whole model, what it did to each site."""
+    found = []
+    for number, step in enumerate(ledger.recipe.get("steps", [])):
+        ((name, settings),) = step.items()
+        entries = [entry for entry in ledger.entries if entry.step == number]
+        facts: dict[str, Any] = {"step": name, "settings": settings}
+        for entry in entries:
+            if entry.kind == "time":
+                facts["seconds"] = entry.data["seconds"]
+        facts["notes"] = [
+            {"kind": entry.kind, "text": entry.text, **({"data": dict(entry.data)} if entry.data else {})}
+            for entry in entries
+            if not entry.site and entry.kind != "time"
+        ]
+        facts["sites"] = site_events(entries)
+        found.append(facts)
+    return found
+
+
+def site_events(entries: list[Entry]) -> dict[str, dict[str, Any]]:
+    """What one step did to each site: `did` in one word, `how` for edits, the text of its notes."""
+    sites: dict[str, dict[str, Any]] = {}
+    for entry in entries:
+        if entry.site:
+            facts = sites.setdefault(entry.site, {})
+            if entry.is_edit:
+                facts |= {"how": entry.how, "after": entry.after}
+            else:
+                facts |= {"did": entry.kind, "text": entry.text}
+    for facts in sites.values():
+        facts.setdefault("did", "done")
+    return sites
+
+
+def unusual(step: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a step's facts that are not at their default; all of them where the step is unknown."""
+    usual = {} if step["step"] not in STEPS else {f.name: f.default for f in fields(STEPS[step["step"]])}
+    return {key: value for key, value in step["settings"].items() if value != usual.get(key, ...)}

@@ -1,0 +1,46 @@
+"""Files: what `pack`, `unpack` and `verify` say: one file became another, with sizes as they are on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tersor.measure.nbytes import file_nbytes
+from tersor.report.console import whole
+
+
+def sizes(before: Path, after: Path) -> dict[str, Any]:
+    """Two files (or folders), one made from the other."""
+    return {
+        "from": {"name": str(before), "nbytes": file_nbytes(before)},
+        "to": {"name": str(after), "nbytes": file_nbytes(after)},
+    }
+
+
+def lines(facts: Mapping[str, Any]) -> Iterator[str]:
+    before, after = facts["from"], facts["to"]
+    share = after["nbytes"] / max(before["nbytes"], 1)
+    change = f"{1 / share:.2f} x smaller" if share < 1 else f"{share:.2f} x larger"
+    yield f"{before['name']}: {whole(before['nbytes'])} bytes"
+    yield f"{after['name']}: {whole(after['nbytes'])} bytes, {change}"
+
+
+def verified(path: Path, checks: Iterable[Any]) -> dict[str, Any]:
+    """The facts of io.verify: the file and each of its sites, sound or not."""
+    found = [asdict(check) for check in checks]
+    return {
+        "file": {"name": str(path), "nbytes": file_nbytes(path)},
+        "sound": all(check["sound"] for check in found),
+        "checks": found,
+    }
+
+
+def verified_lines(facts: Mapping[str, Any]) -> Iterator[str]:
+    """What is damaged, one line each; then how the file is as a whole."""
+    damaged = [check for check in facts["checks"] if not check["sound"]]
+    yield from (f"damaged: {check['site'] or 'the file'}: {check['text']}" for check in damaged)
+    sites = sum(bool(check["site"]) for check in facts["checks"])
+    state = f"{len(damaged)} faults" if damaged else "sound"
+    yield f"{facts['file']['name']}: {whole(facts['file']['nbytes'])} bytes, {sites} tensors, {state}"

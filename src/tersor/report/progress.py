@@ -1,0 +1,70 @@
+"""Progress: bars on stderr while a terminal watches, a plain line for each step where none does.
+
+What a run says goes through Watch (core/view.py); these are the ones for people. Nothing here touches stdout.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from tersor.core.view import Watch
+from tersor.report.console import first, seconds, talk
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+
+@contextmanager
+def watching(*, quiet: bool = False, plain: bool = False) -> Iterator[Watch]:
+    """Bars where a terminal watches, lines where none does or `plain` is asked for, silence if `quiet`."""
+    if quiet or not first():
+        yield Watch()
+    elif plain or not sys.stderr.isatty():
+        yield Lines()
+    else:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        columns = (TextColumn("{task.fields[label]}", markup=False), BarColumn(24), TimeElapsedColumn())
+        said = TextColumn("{task.description}", markup=False)
+        with Progress(*columns, said, console=Console(file=sys.stderr), transient=True) as bars:
+            watch = Bars(bars)
+            yield watch
+            watch.end()
+
+
+class Lines(Watch):
+    """One line on stderr for each step."""
+
+    def step(self, number: int, total: int, name: str) -> None:
+        talk(f"[{number}/{total}] {name}")
+
+
+class Bars(Watch):
+    """A bar for each step, which becomes a line with its time when the step has ended."""
+
+    def __init__(self, bars: Progress):
+        self.bars = bars
+        self.now: TaskID | None = None
+        self.label, self.began = "", 0.0
+
+    def step(self, number: int, total: int, name: str) -> None:
+        self.end()
+        self.label, self.began = f"[{number}/{total}] {name}", time.perf_counter()
+        self.now = self.bars.add_task("", total=None, label=self.label)
+
+    def progress(self, done: int, total: int, text: str = "") -> None:
+        if self.now is not None:
+            self.bars.update(self.now, completed=done, total=total, description=text)
+
+    def end(self) -> None:
+        """The step before is finished: its bar goes, a line stays."""
+        if self.now is not None:
+            self.bars.remove_task(self.now)
+            self.now = None
+            took = seconds(time.perf_counter() - self.began)
+            self.bars.console.print(f"{self.label}  {took}", markup=False, highlight=False)
