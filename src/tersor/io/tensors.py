@@ -56,29 +56,13 @@ class TensorFile:
         return parse_header(self.bytes(8, 8 + length), self.nbytes - 8 - length)
 
     def bytes(self, begin: int, end: int) -> bytes:
-        return self._bytes(begin, end).numpy().tobytes()
-
-    def _bytes(self, begin: int, end: int) -> Tensor:
-        """A range of the file as a tensor of its own, with no second copy in memory."""
-        data = torch.empty(end - begin, dtype=torch.uint8)
-        if not len(data):
-            return data
-        view, at = data.numpy().data, 0
-        try:
-            self.file.seek(begin)
-            while at < len(view):
-                count = self.file.readinto(view[at:])  # type: ignore[attr-defined]
-                if not count:
-                    raise FormatError(f"{self.path}: it became shorter while it was read")
-                at += count
-        except OSError as error:
-            raise cannot_read(self.path, error) from None
-        return data
+        return read_range(self.file, self.path, begin, end).numpy().tobytes()
 
     def read(self, name: str) -> Tensor:
         """One tensor, in memory of its own."""
         slot = self.slots[name]
-        return as_tensor(self._bytes(slot.begin, slot.end), slot.dtype, slot.shape, name)
+        data = read_range(self.file, self.path, slot.begin, slot.end)
+        return as_tensor(data, slot.dtype, slot.shape, name)
 
     def close(self) -> None:
         self.file.close()
@@ -90,6 +74,22 @@ class TensorFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def read_range(file: BinaryIO, path: Path, begin: int, end: int) -> Tensor:
+    """Bytes of a file as a tensor of its own, with no second copy in memory."""
+    data = torch.empty(end - begin, dtype=torch.uint8)
+    view, at = data.numpy().data, 0
+    try:
+        file.seek(begin)
+        while at < len(data):
+            count = file.readinto(view[at:])  # type: ignore[attr-defined]
+            if not count:
+                raise FormatError(f"{path}: it became shorter while it was read")
+            at += count
+    except OSError as error:
+        raise cannot_read(path, error) from None
+    return data
 
 
 def cannot_read(path: Path, error: OSError) -> StorageError:
@@ -120,6 +120,11 @@ class TensorWriter:
         self.entries.append((name, tensor.dtype, tuple(tensor.shape), len(data), self.nbytes))
         self.nbytes += len(data)
 
+    def also(self, other: str, name: str) -> None:
+        """The same tensor once more, under another name."""
+        entry = next(entry for entry in self.entries if entry[0] == name)
+        self.entries.append((other, *entry[1:]))
+
     def finish(self, out: BinaryIO, metadata: Mapping[str, str]) -> int:
         """Write the file, wide elements first. Returns its bytes."""
         order = sorted(self.entries, key=lambda entry: -entry[1].itemsize)
@@ -129,7 +134,7 @@ class TensorWriter:
             self.spool.seek(where)
             for at in range(0, nbytes, CHUNK):
                 out.write(self.spool.read(min(CHUNK, nbytes - at)))
-        return len(header) + self.nbytes
+        return len(header) + sum(entry[3] for entry in order)
 
     def __enter__(self) -> Self:
         return self

@@ -1,0 +1,276 @@
+"""Checkpoint: weights files read one tensor at a time, so that one larger than memory can be packed.
+
+.safetensors, a folder of them (with or without an index), .pt .pth .bin state dicts. Plain reads. A PyTorch
+file is loaded with fake tensors, which have a place in the file and no bytes; nothing in it is executed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import torch
+from torch import Tensor
+
+from tersor.errors import FormatError, SettingError
+from tersor.io.header import CODES, Slot
+from tersor.io.tensors import TensorFile, cannot_read, read_range
+from tersor.io.text import parse
+
+FILES = ("*.safetensors", "*.bin", "*.pt", "*.pth")  # of a folder: the first kind that is there
+WRAPPED = ("state_dict", "model_state_dict", "model", "module", "net", "params", "weights")
+# What torch.load raises for a damaged file.
+DAMAGED = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError, AssertionError)
+
+
+class Part(Protocol):
+    """One file of a checkpoint."""
+
+    slots: Mapping[str, Slot]
+    aliases: Mapping[str, str]  # other names of one tensor -> the first
+    ignored: tuple[str, ...]  # what the file holds besides, such as an optimizer's state
+
+    def read(self, name: str) -> Tensor: ...
+
+    def close(self) -> None: ...
+
+
+class Checkpoint:
+    """A file or a folder of weights: names, dtypes and shapes at once, values one by one."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.where: dict[str, Part] = {}
+        self.slots: dict[str, Slot] = {}
+        self.aliases: dict[str, str] = {}
+        self.ignored: tuple[str, ...] = ()
+        with ExitStack() as stack:
+            for file, names in self._files():
+                part = stack.enter_context(open_part(file))
+                self._add(file, part, names)
+            self.parts = stack.pop_all()
+
+    def _files(self) -> list[tuple[Path, set[str] | None]]:
+        """(file, the names it must have, if an index tells them)."""
+        if not self.path.is_dir():
+            return [(self.path, None)]
+        indexes = sorted(self.path.glob("*.index.json"))
+        if len(indexes) > 1:
+            raise FormatError(f"{self.path}: {len(indexes)} index files; give one file, or a folder with one")
+        if indexes:
+            return sorted(read_index(indexes[0]).items())
+        for kind in FILES:
+            if files := sorted(self.path.glob(kind)):
+                return [(file, None) for file in files]
+        raise FormatError(f"{self.path}: the folder holds no weights; known are {', '.join(FILES)}")
+
+    def _add(self, file: Path, part: Any, names: set[str] | None) -> None:
+        missing = (names or set()) - part.slots.keys() - part.aliases.keys()
+        if missing:
+            raise FormatError(f"{file}: the index says that it holds {min(missing)}, but it does not")
+        double = [name for name in (*part.slots, *part.aliases) if name in self.slots or name in self.aliases]
+        if double:
+            raise FormatError(f"{file}: {double[0]} is in another file of {self.path} too; keep one of them")
+        self.where |= dict.fromkeys(part.slots, part)
+        self.slots |= part.slots
+        self.aliases |= part.aliases
+        self.ignored += part.ignored
+
+    def read(self, name: str) -> Tensor:
+        return self.where[name].read(name)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.parts.close()
+
+
+def read_index(path: Path) -> dict[Path, set[str]]:
+    """The files of a sharded checkpoint and what is in them."""
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise cannot_read(path, error) from None
+    index = parse(raw, f"{path}: it")
+    weights = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weights, dict) or not weights:
+        raise FormatError(f"{path}: an index has a weight_map: tensor -> file")
+    files: dict[Path, set[str]] = {}
+    for name, file in weights.items():
+        # A name with a folder in it could reach any file of this machine.
+        if not isinstance(file, str) or Path(file).name != file or file in ("", ".", ".."):
+            raise FormatError(
+                f"{path}: {name[:100]} lies in {str(file)[:100]!r}, which is not a file beside it"
+            )
+        files.setdefault(path.parent / file, set()).add(name)
+    return files
+
+
+def open_part(path: Path) -> SafetensorsPart | TorchPart:
+    try:
+        with open(path, "rb") as file:
+            head = file.read(8)
+    except OSError as error:
+        raise cannot_read(path, error) from None
+    is_torch = head.startswith((b"PK\x03\x04", b"\x80\x02"))
+    return TorchPart(path) if is_torch else SafetensorsPart(path)
+
+
+class SafetensorsPart(TensorFile):
+    """A safetensors file that is no .tersor file."""
+
+    aliases: Mapping[str, str] = {}
+    ignored: tuple[str, ...] = ()
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        if "tersor" in self.metadata:
+            self.close()
+            raise SettingError(f"{path}: it is a .tersor file already. Unpack it: tersor unpack FILE -o OUT")
+
+
+class TorchPart:
+    """A state dict that torch.save wrote, or a training checkpoint that holds one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.file = open(path, "rb")  # noqa: SIM115  closed by close()
+        try:
+            self.in_file = stored_plainly(path)
+            tensors, self.ignored = state_dict_in(load_torch(path, fake=self.in_file), path)
+            if self.in_file and any(place_in_file(tensor) is None for tensor in tensors.values()):
+                self.in_file = False
+                tensors, self.ignored = state_dict_in(load_torch(path, fake=False), path)
+            self.tensors, self.slots, self.aliases = self._sort(tensors)
+        except FormatError:
+            self.close()
+            raise
+
+    def _sort(
+        self, tensors: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Slot], dict[str, str]]:
+        """Tensors that are the same memory seen the same way become one, with aliases."""
+        own, slots, aliases = {}, {}, {}
+        first: dict[tuple[Any, ...], str] = {}
+        for name, tensor in tensors.items():
+            if tensor.layout is not torch.strided or tensor.is_quantized or tensor.dtype not in CODES:
+                raise FormatError(
+                    f"{self.path}: {name} is a {tensor.dtype} tensor of layout {tensor.layout}; only plain "
+                    f"tensors can be packed"
+                )
+            place = self._place(tensor)
+            key = (*place, tuple(tensor.shape), tensor.stride(), tensor.dtype) if tensor.numel() else (name,)
+            if first.setdefault(key, name) != name:
+                aliases[name] = first[key]
+                continue
+            own[name], slots[name] = tensor, Slot(tensor.dtype, tuple(tensor.shape), *place)
+            if tensor.nbytes > tensor.untyped_storage().nbytes():
+                raise FormatError(
+                    f"{self.path}: {name} shows the same memory more than once; save a copy of it"
+                )
+        return own, slots, aliases
+
+    def _place(self, tensor: Tensor) -> tuple[int, int]:
+        """The bytes that hold its elements: in the file, or in memory."""
+        storage, size = tensor.untyped_storage(), tensor.dtype.itemsize
+        start = (place_in_file(tensor) if self.in_file else storage.data_ptr()) or 0
+        reach = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+        begin = int(tensor.storage_offset()) * size
+        end = begin + (int(reach) * size if tensor.numel() else 0)
+        room = os.fstat(self.file.fileno()).st_size - start if self.in_file else storage.nbytes()
+        if not 0 <= begin <= end <= min(int(storage.nbytes()), room):
+            raise FormatError(f"{self.path}: a tensor reaches beyond its memory: the file is damaged")
+        return start + begin, start + end
+
+    def read(self, name: str) -> Tensor:
+        tensor, slot = self.tensors[name], self.slots[name]
+        if not self.in_file:
+            return tensor.detach().clone().contiguous()
+        data = read_range(self.file, self.path, slot.begin, slot.end).view(slot.dtype)
+        return (
+            data.as_strided(slot.shape, tensor.stride()).contiguous()
+            if len(data)
+            else data.reshape(slot.shape)
+        )
+
+    def close(self) -> None:
+        self.file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def place_in_file(tensor: Tensor) -> int | None:
+    """Where a fake tensor's storage begins in the file it was loaded from."""
+    return getattr(tensor.untyped_storage(), "_checkpoint_offset", None)
+
+
+def stored_plainly(path: Path) -> bool:
+    """Whether the tensors' bytes stand in the file as they are: a zip, not compressed, low byte first."""
+    if not zipfile.is_zipfile(path):
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            orders = [archive.read(name) for name in archive.namelist() if name.endswith("/byteorder")]
+            plain = all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+        raise FormatError(f"{path}: it is a damaged zip file: {error}") from None
+    return plain and orders in ([], [b"little"])
+
+
+def load_torch(path: Path, *, fake: bool) -> Any:
+    """What torch.save wrote; `fake`: tensors without bytes. Only tensors and plain containers are read."""
+    from torch._subclasses.fake_tensor import FakeTensorMode  # takes a second, so not for safetensors
+
+    try:
+        with FakeTensorMode() if fake else ExitStack():
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"(?:Unsupported|disallowed) \w+: GLOBAL ([\w.]+)|GLOBAL ([\w.]+)", str(error))
+        what = f" ({found[1] or found[2]})" if found else ""
+        raise FormatError(
+            f"{path}: it holds Python objects{what}, and to load them is to run code from the file. "
+            f"Where the model is, save its tensors alone: torch.save(model.state_dict(), 'weights.pt')"
+        ) from None
+    except DAMAGED as error:
+        said = str(error).strip().splitlines()
+        raise FormatError(
+            f"{path}: it cannot be read as a PyTorch checkpoint: {said[0][:200] if said else ''}"
+        ) from None
+
+
+def state_dict_in(found: Any, path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """(the state dict in what was loaded, names of what is not part of it)."""
+    if isinstance(found, Mapping):
+        for key in WRAPPED:
+            if isinstance(found.get(key), Mapping) and any(
+                isinstance(v, Tensor) for v in found[key].values()
+            ):
+                inner, ignored = state_dict_in(found[key], path)
+                return inner, (*(str(other) for other in found if other != key), *ignored)
+        tensors = {name: v for name, v in found.items() if isinstance(v, Tensor) and isinstance(name, str)}
+        if tensors:
+            return tensors, tuple(str(name) for name in found if name not in tensors)
+    keys = (
+        f" with the keys {json.dumps([str(key) for key in found][:12])}" if isinstance(found, Mapping) else ""
+    )
+    raise FormatError(
+        f"{path}: it holds a {type(found).__name__}{keys}, but a state dict is expected: tensors by name, by "
+        f"themselves or under one of {', '.join(WRAPPED)}"
+    )

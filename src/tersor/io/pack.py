@@ -1,0 +1,194 @@
+"""Pack: a weights file as .tersor without the model, and back. One tensor in memory at a time.
+
+pack     read a tensor, run the recipe's steps on it, write what it became, drop it; then the next
+unpack   read a site, decode it, write it under its old name
+Steps that look at all weights together, or train, need the model and are refused.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+from tersor.core.ledger import Entry, Ledger
+from tersor.core.recipe import Recipe
+from tersor.core.run import apply, digest_of
+from tersor.core.step import Note
+from tersor.core.view import View, Watch
+from tersor.errors import RefusedError, SettingError
+from tersor.files import atomic
+from tersor.forms import Dense, Form
+from tersor.forms.coded import DTYPES
+from tersor.io.checkpoint import Checkpoint
+from tersor.io.container import Builder, TersorFile
+from tersor.io.header import Slot
+from tersor.io.tensors import TensorWriter
+from tersor.model.sites import Site, finite
+
+TIED = 65536  # bytes from which equal tensors are stored once: zero biases are equal by chance
+BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+OTHERS = (".pt", ".pth", ".bin", ".ckpt", ".onnx", ".tersor")
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What pack did."""
+
+    tensors: int
+    aliases: Mapping[str, str]  # tied or equal tensors, stored once
+    before: int  # bytes of the tensors
+    nbytes: int  # bytes of the file
+    ledger: Ledger  # without forms
+    ignored: tuple[str, ...]  # what the checkpoint holds besides tensors of the state dict
+
+
+def pack(
+    weights: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    recipe: Recipe,
+    *,
+    watch: Watch | None = None,
+) -> Packed:
+    """Write the tensors of `weights` (a .safetensors, a folder of them, a .pt state dict) to a .tersor file.
+
+    A step that needs the whole model, a `where` that matches nothing and weights with NaN are refused, and
+    nothing is written.
+    """
+    alone(recipe)
+    with Checkpoint(weights) as source:
+        packing = Packing(source, recipe, watch or Watch())
+        with atomic(out) as file, TensorWriter(Path(out).parent) as tensors:
+            builder = Builder(tensors)
+            for number, name in enumerate(source.slots, 1):
+                packing.one(name, builder)
+                packing.watch.progress(number, len(source.slots), name)
+            ledger = packing.ledger()
+            packing.check_lock(ledger.base, builder.digests)
+            nbytes = builder.finish(file, packing.aliases, ledger)
+        return Packed(
+            len(source.slots), packing.aliases, packing.before, nbytes, ledger, tuple(source.ignored)
+        )
+
+
+def alone(recipe: Recipe) -> None:
+    """Refuse steps that cannot work on one tensor by itself."""
+    for step in recipe.steps:
+        if not getattr(step, "sitewise", lambda: False)():
+            raise RefusedError(
+                f"pack: {step.name}, as it is set, needs the whole model: to train or measure it, or to look "
+                f"at all its weights at once. Leave it out here, or run it with the model: "
+                f"tersor run MODEL --task TASK --recipe RECIPE"
+            )
+
+
+class Packing:
+    """The state of one pack: nothing in it grows with the size of a tensor."""
+
+    def __init__(self, source: Checkpoint, recipe: Recipe, watch: Watch) -> None:
+        self.source, self.recipe, self.watch = source, recipe, watch
+        self.sites = {name: describe(name, slot) for name, slot in source.slots.items()}
+        self.aliases = dict(source.aliases)
+        self.base: dict[str, str] = {}  # digests of what was given
+        self.entries: list[list[Entry]] = [[] for _ in recipe.steps]
+        self.seconds = [0.0 for _ in recipe.steps]
+        self.stored: dict[tuple[str, str], str] = {}  # digests before and after -> site
+        self.before = 0
+        self.names = frozenset(self.sites)
+        for number in range(len(recipe.steps)):
+            # With every site done a step does nothing but look for what its `where` means.
+            for _ in self.recipe.steps[number].run(self.view(number, {}, self.names)):
+                raise RefusedError(f"pack: {recipe.steps[number].name} does not work on one tensor by itself")
+
+    def view(self, number: int, forms: Mapping[str, Form], done: frozenset[str]) -> View:
+        """What a step sees: all names and shapes, and the form of the one site that is not done."""
+        step = self.recipe.steps[number]
+        return View(
+            self.sites, forms, self.aliases, None, forms, None, step.name, number, self.recipe.seed, Watch(),
+            done=done,
+        )  # fmt: skip
+
+    def one(self, name: str, builder: Builder) -> None:
+        """Read, compress and write one tensor."""
+        tensor = self.source.read(name)
+        # PyTorch cannot ask a float of 8 bits whether it is finite.
+        finite({name: tensor.float() if tensor.dtype.itemsize == 1 else tensor}, self.sites)
+        self.before += tensor.nbytes
+        forms: dict[str, Form] = {name: Dense(tensor)}
+        given = forms[name].digest
+        events = self.run(name, forms)
+        twin = self.stored.setdefault((given, forms[name].digest), name)
+        if twin != name and tensor.nbytes >= TIED:
+            self.aliases |= {name: twin} | {a: twin for a, site in self.aliases.items() if site == name}
+            return
+        self.base[name] = given
+        for entries, more in zip(self.entries, events, strict=True):
+            entries += more
+        builder.add(self.sites[name], forms[name])
+
+    def run(self, name: str, forms: dict[str, Form]) -> list[list[Entry]]:
+        """The recipe on one site; its entries by step."""
+        others = self.names - {name}
+        events: list[list[Entry]] = []
+        for number, step in enumerate(self.recipe.steps):
+            ledger, began = Ledger("", {}), time.perf_counter()
+            if self.sites[name].dtype in DTYPES:
+                for group in step.run(self.view(number, dict(forms), others)):
+                    apply(forms, group, self.sites, step.name)
+                    ledger.record(number, step.name, group)
+            else:
+                kept = Note(name, "skipped", f"{self.sites[name].dtype} is stored as it is")
+                ledger.record(number, step.name, (kept,))
+            self.seconds[number] += time.perf_counter() - began
+            events.append(ledger.entries)
+        return events
+
+    def ledger(self) -> Ledger:
+        """What a run on the whole model would have written, without forms."""
+        base = digest_of({name: SimpleNamespace(digest=digest) for name, digest in self.base.items()})  # type: ignore[misc]
+        ledger = Ledger(base, self.recipe.to_json())
+        for number, step in enumerate(self.recipe.steps):
+            ledger.entries += self.entries[number]
+            took = Note("", "time", f"{step.name} took its time", {"seconds": self.seconds[number]})
+            ledger.record(number, step.name, (took,))
+        return ledger
+
+    def check_lock(self, base: str, digests: Mapping[str, str]) -> None:
+        """A lock file names what must come out."""
+        if self.recipe.base not in (None, base):
+            raise RefusedError(f"pack: the lock is for base {self.recipe.base}, these weights are {base}")
+        for site, digest in self.recipe.result:
+            if digests.get(site) != digest:
+                found = digests.get(site, "no such site")
+                raise RefusedError(f"pack: {site} came out as {found}, the lock says {digest}")
+
+
+def describe(name: str, slot: Slot) -> Site:
+    """A site from what a weights file tells: no layer, so its kind is a guess from the shape."""
+    dtype, axes = str(slot.dtype).removeprefix("torch."), len(slot.shape)
+    kind = "other"
+    if name.endswith(BUFFERS):
+        kind = "buffer"
+    elif slot.dtype.is_floating_point and 2 <= axes <= 5:
+        kind = "linear" if axes == 2 else "conv"
+    return Site(name, slot.shape, dtype, kind, layer=name.rpartition(".")[0])
+
+
+def unpack(path: str | os.PathLike[str], out: str | os.PathLike[str], *, watch: Watch | None = None) -> int:
+    """Write the decoded tensors of a .tersor file as .safetensors: old names, dtypes, shapes.
+
+    Returns the bytes written. FormatError where a part of the file is damaged; nothing is written then.
+    """
+    out, watch = Path(out), watch or Watch()
+    if out.suffix in OTHERS:
+        raise SettingError(f"unpack: writes safetensors, so name it {out.stem}.safetensors, not {out.name}")
+    with TersorFile(path) as file, atomic(out) as target, TensorWriter(out.parent) as tensors:
+        for number, name in enumerate(file.sites, 1):
+            tensors.add(name, file.tensor(name))
+            watch.progress(number, len(file.sites), name)
+        for alias, name in file.aliases.items():
+            tensors.also(alias, name)
+        return tensors.finish(target, {"format": "pt"})
