@@ -1,4 +1,4 @@
-"""Fixed streams: the layout does not change. The examples of docs/streams.md, and more for each kind of table."""
+"""Fixed streams: the layout does not change. The examples of docs/streams.md, and each kind of table."""
 
 import re
 
@@ -39,7 +39,7 @@ def test_golden(name: str) -> None:
     stream, symbols = (bytes.fromhex(text) for text in GOLDEN[name])
     assert decode(stream, len(symbols)).tobytes() == symbols
     assert reference.decode(stream, len(symbols)).tobytes() == symbols
-    assert coder_of(stream) == name.split(",")[0]
+    assert coder_of(stream) == name.split(",", maxsplit=1)[0]
 
 
 def examples() -> list[tuple[bytes, np.ndarray]]:
