@@ -26,7 +26,7 @@ from tersor.core.step import HOW, Edit, Group, Note
 from tersor.core.view import View, Watch
 from tersor.errors import RefusedError, SettingError
 from tersor.forms import Dense, Form
-from tersor.forms.form import DIGEST
+from tersor.forms.form import DIGEST, as_bytes
 from tersor.model.dress import dress
 from tersor.model.sites import Site, finite, sites_of
 from tersor.model.task import Task
@@ -74,7 +74,7 @@ def digest_of(forms: Mapping[str, Form]) -> str:
 def start(model: nn.Module) -> Compressed:
     """A model as it is: every tensor Dense, nothing done yet. Refuses NaN and infinite weights."""
     sites, tensors, aliases = sites_of(model)
-    finite(tensors)
+    finite(tensors, sites)
     forms = {name: Dense(value.cpu().clone()) for name, value in tensors.items()}
     return Compressed(sites, forms, aliases, Ledger(digest_of(forms), {}), copy.deepcopy(model))
 
@@ -167,17 +167,17 @@ def check_edit(edit: Edit, forms: Mapping[str, Form], sites: Mapping[str, Site],
         raise RefusedError(
             f"{who}: {edit.site}: shape {list(sites[edit.site].shape)} became {list(edit.after.shape)}"
         )
+    if edit.how == "wrap" and edit.before.digest not in {node.digest for _, node in edit.after.walk()}:
+        raise RefusedError(f"{who}: {edit.site}: a wrap must hold the old form")
     after = edit.after.decode()
-    if after.is_floating_point() and not torch.isfinite(after).all():
+    if edit.how == "lossless":
+        before = edit.before.decode()
+        if before.dtype != after.dtype or bytes(as_bytes(before)) != bytes(as_bytes(after)):
+            raise RefusedError(f"{who}: {edit.site}: a lossless edit must decode to the same bits")
+    elif not torch.isfinite(after.to(sites[edit.site].torch_dtype)).all():
         raise RefusedError(
             f"{who}: {edit.site}: the new form decodes to NaN or infinity; nothing was changed"
         )
-    if edit.how == "wrap" and edit.before.digest not in {node.digest for _, node in edit.after.walk()}:
-        raise RefusedError(f"{who}: {edit.site}: a wrap must hold the old form")
-    if edit.how == "lossless":
-        before = edit.before.decode()
-        if before.dtype != after.dtype or not torch.equal(before.nan_to_num(), after.nan_to_num()):
-            raise RefusedError(f"{who}: {edit.site}: a lossless edit must decode to the same bits")
 
 
 def compare_lock(recipe: Recipe, result: Compressed) -> None:

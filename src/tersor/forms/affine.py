@@ -56,6 +56,6 @@ def take_rows(form: Any, axis: int, index: Tensor, codes: str, per_row: tuple[st
     fields = {codes: getattr(form, codes).take(axis, index)}
     for key in per_row:
         child = getattr(form, key)
-        if child is not None and axis == form.axis and not vector and child.shape[0] > 1:
+        if child is not None and axis == form.axis and not vector and child.shape[0] == form.shape[axis]:
             fields[key] = child.take(0, index)
     return form.replace(**fields)

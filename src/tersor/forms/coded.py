@@ -41,6 +41,8 @@ class Coded(Form):
 
     def decode(self, keep: Tensor | None = None) -> Tensor:
         count = math.prod(self.size)
+        if self.dtype not in DTYPES:
+            raise FormatError(f"a coded leaf has dtype {self.dtype[:40]!r}; known are {', '.join(DTYPES)}")
         if self.kept:
             if keep is None or tuple(keep.shape) != tuple(self.size):
                 raise FormatError(

@@ -112,8 +112,7 @@ def to_rows(w: Tensor, axis: int) -> Tensor:
     """[..., O at axis, ...] -> [O, I]; a vector or a scalar is one row, so that it can share one grid."""
     if w.ndim <= 1:
         return w.reshape(1, -1)
-    moved = w.movedim(axis, 0)
-    return moved.reshape(moved.shape[0], -1)
+    return w.movedim(axis, 0).flatten(1)  # reshape(O, -1) would not know I where O is 0
 
 
 def from_rows(rows: Tensor, shape: tuple[int, ...], axis: int) -> Tensor:

@@ -99,12 +99,13 @@ def describe(name: str, value: Tensor, owner: nn.Module | None, layer: str = "")
     )  # fmt: skip
 
 
-def finite(tensors: Mapping[str, Tensor]) -> None:
-    """Refuse weights that hold NaN or infinity, by name and count."""
+def finite(tensors: Mapping[str, Tensor], sites: Mapping[str, Site]) -> None:
+    """Refuse weights that hold NaN or infinity, by name and count. A buffer may hold infinities: attention
+    masks do."""
     for name, value in tensors.items():
         if value.is_floating_point():
-            bad = value.numel() - int(torch.isfinite(value).sum())
-            if bad:
+            wrong = value.isnan() if sites[name].kind == "buffer" else ~value.isfinite()
+            if bad := int(wrong.sum()):
                 raise RefusedError(
                     f"{name}: {bad} of {value.numel()} values are NaN or infinite. "
                     f"Compressing a broken model hides the fault: load a sound checkpoint, or replace the "

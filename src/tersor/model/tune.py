@@ -224,7 +224,7 @@ class Tuned(nn.Module):
     ):
         """`model` is copied. `train` names the sites whose leaves learn; the other parameters stand still."""
         super().__init__()
-        self.sites, self._site_names = sites, list(train)
+        self.sites, self._site_names, self._begin = sites, list(train), forms
         net = copy.deepcopy(model)
         # Hidden from parameters(): the forms' leaves are what is trained, not the layers' own weights.
         object.__setattr__(self, "net", net)
@@ -260,11 +260,12 @@ class Tuned(nn.Module):
         """The trained forms of the sites that learn, and of the buffers that training moved."""
         folded = {name: self.part_of(name).fold() for name in self._site_names}
         for name, site in self.sites.items():
-            if site.kind == "buffer":
-                folded[name] = Dense(cast(Tensor, getattr(self, key(name))).detach().cpu().clone())
+            now = cast(Tensor, getattr(self, key(name))).detach().cpu() if site.kind == "buffer" else None
+            if now is not None and not torch.equal(now, self._begin[name].decode()):
+                folded[name] = Dense(now.clone())
         return folded
 
 
 def key(name: str) -> str:
-    """A site's name as a module's: dots are not allowed there."""
-    return name.replace(".", "/")
+    """A site's name as a module's: dots are not allowed there, nor names that modules use themselves."""
+    return "/" + name.replace(".", "/")

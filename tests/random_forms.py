@@ -1,0 +1,290 @@
+"""Random forms for property tests, and what they stand for by slow loops in numpy.
+
+BUILDERS and SLOW hold one function for each form in the table. A new form fails test_forms.py until both are
+there: BUILDERS says how an instance of a given shape is drawn, SLOW decodes it element by element, from the
+form's paragraph in docs/format.md and without torch's arithmetic.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tersor.coders import decode as decode_stream
+from tersor.forms import FORMS, Affine, Codebook, Coded, Dense, Form, LogGrid, LowRank, Masked, Sum, coded
+
+Shape = tuple[int, ...]
+SHAPES: tuple[Shape, ...] = (
+    (1, 1), (7, 1), (1, 7), (5, 3, 3, 3), (2, 6, 5), (4, 10), (5,), (1,), (), (0, 3), (3, 0), (0,), (2, 0, 3),
+)  # fmt: skip
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+DEPTH = 2  # deeper than this, only forms whose children are leaves
+
+
+@dataclass
+class Draw:
+    """Hypothesis picks the structure; a generator that it seeds fills the arrays: they need no shrinking."""
+
+    draw: Callable[[st.SearchStrategy[Any]], Any]
+    generator: torch.Generator
+
+    def pick(self, *choices: Any) -> Any:
+        return self.draw(st.sampled_from(choices))
+
+    def normal(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.randn(shape, generator=self.generator).to(dtype)
+
+    def whole(self, low: int, high: int, shape: Shape, dtype: torch.dtype) -> Tensor:
+        return torch.randint(low, high + 1, shape, generator=self.generator).to(dtype)
+
+    def mask(self, shape: Shape) -> Tensor:
+        share = self.pick(0.0, 0.1, 0.5, 1.0)
+        return torch.rand(shape, generator=self.generator) < share
+
+    def leaf(self, array: Tensor, keep: Tensor | None = None) -> Form:
+        """Plain, or coded: with a mask above also without what it hides."""
+        how = self.pick("dense", "dense", "coded", "kept")
+        if how == "dense":
+            return Dense(array)
+        return coded(array, keep if how == "kept" else None, self.coder())
+
+    def coder(self) -> str:
+        """Mostly the one that costs no time: coders have tests of their own."""
+        return str(self.pick("raw", "raw", "raw", "huffman", "rans"))
+
+    def weights(self, shape: Shape, depth: int, keep: Tensor | None = None) -> Form:
+        """Any form of floats with this shape; `keep` is the mask above it."""
+        names = [name for name in FORMS if name in BUILDERS and (len(shape) >= 2 or name != "lowrank")]
+        flat = ("dense", "coded", "affine", "codebook", "loggrid")
+        name = self.draw(st.sampled_from([n for n in names if depth < DEPTH or n in flat]))
+        return BUILDERS[name](self, shape, depth, keep)
+
+
+def rows_of(shape: Shape, axis: int) -> tuple[int, int]:
+    """(O, I) of the matrix whose rows share a grid."""
+    if len(shape) <= 1:
+        return 1, math.prod(shape)
+    return shape[axis], math.prod(shape[:axis] + shape[axis + 1 :])
+
+
+def grid(d: Draw, shape: Shape) -> tuple[int, int, Shape]:
+    """(axis, group, shape of the scale): one grid for all, a row, or a group of inputs."""
+    axis = d.pick(*range(len(shape))) if len(shape) >= 2 else 0
+    rows, columns = rows_of(shape, axis)
+    per = d.pick("tensor", "row", "group")
+    if per != "group":
+        return axis, 0, (1, 1) if per == "tensor" else (rows, 1)
+    group = d.pick(1, 2, 3, 64)
+    return axis, group, (rows, -(-columns // group))
+
+
+def dense(d: Draw, shape: Shape, depth: int = 0, keep: Tensor | None = None) -> Dense:
+    return Dense(d.normal(*shape))
+
+
+def coded_floats(d: Draw, shape: Shape, depth: int = 0, keep: Tensor | None = None) -> Coded:
+    array = d.normal(*shape) if d.pick(True, False) else d.whole(-1, 1, shape, torch.float32)
+    return coded(array, keep if d.pick(True, False) else None, d.coder())
+
+
+def masked(d: Draw, shape: Shape, depth: int = 0, keep: Tensor | None = None) -> Masked:
+    mine = d.mask(shape)
+    within = mine if keep is None else mine & keep
+    return Masked(d.leaf(mine), d.weights(shape, depth + 1, within))
+
+
+def affine(d: Draw, shape: Shape, depth: int = 0, keep: Tensor | None = None) -> Affine:
+    bits = d.pick(1, 2, 3, 8, 9, 16)
+    axis, group, scales = grid(d, shape)
+    half = 2 ** (bits - 1)
+    codes = d.whole(-half, half - 1, shape, torch.int8 if bits <= 8 else torch.int16)
+    wide = torch.int16 if bits <= 8 else torch.int32
+    zero = d.leaf(d.whole(-half, half - 1, scales, wide)) if d.pick(True, False) else None
+    return Affine(d.leaf(codes, keep), d.leaf(d.normal(*scales).abs()), zero, bits, group, axis)
+
+
+def codebook(d: Draw, shape: Shape, depth: int = 0, keep: Tensor | None = None) -> Codebook:
+    axis, _, scales = grid(d, shape)
+    entries = d.pick(1, 2, 3, 16, 256, 300)
+    rows, _ = rows_of(shape, axis)
+    index = d.whole(0, entries - 1, shape, torch.uint8 if entries <= 256 else torch.int16)
+    book = d.normal(*((entries,) if d.pick(True, False) else (rows, entries)))
+    scale = d.leaf(d.normal(*(scales if scales[1] == 1 else (rows, 1)))) if d.pick(True, False) else None
+    return Codebook(d.leaf(index, keep), d.leaf(book), scale, axis)
+
+
+def loggrid(d: Draw, shape: Shape, depth: int = 0, keep: Tensor | None = None) -> LogGrid:
+    bits, terms = d.pick(2, 3, 4, 5, 8), d.pick(1, 2)
+    axis, group, scales = grid(d, shape)
+    top = 2 ** (bits - 1) - 1
+    codes = d.leaf(d.whole(-top, top, shape, torch.int8), keep)
+    return LogGrid(codes, d.leaf(d.normal(*scales).abs()), bits, terms, group, axis)
+
+
+def lowrank(d: Draw, shape: Shape, depth: int = 0, keep: Tensor | None = None) -> LowRank:
+    rank = d.pick(1, 2, 5)
+    return LowRank(d.weights((shape[0], rank), depth + 1), d.weights((rank, *shape[1:]), depth + 1))
+
+
+def total(d: Draw, shape: Shape, depth: int = 0, keep: Tensor | None = None) -> Sum:
+    return Sum(d.weights(shape, depth + 1, keep), d.weights(shape, depth + 1, keep))
+
+
+BUILDERS: dict[str, Callable[..., Form]] = {
+    "dense": dense, "coded": coded_floats, "masked": masked, "affine": affine, "codebook": codebook,
+    "loggrid": loggrid, "lowrank": lowrank, "sum": total,
+}  # fmt: skip
+
+
+@st.composite
+def forms(draw: Any, name: str | None = None, shapes: tuple[Shape, ...] = SHAPES) -> Form:
+    """A random form: of one kind at the top where `name` is given, of any kind below."""
+    fitting = [shape for shape in shapes if len(shape) >= 2 or name != "lowrank"]
+    shape = draw(st.sampled_from(fitting))
+    d = Draw(draw, torch.Generator().manual_seed(draw(st.integers(0, 2**31))))
+    return d.weights(shape, 0) if name is None else BUILDERS[name](d, shape, 0, None)
+
+
+# --- what forms stand for, element by element ---
+
+Hidden = np.ndarray | None  # bool, of the form's shape: what a mask above keeps
+
+
+def slow(form: Form, keep: Hidden = None) -> np.ndarray:
+    """decode() by loops. Where `keep` is False the value means nothing."""
+    return SLOW[form.name](form, keep)
+
+
+def places(shape: Shape) -> Iterator[tuple[int, ...]]:
+    return itertools.product(*map(range, shape))
+
+
+def place_in_grid(at: tuple[int, ...], shape: Shape, axis: int) -> tuple[int, int]:
+    """(row, column) of an element; a vector is one row."""
+    if len(shape) <= 1:
+        return 0, at[0] if at else 0
+    row, column = at[axis], 0
+    for a in range(len(shape)):
+        if a != axis:
+            column = column * shape[a] + at[a]
+    return row, column
+
+
+def shared(table: np.ndarray, row: int, column: int, group: int) -> Any:
+    """The entry of a [1, 1], [O, 1] or [O, G] table that counts for one element."""
+    return table[row if table.shape[0] > 1 else 0, column // group if table.shape[1] > 1 else 0]
+
+
+def slow_dense(form: Dense, keep: Hidden) -> np.ndarray:
+    return form.array.numpy()
+
+
+def slow_coded(form: Coded, keep: Hidden) -> np.ndarray:
+    dtype = np.dtype(form.dtype)
+    count = math.prod(form.size)
+    elements = int(keep.sum()) if form.kept and keep is not None else count
+    start, planes = 0, []
+    for length in form.planes:
+        symbols = -(-elements // 8) if form.pack else elements
+        planes.append(decode_stream(form.data.numpy()[start : start + length], symbols))
+        start += length
+    if form.pack:
+        bits = [planes[0][k // 8] >> (7 - k % 8) & 1 for k in range(elements)]
+        values = np.array(bits, dtype=np.uint8).view(bool)
+    else:
+        raw = bytes(plane[k] for k in range(elements) for plane in planes)
+        values = np.frombuffer(raw, dtype)
+    whole, source = np.zeros(form.size, dtype), iter(values)
+    for at in places(form.size):
+        if not form.kept or keep is None or keep[at]:
+            whole[at] = next(source)
+    return whole
+
+
+def slow_masked(form: Masked, keep: Hidden) -> np.ndarray:
+    mine = slow(form.keep)
+    within = mine if keep is None else mine & keep
+    body = slow(form.body, within).copy()
+    for at in places(body.shape):
+        if not mine[at]:
+            body[at] = 0
+    return body
+
+
+def slow_affine(form: Affine, keep: Hidden) -> np.ndarray:
+    codes, scale = slow(form.codes, keep), slow(form.scale)
+    zero = None if form.zero is None else slow(form.zero)
+    w = np.zeros(codes.shape, np.float32)
+    for at in places(codes.shape):
+        row, column = place_in_grid(at, codes.shape, form.axis)
+        shift = 0 if zero is None else int(shared(zero, row, column, form.group))
+        w[at] = np.float32(int(codes[at]) - shift) * shared(scale, row, column, form.group)
+    return w
+
+
+def slow_codebook(form: Codebook, keep: Hidden) -> np.ndarray:
+    index, book = slow(form.index, keep), slow(form.book)
+    scale = None if form.scale is None else slow(form.scale)
+    w = np.zeros(index.shape, np.float32)
+    for at in places(index.shape):
+        row, column = place_in_grid(at, index.shape, form.axis)
+        value = book[int(index[at])] if book.ndim == 1 else book[row, int(index[at])]
+        w[at] = value if scale is None else value * shared(scale, row, column, 0)
+    return w
+
+
+def slow_loggrid(form: LogGrid, keep: Hidden) -> np.ndarray:
+    codes, scale = slow(form.codes, keep), slow(form.scale)
+    levels = log_levels(form.bits, form.terms)
+    w = np.zeros(codes.shape, np.float32)
+    for at in places(codes.shape):
+        row, column = place_in_grid(at, codes.shape, form.axis)
+        code = int(codes[at])
+        w[at] = np.float32(math.copysign(levels[abs(code)], code)) * shared(scale, row, column, form.group)
+    return w
+
+
+def log_levels(bits: int, terms: int) -> list[float]:
+    """0 and powers of two, or the sums of two that draw their exponents in turns."""
+    count = 2 ** (bits - 1)
+    if terms == 1:
+        return [0.0, *(0.5**e for e in reversed(range(count - 1)))]
+    if (bits - 1) % 2 == 0:
+        each = math.isqrt(count) - 1
+        first, second = [2 * e for e in range(each)], [2 * e + 1 for e in range(each)]
+    else:
+        few = math.isqrt(count // 2) - 1
+        many = 2 * few + 1
+        exponents = range(many + few)
+        first = [e for e in exponents if e % 3 != 2]
+        second = [e for e in exponents if e % 3 == 2]
+    sums = sorted(p + q for p in (0, *(0.5**e for e in first)) for q in (0, *(0.5**e for e in second)))
+    return [s / sums[-1] for s in sums]
+
+
+def slow_lowrank(form: LowRank, keep: Hidden) -> np.ndarray:
+    left, right = slow(form.left), slow(form.right)
+    w = np.zeros((left.shape[0], *right.shape[1:]), np.float64)
+    for at in places(w.shape):
+        w[at] = sum(float(left[at[0], r]) * float(right[(r, *at[1:])]) for r in range(left.shape[1]))
+    return w
+
+
+def slow_sum(form: Sum, keep: Hidden) -> np.ndarray:
+    a, b = slow(form.a, keep), slow(form.b, keep)
+    w = np.zeros(a.shape, np.result_type(a, b))
+    for at in places(a.shape):
+        w[at] = a[at] + b[at]
+    return w
+
+
+SLOW: dict[str, Callable[[Any, Hidden], np.ndarray]] = {
+    "dense": slow_dense, "coded": slow_coded, "masked": slow_masked, "affine": slow_affine,
+    "codebook": slow_codebook, "loggrid": slow_loggrid, "lowrank": slow_lowrank, "sum": slow_sum,
+}  # fmt: skip
