@@ -9,11 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from tersor.core.step import Edit, Group
-from tersor.errors import FormatError
 from tersor.forms import Form
 
 
@@ -34,9 +33,6 @@ class Entry:
     @property
     def is_edit(self) -> bool:
         return bool(self.how)
-
-    def to_json(self) -> dict[str, Any]:
-        return {key: value for key, value in asdict(self).items() if value not in ("", {})}
 
 
 @dataclass
@@ -78,25 +74,3 @@ class Ledger:
 
     def step_names(self) -> list[str]:
         return [next(iter(step)) for step in self.recipe.get("steps", [])]
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "base": self.base,
-            "recipe": self.recipe,
-            "entries": [entry.to_json() for entry in self.entries],
-        }
-
-
-def ledger_from(document: Any) -> Ledger:
-    """The inverse of to_json, without forms; FormatError on anything else."""
-    try:
-        entries = [Entry(**entry) for entry in document["entries"]]
-        ledger = Ledger(document["base"], document["recipe"], entries)
-        fine = all(
-            type(e.step) is int and isinstance(e.name, str) and isinstance(e.site, str) for e in entries
-        )
-    except (KeyError, TypeError) as error:
-        raise FormatError(f"the ledger is damaged: {error}") from None
-    if not fine or not isinstance(ledger.base, str) or not isinstance(ledger.recipe, dict):
-        raise FormatError("the ledger is damaged: a field has the wrong type")
-    return ledger

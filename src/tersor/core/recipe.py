@@ -67,10 +67,24 @@ def dump(document: Mapping[str, Any]) -> str:
     return yaml.safe_dump(dict(document), sort_keys=False, default_flow_style=None, width=110)
 
 
+class Loader(yaml.SafeLoader):
+    """YAML 1.1 without its numbers of base 60: the pattern 2:4 is a text."""
+
+    def number(self, node: yaml.ScalarNode) -> int | float | str:
+        if ":" in node.value:
+            return str(node.value)
+        is_int = node.tag.endswith("int")
+        return self.construct_yaml_int(node) if is_int else self.construct_yaml_float(node)
+
+
+for _tag in ("int", "float"):
+    Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", Loader.number)
+
+
 def from_yaml(text: str, table: Mapping[str, type], name: str = "recipe") -> Recipe:
     """Read a recipe; `name` is what errors call it."""
     try:
-        document = yaml.safe_load(text)
+        document = yaml.load(text, Loader)
     except yaml.YAMLError as error:
         raise SettingError(f"{name} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(document, dict):
@@ -98,8 +112,12 @@ def from_yaml(text: str, table: Mapping[str, type], name: str = "recipe") -> Rec
         if settings is not None and not isinstance(settings, dict):
             raise SettingError(f"{name}: {word}: settings must be a mapping, not {settings!r}")
         steps.append(make(step_class(word, table), settings or {}))
-    result = document.get("result") or {}
-    return Recipe(tuple(steps), document.get("seed", 0), document.get("base"), tuple(result.items()))
+    base, result = document.get("base"), document.get("result") or {}
+    if not isinstance(base, str | None):
+        raise SettingError(f"{name}: 'base' must be a digest, not {base!r}")
+    if not isinstance(result, dict) or not all(isinstance(digest, str) for digest in result.values()):
+        raise SettingError(f"{name}: 'result' must be digests by site, not {str(result)[:40]}")
+    return Recipe(tuple(steps), document.get("seed", 0), base, tuple(result.items()))
 
 
 def from_words(words: Sequence[str], table: Mapping[str, type], seed: int = 0) -> Recipe:

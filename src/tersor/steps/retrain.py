@@ -6,6 +6,7 @@ distillation repairs what a step costs, with labels or, at share=1, without them
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -34,11 +35,11 @@ class Retrain:
     where: str | tuple[str, ...] = field(default="*")  # which sites, as a glob; "!" excludes
 
     def __post_init__(self) -> None:
-        check(self.epochs >= 0, self, "epochs", "it is a number of passes: 0 or more")
-        check(self.lr > 0, self, "lr", "it is a learning rate: above 0")
+        check(0 <= self.epochs < math.inf, self, "epochs", "it is a number of passes: 0 or more")
+        check(0 < self.lr < math.inf, self, "lr", "it is a learning rate: above 0")
         check(0 <= self.share <= 1, self, "share", "it is the teacher's share of the loss: 0 to 1")
-        check(self.temperature > 0, self, "temperature", "it is a temperature: above 0")
-        check(self.weight_decay >= 0, self, "weight_decay", "it is 0 or more")
+        check(0 < self.temperature < math.inf, self, "temperature", "it is a temperature: above 0")
+        check(0 <= self.weight_decay < math.inf, self, "weight_decay", "it is 0 or more")
         check_word(self, "schedule", SCHEDULES)
         check_word(self, "optimizer", OPTIMIZERS)
         if not self.where:
