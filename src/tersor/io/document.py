@@ -91,7 +91,9 @@ def ledger_from_json(document: Json, digests: Mapping[str, str]) -> Ledger:
     for part in of_type(document.get("ledger", []), list, "ledger"):
         only(of_type(part, dict, "ledger: a part"), ("step", "name", "events"), "ledger: a part")
         step = of_type(part.get("step", step + 1), int, "ledger: step")
-        name = part.get("name", names[step] if 0 <= step < len(names) else None)
+        if step < 0:
+            raise FormatError(f"ledger: step {step}, but steps count from 0")
+        name = part.get("name", names[step] if step < len(names) else None)
         for event in of_type(part.get("events"), list, "ledger: events"):
             fields = event_from_json(of_type(event, dict, "ledger: an event"), last, digests)
             ledger.entries.append(Entry(step, of_type(name, str, "ledger: name"), **fields))

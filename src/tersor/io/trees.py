@@ -72,15 +72,22 @@ class Places:
         self.at = 0  # where the next small leaf begins
 
     def full(self, node: Any, shape: Shape, dtype: str, site: str) -> Any:
-        """The tree as forms/flat.py reads it. What is not a tree of forms is left for flat.py to refuse."""
+        """The tree as forms/flat.py reads it, which checks its settings."""
         return self._full(node, shape, dtype, site, "")
 
     def _full(self, node: Any, shape: Shape | None, dtype: str, site: str, path: str) -> Any:
-        node = {"form": node} if isinstance(node, str) else node
-        kind = FORMS.get(node["form"]) if isinstance(node, dict) and type(node.get("form")) is str else None
-        if kind is None or path.count(".") >= DEPTH:
-            return node
         name = f"{site}:{path}" if path else site
+        if path.count(".") >= DEPTH:
+            raise FormatError(f"{name[:200]}: forms nested deeper than {DEPTH}")
+        node = {"form": node} if isinstance(node, str) else node
+        word = node.get("form") if isinstance(node, dict) else None
+        kind = FORMS.get(word) if isinstance(word, str) else None
+        if kind is None:
+            raise FormatError(
+                f"{name[:200]}: form {str(word)[:40]!r} is not known; known are {', '.join(FORMS)}"
+            )
+        if kind in (Coded, Dense) and (name in self.found or name == "tersor"):
+            raise FormatError(f"{name[:200]}: two leaves have this name")
         if kind is Coded:
             return self._coded({"size": _listed(shape), "dtype": dtype} | node, name)
         if kind is Dense:
@@ -124,8 +131,6 @@ class Places:
         self._place(name, None, NAMED[word], size)
 
     def _place(self, name: str, slot: Slot | None, dtype: torch.dtype, shape: Shape) -> None:
-        if name in self.found or name == "tersor":
-            raise FormatError(f"{name[:200]}: two leaves have this name")
         if slot is not None:
             self.found[name] = Place(dtype, shape, slot.begin, slot.end, small=False)
             return

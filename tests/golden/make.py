@@ -1,0 +1,229 @@
+"""Writes the golden files: python tests/golden/make.py
+
+One file a form, some composed trees, tied tensors, every dtype: *.tersor, with what they decode to in
+expected.json. They hold small whole numbers and streams written by hand, so that no other machine, encoder or
+version of PyTorch writes them differently. A change of format is a change of these bytes, and a new number.
+Files that must be refused are in refused/, with a part of what is said of them in refused.json;
+golden_refusals.py makes them.
+"""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+from forge import Json  # noqa: E402
+from golden_refusals import to_refuse  # noqa: E402
+
+from tersor.core.ledger import Entry, Ledger  # noqa: E402
+from tersor.core.run import Compressed, digest_of  # noqa: E402
+from tersor.forms import Affine, Codebook, Coded, Dense, Form, LogGrid, LowRank, Masked, Sum  # noqa: E402
+from tersor.io import save  # noqa: E402
+from tersor.io.header import NAMED  # noqa: E402
+from tersor.model.sites import Site  # noqa: E402
+
+
+def whole(*shape: int, low: int = -3, span: int = 7, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Whole numbers low, low + 1, ... in turn, shuffled a little."""
+    count = torch.Size(shape).numel()
+    return ((torch.arange(count) * 5 + torch.arange(count) // 3) % span + low).reshape(shape).to(dtype)
+
+
+def scale(*shape: int) -> Dense:
+    """Powers of two, so that products are exact."""
+    return Dense(2.0 ** whole(*shape, low=-2, span=4))
+
+
+def stream(*planes: str, size: tuple[int, ...], dtype: str, **more: bool) -> Coded:
+    """A coded leaf from streams in hex."""
+    data = [bytes.fromhex(plane) for plane in planes]
+    array = torch.frombuffer(bytearray(b"".join(data)), dtype=torch.uint8)
+    return Coded(array, size, dtype, tuple(map(len, data)), **more)
+
+
+def raw(*symbols: int) -> str:
+    return bytes([0, *symbols]).hex()
+
+
+HUFFMAN = "02b212b6db6db6db6f2217fffffffffefffffff2fffdbe00"  # of docs/streams.md's coders: 9 symbols
+RANS = "0b2d2c06131e80fdc00dd802001b669e9f8a23"  # 17 symbols
+BOOLS = torch.tensor([[True, False, True, True], [False, False, True, False], [True, True, False, False]])
+
+# Each form alone, with each of its settings and optional children.
+FORMS: dict[str, Form] = {
+    "dense": Dense(whole(3, 4)),
+    "coded-raw": stream(raw(0, 1, 2), raw(3, 4, 5), size=(3,), dtype="int16"),
+    "coded-constant": stream("0107", size=(3, 4), dtype="uint8"),
+    "coded-huffman": stream(HUFFMAN, size=(3, 3), dtype="uint8"),
+    "coded-rans": stream(RANS, size=(17,), dtype="uint8"),
+    "coded-packed": stream(raw(0b10110010, 0b11000000), size=(3, 4), dtype="bool", pack=True),
+    "coded-bool": stream(raw(1, 0, 1), size=(3,), dtype="bool"),
+    "masked": Masked(Dense(BOOLS), Dense(whole(3, 4))),
+    "masked-kept": Masked(
+        Dense(BOOLS), stream("0101", "0100", "0120", "0141", size=(3, 4), dtype="float32", kept=True)
+    ),
+    "affine": Affine(Dense(whole(3, 4, dtype=torch.int8)), scale(3, 1)),
+    "affine-zero": Affine(
+        Dense(whole(3, 4, dtype=torch.int8)), scale(3, 1), Dense(whole(3, 1, dtype=torch.int16)), bits=4
+    ),
+    "affine-groups": Affine(Dense(whole(3, 5, dtype=torch.int8)), scale(3, 3), None, bits=3, group=2),
+    "affine-16": Affine(Dense(whole(3, 4, span=3000, dtype=torch.int16)), scale(1, 1), None, bits=16),
+    "affine-axis": Affine(Dense(whole(2, 3, 2, 2, dtype=torch.int8)), scale(3, 1), axis=1),
+    "codebook": Codebook(Dense(whole(3, 4, low=0, span=4, dtype=torch.uint8)), Dense(whole(4))),
+    "codebook-rows": Codebook(
+        Dense(whole(3, 4, low=0, span=4, dtype=torch.int16)), Dense(whole(3, 4, span=5)), scale(3, 1)
+    ),
+    "loggrid": LogGrid(Dense(whole(3, 4, dtype=torch.int8)), scale(3, 1)),
+    "loggrid-sums": LogGrid(Dense(whole(3, 4, dtype=torch.int8)), scale(3, 2), bits=5, terms=2, group=3),
+    "lowrank": LowRank(Dense(whole(4, 2)), Dense(whole(2, 3, 2, span=5))),
+    "sum": Sum(Dense(whole(3, 4)), Dense(whole(3, 4, low=1, span=5))),
+}  # fmt: skip
+
+INDEX = stream(raw(0, 3, 2, 1, 1, 0), size=(3, 4), dtype="uint8", kept=True)  # of the 6 that BOOLS keeps
+COMPOSED: dict[str, Form] = {
+    # Deep Compression: a mask over shared values, both coded.
+    "pruned-clustered-coded": Masked(FORMS["coded-packed"], Codebook(INDEX, Dense(whole(4)))),
+    # Factors that are themselves quantized and pruned, and what they miss.
+    "factors-and-rest": Sum(
+        LowRank(
+            Affine(Dense(whole(4, 2, dtype=torch.int8)), scale(1, 1), bits=4),
+            Masked(Dense(whole(2, 3) > 0), Dense(whole(2, 3))),
+        ),
+        Masked(Dense(whole(4, 3) > 1), LogGrid(Dense(whole(4, 3, dtype=torch.int8)), scale(4, 1))),
+    ),
+    "mask-in-mask": Masked(Dense(BOOLS), Masked(Dense(whole(3, 4) > -2), Dense(whole(3, 4)))),
+    "coded-tables": Codebook(
+        stream(raw(0, 1, 1, 0, 2, 2), size=(2, 3), dtype="uint8"),
+        stream(raw(0, 0, 0), raw(0, 0, 0), raw(128, 0, 0), raw(63, 64, 191), size=(3,), dtype="float32"),
+        axis=1,
+    ),
+}
+
+
+def site(name: str, form: Form, **facts: Any) -> Site:
+    dtype = str(form.decode().dtype).removeprefix("torch.")
+    return Site(name, tuple(form.shape), dtype, "linear", **facts)
+
+
+def result(forms: dict[str, Form], **more: Any) -> Compressed:
+    sites = {name: site(name, form, layer=name.rpartition(".")[0]) for name, form in forms.items()}
+    return Compressed(sites, forms, more.get("aliases", {}), more.get("ledger", Ledger("", {})))
+
+
+def dtypes() -> Compressed:
+    """Every dtype, as a tensor of its own and as a small leaf; no elements, one element, no axes."""
+    forms: dict[str, Form] = {}
+    for word, dtype in NAMED.items():
+        values = whole(2, 3, low=0, span=2, dtype=torch.float32).to(dtype)
+        forms[f"{word}.small"] = Dense(values)
+    forms["large"] = Dense(whole(16, 16, dtype=torch.bfloat16).repeat(2, 2))
+    forms["wide"] = Dense(whole(16, 16, dtype=torch.float64))
+    forms["none"] = Dense(torch.zeros(0, 3))
+    forms["one"] = Dense(torch.tensor(7, dtype=torch.int64))
+    return result(forms)
+
+
+def halves() -> Compressed:
+    """Forms that decode to float32, for sites of 16 bits; factors and tables of 16 bits."""
+    forms = {
+        "cast": Affine(Dense(whole(3, 4, dtype=torch.int8)), Dense(torch.full((1, 1), 1 / 3))),
+        "scale": Affine(Dense(whole(3, 4, dtype=torch.int8)), Dense(torch.full((3, 1), 1 / 3).bfloat16())),
+        "book": Codebook(
+            Dense(whole(3, 4, low=0, span=3, dtype=torch.uint8)), Dense(torch.tensor([0.1, 0.2, 0.3]).half()),
+            Dense(torch.full((1, 1), 1.1).half()),
+        ),
+        "sum": Sum(Dense(whole(3, 4).half() / 3), Dense(whole(3, 4).bfloat16() / 7)),
+        "mask": Masked(Dense(BOOLS), Dense((whole(3, 4) / 3).bfloat16())),
+    }  # fmt: skip
+    halves = {
+        "cast": "float16",
+        "scale": "bfloat16",
+        "book": "float16",
+        "sum": "bfloat16",
+        "mask": "bfloat16",
+    }
+    sites = {name: Site(name, (3, 4), halves[name], "conv", layer="net") for name in forms}
+    return Compressed(sites, forms, {}, Ledger("", {}))
+
+
+def model() -> Compressed:
+    """A whole result: tied tensors, a named layer, buffers, recipe and ledger."""
+    first = {
+        "embed.weight": Dense(whole(4, 3)),
+        "up.weight": Dense(whole(2, 3, 2, 2)),
+        "up.bias": Dense(whole(3)),
+    }
+    forms: dict[str, Form] = {
+        "embed.weight": Masked(Dense(whole(4, 3) > 0), first["embed.weight"]),
+        "up.weight": Affine(Dense(whole(2, 3, 2, 2, dtype=torch.int8)), scale(3, 1), axis=1),
+        "up.bias": first["up.bias"],
+        "big": Coded(torch.zeros(1200, dtype=torch.uint8), (1199,), "uint8", (1200,)),
+        "steps": Dense(torch.tensor(12)),
+    }
+    sites = {
+        "embed.weight": Site("embed.weight", (4, 3), "float32", "embedding", layer="embed"),
+        "up.weight": Site(
+            "up.weight", (2, 3, 2, 2), "float32", "convtranspose", axis=1, groups=1, layer="up"
+        ),
+        "up.bias": Site("up.bias", (3,), "float32", "convtranspose", layer="up"),
+        "big": Site("big", (1199,), "uint8", "other", layer="café"),
+        "steps": Site("steps", (), "int64", "buffer"),
+    }
+    recipe = {"tersor": 1, "seed": 3, "steps": [{"prune": {"keep": 0.5}}, {"quantize": {"bits": 8}}]}
+    ledger = Ledger(digest_of({**forms, **first}), recipe)
+    before, masked, affine = (
+        f.digest for f in (first["embed.weight"], forms["embed.weight"], forms["up.weight"])
+    )
+    ledger.entries = [
+        Entry(0, "prune", "embed.weight", "wrap", before, "00112233445566ff"),
+        Entry(0, "prune", "embed.weight", kind="done", text="kept 4 of 12 weights", data={"kept": 4}),
+        Entry(0, "prune", "", kind="time", text="prune took its time", data={"seconds": 0.25}),
+        Entry(1, "quantize", "embed.weight", "refine", "00112233445566ff", masked),
+        Entry(1, "quantize", "up.weight", "refine", first["up.weight"].digest, affine),
+        Entry(1, "quantize", "up.bias", kind="skipped", text="ein Vektor, größer als nötig"),
+    ]
+    return Compressed(sites, forms, {"head.weight": "embed.weight"}, ledger)
+
+
+def to_read() -> dict[str, Compressed]:
+    """The files that must be read, by name."""
+    alone = {name: result({"w": form}) for name, form in (FORMS | COMPOSED).items()}
+    return alone | {"dtypes": dtypes(), "halves": halves(), "model": model()}
+
+
+def expected(compressed: Compressed) -> Json:
+    """What a file decodes to: dtype, shape, and the SHA-256 of the bytes."""
+    return {
+        name: [
+            str(value.dtype).removeprefix("torch."), list(value.shape),
+            hashlib.sha256(value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()[:16],
+        ]
+        for name, value in compressed.state_dict().items()
+    }  # fmt: skip
+
+
+def write(folder: Path) -> None:
+    (folder / "refused").mkdir(parents=True, exist_ok=True)
+    for name, compressed in to_read().items():
+        save(compressed, folder / f"{name}.tersor")
+    for name, (data, _) in to_refuse().items():
+        (folder / "refused" / f"{name}.tersor").write_bytes(data)
+    write_table(folder / "expected.json", {name: expected(result) for name, result in to_read().items()})
+    write_table(folder / "refused.json", {name: said for name, (_, said) in to_refuse().items()})
+
+
+def write_table(path: Path, table: Json) -> None:
+    """JSON with one file a line."""
+    lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(facts)}" for name, facts in table.items())
+    path.write_text(f"{{\n{lines}\n}}\n")
+
+
+if __name__ == "__main__":
+    write(HERE)

@@ -1,0 +1,219 @@
+"""Files that must be refused, each with a part of what is said of it. tests/golden/make.py writes them."""
+
+import io
+import json
+import pickle
+import zipfile
+from collections.abc import Iterator
+from typing import Any
+
+from forge import (
+    Json,
+    Pieces,
+    changed,
+    constant,
+    constant_bytes,
+    floats,
+    header_of,
+    one_site,
+    plain,
+    safetensors_file,
+    with_header,
+)
+
+Case = tuple[str, bytes, str]  # name, the file, what is said
+
+TABLE = {"form": "codebook", "index": plain("uint8", [2, 2]), "book": plain("float32", [3])}
+GOOD = one_site(TABLE, [2, 2], bytes([0, 1, 2, 0]) + floats(1, 2, 3)).sign()
+TEXT = json.dumps(GOOD.document, separators=(",", ":"))
+
+
+def large() -> Pieces:
+    """With a leaf that is a tensor of its own."""
+    pieces = one_site("dense", [16, 16])
+    pieces.add("w", "F32", [16, 16], floats(*range(256)))
+    return pieces.sign()
+
+
+def f32(*shape: int) -> Json:
+    return plain("float32", list(shape))
+
+
+def signed(form: Any, shape: list[int], nbytes: int | bytes, **facts: Any) -> bytes:
+    """A file of one site whose digest is right, so that only the tree is wrong."""
+    small = bytes(nbytes) if isinstance(nbytes, int) else nbytes
+    return one_site(form, shape, small, **facts).sign().bytes()
+
+
+def text_with(old: str, new: str) -> bytes:
+    """The good file with a piece of its text replaced; size and CRC fit."""
+    if old not in TEXT:
+        raise ValueError(f"{old} is not in {TEXT}")
+    return GOOD.with_text(TEXT.replace(old, new, 1).encode())
+
+
+def with_entry(data: bytes, name: str, **facts: Any) -> bytes:
+    """The file with another entry in its header."""
+    header, payload = header_of(data)
+    header[name] = header.get(name, {}) | facts
+    return with_header(json.dumps(header, separators=(",", ":")).encode(), payload)
+
+
+def with_metadata(data: bytes, **metadata: str) -> bytes:
+    return with_entry(data, "__metadata__", **metadata)
+
+
+def header_text(old: str, new: str) -> bytes:
+    header, payload = header_of(GOOD.bytes())
+    return with_header(json.dumps(header).replace(old, new, 1).encode(), payload)
+
+
+def flipped(data: bytes, at: int) -> bytes:
+    at %= len(data)
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
+def other_files() -> Iterator[Case]:
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as out:
+        out.writestr(zipfile.ZipInfo("archive/data.pkl"), b"")
+    onnx = b"\x08\x0a\x12\x07pytorch\x1a\x04v2.0" + bytes(20)
+    weights = safetensors_file({"w": ("F32", [1], floats(1))}, {"format": "pt"})
+    yield "empty", b"", "it is empty"
+    yield "pickle", pickle.dumps({"w": [1, 2]}, protocol=2), "a pickle, such as an old PyTorch checkpoint"
+    yield "zip", archive.getvalue(), "a zip file, such as a PyTorch checkpoint"
+    yield "onnx", onnx, "an ONNX model"
+    yield "plain-safetensors", weights, "lacks 'tersor'. Pack it with: tersor pack"
+    newer = "has format 7; this version reads 1. A newer tersor may read it."
+    yield "newer", with_metadata(GOOD.bytes(), tersor="7"), newer
+    yield "number-not-plain", with_metadata(GOOD.bytes(), tersor="one"), "the file is damaged"
+
+
+def damage() -> Iterator[Case]:
+    good, wide = GOOD.bytes(), large().bytes()
+    yield "cut-header", good[:40], "it is cut off"
+    yield "cut-payload", good[:-1], "it is cut off: 1 bytes are missing"
+    yield "longer", good + b"\0", "1 bytes too many"
+    yield "flipped-small-leaf", flipped(good, -1), "w: damaged"
+    yield "flipped-tensor", flipped(wide, wide.index(floats(255))), "w: damaged"
+    yield "flipped-text", with_metadata(good, crc="00000000"), "its text is damaged"
+
+
+def headers() -> Iterator[Case]:
+    wide = large().bytes()
+    nbytes = header_of(wide)[0]["tersor"]["shape"][0]
+    yield "header-double-key", header_text("{", '{"__metadata__":{},'), "'__metadata__' is there twice"
+    yield "header-nan", header_text("{", '{"x":NaN,'), "NaN is not a number"
+    yield "header-nested", header_text("{", '{"x":' + "[" * 5000 + "]" * 5000 + ","), "deeper than 64"
+    yield "overlap", with_entry(wide, "tersor", data_offsets=[1020, 1020 + nbytes]), "overlaps"
+    yield "hole", with_entry(wide, "tersor", data_offsets=[1028, 1028 + nbytes]), "a hole"
+    yield "size-misfit", with_entry(wide, "w", shape=[16, 15]), "needs 960 bytes, its range has 1,024"
+    yield "unknown-dtype", with_entry(wide, "w", dtype="F4"), "dtype 'F4'; known are"
+    yield "extra-in-entry", with_entry(wide, "w", more=1), "must have dtype, shape and data_offsets"
+
+
+def texts() -> Iterator[Case]:
+    recipe, deep = '"recipe":{"x":%s},"sites"', "[" * 64 + "]" * 64
+    yield "text-double-key", text_with('"shape"', '"digest":"0","shape"'), "is there twice"
+    yield "text-nan", text_with('"sites"', recipe % "NaN"), "NaN is not a number"
+    yield "text-huge-number", text_with('"sites"', recipe % "1e999"), "too large"
+    yield "text-nested", text_with('"sites"', recipe % deep), "deeper than 64"
+    yield "text-no-json", GOOD.with_text(TEXT.encode()[:-1]), "is not JSON"
+    yield "text-no-utf8", GOOD.with_text(TEXT.encode().replace(b'"w"', b'"\xff"')), "is not UTF-8"
+    yield "text-half-character", text_with('"w"', '"\\ud800"'), "is not UTF-8"
+    yield "text-unknown-key", changed(GOOD, extra=1).bytes(), "no key 'extra'"
+    yield "text-list", GOOD.with_text(b"[]"), "must be an object"
+    yield "text-longer", with_metadata(GOOD.bytes(), size=str(len(TEXT) - 1)), "its text is not the"
+    yield "text-bomb", GOOD.with_text(b'{"sites":{}' + b" " * 2_000_000 + b"}"), "justify 2 to"
+
+
+def sites() -> Iterator[Case]:
+    yield "no-sites", GOOD.with_text(b"{}"), "sites must be an object"
+    yield "site-unknown-key", one_site("dense", [1], floats(1), color="red").bytes(), "no key 'color'"
+    yield "site-axis", one_site("dense", [1], floats(1), axis=1).bytes(), "axis 1"
+    yield "site-shape", signed(f32(2), [3], 8), "the site has [3]"
+    yield "site-dtype", signed(plain("int8", [1]), [1], 1), "the site has torch.float32"
+    yield "alias-of-nothing", changed(GOOD, aliases={"a": "b"}).bytes(), "cannot stand for 'b'"
+    yield "alias-hides-site", changed(GOOD, aliases={"w": "w"}).bytes(), "cannot stand for 'w'"
+
+
+def trees() -> Iterator[Case]:
+    nested: Json = f32(1)
+    for _ in range(9):
+        nested = {"form": "sum", "a": nested, "b": f32(1)}
+    idle = Pieces(GOOD.document, small=GOOD.small)
+    idle.add("idle", "U8", [3], bytes(3))
+    own_name = {"tersor": {"shape": [1], "digest": "0" * 16, "form": plain("uint8", [1])}}
+    less, more = (Pieces(GOOD.document, small=small) for small in (GOOD.small[:-1], GOOD.small + b"\0"))
+    bools = one_site(plain("bool", [2]), [2], b"\1\2", dtype="bool").bytes()
+    yield "unknown-form", one_site({"form": "wavelet"}, [1]).bytes(), "form 'wavelet' is not known"
+    yield "unknown-setting", one_site({"form": "dense", "bits": 3}, [1], floats(1)).bytes(), "setting 'bits'"
+    yield "missing-child", one_site({"form": "masked", "keep": "dense"}, [1], b"\1").bytes(), "lacks 'body'"
+    yield "nested-forms", one_site(nested, [1], bytes(40)).bytes(), "nested deeper than 8"
+    yield "tensor-without-leaf", idle.bytes(), "no form uses this tensor"
+    yield "small-missing", less.bytes(), "small leaves take 16 bytes, but 15 lie"
+    yield "small-left-over", more.bytes(), "small leaves take 16 bytes, but 17 lie"
+    yield "leaf-named-tersor", Pieces({"sites": own_name}, small=b"\0").bytes(), "two leaves have this name"
+    yield "bool-of-two", bools, "a bool is 2"
+
+
+def forms() -> Iterator[Case]:
+    index = TABLE | {"book": f32(2)}
+    negative = index | {"index": plain("int16", [2, 2])}
+    affine = {"form": "affine", "codes": plain("int8", [2, 2]), "scale": f32(1, 1)}
+    unsigned = affine | {"codes": plain("uint8", [2, 2])}
+    levels = {"form": "loggrid", "codes": plain("int8", [1]), "scale": f32(1, 1), "bits": 2}
+    masked = {"form": "masked", "keep": plain("bool", [2, 2]), "body": f32(2)}
+    floating = {"form": "masked", "keep": f32(1), "body": f32(1)}
+    product = {"form": "lowrank", "left": f32(2, 1), "right": f32(2, 2)}
+    yield "codebook-index", signed(index, [2, 2], b"\0\1\2\0" + floats(1, 2)), "table entries 0 to 1"
+    yield "codebook-negative", signed(negative, [2, 2], b"\xff\xff" + bytes(14)), "codes -1 to 0"
+    yield "codebook-empty", signed(TABLE | {"book": f32(0)}, [2, 2], 4), "a table of [0]"
+    yield "loggrid-code", signed(levels, [1], b"\xfe" + floats(1)), "levels -1 to 1"
+    yield (
+        "affine-scale",
+        signed(affine | {"scale": f32(3, 1)}, [2, 2], 16),
+        "a table of [3, 1] for 2 rows of 2",
+    )
+    kind = affine | {"scale": plain("int8", [1, 1])}
+    yield "affine-scale-kind", signed(kind, [2, 2], 5), "scale of torch.int8"
+    yield "affine-axis", signed(affine | {"axis": 2}, [2, 2], 8), "axis 2"
+    yield "affine-codes", signed(unsigned, [2, 2], 8), "codes of torch.uint8"
+    yield "masked-shapes", signed(masked, [2, 2], 12), "mask [2, 2], body [2]"
+    yield "masked-by-floats", signed(floating, [1], 8), "a mask of torch.float32"
+    yield "lowrank-ranks", signed(product, [2, 2], 24), "a product of [2, 1] and [2, 2]"
+    yield "sum-shapes", signed({"form": "sum", "a": f32(2), "b": f32(1)}, [2], 12), "a sum of [2] and [1]"
+
+
+def streams() -> Iterator[Case]:
+    one = constant_bytes(1)
+    kept, packed = constant([2], kept=True), constant([2], pack=True)
+    yield "coded-kept-alone", signed(kept, [2], one, dtype="uint8"), "no mask of its shape"
+    yield "coded-planes", signed(constant([2], "int16"), [2], one, dtype="int16"), "1 streams for int16"
+    yield "coded-pack", signed(packed, [2], one, dtype="uint8"), "eight uint8 do not make a byte"
+    yield "coded-stream", signed(constant([2]), [2], b"\7\7", dtype="uint8"), "coded stream"
+
+
+def claims() -> Iterator[Case]:
+    many, more = [2**20, 2**20], [2**40, 2**40]
+    left, right = (constant(shape, "float32", 4) for shape in ([2**20, 1], [1, 2**20]))
+    product = {"form": "lowrank", "left": left, "right": right}
+    huge = one_site(constant(more), [1], constant_bytes(1), dtype="uint8").bytes()
+    yield "claim-constant", signed(constant(many), many, constant_bytes(1), dtype="uint8"), "raise the limit"
+    yield "claim-product", signed(product, many, constant_bytes(0, 8)), "raise the limit"
+    yield "claim-overflow", huge, "list of lengths"
+
+
+def ledgers() -> Iterator[Case]:
+    def ledger(*events: Json, **facts: str) -> bytes:
+        return changed(GOOD, ledger=[{**facts, "events": list(events)}]).bytes()
+
+    yield "ledger-how", ledger({"site": "w", "how": "magic"}, name="x"), "how is 'magic'"
+    yield "ledger-no-name", ledger({"kind": "a", "text": "b"}), "ledger: name"
+    yield "ledger-digest", ledger({"site": "w", "how": "wrap"}, name="x"), "before must be 16 hex digits"
+
+
+def to_refuse() -> dict[str, tuple[bytes, str]]:
+    """The files that must be refused, by name: (bytes, a part of what is said)."""
+    groups = (other_files, damage, headers, texts, sites, trees, forms, streams, claims, ledgers)
+    return {name: (data, said) for group in groups for name, data, said in group()}

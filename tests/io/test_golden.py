@@ -1,0 +1,102 @@
+"""Golden files: bytes that stand. Files of format 1 are read for good, and what was refused stays refused."""
+
+import hashlib
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from forge import ROOT, header_of, reference, take_apart
+
+from tersor.errors import FormatError
+from tersor.io import load
+
+GOLDEN = ROOT / "tests" / "golden"
+EXPECTED = json.loads((GOLDEN / "expected.json").read_text())
+REFUSED = json.loads((GOLDEN / "refused.json").read_text())
+
+
+def load_make() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("golden_make", GOLDEN / "make.py")
+    if spec is None or spec.loader is None:
+        raise FileNotFoundError("tests/golden/make.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["golden_make"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The golden files, written anew."""
+    folder = tmp_path_factory.mktemp("golden")
+    load_make().write(folder)
+    return folder
+
+
+def sha(raw: bytes) -> str:
+    return hashlib.sha256(raw).hexdigest()[:16]
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_file_decodes_as_it_did(name: str) -> None:
+    for site, tensor in load(GOLDEN / f"{name}.tersor").state_dict().items():
+        raw = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        found = [str(tensor.dtype).removeprefix("torch."), list(tensor.shape), sha(raw)]
+        assert found == EXPECTED[name][site]
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_second_reader_agrees(name: str) -> None:
+    found = reference.read(GOLDEN / f"{name}.tersor")
+    assert EXPECTED[name] == {
+        site: [value.dtype, list(value.values.shape), sha(value.values.tobytes())]
+        for site, value in found.items()
+    }
+
+
+def contents(path: Path) -> tuple[object, ...]:
+    """All of a file but how far its text was deflated, which may differ between versions of zlib."""
+    pieces = take_apart(path.read_bytes())
+    metadata = header_of(path.read_bytes())[0]["__metadata__"]
+    return json.dumps(pieces.document), pieces.small, list(pieces.tensors.items()), metadata
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_writer_writes_what_it_wrote(name: str, made: Path) -> None:
+    assert contents(made / f"{name}.tersor") == contents(GOLDEN / f"{name}.tersor")
+
+
+def test_tables_of_expected_values_are_what_make_writes(made: Path) -> None:
+    for table in ("expected.json", "refused.json"):
+        assert (made / table).read_text() == (GOLDEN / table).read_text()
+
+
+def test_all_files_are_in_the_tables() -> None:
+    assert {path.stem for path in GOLDEN.glob("*.tersor")} == set(EXPECTED)
+    assert {path.stem for path in (GOLDEN / "refused").iterdir()} == set(REFUSED)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_bad_file_is_refused(name: str) -> None:
+    path = GOLDEN / "refused" / f"{name}.tersor"
+    with pytest.raises(FormatError) as caught:
+        load(path)
+    assert str(caught.value).startswith(str(path))
+    assert REFUSED[name] in str(caught.value)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_second_reader_refuses_it_too(name: str) -> None:
+    with pytest.raises(reference.BadFile):
+        reference.read(GOLDEN / "refused" / f"{name}.tersor")
+
+
+def test_dictionary_stands_in_the_page() -> None:
+    from tersor.io.dictionary import DICTIONARY
+
+    assert reference.DICTIONARY == DICTIONARY
+    assert 2500 < len(DICTIONARY) < 32768
