@@ -45,6 +45,7 @@ class Plan:
     features: str = ""  # layers whose outputs are matched to the teacher's, as names with commas
     feature_weight: float = 1.0
     bf16: bool = False  # forward passes in bfloat16
+    channels_last: bool = False  # convolutions in the layout that CPUs are faster in
 
 
 class Checkpoint(Protocol):
@@ -94,6 +95,9 @@ def fit(
         net, optimizer, loader = accelerator.prepare(tuned, optimizer, share(batches, accelerator))
         device = accelerator.device
         teacher = teacher.to(device).eval() if teacher is not None else None
+        if plan.channels_last:
+            tuned.layout = torch.channels_last
+            teacher = teacher.to(memory_format=torch.channels_last) if teacher is not None else None
         if per_epoch is not None:
             per_epoch = length_of(loader) or per_epoch  # several processes share the batches
         else:

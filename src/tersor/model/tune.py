@@ -218,6 +218,7 @@ class Tuned(nn.Module):
     """A model in training: parameters are the leaves of its forms, buffers are its own."""
 
     net: nn.Module
+    layout = torch.contiguous_format  # of convolution weights, which their outputs follow
 
     def __init__(
         self, model: nn.Module, forms: Mapping[str, Form], sites: Mapping[str, Site], train: Iterable[str]
@@ -243,7 +244,8 @@ class Tuned(nn.Module):
         values = {}
         for name, site in self.sites.items():
             if key(name) in self.parts:
-                values[name] = self.part_of(name).value().to(site.torch_dtype)
+                value = self.part_of(name).value().to(site.torch_dtype)
+                values[name] = value.contiguous(memory_format=self.layout) if value.ndim == 4 else value
             else:
                 values[name] = cast(Tensor, getattr(self, key(name)))
         return values

@@ -32,6 +32,8 @@ class Retrain:
     share: float = 0.0  # of the teacher in the loss, 0 to 1
     temperature: float = 4.0  # of the soft targets
     bf16: bool = False  # forward passes in bfloat16: faster where the CPU or GPU has it
+    # Convolutions in channels-last layout: faster on CPUs, for models that do not view() their outputs.
+    channels_last: bool = False
     where: str | tuple[str, ...] = field(default="*")  # which sites, as a glob; "!" excludes
 
     def __post_init__(self) -> None:
@@ -50,7 +52,7 @@ class Retrain:
     def plan(self) -> Plan:
         return Plan(
             self.epochs, self.lr, self.schedule, self.optimizer, self.weight_decay, self.share,
-            self.temperature, bf16=self.bf16,
+            self.temperature, bf16=self.bf16, channels_last=self.channels_last,
         )  # fmt: skip
 
     def retrained(self, view: View, edits: Mapping[str, Edit]) -> tuple[dict[str, Form], Group]:
