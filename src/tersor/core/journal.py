@@ -62,7 +62,7 @@ class Journal:
         """
         self.folder, self.writes = Path(folder), writes
         head = self.folder / "head.json"
-        self.lines: list[Line] = []
+        self.lines: list[Line] = []  # of the run that is resumed; what this run adds is on disk only
         if head.exists() and resume:
             self.same(json.loads(head.read_text()), fingerprints)
             self.lines = [self._read(path) for path in sorted(self.folder.glob("[0-9]*.safetensors"))]
@@ -73,6 +73,7 @@ class Journal:
             )
         elif writes:
             write_text(head, json.dumps({"tersor journal": NUMBER, **fingerprints}, indent=1) + "\n")
+        self.count = len(self.lines)
 
     def same(self, head: Mapping[str, Any], fingerprints: Mapping[str, str]) -> None:
         if head.get("tersor journal") != NUMBER:
@@ -102,10 +103,9 @@ class Journal:
                 events.append(
                     {"site": event.site, "kind": event.kind, "text": event.text, "data": dict(event.data)}
                 )
-        path = self.folder / f"{len(self.lines) + 1:06d}.safetensors"
+        self.count += 1
         line = {"step": step, "end": end, "events": events}
-        self._write(path, tensors, line)
-        self.lines.append(self._line(line, tensors))
+        self._write(self.folder / f"{self.count:06d}.safetensors", tensors, line)
         if end:
             for done in self.folder.glob("training-*.safetensors"):
                 done.unlink()
@@ -126,9 +126,6 @@ class Journal:
 
     def _read(self, path: Path) -> Line:
         tensors, line = self._load(path)
-        return self._line(line, tensors)
-
-    def _line(self, line: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Line:
         forms = {}
         for number, event in enumerate(line["events"]):
             if "tree" in event:
