@@ -5,6 +5,7 @@ import os
 import struct
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -148,7 +149,7 @@ def test_damaged_gz_files_are_refused_or_read_whole(where: int, value: int, cut:
         del data[where:]
     else:
         data[where] = value
-    path = Path(os.environ.get("TMPDIR", "/tmp")) / f"damaged-{os.getpid()}.gz"
+    path = Path(tempfile.gettempdir()) / f"damaged-{os.getpid()}.gz"
     path.write_bytes(data)
     try:
         found = idx.read(path, ndim=1)
