@@ -250,6 +250,7 @@ def digest(node: Node) -> str:
 # 8. The ledger
 
 HOW = ("wrap", "refine", "lossless", "absorb")
+EDIT, NOTE = {"site", "how", "before", "after"}, {"site", "kind", "text", "data"}
 
 
 def ledger_of(document: dict[str, Any]) -> list[dict[str, Any]]:
@@ -270,6 +271,7 @@ def ledger_of(document: dict[str, Any]) -> list[dict[str, Any]]:
         check(isinstance(name, str) and isinstance(part.get("events"), list), "ledger: name or events")
         for event in part["events"]:
             check(isinstance(event, dict), "ledger: an event is an object")
+            check(set(event) <= EDIT if "how" in event else set(event) <= NOTE, "ledger: unknown keys")
             event = {"step": step, "name": name, "site": ""} | event
             check(isinstance(event["site"], str), "ledger: site")
             if "how" in event:

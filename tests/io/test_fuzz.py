@@ -5,6 +5,7 @@ with every digest put right, so that nothing but the rules of docs/format.md sta
 """
 
 import contextlib
+import copy
 import json
 import os
 import random
@@ -146,11 +147,11 @@ def forged(pieces: Pieces, rng: random.Random) -> Pieces:
             if name in other if isinstance(other, dict) else name < len(other):
                 holder[key] = json.loads(json.dumps(other[name]))
         elif kind == 2 and isinstance(holder, dict):
-            holder[rng.choice(KEYS)] = rng.choice(VALUES)
+            holder[rng.choice(KEYS)] = copy.deepcopy(rng.choice(VALUES))
         elif kind == 3 and pieces.small:
             pieces.small = mutated(pieces.small, rng)
         else:
-            holder[key] = rng.choice(VALUES)
+            holder[key] = copy.deepcopy(rng.choice(VALUES))
         if not isinstance(pieces.document.get("sites"), dict):
             break
     return pieces
