@@ -16,6 +16,7 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from tersor.core.step import Edit, Group, Note
@@ -64,8 +65,9 @@ class Journal:
         head = self.folder / "head.json"
         self.lines: list[Line] = []  # of the run that is resumed; what this run adds is on disk only
         if head.exists() and resume:
-            self.same(json.loads(head.read_text()), fingerprints)
-            self.lines = [self._read(path) for path in sorted(self.folder.glob("[0-9]*.safetensors"))]
+            self.same(head, fingerprints)
+            count = len(list(self.folder.glob("[0-9]*.safetensors")))
+            self.lines = [self._read(self._path(number)) for number in range(1, count + 1)]
         elif head.exists() and writes:
             raise JournalError(
                 f"{self.folder} holds the journal of an earlier run. Go on with --resume (resume=True), "
@@ -75,11 +77,15 @@ class Journal:
             write_text(head, json.dumps({"tersor journal": NUMBER, **fingerprints}, indent=1) + "\n")
         self.count = len(self.lines)
 
-    def same(self, head: Mapping[str, Any], fingerprints: Mapping[str, str]) -> None:
-        if head.get("tersor journal") != NUMBER:
-            raise JournalError(
-                f"{self.folder}: journal format {head.get('tersor journal')}, this version reads {NUMBER}"
-            )
+    def same(self, path: Path, fingerprints: Mapping[str, str]) -> None:
+        """Refuse a journal that another run began."""
+        try:
+            head = json.loads(path.read_bytes())
+            number = head["tersor journal"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise damaged(path, error) from error
+        if number != NUMBER:
+            raise JournalError(f"{self.folder}: journal format {number}, this version reads {NUMBER}")
         for name, digest in fingerprints.items():
             if head.get(name) != digest:
                 raise JournalError(
@@ -105,39 +111,49 @@ class Journal:
                 )
         self.count += 1
         line = {"step": step, "end": end, "events": events}
-        self._write(self.folder / f"{self.count:06d}.safetensors", tensors, line)
+        self._write(self._path(self.count), tensors, line)
         if end:
             for done in self.folder.glob("training-*.safetensors"):
                 done.unlink()
 
+    def _path(self, number: int) -> Path:
+        return self.folder / f"{number:06d}.safetensors"
+
     def _write(self, path: Path, tensors: Mapping[str, Tensor], facts: Any) -> None:
-        whole = {name: value.contiguous() for name, value in tensors.items()}
+        # Copies, for the format has no tensors that share memory.
+        whole = {name: value.clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
         data = safetensors.torch.save(whole, {"journal": json.dumps(facts)})
         with atomic(path) as file:
             file.write(data)
 
     def _load(self, path: Path) -> tuple[dict[str, Tensor], Any]:
+        if not path.exists():
+            raise JournalError(f"{path} is missing. Remove the folder to begin anew.")
         try:
             with safetensors.safe_open(path, "pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
                 return tensors, json.loads(file.metadata()["journal"])
-        except (safetensors.SafetensorError, KeyError, ValueError) as error:
-            raise JournalError(f"{path} is damaged ({error}). Remove the folder to begin anew.") from error
+        except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise damaged(path, error) from error
 
     def _read(self, path: Path) -> Line:
         tensors, line = self._load(path)
         forms = {}
-        for number, event in enumerate(line["events"]):
-            if "tree" in event:
-                try:
+        try:
+            for number, event in enumerate(line["events"]):
+                if "tree" in event:
                     forms[event["site"]] = unflatten(event["tree"], str(number), tensors.__getitem__, FORMS)
-                except (FormatError, KeyError) as error:
-                    raise JournalError(f"{self.folder} is damaged: {error}") from error
-        return Line(line["step"], tuple(line["events"]), forms, line["end"])
+            return Line(line["step"], tuple(line["events"]), forms, line["end"])
+        except (FormatError, KeyError, TypeError) as error:
+            raise damaged(path, error) from error
 
     def training(self, step: int, part: int) -> Training:
         """Where a training inside a step is kept; a step may train more than once."""
         return Training(self, self.folder / f"training-{step}-{part}.safetensors")
+
+
+def damaged(path: Path, error: Exception) -> JournalError:
+    return JournalError(f"{path} is damaged ({error}). Remove the folder to begin anew.")
 
 
 @dataclass(frozen=True)

@@ -96,14 +96,19 @@ def hash_batch(into: Hash, value: Any) -> None:
         )
 
 
+def generators_of(loader: object) -> list[torch.Generator]:
+    """The generators that a loader and its sampler draw from, where they have their own."""
+    own = [getattr(part, "generator", None) for part in (loader, getattr(loader, "sampler", None))]
+    return list(dict.fromkeys(item for item in own if isinstance(item, torch.Generator)))
+
+
 @contextmanager
 def steady(loader: object = None) -> Iterator[None]:
     """Random draws inside start from a fixed seed; outside it is as if none had happened.
 
     A shuffled evaluation set then comes in the same order each time, so that scores pair up sample by sample.
     """
-    own = {getattr(part, "generator", None) for part in (loader, getattr(loader, "sampler", None))}
-    generators = [torch.default_generator, *(item for item in own if isinstance(item, torch.Generator))]
+    generators = [torch.default_generator, *generators_of(loader)]
     before = [item.get_state() for item in generators]
     python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 (what users' data sets draw from)
     try:

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from tersor.errors import RefusedError, TaskError, need
-from tersor.model.batches import length_of, move
+from tersor.model.batches import generators_of, length_of, move
 from tersor.model.task import Task
 from tersor.model.tune import Tuned
 
@@ -84,7 +84,7 @@ def fit(
     accelerator = launch(tuned)
     batches = task.batches("train")
     per_epoch = length_of(batches)
-    with seeded(seed):
+    with seeded(seed), lent(batches):
         decayed = [p for p in tuned.parameters() if p.ndim >= 2]
         others = [p for p in tuned.parameters() if p.ndim < 2]
         groups = [
@@ -93,6 +93,9 @@ def fit(
         ]
         optimizer = make_optimizer([group for group in groups if group["params"]], plan)
         net, optimizer, loader = accelerator.prepare(tuned, optimizer, share(batches, accelerator))
+        generators = generators_of(batches)  # now: for several processes Accelerate gives a sampler one
+        for generator in generators:
+            generator.manual_seed(seed)
         device = accelerator.device
         teacher = teacher.to(device).eval() if teacher is not None else None
         if plan.channels_last:
@@ -108,7 +111,7 @@ def fit(
         if begun is not None:
             epoch, tensors, facts = begun
             step, losses = facts["step"], [facts["loss"]]
-            restore(tuned, optimizer, tensors, facts)
+            restore(tuned, optimizer, generators, tensors, facts)
         net.train()
         with catching(tuned, teacher, plan) as caught:
             while step < total:
@@ -141,7 +144,7 @@ def fit(
                     )
                 epoch += 1
                 if checkpoint is not None and accelerator.is_main_process:
-                    tensors, facts = snapshot(tuned, optimizer)
+                    tensors, facts = snapshot(tuned, optimizer, generators)
                     mean = sum(losses) / len(losses)
                     checkpoint.save(epoch, tensors, facts | {"step": step, "loss": mean})
         tuned.eval()
@@ -237,7 +240,9 @@ def catching(tuned: Tuned, teacher: nn.Module | None, plan: Plan) -> Iterator[di
             hook.remove()
 
 
-def snapshot(tuned: Tuned, optimizer: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def snapshot(
+    tuned: Tuned, optimizer: Any, generators: list[torch.Generator]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """All that a training is made of, as named tensors and JSON."""
     tensors = {f"net:{name}": value.detach().cpu() for name, value in tuned.state_dict().items()}
     state = optimizer.state_dict()["state"]
@@ -248,7 +253,8 @@ def snapshot(tuned: Tuned, optimizer: Any) -> tuple[dict[str, Tensor], dict[str,
                 tensors[f"opt:{index}:{name}"] = value.detach().cpu()
             else:
                 numbers[f"{index}:{name}"] = value
-    tensors["random:torch"] = torch.get_rng_state()
+    for number, generator in enumerate([torch.default_generator, *generators]):
+        tensors[f"random:{number}"] = generator.get_state()
     kind, words, *rest = np.random.get_state()  # noqa: NPY002 (what users' transforms draw from)
     tensors["random:numpy"] = torch.from_numpy(np.asarray(words).astype(np.int64))
     version, python, gauss = random.getstate()
@@ -256,7 +262,10 @@ def snapshot(tuned: Tuned, optimizer: Any) -> tuple[dict[str, Tensor], dict[str,
     return tensors, facts
 
 
-def restore(tuned: Tuned, optimizer: Any, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+def restore(
+    tuned: Tuned, optimizer: Any, generators: list[torch.Generator], tensors: dict[str, Tensor],
+    facts: dict[str, Any],
+) -> None:  # fmt: skip
     tuned.load_state_dict({name[4:]: value for name, value in tensors.items() if name.startswith("net:")})
     state: dict[int, dict[str, Any]] = {}
     for name, value in tensors.items():
@@ -267,11 +276,26 @@ def restore(tuned: Tuned, optimizer: Any, tensors: dict[str, Tensor], facts: dic
         index, word = name.split(":")
         state.setdefault(int(index), {})[word] = number
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    torch.set_rng_state(tensors["random:torch"])
+    for number, generator in enumerate([torch.default_generator, *generators]):
+        generator.set_state(tensors[f"random:{number}"])
     kind, *rest = facts["numpy"]
     np.random.set_state((kind, tensors["random:numpy"].numpy().astype(np.uint32), *rest))  # noqa: NPY002
     version, python, gauss = facts["python"]
     random.setstate((version, tuple(python), gauss))
+
+
+@contextlib.contextmanager
+def lent(batches: object) -> Iterator[None]:
+    """A loader's own generators are afterwards as they were."""
+    sampler = getattr(batches, "sampler", None)
+    own, states = getattr(sampler, "generator", None), [(g, g.get_state()) for g in generators_of(batches)]
+    try:
+        yield
+    finally:
+        for generator, state in states:
+            generator.set_state(state)
+        if sampler is not None and hasattr(sampler, "generator"):
+            sampler.generator = own
 
 
 @contextlib.contextmanager
