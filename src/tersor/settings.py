@@ -20,8 +20,15 @@ from tersor.errors import SettingError, did_you_mean
 
 
 def settings_of(step: Any) -> dict[str, Any]:
-    """All settings of a step as JSON values."""
-    return {f.name: plain(getattr(step, f.name)) for f in dataclasses.fields(step)}
+    """All settings of a step as JSON values. Where a float is meant 2 is 2.0, as YAML and words read it: a
+    recipe has one digest in all three."""
+    hints = typing.get_type_hints(type(step))
+    settings = {f.name: plain(getattr(step, f.name)) for f in dataclasses.fields(step)}
+    for name, value in settings.items():
+        meant = typing.get_args(hints[name]) or (hints[name],)
+        if type(value) is int and float in meant and int not in meant:
+            settings[name] = float(value)
+    return settings
 
 
 def plain(value: Any) -> Any:
