@@ -1,7 +1,8 @@
 """Checkpoint: weights files read one tensor at a time, so that one larger than memory can be packed.
 
 .safetensors, a folder of them (with or without an index), .pt .pth .bin state dicts. Plain reads. A PyTorch
-file is loaded with fake tensors, which have a place in the file and no bytes; nothing in it is executed.
+file is loaded onto no device at all: its tensors know their place in the file and have no bytes. Nothing in
+it is executed.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ import json
 import os
 import pickle
 import re
+import struct
 import zipfile
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -147,15 +149,28 @@ class TorchPart:
         self.path = path
         self.file = open(path, "rb")  # noqa: SIM115  closed by close()
         try:
-            self.in_file = stored_plainly(path)
-            tensors, self.ignored = state_dict_in(load_torch(path, fake=self.in_file), path)
-            if self.in_file and any(place_in_file(tensor) is None for tensor in tensors.values()):
-                self.in_file = False
-                tensors, self.ignored = state_dict_in(load_torch(path, fake=False), path)
+            self.records = records_of(path)
+            tensors, self.ignored = self._load()
             self.tensors, self.slots, self.aliases = self._sort(tensors)
         except FormatError:
             self.close()
             raise
+
+    def _load(self) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+        """The state dict: tensors that only know their place in the file where that is known, else whole."""
+        if self.records:
+            with suppress(FormatError):
+                tensors, ignored = state_dict_in(load_torch(self.path, "meta"), self.path)
+                if all(self._record(tensor) is not None for tensor in tensors.values()):
+                    return tensors, ignored
+        self.records = {}
+        return state_dict_in(load_torch(self.path, "cpu"), self.path)
+
+    def _record(self, tensor: Tensor) -> int | None:
+        """Where in the file the storage of a tensor without bytes begins; None if that is not certain."""
+        storage = tensor.untyped_storage()
+        begin = getattr(storage, "_checkpoint_offset", None)
+        return begin if begin in self.records and self.records[begin] >= int(storage.nbytes()) else None
 
     def _sort(
         self, tensors: Mapping[str, Tensor]
@@ -184,25 +199,22 @@ class TorchPart:
     def _place(self, tensor: Tensor) -> tuple[int, int]:
         """The bytes that hold its elements: in the file, or in memory."""
         storage, size = tensor.untyped_storage(), tensor.dtype.itemsize
-        start = (place_in_file(tensor) if self.in_file else storage.data_ptr()) or 0
+        start = (self._record(tensor) if self.records else storage.data_ptr()) or 0
         reach = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True)) + 1
         begin = int(tensor.storage_offset()) * size
         end = begin + (int(reach) * size if tensor.numel() else 0)
-        room = os.fstat(self.file.fileno()).st_size - start if self.in_file else storage.nbytes()
-        if not 0 <= begin <= end <= min(int(storage.nbytes()), room):
+        if not 0 <= begin <= end <= int(storage.nbytes()):
             raise FormatError(f"{self.path}: a tensor reaches beyond its memory: the file is damaged")
         return start + begin, start + end
 
     def read(self, name: str) -> Tensor:
         tensor, slot = self.tensors[name], self.slots[name]
-        if not self.in_file:
+        if not self.records:
             return tensor.detach().clone().contiguous()
         data = read_range(self.file, self.path, slot.begin, slot.end).view(slot.dtype)
-        return (
-            data.as_strided(slot.shape, tensor.stride()).contiguous()
-            if len(data)
-            else data.reshape(slot.shape)
-        )
+        if not len(data):
+            return data.reshape(slot.shape)
+        return data.as_strided(slot.shape, tensor.stride()).contiguous()
 
     def close(self) -> None:
         self.file.close()
@@ -216,31 +228,33 @@ class TorchPart:
         self.close()
 
 
-def place_in_file(tensor: Tensor) -> int | None:
-    """Where a fake tensor's storage begins in the file it was loaded from."""
-    return getattr(tensor.untyped_storage(), "_checkpoint_offset", None)
-
-
-def stored_plainly(path: Path) -> bool:
-    """Whether the tensors' bytes stand in the file as they are: a zip, not compressed, low byte first."""
+def records_of(path: Path) -> dict[int, int]:
+    """Where the records of a checkpoint begin, and their bytes: of a zip that is not compressed and has the
+    low bytes first. Empty for others, which must be loaded whole."""
     if not zipfile.is_zipfile(path):
-        return False
+        return {}
+    found = {}
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
             orders = [archive.read(name) for name in archive.namelist() if name.endswith("/byteorder")]
-            plain = all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+            if orders not in ([], [b"little"]):
+                return {}
+            for entry in archive.infolist():
+                if entry.compress_type != zipfile.ZIP_STORED:
+                    return {}
+                # The central directory tells where a record's own header is: 30 bytes, a name, extra fields.
+                file.seek(entry.header_offset)
+                name, extra = struct.unpack("<26x2H", file.read(30))
+                found[entry.header_offset + 30 + name + extra] = entry.file_size
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, struct.error) as error:
         raise FormatError(f"{path}: it is a damaged zip file: {error}") from None
-    return plain and orders in ([], [b"little"])
+    return found
 
 
-def load_torch(path: Path, *, fake: bool) -> Any:
-    """What torch.save wrote; `fake`: tensors without bytes. Only tensors and plain containers are read."""
-    from torch._subclasses.fake_tensor import FakeTensorMode  # takes a second, so not for safetensors
-
+def load_torch(path: Path, device: str) -> Any:
+    """What torch.save wrote, without running any of it; on "meta" tensors have no bytes."""
     try:
-        with FakeTensorMode() if fake else ExitStack():
-            return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"(?:Unsupported|disallowed) \w+: GLOBAL ([\w.]+)|GLOBAL ([\w.]+)", str(error))
         what = f" ({found[1] or found[2]})" if found else ""
@@ -249,10 +263,8 @@ def load_torch(path: Path, *, fake: bool) -> Any:
             f"Where the model is, save its tensors alone: torch.save(model.state_dict(), 'weights.pt')"
         ) from None
     except DAMAGED as error:
-        said = str(error).strip().splitlines()
-        raise FormatError(
-            f"{path}: it cannot be read as a PyTorch checkpoint: {said[0][:200] if said else ''}"
-        ) from None
+        said = (str(error).strip().splitlines() or [""])[0][:200]
+        raise FormatError(f"{path}: it cannot be read as a PyTorch checkpoint: {said}") from None
 
 
 def state_dict_in(found: Any, path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:

@@ -10,9 +10,11 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
+
+from torch import Tensor
 
 from tersor.core.ledger import Entry, Ledger
 from tersor.core.recipe import Recipe
@@ -115,7 +117,10 @@ class Packing:
         """Read, compress and write one tensor."""
         tensor = self.source.read(name)
         # PyTorch cannot ask a float of 8 bits whether it is finite.
-        finite({name: tensor.float() if tensor.dtype.itemsize == 1 else tensor}, self.sites)
+        wide = tensor.float() if tensor.dtype.itemsize == 1 else tensor
+        if is_mask(wide):
+            self.sites[name] = replace(self.sites[name], kind="buffer")
+        finite({name: wide}, self.sites)
         self.before += tensor.nbytes
         forms: dict[str, Form] = {name: Dense(tensor)}
         given = forms[name].digest
@@ -164,6 +169,13 @@ class Packing:
             if digests.get(site) != digest:
                 found = digests.get(site, "no such site")
                 raise RefusedError(f"pack: {site} came out as {found}, the lock says {digest}")
+
+
+def is_mask(tensor: Tensor) -> bool:
+    """Nothing but zeros and infinities: a mask of attention, a range that saw no data; no broken weight."""
+    if not tensor.is_floating_point() or not tensor.isinf().any():
+        return False
+    return bool((tensor.isinf() | (tensor == 0)).all())
 
 
 def describe(name: str, slot: Slot) -> Site:

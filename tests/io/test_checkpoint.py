@@ -1,0 +1,317 @@
+"""Checkpoints: every kind of file gives the tensors that were saved, and nothing of it is executed."""
+
+import json
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from forge import safetensors_file
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tersor.core.ledger import Ledger
+from tersor.core.run import Compressed
+from tersor.errors import FormatError, SettingError, StorageError
+from tersor.forms import Dense
+from tersor.io import save
+from tersor.io.checkpoint import Checkpoint
+from tersor.io.header import CODES
+from tersor.model.sites import Site
+
+
+def tensors() -> dict[str, Tensor]:
+    g = torch.Generator().manual_seed(0)
+    return {
+        "fc.weight": torch.randn(6, 5, generator=g),
+        "fc.bias": torch.randn(6, generator=g).half(),
+        "norm.running_mean": torch.randn(3, generator=g).double(),
+        "steps": torch.tensor(7),
+        "mask": torch.rand(4, 4, generator=g) < 0.5,
+        "none": torch.zeros(0, 3),
+        "b": torch.randn(2, 3, 4, generator=g).bfloat16(),
+    }
+
+
+def save_legacy(values: dict[str, Tensor], path: Path) -> None:
+    torch.save(values, path, _use_new_zipfile_serialization=False)
+
+
+def save_packed_zip(values: dict[str, Tensor], path: Path) -> None:
+    """A checkpoint that another tool packed anew, compressed."""
+    torch.save(values, path)
+    with zipfile.ZipFile(path) as archive:
+        entries = {info.filename: archive.read(info) for info in archive.infolist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in entries.items():
+            archive.writestr(name, data)
+
+
+def save_other_zip(values: dict[str, Tensor], path: Path) -> None:
+    """The same, not compressed: its records lie elsewhere than where PyTorch would have put them."""
+    torch.save(values, path)
+    with zipfile.ZipFile(path) as archive:
+        entries = {info.filename: archive.read(info) for info in archive.infolist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in entries.items():
+            archive.writestr(name, data)
+
+
+def save_training(values: dict[str, Tensor], path: Path) -> None:
+    optimizer = {"state": {0: {"momentum": torch.ones(3)}}, "param_groups": [{"lr": 0.1}]}
+    torch.save({"epoch": 3, "model": values, "optimizer": optimizer}, path)
+
+
+WRITERS: dict[str, tuple[str, Callable[[dict[str, Tensor], Path], None]]] = {
+    "safetensors": ("w.safetensors", lambda values, path: save_file(values, path, {"format": "pt"})),
+    "torch": ("w.pt", torch.save),
+    "torch, old": ("w.pth", save_legacy),
+    "torch, compressed": ("w.bin", save_packed_zip),
+    "torch, other offsets": ("w.bin", save_other_zip),
+    "torch, of a training": ("w.ckpt", save_training),
+}
+
+
+def read_all(path: Path) -> dict[str, Tensor]:
+    with Checkpoint(path) as source:
+        for name, slot in source.slots.items():
+            tensor = source.read(name)
+            assert (tensor.dtype, tuple(tensor.shape)) == (slot.dtype, slot.shape)
+            assert tensor.is_contiguous()
+        values = {name: source.read(name) for name in source.slots}
+        return values | {alias: values[name] for alias, name in source.aliases.items()}
+
+
+def check_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert found[name].dtype == value.dtype
+        assert found[name].shape == value.shape
+        assert torch.equal(found[name], value)
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_reads_what_was_saved(kind: str, tmp_path: Path) -> None:
+    name, write = WRITERS[kind]
+    write(tensors(), tmp_path / name)
+    check_equal(read_all(tmp_path / name), tensors())
+
+
+def test_what_a_training_keeps_besides_is_named(tmp_path: Path) -> None:
+    save_training(tensors(), tmp_path / "w.pt")
+    with Checkpoint(tmp_path / "w.pt") as source:
+        assert source.ignored == ("epoch", "optimizer")
+    torch.save({**tensors(), "epoch": 3}, tmp_path / "w.pt")
+    with Checkpoint(tmp_path / "w.pt") as source:
+        assert source.ignored == ("epoch",)
+
+
+@pytest.mark.parametrize("write", [torch.save, save_legacy, save_packed_zip, save_other_zip])
+def test_views_and_ties(write: Callable[[dict[str, Tensor], Path], None], tmp_path: Path) -> None:
+    base = torch.arange(24.0).reshape(4, 6)
+    given = {
+        "embed": base, "head": base, "turned": base.t(), "row": base[2], "strided": base[::2, 1::2],
+        "alone": torch.ones(3), "same values": torch.ones(3),
+    }  # fmt: skip
+    write(given, tmp_path / "w.pt")
+    check_equal(read_all(tmp_path / "w.pt"), given)
+    with Checkpoint(tmp_path / "w.pt") as source:
+        assert source.aliases == {"head": "embed"}
+
+
+def test_tensors_stay_in_the_file_until_they_are_read(tmp_path: Path) -> None:
+    torch.save({"w": torch.ones(100)}, tmp_path / "w.pt")
+    with Checkpoint(tmp_path / "w.pt") as source:
+        assert source.where["w"].tensors["w"].device.type == "meta"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("dtype", CODES, ids=str)
+def test_every_dtype(dtype: torch.dtype, tmp_path: Path) -> None:
+    value = torch.tensor([[0, 1, 1], [1, 0, 1]]).to(dtype)
+    torch.save({"w": value}, tmp_path / "w.pt")
+    save_file({"w": value}, tmp_path / "w.safetensors")
+    for name in ("w.pt", "w.safetensors"):
+        found = read_all(tmp_path / name)["w"]
+        assert found.dtype is dtype
+        assert found.view(torch.uint8).tolist() == value.view(torch.uint8).tolist()
+
+
+# --- folders ---
+
+
+@pytest.mark.parametrize("index", [True, False])
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+def test_folder(kind: str, index: bool, tmp_path: Path) -> None:
+    write = save_file if kind == "safetensors" else torch.save
+    names = list(tensors())
+    parts = {f"model-{n}-of-2.{kind}": names[n - 1 :: 2] for n in (1, 2)}
+    for file, held in parts.items():
+        write({name: tensors()[name] for name in held}, tmp_path / file)
+    if index:
+        places = {name: file for file, held in parts.items() for name in held}
+        (tmp_path / f"model.{kind}.index.json").write_text(json.dumps({"weight_map": places}))
+        write({"other": torch.ones(2)}, tmp_path / f"consolidated.{kind}")  # not in the index
+    check_equal(read_all(tmp_path), tensors())
+
+
+def folder_with(tmp_path: Path, **files: str) -> Path:
+    save_file({"w": torch.ones(2)}, tmp_path / "a.safetensors")
+    for name, text in files.items():
+        (tmp_path / name.replace("__", ".")).write_text(text)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("index", "said"),
+    [
+        (
+            '{"weight_map":{"w":"../a.safetensors"}}',
+            "w lies in '../a.safetensors', which is not a file beside",
+        ),
+        ('{"weight_map":{"w":"/etc/passwd"}}', "w lies in '/etc/passwd', which is not a file beside"),
+        ('{"weight_map":{"w":".."}}', "which is not a file beside"),
+        ('{"weight_map":{"w":1}}', "which is not a file beside"),
+        ('{"weight_map":{"v":"a.safetensors"}}', "the index says that it holds v, but it does not"),
+        ('{"weight_map":{}}', "an index has a weight_map"),
+        ("[]", "an index has a weight_map"),
+        ("{", "is not JSON"),
+    ],
+)
+def test_bad_index(index: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match=said):
+        Checkpoint(folder_with(tmp_path, m__index__json=index))
+
+
+def test_folder_without_weights(tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match="the folder holds no weights"):
+        Checkpoint(tmp_path)
+
+
+def test_name_in_two_files(tmp_path: Path) -> None:
+    save_file({"w": torch.ones(3)}, tmp_path / "b.safetensors")
+    with pytest.raises(FormatError, match="b.safetensors: w is in another file of"):
+        Checkpoint(folder_with(tmp_path))
+
+
+def test_two_indexes(tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match="2 index files"):
+        Checkpoint(folder_with(tmp_path, a__index__json="{}", b__index__json="{}"))
+
+
+def test_file_that_an_index_names_is_gone(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="gone.safetensors: cannot be read: No such file"):
+        Checkpoint(folder_with(tmp_path, a__index__json='{"weight_map":{"w":"gone.safetensors"}}'))
+
+
+# --- what is refused ---
+
+
+class Evil:
+    """A pickle of it makes a folder when it is loaded."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[object, ...]:
+        import os
+
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_code_is_not_run(zipped: bool, tmp_path: Path) -> None:
+    path, made = tmp_path / "w.pt", tmp_path / "made"
+    torch.save({"w": torch.ones(2), "x": Evil(made)}, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(
+        FormatError, match=r"w.pt: it holds Python objects \(posix.mkdir\), and to load them is to run code"
+    ):
+        Checkpoint(path)
+    assert not made.exists()
+
+
+def test_a_whole_model_is_refused(tmp_path: Path) -> None:
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "w.pt")
+    with pytest.raises(
+        FormatError, match=r"\(torch.nn.modules.linear.Linear\).*torch.save\(model.state_dict\(\)"
+    ):
+        Checkpoint(tmp_path / "w.pt")
+
+
+def bare_pickle(path: Path) -> None:
+    path.write_bytes(pickle.dumps({"w": [1, 2]}, protocol=2))
+
+
+def cut(path: Path) -> None:
+    torch.save(tensors(), path)
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def other_zip(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("readme.txt", "hello")
+
+
+def overlapping(path: Path) -> None:
+    torch.save({"w": torch.ones(1).expand(1000)}, path)
+
+
+def sparse(path: Path) -> None:
+    torch.save({"w": torch.eye(3).to_sparse()}, path)
+
+
+def no_tensors(path: Path) -> None:
+    torch.save({"a": 1, "b": [torch.ones(2)]}, path)
+
+
+def one_tensor(path: Path) -> None:
+    torch.save(torch.ones(2), path)
+
+
+def huge_header(path: Path) -> None:
+    path.write_bytes((10**8 + 1).to_bytes(8, "little") + b"{" + bytes(100))
+
+
+def not_weights(path: Path) -> None:
+    path.write_text("hello, world: no weights here")
+
+
+@pytest.mark.parametrize(
+    ("write", "said"),
+    [
+        (bare_pickle, "it cannot be read as a PyTorch checkpoint|it holds Python objects"),
+        (cut, "damaged zip|cannot be read as a PyTorch checkpoint"),
+        (other_zip, "cannot be read as a PyTorch checkpoint"),
+        (overlapping, "w shows the same memory more than once"),
+        (sparse, "layout torch.sparse_coo; only plain tensors can be packed"),
+        (no_tensors, r"it holds a dict with the keys \[\"a\", \"b\"\], but a state dict is expected"),
+        (one_tensor, "it holds a Tensor, but a state dict is expected"),
+        (huge_header, "not a .tersor or .safetensors file"),
+        (not_weights, "begins with the bytes 68 65 6c 6c 6f"),
+    ],
+)
+def test_what_is_refused(write: Callable[[Path], None], said: str, tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    write(path)
+    with pytest.raises(FormatError, match=said) as caught:
+        Checkpoint(path)
+    assert str(caught.value).startswith(str(path))
+
+
+def test_a_tersor_file_is_told_to_be_unpacked(tmp_path: Path) -> None:
+    site = {"w": Site("w", (2,), "float32", "other")}
+    save(Compressed(site, {"w": Dense(torch.ones(2))}, {}, Ledger("", {})), tmp_path / "m.tersor")
+    with pytest.raises(SettingError, match="tersor unpack"):
+        Checkpoint(tmp_path / "m.tersor")
+
+
+def test_files_that_are_not_there(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="cannot be read: No such file"):
+        Checkpoint(tmp_path / "w.pt")
+
+
+def test_a_bool_of_two_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "w.safetensors").write_bytes(safetensors_file({"w": ("BOOL", [2], b"\1\2")}, None))
+    with Checkpoint(tmp_path / "w.safetensors") as source, pytest.raises(FormatError, match="w: a bool is 2"):
+        source.read("w")
