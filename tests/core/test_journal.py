@@ -22,7 +22,8 @@ from tersor.core.step import Edit, Group, Note
 from tersor.core.view import View, Watch
 from tersor.errors import JournalError, StorageError
 from tersor.forms import Dense, Sum
-from tersor.steps import STEPS, Cluster, Entropy, Factorize, Finetune, Measure, Prune
+from tersor.model.sites import Site
+from tersor.steps import STEPS, Cluster, Entropy, Factorize, Finetune, Measure, Prune, Quantize
 
 RECIPE = Recipe(
     (
@@ -118,6 +119,22 @@ def test_what_is_in_the_journal_is_not_done_again(
     for step in RECIPE.steps:
         monkeypatch.setattr(type(step), "run", fail)
     same(run(t.model, RECIPE, t.task, journal=tmp_path / "copy", resume=True), result)
+
+
+def test_sites_in_the_journal_are_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    t, recipe, done = tiny("mlp"), Recipe((Quantize(),)), []
+    result = run(t.model, recipe, journal=tmp_path)
+    for path in lines(tmp_path)[2:]:
+        path.unlink()
+    edit = Quantize.edit
+
+    def counted(self: Quantize, view: View, site: Site) -> Edit:
+        done.append(site.name)
+        return edit(self, view, site)
+
+    monkeypatch.setattr(Quantize, "edit", counted)
+    same(run(t.model, recipe, journal=tmp_path, resume=True), result)
+    assert done == ["layers.4.weight", "layers.6.weight"]
 
 
 def test_resume_with_nothing_there_begins(whole: tuple[Tiny, Compressed, Path], tmp_path: Path) -> None:
@@ -284,7 +301,7 @@ def test_killed_in_training(at: int, unkilled: tuple[Tiny, Compressed], tmp_path
     def feed(model: Any, batch: Any) -> torch.Tensor:
         nonlocal steps
         steps += model.training
-        return model(batch[0])
+        return killed.noisy(model, batch)
 
     resumed = run(t.model, killed.RECIPE, replace(t.task, feed=feed), journal=folder, resume=True)
     same(resumed, whole)
