@@ -9,7 +9,6 @@ DIR/journal/           every applied group, so that a run that is killed can go 
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,8 @@ import safetensors.torch
 from tersor.core.recipe import Recipe, dump
 from tersor.core.run import Compressed, lock, run
 from tersor.core.view import Watch
-from tersor.errors import RefusedError, StorageError
-from tersor.files import write_text
+from tersor.errors import RefusedError
+from tersor.files import atomic, write_text
 from tersor.io import load, save
 from tersor.measure.accuracy import accuracy, drop
 from tersor.model.task import Task
@@ -50,6 +49,7 @@ def job(
             facts["accuracy"] = measured(given, result, task)
     if not first():
         return result, facts
+    facts["out"] = str(out)
     facts["files"] = {
         "given": {"nbytes": plain_nbytes(given, out), "what": "its tensors as they are, in safetensors"},
         "result": {"nbytes": save(result, out / MODEL), "name": MODEL},
@@ -73,17 +73,19 @@ def measured(given: Compressed, result: Compressed, task: Task) -> dict[str, Any
 
 def plain_nbytes(given: Compressed, folder: Path) -> int:
     """Bytes of the file that holds the given tensors as they are: written, looked at, removed."""
+    path = folder / f".given.{os.getpid()}.safetensors"
     try:
-        with tempfile.NamedTemporaryFile(dir=folder, suffix=".safetensors") as file:
-            safetensors.torch.save_file(plain_tensors(given), file.name)
-            return os.path.getsize(file.name)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise StorageError(f"{folder}: the size of the given model cannot be measured: {error}") from None
+        return write_plain(given, path)
+    finally:
+        path.unlink(missing_ok=True)
 
 
-def plain_tensors(given: Compressed) -> dict[str, Any]:
-    """The decoded tensors by site name, tied ones once."""
-    return {
+def write_plain(given: Compressed, path: Path) -> int:
+    """Write the decoded tensors as safetensors, tied ones once; the bytes of the file."""
+    tensors = {
         name: form.decode().to(given.sites[name].torch_dtype).contiguous()
         for name, form in given.forms.items()
     }
+    with atomic(path) as file:
+        file.write(safetensors.torch.save(tensors))
+    return path.stat().st_size

@@ -10,7 +10,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -77,9 +77,10 @@ def percent(share: float, digits: int = 2) -> str:
     return f"{100 * share:.{digits}f} %"
 
 
-def milliseconds(ms: float) -> str:
-    """Three digits that count: "0.0123 ms", "12.3 ms"."""
-    return f"{ms:.{max(0, 2 - math.floor(math.log10(ms)))}f} ms" if ms > 0 else "0 ms"
+def ranged(ends: Sequence[float], digits: int, word: str = "-") -> str:
+    """ "97.23 - 99.04"."""
+    low, high = ends
+    return f"{low:.{digits}f} {word} {high:.{digits}f}"
 
 
 def seconds(s: float) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from tersor.core.ledger import Entry, Ledger
 from tersor.core.run import Compressed
-from tersor.forms import Form
+from tersor.forms import Affine, Coded, Dense, Form, LogGrid
 from tersor.measure.bits import bits_of
 from tersor.model.sites import Site
 from tersor.steps import STEPS
@@ -47,9 +47,20 @@ def site_facts(site: Site, form: Form) -> dict[str, Any]:
     """One site: how it is stored, and in how many bits."""
     bits = bits_of(form)
     return {
-        "shape": list(site.shape), "dtype": site.dtype, "kind": site.kind, "form": repr(form),
+        "shape": list(site.shape), "dtype": site.dtype, "kind": site.kind, "form": outline(form),
         "weights": bits.weights, "stored": bits.stored, "bound": bits.bound,
     }  # fmt: skip
+
+
+def outline(form: Form) -> str:
+    """The form in a few words: Masked(Coded bool, Codebook(Coded uint8, Dense float32))."""
+    name = type(form).__name__
+    if isinstance(form, Dense):
+        return f"{name} {str(form.array.dtype).removeprefix('torch.')}"
+    if isinstance(form, Coded):
+        return f"{name} {form.dtype}"
+    bits = f"{form.bits} bits, " if isinstance(form, (Affine, LogGrid)) else ""
+    return f"{name}({bits}{', '.join(map(outline, form.children().values()))})"
 
 
 def total_bits(sites: Mapping[str, Mapping[str, Any]], given: Mapping[str, Site]) -> dict[str, Any]:
@@ -102,6 +113,7 @@ def site_events(entries: list[Entry]) -> dict[str, dict[str, Any]]:
                 facts |= {"how": entry.how, "after": entry.after}
             else:
                 facts |= {"did": entry.kind, "text": entry.text}
+                facts |= {"data": dict(entry.data)} if entry.data else {}
     for facts in sites.values():
         facts.setdefault("did", "done")
     return sites

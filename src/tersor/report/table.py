@@ -1,17 +1,17 @@
-"""Table: the facts of a run for a terminal: before and after, then each step's doing by layer.
+"""Table: the facts of a run for a terminal: before and after, then what each step did to each layer.
 
-              before     after                      layer         1 prune       2 cluster     bits
-accuracy      98.62 %    98.49 %   drop ...         conv1.weight  done: kept    done: 16      1.29
-file          394,104    14,902    26.4 x           fc.bias       -             -             32.00
+               before   after                     layer         1 prune      2 cluster   3 entropy   bits
+accuracy, %     98.62   98.49   drop 0.13 ...     conv1.weight  29.9% kept   16 values   144 bytes   1.29
+file, bytes   394,104  14,902   26.4 x ...        fc.bias       trained      -           skipped    32.00
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from tersor.measure.accuracy import SIGNIFICANT
-from tersor.report.console import milliseconds, p_value, percent, seconds, whole
+from tersor.report.console import p_value, ranged, seconds, whole
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -20,21 +20,29 @@ if TYPE_CHECKING:
 Facts = Mapping[str, Any]
 ROWS = 60  # layers that a terminal is shown; report.json has them all
 
+# A step's fact about a site in as few letters as a narrow column wants: by the name of the fact.
+BRIEF: dict[str, Callable[[Any, Facts], str]] = {
+    "kept": lambda kept, site: f"{kept / max(site['weights'], 1):.1%} kept",
+    "entries": lambda entries, site: f"{entries} values",
+    "decibels": lambda decibels, site: f"{decibels:.1f} dB",
+    "rank": lambda rank, site: f"rank {rank}",
+    "after": lambda after, site: f"{whole(after)} bytes",
+}
+
 
 def report(facts: Facts) -> Iterator[RenderableType]:
-    """Everything that `run` and `demo` print."""
+    """Everything that `run` prints."""
     yield headline(facts)
-    yield ""
     yield layers(facts)
-    hidden = len(facts["sites"]) - ROWS
-    if hidden > 0:
-        yield f"and {hidden} more, in report.json"
-    yield ""
+    if len(facts["sites"]) > ROWS:
+        yield f"and {len(facts['sites']) - ROWS} more, in report.json"
     yield from steps(facts)
+    if "out" in facts:
+        yield f"written to {facts['out']}: model.tersor, recipe.lock.yaml, report.json"
 
 
 def grid(*columns: str) -> Table:
-    """A table of our kind: no frame, a line under the head, numbers to the right in columns named ">..."."""
+    """A table of our kind: no frame, a line under the head; a column named ">..." stands to the right."""
     from rich import box
     from rich.table import Table
 
@@ -46,7 +54,7 @@ def grid(*columns: str) -> Table:
 
 
 def headline(facts: Facts) -> Table:
-    """Before and after, one quantity a row, what it means at the end."""
+    """Before and after, one quantity a row, and what it means at the end."""
     table = grid("", ">before", ">after", "")
     for row in (*accuracy_rows(facts), *file_rows(facts), *bit_rows(facts), *latency_rows(facts)):
         table.add_row(*row)
@@ -58,22 +66,15 @@ def accuracy_rows(facts: Facts) -> Iterator[tuple[str, ...]]:
     if found is None:
         return
     metric = facts.get("metric", "accuracy")
-    share = metric == "accuracy"  # then in hundredths; another metric's unit is its own
-    (was, *was_within), (now, *now_within) = found["before"], found["after"]
-    fall, low, high = found["drop"] if share else (points / 100 for points in found["drop"])
-    digits, unit = (2, " points") if share else (4, "")
+    percent = metric == "accuracy"  # another metric's unit is its own
+    label, times, digits, unit = (f"{metric}, %", 100, 2, " points") if percent else (metric, 1, 4, "")
+    (was, *was_within), (now, *now_within) = ([times * v for v in found[key]] for key in ("before", "after"))
+    fall, *within = (points * times / 100 for points in found["drop"])
+    fell = f"drop {fall:.{digits}f}{unit} (95 %: {ranged(within, digits, 'to')})"
+    yield label, f"{was:.{digits}f}", f"{now:.{digits}f}", fell
     verdict = "significant" if found["p"] < SIGNIFICANT else "not significant"
-
-    def number(value: float) -> str:
-        return percent(value) if share else f"{value:.4f}"
-
-    def interval(low: float, high: float) -> str:
-        return f"{number(low).removesuffix(' %')} - {number(high)}"
-
-    fell = f"drop {fall:.{digits}f}{unit}, 95 % interval {low:.{digits}f} to {high:.{digits}f}"
-    yield metric, number(was), number(now), fell
-    test = f"{verdict}: paired {p_value(found['p'])}, n = {whole(found['n'])}"
-    yield "  95 % interval", interval(*was_within), interval(*now_within), test
+    test = f"{verdict}: {p_value(found['p'])}, paired, n = {whole(found['n'])}"
+    yield "  95 % interval", ranged(was_within, digits), ranged(now_within, digits), test
 
 
 def file_rows(facts: Facts) -> Iterator[tuple[str, ...]]:
@@ -85,9 +86,8 @@ def file_rows(facts: Facts) -> Iterator[tuple[str, ...]]:
 
 def bit_rows(facts: Facts) -> Iterator[tuple[str, ...]]:
     bits = facts["bits"]
-    count = max(bits["weights"], 1)
-    given, stored, bound = (bits[key] / count for key in ("given", "stored", "bound"))
-    yield "bits a weight", f"{given:.3f}", f"{stored:.3f}", f"order-0 entropy bound {bound:.3f}"
+    given, stored, bound = (bits[key] / max(bits["weights"], 1) for key in ("given", "stored", "bound"))
+    yield "bits a weight", f"{given:.3f}", f"{stored:.3f}", f"entropy bound {bound:.3f} (order 0)"
 
 
 def latency_rows(facts: Facts) -> Iterator[tuple[str, ...]]:
@@ -96,44 +96,54 @@ def latency_rows(facts: Facts) -> Iterator[tuple[str, ...]]:
         return
     (was, *was_within), (now, *now_within) = found["before"], found["after"]
     ratio, low, high = found["ratio"]
-    yield (
-        "latency, ONNX Runtime", milliseconds(was), milliseconds(now),
-        f"before / after {ratio:.2f}, 95 % interval {low:.2f} to {high:.2f}",
-    )  # fmt: skip
-    within = (f"{milliseconds(low)[:-3]} - {milliseconds(high)}" for low, high in (was_within, now_within))
-    yield "  95 % interval", *within, "medians of interleaved rounds"
+    digits = 4 if max(was, now) < 1 else 3
+    speed = f"{ratio:.2f} x as fast (95 %: {ranged((low, high), 2, 'to')})"
+    yield "ONNX Runtime, ms", f"{was:.{digits}f}", f"{now:.{digits}f}", speed
+    verdict = "faster" if low > 1 else "slower" if high < 1 else "no difference that can be measured"
+    yield "  95 % interval", ranged(was_within, digits), ranged(now_within, digits), verdict
 
 
 def layers(facts: Facts) -> Table:
-    """One row a layer, one column a step that did something to layers."""
-    columns = [
-        (number, step)
-        for number, step in enumerate(facts["steps"], 1)
-        if any(event["did"] != "bits" for event in step["sites"].values())
-    ]
+    """One row a layer, one column a step that did something to layers; "-" where it was not meant to."""
+    columns = [(number, step) for number, step in enumerate(facts["steps"], 1) if doings(step)]
     table = grid("layer", *(f"{number} {step['step']}" for number, step in columns), ">bits", ">bound")
     for name, site in list(facts["sites"].items())[:ROWS]:
-        cells = [cell(step["sites"].get(name), step) for _, step in columns]
+        cells = [cell(step, name, site) for _, step in columns]
         count = max(site["weights"], 1)
         table.add_row(name, *cells, f"{site['stored'] / count:.2f}", f"{site['bound'] / count:.2f}")
     return table
 
 
-def cell(event: Facts | None, step: Facts) -> str:
-    """What a step did to a layer: done or skipped, and why or how much."""
-    if event is None or event["did"] == "bits":
+def doings(step: Facts) -> dict[str, Facts]:
+    """What a step did, by site; what it merely measured is no doing."""
+    return {name: event for name, event in step["sites"].items() if event["did"] != "bits"}
+
+
+def cell(step: Facts, name: str, site: Facts) -> str:
+    """What a step did to a layer in a word or two."""
+    event = doings(step).get(name)
+    if event is None:
         return "-"
-    if "text" in event:
-        return f"{event['did']}: {event['text']}"
+    if event["did"] != "done":
+        return str(event["did"])
+    data = event.get("data", {})
+    for key, brief in BRIEF.items():
+        if key in data:
+            return brief(data[key], site)
     trained = any(note["kind"] == "trained" for note in step["notes"])
-    return "done: trained" if trained else f"done: {event['how']}"
+    return event.get("text") or ("trained" if trained else event["how"])
 
 
 def steps(facts: Facts) -> Iterator[str]:
-    """One line a step: what it says of the whole model, and its time."""
+    """A line for each step: counts, what it says of the whole model, its time; then whatever it left out."""
     for number, step in enumerate(facts["steps"], 1):
-        did = [event["did"] for event in step["sites"].values() if event["did"] != "bits"]
-        counts = [f"{did.count(word)} {word}" for word in dict.fromkeys(did)]
-        said = [note["text"] for note in step["notes"]]
-        time = [seconds(step["seconds"])] if "seconds" in step else []
-        yield f"{number} {step['step']}: {'; '.join([*counts, *said, *time])}"
+        did = [event["did"] for event in doings(step).values()]
+        counts = ", ".join(f"{did.count(word)} {word}" for word in dict.fromkeys(did))
+        said = [counts, *(note["text"] for note in step["notes"])]
+        said += [seconds(step["seconds"])] if "seconds" in step else []
+        yield f"{number} {step['step']}: {'; '.join(filter(None, said))}"
+        reasons: dict[str, list[str]] = {}
+        for name, event in doings(step).items():
+            if event["did"] != "done":
+                reasons.setdefault(f"{event['did']}: {event.get('text', '')}", []).append(name)
+        yield from (f"    {', '.join(names)} {why}" for why, names in reasons.items())

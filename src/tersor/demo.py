@@ -1,0 +1,114 @@
+"""Demo: the main job, end to end, on real data: train a small conv net, compress, measure, unpack, compare.
+
+data    1,797 images of handwritten digits inside scikit-learn: 1,000 to train, 797 to evaluate
+recipe  recipes/demo.yaml, through the same calls as `tersor run`; every number is measured in this run
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from tersor.core.run import Compressed, run, start
+from tersor.core.view import Watch
+from tersor.errors import RefusedError
+from tersor.files import write_text
+from tersor.given import put_in
+from tersor.io import unpack
+from tersor.job import MODEL, REPORT, job, write_plain
+from tersor.model.fit import seeded
+from tersor.model.task import Task
+from tersor.model.tasks import digits
+from tersor.report.console import percent, to_json, whole
+from tersor.report.table import report as tables
+from tersor.steps import Finetune, read_recipe
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+RECIPE = Path(__file__).parent / "recipes" / "demo.yaml"
+GIVEN, UNPACKED = "given.safetensors", "unpacked.safetensors"
+
+
+def net() -> nn.Module:
+    """A plain conv net for images of 8 x 8: 90,000 parameters, the same ones each time."""
+    with seeded(0):
+        return nn.Sequential(
+            OrderedDict(
+                conv1=nn.Conv2d(1, 32, 3, padding=1), relu1=nn.ReLU(),
+                conv2=nn.Conv2d(32, 64, 3, padding=1), relu2=nn.ReLU(), pool2=nn.MaxPool2d(2),
+                conv3=nn.Conv2d(64, 64, 3, padding=1), relu3=nn.ReLU(), pool3=nn.MaxPool2d(2),
+                flat=nn.Flatten(), fc1=nn.Linear(256, 128), relu4=nn.ReLU(), fc2=nn.Linear(128, 10),
+            )
+        )  # fmt: skip
+
+
+def demo(out: Path, watch: Watch | None = None) -> dict[str, Any]:
+    """Do it all; the facts of the run, with what came of the unpacked weights."""
+    watch, task, recipe = watch or Watch(), digits(), read_recipe(RECIPE)
+    # A net this small is no faster on more threads, and much slower where other programs want them.
+    with one_thread():
+        given = trained(task, watch)
+        write_plain(given, out / GIVEN)
+        # No journal: the whole takes a minute, and a second demo in the same folder begins anew.
+        result, facts = job(given, recipe, task, out, journal=False, watch=watch)
+        facts["unpacked"] = unpacked(out, result, task)
+    write_text(out / REPORT, to_json(facts) + "\n")
+    return facts
+
+
+def trained(task: Task, watch: Watch) -> Compressed:
+    """The network to compress, trained by the step that fine-tunes others."""
+    step = Finetune(epochs=20, lr=0.003)
+    return start(run(net(), step, task, watch=Training(watch)).model())
+
+
+class Training(Watch):
+    """Calls the training of the given network by its name."""
+
+    def __init__(self, watch: Watch):
+        self.watch = watch
+
+    def step(self, number: int, total: int, name: str) -> None:
+        self.watch.step(number, total, "train the network to compress")
+
+    def progress(self, done: int, total: int, text: str = "") -> None:
+        self.watch.progress(done, total, text)
+
+
+def unpacked(out: Path, result: Compressed, task: Task) -> dict[str, Any]:
+    """Unpack the file, put the weights into a fresh network, and compare its scores with the result's."""
+    nbytes = unpack(out / MODEL, out / UNPACKED)
+    module = net()
+    put_in(module, str(out / UNPACKED))
+    scores, wanted = task.scores(module), task.scores(result.model())
+    if not torch.equal(scores, wanted):
+        raise RefusedError(f"{out / UNPACKED}: {int((scores != wanted).sum())} samples score differently")
+    return {"name": UNPACKED, "nbytes": nbytes, "accuracy": float(scores.mean()), "n": len(scores)}
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch on one thread inside, as before outside."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def report(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
+    """What `run` prints, and the unpacked weights."""
+    yield from tables(facts)
+    found = facts["unpacked"]
+    yield (
+        f"unpacked: {found['name']}, {whole(found['nbytes'])} bytes, scores {percent(found['accuracy'])} "
+        f"in a fresh network: the same on each of {whole(found['n'])} samples"
+    )
