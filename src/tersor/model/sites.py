@@ -1,8 +1,8 @@
 """Sites: the names and kinds of what a model stores.
 
-A site is one entry of the state dict: a weight, another parameter, or a buffer. Tensors that share memory
-are one site under the first name; the other names are aliases. Names come from the model as it was given
-and never change.
+A site is one entry of the state dict: a weight, another parameter, or a buffer. A tensor under several names
+is one site under the first; the other names are aliases. Two tensors on one memory are two, for a copy of the
+model parts them. Names come from the model as it was given and never change.
 """
 
 from __future__ import annotations
@@ -67,20 +67,16 @@ def sites_of(model: nn.Module) -> tuple[dict[str, Site], dict[str, Tensor], dict
             owners[f"{path}.{name}" if path else name] = (path, module)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     sites, tensors, aliases = {}, {}, {}
-    first: dict[tuple, str] = {}
+    first: dict[int, str] = {}
     for name, value in model.state_dict(keep_vars=True).items():
         if not isinstance(value, Tensor):
             raise RefusedError(
                 f"{name}: the state dict holds a {type(value).__name__}; only tensors can be stored"
             )
-        # The same memory seen the same way is one tensor; empty tensors all lie at address 0.
-        key = (
-            (value.data_ptr(), tuple(value.shape), value.stride(), value.dtype) if value.numel() else (name,)
-        )
-        if key in first:
-            aliases[name] = first[key]
+        if id(value) in first:
+            aliases[name] = first[id(value)]
             continue
-        first[key] = name
+        first[id(value)] = name
         path, module = owners.get(name, ("", model))
         sites[name] = describe(name, value, module if name in parameters else None, path)
         tensors[name] = value.detach()
