@@ -253,6 +253,18 @@ def test_text_can_be_read_as_the_page_says(tmp_path: Path) -> None:
     assert list(json.loads(text)["sites"]) == [f"fc{n}.{what}" for n in "123" for what in ("weight", "bias")]
 
 
+def test_other_byte_orders_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "m.tersor"
+    save(result({"w": Dense(torch.ones(2))}), path)
+    monkeypatch.setattr("sys.byteorder", "big")
+    with pytest.raises(RefusedError, match="big-endian"):
+        load(path)
+    with pytest.raises(RefusedError, match="big-endian"):
+        save(result({"w": Dense(torch.zeros(2))}), path)
+    monkeypatch.undo()
+    assert load(path).forms["w"].digest == Dense(torch.ones(2)).digest
+
+
 # --- one tensor, and tied ones ---
 
 

@@ -36,7 +36,7 @@ from tersor.io.document import (
 )
 from tersor.io.header import natural
 from tersor.io.looks import PACK
-from tersor.io.tensors import TensorFile, TensorWriter, as_tensor
+from tersor.io.tensors import TensorFile, TensorWriter, as_tensor, bytes_tensor
 from tersor.io.text import deflate, dump, inflate, parse
 from tersor.io.trees import SMALL, Places, leaves, terse
 from tersor.io.validate import contents, limit_for, structure
@@ -129,7 +129,7 @@ class Builder:
                 f"lists and objects; no NaN, no infinity."
             ) from None
         data = deflate(text) + b"".join(self.small)
-        self.tensors.add(TEXT, torch.frombuffer(bytearray(data), dtype=torch.uint8))
+        self.tensors.add(TEXT, bytes_tensor(data))
         metadata = {"tersor": str(NUMBER), "size": str(len(text)), "crc": f"{zlib.crc32(text):08x}"}
         return self.tensors.finish(out, metadata)
 
@@ -182,9 +182,7 @@ class TersorFile:
         text, small = inflate(self.source.bytes(slot.begin, slot.end), size)
         if metadata.get("crc") != f"{zlib.crc32(text):08x}":
             raise FormatError("its text is damaged: it does not have the CRC that the metadata tells")
-        return parse(text, "its text"), torch.frombuffer(bytearray(small) or bytearray(1), dtype=torch.uint8)[
-            : len(small)
-        ]
+        return parse(text, "its text"), bytes_tensor(small)
 
     def _document(self) -> None:
         document = of_type(self.text, dict, "its text")

@@ -7,6 +7,7 @@ Writing needs the header first and knows it last, so the payload waits in a temp
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import BinaryIO, Self
 import torch
 from torch import Tensor
 
-from tersor.errors import FormatError, StorageError
+from tersor.errors import FormatError, RefusedError, StorageError
 from tersor.forms.form import as_bytes
 from tersor.io.header import CODES, LONGEST, Slot, build_header, parse_header
 from tersor.io.looks import looks_like
@@ -29,6 +30,7 @@ class TensorFile:
     """An open safetensors file. FormatError for what is none, StorageError for what cannot be read."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
+        check_byteorder()
         self.path = Path(path)
         try:
             self.file: BinaryIO = open(self.path, "rb")  # noqa: SIM115  closed by close()
@@ -96,6 +98,19 @@ def cannot_read(path: Path, error: OSError) -> StorageError:
     return StorageError(f"{path}: cannot be read: {error.strerror or error}")
 
 
+def bytes_tensor(data: bytes) -> Tensor:
+    """Bytes as a tensor; PyTorch makes none of an empty buffer by itself."""
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
+
+
+def check_byteorder() -> None:
+    """Files have the low byte first, and tensors are written and read as this machine holds them."""
+    if sys.byteorder != "little":
+        raise RefusedError(
+            f"this machine is {sys.byteorder}-endian; files are read and written on others only"
+        )
+
+
 def as_tensor(data: Tensor, dtype: torch.dtype, shape: tuple[int, ...], name: str) -> Tensor:
     """Bytes as a tensor; a bool that is neither 0 nor 1 is refused, for PyTorch would carry it on."""
     if dtype is torch.bool and len(data) and int(data.max()) > 1:
@@ -107,6 +122,7 @@ class TensorWriter:
     """Collects tensors, then writes header and payload."""
 
     def __init__(self, folder: Path) -> None:
+        check_byteorder()
         self.spool = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY, dir=str(folder))  # noqa: SIM115
         self.entries: list[tuple[str, torch.dtype, tuple[int, ...], int, int]] = []  # ..., nbytes, where
         self.nbytes = 0
