@@ -1,0 +1,228 @@
+"""The contract suite: what holds for every step of STEPS, alone, in pairs and in random orders.
+
+A step that is added to the table is tested by being there. Cheap settings for steps that train stand in
+tests/tiny.py; without them a step runs with its defaults only.
+"""
+
+import dataclasses
+import inspect
+import itertools
+import json
+import random
+import subprocess
+import sys
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import MODELS, TRAINED, Tiny, tiny
+
+from tersor.core.ledger import Ledger
+from tersor.core.recipe import Recipe, from_words, from_yaml
+from tersor.core.run import Compressed, digest_of, replay, run, start, undo
+from tersor.errors import SettingError, SiteError
+from tersor.forms import Form, LowRank, Masked, Sum, uncoded
+from tersor.io import load, save
+from tersor.report.check import check
+from tersor.settings import make, settings_of
+from tersor.steps import STEPS
+
+DEAR = ("export",)  # seconds each: they meet every other step, but on the smallest model
+ALONE = [(name, False) for name in STEPS] + [(name, True) for name in TRAINED]
+PAIRS = list(itertools.product(STEPS, repeat=2))
+ORDERS = 4
+
+
+def step(name: str, *, trained: bool = False) -> Any:
+    return STEPS[name](**(TRAINED[name] if trained else {}))
+
+
+def model_for(*names: str) -> str:
+    """One of the tiny models, another one for another combination, the same in each process."""
+    if set(names) & set(DEAR):
+        return "mlp"
+    return list(MODELS)[zlib.crc32("/".join(names).encode()) % len(MODELS)]
+
+
+def outcome(given: Tiny, steps: list[Any], folder: Path) -> Compressed:
+    return run(given.model, Recipe(tuple(steps)), given.task, out=folder)
+
+
+def alone() -> Iterator[Any]:
+    for (name, trained), model in itertools.product(ALONE, MODELS):
+        if name not in DEAR or model == "mlp":
+            yield pytest.param(name, trained, model, id=f"{name}{'-trained' if trained else ''}-{model}")
+
+
+@pytest.mark.parametrize(("name", "trained", "model"), list(alone()))
+def test_a_step_alone(name: str, trained: bool, model: str, tmp_path: Path) -> None:
+    given = tiny(model)
+    before = state_of(given)
+    result = outcome(given, [step(name, trained=trained)], tmp_path)
+    assert state_of(given) == before, "the model, its modes, hooks or torch's own state changed"
+    sound(result, given)
+    there_and_back(result, given)
+    on_disk(result, tmp_path)
+
+
+@pytest.mark.parametrize(("first", "second"), PAIRS, ids=lambda name: name)
+def test_any_two_steps(first: str, second: str, tmp_path: Path) -> None:
+    given = tiny(model_for(first, second))
+    before = state_of(given)
+    trained = [name in TRAINED and zlib.crc32(name.encode() + bytes([i])) % 2 == 0 for i, name in
+               enumerate((first, second))]  # fmt: skip
+    steps = [step(name, trained=flag) for name, flag in zip((first, second), trained, strict=True)]
+    result = outcome(given, steps, tmp_path)
+    assert state_of(given) == before
+    sound(result, given)
+    there_and_back(result, given)
+    one_back = undo(result, 1)
+    assert one_back.digest == outcome(given, steps[:1], tmp_path).digest
+    on_disk(result, tmp_path)
+
+
+@pytest.mark.parametrize("seed", range(ORDERS))
+@pytest.mark.parametrize("model", MODELS)
+def test_all_steps_in_a_random_order(model: str, seed: int, tmp_path: Path) -> None:
+    names = [name for name in STEPS if name not in DEAR]
+    random.Random(f"{model}/{seed}").shuffle(names)
+    given = tiny(model)
+    result = outcome(
+        given, [step(name, trained=name in TRAINED and seed % 2 == 0) for name in names], tmp_path
+    )
+    sound(result, given)
+    there_and_back(result, given)
+    on_disk(result, tmp_path)
+
+
+def test_events_are_the_same_in_another_process() -> None:
+    here = digests()
+    child = subprocess.run(
+        [sys.executable, "-c", "import test_contract, json; print(json.dumps(test_contract.digests()))"],
+        capture_output=True, text=True, check=True, cwd=Path(__file__).parent,
+        env=None,
+    )  # fmt: skip
+    assert json.loads(child.stdout.splitlines()[-1]) == here
+
+
+def digests() -> dict[str, str]:
+    """The ledger digest of every cheap step, with training where it can."""
+    torch.set_num_threads(1)  # sums in another order would be other sums
+    found = {}
+    for name in STEPS:
+        if name not in DEAR:
+            given = tiny("conv")
+            found[name] = run(given.model, step(name, trained=name in TRAINED), given.task).ledger.digest
+    return found
+
+
+@pytest.mark.parametrize(("name", "trained"), ALONE)
+def test_settings_survive_yaml_and_words(name: str, trained: bool) -> None:
+    made = step(name, trained=trained)
+    recipe = Recipe((made,), seed=3)
+    assert from_yaml(recipe.to_yaml(), STEPS) == recipe
+    words = [name] + [f"{key}={'' if value is None else value}" for key, value in settings_of(made).items()]
+    assert from_words(words, STEPS, seed=3) == recipe
+    assert hash(recipe.digest) == hash(Recipe((step(name, trained=trained),), seed=3).digest)
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_bad_settings_are_refused(name: str) -> None:
+    for item in dataclasses.fields(STEPS[name]):
+        with pytest.raises(SettingError, match=f"did you mean '{item.name}'"):
+            make(STEPS[name], {f"{item.name}x": 1})
+        if item.type in ("float", "int", "float | None", "int | None"):
+            with pytest.raises(SettingError, match=item.name):
+                make(STEPS[name], {item.name: "many"})
+            with pytest.raises(SettingError, match=item.name):
+                make(STEPS[name], {item.name: -1})
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        STEPS[name]().where = "x"
+
+
+@pytest.mark.parametrize("name", [name for name in STEPS if hasattr(STEPS[name](), "where")])
+def test_a_where_that_matches_nothing_names_the_near_miss(name: str, tmp_path: Path) -> None:
+    given = tiny("conv")
+    with pytest.raises(SiteError, match=r"head\.weigth.*did you mean 'head\.weight'"):
+        outcome(given, [dataclasses.replace(step(name), where="head.weigth")], tmp_path)
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_step_tells_what_it_is(name: str) -> None:
+    kind = STEPS[name]
+    header = (inspect.getmodule(kind).__doc__ or "").strip().splitlines()
+    assert len([line for line in header if line.strip()]) >= 3, "a file opens with the idea in a few lines"
+    assert header[0].split(":")[0].lower() == name
+    assert check(Recipe((kind(),)))[0]["what"] == (kind.__doc__ or "").splitlines()[0]
+
+
+def state_of(given: Tiny) -> tuple[Any, ...]:
+    """All that a run must leave as it was."""
+    model = given.model
+    return (
+        digest_of(start(model).forms),
+        [(name, module.training, len(module._forward_hooks), len(module._forward_pre_hooks))
+         for name, module in model.named_modules()],
+        [(name, value.requires_grad, value.grad is None) for name, value in model.named_parameters()],
+        sorted(vars(model)), torch.is_grad_enabled(), torch.get_rng_state().tolist(), random.getstate(),
+        torch.get_default_dtype(), torch.get_num_threads(), given.task.digest(),
+    )  # fmt: skip
+
+
+def sound(result: Compressed, given: Tiny) -> None:
+    """Shapes, dtypes and values are fit to use, and each edit is what it says."""
+    for name, value in result.state_dict().items():
+        wanted = given.model.state_dict()[name]
+        assert (value.shape, value.dtype) == (wanted.shape, wanted.dtype), name
+        assert torch.isfinite(value).all() or not torch.isfinite(wanted).all(), name
+    out = given.out(result.model())
+    assert out.shape == given.out().shape
+    assert torch.isfinite(out).all()
+    for entry in result.ledger.edits():
+        before, after = (result.ledger.forms[digest] for digest in (entry.before, entry.after))
+        if entry.how == "wrap":
+            assert any(node.digest == before.digest for _, node in after.walk()), entry
+        elif entry.how == "lossless":
+            assert torch.equal(before.decode().nan_to_num(), after.decode().nan_to_num()), entry
+        elif entry.how == "refine":
+            assert frame(uncoded(before)) <= frame(uncoded(after)), entry
+    speaks(result.ledger)
+
+
+def frame(form: Form) -> set[tuple[str, str]]:
+    """The nodes around the leaves, with their paths: what refine must let stand."""
+    return {(path, node.name) for path, node in form.walk() if isinstance(node, (Masked, LowRank, Sum))}
+
+
+def speaks(ledger: Ledger) -> None:
+    """No step is silent, and none passes over a site without a word."""
+    for number, name in enumerate(ledger.step_names()):
+        told = [entry for entry in ledger.entries if entry.step == number and entry.kind != "time"]
+        assert told, f"{name} said nothing"
+
+
+def there_and_back(result: Compressed, given: Tiny) -> None:
+    """Undo restores and replay repeats, bit for bit."""
+    back = undo(result)
+    assert back.digest == result.ledger.base
+    for name, value in back.state_dict().items():
+        assert torch.equal(value, given.model.state_dict()[name]), name
+    again = replay(given.model, result.ledger)
+    assert again.digest == result.digest
+    assert again.ledger.digest == result.ledger.digest
+
+
+def on_disk(result: Compressed, folder: Path) -> None:
+    """Save and load give it back, aliases and ledger too, and bytes are counted as they lie on disk."""
+    nbytes = save(result, folder / "model.tersor")
+    assert nbytes == (folder / "model.tersor").stat().st_size >= result.nbytes
+    loaded = load(folder / "model.tersor")
+    assert loaded.digest == result.digest
+    assert loaded.nbytes == result.nbytes
+    assert loaded.ledger.digest == result.ledger.digest
+    mine = result.state_dict()
+    assert set(loaded.state_dict()) == set(mine)
+    assert all(torch.equal(value, mine[name]) for name, value in loaded.state_dict().items())
