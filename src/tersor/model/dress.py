@@ -36,11 +36,12 @@ def fill(model: nn.Module, values: Mapping[str, Tensor], sites: Mapping[str, Sit
         name = (missing or extra)[0]
         said = "has {0}, which the forms lack" if missing else "lacks {0}, which the forms have"
         raise SiteError(f"the model {said.format(name)}; {did_you_mean(name, extra or own)}")
+    for name, tensor in tensors.items():
+        if tuple(values[name].shape) != tuple(tensor.shape):
+            raise SiteError(
+                f"{name}: the model has shape {list(tensor.shape)}, the form {list(values[name].shape)}. "
+                f"Give the model that was compressed (same class, same settings)."
+            )
     with torch.no_grad():
         for name, tensor in tensors.items():
-            if tuple(values[name].shape) != tuple(tensor.shape):
-                raise SiteError(
-                    f"{name}: the model has shape {list(tensor.shape)}, the form {list(values[name].shape)}. "
-                    f"Give the model that was compressed (same class, same settings)."
-                )
             tensor.copy_(values[name].to(sites[name].torch_dtype))

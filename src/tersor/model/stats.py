@@ -7,6 +7,7 @@ Cost: one pass over the calibration batches for each chunk of layers whose grams
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,12 +36,12 @@ def grams(model: nn.Module, task: Task, sites: Iterable[Site]) -> dict[str, Tens
     modules = dict(model.named_modules())
 
     def watch(site: Site, module: nn.Module) -> torch.utils.hooks.RemovableHandle:
-        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            x = inputs_of(module, args[0].detach().float())  # [N, I]
+        def hook(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+            x = inputs_of(module, (*args, *kwargs.values())[0].detach().float())  # [N, I]
             sums[site.name] = sums.get(site.name, 0) + x.T @ x
             counts[site.name] = counts.get(site.name, 0) + len(x)
 
-        return module.register_forward_pre_hook(hook)
+        return module.register_forward_pre_hook(hook, with_kwargs=True)
 
     hooks = [watch(site, modules[site.layer]) for site in sites]
     try:
@@ -53,26 +54,16 @@ def grams(model: nn.Module, task: Task, sites: Iterable[Site]) -> dict[str, Tens
     return {name: total / counts[name] for name, total in sums.items()}
 
 
-def inputs_of(module: nn.Module, x: Tensor) -> Tensor:
+def inputs_of(module: Any, x: Tensor) -> Tensor:
     """The rows that this layer's weight is multiplied with, [N, I]."""
     if isinstance(module, nn.Linear):
         return x.reshape(-1, x.shape[-1])
-    weight = module.weight
-    image = x
-    if weight.ndim == 3:  # a 1-D convolution is a 2-D one of height 1
-        image = x.unsqueeze(2)
-    kernel, *rest = (_two(getattr(module, key)) for key in ("kernel_size", "dilation", "stride"))
-    padding = module.padding if isinstance(module.padding, str) else _two(module.padding, 0)
-    if padding == "same":
-        pads = [d * (k - 1) for k, d in zip(kernel, rest[0], strict=True)]
-        image = F.pad(image, (pads[1] // 2, pads[1] - pads[1] // 2, pads[0] // 2, pads[0] - pads[0] // 2))
-    pad = (0, 0) if isinstance(padding, str) else padding
-    patches = F.unfold(image, kernel, dilation=rest[0], padding=pad, stride=rest[1])  # [B, I, P]
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    # What the layer itself pads with where zeros do not do; it is there for every kind of padding.
+    image = F.pad(x, module._reversed_padding_repeated_twice, mode)
+    kernel, dilation, stride = module.kernel_size, module.dilation, module.stride
+    if len(kernel) == 1:  # a 1-D convolution is a 2-D one of height 1
+        image, kernel, dilation, stride = image.unsqueeze(2), (1, *kernel), (1, *dilation), (1, *stride)
+    patches = F.unfold(image, kernel, dilation=dilation, stride=stride)  # [B, I, P]
     rows = patches.transpose(1, 2).reshape(-1, patches.shape[1])
     return rows[:: max(1, len(rows) // POSITIONS)]
-
-
-def _two(value: tuple[int, ...] | int, fill: int = 1) -> tuple[int, int]:
-    """A setting of a 1-D or 2-D convolution as the 2-D one's."""
-    pair = (value,) if isinstance(value, int) else tuple(value)
-    return (fill, pair[0]) if len(pair) == 1 else (pair[0], pair[1])

@@ -1,0 +1,107 @@
+"""Dress: forms go into a copy of the model they were made from, in its dtypes, and into no other."""
+
+import pytest
+import torch
+from tiny import MODELS, tiny
+from torch import nn
+
+from tersor.core.run import run, start
+from tersor.errors import SiteError
+from tersor.forms import Affine, Dense
+from tersor.model.dress import dress, fill
+from tersor.model.sites import sites_of
+from tersor.steps import Prune
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_undone_forms_answer_as_the_model(name: str) -> None:
+    t = tiny(name)
+    plain = start(t.model)
+    assert torch.equal(t.out(dress(t.model, plain.forms, plain.sites)), t.out())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_copy_has_the_decoded_weights_and_the_model_its_own(name: str) -> None:
+    t = tiny(name)
+    before = {key: value.clone() for key, value in t.model.state_dict().items()}
+    plain = start(t.model)
+    forms = {
+        key: Dense(form.decode() + 1) if form.decode().is_floating_point() else form
+        for key, form in plain.forms.items()
+    }
+    dressed = dress(t.model, forms, plain.sites)
+    assert type(dressed) is type(t.model)
+    for key, value in dressed.state_dict().items():
+        assert torch.equal(value, before[key] + 1 if value.is_floating_point() else before[key])
+        assert torch.equal(t.model.state_dict()[key], before[key])
+        assert value.data_ptr() != t.model.state_dict()[key].data_ptr()
+
+
+def test_a_dressed_model_trains_and_stays_itself() -> None:
+    """Parameters stay parameters; training the copy changes no form."""
+    t = tiny("conv")
+    plain = start(t.model)
+    digests = {name: form.digest for name, form in plain.forms.items()}
+    dressed = dress(t.model, plain.forms, plain.sites)
+    dressed.train()
+    dressed(t.x).sum().backward()
+    with torch.no_grad():
+        for parameter in dressed.parameters():
+            parameter -= parameter.grad
+    assert {name: Dense(form.decode().clone()).digest for name, form in plain.forms.items()} == digests
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_grids_come_back_in_the_models_dtype(dtype: torch.dtype) -> None:
+    model = nn.Linear(4, 2).to(dtype)
+    plain = start(model)
+    grid = Affine(Dense(torch.ones(2, 4, dtype=torch.int8)), Dense(torch.tensor([[0.1], [3.0]])))
+    dressed = dress(model, {**plain.forms, "weight": grid}, plain.sites)
+    assert dressed.weight.dtype is dtype
+    assert torch.equal(dressed.weight, torch.tensor([[0.1], [3.0]]).to(dtype).expand(2, 4))
+    result = run(model, [Prune(keep=0.5)])
+    assert {value.dtype for value in result.state_dict().values()} == {dtype}
+    assert {value.dtype for value in result.model().state_dict().values()} == {dtype}
+
+
+def test_tied_weights_are_filled_once_and_stay_tied() -> None:
+    t = tiny("attention")
+    plain = start(t.model)
+    dressed = dress(t.model, plain.forms | {"embed.weight": Dense(torch.ones(11, 8))}, plain.sites)
+    assert dressed.head.weight is dressed.embed.weight
+    assert (dressed.head.weight == 1).all()
+
+
+class Longer(nn.Sequential):
+    def __init__(self, *sizes: int):
+        super().__init__(*(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False)))
+
+
+WRONG = {
+    "a layer more": (Longer(3, 4, 4, 2), "the model has 2.bias, which the forms lack"),
+    "a layer less": (Longer(3, 4), "the model lacks 1.bias, which the forms have; did you mean"),
+    "another width": (
+        Longer(3, 5, 2),
+        "0.weight: the model has shape [5, 3], the form [4, 3]. Give the model",
+    ),
+    "another kind": (nn.Linear(3, 4), "the model has bias, which the forms lack"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_another_model_is_refused(what: str) -> None:
+    model, says = WRONG[what]
+    plain = start(Longer(3, 4, 2))
+    with pytest.raises(SiteError) as caught:
+        plain.model(model)
+    assert says in str(caught.value)
+
+
+def test_a_refused_model_is_left_alone() -> None:
+    """Every shape is looked at before the first tensor is written."""
+    plain = start(Longer(3, 4, 2))
+    model = Longer(3, 4, 5)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(SiteError):
+        fill(model, {name: form.decode() for name, form in plain.forms.items()}, sites_of(model)[0])
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())

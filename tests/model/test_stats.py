@@ -1,0 +1,178 @@
+"""Second moments of inputs against slow loops over every position of every layer."""
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from tiny import tiny
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tersor.core import view as view_module
+from tersor.core.run import start
+from tersor.core.view import View, Watch
+from tersor.model import stats
+from tersor.model.sites import Site, sites_of
+from tersor.model.stats import grams, has_gram
+from tersor.model.task import Task
+
+
+def rows_of(layer: nn.Module, x: Tensor) -> list[Tensor]:
+    """The input vectors of a layer, by taking it at its word: weights of one input at a time are probed."""
+    if isinstance(layer, nn.Linear):
+        return list(x.reshape(-1, x.shape[-1]))
+    weight = layer.weight
+    columns = weight[0].numel()
+    probe = type(layer)(
+        layer.in_channels, columns, layer.kernel_size, layer.stride, layer.padding, layer.dilation,
+        bias=False, padding_mode=layer.padding_mode,
+    )  # fmt: skip
+    # Output channel k of a kernel of unit vectors is input column k at each position.
+    with torch.no_grad():
+        probe.weight.copy_(torch.eye(columns).reshape(columns, *weight.shape[1:]))
+        seen = probe(x)  # [B, I, ...]
+    return list(seen.flatten(2).transpose(1, 2).reshape(-1, columns))
+
+
+def slow_gram(layer: nn.Module, batches: list[Tensor]) -> Tensor:
+    rows = [row.double() for x in batches for row in rows_of(layer, x)]
+    total = torch.zeros(len(rows[0]), len(rows[0]), dtype=torch.float64)
+    for row in rows:
+        for i, j in itertools.product(range(len(row)), repeat=2):
+            total[i, j] += row[i] * row[j]
+    return total / len(rows)
+
+
+LAYERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
+    "linear": (nn.Linear(3, 2), (4, 3)),
+    "linear on tokens": (nn.Linear(3, 2), (4, 5, 3)),
+    "linear without bias": (nn.Linear(1, 1, bias=False), (4, 1)),
+    "conv": (nn.Conv2d(2, 3, 3), (2, 2, 5, 4)),
+    "conv 1 x 1": (nn.Conv2d(3, 2, 1), (2, 3, 3, 2)),
+    "stride, padding": (nn.Conv2d(2, 3, (3, 2), stride=(2, 1), padding=(1, 2)), (2, 2, 5, 4)),
+    "dilation": (nn.Conv2d(1, 2, (2, 3), dilation=(2, 1), padding=1), (2, 1, 5, 4)),
+    "same": (nn.Conv2d(2, 2, (2, 3), padding="same", dilation=(3, 2)), (2, 2, 4, 5)),
+    "same, even kernel": (nn.Conv2d(1, 1, 4, padding="same"), (2, 1, 4, 5)),
+    "valid": (nn.Conv2d(1, 2, 2, padding="valid"), (2, 1, 3, 3)),
+    "conv 1-D": (nn.Conv1d(2, 3, 3, stride=2, padding=1, dilation=2), (3, 2, 7)),
+    "same 1-D": (nn.Conv1d(2, 3, 4, padding="same"), (3, 2, 5)),
+    "reflected border": (nn.Conv2d(1, 2, 3, padding=1, padding_mode="reflect"), (2, 1, 4, 4)),
+    "circular border": (nn.Conv2d(2, 2, (3, 2), padding=(1, 1), padding_mode="circular"), (2, 2, 4, 3)),
+    "replicated border 1-D": (nn.Conv1d(2, 2, 3, padding=2, padding_mode="replicate"), (2, 2, 5)),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_gram_is_the_slow_loop(name: str) -> None:
+    layer, shape = LAYERS[name]
+    generator = torch.Generator().manual_seed(3)
+    batches = [torch.randn(shape, generator=generator) for _ in range(2)]
+    task = Task(evaluate=[(x, x) for x in batches], calibrate=batches)
+    sites = sites_of(layer)[0]
+    found = grams(layer, task, [sites["weight"]])["weight"]
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), slow_gram(layer, batches), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_gram_is_the_mean_square_of_outputs(name: str) -> None:
+    """w^T gram w is the mean square of what a filter w answers: the layer itself is the witness."""
+    layer, shape = LAYERS[name]
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(4))
+    gram = grams(layer, Task(evaluate=[(x, x)], calibrate=[x]), [sites_of(layer)[0]["weight"]])["weight"]
+    w = layer.weight.detach().flatten(1)  # [O, I]
+    with torch.no_grad():
+        out = layer(x) - layer(torch.zeros_like(x))  # without the bias
+    outs = out.movedim(-1 if isinstance(layer, nn.Linear) else 1, 0).flatten(1)  # [O, N]
+    torch.testing.assert_close((w @ gram * w).sum(1), outs.square().mean(1), rtol=1e-4, atol=1e-6)
+
+
+def test_large_images_are_sampled() -> None:
+    layer, x = nn.Conv2d(1, 2, 3, padding=1), torch.randn(1, 1, 100, 100)
+    seen = stats.inputs_of(layer, x)
+    assert stats.POSITIONS <= len(seen) < 2 * stats.POSITIONS
+    gram = grams(layer, Task(evaluate=[(x, x)], calibrate=[x]), [sites_of(layer)[0]["weight"]])["weight"]
+    rows = F.unfold(x, 3, padding=1)[0].T
+    torch.testing.assert_close(gram, rows.T @ rows / len(rows), rtol=0.2, atol=0.05)
+
+
+def test_who_has_a_gram() -> None:
+    sites = sites_of(tiny("mixed").model)[0]
+    assert [name for name in sites if has_gram(sites[name]) and name.endswith("weight")] == [
+        "point.weight", "line.weight", "head.weight",
+    ]  # fmt: skip
+    assert not has_gram(sites_of(tiny("attention").model)[0]["embed.weight"])
+    assert not has_gram(sites_of(tiny("lstm").model)[0]["cell.weight_ih_l0"])
+
+
+def view_of(name: str) -> tuple[Any, View]:
+    t = tiny(name)
+    given = start(t.model)
+    view = View(
+        given.sites, given.forms, given.aliases, given.base, given.forms, t.task, "look", 0, 0, Watch()
+    )
+    return t, view
+
+
+def test_a_view_gives_what_the_loop_gives() -> None:
+    t, view = view_of("conv")
+    x = torch.cat([batch[0] for batch in t.task.batches("calibrate")])
+    with torch.no_grad():
+        after = t.model.norm0(t.model.stem(x)).relu()
+    gram = view.gram(view.sites["block.weight"])
+    rows = torch.stack(rows_of(t.model.block, after))
+    torch.testing.assert_close(gram, rows.T @ rows / len(rows), rtol=1e-4, atol=1e-5)
+    assert view.gram(view.sites["stem.weight"]).shape == (9, 9)
+
+
+def test_layers_are_seen_in_chunks_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Less room means more passes over the data and the same numbers."""
+    _, whole = view_of("conv")
+    want = {name: whole.gram(whole.sites[name]) for name in ("stem.weight", "block.weight", "head.weight")}
+    passes: list[int] = []
+    monkeypatch.setattr(view_module, "GRAM_BYTES", 4 * 9 * 9)
+
+    def counted(model: nn.Module, task: Task, sites: list[Site]) -> dict[str, Tensor]:
+        passes.append(len(sites))
+        return grams(model, task, sites)
+
+    monkeypatch.setattr(view_module, "grams", counted)
+    _, tight = view_of("conv")
+    for name, gram in want.items():
+        assert torch.equal(tight.gram(tight.sites[name]), gram)
+    assert passes == [1, 1, 1]
+
+
+def test_inputs_that_are_not_seen_are_none() -> None:
+    """MultiheadAttention hands its out_proj's weight to a function and never calls the layer."""
+    _, view = view_of("attention")
+    assert view.gram(view.sites["multi.out_proj.weight"]) is None
+    assert view.gram(view.sites["embed.weight"]) is None
+    assert view.gram(view.sites["qkv.weight"]).shape == (8, 8)
+
+
+def test_a_layer_called_with_names() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(input=x)
+
+    x = torch.randn(4, 3)
+    gram = grams(Named(), Task(evaluate=[(x, x)], calibrate=[x]), [sites_of(Named())[0]["inner.weight"]])
+    torch.testing.assert_close(gram["inner.weight"], x.T @ x / 4)
+
+
+def test_looking_leaves_no_trace() -> None:
+    t, view = view_of("conv")
+    t.model.train()
+    state = torch.get_rng_state()
+    model = view.model().train()
+    grams(model, t.task, [view.sites["block.weight"]])
+    assert all(not m._forward_pre_hooks for m in model.modules())
+    assert all(m.training for m in model.modules())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(model.norm0.running_mean, t.model.norm0.running_mean)
