@@ -1,0 +1,67 @@
+"""Job: what the benches of accuracy share: a command line, rows as they come, files that are read back.
+
+python bench/NAME.py [--record] [SUBJECT ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from networks import NETWORKS, percent, steady
+from table import Row, judged, record
+from torch import nn
+
+from tersor.core.run import Compressed
+from tersor.errors import TersorError
+from tersor.io import load, save
+from tersor.measure.accuracy import Drop, drop
+from tersor.model.task import Task
+
+Measure = Callable[[str], Iterator[Row]]  # subject -> its rows
+
+
+def main(doc: str | None, measure: Measure, subjects: Sequence[str], argv: list[str] | None = None) -> int:
+    """Measure the subjects named on the command line (default: all), and print or record the rows."""
+    parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
+    parser.add_argument("subjects", nargs="*", metavar="SUBJECT", help=f"of {', '.join(subjects)}")
+    parser.add_argument("--record", action="store_true", help="put the numbers into bench/results.csv")
+    options = parser.parse_args(argv)
+    if unknown := set(options.subjects) - set(subjects):
+        parser.error(f"no subject {', '.join(sorted(unknown))}; there are {', '.join(subjects)}")
+    steady()
+    try:
+        for subject in options.subjects or subjects:
+            rows = []
+            for row in measure(subject):
+                print(line(judged(row)), flush=True)
+                rows.append(row)
+            if options.record:
+                record(rows)
+    except TersorError as error:
+        parser.exit(1, f"{error}\n")
+    return 0
+
+
+def line(row: Row) -> str:
+    """One row for the terminal."""
+    verdict = {"yes": "met", "no": "NOT MET", "": ""}[row.met]
+    value = f"{row.value} {row.unit}".strip()
+    return f"{row.subject:14} {row.measure:44} {value:>14} {row.target:>8} {verdict:7} {row.note}".rstrip()
+
+
+def read_back(result: Compressed, name: str) -> tuple[nn.Module, int]:
+    """A new, untrained network with the weights of the written and read file, and the bytes of that file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{name}.tersor"
+        save(result, path)
+        return load(path).model(base=NETWORKS[name]()).eval(), path.stat().st_size
+
+
+def lost(before: nn.Module, after: nn.Module, on: Task) -> tuple[Drop, str]:
+    """The paired drop in points, and a note with both accuracies and its interval."""
+    fall = drop(on.scores(before), on.scores(after))
+    was, now = percent(before, on), percent(after, on)
+    return fall, f"{was:.2f} to {now:.2f} %, 95 % interval {fall.low:+.2f} to {fall.high:+.2f}"

@@ -1,0 +1,66 @@
+"""Quantization: what 8 bits, 4 bits and three values cost in accuracy, in all layers, first and last too.
+
+int8      one scale a row, nothing trained
+4 bits    one scale a row, trained for a part of an epoch through the grid, half of the loss from the teacher
+ternary   {-1, 0, 1} times one scale a row, trained for some epochs
+Biases and norms stay floats, and are trained along. The settings are the same for all networks; only the
+epochs follow from what a pass costs on two cores. Scored are the weights read back from the file.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from job import lost, main, read_back
+from networks import NETWORKS, load, percent, task, weights
+from table import Row
+from torch import nn
+
+from tersor.core.run import run
+from tersor.model.task import Task
+from tersor.steps import Entropy, Quantize
+
+# Passes over the 60,000 images that train 4 bits.
+EPOCHS = {"lenet300": 1.0, "lenet5": 0.5, "resnet20": 0.1, "vgg": 0.1, "mobilenetv2": 0.1}
+FOUR: dict[str, Any] = {"bits": 4, "lr": 1e-4, "share": 0.5, "channels_last": True}
+TERNARY: dict[str, Any] = {
+    "scheme": "ternary",
+    "epochs": 4.0,
+    "lr": 1e-3,
+    "share": 0.5,
+    "channels_last": True,
+}
+
+
+def measure(name: str) -> Iterator[Row]:
+    net, on = load(name), task()
+    yield Row("quantization", name, "fp32, accuracy", percent(net, on), "%")
+    yield from quantized(name, net, on, "int8", Quantize(bits=8), target="<= 0.1")
+    yield from quantized(name, net, on, "4 bits, not trained", Quantize(bits=4))
+    yield from quantized(name, net, on, "4 bits", Quantize(epochs=EPOCHS[name], **FOUR), target="<= 0.5")
+    if name == "lenet5":
+        yield from quantized(name, net, on, "ternary", Quantize(**TERNARY), target="<= 1")
+
+
+def quantized(
+    name: str, net: nn.Module, on: Task, what: str, step: Quantize, *, target: str = ""
+) -> Iterator[Row]:
+    """The drop and the file's size; both of what was read back."""
+    began = time.perf_counter()
+    result = run(net, [step, Entropy()], on)
+    seconds = time.perf_counter() - began
+    model, nbytes = read_back(result, name)
+    fall, note = lost(net, model, on)
+    if step.epochs:
+        note += f"; {step.epochs:g} epochs in {seconds:.0f} s"
+    yield Row("quantization", name, f"{what}, drop", round(fall.points, 2), "points", target, note=note)
+    yield Row(
+        "quantization", name, f"{what}, file", round(weights(name).stat().st_size / nbytes, 2), "x smaller"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(__doc__, measure, tuple(NETWORKS)))
