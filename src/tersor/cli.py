@@ -41,12 +41,13 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress on stder
 @app.command()
 def demo(out: Folder = Path("out/demo"), json: Json = False, quiet: Quiet = False) -> None:
     """Train and compress a small net on real data."""
-    from tersor import demo as main_job
+    from tersor.demo import demo as whole
+    from tersor.demo import report
     from tersor.report.progress import watching
 
     with watching(quiet=quiet, plain=json) as watch:
-        facts = main_job.demo(out, watch)
-    deliver(facts, json, main_job.report)
+        facts = whole(out, watch)
+    deliver(facts, json, report)
 
 
 @app.command()
@@ -204,7 +205,8 @@ def main() -> int:
         return refuse(str(error), type(error).__name__, error.exit_code, words)
     except UsageError as error:
         path = error.ctx.command_path if error.ctx is not None else "tersor"
-        return refuse(f"{error.format_message()} See: {path} --help", "UsageError", 2, words)
+        text = f"{error.format_message().rstrip('.')}. See: {path} --help"
+        return refuse(text, "UsageError", 2, words)
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     if code == 130:

@@ -21,6 +21,7 @@ from tersor.errors import RefusedError
 from tersor.files import atomic, write_text
 from tersor.io import load, save
 from tersor.measure.accuracy import accuracy, drop
+from tersor.model.sites import select
 from tersor.model.task import Task
 from tersor.report.console import first, to_json
 from tersor.report.facts import facts_of
@@ -37,6 +38,9 @@ def job(
     Accuracy is measured at the end where a task is given and the recipe has not measured it there. Under a
     launcher of many processes each runs the recipe, and the first one writes.
     """
+    for step in recipe.steps:  # a misspelt glob is told now, not after hours of training
+        if getattr(step, "where", "*") != "*":
+            select(given.sites, step.where, step.name)
     out = Path(out)
     result = run(
         given, recipe, task, journal=out / JOURNAL if journal else None, resume=resume, watch=watch, out=out

@@ -68,7 +68,7 @@ class Journal:
             self.same(head, fingerprints)
             count = len(list(self.folder.glob("[0-9]*.safetensors")))
             self.lines = [self._read(self._path(number)) for number in range(1, count + 1)]
-        elif head.exists() and writes:
+        elif head.exists() and writes and any(self.folder.glob("*.safetensors")):  # or nothing would be lost
             raise JournalError(
                 f"{self.folder} holds the journal of an earlier run. Go on with --resume (resume=True), "
                 f"or remove the folder to begin anew."

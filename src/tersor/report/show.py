@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tersor.core.run import Compressed
-from tersor.errors import SiteError, did_you_mean
+from tersor.errors import SiteError
+from tersor.model.sites import near
 from tersor.report.console import percent, seconds, whole
 from tersor.report.facts import facts_of, unusual
 from tersor.report.table import bit_rows, grid
@@ -28,7 +29,7 @@ def shown(result: Compressed, path: Path, site: str | None = None) -> dict[str, 
     if site is not None:
         chosen = {name: found for name, found in facts["sites"].items() if fnmatchcase(name, site)}
         if not chosen:
-            raise SiteError(f"{path}: no site {site!r}; {did_you_mean(site, facts['sites'])}")
+            raise SiteError(f"{path}: no site {site!r}; {near(site, list(result.sites.values()))}")
         facts["sites"] = chosen
     return facts
 

@@ -1,0 +1,121 @@
+"""tersor show, pack, unpack and verify: what they print is what is in the files."""
+
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from command_line import SITES, Command, Done
+
+import tersor as package
+from tersor.given import given_model
+
+
+@pytest.fixture
+def packed(tersor: Command) -> Command:
+    """A folder with mine.py, its weights, and two files: m.tersor lossy with a ledger, l.tersor lossless."""
+    safetensors.torch.save_file(given_model("mine.py:net").state_dict(), "w.safetensors")
+    assert tersor("pack w.safetensors -o l.tersor -q").code == 0
+    assert tersor("run mine.py:net -q --out o prune keep=0.3 quantize bits=4 where=2.* entropy").code == 0
+    Path("o/model.tersor").rename("m.tersor")
+    return tersor
+
+
+def test_show_tells_the_forms_and_the_bits(packed: Command) -> None:
+    facts = packed("show m.tersor --json").json
+    result = package.load("m.tersor")
+    assert facts["file"] == {"name": "m.tersor", "nbytes": Path("m.tersor").stat().st_size}
+    assert list(facts["sites"]) == SITES
+    for name, site in facts["sites"].items():
+        assert site["stored"] == 8 * result.forms[name].nbytes
+        assert site["weights"] == result.state_dict()[name].numel()
+    assert facts["sites"]["2.weight"]["form"].startswith("Masked(Coded bool, Affine(4 bits, ")
+    assert [step["step"] for step in facts["steps"]] == ["prune", "quantize", "entropy"]
+    assert facts["result"] == result.digest
+
+
+def test_show_as_tables(packed: Command) -> None:
+    done = packed("show m.tersor")
+    assert all(f" {name} " in done.out for name in SITES)
+    assert "1 prune" in done.out
+    assert "keep=0.3" in done.out
+    assert "epochs" not in done.out  # a setting at its default
+
+
+def test_show_one_site_or_a_glob(packed: Command) -> None:
+    assert list(packed("show m.tersor 0.bias --json").json["sites"]) == ["0.bias"]
+    assert list(packed("show", "m.tersor", "*.weight", "--json").json["sites"]) == ["0.weight", "2.weight"]
+    done = packed("show m.tersor 0.bais")
+    assert done.code == 2
+    assert "did you mean '0.bias'" in done.err
+
+
+def test_pack_without_steps_is_lossless(packed: Command) -> None:
+    facts = packed("unpack l.tersor -o back.safetensors -q --json").json
+    before, after = (
+        safetensors.torch.load_file("w.safetensors"),
+        safetensors.torch.load_file("back.safetensors"),
+    )
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert facts["to"]["nbytes"] == Path("back.safetensors").stat().st_size
+
+
+def test_pack_with_steps(packed: Command) -> None:
+    facts = packed("pack w.safetensors -o q.tersor -q --json quantize bits=4 entropy").json
+    assert facts["to"]["nbytes"] == Path("q.tersor").stat().st_size < package.load("l.tersor").nbytes
+    assert facts["from"]["nbytes"] == Path("w.safetensors").stat().st_size
+    worst = (
+        package.load("q.tersor").state_dict()["0.weight"]
+        - given_model("mine.py:net").state_dict()["0.weight"]
+    )
+    assert 0 < worst.abs().max() < 0.2
+
+
+def test_sizes_are_told_in_words(packed: Command) -> None:
+    out = packed("pack w.safetensors -o q.tersor -q quantize bits=4 entropy").out
+    small, large = (Path(name).stat().st_size for name in ("q.tersor", "w.safetensors"))
+    assert out.splitlines()[1] == f"q.tersor: {small:,} bytes, {large / small:.2f} x smaller"
+    assert "x larger" in packed("unpack q.tersor -o b.safetensors -q").out
+
+
+def test_unpacked_weights_score_the_same(packed: Command) -> None:
+    packed("unpack m.tersor -o back.safetensors -q")
+    task = "--task mine.py:task -q --json"
+    again = packed(f"run mine.py:net --weights back.safetensors {task} --out o3 measure").json["accuracy"]
+    first = packed(f"run m.tersor --arch mine.py:net {task} --out o4 measure").json["accuracy"]
+    assert again["before"] == first["before"]
+
+
+def test_verify_finds_a_sound_file_sound(packed: Command) -> None:
+    facts = packed("verify m.tersor --json").json
+    assert facts["sound"]
+    assert [check["site"] for check in facts["checks"]] == ["", *SITES]
+    assert "4 tensors, sound" in packed("verify m.tersor").out
+
+
+def flipped(path: str, at: int) -> bytes:
+    data = bytearray(Path(path).read_bytes())
+    data[at] ^= 1
+    return bytes(data)
+
+
+def test_verify_names_what_is_damaged(packed: Command) -> None:
+    size = Path("m.tersor").stat().st_size
+    found = set()
+    for at in range(size - 1, 0, -size // 12):
+        Path("bad.tersor").write_bytes(flipped("m.tersor", at))
+        done: Done = packed("verify bad.tersor --json")
+        assert done.code == 1
+        damaged = [check for check in done.json["checks"] if not check["sound"]]
+        assert damaged
+        found |= {check["site"] for check in damaged}
+        assert packed("verify bad.tersor").out.startswith("damaged: ")
+    assert found & set(SITES)  # not only "the file"
+
+
+def test_pack_refuses_what_needs_the_model(packed: Command) -> None:
+    done = packed("pack w.safetensors -o n.tersor prune per=global")
+    assert done.code == 1
+    assert "tersor run MODEL" in done.err
+    assert not Path("n.tersor").exists()

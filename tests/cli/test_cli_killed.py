@@ -1,0 +1,43 @@
+"""kill -9 in the middle of tersor run, then --resume: the same file as if nothing had happened."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from command_line import Command
+
+import tersor as package
+
+STEPS = "prune keep=0.4 entropy finetune epochs=40 lr=0.01 cluster entropy"
+RUN = f"run mine.py:net --task mine.py:task --json --out {{}} {{}} {STEPS}"
+PATIENCE = 120  # seconds that a loaded machine may take to come to the training
+
+
+def start(words: str) -> subprocess.Popen[str]:
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    line = [sys.executable, "-m", "tersor", *words.split()]
+    return subprocess.Popen(line, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_killed_run_goes_on(tersor: Command) -> None:
+    tersor("--version")  # makes the folder
+    killed, journal = start(RUN.format("killed", "")), Path("killed/journal")
+    until = time.monotonic() + PATIENCE
+    while not list(journal.glob("training-*")) and killed.poll() is None and time.monotonic() < until:
+        time.sleep(0.001)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    assert killed.returncode == -signal.SIGKILL  # neither finished nor failed by itself
+    assert not Path("killed/model.tersor").exists()
+
+    whole, resumed = start(RUN.format("whole", "")), start(RUN.format("killed", "--resume"))
+    first, second = (json.loads(process.communicate()[0]) for process in (whole, resumed))
+    for key in ("base", "result", "ledger"):
+        assert first[key] == second[key]
+    a, b = (package.load(f"{name}/model.tersor") for name in ("whole", "killed"))
+    assert {n: f.digest for n, f in a.forms.items()} == {n: f.digest for n, f in b.forms.items()}
+    assert Path("whole/recipe.lock.yaml").read_bytes() == Path("killed/recipe.lock.yaml").read_bytes()
