@@ -119,20 +119,22 @@ class View:
         return self._grams.get(site.name)
 
     def train(
-        self, plan: Plan, *, forms: Mapping[str, Form] | None = None, where: Iterable[Site] | None = None,
-        teacher: nn.Module | None = None, on_step: Callable[[Tuned, int, int], None] | None = None,
-        text: str = "training",
+        self, plan: Plan, *, forms: Mapping[str, Form] | None = None, begin: Mapping[str, Form] | None = None,
+        where: Iterable[Site] | None = None, teacher: nn.Module | None = None,
+        on_step: Callable[[Tuned, int, int], None] | None = None, text: str = "training",
     ) -> tuple[dict[str, Form], dict[str, float]]:  # fmt: skip
         """Train the model as it stands (with `forms` put in); returns the sites whose form moved, and what
         fit says.
 
-        `where`: the sites that learn (default: all parameters). The teacher is the base model unless given.
+        `begin`: finer forms of some sites, whose weights the rounded ones learn on from. `where`: the sites
+        that learn (default: all parameters). The teacher is the base model unless given.
         """
         state = {**self.forms, **(forms or {})}
         learn = [s.name for s in (self.sites.values() if where is None else where) if s.is_parameter]
         if not learn:
             raise SettingError(f"{self.step_name}: no parameter is left to train")
         tuned = Tuned(self._module(), state, self.sites, learn)
+        tuned.begin(begin or {})
         if teacher is None and (plan.share > 0 or plan.features):
             teacher = self.base()
         self._trainings += 1

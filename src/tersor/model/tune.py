@@ -26,7 +26,8 @@ from tersor.forms import Affine, Codebook, Dense, Form, LogGrid, LowRank, Masked
 from tersor.forms.form import from_rows, to_rows
 from tersor.maths.affine import expand, limits
 from tersor.maths.levels import from_levels, to_levels
-from tersor.maths.signs import binary, ternary
+from tersor.maths.signs import BINARY, TERNARY, binary, ternary
+from tersor.maths.units import TINY
 from tersor.model.sites import Site
 
 
@@ -41,12 +42,17 @@ class Part(nn.Module):
         """The form that decodes to `value`, as it stands now."""
         raise TypeError(f"{type(self).__name__} has no fold")
 
+    def begin(self, form: Form) -> None:
+        """Learn on from the weights of `form`, of which this part's form is a coarser one. What rounds while
+        it trains then starts between its levels and not on them; the others start where they are."""
+
 
 class DensePart(Part):
     def __init__(self, form: Dense):
         super().__init__()
-        self.dtype = form.array.dtype  # trained in float32, stored as it was
-        self.w = nn.Parameter(form.array.detach().float().clone())
+        self.dtype = form.array.dtype  # trained in float32 (or float64), stored as it was
+        wide = torch.promote_types(self.dtype, torch.float32)
+        self.w = nn.Parameter(form.array.detach().to(wide, copy=True))
 
     def value(self) -> Tensor:
         return self.w
@@ -74,8 +80,21 @@ class MaskedPart(Part):
             body = Dense(torch.where(self.keep.cpu(), body.array, torch.zeros_like(body.array)))
         return Masked(Dense(self.keep.detach().cpu().clone()), body)
 
+    def begin(self, form: Form) -> None:
+        self.body.begin(form.body if isinstance(form, Masked) else form)
 
-class AffinePart(Part):
+
+class RoundedPart(Part):
+    """Sees a float weight `w` through a grid."""
+
+    w: nn.Parameter
+
+    def begin(self, form: Form) -> None:
+        with torch.no_grad():
+            self.w.copy_(form.decode())
+
+
+class AffinePart(RoundedPart):
     def __init__(self, form: Affine):
         super().__init__()
         self.form = form
@@ -91,7 +110,7 @@ class AffinePart(Part):
         """(codes before rounding [O, I], scale and zero expanded to columns)."""
         rows = to_rows(self.w, self.form.axis)
         eased = self.scale * self.ease + (self.scale * (1 - self.ease)).detach()
-        scale = expand(eased.abs().clamp_min(1e-12), self.form.group, rows.shape[1])
+        scale = expand(eased.abs().clamp_min(TINY), self.form.group, rows.shape[1])
         zero = expand(cast(Tensor, self.zero), self.form.group, rows.shape[1])
         return (rows / scale + zero).clamp(self.low, self.high), scale, zero
 
@@ -103,12 +122,12 @@ class AffinePart(Part):
     def fold(self) -> Form:
         with torch.no_grad():
             codes = from_rows(self.steps()[0].round(), tuple(self.w.shape), self.form.axis)
-            scale = self.scale.detach().abs().clamp_min(1e-12).cpu().clone()
+            scale = self.scale.detach().abs().clamp_min(TINY).cpu().clone()
         dtype = torch.int8 if self.form.bits <= 8 else torch.int16
         return self.form.replace(codes=Dense(codes.to(dtype).cpu().contiguous()), scale=Dense(scale))
 
 
-class LogPart(Part):
+class LogPart(RoundedPart):
     def __init__(self, form: LogGrid):
         super().__init__()
         self.form = form
@@ -130,7 +149,7 @@ class LogPart(Part):
         return self.form.replace(codes=Dense(codes.cpu().contiguous()))
 
 
-class SignPart(Part):
+class SignPart(RoundedPart):
     keep: Tensor | None
     """Binary and ternary weights: index and scale follow from a float weight by the rule that first made
     them."""
@@ -141,12 +160,20 @@ class SignPart(Part):
         self.register_buffer("keep", None if keep is None else to_rows(keep, form.axis).clone())
         self.w = nn.Parameter(form.decode(keep).detach().float().clone())
         self.levels = len(form.book.decode())
-        self.per = "tensor" if cast(Form, form.scale).shape[0] == 1 else "row"
+        self.per, self.rule = "tensor" if cast(Form, form.scale).shape[0] == 1 else "row", "twn"
+
+    def begin(self, form: Form) -> None:
+        """The rule of a ternary weight is not stored: it is the one that gives this index."""
+        super().begin(form)
+        for self.rule in ("twn", "exact"):
+            if torch.equal(self.signs()[0], to_rows(self.form.index.decode(), self.form.axis)):
+                break
 
     def signs(self) -> tuple[Tensor, Tensor]:
         rows = to_rows(self.w.detach(), self.form.axis)
-        rule = binary if self.levels == 2 else ternary
-        return rule(rows, self.per, keep=self.keep)
+        if self.levels == 2:
+            return binary(rows, self.per, keep=self.keep)
+        return ternary(rows, self.per, keep=self.keep, rule=self.rule)
 
     def value(self) -> Tensor:
         index, scale = self.signs()
@@ -162,15 +189,19 @@ class SignPart(Part):
 
 class BookPart(Part):
     index: Tensor
+    scale: Tensor | None
 
     def __init__(self, form: Codebook):
         super().__init__()
         self.form = form
         self.book = nn.Parameter(form.book.decode().detach().float().clone())
         self.register_buffer("index", to_rows(form.index.decode().long(), form.axis).contiguous())
+        self.register_buffer("scale", None if form.scale is None else form.scale.decode().clone())
 
     def value(self) -> Tensor:
         rows = self.book[self.index] if self.book.ndim == 1 else self.book.gather(1, self.index)
+        if self.scale is not None:
+            rows = rows * self.scale
         return from_rows(rows, self.form.shape, self.form.axis)
 
     def fold(self) -> Form:
@@ -187,6 +218,11 @@ class LowRankPart(Part):
 
     def fold(self) -> Form:
         return LowRank(self.left.fold(), self.right.fold())
+
+    def begin(self, form: Form) -> None:
+        if isinstance(form, LowRank):
+            self.left.begin(form.left)
+            self.right.begin(form.right)
 
 
 class SumPart(Part):
@@ -210,7 +246,8 @@ PARTS: dict[type[Form], Any] = {
 def part(form: Form, keep: Tensor | None = None) -> Part:
     """The trainable side of a form whose leaves are plain; `keep` is the mask above it."""
     if isinstance(form, Codebook):
-        return BookPart(form) if form.scale is None else SignPart(form, keep)
+        signs = form.scale is not None and tuple(form.book.decode().flatten().tolist()) in (BINARY, TERNARY)
+        return SignPart(form, keep) if signs else BookPart(form)
     return PARTS[type(form)](form)
 
 
@@ -225,7 +262,7 @@ class Tuned(nn.Module):
     ):
         """`model` is copied. `train` names the sites whose leaves learn; the other parameters stand still."""
         super().__init__()
-        self.sites, self._site_names, self._begin = sites, list(train), forms
+        self.sites, self._site_names, self._given = sites, list(train), forms
         net = copy.deepcopy(model)
         # Hidden from parameters(): the forms' leaves are what is trained, not the layers' own weights.
         object.__setattr__(self, "net", net)
@@ -238,6 +275,11 @@ class Tuned(nn.Module):
 
     def part_of(self, name: str) -> Part:
         return cast(Part, self.parts[key(name)])
+
+    def begin(self, forms: Mapping[str, Form]) -> None:
+        """Learn on from the weights of these forms: see Part.begin."""
+        for name, form in forms.items():
+            self.part_of(name).begin(uncoded(form))
 
     def values(self) -> dict[str, Tensor]:
         """What the model's tensors are now, by site."""
@@ -263,7 +305,7 @@ class Tuned(nn.Module):
         folded = {name: self.part_of(name).fold() for name in self._site_names}
         for name, site in self.sites.items():
             now = cast(Tensor, getattr(self, key(name))).detach().cpu() if site.kind == "buffer" else None
-            if now is not None and not torch.equal(now, self._begin[name].decode()):
+            if now is not None and not torch.equal(now, self._given[name].decode()):
                 folded[name] = Dense(now.clone())
         return folded
 

@@ -57,7 +57,8 @@ class Retrain:
 
     def retrained(self, view: View, edits: Mapping[str, Edit]) -> tuple[dict[str, Form], Group]:
         """Train with these edits in force: the forms after it, and one group for all that moved."""
-        moved, facts = view.train(self.plan(), forms={s: e.after for s, e in edits.items()}, text=self.name)
+        forms, begin = ({s: getattr(e, side) for s, e in edits.items()} for side in ("after", "before"))
+        moved, facts = view.train(self.plan(), forms=forms, begin=begin, text=self.name)
         after = {site: edit.after for site, edit in edits.items()} | moved
         hows = {site: edit.how for site, edit in edits.items()}
         group = [Edit(s, view.forms[s], after[s], hows.get(s, "refine")) for s in view.sites if s in after]
