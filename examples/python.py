@@ -5,8 +5,8 @@ from mine import net, task
 import tersor
 
 model, data = net(), task()
-steps = [tersor.Prune(keep=0.3, epochs=10, ramp=0.5), tersor.Cluster(entries=16, epochs=5), tersor.Entropy()]
-small = tersor.run(model, steps, data)
+prune = tersor.Prune(keep=0.3, epochs=30, ramp=0.5, lr=0.01)
+small = tersor.run(model, [prune, tersor.Cluster(entries=16, epochs=5), tersor.Entropy()], data)
 print(tersor.save(small, "out/small.tersor"), "bytes")
 print(float(data.scores(model).mean()), "->", float(data.scores(small.model()).mean()))
 print("ledger", small.ledger.digest)

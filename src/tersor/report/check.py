@@ -48,9 +48,9 @@ class Dry(View):
 
     def train(
         self, plan: Plan, *, forms: Mapping[str, Form] | None = None, where: Iterable[Site] | None = None,
-        teacher: nn.Module | None = None, on_step: Callable[[Tuned, int, int], None] | None = None,
-        text: str = "training",
+        on_step: Callable[[Tuned, int, int], None] | None = None, **more: Any,
     ) -> tuple[dict[str, Form], dict[str, float]]:  # fmt: skip
+        """What training would give back of values that stay as they are; one step of it for the masks."""
         self.needs.add("a task with training batches")
         learn = [s.name for s in (self.sites.values() if where is None else where) if s.is_parameter]
         tuned = Tuned(self._module(), {**self.forms, **(forms or {})}, self.sites, learn)
@@ -122,7 +122,8 @@ def losses(edits: Iterable[Edit], makers: Makers) -> dict[str, list[str]]:
     for edit in edits:
         before, after = kinds(edit.before), kinds(edit.after)
         if edit.how == "absorb":
-            gone = sorted(before - LEAVES - (after & STANDING))
+            inner = before - LEAVES
+            gone = sorted(((inner - STANDING) | (inner - after)) or inner)
             made = " and ".join(sorted({makers.get((edit.site, kind), "an earlier step") for kind in gone}))
             why = f"absorbs what {made} made ({', '.join(gone)}): it is decoded and encoded anew"
             found.setdefault(why, []).append(edit.site)

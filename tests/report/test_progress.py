@@ -1,0 +1,86 @@
+"""Progress goes to stderr: bars in a terminal, lines elsewhere, nothing where nothing is wanted."""
+
+import io
+import sys
+
+import pytest
+from rich.console import Console
+from rich.progress import Progress
+from tiny import tiny
+
+from tersor.core.run import run
+from tersor.core.view import Watch
+from tersor.report.progress import Bars, Lines, watching
+from tersor.steps import Prune, Quantize
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def two_steps(watch: Watch) -> None:
+    run(tiny("mlp").model, [Prune(), Quantize()], watch=watch)
+
+
+def test_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    with watching() as watch:
+        assert isinstance(watch, Lines)
+        two_steps(watch)
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "[1/2] prune\n[2/2] quantize\n")
+
+
+def test_quiet(capsys: pytest.CaptureFixture[str]) -> None:
+    with watching(quiet=True) as watch:
+        two_steps(watch)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_bars_in_a_terminal_and_plain_overrules(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    with watching(plain=True) as watch:
+        assert isinstance(watch, Lines)
+    with watching() as watch:
+        assert isinstance(watch, Bars)
+        two_steps(watch)
+    lines = [line for line in screen.getvalue().splitlines() if "[1/2] prune  " in line or "[2/2]" in line]
+    assert lines
+    assert "quantize  0.0 s" in screen.getvalue()
+
+
+def bars() -> tuple[Bars, Progress]:
+    progress = Progress(console=Console(file=io.StringIO()))
+    return Bars(progress), progress
+
+
+def test_a_bar_follows_what_it_is_told() -> None:
+    watch, progress = bars()
+    watch.progress(1, 2, "before any step: nothing to show")
+    watch.step(1, 2, "prune")
+    watch.progress(3, 9, "0.weight [a]")
+    (task,) = progress.tasks
+    assert (task.completed, task.total, task.description) == (3, 9, "0.weight [a]")
+    watch.step(2, 2, "quantize")
+    (task,) = progress.tasks
+    assert (task.completed, task.fields["label"]) == (0, "[2/2] quantize")
+    watch.end()
+    assert not progress.tasks
+
+
+def fails(seen: list[Watch]) -> None:
+    with watching() as watch:
+        seen.append(watch)
+        watch.step(1, 1, "prune")
+        raise ZeroDivisionError
+
+
+def test_a_failing_run_leaves_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    seen: list[Watch] = []
+    with pytest.raises(ZeroDivisionError):
+        fails(seen)
+    (watch,) = seen
+    assert isinstance(watch, Bars)
+    assert not watch.bars.live.is_started

@@ -1,0 +1,191 @@
+"""The facts of a run, and the tables that are made of them."""
+
+import copy
+import json
+import math
+from typing import Any
+
+import pytest
+import torch
+from tiny import CLASSES, tiny
+from torch import nn
+
+from tersor.core.run import Compressed, run
+from tersor.forms import Coded
+from tersor.report.console import finite, p_value, ranged, seconds, show, show_json, whole
+from tersor.report.facts import facts_of, outline, unusual
+from tersor.report.table import ROWS, report
+from tersor.steps import Cluster, Entropy, Factorize, Finetune, Measure, Prune, Quantize
+
+STEPS = (
+    Prune(keep=0.25, where="0.weight"), Factorize(rank=40, where="2.weight"), Measure(), Finetune(),
+    Quantize(bits=4), Entropy(), Measure(),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def result() -> Compressed:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(5, 64), nn.ReLU(), nn.Linear(64, CLASSES))
+    return run(model, STEPS, tiny("mlp").task)
+
+
+@pytest.fixture
+def facts(result: Compressed) -> dict[str, Any]:
+    return copy.deepcopy(facts_of(result))
+
+
+def text_of(facts: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> str:
+    capsys.readouterr()
+    show(report(facts))
+    return capsys.readouterr().out
+
+
+def row(text: str, name: str) -> str:
+    """The row of a table that begins with a name, its words one space apart."""
+    found = next(line for line in text.splitlines() if line.startswith(f" {name} "))
+    return " ".join(found.split())
+
+
+def test_facts_are_json_and_whole(facts: dict[str, Any], result: Compressed) -> None:
+    assert json.loads(json.dumps(facts)) == facts
+    assert [step["step"] for step in facts["steps"]] == [step.name for step in STEPS]
+    assert facts["ledger"] == result.ledger.digest
+    assert all(step["seconds"] >= 0 for step in facts["steps"])
+
+
+def test_every_entry_of_the_ledger_is_in_the_facts(facts: dict[str, Any], result: Compressed) -> None:
+    for entry in result.ledger.entries:
+        step = facts["steps"][entry.step]
+        if entry.is_edit:
+            assert step["sites"][entry.site]["how"] == entry.how
+            assert step["sites"][entry.site]["after"] == entry.after
+        elif entry.site:
+            assert step["sites"][entry.site]["text"] == entry.text
+        elif entry.kind != "time":
+            assert entry.text in [note["text"] for note in step["notes"]]
+
+
+def test_bits_are_sums_over_all_sites(facts: dict[str, Any], result: Compressed) -> None:
+    assert facts["bits"]["stored"] == 8 * result.nbytes
+    assert facts["bits"]["weights"] == 5 * 64 + 64 + 64 * CLASSES + CLASSES
+    assert facts["bits"]["given"] == 32 * facts["bits"]["weights"]
+
+
+def test_only_a_measure_after_the_last_edit_counts(result: Compressed) -> None:
+    *_, last = result.ledger.notes("accuracy")
+    assert facts_of(result)["accuracy"] == last.data
+    ended = copy.copy(result.ledger)
+    ended.entries = [entry for entry in ended.entries if entry.step < 6]  # without the last measure
+    from dataclasses import replace
+
+    assert "accuracy" not in facts_of(replace(result, ledger=ended))
+
+
+def test_layers_by_step(facts: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    text = text_of(facts, capsys)
+    head = row(text, "layer")
+    for number, name in ((1, "prune"), (2, "factorize"), (4, "finetune"), (5, "quantize"), (6, "entropy")):
+        assert f"{number} {name}" in head
+    assert "measure" not in head  # it did nothing to a layer
+    first, second, bias = (row(text, name).split() for name in ("0.weight", "2.weight", "2.bias"))
+    assert first[1:4] == ["25.0%", "kept", "-"]
+    assert second[1:3] == ["-", "skipped"]
+    assert bias[1:4] == ["-", "-", "trained"]
+    assert first[-2] == f"{facts['sites']['0.weight']['stored'] / 320:.2f}"
+
+
+def test_what_was_skipped_has_its_reason(facts: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    text = text_of(facts, capsys)
+    assert "    2.weight skipped: rank 40 stores" in text
+    assert "2 factorize: 1 skipped;" in text
+
+
+HEAD = {
+    "accuracy": {"before": [0.9837, 0.9723, 0.9904], "after": [0.9812, 0.9691, 0.9887],
+                 "drop": [0.25, -0.31, 0.81], "p": 0.625, "n": 797},
+    "metric": "accuracy",
+    "files": {"given": {"nbytes": 360472}, "result": {"nbytes": 11903}},
+    "latency": {"before": [0.0602, 0.0593, 0.0616], "after": [0.0501, 0.0495, 0.0515],
+                "ratio": [1.2, 1.15, 1.25]},
+}  # fmt: skip
+
+
+def test_headline(facts: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    text = text_of({**facts, **HEAD}, capsys)
+    assert row(text, "accuracy, %") == "accuracy, % 98.37 98.12 drop 0.25 points (95 %: -0.31 to 0.81)"
+    within = "97.23 - 99.04 96.91 - 98.87 not significant: p = 0.62, paired, n = 797"
+    assert row(text, "  95 % interval") == f"95 % interval {within}"
+    assert row(text, "file, bytes") == "file, bytes 360,472 11,903 30.3 x smaller, all included"
+    assert "1.20 x as fast (95 %: 1.15 to 1.25)" in row(text, "ONNX Runtime, ms")
+    assert " faster" in text
+
+
+@pytest.mark.parametrize(("ratio", "says"), [((0.8, 0.7, 0.9), "slower"), ((1, 0.9, 1.1), "no difference")])
+def test_faster_is_said_only_where_it_is(
+    facts: dict[str, Any], capsys: pytest.CaptureFixture[str], ratio: tuple[float, ...], says: str
+) -> None:
+    text = text_of({**facts, **HEAD, "latency": {**HEAD["latency"], "ratio": list(ratio)}}, capsys)
+    assert says in text
+    assert "faster" not in text
+
+
+def test_a_significant_drop_is_named(facts: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    text = text_of({**facts, **HEAD, "accuracy": {**HEAD["accuracy"], "p": 0.049}}, capsys)
+    assert "significant: p = 0.049" in text
+    assert "not significant" not in text
+
+
+def test_what_was_not_measured_is_absent(facts: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    del facts["accuracy"]
+    text = text_of(facts, capsys).split("layer")[0]
+    assert "accuracy" not in text
+    assert "ONNX" not in text
+    assert "file" not in text
+    assert "bits a weight" in text
+
+
+def test_large_models_are_cut_and_say_so(facts: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    facts["sites"] = {f"layer{n}.weight": facts["sites"]["0.weight"] for n in range(ROWS + 5)}
+    text = text_of(facts, capsys)
+    assert "and 5 more, in report.json" in text
+    assert f"layer{ROWS - 1}.weight" in text
+    assert f"layer{ROWS}.weight" not in text
+
+
+def test_names_are_not_markup(facts: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    facts["sites"] = {"[red]a[/red]": facts["sites"]["0.weight"], ":smile:": facts["sites"]["0.bias"]}
+    text = text_of(facts, capsys)
+    assert "[red]a[/red]" in text
+    assert ":smile:" in text
+
+
+def test_json_has_no_nan(capsys: pytest.CaptureFixture[str]) -> None:
+    show_json({"a": math.inf, "b": [math.nan, 1.5], "c": (1, {"d": -math.inf})})
+    assert json.loads(capsys.readouterr().out) == {"a": None, "b": [None, 1.5], "c": [1, {"d": None}]}
+    assert finite(True) is True
+
+
+def test_outlines() -> None:
+    weight = torch.randn(64, 64)
+    model = nn.Linear(64, 64)
+    with torch.no_grad():
+        model.weight.copy_(weight)
+    found = run(model, [Prune(keep=0.2), Cluster(), Entropy()]).forms["weight"]
+    assert outline(found) == "Masked(Coded bool, Codebook(Coded uint8, Dense float32))"
+    assert sum(isinstance(node, Coded) for _, node in found.walk()) == 2
+    found = run(model, Quantize(bits=5)).forms["weight"]
+    assert outline(found) == "Affine(5 bits, Dense int8, Dense float32)"
+
+
+def test_unusual_settings() -> None:
+    assert unusual({"step": "prune", "settings": {"keep": 0.1, "per": "tensor"}}) == {"keep": 0.1}
+    assert unusual({"step": "of another version", "settings": {"a": 1}}) == {"a": 1}
+
+
+def test_numbers() -> None:
+    assert whole(1234567) == "1,234,567"
+    assert [seconds(s) for s in (0.04, 59.96, 300)] == ["0.0 s", "60.0 s", "5.0 min"]
+    assert [p_value(p) for p in (1e-9, 0.0123, 0.5, 1.0)] == ["p < 0.001", "p = 0.012", "p = 0.5", "p = 1"]
+    assert ranged((0.123, 4.5), 1, "to") == "0.1 to 4.5"
