@@ -16,7 +16,6 @@ import torch
 
 from tersor.errors import FormatError
 from tersor.forms import FORMS, Coded, Dense, Form
-from tersor.forms.flat import DEPTH
 from tersor.io.header import NAMED, Slot, check_shape
 
 SMALL = 1024  # bytes from which a leaf is a tensor of its own
@@ -77,8 +76,6 @@ class Places:
 
     def _full(self, node: Any, shape: Shape | None, dtype: str, site: str, path: str) -> Any:
         name = f"{site}:{path}" if path else site
-        if path.count(".") >= DEPTH:
-            raise FormatError(f"{name[:200]}: forms nested deeper than {DEPTH}")
         node = {"form": node} if isinstance(node, str) else node
         word = node.get("form") if isinstance(node, dict) else None
         kind = FORMS.get(word) if isinstance(word, str) else None
@@ -107,10 +104,6 @@ class Places:
             raise FormatError(f"{name}: planes is the bytes of each stream, not {str(planes)[:60]}")
         node["size"] = list(check_shape(node["size"], f"{name}: size"))
         slot = self.slots.get(name)
-        if slot is not None and (slot.dtype is not torch.uint8 or slot.shape != (sum(planes),)):
-            raise FormatError(
-                f"{name}: its streams are U8 [{sum(planes)}], not {slot.dtype} {list(slot.shape)}"
-            )
         self._place(name, slot, torch.uint8, (sum(planes),))
         return node
 
