@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 RECIPE = Path(__file__).parent / "recipes" / "demo.yaml"
+EPOCHS = 20  # of training the given network
 GIVEN, UNPACKED = "given.safetensors", "unpacked.safetensors"
 
 
@@ -65,7 +66,7 @@ def demo(out: Path, watch: Watch | None = None) -> dict[str, Any]:
 
 def trained(task: Task, watch: Watch) -> Compressed:
     """The network to compress, trained by the step that fine-tunes others."""
-    step = Finetune(epochs=20, lr=0.003)
+    step = Finetune(epochs=EPOCHS, lr=0.003)
     return start(run(net(), step, task, watch=Training(watch)).model())
 
 
