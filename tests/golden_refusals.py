@@ -59,7 +59,7 @@ def with_entry(data: bytes, name: str, **facts: Any) -> bytes:
     return with_header(json.dumps(header, separators=(",", ":")).encode(), payload)
 
 
-def with_metadata(data: bytes, **metadata: str) -> bytes:
+def with_metadata(data: bytes, **metadata: Any) -> bytes:
     return with_entry(data, "__metadata__", **metadata)
 
 
@@ -103,6 +103,8 @@ def headers() -> Iterator[Case]:
     wide = large().bytes()
     nbytes = header_of(wide)[0]["tersor"]["shape"][0]
     yield "header-double-key", header_text("{", '{"__metadata__":{},'), "'__metadata__' is there twice"
+    yield "metadata-no-text", with_metadata(GOOD.bytes(), size=120), "an object of texts"
+    yield "metadata-list", with_header(b'{"__metadata__":["tersor"]}', b""), "an object of texts"
     yield "header-nan", header_text("{", '{"x":NaN,'), "NaN is not a number"
     yield "header-nested", header_text("{", '{"x":' + "[" * 5000 + "]" * 5000 + ","), "deeper than 64"
     yield "overlap", with_entry(wide, "tersor", data_offsets=[1020, 1020 + nbytes]), "overlaps"

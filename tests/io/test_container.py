@@ -196,6 +196,7 @@ def test_a_form_that_no_reader_takes_is_not_written(tmp_path: Path) -> None:
 # --- what the file looks like ---
 
 
+@pytest.fixture(scope="module")
 def lenet() -> Compressed:
     """LeNet-300-100, pruned, clustered and coded. Random weights: the coded bytes differ, the rest hardly."""
     torch.manual_seed(0)
@@ -205,8 +206,8 @@ def lenet() -> Compressed:
     return run(model, [Prune(keep=0.08), Cluster(entries=16), Entropy()])
 
 
-def test_overhead_is_small(tmp_path: Path) -> None:
-    before = lenet()
+def test_overhead_is_small(lenet: Compressed, tmp_path: Path) -> None:
+    before = lenet
     assert save(before, tmp_path / "m.tersor") - before.nbytes <= 1150
     assert save(before, tmp_path / "m.tersor", ledger=False) - before.nbytes <= 720
 
@@ -245,8 +246,8 @@ def test_leaves_are_named_by_site_and_path(tmp_path: Path) -> None:
     assert take_apart((tmp_path / "m.tersor").read_bytes()).small == as_bytes(forms["fc.bias"].decode())
 
 
-def test_text_can_be_read_as_the_page_says(tmp_path: Path) -> None:
-    save(lenet(), tmp_path / "m.tersor")
+def test_text_can_be_read_as_the_page_says(lenet: Compressed, tmp_path: Path) -> None:
+    save(lenet, tmp_path / "m.tersor")
     header, payload = header_of((tmp_path / "m.tersor").read_bytes())
     b = payload[slice(*header["tersor"]["data_offsets"])]
     text = zlib.decompressobj(-15, zdict=reference.DICTIONARY).decompress(b)
@@ -268,9 +269,8 @@ def test_other_byte_orders_are_refused(tmp_path: Path, monkeypatch: pytest.Monke
 # --- one tensor, and tied ones ---
 
 
-def test_read_one_tensor(tmp_path: Path) -> None:
-    before = lenet()
-    before = Compressed(before.sites, before.forms, {"tied": "fc2.weight"}, before.ledger)
+def test_read_one_tensor(lenet: Compressed, tmp_path: Path) -> None:
+    before = Compressed(lenet.sites, lenet.forms, {"tied": "fc2.weight"}, lenet.ledger)
     path = tmp_path / "m.tersor"
     save(before, path)
     for name, tensor in before.state_dict().items():

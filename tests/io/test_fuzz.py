@@ -104,7 +104,7 @@ def mutated(data: bytes, rng: random.Random) -> bytes:
 
 def test_changed_bytes(tmp_path: Path) -> None:
     rng, read = random.Random(1), 0
-    for _ in range(1500 * ROUNDS):
+    for _ in range(1000 * ROUNDS):
         name = rng.choice(NAMES)
         data = mutated(SEEDS[name], rng)
         path = tmp_path / "m.tersor"
@@ -112,7 +112,7 @@ def test_changed_bytes(tmp_path: Path) -> None:
         if first is not None and data != SEEDS[name]:
             read += 1
     # What may change unseen: spaces behind the header, letters' case in no one's words.
-    assert read <= 15 * ROUNDS
+    assert read <= 10 * ROUNDS
 
 
 def test_changed_text(tmp_path: Path) -> None:
@@ -159,19 +159,19 @@ def forged(pieces: Pieces, rng: random.Random) -> Pieces:
 
 def test_forged_text(tmp_path: Path) -> None:
     rng, read = random.Random(3), 0
-    for _ in range(800 * ROUNDS):
+    for _ in range(600 * ROUNDS):
         pieces = forged(take_apart(SEEDS[rng.choice(NAMES)]), rng)
         with contextlib.suppress(reference.BadFile, KeyError, TypeError, AttributeError):
             pieces.sign()  # or it is not even a tree, and goes unsigned
         read += agree(tmp_path / "m.tersor", pieces.bytes())
-    assert read >= 30 * ROUNDS  # some changes are legal, or nothing behind the digests was tried
+    assert read >= 15 * ROUNDS  # some changes are legal, or nothing behind the digests was tried
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_length(name: str, tmp_path: Path) -> None:
     """No beginning of a file is a file."""
     data, path = SEEDS[name], tmp_path / "m.tersor"
-    for length in {*range(0, len(data), 7), len(data) - 1}:
+    for length in {*range(0, len(data), 1 + len(data) // 80), len(data) - 1}:
         path.write_bytes(data[:length])
         with pytest.raises(FormatError):
             load(path)

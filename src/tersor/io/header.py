@@ -54,9 +54,7 @@ def check_shape(value: Any, who: str) -> tuple[int, ...]:
 
 def parse_header(raw: bytes, room: int) -> tuple[dict[str, Slot], dict[str, str]]:
     """(slots by name, metadata). `room` is the bytes behind the header, which the tensors must fill."""
-    header = parse(raw, "its header")
-    if not isinstance(header, dict):
-        raise FormatError("its header is not a JSON object")
+    header: dict[str, Any] = parse(raw, "its header")  # an object: its first byte was seen to be {
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise FormatError("__metadata__ in its header must be an object of texts")
@@ -107,7 +105,7 @@ def build_header(
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     at = 0
     for name, dtype, shape, nbytes in entries:
-        if name in header:
+        if name in header or name == "__metadata__":
             raise RefusedError(
                 f"{name}: two tensors of the file would have this name; rename one in the model"
             )
