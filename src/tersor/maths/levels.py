@@ -108,7 +108,7 @@ def from_levels(codes: Tensor, scale: Tensor, bits: int, terms: int, group: int)
 
 def _nearest(size: Tensor, levels: Tensor) -> Tensor:
     """Index of the nearest level; size >= 0, in units of the scale."""
-    return torch.bucketize(size, (levels[1:] + levels[:-1]) / 2)
+    return torch.bucketize(size.contiguous(), (levels[1:] + levels[:-1]) / 2)
 
 
 def _search(x: Tensor, levels: Tensor, scale: Tensor) -> Tensor:

@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import math
-import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from tersor.errors import RefusedError, TaskError, need
-from tersor.model.batches import generators_of, length_of, move
-from tersor.model.task import Task
+from tersor.model.batches import generators_of, length_of, move, shapes
+from tersor.model.snapshot import lent, restore, seeded, snapshot
+from tersor.model.task import MISFIT, Task
 from tersor.model.tune import Tuned
 
 if TYPE_CHECKING:
@@ -79,12 +78,12 @@ def fit(
 
     `on_step(step, total)` runs before each optimizer step (gradual pruning narrows its masks there). With a
     checkpoint the training goes on after the last finished epoch: parameters, masks, optimizer and random
-    state.
+    state. The teacher is moved and put in eval mode: give a copy.
     """
     accelerator = launch(tuned)
     batches = task.batches("train")
     per_epoch = length_of(batches)
-    with seeded(seed), lent(batches):
+    with seeded(seed), lent(batches), torch.enable_grad():
         decayed = [p for p in tuned.parameters() if p.ndim >= 2]
         others = [p for p in tuned.parameters() if p.ndim < 2]
         groups = [
@@ -119,7 +118,13 @@ def fit(
                 for batch in loader:
                     batch = move(batch, device)
                     with torch.autocast(device.type, torch.bfloat16, enabled=plan.bf16):
-                        loss = loss_of(net, teacher, task, plan, batch, caught)
+                        try:
+                            loss = loss_of(net, teacher, task, plan, batch, caught)
+                        except MISFIT as error:
+                            raise TaskError(
+                                f"training: a batch, {shapes(batch)}, does not fit the model or its loss. "
+                                f"{type(error).__name__}: {error}"
+                            ) from error
                     optimizer.zero_grad()
                     accelerator.backward(loss)
                     if on_step is not None:
@@ -147,6 +152,9 @@ def fit(
                     tensors, facts = snapshot(tuned, optimizer, generators)
                     mean = sum(losses) / len(losses)
                     checkpoint.save(epoch, tensors, facts | {"step": step, "loss": mean})
+        if accelerator.num_processes > 1:  # running statistics saw other batches in each process
+            for buffer in tuned.buffers():
+                torch.distributed.broadcast(buffer, 0)
         tuned.eval()
     return {"steps": step, "loss": sum(losses) / len(losses)}
 
@@ -209,8 +217,12 @@ def loss_of(  # noqa: PLR0917 (all six are the loop's own)
             wanted = task.run(teacher, batch)
         if plan.share > 0:
             loss = loss + plan.share * soften(output.float(), wanted.float(), plan.temperature)
-        for student, teachers in caught.values():
-            loss = loss + plan.feature_weight * F.mse_loss(student.float(), teachers.float())
+        for name, found in caught.items():
+            half = len(found) // 2  # the student's, then the teacher's: a layer may run more than once
+            if not half:
+                raise RefusedError(f"features: {name} is there, but gave no output: nothing calls it")
+            for mine, theirs in zip(found[:half], found[half:], strict=True):
+                loss = loss + plan.feature_weight * F.mse_loss(mine.float(), theirs.float())
     return loss
 
 
@@ -232,83 +244,11 @@ def catching(tuned: Tuned, teacher: nn.Module | None, plan: Plan) -> Iterator[di
         for name in names:
             for net in (tuned.net, teacher):
                 hooks.append(net.get_submodule(name).register_forward_hook(  # type: ignore[union-attr]
-                    lambda module, args, output, name=name: caught[name].append(output)
+                    lambda module, args, output, name=name: caught[name].append(
+                        output[0] if isinstance(output, tuple) else output
+                    )
                 ))  # fmt: skip
         yield caught
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def snapshot(
-    tuned: Tuned, optimizer: Any, generators: list[torch.Generator]
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """All that a training is made of, as named tensors and JSON."""
-    tensors = {f"net:{name}": value.detach().cpu() for name, value in tuned.state_dict().items()}
-    state = optimizer.state_dict()["state"]
-    numbers = {}
-    for index, values in state.items():
-        for name, value in values.items():
-            if isinstance(value, Tensor):
-                tensors[f"opt:{index}:{name}"] = value.detach().cpu()
-            else:
-                numbers[f"{index}:{name}"] = value
-    for number, generator in enumerate([torch.default_generator, *generators]):
-        tensors[f"random:{number}"] = generator.get_state()
-    kind, words, *rest = np.random.get_state()  # noqa: NPY002 (what users' transforms draw from)
-    tensors["random:numpy"] = torch.from_numpy(np.asarray(words).astype(np.int64))
-    version, python, gauss = random.getstate()
-    facts = {"numbers": numbers, "numpy": [kind, *rest], "python": [version, list(python), gauss]}
-    return tensors, facts
-
-
-def restore(
-    tuned: Tuned, optimizer: Any, generators: list[torch.Generator], tensors: dict[str, Tensor],
-    facts: dict[str, Any],
-) -> None:  # fmt: skip
-    tuned.load_state_dict({name[4:]: value for name, value in tensors.items() if name.startswith("net:")})
-    state: dict[int, dict[str, Any]] = {}
-    for name, value in tensors.items():
-        if name.startswith("opt:"):
-            _, index, word = name.split(":")
-            state.setdefault(int(index), {})[word] = value
-    for name, number in facts["numbers"].items():
-        index, word = name.split(":")
-        state.setdefault(int(index), {})[word] = number
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    for number, generator in enumerate([torch.default_generator, *generators]):
-        generator.set_state(tensors[f"random:{number}"])
-    kind, *rest = facts["numpy"]
-    np.random.set_state((kind, tensors["random:numpy"].numpy().astype(np.uint32), *rest))  # noqa: NPY002
-    version, python, gauss = facts["python"]
-    random.setstate((version, tuple(python), gauss))
-
-
-@contextlib.contextmanager
-def lent(batches: object) -> Iterator[None]:
-    """A loader's own generators are afterwards as they were."""
-    sampler = getattr(batches, "sampler", None)
-    own, states = getattr(sampler, "generator", None), [(g, g.get_state()) for g in generators_of(batches)]
-    try:
-        yield
-    finally:
-        for generator, state in states:
-            generator.set_state(state)
-        if sampler is not None and hasattr(sampler, "generator"):
-            sampler.generator = own
-
-
-@contextlib.contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Random draws inside follow from `seed`; outside nothing has changed."""
-    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(legacy)  # noqa: NPY002

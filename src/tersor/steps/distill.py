@@ -7,6 +7,7 @@ The teacher is the model as it was given, or another one. Masks, tables and grid
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -49,6 +50,8 @@ class Distill(Finetune):
         teacher = self.teacher
         if isinstance(teacher, str):
             teacher = named(teacher, "teacher", SettingError, nn.Module) if teacher else view.base()
+        else:
+            teacher = copy.deepcopy(teacher)  # it is moved and put in eval mode
         names = dict(view.model().named_modules())
         for name in filter(None, map(str.strip, self.features.split(","))):
             for side, layers in (("model", names), ("teacher", dict(teacher.named_modules()))):
