@@ -207,11 +207,14 @@ def claims() -> Iterator[Case]:
 
 
 def ledgers() -> Iterator[Case]:
-    def ledger(*events: Json, **facts: str) -> bytes:
+    def ledger(*events: Json, **facts: Any) -> bytes:
         return changed(GOOD, ledger=[{**facts, "events": list(events)}]).bytes()
 
     yield "ledger-how", ledger({"site": "w", "how": "magic"}, name="x"), "how is 'magic'"
     yield "ledger-no-name", ledger({"kind": "a", "text": "b"}), "ledger: name"
+    steps = changed(GOOD, recipe={"steps": [{"prune": {}, "entropy": {}}]}).bytes()
+    yield "ledger-steps", steps, "a step is an object with one key"
+    yield "ledger-before-the-first", ledger({"kind": "a", "text": "b"}, name="x", step=-1), "step -1"
     yield "ledger-digest", ledger({"site": "w", "how": "wrap"}, name="x"), "before must be 16 hex digits"
 
 
