@@ -1,7 +1,7 @@
 """Bits: what a form stores against the least that order-0 coding of its leaves could.
 
-bound = sum over leaves of N * H(histogram of its symbols); masks log2 C(N, k); what a mask hides costs
-nothing Floats count as they are stored: they have no histogram worth the name.
+bound = sum over leaves of N * H(histogram of its symbols)      masks log2 C(N, k); what a mask hides is free
+Floats count as they are stored, coded or not: hardly two are equal, so their histogram says nothing.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tersor.forms import Dense, Form, Masked, uncoded
+from tersor.forms import Coded, Dense, Form, Masked
 from tersor.maths.statistics import entropy_bits, log2_choose
 
 
@@ -35,16 +35,18 @@ class Bits:
 
 def bits_of(form: Form) -> Bits:
     """Stored bits of a form, and their bound."""
-    return Bits(math.prod(form.shape), 8 * form.nbytes, bound(uncoded(form), None))
+    return Bits(math.prod(form.shape), 8 * form.nbytes, bound(form, None))
 
 
 def bound(form: Form, keep: Tensor | None) -> float:
-    if isinstance(form, Dense):
-        array = form.array if keep is None else form.array[keep]
+    """The bound of what `keep`, a mask from above, leaves of the form."""
+    if isinstance(form, (Dense, Coded)):
+        array = form.decode(keep)
+        array = array if keep is None else array[keep]
         if array.dtype is torch.bool:
             return log2_choose(array.numel(), int(array.sum()))
         if array.is_floating_point():
-            return 8.0 * array.nbytes
+            return 8.0 * (form.nbytes if isinstance(form, Coded) else array.nbytes)
         counts = torch.unique(array, return_counts=True)[1]
         return array.numel() * entropy_bits(counts.tolist())
     inner = form.within(keep) if isinstance(form, Masked) else keep
