@@ -318,6 +318,22 @@ def test_tiny_weights_keep_their_grid() -> None:
     torch.testing.assert_close(part(form).value().detach(), form.decode(), rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize("bits", [1, 4, 16])
+@pytest.mark.parametrize("scale", [0.0, 1e-38, 1e-12, 1.0, 1e30])
+def test_no_scale_makes_gradients_that_are_not_finite(bits: int, scale: float) -> None:
+    """A row of zeros has the smallest scale there is; its weights move all the same."""
+    form = Affine(Dense(torch.zeros(2, 3, dtype=torch.int16)), Dense(torch.full((2, 1), scale)), None, bits)
+    here = part(form)
+    for size in (0.0, 0.01, -1e4):
+        with torch.no_grad():
+            here.w.fill_(size)
+        here.zero_grad()
+        (here.value() * PULL).sum().backward()
+        assert here.value().isfinite().all()
+        assert here.w.grad.isfinite().all()
+        assert here.scale.grad.isfinite().all()
+
+
 # --- the tuned model ---
 
 

@@ -106,23 +106,30 @@ class AffinePart(RoundedPart):
         # LSQ: without this factor a step size, which moves all its weights, would outrun each of them.
         self.ease = (self.w.numel() / self.scale.numel() * max(self.high, 1)) ** -0.5
 
-    def steps(self) -> tuple[Tensor, Tensor, Tensor]:
+    def codes(self) -> tuple[Tensor, Tensor, Tensor]:
         """(codes before rounding [O, I], scale and zero expanded to columns)."""
-        rows = to_rows(self.w, self.form.axis)
-        eased = self.scale * self.ease + (self.scale * (1 - self.ease)).detach()
-        scale = expand(eased.abs().clamp_min(TINY), self.form.group, rows.shape[1])
+        rows = to_rows(self.w.detach(), self.form.axis)
+        scale = expand(self.scale.detach().abs().clamp_min(TINY), self.form.group, rows.shape[1])
         zero = expand(cast(Tensor, self.zero), self.form.group, rows.shape[1])
-        return (rows / scale + zero).clamp(self.low, self.high), scale, zero
+        return rows / scale + zero, scale, zero
 
     def value(self) -> Tensor:
-        codes, scale, zero = self.steps()
-        codes = codes + (codes.round() - codes).detach()
-        return from_rows((codes - zero) * scale, tuple(self.w.shape), self.form.axis)
+        """The gradients are written out, not left to the division: near a scale of 0 that gives 0 * inf."""
+        exact, scale, zero = self.codes()
+        codes = exact.clamp(self.low, self.high).round()
+        inside = (exact > self.low) & (exact < self.high)
+        rows = to_rows(self.w, self.form.axis)
+        learned = expand(self.scale.abs() * self.ease, self.form.group, rows.shape[1])
+        seen = (codes - zero) * scale
+        seen = seen + torch.where(inside, rows - rows.detach(), 0)
+        seen = seen + torch.where(inside, codes - exact, codes - zero) * (learned - learned.detach())
+        return from_rows(seen, tuple(self.w.shape), self.form.axis)
 
     def fold(self) -> Form:
-        with torch.no_grad():
-            codes = from_rows(self.steps()[0].round(), tuple(self.w.shape), self.form.axis)
-            scale = self.scale.detach().abs().clamp_min(TINY).cpu().clone()
+        codes = from_rows(
+            self.codes()[0].clamp(self.low, self.high).round(), tuple(self.w.shape), self.form.axis
+        )
+        scale = self.scale.detach().abs().clamp_min(TINY).cpu().clone()
         dtype = torch.int8 if self.form.bits <= 8 else torch.int16
         return self.form.replace(codes=Dense(codes.to(dtype).cpu().contiguous()), scale=Dense(scale))
 
