@@ -7,6 +7,9 @@ With --json stdout is one JSON document, also for an error: {"error": text, "kin
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +21,7 @@ app = typer.Typer(
     name="tersor", help="Terse tensors: compress trained PyTorch models, with measured proof.",
     add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
 )  # fmt: skip
+STOPPED = 130  # by Ctrl-C, as shells have it
 UsageError: Any = typer.BadParameter.__mro__[1]  # wherever this version of typer keeps it
 
 MODEL = "file.py:factory, package.module:factory, torchvision:NAME, or FILE.tersor with --arch"
@@ -38,8 +42,28 @@ Json = Annotated[bool, typer.Option("--json", help="one JSON document on stdout,
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress on stderr")]
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What a command found, and how to show it to people."""
+
+    facts: dict[str, Any]
+    json: bool
+    tables: Callable[[Any], Iterable[Any]]
+    code: int = 0
+
+    def deliver(self) -> int:
+        """Print it on stdout; the exit code."""
+        from tersor.report.console import show, show_json
+
+        if self.json:
+            show_json(self.facts)
+        else:
+            show(self.tables(self.facts))
+        return self.code
+
+
 @app.command()
-def demo(out: Folder = Path("out/demo"), json: Json = False, quiet: Quiet = False) -> None:
+def demo(out: Folder = Path("out/demo"), json: Json = False, quiet: Quiet = False) -> Answer:
     """Train and compress a small net on real data."""
     from tersor.demo import demo as whole
     from tersor.demo import report
@@ -47,7 +71,7 @@ def demo(out: Folder = Path("out/demo"), json: Json = False, quiet: Quiet = Fals
 
     with watching(quiet=quiet, plain=json) as watch:
         facts = whole(out, watch)
-    deliver(facts, json, report)
+    return Answer(facts, json, report)
 
 
 @app.command()
@@ -70,7 +94,7 @@ def run(
     export: Annotated[bool, typer.Option("--export", help="also write DIR/model.onnx")] = False,
     json: Json = False,
     quiet: Quiet = False,
-) -> None:
+) -> Answer:
     """Compress a model by a recipe, into a folder."""
     from tersor.given import given_model, given_recipe
     from tersor.job import job
@@ -78,12 +102,12 @@ def run(
     from tersor.report.progress import watching
     from tersor.report.table import report
 
-    steps = given_recipe(recipe, words, seed=seed, export=export)
+    steps = given_recipe(recipe, words, seed=seed)
     data = None if task is None else task_from(task)
     given = given_model(model, weights=weights, arch=arch)
     with watching(quiet=quiet, plain=json) as watch:
-        _, facts = job(given, steps, data, out, resume=resume, watch=watch)
-    deliver(facts, json, report)
+        _, facts = job(given, steps, data, out, resume=resume, export=export, watch=watch)
+    return Answer(facts, json, report)
 
 
 @app.command()
@@ -95,7 +119,7 @@ def check(
     weights: Weights = None,
     arch: Arch = None,
     json: Json = False,
-) -> None:
+) -> Answer:
     """Say what a recipe does, needs and gives up."""
     from tersor.given import given_model, given_recipe
     from tersor.report.check import check as examine
@@ -103,7 +127,9 @@ def check(
 
     steps = given_recipe(recipe, None)
     given = None if model is None else given_model(model, weights=weights, arch=arch)
-    deliver({"recipe": str(recipe), "digest": steps.digest, "steps": examine(steps, given)}, json, lines)
+    return Answer(
+        {"recipe": str(recipe), "digest": steps.digest, "steps": examine(steps, given)}, json, lines
+    )
 
 
 @app.command()
@@ -113,12 +139,12 @@ def show(
         str | None, typer.Argument(metavar="[SITE]", help="a name or a glob: conv1.weight, 'conv*'")
     ] = None,
     json: Json = False,
-) -> None:
+) -> Answer:
     """Show forms, bits and history of a file."""
     from tersor.io import load
     from tersor.report.show import shown, tables
 
-    deliver(shown(load(file), file, site), json, tables)
+    return Answer(shown(load(file), file, site), json, tables)
 
 
 @app.command()
@@ -130,7 +156,7 @@ def pack(
     words: Words = None,
     json: Json = False,
     quiet: Quiet = False,
-) -> None:
+) -> Answer:
     """Compress weights, losslessly unless told more."""
     from tersor import io
     from tersor.given import given_recipe
@@ -140,7 +166,7 @@ def pack(
     with watching(quiet=quiet, plain=json) as watch:
         watch.step(1, 1, "pack")
         io.pack(weights, out, given_recipe(None, words or ["entropy"]), watch=watch)
-    deliver(sizes(weights, out), json, lines)
+    return Answer(sizes(weights, out), json, lines)
 
 
 @app.command()
@@ -151,7 +177,7 @@ def unpack(
     ],
     json: Json = False,
     quiet: Quiet = False,
-) -> None:
+) -> Answer:
     """Write a file's weights, decoded, as safetensors."""
     from tersor import io
     from tersor.report.files import lines, sizes
@@ -160,18 +186,17 @@ def unpack(
     with watching(quiet=quiet, plain=json) as watch:
         watch.step(1, 1, "unpack")
         io.unpack(file, out, watch=watch)
-    deliver(sizes(file, out), json, lines)
+    return Answer(sizes(file, out), json, lines)
 
 
 @app.command()
-def verify(file: File, json: Json = False) -> None:
+def verify(file: File, json: Json = False) -> Answer:
     """Check every part of a file."""
     from tersor import io
     from tersor.report.files import verified, verified_lines
 
     facts = verified(file, io.verify(file))
-    deliver(facts, json, verified_lines)
-    raise typer.Exit(0 if facts["sound"] else 1)
+    return Answer(facts, json, verified_lines, code=0 if facts["sound"] else 1)
 
 
 @app.callback(invoke_without_command=True)
@@ -185,33 +210,23 @@ def about(
         print(f"tersor {__version__}")
 
 
-def deliver(facts: dict[str, Any], json: bool, tables: Any) -> None:
-    """The facts on stdout: as JSON, or as tables for people."""
-    from tersor.report.console import show as tell
-    from tersor.report.console import show_json
-
-    if json:
-        show_json(facts)
-    else:
-        tell(tables(facts))
-
-
 def main() -> int:
     """Run the words of sys.argv; returns the exit code."""
     words = sys.argv[1:] or ["--help"]
     try:
-        code = app(words, prog_name="tersor", standalone_mode=False)
+        # What a user's own file prints must not get into the document.
+        with redirect_stdout(sys.stderr) if "--json" in words else nullcontext():
+            answer = app(words, prog_name="tersor", standalone_mode=False)
     except TersorError as error:
         return refuse(str(error), type(error).__name__, error.exit_code, words)
     except UsageError as error:
         path = error.ctx.command_path if error.ctx is not None else "tersor"
-        text = f"{error.format_message().rstrip('.')}. See: {path} --help"
-        return refuse(text, "UsageError", 2, words)
+        return refuse(f"{error.format_message().rstrip('.')}. See: {path} --help", "UsageError", 2, words)
     except (KeyboardInterrupt, typer.Abort):
-        code = 130
-    if code == 130:
-        return refuse("stopped; a run goes on with --resume", "KeyboardInterrupt", 130, words)
-    return code if isinstance(code, int) else 0
+        answer = STOPPED
+    if answer == STOPPED:
+        return refuse("stopped; a run goes on with --resume", "KeyboardInterrupt", STOPPED, words)
+    return answer.deliver() if isinstance(answer, Answer) else 0
 
 
 def refuse(text: str, kind: str, code: int, words: list[str]) -> int:

@@ -19,7 +19,7 @@ from tersor.io import load
 from tersor.io.checkpoint import Checkpoint
 from tersor.model.named import named
 from tersor.model.sites import sites_of
-from tersor.steps import Export, read_recipe, recipe_from_words
+from tersor.steps import read_recipe, recipe_from_words
 
 
 def given_model(text: str, *, weights: str | None = None, arch: str | None = None) -> Compressed:
@@ -45,10 +45,8 @@ def given_model(text: str, *, weights: str | None = None, arch: str | None = Non
     return start(module)
 
 
-def given_recipe(
-    path: Path | None, words: list[str] | None, *, seed: int | None = None, export: bool = False
-) -> Recipe:
-    """The recipe in a file or in words, with another seed, and with an export at its end."""
+def given_recipe(path: Path | None, words: list[str] | None, *, seed: int | None = None) -> Recipe:
+    """The recipe in a file or in words, with another seed where one is given."""
     if path is not None and words:
         raise SettingError(f"recipe: both {path} and words ({' '.join(words)}) are given; give one of them")
     if path is None and not words:
@@ -56,11 +54,7 @@ def given_recipe(
             "recipe: none is given. Name a file, --recipe recipe.yaml, or steps: prune keep=0.1 entropy"
         )
     recipe = recipe_from_words(words or []) if path is None else read_recipe(path)
-    if seed is not None:
-        recipe = replace(recipe, seed=seed)
-    if export and not any(isinstance(step, Export) for step in recipe.steps):
-        recipe = replace(recipe, steps=(*recipe.steps, Export()))
-    return recipe
+    return recipe if seed is None else replace(recipe, seed=seed)
 
 
 def torchvision_model(name: str) -> nn.Module:

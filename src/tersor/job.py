@@ -17,7 +17,7 @@ import safetensors.torch
 from tersor.core.recipe import Recipe, dump
 from tersor.core.run import Compressed, lock, run
 from tersor.core.view import Watch
-from tersor.errors import RefusedError
+from tersor.errors import RefusedError, SettingError
 from tersor.files import atomic, write_text
 from tersor.io import load, save
 from tersor.measure.accuracy import accuracy, drop
@@ -25,19 +25,23 @@ from tersor.model.sites import select
 from tersor.model.task import Task
 from tersor.report.console import first, to_json
 from tersor.report.facts import facts_of
+from tersor.steps import Export
 
 MODEL, LOCK, REPORT, JOURNAL = "model.tersor", "recipe.lock.yaml", "report.json", "journal"
 
 
 def job(
     given: Compressed, recipe: Recipe, task: Task | None, out: str | Path, *,
-    resume: bool = False, journal: bool = True, watch: Watch | None = None,
+    resume: bool = False, journal: bool = True, export: bool = False, watch: Watch | None = None,
 ) -> tuple[Compressed, dict[str, Any]]:  # fmt: skip
     """Run the recipe and write the folder of results; (result, facts).
 
     Accuracy is measured at the end where a task is given and the recipe has not measured it there. Under a
-    launcher of many processes each runs the recipe, and the first one writes.
+    launcher of many processes each runs the recipe, and the first one writes. `export` comes last, so that
+    a model that cannot be exported is still compressed.
     """
+    if export and task is None:
+        raise SettingError("--export needs a task, for inputs to compare with. Give --task")
     for step in recipe.steps:  # a misspelt glob is told now, not after hours of training
         if getattr(step, "where", "*") != "*":
             select(given.sites, step.where, step.name)
@@ -62,6 +66,10 @@ def job(
         raise RefusedError(f"{out / MODEL}: what was written does not read back as what was meant")
     write_text(out / LOCK, dump(lock(result)))
     write_text(out / REPORT, to_json(facts) + "\n")
+    if export:
+        (note,) = run(result, Export(), task, out=out).ledger.notes("written")
+        facts["export"] = {"text": note.text, **note.data}
+        write_text(out / REPORT, to_json(facts) + "\n")
     return result, facts
 
 

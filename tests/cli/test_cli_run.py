@@ -117,8 +117,46 @@ def test_seed_replaces_the_recipes_own(tersor: Command) -> None:
 
 def test_export_writes_and_compares(tersor: Command) -> None:
     facts = tersor(f"{RUN} o --export prune keep=0.5").json
-    assert Path("o/model.onnx").stat().st_size == facts["steps"][1]["notes"][0]["data"]["nbytes"]
-    assert [step["step"] for step in facts["steps"]] == ["prune", "export"]
+    assert facts["export"]["nbytes"] == Path("o/model.onnx").stat().st_size
+    assert facts["export"]["agree"] == 1
+    assert facts == json.loads(Path("o/report.json").read_text())
+    assert facts["ledger"] == tersor(f"{RUN} o2 prune keep=0.5").json["ledger"]
+    assert (
+        "exported: model.onnx" in tersor("run mine.py:net --task mine.py:task -q --out o3 --export prune").out
+    )
+
+
+def test_a_model_that_cannot_be_exported_is_still_compressed(tersor: Command) -> None:
+    text = Path("mine.py").read_text()
+    Path("mine.py").write_text(text.replace("def data(", BRANCH + "def data("))
+    done = tersor(f"{RUN.replace(':net', ':branching')} o --export prune keep=0.5")
+    assert done.code == 1
+    assert "cannot be exported" in done.json["error"]
+    assert package.load("o/model.tersor").digest == json.loads(Path("o/report.json").read_text())["result"]
+    assert tersor("run mine.py:net -q --out o4 --export prune").code == 2  # no task
+
+
+BRANCH = """
+class Branching(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = net()
+    def forward(self, x):
+        return self.net(x) if x.sum().item() > 0 else self.net(x) * 2
+
+def branching():
+    return Branching()
+
+"""
+
+
+def test_what_a_users_file_prints_stays_out_of_the_document(tersor: Command) -> None:
+    Path("mine.py").write_text(
+        Path("mine.py").read_text().replace("def task():", "def task():\n    print('hello')")
+    )
+    done = tersor(f"{RUN} o prune")
+    assert done.json["task"] == "thirds"
+    assert done.err == "hello\n"
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pt"])

@@ -37,6 +37,8 @@ def report(facts: Facts) -> Iterator[RenderableType]:
     if len(facts["sites"]) > ROWS:
         yield f"and {len(facts['sites']) - ROWS} more, in report.json"
     yield from steps(facts)
+    if "export" in facts:
+        yield f"exported: {facts['export']['text']}"
     if "out" in facts:
         yield f"written to {facts['out']}: model.tersor, recipe.lock.yaml, report.json"
 
