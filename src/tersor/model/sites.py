@@ -50,7 +50,7 @@ class Site:
     @property
     def is_weight(self) -> bool:
         """A matrix or more of floats that is trained: what steps compress unless told otherwise."""
-        return self.kind != "buffer" and self.floating and len(self.shape) >= 2
+        return self.kind != "buffer" and self.floating and len(self.shape) >= 2 and 0 not in self.shape
 
     @property
     def is_parameter(self) -> bool:

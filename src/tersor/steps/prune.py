@@ -98,10 +98,10 @@ class Prune(Retrain):
         state: dict[str, Form] = {**view.forms, **forms}
         for number in range(1, self.rounds + 1):
             first, last = (self.keep ** (n / self.rounds) for n in (number - 1, number))
-            if self.rewind == "weights" and number > 1:
-                state = {**view.forms, **{s.name: rewound(state[s.name], forms[s.name]) for s in sites}}
             if self.ramp == 0:
                 state |= self.narrowed(sites, state, last)
+            if self.rewind == "weights" and number > 1:  # after the cut: what was trained says what stays
+                state = {**view.forms, **{s.name: rewound(state[s.name], forms[s.name]) for s in sites}}
             moved, facts = view.train(
                 self.plan(), forms=state, text=f"prune {number}/{self.rounds}",
                 on_step=self.narrowing(sites, first, last) if self.ramp > 0 else None,
@@ -148,7 +148,7 @@ class Prune(Retrain):
         """The hook that narrows masks by the cubic rule while training."""
 
         def on_step(tuned: Tuned, step: int, total: int) -> None:
-            end = max(1, round(self.ramp * total))
+            end = min(round(self.ramp * total), total - 1)  # the last step at the latest
             if step > end or (step % EVERY and step != end):
                 return
             share = cubic(step, 0, end, first, last)
@@ -209,7 +209,7 @@ def rewound(form: Form, begin: Form) -> Form:
 
 
 def holds(after: Form, before: Form) -> bool:
-    return before.digest in {node.digest for _, node in after.walk()}
+    return before.digest in {node.digest for path, node in after.walk() if path}
 
 
 def kept_note(site: Site, form: Form) -> Note:
