@@ -12,7 +12,7 @@ from torch import nn
 
 from tersor.core.run import Compressed, run
 from tersor.forms import Coded
-from tersor.report.console import finite, p_value, ranged, seconds, show, show_json, whole
+from tersor.report.console import finite, p_value, ranged, seconds, settings, show, show_json, whole
 from tersor.report.facts import facts_of, outline, unusual
 from tersor.report.table import ROWS, report
 from tersor.steps import Cluster, Entropy, Factorize, Finetune, Measure, Prune, Quantize
@@ -185,6 +185,10 @@ def test_unusual_settings() -> None:
 
 
 def test_numbers() -> None:
+    told = settings(
+        {"keep": 0.1, "epochs": 40.0, "rank": None, "bf16": True, "where": ("a*", "!b"), "bits": 8}
+    )
+    assert told == "keep=0.1 epochs=40 rank=none bf16=true where=a*,!b bits=8"
     assert whole(1234567) == "1,234,567"
     assert [seconds(s) for s in (0.04, 59.96, 300)] == ["0.0 s", "60.0 s", "5.0 min"]
     assert [p_value(p) for p in (1e-9, 0.0123, 0.5, 1.0)] == ["p < 0.001", "p = 0.012", "p = 0.5", "p = 1"]

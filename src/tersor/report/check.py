@@ -23,6 +23,7 @@ from tersor.model.fit import Plan
 from tersor.model.sites import Site, select
 from tersor.model.task import Task
 from tersor.model.tune import Tuned
+from tersor.report.console import settings
 from tersor.report.facts import unusual
 from tersor.report.standin import stand_in, stand_in_for
 from tersor.settings import settings_of
@@ -151,7 +152,7 @@ def lines(checked: Facts) -> Iterator[str]:
     for number, facts in enumerate(found, 1):
         yield f"{number} {facts['step']}: {facts['what']}"
         if facts["settings"]:
-            yield "  " + " ".join(f"{key}={value}" for key, value in facts["settings"].items())
+            yield f"  {settings(facts['settings'])}"
         if facts["needs"]:
             yield f"  needs {facts['needs']}"
         if "sites" in facts:

@@ -83,6 +83,19 @@ def ranged(ends: Sequence[float], digits: int, word: str = "-") -> str:
     return f"{low:.{digits}f} {word} {high:.{digits}f}"
 
 
+def settings(values: Mapping[str, Any]) -> str:
+    """Settings as words of the command line: "keep=0.1 epochs=40 latency=true"."""
+    return " ".join(f"{key}={setting(value)}" for key, value in values.items())
+
+
+def setting(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (list, tuple)):
+        return ",".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def seconds(s: float) -> str:
     return f"{s:.1f} s" if s < 120 else f"{s / 60:.1f} min"
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tersor.core.run import Compressed
 from tersor.errors import SiteError
 from tersor.model.sites import near
-from tersor.report.console import percent, seconds, whole
+from tersor.report.console import percent, seconds, settings, whole
 from tersor.report.facts import facts_of, unusual
 from tersor.report.table import bit_rows, grid
 
@@ -64,7 +64,7 @@ def ledger(facts: Facts) -> RenderableType:
     for number, step in enumerate(facts["steps"], 1):
         table.add_row(
             f"{number} {step['step']}",
-            " ".join(f"{key}={value}" for key, value in unusual(step).items()),
+            settings(unusual(step)),
             "; ".join(note["text"] for note in step["notes"]),
             seconds(step["seconds"]) if "seconds" in step else "",
         )
