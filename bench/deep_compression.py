@@ -31,10 +31,11 @@ def measure(name: str) -> Iterator[Row]:
     model, nbytes = read_back(result, name)
     seconds = time.perf_counter() - began
     whole = weights(name).stat().st_size
-    _, note = lost(net, model, on)
+    scores = on.scores(model)
+    _, note = lost(on.scores(net), scores)
     yield row(name, "file", nbytes, "B", note=f"fp32 {whole} B")
     yield row(name, "times smaller than fp32", round(whole / nbytes, 2), "x", f">= {ratio}")
-    yield row(name, "accuracy", percent(model, on), "%", f">= {least}", note=note)
+    yield row(name, "accuracy", percent(scores), "%", f">= {least}", note=note)
     yield row(name, "time", round(seconds), "s", f"<= {SECONDS}")
 
 

@@ -71,7 +71,7 @@ class Remembered(nn.Module):
 def measure(name: str) -> Iterator[Row]:
     on, teacher = task(batch=BATCH), load(TEACHER).to(memory_format=torch.channels_last)
     share = 100 * parameters(student(0)) / parameters(teacher)
-    yield row(name, "teacher, accuracy", percent(teacher, on), "%", note=TEACHER)
+    yield row(name, "teacher, accuracy", percent(on.scores(teacher)), "%", note=TEACHER)
     yield row(name, "student of the teacher's parameters", round(share, 2), "%", "<= 25")
     images, labels = on.train.dataset.tensors
     remembered = Remembered(teacher, images)
@@ -112,7 +112,7 @@ def held_out(on: Task, images: Tensor, labels: Tensor) -> Task:
 
 def trained(seed: int, on: Task, step: Finetune) -> float:
     """The student's accuracy after one step, from the first weights of this seed."""
-    return percent(run(student(seed), step, on, seed=seed).model(), on)
+    return percent(on.scores(run(student(seed), step, on, seed=seed).model()))
 
 
 def row(name: str, what: str, value: float, unit: str, target: str = "", *, note: str = "") -> Row:

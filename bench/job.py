@@ -10,15 +10,14 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from networks import NETWORKS, percent, steady
+from networks import NETWORKS, steady
 from table import Row, judged, record
-from torch import nn
+from torch import Tensor, nn
 
 from tersor.core.run import Compressed
 from tersor.errors import TersorError
 from tersor.io import load, save
 from tersor.measure.accuracy import Drop, drop
-from tersor.model.task import Task
 
 Measure = Callable[[str], Iterator[Row]]  # subject -> its rows
 
@@ -60,8 +59,8 @@ def read_back(result: Compressed, name: str) -> tuple[nn.Module, int]:
         return load(path).model(base=NETWORKS[name]()).eval(), path.stat().st_size
 
 
-def lost(before: nn.Module, after: nn.Module, on: Task) -> tuple[Drop, str]:
-    """The paired drop in points, and a note with both accuracies and its interval."""
-    fall = drop(on.scores(before), on.scores(after))
-    was, now = percent(before, on), percent(after, on)
+def lost(before: Tensor, after: Tensor) -> tuple[Drop, str]:
+    """The paired drop in points, and a note with both accuracies and its interval. One score an image."""
+    fall = drop(before, after)
+    was, now = (100 * float(scores.double().mean()) for scores in (before, after))
     return fall, f"{was:.2f} to {now:.2f} %, 95 % interval {fall.low:+.2f} to {fall.high:+.2f}"

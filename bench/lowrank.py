@@ -28,19 +28,23 @@ CALIBRATE = 3000
 
 def measure(name: str) -> Iterator[Row]:
     net, on = load(name), task(calibrate=CALIBRATE)
-    yield row(name, "fp32, accuracy", percent(net, on), "%")
+    given = on.scores(net)
+    yield row(name, "fp32, accuracy", percent(given), "%")
     for keep, word in ((0.5, "half"), (0.25, "a quarter")):
-        ways = {}
+        ways, scores = {}, {}
         for whiten, way in ((False, "plain"), (True, "whitened")):
             cut = Factorize(keep=keep, whiten=whiten, where=LARGE)
             ways[way], _ = read_back(run(net, cut, on), name)
-            yield row(name, f"{word}, {way}, not tuned, accuracy", percent(ways[way], on), "%")
+            scores[way] = on.scores(ways[way])
+            yield row(name, f"{word}, {way}, not tuned, accuracy", percent(scores[way]), "%")
             yield row(name, f"{word}, {way}, not tuned, error of outputs", error(net, ways[way], on))
-        gain = -drop(on.scores(ways["plain"]), on.scores(ways["whitened"])).points
-        note = "accuracy, whitened less plain"
-        yield row(name, f"{word}, gain by whitening", round(gain, 2), "points", ">= 0.01", note=note)
+        fall = drop(scores["whitened"], scores["plain"])
+        note = f"accuracy, whitened less plain, 95 % interval {fall.low:+.2f} to {fall.high:+.2f}"
+        yield row(name, f"{word}, gain by whitening", round(fall.points, 2), "points", ">= 0.01", note=note)
+        less = error(net, ways["plain"], on) / error(net, ways["whitened"], on)
+        yield row(name, f"{word}, error of outputs by whitening", less, "x smaller", ">= 1")
     tuned, _ = read_back(run(net, [Factorize(keep=0.5, where=LARGE), Finetune(epochs=1)], on), name)
-    fall, note = lost(net, tuned, on)
+    fall, note = lost(given, on.scores(tuned))
     yield row(name, "half, whitened, one epoch, drop", round(fall.points, 2), "points", "<= 0.3", note=note)
 
 

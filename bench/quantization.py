@@ -17,10 +17,8 @@ from typing import Any
 from job import lost, main, read_back
 from networks import NETWORKS, load, percent, task, weights
 from table import Row
-from torch import nn
 
 from tersor.core.run import run
-from tersor.model.task import Task
 from tersor.steps import Entropy, Quantize
 
 # Passes over the 60,000 images that train 4 bits.
@@ -37,29 +35,27 @@ TERNARY: dict[str, Any] = {
 
 def measure(name: str) -> Iterator[Row]:
     net, on = load(name), task()
-    yield Row("quantization", name, "fp32, accuracy", percent(net, on), "%")
-    yield from quantized(name, net, on, "int8", Quantize(bits=8), target="<= 0.1")
-    yield from quantized(name, net, on, "4 bits, not trained", Quantize(bits=4))
-    yield from quantized(name, net, on, "4 bits", Quantize(epochs=EPOCHS[name], **FOUR), target="<= 0.5")
+    given = on.scores(net)
+    yield Row("quantization", name, "fp32, accuracy", percent(given), "%")
+
+    def quantized(what: str, step: Quantize, target: str = "") -> Iterator[Row]:
+        """The drop and the file's size; both of what was read back."""
+        began = time.perf_counter()
+        result = run(net, [step, Entropy()], on)
+        seconds = time.perf_counter() - began
+        model, nbytes = read_back(result, name)
+        fall, note = lost(given, on.scores(model))
+        if step.epochs:
+            note += f"; {step.epochs:g} epochs in {seconds:.0f} s"
+        smaller = round(weights(name).stat().st_size / nbytes, 2)
+        yield Row("quantization", name, f"{what}, drop", round(fall.points, 2), "points", target, note=note)
+        yield Row("quantization", name, f"{what}, file", smaller, "x smaller")
+
+    yield from quantized("int8", Quantize(bits=8), "<= 0.1")
+    yield from quantized("4 bits, not trained", Quantize(bits=4))
+    yield from quantized("4 bits", Quantize(epochs=EPOCHS[name], **FOUR), "<= 0.5")
     if name == "lenet5":
-        yield from quantized(name, net, on, "ternary", Quantize(**TERNARY), target="<= 1")
-
-
-def quantized(
-    name: str, net: nn.Module, on: Task, what: str, step: Quantize, *, target: str = ""
-) -> Iterator[Row]:
-    """The drop and the file's size; both of what was read back."""
-    began = time.perf_counter()
-    result = run(net, [step, Entropy()], on)
-    seconds = time.perf_counter() - began
-    model, nbytes = read_back(result, name)
-    fall, note = lost(net, model, on)
-    if step.epochs:
-        note += f"; {step.epochs:g} epochs in {seconds:.0f} s"
-    yield Row("quantization", name, f"{what}, drop", round(fall.points, 2), "points", target, note=note)
-    yield Row(
-        "quantization", name, f"{what}, file", round(weights(name).stat().st_size / nbytes, 2), "x smaller"
-    )
+        yield from quantized("ternary", Quantize(**TERNARY), "<= 1")
 
 
 if __name__ == "__main__":
