@@ -20,7 +20,7 @@ from tersor.core.view import Watch
 from tersor.errors import RefusedError, SettingError
 from tersor.files import atomic, write_text
 from tersor.io import load, save
-from tersor.measure.accuracy import accuracy, drop
+from tersor.measure.accuracy import compared
 from tersor.model.sites import select
 from tersor.model.task import Task
 from tersor.report.console import first, to_json
@@ -54,7 +54,7 @@ def job(
         facts["task"] = task.name
         facts["metric"] = task.metric if isinstance(task.metric, str) else "score"
         if "accuracy" not in facts:
-            facts["accuracy"] = measured(given, result, task)
+            facts["accuracy"] = compared(task.scores(given.model()), task.scores(result.model()))
     if not first():
         return result, facts
     facts["out"] = str(out)
@@ -71,16 +71,6 @@ def job(
         facts["export"] = {"text": note.text, **note.data}
         write_text(out / REPORT, to_json(facts) + "\n")
     return result, facts
-
-
-def measured(given: Compressed, result: Compressed, task: Task) -> dict[str, Any]:
-    """Accuracy before and after, as the step `measure` notes it."""
-    base, now = task.scores(given.model()), task.scores(result.model())
-    was, is_now, fall = accuracy(base), accuracy(now), drop(base, now)
-    return {
-        "before": [was.value, was.low, was.high], "after": [is_now.value, is_now.low, is_now.high],
-        "drop": [fall.points, fall.low, fall.high], "p": fall.p, "n": is_now.n,
-    }  # fmt: skip
 
 
 def plain_nbytes(given: Compressed, folder: Path) -> int:

@@ -1,5 +1,6 @@
 """Estimates and drops against scipy, simulation and plain arithmetic."""
 
+import json
 import math
 from typing import Any
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from tersor.errors import SettingError
-from tersor.measure.accuracy import accuracy, drop
+from tersor.measure.accuracy import accuracy, compared, drop
 
 bits = st.lists(st.sampled_from([0.0, 1.0]), min_size=1, max_size=60)
 
@@ -100,3 +101,24 @@ def test_scores_that_are_none(scores: Any, words: str) -> None:
 def test_pairs_of_different_length() -> None:
     with pytest.raises(SettingError, match="2 scores before, 3 after"):
         drop([1, 0], [1, 0, 1])
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=20))
+def test_compared_is_both_as_json(scores: list[tuple[float, float]]) -> None:
+    before, after = (list(side) for side in zip(*scores, strict=True))
+    found = compared(before, after)
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert (found["before"][0], found["after"][0]) == (accuracy(before).value, accuracy(after).value)
+    assert (found["drop"][0], found["p"], found["n"]) == (
+        drop(before, after).points,
+        drop(before, after).p,
+        len(scores),
+    )
+    if len(scores) > 1:
+        assert tuple(found["drop"][1:]) == (drop(before, after).low, drop(before, after).high)
+
+
+def test_one_sample_has_no_interval() -> None:
+    found = compared([0.25], [0.5])
+    assert found["before"] == [0.25, None, None]
+    assert found["drop"] == [-25.0, None, None]

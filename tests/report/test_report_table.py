@@ -146,6 +146,21 @@ def test_what_was_not_measured_is_absent(facts: dict[str, Any], capsys: pytest.C
     assert "bits a weight" in text
 
 
+def test_an_interval_that_is_not_known(facts: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    unknown = {
+        "before": [0.5, None, None],
+        "after": [0.4, None, None],
+        "drop": [10.0, None, None],
+        "p": 1.0,
+        "n": 1,
+    }
+    text = text_of({**facts, **HEAD, "accuracy": unknown}, capsys)
+    assert (
+        row(text, "  95 % interval") == "95 % interval unknown unknown not significant: p = 1, paired, n = 1"
+    )
+    assert "drop 10.00 points (95 %: unknown)" in text
+
+
 def test_large_models_are_cut_and_say_so(facts: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     facts["sites"] = {f"layer{n}.weight": facts["sites"]["0.weight"] for n in range(ROWS + 5)}
     text = text_of(facts, capsys)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from tersor.errors import SettingError
 from tersor.maths.statistics import Z95, paired, wilson
@@ -59,6 +60,18 @@ def drop(before: Iterable[float], after: Iterable[float]) -> Drop:
     mean, low, high, p = paired(listed("drop", before), listed("drop", after))
     points, least, most = (-100 * gain + 0.0 for gain in (mean, high, low))  # + 0.0: no "-0.00" in tables
     return Drop(points, least, most, p, significant=p < SIGNIFICANT and points > 0)
+
+
+def compared(before: Iterable[float], after: Iterable[float]) -> dict[str, Any]:
+    """Two models' scores on the same samples, as JSON: values and drop, each with its interval, the drop's p
+    and the number of samples. The end of an interval that has none (one sample) is None."""
+    was, now, fall = accuracy(before), accuracy(after), drop(before, after)
+    rows = {
+        "before": [was.value, was.low, was.high], "after": [now.value, now.low, now.high],
+        "drop": [fall.points, fall.low, fall.high],
+    }  # fmt: skip
+    told = {key: [value if math.isfinite(value) else None for value in row] for key, row in rows.items()}
+    return {**told, "p": fall.p, "n": now.n}
 
 
 def listed(who: str, scores: Iterable[float]) -> list[float]:

@@ -8,7 +8,7 @@ names and kinds are the model's own, and shapes at most 64 along each axis. Cost
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -40,11 +40,11 @@ Makers = dict[tuple[str, str], str]  # (site, kind of form) -> the step that mad
 class Dry(View):
     """A view that trains nothing, and remembers what was asked of it."""
 
-    needs: set[str] = field(default_factory=set)
+    needs: str | None = None
 
     @property
     def task(self) -> Task:
-        self.needs.add("a task")
+        self.needs = self.needs or "a task"
         raise RefusedError(f"{self.step_name}: needs a task")
 
     def train(
@@ -52,7 +52,7 @@ class Dry(View):
         on_step: Callable[[Tuned, int, int], None] | None = None, **more: Any,
     ) -> tuple[dict[str, Form], dict[str, float]]:  # fmt: skip
         """What training would give back of values that stay as they are; one step of it for the masks."""
-        self.needs.add("a task with training batches")
+        self.needs = "a task with training batches"
         learn = [s.name for s in (self.sites.values() if where is None else where) if s.is_parameter]
         tuned = Tuned(self._module(), {**self.forms, **(forms or {})}, self.sites, learn)
         if on_step is not None:
@@ -68,31 +68,23 @@ def check(recipe: Recipe, model: nn.Module | Compressed | None = None) -> list[F
     forms, makers, found = dict(stand.forms), Makers(), []
     for number, step in enumerate(recipe.steps):
         view = Dry(
-            stand.sites,
-            dict(forms),
-            {},
-            stand.base,
-            stand.forms,
-            None,
-            step.name,
-            number,
-            recipe.seed,
+            stand.sites, dict(forms), {}, stand.base, stand.forms, None, step.name, number, recipe.seed,
             Watch(),
-        )
+        )  # fmt: skip
         events: list[Edit | Note] = []
         try:
             for group in step.run(view):
                 apply(forms, group, stand.sites, step.name)
                 events += group
         except RefusedError:
-            if not view.needs:  # then it is the recipe's fault, not the missing task's
+            if view.needs is None:  # then it is the recipe's fault, not the missing task's
                 raise
         edits = [event for event in events if isinstance(event, Edit)]
         facts: Facts = {
             "step": step.name,
             "what": (type(step).__doc__ or "").strip().splitlines()[0],
             "settings": unusual({"step": step.name, "settings": settings_of(step)}),
-            "needs": max(view.needs, key=len, default=None),
+            "needs": view.needs,
             "notes": [e.text for e in events if isinstance(e, Note) and e.kind == "skipped" and not e.site],
             "warnings": [
                 {"text": why, "sites": sites if given else []} for why, sites in losses(edits, makers).items()

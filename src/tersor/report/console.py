@@ -77,9 +77,11 @@ def percent(share: float, digits: int = 2) -> str:
     return f"{100 * share:.{digits}f} %"
 
 
-def ranged(ends: Sequence[float], digits: int, word: str = "-") -> str:
-    """ "97.23 - 99.04"."""
+def ranged(ends: Sequence[float | None], digits: int, word: str = "-") -> str:
+    """Two ends of an interval: 97.23 - 99.04."""
     low, high = ends
+    if low is None or high is None:
+        return "unknown"
     return f"{low:.{digits}f} {word} {high:.{digits}f}"
 
 

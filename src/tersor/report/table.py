@@ -7,7 +7,7 @@ file, bytes   394,104  14,902   26.4 x ...        fc.bias       trained      -  
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from tersor.measure.accuracy import SIGNIFICANT
@@ -70,13 +70,17 @@ def accuracy_rows(facts: Facts) -> Iterator[tuple[str, ...]]:
     metric = facts.get("metric", "accuracy")
     percent = metric == "accuracy"  # another metric's unit is its own
     label, times, digits, unit = (f"{metric}, %", 100, 2, " points") if percent else (metric, 1, 4, "")
-    (was, *was_within), (now, *now_within) = ([times * v for v in found[key]] for key in ("before", "after"))
-    fall, *within = (points * times / 100 for points in found["drop"])
+    (was, *was_within), (now, *now_within) = (scaled(found[key], times) for key in ("before", "after"))
+    fall, *within = scaled(found["drop"], times / 100)
     fell = f"drop {fall:.{digits}f}{unit} (95 %: {ranged(within, digits, 'to')})"
     yield label, f"{was:.{digits}f}", f"{now:.{digits}f}", fell
     verdict = "significant" if found["p"] < SIGNIFICANT else "not significant"
     test = f"{verdict}: {p_value(found['p'])}, paired, n = {whole(found['n'])}"
     yield "  95 % interval", ranged(was_within, digits), ranged(now_within, digits), test
+
+
+def scaled(values: Iterable[float | None], times: float) -> list[Any]:
+    return [None if value is None else times * value for value in values]
 
 
 def file_rows(facts: Facts) -> Iterator[tuple[str, ...]]:

@@ -58,16 +58,12 @@ class Measure:
         yield tuple(notes)
 
     def scores(self, view: View) -> list[Note]:
-        from tersor.measure.accuracy import accuracy, drop
+        from tersor.measure.accuracy import compared
 
-        base, now = view.task.scores(view.base()), view.task.scores(view.model())
-        was, is_now, fall = accuracy(base), accuracy(now), drop(base, now)
-        data = {
-            "before": [was.value, was.low, was.high], "after": [is_now.value, is_now.low, is_now.high],
-            "drop": [fall.points, fall.low, fall.high], "p": fall.p, "n": is_now.n,
-        }  # fmt: skip
-        text = f"{was.value:.4f} to {is_now.value:.4f}, drop {fall.points:+.2f} points (p = {fall.p:.3g})"
-        return [Note("", "accuracy", text, data)]
+        found = compared(view.task.scores(view.base()), view.task.scores(view.model()))
+        was, now, fall = (found[key][0] for key in ("before", "after", "drop"))
+        text = f"{was:.4f} to {now:.4f}, drop {fall:+.2f} points (p = {found['p']:.3g})"
+        return [Note("", "accuracy", text, found)]
 
     def times(self, view: View) -> Note:
         from tersor.measure.latency import interleave, ratio
