@@ -18,6 +18,7 @@ from tersor.core.step import Edit, Group, Note
 from tersor.core.view import View
 from tersor.errors import SettingError, did_you_mean
 from tersor.forms import Dense, Form, Masked, coded, uncoded
+from tersor.forms.coded import DTYPES
 from tersor.model.sites import Site, select
 
 CODERS = ("auto", "huffman", "rans")
@@ -44,7 +45,7 @@ class Entropy:
             form = view.form(site)
             plain = uncoded(form)
             after = self.code(plain, None)
-            if after.digest == form.digest:
+            if after.nbytes >= form.nbytes:
                 yield (Note(site.name, "skipped", f"no coder shortens its {form.nbytes} bytes"),)
                 continue
             said = f"{plain.nbytes} to {after.nbytes} bytes"
@@ -61,6 +62,8 @@ class Entropy:
     def code(self, form: Form, keep: Tensor | None) -> Form:
         """The tree with its leaves coded; `keep` is the mask above."""
         if isinstance(form, Dense):
+            if form.array.dtype not in DTYPES.values():
+                return form
             stream = coded(form.array, keep, self.coder)
             return stream if stream.nbytes + WORTH < form.nbytes else form
         inner = form.within(keep) if isinstance(form, Masked) else keep

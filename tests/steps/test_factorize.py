@@ -1,0 +1,181 @@
+"""Factorize: the best product of its rank, by plain or by whitened error; what would not shrink is left."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny import tiny
+from torch import Tensor
+
+from tersor.core.run import Compressed, run
+from tersor.errors import SettingError
+from tersor.forms import LowRank
+from tersor.model.task import Task
+from tersor.steps import Entropy, Factorize, Finetune, Prune, Quantize
+
+MODELS = ("mlp", "conv", "attention", "lstm", "mixed")
+
+
+def factored(result: Compressed) -> list[str]:
+    return [name for name, form in result.forms.items() if isinstance(form, LowRank)]
+
+
+def singular(w: Tensor) -> np.ndarray:
+    return np.linalg.svd(w.flatten(1).numpy().astype(np.float64), compute_uv=False)
+
+
+def lost(before: Tensor, after: Tensor) -> float:
+    return float((before.double() - after.double()).square().sum())
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("keep", [0.2, 0.5, 0.9])
+def test_the_share_kept_is_a_budget(model: str, keep: float) -> None:
+    """The largest rank within the budget, at least 1, or no cut at all."""
+    t = tiny(model)
+    result = run(t.model, Factorize(keep=keep))
+    told = {entry.site: entry for entry in result.ledger.entries if entry.kind in ("done", "skipped")}
+    for name, site in result.sites.items():
+        if not site.is_weight:
+            continue
+        w = t.model.state_dict()[name]
+        outs, ins = w.flatten(1).shape
+        rank = max(1, int(keep * outs * ins / (outs + ins) + 1e-9))
+        if rank * (outs + ins) >= outs * ins:
+            assert result.forms[name].name == "dense"
+            assert told[name].text == (
+                f"rank {rank} stores {rank * (outs + ins)} numbers, the weight {outs * ins}"
+            )
+            continue
+        form = result.forms[name]
+        assert isinstance(form, LowRank)
+        assert form.left.shape == (outs, rank)
+        assert form.right.shape == (rank, *w.shape[1:])
+        assert form.nbytes == 4 * rank * (outs + ins)
+        assert told[name].data["rank"] == rank
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_plain_is_the_best_product_there_is(model: str) -> None:
+    """Eckart, Young 1936: what is lost are the singular values left out."""
+    t = tiny(model)
+    result = run(t.model, Factorize(keep=0.5), t.task)
+    plain = run(t.model, Factorize(keep=0.5, whiten=False), t.task)
+    assert factored(plain)
+    for name in factored(plain):
+        w = t.model.state_dict()[name]
+        rank = plain.forms[name].left.shape[1]
+        want = float((singular(w)[rank:] ** 2).sum())
+        assert lost(w, plain.forms[name].decode()) == pytest.approx(want, rel=1e-3, abs=1e-9)
+        assert lost(w, result.forms[name].decode()) >= want * (1 - 1e-4)
+
+
+@pytest.mark.parametrize("energy", [0.3, 0.7, 0.9])
+def test_energy_is_the_least_rank_that_keeps_it(energy: float) -> None:
+    t = tiny("attention")
+    result = run(t.model, Factorize(energy=energy, whiten=False))
+    for name in factored(result):
+        values = singular(t.model.state_dict()[name]) ** 2
+        rank = result.forms[name].left.shape[1]
+        assert values[:rank].sum() >= energy * values.sum() * (1 - 1e-9)
+        assert values[: rank - 1].sum() < energy * values.sum()
+    assert factored(result) or energy == 0.9
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_a_rank_is_a_rank(rank: int) -> None:
+    t = tiny("conv")
+    result = run(t.model, Factorize(rank=rank, whiten=False))
+    for name in factored(result):
+        assert np.linalg.matrix_rank(result.forms[name].decode().flatten(1).numpy(), tol=1e-5) == rank
+    assert "block.weight" in factored(result)
+
+
+def inputs_of(t: Any, layer: str) -> Tensor:
+    """What a layer is multiplied with, [N, I], seen from outside."""
+    seen: list[Tensor] = []
+    hook = t.model.get_submodule(layer).register_forward_pre_hook(lambda m, args: seen.append(args[0]))
+    with torch.no_grad():
+        for x, _ in t.task.batches("calibrate"):
+            t.model(x)
+    hook.remove()
+    x = torch.cat(seen)
+    module = t.model.get_submodule(layer)
+    if x.ndim == 4:
+        x = torch.nn.functional.unfold(x, module.kernel_size, padding=1).transpose(1, 2)
+    return x.reshape(-1, x.shape[-1])
+
+
+@pytest.mark.parametrize(("model", "layer"), [("conv", "block"), ("attention", "qkv"), ("mixed", "point")])
+def test_whitened_loses_least_on_the_layers_own_inputs(model: str, layer: str) -> None:
+    t = tiny(model)
+    x = inputs_of(t, layer)
+    errors = []
+    for whiten in (False, True):
+        result = run(t.model, Factorize(rank=2, whiten=whiten, where=f"{layer}.weight"), t.task)
+        note = next(result.ledger.notes("done"))
+        assert note.data["whitened"] is whiten
+        gap = (result.forms[f"{layer}.weight"].decode() - t.model.state_dict()[f"{layer}.weight"]).flatten(1)
+        errors.append(lost(x @ gap.T, torch.zeros(1)))
+    assert errors[1] < errors[0]
+
+
+def test_without_calibration_it_is_plain_and_says_so() -> None:
+    t = tiny("conv")
+    with_task = run(t.model, Factorize(), Task(evaluate=t.task.evaluate))
+    without = run(t.model, Factorize())
+    assert with_task.digest == without.digest
+    assert all("plain SVD" in entry.text for entry in without.ledger.notes("done"))
+
+
+def test_layers_whose_inputs_are_not_seen_are_plain() -> None:
+    t = tiny("lstm")
+    result = run(t.model, Factorize(), t.task)
+    told = {entry.site: entry.data["whitened"] for entry in result.ledger.notes("done")}
+    assert told["cell.weight_ih_l0"] is False
+    assert all(told[name] is False for name in told if name.startswith("cell"))
+
+
+def test_training_starts_from_the_product_and_keeps_its_rank() -> None:
+    t = tiny("conv")
+    result = run(t.model, Factorize(rank=2, epochs=3, lr=0.01), t.task)
+    cut = run(t.model, Factorize(rank=2), t.task)
+    for name in factored(cut):
+        after = result.forms[name]
+        assert isinstance(after, LowRank)
+        assert after.left.shape == cut.forms[name].left.shape
+        assert np.linalg.matrix_rank(after.decode().flatten(1).numpy(), tol=1e-5) <= 2
+        assert not torch.equal(after.decode(), cut.forms[name].decode())
+    tuned = run(result, Finetune(epochs=1, lr=0.01), t.task)
+    assert factored(tuned) == factored(result)
+
+
+def test_what_was_there_is_absorbed_and_told() -> None:
+    t = tiny("conv")
+    for first, how in ((Prune(), "absorb"), (Quantize(), "absorb"), (Entropy(coder="huffman"), "refine")):
+        result = run(t.model, [first, Factorize(rank=1)])
+        assert {e.how for e in result.ledger.edits() if e.step == 1} == {how}
+
+
+def test_vectors_are_skipped_and_told() -> None:
+    result = run(tiny("conv").model, Factorize(where="*.bias"))
+    assert all(e.text == f"shape {list(result.sites[e.site].shape)} has no two sides to factorize"
+               for e in result.ledger.notes("skipped"))  # fmt: skip
+    assert len(list(result.ledger.notes("skipped"))) == 4
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"keep": 0.5, "rank": 2}, "factorize: keep and rank given, but one of keep, rank, energy decides"),
+    ({"keep": 1}, "keep=1"),
+    ({"rank": 0}, "rank=0"),
+    ({"energy": 0}, "energy=0"),
+    ({"energy": 1.1}, "energy=1.1"),
+]
+
+
+@pytest.mark.parametrize(("settings", "says"), BAD, ids=str)
+def test_bad_settings(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(SettingError) as caught:
+        Factorize(**settings)
+    assert says in str(caught.value)

@@ -1,0 +1,130 @@
+"""Measure and export: what they note is what is there; a file is run before it counts."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from tiny import tiny
+
+from tersor.core.run import Compressed, run
+from tersor.core.step import Note
+from tersor.errors import SettingError
+from tersor.steps import Entropy, Export, Measure, Prune, Quantize
+
+
+def note(result: Compressed, kind: str, site: str = "") -> Any:
+    found = [entry for entry in result.ledger.notes(kind) if entry.site == site]
+    assert len(found) == 1
+    return found[0]
+
+
+def test_accuracy_is_counted() -> None:
+    t = tiny("conv")
+    result = run(t.model, [Prune(keep=0.05), Measure()], t.task)
+    hits = []
+    for model in (t.model.eval(), result.model().eval()):
+        with torch.no_grad():
+            hits.append([int(model(x[None]).argmax()) == int(y) for xs, ys in t.task.batches("evaluate")
+                         for x, y in zip(xs, ys, strict=True)])  # fmt: skip
+    data = note(result, "accuracy").data
+    assert data["n"] == len(hits[0]) == 20
+    assert data["before"][0] == pytest.approx(np.mean(hits[0]))
+    assert data["after"][0] == pytest.approx(np.mean(hits[1]))
+    assert data["drop"][0] == pytest.approx(100 * (np.mean(hits[0]) - np.mean(hits[1])))
+    for low, high in (data["before"][1:], data["after"][1:]):
+        assert 0 <= low < high <= 1
+
+
+def test_bytes_and_bits_are_those_of_the_forms() -> None:
+    t = tiny("mlp")
+    result = run(t.model, [Quantize(bits=4), Entropy(coder="huffman"), Measure()])
+    before = sum(4 * value.numel() for value in t.model.state_dict().values())
+    assert note(result, "nbytes").data == {"before": before, "after": result.nbytes}
+    for name, site in result.sites.items():
+        if site.is_weight:
+            said = note(result, "bits", name)
+            assert said.data["stored"] == 8 * result.forms[name].nbytes
+            assert said.data["bound"] <= said.data["stored"]
+
+
+def test_without_a_task_it_says_what_is_missing() -> None:
+    result = run(tiny("mlp").model, Measure(latency=True))
+    assert "accuracy and latency are not measured" in note(result, "skipped").text
+    assert not list(result.ledger.notes("accuracy"))
+
+
+def test_latency_is_timed_in_turn() -> None:
+    t = tiny("mlp")
+    data = note(run(t.model, [Prune(), Measure(latency=True, batch=2)], t.task), "latency").data
+    for word in ("before", "after"):
+        middle, low, high = data[word]
+        assert 0 < low <= middle <= high < 1000
+    assert data["ratio"][0] > 0
+    assert data["batch"] == [2]
+
+
+def test_measuring_changes_nothing() -> None:
+    t = tiny("conv")
+    plain, measured = run(t.model, Prune()), run(t.model, [Prune(), Measure()], t.task)
+    assert plain.digest == measured.digest
+    assert not [entry for entry in measured.ledger.edits() if entry.step == 1]
+
+
+@pytest.mark.parametrize("model", ["mlp", "attention"])
+def test_the_file_answers_as_the_compressed_model(model: str, tmp_path: Path) -> None:
+    t = tiny(model)
+    result = run(t.model, [Quantize(bits=3), Export(path="net.onnx")], t.task, out=tmp_path)
+    path = tmp_path / "net.onnx"
+    said = note(result, "written").data
+    assert said["nbytes"] == path.stat().st_size
+    assert said["path"] == "net.onnx"
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    for count in (1, 3):
+        x = t.x[:count]
+        found = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
+        np.testing.assert_allclose(found, t.out(result.model())[:count].numpy(), rtol=1e-3, atol=1e-4)
+    assert np.abs(found - t.out()[:3].numpy()).max() > 1e-3, "the given model would answer otherwise"
+
+
+def test_an_earlier_file_stays_where_the_export_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    t = tiny("mlp")
+    (tmp_path / "model.onnx").write_bytes(b"earlier")
+    bad = replace(t.task, example=(torch.zeros(2, 9),))
+    with pytest.raises(Exception, match="Linear|shape|export"):
+        run(t.model, Export(), bad, out=tmp_path)
+    assert (tmp_path / "model.onnx").read_bytes() == b"earlier"
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+BAD: list[tuple[type, dict[str, Any], str]] = [
+    (Export, {"to": "onnxruntme"}, "did you mean 'onnxruntime'?"),
+    (Export, {"path": ""}, "path='', but it is a file name inside the folder of results"),
+    (Export, {"path": "../x.onnx"}, "path='../x.onnx'"),
+    (Export, {"path": "/x.onnx"}, "path='/x.onnx'"),
+    (Measure, {"threads": 0}, "threads=0"),
+    (Measure, {"batch": 0}, "batch=0"),
+]
+
+
+@pytest.mark.parametrize(("kind", "settings", "says"), BAD, ids=str)
+def test_bad_settings(kind: Any, settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(SettingError) as caught:
+        kind(**settings)
+    assert says in str(caught.value)
+
+
+def test_notes_are_json() -> None:
+    """Files and journals keep them."""
+    import json
+
+    t = tiny("mlp")
+    result = run(t.model, [Prune(), Measure()], t.task)
+    for entry in result.ledger.notes():
+        assert json.loads(json.dumps(dict(entry.data))) == entry.data
+    assert Note("", "x", "y").data == {}
