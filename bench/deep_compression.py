@@ -10,24 +10,27 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 from job import lost, main, read_back
 from networks import ROOT, load, percent, task, weights
 from table import Row
 
+from tersor.core.recipe import Recipe
 from tersor.core.run import run
 from tersor.steps import read_recipe
 
 RECIPE = ROOT / "bench" / "recipes" / "deep-compression.yaml"
 TARGETS = {"lenet300": (60, 89.43), "lenet5": (55, 91.67)}  # ratio; percent: 0.2 points below the given
 SECONDS = 900
+KEEP = {"lenet5": 0.06}  # where it is not the recipe's own: the target leaves LeNet-5 room for more weights
 
 
 def measure(name: str) -> Iterator[Row]:
     net, on = load(name), task()
     ratio, least = TARGETS[name]
     began = time.perf_counter()
-    result = run(net, read_recipe(RECIPE), on)
+    result = run(net, recipe_for(name), on)
     model, nbytes = read_back(result, name)
     seconds = time.perf_counter() - began
     whole = weights(name).stat().st_size
@@ -37,6 +40,12 @@ def measure(name: str) -> Iterator[Row]:
     yield row(name, "times smaller than fp32", round(whole / nbytes, 2), "x", f">= {ratio}")
     yield row(name, "accuracy", percent(scores), "%", f">= {least}", note=note)
     yield row(name, "time", round(seconds), "s", f"<= {SECONDS}")
+
+
+def recipe_for(name: str) -> Recipe:
+    recipe = read_recipe(RECIPE)
+    prune, *others = recipe.steps
+    return replace(recipe, steps=(replace(prune, keep=KEEP.get(name, prune.keep)), *others))
 
 
 def row(name: str, what: str, value: float, unit: str, target: str = "", *, note: str = "") -> Row:
