@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import page
 from networks import NETWORKS, steady
 from table import Row, judged, record
 from torch import Tensor, nn
@@ -39,6 +40,7 @@ def main(doc: str | None, measure: Measure, subjects: Sequence[str], argv: list[
                 rows.append(row)
             if options.record:
                 record(rows)
+                page.write()
     except TersorError as error:
         parser.exit(1, f"{error}\n")
     return 0
