@@ -71,6 +71,18 @@ def test_store_is_given_weights_and_the_mask_above_them(form: Form) -> None:
         assert mask is None or torch.equal(mask, keep)
 
 
+def test_masks_one_below_the_other_narrow() -> None:
+    outer, inner = torch.tensor([True, True, False]), torch.tensor([False, True, True])
+    seen = []
+
+    def store(w: Tensor, keep: Tensor | None, axis: int) -> Form:
+        seen.append(keep)
+        return Dense(w)
+
+    refine(Masked(Dense(outer), Sum(Masked(Dense(inner), Dense(torch.ones(3))), Dense(torch.ones(3)))), store)
+    assert [keep.tolist() for keep in seen] == [[False, True, False], [True, True, False]]
+
+
 def test_a_stored_copy_decodes_to_the_same() -> None:
     w, keep = torch.randn(3, 4), torch.rand(3, 4) < 0.5
     form = Masked(Dense(keep), Dense(w))
