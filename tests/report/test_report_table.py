@@ -122,7 +122,15 @@ def test_headline(facts: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> 
     assert " faster" in text
 
 
-@pytest.mark.parametrize(("ratio", "says"), [((0.8, 0.7, 0.9), "slower"), ((1, 0.9, 1.1), "no difference")])
+@pytest.mark.parametrize(
+    ("ratio", "says"),
+    [
+        ((0.8, 0.7, 0.94), "slower"),
+        ((1.01, 1.003, 1.02), "the same within 5%"),
+        ((1.1, 0.9, 1.3), "no difference that can be told"),
+        ((1.06, 1.04, 1.08), "no difference that can be told"),
+    ],
+)
 def test_faster_is_said_only_where_it_is(
     facts: dict[str, Any], capsys: pytest.CaptureFixture[str], ratio: tuple[float, ...], says: str
 ) -> None:
