@@ -110,7 +110,7 @@ def latency_rows(facts: Facts) -> Iterator[tuple[str, ...]]:
 
 
 def verdict(low: float, high: float) -> str:
-    """What an interval of speed-ups says. A per cent is no news: where a file lies in memory makes that much."""
+    """What an interval of speed-ups says; where a file lies in memory makes a per cent by itself."""
     if low > 1 + SLIGHT or high < 1 - SLIGHT:
         return "faster" if low > 1 else "slower"
     if low > 1 - SLIGHT and high < 1 + SLIGHT:
