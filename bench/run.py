@@ -25,6 +25,7 @@ BENCHES = {
     "quantization": True,
     "lowrank": False,
     "coders": False,
+    "bytes": True,
     "memory": False,
 }
 

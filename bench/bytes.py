@@ -1,0 +1,247 @@
+"""Bytes: Tersor's lossless streams and their speed, beside zstd, zipnn, ANS and nncodec on the same tensors.
+
+python bench/bytes.py [--peers PYTHON] [--rounds 7] [--record] [SUBJECT ...]
+PYTHON is an interpreter that has the peers (`pip install 'tersor[peers]'`; nncodec wants numpy 1), by default
+TERSOR_PEERS or this one. Bytes are those of whole leaves, headers and tables included; "file" is a .tersor
+file of them all. Speeds are of the clock, in one run: each round everybody decodes once, one after the other,
+and what counts is the median of the rounds, for ratios that of the rounds' ratios. A code counts as a byte.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import codes
+import numpy as np
+import page
+import torch
+from job import line
+from networks import steady
+from safetensors.torch import save_file
+from table import Row, judged, record
+from torch import Tensor
+
+from tersor import io
+from tersor.coders import order0_bits
+from tersor.core.recipe import Recipe
+from tersor.errors import TersorError
+from tersor.forms.coded import Coded, coded
+from tersor.steps.entropy import Entropy
+
+HERE = Path(__file__).resolve().parent
+PROFILES = {"max": "auto", "fast": "rans"}  # our coders, by what they are for
+ROUNDS = 7
+# Most bits a weight, by subject.
+MOST = {"minilm_int8": 7.09, "minilm_int4": 3.285, "lenet300": 0.465, "lenet5": 0.495}
+DENSE = ("minilm_int8", "minilm_int4")  # whose speed is a target
+
+
+class Subject(NamedTuple):
+    """Tensors, and the peers' word for what is in them."""
+
+    kind: str
+    tensors: Callable[[], dict[str, Tensor]]
+
+
+def codes_of(name: str) -> dict[str, Tensor]:
+    return {key: torch.from_numpy(array) for key, array in codes.load(name).items()}
+
+
+def floats_of(kind: str, whole: bool) -> dict[str, Tensor]:
+    tensors = codes.minilm() if whole else codes.minilm_weights()
+    return {name: w.to(codes.FLOATS[kind]).contiguous() for name, w in tensors.items()}
+
+
+SUBJECTS = {
+    **{
+        name: Subject(kind, lambda name=name: codes_of(name))
+        for name, kind in zip(codes.SETS, ("int8", "int4", "indices", "indices"), strict=True)
+    },
+    **{f"minilm_{kind}": Subject(kind, lambda kind=kind: floats_of(kind, False)) for kind in codes.FLOATS},
+    **{f"whole_{kind}": Subject(kind, lambda kind=kind: floats_of(kind, True)) for kind in codes.FLOATS},
+}
+
+
+class Peers:
+    """The process with the peers: what they made of the tensors, and one decoding at a time."""
+
+    def __init__(self, python: str, tensors: dict[str, Tensor], kind: str) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "tensors.npz"
+            np.savez(path, **{str(n): as_numbers(array) for n, array in enumerate(tensors.values())})
+            command = [python, str(HERE / "peers.py"), str(path), kind]
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            )
+            self.said: dict[str, dict[str, Any]] = self.answer()
+        self.ready = [name for name, facts in self.said.items() if "nbytes" in facts]
+
+    def answer(self) -> Any:
+        found = self.process.stdout.readline()
+        if not found:
+            raise TersorError(
+                f"bench: {' '.join(self.process.args)} ended before it answered. Run it by hand"
+            )
+        return json.loads(found)
+
+    def decode(self, name: str) -> float:
+        """Seconds of one decoding."""
+        self.process.stdin.write(f"{name}\n")
+        self.process.stdin.flush()
+        return self.answer()["wall"]
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def as_numbers(array: Tensor) -> np.ndarray:
+    """For numpy, which has no bfloat16: floats as their bytes."""
+    return array.view(torch.uint8).numpy() if array.is_floating_point() else array.numpy()
+
+
+def measure(name: str, python: str, rounds: int) -> Iterator[Row]:
+    subject = SUBJECTS[name]
+    tensors = subject.tensors()
+    leaves = {
+        profile: [coded(array, coder=coder) for array in tensors.values()]
+        for profile, coder in PROFILES.items()
+    }
+    for streams in leaves.values():
+        proved(streams, tensors)
+    peers = Peers(python, tensors, subject.kind)
+    try:
+        took = turns(leaves, peers, rounds)
+    finally:
+        peers.close()
+    sizes = {profile: sum(leaf.nbytes for leaf in streams) for profile, streams in leaves.items()}
+    sizes |= {peer: peers.said[peer]["nbytes"] for peer in peers.ready}
+    yield from size_rows(name, tensors, sizes)
+    yield from speed_rows(name, tensors, sizes, took)
+    for peer, facts in peers.said.items():
+        if "missing" in facts:
+            print(f"{name:14} {peer}: {facts['missing']}")
+
+
+def proved(leaves: list[Coded], tensors: dict[str, Tensor]) -> None:
+    for leaf, (name, array) in zip(leaves, tensors.items(), strict=True):
+        if not torch.equal(leaf.decode().view(torch.uint8), array.view(torch.uint8)):
+            raise ValueError(f"{name}: what was decoded is not what was given")
+
+
+def turns(leaves: dict[str, list[Coded]], peers: Peers, rounds: int) -> dict[str, list[float]]:
+    """Seconds of decoding all tensors, of each of the rounds."""
+    took: dict[str, list[float]] = {name: [] for name in (*leaves, *peers.ready)}
+    for _ in range(rounds):
+        for profile, streams in leaves.items():
+            began = time.perf_counter()
+            for leaf in streams:
+                leaf.decode()
+            took[profile].append(time.perf_counter() - began)
+        for peer in peers.ready:
+            took[peer].append(peers.decode(peer))
+    return took
+
+
+def size_rows(name: str, tensors: dict[str, Tensor], sizes: dict[str, int]) -> Iterator[Row]:
+    weights = sum(array.numel() for array in tensors.values())
+    whole = file_bytes(tensors)
+    best = min(sizes[profile] for profile in PROFILES)
+    note = f"{weights} weights; a .tersor file of them: {8 * whole / weights:.4f}"
+    if SUBJECTS[name].kind in codes.FLOATS:
+        given = sum(array.nbytes for array in tensors.values())
+        yield row(name, "size, Tersor", 100 * best / given, "%", note=f"file: {100 * whole / given:.3f} %")
+        for peer in set(sizes) - set(PROFILES):
+            yield row(name, f"size, {peer}", 100 * sizes[peer] / given, "%")
+        if "zipnn" in sizes:
+            yield row(name, "bytes over zipnn's", 100 * (best / sizes["zipnn"] - 1), "%", "<= 0")
+        return
+
+    def per_weight(nbytes: float) -> str:
+        return f"{8 * nbytes / weights:.4f}"  # a target must not be met by rounding
+
+    bound = sum(order0_bits(as_numbers(array).view(np.uint8)) for array in tensors.values())
+    yield row(name, "order-0 entropy", per_weight(bound / 8), "b/w")
+    target = f"<= {MOST[name]}"
+    yield row(name, "size, Tersor", per_weight(best), "b/w", target, note=note)
+    for other in sorted(sizes):
+        yield row(name, f"size, {other}", per_weight(sizes[other]), "b/w")
+    if name in DENSE:
+        over = 100 * (8 * sizes["fast"] / bound - 1)
+        yield row(name, "fast, over the order-0 entropy", over, "%", "<= 0.5")
+        if "nncodec" in sizes:
+            over = 100 * (sizes["max"] / sizes["nncodec"] - 1)
+            yield row(name, "max, bytes over nncodec's", over, "%", "<= 0")
+
+
+def speed_rows(
+    name: str, tensors: dict[str, Tensor], sizes: dict[str, int], took: dict[str, list[float]]
+) -> Iterator[Row]:
+    """Decoding speeds, and the ratios that are targets."""
+    nbytes = sum(array.nbytes for array in tensors.values())
+    note = f"{len(os.sched_getaffinity(0))} cores"
+    for who, seconds in took.items():
+        target = ">= 500" if who == "fast" and name in DENSE else ""
+        pace = nbytes / statistics.median(seconds) / 1e6
+        yield row(name, f"decode, {who}", pace, "MB/s", target, note=note if who in PROFILES else "")
+    if name in DENSE and "nncodec" in took:
+        yield row(name, "decode, max, times nncodec's speed", ratio(took, "nncodec", "max"), "x", ">= 5")
+    if SUBJECTS[name].kind in codes.FLOATS and "zipnn" in took:
+        best = min(PROFILES, key=lambda profile: sizes[profile])
+        yield row(name, "decode, times zipnn's speed", ratio(took, "zipnn", best), "x", ">= 0.5", note=note)
+
+
+def ratio(took: dict[str, list[float]], other: str, ours: str) -> float:
+    """How many times as fast we are: the median of the rounds' ratios."""
+    return statistics.median(a / b for a, b in zip(took[other], took[ours], strict=True))
+
+
+def file_bytes(tensors: dict[str, Tensor]) -> int:
+    """A .tersor file of the tensors, everything included."""
+    with tempfile.TemporaryDirectory() as folder:
+        given, out = Path(folder) / "given.safetensors", Path(folder) / "packed.tersor"
+        save_file(tensors, given)
+        io.pack(given, out, Recipe((Entropy(),)))
+        return out.stat().st_size
+
+
+def row(name: str, what: str, value: float | str, unit: str, target: str = "", *, note: str = "") -> Row:
+    return Row("bytes", name, what, value, unit, target, note=note)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("subjects", nargs="*", metavar="SUBJECT", help=f"of {', '.join(SUBJECTS)}")
+    parser.add_argument("--peers", metavar="PYTHON", default=os.environ.get("TERSOR_PEERS", sys.executable))
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="decodings; their median counts")
+    parser.add_argument("--record", action="store_true", help="put the numbers into bench/results.csv")
+    options = parser.parse_args(argv)
+    if unknown := set(options.subjects) - set(SUBJECTS):
+        parser.error(f"no subject {', '.join(sorted(unknown))}; there are {', '.join(SUBJECTS)}")
+    steady()
+    try:
+        for name in options.subjects or SUBJECTS:
+            rows = []
+            for found in measure(name, options.peers, options.rounds):
+                print(line(judged(found)), flush=True)
+                rows.append(found)
+            if options.record:
+                record(rows)
+                page.write()
+    except TersorError as error:
+        parser.exit(1, f"{error}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
