@@ -1,7 +1,8 @@
 """The .tersor file, checkpoints larger than memory, and the way between them."""
 
 from tersor.io.container import TersorFile, load, read_tensor, save
-from tersor.io.pack import Packed, pack, unpack
+from tersor.io.pack import Packed, pack
+from tersor.io.unpack import unpack
 from tersor.io.verify import Check, verify
 
 __all__ = ["Check", "Packed", "TersorFile", "load", "pack", "read_tensor", "save", "unpack", "verify"]

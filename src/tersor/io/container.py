@@ -6,9 +6,10 @@ load   header, text, then each site: its leaves, its digest, its structure, its 
 
 from __future__ import annotations
 
+import math
 import os
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +27,7 @@ from tersor.forms.flat import unflatten
 from tersor.forms.form import as_bytes
 from tersor.io.document import (
     KEYS,
+    TINY,
     aliases_from_json,
     ledger_from_json,
     ledger_to_json,
@@ -36,8 +38,10 @@ from tersor.io.document import (
 )
 from tersor.io.header import natural
 from tersor.io.looks import PACK
-from tersor.io.tensors import TensorFile, TensorWriter, as_tensor, bytes_tensor
+from tersor.io.pool import in_order
+from tersor.io.tensors import TensorWriter, as_tensor, bytes_tensor
 from tersor.io.text import deflate, dump, inflate, parse
+from tersor.io.tiny import Source, read_tiny, write_tiny
 from tersor.io.trees import SMALL, Places, leaves, terse
 from tersor.io.validate import contents, limit_for, structure
 from tersor.model.sites import Site
@@ -46,15 +50,16 @@ NUMBER = 1
 TEXT = "tersor"  # the name of the tensor that holds the text and the small leaves
 
 
-def save(result: Compressed, path: str | os.PathLike[str], *, ledger: bool = True) -> int:
+def save(result: Compressed, path: str | os.PathLike[str], *, ledger: bool = True, tiny: bool = False) -> int:
     """Write a compressed model; the same result gives the same bytes. Returns their number.
 
-    `ledger=False` leaves out recipe and ledger. StorageError where the file cannot be written; what was there
-    before stays until the new file is whole.
+    `ledger=False` leaves out recipe and ledger. `tiny` does too, and writes a header of some 100 bytes with
+    one checksum for all: for files of a few kB, which are read whole. StorageError where the file cannot be
+    written; what was there before stays until the new file is whole.
     """
     path = Path(path)
     with atomic(path) as out, TensorWriter(path.parent) as tensors:
-        builder = Builder(tensors)
+        builder = Builder(tensors, tiny=tiny)
         for name, site in result.sites.items():
             builder.add(site, result.forms[name])
         return builder.finish(out, result.aliases, result.ledger, history=ledger)
@@ -67,10 +72,7 @@ def load(path: str | os.PathLike[str], *, limit: int | None = None) -> Compresse
     `limit`: elements that the file may declare, in place of 16,777,216 + 1,024 for each of its bytes.
     """
     with TersorFile(path, limit=limit) as file:
-        forms = {}
-        for name in file.sites:
-            forms[name] = file.form(name)
-            file.contents(name, forms[name])
+        forms = {name: form for name, form, _ in file.decoded(file.sites)}
         ledger = file.ledger
         ledger.forms |= {form.digest: form for form in forms.values()}
         return Compressed(file.sites, forms, file.aliases, ledger)
@@ -85,8 +87,8 @@ def read_tensor(path: str | os.PathLike[str], name: str, *, limit: int | None = 
 class Builder:
     """Takes sites one by one, then writes the text and the file. Keeps of a site what the text says."""
 
-    def __init__(self, tensors: TensorWriter) -> None:
-        self.tensors = tensors
+    def __init__(self, tensors: TensorWriter, *, tiny: bool = False) -> None:
+        self.tensors, self.tiny = tensors, tiny
         self.sites: dict[str, Any] = {}
         self.digests: dict[str, str] = {}
         self.names = {TEXT}
@@ -102,22 +104,23 @@ class Builder:
                 )
             self.names.add(name)
             (array,) = leaf.arrays().values()
-            if array.nbytes < SMALL:
+            if self.tiny or array.nbytes < SMALL:
                 small.add(path)
                 self.small.append(as_bytes(array).tobytes())
             else:
                 self.tensors.add(name, array)
         self.digests[site.name] = form.digest
         tree = terse(form, site.shape, site.dtype, small.__contains__)
-        self.sites[site.name] = site_to_json(site, form.digest, tree)
+        self.sites[site.name] = site_to_json(site, None if self.tiny else form.digest, tree)
 
     def finish(
         self, out: BinaryIO, aliases: Mapping[str, str], ledger: Ledger, *, history: bool = True
     ) -> int:
         document: dict[str, Any] = {"sites": self.sites}
         document |= {"aliases": dict(aliases)} if aliases else {}
-        document |= {"base": ledger.base} if ledger.base else {}
-        if history:
+        if not self.tiny:
+            document |= {"base": ledger.base} if ledger.base else {}
+        if history and not self.tiny:
             document |= {"recipe": ledger.recipe} if ledger.recipe else {}
             entries = ledger_to_json(ledger, self.digests)
             document |= {"ledger": entries} if entries else {}
@@ -128,6 +131,8 @@ class Builder:
                 f"the file's text cannot be written: {error}. Notes and settings hold numbers, text, "
                 f"lists and objects; no NaN, no infinity."
             ) from None
+        if self.tiny:
+            return write_tiny(out, text, b"".join(self.small))
         data = deflate(text) + b"".join(self.small)
         self.tensors.add(TEXT, bytes_tensor(data))
         metadata = {"tersor": str(NUMBER), "size": str(len(text)), "crc": f"{zlib.crc32(text):08x}"}
@@ -139,7 +144,7 @@ class TersorFile:
 
     def __init__(self, path: str | os.PathLike[str], *, limit: int | None = None) -> None:
         self.path = Path(path)
-        self.source = TensorFile(self.path)
+        self.source = Source(self.path)
         self.limit = limit_for(self.source.nbytes) if limit is None else limit
         self.elements = 0  # declared by the sites that were read
         self.counted: set[str] = set()
@@ -164,6 +169,9 @@ class TersorFile:
             raise FormatError(said if said.startswith(str(self.path)) else f"{self.path}: {said}") from None
 
     def _text(self) -> tuple[Any, Tensor]:
+        if self.source.tiny:
+            text, small = read_tiny(self.source)
+            return parse(text, "its text"), bytes_tensor(small)
         metadata, slots = self.source.metadata, self.source.slots
         number = metadata.get("tersor")
         if number is None:
@@ -185,11 +193,11 @@ class TersorFile:
         return parse(text, "its text"), bytes_tensor(small)
 
     def _document(self) -> None:
-        document = of_type(self.text, dict, "its text")
-        only(document, KEYS, "its text")
+        document, tiny = of_type(self.text, dict, "its text"), self.source.tiny
+        only(document, TINY if tiny else KEYS, "its text")
         self.places = Places(self.source.slots)
         for name, told in of_type(document.get("sites"), dict, "sites").items():
-            site, self.digests[name], tree = site_from_json(name, told)
+            site, self.digests[name], tree = site_from_json(name, told, tiny=tiny)
             self.trees[name] = self.places.full(tree, site.shape, site.dtype, name)
             self.sites[name] = site
         self.places.check_all_used(len(self.small))
@@ -198,16 +206,38 @@ class TersorFile:
 
     def form(self, name: str) -> Form:
         """The form of a site, if its bytes are the ones that were written and its parts fit."""
+        form = self.read(name)
+        self.check(name, form)
+        return form
+
+    def read(self, name: str) -> Form:
+        """The form of a site as it stands in the file, if its parts fit; its bytes are not checked yet."""
         with self.naming():
             form = unflatten(self.trees[name], name, self._leaf, FORMS)
-            elements = structure(form, self.sites[name])
-            if form.digest != self.digests[name]:
+            self._count(name, structure(form, self.sites[name]))
+            return form
+
+    def check(self, name: str, form: Form) -> None:
+        """Refuse a form whose bytes are not those that were written. A tiny file was checked as a whole."""
+        with self.naming():
+            if self.digests[name] and form.digest != self.digests[name]:
                 raise FormatError(
                     f"{name}: damaged: its digest is {form.digest}, the text says {self.digests[name]}. "
                     f"Fetch or write the file again."
                 )
-            self._count(name, elements)
-            return form
+
+    def decoded(self, names: Iterable[str], workers: int | None = None) -> Iterator[tuple[str, Form, Tensor]]:
+        """(name, form, decoded tensor) of these sites in order, on all cores."""
+
+        def work(name: str, form: Form) -> tuple[str, Form, Tensor]:
+            self.check(name, form)
+            return name, form, self.contents(name, form)
+
+        return in_order(names, self.nbytes, self.read, work, workers)
+
+    def nbytes(self, name: str) -> int:
+        """Bytes of a decoded tensor."""
+        return math.prod(self.sites[name].shape) * self.sites[name].torch_dtype.itemsize
 
     def _leaf(self, name: str) -> Tensor:
         place = self.places.found[name]

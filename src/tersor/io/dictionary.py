@@ -46,3 +46,5 @@ e","codes":"dense","scale":{"form":"dense","shape":[1,1]}}},"fc1.bias":{"shape":
 """
 
 DICTIONARY = LINES.replace("\n", "").encode()
+
+TINY_DICTIONARY = DICTIONARY

@@ -19,20 +19,22 @@ from tersor.model.sites import Site
 
 DEFAULTS = {"dtype": "float32", "kind": "other", "axis": 0, "groups": 1}
 KEYS = ("sites", "aliases", "base", "recipe", "ledger")
+TINY = KEYS[:2]  # of a file with the short header, whose sites have no digests
 Json = dict[str, Any]
 
 
-def site_to_json(site: Site, digest: str, tree: Any) -> Json:
+def site_to_json(site: Site, digest: str | None, tree: Any) -> Json:
     told = {key: getattr(site, key) for key, default in DEFAULTS.items() if getattr(site, key) != default}
     told |= {} if site.layer == site.name.rpartition(".")[0] else {"layer": site.layer}
-    return {"shape": list(site.shape), **told, "digest": digest, "form": tree}
+    told |= {"digest": digest} if digest else {}
+    return {"shape": list(site.shape), **told, "form": tree}
 
 
-def site_from_json(name: str, told: Any) -> tuple[Site, str, Any]:
-    """(site, digest, tree)."""
+def site_from_json(name: str, told: Any, *, tiny: bool = False) -> tuple[Site, str, Any]:
+    """(site, digest, tree). The sites of a tiny file have no digest; theirs is ""."""
     who = f"{name[:200]}: "
     told = of_type(told, dict, f"{who}a site")
-    only(told, ("shape", *DEFAULTS, "layer", "digest", "form"), f"{who}a site")
+    only(told, ("shape", *DEFAULTS, "layer", *(() if tiny else ("digest",)), "form"), f"{who}a site")
     facts = DEFAULTS | {"layer": name.rpartition(".")[0]} | told
     for key, kind in (("dtype", str), ("kind", str), ("layer", str), ("axis", int), ("groups", int)):
         of_type(facts[key], kind, f"{who}{key}")
@@ -42,7 +44,8 @@ def site_from_json(name: str, told: Any) -> tuple[Site, str, Any]:
     if not 0 <= facts["axis"] < max(len(shape), 1) or facts["groups"] < 1:
         raise FormatError(f"{who}axis {facts['axis']} or groups {facts['groups']} do not fit {list(shape)}")
     site = Site(name, shape, facts["dtype"], facts["kind"], facts["axis"], facts["groups"], facts["layer"])
-    return site, digest(facts.get("digest"), f"{who}digest"), facts.get("form")
+    signed = "" if tiny else digest(facts.get("digest"), f"{who}digest")
+    return site, signed, facts.get("form")
 
 
 def aliases_from_json(told: Any, sites: Mapping[str, Site]) -> dict[str, str]:

@@ -1,14 +1,12 @@
-"""Pack: a weights file as .tersor without the model, and back. One tensor in memory at a time.
+"""Pack: a weights file as .tersor without the model; unpack.py is the way back.
 
-pack     read a tensor, run the recipe's steps on it, write what it became, drop it; then the next
-unpack   read a site, decode it, write it under its old name
+Read a tensor, run the recipe's steps on it, write what it became, drop it: some at a time, on all cores.
 Steps that look at all weights together, or train, need the model and are refused.
 """
 
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,19 +19,19 @@ from tersor.core.recipe import Recipe
 from tersor.core.run import apply, digest_of
 from tersor.core.step import Note
 from tersor.core.view import View, Watch
-from tersor.errors import RefusedError, SettingError
+from tersor.errors import RefusedError
 from tersor.files import atomic
 from tersor.forms import Dense, Form
 from tersor.forms.coded import DTYPES
 from tersor.io.checkpoint import Checkpoint
-from tersor.io.container import Builder, TersorFile
+from tersor.io.container import Builder
 from tersor.io.header import Slot
+from tersor.io.pool import in_order
 from tersor.io.tensors import TensorWriter
 from tersor.model.sites import Site, finite
 
 TIED = 65536  # bytes from which equal tensors are stored once: zero biases are equal by chance
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
-OTHERS = (".pt", ".pth", ".bin", ".ckpt", ".onnx", ".tersor")
 
 
 @dataclass(frozen=True)
@@ -53,21 +51,25 @@ def pack(
     out: str | os.PathLike[str],
     recipe: Recipe,
     *,
+    tiny: bool = False,
+    workers: int | None = None,
     watch: Watch | None = None,
 ) -> Packed:
     """Write the tensors of `weights` (a .safetensors, a folder of them, a .pt state dict) to a .tersor file.
 
-    A step that needs the whole model, a `where` that matches nothing and weights with NaN are refused, and
-    nothing is written.
+    The same weights and recipe give the same bytes, with any number of `workers` (threads; default: one for
+    each core). `tiny` writes the short header of save(). A step that needs the whole model, a `where` that
+    matches nothing and weights with NaN are refused, and nothing is written.
     """
     alone(recipe)
     with Checkpoint(weights) as source:
         packing = Packing(source, recipe, watch or Watch())
         with atomic(out) as file, TensorWriter(Path(out).parent) as tensors:
-            builder = Builder(tensors)
-            for number, name in enumerate(source.slots, 1):
-                packing.one(name, builder)
-                packing.watch.progress(number, len(source.slots), name)
+            builder = Builder(tensors, tiny=tiny)
+            done = in_order(source.slots, packing.nbytes, packing.read, packing.work, workers)
+            for number, one in enumerate(done, 1):
+                packing.keep(one, builder)
+                packing.watch.progress(number, len(source.slots), one.site.name)
             ledger = packing.ledger()
             packing.check_lock(ledger.base, builder.digests)
             nbytes = builder.finish(file, packing.aliases, ledger)
@@ -87,6 +89,17 @@ def alone(recipe: Recipe) -> None:
             )
 
 
+@dataclass(frozen=True)
+class One:
+    """What became of one tensor."""
+
+    site: Site
+    given: str  # its digest before
+    nbytes: int  # and its bytes
+    form: Form
+    events: list[list[Entry]]  # by step
+
+
 class Packing:
     """The state of one pack: nothing in it grows with the size of a tensor."""
 
@@ -96,69 +109,74 @@ class Packing:
         self.aliases = dict(source.aliases)
         self.base: dict[str, str] = {}  # digests of what was given
         self.entries: list[list[Entry]] = [[] for _ in recipe.steps]
-        self.seconds = [0.0 for _ in recipe.steps]
         self.stored: dict[tuple[str, str], str] = {}  # digests before and after -> site
         self.before = 0
         self.names = frozenset(self.sites)
         for number in range(len(recipe.steps)):
             # With every site done a step does nothing but look for what its `where` means.
-            for _ in self.recipe.steps[number].run(self.view(number, {}, self.names)):
+            for _ in self.recipe.steps[number].run(self.view(number, self.sites, {}, self.names)):
                 raise RefusedError(f"pack: {recipe.steps[number].name} does not work on one tensor by itself")
 
-    def view(self, number: int, forms: Mapping[str, Form], done: frozenset[str]) -> View:
+    def view(
+        self, number: int, sites: Mapping[str, Site], forms: Mapping[str, Form], done: frozenset[str]
+    ) -> View:
         """What a step sees: all names and shapes, and the form of the one site that is not done."""
         step = self.recipe.steps[number]
         return View(
-            self.sites, forms, self.aliases, None, forms, None, step.name, number, self.recipe.seed, Watch(),
-            done=done,
+            sites, forms, self.source.aliases, None, forms, None, step.name, number, self.recipe.seed,
+            Watch(), done=done,
         )  # fmt: skip
 
-    def one(self, name: str, builder: Builder) -> None:
-        """Read, compress and write one tensor."""
-        tensor = self.source.read(name)
+    def nbytes(self, name: str) -> int:
+        return self.source.slots[name].nbytes
+
+    def read(self, name: str) -> Tensor:
+        return self.source.read(name)
+
+    def work(self, name: str, tensor: Tensor) -> One:
+        """Compress one tensor; called by many threads, so it changes nothing here."""
         # PyTorch cannot ask a float of 8 bits whether it is finite.
         wide = tensor.float() if tensor.dtype.itemsize == 1 else tensor
+        sites = self.sites
         if is_mask(wide):
-            self.sites[name] = replace(self.sites[name], kind="buffer")
-        finite({name: wide}, self.sites)
-        self.before += tensor.nbytes
+            sites = {**sites, name: replace(sites[name], kind="buffer")}
+        finite({name: wide}, sites)
         forms: dict[str, Form] = {name: Dense(tensor)}
-        given = forms[name].digest
-        events = self.run(name, forms)
-        twin = self.stored.setdefault((given, forms[name].digest), name)
-        if twin != name and tensor.nbytes >= TIED:
-            self.aliases |= {name: twin} | {a: twin for a, site in self.aliases.items() if site == name}
-            return
-        self.base[name] = given
-        for entries, more in zip(self.entries, events, strict=True):
-            entries += more
-        builder.add(self.sites[name], forms[name])
-
-    def run(self, name: str, forms: dict[str, Form]) -> list[list[Entry]]:
-        """The recipe on one site; its entries by step."""
-        others = self.names - {name}
+        given, others = forms[name].digest, self.names - {name}
         events: list[list[Entry]] = []
         for number, step in enumerate(self.recipe.steps):
-            ledger, began = Ledger("", {}), time.perf_counter()
-            if self.sites[name].dtype in DTYPES:
-                for group in step.run(self.view(number, dict(forms), others)):
-                    apply(forms, group, self.sites, step.name)
+            ledger = Ledger("", {})
+            if sites[name].dtype in DTYPES:
+                for group in step.run(self.view(number, sites, dict(forms), others)):
+                    apply(forms, group, sites, step.name)
                     ledger.record(number, step.name, group)
             else:
-                kept = Note(name, "skipped", f"{self.sites[name].dtype} is stored as it is")
+                kept = Note(name, "skipped", f"{sites[name].dtype} is stored as it is")
                 ledger.record(number, step.name, (kept,))
-            self.seconds[number] += time.perf_counter() - began
             events.append(ledger.entries)
-        return events
+        forms[name].digest  # noqa: B018  reckoned here, on its own core, and kept
+        return One(sites[name], given, tensor.nbytes, forms[name], events)
+
+    def keep(self, one: One, builder: Builder) -> None:
+        """Write what became of a tensor, or note that it is there already."""
+        name = one.site.name
+        self.before += one.nbytes
+        twin = self.stored.setdefault((one.given, one.form.digest), name)
+        if twin != name and one.nbytes >= TIED:
+            self.aliases |= {a: twin for a, site in self.aliases.items() if site == name} | {name: twin}
+            return
+        self.base[name] = one.given
+        for entries, more in zip(self.entries, one.events, strict=True):
+            entries += more
+        builder.add(one.site, one.form)
 
     def ledger(self) -> Ledger:
-        """What a run on the whole model would have written, without forms."""
+        """What a run on the whole model would have written, without forms. Without seconds too: the same
+        weights give the same bytes."""
         base = digest_of({name: SimpleNamespace(digest=digest) for name, digest in self.base.items()})  # type: ignore[misc]
         ledger = Ledger(base, self.recipe.to_json())
-        for number, step in enumerate(self.recipe.steps):
-            ledger.entries += self.entries[number]
-            took = Note("", "time", f"{step.name} took its time", {"seconds": self.seconds[number]})
-            ledger.record(number, step.name, (took,))
+        for entries in self.entries:
+            ledger.entries += entries
         return ledger
 
     def check_lock(self, base: str, digests: Mapping[str, str]) -> None:
@@ -187,20 +205,3 @@ def describe(name: str, slot: Slot) -> Site:
     elif slot.dtype.is_floating_point and 2 <= axes <= 5:
         kind = "linear" if axes == 2 else "conv"
     return Site(name, slot.shape, dtype, kind, layer=name.rpartition(".")[0])
-
-
-def unpack(path: str | os.PathLike[str], out: str | os.PathLike[str], *, watch: Watch | None = None) -> int:
-    """Write the decoded tensors of a .tersor file as .safetensors: old names, dtypes, shapes.
-
-    Returns the bytes written. FormatError where a part of the file is damaged; nothing is written then.
-    """
-    out, watch = Path(out), watch or Watch()
-    if out.suffix in OTHERS:
-        raise SettingError(f"unpack: writes safetensors, so name it {out.stem}.safetensors, not {out.name}")
-    with TersorFile(path) as file, atomic(out) as target, TensorWriter(out.parent) as tensors:
-        for number, name in enumerate(file.sites, 1):
-            tensors.add(name, file.tensor(name))
-            watch.progress(number, len(file.sites), name)
-        for alias, name in file.aliases.items():
-            tensors.also(alias, name)
-        return tensors.finish(target, {"format": "pt"})

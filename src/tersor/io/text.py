@@ -78,10 +78,10 @@ def allowed(nbytes: int) -> int:
     return FREE + RATIO * nbytes
 
 
-def deflate(text: bytes) -> bytes:
+def deflate(text: bytes, dictionary: bytes = DICTIONARY) -> bytes:
     """The text in as few bytes as may be, but not fewer than a reader asks for."""
     for level in (9, 1, 0):
-        packer = zlib.compressobj(level, zlib.DEFLATED, -15, 9, zlib.Z_DEFAULT_STRATEGY, DICTIONARY)
+        packer = zlib.compressobj(level, zlib.DEFLATED, -15, 9, zlib.Z_DEFAULT_STRATEGY, dictionary)
         data = packer.compress(text) + packer.flush()
         if len(text) <= allowed(len(data)):
             break
@@ -95,12 +95,18 @@ def inflate(data: bytes, size: int) -> tuple[bytes, bytes]:
             f"its metadata tells a text of {size:,} bytes, but {len(data):,} bytes justify 2 to "
             f"{allowed(len(data)):,}"
         )
-    unpacker = zlib.decompressobj(-15, DICTIONARY)
+    text, rest, whole = inflate_up_to(data, size, DICTIONARY)
+    if len(text) != size or not whole:
+        raise FormatError(f"its text is not the {size:,} bytes that the metadata tells: the file is damaged")
+    return text, rest
+
+
+def inflate_up_to(data: bytes, most: int, dictionary: bytes) -> tuple[bytes, bytes, bool]:
+    """(the text or its first `most` bytes, what follows it, whether it ends there)."""
+    unpacker = zlib.decompressobj(-15, dictionary)
     try:
-        text = unpacker.decompress(data, size)
+        text = unpacker.decompress(data, most)
         more = unpacker.decompress(unpacker.unconsumed_tail, 1) if not unpacker.eof else b""
     except zlib.error as error:
         raise FormatError(f"its text cannot be inflated ({error}): the file is damaged") from None
-    if len(text) != size or more or not unpacker.eof:
-        raise FormatError(f"its text is not the {size:,} bytes that the metadata tells: the file is damaged")
-    return text, unpacker.unused_data
+    return text, unpacker.unused_data, unpacker.eof and not more

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
 from tersor.errors import FormatError
-from tersor.io.container import TersorFile
+from tersor.forms import Form
+from tersor.io.container import NUMBER, TersorFile
+from tersor.io.pool import in_order
 
 
 @dataclass(frozen=True)
@@ -24,18 +27,22 @@ class Check:
     nbytes: int = 0  # stored for this site
 
 
-def verify(path: str | os.PathLike[str], *, limit: int | None = None) -> list[Check]:
+def verify(
+    path: str | os.PathLike[str], *, limit: int | None = None, workers: int | None = None
+) -> list[Check]:
     """A row for the file and one for each site. StorageError where the file cannot be opened."""
     try:
         file = TersorFile(path, limit=limit)
     except FormatError as error:
         return [Check("", False, str(error))]
     with file:
-        size = file.source.nbytes
-        rows = [Check("", True, f"format 1, {len(file.sites)} sites, text sound", size)]
+        size, kind = file.source.nbytes, "tiny" if file.source.tiny else f"format {NUMBER}"
+        rows = [Check("", True, f"{kind}, {len(file.sites)} sites, text sound", size)]
         last = {entry.site: entry.after for entry in file.ledger.edits()}
-        for name, digest in file.digests.items():
-            rows.append(check_site(file, name))
+        read, work = partial(read_site, file), partial(check_site, file)
+        checks = in_order(file.sites, file.nbytes, read, work, workers)
+        for (name, digest), row in zip(file.digests.items(), checks, strict=True):
+            rows.append(row)
             if last.get(name, digest) != digest:
                 text = f"the ledger ends with form {last[name]}, the file holds {digest}"
                 rows.append(Check(name, False, text))
@@ -47,9 +54,18 @@ def verify(path: str | os.PathLike[str], *, limit: int | None = None) -> list[Ch
         return rows
 
 
-def check_site(file: TersorFile, name: str) -> Check:
+def read_site(file: TersorFile, name: str) -> Form | FormatError:
     try:
-        form = file.form(name)
+        return file.read(name)
+    except FormatError as error:
+        return error
+
+
+def check_site(file: TersorFile, name: str, form: Form | FormatError) -> Check:
+    if isinstance(form, FormatError):
+        return Check(name, False, str(form))
+    try:
+        file.check(name, form)
         tensor = file.contents(name, form)
     except FormatError as error:
         return Check(name, False, str(error))

@@ -1,0 +1,143 @@
+"""Unpack: a .tersor file as .safetensors again, one file or, as Hugging Face has it, shards with an index.
+
+Read a site, decode it, write it under its old name: some at a time, on all cores. The text tells every shape,
+so the header is written first, and what is decoded goes straight to its place.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import BinaryIO
+
+from tersor.core.view import Watch
+from tersor.errors import SettingError, SiteError, did_you_mean
+from tersor.files import atomic, atomic_folder, write_text
+from tersor.forms.form import as_bytes
+from tersor.io.container import TersorFile
+from tersor.io.header import build_header
+
+OTHERS = (".pt", ".pth", ".bin", ".ckpt", ".onnx", ".tersor")
+METADATA = {"format": "pt"}  # transformers asks for it
+INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Tensors that one file holds: names (the site's, then its aliases) by site."""
+
+    names: dict[str, list[str]]
+    nbytes: int
+
+
+def unpack(
+    path: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    only: str | Sequence[str] = "*",
+    shard: int | None = None,
+    limit: int | None = None,
+    workers: int | None = None,
+    watch: Watch | None = None,
+) -> int:
+    """Write the decoded tensors of a .tersor file as .safetensors: old names, dtypes, shapes. Returns the
+    bytes written.
+
+    `only`: a glob, or several, of the tensors that are meant; the others are not read. `shard`: `out` is a
+    new folder of files of at most so many bytes of tensors, with an index. FormatError where a part of the
+    file is damaged; nothing is written then. `limit` as in load().
+    """
+    out, watch = Path(out), watch or Watch()
+    with TersorFile(path, limit=limit) as file:
+        chosen = select(file, only)
+        if shard is None:
+            if out.suffix in OTHERS:
+                raise SettingError(
+                    f"unpack: writes safetensors, so name it {out.stem}.safetensors, not {out.name}"
+                )
+        elif shard < 1:
+            raise SettingError(f"unpack: shard={shard}, but it is a number of bytes: 1 or more")
+        parts = parts_of(file, chosen, shard)
+        unpacking = Unpacking(file, parts, workers, watch)
+        if shard is None:
+            with atomic(out) as target:
+                return unpacking.write(parts[0], target)
+        with atomic_folder(out) as folder:
+            return write_shards(unpacking, parts, folder)
+
+
+def select(file: TersorFile, only: str | Sequence[str]) -> dict[str, list[str]]:
+    """The names that are written by the site that holds them; SiteError for a glob that means none."""
+    globs = [only] if isinstance(only, str) else list(only)
+    known = [*file.sites, *file.aliases]
+    for glob in globs:
+        if known and not any(fnmatchcase(name, glob) for name in known):
+            raise SiteError(f"{file.path}: no tensor is called {glob!r}; {did_you_mean(glob, known)}")
+    held: dict[str, list[str]] = {}
+    for name in known:
+        if any(fnmatchcase(name, glob) for glob in globs):
+            held.setdefault(file.aliases.get(name, name), []).append(name)
+    return held
+
+
+def parts_of(file: TersorFile, chosen: dict[str, list[str]], shard: int | None) -> list[Part]:
+    """The tensors of each file, in the model's order; a tensor larger than `shard` has a file of its own."""
+    parts = [Part({}, 0)]
+    for site, names in chosen.items():
+        nbytes = len(names) * file.nbytes(site)
+        if shard is not None and parts[-1].names and parts[-1].nbytes + nbytes > shard:
+            parts.append(Part({}, 0))
+        parts[-1] = Part(parts[-1].names | {site: names}, parts[-1].nbytes + nbytes)
+    for number, part in enumerate(parts):  # wide elements first, so that each lies where it is aligned
+        order = sorted(part.names, key=lambda site: -file.sites[site].torch_dtype.itemsize)
+        parts[number] = Part({site: part.names[site] for site in order}, part.nbytes)
+    return parts
+
+
+class Unpacking:
+    """Writes parts, one after the other, from one row of decoded tensors."""
+
+    def __init__(self, file: TersorFile, parts: list[Part], workers: int | None, watch: Watch) -> None:
+        self.file, self.watch, self.done = file, watch, 0
+        order = [site for part in parts for site in part.names]
+        self.total, self.decoded = len(order), file.decoded(order, workers)
+
+    def write(self, part: Part, target: BinaryIO) -> int:
+        """One safetensors file. Returns its bytes."""
+        entries = [
+            (name, self.file.sites[site].torch_dtype, self.file.sites[site].shape, self.file.nbytes(site))
+            for site, names in part.names.items()
+            for name in names
+        ]
+        header = build_header(entries, METADATA)
+        target.write(header)
+        for names in part.names.values():
+            site, _, tensor = next(self.decoded)
+            data = as_bytes(tensor).data
+            for _ in names:
+                target.write(data)
+            self.done += 1
+            self.watch.progress(self.done, self.total, site)
+        return len(header) + part.nbytes
+
+
+def write_shards(unpacking: Unpacking, parts: list[Part], folder: Path) -> int:
+    """The parts as Hugging Face names them, and the index that says where each tensor is."""
+    where: dict[str, str] = {}
+    total = 0
+    for number, part in enumerate(parts, 1):
+        shard = f"-{number:05d}-of-{len(parts):05d}" if len(parts) > 1 else ""
+        name = f"model{shard}.safetensors"
+        with atomic(folder / name) as target:
+            total += unpacking.write(part, target)
+        where |= {tensor: name for names in part.names.values() for tensor in names}
+    if len(parts) > 1:
+        index = {"metadata": {"total_size": sum(part.nbytes for part in parts)}, "weight_map": where}
+        text = json.dumps(index, indent=2, sort_keys=True) + "\n"
+        write_text(folder / INDEX, text)
+        total += len(text.encode())
+    return total

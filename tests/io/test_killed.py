@@ -1,0 +1,275 @@
+"""kill -9 at any moment: what was there before is there still, and nothing half-made stands in its place."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tersor.core.recipe import Recipe
+from tersor.errors import StorageError
+from tersor.files import atomic, atomic_folder
+from tersor.io import pack, unpack
+from tersor.steps import Entropy
+
+LOSSLESS = Recipe((Entropy(),))
+MOMENTS = 20
+GONE = 2**22 + 1  # no process has this number: Linux ends at 2^22
+
+# For each line "JOB GIVEN OUT" a process that does the job again and again, until it is killed.
+SERVER = """
+import itertools, os, sys, tempfile
+import tersor.coders
+from tersor.core.recipe import Recipe
+from tersor.io import pack, unpack
+from tersor.steps import Entropy
+
+def work(job, first, second, out, turns):
+    for turn in turns:
+        given = (first, second)[turn % 2]
+        if job == "pack":
+            pack(given, out, Recipe((Entropy(),)))
+        else:
+            unpack(given, out)
+
+warm = set()
+for line in sys.stdin:
+    words = line.split()
+    if words[0] not in warm:  # what is compiled is compiled once, not in each child
+        with tempfile.TemporaryDirectory() as folder:
+            work(*words[:3], folder + "/out.safetensors", range(1))
+        warm.add(words[0])
+    child = os.fork()
+    if not child:
+        work(*words, itertools.count())
+    print(child, flush=True)
+    os.waitpid(child, 0)
+"""
+
+
+def write_weights(folder: Path, seeds: range, size: int = 100) -> list[Path]:
+    """Checkpoints that differ, and their packed files beside them."""
+    paths = []
+    for seed in seeds:
+        rng = torch.Generator().manual_seed(seed)
+        given = {f"layer{n}.weight": torch.randn(size, size, generator=rng) for n in range(4)}
+        paths.append(folder / f"{seed}.safetensors")
+        save_file(given, paths[-1])
+        pack(paths[-1], folder / f"{seed}.tersor", LOSSLESS)
+    return paths
+
+
+def read_all(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[subprocess.Popen[str]]:
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        [sys.executable, "-c", SERVER], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        yield process
+        process.stdin.close()  # type: ignore[union-attr]
+
+
+def kill_after(server: subprocess.Popen[str], words: list[str], seconds: float) -> None:
+    """Let a process do the job for so long, and end it without a word."""
+    server.stdin.write(" ".join(words) + "\n")  # type: ignore[union-attr]
+    server.stdin.flush()  # type: ignore[union-attr]
+    child = int(server.stdout.readline())  # type: ignore[union-attr]
+    time.sleep(seconds)
+    os.kill(child, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("job", ["pack", "unpack"])
+def test_killed_at_random_moments(job: str, tmp_path: Path, server: subprocess.Popen[str]) -> None:
+    weights = write_weights(tmp_path, range(2))
+    given = weights if job == "pack" else [path.with_suffix(".tersor") for path in weights]
+    folder = tmp_path / "out"
+    folder.mkdir()
+    out, whole = folder / ("o.tersor" if job == "pack" else "o.safetensors"), []
+    for path in given:
+        pack(path, out, LOSSLESS) if job == "pack" else unpack(path, out)
+        whole.append(out.read_bytes())
+    assert whole[0] != whole[1]
+    rng, found = random.Random(1), set()
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    for _ in range(MOMENTS):
+        kill_after(server, [job, *map(str, given), str(out)], rng.uniform(0.0, 0.25))
+        found.add(whole.index(out.read_bytes()))  # ValueError: neither the one nor the other
+    assert found == {0, 1}  # or no process came as far as to put a file in place
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+    until = time.monotonic() + 10
+    while len(list(folder.iterdir())) > 1 and time.monotonic() < until:  # the last one must be gone first
+        with atomic(out) as file:
+            file.write(b"")
+    assert list(folder.iterdir()) == [out]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("job", ["pack", "unpack", "unpack --shard 400kB"])
+def test_command_killed_at_random_moments(job: str, tmp_path: Path) -> None:
+    """The same with the command as a user starts it: killed anywhere from its first moment to its last."""
+    (old,), (new,) = write_weights(tmp_path, range(1)), write_weights(tmp_path, range(1, 2))
+    suffix = ".safetensors" if job == "pack" else ".tersor"
+    target = {"pack": "out/o.tersor", "unpack": "out/o.safetensors"}.get(job, "out/o")
+    line = [sys.executable, "-m", "tersor", *job.split(), "--quiet", "-o", str(tmp_path / target)]
+    folder, out = tmp_path / "out", tmp_path / target
+
+    def state() -> object:
+        return read_all(out) if out.is_dir() else out.read_bytes() if out.exists() else None
+
+    def start(given: Path) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([*line, str(given.with_suffix(suffix))], stdout=subprocess.DEVNULL)
+
+    began = time.monotonic()
+    if "shard" not in job:  # a folder must not be there yet
+        assert start(old).wait() == 0
+    first, before = state(), {path.name: path.read_bytes() for path in tmp_path.glob("*.*")}
+    process = start(new)
+    assert process.wait() == 0
+    took, second = time.monotonic() - began, state()
+    took /= 1 if "shard" in job else 2
+    rng, seen = random.Random(2), []
+    for moment in range(MOMENTS):
+        if "shard" in job:
+            for path in folder.glob("o/*"):
+                path.unlink()
+            if out.exists():
+                out.rmdir()
+        elif first != state():
+            assert start(old).wait() == 0
+        process = start(new)
+        # The second half of the moments lie where files are written, behind the imports.
+        time.sleep(took * rng.uniform(*((0.0, 1.0) if moment % 2 else (0.7, 1.0))))
+        process.kill()
+        process.wait()
+        seen.append(state())
+        assert seen[-1] in (first, second)
+        assert {path.name: path.read_bytes() for path in tmp_path.glob("*.*")} == before
+    assert first in seen
+    if "shard" not in job:
+        assert start(old).wait() == 0
+        assert list(folder.iterdir()) == [out]
+
+
+# --- what is left is removed, and only that ---
+
+
+@pytest.fixture(params=["nameless", "named", "nameless for good"])
+def system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """With files without a name, without them, and where one is made that cannot be named."""
+    if not hasattr(os, "O_TMPFILE") and request.param != "named":
+        pytest.skip("this system has no files without a name")
+    if request.param == "named":
+        monkeypatch.delattr(os, "O_TMPFILE", raising=False)
+    if request.param == "nameless for good":
+
+        def refuse(*_: object, **__: object) -> None:
+            raise PermissionError(1, "Operation not permitted")
+
+        monkeypatch.setattr(os, "link", refuse)
+    return str(request.param)
+
+
+def test_written_in_each_system(system: str, tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"old")
+    umask = os.umask(0o027)
+    try:
+        with atomic(path) as file:
+            file.write(b"new" * 1000)
+            during = sorted(entry.name for entry in tmp_path.iterdir())
+            assert path.read_bytes() == b"old"
+    finally:
+        os.umask(umask)
+    assert during == (["a"] if "nameless" in system else [f".a.{os.getpid()}.part", "a"])
+    assert path.read_bytes() == b"new" * 1000
+    assert path.stat().st_mode & 0o777 == 0o640
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_error_leaves_nothing(system: str, tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"old")
+
+    def write() -> None:
+        with atomic(path) as file:
+            file.write(b"new")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        write()
+    assert read_all(tmp_path) == {"a": b"old"}
+
+
+def test_what_the_dead_left_is_removed(tmp_path: Path) -> None:
+    folder = tmp_path / f".a.{GONE}.part"
+    folder.mkdir()
+    (folder / "x").write_bytes(b"")
+    (tmp_path / f".a.{GONE + 1}.part").write_bytes(b"half")
+    kept = {f".a.{os.getppid()}.part", f".b.{GONE}.part", ".a.x.part", f"a.{GONE}.part", f".a.{GONE}.part.b"}
+    for name in kept:
+        (tmp_path / name).write_bytes(b"")
+    with atomic(tmp_path / "a") as file:
+        file.write(b"new")
+    assert set(read_all(tmp_path)) == kept | {"a"}
+
+
+def test_names_with_marks_of_globs(tmp_path: Path) -> None:
+    (tmp_path / f".[a]*.{GONE}.part").write_bytes(b"")
+    (tmp_path / f".ab.{GONE}.part").write_bytes(b"")
+    with atomic(tmp_path / "[a]*"):
+        pass
+    assert set(read_all(tmp_path)) == {"[a]*", f".ab.{GONE}.part"}
+
+
+def test_what_is_locked_is_left_alone(tmp_path: Path) -> None:
+    """A process of another machine has a number that may be nobody's here; its lock is seen."""
+    fcntl = pytest.importorskip("fcntl")
+    left = tmp_path / f".a.{GONE}.part"
+    with left.open("wb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with atomic(tmp_path / "a"):
+            pass
+        assert left.exists()
+    with atomic(tmp_path / "a"):
+        pass
+    assert not left.exists()
+
+
+def test_folder_appears_whole(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    (tmp_path / f".f.{GONE}.part").mkdir()
+    with atomic_folder(path) as folder:
+        (folder / "x").write_bytes(b"1")
+        assert not path.exists()
+        assert {entry.name for entry in tmp_path.iterdir()} == {folder.name}
+    assert read_all(path) == {"x": b"1"}
+    assert list(tmp_path.iterdir()) == [path]
+    with pytest.raises(StorageError, match="is there already"), atomic_folder(path):
+        pass
+    assert read_all(path) == {"x": b"1"}
+
+
+def test_folder_of_an_error_is_removed(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.mkdir()  # an empty one may be there
+
+    def write() -> None:
+        with atomic_folder(path) as folder:
+            (folder / "x").write_bytes(b"1")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        write()
+    assert list(tmp_path.iterdir()) == [path]
+    assert not any(path.iterdir())
