@@ -1,17 +1,20 @@
-"""Show: what is in a compressed file: each site's form and bits against the entropy bound, and the ledger.
+"""Show: where a file's bytes are: each site's form and bytes against the order-0 entropy, and the ledger.
 
-share = the site's stored bits over those of the file      what remains is names, trees and the ledger
+distance = stored / order 0 - 1      of all the site's leaves; below 0 where a coder saw more than one symbol
+share = the site's bytes over the file's      what remains is the text (names, trees, ledger) and the header
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tersor.core.run import Compressed
 from tersor.errors import SiteError
+from tersor.measure.leaves import leaves_of
 from tersor.model.sites import near
 from tersor.report.console import percent, seconds, settings, whole
 from tersor.report.facts import facts_of, unusual
@@ -21,17 +24,56 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 Facts = Mapping[str, Any]
+REST = {
+    "text": "names, trees, recipe, ledger",
+    "header": "of safetensors: names, places",
+}  # beside the payload
 
 
 def shown(result: Compressed, path: Path, site: str | None = None) -> dict[str, Any]:
-    """The facts of a file that was loaded, of the sites that the glob `site` means (default: all)."""
-    facts = {"file": {"name": path.name, "nbytes": path.stat().st_size}, **facts_of(result)}
+    """The facts of a file that was loaded, of the sites that the glob `site` means (default: all).
+
+    To those of facts_of come `nbytes`, `order0` (bits), `share` and `leaves` of each site, `parts` of the file
+    in bytes, and `sum` of the sites that are shown.
+    """
+    nbytes = path.stat().st_size
+    facts: dict[str, Any] = {"file": {"name": path.name, "nbytes": nbytes}, **facts_of(result)}
     if site is not None:
         chosen = {name: found for name, found in facts["sites"].items() if fnmatchcase(name, site)}
         if not chosen:
             raise SiteError(f"{path}: no site {site!r}; {near(site, list(result.sites.values()))}")
         facts["sites"] = chosen
+    for name, found in facts["sites"].items():
+        leaves = [asdict(leaf) for leaf in leaves_of(result.forms[name])]
+        found["nbytes"] = sum(leaf["nbytes"] for leaf in leaves)
+        found["order0"] = sum(leaf["order0"] for leaf in leaves)
+        found["share"] = found["nbytes"] / max(nbytes, 1)
+        found["leaves"] = leaves
+    facts["parts"] = parts(path, result.nbytes)
+    facts["sum"] = {
+        key: sum(found[key] for found in facts["sites"].values()) for key in ("weights", "nbytes", "order0")
+    }
     return facts
+
+
+def parts(path: Path, payload: int) -> dict[str, int]:
+    """Bytes of the file by what they are for; one with the short header has text alone."""
+    nbytes = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(9)
+    header = 8 + int.from_bytes(start[:8], "little") if start[8:] == b"{" else 0
+    header = header if header <= nbytes else 0
+    return {"payload": payload, "text": nbytes - payload - header} | ({"header": header} if header else {})
+
+
+def distance(nbytes: int, order0: float) -> float | None:
+    """How far above the order-0 entropy the bytes are, as a share of it; None where it is 0."""
+    return 8 * nbytes / order0 - 1 if order0 > 0 else None
+
+
+def signed(share: float | None) -> str:
+    """+0.31 %, and "-" where there is nothing to compare with."""
+    return "-" if share is None else f"{100 * share:+.2f} %"
 
 
 def tables(facts: Facts) -> Iterator[RenderableType]:
@@ -47,16 +89,30 @@ def tables(facts: Facts) -> Iterator[RenderableType]:
 
 
 def sites(facts: Facts) -> RenderableType:
-    table = grid("site", "shape", "form", ">bits/weight", ">bound", ">share")
-    whole_file = 8 * max(facts["file"]["nbytes"], 1)
+    table = grid("site", "shape", "form", ">bytes", ">bits/weight", ">order 0", ">distance", ">share")
     for name, site in facts["sites"].items():
-        count = max(site["weights"], 1)
-        table.add_row(
-            name, " x ".join(map(str, site["shape"])) or "scalar", site["form"],
-            f"{site['stored'] / count:.3f}", f"{site['bound'] / count:.3f}",
-            percent(site["stored"] / whole_file, 1),
-        )  # fmt: skip
+        shape = " x ".join(map(str, site["shape"])) or "scalar"
+        table.add_row(name, shape, site["form"], *costs(site, facts))
+    table.add_section()
+    table.add_row("all of these", "", "", *costs(facts["sum"], facts))
+    for word, said in REST.items():
+        if word in facts["parts"]:
+            nbytes = facts["parts"][word]
+            table.add_row(word, "", said, whole(nbytes), "", "", "", percent(share(nbytes, facts), 1))
     return table
+
+
+def costs(found: Facts, facts: Facts) -> tuple[str, ...]:
+    """Bytes, bits a weight, their order-0 entropy, how far apart they are, and the share of the file."""
+    count, nbytes, order0 = max(found["weights"], 1), found["nbytes"], found["order0"]
+    return (
+        whole(nbytes), f"{8 * nbytes / count:.3f}", f"{order0 / count:.3f}",
+        signed(distance(nbytes, order0)), percent(share(nbytes, facts), 1),
+    )  # fmt: skip
+
+
+def share(nbytes: int, facts: Facts) -> float:
+    return nbytes / max(facts["file"]["nbytes"], 1)
 
 
 def ledger(facts: Facts) -> RenderableType:
