@@ -168,4 +168,5 @@ TRAINED: dict[str, dict[str, Any]] = {
     "factorize": {"epochs": 1, "rank": 1, "share": 0.5},
     "finetune": {"epochs": 1, "lr": 0.01},
     "distill": {"epochs": 1, "lr": 0.01, "schedule": "onecycle"},
+    "penalize": {"epochs": 1, "lr": 0.01, "bits": 2.0, "per": "row", "share": 0.0},
 }

@@ -23,7 +23,7 @@ from tersor.model.fit import Plan, fit
 from tersor.model.sites import Site, select
 from tersor.model.stats import grams, has_gram
 from tersor.model.task import Task
-from tersor.model.tune import Tuned
+from tersor.model.tune import Grid, Tuned
 
 GRAM_BYTES = 512 << 20  # of second moments held at once: layers beyond it take another pass over the data
 
@@ -122,18 +122,20 @@ class View:
         self, plan: Plan, *, forms: Mapping[str, Form] | None = None, begin: Mapping[str, Form] | None = None,
         where: Iterable[Site] | None = None, teacher: nn.Module | None = None,
         on_step: Callable[[Tuned, int, int], None] | None = None, text: str = "training",
+        grids: Mapping[str, Grid] | None = None,
     ) -> tuple[dict[str, Form], dict[str, float]]:  # fmt: skip
         """Train the model as it stands (with `forms` put in); returns the sites whose form moved, and what
         fit says.
 
         `begin`: finer forms of some sites, whose weights the rounded ones learn on from. `where`: the sites
-        that learn (default: all parameters). The teacher is the base model unless given.
+        that learn (default: all parameters). The teacher is the base model unless given. `grids`: how even
+        grids of some sites learn, where not as usual.
         """
         state = {**self.forms, **(forms or {})}
         learn = [s.name for s in (self.sites.values() if where is None else where) if s.is_parameter]
         if not learn:
             raise SettingError(f"{self.step_name}: no parameter is left to train")
-        tuned = Tuned(self._module(), state, self.sites, learn)
+        tuned = Tuned(self._module(), state, self.sites, learn, grids)
         tuned.begin(begin or {})
         if teacher is None and (plan.share > 0 or plan.features):
             teacher = self.base()

@@ -15,7 +15,7 @@ The user's modules are called functionally with these values, so no layer is wra
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
 import torch
@@ -66,10 +66,10 @@ class MaskedPart(Part):
 
     keep: Tensor
 
-    def __init__(self, form: Masked):
+    def __init__(self, form: Masked, grid: Grid | None = None):
         super().__init__()
         self.register_buffer("keep", form.keep.decode().clone())
-        self.body = part(form.body, form.keep.decode())
+        self.body = part(form.body, form.keep.decode(), grid)
 
     def value(self) -> Tensor:
         return self.body.value() * self.keep
@@ -216,9 +216,9 @@ class BookPart(Part):
 
 
 class LowRankPart(Part):
-    def __init__(self, form: LowRank):
+    def __init__(self, form: LowRank, grid: Grid | None = None):
         super().__init__()
-        self.left, self.right = part(form.left), part(form.right)
+        self.left, self.right = part(form.left, None, grid), part(form.right, None, grid)
 
     def value(self) -> Tensor:
         return torch.tensordot(self.left.value(), self.right.value(), dims=1)
@@ -233,9 +233,9 @@ class LowRankPart(Part):
 
 
 class SumPart(Part):
-    def __init__(self, form: Sum):
+    def __init__(self, form: Sum, grid: Grid | None = None):
         super().__init__()
-        self.a, self.b = part(form.a), part(form.b)
+        self.a, self.b = part(form.a, None, grid), part(form.b, None, grid)
 
     def value(self) -> Tensor:
         return self.a.value() + self.b.value()
@@ -250,12 +250,18 @@ PARTS: dict[type[Form], Any] = {
 }  # fmt: skip
 
 
-def part(form: Form, keep: Tensor | None = None) -> Part:
+Grid = Callable[[Affine], Part]  # another way for even grids to learn than AffinePart
+
+
+def part(form: Form, keep: Tensor | None = None, grid: Grid | None = None) -> Part:
     """The trainable side of a form whose leaves are plain; `keep` is the mask above it."""
+    if isinstance(form, Affine) and grid is not None:
+        return grid(form)
     if isinstance(form, Codebook):
         signs = form.scale is not None and tuple(form.book.decode().flatten().tolist()) in (BINARY, TERNARY)
         return SignPart(form, keep) if signs else BookPart(form)
-    return PARTS[type(form)](form)
+    inner = isinstance(form, (Masked, LowRank, Sum))
+    return PARTS[type(form)](form, grid) if inner else PARTS[type(form)](form)
 
 
 class Tuned(nn.Module):
@@ -265,15 +271,20 @@ class Tuned(nn.Module):
     layout = torch.contiguous_format  # of convolution weights, which their outputs follow
 
     def __init__(
-        self, model: nn.Module, forms: Mapping[str, Form], sites: Mapping[str, Site], train: Iterable[str]
-    ):
-        """`model` is copied. `train` names the sites whose leaves learn; the other parameters stand still."""
+        self, model: nn.Module, forms: Mapping[str, Form], sites: Mapping[str, Site], train: Iterable[str],
+        grids: Mapping[str, Grid] | None = None,
+    ):  # fmt: skip
+        """`model` is copied. `train` names the sites whose leaves learn; the other parameters stand still.
+        `grids` says for some of them how their even grids learn, where not as AffinePart does."""
         super().__init__()
         self.sites, self._site_names, self._given = sites, list(train), forms
         net = copy.deepcopy(model)
         # Hidden from parameters(): the forms' leaves are what is trained, not the layers' own weights.
         object.__setattr__(self, "net", net)
-        self.parts = nn.ModuleDict({key(name): part(uncoded(forms[name])) for name in self._site_names})
+        others = grids or {}
+        self.parts = nn.ModuleDict(
+            {key(name): part(uncoded(forms[name]), None, others.get(name)) for name in self._site_names}
+        )
         for name, site in sites.items():
             if name not in self._site_names:
                 value = forms[name].decode().to(site.torch_dtype).clone()

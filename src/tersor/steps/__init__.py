@@ -14,12 +14,13 @@ from tersor.steps.export import Export
 from tersor.steps.factorize import Factorize
 from tersor.steps.finetune import Finetune
 from tersor.steps.measure import Measure
+from tersor.steps.penalize import Penalize
 from tersor.steps.prune import Prune
 from tersor.steps.quantize import Quantize
 
 STEPS: dict[str, type[Any]] = {
     step.name: step
-    for step in (Prune, Quantize, Cluster, Factorize, Finetune, Distill, Entropy, Measure, Export)
+    for step in (Prune, Quantize, Cluster, Factorize, Finetune, Distill, Penalize, Entropy, Measure, Export)
 }
 
 
@@ -38,6 +39,6 @@ def recipe_from_words(words: list[str], seed: int = 0) -> Recipe:
 
 
 __all__ = [
-    "STEPS", "Cluster", "Distill", "Entropy", "Export", "Factorize", "Finetune", "Measure", "Prune",
-    "Quantize", "read_recipe", "recipe_from_words",
+    "STEPS", "Cluster", "Distill", "Entropy", "Export", "Factorize", "Finetune", "Measure", "Penalize",
+    "Prune", "Quantize", "read_recipe", "recipe_from_words",
 ]  # fmt: skip

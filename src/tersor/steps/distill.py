@@ -7,19 +7,16 @@ The teacher is the model as it was given, or another one. Masks, tables and grid
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from torch import nn
-
 from tersor.core.step import Group, Note
 from tersor.core.view import View
 from tersor.errors import SettingError, did_you_mean
-from tersor.model.named import named
 from tersor.settings import check
 from tersor.steps.finetune import Finetune
+from tersor.steps.retrain import check_teacher, teacher_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +32,7 @@ class Distill(Finetune):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.teacher, (str, nn.Module)):
-            raise SettingError(
-                f"distill: teacher={self.teacher!r}, but it is '' (the given model), 'file.py:factory' or "
-                f"a module"
-            )
+        check_teacher(self)
         check(self.feature_weight >= 0, self, "feature_weight", "it is 0 or more")
         if self.share == 0 and not self.features:
             raise SettingError(
@@ -47,11 +40,7 @@ class Distill(Finetune):
             )
 
     def run(self, view: View) -> Iterator[Group]:
-        teacher = self.teacher
-        if isinstance(teacher, str):
-            teacher = named(teacher, "teacher", SettingError, nn.Module) if teacher else view.base()
-        else:
-            teacher = copy.deepcopy(teacher)  # it is moved and put in eval mode
+        teacher = teacher_of(self.teacher, view)
         names = dict(view.model().named_modules())
         for name in filter(None, map(str.strip, self.features.split(","))):
             for side, layers in (("model", names), ("teacher", dict(teacher.named_modules()))):

@@ -6,16 +6,20 @@ distillation repairs what a step costs, with labels or, at share=1, without them
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
+
+from torch import nn
 
 from tersor.core.step import Edit, Group, Note
 from tersor.core.view import View
 from tersor.errors import SettingError
 from tersor.forms import Form
 from tersor.model.fit import OPTIMIZERS, SCHEDULES, Plan
+from tersor.model.named import named
 from tersor.settings import check, check_word
 
 
@@ -67,3 +71,19 @@ class Retrain:
     def sitewise(self) -> bool:
         """Whether each site can be done alone, without the others and without the model."""
         return self.epochs == 0
+
+
+def check_teacher(step: Any) -> None:
+    if not isinstance(step.teacher, (str, nn.Module)):
+        raise SettingError(
+            f"{step.name}: teacher={step.teacher!r}, but it is '' (the given model), 'file.py:factory' or a "
+            "module"
+        )
+
+
+def teacher_of(given: Any, view: View) -> nn.Module:
+    """The teacher that a setting names: "" is the model as it was given. A module is copied, for training
+    moves it and puts it in eval mode."""
+    if isinstance(given, nn.Module):
+        return copy.deepcopy(given)
+    return named(given, "teacher", SettingError, nn.Module) if given else view.base()

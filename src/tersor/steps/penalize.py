@@ -1,0 +1,214 @@
+"""Penalize: train under the price of every bit, towards a size.
+
+loss + price * bits(codes)    w = scale * codes, rounded straight through; bits under a density that is
+                              learned, with a factor for each row and column: model/rated.py
+price     the one that leads to `nbytes`: the size wanted falls, by the same share each step, over the first
+          `warm` of the training, then stands; the price rises where there is more, and falls where less
+after it  constant units are folded away, those that nothing reads are cleared: model/idle.py
+cost     `epochs` passes; an entropy coder asked 20 times what the codes need       Oktay 2019, LilNetX 2023
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from tersor.core.step import Edit, Group, Note
+from tersor.core.view import View
+from tersor.errors import RefusedError, SettingError
+from tersor.forms import Affine, Dense, Form, Masked, refine, uncoded
+from tersor.forms.form import from_rows, to_rows
+from tersor.maths.affine import requantize
+from tersor.maths.units import TINY
+from tersor.model.idle import clear
+from tersor.model.rated import RatedPart
+from tersor.model.sites import Site
+from tersor.model.task import example_inputs
+from tersor.model.tune import Tuned
+from tersor.settings import check, check_word
+from tersor.steps.entropy import Entropy
+from tersor.steps.retrain import Retrain, check_teacher, teacher_of
+
+BITS = 8  # of a code, before it is coded
+EVERY = 10  # training steps between two looks at the size
+ASKED = 20  # times that a training asks the coder
+FIRST = 0.1  # the first price of a bit, over the number of weights: too low to be felt
+PACE = 60.0  # natural logarithms that the price can move in a training
+FASTEST = 0.03  # and in one step of a short one
+FAR = 0.3  # logarithm of the distance to the size that is wanted, from which the pace is highest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Penalize(Retrain):
+    """Train under the price of every bit, towards a size: few, small and clustered codes."""
+
+    name: ClassVar[str] = "penalize"
+    nbytes: int | None = None  # of all stored arrays after entropy coding: the file without its header
+    bits: float = 1.0  # or so many for each weight that is priced, where nbytes is not given
+    price: float | None = None  # or a fixed price of a bit in the loss, in place of a size
+    warm: float = 0.5  # share of the training over which size or price reach what is wanted
+    per: str = "tensor"  # what shares a learned step: "tensor" or "row"
+    step: float = 0.5  # the first step of weights, in their standard deviations; of biases a 32nd of it
+    vectors: bool = True  # biases and norms of the layers too
+    teacher: Any = ""  # "" the model as it was given; "file.py:factory"; in Python also a module
+    epochs: float = 10.0
+    lr: float = 2e-3
+    share: float = 0.5
+    temperature: float = 2.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.epochs > 0, self, "epochs", "it is a number of passes: above 0")
+        check(self.nbytes is None or self.nbytes > 0, self, "nbytes", "it is a number of bytes: above 0")
+        check(0 < self.bits <= BITS, self, "bits", f"it is bits for each weight: above 0, up to {BITS}")
+        check(
+            self.price is None or 0 <= self.price < math.inf,
+            self,
+            "price",
+            "it is a share of the loss: 0 or more",
+        )
+        check(0 <= self.warm <= 1, self, "warm", "it is a share of the training: 0 to 1")
+        check(0 < self.step < math.inf, self, "step", "it is in standard deviations: above 0")
+        check_word(self, "per", ("tensor", "row"))
+        check_teacher(self)
+        if self.nbytes is not None and self.price is not None:
+            raise SettingError("penalize: nbytes and price are both given: a size or a price, not both")
+
+    def run(self, view: View) -> Iterator[Group]:
+        priced = self.priced(view)
+        edits = {}
+        for site in priced:
+            form, how = refine(view.form(site), self.grid, site.axis)
+            edits[site.name] = Edit(site.name, view.form(site), form, how)
+        count = sum(math.prod(site.shape) for site in priced)
+        prices = Prices(self, view, self.nbytes or self.bits * count / 8, count)
+        teacher = teacher_of(self.teacher, view) if self.share > 0 else None
+        moved, facts = view.train(
+            self.plan(), forms={n: e.after for n, e in edits.items()}, teacher=teacher, on_step=prices,
+            begin={n: e.before for n, e in edits.items()}, grids=dict.fromkeys(edits, RatedPart),
+            text=self.name,
+        )  # fmt: skip
+        after = {name: edit.after for name, edit in edits.items()} | moved
+        after, said = cleared(view, after)
+        hows = {name: edit.how for name, edit in edits.items()}
+        group = [Edit(n, view.forms[n], after[n], hows.get(n, "refine")) for n in view.sites if n in after]
+        notes = [zeros(site, after[site.name]) for site in priced]
+        now = nbytes_of({**view.forms, **after})
+        text = f"{self.epochs:g} epochs, about {now} bytes once entropy-coded"
+        if self.price is None:
+            text += f"; wanted {round(prices.target)}"
+        yield (*group, *notes, said, Note("", "trained", text, facts | {"nbytes": now}))
+
+    def priced(self, view: View) -> list[Site]:
+        """The weights that `where` means and, with `vectors`, the biases and norms of their layers."""
+        chosen = view.weights(self.where)
+        names = {site.name for site in chosen}
+        layers = {site.layer for site in chosen}
+        every = self.where in ("*", ("*",))  # norms stand in layers of their own
+        vectors = [
+            site for site in view.sites.values()
+            if self.vectors and site.is_parameter and len(site.shape) == 1 and 0 not in site.shape
+            and site.name not in names and (every or site.layer in layers)
+        ]  # fmt: skip
+        return [*chosen, *vectors]
+
+    def grid(self, w: Tensor, keep: Tensor | None, axis: int) -> Form:
+        """Codes on a first grid, coarse for weights; biases are few, and move every output of their unit."""
+        rows = to_rows(w.detach().float(), axis)
+        rows = rows if keep is None else rows * to_rows(keep, axis)
+        spread = rows if self.per == "tensor" or w.ndim < 2 else rows.unsqueeze(1)
+        size = spread.square().mean((-2, -1)).sqrt().reshape(-1, 1)
+        fine = 1 if w.ndim > 1 else 32
+        scale = (size * self.step / fine).clamp_min(2**-20 * float(rows.abs().max())).clamp_min(TINY)
+        codes = requantize(rows, scale, None, BITS, 0, True)
+        codes = from_rows(codes, tuple(w.shape), axis).contiguous()
+        return Affine(Dense(codes), Dense(scale), None, BITS, 0, axis)
+
+
+class Prices:
+    """The hook that sets the price of a bit while training; its state is in the parts, for resumed runs."""
+
+    def __init__(self, step: Penalize, view: View, target: float, count: int):
+        self.step, self.view, self.target, self.count = step, view, target, count
+
+    def __call__(self, tuned: Tuned, at: int, total: int) -> None:
+        if at % EVERY and at != total - 1:
+            return
+        parts = [module for module in tuned.modules() if isinstance(module, RatedPart)]
+        for part in parts:
+            part.learn()
+        if self.step.price is not None:
+            reached = min(1.0, (at + 1) / (self.step.warm * total)) if self.step.warm else 1.0
+            price = self.step.price * reached
+        else:
+            price = self.towards(tuned, parts, at, total)
+        for part in parts:
+            part.price.fill_(price)
+
+    def towards(self, tuned: Tuned, parts: list[RatedPart], at: int, total: int) -> float:
+        """The price that leads to the size wanted by now."""
+        foretold = sum(part.nbytes for part in parts)
+        first = parts[0]
+        if at // EVERY % max(1, total // EVERY // ASKED) == 0:
+            first.over.fill_(nbytes_of({**self.view.forms, **tuned.fold()}) - foretold)
+        size = max(foretold + float(first.over), 1.0)
+        if at == 0:
+            first.began.fill_(max(size, self.target))
+            return FIRST / self.count
+        way = min(1.0, at / (self.step.warm * total)) if self.step.warm else 1.0
+        wanted = math.log(float(first.began)) * (1 - way) + math.log(self.target) * way
+        off = max(-FAR, min(FAR, math.log(size) - wanted)) / FAR
+        pace = min(PACE / total, FASTEST) * min(EVERY, total)
+        return float(first.price) * math.exp(pace * off)
+
+
+def cleared(view: View, forms: Mapping[str, Form]) -> tuple[dict[str, Form], Note]:
+    """The forms without what is idle, where the model can be looked through; and what there was."""
+    model = view.model(forms).eval()
+    state = {name: uncoded(form) for name, form in {**view.forms, **forms}.items()}
+    names = [name for name in view.sites if zeroable(state[name])]
+    movable = [name for name in names if isinstance(state[name], Dense)]
+    try:
+        changed = clear(model, example_inputs(view.task, model), names, movable)
+    except RefusedError as error:
+        return dict(forms), Note("", "skipped", f"idle units are left in: {error}")
+    count = sum(int(((state[name].decode() != 0) & (value == 0)).sum()) for name, value in changed.items())
+    new = {name: with_zeros(state[name], value) for name, value in changed.items()}
+    said = f"{count} weights and biases of idle units set to zero"
+    return {**forms, **new}, Note("", "cleared", said, {"count": count})
+
+
+def zeroable(form: Form) -> bool:
+    """Whether any element of a form can be made zero by itself."""
+    if isinstance(form, Masked):
+        return zeroable(form.body)
+    return isinstance(form, Dense) or (isinstance(form, Affine) and form.zero is None)
+
+
+def with_zeros(form: Form, value: Tensor) -> Form:
+    """A zeroable form with zeros where `value` has them; a Dense one takes all of it."""
+    if isinstance(form, Dense):
+        return Dense(value.cpu().clone())
+    if isinstance(form, Masked):
+        return form.replace(body=with_zeros(form.body, value))
+    codes = form.children()["codes"].decode()
+    return form.replace(codes=Dense(torch.where(value.cpu() == 0, codes.new_zeros(()), codes)))
+
+
+def zeros(site: Site, form: Form) -> Note:
+    value = form.decode()
+    rows = to_rows(value, site.axis) != 0
+    share = float(rows.float().mean())
+    text = f"{100 * share:.3g} % are not zero; {int((~rows.any(1)).sum())} of {len(rows)} rows"
+    text += f" and {int((~rows.any(0)).sum())} of {rows.shape[1]} columns are empty"
+    return Note(site.name, "done", text, {"nonzero": share})
+
+
+def nbytes_of(forms: Mapping[str, Form]) -> int:
+    """Bytes of these forms once entropy-coded."""
+    return sum(min(Entropy().code(form, None).nbytes, form.nbytes) for form in forms.values())
