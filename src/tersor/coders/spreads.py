@@ -1,0 +1,259 @@
+"""Spreads: the tables of the predictive coder, one for each spread of a code around its mean.
+
+common   all spreads have one shape, exp(-slope * n - bend * n^2) at n spreads from the mean: two numbers in all
+own      a table of its own for groups of spreads next to each other, where that pays: few symbols, or clipped ones
+A table may differ by where between two codes the mean lies; distances are mirrored to be upward.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from tersor.coders import tables
+from tersor.coders.bits import BitReader, BitWriter
+from tersor.coders.fit import UNIT, best_table, cost_of
+from tersor.coders.grid import FRACTIONS, GROUPS, scales
+from tersor.coders.rans import by_symbol
+from tersor.coders.tables import OCTAVES, PAIR, SHAPE_DETAIL, Table, read_table
+from tersor.errors import FormatError
+
+BINS = (1, 2, 4)  # tables for a spread, by the distance of the mean from the nearest code
+COMMON = 3  # in place of a number of bins: tables of the common shape
+SINGLE = 3  # in place of a kind of table: one symbol alone
+COARSE, MEDIUM = 28, 20  # groups from which one table, or two, will do: a spread of 8 codes, of 2
+COMMON_BITS = 12  # precision of common tables, plus 0 to 3
+LISTED = 32  # symbols in a table of its own, at most: a longer list takes longer to read than to decode with
+BLENDS = tuple((16 * k, 46 - 3 * k) for k in range(9))  # from normal towards Laplace
+
+
+class Shape(NamedTuple):
+    """The common shape: depths in 1/64 octaves, at 1 spread from the mean."""
+
+    slope: int
+    bend: int
+    low: int  # symbols from -low to high occur
+    high: int
+    bits: int
+
+
+@dataclass(frozen=True, eq=False)
+class Tables:
+    """All tables, and which of them each kind (group * FRACTIONS + distance) means."""
+
+    tables: list[Table]
+    table_of: np.ndarray  # [GROUPS * FRACTIONS] int16
+
+    def joined(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Shifts [T], frequencies and starts [T * 256], owners of all slots, and where a table's slots begin."""
+        pairs = [by_symbol(table) for table in self.tables]
+        shifts = np.array([table.bits for table in self.tables], dtype=np.int32)
+        owners = [np.repeat(table.symbols, table.frequencies) for table in self.tables]
+        begin = np.cumsum([0, *map(len, owners)])[:-1].astype(np.int32)
+        frequencies, starts = (np.concatenate([pair[k] for pair in pairs]) for k in (0, 1))
+        return shifts, frequencies, starts, np.concatenate(owners), begin
+
+
+@functools.cache
+def bin_of(bins: int) -> np.ndarray:
+    """Which of `bins` tables a distance 0 .. 8 means, [FRACTIONS]."""
+    return np.minimum(np.arange(FRACTIONS) * bins // (FRACTIONS - 1), bins - 1)
+
+
+def bins_for(group: int) -> int:
+    """How many tables of the common shape a group has."""
+    return 1 if group >= COARSE else 2 if group >= MEDIUM else 4
+
+
+def pools_of(counts: np.ndarray, bins: int) -> np.ndarray:
+    """Counts [FRACTIONS, 256] by bin, [bins, 256]."""
+    return np.stack([counts[bin_of(bins) == b].sum(0) for b in range(bins)])
+
+
+def frequencies_of(shape: Shape, group: int) -> np.ndarray:
+    """Frequencies [bins, low + 1 + high] of the symbols -low .. high for the bins of a group."""
+    bins = bins_for(group)
+    center = np.array(
+        [np.flatnonzero(bin_of(bins) == b).sum() // (bin_of(bins) == b).sum() for b in range(bins)]
+    )
+    inverse = int(scales()[0][2 * group])
+    away = abs(16 * np.arange(-shape.low, shape.high + 1) - center[:, None])  # 1/16 codes
+    n = (away * inverse) >> 12  # 1/256 spreads
+    depths = (shape.slope * n + ((shape.bend * n * n) >> 8)) >> 8
+    return tables.frequencies(np.minimum(depths, OCTAVES << SHAPE_DETAIL), SHAPE_DETAIL, shape.bits)
+
+
+def common_cost(counts: np.ndarray, shape: Shape, groups: list[int]) -> np.ndarray:
+    """Bits of each group's codes with common tables, [len(groups)]."""
+    inside = np.arange(-shape.low, shape.high + 1) & 255
+    found = []
+    for group in groups:
+        pools = pools_of(counts[group], bins_for(group))[:, inside]
+        found.append(cost_of(pools, frequencies_of(shape, group), shape.bits).sum() / UNIT)
+    return np.array(found)
+
+
+def best_shape(counts: np.ndarray, groups: list[int]) -> Shape:
+    """The common shape for counts [GROUPS, FRACTIONS, 256]: a blend of normal and Laplace, then descent."""
+    present = np.flatnonzero(counts.sum((0, 1)))
+    signed = np.where(present < 128, present, present - 256)
+    low, high = max(0, -int(signed.min())), max(0, int(signed.max()))
+
+    def cost(slope: int, bend: int, bits: int = 15) -> float:
+        return float(common_cost(counts, Shape(slope, bend, low, high, bits), groups).sum())
+
+    best = min(BLENDS, key=lambda blend: cost(*blend))
+    for stride in (6, 2, 1):
+        near = [
+            (best[0] + stride * a, best[1] + stride * b)
+            for a in (0, -1, 1) for b in (0, -1, 1)
+            if 0 <= best[0] + stride * a < 256 and 0 <= best[1] + stride * b < 256 and best != (0, 0)
+        ]  # fmt: skip
+        best = min(near or [best], key=lambda blend: cost(*blend))
+    costs = {bits: cost(*best, bits) for bits in range(COMMON_BITS, COMMON_BITS + 4)}
+    bits = min(bits for bits, c in costs.items() if c <= 1.0005 * min(costs.values()))
+    return Shape(*best, low, high, bits)
+
+
+def own_cost(group: np.ndarray) -> tuple[float, int]:
+    """(bits, bins) of counts [FRACTIONS, 256] with tables of their own; dear where there are many symbols."""
+    return min((sum(map(pool_cost, pools_of(group, bins))), bins) for bins in BINS)
+
+
+def pool_cost(counts: np.ndarray) -> float:
+    """Bits of these symbols and of their table, about."""
+    n = counts[counts > 0]
+    if len(n) < 2:
+        return 12.0
+    if len(n) > LISTED:
+        return float("inf")
+    return float((n * np.log2(n.sum() / n)).sum()) + 16.0 + 4.0 * len(n)
+
+
+class Run(NamedTuple):
+    """Groups next to each other with tables of one kind."""
+
+    groups: int
+    bins: int  # 1, 2 or 4 tables of their own; 0: common ones
+    counts: np.ndarray  # [FRACTIONS, 256] of all of them
+    cost: float
+
+
+def runs_of(counts: np.ndarray, shape: Shape, groups: list[int]) -> list[Run]:
+    """All groups in runs, merged as long as that costs less."""
+    common = dict(zip(groups, common_cost(counts, shape, groups).tolist(), strict=True))
+    runs: list[Run] = []
+    done = 0
+    for group in groups:
+        size = group + 1 - done  # groups without codes cost nothing: they join the next
+        done = group + 1
+        own, bins = own_cost(counts[group])
+        here = Run(size, 0, counts[group], common[group])
+        if own < common[group]:
+            here = Run(size, bins, counts[group], own)
+        while runs:
+            both = runs[-1].counts + here.counts
+            if not runs[-1].bins and not here.bins:
+                here = Run(runs[-1].groups + here.groups, 0, both, runs[-1].cost + here.cost)
+            else:
+                own, bins = own_cost(both)
+                if own > runs[-1].cost + here.cost:
+                    break
+                here = Run(runs[-1].groups + here.groups, bins, both, own)
+            runs.pop()
+        runs.append(here)
+    runs[-1] = runs[-1]._replace(groups=runs[-1].groups + GROUPS - done)
+    return runs
+
+
+def plan_tables(spec: BitWriter, counts: np.ndarray) -> Tables:
+    """Tables for counts [GROUPS, FRACTIONS, 256], and their text in `spec`."""
+    groups = np.flatnonzero(counts.any((1, 2))).tolist()
+    shape = best_shape(counts, groups)
+    runs = runs_of(counts, shape, groups)
+    is_common = any(not run.bins for run in runs)
+    spec.bits(is_common, 1)
+    if is_common:
+        write_shape(spec, shape)
+    found, table_of, at = [], np.zeros((GROUPS, FRACTIONS), dtype=np.int16), 0
+    for run in runs:
+        spec.golomb(run.groups - 1)
+        spec.bits(BINS.index(run.bins) if run.bins else COMMON, 2)
+        if run.bins:
+            table_of[at : at + run.groups] = len(found) + bin_of(run.bins)
+            found += [write_table(spec, pool) for pool in pools_of(run.counts, run.bins)]
+        else:
+            add_common(found, table_of, shape, at, at + run.groups)
+        at += run.groups
+    return Tables(found, table_of.reshape(-1))
+
+
+def add_common(found: list[Table], table_of: np.ndarray, shape: Shape, begin: int, end: int) -> None:
+    symbols = (np.arange(-shape.low, shape.high + 1) & 255).astype(np.uint8)
+    for group in range(begin, end):
+        table_of[group] = len(found) + bin_of(bins_for(group))
+        found += [Table(shape.bits, symbols, row) for row in frequencies_of(shape, group)]
+
+
+def write_shape(spec: BitWriter, shape: Shape) -> None:
+    for number in (shape.slope, shape.bend, shape.low, shape.high):
+        spec.bits(number, 8)
+    spec.bits(shape.bits - COMMON_BITS, 2)
+
+
+def write_table(spec: BitWriter, pool: np.ndarray) -> Table:
+    present = np.flatnonzero(pool)
+    if len(present) < 2:
+        symbol = int(present[0]) if len(present) else 0
+        spec.bits(SINGLE, 2)
+        spec.bits(symbol, 8)
+        return single(symbol)
+    choice = best_table(pool)
+    spec.bits(choice.kind, 2)
+    spec.bits(choice.head.value, choice.head.length)
+    return choice.table
+
+
+def single(symbol: int) -> Table:
+    return Table(0, np.array([symbol], dtype=np.uint8), np.array([1]))
+
+
+def read_tables(data: bytes, at: int) -> tuple[Tables, int]:
+    """The tables, and where they end."""
+    source = BitReader(data, at)
+    shape = read_shape(source) if source.bits(1) else None
+    found: list[Table] = []
+    table_of = np.zeros((GROUPS, FRACTIONS), dtype=np.int16)
+    group = 0
+    while group < GROUPS:
+        size, code = source.golomb() + 1, source.bits(2)
+        if group + size > GROUPS:
+            raise FormatError(f"coded stream: tables for {group + size} spreads, but there are {GROUPS}")
+        if code == COMMON and shape is None:
+            raise FormatError("coded stream: common tables, but their shape is missing")
+        if code == COMMON and shape is not None:
+            add_common(found, table_of, shape, group, group + size)
+        else:
+            table_of[group : group + size] = len(found) + bin_of(BINS[code])
+            found += [read_own(source) for _ in range(BINS[code])]
+        group += size
+    return Tables(found, table_of.reshape(-1)), source.byte_end()
+
+
+def read_shape(source: BitReader) -> Shape:
+    slope, bend, low, high = (source.bits(8) for _ in range(4))
+    if low > 128 or high > 127:
+        raise FormatError(f"coded stream: symbols from -{low} to {high}, but -128 to 127 are the widest")
+    return Shape(slope, bend, low, high, COMMON_BITS + source.bits(2))
+
+
+def read_own(source: BitReader) -> Table:
+    kind = source.bits(2)
+    if kind == SINGLE:
+        return single(source.bits(8))
+    if kind > PAIR:
+        raise FormatError(f"coded stream: a table of kind {kind}, but 0 to {PAIR} are defined")
+    return read_table(source, kind)
