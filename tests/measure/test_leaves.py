@@ -72,10 +72,15 @@ def test_every_leaf_is_there_once_and_bytes_add_up() -> None:
 @pytest.mark.parametrize(
     "array",
     [
-        torch.tensor([math.nan, math.inf, 1.0]), torch.tensor([1 + 2j]), torch.tensor([], dtype=torch.int64),
-        torch.tensor([-1e308, 1e308], dtype=torch.float64), torch.tensor([-(2**62), 2**62]), torch.tensor([True]), torch.full((9,), 7, dtype=torch.int32),
+        torch.tensor([math.nan, math.inf, 1.0]),
+        torch.tensor([1 + 2j]),
+        torch.tensor([], dtype=torch.int64),
+        torch.tensor([-1e308, 1e308], dtype=torch.float64),
+        torch.tensor([-(2**62), 2**62]),
+        torch.tensor([True]),
+        torch.full((9,), 7, dtype=torch.int32),
     ],
-)  # fmt: skip
+)
 def test_unusual_values_have_a_histogram_or_none(array: torch.Tensor) -> None:
     (leaf,) = leaves_of(Dense(array))
     assert sum(leaf.counts) <= array.numel()

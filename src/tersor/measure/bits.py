@@ -47,7 +47,14 @@ def bound(form: Form, keep: Tensor | None) -> float:
             return log2_choose(array.numel(), int(array.sum()))
         if array.is_floating_point():
             return 8.0 * (form.nbytes if isinstance(form, Coded) else array.nbytes)
-        counts = torch.unique(array, return_counts=True)[1]
-        return array.numel() * entropy_bits(counts.tolist())
+        return array.numel() * entropy_bits(counts_of(array).tolist())
     inner = form.within(keep) if isinstance(form, Masked) else keep
     return sum(bound(child, inner if key in form.aligned else None) for key, child in form.children().items())
+
+
+def counts_of(array: Tensor) -> Tensor:
+    """How often each value of the integers occurs."""
+    if array.dtype.itemsize > 1:
+        return torch.unique(array, return_counts=True)[1]
+    counts = torch.bincount(array.reshape(-1).view(torch.uint8))  # several times as fast
+    return counts[counts > 0]

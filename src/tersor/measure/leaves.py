@@ -2,8 +2,8 @@
 
 order0 = sum over byte planes of N * H(histogram of the plane)      a code or a mask has one plane
 A coder that looks at neighbors may go below it; a table, a state and a header are above it. What a mask hides
-is not counted. A few floats count as they are: their histogram would say less than it costs. Cost: the leaf is
-decoded.
+is not counted. A few floats count as they are: their histogram would say less than it costs.
+Cost: the leaf is decoded.
 """
 
 from __future__ import annotations

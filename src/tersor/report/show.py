@@ -33,8 +33,8 @@ REST = {
 def shown(result: Compressed, path: Path, site: str | None = None) -> dict[str, Any]:
     """The facts of a file that was loaded, of the sites that the glob `site` means (default: all).
 
-    To those of facts_of come `nbytes`, `order0` (bits), `share` and `leaves` of each site, `parts` of the file
-    in bytes, and `sum` of the sites that are shown.
+    To those of facts_of come `nbytes`, `order0` (bits), `share` and `leaves` of each site, `parts` of the
+    file in bytes, and `sum` of the sites that are shown.
     """
     nbytes = path.stat().st_size
     facts: dict[str, Any] = {"file": {"name": path.name, "nbytes": nbytes}, **facts_of(result)}
@@ -85,11 +85,14 @@ def tables(facts: Facts) -> Iterator[RenderableType]:
     yield sites(facts)
     if facts["steps"]:
         yield ledger(facts)
+    if "html" in facts:
+        yield f"written to {facts['html']['name']}, {whole(facts['html']['nbytes'])} bytes"
     yield f"base {facts['base']}, result {facts['result']}, ledger {facts['ledger']}"
 
 
 def sites(facts: Facts) -> RenderableType:
-    table = grid("site", "shape", "form", ">bytes", ">bits/weight", ">order 0", ">distance", ">share")
+    table = grid("site", "shape", "form", ">bytes", ">bits", ">order 0", ">distance", ">share")
+    table.columns[0].overflow = "fold"  # a name without its end names nothing
     for name, site in facts["sites"].items():
         shape = " x ".join(map(str, site["shape"])) or "scalar"
         table.add_row(name, shape, site["form"], *costs(site, facts))
