@@ -115,9 +115,9 @@ def array(raw: bytes, dtype: str, shape: tuple[int, ...]) -> Array:
 # 2. The metadata, 3. The text
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "format.md"
-# The page's one block marked as text: the dictionary.
-LINES = PAGE.read_text(encoding="utf-8").partition("```text\n")[2].partition("```")[0]
-DICTIONARY = LINES.replace("\n", "").encode()
+# The page's two blocks marked as text: the dictionaries of sections 3 and 11.
+BLOCKS = re.findall(r"^```text\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+DICTIONARY, TINY_DICTIONARY = (block.replace("\n", "").encode() for block in BLOCKS)
 KEYS = {"sites", "aliases", "base", "recipe", "ledger"}
 
 
@@ -130,18 +130,43 @@ def text_of(tensors: dict[str, Array], metadata: dict[str, str]) -> tuple[dict[s
     check(holder is not None and holder.dtype == "uint8" and holder.values.ndim == 1, "no tensor 'tersor'")
     raw = holder.values.tobytes()
     check(2 <= size <= 65536 + 32 * len(raw), "more text than the bytes justify")
-    unpacker = zlib.decompressobj(-15, DICTIONARY)
+    text, small = inflated(raw, size, DICTIONARY)
+    check(len(text) == size, "a text of another length")
+    check(metadata.get("crc") == f"{zlib.crc32(text):08x}", "the text is damaged")
+    return document_of(text, KEYS), small
+
+
+def inflated(raw: bytes, most: int, dictionary: bytes) -> tuple[bytes, bytes]:
+    """(the text, what follows it)."""
+    unpacker = zlib.decompressobj(-15, dictionary)
     try:
-        text = unpacker.decompress(raw, size)
+        text = unpacker.decompress(raw, most)
         rest = unpacker.decompress(unpacker.unconsumed_tail, 1) if not unpacker.eof else b""
     except zlib.error as error:
         raise BadFile(f"deflate: {error}") from None
-    check(len(text) == size and not rest and unpacker.eof, "a text of another length")
-    check(metadata.get("crc") == f"{zlib.crc32(text):08x}", "the text is damaged")
+    check(not rest and unpacker.eof, "a text of another length")
+    return text, unpacker.unused_data
+
+
+def document_of(text: bytes, keys: set[str]) -> dict[str, Any]:
     document = parse(text)
-    check(isinstance(document, dict) and set(document) <= KEYS, "unknown keys")
+    check(isinstance(document, dict) and set(document) <= keys, "unknown keys")
     check(isinstance(document.get("sites"), dict), "no sites")
-    return document, unpacker.unused_data
+    return document
+
+
+# 11. The short header
+
+MAGIC = bytes.fromhex("54535201")
+
+
+def short(data: bytes) -> tuple[dict[str, Any], bytes]:
+    """(the text, the bytes of the leaves)."""
+    check(8 < len(data) <= 67_108_864, "the short header is of small files")
+    body = data[8:]
+    check(zlib.crc32(body) == struct.unpack("<I", data[4:8])[0], "damaged")
+    text, leaves = inflated(body, 65536 + 32 * len(body), TINY_DICTIONARY)
+    return document_of(text, {"sites", "aliases"}), leaves
 
 
 # 4. Sites
@@ -149,9 +174,10 @@ def text_of(tensors: dict[str, Array], metadata: dict[str, str]) -> tuple[dict[s
 SITE = {"dtype": "float32", "kind": "other", "axis": 0, "groups": 1}
 
 
-def check_site(site: Any) -> dict[str, Any]:
+def check_site(site: Any, *, signed: bool = True) -> dict[str, Any]:
     """The site with what was left out."""
-    check(isinstance(site, dict) and set(site) <= {"form", "shape", "digest", "layer", *SITE}, "unknown keys")
+    keys = {"form", "shape", "layer", *SITE} | ({"digest"} if signed else set())
+    check(isinstance(site, dict) and set(site) <= keys, "unknown keys")
     site = SITE | site
     site["shape"] = check_shape(site.get("shape"))
     check(isinstance(site["dtype"], str) and site["dtype"] in NUMPY, "bad dtype")
@@ -160,7 +186,7 @@ def check_site(site: Any) -> dict[str, Any]:
     )
     check(natural(site["axis"]) and site["axis"] < max(len(site["shape"]), 1), "bad axis")
     check(natural(site["groups"]) and site["groups"] > 0, "bad groups")
-    check(is_digest(site.get("digest")), "bad digest")
+    check(not signed or is_digest(site.get("digest")), "bad digest")
     return site
 
 
@@ -314,10 +340,14 @@ def shape_of(node: Node) -> tuple[int, ...]:
 def read(path: str | Path) -> dict[str, Array]:
     """All tensors of a file, decoded."""
     data = Path(path).read_bytes()
-    tensors, metadata = container(data)
-    document, small = text_of(tensors, metadata)
+    signed, tensors = data[:4] != MAGIC, {}
+    if signed:
+        tensors, metadata = container(data)
+        document, small = text_of(tensors, metadata)
+    else:
+        document, small = short(data)
     trees = Trees(tensors, small)
-    sites = {name: check_site(site) for name, site in document["sites"].items()}
+    sites = {name: check_site(site, signed=signed) for name, site in document["sites"].items()}
     nodes = {
         name: trees.build(site.get("form"), list(site["shape"]), site["dtype"], name)
         for name, site in sites.items()
@@ -328,7 +358,7 @@ def read(path: str | Path) -> dict[str, Array]:
     check(claimed <= 16_777_216 + 1024 * len(data), "more elements than the bytes justify")
     found = {}
     for name, site in sites.items():
-        check(digest(nodes[name]) == site["digest"], f"{name}: damaged")
+        check(not signed or digest(nodes[name]) == site["digest"], f"{name}: damaged")
         try:
             value = decoded(nodes[name])
         except BadStream as error:

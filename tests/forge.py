@@ -29,6 +29,7 @@ class Pieces:
     tensors: dict[str, tuple[str, list[int], bytes]] = field(default_factory=dict)  # dtype, shape, bytes
     small: bytes = b""  # the small leaves
     metadata: dict[str, str] = field(default_factory=dict)  # in place of what follows from the text
+    tiny: bool = False  # with the short header
 
     def add(self, name: str, dtype: str, shape: list[int], data: bytes) -> None:
         self.tensors[name] = (dtype, shape, data)
@@ -43,6 +44,8 @@ class Pieces:
         for name, site in self.document["sites"].items():
             root = trees.build(site["form"], site["shape"], site.get("dtype", "float32"), name)
             site["digest"] = reference.digest(root)
+            if self.tiny:
+                del site["digest"]
         return self
 
     def sign_by(self, digest: str) -> "Pieces":
@@ -57,11 +60,18 @@ class Pieces:
 
     def with_text(self, text: bytes) -> bytes:
         """The file with this text, whatever it says."""
-        packer = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_DEFAULT_STRATEGY, reference.DICTIONARY)
+        words = reference.TINY_DICTIONARY if self.tiny else reference.DICTIONARY
+        packer = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_DEFAULT_STRATEGY, words)
         data = packer.compress(text) + packer.flush() + self.small
+        if self.tiny:
+            return tiny_file(data)
         metadata = {"tersor": "1", "size": str(len(text)), "crc": f"{zlib.crc32(text):08x}"} | self.metadata
         tensors = self.tensors | {"tersor": ("U8", [len(data)], data)}
         return safetensors_file(tensors, metadata)
+
+
+def tiny_file(body: bytes) -> bytes:
+    return reference.MAGIC + struct.pack("<I", zlib.crc32(body)) + body
 
 
 def safetensors_file(
@@ -91,6 +101,10 @@ def header_of(data: bytes) -> tuple[Json, bytes]:
 
 
 def take_apart(data: bytes) -> Pieces:
+    if data[:4] == reference.MAGIC:
+        unpacker = zlib.decompressobj(-15, reference.TINY_DICTIONARY)
+        text = unpacker.decompress(data[8:])
+        return Pieces(json.loads(text), {}, unpacker.unused_data, tiny=True)
     header, payload = header_of(data)
     header.pop("__metadata__")
     held = {

@@ -4,6 +4,7 @@ import io
 import json
 import pickle
 import zipfile
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,7 +18,9 @@ from forge import (
     header_of,
     one_site,
     plain,
+    reference,
     safetensors_file,
+    tiny_file,
     with_header,
 )
 
@@ -218,7 +221,39 @@ def ledgers() -> Iterator[Case]:
     yield "ledger-digest", ledger({"site": "w", "how": "wrap"}, name="x"), "before must be 16 hex digits"
 
 
+def short_headers() -> Iterator[Case]:
+    pieces = Pieces({"sites": {"w": {"shape": [2], "form": "dense"}}}, small=floats(1, 2), tiny=True)
+    good = pieces.bytes()
+    told = {"sites": {"w": pieces.document["sites"]["w"] | {"digest": "0" * 16}}}
+    bits = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_FIXED)
+    bomb = bits.compress(b" " * 300_000) + bits.flush()
+    yield "tiny-short", good[:8], "more than 8"
+    yield "tiny-cut", good[:-1], "CRC"
+    yield "tiny-flipped", good[:-1] + bytes([good[-1] ^ 1]), "CRC"
+    yield "tiny-more", tiny_file(good[8:] + b"0"), "small leaves take 8 bytes, but 9"
+    yield "tiny-less", tiny_file(good[8:-1]), "small leaves take 8 bytes, but 7"
+    yield "tiny-no-end", tiny_file(good[8:12]), "its text does not end"
+    yield "tiny-bomb", tiny_file(bomb), "its text does not end"
+    yield "tiny-number", reference.MAGIC[:3] + b"\2" + good[4:], "short header has another number"
+    yield "tiny-digest", Pieces(told, small=pieces.small, tiny=True).bytes(), "no key 'digest'"
+    yield "tiny-base", changed(pieces, base="0" * 16).bytes(), "no key 'base'"
+    yield "tiny-ledger", changed(pieces, ledger=[]).bytes(), "no key 'ledger'"
+    yield "tiny-empty", changed(pieces, sites=[]).bytes(), "sites must be an object"
+
+
 def to_refuse() -> dict[str, tuple[bytes, str]]:
     """The files that must be refused, by name: (bytes, a part of what is said)."""
-    groups = (other_files, damage, headers, texts, sites, trees, forms, streams, claims, ledgers)
+    groups = (
+        other_files,
+        damage,
+        headers,
+        texts,
+        sites,
+        trees,
+        forms,
+        streams,
+        claims,
+        ledgers,
+        short_headers,
+    )
     return {name: (data, said) for group in groups for name, data, said in group()}

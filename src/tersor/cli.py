@@ -38,6 +38,12 @@ Arch = Annotated[
     str | None, typer.Option("--arch", metavar="FILE.py:NAME", help="the code that FILE.tersor is for")
 ]
 Folder = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="folder of the results")]
+Tiny = Annotated[
+    bool, typer.Option("--tiny", help="the short header, for files of a few kB: no ledger, one checksum")
+]
+Workers = Annotated[
+    int | None, typer.Option("--workers", metavar="N", help="threads; left out: one for each core")
+]
 Json = Annotated[bool, typer.Option("--json", help="one JSON document on stdout, and nothing else there")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress on stderr")]
 
@@ -92,6 +98,7 @@ def run(
     resume: Annotated[bool, typer.Option("--resume", help="go on with the run in DIR/journal")] = False,
     seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="not the recipe's own")] = None,
     export: Annotated[bool, typer.Option("--export", help="also write DIR/model.onnx")] = False,
+    tiny: Tiny = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> Answer:
@@ -106,7 +113,7 @@ def run(
     data = None if task is None else task_from(task)
     given = given_model(model, weights=weights, arch=arch)
     with watching(quiet=quiet, plain=json) as watch:
-        _, facts = job(given, steps, data, out, resume=resume, export=export, watch=watch)
+        _, facts = job(given, steps, data, out, resume=resume, export=export, tiny=tiny, watch=watch)
     return Answer(facts, json, report)
 
 
@@ -138,13 +145,21 @@ def show(
     site: Annotated[
         str | None, typer.Argument(metavar="[SITE]", help="a name or a glob: conv1.weight, 'conv*'")
     ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", metavar="OUT.html", help="also draw where the bytes are, in a page"),
+    ] = None,
     json: Json = False,
 ) -> Answer:
-    """Show forms, bits and history of a file."""
+    """Show forms, bytes and history of a file."""
     from tersor.io import load
+    from tersor.report.html import write
     from tersor.report.show import shown, tables
 
-    return Answer(shown(load(file), file, site), json, tables)
+    facts = shown(load(file), file, site)
+    if html is not None:
+        facts["html"] = write(facts, html, file)
+    return Answer(facts, json, tables)
 
 
 @app.command()
@@ -154,27 +169,44 @@ def pack(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="the .tersor file to write")],
     words: Words = None,
+    *,
+    tiny: Tiny = False,
+    workers: Workers = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> Answer:
     """Compress weights, losslessly unless told more."""
     from tersor import io
     from tersor.given import given_recipe
-    from tersor.report.files import lines, sizes
+    from tersor.report.files import packed, packed_lines
     from tersor.report.progress import watching
 
     with watching(quiet=quiet, plain=json) as watch:
         watch.step(1, 1, "pack")
-        io.pack(weights, out, given_recipe(None, words or ["entropy"]), watch=watch)
-    return Answer(sizes(weights, out), json, lines)
+        recipe = given_recipe(None, words or ["entropy"])
+        done = io.pack(weights, out, recipe, tiny=tiny, workers=workers, watch=watch)
+    return Answer(packed(weights, out, done), json, packed_lines)
 
 
 @app.command()
 def unpack(
     file: File,
     out: Annotated[
-        Path, typer.Option("--out", "-o", metavar="WEIGHTS", help="the .safetensors file to write")
+        Path,
+        typer.Option(
+            "--out", "-o", metavar="WEIGHTS", help="the .safetensors file to write, or a new folder"
+        ),
     ],
+    *,
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", metavar="GLOB", help="only these tensors; the others are not read"),
+    ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option("--shard", metavar="SIZE", help="a folder of files of so much each: 2GB"),
+    ] = None,
+    workers: Workers = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> Answer:
@@ -185,17 +217,17 @@ def unpack(
 
     with watching(quiet=quiet, plain=json) as watch:
         watch.step(1, 1, "unpack")
-        io.unpack(file, out, watch=watch)
+        io.unpack(file, out, only=only or "*", shard=shard, workers=workers, watch=watch)
     return Answer(sizes(file, out), json, lines)
 
 
 @app.command()
-def verify(file: File, json: Json = False) -> Answer:
+def verify(file: File, workers: Workers = None, json: Json = False) -> Answer:
     """Check every part of a file."""
     from tersor import io
     from tersor.report.files import verified, verified_lines
 
-    facts = verified(file, io.verify(file))
+    facts = verified(file, io.verify(file, workers=workers))
     return Answer(facts, json, verified_lines, code=0 if facts["sound"] else 1)
 
 

@@ -32,13 +32,14 @@ MODEL, LOCK, REPORT, JOURNAL = "model.tersor", "recipe.lock.yaml", "report.json"
 
 def job(
     given: Compressed, recipe: Recipe, task: Task | None, out: str | Path, *,
-    resume: bool = False, journal: bool = True, export: bool = False, watch: Watch | None = None,
+    resume: bool = False, journal: bool = True, export: bool = False, tiny: bool = False,
+    watch: Watch | None = None,
 ) -> tuple[Compressed, dict[str, Any]]:  # fmt: skip
     """Run the recipe and write the folder of results; (result, facts).
 
     Accuracy is measured at the end where a task is given and the recipe has not measured it there. Under a
     launcher of many processes each runs the recipe, and the first one writes. `export` comes last, so that
-    a model that cannot be exported is still compressed.
+    a model that cannot be exported is still compressed. `tiny` as in io.save.
     """
     if export and task is None:
         raise SettingError("--export needs a task, for inputs to compare with. Give --task")
@@ -60,7 +61,7 @@ def job(
     facts["out"] = str(out)
     facts["files"] = {
         "given": {"nbytes": plain_nbytes(given, out), "what": "its tensors as they are, in safetensors"},
-        "result": {"nbytes": save(result, out / MODEL), "name": MODEL},
+        "result": {"nbytes": save(result, out / MODEL, tiny=tiny), "name": MODEL},
     }
     if load(out / MODEL).digest != result.digest:
         raise RefusedError(f"{out / MODEL}: what was written does not read back as what was meant")

@@ -193,9 +193,11 @@ def model() -> Compressed:
 
 
 def to_read() -> dict[str, Compressed]:
-    """The files that must be read, by name."""
+    """The files that must be read, by name; those called tiny have the short header."""
     alone = {name: result({"w": form}) for name, form in (FORMS | COMPOSED).items()}
-    return alone | {"dtypes": dtypes(), "halves": halves(), "model": model()}
+    composed = result({**COMPOSED, "": Dense(whole(2)), "large": Dense(whole(16, 17))})
+    tiny = {"tiny-model": model(), "tiny-composed": composed, "tiny-none": result({})}
+    return alone | {"dtypes": dtypes(), "halves": halves(), "model": model()} | tiny
 
 
 def expected(compressed: Compressed) -> Json:
@@ -212,7 +214,7 @@ def expected(compressed: Compressed) -> Json:
 def write(folder: Path) -> None:
     (folder / "refused").mkdir(parents=True, exist_ok=True)
     for name, compressed in to_read().items():
-        save(compressed, folder / f"{name}.tersor")
+        save(compressed, folder / f"{name}.tersor", tiny=name.startswith("tiny"))
     for name, (data, _) in to_refuse().items():
         (folder / "refused" / f"{name}.tersor").write_bytes(data)
     write_table(folder / "expected.json", {name: expected(result) for name, result in to_read().items()})

@@ -26,6 +26,7 @@ from tersor.errors import FormatError, SettingError
 from tersor.io.header import CODES, Slot
 from tersor.io.tensors import TensorFile, cannot_read, read_range
 from tersor.io.text import parse
+from tersor.io.tiny import MAGIC
 
 FILES = ("*.safetensors", "*.bin", "*.pt", "*.pth")  # of a folder: the first kind that is there
 WRAPPED = ("state_dict", "model_state_dict", "model", "module", "net", "params", "weights")
@@ -125,6 +126,8 @@ def open_part(path: Path) -> SafetensorsPart | TorchPart:
             head = file.read(8)
     except OSError as error:
         raise cannot_read(path, error) from None
+    if head.startswith(MAGIC):
+        raise packed_already(path)
     is_torch = head.startswith((b"PK\x03\x04", b"\x80\x02"))
     return TorchPart(path) if is_torch else SafetensorsPart(path)
 
@@ -139,7 +142,11 @@ class SafetensorsPart(TensorFile):
         super().__init__(path)
         if "tersor" in self.metadata:
             self.close()
-            raise SettingError(f"{path}: it is a .tersor file already. Unpack it: tersor unpack FILE -o OUT")
+            raise packed_already(path)
+
+
+def packed_already(path: Path) -> SettingError:
+    return SettingError(f"{path}: it is a .tersor file already. Unpack it: tersor unpack FILE -o OUT")
 
 
 class TorchPart:

@@ -45,6 +45,27 @@ e","codes":"dense","scale":{"form":"dense","shape":[1,1]}}},"fc1.bias":{"shape":
 ":{"form":"coded","planes":[
 """
 
-DICTIONARY = LINES.replace("\n", "").encode()
+# Of files with the short header, which have no digests and no ledger: some 10 of 110 bytes less than with the
+# other. The order was found by trial on two small networks, compressed in six ways, names as three libraries
+# have them.
+TINY_LINES = """
+"convtranspose","embedding","attention","recurrent","float16","bfloat16","float64","int16","int32","
+int64""aliases":{"axis":1,"groups":"layer":""dtype":"{"form":"sum","a":{"form":"lowrank","left":"b":
+"right":{"form":"loggrid","codes":"terms":2,"group":64"zero":{"form":"dense","shape":[running_mean":
+{"shape":[running_var":{"shape":[num_batches_tracked":{"shape":[],"dtype":"int64","kind":"buffer","f
+orm":"dense"},""embed."blocks."features."classifier.],"pack":true},"body":{"form":"codebook","index"
+:{"form":"coded","planes":["bits":2,"book":{"form":"dense","shape":[16]}}}},""bits":8,"conv1.weight"
+:{"shape":[]},"scale":{"form":"dense","shape":[1,1]}}},"]},"body":{"form":"codebook","index":{"form"
+:"coded","planes":[],"kept":true},"scale":{"form":"dense","shape":[1,1]}}}},"net..weight":{"shape":[
+],"kept":true},"book":{"form":"dense","shape":[8]}}}},""conv2.weight":{"shape":["},"fc3.weight":{"sh
+ape":[10,],"pack":true},"body":{"form":"affine","bits":4,"codes":{"form":"coded","planes":[.bias":{"
+shape":[10],"kind":"linear","form":"dense"}}}],"kind":"linear","form":{"form":"coded","planes":[],"k
+ind":"linear","form":{"form":"affine","bits":4,"codes":{"form":"coded","planes":[{"sites":{"fc1.weig
+ht":{"shape":[300,784],"kind":"linear","form":{"form":"masked","keep":{"form":"coded","planes":[]},"
+scale":{"form":"dense","shape":[10,1]}}},",5,5],"kind":"conv","form":{"form":"affine","bits":4,"code
+s":{"form":"coded","planes":[]}},"fc2.weight":{"shape":[],"kind":"linear","form":"dense"},"layers..b
+ias":{"shape":[10],"form":"dense"}}}
+"""
 
-TINY_DICTIONARY = DICTIONARY
+DICTIONARY = LINES.replace("\n", "").encode()
+TINY_DICTIONARY = TINY_LINES.replace("\n", "").encode()

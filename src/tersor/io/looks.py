@@ -12,6 +12,7 @@ LOOKS: tuple[tuple[bytes, str, str], ...] = (
     (b"\x80\x03", "a pickle", SAVE),
     (b"\x80\x04", "a pickle", SAVE),
     (b"\x80\x05", "a pickle", SAVE),
+    (b"TSR", "a .tersor file whose short header has another number", "A newer tersor may read it"),
     (b"GGUF", "a GGUF file", SAVE),
     (b"\x89HDF", "an HDF5 file, such as Keras weights", SAVE),
     (b"\x93NUMPY", "a numpy array", SAVE),

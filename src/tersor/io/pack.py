@@ -66,10 +66,9 @@ def pack(
         packing = Packing(source, recipe, watch or Watch())
         with atomic(out) as file, TensorWriter(Path(out).parent) as tensors:
             builder = Builder(tensors, tiny=tiny)
-            done = in_order(source.slots, packing.nbytes, packing.read, packing.work, workers)
-            for number, one in enumerate(done, 1):
+            for one in in_order(source.slots, packing.nbytes, packing.read, packing.work, workers):
                 packing.keep(one, builder)
-                packing.watch.progress(number, len(source.slots), one.site.name)
+                del one  # or it waits in memory for the next one
             ledger = packing.ledger()
             packing.check_lock(ledger.base, builder.digests)
             nbytes = builder.finish(file, packing.aliases, ledger)
@@ -110,7 +109,7 @@ class Packing:
         self.base: dict[str, str] = {}  # digests of what was given
         self.entries: list[list[Entry]] = [[] for _ in recipe.steps]
         self.stored: dict[tuple[str, str], str] = {}  # digests before and after -> site
-        self.before = 0
+        self.before = self.kept = 0
         self.names = frozenset(self.sites)
         for number in range(len(recipe.steps)):
             # With every site done a step does nothing but look for what its `where` means.
@@ -161,6 +160,8 @@ class Packing:
         """Write what became of a tensor, or note that it is there already."""
         name = one.site.name
         self.before += one.nbytes
+        self.kept += 1
+        self.watch.progress(self.kept, len(self.sites), name)
         twin = self.stored.setdefault((one.given, one.form.digest), name)
         if twin != name and one.nbytes >= TIED:
             self.aliases |= {a: twin for a, site in self.aliases.items() if site == name} | {name: twin}

@@ -132,6 +132,8 @@ class TensorWriter:
         data = as_bytes(tensor)
         if tensor.dtype not in CODES:
             raise FormatError(f"{name}: a file cannot hold {tensor.dtype}")
+        if len(data) > IN_MEMORY:
+            self.spool.rollover()  # or it would be copied into memory first
         self.spool.write(data.data)
         self.entries.append((name, tensor.dtype, tuple(tensor.shape), len(data), self.nbytes))
         self.nbytes += len(data)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -23,6 +24,7 @@ from tersor.io.header import build_header
 
 OTHERS = (".pt", ".pth", ".bin", ".ckpt", ".onnx", ".tersor")
 METADATA = {"format": "pt"}  # transformers asks for it
+UNITS = ("", "k", "M", "G", "T")
 INDEX = "model.safetensors.index.json"
 
 
@@ -39,7 +41,7 @@ def unpack(
     out: str | os.PathLike[str],
     *,
     only: str | Sequence[str] = "*",
-    shard: int | None = None,
+    shard: int | str | None = None,
     limit: int | None = None,
     workers: int | None = None,
     watch: Watch | None = None,
@@ -48,26 +50,33 @@ def unpack(
     bytes written.
 
     `only`: a glob, or several, of the tensors that are meant; the others are not read. `shard`: `out` is a
-    new folder of files of at most so many bytes of tensors, with an index. FormatError where a part of the
-    file is damaged; nothing is written then. `limit` as in load().
+    new folder of files of at most so many bytes of tensors (a number, or "2GB"), with an index. FormatError
+    where a part of the file is damaged; nothing is written then. `limit` as in load().
     """
     out, watch = Path(out), watch or Watch()
+    size = None if shard is None else read_size(shard)
     with TersorFile(path, limit=limit) as file:
         chosen = select(file, only)
-        if shard is None:
-            if out.suffix in OTHERS:
-                raise SettingError(
-                    f"unpack: writes safetensors, so name it {out.stem}.safetensors, not {out.name}"
-                )
-        elif shard < 1:
-            raise SettingError(f"unpack: shard={shard}, but it is a number of bytes: 1 or more")
-        parts = parts_of(file, chosen, shard)
+        if size is None and out.suffix in OTHERS:
+            raise SettingError(
+                f"unpack: writes safetensors, so name it {out.stem}.safetensors, not {out.name}"
+            )
+        parts = parts_of(file, chosen, size)
         unpacking = Unpacking(file, parts, workers, watch)
-        if shard is None:
+        if size is None:
             with atomic(out) as target:
                 return unpacking.write(parts[0], target)
         with atomic_folder(out) as folder:
             return write_shards(unpacking, parts, folder)
+
+
+def read_size(text: int | str) -> int:
+    """Bytes from a number or a text such as 500MB, 2GB or 1GiB."""
+    found = re.fullmatch(r"(\d{1,15})\s*([kMGT]?)(i?)B?", str(text))
+    nbytes = int(found[1]) * (1024 if found[3] else 1000) ** UNITS.index(found[2]) if found else 0
+    if nbytes < 1:
+        raise SettingError(f"unpack: shard={text}, but it is a number of bytes: 2000000000, 500MB, 2GB, 1GiB")
+    return nbytes
 
 
 def select(file: TersorFile, only: str | Sequence[str]) -> dict[str, list[str]]:
@@ -120,6 +129,7 @@ class Unpacking:
             data = as_bytes(tensor).data
             for _ in names:
                 target.write(data)
+            del tensor, data  # or they wait in memory for the next ones
             self.done += 1
             self.watch.progress(self.done, self.total, site)
         return len(header) + part.nbytes

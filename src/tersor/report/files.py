@@ -10,6 +10,8 @@ from typing import Any
 from tersor.measure.nbytes import file_nbytes
 from tersor.report.console import whole
 
+SHOWN = 6  # names in a line
+
 
 def sizes(before: Path, after: Path) -> dict[str, Any]:
     """Two files (or folders), one made from the other."""
@@ -17,6 +19,29 @@ def sizes(before: Path, after: Path) -> dict[str, Any]:
         "from": {"name": str(before), "nbytes": file_nbytes(before)},
         "to": {"name": str(after), "nbytes": file_nbytes(after)},
     }
+
+
+def packed(before: Path, after: Path, done: Any) -> dict[str, Any]:
+    """The same, with what io.pack says that it did."""
+    return sizes(before, after) | {
+        "tensors": done.tensors,
+        "aliases": dict(done.aliases),
+        "ignored": list(done.ignored),
+    }
+
+
+def packed_lines(facts: Mapping[str, Any]) -> Iterator[str]:
+    yield from lines(facts)
+    if facts["aliases"]:
+        yield f"stored once: {listing([f'{a} = {b}' for a, b in facts['aliases'].items()])}"
+    if facts["ignored"]:
+        yield f"not weights, left out: {listing(facts['ignored'])}"
+
+
+def listing(names: list[str]) -> str:
+    """Names in a line that stays short."""
+    shown = ", ".join(names[:SHOWN])
+    return shown if len(names) <= SHOWN else f"{shown} and {len(names) - SHOWN} more"
 
 
 def lines(facts: Mapping[str, Any]) -> Iterator[str]:
