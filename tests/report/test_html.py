@@ -176,12 +176,37 @@ def test_one_tensor_of_many_stands_beside_the_others(file: Path) -> None:
     assert list(facts["sites"]) == ["grid.weight"]
 
 
-def test_bars_and_marks_are_of_one_scale() -> None:
-    page = Page(html.bar(2.0, 4.0, 4.0) + html.bar(4.0, 1.0, 4.0))
-    full, half = (float(str(found["width"])) for found in reversed(page.all("rect")))
-    assert half == pytest.approx(full / 2)
-    right, left = (float(str(found["x1"])) for found in page.all("line"))
-    assert (left - 1) / (right - 1) == pytest.approx(0.25)
+def test_bars_and_marks_are_of_one_scale_and_end_with_it() -> None:
+    def drawn(bits: float, order0: float) -> tuple[float, float]:
+        page = Page(html.bar(bits, order0, 4.0))
+        (shape,), (mark,) = page.all("path"), page.all("line")
+        ends = re.match(r"M0 3H([\d.]+)l(\d+) ", str(shape["d"]))
+        assert ends
+        return float(ends[1]) + float(ends[2]), (float(str(mark["x1"])) - 1) / (html.BAR.w - 2)
+
+    assert drawn(2, 4) == pytest.approx((html.BAR.w / 2, 1))
+    assert drawn(4, 1) == pytest.approx((html.BAR.w, 0.25), abs=1e-3)
+    assert drawn(32, 32) == pytest.approx((html.BAR.w, 1))
+
+
+def test_a_few_floats_do_not_make_all_other_bars_short() -> None:
+    def site(weights: int, bits: float) -> dict[str, Any]:
+        return {"weights": weights, "nbytes": weights * bits / 8, "order0": weights * bits}
+
+    assert html.scale_of({"sites": {"w": site(100_000, 4), "b": site(100, 32)}}) == 4
+    assert html.scale_of({"sites": {"w": site(1000, 4), "b": site(100, 32)}}) == 32
+    assert html.scale_of({"sites": {}}) == 1
+
+
+@given(st.text("ab.", min_size=1, max_size=60), st.integers(4, 12), st.integers(1, 6))
+def test_a_label_fits_and_ends_as_the_name_does(name: str, room: int, high: int) -> None:
+    lines = html.wrapped(name, room, high)
+    assert 1 <= len(lines) <= high
+    assert all(1 <= len(line) <= room for line in lines)
+    if "".join(lines) != name:
+        assert lines[0].startswith("\u2026")
+        assert name.endswith("".join(lines)[1:])
+    assert html.wrapped("encoder.layer.0.weight", 10, 3) == ["encoder.", "layer.0.", "weight"]
 
 
 def test_a_histogram_is_as_high_as_its_largest_count() -> None:

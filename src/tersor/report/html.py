@@ -25,7 +25,8 @@ from tersor.report.treemap import Box, squarify
 Facts = Mapping[str, Any]
 MAP = Box(0, 0, 1000, 440)
 LETTER, LINE = 6.4, 15  # what a letter of a label needs, and its line
-SHORTEST = 4  # letters of a label
+SHORTEST = 6  # letters of a label
+SMALL = 0.01  # of the largest tensor's bytes
 BAR, SPARK = Box(0, 0, 140, 14), Box(0, 0, 96, 22)
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 CONTENTS = {
@@ -114,10 +115,21 @@ def block(name: str, leaves: list[Facts], box: Box, facts: Facts) -> Iterator[st
             share = percent(leaf["nbytes"] / whole_file)
             said = f"{name}: {leaf_line(leaf)}, {share} of the file"
             yield rectangle(content(leaf), place.shrunk(0.5), said)
-    room = int((box.w - 8) / LETTER)
-    if room >= SHORTEST and box.h >= LINE + 3:
-        short = name if len(name) <= room else f"\u2026{name[1 - room :]}"  # ends tell more than beginnings
-        yield f'<text x="{box.x + 4:.1f}" y="{box.y + LINE - 2:.1f}">{text(short)}</text>'
+    room, high = int((box.w - 8) / LETTER), int((box.h - 4) / LINE)
+    if room >= SHORTEST and high >= 1:
+        for n, said in enumerate(wrapped(name, room, high)):
+            yield f'<text x="{box.x + 4:.1f}" y="{box.y + LINE * (n + 1) - 2:.1f}">{text(said)}</text>'
+
+
+def wrapped(name: str, room: int, high: int) -> list[str]:
+    """A name in lines of at most so many letters, broken behind dots where that can be. Where the lines are
+    too few its end is kept, which tells more than its beginning."""
+    lines: list[str] = []
+    while name:
+        at = name.rfind(".", 0, room) + 1 if len(name) > room else 0
+        lines.append(name[: at or room])
+        name = name[at or room :]
+    return lines if len(lines) <= high else [f"\u2026{lines[-high][1:]}", *lines[len(lines) - high + 1 :]]
 
 
 def rectangle(kind: str, box: Box, said: str) -> str:
@@ -154,7 +166,7 @@ def table(facts: Facts) -> str:
         f'<th scope="col"{classed(n)}>{said if n in DRAWN else f"<button type=button>{said}</button>"}</th>'
         for n, said in enumerate(HEADS)
     )
-    widest = max((widths(site)[n] for site in facts["sites"].values() for n in (0, 1)), default=0) or 1
+    widest = scale_of(facts)
     rows = "\n".join(row(name, site, facts, widest) for name, site in facts["sites"].items())
     rest = "".join(
         f'<tr><th scope="row">{word}</th><td></td><td>{REST[word]}</td><td></td>'
@@ -164,7 +176,8 @@ def table(facts: Facts) -> str:
     )
     return (
         '<div class="wide" role="region" aria-label="Tensors" tabindex="0"><table>'
-        "<caption>Bits a weight are a bar, their order-0 entropy is the mark; values are histograms</caption>"
+        f"<caption>Bits a weight are a bar from 0 to {widest:.3g} (what is longer ends in a point), their "
+        "order-0 entropy is the mark; values are histograms</caption>"
         f"<thead><tr>{heads}</tr></thead>\n<tbody>{rows}</tbody>\n<tfoot>{rest}</tfoot></table></div>"
     )
 
@@ -181,6 +194,14 @@ def widths(site: Facts) -> tuple[float, float]:
     """(bits a weight, order-0 bits a weight)."""
     count = max(site["weights"], 1)
     return 8 * site["nbytes"] / count, site["order0"] / count
+
+
+def scale_of(facts: Facts) -> float:
+    """Bits at the end of the bars: the most of tensors that matter. A few floats of 32 bits should not make
+    all other bars short."""
+    most = max((site["nbytes"] for site in facts["sites"].values()), default=0)
+    matter = (site for site in facts["sites"].values() if site["nbytes"] >= SMALL * most)
+    return max((max(widths(site)) for site in matter), default=0) or 1
 
 
 def row(name: str, site: Facts, facts: Facts, widest: float) -> str:
@@ -204,10 +225,11 @@ def row(name: str, site: Facts, facts: Facts, widest: float) -> str:
 
 def bar(bits: float, order0: float, widest: float) -> str:
     """Bits a weight as a bar, the order-0 entropy as a mark on it; the numbers stand beside it."""
-    full, at = BAR.w * bits / widest, 1 + (BAR.w - 2) * order0 / widest
+    full, at = min(bits / widest, 1) * BAR.w, 1 + min(order0 / widest, 1) * (BAR.w - 2)
+    point = bits > widest
+    shape = f"M0 3H{full - 4 * point:.1f}l{4 * point} {BAR.h / 2 - 3:g}l{-4 * point} {BAR.h / 2 - 3:g}H0z"
     return (
-        f'<svg class="bar" width="{BAR.w}" height="{BAR.h}" aria-hidden="true">'
-        f'<rect x="0" y="3" width="{full:.1f}" height="{BAR.h - 6}"/>'
+        f'<svg class="bar" width="{BAR.w}" height="{BAR.h}" aria-hidden="true"><path d="{shape}"/>'
         f'<line x1="{at:.1f}" x2="{at:.1f}" y1="0" y2="{BAR.h}"/></svg>'
     )
 

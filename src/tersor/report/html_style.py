@@ -34,8 +34,8 @@ figure rect { stroke-width: .5; } figure rect:hover { stroke: var(--ink); stroke
 table { border-collapse: collapse; width: 100%; font-size: .9rem; }
 caption { text-align: left; padding-bottom: .4rem; }
 th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); vertical-align: top; text-align: left; }
-tbody th { font-weight: normal; overflow-wrap: anywhere; min-width: 9rem; } td { white-space: nowrap; }
-td:nth-child(3) { white-space: normal; min-width: 10rem; }
+tbody th { font-weight: normal; overflow-wrap: anywhere; min-width: 15rem; } td { white-space: nowrap; }
+td:nth-child(3) { white-space: normal; min-width: 9rem; }
 .number { text-align: right; font-variant-numeric: tabular-nums; }
 thead button { font: inherit; font-weight: 600; color: inherit; background: none; border: 0; padding: 0;
   cursor: pointer; white-space: nowrap; }
@@ -43,8 +43,8 @@ thead button:hover { text-decoration: underline; }
 th[aria-sort=ascending] button::after { content: " \\25B2"; }
 th[aria-sort=descending] button::after { content: " \\25BC"; }
 :focus-visible { outline: 2px solid var(--bar); outline-offset: 2px; }
-details ul { margin: .3rem 0; padding-left: 1.1rem; } summary { cursor: pointer; }
-.bar rect { fill: var(--bar); } .bar line { stroke: var(--mark); stroke-width: 2; }
+details[open] { min-width: 26rem; } details ul { margin: .3rem 0; padding-left: 1.1rem; } summary { cursor: pointer; }
+.bar path { fill: var(--bar); } .bar line { stroke: var(--mark); stroke-width: 2; }
 .spark path { fill: var(--soft); }
 """
 

@@ -80,8 +80,8 @@ def tables(facts: Facts) -> Iterator[RenderableType]:
     """The same for a terminal."""
     file = facts["file"]
     yield f"{file['name']}: {whole(file['nbytes'])} bytes, {whole(facts['bits']['weights'])} weights"
-    for label, before, after, said in bit_rows(facts):
-        yield f"{label}: {before} as given, {after} stored, {said}"
+    for label, before, after, _ in bit_rows(facts):
+        yield f"{label}: {before} as given, {after} stored"
     yield sites(facts)
     if facts["steps"]:
         yield ledger(facts)

@@ -1,0 +1,51 @@
+"""tersor show --html: the page is written, its path is told, and the file is not overwritten."""
+
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from command_line import Command
+
+
+def packed(tersor: Command) -> Command:
+    drawn = torch.Generator().manual_seed(0)
+    weights = {"a.weight": torch.randn(20, 30, generator=drawn), "a.bias": torch.zeros(20)}
+    safetensors.torch.save_file(weights, "w.safetensors")
+    assert tersor("pack w.safetensors -o m.tersor -q quantize bits=4 entropy").code == 0
+    return tersor
+
+
+def test_the_page_is_written_beside_the_tables(tersor: Command) -> None:
+    done = packed(tersor)("show --html out/page.html m.tersor")
+    assert done.code == 0
+    assert "written to out/page.html" in done.out
+    assert "a.weight" in Path("out/page.html").read_text()
+    facts = tersor("show m.tersor --html page.html --json").json
+    assert facts["html"] == {"name": "page.html", "nbytes": Path("page.html").stat().st_size}
+
+
+def test_the_tables_tell_bytes_entropy_distance_and_what_is_no_payload(tersor: Command) -> None:
+    done = packed(tersor)("show m.tersor")
+    for word in ("bytes", "bits", "order 0", "distance", "share", "all of these", "text", "header"):
+        assert word in done.out
+    facts = tersor("show m.tersor --json").json
+    assert sum(facts["parts"].values()) == Path("m.tersor").stat().st_size
+    site = facts["sites"]["a.weight"]
+    assert f"{100 * (8 * site['nbytes'] / site['order0'] - 1):+.2f} %" in done.out
+
+
+def test_a_long_name_is_shown_to_its_end(tersor: Command) -> None:
+    name = "encoder.layer.0.attention.self.query.of.a.very.long.module.weight"
+    safetensors.torch.save_file({name: torch.randn(20, 30)}, "w.safetensors")
+    assert tersor("pack w.safetensors -o m.tersor -q quantize bits=4 entropy").code == 0
+    cells = [line.split("  ")[0].strip() for line in tersor("show m.tersor").out.splitlines()]
+    assert name in "".join(cells)
+
+
+def test_the_file_itself_is_not_taken_for_the_page(tersor: Command) -> None:
+    packed(tersor)
+    before = Path("m.tersor").read_bytes()
+    done = tersor("show m.tersor --html m.tersor")
+    assert done.code == 2
+    assert "is the file itself" in done.err
+    assert Path("m.tersor").read_bytes() == before
