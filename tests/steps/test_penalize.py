@@ -1,0 +1,171 @@
+"""Penalize: sizes follow prices and targets, the network survives it, idle units go without a trace."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import tiny
+from torch import nn
+
+from tersor.core.run import Compressed, run
+from tersor.core.view import Watch
+from tersor.errors import SettingError
+from tersor.forms import Affine, Masked, uncoded
+from tersor.io import save
+from tersor.model.loader import TensorBatches
+from tersor.model.task import Task
+from tersor.steps import Entropy, Finetune, Penalize, Prune
+
+
+@pytest.fixture(scope="module")
+def given() -> tuple[nn.Module, Task]:
+    """A trained network of 1,500 weights that needs some 300 of them."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(24, 40), nn.ReLU(), nn.Linear(40, 12), nn.ReLU(), nn.Linear(12, 4))
+    x = torch.randn(1200, 24, generator=torch.Generator().manual_seed(1))
+    y = x[:, :4].argmax(1)
+    task = Task(
+        "largest of four", evaluate=TensorBatches(x[800:], y[800:], batch=100),
+        train=TensorBatches(x[:800], y[:800], batch=20, shuffle=True),
+    )  # fmt: skip
+    return run(model, Finetune(epochs=15, lr=3e-3), task).model(), task
+
+
+def accuracy(result: Compressed, task: Task) -> float:
+    return float(task.scores(result.model()).mean())
+
+
+def notes(result: Compressed, kind: str) -> list:
+    return [entry for entry in result.ledger.entries if entry.kind == kind]
+
+
+def test_the_size_falls_with_the_price(given):
+    model, task = given
+    sizes = []
+    for price in (0.0, 1e-4, 1e-2):
+        result = run(model, [Penalize(price=price, epochs=3, lr=5e-3), Entropy()], task)
+        sizes.append(result.nbytes)
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[-1] < sizes[0] / 1.6
+
+
+@pytest.mark.parametrize("nbytes", [600, 430])
+def test_the_target_is_met(given, nbytes):
+    model, task = given
+    result = run(model, [Penalize(nbytes=nbytes, epochs=8, lr=5e-3), Entropy()], task)
+    assert result.nbytes == pytest.approx(nbytes, rel=0.1)
+    assert accuracy(result, task) > float(task.scores(model).mean()) - 0.08
+
+
+def test_it_says_what_the_file_will_need(given, tmp_path: Path):
+    model, task = given
+    result = run(model, [Penalize(bits=1.5, epochs=4), Entropy()], task)
+    (trained,) = notes(result, "trained")
+    assert trained.data["nbytes"] == result.nbytes
+    assert "; wanted 290" in trained.text  # 1.5 bits for 1,544 weights and biases
+    assert result.nbytes < save(result, tmp_path / "file.tersor")
+
+
+def test_every_number_is_a_small_integer_and_a_step(given):
+    model, task = given
+    result = run(model, Penalize(epochs=1, per="row"), task)
+    for name, form in result.forms.items():
+        assert isinstance(form, Affine), name
+        assert form.codes.decode().dtype == torch.int8
+        assert form.scale.shape == (1 if name.endswith("bias") else form.shape[0], 1)
+
+
+def test_where_and_vectors_say_what_is_priced(given):
+    model, task = given
+    result = run(model, Penalize(epochs=1, where="2.weight"), task)
+    assert {name for name, form in result.forms.items() if isinstance(form, Affine)} == {"2.weight", "2.bias"}
+    result = run(model, Penalize(epochs=1, vectors=False), task)
+    assert not any(isinstance(form, Affine) for name, form in result.forms.items() if name.endswith("bias"))
+
+
+def test_a_mask_stays_in_force(given):
+    model, task = given
+    result = run(model, [Prune(keep=0.3), Penalize(epochs=1)], task)
+    pruned = run(model, Prune(keep=0.3), task)
+    for name, form in pruned.forms.items():
+        if isinstance(form, Masked):
+            assert isinstance(result.forms[name], Masked)
+            assert not uncoded(result.forms[name]).decode()[form.decode() == 0].any()
+
+
+def test_idle_units_go_and_the_network_computes_the_same(given, monkeypatch):
+    from tersor.steps import penalize
+
+    model, task = given
+    step = Penalize(price=0.03, epochs=3, lr=5e-3)
+    with monkeypatch.context() as patch:
+        patch.setattr(penalize, "clear", lambda *_: {})
+        left = run(model, step, task)
+    result = run(model, step, task)
+    (cleared,) = notes(result, "cleared")
+    assert cleared.data["count"] > 0, "nothing was idle: the test shows nothing"
+    x = torch.randn(50, 24)
+    with torch.no_grad():
+        assert torch.allclose(result.model()(x), left.model()(x), atol=1e-5)
+    assert torch.equal(task.scores(result.model()), task.scores(left.model()))
+    zeros = [sum(int((form.decode() == 0).sum()) for form in r.forms.values()) for r in (left, result)]
+    assert zeros[1] == zeros[0] + cleared.data["count"]
+
+
+def test_a_model_that_cannot_be_looked_through_is_left_as_it_is():
+    t = tiny("attention")
+    result = run(t.model, Penalize(epochs=1), t.task)
+    (skipped,) = notes(result, "skipped")
+    assert skipped.text.startswith("idle units are left in: ")
+
+
+def test_the_same_seed_gives_the_same_bytes(given):
+    model, task = given
+    steps = [Penalize(nbytes=500, epochs=1), Entropy()]
+    first, again, other = (run(model, steps, task, seed=seed).digest for seed in (3, 3, 4))
+    assert first == again
+    assert first != other
+
+
+class Dying(Watch):
+    def __init__(self, at: int):
+        self.at = at
+
+    def progress(self, done: int, total: int, text: str = "") -> None:
+        if done == self.at:
+            raise KeyboardInterrupt
+
+
+def test_a_training_that_was_killed_goes_on_to_the_same_codes(given, tmp_path: Path):
+    model, task = given
+    step = Penalize(nbytes=500, epochs=3)
+    whole = run(model, step, task, journal=tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(model, step, task, journal=tmp_path / "killed", watch=Dying(70))
+    again = run(model, step, task, journal=tmp_path / "killed", resume=True)
+    assert again.digest == whole.digest
+
+
+class Stubborn(nn.Module):
+    def forward(self, x):
+        return torch.tensor([9.0, 0, 0, 0]).expand(len(x), 4)
+
+
+def test_the_teacher_is_listened_to(given):
+    model, task = given
+    result = run(model, Penalize(bits=6.0, epochs=6, share=1.0, teacher=Stubborn(), lr=0.01), task)
+    with torch.no_grad():
+        answers = result.model()(torch.randn(100, 24)).argmax(1)
+    assert (answers == 0).float().mean() > 0.9
+
+
+def test_bad_settings_say_what_is_allowed():
+    with pytest.raises(SettingError, match="nbytes and price are both given"):
+        Penalize(nbytes=100, price=0.1)
+    with pytest.raises(SettingError, match=r"epochs=0, but it is a number of passes: above 0"):
+        Penalize(epochs=0)
+    with pytest.raises(SettingError, match="did you mean 'tensor'"):
+        Penalize(per="tensr")
+    with pytest.raises(SettingError, match="teacher=3, but it is ''"):
+        Penalize(teacher=3)
