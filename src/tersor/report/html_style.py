@@ -43,7 +43,8 @@ thead button:hover { text-decoration: underline; }
 th[aria-sort=ascending] button::after { content: " \\25B2"; }
 th[aria-sort=descending] button::after { content: " \\25BC"; }
 :focus-visible { outline: 2px solid var(--bar); outline-offset: 2px; }
-details[open] { min-width: 26rem; } details ul { margin: .3rem 0; padding-left: 1.1rem; } summary { cursor: pointer; }
+details[open] { min-width: 26rem; }
+details ul { margin: .3rem 0; padding-left: 1.1rem; } summary { cursor: pointer; }
 .bar path { fill: var(--bar); } .bar line { stroke: var(--mark); stroke-width: 2; }
 .spark path { fill: var(--soft); }
 """
