@@ -21,6 +21,7 @@ FOLDER = Path(__file__).resolve().parent
 # Name, and whether it takes minutes.
 BENCHES = {
     "deep_compression": True,
+    "penalized": True,
     "distillation": True,
     "quantization": True,
     "lowrank": False,

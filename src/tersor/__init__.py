@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         Factorize,
         Finetune,
         Measure,
+        Penalize,
         Prune,
         Quantize,
         read_recipe,
@@ -64,7 +65,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "tersor.model.task": ("Task",),
     "tersor.model.tasks": ("digits", "fashion_mnist"),
     "tersor.steps": (
-        "STEPS", "Cluster", "Distill", "Entropy", "Export", "Factorize", "Finetune", "Measure", "Prune",
+        "STEPS", "Cluster", "Distill", "Entropy", "Export", "Factorize", "Finetune", "Measure", "Penalize", "Prune",
         "Quantize", "read_recipe",
     ),
 }  # fmt: skip
