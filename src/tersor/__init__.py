@@ -65,8 +65,8 @@ MODULES: dict[str, tuple[str, ...]] = {
     "tersor.model.task": ("Task",),
     "tersor.model.tasks": ("digits", "fashion_mnist"),
     "tersor.steps": (
-        "STEPS", "Cluster", "Distill", "Entropy", "Export", "Factorize", "Finetune", "Measure", "Penalize", "Prune",
-        "Quantize", "read_recipe",
+        "STEPS", "Cluster", "Distill", "Entropy", "Export", "Factorize", "Finetune", "Measure", "Penalize",
+        "Prune", "Quantize", "read_recipe",
     ),
 }  # fmt: skip
 HOMES = {name: module for module, names in MODULES.items() for name in names}
