@@ -27,7 +27,7 @@ from tersor.io.checkpoint import Checkpoint
 from tersor.io.container import Builder
 from tersor.io.header import Slot
 from tersor.io.pool import in_order
-from tersor.io.tensors import TensorWriter
+from tersor.io.tensors import TensorWriter, is_finite, pieces
 from tersor.model.sites import Site, finite
 
 TIED = 65536  # bytes from which equal tensors are stored once: zero biases are equal by chance
@@ -134,12 +134,13 @@ class Packing:
 
     def work(self, name: str, tensor: Tensor) -> One:
         """Compress one tensor; called by many threads, so it changes nothing here."""
-        # PyTorch cannot ask a float of 8 bits whether it is finite.
-        wide = tensor.float() if tensor.dtype.itemsize == 1 else tensor
         sites = self.sites
-        if is_mask(wide):
-            sites = {**sites, name: replace(sites[name], kind="buffer")}
-        finite({name: wide}, sites)
+        if not all(is_finite(piece) for piece in pieces(tensor)):
+            # PyTorch cannot ask a float of 8 bits what it is.
+            wide = tensor.float() if tensor.dtype.itemsize == 1 else tensor
+            if is_mask(wide):
+                sites = {**sites, name: replace(sites[name], kind="buffer")}
+            finite({name: wide}, sites)
         forms: dict[str, Form] = {name: Dense(tensor)}
         given, others = forms[name].digest, self.names - {name}
         events: list[list[Entry]] = []
@@ -192,9 +193,7 @@ class Packing:
 
 def is_mask(tensor: Tensor) -> bool:
     """Nothing but zeros and infinities: a mask of attention, a range that saw no data; no broken weight."""
-    if not tensor.is_floating_point() or not tensor.isinf().any():
-        return False
-    return bool((tensor.isinf() | (tensor == 0)).all())
+    return bool((tensor.isinf() | (tensor == 0)).all() and tensor.isinf().any())
 
 
 def describe(name: str, slot: Slot) -> Site:

@@ -23,6 +23,7 @@ from tersor.io.header import CODES, LONGEST, Slot, build_header, parse_header
 from tersor.io.looks import looks_like
 
 IN_MEMORY = 64 << 20  # bytes of payload that wait in memory
+PIECE = 1 << 20  # elements looked at at once
 CHUNK = 4 << 20  # bytes copied at once
 
 
@@ -116,6 +117,16 @@ def as_tensor(data: Tensor, dtype: torch.dtype, shape: tuple[int, ...], name: st
     if dtype is torch.bool and len(data) and int(data.max()) > 1:
         raise FormatError(f"{name}: a bool is {int(data.max())}, but it is 0 or 1: the file is damaged")
     return data.view(dtype).reshape(shape)
+
+
+def pieces(tensor: Tensor) -> tuple[Tensor, ...]:
+    """A tensor's elements a piece at a time: what is asked of each element takes up to 9 bytes for it."""
+    return tensor.reshape(-1).split(PIECE)
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether no element is NaN or infinite. PyTorch cannot ask a float of 8 bits."""
+    return bool((tensor.float() if tensor.dtype.itemsize == 1 else tensor).isfinite().all())
 
 
 class TensorWriter:

@@ -15,6 +15,7 @@ from tersor.errors import FormatError
 from tersor.forms import Form
 from tersor.io.container import NUMBER, TersorFile
 from tersor.io.pool import in_order
+from tersor.io.tensors import pieces
 
 
 @dataclass(frozen=True)
@@ -79,5 +80,8 @@ def not_finite(tensor: Tensor, *, buffer: bool) -> int:
     """How many values are NaN or infinite. A buffer may hold infinities: attention masks do."""
     if not tensor.is_floating_point():
         return 0
-    wide = tensor.float() if tensor.dtype.itemsize == 1 else tensor  # 8-bit floats have no such test
-    return int((wide.isnan() if buffer else ~wide.isfinite()).sum())
+    count = 0
+    for piece in pieces(tensor):
+        wide = piece.float() if piece.dtype.itemsize == 1 else piece  # 8-bit floats have no such test
+        count += int((wide.isnan() if buffer else ~wide.isfinite()).sum())
+    return count
