@@ -1,8 +1,8 @@
 """Grid: what the predictive coder assumes of a matrix of codes, in whole numbers, so that all machines agree.
 
 code[o, i] ~ mean[o, i] + scale[o] * spread[i] * noise      rows and columns have spreads of their own
-mean[o, i] = scale[o] * sum over j < i of L[i, j] * e[o, j]     e: what was not foreseen of the columns before
-L D L' = second moments of the rows so far + ridge      so nothing of L is stored: decoder and encoder learn it
+mean[o, i] = scale[o] * sum over j < i of L[i, j] * e[o, j]     e: what was not foreseen of earlier columns
+L D L' = second moments of the rows so far + ridge      nothing of L is stored: encoder and decoder learn it
 Cost: C / 2 multiplications a code, and C^3 / 6 at each of the few rows where L is learned anew.
 """
 
@@ -32,7 +32,7 @@ EIGHTHS = (
 
 
 def scales() -> tuple[np.ndarray, np.ndarray]:
-    """(NORMAL-bit inverse scales, COEF-bit scales) of the levels 0 to 127, [128] int32 each: 2^(level / 8 - 4)."""
+    """(1 / scale with NORMAL bits, scale with COEF bits) of levels 0 to 127: scale 2^(level / 8 - 4)."""
     up = np.array([EIGHTHS[k % OCTAVE] << (k // OCTAVE) for k in range(LEVELS)], dtype=object)
     scale = up >> 24  # 2^(k / 8 - 4) * 2^10
     # 2^30 * 2^(k / 8) seen backward: 2^(-k / 8) = 2^((LEVELS - k) / 8) / 2^(LEVELS / 8)
@@ -64,8 +64,10 @@ def lessons(rows: int, columns: int) -> list[int]:
 
 
 def moments(z: np.ndarray) -> np.ndarray:
-    """Second moments [1 + W, 1 + W] of normalized codes [N, W] behind a constant: exact, sums of whole numbers
-    far below 2^53, in whatever order they are summed."""
+    """Second moments [1 + W, 1 + W] of normalized codes [N, W] behind a constant.
+
+    Exact, in whatever order they are summed: whole numbers far below 2^53.
+    """
     with_one = np.empty((z.shape[0], z.shape[1] + 1))
     with_one[:, 0] = 1 << ONE
     with_one[:, 1:] = z

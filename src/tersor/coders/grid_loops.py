@@ -1,8 +1,9 @@
 """Grid loops: the inner loops of the predictive coder, compiled. Integers only.
 
-Rows are coded in blocks, column by column within a block, so that the rows of a block do not wait for each other.
+Rows are coded in blocks, column by column, so that the rows of a block do not wait for each other.
 """
 # ruff: noqa: PLR0917  compiled functions take no keywords
+# mypy: disable-error-code="assignment, return-value, call-overload, arg-type, no-untyped-def"
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ U64_OUT = types.uint64[::1]
 I16 = types.Array(types.int16, 1, "C", readonly=True)
 I64_OUT = types.int64[::1]
 
-NORMAL_SHIFT = NORMAL + 4 - 4 - ONE  # scale 2^(level / 8 - 4): the 4 is in the level
+NORMAL_SHIFT = NORMAL - 4 - ONE  # a level of 0 is a scale of 2^-4
 MEAN_SHIFT = ONE + COEF - FINE
 HALF = 1 << (FINE - 1)
 PANEL = 8
@@ -29,13 +30,13 @@ N1, N16 = np.uint64(1), np.uint64(16)
 
 
 @njit(inline="always")
-def normalized(value, inverse):  # type: ignore[no-untyped-def]
-    z = (np.int64(value) * inverse) >> NORMAL_SHIFT - 4
+def normalized(value, inverse):
+    z = (np.int64(value) * inverse) >> NORMAL_SHIFT
     return min(max(z, -FAR), FAR)
 
 
 @njit(inline="always")
-def subtract(row, factor, pivot):  # type: ignore[no-untyped-def]
+def subtract(row, factor, pivot):
     """row -= factor * pivot, counted from 0 so that it runs side by side."""
     for j in range(row.size):
         row[j] -= factor * pivot[j]
@@ -45,7 +46,7 @@ def subtract(row, factor, pivot):  # type: ignore[no-untyped-def]
 def eliminate(a: np.ndarray) -> None:
     """a [n, n] symmetric -> its unit lower factor below the diagonal, in place.
 
-    By panels of PANEL pivots, which stay in the cache: each number still meets the pivots one by one in order.
+    By panels of pivots, which stay in the cache: each number still meets the pivots one by one in order.
     """
     n = a.shape[0]
     pivots = np.empty((PANEL, n))
@@ -65,7 +66,7 @@ def eliminate(a: np.ndarray) -> None:
 
 
 @njit(inline="always")
-def foretell(lower, surprises, sums, column):  # type: ignore[no-untyped-def]
+def foretell(lower, surprises, sums, column):
     """sums [BLOCK] = sum over j <= column of lower[column + 1, j] * surprises[j], wrapped to 32 bits."""
     for r in range(BLOCK):
         sums[r] = 0
@@ -97,7 +98,7 @@ def means(
     out: np.ndarray,
     z_out: np.ndarray,
 ) -> None:
-    """Means [R, C] in 1 / 2^FINE of rows `first` to `last` and columns `begin` to `end`, and normalized codes."""
+    """Means in 1 / 2^FINE, and normalized codes, of rows first:last and columns begin:end."""
     width = end - begin
     surprises = np.zeros((width + 1, BLOCK), np.int16)
     sums = np.zeros(BLOCK, np.int32)

@@ -21,7 +21,7 @@ class Plan(NamedTuple):
 
 
 class Coder(NamedTuple):
-    """One row of the table CODERS."""
+    """One row of the table CODERS: a static coder, which sees single symbols."""
 
     id: int
     plan: Callable[[np.ndarray], Plan | None]  # counts [256], N >= 1 in all; None where this coder cannot
@@ -30,3 +30,13 @@ class Coder(NamedTuple):
 
 def first_byte(coder_id: int, settings: int = 0) -> bytes:
     return bytes([coder_id | settings << ID_BITS])
+
+
+class GridCoder(NamedTuple):
+    """One row of the table GRID_CODERS: a coder that sees symbols as a matrix, perhaps masked."""
+
+    id: int
+    plan: Callable[[np.ndarray, int, np.ndarray | None], bytes | None]  # symbols [N], columns, mask -> stream
+    read: Callable[
+        [int, bytes, int, int, np.ndarray | None], np.ndarray
+    ]  # settings, stream, N, columns, mask

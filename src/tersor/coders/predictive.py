@@ -46,10 +46,10 @@ class Fit:
     kinds: np.ndarray  # [R, C] int16: group * FRACTIONS + distance of the mean from the nearest code
 
 
-def plan_predictive(symbols: np.ndarray, width: int) -> bytes | None:
+def plan_predictive(symbols: np.ndarray, width: int, keep: np.ndarray | None = None) -> bytes | None:
     """The stream, or None where this coder cannot gain. `width`: columns of the matrix in row-major order."""
     count = len(symbols)
-    if count < FEWEST or width < 2 or count % width or count // width < 2:
+    if keep is not None or count < FEWEST or width < 2 or count % width or count // width < 2:
         return None
     center = middle(symbols)
     matrix = (symbols - np.uint8(center)).view(np.int8).reshape(-1, width)
@@ -166,13 +166,15 @@ def reading_order(rows: int, columns: int) -> np.ndarray:
     return np.concatenate(found)
 
 
-def read_predictive(settings: int, data: bytes, count: int, width: int) -> np.ndarray:
+def read_predictive(
+    settings: int, data: bytes, count: int, width: int, keep: np.ndarray | None = None
+) -> np.ndarray:
     from tersor.coders import grid_loops
 
     transposed, ridge = settings & 1, settings >> 1
     if ridge > len(RIDGES):
         raise FormatError(f"coded stream: prediction {ridge}, but 0 to {len(RIDGES)} are defined")
-    if width < 2 or count % width or count // width < 2 or len(data) < 2:
+    if keep is not None or width < 2 or count % width or count // width < 2 or len(data) < 2:
         raise FormatError(f"coded stream: a matrix of {count} codes in rows of {width}")
     shape = (width, count // width) if transposed else (count // width, width)
     rows, at = read_levels(data, 2, shape[0])

@@ -1,7 +1,7 @@
 """Spreads: the tables of the predictive coder, one for each spread of a code around its mean.
 
-common   all spreads have one shape, exp(-slope * n - bend * n^2) at n spreads from the mean: two numbers in all
-own      a table of its own for groups of spreads next to each other, where that pays: few symbols, or clipped ones
+common   all spreads have one shape, exp(-slope * n - bend * n^2) at n spreads from the mean: two numbers
+own      a table for some groups of spreads, where that pays: few symbols, or clipped ones
 A table may differ by where between two codes the mean lies; distances are mirrored to be upward.
 """
 
@@ -48,7 +48,7 @@ class Tables:
     table_of: np.ndarray  # [GROUPS * FRACTIONS] int16
 
     def joined(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Shifts [T], frequencies and starts [T * 256], owners of all slots, and where a table's slots begin."""
+        """Shifts [T], frequencies and starts [T * 256], owners of all slots, and where those begin [T]."""
         pairs = [by_symbol(table) for table in self.tables]
         shifts = np.array([table.bits for table in self.tables], dtype=np.int32)
         owners = [np.repeat(table.symbols, table.frequencies) for table in self.tables]
@@ -178,7 +178,8 @@ def plan_tables(spec: BitWriter, counts: np.ndarray) -> Tables:
     spec.bits(is_common, 1)
     if is_common:
         write_shape(spec, shape)
-    found, table_of, at = [], np.zeros((GROUPS, FRACTIONS), dtype=np.int16), 0
+    found: list[Table] = []
+    table_of, at = np.zeros((GROUPS, FRACTIONS), dtype=np.int16), 0
     for run in runs:
         spec.golomb(run.groups - 1)
         spec.bits(BINS.index(run.bins) if run.bins else COMMON, 2)

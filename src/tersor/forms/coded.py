@@ -1,7 +1,8 @@
-"""Coded: a leaf as the bytes of an entropy coder (Huffman, rANS, raw), without loss.
+"""Coded: a leaf as the bytes of an entropy coder, without loss.
 
 w = decode(data)        the stream's first byte names the coder: docs/streams.md
-stored  about the order-0 entropy of the leaf's bytes; elements wider than a byte are coded plane by plane
+stored  the order-0 entropy of the leaf's bytes or, by prediction and contexts, less; elements wider than a
+    byte are coded plane by plane, floats with their sign turned to the lowest place
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ DTYPES = {
     )
 }  # fmt: skip
 
+MANY_FLOATS = 1 << 16  # elements: above, floats are coded fast
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Coded(Form):
@@ -38,6 +41,7 @@ class Coded(Form):
     planes: tuple[int, ...]  # bytes of each plane's stream, lowest byte of the elements first
     pack: bool = False  # a mask, eight elements to a byte before coding
     kept: bool = False  # only the elements that the mask above keeps are in the stream
+    turned: bool = False  # floats, turned left by one bit: the exponents are a plane by themselves
 
     def decode(self, keep: Tensor | None = None) -> Tensor:
         count = math.prod(self.size)
@@ -49,13 +53,15 @@ class Coded(Form):
                     "a coded leaf leaves out what a mask hides, but no mask of its shape stands above it"
                 )
             flat = torch.zeros(count, dtype=DTYPES[self.dtype])
-            flat[keep.reshape(-1).cpu()] = self._elements(int(keep.sum()))
+            mine = keep.reshape(-1).cpu()
+            flat[mine] = self._elements(int(mine.sum()), mine.numpy())
         else:
             flat = self._elements(count)
         return flat.reshape(self.size)
 
-    def _elements(self, count: int) -> Tensor:
+    def _elements(self, count: int, keep: np.ndarray | None = None) -> Tensor:
         from tersor.coders import decode  # brings numba, which `import tersor` must not
+        from tersor.coders.planes import join
 
         dtype = DTYPES[self.dtype]
         data = self.data.cpu().numpy()
@@ -64,13 +70,17 @@ class Coded(Form):
             raise FormatError(
                 f"a coded leaf has streams of {self.planes} bytes for {self.dtype} in {len(data)} bytes"
             )
-        symbols = -(-count // 8) if self.pack else count
-        planes = [decode(data[a:b], symbols) for a, b in zip(ends, ends[1:], strict=False)]
+        if (self.turned and not dtype.is_floating_point) or (self.pack and dtype is not torch.bool):
+            raise FormatError(f"a coded leaf of {self.dtype} has planes turned or packed, but it cannot")
+        symbols, width = (-(-count // 8), 0) if self.pack else (count, columns(self.size))
+        planes = [
+            decode(data[a:b], symbols, width=width, keep=keep) for a, b in zip(ends, ends[1:], strict=False)
+        ]
         if dtype is torch.bool:
             if self.pack:
                 return torch.from_numpy(np.unpackbits(planes[0], count=count).view(np.bool_))
             return torch.from_numpy(planes[0]) != 0
-        return torch.from_numpy(np.stack(planes, axis=-1).reshape(-1)).view(dtype)
+        return torch.from_numpy(join(planes, self.turned)).view(dtype)
 
     def take(self, axis: int, index: Tensor) -> Dense:
         return Dense(self.decode()).take(axis, index)
@@ -80,22 +90,36 @@ class Coded(Form):
         return tuple(self.size)
 
 
-def coded(array: Tensor, keep: Tensor | None = None, coder: str = "auto") -> Coded:
-    """The leaf as a stream; with `keep` (bool, its shape) only what is kept is in it. A mask is tried both
-    ways: an element a symbol, and eight elements to a byte."""
+def columns(size: tuple[int, ...]) -> int:
+    """The columns of a leaf seen as a matrix, its first axis the rows; 0 where it is one row."""
+    return math.prod(size[1:]) if len(size) > 1 else 0
+
+
+def coded(array: Tensor, keep: Tensor | None = None, coder: str = "max") -> Coded:
+    """The leaf as a stream; with `keep` (bool, its shape) only what is kept is in it.
+
+    `coder` is a profile or a coder of tersor.coders. A mask is tried both ways: an element a symbol, and
+    eight elements to a byte. Many floats are coded by the static coders: contexts would save 0.3 % of them,
+    and take a hundred times as long.
+    """
     from tersor.coders import encode
+    from tersor.coders.planes import split
 
     size, dtype = tuple(array.shape), str(array.dtype).removeprefix("torch.")
     elements = array.reshape(-1) if keep is None else array[keep]
-    flat = as_bytes(elements).reshape(-1, array.dtype.itemsize)
-    streams = [encode(np.ascontiguousarray(plane), coder) for plane in flat.T]
+    turned = array.dtype.is_floating_point
+    if turned and coder == "max" and elements.numel() > MANY_FLOATS:
+        coder = "fast"
+    flat = split(as_bytes(elements), array.dtype.itemsize, turned)
+    mask = None if keep is None else keep.reshape(-1).cpu().numpy()
+    streams = [encode(plane, coder, width=columns(size), keep=mask) for plane in flat]
     pack = False
     if array.dtype is torch.bool:
-        packed = [encode(np.packbits(flat), coder)]
+        packed = [encode(np.packbits(flat), "fast" if coder == "max" else coder)]
         pack = len(packed[0]) < len(streams[0])
         streams = packed if pack else streams
     data = torch.from_numpy(np.frombuffer(b"".join(streams), np.uint8).copy())
-    return Coded(data, size, dtype, tuple(map(len, streams)), pack, keep is not None)
+    return Coded(data, size, dtype, tuple(map(len, streams)), pack, keep is not None, turned)
 
 
 def uncoded(form: Form, keep: Tensor | None = None) -> Form:

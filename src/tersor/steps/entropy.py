@@ -1,7 +1,7 @@
 """Entropy: store every leaf as the bytes of an entropy coder, without loss.
 
-bits ~ N * H(leaf)        canonical Huffman (Huffman 1952) or rANS (Duda 2013), whichever is fewer bytes
-    for this leaf
+bits ~ N * H(leaf)        canonical Huffman (Huffman 1952) or rANS (Duda 2013), and at coder="max" also coders
+    that see rows, columns and neighbors: whichever is fewest bytes for this leaf
 A mask is coded by itself, and of what it hides nothing is stored. A leaf that no coder shortens stays as it
 is.
 """
@@ -21,7 +21,7 @@ from tersor.forms import Dense, Form, Masked, coded, uncoded
 from tersor.forms.coded import DTYPES
 from tersor.model.sites import Site, select
 
-CODERS = ("auto", "huffman", "rans")
+CODERS = ("max", "fast", "huffman", "rans")
 WORTH = 32  # bytes: what naming a coder costs in the file, about
 
 
@@ -30,7 +30,8 @@ class Entropy:
     """Code every leaf losslessly, with the coder that needs the fewest bytes."""
 
     name: ClassVar[str] = "entropy"
-    coder: str = "auto"  # "auto", "huffman" or "rans"
+    # "max": the fewest bytes. "fast": decodes tens of times as fast. Or one coder: "huffman", "rans".
+    coder: str = "max"
     where: str | tuple[str, ...] = "*"  # which sites, as a glob; "*" is everything, buffers too
 
     def __post_init__(self) -> None:
