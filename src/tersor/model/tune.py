@@ -99,12 +99,17 @@ class AffinePart(RoundedPart):
         super().__init__()
         self.form = form
         self.w = nn.Parameter(form.decode().detach().float().clone())
-        self.scale = nn.Parameter(form.scale.decode().detach().float().clone())
+        self.steps = part(form.scale)  # a table, or a row of steps times a column of them
         zero = torch.zeros_like(self.scale) if form.zero is None else form.zero.decode().float()
         self.register_buffer("zero", zero.clone())
         self.low, self.high = limits(form.bits, form.zero is None)
         # LSQ: without this factor a step size, which moves all its weights, would outrun each of them.
-        self.ease = (self.w.numel() / self.scale.numel() * max(self.high, 1)) ** -0.5
+        count = sum(p.numel() for p in self.steps.parameters())
+        self.ease = (self.w.numel() / count * max(self.high, 1)) ** -0.5
+
+    @property
+    def scale(self) -> Tensor:
+        return self.steps.value().float()
 
     def codes(self) -> tuple[Tensor, Tensor, Tensor]:
         """(codes before rounding [O, I], scale and zero expanded to columns)."""
@@ -129,9 +134,17 @@ class AffinePart(RoundedPart):
         codes = from_rows(
             self.codes()[0].clamp(self.low, self.high).round(), tuple(self.w.shape), self.form.axis
         )
-        scale = self.scale.detach().abs().clamp_min(TINY).cpu().clone()
         dtype = torch.int8 if self.form.bits <= 8 else torch.int16
-        return self.form.replace(codes=Dense(codes.to(dtype).cpu().contiguous()), scale=Dense(scale))
+        return self.form.replace(
+            codes=Dense(codes.to(dtype).cpu().contiguous()), scale=positive(self.steps.fold())
+        )
+
+
+def positive(steps: Form) -> Form:
+    """Steps as learned, without sign: of a product of one column and one row, each side by itself."""
+    if isinstance(steps, LowRank) and steps.left.shape[1] == 1:
+        return LowRank(positive(steps.left), positive(steps.right))
+    return Dense(steps.decode().float().abs().clamp_min(TINY))
 
 
 class LogPart(RoundedPart):

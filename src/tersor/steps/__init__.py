@@ -17,10 +17,13 @@ from tersor.steps.measure import Measure
 from tersor.steps.penalize import Penalize
 from tersor.steps.prune import Prune
 from tersor.steps.quantize import Quantize
+from tersor.steps.rdoq import Rdoq
 
 STEPS: dict[str, type[Any]] = {
     step.name: step
-    for step in (Prune, Quantize, Cluster, Factorize, Finetune, Distill, Penalize, Entropy, Measure, Export)
+    for step in (
+        Prune, Quantize, Rdoq, Cluster, Factorize, Finetune, Distill, Penalize, Entropy, Measure, Export,
+    )  # fmt: skip
 }
 
 
@@ -40,5 +43,5 @@ def recipe_from_words(words: list[str], seed: int = 0) -> Recipe:
 
 __all__ = [
     "STEPS", "Cluster", "Distill", "Entropy", "Export", "Factorize", "Finetune", "Measure", "Penalize",
-    "Prune", "Quantize", "read_recipe", "recipe_from_words",
+    "Prune", "Quantize", "Rdoq", "read_recipe", "recipe_from_words",
 ]  # fmt: skip

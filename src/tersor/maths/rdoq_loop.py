@@ -1,0 +1,114 @@
+"""Loop: the column sweep of rate-distortion optimized quantization, compiled. The only maths with numba.
+
+Everything lies as [columns, rows], so that one column of weights is one run of memory. A column is rounded
+row by row; what is left over is pushed to the rows below by `down`, and to the columns behind by `ahead`.
+"""
+# ruff: noqa: PLR0917  compiled functions take no keywords
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numba import njit, types
+
+F1, F2 = types.float32[::1], types.float32[:, ::1]
+COUNT = types.float64[:, ::1]
+SLOW, FAST = 1 / 32, 1 / 12  # how quickly running magnitudes follow, along a row and down a column
+LEFTS = 3  # left neighbors told apart: 0, 1, more
+FINE = 16  # steps of the table of levels, per unit of magnitude
+
+
+def compiled(signature: Any) -> Callable[[Callable[..., Any]], Any]:
+    def wrap(loop: Callable[..., Any]) -> Any:
+        try:
+            return njit(signature, cache=True, nogil=True, fastmath=True)(loop)
+        except RuntimeError:  # no folder to keep compiled code in: compile for this process alone
+            return njit(signature, nogil=True, fastmath=True)(loop)
+
+    return wrap
+
+
+@compiled(types.void(COUNT, F2))
+def refresh(counts: np.ndarray, cost: np.ndarray) -> None:
+    """Bits of each magnitude in each context, from how often it was seen; a sign is one bit."""
+    for context in range(counts.shape[0]):
+        total = 0.0
+        for m in range(counts.shape[1]):
+            total += counts[context, m]
+        for m in range(counts.shape[1]):
+            cost[context, m] = np.log2(total / counts[context, m]) + (1 if m else 0)
+
+
+@compiled(
+    types.void(
+        F2, types.boolean[:, ::1], types.int16[:, ::1], F2, F1, F1, F2, F1, F1, types.float64, types.int64,
+        types.int16[::1], COUNT, F2, F1, types.int16[::1], types.float64[::1],
+    )
+)  # fmt: skip
+def sweep(
+    targets: np.ndarray,  # [n, O] weights as they stand; changed
+    free: np.ndarray,  # [n, O] False: the code is 0 whatever it costs
+    codes: np.ndarray,  # [n, O] out
+    ahead: np.ndarray,  # [n, n] unit upper triangle: what a column's error takes from the columns behind it
+    column: np.ndarray,  # [n] what an error weighs by its column
+    wide: np.ndarray,  # [n] step by column
+    down: np.ndarray,  # [O, O] the same as `ahead` for rows, or [0, 0]
+    row: np.ndarray,  # [O]
+    high: np.ndarray,  # [O] step by row
+    price: float,  # of a bit
+    limit: int,  # largest magnitude
+    left: np.ndarray,  # [O] magnitudes in the column before; changed
+    counts: np.ndarray,  # [contexts, magnitudes]; changed
+    cost: np.ndarray,  # [contexts, magnitudes] bits; changed
+    running: np.ndarray,  # [O] running magnitude of each row; changed
+    levels: np.ndarray,  # [FINE * largest] level of a magnitude
+    state: np.ndarray,  # mean magnitude, weights seen, when to refresh, bits, weighted error; changed
+) -> None:
+    """Round `n` columns, one after the other. `targets` then hold what is left of each weight."""
+    n, rows = targets.shape
+    top, last = levels.size - 1, cost.shape[1] - 1
+    t = np.empty(rows, np.float32)
+    for j in range(n):
+        t[:] = targets[j]
+        here = state[0]
+        for i in range(rows):
+            step = high[i] * wide[j]
+            x = abs(t[i]) / step
+            near: Any = min(np.int64(left[i]), LEFTS - 1)
+            guess = running[i] * here / max(state[0], 1e-3)
+            place: Any = min(top, np.int64(FINE * guess))
+            context = levels[place] * LEFTS + near
+            best = 0
+            if free[j, i]:
+                weight = row[i] * column[j] * step * step
+                least = weight * x * x + price * cost[context, 0]
+                floor: Any = min(np.int64(min(x, 1e9)), limit)
+                for m in range(max(1, floor - 1), min(floor + 1, limit) + 1):
+                    bits = cost[context, min(m, last)] + max(0, m - last) * 0.05
+                    loss = weight * (x - m) * (x - m) + price * bits
+                    if loss < least:
+                        least, best = loss, m
+                state[3] += cost[context, min(best, last)] + max(0, best - last) * 0.05
+                counts[context, min(best, last)] += 1
+                state[1] += 1
+            code = best if t[i] > 0 else -best
+            rest = np.float32(t[i] - np.float32(code) * step)
+            state[4] += row[i] * column[j] * np.float64(rest) * rest
+            if down.size:
+                for k in range(i + 1, rows):
+                    t[k] -= rest * down[i, k]
+            codes[j, i] = code
+            left[i] = best
+            running[i] += (best - running[i]) * SLOW
+            here += (best - here) * FAST
+            state[0] += (best - state[0]) * 1e-4
+            targets[j, i] -= np.float32(code) * step
+        for k in range(j + 1, n):
+            share = ahead[j, k]
+            for i in range(rows):
+                targets[k, i] -= share * targets[j, i]
+        if state[1] >= state[2]:
+            refresh(counts, cost)
+            state[2] = state[1] + min(state[1] / 4 + 256, 16384.0)

@@ -1,0 +1,154 @@
+"""Curvature: how far the model's output moves when a weight does, as a Kronecker product for each weight.
+
+E |dy|^2 ~ tr(F dW H dW^T)      dW [O, I] a small change; F = E S S^T [O, O], H = E S^T S [I, I] / tr(F)
+S = gradient of <v, y> by W     v random signs (Hutchinson 1989), or for logits the gradient of the loss for
+    a label drawn from the model's own answer: then the Fisher matrix (Martens 2020, as Shampoo factors it)
+Cost: a forward and a backward pass over the calibration batches, and two products of O x I a batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tersor.forms.form import to_rows
+from tersor.model.batches import device_of, evaluating, move, steady
+from tersor.model.sites import Site
+from tersor.model.task import Task
+
+WIDEST = 4096  # rows or columns with more have a diagonal factor: a full one would not be worth its memory
+AT_ONCE = 1 << 30  # bytes of factors held in one pass over the batches
+FEWEST = 24  # gradients that are drawn at least: few batches are passed over again with other draws
+RAREST = 0.01  # least number of uses that a row is taken to have had, in batches
+
+
+class Curvature(NamedTuple):
+    """The two factors of one weight: full, or the diagonal of one that would be too wide."""
+
+    rows: Tensor  # F, float32 [O, O] or [O]
+    columns: Tensor  # H, float32 [I, I] or [I]
+
+
+def curvatures(
+    model: nn.Module, task: Task, sites: Iterable[Site], *, passes: int = 1
+) -> dict[str, Curvature]:
+    """The curvature of each site's weight, from so many passes over the calibration batches. `model` is a
+    copy that may be changed.
+
+    Weights that no output depends on, and models without a gradient, are left out of the result.
+    """
+    found: dict[str, Curvature] = {}
+    for chunk in chunks(list(sites)):
+        found |= drawn(model, task, chunk, passes)
+    return found
+
+
+def chunks(sites: list[Site]) -> Iterator[list[Site]]:
+    """The sites in runs whose factors fit in memory together."""
+    chunk: list[Site] = []
+    room = AT_ONCE
+    for site in sites:
+        rows, columns = sides(site)
+        size = 4 * sum(n * n if n <= WIDEST else n for n in (rows, columns))
+        if chunk and size > room:
+            yield chunk
+            chunk, room = [], AT_ONCE
+        chunk.append(site)
+        room -= size
+    if chunk:
+        yield chunk
+
+
+def sides(site: Site) -> tuple[int, int]:
+    """(O, I) of a site's weight as rows."""
+    if len(site.shape) <= 1:
+        return 1, math.prod(site.shape)
+    return site.shape[site.axis], math.prod(site.shape) // max(site.shape[site.axis], 1)
+
+
+def drawn(model: nn.Module, task: Task, sites: list[Site], passes: int) -> dict[str, Curvature]:
+    """The curvature of sites whose factors fit in memory together."""
+    parameters = dict(model.named_parameters())
+    wanted = {site.name: site for site in sites if site.name in parameters}
+    sums = {name: Sums(site) for name, site in wanted.items()}
+    for name, parameter in parameters.items():
+        parameter.requires_grad_(name in wanted)
+    samples = batches = done = 0
+    with evaluating(model), steady(task.calibrate), torch.enable_grad():
+        while batches < FEWEST or done < passes:
+            for batch in task.batches("calibrate"):
+                output = tensor_of(task.run(model, move(batch, device_of(model))))
+                if output is None or not output.requires_grad:
+                    return {}
+                probe(output, task).backward()
+                samples += output.shape[0]
+                batches += 1
+                for name in wanted:
+                    if (gradient := parameters[name].grad) is not None:
+                        sums[name].add(gradient, first=done == 0)
+                        parameters[name].grad = None
+            done += 1
+    return {name: total.curvature(samples) for name, total in sums.items() if total.seen}
+
+
+def tensor_of(output: Any) -> Tensor | None:
+    """The first tensor of floats in a model's output."""
+    if isinstance(output, Tensor):
+        return output if output.is_floating_point() else None
+    items = (
+        output.values() if isinstance(output, dict) else output if isinstance(output, (tuple, list)) else ()
+    )
+    return next((found for item in items if (found := tensor_of(item)) is not None), None)
+
+
+def probe(output: Tensor, task: Task) -> Tensor:
+    """A number whose gradient has the curvature of the output's error as its second moment."""
+    if task.metric == "accuracy" and output.ndim == 2:
+        labels = torch.multinomial(output.detach().float().softmax(1), 1).squeeze(1)
+        return F.cross_entropy(output.float(), labels, reduction="sum")
+    signs = torch.randint(0, 2, output.shape, device=output.device).to(output.dtype).mul_(2).sub_(1)
+    return (output * signs).sum()
+
+
+class Sums:
+    """What is added up for one weight."""
+
+    def __init__(self, site: Site) -> None:
+        rows, columns = sides(site)
+        self.site, self.seen = site, False
+        # Rows of an embedding are used by different inputs: their errors do not meet.
+        full = rows <= WIDEST and site.kind != "embedding"
+        self.rows = torch.zeros((rows, rows) if full else (rows,))
+        self.columns = torch.zeros((columns, columns) if columns <= WIDEST else (columns,))
+        self.uses = torch.zeros(rows)
+
+    def add(self, gradient: Tensor, *, first: bool) -> None:
+        s = to_rows(gradient.detach().float().cpu(), self.site.axis)  # [O, I]
+        if self.site.kind == "embedding":
+            used = s.any(1).nonzero()[:, 0]
+            s = s[used]
+            self.uses[used] += first  # what was drawn again is not seen again
+            self.rows[used] += s.square().sum(1)
+        else:
+            self.rows += s @ s.T if self.rows.ndim == 2 else s.square().sum(1)
+        self.columns += s.T @ s if self.columns.ndim == 2 else s.square().sum(0)
+        self.seen = self.seen or bool(s.any())
+
+    def curvature(self, samples: int) -> Curvature:
+        rows, columns = self.rows / samples, self.columns / samples
+        total = (rows.diagonal() if rows.ndim == 2 else rows).sum()  # before rows that were not used count
+        if self.site.kind == "embedding":
+            rows = rows + unseen(self.uses) * float(total) / float(self.uses.sum())
+        return Curvature(rows, columns / total)
+
+
+def unseen(uses: Tensor) -> float:
+    """Uses to add to each row's count, so that rows that were not used weigh together what rows used once
+    do (Good 1953): that is how often something new turns up."""
+    once, never = int((uses == 1).sum()), int((uses == 0).sum())
+    return min(max(once / never, RAREST), 1.0) if never else 0.0

@@ -1,0 +1,78 @@
+"""Budget: the price of a bit that a target asks for, found by trying.
+
+least(bits, budget)      the least price whose bits are within the budget; bits fall by about half a bit a
+    weight where the price doubles
+largest(loss, limit)     the largest price whose loss is within the limit, by bisection of its logarithm
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from tersor.errors import RefusedError
+
+TRIES = 16
+OCTAVES = 3.0  # how far a search for a limit steps at first
+CLOSE = 0.12  # of an octave: then a limit is found
+
+
+def least(
+    measure: Callable[[float], float], budget: float, start: float, *, slope: float, near: float, who: str
+) -> float:
+    """The least price found with measure(price) <= budget; stops within a share `near` of the budget.
+
+    `slope`: by how much the measure falls per octave, about. RefusedError where no price is enough.
+    """
+    over: tuple[float, float] | None = None  # log price and measure, beyond the budget and within it
+    under: tuple[float, float] | None = None
+    at = math.log2(start)
+    found = math.inf
+    for _ in range(TRIES):
+        found = measure(2.0**at)
+        if found <= budget:
+            under = (at, found)
+            if found >= (1 - near) * budget:
+                break
+        else:
+            over = (at, found)
+        if over and under:
+            share = (over[1] - budget * (1 - near / 2)) / max(over[1] - under[1], 1e-9)
+            at = over[0] + (under[0] - over[0]) * min(0.9, max(0.1, share))
+            if abs(under[0] - over[0]) < 1e-3:
+                break
+        else:
+            step = (found - budget) / slope
+            at += min(12.0, max(-12.0, step + math.copysign(0.05, step)))
+    if under is None:
+        raise RefusedError(
+            f"{who}: {budget / 8:.0f} bytes are asked of these weights, and the fewest found are "
+            f"{found / 8:.0f}. Ask for more, or prune first."
+        )
+    return 2.0 ** under[0]
+
+
+def largest(measure: Callable[[float], float], limit: float, start: float, *, who: str) -> float:
+    """The largest price found with measure(price) <= limit; RefusedError where no price has it."""
+    good = bad = None
+    at, loss = math.log2(start), math.inf
+    for _ in range(TRIES):
+        loss = measure(2.0**at)
+        if loss <= limit:
+            good = at
+        else:
+            bad = at
+        if good is not None and bad is not None and bad - good < CLOSE:
+            break
+        if good is None:
+            at -= OCTAVES
+        elif bad is None:
+            at += OCTAVES
+        else:
+            at = (good + bad) / 2
+    if good is None:
+        raise RefusedError(
+            f"{who}: max_drop={limit:g} is not met even where bits cost next to nothing: the loss is still "
+            f"{loss:g} points. Allow more, or leave out what is delicate with where='!NAME'."
+        )
+    return 2.0**good

@@ -1,0 +1,204 @@
+"""Grids: how one site is rounded at a price, leaf by leaf of its form: what rdoq works with.
+
+dW of a leaf weighs tr(F dW H dW^T): under a mask as above it; of a product left * right the left factor has
+    F, R H R^T and the right one L^T F L, H.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from tersor.core.view import View
+from tersor.forms import Affine, Dense, Form, LowRank, Masked, Sum, refine, uncoded
+from tersor.forms.form import from_rows, to_rows
+from tersor.maths.rdoq import THETA, Factor, Rounded, factor, rdoq, steps
+from tersor.model.curvature import curvatures
+from tersor.model.sites import Site
+
+PER = ("tensor", "row", "column", "both")
+SMALL = 1 << 16  # weights below which all ways to share steps are tried; above, steps cost next to nothing
+FEW = 16  # numbers that are not worth a grid
+MORE = 4.0  # bits a number that a bias or norm has beyond a weight, where nothing is known of either
+
+Moments = tuple[Tensor | None, Tensor | None]  # F and H: full, a diagonal, or None for a diagonal of ones
+
+
+@dataclass(frozen=True, eq=False)
+class Leaf:
+    """One leaf's weights as rows, and what an error in them weighs."""
+
+    w: Tensor  # [O, I]
+    keep: Tensor | None
+    rows: Factor
+    columns: Factor
+    shape: tuple[int, ...]
+    axis: int
+
+    @property
+    def vector(self) -> bool:
+        return len(self.shape) <= 1
+
+    def rounded(self, lam: float, per: str) -> Rounded:
+        """The codes at this price; with per="auto" the steps whose error + lam * bits is least."""
+        lam = max(lam, 1e-30)
+        choice: tuple[str, ...] = (per,) if per != "auto" else ("tensor",) if self.vector else ("both",)
+        if per == "auto" and not self.vector and self.w.numel() < SMALL:
+            choice = PER
+        tried = []
+        for word in choice:
+            row, column = steps(self.rows, self.columns, lam, "tensor" if self.vector else word)
+            tried.append(rdoq(self.w, self.rows, self.columns, lam, row=row, column=column, keep=self.keep))
+        return min(tried, key=lambda one: one.error + lam * one.bits)
+
+    def form(self, made: Rounded) -> Affine:
+        """The codes and steps as a form: two steps a weight are a product of one column and one row."""
+        most = int(made.codes.abs().max()) if made.codes.numel() else 0
+        bits = max(2, most.bit_length() + 1)
+        codes = made.codes.to(torch.int8 if bits <= 8 else torch.int16)
+        stored = Dense(from_rows(codes, self.shape, self.axis).contiguous())
+        if made.column.numel() == 1:
+            return Affine(stored, Dense((made.row * made.column).contiguous()), None, bits, 0, self.axis)
+        row = made.row.expand(self.w.shape[0], 1).contiguous()
+        return Affine(stored, LowRank(Dense(row), Dense(made.column)), None, bits, 1, self.axis)
+
+
+@dataclass
+class Plan:
+    """All there is to know of one site before a price is named."""
+
+    site: Site
+    before: Form
+    how: str = "refine"
+    leaves: list[Leaf] = field(default_factory=list)
+    why: str = ""  # it is left as it is
+
+    @property
+    def fits(self) -> bool:
+        return not self.why
+
+    @property
+    def count(self) -> int:
+        return sum(leaf.w.numel() for leaf in self.leaves)
+
+    def price(self, bits: float) -> float:
+        """About what a bit is worth where a weight has so many."""
+        powers = [
+            leaf.rows.weight.double().log().mean()
+            + leaf.columns.weight.double().log().mean()
+            + leaf.w.double().square().mean().clamp_min(1e-30).log()
+            for leaf in self.leaves
+        ]
+        return math.exp(float(sum(powers)) / len(powers)) * 12 * 4.0**-bits / THETA**2
+
+    def bits(self, lam: float, per: str) -> float:
+        return sum(leaf.rounded(lam, per).bits for leaf in self.leaves)
+
+    def form(self, lam: float, per: str) -> tuple[Form, str, float]:
+        """(the new form, how it treats the old one, bits of its codes)."""
+        made = [leaf.rounded(lam, per) for leaf in self.leaves]
+        forms = iter([leaf.form(one) for leaf, one in zip(self.leaves, made, strict=True)])
+        after, how = refine(self.before, lambda w, keep, axis: next(forms), self.site.axis)
+        return after, how, sum(one.bits for one in made)
+
+
+def plans(view: View, sites: list[Site], weigh: str, damp: float, passes: int = 1) -> list[Plan]:
+    """A plan for each site, in the model's order."""
+    found = moments(view, sites, weigh, passes)
+    typical = torch.tensor([power(view, site, *found[site.name]) for site in sites if site.name in found])
+    level = float(typical[typical > 0].log().mean().exp()) if bool((typical > 0).any()) else 1.0
+    return [plan(view, site, found.get(site.name), level, damp) for site in sites]
+
+
+def moments(view: View, sites: list[Site], weigh: str, passes: int) -> dict[str, Moments]:
+    """The curvature of each site that the data shows."""
+    if weigh == "output":
+        made = curvatures(view.model(), view.task, sites, passes=passes)
+        return {name: (one.rows, one.columns) for name, one in made.items()}
+    if weigh == "inputs":
+        grams = {site.name: view.gram(site) for site in sites if len(site.shape) > 1}
+        return {name: scaled(view, name, gram) for name, gram in grams.items() if gram is not None}
+    return {}
+
+
+def scaled(view: View, name: str, gram: Tensor) -> Moments:
+    """Second moments in units of the layer's own output, so that layers compare."""
+    w = to_rows(view.form(name).decode().float(), view.sites[name].axis)
+    output = float(((w @ gram) * w).sum()) / max(w.numel(), 1)
+    return None, gram / max(output, 1e-30)
+
+
+def power(view: View, site: Site, rows: Tensor | None, columns: Tensor | None) -> float:
+    """What an error as large as the weights themselves would weigh, on average over the weights."""
+    w = view.form(site).decode().float()
+    parts = [
+        1.0 if m is None else float((m.diagonal() if m.ndim == 2 else m).mean()) for m in (rows, columns)
+    ]
+    return parts[0] * parts[1] * float(w.square().mean())
+
+
+def plan(view: View, site: Site, found: Moments | None, level: float, damp: float) -> Plan:
+    before = view.form(site)
+    made = Plan(site, before)
+    shapes: list[tuple[Tensor, Tensor | None, int]] = []
+
+    def collect(w: Tensor, keep: Tensor | None, axis: int) -> Form:
+        shapes.append((w, keep, axis))
+        return Dense(w)
+
+    made.how = refine(before, collect, site.axis)[1]
+    if len(site.shape) <= 1 and math.prod(site.shape) < FEW:
+        made.why = f"{math.prod(site.shape)} numbers are not worth a grid"
+        return made
+    sides = leaf_moments(uncoded(before), *found) if found else iter([(None, None)] * len(shapes))
+    for (w, keep, axis), (rows, columns) in zip(shapes, sides, strict=True):
+        flat = to_rows(w.float(), axis).contiguous()
+        outs, ins = flat.shape
+        if not fits(rows, outs) or not fits(columns, ins):
+            rows = columns = None  # a product's factors that do not lie along the rows of the whole
+        if rows is None and columns is None:
+            dear = 4.0**MORE if len(site.shape) <= 1 else 1.0
+            columns = torch.full((ins,), dear * level / max(float(flat.square().mean()), 1e-30))
+        kept = None if keep is None else to_rows(keep, axis)
+        made.leaves.append(
+            Leaf(
+                flat,
+                kept,
+                factor(rows, outs, damp=damp),
+                factor(columns, ins, damp=damp),
+                tuple(w.shape),
+                axis,
+            )
+        )
+    return made
+
+
+def fits(moment: Tensor | None, count: int) -> bool:
+    return moment is None or moment.shape[0] == count
+
+
+def leaf_moments(form: Form, rows: Tensor | None, columns: Tensor | None) -> Iterator[Moments]:
+    """F and H of each leaf, in the order in which refine visits them."""
+    if isinstance(form, Masked):
+        yield from leaf_moments(form.body, rows, columns)
+    elif isinstance(form, Sum):
+        yield from leaf_moments(form.a, rows, columns)
+        yield from leaf_moments(form.b, rows, columns)
+    elif isinstance(form, LowRank):
+        left, right = form.left.decode().float(), form.right.decode().float().flatten(1)
+        fine = fits(rows, len(left)) and fits(columns, right.shape[1])
+        yield from leaf_moments(form.left, rows, through(right, columns) if fine else None)
+        yield from leaf_moments(form.right, through(left.T, rows) if fine else None, columns)
+    else:
+        yield rows, columns
+
+
+def through(side: Tensor, moment: Tensor | None) -> Tensor:
+    """side M side^T, of a moment that is full, diagonal or absent."""
+    if moment is None:
+        return side @ side.T
+    return side @ moment @ side.T if moment.ndim == 2 else (side * moment) @ side.T

@@ -1,0 +1,183 @@
+"""Rdoq: rate-distortion optimized quantization, for a size, an accuracy, or a price of a bit.
+
+min E |dy|^2 + lam * bits       dy what the model's output moves; one lam for all layers, so that a bit is
+    spent where it helps most; bits under an adaptive model of neighbors, as the entropy coder will code them
+weigh   output: curvature of the output (model/curvature.py); inputs: second moments of each layer's inputs,
+    as GPTQ and CERWU have it; none: each tensor's error over its power, without data
+Nothing is trained. Cost: a pass forward and backward over the calibration batches, then for each lam tried a
+few seconds for 20 million weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from tersor.core.step import Edit, Group, Note
+from tersor.core.view import View
+from tersor.errors import RefusedError, SettingError
+from tersor.forms import Form
+from tersor.measure.accuracy import drop
+from tersor.model.sites import Site
+from tersor.settings import check, check_word
+from tersor.steps.budget import largest, least
+from tersor.steps.entropy import Entropy
+from tersor.steps.grids import MORE, PER, Plan, plans
+
+TARGETS = ("bits", "nbytes", "max_drop", "lam")
+WEIGH = ("auto", "output", "inputs", "none")
+BITS = 4.0  # a weight, where no target is given
+BEGIN = 5.0  # bits a weight where the search for an accuracy begins
+NODE = 48  # bytes about that the file's header needs for a form's array
+TRIES = 4  # times a file's size is measured and corrected
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rdoq:
+    """Quantize for the fewest bits at a given size, accuracy or price of a bit; nothing is trained."""
+
+    name: ClassVar[str] = "rdoq"
+    bits: float | None = None  # a weight, on average, before the entropy step; 4 where no target is given
+    nbytes: int | None = None  # of the whole model once the entropy step has coded it
+    max_drop: float | None = None  # points of the task's metric lost at most, on its evaluation set
+    lam: float | None = None  # the price of a bit, in units of the weighed error
+    weigh: str = "auto"  # an error's weight: "output", "inputs" or "none"; auto: output where there is data
+    per: str = (
+        "auto"  # what shares a step: "tensor", "row", "column", "both" (row times column); auto: cheapest
+    )
+    damp: float = 0.05  # share of the mean curvature that is added to it: for what the data did not show
+    passes: int = 1  # over the calibration batches, for the curvature: more are steadier
+    vectors: bool = True  # biases and norms too, where where is "*"
+    where: str | tuple[str, ...] = "*"  # which sites, as a glob; "!" excludes
+
+    def __post_init__(self) -> None:
+        given = [key for key in TARGETS if getattr(self, key) is not None]
+        if len(given) > 1:
+            raise SettingError(
+                f"rdoq: {' and '.join(given)} given, but one of {', '.join(TARGETS)} is the target"
+            )
+        check(self.bits is None or 0 < self.bits <= 16, self, "bits", "it is bits a weight: above 0, to 16")
+        check(self.nbytes is None or self.nbytes >= 1, self, "nbytes", "it is a count of bytes: 1 or more")
+        check(
+            self.max_drop is None or 0 <= self.max_drop <= 100, self, "max_drop", "it is in points: 0 to 100"
+        )
+        check(self.lam is None or 0 < self.lam < float("inf"), self, "lam", "it is a price: above 0")
+        check(0 < self.damp <= 1, self, "damp", "it is a share: 0 < damp <= 1")
+        check(self.passes >= 1, self, "passes", "it is a count: 1 or more")
+        check_word(self, "weigh", WEIGH)
+        check_word(self, "per", ("auto", *PER))
+        if not self.where:
+            raise SettingError(f"rdoq: where={self.where!r}, but it is a glob such as '*' or 'blocks.*'")
+
+    def sitewise(self) -> bool:
+        """Without data a tensor is rounded by itself, unless all share one budget."""
+        return self.weigh in ("auto", "none") and self.nbytes is None and self.max_drop is None
+
+    def run(self, view: View) -> Iterator[Group]:
+        sites = self.sites(view)
+        if self.nbytes is None and self.max_drop is None and self.weighing(view) == "none":
+            for number, site in enumerate(sites, 1):
+                if site.name not in view.done:
+                    yield self.alone(view, site)
+                view.watch.progress(number, len(sites), site.name)
+            return
+        made = plans(view, sites, self.weighing(view), self.damp, self.passes)
+        lam = self.search(view, made)
+        yield tuple(event for plan in made for event in self.events(view, plan, lam))
+
+    def sites(self, view: View) -> list[Site]:
+        """The weights that are meant, and the other parameters where everything is."""
+        chosen = {site.name for site in view.weights(self.where)}
+        if self.vectors and self.where == "*":
+            chosen |= {site.name for site in view.sites.values() if site.is_parameter and 0 not in site.shape}
+        return [site for site in view.sites.values() if site.name in chosen]
+
+    def weighing(self, view: View) -> str:
+        """How errors are weighed; RefusedError where that needs what is not there."""
+        if self.weigh == "auto":
+            task = view.maybe_task
+            there = view.base_model is not None and task is not None and task.calibrate is not None
+            return "output" if there else "none"
+        if self.weigh != "none":
+            view.task.batches("calibrate")
+        return self.weigh
+
+    def alone(self, view: View, site: Site) -> Group:
+        """One tensor by itself, without data."""
+        (plan,) = plans(view, [site], "none", self.damp)
+        return self.events(view, plan, self.search(view, [plan], MORE if len(site.shape) <= 1 else 0))
+
+    def events(self, view: View, plan: Plan, lam: float) -> Group:
+        before = view.form(plan.site)
+        if not plan.fits:
+            return (Note(plan.site.name, "skipped", plan.why),)
+        after, how, bits = plan.form(lam, self.per)
+        count = max(1, before.decode().numel())
+        text = f"{bits / count:.3f} bits a weight expected, lam {lam:.3g}"
+        note = Note(plan.site.name, "done", text, {"bits": round(bits, 1), "lam": lam})
+        return Edit(plan.site.name, before, after, how), note
+
+    def search(self, view: View, made: list[Plan], more: float = 0.0) -> float:
+        """The price that the target asks for; `more` bits a weight than it says."""
+        made = [plan for plan in made if plan.fits]
+        if self.lam is not None or not made:
+            return self.lam or 0.0
+        count = sum(plan.count for plan in made)
+
+        def bits(lam: float) -> float:
+            return sum(plan.bits(lam, self.per) for plan in made)
+
+        def priced(bits_a_weight: float, near: float = 0.005) -> float:
+            start = sum(plan.price(bits_a_weight) * plan.count for plan in made) / count
+            return least(bits, count * bits_a_weight, start, slope=count / 2, near=near, who=self.name)
+
+        if self.max_drop is not None:
+            return self.accurate(view, made, priced(BEGIN, near=0.2))
+        if self.nbytes is not None:
+            return self.small(view, made, count, priced)
+        return priced(more + (BITS if self.bits is None else self.bits))
+
+    def accurate(self, view: View, made: list[Plan], start: float) -> float:
+        """The largest price at which the task loses no more than it may."""
+        before = view.task.scores(view.model())
+
+        def lost(lam: float) -> float:
+            points = drop(before, view.task.scores(view.model(self.forms(made, lam)))).points
+            view.watch.progress(0, 1, f"lam {lam:.3g} loses {points:+.2f} points")
+            return points
+
+        return largest(lost, self.max_drop or 0.0, start, who=self.name)
+
+    def small(self, view: View, made: list[Plan], count: int, priced: Callable[[float], float]) -> float:
+        """The price at which what the entropy step leaves fits the budget: measured, and corrected."""
+        fixed = {name: form for name, form in view.forms.items() if name not in {p.site.name for p in made}}
+        rest = coded_nbytes(fixed)
+        budget = (self.nbytes or 0) - rest
+        wanted, best, found = 8 * budget / count, None, 0
+        for _ in range(TRIES):
+            if wanted <= 0:
+                break
+            lam = priced(wanted)
+            found = coded_nbytes(self.forms(made, lam))
+            view.watch.progress(0, 1, f"lam {lam:.3g} gives {found + rest} bytes")
+            if found <= budget:
+                best = lam
+                if found >= 0.99 * budget:
+                    break
+            wanted *= min(1.5, 0.998 * budget / found)
+        if best is None:
+            raise RefusedError(
+                f"rdoq: nbytes={self.nbytes} is too small: {rest} bytes are of tensors that stay as they "
+                f"are, and the others came to {found or 'more'}. Give more bytes, or prune first."
+            )
+        return best
+
+    def forms(self, made: list[Plan], lam: float) -> dict[str, Form]:
+        return {plan.site.name: plan.form(lam, self.per)[0] for plan in made}
+
+
+def coded_nbytes(forms: Mapping[str, Form]) -> int:
+    """Bytes that these forms take in a file once the entropy step has coded them."""
+    coded = [Entropy().code(form, None) for form in forms.values()]
+    return sum(form.nbytes + NODE * sum(1 for _, node in form.walk() if node.arrays()) for form in coded)

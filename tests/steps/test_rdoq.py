@@ -1,0 +1,186 @@
+"""Rdoq: budgets and drops are kept, data helps, structure stands, and what is misfit is refused."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny import tiny
+from torch import nn
+
+from tersor.core.run import Compressed, run, start
+from tersor.errors import RefusedError, SettingError, TaskError
+from tersor.forms import Affine, LowRank, Masked, uncoded
+from tersor.io import save
+from tersor.model.task import Task
+from tersor.steps import Entropy, Factorize, Prune, Quantize, Rdoq
+from tersor.steps.budget import largest, least
+
+MODELS = ("mlp", "conv", "attention", "lstm", "mixed")
+
+
+class Wide(nn.Module):
+    """Large enough for bits to be worth counting; its inputs differ in size and depend on each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.three = nn.Linear(64, 128), nn.Linear(128, 96), nn.Linear(96, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.three(self.two(self.one(x).relu()).relu())
+
+
+@pytest.fixture(scope="module")
+def wide() -> tuple[nn.Module, Task]:
+    generator = torch.Generator().manual_seed(0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Wide().eval()
+    mix = torch.randn(64, 64, generator=generator) * torch.logspace(-1.5, 0.5, 64)[:, None]
+    x = torch.randn(800, 64, generator=generator) @ mix
+    with torch.no_grad():
+        y = model(x)
+    batches = [(x[i : i + 50], y[i : i + 50]) for i in range(0, 800, 50)]
+    return model, Task(
+        "wide", evaluate=batches[12:], calibrate=batches[:12], loss=nn.functional.mse_loss,
+        metric=lambda out, target: -(out - target).square().sum(1) / target.square().sum(1),
+    )  # fmt: skip
+
+
+def loss(result: Compressed, task: Task) -> float:
+    return -float(task.scores(result.model()).mean())
+
+
+def expected_bits(result: Compressed) -> float:
+    return sum(e.data["bits"] for e in result.ledger.entries if e.kind == "done" and "bits" in e.data)
+
+
+@pytest.mark.parametrize("bits", [1.5, 3.0, 6.0])
+@pytest.mark.parametrize("weigh", ["output", "inputs", "none"])
+def test_bits_are_what_was_asked_for(wide: tuple[nn.Module, Task], bits: float, weigh: str) -> None:
+    model, task = wide
+    result = run(model, Rdoq(bits=bits, weigh=weigh, vectors=False), task)
+    count = sum(p.numel() for p in model.parameters() if p.ndim > 1)
+    assert 0.97 * bits < expected_bits(result) / count <= bits
+
+
+def test_data_lowers_the_loss_at_equal_bits(wide: tuple[nn.Module, Task]) -> None:
+    model, task = wide
+    lost = {
+        w: loss(run(model, Rdoq(bits=3, weigh=w, vectors=False), task), task)
+        for w in ("output", "inputs", "none")
+    }
+    assert lost["output"] < 0.7 * lost["inputs"] < 0.7 * lost["none"]
+
+
+def test_it_beats_plain_rounding_at_the_same_size(wide: tuple[nn.Module, Task]) -> None:
+    model, task = wide
+    plain = run(model, [Quantize(bits=4), Entropy()], task)
+    mine = run(model, [Rdoq(nbytes=plain.nbytes, weigh="none"), Entropy()], task)
+    assert mine.nbytes <= plain.nbytes
+    assert loss(mine, task) < 0.9 * loss(plain, task)
+
+
+@pytest.mark.parametrize("nbytes", [6000, 12000])
+def test_a_file_is_no_larger_than_the_budget(wide: tuple[nn.Module, Task], nbytes: int, tmp_path) -> None:
+    model, task = wide
+    result = run(model, [Rdoq(nbytes=nbytes), Entropy()], task)
+    assert 0.85 * nbytes < result.nbytes <= nbytes
+    assert save(result, tmp_path / "model.tersor") < nbytes + 2500, "the header holds the ledger"
+
+
+@pytest.mark.parametrize("most", [0.5, 5.0])
+def test_the_metric_drops_by_no_more_than_allowed(wide: tuple[nn.Module, Task], most: float) -> None:
+    model, task = wide
+    result = run(model, Rdoq(max_drop=most), task)
+    assert 0.5 * most < 100 * loss(result, task) <= most
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_structure_above_stands(name: str) -> None:
+    t = tiny(name)
+    pruned = run(t.model, [Prune(keep=0.5), Rdoq(bits=3)], t.task)
+    for site, form in pruned.forms.items():
+        if pruned.sites[site].is_weight:
+            assert isinstance(form, Masked)
+            assert isinstance(form.body, Affine)
+            assert not form.decode()[~form.keep.decode()].any()
+    product = run(t.model, [Factorize(keep=0.9), Rdoq(bits=5)], t.task)
+    factors = [form for form in product.forms.values() if isinstance(form, LowRank)]
+    assert all(isinstance(form.left, Affine) for form in factors)
+    assert name != "mixed" or factors
+
+
+def test_factors_are_weighed_by_each_other(wide: tuple[nn.Module, Task]) -> None:
+    model, task = wide
+    result = run(model, [Factorize(rank=60), Rdoq(bits=4, vectors=False)], task)
+    given = run(model, [Factorize(rank=60)], task)
+    plain = run(given, Rdoq(bits=4, weigh="none", vectors=False), task)
+    base = loss(given, task)
+    assert loss(result, task) - base < 0.7 * (loss(plain, task) - base)
+
+
+@pytest.mark.parametrize("per", ["tensor", "row", "column", "both"])
+def test_each_way_to_share_steps_is_stored(wide: tuple[nn.Module, Task], per: str, tmp_path) -> None:
+    model, task = wide
+    result = run(model, [Rdoq(bits=3, per=per), Entropy()], task)
+    form = uncoded(result.forms["two.weight"])
+    assert isinstance(form, Affine)
+    shape = {"tensor": (1, 1), "row": (96, 1), "column": (96, 128), "both": (96, 128)}[per]
+    assert form.scale.shape == shape
+    assert loss(result, task) < 0.2
+
+
+def test_vectors_are_rounded_finely_and_on_request() -> None:
+    t = tiny("conv")
+    for weigh in ("output", "none"):
+        model = nn.Sequential(nn.Flatten(), nn.Linear(36, 20), nn.LayerNorm(20), nn.Linear(20, 3))
+        with torch.no_grad():
+            model[2].weight.uniform_(0.5, 1.5)
+        given = start(model)
+        result = run(given, Rdoq(bits=3, weigh=weigh), t.task)
+        assert isinstance(result.forms["2.weight"], Affine)
+        error = (result.forms["2.weight"].decode() - given.forms["2.weight"].decode()).abs().max()
+        assert error < 0.1
+        left = run(given, Rdoq(bits=3, weigh=weigh, vectors=False), t.task)
+        assert left.forms["2.weight"].digest == given.forms["2.weight"].digest
+
+
+def test_settings_that_cannot_be_meant_are_refused() -> None:
+    for settings, says in (
+        ({"bits": 3.0, "nbytes": 100}, "bits and nbytes given"),
+        ({"lam": 0.0}, "lam=0.0"),
+        ({"bits": 17.0}, "above 0, to 16"),
+        ({"weigh": "output?"}, "did you mean 'output'"),
+        ({"per": "rows"}, "did you mean 'row'"),
+        ({"damp": 0.0}, "damp"),
+        ({"where": ""}, "glob"),
+    ):
+        with pytest.raises(SettingError, match=says.replace("?", r"\?")):
+            Rdoq(**settings)
+
+
+def test_what_is_not_there_is_said(wide: tuple[nn.Module, Task]) -> None:
+    model, task = wide
+    with pytest.raises(RefusedError, match="needs a task"):
+        run(model, Rdoq(max_drop=1.0))
+    with pytest.raises(TaskError, match="calibrate"):
+        run(model, Rdoq(weigh="output"), replace(task, calibrate=None))
+    with pytest.raises(RefusedError, match="nbytes=10 is too small"):
+        run(model, Rdoq(nbytes=10), task)
+
+
+def test_the_least_price_within_a_budget() -> None:
+    found = least(
+        lambda price: 1000 - 50 * torch.tensor(price).log2().item(), 700, 1.0, slope=80, near=0.01, who="x"
+    )
+    assert 63 < found < 70
+    with pytest.raises(RefusedError, match="fewest found"):
+        least(lambda price: 1000.0, 700, 1.0, slope=80, near=0.01, who="x")
+
+
+def test_the_largest_price_within_a_limit() -> None:
+    for start_at in (1e-6, 1.0, 1e6):
+        found = largest(lambda price: price**0.5, 3.0, start_at, who="x")
+        assert 8 < found <= 9
+    with pytest.raises(RefusedError, match="max_drop=3 is not met"):
+        largest(lambda price: 4.0, 3.0, 1.0, who="x")
