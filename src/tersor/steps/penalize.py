@@ -5,7 +5,7 @@ loss + price * bits(codes)    w = scale * codes, rounded straight through; bits 
 price     the one that leads to `nbytes`: the size wanted falls, by the same share each step, over the first
           `warm` of the training, then stands; the price rises where there is more, and falls where less
 after it  constant units are folded away, those that nothing reads are cleared: model/idle.py
-cost     `epochs` passes; an entropy coder asked 20 times what the codes need       Oktay 2019, LilNetX 2023
+cost     `epochs` passes; an entropy coder asked 12 times what the codes need       Oktay 2019, LilNetX 2023
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from tersor.steps.retrain import Retrain, check_teacher, teacher_of
 
 BITS = 8  # of a code, before it is coded
 EVERY = 10  # training steps between two looks at the size
-ASKED = 20  # times that a training asks the coder
+ASKED = 12  # times that a training asks the coder
 FIRST = 0.1  # the first price of a bit, over the number of weights: too low to be felt
 PACE = 60.0  # natural logarithms that the price can move in a training
 FASTEST = 0.03  # and in one step of a short one
