@@ -48,7 +48,7 @@ class Signs(NamedTuple):
         if self.zero == self.pivot:
             return (symbols - np.uint8(self.pivot)).view(np.int8)
         step = symbols.astype(np.int16) - self.pivot
-        step = (step + (step >= 0) + 128) % 256 - 128
+        step += step >= 0
         if self.zero is not None:
             step[symbols == self.zero] = 0
         return step.astype(np.int8)
@@ -98,20 +98,22 @@ def plan_mixing(symbols: np.ndarray, width: int, keep: np.ndarray | None = None)
 
 
 def signs_of(symbols: np.ndarray) -> Signs:
+    """The most frequent symbol is zero, if it is frequent, and half of the others are negative."""
     counts = np.bincount(symbols, minlength=256)
     present = np.flatnonzero(counts)
-    if present[-1] - present[0] > SIGNED or len(present) <= 2:
+    low, high = int(present[0]), int(present[-1])
+    if high - low > SIGNED or len(present) <= 2:
         zero = 0 if counts[0] else int(counts.argmax())
         return Signs(zero, zero)
     zero = int(counts.argmax())
-    if 4 * counts[zero] < len(symbols):  # all alike: no zero among them
-        middle = int(np.searchsorted(counts.cumsum(), len(symbols) / 2))
-        return Signs(None, middle)
-    if present[0] < zero < present[-1]:
-        return Signs(zero, zero)
     rest = counts.copy()
-    rest[zero] = 0
-    return Signs(zero, int(np.searchsorted(rest.cumsum(), rest.sum() / 2)))
+    is_zero = 4 * counts[zero] >= len(symbols)
+    if is_zero:
+        rest[zero] = 0
+    pivot = int(np.searchsorted(rest.cumsum(), rest.sum() / 2))
+    if (is_zero and low < zero < high) or pivot - low > 128 or high - pivot > 126:
+        return Signs(zero, zero)
+    return Signs(zero if is_zero else None, pivot)
 
 
 def laid_out(values: np.ndarray, width: int, keep: np.ndarray | None) -> np.ndarray:

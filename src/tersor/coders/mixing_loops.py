@@ -284,7 +284,7 @@ def mix(
                         where[2] = at + 33 + light
                         where[3] = at
                         b = code_bit(
-                            (size >> (6 - k)) & 1,
+                            ((size - 1) >> (6 - k)) & 1,
                             where,
                             4,
                             16 + k,
@@ -297,7 +297,7 @@ def mix(
                             decoding,
                         )
                         node = 2 * node + b
-                    size = node & 127
+                    size = (node & 127) + 1
                 else:
                     step = more = 1
                     while more and step < 128:
