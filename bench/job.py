@@ -53,11 +53,11 @@ def line(row: Row) -> str:
     return f"{row.subject:14} {row.measure:44} {value:>14} {row.target:>8} {verdict:7} {row.note}".rstrip()
 
 
-def read_back(result: Compressed, name: str) -> tuple[nn.Module, int]:
+def read_back(result: Compressed, name: str, *, tiny: bool = False) -> tuple[nn.Module, int]:
     """A new, untrained network with the weights of the written and read file, and the bytes of that file."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{name}.tersor"
-        save(result, path)
+        save(result, path, tiny=tiny)
         return load(path).model(base=NETWORKS[name]()).eval(), path.stat().st_size
 
 
