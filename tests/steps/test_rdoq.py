@@ -9,7 +9,7 @@ from torch import nn
 
 from tersor.core.run import Compressed, run, start
 from tersor.errors import RefusedError, SettingError, TaskError
-from tersor.forms import Affine, LowRank, Masked, uncoded
+from tersor.forms import Affine, LowRank, Masked, Sum, uncoded
 from tersor.io import save
 from tersor.model.task import Task
 from tersor.steps import Entropy, Factorize, Prune, Quantize, Rdoq
@@ -184,3 +184,18 @@ def test_the_largest_price_within_a_limit() -> None:
         assert 8 < found <= 9
     with pytest.raises(RefusedError, match="max_drop=3 is not met"):
         largest(lambda price: 4.0, 3.0, 1.0, who="x")
+
+
+def test_a_few_codes_beyond_a_byte_are_stored_apart(tmp_path) -> None:
+    """One huge weight does not make all codes two bytes wide, and is not cut off."""
+    layer = nn.Linear(100, 80, bias=False)
+    with torch.no_grad():
+        layer.weight[3, 7] = 500.0
+    result = run(layer, [Rdoq(lam=1e-3, per="tensor"), Entropy()])
+    form = uncoded(result.forms["weight"])
+    assert isinstance(form, Sum)
+    assert form.a.codes.decode().dtype is torch.int8
+    assert float((form.decode() - layer.weight.detach()).abs().max()) < 0.2 * 500
+    assert abs(float(form.decode()[3, 7]) - 500) < float(form.a.scale.decode()[0, 0])
+    nbytes = save(result, tmp_path / "m.tersor")
+    assert nbytes > 0

@@ -23,6 +23,9 @@ from tersor.model.sites import Site
 PER = ("tensor", "row", "column", "both")
 SMALL = 1 << 16  # weights below which all ways to share steps are tried; above, steps cost next to nothing
 FEW = 16  # numbers that are not worth a grid
+BYTE = 127  # largest code in one byte
+APART = 44  # bits of a code stored apart: where it is, and a float
+APART_AT_ALL = 1600  # bits of the form around them
 MORE = 4.0  # bits a number that a bias or norm has beyond a weight, where nothing is known of either
 
 Moments = tuple[Tensor | None, Tensor | None]  # F and H: full, a diagonal, or None for a diagonal of ones
@@ -55,12 +58,24 @@ class Leaf:
             tried.append(rdoq(self.w, self.rows, self.columns, lam, row=row, column=column, keep=self.keep))
         return min(tried, key=lambda one: one.error + lam * one.bits)
 
-    def form(self, made: Rounded) -> Affine:
-        """The codes and steps as a form: two steps a weight are a product of one column and one row."""
-        most = int(made.codes.abs().max()) if made.codes.numel() else 0
+    def form(self, made: Rounded) -> Form:
+        """The codes and steps as a form. A few codes beyond a byte are stored apart (as SpQR does, Dettmers
+        2023): two bytes a code would cost all the others a bit."""
+        beyond = made.codes.abs() > BYTE
+        count = int(beyond.sum())
+        if not count or APART * count + APART_AT_ALL > beyond.numel():
+            return self.affine(made, made.codes)
+        near = made.codes.clamp(-BYTE, BYTE)
+        rest = (made.codes - near) * made.row * made.column
+        apart = [Dense(from_rows(x, self.shape, self.axis).contiguous()) for x in (beyond, rest)]
+        return Sum(self.affine(made, near), Masked(*apart))
+
+    def affine(self, made: Rounded, codes: Tensor) -> Affine:
+        """Two steps a weight are a product of one column and one row."""
+        most = int(codes.abs().max()) if codes.numel() else 0
         bits = max(2, most.bit_length() + 1)
-        codes = made.codes.to(torch.int8 if bits <= 8 else torch.int16)
-        stored = Dense(from_rows(codes, self.shape, self.axis).contiguous())
+        small = codes.to(torch.int8 if bits <= 8 else torch.int16)
+        stored = Dense(from_rows(small, self.shape, self.axis).contiguous())
         if made.column.numel() == 1:
             return Affine(stored, Dense((made.row * made.column).contiguous()), None, bits, 0, self.axis)
         row = made.row.expand(self.w.shape[0], 1).contiguous()
