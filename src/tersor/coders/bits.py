@@ -70,14 +70,6 @@ class BitReader:
         high = (1 << zeros | self.bits(zeros)) - 1
         return high << order | self.bits(order)
 
-    def rice(self, order: int) -> int:
-        ones = 0
-        while self.bits(1):
-            ones += 1
-            if ones > MAX_ONES:
-                raise FormatError(f"coded stream: a number with more than {MAX_ONES} leading ones")
-        return ones << order | self.bits(order)
-
     def byte_end(self) -> int:
         """The next whole byte; what is left of this one must be zeros."""
         if self.bits(-self.at % 8):
@@ -117,14 +109,19 @@ def write_list(out: BitWriter, values: np.ndarray) -> None:
 
 def read_list(source: BitReader, length: int, top: int) -> np.ndarray:
     """`length` values, each 0 to `top`."""
+    from tersor.coders.bits_loops import read_numbers
+
     steps, code, order = source.bits(1), source.bits(1), source.bits(3)
-    take = source.golomb if code == GOLOMB else source.rice
-    values: list[int] = []
-    for _ in range(length):
-        number = take(order)
-        if steps and values:
-            number = values[-1] + (-(number + 1) // 2 if number & 1 else number // 2)
-        if not 0 <= number <= top:
-            raise FormatError(f"coded stream: its table holds {number}, but 0 to {top} are allowed")
-        values.append(number)
-    return np.array(values, dtype=np.int64)  # [K]
+    values = np.empty(length, dtype=np.int64)
+    data = np.frombuffer(source.data, dtype=np.uint8)
+    end = read_numbers(data, source.at, code, order, MAX_ONES, MAX_ZEROS, values)
+    if end < 0:
+        raise FormatError(f"coded stream: a list of {length} numbers that its bits do not hold")
+    source.at = end
+    if steps:
+        values[1:] = np.where(values[1:] & 1, -(values[1:] + 1) // 2, values[1:] // 2)
+        values = values.cumsum()
+    if length and not 0 <= values.min() <= values.max() <= top:
+        wrong = values[(values < 0) | (values > top)][0]
+        raise FormatError(f"coded stream: its table holds {wrong}, but 0 to {top} are allowed")
+    return values  # [K]

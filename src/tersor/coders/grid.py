@@ -41,10 +41,10 @@ def scales() -> tuple[np.ndarray, np.ndarray]:
     return inverse.astype(np.int32), scale.astype(np.int32)
 
 
-def level_of(spread: np.ndarray, low: int = 0) -> np.ndarray:
+def level_of(spread: np.ndarray) -> np.ndarray:
     """The levels uint8 whose scales 2^(level / 8 - 4) are nearest to `spread`."""
     level = np.rint(OCTAVE * (np.log2(np.maximum(spread, 1e-6)) + 4))
-    return np.clip(level, low, LEVELS - 1).astype(np.uint8)
+    return np.clip(level, 0, LEVELS - 1).astype(np.uint8)
 
 
 def bands(columns: int) -> list[tuple[int, int]]:
@@ -61,17 +61,6 @@ def lessons(rows: int, columns: int) -> list[int]:
     while at[-1] < rows:
         at.append(BLOCK * -(-int(at[-1] * GROWTH) // BLOCK))
     return [row for row in at if row < rows] + [rows]
-
-
-def moments(z: np.ndarray) -> np.ndarray:
-    """Second moments [1 + W, 1 + W] of normalized codes [N, W] behind a constant.
-
-    Exact, in whatever order they are summed: whole numbers far below 2^53.
-    """
-    with_one = np.empty((z.shape[0], z.shape[1] + 1))
-    with_one[:, 0] = 1 << ONE
-    with_one[:, 1:] = z
-    return with_one.T @ with_one
 
 
 def learn(total: np.ndarray, rows: int, ridge: float) -> np.ndarray:

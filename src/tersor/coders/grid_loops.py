@@ -25,6 +25,7 @@ NORMAL_SHIFT = NORMAL - 4 - ONE  # a level of 0 is a scale of 2^-4
 MEAN_SHIFT = ONE + COEF - FINE
 HALF = 1 << (FINE - 1)
 PANEL = 8
+SLICE = 512
 LOW, WORD = np.uint64(1 << 16), np.uint64(0xFFFF)
 N1, N16 = np.uint64(1), np.uint64(16)
 
@@ -63,6 +64,29 @@ def eliminate(a: np.ndarray) -> None:
         for i in range(last, n):
             for k in range(first, last):
                 subtract(a[i, last : i + 1], a[i, k], pivots[k - first, last:])
+
+
+@compiled(types.void(I16_2_IN, types.float64[:, ::1]))
+def add_moments(z: np.ndarray, total: np.ndarray) -> None:
+    """Add the second moments of normalized codes [W, N], behind a constant, to the lower half of total
+    [1 + W, 1 + W]. Whole numbers: of a slice in 32 bits, which hold 2^15 rows
+    at one scale from zero, of all in a double."""
+    width, rows = z.shape
+    for top in range(0, rows, SLICE):
+        count = min(SLICE, rows - top)
+        total[0, 0] += np.float64(count << 2 * ONE)
+        for i in range(width):
+            one = z[i, top : top + count]
+            alone = np.int32(0)
+            for r in range(count):
+                alone += np.int32(one[r])
+            total[i + 1, 0] += np.float64(np.int64(alone) << ONE)
+            for j in range(i + 1):
+                other = z[j, top : top + count]
+                both = np.int32(0)
+                for r in range(count):
+                    both += np.int32(one[r]) * np.int32(other[r])
+                total[i + 1, j + 1] += np.float64(both)
 
 
 @njit(inline="always")

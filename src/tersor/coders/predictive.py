@@ -18,13 +18,15 @@ from tersor.coders import grid
 from tersor.coders.bits import BitWriter
 from tersor.coders.grid import BLOCK, FINE, FRACTIONS, GROUPS, MIDDLE, RIDGES
 from tersor.coders.plan import first_byte
-from tersor.coders.rans import LOW
-from tersor.coders.spreads import plan_tables, read_tables
+from tersor.coders.rans import LOW, read_states
+from tersor.coders.spreads import plan_tables, read_tables, spanned
+from tersor.coders.static import fewest, histogram, read_static
 from tersor.errors import FormatError
 
 PREDICTIVE = 4
 FEWEST = 4096  # codes: below, tables and levels cost more than they can save
-LANES = 8
+MOST = 28  # rows and columns, as a power of two
+LANES = 8  # states
 ROUNDS = 3  # of fitting rows to columns and columns to rows
 
 
@@ -49,13 +51,18 @@ class Fit:
 def plan_predictive(symbols: np.ndarray, width: int, keep: np.ndarray | None = None) -> bytes | None:
     """The stream, or None where this coder cannot gain. `width`: columns of the matrix in row-major order."""
     count = len(symbols)
-    if keep is not None or count < FEWEST or width < 2 or count % width or count // width < 2:
+    if keep is not None or count < FEWEST or not fits(count, width):
         return None
     center = middle(symbols)
     matrix = (symbols - np.uint8(center)).view(np.int8).reshape(-1, width)
     views = [matrix, np.ascontiguousarray(matrix.T)]
     way = min(ways(views), key=lambda way: guess(views[way.transposed], way))
     return write(fit(views[way.transposed], way), center)
+
+
+def fits(count: int, width: int) -> bool:
+    """Whether so many codes are a matrix whose second moments are whole numbers that a double holds."""
+    return width >= 2 and count % width == 0 and 2 <= count // width <= 1 << MOST and width <= 1 << MOST
 
 
 def ways(views: list[np.ndarray]) -> list[Way]:
@@ -125,7 +132,7 @@ def foreseen(codes: np.ndarray, rows: np.ndarray, ridge: float) -> np.ndarray:
         for first, last in pairwise(grid.lessons(*codes.shape)):
             lower = grid.learn(total, first, ridge) if first else np.zeros(total.shape, dtype=np.int16)
             grid_loops.means(codes, inverse, scale, lower, first, last, begin, end, mean, z)
-            total += grid.moments(z[first:last, begin:end])
+            grid_loops.add_moments(np.ascontiguousarray(z[first:last, begin:end].T), total)
     return mean
 
 
@@ -137,10 +144,10 @@ def fitted_counts(fitted: Fit) -> np.ndarray:
 
 
 def write(fitted: Fit, center: int) -> bytes:
-    from tersor.coders import encode, grid_loops
+    from tersor.coders import grid_loops
 
     spec = BitWriter()
-    tables = plan_tables(spec, fitted_counts(fitted))
+    tables = plan_tables(spec, fitted_counts(fitted), spanned(fitted.rows, fitted.columns))
     shifts, frequencies, starts, _, _ = tables.joined()
     order = reading_order(*fitted.symbols.shape)
     symbols = fitted.symbols.reshape(-1)[order]
@@ -150,7 +157,7 @@ def write(fitted: Fit, center: int) -> bytes:
     first = grid_loops.encode_tables(symbols, used, shifts, frequencies, starts, states, words)
     head = first_byte(PREDICTIVE, fitted.way.transposed | fitted.way.ridge << 1) + bytes([center])
     for levels in (fitted.rows, fitted.columns):
-        stream = encode(levels)
+        stream = fewest(levels, histogram(levels))
         head += len(stream).to_bytes(4, "little") + stream
     return head + spec.to_bytes() + states.astype("<u4").tobytes() + words[first:].astype("<u2").tobytes()
 
@@ -174,17 +181,21 @@ def read_predictive(
     transposed, ridge = settings & 1, settings >> 1
     if ridge > len(RIDGES):
         raise FormatError(f"coded stream: prediction {ridge}, but 0 to {len(RIDGES)} are defined")
-    if keep is not None or width < 2 or count % width or count // width < 2 or len(data) < 2:
-        raise FormatError(f"coded stream: a matrix of {count} codes in rows of {width}")
+    if keep is not None or not fits(count, width) or len(data) < 2:
+        raise FormatError(
+            f"coded stream: {len(data)} bytes of predicted codes for {count} codes in rows of {width}"
+            f"{'' if keep is None else ' under a mask'}; it takes whole matrices of 2 to 2^{MOST} rows and "
+            "columns"
+        )
     shape = (width, count // width) if transposed else (count // width, width)
     rows, at = read_levels(data, 2, shape[0])
     columns, at = read_levels(data, at, shape[1])
-    tables, at = read_tables(data, at)
+    tables, at = read_tables(data, at, spanned(rows, columns))
     shifts, frequencies, starts, owners, owners_at = tables.joined()
-    if len(data) < at + 4 * LANES or (len(data) - at) % 2:
-        raise FormatError("coded stream: it ends inside its states or a word")
-    states = np.frombuffer(data, "<u4", LANES, at).astype(np.uint64)
-    words = np.frombuffer(data, "<u2", offset=at + 4 * LANES).astype(np.uint16)
+    states, at = read_states(data, at, LANES)
+    if (len(data) - at) % 2:
+        raise FormatError("coded stream: it ends inside a word")
+    words = np.frombuffer(data, "<u2", offset=at).astype(np.uint16)
     inverse, scale = (table[rows] for table in grid.scales())
     codes, z = np.zeros(shape, dtype=np.int8), np.zeros(shape if ridge else (1, 1), dtype=np.int16)
     used = turn = 0
@@ -200,7 +211,7 @@ def read_predictive(
                 owners, owners_at, shifts, frequencies, starts, z,
             )  # fmt: skip
             if ridge:
-                total += grid.moments(z[first:last, begin:end])
+                grid_loops.add_moments(np.ascontiguousarray(z[first:last, begin:end].T), total)
     if used != len(words) or (states != LOW).any():
         raise FormatError(
             f"coded stream: damaged, or not of {count} symbols: {used} of {len(words)} words were used, "
@@ -212,13 +223,11 @@ def read_predictive(
 
 def read_levels(data: bytes, at: int, count: int) -> tuple[np.ndarray, int]:
     """The levels [count] and where they end."""
-    from tersor.coders import decode
-
     size = int.from_bytes(data[at : at + 4], "little")
     at += 4
     if at + size > len(data):
         raise FormatError(f"coded stream: {size} bytes of levels, but {len(data) - at} are left")
-    levels = decode(data[at : at + size], count)
+    levels = read_static(data[at : at + size], count)
     if levels.max() >= grid.LEVELS:
         raise FormatError(f"coded stream: a level of {levels.max()}, but {grid.LEVELS - 1} is the highest")
     return levels, at + size

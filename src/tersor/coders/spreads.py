@@ -8,6 +8,7 @@ A table may differ by where between two codes the mean lies; distances are mirro
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ import numpy as np
 from tersor.coders import tables
 from tersor.coders.bits import BitReader, BitWriter
 from tersor.coders.fit import UNIT, best_table, cost_of
-from tersor.coders.grid import FRACTIONS, GROUPS, scales
+from tersor.coders.grid import FRACTIONS, GROUPS, MIDDLE, scales
 from tersor.coders.rans import by_symbol
 from tersor.coders.tables import OCTAVES, PAIR, SHAPE_DETAIL, Table, read_table
 from tersor.errors import FormatError
@@ -73,27 +74,35 @@ def pools_of(counts: np.ndarray, bins: int) -> np.ndarray:
     return np.stack([counts[bin_of(bins) == b].sum(0) for b in range(bins)])
 
 
-def frequencies_of(shape: Shape, group: int) -> np.ndarray:
-    """Frequencies [bins, low + 1 + high] of the symbols -low .. high for the bins of a group."""
-    bins = bins_for(group)
-    center = np.array(
-        [np.flatnonzero(bin_of(bins) == b).sum() // (bin_of(bins) == b).sum() for b in range(bins)]
-    )
-    inverse = int(scales()[0][2 * group])
+@functools.cache
+def centers(bins: int) -> np.ndarray:
+    """The mean distance in each bin, in 1/16 codes, [bins]."""
+    return np.array([int(np.flatnonzero(bin_of(bins) == b).mean()) for b in range(bins)])
+
+
+def frequencies_of(shape: Shape, groups: Sequence[int]) -> np.ndarray:
+    """Frequencies [T, low + 1 + high] of the symbols -low .. high: for each group, for each of its bins."""
+    center = np.concatenate([centers(bins_for(group)) for group in groups])  # [T]
+    inverse = np.repeat(scales()[0][2 * np.array(groups)].astype(np.int64), [bins_for(g) for g in groups])
     away = abs(16 * np.arange(-shape.low, shape.high + 1) - center[:, None])  # 1/16 codes
-    n = (away * inverse) >> 12  # 1/256 spreads
+    n = (away * inverse[:, None]) >> 12  # 1/256 spreads
     depths = (shape.slope * n + ((shape.bend * n * n) >> 8)) >> 8
     return tables.frequencies(np.minimum(depths, OCTAVES << SHAPE_DETAIL), SHAPE_DETAIL, shape.bits)
+
+
+def spanned(rows: np.ndarray, columns: np.ndarray) -> range:
+    """The groups that levels of rows and columns can make."""
+    low, high = ((int(end(rows)) + int(end(columns)) - MIDDLE) >> 1 for end in (np.min, np.max))
+    return range(min(max(low, 0), GROUPS - 1), min(max(high, 0), GROUPS - 1) + 1)
 
 
 def common_cost(counts: np.ndarray, shape: Shape, groups: list[int]) -> np.ndarray:
     """Bits of each group's codes with common tables, [len(groups)]."""
     inside = np.arange(-shape.low, shape.high + 1) & 255
-    found = []
-    for group in groups:
-        pools = pools_of(counts[group], bins_for(group))[:, inside]
-        found.append(cost_of(pools, frequencies_of(shape, group), shape.bits).sum() / UNIT)
-    return np.array(found)
+    pools = np.concatenate([pools_of(counts[group], bins_for(group))[:, inside] for group in groups])
+    bits = cost_of(pools, frequencies_of(shape, groups), shape.bits) / UNIT  # [T]
+    first = np.cumsum([0, *(bins_for(group) for group in groups)])[:-1]
+    return np.add.reduceat(bits, first)
 
 
 def best_shape(counts: np.ndarray, groups: list[int]) -> Shape:
@@ -110,9 +119,9 @@ def best_shape(counts: np.ndarray, groups: list[int]) -> Shape:
         near = [
             (best[0] + stride * a, best[1] + stride * b)
             for a in (0, -1, 1) for b in (0, -1, 1)
-            if 0 <= best[0] + stride * a < 256 and 0 <= best[1] + stride * b < 256 and best != (0, 0)
+            if 0 <= best[0] + stride * a < 256 and 0 <= best[1] + stride * b < 256
         ]  # fmt: skip
-        best = min(near or [best], key=lambda blend: cost(*blend))
+        best = min(near, key=lambda blend: cost(*blend))
     costs = {bits: cost(*best, bits) for bits in range(COMMON_BITS, COMMON_BITS + 4)}
     bits = min(bits for bits, c in costs.items() if c <= 1.0005 * min(costs.values()))
     return Shape(*best, low, high, bits)
@@ -169,8 +178,8 @@ def runs_of(counts: np.ndarray, shape: Shape, groups: list[int]) -> list[Run]:
     return runs
 
 
-def plan_tables(spec: BitWriter, counts: np.ndarray) -> Tables:
-    """Tables for counts [GROUPS, FRACTIONS, 256], and their text in `spec`."""
+def plan_tables(spec: BitWriter, counts: np.ndarray, span: range) -> Tables:
+    """Tables for counts [GROUPS, FRACTIONS, 256], and their text in `spec`. `span`: the groups that may occur."""
     groups = np.flatnonzero(counts.any((1, 2))).tolist()
     shape = best_shape(counts, groups)
     runs = runs_of(counts, shape, groups)
@@ -187,16 +196,25 @@ def plan_tables(spec: BitWriter, counts: np.ndarray) -> Tables:
             table_of[at : at + run.groups] = len(found) + bin_of(run.bins)
             found += [write_table(spec, pool) for pool in pools_of(run.counts, run.bins)]
         else:
-            add_common(found, table_of, shape, at, at + run.groups)
+            add_common(found, table_of, shape, within(span, at, at + run.groups))
         at += run.groups
     return Tables(found, table_of.reshape(-1))
 
 
-def add_common(found: list[Table], table_of: np.ndarray, shape: Shape, begin: int, end: int) -> None:
+def within(span: range, begin: int, end: int) -> range:
+    return range(max(begin, span.start), min(end, span.stop))
+
+
+def add_common(found: list[Table], table_of: np.ndarray, shape: Shape, groups: range) -> None:
+    """Append the common tables of these groups."""
+    if not groups:
+        return
     symbols = (np.arange(-shape.low, shape.high + 1) & 255).astype(np.uint8)
-    for group in range(begin, end):
-        table_of[group] = len(found) + bin_of(bins_for(group))
-        found += [Table(shape.bits, symbols, row) for row in frequencies_of(shape, group)]
+    at = len(found)
+    found += [Table(shape.bits, symbols, row) for row in frequencies_of(shape, groups)]
+    for group in groups:
+        table_of[group] = at + bin_of(bins_for(group))
+        at += bins_for(group)
 
 
 def write_shape(spec: BitWriter, shape: Shape) -> None:
@@ -222,7 +240,7 @@ def single(symbol: int) -> Table:
     return Table(0, np.array([symbol], dtype=np.uint8), np.array([1]))
 
 
-def read_tables(data: bytes, at: int) -> tuple[Tables, int]:
+def read_tables(data: bytes, at: int, span: range) -> tuple[Tables, int]:
     """The tables, and where they end."""
     source = BitReader(data, at)
     shape = read_shape(source) if source.bits(1) else None
@@ -236,7 +254,7 @@ def read_tables(data: bytes, at: int) -> tuple[Tables, int]:
         if code == COMMON and shape is None:
             raise FormatError("coded stream: common tables, but their shape is missing")
         if code == COMMON and shape is not None:
-            add_common(found, table_of, shape, group, group + size)
+            add_common(found, table_of, shape, within(span, group, group + size))
         else:
             table_of[group : group + size] = len(found) + bin_of(BINS[code])
             found += [read_own(source) for _ in range(BINS[code])]

@@ -1,0 +1,39 @@
+"""Bits loops: reading many numbers of unequal length, compiled."""
+# ruff: noqa: PLR0917  compiled functions take no keywords
+
+from __future__ import annotations
+
+import numpy as np
+from numba import types
+
+from tersor.coders.loops import INT, U8, compiled
+
+
+@compiled(INT(U8, INT, INT, INT, INT, INT, types.int64[::1]))
+def read_numbers(
+    data: np.ndarray, at: int, golomb: int, order: int, most_ones: int, most_zeros: int, out: np.ndarray
+) -> np.int64:
+    """Fill `out` with numbers of an exp-Golomb code, or else of a Rice code, from bit `at` on.
+
+    Returns the first bit not used, or -1 where the bits are none of such numbers.
+    """
+    end = 8 * data.size
+    for n in range(out.size):
+        run, longest = 0, most_zeros if golomb else most_ones
+        while True:  # zeros before a one, or ones before a zero
+            if at >= end or run > longest:
+                return np.int64(-1)
+            bit = (data[at >> 3] >> (7 - (at & 7))) & 1
+            at += 1
+            if bit == golomb:
+                break
+            run += 1
+        width = order + run if golomb else order
+        if run > longest or at + width > end:
+            return np.int64(-1)
+        low = 0
+        for _ in range(width):
+            low = low << 1 | (data[at >> 3] >> (7 - (at & 7))) & 1
+            at += 1
+        out[n] = (((1 << run) - 1) << order) + low if golomb else (run << order) + low
+    return np.int64(at)
