@@ -170,6 +170,16 @@ def pack(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="the .tersor file to write")],
     words: Words = None,
     *,
+    max_drop: Annotated[
+        float | None,
+        typer.Option("--max-drop", metavar="POINTS", help="round, and lose no more of the task's metric"),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="MODEL", help="for --max-drop: the weights' code")
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option("--task", metavar="TASK", help="for --max-drop: what is measured")
+    ] = None,
     tiny: Tiny = False,
     workers: Workers = None,
     json: Json = False,
@@ -177,11 +187,16 @@ def pack(
 ) -> Answer:
     """Compress weights, losslessly unless told more."""
     from tersor import io
-    from tersor.given import given_recipe
-    from tersor.report.files import packed, packed_lines
+    from tersor.given import given_recipe, given_rounding
+    from tersor.job import rounded
+    from tersor.report.files import packed, packed_lines, rounded_lines, sizes
     from tersor.report.progress import watching
 
+    rounding = given_rounding(weights, max_drop, model, task, words)
     with watching(quiet=quiet, plain=json) as watch:
+        if rounding is not None:
+            facts = rounded(*rounding, out, max_drop=max_drop or 0.0, tiny=tiny, watch=watch)
+            return Answer(sizes(weights, out) | facts, json, rounded_lines)
         watch.step(1, 1, "pack")
         recipe = given_recipe(None, words or ["entropy"])
         done = io.pack(weights, out, recipe, tiny=tiny, workers=workers, watch=watch)

@@ -19,6 +19,8 @@ from tersor.io import load
 from tersor.io.checkpoint import Checkpoint
 from tersor.model.named import named
 from tersor.model.sites import sites_of
+from tersor.model.task import Task
+from tersor.model.tasks import task_from
 from tersor.steps import read_recipe, recipe_from_words
 
 
@@ -43,6 +45,28 @@ def given_model(text: str, *, weights: str | None = None, arch: str | None = Non
     if weights is not None:
         put_in(module, weights)
     return start(module)
+
+
+def given_rounding(
+    weights: Path, max_drop: float | None, model: str | None, task: str | None, words: list[str] | None
+) -> tuple[Compressed, Task] | None:
+    """The model with these weights, and the task that measures what rounding them loses; None where no limit
+    of loss is given. SettingError where one is given without the others."""
+    if max_drop is None:
+        if model is not None or task is not None:
+            raise SettingError("pack: --model and --task are for --max-drop; give it too, or leave them out")
+        return None
+    if model is None or task is None:
+        raise SettingError(
+            "pack: --max-drop is measured, which needs the model and a task. Give them too: --model "
+            "file.py:factory --task TASK. Without them: rdoq bits=4 entropy"
+        )
+    if words:
+        raise SettingError(
+            f"pack: --max-drop rounds and codes by itself; leave out {' '.join(words)!r}, or run it with "
+            f"the model: tersor run MODEL --task TASK --out DIR ... rdoq max_drop={max_drop:g} entropy"
+        )
+    return given_model(model, weights=str(weights)), task_from(task)
 
 
 def given_recipe(path: Path | None, words: list[str] | None, *, seed: int | None = None) -> Recipe:

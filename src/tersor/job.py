@@ -25,7 +25,7 @@ from tersor.model.sites import select
 from tersor.model.task import Task
 from tersor.report.console import first, to_json
 from tersor.report.facts import facts_of
-from tersor.steps import Export
+from tersor.steps import Entropy, Export, Rdoq
 
 MODEL, LOCK, REPORT, JOURNAL = "model.tersor", "recipe.lock.yaml", "report.json", "journal"
 
@@ -72,6 +72,21 @@ def job(
         facts["export"] = {"text": note.text, **note.data}
         write_text(out / REPORT, to_json(facts) + "\n")
     return result, facts
+
+
+def rounded(
+    given: Compressed, task: Task, out: str | Path, *,
+    max_drop: float, tiny: bool = False, watch: Watch | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Round the weights for the smallest file that loses at most `max_drop` points, and write it: the facts.
+
+    What is written is read back and measured.
+    """
+    recipe = Recipe((Rdoq(max_drop=max_drop), Entropy()))
+    result = run(given, recipe, task, watch=watch)
+    save(result, out, tiny=tiny)
+    found = compared(task.scores(given.model()), task.scores(load(out).model(given.base)))
+    return {"task": task.name, "max_drop": max_drop, "accuracy": found}
 
 
 def plain_nbytes(given: Compressed, folder: Path) -> int:

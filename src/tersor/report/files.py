@@ -38,6 +38,13 @@ def packed_lines(facts: Mapping[str, Any]) -> Iterator[str]:
         yield f"not weights, left out: {listing(facts['ignored'])}"
 
 
+def rounded_lines(facts: Mapping[str, Any]) -> Iterator[str]:
+    yield from lines(facts)
+    was, now, fall = (facts["accuracy"][key][0] for key in ("before", "after", "drop"))
+    allowed = f"{facts['max_drop']:g} allowed"
+    yield f"{facts['task']}: {was:.4f} to {now:.4f}, drop {fall:+.2f} points, {allowed}"
+
+
 def listing(names: list[str]) -> str:
     """Names in a line that stays short."""
     shown = ", ".join(names[:SHOWN])
