@@ -56,7 +56,7 @@ class Draw:
 
     def coder(self) -> str:
         """Mostly the one that costs no time: coders have tests of their own."""
-        return str(self.pick("raw", "raw", "raw", "huffman", "rans"))
+        return str(self.pick("raw", "raw", "raw", "huffman", "rans", "mixing"))
 
     def weights(self, shape: Shape, depth: int, keep: Tensor | None = None) -> Form:
         """Any form of floats with this shape; `keep` is the mask above it."""
@@ -185,20 +185,31 @@ def slow_dense(form: Dense, keep: Hidden) -> np.ndarray:
     return form.array.numpy()
 
 
+def element(pieces: list[int], turned: bool) -> bytes:
+    """The bytes of one element, the lowest first; if it was turned, its lowest bit goes back to the top."""
+    number, bits = sum(int(piece) << 8 * k for k, piece in enumerate(pieces)), 8 * len(pieces)
+    if turned:
+        number = number >> 1 | (number & 1) << bits - 1
+    return number.to_bytes(len(pieces), "little")
+
+
 def slow_coded(form: Coded, keep: Hidden) -> np.ndarray:
     dtype = np.dtype(form.dtype)
     count = math.prod(form.size)
     elements = int(keep.sum()) if form.kept and keep is not None else count
     start, planes = 0, []
+    columns = math.prod(form.size[1:]) if len(form.size) > 1 and not form.pack else 0
+    mask = keep.reshape(-1) if form.kept and keep is not None and not form.pack else None
     for length in form.planes:
         symbols = -(-elements // 8) if form.pack else elements
-        planes.append(decode_stream(form.data.numpy()[start : start + length], symbols))
+        stream = form.data.numpy()[start : start + length]
+        planes.append(decode_stream(stream, symbols, width=columns, keep=mask))
         start += length
     if form.pack:
         bits = [planes[0][k // 8] >> (7 - k % 8) & 1 for k in range(elements)]
         values = np.array(bits, dtype=np.uint8).view(bool)
     else:
-        raw = bytes(plane[k] for k in range(elements) for plane in planes)
+        raw = b"".join(element([plane[k] for plane in planes], form.turned) for k in range(elements))
         values = np.frombuffer(raw, dtype)
     whole, source = np.zeros(form.size, dtype), iter(values)
     for at in places(form.size):

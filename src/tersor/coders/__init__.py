@@ -10,33 +10,26 @@ from __future__ import annotations
 
 import numpy as np
 
-from tersor.coders.alphabet import SYMBOLS
-from tersor.coders.huffman import HUFFMAN, plan_huffman, read_huffman
 from tersor.coders.mixing import MIXING, plan_mixing, read_mixing
-from tersor.coders.plain import CONSTANT, RAW, plan_constant, plan_raw, read_constant, read_raw
+from tersor.coders.pieces import PIECES, plan_pieces, read_pieces
+from tersor.coders.plain import RAW, plan_constant
 from tersor.coders.plan import ID_BITS, Coder, GridCoder, Plan
 from tersor.coders.predictive import PREDICTIVE, plan_predictive, read_predictive
-from tersor.coders.rans import RANS, plan_rans, read_rans
+from tersor.coders.static import CODERS, NOISE, fewest, histogram
 from tersor.errors import FormatError, SettingError, did_you_mean
 
 __all__ = ["CODERS", "GRID_CODERS", "PROFILES", "coder_of", "decode", "encode", "order0_bits"]
 
-CODERS: dict[str, Coder] = {  # the fastest to decode first: it wins where sizes are equal
-    "raw": Coder(RAW, plan_raw, read_raw),
-    "constant": Coder(CONSTANT, plan_constant, read_constant),
-    "huffman": Coder(HUFFMAN, plan_huffman, read_huffman),
-    "rans": Coder(RANS, plan_rans, read_rans),
-}
 GRID_CODERS: dict[str, GridCoder] = {
+    "pieces": GridCoder(PIECES, plan_pieces, read_pieces),
     "predictive": GridCoder(PREDICTIVE, plan_predictive, read_predictive),
     "mixing": GridCoder(MIXING, plan_mixing, read_mixing),
 }
+FAST = ("pieces",)  # those of the matrix coders that are fast
 PROFILES = ("max", "fast")
 EMPTY = bytes([RAW])
 SHORTEST = 12  # bytes: what no coder with a head can shorten
 MIXING_BITS, MIXING_COUNT = 4.5, 1 << 15  # bits a symbol: above, mixing is slow and gains little
-NOISE = 7.97  # bits a symbol
-CHUNK = 1 << 20  # symbols counted at a time: numpy counts in 8 bytes each
 
 
 def encode(
@@ -65,12 +58,11 @@ def encode(
     symbols = np.ascontiguousarray(symbols)
     counts = histogram(symbols)
     if coder in PROFILES:
-        best = fewest(symbols, counts)
-        if coder == "max" and len(best) > SHORTEST:
-            for name, grid in GRID_CODERS.items():
-                if promising(name, best, counts):
-                    stream = grid.plan(symbols, width or size_of(symbols, keep), keep)
-                    best = stream if stream is not None and len(stream) < len(best) else best
+        best = fewest(symbols, counts, NOISE if coder == "fast" else 8.0)
+        for name in (FAST if coder == "fast" else GRID_CODERS) if len(best) > SHORTEST else ():
+            if promising(name, best, counts):
+                stream = GRID_CODERS[name].plan(symbols, width or size_of(symbols, keep), keep)
+                best = stream if stream is not None and len(stream) < len(best) else best
         return best
     if np.count_nonzero(counts) == 1:
         plan: Plan | None = plan_constant(counts)
@@ -97,7 +89,7 @@ def promising(name: str, best: bytes, counts: np.ndarray) -> bool:
     bits = 8 * len(best) / counts.sum()
     if name == "mixing":
         return bool(bits < MIXING_BITS or counts.sum() <= MIXING_COUNT)
-    return bool(bits < NOISE)
+    return bool(bits < NOISE or name in FAST)
 
 
 def misfits(count: int, width: int, keep: np.ndarray | None) -> str:
@@ -112,17 +104,6 @@ def misfits(count: int, width: int, keep: np.ndarray | None) -> str:
 
 def size_of(symbols: np.ndarray, keep: np.ndarray | None) -> int:
     return len(symbols) if keep is None else keep.size
-
-
-def fewest(symbols: np.ndarray, counts: np.ndarray) -> bytes:
-    """The shortest stream; a coder whose plan is no shorter than what we have is not run."""
-    plans = [plan for coder in CODERS.values() if (plan := coder.plan(counts))]
-    best = b""
-    for plan in sorted(plans, key=lambda plan: plan.nbytes):
-        if not best or plan.nbytes < len(best):
-            stream = plan.write(symbols)
-            best = stream if not best or len(stream) < len(best) else best
-    return best
 
 
 def decode(
@@ -174,14 +155,6 @@ def as_bytes(data: bytes | np.ndarray) -> bytes:
             )
         return data.tobytes()
     return bytes(data)
-
-
-def histogram(symbols: np.ndarray) -> np.ndarray:
-    """How often each symbol occurs, [256] int64."""
-    counts = np.zeros(SYMBOLS, dtype=np.int64)
-    for start in range(0, len(symbols), CHUNK):
-        counts += np.bincount(symbols[start : start + CHUNK], minlength=SYMBOLS)
-    return counts
 
 
 def order0_bits(symbols: np.ndarray) -> float:

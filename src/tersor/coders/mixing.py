@@ -4,24 +4,22 @@ code = is it zero? its sign, its size bit by bit      the chance of a bit is mix
     a rate of its own (logistic mixing, Mahoney 2005; contexts as in CABAC, Marpe 2003, and DeepCABAC,
     Wiedemann 2019): neighbors to the left, above and a lag away, row and column so far
 Costs 5 bytes and what is learned on the way: there is no table, so small leaves pay little.
-Time: about 5 million codes a second.
+Time: 0.2 us a zero, 0.5 to 1 us any other code, to write or to read.
 """
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import numpy as np
 
+from tersor.coders.curves import curves
 from tersor.coders.plan import first_byte
 from tersor.errors import FormatError
 
 MIXING = 5
-HEAD, AHEAD = 5, 4  # bytes before the arithmetic code; bytes that a decoder looks ahead
-STRETCH_MAX = 12 * 256 - 1  # log odds have 8 bits after the point
-E_256 = 1157433938293834588  # e^(1 / 256) * 2^60
-LAGS = 64  # tried; columns a lag away are neighbors too: rows of an image, taps of a kernel
+HEAD = 5  # bytes before the arithmetic code
+LAGS = 64  # tried, at most; columns a lag away are neighbors too: rows of an image, taps of a kernel
 SAMPLE = 1 << 18  # codes looked at to choose a way
 TRANSPOSED, TREE, ZEROS = 1, 2, 4  # settings
 SMALL = 1 << 15  # codes: so few may want a slower mixer
@@ -63,38 +61,31 @@ class Signs(NamedTuple):
         return step.astype(np.uint8)
 
 
-@functools.cache
-def curves() -> tuple[np.ndarray, np.ndarray]:
-    """(squash, stretch): log odds -3071 .. 3071 in 1/256 to chances of 2^16, and chances of 2^12 back.
-
-    In whole numbers, since no two libraries need agree on the last bit of exp.
-    """
-    power, squash = 1 << 60, []
-    for _ in range(STRETCH_MAX + 1):
-        squash.append(((1 << 76) // ((1 << 60) + power), power))
-        power = power * E_256 >> 60
-    low = [chance for chance, _ in squash]  # of -0, -1, -2, ...
-    both = [*reversed(low[1:]), *((1 << 16) - chance for chance in low)]
-    chances = np.clip(np.array(both, dtype=np.int64), 1, (1 << 16) - 1)
-    middle = np.arange(1 << 12) * 16 + 8
-    stretch = np.searchsorted(chances, middle) - STRETCH_MAX
-    return chances.astype(np.int32), np.clip(stretch, -STRETCH_MAX, STRETCH_MAX).astype(np.int32)
-
-
 def plan_mixing(symbols: np.ndarray, width: int, keep: np.ndarray | None = None) -> bytes:
     """The stream of symbols uint8 [N]: a matrix with rows of `width`, or what `keep` keeps of it."""
     signs = signs_of(symbols)
     values = signs.values(symbols)
-    rows = max(1, SAMPLE // width)
-    part, part_keep = values, keep
-    if len(values) > SAMPLE:  # a part tells which way is best
-        part_keep = None if keep is None else keep.reshape(-1)[: rows * width]
-        part = values[: rows * width if part_keep is None else int(part_keep.sum())]
-    tried = ways(laid_out(part, width, part_keep), part)
-    streams = [write(part, width, part_keep, way, signs) for way in tried]
+    part, part_width, part_keep = sample(values, width, keep)
+    tried = ways(laid_out(part, part_width, part_keep), part)
+    streams = [write(part, part_width, part_keep, way, signs) for way in tried]
     sizes = [len(stream) for stream in streams]
     best = sizes.index(min(sizes))
     return streams[best] if part is values else write(values, width, keep, tried[best], signs)
+
+
+def sample(
+    values: np.ndarray, width: int, keep: np.ndarray | None
+) -> tuple[np.ndarray, int, np.ndarray | None]:
+    """The first rows, or a part of the first, with about SAMPLE codes, their width and mask."""
+    if len(values) <= SAMPLE:
+        return values, width, keep
+    if keep is None:
+        width = min(width, SAMPLE)
+        return values[: SAMPLE // width * width], width, None
+    size = 1 + int(np.flatnonzero(keep)[SAMPLE - 1])
+    width = min(width, size)
+    kept = keep.reshape(-1)[: -(-size // width) * width]
+    return values[: int(kept.sum())], width, kept
 
 
 def signs_of(symbols: np.ndarray) -> Signs:
@@ -159,9 +150,12 @@ def write(values: np.ndarray, width: int, keep: np.ndarray | None, way: Way, sig
     from tersor.coders import mixing_loops
 
     matrix, kept = arranged(laid_out(values, width, keep), keep, way.transposed)
-    data = np.zeros(2 * len(values) + 64, dtype=np.uint8)
     zeros = signs.zero is not None
+    data = np.zeros(2 * len(values) + 64, dtype=np.uint8)
     used = mixing_loops.mix(matrix, kept, data, *way.lags, way.rate, way.tree, zeros, False, *curves())
+    if used > len(data):  # what the mixer is sure of and is not so may cost 2 bytes a bit
+        data = np.zeros(used, dtype=np.uint8)
+        mixing_loops.mix(matrix, kept, data, *way.lags, way.rate, way.tree, zeros, False, *curves())
     settings = way.transposed * TRANSPOSED | way.tree * TREE | zeros * ZEROS | way.rate << 3
     head = bytes([signs.zero or 0, signs.pivot, *way.lags])
     return first_byte(MIXING, settings) + head + data[:used].tobytes()
@@ -190,8 +184,8 @@ def read_mixing(
     matrix, kept = arranged(np.zeros((total // width, width), dtype=np.int8), keep, transposed)
     body = np.frombuffer(data, np.uint8, offset=HEAD).copy()
     used = mixing_loops.mix(matrix, kept, body, data[3], data[4], settings >> 3, tree, zeros, True, *curves())
-    # It looks four bytes ahead, and an encoder ends with one to four.
-    if not used - AHEAD < len(body) <= used:
+    # A decoder looks AHEAD bytes ahead, and an encoder ends with one to four.
+    if not used - mixing_loops.AHEAD < len(body) <= used:
         raise FormatError(
             f"coded stream: damaged, or not of {count} symbols: {len(body)} bytes, {used} looked at"
         )

@@ -179,7 +179,7 @@ def runs_of(counts: np.ndarray, shape: Shape, groups: list[int]) -> list[Run]:
 
 
 def plan_tables(spec: BitWriter, counts: np.ndarray, span: range) -> Tables:
-    """Tables for counts [GROUPS, FRACTIONS, 256], and their text in `spec`. `span`: the groups that may occur."""
+    """Tables for counts [GROUPS, FRACTIONS, 256], and their text in `spec`. span: groups that may occur."""
     groups = np.flatnonzero(counts.any((1, 2))).tolist()
     shape = best_shape(counts, groups)
     runs = runs_of(counts, shape, groups)

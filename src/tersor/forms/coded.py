@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar
 
 import numpy as np
@@ -72,13 +73,12 @@ class Coded(Form):
             )
         if (self.turned and not dtype.is_floating_point) or (self.pack and dtype is not torch.bool):
             raise FormatError(f"a coded leaf of {self.dtype} has planes turned or packed, but it cannot")
-        symbols, width = (-(-count // 8), 0) if self.pack else (count, columns(self.size))
-        planes = [
-            decode(data[a:b], symbols, width=width, keep=keep) for a, b in zip(ends, ends[1:], strict=False)
-        ]
+        if self.pack:  # one row, whatever the mask
+            packed = decode(data, -(-count // 8))
+            return torch.from_numpy(np.unpackbits(packed, count=count).view(np.bool_))
+        width = columns(self.size)
+        planes = [decode(data[a:b], count, width=width, keep=keep) for a, b in pairwise(ends)]
         if dtype is torch.bool:
-            if self.pack:
-                return torch.from_numpy(np.unpackbits(planes[0], count=count).view(np.bool_))
             return torch.from_numpy(planes[0]) != 0
         return torch.from_numpy(join(planes, self.turned)).view(dtype)
 

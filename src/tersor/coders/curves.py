@@ -1,0 +1,28 @@
+"""Curves: from log odds to chances and back, as tables of whole numbers.
+
+squash(x) = 1 / (1 + e^-x)      stretch(p) = ln(p / (1 - p)), its inverse
+By big integers, since no two libraries need agree on the last bit of exp.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+
+STRETCH_MAX = 12 * 256 - 1  # log odds have 8 bits after the point
+E_256 = 1157433911791679357  # e^(1 / 256) * 2^60, rounded down
+
+
+@functools.cache
+def curves() -> tuple[np.ndarray, np.ndarray]:
+    """(squash, stretch): log odds -3071 .. 3071 in 1/256 to chances of 2^16, and chances of 2^12 back."""
+    power, low = 1 << 60, []  # chances of -0, -1, -2, ...
+    for _ in range(STRETCH_MAX + 1):
+        low.append((1 << 76) // ((1 << 60) + power))
+        power = power * E_256 >> 60
+    both = [*reversed(low[1:]), *((1 << 16) - chance for chance in low)]
+    chances = np.clip(np.array(both, dtype=np.int64), 1, (1 << 16) - 1)
+    middle = np.arange(1 << 12) * 16 + 8
+    stretch = np.searchsorted(chances, middle) - STRETCH_MAX
+    return chances.astype(np.int32), np.clip(stretch, -STRETCH_MAX, STRETCH_MAX).astype(np.int32)

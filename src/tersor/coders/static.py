@@ -1,0 +1,59 @@
+"""Static: the coders that see single symbols, each with one table for the whole stream.
+
+The fewest bytes of all of them, by plans: a coder whose plan is no shorter than what is there is not run.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tersor.coders.alphabet import SYMBOLS
+from tersor.coders.huffman import HUFFMAN, plan_huffman, read_huffman
+from tersor.coders.plain import CONSTANT, RAW, plan_constant, plan_raw, read_constant, read_raw
+from tersor.coders.plan import ID_BITS, Coder
+from tersor.coders.rans import RANS, plan_rans, read_rans
+from tersor.errors import FormatError
+
+CODERS: dict[str, Coder] = {  # the fastest to decode first: it wins where sizes are equal
+    "raw": Coder(RAW, plan_raw, read_raw),
+    "constant": Coder(CONSTANT, plan_constant, read_constant),
+    "huffman": Coder(HUFFMAN, plan_huffman, read_huffman),
+    "rans": Coder(RANS, plan_rans, read_rans),
+}
+NOISE = 7.95  # bits a symbol: above, raw reads faster than what the rest would save is worth
+CHUNK = 1 << 20  # symbols counted at a time: numpy counts in 8 bytes each
+
+
+def fewest(symbols: np.ndarray, counts: np.ndarray, noise: float = 8.0) -> bytes:
+    """The shortest static stream of symbols [N] uint8, N >= 1, which occur counts [256] times.
+
+    Symbols that would take `noise` bits or more, of 8, are left raw.
+    """
+    plans = [plan for coder in CODERS.values() if (plan := coder.plan(counts))]
+    best = b""
+    for plan in sorted(plans, key=lambda plan: plan.nbytes):
+        if not best or plan.nbytes < len(best):
+            stream = plan.write(symbols)
+            best = stream if not best or len(stream) < len(best) else best
+    if noise < 8 and 8 * len(best) > noise * len(symbols):
+        return CODERS["raw"].plan(counts).write(symbols)  # type: ignore[union-attr]  raw takes everything
+    return best
+
+
+def read_static(stream: bytes, count: int) -> np.ndarray:
+    """The symbols [count], count >= 1, of a static stream inside another one."""
+    for coder in CODERS.values():
+        if stream and coder.id == stream[0] & ((1 << ID_BITS) - 1):
+            return coder.read(stream[0] >> ID_BITS, stream, count)
+    raise FormatError(
+        f"coded stream: a stream of {len(stream)} bytes inside it is empty or not of a static coder; "
+        f"those are {', '.join(CODERS)}"
+    )
+
+
+def histogram(symbols: np.ndarray) -> np.ndarray:
+    """How often each symbol occurs, [256] int64."""
+    counts = np.zeros(SYMBOLS, dtype=np.int64)
+    for start in range(0, len(symbols), CHUNK):
+        counts += np.bincount(symbols[start : start + CHUNK], minlength=SYMBOLS)
+    return counts
