@@ -84,6 +84,37 @@ def test_where_and_vectors_say_what_is_priced(given):
     assert not any(isinstance(form, Affine) for name, form in result.forms.items() if name.endswith("bias"))
 
 
+@pytest.mark.parametrize("per", ["tensor", "row"])
+def test_the_first_grid_reaches_every_weight(per):
+    w = torch.randn(5, 40, generator=torch.Generator().manual_seed(0))
+    w[2, 3], w[4] = 90.0, 0.0
+    for value in (w, w[2]):
+        form = Penalize(per=per).grid(value, None, 0)
+        room = form.scale.decode() / 2 * 1.001
+        assert ((form.decode() - value).abs() <= room.expand(-1, 40).reshape(-1, 40)).all()
+
+
+def test_weights_that_begin_at_zero_can_learn(given):
+    model, task = given
+    empty = run(model, Finetune(epochs=1, lr=1e-9), task).model()
+    with torch.no_grad():
+        empty[0].bias.zero_()
+        empty[2].weight[3:] = 0
+    for per in ("tensor", "row"):
+        result = run(empty, Penalize(epochs=2, bits=8.0, per=per, lr=0.01), task)
+        assert result.forms["0.bias"].decode().any()
+        assert result.forms["2.weight"].decode()[3:].any(1).float().mean() > 0.5
+
+
+def test_a_layer_that_is_left_out_is_not_cleared(given):
+    model, task = given
+    model = run(model, Finetune(epochs=1, lr=1e-9), task).model()
+    with torch.no_grad():
+        model[0].weight[5], model[0].bias[5] = 0, -1.0  # constant 0 after ReLU: no one needs column 5
+    result = run(model, Penalize(epochs=1, where="0.weight", lr=1e-6, price=0.0), task)
+    assert result.forms["2.weight"].decode()[:, 5].any()
+
+
 def test_a_mask_stays_in_force(given):
     model, task = given
     result = run(model, [Prune(keep=0.3), Penalize(epochs=1)], task)

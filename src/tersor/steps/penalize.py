@@ -11,7 +11,7 @@ cost     `epochs` passes; an entropy coder asked 12 times what the codes need   
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -23,7 +23,7 @@ from tersor.core.view import View
 from tersor.errors import RefusedError, SettingError
 from tersor.forms import Affine, Dense, Form, Masked, refine, uncoded
 from tersor.forms.form import from_rows, to_rows
-from tersor.maths.affine import requantize
+from tersor.maths.affine import limits, requantize
 from tersor.maths.units import TINY
 from tersor.model.idle import clear
 from tersor.model.rated import RatedPart
@@ -35,11 +35,14 @@ from tersor.steps.entropy import Entropy
 from tersor.steps.retrain import Retrain, check_teacher, teacher_of
 
 BITS = 8  # of a code, before it is coded
+TOP = limits(BITS, True)[1]
 EVERY = 10  # training steps between two looks at the size
 ASKED = 12  # times that a training asks the coder
 FIRST = 0.1  # the first price of a bit, over the number of weights: too low to be felt
 PACE = 60.0  # natural logarithms that the price can move in a training
 FASTEST = 0.03  # and in one step of a short one
+FINER = 8  # a bias moves every output of its unit
+EMPTY = 0.01  # the size that weights are taken to have where all are 0
 FAR = 0.3  # logarithm of the distance to the size that is wanted, from which the pace is highest
 
 
@@ -53,7 +56,7 @@ class Penalize(Retrain):
     price: float | None = None  # or a fixed price of a bit in the loss, in place of a size
     warm: float = 0.5  # share of the training over which size or price reach what is wanted
     per: str = "tensor"  # what shares a learned step: "tensor" or "row"
-    step: float = 0.5  # the first step of weights, in their standard deviations; of biases a 32nd of it
+    step: float = 0.5  # the first step of weights, in their standard deviations; of biases an 8th of it
     vectors: bool = True  # biases and norms of the layers too
     teacher: Any = ""  # "" the model as it was given; "file.py:factory"; in Python also a module
     epochs: float = 10.0
@@ -66,12 +69,8 @@ class Penalize(Retrain):
         check(self.epochs > 0, self, "epochs", "it is a number of passes: above 0")
         check(self.nbytes is None or self.nbytes > 0, self, "nbytes", "it is a number of bytes: above 0")
         check(0 < self.bits <= BITS, self, "bits", f"it is bits for each weight: above 0, up to {BITS}")
-        check(
-            self.price is None or 0 <= self.price < math.inf,
-            self,
-            "price",
-            "it is a share of the loss: 0 or more",
-        )
+        fine = self.price is None or 0 <= self.price < math.inf
+        check(fine, self, "price", "it is in units of the loss: 0 or more")
         check(0 <= self.warm <= 1, self, "warm", "it is a share of the training: 0 to 1")
         check(0 < self.step < math.inf, self, "step", "it is in standard deviations: above 0")
         check_word(self, "per", ("tensor", "row"))
@@ -94,7 +93,7 @@ class Penalize(Retrain):
             text=self.name,
         )  # fmt: skip
         after = {name: edit.after for name, edit in edits.items()} | moved
-        after, said = cleared(view, after)
+        after, said = cleared(view, after, {site.layer for site in priced})
         hows = {name: edit.how for name, edit in edits.items()}
         group = [Edit(n, view.forms[n], after[n], hows.get(n, "refine")) for n in view.sites if n in after]
         notes = [zeros(site, after[site.name]) for site in priced]
@@ -118,13 +117,14 @@ class Penalize(Retrain):
         return [*chosen, *vectors]
 
     def grid(self, w: Tensor, keep: Tensor | None, axis: int) -> Form:
-        """Codes on a first grid, coarse for weights; biases are few, and move every output of their unit."""
+        """Codes on a first grid, coarse for weights and fine for biases and norms."""
         rows = to_rows(w.detach().float(), axis)
         rows = rows if keep is None else rows * to_rows(keep, axis)
         spread = rows if self.per == "tensor" or w.ndim < 2 else rows.unsqueeze(1)
-        size = spread.square().mean((-2, -1)).sqrt().reshape(-1, 1)
-        fine = 1 if w.ndim > 1 else 32
-        scale = (size * self.step / fine).clamp_min(2**-20 * float(rows.abs().max())).clamp_min(TINY)
+        whole = float(rows.square().mean().sqrt()) or EMPTY  # an empty row must be able to fill again
+        size = spread.square().mean((-2, -1)).sqrt().reshape(-1, 1).clamp_min(whole / 16)
+        farthest = spread.abs().amax((-2, -1)).reshape(-1, 1)  # it must have a code too
+        scale = torch.maximum(size * self.step / (1 if w.ndim > 1 else FINER), farthest / TOP).clamp_min(TINY)
         codes = requantize(rows, scale, None, BITS, 0, True)
         codes = from_rows(codes, tuple(w.shape), axis).contiguous()
         return Affine(Dense(codes), Dense(scale), None, BITS, 0, axis)
@@ -167,11 +167,11 @@ class Prices:
         return float(first.price) * math.exp(pace * off)
 
 
-def cleared(view: View, forms: Mapping[str, Form]) -> tuple[dict[str, Form], Note]:
-    """The forms without what is idle, where the model can be looked through; and what there was."""
+def cleared(view: View, forms: Mapping[str, Form], layers: Collection[str]) -> tuple[dict[str, Form], Note]:
+    """The forms without what is idle in these layers, where the model can be looked through; and a count."""
     model = view.model(forms).eval()
     state = {name: uncoded(form) for name, form in {**view.forms, **forms}.items()}
-    names = [name for name in view.sites if zeroable(state[name])]
+    names = [site.name for site in view.sites.values() if site.layer in layers and zeroable(state[site.name])]
     movable = [name for name in names if isinstance(state[name], Dense)]
     try:
         changed = clear(model, example_inputs(view.task, model), names, movable)
