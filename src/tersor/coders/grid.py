@@ -61,25 +61,3 @@ def lessons(rows: int, columns: int) -> list[int]:
     while at[-1] < rows:
         at.append(BLOCK * -(-int(at[-1] * GROWTH) // BLOCK))
     return [row for row in at if row < rows] + [rows]
-
-
-def learn(total: np.ndarray, rows: int, ridge: float) -> np.ndarray:
-    """L [1 + W, 1 + W] int16 from second moments summed over `rows` rows.
-
-    Elimination by outer products, each number by one multiplication and one subtraction, rounded as IEEE 754
-    says: the same bits everywhere.
-    """
-    a = total / rows
-    width = len(a) - 1
-    mean = a.diagonal()[1:].copy()
-    sum_of_squares = 0.0
-    for value in mean.tolist():  # numpy sums in an order of its own
-        sum_of_squares += value
-    shrink = ridge * width / rows * (sum_of_squares / width) + 1.0
-    for k in range(1, width + 1):
-        a[k, k] += shrink
-    from tersor.coders.grid_loops import eliminate
-
-    eliminate(a)
-    lower = np.rint(a * float(1 << COEF))
-    return np.clip(lower, -(1 << 14), 1 << 14).astype(np.int16)

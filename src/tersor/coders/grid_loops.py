@@ -69,8 +69,8 @@ def eliminate(a: np.ndarray) -> None:
 @compiled(types.void(I16_2_IN, types.float64[:, ::1]))
 def add_moments(z: np.ndarray, total: np.ndarray) -> None:
     """Add the second moments of normalized codes [W, N], behind a constant, to the lower half of total
-    [1 + W, 1 + W]. Whole numbers: of a slice in 32 bits, which hold 2^15 rows
-    at one scale from zero, of all in a double."""
+    [1 + W, 1 + W]: whole numbers below 2^52, which a double holds, so any order gives the same sums.
+    """
     width, rows = z.shape
     for top in range(0, rows, SLICE):
         count = min(SLICE, rows - top)

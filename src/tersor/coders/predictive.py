@@ -17,6 +17,7 @@ import numpy as np
 from tersor.coders import grid
 from tersor.coders.bits import BitWriter
 from tersor.coders.grid import BLOCK, FINE, FRACTIONS, GROUPS, MIDDLE, RIDGES
+from tersor.coders.learn import learn
 from tersor.coders.plan import first_byte
 from tersor.coders.rans import LOW, read_states
 from tersor.coders.spreads import plan_tables, read_tables, spanned
@@ -130,7 +131,7 @@ def foreseen(codes: np.ndarray, rows: np.ndarray, ridge: float) -> np.ndarray:
     for begin, end in grid.bands(codes.shape[1]):
         total = np.zeros((end - begin + 1,) * 2)
         for first, last in pairwise(grid.lessons(*codes.shape)):
-            lower = grid.learn(total, first, ridge) if first else np.zeros(total.shape, dtype=np.int16)
+            lower = learn(total, first, ridge) if first else np.zeros(total.shape, dtype=np.int16)
             grid_loops.means(codes, inverse, scale, lower, first, last, begin, end, mean, z)
             grid_loops.add_moments(np.ascontiguousarray(z[first:last, begin:end].T), total)
     return mean
@@ -204,7 +205,7 @@ def read_predictive(
         for first, last in pairwise(grid.lessons(*shape)):
             lower = np.zeros(total.shape, dtype=np.int16)
             if ridge and first:
-                lower = grid.learn(total, first, RIDGES[ridge - 1])
+                lower = learn(total, first, RIDGES[ridge - 1])
             used, turn = grid_loops.decode_rows(
                 words, used, states, turn, codes, inverse, scale, rows.astype(np.int16),
                 columns.astype(np.int16) - MIDDLE, lower, first, last, begin, end, tables.table_of,

@@ -1,8 +1,7 @@
 """Coded: a leaf as the bytes of an entropy coder, without loss.
 
 w = decode(data)        the stream's first byte names the coder: docs/streams.md
-stored  the order-0 entropy of the leaf's bytes or, by prediction and contexts, less; elements wider than a
-    byte are coded plane by plane, floats with their sign turned to the lowest place
+stored  the order-0 entropy of the leaf's bytes, or less; wide elements plane by plane, floats turned first
 """
 
 from __future__ import annotations
@@ -73,14 +72,12 @@ class Coded(Form):
             )
         if (self.turned and not dtype.is_floating_point) or (self.pack and dtype is not torch.bool):
             raise FormatError(f"a coded leaf of {self.dtype} has planes turned or packed, but it cannot")
-        if self.pack:  # one row, whatever the mask
-            packed = decode(data, -(-count // 8))
-            return torch.from_numpy(np.unpackbits(packed, count=count).view(np.bool_))
+        if self.pack:
+            return torch.from_numpy(np.unpackbits(decode(data, -(-count // 8)), count=count).view(np.bool_))
         width = columns(self.size)
         planes = [decode(data[a:b], count, width=width, keep=keep) for a, b in pairwise(ends)]
-        if dtype is torch.bool:
-            return torch.from_numpy(planes[0]) != 0
-        return torch.from_numpy(join(planes, self.turned)).view(dtype)
+        elements = torch.from_numpy(join(planes, self.turned))
+        return elements != 0 if dtype is torch.bool else elements.view(dtype)
 
     def take(self, axis: int, index: Tensor) -> Dense:
         return Dense(self.decode()).take(axis, index)
@@ -98,9 +95,8 @@ def columns(size: tuple[int, ...]) -> int:
 def coded(array: Tensor, keep: Tensor | None = None, coder: str = "max") -> Coded:
     """The leaf as a stream; with `keep` (bool, its shape) only what is kept is in it.
 
-    `coder` is a profile or a coder of tersor.coders. A mask is tried both ways: an element a symbol, and
-    eight elements to a byte. Many floats are coded by the static coders: contexts would save 0.3 % of them,
-    and take a hundred times as long.
+    `coder` is a profile or a coder of tersor.coders. A mask is tried both ways: an element a symbol, or 8.
+    Many floats are coded by the static coders: contexts save 0.3 % of them, and take a hundred times as long.
     """
     from tersor.coders import encode
     from tersor.coders.planes import split
@@ -108,8 +104,8 @@ def coded(array: Tensor, keep: Tensor | None = None, coder: str = "max") -> Code
     size, dtype = tuple(array.shape), str(array.dtype).removeprefix("torch.")
     elements = array.reshape(-1) if keep is None else array[keep]
     turned = array.dtype.is_floating_point
-    if turned and coder == "max" and elements.numel() > MANY_FLOATS:
-        coder = "fast"
+    if turned and coder in ("max", "fast") and elements.numel() > MANY_FLOATS:
+        coder = "swift"
     flat = split(as_bytes(elements), array.dtype.itemsize, turned)
     mask = None if keep is None else keep.reshape(-1).cpu().numpy()
     streams = [encode(plane, coder, width=columns(size), keep=mask) for plane in flat]
