@@ -1,0 +1,111 @@
+"""Pieces: a long stream cut where its statistics change, each piece coded by itself, all cores decoding.
+
+bits ~ sum of N * H(histogram) over the pieces, and a table for each
+Rows that were rounded, or never trained, are told apart from the rest; and pieces have a largest size, so
+that one tensor keeps every core busy.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from tersor.coders.alphabet import SYMBOLS
+from tersor.coders.bits import BitReader, BitWriter
+from tersor.coders.plan import first_byte
+from tersor.coders.static import NOISE, fewest, read_static
+from tersor.errors import FormatError
+
+PIECES = 6
+UNIT = 1 << 15  # symbols: pieces are whole numbers of units, but for the last
+LARGEST = 32  # units of a piece, where a stream is long enough for more than one core
+TABLE = 600.0  # bits: what another table costs, about
+ORDER = 15  # of the exp-Golomb code of a stream's bytes
+PARALLEL = 1 << 18  # symbols from which threads are worth their start
+
+
+def plan_pieces(
+    symbols: np.ndarray, width: int, keep: np.ndarray | None = None, slack: float = 1.0
+) -> bytes | None:
+    """The stream of symbols uint8 [N]; None where there is one piece only. `slack` as in `fewest`."""
+    if len(symbols) < 2 * UNIT:
+        return None
+    sizes = cut(symbols)
+    if len(sizes) < 2:
+        return None
+    ends = np.minimum(np.cumsum([0, *sizes]) * UNIT, len(symbols)).tolist()
+    ranges = list(zip(ends, ends[1:], strict=False))
+    streams = on_all_cores(lambda ab: coded_piece(symbols[ab[0] : ab[1]], slack), ranges, len(symbols))
+    head = BitWriter()
+    head.golomb(len(sizes) - 2)
+    for size in sizes[:-1]:
+        head.golomb(size - 1)
+    for stream in streams[:-1]:
+        head.golomb(len(stream), ORDER)
+    return first_byte(PIECES) + head.to_bytes() + b"".join(streams)
+
+
+def coded_piece(symbols: np.ndarray, slack: float) -> bytes:
+    return fewest(symbols, np.bincount(symbols, minlength=SYMBOLS), NOISE, slack)
+
+
+def cut(symbols: np.ndarray) -> list[int]:
+    """The units of each piece: neighbors are merged as long as that costs less than a table."""
+    whole = len(symbols) // UNIT
+    unit = symbols[: whole * UNIT].reshape(whole, UNIT)
+    counts = np.stack([np.bincount(row, minlength=SYMBOLS) for row in unit])  # [U, 256]
+    sizes, pools, costs = [1], [counts[0]], [order0(counts[0])]
+    for row in counts[1:]:
+        own, both = order0(row), pools[-1] + row
+        merged = order0(both)
+        if merged <= costs[-1] + own + TABLE and sizes[-1] < LARGEST:
+            sizes[-1], pools[-1], costs[-1] = sizes[-1] + 1, both, merged
+        else:
+            sizes.append(1)
+            pools.append(row)
+            costs.append(own)
+    sizes[-1] += len(symbols) > whole * UNIT  # the rest goes to the last
+    return sizes
+
+
+def order0(counts: np.ndarray) -> float:
+    n = counts[counts > 0]
+    return float((n * np.log2(n.sum() / n)).sum())
+
+
+def on_all_cores(work: Callable[[Any], Any], items: list[Any], size: int) -> list[Any]:
+    """[work(item)] in order; the compiled loops run side by side."""
+    workers = min(os.cpu_count() or 1, len(items))
+    if workers < 2 or size < PARALLEL:
+        return [work(item) for item in items]
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(work, items))
+
+
+def read_pieces(
+    settings: int, data: bytes, count: int, width: int, keep: np.ndarray | None = None
+) -> np.ndarray:
+    source = BitReader(data, 1)
+    units = -(-count // UNIT)
+    number = source.golomb() + 2
+    if settings or number > units:
+        raise FormatError(f"coded stream: settings {settings} and {number} pieces for {count} symbols")
+    sizes = [source.golomb() + 1 for _ in range(number - 1)]
+    lengths = [source.golomb(ORDER) for _ in range(number - 1)]
+    at = source.byte_end()
+    ends = np.cumsum([0, *sizes]) * UNIT
+    places = np.cumsum([at, *lengths])
+    if ends[-1] >= count or places[-1] >= len(data):
+        raise FormatError(f"coded stream: pieces of more than {count} symbols or {len(data)} bytes")
+    out = np.empty(count, dtype=np.uint8)
+    begin, place = [*ends.tolist(), count], [*places.tolist(), len(data)]
+
+    def work(k: int) -> None:
+        out[begin[k] : begin[k + 1]] = read_static(data[place[k] : place[k + 1]], begin[k + 1] - begin[k])
+
+    on_all_cores(work, list(range(number)), count)
+    return out
