@@ -113,7 +113,7 @@ def test_rans_notices_nearly_every_flipped_bit() -> None:
         (b"\x03\x00\x3f\xe0", 3, "an alphabet of"),
         (b"\x03\x00\x00\x00", 3, "leading zeros"),
         (b"\x03\x08", 3, "ends after 2 bytes, inside its table"),
-        (b"\x06\x00", 3, "A newer tersor may read it"),
+        (b"\x07\x00", 3, "A newer tersor may read it"),
     ],
 )
 def test_refusals_say_why(stream: bytes, count: int, says: str) -> None:

@@ -16,7 +16,7 @@ from tersor.coders.pieces import PIECES, plan_pieces, read_pieces
 from tersor.coders.plain import RAW, plan_constant
 from tersor.coders.plan import ID_BITS, Coder, GridCoder, Plan
 from tersor.coders.predictive import PREDICTIVE, plan_predictive, read_predictive
-from tersor.coders.static import CODERS, NOISE, fewest, histogram
+from tersor.coders.static import CODERS, NOISE, fewest, histogram, order0
 from tersor.errors import FormatError, SettingError, did_you_mean
 
 __all__ = ["CODERS", "GRID_CODERS", "PROFILES", "coder_of", "decode", "encode", "order0_bits"]
@@ -172,6 +172,4 @@ def as_bytes(data: bytes | np.ndarray) -> bytes:
 
 def order0_bits(symbols: np.ndarray) -> float:
     """N * H(histogram) in bits: the least for a code of single symbols, its table not counted."""
-    counts = histogram(np.asarray(symbols).ravel())
-    counts = counts[counts > 0]
-    return float((counts * np.log2(counts.sum() / counts)).sum())
+    return order0(histogram(np.asarray(symbols).ravel()))

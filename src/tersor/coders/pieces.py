@@ -17,7 +17,7 @@ import numpy as np
 from tersor.coders.alphabet import SYMBOLS
 from tersor.coders.bits import BitReader, BitWriter
 from tersor.coders.plan import first_byte
-from tersor.coders.static import NOISE, fewest, read_static
+from tersor.coders.static import NOISE, fewest, order0, read_static
 from tersor.errors import FormatError
 
 PIECES = 6
@@ -70,11 +70,6 @@ def cut(symbols: np.ndarray) -> list[int]:
             costs.append(own)
     sizes[-1] += len(symbols) > whole * UNIT  # the rest goes to the last
     return sizes
-
-
-def order0(counts: np.ndarray) -> float:
-    n = counts[counts > 0]
-    return float((n * np.log2(n.sum() / n)).sum())
 
 
 def on_all_cores(work: Callable[[Any], Any], items: list[Any], size: int) -> list[Any]:

@@ -30,6 +30,9 @@ def fewest(symbols: np.ndarray, counts: np.ndarray, noise: float = 8.0, slack: f
     Symbols that would take `noise` bits or more, of 8, are left raw. Up to `slack` times the fewest bytes are
     taken for Huffman's code, which reads twice as fast as rANS.
     """
+    raw = CODERS["raw"].plan(counts)
+    if raw is not None and noise < 8 and order0(counts) >= noise * len(symbols):
+        return raw.write(symbols)  # no table needs to be drawn up to know that
     plans = [plan for coder in CODERS.values() if (plan := coder.plan(counts))]
     huffman = CODERS["huffman"].plan(counts) if slack > 1 else None
     if huffman is not None and huffman.nbytes <= min(slack * plan.nbytes for plan in plans):
@@ -39,9 +42,13 @@ def fewest(symbols: np.ndarray, counts: np.ndarray, noise: float = 8.0, slack: f
         if not best or plan.nbytes < len(best):
             stream = plan.write(symbols)
             best = stream if not best or len(stream) < len(best) else best
-    if noise < 8 and 8 * len(best) > noise * len(symbols):
-        return CODERS["raw"].plan(counts).write(symbols)  # type: ignore[union-attr]  raw takes everything
     return best
+
+
+def order0(counts: np.ndarray) -> float:
+    """N * H(counts) in bits."""
+    n = counts[counts > 0]
+    return float((n * np.log2(n.sum() / n)).sum())
 
 
 def read_static(stream: bytes, count: int) -> np.ndarray:
