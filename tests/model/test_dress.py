@@ -1,16 +1,20 @@
 """Dress: forms go into a copy of the model they were made from, in its dtypes, and into no other."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from tiny import MODELS, tiny
 from torch import nn
 
-from tersor.core.run import run, start
+from tersor.core.recipe import Recipe
+from tersor.core.run import Compressed, run, start
 from tersor.errors import SiteError
 from tersor.forms import Affine, Dense
+from tersor.io import load, pack
 from tersor.model.dress import dress, fill
 from tersor.model.sites import sites_of
-from tersor.steps import Prune
+from tersor.steps import Prune, Quantize
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -105,3 +109,54 @@ def test_a_refused_model_is_left_alone() -> None:
     with pytest.raises(SiteError):
         fill(model, {name: form.decode() for name, form in plain.forms.items()}, sites_of(model)[0])
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+# --- ties that differ ---
+
+
+class Two(nn.Module):
+    """Two layers of one shape, tied or not."""
+
+    def __init__(self, *, tied: bool) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)
+        if tied:
+            self.b.weight = self.a.weight
+
+
+def packed(state: dict[str, torch.Tensor], tmp_path: Path) -> Compressed:
+    """What a checkpoint of these tensors is loaded as."""
+    torch.save(state, tmp_path / "w.pt")
+    pack(tmp_path / "w.pt", tmp_path / "m.tersor", Recipe((Quantize(bits=4),)))
+    return load(tmp_path / "m.tersor")
+
+
+@pytest.mark.parametrize("held", [("a.weight",), ("b.weight",), ("a.weight", "b.weight")])
+def test_model_that_ties_what_a_checkpoint_holds_once_or_twice(held: tuple[str, ...], tmp_path: Path) -> None:
+    weight = torch.randn(3, 3)
+    loaded = packed({name: weight.clone() for name in held}, tmp_path)
+    dressed = loaded.model(Two(tied=True))
+    assert dressed.a.weight is dressed.b.weight
+    assert torch.equal(dressed.a.weight, loaded.state_dict()[held[0]])
+
+
+def test_model_that_does_not_tie_what_a_checkpoint_ties(tmp_path: Path) -> None:
+    weight = torch.randn(3, 3)
+    loaded = packed({"a.weight": weight, "b.weight": weight}, tmp_path)
+    assert loaded.aliases == {"b.weight": "a.weight"}
+    dressed = loaded.model(Two(tied=False))
+    assert dressed.a.weight is not dressed.b.weight
+    for layer in (dressed.a, dressed.b):
+        assert torch.equal(layer.weight, loaded.state_dict()["a.weight"])
+
+
+def test_tied_tensors_that_differ_are_refused(tmp_path: Path) -> None:
+    loaded = packed({"a.weight": torch.ones(3, 3), "b.weight": torch.zeros(3, 3)}, tmp_path)
+    with pytest.raises(SiteError, match=r"ties a\.weight and b\.weight, but their forms differ"):
+        loaded.model(Two(tied=True))
+
+
+def test_one_name_of_two_is_not_enough_without_a_tie(tmp_path: Path) -> None:
+    loaded = packed({"a.weight": torch.ones(3, 3)}, tmp_path)
+    with pytest.raises(SiteError, match=r"the model has b\.weight, which the forms lack"):
+        loaded.model(Two(tied=False))

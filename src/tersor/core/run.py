@@ -48,7 +48,7 @@ class Compressed:
         module = self.base if base is None else base
         if module is None:
             raise SettingError("a file holds weights, not code: give the model, model(base=MyNet())")
-        return dress(module, self.forms, self.sites)
+        return dress(module, self.forms, self.sites, self.aliases)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The decoded weights by their names in the model, aliases too."""
@@ -97,7 +97,7 @@ def run(
             f"recipe: the lock is for base {recipe.base}, this model is {digest_of(given.forms)}"
         )
     if task is not None and given.base is not None:
-        task.check(dress(given.base, given.forms, given.sites))
+        task.check(dress(given.base, given.forms, given.sites, given.aliases))
     ledger = Ledger(digest_of(given.forms), recipe.to_json())
     kept = open_journal(journal, given, recipe, task, resume=resume) if journal is not None else None
     forms = dict(given.forms)

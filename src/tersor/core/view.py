@@ -86,11 +86,11 @@ class View:
 
     def model(self, forms: Mapping[str, Form] | None = None) -> nn.Module:
         """A plain copy of the model as it stands, with `forms` put in by site where given."""
-        return dress(self._module(), {**self.forms, **(forms or {})}, self.sites)
+        return dress(self._module(), {**self.forms, **(forms or {})}, self.sites, self.aliases)
 
     def base(self) -> nn.Module:
         """A copy of the model as it was given: the teacher unless another is named."""
-        return dress(self._module(), self.base_forms, self.sites)
+        return dress(self._module(), self.base_forms, self.sites, self.aliases)
 
     def _module(self) -> nn.Module:
         if self.base_model is None:
