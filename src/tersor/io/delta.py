@@ -1,13 +1,14 @@
-"""Delta: what changed from one file of weights to the next, and the next file from it. docs/format.md section 12.
+"""Delta: what changed from one file of weights to the next, as a patch. docs/format.md section 12.
 
-diff    each array of NEW told by the array of OLD that tells it shortest: same name, else same shape, else none
-patch   the same arrays, coded as they were, in a file of the same bytes; a wrong OLD is refused by its digest
-Files other than .tersor and single .safetensors come back as one .safetensors file with the same tensors.
+diff    each array of NEW told by the one of OLD that tells it shortest: same name, else same shape, else none
+size    what is the same costs nothing, a code or float that moved about the bits of its move
+.tersor files and single .safetensors come back with every byte, others as one .safetensors of their tensors.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import tempfile
 import zlib
@@ -15,26 +16,38 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from tersor.core.view import Watch
+from tersor.errors import FormatError, RefusedError
 from tersor.files import atomic
 from tersor.forms import Coded, coded
 from tersor.forms.form import as_bytes
 from tersor.io.change import fitted, tell
-from tersor.io.parts import Parts
-from tersor.io.tensors import TensorWriter, bytes_tensor
-from tersor.io.text import deflate, dump
+from tersor.io.header import build_header
+from tersor.io.parts import PATCH, Parts, regrid
+from tersor.io.patch import (
+    NUMBER,
+    STREAMS,
+    TEXT,
+    Hashing,
+    dictionary_of,
+    in_order,
+    large_of,
+    slots_of,
+    text_room,
+    write,
+)
+from tersor.io.tensors import CHUNK, IN_MEMORY
+from tersor.io.text import dump, parse
+from tersor.io.told import ALONE, CHANGE, PROFILES, SAME, Told, movable
 
-NUMBER = 1
-TEXT, STREAMS = "patch", "streams"
-PROFILES = ("max", "fast", "huffman", "rans")  # one of them wrote a coded leaf, or it is told as bytes
 SAMPLE = 1 << 14  # elements that tell which array of OLD is nearest
 MOST = 4  # arrays of OLD with another name that are tried
+Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -42,75 +55,145 @@ class Delta:
     """What diff did."""
 
     nbytes: int  # of the patch
-    new: int  # bytes of the new file
-    arrays: int
-    same: int  # of them, told as one of OLD
+    same: int  # arrays of NEW that OLD has
     changed: int  # told by one of OLD
     alone: int  # told without
 
 
 def diff(
-    old: str | os.PathLike[str], new: str | os.PathLike[str], out: str | os.PathLike[str],
-    *, watch: Watch | None = None,
-) -> Delta:  # fmt: skip
-    """Write what makes NEW of OLD: .tersor files or checkpoints, in any pairing. FormatError where one of them
-    is not sound."""
-    watch = watch or Watch()
+    old: str | os.PathLike[str],
+    new: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    watch: Watch | None = None,
+) -> Delta:
+    """Write what makes NEW of OLD: .tersor files and checkpoints, in any pairing.
+
+    NEW is made once before the patch is put in place: it can be made. FormatError where a file is not sound.
+    """
+    watch, folder = watch or Watch(), Path(out).parent
     with ExitStack() as stack:
-        before, after = stack.enter_context(Parts(old)), stack.enter_context(Parts(new))
-        text: dict[str, Any] = {"old": before.digest(), **frame(after)}
-        telling = Telling(before, after)
+        before = stack.enter_context(Parts(old))
+        after = stack.enter_context(Parts(new))
         file = stack.enter_context(atomic(out))
-        spool = stack.enter_context(tempfile.TemporaryFile(dir=str(Path(out).parent)))
-        text["parts"] = {}
+        told = stack.enter_context(Spool(folder)).fill(before, after, watch)
+        if told is None and after.tersor is not None and not after.tersor.source.tiny:
+            # Another version wrote NEW, and its text comes out otherwise: keep its bytes instead.
+            after = stack.enter_context(Parts(new, plain=True))
+            told = stack.enter_context(Spool(folder)).fill(before, after, watch)
+        if told is None:
+            raise RefusedError(
+                f"{new}: this version of tersor would write it otherwise. Write it anew: "
+                "tersor.save(tersor.load(NEW), NEW, tiny=True)"
+            )
+        nbytes = write_patch(file, told, before)
+        hows = [told.parts.get(name, {"how": SAME}).get("how", CHANGE) for name in after.names]
+        return Delta(nbytes, *(hows.count(how) for how in (SAME, CHANGE, ALONE)))
+
+
+class Finished(NamedTuple):
+    """A patch before it is written."""
+
+    text: bytes
+    parts: Json
+    new: str  # SHA-256
+    streams: Spool
+
+
+class Spool:
+    """Streams that wait for the text, in memory or on disk."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY, dir=str(folder))  # noqa: SIM115
+        self.folder = folder
+        self.nbytes = self.crc = 0
+
+    def add(self, stream: bytes) -> int:
+        """Its bytes."""
+        self.file.write(stream)
+        self.crc = zlib.crc32(stream, self.crc)
+        self.nbytes += len(stream)
+        return len(stream)
+
+    def read(self, begin: int, end: int) -> bytes:
+        self.file.seek(begin)
+        return self.file.read(end - begin)
+
+    def fill(self, before: Parts, after: Parts, watch: Watch) -> Finished | None:
+        """Tell every array; None where the new file does not come back with every byte."""
+        told, digest = frame(before, after)
+        telling, total, parts = Telling(before, after), 2 * len(after.names), {}
         for number, name in enumerate(after.names, 1):
             part, streams = telling.part(name)
-            text["parts"][name] = part
-            for stream in streams:
-                spool.write(stream)
-            watch.progress(number, len(after.names), name)
-        size = spool.tell()
-        spool.seek(0)
-        nbytes = write_patch(file, text, spool, size, Path(out).parent)
-        whole = sum(
-            f.stat().st_size for f in ([after.path] if after.path.is_file() else after.path.iterdir())
-        )
-        hows = [part.get("how", "alone") for part in text["parts"].values()]
-        same, alone = hows.count("same"), hows.count("alone")
-        return Delta(nbytes, whole, len(hows), same, len(hows) - same - alone, alone)
+            part |= {"n": lengths} if (lengths := [self.add(stream) for stream in streams]) else {}
+            if part != {"how": SAME}:
+                parts[name] = part
+            watch.progress(number, total, name)
+        text = dump(told | {"parts": parts})
+        again, folder = Hashing(), self.folder
+        try:
+            write(Told(parse(text, "its text"), self.read, self.nbytes, before), again, folder, Second(watch))
+        except FormatError as error:
+            raise RefusedError(f"{after.path}: no patch can tell it: {error}") from None
+        return Finished(text, parts, digest, self) if again.sha.hexdigest() == digest else None
+
+    def __enter__(self) -> Spool:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.file.close()
 
 
-def frame(after: Parts) -> dict[str, Any]:
-    """What the patch must say of NEW besides its arrays."""
+class Second(Watch):
+    """The second half of the progress that another watch is told."""
+
+    def __init__(self, watch: Watch) -> None:
+        self.watch = watch
+
+    def progress(self, done: int, total: int, text: str = "") -> None:
+        self.watch.progress(total + done, 2 * total, text)
+
+
+def frame(before: Parts, after: Parts) -> tuple[Json, str]:
+    """(what the patch must say of NEW besides its arrays, the SHA-256 of the file it makes)."""
     if after.tersor is not None:
-        file = after.tersor
-        large = {
-            name: [str(place.dtype).removeprefix("torch."), list(place.shape)]
-            for name, place in file.places.found.items()
-            if not place.small
-        }
-        return {
-            "kind": "tersor",
-            "tiny": file.source.tiny,
-            "text": file.text,
-            "large": large,
-            "new": after.digest(),
-        }
-    if after.path.is_file():
-        with open(after.path, "rb") as source:
-            first = source.read(9)
-            if first[8:] == b"{":
-                head = source.read(int.from_bytes(first[:8], "little") - 1)
-                return {"kind": "safetensors", "head": "{" + head.decode(), "new": after.digest()}
-    slots = after.checkpoint.slots if after.checkpoint else {}
-    listed = [
-        [name, str(slot.dtype).removeprefix("torch."), list(slot.shape)] for name, slot in slots.items()
+        told: Json = {"kind": "tersor"} | ({"tiny": True} if after.tersor.source.tiny else {})
+        if before.tersor is None or before.head() != after.head():
+            told |= {"text": after.tersor.text, "large": large_of(after.tersor)}
+        return told, after.digest()
+    head = after.head()
+    told, digest = {"kind": "safetensors"}, after.digest() if head else ""
+    if not head:
+        head = one_header(after)
+        digest = digest_of(after, head)
+    told |= {"aliases": dict(after.aliases)} if after.aliases else {}
+    return told if before.head() == head else told | {"head": head.decode()}, digest
+
+
+def one_header(after: Parts) -> bytes:
+    """The header of a checkpoint as one safetensors file; tied tensors are in it under each name."""
+    own = {name: after.slots[after.aliases.get(name, name)] for name in (*after.names, *after.aliases)}
+    order = sorted(own.items(), key=lambda item: -item[1].dtype.itemsize)  # each lies where it is aligned
+    entries = [
+        (name, slot.dtype, slot.shape, slot.dtype.itemsize * math.prod(slot.shape)) for name, slot in order
     ]
-    return {
-        "kind": "tensors",
-        "tensors": listed,
-        "aliases": dict(after.checkpoint.aliases) if after.checkpoint else {},
-    }
+    return build_header(entries, {})[8:]
+
+
+def digest_of(after: Parts, head: bytes) -> str:
+    """SHA-256 of a checkpoint's tensors as one safetensors file with this header."""
+    sha = hashlib.sha256(len(head).to_bytes(8, "little") + head)
+    for name in in_order(slots_of(head)):
+        sha.update(as_bytes(after.array(after.aliases.get(name, name))).data)
+    return sha.hexdigest()
+
+
+class Given(NamedTuple):
+    """An array of NEW before it is told."""
+
+    array: Tensor
+    part: Json  # what the patch says of it in any case
+    keep: Tensor | None = None
 
 
 class Telling:
@@ -118,117 +201,123 @@ class Telling:
 
     def __init__(self, before: Parts, after: Parts) -> None:
         self.before, self.after = before, after
-        self.digests = {
-            hashlib.sha256(as_bytes(before.array(name)).data).digest(): name
-            for name in reversed(before.names)
-        }
-        self.gone = [name for name in before.names if name not in after.known]
+        self.kinds: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
+        self.twins: dict[str, str] = {}  # digest of an array, or of a stored leaf -> its name in OLD
+        for name in before.names:
+            array = before.array(name)
+            self.kinds[name] = array.dtype, tuple(array.shape)
+            self.twins.setdefault(digest_array(array), name)
+            if before.tersor is not None:
+                self.twins.setdefault(before.leaf(name).stored.digest, name)
+        self.gone = [name for name in before.names if name not in set(after.names)]
 
-    def part(self, name: str) -> tuple[dict[str, Any], list[bytes]]:
-        array, part = self.after.array(name), {}
-        keep = None
+    def part(self, name: str) -> tuple[Json, Iterator[bytes]]:
+        """(what the text says of an array, its streams)."""
         if self.after.tersor is not None:
-            leaf = self.after.leaf(name)
-            if isinstance(leaf.stored, Coded):
-                masks = {} if not leaf.keep else {"keep": leaf.keep}
-                keep = self.after.array(leaf.keep) if leaf.keep else None
-                coder = "" if leaf.keep == "" else wrote(leaf.stored, array, keep)
-                if coder:
-                    part = {"coder": coder, **masks}
-                else:  # told as the bytes it is
-                    array, keep = leaf.stored.data, None
-        twin = self.digests.get(hashlib.sha256(as_bytes(array).data).digest())
-        if twin is not None and like(self.before.array(twin), array):
-            return part | {"how": "same"} | ({} if twin == name else {"of": twin}), []
-        base, more, told = self.nearest(name, array, keep)
-        how, streams = tell(array, base, keep) if told is None else told
-        part |= more
-        if more:
-            part["how"] = how
-        elif how != "subtract":
-            part["alone"] = how
-        return part | {"n": [len(stream) for stream in streams]}, streams
+            stored = self.after.leaf(name).stored
+            if isinstance(stored, Coded) and stored.digest in self.twins:
+                return self.same(name, stored.digest), iter(())
+        told = self.given(name)
+        digest = digest_array(told.array)
+        if digest in self.twins:
+            return told.part | self.same(name, digest), iter(())
+        base, found = self.nearest(name, told)
+        return told.part | found, tell(told.array, base, told.keep)
 
-    def nearest(
-        self, name: str, array: Tensor, keep: Tensor | None
-    ) -> tuple[Tensor, dict[str, Any], tuple[str, list[bytes]] | None]:
-        """(base, how to find it, what it tells if that is known already)."""
-        zeros = torch.zeros(array.shape, dtype=array.dtype)
-        best: tuple[Tensor, dict[str, Any]] = (zeros, {})
-        least = cost(array, zeros, keep)
-        names = [name] if name in self.before.known else self.like(array)
-        for other in names:
-            found = fitted(self.before.array(other), tuple(array.shape), array.dtype)
+    def same(self, name: str, digest: str) -> Json:
+        twin = self.twins[digest]
+        return {"how": SAME} | ({} if twin == name else {"of": twin})
+
+    def given(self, name: str) -> Given:
+        """An array of NEW; a coded leaf as what it means, if it can be coded to the same bytes again."""
+        if self.after.tersor is None:
+            return Given(self.after.array(name), {})
+        leaf = self.after.leaf(name)
+        if not isinstance(leaf.stored, Coded):
+            return Given(leaf.array, {})
+        keep = self.after.array(leaf.keep) if leaf.keep else None
+        profile = "" if leaf.keep == "" else wrote(leaf.stored, leaf.array, keep)
+        if not profile:
+            return Given(leaf.stored.data, {})
+        return Given(leaf.array, {"coder": profile} | ({"keep": leaf.keep} if leaf.keep else {}), keep)
+
+    def nearest(self, name: str, told: Given) -> tuple[Tensor | None, Json]:
+        """(the array that tells it shortest, how to find that)."""
+        best: tuple[Tensor | None, Json] = (None, {"how": ALONE})
+        least = cost(told, None)
+        for other in self.candidates(name, told.array):
+            found = fitted(self.before.array(other), tuple(told.array.shape), told.array.dtype)
             if found is None:
                 continue
-            named = {"of": other} if other != name else {"of": ""}
-            for base, more in [(found, {}), *self.moved(name, other, found)]:
-                price = cost(array, base, keep)
+            named = {} if other == name else {"of": other}
+            for base, more in ((found, named), *self.moved(name, other, found, named)):
+                price = cost(told, base)
                 if price < least:
-                    least, best = price, (base, named | more)
-        return *best, None
+                    least, best = price, (base, more)
+        return best
 
-    def like(self, array: Tensor) -> list[str]:
-        """Arrays that only OLD has, of this dtype and shape: one of them may have been renamed."""
-        found = []
-        for name in self.gone:
-            if len(found) < MOST and like(self.before.array(name), array):
-                found.append(name)
-        return found
+    def candidates(self, name: str, array: Tensor) -> list[str]:
+        """The array of this name, else some that only OLD has: one of them may have been renamed."""
+        if name in self.kinds:
+            return [name]
+        kind = array.dtype, tuple(array.shape)
+        return [other for other in self.gone if self.kinds[other] == kind][:MOST]
 
-    def moved(self, name: str, other: str, found: Tensor) -> Iterator[tuple[Tensor, dict[str, Any]]]:
-        """Old codes rounded to the new grid, where both are codes of grids with a scale for all or each row."""
-        if (
-            self.before.tersor is None
-            or self.after.tersor is None
-            or found.dtype not in (torch.int8, torch.int16)
-        ):
+    def moved(self, name: str, other: str, found: Tensor, named: Json) -> Iterator[tuple[Tensor, Json]]:
+        """Old codes rounded to the new grid, where both are codes of grids."""
+        if self.before.tersor is None or self.after.tersor is None:
             return
-        old, new = self.before.leaf(other).scale, self.after.leaf(name).scale
-        if old is None or new is None or old.shape != new.shape or torch.equal(old, new):
-            return
-        ratio = (old.double() / new.double()).float()
-        if ratio.isfinite().all() and ratio.numel() in (1, found.shape[0]):
-            yield regrid(found, ratio), {"grid": ratio.flatten().tolist()}
+        old, new = self.before.leaf(other).grid, self.after.leaf(name).grid
+        if old is not None and new is not None and movable(found, old, new):
+            yield regrid(found, old, new), named | {"grid": True}
 
 
-def regrid(codes: Tensor, ratio: Tensor) -> Tensor:
-    limits = torch.iinfo(codes.dtype)
-    factor = ratio.double().reshape(-1, *[1] * (codes.ndim - 1))
-    return (codes.double() * factor).round().clamp(limits.min, limits.max).to(codes.dtype)
+def digest_array(array: Tensor) -> str:
+    sha = hashlib.sha256(f"{array.dtype} {tuple(array.shape)} ".encode())
+    sha.update(as_bytes(array).data)
+    return sha.hexdigest()
 
 
-def like(a: Tensor, b: Tensor) -> bool:
-    return a.dtype == b.dtype and a.shape == b.shape
-
-
-def cost(array: Tensor, base: Tensor, keep: Tensor | None) -> int:
-    """Bytes that a sample of rows takes with this base."""
-    rows = array.shape[0] if array.ndim else 1
+def cost(told: Given, base: Tensor | None) -> int:
+    """Bytes that a sample of rows takes with this base, about."""
+    array, _, keep = told
     step = max(1, array.numel() // SAMPLE)
-    if step > 1 and rows > step:
-        array, base = array[::step].contiguous(), base[::step].contiguous()
+    if step > 1 and array.ndim and array.shape[0] > step:
+        array = array[::step].contiguous()
+        base = None if base is None else base[::step].contiguous()
         keep = None if keep is None else keep[::step].contiguous()
-    return sum(map(len, tell(array, base, keep)[1]))
+    return sum(map(len, tell(array, base, keep, "fast")))
 
 
 def wrote(stored: Coded, array: Tensor, keep: Tensor | None) -> str:
     """The profile that codes the array to the very bytes that are stored; empty where none does."""
     for profile in PROFILES:
-        again = coded(array, keep, profile)
-        if again.digest == stored.digest:
+        if coded(array, keep, profile).digest == stored.digest:
             return profile
     return ""
 
 
-def write_patch(file: BinaryIO, text: Any, spool: BinaryIO, size: int, folder: Path) -> int:
-    raw = dump(text)
-    with TensorWriter(folder) as tensors:
-        tensors.add(TEXT, bytes_tensor(deflate(raw)))
-        streams = torch.from_numpy(np.fromfile(spool, dtype=np.uint8, count=size))
-        tensors.add(STREAMS, streams)
-        crc = zlib.crc32(streams.numpy().data)
-        return tensors.finish(
-            file,
-            {"tersor-patch": str(NUMBER), "size": str(len(raw)), "crc": f"{zlib.crc32(raw):08x}{crc:08x}"},
-        )
+def write_patch(file: BinaryIO, told: Finished, before: Parts) -> int:
+    """The text and the streams as a safetensors file; returns its bytes."""
+    head = before.head()
+    text, streams = deflate(told.text, head), told.streams
+    metadata = {
+        PATCH: str(NUMBER), "old": before.digest(), "new": told.new, "size": str(len(told.text)),
+        "crc": f"{zlib.crc32(told.text):08x}{streams.crc:08x}",
+    }  # fmt: skip
+    sizes = {TEXT: len(text), STREAMS: streams.nbytes}
+    header = build_header([(name, torch.uint8, (n,), n) for name, n in sizes.items()], metadata)
+    file.write(header + text)
+    for begin in range(0, streams.nbytes, CHUNK):
+        file.write(streams.read(begin, min(begin + CHUNK, streams.nbytes)))
+    return len(header) + len(text) + streams.nbytes
+
+
+def deflate(text: bytes, head: bytes) -> bytes:
+    """The text in as few bytes as may be, but not fewer than a reader asks for."""
+    for level in (9, 0):
+        packer = zlib.compressobj(level, zlib.DEFLATED, -15, 9, zlib.Z_DEFAULT_STRATEGY, dictionary_of(head))
+        data = packer.compress(text) + packer.flush()
+        if len(text) <= text_room(len(data), head):
+            break
+    return data

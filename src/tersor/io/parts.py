@@ -1,6 +1,6 @@
 """Parts: a file of weights as named arrays, whatever kind it is: what diff and patch compare.
 
-A .tersor file gives its leaves, decoded; a checkpoint its tensors. One array in memory at a time.
+A .tersor file gives its leaves, decoded; a checkpoint its tensors. In memory is one site or tensor at a time.
 """
 
 from __future__ import annotations
@@ -13,47 +13,106 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
+import torch
 from torch import Tensor
 
-from tersor.errors import FormatError
+from tersor.errors import FormatError, SettingError
 from tersor.forms import Affine, Coded, Dense, Form, Masked, uncoded
+from tersor.forms.form import from_rows, to_rows
 from tersor.io.checkpoint import Checkpoint
 from tersor.io.container import TersorFile
+from tersor.io.tensors import CHUNK, TensorFile
+from tersor.io.text import dump
 from tersor.io.tiny import Source
 from tersor.io.trees import leaves
 
-CHUNK = 4 << 20  # bytes hashed at once
+PATCH = "tersor-patch"  # the key in a patch's metadata that holds its format number
+
+
+class Grid(NamedTuple):
+    """What the codes of an even grid mean: (codes - zero) * scale."""
+
+    scale: Tensor  # [1, 1], [O, 1] or [O, G]
+    zero: Tensor | None
+    group: int
+    axis: int
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether it can be the grid of codes of this shape."""
+        if self.axis >= max(len(shape), 1) or (self.zero is not None and self.zero.shape != self.scale.shape):
+            return False
+        rows, inputs = to_rows(torch.empty(shape, device="meta"), self.axis).shape
+        allowed = {(1, 1), (rows, 1)} | ({(rows, -(-inputs // self.group))} if self.group > 0 else set())
+        return tuple(self.scale.shape) in allowed
+
+    def tables(self, inputs: int) -> tuple[Tensor, Tensor]:
+        """(scale, zero) that broadcast over [O, inputs], in float64."""
+        both = [self.scale, torch.zeros_like(self.scale) if self.zero is None else self.zero]
+        if self.group and self.scale.shape[1] > 1:
+            both = [table.repeat_interleave(self.group, 1)[:, :inputs] for table in both]
+        return both[0].double(), both[1].double()
+
+
+def regrid(codes: Tensor, old: Grid, new: Grid) -> Tensor:
+    """Codes rounded to another grid, which they both fit: every step in float64, rounded half to even."""
+    rows, limits = to_rows(codes, new.axis), torch.iinfo(codes.dtype)
+    (scale, zero), (scale_new, zero_new) = (grid.tables(rows.shape[1]) for grid in (old, new))
+    moved = ((rows.double() - zero) * scale / scale_new + zero_new).round()
+    moved = moved.nan_to_num(0.0).clamp(limits.min, limits.max).to(codes.dtype)
+    return from_rows(moved, tuple(codes.shape), new.axis)
 
 
 class Leaf(NamedTuple):
-    """A leaf of a .tersor file: as it is stored, what it means, and the mask above that hides some of it."""
+    """A leaf of a .tersor file."""
 
     stored: Form
-    array: Tensor
-    keep: str | None  # the name of the mask's leaf; "" where it is no leaf by itself
-    scale: Tensor | None  # of the grid, where these are its codes
+    array: Tensor  # decoded
+    keep: str | None  # the name of the mask's leaf that hides some of it; "" where that is no leaf by itself
+    grid: Grid | None  # where these are its codes
 
 
 class Parts:
-    """The arrays of a file or folder, by name."""
+    """The arrays of a file or folder, by name. FormatError for what is none, SettingError for a patch.
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    `plain`: a .tersor file as the safetensors file that it is.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, plain: bool = False) -> None:
         self.path = Path(path)
         self.tersor: TersorFile | None = None
-        self.checkpoint: Checkpoint | None = None
+        self.tensors: Checkpoint | TensorFile | None = None
+        self.aliases: dict[str, str] = {}
+        self.files = [self.path]
         self.site: tuple[str, dict[str, Leaf]] = ("", {})
-        if is_tersor(self.path):
+        if plain:
+            self.tensors = TensorFile(self.path)
+        elif looks(self.path) == "tersor":
             self.tersor = TersorFile(self.path)
-            self.names = list(self.tersor.places.found)
+        elif looks(self.path) == PATCH:
+            raise SettingError(
+                f"{self.path}: it is a patch, but here a file of weights is expected. The order is: "
+                "tersor diff OLD NEW -o PATCH, tersor patch OLD PATCH -o NEW"
+            )
         else:
-            self.checkpoint = Checkpoint(self.path)
-            self.names = list(self.checkpoint.slots)
-        self.known = set(self.names)
+            self.tensors = found = Checkpoint(self.path)
+            self.aliases = found.aliases
+            self.files = sorted({Path(part.path) for part in found.where.values()})  # type: ignore[attr-defined]
+        self.names = list(self.tersor.places.found if self.tersor else self.slots)
+        self.nbytes = sum(file.stat().st_size for file in self.files)
+
+    @property
+    def slots(self):  # type: ignore[no-untyped-def]
+        """Dtypes and shapes of a checkpoint's tensors."""
+        return self.tensors.slots if self.tensors else {}
+
+    def array(self, name: str) -> Tensor:
+        """A tensor, or what a leaf means."""
+        return self.tensors.read(name) if self.tensors else self.leaf(name).array
 
     def leaf(self, name: str) -> Leaf:
-        """A leaf of a .tersor file by its name."""
+        """A leaf of a .tersor file."""
         if self.tersor is None:
-            raise FormatError(f"{self.path}: it is no .tersor file, so {name} has no leaves")
+            raise FormatError(f"{self.path}: it is no .tersor file, so {name[:200]} has no leaves")
         site = name if name in self.tersor.sites else name.rpartition(":")[0]
         if self.site[0] != site:
             form = self.tersor.read(site)
@@ -61,25 +120,27 @@ class Parts:
             self.site = site, dict(leaves_of(form, site))
         return self.site[1][name]
 
-    def array(self, name: str) -> Tensor:
-        """A tensor, or what a leaf means."""
-        return self.checkpoint.read(name) if self.checkpoint else self.leaf(name).array
+    def head(self) -> bytes:
+        """What the file says of its arrays: its text, or the header of a safetensors file; else nothing."""
+        if self.tersor is not None:
+            return dump(self.tersor.text)
+        if self.path.is_file():
+            with open(self.path, "rb") as file:
+                first = file.read(9)
+                if first[8:] == b"{":
+                    return first[8:] + file.read(int.from_bytes(first[:8], "little") - 1)
+        return b""
 
     def digest(self) -> str:
-        """SHA-256 of the file, or of a folder's files of weights and their names."""
+        """SHA-256 of the file; of several, of their names, sizes and bytes."""
         sha = hashlib.sha256()
-        files = [self.path] if self.path.is_file() else sorted(f for f in self.path.iterdir() if f.is_file())
-        for file in files:
-            sha.update(b"" if self.path.is_file() else file.name.encode() + b"\0")
+        for file in self.files:
+            if file != self.path:
+                sha.update(f"{file.name}\0{file.stat().st_size}\0".encode())
             with open(file, "rb") as source:
                 while piece := source.read(CHUNK):
                     sha.update(piece)
         return sha.hexdigest()
-
-    def close(self) -> None:
-        for file in (self.tersor, self.checkpoint):
-            if file is not None:
-                file.__exit__(None, None, None)
 
     def __enter__(self) -> Self:
         return self
@@ -87,34 +148,44 @@ class Parts:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        for file in (self.tersor, self.tensors):
+            if file is not None:
+                file.__exit__(kind, error, trace)
 
 
-def is_tersor(path: Path) -> bool:
-    """Whether it says of itself that it is a .tersor file, of either header."""
-    if not path.is_file():
-        return False
-    with suppress(FormatError), Source(path) as source:
-        return source.tiny or "tersor" in source.metadata
-    return False
+def looks(path: Path) -> str:
+    """ "tersor" for a file that says so of itself, "tersor-patch" for a patch, else ""."""
+    with suppress(FormatError):
+        if path.is_file():
+            with Source(path) as source:
+                keys = ("tersor",) if source.tiny else source.metadata
+                return next((key for key in ("tersor", PATCH) if key in keys), "")
+    return ""
 
 
 def leaves_of(form: Form, site: str) -> Iterator[tuple[str, Leaf]]:
     """(name, leaf) of each leaf of a site."""
-    plain = dict(uncoded(form).walk())
-    masks = {path: node for path, node in form.walk() if isinstance(node, Masked)}
-    grids = {path: node for path, node in form.walk() if isinstance(node, Affine)}
+    plain, nodes = dict(uncoded(form).walk()), dict(form.walk())
     for path, name, stored in leaves(form, site):
-        dense = plain[path]
+        above, _, word = path.rpartition(".")
+        parent, dense = nodes[above], plain[path]
         if not isinstance(dense, Dense):
-            raise FormatError(f"{name}: a leaf that is no array")
-        parent = path.rpartition(".")[0]
-        keep, scale = None, None
-        if isinstance(stored, Coded) and stored.kept:
-            above = [at for at in masks if at == "" or path.startswith(f"{at}.")]
-            at = f"{above[0]}.keep" if above and above[0] else "keep"
-            alone = len(above) == 1 and isinstance(plain.get(at), Dense)
-            keep = f"{site}:{at}" if alone else ""
-        if parent in grids and path.endswith("codes") and not grids[parent].group:
-            scale = grids[parent].scale.decode()
-        yield name, Leaf(stored, dense.array, keep, scale)
+            raise FormatError(f"{name[:200]}: a leaf that is no array")
+        keep = mask_above(nodes, path, site) if isinstance(stored, Coded) and stored.kept else None
+        grid = None
+        if isinstance(parent, Affine) and word == "codes":
+            zero = None if parent.zero is None else parent.zero.decode()
+            grid = Grid(parent.scale.decode(), zero, parent.group, parent.axis)
+        yield name, Leaf(stored, dense.array, keep, grid)
+
+
+def mask_above(nodes: dict[str, Form], path: str, site: str) -> str:
+    """The leaf that is the only mask above a path; empty where there are several, or the mask is no leaf."""
+    above = [
+        at
+        for at, node in nodes.items()
+        if isinstance(node, Masked) and f"{path}.".startswith(f"{at}." if at else "")
+    ]
+    keep = f"{above[0]}.keep" if above and above[0] else "keep"
+    alone = len(above) == 1 and isinstance(nodes.get(keep), Dense | Coded)
+    return f"{site}:{keep}" if alone else ""
