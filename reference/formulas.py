@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,7 +48,7 @@ CHILDREN: dict[str, dict[str, bool]] = {  # children in order, and whether each 
 }  # fmt: skip
 OPTIONAL = {("affine", "zero"), ("codebook", "scale")}
 SETTINGS: dict[str, dict[str, Any]] = {  # with defaults
-    "dense": {}, "coded": {"pack": False, "kept": False}, "masked": {},
+    "dense": {}, "coded": {"pack": False, "kept": False, "turned": False}, "masked": {},
     "affine": {"bits": 8, "group": 0, "axis": 0}, "codebook": {"axis": 0},
     "loggrid": {"bits": 4, "terms": 1, "group": 0, "axis": 0}, "lowrank": {}, "sum": {},
 }  # fmt: skip
@@ -146,19 +147,25 @@ def coded(node: Node, child: dict[str, Array], keep: np.ndarray | None) -> Array
     size, planes = tuple(s["size"]), s["planes"]
     check(len(planes) == dtype.itemsize, "streams do not fit the dtype")
     check(not s["pack"] or s["dtype"] == "bool", "only bool is packed")
+    check(not s["turned"] or "float" in s["dtype"], "only floats are turned")
     check(not s["kept"] or (keep is not None and keep.shape == size), "no mask above")
     count = int(keep.sum()) if s["kept"] else math.prod(size)
-    symbols, at = [], 0
-    for length in planes:
-        stream = node.leaf.values[at : at + length].tobytes()
-        symbols.append(decode(stream, -(-count // 8) if s["pack"] else count))
-        at += length
+    columns, mask = math.prod(size[1:]) if len(size) > 1 else 0, keep.ravel() if s["kept"] else None
     if s["pack"]:
-        elements = np.unpackbits(symbols[0], count=count).astype(bool)
-    elif s["dtype"] == "bool":
+        packed = decode(node.leaf.values.tobytes(), -(-count // 8))
+        symbols = [np.unpackbits(packed, count=count)]
+    else:
+        ends = [sum(planes[:k]) for k in range(len(planes) + 1)]
+        streams = [node.leaf.values[a:b].tobytes() for a, b in pairwise(ends)]
+        symbols = [decode(stream, count, columns, mask) for stream in streams]
+    if s["dtype"] == "bool":
         elements = symbols[0] != 0
     else:
-        elements = np.stack(symbols, axis=1).reshape(-1).view(dtype)
+        elements = np.stack(symbols, axis=1).reshape(-1)
+        if s["turned"]:
+            word = elements.view(f"<u{dtype.itemsize}")
+            elements = word >> 1 | word << 8 * dtype.itemsize - 1
+        elements = elements.view(dtype)
     if not s["kept"]:
         return Array(s["dtype"], elements.reshape(size))
     values = np.zeros(size, dtype)

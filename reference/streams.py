@@ -1,6 +1,6 @@
 """A second decoder of coded streams, by docs/streams.md and in its order. Slow, short, and no part of Tersor.
 
-decode(stream, count)      symbols as a numpy array of uint8, or BadStream with the reason
+decode(stream, count, width, keep)      symbols as a numpy array of uint8, or BadStream with the reason
 """
 
 from __future__ import annotations
@@ -73,10 +73,23 @@ class Bits:
         return self.at // 8
 
 
+def wrap(number: int, bits: int) -> int:
+    """As a signed number of so many bits."""
+    half = 1 << (bits - 1)
+    return (number + half) % (2 * half) - half
+
+
+def clip(number: int, low: int, high: int) -> int:
+    return min(max(number, low), high)
+
+
 # 2. The first byte
 
 
-def decode(stream: bytes | np.ndarray, count: int) -> np.ndarray:
+def decode(
+    stream: bytes | np.ndarray, count: int, width: int = 0, keep: np.ndarray | None = None
+) -> np.ndarray:
+    """width: columns of the matrix, 0 where it is one row      keep: bool, which of its elements are there"""
     data = bytes(stream)
     check(len(data) > 0, "no bytes")
     if count == 0:
@@ -84,9 +97,19 @@ def decode(stream: bytes | np.ndarray, count: int) -> np.ndarray:
         return np.zeros(0, dtype=np.uint8)
     check(count > 0, "a count below 0")
     settings, coder = divmod(data[0], 8)
-    check(coder < 4, f"unknown coder {coder}")
-    reader = (raw, constant, huffman, rans)[coder]
-    return np.array(reader(settings, data, count), dtype=np.uint8)
+    if coder < 4:
+        reader = (raw, constant, huffman, rans)[coder]
+        return np.array(reader(settings, data, count), dtype=np.uint8)
+    from mixing import mixing  # these build on this file
+    from predictive import predictive
+
+    check(coder < 6, f"unknown coder {coder}")
+    check(keep is None or int(keep.sum()) == count, "a mask that keeps another number of symbols")
+    elements = count if keep is None else keep.size
+    width = width or elements
+    check(elements % width == 0, "the matrix has no whole number of rows")
+    seer = mixing if coder == 5 else predictive
+    return np.array(seer(settings, data, count, width, keep), dtype=np.uint8)
 
 
 # 3. raw

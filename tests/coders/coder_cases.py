@@ -1,27 +1,19 @@
 """What the tests of coders share: streams of many kinds, and the second decoder."""
 
-import importlib.util
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 from hypothesis import strategies as st
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "reference"))
+
+import streams  # noqa: E402
+
+reference = streams
 LENGTHS = (1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 100, 255, 256, 257, 1000, 4097, 9001)
-
-
-def load_reference() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("reference_streams", ROOT / "reference" / "streams.py")
-    if spec is None or spec.loader is None:
-        raise FileNotFoundError("reference/streams.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-reference = load_reference()
 Draw = Callable[[np.random.Generator, int], np.ndarray]
 
 

@@ -1,0 +1,228 @@
+"""The coder of section 11 of docs/streams.md. Slow and plain.
+
+mixing(settings, data, count, width, keep)      the symbols, or BadStream with the reason
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from functools import cache
+
+import numpy as np
+from streams import check, clip, wrap
+
+
+@cache
+def squash_table() -> list[int]:
+    power, low = 2**60, []
+    for _ in range(3072):
+        low.append(2**76 // (2**60 + power))
+        power = power * 1157433911791679357 >> 60
+    return [clip(c, 1, 65535) for c in [*low[:0:-1], *(65536 - c for c in low)]]
+
+
+def squash(x: int) -> int:
+    return squash_table()[clip(x, -3071, 3071) + 3071]
+
+
+@cache
+def stretch(c: int) -> int:
+    """The least log odds whose chance is at least the middle of the step c."""
+    return min(bisect_left(squash_table(), 16 * c + 8) - 3071, 3071)
+
+
+def log(n: int) -> int:
+    return n.bit_length()
+
+
+def density(count: int, seen: int) -> int:
+    if not seen:
+        return 0
+    parts = (2 * count + 1) * 256 // (2 * seen + 2)
+    half = parts >> (log(parts) - 2) & 1 if log(parts) >= 2 else 0
+    return clip(2 * log(parts) + half - 3, 1, 15)
+
+
+def fine(parts: int) -> int:
+    n = log(parts)
+    return n if n < 3 else min(63, 4 * (n - 2) + (parts >> (n - 3) & 3))
+
+
+def sign(v: int) -> int:
+    return (v > 0) - (v < 0)
+
+
+class Mixer:
+    """The arithmetic decoder and what it has learned."""
+
+    def __init__(self, data: bytes, rate: int) -> None:
+        self.data, self.rate, self.at = data, 1 + 2 * rate, 4
+        self.low, self.high, self.code = 0, 2**32 - 1, int.from_bytes(data[:4].ljust(4, b"\0"), "big")
+        self.chance: dict[object, int] = {}
+        self.seen: dict[object, int] = {}
+        self.weights: dict[tuple[str, int], list[int]] = {}
+        self.learned: dict[tuple[str, int], int] = {}
+
+    def bit(self, contexts: list[object], *sets: tuple[str, int, int]) -> int:
+        """`contexts`, the most general last; two sets of weights by name, number and share at the start."""
+        for c in contexts:
+            if c not in self.seen:
+                known = c != contexts[-1]
+                self.chance[c] = self.chance.get(contexts[-1], 2**21) if known else 2**21
+                self.seen[c] = 2 if known else 0
+        inputs = [stretch(self.chance[c] >> 10) for c in contexts]
+        dots = []
+        for name, number, share in sets:
+            weights = self.weights.setdefault((name, number), [65536 // share] * len(contexts))
+            dots.append(sum(w * s for w, s in zip(weights, inputs, strict=True)))
+        bit = self.arithmetic(squash(sum(dots) >> 17))
+        for (name, number, _), dot in zip(sets, dots, strict=True):
+            n = self.learned.get((name, number), 0)
+            error = ((bit << 16) - squash(dot >> 16)) * (self.rate + 256 * self.rate // (16 + n))
+            self.learned[name, number] = min(n + 1, 60000)
+            weights = self.weights[name, number]
+            for k, s in enumerate(inputs):
+                weights[k] = wrap(weights[k] + (s * error + 2**19 >> 20), 32)
+        for c in contexts:
+            n = self.seen[c]
+            self.chance[c] += (bit * (2**22 - 1) - self.chance[c]) * 2 // (2 * n + 3)
+            self.seen[c] = min(n + 1, 1023)
+        return bit
+
+    def arithmetic(self, chance: int) -> int:
+        middle = self.low + ((self.high - self.low) * chance >> 16)
+        bit = int(self.code <= middle)
+        if bit:
+            self.high = middle
+        else:
+            self.low = middle + 1
+        while self.low >> 24 == self.high >> 24:
+            byte = self.data[self.at] if self.at < len(self.data) else 0
+            self.at += 1
+            self.low, self.high = self.low << 8 & 0xFFFFFFFF, self.high << 8 & 0xFFFFFFFF | 0xFF
+            self.code = self.code << 8 & 0xFFFFFFFF | byte
+        return bit
+
+
+def mixing(settings: int, data: bytes, count: int, width: int, keep: np.ndarray | None) -> np.ndarray:
+    transposed, tree, zeros, rate = settings & 1, settings >> 1 & 1, settings >> 2 & 1, settings >> 3
+    total = count if keep is None else keep.size
+    check(len(data) >= 5 and total % width == 0, "mixing has a head of 5 bytes and a whole matrix")
+    zero, pivot, lag_a, lag_b = data[1:5]
+    kept = np.ones((total // width, width), bool) if keep is None else keep.reshape(-1, width)
+    kept = kept.T if transposed else kept
+    mixer = Mixer(data[5:], rate)
+    values = scan(mixer, kept, tree, zeros, (lag_a, lag_b))
+    check(mixer.at - 4 < len(mixer.data) <= mixer.at, "bytes are left, or missing")
+    found = (values.T if transposed else values).ravel()
+    found = found if keep is None else found[keep.ravel()]
+    symbols = []
+    for v in found.tolist():
+        if zeros and zero == pivot:
+            symbols.append((v + pivot) % 256)
+        elif zeros and v == 0:
+            symbols.append(zero)
+        else:
+            symbols.append((v - (v > 0) + pivot) % 256)
+    return np.array(symbols)
+
+
+def scan(mixer: Mixer, kept: np.ndarray, tree: int, zeros: int, lags: tuple[int, int]) -> np.ndarray:
+    lag_a, lag_b = lags
+    rows, columns = kept.shape
+    matrix = np.zeros((rows, columns), dtype=np.int64)
+    seen, count, mean_size = [0] * columns, [0] * columns, [0] * columns
+    all_seen = all_count = 0
+    period = lag_b or lag_a or 1
+
+    def at(o: int, i: int) -> int:
+        return int(matrix[o, i]) if o >= 0 and 0 <= i < columns else 0
+
+    for o in range(rows):
+        row_seen = row_count = row_size = 0
+        for i in range(columns):
+            if not kept[o, i]:
+                continue
+            check(mixer.at < len(mixer.data) + 4, "the stream ends too soon")
+            l1, l2, u1, u2, ul, ur = (
+                at(o, i - 1), at(o, i - 2), at(o - 1, i), at(o - 2, i), at(o - 1, i - 1), at(o - 1, i + 1)
+            )  # fmt: skip
+            p1 = at(o, i - lag_a) if lag_a else 0
+            p2 = at(o, i - lag_a + 1) if lag_a > 1 else 0
+            p3 = at(o, i - lag_a - 1) if lag_a else 0
+            q1 = at(o, i - lag_b) if lag_b else 0
+            a, b, c, d = abs(l1), abs(u1), abs(p1), abs(q1)
+            near = min(7, log(2 * (a + b + c + d) + sum(map(abs, (l2, u2, ul, ur, p2, p3)))))
+            heavy, light = min(log(mean_size[i]), 15), min(log(row_size), 15)
+            there = 1
+            if zeros:
+                sides = [k if 0 <= k < columns else i for k in (i - 1, i + 1, i - lag_a, i + lag_a)]
+                flags = (l1 != 0, u1 != 0, p1 != 0, q1 != 0)
+                mean = max(((2 * all_count + 1) << 16) // (2 * all_seen + 2), 1)
+                by_row = ((row_count << 16) + 40 * mean) // (row_seen + 40)
+                by_column = ((count[i] << 16) + 30 * mean) // (seen[i] + 30)
+                x = fine(min(by_row * by_column // mean, 65535))
+                there = mixer.bit(
+                    [
+                        ("z0", min(a, 2), min(abs(l2), 2), min(b, 2), min(c, 2), min(d, 2)),
+                        ("z1", flags, ul != 0, ur != 0, p2 != 0 or p3 != 0, u2 != 0),
+                        ("z2", density(count[i], seen[i]), density(row_count, row_seen)),
+                        ("z3", density(sum(count[k] for k in sides) + 4 * count[i], 8 * seen[i]), flags[:3]),
+                        ("z4", heavy, min(light, 8), min(a, 2)),
+                        ("z5", i % 65536),
+                        ("z6", o % 65536),
+                        ("z7", near),
+                        ("z8", i % period, flags[0], flags[2], flags[3]),
+                        ("z9", x, flags[0], flags[2]),
+                        ("z",),
+                    ],
+                    ("zero, near", near, 11),
+                    ("zero, share", x // 4, 11),
+                )
+            all_seen, row_seen, seen[i] = all_seen + 1, row_seen + 1, seen[i] + 1
+            all_count, row_count, count[i] = all_count + there, row_count + there, count[i] + there
+            size = 0
+            if there:
+                negative = mixer.bit(
+                    [
+                        ("s0", sign(l1), sign(u1), sign(p1), sign(q1)),
+                        ("s1", sign(p1), sign(l2), sign(q1)),
+                        ("s2", sign(u1), sign(u2), sign(ul), sign(ur)),
+                        ("s3", i % 65536, sign(u1)),
+                        ("s",),
+                    ],
+                    ("sign, lag", int(p1 != 0), 6),
+                    ("sign, above", sign(u1), 5),
+                )
+                if tree:
+                    away = 1 + min(c >> 2, 3) + 4 * ((p1 < 0) == (negative == 1)) if c else 0
+                    size = code_tree(mixer, negative, away, heavy, light)
+                else:
+                    size = code_steps(mixer, near, (min(a, 3), min(b, 3), min(c, 3)), heavy, light)
+                matrix[o, i] = wrap(-size if negative else size, 8)
+            mean_size[i] += (256 * size - mean_size[i]) // min(seen[i], 16)
+            row_size += (256 * size - row_size) // min(row_seen, 16)
+    return matrix
+
+
+def code_tree(mixer: Mixer, negative: int, away: int, heavy: int, light: int) -> int:
+    node = 1
+    for k in range(7):
+        at = (negative, node)
+        contexts = [("t0", at, away), ("t1", at, heavy), ("t2", at, light), ("t", at)]
+        node = 2 * node + mixer.bit(contexts, ("tree, bit", k, 4), ("tree, size", heavy, 4))
+    return node - 128 + 1
+
+
+def code_steps(mixer: Mixer, near: int, sizes: tuple[int, int, int], heavy: int, light: int) -> int:
+    size = 1
+    while size < 128:
+        k = min(size - 1, 15)
+        contexts = [
+            ("n0", k, sizes[:2]), ("n1", k, heavy), ("n2", k, light),
+            ("n3", k, near), ("n4", k, sizes[2]), ("n", k),
+        ]  # fmt: skip
+        if not mixer.bit(contexts, ("steps, step", k, 6), ("steps, size", heavy, 6)):
+            break
+        size += 1
+    return size
