@@ -24,6 +24,7 @@ BENCHES = {
     "penalized": True,
     "distillation": True,
     "quantization": True,
+    "rounding": True,
     "lowrank": False,
     "coders": False,
     "bytes": True,
