@@ -119,3 +119,52 @@ def test_pack_refuses_what_needs_the_model(packed: Command) -> None:
     assert done.code == 1
     assert "tersor run MODEL" in done.err
     assert not Path("n.tersor").exists()
+
+
+def test_pack_tells_what_it_leaves_out(packed: Command) -> None:
+    state = given_model("mine.py:net").state_dict()
+    torch.save({"state_dict": state, "epoch": 3, "optimizer": {"lr": 0.1}}, "w.pt")
+    done = packed("pack w.pt -o t.tersor -q")
+    assert done.out.splitlines()[-1] == "not weights, left out: epoch, optimizer"
+    facts = packed("pack w.pt -o t.tersor -q --json").json
+    assert (facts["tensors"], facts["aliases"], facts["ignored"]) == (4, {}, ["epoch", "optimizer"])
+    assert "left out" not in packed("pack w.safetensors -o t.tersor -q").out
+
+
+def test_pack_tells_what_is_stored_once(packed: Command) -> None:
+    weight = torch.ones(3, 3)
+    torch.save({"a": weight, **{f"b{n}": weight for n in range(8)}}, "w.pt")
+    said = packed("pack w.pt -o t.tersor -q").out.splitlines()[-1]
+    assert said == "stored once: b0 = a, b1 = a, b2 = a, b3 = a, b4 = a, b5 = a and 2 more"
+
+
+def test_tiny_files(packed: Command) -> None:
+    assert (
+        packed("run mine.py:net -q --out t --tiny prune keep=0.3 quantize bits=4 where=2.* entropy").code == 0
+    )
+    tiny, whole = Path("t/model.tersor"), Path("m.tersor")
+    assert package.load(tiny).digest == package.load(whole).digest
+    assert tiny.stat().st_size < whole.stat().st_size - 400
+    assert packed("verify t/model.tersor").code == 0
+    assert list(packed("show t/model.tersor --json").json["sites"]) == SITES
+    packed("unpack t/model.tersor -o a.safetensors -q")
+    packed("unpack m.tersor -o b.safetensors -q")
+    assert Path("a.safetensors").read_bytes() == Path("b.safetensors").read_bytes()
+    assert packed("pack w.safetensors -o p.tersor --tiny -q").code == 0
+    tiny.write_bytes(flipped("t/model.tersor", tiny.stat().st_size - 1))
+    assert "do not have the CRC" in packed("verify t/model.tersor").out
+
+
+def test_unpack_some_tensors_and_shards(packed: Command) -> None:
+    assert packed("unpack l.tersor -o some.safetensors -q --only *.bias --only 2.weight").code == 0
+    assert set(safetensors.torch.load_file("some.safetensors")) == {"0.bias", "2.bias", "2.weight"}
+    done = packed("unpack l.tersor -o some.safetensors -q --only *.bais")
+    assert (done.code, "no tensor is called '*.bais'" in done.err) == (2, True)
+    facts = packed("unpack l.tersor -o shards -q --json --shard 1kB --workers 3").json
+    assert facts["to"]["nbytes"] == sum(path.stat().st_size for path in Path("shards").iterdir())
+    assert len(list(Path("shards").glob("model-*-of-*.safetensors"))) > 1
+    done = packed("unpack l.tersor -o shards -q --shard 1kB")
+    assert (done.code, "is there already" in done.err) == (1, True)
+    assert packed("unpack l.tersor -o more -q --shard 1XB").code == 2
+    assert packed("pack w.safetensors -o n.tersor -q --workers 0").code == 2
+    assert not Path("n.tersor").exists()
