@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         TaskError,
         TersorError,
     )
-    from tersor.io import load, pack, save, unpack, verify
+    from tersor.io import diff, load, pack, patch, save, unpack, verify
     from tersor.model.loader import TensorBatches
     from tersor.model.task import Task
     from tersor.model.tasks import digits, fashion_mnist
@@ -60,7 +60,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         "BudgetError", "FormatError", "JournalError", "MissingError", "RefusedError", "SettingError",
         "SiteError", "StorageError", "TaskError", "TersorError",
     ),
-    "tersor.io": ("load", "pack", "save", "unpack", "verify"),
+    "tersor.io": ("diff", "load", "pack", "patch", "save", "unpack", "verify"),
     "tersor.model.loader": ("TensorBatches",),
     "tersor.model.task": ("Task",),
     "tersor.model.tasks": ("digits", "fashion_mnist"),

@@ -236,6 +236,49 @@ def unpack(
     return Answer(sizes(file, out), json, lines)
 
 
+OLD = "a .tersor file, .safetensors, a saved state dict or a checkpoint folder"
+
+
+@app.command()
+def diff(
+    old: Annotated[Path, typer.Argument(metavar="OLD", help=OLD)],
+    new: Annotated[Path, typer.Argument(metavar="NEW", help="what it became, of any of these kinds")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="PATCH", help="the patch to write")],
+    *,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> Answer:
+    """Write what changed from one file to the next."""
+    from tersor import io
+    from tersor.report.files import told, told_lines
+    from tersor.report.progress import watching
+
+    with watching(quiet=quiet, plain=json) as watch:
+        watch.step(1, 1, "diff")
+        done = io.diff(old, new, out, watch=watch)
+    return Answer(told(old, new, out, done), json, told_lines)
+
+
+@app.command()
+def patch(
+    old: Annotated[Path, typer.Argument(metavar="OLD", help="the file that diff was given")],
+    changes: Annotated[Path, typer.Argument(metavar="PATCH", help="what diff wrote")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="NEW", help="the file to write")],
+    *,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> Answer:
+    """Make the next file of the earlier one and a patch."""
+    from tersor import io
+    from tersor.report.files import patched, patched_lines
+    from tersor.report.progress import watching
+
+    with watching(quiet=quiet, plain=json) as watch:
+        watch.step(1, 1, "patch")
+        io.patch(old, changes, out, watch=watch)
+    return Answer(patched(old, changes, out), json, patched_lines)
+
+
 @app.command()
 def verify(file: File, workers: Workers = None, json: Json = False) -> Answer:
     """Check every part of a file."""

@@ -1,8 +1,13 @@
 """The .tersor file, checkpoints larger than memory, and the way between them."""
 
 from tersor.io.container import TersorFile, load, read_tensor, save
+from tersor.io.delta import Delta, diff
 from tersor.io.pack import Packed, pack
+from tersor.io.patch import patch
 from tersor.io.unpack import unpack
 from tersor.io.verify import Check, verify
 
-__all__ = ["Check", "Packed", "TersorFile", "load", "pack", "read_tensor", "save", "unpack", "verify"]
+__all__ = [
+    "Check", "Delta", "Packed", "TersorFile", "diff", "load", "pack", "patch", "read_tensor", "save",
+    "unpack", "verify",
+]  # fmt: skip

@@ -30,6 +30,7 @@ from tersor.io.header import NAMED, Slot, check_shape, natural, parse_header
 from tersor.io.parts import PATCH, Parts
 from tersor.io.tensors import CHUNK, TensorFile, TensorWriter
 from tersor.io.text import allowed, inflate_up_to, parse
+from tersor.io.tiny import Source
 from tersor.io.told import Leaves, Told
 from tersor.io.trees import Places
 
@@ -49,7 +50,7 @@ def patch(
 
     RefusedError for an OLD that the patch was not made for, FormatError where the patch is damaged.
     """
-    with Parts(old) as before, TensorFile(changes) as file, naming(file.path, before.path):
+    with Parts(old) as before, Source(changes) as file, naming(file.path, before.path):
         check_base(file, before)
         told = open_patch(file, before)
         with atomic(out) as target:

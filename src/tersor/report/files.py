@@ -1,4 +1,4 @@
-"""Files: what `pack`, `unpack` and `verify` say: one file became another, with sizes as they are on disk."""
+"""Files: what `pack`, `unpack`, `diff`, `patch` and `verify` say: files made of others, with their sizes."""
 
 from __future__ import annotations
 
@@ -57,6 +57,33 @@ def lines(facts: Mapping[str, Any]) -> Iterator[str]:
     change = f"{1 / share:.2f} x smaller" if share < 1 else f"{share:.2f} x larger"
     yield f"{before['name']}: {whole(before['nbytes'])} bytes"
     yield f"{after['name']}: {whole(after['nbytes'])} bytes, {change}"
+
+
+def told(old: Path, new: Path, patch: Path, done: Any) -> dict[str, Any]:
+    """A patch, with what io.diff says that it did."""
+    files = {"old": old, "new": new, "patch": patch}
+    found: dict[str, Any] = {
+        word: {"name": str(path), "nbytes": file_nbytes(path)} for word, path in files.items()
+    }
+    return found | {"arrays": {"same": done.same, "changed": done.changed, "alone": done.alone}}
+
+
+def told_lines(facts: Mapping[str, Any]) -> Iterator[str]:
+    new, patch, arrays = facts["new"], facts["patch"], facts["arrays"]
+    share = patch["nbytes"] / max(new["nbytes"], 1)
+    yield f"{new['name']}: {whole(new['nbytes'])} bytes"
+    yield f"{patch['name']}: {whole(patch['nbytes'])} bytes, {share:.1%} of it"
+    told = {"the same": "same", "told by an old one": "changed", "told alone": "alone"}
+    yield "arrays: " + ", ".join(f"{whole(arrays[key])} {words}" for words, key in told.items())
+
+
+def patched(old: Path, patch: Path, new: Path) -> dict[str, Any]:
+    """The file that a patch made."""
+    return sizes(old, new) | {"patch": {"name": str(patch), "nbytes": file_nbytes(patch)}}
+
+
+def patched_lines(facts: Mapping[str, Any]) -> Iterator[str]:
+    yield f"{facts['to']['name']}: {whole(facts['to']['nbytes'])} bytes, as they were given to diff"
 
 
 def verified(path: Path, checks: Iterable[Any]) -> dict[str, Any]:
