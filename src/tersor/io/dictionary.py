@@ -59,12 +59,12 @@ orm":"dense"},""embed."blocks."features."classifier.],"pack":true},"body":{"form
 :"coded","planes":[],"kept":true},"scale":{"form":"dense","shape":[1,1]}}}},"net..weight":{"shape":[
 ],"kept":true},"book":{"form":"dense","shape":[8]}}}},""conv2.weight":{"shape":["},"fc3.weight":{"sh
 ape":[10,],"pack":true},"body":{"form":"affine","bits":4,"codes":{"form":"coded","planes":[.bias":{"
-shape":[10],"kind":"linear","form":"dense"}}}],"kind":"linear","form":{"form":"coded","planes":[],"k
-ind":"linear","form":{"form":"affine","bits":4,"codes":{"form":"coded","planes":[{"sites":{"fc1.weig
-ht":{"shape":[300,784],"kind":"linear","form":{"form":"masked","keep":{"form":"coded","planes":[]},"
-scale":{"form":"dense","shape":[10,1]}}},",5,5],"kind":"conv","form":{"form":"affine","bits":4,"code
-s":{"form":"coded","planes":[]}},"fc2.weight":{"shape":[],"kind":"linear","form":"dense"},"layers..b
-ias":{"shape":[10],"form":"dense"}}}
+shape":[10],"kind":"linear","form":"dense"}}}],"turned":true}},"fc2.weight":{"shape":[],"kind":"line
+ar","form":{"form":"coded","planes":[],"kind":"linear","form":{"form":"affine","bits":4,"codes":{"fo
+rm":"coded","planes":[{"sites":{"fc1.weight":{"shape":[300,784],"kind":"linear","form":{"form":"mask
+ed","keep":{"form":"coded","planes":[]},"scale":{"form":"dense","shape":[10,1]}}},",5,5],"kind":"con
+v","form":{"form":"affine","bits":4,"codes":{"form":"coded","planes":[]}},"fc2.weight":{"shape":[],"
+kind":"linear","form":"dense"},"layers..bias":{"shape":[10],"form":"dense"}}}
 """
 
 DICTIONARY = LINES.replace("\n", "").encode()
