@@ -113,7 +113,8 @@ def mixing(settings: int, data: bytes, count: int, width: int, keep: np.ndarray 
     kept = kept.T if transposed else kept
     mixer = Mixer(data[5:], rate)
     values = scan(mixer, kept, tree, zeros, (lag_a, lag_b))
-    check(mixer.at - 4 < len(mixer.data) <= mixer.at, "bytes are left, or missing")
+    check(mixer.at - 3 == len(mixer.data), "bytes are left, or missing")
+    check(mixer.data[-1] == (mixer.low >> 24) + 1, "another last byte")
     found = (values.T if transposed else values).ravel()
     found = found if keep is None else found[keep.ravel()]
     symbols = []

@@ -184,10 +184,10 @@ def read_mixing(
     matrix, kept = arranged(np.zeros((total // width, width), dtype=np.int8), keep, transposed)
     body = np.frombuffer(data, np.uint8, offset=HEAD).copy()
     used = mixing_loops.mix(matrix, kept, body, data[3], data[4], settings >> 3, tree, zeros, True, *curves())
-    # A decoder looks AHEAD bytes ahead, and an encoder ends with one to four.
-    if not used - mixing_loops.AHEAD < len(body) <= used:
+    if used != len(body):
         raise FormatError(
-            f"coded stream: damaged, or not of {count} symbols: {len(body)} bytes, {used} looked at"
+            f"coded stream: damaged, or not of {count} symbols: {len(body)} bytes of mixed bits are not what "
+            "an encoder of these symbols writes"
         )
     plain = np.ascontiguousarray(matrix.T if transposed else matrix).reshape(-1)
     return signs.symbols(plain if keep is None else plain[keep.reshape(-1)])

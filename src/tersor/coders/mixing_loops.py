@@ -158,17 +158,18 @@ def open_coder(ends, data, decoding):
 
 
 @njit
-def close_coder(ends, data):
-    """As few bytes as name a number between low and high, whatever zeros follow."""
-    for shift in (24, 16, 8, 0):
-        place = np.int64(ends[3])
-        above = ((ends[0] >> np.uint64(shift)) + np.uint64(1)) << np.uint64(shift)
-        last = above <= ends[1]
-        if place < data.size:
-            data[place] = np.uint8(((above if last else ends[0]) >> np.uint64(shift)) & np.uint64(0xFF))
-        ends[3] += np.uint64(1)
-        if last:
-            break
+def close_coder(ends, data, decoding):
+    """One byte more, which with zeros behind it names a number between low and high: low's first byte plus 1.
+
+    Returns how many bytes there are in all; -1 if a decoder finds another byte there.
+    """
+    byte = np.uint8((ends[0] >> np.uint64(24)) + np.uint64(1))
+    place = np.int64(ends[3]) - (AHEAD if decoding else 0)
+    if place < data.size:
+        if decoding and data[place] != byte:
+            return np.int64(-1)
+        data[place] = byte
+    return place + 1
 
 
 @njit
@@ -218,7 +219,7 @@ def mix(
     squash: np.ndarray,
     stretch: np.ndarray,
 ) -> int:
-    """Code the matrix into `data`, or fill it from there; return how many bytes that took.
+    """Code the matrix into `data`, or fill it from there; return how many bytes that took, -1 if damaged.
 
     kept: what is there to be coded, [0, 0] for all      lags: columns, 0 to 255      rate: 0 to 3
     tree: sizes as 7 bits, not counted up      zeros: whether zeros occur where something is kept
@@ -246,7 +247,7 @@ def mix(
             if kept.size and kept[o, i] == 0:
                 continue
             if decoding and np.int64(ends[3]) >= data.size + AHEAD:
-                return np.int64(ends[3])
+                return np.int64(-1)
             l1, u1, ul = at(matrix, o, i - 1), at(matrix, o - 1, i), at(matrix, o - 1, i - 1)
             l2, u2, ur = at(matrix, o, i - 2), at(matrix, o - 2, i), at(matrix, o - 1, i + 1)
             p1 = at(matrix, o, i - lag_a) if lag_a > 0 else 0
@@ -311,6 +312,4 @@ def mix(
                     matrix[o, i] = np.int8(-size if negative else size)
             column_size[i] += (size * 256 - column_size[i]) // min(column_seen[i], 16)
             row_size += (size * 256 - row_size) // min(row_seen, 16)
-    if not decoding:
-        close_coder(ends, data)
-    return np.int64(ends[3])
+    return close_coder(ends, data, decoding)

@@ -93,12 +93,17 @@ def middle(symbols: np.ndarray) -> int:
 
 
 def fit(codes: np.ndarray, way: Way) -> Fit:
-    rest = codes.astype(np.float32)
-    rows, columns = spreads(rest)
-    mean = np.zeros(codes.shape, dtype=np.int16)
+    rows, columns = spreads(codes.astype(np.float32))
     if way.ridge:
         mean = foreseen(codes, rows, RIDGES[way.ridge - 1])
         rows, columns = spreads(codes - mean * np.float32(2.0**-FINE))
+    return fit_levels(codes, way, rows, columns)
+
+
+def fit_levels(codes: np.ndarray, way: Way, rows: np.ndarray, columns: np.ndarray) -> Fit:
+    """What is left to code of codes [R, C] int8 with these levels."""
+    mean = np.zeros(codes.shape, dtype=np.int16)
+    if way.ridge:
         mean = foreseen(codes, rows, RIDGES[way.ridge - 1])
     whole = (mean.astype(np.int32) + (1 << FINE - 1)) >> FINE
     off = mean - (whole << FINE)  # [R, C], -8 to 7

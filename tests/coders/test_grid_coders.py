@@ -1,0 +1,135 @@
+"""The coders that see a matrix: round trips in every way, the second decoder, and what is refused."""
+
+import numpy as np
+import pytest
+from coder_cases import reference
+from hypothesis import given, settings
+from matrix_cases import LONG, SHAPES, WIDE, Case, cases, mixing_streams, predictive_streams
+
+from tersor.coders import coder_of, decode, encode, grid_loops, mixing_loops
+from tersor.coders.curves import STRETCH_MAX, curves
+from tersor.coders.grid import EIGHTHS
+from tersor.coders.mixing import SAMPLE
+from tersor.errors import FormatError, SettingError
+
+
+def returns(case: Case, stream: bytes, also_slow: bool = True) -> None:
+    count = len(case.symbols)
+    assert (decode(stream, count, width=case.width, keep=case.keep) == case.symbols).all()
+    if also_slow:
+        assert (reference.decode(stream, count, case.width, case.keep) == case.symbols).all()
+
+
+@settings(max_examples=60)
+@given(mixing_streams())
+def test_mixing_returns_what_it_was_given(made: tuple[Case, bytes]) -> None:
+    returns(*made, also_slow=len(made[0].symbols) < 300)
+
+
+@settings(max_examples=40)
+@given(predictive_streams(SHAPES[5:] + LONG))
+def test_predictive_returns_what_it_was_given(made: tuple[Case, bytes]) -> None:
+    returns(*made, also_slow=len(made[0].symbols) < 2000)
+
+
+@settings(max_examples=4)
+@given(predictive_streams(WIDE))
+def test_predictive_in_bands(made: tuple[Case, bytes]) -> None:
+    returns(*made, also_slow=False)
+
+
+@settings(max_examples=60)
+@given(cases(SHAPES + LONG))
+def test_max_is_never_longer_than_fast(case: Case) -> None:
+    stream = encode(case.symbols, "max", width=case.width, keep=case.keep)
+    assert stream == encode(case.symbols, "max", width=case.width, keep=case.keep)
+    assert len(stream) <= len(encode(case.symbols))
+    returns(case, stream, also_slow=False)
+
+
+def test_a_dead_start() -> None:
+    """The chance of what was never seen goes to zero, and nothing is divided by it."""
+    symbols = np.zeros(200_000, dtype=np.uint8)
+    symbols[150_000::97] = 1
+    for width in (1000, 0):
+        stream = encode(symbols, "mixing", width=width)
+        assert (decode(stream, len(symbols), width=width) == symbols).all()
+
+
+def test_a_sample_of_which_nothing_is_kept() -> None:
+    keep = np.zeros((1100, 1024), dtype=bool)
+    keep[-550:] = np.random.default_rng(0).random((550, 1024)) < 0.6
+    symbols = np.random.default_rng(1).integers(0, 3, int(keep.sum())).astype(np.uint8)
+    assert len(symbols) > SAMPLE
+    stream = encode(symbols, "mixing", width=1024, keep=keep)
+    assert (decode(stream, len(symbols), width=1024, keep=keep) == symbols).all()
+
+
+def test_an_encoder_without_room_says_how_much_it_needs() -> None:
+    matrix = np.random.default_rng(0).integers(-128, 128, (40, 50)).astype(np.int8)
+    none = np.zeros((0, 0), dtype=np.uint8)
+    room, short = np.zeros(9000, dtype=np.uint8), np.zeros(100, dtype=np.uint8)
+    used = [
+        mixing_loops.mix(matrix, none, data, 0, 0, 2, True, True, False, *curves()) for data in (room, short)
+    ]
+    assert used[0] == used[1] > 2000
+    assert (room[:100] == short).all()
+
+
+def test_a_damaged_stream_ends_soon() -> None:
+    """A decoder whose bytes have run out must not go on to a count that was only claimed."""
+    stream = encode(np.random.default_rng(0).integers(0, 7, 500).astype(np.uint8), "mixing", width=10)
+    with pytest.raises(FormatError, match="damaged"):
+        decode(stream, 50_000_000, width=10)
+
+
+def test_curves_are_those_of_the_formula() -> None:
+    squash, stretch = curves()
+    odds = np.arange(-STRETCH_MAX, STRETCH_MAX + 1) / 256
+    assert abs(squash - 65536 / (1 + np.exp(-odds))).max() < 1
+    middle, place = 16 * np.arange(4096) + 8, stretch + STRETCH_MAX
+    assert (squash[place] >= middle).all()
+    assert (squash[place - 1] < middle).all()
+    assert (squash + squash[::-1] >= 65535).all()
+    assert np.abs(np.array(EIGHTHS) - 2.0 ** (np.arange(8) / 8 + 30)).max() <= 0.5
+
+
+def test_moments_are_exact_beyond_32_bits() -> None:
+    z = np.full((2, 1300), -4096, dtype=np.int16)
+    z[1] = 4095
+    total = np.zeros((3, 3))
+    grid_loops.add_moments(z, total)
+    one = np.vstack([np.full((1, 1300), 256), z.astype(np.int64)])
+    assert (np.tril(total) == np.tril(one @ one.T)).all()
+
+
+@pytest.mark.parametrize(
+    ("width", "keep", "says"),
+    [
+        (7, None, "width=7, but it divides the 100 elements"),
+        (-5, None, "width=-5"),
+        (10, np.ones((10, 11), dtype=bool), "keeps 110 of 110, for 100 symbols"),
+        (10, np.ones((10, 10), dtype=np.uint8), "mask of type uint8"),
+        (3, np.arange(200) < 100, "divides the 200"),
+    ],
+)
+def test_matrices_that_cannot_be(width: int, keep: np.ndarray | None, says: str) -> None:
+    symbols = np.random.default_rng(0).integers(0, 9, 100).astype(np.uint8)
+    with pytest.raises(SettingError, match=says):
+        encode(symbols, "mixing", width=width, keep=keep)
+    stream = encode(symbols, "mixing", width=10)
+    with pytest.raises(FormatError, match=says):
+        decode(stream, 100, width=width, keep=keep)
+
+
+def test_what_predictive_cannot_hold() -> None:
+    symbols = np.random.default_rng(0).normal(0, 9, 100).astype(np.int8).view(np.uint8)
+    for width in (0, 1, 10, 100):
+        with pytest.raises(SettingError, match="Use coder='max'"):
+            encode(symbols, "predictive", width=width)
+
+
+def test_coders_know_their_streams() -> None:
+    symbols = np.rint(np.random.default_rng(0).normal(0, 20, 8192)).astype(np.int8).view(np.uint8)
+    for name in ("predictive", "mixing"):
+        assert coder_of(encode(symbols, name, width=64)) == name
