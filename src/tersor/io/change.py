@@ -8,6 +8,7 @@ cost     about that of coders.encode; some 50 bytes of memory for each element o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -48,18 +49,17 @@ def tell(
     if new.dtype.itemsize == 1:
         yield from tell_bytes(new, base, keep, profile)
         return
-    elements = new.reshape(-1) if keep is None else new[keep]
-    before = None if base is None else base.reshape(-1) if keep is None else base[keep]
-    if new.dtype.is_floating_point and len(elements) > MANY_FLOATS:
+    raw, before = kept_words(new, keep), None if base is None else kept_words(base, keep)
+    size, floats = new.dtype.itemsize, new.dtype.is_floating_point
+    if floats and len(raw) > MANY_FLOATS:
         profile = "fast"
-    for piece in pieces(len(elements)):
+    for piece in pieces(len(raw)):
         if before is None:
-            planes = split(as_bytes(elements[piece]), new.dtype.itemsize, new.dtype.is_floating_point)
-            yield from (encode(plane, profile) for plane in planes)
+            yield from (encode(plane, profile) for plane in split(raw[piece].view(np.uint8), size, floats))
             continue
-        steps = folded(words_of(elements[piece]) - words_of(before[piece]))
-        for group in groups(before[piece]):
-            planes = split(steps[group].view(np.uint8), new.dtype.itemsize, False)
+        steps = folded(ordered(raw[piece], floats) - ordered(before[piece], floats))
+        for group in groups(before[piece], new.dtype):
+            planes = split(steps[group].view(np.uint8), size, False)
             yield from (encode(plane, profile) for plane in planes)
 
 
@@ -73,23 +73,26 @@ def rebuild(
     """The inverse of `tell`: the array, zero where `keep` is false. FormatError for streams that are none."""
     if dtype.itemsize == 1:
         return rebuild_bytes(streams, base, dtype, shape, keep)
-    found = torch.zeros(shape, dtype=dtype)
-    elements = found.reshape(-1) if keep is None else torch.empty(int(keep.sum()), dtype=dtype)
-    before = None if base is None else base.reshape(-1) if keep is None else base[keep]
-    for piece in pieces(len(elements)):
+    size, floats = dtype.itemsize, dtype.is_floating_point
+    before = None if base is None else kept_words(base, keep)
+    flat = np.zeros(math.prod(shape), dtype=f"u{size}")
+    words = flat if keep is None else np.empty(int(keep.sum()), dtype=flat.dtype)
+    for piece in pieces(len(words)):
+        count = len(words[piece])
         if before is None:
-            count, turned = len(elements[piece]), dtype.is_floating_point
-            planes = [decode(following(streams), count) for _ in range(dtype.itemsize)]
-            elements[piece] = torch.from_numpy(join(planes, turned)).view(dtype)
+            found = join([decode(following(streams), count) for _ in range(size)], floats)
+            words[piece] = found.view(words.dtype)
             continue
-        words = words_of(before[piece])
-        for group in groups(before[piece]):
-            planes = [decode(following(streams), len(group)) for _ in range(dtype.itemsize)]
-            words[group] += unfolded(join(planes, False).view(words.dtype))
-        elements[piece] = tensor_of(words, dtype)
+        mine = ordered(before[piece], floats)
+        for group in groups(before[piece], dtype):
+            steps = join([decode(following(streams), len(group)) for _ in range(size)], False)
+            mine[group] += unfolded(steps.view(words.dtype))
+        words[piece] = unordered(mine, floats)
     if keep is not None:
-        found[keep] = elements
-    return found
+        flat[mask_of(keep)] = words
+    if not len(flat):
+        return torch.empty(shape, dtype=dtype)  # PyTorch views no empty array as one of another dtype
+    return torch.from_numpy(flat.view(np.uint8)).view(dtype).reshape(shape)
 
 
 def tell_bytes(new: Tensor, base: Tensor | None, keep: Tensor | None, profile: str) -> Iterator[bytes]:
@@ -112,7 +115,7 @@ def rebuild_bytes(
     keep: Tensor | None,
 ) -> Tensor:
     mask, width = mask_of(keep), columns(shape)
-    flat = np.zeros(torch.Size(shape).numel(), dtype=np.uint8)
+    flat = np.zeros(math.prod(shape), dtype=np.uint8)
     if base is None:
         where = slice(None) if mask is None else mask
         flat[where] = decode(following(streams), len(flat[where]), width=width, keep=mask)
@@ -147,14 +150,19 @@ def halves(theirs: np.ndarray, mask: np.ndarray | None) -> Iterator[np.ndarray]:
         yield where if mask is None else where & mask
 
 
-def groups(base: Tensor) -> list[np.ndarray]:
+def kept_words(array: Tensor, keep: Tensor | None) -> np.ndarray:
+    """The elements as unsigned words, their bits as they are, [N]."""
+    words = as_bytes(array).view(f"u{array.dtype.itemsize}")
+    return words if keep is None else words[mask_of(keep)]
+
+
+def groups(words: np.ndarray, dtype: torch.dtype) -> list[np.ndarray]:
     """Places of the elements that are told together: by the exponent of the old one, least first; whole
     numbers by whether it was zero. What follows a group of fewer than LEAST joins it."""
-    if base.dtype in MANTISSA:
-        words = as_bytes(base).view(f"u{base.dtype.itemsize}")
-        classes = (words << 1 >> (MANTISSA[base.dtype] + 1)).astype(np.int64)
+    if dtype in MANTISSA:
+        classes = (words << 1 >> (MANTISSA[dtype] + 1)).astype(np.int64)
     else:
-        classes = (words_of(base) != 0).astype(np.int64)
+        classes = (words != 0).astype(np.int64)
     cuts, begin, end = [], 0, 0
     for count in np.bincount(classes).tolist():
         end += count
@@ -164,22 +172,21 @@ def groups(base: Tensor) -> list[np.ndarray]:
     return np.split(np.argsort(classes, kind="stable"), cuts)
 
 
-def words_of(elements: Tensor) -> np.ndarray:
-    """Elements as unsigned words in the order of their values, [N], in memory of their own."""
-    words = as_bytes(elements).view(f"u{elements.dtype.itemsize}")
-    if not elements.dtype.is_floating_point:
+def ordered(words: np.ndarray, floats: bool) -> np.ndarray:
+    """Words in the order of their values, in memory of their own: of whole numbers as they are."""
+    if not floats:
         return words.copy()
     top = words.dtype.type(1) << (8 * words.itemsize - 1)
     # Negative floats are ordered backward, and below all positive ones.
     return np.where(words & top, ~words, words | top)
 
 
-def tensor_of(words: np.ndarray, dtype: torch.dtype) -> Tensor:
-    """The inverse of `words_of`."""
-    if dtype.is_floating_point:
-        top = words.dtype.type(1) << (8 * words.itemsize - 1)
-        words = np.where(words & top, words & ~top, ~words)
-    return torch.from_numpy(words.view(np.uint8)).view(dtype)
+def unordered(words: np.ndarray, floats: bool) -> np.ndarray:
+    """The inverse of `ordered`."""
+    if not floats:
+        return words
+    top = words.dtype.type(1) << (8 * words.itemsize - 1)
+    return np.where(words & top, words & ~top, ~words)
 
 
 def folded(step: np.ndarray) -> np.ndarray:
