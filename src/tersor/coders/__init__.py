@@ -85,16 +85,16 @@ def by_profile(
 ) -> bytes:
     """The fewest bytes of the coders that a profile has."""
     slack = SLACK if profile == "swift" else 1.0
-    best = fewest(symbols, counts, 8.0 if profile == "max" else NOISE, slack)
+    best = plan_pieces(symbols, width, keep, slack) if np.count_nonzero(counts) > 1 else None
+    if best is None:  # where there are pieces they are hardly ever longer than a whole
+        best = fewest(symbols, counts, 8.0 if profile == "max" else NOISE, slack)
     if len(best) <= SHORTEST:
         return best
-    pieces = plan_pieces(symbols, width, keep, slack)
-    found = [] if pieces is None else [pieces]
     for name in ("predictive", "mixing") if profile == "max" else ():
         if promising(name, best, counts):
             stream = GRID_CODERS[name].plan(symbols, width, keep)
-            found += [] if stream is None else [stream]
-    return min([best, *found], key=len)
+            best = stream if stream is not None and len(stream) < len(best) else best
+    return best
 
 
 def promising(name: str, best: bytes, counts: np.ndarray) -> bool:

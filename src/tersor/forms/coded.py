@@ -114,7 +114,7 @@ def coded(array: Tensor, keep: Tensor | None = None, coder: str = "max") -> Code
         packed = [encode(np.packbits(flat), "fast" if coder == "max" else coder)]
         pack = len(packed[0]) < len(streams[0])
         streams = packed if pack else streams
-    data = torch.from_numpy(np.frombuffer(b"".join(streams), np.uint8).copy())
+    data = torch.from_numpy(np.concatenate([np.frombuffer(stream, np.uint8) for stream in streams]))
     return Coded(data, size, dtype, tuple(map(len, streams)), pack, keep is not None, turned)
 
 
