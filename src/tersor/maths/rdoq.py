@@ -21,7 +21,7 @@ from torch import Tensor
 DAMP = 1e-2  # of the mean diagonal, added to the diagonal: what the data did not show
 TINY = 1e-30
 BLOCK = 64  # columns rounded before the rest is updated in one product
-MAGNITUDES = 256
+MAGNITUDES = 128
 LARGEST = 64  # running magnitudes told apart
 LIMIT = 32767
 SIDE = 5.0  # bits of a step in the file, about
@@ -105,7 +105,8 @@ def rdoq(
     down = (torch.zeros(0, 0) if rows.push is None else rows.push).numpy()
     levels, counts = contexts(FINE, LEFTS)
     cost = np.zeros(counts.shape, np.float32)
-    refresh(counts, cost)
+    seen = np.ones(len(counts), np.bool_)
+    refresh(counts, cost, seen)
     begin = float((targets.abs() / (torch.from_numpy(wide)[:, None] * torch.from_numpy(high))).round().mean())
     state = np.array([begin, 0.0, 512.0, 0.0, 0.0])
     running = np.full(outs, begin, np.float32)
@@ -117,7 +118,7 @@ def rdoq(
         push = torch.eye(b - a) if columns.push is None else columns.push[a:b, a:b].contiguous()
         sweep(
             block.numpy(), free[a:b], codes[a:b], push.numpy(), weight[a:b], wide[a:b], down,
-            rows.weight.numpy(), high, price, limit, left, counts, cost, running, levels, state,
+            rows.weight.numpy(), high, price, limit, left, counts, cost, running, levels, seen, state,
         )  # fmt: skip
         if columns.push is not None and b < ins:
             targets[b:] -= columns.push[a:b, b:].T @ block

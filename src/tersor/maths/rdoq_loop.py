@@ -30,10 +30,13 @@ def compiled(signature: Any) -> Callable[[Callable[..., Any]], Any]:
     return wrap
 
 
-@compiled(types.void(COUNT, F2))
-def refresh(counts: np.ndarray, cost: np.ndarray) -> None:
-    """Bits of each magnitude in each context, from how often it was seen; a sign is one bit."""
+@compiled(types.void(COUNT, F2, types.boolean[::1]))
+def refresh(counts: np.ndarray, cost: np.ndarray, seen: np.ndarray) -> None:
+    """Bits of each magnitude in each context that was seen, from how often it was; a sign is one bit."""
     for context in range(counts.shape[0]):
+        if not seen[context]:
+            continue
+        seen[context] = False
         total = 0.0
         for m in range(counts.shape[1]):
             total += counts[context, m]
@@ -44,7 +47,8 @@ def refresh(counts: np.ndarray, cost: np.ndarray) -> None:
 @compiled(
     types.void(
         F2, types.boolean[:, ::1], types.int16[:, ::1], F2, F1, F1, F2, F1, F1, types.float64, types.int64,
-        types.int16[::1], COUNT, F2, F1, types.int16[::1], types.float64[::1],
+        types.int16[::1], COUNT, F2, F1, types.int16[::1], types.boolean[::1],
+        types.float64[::1],
     )
 )  # fmt: skip
 def sweep(
@@ -64,6 +68,7 @@ def sweep(
     cost: np.ndarray,  # [contexts, magnitudes] bits; changed
     running: np.ndarray,  # [O] running magnitude of each row; changed
     levels: np.ndarray,  # [FINE * largest] level of a magnitude
+    seen: np.ndarray,  # [contexts] since their cost was refreshed; changed
     state: np.ndarray,  # mean magnitude, weights seen, when to refresh, bits, weighted error; changed
 ) -> None:
     """Round `n` columns, one after the other. `targets` then hold what is left of each weight."""
@@ -92,6 +97,7 @@ def sweep(
                         least, best = loss, m
                 state[3] += cost[context, min(best, last)] + max(0, best - last) * 0.05
                 counts[context, min(best, last)] += 1
+                seen[context] = True
                 state[1] += 1
             code = best if t[i] > 0 else -best
             rest = np.float32(t[i] - np.float32(code) * step)
@@ -110,5 +116,5 @@ def sweep(
             for i in range(rows):
                 targets[k, i] -= share * targets[j, i]
         if state[1] >= state[2]:
-            refresh(counts, cost)
+            refresh(counts, cost, seen)
             state[2] = state[1] + min(state[1] / 4 + 256, 16384.0)

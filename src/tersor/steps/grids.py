@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from tersor.model.sites import Site
 
 PER = ("tensor", "row", "column", "both")
 SMALL = 1 << 16  # weights below which all ways to share steps are tried; above, steps cost next to nothing
+FAR = 8.0  # times a price: from there on the ways are tried anew
 FEW = 16  # numbers that are not worth a grid
 BYTE = 127  # largest code in one byte
 APART = 44  # bits of a code stored apart: where it is, and a float
@@ -41,6 +43,7 @@ class Leaf:
     columns: Factor
     shape: tuple[int, ...]
     axis: int
+    found: dict[str, Any] = field(default_factory=dict)  # what earlier prices gave
 
     @property
     def vector(self) -> bool:
@@ -49,14 +52,29 @@ class Leaf:
     def rounded(self, lam: float, per: str) -> Rounded:
         """The codes at this price; with per="auto" the steps whose error + lam * bits is least."""
         lam = max(lam, 1e-30)
-        choice: tuple[str, ...] = (per,) if per != "auto" else ("tensor",) if self.vector else ("both",)
-        if per == "auto" and not self.vector and self.w.numel() < SMALL:
-            choice = PER
-        tried = []
-        for word in choice:
-            row, column = steps(self.rows, self.columns, lam, "tensor" if self.vector else word)
-            tried.append(rdoq(self.w, self.rows, self.columns, lam, row=row, column=column, keep=self.keep))
-        return min(tried, key=lambda one: one.error + lam * one.bits)
+        if self.found.get("last", (None, None))[:2] != (lam, per):
+            tried = {word: self.shared(lam, word) for word in self.choice(lam, per)}
+            best = min(tried, key=lambda word: tried[word].error + lam * tried[word].bits)
+            if len(tried) > 1:
+                self.found["best"] = (lam, best)
+            self.found["last"] = (lam, per, tried[best])
+        made: Rounded = self.found["last"][2]
+        return made
+
+    def choice(self, lam: float, per: str) -> tuple[str, ...]:
+        """What may share a step; what was found best is kept for prices that are not far away."""
+        if self.vector:
+            return ("tensor",)
+        if per != "auto":
+            return (per,)
+        if self.w.numel() >= SMALL:
+            return ("both",)
+        at, best = self.found.get("best", (0.0, ""))
+        return (best,) if best and 1 / FAR < lam / at < FAR else PER
+
+    def shared(self, lam: float, per: str) -> Rounded:
+        row, column = steps(self.rows, self.columns, lam, per)
+        return rdoq(self.w, self.rows, self.columns, lam, row=row, column=column, keep=self.keep)
 
     def form(self, made: Rounded) -> Form:
         """The codes and steps as a form. A few codes beyond a byte are stored apart (as SpQR does, Dettmers
