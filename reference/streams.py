@@ -103,11 +103,13 @@ def decode(
     from mixing import mixing  # these build on this file
     from predictive import predictive
 
-    check(coder < 6, f"unknown coder {coder}")
+    check(coder < 7, f"unknown coder {coder}")
     check(keep is None or int(keep.sum()) == count, "a mask that keeps another number of symbols")
     elements = count if keep is None else keep.size
     width = width or elements
     check(elements % width == 0, "the matrix has no whole number of rows")
+    if coder == 6:
+        return pieces(settings, data, count)
     seer = mixing if coder == 5 else predictive
     return np.array(seer(settings, data, count, width, keep), dtype=np.uint8)
 
@@ -268,3 +270,23 @@ def initial_states(rest: bytes, lanes: int) -> tuple[list[int], np.ndarray]:
         check(min(states) >= 2**16, "a state below 2^16")
     check((n - size) % 2 == 0, "half a word")
     return states, np.frombuffer(rest[size:], dtype="<u2")
+
+
+# 12. pieces
+
+
+def pieces(settings: int, data: bytes, count: int) -> np.ndarray:
+    source = Bits(data, 1)
+    n = 2 + source.g(0)
+    check(settings == 0 and n <= -(-count // 2**15), "settings, or more pieces than units")
+    sizes = [(1 + source.g(0)) * 2**15 for _ in range(n - 1)]
+    lengths = [source.g(15) for _ in range(n - 1)]
+    at = source.padding()
+    check(sum(sizes) < count and at + sum(lengths) < len(data), "pieces beyond the end")
+    found = []
+    for size, length in zip([*sizes, count - sum(sizes)], [*lengths, len(data)], strict=True):
+        stream = data[at : at + length]
+        check(len(stream) > 0 and stream[0] % 8 < 4, "a piece by a coder that is not static")
+        found.append(decode(stream, size))
+        at += length
+    return np.concatenate(found)

@@ -1,5 +1,6 @@
 """Fixed streams: the layout does not change. The examples of docs/streams.md, and each kind of table."""
 
+import json
 import re
 
 import numpy as np
@@ -40,6 +41,30 @@ def test_golden(name: str) -> None:
     assert decode(stream, len(symbols)).tobytes() == symbols
     assert reference.decode(stream, len(symbols)).tobytes() == symbols
     assert coder_of(stream) == name.split(",", maxsplit=1)[0]
+
+
+# The same of the coders that see a matrix; `keep` is the mask, eight elements to a byte.
+GRID = json.loads((ROOT / "tests" / "coders" / "golden_grid.json").read_text())
+
+
+@pytest.mark.parametrize("name", GRID)
+def test_golden_grid(name: str) -> None:
+    stream, symbols = bytes.fromhex(GRID[name]["stream"]), bytes.fromhex(GRID[name]["symbols"])
+    width, keep = GRID[name]["width"], None
+    if "keep" in GRID[name]:
+        keep = np.unpackbits(np.frombuffer(bytes.fromhex(GRID[name]["keep"]), np.uint8)).astype(bool)
+    assert decode(stream, len(symbols), width=width, keep=keep).tobytes() == symbols
+    assert reference.decode(stream, len(symbols), width, keep).tobytes() == symbols
+    assert coder_of(stream) == name.split(",", maxsplit=1)[0]
+
+
+def test_golden_pieces() -> None:
+    """32768 times 7 and 5 times 9, each piece a constant."""
+    stream = bytes.fromhex("06e0008001070109")
+    symbols = np.repeat(np.array([7, 9], np.uint8), [32768, 5])
+    assert (decode(stream, 32773) == symbols).all()
+    assert (reference.decode(stream, 32773) == symbols).all()
+    assert coder_of(stream) == "pieces"
 
 
 def examples() -> list[tuple[bytes, np.ndarray]]:

@@ -133,3 +133,21 @@ def test_coders_know_their_streams() -> None:
     symbols = np.rint(np.random.default_rng(0).normal(0, 20, 8192)).astype(np.int8).view(np.uint8)
     for name in ("predictive", "mixing"):
         assert coder_of(encode(symbols, name, width=64)) == name
+
+
+def test_pieces_are_told_apart() -> None:
+    rng = np.random.default_rng(0)
+    parts = [rng.normal(0, 3, 70_000), rng.normal(60, 20, 70_000), np.full(40_000, 7.0), rng.normal(0, 3, 9)]
+    symbols = np.rint(np.concatenate(parts)).clip(-128, 127).astype(np.int8).view(np.uint8)
+    stream = encode(symbols, "pieces")
+    assert len(stream) < 0.9 * len(encode(symbols, "rans"))
+    assert (decode(stream, len(symbols)) == symbols).all()
+    assert (reference.decode(stream, len(symbols)) == symbols).all()
+    for count in (len(symbols) - 40_000, len(symbols) + 1, 2 * len(symbols)):
+        with pytest.raises(FormatError):
+            decode(stream, count)
+    for length in (1, 2, 5, 9, 100, len(stream) // 2, len(stream) - 1):
+        with pytest.raises(reference.BadStream):
+            reference.decode(stream[:length], len(symbols))
+        with pytest.raises(FormatError):
+            decode(stream[:length], len(symbols))
