@@ -130,7 +130,13 @@ def digest(value: Any, who: str) -> str:
 def of_type(value: Any, kind: type, who: str) -> Any:
     """The value, if it is exactly of this type: no bool is an int."""
     if type(value) is not kind:
-        words = {dict: "an object", list: "a list", str: "a text", int: "a whole number"}
+        words = {
+            dict: "an object",
+            list: "a list",
+            str: "a text",
+            int: "a whole number",
+            bool: "true or false",
+        }
         raise FormatError(f"{who} must be {words[kind]}, not {str(value)[:60]!r}")
     return value
 
