@@ -54,6 +54,9 @@ def raw(*symbols: int) -> str:
 
 HUFFMAN = "02b212b6db6db6db6f2217fffffffffefffffff2fffdbe00"  # of docs/streams.md's coders: 9 symbols
 RANS = "0b2d2c06131e80fdc00dd802001b669e9f8a23"  # 17 symbols
+GRID = json.loads((HERE.parent / "coders" / "golden_grid.json").read_text())  # streams of whole matrices
+MIXED = GRID["mixing, sizes as a tree, kept, rate 3"]
+KEPT = torch.tensor([int(c) for c in f"{int(MIXED['keep'], 16):096b}"]).bool().reshape(8, 12)
 BOOLS = torch.tensor([[True, False, True, True], [False, False, True, False], [True, True, False, False]])
 
 # Each form alone, with each of its settings and optional children.
@@ -63,6 +66,9 @@ FORMS: dict[str, Form] = {
     "coded-constant": stream("0107", size=(3, 4), dtype="uint8"),
     "coded-huffman": stream(HUFFMAN, size=(3, 3), dtype="uint8"),
     "coded-rans": stream(RANS, size=(17,), dtype="uint8"),
+    "coded-turned": stream(raw(1, 0, 1), raw(126, 127, 128), size=(3,), dtype="bfloat16", turned=True),
+    "coded-mixing": stream(GRID["mixing, no zeros"]["stream"], size=(4, 2, 5), dtype="uint8"),
+    "coded-predictive": stream(GRID["predictive, nothing foreseen"]["stream"], size=(10, 7), dtype="int8"),
     "coded-packed": stream(raw(0b10110010, 0b11000000), size=(3, 4), dtype="bool", pack=True),
     "coded-bool": stream(raw(1, 0, 1), size=(3,), dtype="bool"),
     "masked": Masked(Dense(BOOLS), Dense(whole(3, 4))),
@@ -88,6 +94,9 @@ FORMS: dict[str, Form] = {
 
 INDEX = stream(raw(0, 3, 2, 1, 1, 0), size=(3, 4), dtype="uint8", kept=True)  # of the 6 that BOOLS keeps
 COMPOSED: dict[str, Form] = {
+    "mixing-kept": Masked(
+        Dense(KEPT), Affine(stream(MIXED["stream"], size=(8, 12), dtype="int8", kept=True), scale(8, 1))
+    ),
     # Deep Compression: a mask over shared values, both coded.
     "pruned-clustered-coded": Masked(FORMS["coded-packed"], Codebook(INDEX, Dense(whole(4)))),
     # Factors that are themselves quantized and pruned, and what they miss.
