@@ -168,3 +168,36 @@ def test_unpack_some_tensors_and_shards(packed: Command) -> None:
     assert packed("unpack l.tersor -o more -q --shard 1XB").code == 2
     assert packed("pack w.safetensors -o n.tersor -q --workers 0").code == 2
     assert not Path("n.tersor").exists()
+
+
+def test_diff_and_patch(packed: Command) -> None:
+    facts = packed("diff l.tersor m.tersor -o p -q --json").json
+    assert facts["patch"] == {"name": "p", "nbytes": Path("p").stat().st_size}
+    assert facts["new"]["nbytes"] == Path("m.tersor").stat().st_size
+    assert sum(facts["arrays"].values()) >= len(SITES)
+    facts = packed("patch l.tersor p -o again.tersor -q --json").json
+    assert facts["to"] == {"name": "again.tersor", "nbytes": Path("m.tersor").stat().st_size}
+    assert Path("again.tersor").read_bytes() == Path("m.tersor").read_bytes()
+    share = Path("p").stat().st_size / Path("m.tersor").stat().st_size
+    assert f"{share:.1%} of it" in packed("diff l.tersor m.tersor -o p -q").out
+    assert packed("patch l.tersor p -o again.tersor -q").out.startswith("again.tersor: ")
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "says"),
+    [
+        ("patch m.tersor p -o n", 1, "there is nothing to do"),
+        ("patch w.safetensors p -o n", 1, "Give the OLD that diff was given"),
+        ("patch p l.tersor -o n", 2, "tersor patch OLD PATCH -o NEW"),
+        ("patch l.tersor m.tersor -o n", 1, "tersor diff OLD NEW -o PATCH"),
+        ("patch l.tersor none -o n", 1, "No such file"),
+        ("diff p l.tersor -o n", 2, "it is a patch"),
+        ("diff l.tersor -o n", 2, "NEW"),
+        ("diff l.tersor mine.py -o n", 1, "mine.py: it is not a .tersor or .safetensors file"),
+    ],
+)
+def test_diff_and_patch_refuse(packed: Command, line: str, code: int, says: str) -> None:
+    packed("diff l.tersor m.tersor -o p -q")
+    done = packed(line)
+    assert (done.code, says in done.err) == (code, True), done.err
+    assert not Path("n").exists()
