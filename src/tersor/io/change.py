@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from tersor.coders import decode, encode
-from tersor.coders.planes import join, split
 from tersor.errors import FormatError
 from tersor.forms.coded import MANY_FLOATS, columns
 from tersor.forms.form import as_bytes
@@ -50,17 +49,16 @@ def tell(
         yield from tell_bytes(new, base, keep, profile)
         return
     raw, before = kept_words(new, keep), None if base is None else kept_words(base, keep)
-    size, floats = new.dtype.itemsize, new.dtype.is_floating_point
+    floats = new.dtype.is_floating_point
     if floats and len(raw) > MANY_FLOATS:
         profile = "fast"
     for piece in pieces(len(raw)):
         if before is None:
-            yield from (encode(plane, profile) for plane in split(raw[piece].view(np.uint8), size, floats))
+            yield from (encode(plane, profile) for plane in planes(turned(raw[piece], floats)))
             continue
         steps = folded(ordered(raw[piece], floats) - ordered(before[piece], floats))
         for group in groups(before[piece], new.dtype):
-            planes = split(steps[group].view(np.uint8), size, False)
-            yield from (encode(plane, profile) for plane in planes)
+            yield from (encode(plane, profile) for plane in planes(steps[group]))
 
 
 def rebuild(
@@ -73,20 +71,17 @@ def rebuild(
     """The inverse of `tell`: the array, zero where `keep` is false. FormatError for streams that are none."""
     if dtype.itemsize == 1:
         return rebuild_bytes(streams, base, dtype, shape, keep)
-    size, floats = dtype.itemsize, dtype.is_floating_point
+    floats = dtype.is_floating_point
     before = None if base is None else kept_words(base, keep)
-    flat = np.zeros(math.prod(shape), dtype=f"u{size}")
+    flat = np.zeros(math.prod(shape), dtype=f"u{dtype.itemsize}")
     words = flat if keep is None else np.empty(int(keep.sum()), dtype=flat.dtype)
     for piece in pieces(len(words)):
-        count = len(words[piece])
         if before is None:
-            found = join([decode(following(streams), count) for _ in range(size)], floats)
-            words[piece] = found.view(words.dtype)
+            words[piece] = turned_back(joined(streams, len(words[piece]), words.dtype), floats)
             continue
         mine = ordered(before[piece], floats)
         for group in groups(before[piece], dtype):
-            steps = join([decode(following(streams), len(group)) for _ in range(size)], False)
-            mine[group] += unfolded(steps.view(words.dtype))
+            mine[group] += unfolded(joined(streams, len(group), words.dtype))
         words[piece] = unordered(mine, floats)
     if keep is not None:
         flat[mask_of(keep)] = words
@@ -197,3 +192,26 @@ def folded(step: np.ndarray) -> np.ndarray:
 
 def unfolded(step: np.ndarray) -> np.ndarray:
     return (step >> 1) ^ (0 - (step & 1)).astype(step.dtype)
+
+
+def turned(words: np.ndarray, floats: bool) -> np.ndarray:
+    """Floats turned left by one bit: the exponent is a byte by itself, the sign the lowest bit."""
+    return words << 1 | words >> (8 * words.itemsize - 1) if floats else words
+
+
+def turned_back(words: np.ndarray, floats: bool) -> np.ndarray:
+    return words >> 1 | words << (8 * words.itemsize - 1) if floats else words
+
+
+def planes(words: np.ndarray) -> Iterator[np.ndarray]:
+    """The lowest bytes of all words, then the next."""
+    data = words.view(np.uint8)
+    return (np.ascontiguousarray(data[k :: words.itemsize]) for k in range(words.itemsize))
+
+
+def joined(streams: Iterator[bytes], count: int, dtype: np.dtype) -> np.ndarray:
+    """The words whose planes are the next streams."""
+    data = np.empty(count * dtype.itemsize, dtype=np.uint8)
+    for k in range(dtype.itemsize):
+        data[k :: dtype.itemsize] = decode(following(streams), count)
+    return data.view(dtype)
