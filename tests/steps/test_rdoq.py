@@ -182,6 +182,8 @@ def test_the_largest_price_within_a_limit() -> None:
     for start_at in (1e-6, 1.0, 1e6):
         found = largest(lambda price: price**0.5, 3.0, start_at, who="x")
         assert 8 < found <= 9
+    found = largest(lambda price: price + (price > 1.5) - (2.2 < price < 2.9), 3.0, 1.0, who="x")
+    assert 2.2 < found < 2.9, "met again beyond where it is first missed"
     with pytest.raises(RefusedError, match="max_drop=3 is not met"):
         largest(lambda price: 4.0, 3.0, 1.0, who="x")
 

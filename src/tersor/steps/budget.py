@@ -2,7 +2,8 @@
 
 least(bits, budget)      the least price whose bits are within the budget; bits fall by about half a bit a
     weight where the price doubles
-largest(loss, limit)     the largest price whose loss is within the limit, by bisection of its logarithm
+largest(loss, limit)     the largest price whose loss is within the limit, by bisection of its logarithm, and
+    a few tries beyond
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from tersor.errors import RefusedError
 TRIES = 16
 OCTAVES = 3.0  # how far a search for a limit steps at first
 CLOSE = 0.12  # of an octave: then a limit is found
+FARTHER, MISSES = 0.2, 3  # octaves between prices beyond it that are tried, until so many in a row fail
 
 
 def least(
@@ -75,4 +77,10 @@ def largest(measure: Callable[[float], float], limit: float, start: float, *, wh
             f"{who}: max_drop={limit:g} is not met even where bits cost next to nothing: the loss is still "
             f"{loss:g} points. Allow more, or leave out what is delicate with where='!NAME'."
         )
+    # A score of whole samples goes up and down: a little farther on it may be met again.
+    misses, ahead = 0, good
+    while bad is not None and misses < MISSES and ahead - good < OCTAVES:
+        ahead += FARTHER
+        fine = measure(2.0**ahead) <= limit
+        good, misses = (ahead, 0) if fine else (good, misses + 1)
     return 2.0**good
