@@ -20,6 +20,7 @@ ONE = 8  # bits after the point of normalized codes and of what was not foreseen
 COEF = 10  # bits after the point of L
 FINE = 4  # bits after the point of a mean in units of codes
 FAR = 1 << 12  # normalized codes and means end here: 16 scales
+STRONG = 1 << 14  # numbers of L end here: 16
 RIDGES = (0.5, 1.0, 4.0, 16.0)  # rows' worth of prior, in units of columns / rows
 NORMAL = 20  # bits after the point of the table of inverse scales
 GROUPS = 64  # spreads told apart: levels by twos
@@ -35,7 +36,7 @@ def scales() -> tuple[np.ndarray, np.ndarray]:
     """(1 / scale with NORMAL bits, scale with COEF bits) of levels 0 to 127: scale 2^(level / 8 - 4)."""
     up = np.array([EIGHTHS[k % OCTAVE] << (k // OCTAVE) for k in range(LEVELS)], dtype=object)
     scale = up >> 24  # 2^(k / 8 - 4) * 2^10
-    # 2^30 * 2^(k / 8) seen backward: 2^(-k / 8) = 2^((LEVELS - k) / 8) / 2^(LEVELS / 8)
+    # The same read backward: 2^(-k / 8) = 2^((LEVELS - k) / 8) / 2^(LEVELS / 8)
     back = np.array([up[LEVELS - k] if k else up[0] << LEVELS // OCTAVE for k in range(LEVELS)], dtype=object)
     inverse = back >> (30 + LEVELS // OCTAVE - NORMAL)  # 2^(-k / 8) * 2^20
     return inverse.astype(np.int32), scale.astype(np.int32)

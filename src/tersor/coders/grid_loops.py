@@ -19,13 +19,12 @@ I32 = types.Array(types.int32, 1, "C", readonly=True)
 I16_2_IN = types.Array(types.int16, 2, "C", readonly=True)
 U64_OUT = types.uint64[::1]
 I16 = types.Array(types.int16, 1, "C", readonly=True)
-I64_OUT = types.int64[::1]
 
 NORMAL_SHIFT = NORMAL - 4 - ONE  # a level of 0 is a scale of 2^-4
 MEAN_SHIFT = ONE + COEF - FINE
 HALF = 1 << (FINE - 1)
-PANEL = 8
-SLICE = 512
+PANEL = 8  # pivots that are worked off together
+SLICE = 512  # rows whose moments are added up while they are in the cache
 LOW, WORD = np.uint64(1 << 16), np.uint64(0xFFFF)
 N1, N16 = np.uint64(1), np.uint64(16)
 

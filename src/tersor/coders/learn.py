@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tersor.coders.grid import COEF
+from tersor.coders.grid import COEF, STRONG
 
 
 def learn(total: np.ndarray, rows: int, ridge: float) -> np.ndarray:
@@ -21,13 +21,13 @@ def learn(total: np.ndarray, rows: int, ridge: float) -> np.ndarray:
 
     a = total / rows
     width = len(a) - 1
-    mean = a.diagonal()[1:].copy()
-    sum_of_squares = 0.0
-    for value in mean.tolist():  # numpy sums in an order of its own
-        sum_of_squares += value
-    shrink = ridge * width / rows * (sum_of_squares / width) + 1.0
+    squares = 0.0
+    for value in a.diagonal()[1:].tolist():  # one by one: numpy sums in an order of its own
+        squares += value
+    # The 1 keeps every pivot away from zero, also where a column never moved.
+    shrink = ridge * width / rows * (squares / width) + 1.0
     for k in range(1, width + 1):
         a[k, k] += shrink
     grid_loops.eliminate(a)
     lower = np.rint(a * float(1 << COEF))
-    return np.clip(lower, -(1 << 14), 1 << 14).astype(np.int16)
+    return np.clip(lower, -STRONG, STRONG).astype(np.int16)

@@ -52,6 +52,7 @@ class Signs(NamedTuple):
         return step.astype(np.int8)
 
     def symbols(self, values: np.ndarray) -> np.ndarray:
+        """The inverse of `values`."""
         if self.zero == self.pivot:
             return values.view(np.uint8) + np.uint8(self.pivot)
         step = values.astype(np.int16)
@@ -89,7 +90,10 @@ def sample(
 
 
 def signs_of(symbols: np.ndarray) -> Signs:
-    """The most frequent symbol is zero, if it is frequent, and half of the others are negative."""
+    """The most frequent symbol is zero, if it is frequent, and half of the others are negative.
+
+    Symbols that look like signed bytes, or are too far apart for a pivot, stay in their order around zero.
+    """
     counts = np.bincount(symbols, minlength=256)
     present = np.flatnonzero(counts)
     low, high = int(present[0]), int(present[-1])

@@ -93,6 +93,7 @@ def middle(symbols: np.ndarray) -> int:
 
 
 def fit(codes: np.ndarray, way: Way) -> Fit:
+    """Levels for codes [R, C] int8, found again after a first prediction, and what they leave to code."""
     rows, columns = spreads(codes.astype(np.float32))
     if way.ridge:
         mean = foreseen(codes, rows, RIDGES[way.ridge - 1])
@@ -150,6 +151,7 @@ def fitted_counts(fitted: Fit) -> np.ndarray:
 
 
 def write(fitted: Fit, center: int) -> bytes:
+    """The stream: head, center, levels, tables, states, words."""
     from tersor.coders import grid_loops
 
     spec = BitWriter()
