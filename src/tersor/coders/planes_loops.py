@@ -6,31 +6,30 @@ from __future__ import annotations
 import numpy as np
 from numba import types
 
-from tersor.coders.loops import U8, U16, U32, compiled
+from tersor.coders.loops import INT, U8, U16, U32, compiled
 
 
-@compiled(types.uint8[:, ::1](U16))
-def split16(words: np.ndarray) -> np.ndarray:
-    planes = np.empty((2, words.size), np.uint8)
-    low, high = planes[0], planes[1]
+@compiled(types.UniTuple(types.uint8[::1], 2)(U16))
+def split16(words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    low, high = np.empty(words.size, np.uint8), np.empty(words.size, np.uint8)
     for i in range(words.size):
         word = words[i]
         low[i] = np.uint8((word << 1 | word >> 15) & 255)
         high[i] = np.uint8((word >> 7) & 255)
-    return planes
+    return low, high
 
 
-@compiled(types.uint8[:, ::1](U32))
-def split32(words: np.ndarray) -> np.ndarray:
-    planes = np.empty((4, words.size), np.uint8)
-    a, b, c, d = planes[0], planes[1], planes[2], planes[3]
+@compiled(types.UniTuple(types.uint8[::1], 4)(U32))
+def split32(words: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    a, b = np.empty(words.size, np.uint8), np.empty(words.size, np.uint8)
+    c, d = np.empty(words.size, np.uint8), np.empty(words.size, np.uint8)
     for i in range(words.size):
         word = words[i]
         a[i] = np.uint8((word << 1 | word >> 31) & 255)
         b[i] = np.uint8((word >> 7) & 255)
         c[i] = np.uint8((word >> 15) & 255)
         d[i] = np.uint8((word >> 23) & 255)
-    return planes
+    return a, b, c, d
 
 
 @compiled(types.uint16[::1](U8, U8))
@@ -50,3 +49,22 @@ def join32(a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray) -> np.nda
         turned |= np.uint32(d[i]) << np.uint32(24)
         words[i] = np.uint32((turned >> np.uint32(1) | turned << np.uint32(31)) & np.uint32(0xFFFFFFFF))
     return words
+
+
+@compiled(types.void(types.uint8[::1], U8, INT, INT))
+def put(out: np.ndarray, plane: np.ndarray, itemsize: int, k: int) -> None:
+    """Byte k of every element."""
+    for i in range(plane.size):
+        out[i * itemsize + k] = plane[i]
+
+
+@compiled(types.void(types.uint16[::1]))
+def turn_back16(words: np.ndarray) -> None:
+    for i in range(words.size):
+        words[i] = words[i] >> np.uint16(1) | (words[i] & np.uint16(1)) << np.uint16(15)
+
+
+@compiled(types.void(types.uint32[::1]))
+def turn_back32(words: np.ndarray) -> None:
+    for i in range(words.size):
+        words[i] = words[i] >> np.uint32(1) | (words[i] & np.uint32(1)) << np.uint32(31)

@@ -75,8 +75,11 @@ class Coded(Form):
         if self.pack:
             return torch.from_numpy(np.unpackbits(decode(data, -(-count // 8)), count=count).view(np.bool_))
         width = columns(self.size)
-        planes = [decode(data[a:b], count, width=width, keep=keep) for a, b in pairwise(ends)]
-        elements = torch.from_numpy(join(planes, self.turned))
+        planes = (decode(data[a:b], count, width=width, keep=keep) for a, b in pairwise(ends))
+        if not count:
+            list(planes)  # empty, which is for decode to check
+            return torch.empty(0, dtype=dtype)
+        elements = torch.from_numpy(join(planes, dtype.itemsize, count, self.turned))
         return elements != 0 if dtype is torch.bool else elements.view(dtype)
 
     def take(self, axis: int, index: Tensor) -> Dense:
@@ -106,16 +109,22 @@ def coded(array: Tensor, keep: Tensor | None = None, coder: str = "max") -> Code
     turned = array.dtype.is_floating_point
     if turned and coder in ("max", "fast") and elements.numel() > MANY_FLOATS:
         coder = "swift"
-    flat = split(as_bytes(elements), array.dtype.itemsize, turned)
-    mask = None if keep is None else keep.reshape(-1).cpu().numpy()
-    streams = [encode(plane, coder, width=columns(size), keep=mask) for plane in flat]
+    planes = split(as_bytes(elements), array.dtype.itemsize, turned)
     pack = False
-    if array.dtype is torch.bool:
-        packed = [encode(np.packbits(flat), "fast" if coder == "max" else coder)]
-        pack = len(packed[0]) < len(streams[0])
-        streams = packed if pack else streams
-    data = torch.from_numpy(np.concatenate([np.frombuffer(stream, np.uint8) for stream in streams]))
-    return Coded(data, size, dtype, tuple(map(len, streams)), pack, keep is not None, turned)
+    mask = None if keep is None else keep.reshape(-1).cpu().numpy()
+    data, lengths = bytearray(), []
+    packed = np.packbits(planes[0]) if array.dtype is torch.bool else None
+    while planes:  # each plane is dropped when it is coded: of a large tensor every copy counts
+        stream = encode(planes.pop(0), coder, width=columns(size), keep=mask)
+        lengths.append(len(stream))
+        data += stream
+    if packed is not None:
+        stream = encode(packed, "fast" if coder == "max" else coder)
+        pack = len(stream) < len(data)
+        data, lengths = (bytearray(stream), [len(stream)]) if pack else (data, lengths)
+    return Coded(
+        torch.frombuffer(data, dtype=torch.uint8), size, dtype, tuple(lengths), pack, keep is not None, turned
+    )
 
 
 def uncoded(form: Form, keep: Tensor | None = None) -> Form:
