@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from forge import reference, safetensors_file  # puts reference/ on the path
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -26,7 +27,9 @@ from tersor.core.recipe import Recipe
 from tersor.core.run import Compressed
 from tersor.errors import FormatError, RefusedError, SettingError, StorageError, TersorError
 from tersor.forms import Affine, Codebook, Dense, Form, LowRank, Masked, coded
+from tersor.forms.form import as_bytes
 from tersor.io import diff, load, pack, patch, save
+from tersor.io.parts import Parts
 from tersor.model.sites import Site
 from tersor.steps import Cluster, Entropy, Factorize, Prune, Quantize
 
@@ -266,6 +269,35 @@ def test_golden_files(first: Path, second: Path, tmp_path: Path) -> None:
     there_and_back(first, second, tmp_path)
 
 
+def stored(path: Path) -> dict[str, bytes]:
+    """The bytes of the arrays of a file; of a leaf what it means."""
+    with Parts(path) as parts:
+        return {name: as_bytes(parts.array(name)).tobytes() for name in parts.names}
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "half.safetensors", *(f"{name}.tersor" for name in RECIPES)])
+def test_the_second_reader_makes_the_same_arrays(kind: str, files: Path, tmp_path: Path) -> None:
+    """reference/patcher.py, by docs/format.md."""
+    import patcher
+
+    diff(files / f"old.{kind}", files / f"new.{kind}", tmp_path / "p")
+    found = patcher.patched(files / f"old.{kind}", tmp_path / "p")
+    assert {name: value.values.tobytes() for name, value in found.items()} == stored(files / f"new.{kind}")
+
+
+@pytest.mark.parametrize("kind", FORMS)
+def test_the_second_reader_and_forms(kind: str, tmp_path: Path) -> None:
+    import patcher
+
+    for word, n in (("old", 0), ("new", 1)):
+        save(one(FORMS[kind](n), other=Dense(floats(5, 9))), tmp_path / word)
+    diff(tmp_path / "old", tmp_path / "new", tmp_path / "p")
+    found, expected = patcher.patched(tmp_path / "old", tmp_path / "p"), stored(tmp_path / "new")
+    for name in {"mask in mask": ["w:body.body"], "coded by one coder": ["w:index"]}.get(kind, []):
+        del expected[name], found[name]  # told by its bytes
+    assert {name: value.values.tobytes() for name, value in found.items()} == expected
+
+
 def test_the_same_files_give_the_same_patch(files: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         diff(files / "old.int8.tersor", files / "new.int8.tersor", tmp_path / name)
@@ -328,8 +360,6 @@ def test_a_shard_of_another_name_is_another_base(files: Path, made: dict[str, Pa
 
 def take_apart(path: Path, head: bytes) -> tuple[dict[str, str], bytes, bytes]:
     """(metadata, text, streams) of a patch, by docs/format.md."""
-    from forge import reference
-
     tensors, metadata = reference.container(path.read_bytes())
     unpacker = zlib.decompressobj(-15, reference.DICTIONARY + head)
     return (
@@ -341,8 +371,6 @@ def take_apart(path: Path, head: bytes) -> tuple[dict[str, str], bytes, bytes]:
 
 def head_of(old: Path) -> bytes:
     """What OLD says of its arrays."""
-    from forge import reference
-
     data = old.read_bytes()
     if data[:4] == reference.MAGIC:
         return zlib.decompressobj(-15, reference.TINY_DICTIONARY).decompress(data[8:])
@@ -360,8 +388,6 @@ def text_of(path: Path, old: Path) -> bytes:
 
 
 def put_together(metadata: dict[str, str], text: bytes, streams: bytes, head: bytes) -> bytes:
-    from forge import reference, safetensors_file
-
     packer = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_DEFAULT_STRATEGY, reference.DICTIONARY + head)
     data = packer.compress(text) + packer.flush()
     metadata = metadata | {"size": str(len(text)), "crc": f"{zlib.crc32(text):08x}{zlib.crc32(streams):08x}"}

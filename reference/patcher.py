@@ -1,0 +1,300 @@
+"""Section 12 of docs/format.md: the arrays that a patch makes of a file. No part of Tersor or PyTorch.
+
+patched(OLD, PATCH)    {name: Array}: tensors, or the values of leaves, of the file that is made
+It codes nothing, so it makes no file, and leaves that are told by their bytes stay bytes. Old files: .tersor,
+or one .safetensors; not NEW of the very text of OLD.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import sys
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from formulas import (
+    BY_NAME,
+    CHILDREN,
+    DTYPES,
+    NUMPY,
+    SETTINGS,
+    Array,
+    Node,
+    check,
+    decoded,
+    from_rows,
+    rounded,
+    rows_of,
+    spread,
+    widened,
+)
+from reader import (
+    DICTIONARY,
+    MAGIC,
+    Trees,
+    check_shape,
+    check_site,
+    container,
+    inflated,
+    parse,
+    short,
+    text_of,
+)
+from streams import decode
+
+MANTISSA = {"float16": 10, "bfloat16": 7, "float32": 23, "float64": 52}
+PIECE, LEAST = 4_194_304, 4096
+
+
+class Old(NamedTuple):
+    """An old file."""
+
+    head: bytes
+    values: dict[str, Array]  # by the names of its arrays
+    bytes: dict[str, Array]  # of coded leaves, as they are stored
+    nodes: dict[str, Node]  # the nodes that own leaves, by the leaf's name
+
+
+def old_file(path: Path) -> Old:
+    data = path.read_bytes()
+    tiny = data[:4] == MAGIC
+    tensors, metadata = ({}, {"tersor": "1"}) if tiny else container(data)
+    if "tersor" not in metadata:
+        return Old(data[8 : 8 + int.from_bytes(data[:8], "little")], tensors, {}, {})
+    document, small = short(data) if tiny else text_of(tensors, metadata)
+    trees, old = Trees(tensors, small), Old(compact(document), {}, {}, {})
+    for name, site in document["sites"].items():
+        site = check_site(site, signed=not tiny)
+        walk(old, trees.build(site["form"], list(site["shape"]), site["dtype"], name), name)
+    return old
+
+
+def compact(document: Any) -> bytes:
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def walk(old: Old, node: Node, name: str, keep: np.ndarray | None = None, above: Node | None = None) -> None:
+    """Note the leaves below a node; `keep` is the mask above it."""
+    if node.leaf is not None:
+        old.values[name] = decoded(node, keep if node.settings.get("kept") else None)
+        if node.form == "coded":
+            old.bytes[name] = node.leaf
+        if above is not None:
+            old.nodes[name] = above
+    for key, child in node.children.items():
+        below = keep if CHILDREN[node.form][key] else None
+        if node.form == "masked" and key == "body":
+            mask = decoded(node.children["keep"], keep).values
+            below = mask if below is None else mask & below
+        walk(old, child, below_name(name, key, above is None), below, node)
+
+
+def below_name(name: str, key: str, root: bool) -> str:
+    return f"{name}{':' if root else '.'}{key}"
+
+
+class Leaf(NamedTuple):
+    """A leaf of the file that is made."""
+
+    dtype: str  # of its value
+    shape: tuple[int, ...]
+    stored: int | None  # bytes, if it is coded
+    above: dict[str, Any]  # the node that owns it
+
+
+class Place(NamedTuple):
+    """What follows from a node's place: section 5."""
+
+    name: str
+    shape: Any
+    dtype: str
+    above: dict[str, Any] | None = None
+
+
+def leaves(told: Any, place: Place, large: dict[str, Any]) -> Iterator[tuple[str, Leaf]]:
+    """The leaves of a tree of the new file."""
+    told = {"form": told} if isinstance(told, str) else told
+    name, shape, dtype, above = place
+    if told["form"] == "coded":
+        size = check_shape(told.get("size", shape))
+        yield name, Leaf(told.get("dtype", dtype), size, sum(told["planes"]), above or {})
+    elif told["form"] == "dense":
+        kind, size = large.get(name, (told.get("dtype", dtype), told.get("shape", shape)))
+        yield name, Leaf(kind, check_shape(size), None, above or {})
+    for key, aligned in CHILDREN[told["form"]].items():
+        if key in told:
+            inner = Place(
+                below_name(name, key, above is None),
+                shape if aligned else None,
+                BY_NAME.get(key, dtype),
+                told,
+            )
+            yield from leaves(told[key], inner, large)
+
+
+class Patch:
+    """A patch, and the arrays that it has made so far."""
+
+    def __init__(self, path: Path, old_path: Path) -> None:
+        tensors, metadata = container(path.read_bytes())
+        check(metadata.get("tersor-patch") == "1", "no patch, or one of another number")
+        check(metadata["old"] == hashlib.sha256(old_path.read_bytes()).hexdigest(), "another old file")
+        self.old = old_file(old_path)
+        text, _ = inflated(
+            tensors["patch"].values.tobytes(), int(metadata["size"]), DICTIONARY + self.old.head
+        )
+        self.streams = tensors["streams"].values.tobytes()
+        check(metadata["crc"] == f"{zlib.crc32(text):08x}{zlib.crc32(self.streams):08x}", "damaged")
+        self.text = parse(text)
+        self.at, end = {}, 0
+        for name, part in self.text["parts"].items():
+            self.at[name], end = end, end + sum(part.get("n", []))
+        check(end == len(self.streams), "streams of another length")
+        self.leaves: dict[str, Leaf] = {}
+        self.made: dict[str, Array] = {}
+
+    def arrays(self) -> dict[str, Array]:
+        if self.text["kind"] == "safetensors":
+            header = parse(self.text["head"].encode() if "head" in self.text else self.old.head)
+            header.pop("__metadata__", None)
+            aliases = self.text.get("aliases", {})
+            for name, entry in header.items():
+                self.leaves[name] = Leaf(DTYPES[entry["dtype"]][0], tuple(entry["shape"]), None, {})
+            return {name: self.value(aliases.get(name, name)) for name in header}
+        large = self.text["large"]  # it is there wherever the text is
+        for name, site in self.text["text"]["sites"].items():
+            site = check_site(site, signed=not self.text.get("tiny", False))
+            self.leaves |= leaves(site["form"], Place(name, list(site["shape"]), site["dtype"]), large)
+        return {name: self.value(name) for name in self.leaves}
+
+    def value(self, name: str) -> Array:
+        if name not in self.made:
+            self.made[name] = self.told(
+                name, self.text["parts"].get(name, {"how": "same"}), self.leaves[name]
+            )
+        return self.made[name]
+
+    def told(self, name: str, part: dict[str, Any], leaf: Leaf) -> Array:
+        how, other = part.get("how", "change"), part.get("of", name)
+        if leaf.stored is not None and "coder" not in part:
+            if how == "same":  # stored as it was, so it means what it meant
+                return self.old.values[other]
+            leaf = Leaf("uint8", (leaf.stored,), None, {})
+        if how == "same":
+            return self.old.values[other]
+        keep = self.value(part["keep"]).values.reshape(-1) if "keep" in part else None
+        base = None if how == "alone" else fitted(self.old.values[other], leaf)
+        if base is not None and part.get("grid"):
+            base = self.moved(name, base, self.old.nodes[other], leaf)
+        begin, streams = self.at[name], []
+        for n in part.get("n", []):
+            streams.append(self.streams[begin : begin + n])
+            begin += n
+        words = rebuilt(iter(streams), base, keep, leaf)
+        return Array(leaf.dtype, words.view(NUMPY[leaf.dtype]).reshape(leaf.shape))
+
+    def moved(self, name: str, codes: Array, old: Node, leaf: Leaf) -> Array:
+        """Codes on the new grid."""
+        stem, settings = name.removesuffix("codes"), SETTINGS["affine"] | leaf.above
+        rows = rows_of(codes, settings["axis"])
+        was = {key: decoded(child) for key, child in old.children.items() if key != "codes"}
+        now = {key: self.value(stem + key) for key in ("scale", "zero") if key in leaf.above}
+        wide = []
+        for tables, group in ((was, old.settings["group"]), (now, settings["group"])):
+            for key in ("scale", "zero"):
+                full = (
+                    widened(spread(tables[key], rows.values.shape, group)) if key in tables else np.zeros(1)
+                )
+                wide.append(full.astype(np.float64))
+        with np.errstate(all="ignore"):
+            found = np.rint((rows.values - wide[1]) * wide[0] / wide[2] + wide[3])
+        limits = np.iinfo(NUMPY[codes.dtype])
+        found = np.clip(np.nan_to_num(found, nan=0.0), limits.min, limits.max).astype(NUMPY[codes.dtype])
+        return from_rows(Array(codes.dtype, found), codes.values.shape, settings["axis"])
+
+
+def fitted(old: Array, leaf: Leaf) -> Array:
+    """The old array cut, or filled up with zeros."""
+    if old.dtype != leaf.dtype:
+        old = rounded(widened(old), leaf.dtype)
+    base = np.zeros(leaf.shape, NUMPY[leaf.dtype])
+    both = tuple(slice(0, min(a, b)) for a, b in zip(old.values.shape, leaf.shape, strict=True))
+    base[both] = old.values[both]
+    return Array(leaf.dtype, base)
+
+
+def rebuilt(streams: Iterator[bytes], base: Array | None, keep: np.ndarray | None, leaf: Leaf) -> np.ndarray:
+    """The elements as unsigned words."""
+    size, count = np.dtype(NUMPY[leaf.dtype]).itemsize, math.prod(leaf.shape)
+    flat = np.zeros(count, f"<u{size}")
+    keep = np.ones(count, bool) if keep is None else keep
+    theirs = None if base is None else np.ascontiguousarray(base.values).reshape(-1).view(f"<u{size}")
+    if size == 1:
+        width = math.prod(leaf.shape[1:]) if len(leaf.shape) > 1 else 0
+        for where in (keep,) if theirs is None else (keep & (theirs == 0), keep & (theirs != 0)):
+            mask = None if theirs is None and keep.all() else where
+            step = decode(next(streams), int(where.sum()), width, mask)
+            flat[where] = step if theirs is None else theirs[where] + step
+        return flat
+    floats, mine = leaf.dtype in MANTISSA, np.zeros(int(keep.sum()), flat.dtype)
+    before = None if theirs is None else theirs[keep]
+    for at in range(0, len(mine), PIECE):
+        piece = slice(at, at + PIECE)
+        if before is None:
+            word = joined(streams, len(mine[piece]), flat.dtype)
+            mine[piece] = word >> 1 | word << 8 * size - 1 if floats else word
+            continue
+        words = ordered(before[piece], floats)
+        for group in groups(before[piece], leaf.dtype):
+            step = joined(streams, len(group), flat.dtype)
+            words[group] += np.where(step & 1, ~(step >> 1), step >> 1)
+        mine[piece] = disordered(words, floats)
+    flat[keep] = mine
+    return flat
+
+
+def joined(streams: Iterator[bytes], count: int, dtype: np.dtype) -> np.ndarray:
+    planes = [decode(next(streams), count) for _ in range(dtype.itemsize)]
+    return np.stack(planes, axis=1).reshape(-1).view(dtype)
+
+
+def groups(words: np.ndarray, dtype: str) -> Iterator[np.ndarray]:
+    if dtype in MANTISSA:
+        classes = (words >> MANTISSA[dtype]) & ((1 << 8 * words.itemsize - 1 - MANTISSA[dtype]) - 1)
+    else:
+        classes = words != 0
+    group: list[np.ndarray] = []
+    left = len(words)
+    for value in np.unique(classes):
+        group.append(np.flatnonzero(classes == value))
+        left -= len(group[-1])
+        if sum(map(len, group)) >= LEAST and left >= LEAST:
+            yield np.concatenate(group)
+            group = []
+    if group:
+        yield np.concatenate(group)
+
+
+def ordered(words: np.ndarray, floats: bool) -> np.ndarray:
+    sign = words >> 8 * words.itemsize - 1
+    return np.where(sign == 1, ~words, words | (1 << 8 * words.itemsize - 1)) if floats else words.copy()
+
+
+def disordered(words: np.ndarray, floats: bool) -> np.ndarray:
+    top = words.dtype.type(1) << (8 * words.itemsize - 1)
+    return np.where(words & top, words ^ top, ~words) if floats else words
+
+
+def patched(old: str | Path, patch: str | Path) -> dict[str, Array]:
+    """The arrays of the file that a patch makes of an old one."""
+    return Patch(Path(patch), Path(old)).arrays()
+
+
+if __name__ == "__main__":
+    for name, value in patched(sys.argv[1], sys.argv[2]).items():
+        print(name, value.dtype, list(value.values.shape))
