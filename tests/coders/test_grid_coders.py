@@ -26,7 +26,7 @@ def test_mixing_returns_what_it_was_given(made: tuple[Case, bytes]) -> None:
     returns(*made, also_slow=len(made[0].symbols) < 300)
 
 
-@settings(max_examples=40)
+@settings(max_examples=30)
 @given(predictive_streams(SHAPES[5:] + LONG))
 def test_predictive_returns_what_it_was_given(made: tuple[Case, bytes]) -> None:
     returns(*made, also_slow=len(made[0].symbols) < 2000)

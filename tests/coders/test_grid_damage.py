@@ -53,7 +53,7 @@ def test_mixing(given_: tuple[bytes, Case, int, int]) -> None:
     agree(*given_)
 
 
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(predictive_streams(TWO).flatmap(damaged))
 def test_predictive(given_: tuple[bytes, Case, int, int]) -> None:
     agree(*given_)
