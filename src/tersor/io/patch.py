@@ -149,9 +149,9 @@ def inflate(data: bytes, size: int | None, head: bytes) -> bytes:
 def write(told: Told, target: Any, folder: Path, watch: Watch) -> int:
     """Write the new file; returns its bytes."""
     only(told.text, KEYS, "its text")
-    kind = told.text.get("kind")
+    kind = of_type(told.text.get("kind"), str, "its kind")
     if kind not in WRITERS:
-        raise FormatError(f"its kind is {str(kind)[:20]!r}; known are {', '.join(WRITERS)}")
+        raise FormatError(f"its kind is {kind[:20]!r}; known are {', '.join(WRITERS)}")
     return WRITERS[kind](told, target, folder, watch)
 
 

@@ -186,7 +186,7 @@ class Leaves:
         node, place = self.nodes[name], self.places.found[name]
         if node["form"] != Coded.name:
             return place.dtype, place.shape
-        if node["dtype"] not in NAMED:
+        if not isinstance(node["dtype"], str) or node["dtype"] not in NAMED:
             raise FormatError(f"{name[:200]}: dtype {str(node['dtype'])[:40]!r} is not known")
         return NAMED[node["dtype"]], tuple(node["size"])
 
