@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         Penalize,
         Prune,
         Quantize,
+        Rdoq,
         read_recipe,
     )
 
@@ -66,7 +67,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "tersor.model.tasks": ("digits", "fashion_mnist"),
     "tersor.steps": (
         "STEPS", "Cluster", "Distill", "Entropy", "Export", "Factorize", "Finetune", "Measure", "Penalize",
-        "Prune", "Quantize", "read_recipe",
+        "Prune", "Quantize", "Rdoq", "read_recipe",
     ),
 }  # fmt: skip
 HOMES = {name: module for module, names in MODULES.items() for name in names}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import ClassVar
 
 import numpy as np
@@ -61,25 +60,19 @@ class Coded(Form):
 
     def _elements(self, count: int, keep: np.ndarray | None = None) -> Tensor:
         from tersor.coders import decode  # brings numba, which `import tersor` must not
-        from tersor.coders.planes import join
+        from tersor.coders.arrays import decode_array
 
-        dtype = DTYPES[self.dtype]
-        data = self.data.cpu().numpy()
-        ends = np.cumsum((0, *self.planes))
-        if len(self.planes) != dtype.itemsize or ends[-1] != len(data):
-            raise FormatError(
-                f"a coded leaf has streams of {self.planes} bytes for {self.dtype} in {len(data)} bytes"
-            )
+        dtype, data = DTYPES[self.dtype], self.data.cpu().numpy()
         if (self.turned and not dtype.is_floating_point) or (self.pack and dtype is not torch.bool):
             raise FormatError(f"a coded leaf of {self.dtype} has planes turned or packed, but it cannot")
-        if self.pack:
+        if self.pack and self.planes == (len(data),):
             return torch.from_numpy(np.unpackbits(decode(data, -(-count // 8)), count=count).view(np.bool_))
-        width = columns(self.size)
-        planes = (decode(data[a:b], count, width=width, keep=keep) for a, b in pairwise(ends))
+        found = decode_array(
+            data, self.planes, dtype.itemsize, count, turned=self.turned, width=columns(self.size), keep=keep
+        )
         if not count:
-            list(planes)  # empty, which is for decode to check
             return torch.empty(0, dtype=dtype)
-        elements = torch.from_numpy(join(planes, dtype.itemsize, count, self.turned))
+        elements = torch.from_numpy(found)
         return elements != 0 if dtype is torch.bool else elements.view(dtype)
 
     def take(self, axis: int, index: Tensor) -> Dense:
@@ -102,29 +95,25 @@ def coded(array: Tensor, keep: Tensor | None = None, coder: str = "max") -> Code
     Many floats are coded by the static coders: contexts save 0.3 % of them, and take a hundred times as long.
     """
     from tersor.coders import encode
-    from tersor.coders.planes import split
+    from tersor.coders.arrays import encode_array
 
     size, dtype = tuple(array.shape), str(array.dtype).removeprefix("torch.")
     elements = array.reshape(-1) if keep is None else array[keep]
     turned = array.dtype.is_floating_point
     if turned and coder in ("max", "fast") and elements.numel() > MANY_FLOATS:
         coder = "swift"
-    planes = split(as_bytes(elements), array.dtype.itemsize, turned)
-    pack = False
     mask = None if keep is None else keep.reshape(-1).cpu().numpy()
-    data, lengths = bytearray(), []
-    packed = np.packbits(planes[0]) if array.dtype is torch.bool else None
-    while planes:  # each plane is dropped when it is coded: of a large tensor every copy counts
-        stream = encode(planes.pop(0), coder, width=columns(size), keep=mask)
-        lengths.append(len(stream))
-        data += stream
-    if packed is not None:
-        stream = encode(packed, "fast" if coder == "max" else coder)
-        pack = len(stream) < len(data)
-        data, lengths = (bytearray(stream), [len(stream)]) if pack else (data, lengths)
-    return Coded(
-        torch.frombuffer(data, dtype=torch.uint8), size, dtype, tuple(lengths), pack, keep is not None, turned
+    raw = as_bytes(elements)
+    data, lengths = encode_array(
+        raw, array.dtype.itemsize, turned=turned, coder=coder, width=columns(size), keep=mask
     )
+    pack = False
+    if array.dtype is torch.bool:
+        packed = encode(np.packbits(raw), "fast" if coder == "max" else coder)
+        pack = len(packed) < len(data)
+        data, lengths = (bytearray(packed), [len(packed)]) if pack else (data, lengths)
+    array = torch.frombuffer(data, dtype=torch.uint8)
+    return Coded(array, size, dtype, tuple(lengths), pack, keep is not None, turned)
 
 
 def uncoded(form: Form, keep: Tensor | None = None) -> Form:
