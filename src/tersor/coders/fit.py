@@ -96,7 +96,7 @@ def precision(n: np.ndarray) -> int:
         f = tables.frequencies(depths_for(n, bits)[finest], finest, bits)
         costs[bits] = int(cost_of(n, f, bits))
     least = min(costs.values())
-    return min(bits for bits, cost in costs.items() if cost <= least + (least >> TRIFLE))
+    return min(bits for bits, cost in costs.items() if cost <= least + (least >> TRIFLE - 1))
 
 
 def depths_for(n: np.ndarray, bits: int) -> np.ndarray:

@@ -21,6 +21,7 @@ U8_OUT, U16_OUT, U32_OUT, U64_OUT = types.uint8[::1], types.uint16[::1], types.u
 INT = types.int64
 
 N0, N1, N8, N16, N32, N49, N64 = (np.uint64(n) for n in (0, 1, 8, 16, 32, 49, 64))
+N20, TWELVE = np.uint64(20), np.uint64(0xFFF)
 BYTE, WORD, LOW, ONE_SYMBOL = np.uint64(0xFF), np.uint64(0xFFFF), np.uint64(1 << 16), np.uint64(1 << 8)
 
 
@@ -107,6 +108,46 @@ def rans_decode(
         states[lane] = x
         i += N1
     return np.int64(at)
+
+
+@njit(inline="always")
+def taken(x, slots, mask, shift, words, at):  # type: ignore[no-untyped-def]
+    """(symbol, state, place in words) after one symbol of a state."""
+    slot = np.uint64(slots[x & mask])
+    x = ((slot >> N8) & TWELVE) * (x >> shift) + (slot >> N20)
+    needy = x < LOW
+    x = (x << N16) | np.uint64(words[at]) if needy else x
+    return np.uint8(slot & BYTE), x, at + np.uint64(needy)
+
+
+@compiled(types.UniTuple(INT, 2)(U16, U64_OUT, U32, INT, U8_OUT))
+def rans_decode_eight(
+    words: np.ndarray, states: np.ndarray, slots: np.ndarray, bits: int, out: np.ndarray
+) -> tuple[np.int64, np.int64]:
+    """Fill whole eights of `out` as long as words for all are left, with eight states in registers.
+
+    `slots` [2^bits], 12 bits at most: symbol | frequency << 8 | place among the symbol's slots << 20. Returns
+    how many words and symbols are done.
+    """
+    shift = np.uint64(bits)
+    mask = (N1 << shift) - N1
+    count, length = np.uint64(out.size), np.uint64(words.size)
+    i = at = N0
+    a, b, c, d = states[0], states[1], states[2], states[3]
+    e, f, g, h = states[4], states[5], states[6], states[7]
+    while i + N8 <= count and at + N8 <= length:
+        out[i], a, at = taken(a, slots, mask, shift, words, at)
+        out[i + N1], b, at = taken(b, slots, mask, shift, words, at)
+        out[i + np.uint64(2)], c, at = taken(c, slots, mask, shift, words, at)
+        out[i + np.uint64(3)], d, at = taken(d, slots, mask, shift, words, at)
+        out[i + np.uint64(4)], e, at = taken(e, slots, mask, shift, words, at)
+        out[i + np.uint64(5)], f, at = taken(f, slots, mask, shift, words, at)
+        out[i + np.uint64(6)], g, at = taken(g, slots, mask, shift, words, at)
+        out[i + np.uint64(7)], h, at = taken(h, slots, mask, shift, words, at)
+        i += N8
+    states[0], states[1], states[2], states[3] = a, b, c, d
+    states[4], states[5], states[6], states[7] = e, f, g, h
+    return np.int64(at), np.int64(i)
 
 
 @compiled(INT(U8, U32, U8, INT, INT, U32_OUT))

@@ -7,6 +7,7 @@ that one tensor keeps every core busy.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -74,11 +75,20 @@ def cut(symbols: np.ndarray) -> list[int]:
 
 def on_all_cores(work: Callable[[Any], Any], items: list[Any], size: int) -> list[Any]:
     """[work(item)] in order; the compiled loops run side by side."""
-    workers = min(os.cpu_count() or 1, len(items))
-    if workers < 2 or size < PARALLEL:
+    if (os.cpu_count() or 1) < 2 or len(items) < 2 or size < PARALLEL:
         return [work(item) for item in items]
-    with ThreadPoolExecutor(workers) as pool:
-        return list(pool.map(work, items))
+    return list(threads().map(work, items))
+
+
+@functools.cache
+def threads() -> ThreadPoolExecutor:
+    """One pool for all streams, since starting threads takes as long as decoding a small one. Its tasks never
+    wait for each other."""
+    return ThreadPoolExecutor(os.cpu_count())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=threads.cache_clear)  # threads do not survive a fork
 
 
 def read_pieces(
