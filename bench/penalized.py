@@ -31,7 +31,7 @@ TEACHER = "vgg"
 TARGETS = {"lenet300": (7500, 89.43), "lenet5": (13_000, 91.67)}  # bytes; percent: 0.2 points below the given
 SECONDS = 1200
 # Where training is not set as the recipe has it: a pass of LeNet-5 takes ten times as long.
-PENALIZE: dict[str, dict[str, Any]] = {"lenet5": {"nbytes": 9000, "epochs": 12.0}}
+PENALIZE: dict[str, dict[str, Any]] = {"lenet5": {"nbytes": 11_500, "epochs": 16.0}}
 
 
 class Fast(nn.Module):

@@ -22,7 +22,17 @@ from tersor.steps.rdoq import Rdoq
 STEPS: dict[str, type[Any]] = {
     step.name: step
     for step in (
-        Prune, Quantize, Rdoq, Cluster, Factorize, Finetune, Distill, Penalize, Entropy, Measure, Export,
+        Prune,
+        Quantize,
+        Rdoq,
+        Cluster,
+        Factorize,
+        Finetune,
+        Distill,
+        Penalize,
+        Entropy,
+        Measure,
+        Export,
     )  # fmt: skip
 }
 

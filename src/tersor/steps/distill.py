@@ -49,5 +49,7 @@ class Distill(Finetune):
                         f"distill: features: the {side} has no layer {name!r}; {did_you_mean(name, layers)}"
                     )
         plan = replace(self.plan(), features=self.features, feature_weight=self.feature_weight)
-        moved, facts = view.train(plan, where=self.learning(view), teacher=teacher, text=self.name)
-        yield (*view.edits(moved), Note("", "trained", f"{self.epochs:g} epochs of distillation", facts))
+        learning = self.learning(view)
+        moved, facts = view.train(plan, where=learning, teacher=teacher, text=self.name)
+        trained = Note("", "trained", f"{self.epochs:g} epochs of distillation", facts)
+        yield (*view.edits(moved), trained, *self.left(view, moved, learning))

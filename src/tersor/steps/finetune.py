@@ -30,8 +30,10 @@ class Finetune(Retrain):
         check(self.epochs > 0, self, "epochs", "it is a number of passes: above 0")
 
     def run(self, view: View) -> Iterator[Group]:
-        moved, facts = view.train(self.plan(), where=self.learning(view), text=self.name)
-        yield (*view.edits(moved), Note("", "trained", f"{self.epochs:g} epochs", facts))
+        learning = self.learning(view)
+        moved, facts = view.train(self.plan(), where=learning, text=self.name)
+        trained = Note("", "trained", f"{self.epochs:g} epochs", facts)
+        yield (*view.edits(moved), trained, *self.left(view, moved, learning))
 
     def learning(self, view: View) -> list[Site] | None:
         """The sites that learn: all parameters, biases and norms too, unless `where` says which."""

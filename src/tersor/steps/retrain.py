@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -20,6 +20,7 @@ from tersor.errors import SettingError
 from tersor.forms import Form
 from tersor.model.fit import OPTIMIZERS, SCHEDULES, Plan
 from tersor.model.named import named
+from tersor.model.sites import Site
 from tersor.settings import check, check_word
 
 
@@ -67,6 +68,17 @@ class Retrain:
         hows = {site: edit.how for site, edit in edits.items()}
         group = [Edit(s, view.forms[s], after[s], hows.get(s, "refine")) for s in view.sites if s in after]
         return after, (*group, Note("", "trained", f"{self.epochs:g} epochs", facts))
+
+    def left(
+        self, view: View, moved: Mapping[str, Form], learning: Sequence[Site] | None
+    ) -> tuple[Note, ...]:
+        """A word on each weight that was to learn and did not, such as one that is zero everywhere."""
+        sites = list(view.sites.values()) if learning is None else learning
+        return tuple(
+            Note(site.name, "skipped", "training left it as it was")
+            for site in sites
+            if site.is_weight and site.name not in moved
+        )
 
     def sitewise(self) -> bool:
         """Whether each site can be done alone, without the others and without the model."""
