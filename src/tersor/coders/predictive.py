@@ -25,6 +25,8 @@ from tersor.coders.static import fewest, histogram, read_static
 from tersor.errors import FormatError
 
 PREDICTIVE = 4
+TRIED = 1 << 21  # codes that tell which way of looking is best
+PIECE = 1 << 20  # codes counted at a time
 FEWEST = 4096  # codes: below, tables and levels cost more than they can save
 MOST = 28  # rows and columns, as a power of two
 LANES = 8  # states
@@ -77,7 +79,9 @@ def ways(views: list[np.ndarray]) -> list[Way]:
 
 
 def guess(codes: np.ndarray, way: Way) -> float:
-    """Bits a code, but for a constant, if what is left were normal: the mean log2 of its spread."""
+    """Bits a code, but for a constant, if what is left were normal: the mean log2 of its spread. Of a large
+    matrix the first rows tell."""
+    codes = codes[: max(BLOCK, TRIED // codes.shape[1])]
     rows, columns = spreads(codes.astype(np.float32))
     if way.ridge:
         mean = foreseen(codes, rows, RIDGES[way.ridge - 1])
@@ -145,8 +149,11 @@ def foreseen(codes: np.ndarray, rows: np.ndarray, ridge: float) -> np.ndarray:
 
 def fitted_counts(fitted: Fit) -> np.ndarray:
     """How often each symbol occurs with each kind, [GROUPS, FRACTIONS, 256]."""
-    joint = fitted.kinds.astype(np.int32) * 256 + fitted.symbols
-    counts = np.bincount(joint.ravel(), minlength=GROUPS * FRACTIONS * 256)
+    counts = np.zeros(GROUPS * FRACTIONS * 256, dtype=np.int64)
+    step = max(1, PIECE // fitted.kinds.shape[1])  # rows: numpy counts in 8 bytes each
+    for top in range(0, len(fitted.kinds), step):
+        joint = fitted.kinds[top : top + step].astype(np.int32) * 256 + fitted.symbols[top : top + step]
+        counts += np.bincount(joint.ravel(), minlength=len(counts))
     return counts.reshape(GROUPS, FRACTIONS, 256)
 
 
@@ -157,9 +164,8 @@ def write(fitted: Fit, center: int) -> bytes:
     spec = BitWriter()
     tables = plan_tables(spec, fitted_counts(fitted), spanned(fitted.rows, fitted.columns))
     shifts, frequencies, starts, _, _ = tables.joined()
-    order = reading_order(*fitted.symbols.shape)
-    symbols = fitted.symbols.reshape(-1)[order]
-    used = tables.table_of[fitted.kinds.reshape(-1)[order]]
+    symbols = as_read(fitted.symbols)
+    used = tables.table_of[as_read(fitted.kinds)]
     states = np.full(LANES, LOW, dtype=np.uint64)
     words = np.empty(len(symbols), dtype=np.uint16)
     first = grid_loops.encode_tables(symbols, used, shifts, frequencies, starts, states, words)
@@ -170,14 +176,13 @@ def write(fitted: Fit, center: int) -> bytes:
     return head + spec.to_bytes() + states.astype("<u4").tobytes() + words[first:].astype("<u2").tobytes()
 
 
-def reading_order(rows: int, columns: int) -> np.ndarray:
-    """Places in row-major order, in the order in which they are coded."""
-    places = np.arange(rows * columns).reshape(rows, columns)
+def as_read(matrix: np.ndarray) -> np.ndarray:
+    """The elements [R, C] in the order in which they are coded, [R * C]."""
     found = []
-    for begin, end in grid.bands(columns):
-        for first, last in pairwise(grid.lessons(rows, columns)):
+    for begin, end in grid.bands(matrix.shape[1]):
+        for first, last in pairwise(grid.lessons(*matrix.shape)):
             for top in range(first, last, BLOCK):
-                found.append(places[top : min(top + BLOCK, last), begin:end].T.ravel())
+                found.append(matrix[top : min(top + BLOCK, last), begin:end].T.ravel())
     return np.concatenate(found)
 
 
