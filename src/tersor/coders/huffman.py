@@ -19,7 +19,6 @@ from tersor.errors import FormatError
 HUFFMAN = 2
 MAX_LENGTH = 15
 LOOK, SMALL_LOOK = 12, 8  # bits looked up at once: 2^12 strings stay in the first cache; 2^8 are sooner made
-STRING = 8  # symbols a look gives at most
 
 
 def code_lengths(counts: np.ndarray, limit: int = MAX_LENGTH) -> np.ndarray:
@@ -130,17 +129,8 @@ def read_huffman(settings: int, data: bytes, count: int) -> np.ndarray:
 
 def looks(owners: np.ndarray, lengths: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
     """For each pattern of `width` bits: the symbols it starts with, and their number << 8 | their bits."""
-    pattern = np.arange(1 << width)
-    strings = np.zeros(len(pattern), dtype=np.uint64)  # [2^width]
-    used, number = np.zeros((2, len(pattern)), dtype=np.int64)
-    whole = np.ones(len(pattern), dtype=bool)
-    for k in range(STRING):
-        rest = (pattern << used) & (len(pattern) - 1)
-        symbol = owners[rest << (MAX_LENGTH - width)]
-        whole &= used + lengths[symbol] <= width  # else the rest tells only part of a code
-        if not whole.any():
-            break
-        strings |= np.where(whole, symbol, 0).astype(np.uint64) << np.uint64(8 * k)
-        used += np.where(whole, lengths[symbol], 0)
-        number += whole
-    return strings, (number << 8 | used).astype(np.uint16)
+    from tersor.coders import loops
+
+    strings, steps = np.empty(1 << width, dtype=np.uint64), np.empty(1 << width, dtype=np.uint16)
+    loops.huffman_looks(owners, lengths, width, strings, steps)
+    return strings, steps

@@ -21,6 +21,7 @@ U8_OUT, U16_OUT, U32_OUT, U64_OUT = types.uint8[::1], types.uint16[::1], types.u
 INT = types.int64
 
 N0, N1, N8, N16, N32, N49, N64 = (np.uint64(n) for n in (0, 1, 8, 16, 32, 49, 64))
+N15 = np.uint64(15)
 N20, TWELVE = np.uint64(20), np.uint64(0xFFF)
 BYTE, WORD, LOW, ONE_SYMBOL = np.uint64(0xFF), np.uint64(0xFFFF), np.uint64(1 << 16), np.uint64(1 << 8)
 
@@ -231,3 +232,23 @@ def huffman_decode(
         filled -= used
         i += N1
     return np.int64(at * N32 - filled)
+
+
+@compiled(types.void(U8, U8, INT, U64_OUT, U16_OUT))
+def huffman_looks(
+    owners: np.ndarray, lengths: np.ndarray, width: int, strings: np.ndarray, steps: np.ndarray
+) -> None:
+    """Fill `strings` and `steps` [2^width] of huffman_decode: of each pattern its whole codes."""
+    wide, most = np.uint64(width), np.uint64(strings.size - 1)
+    for pattern in range(np.uint64(strings.size)):
+        used = number = string = N0
+        while number < N8:
+            symbol = owners[((pattern << used) & most) << (N15 - wide)]
+            length = np.uint64(lengths[symbol])
+            if used + length > wide:  # the rest tells only part of a code
+                break
+            string |= np.uint64(symbol) << (N8 * number)
+            used += length
+            number += N1
+        strings[pattern] = string
+        steps[pattern] = number << N8 | used
