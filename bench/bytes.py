@@ -24,13 +24,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import codes
+import job
 import numpy as np
-import page
 import torch
-from job import line
-from networks import steady
 from safetensors.torch import save_file
-from table import Row, judged, record
+from table import Row
 from torch import Tensor
 
 from tersor import io
@@ -239,27 +237,13 @@ def row(name: str, what: str, value: float | str, unit: str, target: str = "", *
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("subjects", nargs="*", metavar="SUBJECT", help=f"of {', '.join(SUBJECTS)}")
-    parser.add_argument("--peers", metavar="PYTHON", default=os.environ.get("TERSOR_PEERS", sys.executable))
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help="decodings; their median counts")
-    parser.add_argument("--record", action="store_true", help="put the numbers into bench/results.csv")
-    options = parser.parse_args(argv)
-    if unknown := set(options.subjects) - set(SUBJECTS):
-        parser.error(f"no subject {', '.join(sorted(unknown))}; there are {', '.join(SUBJECTS)}")
-    steady()
-    try:
-        for name in options.subjects or SUBJECTS:
-            rows = []
-            for found in measure(name, options.peers, options.rounds):
-                print(line(judged(found)), flush=True)
-                rows.append(found)
-            if options.record:
-                record(rows)
-                page.write()
-    except TersorError as error:
-        parser.exit(1, f"{error}\n")
-    return 0
+    own = argparse.ArgumentParser(add_help=False)
+    own.add_argument("--peers", metavar="PYTHON", default=os.environ.get("TERSOR_PEERS", sys.executable))
+    own.add_argument("--rounds", type=int, default=ROUNDS, help="decodings; their median counts")
+    options, _ = own.parse_known_args(argv)
+    return job.main(
+        __doc__, lambda name: measure(name, options.peers, options.rounds), tuple(SUBJECTS), argv, (own,)
+    )
 
 
 if __name__ == "__main__":

@@ -23,9 +23,15 @@ from tersor.measure.accuracy import Drop, drop
 Measure = Callable[[str], Iterator[Row]]  # subject -> its rows
 
 
-def main(doc: str | None, measure: Measure, subjects: Sequence[str], argv: list[str] | None = None) -> int:
-    """Measure the subjects named on the command line (default: all), and print or record the rows."""
-    parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
+def main(
+    doc: str | None, measure: Measure, subjects: Sequence[str], argv: list[str] | None = None,
+    parents: Sequence[argparse.ArgumentParser] = (),
+) -> int:  # fmt: skip
+    """Measure the subjects named on the command line (default: all), and print or record the rows.
+
+    `parents`: parsers of options of the bench's own, for its --help.
+    """
+    parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0], parents=list(parents))
     parser.add_argument("subjects", nargs="*", metavar="SUBJECT", help=f"of {', '.join(subjects)}")
     parser.add_argument("--record", action="store_true", help="put the numbers into bench/results.csv")
     options = parser.parse_args(argv)

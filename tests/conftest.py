@@ -1,8 +1,11 @@
 """What all tests share: how hypothesis searches, a guard on torch's global state, where the data is."""
 
+import importlib
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -61,3 +64,23 @@ def fashion_mnist() -> Path:
             "or name its folder in FASHION_MNIST"
         )
     return folder
+
+
+BENCH = Path(__file__).resolve().parent.parent / "bench"
+
+
+@pytest.fixture(scope="module")
+def bench():
+    """Modules of bench/, which is a folder of scripts and no package."""
+    names = {path.stem for path in BENCH.glob("*.py")}
+    sys.path.insert(0, str(BENCH))
+
+    def take(name: str) -> ModuleType:
+        return importlib.import_module(name)
+
+    try:
+        yield take
+    finally:
+        sys.path.remove(str(BENCH))
+        for name in names:
+            sys.modules.pop(name, None)

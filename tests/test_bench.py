@@ -1,32 +1,13 @@
 """The results table parses, says what it judges, and is what the page shows."""
 
-import importlib
 import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 BENCH = Path(__file__).resolve().parent.parent / "bench"
-
-
-@pytest.fixture(scope="module")
-def bench():
-    """Modules of bench/, which is a folder of scripts and no package."""
-    names = {path.stem for path in BENCH.glob("*.py")}
-    sys.path.insert(0, str(BENCH))
-
-    def take(name: str) -> ModuleType:
-        return importlib.import_module(name)
-
-    try:
-        yield take
-    finally:
-        sys.path.remove(str(BENCH))
-        for name in names:
-            sys.modules.pop(name, None)
 
 
 def test_the_table_parses_and_each_row_has_a_value(bench):

@@ -1,32 +1,10 @@
 """bench/bytes.py: inputs follow their formulas, missing peers are named, figures are of whole leaves."""
 
-import importlib
-import sys
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
-
-BENCH = Path(__file__).resolve().parents[2] / "bench"
-
-
-@pytest.fixture(scope="module")
-def bench():
-    """Modules of bench/, which is a folder of scripts and no package."""
-    names = {path.stem for path in BENCH.glob("*.py")}
-    sys.path.insert(0, str(BENCH))
-
-    def take(name: str) -> ModuleType:
-        return importlib.import_module(name)
-
-    try:
-        yield take
-    finally:
-        sys.path.remove(str(BENCH))
-        for name in names:
-            sys.modules.pop(name, None)
 
 
 def test_codes_are_those_of_a_scale_a_row_and_of_a_scale_a_group(bench):

@@ -18,7 +18,7 @@ import numpy as np
 from tersor.coders.alphabet import SYMBOLS
 from tersor.coders.bits import BitReader, BitWriter
 from tersor.coders.plan import first_byte
-from tersor.coders.static import NOISE, fewest, order0, read_static
+from tersor.coders.static import NOISE, fewest, histogram, order0, read_static
 from tersor.errors import FormatError
 
 PIECES = 6
@@ -51,7 +51,7 @@ def plan_pieces(
 
 
 def coded_piece(symbols: np.ndarray, slack: float) -> bytes:
-    return fewest(symbols, np.bincount(symbols, minlength=SYMBOLS), NOISE, slack)
+    return fewest(symbols, histogram(symbols), NOISE, slack)
 
 
 def cut(symbols: np.ndarray) -> list[int]:

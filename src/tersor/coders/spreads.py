@@ -19,6 +19,7 @@ from tersor.coders.bits import BitReader, BitWriter
 from tersor.coders.fit import UNIT, best_table, cost_of
 from tersor.coders.grid import FRACTIONS, GROUPS, MIDDLE, scales
 from tersor.coders.rans import by_symbol
+from tersor.coders.static import order0
 from tersor.coders.tables import OCTAVES, PAIR, SHAPE_DETAIL, Table, read_table
 from tersor.errors import FormatError
 
@@ -139,7 +140,7 @@ def pool_cost(counts: np.ndarray) -> float:
         return 12.0
     if len(n) > LISTED:
         return float("inf")
-    return float((n * np.log2(n.sum() / n)).sum()) + 16.0 + 4.0 * len(n)
+    return order0(n) + 16.0 + 4.0 * len(n)
 
 
 class Run(NamedTuple):
