@@ -1,8 +1,7 @@
 """Coders: integers to bytes and back, exactly.
 
 encode(symbols) tries coders and keeps the fewest bytes; decode(data, count) trusts nothing it reads.
-    "fast"   static coders: a table for all symbols or for long pieces, hundreds of megabytes a second a core
-    "swift"  the same, but Huffman's code, twice as fast to read, where it is at most 2 % longer
+    "fast"   static coders: a table for all symbols or for long pieces, about 1 GB/s a core
     "max"    also those that see the symbols as a matrix: 5 to 40 million symbols a second a core
 A stream names its coder in its first byte and knows neither its length nor its count: docs/streams.md.
 """
@@ -26,9 +25,8 @@ GRID_CODERS: dict[str, GridCoder] = {
     "predictive": GridCoder(PREDICTIVE, plan_predictive, read_predictive),
     "mixing": GridCoder(MIXING, plan_mixing, read_mixing),
 }
-PROFILES = ("max", "fast", "swift")
+PROFILES = ("max", "fast")
 EMPTY = bytes([RAW])
-SLACK = 1.02
 DENSE = 2  # bits a symbol: above, few symbols are alike
 SHORTEST = 12  # bytes: what no coder with a head can shorten
 MIXING_BITS, MIXING_COUNT = 4.5, 1 << 15  # bits a symbol: above, mixing is slow and gains little
@@ -37,7 +35,7 @@ MIXING_BITS, MIXING_COUNT = 4.5, 1 << 15  # bits a symbol: above, mixing is slow
 def encode(
     symbols: np.ndarray, coder: str = "fast", *, width: int = 0, keep: np.ndarray | None = None
 ) -> bytes:
-    """Symbols [N] uint8 as bytes, by a profile ("max": the fewest bytes, "fast", "swift") or by one coder.
+    """Symbols [N] uint8 as bytes, by a profile ("max": the fewest bytes; "fast") or by one coder.
 
     The same symbols give the same bytes. `width` is the number of columns where the symbols are a matrix in
     row-major order (0: one row). `keep`: bool, where the symbols are what it keeps of a matrix of its size.
@@ -85,10 +83,9 @@ def by_profile(
     symbols: np.ndarray, counts: np.ndarray, profile: str, width: int, keep: np.ndarray | None
 ) -> bytes:
     """The fewest bytes of the coders that a profile has."""
-    slack = SLACK if profile == "swift" else 1.0
-    best = plan_pieces(symbols, width, keep, slack) if np.count_nonzero(counts) > 1 else None
+    best = plan_pieces(symbols, width, keep) if np.count_nonzero(counts) > 1 else None
     if best is None:  # where there are pieces they are hardly ever longer than a whole
-        best = fewest(symbols, counts, 8.0 if profile == "max" else NOISE, slack)
+        best = fewest(symbols, counts, 8.0 if profile == "max" else NOISE)
     if len(best) <= SHORTEST:
         return best
     for name in ("predictive", "mixing") if profile == "max" else ():
@@ -140,7 +137,12 @@ def decode(
         return np.empty(0, dtype=np.uint8)
     settings = stream[0] >> ID_BITS
     if name in CODERS:
-        return CODERS[name].read(settings, stream, count)
+        try:
+            out = np.empty(count, dtype=np.uint8)
+        except (MemoryError, ValueError):  # numpy's words for too much and for far too much
+            raise FormatError(f"coded stream: {count} symbols are more than memory holds") from None
+        CODERS[name].read(settings, stream, out)
+        return out
     misfit = misfits(count, width, keep)
     if misfit:
         raise FormatError(f"coded stream: {misfit}")
@@ -148,7 +150,7 @@ def decode(
     return GRID_CODERS[name].read(settings, stream, count, columns, keep)
 
 
-def coder_of(data: bytes | np.ndarray) -> str:
+def coder_of(data: bytes | memoryview | np.ndarray) -> str:
     """The name of the coder that wrote this stream, from its first byte."""
     if not len(data):
         raise FormatError("coded stream: it is empty; the shortest has 1 byte")
@@ -163,15 +165,16 @@ def coder_of(data: bytes | np.ndarray) -> str:
     )
 
 
-def as_bytes(data: bytes | np.ndarray) -> bytes:
+def as_bytes(data: bytes | np.ndarray) -> memoryview:
+    """Without a copy: a part of it is none either."""
     if isinstance(data, np.ndarray):
         if data.dtype != np.uint8 or data.ndim != 1:
             raise FormatError(
                 f"coded stream: given as {data.dtype} of shape {list(data.shape)}, "
                 "but it is uint8 in one dimension"
             )
-        return data.tobytes()
-    return bytes(data)
+        return np.ascontiguousarray(data).data
+    return memoryview(data)
 
 
 def order0_bits(symbols: np.ndarray) -> float:

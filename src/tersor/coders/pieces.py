@@ -17,6 +17,7 @@ import numpy as np
 
 from tersor.coders.alphabet import SYMBOLS
 from tersor.coders.bits import BitReader, BitWriter
+from tersor.coders.plain import RAW
 from tersor.coders.plan import first_byte
 from tersor.coders.static import NOISE, fewest, histogram, order0, read_static
 from tersor.errors import FormatError
@@ -24,15 +25,13 @@ from tersor.errors import FormatError
 PIECES = 6
 UNIT = 1 << 15  # symbols: pieces are whole numbers of units, but for the last
 LARGEST = 32  # units of a piece, where a stream is long enough for more than one core
-TABLE = 600.0  # bits: what another table costs, about
+TABLE = 2000.0  # bits that another table must save: it takes 600, and time to read
 ORDER = 15  # of the exp-Golomb code of a stream's bytes
 PARALLEL = 1 << 18  # symbols from which threads are worth their start
 
 
-def plan_pieces(
-    symbols: np.ndarray, width: int, keep: np.ndarray | None = None, slack: float = 1.0
-) -> bytes | None:
-    """The stream of symbols uint8 [N]; None where there is one piece only. `slack` as in `fewest`."""
+def plan_pieces(symbols: np.ndarray, width: int, keep: np.ndarray | None = None) -> bytes | None:
+    """The stream of symbols uint8 [N]; None where there is one piece only, or all of it is noise."""
     if len(symbols) < 2 * UNIT:
         return None
     sizes = cut(symbols)
@@ -40,7 +39,9 @@ def plan_pieces(
         return None
     ends = np.minimum(np.cumsum([0, *sizes]) * UNIT, len(symbols)).tolist()
     ranges = list(zip(ends, ends[1:], strict=False))
-    streams = on_all_cores(lambda ab: coded_piece(symbols[ab[0] : ab[1]], slack), ranges, len(symbols))
+    streams = on_all_cores(lambda ab: coded_piece(symbols[ab[0] : ab[1]]), ranges, len(symbols))
+    if all(stream[0] == RAW for stream in streams):  # as one piece they are read without a copy
+        return None
     head = BitWriter()
     head.golomb(len(sizes) - 2)
     for size in sizes[:-1]:
@@ -50,8 +51,8 @@ def plan_pieces(
     return first_byte(PIECES) + head.to_bytes() + b"".join(streams)
 
 
-def coded_piece(symbols: np.ndarray, slack: float) -> bytes:
-    return fewest(symbols, histogram(symbols), NOISE, slack)
+def coded_piece(symbols: np.ndarray) -> bytes:
+    return fewest(symbols, histogram(symbols), NOISE)
 
 
 def cut(symbols: np.ndarray) -> list[int]:
@@ -92,7 +93,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def read_pieces(
-    settings: int, data: bytes, count: int, width: int, keep: np.ndarray | None = None
+    settings: int, data: memoryview, count: int, width: int, keep: np.ndarray | None = None
 ) -> np.ndarray:
     source = BitReader(data, 1)
     units = -(-count // UNIT)
@@ -110,7 +111,7 @@ def read_pieces(
     begin, place = [*ends.tolist(), count], [*places.tolist(), len(data)]
 
     def work(k: int) -> None:
-        out[begin[k] : begin[k + 1]] = read_static(data[place[k] : place[k + 1]], begin[k + 1] - begin[k])
+        read_static(data[place[k] : place[k + 1]], out[begin[k] : begin[k + 1]])
 
     on_all_cores(work, list(range(number)), count)
     return out

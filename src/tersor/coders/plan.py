@@ -25,7 +25,7 @@ class Coder(NamedTuple):
 
     id: int
     plan: Callable[[np.ndarray], Plan | None]  # counts [256], N >= 1 in all; None where this coder cannot
-    read: Callable[[int, bytes, int], np.ndarray]  # settings, the whole stream, count >= 1 -> symbols [count]
+    read: Callable[[int, memoryview, np.ndarray], None]  # settings, the whole stream, where its symbols go
 
 
 def first_byte(coder_id: int, settings: int = 0) -> bytes:
@@ -38,5 +38,5 @@ class GridCoder(NamedTuple):
     id: int
     plan: Callable[[np.ndarray, int, np.ndarray | None], bytes | None]  # symbols [N], columns, mask -> stream
     read: Callable[
-        [int, bytes, int, int, np.ndarray | None], np.ndarray
+        [int, memoryview, int, int, np.ndarray | None], np.ndarray
     ]  # settings, stream, N, columns, mask

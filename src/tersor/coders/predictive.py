@@ -187,7 +187,7 @@ def as_read(matrix: np.ndarray) -> np.ndarray:
 
 
 def read_predictive(
-    settings: int, data: bytes, count: int, width: int, keep: np.ndarray | None = None
+    settings: int, data: memoryview, count: int, width: int, keep: np.ndarray | None = None
 ) -> np.ndarray:
     from tersor.coders import grid_loops
 
@@ -234,13 +234,14 @@ def read_predictive(
     return np.ascontiguousarray(plain).view(np.uint8).reshape(-1) + np.uint8(data[1])
 
 
-def read_levels(data: bytes, at: int, count: int) -> tuple[np.ndarray, int]:
+def read_levels(data: memoryview, at: int, count: int) -> tuple[np.ndarray, int]:
     """The levels [count] and where they end."""
     size = int.from_bytes(data[at : at + 4], "little")
     at += 4
     if at + size > len(data):
         raise FormatError(f"coded stream: {size} bytes of levels, but {len(data) - at} are left")
-    levels = read_static(data[at : at + size], count)
+    levels = np.empty(count, dtype=np.uint8)
+    read_static(data[at : at + size], levels)
     if levels.max() >= grid.LEVELS:
         raise FormatError(f"coded stream: a level of {levels.max()}, but {grid.LEVELS - 1} is the highest")
     return levels, at + size

@@ -241,7 +241,7 @@ def single(symbol: int) -> Table:
     return Table(0, np.array([symbol], dtype=np.uint8), np.array([1]))
 
 
-def read_tables(data: bytes, at: int, span: range) -> tuple[Tables, int]:
+def read_tables(data: memoryview, at: int, span: range) -> tuple[Tables, int]:
     """The tables, and where they end."""
     source = BitReader(data, at)
     shape = read_shape(source) if source.bits(1) else None

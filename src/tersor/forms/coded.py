@@ -100,8 +100,8 @@ def coded(array: Tensor, keep: Tensor | None = None, coder: str = "max") -> Code
     size, dtype = tuple(array.shape), str(array.dtype).removeprefix("torch.")
     elements = array.reshape(-1) if keep is None else array[keep]
     turned = array.dtype.is_floating_point
-    if turned and coder in ("max", "fast") and elements.numel() > MANY_FLOATS:
-        coder = "swift"
+    if turned and coder == "max" and elements.numel() > MANY_FLOATS:
+        coder = "fast"
     mask = None if keep is None else keep.reshape(-1).cpu().numpy()
     raw = as_bytes(elements)
     data, lengths = encode_array(
