@@ -15,11 +15,11 @@ from tersor.errors import FormatError
 pytestmark = pytest.mark.skipif(not wide_loops.WIDE, reason="no AVX-512 here: there is one way only")
 
 
-def outcome(stream: bytes, count: int, wide: bool) -> list[int] | str:
+def outcome(stream: bytes, count: int, wide: bool, width: int = 0) -> list[int] | str:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(wide_loops, "WIDE", wide)
         try:
-            return decode(stream, count).tolist()
+            return decode(stream, count, width=width).tolist()
         except FormatError as error:
             return str(error)
 
@@ -58,3 +58,20 @@ def test_the_vectors_are_used() -> None:
     assert done > len(symbols) - 200
     assert (out[:done] == symbols[:done]).all()
     assert reference.decode(bytes(stream), len(symbols)).tolist() == symbols.tolist()
+
+
+@pytest.mark.parametrize("shape", [(300, 40), (129, 300), (64, 64), (2, 2100), (1000, 7), (87, 513)])
+def test_both_ways_read_predicted_codes_alike(shape: tuple[int, int]) -> None:
+    """Rows that fill vectors and blocks, and that leave the states turned."""
+    rng = np.random.default_rng(0)
+    factors = rng.normal(size=(shape[0], 5)) @ rng.normal(size=(5, shape[1])) * 6
+    codes = np.rint(factors + rng.normal(size=shape) * 4).clip(-128, 127).astype(np.int8)
+    symbols = codes.view(np.uint8).ravel()
+    stream = encode(symbols, "predictive", width=shape[1])
+    expected = symbols.tolist()
+    assert outcome(stream, codes.size, True, shape[1]) == expected
+    assert outcome(stream, codes.size, False, shape[1]) == expected
+    for at in rng.integers(0, len(stream), 12):
+        damaged = bytes([*stream[:at], stream[at] ^ 1 << int(rng.integers(8)), *stream[at + 1 :]])
+        for count in (codes.size, codes.size - shape[1]):
+            assert outcome(damaged, count, True, shape[1]) == outcome(damaged, count, False, shape[1])

@@ -62,13 +62,13 @@ class BitReader:
         return chunk >> (-end % 8) & ((1 << width) - 1)
 
     def golomb(self, order: int = 0) -> int:
-        zeros = 0
-        while not self.bits(1):
-            zeros += 1
-            if zeros > MAX_ZEROS:
-                raise FormatError(f"coded stream: a number with more than {MAX_ZEROS} leading zeros")
-        high = (1 << zeros | self.bits(zeros)) - 1
-        return high << order | self.bits(order)
+        begin = self.at >> 3
+        ahead = int.from_bytes(bytes(self.data[begin : begin + 4]).ljust(4, b"\0"), "big")
+        zeros = 32 - (self.at & 7) - (ahead & 0xFFFFFFFF >> (self.at & 7)).bit_length()
+        if zeros > MAX_ZEROS:
+            raise FormatError(f"coded stream: a number with more than {MAX_ZEROS} leading zeros")
+        high = self.bits(2 * zeros + 1) - 1
+        return high << order | self.bits(order) if order else high
 
     def byte_end(self) -> int:
         """The next whole byte; what is left of this one must be zeros."""

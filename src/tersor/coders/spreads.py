@@ -49,14 +49,17 @@ class Tables:
     tables: list[Table]
     table_of: np.ndarray  # [GROUPS * FRACTIONS] int16
 
-    def joined(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Shifts [T], frequencies and starts [T * 256], owners of all slots, and where those begin [T]."""
-        pairs = [by_symbol(table) for table in self.tables]
-        shifts = np.array([table.bits for table in self.tables], dtype=np.int32)
-        owners = [np.repeat(table.symbols, table.frequencies) for table in self.tables]
-        begin = np.cumsum([0, *map(len, owners)])[:-1].astype(np.int32)
-        frequencies, starts = (np.concatenate([pair[k] for pair in pairs]) for k in (0, 1))
-        return shifts, frequencies, starts, np.concatenate(owners), begin
+    def by_symbol(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What an encoder looks up: bits [T], frequencies and starts [T * 256]."""
+        frequencies, starts = np.concatenate([by_symbol(table) for table in self.tables], axis=1)
+        return np.array([table.bits for table in self.tables], dtype=np.int32), frequencies, starts
+
+    def by_slot(self) -> tuple[np.ndarray, np.ndarray]:
+        """What a decoder looks up: where the slots of each kind begin << 5 | its bits, and all slots."""
+        slots = [table.slots() for table in self.tables]
+        begin = np.cumsum([0, *map(len, slots)])[:-1]
+        found = np.array([at << 5 | table.bits for at, table in zip(begin, self.tables, strict=True)])
+        return found.astype(np.uint32)[self.table_of], np.concatenate(slots)
 
 
 @functools.cache

@@ -5,88 +5,140 @@ states that want one (an expansion), as Giesen 2014 does with SSE 4.1. The strea
 states: machines without these instructions take one state after the other, 2 to 3 times as slowly.
 """
 # ruff: noqa: PLR0917  compiled functions take no keywords
-# mypy: disable-error-code="no-untyped-def, call-arg, attr-defined"
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, call-arg, attr-defined"
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils, config
+from numba.core import config
 from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
 
 from tersor.coders.loops import INT, U8_OUT, U16, U32, U32_OUT, compiled
+from tersor.coders.vector_loops import (
+    BIT,
+    BYTE,
+    LONG,
+    SHORT,
+    WORD,
+    alike,
+    call,
+    load,
+    spread,
+    start_of,
+    store,
+    vector,
+)
 
 LANES = 16  # of a vector: 32 bits each
 TOO_FULL = 1 << 12  # slots of one symbol, from which they do not fit in 32 bits
 WIDE = "+avx512f" in (config.CPU_FEATURES or get_host_cpu_features()).split(",")
 
-BIT, BYTE, SHORT, WORD, LONG = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
-BITS, BYTES, SHORTS, WORDS = (ir.VectorType(kind, LANES) for kind in (BIT, BYTE, SHORT, WORD))
+WORDS, LONGS = vector(WORD, LANES), vector(LONG, LANES // 2)
 
 
-def alike(number: int, kind: ir.VectorType = WORDS) -> ir.Constant:
-    """A vector of one number."""
-    return ir.Constant(kind, [number] * LANES)
+def on_arrays(generate: Callable[..., ir.Value], *kinds: Any) -> Any:
+    """What an intrinsic returns: its signature, and `generate` with places in place of arrays."""
+
+    def lowered(context, build, signature, given):
+        return generate(
+            build,
+            *(
+                start_of(context, build, kind, value) if isinstance(kind, types.Array) else value
+                for kind, value in zip(kinds, given, strict=True)
+            ),
+        )
+
+    return types.int64(*kinds), lowered
 
 
-def spread(build: ir.IRBuilder, value: ir.Value) -> ir.Value:
-    """A vector of one value."""
-    first = build.insert_element(ir.Constant(WORDS, ir.Undefined), value, WORD(0))
-    return build.shuffle_vector(first, first, alike(0))
+def gather(build: ir.IRBuilder, start: ir.Value, index: ir.Value, gives: ir.VectorType) -> ir.Value:
+    """What lies at the places `index` (32 bits each) behind the start."""
+    name = "dpi" if gives == WORDS else "dpq"
+    return call(
+        build, f"llvm.x86.avx512.mask.gather.{name}.512", gives,
+        alike(0, gives), build.bitcast(start, BYTE.as_pointer()), index,
+        alike(1, vector(BIT, gives.count)), WORD(gives.element.width // 8),
+    )  # fmt: skip
 
 
-def load(build: ir.IRBuilder, base: ir.Value, at: ir.Value, kind: ir.VectorType) -> ir.Value:
-    found = build.load(build.bitcast(build.gep(base, [at]), kind.as_pointer()))
-    found.align = kind.element.width // 8
-    return found
-
-
-def store(build: ir.IRBuilder, value: ir.Value, base: ir.Value, at: ir.Value) -> None:
-    put = build.store(value, build.bitcast(build.gep(base, [at]), value.type.as_pointer()))
-    put.align = value.type.element.width // 8
-
-
-def call(build: ir.IRBuilder, name: str, gives: ir.Type, *values: ir.Value) -> ir.Value:
-    """An instruction that LLVM knows by name."""
-    kind = ir.FunctionType(gives, [value.type for value in values])
-    return build.call(cgutils.get_or_insert_function(build.module, kind, name), values)
+def refill(build: ir.IRBuilder, state: ir.Value, words: ir.Value, at: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """States of which those below 2^16 have taken a word each, in order, and the place behind these."""
+    needy = build.icmp_unsigned("<", state, alike(1 << 16, WORDS))
+    fresh = build.zext(load(build, words, at, vector(SHORT, LANES)), WORDS)
+    fresh = call(build, "llvm.x86.avx512.mask.expand.v16i32", WORDS, fresh, alike(0, WORDS), needy)
+    fresh = build.or_(build.shl(state, alike(16, WORDS)), fresh)
+    taken = call(build, "llvm.ctpop.i16", SHORT, build.bitcast(needy, SHORT))
+    return build.select(needy, fresh, state), build.add(at, build.zext(taken, LONG))
 
 
 @intrinsic
-def take16(typing_context, words, at, states, first, slots, shift, out, place):
+def take16(typing_context, words, at, states, first, slots, bits, out, place):
     """One symbol of each of states[first : first + 16] to out[place:]; the place behind the words they take.
 
-    Reads 16 words from `at` on, whether it needs them or not.
+    Reads 16 words from `at` on, whether it needs them or not, as does `take16_of`.
     """
-    signature = types.int64(words, types.int64, states, types.int64, slots, types.int64, out, types.int64)
 
-    def generate(context: Any, build: ir.IRBuilder, signature: Any, given: Any) -> ir.Value:
-        arrays = (0, 2, 4, 6)
-        where = {k: context.make_array(signature.args[k])(context, build, given[k]).data for k in arrays}
-        at, first, shift, place = (given[k] for k in (1, 3, 5, 7))
-        bits = spread(build, build.trunc(shift, WORD))
-        state = load(build, where[2], first, WORDS)
-        index = build.and_(state, build.sub(build.shl(alike(1), bits), alike(1)))
-        slot = call(
-            build, "llvm.x86.avx512.mask.gather.dpi.512", WORDS,
-            alike(0), build.bitcast(where[4], BYTE.as_pointer()), index, alike(1, BITS), WORD(4),
-        )  # fmt: skip
-        store(build, build.trunc(slot, BYTES), where[6], place)
-        frequency = build.and_(build.lshr(slot, alike(8)), alike(0xFFF))
-        state = build.add(build.mul(frequency, build.lshr(state, bits)), build.lshr(slot, alike(20)))
-        needy = build.icmp_unsigned("<", state, alike(1 << 16))
-        fresh = build.zext(load(build, where[0], at, SHORTS), WORDS)
-        fresh = call(build, "llvm.x86.avx512.mask.expand.v16i32", WORDS, fresh, alike(0), needy)
-        fresh = build.or_(build.shl(state, alike(16)), fresh)
-        store(build, build.select(needy, fresh, state), where[2], first)
-        taken = call(build, "llvm.ctpop.i16", SHORT, build.bitcast(needy, SHORT))
-        return build.add(at, build.zext(taken, LONG))
+    def generate(build, words, at, states, first, slots, bits, out, place):
+        shift = spread(build, build.trunc(bits, WORD), LANES)
+        one = alike(1, WORDS)
+        state = load(build, states, first, WORDS)
+        slot = gather(build, slots, build.and_(state, build.sub(build.shl(one, shift), one)), WORDS)
+        store(build, build.trunc(slot, vector(BYTE, LANES)), out, place)
+        frequency = build.and_(build.lshr(slot, alike(8, WORDS)), alike(0xFFF, WORDS))
+        state = build.mul(frequency, build.lshr(state, shift))
+        state = build.add(state, build.lshr(slot, alike(20, WORDS)))
+        state, behind = refill(build, state, words, at)
+        store(build, state, states, first)
+        return behind
 
-    return signature, generate
+    kinds = (words, types.int64, states, types.int64, slots, types.int64, out, types.int64)
+    return on_arrays(generate, *kinds)
+
+
+@intrinsic
+def take16_of(typing_context, words, at, states, tables, slots, kinds, out, place):
+    """The same of states[:16], each by a table of its own: that of its kind in kinds[place:].
+
+    tables[kind]: where its slots begin << 5 | its bits. `slots` uint64 as in tables_loops.slots_of.
+    """
+
+    def generate(build, words, at, states, tables, slots, kinds, out, place):
+        one, half = alike(1, WORDS), vector(WORD, LANES // 2)
+        table = gather(build, tables, load(build, kinds, place, WORDS), WORDS)
+        shift = build.and_(table, alike(31, WORDS))
+        state = load(build, states, LONG(0), WORDS)
+        index = build.and_(state, build.sub(build.shl(one, shift), one))
+        index = build.add(index, build.lshr(table, alike(5, WORDS)))
+        halves = [
+            gather(build, slots, part(build, index, first, half), LONGS) for first in (0, LANES // 2)
+        ]  # fmt: skip
+        low = joined(build, *(build.trunc(slot, half) for slot in halves))
+        high = joined(build, *(build.trunc(build.lshr(slot, alike(32, LONGS)), half) for slot in halves))
+        symbol = build.trunc(low, vector(BYTE, LANES))
+        store(build, build.sext(symbol, WORDS), out, place)
+        state = build.mul(build.lshr(low, alike(8, WORDS)), build.lshr(state, shift))
+        state, behind = refill(build, build.add(state, high), words, at)
+        store(build, state, states, LONG(0))
+        return behind
+
+    return on_arrays(generate, words, types.int64, states, tables, slots, kinds, out, types.int64)
+
+
+def part(build: ir.IRBuilder, value: ir.Value, first: int, kind: ir.VectorType) -> ir.Value:
+    """Some lanes of a vector."""
+    which = ir.Constant(vector(WORD, kind.count), list(range(first, first + kind.count)))
+    return build.shuffle_vector(value, value, which)
+
+
+def joined(build: ir.IRBuilder, low: ir.Value, high: ir.Value) -> ir.Value:
+    """Two vectors as one."""
+    return build.shuffle_vector(low, high, ir.Constant(WORDS, list(range(LANES))))
 
 
 def narrowed(slots: np.ndarray) -> np.ndarray:
