@@ -173,8 +173,8 @@ def decode_rows(
 ) -> tuple[int, int]:
     """Fill codes[first:last, begin:end]; return how many words were used in all, and whose turn it is.
 
-    `wide`: the states are 16 and may be taken at once. `tables` and `slots` as in wide_loops.take16_of; a kind
-    is group * FRACTIONS + distance. `lower` and `total` as in `means`.
+    `wide`: the states are 16 and may be taken at once. `tables`, `slots` as in wide_loops.take16_of, where a
+    kind is group * FRACTIONS + distance. `lower` and `total` as in `means`.
     """
     width = end - begin
     predicted, noted = lower.shape[0] > 0, total.shape[0] > 0
