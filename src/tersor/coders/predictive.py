@@ -25,7 +25,7 @@ from tersor.coders.static import fewest, histogram, read_static
 from tersor.errors import FormatError
 
 PREDICTIVE = 4
-TRIED = 1 << 21  # codes that tell which way of looking is best
+TRIED = 1 << 19  # codes that tell which way of looking is best
 PIECE = 1 << 20  # codes counted at a time
 FEWEST = 4096  # codes: below, tables and levels cost more than they can save
 MOST = 28  # rows and columns, as a power of two
