@@ -49,7 +49,7 @@ class BitWriter:
 class BitReader:
     """The other way round, from a place in `data` on; refuses to run over its end."""
 
-    def __init__(self, data: bytes, start: int = 0) -> None:
+    def __init__(self, data: bytes | memoryview, start: int = 0) -> None:
         self.data = data
         self.at = 8 * start  # in bits
 
