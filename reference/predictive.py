@@ -107,8 +107,9 @@ def learn(total: np.ndarray, rows: int, ridge: float) -> np.ndarray:
 
 
 def predictive(settings: int, data: bytes, count: int, width: int, keep: np.ndarray | None) -> np.ndarray:
-    ridge, transposed = divmod(settings, 2)
-    check(ridge <= 4 and keep is None and len(data) >= 2, "predictive has settings 0 to 9 and no mask")
+    many, way = divmod(settings, 10)
+    ridge, transposed = divmod(way, 2)
+    check(many <= 1 and keep is None and len(data) >= 2, "predictive has settings 0 to 19 and no mask")
     check(count % width == 0 and 2 <= width <= 2**28 and 2 <= count // width <= 2**28, "no matrix")
     rows, columns = (width, count // width) if transposed else (count // width, width)
     row_level, at = levels(data, 2, rows)
@@ -116,8 +117,9 @@ def predictive(settings: int, data: bytes, count: int, width: int, keep: np.ndar
     source = Bits(data, at)
     tables = Tables(source)
     rest = data[source.padding() :]
-    check(len(rest) >= 32 and len(rest) % 2 == 0, "states or words cut off")
-    payload = Payload([int.from_bytes(rest[k : k + 4], "little") for k in range(0, 32, 4)], rest[32:])
+    size = 64 if many else 32
+    check(len(rest) >= size and len(rest) % 2 == 0, "states or words cut off")
+    payload = Payload([int.from_bytes(rest[k : k + 4], "little") for k in range(0, size, 4)], rest[size:])
     codes = np.zeros((rows, columns), dtype=np.int64)
     z = np.zeros((rows, columns), dtype=np.int64)
     for begin, end in bands(columns):
@@ -151,7 +153,7 @@ def predictive(settings: int, data: bytes, count: int, width: int, keep: np.ndar
 
 
 class Payload:
-    """Section 8 with 8 lanes, and a table for each symbol."""
+    """Section 8 with a table for each symbol."""
 
     def __init__(self, states: list[int], words: bytes) -> None:
         check(min(states) >= 2**16, "a state below 2^16")
@@ -160,7 +162,7 @@ class Payload:
 
     def symbol(self, table: Table) -> int:
         p, symbols, frequencies = table
-        x = self.states[self.turn % 8]
+        x = self.states[self.turn]
         k, j = x % 2**p, 0
         while k >= frequencies[j]:
             k, j = k - frequencies[j], j + 1
@@ -168,8 +170,8 @@ class Payload:
         if x < 2**16 and self.at < len(self.words):
             x = x * 2**16 + self.words[self.at]
             self.at += 1
-        self.states[self.turn % 8] = x
-        self.turn += 1
+        self.states[self.turn] = x
+        self.turn = (self.turn + 1) % len(self.states)
         return symbols[j]
 
     def end(self) -> None:

@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-from coder_cases import reference
+from coder_cases import predictive_reference, reference
 from hypothesis import given, settings
 from matrix_cases import LONG, SHAPES, WIDE, Case, cases, mixing_streams, predictive_streams
 
-from tersor.coders import coder_of, decode, encode, grid_loops, mixing_loops
+from tersor.coders import coder_of, decode, encode, learn_loops, mixing_loops
 from tersor.coders.curves import STRETCH_MAX, curves
-from tersor.coders.grid import EIGHTHS
+from tersor.coders.grid import BLOCK, EIGHTHS
 from tersor.coders.mixing import SAMPLE
 from tersor.errors import FormatError, SettingError
 
@@ -95,12 +95,28 @@ def test_curves_are_those_of_the_formula() -> None:
 
 
 def test_moments_are_exact_beyond_32_bits() -> None:
-    z = np.full((2, 1300), -4096, dtype=np.int16)
-    z[1] = 4095
-    total = np.zeros((3, 3))
-    grid_loops.add_moments(z, total)
-    one = np.vstack([np.full((1, 1300), 256), z.astype(np.int64)])
-    assert (np.tril(total) == np.tril(one @ one.T)).all()
+    side = learn_loops.rounded(20)
+    pairs, total = np.zeros((BLOCK // 2, side, 2), dtype=np.int16), np.zeros((side, side))
+    pairs[:, 0], pairs[:, 1], pairs[:, 2:21] = 256, -4096, 4095
+    for _ in range(40):
+        learn_loops.add_moments(pairs, total)
+    one = pairs.transpose(1, 0, 2).reshape(side, BLOCK).astype(np.int64)
+    assert (np.tril(total) == 40 * np.tril(one @ one.T)).all()
+    assert abs(total).max() > 1 << 32
+
+
+def test_lessons_are_those_of_a_plain_elimination() -> None:
+    """The reference's, by numpy, bit for bit: widths that fill panels and vectors, and that do not."""
+    rng = np.random.default_rng(0)
+    for width in (1, 2, 7, 8, 9, 16, 31, 100, 256):
+        z = rng.normal(size=(2 * BLOCK, width)) @ rng.normal(size=(width, width)) * 200 / width**0.5
+        one = np.hstack([np.full((2 * BLOCK, 1), 256), np.rint(z).clip(-4096, 4096)])
+        total = np.zeros((learn_loops.rounded(width),) * 2)
+        total[: width + 1, : width + 1] = one.T @ one
+        found = learn_loops.learn(total, width, 2 * BLOCK, 4.0)
+        expected = predictive_reference.learn(one.T @ one, 2 * BLOCK, 4.0)
+        assert (found[: width + 1, : width + 1] == np.tril(expected, -1)).all()
+        assert not np.triu(found).any()
 
 
 @pytest.mark.parametrize(

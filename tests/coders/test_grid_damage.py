@@ -105,7 +105,7 @@ STATE = b"\0\0\1\0"
 @pytest.mark.parametrize(
     ("stream", "says"),
     [
-        (head(settings_=10), "prediction 5"),
+        (head(settings_=20), "settings 20; 0 to 19"),
         (head(rows=b"\5\0\0\0\0\0"), "not of a static coder"),
         (head(rows=b""), "empty"),
         (head(rows=b"\1\x80"), "a level of 128"),

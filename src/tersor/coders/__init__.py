@@ -1,8 +1,7 @@
 """Coders: integers to bytes and back, exactly.
 
 encode(symbols) tries coders and keeps the fewest bytes; decode(data, count) trusts nothing it reads.
-    "fast"   static coders: a table for all symbols or for long pieces, hundreds of megabytes a second a core
-    "swift"  the same, but Huffman's code, twice as fast to read, where it is at most 2 % longer
+    "fast"   static coders: a table for all symbols or for long pieces, about 1 GB/s a core
     "max"    also those that see the symbols as a matrix: 5 to 40 million symbols a second a core
 A stream names its coder in its first byte and knows neither its length nor its count: docs/streams.md.
 """
@@ -15,10 +14,10 @@ import numpy as np
 
 from tersor.coders.mixing import MIXING, plan_mixing, read_mixing
 from tersor.coders.pieces import PIECES, count_units, each_piece, plan_pieces, read_pieces, write_pieces
-from tersor.coders.plain import RAW, plan_constant
+from tersor.coders.plain import RAW, plan_constant, write_raw
 from tersor.coders.plan import ID_BITS, Coder, GridCoder, Output, Plan, Symbols, longest
 from tersor.coders.predictive import PREDICTIVE, plan_predictive, read_predictive
-from tersor.coders.static import CODERS, NOISE, fewest, histogram, order0
+from tersor.coders.static import CODERS, NOISE, fewest, histogram, is_noise, order0
 from tersor.errors import FormatError, SettingError, did_you_mean
 
 __all__ = ["CODERS", "GRID_CODERS", "PROFILES", "coder_of", "decode", "encode", "order0_bits"]
@@ -28,9 +27,8 @@ GRID_CODERS: dict[str, GridCoder] = {
     "predictive": GridCoder(PREDICTIVE, plan_predictive, read_predictive),
     "mixing": GridCoder(MIXING, plan_mixing, read_mixing),
 }
-PROFILES = ("max", "fast", "swift")
+PROFILES = ("max", "fast")
 EMPTY = bytes([RAW])
-SLACK = 1.02
 DENSE = 2  # bits a symbol: above, few symbols are alike
 SHORTEST = 12  # bytes: what no coder with a head can shorten
 MIXING_BITS, MIXING_COUNT = 4.5, 1 << 15  # bits a symbol: above, mixing is slow and gains little
@@ -39,7 +37,7 @@ MIXING_BITS, MIXING_COUNT = 4.5, 1 << 15  # bits a symbol: above, mixing is slow
 def encode(
     symbols: np.ndarray, coder: str = "fast", *, width: int = 0, keep: np.ndarray | None = None
 ) -> bytes:
-    """Symbols [N] uint8 as bytes, by a profile ("max": the fewest bytes, "fast", "swift") or by one coder.
+    """Symbols [N] uint8 as bytes, by a profile ("max": the fewest bytes; "fast") or by one coder.
 
     The same symbols give the same bytes. `width` is the number of columns where the symbols are a matrix in
     row-major order (0: one row). `keep`: bool, where the symbols are what it keeps of a matrix of its size.
@@ -103,11 +101,13 @@ def by_profile(
     out: Output, symbols: Symbols, units: np.ndarray, *, profile: str, width: int, keep: np.ndarray | None
 ) -> None:
     """Append the fewest bytes of the coders that a profile has. `units` [U, 256]: counts of each unit."""
-    slack = SLACK if profile == "swift" else 1.0
     counts, start = units.sum(0, dtype=np.int64), len(out)
-    if np.count_nonzero(counts) == 1 or not write_pieces(out, symbols, units, slack):
-        # Where there are pieces they are hardly ever longer than a whole.
-        out.append(fewest(symbols[:], counts, 8.0 if profile == "max" else NOISE, slack))
+    if np.count_nonzero(counts) > 1 and write_pieces(out, symbols, units):
+        pass  # hardly ever longer than a whole
+    elif profile == "fast" and is_noise(counts):
+        write_raw(out, symbols)
+    else:
+        out.append(fewest(symbols[:], counts, 8.0 if profile == "max" else NOISE))
     if len(out) - start <= SHORTEST:
         return
     for name in ("predictive", "mixing") if profile == "max" else ():
@@ -160,7 +160,12 @@ def decode(
         return np.empty(0, dtype=np.uint8)
     settings = stream[0] >> ID_BITS
     if name in CODERS:
-        return CODERS[name].read(settings, stream, count)
+        try:
+            out = np.empty(count, dtype=np.uint8)
+        except (MemoryError, ValueError):  # numpy's words for too much and for far too much
+            raise FormatError(f"coded stream: {count} symbols are more than memory holds") from None
+        CODERS[name].read(settings, stream, out)
+        return out
     misfit = misfits(count, width, keep)
     if misfit:
         raise FormatError(f"coded stream: {misfit}")
@@ -171,17 +176,20 @@ def decode(
 def decode_parts(
     data: np.ndarray, count: int, *, width: int = 0, keep: np.ndarray | None = None
 ) -> Iterator[np.ndarray]:
-    """What decode returns, in parts: of a stream in pieces only those in work are in memory."""
+    """What decode returns, in parts: of a stream in pieces only those in work are in memory, and raw bytes
+    are looked at where they are."""
     if count > 0 and coder_of(data) == "pieces":
         misfit = misfits(count, width, keep)
         if misfit:
             raise FormatError(f"coded stream: {misfit}")
         yield from each_piece(int(data[0]) >> ID_BITS, data.data, count)
+    elif count > 0 and data[0] == RAW and len(data) == 1 + count:
+        yield data[1:]
     else:
         yield decode(data, count, width=width, keep=keep)
 
 
-def coder_of(data: bytes | np.ndarray) -> str:
+def coder_of(data: bytes | memoryview | np.ndarray) -> str:
     """The name of the coder that wrote this stream, from its first byte."""
     if not len(data):
         raise FormatError("coded stream: it is empty; the shortest has 1 byte")
@@ -196,15 +204,16 @@ def coder_of(data: bytes | np.ndarray) -> str:
     )
 
 
-def as_bytes(data: bytes | np.ndarray) -> bytes:
+def as_bytes(data: bytes | np.ndarray) -> memoryview:
+    """Without a copy: a part of it is none either."""
     if isinstance(data, np.ndarray):
         if data.dtype != np.uint8 or data.ndim != 1:
             raise FormatError(
                 f"coded stream: given as {data.dtype} of shape {list(data.shape)}, "
                 "but it is uint8 in one dimension"
             )
-        return data.tobytes()
-    return bytes(data)
+        return np.ascontiguousarray(data).data
+    return memoryview(data)
 
 
 def order0_bits(symbols: np.ndarray) -> float:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tersor.coders.bits import BitReader, BitWriter
+from tersor.coders.bits import GOLOMB, BitReader, BitWriter, read_numbers
 from tersor.errors import FormatError
 
 SYMBOLS = 256
@@ -55,10 +55,9 @@ def read_alphabet(source: BitReader) -> Alphabet:
         raise FormatError(f"coded stream: an alphabet of {size} symbols, but there are {SYMBOLS}")
     offsets = np.arange(size)
     if source.bits(1):
-        for j in range(1, size):
-            offsets[j] = offsets[j - 1] + 1 + source.golomb()
-            if offsets[j] >= SYMBOLS:
-                raise FormatError(f"coded stream: symbol {j} of its alphabet is {offsets[j]} above the first")
+        offsets[1:] = (1 + read_numbers(source, size - 1, GOLOMB, 0)).cumsum()
+        if offsets[-1] >= SYMBOLS:
+            raise FormatError(f"coded stream: an alphabet whose last symbol is {offsets[-1]} above the first")
     return Alphabet(start, offsets)
 
 

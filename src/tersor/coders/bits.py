@@ -49,7 +49,7 @@ class BitWriter:
 class BitReader:
     """The other way round, from a place in `data` on; refuses to run over its end."""
 
-    def __init__(self, data: bytes | memoryview, start: int = 0) -> None:
+    def __init__(self, data: memoryview, start: int = 0) -> None:
         self.data = data
         self.at = 8 * start  # in bits
 
@@ -62,13 +62,13 @@ class BitReader:
         return chunk >> (-end % 8) & ((1 << width) - 1)
 
     def golomb(self, order: int = 0) -> int:
-        zeros = 0
-        while not self.bits(1):
-            zeros += 1
-            if zeros > MAX_ZEROS:
-                raise FormatError(f"coded stream: a number with more than {MAX_ZEROS} leading zeros")
-        high = (1 << zeros | self.bits(zeros)) - 1
-        return high << order | self.bits(order)
+        begin = self.at >> 3
+        ahead = int.from_bytes(bytes(self.data[begin : begin + 4]).ljust(4, b"\0"), "big")
+        zeros = 32 - (self.at & 7) - (ahead & 0xFFFFFFFF >> (self.at & 7)).bit_length()
+        if zeros > MAX_ZEROS:
+            raise FormatError(f"coded stream: a number with more than {MAX_ZEROS} leading zeros")
+        high = self.bits(2 * zeros + 1) - 1
+        return high << order | self.bits(order) if order else high
 
     def byte_end(self) -> int:
         """The next whole byte; what is left of this one must be zeros."""
@@ -107,17 +107,23 @@ def write_list(out: BitWriter, values: np.ndarray) -> None:
         put(number, order)
 
 
-def read_list(source: BitReader, length: int, top: int) -> np.ndarray:
-    """`length` values, each 0 to `top`."""
-    from tersor.coders.bits_loops import read_numbers
+def read_numbers(source: BitReader, length: int, code: int, order: int) -> np.ndarray:
+    """`length` numbers >= 0 in one code."""
+    from tersor.coders import bits_loops
 
-    steps, code, order = source.bits(1), source.bits(1), source.bits(3)
     values = np.empty(length, dtype=np.int64)
     data = np.frombuffer(source.data, dtype=np.uint8)
-    end = read_numbers(data, source.at, code, order, MAX_ONES, MAX_ZEROS, values)
+    end = bits_loops.read_numbers(data, source.at, code, order, MAX_ONES, MAX_ZEROS, values)
     if end < 0:
         raise FormatError(f"coded stream: a list of {length} numbers that its bits do not hold")
     source.at = end
+    return values
+
+
+def read_list(source: BitReader, length: int, top: int) -> np.ndarray:
+    """`length` values, each 0 to `top`."""
+    steps, code, order = source.bits(1), source.bits(1), source.bits(3)
+    values = read_numbers(source, length, code, order)
     if steps:
         values[1:] = np.where(values[1:] & 1, -(values[1:] + 1) // 2, values[1:] // 2)
         values = values.cumsum()

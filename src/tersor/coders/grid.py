@@ -8,6 +8,8 @@ Cost: C / 2 multiplications a code, and C^3 / 6 at each of the few rows where L 
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 BLOCK = 64  # rows coded side by side, column after column
@@ -32,6 +34,7 @@ EIGHTHS = (
 )  # fmt: skip
 
 
+@functools.cache
 def scales() -> tuple[np.ndarray, np.ndarray]:
     """(1 / scale with NORMAL bits, scale with COEF bits) of levels 0 to 127: scale 2^(level / 8 - 4)."""
     up = np.array([EIGHTHS[k % OCTAVE] << (k // OCTAVE) for k in range(LEVELS)], dtype=object)

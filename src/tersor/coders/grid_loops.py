@@ -3,30 +3,56 @@
 Rows are coded in blocks, column by column, so that the rows of a block do not wait for each other.
 """
 # ruff: noqa: PLR0917  compiled functions take no keywords
-# mypy: disable-error-code="assignment, return-value, call-overload, arg-type, no-untyped-def"
+# mypy: disable-error-code="assignment, return-value, call-overload, call-arg, arg-type, no-untyped-def"
 
 from __future__ import annotations
 
 import numpy as np
 from numba import njit, types
+from numba.extending import intrinsic
 
 from tersor.coders.grid import BLOCK, COEF, FAR, FINE, FRACTIONS, GROUPS, NORMAL, ONE
-from tersor.coders.loops import INT, U8, U16, U32, compiled
+from tersor.coders.learn_loops import F64_2, add_moments, rounded
+from tersor.coders.loops import (
+    BYTE,
+    INT,
+    LOW,
+    N1,
+    N8,
+    N16,
+    N32,
+    THREE_BYTES,
+    U8,
+    U16,
+    U32,
+    U32_OUT,
+    U64,
+    U64_OUT,
+    compiled,
+)  # fmt: skip
+from tersor.coders.vector_loops import (
+    LONG,
+    SHORT,
+    WORD,
+    alike,
+    fold,
+    load,
+    multiply_pairs,
+    start_of,
+    store,
+    vector,
+)  # fmt: skip
+from tersor.coders.wide_loops import LANES, take16_of
 
 I8_2 = types.int8[:, ::1]
 I16_2 = types.int16[:, ::1]
 I32 = types.Array(types.int32, 1, "C", readonly=True)
 I16_2_IN = types.Array(types.int16, 2, "C", readonly=True)
-U64_OUT = types.uint64[::1]
 I16 = types.Array(types.int16, 1, "C", readonly=True)
 
 NORMAL_SHIFT = NORMAL - 4 - ONE  # a level of 0 is a scale of 2^-4
 MEAN_SHIFT = ONE + COEF - FINE
 HALF = 1 << (FINE - 1)
-PANEL = 8  # pivots that are worked off together
-SLICE = 512  # rows whose moments are added up while they are in the cache
-LOW, WORD = np.uint64(1 << 16), np.uint64(0xFFFF)
-N1, N16 = np.uint64(1), np.uint64(16)
 
 
 @njit(inline="always")
@@ -36,79 +62,47 @@ def normalized(value, inverse):
 
 
 @njit(inline="always")
-def subtract(row, factor, pivot):
-    """row -= factor * pivot, counted from 0 so that it runs side by side."""
-    for j in range(row.size):
-        row[j] -= factor * pivot[j]
-
-
-@compiled(types.void(types.float64[:, ::1]))
-def eliminate(a: np.ndarray) -> None:
-    """a [n, n] symmetric -> its unit lower factor below the diagonal, in place.
-
-    By panels of pivots, which stay in the cache: each number still meets the pivots one by one in order.
-    """
-    n = a.shape[0]
-    pivots = np.empty((PANEL, n))
-    for first in range(0, n, PANEL):
-        last = min(first + PANEL, n)
-        for k in range(first, last):
-            for i in range(k, n):
-                pivots[k - first, i] = a[i, k]
-            pivot = a[k, k]
-            for i in range(k + 1, n):
-                factor = pivots[k - first, i] / pivot
-                subtract(a[i, k + 1 : min(i + 1, last)], factor, pivots[k - first, k + 1 : last])
-                a[i, k] = factor
-        for i in range(last, n):
-            for k in range(first, last):
-                subtract(a[i, last : i + 1], a[i, k], pivots[k - first, last:])
-
-
-@compiled(types.void(I16_2_IN, types.float64[:, ::1]))
-def add_moments(z: np.ndarray, total: np.ndarray) -> None:
-    """Add the second moments of normalized codes [W, N], behind a constant, to the lower half of total
-    [1 + W, 1 + W]: whole numbers below 2^52, which a double holds, so any order gives the same sums.
-    """
-    width, rows = z.shape
-    for top in range(0, rows, SLICE):
-        count = min(SLICE, rows - top)
-        total[0, 0] += np.float64(count << 2 * ONE)
-        for i in range(width):
-            one = z[i, top : top + count]
-            alone = np.int32(0)
-            for r in range(count):
-                alone += np.int32(one[r])
-            total[i + 1, 0] += np.float64(np.int64(alone) << ONE)
-            for j in range(i + 1):
-                other = z[j, top : top + count]
-                both = np.int32(0)
-                for r in range(count):
-                    both += np.int32(one[r]) * np.int32(other[r])
-                total[i + 1, j + 1] += np.float64(both)
-
-
-@njit(inline="always")
-def foretell(lower, surprises, sums, column):
-    """sums [BLOCK] = sum over j <= column of lower[column + 1, j] * surprises[j], wrapped to 32 bits."""
+def buffers(width):
+    """(surprises, normalized codes, sums) of a block, with the constant before the first column."""
+    surprises = np.zeros((width // 2 + 1, BLOCK, 2), np.int16)
+    pairs = np.zeros((BLOCK // 2, rounded(width), 2), np.int16)
     for r in range(BLOCK):
-        sums[r] = 0
-    weights = lower[column + 1]
-    whole = (column + 1) // 4 * 4
-    for j in range(0, whole, 4):  # four at a time: the sums are read and written less often
-        a, b, c, d = weights[j], weights[j + 1], weights[j + 2], weights[j + 3]
-        by_a, by_b, by_c, by_d = surprises[j], surprises[j + 1], surprises[j + 2], surprises[j + 3]
-        for r in range(BLOCK):
-            sums[r] += (
-                np.int32(a) * np.int32(by_a[r]) + np.int32(b) * np.int32(by_b[r])
-                + np.int32(c) * np.int32(by_c[r]) + np.int32(d) * np.int32(by_d[r])
-            )  # fmt: skip
-    for j in range(whole, column + 1):
-        for r in range(BLOCK):
-            sums[r] += np.int32(weights[j]) * np.int32(surprises[j, r])
+        surprises[0, r, 0] = pairs[r >> 1, 0, r & 1] = 1 << ONE
+    return surprises, pairs, np.zeros(BLOCK, np.int32)
 
 
-@compiled(types.void(I8_2, I32, I32, I16_2_IN, INT, INT, INT, INT, I16_2, I16_2))
+@intrinsic
+def foretell(typing_context, lower, surprises, sums, column):
+    """sums [BLOCK] = sum over j <= column of lower[column + 1, j] * surprises[j], wrapped to 32 bits.
+
+    surprises [W / 2 + 1, BLOCK, 2]: columns by twos; L is zero where one of two is not foretold from.
+    """
+    signature = types.void(lower, surprises, sums, types.int64)
+
+    def generate(context, build, signature, given):
+        weights, start, out = (start_of(context, build, signature.args[k], given[k]) for k in range(3))
+        shape = context.make_array(signature.args[0])(context, build, given[0]).shape
+        row = build.mul(build.add(given[3], LONG(1)), build.extract_value(shape, 1))
+
+        def step(pair, held):
+            by = load(build, weights, build.add(row, build.shl(pair, LONG(1))), WORD)
+            first = build.mul(pair, LONG(2 * BLOCK))
+            found = []
+            for k, before in enumerate(held):
+                pairs = load(build, start, build.add(first, LONG(2 * LANES * k)), vector(SHORT, 2 * LANES))
+                found.append(build.add(before, multiply_pairs(build, pairs, by)))
+            return found
+
+        count = build.add(build.lshr(given[3], LONG(1)), LONG(1))
+        zeros = [alike(0, vector(WORD, LANES))] * (BLOCK // LANES)
+        for k, value in enumerate(fold(build, count, zeros, step)):
+            store(build, value, out, LONG(LANES * k))
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@compiled(types.void(I8_2, I32, I32, I16_2_IN, INT, INT, INT, INT, I16_2, F64_2))
 def means(
     codes: np.ndarray,
     inverse: np.ndarray,
@@ -119,31 +113,42 @@ def means(
     begin: int,
     end: int,
     out: np.ndarray,
-    z_out: np.ndarray,
+    total: np.ndarray,
 ) -> None:
-    """Means in 1 / 2^FINE, and normalized codes, of rows first:last and columns begin:end."""
+    """Means in 1 / 2^FINE of rows first:last and columns begin:end, 0 if `lower` has no rows. `total`, if it
+    has any, grows by the second moments of what is read, whole blocks then.
+    """
     width = end - begin
-    surprises = np.zeros((width + 1, BLOCK), np.int16)
-    sums = np.zeros(BLOCK, np.int32)
+    surprises, pairs, sums = buffers(width)
     for top in range(first, last, BLOCK):
         rows = min(BLOCK, last - top)
-        for r in range(BLOCK):
-            surprises[0, r] = 1 << ONE
         for i in range(width):
-            foretell(lower, surprises, sums, i)
+            if lower.shape[0]:
+                foretell(lower, surprises, sums, i)
             for r in range(rows):
                 row = top + r
                 foreseen = min(max(sums[r] >> COEF, -FAR), FAR)
                 out[row, begin + i] = (np.int64(foreseen) * scale[row]) >> MEAN_SHIFT
                 z = normalized(codes[row, begin + i], inverse[row])
-                z_out[row, begin + i] = z
-                surprises[i + 1, r] = z - foreseen
+                pairs[r >> 1, i + 1, r & 1] = z
+                surprises[(i + 1) >> 1, r, (i + 1) & 1] = z - foreseen
+        if total.shape[0]:
+            add_moments(pairs, total)
+
+
+@njit(inline="always")
+def begin_with(states, turn):
+    """Turn the ring of states so that the next one comes first; what remains to turn is nothing."""
+    if turn:
+        held = states.copy()
+        for k in range(states.size):
+            states[k] = held[(turn + k) & (states.size - 1)]
+    return 0
 
 
 @compiled(
-    types.Tuple((INT, INT))(
-        U16, INT, U64_OUT, INT, I8_2, I32, I32, I16, I16, I16_2_IN, INT, INT, INT, INT,
-        I16, U8, I32, I32, U32, U32, I16_2,
+    types.UniTuple(INT, 2)(
+        U16, INT, U32_OUT, INT, INT, I8_2, I32, I32, I16, I16, I16_2_IN, INT, INT, INT, INT, U32, U64, F64_2
     )
 )  # fmt: skip
 def decode_rows(
@@ -151,6 +156,7 @@ def decode_rows(
     at: int,
     states: np.ndarray,
     turn: int,
+    wide: int,
     codes: np.ndarray,
     inverse: np.ndarray,
     scale: np.ndarray,
@@ -161,29 +167,22 @@ def decode_rows(
     last: int,
     begin: int,
     end: int,
-    table_of: np.ndarray,
-    owners: np.ndarray,
-    owners_at: np.ndarray,
-    shifts: np.ndarray,
-    frequencies: np.ndarray,
-    starts: np.ndarray,
-    z_out: np.ndarray,
+    tables: np.ndarray,
+    slots: np.ndarray,
+    total: np.ndarray,
 ) -> tuple[int, int]:
-    """Fill codes[first:last, begin:end]; return how many words were used in all, and the symbols so far.
+    """Fill codes[first:last, begin:end]; return how many words were used in all, and whose turn it is.
 
-    `lower` with no rows: nothing is foreseen. A table is named by group * FRACTIONS + distance.
+    `wide`: the states are 16 and may be taken at once. `tables`, `slots` as in wide_loops.take16_of, where a
+    kind is group * FRACTIONS + distance. `lower` and `total` as in `means`.
     """
     width = end - begin
-    predicted = lower.shape[0] > 1
-    surprises = np.zeros((width + 1 if predicted else 1, BLOCK), np.int16)
-    sums = np.zeros(BLOCK, np.int32)
+    predicted, noted = lower.shape[0] > 0, total.shape[0] > 0
+    surprises, pairs, sums = buffers(width)
     foreseen, whole, rest = np.empty((3, BLOCK), np.int32)
     kind, step = np.empty((2, BLOCK), np.int32)
-    lanes = np.int64(states.size - 1)
     for top in range(first, last, BLOCK):
         rows = min(BLOCK, last - top)
-        for r in range(BLOCK):
-            surprises[0, r] = 1 << ONE
         for i in range(width):
             if predicted:
                 foretell(lower, surprises, sums, i)
@@ -195,28 +194,33 @@ def decode_rows(
                 group = (np.int32(row_level[top + r]) + np.int32(column_level[begin + i])) >> 1
                 group = min(max(group, 0), GROUPS - 1)
                 kind[r] = group * FRACTIONS + abs(rest[r])
-            for r in range(rows):
-                table = np.int64(table_of[kind[r]])
-                lane = turn & lanes
-                turn += 1
-                x = states[lane]
-                shift = np.uint64(shifts[table])
-                slot = x & ((N1 << shift) - N1)
-                symbol = owners[owners_at[table] + np.int64(slot)]
-                entry = table * 256 + np.int64(symbol)
-                x = np.uint64(frequencies[entry]) * (x >> shift) + (slot - np.uint64(starts[entry]))
+            done = 0
+            if wide and at + BLOCK <= words.size:
+                turn = begin_with(states, turn)
+                while done + LANES <= rows:
+                    at = take16_of(words, at, states, tables, slots, kind, step, done)
+                    done += LANES
+            for r in range(done, rows):
+                table = tables[kind[r]]
+                x = np.uint64(states[turn])
+                shift = np.uint64(table & 31)
+                slot = slots[np.uint64(table >> 5) + (x & ((N1 << shift) - N1))]
+                x = ((slot >> N8) & THREE_BYTES) * (x >> shift) + (slot >> N32)
                 needy = x < LOW and at < words.size
                 word = np.uint64(words[at]) if needy else np.uint64(0)
-                states[lane] = (x << N16) | word if needy else x
+                states[turn] = (x << N16) | word if needy else x
                 at += np.int64(needy)
-                step[r] = np.int32(np.int8(symbol))
+                turn = (turn + 1) & (states.size - 1)
+                step[r] = np.int32(np.int8(slot & BYTE))
             for r in range(rows):
                 code = np.int8(whole[r] - step[r] if rest[r] < 0 else whole[r] + step[r])
                 codes[top + r, begin + i] = code
-                if predicted:
+                if predicted or noted:
                     z = normalized(code, inverse[top + r])
-                    z_out[top + r, begin + i] = z
-                    surprises[i + 1, r] = z - foreseen[r]
+                    pairs[r >> 1, i + 1, r & 1] = z
+                    surprises[(i + 1) >> 1, r, (i + 1) & 1] = z - foreseen[r]
+        if noted:
+            add_moments(pairs, total)
     return at, turn
 
 
@@ -241,7 +245,7 @@ def encode_tables(
         x = states[i & lanes]
         if x >= frequency << (np.uint64(32) - shift):
             at -= 1
-            words[at] = x & WORD
+            words[at] = x & np.uint64(0xFFFF)
             x >>= N16
         quotient = x // frequency
         states[i & lanes] = (quotient << shift) + (x - quotient * frequency) + np.uint64(starts[entry])

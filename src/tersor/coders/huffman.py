@@ -102,7 +102,7 @@ def head_of(alphabet: Alphabet, lengths: np.ndarray) -> BitWriter:
     return out
 
 
-def read_huffman(settings: int, data: bytes, count: int) -> np.ndarray:
+def read_huffman(settings: int, data: memoryview, out: np.ndarray) -> None:
     from tersor.coders import loops
 
     if settings:
@@ -112,6 +112,7 @@ def read_huffman(settings: int, data: bytes, count: int) -> np.ndarray:
     lengths = 1 + read_list(source, len(alphabet.offsets), MAX_LENGTH - 1)  # [K]
     if (1 << (MAX_LENGTH - lengths)).sum() != 1 << MAX_LENGTH:
         raise FormatError("coded stream: the lengths of its Huffman codes do not fill the code space exactly")
+    count = len(out)
     if count * int(lengths.min()) > 8 * len(data) - source.at:
         raise FormatError(f"coded stream: {len(data)} bytes are too few for {count} Huffman codes")
     order = lengths.argsort(kind="stable")
@@ -119,12 +120,10 @@ def read_huffman(settings: int, data: bytes, count: int) -> np.ndarray:
     by_symbol = np.zeros(SYMBOLS, dtype=np.uint8)
     by_symbol[alphabet.symbols] = lengths
     strings, steps = looks(owners, by_symbol, LOOK if count > 1 << LOOK else SMALL_LOOK)
-    words = np.frombuffer(data + bytes(-len(data) % 4), dtype=">u4").astype(np.uint32)
-    out = np.empty(count, dtype=np.uint8)
+    words = np.frombuffer(bytes(data) + bytes(-len(data) % 4), dtype=">u4").astype(np.uint32)
     source.at = loops.huffman_decode(words, source.at, strings, steps, owners, by_symbol, out)
     if source.at > 8 * len(data) or source.byte_end() != len(data):
         raise FormatError(f"coded stream: {count} Huffman codes take {source.at} bits of {8 * len(data)}")
-    return out
 
 
 def looks(owners: np.ndarray, lengths: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:

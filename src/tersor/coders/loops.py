@@ -14,7 +14,7 @@ import numpy as np
 from numba import njit, types
 
 U8 = types.Array(types.uint8, 1, "C", readonly=True)
-U16 = types.Array(types.uint16, 1, "C", readonly=True)
+U16 = types.Array(types.uint16, 1, "C", readonly=True, aligned=False)  # from anywhere in a stream
 U32 = types.Array(types.uint32, 1, "C", readonly=True)
 U64 = types.Array(types.uint64, 1, "C", readonly=True)
 U8_OUT, U16_OUT, U32_OUT, U64_OUT = types.uint8[::1], types.uint16[::1], types.uint32[::1], types.uint64[::1]
@@ -22,8 +22,8 @@ INT = types.int64
 
 N0, N1, N8, N16, N32, N49, N64 = (np.uint64(n) for n in (0, 1, 8, 16, 32, 49, 64))
 N15 = np.uint64(15)
-N20, TWELVE = np.uint64(20), np.uint64(0xFFF)
-BYTE, WORD, LOW, ONE_SYMBOL = np.uint64(0xFF), np.uint64(0xFFFF), np.uint64(1 << 16), np.uint64(1 << 8)
+BYTE, WORD, THREE_BYTES = np.uint64(0xFF), np.uint64(0xFFFF), np.uint64(0xFFFFFF)
+LOW, ONE_SYMBOL = np.uint64(1 << 16), np.uint64(1 << 8)
 
 
 def compiled(signature: Any) -> Callable[[Callable[..., Any]], Any]:
@@ -66,17 +66,18 @@ def rans_encode(
     return np.int64(at)
 
 
-@compiled(INT(U16, U64_OUT, U8, U32, U32, INT, U8_OUT))
+@njit(inline="always")
+def taken(x, slots, mask, shift):  # type: ignore[no-untyped-def]
+    """(symbol, state before any word is read) after one symbol of state x."""
+    slot = slots[x & mask]
+    return np.uint8(slot & BYTE), ((slot >> N8) & THREE_BYTES) * (x >> shift) + (slot >> N32)
+
+
+@compiled(INT(U16, U64_OUT, U64, INT, U8_OUT))
 def rans_decode(
-    words: np.ndarray,
-    states: np.ndarray,
-    owners: np.ndarray,
-    frequencies: np.ndarray,
-    starts: np.ndarray,
-    bits: int,
-    out: np.ndarray,
+    words: np.ndarray, states: np.ndarray, slots: np.ndarray, bits: int, out: np.ndarray
 ) -> np.int64:
-    """Fill `out`; return the number of words read. `owners` [2^bits] names the symbol of each slot."""
+    """Fill `out`; return the number of words read. `slots` [2^bits] as in tables_loops.slots_of."""
     shift = np.uint64(bits)
     mask = (N1 << shift) - N1
     lanes = np.uint64(states.size)
@@ -86,11 +87,7 @@ def rans_decode(
     # the choice whether to read needs no jump (it is as good as random: a wrong guess costs 15 cycles).
     while i + lanes <= count and at + lanes <= length:
         for turn in range(lanes):
-            x = states[turn]
-            slot = x & mask
-            symbol = owners[slot]
-            out[i + turn] = symbol
-            x = np.uint64(frequencies[symbol]) * (x >> shift) + (slot - np.uint64(starts[symbol]))
+            out[i + turn], x = taken(states[turn], slots, mask, shift)
             word = np.uint64(words[at])
             needy = x < LOW
             states[turn] = (x << N16) | word if needy else x
@@ -98,57 +95,13 @@ def rans_decode(
         i += lanes
     while i < count:
         lane = i & (lanes - N1)
-        x = states[lane]
-        slot = x & mask
-        symbol = owners[slot]
-        out[i] = symbol
-        x = np.uint64(frequencies[symbol]) * (x >> shift) + (slot - np.uint64(starts[symbol]))
+        out[i], x = taken(states[lane], slots, mask, shift)
         if x < LOW and at < length:
             x = (x << N16) | np.uint64(words[at])
             at += N1
         states[lane] = x
         i += N1
     return np.int64(at)
-
-
-@njit(inline="always")
-def taken(x, slots, mask, shift, words, at):  # type: ignore[no-untyped-def]
-    """(symbol, state, place in words) after one symbol of a state."""
-    slot = np.uint64(slots[x & mask])
-    x = ((slot >> N8) & TWELVE) * (x >> shift) + (slot >> N20)
-    needy = x < LOW
-    x = (x << N16) | np.uint64(words[at]) if needy else x
-    return np.uint8(slot & BYTE), x, at + np.uint64(needy)
-
-
-@compiled(types.UniTuple(INT, 2)(U16, U64_OUT, U32, INT, U8_OUT))
-def rans_decode_eight(
-    words: np.ndarray, states: np.ndarray, slots: np.ndarray, bits: int, out: np.ndarray
-) -> tuple[np.int64, np.int64]:
-    """Fill whole eights of `out` as long as words for all are left, with eight states in registers.
-
-    `slots` [2^bits], 12 bits at most: symbol | frequency << 8 | place among the symbol's slots << 20. Returns
-    how many words and symbols are done.
-    """
-    shift = np.uint64(bits)
-    mask = (N1 << shift) - N1
-    count, length = np.uint64(out.size), np.uint64(words.size)
-    i = at = N0
-    a, b, c, d = states[0], states[1], states[2], states[3]
-    e, f, g, h = states[4], states[5], states[6], states[7]
-    while i + N8 <= count and at + N8 <= length:
-        out[i], a, at = taken(a, slots, mask, shift, words, at)
-        out[i + N1], b, at = taken(b, slots, mask, shift, words, at)
-        out[i + np.uint64(2)], c, at = taken(c, slots, mask, shift, words, at)
-        out[i + np.uint64(3)], d, at = taken(d, slots, mask, shift, words, at)
-        out[i + np.uint64(4)], e, at = taken(e, slots, mask, shift, words, at)
-        out[i + np.uint64(5)], f, at = taken(f, slots, mask, shift, words, at)
-        out[i + np.uint64(6)], g, at = taken(g, slots, mask, shift, words, at)
-        out[i + np.uint64(7)], h, at = taken(h, slots, mask, shift, words, at)
-        i += N8
-    states[0], states[1], states[2], states[3] = a, b, c, d
-    states[4], states[5], states[6], states[7] = e, f, g, h
-    return np.int64(at), np.int64(i)
 
 
 @compiled(INT(U8, U32, U8, INT, INT, U32_OUT))

@@ -174,7 +174,7 @@ def arranged(matrix: np.ndarray, keep: np.ndarray | None, transposed: bool) -> t
 
 
 def read_mixing(
-    settings: int, data: bytes, count: int, width: int, keep: np.ndarray | None = None
+    settings: int, data: memoryview, count: int, width: int, keep: np.ndarray | None = None
 ) -> np.ndarray:
     from tersor.coders import mixing_loops
 

@@ -12,14 +12,16 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
 
 from tersor.coders.alphabet import SYMBOLS
 from tersor.coders.bits import BitReader, BitWriter
+from tersor.coders.plain import RAW
 from tersor.coders.plan import Output, Symbols, first_byte, longest
-from tersor.coders.static import NOISE, fewest, histogram, order0, read_static
+from tersor.coders.static import NOISE, fewest, histogram, is_noise, order0, read_static
 from tersor.errors import FormatError
 
 Found = TypeVar("Found")
@@ -27,21 +29,20 @@ Found = TypeVar("Found")
 PIECES = 6
 UNIT = 1 << 15  # symbols: pieces are whole numbers of units, but for the last
 LARGEST = 32  # units of a piece, where a stream is long enough for more than one core
-TABLE = 600.0  # bits: what another table costs, about
+TABLE = 2000.0  # bits that another table must save: it takes 600, and time to read
 ORDER = 15  # of the exp-Golomb code of a stream's bytes
 PARALLEL = 1 << 18  # symbols from which threads are worth their start
 
 
-def plan_pieces(
-    symbols: np.ndarray, width: int, keep: np.ndarray | None = None, slack: float = 1.0
-) -> bytes | None:
-    """The stream of symbols uint8 [N]; None where there is one piece only. `slack` as in `fewest`."""
+def plan_pieces(symbols: np.ndarray, width: int, keep: np.ndarray | None = None) -> bytes | None:
+    """The stream of symbols uint8 [N]; None where there is one piece only, or all of it is noise."""
     out = Output(longest(len(symbols)))
-    return out.tobytes() if write_pieces(out, symbols, count_units(symbols), slack) else None
+    return out.tobytes() if write_pieces(out, symbols, count_units(symbols)) else None
 
 
-def write_pieces(out: Output, symbols: Symbols, counts: np.ndarray, slack: float = 1.0) -> bool:
-    """Append the stream, piece by piece; False, and nothing, where there is one piece only.
+def write_pieces(out: Output, symbols: Symbols, counts: np.ndarray) -> bool:
+    """Append the stream, piece by piece; False, and nothing, where there is one piece only, or all is noise:
+    as one piece that is read without a copy.
 
     `counts` [U, 256] of each unit. Neither the symbols nor their streams are ever held a second time.
     """
@@ -51,17 +52,21 @@ def write_pieces(out: Output, symbols: Symbols, counts: np.ndarray, slack: float
     if len(sizes) < 2:
         return False
     ends = np.cumsum([0, *sizes]).tolist()
+    pools = [counts[a:b].sum(0, dtype=np.int64) for a, b in pairwise(ends)]
+    if all(is_noise(pool) for pool in pools):
+        return False
 
     def coded(k: int) -> bytes:
-        begin, end = ends[k], ends[k + 1]
-        return fewest(
-            symbols[begin * UNIT : end * UNIT], counts[begin:end].sum(0, dtype=np.int64), NOISE, slack
-        )
+        return fewest(symbols[ends[k] * UNIT : ends[k + 1] * UNIT], pools[k], NOISE)
 
-    start, lengths = len(out), []
+    start, lengths, raw = len(out), [], True
     for stream in on_all_cores(coded, range(len(sizes)), len(symbols)):
         out.append(stream)
         lengths.append(len(stream))
+        raw = raw and stream[0] == RAW
+    if raw:
+        out.cut(start)
+        return False
     head = BitWriter()
     head.golomb(len(sizes) - 2)
     for size in sizes[:-1]:
@@ -135,7 +140,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def read_pieces(
-    settings: int, data: bytes, count: int, width: int, keep: np.ndarray | None = None
+    settings: int, data: memoryview, count: int, width: int, keep: np.ndarray | None = None
 ) -> np.ndarray:
     out, at = np.empty(count, dtype=np.uint8), 0
     for piece in each_piece(settings, data, count):
@@ -144,7 +149,7 @@ def read_pieces(
     return out
 
 
-def each_piece(settings: int, data: bytes | memoryview, count: int) -> Iterator[np.ndarray]:
+def each_piece(settings: int, data: memoryview, count: int) -> Iterator[np.ndarray]:
     """The symbols of each piece, in order."""
     source = BitReader(data, 1)
     units = -(-count // UNIT)
@@ -161,6 +166,8 @@ def each_piece(settings: int, data: bytes | memoryview, count: int) -> Iterator[
     begin, place = [*ends.tolist(), count], [*places.tolist(), len(data)]
 
     def work(k: int) -> np.ndarray:
-        return read_static(bytes(data[place[k] : place[k + 1]]), begin[k + 1] - begin[k])
+        out = np.empty(begin[k + 1] - begin[k], dtype=np.uint8)
+        read_static(data[place[k] : place[k + 1]], out)
+        return out
 
     yield from on_all_cores(work, range(number), count)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from tersor.coders.plan import Plan, first_byte
+from tersor.coders.plan import Output, Plan, Symbols, first_byte
 from tersor.errors import FormatError
 
 RAW, CONSTANT = 0, 1
+CHUNK = 1 << 20  # symbols taken at a time
 
 
 def plan_raw(counts: np.ndarray) -> Plan:
@@ -23,6 +24,13 @@ def plan_raw(counts: np.ndarray) -> Plan:
         return head + (symbols.tobytes() if bits == 8 else squeeze(symbols, bits).tobytes())
 
     return Plan(1 + -(-size * bits // 8), write)
+
+
+def write_raw(out: Output, symbols: Symbols) -> None:
+    """Append symbols in 8 bits each, a part at a time."""
+    out.append(first_byte(RAW))
+    for at in range(0, len(symbols), CHUNK):
+        out.append(symbols[at : at + CHUNK])
 
 
 def squeeze(symbols: np.ndarray, bits: int) -> np.ndarray:
@@ -53,21 +61,20 @@ def spread(data: np.ndarray, bits: int, count: int) -> np.ndarray:
     return groups.reshape(-1)[:count]
 
 
-def read_raw(settings: int, data: bytes, count: int) -> np.ndarray:
+def read_raw(settings: int, data: memoryview, out: np.ndarray) -> None:
     if settings > 7:
         raise FormatError(f"coded stream: raw with settings {settings}, but 0 to 7 are defined")
     bits = 8 - settings
+    count = len(out)
     nbytes = 1 + -(-count * bits // 8)
     if len(data) != nbytes:
         raise FormatError(
             f"coded stream: {len(data)} bytes, but {count} raw symbols of {bits} bits take {nbytes}"
         )
     body = np.frombuffer(data, np.uint8, offset=1)
-    if bits == 8:
-        return body.copy()
-    if data[-1] & ((1 << -count * bits % 8) - 1):
+    if bits < 8 and data[-1] & ((1 << -count * bits % 8) - 1):
         raise FormatError("coded stream: the bits after its last symbol are not zero")
-    return spread(body, bits, count)
+    out[:] = body if bits == 8 else spread(body, bits, count)
 
 
 def plan_constant(counts: np.ndarray) -> Plan | None:
@@ -77,9 +84,9 @@ def plan_constant(counts: np.ndarray) -> Plan | None:
     return Plan(2, lambda symbols: first_byte(CONSTANT) + bytes([int(present[0])]))
 
 
-def read_constant(settings: int, data: bytes, count: int) -> np.ndarray:
+def read_constant(settings: int, data: memoryview, out: np.ndarray) -> None:
     if settings or len(data) != 2:
         raise FormatError(
             f"coded stream: a constant takes 2 bytes and settings 0, but this has {len(data)} and {settings}"
         )
-    return np.full(count, data[1], dtype=np.uint8)
+    out[:] = data[1]

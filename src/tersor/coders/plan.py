@@ -32,17 +32,17 @@ class Output:
     def __len__(self) -> int:
         return self.size
 
-    def append(self, stream: bytes) -> None:
+    def append(self, stream: bytes | np.ndarray) -> None:
         self.insert(self.size, stream)
 
-    def insert(self, at: int, stream: bytes) -> None:
+    def insert(self, at: int, stream: bytes | np.ndarray) -> None:
         """Put bytes before what follows from `at` on."""
         end = self.size + len(stream)
         if end > len(self.data):  # of a coder that was asked for by name, and makes its symbols longer
             self.data = np.concatenate([self.data[: self.size], np.empty(end, dtype=np.uint8)])
         data = self.data.data  # numpy would copy what it moves
         data[at + len(stream) : end] = data[at : self.size]
-        data[at : at + len(stream)] = stream
+        data[at : at + len(stream)] = memoryview(stream)  # type: ignore[arg-type]
         self.size = end
 
     def cut(self, at: int) -> None:
@@ -72,7 +72,7 @@ class Coder(NamedTuple):
 
     id: int
     plan: Callable[[np.ndarray], Plan | None]  # counts [256], N >= 1 in all; None where this coder cannot
-    read: Callable[[int, bytes, int], np.ndarray]  # settings, the whole stream, count >= 1 -> symbols [count]
+    read: Callable[[int, memoryview, np.ndarray], None]  # settings, the whole stream, where its symbols go
 
 
 def first_byte(coder_id: int, settings: int = 0) -> bytes:
@@ -85,5 +85,5 @@ class GridCoder(NamedTuple):
     id: int
     plan: Callable[[np.ndarray, int, np.ndarray | None], bytes | None]  # symbols [N], columns, mask -> stream
     read: Callable[
-        [int, bytes, int, int, np.ndarray | None], np.ndarray
+        [int, memoryview, int, int, np.ndarray | None], np.ndarray
     ]  # settings, stream, N, columns, mask

@@ -8,6 +8,7 @@ Weights are near to normal, so this is near to what there is to gain: 0.1 to 0.4
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -17,7 +18,6 @@ import numpy as np
 from tersor.coders import grid
 from tersor.coders.bits import BitWriter
 from tersor.coders.grid import BLOCK, FINE, FRACTIONS, GROUPS, MIDDLE, RIDGES
-from tersor.coders.learn import learn
 from tersor.coders.plan import first_byte
 from tersor.coders.rans import LOW, read_states
 from tersor.coders.spreads import plan_tables, read_tables, spanned
@@ -25,12 +25,14 @@ from tersor.coders.static import fewest, histogram, read_static
 from tersor.errors import FormatError
 
 PREDICTIVE = 4
-TRIED = 1 << 21  # codes that tell which way of looking is best
+TRIED = 1 << 19  # codes that tell which way of looking is best
 PIECE = 1 << 20  # codes counted at a time
 FEWEST = 4096  # codes: below, tables and levels cost more than they can save
 MOST = 28  # rows and columns, as a power of two
-LANES = 8  # states
+STATES = (8, 16)  # how many there may be; more are sooner read, and 2 bytes each
+WAYS = 2 * (1 + len(RIDGES))  # ways to look at a matrix, as the settings tell them
 ROUNDS = 3  # of fitting rows to columns and columns to rows
+NO_LESSON, NO_MOMENTS = np.zeros((0, 0), dtype=np.int16), np.zeros((0, 0))
 
 
 class Way(NamedTuple):
@@ -137,14 +139,25 @@ def foreseen(codes: np.ndarray, rows: np.ndarray, ridge: float) -> np.ndarray:
 
     inverse, scale = (table[rows] for table in grid.scales())
     mean = np.zeros(codes.shape, dtype=np.int16)
-    z = np.zeros(codes.shape, dtype=np.int16)
-    for begin, end in grid.bands(codes.shape[1]):
-        total = np.zeros((end - begin + 1,) * 2)
-        for first, last in pairwise(grid.lessons(*codes.shape)):
-            lower = learn(total, first, ridge) if first else np.zeros(total.shape, dtype=np.int16)
-            grid_loops.means(codes, inverse, scale, lower, first, last, begin, end, mean, z)
-            grid_loops.add_moments(np.ascontiguousarray(z[first:last, begin:end].T), total)
+    height, columns = codes.shape
+    for begin, end in grid.bands(columns):
+        for first, last, lower, total in taught(height, columns, end - begin, ridge):
+            grid_loops.means(codes, inverse, scale, lower, first, last, begin, end, mean, total)
     return mean
+
+
+def taught(
+    rows: int, columns: int, width: int, ridge: float
+) -> Iterator[tuple[int, int, np.ndarray, np.ndarray]]:
+    """(first, last, L, moments) of the rows between two lessons of a band of `width` columns: L has no rows
+    before the first lesson, the moments none where no lesson is to come. Whoever takes them adds to these.
+    """
+    from tersor.coders import learn_loops
+
+    total = np.zeros((learn_loops.rounded(width),) * 2)
+    for first, last in pairwise(grid.lessons(rows, columns)):
+        lower = learn_loops.learn(total, width, first, ridge) if first else NO_LESSON
+        yield first, last, lower, total if last < rows else NO_MOMENTS
 
 
 def fitted_counts(fitted: Fit) -> np.ndarray:
@@ -163,13 +176,13 @@ def write(fitted: Fit, center: int) -> bytes:
 
     spec = BitWriter()
     tables = plan_tables(spec, fitted_counts(fitted), spanned(fitted.rows, fitted.columns))
-    shifts, frequencies, starts, _, _ = tables.joined()
+    shifts, frequencies, starts = tables.by_symbol()
     symbols = as_read(fitted.symbols)
     used = tables.table_of[as_read(fitted.kinds)]
-    states = np.full(LANES, LOW, dtype=np.uint64)
+    states = np.full(STATES[1], LOW, dtype=np.uint64)
     words = np.empty(len(symbols), dtype=np.uint16)
     first = grid_loops.encode_tables(symbols, used, shifts, frequencies, starts, states, words)
-    head = first_byte(PREDICTIVE, fitted.way.transposed | fitted.way.ridge << 1) + bytes([center])
+    head = first_byte(PREDICTIVE, fitted.way.transposed + 2 * fitted.way.ridge + WAYS) + bytes([center])
     for levels in (fitted.rows, fitted.columns):
         stream = fewest(levels, histogram(levels))
         head += len(stream).to_bytes(4, "little") + stream
@@ -187,13 +200,16 @@ def as_read(matrix: np.ndarray) -> np.ndarray:
 
 
 def read_predictive(
-    settings: int, data: bytes, count: int, width: int, keep: np.ndarray | None = None
+    settings: int, data: memoryview, count: int, width: int, keep: np.ndarray | None = None
 ) -> np.ndarray:
-    from tersor.coders import grid_loops
+    from tersor.coders import grid_loops, wide_loops
 
-    transposed, ridge = settings & 1, settings >> 1
-    if ridge > len(RIDGES):
-        raise FormatError(f"coded stream: prediction {ridge}, but 0 to {len(RIDGES)} are defined")
+    many, way = divmod(settings, WAYS)
+    transposed, ridge = way & 1, way >> 1
+    if many >= len(STATES):
+        raise FormatError(
+            f"coded stream: predictive with settings {settings}; 0 to {2 * WAYS - 1} are defined"
+        )
     if keep is not None or not fits(count, width) or len(data) < 2:
         raise FormatError(
             f"coded stream: {len(data)} bytes of predicted codes for {count} codes in rows of {width}"
@@ -204,27 +220,22 @@ def read_predictive(
     rows, at = read_levels(data, 2, shape[0])
     columns, at = read_levels(data, at, shape[1])
     tables, at = read_tables(data, at, spanned(rows, columns))
-    shifts, frequencies, starts, owners, owners_at = tables.joined()
-    states, at = read_states(data, at, LANES)
+    table_of, slots = tables.by_slot()
+    states, at = read_states(data, at, STATES[many])
+    states, wide = states.astype(np.uint32), int(wide_loops.WIDE and many)
     if (len(data) - at) % 2:
         raise FormatError("coded stream: it ends inside a word")
-    words = np.frombuffer(data, "<u2", offset=at).astype(np.uint16)
+    words = np.frombuffer(data, "<u2", offset=at)
     inverse, scale = (table[rows] for table in grid.scales())
-    codes, z = np.zeros(shape, dtype=np.int8), np.zeros(shape if ridge else (1, 1), dtype=np.int16)
+    codes = np.zeros(shape, dtype=np.int8)
     used = turn = 0
     for begin, end in grid.bands(shape[1]):
-        total = np.zeros((end - begin + 1,) * 2 if ridge else (1, 1))
-        for first, last in pairwise(grid.lessons(*shape)):
-            lower = np.zeros(total.shape, dtype=np.int16)
-            if ridge and first:
-                lower = learn(total, first, RIDGES[ridge - 1])
+        whole = [(0, shape[0], NO_LESSON, NO_MOMENTS)]
+        for first, last, lower, total in taught(*shape, end - begin, RIDGES[ridge - 1]) if ridge else whole:
             used, turn = grid_loops.decode_rows(
-                words, used, states, turn, codes, inverse, scale, rows.astype(np.int16),
-                columns.astype(np.int16) - MIDDLE, lower, first, last, begin, end, tables.table_of,
-                owners, owners_at, shifts, frequencies, starts, z,
+                words, used, states, turn, wide, codes, inverse, scale, rows.astype(np.int16),
+                columns.astype(np.int16) - MIDDLE, lower, first, last, begin, end, table_of, slots, total,
             )  # fmt: skip
-            if ridge:
-                grid_loops.add_moments(np.ascontiguousarray(z[first:last, begin:end].T), total)
     if used != len(words) or (states != LOW).any():
         raise FormatError(
             f"coded stream: damaged, or not of {count} symbols: {used} of {len(words)} words were used, "
@@ -234,13 +245,14 @@ def read_predictive(
     return np.ascontiguousarray(plain).view(np.uint8).reshape(-1) + np.uint8(data[1])
 
 
-def read_levels(data: bytes, at: int, count: int) -> tuple[np.ndarray, int]:
+def read_levels(data: memoryview, at: int, count: int) -> tuple[np.ndarray, int]:
     """The levels [count] and where they end."""
     size = int.from_bytes(data[at : at + 4], "little")
     at += 4
     if at + size > len(data):
         raise FormatError(f"coded stream: {size} bytes of levels, but {len(data) - at} are left")
-    levels = read_static(data[at : at + size], count)
+    levels = np.empty(count, dtype=np.uint8)
+    read_static(data[at : at + size], levels)
     if levels.max() >= grid.LEVELS:
         raise FormatError(f"coded stream: a level of {levels.max()}, but {grid.LEVELS - 1} is the highest")
     return levels, at + size

@@ -18,9 +18,7 @@ from tersor.errors import FormatError
 RANS = 3
 LOW = 1 << 16  # a state below this takes a word
 MAX_LANES = 5  # as a power of two, in a stream
-FAST_LANES = 3  # as a power of two, as written: more are no faster
-FAST_BITS = 12  # of precision: a slot is 32 bits then, and a table of all slots stays in the cache
-LANE_WORTH = 4096  # bytes of payload that make another lane's 3 bytes a trifle
+LANE_WORTH = 2048  # bytes of payload that make another lane's 3 bytes a trifle
 
 
 def plan_rans(counts: np.ndarray) -> Plan | None:
@@ -28,7 +26,7 @@ def plan_rans(counts: np.ndarray) -> Plan | None:
         return None
     choice = best_table(counts)
     payload = choice.cost // (8 * UNIT)
-    lanes = min(max((payload // LANE_WORTH).bit_length() - 1, 0), FAST_LANES)
+    lanes = min(max((payload // LANE_WORTH).bit_length() - 1, 0), MAX_LANES)
     settings = lanes | choice.kind << 3
     head = first_byte(RANS, settings) + choice.head.to_bytes()
 
@@ -71,7 +69,7 @@ def payload_of(symbols: np.ndarray, table: Table, lanes: int) -> bytes:
     return front + words[at:].astype("<u2").tobytes()
 
 
-def read_rans(settings: int, data: bytes, count: int) -> np.ndarray:
+def read_rans(settings: int, data: memoryview, out: np.ndarray) -> None:
     from tersor.coders import loops
 
     lanes, kind = settings & 7, settings >> 3
@@ -85,25 +83,36 @@ def read_rans(settings: int, data: bytes, count: int) -> np.ndarray:
     states, at = read_states(data, source.byte_end(), 1 << lanes)
     if (len(data) - at) % 2:
         raise FormatError("coded stream: it ends inside a word")
-    words = np.frombuffer(data, dtype="<u2", offset=at).astype(np.uint16)
-    frequencies, starts = by_symbol(table)
-    owners = np.repeat(table.symbols, table.frequencies)  # [2^bits]
-    out = np.empty(count, dtype=np.uint8)
-    used = done = 0
-    if len(states) == 1 << FAST_LANES and table.bits <= FAST_BITS:
-        own = np.arange(len(owners), dtype=np.uint32) - starts[owners]
-        slots = owners | frequencies[owners] << np.uint32(8) | own << np.uint32(20)
-        used, done = loops.rans_decode_eight(words, states, slots, table.bits, out)
-    used += loops.rans_decode(words[used:], states, owners, frequencies, starts, table.bits, out[done:])
+    words = np.frombuffer(data, dtype="<u2", offset=at)
+    slots = table.slots()
+    used, done, states = read_wide(words, states, table, slots, out)
+    used += loops.rans_decode(words[used:], states, slots, table.bits, out[done:])
     if used != len(words) or (states != first_state(table, len(states))).any():
         raise FormatError(
-            f"coded stream: damaged, or not of {count} symbols: {used} of {len(words)} words were used, "
+            f"coded stream: damaged, or not of {len(out)} symbols: {used} of {len(words)} words were used, "
             "and the states are not those that every encoder begins with"
         )
-    return out
 
 
-def read_states(data: bytes, at: int, lanes: int) -> tuple[np.ndarray, int]:
+def read_wide(
+    words: np.ndarray, states: np.ndarray, table: Table, slots: np.ndarray, out: np.ndarray
+) -> tuple[int, int, np.ndarray]:
+    """Fill the front of `out` by vectors of states, where machine and stream have them: the words and symbols
+    that are done, and the states then."""
+    from tersor.coders import wide_loops
+
+    if (
+        not wide_loops.WIDE
+        or len(states) < wide_loops.LANES
+        or table.frequencies.max() >= wide_loops.TOO_FULL
+    ):
+        return 0, 0, states
+    few = states.astype(np.uint32)
+    used, done = wide_loops.rans_decode_wide(words, few, wide_loops.narrowed(slots), table.bits, out)
+    return used, done, few.astype(np.uint64)
+
+
+def read_states(data: memoryview, at: int, lanes: int) -> tuple[np.ndarray, int]:
     """The states [lanes], and where the words begin."""
     left = len(data) - at
     if lanes > 1:

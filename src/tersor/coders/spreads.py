@@ -49,14 +49,17 @@ class Tables:
     tables: list[Table]
     table_of: np.ndarray  # [GROUPS * FRACTIONS] int16
 
-    def joined(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Shifts [T], frequencies and starts [T * 256], owners of all slots, and where those begin [T]."""
-        pairs = [by_symbol(table) for table in self.tables]
-        shifts = np.array([table.bits for table in self.tables], dtype=np.int32)
-        owners = [np.repeat(table.symbols, table.frequencies) for table in self.tables]
-        begin = np.cumsum([0, *map(len, owners)])[:-1].astype(np.int32)
-        frequencies, starts = (np.concatenate([pair[k] for pair in pairs]) for k in (0, 1))
-        return shifts, frequencies, starts, np.concatenate(owners), begin
+    def by_symbol(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What an encoder looks up: bits [T], frequencies and starts [T * 256]."""
+        frequencies, starts = np.concatenate([by_symbol(table) for table in self.tables], axis=1)
+        return np.array([table.bits for table in self.tables], dtype=np.int32), frequencies, starts
+
+    def by_slot(self) -> tuple[np.ndarray, np.ndarray]:
+        """What a decoder looks up: where the slots of each kind begin << 5 | its bits, and all slots."""
+        slots = [table.slots() for table in self.tables]
+        begin = np.cumsum([0, *map(len, slots)])[:-1]
+        found = np.array([at << 5 | table.bits for at, table in zip(begin, self.tables, strict=True)])
+        return found.astype(np.uint32)[self.table_of], np.concatenate(slots)
 
 
 @functools.cache
@@ -97,23 +100,27 @@ def spanned(rows: np.ndarray, columns: np.ndarray) -> range:
     return range(min(max(low, 0), GROUPS - 1), min(max(high, 0), GROUPS - 1) + 1)
 
 
-def common_cost(counts: np.ndarray, shape: Shape, groups: list[int]) -> np.ndarray:
-    """Bits of each group's codes with common tables, [len(groups)]."""
+def common_pools(counts: np.ndarray, groups: list[int]) -> np.ndarray:
+    """Counts [T, 256] for the common tables: for each group, for each of its bins."""
+    return np.concatenate([pools_of(counts[group], bins_for(group)) for group in groups])
+
+
+def common_cost(pools: np.ndarray, shape: Shape, groups: list[int]) -> np.ndarray:
+    """Bits of each group's codes, pooled [T, 256], with common tables, [len(groups)]."""
     inside = np.arange(-shape.low, shape.high + 1) & 255
-    pools = np.concatenate([pools_of(counts[group], bins_for(group))[:, inside] for group in groups])
-    bits = cost_of(pools, frequencies_of(shape, groups), shape.bits) / UNIT  # [T]
+    bits = cost_of(pools[:, inside], frequencies_of(shape, groups), shape.bits) / UNIT  # [T]
     first = np.cumsum([0, *(bins_for(group) for group in groups)])[:-1]
     return np.add.reduceat(bits, first)
 
 
-def best_shape(counts: np.ndarray, groups: list[int]) -> Shape:
-    """The common shape for counts [GROUPS, FRACTIONS, 256]: a blend of normal and Laplace, then descent."""
-    present = np.flatnonzero(counts.sum((0, 1)))
+def best_shape(pools: np.ndarray, groups: list[int]) -> Shape:
+    """The common shape for counts [T, 256]: a blend of normal and Laplace, then descent."""
+    present = np.flatnonzero(pools.sum(0))
     signed = np.where(present < 128, present, present - 256)
     low, high = max(0, -int(signed.min())), max(0, int(signed.max()))
 
     def cost(slope: int, bend: int, bits: int = 15) -> float:
-        return float(common_cost(counts, Shape(slope, bend, low, high, bits), groups).sum())
+        return float(common_cost(pools, Shape(slope, bend, low, high, bits), groups).sum())
 
     best = min(BLENDS, key=lambda blend: cost(*blend))
     for stride in (6, 2, 1):
@@ -152,17 +159,16 @@ class Run(NamedTuple):
     cost: float
 
 
-def runs_of(counts: np.ndarray, shape: Shape, groups: list[int]) -> list[Run]:
-    """All groups in runs, merged as long as that costs less."""
-    common = dict(zip(groups, common_cost(counts, shape, groups).tolist(), strict=True))
+def runs_of(counts: np.ndarray, common: dict[int, float]) -> list[Run]:
+    """All groups in runs, merged as long as that costs less. `common`: bits of each with common tables."""
     runs: list[Run] = []
     done = 0
-    for group in groups:
+    for group, shared in common.items():
         size = group + 1 - done  # groups without codes cost nothing: they join the next
         done = group + 1
         own, bins = own_cost(counts[group])
-        here = Run(size, 0, counts[group], common[group])
-        if own < common[group]:
+        here = Run(size, 0, counts[group], shared)
+        if own < shared:
             here = Run(size, bins, counts[group], own)
         while runs:
             both = runs[-1].counts + here.counts
@@ -182,8 +188,9 @@ def runs_of(counts: np.ndarray, shape: Shape, groups: list[int]) -> list[Run]:
 def plan_tables(spec: BitWriter, counts: np.ndarray, span: range) -> Tables:
     """Tables for counts [GROUPS, FRACTIONS, 256], and their text in `spec`. span: groups that may occur."""
     groups = np.flatnonzero(counts.any((1, 2))).tolist()
-    shape = best_shape(counts, groups)
-    runs = runs_of(counts, shape, groups)
+    pools = common_pools(counts, groups)
+    shape = best_shape(pools, groups)
+    runs = runs_of(counts, dict(zip(groups, common_cost(pools, shape, groups).tolist(), strict=True)))
     is_common = any(not run.bins for run in runs)
     spec.bits(is_common, 1)
     if is_common:
@@ -241,7 +248,7 @@ def single(symbol: int) -> Table:
     return Table(0, np.array([symbol], dtype=np.uint8), np.array([1]))
 
 
-def read_tables(data: bytes, at: int, span: range) -> tuple[Tables, int]:
+def read_tables(data: memoryview, at: int, span: range) -> tuple[Tables, int]:
     """The tables, and where they end."""
     source = BitReader(data, at)
     shape = read_shape(source) if source.bits(1) else None

@@ -24,19 +24,14 @@ NOISE = 7.95  # bits a symbol: above, raw reads faster than what the rest would 
 CHUNK = 1 << 20  # symbols counted at a time: numpy counts in 8 bytes each
 
 
-def fewest(symbols: np.ndarray, counts: np.ndarray, noise: float = 8.0, slack: float = 1.0) -> bytes:
+def fewest(symbols: np.ndarray, counts: np.ndarray, noise: float = 8.0) -> bytes:
     """The shortest static stream of symbols [N] uint8, N >= 1, which occur counts [256] times.
 
-    Symbols that would take `noise` bits or more, of 8, are left raw. Up to `slack` times the fewest bytes are
-    taken for Huffman's code, which reads twice as fast as rANS.
+    Symbols that would take `noise` bits or more, of 8, are left raw.
     """
-    raw = CODERS["raw"].plan(counts)
-    if raw is not None and noise < 8 and order0(counts) >= noise * len(symbols):
-        return raw.write(symbols)  # no table needs to be drawn up to know that
+    if noise < 8 and is_noise(counts, noise):
+        return plan_raw(counts).write(symbols)  # no table needs to be drawn up to know that
     plans = [plan for coder in CODERS.values() if (plan := coder.plan(counts))]
-    huffman = CODERS["huffman"].plan(counts) if slack > 1 else None
-    if huffman is not None and huffman.nbytes <= min(slack * plan.nbytes for plan in plans):
-        plans = [huffman]
     best = b""
     for plan in sorted(plans, key=lambda plan: plan.nbytes):
         if not best or plan.nbytes < len(best):
@@ -45,17 +40,22 @@ def fewest(symbols: np.ndarray, counts: np.ndarray, noise: float = 8.0, slack: f
     return best
 
 
+def is_noise(counts: np.ndarray, noise: float = NOISE) -> bool:
+    return order0(counts) >= noise * int(counts.sum())
+
+
 def order0(counts: np.ndarray) -> float:
     """N * H(counts) in bits."""
     n = counts[counts > 0]
     return float((n * np.log2(n.sum() / n)).sum())
 
 
-def read_static(stream: bytes, count: int) -> np.ndarray:
-    """The symbols [count], count >= 1, of a static stream inside another one."""
+def read_static(stream: memoryview, out: np.ndarray) -> None:
+    """Fill `out` [count], count >= 1, with the symbols of a static stream inside another one."""
     for coder in CODERS.values():
         if stream and coder.id == stream[0] & ((1 << ID_BITS) - 1):
-            return coder.read(stream[0] >> ID_BITS, stream, count)
+            coder.read(stream[0] >> ID_BITS, stream, out)
+            return
     raise FormatError(
         f"coded stream: a stream of {len(stream)} bytes inside it is empty or not of a static coder; "
         f"those are {', '.join(CODERS)}"

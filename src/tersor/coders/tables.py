@@ -32,15 +32,19 @@ class Table:
     symbols: np.ndarray  # [K] uint8
     frequencies: np.ndarray  # [K] int64, each >= 1, their sum M
 
+    def slots(self) -> np.ndarray:
+        """What each slot means, [M] uint64."""
+        from tersor.coders import tables_loops
+
+        return tables_loops.slots_of(self.symbols, self.frequencies, self.bits)
+
 
 def frequencies(depths: np.ndarray, detail: int, bits: int) -> np.ndarray:
     """Depths [..., K] to frequencies [..., K], in whole numbers below 2^52: the same on every machine."""
-    level = (OCTAVES << detail) - depths
-    weight = ((1 << detail) + (level & ((1 << detail) - 1))) << (level >> detail)
-    total = weight.cumsum(-1)
-    free = (1 << bits) - depths.shape[-1]
-    edges = free * total // total[..., -1:]
-    return 1 + np.diff(edges, axis=-1, prepend=0)
+    from tersor.coders import tables_loops
+
+    rows = np.ascontiguousarray(depths.reshape(-1, depths.shape[-1]))
+    return tables_loops.shared(rows, OCTAVES, detail, bits).reshape(depths.shape)
 
 
 def dial(code: np.ndarray | int) -> np.ndarray:

@@ -123,8 +123,8 @@ def coded(leaf: Dense | Tensor, keep: Tensor | None = None, coder: str = "max") 
     size, dtype = leaf.shape, leaf.dtype
     elements = leaf if keep is None else Dense(leaf.array[keep])
     count, turned = math.prod(elements.shape), dtype.is_floating_point
-    if turned and coder in ("max", "fast") and count > MANY_FLOATS:
-        coder = "swift"
+    if turned and coder == "max" and count > MANY_FLOATS:
+        coder = "fast"
     mask = None if keep is None else keep.reshape(-1).cpu().numpy()
     read = elements.reader()
     data, lengths = encode_array(

@@ -1,0 +1,44 @@
+"""Tables loops: frequencies from depths, and what each slot means, compiled: short streams wait for these."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import types
+
+from tersor.coders.loops import INT, U8, compiled
+
+I64 = types.Array(types.int64, 1, "C", readonly=True)
+I64_2 = types.Array(types.int64, 2, "C", readonly=True)
+
+
+@compiled(types.int64[:, ::1](I64_2, INT, INT, INT))
+def shared(depths: np.ndarray, octaves: int, detail: int, bits: int) -> np.ndarray:
+    """Depths [T, K] to frequencies [T, K]: 1 for each symbol, the rest of 2^bits by weight."""
+    rows, size = depths.shape
+    found = np.empty((rows, size), np.int64)
+    part = (1 << detail) - 1
+    free = (1 << bits) - size
+    for row in range(rows):
+        total = 0
+        for j in range(size):
+            level = (octaves << detail) - depths[row, j]
+            total += ((1 << detail) + (level & part)) << (level >> detail)
+            found[row, j] = total
+        edge = 0
+        for j in range(size):
+            last, edge = edge, free * found[row, j] // total
+            found[row, j] = 1 + edge - last
+    return found
+
+
+@compiled(types.uint64[::1](U8, I64, INT))
+def slots_of(symbols: np.ndarray, frequencies: np.ndarray, bits: int) -> np.ndarray:
+    """What each of 2^bits slots means: symbol | frequency << 8 | place among the symbol's slots << 32."""
+    slots = np.empty(1 << bits, np.uint64)
+    at = 0
+    for j in range(symbols.size):
+        named = np.uint64(symbols[j]) | np.uint64(frequencies[j]) << np.uint64(8)
+        for place in range(frequencies[j]):
+            slots[at] = named | np.uint64(place) << np.uint64(32)
+            at += 1
+    return slots

@@ -1,0 +1,98 @@
+"""Vector loops: words for LLVM's vectors, for the few inner loops that do not become vectors by themselves.
+
+They make the body of a numba intrinsic, and mean the same on every machine: LLVM cuts a vector that is wider
+than the machine's into several. What it makes of `multiply_pairs` is one instruction on x86, and few on Arm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from llvmlite import ir
+from numba.core import cgutils
+
+BIT, BYTE, SHORT, WORD, LONG = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
+DOUBLE = ir.DoubleType()
+
+
+def vector(kind: ir.Type, lanes: int) -> ir.VectorType:
+    return ir.VectorType(kind, lanes)
+
+
+def alike(number: float, kind: ir.VectorType) -> ir.Constant:
+    """A vector of one number."""
+    return ir.Constant(kind, [number] * kind.count)
+
+
+def spread(build: ir.IRBuilder, value: ir.Value, lanes: int) -> ir.Value:
+    """A vector of one value."""
+    first = build.insert_element(ir.Constant(vector(value.type, lanes), ir.Undefined), value, WORD(0))
+    return build.shuffle_vector(first, first, alike(0, vector(WORD, lanes)))
+
+
+def start_of(context: Any, build: ir.IRBuilder, kind: Any, array: ir.Value) -> ir.Value:
+    """Where the elements of a numba array begin."""
+    return context.make_array(kind)(context, build, array).data
+
+
+def place(build: ir.IRBuilder, start: ir.Value, at: ir.Value, kind: ir.Type) -> ir.Value:
+    return build.bitcast(build.gep(start, [at]), kind.as_pointer())
+
+
+def load(build: ir.IRBuilder, start: ir.Value, at: ir.Value, kind: ir.Type) -> ir.Value:
+    """What lies `at` so many elements behind the start, as one value or vector."""
+    found = build.load(place(build, start, at, kind))
+    found.align = size_of(start.type.pointee)
+    return found
+
+
+def store(build: ir.IRBuilder, value: ir.Value, start: ir.Value, at: ir.Value) -> None:
+    put = build.store(value, place(build, start, at, value.type))
+    put.align = size_of(start.type.pointee)
+
+
+def size_of(kind: ir.Type) -> int:
+    return 8 if kind == DOUBLE else kind.width // 8
+
+
+def call(build: ir.IRBuilder, name: str, gives: ir.Type, *values: ir.Value) -> ir.Value:
+    """An instruction that LLVM knows by name."""
+    kind = ir.FunctionType(gives, [value.type for value in values])
+    return build.call(cgutils.get_or_insert_function(build.module, kind, name), values)
+
+
+def fold(
+    build: ir.IRBuilder,
+    count: ir.Value,
+    values: Sequence[ir.Value],
+    step: Callable[[ir.Value, Sequence[ir.Value]], Sequence[ir.Value]],
+) -> Sequence[ir.Value]:
+    """values = step(i, values) for i = 0 .. count - 1, `count` at least 1; they stay in registers."""
+    before, body = build.block, build.append_basic_block("body")
+    after = build.append_basic_block("after")
+    build.branch(body)
+    build.position_at_end(body)
+    index = build.phi(LONG)
+    held = [build.phi(value.type) for value in values]
+    found = step(index, held)
+    following = build.add(index, LONG(1))
+    for phi, first, later in zip([index, *held], [LONG(0), *values], [following, *found], strict=True):
+        phi.add_incoming(first, before)
+        phi.add_incoming(later, build.block)
+    build.cbranch(build.icmp_signed("<", following, count), body, after)
+    build.position_at_end(after)
+    return found
+
+
+def multiply_pairs(build: ir.IRBuilder, pairs: ir.Value, by: ir.Value) -> ir.Value:
+    """a * c + b * d of each pair (a, b) of int16 in <32 x i16> and one pair (c, d) in an i32: <16 x i32>."""
+    lanes = pairs.type.count
+    wide, half = vector(WORD, lanes), lanes // 2
+    factors = build.bitcast(spread(build, by, half), pairs.type)
+    products = build.mul(build.sext(pairs, wide), build.sext(factors, wide))
+    even, odd = (
+        build.shuffle_vector(products, products, ir.Constant(vector(WORD, half), list(range(k, lanes, 2))))
+        for k in (0, 1)
+    )
+    return build.add(even, odd)
