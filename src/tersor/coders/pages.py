@@ -10,7 +10,7 @@ import mmap
 
 import numpy as np
 
-LARGE = 1 << 20  # bytes: smaller arrays come often, and are quicker to have from the C library
+LARGE = 4 << 20  # bytes: smaller arrays come often, and are quicker to have from the C library
 
 
 def pages(nbytes: int) -> np.ndarray:

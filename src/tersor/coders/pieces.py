@@ -121,7 +121,7 @@ def on_all_cores(work: Callable[[int], Found], items: Sequence[int], size: int) 
         return
     ahead: deque[Future[Found]] = deque()
     for item in items:
-        if len(ahead) == 2 * cores:
+        if len(ahead) > cores:
             yield ahead.popleft().result()
         ahead.append(threads().submit(work, item))
     while ahead:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+AT_ONCE = 1 << 18  # elements that are read for a part: they stay in the cache, and many threads take parts
 Read = Callable[[int, int], np.ndarray]  # elements from here to there as bytes uint8, low bytes first
 
 
@@ -25,7 +26,13 @@ class Plane:
 
     def __getitem__(self, part: slice) -> np.ndarray:
         begin, end, _ = part.indices(self.count)
-        return plane_of(self.read(begin, end), self.itemsize, self.k, turned=self.turned)
+        if self.itemsize == 1:
+            return self.read(begin, end)
+        out = np.empty(max(end - begin, 0), dtype=np.uint8)
+        for at in range(begin, end, AT_ONCE):
+            data = self.read(at, min(at + AT_ONCE, end))
+            out[at - begin : at - begin + AT_ONCE] = plane_of(data, self.itemsize, self.k, turned=self.turned)
+        return out
 
 
 def plane_of(data: np.ndarray, itemsize: int, k: int, *, turned: bool) -> np.ndarray:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-SLICE = 1 << 20  # elements looked at at a time: what is asked of each may take ten times their bytes
+SLICE = 1 << 18  # elements looked at at a time: what is asked of each may take ten times their bytes
 DIGEST = 16  # hex digits of a digest: 64 bits, for telling states apart, not against forgers
 
 

@@ -100,8 +100,7 @@ class Ranges:
 
     def read(self, begin: int, end: int) -> Tensor:
         """Bytes as a tensor of their own, with no second copy in memory."""
-        nbytes = end - begin
-        data = torch.from_numpy(pages(nbytes)) if nbytes > HELD else torch.empty(nbytes, dtype=torch.uint8)
+        data = torch.from_numpy(pages(end - begin))
         view, at = data.numpy().data, 0
         try:
             with self.lock:
