@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tersor.coders import planes
-from tersor.coders.planes import join, split
+from tersor.coders.planes import Plane, join, plane_of
 
 
 def slow(data: bytes, itemsize: int, turned: bool) -> list[list[int]]:
@@ -21,20 +20,31 @@ def slow(data: bytes, itemsize: int, turned: bool) -> list[list[int]]:
     return found
 
 
-@pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize(
     ("itemsize", "turned"), [(1, False), (2, False), (4, False), (8, False), (2, True), (4, True), (8, True)]
 )
-def test_join_is_the_inverse_of_split(
-    itemsize: int, turned: bool, large: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(planes, "MANY", 0 if large else 1 << 60)
-
+def test_join_is_the_inverse_of_taking_each_plane(itemsize: int, turned: bool) -> None:
     @given(st.integers(0, 70), st.integers(0, 2**32 - 1))
     def check(count: int, seed: int) -> None:
         data = np.random.default_rng(seed).integers(0, 256, count * itemsize).astype(np.uint8)
-        found = split(data, itemsize, turned)
+        found = [plane_of(data, itemsize, k, turned=turned) for k in range(itemsize)]
         assert [plane.tolist() for plane in found] == slow(data.tobytes(), itemsize, turned)
-        assert (join(iter(found), itemsize, count, turned) == data).all()
+        assert (join(found, itemsize, turned=turned) == data).all()
 
     check()
+
+
+@given(st.integers(0, 40), st.integers(-3, 45), st.integers(-3, 45))
+def test_a_part_of_a_plane_is_that_part(count: int, begin: int, end: int) -> None:
+    data = np.random.default_rng(count).integers(0, 256, count * 4).astype(np.uint8)
+    asked = []
+
+    def read(a: int, b: int) -> np.ndarray:
+        asked.append((a, b))
+        return data[4 * a : 4 * b]
+
+    plane = Plane(read, count, 4, 2, turned=False)
+    assert len(plane) == count
+    part = slice(max(begin, 0), max(end, 0))
+    assert plane[part].tolist() == data[2::4][part].tolist()
+    assert asked[0][1] <= count

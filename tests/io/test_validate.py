@@ -187,7 +187,7 @@ def test_contents_are_in_the_sites_dtype() -> None:
 
 
 def test_every_form_has_a_rule() -> None:
-    assert set(RULES) == set(FORMS.values())
+    assert set(RULES) == set(FORMS)
 
 
 def test_depth_of_eight_is_read() -> None:

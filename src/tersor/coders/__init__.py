@@ -8,14 +8,16 @@ A stream names its coder in its first byte and knows neither its length nor its 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from tersor.coders.mixing import MIXING, plan_mixing, read_mixing
-from tersor.coders.pieces import PIECES, plan_pieces, read_pieces
-from tersor.coders.plain import RAW, plan_constant
-from tersor.coders.plan import ID_BITS, Coder, GridCoder, Plan
+from tersor.coders.pieces import PIECES, count_units, each_piece, plan_pieces, read_pieces, write_pieces
+from tersor.coders.plain import RAW, plan_constant, write_raw
+from tersor.coders.plan import ID_BITS, Coder, GridCoder, Output, Plan, Symbols, longest
 from tersor.coders.predictive import PREDICTIVE, plan_predictive, read_predictive
-from tersor.coders.static import CODERS, NOISE, fewest, histogram, order0
+from tersor.coders.static import CODERS, NOISE, fewest, histogram, is_noise, order0
 from tersor.errors import FormatError, SettingError, did_you_mean
 
 __all__ = ["CODERS", "GRID_CODERS", "PROFILES", "coder_of", "decode", "encode", "order0_bits"]
@@ -55,20 +57,36 @@ def encode(
         raise SettingError(f"encode: {misfit}")
     if not len(symbols):
         return EMPTY
-    symbols = np.ascontiguousarray(symbols)
-    counts = histogram(symbols)
+    out = Output(longest(len(symbols)))
+    encode_onto(out, np.ascontiguousarray(symbols), coder, width=width, keep=keep)
+    return out.tobytes()
+
+
+def encode_onto(
+    out: Output, symbols: Symbols, coder: str, *, width: int = 0, keep: np.ndarray | None = None
+) -> None:
+    """Append the stream of symbols that need not be in memory all at once; what is coded in pieces is not."""
+    if not len(symbols):
+        out.append(EMPTY)
+        return
+    units = count_units(symbols)
+    counts = units.sum(0, dtype=np.int64)
+    columns = width or size_of(symbols, keep)
     if coder in PROFILES:
-        return by_profile(symbols, counts, coder, width or size_of(symbols, keep), keep)
+        by_profile(out, symbols, units, profile=coder, width=columns, keep=keep)
+        return
+    whole = symbols[:]
     if np.count_nonzero(counts) == 1:
         plan: Plan | None = plan_constant(counts)
     elif coder in GRID_CODERS:
-        stream = GRID_CODERS[coder].plan(symbols, width or size_of(symbols, keep), keep)
+        stream = GRID_CODERS[coder].plan(whole, columns, keep)
         if stream is None:
             raise SettingError(
                 f"encode: coder={coder!r} cannot hold {len(symbols)} symbols in rows of {width}. "
                 "Use coder='max'"
             )
-        return stream
+        out.append(stream)
+        return
     else:
         plan = CODERS[coder].plan(counts)
     if plan is None:
@@ -76,31 +94,36 @@ def encode(
             f"encode: coder={coder!r} holds one symbol, but {np.count_nonzero(counts)} different ones "
             "were given. Use coder='fast'"
         )
-    return plan.write(symbols)
+    out.append(plan.write(whole))
 
 
 def by_profile(
-    symbols: np.ndarray, counts: np.ndarray, profile: str, width: int, keep: np.ndarray | None
-) -> bytes:
-    """The fewest bytes of the coders that a profile has."""
-    best = plan_pieces(symbols, width, keep) if np.count_nonzero(counts) > 1 else None
-    if best is None:  # where there are pieces they are hardly ever longer than a whole
-        best = fewest(symbols, counts, 8.0 if profile == "max" else NOISE)
-    if len(best) <= SHORTEST:
-        return best
+    out: Output, symbols: Symbols, units: np.ndarray, *, profile: str, width: int, keep: np.ndarray | None
+) -> None:
+    """Append the fewest bytes of the coders that a profile has. `units` [U, 256]: counts of each unit."""
+    counts, start = units.sum(0, dtype=np.int64), len(out)
+    if np.count_nonzero(counts) > 1 and write_pieces(out, symbols, units):
+        pass  # hardly ever longer than a whole
+    elif profile == "fast" and is_noise(counts):
+        write_raw(out, symbols)
+    else:
+        out.append(fewest(symbols[:], counts, 8.0 if profile == "max" else NOISE))
+    if len(out) - start <= SHORTEST:
+        return
     for name in ("predictive", "mixing") if profile == "max" else ():
-        if promising(name, best, counts):
-            stream = GRID_CODERS[name].plan(symbols, width, keep)
+        nbytes = len(out) - start
+        if promising(name, nbytes, counts):
+            stream = GRID_CODERS[name].plan(symbols[:], width, keep)
             # Of many dense codes mixing must save 1 %, for it reads a tenth as fast.
-            slow = name == "mixing" and len(symbols) > MIXING_COUNT and 8 * len(best) > DENSE * len(symbols)
-            worth = len(best) - (len(best) // 100 if slow else 0)
-            best = stream if stream is not None and len(stream) < worth else best
-    return best
+            slow = name == "mixing" and len(symbols) > MIXING_COUNT and 8 * nbytes > DENSE * len(symbols)
+            if stream is not None and len(stream) < nbytes - (nbytes // 100 if slow else 0):
+                out.cut(start)
+                out.append(stream)
 
 
-def promising(name: str, best: bytes, counts: np.ndarray) -> bool:
-    """Whether a coder may win: noise costs much time to find that it is noise."""
-    bits = 8 * len(best) / counts.sum()
+def promising(name: str, nbytes: int, counts: np.ndarray) -> bool:
+    """Whether a coder may win over so many bytes: noise costs much time to find that it is noise."""
+    bits = 8 * nbytes / counts.sum()
     if name == "mixing":
         return bool(bits < MIXING_BITS or counts.sum() <= MIXING_COUNT)
     return bool(bits < NOISE)
@@ -116,7 +139,7 @@ def misfits(count: int, width: int, keep: np.ndarray | None) -> str:
     return ""
 
 
-def size_of(symbols: np.ndarray, keep: np.ndarray | None) -> int:
+def size_of(symbols: Symbols, keep: np.ndarray | None) -> int:
     return len(symbols) if keep is None else keep.size
 
 
@@ -148,6 +171,22 @@ def decode(
         raise FormatError(f"coded stream: {misfit}")
     columns = width or (count if keep is None else keep.size)
     return GRID_CODERS[name].read(settings, stream, count, columns, keep)
+
+
+def decode_parts(
+    data: np.ndarray, count: int, *, width: int = 0, keep: np.ndarray | None = None
+) -> Iterator[np.ndarray]:
+    """What decode returns, in parts: of a stream in pieces only those in work are in memory, and raw bytes
+    are looked at where they are."""
+    if count > 0 and coder_of(data) == "pieces":
+        misfit = misfits(count, width, keep)
+        if misfit:
+            raise FormatError(f"coded stream: {misfit}")
+        yield from each_piece(int(data[0]) >> ID_BITS, data.data, count)
+    elif count > 0 and data[0] == RAW and len(data) == 1 + count:
+        yield data[1:]
+    else:
+        yield decode(data, count, width=width, keep=keep)
 
 
 def coder_of(data: bytes | memoryview | np.ndarray) -> str:

@@ -1,45 +1,69 @@
 """Arrays: elements of one byte or more as streams, a plane of bytes each, one behind the other.
 
-Each plane is dropped when it is coded, and decoded when its turn comes: of a large tensor every copy counts.
+Of a long array no plane is held whole: what codes in pieces is taken, coded and dropped piece by piece, and
+all planes are decoded side by side, a slice of elements at a time. Of a large tensor every copy counts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import numpy as np
 
-from tersor.coders import decode, encode
-from tersor.coders.planes import join, split
+from tersor.coders import decode_parts, encode_onto
+from tersor.coders.pages import LARGE
+from tersor.coders.plan import Output, longest
+from tersor.coders.planes import Plane, Read, join
 from tersor.errors import FormatError
+
+LONG = 1 << 20  # elements from which a plane is not taken whole
 
 
 def encode_array(
-    data: np.ndarray, itemsize: int, *, turned: bool, coder: str, width: int, keep: np.ndarray | None = None
-) -> tuple[bytearray, list[int]]:
-    """(streams, bytes of each) of elements given as bytes uint8 [N * itemsize], low bytes first.
-
-    `turned`: they are floats, turned by one bit first. The rest as in `encode`.
-    """
-    planes = split(data, itemsize, turned)
-    streams, lengths = bytearray(), []
-    while planes:
-        stream = encode(planes.pop(0), coder, width=width, keep=keep)
-        streams += stream
-        lengths.append(len(stream))
-    return streams, lengths
+    read: Read, count: int, itemsize: int, *, turned: bool, coder: str, width: int,
+    keep: np.ndarray | None = None,
+) -> tuple[np.ndarray, list[int]]:  # fmt: skip
+    """(streams, bytes of each) of `count` elements. `turned`: they are floats, turned by one bit first. The
+    rest as in `encode`."""
+    streams, ends = Output(itemsize * longest(count)), [0]
+    for k in range(itemsize):
+        plane = Plane(read, count, itemsize, k, turned=turned)
+        encode_onto(streams, plane if count > LONG else plane[:], coder, width=width, keep=keep)
+        ends.append(len(streams))
+    found = streams.found()
+    # Of small arrays what was not needed would be kept; of large ones it never was taken.
+    return found if len(streams.data) >= LARGE else found.copy(), [b - a for a, b in pairwise(ends)]
 
 
 def decode_array(
     streams: np.ndarray, lengths: Sequence[int], itemsize: int, count: int,
-    *, turned: bool, width: int, keep: np.ndarray | None = None,
-) -> np.ndarray:  # fmt: skip
-    """The inverse, bytes uint8 [count * itemsize]; FormatError where these are no streams of them."""
+    *, turned: bool, width: int, step: int, keep: np.ndarray | None = None,
+) -> Iterator[np.ndarray]:  # fmt: skip
+    """The inverse, bytes uint8 [step * itemsize] of `step` elements at a time; of none one slice. FormatError
+    where these are no streams of them."""
     ends = np.cumsum((0, *lengths))
     if len(lengths) != itemsize or ends[-1] != len(streams):
         raise FormatError(f"streams of {tuple(lengths)} bytes for {itemsize} planes in {len(streams)} bytes")
-    planes = (decode(streams[a:b], count, width=width, keep=keep) for a, b in pairwise(ends))
-    if not count:
-        return np.concatenate(list(planes))  # nothing, which is for decode to check
-    return join(planes, itemsize, count, turned)
+    planes = [Parts(decode_parts(streams[a:b], count, width=width, keep=keep)) for a, b in pairwise(ends)]
+    for begin in range(0, max(count, 1), step):
+        size = min(step, count - begin)
+        yield join([plane.take(size) for plane in planes], itemsize, turned=turned)
+
+
+class Parts:
+    """Symbols that come in parts of any size, taken in others."""
+
+    def __init__(self, parts: Iterator[np.ndarray]) -> None:
+        self.parts, self.rest = parts, next(parts)
+
+    def take(self, size: int) -> np.ndarray:
+        """The next symbols, so many."""
+        found, missing = [self.rest[:size]], size - len(self.rest)
+        self.rest = self.rest[size:]
+        while missing > 0:
+            part = next(self.parts)
+            found.append(part[:missing])
+            self.rest = part[missing:]
+            missing -= len(part)
+        return found[0] if len(found) == 1 else np.concatenate(found)

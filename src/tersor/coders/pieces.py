@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import pairwise
+from typing import TypeVar
 
 import numpy as np
 
 from tersor.coders.alphabet import SYMBOLS
 from tersor.coders.bits import BitReader, BitWriter
 from tersor.coders.plain import RAW
-from tersor.coders.plan import first_byte
-from tersor.coders.static import NOISE, fewest, histogram, order0, read_static
+from tersor.coders.plan import Output, Symbols, first_byte, longest
+from tersor.coders.static import NOISE, fewest, histogram, is_noise, order0, read_static
 from tersor.errors import FormatError
+
+Found = TypeVar("Found")
 
 PIECES = 6
 UNIT = 1 << 15  # symbols: pieces are whole numbers of units, but for the last
@@ -32,34 +36,68 @@ PARALLEL = 1 << 18  # symbols from which threads are worth their start
 
 def plan_pieces(symbols: np.ndarray, width: int, keep: np.ndarray | None = None) -> bytes | None:
     """The stream of symbols uint8 [N]; None where there is one piece only, or all of it is noise."""
+    out = Output(longest(len(symbols)))
+    return out.tobytes() if write_pieces(out, symbols, count_units(symbols)) else None
+
+
+def write_pieces(out: Output, symbols: Symbols, counts: np.ndarray) -> bool:
+    """Append the stream, piece by piece; False, and nothing, where there is one piece only, or all is noise:
+    as one piece that is read without a copy.
+
+    `counts` [U, 256] of each unit. Neither the symbols nor their streams are ever held a second time.
+    """
     if len(symbols) < 2 * UNIT:
-        return None
-    sizes = cut(symbols)
+        return False
+    sizes = cut(symbols, counts)
     if len(sizes) < 2:
-        return None
-    ends = np.minimum(np.cumsum([0, *sizes]) * UNIT, len(symbols)).tolist()
-    ranges = list(zip(ends, ends[1:], strict=False))
-    streams = on_all_cores(lambda ab: coded_piece(symbols[ab[0] : ab[1]]), ranges, len(symbols))
-    if all(stream[0] == RAW for stream in streams):  # as one piece they are read without a copy
-        return None
+        return False
+    ends = np.cumsum([0, *sizes]).tolist()
+    pools = [counts[a:b].sum(0, dtype=np.int64) for a, b in pairwise(ends)]
+    if all(is_noise(pool) for pool in pools):
+        return False
+
+    def coded(k: int) -> bytes:
+        return fewest(symbols[ends[k] * UNIT : ends[k + 1] * UNIT], pools[k], NOISE)
+
+    start, lengths, raw = len(out), [], True
+    for stream in on_all_cores(coded, range(len(sizes)), len(symbols)):
+        out.append(stream)
+        lengths.append(len(stream))
+        raw = raw and stream[0] == RAW
+    if raw:
+        out.cut(start)
+        return False
     head = BitWriter()
     head.golomb(len(sizes) - 2)
     for size in sizes[:-1]:
         head.golomb(size - 1)
-    for stream in streams[:-1]:
-        head.golomb(len(stream), ORDER)
-    return first_byte(PIECES) + head.to_bytes() + b"".join(streams)
+    for length in lengths[:-1]:
+        head.golomb(length, ORDER)
+    out.insert(start, first_byte(PIECES) + head.to_bytes())  # only now its length is known
+    return True
 
 
-def coded_piece(symbols: np.ndarray) -> bytes:
-    return fewest(symbols, histogram(symbols), NOISE)
+def count_units(symbols: Symbols) -> np.ndarray:
+    """How often each symbol occurs in each unit, [U, 256]; the last unit may be short. What is too short for
+    pieces is one unit."""
+    if len(symbols) < 2 * UNIT:
+        return histogram(symbols[:])[None]
+    from tersor.coders import planes_loops
+
+    counts = np.zeros((-(-len(symbols) // UNIT), SYMBOLS), dtype=np.int32)
+
+    def count(unit: int) -> None:
+        part = symbols[unit * UNIT : (unit + LARGEST) * UNIT]
+        planes_loops.count_units(part, UNIT, counts[unit : unit + LARGEST])
+
+    for _ in on_all_cores(count, range(0, len(counts), LARGEST), len(symbols)):
+        pass
+    return counts
 
 
-def cut(symbols: np.ndarray) -> list[int]:
+def cut(symbols: Symbols, counts: np.ndarray) -> list[int]:
     """The units of each piece: neighbors are merged as long as that costs less than a table."""
-    whole = len(symbols) // UNIT
-    unit = symbols[: whole * UNIT].reshape(whole, UNIT)
-    counts = np.stack([np.bincount(row, minlength=SYMBOLS) for row in unit])  # [U, 256]
+    counts = counts[: len(symbols) // UNIT]  # the whole ones
     sizes, pools, costs = [1], [counts[0]], [order0(counts[0])]
     for row in counts[1:]:
         own, both = order0(row), pools[-1] + row
@@ -70,15 +108,24 @@ def cut(symbols: np.ndarray) -> list[int]:
             sizes.append(1)
             pools.append(row)
             costs.append(own)
-    sizes[-1] += len(symbols) > whole * UNIT  # the rest goes to the last
+    sizes[-1] += len(symbols) % UNIT > 0  # the rest goes to the last
     return sizes
 
 
-def on_all_cores(work: Callable[[Any], Any], items: list[Any], size: int) -> list[Any]:
-    """[work(item)] in order; the compiled loops run side by side."""
-    if (os.cpu_count() or 1) < 2 or len(items) < 2 or size < PARALLEL:
-        return [work(item) for item in items]
-    return list(threads().map(work, items))
+def on_all_cores(work: Callable[[int], Found], items: Sequence[int], size: int) -> Iterator[Found]:
+    """work(item) of each item in order, some ahead of whoever takes them; the compiled loops run side by
+    side."""
+    cores = os.cpu_count() or 1
+    if cores < 2 or len(items) < 2 or size < PARALLEL:
+        yield from map(work, items)
+        return
+    ahead: deque[Future[Found]] = deque()
+    for item in items:
+        if len(ahead) > cores:
+            yield ahead.popleft().result()
+        ahead.append(threads().submit(work, item))
+    while ahead:
+        yield ahead.popleft().result()
 
 
 @functools.cache
@@ -95,6 +142,15 @@ if hasattr(os, "register_at_fork"):
 def read_pieces(
     settings: int, data: memoryview, count: int, width: int, keep: np.ndarray | None = None
 ) -> np.ndarray:
+    out, at = np.empty(count, dtype=np.uint8), 0
+    for piece in each_piece(settings, data, count):
+        out[at : at + len(piece)] = piece
+        at += len(piece)
+    return out
+
+
+def each_piece(settings: int, data: memoryview, count: int) -> Iterator[np.ndarray]:
+    """The symbols of each piece, in order."""
     source = BitReader(data, 1)
     units = -(-count // UNIT)
     number = source.golomb() + 2
@@ -107,11 +163,11 @@ def read_pieces(
     places = np.cumsum([at, *lengths])
     if ends[-1] >= count or places[-1] >= len(data):
         raise FormatError(f"coded stream: pieces of more than {count} symbols or {len(data)} bytes")
-    out = np.empty(count, dtype=np.uint8)
     begin, place = [*ends.tolist(), count], [*places.tolist(), len(data)]
 
-    def work(k: int) -> None:
-        read_static(data[place[k] : place[k + 1]], out[begin[k] : begin[k + 1]])
+    def work(k: int) -> np.ndarray:
+        out = np.empty(begin[k + 1] - begin[k], dtype=np.uint8)
+        read_static(data[place[k] : place[k + 1]], out)
+        return out
 
-    on_all_cores(work, list(range(number)), count)
-    return out
+    yield from on_all_cores(work, range(number), count)

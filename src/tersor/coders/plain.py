@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from tersor.coders.plan import Plan, first_byte
+from tersor.coders.plan import Output, Plan, Symbols, first_byte
 from tersor.errors import FormatError
 
 RAW, CONSTANT = 0, 1
+CHUNK = 1 << 20  # symbols taken at a time
 
 
 def plan_raw(counts: np.ndarray) -> Plan:
@@ -23,6 +24,13 @@ def plan_raw(counts: np.ndarray) -> Plan:
         return head + (symbols.tobytes() if bits == 8 else squeeze(symbols, bits).tobytes())
 
     return Plan(1 + -(-size * bits // 8), write)
+
+
+def write_raw(out: Output, symbols: Symbols) -> None:
+    """Append symbols in 8 bits each, a part at a time."""
+    out.append(first_byte(RAW))
+    for at in range(0, len(symbols), CHUNK):
+        out.append(symbols[at : at + CHUNK])
 
 
 def squeeze(symbols: np.ndarray, bits: int) -> np.ndarray:

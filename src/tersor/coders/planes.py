@@ -2,51 +2,62 @@
 
 Floats are turned by one bit first, the sign to the lowest place: the highest byte is then the exponent, which
 codes well, and signs keep company with the mantissas, which hardly code at all.
-Cost: one pass over the bytes, compiled for 2 and 4 bytes.
+Cost: one pass over the elements for each plane, compiled; a plane is taken a part at a time, never held.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-MANY = 64 << 20  # bytes from which memory counts more than one pass more
+AT_ONCE = 1 << 18  # elements that are read for a part: they stay in the cache, and many threads take parts
+Read = Callable[[int, int], np.ndarray]  # elements from here to there as bytes uint8, low bytes first
 
 
-def split(data: np.ndarray, itemsize: int, turned: bool) -> list[np.ndarray]:
-    """Bytes uint8 [N * itemsize], low bytes first -> planes [N], the lowest first, in memory of their own."""
+class Plane:
+    """One byte of each element, as symbols: plane[a:b] is taken when it is asked for."""
+
+    def __init__(self, read: Read, count: int, itemsize: int, k: int, *, turned: bool) -> None:
+        self.read, self.count, self.itemsize, self.k, self.turned = read, count, itemsize, k, turned
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        begin, end, _ = part.indices(self.count)
+        if self.itemsize == 1:
+            return self.read(begin, end)
+        out = np.empty(max(end - begin, 0), dtype=np.uint8)
+        for at in range(begin, end, AT_ONCE):
+            data = self.read(at, min(at + AT_ONCE, end))
+            out[at - begin : at - begin + AT_ONCE] = plane_of(data, self.itemsize, self.k, turned=self.turned)
+        return out
+
+
+def plane_of(data: np.ndarray, itemsize: int, k: int, *, turned: bool) -> np.ndarray:
+    """Byte k of each element [N], from bytes uint8 [N * itemsize]; of single bytes they are the plane."""
+    if not turned or itemsize == 1:
+        return np.ascontiguousarray(data[k::itemsize])
     from tersor.coders import planes_loops
 
-    if turned and itemsize == 2:
-        return list(planes_loops.split16(data.view(np.uint16)))
-    if turned and itemsize == 4:
-        return list(planes_loops.split32(data.view(np.uint32)))
-    if turned:
-        words = data.view(f"u{itemsize}")
-        data = ((words << 1) | (words >> (8 * itemsize - 1))).view(np.uint8)
-    return [np.ascontiguousarray(data[k::itemsize]) for k in range(itemsize)]
+    words = data.view(f"u{itemsize}")
+    return {2: planes_loops.take16, 4: planes_loops.take32, 8: planes_loops.take64}[itemsize](words, k)
 
 
-def join(planes: Iterable[np.ndarray], itemsize: int, count: int, turned: bool) -> np.ndarray:
-    """The inverse, bytes uint8 [N * itemsize], from planes [N] one by one."""
-    from tersor.coders import planes_loops
+def join(planes: Sequence[np.ndarray], itemsize: int, *, turned: bool) -> np.ndarray:
+    """The inverse: bytes uint8 [N * itemsize] from all planes [N], the lowest first."""
+    if itemsize == 1:
+        return planes[0]
+    if turned and itemsize in (2, 4):
+        from tersor.coders import planes_loops
 
-    if turned and itemsize in (2, 4) and count * itemsize < MANY:
         joined = planes_loops.join16 if itemsize == 2 else planes_loops.join32
         return joined(*planes).view(np.uint8)
-    if itemsize == 1:
-        (plane,) = planes
-        return plane
-    out = np.empty(count * itemsize, dtype=np.uint8)
+    out = np.empty(len(planes[0]) * itemsize, dtype=np.uint8)
     for k, plane in enumerate(planes):
-        planes_loops.put(out, plane, itemsize, k)
-        del plane  # before the next is decoded
-    words = out.view(f"u{itemsize}")
-    if turned and itemsize == 2:
-        planes_loops.turn_back16(words)
-    elif turned and itemsize == 4:
-        planes_loops.turn_back32(words)
-    elif turned:
+        out[k::itemsize] = plane
+    if turned:
+        words = out.view(f"u{itemsize}")
         words[:] = (words >> 1) | (words << (8 * itemsize - 1))
     return out

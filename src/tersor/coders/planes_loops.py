@@ -1,4 +1,4 @@
-"""Planes loops: splitting and joining floats, compiled."""
+"""Planes loops: the bytes of floats taken apart, counted and joined, compiled."""
 # ruff: noqa: PLR0917  compiled functions take no keywords
 
 from __future__ import annotations
@@ -6,30 +6,65 @@ from __future__ import annotations
 import numpy as np
 from numba import types
 
-from tersor.coders.loops import INT, U8, U16, U32, compiled
+from tersor.coders.loops import INT, U8, U16, U32, U64, compiled
 
 
-@compiled(types.UniTuple(types.uint8[::1], 2)(U16))
-def split16(words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    low, high = np.empty(words.size, np.uint8), np.empty(words.size, np.uint8)
-    for i in range(words.size):
-        word = words[i]
-        low[i] = np.uint8((word << 1 | word >> 15) & 255)
-        high[i] = np.uint8((word >> 7) & 255)
-    return low, high
+@compiled(types.uint8[::1](U16, INT))
+def take16(words: np.ndarray, k: int) -> np.ndarray:
+    """Byte k of every word, turned."""
+    out = np.empty(words.size, np.uint8)
+    if k:
+        for i in range(words.size):
+            out[i] = np.uint8(words[i] >> np.uint16(7) & np.uint16(255))
+    else:
+        for i in range(words.size):
+            out[i] = np.uint8((words[i] << np.uint16(1) | words[i] >> np.uint16(15)) & np.uint16(255))
+    return out
 
 
-@compiled(types.UniTuple(types.uint8[::1], 4)(U32))
-def split32(words: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    a, b = np.empty(words.size, np.uint8), np.empty(words.size, np.uint8)
-    c, d = np.empty(words.size, np.uint8), np.empty(words.size, np.uint8)
-    for i in range(words.size):
-        word = words[i]
-        a[i] = np.uint8((word << 1 | word >> 31) & 255)
-        b[i] = np.uint8((word >> 7) & 255)
-        c[i] = np.uint8((word >> 15) & 255)
-        d[i] = np.uint8((word >> 23) & 255)
-    return a, b, c, d
+@compiled(types.uint8[::1](U32, INT))
+def take32(words: np.ndarray, k: int) -> np.ndarray:
+    """The same for words of four bytes."""
+    out = np.empty(words.size, np.uint8)
+    if k:
+        right = np.uint32(8 * k - 1)
+        for i in range(words.size):
+            out[i] = np.uint8(words[i] >> right & np.uint32(255))
+    else:
+        for i in range(words.size):
+            out[i] = np.uint8((words[i] << np.uint32(1) | words[i] >> np.uint32(31)) & np.uint32(255))
+    return out
+
+
+@compiled(types.uint8[::1](U64, INT))
+def take64(words: np.ndarray, k: int) -> np.ndarray:
+    """The same for words of eight bytes."""
+    out = np.empty(words.size, np.uint8)
+    if k:
+        right = np.uint64(8 * k - 1)
+        for i in range(words.size):
+            out[i] = np.uint8(words[i] >> right & np.uint64(255))
+    else:
+        for i in range(words.size):
+            out[i] = np.uint8((words[i] << np.uint64(1) | words[i] >> np.uint64(63)) & np.uint64(255))
+    return out
+
+
+@compiled(types.void(U8, INT, types.int32[:, ::1]))
+def count_units(symbols: np.ndarray, unit: int, counts: np.ndarray) -> None:
+    """Add to counts [U, 256] how often each symbol occurs in each unit of so many; the last may be short."""
+    even = np.zeros(256, np.int32)  # two tables by turns: a symbol is rarely counted twice in a row
+    odd = np.zeros(256, np.int32)
+    for row in range(counts.shape[0]):
+        even[:] = 0
+        odd[:] = 0
+        begin, end = row * unit, min((row + 1) * unit, symbols.size)
+        for i in range(begin, end - 1, 2):
+            even[symbols[i]] += 1
+            odd[symbols[i + 1]] += 1
+        if (end - begin) & 1:
+            even[symbols[end - 1]] += 1
+        counts[row] += even + odd
 
 
 @compiled(types.uint16[::1](U8, U8))
@@ -49,22 +84,3 @@ def join32(a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray) -> np.nda
         turned |= np.uint32(d[i]) << np.uint32(24)
         words[i] = np.uint32((turned >> np.uint32(1) | turned << np.uint32(31)) & np.uint32(0xFFFFFFFF))
     return words
-
-
-@compiled(types.void(types.uint8[::1], U8, INT, INT))
-def put(out: np.ndarray, plane: np.ndarray, itemsize: int, k: int) -> None:
-    """Byte k of every element."""
-    for i in range(plane.size):
-        out[i * itemsize + k] = plane[i]
-
-
-@compiled(types.void(types.uint16[::1]))
-def turn_back16(words: np.ndarray) -> None:
-    for i in range(words.size):
-        words[i] = words[i] >> np.uint16(1) | (words[i] & np.uint16(1)) << np.uint16(15)
-
-
-@compiled(types.void(types.uint32[::1]))
-def turn_back32(words: np.ndarray) -> None:
-    for i in range(words.size):
-        words[i] = words[i] >> np.uint32(1) | (words[i] & np.uint32(1)) << np.uint32(31)

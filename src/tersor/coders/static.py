@@ -29,9 +29,8 @@ def fewest(symbols: np.ndarray, counts: np.ndarray, noise: float = 8.0) -> bytes
 
     Symbols that would take `noise` bits or more, of 8, are left raw.
     """
-    raw = CODERS["raw"].plan(counts)
-    if raw is not None and noise < 8 and order0(counts) >= noise * len(symbols):
-        return raw.write(symbols)  # no table needs to be drawn up to know that
+    if noise < 8 and is_noise(counts, noise):
+        return plan_raw(counts).write(symbols)  # no table needs to be drawn up to know that
     plans = [plan for coder in CODERS.values() if (plan := coder.plan(counts))]
     best = b""
     for plan in sorted(plans, key=lambda plan: plan.nbytes):
@@ -39,6 +38,10 @@ def fewest(symbols: np.ndarray, counts: np.ndarray, noise: float = 8.0) -> bytes
             stream = plan.write(symbols)
             best = stream if not best or len(stream) < len(best) else best
     return best
+
+
+def is_noise(counts: np.ndarray, noise: float = NOISE) -> bool:
+    return order0(counts) >= noise * int(counts.sum())
 
 
 def order0(counts: np.ndarray) -> float:

@@ -169,16 +169,18 @@ def check_edit(edit: Edit, forms: Mapping[str, Form], sites: Mapping[str, Site],
         )
     if edit.how == "wrap" and edit.before.digest not in {node.digest for _, node in edit.after.walk()}:
         raise RefusedError(f"{who}: {edit.site}: a wrap must hold the old form")
-    after = edit.after.decode()
     if edit.how == "lossless":
-        before = edit.before.decode()
-        raw = [torch.from_numpy(as_bytes(tensor)) for tensor in (before, after)]  # compared without a copy
-        if before.dtype != after.dtype or not torch.equal(*raw):
+        pairs = zip(edit.before.slices(), edit.after.slices(), strict=True)
+        if not all(same_bits(before, after) for before, after in pairs):
             raise RefusedError(f"{who}: {edit.site}: a lossless edit must decode to the same bits")
-    elif not torch.isfinite(after.to(sites[edit.site].torch_dtype)).all():
+    elif not all(part.to(sites[edit.site].torch_dtype).isfinite().all() for part in edit.after.slices()):
         raise RefusedError(
             f"{who}: {edit.site}: the new form decodes to NaN or infinity; nothing was changed"
         )
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and torch.equal(*(torch.from_numpy(as_bytes(tensor)) for tensor in (a, b)))
 
 
 def compare_lock(recipe: Recipe, result: Compressed) -> None:

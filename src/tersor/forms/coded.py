@@ -7,6 +7,7 @@ stored  the order-0 entropy of the leaf's bytes, or less; wide elements plane by
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from tersor.errors import FormatError
 from tersor.forms.dense import Dense
-from tersor.forms.form import Form, as_bytes
+from tersor.forms.form import SLICE, Form
 
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype
@@ -44,36 +45,57 @@ class Coded(Form):
 
     def decode(self, keep: Tensor | None = None) -> Tensor:
         count = math.prod(self.size)
-        if self.dtype not in DTYPES:
-            raise FormatError(f"a coded leaf has dtype {self.dtype[:40]!r}; known are {', '.join(DTYPES)}")
         if self.kept:
             if keep is None or tuple(keep.shape) != tuple(self.size):
                 raise FormatError(
                     "a coded leaf leaves out what a mask hides, but no mask of its shape stands above it"
                 )
-            flat = torch.zeros(count, dtype=DTYPES[self.dtype])
+            flat = torch.zeros(count, dtype=self._checked())
             mine = keep.reshape(-1).cpu()
             flat[mine] = self._elements(int(mine.sum()), mine.numpy())
         else:
             flat = self._elements(count)
         return flat.reshape(self.size)
 
+    def slices(self) -> Iterator[Tensor]:
+        alone = not self.kept and not self.pack
+        yield from self._slices(math.prod(self.size)) if alone else super().slices()
+
     def _elements(self, count: int, keep: np.ndarray | None = None) -> Tensor:
-        from tersor.coders import decode  # brings numba, which `import tersor` must not
+        dtype = self._checked()
+        if self.pack and self.planes == (len(self.data),):
+            from tersor.coders import decode  # brings numba, which `import tersor` must not
+
+            packed = decode(self.data.cpu().numpy(), -(-count // 8))
+            return torch.from_numpy(np.unpackbits(packed, count=count).view(np.bool_))
+        slices = self._slices(count, keep)
+        if count <= SLICE:
+            return next(slices)
+        flat, at = torch.empty(count, dtype=dtype), 0
+        for part in slices:
+            flat[at : at + len(part)] = part
+            at += len(part)
+        return flat
+
+    def _slices(self, count: int, keep: np.ndarray | None = None) -> Iterator[Tensor]:
         from tersor.coders.arrays import decode_array
 
-        dtype, data = DTYPES[self.dtype], self.data.cpu().numpy()
+        dtype = self._checked()
+        for found in decode_array(
+            self.data.cpu().numpy(), self.planes, dtype.itemsize, count,
+            turned=self.turned, width=columns(self.size), step=SLICE, keep=keep,
+        ):  # fmt: skip
+            elements = torch.from_numpy(found) if count else torch.empty(0, dtype=torch.uint8)
+            yield elements != 0 if dtype is torch.bool else elements.view(dtype)
+
+    def _checked(self) -> torch.dtype:
+        """The dtype, if there is such a leaf."""
+        if self.dtype not in DTYPES:
+            raise FormatError(f"a coded leaf has dtype {self.dtype[:40]!r}; known are {', '.join(DTYPES)}")
+        dtype = DTYPES[self.dtype]
         if (self.turned and not dtype.is_floating_point) or (self.pack and dtype is not torch.bool):
             raise FormatError(f"a coded leaf of {self.dtype} has planes turned or packed, but it cannot")
-        if self.pack and self.planes == (len(data),):
-            return torch.from_numpy(np.unpackbits(decode(data, -(-count // 8)), count=count).view(np.bool_))
-        found = decode_array(
-            data, self.planes, dtype.itemsize, count, turned=self.turned, width=columns(self.size), keep=keep
-        )
-        if not count:
-            return torch.empty(0, dtype=dtype)
-        elements = torch.from_numpy(found)
-        return elements != 0 if dtype is torch.bool else elements.view(dtype)
+        return dtype
 
     def take(self, axis: int, index: Tensor) -> Dense:
         return Dense(self.decode()).take(axis, index)
@@ -88,7 +110,7 @@ def columns(size: tuple[int, ...]) -> int:
     return math.prod(size[1:]) if len(size) > 1 else 0
 
 
-def coded(array: Tensor, keep: Tensor | None = None, coder: str = "max") -> Coded:
+def coded(leaf: Dense | Tensor, keep: Tensor | None = None, coder: str = "max") -> Coded:
     """The leaf as a stream; with `keep` (bool, its shape) only what is kept is in it.
 
     `coder` is a profile or a coder of tersor.coders. A mask is tried both ways: an element a symbol, or 8.
@@ -97,23 +119,26 @@ def coded(array: Tensor, keep: Tensor | None = None, coder: str = "max") -> Code
     from tersor.coders import encode
     from tersor.coders.arrays import encode_array
 
-    size, dtype = tuple(array.shape), str(array.dtype).removeprefix("torch.")
-    elements = array.reshape(-1) if keep is None else array[keep]
-    turned = array.dtype.is_floating_point
-    if turned and coder == "max" and elements.numel() > MANY_FLOATS:
+    leaf = leaf if isinstance(leaf, Dense) else Dense(leaf)
+    size, dtype = leaf.shape, leaf.dtype
+    elements = leaf if keep is None else Dense(leaf.array[keep])
+    count, turned = math.prod(elements.shape), dtype.is_floating_point
+    if turned and coder == "max" and count > MANY_FLOATS:
         coder = "fast"
     mask = None if keep is None else keep.reshape(-1).cpu().numpy()
-    raw = as_bytes(elements)
+    read = elements.reader()
     data, lengths = encode_array(
-        raw, array.dtype.itemsize, turned=turned, coder=coder, width=columns(size), keep=mask
+        read, count, dtype.itemsize, turned=turned, coder=coder, width=columns(size), keep=mask
     )
     pack = False
-    if array.dtype is torch.bool:
-        packed = encode(np.packbits(raw), "fast" if coder == "max" else coder)
+    if dtype is torch.bool:
+        packed = encode(np.packbits(read(0, count)), "fast" if coder == "max" else coder)
         pack = len(packed) < len(data)
-        data, lengths = (bytearray(packed), [len(packed)]) if pack else (data, lengths)
-    array = torch.frombuffer(data, dtype=torch.uint8)
-    return Coded(array, size, dtype, tuple(lengths), pack, keep is not None, turned)
+        data, lengths = (
+            (np.frombuffer(bytearray(packed), np.uint8), [len(packed)]) if pack else (data, lengths)
+        )
+    word = str(dtype).removeprefix("torch.")
+    return Coded(torch.from_numpy(data), size, word, tuple(lengths), pack, keep is not None, turned)
 
 
 def uncoded(form: Form, keep: Tensor | None = None) -> Form:

@@ -5,12 +5,15 @@ w = array        any dtype, any shape; the leaf that every other leaf decodes to
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+import torch
 from torch import Tensor
 
-from tersor.forms.form import Form
+from tersor.forms.form import Form, as_bytes
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -25,6 +28,15 @@ class Dense(Form):
 
     def take(self, axis: int, index: Tensor) -> Dense:
         return Dense(self.array.index_select(axis, index))
+
+    def reader(self) -> Callable[[int, int], np.ndarray]:
+        """The bytes of its elements from one place to another."""
+        data, size = as_bytes(self.array), self.dtype.itemsize
+        return lambda begin, end: data[begin * size : end * size]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.array.dtype
 
     @property
     def shape(self) -> tuple[int, ...]:

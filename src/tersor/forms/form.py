@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+SLICE = 1 << 18  # elements looked at at a time: what is asked of each may take ten times their bytes
 DIGEST = 16  # hex digits of a digest: 64 bits, for telling states apart, not against forgers
 
 
@@ -37,6 +39,11 @@ class Form:
         """
         raise TypeError(f"{type(self).__name__} has no decode")
 
+    def slices(self) -> Iterator[Tensor]:
+        """What decode returns, flat and in order, SLICE elements at a time; of none one slice. Leaves do not
+        make the whole for it."""
+        yield from self.decode().reshape(-1).split(SLICE)
+
     def take(self, axis: int, index: Tensor) -> Form:
         """The form of decode().index_select(axis, index); index is int64, 1-D."""
         raise TypeError(f"{type(self).__name__} has no take")
@@ -51,6 +58,14 @@ class Form:
 
     def arrays(self) -> dict[str, Tensor]:
         return {key: value for key, value in self._fields() if isinstance(value, Tensor)}
+
+    def outlines(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        """Dtype and shape of each array."""
+        return {key: (array.dtype, tuple(array.shape)) for key, array in self.arrays().items()}
+
+    def payload(self) -> Iterator[np.ndarray]:
+        """The bytes of the arrays, in order."""
+        return (as_bytes(array) for array in self.arrays().values())
 
     def settings(self) -> dict[str, Any]:
         """Fields that are neither children nor arrays nor at their default: what JSON says of this node."""
@@ -73,17 +88,21 @@ class Form:
             "form": self.name,
             "settings": self.settings(),
             "children": {key: child.digest for key, child in self.children().items()},
-            "arrays": {key: [str(array.dtype), list(array.shape)] for key, array in self.arrays().items()},
+            "arrays": {key: [str(dtype), list(shape)] for key, (dtype, shape) in self.outlines().items()},
         }
         sha.update(json.dumps(head, sort_keys=True, separators=(",", ":")).encode())
-        for array in self.arrays().values():
-            sha.update(as_bytes(array).data)
+        for data in self.payload():
+            sha.update(data.data)
         return sha.hexdigest()[:DIGEST]
 
     @property
     def nbytes(self) -> int:
         """Bytes of all arrays in this tree."""
-        return sum(array.nbytes for _, node in self.walk() for array in node.arrays().values())
+        return sum(
+            math.prod(shape) * dtype.itemsize
+            for _, node in self.walk()
+            for dtype, shape in node.outlines().values()
+        )
 
     def walk(self, path: str = "") -> Iterator[tuple[str, Form]]:
         """(path, node) for this node and all below it; the root's path is "", a child's "codes" or

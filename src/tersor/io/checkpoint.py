@@ -15,6 +15,7 @@ import struct
 import zipfile
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -23,8 +24,10 @@ import torch
 from torch import Tensor
 
 from tersor.errors import FormatError, SettingError
+from tersor.forms import Dense
+from tersor.io.filed import Filed
 from tersor.io.header import CODES, Slot
-from tersor.io.tensors import TensorFile, cannot_read, read_range
+from tersor.io.tensors import HELD, Ranges, TensorFile, cannot_read
 from tersor.io.text import parse
 from tersor.io.tiny import MAGIC
 
@@ -42,6 +45,8 @@ class Part(Protocol):
     ignored: tuple[str, ...]  # what the file holds besides, such as an optimizer's state
 
     def read(self, name: str) -> Tensor: ...
+
+    def form(self, name: str) -> Dense: ...
 
     def close(self) -> None: ...
 
@@ -89,6 +94,10 @@ class Checkpoint:
 
     def read(self, name: str) -> Tensor:
         return self.where[name].read(name)
+
+    def form(self, name: str) -> Dense:
+        """A tensor as it is given; a large one stays in its file where it lies in one piece."""
+        return self.where[name].form(name)
 
     def __enter__(self) -> Self:
         return self
@@ -154,7 +163,7 @@ class TorchPart:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.file = open(path, "rb")  # noqa: SIM115  closed by close()
+        self.file = Ranges(path)
         try:
             self.records = records_of(path)
             tensors, self.ignored = self._load()
@@ -218,10 +227,16 @@ class TorchPart:
         tensor, slot = self.tensors[name], self.slots[name]
         if not self.records:
             return tensor.detach().clone().contiguous()
-        data = read_range(self.file, self.path, slot.begin, slot.end).view(slot.dtype)
+        data = self.file.read(slot.begin, slot.end).view(slot.dtype)
         if not len(data):
             return data.reshape(slot.shape)
         return data.as_strided(slot.shape, tensor.stride()).contiguous()
+
+    def form(self, name: str) -> Dense:
+        slot = self.slots[name]
+        if not self.records or slot.nbytes <= HELD or not self.tensors[name].is_contiguous():
+            return Dense(self.read(name))
+        return Filed(slot.dtype, slot.shape, partial(self.file.elements, name, slot))
 
     def close(self) -> None:
         self.file.close()

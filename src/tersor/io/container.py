@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -43,8 +43,10 @@ from tersor.io.tensors import TensorWriter, as_tensor, bytes_tensor
 from tersor.io.text import deflate, dump, inflate, parse
 from tersor.io.tiny import Source, read_tiny, write_tiny
 from tersor.io.trees import SMALL, Places, leaves, terse
-from tersor.io.validate import contents, limit_for, structure
+from tersor.io.validate import contents, limit_for, slices, structure
 from tersor.model.sites import Site
+
+Found = TypeVar("Found")
 
 NUMBER = 1
 TEXT = "tersor"  # the name of the tensor that holds the text and the small leaves
@@ -72,7 +74,7 @@ def load(path: str | os.PathLike[str], *, limit: int | None = None) -> Compresse
     `limit`: elements that the file may declare, in place of 16,777,216 + 1,024 for each of its bytes.
     """
     with TersorFile(path, limit=limit) as file:
-        forms = {name: form for name, form, _ in file.decoded(file.sites)}
+        forms = {name: form for name, form, _ in file.decoded(file.sites, look)}
         ledger = file.ledger
         ledger.forms |= {form.digest: form for form in forms.values()}
         return Compressed(file.sites, forms, file.aliases, ledger)
@@ -82,6 +84,12 @@ def read_tensor(path: str | os.PathLike[str], name: str, *, limit: int | None = 
     """One decoded tensor by its name or alias; the others are not read."""
     with TersorFile(path, limit=limit) as file:
         return file.tensor(name)
+
+
+def look(name: str, slices: Iterator[Tensor]) -> None:
+    """See that a tensor can be decoded."""
+    for _ in slices:
+        pass
 
 
 class Builder:
@@ -226,12 +234,15 @@ class TersorFile:
                     f"Fetch or write the file again."
                 )
 
-    def decoded(self, names: Iterable[str], workers: int | None = None) -> Iterator[tuple[str, Form, Tensor]]:
-        """(name, form, decoded tensor) of these sites in order, on all cores."""
+    def decoded(
+        self, names: Iterable[str], use: Callable[[str, Iterator[Tensor]], Found], workers: int | None = None
+    ) -> Iterator[tuple[str, Form, Found]]:
+        """(name, form, use(name, slices)) of these sites in order, on all cores. The slices are those of the
+        decoded tensor, flat and in the site's dtype, made as they are taken."""
 
-        def work(name: str, form: Form) -> tuple[str, Form, Tensor]:
+        def work(name: str, form: Form) -> tuple[str, Form, Found]:
             self.check(name, form)
-            return name, form, self.contents(name, form)
+            return name, form, use(name, self.slices(name, form))
 
         return in_order(names, self.nbytes, self.read, work, workers)
 
@@ -260,6 +271,11 @@ class TersorFile:
         """What the site's form decodes to, in the site's dtype."""
         with self.naming():
             return contents(form, self.sites[name])
+
+    def slices(self, name: str, form: Form) -> Iterator[Tensor]:
+        """The same, a slice at a time."""
+        with self.naming():
+            yield from slices(form, self.sites[name])
 
     def tensor(self, name: str) -> Tensor:
         """One decoded tensor, by name or alias."""

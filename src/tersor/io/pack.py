@@ -27,7 +27,7 @@ from tersor.io.checkpoint import Checkpoint
 from tersor.io.container import Builder
 from tersor.io.header import Slot
 from tersor.io.pool import in_order
-from tersor.io.tensors import TensorWriter, is_finite, pieces
+from tersor.io.tensors import TensorWriter, is_finite
 from tersor.model.sites import Site, finite
 
 TIED = 65536  # bytes from which equal tensors are stored once: zero biases are equal by chance
@@ -66,7 +66,7 @@ def pack(
         packing = Packing(source, recipe, watch or Watch())
         with atomic(out) as file, TensorWriter(Path(out).parent) as tensors:
             builder = Builder(tensors, tiny=tiny)
-            for one in in_order(source.slots, packing.nbytes, packing.read, packing.work, workers):
+            for one in in_order(source.slots, packing.nbytes, source.form, packing.work, workers):
                 packing.keep(one, builder)
                 del one  # or it waits in memory for the next one
             ledger = packing.ledger()
@@ -129,20 +129,18 @@ class Packing:
     def nbytes(self, name: str) -> int:
         return self.source.slots[name].nbytes
 
-    def read(self, name: str) -> Tensor:
-        return self.source.read(name)
-
-    def work(self, name: str, tensor: Tensor) -> One:
+    def work(self, name: str, given: Dense) -> One:
         """Compress one tensor; called by many threads, so it changes nothing here."""
         sites = self.sites
-        if not all(is_finite(piece) for piece in pieces(tensor)):
+        if not all(map(is_finite, given.slices())):
+            tensor = given.array
             # PyTorch cannot ask a float of 8 bits what it is.
             wide = tensor.float() if tensor.dtype.itemsize == 1 else tensor
             if is_mask(wide):
                 sites = {**sites, name: replace(sites[name], kind="buffer")}
             finite({name: wide}, sites)
-        forms: dict[str, Form] = {name: Dense(tensor)}
-        given, others = forms[name].digest, self.names - {name}
+        forms: dict[str, Form] = {name: given}
+        others = self.names - {name}
         events: list[list[Entry]] = []
         for number, step in enumerate(self.recipe.steps):
             ledger = Ledger("", {})
@@ -155,7 +153,7 @@ class Packing:
                 ledger.record(number, step.name, (kept,))
             events.append(ledger.entries)
         forms[name].digest  # noqa: B018  reckoned here, on its own core, and kept
-        return One(sites[name], given, tensor.nbytes, forms[name], events)
+        return One(sites[name], given.digest, given.nbytes, forms[name], events)
 
     def keep(self, one: One, builder: Builder) -> None:
         """Write what became of a tensor, or note that it is there already."""

@@ -10,20 +10,25 @@ import os
 import sys
 import tempfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 from typing import BinaryIO, Self
 
 import torch
 from torch import Tensor
 
+from tersor.coders.pages import pages
 from tersor.errors import FormatError, RefusedError, StorageError
+from tersor.forms import Dense
 from tersor.forms.form import as_bytes
+from tersor.io.filed import Filed
 from tersor.io.header import CODES, LONGEST, Slot, build_header, parse_header
 from tersor.io.looks import looks_like
 
-IN_MEMORY = 64 << 20  # bytes of payload that wait in memory
-PIECE = 1 << 20  # elements looked at at once
+IN_MEMORY = 8 << 20  # bytes of payload that wait in memory
+HELD = 4 << 20  # bytes of a weight that is read once and held; a larger one stays in its file
 CHUNK = 4 << 20  # bytes copied at once
 
 
@@ -33,12 +38,9 @@ class TensorFile:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         check_byteorder()
         self.path = Path(path)
+        self.file = Ranges(self.path)
         try:
-            self.file: BinaryIO = open(self.path, "rb")  # noqa: SIM115  closed by close()
-        except OSError as error:
-            raise cannot_read(self.path, error) from None
-        try:
-            self.nbytes = os.fstat(self.file.fileno()).st_size
+            self.nbytes = self.file.nbytes
             self.slots, self.metadata = self._header()
         except FormatError as error:
             self.file.close()
@@ -59,13 +61,19 @@ class TensorFile:
         return parse_header(self.bytes(8, 8 + length), self.nbytes - 8 - length)
 
     def bytes(self, begin: int, end: int) -> bytes:
-        return read_range(self.file, self.path, begin, end).numpy().tobytes()
+        return self.file.read(begin, end).numpy().tobytes()
 
     def read(self, name: str) -> Tensor:
         """One tensor, in memory of its own."""
         slot = self.slots[name]
-        data = read_range(self.file, self.path, slot.begin, slot.end)
-        return as_tensor(data, slot.dtype, slot.shape, name)
+        return as_tensor(self.file.read(slot.begin, slot.end), slot.dtype, slot.shape, name)
+
+    def form(self, name: str) -> Dense:
+        """One tensor; a large one stays in the file."""
+        slot = self.slots[name]
+        if slot.nbytes <= HELD:
+            return Dense(self.read(name))
+        return Filed(slot.dtype, slot.shape, partial(self.file.elements, name, slot))
 
     def close(self) -> None:
         self.file.close()
@@ -79,20 +87,41 @@ class TensorFile:
         self.close()
 
 
-def read_range(file: BinaryIO, path: Path, begin: int, end: int) -> Tensor:
-    """Bytes of a file as a tensor of its own, with no second copy in memory."""
-    data = torch.empty(end - begin, dtype=torch.uint8)
-    view, at = data.numpy().data, 0
-    try:
-        file.seek(begin)
-        while at < len(data):
-            count = file.readinto(view[at:])  # type: ignore[attr-defined]
-            if not count:
-                raise FormatError(f"{path}: it became shorter while it was read")
-            at += count
-    except OSError as error:
-        raise cannot_read(path, error) from None
-    return data
+class Ranges:
+    """An open file, of which any thread reads any range."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.lock = path, Lock()
+        try:
+            self.file: BinaryIO = open(path, "rb")  # noqa: SIM115  closed by close()
+        except OSError as error:
+            raise cannot_read(path, error) from None
+        self.nbytes = os.fstat(self.file.fileno()).st_size
+
+    def read(self, begin: int, end: int) -> Tensor:
+        """Bytes as a tensor of their own, with no second copy in memory."""
+        data = torch.from_numpy(pages(end - begin))
+        view, at = data.numpy().data, 0
+        try:
+            with self.lock:
+                self.file.seek(begin)
+                while at < len(data):
+                    count = self.file.readinto(view[at:])  # type: ignore[attr-defined]
+                    if not count:
+                        raise FormatError(f"{self.path}: it became shorter while it was read")
+                    at += count
+        except OSError as error:
+            raise cannot_read(self.path, error) from None
+        return data
+
+    def elements(self, name: str, slot: Slot, begin: int, end: int) -> Tensor:
+        """Some elements of a tensor, flat."""
+        size = slot.dtype.itemsize
+        data = self.read(slot.begin + begin * size, slot.begin + end * size)
+        return as_tensor(data, slot.dtype, (end - begin,), name)
+
+    def close(self) -> None:
+        self.file.close()
 
 
 def cannot_read(path: Path, error: OSError) -> StorageError:
@@ -117,11 +146,6 @@ def as_tensor(data: Tensor, dtype: torch.dtype, shape: tuple[int, ...], name: st
     if dtype is torch.bool and len(data) and int(data.max()) > 1:
         raise FormatError(f"{name}: a bool is {int(data.max())}, but it is 0 or 1: the file is damaged")
     return data.view(dtype).reshape(shape)
-
-
-def pieces(tensor: Tensor) -> tuple[Tensor, ...]:
-    """A tensor's elements a piece at a time: what is asked of each element takes up to 9 bytes for it."""
-    return tensor.reshape(-1).split(PIECE)
 
 
 def is_finite(tensor: Tensor) -> bool:

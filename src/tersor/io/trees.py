@@ -53,7 +53,7 @@ def terse(form: Form, shape: Shape | None, dtype: str, small: Callable[[str], bo
         for key in [key for key, (own, follows) in told.items() if own == follows]:
             del node[key]
     if isinstance(form, Dense) and small(path):
-        own = str(form.array.dtype).removeprefix("torch.")
+        own = str(form.dtype).removeprefix("torch.")
         node |= {} if own == dtype else {"dtype": own}
         node |= {} if form.shape == shape else {"shape": form.shape}
     for key, child in form.children().items():

@@ -1,7 +1,7 @@
 """Unpack: a .tersor file as .safetensors again, one file or, as Hugging Face has it, shards with an index.
 
 Read a site, decode it, write it under its old name: some at a time, on all cores. The text tells every shape,
-so the header is written first, and what is decoded goes straight to its place.
+so the header is written first, and every slice that is decoded goes straight to its place.
 """
 
 from __future__ import annotations
@@ -9,11 +9,14 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from threading import Lock
 from typing import BinaryIO
+
+from torch import Tensor
 
 from tersor.core.view import Watch
 from tersor.errors import SettingError, SiteError, did_you_mean
@@ -108,12 +111,11 @@ def parts_of(file: TersorFile, chosen: dict[str, list[str]], shard: int | None) 
 
 
 class Unpacking:
-    """Writes parts, one after the other, from one row of decoded tensors."""
+    """Writes parts, one after the other; each slice goes to its place as soon as it is decoded."""
 
     def __init__(self, file: TersorFile, parts: list[Part], workers: int | None, watch: Watch) -> None:
-        self.file, self.watch, self.done = file, watch, 0
-        order = [site for part in parts for site in part.names]
-        self.total, self.decoded = len(order), file.decoded(order, workers)
+        self.file, self.workers, self.watch, self.done = file, workers, watch, 0
+        self.total = sum(len(part.names) for part in parts)
 
     def write(self, part: Part, target: BinaryIO) -> int:
         """One safetensors file. Returns its bytes."""
@@ -124,14 +126,26 @@ class Unpacking:
         ]
         header = build_header(entries, METADATA)
         target.write(header)
-        for names in part.names.values():
-            site, _, tensor = next(self.decoded)
-            data = as_bytes(tensor).data
-            for _ in names:
-                target.write(data)
-            del tensor, data  # or they wait in memory for the next ones
+        places, at = {}, len(header)
+        for site, names in part.names.items():
+            places[site] = at
+            at += len(names) * self.file.nbytes(site)
+        lock = Lock()
+
+        def put(site: str, slices: Iterator[Tensor]) -> None:
+            place, nbytes = places[site], self.file.nbytes(site)
+            for piece in slices:
+                data = as_bytes(piece)
+                with lock:
+                    for number in range(len(part.names[site])):
+                        target.seek(place + number * nbytes)
+                        target.write(data.data)
+                place += len(data)
+
+        for site, _, _ in self.file.decoded(part.names, put, self.workers):
             self.done += 1
             self.watch.progress(self.done, self.total, site)
+        target.seek(0, os.SEEK_END)
         return len(header) + part.nbytes
 
 

@@ -7,7 +7,7 @@ contents     what only the decoded leaves show: indices within their table, code
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -15,19 +15,17 @@ from torch import Tensor
 
 from tersor.errors import FormatError
 from tersor.forms import (
-    Affine,
     Codebook,
     Coded,
     Dense,
     Form,
     LogGrid,
-    LowRank,
     Masked,
-    Sum,
     uncoded,
 )
 from tersor.forms.coded import DTYPES
 from tersor.forms.flat import DEPTH
+from tersor.forms.form import SLICE
 from tersor.io.header import AXES
 from tersor.model.sites import Site
 
@@ -53,14 +51,14 @@ def structure(form: Form, site: Site) -> int:
         nonlocal total
         where = f"{site.name}:{path}" if path else site.name
         demand(depth <= DEPTH, where, f"forms nested deeper than {DEPTH}")
-        demand(type(node) in RULES, where, f"no rule for the form {node.name}")
+        demand(node.name in RULES, where, f"no rule for the form {node.name}")
         facts: dict[str, Fact] = {}
         for key, child in node.children().items():
             # A mask narrows what lies below it; the rest hands down the mask it got.
             inner = facts["keep"].shape if key == "body" and isinstance(node, Masked) else keep
             below = inner if key in node.aligned else None
             facts[key] = visit(child, f"{path}.{key}" if path else key, below, depth + 1)
-        fact = RULES[type(node)](node, facts, keep, where)
+        fact = RULES[node.name](node, facts, keep, where)
         demand(not path or fact.dtype in DTYPES.values(), where, f"{fact.dtype} is stored by itself only")
         demand(len(fact.shape) <= AXES, where, f"{len(fact.shape)} axes, and {AXES} are read")
         total += math.prod(fact.shape)
@@ -91,6 +89,13 @@ def contents(form: Form, site: Site) -> Tensor:
     return plain.decode().to(site.torch_dtype)
 
 
+def slices(form: Form, site: Site) -> Iterator[Tensor]:
+    """The same, flat, SLICE elements at a time; a leaf is not made whole for it."""
+    if isinstance(form, (Dense, Coded)):
+        return (part.to(site.torch_dtype) for part in form.slices())
+    return iter(contents(form, site).reshape(-1).split(SLICE))
+
+
 def within(codes: Tensor, low: int, high: int, where: str, what: str) -> None:
     if codes.numel():
         least, most = (int(value) for value in codes.aminmax())
@@ -117,7 +122,7 @@ def check_table(fact: Fact, rows: int, columns: int, group: int, where: str) -> 
 
 
 def dense(node: Any, facts: Mapping[str, Fact], keep: Shape | None, where: str) -> Fact:
-    return Fact(node.shape, node.array.dtype)
+    return Fact(node.shape, node.dtype)
 
 
 def coded(node: Any, facts: Mapping[str, Fact], keep: Shape | None, where: str) -> Fact:
@@ -199,7 +204,7 @@ def wider(a: Fact, b: Fact) -> torch.dtype:
 
 
 Rule = Callable[[Any, Mapping[str, Fact], Shape | None, str], Fact]
-RULES: dict[type[Form], Rule] = {
-    Dense: dense, Coded: coded, Masked: masked, Affine: affine, Codebook: codebook, LogGrid: loggrid,
-    LowRank: lowrank, Sum: total,
+RULES: dict[str, Rule] = {
+    "dense": dense, "coded": coded, "masked": masked, "affine": affine, "codebook": codebook,
+    "loggrid": loggrid, "lowrank": lowrank, "sum": total,
 }  # fmt: skip

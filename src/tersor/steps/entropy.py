@@ -67,9 +67,9 @@ class Entropy:
     def code(self, form: Form, keep: Tensor | None) -> Form:
         """The tree with its leaves coded; `keep` is the mask above."""
         if isinstance(form, Dense):
-            if form.array.dtype not in DTYPES.values():
+            if form.dtype not in DTYPES.values():
                 return form
-            stream = coded(form.array, keep, self.coder)
+            stream = coded(form, keep, self.coder)
             return stream if stream.nbytes + WORTH < form.nbytes else form
         inner = form.within(keep) if isinstance(form, Masked) else keep
         fields = {
