@@ -1,5 +1,6 @@
 """Penalize: sizes follow prices and targets, the network survives it, idle units go without a trace."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -117,12 +118,26 @@ def test_a_layer_that_is_left_out_is_not_cleared(given):
 
 def test_a_mask_stays_in_force(given):
     model, task = given
-    result = run(model, [Prune(keep=0.3), Penalize(epochs=1)], task)
+    result = run(model, [Prune(keep=0.3), Penalize(epochs=1, arrange=False)], task)
     pruned = run(model, Prune(keep=0.3), task)
     for name, form in pruned.forms.items():
         if isinstance(form, Masked):
             assert isinstance(result.forms[name], Masked)
             assert not uncoded(result.forms[name]).decode()[form.decode() == 0].any()
+
+
+def test_units_change_places_and_the_network_computes_the_same(given):
+    """Bytes fall, the score and how many codes are not zero stay, and a mask moves with what it hides."""
+    model, task = given
+    step = Penalize(price=0.003, epochs=3, lr=5e-3)
+    left = run(model, [Prune(keep=0.6), replace(step, arrange=False), Entropy()], task)
+    moved = run(model, [Prune(keep=0.6), step, Entropy()], task)
+    assert moved.nbytes < left.nbytes
+    x = torch.randn(300, 24, generator=torch.Generator().manual_seed(4))
+    torch.testing.assert_close(moved.model()(x), left.model()(x), rtol=1e-5, atol=1e-5)
+    for name, form in left.forms.items():
+        assert torch.equal(form.decode().flatten().sort()[0], moved.forms[name].decode().flatten().sort()[0])
+        assert isinstance(moved.forms[name], type(form))
 
 
 def test_idle_units_go_and_the_network_computes_the_same(given, monkeypatch):
