@@ -61,7 +61,7 @@ def test_it_says_how_far_the_output_moves(name: str) -> None:
 
 
 def test_of_logits_it_is_the_fisher_matrix() -> None:
-    """E v v^T is the mean over labels y, drawn as the model answers, of (p - y)(p - y)^T: summed by a loop."""
+    """E v v^T is the mean over labels y, drawn as the model answers, of (p - y)(p - y)^T, a loop."""
     torch.manual_seed(0)
     logits = torch.tensor([[4.0, 0, 1, -3]], requires_grad=True)
     task = Task("t", evaluate=[(torch.zeros(1, 1), torch.zeros(1, dtype=torch.long))], metric="accuracy")

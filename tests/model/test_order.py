@@ -101,16 +101,17 @@ def test_each_unit_is_followed_by_the_likest_that_is_left():
     rows[rows.abs() < 0.6] = 0
     rows[4], columns[4] = 0, 0
     found = order(rows, columns).tolist()
-    a, b = rows / rows.square().sum() ** 0.5, 0.3 * columns / columns.square().sum() ** 0.5
-    left, at = set(range(9)), max(range(9), key=lambda k: int((rows[k] != 0).sum()))
-    for k, unit in enumerate(found):
-        if k:
-            def like(u, v):
-                dot = sum(float(p * q) for m in (a, b) for p, q in zip(m[u], m[v], strict=True))
-                size = [sum(float(p * p) for m in (a, b) for p in m[w]) ** 0.5 for w in (u, v)]
-                return dot / (size[0] * size[1])
+    parts = rows / rows.square().sum() ** 0.5, 0.3 * columns / columns.square().sum() ** 0.5
 
-            at = max(left - {4}, key=lambda v: like(found[k - 1], v)) if left != {4} else 4
+    def likeness(u: int, v: int) -> float:
+        dot = sum(float(p * q) for m in parts for p, q in zip(m[u], m[v], strict=True))
+        sizes = [sum(float(p * p) for m in parts for p in m[w]) ** 0.5 for w in (u, v)]
+        return dot / (sizes[0] * sizes[1])
+
+    left = set(range(9)) - {4}
+    at = max(left, key=lambda k: int((rows[k] != 0).sum()))
+    for k, unit in enumerate(found[:-1]):
+        at = max(left, key=lambda v: likeness(found[k - 1], v)) if k else at
         assert unit == at
         left.remove(unit)
     assert found[-1] == 4

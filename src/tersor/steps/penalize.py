@@ -123,7 +123,7 @@ class Penalize(Retrain):
         ]  # fmt: skip
         return [*chosen, *vectors]
 
-    def links(self, view: View, layers: Collection[str]) -> list[Link]:
+    def links(self, view: View, layers: set[str]) -> list[Link]:
         """Between which of these layers hidden units may change places."""
         if not self.arrange:
             return []
