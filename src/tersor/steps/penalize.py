@@ -66,7 +66,7 @@ class Penalize(Retrain):
     epochs: float = 10.0
     lr: float = 2e-3
     share: float = 0.5
-    temperature: float = 2.0
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
