@@ -7,14 +7,14 @@ all planes are decoded side by side, a slice of elements at a time. Of a large t
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import numpy as np
 
-from tersor.coders import decode_parts, encode_onto
+from tersor.coders import decode, decode_parts, encode_onto
 from tersor.coders.pages import LARGE
 from tersor.coders.plan import Output, longest
-from tersor.coders.planes import Plane, Read, join
+from tersor.coders.planes import AT_ONCE, Plane, Read, join
 from tersor.errors import FormatError
 
 LONG = 1 << 20  # elements from which a plane is not taken whole
@@ -38,17 +38,45 @@ def encode_array(
 
 def decode_array(
     streams: np.ndarray, lengths: Sequence[int], itemsize: int, count: int,
-    *, turned: bool, width: int, step: int, keep: np.ndarray | None = None,
+    *, turned: bool, width: int, keep: np.ndarray | None = None,
+) -> np.ndarray:  # fmt: skip
+    """The inverse, bytes uint8 [count * itemsize]; FormatError where these are no streams of them."""
+    planes = planes_in(streams, lengths, itemsize)
+    if itemsize == 1:
+        return decode(planes[0], count, width=width, keep=keep)
+    out = np.empty(count * itemsize, dtype=np.uint8)
+    for begin, parts in in_slices(planes, count, AT_ONCE, width, keep):
+        join(parts, itemsize, out[itemsize * begin : itemsize * (begin + AT_ONCE)], turned=turned)
+    return out
+
+
+def decode_slices(
+    streams: np.ndarray, lengths: Sequence[int], itemsize: int, count: int,
+    *, turned: bool, width: int, step: int,
 ) -> Iterator[np.ndarray]:  # fmt: skip
-    """The inverse, bytes uint8 [step * itemsize] of `step` elements at a time; of none one slice. FormatError
-    where these are no streams of them."""
-    ends = np.cumsum((0, *lengths))
+    """The same, `step` elements at a time; of none one slice."""
+    planes = planes_in(streams, lengths, itemsize)
+    for _, parts in in_slices(planes, count, step, width, None):
+        out = np.empty(len(parts[0]) * itemsize, dtype=np.uint8)
+        join(parts, itemsize, out, turned=turned)
+        yield out
+
+
+def planes_in(streams: np.ndarray, lengths: Sequence[int], itemsize: int) -> list[np.ndarray]:
+    """The stream of each plane."""
+    ends = [0, *accumulate(lengths)]
     if len(lengths) != itemsize or ends[-1] != len(streams):
         raise FormatError(f"streams of {tuple(lengths)} bytes for {itemsize} planes in {len(streams)} bytes")
-    planes = [Parts(decode_parts(streams[a:b], count, width=width, keep=keep)) for a, b in pairwise(ends)]
+    return [streams[a:b] for a, b in pairwise(ends)]
+
+
+def in_slices(
+    planes: Sequence[np.ndarray], count: int, step: int, width: int, keep: np.ndarray | None
+) -> Iterator[tuple[int, list[np.ndarray]]]:
+    """(place of the first, symbols of each plane) of `step` elements at a time; of none one slice."""
+    parts = [Parts(decode_parts(plane, count, width=width, keep=keep)) for plane in planes]
     for begin in range(0, max(count, 1), step):
-        size = min(step, count - begin)
-        yield join([plane.take(size) for plane in planes], itemsize, turned=turned)
+        yield begin, [part.take(min(step, count - begin)) for part in parts]
 
 
 class Parts:

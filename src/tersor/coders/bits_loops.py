@@ -9,7 +9,7 @@ from numba import types
 from tersor.coders.loops import INT, U8, compiled
 
 
-@compiled(INT(U8, INT, INT, INT, INT, INT, types.int64[::1]))
+@compiled(INT(U8, INT, INT, INT, INT, INT, types.int64[::1]), brief=True)
 def read_numbers(
     data: np.ndarray, at: int, golomb: int, order: int, most_ones: int, most_zeros: int, out: np.ndarray
 ) -> np.int64:

@@ -26,12 +26,14 @@ BYTE, WORD, THREE_BYTES = np.uint64(0xFF), np.uint64(0xFFFF), np.uint64(0xFFFFFF
 LOW, ONE_SYMBOL = np.uint64(1 << 16), np.uint64(1 << 8)
 
 
-def compiled(signature: Any) -> Callable[[Callable[..., Any]], Any]:
+def compiled(signature: Any, *, brief: bool = False) -> Callable[[Callable[..., Any]], Any]:
+    """`brief`: it keeps the interpreter's lock, for to have it back from another thread may take longer."""
+
     def wrap(loop: Callable[..., Any]) -> Any:
         try:
-            return njit(signature, cache=True, nogil=True)(loop)
+            return njit(signature, cache=True, nogil=not brief)(loop)
         except RuntimeError:  # no folder to keep compiled code in: compile for this process alone
-            return njit(signature, nogil=True)(loop)
+            return njit(signature, nogil=not brief)(loop)
 
     return wrap
 

@@ -142,15 +142,33 @@ if hasattr(os, "register_at_fork"):
 def read_pieces(
     settings: int, data: memoryview, count: int, width: int, keep: np.ndarray | None = None
 ) -> np.ndarray:
-    out, at = np.empty(count, dtype=np.uint8), 0
-    for piece in each_piece(settings, data, count):
-        out[at : at + len(piece)] = piece
-        at += len(piece)
+    pieces = pieces_in(settings, data, count)
+    out = np.empty(count, dtype=np.uint8)
+
+    def work(k: int) -> None:
+        begin, end, stream = pieces[k]
+        read_static(stream, out[begin:end])
+
+    for _ in on_all_cores(work, range(len(pieces)), count):
+        pass
     return out
 
 
 def each_piece(settings: int, data: memoryview, count: int) -> Iterator[np.ndarray]:
     """The symbols of each piece, in order."""
+    pieces = pieces_in(settings, data, count)
+
+    def work(k: int) -> np.ndarray:
+        begin, end, stream = pieces[k]
+        out = np.empty(end - begin, dtype=np.uint8)
+        read_static(stream, out)
+        return out
+
+    yield from on_all_cores(work, range(len(pieces)), count)
+
+
+def pieces_in(settings: int, data: memoryview, count: int) -> list[tuple[int, int, memoryview]]:
+    """Of each piece where its symbols begin and end, and its stream."""
     source = BitReader(data, 1)
     units = -(-count // UNIT)
     number = source.golomb() + 2
@@ -159,15 +177,9 @@ def each_piece(settings: int, data: memoryview, count: int) -> Iterator[np.ndarr
     sizes = [source.golomb() + 1 for _ in range(number - 1)]
     lengths = [source.golomb(ORDER) for _ in range(number - 1)]
     at = source.byte_end()
-    ends = np.cumsum([0, *sizes]) * UNIT
-    places = np.cumsum([at, *lengths])
+    ends = (np.cumsum([0, *sizes]) * UNIT).tolist()
+    places = np.cumsum([at, *lengths]).tolist()
     if ends[-1] >= count or places[-1] >= len(data):
         raise FormatError(f"coded stream: pieces of more than {count} symbols or {len(data)} bytes")
-    begin, place = [*ends.tolist(), count], [*places.tolist(), len(data)]
-
-    def work(k: int) -> np.ndarray:
-        out = np.empty(begin[k + 1] - begin[k], dtype=np.uint8)
-        read_static(data[place[k] : place[k + 1]], out)
-        return out
-
-    yield from on_all_cores(work, range(number), count)
+    ranges = zip(pairwise([*ends, count]), pairwise([*places, len(data)]), strict=True)
+    return [(begin, end, data[first:last]) for (begin, end), (first, last) in ranges]

@@ -45,19 +45,16 @@ def plane_of(data: np.ndarray, itemsize: int, k: int, *, turned: bool) -> np.nda
     return {2: planes_loops.take16, 4: planes_loops.take32, 8: planes_loops.take64}[itemsize](words, k)
 
 
-def join(planes: Sequence[np.ndarray], itemsize: int, *, turned: bool) -> np.ndarray:
-    """The inverse: bytes uint8 [N * itemsize] from all planes [N], the lowest first."""
-    if itemsize == 1:
-        return planes[0]
+def join(planes: Sequence[np.ndarray], itemsize: int, out: np.ndarray, *, turned: bool) -> None:
+    """The inverse: fill `out`, bytes uint8 [N * itemsize], from all planes [N], the lowest first."""
     if turned and itemsize in (2, 4):
         from tersor.coders import planes_loops
 
         joined = planes_loops.join16 if itemsize == 2 else planes_loops.join32
-        return joined(*planes).view(np.uint8)
-    out = np.empty(len(planes[0]) * itemsize, dtype=np.uint8)
+        joined(*planes, out.view(f"u{itemsize}"))
+        return
     for k, plane in enumerate(planes):
         out[k::itemsize] = plane
     if turned:
         words = out.view(f"u{itemsize}")
         words[:] = (words >> 1) | (words << (8 * itemsize - 1))
-    return out

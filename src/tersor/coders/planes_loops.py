@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 from numba import types
 
-from tersor.coders.loops import INT, U8, U16, U32, U64, compiled
+from tersor.coders.loops import INT, U8, U16, U16_OUT, U32, U32_OUT, U64, compiled
 
 
 @compiled(types.uint8[::1](U16, INT))
@@ -67,20 +67,16 @@ def count_units(symbols: np.ndarray, unit: int, counts: np.ndarray) -> None:
         counts[row] += even + odd
 
 
-@compiled(types.uint16[::1](U8, U8))
-def join16(low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    words = np.empty(low.size, np.uint16)
-    for i in range(low.size):
+@compiled(types.void(U8, U8, U16_OUT), brief=True)
+def join16(low: np.ndarray, high: np.ndarray, words: np.ndarray) -> None:
+    for i in range(words.size):
         turned = np.uint16(low[i]) | np.uint16(high[i]) << np.uint16(8)
         words[i] = np.uint16((turned >> np.uint16(1) | turned << np.uint16(15)) & np.uint16(0xFFFF))
-    return words
 
 
-@compiled(types.uint32[::1](U8, U8, U8, U8))
-def join32(a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray) -> np.ndarray:
-    words = np.empty(a.size, np.uint32)
-    for i in range(a.size):
+@compiled(types.void(U8, U8, U8, U8, U32_OUT), brief=True)
+def join32(a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray, words: np.ndarray) -> None:
+    for i in range(words.size):
         turned = np.uint32(a[i]) | np.uint32(b[i]) << np.uint32(8) | np.uint32(c[i]) << np.uint32(16)
         turned |= np.uint32(d[i]) << np.uint32(24)
         words[i] = np.uint32((turned >> np.uint32(1) | turned << np.uint32(31)) & np.uint32(0xFFFFFFFF))
-    return words

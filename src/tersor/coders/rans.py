@@ -18,7 +18,7 @@ from tersor.errors import FormatError
 RANS = 3
 LOW = 1 << 16  # a state below this takes a word
 MAX_LANES = 5  # as a power of two, in a stream
-LANE_WORTH = 2048  # bytes of payload that make another lane's 3 bytes a trifle
+LANE_WORTH = 1024  # bytes of payload that make another lane's 3 bytes a trifle
 
 
 def plan_rans(counts: np.ndarray) -> Plan | None:
@@ -70,7 +70,7 @@ def payload_of(symbols: np.ndarray, table: Table, lanes: int) -> bytes:
 
 
 def read_rans(settings: int, data: memoryview, out: np.ndarray) -> None:
-    from tersor.coders import loops
+    from tersor.coders import loops, tables_loops, wide_loops
 
     lanes, kind = settings & 7, settings >> 3
     if lanes > MAX_LANES or kind > PAIR:
@@ -84,32 +84,18 @@ def read_rans(settings: int, data: memoryview, out: np.ndarray) -> None:
     if (len(data) - at) % 2:
         raise FormatError("coded stream: it ends inside a word")
     words = np.frombuffer(data, dtype="<u2", offset=at)
-    slots = table.slots()
-    used, done, states = read_wide(words, states, table, slots, out)
-    used += loops.rans_decode(words[used:], states, slots, table.bits, out[done:])
+    many = wide_loops.WIDE and len(states) >= wide_loops.LANES
+    narrow = tables_loops.narrow_slots_of(table.symbols, table.frequencies, table.bits) if many else ()
+    if len(narrow):
+        states = states.astype(np.uint32)
+        used = wide_loops.rans_decode_wide(words, states, narrow, table.bits, out)
+    else:
+        used = loops.rans_decode(words, states, table.slots(), table.bits, out)
     if used != len(words) or (states != first_state(table, len(states))).any():
         raise FormatError(
             f"coded stream: damaged, or not of {len(out)} symbols: {used} of {len(words)} words were used, "
             "and the states are not those that every encoder begins with"
         )
-
-
-def read_wide(
-    words: np.ndarray, states: np.ndarray, table: Table, slots: np.ndarray, out: np.ndarray
-) -> tuple[int, int, np.ndarray]:
-    """Fill the front of `out` by vectors of states, where machine and stream have them: the words and symbols
-    that are done, and the states then."""
-    from tersor.coders import wide_loops
-
-    if (
-        not wide_loops.WIDE
-        or len(states) < wide_loops.LANES
-        or table.frequencies.max() >= wide_loops.TOO_FULL
-    ):
-        return 0, 0, states
-    few = states.astype(np.uint32)
-    used, done = wide_loops.rans_decode_wide(words, few, wide_loops.narrowed(slots), table.bits, out)
-    return used, done, few.astype(np.uint64)
 
 
 def read_states(data: memoryview, at: int, lanes: int) -> tuple[np.ndarray, int]:

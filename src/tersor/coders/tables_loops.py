@@ -11,7 +11,7 @@ I64 = types.Array(types.int64, 1, "C", readonly=True)
 I64_2 = types.Array(types.int64, 2, "C", readonly=True)
 
 
-@compiled(types.int64[:, ::1](I64_2, INT, INT, INT))
+@compiled(types.int64[:, ::1](I64_2, INT, INT, INT), brief=True)
 def shared(depths: np.ndarray, octaves: int, detail: int, bits: int) -> np.ndarray:
     """Depths [T, K] to frequencies [T, K]: 1 for each symbol, the rest of 2^bits by weight."""
     rows, size = depths.shape
@@ -31,7 +31,7 @@ def shared(depths: np.ndarray, octaves: int, detail: int, bits: int) -> np.ndarr
     return found
 
 
-@compiled(types.uint64[::1](U8, I64, INT))
+@compiled(types.uint64[::1](U8, I64, INT), brief=True)
 def slots_of(symbols: np.ndarray, frequencies: np.ndarray, bits: int) -> np.ndarray:
     """What each of 2^bits slots means: symbol | frequency << 8 | place among the symbol's slots << 32."""
     slots = np.empty(1 << bits, np.uint64)
@@ -41,4 +41,20 @@ def slots_of(symbols: np.ndarray, frequencies: np.ndarray, bits: int) -> np.ndar
         for place in range(frequencies[j]):
             slots[at] = named | np.uint64(place) << np.uint64(32)
             at += 1
+    return slots
+
+
+@compiled(types.uint32[::1](U8, I64, INT), brief=True)
+def narrow_slots_of(symbols: np.ndarray, frequencies: np.ndarray, bits: int) -> np.ndarray:
+    """The same in 32 bits: symbol | frequency << 8 | place << 20; empty where a frequency does not fit."""
+    slots = np.empty(1 << bits, np.uint32)
+    at = 0
+    for j in range(symbols.size):
+        frequency = frequencies[j]
+        if frequency >= 1 << 12:
+            return slots[:0]
+        named = np.uint32(symbols[j]) | np.uint32(frequency) << np.uint32(8)
+        for place in range(frequency):
+            slots[at + place] = named | np.uint32(place) << np.uint32(20)
+        at += frequency
     return slots

@@ -19,7 +19,7 @@ from numba.core import config
 from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
 
-from tersor.coders.loops import INT, U8_OUT, U16, U32, U32_OUT, compiled
+from tersor.coders.loops import INT, LOW, N16, U8_OUT, U16, U32, U32_OUT, compiled
 from tersor.coders.vector_loops import (
     BIT,
     BYTE,
@@ -36,7 +36,6 @@ from tersor.coders.vector_loops import (
 )
 
 LANES = 16  # of a vector: 32 bits each
-TOO_FULL = 1 << 12  # slots of one symbol, from which they do not fit in 32 bits
 WIDE = "+avx512f" in (config.CPU_FEATURES or get_host_cpu_features()).split(",")
 
 WORDS, LONGS = vector(WORD, LANES), vector(LONG, LANES // 2)
@@ -141,22 +140,13 @@ def joined(build: ir.IRBuilder, low: ir.Value, high: ir.Value) -> ir.Value:
     return build.shuffle_vector(low, high, ir.Constant(WORDS, list(range(LANES))))
 
 
-def narrowed(slots: np.ndarray) -> np.ndarray:
-    """Slots uint64 as in tables_loops.slots_of, their frequencies below TOO_FULL, as uint32: symbol |
-    frequency << 8 | place << 20."""
-    return slots.astype(np.uint32) | (slots >> np.uint64(12)).astype(np.uint32) & np.uint32(0xFFF00000)
-
-
 if WIDE:
 
-    @compiled(types.UniTuple(INT, 2)(U16, U32_OUT, U32, INT, U8_OUT))
+    @compiled(INT(U16, U32_OUT, U32, INT, U8_OUT))
     def rans_decode_wide(
         words: np.ndarray, states: np.ndarray, slots: np.ndarray, bits: int, out: np.ndarray
-    ) -> tuple[int, int]:
-        """Fill whole rounds of `out` as long as words for all are left; how many words and symbols are done.
-
-        `states`: 16 or 32 of them. `slots` [2^bits] as `narrowed` gives them.
-        """
+    ) -> np.int64:
+        """loops.rans_decode for 16 or 32 states, with slots as in tables_loops.narrow_slots_of."""
         i = at = 0
         if states.size == 32:
             while i + 32 <= out.size and at + 32 <= words.size:
@@ -167,4 +157,14 @@ if WIDE:
             while i + 16 <= out.size and at + 16 <= words.size:
                 at = take16(words, at, states, 0, slots, bits, out, i)
                 i += 16
-        return at, i
+        mask = np.uint32((1 << bits) - 1)
+        for k in range(i, out.size):
+            lane = k & (states.size - 1)
+            slot = slots[states[lane] & mask]
+            x = np.uint64((slot >> 8) & 0xFFF) * np.uint64(states[lane] >> bits) + np.uint64(slot >> 20)
+            if x < LOW and at < words.size:
+                x = x << N16 | np.uint64(words[at])
+                at += 1
+            states[lane] = x
+            out[k] = slot & 0xFF
+        return np.int64(at)

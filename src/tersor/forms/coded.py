@@ -62,31 +62,25 @@ class Coded(Form):
         yield from self._slices(math.prod(self.size)) if alone else super().slices()
 
     def _elements(self, count: int, keep: np.ndarray | None = None) -> Tensor:
-        dtype = self._checked()
-        if self.pack and self.planes == (len(self.data),):
-            from tersor.coders import decode  # brings numba, which `import tersor` must not
-
-            packed = decode(self.data.cpu().numpy(), -(-count // 8))
-            return torch.from_numpy(np.unpackbits(packed, count=count).view(np.bool_))
-        slices = self._slices(count, keep)
-        if count <= SLICE:
-            return next(slices)
-        flat, at = torch.empty(count, dtype=dtype), 0
-        for part in slices:
-            flat[at : at + len(part)] = part
-            at += len(part)
-        return flat
-
-    def _slices(self, count: int, keep: np.ndarray | None = None) -> Iterator[Tensor]:
+        from tersor.coders import decode  # brings numba, which `import tersor` must not
         from tersor.coders.arrays import decode_array
 
-        dtype = self._checked()
-        for found in decode_array(
-            self.data.cpu().numpy(), self.planes, dtype.itemsize, count,
-            turned=self.turned, width=columns(self.size), step=SLICE, keep=keep,
-        ):  # fmt: skip
-            elements = torch.from_numpy(found) if count else torch.empty(0, dtype=torch.uint8)
-            yield elements != 0 if dtype is torch.bool else elements.view(dtype)
+        dtype, data = self._checked(), self.data.cpu().numpy()
+        if self.pack and self.planes == (len(data),):
+            return torch.from_numpy(np.unpackbits(decode(data, -(-count // 8)), count=count).view(np.bool_))
+        found = decode_array(
+            data, self.planes, dtype.itemsize, count, turned=self.turned, width=columns(self.size), keep=keep
+        )
+        return as_elements(found, dtype)
+
+    def _slices(self, count: int) -> Iterator[Tensor]:
+        from tersor.coders.arrays import decode_slices
+
+        dtype, data = self._checked(), self.data.cpu().numpy()
+        for found in decode_slices(
+            data, self.planes, dtype.itemsize, count, turned=self.turned, width=columns(self.size), step=SLICE
+        ):
+            yield as_elements(found, dtype)
 
     def _checked(self) -> torch.dtype:
         """The dtype, if there is such a leaf."""
@@ -103,6 +97,14 @@ class Coded(Form):
     @property
     def shape(self) -> tuple[int, ...]:
         return tuple(self.size)
+
+
+def as_elements(data: np.ndarray, dtype: torch.dtype) -> Tensor:
+    """Bytes [N * itemsize] as elements [N]."""
+    if not len(data):
+        return torch.empty(0, dtype=dtype)
+    elements = torch.from_numpy(data)
+    return elements != 0 if dtype is torch.bool else elements.view(dtype)
 
 
 def columns(size: tuple[int, ...]) -> int:
