@@ -25,7 +25,7 @@ from tersor.io import load as load_file
 from tersor.io import save
 from tersor.steps import Entropy, Rdoq
 
-CALIBRATE, PASSES = 5000, 3  # training images, and passes over them
+CALIBRATE, PASSES = 60_000, 1  # training images: all of them, and passes over them
 MOST = {"lenet300": 52.0, "lenet5": 144.0}  # kB
 # Bits a weight, the mean cosine wanted, and the MB allowed.
 POINTS = ((2.35, 0.98, 9.5), (4.5, 0.999, 16.0))

@@ -149,10 +149,13 @@ def stream_files() -> dict[str, bytes]:
     symbols = {
         "few": rng.integers(0, 3, 40), "many": rng.integers(0, 256, 700), "one": np.full(30, 7),
         "skewed": np.minimum(rng.geometric(0.4, 900), 255), "long": np.minimum(rng.geometric(0.1, 6000), 255),
+        "wide": np.rint(rng.normal(128, 9, 70_000)),
     }  # fmt: skip
     found = {}
     for coder in (*CODERS, *GRID_CODERS):
         for kind, values in symbols.items():
+            if kind == "wide" and coder not in ("rans", "pieces"):
+                continue  # it is for many states at once; the others take long for so many symbols
             with contextlib.suppress(TersorError):  # a coder of constants takes no others
                 stream, shape = encode(values.astype(np.uint8), coder, width=10), [len(values) // 10, 10]
                 form = {"form": "coded", "planes": [len(stream)], "size": shape, "dtype": "uint8"}

@@ -5,7 +5,7 @@ import torch
 from tiny import tiny
 from torch import nn
 
-from tersor.model.curvature import curvatures, unseen
+from tersor.model.curvature import curvatures, probe, unseen
 from tersor.model.sites import sites_of
 from tersor.model.task import Task
 
@@ -58,6 +58,26 @@ def test_it_says_how_far_the_output_moves(name: str) -> None:
         traces = [float(m.trace() if m.ndim == 2 else m.sum()) for m in (rows, columns)]
         ratios.append(sum(moved) / len(moved) / (1e-6 * traces[0] * traces[1]))
     assert all(0.4 < ratio < 2.0 for ratio in ratios), ratios
+
+
+def test_of_logits_it_is_the_fisher_matrix() -> None:
+    """E v v^T is the mean over labels y, drawn as the model answers, of (p - y)(p - y)^T, a loop."""
+    torch.manual_seed(0)
+    logits = torch.tensor([[4.0, 0, 1, -3]], requires_grad=True)
+    task = Task("t", evaluate=[(torch.zeros(1, 1), torch.zeros(1, dtype=torch.long))], metric="accuracy")
+    p, expected = logits.detach()[0].softmax(0), torch.zeros(4, 4)
+    for label in range(4):
+        error = p - torch.eye(4)[label]
+        expected += p[label] * torch.outer(error, error)
+    found, sizes = torch.zeros(4, 4), []
+    for _ in range(2000):
+        (v,) = torch.autograd.grad(probe(logits, task), logits)
+        found += v.T @ v / 2000
+        sizes.append(float(v.square().sum()))
+    torch.testing.assert_close(found, expected, rtol=0.1, atol=2e-3)
+    # Labels that are drawn give 2 or next to nothing: here a standard deviation of 3.6 times the mean.
+    spread = torch.tensor(sizes)
+    assert float(spread.std()) < float(spread.mean())
 
 
 def test_rows_that_were_not_used_weigh_a_little() -> None:

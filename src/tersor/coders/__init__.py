@@ -2,7 +2,7 @@
 
 encode(symbols) tries coders and keeps the fewest bytes; decode(data, count) trusts nothing it reads.
     "fast"   static coders: a table for all symbols or for long pieces, about 1 GB/s a core
-    "max"    also those that see the symbols as a matrix: 5 to 40 million symbols a second a core
+    "max"    also those that see the symbols as a matrix: 3 to 120 million symbols a second a core
 A stream names its coder in its first byte and knows neither its length nor its count: docs/streams.md.
 """
 

@@ -1,8 +1,10 @@
 """Curvature: how far the model's output moves when a weight does, as a Kronecker product for each weight.
 
 E |dy|^2 ~ tr(F dW H dW^T)      dW [O, I] a small change; F = E S S^T [O, O], H = E S^T S [I, I] / tr(F)
-S = gradient of <v, y> by W     v random signs (Hutchinson 1989), or for logits the gradient of the loss for
-    a label drawn from the model's own answer: then the Fisher matrix (Martens 2020, as Shampoo factors it)
+S = gradient of <v, y> by W     v random signs r (Hutchinson 1989); for logits with chances p
+    v = sqrt(p) * r - p * <sqrt(p), r>, so that E v v^T = diag(p) - p p^T: then the Fisher matrix (Martens
+    2020, as Shampoo factors it), as labels drawn from the model's answer would give it, but steadier: an
+    answer of chance 1 % counts a little in every draw, not much in every hundredth
 Cost: a forward and a backward pass over the calibration batches, and two products of O x I a batch.
 """
 
@@ -14,7 +16,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from tersor.forms.form import to_rows
 from tersor.model.batches import device_of, evaluating, move, steady
@@ -108,11 +109,12 @@ def tensor_of(output: Any) -> Tensor | None:
 
 def probe(output: Tensor, task: Task) -> Tensor:
     """A number whose gradient has the curvature of the output's error as its second moment."""
+    drawn = torch.randint(0, 2, output.shape, device=output.device).to(output.dtype).mul_(2).sub_(1)
     if task.metric == "accuracy" and output.ndim == 2:
-        labels = torch.multinomial(output.detach().float().softmax(1), 1).squeeze(1)
-        return F.cross_entropy(output.float(), labels, reduction="sum")
-    signs = torch.randint(0, 2, output.shape, device=output.device).to(output.dtype).mul_(2).sub_(1)
-    return (output * signs).sum()
+        chances = output.detach().softmax(1)  # [B, K]
+        drawn = drawn.mul_(chances.sqrt())
+        drawn -= chances * drawn.sum(1, keepdim=True)
+    return (output * drawn).sum()
 
 
 class Sums:

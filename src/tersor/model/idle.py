@@ -74,11 +74,16 @@ class Known(fx.Interpreter):
             return through(module, given[0])
         if floats and passing(n, module):
             return super().run_node(n)
-        if n.target in SHAPE or (n.target is getattr and n.args[1] in ("shape", "ndim", "dtype", "device")):
+        if asks_shape(n):
             return self.plain[n]
         if self.blind or any(bool(item.isnan().any()) for item in given if item.is_floating_point()):
             return unknown(self.plain[n], n)
         return super().run_node(n)
+
+
+def asks_shape(n: fx.Node) -> bool:
+    """Whether no value is read here, only how they lie."""
+    return n.target in SHAPE or (n.target is getattr and n.args[1] in ("shape", "ndim", "dtype", "device"))
 
 
 def passing(n: fx.Node, module: nn.Module | None) -> bool:

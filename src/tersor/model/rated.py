@@ -58,6 +58,7 @@ class RatedPart(RoundedPart):
     price: Tensor  # of a bit, in units of the loss
     over: Tensor  # bytes that a coder needed more than was foretold; of the whole model, as the next one
     began: Tensor  # bytes that a coder needed before any training
+    was: Tensor  # log of the bytes needed a while ago
 
     def __init__(self, form: Affine):
         super().__init__()
@@ -67,7 +68,7 @@ class RatedPart(RoundedPart):
         self.log_scale = nn.Parameter(form.scale.decode().detach().float().clamp_min(TINY).log())
         for name, value in flat(self.rows())._asdict().items():
             self.register_buffer(name, value)
-        for name in ("price", "over", "began"):
+        for name in ("price", "over", "began", "was"):
             self.register_buffer(name, torch.zeros(()))
         self.learn(SWEEPS)
 

@@ -5,6 +5,7 @@ loss + price * bits(codes)    w = scale * codes, rounded straight through; bits 
 price     the one that leads to `nbytes`: the size wanted falls, by the same share each step, over the first
           `warm` of the training, then stands; the price rises where there is more, and falls where less
 after it  constant units are folded away, those that nothing reads are cleared: model/idle.py
+order     hidden units lie as they code best, in what is measured too: model/order.py
 cost     `epochs` passes; an entropy coder asked 12 times what the codes need       Oktay 2019, LilNetX 2023
 """
 
@@ -26,6 +27,7 @@ from tersor.forms.form import from_rows, to_rows
 from tersor.maths.affine import limits, requantize
 from tersor.maths.units import TINY
 from tersor.model.idle import clear
+from tersor.model.order import Link, arranged, links
 from tersor.model.rated import RatedPart
 from tersor.model.sites import Site
 from tersor.model.task import example_inputs
@@ -40,7 +42,8 @@ EVERY = 10  # training steps between two looks at the size
 ASKED = 12  # times that a training asks the coder
 FIRST = 0.1  # the first price of a bit, over the number of weights: too low to be felt
 PACE = 60.0  # natural logarithms that the price can move in a training
-FASTEST = 0.03  # and in one step of a short one
+FASTEST = 0.1  # and in one step of a short one
+AHEAD = 0.1  # of a training: the size is foretold so far on, or a price that had to fall would come too late
 FINER = 8  # a bias moves every output of its unit
 EMPTY = 0.01  # the size that weights are taken to have where all are 0
 FAR = 0.3  # logarithm of the distance to the size that is wanted, from which the pace is highest
@@ -54,15 +57,16 @@ class Penalize(Retrain):
     nbytes: int | None = None  # of all stored arrays after entropy coding: the file without its header
     bits: float = 1.0  # or so many for each weight that is priced, where nbytes is not given
     price: float | None = None  # or a fixed price of a bit in the loss, in place of a size
-    warm: float = 0.5  # share of the training over which size or price reach what is wanted
+    warm: float = 0.3  # share of the training over which size or price reach what is wanted
     per: str = "tensor"  # what shares a learned step: "tensor" or "row"
     step: float = 0.5  # the first step of weights, in their standard deviations; of biases an 8th of it
     vectors: bool = True  # biases and norms of the layers too
+    arrange: bool = True  # hidden units change places, so that like ones are neighbors: the same function
     teacher: Any = ""  # "" the model as it was given; "file.py:factory"; in Python also a module
     epochs: float = 10.0
     lr: float = 2e-3
     share: float = 0.5
-    temperature: float = 2.0
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -85,7 +89,9 @@ class Penalize(Retrain):
             form, how = refine(view.form(site), self.grid, site.axis)
             edits[site.name] = Edit(site.name, view.form(site), form, how)
         count = sum(math.prod(site.shape) for site in priced)
-        prices = Prices(self, view, self.nbytes or self.bits * count / 8, count)
+        layers = {site.layer for site in priced}
+        found = self.links(view, layers)
+        prices = Prices(self, view, self.nbytes or self.bits * count / 8, count, found)
         teacher = teacher_of(self.teacher, view) if self.share > 0 else None
         moved, facts = view.train(
             self.plan(), forms={n: e.after for n, e in edits.items()}, teacher=teacher, on_step=prices,
@@ -93,7 +99,8 @@ class Penalize(Retrain):
             text=self.name,
         )  # fmt: skip
         after = {name: edit.after for name, edit in edits.items()} | moved
-        after, said = cleared(view, after, {site.layer for site in priced})
+        after, said = cleared(view, after, layers)
+        after |= arranged({**view.forms, **after}, found)
         hows = {name: edit.how for name, edit in edits.items()}
         group = [Edit(n, view.forms[n], after[n], hows.get(n, "refine")) for n in view.sites if n in after]
         notes = [zeros(site, after[site.name]) for site in priced]
@@ -116,6 +123,14 @@ class Penalize(Retrain):
         ]  # fmt: skip
         return [*chosen, *vectors]
 
+    def links(self, view: View, layers: set[str]) -> list[Link]:
+        """Between which of these layers hidden units may change places."""
+        if not self.arrange:
+            return []
+        model = view.model().eval()
+        every = links(model, example_inputs(view.task, model))
+        return [one for one in every if layers >= {one.first, *one.norms, one.second}]
+
     def grid(self, w: Tensor, keep: Tensor | None, axis: int) -> Form:
         """Codes on a first grid, coarse for weights and fine for biases and norms."""
         rows = to_rows(w.detach().float(), axis)
@@ -133,8 +148,8 @@ class Penalize(Retrain):
 class Prices:
     """The hook that sets the price of a bit while training; its state is in the parts, for resumed runs."""
 
-    def __init__(self, step: Penalize, view: View, target: float, count: int):
-        self.step, self.view, self.target, self.count = step, view, target, count
+    def __init__(self, step: Penalize, view: View, target: float, count: int, found: list[Link]):
+        self.step, self.view, self.target, self.count, self.links = step, view, target, count, found
 
     def __call__(self, tuned: Tuned, at: int, total: int) -> None:
         if at % EVERY and at != total - 1:
@@ -155,14 +170,19 @@ class Prices:
         foretold = sum(part.nbytes for part in parts)
         first = parts[0]
         if at // EVERY % max(1, total // EVERY // ASKED) == 0:
-            first.over.fill_(nbytes_of({**self.view.forms, **tuned.fold()}) - foretold)
+            forms = {**self.view.forms, **tuned.fold()}
+            first.over.fill_(nbytes_of({**forms, **arranged(forms, self.links)}) - foretold)
         size = max(foretold + float(first.over), 1.0)
+        now, ahead = math.log(size), AHEAD * total
         if at == 0:
             first.began.fill_(max(size, self.target))
+            first.was.fill_(now)
             return FIRST / self.count
-        way = min(1.0, at / (self.step.warm * total)) if self.step.warm else 1.0
+        first.was += (now - first.was) * min(1.0, EVERY / ahead)
+        soon = now + (now - float(first.was))
+        way = min(1.0, (at + ahead) / (self.step.warm * total)) if self.step.warm else 1.0
         wanted = math.log(float(first.began)) * (1 - way) + math.log(self.target) * way
-        off = max(-FAR, min(FAR, math.log(size) - wanted)) / FAR
+        off = max(-FAR, min(FAR, soon - wanted)) / FAR
         pace = min(PACE / total, FASTEST) * min(EVERY, total)
         return float(first.price) * math.exp(pace * off)
 
