@@ -126,7 +126,7 @@ def fit_levels(codes: np.ndarray, way: Way, rows: np.ndarray, columns: np.ndarra
 
 
 def spreads(rest: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Levels of rows and columns whose product fits the sizes of `rest` [R, C] float32, which is written over."""
+    """Levels of rows and columns whose product fits the sizes of `rest` [R, C], float32 and written over."""
     squares = np.square(rest, out=rest)
     column = np.ones(rest.shape[1], dtype=np.float32)
     row = np.sqrt(squares.mean(1) + 0.02)
