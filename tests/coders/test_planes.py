@@ -49,4 +49,4 @@ def test_a_part_of_a_plane_is_that_part(count: int, begin: int, end: int) -> Non
     assert len(plane) == count
     part = slice(max(begin, 0), max(end, 0))
     assert plane[part].tolist() == data[2::4][part].tolist()
-    assert asked[0][1] <= count
+    assert all(0 <= a <= b <= count for a, b in asked)

@@ -104,6 +104,19 @@ def test_the_sign_of_zero_is_a_bit() -> None:
         run(model, [Fake(lambda view: [(edit(view, changed(view, -0.0), "lossless"),)])])
 
 
+@pytest.mark.parametrize(("how", "value"), [("lossless", 0.5), ("refine", torch.nan)])
+def test_the_last_slice_is_looked_at_too(how: str, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tersor.forms.form.SLICE", 4)
+
+    def last(view: View) -> Form:
+        w = bits(view)  # [7, 5]
+        w[-1, -1] = value
+        return Dense(w)
+
+    with pytest.raises(RefusedError, match="same bits|NaN"):
+        run(tiny("mlp").model, [Fake(lambda view: [(edit(view, last(view), how),)])])
+
+
 def test_what_overflows_in_the_models_own_dtype_is_refused() -> None:
     model = nn.Linear(2, 2).half()
     with pytest.raises(RefusedError, match="infinity"):

@@ -26,7 +26,7 @@ from tersor.errors import FormatError
 
 PREDICTIVE = 4
 TRIED = 1 << 19  # codes that tell which way of looking is best
-PIECE = 1 << 20  # codes counted at a time
+PIECE = 1 << 18  # codes counted at a time
 FEWEST = 4096  # codes: below, tables and levels cost more than they can save
 MOST = 28  # rows and columns, as a power of two
 STATES = (8, 16)  # how many there may be; more are sooner read, and 2 bytes each
@@ -112,18 +112,22 @@ def fit_levels(codes: np.ndarray, way: Way, rows: np.ndarray, columns: np.ndarra
     mean = np.zeros(codes.shape, dtype=np.int16)
     if way.ridge:
         mean = foreseen(codes, rows, RIDGES[way.ridge - 1])
-    whole = (mean.astype(np.int32) + (1 << FINE - 1)) >> FINE
-    off = mean - (whole << FINE)  # [R, C], -8 to 7
-    step = codes - whole
-    symbols = np.where(off < 0, -step, step).astype(np.uint8)
-    group = np.clip((rows[:, None].astype(np.int16) + columns - MIDDLE) >> 1, 0, GROUPS - 1)
-    kinds = (group * FRACTIONS + abs(off)).astype(np.int16)
+    symbols, kinds = np.empty(codes.shape, dtype=np.uint8), np.empty(codes.shape, dtype=np.int16)
+    step = max(1, PIECE // codes.shape[1])
+    for top in range(0, len(codes), step):
+        part = slice(top, top + step)
+        whole = (mean[part].astype(np.int32) + (1 << FINE - 1)) >> FINE
+        off = mean[part] - (whole << FINE)  # [R, C], -8 to 7
+        away = codes[part] - whole
+        symbols[part] = np.where(off < 0, -away, away)
+        group = np.clip((rows[part, None].astype(np.int16) + columns - MIDDLE) >> 1, 0, GROUPS - 1)
+        kinds[part] = group * FRACTIONS + abs(off)
     return Fit(way, rows, columns, symbols, kinds)
 
 
 def spreads(rest: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Levels of rows and columns whose product fits the sizes of `rest` [R, C]."""
-    squares = np.square(rest, dtype=np.float32)
+    """Levels of rows and columns whose product fits the sizes of `rest` [R, C], float32 and written over."""
+    squares = np.square(rest, out=rest)
     column = np.ones(rest.shape[1], dtype=np.float32)
     row = np.sqrt(squares.mean(1) + 0.02)
     for _ in range(ROUNDS):

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from tersor.errors import SettingError
 
-BUDGET = 160_000_000  # bytes of tensors; those in work take some three times as much besides
+BUDGET = 160_000_000  # bytes of tensors; what a step makes of those in work comes on top of it
 AHEAD = 4  # jobs for each worker at once: many small tensors must not wait for one another
 
 Item = TypeVar("Item")

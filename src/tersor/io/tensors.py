@@ -100,7 +100,7 @@ class Ranges:
 
     def read(self, begin: int, end: int) -> Tensor:
         """Bytes as a tensor of their own, with no second copy in memory."""
-        data = torch.from_numpy(pages(end - begin))
+        data = torch.from_numpy(pages(end - begin)) if end > begin else bytes_tensor(b"")
         view, at = data.numpy().data, 0
         try:
             with self.lock:

@@ -1,0 +1,136 @@
+"""Arrays in parts: the same bytes as when all is in memory, whatever the parts are, and no more than they."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tersor.coders import arrays, decode, decode_parts, encode, pieces
+from tersor.coders.arrays import Parts, decode_array, encode_array
+from tersor.coders.pages import LARGE, pages
+from tersor.coders.pieces import LARGEST, UNIT, count_units, on_all_cores
+from tersor.coders.plan import Output
+from tersor.errors import FormatError
+
+KINDS = [(1, False), (2, False), (4, False), (8, False), (2, True), (4, True), (8, True)]
+COUNTS = (0, 1, 7, UNIT - 1, 2 * UNIT, 2 * UNIT + 1, 5 * UNIT + 11, (LARGEST + 2) * UNIT + 5)
+
+
+def numbers(count: int, itemsize: int) -> np.ndarray:
+    """Bytes of `count` elements: noise below, a bell above, and from the middle on another one."""
+    rng = np.random.default_rng(count + itemsize)
+    data = rng.integers(0, 256, (count, itemsize)).astype(np.uint8)
+    data[:, -1] = np.rint(rng.normal(60, 4, count)).astype(np.int64) % 256
+    data[count // 2 :, -1] //= 8
+    return data.reshape(-1)
+
+
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize(("itemsize", "turned"), KINDS)
+def test_planes_taken_in_parts_give_the_same_bytes(
+    itemsize: int, turned: bool, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, most = numbers(count, itemsize), 0
+
+    def read(begin: int, end: int) -> np.ndarray:
+        nonlocal most
+        most = max(most, end - begin)
+        return data[begin * itemsize : end * itemsize]
+
+    whole, lengths = encode_array(read, count, itemsize, turned=turned, coder="fast", width=0)
+    monkeypatch.setattr(arrays, "LONG", 0)
+    monkeypatch.setattr("tersor.coders.planes.AT_ONCE", 50_000)  # divides nothing
+    most = 0
+    found, again = encode_array(read, count, itemsize, turned=turned, coder="fast", width=0)
+    assert (found.tobytes(), again) == (whole.tobytes(), lengths)
+    if itemsize > 1:
+        assert most <= 50_000
+    for step in (1 << 40, max(count // 3, 1), 12_345):
+        slices = list(decode_array(found, lengths, itemsize, count, turned=turned, width=0, step=step))
+        assert np.concatenate(slices).tobytes() == data.tobytes()
+        assert [len(part) for part in slices[:-1]] == [step * itemsize] * (len(slices) - 1)
+
+
+@pytest.mark.parametrize("wrong", ["short", "long", "planes", "flipped"])
+def test_damaged_streams_are_refused_in_parts_too(wrong: str) -> None:
+    count = 5 * UNIT
+    data = numbers(count, 2)
+    streams, lengths = encode_array(
+        lambda a, b: data[2 * a : 2 * b], count, 2, turned=True, coder="fast", width=0
+    )
+    if wrong == "flipped":  # the end of a stream of rANS or Huffman's code, or the zeros of its head
+        streams = streams.copy()
+        streams[lengths[0]] ^= 0x40
+    elif wrong == "planes":
+        lengths = [*lengths, 0]
+    else:
+        count += 1 if wrong == "short" else -1
+    with pytest.raises(FormatError):
+        list(decode_array(streams, lengths, 2, count, turned=True, width=0, step=1000))
+
+
+@given(st.lists(st.integers(0, 9)), st.lists(st.integers(0, 9)), st.integers(0, 99))
+def test_parts_of_any_size_are_taken_in_any_other(sizes: list[int], wanted: list[int], seed: int) -> None:
+    symbols = np.random.default_rng(seed).integers(0, 256, sum(sizes)).astype(np.uint8)
+    parts = Parts(iter([np.empty(0, np.uint8), *np.split(symbols, np.cumsum(sizes))]))
+    at = 0
+    for size in wanted:
+        if at + size <= len(symbols):
+            assert parts.take(size).tolist() == symbols[at : at + size].tolist()
+            at += size
+
+
+@pytest.mark.parametrize("count", [1, 2 * UNIT - 1, 5 * UNIT + 3])
+@pytest.mark.parametrize("high", [1, 16, 256])
+def test_decoded_in_parts_as_at_once(count: int, high: int) -> None:
+    symbols = np.random.default_rng(count).integers(0, high, count).astype(np.uint8)
+    symbols[: count // 2] //= 2
+    stream = np.frombuffer(encode(symbols, "fast"), np.uint8)
+    assert (np.concatenate(list(decode_parts(stream, count))) == symbols).all()
+    assert (decode(stream, count) == symbols).all()
+    with pytest.raises(FormatError):
+        list(decode_parts(stream, 0))
+
+
+@pytest.mark.parametrize("count", [1, 255, 2 * UNIT - 1, 2 * UNIT, 3 * UNIT + 1, (LARGEST + 1) * UNIT + 9])
+def test_units_are_counted_as_numpy_counts(count: int) -> None:
+    symbols = np.random.default_rng(count).integers(0, 250, count).astype(np.uint8)
+    counts = count_units(symbols)
+    units = [symbols] if count < 2 * UNIT else np.split(symbols, range(UNIT, count, UNIT))
+    assert [row.tolist() for row in counts] == [np.bincount(u, minlength=256).tolist() for u in units]
+
+
+def test_only_some_are_begun_before_they_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    begun: list[int] = []
+
+    def work(item: int) -> int:
+        begun.append(item)
+        return item * item
+
+    found = on_all_cores(work, range(100), pieces.PARALLEL)
+    assert [next(found) for _ in range(10)] == [n * n for n in range(10)]
+    assert len(begun) <= 10 + 5
+    assert list(found) == [n * n for n in range(10, 100)]
+
+
+@settings(max_examples=50)
+@given(st.lists(st.tuples(st.floats(0, 1), st.binary(max_size=30))), st.integers(0, 100))
+def test_output_is_a_string_of_bytes(inserted: list[tuple[float, bytes]], most: int) -> None:
+    out, plain = Output(most), b""
+    for place, stream in inserted:
+        at = round(place * len(plain))
+        out.insert(at, stream)
+        plain = plain[:at] + stream + plain[at:]
+        out.append(np.frombuffer(stream, np.uint8))
+        plain += stream
+        assert (len(out), out.tobytes(), out.found().tobytes()) == (len(plain), plain, plain)
+    out.cut(len(plain) // 2)
+    assert out.tobytes() == plain[: len(plain) // 2]
+
+
+@pytest.mark.parametrize("nbytes", [0, 1, LARGE - 1, LARGE, LARGE + 1])
+def test_pages_can_be_written(nbytes: int) -> None:
+    array = pages(nbytes)
+    array[:] = 7
+    assert (array.dtype, array.shape, int(array.sum())) == (np.uint8, (nbytes,), 7 * nbytes)
