@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from tersor.coders.mixing import MIXING, plan_mixing, read_mixing
+from tersor.coders.mixing import MIXING, plan_mixing, read_mixing, sample
 from tersor.coders.pieces import PIECES, count_units, each_piece, plan_pieces, read_pieces, write_pieces
 from tersor.coders.plain import RAW, plan_constant, write_raw
 from tersor.coders.plan import ID_BITS, Coder, GridCoder, Output, Plan, Symbols, longest
@@ -31,6 +31,7 @@ PROFILES = ("max", "fast")
 EMPTY = bytes([RAW])
 DENSE = 2  # bits a symbol: above, few symbols are alike
 SHORTEST = 12  # bytes: what no coder with a head can shorten
+NEAR = 1.02  # a part has more to learn for its size
 MIXING_BITS, MIXING_COUNT = 4.5, 1 << 15  # bits a symbol: above, mixing is slow and gains little
 
 
@@ -112,13 +113,16 @@ def by_profile(
         return
     for name in ("predictive", "mixing") if profile == "max" else ():
         nbytes = len(out) - start
-        if promising(name, nbytes, counts):
-            stream = GRID_CODERS[name].plan(symbols[:], width, keep)
-            # Of many dense codes mixing must save 1 %, for it reads a tenth as fast.
-            slow = name == "mixing" and len(symbols) > MIXING_COUNT and 8 * nbytes > DENSE * len(symbols)
-            if stream is not None and len(stream) < nbytes - (nbytes // 100 if slow else 0):
-                out.cut(start)
-                out.append(stream)
+        if not promising(name, nbytes, counts):
+            continue
+        # Of many dense codes mixing must save 1 %, for it reads a tenth as fast.
+        slow = name == "mixing" and len(symbols) > MIXING_COUNT and 8 * nbytes > DENSE * len(symbols)
+        if slow and not mixes_well(symbols[:], width, keep, 8 * nbytes / order0(counts)):
+            continue
+        stream = GRID_CODERS[name].plan(symbols[:], width, keep)
+        if stream is not None and len(stream) < nbytes - (nbytes // 100 if slow else 0):
+            out.cut(start)
+            out.append(stream)
 
 
 def promising(name: str, nbytes: int, counts: np.ndarray) -> bool:
@@ -127,6 +131,13 @@ def promising(name: str, nbytes: int, counts: np.ndarray) -> bool:
     if name == "mixing":
         return bool(bits < MIXING_BITS or counts.sum() <= MIXING_COUNT)
     return bool(bits < NOISE)
+
+
+def mixes_well(symbols: np.ndarray, width: int, keep: np.ndarray | None, others: float) -> bool:
+    """Whether mixing does on some of the symbols nearly what the others do on all, as shares of order 0."""
+    part, part_width, part_keep = sample(symbols, width, keep, MIXING_COUNT)
+    bits = 8 * len(plan_mixing(part, part_width, part_keep))
+    return bits < NEAR * others * order0(histogram(part))
 
 
 def misfits(count: int, width: int, keep: np.ndarray | None) -> str:

@@ -68,7 +68,7 @@ def plan_mixing(symbols: np.ndarray, width: int, keep: np.ndarray | None = None)
     """The stream of symbols uint8 [N]: a matrix with rows of `width`, or what `keep` keeps of it."""
     signs = signs_of(symbols)
     values = signs.values(symbols)
-    part, part_width, part_keep = sample(values, width, keep)
+    part, part_width, part_keep = sample(values, width, keep, SAMPLE)
     best, stream = shortest(
         ways(laid_out(part, part_width, part_keep), part), part, part_width, part_keep, signs
     )
@@ -88,15 +88,15 @@ def shortest(
 
 
 def sample(
-    values: np.ndarray, width: int, keep: np.ndarray | None
+    values: np.ndarray, width: int, keep: np.ndarray | None, most: int
 ) -> tuple[np.ndarray, int, np.ndarray | None]:
-    """The first rows, or a part of the first, with about SAMPLE codes, their width and mask."""
-    if len(values) <= SAMPLE:
+    """The first rows, or a part of the first, with about `most` codes, their width and mask."""
+    if len(values) <= most:
         return values, width, keep
     if keep is None:
-        width = min(width, SAMPLE)
-        return values[: SAMPLE // width * width], width, None
-    size = 1 + int(np.flatnonzero(keep)[SAMPLE - 1])
+        width = min(width, most)
+        return values[: most // width * width], width, None
+    size = 1 + int(np.flatnonzero(keep)[most - 1])
     width = min(width, size)
     kept = keep.reshape(-1)[: -(-size // width) * width]
     return values[: int(kept.sum())], width, kept
