@@ -44,19 +44,49 @@ def density(count: int, seen: int) -> int:
 
 
 def fine(parts: int) -> int:
+    parts = min(parts, 65535)
     n = log(parts)
-    return n if n < 3 else min(63, 4 * (n - 2) + (parts >> (n - 3) & 3))
+    return n if n < 3 else 4 * (n - 2) + (parts >> (n - 3) & 3)
 
 
 def sign(v: int) -> int:
     return (v > 0) - (v < 0)
 
 
+def agrees(v: int, negative: int) -> bool:
+    return v != 0 and (v < 0) == (negative == 1)
+
+
+class Votes:
+    """What rows above say of each column, and how far the present row trusts them."""
+
+    def __init__(self, columns: int) -> None:
+        self.said: list[list[tuple[int, int]]] = [[] for _ in range(columns)]  # row and word
+        self.row: dict[int, int] = {}  # the words of the present row
+        self.trust: dict[int, int] = {}
+
+    def hear(self, i: int) -> tuple[int, int]:
+        votes = [self.trust.get(o, 0) * word >> 4 for o, word in self.said[i][-256:]]
+        return sum(votes), sum(vote * vote for vote in votes)
+
+    def learn(self, i: int, word: int, total: int) -> None:
+        voters = self.said[i][-256:]
+        step = (2**16 * word - 8 * total) // (100 + sum(w * w for _, w in voters))
+        for o, w in voters:
+            self.trust[o] = clip(self.trust.get(o, 0) + step * w, -(2**20), 2**20)
+        self.row[i] = word
+
+    def end_row(self, o: int) -> None:
+        for i, word in self.row.items():
+            self.said[i].append((o, word))
+        self.row, self.trust = {}, {}
+
+
 class Mixer:
     """The arithmetic decoder and what it has learned."""
 
     def __init__(self, data: bytes, rate: int) -> None:
-        self.data, self.rate, self.at = data, 1 + 2 * rate, 4
+        self.data, self.rate, self.at = data, 3 + 3 * rate, 4
         self.low, self.high, self.code = 0, 2**32 - 1, int.from_bytes(data[:4].ljust(4, b"\0"), "big")
         self.chance: dict[object, int] = {}
         self.seen: dict[object, int] = {}
@@ -78,14 +108,14 @@ class Mixer:
         bit = self.arithmetic(squash(sum(dots) >> 17))
         for (name, number, _), dot in zip(sets, dots, strict=True):
             n = self.learned.get((name, number), 0)
-            error = ((bit << 16) - squash(dot >> 16)) * (self.rate + 256 * self.rate // (16 + n))
-            self.learned[name, number] = min(n + 1, 60000)
+            error = ((bit << 16) - squash(dot >> 16)) * (self.rate + 512 * self.rate // (16 + n))
+            self.learned[name, number] = min(n + 1, 2047)
             weights = self.weights[name, number]
             for k, s in enumerate(inputs):
-                weights[k] = wrap(weights[k] + (s * error + 2**19 >> 20), 32)
+                weights[k] += s * error + 2**19 >> 20
         for c in contexts:
             n = self.seen[c]
-            self.chance[c] += (bit * (2**22 - 1) - self.chance[c]) * 2 // (2 * n + 3)
+            self.chance[c] += (bit * (2**22 - 1) - self.chance[c]) * (2**17 // (2 * n + 3)) >> 16
             self.seen[c] = min(n + 1, 1023)
         return bit
 
@@ -132,15 +162,16 @@ def scan(mixer: Mixer, kept: np.ndarray, tree: int, zeros: int, lags: tuple[int,
     lag_a, lag_b = lags
     rows, columns = kept.shape
     matrix = np.zeros((rows, columns), dtype=np.int64)
-    seen, count, mean_size = [0] * columns, [0] * columns, [0] * columns
-    all_seen = all_count = 0
+    seen, count, total, mean_size = [0] * columns, [0] * columns, [0] * columns, [0] * columns
+    all_seen = all_count = all_total = 0
     period = lag_b or lag_a or 1
+    votes = Votes(columns)
 
     def at(o: int, i: int) -> int:
         return int(matrix[o, i]) if o >= 0 and 0 <= i < columns else 0
 
     for o in range(rows):
-        row_seen = row_count = row_size = 0
+        row_seen = row_count = row_total = row_size = 0
         for i in range(columns):
             if not kept[o, i]:
                 continue
@@ -155,6 +186,8 @@ def scan(mixer: Mixer, kept: np.ndarray, tree: int, zeros: int, lags: tuple[int,
             a, b, c, d = abs(l1), abs(u1), abs(p1), abs(q1)
             near = min(7, log(2 * (a + b + c + d) + sum(map(abs, (l2, u2, ul, ur, p2, p3)))))
             heavy, light = min(log(mean_size[i]), 15), min(log(row_size), 15)
+            vote, squares = votes.hear(i)
+            loud, sure = clip(log(vote * vote) - 14, 0, 15), min(log(64 * vote * vote // (squares + 1)), 15)
             there = 1
             if zeros:
                 sides = [k if 0 <= k < columns else i for k in (i - 1, i + 1, i - lag_a, i + lag_a)]
@@ -162,68 +195,80 @@ def scan(mixer: Mixer, kept: np.ndarray, tree: int, zeros: int, lags: tuple[int,
                 mean = max(((2 * all_count + 1) << 16) // (2 * all_seen + 2), 1)
                 by_row = ((row_count << 16) + 40 * mean) // (row_seen + 40)
                 by_column = ((count[i] << 16) + 30 * mean) // (seen[i] + 30)
-                x = fine(min(by_row * by_column // mean, 65535))
+                x = fine(by_row * by_column // mean)
                 there = mixer.bit(
                     [
-                        ("z0", min(a, 2), min(abs(l2), 2), min(b, 2), min(c, 2), min(d, 2)),
-                        ("z1", flags, ul != 0, ur != 0, p2 != 0 or p3 != 0, u2 != 0),
-                        ("z2", density(count[i], seen[i]), density(row_count, row_seen)),
-                        ("z3", density(sum(count[k] for k in sides) + 4 * count[i], 8 * seen[i]), flags[:3]),
-                        ("z4", heavy, min(light, 8), min(a, 2)),
-                        ("z5", i % 65536),
-                        ("z6", o % 65536),
-                        ("z7", near),
-                        ("z8", i % period, flags[0], flags[2], flags[3]),
-                        ("z9", x, flags[0], flags[2]),
+                        ("z0", flags, ul != 0, ur != 0, p2 != 0 or p3 != 0, u2 != 0),
+                        ("z1", density(count[i], seen[i]), density(row_count, row_seen)),
+                        ("z2", density(sum(count[k] for k in sides) + 4 * count[i], 8 * seen[i]), flags[:3]),
+                        ("z3", heavy, min(light, 8), min(a, 2)),
+                        ("z4", i % 65536),
+                        ("z5", o % 65536),
+                        ("z6", i % period, flags[0], flags[2], flags[3]),
+                        ("z7", loud, x),
+                        ("z8", sure, loud),
                         ("z",),
                     ],
-                    ("zero, near", near, 11),
-                    ("zero, share", x // 4, 11),
+                    ("zero, near", near, 10),
+                    ("zero, share", x // 4, 10),
                 )
-            all_seen, row_seen, seen[i] = all_seen + 1, row_seen + 1, seen[i] + 1
-            all_count, row_count, count[i] = all_count + there, row_count + there, count[i] + there
             size = 0
             if there:
                 negative = mixer.bit(
                     [
                         ("s0", sign(l1), sign(u1), sign(p1), sign(q1)),
                         ("s1", sign(p1), sign(l2), sign(q1)),
-                        ("s2", sign(u1), sign(u2), sign(ul), sign(ur)),
-                        ("s3", i % 65536, sign(u1)),
+                        ("s2", i % 65536, sign(u1)),
+                        ("s3", sign(vote), loud),
+                        ("s4", sign(vote), sure),
+                        ("s5", sign(vote), sure, loud),
                         ("s",),
                     ],
-                    ("sign, lag", int(p1 != 0), 6),
-                    ("sign, above", sign(u1), 5),
+                    ("sign, lag", int(p1 != 0), 7),
+                    ("sign, above", sign(u1), 7),
                 )
+                g = (16 * all_total + 16) // (all_count + 1)
+                of_column, of_row = (
+                    (16 * total[i] + 4 * g) // (count[i] + 4),
+                    (16 * row_total + 4 * g) // (row_count + 4),
+                )
+                y = fine(of_column * of_row // g)
+                z = 1 + loud + 16 * agrees(vote, negative) if vote else 0
                 if tree:
-                    away = 1 + min(c >> 2, 3) + 4 * ((p1 < 0) == (negative == 1)) if c else 0
-                    size = code_tree(mixer, negative, away, heavy, light)
+                    away = 1 + min(c >> 2, 3) + 4 * agrees(p1, negative) if c else 0
+                    left = 1 + min(a >> 1, 15) + 16 * agrees(l1, negative) if a else 0
+                    size = code_tree(mixer, negative, (away, y, z, left), heavy)
                 else:
-                    size = code_steps(mixer, near, (min(a, 3), min(b, 3), min(c, 3)), heavy, light)
+                    signs = [(v != 0, agrees(v, negative)) for v in (l1, u1, p1)]
+                    size = code_steps(
+                        mixer, [(min(a, 3), min(b, 3)), near, min(c, 3), y, z, tuple(signs)], heavy
+                    )
                 matrix[o, i] = wrap(-size if negative else size, 8)
+                votes.learn(i, -log(size) if negative else log(size), vote)
+            all_seen, row_seen, seen[i] = all_seen + 1, row_seen + 1, seen[i] + 1
+            all_count, row_count, count[i] = all_count + there, row_count + there, count[i] + there
+            all_total, row_total, total[i] = all_total + size, row_total + size, total[i] + size
             mean_size[i] += (256 * size - mean_size[i]) // min(seen[i], 16)
             row_size += (256 * size - row_size) // min(row_seen, 16)
+        votes.end_row(o)
     return matrix
 
 
-def code_tree(mixer: Mixer, negative: int, away: int, heavy: int, light: int) -> int:
+def code_tree(mixer: Mixer, negative: int, known: tuple[int, ...], heavy: int) -> int:
     node = 1
     for k in range(7):
         at = (negative, node)
-        contexts = [("t0", at, away), ("t1", at, heavy), ("t2", at, light), ("t", at)]
-        node = 2 * node + mixer.bit(contexts, ("tree, bit", k, 4), ("tree, size", heavy, 4))
+        contexts = [*((f"t{n}", at, what) for n, what in enumerate(known)), ("t", at)]
+        node = 2 * node + mixer.bit(contexts, ("tree, bit", k, 5), ("tree, size", heavy, 5))
     return node - 128 + 1
 
 
-def code_steps(mixer: Mixer, near: int, sizes: tuple[int, int, int], heavy: int, light: int) -> int:
+def code_steps(mixer: Mixer, known: list[object], heavy: int) -> int:
     size = 1
     while size < 128:
         k = min(size - 1, 15)
-        contexts = [
-            ("n0", k, sizes[:2]), ("n1", k, heavy), ("n2", k, light),
-            ("n3", k, near), ("n4", k, sizes[2]), ("n", k),
-        ]  # fmt: skip
-        if not mixer.bit(contexts, ("steps, step", k, 6), ("steps, size", heavy, 6)):
+        contexts = [*((f"n{n}", k, what) for n, what in enumerate(known)), ("n", k)]
+        if not mixer.bit(contexts, ("steps, step", k, 7), ("steps, size", heavy, 7)):
             break
         size += 1
     return size

@@ -10,6 +10,7 @@ from tersor.coders import mixing, predictive
 
 SHAPES = ((1, 1), (1, 2), (2, 1), (1, 90), (90, 1), (3, 5), (7, 31), (31, 7), (66, 9), (9, 66), (24, 40))
 LONG = ((66, 2), (130, 12), (200, 21), (129, 64))  # more than one block, more than one lesson
+TALL = ((300, 2), (3, 290))  # more rows than may vote on a column, as they are or transposed
 WIDE = ((70, 260), (2, 515))  # more than one band of columns
 
 

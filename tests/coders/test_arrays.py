@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tersor.coders import arrays, decode, decode_parts, encode, pieces
-from tersor.coders.arrays import Parts, decode_array, encode_array
+from tersor.coders.arrays import Parts, decode_array, decode_slices, encode_array
 from tersor.coders.pages import LARGE, pages
 from tersor.coders.pieces import LARGEST, UNIT, count_units, on_all_cores
 from tersor.coders.plan import Output
@@ -46,9 +46,11 @@ def test_planes_taken_in_parts_give_the_same_bytes(
     if itemsize > 1:
         assert most <= 50_000
     for step in (1 << 40, max(count // 3, 1), 12_345):
-        slices = list(decode_array(found, lengths, itemsize, count, turned=turned, width=0, step=step))
+        slices = list(decode_slices(found, lengths, itemsize, count, turned=turned, width=0, step=step))
         assert np.concatenate(slices).tobytes() == data.tobytes()
         assert [len(part) for part in slices[:-1]] == [step * itemsize] * (len(slices) - 1)
+    monkeypatch.setattr(arrays, "AT_ONCE", 50_000)
+    assert decode_array(found, lengths, itemsize, count, turned=turned, width=0).tobytes() == data.tobytes()
 
 
 @pytest.mark.parametrize("wrong", ["short", "long", "planes", "flipped"])
@@ -66,7 +68,23 @@ def test_damaged_streams_are_refused_in_parts_too(wrong: str) -> None:
     else:
         count += 1 if wrong == "short" else -1
     with pytest.raises(FormatError):
-        list(decode_array(streams, lengths, 2, count, turned=True, width=0, step=1000))
+        list(decode_slices(streams, lengths, 2, count, turned=True, width=0, step=1000))
+    with pytest.raises(FormatError):
+        decode_array(streams, lengths, 2, count, turned=True, width=0)
+
+
+@pytest.mark.parametrize("itemsize", [1, 2])
+def test_what_is_decoded_shares_no_memory_with_its_stream(itemsize: int) -> None:
+    """Raw bytes are looked at where they are, and must not be handed out."""
+    data = np.random.default_rng(0).integers(0, 256, 5000 * itemsize).astype(np.uint8)
+    streams, lengths = encode_array(
+        lambda a, b: data[itemsize * a : itemsize * b], 5000, itemsize, turned=False, coder="raw", width=0
+    )
+    how = {"turned": False, "width": 0}
+    slices = decode_slices(streams, lengths, itemsize, 5000, step=9999, **how)
+    for found in (decode_array(streams, lengths, itemsize, 5000, **how), next(slices)):
+        assert (found == data).all()
+        assert not np.shares_memory(found, streams)
 
 
 @given(st.lists(st.integers(0, 9)), st.lists(st.integers(0, 9)), st.integers(0, 99))

@@ -87,3 +87,14 @@ def test_columns_that_foretell_each_other() -> None:
     stream, alone = len(encode(symbols, "max", width=64)), len(encode(symbols))
     assert bits / 8 <= stream
     assert alone - stream >= 0.88 * (alone - bits / 8)
+
+
+def test_rows_that_were_alike_foretell_signs() -> None:
+    """Sparse codes whose signs have rank 1: a sign is told for each row and column, not each code."""
+    rng = np.random.default_rng(0)
+    there = rng.random((300, 400)) < 0.05
+    signs = np.outer(rng.choice((-1, 1), 300), rng.choice((-1, 1), 400))
+    alike, free = np.where(there, signs, 0), np.where(there, rng.choice((-1, 1), there.shape), 0)
+    size = [len(encode(as_bytes(codes).ravel(), "mixing", width=400)) for codes in (alike, free)]
+    assert there.sum() * 0.99 < 8 * (size[1] - mask_bytes(there.size, int(there.sum())))
+    assert 8 * (size[1] - size[0]) > 0.65 * there.sum()

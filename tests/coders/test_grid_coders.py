@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from coder_cases import predictive_reference, reference
 from hypothesis import given, settings
-from matrix_cases import LONG, SHAPES, WIDE, Case, cases, mixing_streams, predictive_streams
+from matrix_cases import LONG, SHAPES, TALL, WIDE, Case, cases, mixing_streams, predictive_streams
 
 from tersor.coders import coder_of, decode, encode, learn_loops, mixing_loops
-from tersor.coders.curves import STRETCH_MAX, curves
+from tersor.coders.curves import STRETCH_MAX, curves, speeds
 from tersor.coders.grid import BLOCK, EIGHTHS
 from tersor.coders.mixing import SAMPLE
 from tersor.errors import FormatError, SettingError
@@ -24,6 +24,12 @@ def returns(case: Case, stream: bytes, also_slow: bool = True) -> None:
 @given(mixing_streams())
 def test_mixing_returns_what_it_was_given(made: tuple[Case, bytes]) -> None:
     returns(*made, also_slow=len(made[0].symbols) < 300)
+
+
+@settings(max_examples=6)
+@given(mixing_streams(TALL))
+def test_mixing_with_more_rows_than_may_vote(made: tuple[Case, bytes]) -> None:
+    returns(*made)
 
 
 @settings(max_examples=30)
@@ -70,7 +76,8 @@ def test_an_encoder_without_room_says_how_much_it_needs() -> None:
     none = np.zeros((0, 0), dtype=np.uint8)
     room, short = np.zeros(9000, dtype=np.uint8), np.zeros(100, dtype=np.uint8)
     used = [
-        mixing_loops.mix(matrix, none, data, 0, 0, 2, True, True, False, *curves()) for data in (room, short)
+        mixing_loops.mix(matrix, none, data, 0, 0, True, True, False, *curves(), *speeds(2))
+        for data in (room, short)
     ]
     assert used[0] == used[1] > 2000
     assert (room[:100] == short).all()
