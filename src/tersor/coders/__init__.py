@@ -31,10 +31,8 @@ PROFILES = ("max", "fast")
 EMPTY = bytes([RAW])
 DENSE = 2  # bits a symbol: above, few symbols are alike
 SHORTEST = 12  # bytes: what no coder with a head can shorten
-WORTH, NEAR = (
-    20,
-    0.97,
-)  # what it must save then: a twentieth; on a part, which has more to learn for its size, less
+WORTH = 20  # what it must save then: a twentieth
+NEAR = 0.97  # and on a part, which has more to learn for its size: 3 %
 MIXING_BITS, MIXING_COUNT = 4.5, 1 << 15  # bits a symbol: above, mixing is slow and gains little
 
 
