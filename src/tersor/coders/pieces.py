@@ -7,11 +7,10 @@ that one tensor keeps every core busy.
 
 from __future__ import annotations
 
-import functools
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from itertools import pairwise
 from typing import TypeVar
 
@@ -23,6 +22,7 @@ from tersor.coders.plain import RAW
 from tersor.coders.plan import Output, Symbols, first_byte, longest
 from tersor.coders.static import NOISE, fewest, histogram, is_noise, order0, read_static
 from tersor.errors import FormatError
+from tersor.threads import threads
 
 Found = TypeVar("Found")
 
@@ -123,20 +123,9 @@ def on_all_cores(work: Callable[[int], Found], items: Sequence[int], size: int) 
     for item in items:
         if len(ahead) > cores:
             yield ahead.popleft().result()
-        ahead.append(threads().submit(work, item))
+        ahead.append(threads("pieces").submit(work, item))
     while ahead:
         yield ahead.popleft().result()
-
-
-@functools.cache
-def threads() -> ThreadPoolExecutor:
-    """One pool for all streams, since starting threads takes as long as decoding a small one. Its tasks never
-    wait for each other."""
-    return ThreadPoolExecutor(os.cpu_count())
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=threads.cache_clear)  # threads do not survive a fork
 
 
 def read_pieces(

@@ -10,10 +10,11 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, wait
 from typing import TypeVar
 
 from tersor.errors import SettingError
+from tersor.threads import threads
 
 BUDGET = 160_000_000  # bytes of tensors; what a step makes of those in work comes on top of it
 AHEAD = 4  # jobs for each worker at once: many small tensors must not wait for one another
@@ -33,21 +34,21 @@ def in_order(
     """work(item, read(item)) of each item, in order. `read` is called by the caller's thread, `work` by
     others; `nbytes` is what an item takes of the budget. The first error of either ends all."""
     count = check_workers(workers)
+    pool = threads("jobs", count)
     held: deque[tuple[Future[Found], int]] = deque()
     room = BUDGET
-    with ThreadPoolExecutor(count, thread_name_prefix="tersor") as pool:
-        try:
-            for item in items:
-                need = nbytes(item)
-                while held and (need > room or len(held) >= AHEAD * count):
-                    room += held[0][1]
-                    yield held.popleft()[0].result()
-                held.append((pool.submit(work, item, read(item)), need))
-                room -= need
-            while held:
+    try:
+        for item in items:
+            need = nbytes(item)
+            while held and (need > room or len(held) >= AHEAD * count):
+                room += held[0][1]
                 yield held.popleft()[0].result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            held.append((pool.submit(work, item, read(item)), need))
+            room -= need
+        while held:
+            yield held.popleft()[0].result()
+    finally:  # after an error too nothing goes on behind the caller's back
+        wait([future for future, _ in held if not future.cancel()])
 
 
 def check_workers(workers: int | None) -> int:
