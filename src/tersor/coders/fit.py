@@ -20,7 +20,8 @@ from tersor.coders.tables import LIST, MAX_BITS, MIN_BITS, OCTAVES, PAIR, SHAPE,
 
 UNIT = 1 << 24  # costs count in 1 / UNIT bits: a symbol of frequency 65535 costs 2^-15.5
 DETAILS = np.arange(8)
-TRIFLE = 11  # a table or a gain below 2^-11 of the payload is not worth a search, nor a slower decoder
+TRIFLE = 11  # a table or a gain below 2^-11 of the payload is not worth a search
+PRECISE = 9  # below 2^-9 of it not another bit of precision: 2^12 slots stay in the first cache
 SHAPE_BITS = 36  # of the smallest shape, its precision and alphabet included
 STRIDES = (8, 4, 2, 1)
 MOVES = 8  # a search goes at most so far at each stride
@@ -89,14 +90,14 @@ def pair(counts: np.ndarray) -> Choice:
 
 
 def precision(n: np.ndarray) -> int:
-    """Bits of precision for counts [K]: the fewest within a trifle of the best: a small table is fast."""
+    """Bits of precision for counts [K]: the fewest that do nearly as well as any: small tables are fast."""
     costs = {}
     for bits in range(MIN_BITS, MAX_BITS + 1):
         finest = int(DETAILS[-1])
         f = tables.frequencies(depths_for(n, bits)[finest], finest, bits)
         costs[bits] = int(cost_of(n, f, bits))
     least = min(costs.values())
-    return min(bits for bits, cost in costs.items() if cost <= least + (least >> TRIFLE - 1))
+    return min(bits for bits, cost in costs.items() if cost <= least + (least >> PRECISE))
 
 
 def depths_for(n: np.ndarray, bits: int) -> np.ndarray:
