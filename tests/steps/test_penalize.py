@@ -156,6 +156,8 @@ def test_units_change_places_and_the_network_computes_the_same(given):
     left = run(model, [Prune(keep=0.6), replace(step, arrange=False), Entropy()], task)
     moved = run(model, [Prune(keep=0.6), step, Entropy()], task)
     assert moved.nbytes < left.nbytes
+    assert [note.text for note in notes(moved, "arranged")] == ["hidden units in order: those of 0, 2"]
+    assert not notes(left, "arranged")
     x = torch.randn(300, 24, generator=torch.Generator().manual_seed(4))
     torch.testing.assert_close(moved.model()(x), left.model()(x), rtol=1e-5, atol=1e-5)
     for name, form in left.forms.items():
@@ -183,8 +185,9 @@ def test_idle_units_go_and_the_network_computes_the_same(given, monkeypatch):
 def test_a_model_that_cannot_be_looked_through_is_left_as_it_is():
     t = tiny("attention")
     result = run(t.model, Penalize(epochs=1), t.task)
-    (skipped,) = notes(result, "skipped")
-    assert skipped.text.startswith("idle units are left in: ")
+    idle, order = notes(result, "skipped")
+    assert idle.text.startswith("idle units are left in: ")
+    assert order.text.startswith("hidden units keep their places: ")
 
 
 def test_the_same_seed_gives_the_same_bytes(given):

@@ -108,7 +108,8 @@ class Penalize(Retrain):
         text = f"{self.epochs:g} epochs, about {now} bytes once entropy-coded"
         if self.price is None:
             text += f"; wanted {round(prices.target)}"
-        yield (*group, *notes, said, Note("", "trained", text, facts | {"nbytes": now}))
+        order = [order_of(found)] if self.arrange else []
+        yield (*group, *notes, said, *order, Note("", "trained", text, facts | {"nbytes": now}))
 
     def priced(self, view: View) -> list[Site]:
         """The weights that `where` means and, with `vectors`, the biases and norms of their layers."""
@@ -128,7 +129,10 @@ class Penalize(Retrain):
         if not self.arrange:
             return []
         model = view.model().eval()
-        every = links(model, example_inputs(view.task, model))
+        try:
+            every = links(model, example_inputs(view.task, model))
+        except RefusedError:  # as in a dry run: nothing to run the model on
+            return []
         return [one for one in every if layers >= {one.first, *one.norms, one.second}]
 
     def grid(self, w: Tensor, keep: Tensor | None, axis: int) -> Form:
@@ -185,6 +189,14 @@ class Prices:
         off = max(-FAR, min(FAR, soon - wanted)) / FAR
         pace = min(PACE / total, FASTEST) * min(EVERY, total)
         return float(first.price) * math.exp(pace * off)
+
+
+def order_of(found: list[Link]) -> Note:
+    """What was done about the order of hidden units."""
+    if not found:
+        text = "hidden units keep their places: none were found that one layer makes and only one other reads"
+        return Note("", "skipped", text)
+    return Note("", "arranged", f"hidden units in order: those of {', '.join(one.first for one in found)}")
 
 
 def cleared(view: View, forms: Mapping[str, Form], layers: Collection[str]) -> tuple[dict[str, Form], Note]:
