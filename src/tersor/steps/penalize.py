@@ -90,7 +90,7 @@ class Penalize(Retrain):
             edits[site.name] = Edit(site.name, view.form(site), form, how)
         count = sum(math.prod(site.shape) for site in priced)
         layers = {site.layer for site in priced}
-        found = self.links(view, layers)
+        found, alone = self.links(view, layers)
         prices = Prices(self, view, self.nbytes or self.bits * count / 8, count, found)
         teacher = teacher_of(self.teacher, view) if self.share > 0 else None
         moved, facts = view.train(
@@ -108,7 +108,7 @@ class Penalize(Retrain):
         text = f"{self.epochs:g} epochs, about {now} bytes once entropy-coded"
         if self.price is None:
             text += f"; wanted {round(prices.target)}"
-        order = [order_of(found)] if self.arrange else []
+        order = [order_of(found, alone)] if self.arrange else []
         yield (*group, *notes, said, *order, Note("", "trained", text, facts | {"nbytes": now}))
 
     def priced(self, view: View) -> list[Site]:
@@ -124,16 +124,17 @@ class Penalize(Retrain):
         ]  # fmt: skip
         return [*chosen, *vectors]
 
-    def links(self, view: View, layers: set[str]) -> list[Link]:
-        """Between which of these layers hidden units may change places."""
+    def links(self, view: View, layers: set[str]) -> tuple[list[Link], str]:
+        """Between which of these layers hidden units may change places; if between none, why."""
         if not self.arrange:
-            return []
+            return [], ""
         model = view.model().eval()
         try:
             every = links(model, example_inputs(view.task, model))
-        except RefusedError:  # as in a dry run: nothing to run the model on
-            return []
-        return [one for one in every if layers >= {one.first, *one.norms, one.second}]
+        except RefusedError as error:
+            return [], str(error)
+        found = [one for one in every if layers >= {one.first, *one.norms, one.second}]
+        return found, "none were found that one layer makes and only one other reads"
 
     def grid(self, w: Tensor, keep: Tensor | None, axis: int) -> Form:
         """Codes on a first grid, coarse for weights and fine for biases and norms."""
@@ -191,11 +192,10 @@ class Prices:
         return float(first.price) * math.exp(pace * off)
 
 
-def order_of(found: list[Link]) -> Note:
-    """What was done about the order of hidden units."""
+def order_of(found: list[Link], alone: str) -> Note:
+    """What was done about the order of hidden units, or why nothing."""
     if not found:
-        text = "hidden units keep their places: none were found that one layer makes and only one other reads"
-        return Note("", "skipped", text)
+        return Note("", "skipped", f"hidden units keep their places: {alone}")
     return Note("", "arranged", f"hidden units in order: those of {', '.join(one.first for one in found)}")
 
 
