@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from threading import Event, get_ident
 from typing import Any
 
 import pytest
@@ -84,6 +85,25 @@ def test_what_is_held_stays_within_the_budget(monkeypatch: pytest.MonkeyPatch) -
         held.remove(number)
     assert max(size for size in most if size != 250) == 100  # as much as may be, and no more
     assert 250 in most  # alone
+
+
+def test_the_caller_works_too_while_it_waits() -> None:
+    """Alone it does all; with another thread that is busy with the first job, it does the others."""
+    assert set(pool.in_order(range(9), lambda _: 1, lambda _: None, lambda *_: get_ident(), 1)) == {
+        get_ident()
+    }
+    others_done = Event()
+
+    def work(item: int, _: object) -> int:
+        if item == 0:
+            assert others_done.wait(30)
+        elif item == 3:
+            others_done.set()
+        return get_ident()
+
+    first, *others = pool.in_order(range(4), lambda _: 1, lambda _: None, work, 2)
+    assert first != get_ident()
+    assert set(others) == {get_ident()}
 
 
 def test_first_error_ends_all() -> None:

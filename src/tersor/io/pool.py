@@ -11,7 +11,8 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, wait
-from typing import TypeVar
+from functools import partial
+from typing import Generic, TypeVar
 
 from tersor.errors import SettingError
 from tersor.threads import threads
@@ -32,23 +33,54 @@ def in_order(
     workers: int | None = None,
 ) -> Iterator[Found]:
     """work(item, read(item)) of each item, in order. `read` is called by the caller's thread, `work` by
-    others; `nbytes` is what an item takes of the budget. The first error of either ends all."""
+    others and, while it waits, by it too; `nbytes` is what an item takes of the budget. The first error of
+    either ends all."""
     count = check_workers(workers)
-    pool = threads("jobs", count)
-    held: deque[tuple[Future[Found], int]] = deque()
+    held: deque[Job[Found]] = deque()
     room = BUDGET
     try:
         for item in items:
             need = nbytes(item)
             while held and (need > room or len(held) >= AHEAD * count):
-                room += held[0][1]
-                yield held.popleft()[0].result()
-            held.append((pool.submit(work, item, read(item)), need))
+                room += held[0].nbytes
+                yield first_of(held)
+            held.append(Job(partial(work, item, read(item)), need, count - 1))
             room -= need
         while held:
-            yield held.popleft()[0].result()
+            yield first_of(held)
     finally:  # after an error too nothing goes on behind the caller's back
-        wait([future for future, _ in held if not future.cancel()])
+        wait([job.future for job in held if not job.future.cancel()])
+
+
+class Job(Generic[Found]):
+    """Work that one of so many other threads, or the caller's, does when its turn comes."""
+
+    def __init__(self, work: Callable[[], Found], nbytes: int, others: int) -> None:
+        self.work, self.nbytes = [work], nbytes
+        self.future: Future[Found] = threads("jobs", others).submit(self.run) if others else Future()
+
+    def run(self) -> Found:
+        return self.work.pop()()  # and what was read is dropped with it
+
+    def taken(self) -> bool:
+        """Whether nobody had begun it, and the caller has done it now."""
+        if not self.future.cancel():
+            return False
+        self.future = Future()
+        try:
+            self.future.set_result(self.run())
+        except BaseException as error:  # raised when its turn comes, as those of other threads are
+            self.future.set_exception(error)
+        return True
+
+
+def first_of(held: deque[Job[Found]]) -> Found:
+    """The result of the first job, which leaves the row. As long as it is not there the caller works, too."""
+    first = held[0]
+    while not first.future.done() and any(job.taken() for job in held):
+        pass
+    held.popleft()
+    return first.future.result()
 
 
 def check_workers(workers: int | None) -> int:
