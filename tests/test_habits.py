@@ -9,9 +9,10 @@ from source_tree import Rule, Tree, fake, findings
 
 PRINTERS = {"cli", "report"}
 
-# Who may catch everything, and must raise it again as an error of ours, each with its reason.
+# Who may catch everything, and must raise it again or hand it on to whoever waits, each with its reason.
 BROAD_AND_RAISED: dict[str, str] = {
     "tersor.model.named": "runs the user's own file, which may raise anything; it is reported as theirs",
+    "tersor.io.pool": "does a job in a thread's place; its error is raised when its turn comes",
 }
 
 
@@ -32,11 +33,17 @@ def names_in(node: ast.expr | None) -> set[str]:
     return {ast.unparse(part).split(".")[-1] for part in parts}
 
 
+def handed_on(last: ast.stmt) -> bool:
+    """Whether a statement gives the error to a future."""
+    call = last.value if isinstance(last, ast.Expr) else None
+    return isinstance(call, ast.Call) and names_in(call.func) == {"set_exception"}
+
+
 def broad_excepts(tree: Tree) -> Iterator[str]:
     for module in tree.values():
         for node in ast.walk(module.tree):
             if isinstance(node, ast.ExceptHandler) and (node.type is None or names_in(node.type) & BROAD):
-                raised = isinstance(node.body[-1], ast.Raise)
+                raised = isinstance(node.body[-1], ast.Raise) or handed_on(node.body[-1])
                 if not (raised and module.name in BROAD_AND_RAISED):
                     yield module.at(node, "broad except; name the errors that are expected")
             suppress = node.args if isinstance(node, ast.Call) and names_in(node.func) == {"suppress"} else []
@@ -102,6 +109,7 @@ BAD: list[tuple[Rule, str, str, str]] = [
     (broad_excepts, "io/a.py", "try:\n    f()\nexcept:\n    pass", "a.py:3"),
     (broad_excepts, "io/a.py", "try:\n    f()\nexcept Exception as e:\n    g(e)", "broad except"),
     (broad_excepts, "io/a.py", "try:\n    f()\nexcept (OSError, BaseException):\n    pass", "broad except"),
+    (broad_excepts, "io/pool.py", "try:\n    f()\nexcept BaseException as e:\n    log(e)", "broad except"),
     (broad_excepts, "model/named.py", "try:\n    f()\nexcept Exception:\n    pass", "named.py:3"),
     (broad_excepts, "io/a.py", "with contextlib.suppress(Exception):\n    f()", "broad suppress"),
     (mutable_defaults, "io/a.py", "def f(x=[]): pass", "mutable default []"),
