@@ -51,13 +51,15 @@ class Tables:
             slope, bend, low, high = (source.bits(8) for _ in range(4))
             check(low <= 128 and high <= 127, "symbols beyond -128 to 127")
             self.shape = (slope, bend, low, high, 12 + source.bits(2))
-        group = 0
+        group = slots = 0
         while group < 64:
             end, code = group + 1 + source.g(0), source.bits(2)
             check(end <= 64, "tables for more than 64 groups")
             check(code < 3 or bool(self.shape), "common tables without a shape")
             bins = 2**code if code < 3 else 0
             own = [own_table(source) for _ in range(bins)]
+            slots += sum(2**p for p, _, _ in own)
+            check(slots <= 2**22, "own tables of more than 2^22 slots")
             for g in range(group, end):
                 self.made |= {(g, d): own[bin_of(d, bins)] for d in range(9) if bins}
             group = end

@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from matrix_cases import Case, mixing_streams, predictive_streams
 
 from tersor.coders import decode, encode
+from tersor.coders.bits import BitWriter
+from tersor.coders.tables import PAIR
 from tersor.errors import FormatError
 
 FEW = ((1, 9), (9, 1), (3, 5), (7, 13))
@@ -99,6 +101,21 @@ def head(rows: bytes = b"\1\x28", columns: bytes = b"\1\x40", settings_: int = 0
     return bytes([4 | settings_ << 3, 0]) + parts[0] + parts[1]
 
 
+def wide_tables(groups: int) -> bytes:
+    """The own tables of some groups, four pairs with 2^16 slots each."""
+    bits = BitWriter()
+    bits.bits(0, 1)
+    for _ in range(groups):
+        bits.golomb(0)
+        bits.bits(2, 2)
+        for _ in range(4):
+            for number, width in ((PAIR, 2), (7, 3), (0, 1)):
+                bits.bits(number, width)
+            bits.golomb(0)
+            bits.bits(1, 16)
+    return bits.to_bytes()
+
+
 STATE = b"\0\0\1\0"
 
 
@@ -112,6 +129,8 @@ STATE = b"\0\0\1\0"
         (head()[:4], "bytes of levels"),
         (head() + b"\x7f", "common tables, but their shape is missing"),
         (head() + b"\x80\x60", "inside its table"),
+        (head() + wide_tables(17), "own tables of 4456448 slots"),
+        (head() + wide_tables(16), "leading zeros"),
         # One run of 64 groups, one table of one symbol: 0 0000001000000 00 11 00000000
         (head() + b"\x01\x00\xc0\x00", "inside its 8 states"),
         (head() + b"\x01\x00\xc0\x00" + STATE * 7 + b"\0\0\0\0", "a state of 0"),

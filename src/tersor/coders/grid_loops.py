@@ -29,7 +29,7 @@ from tersor.coders.loops import (
     U64,
     U64_OUT,
     compiled,
-)  # fmt: skip
+)
 from tersor.coders.vector_loops import (
     LONG,
     SHORT,
@@ -41,7 +41,7 @@ from tersor.coders.vector_loops import (
     start_of,
     store,
     vector,
-)  # fmt: skip
+)
 from tersor.coders.wide_loops import LANES, take16_of
 
 I8_2 = types.int8[:, ::1]

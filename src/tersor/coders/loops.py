@@ -1,4 +1,4 @@
-"""Loops: the four inner loops of the static coders, compiled. Only files named loops import numba.
+"""Loops: the inner loops of the static coders, compiled. Only files named loops import numba.
 
 Each has one signature, compiled once and kept on disk. All numbers are unsigned and of 64 bits, because numba
 makes a float of signed with unsigned. A decoder returns how far it came, and never indexes beyond its arrays.

@@ -41,8 +41,7 @@ def plane_of(data: np.ndarray, itemsize: int, k: int, *, turned: bool) -> np.nda
         return np.ascontiguousarray(data[k::itemsize])
     from tersor.coders import planes_loops
 
-    words = data.view(f"u{itemsize}")
-    return {2: planes_loops.take16, 4: planes_loops.take32, 8: planes_loops.take64}[itemsize](words, k)
+    return planes_loops.take(data.view(f"u{itemsize}"), k)
 
 
 def join(planes: Sequence[np.ndarray], itemsize: int, out: np.ndarray, *, turned: bool) -> None:

@@ -9,44 +9,19 @@ from numba import types
 from tersor.coders.loops import INT, U8, U16, U16_OUT, U32, U32_OUT, U64, compiled
 
 
-@compiled(types.uint8[::1](U16, INT))
-def take16(words: np.ndarray, k: int) -> np.ndarray:
+@compiled([types.uint8[::1](words, INT) for words in (U16, U32, U64)])
+def take(words: np.ndarray, k: int) -> np.ndarray:
     """Byte k of every word, turned."""
+    kind = words.dtype.type
     out = np.empty(words.size, np.uint8)
     if k:
+        right = kind(8 * k - 1)
         for i in range(words.size):
-            out[i] = np.uint8(words[i] >> np.uint16(7) & np.uint16(255))
+            out[i] = np.uint8(words[i] >> right & kind(255))
     else:
+        left, right = kind(1), kind(8 * words.itemsize - 1)
         for i in range(words.size):
-            out[i] = np.uint8((words[i] << np.uint16(1) | words[i] >> np.uint16(15)) & np.uint16(255))
-    return out
-
-
-@compiled(types.uint8[::1](U32, INT))
-def take32(words: np.ndarray, k: int) -> np.ndarray:
-    """The same for words of four bytes."""
-    out = np.empty(words.size, np.uint8)
-    if k:
-        right = np.uint32(8 * k - 1)
-        for i in range(words.size):
-            out[i] = np.uint8(words[i] >> right & np.uint32(255))
-    else:
-        for i in range(words.size):
-            out[i] = np.uint8((words[i] << np.uint32(1) | words[i] >> np.uint32(31)) & np.uint32(255))
-    return out
-
-
-@compiled(types.uint8[::1](U64, INT))
-def take64(words: np.ndarray, k: int) -> np.ndarray:
-    """The same for words of eight bytes."""
-    out = np.empty(words.size, np.uint8)
-    if k:
-        right = np.uint64(8 * k - 1)
-        for i in range(words.size):
-            out[i] = np.uint8(words[i] >> right & np.uint64(255))
-    else:
-        for i in range(words.size):
-            out[i] = np.uint8((words[i] << np.uint64(1) | words[i] >> np.uint64(63)) & np.uint64(255))
+            out[i] = np.uint8((words[i] << left | words[i] >> right) & kind(255))
     return out
 
 

@@ -174,12 +174,14 @@ def fitted_counts(fitted: Fit) -> np.ndarray:
     return counts.reshape(GROUPS, FRACTIONS, 256)
 
 
-def write(fitted: Fit, center: int) -> bytes:
-    """The stream: head, center, levels, tables, states, words."""
+def write(fitted: Fit, center: int) -> bytes | None:
+    """The stream: head, center, levels, tables, states, words; None if its tables are too many to read."""
     from tersor.coders import grid_loops
 
     spec = BitWriter()
     tables = plan_tables(spec, fitted_counts(fitted), spanned(fitted.rows, fitted.columns))
+    if tables is None:
+        return None
     shifts, frequencies, starts = tables.by_symbol()
     symbols = as_read(fitted.symbols)
     used = tables.table_of[as_read(fitted.kinds)]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -28,6 +29,7 @@ COMMON = 3  # in place of a number of bins: tables of the common shape
 SINGLE = 3  # in place of a kind of table: one symbol alone
 COARSE, MEDIUM = 28, 20  # groups from which one table, or two, will do: a spread of 8 codes, of 2
 COMMON_BITS = 12  # precision of common tables, plus 0 to 3
+OWN_SLOTS = 1 << 22  # of all own tables, at most: a few bytes must not ask for more than 32 MB
 LISTED = 32  # symbols in a table of its own, at most: a longer list takes longer to read than to decode with
 BLENDS = tuple((16 * k, 46 - 3 * k) for k in range(9))  # from normal towards Laplace
 
@@ -56,10 +58,12 @@ class Tables:
 
     def by_slot(self) -> tuple[np.ndarray, np.ndarray]:
         """What a decoder looks up: where the slots of each kind begin << 5 | its bits, and all slots."""
-        slots = [table.slots() for table in self.tables]
-        begin = np.cumsum([0, *map(len, slots)])[:-1]
-        found = np.array([at << 5 | table.bits for at, table in zip(begin, self.tables, strict=True)])
-        return found.astype(np.uint32)[self.table_of], np.concatenate(slots)
+        ends = np.cumsum([0, *(1 << table.bits for table in self.tables)]).tolist()
+        slots = np.empty(ends[-1], dtype=np.uint64)
+        for table, (begin, end) in zip(self.tables, pairwise(ends), strict=True):
+            slots[begin:end] = table.slots()
+        found = np.array([at << 5 | table.bits for at, table in zip(ends, self.tables, strict=False)])
+        return found.astype(np.uint32)[self.table_of], slots
 
 
 @functools.cache
@@ -185,8 +189,9 @@ def runs_of(counts: np.ndarray, common: dict[int, float]) -> list[Run]:
     return runs
 
 
-def plan_tables(spec: BitWriter, counts: np.ndarray, span: range) -> Tables:
-    """Tables for counts [GROUPS, FRACTIONS, 256], and their text in `spec`. span: groups that may occur."""
+def plan_tables(spec: BitWriter, counts: np.ndarray, span: range) -> Tables | None:
+    """Tables for counts [GROUPS, FRACTIONS, 256], and their text in `spec`; None where they would be
+    more than a reader takes. span: groups that may occur."""
     groups = np.flatnonzero(counts.any((1, 2))).tolist()
     pools = common_pools(counts, groups)
     shape = best_shape(pools, groups)
@@ -196,17 +201,22 @@ def plan_tables(spec: BitWriter, counts: np.ndarray, span: range) -> Tables:
     if is_common:
         write_shape(spec, shape)
     found: list[Table] = []
-    table_of, at = np.zeros((GROUPS, FRACTIONS), dtype=np.int16), 0
+    table_of, at, slots = np.zeros((GROUPS, FRACTIONS), dtype=np.int16), 0, 0
     for run in runs:
         spec.golomb(run.groups - 1)
         spec.bits(BINS.index(run.bins) if run.bins else COMMON, 2)
         if run.bins:
             table_of[at : at + run.groups] = len(found) + bin_of(run.bins)
-            found += [write_table(spec, pool) for pool in pools_of(run.counts, run.bins)]
+            found += (own := [write_table(spec, pool) for pool in pools_of(run.counts, run.bins)])
+            slots += slots_in(own)
         else:
             add_common(found, table_of, shape, within(span, at, at + run.groups))
         at += run.groups
-    return Tables(found, table_of.reshape(-1))
+    return Tables(found, table_of.reshape(-1)) if slots <= OWN_SLOTS else None
+
+
+def slots_in(tables: list[Table]) -> int:
+    return sum(1 << table.bits for table in tables)
 
 
 def within(span: range, begin: int, end: int) -> range:
@@ -254,7 +264,7 @@ def read_tables(data: memoryview, at: int, span: range) -> tuple[Tables, int]:
     shape = read_shape(source) if source.bits(1) else None
     found: list[Table] = []
     table_of = np.zeros((GROUPS, FRACTIONS), dtype=np.int16)
-    group = 0
+    group = slots = 0
     while group < GROUPS:
         size, code = source.golomb() + 1, source.bits(2)
         if group + size > GROUPS:
@@ -265,7 +275,10 @@ def read_tables(data: memoryview, at: int, span: range) -> tuple[Tables, int]:
             add_common(found, table_of, shape, within(span, group, group + size))
         else:
             table_of[group : group + size] = len(found) + bin_of(BINS[code])
-            found += [read_own(source) for _ in range(BINS[code])]
+            found += (own := [read_own(source) for _ in range(BINS[code])])
+            slots += slots_in(own)
+            if slots > OWN_SLOTS:
+                raise FormatError(f"coded stream: own tables of {slots} slots, but {OWN_SLOTS} are the most")
         group += size
     return Tables(found, table_of.reshape(-1)), source.byte_end()
 
