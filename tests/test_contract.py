@@ -23,8 +23,10 @@ import pytest
 import torch
 from tiny import MODELS, TRAINED, Tiny, tiny
 
+from tersor.core.history import replay, undo
 from tersor.core.recipe import Recipe, from_words, from_yaml
-from tersor.core.run import Compressed, digest_of, replay, run, start, undo
+from tersor.core.run import run
+from tersor.core.state import State, digest_of, start
 from tersor.errors import MissingError, SettingError, SiteError
 from tersor.forms import Form, LowRank, Masked, Sum, uncoded
 from tersor.io import load, save
@@ -52,7 +54,7 @@ def model_for(*names: str) -> str:
     return list(MODELS)[zlib.crc32("/".join(names).encode()) % len(MODELS)]
 
 
-def outcome(given: Tiny, steps: list[Any], folder: Path) -> Compressed:
+def outcome(given: Tiny, steps: list[Any], folder: Path) -> State:
     return run(given.model, Recipe(tuple(steps)), given.task, out=folder)
 
 
@@ -191,7 +193,7 @@ def state_of(given: Tiny) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-def sound(result: Compressed, given: Tiny) -> None:
+def sound(result: State, given: Tiny) -> None:
     """Shapes, dtypes and values are fit to use, and each edit is what it says."""
     for name, value in result.state_dict().items():
         wanted = given.model.state_dict()[name]
@@ -216,7 +218,7 @@ def frame(form: Form) -> set[tuple[str, str]]:
     return {(path, node.name) for path, node in form.walk() if isinstance(node, (Masked, LowRank, Sum))}
 
 
-def speaks(result: Compressed) -> None:
+def speaks(result: State) -> None:
     """No step is silent, and none passes over a weight without a word: done, measured, skipped and why."""
     weights = {name for name, site in result.sites.items() if site.is_weight}
     for number, name in enumerate(result.ledger.step_names()):
@@ -228,7 +230,7 @@ def speaks(result: Compressed) -> None:
         assert all(len(entry.text) > 10 for entry in skipped), "why?"
 
 
-def there_and_back(result: Compressed, given: Tiny) -> None:
+def there_and_back(result: State, given: Tiny) -> None:
     """Undo restores and replay repeats, bit for bit."""
     back = undo(result)
     assert back.digest == result.ledger.base
@@ -239,7 +241,7 @@ def there_and_back(result: Compressed, given: Tiny) -> None:
     assert again.ledger.digest == result.ledger.digest
 
 
-def on_disk(result: Compressed, folder: Path) -> None:
+def on_disk(result: State, folder: Path) -> None:
     """Save and load give it back, aliases and ledger too, and bytes are counted as they lie on disk."""
     nbytes = save(result, folder / "model.tersor")
     assert nbytes == (folder / "model.tersor").stat().st_size >= result.nbytes

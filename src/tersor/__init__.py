@@ -13,11 +13,15 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from tersor.core.events import Cut, Edit, Group, Note
+    from tersor.core.history import lock, replay, undo
     from tersor.core.ledger import Ledger
+    from tersor.core.observer import Observer
     from tersor.core.recipe import Recipe
-    from tersor.core.run import Compressed, lock, replay, run, undo
-    from tersor.core.step import Edit, Note, Step
-    from tersor.core.view import View, Watch
+    from tersor.core.run import run
+    from tersor.core.state import State
+    from tersor.core.step import Needs, Step
+    from tersor.core.view import View
     from tersor.errors import (
         BudgetError,
         FormatError,
@@ -31,6 +35,7 @@ if TYPE_CHECKING:
         TersorError,
     )
     from tersor.io import diff, load, pack, patch, save, unpack, verify
+    from tersor.model.changes import Replace, Set
     from tersor.model.loader import TensorBatches
     from tersor.model.task import Task
     from tersor.model.tasks import digits, fashion_mnist
@@ -52,16 +57,21 @@ if TYPE_CHECKING:
 
 # Where each public name lives.
 MODULES: dict[str, tuple[str, ...]] = {
-    "tersor.core.run": ("Compressed", "lock", "replay", "run", "undo"),
-    "tersor.core.recipe": ("Recipe",),
+    "tersor.core.events": ("Cut", "Edit", "Group", "Note"),
+    "tersor.core.history": ("lock", "replay", "undo"),
     "tersor.core.ledger": ("Ledger",),
-    "tersor.core.step": ("Edit", "Note", "Step"),
-    "tersor.core.view": ("View", "Watch"),
+    "tersor.core.observer": ("Observer",),
+    "tersor.core.recipe": ("Recipe",),
+    "tersor.core.run": ("run",),
+    "tersor.core.state": ("State",),
+    "tersor.core.step": ("Needs", "Step"),
+    "tersor.core.view": ("View",),
     "tersor.errors": (
         "BudgetError", "FormatError", "JournalError", "MissingError", "RefusedError", "SettingError",
         "SiteError", "StorageError", "TaskError", "TersorError",
     ),
     "tersor.io": ("diff", "load", "pack", "patch", "save", "unpack", "verify"),
+    "tersor.model.changes": ("Replace", "Set"),
     "tersor.model.loader": ("TensorBatches",),
     "tersor.model.task": ("Task",),
     "tersor.model.tasks": ("digits", "fashion_mnist"),

@@ -37,6 +37,9 @@ Weights = Annotated[
 Arch = Annotated[
     str | None, typer.Option("--arch", metavar="FILE.py:NAME", help="the code that FILE.tersor is for")
 ]
+Base = Annotated[
+    str | None, typer.Option("--base", metavar="FILE", help="the weights that FILE.tersor began with")
+]
 Folder = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="folder of the results")]
 Tiny = Annotated[
     bool, typer.Option("--tiny", help="the short header, for files of a few kB: no ledger, one checksum")
@@ -75,8 +78,8 @@ def demo(out: Folder = Path("out/demo"), json: Json = False, quiet: Quiet = Fals
     from tersor.demo import report
     from tersor.report.progress import watching
 
-    with watching(quiet=quiet, plain=json) as watch:
-        facts = whole(out, watch)
+    with watching(quiet=quiet, plain=json) as observer:
+        facts = whole(out, observer)
     return Answer(facts, json, report)
 
 
@@ -95,7 +98,12 @@ def run(
     ] = None,
     weights: Weights = None,
     arch: Arch = None,
+    base: Base = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with the run in DIR/journal")] = False,
+    force: Annotated[bool, typer.Option("--force", help="run anew in a folder with a finished run")] = False,
+    keep_journal: Annotated[
+        bool, typer.Option("--keep-journal", help="DIR/journal stays, for undo and replay of single steps")
+    ] = False,
     seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="not the recipe's own")] = None,
     export: Annotated[bool, typer.Option("--export", help="also write DIR/model.onnx")] = False,
     tiny: Tiny = False,
@@ -111,9 +119,12 @@ def run(
 
     steps = given_recipe(recipe, words, seed=seed)
     data = None if task is None else task_from(task)
-    given = given_model(model, weights=weights, arch=arch)
-    with watching(quiet=quiet, plain=json) as watch:
-        _, facts = job(given, steps, data, out, resume=resume, export=export, tiny=tiny, watch=watch)
+    given = given_model(model, weights=weights, arch=arch, base=base)
+    with watching(quiet=quiet, plain=json) as observer:
+        _, facts = job(
+            given, steps, data, out, resume=resume, force=force, keep_journal=keep_journal, export=export,
+            tiny=tiny, observer=observer,
+        )  # fmt: skip
     return Answer(facts, json, report)
 
 
@@ -128,8 +139,8 @@ def check(
     json: Json = False,
 ) -> Answer:
     """Say what a recipe does, needs and gives up."""
+    from tersor.check import check as examine
     from tersor.given import given_model, given_recipe
-    from tersor.report.check import check as examine
     from tersor.report.check import lines
 
     steps = given_recipe(recipe, None)
@@ -193,13 +204,13 @@ def pack(
     from tersor.report.progress import watching
 
     rounding = given_rounding(weights, max_drop, model, task, words)
-    with watching(quiet=quiet, plain=json) as watch:
+    with watching(quiet=quiet, plain=json) as observer:
         if rounding is not None:
-            facts = rounded(*rounding, out, max_drop=max_drop or 0.0, tiny=tiny, watch=watch)
+            facts = rounded(*rounding, out, max_drop=max_drop or 0.0, tiny=tiny, observer=observer)
             return Answer(sizes(weights, out) | facts, json, rounded_lines)
-        watch.step(1, 1, "pack")
+        observer.step(1, 1, "pack")
         recipe = given_recipe(None, words or ["entropy"])
-        done = io.pack(weights, out, recipe, tiny=tiny, workers=workers, watch=watch)
+        done = io.pack(weights, out, recipe, tiny=tiny, workers=workers, observer=observer)
     return Answer(packed(weights, out, done), json, packed_lines)
 
 
@@ -230,9 +241,9 @@ def unpack(
     from tersor.report.files import lines, sizes
     from tersor.report.progress import watching
 
-    with watching(quiet=quiet, plain=json) as watch:
-        watch.step(1, 1, "unpack")
-        io.unpack(file, out, only=only or "*", shard=shard, workers=workers, watch=watch)
+    with watching(quiet=quiet, plain=json) as observer:
+        observer.step(1, 1, "unpack")
+        io.unpack(file, out, only=only or "*", shard=shard, workers=workers, observer=observer)
     return Answer(sizes(file, out), json, lines)
 
 
@@ -253,9 +264,9 @@ def diff(
     from tersor.report.files import told, told_lines
     from tersor.report.progress import watching
 
-    with watching(quiet=quiet, plain=json) as watch:
-        watch.step(1, 1, "diff")
-        done = io.diff(old, new, out, watch=watch)
+    with watching(quiet=quiet, plain=json) as observer:
+        observer.step(1, 1, "diff")
+        done = io.diff(old, new, out, observer=observer)
     return Answer(told(old, new, out, done), json, told_lines)
 
 
@@ -273,9 +284,9 @@ def patch(
     from tersor.report.files import patched, patched_lines
     from tersor.report.progress import watching
 
-    with watching(quiet=quiet, plain=json) as watch:
-        watch.step(1, 1, "patch")
-        io.patch(old, changes, out, watch=watch)
+    with watching(quiet=quiet, plain=json) as observer:
+        observer.step(1, 1, "patch")
+        io.patch(old, changes, out, observer=observer)
     return Answer(patched(old, changes, out), json, patched_lines)
 
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, BinaryIO
 
-from tersor.errors import StorageError
+from tersor.errors import JournalError, StorageError
 
 try:
     import fcntl
@@ -156,3 +156,18 @@ def lives(process: int) -> bool:
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     with atomic(path) as file:
         file.write(text.encode())
+
+
+def claim(path: str | os.PathLike[str]) -> IO[bytes]:
+    """An open lock file: whoever holds it has the folder for itself. JournalError where somebody else does.
+    StorageError where it cannot be made."""
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "ab")  # noqa: SIM115  the holder closes it
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be written: {error.strerror or error}") from error
+    if fcntl is not None and not lock(file):
+        file.close()
+        raise JournalError(f"{path.parent}: another run is writing here; wait for it, or name another folder")
+    return file

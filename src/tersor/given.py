@@ -13,7 +13,7 @@ from pathlib import Path
 from torch import nn
 
 from tersor.core.recipe import Recipe
-from tersor.core.run import Compressed, start
+from tersor.core.state import State, start
 from tersor.errors import RefusedError, SettingError, did_you_mean, need
 from tersor.io import load
 from tersor.io.checkpoint import Checkpoint
@@ -24,20 +24,35 @@ from tersor.model.tasks import task_from
 from tersor.steps import read_recipe, recipe_from_words
 
 
-def given_model(text: str, *, weights: str | None = None, arch: str | None = None) -> Compressed:
+def given_model(
+    text: str, *, weights: str | None = None, arch: str | None = None, base: str | None = None
+) -> State:
     """The model that words name: file.py:factory, package.module:factory, torchvision:NAME, or a .tersor file
-    with the code that it is for. `weights`: .safetensors, or a state dict saved by torch.save."""
+    with the code that it is for. `weights`: .safetensors, or a state dict saved by torch.save. `base`: the
+    weights that the .tersor file began with, where `arch` does not give them: what is lost is measured
+    against these."""
     if text.endswith(".tersor"):
         if arch is None:
             raise SettingError(
                 f"model: {text} holds weights, not code. Give the code too: --arch file.py:factory"
             )
         if weights is not None:
-            raise SettingError(f"model: {text} holds the weights; leave out --weights")
-        loaded = load(text)
-        return replace(loaded, base=loaded.model(named(arch, "arch", SettingError, nn.Module)))
-    if arch is not None:
-        raise SettingError(f"model: --arch goes with a .tersor file; {text!r} is the code already")
+            raise SettingError(
+                f"model: {text} holds the weights; leave out --weights. The weights it began with are --base"
+            )
+        module = named(arch, "arch", SettingError, nn.Module)
+        if base is not None:
+            put_in(module, base)
+        loaded = load(text).on(module)
+        if base is not None and loaded.base is None:
+            raise RefusedError(
+                f"model: --base {base} holds other weights than those that {text} began with (their digest "
+                f"is {loaded.ledger.base}). Give the ones it was made from, or leave out --base"
+            )
+        return loaded
+    for word, value in (("--arch", arch), ("--base", base)):
+        if value is not None:
+            raise SettingError(f"model: {word} goes with a .tersor file; {text!r} is the code already")
     word, _, name = text.partition(":")
     module = (
         torchvision_model(name) if word == "torchvision" else named(text, "model", SettingError, nn.Module)
@@ -49,7 +64,7 @@ def given_model(text: str, *, weights: str | None = None, arch: str | None = Non
 
 def given_rounding(
     weights: Path, max_drop: float | None, model: str | None, task: str | None, words: list[str] | None
-) -> tuple[Compressed, Task] | None:
+) -> tuple[State, Task] | None:
     """The model with these weights, and the task that measures what rounding them loses; None where no limit
     of loss is given. SettingError where one is given without the others."""
     if max_drop is None:

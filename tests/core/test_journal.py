@@ -16,10 +16,12 @@ import safetensors.torch
 import torch
 from tiny import Tiny, tiny
 
+from tersor.core.events import Edit, Group, Note
+from tersor.core.observer import Observer
 from tersor.core.recipe import Recipe
-from tersor.core.run import Compressed, run
-from tersor.core.step import Edit, Group, Note
-from tersor.core.view import View, Watch
+from tersor.core.run import run
+from tersor.core.state import State
+from tersor.core.view import View
 from tersor.errors import JournalError, StorageError
 from tersor.forms import Dense, Sum
 from tersor.model.sites import Site
@@ -38,24 +40,24 @@ def lines(folder: Path) -> list[Path]:
     return sorted(folder.glob("[0-9]*.safetensors"))
 
 
-def same(a: Compressed, b: Compressed) -> None:
+def same(a: State, b: State) -> None:
     assert {n: f.digest for n, f in a.forms.items()} == {n: f.digest for n, f in b.forms.items()}
     assert a.ledger.digest == b.ledger.digest
     assert a.digest == b.digest
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tiny, Compressed, Path]:
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tiny, State, Path]:
     t, folder = tiny("conv"), tmp_path_factory.mktemp("journal") / "run"
     return t, run(t.model, RECIPE, t.task, journal=folder), folder
 
 
-def test_a_journal_changes_nothing(whole: tuple[Tiny, Compressed, Path]) -> None:
+def test_a_journal_changes_nothing(whole: tuple[Tiny, State, Path]) -> None:
     t, result, _ = whole
     same(run(t.model, RECIPE, t.task), result)
 
 
-def test_every_group_is_one_file(whole: tuple[Tiny, Compressed, Path]) -> None:
+def test_every_group_is_one_file(whole: tuple[Tiny, State, Path]) -> None:
     _, result, folder = whole
     facts = []
     for path in lines(folder):
@@ -68,7 +70,7 @@ def test_every_group_is_one_file(whole: tuple[Tiny, Compressed, Path]) -> None:
     )
 
 
-def test_resumed_after_any_number_of_groups(whole: tuple[Tiny, Compressed, Path], tmp_path: Path) -> None:
+def test_resumed_after_any_number_of_groups(whole: tuple[Tiny, State, Path], tmp_path: Path) -> None:
     t, result, folder = whole
     files = lines(folder)
     assert len(files) > 20
@@ -83,7 +85,7 @@ def test_resumed_after_any_number_of_groups(whole: tuple[Tiny, Compressed, Path]
         assert len(lines(copy)) == len(files), f"cut after {count} of {len(files)} files"
 
 
-class Stop(Watch):
+class Stop(Observer):
     """Progress that is cut off after so many reports, as by Ctrl-C."""
 
     def __init__(self, after: int):
@@ -95,7 +97,7 @@ class Stop(Watch):
             raise KeyboardInterrupt
 
 
-def test_interrupted_at_any_report_of_progress(whole: tuple[Tiny, Compressed, Path], tmp_path: Path) -> None:
+def test_interrupted_at_any_report_of_progress(whole: tuple[Tiny, State, Path], tmp_path: Path) -> None:
     t, result, _ = whole
     cut = 0
     for after in range(0, 40, 4):
@@ -108,7 +110,7 @@ def test_interrupted_at_any_report_of_progress(whole: tuple[Tiny, Compressed, Pa
 
 
 def test_what_is_in_the_journal_is_not_done_again(
-    whole: tuple[Tiny, Compressed, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: tuple[Tiny, State, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     t, result, folder = whole
     shutil.copytree(folder, tmp_path / "copy")
@@ -137,7 +139,7 @@ def test_sites_in_the_journal_are_not_done_again(tmp_path: Path, monkeypatch: py
     assert done == ["layers.4.weight", "layers.6.weight"]
 
 
-def test_resume_with_nothing_there_begins(whole: tuple[Tiny, Compressed, Path], tmp_path: Path) -> None:
+def test_resume_with_nothing_there_begins(whole: tuple[Tiny, State, Path], tmp_path: Path) -> None:
     t, result, _ = whole
     same(run(t.model, RECIPE, t.task, journal=tmp_path / "new", resume=True), result)
     assert (tmp_path / "new" / "head.json").exists()
@@ -146,7 +148,7 @@ def test_resume_with_nothing_there_begins(whole: tuple[Tiny, Compressed, Path], 
 # --- refused ---
 
 
-def test_a_journal_in_the_way_is_not_overwritten(whole: tuple[Tiny, Compressed, Path]) -> None:
+def test_a_journal_in_the_way_is_not_overwritten(whole: tuple[Tiny, State, Path]) -> None:
     t, _, folder = whole
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(JournalError, match=r"holds the journal of an earlier run.*resume=True"):
@@ -179,7 +181,7 @@ CHANGED: dict[str, tuple[Any, Recipe]] = {
 
 
 @pytest.mark.parametrize("what", CHANGED)
-def test_another_run_is_refused_by_what_changed(what: str, whole: tuple[Tiny, Compressed, Path]) -> None:
+def test_another_run_is_refused_by_what_changed(what: str, whole: tuple[Tiny, State, Path]) -> None:
     t, _, folder = whole
     change, recipe = CHANGED[what]
     other = change(t)
@@ -197,14 +199,14 @@ HEADS = {"cut off": b'{"tersor journal": 1, "mo', "no object": b"[1]", "no text"
 
 
 @pytest.mark.parametrize("what", HEADS)
-def test_a_damaged_head_is_refused(what: str, whole: tuple[Tiny, Compressed, Path], tmp_path: Path) -> None:
+def test_a_damaged_head_is_refused(what: str, whole: tuple[Tiny, State, Path], tmp_path: Path) -> None:
     t, _, folder = whole
     copy = damaged(folder, tmp_path / "copy", "head.json", HEADS[what])
     with pytest.raises(JournalError, match=r"head\.json is damaged"):
         run(t.model, RECIPE, t.task, journal=copy, resume=True)
 
 
-def test_a_newer_journal_is_refused(whole: tuple[Tiny, Compressed, Path], tmp_path: Path) -> None:
+def test_a_newer_journal_is_refused(whole: tuple[Tiny, State, Path], tmp_path: Path) -> None:
     t, _, folder = whole
     head = json.loads((folder / "head.json").read_text()) | {"tersor journal": 2}
     copy = damaged(folder, tmp_path / "copy", "head.json", json.dumps(head).encode())
@@ -231,14 +233,14 @@ LINES = {
 
 
 @pytest.mark.parametrize("what", LINES)
-def test_a_damaged_file_is_refused(what: str, whole: tuple[Tiny, Compressed, Path], tmp_path: Path) -> None:
+def test_a_damaged_file_is_refused(what: str, whole: tuple[Tiny, State, Path], tmp_path: Path) -> None:
     t, _, folder = whole
     copy = damaged(folder, tmp_path / "copy", "000001.safetensors", LINES[what])
     with pytest.raises(JournalError, match=r"damaged"):
         run(t.model, RECIPE, t.task, journal=copy, resume=True)
 
 
-def test_a_lost_file_is_refused(whole: tuple[Tiny, Compressed, Path], tmp_path: Path) -> None:
+def test_a_lost_file_is_refused(whole: tuple[Tiny, State, Path], tmp_path: Path) -> None:
     t, _, folder = whole
     shutil.copytree(folder, tmp_path / "copy")
     (tmp_path / "copy" / "000002.safetensors").unlink()
@@ -277,14 +279,14 @@ def test_tensors_that_share_memory_are_kept(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def unkilled() -> tuple[Tiny, Compressed]:
+def unkilled() -> tuple[Tiny, State]:
     t = killed.dying(tiny("conv"), at=-1)
     return t, run(t.model, killed.RECIPE, t.task)
 
 
 # In the first training before and after its first checkpoint, in its last step, in the second training.
 @pytest.mark.parametrize("at", [2, 5, 8, 14])
-def test_killed_in_training(at: int, unkilled: tuple[Tiny, Compressed], tmp_path: Path) -> None:
+def test_killed_in_training(at: int, unkilled: tuple[Tiny, State], tmp_path: Path) -> None:
     """kill -9 after an epoch's checkpoint; the resumed run trains only what was not finished, and ends with
     the bits of the run that was never cut: weights, masks, running statistics, optimizer, random state."""
     folder = tmp_path / "run"

@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 import torch
 
+from tersor.core.events import Edit, Group, Note
 from tersor.core.ledger import Entry, Ledger
-from tersor.core.step import Edit, Group, Note
 from tersor.forms import Dense, Masked
 
 A, B = Dense(torch.zeros(2, 2)), Dense(torch.ones(2, 2))

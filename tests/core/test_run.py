@@ -10,10 +10,13 @@ import torch
 from tiny import tiny
 from torch import nn
 
+from tersor.core.events import Edit, Group, Note
+from tersor.core.history import lock, replay, undo
+from tersor.core.observer import Observer
 from tersor.core.recipe import Recipe, dump, from_yaml
-from tersor.core.run import Compressed, lock, replay, run, start, undo
-from tersor.core.step import Edit, Group, Note
-from tersor.core.view import View, Watch
+from tersor.core.run import run
+from tersor.core.state import State, start
+from tersor.core.view import View
 from tersor.errors import RefusedError, SettingError, TaskError, TersorError
 from tersor.forms import Affine, Codebook, Dense, Form, LowRank, Masked, coded
 from tersor.model.task import Task
@@ -198,12 +201,12 @@ STEPS_HERE = [Prune(keep=0.5), Cluster(entries=4), Entropy()]
 
 
 @pytest.fixture(scope="module")
-def whole() -> tuple[Any, Compressed]:
+def whole() -> tuple[Any, State]:
     t = tiny("mlp")
     return t, run(t.model, STEPS_HERE, t.task)
 
 
-def test_undo_step_by_step_is_the_run_step_by_step(whole: tuple[Any, Compressed]) -> None:
+def test_undo_step_by_step_is_the_run_step_by_step(whole: tuple[Any, State]) -> None:
     t, result = whole
     for count in range(1, len(STEPS_HERE) + 1):
         back = undo(result, count)
@@ -221,19 +224,19 @@ def test_undo_step_by_step_is_the_run_step_by_step(whole: tuple[Any, Compressed]
         assert torch.equal(value, t.model.state_dict()[key])
 
 
-def test_what_was_undone_can_be_run_on(whole: tuple[Any, Compressed]) -> None:
+def test_what_was_undone_can_be_run_on(whole: tuple[Any, State]) -> None:
     t, result = whole
     again = run(undo(result, 1), [Entropy()], t.task)
     assert again.digest == result.digest
 
 
 @pytest.mark.parametrize("steps", [4, -1])
-def test_undo_of_more_than_there_is(whole: tuple[Any, Compressed], steps: int) -> None:
+def test_undo_of_more_than_there_is(whole: tuple[Any, State], steps: int) -> None:
     with pytest.raises(SettingError, match=f"undo: steps={steps}, but the ledger has 3 steps"):
         undo(whole[1], steps)
 
 
-def test_replay_repeats(whole: tuple[Any, Compressed]) -> None:
+def test_replay_repeats(whole: tuple[Any, State]) -> None:
     t, result = whole
     again = replay(t.model, result.ledger)
     assert again.digest == result.digest
@@ -241,12 +244,12 @@ def test_replay_repeats(whole: tuple[Any, Compressed]) -> None:
     assert torch.equal(t.out(again.model()), t.out(result.model()))
 
 
-def test_replay_on_another_model_is_refused(whole: tuple[Any, Compressed]) -> None:
+def test_replay_on_another_model_is_refused(whole: tuple[Any, State]) -> None:
     with pytest.raises(RefusedError, match="replay: the ledger begins with model"):
         replay(tiny("mlp", seed=5).model, whole[1].ledger)
 
 
-def test_without_stored_forms_there_is_no_way_back(whole: tuple[Any, Compressed]) -> None:
+def test_without_stored_forms_there_is_no_way_back(whole: tuple[Any, State]) -> None:
     t, result = whole
     ledger = copy.copy(result.ledger)
     ledger.forms = {}
@@ -257,11 +260,11 @@ def test_without_stored_forms_there_is_no_way_back(whole: tuple[Any, Compressed]
 # --- the lock file ---
 
 
-def locked(result: Compressed) -> Recipe:
+def locked(result: State) -> Recipe:
     return from_yaml(dump(lock(result)), STEPS)
 
 
-def test_a_lock_runs_again_to_the_same_result(whole: tuple[Any, Compressed]) -> None:
+def test_a_lock_runs_again_to_the_same_result(whole: tuple[Any, State]) -> None:
     t, result = whole
     recipe = locked(result)
     assert recipe.steps == tuple(STEPS_HERE)
@@ -272,12 +275,12 @@ def test_a_lock_runs_again_to_the_same_result(whole: tuple[Any, Compressed]) -> 
     assert again.ledger.digest == result.ledger.digest
 
 
-def test_a_lock_refuses_another_model(whole: tuple[Any, Compressed]) -> None:
+def test_a_lock_refuses_another_model(whole: tuple[Any, State]) -> None:
     with pytest.raises(RefusedError, match="recipe: the lock is for base"):
         run(tiny("mlp", seed=5).model, locked(whole[1]))
 
 
-def test_a_lock_refuses_another_result(whole: tuple[Any, Compressed]) -> None:
+def test_a_lock_refuses_another_result(whole: tuple[Any, State]) -> None:
     t, result = whole
     document = copy.deepcopy(lock(result))
     document["steps"][0]["prune"]["keep"] = 0.25
@@ -332,7 +335,7 @@ def test_a_step_that_needs_a_task_says_so(step: str) -> None:
 def test_weights_alone_can_be_compressed_but_not_trained() -> None:
     t = tiny("mlp")
     given = start(t.model)
-    bare = Compressed(given.sites, given.forms, given.aliases, given.ledger, None)
+    bare = State(given.sites, given.forms, given.aliases, given.ledger, None)
     result = run(bare, [Prune(), Quantize(), Entropy()])
     assert result.digest == run(t.model, [Prune(), Quantize(), Entropy()]).digest
     assert torch.equal(t.out(result.model(t.model)), t.out(run(t.model, [Prune(), Quantize()]).model()))
@@ -357,7 +360,7 @@ def test_tied_tensors_stay_tied() -> None:
 def test_the_watch_is_told() -> None:
     told: list[Any] = []
 
-    class Teller(Watch):
+    class Teller(Observer):
         def step(self, number: int, total: int, name: str) -> None:
             told.append((number, total, name))
 

@@ -23,7 +23,7 @@ from forge import Json  # noqa: E402
 from golden_refusals import to_refuse  # noqa: E402
 
 from tersor.core.ledger import Entry, Ledger  # noqa: E402
-from tersor.core.run import Compressed, digest_of  # noqa: E402
+from tersor.core.state import State, digest_of  # noqa: E402
 from tersor.forms import Affine, Codebook, Coded, Dense, Form, LogGrid, LowRank, Masked, Sum  # noqa: E402
 from tersor.io import save  # noqa: E402
 from tersor.io.header import NAMED  # noqa: E402
@@ -121,12 +121,12 @@ def site(name: str, form: Form, **facts: Any) -> Site:
     return Site(name, tuple(form.shape), dtype, "linear", **facts)
 
 
-def result(forms: dict[str, Form], **more: Any) -> Compressed:
+def result(forms: dict[str, Form], **more: Any) -> State:
     sites = {name: site(name, form, layer=name.rpartition(".")[0]) for name, form in forms.items()}
-    return Compressed(sites, forms, more.get("aliases", {}), more.get("ledger", Ledger("", {})))
+    return State(sites, forms, more.get("aliases", {}), more.get("ledger", Ledger("", {})))
 
 
-def dtypes() -> Compressed:
+def dtypes() -> State:
     """Every dtype, as a tensor of its own and as a small leaf; no elements, one element, no axes."""
     forms: dict[str, Form] = {}
     for word, dtype in NAMED.items():
@@ -139,7 +139,7 @@ def dtypes() -> Compressed:
     return result(forms)
 
 
-def halves() -> Compressed:
+def halves() -> State:
     """Forms that decode to float32, for sites of 16 bits; factors and tables of 16 bits."""
     forms = {
         "cast": Affine(Dense(whole(3, 4, dtype=torch.int8)), Dense(torch.full((1, 1), 1 / 3))),
@@ -159,10 +159,10 @@ def halves() -> Compressed:
         "mask": "bfloat16",
     }
     sites = {name: Site(name, (3, 4), halves[name], "conv", layer="net") for name in forms}
-    return Compressed(sites, forms, {}, Ledger("", {}))
+    return State(sites, forms, {}, Ledger("", {}))
 
 
-def model() -> Compressed:
+def model() -> State:
     """A whole result: tied tensors, a named layer, buffers, recipe and ledger."""
     first = {
         "embed.weight": Dense(whole(4, 3)),
@@ -198,10 +198,10 @@ def model() -> Compressed:
         Entry(1, "quantize", "up.weight", "refine", first["up.weight"].digest, affine),
         Entry(1, "quantize", "up.bias", kind="skipped", text="ein Vektor, größer als nötig"),
     ]
-    return Compressed(sites, forms, {"head.weight": "embed.weight"}, ledger)
+    return State(sites, forms, {"head.weight": "embed.weight"}, ledger)
 
 
-def to_read() -> dict[str, Compressed]:
+def to_read() -> dict[str, State]:
     """The files that must be read, by name; those called tiny have the short header."""
     alone = {name: result({"w": form}) for name, form in (FORMS | COMPOSED).items()}
     composed = result({**COMPOSED, "": Dense(whole(2)), "large": Dense(whole(16, 17))})
@@ -209,7 +209,7 @@ def to_read() -> dict[str, Compressed]:
     return alone | {"dtypes": dtypes(), "halves": halves(), "model": model()} | tiny
 
 
-def expected(compressed: Compressed) -> Json:
+def expected(compressed: State) -> Json:
     """What a file decodes to: dtype, shape, and the SHA-256 of the bytes."""
     return {
         name: [

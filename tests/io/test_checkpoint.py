@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tersor.core.ledger import Ledger
-from tersor.core.run import Compressed
+from tersor.core.state import State
 from tersor.errors import FormatError, SettingError, StorageError
 from tersor.forms import Dense
 from tersor.io import save
@@ -301,7 +301,7 @@ def test_what_is_refused(write: Callable[[Path], None], said: str, tmp_path: Pat
 
 def test_a_tersor_file_is_told_to_be_unpacked(tmp_path: Path) -> None:
     site = {"w": Site("w", (2,), "float32", "other")}
-    save(Compressed(site, {"w": Dense(torch.ones(2))}, {}, Ledger("", {})), tmp_path / "m.tersor")
+    save(State(site, {"w": Dense(torch.ones(2))}, {}, Ledger("", {})), tmp_path / "m.tersor")
     with pytest.raises(SettingError, match="tersor unpack"):
         Checkpoint(tmp_path / "m.tersor")
 

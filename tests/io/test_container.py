@@ -16,7 +16,8 @@ from random_forms import forms
 from tiny import MODELS, tiny
 
 from tersor.core.ledger import Entry, Ledger
-from tersor.core.run import Compressed, run
+from tersor.core.run import run
+from tersor.core.state import State
 from tersor.errors import FormatError, RefusedError, SiteError, StorageError
 from tersor.forms import Coded, Dense, Form, LowRank, Masked
 from tersor.io import TersorFile, load, read_tensor, save
@@ -29,14 +30,14 @@ NAMES = st.text(st.characters(codec="utf-8", exclude_characters=":"), max_size=1
 )
 
 
-def result(forms: Mapping[str, Form], ledger: Ledger | None = None, **aliases: str) -> Compressed:
+def result(forms: Mapping[str, Form], ledger: Ledger | None = None, **aliases: str) -> State:
     sites = {
         name: Site(
             name, tuple(form.shape), str(form.decode().dtype)[6:], "linear", layer=name.rpartition(".")[0]
         )
         for name, form in forms.items()
     }
-    return Compressed(sites, forms, aliases, ledger or Ledger("", {}))
+    return State(sites, forms, aliases, ledger or Ledger("", {}))
 
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -72,7 +73,7 @@ def test_second_reader_agrees(
 ) -> None:
     """Bit for bit, but for products, whose sums have no fixed order."""
     path = tmp_path_factory.mktemp("second") / "model.tersor"
-    compressed = Compressed(
+    compressed = State(
         {"w": Site("w", tuple(form.shape), str(dtype)[6:], "linear")}, {"w": form}, {}, Ledger("", {})
     )
     save(compressed, path)
@@ -190,14 +191,14 @@ def test_a_form_that_no_reader_takes_is_not_written(tmp_path: Path) -> None:
     bad = Masked(Dense(torch.ones(2, dtype=torch.bool)), Dense(torch.ones(3)))
     sites = {"w": Site("w", (2,), "float32", "linear")}
     with pytest.raises(FormatError, match=r"w: mask \[2\], body \[3\]"):
-        save(Compressed(sites, {"w": bad}, {}, Ledger("", {})), tmp_path / "m.tersor")
+        save(State(sites, {"w": bad}, {}, Ledger("", {})), tmp_path / "m.tersor")
 
 
 # --- what the file looks like ---
 
 
 @pytest.fixture(scope="module")
-def lenet() -> Compressed:
+def lenet() -> State:
     """LeNet-300-100, pruned, clustered and coded. Random weights: the coded bytes differ, the rest hardly."""
     torch.manual_seed(0)
     model = torch.nn.Sequential()
@@ -206,7 +207,7 @@ def lenet() -> Compressed:
     return run(model, [Prune(keep=0.08), Cluster(entries=16), Entropy()])
 
 
-def test_overhead_is_small(lenet: Compressed, tmp_path: Path) -> None:
+def test_overhead_is_small(lenet: State, tmp_path: Path) -> None:
     before = lenet
     assert save(before, tmp_path / "m.tersor") - before.nbytes <= 1150
     assert save(before, tmp_path / "m.tersor", ledger=False) - before.nbytes <= 720
@@ -246,7 +247,7 @@ def test_leaves_are_named_by_site_and_path(tmp_path: Path) -> None:
     assert take_apart((tmp_path / "m.tersor").read_bytes()).small == as_bytes(forms["fc.bias"].decode())
 
 
-def test_text_can_be_read_as_the_page_says(lenet: Compressed, tmp_path: Path) -> None:
+def test_text_can_be_read_as_the_page_says(lenet: State, tmp_path: Path) -> None:
     save(lenet, tmp_path / "m.tersor")
     header, payload = header_of((tmp_path / "m.tersor").read_bytes())
     b = payload[slice(*header["tersor"]["data_offsets"])]
@@ -269,8 +270,8 @@ def test_other_byte_orders_are_refused(tmp_path: Path, monkeypatch: pytest.Monke
 # --- one tensor, and tied ones ---
 
 
-def test_read_one_tensor(lenet: Compressed, tmp_path: Path) -> None:
-    before = Compressed(lenet.sites, lenet.forms, {"tied": "fc2.weight"}, lenet.ledger)
+def test_read_one_tensor(lenet: State, tmp_path: Path) -> None:
+    before = State(lenet.sites, lenet.forms, {"tied": "fc2.weight"}, lenet.ledger)
     path = tmp_path / "m.tersor"
     save(before, path)
     for name, tensor in before.state_dict().items():

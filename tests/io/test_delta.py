@@ -24,7 +24,7 @@ from torch import Tensor
 
 from tersor.core.ledger import Entry, Ledger
 from tersor.core.recipe import Recipe
-from tersor.core.run import Compressed
+from tersor.core.state import State
 from tersor.errors import FormatError, RefusedError, SettingError, StorageError, TersorError
 from tersor.forms import Affine, Codebook, Dense, Form, LowRank, Masked, coded
 from tersor.forms.form import as_bytes
@@ -198,10 +198,10 @@ def test_a_moved_grid_costs_only_its_table(tmp_path: Path) -> None:
     assert b'"grid":true' in text_of(tmp_path / "o" / "p", tmp_path / "old.tersor")
 
 
-def one(form: Form, **more: Form) -> Compressed:
+def one(form: Form, **more: Form) -> State:
     forms = {"w": form} | more
     sites = {name: Site(name, tuple(f.shape), "float32", "linear", 0, 1, "") for name, f in forms.items()}
-    return Compressed(sites, forms, {}, Ledger("", {}))
+    return State(sites, forms, {}, Ledger("", {}))
 
 
 def mask(seed: int, shape: tuple[int, ...] = (30, 40), share: float = 0.4) -> Tensor:
@@ -253,7 +253,7 @@ def test_ledger_and_aliases(tmp_path: Path) -> None:
     old, new = one(Dense(floats(0, 50, 60))), one(Dense(floats(1, 50, 60)))
     ledger = Ledger("", {"tersor": 1, "seed": 0, "steps": [{"prune": {"keep": 0.5}}]})
     ledger.entries.append(Entry(0, "prune", "w", kind="done", text='"quoted" ü', data={"x": [1, 2.5, None]}))
-    new = Compressed(new.sites, new.forms, {"tied": "w"}, ledger)
+    new = State(new.sites, new.forms, {"tied": "w"}, ledger)
     save(old, tmp_path / "old.tersor")
     save(new, tmp_path / "new.tersor")
     (tmp_path / "o").mkdir()

@@ -10,9 +10,11 @@ from safetensors.torch import load_file, save_file
 from tiny import MODELS, tiny
 from torch import Tensor
 
+from tersor.core.history import lock
+from tersor.core.observer import Observer
 from tersor.core.recipe import Recipe
-from tersor.core.run import Compressed, lock, run
-from tersor.core.view import Watch
+from tersor.core.run import run
+from tersor.core.state import State
 from tersor.errors import FormatError, RefusedError, SettingError, SiteError
 from tersor.forms import Coded, Dense
 from tersor.io import load, pack, unpack, verify
@@ -76,16 +78,16 @@ def test_every_dtype(tmp_path: Path) -> None:
     assert left == {f"torch.{word}" for word in rare}
 
 
-def as_compressed(given: dict[str, Tensor]) -> Compressed:
+def as_compressed(given: dict[str, Tensor]) -> State:
     """The same weights as a whole, for core/run.py."""
     from tersor.core.ledger import Ledger
-    from tersor.core.run import digest_of
+    from tersor.core.state import digest_of
     from tersor.io.header import Slot
     from tersor.io.pack import describe
 
     sites = {name: describe(name, Slot(v.dtype, tuple(v.shape), 0, 0)) for name, v in given.items()}
     forms = {name: Dense(value) for name, value in given.items()}
-    return Compressed(sites, forms, {}, Ledger(digest_of(forms), {}))
+    return State(sites, forms, {}, Ledger(digest_of(forms), {}))
 
 
 @pytest.mark.parametrize(
@@ -250,7 +252,7 @@ def test_large_equal_tensors_are_stored_once(tmp_path: Path) -> None:
 def test_progress_is_told(tmp_path: Path) -> None:
     given, seen = weights("conv", tmp_path / "w.safetensors"), []
 
-    class Told(Watch):
+    class Told(Observer):
         def progress(self, done: int, total: int, text: str = "") -> None:
             seen.append((done, total, text))
 

@@ -15,7 +15,7 @@ import torch
 from forge import ROOT, constant, constant_bytes, floats, one_site, plain
 
 from tersor.core.ledger import Ledger
-from tersor.core.run import Compressed
+from tersor.core.state import State
 from tersor.errors import FormatError, StorageError
 from tersor.forms import Dense
 from tersor.io import load, save
@@ -105,7 +105,7 @@ def test_limit_counts_every_node_of_every_site(tmp_path: Path) -> None:
     path = tmp_path / "m.tersor"
     forms = {name: Dense(torch.ones(5, 3)) for name in "ab"}
     sites = {name: Site(name, (5, 3), "float32", "linear") for name in "ab"}
-    save(Compressed(sites, forms, {}, Ledger("", {})), path)
+    save(State(sites, forms, {}, Ledger("", {})), path)
     load(path, limit=30)
     with pytest.raises(FormatError, match="b: with it the file declares 30 elements"):
         load(path, limit=29)
@@ -115,9 +115,9 @@ def test_limit_counts_every_node_of_every_site(tmp_path: Path) -> None:
 # --- the earlier file stays ---
 
 
-def result(seed: int, size: int = 3000) -> Compressed:
+def result(seed: int, size: int = 3000) -> State:
     values = torch.randn(size, generator=torch.Generator().manual_seed(seed))
-    return Compressed(
+    return State(
         {"w": Site("w", (size,), "float32", "linear")}, {"w": Dense(values)}, {}, Ledger("", {})
     )
 

@@ -8,7 +8,8 @@ from forge import take_apart
 from tiny import MODELS, tiny
 
 from tersor.core.ledger import Ledger
-from tersor.core.run import Compressed, run
+from tersor.core.run import run
+from tersor.core.state import State
 from tersor.errors import StorageError
 from tersor.forms import Dense
 from tersor.io import TersorFile, save, verify
@@ -29,7 +30,7 @@ def test_a_sound_file(kind: str, tmp_path: Path) -> None:
 
 def saved(path: Path, **values: torch.Tensor) -> Path:
     sites = {name: Site(name, tuple(v.shape), str(v.dtype)[6:], "other") for name, v in values.items()}
-    save(Compressed(sites, {name: Dense(v) for name, v in values.items()}, {}, Ledger("", {})), path)
+    save(State(sites, {name: Dense(v) for name, v in values.items()}, {}, Ledger("", {})), path)
     return path
 
 

@@ -8,7 +8,8 @@ from tiny import MODELS, tiny
 from torch import nn
 
 from tersor.core.recipe import Recipe
-from tersor.core.run import Compressed, run, start
+from tersor.core.run import run
+from tersor.core.state import State, start
 from tersor.errors import SiteError
 from tersor.forms import Affine, Dense
 from tersor.io import load, pack
@@ -124,7 +125,7 @@ class Two(nn.Module):
             self.b.weight = self.a.weight
 
 
-def packed(state: dict[str, torch.Tensor], tmp_path: Path) -> Compressed:
+def packed(state: dict[str, torch.Tensor], tmp_path: Path) -> State:
     """What a checkpoint of these tensors is loaded as."""
     torch.save(state, tmp_path / "w.pt")
     pack(tmp_path / "w.pt", tmp_path / "m.tersor", Recipe((Quantize(bits=4),)))

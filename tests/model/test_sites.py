@@ -8,7 +8,8 @@ import torch
 from tiny import MODELS, tiny
 from torch import nn
 
-from tersor.core.run import run, start
+from tersor.core.run import run
+from tersor.core.state import start
 from tersor.errors import RefusedError, SettingError, SiteError
 from tersor.model.dress import dress
 from tersor.model.sites import Site, finite, select, sites_of

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tersor.core import view as view_module
-from tersor.core.run import start
-from tersor.core.view import View, Watch
+from tersor.core.observer import Observer
+from tersor.core.state import start
+from tersor.core.view import View
 from tersor.model import stats
 from tersor.model.sites import Site, sites_of
 from tersor.model.stats import grams, has_gram
@@ -110,7 +111,7 @@ def view_of(name: str) -> tuple[Any, View]:
     t = tiny(name)
     given = start(t.model)
     view = View(
-        given.sites, given.forms, given.aliases, given.base, given.forms, t.task, "look", 0, 0, Watch()
+        given.sites, given.forms, given.aliases, given.base, given.forms, t.task, "look", 0, 0, Observer()
     )
     return t, view
 

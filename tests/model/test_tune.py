@@ -10,7 +10,7 @@ from random_forms import forms
 from tiny import MODELS, tiny
 from torch import Tensor, nn
 
-from tersor.core.run import start
+from tersor.core.state import start
 from tersor.forms import FORMS, Affine, Codebook, Dense, Form, LogGrid, LowRank, Masked, Sum, refine, uncoded
 from tersor.maths.affine import even_grid, limits
 from tersor.maths.levels import log_grid

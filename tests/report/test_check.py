@@ -165,7 +165,7 @@ def test_globs_and_names_that_clash() -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_stand_in_has_the_models_names(name: str) -> None:
-    from tersor.core.run import start
+    from tersor.core.state import start
 
     given = start(tiny(name).model)
     stand = stand_in_for(given)

@@ -10,7 +10,8 @@ import torch
 from tiny import CLASSES, tiny
 from torch import nn
 
-from tersor.core.run import Compressed, run
+from tersor.core.run import run
+from tersor.core.state import State
 from tersor.forms import Coded
 from tersor.report.console import finite, p_value, ranged, seconds, settings, show, show_json, whole
 from tersor.report.facts import facts_of, outline, unusual
@@ -24,7 +25,7 @@ STEPS = (
 
 
 @pytest.fixture(scope="module")
-def result() -> Compressed:
+def result() -> State:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(5, 64), nn.ReLU(), nn.Linear(64, CLASSES))
@@ -32,7 +33,7 @@ def result() -> Compressed:
 
 
 @pytest.fixture
-def facts(result: Compressed) -> dict[str, Any]:
+def facts(result: State) -> dict[str, Any]:
     return copy.deepcopy(facts_of(result))
 
 
@@ -48,14 +49,14 @@ def row(text: str, name: str) -> str:
     return " ".join(found.split())
 
 
-def test_facts_are_json_and_whole(facts: dict[str, Any], result: Compressed) -> None:
+def test_facts_are_json_and_whole(facts: dict[str, Any], result: State) -> None:
     assert json.loads(json.dumps(facts)) == facts
     assert [step["step"] for step in facts["steps"]] == [step.name for step in STEPS]
     assert facts["ledger"] == result.ledger.digest
     assert all(step["seconds"] >= 0 for step in facts["steps"])
 
 
-def test_every_entry_of_the_ledger_is_in_the_facts(facts: dict[str, Any], result: Compressed) -> None:
+def test_every_entry_of_the_ledger_is_in_the_facts(facts: dict[str, Any], result: State) -> None:
     for entry in result.ledger.entries:
         step = facts["steps"][entry.step]
         if entry.is_edit:
@@ -67,13 +68,13 @@ def test_every_entry_of_the_ledger_is_in_the_facts(facts: dict[str, Any], result
             assert entry.text in [note["text"] for note in step["notes"]]
 
 
-def test_bits_are_sums_over_all_sites(facts: dict[str, Any], result: Compressed) -> None:
+def test_bits_are_sums_over_all_sites(facts: dict[str, Any], result: State) -> None:
     assert facts["bits"]["stored"] == 8 * result.nbytes
     assert facts["bits"]["weights"] == 5 * 64 + 64 + 64 * CLASSES + CLASSES
     assert facts["bits"]["given"] == 32 * facts["bits"]["weights"]
 
 
-def test_only_a_measure_after_the_last_edit_counts(result: Compressed) -> None:
+def test_only_a_measure_after_the_last_edit_counts(result: State) -> None:
     *_, last = result.ledger.notes("accuracy")
     assert facts_of(result)["accuracy"] == last.data
     ended = copy.copy(result.ledger)

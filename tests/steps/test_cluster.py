@@ -9,14 +9,15 @@ import torch
 from tiny import tiny
 from torch.nn.functional import cross_entropy
 
-from tersor.core.run import Compressed, run
+from tersor.core.run import run
+from tersor.core.state import State
 from tersor.errors import SettingError
 from tersor.forms import Codebook, LowRank, Masked
 from tersor.model.task import Task
 from tersor.steps import Cluster, Factorize, Finetune, Prune, Quantize
 
 
-def weights_of(result: Compressed) -> list[str]:
+def weights_of(result: State) -> list[str]:
     return [name for name, site in result.sites.items() if site.is_weight]
 
 

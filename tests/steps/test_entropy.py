@@ -5,14 +5,15 @@ import torch
 from tiny import MODELS, tiny
 from torch import Tensor, nn
 
-from tersor.core.run import Compressed, run
+from tersor.core.run import run
+from tersor.core.state import State
 from tersor.errors import SettingError, SiteError
 from tersor.forms import Coded, Dense, Masked
 from tersor.forms.form import as_bytes
 from tersor.steps import Cluster, Entropy, Factorize, Prune, Quantize
 
 
-def same_bits(a: Compressed, b: Compressed) -> None:
+def same_bits(a: State, b: State) -> None:
     for name, form in a.forms.items():
         assert bytes(as_bytes(form.decode())) == bytes(as_bytes(b.forms[name].decode())), name
         assert form.decode().dtype is b.forms[name].decode().dtype

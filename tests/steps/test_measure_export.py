@@ -10,13 +10,14 @@ import pytest
 import torch
 from tiny import tiny
 
-from tersor.core.run import Compressed, run
-from tersor.core.step import Note
+from tersor.core.events import Note
+from tersor.core.run import run
+from tersor.core.state import State
 from tersor.errors import SettingError
 from tersor.steps import Entropy, Export, Measure, Prune, Quantize
 
 
-def note(result: Compressed, kind: str, site: str = "") -> Any:
+def note(result: State, kind: str, site: str = "") -> Any:
     found = [entry for entry in result.ledger.notes(kind) if entry.site == site]
     assert len(found) == 1
     return found[0]

@@ -10,8 +10,9 @@ import torch
 from tiny import tiny
 from torch import nn
 
-from tersor.core.run import Compressed, run
-from tersor.core.view import Watch
+from tersor.core.observer import Observer
+from tersor.core.run import run
+from tersor.core.state import State
 from tersor.errors import SettingError
 from tersor.forms import Affine, Masked, uncoded
 from tersor.io import save
@@ -36,11 +37,11 @@ def given() -> tuple[nn.Module, Task]:
     return run(model, Finetune(epochs=15, lr=3e-3), task).model(), task
 
 
-def accuracy(result: Compressed, task: Task) -> float:
+def accuracy(result: State, task: Task) -> float:
     return float(task.scores(result.model()).mean())
 
 
-def notes(result: Compressed, kind: str) -> list:
+def notes(result: State, kind: str) -> list:
     return [entry for entry in result.ledger.entries if entry.kind == kind]
 
 
@@ -198,7 +199,7 @@ def test_the_same_seed_gives_the_same_bytes(given):
     assert first != other
 
 
-class Dying(Watch):
+class Dying(Observer):
     def __init__(self, at: int):
         self.at = at
 

@@ -10,7 +10,8 @@ import torch
 from tiny import tiny
 from torch import Tensor, nn
 
-from tersor.core.run import Compressed, run
+from tersor.core.run import run
+from tersor.core.state import State
 from tersor.core.view import View
 from tersor.errors import SettingError
 from tersor.forms import Dense, Form, LowRank, Masked
@@ -20,7 +21,7 @@ from tersor.steps import Cluster, Entropy, Factorize, Finetune, Prune, Quantize
 from tersor.steps.prune import EVERY
 
 
-def weights_of(result: Compressed) -> list[str]:
+def weights_of(result: State) -> list[str]:
     return [name for name, site in result.sites.items() if site.is_weight]
 
 

@@ -9,7 +9,8 @@ import torch
 from tiny import tiny
 from torch import Tensor
 
-from tersor.core.run import Compressed, run
+from tersor.core.run import run
+from tersor.core.state import State
 from tersor.errors import SettingError
 from tersor.forms import Affine, Codebook, Form, LogGrid, LowRank, Masked
 from tersor.steps import Cluster, Entropy, Factorize, Finetune, Prune, Quantize
@@ -18,7 +19,7 @@ TRANSPOSED = ("up.weight", "back.weight")
 MODELS = ("mlp", "conv", "attention", "lstm", "mixed")
 
 
-def weights_of(result: Compressed) -> list[str]:
+def weights_of(result: State) -> list[str]:
     return [name for name, site in result.sites.items() if site.is_weight]
 
 

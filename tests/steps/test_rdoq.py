@@ -7,7 +7,8 @@ import torch
 from tiny import tiny
 from torch import nn
 
-from tersor.core.run import Compressed, run, start
+from tersor.core.run import run
+from tersor.core.state import State, start
 from tersor.errors import RefusedError, SettingError, TaskError
 from tersor.forms import Affine, LowRank, Masked, Sum, uncoded
 from tersor.io import save
@@ -46,11 +47,11 @@ def wide() -> tuple[nn.Module, Task]:
     )  # fmt: skip
 
 
-def loss(result: Compressed, task: Task) -> float:
+def loss(result: State, task: Task) -> float:
     return -float(task.scores(result.model()).mean())
 
 
-def expected_bits(result: Compressed) -> float:
+def expected_bits(result: State) -> float:
     return sum(e.data["bits"] for e in result.ledger.entries if e.kind == "done" and "bits" in e.data)
 
 

@@ -1,159 +1,212 @@
-"""Journal: a run on disk, so that one that is killed at any moment goes on where it was.
+"""Journal: a run on disk, so that one that is killed at any moment goes on where it was, and past forms.
 
-DIR/head.json            fingerprints of model, data and recipe: a changed one is refused
-DIR/000001.safetensors   one applied group: the forms after it as tensors, its events as JSON in the metadata
-DIR/training-0-1...      the first training of step 0 as of its last epoch: leaves, optimizer, random state
-Every file is written under another name and moved into place, so each is whole or absent.
+DIR/head.json           fingerprints of model, data, code, recipe and threads: a changed one is refused
+DIR/000001.group        one applied group: its forms as tensors, its events as JSON in the metadata
+DIR/training-0-1.group  the first training of step 0 as of its last epoch: leaves, optimizer, random state
+DIR/lock                is locked as long as a run writes here
+A group file is SHA-256 (its 32 bytes), then safetensors. The hash covers the hash of the file before it and the
+bytes behind it, so a changed bit and a file that is gone, moved or of another run are seen. Every file is
+written under another name and moved into place, so each is whole or absent.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import safetensors
 import safetensors.torch
-import torch
 from torch import Tensor
 
-from tersor.core.step import Edit, Group, Note
+from tersor.core.events import Cut, Edit, Event, Group, Note
 from tersor.errors import FormatError, JournalError
-from tersor.files import atomic, write_text
-from tersor.forms import FORMS, Form
+from tersor.files import atomic, claim, write_text
+from tersor.forms import NODES, Node
 from tersor.forms.flat import flatten, unflatten
+from tersor.model.changes import Replace, Set
 
-NUMBER = 1
+NUMBER = 2
+HASH = 32  # bytes
+PLAIN = {"cut": Cut, "set": Set, "replace": Replace, "note": Note}  # events without tensors
 
 
 @dataclass(frozen=True)
 class Line:
-    """One journaled group; `end` marks that its step is finished."""
+    """One journaled group; `seconds` marks that its step is finished. Its tensors stay on disk until `group`."""
 
     step: int
+    key: str
+    proof: str
+    seconds: float | None
     events: tuple[dict[str, Any], ...]
-    forms: Mapping[str, Form]  # after the edits, by site
-    end: bool = False
+    path: Path
 
-    def group(self, state: Mapping[str, Form]) -> Group:
-        """The events again, as edits of `state`."""
-        events: list[Edit | Note] = []
-        for event in self.events:
-            site = event["site"]
-            if "how" in event:
-                events.append(Edit(site, state[site], self.forms[site], event["how"]))
+    def group(self, nodes: Mapping[str, Node]) -> Group:
+        """The group again, as edits of the nodes that stand."""
+        try:
+            tensors = safetensors.torch.load(self.path.read_bytes()[HASH:])
+            return Group(self.key, tuple(self._events(nodes, tensors)), self.proof)
+        except (safetensors.SafetensorError, FormatError, OSError, LookupError, TypeError) as error:
+            raise damaged(self.path, error) from error
+
+    def _events(self, nodes: Mapping[str, Node], tensors: Mapping[str, Tensor]) -> Iterator[Event]:
+        for number, told in enumerate(self.events):
+            ((word, fields),) = told.items()
+            if word == "edit":
+                after = unflatten(fields["tree"], str(number), tensors.__getitem__, NODES)
+                yield Edit(fields["site"], nodes.get(fields["site"]), after, fields["how"])
             else:
-                events.append(Note(site, event["kind"], event["text"], event["data"]))
-        return tuple(events)
+                fields = {**fields, "kept": tuple(fields["kept"])} if word == "cut" else fields
+                yield PLAIN[word](**fields)
 
 
 class Journal:
-    """The journal of one run in a folder of its own."""
+    """The journal of one run in a folder of its own; a context, for the folder is locked meanwhile."""
 
     def __init__(
-        self, folder: str | Path, fingerprints: Mapping[str, str], *, resume: bool, writes: bool = True
+        self, folder: str | Path, fingerprints: Mapping[str, Any], *, resume: bool, writes: bool = True
     ):
         """Begin in an empty folder, or with `resume` go on with what is there. With `writes` False nothing is
         written: the other processes of one training read along.
 
-        Raises JournalError where there is a journal and `resume` is not asked for, or where model, data or
-        recipe are not the ones that the journal began with.
+        Raises JournalError where another run writes here, where there is a journal and `resume` is not asked
+        for, or where a fingerprint is not the one that the journal began with.
         """
         self.folder, self.writes = Path(folder), writes
         head = self.folder / "head.json"
         self.lines: list[Line] = []  # of the run that is resumed; what this run adds is on disk only
-        if head.exists() and resume:
-            self.same(head, fingerprints)
-            count = len(list(self.folder.glob("[0-9]*.safetensors")))
-            self.lines = [self._read(self._path(number)) for number in range(1, count + 1)]
-        elif head.exists() and writes and any(self.folder.glob("*.safetensors")):  # or nothing would be lost
-            raise JournalError(
-                f"{self.folder} holds the journal of an earlier run. Go on with --resume (resume=True), "
-                f"or remove the folder to begin anew."
-            )
-        elif writes:
-            write_text(head, json.dumps({"tersor journal": NUMBER, **fingerprints}, indent=1) + "\n")
+        self.lock: IO[bytes] | None = claim(self.folder / "lock") if writes else None
+        try:
+            if head.exists() and resume:
+                self.chain = self._begun(head, fingerprints)
+                for number in range(1, len(list(self.folder.glob("[0-9]*.group"))) + 1):
+                    self.lines.append(self._read(self._path(number)))
+            elif head.exists() and writes and any(self.folder.glob("*.group")):  # or nothing would be lost
+                raise JournalError(
+                    f"{self.folder} holds the journal of an earlier run. Go on with --resume (resume=True), "
+                    f"or remove the folder to begin anew."
+                )
+            else:
+                text = json.dumps({"tersor journal": NUMBER, **fingerprints}, indent=1) + "\n"
+                self.chain = hashlib.sha256(text.encode()).digest()
+                if writes:
+                    write_text(head, text)
+        except BaseException:
+            self.close()
+            raise
         self.count = len(self.lines)
 
-    def same(self, path: Path, fingerprints: Mapping[str, str]) -> None:
-        """Refuse a journal that another run began."""
+    def _begun(self, path: Path, fingerprints: Mapping[str, Any]) -> bytes:
+        """The hash of the head; refuses a journal that another run began."""
         try:
-            head = json.loads(path.read_bytes())
+            raw = path.read_bytes()
+            head = json.loads(raw)
             number = head["tersor journal"]
         except (ValueError, KeyError, TypeError) as error:
             raise damaged(path, error) from error
         if number != NUMBER:
             raise JournalError(f"{self.folder}: journal format {number}, this version reads {NUMBER}")
-        for name, digest in fingerprints.items():
-            if head.get(name) != digest:
+        for name, value in fingerprints.items():
+            if head.get(name) != value:
                 raise JournalError(
                     f"--resume: the {name} changed since the run in {self.folder} began "
-                    f"({head.get(name)}, now "
-                    f"{digest}). Give the same {name} again, or remove the folder to begin anew."
+                    f"({head.get(name)}, now {value}). Give the same {name} again, or remove the folder to "
+                    f"begin anew."
                 )
+        return hashlib.sha256(raw).digest()
 
-    def append(self, step: int, group: Group, *, end: bool = False) -> None:
-        """Keep an applied group, or the end of a step."""
+    def append(self, step: int, group: Group, *, seconds: float | None = None) -> None:
+        """Keep an applied group; `seconds` end its step."""
         if not self.writes:
             return
         events: list[dict[str, Any]] = []
         tensors: dict[str, Tensor] = {}
-        for number, event in enumerate(group):
+        for number, event in enumerate(group.events):
             if isinstance(event, Edit):
                 tree, arrays = flatten(event.after, str(number))
-                events.append({"site": event.site, "how": event.how, "tree": tree})
+                events.append({"edit": {"site": event.site, "how": event.how, "tree": tree}})
                 tensors |= arrays
             else:
-                events.append(
-                    {"site": event.site, "kind": event.kind, "text": event.text, "data": dict(event.data)}
-                )
+                word = next(word for word, kind in PLAIN.items() if isinstance(event, kind))
+                events.append({word: {key: plain(value) for key, value in vars(event).items()}})
         self.count += 1
-        line = {"step": step, "end": end, "events": events}
-        self._write(self._path(self.count), tensors, line)
-        if end:
-            for done in self.folder.glob("training-*.safetensors"):
+        line = {"step": step, "key": group.key, "proof": group.proof, "seconds": seconds, "events": events}
+        self.chain = self._write(self._path(self.count), tensors, line)
+        if seconds is not None:
+            for done in self.folder.glob("training-*.group"):
                 done.unlink()
 
     def _path(self, number: int) -> Path:
-        return self.folder / f"{number:06d}.safetensors"
+        return self.folder / f"{number:06d}.group"
 
-    def _write(self, path: Path, tensors: Mapping[str, Tensor], facts: Any) -> None:
+    def _write(self, path: Path, tensors: Mapping[str, Tensor], facts: Any) -> bytes:
+        """Write a file behind those that are there; its hash."""
         # Copies, for the format has no tensors that share memory.
-        whole = {name: value.clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
+        whole = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
         data = safetensors.torch.save(whole, {"journal": json.dumps(facts)})
+        found = hashlib.sha256(self.chain + data).digest()
         with atomic(path) as file:
-            file.write(data)
+            file.write(found + data)
+        return found
 
-    def _load(self, path: Path) -> tuple[dict[str, Tensor], Any]:
+    def _load(self, path: Path) -> tuple[bytes, Any, bytes]:
+        """(hash, facts, safetensors) of a file that must be the next one."""
         if not path.exists():
             raise JournalError(f"{path} is missing. Remove the folder to begin anew.")
+        raw = path.read_bytes()
+        found, data = raw[:HASH], raw[HASH:]
+        if hashlib.sha256(self.chain + data).digest() != found:
+            raise damaged(path, "its bytes, or those of a file before it, are not the ones that were written")
         try:
-            with safetensors.safe_open(path, "pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                return tensors, json.loads(file.metadata()["journal"])
-        except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+            size = int.from_bytes(data[:8], "little")
+            return found, json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["journal"]), data
+        except (KeyError, TypeError, ValueError) as error:
             raise damaged(path, error) from error
 
     def _read(self, path: Path) -> Line:
-        tensors, line = self._load(path)
-        forms = {}
+        self.chain, told = self._load(path)[:2]
         try:
-            for number, event in enumerate(line["events"]):
-                if "tree" in event:
-                    forms[event["site"]] = unflatten(event["tree"], str(number), tensors.__getitem__, FORMS)
-            return Line(line["step"], tuple(line["events"]), forms, line["end"])
-        except (FormatError, KeyError, TypeError) as error:
+            step, key, proof, seconds, events = (
+                told[word] for word in ("step", "key", "proof", "seconds", "events")
+            )
+            return Line(step, key, proof, seconds, tuple(events), path)
+        except (KeyError, TypeError) as error:
             raise damaged(path, error) from error
 
-    def training(self, step: int, part: int) -> Training:
+    def training(self, step: str, part: int) -> Training:
         """Where a training inside a step is kept; a step may train more than once."""
-        return Training(self, self.folder / f"training-{step}-{part}.safetensors")
+        return Training(self, self.folder / f"training-{step}-{part}.group")
+
+    def close(self) -> None:
+        if self.lock is not None:
+            self.lock.close()
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
-def damaged(path: Path, error: Exception) -> JournalError:
-    return JournalError(f"{path} is damaged ({error}). Remove the folder to begin anew.")
+def plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else dict(value) if isinstance(value, Mapping) else value
+
+
+def damaged(path: Path, why: object) -> JournalError:
+    return JournalError(f"{path} is damaged ({why}). Remove the folder to begin anew.")
+
+
+def lines_of(folder: str | Path) -> list[Line]:
+    """The groups of a journal, in order: what undo and replay rebuild from."""
+    path = Path(folder) / "head.json"
+    if not path.exists():
+        raise JournalError(f"{folder} holds no journal: there is no {path.name} in it")
+    with Journal(folder, {}, resume=True, writes=False) as journal:
+        return journal.lines
 
 
 @dataclass(frozen=True)
@@ -170,5 +223,5 @@ class Training:
     def load(self) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
         if not self.path.exists():
             return None
-        tensors, line = self.journal._load(self.path)
-        return line["epoch"], tensors, line["facts"]
+        _, line, data = self.journal._load(self.path)
+        return line["epoch"], safetensors.torch.load(data), line["facts"]

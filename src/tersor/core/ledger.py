@@ -1,26 +1,28 @@
-"""Ledger: what happened, in order, by site name; with the forms before and after, so that it can be undone.
+"""Ledger: what happened since the model was first given, in order, by site name.
 
-An entry is one event of one step. The digest covers what was decided and done (recipe, edits, which notes),
-not what was measured, so that two honest runs of one recipe on one machine agree.
+An entry is one event of one step. Digests chain step by step over what was decided and done (settings, edits,
+cuts, which notes), not over what was measured: two honest runs of one recipe agree on it, and so do one run
+of two steps and two runs of one. Old steps may become a line each, with the digest that the chain had there.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tersor.core.step import Edit, Group
-from tersor.forms import Form
+from tersor.core.events import HOW, Cut, Edit, Group, Note, Set
+from tersor.forms.form import DIGEST
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One event. Edits have `how` and two digests; notes have a kind and a text."""
+    """One event. Edits and cuts have `how` and two digests; sets and replacements `how` and data, their site
+    is a module; notes have a kind and a text."""
 
-    step: int  # position in the recipe, from 0
+    step: int  # position among all steps since the model was first given, from 0
     name: str  # the step's name
     site: str
     how: str = ""
@@ -29,48 +31,115 @@ class Entry:
     kind: str = ""
     text: str = ""
     data: Mapping[str, Any] = field(default_factory=dict)
+    timed: bool = False
 
     @property
     def is_edit(self) -> bool:
+        return self.how in HOW
+
+    @property
+    def changes(self) -> bool:
+        """Whether it changed anything."""
         return bool(self.how)
 
 
 @dataclass
 class Ledger:
-    """The entries of a run. `forms` holds every form an edit names, by digest; a file may leave them out."""
+    """The entries of all runs. Of the steps in `past` only names and digests are left."""
 
-    base: str  # digest of the model that was given
-    recipe: dict[str, Any]
+    base: str  # digest of the model as it was first given
+    recipe: dict[str, Any] = field(default_factory=dict)  # of the steps that are not past
     entries: list[Entry] = field(default_factory=list)
-    forms: dict[str, Form] = field(default_factory=dict)
+    past: tuple[tuple[str, str], ...] = ()  # (name, digest of the ledger after it) of the oldest steps
+    seconds: dict[int, float] = field(default_factory=dict)  # what each step took, where it ran here
 
-    def record(self, step: int, name: str, group: Group) -> list[Entry]:
-        """Append a group of events and return its entries."""
-        added = []
-        for event in group:
-            if isinstance(event, Edit):
-                before, after = event.before.digest, event.after.digest
-                self.forms |= {before: event.before, after: event.after}
-                added.append(Entry(step, name, event.site, event.how, before, after))
+    def follow(self, recipe: Mapping[str, Any]) -> Ledger:
+        """A ledger that goes on with the steps of another recipe: seeds stay with their steps."""
+        steps, more = self.recipe.get("steps", []), list(recipe["steps"])
+        seeds = [*seeds_of(self.recipe), *seeds_of(recipe)]
+        seed = seeds[0] if len(set(seeds)) == 1 else seeds
+        joined = {**self.recipe, **recipe, "seed": seed, "steps": [*steps, *more]}
+        return replace(self, recipe=joined, entries=list(self.entries), seconds=dict(self.seconds))
+
+    def record(self, step: int, name: str, group: Group, digests: Sequence[tuple[str, str]]) -> None:
+        """Append a group of events. `digests`: of what each event changed, before and after."""
+        for event, (before, after) in zip(group.events, digests, strict=True):
+            if isinstance(event, Note):
+                words = "", "", "", event.kind, event.text
+                entry = Entry(step, name, event.site, *words, dict(event.data), event.timed)
+            elif isinstance(event, Edit):
+                entry = Entry(step, name, event.site, event.how, before, after)
+            elif isinstance(event, Cut):
+                told = {"axis": event.axis, "count": len(event.kept)}
+                entry = Entry(step, name, event.site, "cut", before, after, data=told)
+            elif isinstance(event, Set):
+                told = {"attribute": event.attribute, "value": event.value}
+                entry = Entry(step, name, event.module, "set", data=told)
             else:
-                added.append(
-                    Entry(step, name, event.site, kind=event.kind, text=event.text, data=dict(event.data))
-                )
-        self.entries += added
-        return added
+                told = {"stock": event.stock, "settings": dict(event.settings)}
+                entry = Entry(step, name, event.module, "replace", data=told)
+            self.entries.append(entry)
+
+    @property
+    def count(self) -> int:
+        """Steps since the model was first given."""
+        return len(self.past) + len(self.recipe.get("steps", []))
 
     @property
     def digest(self) -> str:
         """The same for the same decisions: texts and measured numbers of notes do not count."""
-        lines = [[e.step, e.name, e.site, e.how, e.before, e.after, e.kind] for e in self.entries]
-        body = json.dumps([self.base, self.recipe, lines], sort_keys=True)
-        return hashlib.sha256(body.encode()).hexdigest()[:16]
+        return self.chain()[-1]
+
+    def chain(self) -> list[str]:
+        """The digest after each step that is not past, behind that of what came before them."""
+        digests = [self.past[-1][1] if self.past else self.base]
+        steps = zip(self.recipe.get("steps", []), seeds_of(self.recipe), strict=True)
+        for number, (step, seed) in enumerate(steps, len(self.past)):
+            lines = [
+                [e.name, e.site, e.how, e.before, e.after, e.kind, dict(e.data) if e.changes else {}]
+                for e in self.entries
+                if e.step == number and not e.timed
+            ]
+            body = json.dumps([digests[-1], seed, step, lines], sort_keys=True)
+            digests.append(hashlib.sha256(body.encode()).hexdigest()[:DIGEST])
+        return digests
+
+    def brief(self, count: int) -> Ledger:
+        """The same with the oldest `count` steps as a line each, and without seconds."""
+        count = max(count, len(self.past))
+        here = count - len(self.past)
+        names, seeds = self.step_names(), seeds_of(self.recipe)
+        lines = zip(names[len(self.past) : count], self.chain()[1 : here + 1], strict=True)
+        left = seeds[here:]
+        recipe = {**self.recipe, "steps": self.recipe["steps"][here:]} if self.recipe else {}
+        recipe |= {"seed": left[0] if len(set(left)) <= 1 else left} if left else {}
+        entries = [entry for entry in self.entries if entry.step >= count and not entry.timed]
+        return Ledger(self.base, recipe if left else {}, entries, (*self.past, *lines))
+
+    def until(self, count: int) -> Ledger:
+        """The ledger as it was after so many steps, of which none of the last is past."""
+        here = count - len(self.past)
+        seeds = seeds_of(self.recipe)[:here]
+        recipe = {**self.recipe, "steps": self.recipe.get("steps", [])[:here]}
+        recipe |= {"seed": seeds[0] if len(set(seeds)) == 1 else seeds} if seeds else {}
+        entries = [entry for entry in self.entries if entry.step < count]
+        seconds = {step: took for step, took in self.seconds.items() if step < count}
+        return Ledger(self.base, recipe, entries, self.past, seconds)
 
     def edits(self) -> Iterator[Entry]:
         return (entry for entry in self.entries if entry.is_edit)
 
     def notes(self, kind: str | None = None) -> Iterator[Entry]:
-        return (entry for entry in self.entries if not entry.is_edit and kind in (None, entry.kind))
+        return (entry for entry in self.entries if not entry.changes and kind in (None, entry.kind))
 
     def step_names(self) -> list[str]:
-        return [next(iter(step)) for step in self.recipe.get("steps", [])]
+        return [
+            *(name for name, _ in self.past),
+            *(next(iter(step)) for step in self.recipe.get("steps", [])),
+        ]
+
+
+def seeds_of(recipe: Mapping[str, Any]) -> list[int]:
+    """The seed of each step of a recipe as JSON: one for all, or one for each."""
+    seed, count = recipe.get("seed", 0), len(recipe.get("steps", []))
+    return list(seed) if isinstance(seed, list) else [seed] * count

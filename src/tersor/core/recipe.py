@@ -13,10 +13,12 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import yaml
 
+from tersor.core.step import Step
 from tersor.errors import SettingError, did_you_mean
 from tersor.settings import make, settings_of
 
@@ -30,29 +32,38 @@ class Recipe:
     refused."""
 
     steps: tuple[Any, ...]
-    seed: int = 0
+    seed: int | tuple[int, ...] = 0  # one for all steps, or one for each: a lock of several runs
     base: str | None = None
     result: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "steps", tuple(self.steps))
         for number, step in enumerate(self.steps, 1):
-            if not callable(getattr(step, "run", None)) or isinstance(step, type):
+            if isinstance(step, type) or not isinstance(step, Step):
+                lacks = [key for key in ("name", "where", "needs", "run") if not hasattr(step, key)]
                 raise SettingError(
                     f"recipe: step {number} is {step!r}, but it must be a step, such as Prune(keep=0.5)"
+                    + (f": it states no {', '.join(lacks)}" if 0 < len(lacks) < 4 else "")
                 )
         if not self.steps:
             raise SettingError("recipe: no steps. Name at least one, such as: prune keep=0.5")
-        if type(self.seed) is not int or self.seed < 0:
-            raise SettingError(f"recipe: seed={self.seed!r}, but it must be a whole number, 0 or more")
+        seeds = self.seed if isinstance(self.seed, tuple) else (self.seed,) * len(self.steps)
+        if len(seeds) != len(self.steps) or any(type(seed) is not int or seed < 0 for seed in seeds):
+            raise SettingError(
+                f"recipe: seed={self.seed!r}, but it must be a whole number, 0 or more, or one for each step"
+            )
+
+    def seed_of(self, number: int) -> int:
+        return self.seed[number] if isinstance(self.seed, tuple) else self.seed
 
     def to_json(self) -> dict[str, Any]:
         """Every setting spelled out, defaults too."""
-        return {
-            "tersor": NUMBER,
-            "seed": self.seed,
-            "steps": [{step.name: settings_of(step)} for step in self.steps],
-        }
+        seed = list(self.seed) if isinstance(self.seed, tuple) else self.seed
+        return {"tersor": NUMBER, "seed": seed, "steps": list(self._told)}
+
+    @cached_property
+    def _told(self) -> tuple[dict[str, Any], ...]:
+        return tuple({step.name: settings_of(step)} for step in self.steps)
 
     def to_yaml(self) -> str:
         return dump(self.to_json())
@@ -117,7 +128,9 @@ def from_yaml(text: str, table: Mapping[str, type], name: str = "recipe") -> Rec
         raise SettingError(f"{name}: 'base' must be a digest, not {base!r}")
     if not isinstance(result, dict) or not all(isinstance(digest, str) for digest in result.values()):
         raise SettingError(f"{name}: 'result' must be digests by site, not {str(result)[:40]}")
-    return Recipe(tuple(steps), document.get("seed", 0), base, tuple(result.items()))
+    seed = document.get("seed", 0)
+    seed = tuple(seed) if isinstance(seed, list) else seed
+    return Recipe(tuple(steps), seed, base, tuple(result.items()))
 
 
 def from_words(words: Sequence[str], table: Mapping[str, type], seed: int = 0) -> Recipe:

@@ -16,7 +16,18 @@ FORMS: dict[str, type[Form]] = {
     form.name: form for form in (Dense, Coded, Masked, Affine, Codebook, LogGrid, LowRank, Sum)
 }
 
+Node, NODES = Form, FORMS
+
+
+class Grid(Form):
+    name = "grid"
+
+
+def recoded(form, like):
+    return form
+
+
 __all__ = [
-    "FORMS", "Affine", "Codebook", "Coded", "Dense", "Form", "LogGrid", "LowRank", "Masked", "Sum",
+    "FORMS", "NODES", "Grid", "Node", "recoded", "Affine", "Codebook", "Coded", "Dense", "Form", "LogGrid", "LowRank", "Masked", "Sum",
     "coded", "refine", "uncoded",
 ]  # fmt: skip

@@ -6,6 +6,7 @@ load   header, text, then each site: its leaves, its digest, its structure, its 
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import zlib
@@ -19,20 +20,26 @@ import torch
 from torch import Tensor
 
 from tersor.core.ledger import Ledger
-from tersor.core.run import Compressed
+from tersor.core.state import Kept, State
 from tersor.errors import FormatError, RefusedError, SiteError, did_you_mean
 from tersor.files import atomic
 from tersor.forms import FORMS, Form
 from tersor.forms.flat import unflatten
 from tersor.forms.form import as_bytes
+from tersor.io.dictionary import DICTIONARY
 from tersor.io.document import (
     KEYS,
     TINY,
     aliases_from_json,
+    changes_from_json,
+    changes_to_json,
+    history_to_json,
+    indices_from_json,
     ledger_from_json,
-    ledger_to_json,
     of_type,
     only,
+    runs_of,
+    shape_of,
     site_from_json,
     site_to_json,
 )
@@ -40,19 +47,21 @@ from tersor.io.header import natural
 from tersor.io.looks import PACK
 from tersor.io.pool import in_order
 from tersor.io.tensors import TensorWriter, as_tensor, bytes_tensor
-from tersor.io.text import deflate, dump, inflate, parse
+from tersor.io.text import allowed, deflate, dump, inflate, inflate_up_to, parse
 from tersor.io.tiny import Source, read_tiny, write_tiny
 from tersor.io.trees import SMALL, Places, leaves, terse
 from tersor.io.validate import contents, limit_for, slices, structure
+from tersor.model.changes import Replace, Set
 from tersor.model.sites import Site
 
 Found = TypeVar("Found")
 
 NUMBER = 1
+ATTACHMENT = "attachment:"  # before the name of one, in the name of its tensor
 TEXT = "tersor"  # the name of the tensor that holds the text and the small leaves
 
 
-def save(result: Compressed, path: str | os.PathLike[str], *, ledger: bool = True, tiny: bool = False) -> int:
+def save(result: State, path: str | os.PathLike[str], *, ledger: bool = True, tiny: bool = False) -> int:
     """Write a compressed model; the same result gives the same bytes. Returns their number.
 
     `ledger=False` leaves out recipe and ledger. `tiny` does too, and writes a header of some 100 bytes with
@@ -63,11 +72,13 @@ def save(result: Compressed, path: str | os.PathLike[str], *, ledger: bool = Tru
     with atomic(path) as out, TensorWriter(path.parent) as tensors:
         builder = Builder(tensors, tiny=tiny)
         for name, site in result.sites.items():
-            builder.add(site, result.forms[name])
-        return builder.finish(out, result.aliases, result.ledger, history=ledger)
+            builder.add(site, result.forms[name], result.kept.get(name))
+        for name, data in result.attachments.items():
+            builder.attach(name, data)
+        return builder.finish(out, result.aliases, result.ledger, changes=result.changes, history=ledger)
 
 
-def load(path: str | os.PathLike[str], *, limit: int | None = None) -> Compressed:
+def load(path: str | os.PathLike[str], *, limit: int | None = None) -> State:
     """Read a compressed model, all of it, and check all of it. FormatError for what is not a whole, sound
     file; StorageError for what cannot be opened.
 
@@ -75,9 +86,11 @@ def load(path: str | os.PathLike[str], *, limit: int | None = None) -> Compresse
     """
     with TersorFile(path, limit=limit) as file:
         forms = {name: form for name, form, _ in file.decoded(file.sites, look)}
-        ledger = file.ledger
-        ledger.forms |= {form.digest: form for form in forms.values()}
-        return Compressed(file.sites, forms, file.aliases, ledger)
+        attached = {name: file.attachment(name) for name in file.attachments}
+        return State(
+            file.sites, forms, file.aliases, file.ledger, kept=file.kept, changes=file.changes,
+            attachments=attached,
+        )  # fmt: skip
 
 
 def read_tensor(path: str | os.PathLike[str], name: str, *, limit: int | None = None) -> Tensor:
@@ -101,16 +114,14 @@ class Builder:
         self.digests: dict[str, str] = {}
         self.names = {TEXT}
         self.small: list[bytes] = []
+        self.indices: dict[tuple[int, ...], int] = {}  # lists of indices that are present -> their number
+        self.attached: dict[str, Any] = {}
 
-    def add(self, site: Site, form: Form) -> None:
-        structure(form, site)
+    def add(self, site: Site, form: Form, kept: Kept | None = None) -> None:
+        structure(form, site, shape_of(site, kept or {}))
         small = set()
         for path, name, leaf in leaves(form, site.name):
-            if name in self.names:
-                raise RefusedError(
-                    f"{name}: two tensors of the file would have this name; rename one in the model"
-                )
-            self.names.add(name)
+            self.claim(name)
             (array,) = leaf.arrays().values()
             if self.tiny or array.nbytes < SMALL:
                 small.add(path)
@@ -118,21 +129,45 @@ class Builder:
             else:
                 self.tensors.add(name, array)
         self.digests[site.name] = form.digest
-        tree = terse(form, site.shape, site.dtype, small.__contains__)
-        self.sites[site.name] = site_to_json(site, None if self.tiny else form.digest, tree)
+        tree = terse(form, tuple(form.shape), site.dtype, small.__contains__)
+        axes = {
+            axis: self.indices.setdefault(index, len(self.indices)) for axis, index in (kept or {}).items()
+        }
+        self.sites[site.name] = site_to_json(site, None if self.tiny else form.digest, tree, axes)
+
+    def claim(self, name: str) -> None:
+        if name in self.names:
+            raise RefusedError(
+                f"{name}: two tensors of the file would have this name; rename one in the model"
+            )
+        self.names.add(name)
+
+    def attach(self, name: str, data: bytes) -> None:
+        """A named file that goes with the weights."""
+        if self.tiny:
+            raise RefusedError(f"tiny: a file with the short header holds no attachment, such as {name}")
+        packed = deflate(data)
+        fine = len(packed) < len(data)  # deflate() keeps to what a reader inflates
+        self.claim(f"{ATTACHMENT}{name}")
+        self.tensors.add(f"{ATTACHMENT}{name}", bytes_tensor(packed if fine else data))
+        told = {"nbytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        self.attached[name] = told | ({"deflated": True} if fine else {})
 
     def finish(
-        self, out: BinaryIO, aliases: Mapping[str, str], ledger: Ledger, *, history: bool = True
-    ) -> int:
+        self, out: BinaryIO, aliases: Mapping[str, str], ledger: Ledger, *,
+        changes: Iterable[Set | Replace] = (), history: bool = True,
+    ) -> int:  # fmt: skip
         document: dict[str, Any] = {"sites": self.sites}
-        document |= {"aliases": dict(aliases)} if aliases else {}
+        parts = {
+            "aliases": dict(aliases), "indices": [runs_of(index) for index in self.indices],
+            "changes": changes_to_json(changes), "attachments": self.attached,
+        }  # fmt: skip
+        document |= {key: value for key, value in parts.items() if value}
         if not self.tiny:
             document |= {"base": ledger.base} if ledger.base else {}
-        if history and not self.tiny:
-            document |= {"recipe": ledger.recipe} if ledger.recipe else {}
-            entries = ledger_to_json(ledger, self.digests)
-            document |= {"ledger": entries} if entries else {}
         try:
+            if history and not self.tiny:
+                document |= history_to_json(ledger, self.digests, len(self.sites))
             text = dump(document)
         except (ValueError, TypeError) as error:
             raise RefusedError(
@@ -158,6 +193,7 @@ class TersorFile:
         self.counted: set[str] = set()
         self.trees: dict[str, Any] = {}
         self.sites: dict[str, Site] = {}
+        self.kept: dict[str, dict[int, tuple[int, ...]]] = {}
         self.digests: dict[str, str] = {}
         try:
             with self.naming():
@@ -204,10 +240,16 @@ class TersorFile:
         document, tiny = of_type(self.text, dict, "its text"), self.source.tiny
         only(document, TINY if tiny else KEYS, "its text")
         self.places = Places(self.source.slots)
+        indices = indices_from_json(document.get("indices", []), self.source.nbytes)
         for name, told in of_type(document.get("sites"), dict, "sites").items():
-            site, self.digests[name], tree = site_from_json(name, told, tiny=tiny)
-            self.trees[name] = self.places.full(tree, site.shape, site.dtype, name)
+            site, self.digests[name], tree, kept = site_from_json(name, told, indices, tiny=tiny)
+            self.trees[name] = self.places.full(tree, shape_of(site, kept), site.dtype, name)
             self.sites[name] = site
+            self.kept |= {name: kept} if kept else {}
+        self.changes = changes_from_json(document.get("changes", []))
+        self.attachments = of_type(document.get("attachments", {}), dict, "attachments")
+        for name in self.attachments:
+            self.places.attached(f"{ATTACHMENT}{name}")
         self.places.check_all_used(len(self.small))
         self.aliases = aliases_from_json(document.get("aliases", {}), self.sites)
         self.ledger = ledger_from_json(document, self.digests)
@@ -222,7 +264,7 @@ class TersorFile:
         """The form of a site as it stands in the file, if its parts fit; its bytes are not checked yet."""
         with self.naming():
             form = unflatten(self.trees[name], name, self._leaf, FORMS)
-            self._count(name, structure(form, self.sites[name]))
+            self._count(name, structure(form, self.sites[name], self.shape(name)))
             return form
 
     def check(self, name: str, form: Form) -> None:
@@ -248,7 +290,7 @@ class TersorFile:
 
     def nbytes(self, name: str) -> int:
         """Bytes of a decoded tensor."""
-        return math.prod(self.sites[name].shape) * self.sites[name].torch_dtype.itemsize
+        return math.prod(self.shape(name)) * self.sites[name].torch_dtype.itemsize
 
     def _leaf(self, name: str) -> Tensor:
         place = self.places.found[name]
@@ -276,6 +318,26 @@ class TersorFile:
         """The same, a slice at a time."""
         with self.naming():
             yield from slices(form, self.sites[name])
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a site as it is stored."""
+        return shape_of(self.sites[name], self.kept.get(name, {}))
+
+    def attachment(self, name: str) -> bytes:
+        """A named file that goes with the weights; FormatError where its bytes are not those it was made of."""
+        with self.naming():
+            who, told = f"attachments: {name[:100]}", self.attachments[name]
+            only(of_type(told, dict, who), ("nbytes", "sha256", "deflated"), who)
+            slot = self.source.slots[f"{ATTACHMENT}{name}"]
+            data = self.source.bytes(slot.begin, slot.end)
+            nbytes = of_type(told.get("nbytes"), int, f"{who}: nbytes")
+            if told.get("deflated", False):
+                if not 0 <= nbytes <= allowed(len(data)):
+                    raise FormatError(f"{who} tells {nbytes:,} bytes, more than its {len(data):,} justify")
+                data = inflate_up_to(data, nbytes, DICTIONARY)[0]
+            if len(data) != nbytes or hashlib.sha256(data).hexdigest() != told.get("sha256"):
+                raise FormatError(f"{who} is damaged: its SHA-256 is not the one that the text tells")
+            return data
 
     def tensor(self, name: str) -> Tensor:
         """One decoded tensor, by name or alias."""

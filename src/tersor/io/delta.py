@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, NamedTuple
 import torch
 from torch import Tensor
 
-from tersor.core.view import Watch
+from tersor.core.observer import Observer
 from tersor.errors import FormatError, RefusedError
 from tersor.files import atomic
 from tersor.forms import Coded, coded
@@ -65,22 +65,22 @@ def diff(
     new: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
-    watch: Watch | None = None,
+    observer: Observer | None = None,
 ) -> Delta:
     """Write what makes NEW of OLD: .tersor files and checkpoints, in any pairing.
 
     NEW is made once before the patch is put in place: it can be made. FormatError where a file is not sound.
     """
-    watch, folder = watch or Watch(), Path(out).parent
+    observer, folder = observer or Observer(), Path(out).parent
     with ExitStack() as stack:
         before = stack.enter_context(Parts(old))
         after = stack.enter_context(Parts(new))
         file = stack.enter_context(atomic(out))
-        told = stack.enter_context(Spool(folder)).fill(before, after, watch)
+        told = stack.enter_context(Spool(folder)).fill(before, after, observer)
         if told is None and after.tersor is not None and not after.tersor.source.tiny:
             # Another version wrote NEW, and its text comes out otherwise: keep its bytes instead.
             after = stack.enter_context(Parts(new, plain=True))
-            told = stack.enter_context(Spool(folder)).fill(before, after, watch)
+            told = stack.enter_context(Spool(folder)).fill(before, after, observer)
         if told is None:
             raise RefusedError(
                 f"{new}: this version of tersor would write it otherwise. Write it anew: "
@@ -119,7 +119,7 @@ class Spool:
         self.file.seek(begin)
         return self.file.read(end - begin)
 
-    def fill(self, before: Parts, after: Parts, watch: Watch) -> Finished | None:
+    def fill(self, before: Parts, after: Parts, observer: Observer) -> Finished | None:
         """Tell every array; None where the new file does not come back with every byte."""
         told, digest = frame(before, after)
         telling, total, parts = Telling(before, after), 2 * len(after.names), {}
@@ -128,11 +128,13 @@ class Spool:
             part |= {"n": lengths} if (lengths := [self.add(stream) for stream in streams]) else {}
             if part != {"how": SAME}:
                 parts[name] = part
-            watch.progress(number, total, name)
+            observer.progress(number, total, name)
         text = dump(told | {"parts": parts})
         again, folder = Hashing(), self.folder
         try:
-            write(Told(parse(text, "its text"), self.read, self.nbytes, before), again, folder, Second(watch))
+            write(
+                Told(parse(text, "its text"), self.read, self.nbytes, before), again, folder, Second(observer)
+            )
         except FormatError as error:
             raise RefusedError(f"{after.path}: no patch can tell it: {error}") from None
         return Finished(text, parts, digest, self) if again.sha.hexdigest() == digest else None
@@ -144,14 +146,14 @@ class Spool:
         self.file.close()
 
 
-class Second(Watch):
-    """The second half of the progress that another watch is told."""
+class Second(Observer):
+    """The second half of the progress that another observer is told."""
 
-    def __init__(self, watch: Watch) -> None:
-        self.watch = watch
+    def __init__(self, observer: Observer) -> None:
+        self.observer = observer
 
     def progress(self, done: int, total: int, text: str = "") -> None:
-        self.watch.progress(total + done, 2 * total, text)
+        self.observer.progress(total + done, 2 * total, text)
 
 
 def frame(before: Parts, after: Parts) -> tuple[Json, str]:

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tersor.core.view import Watch
+from tersor.core.observer import Observer
 from tersor.errors import FormatError, RefusedError
 from tersor.files import atomic
 from tersor.forms import FORMS
@@ -25,7 +25,16 @@ from tersor.forms.flat import unflatten
 from tersor.forms.form import as_bytes
 from tersor.io.container import Builder, TersorFile
 from tersor.io.dictionary import DICTIONARY
-from tersor.io.document import aliases_from_json, ledger_from_json, of_type, only, site_from_json
+from tersor.io.document import (
+    aliases_from_json,
+    changes_from_json,
+    indices_from_json,
+    ledger_from_json,
+    of_type,
+    only,
+    shape_of,
+    site_from_json,
+)
 from tersor.io.header import NAMED, Slot, check_shape, natural, parse_header
 from tersor.io.parts import PATCH, Parts
 from tersor.io.tensors import CHUNK, TensorFile, TensorWriter
@@ -35,6 +44,7 @@ from tersor.io.told import Leaves, Told
 from tersor.io.trees import Places
 
 NUMBER = 1
+INDICES = 1 << 24  # of channels that a patched file may name
 TEXT, STREAMS = "patch", "streams"  # the two tensors of a patch
 KEYS = ("kind", "tiny", "text", "large", "head", "aliases", "parts")
 
@@ -44,7 +54,7 @@ def patch(
     changes: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
-    watch: Watch | None = None,
+    observer: Observer | None = None,
 ) -> int:
     """Write the file that OLD became, of the very bytes it had, and return their number.
 
@@ -55,7 +65,7 @@ def patch(
         told = open_patch(file, before)
         with atomic(out) as target:
             hashing = Hashing(target)
-            nbytes = write(told, hashing, Path(out).parent, watch or Watch())
+            nbytes = write(told, hashing, Path(out).parent, observer or Observer())
             if hashing.sha.hexdigest() != file.metadata["new"]:
                 raise FormatError(
                     "what it makes is not the file that it was made of. It is damaged, or another version "
@@ -146,32 +156,35 @@ def inflate(data: bytes, size: int | None, head: bytes) -> bytes:
     return raw
 
 
-def write(told: Told, target: Any, folder: Path, watch: Watch) -> int:
+def write(told: Told, target: Any, folder: Path, observer: Observer) -> int:
     """Write the new file; returns its bytes."""
     only(told.text, KEYS, "its text")
     kind = of_type(told.text.get("kind"), str, "its kind")
     if kind not in WRITERS:
         raise FormatError(f"its kind is {kind[:20]!r}; known are {', '.join(WRITERS)}")
-    return WRITERS[kind](told, target, folder, watch)
+    return WRITERS[kind](told, target, folder, observer)
 
 
-def write_tersor(told: Told, target: Any, folder: Path, watch: Watch) -> int:
+def write_tersor(told: Told, target: Any, folder: Path, observer: Observer) -> int:
     """Forms as they were, written by the writer of all .tersor files."""
     document = of_type(said(told, "text"), dict, "its text of the new file")
     tiny = of_type(told.text.get("tiny", False), bool, "tiny")
-    places, digests, sites, trees = Places(large_leaves(told)), {}, {}, {}
+    places, digests, sites, kept, trees = Places(large_leaves(told)), {}, {}, {}, {}
+    indices = indices_from_json(document.get("indices", []), INDICES)
     for name, entry in of_type(document.get("sites"), dict, "sites").items():
-        sites[name], digests[name], tree = site_from_json(name, entry, tiny=tiny)
-        trees[name] = places.full(tree, sites[name].shape, sites[name].dtype, name)
+        site, digests[name], tree, kept[name] = site_from_json(name, entry, indices, tiny=tiny)
+        sites[name] = site
+        trees[name] = places.full(tree, shape_of(site, kept[name]), site.dtype, name)
     with TensorWriter(folder) as tensors:
         builder = Builder(tensors, tiny=tiny)
         for number, (name, site) in enumerate(sites.items(), 1):
             leaves = Leaves(told, places, trees[name], name)
-            builder.add(site, unflatten(trees[name], name, leaves.stored, FORMS))
-            watch.progress(number, len(sites), name)
+            builder.add(site, unflatten(trees[name], name, leaves.stored, FORMS), kept[name])
+            observer.progress(number, len(sites), name)
         ledger = ledger_from_json(document, digests)
         aliases = aliases_from_json(document.get("aliases", {}), sites)
-        return builder.finish(target, aliases, ledger)
+        changes = changes_from_json(document.get("changes", []))
+        return builder.finish(target, aliases, ledger, changes=changes)
 
 
 def large_of(file: TersorFile) -> dict[str, Any]:
@@ -193,7 +206,7 @@ def large_leaves(told: Told) -> dict[str, Slot]:
     return found
 
 
-def write_safetensors(told: Told, target: Any, folder: Path, watch: Watch) -> int:
+def write_safetensors(told: Told, target: Any, folder: Path, observer: Observer) -> int:
     """The header as it was, and the tensors in its order."""
     head = of_type(said(told, "head"), str, "its header of the new file").encode()
     slots = slots_of(head)
@@ -203,7 +216,7 @@ def write_safetensors(told: Told, target: Any, folder: Path, watch: Watch) -> in
     for number, name in enumerate(ordered, 1):
         slot, own = slots[name], aliases.get(name, name)
         target.write(as_bytes(told.array(of_type(own, str, "aliases"), slot.dtype, slot.shape)).data)
-        watch.progress(number, len(ordered), name)
+        observer.progress(number, len(ordered), name)
     return 8 + len(head) + sum(slot.nbytes for slot in slots.values())
 
 

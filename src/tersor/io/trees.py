@@ -68,6 +68,7 @@ class Places:
     def __init__(self, slots: Mapping[str, Slot]) -> None:
         self.slots = slots
         self.found: dict[str, Place] = {}
+        self.blobs: set[str] = set()
         self.at = 0  # where the next small leaf begins
 
     def full(self, node: Any, shape: Shape, dtype: str, site: str) -> Any:
@@ -131,9 +132,19 @@ class Places:
         self.found[name] = Place(dtype, shape, self.at, end, small=True)
         self.at = end
 
+    def attached(self, name: str) -> None:
+        """The tensor of an attachment."""
+        slot = self.slots.get(name)
+        if slot is None or name in self.found or slot.dtype is not torch.uint8 or len(slot.shape) != 1:
+            raise FormatError(
+                f"{name[:200]}: an attachment needs a tensor of its own, of U8 in one dimension"
+            )
+        self.blobs.add(name)
+
     def check_all_used(self, small: int) -> None:
         """Every tensor is a leaf, and the small leaves fill the `small` bytes behind the text."""
-        idle = [name for name in self.slots if name != "tersor" and name not in self.found]
+        used = {"tersor", *self.found, *self.blobs}
+        idle = [name for name in self.slots if name not in used]
         if idle:
             raise FormatError(f"{idle[0][:200]}: no form uses this tensor, and {len(idle) - 1} more")
         if self.at != small:

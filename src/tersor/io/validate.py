@@ -43,8 +43,9 @@ class Fact(NamedTuple):
     dtype: torch.dtype
 
 
-def structure(form: Form, site: Site) -> int:
-    """Refuse a tree that cannot be decoded to its site. Returns the elements of all its nodes."""
+def structure(form: Form, site: Site, expected: Shape) -> int:
+    """Refuse a tree that cannot be decoded to its site, of which the shape as it is stored is `expected`.
+    Returns the elements of all its nodes."""
     total = 0
 
     def visit(node: Form, path: str, keep: Shape | None, depth: int) -> Fact:
@@ -65,7 +66,7 @@ def structure(form: Form, site: Site) -> int:
         return fact
 
     shape, dtype = visit(form, "", None, 0)
-    demand(shape == site.shape, site.name, f"decodes to {list(shape)}, the site has {list(site.shape)}")
+    demand(shape == expected, site.name, f"decodes to {list(shape)}, the site has {list(expected)}")
     same = dtype is site.torch_dtype or (dtype in FLOATS and site.torch_dtype in FLOATS)
     demand(same, site.name, f"decodes to {dtype}, the site has torch.{site.dtype}")
     return total

@@ -38,6 +38,7 @@ class Site:
     axis: int = 0  # the axis of outputs: 1 for transposed convolutions, else 0
     groups: int = 1  # of a convolution
     layer: str = ""  # name of the module that owns it
+    origin: str = ""  # of a site that a replacement bore: where it comes from, such as "fc1.weight left"
 
     @property
     def floating(self) -> bool:

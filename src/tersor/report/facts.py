@@ -11,7 +11,7 @@ from dataclasses import fields
 from typing import Any
 
 from tersor.core.ledger import Entry, Ledger
-from tersor.core.run import Compressed
+from tersor.core.state import State
 from tersor.forms import Affine, Coded, Dense, Form, LogGrid
 from tersor.measure.bits import bits_of
 from tersor.model.sites import Site
@@ -20,7 +20,7 @@ from tersor.steps import STEPS
 MEASURED = ("accuracy", "latency")  # kinds of notes about the whole model that head the report
 
 
-def facts_of(result: Compressed) -> dict[str, Any]:
+def facts_of(result: State) -> dict[str, Any]:
     """All that the result and its ledger tell. Files and what is measured later are added by `job`."""
     ledger = result.ledger
     sites = {
@@ -47,7 +47,7 @@ def site_facts(site: Site, form: Form) -> dict[str, Any]:
     """One site: how it is stored, and in how many bits."""
     bits = bits_of(form)
     return {
-        "shape": list(site.shape), "dtype": site.dtype, "kind": site.kind, "form": outline(form),
+        "shape": list(form.shape), "dtype": site.dtype, "kind": site.kind, "form": outline(form),
         "weights": bits.weights, "stored": bits.stored, "bound": bits.bound,
     }  # fmt: skip
 
@@ -76,7 +76,7 @@ def total_bits(sites: Mapping[str, Mapping[str, Any]], given: Mapping[str, Site]
 def latest(ledger: Ledger, kind: str) -> Entry | None:
     """The last note of this kind about the whole model that no edit came after."""
     for entry in reversed(ledger.entries):
-        if entry.is_edit:
+        if entry.changes:
             return None
         if entry.kind == kind and not entry.site:
             return entry
@@ -86,17 +86,16 @@ def latest(ledger: Ledger, kind: str) -> Entry | None:
 def step_facts(ledger: Ledger) -> list[dict[str, Any]]:
     """Each step: its settings, its time, what it says of the whole model, what it did to each site."""
     found = []
-    for number, step in enumerate(ledger.recipe.get("steps", [])):
+    for number, step in enumerate(ledger.recipe.get("steps", []), len(ledger.past)):
         ((name, settings),) = step.items()
         entries = [entry for entry in ledger.entries if entry.step == number]
         facts: dict[str, Any] = {"step": name, "settings": settings}
-        for entry in entries:
-            if entry.kind == "time":
-                facts["seconds"] = entry.data["seconds"]
+        if number in ledger.seconds:
+            facts["seconds"] = ledger.seconds[number]
         facts["notes"] = [
             {"kind": entry.kind, "text": entry.text, **({"data": dict(entry.data)} if entry.data else {})}
             for entry in entries
-            if not entry.site and entry.kind != "time"
+            if not entry.changes and not entry.site
         ]
         facts["sites"] = site_events(entries)
         found.append(facts)
@@ -109,7 +108,7 @@ def site_events(entries: list[Entry]) -> dict[str, dict[str, Any]]:
     for entry in entries:
         if entry.site:
             facts = sites.setdefault(entry.site, {})
-            if entry.is_edit:
+            if entry.changes:
                 facts |= {"how": entry.how, "after": entry.after}
             else:
                 facts |= {"did": entry.kind, "text": entry.text}

@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tersor.core.run import Compressed
+from tersor.core.state import State
 from tersor.errors import SiteError
 from tersor.measure.leaves import leaves_of
 from tersor.model.sites import near
@@ -30,7 +30,7 @@ REST = {
 }  # beside the payload
 
 
-def shown(result: Compressed, path: Path, site: str | None = None) -> dict[str, Any]:
+def shown(result: State, path: Path, site: str | None = None) -> dict[str, Any]:
     """The facts of a file that was loaded, of the sites that the glob `site` means (default: all).
 
     To those of facts_of come `nbytes`, `order0` (bits), `share` and `leaves` of each site, `parts` of the

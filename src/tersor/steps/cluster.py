@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tersor.core.step import Edit, Group, Note
+from tersor.core.events import Edit, Group, Note, of
 from tersor.core.view import View
 from tersor.forms import Codebook, Dense, Form, refine
 from tersor.forms.form import from_rows, to_rows
@@ -49,11 +49,11 @@ class Cluster(Retrain):
         if self.epochs == 0:
             for site in view.each(self.where):
                 edit = self.edit(view, site)
-                yield (edit, self.note(edit.site, edit.after))
+                yield of(site.name, edit, self.note(site.name, edit.after))
             return
         edits = {site.name: self.edit(view, site) for site in view.weights(self.where)}
-        after, group = self.retrained(view, edits)
-        yield (*group, *(self.note(name, after[name]) for name in edits))
+        after, events = self.retrained(view, edits)
+        yield Group("all", (*events, *(self.note(name, after[name]) for name in edits)))
 
     def edit(self, view: View, site: Site) -> Edit:
         after, how = refine(view.form(site), self.storing(view.seed_for(site)), site.axis)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from tersor.core.step import Group, Note
+from tersor.core.events import Group, Note
 from tersor.core.view import View
 from tersor.errors import SettingError, did_you_mean
 from tersor.settings import check
@@ -52,4 +52,4 @@ class Distill(Finetune):
         learning = self.learning(view)
         moved, facts = view.train(plan, where=learning, teacher=teacher, text=self.name)
         trained = Note("", "trained", f"{self.epochs:g} epochs of distillation", facts)
-        yield (*view.edits(moved), trained, *self.left(view, moved, learning))
+        yield Group("all", (*view.edits(moved), trained, *self.left(view, moved, learning)))

@@ -17,7 +17,8 @@ from typing import ClassVar, TypeVar
 
 from torch import Tensor
 
-from tersor.core.step import Edit, Group, Note
+from tersor.core.events import Edit, Group, Note, of
+from tersor.core.step import Needs
 from tersor.core.view import View
 from tersor.errors import SettingError, did_you_mean
 from tersor.forms import Dense, Form, Masked, coded, uncoded
@@ -42,8 +43,9 @@ class Entropy:
         if self.coder not in CODERS:
             raise SettingError(f"entropy: coder={self.coder!r}; {did_you_mean(self.coder, CODERS)}")
 
-    def sitewise(self) -> bool:
-        return True
+    @property
+    def needs(self) -> Needs:
+        return Needs.NOTHING
 
     def run(self, view: View) -> Iterator[Group]:
         sites = list(view.sites.values()) if self.where == "*" else select(view.sites, self.where, self.name)
@@ -52,12 +54,14 @@ class Entropy:
             for number, (site, (plain, after)) in enumerate(zip(left, found, strict=True), 1):
                 form = view.form(site)
                 if after.nbytes >= form.nbytes:
-                    yield (Note(site.name, "skipped", f"no coder shortens its {form.nbytes} bytes"),)
+                    yield of(
+                        site.name, Note(site.name, "skipped", f"no coder shortens its {form.nbytes} bytes")
+                    )
                 else:
                     said = f"{plain.nbytes} to {after.nbytes} bytes"
                     note = Note(site.name, "done", said, {"before": plain.nbytes, "after": after.nbytes})
-                    yield (Edit(site.name, form, after, "lossless"), note)
-                view.watch.progress(len(sites) - len(left) + number, len(sites), site.name)
+                    yield of(site.name, Edit(site.name, form, after, "lossless"), note)
+                view.observer.progress(len(sites) - len(left) + number, len(sites), site.name)
 
     def both(self, form: Form) -> tuple[Form, Form]:
         """The form without coded leaves, and with all of them coded."""

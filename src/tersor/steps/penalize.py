@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from tersor.core.step import Edit, Group, Note
+from tersor.core.events import Edit, Group, Note
 from tersor.core.view import View
 from tersor.errors import RefusedError, SettingError
 from tersor.forms import Affine, Dense, Form, Masked, refine, uncoded
@@ -87,29 +87,30 @@ class Penalize(Retrain):
         edits = {}
         for site in priced:
             form, how = refine(view.form(site), self.grid, site.axis)
-            edits[site.name] = Edit(site.name, view.form(site), form, how)
-        count = sum(math.prod(site.shape) for site in priced)
+            edits[site.name] = (form, how)
+        count = sum(math.prod(view.shape(site)) for site in priced)
         layers = {site.layer for site in priced}
         found, alone = self.links(view, layers)
         prices = Prices(self, view, self.nbytes or self.bits * count / 8, count, found)
         teacher = teacher_of(self.teacher, view) if self.share > 0 else None
         moved, facts = view.train(
-            self.plan(), forms={n: e.after for n, e in edits.items()}, teacher=teacher, on_step=prices,
-            begin={n: e.before for n, e in edits.items()}, grids=dict.fromkeys(edits, RatedPart),
+            self.plan(), forms={n: form for n, (form, _) in edits.items()}, teacher=teacher, on_step=prices,
+            begin={n: view.forms[n] for n in edits}, grids=dict.fromkeys(edits, RatedPart),
             text=self.name,
         )  # fmt: skip
-        after = {name: edit.after for name, edit in edits.items()} | moved
+        after = {name: form for name, (form, _) in edits.items()} | moved
         after, said = cleared(view, after, layers)
         after |= arranged({**view.forms, **after}, found)
-        hows = {name: edit.how for name, edit in edits.items()}
-        group = [Edit(n, view.forms[n], after[n], hows.get(n, "refine")) for n in view.sites if n in after]
+        hows = {name: how for name, (_, how) in edits.items()}
+        events = [Edit(n, view.forms[n], after[n], hows.get(n, "refine")) for n in view.sites if n in after]
         notes = [zeros(site, after[site.name]) for site in priced]
         now = nbytes_of({**view.forms, **after})
         text = f"{self.epochs:g} epochs, about {now} bytes once entropy-coded"
         if self.price is None:
             text += f"; wanted {round(prices.target)}"
         order = [order_of(found, alone)] if self.arrange else []
-        yield (*group, *notes, said, *order, Note("", "trained", text, facts | {"nbytes": now}))
+        trained = Note("", "trained", text, facts | {"nbytes": now})
+        yield Group("all", (*events, *notes, said, *order, trained))
 
     def priced(self, view: View) -> list[Site]:
         """The weights that `where` means and, with `vectors`, the biases and norms of their layers."""

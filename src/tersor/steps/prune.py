@@ -17,7 +17,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tersor.core.step import Edit, Group, Note
+from tersor.core.events import Edit, Group, Note, of
+from tersor.core.step import Needs
 from tersor.core.view import View
 from tersor.errors import SettingError
 from tersor.forms import Dense, Form, LowRank, Masked, Sum, uncoded
@@ -74,17 +75,17 @@ class Prune(Retrain):
             raise SettingError(f"prune: pattern={self.pattern!r}, but it is N:M with 0 < N <= M, such as 2:4")
         return n, m
 
-    def sitewise(self) -> bool:
-        return self.epochs == 0 and (
-            self.per not in TOGETHER or bool(self.threshold is not None or self.pattern)
-        )
+    @property
+    def needs(self) -> Needs:
+        together = self.per in TOGETHER and self.threshold is None and self.pattern is None
+        return Needs.WHOLE if together and not self.epochs else super().needs
 
     def run(self, view: View) -> Iterator[Group]:
-        if self.sitewise():
+        if self.needs is Needs.NOTHING:
             for site in view.each(self.where):
                 form = view.form(site)
                 after, how = self.wrapped(form, site)
-                yield (Edit(site.name, form, after, how), kept_note(site, after))
+                yield of(site.name, Edit(site.name, form, after, how), kept_note(site, after))
             return
         sites = view.weights(self.where)
         forms = {site.name: mask_all(view.form(site)) for site in sites}
@@ -93,7 +94,7 @@ class Prune(Retrain):
             for site in sites:
                 form, after = view.form(site), narrow[site.name]
                 how = "wrap" if holds(after, form) else "refine"
-                yield (Edit(site.name, form, after, how), kept_note(site, after))
+                yield of(site.name, Edit(site.name, form, after, how), kept_note(site, after))
             return
         state: dict[str, Form] = {**view.forms, **forms}
         for number in range(1, self.rounds + 1):
@@ -110,7 +111,7 @@ class Prune(Retrain):
         changed = {name: form for name, form in state.items() if form.digest != view.forms[name].digest}
         notes = (kept_note(site, state[site.name]) for site in sites)
         trained = Note("", "trained", f"{self.rounds} x {self.epochs:g} epochs", facts)
-        yield (*view.edits(changed), *notes, trained)
+        yield Group("all", (*view.edits(changed), *notes, trained))
 
     def wrapped(self, form: Form, site: Site) -> tuple[Form, str]:
         after = self.narrowed([site], {site.name: mask_all(form)}, self.keep)[site.name]

@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tersor.core.step import Edit, Group, Note
+from tersor.core.events import Edit, Group, Note, of
 from tersor.core.view import View
 from tersor.errors import SettingError
 from tersor.forms import Affine, Codebook, Dense, Form, LogGrid, refine
@@ -67,11 +67,12 @@ class Quantize(Retrain):
         if self.epochs == 0:
             for site in view.each(self.where):
                 edit = self.edit(view, site)
-                yield (edit, self.note(edit.site, edit.before, edit.after))
+                yield of(site.name, edit, self.note(site.name, view.form(site), edit.after))
             return
         edits = {site.name: self.edit(view, site) for site in view.weights(self.where)}
-        after, group = self.retrained(view, edits)
-        yield (*group, *(self.note(name, view.forms[name], after[name]) for name in edits))
+        after, events = self.retrained(view, edits)
+        notes = (self.note(name, view.forms[name], after[name]) for name in edits)
+        yield Group("all", (*events, *notes))
 
     def edit(self, view: View, site: Site) -> Edit:
         after, how = refine(view.form(site), self.store, site.axis)

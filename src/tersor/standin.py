@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from tersor.core.recipe import Recipe
-from tersor.core.run import Compressed, start
+from tersor.core.state import State, start
+from tersor.settings import settings_of
 
 LONGEST = 64  # of an axis: large enough that a coder is worth its while
 # What most models have something like.
@@ -48,29 +49,29 @@ class Named(nn.Module):
         return module
 
 
-def stand_in(recipe: Recipe) -> Compressed:
+def stand_in(recipe: Recipe) -> State:
     """A model that has whatever the recipe's globs and layer names ask for."""
     shapes = dict(USUAL)
     for step in recipe.steps:
-        for pattern in globs(getattr(step, "where", "*")):
+        for pattern in globs(step.where):
             name = example(pattern)
             if not any(clash(name, other) for other in shapes):
                 shapes[name] = (LONGEST,) if name.endswith("bias") else (LONGEST, LONGEST)
-    layers = [w.strip() for step in recipe.steps for w in str(getattr(step, "features", "")).split(",")]
+    layers = [w.strip() for step in recipe.steps for w in settings_of(step).get("features", "").split(",")]
     random = torch.Generator().manual_seed(0)
     return start(Named({n: torch.randn(s, generator=random) for n, s in shapes.items()}, layers=layers))
 
 
-def stand_in_for(given: Compressed) -> Compressed:
+def stand_in_for(given: State) -> State:
     """A model with the names, kinds and dtypes of `given`, and axes cut to a length that costs nothing."""
     random = torch.Generator().manual_seed(0)
     sites = {
-        name: dataclasses.replace(site, shape=tuple(min(length, LONGEST) for length in site.shape))
+        name: dataclasses.replace(site, shape=tuple(min(length, LONGEST) for length in given.shape(name)))
         for name, site in given.sites.items()
     }
     tensors = {n: torch.randn(s.shape, generator=random).to(s.torch_dtype) for n, s in sites.items()}
     buffers = {name for name, site in sites.items() if not site.is_parameter}
-    layers = [] if given.base is None else [name for name, _ in given.base.named_modules()]
+    layers = [] if given.given is None else [name for name, _ in given.given.named_modules()]
     return dataclasses.replace(start(Named(tensors, buffers, layers)), sites=sites)
 
 

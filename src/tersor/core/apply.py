@@ -1,0 +1,114 @@
+"""Apply: a group of events on a state, checked, all or none.
+
+Every edit is checked before it counts: it names the form that is there, keeps the shape, is finite, and treats
+the old form as it says (`wrap` holds it, `lossless` decodes to equal bits). A cut names given indices that are
+still present. What changes an answer marks the grids of activations stale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from tersor.core.events import HOW, Cut, Edit, Group, Note
+from tersor.core.state import State
+from tersor.errors import RefusedError
+from tersor.forms import Form, Grid
+from tersor.forms.form import as_bytes
+from tersor.model.changes import Replace, Set
+from tersor.model.sites import Site
+from tersor.model.stock import born
+
+Digests = tuple[str, str]  # before and after
+
+
+def apply(state: State, group: Group, who: str) -> tuple[State, list[Digests]]:
+    """The state after a group, and what each of its events changed."""
+    digests = []
+    for event in group.events:
+        if isinstance(event, Note):
+            digests.append(("", ""))
+            continue
+        if isinstance(event, Edit):
+            state, found = edited(state, event, who)
+        elif isinstance(event, Cut):
+            state, found = cut(state, event, who)
+        else:
+            state, found = changed(state, event), ("", "")
+        digests.append(found)
+        if not (isinstance(event, Edit) and (event.how == "lossless" or isinstance(event.after, Grid))):
+            # Without a graph nobody knows which edges lie behind this one, so all of them count as such.
+            state = replace(state, grids={edge: grid.aged() for edge, grid in state.grids.items()})
+    return state, digests
+
+
+def edited(state: State, edit: Edit, who: str) -> tuple[State, Digests]:
+    before = "" if edit.before is None else edit.before.digest
+    if isinstance(edit.after, Grid):
+        there = state.grids.get(edit.site)
+        if before != ("" if there is None else there.digest):
+            raise RefusedError(f"{who}: {edit.site}: the edit starts from a grid that is not there")
+        return replace(state, grids={**state.grids, edit.site: edit.after}), (before, edit.after.digest)
+    after = edit.after
+    there = state.forms.get(edit.site)
+    if there is None or not isinstance(after, Form) or there.digest != before:
+        raise RefusedError(f"{who}: {edit.site}: the edit starts from a form that is not there")
+    check_edit(edit, there, after, state.sites[edit.site], who)
+    return replace(state, forms={**state.forms, edit.site: after}), (before, after.digest)
+
+
+def check_edit(edit: Edit, there: Form, after: Form, site: Site, who: str) -> None:
+    """Refuse an edit that is not what it says it is."""
+    if edit.how not in HOW:
+        raise RefusedError(f"{who}: {edit.site}: an edit is one of {', '.join(HOW)}, not {edit.how!r}")
+    if tuple(after.shape) != tuple(there.shape):
+        raise RefusedError(f"{who}: {edit.site}: shape {list(there.shape)} became {list(after.shape)}")
+    if edit.how == "wrap" and there.digest not in {node.digest for _, node in after.walk()}:
+        raise RefusedError(f"{who}: {edit.site}: a wrap must hold the old form")
+    if edit.how == "lossless":
+        pairs = zip(there.slices(), after.slices(), strict=True)
+        if not all(same_bits(old, new) for old, new in pairs):
+            raise RefusedError(f"{who}: {edit.site}: a lossless edit must decode to the same bits")
+    elif not all(part.to(site.torch_dtype).isfinite().all() for part in after.slices()):
+        raise RefusedError(
+            f"{who}: {edit.site}: the new form decodes to NaN or infinity; nothing was changed"
+        )
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and torch.equal(*(torch.from_numpy(as_bytes(tensor)) for tensor in (a, b)))
+
+
+def cut(state: State, event: Cut, who: str) -> tuple[State, Digests]:
+    """Whatever form stands, its indices along one axis that are named by those the tensor was given with."""
+    if event.site not in state.forms:
+        raise RefusedError(f"{who}: {event.site}: there is no such weight to cut")
+    before, axes = state.forms[event.site], len(state.sites[event.site].shape)
+    if not 0 <= event.axis < axes:
+        raise RefusedError(f"{who}: {event.site}: axis {event.axis} of {axes} cannot be cut")
+    place = {index: at for at, index in enumerate(state.present(event.site, event.axis))}
+    gone = [index for index in event.kept if index not in place]
+    if gone or not event.kept or len(set(event.kept)) < len(event.kept):
+        what = f"index {gone[0]}, which is not present" if gone else "no index, or one twice"
+        raise RefusedError(f"{who}: {event.site}: a cut of axis {event.axis} keeps {what}")
+    after = before.take(event.axis, torch.tensor([place[index] for index in event.kept]))
+    kept = {**state.kept, event.site: {**state.kept.get(event.site, {}), event.axis: event.kept}}
+    return replace(state, forms={**state.forms, event.site: after}, kept=kept), (before.digest, after.digest)
+
+
+def changed(state: State, event: Set | Replace) -> State:
+    """A module's integer, or a module in place of another: its weights die, others are born of them."""
+    state = replace(state, changes=(*state.changes, event))
+    if isinstance(event, Set):
+        return state
+    dead, fresh, aliases = born(event, state.sites, state.forms, state.aliases, state.given)
+
+    def living(table: Mapping[str, object]) -> dict:
+        return {name: value for name, value in table.items() if name not in dead}
+
+    sites = {**living(state.sites), **{name: site for name, (site, _) in fresh.items()}}
+    forms = {**living(state.forms), **{name: form for name, (_, form) in fresh.items()}}
+    return replace(state, sites=sites, forms=forms, aliases=aliases, kept=living(state.kept))

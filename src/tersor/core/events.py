@@ -1,0 +1,89 @@
+"""Events: what a step may yield, in keyed groups. Nothing is changed until the executor applies a group.
+
+Edit(site, before, after, how)     this site's form, or this edge's grid, becomes that
+Cut(site, axis, kept)              keep these indices of that axis, in this order, whatever form stands
+Set, Replace                       this module's integer becomes that; this module becomes a stock one
+Note(site, kind, text)             a fact
+
+An edit says how it treats the old form:
+    wrap      the old form is a child of the new          refine   leaves replaced, the rest stands
+    lossless  decodes to the same bits   absorb   decoded and encoded anew: earlier structure is gone
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tersor.forms import Node
+from tersor.model.changes import Replace, Set
+
+HOW = ("wrap", "refine", "lossless", "absorb")
+PROOFS = ("masked", "same", "runs")
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """This site's form becomes that; at an edge of the graph a grid, where `before` may be None."""
+
+    site: str
+    before: Node | None
+    after: Node
+    how: str
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Of an axis of a site keep these indices, in this order. They are *given* indices, those of the tensor
+    as it was first given: so cuts of one site along different axes commute, and a reordering is a cut too.
+
+    `reads`: along this axis the weight reads what other layers make (inputs of a product, of a convolution):
+    the proof puts zeros there in the model that the cut one is compared with.
+    """
+
+    site: str
+    axis: int
+    kept: tuple[int, ...]
+    reads: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Note:
+    """A fact about a site, or about the whole model (site ""). `data` is JSON: numbers and text."""
+
+    site: str
+    kind: str  # one word: "skipped", "done", "measured", "trained", "written", ...
+    text: str
+    data: Mapping[str, Any] = field(default_factory=dict)
+    timed: bool = False  # it tells seconds: the report has it, the file does not
+
+
+Event = Edit | Cut | Set | Replace | Note
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Events that are applied whole, at once, or taken back whole.
+
+    `key` is unique in its step, and the same when the step runs again: a resumed run passes over the groups
+    that it has. The proof of a group that changes a module's structure:
+        masked   its answers are those before, with zeros where the cut units are read (what cuts default to)
+        same     its answers are those before (what sets and replacements default to)
+        runs     its answers change on purpose: they have the same shape and are finite
+    """
+
+    key: str
+    events: tuple[Event, ...]
+    proof: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "events", tuple(self.events))
+        if not self.proof and any(isinstance(event, (Cut, Set, Replace)) for event in self.events):
+            cuts = any(isinstance(event, Cut) for event in self.events)
+            object.__setattr__(self, "proof", "masked" if cuts else "same")
+
+
+def of(site: str, *events: Event) -> Group:
+    """The group of one site that is done by itself: its key is the site's name."""
+    return Group(site, events)

@@ -1,0 +1,122 @@
+"""History: undo, replay and lock: what a ledger, a journal and the first weights bring back.
+
+undo      of lossless steps: from the state alone; of all steps: the first weights; else from the run's journal
+replay    the groups of a journal on the model that its run began with, without computing them again
+lock      the recipe with every setting spelled out, where it began, and what came of each site
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from tersor.core.apply import apply
+from tersor.core.journal import Line, lines_of
+from tersor.core.recipe import Recipe
+from tersor.core.state import State, known_base, start
+from tersor.errors import JournalError, RefusedError, SettingError
+from tersor.forms import uncoded
+
+
+def undo(state: State, steps: int | None = None, *, journal: str | Path | None = None) -> State:
+    """The state before the last `steps` steps of the ledger (default: before all), bit for bit.
+
+    Past forms are not held in memory: other than lossless steps, or all of them, need the `journal` of the
+    run that began with the model, or RefusedError says so.
+    """
+    ledger = state.ledger
+    first = 0 if steps is None else ledger.count - steps
+    if first < 0 or (steps is not None and steps < 0):
+        raise SettingError(f"undo: steps={steps}, but the ledger has {ledger.count} steps")
+    if first == ledger.count:
+        return state
+    if first == 0 and state.base is not None:
+        return first_given(state)
+    if first < len(ledger.past):
+        raise RefusedError(
+            f"undo: of the first {len(ledger.past)} steps only names are left: a file keeps no more"
+        )
+    if journal is not None:
+        return rebuilt(state, first, lines_of(journal))
+    changes = [entry for entry in ledger.entries if entry.step >= first and entry.changes]
+    if all(entry.how == "lossless" for entry in changes):
+        return without_coding(state, first, {entry.site: entry.before for entry in reversed(changes)})
+    if first == 0:
+        return first_given(state)
+    raise RefusedError(
+        f"undo: steps={steps} reaches back over steps that changed weights, and past weights are kept by a "
+        f"journal only. Give it: undo(state, {steps}, journal=FOLDER); or undo all steps with the first weights"
+    )
+
+
+def first_given(state: State) -> State:
+    """Nothing done yet. RefusedError where a file came without its first weights."""
+    base = known_base(state, "undo")
+    return State(base.sites, base.forms, base.aliases, state.ledger.until(0), state.given, base)
+
+
+def without_coding(state: State, first: int, before: dict[str, str]) -> State:
+    """The forms that stood before lossless edits; `before`: their digests."""
+    forms = dict(state.forms)
+    for site, digest in before.items():
+        plain = uncoded(forms[site])
+        if plain.digest != digest and forms[site].digest != digest:
+            raise RefusedError(
+                f"undo: {site} had another coding before (form {digest}); give the run's journal=FOLDER"
+            )
+        forms[site] = plain if plain.digest == digest else forms[site]
+    return replace(state, forms=forms, ledger=state.ledger.until(first))
+
+
+def rebuilt(state: State, first: int, lines: list[Line]) -> State:
+    """The state after the ledger's first steps, from the journal of the run that began with the model."""
+    begun = first_given(state)
+    for line in lines:
+        if line.step < first:
+            begun = apply(begun, line.group(begun.nodes), "undo")[0]
+    result = replace(begun, ledger=state.ledger.until(first), attachments=state.attachments)
+    last = {e.site: e.after for e in state.ledger.entries if e.step < first and e.after}
+    wrong = [
+        site for site, digest in last.items() if site in result.forms and result.forms[site].digest != digest
+    ]
+    if wrong:
+        raise JournalError(
+            f"undo: {wrong[0]}: this journal is of another run: its forms are not the ledger's"
+        )
+    return result
+
+
+def replay(model: nn.Module | State, ledger: Any, journal: str | Path) -> State:
+    """Apply a journal's groups to the model that its run began with, without computing them again."""
+    given = model if isinstance(model, State) else start(model)
+    if given.digest != ledger.base:
+        raise RefusedError(f"replay: the ledger begins with model {ledger.base}, this one is {given.digest}")
+    return rebuilt(replace(given, ledger=ledger), ledger.count, lines_of(journal))
+
+
+def lock(state: State) -> dict[str, Any]:
+    """The lock file: the recipe with every setting spelled out, where it began and what came of each site."""
+    if state.ledger.past:
+        raise RefusedError(
+            "lock: the settings of the oldest steps are not in this ledger any more: a file keeps some"
+        )
+    touched = {entry.site for entry in state.ledger.entries if entry.changes}
+    touched |= {name for name, site in state.sites.items() if site.origin}
+    return {
+        **state.ledger.recipe,
+        "base": state.ledger.base,
+        "result": {name: form.digest for name, form in state.forms.items() if name in touched},
+    }
+
+
+def compare_lock(recipe: Recipe, result: State) -> None:
+    """Refuse a result that is not the one that the lock names."""
+    for site, digest in recipe.result:
+        found = result.forms[site].digest if site in result.forms else "no such site"
+        if found != digest:
+            raise RefusedError(
+                f"lock: {site} came out as {found}, the lock says {digest}: not the same machine or data"
+            )

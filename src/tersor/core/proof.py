@@ -1,0 +1,127 @@
+"""Proof: whether a group that changes a module's structure did what it says, on calibration batches.
+
+masked   after(x) == before(x) with zeros in the columns that read what was cut
+same     after(x) == before(x)
+runs     after(x) has the shape of before(x), and is finite
+Zeros stand where units are read, not where they are made: a batch norm turns a channel of zeros into a constant.
+In float64, where the module runs in it: then nothing but an error is left between the two. Cost: three passes
+over a few batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tersor.core.events import Cut, Group, Note
+from tersor.core.state import State
+from tersor.model.batches import device_of, evaluating, move, steady
+from tersor.model.task import MISFIT, Task
+
+BATCHES = 2
+EXACT = 1e-6  # of the largest answer, in float64: what a constant in float32 inside the model may leave
+ROUNDING = 256  # units in the last place of the model's own dtype, where it does not run in float64
+
+
+def proved(before: State, after: State, group: Group, task: Task | None) -> tuple[bool, Note]:
+    """(whether the group may stand, what is said of it)."""
+    if before.given is None or task is None:
+        lacks = "the model is not there" if before.given is None else "there is no task to draw batches from"
+        return False, Note("", "refused", f"{group.key}: taken back: not proved, for {lacks}")
+    try:
+        wide = True
+        try:
+            was, now, want = answers(before, after, group, task, wide=True)
+        except MISFIT:  # it names a dtype in its forward
+            wide = False
+            was, now, want = answers(before, after, group, task, wide=False)
+    except MISFIT as error:
+        text = f"{group.key}: taken back: the changed model does not run: {type(error).__name__}: {error}"
+        return False, Note("", "refused", text)
+    if [a.shape for a in now] != [a.shape for a in want] or not all(a.isfinite().all() for a in now):
+        shapes = f"{[list(a.shape) for a in want]} became {[list(a.shape) for a in now]}"
+        return False, Note("", "refused", f"{group.key}: taken back: answers of {shapes}, or not finite")
+    scale = max(float(a.abs().max()) for a in was) or 1.0
+    near = scale * (EXACT if wide else ROUNDING * max(torch.finfo(a.dtype).eps for a in was))
+    moved, differs = distance(was, want), distance(now, want)
+    data = {"differs": differs, "largest": scale, "samples": sum(len(a) for a in was if a.ndim)}
+    if group.proof == "runs":
+        return True, Note("", "proved", f"{group.key}: it runs, and answers on purpose otherwise", data)
+    if differs > near:
+        text = f"{group.key}: taken back: answers differ by {differs:.3g} of {scale:.3g} from those wanted"
+        return False, Note("", "refused", text, data)
+    if group.proof == "masked" and removes(before, group) and moved <= near:
+        text = f"{group.key}: the proof is void: what was cut did not move the answers on these batches"
+        return True, Note("", "void", text, data)
+    text = f"{group.key}: answers differ by {differs:.2g} of {scale:.3g} from those wanted"
+    return True, Note("", "proved", text, data)
+
+
+def answers(
+    before: State, after: State, group: Group, task: Task, *, wide: bool
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """What the model answered before, what it answers now, and what it should."""
+    was = list(outputs(before.model(), task, wide))
+    now = list(outputs(after.model(), task, wide))
+    want = was if group.proof != "masked" else list(outputs(masked(before, group), task, wide))
+    return was, now, want
+
+
+def masked(before: State, group: Group) -> nn.Module:
+    """The model before, with zeros where what is cut is read."""
+    model = before.model()
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    with torch.no_grad():
+        for cut in cuts(group):
+            if cut.reads:
+                gone = [
+                    at
+                    for at, index in enumerate(before.present(cut.site, cut.axis))
+                    if index not in set(cut.kept)
+                ]
+                tensors[cut.site].index_fill_(cut.axis, torch.tensor(gone, dtype=torch.int64), 0)
+    return model
+
+
+def cuts(group: Group) -> Iterator[Cut]:
+    return (event for event in group.events if isinstance(event, Cut))
+
+
+def removes(before: State, group: Group) -> bool:
+    """Whether anything goes: a reordering removes nothing."""
+    return any(len(cut.kept) < len(before.present(cut.site, cut.axis)) for cut in cuts(group))
+
+
+def outputs(model: nn.Module, task: Task, wide: bool) -> Iterator[Tensor]:
+    """The floats among the answers to a few calibration batches (evaluation batches where there are none)."""
+    model, change = (model.double(), doubled) if wide else (model, lambda x: x)
+    word = "evaluate" if task.calibrate is None else "calibrate"
+    with evaluating(model), steady(getattr(task, word)):
+        for batch in islice(task.batches(word), BATCHES):
+            yield from tensors_of(task.run(model, each(move(batch, device_of(model)), change)))
+
+
+def doubled(value: Tensor) -> Tensor:
+    return value.double() if value.is_floating_point() else value
+
+
+def each(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A batch with every tensor changed."""
+    return torch.utils._pytree.tree_map(lambda x: change(x) if isinstance(x, Tensor) else x, batch)
+
+
+def tensors_of(output: Any) -> list[Tensor]:
+    return [
+        x for x in torch.utils._pytree.tree_leaves(output) if isinstance(x, Tensor) and x.is_floating_point()
+    ]
+
+
+def distance(a: list[Tensor], b: list[Tensor]) -> float:
+    return max(
+        (float((x.double() - y.double()).abs().max()) for x, y in zip(a, b, strict=True) if x.numel()),
+        default=0.0,
+    )
