@@ -23,6 +23,7 @@ import pytest
 import torch
 from tiny import MODELS, TRAINED, Tiny, tiny
 
+from tersor.check import check
 from tersor.core.history import replay, undo
 from tersor.core.recipe import Recipe, from_words, from_yaml
 from tersor.core.run import run
@@ -30,7 +31,6 @@ from tersor.core.state import State, digest_of, start
 from tersor.errors import MissingError, SettingError, SiteError
 from tersor.forms import Form, LowRank, Masked, Sum, uncoded
 from tersor.io import load, save
-from tersor.report.check import check
 from tersor.settings import make, settings_of
 from tersor.steps import STEPS
 

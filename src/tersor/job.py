@@ -52,7 +52,8 @@ def job(
             select(given.sites, step.where, step.name)
     out = Path(out)
     kept = out / JOURNAL if journal else None
-    if first() and (out / MODEL).exists() and not (out / JOURNAL).exists() and not force:
+    finished = all((out / name).exists() for name in (MODEL, LOCK, REPORT)) and not (out / JOURNAL).exists()
+    if first() and finished and not force:
         raise RefusedError(f"{out} holds a finished run. Name another folder, or run it anew with --force")
     if first() and force and not resume:
         shutil.rmtree(out / JOURNAL, ignore_errors=True)

@@ -1,6 +1,8 @@
 """The journal: a run cut off anywhere goes on to the same ledger and the same bits, or is refused."""
 
+import hashlib
 import json
+import operator
 import shutil
 import signal
 import subprocess
@@ -16,13 +18,16 @@ import safetensors.torch
 import torch
 from tiny import Tiny, tiny
 
-from tersor.core.events import Edit, Group, Note
+from tersor.core.events import Edit, Group, Note, of
+from tersor.core.journal import lines_of
 from tersor.core.observer import Observer
 from tersor.core.recipe import Recipe
 from tersor.core.run import run
 from tersor.core.state import State
+from tersor.core.step import Needs
 from tersor.core.view import View
 from tersor.errors import JournalError, StorageError
+from tersor.files import claim
 from tersor.forms import Dense, Sum
 from tersor.model.sites import Site
 from tersor.steps import STEPS, Cluster, Entropy, Factorize, Finetune, Measure, Prune, Quantize
@@ -37,7 +42,7 @@ RECIPE = Recipe(
 
 
 def lines(folder: Path) -> list[Path]:
-    return sorted(folder.glob("[0-9]*.safetensors"))
+    return sorted(folder.glob("[0-9]*.group"))
 
 
 def same(a: State, b: State) -> None:
@@ -59,14 +64,11 @@ def test_a_journal_changes_nothing(whole: tuple[Tiny, State, Path]) -> None:
 
 def test_every_group_is_one_file(whole: tuple[Tiny, State, Path]) -> None:
     _, result, folder = whole
-    facts = []
-    for path in lines(folder):
-        with safetensors.safe_open(path, "pt") as file:
-            facts.append(json.loads(file.metadata()["journal"]))
-    assert sum(len(fact["events"]) for fact in facts) == len(result.ledger.entries)
-    assert [fact["step"] for fact in facts if fact["end"]] == list(range(len(RECIPE.steps)))
+    found = lines_of(folder)
+    assert sum(len(line.events) for line in found) == len(result.ledger.entries)
+    assert [line.step for line in found if line.seconds is not None] == list(range(len(RECIPE.steps)))
     assert sorted(path.name for path in folder.iterdir()) == sorted(
-        ["head.json", *(f"{n:06d}.safetensors" for n in range(1, len(facts) + 1))]
+        ["head.json", "lock", *(f"{n:06d}.group" for n in range(1, len(found) + 1))]
     )
 
 
@@ -102,7 +104,7 @@ def test_interrupted_at_any_report_of_progress(whole: tuple[Tiny, State, Path], 
     cut = 0
     for after in range(0, 40, 4):
         try:
-            run(t.model, RECIPE, t.task, journal=tmp_path / str(after), watch=Stop(after))
+            run(t.model, RECIPE, t.task, journal=tmp_path / str(after), observer=Stop(after))
         except KeyboardInterrupt:
             cut += 1
         same(run(t.model, RECIPE, t.task, journal=tmp_path / str(after), resume=True), result)
@@ -151,6 +153,7 @@ def test_resume_with_nothing_there_begins(whole: tuple[Tiny, State, Path], tmp_p
 def test_a_journal_in_the_way_is_not_overwritten(whole: tuple[Tiny, State, Path]) -> None:
     t, _, folder = whole
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert "lock" in before
     with pytest.raises(JournalError, match=r"holds the journal of an earlier run.*resume=True"):
         run(t.model, RECIPE, t.task, journal=folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
@@ -208,34 +211,47 @@ def test_a_damaged_head_is_refused(what: str, whole: tuple[Tiny, State, Path], t
 
 def test_a_newer_journal_is_refused(whole: tuple[Tiny, State, Path], tmp_path: Path) -> None:
     t, _, folder = whole
-    head = json.loads((folder / "head.json").read_text()) | {"tersor journal": 2}
+    head = json.loads((folder / "head.json").read_text()) | {"tersor journal": 3}
     copy = damaged(folder, tmp_path / "copy", "head.json", json.dumps(head).encode())
-    with pytest.raises(JournalError, match="journal format 2, this version reads 1"):
+    with pytest.raises(JournalError, match="journal format 3, this version reads 2"):
         run(t.model, RECIPE, t.task, journal=copy, resume=True)
 
 
-def bad_line(**changes: Any) -> bytes:
-    line = {"step": 0, "end": False, "events": []} | changes
-    return safetensors.torch.save({"0": torch.ones(2)}, {"journal": json.dumps(line)})
+def bad_line(folder: Path, **changes: Any) -> bytes:
+    """A file that follows the head, and holds nonsense."""
+    line = {"step": 0, "key": "k", "proof": "", "seconds": None, "events": []} | changes
+    line = {key: value for key, value in line.items() if value != "missing"}
+    return behind_head(folder, safetensors.torch.save({"0": torch.ones(2)}, {"journal": json.dumps(line)}))
+
+
+def behind_head(folder: Path, data: bytes) -> bytes:
+    head = hashlib.sha256((folder / "head.json").read_bytes()).digest()
+    return hashlib.sha256(head + data).digest() + data
 
 
 TREE = {"form": "masked", "keep": {"form": "dense"}, "body": {"form": "dense"}}
-LINES = {
-    "empty": b"",
-    "no safetensors": b"x" * 100,
-    "no line": safetensors.torch.save({"0": torch.ones(2)}),
-    "no JSON": safetensors.torch.save({"0": torch.ones(2)}, {"journal": "{"}),
-    "an unknown form": bad_line(events=[{"site": "stem.weight", "how": "refine", "tree": {"form": "x"}}]),
-    "a missing array": bad_line(events=[{"site": "stem.weight", "how": "refine", "tree": TREE}]),
-    "no events": safetensors.torch.save({}, {"journal": '{"step": 0, "end": true}'}),
-    "no object": safetensors.torch.save({}, {"journal": "[0]"}),
-}  # fmt: skip
+LINES: dict[str, Any] = {
+    "empty": lambda folder: b"",
+    "no safetensors": lambda folder: b"x" * 100,
+    "no safetensors behind a hash": lambda folder: behind_head(folder, b"x" * 100),
+    "no line": lambda folder: behind_head(folder, safetensors.torch.save({"0": torch.ones(2)})),
+    "no JSON": lambda folder: behind_head(folder, safetensors.torch.save({}, {"journal": "{"})),
+    "an unknown form": lambda folder: bad_line(folder, events=[edit_told({"form": "x"})]),
+    "a missing array": lambda folder: bad_line(folder, events=[edit_told(TREE)]),
+    "an unknown event": lambda folder: bad_line(folder, events=[{"jump": {}}]),
+    "no events": lambda folder: bad_line(folder, events="missing"),
+    "no object": lambda folder: behind_head(folder, safetensors.torch.save({}, {"journal": "[0]"})),
+}
+
+
+def edit_told(tree: Any) -> Any:
+    return {"edit": {"site": "stem.weight", "how": "refine", "tree": tree}}
 
 
 @pytest.mark.parametrize("what", LINES)
 def test_a_damaged_file_is_refused(what: str, whole: tuple[Tiny, State, Path], tmp_path: Path) -> None:
     t, _, folder = whole
-    copy = damaged(folder, tmp_path / "copy", "000001.safetensors", LINES[what])
+    copy = damaged(folder, tmp_path / "copy", "000001.group", LINES[what](folder))
     with pytest.raises(JournalError, match=r"damaged"):
         run(t.model, RECIPE, t.task, journal=copy, resume=True)
 
@@ -243,9 +259,97 @@ def test_a_damaged_file_is_refused(what: str, whole: tuple[Tiny, State, Path], t
 def test_a_lost_file_is_refused(whole: tuple[Tiny, State, Path], tmp_path: Path) -> None:
     t, _, folder = whole
     shutil.copytree(folder, tmp_path / "copy")
-    (tmp_path / "copy" / "000002.safetensors").unlink()
-    with pytest.raises(JournalError, match=r"000002\.safetensors is missing"):
+    (tmp_path / "copy" / "000002.group").unlink()
+    with pytest.raises(JournalError, match=r"000002\.group is missing"):
         run(t.model, RECIPE, t.task, journal=tmp_path / "copy", resume=True)
+
+
+def test_any_changed_bit_is_seen(whole: tuple[Tiny, State, Path], tmp_path: Path) -> None:
+    """One bit of each file, another one in each: in the hash, the names, the numbers, the tensors."""
+    t, _, folder = whole
+    for number, path in enumerate([folder / "head.json", *lines(folder)]):
+        raw = bytearray(path.read_bytes())
+        at = (number * 7919 + len(raw) // 2) % len(raw)
+        raw[at] ^= 1 << number % 8
+        copy = damaged(folder, tmp_path / path.name, path.name, bytes(raw))
+        with pytest.raises(JournalError, match="damaged|changed since|journal format"):
+            run(t.model, RECIPE, t.task, journal=copy, resume=True)
+
+
+def test_files_in_another_order_are_refused(whole: tuple[Tiny, State, Path], tmp_path: Path) -> None:
+    t, _, folder = whole
+    shutil.copytree(folder, tmp_path / "copy")
+    first, second = (tmp_path / "copy" / f"00000{n}.group" for n in (2, 3))
+    one, other = first.read_bytes(), second.read_bytes()
+    first.write_bytes(other)
+    second.write_bytes(one)
+    with pytest.raises(JournalError, match=r"000002\.group is damaged"):
+        run(t.model, RECIPE, t.task, journal=tmp_path / "copy", resume=True)
+
+
+def test_a_folder_where_another_run_writes_is_refused(whole: tuple[Tiny, State, Path]) -> None:
+    t, _, folder = whole
+    with claim(folder / "lock"), pytest.raises(JournalError, match="another run is writing here"):
+        run(t.model, RECIPE, t.task, journal=folder, resume=True)
+
+
+def other_code(t: Tiny) -> Tiny:
+    def feed(model: Any, batch: Any) -> torch.Tensor:
+        return model(batch[0]) * 1.0
+
+    return replace(t, task=replace(t.task, feed=feed))
+
+
+def test_other_code_is_refused_and_unseen_code_is_named(tmp_path: Path) -> None:
+    t, said = tiny("mlp"), []
+
+    class Hears(Observer):
+        def said(self, text: str) -> None:
+            said.append(text)
+
+    run(t.model, [Quantize()], t.task, journal=tmp_path / "a", observer=Hears())
+    with pytest.raises(JournalError, match="the code changed"):
+        run(t.model, [Quantize()], other_code(t).task, journal=tmp_path / "a", resume=True)
+    assert not said
+    builtin = replace(t.task, target=operator.itemgetter(1))
+    run(t.model, [Quantize()], builtin, journal=tmp_path / "b", observer=Hears())
+    assert said == ["journal: a change of this code would not be seen: task: target"]
+
+
+def test_another_number_of_threads_is_refused_where_sums_would_differ(tmp_path: Path) -> None:
+    t, before = tiny("mlp"), torch.get_num_threads()
+    run(t.model, [Quantize()], t.task, journal=tmp_path / "task")
+    run(t.model, [Quantize()], journal=tmp_path / "alone")
+    try:
+        torch.set_num_threads(before + 1)
+        run(t.model, [Quantize()], journal=tmp_path / "alone", resume=True)
+        with pytest.raises(JournalError, match="the number of threads changed"):
+            run(t.model, [Quantize()], t.task, journal=tmp_path / "task", resume=True)
+    finally:
+        torch.set_num_threads(before)
+
+
+@dataclass(frozen=True)
+class TwoOfAll:
+    """Two groups, none of which has a site."""
+
+    name: ClassVar[str] = "two"
+    where: ClassVar[str] = "*"
+    needs: ClassVar[Needs] = Needs.WHOLE
+
+    def run(self, view: View) -> Iterator[Group]:
+        yield Group("first", [Note("", "one", "1")])
+        yield Group("second", [Note("", "two", "2")])
+
+
+def test_groups_without_a_site_are_all_resumed(tmp_path: Path) -> None:
+    model, recipe = tiny("mlp").model, Recipe((TwoOfAll(),))
+    result = run(model, recipe, journal=tmp_path)
+    for path in lines(tmp_path)[1:]:
+        path.unlink()
+    again = run(model, recipe, journal=tmp_path, resume=True)
+    assert [entry.kind for entry in again.ledger.entries] == ["one", "two"]
+    same(again, result)
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
@@ -259,12 +363,14 @@ class Halves:
     """A step whose form holds one tensor twice."""
 
     name: ClassVar[str] = "halves"
+    where: ClassVar[str] = "*"
+    needs: ClassVar[Needs] = Needs.NOTHING
 
     def run(self, view: View) -> Iterator[Group]:
         for site in view.each():
             half = Dense(view.form(site).decode() / 2)
             note = Note(site.name, "done", "twice a half", {"parts": [0.5, 0.5], "why": None})
-            yield (Edit(site.name, view.form(site), Sum(half, half), "refine"), note)
+            yield of(site.name, Edit(site.name, view.form(site), Sum(half, half), "refine"), note)
 
 
 def test_tensors_that_share_memory_are_kept(tmp_path: Path) -> None:
@@ -296,18 +402,12 @@ def test_killed_in_training(at: int, unkilled: tuple[Tiny, State], tmp_path: Pat
     checkpoints = [path.name for path in folder.glob("training-*")]
     finished = (at - 1) // killed.BATCHES  # epochs in both trainings
     in_second = finished >= killed.EPOCHS
-    assert checkpoints == ([f"training-{1 + in_second}-1.safetensors"] if finished % killed.EPOCHS else [])
-    t, whole = unkilled
-    steps = 0
-
-    def feed(model: Any, batch: Any) -> torch.Tensor:
-        nonlocal steps
-        steps += model.training
-        return killed.noisy(model, batch)
-
-    resumed = run(t.model, killed.RECIPE, replace(t.task, feed=feed), journal=folder, resume=True)
+    assert checkpoints == ([f"training-{1 + in_second}-1.group"] if finished % killed.EPOCHS else [])
+    _, whole = unkilled
+    t = killed.dying(tiny("conv"), at=-1)
+    resumed = run(t.model, killed.RECIPE, t.task, journal=folder, resume=True)
     same(resumed, whole)
-    assert steps == 2 * killed.EPOCHS * killed.BATCHES - finished * killed.BATCHES
+    assert t.task.feed.seen == 2 * killed.EPOCHS * killed.BATCHES - finished * killed.BATCHES
     assert not list(folder.glob("training-*"))
     for key, value in whole.state_dict().items():
         assert torch.equal(resumed.state_dict()[key], value), key
@@ -331,13 +431,13 @@ def test_a_loader_with_a_generator_of_its_own_resumes_too(tmp_path: Path) -> Non
     def feed(model: Any, batch: Any) -> torch.Tensor:
         nonlocal steps
         steps += model.training
-        if steps == 10:
+        if model.training and steps == 10:
             raise KeyboardInterrupt
         return model(batch[0])
 
     with pytest.raises(KeyboardInterrupt):
         run(t.model, recipe, replace(task(), feed=feed), journal=tmp_path)
-    same(run(t.model, recipe, task(), journal=tmp_path, resume=True), want)
+    same(run(t.model, recipe, replace(task(), feed=feed), journal=tmp_path, resume=True), want)
     same(run(t.model, recipe, task()), want)
 
 

@@ -5,18 +5,22 @@ import dataclasses
 import pytest
 import torch
 
-from tersor.core.events import Edit, Group, Note
+from tersor.core.events import Edit, Group, Note, of
 from tersor.core.ledger import Entry, Ledger
 from tersor.forms import Dense, Masked
 
 A, B = Dense(torch.zeros(2, 2)), Dense(torch.ones(2, 2))
-GROUP: Group = (Edit("w", A, B, "refine"), Note("w", "done", "kept 4 of 4", {"kept": 4}))
+EDIT, NOTE = Edit("w", A, B, "refine"), Note("w", "done", "kept 4 of 4", {"kept": 4})
+GROUP = of("w", EDIT, NOTE)
 
 
 def ledger(*groups: Group) -> Ledger:
     found = Ledger("base", {"seed": 0, "steps": [{"prune": {"keep": 0.5}}, {"measure": {}}]})
     for number, group in enumerate(groups or (GROUP,)):
-        found.record(number, "prune", group)
+        digests = [
+            (e.before.digest, e.after.digest) if isinstance(e, Edit) else ("", "") for e in group.events
+        ]
+        found.record(number, "prune", group, digests)
     return found
 
 
@@ -29,24 +33,25 @@ def test_entries_follow_the_events() -> None:
     assert list(found.edits()) == found.entries[:1]
     assert list(found.notes()) == list(found.notes("done")) == found.entries[1:]
     assert list(found.notes("skipped")) == []
-    assert found.forms == {A.digest: A, B.digest: B}
 
 
 def test_measured_numbers_and_words_do_not_change_the_digest() -> None:
-    quiet = ledger((Edit("w", A, B, "refine"), Note("w", "done", "other words", {"kept": 3, "ms": 0.1})))
+    quiet = ledger(
+        of("w", Edit("w", A, B, "refine"), Note("w", "done", "other words", {"kept": 3, "ms": 0.1}))
+    )
     assert quiet.digest == ledger().digest
 
 
 CHANGES: dict[str, Ledger] = {
-    "another result": ledger((Edit("w", A, Masked(A, B), "refine"), GROUP[1])),
-    "another start": ledger((Edit("w", B, B, "refine"), GROUP[1])),
-    "another relation": ledger((Edit("w", A, B, "absorb"), GROUP[1])),
-    "another site": ledger((Edit("v", A, B, "refine"), GROUP[1])),
-    "another kind of note": ledger((GROUP[0], Note("w", "skipped", "kept 4 of 4", {"kept": 4}))),
-    "a note at another site": ledger((GROUP[0], Note("v", "done", "kept 4 of 4", {"kept": 4}))),
-    "no note": ledger(GROUP[:1]),
-    "another order": ledger(GROUP[::-1]),
-    "a step later": ledger((), GROUP),
+    "another result": ledger(of("w", Edit("w", A, Masked(A, B), "refine"), NOTE)),
+    "another start": ledger(of("w", Edit("w", B, B, "refine"), NOTE)),
+    "another relation": ledger(of("w", Edit("w", A, B, "absorb"), NOTE)),
+    "another site": ledger(of("w", Edit("v", A, B, "refine"), NOTE)),
+    "another kind of note": ledger(of("w", EDIT, Note("w", "skipped", "kept 4 of 4", {"kept": 4}))),
+    "a note at another site": ledger(of("w", EDIT, Note("v", "done", "kept 4 of 4", {"kept": 4}))),
+    "no note": ledger(of("w", EDIT)),
+    "another order": ledger(of("w", NOTE, EDIT)),
+    "a step later": ledger(of("w"), GROUP),
     "twice": ledger(GROUP, GROUP),
 }
 
@@ -58,14 +63,41 @@ def test_decisions_change_the_digest(what: str) -> None:
 
 def test_base_recipe_and_step_name_change_the_digest() -> None:
     found = {ledger().digest}
-    for field, value in (("base", "other"), ("recipe", {"seed": 1, "steps": []})):
+    for field, value in (("base", "other"), ("recipe", {**ledger().recipe, "seed": 1})):
         changed = dataclasses.replace(ledger(), **{field: value})
         found.add(changed.digest)
     renamed = Ledger("base", ledger().recipe)
-    renamed.record(0, "slim", GROUP)
+    renamed.record(0, "slim", GROUP, [(A.digest, B.digest), ("", "")])
     assert len(found | {renamed.digest}) == 4
 
 
 def test_the_digest_is_pinned() -> None:
     """Files carry ledgers: their digests must not change between versions."""
-    assert ledger().digest == "a91ecf48230e41fb"
+    assert ledger().digest == "f2b4f1c9b0092a9f"
+
+
+# --- old steps as a line each ---
+
+
+def test_steps_that_became_a_line_leave_the_digest() -> None:
+    whole = ledger(GROUP, GROUP)
+    for count in range(3):
+        brief = whole.brief(count)
+        assert brief.digest == whole.digest
+        assert [name for name, _ in brief.past] == ["prune", "measure"][:count]
+        assert brief.entries == [entry for entry in whole.entries if entry.step >= count]
+        assert brief.step_names() == whole.step_names()
+        assert brief.count == whole.count
+        assert brief.brief(2) == whole.brief(2)
+
+
+def test_a_line_is_bound_to_what_stood_there() -> None:
+    one, other = ledger(GROUP, GROUP).brief(1), ledger(of("w", EDIT), GROUP).brief(1)
+    assert one.entries == other.entries
+    assert one.digest != other.digest
+
+
+def test_what_was_timed_is_no_decision_and_stays_out() -> None:
+    timed = ledger(of("w", EDIT, NOTE, Note("", "latency", "0.1 ms", {"ms": 0.1}, timed=True)))
+    assert timed.digest == ledger().digest
+    assert timed.brief(0).entries == ledger().entries

@@ -186,14 +186,14 @@ def model() -> State:
         "steps": Site("steps", (), "int64", "buffer"),
     }
     recipe = {"tersor": 1, "seed": 3, "steps": [{"prune": {"keep": 0.5}}, {"quantize": {"bits": 8}}]}
-    ledger = Ledger(digest_of({**forms, **first}), recipe)
+    ledger = Ledger(digest_of({name: form.digest for name, form in {**forms, **first}.items()}), recipe)
     before, masked, affine = (
         f.digest for f in (first["embed.weight"], forms["embed.weight"], forms["up.weight"])
     )
     ledger.entries = [
         Entry(0, "prune", "embed.weight", "wrap", before, "00112233445566ff"),
         Entry(0, "prune", "embed.weight", kind="done", text="kept 4 of 12 weights", data={"kept": 4}),
-        Entry(0, "prune", "", kind="time", text="prune took its time", data={"seconds": 0.25}),
+        Entry(0, "prune", "", kind="trained", text="prune trained", data={"loss": 0.25}),
         Entry(1, "quantize", "embed.weight", "refine", "00112233445566ff", masked),
         Entry(1, "quantize", "up.weight", "refine", first["up.weight"].digest, affine),
         Entry(1, "quantize", "up.bias", kind="skipped", text="ein Vektor, größer als nötig"),

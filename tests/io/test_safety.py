@@ -117,9 +117,7 @@ def test_limit_counts_every_node_of_every_site(tmp_path: Path) -> None:
 
 def result(seed: int, size: int = 3000) -> State:
     values = torch.randn(size, generator=torch.Generator().manual_seed(seed))
-    return State(
-        {"w": Site("w", (size,), "float32", "linear")}, {"w": Dense(values)}, {}, Ledger("", {})
-    )
+    return State({"w": Site("w", (size,), "float32", "linear")}, {"w": Dense(values)}, {}, Ledger("", {}))
 
 
 def test_full_disk_by_every_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

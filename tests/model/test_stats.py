@@ -109,10 +109,7 @@ def test_who_has_a_gram() -> None:
 
 def view_of(name: str) -> tuple[Any, View]:
     t = tiny(name)
-    given = start(t.model)
-    view = View(
-        given.sites, given.forms, given.aliases, given.base, given.forms, t.task, "look", 0, 0, Observer()
-    )
+    view = View(start(t.model), t.task, "look", "0", 0, Observer())
     return t, view
 
 

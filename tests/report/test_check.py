@@ -7,12 +7,13 @@ import pytest
 from tiny import CLASSES, MODELS, tiny
 from torch import nn
 
+from tersor.check import check
 from tersor.core.recipe import Recipe
 from tersor.core.run import run
 from tersor.errors import SettingError, SiteError
 from tersor.forms import Coded, Form
-from tersor.report.check import check, few, lines
-from tersor.report.standin import clash, example, globs, stand_in, stand_in_for
+from tersor.report.check import few, lines
+from tersor.standin import clash, example, globs, stand_in, stand_in_for
 from tersor.steps import STEPS, read_recipe, recipe_from_words
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -20,7 +20,7 @@ class Terminal(io.StringIO):
 
 
 def two_steps(watch: Observer) -> None:
-    run(tiny("mlp").model, [Prune(), Quantize()], watch=watch)
+    run(tiny("mlp").model, [Prune(), Quantize()], observer=watch)
 
 
 def test_lines(capsys: pytest.CaptureFixture[str]) -> None:

@@ -92,7 +92,7 @@ def test_what_a_mask_hides_has_no_part() -> None:
             mine = w[mask & (form.body.index.decode() == k)]
             assert float(value) == pytest.approx(float(mine.mean()), rel=1e-4)
         assert not form.decode()[~mask].any()
-        assert next(e.how for e in result.ledger.edits() if e.site == name) == "refine"
+        assert next(e.how for e in result.ledger.edits(-1) if e.site == name) == "refine"
 
 
 def test_a_mask_that_hides_all_of_a_row() -> None:
@@ -158,7 +158,7 @@ def test_finetuning_keeps_the_index() -> None:
 
 def test_the_note_counts_values() -> None:
     result = run(tiny("mlp").model, Cluster(entries=4))
-    for entry in result.ledger.notes("done"):
+    for entry in result.ledger.notes("done", -1):
         count = len(result.forms[entry.site].book.decode())
         assert (entry.text, entry.data) == (f"{count} shared values", {"entries": count})
 

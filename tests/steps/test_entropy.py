@@ -28,7 +28,7 @@ def test_lossless_and_never_larger(model: str, coder: str) -> None:
     same_bits(result, given)
     for name, form in result.forms.items():
         assert form.nbytes <= given.forms[name].nbytes
-    assert {entry.how for entry in result.ledger.edits()} <= {"lossless"}
+    assert {entry.how for entry in result.ledger.edits(-1)} <= {"lossless"}
     assert torch.equal(t.out(result.model()), t.out(given.model()))
 
 
@@ -86,9 +86,9 @@ def test_what_a_mask_hides_is_not_stored() -> None:
 def test_a_second_time_there_is_nothing_left() -> None:
     once = run(wide(), [Quantize(bits=4), Entropy()])
     twice = run(once, Entropy())
-    assert not list(twice.ledger.edits())
+    assert not list(twice.ledger.edits(-1))
     assert twice.digest == once.digest
-    assert all("no coder shortens its" in entry.text for entry in twice.ledger.notes("skipped"))
+    assert all("no coder shortens its" in entry.text for entry in twice.ledger.notes("skipped", -1))
 
 
 def test_a_worse_coder_does_not_replace_a_better_one() -> None:
@@ -109,7 +109,7 @@ def test_a_better_coder_replaces_a_worse_one() -> None:
 def test_notes_tell_bytes() -> None:
     given = run(wide(), Quantize(bits=4))
     result = run(given, Entropy(coder="huffman"))
-    note = next(entry for entry in result.ledger.notes("done") if entry.site == "fc.weight")
+    note = next(entry for entry in result.ledger.notes("done", -1) if entry.site == "fc.weight")
     before, after = given.forms["fc.weight"].nbytes, result.forms["fc.weight"].nbytes
     assert (note.text, note.data) == (f"{before} to {after} bytes", {"before": before, "after": after})
 

@@ -213,7 +213,7 @@ def test_a_training_that_was_killed_goes_on_to_the_same_codes(given, tmp_path: P
     step = Penalize(nbytes=500, epochs=3)
     whole = run(model, step, task, journal=tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        run(model, step, task, journal=tmp_path / "killed", watch=Dying(70))
+        run(model, step, task, journal=tmp_path / "killed", observer=Dying(70))
     again = run(model, step, task, journal=tmp_path / "killed", resume=True)
     assert again.digest == whole.digest
 

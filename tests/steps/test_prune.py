@@ -146,7 +146,7 @@ def test_a_threshold_cuts_what_is_below_it(threshold: float) -> None:
 
 def test_the_note_counts() -> None:
     result = run(tiny("mlp").model, Prune(keep=0.3))
-    for entry in result.ledger.notes("done"):
+    for entry in result.ledger.notes("done", -1):
         count = int(kept(result.forms[entry.site]).sum())
         total = result.forms[entry.site].keep.decode().numel()
         assert entry.data == {"kept": count}
@@ -166,7 +166,7 @@ def test_a_mask_only_narrows() -> None:
             assert not (mask & ~before).any()
             assert int(mask.sum()) == max(1, up(want, mask.numel()))
             assert twice.forms[name].body is once.forms[name].body
-        assert {entry.how for entry in twice.ledger.edits()} <= {"refine"}
+        assert {entry.how for entry in twice.ledger.edits(-1)} <= {"refine"}
 
 
 def test_grids_and_tables_stay_under_the_mask() -> None:
@@ -175,7 +175,7 @@ def test_grids_and_tables_stay_under_the_mask() -> None:
         after = run(before, Prune(keep=0.25))
         for name in weights_of(after):
             assert after.forms[name].body.digest == before.forms[name].digest
-        assert {entry.how for entry in after.ledger.edits()} == {"wrap"}
+        assert {entry.how for entry in after.ledger.edits(-1)} == {"wrap"}
 
 
 def test_factors_are_pruned_each() -> None:

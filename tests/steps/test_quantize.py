@@ -158,7 +158,7 @@ def test_what_a_mask_hides_stays_zero_and_shapes_nothing(settings: dict[str, Any
         mask = form.keep.decode()
         assert torch.equal(mask, cut.forms[name].keep.decode())
         assert not form.decode()[~mask].any()
-        assert next(e.how for e in result.ledger.edits() if e.site == name) == "refine"
+        assert next(e.how for e in result.ledger.edits(-1) if e.site == name) == "refine"
         # Hidden weights that are ten times as large change neither scale nor what is kept.
         step, w = Quantize(bits=4, **settings), cut.forms[name].decode()
         loud, quiet = (step.store(torch.where(mask, w, hidden), mask, 0) for hidden in (10.0, 0.0))

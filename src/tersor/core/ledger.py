@@ -111,10 +111,12 @@ class Ledger:
         names, seeds = self.step_names(), seeds_of(self.recipe)
         lines = zip(names[len(self.past) : count], self.chain()[1 : here + 1], strict=True)
         left = seeds[here:]
-        recipe = {**self.recipe, "steps": self.recipe["steps"][here:]} if self.recipe else {}
-        recipe |= {"seed": left[0] if len(set(left)) <= 1 else left} if left else {}
+        recipe = self.recipe if here == 0 else {}
+        if here and left:
+            seed = left[0] if len(set(left)) == 1 else left
+            recipe = {**self.recipe, "seed": seed, "steps": self.recipe["steps"][here:]}
         entries = [entry for entry in self.entries if entry.step >= count and not entry.timed]
-        return Ledger(self.base, recipe if left else {}, entries, (*self.past, *lines))
+        return Ledger(self.base, recipe, entries, (*self.past, *lines))
 
     def until(self, count: int) -> Ledger:
         """The ledger as it was after so many steps, of which none of the last is past."""
@@ -126,11 +128,17 @@ class Ledger:
         seconds = {step: took for step, took in self.seconds.items() if step < count}
         return Ledger(self.base, recipe, entries, self.past, seconds)
 
-    def edits(self) -> Iterator[Entry]:
-        return (entry for entry in self.entries if entry.is_edit)
+    def edits(self, first: int = 0) -> Iterator[Entry]:
+        """The edits of this step and later ones; -1 is the last step."""
+        return (entry for entry in self._since(first) if entry.is_edit)
 
-    def notes(self, kind: str | None = None) -> Iterator[Entry]:
-        return (entry for entry in self.entries if not entry.changes and kind in (None, entry.kind))
+    def notes(self, kind: str | None = None, first: int = 0) -> Iterator[Entry]:
+        """The notes of a kind, of this step and later ones; -1 is the last step."""
+        return (entry for entry in self._since(first) if not entry.changes and kind in (None, entry.kind))
+
+    def _since(self, first: int) -> Iterator[Entry]:
+        first += self.count if first < 0 else 0
+        return (entry for entry in self.entries if entry.step >= first)
 
     def step_names(self) -> list[str]:
         return [

@@ -192,4 +192,4 @@ class Executor:
             result = executor.run()
         first = state.ledger.count
         notes = [e for e in result.ledger.notes() if e.step >= first and not e.site]
-        return {"nbytes": result.nbytes, **{e.kind: dict(e.data) for e in notes}}, result
+        return {**{e.kind: dict(e.data) for e in notes}, "nbytes": result.nbytes}, result

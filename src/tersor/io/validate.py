@@ -43,8 +43,8 @@ class Fact(NamedTuple):
     dtype: torch.dtype
 
 
-def structure(form: Form, site: Site, expected: Shape) -> int:
-    """Refuse a tree that cannot be decoded to its site, of which the shape as it is stored is `expected`.
+def structure(form: Form, site: Site, expected: Shape | None = None) -> int:
+    """Refuse a tree that cannot be decoded to its site, of which the shape as it is stored is `expected` (default: as given).
     Returns the elements of all its nodes."""
     total = 0
 
@@ -66,6 +66,7 @@ def structure(form: Form, site: Site, expected: Shape) -> int:
         return fact
 
     shape, dtype = visit(form, "", None, 0)
+    expected = site.shape if expected is None else expected
     demand(shape == expected, site.name, f"decodes to {list(shape)}, the site has {list(expected)}")
     same = dtype is site.torch_dtype or (dtype in FLOATS and site.torch_dtype in FLOATS)
     demand(same, site.name, f"decodes to {dtype}, the site has torch.{site.dtype}")

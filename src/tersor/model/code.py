@@ -27,7 +27,7 @@ def code_of(model: nn.Module | None, task: Task | None) -> tuple[str, list[str]]
     sha = hashlib.sha256(torch.__version__.encode())
     unseen: list[str] = []
     classes = {type(module) for module in model.modules()} if model is not None else set()
-    parts: list[tuple[str, Any]] = [(f"{c.__module__}.{c.__qualname__}", c) for c in classes]
+    parts: list[tuple[str, Any]] = [(c.__qualname__, c) for c in classes]
     if task is not None:
         words = {"loss": task.loss, "metric": task.metric, "feed": task.feed, "target": task.target}
         parts += [(f"task: {word}", part) for word, part in words.items()]
@@ -55,16 +55,21 @@ def pieces(part: Any) -> Iterator[bytes | None]:
             yield f"{part.__module__}.{part.__qualname__}".encode()
             return
         yield from compiled(part.__code__)
-        cells = [cell.cell_contents for cell in part.__closure__ or ()]
-        yield repr([plain(value) for value in (*(part.__defaults__ or ()), *cells)]).encode()
+        yield repr([plain(value) for value in part.__defaults__ or ()]).encode()
+        for cell in part.__closure__ or ():  # what a closure counts or collects is no code
+            if isinstance(cell.cell_contents, types.FunctionType):
+                yield from pieces(cell.cell_contents)
     elif inspect.isclass(part):
-        for kind in part.__mro__:
-            yield f"{kind.__module__}.{kind.__qualname__}".encode()
-            if not library(kind):
-                functions = {k: f for k, f in vars(kind).items() if isinstance(f, types.FunctionType)}
-                for _, function in sorted(functions.items()):
-                    yield from pieces(function)
-    elif isinstance(part, nn.Module) or hasattr(type(part), "__call__") and not library(type(part)):
+        known = False
+        for kind in part.__mro__[:-1]:  # but object
+            yield kind.__qualname__.encode()
+            functions = {k: f for k, f in vars(kind).items() if isinstance(f, types.FunctionType)}
+            known = known or bool(functions)
+            for _, function in sorted(functions.items()) if not library(kind) else ():
+                yield from pieces(function)
+        if not known:
+            yield None
+    elif isinstance(part, nn.Module) or callable(part) and not library(type(part)):
         yield from pieces(type(part))  # an object that is called: its class; what it holds is not seen
     else:
         yield None
