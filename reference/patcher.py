@@ -201,6 +201,8 @@ class Patch:
     def moved(self, name: str, codes: Array, old: Node, leaf: Leaf) -> Array:
         """Codes on the new grid."""
         stem, settings = name.removesuffix("codes"), SETTINGS["affine"] | leaf.above
+        even = not (settings["runs"] or old.settings["runs"] or "member" in (*leaf.above, *old.children))
+        check(even, "its groups are not even")
         rows = rows_of(codes, settings["axis"])
         was = {key: decoded(child) for key, child in old.children.items() if key != "codes"}
         now = {key: self.value(stem + key) for key in ("scale", "zero") if key in leaf.above}

@@ -69,6 +69,10 @@ def parse(raw: bytes) -> Any:
     return value
 
 
+def below_31_bits(value: Any) -> bool:
+    return natural(value) and value < 2**31
+
+
 def check_shape(shape: Any) -> tuple[int, ...]:
     fine = isinstance(shape, list) and len(shape) <= 16 and all(natural(n) for n in shape)
     check(fine and math.prod(n for n in shape if n) < 2**62, f"no shape: {shape}")
@@ -218,7 +222,10 @@ class Trees:
         settings = SETTINGS[form] | {key: told[key] for key in SETTINGS[form] if key in told}
         for key, default in SETTINGS[form].items():
             check(type(settings[key]) is type(default), f"{name}: {key}")
-            check(type(default) is bool or 0 <= settings[key] < 2**31, f"{name}: {key}")
+            numbers = settings[key] if type(default) is list else [settings[key]]
+            check(type(default) in (bool, str) or all(map(below_31_bits, numbers)), f"{name}: {key}")
+            check(len(numbers) <= 65_536, f"{name}: {key}")
+        check(settings.get("coder", "max") in ("max", "fast", "huffman", "rans"), f"{name}: coder")
         leaf = None
         if form == "dense":
             word = told.get("dtype", dtype)

@@ -162,6 +162,25 @@ def trees() -> Iterator[Case]:
     yield "bool-of-two", bools, "a bool is 2"
 
 
+def groups_of_columns(affine: dict[str, Any]) -> Iterator[Case]:
+    """Codes [2, 2] and scales [2, 2] in 20 bytes."""
+    member = {"member": plain("uint8", [2])}
+    both = affine | member | {"runs": [1, 1]}
+    yield "affine-runs", signed(affine | {"runs": [1, 2]}, [2, 2], 20), "runs of 3 columns for rows of 2"
+    yield "affine-runs-none", signed(affine | {"runs": [2, 0]}, [2, 2], 20), "a run of no columns"
+    yield "affine-runs-few", signed(affine | {"runs": [2]}, [2, 2], 20), "a table of [2, 2] for 2 rows of 2"
+    word = one_site(affine | {"runs": "2"}, [2, 2], bytes(20)).bytes()
+    yield "affine-runs-text", word, "affine.runs must be"
+    yield "affine-two-ways", signed(both, [2, 2], 22), "groups are told in two ways"
+    yield "affine-group-runs", signed(affine | {"runs": [1, 1], "group": 1}, [2, 2], 20), "in two ways"
+    few = affine | {"member": plain("uint8", [1])}
+    yield "affine-member", signed(few, [2, 2], 21), "member of torch.uint8 [1] for rows of 2"
+    floating = affine | {"member": f32(2)}
+    yield "affine-member-kind", signed(floating, [2, 2], 28), "member of torch.float32 [2]"
+    codes = bytes(4) + floats(1, 1, 1, 1) + b"\0\2"
+    yield "affine-member-far", signed(affine | member, [2, 2], codes), "codes 0 to 2, but groups 0 to 1"
+
+
 def forms() -> Iterator[Case]:
     index = TABLE | {"book": f32(2)}
     negative = index | {"index": plain("int16", [2, 2])}
@@ -183,6 +202,7 @@ def forms() -> Iterator[Case]:
     kind = affine | {"scale": plain("int8", [1, 1])}
     yield "affine-scale-kind", signed(kind, [2, 2], 5), "scale of torch.int8"
     yield "affine-axis", signed(affine | {"axis": 2}, [2, 2], 8), "axis 2"
+    yield from groups_of_columns(affine | {"scale": f32(2, 2)})
     yield "affine-codes", signed(unsigned, [2, 2], 8), "codes of torch.uint8"
     yield "masked-shapes", signed(masked, [2, 2], 12), "mask [2, 2], body [2]"
     yield "masked-by-floats", signed(floating, [1], 8), "a mask of torch.float32"
@@ -196,6 +216,8 @@ def streams() -> Iterator[Case]:
     yield "coded-kept-alone", signed(kept, [2], one, dtype="uint8"), "no mask of its shape"
     yield "coded-planes", signed(constant([2], "int16"), [2], one, dtype="int16"), "1 streams for int16"
     yield "coded-pack", signed(packed, [2], one, dtype="uint8"), "eight uint8 do not make a byte"
+    unknown = one_site(constant([2], coder="best"), [2], one, dtype="uint8").bytes()
+    yield "coded-coder", unknown, "coder 'best' is not known; known are max, fast, huffman, rans"
     yield "coded-stream", signed(constant([2]), [2], b"\7\7", dtype="uint8"), "coded stream"
 
 

@@ -41,7 +41,7 @@ def scale(*shape: int) -> Dense:
     return Dense(2.0 ** whole(*shape, low=-2, span=4))
 
 
-def stream(*planes: str, size: tuple[int, ...], dtype: str, **more: bool) -> Coded:
+def stream(*planes: str, size: tuple[int, ...], dtype: str, **more: Any) -> Coded:
     """A coded leaf from streams in hex."""
     data = [bytes.fromhex(plane) for plane in planes]
     array = torch.frombuffer(bytearray(b"".join(data)), dtype=torch.uint8)
@@ -65,6 +65,7 @@ FORMS: dict[str, Form] = {
     "coded-raw": stream(raw(0, 1, 2), raw(3, 4, 5), size=(3,), dtype="int16"),
     "coded-constant": stream("0107", size=(3, 4), dtype="uint8"),
     "coded-huffman": stream(HUFFMAN, size=(3, 3), dtype="uint8"),
+    "coded-again": stream(HUFFMAN, size=(3, 3), dtype="uint8", coder="huffman"),
     "coded-rans": stream(RANS, size=(17,), dtype="uint8"),
     "coded-turned": stream(raw(1, 0, 1), raw(126, 127, 128), size=(3,), dtype="bfloat16", turned=True),
     "coded-mixing": stream(GRID["mixing, no zeros"]["stream"], size=(4, 2, 5), dtype="uint8"),
@@ -80,6 +81,11 @@ FORMS: dict[str, Form] = {
         Dense(whole(3, 4, dtype=torch.int8)), scale(3, 1), Dense(whole(3, 1, dtype=torch.int16)), bits=4
     ),
     "affine-groups": Affine(Dense(whole(3, 5, dtype=torch.int8)), scale(3, 3), None, bits=3, group=2),
+    "affine-runs": Affine(Dense(whole(3, 5, dtype=torch.int8)), scale(3, 3), None, bits=3, runs=(1, 3, 1)),
+    "affine-member": Affine(
+        Dense(whole(3, 5, dtype=torch.int8)), scale(3, 2), Dense(whole(3, 2, dtype=torch.int16)), bits=4,
+        member=Dense(torch.tensor([1, 0, 1, 1, 0], dtype=torch.uint8)),
+    ),
     "affine-16": Affine(Dense(whole(3, 4, span=3000, dtype=torch.int16)), scale(1, 1), None, bits=16),
     "affine-axis": Affine(Dense(whole(2, 3, 2, 2, dtype=torch.int8)), scale(3, 1), axis=1),
     "codebook": Codebook(Dense(whole(3, 4, low=0, span=4, dtype=torch.uint8)), Dense(whole(4))),
@@ -88,6 +94,7 @@ FORMS: dict[str, Form] = {
     ),
     "loggrid": LogGrid(Dense(whole(3, 4, dtype=torch.int8)), scale(3, 1)),
     "loggrid-sums": LogGrid(Dense(whole(3, 4, dtype=torch.int8)), scale(3, 2), bits=5, terms=2, group=3),
+    "loggrid-runs": LogGrid(Dense(whole(3, 4, dtype=torch.int8)), scale(3, 2), runs=(3, 1)),
     "lowrank": LowRank(Dense(whole(4, 2)), Dense(whole(2, 3, 2, span=5))),
     "sum": Sum(Dense(whole(3, 4)), Dense(whole(3, 4, low=1, span=5))),
 }  # fmt: skip

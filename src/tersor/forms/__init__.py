@@ -1,33 +1,30 @@
-"""How one weight is stored: a small tree that decodes to a tensor. One form a file; this is the one table
-of them."""
+"""What a state holds for a weight or an edge. One form a file; these are the tables of them.
+
+FORMS    how one weight is stored: trees of these, and of nothing else, decode to a tensor
+NODES    these and the grids of edges
+"""
 
 from tersor.forms.affine import Affine
+from tersor.forms.at import At
 from tersor.forms.codebook import Codebook
-from tersor.forms.coded import Coded, coded, uncoded
+from tersor.forms.coded import PROFILES, Coded, coded, recoded, shortened, uncoded
 from tersor.forms.dense import Dense
 from tersor.forms.form import Form
+from tersor.forms.grid import Grid
 from tersor.forms.loggrid import LogGrid
 from tersor.forms.lowrank import LowRank
 from tersor.forms.masked import Masked
+from tersor.forms.node import Node
+from tersor.forms.ongrid import even
 from tersor.forms.refine import refine
 from tersor.forms.sum import Sum
 
 FORMS: dict[str, type[Form]] = {
     form.name: form for form in (Dense, Coded, Masked, Affine, Codebook, LogGrid, LowRank, Sum)
 }
-
-Node, NODES = Form, FORMS
-
-
-class Grid(Form):
-    name = "grid"
-
-
-def recoded(form, like):
-    return form
-
+NODES: dict[str, type[Node]] = {**FORMS, Grid.name: Grid}
 
 __all__ = [
-    "FORMS", "NODES", "Grid", "Node", "recoded", "Affine", "Codebook", "Coded", "Dense", "Form", "LogGrid", "LowRank", "Masked", "Sum",
-    "coded", "refine", "uncoded",
+    "FORMS", "NODES", "PROFILES", "Affine", "At", "Codebook", "Coded", "Dense", "Form", "Grid", "LogGrid",
+    "LowRank", "Masked", "Node", "Sum", "coded", "even", "recoded", "refine", "shortened", "uncoded",
 ]  # fmt: skip

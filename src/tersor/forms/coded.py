@@ -7,7 +7,7 @@ stored  the order-0 entropy of the leaf's bytes, or less; wide elements plane by
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from tersor.errors import FormatError
+from tersor.forms.at import At
 from tersor.forms.dense import Dense
-from tersor.forms.form import SLICE, Form
+from tersor.forms.form import SLICE, Fact, Form, Shape, demand
 
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype
@@ -27,6 +28,8 @@ DTYPES = {
     )
 }  # fmt: skip
 
+PROFILES = ("max", "fast", "huffman", "rans")  # how a leaf may be coded, and coded again when it was cut
+WORTH = 32  # bytes: what naming a coder costs in the file, about
 MANY_FLOATS = 1 << 16  # elements: above, floats are coded fast
 
 
@@ -42,6 +45,7 @@ class Coded(Form):
     pack: bool = False  # a mask, eight elements to a byte before coding
     kept: bool = False  # only the elements that the mask above keeps are in the stream
     turned: bool = False  # floats, turned left by one bit: the exponents are a plane by themselves
+    coder: str = "max"  # the profile it was coded with
 
     def decode(self, keep: Tensor | None = None) -> Tensor:
         count = math.prod(self.size)
@@ -95,8 +99,20 @@ class Coded(Form):
         return Dense(self.decode()).take(axis, index)
 
     @property
-    def shape(self) -> tuple[int, ...]:
+    def shape(self) -> Shape:
         return tuple(self.size)
+
+    def fact(self, facts: Mapping[str, Fact], keep: Shape | None) -> Fact:
+        demand(self.dtype in DTYPES, f"dtype {self.dtype!r} is not coded; coded are {', '.join(DTYPES)}")
+        dtype, planes, data = DTYPES[self.dtype], self.planes, self.data
+        demand(len(planes) == dtype.itemsize, f"{len(planes)} streams for {self.dtype}")
+        fine = data.dtype is torch.uint8 and data.ndim == 1 and sum(planes) == len(data)
+        demand(fine, f"streams of {list(planes)} bytes in {data.dtype} {list(data.shape)}")
+        demand(not self.pack or dtype is torch.bool, f"eight {self.dtype} do not make a byte")
+        demand(not self.kept or keep == self.shape, "kept, but no mask of its shape stands above it")
+        fine = self.coder in PROFILES
+        demand(fine, f"coder {self.coder[:40]!r} is not known; known are {', '.join(PROFILES)}")
+        return Fact(self.shape, dtype)
 
 
 def as_elements(data: np.ndarray, dtype: torch.dtype) -> Tensor:
@@ -115,14 +131,15 @@ def columns(size: tuple[int, ...]) -> int:
 def coded(leaf: Dense | Tensor, keep: Tensor | None = None, coder: str = "max") -> Coded:
     """The leaf as a stream; with `keep` (bool, its shape) only what is kept is in it.
 
-    `coder` is a profile or a coder of tersor.coders. A mask is tried both ways: an element a symbol, or 8.
-    Many floats are coded by the static coders: contexts save 0.3 % of them, and take a hundred times as long.
+    `coder` is a profile, which it keeps, or another coder of tersor.coders. A mask is tried both ways: an
+    element a symbol, or 8. Many floats are coded by the static coders: contexts save 0.3 % of them, and
+    take a hundred times as long.
     """
     from tersor.coders import encode
     from tersor.coders.arrays import encode_array
 
     leaf = leaf if isinstance(leaf, Dense) else Dense(leaf)
-    size, dtype = leaf.shape, leaf.dtype
+    size, dtype, profile = leaf.shape, leaf.dtype, coder if coder in PROFILES else "max"
     elements = leaf if keep is None else Dense(leaf.array[keep])
     count, turned = math.prod(elements.shape), dtype.is_floating_point
     if turned and coder == "max" and count > MANY_FLOATS:
@@ -140,17 +157,37 @@ def coded(leaf: Dense | Tensor, keep: Tensor | None = None, coder: str = "max") 
             (np.frombuffer(bytearray(packed), np.uint8), [len(packed)]) if pack else (data, lengths)
         )
     word = str(dtype).removeprefix("torch.")
-    return Coded(torch.from_numpy(data), size, word, tuple(lengths), pack, keep is not None, turned)
+    return Coded(torch.from_numpy(data), size, word, tuple(lengths), pack, keep is not None, turned, profile)
 
 
 def uncoded(form: Form, keep: Tensor | None = None) -> Form:
     """The same tree with plain leaves in place of coded ones; `keep` is the mask above, as in Form.decode."""
-    if isinstance(form, Coded):
-        return Dense(form.decode(keep))
-    within = getattr(form, "within", None)  # a mask narrows what the nodes below it must store
-    inner = within(keep) if within else keep
-    fields = {
-        key: uncoded(child, inner if key in form.aligned else None) for key, child in form.children().items()
-    }
-    same = all(fields[key] is child for key, child in form.children().items())
-    return form if same else form.replace(**fields)
+
+    def change(at: At) -> Form | None:
+        return Dense(at.node.decode(at.keep)) if isinstance(at.node, Coded) else None
+
+    return At(form, given=keep).rebuilt(change)
+
+
+def shortened(at: At, coder: str) -> Coded | None:
+    """A plain leaf as a stream, without what the mask above hides; None where that saves nothing."""
+    leaf = at.node
+    if not isinstance(leaf, Dense) or leaf.dtype not in DTYPES.values():
+        return None
+    stream = coded(leaf, at.keep, coder)
+    return stream if stream.nbytes + WORTH < leaf.nbytes else None
+
+
+def recoded(form: Form, like: Form) -> Form:
+    """A form with plain leaves, coded as `like` is: a leaf that is coded there by its own profile, one that
+    is plain there not, and one that is new here by the profile of the first that is coded there."""
+    old = dict(like.walk())
+    profiles = [node.coder for node in old.values() if isinstance(node, Coded)]
+
+    def change(at: At) -> Form | None:
+        was = old.get(at.path)
+        if not profiles or isinstance(was, Dense):
+            return None
+        return shortened(at, was.coder if isinstance(was, Coded) else profiles[0])
+
+    return At(form).rebuilt(change)

@@ -1,4 +1,4 @@
-"""Flat: trees of forms as JSON and named arrays, and back. What the file, the journal and the digests agree
+"""Flat: trees of nodes as JSON and named arrays, and back. What the file, the journal and the digests agree
 on.
 
 {"form": "affine", "bits": 4, "codes": {...}, "scale": {...}}     arrays lie beside it as "SITE:codes",
@@ -9,22 +9,24 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from tersor.errors import FormatError
-from tersor.forms.form import Form
+from tersor.forms.node import Node, child_names
 
-DEPTH = 8  # nested forms a reader follows: a file cannot ask for more
+N = TypeVar("N", bound=Node)
+DEPTH = 8  # nested nodes a reader follows: a file cannot ask for more
+NUMBERS = 1 << 16  # numbers that a setting may list
 
 
-def flatten(form: Form, prefix: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def flatten(form: Node, prefix: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """(JSON tree, arrays by name). A name is `prefix`, a colon and the path to the node; the root has no
     colon."""
     arrays: dict[str, Tensor] = {}
 
-    def node(form: Form, path: str) -> dict[str, Any]:
+    def node(form: Node, path: str) -> dict[str, Any]:
         for array in form.arrays().values():  # a leaf holds one array
             arrays[f"{prefix}:{path}" if path else prefix] = array
         tree = {"form": form.name, **form.settings()}
@@ -35,13 +37,11 @@ def flatten(form: Form, prefix: str) -> tuple[dict[str, Any], dict[str, Tensor]]
     return node(form, ""), arrays
 
 
-def unflatten(
-    tree: Any, prefix: str, array: Callable[[str], Tensor], forms: Mapping[str, type[Form]]
-) -> Form:
-    """The inverse of `flatten`. `array` returns the named array; anything unknown or misplaced is a
-    FormatError."""
+def unflatten(tree: Any, prefix: str, array: Callable[[str], Tensor], forms: Mapping[str, type[N]]) -> N:
+    """The inverse of `flatten`, of the nodes in this table. `array` returns the named array; anything unknown
+    or misplaced is a FormatError."""
 
-    def node(tree: Any, path: str, depth: int) -> Form:
+    def node(tree: Any, path: str, depth: int) -> N:
         where = f"{prefix}:{path}" if path else prefix
         if depth > DEPTH:
             raise FormatError(f"{where}: forms nested deeper than {DEPTH}")
@@ -53,17 +53,16 @@ def unflatten(
                 f"{where}: form {tree['form'][:40]!r} is not known; known are {', '.join(sorted(forms))}"
             )
         fields: dict[str, Any] = {}
-        known = {field.name: field for field in dataclasses.fields(kind)}
+        known, children = {field.name: field for field in dataclasses.fields(kind)}, child_names(kind)
         for key, value in tree.items():
             if key == "form":
                 continue
             if key not in known:
                 raise FormatError(f"{where}: {kind.name} has no field {key[:40]!r}")
-            declared = str(known[key].type)
-            if declared.startswith("Form"):
+            if key in children:
                 fields[key] = node(value, f"{path}.{key}" if path else key, depth + 1)
             else:
-                fields[key] = setting(value, declared, f"{where}: {kind.name}.{key}")
+                fields[key] = setting(value, str(known[key].type), f"{where}: {kind.name}.{key}")
         for key, field in known.items():
             if field.type == "Tensor":
                 fields[key] = array(where)
@@ -80,7 +79,7 @@ def setting(value: Any, declared: str, where: str) -> Any:
         fits = (
             isinstance(value, list)
             and all(type(v) is int and 0 <= v < 2**48 for v in value)
-            and len(value) <= 16
+            and len(value) <= NUMBERS
         )
         value = tuple(value) if fits else value
     else:

@@ -10,12 +10,10 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from tersor.forms.at import At
 from tersor.forms.coded import uncoded
 from tersor.forms.dense import Dense
 from tersor.forms.form import Form
-from tersor.forms.lowrank import LowRank
-from tersor.forms.masked import Masked
-from tersor.forms.sum import Sum
 
 # (weights, mask of those that count or None, axis of rows) -> how to store them
 Store = Callable[[Tensor, Tensor | None, int], Form]
@@ -23,18 +21,14 @@ Store = Callable[[Tensor, Tensor | None, int], Form]
 
 def refine(form: Form, store: Store, axis: int = 0) -> tuple[Form, str]:
     """`form` with its weights stored by `store`, and how: "refine", or "absorb" where a grid was given up."""
-    how = "refine"
+    plain = True
 
-    def visit(node: Form, keep: Tensor | None, axis: int) -> Form:
-        nonlocal how
-        if isinstance(node, Masked):
-            return node.replace(body=visit(node.body, node.within(keep), axis))
-        if isinstance(node, LowRank):
-            return LowRank(visit(node.left, None, 0), visit(node.right, None, 0))
-        if isinstance(node, Sum):
-            return Sum(visit(node.a, keep, axis), visit(node.b, keep, axis))
-        if not isinstance(node, Dense):
-            how = "absorb"
-        return store(node.decode(keep), keep, axis)
+    def change(at: At) -> Form | None:
+        nonlocal plain
+        if not at.body:
+            return None if at.weights else at.node
+        plain &= isinstance(at.node, Dense)
+        return store(at.node.decode(at.keep), at.keep, at.axis)
 
-    return visit(uncoded(form), None, axis), how
+    after = At(uncoded(form), axis).rebuilt(change)
+    return after, "refine" if plain else "absorb"

@@ -24,7 +24,7 @@ from torch import Tensor
 from tersor.core.observer import Observer
 from tersor.errors import FormatError, RefusedError
 from tersor.files import atomic
-from tersor.forms import Coded, coded
+from tersor.forms import PROFILES, Coded, coded
 from tersor.forms.form import as_bytes
 from tersor.io.change import fitted, tell
 from tersor.io.header import build_header
@@ -43,7 +43,7 @@ from tersor.io.patch import (
 )
 from tersor.io.tensors import CHUNK, IN_MEMORY
 from tersor.io.text import dump, parse
-from tersor.io.told import ALONE, CHANGE, PROFILES, SAME, Told, movable
+from tersor.io.told import ALONE, CHANGE, SAME, Told, movable
 
 SAMPLE = 1 << 14  # elements that tell which array of OLD is nearest
 MOST = 4  # arrays of OLD with another name that are tried
@@ -293,8 +293,8 @@ def cost(told: Given, base: Tensor | None) -> int:
 
 def wrote(stored: Coded, array: Tensor, keep: Tensor | None) -> str:
     """The profile that codes the array to the very bytes that are stored; empty where none does."""
-    for profile in PROFILES:
-        if coded(array, keep, profile).digest == stored.digest:
+    for profile in dict.fromkeys((stored.coder, *PROFILES)):
+        if coded(array, keep, profile).replace(coder=stored.coder).digest == stored.digest:
             return profile
     return ""
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tersor.errors import FormatError, SettingError
-from tersor.forms import Affine, Coded, Dense, Form, Masked, uncoded
+from tersor.forms import Affine, At, Coded, Dense, Form, uncoded
 from tersor.forms.form import from_rows, to_rows
 from tersor.io.checkpoint import Checkpoint
 from tersor.io.container import TersorFile
@@ -29,7 +29,7 @@ from tersor.io.trees import leaves
 PATCH = "tersor-patch"  # the key in a patch's metadata that holds its format number
 
 
-class Grid(NamedTuple):
+class EvenGrid(NamedTuple):
     """What the codes of an even grid mean: (codes - zero) * scale."""
 
     scale: Tensor  # [1, 1], [O, 1] or [O, G]
@@ -53,7 +53,7 @@ class Grid(NamedTuple):
         return both[0].double(), both[1].double()
 
 
-def regrid(codes: Tensor, old: Grid, new: Grid) -> Tensor:
+def regrid(codes: Tensor, old: EvenGrid, new: EvenGrid) -> Tensor:
     """Codes rounded to another grid, which they both fit: every step in float64, rounded half to even."""
     rows, limits = to_rows(codes, new.axis), torch.iinfo(codes.dtype)
     (scale, zero), (scale_new, zero_new) = (grid.tables(rows.shape[1]) for grid in (old, new))
@@ -68,7 +68,7 @@ class Leaf(NamedTuple):
     stored: Form
     array: Tensor  # decoded
     keep: str | None  # the name of the mask's leaf that hides some of it; "" where that is no leaf by itself
-    grid: Grid | None  # where these are its codes
+    grid: EvenGrid | None  # where these are its codes
 
 
 class Parts:
@@ -165,27 +165,21 @@ def looks(path: Path) -> str:
 
 def leaves_of(form: Form, site: str) -> Iterator[tuple[str, Leaf]]:
     """(name, leaf) of each leaf of a site."""
-    plain, nodes = dict(uncoded(form).walk()), dict(form.walk())
+    plain, nodes = dict(uncoded(form).walk()), {at.path: at for at in At(form).down()}
     for path, name, stored in leaves(form, site):
         above, _, word = path.rpartition(".")
-        parent, dense = nodes[above], plain[path]
+        parent, dense = nodes[above].node, plain[path]
         if not isinstance(dense, Dense):
             raise FormatError(f"{name[:200]}: a leaf that is no array")
         keep = mask_above(nodes, path, site) if isinstance(stored, Coded) and stored.kept else None
         grid = None
-        if isinstance(parent, Affine) and word == "codes":
+        if isinstance(parent, Affine) and word == "codes" and not parent.runs and parent.member is None:
             zero = None if parent.zero is None else parent.zero.decode()
-            grid = Grid(parent.scale.decode(), zero, parent.group, parent.axis)
+            grid = EvenGrid(parent.scale.decode(), zero, parent.group, parent.axis)
         yield name, Leaf(stored, dense.array, keep, grid)
 
 
-def mask_above(nodes: dict[str, Form], path: str, site: str) -> str:
+def mask_above(nodes: dict[str, At], path: str, site: str) -> str:
     """The leaf that is the only mask above a path; empty where there are several, or the mask is no leaf."""
-    above = [
-        at
-        for at, node in nodes.items()
-        if isinstance(node, Masked) and f"{path}.".startswith(f"{at}." if at else "")
-    ]
-    keep = f"{above[0]}.keep" if above and above[0] else "keep"
-    alone = len(above) == 1 and isinstance(nodes.get(keep), Dense | Coded)
-    return f"{site}:{keep}" if alone else ""
+    masks = nodes[path].masks
+    return f"{site}:{masks[0]}" if len(masks) == 1 and not nodes[masks[0]].node.children() else ""

@@ -6,7 +6,6 @@ be 80 bytes. Shapes and dtypes that follow from a leaf's place are left out.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,12 +15,10 @@ import torch
 
 from tersor.errors import FormatError
 from tersor.forms import FORMS, Coded, Dense, Form
+from tersor.forms.node import child_names
 from tersor.io.header import NAMED, Slot, check_shape
 
 SMALL = 1024  # bytes from which a leaf is a tensor of its own
-BY_NAME = {
-    "keep": "bool", "index": "uint8", "codes": "int8", "zero": "int16", "scale": "float32", "book": "float32"
-}  # fmt: skip
 Shape = tuple[int, ...]
 
 
@@ -36,13 +33,9 @@ class Place:
     small: bool
 
 
-def children_of(kind: type[Form]) -> list[str]:
-    return [field.name for field in dataclasses.fields(kind) if str(field.type).startswith("Form")]
-
-
-def same_shape(kind: type[Form]) -> tuple[str, ...]:
-    """Children of their parent's shape."""
-    return ("keep", *kind.aligned) if kind.name == "masked" else kind.aligned
+def follows(kind: type[Form], key: str, shape: Shape | None, dtype: str) -> tuple[Shape | None, str]:
+    """(shape, dtype) of a child as its place tells them, in a parent of this kind, shape and dtype."""
+    return shape if key in (kind.mask, *kind.aligned) else None, kind.dtypes.get(key, dtype)
 
 
 def terse(form: Form, shape: Shape | None, dtype: str, small: Callable[[str], bool], path: str = "") -> Any:
@@ -50,15 +43,15 @@ def terse(form: Form, shape: Shape | None, dtype: str, small: Callable[[str], bo
     node: dict[str, Any] = {"form": form.name, **form.settings()}
     if isinstance(form, Coded):
         told = {"size": (form.size, shape), "dtype": (form.dtype, dtype)}
-        for key in [key for key, (own, follows) in told.items() if own == follows]:
+        for key in [key for key, (own, told_by_place) in told.items() if own == told_by_place]:
             del node[key]
     if isinstance(form, Dense) and small(path):
         own = str(form.dtype).removeprefix("torch.")
         node |= {} if own == dtype else {"dtype": own}
         node |= {} if form.shape == shape else {"shape": form.shape}
     for key, child in form.children().items():
-        inner = shape if key in same_shape(type(form)) else None
-        node[key] = terse(child, inner, BY_NAME.get(key, dtype), small, f"{path}.{key}" if path else key)
+        below = f"{path}.{key}" if path else key
+        node[key] = terse(child, *follows(type(form), key, shape, dtype), small, below)
     return form.name if len(node) == 1 else node
 
 
@@ -92,11 +85,10 @@ class Places:
             self._dense(node, shape, dtype, name)
             return {"form": "dense"}
         full = dict(node)
-        for key in children_of(kind):
+        for key in child_names(kind):
             if key in node:
-                inner = shape if key in same_shape(kind) else None
                 below = f"{path}.{key}" if path else key
-                full[key] = self._full(node[key], inner, BY_NAME.get(key, dtype), site, below)
+                full[key] = self._full(node[key], *follows(kind, key, shape, dtype), site, below)
         return full
 
     def _coded(self, node: dict[str, Any], name: str) -> dict[str, Any]:

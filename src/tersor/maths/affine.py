@@ -93,7 +93,7 @@ def even_grid(
 
 
 def requantize(  # noqa: PLR0917  a grid is its five numbers
-    w: Tensor, scale: Tensor, zero: Tensor | None, bits: int, group: int, symmetric: bool
+    w: Tensor, scale: Tensor, zero: Tensor | None, bits: int, group: int | Tensor, symmetric: bool
 ) -> Tensor:
     """Codes [O, I] of w on a grid that stands."""
     low, high = limits(bits, symmetric)
@@ -103,7 +103,7 @@ def requantize(  # noqa: PLR0917  a grid is its five numbers
     return codes.clamp_(low, high).to(torch.int8 if bits <= 8 else torch.int16)
 
 
-def dequantize(codes: Tensor, scale: Tensor, zero: Tensor | None, group: int) -> Tensor:
+def dequantize(codes: Tensor, scale: Tensor, zero: Tensor | None, group: int | Tensor) -> Tensor:
     """(codes - zero) * scale, float32 [O, I]."""
     steps = codes.to(scale.dtype)
     if zero is not None:

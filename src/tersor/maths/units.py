@@ -109,11 +109,14 @@ def shift(x: Tensor, by: Tensor) -> Tensor:
     return x * torch.exp2(by.to(x.dtype))
 
 
-def expand(scale: Tensor, group: int, columns: int) -> Tensor:
-    """scale [1, 1], [O, 1] or [O, G] -> [O or 1, columns], one value a weight."""
+def expand(scale: Tensor, group: int | Tensor, columns: int) -> Tensor:
+    """scale [1, 1], [O, 1] or [O, G] -> [O or 1, columns], one value a weight. `group`: columns of a group,
+    or the group of each column, int64 [columns]."""
     groups = scale.shape[1]
     if groups == 1:
         return scale.expand(-1, columns)
+    if isinstance(group, Tensor):
+        return scale[:, group.to(scale.device)]
     if group < 1 or groups != -(-columns // group):
         raise SettingError(f"expand: {groups} groups of {group} do not make {columns} columns")
     return scale.repeat_interleave(group, 1)[:, :columns]

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from tersor.forms import Affine, Codebook, Dense, Form, LogGrid, LowRank, Masked, Sum, uncoded
+from tersor.forms import Affine, At, Codebook, Dense, Form, LogGrid, LowRank, Masked, Sum, uncoded
 from tersor.forms.form import from_rows, to_rows
 from tersor.maths.affine import expand, limits
 from tersor.maths.levels import from_levels, to_levels
@@ -32,7 +32,10 @@ from tersor.model.sites import Site
 
 
 class Part(nn.Module):
-    """The trainable side of one form."""
+    """The trainable side of one form. A body's is made of the form and the mask above it, a structure's of
+    the form and its inner parts."""
+
+    axis: int  # of its form's rows
 
     def value(self) -> Tensor:
         """The weight as the model sees it, with gradients to this part's parameters."""
@@ -47,8 +50,36 @@ class Part(nn.Module):
         it trains then starts between its levels and not on them; the others start where they are."""
 
 
+class Structure(Part):
+    """The parts of the inner forms, and how their values make one."""
+
+    def __init__(self, form: Form, *inner: Part):
+        super().__init__()
+        self.kind = type(form)
+        for name, one in zip(form.inner, inner, strict=True):
+            self.add_module(name, one)
+
+    def parts(self) -> Iterable[tuple[str, Part]]:
+        return cast(Iterable[tuple[str, Part]], self.named_children())
+
+    def join(self, *values: Tensor) -> Tensor:
+        """The weight, of the inner ones."""
+        raise TypeError(f"{type(self).__name__} has no join")
+
+    def value(self) -> Tensor:
+        return self.join(*(one.value() for _, one in self.parts()))
+
+    def fold(self) -> Form:
+        return self.kind(**{name: one.fold() for name, one in self.parts()})
+
+    def begin(self, form: Form) -> None:
+        if isinstance(form, self.kind):
+            for name, one in self.parts():
+                one.begin(form.children()[name])
+
+
 class DensePart(Part):
-    def __init__(self, form: Dense):
+    def __init__(self, form: Dense, keep: Tensor | None = None):
         super().__init__()
         self.dtype = form.array.dtype  # trained in float32 (or float64), stored as it was
         wide = torch.promote_types(self.dtype, torch.float32)
@@ -61,18 +92,18 @@ class DensePart(Part):
         return Dense(self.w.detach().cpu().to(self.dtype, copy=True))
 
 
-class MaskedPart(Part):
+class MaskedPart(Structure):
     """`keep` may be narrowed while training (gradual pruning): it is a buffer."""
 
     keep: Tensor
+    body: Part
 
-    def __init__(self, form: Masked, grid: Grid | None = None):
-        super().__init__()
+    def __init__(self, form: Masked, body: Part):
+        super().__init__(form, body)
         self.register_buffer("keep", form.keep.decode().clone())
-        self.body = part(form.body, form.keep.decode(), grid)
 
-    def value(self) -> Tensor:
-        return self.body.value() * self.keep
+    def join(self, *values: Tensor) -> Tensor:
+        return values[0] * self.keep
 
     def fold(self) -> Form:
         body = self.body.fold()
@@ -95,7 +126,7 @@ class RoundedPart(Part):
 
 
 class AffinePart(RoundedPart):
-    def __init__(self, form: Affine):
+    def __init__(self, form: Affine, keep: Tensor | None = None):
         super().__init__()
         self.form = form
         self.w = nn.Parameter(form.decode().detach().float().clone())
@@ -114,8 +145,8 @@ class AffinePart(RoundedPart):
     def codes(self) -> tuple[Tensor, Tensor, Tensor]:
         """(codes before rounding [O, I], scale and zero expanded to columns)."""
         rows = to_rows(self.w.detach(), self.form.axis)
-        scale = expand(self.scale.detach().abs().clamp_min(TINY), self.form.group, rows.shape[1])
-        zero = expand(cast(Tensor, self.zero), self.form.group, rows.shape[1])
+        scale = expand(self.scale.detach().abs().clamp_min(TINY), self.form.grouping, rows.shape[1])
+        zero = expand(cast(Tensor, self.zero), self.form.grouping, rows.shape[1])
         return rows / scale + zero, scale, zero
 
     def value(self) -> Tensor:
@@ -124,7 +155,7 @@ class AffinePart(RoundedPart):
         codes = exact.clamp(self.low, self.high).round()
         inside = (exact > self.low) & (exact < self.high)
         rows = to_rows(self.w, self.form.axis)
-        learned = expand(self.scale.abs() * self.ease, self.form.group, rows.shape[1])
+        learned = expand(self.scale.abs() * self.ease, self.form.grouping, rows.shape[1])
         seen = (codes - zero) * scale
         seen = seen + torch.where(inside, rows - rows.detach(), 0)
         seen = seen + torch.where(inside, codes - exact, codes - zero) * (learned - learned.detach())
@@ -148,7 +179,7 @@ def positive(steps: Form) -> Form:
 
 
 class LogPart(RoundedPart):
-    def __init__(self, form: LogGrid):
+    def __init__(self, form: LogGrid, keep: Tensor | None = None):
         super().__init__()
         self.form = form
         self.w = nn.Parameter(form.decode().detach().float().clone())
@@ -156,11 +187,11 @@ class LogPart(RoundedPart):
 
     def codes(self) -> Tensor:
         form, rows = self.form, to_rows(self.w.detach(), self.form.axis)
-        return to_levels(rows, cast(Tensor, self.scale), form.bits, form.terms, form.group)
+        return to_levels(rows, cast(Tensor, self.scale), form.bits, form.terms, form.grouping)
 
     def value(self) -> Tensor:
         form = self.form
-        rows = from_levels(self.codes(), cast(Tensor, self.scale), form.bits, form.terms, form.group)
+        rows = from_levels(self.codes(), cast(Tensor, self.scale), form.bits, form.terms, form.grouping)
         seen = from_rows(rows, tuple(self.w.shape), form.axis)
         return self.w + (seen - self.w).detach()
 
@@ -211,7 +242,7 @@ class BookPart(Part):
     index: Tensor
     scale: Tensor | None
 
-    def __init__(self, form: Codebook):
+    def __init__(self, form: Codebook, keep: Tensor | None = None):
         super().__init__()
         self.form = form
         self.book = nn.Parameter(form.book.decode().detach().float().clone())
@@ -228,37 +259,24 @@ class BookPart(Part):
         return self.form.replace(book=Dense(self.book.detach().cpu().clone()))
 
 
-class LowRankPart(Part):
-    def __init__(self, form: LowRank, grid: Grid | None = None):
-        super().__init__()
-        self.left, self.right = part(form.left, None, grid), part(form.right, None, grid)
-
-    def value(self) -> Tensor:
-        return torch.tensordot(self.left.value(), self.right.value(), dims=1)
-
-    def fold(self) -> Form:
-        return LowRank(self.left.fold(), self.right.fold())
-
-    def begin(self, form: Form) -> None:
-        if isinstance(form, LowRank):
-            self.left.begin(form.left)
-            self.right.begin(form.right)
+class LowRankPart(Structure):
+    def join(self, *values: Tensor) -> Tensor:
+        left, right = values
+        return torch.tensordot(left, right, dims=1)
 
 
-class SumPart(Part):
-    def __init__(self, form: Sum, grid: Grid | None = None):
-        super().__init__()
-        self.a, self.b = part(form.a, None, grid), part(form.b, None, grid)
-
-    def value(self) -> Tensor:
-        return self.a.value() + self.b.value()
-
-    def fold(self) -> Form:
-        return Sum(self.a.fold(), self.b.fold())
+class SumPart(Structure):
+    def join(self, *values: Tensor) -> Tensor:
+        return values[0] + values[1]
 
 
-PARTS: dict[type[Form], Any] = {
-    Dense: DensePart, Masked: MaskedPart, Affine: AffinePart, LogGrid: LogPart,
+def book_part(form: Codebook, keep: Tensor | None = None) -> Part:
+    signs = form.scale is not None and tuple(form.book.decode().flatten().tolist()) in (BINARY, TERNARY)
+    return SignPart(form, keep) if signs else BookPart(form)
+
+
+PARTS: dict[type[Form], Callable[..., Part]] = {
+    Dense: DensePart, Masked: MaskedPart, Affine: AffinePart, LogGrid: LogPart, Codebook: book_part,
     LowRank: LowRankPart, Sum: SumPart,
 }  # fmt: skip
 
@@ -266,15 +284,16 @@ PARTS: dict[type[Form], Any] = {
 Grid = Callable[[Affine], Part]  # another way for even grids to learn than AffinePart
 
 
-def part(form: Form, keep: Tensor | None = None, grid: Grid | None = None) -> Part:
-    """The trainable side of a form whose leaves are plain; `keep` is the mask above it."""
-    if isinstance(form, Affine) and grid is not None:
-        return grid(form)
-    if isinstance(form, Codebook):
-        signs = form.scale is not None and tuple(form.book.decode().flatten().tolist()) in (BINARY, TERNARY)
-        return SignPart(form, keep) if signs else BookPart(form)
-    inner = isinstance(form, (Masked, LowRank, Sum))
-    return PARTS[type(form)](form, grid) if inner else PARTS[type(form)](form)
+def part(form: Form | At, grid: Grid | None = None) -> Part:
+    """The trainable side of a form whose leaves are plain, in its place in the tree."""
+    at = form if isinstance(form, At) else At(form)
+    node, inner = at.node, [part(child, grid) for _, child in at.below() if child.weights]
+    if isinstance(node, Affine) and grid is not None:
+        made = grid(node)
+    else:
+        made = PARTS[type(node)](node, *inner) if inner else PARTS[type(node)](node, at.keep)
+    made.axis = at.axis
+    return made
 
 
 class Tuned(nn.Module):
@@ -296,7 +315,10 @@ class Tuned(nn.Module):
         object.__setattr__(self, "net", net)
         others = grids or {}
         self.parts = nn.ModuleDict(
-            {key(name): part(uncoded(forms[name]), None, others.get(name)) for name in self._site_names}
+            {
+                key(name): part(At(uncoded(forms[name]), sites[name].axis), others.get(name))
+                for name in self._site_names
+            }
         )
         for name, site in sites.items():
             if name not in self._site_names:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tersor.core.view import View
 from tersor.forms import Affine, Dense, Form, LowRank, Masked, Sum, refine, uncoded
-from tersor.forms.form import from_rows, to_rows
+from tersor.forms.form import Moments, from_rows, to_rows
 from tersor.maths.rdoq import THETA, Factor, Rounded, factor, rdoq, steps
 from tersor.model.curvature import curvatures
 from tersor.model.sites import Site
@@ -29,8 +29,6 @@ BYTE = 127  # largest code in one byte
 APART = 44  # bits of a code stored apart: where it is, and a float
 APART_AT_ALL = 1600  # bits of the form around them
 MORE = 4.0  # bits a number that a bias or norm has beyond a weight, where nothing is known of either
-
-Moments = tuple[Tensor | None, Tensor | None]  # F and H: full, a diagonal, or None for a diagonal of ones
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,22 +214,7 @@ def fits(moment: Tensor | None, count: int) -> bool:
 
 def leaf_moments(form: Form, rows: Tensor | None, columns: Tensor | None) -> Iterator[Moments]:
     """F and H of each leaf, in the order in which refine visits them."""
-    if isinstance(form, Masked):
-        yield from leaf_moments(form.body, rows, columns)
-    elif isinstance(form, Sum):
-        yield from leaf_moments(form.a, rows, columns)
-        yield from leaf_moments(form.b, rows, columns)
-    elif isinstance(form, LowRank):
-        left, right = form.left.decode().float(), form.right.decode().float().flatten(1)
-        fine = fits(rows, len(left)) and fits(columns, right.shape[1])
-        yield from leaf_moments(form.left, rows, through(right, columns) if fine else None)
-        yield from leaf_moments(form.right, through(left.T, rows) if fine else None, columns)
-    else:
+    if not form.inner:
         yield rows, columns
-
-
-def through(side: Tensor, moment: Tensor | None) -> Tensor:
-    """side M side^T, of a moment that is full, diagonal or absent."""
-    if moment is None:
-        return side @ side.T
-    return side @ moment @ side.T if moment.ndim == 2 else (side * moment) @ side.T
+    for key, moments in zip(form.inner, form.weigh(rows, columns), strict=True):
+        yield from leaf_moments(form.children()[key], *moments)

@@ -22,7 +22,7 @@ from torch import Tensor
 from tersor.core.events import Edit, Group, Note
 from tersor.core.view import View
 from tersor.errors import RefusedError, SettingError
-from tersor.forms import Affine, Dense, Form, Masked, refine, uncoded
+from tersor.forms import Affine, Dense, Form, refine, uncoded
 from tersor.forms.form import from_rows, to_rows
 from tersor.maths.affine import limits, requantize
 from tersor.maths.units import TINY
@@ -204,33 +204,23 @@ def cleared(view: View, forms: Mapping[str, Form], layers: Collection[str]) -> t
     """The forms without what is idle in these layers, where the model can be looked through; and a count."""
     model = view.model(forms).eval()
     state = {name: uncoded(form) for name, form in {**view.forms, **forms}.items()}
-    names = [site.name for site in view.sites.values() if site.layer in layers and zeroable(state[site.name])]
+    found = [site.name for site in view.sites.values() if site.layer in layers]
+    names = [name for name in found if zeroed(state[name], torch.ones(state[name].shape)) is not None]
     movable = [name for name in names if isinstance(state[name], Dense)]
     try:
         changed = clear(model, example_inputs(view.task, model), names, movable)
     except RefusedError as error:
         return dict(forms), Note("", "skipped", f"idle units are left in: {error}")
     count = sum(int(((state[name].decode() != 0) & (value == 0)).sum()) for name, value in changed.items())
-    new = {name: with_zeros(state[name], value) for name, value in changed.items()}
+    new = {n: form for n, value in changed.items() if (form := zeroed(state[n], value)) is not None}
     said = f"{count} weights and biases of idle units set to zero"
     return {**forms, **new}, Note("", "cleared", said, {"count": count})
 
 
-def zeroable(form: Form) -> bool:
-    """Whether any element of a form can be made zero by itself."""
-    if isinstance(form, Masked):
-        return zeroable(form.body)
-    return isinstance(form, Dense) or (isinstance(form, Affine) and form.zero is None)
-
-
-def with_zeros(form: Form, value: Tensor) -> Form:
-    """A zeroable form with zeros where `value` has them; a Dense one takes all of it."""
-    if isinstance(form, Dense):
-        return Dense(value.cpu().clone())
-    if isinstance(form, Masked):
-        return form.replace(body=with_zeros(form.body, value))
-    codes = form.children()["codes"].decode()
-    return form.replace(codes=Dense(torch.where(value.cpu() == 0, codes.new_zeros(()), codes)))
+def zeroed(form: Form, value: Tensor) -> Form | None:
+    """The form with zeros where `value` has them; a Dense one takes all of it. None where a form's elements
+    cannot be made zero one by one."""
+    return Dense(value.cpu().clone()) if isinstance(form, Dense) else form.zeroed(value == 0)
 
 
 def zeros(site: Site, form: Form) -> Note:
@@ -244,4 +234,4 @@ def zeros(site: Site, form: Form) -> Note:
 
 def nbytes_of(forms: Mapping[str, Form]) -> int:
     """Bytes of these forms once entropy-coded."""
-    return sum(min(Entropy().code(form, None).nbytes, form.nbytes) for form in forms.values())
+    return sum(min(Entropy().code(form).nbytes, form.nbytes) for form in forms.values())

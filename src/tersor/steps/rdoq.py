@@ -183,5 +183,5 @@ class Rdoq:
 
 def coded_nbytes(forms: Mapping[str, Form]) -> int:
     """Bytes that these forms take in a file once the entropy step has coded them."""
-    coded = [Entropy().code(form, None) for form in forms.values()]
+    coded = [Entropy().code(form) for form in forms.values()]
     return sum(form.nbytes + NODE * sum(1 for _, node in form.walk() if node.arrays()) for form in coded)

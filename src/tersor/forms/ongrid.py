@@ -1,0 +1,141 @@
+"""OnGrid: what grids share: codes seen as rows; tables with an entry for all, a row or a group of columns.
+
+table[o, g]     g the group of column i:   i // group     even groups; the last one may be shorter
+                                           as runs say    side by side, of any length: a cut leaves such
+                                           member[i]      in any order: a cut may also permute
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import cached_property
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from tersor.forms.at import At
+from tersor.forms.dense import Dense
+from tersor.forms.form import FLOATS, Fact, Form, Shape, demand
+
+RUN = 2  # bytes about that a run takes in a file's text
+MEMBER = (torch.uint8, torch.int16, torch.int32)
+
+
+class OnGrid(Form):
+    """A form whose one aligned child is its codes."""
+
+    tables: ClassVar[tuple[str, ...]] = ("scale", "zero")  # children with a column for each group
+    axis: int  # of rows
+    group: int = 0  # columns a group; 0: the whole row
+    runs: tuple[int, ...] = ()  # columns of each group, where they are not even
+    member: Form | None = None  # [I], the group of each column, where those of a group are not side by side
+
+    @property
+    def shape(self) -> Shape:
+        return self.children()[self.aligned[0]].shape
+
+    @cached_property
+    def grouping(self) -> int | Tensor:
+        """Columns a group or, where they are not even, the group of each column [I]: as maths/ takes it."""
+        if self.member is not None:
+            return self.member.decode().long()
+        if self.runs:
+            return torch.arange(len(self.runs)).repeat_interleave(torch.tensor(self.runs))
+        return self.group
+
+    def groups(self) -> Tensor:
+        """The group of each column, int64 [I]."""
+        even = self.grouping
+        columns = rows_of(self.shape, self.axis)[1]
+        return even if isinstance(even, Tensor) else torch.arange(columns) // (even or max(columns, 1))
+
+    def take(self, axis: int, index: Tensor) -> Self:
+        """Codes follow any axis; a table that has rows follows the axis of rows, and groups the columns."""
+        children, shape, codes = self.children(), self.shape, self.aligned[0]
+        axis %= len(shape)
+        fields = {codes: children[codes].take(axis, index)}
+        if axis == self.axis and len(shape) > 1:
+            kept = {key: child for key, child in children.items() if key != codes and len(child.shape) == 2}
+            fields |= {k: child.take(0, index) for k, child in kept.items() if child.shape[0] == shape[axis]}
+            return self.replace(**fields)
+        cut = self.replace(**fields)
+        if "scale" not in children or children["scale"].shape[1] == 1:
+            return cut
+        others = [n for a, n in enumerate(shape) if a != self.axis] if len(shape) > 1 else list(shape)
+        columns = torch.arange(math.prod(others)).reshape(others)
+        at = axis - (axis > self.axis) if len(shape) > 1 else 0
+        return cut.regrouped(self.groups()[columns.index_select(at, index).flatten()])
+
+    def regrouped(self, groups: Tensor) -> Self:
+        """This form with its columns in these groups of its tables [I], in the fewest bytes."""
+        own, lengths = groups.unique_consecutive(return_counts=True)
+        sizes = lengths.tolist()
+        if len(set(sizes[:-1])) <= 1 and sizes[-1:] <= sizes[:1]:
+            return self._with(own, group=0 if len(sizes) == 1 else max(1, *sizes[:1], 0))
+        used, member = groups.unique(return_inverse=True)
+        dtype = MEMBER[(len(used) > 256) + (len(used) > 1 << 15)]
+        by_runs, by_member = self._with(own, runs=tuple(sizes)), self._with(used, member=member.to(dtype))
+        return by_runs if by_runs.nbytes + RUN * len(sizes) <= by_member.nbytes else by_member
+
+    def even(self) -> Self:
+        """This form with even groups, for whoever knows no others: as large as the edges of its own allow."""
+        if not self.runs and self.member is None:
+            return self
+        groups = self.groups()
+        edges = groups.unique_consecutive(return_counts=True)[1].cumsum(0)[:-1].tolist()
+        size = math.gcd(*edges)  # 0: all columns are of one group
+        return self._with(groups[:: size or max(1, len(groups))], group=size)
+
+    def _with(
+        self, columns: Tensor, group: int = 0, runs: tuple[int, ...] = (), member: Tensor | None = None
+    ) -> Self:
+        """These columns of the tables, and what says whose they are."""
+        found = {key: child for key, child in self.children().items() if key in self.tables}
+        same = torch.equal(columns, torch.arange(found["scale"].shape[1]))
+        fields = {} if same else {key: child.take(1, columns) for key, child in found.items()}
+        new = None if member is None else Dense(member)
+        return self.replace(group=group, runs=runs, member=new, **fields)
+
+    def bounds(self) -> dict[str, tuple[int, int, str]]:
+        return {} if self.member is None else {"member": (0, self.children()["scale"].shape[1] - 1, "groups")}
+
+    def fact_of_rows(self, facts: Mapping[str, Fact], *dtypes: torch.dtype) -> tuple[int, int]:
+        """(O, I), where codes of these dtypes and a scale fit each other."""
+        codes = facts[self.aligned[0]]
+        demand(codes.dtype in dtypes, f"{self.aligned[0]} of {codes.dtype}")
+        demand(0 <= self.axis < max(len(codes.shape), 1), f"axis {self.axis} of {list(codes.shape)}")
+        rows, columns = rows_of(codes.shape, self.axis)
+        demand(bool(self.group) + bool(self.runs) + ("member" in facts) <= 1, "groups are told in two ways")
+        demand(not self.runs or min(self.runs) > 0, "a run of no columns")
+        runs = sum(self.runs) if self.runs else columns
+        demand(runs == columns, f"runs of {runs} columns for rows of {columns}")
+        if "scale" not in facts:
+            return rows, columns
+        shape, dtype = facts["scale"]
+        demand(dtype in FLOATS, f"scale of {dtype}")
+        allowed = {(1, 1), (rows, 1)}
+        if self.group:
+            allowed.add((rows, -(-columns // self.group)))
+        if self.runs:
+            allowed = {(rows, len(self.runs))}
+        if "member" in facts:
+            member = facts["member"]
+            fine = member.shape == (columns,) and member.dtype in MEMBER
+            demand(fine, f"member of {member.dtype} {list(member.shape)} for rows of {columns}")
+            allowed = {(rows, *shape[1:])} if len(shape) == 2 else set()
+        demand(shape in allowed, f"a table of {list(shape)} for {rows} rows of {columns}")
+        return rows, columns
+
+
+def even(form: Form) -> Form:
+    """The form with even groups in all its grids; it decodes to the same bits."""
+    return At(form).rebuilt(lambda at: at.node.even() if isinstance(at.node, OnGrid) else None)
+
+
+def rows_of(shape: Shape, axis: int) -> tuple[int, int]:
+    """(O, I) of a tensor seen as a matrix."""
+    if len(shape) <= 1:
+        return 1, math.prod(shape)
+    return shape[axis], math.prod(shape[:axis]) * math.prod(shape[axis + 1 :])
