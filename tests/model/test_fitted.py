@@ -1,4 +1,4 @@
-"""Dress: forms go into a copy of the model they were made from, in its dtypes, and into no other."""
+"""Fitted: forms go into a copy of the model they were made from, in their dtypes, and into no other."""
 
 from pathlib import Path
 
@@ -12,8 +12,7 @@ from tersor.core.run import Compressed, run, start
 from tersor.errors import SiteError
 from tersor.forms import Affine, Dense
 from tersor.io import load, pack
-from tersor.model.dress import dress, fill
-from tersor.model.sites import sites_of
+from tersor.model.fitted import fitted
 from tersor.steps import Prune, Quantize
 
 
@@ -21,7 +20,7 @@ from tersor.steps import Prune, Quantize
 def test_undone_forms_answer_as_the_model(name: str) -> None:
     t = tiny(name)
     plain = start(t.model)
-    assert torch.equal(t.out(dress(t.model, plain.forms, plain.sites)), t.out())
+    assert torch.equal(t.out(fitted(t.model, plain.forms, plain.sites)), t.out())
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -33,24 +32,24 @@ def test_the_copy_has_the_decoded_weights_and_the_model_its_own(name: str) -> No
         key: Dense(form.decode() + 1) if form.decode().is_floating_point() else form
         for key, form in plain.forms.items()
     }
-    dressed = dress(t.model, forms, plain.sites)
-    assert type(dressed) is type(t.model)
-    for key, value in dressed.state_dict().items():
+    twin = fitted(t.model, forms, plain.sites)
+    assert type(twin) is type(t.model)
+    for key, value in twin.state_dict().items():
         assert torch.equal(value, before[key] + 1 if value.is_floating_point() else before[key])
         assert torch.equal(t.model.state_dict()[key], before[key])
         assert value.data_ptr() != t.model.state_dict()[key].data_ptr()
 
 
-def test_a_dressed_model_trains_and_stays_itself() -> None:
+def test_a_fitted_model_trains_and_stays_itself() -> None:
     """Parameters stay parameters; training the copy changes no form."""
     t = tiny("conv")
     plain = start(t.model)
     digests = {name: form.digest for name, form in plain.forms.items()}
-    dressed = dress(t.model, plain.forms, plain.sites)
-    dressed.train()
-    dressed(t.x).sum().backward()
+    twin = fitted(t.model, plain.forms, plain.sites)
+    twin.train()
+    twin(t.x).sum().backward()
     with torch.no_grad():
-        for parameter in dressed.parameters():
+        for parameter in twin.parameters():
             parameter -= parameter.grad
     assert {name: Dense(form.decode().clone()).digest for name, form in plain.forms.items()} == digests
 
@@ -60,9 +59,9 @@ def test_grids_come_back_in_the_models_dtype(dtype: torch.dtype) -> None:
     model = nn.Linear(4, 2).to(dtype)
     plain = start(model)
     grid = Affine(Dense(torch.ones(2, 4, dtype=torch.int8)), Dense(torch.tensor([[0.1], [3.0]])))
-    dressed = dress(model, {**plain.forms, "weight": grid}, plain.sites)
-    assert dressed.weight.dtype is dtype
-    assert torch.equal(dressed.weight, torch.tensor([[0.1], [3.0]]).to(dtype).expand(2, 4))
+    twin = fitted(model, {**plain.forms, "weight": grid}, plain.sites)
+    assert twin.weight.dtype is dtype
+    assert torch.equal(twin.weight, torch.tensor([[0.1], [3.0]]).to(dtype).expand(2, 4))
     result = run(model, [Prune(keep=0.5)])
     assert {value.dtype for value in result.state_dict().values()} == {dtype}
     assert {value.dtype for value in result.model().state_dict().values()} == {dtype}
@@ -71,9 +70,9 @@ def test_grids_come_back_in_the_models_dtype(dtype: torch.dtype) -> None:
 def test_tied_weights_are_filled_once_and_stay_tied() -> None:
     t = tiny("attention")
     plain = start(t.model)
-    dressed = dress(t.model, plain.forms | {"embed.weight": Dense(torch.ones(11, 8))}, plain.sites)
-    assert dressed.head.weight is dressed.embed.weight
-    assert (dressed.head.weight == 1).all()
+    twin = fitted(t.model, plain.forms | {"embed.weight": Dense(torch.ones(11, 8))}, plain.sites)
+    assert twin.head.weight is twin.embed.weight
+    assert (twin.head.weight == 1).all()
 
 
 class Longer(nn.Sequential):
@@ -102,12 +101,11 @@ def test_another_model_is_refused(what: str) -> None:
 
 
 def test_a_refused_model_is_left_alone() -> None:
-    """Every shape is looked at before the first tensor is written."""
     plain = start(Longer(3, 4, 2))
     model = Longer(3, 4, 5)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with pytest.raises(SiteError):
-        fill(model, {name: form.decode() for name, form in plain.forms.items()}, sites_of(model)[0])
+        fitted(model, plain.forms, plain.sites)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
@@ -135,18 +133,18 @@ def packed(state: dict[str, torch.Tensor], tmp_path: Path) -> Compressed:
 def test_model_that_ties_what_a_checkpoint_holds_once_or_twice(held: tuple[str, ...], tmp_path: Path) -> None:
     weight = torch.randn(3, 3)
     loaded = packed({name: weight.clone() for name in held}, tmp_path)
-    dressed = loaded.model(Two(tied=True))
-    assert dressed.a.weight is dressed.b.weight
-    assert torch.equal(dressed.a.weight, loaded.state_dict()[held[0]])
+    twin = loaded.model(Two(tied=True))
+    assert twin.a.weight is twin.b.weight
+    assert torch.equal(twin.a.weight, loaded.state_dict()[held[0]])
 
 
 def test_model_that_does_not_tie_what_a_checkpoint_ties(tmp_path: Path) -> None:
     weight = torch.randn(3, 3)
     loaded = packed({"a.weight": weight, "b.weight": weight}, tmp_path)
     assert loaded.aliases == {"b.weight": "a.weight"}
-    dressed = loaded.model(Two(tied=False))
-    assert dressed.a.weight is not dressed.b.weight
-    for layer in (dressed.a, dressed.b):
+    twin = loaded.model(Two(tied=False))
+    assert twin.a.weight is not twin.b.weight
+    for layer in (twin.a, twin.b):
         assert torch.equal(layer.weight, loaded.state_dict()["a.weight"])
 
 
