@@ -17,8 +17,8 @@ from tersor.errors import RefusedError
 from tersor.model.attention import Attention
 
 Sizes = dict[str, Any]  # attribute -> an integer, or a tuple of them
-# Where a layer keeps a tensor that it computes: weight_norm, spectral_norm, prune of torch.nn.utils.
-KEPT = ("{}", "{}_v", "{}_orig")
+# Where a layer keeps a tensor that it computes: prune and spectral_norm, weight_norm of torch.nn.utils.
+KEPT = ("{}", "{}_orig", "{}_v")
 
 
 class Layer:
