@@ -225,15 +225,16 @@ def born(
     mine = {join(path, name) for path in paths for name in own}
     after = stock.forms(layer, change, {name: (sites[site], forms[site]) for name, site in own.items()})
     dead = tuple(dict.fromkeys(site for name, site in own.items() if name not in after))
-    names = {site: {site, *(alias for alias, of in aliases.items() if of == site)} for site in dead}
-    for site in dead:
-        if tied := sorted(names[site] - mine):
+    for name, site in own.items():
+        others = {site, *(alias for alias, of in aliases.items() if of == site)} - mine
+        if site in dead and others:
+            alias = join(paths[0], name) if site in others else min(others)
             raise RefusedError(
-                f"{change.module}: {site} is tied to {tied[0]}, which stays. Untie that first: "
-                f"{untie(tied[0])}"
+                f"{join(paths[0], name)} is tied to {min(others)}, which stays. "
+                f"Untie them first: {untie(alias)}"
             )
     came: dict[str, tuple[Site, Form]] = {}
-    others = {alias: site for alias, site in aliases.items() if site not in dead}
+    left = {alias: site for alias, site in aliases.items() if site not in dead}
     like = next((sites[site].torch_dtype for site in own.values() if sites[site].floating), torch.float32)
     for name, (form, origin) in after.items():
         if name in own:
@@ -242,8 +243,8 @@ def born(
         above = name.rpartition(".")[0]
         new_site = describe(first, meta(form, like), new.get_submodule(above), join(paths[0], above))
         came[first] = (replace(new_site, origin=join(change.module, origin)), form)
-        others |= dict.fromkeys(more, first)
-    return Born(dead, came, others)
+        left |= dict.fromkeys(more, first)
+    return Born(dead, came, left)
 
 
 def untied(
