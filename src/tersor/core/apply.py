@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from tersor.model.changes import Replace, Set
 from tersor.model.sites import Site
 from tersor.model.stock import born
 
+T = TypeVar("T")
 Digests = tuple[str, str]  # before and after
 
 
@@ -37,11 +39,11 @@ def apply(state: State, group: Group, who: str) -> tuple[State, list[Digests]]:
         elif isinstance(event, Cut):
             state, found = cut(state, event, who)
         else:
-            state, found = changed(state, event), ("", "")
+            state, found = restructured(state, event, who), ("", "")
         digests.append(found)
         if not (isinstance(event, Edit) and (event.how == "lossless" or isinstance(event.after, Grid))):
             # Without a graph nobody knows which edges lie behind this one, so all of them count as such.
-            state = replace(state, grids={edge: grid.aged() for edge, grid in state.grids.items()})
+            state = replace(state, grids={edge: grid.replace(stale=True) for edge, grid in state.grids.items()})
     return state, digests
 
 
@@ -99,16 +101,19 @@ def cut(state: State, event: Cut, who: str) -> tuple[State, Digests]:
     return replace(state, forms={**state.forms, event.site: after}, kept=kept), (before.digest, after.digest)
 
 
-def changed(state: State, event: Set | Replace) -> State:
+def restructured(state: State, event: Set | Replace, who: str) -> State:
     """A module's integer, or a module in place of another: its weights die, others are born of them."""
-    state = replace(state, changes=(*state.changes, event))
     if isinstance(event, Set):
-        return state
-    dead, fresh, aliases = born(event, state.sites, state.forms, state.aliases, state.given)
+        return replace(state, changes=(*state.changes, event))
+    if state.given is None:
+        raise RefusedError(f"{who}: {event.module}: a module is replaced, and there are only its weights")
+    module = changed(state.given, state.changes)
+    dead, fresh, aliases = born(event, state.sites, state.forms, state.aliases, module)
 
-    def living(table: Mapping[str, object]) -> dict:
+    def living(table: Mapping[str, T]) -> dict[str, T]:
         return {name: value for name, value in table.items() if name not in dead}
 
     sites = {**living(state.sites), **{name: site for name, (site, _) in fresh.items()}}
     forms = {**living(state.forms), **{name: form for name, (_, form) in fresh.items()}}
-    return replace(state, sites=sites, forms=forms, aliases=aliases, kept=living(state.kept))
+    changes = (*state.changes, event)
+    return replace(state, sites=sites, forms=forms, aliases=aliases, kept=living(state.kept), changes=changes)

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from tersor.errors import RefusedError, SettingError, SiteError, did_you_mean
+from tersor.model.attention import Attention
 
 LAYERS: tuple[tuple[type[nn.Module] | tuple[type[nn.Module], ...], str], ...] = (
     ((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), "convtranspose"),
     ((nn.Conv1d, nn.Conv2d, nn.Conv3d), "conv"),
     (nn.Linear, "linear"),
     ((nn.Embedding, nn.EmbeddingBag), "embedding"),
-    (nn.MultiheadAttention, "attention"),
+    ((nn.MultiheadAttention, Attention), "attention"),
     (nn.RNNBase, "recurrent"),
     (nn.RNNCellBase, "recurrent"),
 )
@@ -38,7 +39,7 @@ class Site:
     axis: int = 0  # the axis of outputs: 1 for transposed convolutions, else 0
     groups: int = 1  # of a convolution
     layer: str = ""  # name of the module that owns it
-    origin: str = ""  # of a site that a replacement bore: where it comes from, such as "fc1.weight left"
+    origin: str = ""  # where a site came from that the given model did not have: "fc1.weight left"
 
     @property
     def floating(self) -> bool:
