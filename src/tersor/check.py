@@ -82,7 +82,7 @@ def check(recipe: Recipe, model: nn.Module | State | None = None) -> list[Facts]
         try:
             executor.step(number, step)
         except RefusedError:
-            if executor.view is None or executor.view.needs is None:  # it is the recipe's fault then
+            if needs_of(executor) is None:  # then it is the recipe's fault, not the missing task's
                 raise
         events = list(heard.events)
         edits = [event for event in events if isinstance(event, Edit)]
@@ -90,7 +90,7 @@ def check(recipe: Recipe, model: nn.Module | State | None = None) -> list[Facts]
             "step": step.name,
             "what": (type(step).__doc__ or "").strip().splitlines()[0],
             "settings": unusual({"step": step.name, "settings": settings_of(step)}),
-            "needs": executor.view.needs,
+            "needs": needs_of(executor),
             "notes": [e.text for e in events if isinstance(e, Note) and e.kind == "skipped" and not e.site],
             "warnings": [
                 {"text": why, "sites": sites if given else []} for why, sites in losses(edits, makers).items()
@@ -101,6 +101,11 @@ def check(recipe: Recipe, model: nn.Module | State | None = None) -> list[Facts]
         found.append(facts)
         remember(edits, makers, f"step {number + 1} {step.name}")
     return found
+
+
+def needs_of(executor: Executor) -> str | None:
+    """What the step that ran last asked for and a dry run lacks."""
+    return executor.view.needs if isinstance(executor.view, Dry) else None
 
 
 def touched(step: Any, events: Iterable[Event], sites: Mapping[str, Site]) -> list[str]:

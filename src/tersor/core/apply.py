@@ -19,6 +19,7 @@ from tersor.core.state import State
 from tersor.errors import RefusedError
 from tersor.forms import Form, Grid
 from tersor.forms.form import as_bytes
+from tersor.model.changed import changed
 from tersor.model.changes import Replace, Set
 from tersor.model.sites import Site
 from tersor.model.stock import born
@@ -50,12 +51,11 @@ def apply(state: State, group: Group, who: str) -> tuple[State, list[Digests]]:
 def edited(state: State, edit: Edit, who: str) -> tuple[State, Digests]:
     before = "" if edit.before is None else edit.before.digest
     if isinstance(edit.after, Grid):
-        there = state.grids.get(edit.site)
-        if before != ("" if there is None else there.digest):
+        grid = state.grids.get(edit.site)
+        if before != ("" if grid is None else grid.digest):
             raise RefusedError(f"{who}: {edit.site}: the edit starts from a grid that is not there")
         return replace(state, grids={**state.grids, edit.site: edit.after}), (before, edit.after.digest)
-    after = edit.after
-    there = state.forms.get(edit.site)
+    after, there = edit.after, state.forms.get(edit.site)
     if there is None or not isinstance(after, Form) or there.digest != before:
         raise RefusedError(f"{who}: {edit.site}: the edit starts from a form that is not there")
     check_edit(edit, there, after, state.sites[edit.site], who)

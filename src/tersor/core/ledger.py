@@ -70,14 +70,14 @@ class Ledger:
             elif isinstance(event, Edit):
                 entry = Entry(step, name, event.site, event.how, before, after)
             elif isinstance(event, Cut):
-                told = {"axis": event.axis, "count": len(event.kept)}
-                entry = Entry(step, name, event.site, "cut", before, after, data=told)
+                data: dict[str, Any] = {"axis": event.axis, "count": len(event.kept)}
+                entry = Entry(step, name, event.site, "cut", before, after, data=data)
             elif isinstance(event, Set):
-                told = {"attribute": event.attribute, "value": event.value}
-                entry = Entry(step, name, event.module, "set", data=told)
+                data = {"attribute": event.attribute, "value": event.value}
+                entry = Entry(step, name, event.module, "set", data=data)
             else:
-                told = {"stock": event.stock, "settings": dict(event.settings)}
-                entry = Entry(step, name, event.module, "replace", data=told)
+                data = {"stock": event.stock, "settings": dict(event.settings)}
+                entry = Entry(step, name, event.module, "replace", data=data)
             self.entries.append(entry)
 
     @property

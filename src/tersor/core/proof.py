@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from tersor.core.events import Cut, Group, Note
 from tersor.core.state import State
+from tersor.errors import RefusedError, SiteError
 from tersor.model.batches import device_of, evaluating, move, steady
 from tersor.model.task import MISFIT, Task
 
@@ -39,7 +40,7 @@ def proved(before: State, after: State, group: Group, task: Task | None) -> tupl
         except MISFIT:  # it names a dtype in its forward
             wide = False
             was, now, want = answers(before, after, group, task, wide=False)
-    except MISFIT as error:
+    except (*MISFIT, RefusedError, SiteError) as error:
         text = f"{group.key}: taken back: the changed model does not run: {type(error).__name__}: {error}"
         return False, Note("", "refused", text)
     if [a.shape for a in now] != [a.shape for a in want] or not all(a.isfinite().all() for a in now):
