@@ -44,7 +44,9 @@ def apply(state: State, group: Group, who: str) -> tuple[State, list[Digests]]:
         digests.append(found)
         if not (isinstance(event, Edit) and (event.how == "lossless" or isinstance(event.after, Grid))):
             # Without a graph nobody knows which edges lie behind this one, so all of them count as such.
-            state = replace(state, grids={edge: grid.replace(stale=True) for edge, grid in state.grids.items()})
+            state = replace(
+                state, grids={edge: grid.replace(stale=True) for edge, grid in state.grids.items()}
+            )
     return state, digests
 
 

@@ -23,7 +23,7 @@ from tersor.core.ledger import Ledger
 from tersor.core.state import Kept, State
 from tersor.errors import FormatError, RefusedError, SiteError, did_you_mean
 from tersor.files import atomic
-from tersor.forms import FORMS, Form
+from tersor.forms import FORMS, NODES, Form, Grid, Node
 from tersor.forms.flat import unflatten
 from tersor.forms.form import as_bytes
 from tersor.io.dictionary import DICTIONARY
@@ -33,6 +33,7 @@ from tersor.io.document import (
     aliases_from_json,
     changes_from_json,
     changes_to_json,
+    digest,
     history_to_json,
     indices_from_json,
     ledger_from_json,
@@ -49,8 +50,8 @@ from tersor.io.pool import in_order
 from tersor.io.tensors import TensorWriter, as_tensor, bytes_tensor
 from tersor.io.text import allowed, deflate, dump, inflate, inflate_up_to, parse
 from tersor.io.tiny import Source, read_tiny, write_tiny
-from tersor.io.trees import SMALL, Places, leaves, terse
-from tersor.io.validate import contents, limit_for, slices, structure
+from tersor.io.trees import SMALL, Places, leaves, terse, terse_grid
+from tersor.io.validate import contents, grid_structure, limit_for, slices, structure
 from tersor.model.changes import Replace, Set
 from tersor.model.sites import Site
 
@@ -73,6 +74,8 @@ def save(result: State, path: str | os.PathLike[str], *, ledger: bool = True, ti
         builder = Builder(tensors, tiny=tiny)
         for name, site in result.sites.items():
             builder.add(site, result.forms[name], result.kept.get(name))
+        for edge, grid in result.grids.items():
+            builder.grid(edge, grid)
         for name, data in result.attachments.items():
             builder.attach(name, data)
         return builder.finish(out, result.aliases, result.ledger, changes=result.changes, history=ledger)
@@ -87,8 +90,9 @@ def load(path: str | os.PathLike[str], *, limit: int | None = None) -> State:
     with TersorFile(path, limit=limit) as file:
         forms = {name: form for name, form, _ in file.decoded(file.sites, look)}
         attached = {name: file.attachment(name) for name in file.attachments}
+        grids = {edge: file.grid(edge) for edge in file.grids}
         return State(
-            file.sites, forms, file.aliases, file.ledger, kept=file.kept, changes=file.changes,
+            file.sites, forms, file.aliases, file.ledger, kept=file.kept, changes=file.changes, grids=grids,
             attachments=attached,
         )  # fmt: skip
 
@@ -115,25 +119,37 @@ class Builder:
         self.names = {TEXT}
         self.small: list[bytes] = []
         self.indices: dict[tuple[int, ...], int] = {}  # lists of indices that are present -> their number
+        self.grids: dict[str, Any] = {}
         self.attached: dict[str, Any] = {}
 
     def add(self, site: Site, form: Form, kept: Kept | None = None) -> None:
         structure(form, site, shape_of(site, kept or {}))
-        small = set()
-        for path, name, leaf in leaves(form, site.name):
-            self.claim(name)
-            (array,) = leaf.arrays().values()
-            if self.tiny or array.nbytes < SMALL:
-                small.add(path)
-                self.small.append(as_bytes(array).tobytes())
-            else:
-                self.tensors.add(name, array)
+        small = self._leaves(form, site.name)
         self.digests[site.name] = form.digest
         tree = terse(form, tuple(form.shape), site.dtype, small.__contains__)
         axes = {
             axis: self.indices.setdefault(index, len(self.indices)) for axis, index in (kept or {}).items()
         }
         self.sites[site.name] = site_to_json(site, None if self.tiny else form.digest, tree, axes)
+
+    def grid(self, edge: str, grid: Grid) -> None:
+        """The grid of an edge, behind the sites."""
+        grid_structure(grid, edge)
+        told = {"digest": grid.digest} if not self.tiny else {}
+        self.grids[edge] = told | {"form": terse_grid(grid, self._leaves(grid, edge).__contains__)}
+
+    def _leaves(self, node: Node, name: str) -> set[str]:
+        """Put a tree's leaves where they belong; the paths of those that are small."""
+        small = set()
+        for path, full, leaf in leaves(node, name):
+            self.claim(full)
+            (array,) = leaf.arrays().values()
+            if self.tiny or array.nbytes < SMALL:
+                small.add(path)
+                self.small.append(as_bytes(array).tobytes())
+            else:
+                self.tensors.add(full, array)
+        return small
 
     def claim(self, name: str) -> None:
         if name in self.names:
@@ -160,7 +176,7 @@ class Builder:
         document: dict[str, Any] = {"sites": self.sites}
         parts = {
             "aliases": dict(aliases), "indices": [runs_of(index) for index in self.indices],
-            "changes": changes_to_json(changes), "attachments": self.attached,
+            "changes": changes_to_json(changes), "grids": self.grids, "attachments": self.attached,
         }  # fmt: skip
         document |= {key: value for key, value in parts.items() if value}
         if not self.tiny:
@@ -194,6 +210,7 @@ class TersorFile:
         self.trees: dict[str, Any] = {}
         self.sites: dict[str, Site] = {}
         self.kept: dict[str, dict[int, tuple[int, ...]]] = {}
+        self.grids: dict[str, Any] = {}  # their trees
         self.digests: dict[str, str] = {}
         try:
             with self.naming():
@@ -247,6 +264,16 @@ class TersorFile:
             self.sites[name] = site
             self.kept |= {name: kept} if kept else {}
         self.changes = changes_from_json(document.get("changes", []))
+        for edge, told in of_type(document.get("grids", {}), dict, "grids").items():
+            if edge in self.sites:
+                raise FormatError(f"grids: {edge[:100]!r} is the name of a site")
+            only(
+                of_type(told, dict, f"grids: {edge[:100]}"),
+                ("form", *(() if tiny else ("digest",))),
+                "a grid",
+            )
+            self.digests[edge] = "" if tiny else digest(told.get("digest"), f"{edge[:100]}: digest")
+            self.grids[edge] = self.places.grid(told.get("form"), edge)
         self.attachments = of_type(document.get("attachments", {}), dict, "attachments")
         for name in self.attachments:
             self.places.attached(f"{ATTACHMENT}{name}")
@@ -267,7 +294,17 @@ class TersorFile:
             self._count(name, structure(form, self.sites[name], self.shape(name)))
             return form
 
-    def check(self, name: str, form: Form) -> None:
+    def grid(self, edge: str) -> Grid:
+        """The grid of an edge, checked."""
+        with self.naming():
+            grid: Node = unflatten(self.grids[edge], edge, self._leaf, NODES)
+            if not isinstance(grid, Grid):
+                raise FormatError(f"{edge}: an edge has a grid, not a form")
+            self._count(edge, grid_structure(grid, edge))
+            self.check(edge, grid)
+            return grid
+
+    def check(self, name: str, form: Node) -> None:
         """Refuse a form whose bytes are not those that were written. A tiny file was checked as a whole."""
         with self.naming():
             if self.digests[name] and form.digest != self.digests[name]:

@@ -114,6 +114,9 @@ class Parts:
         if self.tersor is None:
             raise FormatError(f"{self.path}: it is no .tersor file, so {name[:200]} has no leaves")
         site = name if name in self.tersor.sites else name.rpartition(":")[0]
+        if site in self.tersor.grids:
+            grid = self.tersor.grid(site)
+            return {n: Leaf(node, node.decode(), None, None) for _, n, node in leaves(grid, site)}[name]
         if self.site[0] != site:
             form = self.tersor.read(site)
             self.tersor.check(site, form)

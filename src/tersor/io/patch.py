@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 from tersor.core.observer import Observer
 from tersor.errors import FormatError, RefusedError
 from tersor.files import atomic
-from tersor.forms import FORMS
+from tersor.forms import FORMS, NODES, Grid, Node
 from tersor.forms.flat import unflatten
 from tersor.forms.form import as_bytes
 from tersor.io.container import Builder, TersorFile
@@ -181,6 +181,12 @@ def write_tersor(told: Told, target: Any, folder: Path, observer: Observer) -> i
             leaves = Leaves(told, places, trees[name], name)
             builder.add(site, unflatten(trees[name], name, leaves.stored, FORMS), kept[name])
             observer.progress(number, len(sites), name)
+        for edge, entry in of_type(document.get("grids", {}), dict, "grids").items():
+            tree = places.grid(of_type(entry, dict, "a grid").get("form"), edge)
+            grid: Node = unflatten(tree, edge, Leaves(told, places, tree, edge).stored, NODES)
+            if not isinstance(grid, Grid):
+                raise FormatError(f"{edge[:200]}: an edge has a grid, not a form")
+            builder.grid(edge, grid)
         ledger = ledger_from_json(document, digests)
         aliases = aliases_from_json(document.get("aliases", {}), sites)
         changes = changes_from_json(document.get("changes", []))

@@ -9,16 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from tersor.errors import FormatError
-from tersor.forms import FORMS, Coded, Dense, Form
+from tersor.forms import FORMS, Coded, Dense, Form, Grid, Node
 from tersor.forms.node import child_names
 from tersor.io.header import NAMED, Slot, check_shape
 
 SMALL = 1024  # bytes from which a leaf is a tensor of its own
+GRID = {"scale": "float32", "zero": "int16"}  # dtypes of a grid's children, where not told
 Shape = tuple[int, ...]
 
 
@@ -55,6 +56,14 @@ def terse(form: Form, shape: Shape | None, dtype: str, small: Callable[[str], bo
     return form.name if len(node) == 1 else node
 
 
+def terse_grid(grid: Grid, small: Callable[[str], bool]) -> Any:
+    """The tree of an edge's grid."""
+    node: dict[str, Any] = {"form": grid.name, **grid.settings()}
+    for key, child in grid.children().items():
+        node[key] = terse(cast(Form, child), None, GRID[key], small, key)
+    return node
+
+
 class Places:
     """Follows the trees of a file in order and finds each leaf's bytes."""
 
@@ -67,6 +76,12 @@ class Places:
     def full(self, node: Any, shape: Shape, dtype: str, site: str) -> Any:
         """The tree as forms/flat.py reads it, which checks its settings."""
         return self._full(node, shape, dtype, site, "")
+
+    def grid(self, node: Any, edge: str) -> Any:
+        """The tree of an edge's grid, likewise."""
+        if not isinstance(node, dict) or node.get("form") != Grid.name:
+            raise FormatError(f"{edge[:200]}: an edge has a grid, not {str(node)[:40]!r}")
+        return {**node, **{k: self._full(node[k], None, GRID[k], edge, k) for k in GRID if k in node}}
 
     def _full(self, node: Any, shape: Shape | None, dtype: str, site: str, path: str) -> Any:
         name = f"{site}:{path}" if path else site
@@ -147,8 +162,8 @@ def _listed(shape: Shape | None) -> list[int] | None:
     return None if shape is None else list(shape)
 
 
-def leaves(form: Form, site: str) -> Iterator[tuple[str, str, Form]]:
+def leaves(form: Node, site: str) -> Iterator[tuple[str, str, Form]]:
     """(path, name, leaf) of each leaf in the order of the text."""
     for path, node in form.walk():
         if node.arrays():
-            yield path, f"{site}:{path}" if path else site, node
+            yield path, f"{site}:{path}" if path else site, cast(Form, node)

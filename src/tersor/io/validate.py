@@ -10,13 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor
 
 from tersor.errors import FormatError
-from tersor.forms import At, Form, uncoded
+from tersor.forms import At, Coded, Dense, Form, Grid, uncoded
 from tersor.forms.coded import DTYPES
 from tersor.forms.flat import DEPTH
-from tersor.forms.form import FLOATS, SLICE, Fact, Shape
+from tersor.forms.form import FLOATS, INTEGERS, SLICE, Fact, Shape
 from tersor.io.header import AXES
 from tersor.model.sites import Site
 
@@ -47,6 +48,26 @@ def structure(form: Form, site: Site, expected: Shape | None = None) -> int:
     same = dtype is site.torch_dtype or (dtype in FLOATS and site.torch_dtype in FLOATS)
     demand(same, site.name, f"decodes to {dtype}, the site has torch.{site.dtype}")
     return sum(math.prod(fact.shape) for fact in found.values())
+
+
+def grid_structure(grid: Grid, edge: str) -> int:
+    """Refuse a grid that no edge can have. Returns its elements."""
+    scale = structure_of(grid.scale, edge)
+    demand(
+        scale.dtype is torch.float32 and len(scale.shape) == 1 and scale.shape[0] > 0,
+        edge,
+        f"a scale of {scale}",
+    )
+    if grid.zero is not None:
+        zero = structure_of(grid.zero, edge)
+        demand(zero.shape == scale.shape and zero.dtype in INTEGERS, edge, f"a zero of {zero}")
+    demand(1 <= grid.bits <= 16, edge, f"bits {grid.bits}, but 1 to 16 are read")
+    return scale.shape[0] * (1 if grid.zero is None else 2)
+
+
+def structure_of(leaf: Form, edge: str) -> Fact:
+    demand(isinstance(leaf, (Dense, Coded)), edge, f"a grid's {leaf.name} is no leaf")
+    return leaf.fact({}, None)
 
 
 def limit_for(nbytes: int) -> int:

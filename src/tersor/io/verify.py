@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from tersor.errors import FormatError
 from tersor.forms import Form
 from tersor.io.container import NUMBER, TersorFile
 from tersor.io.pool import in_order
+from tersor.model.changes import Replace
 
 
 @dataclass(frozen=True)
@@ -40,20 +42,34 @@ def verify(
     with file:
         size, kind = file.source.nbytes, "tiny" if file.source.tiny else f"format {NUMBER}"
         rows = [Check("", True, f"{kind}, {len(file.sites)} sites, text sound", size)]
-        last = {entry.site: entry.after for entry in file.ledger.edits()}
+        last = {entry.site: entry.after for entry in file.ledger.entries if entry.after}
         read, work = partial(read_site, file), partial(check_site, file)
         checks = in_order(file.sites, file.nbytes, read, work, workers)
-        for (name, digest), row in zip(file.digests.items(), checks, strict=True):
+        for name, row in zip(file.sites, checks, strict=True):
             rows.append(row)
+            digest = file.digests[name]
             if last.get(name, digest) != digest:
                 text = f"the ledger ends with form {last[name]}, the file holds {digest}"
                 rows.append(Check(name, False, text))
+        rows += [check_rest(edge, file.grid) for edge in file.grids]
+        rows += [check_rest(name, file.attachment) for name in file.attachments]
+        gone = tuple(f"{change.module}." for change in file.changes if isinstance(change, Replace))
         rows += [
             Check(site, False, "the ledger edits a site that the file lacks")
             for site in last
-            if site not in file.sites
+            if site not in file.sites and site not in file.grids and not site.startswith(gone)
         ]
         return rows
+
+
+def check_rest(name: str, read: Callable[[str], Any]) -> Check:
+    """An edge's grid, or an attachment."""
+    try:
+        found = read(name)
+    except FormatError as error:
+        return Check(name, False, str(error))
+    nbytes = len(found) if isinstance(found, bytes) else found.nbytes
+    return Check(name, True, f"{nbytes} bytes" if isinstance(found, bytes) else f"{found!r}", nbytes)
 
 
 def read_site(file: TersorFile, name: str) -> Form | FormatError:
