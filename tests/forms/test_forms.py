@@ -59,36 +59,6 @@ def test_decode_is_the_slow_loop(name: str) -> None:
     check()
 
 
-@each_form
-def test_take_commutes_with_decode(name: str) -> None:
-    @given(forms(name), st.lists(st.integers(0, 99), max_size=6))
-    def check(form: Form, numbers: list[int]) -> None:
-        for axis in range(-1 if form.shape else 0, len(form.shape)):
-            length = form.shape[axis]
-            picks = [[], [*range(length)][::-1], [length - 1, 0, 0], [n % max(length, 1) for n in numbers]]
-            for pick in picks if length else [[]]:
-                index = torch.tensor(pick, dtype=torch.int64)
-                want, cut = form.decode().index_select(axis, index), form.take(axis, index)
-                assert cut.shape == tuple(want.shape)
-                got = cut.decode()
-                assert got.dtype == want.dtype
-                assert close(got, want.numpy(), form)
-
-    check()
-
-
-def test_take_keeps_grids_where_it_can() -> None:
-    """Rows of a grid are cut as codes and scales; only a cut through groups of inputs is decoded."""
-    codes, index = torch.arange(-6, 6, dtype=torch.int8).reshape(3, 4), torch.tensor([2, 0])
-    rows = Affine(Dense(codes), Dense(torch.tensor([[1.0], [2.0], [3.0]])))
-    assert isinstance(rows.take(0, index), Affine)
-    assert rows.take(0, index).scale.decode().tolist() == [[3.0], [1.0]]
-    assert rows.take(1, index).scale.decode().tolist() == [[1.0], [2.0], [3.0]]
-    groups = Affine(Dense(codes), Dense(torch.ones(3, 2)), group=2)
-    assert isinstance(groups.take(0, index), Affine)
-    assert isinstance(groups.take(1, index), Dense)
-
-
 def arrays_of(form: Form) -> Iterator[torch.Tensor]:
     """Every array below, by the fields alone."""
     for field in dataclasses.fields(form):

@@ -19,7 +19,7 @@ from tersor.forms.at import At
 from tersor.forms.dense import Dense
 from tersor.forms.form import FLOATS, Fact, Form, Shape, demand
 
-RUN = 2  # bytes about that a run takes in a file's text
+RUN, NODE = 2, 32  # bytes about that a run, and one child more, take in a file's text
 MEMBER = (torch.uint8, torch.int16, torch.int32)
 
 
@@ -69,15 +69,22 @@ class OnGrid(Form):
         return cut.regrouped(self.groups()[columns.index_select(at, index).flatten()])
 
     def regrouped(self, groups: Tensor) -> Self:
-        """This form with its columns in these groups of its tables [I], in the fewest bytes."""
+        """This form with its columns in these groups of its tables [I], in about the fewest bytes."""
         own, lengths = groups.unique_consecutive(return_counts=True)
         sizes = lengths.tolist()
         if len(set(sizes[:-1])) <= 1 and sizes[-1:] <= sizes[:1]:
-            return self._with(own, group=0 if len(sizes) == 1 else max(1, *sizes[:1], 0))
+            runs, best = (), self._with(own, max([1, *sizes[:1]]))
+        else:
+            runs = tuple(sizes)
+            best = self._with(own, runs=runs)
         used, member = groups.unique(return_inverse=True)
-        dtype = MEMBER[(len(used) > 256) + (len(used) > 1 << 15)]
-        by_runs, by_member = self._with(own, runs=tuple(sizes)), self._with(used, member=member.to(dtype))
-        return by_runs if by_runs.nbytes + RUN * len(sizes) <= by_member.nbytes else by_member
+        if runs or len(used) < len(own):
+            wide = MEMBER[(len(used) > 256) + (len(used) > 1 << 15)]
+            other = self._with(used, member=Dense(member.to(wide)))
+            best = min(
+                best, other, key=lambda made: made.nbytes + RUN * len(made.runs) + NODE * (made is other)
+            )
+        return best
 
     def even(self) -> Self:
         """This form with even groups, for whoever knows no others: as large as the edges of its own allow."""
@@ -85,18 +92,19 @@ class OnGrid(Form):
             return self
         groups = self.groups()
         edges = groups.unique_consecutive(return_counts=True)[1].cumsum(0)[:-1].tolist()
-        size = math.gcd(*edges)  # 0: all columns are of one group
-        return self._with(groups[:: size or max(1, len(groups))], group=size)
+        size = math.gcd(*edges) or max(1, len(groups))
+        return self._with(groups[::size], size)
 
     def _with(
-        self, columns: Tensor, group: int = 0, runs: tuple[int, ...] = (), member: Tensor | None = None
+        self, columns: Tensor, group: int = 0, runs: tuple[int, ...] = (), member: Dense | None = None
     ) -> Self:
-        """These columns of the tables, and what says whose they are."""
+        """These columns of the tables, and what says whose they are: one column alone is everyone's."""
         found = {key: child for key, child in self.children().items() if key in self.tables}
-        same = torch.equal(columns, torch.arange(found["scale"].shape[1]))
-        fields = {} if same else {key: child.take(1, columns) for key, child in found.items()}
-        new = None if member is None else Dense(member)
-        return self.replace(group=group, runs=runs, member=new, **fields)
+        if not torch.equal(columns, torch.arange(found["scale"].shape[1])):
+            found = {key: child.take(1, columns) for key, child in found.items()}
+        if len(columns) == 1:
+            group, runs, member = 0, (), None
+        return self.replace(group=group, runs=runs, member=member, **found)
 
     def bounds(self) -> dict[str, tuple[int, int, str]]:
         return {} if self.member is None else {"member": (0, self.children()["scale"].shape[1] - 1, "groups")}
