@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_forms import Draw
 from tiny import MODELS, tiny
 from torch import nn
 
@@ -587,3 +588,20 @@ def test_memory_is_the_decoded_tensors_and_little_more(form: str) -> None:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert 80 < float(done.stdout) < 96 + 24
+
+
+@given(st.data())
+@settings(max_examples=100, deadline=None)
+def test_what_a_copy_does_to_its_tensors_no_form_sees(data: st.DataObject) -> None:
+    """Decoded tensors may become the copy's own, where they are nobody else's."""
+    draw = Draw(data.draw, torch.Generator().manual_seed(data.draw(st.integers(0, 99))))
+    form = draw.weights(draw.pick((4, 10), (1, 7)), 0)
+    model = nn.Linear(*reversed(form.shape), bias=False)
+    model.to(data.draw(st.sampled_from([torch.float32, torch.float16, torch.float64])))
+    sites, _, _ = sites_of(model)
+    twin, before = fitted(model, {"weight": form}, sites), form.decode().clone()
+    assert torch.equal(twin.weight, before.to(twin.weight.dtype))
+    with torch.no_grad():
+        twin.weight.fill_(7)
+    assert torch.equal(form.decode(), before)
+    assert (fitted(model, {"weight": form}, sites).weight != 7).any()

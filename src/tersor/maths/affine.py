@@ -105,10 +105,12 @@ def requantize(  # noqa: PLR0917  a grid is its five numbers
 
 def dequantize(codes: Tensor, scale: Tensor, zero: Tensor | None, group: int | Tensor) -> Tensor:
     """(codes - zero) * scale, float32 [O, I]."""
-    steps = codes.to(scale.dtype)
+    steps = codes.to(scale.dtype, copy=True)
     if zero is not None:
-        steps = steps - expand(zero, group, codes.shape[1])
-    return steps * expand(scale, group, codes.shape[1])
+        steps -= expand(zero, group, codes.shape[1])
+    factors = expand(scale, group, codes.shape[1])
+    # In place: of a layer with 400 MB of weights no second copy is held. A scale that learns needs the steps.
+    return steps * factors if factors.requires_grad else steps.mul_(factors)
 
 
 def _grid(low: Tensor, high: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor]:

@@ -132,6 +132,11 @@ def write(name: str, tensor: Tensor, forms: Sequence[tuple[str, Form, torch.dtyp
                 f"the model ties {first} and {other}, but their forms differ: {name} cannot be both. "
                 f"Give a model that does not tie them."
             )
+    stored = {memory(array) for _, node in form.walk() for array in node.arrays().values()}
+    fits = (value.dtype, value.device, value.stride()) == (tensor.dtype, tensor.device, tensor.stride())
+    if fits and memory(value) not in stored and value.untyped_storage().nbytes() == value.nbytes:
+        tensor.data = value.detach()  # made for this, and for nobody else: a copy would be its only use
+        return
     with torch.no_grad():
         tensor.copy_(value)
 
