@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from tiny import CLASSES, MODELS, TOKENS, Tiny, tokens, vectors
+from tiny import CLASSES, MODELS, TOKENS, tokens, vectors
 from torch import Tensor, nn
 
 from tersor.core.events import Cut, Event, Group, Note
@@ -56,39 +56,37 @@ CUTTABLE: dict[str, tuple[type[nn.Module], Callable[[int, torch.Generator], Tens
     "heads": (Heads, vectors(5, 6), CLASSES),
 }
 
-# (site, axis, reads, block): `block` indices of the axis belong to each unit, one behind the other; a negative
-# one: the axis is so many rows of units.
-Where = tuple[str, int, bool, int]
+Where = tuple[str, int, bool]  # site, axis, whether it reads units there
 BATCH_NORM = ("weight", "bias", "running_mean", "running_var")
 
 
 def makes(*names: str) -> list[Where]:
-    return [(name, 0, False, 1) for name in names]
+    return [(name, 0, False) for name in names]
 
 
 GROUPS: dict[str, dict[str, list[Where]]] = {
     "mlp": {
-        "first": [*makes("layers.0.weight", "layers.0.bias"), ("layers.2.weight", 1, True, 1)],
-        "last": [*makes("layers.4.weight", "layers.4.bias"), ("layers.6.weight", 1, True, 1)],
+        "first": [*makes("layers.0.weight", "layers.0.bias"), ("layers.2.weight", 1, True)],
+        "last": [*makes("layers.4.weight", "layers.4.bias"), ("layers.6.weight", 1, True)],
     },
     "conv": {
         "stream": [
             *makes("stem.weight", "block.weight", "block.bias"),
             *makes(*(f"{norm}.{key}" for norm in ("norm0", "norm1") for key in BATCH_NORM)),
-            ("block.weight", 1, True, 1), ("head.weight", 1, True, 1),
+            ("block.weight", 1, True), ("head.weight", 1, True),
         ],
     },
     "mixed": {
-        "point": [*makes("point.weight", "point.bias"), ("line.weight", 1, True, 1)],
-        "line": [*makes("line.weight", "line.bias"), ("back.weight", 0, True, 1)],
-        "back": [("back.weight", 1, False, 1), *makes("back.bias"), ("head.weight", 1, True, 1)],
+        "point": [*makes("point.weight", "point.bias"), ("line.weight", 1, True)],
+        "line": [*makes("line.weight", "line.bias"), ("back.weight", 0, True)],
+        "back": [("back.weight", 1, False), *makes("back.bias"), ("head.weight", 1, True)],
     },
     "tied": {
         "width": [
-            ("embed.weight", 1, True, 1), *makes("mix.weight", "mix.bias"), ("mix.weight", 1, True, 1),
+            ("embed.weight", 1, True), *makes("mix.weight", "mix.bias"), ("mix.weight", 1, True),
         ],
     },
-    "heads": {"stream": []},
+    "heads": {},
     "lstm": {},
 }  # fmt: skip
 
@@ -107,8 +105,7 @@ class Halving:
 
     def run(self, view: View) -> Iterator[Group]:
         for key, places in GROUPS[self.model].items():
-            if places:
-                yield Group(key, tuple(last(view, places)))
+            yield Group(key, tuple(last(view, places)))
         if self.model == "mixed":
             yield from grouped(view)
         if self.model == "heads":
@@ -117,8 +114,8 @@ class Halving:
             yield Group(
                 "frozen", [Note("cell.weight_hh_l0", "skipped", "hidden units of LSTMs stay as they are")]
             )
-        spoken = {place[0] for places in GROUPS[self.model].values() for place in places}
-        others = [site for site in view.sites.values() if site.is_weight and site.name not in spoken]
+        known = {place[0] for places in GROUPS[self.model].values() for place in places}
+        others = [site for site in view.sites.values() if site.is_weight and site.name not in known]
         yield Group(
             "rest", [Note(site.name, "skipped", "no group was written down for it") for site in others]
         )
@@ -126,7 +123,7 @@ class Halving:
 
 def last(view: View, places: list[Where]) -> Iterator[Event]:
     """Cuts of all units but the last; none where two are left, for an axis of one means something else."""
-    for site, axis, reads, _ in places:
+    for site, axis, reads in places:
         present = view.present(site, axis)
         yield Cut(site, axis, present[:-1] if len(present) > 2 else present, reads)
 
@@ -177,7 +174,3 @@ def multi(left: list[int]) -> list[Event]:
         Cut("multi.in_proj_weight", 0, rows), Cut("multi.in_proj_bias", 0, rows),
         Cut("multi.out_proj.weight", 1, columns, True),
     ]  # fmt: skip
-
-
-def weights_now(given: Tiny, model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters())

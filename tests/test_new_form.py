@@ -12,12 +12,14 @@ from typing import ClassVar
 
 import pytest
 import torch
-from test_contract import on_disk, sound, step, there_and_back
+from test_contract import on_disk, outcome, sound, step, there_and_back
 from tiny import TRAINED, tiny
 from toy_forms import Fixed, FixedPart, Rescale, Scaled, ScaledPart, fixed, scaled
 
-from tersor.core.run import Compressed, run
-from tersor.core.step import Edit, Group
+from tersor.core.events import Edit, Group, of
+from tersor.core.run import run
+from tersor.core.state import State
+from tersor.core.step import Needs
 from tersor.core.view import View
 from tersor.errors import FormatError
 from tersor.forms import FORMS, Affine, Dense, Form, LowRank, Masked, Sum, coded, recoded, uncoded
@@ -40,7 +42,7 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(PARTS, kind, trained)
 
 
-def kinds(result: Compressed) -> set[str]:
+def kinds(result: State) -> set[str]:
     return {node.name for form in result.forms.values() for _, node in form.walk()}
 
 
@@ -48,9 +50,9 @@ def kinds(result: Compressed) -> set[str]:
 @pytest.mark.parametrize("model", ["mixed", "attention"])
 def test_every_step_takes_it(name: str, model: str, tmp_path: Path) -> None:
     given = tiny(model)
-    result = run(given.model, [Rescale(), step(name, trained=name in TRAINED)], given.task)
-    sound(result, given)
-    there_and_back(result, given)
+    result = outcome(given, [Rescale(), step(name, trained=name in TRAINED)], tmp_path)
+    sound(result, given, tmp_path / "journal")
+    there_and_back(result, given, tmp_path / "journal")
     on_disk(result, tmp_path)
     skipped = {entry.text for entry in result.ledger.entries if entry.step == 1 and entry.kind == "skipped"}
     assert not any(re.search("scaled|fixed", text, re.IGNORECASE) for text in skipped)
@@ -61,8 +63,8 @@ def test_every_step_takes_it(name: str, model: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_it_comes_after_every_step(name: str, tmp_path: Path) -> None:
     given = tiny("mixed")
-    result = run(given.model, [step(name, trained=name in TRAINED), Rescale()], given.task)
-    sound(result, given)
+    result = outcome(given, [step(name, trained=name in TRAINED), Rescale()], tmp_path)
+    sound(result, given, tmp_path / "journal")
     on_disk(result, tmp_path)
     assert {"scaled", "fixed"} <= kinds(result)
 
@@ -115,7 +117,7 @@ def test_it_is_cut_coded_measured_and_stored(name: str, tmp_path: Path) -> None:
     assert torch.equal(result.forms["weight"].decode(), form.decode())
 
 
-def saved(form: Form, folder: Path) -> Compressed:
+def saved(form: Form, folder: Path) -> State:
     with torch.random.fork_rng(devices=[]):
         model = torch.nn.Linear(5, 4, bias=False)
     Put.forms["weight"] = form
@@ -128,11 +130,13 @@ class Put:
     """Store a weight in a given form."""
 
     name: ClassVar[str] = "put"
+    where: ClassVar[str] = "*"
+    needs: ClassVar[Needs] = Needs.NOTHING
     forms: ClassVar[dict[str, Form]] = {}
 
     def run(self, view: View) -> Iterator[Group]:
         for site, form in self.forms.items():
-            yield (Edit(site, view.form(site), form, "absorb"),)
+            yield of(site, Edit(site, view.form(site), form, "absorb"))
 
 
 @pytest.mark.parametrize(

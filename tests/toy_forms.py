@@ -14,7 +14,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from tersor.core.step import Edit, Group, Note
+from tersor.core.events import Edit, Group, Note, of
+from tersor.core.step import Needs
 from tersor.core.view import View
 from tersor.forms import Dense, Form, refine
 from tersor.forms.form import FLOATS, Fact, Shape, demand, from_rows, to_rows
@@ -118,10 +119,12 @@ class Rescale:
     name: ClassVar[str] = "rescale"
     where: str = "*"
 
-    def sitewise(self) -> bool:
-        return True
+    @property
+    def needs(self) -> Needs:
+        return Needs.NOTHING
 
     def run(self, view: View) -> Iterator[Group]:
         for site in view.each(self.where):
             after, how = refine(view.form(site), lambda w, keep, axis: scaled(w, axis), site.axis)
-            yield Edit(site.name, view.form(site), after, how), Note(site.name, "done", "rescaled")
+            edit = Edit(site.name, view.form(site), after, how)
+            yield of(site.name, edit, Note(site.name, "done", "rescaled"))

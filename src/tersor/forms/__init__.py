@@ -4,6 +4,10 @@ FORMS    how one weight is stored: trees of these, and of nothing else, decode t
 NODES    these and the grids of edges
 """
 
+from collections import ChainMap
+from collections.abc import Mapping
+from typing import cast
+
 from tersor.forms.affine import Affine
 from tersor.forms.at import At
 from tersor.forms.codebook import Codebook
@@ -22,7 +26,7 @@ from tersor.forms.sum import Sum
 FORMS: dict[str, type[Form]] = {
     form.name: form for form in (Dense, Coded, Masked, Affine, Codebook, LogGrid, LowRank, Sum)
 }
-NODES: dict[str, type[Node]] = {**FORMS, Grid.name: Grid}
+NODES: Mapping[str, type[Node]] = ChainMap(cast(dict[str, type[Node]], FORMS), {Grid.name: Grid})
 
 __all__ = [
     "FORMS", "NODES", "PROFILES", "Affine", "At", "Codebook", "Coded", "Dense", "Form", "Grid", "LogGrid",

@@ -182,8 +182,8 @@ def plan(view: View, site: Site, found: Moments | None, level: float, damp: floa
         return Dense(w)
 
     made.how = refine(before, collect, site.axis)[1]
-    if len(site.shape) <= 1 and math.prod(site.shape) < FEW:
-        made.why = f"{math.prod(site.shape)} numbers are not worth a grid"
+    if len(site.shape) <= 1 and math.prod(before.shape) < FEW:
+        made.why = f"{math.prod(before.shape)} numbers are not worth a grid"
         return made
     sides = leaf_moments(uncoded(before), *found) if found else iter([(None, None)] * len(shapes))
     for (w, keep, axis), (rows, columns) in zip(shapes, sides, strict=True):
