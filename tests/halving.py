@@ -16,10 +16,10 @@ import torch
 from tiny import CLASSES, MODELS, TOKENS, tokens, vectors
 from torch import Tensor, nn
 
-from tersor.core.events import Cut, Event, Group, Note
 from tersor.core.step import Needs
 from tersor.core.view import View
 from tersor.model.changes import Replace, Set
+from tersor.record.events import Cut, Event, Group, Note
 
 
 class Tied(nn.Module):

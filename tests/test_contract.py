@@ -26,17 +26,18 @@ from tiny import MODELS, TRAINED, Tiny, tiny
 
 from tersor.check import check
 from tersor.core.apply import apply
-from tersor.core.events import Edit
 from tersor.core.history import replay, undo
-from tersor.core.journal import lines_of
-from tersor.core.recipe import Recipe, from_words, from_yaml
+from tersor.core.recipe import Recipe
 from tersor.core.run import run
 from tersor.core.state import State, start
 from tersor.errors import MissingError, SettingError, SiteError
 from tersor.forms import Form, LowRank, Masked, Sum, uncoded
 from tersor.io import load, save
+from tersor.record.events import Edit
+from tersor.record.journal import lines_of
 from tersor.settings import make, settings_of
 from tersor.steps import STEPS
+from tersor.steps.words import dump, from_words, from_yaml
 
 DEAR = ("export",)  # seconds each: they meet every other step, but on the smallest model
 OF_THE_WHOLE = ("export",)  # speaks of the model, not of its weights
@@ -139,7 +140,7 @@ def digests() -> dict[str, str]:
 def test_settings_survive_yaml_and_words(name: str, trained: bool) -> None:
     made = step(name, trained=trained)
     recipe = Recipe((made,), seed=3)
-    assert from_yaml(recipe.to_yaml(), STEPS) == recipe
+    assert from_yaml(dump(recipe.to_json()), STEPS) == recipe
     words = [name] + [f"{key}={'' if value is None else value}" for key, value in settings_of(made).items()]
     assert from_words(words, STEPS, seed=3) == recipe
     assert hash(recipe.digest) == hash(Recipe((step(name, trained=trained),), seed=3).digest)

@@ -19,10 +19,12 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("forms",),
     ("model", "zoo"),
     ("runtimes", "measure"),  # below the steps: measuring and exporting are steps too
+    ("record",),  # what happened, and how it is kept: events, ledger, journal
     ("core",),
     ("steps",),
     ("io", "report"),
-    ("given", "job"),  # from words to a model, from a model and a recipe to a folder of results
+    ("standin",),  # a small model for dry runs
+    ("given", "job", "check"),  # from words to a model, from a model and a recipe to a folder of results
     ("tersor",),
     ("cli", "demo", "__main__"),
 )
@@ -116,11 +118,8 @@ def wrong_way(tree: Tree) -> Iterator[str]:
 
 
 def cycles(tree: Tree) -> Iterator[str]:
-    """A circle of modules that import each other, late imports included."""
-    graph = {
-        module.name: {item.target for item in imports(module, tree) if not item.typing}
-        for module in tree.values()
-    }
+    """A circle of modules that import each other, those that never run included: who reads them goes in it."""
+    graph = {module.name: {item.target for item in imports(module, tree)} for module in tree.values()}
     try:
         graphlib.TopologicalSorter(graph).prepare()
     except graphlib.CycleError as error:

@@ -16,7 +16,6 @@ from test_contract import on_disk, outcome, sound, step, there_and_back
 from tiny import TRAINED, tiny
 from toy_forms import Fixed, FixedPart, Rescale, Scaled, ScaledPart, fixed, scaled
 
-from tersor.core.events import Edit, Group, of
 from tersor.core.run import run
 from tersor.core.state import State
 from tersor.core.step import Needs
@@ -29,6 +28,7 @@ from tersor.measure.bits import bits_of
 from tersor.measure.leaves import leaves_of
 from tersor.model.sites import Site
 from tersor.model.tune import PARTS, part
+from tersor.record.events import Edit, Group, of
 from tersor.steps import STEPS
 
 W = torch.linspace(-1, 1, 20).reshape(4, 5)

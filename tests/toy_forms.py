@@ -14,13 +14,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from tersor.core.events import Edit, Group, Note, of
 from tersor.core.step import Needs
 from tersor.core.view import View
 from tersor.forms import Dense, Form, refine
 from tersor.forms.form import FLOATS, Fact, Shape, demand, from_rows, to_rows
 from tersor.forms.ongrid import rows_of
 from tersor.model.tune import Part, RoundedPart, Structure
+from tersor.record.events import Edit, Group, Note, of
 
 
 @dataclass(frozen=True, eq=False, repr=False)

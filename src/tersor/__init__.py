@@ -13,9 +13,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from tersor.core.events import Cut, Edit, Group, Note
     from tersor.core.history import lock, replay, undo
-    from tersor.core.ledger import Ledger
     from tersor.core.observer import Observer
     from tersor.core.recipe import Recipe
     from tersor.core.run import run
@@ -39,6 +37,8 @@ if TYPE_CHECKING:
     from tersor.model.loader import TensorBatches
     from tersor.model.task import Task
     from tersor.model.tasks import digits, fashion_mnist
+    from tersor.record.events import Cut, Edit, Group, Note
+    from tersor.record.ledger import Ledger
     from tersor.steps import (
         STEPS,
         Cluster,
@@ -57,9 +57,9 @@ if TYPE_CHECKING:
 
 # Where each public name lives.
 MODULES: dict[str, tuple[str, ...]] = {
-    "tersor.core.events": ("Cut", "Edit", "Group", "Note"),
+    "tersor.record.events": ("Cut", "Edit", "Group", "Note"),
     "tersor.core.history": ("lock", "replay", "undo"),
-    "tersor.core.ledger": ("Ledger",),
+    "tersor.record.ledger": ("Ledger",),
     "tersor.core.observer": ("Observer",),
     "tersor.core.recipe": ("Recipe",),
     "tersor.core.run": ("run",),

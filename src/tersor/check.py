@@ -13,7 +13,6 @@ from typing import Any
 
 from torch import nn
 
-from tersor.core.events import Cut, Edit, Event, Group, Note
 from tersor.core.observer import Observer
 from tersor.core.recipe import Recipe
 from tersor.core.run import Executor
@@ -25,6 +24,7 @@ from tersor.model.fit import Plan
 from tersor.model.sites import Site, select
 from tersor.model.task import Task
 from tersor.model.tune import Tuned
+from tersor.record.events import Cut, Edit, Event, Group, Note
 from tersor.report.facts import unusual
 from tersor.settings import settings_of
 from tersor.standin import stand_in, stand_in_for

@@ -17,7 +17,7 @@ import safetensors.torch
 
 from tersor.core.history import first_given, lock
 from tersor.core.observer import Observer
-from tersor.core.recipe import Recipe, dump
+from tersor.core.recipe import Recipe
 from tersor.core.run import run
 from tersor.core.state import State
 from tersor.errors import RefusedError, SettingError
@@ -29,6 +29,7 @@ from tersor.model.task import Task
 from tersor.report.console import first, to_json
 from tersor.report.facts import facts_of
 from tersor.steps import Entropy, Export, Rdoq
+from tersor.steps.words import dump
 
 MODEL, LOCK, REPORT, JOURNAL = "model.tersor", "recipe.lock.yaml", "report.json", "journal"
 

@@ -11,10 +11,9 @@ import torch
 from tiny import tiny
 from torch import nn
 
-from tersor.core.events import Edit, Event, Group, Note
 from tersor.core.history import lock, replay, undo
 from tersor.core.observer import Observer
-from tersor.core.recipe import Recipe, dump, from_yaml
+from tersor.core.recipe import Recipe
 from tersor.core.run import run
 from tersor.core.state import State, start
 from tersor.core.step import Needs
@@ -22,7 +21,9 @@ from tersor.core.view import View
 from tersor.errors import JournalError, RefusedError, SettingError, TaskError, TersorError
 from tersor.forms import Affine, Codebook, Dense, Form, LowRank, Masked, coded
 from tersor.model.task import Task
+from tersor.record.events import Edit, Event, Group, Note
 from tersor.steps import STEPS, Cluster, Entropy, Prune, Quantize
+from tersor.steps.words import dump, from_yaml
 
 W = "layers.0.weight"
 

@@ -22,12 +22,12 @@ sys.path.insert(0, str(HERE.parent))
 from forge import Json  # noqa: E402
 from golden_refusals import to_refuse  # noqa: E402
 
-from tersor.core.ledger import Entry, Ledger  # noqa: E402
 from tersor.core.state import State, digest_of  # noqa: E402
 from tersor.forms import Affine, Codebook, Coded, Dense, Form, LogGrid, LowRank, Masked, Sum  # noqa: E402
 from tersor.io import save  # noqa: E402
 from tersor.io.header import NAMED  # noqa: E402
 from tersor.model.sites import Site  # noqa: E402
+from tersor.record.ledger import Entry, Ledger  # noqa: E402
 
 
 def whole(*shape: int, low: int = -3, span: int = 7, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -12,7 +12,6 @@ from forge import safetensors_file
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tersor.core.ledger import Ledger
 from tersor.core.state import State
 from tersor.errors import FormatError, SettingError, StorageError
 from tersor.forms import Dense
@@ -20,6 +19,7 @@ from tersor.io import save
 from tersor.io.checkpoint import Checkpoint
 from tersor.io.header import CODES
 from tersor.model.sites import Site
+from tersor.record.ledger import Ledger
 
 
 def tensors() -> dict[str, Tensor]:

@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from random_forms import forms
 from tiny import MODELS, tiny
 
-from tersor.core.ledger import Entry, Ledger
 from tersor.core.run import run
 from tersor.core.state import State
 from tersor.errors import FormatError, RefusedError, SiteError, StorageError
 from tersor.forms import Coded, Dense, Form, LowRank, Masked
 from tersor.io import TersorFile, load, read_tensor, save
 from tersor.model.sites import Site
+from tersor.record.ledger import Entry, Ledger
 from tersor.steps import Cluster, Entropy, Prune, Quantize
 
 # Without a colon no name of a site is the name of another one's leaf.

@@ -22,7 +22,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tersor.core.ledger import Entry, Ledger
 from tersor.core.recipe import Recipe
 from tersor.core.state import State
 from tersor.errors import FormatError, RefusedError, SettingError, StorageError, TersorError
@@ -31,6 +30,7 @@ from tersor.forms.form import as_bytes
 from tersor.io import diff, load, pack, patch, save
 from tersor.io.parts import Parts
 from tersor.model.sites import Site
+from tersor.record.ledger import Entry, Ledger
 from tersor.steps import Cluster, Entropy, Factorize, Prune, Quantize
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"

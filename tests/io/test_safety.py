@@ -14,13 +14,13 @@ import pytest
 import torch
 from forge import ROOT, constant, constant_bytes, floats, one_site, plain
 
-from tersor.core.ledger import Ledger
 from tersor.core.state import State
 from tersor.errors import FormatError, StorageError
 from tersor.forms import Dense
 from tersor.io import load, save
 from tersor.io.validate import limit_for
 from tersor.model.sites import Site
+from tersor.record.ledger import Ledger
 
 GOLDEN = ROOT / "tests" / "golden"
 MB = 1 << 20

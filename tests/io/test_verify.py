@@ -7,13 +7,13 @@ import torch
 from forge import take_apart
 from tiny import MODELS, tiny
 
-from tersor.core.ledger import Ledger
 from tersor.core.run import run
 from tersor.core.state import State
 from tersor.errors import StorageError
 from tersor.forms import Dense
 from tersor.io import TersorFile, save, verify
 from tersor.model.sites import Site
+from tersor.record.ledger import Ledger
 from tersor.steps import Entropy, Prune
 
 

@@ -11,12 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tersor.core.ledger import Ledger
 from tersor.core.state import State
 from tersor.errors import SettingError
 from tersor.forms import Affine, Dense, Masked, coded
 from tersor.io import load, save
 from tersor.model.sites import Site
+from tersor.record.ledger import Ledger
 from tersor.report import html
 from tersor.report.show import shown, tables
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from tiny import tiny
 
-from tersor.core.events import Note
 from tersor.core.run import run
 from tersor.core.state import State
 from tersor.errors import SettingError
+from tersor.record.events import Note
 from tersor.steps import Entropy, Export, Measure, Prune, Quantize
 
 

@@ -14,7 +14,6 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from tersor.core.events import HOW, Cut, Edit, Group, Note
 from tersor.core.state import State
 from tersor.errors import RefusedError
 from tersor.forms import Form, Grid
@@ -23,6 +22,7 @@ from tersor.model.changed import changed
 from tersor.model.changes import Replace, Set
 from tersor.model.sites import Site
 from tersor.model.stock import born
+from tersor.record.events import HOW, Cut, Edit, Group, Note
 
 T = TypeVar("T")
 Digests = tuple[str, str]  # before and after

@@ -14,11 +14,11 @@ from typing import Any
 from torch import nn
 
 from tersor.core.apply import apply
-from tersor.core.journal import Line, lines_of
 from tersor.core.recipe import Recipe
 from tersor.core.state import State, known_base, start
 from tersor.errors import JournalError, RefusedError, SettingError
 from tersor.forms import uncoded
+from tersor.record.journal import Line, lines_of
 
 
 def undo(state: State, steps: int | None = None, *, journal: str | Path | None = None) -> State:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tersor.core.events import Group
+from tersor.record.events import Group
 
 
 class Observer:

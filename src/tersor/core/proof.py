@@ -10,20 +10,17 @@ over a few batches.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from itertools import islice
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
-from tersor.core.events import Cut, Group, Note
 from tersor.core.state import State
 from tersor.errors import RefusedError, SiteError
-from tersor.model.batches import device_of, evaluating, move, steady
+from tersor.model.answers import distance, outputs
 from tersor.model.task import MISFIT, Task
+from tersor.record.events import Cut, Group, Note
 
-BATCHES = 2
 EXACT = 1e-6  # of the largest answer, in float64: what a constant in float32 inside the model may leave
 ROUNDING = 256  # units in the last place of the model's own dtype, where it does not run in float64
 
@@ -95,34 +92,3 @@ def cuts(group: Group) -> Iterator[Cut]:
 def removes(before: State, group: Group) -> bool:
     """Whether anything goes: a reordering removes nothing."""
     return any(len(cut.kept) < len(before.present(cut.site, cut.axis)) for cut in cuts(group))
-
-
-def outputs(model: nn.Module, task: Task, wide: bool) -> Iterator[Tensor]:
-    """The floats among the answers to a few calibration batches (evaluation batches where there are none)."""
-    model, change = (model.double(), doubled) if wide else (model, lambda x: x)
-    word = "evaluate" if task.calibrate is None else "calibrate"
-    with evaluating(model), steady(getattr(task, word)):
-        for batch in islice(task.batches(word), BATCHES):
-            yield from tensors_of(task.run(model, each(move(batch, device_of(model)), change)))
-
-
-def doubled(value: Tensor) -> Tensor:
-    return value.double() if value.is_floating_point() else value
-
-
-def each(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """A batch with every tensor changed."""
-    return torch.utils._pytree.tree_map(lambda x: change(x) if isinstance(x, Tensor) else x, batch)
-
-
-def tensors_of(output: Any) -> list[Tensor]:
-    return [
-        x for x in torch.utils._pytree.tree_leaves(output) if isinstance(x, Tensor) and x.is_floating_point()
-    ]
-
-
-def distance(a: list[Tensor], b: list[Tensor]) -> float:
-    return max(
-        (float((x.double() - y.double()).abs().max()) for x, y in zip(a, b, strict=True) if x.numel()),
-        default=0.0,
-    )

@@ -18,9 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from tersor.core.apply import apply
-from tersor.core.events import Edit, Group
 from tersor.core.history import compare_lock
-from tersor.core.journal import Journal
 from tersor.core.observer import Observer
 from tersor.core.proof import proved
 from tersor.core.recipe import Recipe, as_recipe
@@ -30,6 +28,8 @@ from tersor.errors import RefusedError
 from tersor.forms import recoded
 from tersor.model.code import code_of
 from tersor.model.task import Task
+from tersor.record.events import Edit, Group
+from tersor.record.journal import Journal
 
 
 def run(

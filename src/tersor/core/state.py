@@ -16,13 +16,13 @@ from typing import Any, Self
 
 from torch import Tensor, nn
 
-from tersor.core.ledger import Ledger
 from tersor.errors import RefusedError, SettingError
 from tersor.forms import Dense, Form, Grid, Node
 from tersor.forms.form import DIGEST
 from tersor.model.changes import Replace, Set
 from tersor.model.fitted import fitted
 from tersor.model.sites import Site, finite, sites_of
+from tersor.record.ledger import Ledger
 
 Kept = Mapping[int, tuple[int, ...]]  # axis -> the given index of each index that is present
 

@@ -13,8 +13,8 @@ import enum
 from collections.abc import Iterator
 from typing import ClassVar, Protocol, runtime_checkable
 
-from tersor.core.events import Group
 from tersor.core.view import View
+from tersor.record.events import Group
 
 
 class Needs(enum.Flag):

@@ -15,8 +15,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tersor.core.events import Edit
-from tersor.core.journal import Journal
 from tersor.core.observer import Observer
 from tersor.core.state import State, known_base
 from tersor.errors import RefusedError, SettingError
@@ -27,6 +25,8 @@ from tersor.model.sites import Site, select
 from tersor.model.stats import grams, has_gram
 from tersor.model.task import Task
 from tersor.model.tune import Grid, Tuned
+from tersor.record.events import Edit
+from tersor.record.journal import Journal
 
 GRAM_BYTES = 512 << 20  # of second moments held at once: layers beyond it take another pass over the data
 

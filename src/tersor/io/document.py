@@ -11,13 +11,13 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from tersor.core.events import HOW
-from tersor.core.ledger import Entry, Ledger
 from tersor.errors import FormatError
 from tersor.io.header import NAMED, check_shape, natural
 from tersor.io.text import dump
 from tersor.model.changes import Replace, Set
 from tersor.model.sites import Site
+from tersor.record.events import HOW
+from tersor.record.ledger import Entry, Ledger
 
 MODULES = ("set", "replace")  # what happens to a module
 DEFAULTS = {"dtype": "float32", "kind": "other", "axis": 0, "groups": 1}

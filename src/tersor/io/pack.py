@@ -13,7 +13,6 @@ from pathlib import Path
 
 from torch import Tensor
 
-from tersor.core.ledger import Entry, Ledger
 from tersor.core.observer import Observer
 from tersor.core.recipe import Recipe
 from tersor.core.run import Executor
@@ -29,6 +28,7 @@ from tersor.io.header import Slot
 from tersor.io.pool import in_order
 from tersor.io.tensors import TensorWriter, is_finite
 from tersor.model.sites import Site, finite
+from tersor.record.ledger import Entry, Ledger
 
 TIED = 65536  # bytes from which equal tensors are stored once: zero biases are equal by chance
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")

@@ -21,7 +21,6 @@ from tersor.core.observer import Observer
 from tersor.errors import FormatError, RefusedError
 from tersor.files import atomic
 from tersor.forms import FORMS, NODES, Grid, Node
-from tersor.forms.flat import unflatten
 from tersor.forms.form import as_bytes
 from tersor.io.container import Builder, TersorFile
 from tersor.io.dictionary import DICTIONARY
@@ -42,6 +41,7 @@ from tersor.io.text import allowed, inflate_up_to, parse
 from tersor.io.tiny import Source
 from tersor.io.told import Leaves, Told
 from tersor.io.trees import Places
+from tersor.record.flat import unflatten
 
 NUMBER = 1
 INDICES = 1 << 24  # of channels that a patched file may name

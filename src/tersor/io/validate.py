@@ -16,10 +16,10 @@ from torch import Tensor
 from tersor.errors import FormatError
 from tersor.forms import At, Coded, Dense, Form, Grid, uncoded
 from tersor.forms.coded import DTYPES
-from tersor.forms.flat import DEPTH
 from tersor.forms.form import FLOATS, INTEGERS, SLICE, Fact, Shape
 from tersor.io.header import AXES
 from tersor.model.sites import Site
+from tersor.record.flat import DEPTH
 
 GRACE, JUSTIFIED = 1 << 24, 1024  # elements that any file may declare, and those that each byte justifies
 

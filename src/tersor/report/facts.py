@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from tersor.core.ledger import Entry, Ledger
 from tersor.core.state import State
 from tersor.forms import Affine, Coded, Dense, Form, LogGrid
 from tersor.measure.bits import bits_of
 from tersor.model.sites import Site
+from tersor.record.ledger import Entry, Ledger
 from tersor.steps import STEPS
 
 MEASURED = ("accuracy", "latency")  # kinds of notes about the whole model that head the report

@@ -15,13 +15,13 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor
 
-from tersor.core.events import Edit, Group, Note, of
 from tersor.core.view import View
 from tersor.forms import Codebook, Dense, Form, refine
 from tersor.forms.form import from_rows, to_rows
 from tersor.forms.refine import Store
 from tersor.maths.kmeans import START, cluster
 from tersor.model.sites import Site
+from tersor.record.events import Edit, Group, Note, of
 from tersor.settings import check, check_word
 from tersor.steps.retrain import Retrain
 

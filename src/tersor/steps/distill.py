@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from tersor.core.events import Group, Note
 from tersor.core.view import View
 from tersor.errors import SettingError, did_you_mean
+from tersor.record.events import Group, Note
 from tersor.settings import check
 from tersor.steps.finetune import Finetune
 from tersor.steps.retrain import check_teacher, teacher_of

@@ -15,12 +15,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar, TypeVar
 
-from tersor.core.events import Edit, Group, Note, of
 from tersor.core.step import Needs
 from tersor.core.view import View
 from tersor.errors import SettingError, did_you_mean
 from tersor.forms import PROFILES, At, Form, shortened, uncoded
 from tersor.model.sites import Site, select
+from tersor.record.events import Edit, Group, Note, of
 
 Result = TypeVar("Result")
 

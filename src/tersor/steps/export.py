@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from tersor.core.events import Group, Note
 from tersor.core.step import Needs
 from tersor.core.view import View
 from tersor.errors import SettingError
+from tersor.record.events import Group, Note
 from tersor.runtimes import RUNTIMES, runtime
 from tersor.settings import check_word
 

@@ -14,12 +14,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from tersor.core.events import Edit, Group, Note, of
 from tersor.core.view import View
 from tersor.errors import SettingError
 from tersor.forms import Dense, LowRank, uncoded
 from tersor.maths.ranks import rank_for_energy, rank_for_keep, svd_factors, whitened_factors
 from tersor.model.sites import Site
+from tersor.record.events import Edit, Group, Note, of
 from tersor.settings import check
 from tersor.steps.retrain import Retrain
 

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tersor.core.events import Group, Note
 from tersor.core.view import View
 from tersor.model.sites import Site
+from tersor.record.events import Group, Note
 from tersor.settings import check
 from tersor.steps.retrain import Retrain
 

@@ -15,11 +15,11 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from tersor.core.events import Group, Note
 from tersor.core.step import Needs
 from tersor.core.view import View
 from tersor.measure.bits import bits_of
 from tersor.model.sites import select
+from tersor.record.events import Group, Note
 from tersor.settings import check
 
 

@@ -19,7 +19,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from tersor.core.events import Edit, Group, Note
 from tersor.core.view import View
 from tersor.errors import RefusedError, SettingError
 from tersor.forms import Affine, Dense, Form, refine, uncoded
@@ -32,6 +31,7 @@ from tersor.model.rated import RatedPart
 from tersor.model.sites import Site
 from tersor.model.task import example_inputs
 from tersor.model.tune import Tuned
+from tersor.record.events import Edit, Group, Note
 from tersor.settings import check, check_word
 from tersor.steps.entropy import Entropy
 from tersor.steps.retrain import Retrain, check_teacher, teacher_of

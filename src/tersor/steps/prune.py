@@ -17,7 +17,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tersor.core.events import Edit, Group, Note, of
 from tersor.core.step import Needs
 from tersor.core.view import View
 from tersor.errors import SettingError
@@ -26,6 +25,7 @@ from tersor.forms.form import from_rows, to_rows
 from tersor.maths.scores import cubic, global_keep, lamp_scores, magnitude_keep, n_m_keep, threshold_keep
 from tersor.model.sites import Site
 from tersor.model.tune import MaskedPart, Tuned
+from tersor.record.events import Edit, Group, Note, of
 from tersor.settings import check, check_word
 from tersor.steps.retrain import Retrain
 

@@ -16,7 +16,6 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor
 
-from tersor.core.events import Edit, Group, Note, of
 from tersor.core.view import View
 from tersor.errors import SettingError
 from tersor.forms import Affine, Codebook, Dense, Form, LogGrid, refine
@@ -25,6 +24,7 @@ from tersor.maths.affine import PER, RANGES, even_grid
 from tersor.maths.levels import log_grid
 from tersor.maths.signs import binary, ternary
 from tersor.model.sites import Site
+from tersor.record.events import Edit, Group, Note, of
 from tersor.settings import check, check_word
 from tersor.steps.retrain import Retrain
 

@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tersor.core.events import Edit, Group, Note, of
 from tersor.core.step import Needs
 from tersor.core.view import View
 from tersor.errors import RefusedError, SettingError
 from tersor.forms import Form
 from tersor.measure.accuracy import drop
 from tersor.model.sites import Site
+from tersor.record.events import Edit, Group, Note, of
 from tersor.settings import check, check_word
 from tersor.steps.budget import largest, least
 from tersor.steps.entropy import Entropy

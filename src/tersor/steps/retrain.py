@@ -14,7 +14,6 @@ from typing import Any, ClassVar, cast
 
 from torch import nn
 
-from tersor.core.events import Edit, Note
 from tersor.core.step import Needs
 from tersor.core.view import View
 from tersor.errors import SettingError
@@ -22,6 +21,7 @@ from tersor.forms import Form
 from tersor.model.fit import OPTIMIZERS, SCHEDULES, Plan
 from tersor.model.named import named
 from tersor.model.sites import Site
+from tersor.record.events import Edit, Note
 from tersor.settings import check, check_word
 
 

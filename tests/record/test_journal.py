@@ -18,8 +18,6 @@ import safetensors.torch
 import torch
 from tiny import Tiny, tiny
 
-from tersor.core.events import Edit, Group, Note, of
-from tersor.core.journal import lines_of
 from tersor.core.observer import Observer
 from tersor.core.recipe import Recipe
 from tersor.core.run import run
@@ -30,6 +28,8 @@ from tersor.errors import JournalError, StorageError
 from tersor.files import claim
 from tersor.forms import Dense, Sum
 from tersor.model.sites import Site
+from tersor.record.events import Edit, Group, Note, of
+from tersor.record.journal import lines_of
 from tersor.steps import STEPS, Cluster, Entropy, Factorize, Finetune, Measure, Prune, Quantize
 
 RECIPE = Recipe(

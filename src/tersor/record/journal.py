@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -22,12 +23,12 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from tersor.core.events import Cut, Edit, Event, Group, Note
 from tersor.errors import FormatError, JournalError
 from tersor.files import atomic, claim, write_text
 from tersor.forms import NODES, Node
-from tersor.forms.flat import flatten, unflatten
 from tersor.model.changes import Replace, Set
+from tersor.record.events import Cut, Edit, Event, Group, Note
+from tersor.record.flat import flatten, unflatten
 
 NUMBER = 2
 HASH = 32  # bytes
@@ -80,7 +81,8 @@ class Journal:
         head = self.folder / "head.json"
         self.lines: list[Line] = []  # of the run that is resumed; what this run adds is on disk only
         self.lock: IO[bytes] | None = claim(self.folder / "lock") if writes else None
-        try:
+        with ExitStack() as stack:
+            stack.callback(self.close)  # unless all goes well
             if head.exists() and resume:
                 self.chain = self._begun(head, fingerprints)
                 for number in range(1, len(list(self.folder.glob("[0-9]*.group"))) + 1):
@@ -95,9 +97,7 @@ class Journal:
                 self.chain = hashlib.sha256(text.encode()).digest()
                 if writes:
                     write_text(head, text)
-        except BaseException:
-            self.close()
-            raise
+            stack.pop_all()
         self.count = len(self.lines)
 
     def _begun(self, path: Path, fingerprints: Mapping[str, Any]) -> bytes:

@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 import torch
 
-from tersor.core.events import Edit, Group, Note, of
-from tersor.core.ledger import Entry, Ledger
 from tersor.forms import Dense, Masked
+from tersor.record.events import Edit, Group, Note, of
+from tersor.record.ledger import Entry, Ledger
 
 A, B = Dense(torch.zeros(2, 2)), Dense(torch.ones(2, 2))
 EDIT, NOTE = Edit("w", A, B, "refine"), Note("w", "done", "kept 4 of 4", {"kept": 4})

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tersor.core.events import HOW, Cut, Edit, Group, Note, Set
 from tersor.forms.form import DIGEST
+from tersor.record.events import HOW, Cut, Edit, Group, Note, Set
 
 
 @dataclass(frozen=True)
