@@ -16,11 +16,12 @@ from torch.func import functional_call
 from tersor.errors import RefusedError, SettingError, SiteError, TersorError
 from tersor.forms import Affine, Dense, Form, LowRank, Masked, coded
 from tersor.model.attention import Attention
+from tersor.model.born import born
 from tersor.model.changed import changed
 from tersor.model.changes import Replace, Set
 from tersor.model.product import TRANSPOSED, factors
 from tersor.model.sites import sites_of
-from tersor.model.stock import STOCK, born
+from tersor.model.stock import STOCK
 
 
 def double(layer: nn.Module) -> nn.Sequential:
