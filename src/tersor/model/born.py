@@ -1,6 +1,6 @@
 """Born: what becomes of the sites where a module is replaced: which die, which are born, with which forms.
 
-The forms of the new sites are those of the old ones, whole or taken apart: nothing is decoded that need not be.
+Their forms are those of the old sites, whole or taken apart: nothing is decoded that need not be.
 """
 
 from __future__ import annotations
