@@ -308,6 +308,14 @@ def test_untied_and_then_cut() -> None:
     assert set(sound(state).state_dict()) == {"head.weight", "again.weight", "block.head.weight"}
 
 
+def test_cut_and_then_untied() -> None:
+    """A site that is born of a cut one has its shape, and the given model another: that is no mistake."""
+    state = State(Tied()).cut("embed.weight", 1, 0, 2).change(Replace("head", "untie", {"tensor": "weight"}))
+    assert state.sites["head.weight"].shape == (7, 2)
+    state.change(Replace("embed", "identity"))
+    assert torch.equal(sound(state).head.weight, state.given.embed.weight[:, [0, 2]])
+
+
 def test_buffers_are_untied() -> None:
     model = nn.Module()
     model.register_buffer("a", torch.arange(3.0))
