@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from tersor.forms import Dense, Form
+from tersor.model.born import born
 from tersor.model.changed import changed
 from tersor.model.changes import Change, Replace
 from tersor.model.fitted import fitted
 from tersor.model.sites import Site, sites_of
-from tersor.model.stock import born
 
 
 @dataclass

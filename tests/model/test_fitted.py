@@ -444,6 +444,25 @@ def test_a_module_that_cannot_be_copied_is_refused_and_left_alone() -> None:
     assert torch.equal(model[0].weight, before)
 
 
+class Sharing(nn.Linear):
+    """Its copies have its tensors."""
+
+    def __deepcopy__(self, memo: Any) -> nn.Module:
+        new = Sharing.__new__(Sharing)
+        new.__dict__.update(self.__dict__)
+        new._parameters = dict(self._parameters)
+        return new
+
+
+def test_a_module_whose_copies_share_its_tensors_gets_others() -> None:
+    model = nn.Sequential(Sharing(3, 2))
+    before, (sites, _, _) = model[0].weight.clone(), sites_of(model)
+    forms = {"0.weight": Dense(torch.ones(2, 3)), "0.bias": Dense(torch.zeros(2))}
+    twin = fitted(model, forms, sites)
+    assert torch.equal(twin(torch.ones(1, 3)), torch.full((1, 2), 3.0))
+    assert torch.equal(model[0].weight, before)
+
+
 def test_a_form_that_lies_about_its_shape_is_refused() -> None:
     class Liar(Dense):
         def decode(self, keep: Any = None) -> torch.Tensor:

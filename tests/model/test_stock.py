@@ -16,11 +16,12 @@ from torch.func import functional_call
 from tersor.errors import RefusedError, SettingError, SiteError, TersorError
 from tersor.forms import Affine, Dense, Form, LowRank, Masked, coded
 from tersor.model.attention import Attention
+from tersor.model.born import born
 from tersor.model.changed import changed
 from tersor.model.changes import Replace, Set
 from tersor.model.product import TRANSPOSED, factors
 from tersor.model.sites import sites_of
-from tersor.model.stock import STOCK, born
+from tersor.model.stock import STOCK
 
 
 def double(layer: nn.Module) -> nn.Sequential:
@@ -305,6 +306,14 @@ def test_untied_and_then_cut() -> None:
     assert (twin.embed.embedding_dim, twin.head.in_features) == (2, 2)
     state.change(Replace("embed", "identity"))
     assert set(sound(state).state_dict()) == {"head.weight", "again.weight", "block.head.weight"}
+
+
+def test_cut_and_then_untied() -> None:
+    """A site that is born of a cut one has its shape, and the given model another: that is no mistake."""
+    state = State(Tied()).cut("embed.weight", 1, 0, 2).change(Replace("head", "untie", {"tensor": "weight"}))
+    assert state.sites["head.weight"].shape == (7, 2)
+    state.change(Replace("embed", "identity"))
+    assert torch.equal(sound(state).head.weight, state.given.embed.weight[:, [0, 2]])
 
 
 def test_buffers_are_untied() -> None:
