@@ -1,0 +1,91 @@
+"""Observe: grids for chosen edges from the ranges that calibration batches show.
+
+low, high = least and greatest value seen, 0 included      scale = (high - low) / (levels - 1)
+Cost: one pass over the calibration batches, two reductions of each chosen edge, nothing kept but the ranges.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tersor.errors import RefusedError, SettingError, SiteError, did_you_mean
+from tersor.forms.grid import Grid
+from tersor.maths.affine import spanning
+from tersor.maths.ranges import minmax_range
+from tersor.maths.units import check_bits
+from tersor.model.batches import device_of, evaluating, move, steady
+from tersor.model.edges import parse
+from tersor.model.task import Task
+from tersor.model.watch import Run, hooked, running
+
+Range = tuple[Tensor, Tensor]  # low <= 0 <= high, float64 [1] or [C], on the CPU
+
+
+class Ranges(Run):
+    """A run that keeps the ranges of the edges it is asked for, over one batch after another."""
+
+    def __init__(self, names: Iterable[str], axis: int = -1):
+        super().__init__(self.meet, inputs=True)
+        self.names, self.axis = set(names), axis
+        self.met: dict[str, None] = {}  # every edge, chosen or not, in order
+        self.found: dict[str, Range] = {}
+
+    def meet(self, name: str, x: Tensor) -> Tensor:
+        self.met[name] = None
+        if name in self.names and x.numel():
+            values = x.detach()
+            if self.axis >= values.ndim:
+                raise SettingError(f"{name}: axis={self.axis}, but the edge has {values.ndim} axes")
+            rows = values.reshape(1, -1) if self.axis < 0 else values.movedim(self.axis, 0).flatten(1)
+            if not rows.isfinite().all():
+                raise RefusedError(
+                    f"{name}: the edge holds values that are infinite or NaN, which no grid spans (scores "
+                    f"under a mask of -inf are such). Leave this edge out."
+                )
+            low, high = (end.cpu() for end in minmax_range(rows, None))
+            if name in self.found:
+                before = self.found[name]
+                low, high = torch.minimum(low, before[0]), torch.maximum(high, before[1])
+            self.found[name] = low, high
+        return x
+
+
+def ranges_of(model: nn.Module, task: Task, names: Iterable[str], *, axis: int = -1) -> dict[str, Range]:
+    """The range of each named edge over the calibration batches, in eval mode; `axis` keeps channels apart.
+
+    SiteError for a name that no batch meets; the model and all random state are left as they were.
+    """
+    for name in (wanted := list(names)):
+        parse(name)
+    net, run = hooked(copy.deepcopy(model)), Ranges(wanted, axis)
+    with evaluating(net), steady(task.calibrate):
+        for batch in task.batches("calibrate"):
+            with running(run):
+                task.run(net, move(batch, device_of(net)))
+    for name in wanted:
+        if name not in run.found:
+            raise SiteError(f"calibration: no batch meets the edge {name!r}; {did_you_mean(name, run.met)}")
+    return {name: run.found[name] for name in wanted}
+
+
+def grid_of(found: Range, *, bits: int = 8, signed: bool = False, axis: int = -1) -> Grid:
+    """The grid that spans a range: no value in it is clipped by more than half a step, and 0 is exact."""
+    check_bits("grid_of", bits, 1, 16)
+    scale, zero = spanning(*found, bits, symmetric=False)  # zero counts from codes that are signed
+    if not signed:
+        zero = zero + 2 ** (bits - 1)
+    narrow: Any = torch.int32 if bits > 8 else torch.int8 if signed else torch.uint8
+    return Grid(scale, zero.to(narrow), bits, signed, axis)
+
+
+def observed(
+    model: nn.Module, task: Task, names: Iterable[str], *, bits: int = 8, signed: bool = False, axis: int = -1
+) -> dict[str, Grid]:
+    """A min-max grid for each named edge."""
+    ranges = ranges_of(model, task, names, axis=axis)
+    return {name: grid_of(found, bits=bits, signed=signed, axis=axis) for name, found in ranges.items()}
