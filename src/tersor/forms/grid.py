@@ -1,8 +1,6 @@
-"""Grid: the even grid that rounds one edge of the graph, a tensor between two operators.
+"""Grid: how the values on one edge of the graph are rounded while the model runs.
 
-y = (clamp(round(x / scale) + zero, low, high) - zero) * scale      one grid a tensor [1], or a channel [C]
-low, high   0 and 2^bits - 1; signed: -2^(bits - 1) and 2^(bits - 1) - 1
-stored      32 bits a scale, 8 a zero (32 from 9 bits on)
+x ~ (q - zero) * scale        q an integer of `bits` bits: one scale for all, or one a channel
 """
 
 from __future__ import annotations
@@ -10,28 +8,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
 from tersor.forms.form import Form
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Grid(Form):
-    """An even grid for the values of an edge."""
+    """An even grid of an edge. It stands for no tensor, so it neither decodes nor takes."""
 
     name: ClassVar[str] = "grid"
-    scale: Tensor  # float32, [1] or [C], > 0
-    zero: Tensor  # integer, shaped like scale, between low and high
+    scale: Form  # float32, [1], or [C] along `axis`
+    zero: Form | None = None  # integer, shaped like scale; without it the grid is symmetric
     bits: int = 8
-    signed: bool = False
-    axis: int = -1  # the axis of channels, from 0; -1: one grid for the whole tensor
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.scale.shape)
-
-    @property
-    def limits(self) -> tuple[int, int]:
-        """The lowest and highest code."""
-        half = 2 ** (self.bits - 1)
-        return (-half, half - 1) if self.signed else (0, 2 * half - 1)
+    signed: bool = False  # q from -2^(bits - 1), else from 0
+    axis: int = 1  # that of the C channels
+    stale: bool = False  # something upstream was changed after it was found

@@ -31,7 +31,17 @@ from tersor.maths.units import (
     unit_table,
 )
 
-__all__ = ["PER", "RANGES", "dequantize", "even_grid", "expand", "limits", "requantize", "spanning"]
+__all__ = [
+    "PER",
+    "RANGES",
+    "code_limits",
+    "dequantize",
+    "even_grid",
+    "expand",
+    "limits",
+    "requantize",
+    "spanning",
+]
 
 RANGES = ("minmax", "percentile", "mse", "entropy")
 SHRINK = 0.92  # ratio of neighbors among the coarse ranges that "mse" tries
@@ -43,6 +53,12 @@ def limits(bits: int, symmetric: bool) -> tuple[int, int]:
     """The lowest and highest code."""
     half = 2 ** (bits - 1)
     return (1 - half if symmetric else -half), half - 1
+
+
+def code_limits(bits: int, signed: bool) -> tuple[int, int]:
+    """The lowest and highest code on an edge, where signed codes use their whole range."""
+    low = -(2 ** (bits - 1)) if signed else 0
+    return low, low + 2**bits - 1
 
 
 def even_grid(

@@ -128,7 +128,7 @@ def trainable(model: nn.Module, names: Iterable[str], call: Call) -> None:
     """Refuse edges that `call(model)` does not meet, or whose names may mean something else in training.
 
     A module's branch on `training` shifts the counts of what follows. A name is the same in both modes where
-    its module makes the same listed operators in the same order, equally often.
+    its module makes the same edges in the same order up to it.
     """
     net = hooked(copy.deepcopy(model))
     with evaluating(net):
@@ -137,21 +137,22 @@ def trainable(model: nn.Module, names: Iterable[str], call: Call) -> None:
         now, then = _sequences(listed(net, call)), _sequences(shown)
     for name in names:
         path, op = parse(name)
-        if op != "input" and now.get(path) != then[path]:
+        until = then[path].index(name) + 1
+        if op != "input" and now.get(path, [])[:until] != then[path][:until]:
             raise RefusedError(
                 f"{name}: {path or 'the model itself'} computes otherwise in training ({_ops(now, path)}) "
-                f"than in evaluation ({_ops(then, path)}), so that the name could mean another edge. Choose an "
-                f"edge of another module, or move what only training does into a module of its own."
+                f"than in evaluation ({_ops(then, path)}), so that the name could mean another edge. Choose "
+                f"an edge of another module, or move what only training does into a module of its own."
             )
 
 
-def _sequences(edges: Mapping[str, Edge]) -> dict[str, list[tuple[str, int]]]:
-    """The edges each module makes, in order, and how often."""
-    found: dict[str, list[tuple[str, int]]] = {}
+def _sequences(edges: Mapping[str, Edge]) -> dict[str, list[str]]:
+    """The edges that each module makes, in order."""
+    found: dict[str, list[str]] = {}
     for edge in edges.values():
-        found.setdefault(edge.path, []).append((edge.name, edge.uses))
+        found.setdefault(edge.path, []).append(edge.name)
     return found
 
 
-def _ops(sequences: Mapping[str, list[tuple[str, int]]], path: str) -> str:
-    return ", ".join(name.rpartition("/")[2] for name, _ in sequences.get(path, [])) or "nothing"
+def _ops(sequences: Mapping[str, list[str]], path: str) -> str:
+    return ", ".join(name.rpartition("/")[2] for name in sequences.get(path, [])) or "nothing"

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from tersor.errors import RefusedError, SettingError
+from tersor.forms import Dense
 from tersor.forms.grid import Grid
+from tersor.maths.affine import code_limits
 from tersor.maths.rounding import ease_of, learned, on_grid
 from tersor.maths.units import TINY, check_bits
 
@@ -24,11 +26,13 @@ class GridPart(nn.Module):
 
     def __init__(self, name: str, grid: Grid):
         super().__init__()
-        check(name, grid)
-        self.name, self.grid = name, grid
+        self.name, self.grid, self.limits = name, grid, code_limits(grid.bits, grid.signed)
         self.marked = False  # in a copy that is exported: one node stands for the grid
-        self.scale = nn.Parameter(grid.scale.detach().float().clone())
-        self.register_buffer("zero", grid.zero.detach().clone())
+        scale = grid.scale.decode().float().clone()
+        zero = torch.zeros(scale.shape) if grid.zero is None else grid.zero.decode().clone()
+        check(name, grid, scale, zero)
+        self.scale = nn.Parameter(scale)
+        self.register_buffer("zero", zero.to(narrowest(grid)))
 
     def value(self, x: Tensor) -> Tensor:
         """x on the grid, of x's shape and dtype."""
@@ -37,19 +41,18 @@ class GridPart(nn.Module):
             return torch.ops.tersor.grid(x, self.scale, self.zero, grid.bits, grid.signed, grid.axis)
         scale, zero = (spread(self.name, values, x, grid.axis) for values in (self.scale, self.zero))
         if torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad):
-            ease = ease_of(x.shape, self.scale.numel(), grid.limits[1])
-            return learned(x, scale, zero, grid.limits, ease)
-        return on_grid(x, scale.abs().clamp_min(TINY), zero, grid.limits)
+            ease = ease_of(x.shape, self.scale.numel(), self.limits[1])
+            return learned(x, scale, zero, self.limits, ease)
+        return on_grid(x, scale.abs().clamp_min(TINY), zero, self.limits)
 
     def fold(self) -> Grid:
         """The grid as it has been learned."""
-        scale = self.scale.detach().cpu().float().abs().clamp_min(TINY)
-        return self.grid.replace(scale=scale.clone(), zero=self.zero.detach().cpu().clone())
+        return self.grid.replace(scale=Dense(self.scale.detach().cpu().abs().clamp_min(TINY)))
 
 
 def spread(name: str, values: Tensor, x: Tensor, axis: int) -> Tensor:
     """One value for the tensor, or one for each channel, shaped to be broadcast to x."""
-    if axis < 0:
+    if len(values) == 1:
         return values.reshape(())
     if axis >= x.ndim or x.shape[axis] != len(values):
         raise RefusedError(
@@ -59,23 +62,28 @@ def spread(name: str, values: Tensor, x: Tensor, axis: int) -> Tensor:
     return values.reshape([-1 if at == axis else 1 for at in range(x.ndim)])
 
 
-def check(name: str, grid: Grid) -> None:
-    """Refuse a grid that cannot round: sizes that disagree, scales not positive, a zero out of range."""
+def narrowest(grid: Grid) -> torch.dtype:
+    """What holds a zero: runtimes read the type of the codes from it."""
+    return torch.int32 if grid.bits > 8 else torch.int8 if grid.signed else torch.uint8
+
+
+def check(name: str, grid: Grid, scale: Tensor, zero: Tensor) -> None:
+    """Refuse a grid that cannot round: stale, shapes that disagree, scales not positive, a zero out of range."""
+    if grid.stale:
+        raise RefusedError(
+            f"{name}: its grid is stale: something upstream has changed since it was calibrated. Calibrate again."
+        )
     check_bits(name, grid.bits, 1, 16)
-    low, high = grid.limits
-    shape = tuple(grid.scale.shape)
-    if len(shape) != 1 or shape != tuple(grid.zero.shape) or (grid.axis < 0 and shape != (1,)):
+    low, high = code_limits(grid.bits, grid.signed)
+    if scale.ndim != 1 or scale.shape != zero.shape or grid.axis < 0:
         raise SettingError(
-            f"{name}: a grid with axis={grid.axis} has scale {list(shape)} and zero {list(grid.zero.shape)}, "
-            f"but both are [1] with axis=-1, else [C]"
+            f"{name}: a grid has scale {list(scale.shape)}, zero {list(zero.shape)} and axis={grid.axis}, but "
+            f"scale and zero are [1], or [C] along an axis counted from 0"
         )
-    if not (grid.scale.isfinite() & (grid.scale > 0)).all():
+    if not (scale.isfinite() & (scale > 0)).all():
         raise SettingError(f"{name}: a grid has a scale that is not a positive number")
-    if grid.zero.is_floating_point() or not ((grid.zero >= low) & (grid.zero <= high)).all():
-        raise SettingError(
-            f"{name}: a grid's zero is an integer, {low} to {high} for {grid.bits} bits "
-            f"{'signed' if grid.signed else 'unsigned'}"
-        )
+    if ((zero < low) | (zero > high)).any() or not torch.equal(zero, zero.round()):
+        raise SettingError(f"{name}: a grid's zero is one of its codes, {low} to {high}")
 
 
 @torch.library.custom_op("tersor::grid", mutates_args=())
@@ -83,7 +91,7 @@ def grid_op(  # noqa: PLR0917  an operator has no keywords
     x: Tensor, scale: Tensor, zero: Tensor, bits: int, signed: bool, axis: int
 ) -> Tensor:
     """x on a grid, as one operator of an exported graph; its fields are those of forms.Grid."""
-    limits = Grid(scale, zero, bits, signed, axis).limits
+    limits = code_limits(bits, signed)
     scale, zero = (spread("tersor::grid", values, x, axis) for values in (scale, zero))
     return on_grid(x, scale, zero, limits)
 

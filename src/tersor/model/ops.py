@@ -79,7 +79,7 @@ OPENED: dict[Any, Callable[..., Any]] = {
     func: twin(func)
     for func in (
         F.multi_head_attention_forward, F.normalize, F.interpolate, F.softmin, F.softsign, F.tanhshrink,
-        F.gumbel_softmax, F.local_response_norm, F.lp_pool1d, F.lp_pool2d, F.lp_pool3d, F.gaussian_nll_loss,
+        F.gumbel_softmax, F.local_response_norm, F.lp_pool1d, F.lp_pool2d, F.lp_pool3d,
         Tensor.__rdiv__,
     )
 }  # fmt: skip

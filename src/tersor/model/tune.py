@@ -293,8 +293,8 @@ class Tuned(Simulated):
     ):  # fmt: skip
         """`model` is copied. `train` names the sites whose leaves learn; the other parameters stand still.
         `grids` says for some of them how their even grids learn, where not as AffinePart does. `edge_grids`
-        are the grids whose scales learn, by the names of their edges; `example` then runs the model once (such
-        as lambda net: net(x)), to see that the edges are there and are the same in training."""
+        are the grids whose scales learn, by the names of their edges; `example` then runs the model once,
+        such as lambda net: net(x), to see that the edges are there and are the same in training."""
         if edge_grids:
             if example is None:
                 raise SettingError(
@@ -342,10 +342,11 @@ class Tuned(Simulated):
         return self
 
     def fold(self) -> dict[str, Form]:
-        """The trained forms of the sites that learn and of the buffers that moved; the grids, by edge."""
-        folded: dict[str, Form] = {name: self.part_of(name).fold() for name in self._site_names}
+        """The trained forms of the sites that learn, and of the buffers that training moved; `fold_grids` gives
+        the grids on edges."""
+        folded = {name: self.part_of(name).fold() for name in self._site_names}
         for name, site in self.sites.items():
             now = cast(Tensor, getattr(self, key(name))).detach().cpu() if site.kind == "buffer" else None
             if now is not None and not torch.equal(now, self._given[name].decode()):
                 folded[name] = Dense(now.clone())
-        return folded | self.fold_grids()
+        return folded
