@@ -32,16 +32,8 @@ from tersor.maths.units import (
 )
 
 __all__ = [
-    "PER",
-    "RANGES",
-    "code_limits",
-    "dequantize",
-    "even_grid",
-    "expand",
-    "limits",
-    "requantize",
-    "spanning",
-]
+    "PER", "RANGES", "code_limits", "dequantize", "even_grid", "expand", "limits", "requantize", "spanning"
+]  # fmt: skip
 
 RANGES = ("minmax", "percentile", "mse", "entropy")
 SHRINK = 0.92  # ratio of neighbors among the coarse ranges that "mse" tries

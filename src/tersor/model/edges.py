@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tersor.errors import RefusedError, SiteError, did_you_mean
+from tersor.errors import RefusedError, SettingError, SiteError, did_you_mean
 from tersor.model.batches import evaluating, steady
 from tersor.model.ops import LISTED
 from tersor.model.watch import Run, hooked, running
@@ -124,15 +124,21 @@ def known(edges: Mapping[str, Edge], names: Iterable[str], who: str) -> None:
             raise SiteError(f"{who}: the model meets no edge {name!r}; {did_you_mean(name, edges)}")
 
 
-def trainable(model: nn.Module, names: Iterable[str], call: Call) -> None:
+def trainable(model: nn.Module, names: Iterable[str], call: Call | None) -> None:
     """Refuse edges that `call(model)` does not meet, or whose names may mean something else in training.
 
     A module's branch on `training` shifts the counts of what follows. A name is the same in both modes where
     its module makes the same edges in the same order up to it.
     """
+    if not (names := list(names)):
+        return
+    if call is None:
+        raise SettingError(
+            "grids on edges: give example=lambda net: net(x) too, to see which edges are there"
+        )
     net = hooked(copy.deepcopy(model))
     with evaluating(net):
-        known(shown := listed(net, call), names := list(names), "training")
+        known(shown := listed(net, call), names, "training")
         net.train()
         now, then = _sequences(listed(net, call)), _sequences(shown)
     for name in names:

@@ -68,16 +68,16 @@ def narrowest(grid: Grid) -> torch.dtype:
 
 
 def check(name: str, grid: Grid, scale: Tensor, zero: Tensor) -> None:
-    """Refuse a grid that cannot round: stale, shapes that disagree, scales not positive, a zero out of range."""
+    """Refuse a grid that cannot round, or that is stale."""
     if grid.stale:
         raise RefusedError(
-            f"{name}: its grid is stale: something upstream has changed since it was calibrated. Calibrate again."
+            f"{name}: its grid is stale: something upstream has changed since. Calibrate this edge again."
         )
     check_bits(name, grid.bits, 1, 16)
     low, high = code_limits(grid.bits, grid.signed)
     if scale.ndim != 1 or scale.shape != zero.shape or grid.axis < 0:
         raise SettingError(
-            f"{name}: a grid has scale {list(scale.shape)}, zero {list(zero.shape)} and axis={grid.axis}, but "
+            f"{name}: a grid has scale {list(scale.shape)}, zero {list(zero.shape)}, axis={grid.axis}, but "
             f"scale and zero are [1], or [C] along an axis counted from 0"
         )
     if not (scale.isfinite() & (scale > 0)).all():

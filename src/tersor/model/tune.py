@@ -21,7 +21,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from tersor.errors import SettingError
 from tersor.forms import Affine, Codebook, Dense, Form, LogGrid, LowRank, Masked, Sum, uncoded
 from tersor.forms.form import from_rows, to_rows
 from tersor.forms.grid import Grid as EdgeGrid
@@ -295,12 +294,7 @@ class Tuned(Simulated):
         `grids` says for some of them how their even grids learn, where not as AffinePart does. `edge_grids`
         are the grids whose scales learn, by the names of their edges; `example` then runs the model once,
         such as lambda net: net(x), to see that the edges are there and are the same in training."""
-        if edge_grids:
-            if example is None:
-                raise SettingError(
-                    "edge_grids: give example=lambda net: net(x) too; it shows which edges are there"
-                )
-            trainable(model, edge_grids, example)
+        trainable(model, edge_grids or (), example)
         super().__init__(model, edge_grids)
         self.sites, self._site_names, self._given = sites, list(train), forms
         others = grids or {}
@@ -342,8 +336,8 @@ class Tuned(Simulated):
         return self
 
     def fold(self) -> dict[str, Form]:
-        """The trained forms of the sites that learn, and of the buffers that training moved; `fold_grids` gives
-        the grids on edges."""
+        """The trained forms of the sites that learn, and of the buffers that training moved. Grids on edges:
+        `fold_grids`."""
         folded = {name: self.part_of(name).fold() for name in self._site_names}
         for name, site in self.sites.items():
             now = cast(Tensor, getattr(self, key(name))).detach().cpu() if site.kind == "buffer" else None
