@@ -56,8 +56,46 @@ def slow_grid(x: Tensor, grid: Grid) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(out)).to(x.dtype)
 
 
-def inserted(model: nn.Module, grids: dict[str, Grid], args: Any, kwargs: Any) -> tuple[nn.Module, int]:
-    """The exported graph of the plain model with a slow grid after each named node, and how many there are.
+class Lsq(torch.autograd.Function):
+    """The slow grid with the gradients of Esser 2020, equations 1, 3 and 5, in double precision."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, grid: Grid) -> Tensor:
+        ctx.save_for_backward(x, scale)
+        ctx.grid = grid
+        return slow_grid(x, grid)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+        x, scale = (value.detach().double().numpy() for value in ctx.saved_tensors)
+        grid: Grid = ctx.grid
+        low = -(2 ** (grid.bits - 1)) if grid.signed else 0
+        high = low + 2**grid.bits - 1
+        zero = np.zeros(len(scale)) if grid.zero is None else grid.zero.decode().double().numpy()
+        shape = [-1 if len(scale) > 1 and at == grid.axis else 1 for at in range(x.ndim)]
+        s, z = scale.reshape(shape), zero.reshape(shape)
+        pulls = grad.double().numpy()
+        inside = (x / s + z >= low) & (x / s + z <= high)
+        slope = np.where(inside, np.rint(x / s) - x / s, np.where(x / s + z < low, low, high) - z)
+        ease = (int(np.prod(x.shape[1:])) // len(scale) * high) ** -0.5
+        axes = tuple(at for at in range(x.ndim) if len(scale) == 1 or at != grid.axis)
+        moved = (pulls * slope).sum(axes).reshape(-1) * ease
+        return torch.from_numpy(pulls * inside).to(grad.dtype), torch.from_numpy(moved).float(), None
+
+
+class Slow(nn.Module):
+    def __init__(self, grid: Grid):
+        super().__init__()
+        self.grid, self.scale = grid, nn.Parameter(grid.scale.decode().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return Lsq.apply(x, self.scale, self.grid)
+
+
+def inserted(
+    model: nn.Module, grids: dict[str, Grid], args: Any, kwargs: Any
+) -> tuple[nn.Module, list[tuple[str, Slow]]]:
+    """The exported graph of the plain model with a slow grid after each named node, and these by name.
 
     Grids on inputs are left to the caller.
     """
@@ -65,12 +103,15 @@ def inserted(model: nn.Module, grids: dict[str, Grid], args: Any, kwargs: Any) -
     wanted = [(node.name, name, j) for name, node, j in named_nodes(program, model) if name in grids]
     module: Any = program.module()
     nodes = {node.name: node for node in module.graph.nodes}
-    for node_name, name, j in wanted:
+    slow: list[tuple[str, Any]] = []
+    for n, (node_name, name, j) in enumerate(wanted):
         node = nodes[node_name]
         if j is not None:
             node = next(user for user in node.users if user.args[1] == j)
+        module.add_submodule(f"slow_{n}", Slow(grids[name]))
+        slow.append((name, module.get_submodule(f"slow_{n}")))
         with module.graph.inserting_after(node):
-            rounded = module.graph.call_function(slow_grid, (node, grids[name]))
+            rounded = module.graph.call_module(f"slow_{n}", (node,))
         node.replace_all_uses_with(rounded, delete_user_cb=lambda user, rounded=rounded: user is not rounded)
     module.recompile()
-    return module, len(wanted)
+    return module, slow

@@ -113,7 +113,7 @@ def upstream(edges: Mapping[str, Edge], name: str) -> tuple[str, ...]:
         found |= dict.fromkeys(edge.reads)
         if edge.name == name:
             return tuple(found)
-    raise SiteError(f"there is no edge {name!r}; {did_you_mean(name, edges)}")
+    raise SiteError(f"there is no edge {name!r}; {near(name, edges)}")
 
 
 def known(edges: Mapping[str, Edge], names: Iterable[str], who: str) -> None:
@@ -121,7 +121,15 @@ def known(edges: Mapping[str, Edge], names: Iterable[str], who: str) -> None:
     for name in names:
         parse(name)
         if name not in edges:
-            raise SiteError(f"{who}: the model meets no edge {name!r}; {did_you_mean(name, edges)}")
+            raise SiteError(f"{who}: the model meets no edge {name!r}; {near(name, edges)}")
+
+
+def near(name: str, names: Iterable[str]) -> str:
+    """Near misses for a name, with a list that stays short on large models."""
+    text = did_you_mean(name, all_names := [other or "''" for other in names])
+    if len(all_names) <= 12:
+        return text
+    return f"{text.split('Allowed:')[0]}there are {len(all_names)}, such as {', '.join(all_names[:6])}"
 
 
 def trainable(model: nn.Module, names: Iterable[str], call: Call | None) -> None:

@@ -12,14 +12,14 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from tersor.errors import RefusedError, SettingError, SiteError, did_you_mean
+from tersor.errors import RefusedError, SettingError, SiteError
 from tersor.forms import Dense
 from tersor.forms.grid import Grid
 from tersor.maths.affine import code_limits, limits, spanning
 from tersor.maths.ranges import minmax_range
 from tersor.maths.units import check_bits
 from tersor.model.batches import device_of, evaluating, move, steady
-from tersor.model.edges import parse
+from tersor.model.edges import near, parse
 from tersor.model.task import Task
 from tersor.model.watch import Run, hooked, running
 
@@ -72,7 +72,7 @@ def ranges_of(
                 task.run(net, move(batch, device_of(net)))
     for name in wanted:
         if name not in run.found:
-            raise SiteError(f"calibration: no batch meets the edge {name!r}; {did_you_mean(name, run.met)}")
+            raise SiteError(f"calibration: no batch meets the edge {name!r}; {near(name, run.met)}")
     return {name: run.found[name] for name in wanted}
 
 

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.nn.utils.stateless import _reparametrize_module
 
-from tersor.errors import RefusedError, SiteError, did_you_mean
+from tersor.errors import RefusedError, SiteError
 from tersor.forms.grid import Grid
-from tersor.model.edges import edges_of, known, parse
+from tersor.model.edges import edges_of, known, near, parse
 from tersor.model.gridpart import GridPart
 from tersor.model.watch import Run, active, hooked, running
 
@@ -40,7 +40,7 @@ class Simulated(nn.Module):
         paths = dict(self.net.named_modules())
         for name in given:
             if (path := parse(name)[0]) not in paths:
-                raise SiteError(f"{name}: the model has no module {path!r}; {did_you_mean(path, paths)}")
+                raise SiteError(f"{name}: the model has no module {path!r}; {near(path, paths)}")
         self.grids = nn.ModuleDict({key(name): GridPart(name, grid) for name, grid in given.items()})
         self.table = {name: key(name) for name in given}
         self.sign()
