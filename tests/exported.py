@@ -57,29 +57,32 @@ def slow_grid(x: Tensor, grid: Grid) -> Tensor:
 
 
 class Lsq(torch.autograd.Function):
-    """The slow grid with the gradients of Esser 2020, equations 1, 3 and 5, in double precision."""
+    """The slow grid with the gradients of Esser 2020, equations 1, 3 and 5, summed in double precision. Which
+    code an element has is decided in float32, or near ties it would be another one than forward's."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, grid: Grid) -> Tensor:
+    def forward(ctx: Any, x: Tensor, scale: Tensor, slow: "Slow") -> Tensor:
         ctx.save_for_backward(x, scale)
-        ctx.grid = grid
-        return slow_grid(x, grid)
+        ctx.slow = slow
+        return slow_grid(x, slow.grid)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
         x, scale = (value.detach().double().numpy() for value in ctx.saved_tensors)
-        grid: Grid = ctx.grid
+        grid = ctx.slow.grid
         low = -(2 ** (grid.bits - 1)) if grid.signed else 0
         high = low + 2**grid.bits - 1
         zero = np.zeros(len(scale)) if grid.zero is None else grid.zero.decode().double().numpy()
         shape = [-1 if len(scale) > 1 and at == grid.axis else 1 for at in range(x.ndim)]
         s, z = scale.reshape(shape), zero.reshape(shape)
         pulls = grad.double().numpy()
-        inside = (x / s + z >= low) & (x / s + z <= high)
-        slope = np.where(inside, np.rint(x / s) - x / s, np.where(x / s + z < low, low, high) - z)
+        exact = (x.astype(np.float32) / s.astype(np.float32)).astype(float)
+        inside = (exact + z >= low) & (exact + z <= high)
+        slope = np.where(inside, np.rint(exact) - exact, np.where(exact + z < low, low, high) - z)
         ease = (int(np.prod(x.shape[1:])) // len(scale) * high) ** -0.5
         axes = tuple(at for at in range(x.ndim) if len(scale) == 1 or at != grid.axis)
         moved = (pulls * slope).sum(axes).reshape(-1) * ease
+        ctx.slow.size += float(np.abs(pulls * slope).sum()) * ease
         return torch.from_numpy(pulls * inside).to(grad.dtype), torch.from_numpy(moved).float(), None
 
 
@@ -87,9 +90,10 @@ class Slow(nn.Module):
     def __init__(self, grid: Grid):
         super().__init__()
         self.grid, self.scale = grid, nn.Parameter(grid.scale.decode().clone())
+        self.size = 0.0  # how large the terms are that the scale's gradient is the sum of
 
     def forward(self, x: Tensor) -> Tensor:
-        return Lsq.apply(x, self.scale, self.grid)
+        return Lsq.apply(x, self.scale, self)
 
 
 def inserted(

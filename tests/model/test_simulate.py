@@ -211,11 +211,12 @@ def test_every_used_scale_gets_the_gradient_of_a_slow_reference(call: Callable[[
     sum(out.square().sum() for out in floats(module(*args, **kwargs))).backward()
     for name in grids:
         grads = [one.scale.grad for other, one in slow if other == name]
+        size = sum(one.size for other, one in slow if other == name)
         assert grads
         want = sum(grad for grad in grads if grad is not None)
         got = tuned.grids[tuned.table[name]].scale.grad
         if isinstance(want, Tensor):
-            torch.testing.assert_close(got, want, rtol=2e-3, atol=2e-4 * float(want.abs().max()))
+            torch.testing.assert_close(got, want, rtol=1e-4, atol=2e-5 * size)
         else:  # nothing reads this edge, such as an LSTM's last state
             assert got is None
     assert any(
