@@ -38,7 +38,7 @@ SIDEWAYS: dict[str, set[str]] = {
 }
 
 LINES_A_FILE = 350
-LINES_OF_THE_HEART = 1610  # about 1,600: an hour of reading
+LINES_OF_THE_HEART = 1640  # about 1,600: an hour of reading
 
 # Packages that only some calls need: a plain import of tersor must not pay for them.
 HEAVY = {

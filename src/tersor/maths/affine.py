@@ -31,7 +31,9 @@ from tersor.maths.units import (
     unit_table,
 )
 
-__all__ = ["PER", "RANGES", "dequantize", "even_grid", "expand", "limits", "requantize"]
+__all__ = [
+    "PER", "RANGES", "code_limits", "dequantize", "even_grid", "expand", "limits", "requantize", "spanning"
+]  # fmt: skip
 
 RANGES = ("minmax", "percentile", "mse", "entropy")
 SHRINK = 0.92  # ratio of neighbors among the coarse ranges that "mse" tries
@@ -43,6 +45,12 @@ def limits(bits: int, symmetric: bool) -> tuple[int, int]:
     """The lowest and highest code."""
     half = 2 ** (bits - 1)
     return (1 - half if symmetric else -half), half - 1
+
+
+def code_limits(bits: int, signed: bool) -> tuple[int, int]:
+    """The lowest and highest code on an edge, where signed codes use their whole range."""
+    low = -(2 ** (bits - 1)) if signed else 0
+    return low, low + 2**bits - 1
 
 
 def even_grid(
@@ -84,7 +92,7 @@ def even_grid(
             low, high = percentile_range(x, mask, percentile, symmetric)
         else:
             low, high = entropy_range(x, mask, bits)
-        scale, zero = _grid(low, high, bits, symmetric)
+        scale, zero = spanning(low, high, bits, symmetric)
     scale = unit_table(scale, w.shape, per)
     shifts = (
         None if symmetric else unit_table(zero, w.shape, per).to(torch.int16 if bits <= 8 else torch.int32)
@@ -113,7 +121,7 @@ def dequantize(codes: Tensor, scale: Tensor, zero: Tensor | None, group: int | T
     return steps * factors if factors.requires_grad else steps.mul_(factors)
 
 
-def _grid(low: Tensor, high: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor]:
+def spanning(low: Tensor, high: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor]:
     """The grid that spans low..high [U], float64 with low <= 0 <= high: scale and zero, float32 [U]."""
     first, last = limits(bits, symmetric)
     if symmetric:
@@ -148,7 +156,7 @@ def _search(x: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor]:
     first, last = limits(bits, symmetric)
     low, high = minmax_range(x, None)
     low0, high0 = low, high
-    scale, zero = _grid(low, high, bits, symmetric)
+    scale, zero = spanning(low, high, bits, symmetric)
     best = _error(x, scale, zero, first, last)
 
     def offer(s: Tensor, z: Tensor) -> Tensor:
@@ -161,7 +169,7 @@ def _search(x: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor]:
 
     def shrink(down: float, up: float) -> None:
         nonlocal low, high
-        better = offer(*_grid(low0 * down, high0 * up, bits, symmetric))
+        better = offer(*spanning(low0 * down, high0 * up, bits, symmetric))
         low, high = torch.where(better, low0 * down, low), torch.where(better, high0 * up, high)
 
     for k in range(1, COARSE):

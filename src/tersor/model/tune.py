@@ -10,24 +10,26 @@ Each form becomes a part with parameters and a differentiable value:
         section 3.2)
     LowRank, Sum      their parts' product and sum
 The user's modules are called functionally with these values, so no layer is wrapped and no class is patched.
+Grids on edges learn with them: see simulate.py.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from tersor.forms import Affine, At, Codebook, Dense, Form, LogGrid, LowRank, Masked, Sum, uncoded
 from tersor.forms.form import from_rows, to_rows
+from tersor.forms.grid import Grid as EdgeGrid
 from tersor.maths.affine import expand, limits
 from tersor.maths.levels import from_levels, to_levels
 from tersor.maths.signs import BINARY, TERNARY, binary, ternary
 from tersor.maths.units import TINY
+from tersor.model.edges import Call, trainable
+from tersor.model.simulate import Simulated, key
 from tersor.model.sites import Site
 
 
@@ -296,23 +298,24 @@ def part(form: Form | At, grid: Grid | None = None) -> Part:
     return made
 
 
-class Tuned(nn.Module):
-    """A model in training: parameters are the leaves of its forms, buffers are its own."""
+class Tuned(Simulated):
+    """A model in training: parameters are the leaves of its forms and the scales of its edges' grids, buffers
+    are its own. It is called as the model is: any training loop will do."""
 
-    net: nn.Module
     layout = torch.contiguous_format  # of convolution weights, which their outputs follow
 
     def __init__(
         self, model: nn.Module, forms: Mapping[str, Form], sites: Mapping[str, Site], train: Iterable[str],
-        grids: Mapping[str, Grid] | None = None,
+        grids: Mapping[str, Grid] | None = None, *,
+        edge_grids: Mapping[str, EdgeGrid] | None = None, example: Call | None = None,
     ):  # fmt: skip
         """`model` is copied. `train` names the sites whose leaves learn; the other parameters stand still.
-        `grids` says for some of them how their even grids learn, where not as AffinePart does."""
-        super().__init__()
+        `grids` says for some of them how their even grids learn, where not as AffinePart does. `edge_grids`
+        are the grids whose scales learn, by the names of their edges; `example` then runs the model once,
+        such as lambda net: net(x), to see that the edges are there and are the same in training."""
+        trainable(model, edge_grids or (), example)
+        super().__init__(model, edge_grids)
         self.sites, self._site_names, self._given = sites, list(train), forms
-        net = copy.deepcopy(model)
-        # Hidden from parameters(): the forms' leaves are what is trained, not the layers' own weights.
-        object.__setattr__(self, "net", net)
         others = grids or {}
         self.parts = nn.ModuleDict(
             {
@@ -325,6 +328,10 @@ class Tuned(nn.Module):
                 value = forms[name].decode().to(site.torch_dtype).clone()
                 self.register_buffer(key(name), value)
         self.to(next((p.device for p in model.parameters()), torch.device("cpu")))
+
+    def place(self, net: nn.Module) -> None:
+        # Hidden from parameters(): the forms' leaves are what is trained, not the layers' own weights.
+        object.__setattr__(self, "net", net)
 
     def part_of(self, name: str) -> Part:
         return cast(Part, self.parts[key(name)])
@@ -345,24 +352,17 @@ class Tuned(nn.Module):
                 values[name] = cast(Tensor, getattr(self, key(name)))
         return values
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return functional_call(self.net, self.values(), args, kwargs)  # ties follow their first name
-
     def train(self, mode: bool = True) -> Tuned:
         super().train(mode)
         self.net.train(mode)
         return self
 
     def fold(self) -> dict[str, Form]:
-        """The trained forms of the sites that learn, and of the buffers that training moved."""
+        """The trained forms of the sites that learn, and of the buffers that training moved. Grids on edges:
+        `fold_grids`."""
         folded = {name: self.part_of(name).fold() for name in self._site_names}
         for name, site in self.sites.items():
             now = cast(Tensor, getattr(self, key(name))).detach().cpu() if site.kind == "buffer" else None
             if now is not None and not torch.equal(now, self._given[name].decode()):
                 folded[name] = Dense(now.clone())
         return folded
-
-
-def key(name: str) -> str:
-    """A site's name as a module's: dots are not allowed there, nor names that modules use themselves."""
-    return "/" + name.replace(".", "/")
