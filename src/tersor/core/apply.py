@@ -21,7 +21,7 @@ from tersor.forms.form import as_bytes
 from tersor.model.changed import changed
 from tersor.model.changes import Replace, Set
 from tersor.model.sites import Site
-from tersor.model.stock import born
+from tersor.model.born import born
 from tersor.record.events import HOW, Cut, Edit, Group, Note
 
 T = TypeVar("T")

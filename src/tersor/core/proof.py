@@ -63,15 +63,15 @@ def answers(
     before: State, after: State, group: Group, task: Task, *, wide: bool
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """What the model answered before, what it answers now, and what it should."""
-    was = list(outputs(before.model(), task, wide))
-    now = list(outputs(after.model(), task, wide))
+    was = list(outputs(before.plain(), task, wide))
+    now = list(outputs(after.plain(), task, wide))
     want = was if group.proof != "masked" else list(outputs(masked(before, group), task, wide))
     return was, now, want
 
 
 def masked(before: State, group: Group) -> nn.Module:
     """The model before, with zeros where what is cut is read."""
-    model = before.model()
+    model = before.plain()
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     with torch.no_grad():
         for cut in cuts(group):

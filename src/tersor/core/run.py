@@ -49,7 +49,7 @@ def run(
     if recipe.base is not None and recipe.base != state.digest:
         raise RefusedError(f"recipe: the lock is for base {recipe.base}, this model is {state.digest}")
     if task is not None and state.given is not None:
-        task.check(state.model())
+        task.check(state.plain())
     with ExitStack() as stack:
         kept = None
         if journal is not None:

@@ -21,6 +21,7 @@ from tersor.forms import Dense, Form, Grid, Node
 from tersor.forms.form import DIGEST
 from tersor.model.changes import Replace, Set
 from tersor.model.fitted import fitted
+from tersor.model.simulate import gridded
 from tersor.model.sites import Site, finite, sites_of
 from tersor.record.ledger import Ledger
 
@@ -65,10 +66,15 @@ class State:
             raise SettingError("a file holds weights, not code: give the model, model(MyNet())")
         return module
 
-    def model(self, given: nn.Module | None = None) -> nn.Module:
-        """A plain copy of the given model with the decoded weights, cuts and replacements; one loaded from a
-        file needs `given`: a model of the class that was compressed, with any weights."""
+    def plain(self, given: nn.Module | None = None) -> nn.Module:
+        """A copy of the given model with the decoded weights, cuts and replacements, without grids."""
         return fitted(self.module(given), self.forms, self.sites, self.aliases, self.changes)
+
+    def model(self, given: nn.Module | None = None) -> nn.Module:
+        """A model that answers as this state does: plain where no edge has a grid, else one that simulates the
+        grids. One loaded from a file needs `given`: a model of the class that was compressed, with any weights.
+        """
+        return with_grids(self.plain(given), self.grids)
 
     def on(self, module: nn.Module) -> Self:
         """A state from a file with its code; its base too where the module has the weights that the ledger
@@ -108,6 +114,17 @@ class State:
             rest = {"kept": self.kept, "changes": [[type(c).__name__, vars(c)] for c in self.changes]}
             rest |= {"grids": {edge: grid.digest for edge, grid in sorted(self.grids.items())}}
         return digest_of({name: form.digest for name, form in self.forms.items()}, rest)
+
+
+def with_grids(model: nn.Module, grids: Mapping[str, Grid]) -> nn.Module:
+    """The model with grids on its edges; RefusedError where one is stale."""
+    stale = [edge for edge, grid in grids.items() if grid.stale]
+    if stale:
+        raise RefusedError(
+            f"{stale[0]}: its grid is stale, and {len(stale) - 1} more: what came after it changed what the edge "
+            f"holds. Calibrate again, or undo to where it was fresh"
+        )
+    return gridded(model, grids) if grids else model
 
 
 def digest_of(digests: Mapping[str, str], rest: Mapping[str, Any] | None = None) -> str:

@@ -16,9 +16,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from tersor.core.observer import Observer
-from tersor.core.state import State, known_base
+from tersor.core.state import State, known_base, with_grids
 from tersor.errors import RefusedError, SettingError
 from tersor.forms import Form
+from tersor.model.batches import device_of, move, steady
 from tersor.model.fit import Plan, fit
 from tersor.model.fitted import fitted
 from tersor.model.sites import Site, select
@@ -94,7 +95,11 @@ class View:
         return self.maybe_task
 
     def model(self, forms: Mapping[str, Form] | None = None) -> nn.Module:
-        """A plain copy of the model as it stands, with `forms` put in by site where given."""
+        """The model as it stands, with `forms` put in by site where given, and the grids on its edges."""
+        return with_grids(self.plain(forms), self.state.grids)
+
+    def plain(self, forms: Mapping[str, Form] | None = None) -> nn.Module:
+        """The same without grids: its modules have the names that sites have."""
         state = self.state
         return fitted(
             self._module(), {**state.forms, **(forms or {})}, state.sites, state.aliases, state.changes
@@ -130,7 +135,7 @@ class View:
                     chunk.append(other)
                     room -= size
             self.statistics.clear()
-            self.statistics.update(grams(self.model(), self.task, chunk))
+            self.statistics.update(grams(self.plain(), self.task, chunk))
         return self.statistics.get(site.name)
 
     def train(
@@ -151,8 +156,10 @@ class View:
         if not learn:
             raise SettingError(f"{self.step_name}: no parameter is left to train")
         # Of cut and replaced modules a fitted one has the shapes; it need not have the new values.
-        module = self.model() if self.state.kept or self.state.changes else self._module()
-        tuned = Tuned(module, after, self.sites, learn, grids)
+        module = self.plain() if self.state.kept or self.state.changes else self._module()
+        tuned = Tuned(module, after, self.sites, learn, grids, edge_grids=self.state.grids, example=self.call)
+        for scale in tuned.grids.parameters():
+            scale.requires_grad_(False)
         tuned.begin(begin or {})
         if teacher is None and (plan.share > 0 or plan.features):
             teacher = self.base()
@@ -165,6 +172,12 @@ class View:
         )  # fmt: skip
         moved = {name: form for name, form in tuned.fold().items() if form.digest != self.forms[name].digest}
         return moved, facts
+
+    def call(self, model: nn.Module) -> Any:
+        """The model run once, on what it is trained with."""
+        batches = self.task.batches("train")
+        with steady(self.task.train):
+            return self.task.run(model, move(next(iter(batches)), device_of(model)))
 
     def trial(self, steps: Iterable[Any]) -> tuple[dict[str, Any], State]:
         """Run steps on the side, from the state as it is seen here: (facts, what became of it). Facts are the

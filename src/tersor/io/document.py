@@ -178,7 +178,7 @@ def event_to_json(entry: Entry, last: dict[str, str], digests: Mapping[str, str]
     told |= {"how": entry.how} | data
     if entry.how in MODULES:
         return told
-    told |= {} if last.get(entry.site) == entry.before else {"before": entry.before}
+    told |= {} if last.get(entry.site, "") == entry.before else {"before": entry.before}
     told |= {} if digests.get(entry.site) == entry.after else {"after": entry.after}
     last[entry.site] = entry.after
     return told
@@ -243,7 +243,9 @@ def event_from_json(event: Json, last: dict[str, str], digests: Mapping[str, str
         only(event, ("site", "how", "data"), "ledger: a change of a module")
         return {"site": site, "how": event["how"], "data": data}
     only(event, ("site", "how", "before", "after", "data"), "ledger: an edit")
-    before = digest(event.get("before", last.get(site)), f"{who}before")
+    first = "" if "/" in site else None  # an edge of the graph had no grid before its first
+    before = event.get("before", last.get(site, first))
+    before = before if before == "" and first == "" else digest(before, f"{who}before")
     last[site] = digest(event.get("after", digests.get(site)), f"{who}after")
     return {"site": site, "how": event["how"], "before": before, "after": last[site], "data": data}
 

@@ -16,7 +16,7 @@ Grids on edges learn with them: see simulate.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn

@@ -41,7 +41,7 @@ class Distill(Finetune):
 
     def run(self, view: View) -> Iterator[Group]:
         teacher = teacher_of(self.teacher, view)
-        names = dict(view.model().named_modules())
+        names = dict(view.plain().named_modules())
         for name in filter(None, map(str.strip, self.features.split(","))):
             for side, layers in (("model", names), ("teacher", dict(teacher.named_modules()))):
                 if name not in layers:

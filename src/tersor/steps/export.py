@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from tersor.core.step import Needs
 from tersor.core.view import View
-from tersor.errors import SettingError
+from tersor.errors import RefusedError, SettingError
 from tersor.record.events import Group, Note
 from tersor.runtimes import RUNTIMES, runtime
 from tersor.settings import check_word
@@ -42,6 +42,11 @@ class Export:
     def run(self, view: View) -> Iterator[Group]:
         from tersor.model.task import example_inputs
 
+        if view.state.grids:
+            raise RefusedError(
+                f"export: {len(view.state.grids)} edges have grids, and no runtime here takes them yet; they are "
+                f"simulated in PyTorch only"
+            )
         writer = runtime(self.to)
         model = view.model()
         path = view.out / self.path

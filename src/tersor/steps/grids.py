@@ -148,7 +148,7 @@ def plans(view: View, sites: list[Site], weigh: str, damp: float, passes: int = 
 def moments(view: View, sites: list[Site], weigh: str, passes: int) -> dict[str, Moments]:
     """The curvature of each site that the data shows."""
     if weigh == "output":
-        made = curvatures(view.model(), view.task, sites, passes=passes)
+        made = curvatures(view.plain(), view.task, sites, passes=passes)
         return {name: (one.rows, one.columns) for name, one in made.items()}
     if weigh == "inputs":
         grams = {site.name: view.gram(site) for site in sites if len(site.shape) > 1}

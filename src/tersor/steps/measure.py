@@ -53,8 +53,15 @@ class Measure:
         notes.append(Note("", "nbytes", text, {"before": before, "after": after}))
         if view.maybe_task is not None and view.state.given is not None:
             notes += self.scores(view)
-            if self.latency and view.state.base is not None:
+            if self.latency and view.state.base is not None and not view.state.grids:
                 notes.append(self.times(view))
+            elif self.latency:
+                why = (
+                    "edges have grids, which run simulated"
+                    if view.state.grids
+                    else "no first weights to time"
+                )
+                notes.append(Note("", "skipped", f"latency is not measured: {why}"))
         else:
             notes.append(Note("", "skipped", "no task or no model: accuracy and latency are not measured"))
         yield Group("all", tuple(notes))

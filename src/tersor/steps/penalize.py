@@ -129,7 +129,7 @@ class Penalize(Retrain):
         """Between which of these layers hidden units may change places; if between none, why."""
         if not self.arrange:
             return [], ""
-        model = view.model().eval()
+        model = view.plain().eval()
         try:
             every = links(model, example_inputs(view.task, model))
         except RefusedError as error:
@@ -202,7 +202,7 @@ def order_of(found: list[Link], alone: str) -> Note:
 
 def cleared(view: View, forms: Mapping[str, Form], layers: Collection[str]) -> tuple[dict[str, Form], Note]:
     """The forms without what is idle in these layers, where the model can be looked through; and a count."""
-    model = view.model(forms).eval()
+    model = view.plain(forms).eval()
     state = {name: uncoded(form) for name, form in {**view.forms, **forms}.items()}
     found = [site.name for site in view.sites.values() if site.layer in layers]
     names = [name for name in found if zeroed(state[name], torch.ones(state[name].shape)) is not None]
