@@ -8,7 +8,7 @@ table[o, g]     g the group of column i:   i // group     even groups; the last 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import ClassVar, Self
 
@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from tersor.forms.at import At
+from tersor.forms.coded import Coded
 from tersor.forms.dense import Dense
-from tersor.forms.form import FLOATS, Fact, Form, Shape, demand
+from tersor.forms.form import FLOATS, SLICE, Fact, Form, Shape, demand
 
 RUN, NODE = 2, 32  # bytes about that a run, and one child more, take in a file's text
 MEMBER = (torch.uint8, torch.int16, torch.int32)
@@ -50,6 +51,15 @@ class OnGrid(Form):
         even = self.grouping
         columns = rows_of(self.shape, self.axis)[1]
         return even if isinstance(even, Tensor) else torch.arange(columns) // (even or max(columns, 1))
+
+    def slices(self) -> Iterator[Tensor]:
+        """Rows are decoded some at a time where they lie one behind the other and no stream stands before
+        them."""
+        rows, columns = rows_of(self.shape, self.axis)
+        if self.axis or len(self.shape) < 2 or any(isinstance(node, Coded) for _, node in self.walk()):
+            return super().slices()
+        blocks = torch.arange(rows).split(max(1, SLICE // max(columns, 1)))
+        return even_slices(self.take(0, block).decode().reshape(-1) for block in blocks)
 
     def take(self, axis: int, index: Tensor) -> Self:
         """Codes follow any axis; a table that has rows follows the axis of rows, and groups the columns."""
@@ -140,6 +150,16 @@ class OnGrid(Form):
 def even(form: Form) -> Form:
     """The form with even groups in all its grids; it decodes to the same bits."""
     return At(form).rebuilt(lambda at: at.node.even() if isinstance(at.node, OnGrid) else None)
+
+
+def even_slices(parts: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The same elements, SLICE at a time; of none one slice."""
+    held = torch.empty(0)
+    for part in parts:
+        held = torch.cat([held.to(part.dtype), part])
+        *full, held = held.split(SLICE) if len(held) > SLICE else (held,)
+        yield from full
+    yield held
 
 
 def rows_of(shape: Shape, axis: int) -> tuple[int, int]:

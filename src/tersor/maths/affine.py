@@ -16,6 +16,7 @@ from torch import Tensor
 from tersor.errors import SettingError
 from tersor.maths.ranges import entropy_range, minmax_range, percentile_range
 from tersor.maths.units import (
+    AT_ONCE,
     HUGE,
     PER,
     TINY,
@@ -38,7 +39,6 @@ __all__ = [
 RANGES = ("minmax", "percentile", "mse", "entropy")
 SHRINK = 0.92  # ratio of neighbors among the coarse ranges that "mse" tries
 COARSE = 48  # down to 0.92**47 = 2 % of the range
-AT_ONCE = 1 << 20  # weights searched together: their copies stay in the cache
 
 
 def limits(bits: int, symmetric: bool) -> tuple[int, int]:
@@ -105,10 +105,20 @@ def requantize(  # noqa: PLR0917  a grid is its five numbers
 ) -> Tensor:
     """Codes [O, I] of w on a grid that stands."""
     low, high = limits(bits, symmetric)
-    codes = w.detach().float().div(expand(scale, group, w.shape[1])).round_()
-    if zero is not None:
-        codes.add_(expand(zero, group, w.shape[1]))
-    return codes.clamp_(low, high).to(torch.int8 if bits <= 8 else torch.int16)
+    found = torch.empty(w.shape, dtype=torch.int8 if bits <= 8 else torch.int16, device=w.device)
+    step = max(1, AT_ONCE // max(w.shape[1], 1))
+    for first in range(0, len(w), step):  # rows at a time: their floats stay in the cache, and are few
+        block = slice(first, first + step)
+        codes = w[block].detach().float().div(expand(rows_of(scale, block), group, w.shape[1])).round_()
+        if zero is not None:
+            codes.add_(expand(rows_of(zero, block), group, w.shape[1]))
+        found[block] = codes.clamp_(low, high)
+    return found
+
+
+def rows_of(table: Tensor, block: slice) -> Tensor:
+    """These rows of a table; one row serves all."""
+    return table if len(table) == 1 else table[block]
 
 
 def dequantize(codes: Tensor, scale: Tensor, zero: Tensor | None, group: int | Tensor) -> Tensor:

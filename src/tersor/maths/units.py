@@ -19,6 +19,7 @@ from tersor.errors import SettingError, did_you_mean
 PER = ("tensor", "row", "group")
 TINY = 2.0**-126  # the smallest normal float32: a smaller scale would lose digits, or all of them
 HUGE = torch.finfo(torch.float32).max
+AT_ONCE = 1 << 20  # weights looked at together: their copies stay in the cache, and are few
 
 
 def check_choice(who: str, name: str, value: str, allowed: Iterable[str]) -> None:
@@ -51,7 +52,8 @@ def check_units(who: str, shape: torch.Size, per: str, group: int, keep: Tensor 
 def finite(who: str, w: Tensor) -> Tensor:
     """w as float32; NaN and infinity are refused, for no code stands for them."""
     w = w.detach().float()
-    if not torch.isfinite(w).all():
+    step = max(1, AT_ONCE // max(w[0].numel(), 1))
+    if not all(bool(torch.isfinite(rows).all()) for rows in w.split(step)):  # a mask of all would be large
         bad = int((~torch.isfinite(w)).sum())
         raise SettingError(
             f"{who}: {bad} of {w.numel()} weights are NaN or beyond float32. Repair the weights first"

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tersor.errors import RefusedError, SettingError, SiteError, did_you_mean
+from tersor.forms.form import SLICE
 from tersor.model.attention import Attention
 
 LAYERS: tuple[tuple[type[nn.Module] | tuple[type[nn.Module], ...], str], ...] = (
@@ -102,8 +103,9 @@ def finite(tensors: Mapping[str, Tensor], sites: Mapping[str, Site]) -> None:
     masks do."""
     for name, value in tensors.items():
         if value.is_floating_point():
-            wrong = value.isnan() if sites[name].kind == "buffer" else ~value.isfinite()
-            if bad := int(wrong.sum()):
+            buffer = sites[name].kind == "buffer"
+            parts = value.reshape(-1).split(SLICE) if value.numel() else ()  # a mask of all would be large
+            if bad := sum(int((part.isnan() if buffer else ~part.isfinite()).sum()) for part in parts):
                 raise RefusedError(
                     f"{name}: {bad} of {value.numel()} values are NaN or infinite. "
                     f"Compressing a broken model hides the fault: load a sound checkpoint, or replace the "

@@ -109,9 +109,10 @@ class Quantize(Retrain):
         return Codebook(leaf(index), Dense(torch.tensor([-1.0, 0.0, 1.0])), Dense(scale), axis)
 
     def note(self, site: str, before: Form, after: Form) -> Note:
-        old, new = before.decode().float(), after.decode().float()
-        power = float(old.square().mean())
-        error = float((old - new).square().mean())
+        power = error = 0.0
+        for old, new in zip(before.slices(), after.slices(), strict=True):
+            power += float(old.float().square().sum(dtype=torch.float64))
+            error += float((old.float() - new.float()).square().sum(dtype=torch.float64))
         decibels = (
             10 * torch.log10(torch.tensor(power / error)).item() if error > 0 and power > 0 else float("inf")
         )
