@@ -64,7 +64,7 @@ def run(cpu: Cpu) -> Outcome:
                 cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
             )  # fmt: skip
             if done.returncode:
-                words = f"{done.stdout}{done.stderr}"[-6000:]
+                words = done.stderr[:3000] + done.stdout[-3000:]  # a crash says why first, pytest last
                 fault = f"python {' '.join(command)}: exit status {done.returncode}\n{words}"
                 return Outcome(time.perf_counter() - start, fault, {})
             found.append(done.stdout)

@@ -86,11 +86,8 @@ def watched() -> dict[str, int]:
     names = [path.stem for path in Path(tersor.coders.__path__[0]).glob("*_loops.py")]
     for module in [importlib.import_module(f"tersor.coders.{name}") for name in names]:  # all of them first
         for name, loop in list(vars(module).items()):
-            if (
-                isinstance(loop, Dispatcher)
-                and loop.signatures
-                and loop.py_func.__module__ == module.__name__
-            ):
+            own = isinstance(loop, Dispatcher) and loop.py_func.__module__ == module.__name__
+            if own and "nogil" in loop.targetoptions:  # as `compiled` sets it; the others are parts of loops
                 calls[name] = 0
                 setattr(module, name, counted(name, loop))
     return calls
