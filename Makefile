@@ -20,7 +20,7 @@ RECIPES = $(shell find src/tersor/recipes bench examples -name out -prune -o -na
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-long check lint types layering recipes format bench clean
+.PHONY: help setup demo test test-long test-cpus check lint types layering recipes format bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s  %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -35,6 +35,9 @@ test: $(DEV)  ## run the tests (PYTEST_FLAGS="-k entropy" picks some)
 
 test-long: $(DEV)  ## run all tests, the long ones too, on many more random examples
 	HYPOTHESIS_PROFILE=nightly $(PYTEST) $(PYTEST_FLAGS)
+
+test-cpus: $(DEV)  ## read golden files and run all coders as processors with fewer instructions do
+	$(BIN)/python tests/cpus.py --jobs $(JOBS)
 
 check: lint types layering recipes  ## lint, formatting, types, layering, recipes (make -k check goes on after a failure)
 

@@ -1,24 +1,70 @@
-"""rANS by vectors of states against one state after the other: the same symbols, the same refusals."""
+"""rANS by vectors of states against one state after the other: the same symbols, the same refusals.
+
+In the vectors of this processor; `make test-cpus` runs this file in those of others too.
+"""
+
+import platform
+import re
 
 import numpy as np
 import pytest
 from coder_cases import KINDS, make, reference
 from hypothesis import given
 from hypothesis import strategies as st
+from numba import njit, types
 
-from tersor.coders import decode, encode, wide_loops
+from tersor.coders import cpu_loops, decode, encode, wide_loops
+from tersor.coders.loops import INT, U16, U32_OUT, U64
 from tersor.errors import FormatError
 
-pytestmark = pytest.mark.skipif(not wide_loops.WIDE, reason="no AVX-512 here: there is one way only")
+I32, I32_OUT = types.Array(types.int32, 1, "C", readonly=True), types.int32[::1]
 
 
 def outcome(stream: bytes, count: int, wide: bool, width: int = 0) -> list[int] | str:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(wide_loops, "WIDE", wide)
+        if not wide:
+            patch.setattr(wide_loops, "LANES", 64)  # more states than any stream has
         try:
             return decode(stream, count, width=width).tolist()
         except FormatError as error:
             return str(error)
+
+
+PROCESSORS = [
+    ("skylake-avx512", "", "AVX-512"),
+    ("znver4", "", "AVX-512"),
+    ("haswell", "+avx512f", "AVX-512"),
+    ("skylake-avx512", "-avx512f", "AVX2"),
+    ("znver4", "-avx512f,+avx2", "AVX2"),
+    ("haswell", "", "AVX2"),
+    ("generic", "+avx2", "AVX2"),
+    ("haswell", "-avx2", "any"),
+    ("haswell", "+avx2,-avx", "any"),
+    ("sandybridge", "", "any"),  # AVX, whose wide vectors are of floats only
+    ("generic", "", "any"),
+    ("", "", "any"),
+]
+
+
+@pytest.mark.skipif(platform.machine() not in {"x86_64", "AMD64"}, reason="LLVM may not know x86 here")
+@pytest.mark.parametrize(("cpu", "features", "way"), PROCESSORS)
+def test_a_processor_is_known_by_what_llvm_makes_for_it(cpu: str, features: str, way: str) -> None:
+    assert cpu_loops.way_of("x86_64-unknown-linux-gnu", cpu, features) == way
+
+
+@pytest.mark.parametrize("triple", ["aarch64-unknown-linux-gnu", "arm64-apple-darwin", "riscv64-linux-gnu"])
+def test_no_other_architecture_is_told_of_instructions_of_x86(triple: str) -> None:
+    assert cpu_loops.way_of(triple, "", "+avx512f,+avx2") == "any"
+
+
+def test_only_instructions_of_this_processor_are_told_by_name() -> None:
+    @njit(INT(U16, INT, U32_OUT, I32, U64, I32, I32_OUT, INT))
+    def once(words, at, states, tables, slots, kinds, out, place):  # noqa: PLR0917
+        return wide_loops.take16_of(words, at, states, tables, slots, kinds, out, place)
+
+    (text,) = once.inspect_llvm().values()
+    found = set(re.findall(r"@llvm\.x86\.((?!atomic)\w+)", text))  # with atomic ones numba counts references
+    assert found == {"AVX-512": {"avx512"}, "AVX2": {"avx2"}, "any": set()}[cpu_loops.HERE]
 
 
 @pytest.mark.parametrize("kind", sorted(set(KINDS) - {"one symbol"}))

@@ -228,7 +228,7 @@ def read_predictive(
     tables, at = read_tables(data, at, spanned(rows, columns))
     table_of, slots = tables.by_slot()
     states, at = read_states(data, at, STATES[many])
-    states, wide = states.astype(np.uint32), int(wide_loops.WIDE and many)
+    states, wide = states.astype(np.uint32), int(len(states) >= wide_loops.LANES)
     if (len(data) - at) % 2:
         raise FormatError("coded stream: it ends inside a word")
     words = np.frombuffer(data, "<u2", offset=at)

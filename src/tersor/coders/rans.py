@@ -84,7 +84,7 @@ def read_rans(settings: int, data: memoryview, out: np.ndarray) -> None:
     if (len(data) - at) % 2:
         raise FormatError("coded stream: it ends inside a word")
     words = np.frombuffer(data, dtype="<u2", offset=at)
-    many = wide_loops.WIDE and len(states) >= wide_loops.LANES
+    many = len(states) >= wide_loops.LANES
     narrow = tables_loops.narrow_slots_of(table.symbols, table.frequencies, table.bits) if many else ()
     if len(narrow):
         states = states.astype(np.uint32)

@@ -31,6 +31,20 @@ def spread(build: ir.IRBuilder, value: ir.Value, lanes: int) -> ir.Value:
     return build.shuffle_vector(first, first, alike(0, vector(WORD, lanes)))
 
 
+def part(build: ir.IRBuilder, value: ir.Value, first: int, lanes: int) -> ir.Value:
+    """Some lanes of a vector, next to each other."""
+    which = ir.Constant(vector(WORD, lanes), list(range(first, first + lanes)))
+    return build.shuffle_vector(value, value, which)
+
+
+def joined(build: ir.IRBuilder, parts: Sequence[ir.Value]) -> ir.Value:
+    """Vectors of the same size as one: a power of two of them."""
+    while len(parts) > 1:
+        every = ir.Constant(vector(WORD, 2 * parts[0].type.count), list(range(2 * parts[0].type.count)))
+        parts = [build.shuffle_vector(*two, every) for two in zip(parts[::2], parts[1::2], strict=True)]
+    return parts[0]
+
+
 def start_of(context: Any, build: ir.IRBuilder, kind: Any, array: ir.Value) -> ir.Value:
     """Where the elements of a numba array begin."""
     return context.make_array(kind)(context, build, array).data

@@ -1,8 +1,7 @@
-"""Wide loops: rANS with its states side by side in vectors of 16, in the instructions of AVX-512.
+"""Wide loops: rANS with its states side by side in vectors of 16, as Giesen 2014 does in vectors of 4.
 
-A vector takes 16 symbols in one look-up (a gather), and its words in one load, dealt out in order to the
-states that want one (an expansion), as Giesen 2014 does with SSE 4.1. The stream is that of any 16 or 32
-states: machines without these instructions take one state after the other, 2 to 3 times as slowly.
+A vector looks up 16 symbols, and takes words in order for those states that want one (cpu_loops.py). The
+stream is that of any 16 or 32 states, which can be taken one after the other too: at half the speed.
 """
 # ruff: noqa: PLR0917  compiled functions take no keywords
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, call-arg, attr-defined"
@@ -15,30 +14,25 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.core import config
-from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
 
+from tersor.coders.cpu_loops import AT_ONCE, LANES, deal, gather
 from tersor.coders.loops import INT, LOW, N16, U8_OUT, U16, U32, U32_OUT, compiled
 from tersor.coders.vector_loops import (
-    BIT,
     BYTE,
     LONG,
-    SHORT,
     WORD,
     alike,
-    call,
+    joined,
     load,
+    part,
     spread,
     start_of,
     store,
     vector,
 )
 
-LANES = 16  # of a vector: 32 bits each
-WIDE = "+avx512f" in (config.CPU_FEATURES or get_host_cpu_features()).split(",")
-
-WORDS, LONGS = vector(WORD, LANES), vector(LONG, LANES // 2)
+WORDS, LONGS = vector(WORD, LANES), vector(LONG, LANES)
 
 
 def on_arrays(generate: Callable[..., ir.Value], *kinds: Any) -> Any:
@@ -56,24 +50,16 @@ def on_arrays(generate: Callable[..., ir.Value], *kinds: Any) -> Any:
     return types.int64(*kinds), lowered
 
 
-def gather(build: ir.IRBuilder, start: ir.Value, index: ir.Value, gives: ir.VectorType) -> ir.Value:
-    """What lies at the places `index` (32 bits each) behind the start."""
-    name = "dpi" if gives == WORDS else "dpq"
-    return call(
-        build, f"llvm.x86.avx512.mask.gather.{name}.512", gives,
-        alike(0, gives), build.bitcast(start, BYTE.as_pointer()), index,
-        alike(1, vector(BIT, gives.count)), WORD(gives.element.width // 8),
-    )  # fmt: skip
-
-
 def refill(build: ir.IRBuilder, state: ir.Value, words: ir.Value, at: ir.Value) -> tuple[ir.Value, ir.Value]:
     """States of which those below 2^16 have taken a word each, in order, and the place behind these."""
-    needy = build.icmp_unsigned("<", state, alike(1 << 16, WORDS))
-    fresh = build.zext(load(build, words, at, vector(SHORT, LANES)), WORDS)
-    fresh = call(build, "llvm.x86.avx512.mask.expand.v16i32", WORDS, fresh, alike(0, WORDS), needy)
-    fresh = build.or_(build.shl(state, alike(16, WORDS)), fresh)
-    taken = call(build, "llvm.ctpop.i16", SHORT, build.bitcast(needy, SHORT))
-    return build.select(needy, fresh, state), build.add(at, build.zext(taken, LONG))
+    kind, found = vector(WORD, AT_ONCE), []
+    for first in range(0, LANES, AT_ONCE):
+        before = part(build, state, first, AT_ONCE)
+        needy = build.icmp_unsigned("<", before, alike(1 << 16, kind))
+        fresh, at = deal(build, words, at, needy)
+        fresh = build.or_(build.shl(before, alike(16, kind)), fresh)
+        found.append(build.select(needy, fresh, before))
+    return joined(build, found), at
 
 
 @intrinsic
@@ -108,17 +94,14 @@ def take16_of(typing_context, words, at, states, tables, slots, kinds, out, plac
     """
 
     def generate(build, words, at, states, tables, slots, kinds, out, place):
-        one, half = alike(1, WORDS), vector(WORD, LANES // 2)
+        one = alike(1, WORDS)
         table = gather(build, tables, load(build, kinds, place, WORDS), WORDS)
         shift = build.and_(table, alike(31, WORDS))
         state = load(build, states, LONG(0), WORDS)
         index = build.and_(state, build.sub(build.shl(one, shift), one))
         index = build.add(index, build.lshr(table, alike(5, WORDS)))
-        halves = [
-            gather(build, slots, part(build, index, first, half), LONGS) for first in (0, LANES // 2)
-        ]  # fmt: skip
-        low = joined(build, *(build.trunc(slot, half) for slot in halves))
-        high = joined(build, *(build.trunc(build.lshr(slot, alike(32, LONGS)), half) for slot in halves))
+        slot = gather(build, slots, index, LONGS)
+        low, high = (build.trunc(build.lshr(slot, alike(shift, LONGS)), WORDS) for shift in (0, 32))
         symbol = build.trunc(low, vector(BYTE, LANES))
         store(build, build.sext(symbol, WORDS), out, place)
         state = build.mul(build.lshr(low, alike(8, WORDS)), build.lshr(state, shift))
@@ -129,42 +112,29 @@ def take16_of(typing_context, words, at, states, tables, slots, kinds, out, plac
     return on_arrays(generate, words, types.int64, states, tables, slots, kinds, out, types.int64)
 
 
-def part(build: ir.IRBuilder, value: ir.Value, first: int, kind: ir.VectorType) -> ir.Value:
-    """Some lanes of a vector."""
-    which = ir.Constant(vector(WORD, kind.count), list(range(first, first + kind.count)))
-    return build.shuffle_vector(value, value, which)
-
-
-def joined(build: ir.IRBuilder, low: ir.Value, high: ir.Value) -> ir.Value:
-    """Two vectors as one."""
-    return build.shuffle_vector(low, high, ir.Constant(WORDS, list(range(LANES))))
-
-
-if WIDE:
-
-    @compiled(INT(U16, U32_OUT, U32, INT, U8_OUT))
-    def rans_decode_wide(
-        words: np.ndarray, states: np.ndarray, slots: np.ndarray, bits: int, out: np.ndarray
-    ) -> np.int64:
-        """loops.rans_decode for 16 or 32 states, with slots as in tables_loops.narrow_slots_of."""
-        i = at = 0
-        if states.size == 32:
-            while i + 32 <= out.size and at + 32 <= words.size:
-                at = take16(words, at, states, 0, slots, bits, out, i)
-                at = take16(words, at, states, 16, slots, bits, out, i + 16)
-                i += 32
-        else:
-            while i + 16 <= out.size and at + 16 <= words.size:
-                at = take16(words, at, states, 0, slots, bits, out, i)
-                i += 16
-        mask = np.uint32((1 << bits) - 1)
-        for k in range(i, out.size):
-            lane = k & (states.size - 1)
-            slot = slots[states[lane] & mask]
-            x = np.uint64((slot >> 8) & 0xFFF) * np.uint64(states[lane] >> bits) + np.uint64(slot >> 20)
-            if x < LOW and at < words.size:
-                x = x << N16 | np.uint64(words[at])
-                at += 1
-            states[lane] = x
-            out[k] = slot & 0xFF
-        return np.int64(at)
+@compiled(INT(U16, U32_OUT, U32, INT, U8_OUT))
+def rans_decode_wide(
+    words: np.ndarray, states: np.ndarray, slots: np.ndarray, bits: int, out: np.ndarray
+) -> np.int64:
+    """loops.rans_decode for 16 or 32 states, with slots as in tables_loops.narrow_slots_of."""
+    i = at = 0
+    if states.size == 32:
+        while i + 32 <= out.size and at + 32 <= words.size:
+            at = take16(words, at, states, 0, slots, bits, out, i)
+            at = take16(words, at, states, 16, slots, bits, out, i + 16)
+            i += 32
+    else:
+        while i + 16 <= out.size and at + 16 <= words.size:
+            at = take16(words, at, states, 0, slots, bits, out, i)
+            i += 16
+    mask = np.uint32((1 << bits) - 1)
+    for k in range(i, out.size):
+        lane = k & (states.size - 1)
+        slot = slots[states[lane] & mask]
+        x = np.uint64((slot >> 8) & 0xFFF) * np.uint64(states[lane] >> bits) + np.uint64(slot >> 20)
+        if x < LOW and at < words.size:
+            x = x << N16 | np.uint64(words[at])
+            at += 1
+        states[lane] = x
+        out[k] = slot & 0xFF
+    return np.int64(at)
