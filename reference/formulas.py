@@ -121,9 +121,8 @@ def from_rows(rows: Array, shape: tuple[int, ...], axis: int) -> Array:
 def spread(table: Array, shape: tuple[int, ...], group: int, member: np.ndarray | None = None) -> Array:
     """A table [1, 1], [O, 1] or [O, G] with one entry for each element of [O, I]; member: see member_of."""
     rows, columns = shape
-    if member is not None:
+    if member is not None and table.values.shape not in ((1, 1), (rows, 1)):
         check(table.values.ndim == 2 and len(table.values) == rows, "a table of the wrong shape")
-        check(not columns or member.max() < table.values.shape[1], "a column of no group")
         return Array(table.dtype, table.values[:, member])
     allowed = {(1, 1), (rows, 1)} | ({(rows, -(-columns // group))} if group else set())
     check(table.values.shape in allowed, "a table of the wrong shape")
@@ -133,17 +132,19 @@ def spread(table: Array, shape: tuple[int, ...], group: int, member: np.ndarray 
 
 def member_of(s: dict[str, Any], child: dict[str, Array], columns: int) -> np.ndarray | None:
     """The group of each column, where the groups are not even."""
+    check(child["scale"].values.ndim == 2, "a scale is a matrix")
     told = (s["group"] > 0) + bool(s["runs"]) + ("member" in child)
     check(told <= 1, "groups are told in two ways")
     if s["runs"]:
         check(min(s["runs"]) >= 1 and sum(s["runs"]) == columns, "runs that do not make a row")
-        check(child["scale"].values.shape[1:] == (len(s["runs"]),), "as many runs as columns of the scale")
+        check(child["scale"].values.shape[-1] in (1, len(s["runs"])), "as many runs as columns of the scale")
         return np.repeat(np.arange(len(s["runs"])), s["runs"])
     if "member" not in child:
         return None
     member = child["member"]
     fine = member.dtype in ("uint8", "int16", "int32") and member.values.shape == (columns,)
     check(fine and (not columns or member.values.min() >= 0), "member: a group for each column")
+    check(not columns or member.values.max() < child["scale"].values.shape[1], "member: no such group")
     return member.values.astype(int)
 
 

@@ -166,8 +166,8 @@ def groups_of_columns(affine: dict[str, Any]) -> Iterator[Case]:
     """Codes [2, 2] and scales [2, 2] in 20 bytes."""
     member = {"member": plain("uint8", [2])}
     both = affine | member | {"runs": [1, 1]}
-    yield "affine-runs", signed(affine | {"runs": [1, 2]}, [2, 2], 20), "runs of 3 columns for rows of 2"
-    yield "affine-runs-none", signed(affine | {"runs": [2, 0]}, [2, 2], 20), "a run of no columns"
+    yield "affine-runs", signed(affine | {"runs": [1, 2]}, [2, 2], 20), "runs [1, 2] for rows of 2"
+    yield "affine-runs-none", signed(affine | {"runs": [2, 0]}, [2, 2], 20), "runs [2, 0] for rows of 2"
     yield "affine-runs-few", signed(affine | {"runs": [2]}, [2, 2], 20), "a table of [2, 2] for 2 rows of 2"
     word = one_site(affine | {"runs": "2"}, [2, 2], bytes(20)).bytes()
     yield "affine-runs-text", word, "affine.runs must be"

@@ -99,12 +99,13 @@ def grid(d: Draw, shape: Shape) -> Lines:
     if per == "member":
         count = d.pick(1, 2, 5)
         dtype = d.pick(torch.uint8, torch.int16, torch.int32)
-        return Lines(axis, (rows, count), member=d.whole(0, count - 1, (columns,), dtype))
+        scales = (rows, count) if count > 1 else d.pick((1, 1), (rows, 1))
+        return Lines(axis, scales, member=d.whole(0, count - 1, (columns,), dtype))
     if per == "runs" and columns:
         edges = torch.rand(columns - 1, generator=d.generator) < d.pick(0.1, 0.5, 1.0)
         ends = [*(edges.nonzero().flatten() + 1).tolist(), columns]
         runs = tuple(end - begin for begin, end in itertools.pairwise([0, *ends]))
-        return Lines(axis, (rows, len(runs)), runs=runs)
+        return Lines(axis, d.pick((rows, len(runs)), (rows, len(runs)), (rows, 1), (1, 1)), runs=runs)
     group = d.pick(1, 2, 3, 64)
     return Lines(axis, (rows, -(-columns // group)), group)
 
@@ -330,6 +331,27 @@ def slow_sum(form: Sum, keep: Hidden) -> np.ndarray:
     for at in places(a.shape):
         w[at] = a[at] + b[at]
     return w
+
+
+def close(got: Tensor, want: np.ndarray, form: Form) -> bool:
+    """Exact, except below products of factors: their float sums come in another order."""
+    if tuple(got.shape) != want.shape:
+        return False
+    sums = [node for _, node in form.walk() if isinstance(node, LowRank)]
+    if not sums:
+        return np.array_equal(got.numpy(), want)
+    size = max(
+        [
+            1.0,
+            *(
+                float(part.decode().abs().max())
+                for n in sums
+                for part in (n.left, n.right)
+                if part.decode().numel()
+            ),
+        ]
+    )
+    return bool(np.allclose(got.double().numpy(), want, rtol=1e-5, atol=1e-5 * size**2))
 
 
 SLOW: dict[str, Callable[[Any, Hidden], np.ndarray]] = {

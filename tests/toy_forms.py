@@ -7,7 +7,7 @@ Rescale  a step that stores weights in both
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tersor.core.step import Needs
 from tersor.core.view import View
 from tersor.forms import Dense, Form, refine
-from tersor.forms.form import FLOATS, Fact, Shape, demand, from_rows, to_rows
+from tersor.forms.form import FLOATS, Fact, Facts, Shape, demand, from_rows, to_rows
 from tersor.forms.ongrid import rows_of
 from tersor.model.tune import Part, RoundedPart, Structure
 from tersor.record.events import Edit, Group, Note, of
@@ -45,7 +45,7 @@ class Scaled(Form):
     def shape(self) -> Shape:
         return self.body.shape
 
-    def fact(self, facts: Mapping[str, Fact], keep: Shape | None) -> Fact:
+    def fact(self, facts: Facts, keep: Shape | None) -> Fact:
         body, factor = facts["body"], facts["factor"]
         demand(factor.shape == (rows_of(body.shape, self.axis)[0], 1), f"a factor of {list(factor.shape)}")
         demand(body.dtype in FLOATS and body.dtype is factor.dtype, f"{body.dtype} times {factor.dtype}")
@@ -69,7 +69,7 @@ class Fixed(Form):
     def shape(self) -> Shape:
         return self.codes.shape
 
-    def fact(self, facts: Mapping[str, Fact], keep: Shape | None) -> Fact:
+    def fact(self, facts: Facts, keep: Shape | None) -> Fact:
         demand(facts["codes"].dtype is torch.int16, f"codes of {facts['codes'].dtype}")
         return Fact(facts["codes"].shape, torch.float32)
 

@@ -6,39 +6,17 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from random_forms import BUILDERS, SLOW, Draw, forms, slow
+from random_forms import BUILDERS, SLOW, Draw, close, forms, slow
 
 from tersor.errors import FormatError
 from tersor.forms import FORMS, Affine, Codebook, Coded, Dense, Form, LogGrid, LowRank, Masked, Sum
 from tersor.record.flat import DEPTH, flatten, unflatten
 
 each_form = pytest.mark.parametrize("name", FORMS)
-
-
-def close(got: torch.Tensor, want: np.ndarray, form: Form) -> bool:
-    """Exact, except below products of factors: their float sums come in another order."""
-    if tuple(got.shape) != want.shape:
-        return False
-    sums = [node for _, node in form.walk() if isinstance(node, LowRank)]
-    if not sums:
-        return np.array_equal(got.numpy(), want)
-    size = max(
-        [
-            1.0,
-            *(
-                float(part.decode().abs().max())
-                for n in sums
-                for part in (n.left, n.right)
-                if part.decode().numel()
-            ),
-        ]
-    )
-    return bool(np.allclose(got.double().numpy(), want, rtol=1e-5, atol=1e-5 * size**2))
 
 
 def test_every_form_has_a_builder_and_a_slow_decoder() -> None:

@@ -7,7 +7,6 @@ stored  bits a weight before coding, 32 bits a scale, 16 a zero; symmetric grids
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tersor.forms.dense import Dense
-from tersor.forms.form import INTEGERS, Fact, Form, Shape, demand, from_rows, to_rows
+from tersor.forms.form import INTEGERS, Fact, Facts, Form, Shape, demand, from_rows, to_rows
 from tersor.forms.ongrid import OnGrid
 from tersor.maths.affine import dequantize
 
@@ -46,7 +45,7 @@ class Affine(OnGrid):
         new = Dense(torch.where(where.cpu(), codes.new_zeros(()), codes))
         return None if self.zero is not None else self.replace(codes=new)
 
-    def fact(self, facts: Mapping[str, Fact], keep: Shape | None) -> Fact:
+    def fact(self, facts: Facts, keep: Shape | None) -> Fact:
         self.fact_of_rows(facts, torch.int8, torch.int16)
         demand(1 <= self.bits <= 16, f"bits {self.bits}, but 1 to 16 are read")
         if "zero" in facts:

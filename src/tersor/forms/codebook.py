@@ -7,14 +7,13 @@ stored  log2(K) bits a weight before coding, 32 bits an entry of the table, 32 a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from tersor.forms.form import FLOATS, Fact, Form, Shape, demand, from_rows, to_rows, wider
+from tersor.forms.form import FLOATS, Fact, Facts, Form, Shape, demand, from_rows, to_rows, wider
 from tersor.forms.ongrid import OnGrid
 
 
@@ -40,7 +39,7 @@ class Codebook(OnGrid):
     def bounds(self) -> dict[str, tuple[int, int, str]]:
         return {"index": (0, self.book.shape[-1] - 1, "table entries")}
 
-    def fact(self, facts: Mapping[str, Fact], keep: Shape | None) -> Fact:
+    def fact(self, facts: Facts, keep: Shape | None) -> Fact:
         rows, _ = self.fact_of_rows(facts, torch.uint8, torch.int16)
         book = facts["book"]
         fine = len(book.shape) == 1 or (len(book.shape) == 2 and book.shape[0] == rows)

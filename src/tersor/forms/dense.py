@@ -5,7 +5,7 @@ w = array        any dtype, any shape; the leaf that every other leaf decodes to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tersor.forms.form import Fact, Form, Shape, as_bytes
+from tersor.forms.form import Fact, Facts, Form, Shape, as_bytes
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -32,7 +32,7 @@ class Dense(Form):
     def zeroed(self, where: Tensor) -> Dense:
         return Dense(torch.where(where.cpu(), self.array.new_zeros(()), self.array))
 
-    def fact(self, facts: Mapping[str, Fact], keep: Shape | None) -> Fact:
+    def fact(self, facts: Facts, keep: Shape | None) -> Fact:
         return Fact(self.shape, self.dtype)
 
     def reader(self) -> Callable[[int, int], np.ndarray]:

@@ -33,6 +33,9 @@ class Fact(NamedTuple):
     dtype: torch.dtype
 
 
+Facts = Mapping[str, Fact]  # of the children
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Form(Node):
     """How one weight is stored."""
@@ -63,7 +66,7 @@ class Form(Node):
         """Shape of what decode returns."""
         self._lacks("shape")
 
-    def fact(self, facts: Mapping[str, Fact], keep: Shape | None) -> Fact:
+    def fact(self, facts: Facts, keep: Shape | None) -> Fact:
         """What this node decodes to, by its settings and what its children are; FormatError where it cannot.
         `keep`: the shape of the mask above. Nothing is decoded for it."""
         raise FormatError(f"no rule for the form {self.name}")

@@ -7,14 +7,13 @@ stored  bits a weight before coding; multiplying by a level is a shift, or two  
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from tersor.forms.form import Fact, Form, Shape, demand, from_rows, to_rows
+from tersor.forms.form import Fact, Facts, Form, Shape, demand, from_rows, to_rows
 from tersor.forms.ongrid import OnGrid
 from tersor.maths.levels import from_levels
 
@@ -43,7 +42,7 @@ class LogGrid(OnGrid):
         top = 2 ** (self.bits - 1) - 1
         return {"codes": (-top, top, "levels"), **super().bounds()}
 
-    def fact(self, facts: Mapping[str, Fact], keep: Shape | None) -> Fact:
+    def fact(self, facts: Facts, keep: Shape | None) -> Fact:
         self.fact_of_rows(facts, torch.int8)
         fine = 2 <= self.bits <= 8 and self.terms in (1, 2)
         demand(fine, f"bits {self.bits}, terms {self.terms}, but 2 to 8 and 1 or 2 are read")

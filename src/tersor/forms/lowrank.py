@@ -6,14 +6,13 @@ stored  R * (O + I) numbers in place of O * I; the factors are forms, so they ca
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from tersor.forms.form import FLOATS, Fact, Form, Moments, Shape, demand
+from tersor.forms.form import FLOATS, Fact, Facts, Form, Moments, Shape, demand
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -47,7 +46,7 @@ class LowRank(Form):
             return (rows, None), (None, columns)
         return (rows, through(right, columns)), (through(left.T, rows), columns)
 
-    def fact(self, facts: Mapping[str, Fact], keep: Shape | None) -> Fact:
+    def fact(self, facts: Facts, keep: Shape | None) -> Fact:
         left, right = facts["left"], facts["right"]
         fine = len(left.shape) == 2 and len(right.shape) >= 1 and left.shape[1] == right.shape[0]
         demand(fine, f"a product of {list(left.shape)} and {list(right.shape)}")

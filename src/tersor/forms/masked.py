@@ -5,7 +5,6 @@ w = body where keep, else 0        stored: the mask (at best log2 C(N, k) bits),
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tersor.forms.coded import uncoded
-from tersor.forms.form import Fact, Form, Shape, demand
+from tersor.forms.form import Fact, Facts, Form, Shape, demand
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -49,7 +48,7 @@ class Masked(Form):
         body = self.body.zeroed(where)
         return None if body is None else self.replace(body=body)
 
-    def fact(self, facts: Mapping[str, Fact], keep: Shape | None) -> Fact:
+    def fact(self, facts: Facts, keep: Shape | None) -> Fact:
         mask, body = facts["keep"], facts["body"]
         demand(mask.dtype is torch.bool, f"a mask of {mask.dtype}")
         demand(mask.shape == body.shape, f"mask {list(mask.shape)}, body {list(body.shape)}")

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+NUMBERS = 1 << 16  # numbers that a setting may list: a file cannot ask for more
 DIGEST = 16  # hex digits of a digest: 64 bits, for telling states apart, not against forgers
 
 

@@ -8,7 +8,7 @@ table[o, g]     g the group of column i:   i // group     even groups; the last 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import ClassVar, Self
 
@@ -18,7 +18,8 @@ from torch import Tensor
 from tersor.forms.at import At
 from tersor.forms.coded import Coded
 from tersor.forms.dense import Dense
-from tersor.forms.form import FLOATS, SLICE, Fact, Form, Shape, demand
+from tersor.forms.form import FLOATS, SLICE, Facts, Form, Shape, demand, from_rows, to_rows
+from tersor.forms.node import NUMBERS
 
 RUN, NODE = 2, 32  # bytes about that a run, and one child more, take in a file's text
 MEMBER = (torch.uint8, torch.int16, torch.int32)
@@ -65,35 +66,30 @@ class OnGrid(Form):
         """Codes follow any axis; a table that has rows follows the axis of rows, and groups the columns."""
         children, shape, codes = self.children(), self.shape, self.aligned[0]
         axis %= len(shape)
-        fields = {codes: children[codes].take(axis, index)}
+        cut = self.replace(**{codes: children.pop(codes).take(axis, index)})
         if axis == self.axis and len(shape) > 1:
-            kept = {key: child for key, child in children.items() if key != codes and len(child.shape) == 2}
-            fields |= {k: child.take(0, index) for k, child in kept.items() if child.shape[0] == shape[axis]}
-            return self.replace(**fields)
-        cut = self.replace(**fields)
-        if "scale" not in children or children["scale"].shape[1] == 1:
+            tables = {k: c for k, c in children.items() if len(c.shape) == 2 and c.shape[0] == shape[axis]}
+            return cut.replace(**{key: table.take(0, index) for key, table in tables.items()})
+        if isinstance(self.grouping, int) and ("scale" not in children or children["scale"].shape[1] == 1):
             return cut
-        others = [n for a, n in enumerate(shape) if a != self.axis] if len(shape) > 1 else list(shape)
-        columns = torch.arange(math.prod(others)).reshape(others)
-        at = axis - (axis > self.axis) if len(shape) > 1 else 0
-        return cut.regrouped(self.groups()[columns.index_select(at, index).flatten()])
+        one = tuple(1 if a == self.axis else n for a, n in enumerate(shape)) if len(shape) > 1 else shape
+        groups = from_rows(self.groups()[None], one, self.axis).index_select(axis, index)
+        return cut.regrouped(to_rows(groups, self.axis)[0])
 
     def regrouped(self, groups: Tensor) -> Self:
         """This form with its columns in these groups of its tables [I], in about the fewest bytes."""
         own, lengths = groups.unique_consecutive(return_counts=True)
         sizes = lengths.tolist()
         if len(set(sizes[:-1])) <= 1 and sizes[-1:] <= sizes[:1]:
-            runs, best = (), self._with(own, max([1, *sizes[:1]]))
+            runs, best = (), self._with(own, max([1, *sizes]))
         else:
-            runs = tuple(sizes)
-            best = self._with(own, runs=runs)
+            runs, best = tuple(sizes), self._with(own, runs=tuple(sizes))
         used, member = groups.unique(return_inverse=True)
         if runs or len(used) < len(own):
             wide = MEMBER[(len(used) > 256) + (len(used) > 1 << 15)]
             other = self._with(used, member=Dense(member.to(wide)))
-            best = min(
-                best, other, key=lambda made: made.nbytes + RUN * len(made.runs) + NODE * (made is other)
-            )
+            costs = best.nbytes + RUN * len(runs), other.nbytes + NODE
+            return best if costs[0] <= costs[1] and len(runs) <= NUMBERS else other
         return best
 
     def even(self) -> Self:
@@ -110,7 +106,9 @@ class OnGrid(Form):
     ) -> Self:
         """These columns of the tables, and what says whose they are: one column alone is everyone's."""
         found = {key: child for key, child in self.children().items() if key in self.tables}
-        if not torch.equal(columns, torch.arange(found["scale"].shape[1])):
+        wide = found["scale"].shape[1]
+        columns = columns if wide != 1 else columns.new_zeros(1)
+        if not torch.equal(columns, torch.arange(wide)):
             found = {key: child.take(1, columns) for key, child in found.items()}
         if len(columns) == 1:
             group, runs, member = 0, (), None
@@ -119,31 +117,25 @@ class OnGrid(Form):
     def bounds(self) -> dict[str, tuple[int, int, str]]:
         return {} if self.member is None else {"member": (0, self.children()["scale"].shape[1] - 1, "groups")}
 
-    def fact_of_rows(self, facts: Mapping[str, Fact], *dtypes: torch.dtype) -> tuple[int, int]:
-        """(O, I), where codes of these dtypes and a scale fit each other."""
-        codes = facts[self.aligned[0]]
+    def fact_of_rows(self, facts: Facts, *dtypes: torch.dtype) -> tuple[int, int]:
+        """(O, I), where codes of these dtypes, groups and a scale fit each other."""
+        codes, scale, member = facts[self.aligned[0]], facts.get("scale"), facts.get("member")
         demand(codes.dtype in dtypes, f"{self.aligned[0]} of {codes.dtype}")
         demand(0 <= self.axis < max(len(codes.shape), 1), f"axis {self.axis} of {list(codes.shape)}")
         rows, columns = rows_of(codes.shape, self.axis)
-        demand(bool(self.group) + bool(self.runs) + ("member" in facts) <= 1, "groups are told in two ways")
-        demand(not self.runs or min(self.runs) > 0, "a run of no columns")
-        runs = sum(self.runs) if self.runs else columns
-        demand(runs == columns, f"runs of {runs} columns for rows of {columns}")
-        if "scale" not in facts:
-            return rows, columns
-        shape, dtype = facts["scale"]
-        demand(dtype in FLOATS, f"scale of {dtype}")
-        allowed = {(1, 1), (rows, 1)}
-        if self.group:
-            allowed.add((rows, -(-columns // self.group)))
-        if self.runs:
-            allowed = {(rows, len(self.runs))}
-        if "member" in facts:
-            member = facts["member"]
+        told = bool(self.group) + bool(self.runs) + (member is not None)
+        demand(told <= 1, "groups are told in two ways")
+        fine = not self.runs or (min(self.runs) > 0 and sum(self.runs) == columns)
+        demand(fine, f"runs {str(list(self.runs))[:40]} for rows of {columns}")
+        groups = len(self.runs) or (-(-columns // self.group) if self.group else 1)
+        if member is not None:
             fine = member.shape == (columns,) and member.dtype in MEMBER
             demand(fine, f"member of {member.dtype} {list(member.shape)} for rows of {columns}")
-            allowed = {(rows, *shape[1:])} if len(shape) == 2 else set()
-        demand(shape in allowed, f"a table of {list(shape)} for {rows} rows of {columns}")
+        if scale is not None:
+            demand(scale.dtype in FLOATS, f"scale of {scale.dtype}")
+            groups = scale.shape[-1] if member is not None and scale.shape else groups
+            fine = scale.shape in ((1, 1), (rows, 1), (rows, groups))
+            demand(fine, f"a table of {list(scale.shape)} for {rows} rows of {columns}")
         return rows, columns
 
 

@@ -5,13 +5,12 @@ w = a + b        low rank plus a sparse rest, a coarse grid plus a correction
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
-from tersor.forms.form import FLOATS, Fact, Form, Shape, demand, wider
+from tersor.forms.form import FLOATS, Fact, Facts, Form, Shape, demand, wider
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -34,7 +33,7 @@ class Sum(Form):
     def shape(self) -> Shape:
         return self.a.shape
 
-    def fact(self, facts: Mapping[str, Fact], keep: Shape | None) -> Fact:
+    def fact(self, facts: Facts, keep: Shape | None) -> Fact:
         a, b = facts["a"], facts["b"]
         demand(a.shape == b.shape, f"a sum of {list(a.shape)} and {list(b.shape)}")
         demand(a.dtype in FLOATS and b.dtype in FLOATS, f"a sum of {a.dtype} and {b.dtype}")

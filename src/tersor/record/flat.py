@@ -14,11 +14,10 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from tersor.errors import FormatError
-from tersor.forms.node import Node, child_names
+from tersor.forms.node import NUMBERS, Node, child_names
 
 N = TypeVar("N", bound=Node)
 DEPTH = 8  # nested nodes a reader follows: a file cannot ask for more
-NUMBERS = 1 << 16  # numbers that a setting may list
 
 
 def flatten(form: Node, prefix: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
