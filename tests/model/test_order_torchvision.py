@@ -1,0 +1,25 @@
+"""Order, on every classifier of torchvision: its answers stay, or its units do."""
+
+import pytest
+import torch
+from permuted import difference, randomized
+
+pytestmark = pytest.mark.long
+models = pytest.importorskip("torchvision.models", reason="torchvision is not installed")
+SIZES = (32, 64, 96, 224, 518)  # pixels; the first that an architecture takes
+OLD = {"googlenet": {"init_weights": False}, "inception_v3": {"init_weights": False}}  # or seconds of it
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", models.list_models(module=models))
+def test_answers_stay(name: str) -> None:
+    model = models.get_model(name, weights=None, **OLD.get(name, {})).double().eval()
+    for size in SIZES:
+        x = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1)).double()
+        try:
+            model(x)
+            break
+        except (RuntimeError, AssertionError):
+            continue
+    moved, _ = difference(randomized(model, x), (x,))
+    assert moved <= 1e-5
