@@ -34,6 +34,10 @@ File = Annotated[Path, typer.Argument(metavar="FILE", help="a .tersor file")]
 Weights = Annotated[
     str | None, typer.Option("--weights", metavar="FILE", help=".safetensors, or a saved state dict")
 ]
+Key = Annotated[
+    str | None,
+    typer.Option("--key", metavar="KEY", help="of several networks in a checkpoint the one under this key"),
+]
 Arch = Annotated[
     str | None, typer.Option("--arch", metavar="FILE.py:NAME", help="the code that FILE.tersor is for")
 ]
@@ -97,6 +101,7 @@ def run(
         Path | None, typer.Option("--recipe", metavar="FILE", help="recipe.yaml, or a lock file")
     ] = None,
     weights: Weights = None,
+    key: Key = None,
     arch: Arch = None,
     base: Base = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with the run in DIR/journal")] = False,
@@ -119,7 +124,7 @@ def run(
 
     steps = given_recipe(recipe, words, seed=seed)
     data = None if task is None else task_from(task)
-    given = given_model(model, weights=weights, arch=arch, base=base)
+    given = given_model(model, weights=weights, key=key, arch=arch, base=base)
     with watching(quiet=quiet, plain=json) as observer:
         _, facts = job(
             given, steps, data, out, resume=resume, force=force, keep_journal=keep_journal, export=export,
@@ -134,7 +139,9 @@ def check(
     model: Annotated[
         str | None, typer.Option("--model", metavar="MODEL", help=f"also name the weights meant: {MODEL}")
     ] = None,
+    *,
     weights: Weights = None,
+    key: Key = None,
     arch: Arch = None,
     json: Json = False,
 ) -> Answer:
@@ -144,7 +151,7 @@ def check(
     from tersor.report.check import lines
 
     steps = given_recipe(recipe, None)
-    given = None if model is None else given_model(model, weights=weights, arch=arch)
+    given = None if model is None else given_model(model, weights=weights, key=key, arch=arch)
     return Answer(
         {"recipe": str(recipe), "digest": steps.digest, "steps": examine(steps, given)}, json, lines
     )
@@ -181,6 +188,7 @@ def pack(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="the .tersor file to write")],
     words: Words = None,
     *,
+    key: Key = None,
     max_drop: Annotated[
         float | None,
         typer.Option("--max-drop", metavar="POINTS", help="round, and lose no more of the task's metric"),
@@ -203,14 +211,14 @@ def pack(
     from tersor.report.files import packed, packed_lines, rounded_lines, sizes
     from tersor.report.progress import watching
 
-    rounding = given_rounding(weights, max_drop, model, task, words)
+    rounding = given_rounding(weights, max_drop, model, task, words, key=key)
     with watching(quiet=quiet, plain=json) as observer:
         if rounding is not None:
             facts = rounded(*rounding, out, max_drop=max_drop or 0.0, tiny=tiny, observer=observer)
             return Answer(sizes(weights, out) | facts, json, rounded_lines)
         observer.step(1, 1, "pack")
         recipe = given_recipe(None, words or ["entropy"])
-        done = io.pack(weights, out, recipe, tiny=tiny, workers=workers, observer=observer)
+        done = io.pack(weights, out, recipe, key=key, tiny=tiny, workers=workers, observer=observer)
     return Answer(packed(weights, out, done), json, packed_lines)
 
 

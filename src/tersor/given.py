@@ -7,6 +7,7 @@ FILE.tersor with --arch file.py:factory      a compressed model goes on from its
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,12 +26,15 @@ from tersor.steps import read_recipe, recipe_from_words
 
 
 def given_model(
-    text: str, *, weights: str | None = None, arch: str | None = None, base: str | None = None
-) -> State:
+    text: str, *, weights: str | None = None, key: str | None = None, arch: str | None = None,
+    base: str | None = None,
+) -> State:  # fmt: skip
     """The model that words name: file.py:factory, package.module:factory, torchvision:NAME, or a .tersor file
-    with the code that it is for. `weights`: .safetensors, or a state dict saved by torch.save. `base`: the
-    weights that the .tersor file began with, where `arch` does not give them: what is lost is measured
-    against these."""
+    with the code that it is for. `weights`: .safetensors, or a state dict saved by torch.save; with `key`
+    only what stands under it. `base`: the weights that the .tersor file began with, where `arch` does not give
+    them: what is lost is measured against these."""
+    if key is not None and weights is None:
+        raise SettingError(f"model: --key {key} goes with --weights; give both, or leave it out")
     if text.endswith(".tersor"):
         if arch is None:
             raise SettingError(
@@ -58,12 +62,18 @@ def given_model(
         torchvision_model(name) if word == "torchvision" else named(text, "model", SettingError, nn.Module)
     )
     if weights is not None:
-        put_in(module, weights)
+        put_in(module, weights, key)
     return start(module)
 
 
 def given_rounding(
-    weights: Path, max_drop: float | None, model: str | None, task: str | None, words: list[str] | None
+    weights: Path,
+    max_drop: float | None,
+    model: str | None,
+    task: str | None,
+    words: list[str] | None,
+    *,
+    key: str | None = None,
 ) -> tuple[State, Task] | None:
     """The model with these weights, and the task that measures what rounding them loses; None where no limit
     of loss is given. SettingError where one is given without the others."""
@@ -81,7 +91,7 @@ def given_rounding(
             f"pack: --max-drop rounds and codes by itself; leave out {' '.join(words)!r}, or run it with "
             f"the model: tersor run MODEL --task TASK --out DIR ... rdoq max_drop={max_drop:g} entropy"
         )
-    return given_model(model, weights=str(weights)), task_from(task)
+    return given_model(model, weights=str(weights), key=key), task_from(task)
 
 
 def given_recipe(path: Path | None, words: list[str] | None, *, seed: int | None = None) -> Recipe:
@@ -108,11 +118,11 @@ def torchvision_model(name: str) -> nn.Module:
     return module
 
 
-def put_in(module: nn.Module, path: str) -> None:
+def put_in(module: nn.Module, path: str, key: str | None = None) -> None:
     """Load the weights of a file; RefusedError names what does not fit."""
     own = module.state_dict()
     tied = sites_of(module)[2]
-    with Checkpoint(path) as file:
+    with Checkpoint(path, key) as file:
         names = {**{name: name for name in file.slots}, **file.aliases}  # in the model -> in the file
         for pair in (pair for item in tied.items() for pair in (item, item[::-1])):
             if pair[0] not in names and pair[1] in names:  # of tied tensors a file may hold one
@@ -123,7 +133,7 @@ def put_in(module: nn.Module, path: str) -> None:
         )
         if lacking or extra:
             what, hint = (
-                (f"it lacks {lacking[0]}, which the model has", did_you_mean(lacking[0], names))
+                (f"it lacks {lacking[0]}, which the model has", way_to(lacking[0], names))
                 if lacking
                 else (f"it has {extra[0]}, which the model lacks", did_you_mean(extra[0], own))
             )
@@ -135,4 +145,13 @@ def put_in(module: nn.Module, path: str) -> None:
                     f"{path}: {name} has shape {list(shape)}, but the model's has {list(tensor.shape)}. "
                     f"Give the model that the weights were trained for (same class, same settings)."
                 )
-        module.load_state_dict({name: file.read(names[name]) for name in own})
+        for name in own:
+            own[name] = file.read(names[name])
+        module.load_state_dict(own)  # with the versions that its modules note there
+
+
+def way_to(name: str, names: Iterable[str]) -> str:
+    """Where else a name stands, in a checkpoint of several networks."""
+    keys = [other.removesuffix(f".{name}") for other in names if other.endswith(f".{name}")]
+    ways = " or ".join(f"--key {key}" for key in keys[:3])
+    return f"it has {keys[0]}.{name}: choose by {ways}" if keys else did_you_mean(name, names)

@@ -123,11 +123,14 @@ def test_pack_refuses_what_needs_the_model(packed: Command) -> None:
 
 def test_pack_tells_what_it_leaves_out(packed: Command) -> None:
     state = given_model("mine.py:net").state_dict()
-    torch.save({"state_dict": state, "epoch": 3, "optimizer": {"lr": 0.1}}, "w.pt")
+    torch.save(
+        {"state_dict": state, "epoch": 3, "optimizer": {"state": [state["0.bias"], state["2.bias"]]}}, "w.pt"
+    )
     done = packed("pack w.pt -o t.tersor -q")
-    assert done.out.splitlines()[-1] == "not weights, left out: epoch, optimizer"
+    assert done.out.splitlines()[-2] == "of the checkpoint: state_dict"
+    assert done.out.splitlines()[-1] == "left out: epoch, optimizer (2 tensors)"
     facts = packed("pack w.pt -o t.tersor -q --json").json
-    assert (facts["tensors"], facts["aliases"], facts["ignored"]) == (4, {}, ["epoch", "optimizer"])
+    assert (facts["tensors"], facts["aliases"], facts["ignored"]) == (4, {}, {"epoch": 0, "optimizer": 2})
     assert "left out" not in packed("pack w.safetensors -o t.tersor -q").out
 
 
@@ -201,3 +204,25 @@ def test_diff_and_patch_refuse(packed: Command, line: str, code: int, says: str)
     done = packed(line)
     assert (done.code, says in done.err) == (code, True), done.err
     assert not Path("n").exists()
+
+
+def test_of_several_networks_all_are_packed_or_the_one_of_a_key(packed: Command) -> None:
+    state = given_model("mine.py:net").state_dict()
+    torch.save({"g": state, "g_ema": state, "optim": {"s": [torch.ones(2)]}, "mean": torch.ones(3)}, "w.pt")
+    facts = packed("pack w.pt -o t.tersor -q --json").json
+    assert (facts["key"], facts["ignored"]) == ("", {"optim": 1})
+    assert facts["tensors"] + len(facts["aliases"]) == 9
+    assert packed("pack w.pt -o t.tersor -q").out.splitlines()[-1] == "left out: optim (1 tensor)"
+    out = packed("pack w.pt -o t.tersor -q --key g_ema").out.splitlines()
+    assert out[-2] == "of the checkpoint: g_ema"
+    assert out[-1] == "left out: g (4 tensors), optim (1 tensor), mean (1 tensor)"
+    assert list(packed("show t.tersor --json").json["sites"]) == SITES
+    done = packed("pack w.pt -o t.tersor -q --key g_emma")
+    assert (done.code, "did you mean 'g_ema'" in done.err) == (2, True)
+    done = packed("run mine.py:net -q --weights w.pt --out o5 entropy")
+    assert (done.code, "choose by --key g or --key g_ema" in done.err) == (1, True)
+    assert packed("run mine.py:net -q --weights w.pt --key g_ema --out o5 entropy").code == 0
+    done = packed("run mine.py:net -q --key g_ema --out o6 entropy")
+    assert (done.code, "goes with --weights" in done.err) == (2, True)
+    facts = packed("diff w.safetensors w.pt -o p -q --json").json
+    assert facts["ignored"] == {"optim": 1}

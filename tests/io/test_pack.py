@@ -56,7 +56,7 @@ def test_lossless(kind: str, tmp_path: Path) -> None:
     packed = pack(tmp_path / "w.safetensors", tmp_path / "m.tersor", LOSSLESS)
     assert packed.nbytes == (tmp_path / "m.tersor").stat().st_size
     assert packed.before == sum(value.nbytes for value in given.values())
-    assert (packed.tensors, packed.ignored) == (len(given), ())
+    assert (packed.tensors, packed.ignored) == (len(given), {})
     assert (
         unpack(tmp_path / "m.tersor", tmp_path / "u.safetensors")
         == (tmp_path / "u.safetensors").stat().st_size

@@ -17,7 +17,7 @@ from tiny import MODELS, tiny
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tersor.core.run import start
+from tersor.core.state import start
 from tersor.errors import RefusedError, SettingError, SiteError
 from tersor.forms import Dense
 from tersor.forms.grid import Grid

@@ -18,10 +18,10 @@ from tersor.core.state import State
 from tersor.errors import RefusedError
 from tersor.forms import Form, Grid
 from tersor.forms.form import as_bytes
+from tersor.model.born import born
 from tersor.model.changed import changed
 from tersor.model.changes import Replace, Set
 from tersor.model.sites import Site
-from tersor.model.born import born
 from tersor.record.events import HOW, Cut, Edit, Group, Note
 
 T = TypeVar("T")

@@ -104,5 +104,5 @@ def child_names(kind: type[Node]) -> list[str]:
 
 def as_bytes(array: Tensor) -> np.ndarray:
     """The array's bytes in row-major order, as a flat uint8 view where no copy is needed."""
-    flat = array.detach().cpu().contiguous().reshape(-1)
+    flat = array.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy()

@@ -12,7 +12,7 @@ import math
 import os
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +58,9 @@ class Delta:
     same: int  # arrays of NEW that OLD has
     changed: int  # told by one of OLD
     alone: int  # told without
+    ignored: Mapping[
+        str, int | None
+    ]  # what NEW holds besides, and the tensors in it; None: a file not opened
 
 
 def diff(
@@ -88,7 +91,8 @@ def diff(
             )
         nbytes = write_patch(file, told, before)
         hows = [told.parts.get(name, {"how": SAME}).get("how", CHANGE) for name in after.names]
-        return Delta(nbytes, *(hows.count(how) for how in (SAME, CHANGE, ALONE)))
+        same, changed, alone = (hows.count(how) for how in (SAME, CHANGE, ALONE))
+        return Delta(nbytes, same, changed, alone, after.ignored)
 
 
 class Finished(NamedTuple):

@@ -43,7 +43,8 @@ class Packed:
     before: int  # bytes of the tensors
     nbytes: int  # bytes of the file
     ledger: Ledger  # without forms
-    ignored: tuple[str, ...]  # what the checkpoint holds besides tensors of the state dict
+    key: str  # under which the checkpoint holds them, if they are not all of it
+    ignored: Mapping[str, int | None]  # what it holds besides, and the tensors in it; None: a file not opened
 
 
 def pack(
@@ -51,18 +52,20 @@ def pack(
     out: str | os.PathLike[str],
     recipe: Recipe,
     *,
+    key: str | None = None,
     tiny: bool = False,
     workers: int | None = None,
     observer: Observer | None = None,
 ) -> Packed:
-    """Write the tensors of `weights` (a .safetensors, a folder of them, a .pt state dict) to a .tersor file.
+    """Write the tensors of `weights` (a .safetensors, a folder of them, a .pt state dict) to a .tersor file;
+    with `key` only those under it: "g_ema" of {"g_ema": {...}, "d": {...}}.
 
     The same weights and recipe give the same bytes, with any number of `workers` (threads; default: one for
     each core). `tiny` writes the short header of save(). A step that needs the whole model, a `where` that
     matches nothing and weights with NaN are refused, and nothing is written.
     """
     alone(recipe)
-    with Checkpoint(weights) as source:
+    with Checkpoint(weights, key) as source:
         packing = Packing(source, recipe, observer or Observer())
         with atomic(out) as file, TensorWriter(Path(out).parent) as tensors:
             builder = Builder(tensors, tiny=tiny)
@@ -73,7 +76,7 @@ def pack(
             packing.check_lock(ledger.base, builder.digests)
             nbytes = builder.finish(file, packing.aliases, ledger)
         return Packed(
-            len(source.slots), packing.aliases, packing.before, nbytes, ledger, tuple(source.ignored)
+            len(source.slots), packing.aliases, packing.before, nbytes, ledger, source.key, source.ignored
         )
 
 

@@ -82,6 +82,7 @@ class Parts:
         self.tersor: TersorFile | None = None
         self.tensors: Checkpoint | TensorFile | None = None
         self.aliases: dict[str, str] = {}
+        self.ignored: dict[str, int | None] = {}  # what a checkpoint holds besides
         self.files = [self.path]
         self.site: tuple[str, dict[str, Leaf]] = ("", {})
         if plain:
@@ -95,7 +96,7 @@ class Parts:
             )
         else:
             self.tensors = found = Checkpoint(self.path)
-            self.aliases = found.aliases
+            self.aliases, self.ignored = found.aliases, found.ignored
             self.files = sorted({Path(part.path) for part in found.where.values()})  # type: ignore[attr-defined]
         self.names = list(self.tersor.places.found if self.tersor else self.slots)
         self.nbytes = sum(file.stat().st_size for file in self.files)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tersor.errors import RefusedError, SettingError, SiteError, did_you_mean
 from tersor.forms.form import SLICE
 from tersor.model.attention import Attention
+from tersor.model.kinds import repeats, unfit
 
 LAYERS: tuple[tuple[type[nn.Module] | tuple[type[nn.Module], ...], str], ...] = (
     ((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), "convtranspose"),
@@ -44,7 +45,8 @@ class Site:
 
     @property
     def floating(self) -> bool:
-        return self.torch_dtype.is_floating_point
+        """Of a dtype that steps reckon with: floats of 8 bits are stored as they are."""
+        return self.torch_dtype.is_floating_point and self.torch_dtype.itemsize > 1
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -72,9 +74,12 @@ def sites_of(model: nn.Module) -> tuple[dict[str, Site], dict[str, Tensor], dict
     sites, tensors, aliases = {}, {}, {}
     first: dict[int, str] = {}
     for name, value in model.state_dict(keep_vars=True).items():
-        if not isinstance(value, Tensor):
+        if why := unfit(value):
+            raise RefusedError(f"{name}: the state dict holds {why}")
+        if repeats(value):
             raise RefusedError(
-                f"{name}: the state dict holds a {type(value).__name__}; only tensors can be stored"
+                f"{name}: it shows the same memory more than once, so no element can be written by itself. "
+                f"Give the model a copy: x.contiguous()"
             )
         if id(value) in first:
             aliases[name] = first[id(value)]
@@ -103,8 +108,10 @@ def finite(tensors: Mapping[str, Tensor], sites: Mapping[str, Site]) -> None:
     masks do."""
     for name, value in tensors.items():
         if value.is_floating_point():
+            # PyTorch cannot ask a float of 8 bits what it is.
+            wide = value.float() if value.dtype.itemsize == 1 else value
             buffer = sites[name].kind == "buffer"
-            parts = value.reshape(-1).split(SLICE) if value.numel() else ()  # a mask of all would be large
+            parts = wide.reshape(-1).split(SLICE) if value.numel() else ()  # a mask of all would be large
             if bad := sum(int((part.isnan() if buffer else ~part.isfinite()).sum()) for part in parts):
                 raise RefusedError(
                     f"{name}: {bad} of {value.numel()} values are NaN or infinite. "

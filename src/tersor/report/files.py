@@ -26,7 +26,8 @@ def packed(before: Path, after: Path, done: Any) -> dict[str, Any]:
     return sizes(before, after) | {
         "tensors": done.tensors,
         "aliases": dict(done.aliases),
-        "ignored": list(done.ignored),
+        "key": done.key,
+        "ignored": dict(done.ignored),
     }
 
 
@@ -34,8 +35,21 @@ def packed_lines(facts: Mapping[str, Any]) -> Iterator[str]:
     yield from lines(facts)
     if facts["aliases"]:
         yield f"stored once: {listing([f'{a} = {b}' for a, b in facts['aliases'].items()])}"
-    if facts["ignored"]:
-        yield f"not weights, left out: {listing(facts['ignored'])}"
+    if facts["key"]:
+        yield f"of the checkpoint: {facts['key']}"
+    yield from left_out(facts["ignored"])
+
+
+def left_out(ignored: Mapping[str, int | None]) -> Iterator[str]:
+    if ignored:
+        yield f"left out: {listing([counted(*item) for item in ignored.items()])}"
+
+
+def counted(name: str, tensors: int | None) -> str:
+    """What was left out: a key with the tensors under it, or a file that was not opened."""
+    if tensors is None:
+        return f"{name} (a file)"
+    return f"{name} ({tensors} tensor{'s' * (tensors > 1)})" if tensors else name
 
 
 def rounded_lines(facts: Mapping[str, Any]) -> Iterator[str]:
@@ -65,7 +79,8 @@ def told(old: Path, new: Path, patch: Path, done: Any) -> dict[str, Any]:
     found: dict[str, Any] = {
         word: {"name": str(path), "nbytes": file_nbytes(path)} for word, path in files.items()
     }
-    return found | {"arrays": {"same": done.same, "changed": done.changed, "alone": done.alone}}
+    arrays = {"same": done.same, "changed": done.changed, "alone": done.alone}
+    return found | {"arrays": arrays, "ignored": dict(done.ignored)}
 
 
 def told_lines(facts: Mapping[str, Any]) -> Iterator[str]:
@@ -75,6 +90,7 @@ def told_lines(facts: Mapping[str, Any]) -> Iterator[str]:
     yield f"{patch['name']}: {whole(patch['nbytes'])} bytes, {share:.1%} of it"
     told = {"the same": "same", "told by an old one": "changed", "told alone": "alone"}
     yield "arrays: " + ", ".join(f"{whole(arrays[key])} {words}" for words, key in told.items())
+    yield from left_out(facts["ignored"])
 
 
 def patched(old: Path, patch: Path, new: Path) -> dict[str, Any]:
