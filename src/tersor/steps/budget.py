@@ -14,6 +14,7 @@ from collections.abc import Callable
 from tersor.errors import RefusedError
 
 TRIES = 16
+PATIENCE = 4  # tries on one side of a budget, after which steps double
 OCTAVES = 3.0  # how far a search for a limit steps at first
 CLOSE = 0.12  # of an octave: then a limit is found
 FARTHER, MISSES = 0.2, 3  # octaves between prices beyond it that are tried, until so many in a row fail
@@ -30,7 +31,7 @@ def least(
     under: tuple[float, float] | None = None
     at = math.log2(start)
     found = math.inf
-    for _ in range(TRIES):
+    for turn in range(TRIES):
         found = measure(2.0**at)
         if found <= budget:
             under = (at, found)
@@ -45,7 +46,9 @@ def least(
                 break
         else:
             step = (found - budget) / slope
-            at += min(12.0, max(-12.0, step + math.copysign(0.05, step)))
+            # Of weights that are all alike the bits do not fall for many octaves, and then at once.
+            least_step = 0.05 * 2.0 ** max(0, turn - PATIENCE)
+            at += min(12.0, max(-12.0, step + math.copysign(least_step, step)))
     if under is None:
         raise RefusedError(
             f"{who}: {budget / 8:.0f} bytes are asked of these weights, and the fewest found are "
