@@ -103,7 +103,7 @@ def run(
     quiet: Quiet = False,
 ) -> Answer:
     """Compress a model by a recipe, into a folder."""
-    from tersor.given import given_model, given_recipe
+    from tersor.given import given_files, given_model, given_recipe
     from tersor.job import job
     from tersor.model.tasks import task_from
     from tersor.report.progress import watching
@@ -113,7 +113,10 @@ def run(
     data = None if task is None else task_from(task)
     given = given_model(model, weights=weights, arch=arch)
     with watching(quiet=quiet, plain=json) as watch:
-        _, facts = job(given, steps, data, out, resume=resume, export=export, tiny=tiny, watch=watch)
+        _, facts = job(
+            given, steps, data, out, resume=resume, export=export, tiny=tiny, watch=watch,
+            inputs=given_files(model, weights, arch, recipe, task),
+        )  # fmt: skip
     return Answer(facts, json, report)
 
 
@@ -187,7 +190,7 @@ def pack(
 ) -> Answer:
     """Compress weights, losslessly unless told more."""
     from tersor import io
-    from tersor.given import given_recipe, given_rounding
+    from tersor.given import given_files, given_recipe, given_rounding
     from tersor.job import rounded
     from tersor.report.files import packed, packed_lines, rounded_lines, sizes
     from tersor.report.progress import watching
@@ -195,7 +198,8 @@ def pack(
     rounding = given_rounding(weights, max_drop, model, task, words)
     with watching(quiet=quiet, plain=json) as watch:
         if rounding is not None:
-            facts = rounded(*rounding, out, max_drop=max_drop or 0.0, tiny=tiny, watch=watch)
+            inputs = given_files(weights, model, task)
+            facts = rounded(*rounding, out, max_drop=max_drop or 0.0, tiny=tiny, watch=watch, inputs=inputs)
             return Answer(sizes(weights, out) | facts, json, rounded_lines)
         watch.step(1, 1, "pack")
         recipe = given_recipe(None, words or ["entropy"])

@@ -18,7 +18,7 @@ from torch import nn
 from tersor.core.run import Compressed, run, start
 from tersor.core.view import Watch
 from tersor.errors import RefusedError
-from tersor.files import write_text
+from tersor.files import output, write_text
 from tersor.given import put_in
 from tersor.io import unpack
 from tersor.job import MODEL, REPORT, job, write_plain
@@ -52,6 +52,7 @@ def net() -> nn.Module:
 
 def demo(out: Path, watch: Watch | None = None) -> dict[str, Any]:
     """Do it all; the facts of the run, with what came of the unpacked weights."""
+    output(out / GIVEN)  # a folder that cannot be is told before the training
     watch, task, recipe = watch or Watch(), digits(), read_recipe(RECIPE)
     # A net this small is no faster on more threads, and much slower where other programs want them.
     with one_thread():

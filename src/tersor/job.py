@@ -18,7 +18,7 @@ from tersor.core.recipe import Recipe, dump
 from tersor.core.run import Compressed, lock, run
 from tersor.core.view import Watch
 from tersor.errors import RefusedError, SettingError
-from tersor.files import atomic, write_text
+from tersor.files import Paths, atomic, output, write_text
 from tersor.io import load, save
 from tersor.measure.accuracy import compared
 from tersor.model.sites import select
@@ -33,7 +33,7 @@ MODEL, LOCK, REPORT, JOURNAL = "model.tersor", "recipe.lock.yaml", "report.json"
 def job(
     given: Compressed, recipe: Recipe, task: Task | None, out: str | Path, *,
     resume: bool = False, journal: bool = True, export: bool = False, tiny: bool = False,
-    watch: Watch | None = None,
+    watch: Watch | None = None, inputs: Paths = (),
 ) -> tuple[Compressed, dict[str, Any]]:  # fmt: skip
     """Run the recipe and write the folder of results; (result, facts).
 
@@ -46,7 +46,11 @@ def job(
     for step in recipe.steps:  # a misspelt glob is told now, not after hours of training
         if getattr(step, "where", "*") != "*":
             select(given.sites, step.where, step.name)
-    out = Path(out)
+    out, inputs = Path(out), list(inputs)
+    for name in (MODEL, LOCK, REPORT):
+        output(out / name, inputs)
+    for path in (out / JOURNAL).glob("*"):
+        output(path, inputs)
     result = run(
         given, recipe, task, journal=out / JOURNAL if journal else None, resume=resume, watch=watch, out=out
     )
@@ -76,12 +80,13 @@ def job(
 
 def rounded(
     given: Compressed, task: Task, out: str | Path, *,
-    max_drop: float, tiny: bool = False, watch: Watch | None = None,
+    max_drop: float, tiny: bool = False, watch: Watch | None = None, inputs: Paths = (),
 ) -> dict[str, Any]:  # fmt: skip
     """Round the weights for the smallest file that loses at most `max_drop` points, and write it: the facts.
 
-    What is written is read back and measured.
+    What is written is read back and measured. `inputs` as in job().
     """
+    output(out, inputs)
     recipe = Recipe((Rdoq(max_drop=max_drop), Entropy()))
     result = run(given, recipe, task, watch=watch)
     save(result, out, tiny=tiny)
