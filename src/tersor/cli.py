@@ -116,7 +116,7 @@ def run(
     quiet: Quiet = False,
 ) -> Answer:
     """Compress a model by a recipe, into a folder."""
-    from tersor.given import given_model, given_recipe
+    from tersor.given import given_files, given_model, given_recipe
     from tersor.job import job
     from tersor.model.tasks import task_from
     from tersor.report.progress import watching
@@ -128,7 +128,7 @@ def run(
     with watching(quiet=quiet, plain=json) as observer:
         _, facts = job(
             given, steps, data, out, resume=resume, force=force, keep_journal=keep_journal, export=export,
-            tiny=tiny, observer=observer,
+            tiny=tiny, observer=observer, inputs=given_files(model, weights, arch, base, recipe, task),
         )  # fmt: skip
     return Answer(facts, json, report)
 
@@ -206,7 +206,7 @@ def pack(
 ) -> Answer:
     """Compress weights, losslessly unless told more."""
     from tersor import io
-    from tersor.given import given_recipe, given_rounding
+    from tersor.given import given_files, given_recipe, given_rounding
     from tersor.job import rounded
     from tersor.report.files import packed, packed_lines, rounded_lines, sizes
     from tersor.report.progress import watching
@@ -214,7 +214,10 @@ def pack(
     rounding = given_rounding(weights, max_drop, model, task, words, key=key)
     with watching(quiet=quiet, plain=json) as observer:
         if rounding is not None:
-            facts = rounded(*rounding, out, max_drop=max_drop or 0.0, tiny=tiny, observer=observer)
+            inputs = given_files(weights, model, task)
+            facts = rounded(
+                *rounding, out, max_drop=max_drop or 0.0, tiny=tiny, observer=observer, inputs=inputs
+            )
             return Answer(sizes(weights, out) | facts, json, rounded_lines)
         observer.step(1, 1, "pack")
         recipe = given_recipe(None, words or ["entropy"])

@@ -19,7 +19,7 @@ from tersor.core.observer import Observer
 from tersor.core.run import run
 from tersor.core.state import State, start
 from tersor.errors import RefusedError
-from tersor.files import write_text
+from tersor.files import output, write_text
 from tersor.given import put_in
 from tersor.io import unpack
 from tersor.job import MODEL, REPORT, job, write_plain
@@ -53,6 +53,7 @@ def net() -> nn.Module:
 
 def demo(out: Path, observer: Observer | None = None) -> dict[str, Any]:
     """Do it all; the facts of the run, with what came of the unpacked weights."""
+    output(out / GIVEN)  # a folder that cannot be is told before the training
     observer, task, recipe = observer or Observer(), digits(), read_recipe(RECIPE)
     # A net this small is no faster on more threads, and much slower where other programs want them.
     with one_thread():

@@ -7,6 +7,7 @@ FILE.tersor with --arch file.py:factory      a compressed model goes on from its
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from tersor.core.recipe import Recipe
 from tersor.core.state import State, start
 from tersor.errors import RefusedError, SettingError, did_you_mean, need
 from tersor.io import load
-from tersor.io.checkpoint import Checkpoint
+from tersor.io.checkpoint import Checkpoint, read_from
 from tersor.model.named import named
 from tersor.model.sites import sites_of
 from tersor.model.task import Task
@@ -64,6 +65,16 @@ def given_model(
     if weights is not None:
         put_in(module, weights, key)
     return start(module)
+
+
+def given_files(*words: str | Path | None) -> list[Path]:
+    """The files that words name: paths, file.py:factory, fashion-mnist:FOLDER."""
+    found = []
+    for text in map(str, filter(None, words)):
+        head, tail = text.rpartition(":")[0], text.partition(":")[2]
+        for path in (Path(part) for part in (text, head, tail) if part):
+            found += read_from(path) if os.path.exists(path) else []
+    return found
 
 
 def given_rounding(

@@ -21,7 +21,7 @@ from tersor.core.recipe import Recipe
 from tersor.core.run import run
 from tersor.core.state import State
 from tersor.errors import RefusedError, SettingError
-from tersor.files import atomic, write_text
+from tersor.files import Paths, atomic, output, write_text
 from tersor.io import load, save
 from tersor.measure.accuracy import compared
 from tersor.model.sites import select
@@ -37,7 +37,7 @@ MODEL, LOCK, REPORT, JOURNAL = "model.tersor", "recipe.lock.yaml", "report.json"
 def job(
     given: State, recipe: Recipe, task: Task | None, out: str | Path, *,
     resume: bool = False, force: bool = False, journal: bool = True, keep_journal: bool = False,
-    export: bool = False, tiny: bool = False, observer: Observer | None = None,
+    export: bool = False, tiny: bool = False, observer: Observer | None = None, inputs: Paths = (),
 ) -> tuple[State, dict[str, Any]]:  # fmt: skip
     """Run the recipe and write the folder of results; (result, facts).
 
@@ -51,7 +51,11 @@ def job(
     for step in recipe.steps:  # a misspelt glob is told now, not after hours of training
         if step.where != "*":
             select(given.sites, step.where, step.name)
-    out = Path(out)
+    out, inputs = Path(out), list(inputs)
+    for name in (MODEL, LOCK, REPORT):
+        output(out / name, inputs)
+    for path in (out / JOURNAL).glob("*"):
+        output(path, inputs)
     kept = out / JOURNAL if journal else None
     finished = all((out / name).exists() for name in (MODEL, LOCK, REPORT)) and not (out / JOURNAL).exists()
     if first() and finished and not force:
@@ -89,12 +93,13 @@ def job(
 
 def rounded(
     given: State, task: Task, out: str | Path, *,
-    max_drop: float, tiny: bool = False, observer: Observer | None = None,
+    max_drop: float, tiny: bool = False, observer: Observer | None = None, inputs: Paths = (),
 ) -> dict[str, Any]:  # fmt: skip
     """Round the weights for the smallest file that loses at most `max_drop` points, and write it: the facts.
 
-    What is written is read back and measured.
+    What is written is read back and measured. `inputs` as in job().
     """
+    output(out, inputs)
     recipe = Recipe((Rdoq(max_drop=max_drop), Entropy()))
     result = run(given, recipe, task, observer=observer)
     save(result, out, tiny=tiny)

@@ -56,7 +56,9 @@ class LowRank(Form):
 
 
 def through(side: Tensor, moment: Tensor | None) -> Tensor:
-    """side M side^T, of a moment that is full, diagonal or absent."""
+    """side M side^T, of a moment that is full, diagonal or absent; float64, for it is of the 4th power."""
+    side = side.double()
     if moment is None:
         return side @ side.T
+    moment = moment.double()
     return side @ moment @ side.T if moment.ndim == 2 else (side * moment) @ side.T

@@ -79,7 +79,7 @@ class Checkpoint:
 
     def _files(self) -> list[tuple[Path, set[str] | None]]:
         """(file, the names it must have, if an index tells them)."""
-        if not self.path.is_dir():
+        if not os.path.isdir(self.path):
             return [(self.path, None)]
         indexes = sorted(self.path.glob("*.index.json"))
         if len(indexes) > 1:
@@ -126,6 +126,16 @@ class Checkpoint:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.parts.close()
+
+
+def read_from(path: str | os.PathLike[str]) -> list[Path]:
+    """The files that a file or a folder of weights is read from: what must not be written meanwhile."""
+    path = Path(path)
+    if not os.path.isdir(path):  # False also for what is no name at all
+        return [path]
+    indexes = sorted(path.glob("*.index.json"))
+    listed = read_index(indexes[0]) if len(indexes) == 1 else {}
+    return [*indexes, *listed, *(file for kind in FILES for file in sorted(path.glob(kind)))]
 
 
 def read_index(path: Path) -> dict[Path, set[str]]:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from tersor.core.state import State
 from tersor.errors import FormatError, SiteError, did_you_mean
-from tersor.files import atomic
+from tersor.files import atomic, output
 from tersor.forms import FORMS, NODES, Form, Grid, Node
 from tersor.io.builder import ATTACHMENT, NUMBER, TEXT, Builder
 from tersor.io.dictionary import DICTIONARY
@@ -59,7 +59,7 @@ def save(result: State, path: str | os.PathLike[str], *, ledger: bool = True, ti
     one checksum for all: for files of a few kB, which are read whole. StorageError where the file cannot be
     written; what was there before stays until the new file is whole.
     """
-    path = Path(path)
+    path = output(path)
     with atomic(path) as out, TensorWriter(path.parent) as tensors:
         builder = Builder(tensors, tiny=tiny)
         for name, site in result.sites.items():

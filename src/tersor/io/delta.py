@@ -23,10 +23,11 @@ from torch import Tensor
 
 from tersor.core.observer import Observer
 from tersor.errors import FormatError, RefusedError
-from tersor.files import atomic
+from tersor.files import atomic, output
 from tersor.forms import PROFILES, Coded, coded
 from tersor.forms.form import as_bytes
 from tersor.io.change import fitted, tell
+from tersor.io.checkpoint import read_from
 from tersor.io.header import build_header
 from tersor.io.parts import PATCH, Parts, regrid
 from tersor.io.patch import (
@@ -74,7 +75,8 @@ def diff(
 
     NEW is made once before the patch is put in place: it can be made. FormatError where a file is not sound.
     """
-    observer, folder = observer or Observer(), Path(out).parent
+    out, observer = output(out, [*read_from(old), *read_from(new)]), observer or Observer()
+    folder = out.parent
     with ExitStack() as stack:
         before = stack.enter_context(Parts(old))
         after = stack.enter_context(Parts(new))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from torch import Tensor
 
@@ -19,10 +18,10 @@ from tersor.core.run import Executor
 from tersor.core.state import State, digest_of
 from tersor.core.step import Needs
 from tersor.errors import RefusedError
-from tersor.files import atomic
+from tersor.files import atomic, output
 from tersor.forms import Dense, Form
 from tersor.forms.coded import DTYPES
-from tersor.io.checkpoint import Checkpoint
+from tersor.io.checkpoint import Checkpoint, read_from
 from tersor.io.container import Builder
 from tersor.io.header import Slot
 from tersor.io.pool import in_order
@@ -62,12 +61,14 @@ def pack(
 
     The same weights and recipe give the same bytes, with any number of `workers` (threads; default: one for
     each core). `tiny` writes the short header of save(). A step that needs the whole model, a `where` that
-    matches nothing and weights with NaN are refused, and nothing is written.
+    matches nothing, weights with NaN and an `out` that is one of the files of `weights` are refused, and
+    nothing is written.
     """
     alone(recipe)
+    out = output(out, read_from(weights))
     with Checkpoint(weights, key) as source:
         packing = Packing(source, recipe, observer or Observer())
-        with atomic(out) as file, TensorWriter(Path(out).parent) as tensors:
+        with atomic(out) as file, TensorWriter(out.parent) as tensors:
             builder = Builder(tensors, tiny=tiny)
             for one in in_order(source.slots, packing.nbytes, source.form, packing.work, workers):
                 packing.keep(one, builder)

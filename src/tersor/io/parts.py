@@ -128,7 +128,7 @@ class Parts:
         """What the file says of its arrays: its text, or the header of a safetensors file; else nothing."""
         if self.tersor is not None:
             return dump(self.tersor.text)
-        if self.path.is_file():
+        if os.path.isfile(self.path):
             with open(self.path, "rb") as file:
                 first = file.read(9)
                 if first[8:] == b"{":
@@ -160,7 +160,7 @@ class Parts:
 def looks(path: Path) -> str:
     """ "tersor" for a file that says so of itself, "tersor-patch" for a patch, else ""."""
     with suppress(FormatError):
-        if path.is_file():
+        if os.path.isfile(path):
             with Source(path) as source:
                 keys = ("tersor",) if source.tiny else source.metadata
                 return next((key for key in ("tersor", PATCH) if key in keys), "")

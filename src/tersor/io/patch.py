@@ -19,9 +19,10 @@ from typing import Any, BinaryIO
 
 from tersor.core.observer import Observer
 from tersor.errors import FormatError, RefusedError
-from tersor.files import atomic
+from tersor.files import atomic, output
 from tersor.forms import FORMS, NODES, Grid, Node
 from tersor.forms.form import as_bytes
+from tersor.io.checkpoint import read_from
 from tersor.io.container import Builder, TersorFile
 from tersor.io.dictionary import DICTIONARY
 from tersor.io.document import (
@@ -60,12 +61,13 @@ def patch(
 
     RefusedError for an OLD that the patch was not made for, FormatError where the patch is damaged.
     """
+    out = output(out, [*read_from(old), changes])
     with Parts(old) as before, Source(changes) as file, naming(file.path, before.path):
         check_base(file, before)
         told = open_patch(file, before)
         with atomic(out) as target:
             hashing = Hashing(target)
-            nbytes = write(told, hashing, Path(out).parent, observer or Observer())
+            nbytes = write(told, hashing, out.parent, observer or Observer())
             if hashing.sha.hexdigest() != file.metadata["new"]:
                 raise FormatError(
                     "what it makes is not the file that it was made of. It is damaged, or another version "

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from tersor.core.observer import Observer
 from tersor.errors import SettingError, SiteError, did_you_mean
-from tersor.files import atomic, atomic_folder, write_text
+from tersor.files import atomic, atomic_folder, output, write_text
 from tersor.forms.form import as_bytes
 from tersor.io.container import TersorFile
 from tersor.io.header import build_header
@@ -64,6 +64,8 @@ def unpack(
             raise SettingError(
                 f"unpack: writes safetensors, so name it {out.stem}.safetensors, not {out.name}"
             )
+        if size is None:
+            output(out, [path])
         parts = parts_of(file, chosen, size)
         unpacking = Unpacking(file, parts, workers, observer)
         if size is None:

@@ -149,8 +149,9 @@ class Sums:
         rows, columns = self.rows / samples, self.columns / samples
         total = (rows.diagonal() if rows.ndim == 2 else rows).sum()  # before rows that were not used count
         if self.site.kind == "embedding":
-            rows = rows + unseen(self.uses) * float(total) / float(self.uses.sum())
-        return Curvature(rows, columns / total)
+            rows = rows + unseen(self.uses) * float(total) / max(float(self.uses.sum()), 1.0)
+        # Squares of the smallest gradients are 0: then nothing is known, which is not NaN.
+        return Curvature(rows, columns / total if float(total) != 0 else columns)
 
 
 def unseen(uses: Tensor) -> float:
