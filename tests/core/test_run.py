@@ -271,6 +271,21 @@ def test_lossless_steps_are_undone_without_a_journal_and_others_are_not(
     assert undo(result, 3).digest == result.ledger.base
 
 
+def test_runs_that_went_on_are_undone_by_their_journals_in_order(
+    whole: tuple[Any, State], tmp_path: Path
+) -> None:
+    t, result = whole
+    first = run(t.model, STEPS_HERE[:2], t.task, journal=tmp_path / "a")
+    both = run(first, STEPS_HERE[2:], t.task, journal=tmp_path / "b")
+    assert both.digest == result.digest
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for count, wanted in ((1, first), (2, run(t.model, STEPS_HERE[:1], t.task))):
+        assert undo(both, count, journal=folders).digest == wanted.digest
+    assert replay(t.model, both.ledger, folders).digest == both.digest
+    with pytest.raises(JournalError, match="hold 2 finished steps, and 3 are needed"):
+        replay(t.model, both.ledger, folders[:1])
+
+
 def test_a_journal_of_another_run_does_not_undo(whole: tuple[Any, State], tmp_path: Path) -> None:
     t, result = whole
     run(t.model, [Prune(keep=0.25), Cluster(entries=4)], t.task, journal=tmp_path)

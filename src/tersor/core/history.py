@@ -7,6 +7,7 @@ lock      the recipe with every setting spelled out, where it began, and what ca
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,18 @@ from tersor.core.recipe import Recipe
 from tersor.core.state import State, known_base, start
 from tersor.errors import JournalError, RefusedError, SettingError
 from tersor.forms import uncoded
-from tersor.record.journal import Line, lines_of
+from tersor.record.journal import lines_of
+from tersor.record.ledger import Ledger
+
+Journals = str | Path | Sequence[str | Path]
 
 
-def undo(state: State, steps: int | None = None, *, journal: str | Path | None = None) -> State:
+def undo(state: State, steps: int | None = None, *, journal: Journals = ()) -> State:
     """The state before the last `steps` steps of the ledger (default: before all), bit for bit.
 
     Past forms are not held in memory: other than lossless steps, or all of them, need the `journal` of the
-    run that began with the model, or RefusedError says so.
+    run that began with the model (of runs that went on from runs, all theirs in order), or RefusedError says
+    so.
     """
     ledger = state.ledger
     first = 0 if steps is None else ledger.count - steps
@@ -39,8 +44,8 @@ def undo(state: State, steps: int | None = None, *, journal: str | Path | None =
         raise RefusedError(
             f"undo: of the first {len(ledger.past)} steps only names are left: a file keeps no more"
         )
-    if journal is not None:
-        return rebuilt(state, first, lines_of(journal))
+    if journal:
+        return rebuilt(state, first, journal)
     changes = [entry for entry in ledger.entries if entry.step >= first and entry.changes]
     if all(entry.how == "lossless" for entry in changes):
         return without_coding(state, first, {entry.site: entry.before for entry in reversed(changes)})
@@ -71,12 +76,20 @@ def without_coding(state: State, first: int, before: dict[str, str]) -> State:
     return replace(state, forms=forms, ledger=state.ledger.until(first))
 
 
-def rebuilt(state: State, first: int, lines: list[Line]) -> State:
-    """The state after the ledger's first steps, from the journal of the run that began with the model."""
-    begun = first_given(state)
-    for line in lines:
-        if line.step < first:
-            begun = apply(begun, line.group(begun.nodes), "undo")[0]
+def rebuilt(state: State, first: int, journal: Journals) -> State:
+    """The state after the ledger's first steps, from the journals of the runs from the model on."""
+    begun, done = first_given(state), 0
+    for folder in [journal] if isinstance(journal, (str, Path)) else journal:
+        lines = lines_of(folder)
+        for line in lines:
+            if done + line.step < first:
+                begun = apply(begun, line.group(begun.nodes), "undo")[0]
+        done += sum(line.seconds is not None for line in lines)
+    if done < first:
+        raise JournalError(
+            f"undo: the journals hold {done} finished steps, and {first} are needed. Give those of all runs from "
+            f"the model on, in order"
+        )
     result = replace(begun, ledger=state.ledger.until(first), attachments=state.attachments)
     last = {e.site: e.after for e in state.ledger.entries if e.step < first and e.after}
     wrong = [
@@ -89,12 +102,13 @@ def rebuilt(state: State, first: int, lines: list[Line]) -> State:
     return result
 
 
-def replay(model: nn.Module | State, ledger: Any, journal: str | Path) -> State:
-    """Apply a journal's groups to the model that its run began with, without computing them again."""
+def replay(model: nn.Module | State, ledger: Ledger, journal: Journals) -> State:
+    """Apply the groups of journals to the model that their first run began with, without computing them
+    again."""
     given = model if isinstance(model, State) else start(model)
     if given.digest != ledger.base:
         raise RefusedError(f"replay: the ledger begins with model {ledger.base}, this one is {given.digest}")
-    return rebuilt(replace(given, ledger=ledger), ledger.count, lines_of(journal))
+    return rebuilt(replace(given, ledger=ledger), ledger.count, journal)
 
 
 def lock(state: State) -> dict[str, Any]:
