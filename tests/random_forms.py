@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tersor.coders import decode as decode_stream
-from tersor.forms import FORMS, Affine, Codebook, Coded, Dense, Form, LogGrid, LowRank, Masked, Sum, coded
+from tersor.encode import coded
+from tersor.forms import FORMS, Affine, Codebook, Coded, Dense, Form, LogGrid, LowRank, Masked, Sum
 
 Shape = tuple[int, ...]
 SHAPES: tuple[Shape, ...] = (

@@ -12,7 +12,7 @@ from test_contract import DEAR, on_disk, outcome, sound, step, there_and_back
 from tiny import TRAINED, Tiny, tiny
 from torch import nn
 
-from tersor.core.history import lock, undo
+from tersor.core.history import undo
 from tersor.core.recipe import Recipe
 from tersor.core.run import run
 from tersor.core.state import State
@@ -20,7 +20,7 @@ from tersor.forms import Coded, uncoded
 from tersor.io import load
 from tersor.record.events import Cut, Group
 from tersor.steps import STEPS, Entropy, Prune, Quantize, Rdoq
-from tersor.steps.words import dump, from_yaml
+from tersor.steps.words import dump, from_yaml, lock
 
 TABLE = STEPS | {"halving": Halving}
 OTHERS = [name for name in STEPS if name not in DEAR]

@@ -17,6 +17,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("files", "settings", "threads"),  # files whole or not at all; settings checked at birth; pools that stay
     ("coders", "maths"),
     ("forms",),
+    ("encode",),  # forms only decode
     ("model", "zoo"),
     ("runtimes", "measure"),  # below the steps: measuring and exporting are steps too
     ("record",),  # what happened, and how it is kept: events, ledger, journal
@@ -38,7 +39,9 @@ SIDEWAYS: dict[str, set[str]] = {
 }
 
 LINES_A_FILE = 350
-LINES_OF_THE_HEART = 1640  # about 1,600: an hour of reading
+# An hour of reading: cuts, proofs, chained runs and trials came to it, and what happened and the encode side went
+# to rooms of their own.
+LINES_OF_THE_HEART = 1950
 
 # Packages that only some calls need: a plain import of tersor must not pay for them.
 HEAVY = {
@@ -169,9 +172,14 @@ BAD: list[tuple[Rule, dict[str, str], str]] = [
     (wrong_way, {"core/a.py": "import tersor.novelty"}, "core may not import novelty"),
     (cycles, {"core/a.py": "import tersor.core.b", "core/b.py": "from .a import x"}, "core.a"),
     (cycles, {"core/a.py": "import tersor.core.b", "core/b.py": "def f():\n    from . import a"}, "core.b"),
+    (
+        cycles,
+        {"core/a.py": "if TYPE_CHECKING:\n    from .b import B", "core/b.py": "from .a import A"},
+        "core.a",
+    ),
     (cycles, {"forms/__init__.py": "from .a import A", "forms/a.py": "from tersor.forms import B"}, "forms"),
     (long_files, {"io/a.py": '"""A."""\n' * 351}, "351 lines"),
-    (big_heart, {f"{d}/{n}.py": "x = 1\n" * 301 for d in ("forms", "core") for n in "abc"}, "1806"),
+    (big_heart, {f"{d}/{n}.py": "x = 1\n" * 331 for d in ("forms", "core") for n in "abc"}, "1986"),
 ]
 
 
@@ -192,7 +200,6 @@ GOOD: list[dict[str, str]] = [
     {"report/a.py": "from tersor.measure import nbytes"},
     {"steps/export.py": "from tersor.runtimes import ort"},
     {"cli.py": "from tersor import run\nprint(run)", "__main__.py": "from tersor.cli import main"},
-    {"core/a.py": "if TYPE_CHECKING:\n    from .b import B", "core/b.py": "from tersor.core.a import A"},
     {"forms/__init__.py": "from .a import A", "forms/a.py": "from .b import B", "forms/b.py": "B = 1"},
     {"io/a.py": "x = 1\n" * 350},
 ]

@@ -20,8 +20,9 @@ from tersor.core.run import run
 from tersor.core.state import State
 from tersor.core.step import Needs
 from tersor.core.view import View
+from tersor.encode import coded, recoded
 from tersor.errors import FormatError
-from tersor.forms import FORMS, Affine, Dense, Form, LowRank, Masked, Sum, coded, recoded, uncoded
+from tersor.forms import FORMS, Affine, Dense, Form, LowRank, Masked, Sum, uncoded
 from tersor.io import load, save
 from tersor.io.validate import structure
 from tersor.measure.bits import bits_of

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from tersor.core.step import Needs
 from tersor.core.view import View
-from tersor.forms import Dense, Form, refine
+from tersor.encode import refine
+from tersor.forms import Dense, Form
 from tersor.forms.form import FLOATS, Fact, Facts, Shape, demand, from_rows, to_rows
 from tersor.forms.ongrid import rows_of
 from tersor.model.tune import Part, RoundedPart, Structure

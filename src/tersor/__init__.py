@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from tersor.core.history import lock, replay, undo
-    from tersor.core.observer import Observer
+    from tersor.core.history import replay, undo
     from tersor.core.recipe import Recipe
     from tersor.core.run import run
     from tersor.core.state import State
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from tersor.model.tasks import digits, fashion_mnist
     from tersor.record.events import Cut, Edit, Group, Note
     from tersor.record.ledger import Ledger
+    from tersor.record.observer import Observer
     from tersor.steps import (
         STEPS,
         Cluster,
@@ -54,13 +54,14 @@ if TYPE_CHECKING:
         Rdoq,
         read_recipe,
     )
+    from tersor.steps.words import lock
 
 # Where each public name lives.
 MODULES: dict[str, tuple[str, ...]] = {
     "tersor.record.events": ("Cut", "Edit", "Group", "Note"),
-    "tersor.core.history": ("lock", "replay", "undo"),
+    "tersor.core.history": ("replay", "undo"),
     "tersor.record.ledger": ("Ledger",),
-    "tersor.core.observer": ("Observer",),
+    "tersor.record.observer": ("Observer",),
     "tersor.core.recipe": ("Recipe",),
     "tersor.core.run": ("run",),
     "tersor.core.state": ("State",),
@@ -75,6 +76,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "tersor.model.loader": ("TensorBatches",),
     "tersor.model.task": ("Task",),
     "tersor.model.tasks": ("digits", "fashion_mnist"),
+    "tersor.steps.words": ("lock",),
     "tersor.steps": (
         "STEPS", "Cluster", "Distill", "Entropy", "Export", "Factorize", "Finetune", "Measure", "Penalize",
         "Prune", "Quantize", "Rdoq", "read_recipe",

@@ -13,24 +13,23 @@ from typing import Any
 
 from torch import nn
 
-from tersor.core.observer import Observer
 from tersor.core.recipe import Recipe
 from tersor.core.run import Executor
 from tersor.core.state import State, start
 from tersor.core.view import View
 from tersor.errors import RefusedError
-from tersor.forms import Form, Node
+from tersor.forms import FORMS, Form, Node
 from tersor.model.fit import Plan
 from tersor.model.sites import Site, select
 from tersor.model.task import Task
 from tersor.model.tune import Tuned
 from tersor.record.events import Cut, Edit, Event, Group, Note
+from tersor.record.observer import Observer
 from tersor.report.facts import unusual
 from tersor.settings import settings_of
 from tersor.standin import stand_in, stand_in_for
 
 LEAVES = {"dense", "coded"}
-STANDING = {"masked", "lowrank", "sum"}  # what forms/refine.py lets stand around new leaves
 
 Facts = dict[str, Any]
 Makers = dict[tuple[str, str], str]  # (site, kind of form) -> the step that made it
@@ -116,6 +115,11 @@ def touched(step: Any, events: Iterable[Event], sites: Mapping[str, Site]) -> li
     return [name for name in sites if name in spoken]
 
 
+def standing() -> set[str]:
+    """What refine lets stand around new leaves."""
+    return {name for name, form in FORMS.items() if form.inner}
+
+
 def kinds(form: Node | None) -> set[str]:
     return set() if form is None else {node.name for _, node in form.walk()}
 
@@ -127,7 +131,7 @@ def losses(edits: Iterable[Edit], makers: Makers) -> dict[str, list[str]]:
         before, after = kinds(edit.before), kinds(edit.after)
         if edit.how == "absorb":
             inner = before - LEAVES
-            gone = sorted(((inner - STANDING) | (inner - after)) or inner)
+            gone = sorted(((inner - standing()) | (inner - after)) or inner)
             made = " and ".join(sorted({makers.get((edit.site, kind), "an earlier step") for kind in gone}))
             why = f"absorbs what {made} made ({', '.join(gone)}): it is decoded and encoded anew"
             found.setdefault(why, []).append(edit.site)
@@ -143,7 +147,7 @@ def remember(edits: Iterable[Edit], makers: Makers, who: str) -> None:
     for edit in edits:
         before, after = kinds(edit.before), kinds(edit.after)
         if edit.how == "absorb":
-            before &= STANDING | LEAVES
+            before &= standing() | LEAVES
         for kind in after:
             if kind not in before or (edit.site, kind) not in makers:
                 makers[edit.site, kind] = who

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from tersor.core.observer import Observer
 from tersor.core.run import run
 from tersor.core.state import State, start
 from tersor.errors import RefusedError
@@ -26,6 +25,7 @@ from tersor.job import MODEL, REPORT, job, write_plain
 from tersor.model.fit import seeded
 from tersor.model.task import Task
 from tersor.model.tasks import digits
+from tersor.record.observer import Observer
 from tersor.report.console import percent, to_json, whole
 from tersor.report.table import report as tables
 from tersor.steps import Finetune, read_recipe

@@ -15,8 +15,7 @@ from typing import Any
 
 import safetensors.torch
 
-from tersor.core.history import first_given, lock
-from tersor.core.observer import Observer
+from tersor.core.history import first_given
 from tersor.core.recipe import Recipe
 from tersor.core.run import run
 from tersor.core.state import State
@@ -26,10 +25,11 @@ from tersor.io import load, save
 from tersor.measure.accuracy import compared
 from tersor.model.sites import select
 from tersor.model.task import Task
+from tersor.record.observer import Observer
 from tersor.report.console import first, to_json
 from tersor.report.facts import facts_of
 from tersor.steps import Entropy, Export, Rdoq
-from tersor.steps.words import dump
+from tersor.steps.words import dump, lock
 
 MODEL, LOCK, REPORT, JOURNAL = "model.tersor", "recipe.lock.yaml", "report.json", "journal"
 

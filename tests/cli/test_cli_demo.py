@@ -12,11 +12,11 @@ from command_line import Command
 
 import tersor as package
 from tersor import demo
-from tersor.core.observer import Observer
 from tersor.core.run import run
 from tersor.errors import RefusedError
 from tersor.io import save
 from tersor.model.tasks import digits
+from tersor.record.observer import Observer
 from tersor.steps import Prune, read_recipe
 
 

@@ -11,19 +11,20 @@ import torch
 from tiny import tiny
 from torch import nn
 
-from tersor.core.history import lock, replay, undo
-from tersor.core.observer import Observer
+from tersor.core.history import replay, undo
 from tersor.core.recipe import Recipe
 from tersor.core.run import run
 from tersor.core.state import State, start
 from tersor.core.step import Needs
 from tersor.core.view import View
+from tersor.encode import coded
 from tersor.errors import JournalError, RefusedError, SettingError, TaskError, TersorError
-from tersor.forms import Affine, Codebook, Dense, Form, LowRank, Masked, coded
+from tersor.forms import Affine, Codebook, Dense, Form, LowRank, Masked
 from tersor.model.task import Task
 from tersor.record.events import Edit, Event, Group, Note
+from tersor.record.observer import Observer
 from tersor.steps import STEPS, Cluster, Entropy, Prune, Quantize
-from tersor.steps.words import dump, from_yaml
+from tersor.steps.words import dump, from_yaml, lock
 
 W = "layers.0.weight"
 

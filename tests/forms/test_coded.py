@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from random_forms import SHAPES, Shape, forms
 from torch import Tensor
 
+from tersor.encode import coded
 from tersor.errors import FormatError
-from tersor.forms import Affine, Coded, Dense, Form, LowRank, Masked, Sum, coded, uncoded
+from tersor.forms import Affine, Coded, Dense, Form, LowRank, Masked, Sum, uncoded
 from tersor.forms.coded import DTYPES
 from tersor.forms.form import as_bytes
 

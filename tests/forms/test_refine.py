@@ -7,7 +7,8 @@ from hypothesis import given
 from random_forms import forms
 from torch import Tensor
 
-from tersor.forms import Affine, Coded, Dense, Form, LowRank, Masked, Sum, refine, uncoded
+from tersor.encode import refine
+from tersor.forms import Affine, Coded, Dense, Form, LowRank, Masked, Sum, uncoded
 
 OUTER = (Masked, LowRank, Sum)
 

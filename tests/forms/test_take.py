@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from random_forms import close, forms
 from torch import Tensor
 
+from tersor.encode import coded
 from tersor.forms import (
     FORMS,
     Affine,
@@ -21,7 +22,6 @@ from tersor.forms import (
     LowRank,
     Masked,
     Sum,
-    coded,
     even,
     uncoded,
 )

@@ -24,8 +24,9 @@ from torch import Tensor
 
 from tersor.core.recipe import Recipe
 from tersor.core.state import State
+from tersor.encode import coded
 from tersor.errors import FormatError, RefusedError, SettingError, StorageError, TersorError
-from tersor.forms import Affine, Codebook, Dense, Form, LowRank, Masked, coded
+from tersor.forms import Affine, Codebook, Dense, Form, LowRank, Masked
 from tersor.forms.form import as_bytes
 from tersor.io import diff, load, pack, patch, save
 from tersor.io.parts import Parts

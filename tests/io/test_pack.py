@@ -10,8 +10,6 @@ from safetensors.torch import load_file, save_file
 from tiny import MODELS, tiny
 from torch import Tensor
 
-from tersor.core.history import lock
-from tersor.core.observer import Observer
 from tersor.core.recipe import Recipe
 from tersor.core.run import run
 from tersor.core.state import State
@@ -21,7 +19,9 @@ from tersor.forms import Coded, Dense
 from tersor.io import load, pack, unpack, verify
 from tersor.io.header import CODES
 from tersor.model.sites import Site
+from tersor.record.observer import Observer
 from tersor.steps import STEPS, Cluster, Entropy, Factorize, Finetune, Measure, Prune, Quantize
+from tersor.steps.words import lock
 
 LOSSLESS = Recipe((Entropy(),))
 

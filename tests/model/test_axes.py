@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_forms import Draw
 
+from tersor.encode import coded
 from tersor.errors import RefusedError
-from tersor.forms import Affine, Codebook, Coded, Dense, Form, LogGrid, LowRank, Masked, Sum, coded
+from tersor.forms import Affine, Codebook, Coded, Dense, Form, LogGrid, LowRank, Masked, Sum
 from tersor.model.axes import turned, with_ones
 
 SHAPES = ((1, 1), (7, 1), (1, 7), (4, 10), (5, 3), (0, 3), (3, 0))

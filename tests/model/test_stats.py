@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tersor.core import view as view_module
-from tersor.core.observer import Observer
 from tersor.core.state import start
 from tersor.core.view import View
 from tersor.model import stats
 from tersor.model.sites import Site, sites_of
 from tersor.model.stats import grams, has_gram
 from tersor.model.task import Task
+from tersor.record.observer import Observer
 
 
 def rows_of(layer: nn.Module, x: Tensor) -> list[Tensor]:

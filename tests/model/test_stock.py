@@ -13,8 +13,9 @@ from stock_cases import State
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from tersor.encode import coded
 from tersor.errors import RefusedError, SettingError, SiteError, TersorError
-from tersor.forms import Affine, Dense, Form, LowRank, Masked, coded
+from tersor.forms import Affine, Dense, Form, LowRank, Masked
 from tersor.model.attention import Attention
 from tersor.model.born import born
 from tersor.model.changed import changed

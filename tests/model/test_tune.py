@@ -11,7 +11,8 @@ from tiny import MODELS, tiny
 from torch import Tensor, nn
 
 from tersor.core.state import start
-from tersor.forms import FORMS, Affine, Codebook, Dense, Form, LogGrid, LowRank, Masked, Sum, refine, uncoded
+from tersor.encode import refine
+from tersor.forms import FORMS, Affine, Codebook, Dense, Form, LogGrid, LowRank, Masked, Sum, uncoded
 from tersor.maths.affine import even_grid, limits
 from tersor.maths.levels import log_grid
 from tersor.maths.signs import binary, ternary

@@ -18,7 +18,6 @@ import safetensors.torch
 import torch
 from tiny import Tiny, tiny
 
-from tersor.core.observer import Observer
 from tersor.core.recipe import Recipe
 from tersor.core.run import run
 from tersor.core.state import State
@@ -30,6 +29,7 @@ from tersor.forms import Dense, Sum
 from tersor.model.sites import Site
 from tersor.record.events import Edit, Group, Note, of
 from tersor.record.journal import lines_of
+from tersor.record.observer import Observer
 from tersor.steps import STEPS, Cluster, Entropy, Factorize, Finetune, Measure, Prune, Quantize
 
 RECIPE = Recipe(

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tersor.core.state import State
+from tersor.encode import coded
 from tersor.errors import SettingError
-from tersor.forms import Affine, Dense, Masked, coded
+from tersor.forms import Affine, Dense, Masked
 from tersor.io import load, save
 from tersor.model.sites import Site
 from tersor.record.ledger import Ledger

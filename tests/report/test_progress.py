@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.progress import Progress
 from tiny import tiny
 
-from tersor.core.observer import Observer
 from tersor.core.run import run
+from tersor.record.observer import Observer
 from tersor.report.progress import Bars, Lines, watching
 from tersor.steps import Prune, Quantize
 

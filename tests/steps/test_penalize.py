@@ -10,7 +10,6 @@ import torch
 from tiny import tiny
 from torch import nn
 
-from tersor.core.observer import Observer
 from tersor.core.run import run
 from tersor.core.state import State
 from tersor.errors import SettingError
@@ -18,6 +17,7 @@ from tersor.forms import Affine, Masked, uncoded
 from tersor.io import save
 from tersor.model.loader import TensorBatches
 from tersor.model.task import Task
+from tersor.record.observer import Observer
 from tersor.steps import Entropy, Finetune, Penalize, Prune, penalize
 from tersor.steps.penalize import Prices
 

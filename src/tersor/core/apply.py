@@ -12,17 +12,15 @@ from dataclasses import replace
 from typing import TypeVar
 
 import torch
-from torch import Tensor
 
 from tersor.core.state import State
 from tersor.errors import RefusedError
 from tersor.forms import Form, Grid
-from tersor.forms.form import as_bytes
 from tersor.model.born import born
 from tersor.model.changed import changed
 from tersor.model.changes import Replace, Set
-from tersor.model.sites import Site
-from tersor.record.events import HOW, Cut, Edit, Group, Note
+from tersor.record.events import Cut, Edit, Group, Note
+from tersor.record.relation import untrue
 
 T = TypeVar("T")
 Digests = tuple[str, str]  # before and after
@@ -60,30 +58,9 @@ def edited(state: State, edit: Edit, who: str) -> tuple[State, Digests]:
     after, there = edit.after, state.forms.get(edit.site)
     if there is None or not isinstance(after, Form) or there.digest != before:
         raise RefusedError(f"{who}: {edit.site}: the edit starts from a form that is not there")
-    check_edit(edit, there, after, state.sites[edit.site], who)
+    if why := untrue(edit.how, there, after, state.sites[edit.site].torch_dtype):
+        raise RefusedError(f"{who}: {edit.site}: {why}")
     return replace(state, forms={**state.forms, edit.site: after}), (before, after.digest)
-
-
-def check_edit(edit: Edit, there: Form, after: Form, site: Site, who: str) -> None:
-    """Refuse an edit that is not what it says it is."""
-    if edit.how not in HOW:
-        raise RefusedError(f"{who}: {edit.site}: an edit is one of {', '.join(HOW)}, not {edit.how!r}")
-    if tuple(after.shape) != tuple(there.shape):
-        raise RefusedError(f"{who}: {edit.site}: shape {list(there.shape)} became {list(after.shape)}")
-    if edit.how == "wrap" and there.digest not in {node.digest for _, node in after.walk()}:
-        raise RefusedError(f"{who}: {edit.site}: a wrap must hold the old form")
-    if edit.how == "lossless":
-        pairs = zip(there.slices(), after.slices(), strict=True)
-        if not all(same_bits(old, new) for old, new in pairs):
-            raise RefusedError(f"{who}: {edit.site}: a lossless edit must decode to the same bits")
-    elif not all(part.to(site.torch_dtype).isfinite().all() for part in after.slices()):
-        raise RefusedError(
-            f"{who}: {edit.site}: the new form decodes to NaN or infinity; nothing was changed"
-        )
-
-
-def same_bits(a: Tensor, b: Tensor) -> bool:
-    return a.dtype == b.dtype and torch.equal(*(torch.from_numpy(as_bytes(tensor)) for tensor in (a, b)))
 
 
 def cut(state: State, event: Cut, who: str) -> tuple[State, Digests]:

@@ -1,8 +1,7 @@
-"""History: undo, replay and lock: what a ledger, a journal and the first weights bring back.
+"""History: undo and replay: what a ledger, a journal and the first weights bring back.
 
 undo      of lossless steps: from the state alone; of all steps: the first weights; else from the run's journal
 replay    the groups of a journal on the model that its run began with, without computing them again
-lock      the recipe with every setting spelled out, where it began, and what came of each site
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -109,21 +107,6 @@ def replay(model: nn.Module | State, ledger: Ledger, journal: Journals) -> State
     if given.digest != ledger.base:
         raise RefusedError(f"replay: the ledger begins with model {ledger.base}, this one is {given.digest}")
     return rebuilt(replace(given, ledger=ledger), ledger.count, journal)
-
-
-def lock(state: State) -> dict[str, Any]:
-    """The lock file: the recipe with every setting spelled out, where it began and what came of each site."""
-    if state.ledger.past:
-        raise RefusedError(
-            "lock: the settings of the oldest steps are not in this ledger any more: a file keeps some"
-        )
-    touched = {entry.site for entry in state.ledger.entries if entry.changes}
-    touched |= {name for name, site in state.sites.items() if site.origin}
-    return {
-        **state.ledger.recipe,
-        "base": state.ledger.base,
-        "result": {name: form.digest for name, form in state.forms.items() if name in touched},
-    }
 
 
 def compare_lock(recipe: Recipe, result: State) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from tersor.core.state import State
 from tersor.errors import RefusedError, SiteError
-from tersor.model.answers import distance, outputs
+from tersor.model.answers import distance, outputs, zero
 from tersor.model.task import MISFIT, Task
 from tersor.record.events import Cut, Group, Note
 
@@ -72,16 +72,10 @@ def answers(
 def masked(before: State, group: Group) -> nn.Module:
     """The model before, with zeros where what is cut is read."""
     model = before.plain()
-    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
-    with torch.no_grad():
-        for cut in cuts(group):
-            if cut.reads:
-                gone = [
-                    at
-                    for at, index in enumerate(before.present(cut.site, cut.axis))
-                    if index not in set(cut.kept)
-                ]
-                tensors[cut.site].index_fill_(cut.axis, torch.tensor(gone, dtype=torch.int64), 0)
+    for cut in cuts(group):
+        if cut.reads:
+            places = enumerate(before.present(cut.site, cut.axis))
+            zero(model, cut.site, cut.axis, [at for at, index in places if index not in set(cut.kept)])
     return model
 
 

@@ -1,11 +1,4 @@
-"""Recipe: a list of steps, a seed and a format number; the same in Python, YAML and words (steps/words.py).
-
-tersor: 1                          run prune keep=0.1 entropy
-seed: 0
-steps:                             Recipe([Prune(keep=0.1), Entropy()])
-  - prune: {keep: 0.1}
-  - entropy
-"""
+"""Recipe: a list of steps, a seed and a format number; the same in Python, YAML and words (steps/words.py)."""
 
 from __future__ import annotations
 

@@ -14,22 +14,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from tersor.core.apply import apply
 from tersor.core.history import compare_lock
-from tersor.core.observer import Observer
 from tersor.core.proof import proved
 from tersor.core.recipe import Recipe, as_recipe
 from tersor.core.state import State, start
 from tersor.core.view import View
+from tersor.encode import recoded
 from tersor.errors import RefusedError
-from tersor.forms import recoded
-from tersor.model.code import code_of
+from tersor.model.code import fingerprints
 from tersor.model.task import Task
 from tersor.record.events import Edit, Group
 from tersor.record.journal import Journal
+from tersor.record.observer import Observer
 
 
 def run(
@@ -53,7 +52,8 @@ def run(
     with ExitStack() as stack:
         kept = None
         if journal is not None:
-            prints, unseen = fingerprints(state, recipe, task)
+            prints, unseen = fingerprints(state.given, task)
+            prints |= {"model": state.trail, "recipe": recipe.digest}
             if unseen:
                 observer.said(f"journal: a change of this code would not be seen: {', '.join(unseen)}")
             # Under torchrun or accelerate launch every process runs the recipe; one of them writes.
@@ -62,20 +62,6 @@ def run(
         result = Executor(state, recipe, task, observer=observer, out=Path(out), journal=kept).run()
     compare_lock(recipe, result)
     return result
-
-
-def fingerprints(state: State, recipe: Recipe, task: Task | None) -> tuple[dict[str, Any], list[str]]:
-    """What a resumed run must have in common with the one that began, and the code that cannot be compared."""
-    code, unseen = code_of(state.given, task)
-    prints = {
-        "model": state.digest if not state.ledger.count else f"{state.digest} {state.ledger.digest}",
-        "data": "none" if task is None else task.digest(),
-        "code": code,
-        "recipe": recipe.digest,
-        # Sums over batches come out otherwise with another number of threads; of weights alone they do not.
-        "number of threads": 0 if task is None else torch.get_num_threads(),
-    }
-    return prints, unseen
 
 
 class Executor:
@@ -179,7 +165,7 @@ class Executor:
         with ExitStack() as stack:
             kept = None
             if self.journal is not None:
-                prints, _ = fingerprints(view.state, recipe, self.task)
+                prints = {"model": view.state.trail, "recipe": recipe.digest}
                 folder = self.journal.folder / f"trial-{path}"
                 kept = stack.enter_context(Journal(folder, prints, resume=True, writes=self.journal.writes))
             state = replace(

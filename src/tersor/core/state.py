@@ -21,7 +21,7 @@ from tersor.forms import Dense, Form, Grid, Node
 from tersor.forms.form import DIGEST
 from tersor.model.changes import Replace, Set
 from tersor.model.fitted import fitted
-from tersor.model.simulate import gridded
+from tersor.model.simulate import with_grids
 from tersor.model.sites import Site, finite, sites_of
 from tersor.record.ledger import Ledger
 
@@ -60,15 +60,12 @@ class State:
         """The given index of each index that is present along an axis."""
         return self.kept.get(site, {}).get(axis) or tuple(range(self.sites[site].shape[axis]))
 
-    def module(self, given: nn.Module | None = None) -> nn.Module:
+    def plain(self, given: nn.Module | None = None) -> nn.Module:
+        """A copy of the given model with the decoded weights, cuts and replacements, without grids."""
         module = self.given if given is None else given
         if module is None:
             raise SettingError("a file holds weights, not code: give the model, model(MyNet())")
-        return module
-
-    def plain(self, given: nn.Module | None = None) -> nn.Module:
-        """A copy of the given model with the decoded weights, cuts and replacements, without grids."""
-        return fitted(self.module(given), self.forms, self.sites, self.aliases, self.changes)
+        return fitted(module, self.forms, self.sites, self.aliases, self.changes)
 
     def model(self, given: nn.Module | None = None) -> nn.Module:
         """A model that answers as this state does: plain where no edge has a grid, else one that simulates the
@@ -87,6 +84,11 @@ class State:
         """The decoded weights by their names in the model, aliases too."""
         decoded = {name: form.decode().to(self.sites[name].torch_dtype) for name, form in self.forms.items()}
         return decoded | {alias: decoded[name] for alias, name in self.aliases.items()}
+
+    @property
+    def trail(self) -> str:
+        """What it is and how it came to be: a run that starts here is another one than a run from elsewhere."""
+        return f"{self.digest} {self.ledger.digest}" if self.ledger.count else self.digest
 
     @property
     def nodes(self) -> dict[str, Node]:
@@ -114,17 +116,6 @@ class State:
             rest = {"kept": self.kept, "changes": [[type(c).__name__, vars(c)] for c in self.changes]}
             rest |= {"grids": {edge: grid.digest for edge, grid in sorted(self.grids.items())}}
         return digest_of({name: form.digest for name, form in self.forms.items()}, rest)
-
-
-def with_grids(model: nn.Module, grids: Mapping[str, Grid]) -> nn.Module:
-    """The model with grids on its edges; RefusedError where one is stale."""
-    stale = [edge for edge, grid in grids.items() if grid.stale]
-    if stale:
-        raise RefusedError(
-            f"{stale[0]}: its grid is stale, and {len(stale) - 1} more: what came after it changed what the edge "
-            f"holds. Calibrate again, or undo to where it was fresh"
-        )
-    return gridded(model, grids) if grids else model
 
 
 def digest_of(digests: Mapping[str, str], rest: Mapping[str, Any] | None = None) -> str:

@@ -10,24 +10,26 @@ import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from tersor.core.observer import Observer
-from tersor.core.state import State, known_base, with_grids
+from tersor.core.state import State, known_base
 from tersor.errors import RefusedError, SettingError
 from tersor.forms import Form
-from tersor.model.batches import device_of, move, steady
+from tersor.model.answers import once
 from tersor.model.fit import Plan, fit
 from tersor.model.fitted import fitted
+from tersor.model.simulate import with_grids
 from tersor.model.sites import Site, select
 from tersor.model.stats import grams, has_gram
 from tersor.model.task import Task
 from tersor.model.tune import Grid, Tuned
 from tersor.record.events import Edit
 from tersor.record.journal import Journal
+from tersor.record.observer import Observer
 
 GRAM_BYTES = 512 << 20  # of second moments held at once: layers beyond it take another pass over the data
 
@@ -157,7 +159,15 @@ class View:
             raise SettingError(f"{self.step_name}: no parameter is left to train")
         # Of cut and replaced modules a fitted one has the shapes; it need not have the new values.
         module = self.plain() if self.state.kept or self.state.changes else self._module()
-        tuned = Tuned(module, after, self.sites, learn, grids, edge_grids=self.state.grids, example=self.call)
+        tuned = Tuned(
+            module,
+            after,
+            self.sites,
+            learn,
+            grids,
+            edge_grids=self.state.grids,
+            example=partial(once, self.task),
+        )
         for scale in tuned.grids.parameters():
             scale.requires_grad_(False)
         tuned.begin(begin or {})
@@ -172,12 +182,6 @@ class View:
         )  # fmt: skip
         moved = {name: form for name, form in tuned.fold().items() if form.digest != self.forms[name].digest}
         return moved, facts
-
-    def call(self, model: nn.Module) -> Any:
-        """The model run once, on what it is trained with."""
-        batches = self.task.batches("train")
-        with steady(self.task.train):
-            return self.task.run(model, move(next(iter(batches)), device_of(model)))
 
     def trial(self, steps: Iterable[Any]) -> tuple[dict[str, Any], State]:
         """Run steps on the side, from the state as it is seen here: (facts, what became of it). Facts are the

@@ -11,7 +11,7 @@ from typing import cast
 from tersor.forms.affine import Affine
 from tersor.forms.at import At
 from tersor.forms.codebook import Codebook
-from tersor.forms.coded import PROFILES, Coded, coded, recoded, shortened, uncoded
+from tersor.forms.coded import PROFILES, Coded, uncoded
 from tersor.forms.dense import Dense
 from tersor.forms.form import Form
 from tersor.forms.grid import Grid
@@ -20,7 +20,6 @@ from tersor.forms.lowrank import LowRank
 from tersor.forms.masked import Masked
 from tersor.forms.node import Node
 from tersor.forms.ongrid import even
-from tersor.forms.refine import refine
 from tersor.forms.sum import Sum
 
 FORMS: dict[str, type[Form]] = {
@@ -30,5 +29,5 @@ NODES: Mapping[str, type[Node]] = ChainMap(cast(dict[str, type[Node]], FORMS), {
 
 __all__ = [
     "FORMS", "NODES", "PROFILES", "Affine", "At", "Codebook", "Coded", "Dense", "Form", "Grid", "LogGrid",
-    "LowRank", "Masked", "Node", "Sum", "coded", "even", "recoded", "refine", "shortened", "uncoded",
+    "LowRank", "Masked", "Node", "Sum", "even", "uncoded",
 ]  # fmt: skip

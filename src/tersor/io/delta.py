@@ -21,10 +21,10 @@ from typing import Any, BinaryIO, NamedTuple
 import torch
 from torch import Tensor
 
-from tersor.core.observer import Observer
+from tersor.encode import coded
 from tersor.errors import FormatError, RefusedError
 from tersor.files import atomic, output
-from tersor.forms import PROFILES, Coded, coded
+from tersor.forms import PROFILES, Coded
 from tersor.forms.form import as_bytes
 from tersor.io.change import fitted, tell
 from tersor.io.checkpoint import read_from
@@ -45,6 +45,7 @@ from tersor.io.patch import (
 from tersor.io.tensors import CHUNK, IN_MEMORY
 from tersor.io.text import dump, parse
 from tersor.io.told import ALONE, CHANGE, SAME, Told, movable
+from tersor.record.observer import Observer
 
 SAMPLE = 1 << 14  # elements that tell which array of OLD is nearest
 MOST = 4  # arrays of OLD with another name that are tried

@@ -16,8 +16,8 @@ from tersor.io.header import NAMED, check_shape, natural
 from tersor.io.text import dump
 from tersor.model.changes import Replace, Set
 from tersor.model.sites import Site
-from tersor.record.events import HOW
 from tersor.record.ledger import Entry, Ledger
+from tersor.record.relation import HOW
 
 MODULES = ("set", "replace")  # what happens to a module
 DEFAULTS = {"dtype": "float32", "kind": "other", "axis": 0, "groups": 1}

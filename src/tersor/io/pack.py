@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from tersor.core.observer import Observer
 from tersor.core.recipe import Recipe
 from tersor.core.run import Executor
 from tersor.core.state import State, digest_of
@@ -28,6 +27,7 @@ from tersor.io.pool import in_order
 from tersor.io.tensors import TensorWriter, is_finite
 from tersor.model.sites import Site, finite
 from tersor.record.ledger import Entry, Ledger
+from tersor.record.observer import Observer
 
 TIED = 65536  # bytes from which equal tensors are stored once: zero biases are equal by chance
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")

@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tersor.core.observer import Observer
 from tersor.errors import FormatError, RefusedError
 from tersor.files import atomic, output
 from tersor.forms import FORMS, NODES, Grid, Node
@@ -43,6 +42,7 @@ from tersor.io.tiny import Source
 from tersor.io.told import Leaves, Told
 from tersor.io.trees import Places
 from tersor.record.flat import unflatten
+from tersor.record.observer import Observer
 
 NUMBER = 1
 INDICES = 1 << 24  # of channels that a patched file may name

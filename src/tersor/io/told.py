@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tersor.encode import coded
 from tersor.errors import FormatError
-from tersor.forms import PROFILES, Affine, Coded, coded
+from tersor.forms import PROFILES, Affine, Coded
 from tersor.io.change import fitted, rebuild
 from tersor.io.document import of_type, only
 from tersor.io.header import NAMED

@@ -18,12 +18,12 @@ from typing import BinaryIO
 
 from torch import Tensor
 
-from tersor.core.observer import Observer
 from tersor.errors import SettingError, SiteError, did_you_mean
 from tersor.files import atomic, atomic_folder, output, write_text
 from tersor.forms.form import as_bytes
 from tersor.io.container import TersorFile
 from tersor.io.header import build_header
+from tersor.record.observer import Observer
 
 OTHERS = (".pt", ".pth", ".bin", ".ckpt", ".onnx", ".tersor")
 METADATA = {"format": "pt"}  # transformers asks for it

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tersor.model.batches import device_of, evaluating, move, steady
@@ -63,3 +64,16 @@ def distance(a: list[Tensor], b: list[Tensor]) -> float:
         (float((x.double() - y.double()).abs().max()) for x, y in zip(a, b, strict=True) if x.numel()),
         default=0.0,
     )
+
+
+def zero(model: nn.Module, tensor: str, axis: int, places: list[int]) -> None:
+    """Zeros at these places of an axis of one of the model's tensors."""
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    with torch.no_grad():
+        tensors[tensor].index_fill_(axis, torch.tensor(places, dtype=torch.int64), 0)
+
+
+def once(task: Task, model: nn.Module) -> Any:
+    """The model run once, on what it is trained with."""
+    with steady(task.train):
+        return task.run(model, move(next(iter(task.batches("train"))), device_of(model)))

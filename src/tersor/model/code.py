@@ -41,6 +41,15 @@ def code_of(model: nn.Module | None, task: Task | None) -> tuple[str, list[str]]
     return sha.hexdigest()[:16], sorted(set(unseen))
 
 
+def fingerprints(model: nn.Module | None, task: Task | None) -> tuple[dict[str, Any], list[str]]:
+    """What a resumed run must find as it was, besides weights and recipe; and what code cannot be compared."""
+    code, unseen = code_of(model, task)
+    # Sums over batches come out otherwise with another number of threads; of weights alone they do not.
+    threads = 0 if task is None else torch.get_num_threads()
+    data = "none" if task is None else task.digest()
+    return {"data": data, "code": code, "number of threads": threads}, unseen
+
+
 def pieces(part: Any) -> Iterator[bytes | None]:
     """The code of a class, a function or a callable, piece by piece; None for what cannot be looked at."""
     if part is None or isinstance(part, str):

@@ -134,6 +134,17 @@ def gridded(model: nn.Module, grids: Mapping[str, Grid]) -> Simulated:
     return Simulated(model, grids).requires_grad_(False)
 
 
+def with_grids(model: nn.Module, grids: Mapping[str, Grid]) -> nn.Module:
+    """The model with grids on its edges; RefusedError where one is stale."""
+    stale = [edge for edge, grid in grids.items() if grid.stale]
+    if stale:
+        raise RefusedError(
+            f"{stale[0]}: its grid is stale, and {len(stale) - 1} more: what came after it changed what the edge "
+            f"holds. Calibrate again, or undo to where it was fresh"
+        )
+    return gridded(model, grids) if grids else model
+
+
 def exported(simulated: Simulated, *args: Any, **kwargs: Any) -> ExportedProgram:
     """The simulation as a graph, for these arguments and in eval mode; each use of a grid is one node.
 

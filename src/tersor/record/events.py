@@ -4,10 +4,6 @@ Edit(site, before, after, how)     this site's form, or this edge's grid, become
 Cut(site, axis, kept)              keep these indices of that axis, in this order, whatever form stands
 Set, Replace                       this module's integer becomes that; this module becomes a stock one
 Note(site, kind, text)             a fact
-
-An edit says how it treats the old form:
-    wrap      the old form is a child of the new          refine   leaves replaced, the rest stands
-    lossless  decodes to the same bits   absorb   decoded and encoded anew: earlier structure is gone
 """
 
 from __future__ import annotations
@@ -19,7 +15,6 @@ from typing import Any
 from tersor.forms import Node
 from tersor.model.changes import Replace, Set
 
-HOW = ("wrap", "refine", "lossless", "absorb")
 PROOFS = ("masked", "same", "runs")
 
 

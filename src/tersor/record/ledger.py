@@ -14,7 +14,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tersor.forms.form import DIGEST
-from tersor.record.events import HOW, Cut, Edit, Group, Note, Set
+from tersor.record.events import Cut, Edit, Group, Note, Set
+from tersor.record.relation import HOW
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from tersor.core.observer import Observer
+from tersor.record.observer import Observer
 from tersor.report.console import first, seconds, talk
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from tersor.core.view import View
-from tersor.forms import Codebook, Dense, Form, refine
+from tersor.encode import Store, refine
+from tersor.forms import Codebook, Dense, Form
 from tersor.forms.form import from_rows, to_rows
-from tersor.forms.refine import Store
 from tersor.maths.kmeans import START, cluster
 from tersor.model.sites import Site
 from tersor.record.events import Edit, Group, Note, of

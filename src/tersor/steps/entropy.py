@@ -17,8 +17,9 @@ from typing import ClassVar, TypeVar
 
 from tersor.core.step import Needs
 from tersor.core.view import View
+from tersor.encode import shortened
 from tersor.errors import SettingError, did_you_mean
-from tersor.forms import PROFILES, At, Form, shortened, uncoded
+from tersor.forms import PROFILES, At, Form, uncoded
 from tersor.model.sites import Site, select
 from tersor.record.events import Edit, Group, Note, of
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from tersor.core.view import View
-from tersor.forms import Affine, Dense, Form, LowRank, Masked, Sum, refine, uncoded
+from tersor.encode import refine
+from tersor.forms import Affine, Dense, Form, LowRank, Masked, Sum, uncoded
 from tersor.forms.form import Moments, from_rows, to_rows
 from tersor.maths.rdoq import THETA, Factor, Rounded, factor, rdoq, steps
 from tersor.maths.units import HUGE, exponent, shift

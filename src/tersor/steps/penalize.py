@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from tersor.core.view import View
+from tersor.encode import refine
 from tersor.errors import RefusedError, SettingError
-from tersor.forms import Affine, Dense, Form, refine, uncoded
+from tersor.forms import Affine, Dense, Form, uncoded
 from tersor.forms.form import from_rows, to_rows
 from tersor.maths.affine import limits, requantize
 from tersor.maths.units import TINY

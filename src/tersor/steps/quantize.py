@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from tersor.core.view import View
+from tersor.encode import refine
 from tersor.errors import SettingError
-from tersor.forms import Affine, Codebook, Dense, Form, LogGrid, refine
+from tersor.forms import Affine, Codebook, Dense, Form, LogGrid
 from tersor.forms.form import from_rows, to_rows
 from tersor.maths.affine import PER, RANGES, even_grid
 from tersor.maths.levels import log_grid

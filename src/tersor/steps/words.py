@@ -15,7 +15,8 @@ from typing import Any
 import yaml
 
 from tersor.core.recipe import NUMBER, Recipe
-from tersor.errors import SettingError, did_you_mean
+from tersor.core.state import State
+from tersor.errors import RefusedError, SettingError, did_you_mean
 from tersor.settings import make
 
 KEYS = ("tersor", "seed", "steps", "base", "result")  # base and result are written by the lock file
@@ -102,3 +103,18 @@ def step_class(word: str, table: Mapping[str, type]) -> type:
     if word not in table:
         raise SettingError(f"recipe: no step {word!r}; {did_you_mean(word, table)}")
     return table[word]
+
+
+def lock(state: State) -> dict[str, Any]:
+    """The lock file: the recipe with every setting spelled out, where it began and what came of each site."""
+    if state.ledger.past:
+        raise RefusedError(
+            "lock: the settings of the oldest steps are not in this ledger any more: a file keeps some"
+        )
+    touched = {entry.site for entry in state.ledger.entries if entry.changes}
+    touched |= {name for name, site in state.sites.items() if site.origin}
+    return {
+        **state.ledger.recipe,
+        "base": state.ledger.base,
+        "result": {name: form.digest for name, form in state.forms.items() if name in touched},
+    }

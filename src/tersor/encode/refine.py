@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from tersor.forms import uncoded
 from tersor.forms.at import At
-from tersor.forms.coded import uncoded
 from tersor.forms.dense import Dense
 from tersor.forms.form import Form
 
