@@ -16,6 +16,7 @@ from nets import Call, benched, floats, nets
 from tiny import MODELS, tiny
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from tersor.core.state import start
 from tersor.errors import RefusedError, SettingError, SiteError
@@ -262,33 +263,39 @@ def test_gradient_checkpointing_needs_resume_and_is_then_exact() -> None:
         tuned.net.model.again = None
 
 
-def test_a_checkpointed_tie_is_run_again_with_its_trained_weight() -> None:
-    class Tied(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
-            self.b.weight = self.a.weight
-            self.again: Any = None
+class Tied(nn.Module):
+    """Runs a part again that is no module, in the middle of its own counts, with a weight of two names."""
 
-        def forward(self, x: Tensor) -> Tensor:
-            x = self.a(x)
-            if self.again is None:
-                return self.b(x.tanh())
-            inner: Any = lambda y: self.b(self.b(y).tanh())  # noqa: E731
-            return torch.utils.checkpoint.checkpoint(inner, x, use_reentrant=False, context_fn=self.again)
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.b.weight = self.a.weight
+        self.again: Any = None
 
+    def forward(self, x: Tensor) -> Tensor:
+        def rest(x: Tensor) -> Tensor:
+            return self.b(self.b(x).tanh()).tanh()
+
+        x = self.a(x).tanh()
+        if self.again is None:
+            return rest(x)
+        return checkpoint(rest, x, use_reentrant=False, context_fn=self.again)
+
+
+def test_what_is_run_again_goes_on_counting_and_sees_ties() -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 4)
-    tuned = tuned_of((Tied(), (x,), {}), {})
+    here: Call = (Tied(), (x,), {})
+    tuned = tuned_of(here, spanned(here, ["/tanh:0", "/tanh:1", "b/linear:0"], bits=3))
     with torch.no_grad():
         tuned.part_of("a.weight").w.mul_(3)
+    tuned(x).sum().backward()
+    want = {key: p.grad.clone() for key, p in tuned.named_parameters()}
+    tuned.zero_grad()
     tuned.net.again = tuned.resume
     tuned(x).sum().backward()
-    got = tuned.part_of("a.weight").w.grad.clone()
-    tuned.zero_grad()
-    w, a, b = tuned.part_of("a.weight").w, tuned.part_of("a.bias").w, tuned.part_of("b.bias").w
-    F.linear(F.linear(F.linear(x, w, a), w, b).tanh(), w, b).sum().backward()
-    torch.testing.assert_close(got, w.grad)
+    for key, parameter in tuned.named_parameters():
+        assert torch.equal(parameter.grad, want[key]), key
 
 
 def test_resume_is_asked_for_inside_a_forward() -> None:
@@ -402,6 +409,15 @@ def test_compiled_whole() -> None:
     want = tuned.eval()(*args, **kwargs).logits
     got = torch.compile(tuned, fullgraph=True, backend="eager")(*args, **kwargs).logits
     torch.testing.assert_close(got, want)
+
+
+def test_buffers_that_no_state_dict_lists_move_too() -> None:
+    """They have no other place than the hidden net, and would stay behind on the CPU."""
+    (_, _, kwargs), tuned = three()
+    assert "frequency" not in str(list(tuned.net.state_dict()))
+    tuned.to("meta")
+    assert tuned.net.model.frequency.device.type == "meta"
+    assert tuned.net.lm_head.weight.device.type == "cpu"  # stands for nothing: its value comes from a part
 
 
 def test_a_large_model_goes_with_its_last_holder() -> None:

@@ -12,7 +12,7 @@ import inspect
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -31,11 +31,16 @@ class Simulated(nn.Module):
 
     net: nn.Module
     grids: nn.ModuleDict
+    hidden = False  # whether `parameters()` and `state_dict()` know nothing of the net's own tensors
 
     def __init__(self, model: nn.Module, edge_grids: Mapping[str, Grid] | None = None):
         """`model` is copied. `edge_grids`: for each chosen edge, by name (see edges.py), its grid."""
         super().__init__()
-        self.place(hooked(copy.deepcopy(model)))
+        net = hooked(copy.deepcopy(model))
+        if self.hidden:
+            object.__setattr__(self, "net", net)
+        else:
+            self.net = net
         given = edge_grids or {}
         paths = dict(self.net.named_modules())
         for name in given:
@@ -45,8 +50,14 @@ class Simulated(nn.Module):
         self.table = {name: key(name) for name in given}
         self.sign()
 
-    def place(self, net: nn.Module) -> None:
-        self.net = net
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        """What only a hidden net holds moves too: buffers that no state dict lists."""
+        super()._apply(fn, recurse)
+        for module in self.net.modules() if self.hidden else ():
+            for name in module._non_persistent_buffers_set:
+                if (buffer := module._buffers[name]) is not None:
+                    module._buffers[name] = fn(buffer)
+        return self
 
     def values(self) -> dict[str, Tensor]:
         """What stands in for the net's own tensors, by name: here nothing does."""

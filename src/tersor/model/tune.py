@@ -302,6 +302,7 @@ class Tuned(Simulated):
     """A model in training: parameters are the leaves of its forms and the scales of its edges' grids, buffers
     are its own. It is called as the model is: any training loop will do."""
 
+    hidden = True  # the forms' leaves are what is trained, not the layers' own weights
     layout = torch.contiguous_format  # of convolution weights, which their outputs follow
 
     def __init__(
@@ -328,10 +329,6 @@ class Tuned(Simulated):
                 value = forms[name].decode().to(site.torch_dtype).clone()
                 self.register_buffer(key(name), value)
         self.to(next((p.device for p in model.parameters()), torch.device("cpu")))
-
-    def place(self, net: nn.Module) -> None:
-        # Hidden from parameters(): the forms' leaves are what is trained, not the layers' own weights.
-        object.__setattr__(self, "net", net)
 
     def part_of(self, name: str) -> Part:
         return cast(Part, self.parts[key(name)])
