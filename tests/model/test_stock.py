@@ -316,6 +316,16 @@ def test_cut_and_then_untied() -> None:
     assert torch.equal(sound(state).head.weight, state.given.embed.weight[:, [0, 2]])
 
 
+def test_what_was_set_goes_with_the_module() -> None:
+    """An integer that was set binds the module that it was set on, not the one in its place."""
+    model = nn.Sequential(nn.Sequential(nn.Linear(3, 3)), nn.MultiheadAttention(8, 4))
+    state = State(model).change(Set("0.0", "in_features", 3), Replace("0", "identity"))
+    state.change(Set("1", "num_heads", 4), Replace("1", "attention"))
+    twin = sound(heads_left(state, "1", 2))
+    assert isinstance(twin[0], nn.Identity)
+    assert (twin[1].num_heads, twin[1].head_dim) == (1, 2)
+
+
 def test_buffers_are_untied() -> None:
     model = nn.Module()
     model.register_buffer("a", torch.arange(3.0))
