@@ -123,6 +123,7 @@ def test_a_product_is_layers(what: str, ranks: tuple[int, ...]) -> None:
         twin = sound(state)
         assert [type(layer) for layer in twin[0]].count(type(model[0])) >= 1
         assert len(twin[0]) == len(ranks) + 1
+        assert getattr(twin[0][0], "padding_idx", None) == getattr(model[0], "padding_idx", None)
         with torch.no_grad():
             close(twin(x), whole(x))
     close(alive(twin, x), whole(x))
@@ -226,6 +227,7 @@ def test_a_bias_of_zeros(what: str) -> None:
     model = double(layer())
     state = State(model).change(Replace("0", "bias"))
     assert (state.sites["0.bias"].origin, state.sites["0.bias"].dtype) == ("0.bias zeros", "float64")
+    assert state.forms["0.bias"].decode().dtype is torch.float64
     twin, x = sound(state), example(model, shape)
     with torch.no_grad():
         assert torch.equal(twin(x), model(x))
