@@ -142,6 +142,13 @@ CASES: dict[str, Case] = {
         (2, 3, 5, 5),
         (Set("0", "groups", 3), Set("0", "in_channels", 3)),
     ),
+    "depthwise, groups said otherwise": Case(
+        lambda: nn.Conv1d(6, 6, 3, groups=6),
+        {"weight": ((0, [0, 1, 2, 3]),), "bias": ((0, [0, 1, 2, 3]),)},
+        lambda: nn.Conv1d(2, 4, 3, groups=2),
+        (2, 2, 5),
+        (Set("0", "groups", 2),),
+    ),
     "depthwise of two": Case(
         lambda: nn.Conv1d(3, 6, 3, groups=3),
         {"weight": ((0, [0, 1, 4, 5]),), "bias": ((0, [0, 1, 4, 5]),)},

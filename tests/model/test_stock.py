@@ -124,6 +124,7 @@ def test_a_product_is_layers(what: str, ranks: tuple[int, ...]) -> None:
         twin = sound(state)
         assert [type(layer) for layer in twin[0]].count(type(model[0])) >= 1
         assert len(twin[0]) == len(ranks) + 1
+        assert getattr(twin[0][0], "padding_idx", None) == getattr(model[0], "padding_idx", None)
         with torch.no_grad():
             close(twin(x), whole(x))
     close(alive(twin, x), whole(x))
@@ -227,6 +228,7 @@ def test_a_bias_of_zeros(what: str) -> None:
     model = double(layer())
     state = State(model).change(Replace("0", "bias"))
     assert (state.sites["0.bias"].origin, state.sites["0.bias"].dtype) == ("0.bias zeros", "float64")
+    assert state.forms["0.bias"].decode().dtype is torch.float64
     twin, x = sound(state), example(model, shape)
     with torch.no_grad():
         assert torch.equal(twin(x), model(x))
@@ -315,6 +317,16 @@ def test_cut_and_then_untied() -> None:
     assert state.sites["head.weight"].shape == (7, 2)
     state.change(Replace("embed", "identity"))
     assert torch.equal(sound(state).head.weight, state.given.embed.weight[:, [0, 2]])
+
+
+def test_what_was_set_goes_with_the_module() -> None:
+    """An integer that was set binds the module that it was set on, not the one in its place."""
+    model = nn.Sequential(nn.Sequential(nn.Linear(3, 3)), nn.MultiheadAttention(8, 4))
+    state = State(model).change(Set("0.0", "in_features", 3), Replace("0", "identity"))
+    state.change(Set("1", "num_heads", 4), Replace("1", "attention"))
+    twin = sound(heads_left(state, "1", 2))
+    assert isinstance(twin[0], nn.Identity)
+    assert (twin[1].num_heads, twin[1].head_dim) == (1, 2)
 
 
 def test_buffers_are_untied() -> None:
