@@ -94,8 +94,8 @@ def check_grids(told: Any, sites: dict[str, Any], *, signed: bool) -> dict[str, 
 # Attachments
 
 
-def attachment_of(name: str, told: Any, tensors: dict[str, Array], inflated: Any) -> str:
-    """The name of its tensor, after its bytes were seen to be those that were given."""
+def attachment_of(name: str, told: Any, tensors: dict[str, Array], inflated: Any) -> bytes:
+    """Its bytes, if they are those that were given."""
     parts = name.split("/")
     check(all(part.strip(".") for part in parts), f"{name!r} is no path below a folder")
     check(not re.search(r"[\\:\x00-\x1f\x7f]", name), f"{name!r} has a character that no file's name has")
@@ -110,4 +110,4 @@ def attachment_of(name: str, told: Any, tensors: dict[str, Array], inflated: Any
         data, rest = inflated(data, nbytes)
         check(not rest, f"{name}: bytes behind it")
     check(len(data) == nbytes and hashlib.sha256(data).hexdigest() == told["sha256"], f"{name}: damaged")
-    return f"attachment:{name}"
+    return data

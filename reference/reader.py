@@ -14,7 +14,7 @@ import struct
 import sys
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from formulas import (
@@ -228,6 +228,20 @@ def digest(node: Node) -> str:
     return sha.hexdigest()[:16]
 
 
+def whole(nodes: dict[str, Node], kept: Any, changes: list[Any], grids: dict[str, Node]) -> str:
+    """The digest of a model."""
+    text = "\n".join(f"{name} {digest(node)}" for name, node in sorted(nodes.items()))
+    if kept or changes or grids:
+        keys = {"set": ("module", "attribute", "value"), "replace": ("module", "stock", "settings")}
+        told = [[kind.capitalize(), dict(zip(keys[kind], parts, strict=True))] for kind, *parts in changes]
+        rest = {"kept": kept, "changes": told, "grids": {edge: digest(grid) for edge, grid in grids.items()}}
+        text += json.dumps(rest, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+# 8. The ledger: records.py
+
+
 # 9. What a reader takes, and all of it together
 
 
@@ -249,8 +263,26 @@ def shape_of(node: Node) -> tuple[int, ...]:
     return shape_of(next(iter(node.children.values())))
 
 
+class File(NamedTuple):
+    """All that a file says."""
+
+    tensors: dict[str, Array]  # decoded, under the names of sites and aliases
+    kept: dict[str, dict[int, list[int]]]  # of the sites that were cut: what is left, by axis
+    changes: list[Any]
+    grids: dict[str, Node]
+    attachments: dict[str, bytes]
+    events: list[dict[str, Any]]
+    ledger: str  # its digest
+    digest: str  # of what is stored, section 7
+
+
 def read(path: str | Path) -> dict[str, Array]:
     """All tensors of a file, decoded."""
+    return opened(path).tensors
+
+
+def opened(path: str | Path) -> File:
+    """A file, all of it checked."""
     data = Path(path).read_bytes()
     signed, tensors = data[:4] != MAGIC, {}
     if signed:
@@ -264,47 +296,60 @@ def read(path: str | Path) -> dict[str, Array]:
         name: trees.build(site.get("form"), list(site["stored"]), site["dtype"], name)
         for name, site in sites.items()
     }
-    check_changes(document.get("changes", []))
+    changes = document.get("changes", [])
+    check_changes(changes)
     edges = check_grids(document.get("grids", {}), sites, signed=signed)
     grids = {edge: trees.grid(told["form"], edge) for edge, told in edges.items()}
-    attachments = document.get("attachments", {})
-    check(isinstance(attachments, dict), "attachments is an object")
-    for name, told in attachments.items():
-        own = attachment_of(name, told, tensors, lambda raw, most: inflated(raw, most, DICTIONARY))
-        check(own not in trees.used, f"{own}: a leaf too")
-        trees.used.add(own)
+    attachments = attachments_of(document.get("attachments", {}), trees)
     check(trees.used >= set(tensors), "a tensor that no form uses")
     check(trees.at == len(small), "bytes behind the small leaves")
     claimed = sum(elements(node, shape_of(node)) for node in nodes.values())
-    claimed += sum(
-        elements(node, ()) - 1 for node in grids.values()
-    )  # a grid has no shape, but its leaves do
+    leaves = [leaf for grid in grids.values() for leaf in grid.children.values()]
+    claimed += sum(elements(leaf, shape_of(leaf)) for leaf in leaves)
     check(claimed <= 16_777_216 + 1024 * len(data), "more elements than the bytes justify")
-    found = {}
-    for name, site in sites.items():
-        check(not signed or digest(nodes[name]) == site["digest"], f"{name}: damaged")
-        try:
-            value = decoded(nodes[name])
-        except BadStream as error:
-            raise BadFile(f"{name}: {error}") from None
-        check(value.values.shape == site["stored"], f"{name}: shape")
-        if value.dtype != site["dtype"]:
-            check(value.dtype in FLOATS and site["dtype"] in FLOATS, f"{name}: dtype")
-            value = rounded(widened(value), site["dtype"])
-        found[name] = value
+    for name, told in (sites | edges).items():
+        check(not signed or digest((nodes | grids)[name]) == told["digest"], f"{name}: damaged")
+    found = {name: tensor_of(name, site, nodes[name]) for name, site in sites.items()}
     for edge, grid in grids.items():
-        check(not signed or digest(grid) == edges[edge]["digest"], f"{edge}: damaged")
-        try:
-            check_grid(grid)
-        except BadStream as error:
-            raise BadFile(f"{edge}: {error}") from None
+        safely(edge, check_grid, grid)
     aliases = document.get("aliases", {})
     check(isinstance(aliases, dict), "bad aliases")
     for alias, name in aliases.items():
         check(isinstance(name, str) and alias not in sites and name in sites, f"{alias}: an alias of nothing")
         found[alias] = found[name]
-    ledger_of(document)
+    kept = {
+        name: {int(axis): lists[number] for axis, number in site["kept"].items()}
+        for name, site in sites.items()
+        if site["kept"]
+    }
+    events, ledger = ledger_of(document)
+    return File(found, kept, changes, grids, attachments, events, ledger, whole(nodes, kept, changes, grids))
+
+
+def attachments_of(told: Any, trees: Trees) -> dict[str, bytes]:
+    check(isinstance(told, dict), "attachments is an object")
+    found = {}
+    for name, one in told.items():
+        check(f"attachment:{name}" not in trees.used, f"{name}: a leaf too")
+        trees.used.add(f"attachment:{name}")
+        found[name] = attachment_of(name, one, trees.tensors, lambda raw, n: inflated(raw, n, DICTIONARY))
     return found
+
+
+def tensor_of(name: str, site: dict[str, Any], node: Node) -> Array:
+    value = safely(name, decoded, node)
+    check(value.values.shape == site["stored"], f"{name}: shape")
+    if value.dtype != site["dtype"]:
+        check(value.dtype in FLOATS and site["dtype"] in FLOATS, f"{name}: dtype")
+        value = rounded(widened(value), site["dtype"])
+    return value
+
+
+def safely(name: str, function: Any, node: Node) -> Any:
+    try:
+        return function(node)
+    except BadStream as error:
+        raise BadFile(f"{name}: {error}") from None
 
 
 if __name__ == "__main__":
