@@ -114,10 +114,7 @@ def test_same_as_a_run_on_everything(steps: tuple[object, ...], tmp_path: Path) 
     assert loaded.ledger.recipe == whole.ledger.recipe
 
     def told(entries: list) -> list:  # type: ignore[type-arg]
-        return sorted(
-            (e.step, e.name, e.site, e.how, e.before, e.after, e.kind, e.text)
-            for e in entries
-        )
+        return sorted((e.step, e.name, e.site, e.how, e.before, e.after, e.kind, e.text) for e in entries)
 
     assert told(loaded.ledger.entries) == told(whole.ledger.entries)
 
