@@ -44,13 +44,16 @@ CHILDREN: dict[str, dict[str, bool]] = {  # children in order, and whether each 
     "affine": {"codes": True, "scale": False, "zero": False, "member": False},
     "codebook": {"index": True, "book": False, "scale": False},
     "loggrid": {"codes": True, "scale": False, "member": False}, "lowrank": {"left": False, "right": False},
-    "sum": {"a": True, "b": True},
+    "sum": {"a": True, "b": True}, "grid": {"scale": False, "zero": False},
 }  # fmt: skip
-OPTIONAL = {("affine", "zero"), ("affine", "member"), ("loggrid", "member"), ("codebook", "scale")}
+OPTIONAL = {
+    ("affine", "zero"), ("affine", "member"), ("loggrid", "member"), ("codebook", "scale"), ("grid", "zero"),
+}  # fmt: skip
 SETTINGS: dict[str, dict[str, Any]] = {  # with defaults
     "dense": {}, "coded": {"pack": False, "kept": False, "turned": False, "coder": "max"}, "masked": {},
     "affine": {"bits": 8, "group": 0, "axis": 0, "runs": []}, "codebook": {"axis": 0},
     "loggrid": {"bits": 4, "terms": 1, "group": 0, "axis": 0, "runs": []}, "lowrank": {}, "sum": {},
+    "grid": {"bits": 8, "signed": False, "axis": 1, "stale": False},
 }  # fmt: skip
 BY_NAME = {
     "keep": "bool", "index": "uint8", "codes": "int8", "zero": "int16", "scale": "float32", "book": "float32",
@@ -278,3 +281,20 @@ FORMS = {
     "dense": lambda node, child, keep: node.leaf, "coded": coded, "masked": masked, "affine": affine,
     "codebook": codebook, "loggrid": loggrid, "lowrank": lowrank, "sum": total,
 }  # fmt: skip
+
+
+def check_grid(node: Node) -> None:
+    """Refuse a grid that rounds nothing."""
+    s = node.settings
+    check(all(child.form in ("dense", "coded") for child in node.children.values()), "grid: leaves alone")
+    child = {key: decoded(inner) for key, inner in node.children.items()}
+    scale = child["scale"]
+    check(scale.dtype == "float32" and scale.values.ndim == 1 and scale.values.size > 0, "grid: scale")
+    check(bool(np.isfinite(scale.values).all() and (scale.values > 0).all()), "grid: a scale that is no step")
+    check(1 <= s["bits"] <= 16, "grid: bits")
+    if "zero" in child:
+        zero = child["zero"]
+        check(zero.dtype in INTEGERS and zero.values.shape == scale.values.shape, "grid: zero")
+        low = -(2 ** (s["bits"] - 1)) if s["signed"] else 0
+        fine = low <= int(zero.values.min()) and int(zero.values.max()) < low + 2 ** s["bits"]
+        check(fine, "grid: a zero that is no code")

@@ -36,11 +36,12 @@ def undo(state: State, steps: int | None = None, *, journal: Journals = ()) -> S
         raise SettingError(f"undo: steps={steps}, but the ledger has {ledger.count} steps")
     if first == ledger.count:
         return state
-    if first == 0 and state.base is not None:
+    if first == 0 and (state.base is not None or ledger.past):
         return first_given(state)
     if first < len(ledger.past):
         raise RefusedError(
-            f"undo: of the first {len(ledger.past)} steps only names are left: a file keeps no more"
+            f"undo: of the first {len(ledger.past)} steps only names are left: a file keeps no more. Undo at most "
+            f"{ledger.count - len(ledger.past)} steps, or all of them with the first weights"
         )
     if journal:
         return rebuilt(state, first, journal)

@@ -1,7 +1,7 @@
-"""Container: model.tersor, a safetensors file with one more tensor that tells what the others mean.
+"""Container: model.tersor read: a safetensors file with one more tensor that tells what the others mean.
 
-save   sites one by one to a temporary file, then header and payload, moved into place when whole
-load   header, text, then each site: its leaves, its digest, its structure, its contents     docs/format.md
+header, text, then each site: its leaves, its digest, its structure, its contents     docs/format.md
+What is told is checked when the file is opened; what lies behind it when it is asked for. builder.py writes.
 """
 
 from __future__ import annotations
@@ -14,61 +14,43 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from tersor.core.state import State
 from tersor.errors import FormatError, SiteError, did_you_mean
-from tersor.files import atomic, output
 from tersor.forms import FORMS, NODES, Form, Grid, Node
-from tersor.io.builder import ATTACHMENT, NUMBER, TEXT, Builder
 from tersor.io.dictionary import DICTIONARY
 from tersor.io.document import (
+    ATTACHMENT,
     KEYS,
     TINY,
     aliases_from_json,
+    attachments_from_json,
     changes_from_json,
-    digest,
+    edges_from_json,
     indices_from_json,
-    ledger_from_json,
-    of_type,
-    only,
     shape_of,
     site_from_json,
 )
 from tersor.io.header import natural
 from tersor.io.looks import PACK
 from tersor.io.pool import in_order
-from tersor.io.tensors import TensorWriter, as_tensor, bytes_tensor
-from tersor.io.text import allowed, inflate, inflate_up_to, parse
+from tersor.io.records import ledger_from_json
+from tersor.io.tensors import as_tensor, bytes_tensor
+from tersor.io.text import inflate, inflate_up_to, of_type, only, parse
 from tersor.io.tiny import Source, read_tiny
 from tersor.io.trees import Places
-from tersor.io.validate import contents, grid_structure, limit_for, slices, structure
+from tersor.io.validate import contents, grid_contents, grid_structure, limit_for, slices, structure
 from tersor.model.sites import Site
 from tersor.record.flat import unflatten
 
 Found = TypeVar("Found")
 
-
-def save(result: State, path: str | os.PathLike[str], *, ledger: bool = True, tiny: bool = False) -> int:
-    """Write a compressed model; the same result gives the same bytes. Returns their number.
-
-    `ledger=False` leaves out recipe and ledger. `tiny` does too, and writes a header of some 100 bytes with
-    one checksum for all: for files of a few kB, which are read whole. StorageError where the file cannot be
-    written; what was there before stays until the new file is whole.
-    """
-    path = output(path)
-    with atomic(path) as out, TensorWriter(path.parent) as tensors:
-        builder = Builder(tensors, tiny=tiny)
-        for name, site in result.sites.items():
-            builder.add(site, result.forms[name], result.kept.get(name))
-        for edge, grid in result.grids.items():
-            builder.grid(edge, grid)
-        for name, data in result.attachments.items():
-            builder.attach(name, data)
-        return builder.finish(out, result.aliases, result.ledger, changes=result.changes, history=ledger)
+NUMBER = 1
+TEXT = "tersor"  # the name of the tensor that holds the text and the small leaves
 
 
 def load(path: str | os.PathLike[str], *, limit: int | None = None) -> State:
@@ -165,17 +147,11 @@ class TersorFile:
             self.sites[name] = site
             self.kept |= {name: kept} if kept else {}
         self.changes = changes_from_json(document.get("changes", []))
-        for edge, told in of_type(document.get("grids", {}), dict, "grids").items():
-            if edge in self.sites:
-                raise FormatError(f"grids: {edge[:100]!r} is the name of a site")
-            only(
-                of_type(told, dict, f"grids: {edge[:100]}"),
-                ("form", *(() if tiny else ("digest",))),
-                "a grid",
-            )
-            self.digests[edge] = "" if tiny else digest(told.get("digest"), f"{edge[:100]}: digest")
-            self.grids[edge] = self.places.grid(told.get("form"), edge)
-        self.attachments = of_type(document.get("attachments", {}), dict, "attachments")
+        edges = edges_from_json(document.get("grids", {}), self.sites, tiny=tiny)
+        for edge, signed, tree in edges:
+            self.digests[edge] = signed
+            self.grids[edge] = self.places.grid(tree, edge)
+        self.attachments = attachments_from_json(document.get("attachments", {}), self.source.slots)
         for name in self.attachments:
             self.places.attached(f"{ATTACHMENT}{name}")
         self.places.check_all_used(len(self.small))
@@ -198,11 +174,10 @@ class TersorFile:
     def grid(self, edge: str) -> Grid:
         """The grid of an edge, checked."""
         with self.naming():
-            grid: Node = unflatten(self.grids[edge], edge, self._leaf, NODES)
-            if not isinstance(grid, Grid):
-                raise FormatError(f"{edge}: an edge has a grid, not a form")
+            grid = cast(Grid, unflatten(self.grids[edge], edge, self._leaf, NODES))
             self._count(edge, grid_structure(grid, edge))
             self.check(edge, grid)
+            grid_contents(grid, edge)
             return grid
 
     def check(self, name: str, form: Node) -> None:
@@ -262,19 +237,18 @@ class TersorFile:
         return shape_of(self.sites[name], self.kept.get(name, {}))
 
     def attachment(self, name: str) -> bytes:
-        """A named file that goes with the weights; FormatError where its bytes are not those it was made of."""
+        """A file that goes with the weights; FormatError where its bytes are not those that were given."""
         with self.naming():
-            who, told = f"attachments: {name[:100]}", self.attachments[name]
-            only(of_type(told, dict, who), ("nbytes", "sha256", "deflated"), who)
-            slot = self.source.slots[f"{ATTACHMENT}{name}"]
+            told, slot = self.attachments[name], self.source.slots[f"{ATTACHMENT}{name}"]
             data = self.source.bytes(slot.begin, slot.end)
-            nbytes = of_type(told.get("nbytes"), int, f"{who}: nbytes")
             if told.get("deflated", False):
-                if not 0 <= nbytes <= allowed(len(data)):
-                    raise FormatError(f"{who} tells {nbytes:,} bytes, more than its {len(data):,} justify")
-                data = inflate_up_to(data, nbytes, DICTIONARY)[0]
-            if len(data) != nbytes or hashlib.sha256(data).hexdigest() != told.get("sha256"):
-                raise FormatError(f"{who} is damaged: its SHA-256 is not the one that the text tells")
+                data, rest, whole = inflate_up_to(data, told["nbytes"], DICTIONARY)
+                if rest or not whole:
+                    raise FormatError(f"attachments: {name[:100]} is damaged: it is of another length")
+            if len(data) != told["nbytes"] or hashlib.sha256(data).hexdigest() != told["sha256"]:
+                raise FormatError(
+                    f"attachments: {name[:100]} is damaged: its SHA-256 is not the one that the text tells"
+                )
             return data
 
     def tensor(self, name: str) -> Tensor:

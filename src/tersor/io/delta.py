@@ -167,8 +167,11 @@ def frame(before: Parts, after: Parts) -> tuple[Json, str]:
     """(what the patch must say of NEW besides its arrays, the SHA-256 of the file it makes)."""
     if after.tersor is not None:
         told: Json = {"kind": "tersor"} | ({"tiny": True} if after.tersor.source.tiny else {})
-        if before.tersor is None or before.head() != after.head():
-            told |= {"text": after.tersor.text, "large": large_of(after.tersor)}
+        large = large_of(after.tersor)
+        alike = (
+            before.tersor is not None and large == large_of(before.tersor) and before.head() == after.head()
+        )
+        told |= {} if alike else {"text": after.tersor.text, "large": large}
         return told, after.digest()
     head = after.head()
     told, digest = {"kind": "safetensors"}, after.digest() if head else ""

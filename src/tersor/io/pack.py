@@ -20,8 +20,8 @@ from tersor.errors import RefusedError
 from tersor.files import atomic, output
 from tersor.forms import Dense, Form
 from tersor.forms.coded import DTYPES
+from tersor.io.builder import Builder
 from tersor.io.checkpoint import Checkpoint, read_from
-from tersor.io.container import Builder
 from tersor.io.header import Slot
 from tersor.io.pool import in_order
 from tersor.io.tensors import TensorWriter, is_finite

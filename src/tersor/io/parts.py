@@ -1,6 +1,7 @@
 """Parts: a file of weights as named arrays, whatever kind it is: what diff and patch compare.
 
-A .tersor file gives its leaves, decoded; a checkpoint its tensors. In memory is one site or tensor at a time.
+A .tersor file gives its leaves, decoded, and its attachments as they are stored; a checkpoint its tensors. In
+memory is one site or tensor at a time.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from tersor.forms import Affine, At, Coded, Dense, Form, uncoded
 from tersor.forms.form import from_rows, to_rows
 from tersor.io.checkpoint import Checkpoint
 from tersor.io.container import TersorFile
+from tersor.io.document import ATTACHMENT
 from tersor.io.tensors import CHUNK, TensorFile
 from tersor.io.text import dump
 from tersor.io.tiny import Source
@@ -98,7 +100,12 @@ class Parts:
             self.tensors = found = Checkpoint(self.path)
             self.aliases, self.ignored = found.aliases, found.ignored
             self.files = sorted({Path(part.path) for part in found.where.values()})  # type: ignore[attr-defined]
-        self.names = list(self.tersor.places.found if self.tersor else self.slots)
+        self.names = list(self.slots)
+        if self.tersor is not None:
+            self.names = [
+                *self.tersor.places.found,
+                *(f"{ATTACHMENT}{name}" for name in self.tersor.attachments),
+            ]
         self.nbytes = sum(file.stat().st_size for file in self.files)
 
     @property
@@ -107,13 +114,16 @@ class Parts:
         return self.tensors.slots if self.tensors else {}
 
     def array(self, name: str) -> Tensor:
-        """A tensor, or what a leaf means."""
+        """A tensor, what a leaf means, or the bytes that hold an attachment."""
         return self.tensors.read(name) if self.tensors else self.leaf(name).array
 
     def leaf(self, name: str) -> Leaf:
         """A leaf of a .tersor file."""
         if self.tersor is None:
             raise FormatError(f"{self.path}: it is no .tersor file, so {name[:200]} has no leaves")
+        if name not in self.tersor.places.found:  # an attachment
+            data = Dense(self.tersor.source.read(name))
+            return Leaf(data, data.array, None, None)
         site = name if name in self.tersor.sites else name.rpartition(":")[0]
         if site in self.tersor.grids:
             grid = self.tersor.grid(site)

@@ -15,29 +15,36 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
+
+import torch
 
 from tersor.errors import FormatError, RefusedError
 from tersor.files import atomic, output
-from tersor.forms import FORMS, NODES, Grid, Node
+from tersor.forms import FORMS, NODES, Grid
 from tersor.forms.form import as_bytes
+from tersor.io.builder import Builder
 from tersor.io.checkpoint import read_from
-from tersor.io.container import Builder, TersorFile
+from tersor.io.container import TEXT as OWN
+from tersor.io.container import TersorFile
 from tersor.io.dictionary import DICTIONARY
 from tersor.io.document import (
+    ATTACHMENT,
+    TINY,
     aliases_from_json,
+    attachments_from_json,
     changes_from_json,
+    edges_from_json,
     indices_from_json,
-    ledger_from_json,
-    of_type,
-    only,
     shape_of,
     site_from_json,
 )
+from tersor.io.document import KEYS as DOCUMENT
 from tersor.io.header import NAMED, Slot, check_shape, natural, parse_header
 from tersor.io.parts import PATCH, Parts
+from tersor.io.records import ledger_from_json
 from tersor.io.tensors import CHUNK, TensorFile, TensorWriter
-from tersor.io.text import allowed, inflate_up_to, parse
+from tersor.io.text import allowed, inflate_up_to, of_type, only, parse
 from tersor.io.tiny import Source
 from tersor.io.told import Leaves, Told
 from tersor.io.trees import Places
@@ -45,7 +52,6 @@ from tersor.record.flat import unflatten
 from tersor.record.observer import Observer
 
 NUMBER = 1
-INDICES = 1 << 24  # of channels that a patched file may name
 TEXT, STREAMS = "patch", "streams"  # the two tensors of a patch
 KEYS = ("kind", "tiny", "text", "large", "head", "aliases", "parts")
 
@@ -171,24 +177,28 @@ def write_tersor(told: Told, target: Any, folder: Path, observer: Observer) -> i
     """Forms as they were, written by the writer of all .tersor files."""
     document = of_type(said(told, "text"), dict, "its text of the new file")
     tiny = of_type(told.text.get("tiny", False), bool, "tiny")
+    only(document, TINY if tiny else DOCUMENT, "its text of the new file")
     places, digests, sites, kept, trees = Places(large_leaves(told)), {}, {}, {}, {}
-    indices = indices_from_json(document.get("indices", []), INDICES)
+    indices = indices_from_json(document.get("indices", []), told.nbytes + told.before.nbytes)
     for name, entry in of_type(document.get("sites"), dict, "sites").items():
         site, digests[name], tree, kept[name] = site_from_json(name, entry, indices, tiny=tiny)
         sites[name] = site
         trees[name] = places.full(tree, shape_of(site, kept[name]), site.dtype, name)
+    for edge, digests[edge], tree in edges_from_json(document.get("grids", {}), sites, tiny=tiny):
+        trees[edge] = places.grid(tree, edge)
+    attached = attachments_from_json(document.get("attachments", {}), places.slots)
     with TensorWriter(folder) as tensors:
         builder = Builder(tensors, tiny=tiny)
-        for number, (name, site) in enumerate(sites.items(), 1):
-            leaves = Leaves(told, places, trees[name], name)
-            builder.add(site, unflatten(trees[name], name, leaves.stored, FORMS), kept[name])
-            observer.progress(number, len(sites), name)
-        for edge, entry in of_type(document.get("grids", {}), dict, "grids").items():
-            tree = places.grid(of_type(entry, dict, "a grid").get("form"), edge)
-            grid: Node = unflatten(tree, edge, Leaves(told, places, tree, edge).stored, NODES)
-            if not isinstance(grid, Grid):
-                raise FormatError(f"{edge[:200]}: an edge has a grid, not a form")
-            builder.grid(edge, grid)
+        for number, (name, tree) in enumerate(trees.items(), 1):
+            stored = Leaves(told, places, tree, name).stored
+            if name in sites:
+                builder.add(sites[name], unflatten(tree, name, stored, FORMS), kept[name])
+            else:
+                builder.grid(name, cast(Grid, unflatten(tree, name, stored, NODES)))
+            observer.progress(number, len(trees), name)
+        for name, entry in attached.items():
+            full = f"{ATTACHMENT}{name}"
+            builder.attach_stored(name, entry, told.array(full, torch.uint8, places.slots[full].shape))
         ledger = ledger_from_json(document, digests)
         aliases = aliases_from_json(document.get("aliases", {}), sites)
         changes = changes_from_json(document.get("changes", []))
@@ -196,13 +206,13 @@ def write_tersor(told: Told, target: Any, folder: Path, observer: Observer) -> i
 
 
 def large_of(file: TersorFile) -> dict[str, Any]:
-    """The leaves that are tensors of their own: dtype and shape of each."""
-    places = {name: place for name, place in file.places.found.items() if not place.small}
-    return {n: [str(p.dtype).removeprefix("torch."), list(p.shape)] for n, p in places.items()}
+    """The leaves that are tensors of their own, and the attachments: dtype and shape of each."""
+    slots = {name: slot for name, slot in file.source.slots.items() if name != OWN}
+    return {n: [str(s.dtype).removeprefix("torch."), list(s.shape)] for n, s in slots.items()}
 
 
 def large_leaves(told: Told) -> dict[str, Slot]:
-    """The leaves of the new file that are tensors of their own."""
+    """The leaves and attachments of the new file that are tensors of their own."""
     old, found = told.before.tersor, {}
     entries = told.text.get("large", {} if old is None else large_of(old))
     for name, entry in of_type(entries, dict, "large").items():

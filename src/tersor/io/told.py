@@ -17,9 +17,9 @@ from tersor.encode import coded
 from tersor.errors import FormatError
 from tersor.forms import PROFILES, Affine, Coded
 from tersor.io.change import fitted, rebuild
-from tersor.io.document import of_type, only
 from tersor.io.header import NAMED
 from tersor.io.parts import EvenGrid, Parts, regrid
+from tersor.io.text import of_type, only
 from tersor.io.trees import Places
 from tersor.io.validate import limit_for
 
@@ -34,7 +34,7 @@ class Told:
     """What a patch says of NEW. `read(begin, end)` gives a range of its streams, `nbytes` of them."""
 
     def __init__(self, text: Json, read: Callable[[int, int], bytes], nbytes: int, before: Parts) -> None:
-        self.text, self.read, self.before = text, read, before
+        self.text, self.read, self.nbytes, self.before = text, read, nbytes, before
         self.room = limit_for(nbytes + before.nbytes)  # elements that may still be declared
         self.parts: Json = of_type(text.get("parts"), dict, "parts")
         self.at: dict[str, tuple[int, list[int]]] = {}

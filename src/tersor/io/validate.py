@@ -53,20 +53,27 @@ def structure(form: Form, site: Site, expected: Shape | None = None) -> int:
 def grid_structure(grid: Grid, edge: str) -> int:
     """Refuse a grid that no edge can have. Returns its elements."""
     scale = structure_of(grid.scale, edge)
-    demand(
-        scale.dtype is torch.float32 and len(scale.shape) == 1 and scale.shape[0] > 0,
-        edge,
-        f"a scale of {scale}",
-    )
+    fine = scale.dtype is torch.float32 and len(scale.shape) == 1 and scale.shape[0] > 0
+    demand(fine, edge, f"a scale of {scale.dtype} {list(scale.shape)}, but it is float32 of one axis")
     if grid.zero is not None:
         zero = structure_of(grid.zero, edge)
-        demand(zero.shape == scale.shape and zero.dtype in INTEGERS, edge, f"a zero of {zero}")
+        fine = zero.shape == scale.shape and zero.dtype in INTEGERS
+        demand(fine, edge, f"a zero of {zero.dtype} {list(zero.shape)} for a scale of {list(scale.shape)}")
     demand(1 <= grid.bits <= 16, edge, f"bits {grid.bits}, but 1 to 16 are read")
     return scale.shape[0] * (1 if grid.zero is None else 2)
 
 
+def grid_contents(grid: Grid, edge: str) -> None:
+    """FormatError for a scale that is no step, and a zero that is no code."""
+    scale = grid.scale.decode()
+    demand(bool((scale.isfinite() & (scale > 0)).all()), edge, "a scale that is not a number above 0")
+    if grid.zero is not None:
+        low = -(1 << (grid.bits - 1)) if grid.signed else 0
+        within(grid.zero.decode(), low, low + (1 << grid.bits) - 1, edge, "a zero is one of the codes")
+
+
 def structure_of(leaf: Form, edge: str) -> Fact:
-    demand(isinstance(leaf, (Dense, Coded)), edge, f"a grid's {leaf.name} is no leaf")
+    demand(isinstance(leaf, (Dense, Coded)), edge, f"a {leaf.name} in a grid, which has leaves alone")
     return leaf.fact({}, None)
 
 
