@@ -27,8 +27,8 @@ from tersor.io import load, save
 from tersor.io.validate import structure
 from tersor.measure.bits import bits_of
 from tersor.measure.leaves import leaves_of
+from tersor.model.parts import PARTS, part
 from tersor.model.sites import Site
-from tersor.model.tune import PARTS, part
 from tersor.record.events import Edit, Group, of
 from tersor.steps import STEPS
 

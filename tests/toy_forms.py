@@ -20,7 +20,7 @@ from tersor.encode import refine
 from tersor.forms import Dense, Form
 from tersor.forms.form import FLOATS, Fact, Facts, Shape, demand, from_rows, to_rows
 from tersor.forms.ongrid import rows_of
-from tersor.model.tune import Part, RoundedPart, Structure
+from tersor.model.parts import Part, RoundedPart, Structure
 from tersor.record.events import Edit, Group, Note, of
 
 

@@ -16,7 +16,8 @@ from tersor.forms import FORMS, Affine, Codebook, Dense, Form, LogGrid, LowRank,
 from tersor.maths.affine import even_grid, limits
 from tersor.maths.levels import log_grid
 from tersor.maths.signs import binary, ternary
-from tersor.model.tune import PARTS, MaskedPart, Tuned, part
+from tersor.model.parts import PARTS, MaskedPart, part
+from tersor.model.tune import Tuned
 from tersor.steps import Quantize
 
 SHAPES = ((1, 1), (7, 1), (1, 7), (4, 3, 2, 2), (6, 10), (5,), (1,), ())

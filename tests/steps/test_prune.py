@@ -15,8 +15,9 @@ from tersor.core.state import State
 from tersor.core.view import View
 from tersor.errors import SettingError
 from tersor.forms import Dense, Form, LowRank, Masked
+from tersor.model.parts import MaskedPart
 from tersor.model.task import Task
-from tersor.model.tune import MaskedPart, Tuned
+from tersor.model.tune import Tuned
 from tersor.steps import Cluster, Entropy, Factorize, Finetune, Prune, Quantize
 from tersor.steps.prune import EVERY
 

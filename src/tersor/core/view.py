@@ -22,11 +22,12 @@ from tersor.forms import Form
 from tersor.model.answers import once
 from tersor.model.fit import Plan, fit
 from tersor.model.fitted import fitted
+from tersor.model.parts import Grid
 from tersor.model.simulate import with_grids
 from tersor.model.sites import Site, select
 from tersor.model.stats import grams, has_gram
 from tersor.model.task import Task
-from tersor.model.tune import Grid, Tuned
+from tersor.model.tune import Tuned
 from tersor.record.events import Edit
 from tersor.record.journal import Journal
 from tersor.record.observer import Observer
