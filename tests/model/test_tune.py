@@ -11,7 +11,20 @@ from tiny import MODELS, tiny
 from torch import Tensor, nn
 
 from tersor.core.run import start
-from tersor.forms import FORMS, Affine, Codebook, Dense, Form, LogGrid, LowRank, Masked, Sum, refine, uncoded
+from tersor.forms import (
+    FORMS,
+    Affine,
+    At,
+    Codebook,
+    Dense,
+    Form,
+    LogGrid,
+    LowRank,
+    Masked,
+    Sum,
+    refine,
+    uncoded,
+)
 from tersor.maths.affine import even_grid, limits
 from tersor.maths.levels import log_grid
 from tersor.maths.signs import binary, ternary
@@ -454,6 +467,23 @@ def test_each_factor_begins_at_its_own() -> None:
     here.begin(before)
     assert torch.equal(here.left.w.detach(), FINE[:, :2])
     assert torch.equal(here.right.w.detach(), FINE[:2])
+
+
+def test_each_term_of_a_sum_begins_at_its_own() -> None:
+    before = Sum(Dense(FINE), Masked(Dense(KEPT), Dense(FINE / 3)))
+    after, _ = refine(before, Quantize(bits=3).store)
+    here = part(after)
+    here.begin(before)
+    assert torch.equal(here.a.w.detach(), FINE)
+    assert torch.equal(here.b.body.w.detach() * KEPT, FINE / 3 * KEPT)
+
+
+def test_parts_know_the_axis_of_their_rows() -> None:
+    w, keep = Dense(FINE), Dense(torch.ones_like(FINE, dtype=torch.bool))
+    form = Masked(keep, Sum(Masked(keep, w), LowRank(Masked(keep, w), Dense(FINE.T.contiguous()))))
+    here = part(At(form, axis=1))
+    assert [one.axis for one in (here, here.body, here.body.a, here.body.a.body)] == [1] * 4
+    assert [one.axis for one in (here.body.b, here.body.b.left, here.body.b.left.body)] == [1, 0, 0]
 
 
 def test_what_does_not_round_begins_where_it_is() -> None:
