@@ -25,8 +25,8 @@ from tersor.io import load, save
 from tersor.io.validate import structure
 from tersor.measure.bits import bits_of
 from tersor.measure.leaves import leaves_of
+from tersor.model.part import PARTS, part
 from tersor.model.sites import Site
-from tersor.model.tune import PARTS, part
 from tersor.steps import STEPS
 
 W = torch.linspace(-1, 1, 20).reshape(4, 5)

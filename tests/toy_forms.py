@@ -19,7 +19,7 @@ from tersor.core.view import View
 from tersor.forms import Dense, Form, refine
 from tersor.forms.form import FLOATS, Fact, Facts, Shape, demand, from_rows, to_rows
 from tersor.forms.ongrid import rows_of
-from tersor.model.tune import Part, RoundedPart, Structure
+from tersor.model.part import Part, RoundedPart, Structure
 
 
 @dataclass(frozen=True, eq=False, repr=False)

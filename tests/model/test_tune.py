@@ -28,7 +28,8 @@ from tersor.forms import (
 from tersor.maths.affine import even_grid, limits
 from tersor.maths.levels import log_grid
 from tersor.maths.signs import binary, ternary
-from tersor.model.tune import PARTS, MaskedPart, Tuned, part
+from tersor.model.part import PARTS, MaskedPart, part
+from tersor.model.tune import Tuned
 from tersor.steps import Quantize
 
 SHAPES = ((1, 1), (7, 1), (1, 7), (4, 3, 2, 2), (6, 10), (5,), (1,), ())
@@ -36,7 +37,7 @@ each_form = pytest.mark.parametrize("name", [name for name in FORMS if name != "
 
 
 def test_every_form_can_be_trained() -> None:
-    """A new form needs a Part in model/tune.py, or no model that holds it can be fine-tuned."""
+    """A new form needs a Part in model/part.py, or no model that holds it can be fine-tuned."""
     assert set(FORMS.values()) - set(PARTS) <= {FORMS["coded"], Codebook}
 
 

@@ -14,8 +14,9 @@ from tersor.core.run import Compressed, run, start
 from tersor.core.view import View
 from tersor.errors import SettingError
 from tersor.forms import Dense, Form, LowRank, Masked, Sum
+from tersor.model.part import MaskedPart
 from tersor.model.task import Task
-from tersor.model.tune import MaskedPart, Tuned
+from tersor.model.tune import Tuned
 from tersor.steps import Cluster, Entropy, Factorize, Finetune, Prune, Quantize
 from tersor.steps.prune import EVERY, mask_all
 

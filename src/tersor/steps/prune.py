@@ -23,8 +23,9 @@ from tersor.errors import SettingError
 from tersor.forms import At, Dense, Form, Masked, uncoded
 from tersor.forms.form import from_rows, to_rows
 from tersor.maths.scores import cubic, global_keep, lamp_scores, magnitude_keep, n_m_keep, threshold_keep
+from tersor.model.part import MaskedPart
 from tersor.model.sites import Site
-from tersor.model.tune import MaskedPart, Tuned
+from tersor.model.tune import Tuned
 from tersor.settings import check, check_word
 from tersor.steps.retrain import Retrain
 
