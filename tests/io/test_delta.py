@@ -225,7 +225,21 @@ def table(seed: int) -> Form:
     return Codebook(coded(index), Dense(floats(seed, 8).sort().values))
 
 
+def ragged(seed: int) -> Form:
+    """Codes that stay on a grid whose groups move."""
+    codes = (floats(3, 30, 40) * 30).to(torch.int8)
+    return Affine(coded(codes), Dense(floats(seed, 30, 3).abs()), runs=(7 + seed, 21, 12 - seed))
+
+
+def scattered(seed: int) -> Form:
+    codes = (floats(3, 30, 40) * 30).to(torch.int8)
+    member = Dense((torch.arange(40) * (3 + seed) % 5).to(torch.uint8))
+    return Affine(coded(codes, coder="fast"), Dense(floats(seed, 30, 5).abs()), member=member)
+
+
 FORMS: dict[str, Callable[[int], Form]] = {
+    "ragged groups": ragged,
+    "scattered groups": scattered,
     "kept": lambda n: Masked(coded(mask(n)), coded(floats(1, 30, 40), mask(n))),
     "kept, plain mask": lambda n: Masked(Dense(mask(2)), coded(floats(n, 30, 40), mask(2))),
     "mask in mask": nested,
@@ -463,6 +477,25 @@ def test_damaged_patches(kind: str, files: Path, made: dict[str, Path], tmp_path
         # What was changed means nothing, such as a file's settings told twice; never another file.
         assert (tmp_path / "out").read_bytes() == (files / f"new.{kind}").read_bytes()
         (tmp_path / "out").unlink()
+
+
+@pytest.mark.parametrize("kind", ["ragged groups", "scattered groups"])
+def test_only_even_groups_can_move(kind: str, tmp_path: Path) -> None:
+    import patcher
+
+    old = tmp_path / "old"
+    for word, n in (("old", 0), ("new", 1)):
+        save(one(FORMS[kind](n)), tmp_path / word)
+    diff(old, tmp_path / "new", tmp_path / "p")
+    metadata, text, streams = take_apart(tmp_path / "p", head_of(old))
+    document = json.loads(text)
+    assert b'"grid"' not in text
+    document["parts"]["w:codes"] = {"grid": True, "coder": "max"}
+    (tmp_path / "p").write_bytes(put_together(metadata, json.dumps(document).encode(), streams, head_of(old)))
+    with pytest.raises(FormatError, match="its groups are not even"):
+        patch(old, tmp_path / "p", tmp_path / "out")
+    with pytest.raises(reference.BadFile, match="its groups are not even"):
+        patcher.patched(old, tmp_path / "p")
 
 
 def test_no_more_is_declared_than_the_bytes_justify(

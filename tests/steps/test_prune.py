@@ -11,15 +11,15 @@ from tiny import tiny
 from torch import Tensor, nn
 
 from tersor.core.run import run
-from tersor.core.state import State
+from tersor.core.state import State, start
 from tersor.core.view import View
 from tersor.errors import SettingError
-from tersor.forms import Dense, Form, LowRank, Masked
+from tersor.forms import Dense, Form, LowRank, Masked, Sum
 from tersor.model.parts import MaskedPart
 from tersor.model.task import Task
 from tersor.model.tune import Tuned
 from tersor.steps import Cluster, Entropy, Factorize, Finetune, Prune, Quantize
-from tersor.steps.prune import EVERY
+from tersor.steps.prune import EVERY, mask_all
 
 
 def weights_of(result: State) -> list[str]:
@@ -202,6 +202,25 @@ def test_where_leaves_the_others() -> None:
     assert result.forms["stem.weight"].name == "masked"
     vectors = run(tiny("conv").model, Prune(keep=0.5, where="*.bias"))
     assert int(kept(vectors.forms["block.bias"]).sum()) == 4
+
+
+def test_masks_below_a_sum_have_the_rows_of_the_layer() -> None:
+    """A transposed convolution has its outputs along axis 1, in each term of a sum too; factors have rows of
+    their own. At once and while training, a row keeps half of its weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.ConvTranspose2d(4, 6, 3, bias=False)
+    w, factors = model.weight.detach(), LowRank(Dense(torch.randn(4, 2)), Dense(torch.randn(2, 6, 3, 3)))
+    given = start(model)
+    (site,) = given.sites.values()
+    forms = {"weight": mask_all(Sum(Sum(Dense(w), Dense(w / 2)), factors))}
+    step = Prune(per="row", keep=0.5, ramp=1.0, epochs=1)
+    tuned = Tuned(model, forms, given.sites, ["weight"])
+    step.narrowing([site], 1.0, 0.5)(tuned, 1, 2)
+    for after in (step.narrowed([site], forms, 0.5)["weight"], tuned.fold()["weight"]):
+        nodes = dict(after.walk())
+        for path, axis, half in (("a.a", 1, 18), ("a.b", 1, 18), ("b.left", 0, 1), ("b.right", 0, 27)):
+            assert rows(nodes[path].keep.decode(), axis).sum(1).unique().tolist() == [half], path
 
 
 # --- while training ---

@@ -1,13 +1,13 @@
-"""Parts: the trainable side of each form: parameters, a differentiable value, and the form that it folds back to.
+"""Part: the trainable side of each form: parameters, and a value that is differentiable in them.
 
 Dense      the array itself                       Masked    value(body) * keep: what is pruned stays zero
 Affine     a float weight w, seen as its grid value; straight-through (Bengio 2013), step size learned
     (LSQ, Esser 2020)
-LogGrid    the same on a fixed logarithmic grid   Codebook  index fixed, the table learned: gradients
-    of shared
-binary, ternary   w seen through its rule (XNOR-Net, TWN)    weights add up in their entry (Han 2016,
-    section 3.2)
+LogGrid    the same on a fixed logarithmic grid   Codebook  index fixed, the table learned: gradients of
+    shared weights add up in their entry (Han 2016, section 3.2)
+binary, ternary   w seen through its rule (XNOR-Net, TWN)
 LowRank, Sum      their parts' product and sum
+A new form gets its part here, or in the table PARTS by whoever adds it.
 """
 
 from __future__ import annotations
