@@ -1,9 +1,9 @@
-"""A toy step that cuts, and models that it knows by heart: what slim will find by a graph is written down here.
+"""A toy step that cuts, and models that it knows by heart: what a graph would find is written down here.
 
 conv       batch norm and a skip: one channel group through four layers, one site cut along both of its axes
 mixed      depthwise, grouped and transposed convolutions: groups that are left, kernels shared by groups
 tied       an embedding that is also the head: its width, through one tensor under two names
-heads      attention of our own with num_heads; nn.MultiheadAttention, which refuses a plain cut, replaced first
+heads      attention of our own with num_heads; nn.MultiheadAttention refuses a plain cut: replaced first
 lstm       hidden units, frozen with a note
 mlp        plain rows and columns
 """
@@ -134,7 +134,8 @@ def grouped(view: View) -> Iterator[Group]:
     of_up = view.present("up.weight", 1)
     if len(of_up) == 2:
         yield Group("up", [
-            Cut("up.weight", 1, of_up[:1]), Cut("up.bias", 0, (0, 2)), Cut("grouped.weight", 1, (0,), reads=True),
+            Cut("up.weight", 1, of_up[:1]), Cut("up.bias", 0, (0, 2)),
+            Cut("grouped.weight", 1, (0,), reads=True),
         ])  # fmt: skip
     kept = view.present("depthwise.weight", 0)
     if len(kept) == 6:

@@ -1,5 +1,5 @@
-"""Grids on edges, as part of a state: found by a toy step on three edges, saved, undone, resumed, made stale by what
-changes weights, refused then, trained by a plain loop through the module's own signature."""
+"""Grids on edges, as part of a state: found by a toy step on three edges, saved, undone, resumed, made stale by
+what changes weights, refused then, trained by a plain loop through the module's own signature."""
 
 import shutil
 from collections.abc import Iterator
@@ -145,7 +145,7 @@ def test_a_cut_makes_them_stale_and_lossless_coding_does_not() -> None:
 
 
 def test_trained_by_a_plain_loop_through_the_modules_own_signature(given: Call) -> None:
-    """Twenty steps towards the model's own answers without grids: the scales learn, and come back as grids."""
+    """Twenty steps towards the model's own answers without grids: the scales learn, and are grids again."""
     model, args, kwargs = given
     state = run(model, Calibrate(three_edges(given)), task_of(given))
     wanted = answer(model, given)

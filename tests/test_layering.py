@@ -39,8 +39,8 @@ SIDEWAYS: dict[str, set[str]] = {
 }
 
 LINES_A_FILE = 350
-# An hour of reading: cuts, proofs, chained runs and trials came to it, and what happened and the encode side went
-# to rooms of their own.
+# An hour of reading: cuts, proofs, chained runs and trials came to it; what happened and the encode side went to
+# rooms of their own.
 LINES_OF_THE_HEART = 1950
 
 # Packages that only some calls need: a plain import of tersor must not pay for them.
@@ -121,7 +121,7 @@ def wrong_way(tree: Tree) -> Iterator[str]:
 
 
 def cycles(tree: Tree) -> Iterator[str]:
-    """A circle of modules that import each other, those that never run included: who reads them goes in it."""
+    """A circle of modules that import each other, imports for types included: a reader goes in it."""
     graph = {module.name: {item.target for item in imports(module, tree)} for module in tree.values()}
     try:
         graphlib.TopologicalSorter(graph).prepare()

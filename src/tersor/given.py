@@ -32,8 +32,8 @@ def given_model(
 ) -> State:  # fmt: skip
     """The model that words name: file.py:factory, package.module:factory, torchvision:NAME, or a .tersor file
     with the code that it is for. `weights`: .safetensors, or a state dict saved by torch.save; with `key`
-    only what stands under it. `base`: the weights that the .tersor file began with, where `arch` does not give
-    them: what is lost is measured against these."""
+    only what stands under it. `base`: the weights that the .tersor file began with, where `arch` does not
+    give them: what is lost is measured against these."""
     if key is not None and weights is None:
         raise SettingError(f"model: --key {key} goes with --weights; give both, or leave it out")
     if text.endswith(".tersor"):

@@ -3,7 +3,7 @@
 DIR/model.tersor       the compressed model; it is read back and compared before it counts
 DIR/recipe.lock.yaml   the recipe with every setting and every outcome spelled out
 DIR/report.json        what was done to each layer, and what was measured
-DIR/journal/           every applied group, so that a run that is killed can go on; it goes when all is written
+DIR/journal/           every applied group, so that a killed run can go on; it goes when all is written
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from random_forms import SHAPES, Shape, forms
 from torch import Tensor
 
-from tersor.encode import coded
+from tersor.encode import coded, recoded
 from tersor.errors import FormatError
 from tersor.forms import Affine, Coded, Dense, Form, LowRank, Masked, Sum, uncoded
 from tersor.forms.coded import DTYPES

@@ -1,8 +1,7 @@
 """Apply: a group of events on a state, checked, all or none.
 
-Every edit is checked before it counts: it names the form that is there, keeps the shape, is finite, and treats
-the old form as it says (`wrap` holds it, `lossless` decodes to equal bits). A cut names given indices that are
-still present. What changes an answer marks the grids of activations stale.
+An edit names the form that is there and is what it says (record/relation.py). A cut names given indices that
+are still present. What changes an answer marks the grids of edges stale.
 """
 
 from __future__ import annotations

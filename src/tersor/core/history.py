@@ -1,6 +1,6 @@
 """History: undo and replay: what a ledger, a journal and the first weights bring back.
 
-undo      of lossless steps: from the state alone; of all steps: the first weights; else from the run's journal
+undo      of lossless steps: from the state alone; of all: the first weights; else from the run's journal
 replay    the groups of a journal on the model that its run began with, without computing them again
 """
 
@@ -40,8 +40,8 @@ def undo(state: State, steps: int | None = None, *, journal: Journals = ()) -> S
         return first_given(state)
     if first < len(ledger.past):
         raise RefusedError(
-            f"undo: of the first {len(ledger.past)} steps only names are left: a file keeps no more. Undo at most "
-            f"{ledger.count - len(ledger.past)} steps, or all of them with the first weights"
+            f"undo: of the first {len(ledger.past)} steps only names are left: a file keeps no more. Undo at "
+            f"most {ledger.count - len(ledger.past)} steps, or all of them with the first weights"
         )
     if journal:
         return rebuilt(state, first, journal)
@@ -52,7 +52,7 @@ def undo(state: State, steps: int | None = None, *, journal: Journals = ()) -> S
         return first_given(state)
     raise RefusedError(
         f"undo: steps={steps} reaches back over steps that changed weights, and past weights are kept by a "
-        f"journal only. Give it: undo(state, {steps}, journal=FOLDER); or undo all steps with the first weights"
+        f"journal only. Give it: undo(state, {steps}, journal=FOLDER); or undo all with the first weights"
     )
 
 
@@ -86,8 +86,8 @@ def rebuilt(state: State, first: int, journal: Journals) -> State:
         done += sum(line.seconds is not None for line in lines)
     if done < first:
         raise JournalError(
-            f"undo: the journals hold {done} finished steps, and {first} are needed. Give those of all runs from "
-            f"the model on, in order"
+            f"undo: the journals hold {done} finished steps, and {first} are needed. Give those of all runs "
+            f"from the model on, in order"
         )
     result = replace(begun, ledger=state.ledger.until(first), attachments=state.attachments)
     last = {e.site: e.after for e in state.ledger.entries if e.step < first and e.after}

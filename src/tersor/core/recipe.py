@@ -1,4 +1,4 @@
-"""Recipe: a list of steps, a seed and a format number; the same in Python, YAML and words (steps/words.py)."""
+"""Recipe: a list of steps, a seed and a format number; the same in Python and in words (steps/words.py)."""
 
 from __future__ import annotations
 

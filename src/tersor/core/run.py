@@ -1,4 +1,4 @@
-"""Run: the one loop. Steps yield groups of events; the executor applies them, one by one, and keeps the ledger.
+"""Run: the one loop. Steps yield groups of events; the executor applies them and keeps the ledger.
 
     state -> step, step, step -> state, with the ledger of all that happened since the model was first given
 Runs, packs, dry checks and trials are all driven by the executor, and nothing else writes to a state.

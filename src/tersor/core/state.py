@@ -68,9 +68,8 @@ class State:
         return fitted(module, self.forms, self.sites, self.aliases, self.changes)
 
     def model(self, given: nn.Module | None = None) -> nn.Module:
-        """A model that answers as this state does: plain where no edge has a grid, else one that simulates the
-        grids. One loaded from a file needs `given`: a model of the class that was compressed, with any weights.
-        """
+        """A model that answers as this state does: plain where no edge has a grid, else one that simulates
+        them. A state from a file needs `given`: a model of the class that was compressed, with any weights."""
         return with_grids(self.plain(given), self.grids)
 
     def on(self, module: nn.Module) -> Self:
@@ -87,7 +86,7 @@ class State:
 
     @property
     def trail(self) -> str:
-        """What it is and how it came to be: a run that starts here is another one than a run from elsewhere."""
+        """What it is and how it came to be: a run from here is another one than a run from elsewhere."""
         return f"{self.digest} {self.ledger.digest}" if self.ledger.count else self.digest
 
     @property
@@ -102,7 +101,7 @@ class State:
 
     @property
     def given_nbytes(self) -> int:
-        """Bytes of the tensors as they were first given; of a file without its first weights, by its sites."""
+        """Bytes of the tensors as first given; of a file without its first weights, by its sites."""
         if self.base is not None:
             return sum(form.nbytes for form in self.base.forms.values())
         given = (site for site in self.sites.values() if not site.origin)
@@ -143,8 +142,8 @@ def known_base(state: State, who: str) -> Base:
     """The weights as they were first given; RefusedError where a file came without them."""
     if state.base is None:
         raise RefusedError(
-            f"{who}: needs the model as it was first given (digest {state.ledger.base}), and what is there is "
-            f"a file that holds only what became of it. Give the model with those weights: load(file).on(model), "
-            f"or --base WEIGHTS on the command line"
+            f"{who}: needs the model as it was first given (digest {state.ledger.base}), and what is there "
+            f"is a file that holds only what became of it. Give the model with those weights: "
+            f"load(file).on(model), or --base WEIGHTS on the command line"
         )
     return state.base

@@ -1,5 +1,5 @@
-"""Answers: what a model says to a few calibration batches, in float64 where it runs in it, and how far apart two
-models' answers are."""
+"""Answers: what a model says to a few calibration batches, in float64 where it runs in it; how far apart the
+answers of two models are."""
 
 from __future__ import annotations
 

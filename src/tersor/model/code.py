@@ -1,8 +1,8 @@
 """Code: a digest of the Python code that a run depends on, so that a resumed run is told when it changed.
 
-What is hashed: the compiled code of the methods of the model's own classes, and of the task's loss, metric, feed
-and target, with their constants, defaults and closures. Comments and layout do not count. What other functions
-they call is not followed; what has no Python code is named, for a change of it would not be seen.
+What is hashed: the compiled code of the methods of the model's own classes, and of the task's loss, metric,
+feed and target, with their constants, defaults and inner functions. Comments and layout do not count. Functions
+that these call are not followed; what has no Python code is named, for a change of it would not be seen.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def code_of(model: nn.Module | None, task: Task | None) -> tuple[str, list[str]]
 
 
 def fingerprints(model: nn.Module | None, task: Task | None) -> tuple[dict[str, Any], list[str]]:
-    """What a resumed run must find as it was, besides weights and recipe; and what code cannot be compared."""
+    """What a resumed run must find as it was, besides weights and recipe; what code cannot be compared."""
     code, unseen = code_of(model, task)
     # Sums over batches come out otherwise with another number of threads; of weights alone they do not.
     threads = 0 if task is None else torch.get_num_threads()
@@ -99,7 +99,7 @@ def compiled(code: types.CodeType) -> Iterator[bytes]:
 
 
 def plain(value: Any) -> Any:
-    """A value that prints the same in every process, else its kind: sets are sorted, objects have addresses."""
+    """A value that prints the same in every process, else its kind: sets are sorted, objects named."""
     if isinstance(value, (frozenset, set)):
         return sorted(map(repr, value))
     simple = (str, bytes, int, float, bool, complex, type(None), tuple, list, dict)

@@ -150,8 +150,8 @@ def with_grids(model: nn.Module, grids: Mapping[str, Grid]) -> nn.Module:
     stale = [edge for edge, grid in grids.items() if grid.stale]
     if stale:
         raise RefusedError(
-            f"{stale[0]}: its grid is stale, and {len(stale) - 1} more: what came after it changed what the edge "
-            f"holds. Calibrate again, or undo to where it was fresh"
+            f"{stale[0]}: its grid is stale, and {len(stale) - 1} more: what came after it changed what the "
+            f"edge holds. Calibrate again, or undo to where it was fresh"
         )
     return gridded(model, grids) if grids else model
 

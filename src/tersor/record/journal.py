@@ -4,8 +4,8 @@ DIR/head.json           fingerprints of model, data, code, recipe and threads: a
 DIR/000001.group        one applied group: its forms as tensors, its events as JSON in the metadata
 DIR/training-0-1.group  the first training of step 0 as of its last epoch: leaves, optimizer, random state
 DIR/lock                is locked as long as a run writes here
-A group file is SHA-256 (its 32 bytes), then safetensors. The hash covers the hash of the file before it and the
-bytes behind it, so a changed bit and a file that is gone, moved or of another run are seen. Every file is
+A group file is SHA-256 (its 32 bytes), then safetensors. The hash covers the hash of the file before it and
+the bytes behind it, so a changed bit and a file that is gone, moved or of another run are seen. Every file is
 written under another name and moved into place, so each is whole or absent.
 """
 
@@ -37,7 +37,7 @@ PLAIN = {"cut": Cut, "set": Set, "replace": Replace, "note": Note}  # events wit
 
 @dataclass(frozen=True)
 class Line:
-    """One journaled group; `seconds` marks that its step is finished. Its tensors stay on disk until `group`."""
+    """One journaled group; `seconds` marks that its step is finished. Its tensors stay on disk."""
 
     step: int
     key: str

@@ -1,4 +1,4 @@
-"""Observer: who is told what an executor does. Progress on a terminal, the dry check and tests bring their own."""
+"""Observer: who is told what an executor does: progress on a terminal, the dry check, tests."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Relation: what an edit says of the old form, and whether it is true.
 
-wrap      the old form is a child of the new          refine   leaves replaced, the rest stands
-lossless  decodes to the same bits                    absorb   decoded and encoded anew: earlier structure is gone
+wrap      the old form is a child of the new      refine   leaves replaced, the rest stands
+lossless  decodes to the same bits                absorb   decoded and encoded anew: earlier structure is gone
 """
 
 from __future__ import annotations

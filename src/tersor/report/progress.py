@@ -1,6 +1,6 @@
 """Progress: bars on stderr while a terminal watches, a plain line for each step where none does.
 
-What a run says goes through Observer (core/view.py); these are the ones for people. Nothing here touches stdout.
+What a run says goes through Observer (record/observer.py); these are for people. Nothing here touches stdout.
 """
 
 from __future__ import annotations

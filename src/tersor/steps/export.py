@@ -44,8 +44,8 @@ class Export:
 
         if view.state.grids:
             raise RefusedError(
-                f"export: {len(view.state.grids)} edges have grids, and no runtime here takes them yet; they are "
-                f"simulated in PyTorch only"
+                f"export: {len(view.state.grids)} edges have grids, and no runtime here takes them yet; they "
+                f"are simulated in PyTorch only"
             )
         writer = runtime(self.to)
         model = view.model()
