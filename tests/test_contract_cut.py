@@ -1,5 +1,5 @@
 """The contract of steps that cut: tests/halving.py alone, with every other step in both orders, undone,
-replayed, killed, resumed, saved, loaded and locked. What it cuts is compared with networks that are masked by hand."""
+replayed, killed, resumed, saved, loaded, locked. What it cuts is compared with networks masked by hand."""
 
 import json
 import shutil

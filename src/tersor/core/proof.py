@@ -3,7 +3,7 @@
 masked   after(x) == before(x) with zeros in the columns that read what was cut
 same     after(x) == before(x)
 runs     after(x) has the shape of before(x), and is finite
-Zeros stand where units are read, not where they are made: a batch norm makes a constant of a channel of zeros.
+Zeros stand where units are read, not where they are made: a batch norm makes a constant of a zero channel.
 In float64, where the module runs in it: then nothing but an error is left between the two. Cost: three passes
 over a few batches.
 """

@@ -69,7 +69,7 @@ class State:
 
     def model(self, given: nn.Module | None = None) -> nn.Module:
         """A model that answers as this state does: plain where no edge has a grid, else one that simulates
-        them. A state from a file needs `given`: a model of the class that was compressed, with any weights."""
+        them. A state from a file needs `given`: a model of the class that was compressed, any weights."""
         return with_grids(self.plain(given), self.grids)
 
     def on(self, module: nn.Module) -> Self:

@@ -1,6 +1,6 @@
 """Leaves: plain leaves of a form as streams, without loss, and a tree's leaves coded as those of another.
 
-bits ~ N * H(leaf)        or fewer, where a coder sees rows, columns, neighbors; the mask above says what counts
+bits ~ N * H(leaf)        or fewer, where a coder sees rows and columns; the mask above says what counts
 """
 
 from __future__ import annotations

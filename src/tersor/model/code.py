@@ -1,8 +1,8 @@
 """Code: a digest of the Python code that a run depends on, so that a resumed run is told when it changed.
 
 What is hashed: the compiled code of the methods of the model's own classes, and of the task's loss, metric,
-feed and target, with their constants, defaults and inner functions. Comments and layout do not count. Functions
-that these call are not followed; what has no Python code is named, for a change of it would not be seen.
+feed and target, with their constants, defaults and inner functions. Comments and layout do not count. What
+these call are not followed; what has no Python code is named, for a change of it would not be seen.
 """
 
 from __future__ import annotations
