@@ -139,6 +139,23 @@ def test_dropout_draws_alike(need: bool) -> None:
         assert not torch.allclose(ours(*x, need_weights=need)[0], found[1][0])
 
 
+@pytest.mark.parametrize("need", [True, False])
+def test_nothing_is_dropped_in_evaluation(need: bool) -> None:
+    theirs, ours = pair(dropout=0.5)
+    x = inputs(theirs, "self")
+    compare(ours(*x, need_weights=need), theirs(*x, need_weights=need))
+
+
+def test_layers_of_torch_call_it() -> None:
+    """In eval and without gradients they would take its weights into a kernel of their own."""
+    layer = nn.TransformerEncoderLayer(E, H, 16, batch_first=True, dtype=torch.float64).eval()
+    x = torch.randn(B, T, E, dtype=torch.float64)
+    want = layer(x)
+    layer.self_attn = Attention(layer.self_attn)
+    with torch.no_grad():
+        assert torch.allclose(layer(x), want, rtol=1e-12)
+
+
 def test_gradients_are_those_of_torch() -> None:
     theirs, _ = pair()
     ours = Attention(copy.deepcopy(theirs))
