@@ -1,5 +1,5 @@
-"""Grids on edges as part of a state: found by a toy step on three edges, saved, undone, resumed, made stale by
-what changes weights, then refused, trained by a plain loop through the module's own signature."""
+"""Grids on edges as part of a state: found by a toy step on three edges, saved, undone, resumed, made stale
+by what changes weights, then refused, trained by a plain loop through the module's own signature."""
 
 import shutil
 from collections.abc import Iterator

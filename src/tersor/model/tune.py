@@ -1,7 +1,8 @@
 """Tune: a model whose forms can be trained, for one training loop; afterwards folded back to forms.
 
 The leaves of each form are parameters (parts.py), and the user's modules are called with the values that
-follow from them, so no layer is wrapped and no class is patched. Grids on edges learn with them: see simulate.py.
+follow from them, so no layer is wrapped and no class is patched. Grids on edges learn with them
+(simulate.py).
 """
 
 from __future__ import annotations
