@@ -462,6 +462,8 @@ def test_what_cannot_be_simulated_is_refused() -> None:
         tuned_of(here, {"layer1.0/add:1": grid})
     with pytest.raises(SiteError, match=r"export: the model meets no edge 'layer1.0/add:1'"):
         exported(gridded(model, {"layer1.0/add:1": grid}), *args, **kwargs)
+    with pytest.raises(RefusedError, match="fold it, then gridded"):
+        exported(tuned_of(here, {name: grid}), *args, **kwargs)
     with pytest.raises(RefusedError, match="computes otherwise in training"):
         tuned_of(nets()["branch"], {"/add:0": grid})
 

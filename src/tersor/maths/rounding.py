@@ -34,14 +34,13 @@ def learned(x: Tensor, scale: Tensor, zero: Tensor, limits: tuple[int, int], eas
     v = _wide(x)
     size = scale.abs().to(v.dtype)
     s, z = size.detach().clamp_min(TINY), zero.to(v.dtype)
-    exact = v.detach() / s
     low, high = limits
-    codes = (exact.round() + z).clamp(low, high)
-    exact = exact + z
-    inside = (exact >= low) & (exact <= high)
-    y = (codes - z) * s + torch.where(inside, v - v.detach(), 0)
-    slope = torch.where(inside, codes - exact, codes - z)
-    return (y + slope * ((size - size.detach()) * ease)).to(x.dtype)
+    exact = v.detach() / s
+    steps = exact.round().add_(z).clamp_(low, high).sub_(z)  # q - z
+    inside = (exact >= low - z) & (exact <= high - z)
+    slope = torch.where(inside, steps - exact, steps)
+    y = steps.mul_(s) + torch.where(inside, v - v.detach(), 0)  # v - v is 0 and has v's gradient
+    return torch.addcmul(y, slope, (size - size.detach()) * ease).to(x.dtype)
 
 
 def ease_of(shape: torch.Size, scales: int, high: int) -> float:

@@ -159,8 +159,12 @@ def with_grids(model: nn.Module, grids: Mapping[str, Grid]) -> nn.Module:
 def exported(simulated: Simulated, *args: Any, **kwargs: Any) -> ExportedProgram:
     """The simulation as a graph, for these arguments and in eval mode; each use of a grid is one node.
 
-    RefusedError where a grid was lost on the way, or doubled.
+    RefusedError where a grid was lost on the way, or doubled, and for a model in training.
     """
+    if simulated.hidden:
+        raise RefusedError(
+            "export: a model in training has no weights of its own; fold it, then gridded(...)"
+        )
     known(edges := edges_of(simulated.net, *args, **kwargs), simulated.table, "export")
     marked = copy.deepcopy(simulated).eval()
     for part in marked.grids.values():
