@@ -277,8 +277,8 @@ def cuts() -> Iterator[Case]:
     yield "cut-list", cut({"0": 1}, [0, 1]), "there is no list 1"
     yield "cut-list-bool", cut({"0": False}, [0, 1]), "must be a whole number"
     yield "cut-other-shape", signed_cut([0, 2]), "decodes to [1, 2], the site has [2, 2]"
-    yield "cut-bomb", cut(zero, [0, 2**30]), "all lists may name 1,048,576 indices"
-    yield "cut-bombs", cut(zero, *[[0, 2**19]] * 4), "all lists may name 1,048,576 indices"
+    yield "cut-bomb", cut(zero, [0, 2**30]), "the lists name 1,073,741,824 indices"
+    yield "cut-bombs", cut(zero, *[[0, 2**19]] * 4), "the lists name 2,097,152 indices"
     yield "cut-huge", cut(zero, [2**31, 1]), "must be [first, count, ...]"
 
 

@@ -5,6 +5,9 @@ from pathlib import Path
 import safetensors.torch
 import torch
 from command_line import Command
+from forge import ROOT
+
+GOLDEN = ROOT / "tests" / "golden"
 
 
 def packed(tersor: Command) -> Command:
@@ -49,3 +52,32 @@ def test_the_file_itself_is_not_taken_for_the_page(tersor: Command) -> None:
     assert done.code == 2
     assert "is the file itself" in done.err
     assert Path("m.tersor").read_bytes() == before
+
+
+def test_cuts_are_shown_with_the_shape_as_given(tersor: Command) -> None:
+    file = GOLDEN / "cuts.tersor"
+    facts = tersor(f"show {file} --json").json
+    assert facts["sites"]["conv.weight"]["shape"] == [4, 2, 2, 2]
+    assert facts["sites"]["conv.weight"]["given"] == [8, 3, 2, 2]
+    assert "given" not in facts["sites"]["all.weight"]
+    assert "4 of 8" in tersor(f"show {file} conv.bias").out
+
+
+def test_what_else_a_file_holds_is_shown(tersor: Command) -> None:
+    """Its bytes add up to the file's."""
+    for name, said in (
+        ("grids", ("conv/conv2d:0", "stale", "-2048", "of edges of the graph")),
+        ("replaced", ("replaced: product layers=2", "num_heads = 1", "the model")),
+        ("attachments", ("config.json", "1,234", "onnx/model of café.onnx", "files that go with")),
+        ("history", ("2 quantize", "its name is all that is left", "3 prune", "keep=0.25")),
+        ("tiny-grids", ("conv/relu:0", "12")),
+    ):
+        file = GOLDEN / f"{name}.tersor"
+        done = tersor(f"show {file}")
+        assert done.code == 0
+        assert [word for word in said if word not in done.out] == []
+        facts = tersor(f"show {file} --json").json
+        assert sum(facts["parts"].values()) == file.stat().st_size
+        assert facts["parts"]["payload"] == facts["sum"]["nbytes"]
+    replaced = tersor(f"show {GOLDEN / 'replaced.tersor'} --json").json
+    assert replaced["sites"]["fc.1.weight"]["origin"] == "fc.weight left"

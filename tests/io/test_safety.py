@@ -77,7 +77,8 @@ def test_memory_is_what_the_header_justifies(tmp_path: Path) -> None:
     for name, data, elements in claims():
         (tmp_path / name).write_bytes(data)
         rooms[str(tmp_path / name)] = 24 * elements
-    for name in ("claim-constant", "claim-product", "claim-overflow", "text-bomb", "header-nested"):
+    bombs = ("cut-bomb", "cut-bombs", "grid-claim", "grid-claim-long", "attachment-bomb", "attachment-free")
+    for name in ("claim-constant", "claim-product", "claim-overflow", "text-bomb", "header-nested", *bombs):
         rooms[str(GOLDEN / "refused" / f"{name}.tersor")] = 0
     done = subprocess.run([sys.executable, "-c", MEASURE, *rooms], capture_output=True, text=True, check=True)
     used = {line.rsplit(" ", 1)[0]: int(line.rsplit(" ", 1)[1]) for line in done.stdout.splitlines()}

@@ -6,6 +6,7 @@ as a layer's name from the site's. The ledger is in records.py, trees are in tre
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -109,26 +110,26 @@ def runs_of(indices: Sequence[int]) -> list[int]:
 
 def indices_from_json(told: Any, nbytes: int) -> list[Listed]:
     """Lists of indices from their runs, as many indices as a file of so many bytes may name."""
-    found, room = [], INDICES + nbytes
-    for number, runs in enumerate(of_type(told, list, "indices")):
-        who = f"indices: list {number}"
+    lists = of_type(told, list, "indices")
+    for number, runs in enumerate(lists):
         whole = isinstance(runs, list) and all(type(n) is int and 0 <= n < NUMBER for n in runs)
         if not whole or len(runs) % 2 or not runs or not all(runs[1::2]):
-            raise FormatError(
-                f"{who} must be [first, count, ...] of at least one index, not {str(runs)[:60]}"
-            )
-        room -= sum(runs[1::2])  # before any of them is made
-        if room < 0:
-            raise FormatError(
-                f"{who}: all lists may name {INDICES:,} indices and one for each byte of the file"
-            )
-        pairs = list(zip(runs[::2], runs[1::2], strict=True))
-        ends = sorted((first, first + count) for first, count in pairs)
-        if any(end > following[0] for (_, end), following in zip(ends, ends[1:], strict=False)):
-            raise FormatError(f"{who} has an index twice")
-        all_of_it = tuple(index for first, count in pairs for index in range(first, first + count))
-        found.append(Listed(all_of_it, ends[-1][1] - 1))
-    return found
+            said = f"must be [first, count, ...] of at least one index, not {str(runs)[:60]}"
+            raise FormatError(f"indices: list {number} {said}")
+    count, room = sum(sum(runs[1::2]) for runs in lists), INDICES + nbytes
+    if count > room:
+        raise FormatError(f"indices: the lists name {count:,} indices, and the file's bytes justify {room:,}")
+    return [listed(number, runs) for number, runs in enumerate(lists)]
+
+
+def listed(number: int, runs: list[int]) -> Listed:
+    """A list of indices from its runs."""
+    pairs = list(zip(runs[::2], runs[1::2], strict=True))
+    ends = sorted((first, first + count) for first, count in pairs)
+    if any(end > begin for (_, end), (begin, _) in itertools.pairwise(ends)):
+        raise FormatError(f"indices: list {number} has an index twice")
+    indices = tuple(index for first, count in pairs for index in range(first, first + count))
+    return Listed(indices, ends[-1][1] - 1)
 
 
 def changes_to_json(changes: Iterable[Set | Replace]) -> list[list[Any]]:

@@ -11,8 +11,9 @@ from dataclasses import fields
 from typing import Any
 
 from tersor.core.state import State
-from tersor.forms import Affine, Coded, Dense, Form, LogGrid
+from tersor.forms import Affine, Coded, Dense, Form, Grid, LogGrid
 from tersor.measure.bits import bits_of
+from tersor.model.changes import Set
 from tersor.model.sites import Site
 from tersor.record.ledger import Entry, Ledger
 from tersor.steps import STEPS
@@ -37,19 +38,50 @@ def facts_of(result: State) -> dict[str, Any]:
         "steps": step_facts(ledger),
         "sites": sites,
     }
+    facts |= {key: value for key, value in besides(result).items() if value}
     for word in MEASURED:
         if (entry := latest(ledger, word)) is not None:
             facts[word] = dict(entry.data)
     return facts
 
 
-def site_facts(site: Site, form: Form) -> dict[str, Any]:
-    """One site: how it is stored, and in how many bits."""
-    bits = bits_of(form)
+def besides(result: State) -> dict[str, Any]:
+    """What a state holds besides forms: changes of modules, grids of edges, attachments, steps of which only
+    names are left."""
     return {
+        "past": [name for name, _ in result.ledger.past],
+        "changes": [
+            {"module": change.module, "text": f"{change.attribute} = {change.value}"}
+            if isinstance(change, Set)
+            else {
+                "module": change.module,
+                "text": f"replaced: {change.stock}",
+                "settings": dict(change.settings),
+            }
+            for change in result.changes
+        ],
+        "grids": {edge: grid_facts(grid) for edge, grid in result.grids.items()},
+        "attachments": {name: {"nbytes": len(data)} for name, data in result.attachments.items()},
+    }
+
+
+def grid_facts(grid: Grid) -> dict[str, Any]:
+    """One edge: on how many grids of how many bits its values are rounded."""
+    return {
+        "bits": grid.bits, "signed": grid.signed, "scales": grid.scale.shape[0],
+        "symmetric": grid.zero is None, "stale": grid.stale, "nbytes": grid.nbytes,
+    }  # fmt: skip
+
+
+def site_facts(site: Site, form: Form) -> dict[str, Any]:
+    """One site: how it is stored, and in how many bits; `given` is its shape before it was cut."""
+    bits = bits_of(form)
+    facts = {
         "shape": list(form.shape), "dtype": site.dtype, "kind": site.kind, "form": outline(form),
         "weights": bits.weights, "stored": bits.stored, "bound": bits.bound,
     }  # fmt: skip
+    facts |= {"given": list(site.shape)} if tuple(form.shape) != site.shape else {}
+    return facts | ({"origin": site.origin} if site.origin else {})
 
 
 def outline(form: Form) -> str:
@@ -109,7 +141,7 @@ def site_events(entries: list[Entry]) -> dict[str, dict[str, Any]]:
         if entry.site:
             facts = sites.setdefault(entry.site, {})
             if entry.changes:
-                facts |= {"how": entry.how, "after": entry.after}
+                facts |= {"how": entry.how} | ({"after": entry.after} if entry.after else {})
             else:
                 facts |= {"did": entry.kind, "text": entry.text}
                 facts |= {"data": dict(entry.data)} if entry.data else {}
