@@ -319,12 +319,15 @@ def test_the_same_files_give_the_same_patch(files: Path, tmp_path: Path) -> None
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-def test_in_place(files: Path, tmp_path: Path) -> None:
+def test_not_in_place(files: Path, tmp_path: Path) -> None:
+    """The old file is what the next patch may be made for: it is not written over."""
     path = tmp_path / "m.tersor"
     path.write_bytes((files / "old.int8.tersor").read_bytes())
     diff(path, files / "new.int8.tersor", tmp_path / "p")
-    patch(path, tmp_path / "p", path)
-    assert path.read_bytes() == (files / "new.int8.tersor").read_bytes()
+    for taken in (path, tmp_path / "p"):
+        with pytest.raises(SettingError, match="is the file itself that is read"):
+            patch(path, tmp_path / "p", taken)
+    assert path.read_bytes() == (files / "old.int8.tersor").read_bytes()
 
 
 # --- refused ---
