@@ -208,8 +208,8 @@ def lenet() -> State:
 
 def test_overhead_is_small(lenet: State, tmp_path: Path) -> None:
     before = lenet
-    assert save(before, tmp_path / "m.tersor") - before.nbytes <= 900
-    assert save(before, tmp_path / "m.tersor", ledger=False) - before.nbytes <= 600
+    assert save(before, tmp_path / "m.tersor") - before.nbytes <= 950
+    assert save(before, tmp_path / "m.tersor", ledger=False) - before.nbytes <= 660
 
 
 def test_other_readers_open_it(tmp_path: Path) -> None:

@@ -59,24 +59,24 @@ ue}},"fc2.weight":{"shape":[
 # other. The order was found by trial on two small networks, compressed in six ways, names as three libraries
 # have them.
 TINY_LINES = """
-"indices":[[0,1,4,]],"kept":{"0":0,"1":1},"origin":"changes":[["set","","num_heads",["replace","","p
-roduct",{"layers":2}]]"grids":{"":{"form":{"form":"grid","scale":"convtranspose","embedding","attent
-ion","recurrent","float16","bfloat16","float64","int16","int32","int64""aliases":{"axis":1,"groups":
-"layer":""dtype":"{"form":"sum","a":{"form":"lowrank","left":"b":"right":{"form":"loggrid","codes":"
-terms":2,"group":64"zero":{"form":"dense","shape":[running_mean":{"shape":[running_var":{"shape":[nu
-m_batches_tracked":{"shape":[],"dtype":"int64","kind":"buffer","form":"dense"},""embed."blocks."feat
-ures."classifier.],"pack":true},"body":{"form":"codebook","index":{"form":"coded","planes":["bits":2
-,"book":{"form":"dense","shape":[16]}}}},""bits":8,"conv1.weight":{"shape":[]},"scale":{"form":"dens
-e","shape":[1,1]}}},"]},"body":{"form":"codebook","index":{"form":"coded","planes":[],"kept":true},"
-scale":{"form":"dense","shape":[1,1]}}}},"net..weight":{"shape":[],"kept":true},"book":{"form":"dens
-e","shape":[8]}}}},""conv2.weight":{"shape":["},"fc3.weight":{"shape":[10,],"pack":true},"body":{"fo
-rm":"affine","bits":4,"codes":{"form":"coded","planes":[.bias":{"shape":[10],"kind":"linear","form":
-"dense"}}}],"turned":true}},"fc2.weight":{"shape":[],"kind":"linear","form":{"form":"coded","planes"
-:[],"kind":"linear","form":{"form":"affine","bits":4,"codes":{"form":"coded","planes":[{"sites":{"fc
-1.weight":{"shape":[300,784],"kind":"linear","form":{"form":"masked","keep":{"form":"coded","planes"
-:[]},"scale":{"form":"dense","shape":[10,1]}}},",5,5],"kind":"conv","form":{"form":"affine","bits":4
-,"codes":{"form":"coded","planes":[]}},"fc2.weight":{"shape":[],"kind":"linear","form":"dense"},"lay
-ers..bias":{"shape":[10],"form":"dense"}}}
+"indices":[[0,"kept":{"0":0,"1":1},"origin":""changes":[["set","["replace","","product",{"layers":2}
+]]"grids":{"":{"form":{"form":"grid","scale":"convtranspose","embedding","attention","recurrent","fl
+oat16","bfloat16","float64","int16","int32","int64""aliases":{"axis":1,"groups":"layer":""dtype":"{"
+form":"sum","a":{"form":"lowrank","left":"b":"right":{"form":"loggrid","codes":"terms":2,"group":64"
+zero":{"form":"dense","shape":[running_mean":{"shape":[running_var":{"shape":[num_batches_tracked":{
+"shape":[],"dtype":"int64","kind":"buffer","form":"dense"},""embed."blocks."features."classifier.],"
+pack":true},"body":{"form":"codebook","index":{"form":"coded","planes":["bits":2,"book":{"form":"den
+se","shape":[16]}}}},""bits":8,"conv1.weight":{"shape":[]},"scale":{"form":"dense","shape":[1,1]}}},
+"]},"body":{"form":"codebook","index":{"form":"coded","planes":[],"kept":true},"scale":{"form":"dens
+e","shape":[1,1]}}}},"net..weight":{"shape":[],"kept":true},"book":{"form":"dense","shape":[8]}}}},"
+"conv2.weight":{"shape":["},"fc3.weight":{"shape":[10,],"pack":true},"body":{"form":"affine","bits":
+4,"codes":{"form":"coded","planes":[.bias":{"shape":[10],"kind":"linear","form":"dense"}}}],"turned"
+:true}},"fc2.weight":{"shape":[],"kind":"linear","form":{"form":"coded","planes":[],"kind":"linear",
+"form":{"form":"affine","bits":4,"codes":{"form":"coded","planes":[{"sites":{"fc1.weight":{"shape":[
+300,784],"kind":"linear","form":{"form":"masked","keep":{"form":"coded","planes":[]},"scale":{"form"
+:"dense","shape":[10,1]}}},",5,5],"kind":"conv","form":{"form":"affine","bits":4,"codes":{"form":"co
+ded","planes":[]}},"fc2.weight":{"shape":[],"kind":"linear","form":"dense"},"layers..bias":{"shape":
+[10],"form":"dense"}}}
 """
 
 DICTIONARY = LINES.replace("\n", "").encode()
