@@ -33,6 +33,7 @@ MODELS: dict[str, tuple[nn.Module, bool]] = {
     "another operation": (net("return x - 1"), True),
     "another name": (net("return x.relu() + 1"), True),
     "another default": (net("return x + 1", head="forward(self, x, y=0)"), True),
+    "another default by name": (net("return x + 1", head="forward(self, x, *, y=0)"), True),
     "one more method": (net("return x + 1\n    def other(self):\n        pass"), True),
     "a comment": (net("return x + 1  # one more"), False),
     "its place in the file": (net("return x + 1", more="\n\n"), False),
@@ -46,6 +47,28 @@ def test_the_methods_of_a_model_count(what: str) -> None:
     assert (
         code(nn.Sequential(nn.ReLU(), model)) != code(nn.Sequential(nn.ReLU(), net("return x + 1")))
     ) == follows
+
+
+# Two texts of one method, which differ in nothing but a name or a number.
+METHODS = {
+    "a name": ("return x.relu()", "return x.tanh()"),
+    **{
+        what: tuple(f"pass\n    f = {text.format(number)}" for number in (1, 2))
+        for what, text in {
+            "a default by name": "lambda self, *, y={}: y",
+            "a static method": "staticmethod(lambda x: x + {})",
+            "a class method": "classmethod(lambda cls: {})",
+            "a property": "property(lambda self: {})",
+            "what sets a property": "property(None, lambda self, value: {})",
+        }.items()
+    },
+}
+
+
+@pytest.mark.parametrize("what", METHODS)
+def test_every_kind_of_method_counts(what: str) -> None:
+    one, other = METHODS[what]
+    assert code(net(one)) == code(net(one)) != code(net(other))
 
 
 def test_the_methods_of_parents_count() -> None:

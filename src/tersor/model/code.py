@@ -1,8 +1,8 @@
 """Code: a digest of the Python code that a run depends on, so that a resumed run is told when it changed.
 
-What is hashed: the compiled code of the methods of the model's own classes, and of the task's loss, metric, feed
-and target, with their constants, defaults and closures. Comments and layout do not count. What other functions
-they call is not followed; what has no Python code is named, for a change of it would not be seen.
+What is hashed: the compiled code of the methods of the model's own classes, and of the task's loss, metric,
+feed and target, with their constants, defaults and closures. Comments and layout do not count. What other
+functions they call is not followed; what has no Python code is named, for a change of it would not be seen.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ def pieces(part: Any) -> Iterator[bytes | None]:
             return
         yield from compiled(part.__code__)
         yield repr([plain(value) for value in part.__defaults__ or ()]).encode()
+        yield repr({key: plain(value) for key, value in (part.__kwdefaults__ or {}).items()}).encode()
         for cell in part.__closure__ or ():  # what a closure counts or collects is no code
             if isinstance(cell.cell_contents, types.FunctionType):
                 yield from pieces(cell.cell_contents)
@@ -63,9 +64,9 @@ def pieces(part: Any) -> Iterator[bytes | None]:
         known = False
         for kind in part.__mro__[:-1]:  # but object
             yield kind.__qualname__.encode()
-            functions = {k: f for k, f in vars(kind).items() if isinstance(f, types.FunctionType)}
+            functions = sorted(functions_of(kind), key=lambda item: item[0])
             known = known or bool(functions)
-            for _, function in sorted(functions.items()) if not library(kind) else ():
+            for _, function in functions if not library(kind) else ():
                 yield from pieces(function)
         if not known:
             yield None
@@ -73,6 +74,15 @@ def pieces(part: Any) -> Iterator[bytes | None]:
         yield from pieces(type(part))  # an object that is called: its class; what it holds is not seen
     else:
         yield None
+
+
+def functions_of(kind: type) -> Iterator[tuple[str, types.FunctionType]]:
+    """The methods of a class itself by name, static and class methods and those of properties too."""
+    for name, value in vars(kind).items():
+        inside = [getattr(value, word, None) for word in ("__func__", "fget", "fset", "func")]
+        for function in (value, *inside):
+            if isinstance(function, types.FunctionType):
+                yield name, function
 
 
 def library(part: Any) -> bool:
