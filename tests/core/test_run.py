@@ -287,6 +287,33 @@ def test_runs_that_went_on_are_undone_by_their_journals_in_order(
         replay(t.model, both.ledger, folders[:1])
 
 
+def test_of_several_codings_the_first_plain_form_comes_back() -> None:
+    plain = run(wide(), Quantize(bits=4))
+    twice = run(plain, [Entropy(coder="huffman"), Entropy(coder="max")])
+    assert [entry.how for entry in twice.ledger.edits() if entry.site == "weight"][1:] == ["lossless"] * 2
+    assert undo(twice, 2).digest == plain.digest
+    assert undo(twice, 2).ledger.digest == plain.ledger.digest
+    with pytest.raises(
+        RefusedError, match=r"undo: weight: its form before held another coding.*journal=FOLDER"
+    ):
+        undo(twice, 1)
+
+
+def test_coding_that_leaves_out_what_a_mask_hides_is_undone_by_a_journal(tmp_path: Path) -> None:
+    model, recipe = wide(), [Prune(keep=0.5), Entropy()]
+    result, pruned = run(model, recipe, journal=tmp_path), run(model, recipe[:1])
+    with pytest.raises(RefusedError, match=r"undo: weight: .* or weights under a mask.*journal=FOLDER"):
+        undo(result, 1)
+    assert undo(result, 1, journal=tmp_path).digest == pruned.digest
+
+
+def wide() -> nn.Module:
+    """A layer on which coders pay, the later one more."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Linear(64, 96)
+
+
 def test_a_journal_of_another_run_does_not_undo(whole: tuple[Any, State], tmp_path: Path) -> None:
     t, result = whole
     run(t.model, [Prune(keep=0.25), Cluster(entries=4)], t.task, journal=tmp_path)

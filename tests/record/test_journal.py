@@ -413,6 +413,32 @@ def test_killed_in_training(at: int, unkilled: tuple[Tiny, State], tmp_path: Pat
         assert torch.equal(resumed.state_dict()[key], value), key
 
 
+def test_a_step_that_trains_twice_trains_anew_each_time(tmp_path: Path) -> None:
+    """Other batches in the second training, and a checkpoint of its own: cut off there, it goes on there."""
+    t, recipe = tiny("conv"), Recipe((Prune(keep=0.4, epochs=2, rounds=2, lr=0.01),))
+    drawn: list[float] = []
+
+    def feed(model: Any, batch: Any) -> torch.Tensor:
+        if model.training:
+            drawn.append(float(batch[0].sum()))
+            if len(drawn) == stop:
+                raise KeyboardInterrupt
+        return model(batch[0])
+
+    task, stop = replace(t.task, feed=feed), -1
+    whole = run(t.model, recipe, task)
+    first, second = drawn[:4], drawn[4:]
+    assert len(second) == 4
+    assert first != second
+    same(run(t.model, recipe, task, journal=tmp_path / "whole"), whole)
+    for stop in (4, 8):
+        folder = tmp_path / str(stop)
+        drawn.clear()
+        with pytest.raises(KeyboardInterrupt):
+            run(t.model, recipe, task, journal=folder)
+        same(run(t.model, recipe, task, journal=folder, resume=True), whole)
+
+
 def test_a_loader_with_a_generator_of_its_own_resumes_too(tmp_path: Path) -> None:
     """The order of its batches follows from its generator, whose state is part of the training."""
     t = tiny("mlp")

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from tersor.forms import Dense, Masked
-from tersor.record.events import Edit, Group, Note, of
+from tersor.model.changes import Replace, Set
+from tersor.record.events import Cut, Edit, Group, Note, of
 from tersor.record.ledger import Entry, Ledger
 
 A, B = Dense(torch.zeros(2, 2)), Dense(torch.ones(2, 2))
@@ -59,6 +60,42 @@ CHANGES: dict[str, Ledger] = {
 @pytest.mark.parametrize("what", CHANGES)
 def test_decisions_change_the_digest(what: str) -> None:
     assert CHANGES[what].digest != ledger().digest
+
+
+STRUCTURE: list[tuple[Cut | Set | Replace, tuple[str, str]]] = [
+    (Cut("w", 0, (0, 1)), ("a", "b")),
+    (Cut("w", 1, (0, 1)), ("a", "b")),
+    (Cut("w", 0, (0, 1)), ("a", "c")),
+    (Cut("v", 0, (0, 1)), ("a", "b")),
+    (Set("layer", "groups", 2), ("", "")),
+    (Set("layer", "groups", 4), ("", "")),
+    (Set("layer", "heads", 2), ("", "")),
+    (Set("other", "groups", 2), ("", "")),
+    (Replace("layer", "identity"), ("", "")),
+    (Replace("layer", "bias"), ("", "")),
+    (Replace("layer", "product", {"layers": 2}), ("", "")),
+    (Replace("layer", "product", {"layers": 3}), ("", "")),
+]
+
+
+def test_every_change_of_structure_changes_the_digest() -> None:
+    found = set()
+    for event, digests in STRUCTURE:
+        one = Ledger("base", {"seed": 0, "steps": [{"slim": {}}]})
+        one.record(0, "slim", Group("all", (event,)), [digests])
+        assert one.entries[0].changes
+        assert not list(one.edits()) + list(one.notes())
+        found.add(one.digest)
+    assert len(found) == len(STRUCTURE)
+
+
+def test_seeds_of_chained_recipes_stay_with_their_steps() -> None:
+    first = Ledger("base").follow({"seed": 4, "steps": [{"prune": {}}, {"prune": {}}]})
+    joined = first.follow({"seed": 9, "steps": [{"prune": {}}]})
+    assert joined.recipe["seed"] == [4, 4, 9]
+    assert len(joined.recipe["steps"]) == joined.count == 3
+    assert joined.until(2).recipe == first.recipe
+    assert first.count == 2
 
 
 def test_base_recipe_and_step_name_change_the_digest() -> None:

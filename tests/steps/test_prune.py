@@ -282,6 +282,17 @@ def test_gradual_pruning_follows_the_cubic_and_ends_at_keep(
         assert not result.state_dict()[name][~kept(result.forms[name])].any()
 
 
+@pytest.mark.parametrize("ramp", [0.0, 0.5])
+def test_rows_are_outputs_while_training_too(ramp: float) -> None:
+    """Of transposed convolutions the outputs lie along axis 1, and each keeps its share of weights."""
+    t = tiny("mixed")
+    result = run(t.model, Prune(keep=0.3, per="row", ramp=ramp, epochs=2, lr=1e-3), t.task)
+    assert {result.sites[name].axis for name in weights_of(result)} == {0, 1}
+    for name in weights_of(result):
+        mask = rows(kept(result.forms[name]), result.sites[name].axis)
+        assert mask.sum(1).tolist() == [max(1, up(0.3, mask.shape[1]))] * len(mask), name
+
+
 @pytest.mark.parametrize("epochs", [0.5, 1, 1.5])
 @pytest.mark.parametrize("ramp", [0.01, 0.5, 1.0])
 def test_short_trainings_end_at_keep_too(epochs: float, ramp: float) -> None:

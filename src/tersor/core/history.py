@@ -69,7 +69,8 @@ def without_coding(state: State, first: int, before: dict[str, str]) -> State:
         plain = uncoded(forms[site])
         if plain.digest != digest and forms[site].digest != digest:
             raise RefusedError(
-                f"undo: {site} had another coding before (form {digest}); give the run's journal=FOLDER"
+                f"undo: {site}: its form before held another coding, or weights under a mask that coding "
+                f"leaves out. Give the journal of the run: undo(state, steps, journal=FOLDER)"
             )
         forms[site] = plain if plain.digest == digest else forms[site]
     return replace(state, forms=forms, ledger=state.ledger.until(first))

@@ -154,9 +154,13 @@ class Executor:
         known, found = self.statistics
         if known != begin.digest:
             self.statistics = known, found = begin.digest, {}
+        # What the recipe has in store is no past: a trial neither tells of it nor draws by it.
+        at = self.first + number
+        begin = replace(begin, ledger=begin.ledger.until(at))
+        place = f"{self.path}{number}" if self.path else f"{at}"
         return self.view_type(
-            begin, self.task, step.name, f"{self.path}{self.first + number}", self.recipe.seed_of(number),
-            self.observer, self.out, self.journal, done, found, self.trial,
+            begin, self.task, step.name, place, self.recipe.seed_of(number), self.observer, self.out,
+            self.journal, done, found, self.trial,
         )  # fmt: skip
 
     def trial(self, view: View, steps: Iterable[Any]) -> tuple[dict[str, Any], State]:
@@ -168,14 +172,10 @@ class Executor:
                 prints = {"model": view.state.trail, "recipe": recipe.digest}
                 folder = self.journal.folder / f"trial-{path}"
                 kept = stack.enter_context(Journal(folder, prints, resume=True, writes=self.journal.writes))
-            state = replace(
-                view.state, ledger=replace(view.state.ledger, entries=list(view.state.ledger.entries))
-            )
             executor = Executor(
-                state, recipe, self.task, out=self.out, journal=kept, view=self.view_type, prove=self.prove,
-                path=f"{path}.", statistics=view.statistics,
+                view.state, recipe, self.task, out=self.out, journal=kept, view=self.view_type,
+                prove=self.prove, path=f"{path}.", statistics=view.statistics,
             )  # fmt: skip
             result = executor.run()
-        first = state.ledger.count
-        notes = [e for e in result.ledger.notes() if e.step >= first and not e.site]
+        notes = [e for e in result.ledger.notes(first=view.state.ledger.count) if not e.site]
         return {**{e.kind: dict(e.data) for e in notes}, "nbytes": result.nbytes}, result

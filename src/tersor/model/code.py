@@ -65,6 +65,7 @@ def pieces(part: Any) -> Iterator[bytes | None]:
             return
         yield from compiled(part.__code__)
         yield repr([plain(value) for value in part.__defaults__ or ()]).encode()
+        yield repr({key: plain(value) for key, value in (part.__kwdefaults__ or {}).items()}).encode()
         for cell in part.__closure__ or ():  # what a closure counts or collects is no code
             if isinstance(cell.cell_contents, types.FunctionType):
                 yield from pieces(cell.cell_contents)
@@ -72,9 +73,9 @@ def pieces(part: Any) -> Iterator[bytes | None]:
         known = False
         for kind in part.__mro__[:-1]:  # but object
             yield kind.__qualname__.encode()
-            functions = {k: f for k, f in vars(kind).items() if isinstance(f, types.FunctionType)}
+            functions = sorted(functions_of(kind), key=lambda item: item[0])
             known = known or bool(functions)
-            for _, function in sorted(functions.items()) if not library(kind) else ():
+            for _, function in functions if not library(kind) else ():
                 yield from pieces(function)
         if not known:
             yield None
@@ -82,6 +83,15 @@ def pieces(part: Any) -> Iterator[bytes | None]:
         yield from pieces(type(part))  # an object that is called: its class; what it holds is not seen
     else:
         yield None
+
+
+def functions_of(kind: type) -> Iterator[tuple[str, types.FunctionType]]:
+    """The methods of a class itself by name, static and class methods and those of properties too."""
+    for name, value in vars(kind).items():
+        inside = [getattr(value, word, None) for word in ("__func__", "fget", "fset", "func")]
+        for function in (value, *inside):
+            if isinstance(function, types.FunctionType):
+                yield name, function
 
 
 def library(part: Any) -> bool:
