@@ -160,7 +160,7 @@ def test_bad_settings_are_refused(name: str) -> None:
         STEPS[name]().where = "x"
 
 
-@pytest.mark.parametrize("name", [name for name in STEPS if hasattr(STEPS[name](), "where")])
+@pytest.mark.parametrize("name", [name for name in STEPS if "where" in settings_of(STEPS[name]())])
 def test_a_where_that_matches_nothing_names_the_near_miss(name: str, tmp_path: Path) -> None:
     given = tiny("conv")
     with pytest.raises(SiteError, match=r"head\.weigth.*did you mean 'head\.weight'"):

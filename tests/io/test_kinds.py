@@ -254,6 +254,6 @@ def test_a_float_of_8_bits_is_stored_as_it_is() -> None:
     value = F.to(torch.float8_e4m3fn)
     done = run(model_with(value, "parameter"), [tersor.Quantize(bits=4), tersor.Entropy()])
     check_same(done.state_dict()["w"], value)
-    assert not torch.equal(done.state_dict()["weight"], done.base.weight)
+    assert not torch.equal(done.state_dict()["weight"], done.given.weight)
     with pytest.raises(RefusedError, match="w: 1 of 2 values are NaN"):
         start(model_with(torch.tensor([torch.nan, 1.0]).to(torch.float8_e5m2), "parameter"))

@@ -286,7 +286,7 @@ def test_tied_weights_that_are_cut() -> None:
     t = tiny("attention")
     plain = start(nn.ModuleDict({"embed": t.model.embed, "head": t.model.head}))
     forms = {"embed.weight": plain.forms["embed.weight"].take(1, torch.tensor([0, 3, 7]))}
-    twin = fitted(plain.base, forms, plain.sites, plain.aliases)
+    twin = fitted(plain.given, forms, plain.sites, plain.aliases)
     assert twin["head"].weight is twin["embed"].weight
     assert (twin["embed"].embedding_dim, twin["head"].in_features, twin["head"].out_features) == (3, 3, 11)
 
@@ -471,7 +471,7 @@ def test_a_form_that_lies_about_its_shape_is_refused() -> None:
     plain = start(nn.Linear(3, 2))
     forms = {**plain.forms, "weight": Liar(torch.ones(2, 3))}
     with pytest.raises(RefusedError, match=r"weight: a form of shape \[2, 3\] decodes to \[1, 3\]"):
-        fitted(plain.base, forms, plain.sites)
+        fitted(plain.given, forms, plain.sites)
 
 
 def test_names_that_a_hook_changes() -> None:

@@ -63,17 +63,20 @@ def first_given(state: State) -> State:
 
 
 def without_coding(state: State, first: int, before: dict[str, str]) -> State:
-    """The forms that stood before lossless edits; `before`: their digests."""
-    forms = dict(state.forms)
+    """The forms that stood before lossless edits; `before`: their digests. What a mask hid is zero now, for
+    coding leaves it out: such a form decodes to the same bits and has another digest, which the ledger takes.
+    """
+    forms, ledger = dict(state.forms), state.ledger.until(first)
     for site, digest in before.items():
         plain = uncoded(forms[site])
-        if plain.digest != digest and forms[site].digest != digest:
+        masked = any(node.mask for _, node in plain.walk())
+        if digest not in (plain.digest, forms[site].digest) and not masked:
             raise RefusedError(
-                f"undo: {site}: its form before held another coding, or weights under a mask that coding "
-                f"leaves out. Give the journal of the run: undo(state, steps, journal=FOLDER)"
+                f"undo: {site}: its form before held another coding; give the journal: journal=FOLDER"
             )
-        forms[site] = plain if plain.digest == digest else forms[site]
-    return replace(state, forms=forms, ledger=state.ledger.until(first))
+        forms[site] = forms[site] if forms[site].digest == digest else plain
+        ledger = ledger.ending(site, forms[site].digest)
+    return replace(state, forms=forms, ledger=ledger)
 
 
 def rebuilt(state: State, first: int, journal: Journals) -> State:

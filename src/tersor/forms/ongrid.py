@@ -15,10 +15,11 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
+from tersor.forms import form
 from tersor.forms.at import At
 from tersor.forms.coded import Coded
 from tersor.forms.dense import Dense
-from tersor.forms.form import FLOATS, SLICE, Facts, Form, Shape, demand, from_rows, to_rows
+from tersor.forms.form import FLOATS, Facts, Form, Shape, demand, from_rows, to_rows
 from tersor.forms.node import NUMBERS
 
 RUN, NODE = 2, 32  # bytes about that a run, and one child more, take in a file's text
@@ -59,7 +60,7 @@ class OnGrid(Form):
         rows, columns = rows_of(self.shape, self.axis)
         if self.axis or len(self.shape) < 2 or any(isinstance(node, Coded) for _, node in self.walk()):
             return super().slices()
-        blocks = torch.arange(rows).split(max(1, SLICE // max(columns, 1)))
+        blocks = torch.arange(rows).split(max(1, form.SLICE // max(columns, 1)))
         return even_slices(self.take(0, block).decode().reshape(-1) for block in blocks)
 
     def take(self, axis: int, index: Tensor) -> Self:
@@ -149,7 +150,7 @@ def even_slices(parts: Iterable[Tensor]) -> Iterator[Tensor]:
     held = torch.empty(0)
     for part in parts:
         held = torch.cat([held.to(part.dtype), part])
-        *full, held = held.split(SLICE) if len(held) > SLICE else (held,)
+        *full, held = held.split(form.SLICE) if len(held) > form.SLICE else (held,)
         yield from full
     yield held
 

@@ -236,6 +236,13 @@ class TersorFile:
         """The shape of a site as it is stored."""
         return shape_of(self.sites[name], self.kept.get(name, {}))
 
+    def check_rest(self) -> None:
+        """Read and check what is no weight: grids and attachments."""
+        for edge in self.grids:
+            self.grid(edge)
+        for name in self.attachments:
+            self.attachment(name)
+
     def attachment(self, name: str) -> bytes:
         """A file that goes with the weights; FormatError where its bytes are not those that were given."""
         with self.naming():

@@ -60,6 +60,8 @@ def unpack(
     size = None if shard is None else read_size(shard)
     with TersorFile(path, limit=limit) as file:
         chosen = select(file, only)
+        if only == "*":  # a file that is damaged elsewhere is not sound either
+            file.check_rest()
         if size is None and out.suffix in OTHERS:
             raise SettingError(
                 f"unpack: writes safetensors, so name it {out.stem}.safetensors, not {out.name}"

@@ -52,7 +52,7 @@ def check_units(who: str, shape: torch.Size, per: str, group: int, keep: Tensor 
 def finite(who: str, w: Tensor) -> Tensor:
     """w as float32; NaN and infinity are refused, for no code stands for them."""
     w = w.detach().float()
-    step = max(1, AT_ONCE // max(w[0].numel(), 1))
+    step = max(1, AT_ONCE * len(w) // max(w.numel(), 1))
     if not all(bool(torch.isfinite(rows).all()) for rows in w.split(step)):  # a mask of all would be large
         bad = int((~torch.isfinite(w)).sum())
         raise SettingError(

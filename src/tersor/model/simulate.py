@@ -21,6 +21,7 @@ from torch.nn.utils.stateless import _reparametrize_module
 
 from tersor.errors import RefusedError, SiteError
 from tersor.forms.grid import Grid
+from tersor.model.batches import device_of
 from tersor.model.edges import edges_of, known, near, parse
 from tersor.model.gridpart import GridPart
 from tersor.model.watch import Run, active, hooked, running
@@ -47,6 +48,7 @@ class Simulated(nn.Module):
             if (path := parse(name)[0]) not in paths:
                 raise SiteError(f"{name}: the model has no module {path!r}; {near(path, paths)}")
         self.grids = nn.ModuleDict({key(name): GridPart(name, grid) for name, grid in given.items()})
+        self.grids.to(device_of(model))
         self.table = {name: key(name) for name in given}
         self.sign()
 

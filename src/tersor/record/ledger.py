@@ -129,6 +129,14 @@ class Ledger:
         seconds = {step: took for step, took in self.seconds.items() if step < count}
         return Ledger(self.base, recipe, entries, self.past, seconds)
 
+    def ending(self, site: str, digest: str) -> Ledger:
+        """The same, where the last change of a site came to this digest."""
+        places = [n for n, entry in enumerate(self.entries) if entry.site == site and entry.after]
+        entries = list(self.entries)
+        for last in places[-1:]:
+            entries[last] = replace(entries[last], after=digest)
+        return replace(self, entries=entries)
+
     def edits(self, first: int = 0) -> Iterator[Entry]:
         """The edits of this step and later ones; -1 is the last step."""
         return (entry for entry in self._since(first) if entry.is_edit)
