@@ -1,4 +1,4 @@
-"""On a GPU: steps that train, cut and measure, and grids on edges, end as they do on a CPU, and stay on the device."""
+"""On a GPU: training, cuts, timing and grids end as they do on a CPU, and stay on the device."""
 
 from pathlib import Path
 

@@ -18,7 +18,7 @@ from tersor.forms import Form, Grid
 from tersor.model.born import born
 from tersor.model.changed import changed
 from tersor.model.changes import Replace, Set
-from tersor.record.events import Cut, Edit, Group, Note
+from tersor.record.events import STANDING, Cut, Edit, Group, Note
 from tersor.record.relation import untrue
 
 T = TypeVar("T")
@@ -41,14 +41,14 @@ def apply(state: State, group: Group, who: str) -> tuple[State, list[Digests]]:
         digests.append(found)
         if not (isinstance(event, Edit) and (event.how == "lossless" or isinstance(event.after, Grid))):
             # Without a graph nobody knows which edges lie behind this one, so all of them count as such.
-            state = replace(
-                state, grids={edge: grid.replace(stale=True) for edge, grid in state.grids.items()}
-            )
+            stale = {edge: grid.replace(stale=True) for edge, grid in state.grids.items()}
+            state = replace(state, grids=stale)
     return state, digests
 
 
 def edited(state: State, edit: Edit, who: str) -> tuple[State, Digests]:
-    before = "" if edit.before is None else edit.before.digest
+    stands = state.nodes.get(edit.site) if edit.before is STANDING else edit.before
+    before = "" if stands is None else stands.digest
     if isinstance(edit.after, Grid):
         grid = state.grids.get(edit.site)
         if before != ("" if grid is None else grid.digest):

@@ -82,27 +82,24 @@ def without_coding(state: State, first: int, before: dict[str, str]) -> State:
 def rebuilt(state: State, first: int, journal: Journals) -> State:
     """The state after the ledger's first steps, from the journals of the runs from the model on."""
     begun, done = first_given(state), 0
+    wanted, names = state.ledger.until(first), state.ledger.step_names()
+    told = replace(wanted, entries=[])
     for folder in [journal] if isinstance(journal, (str, Path)) else journal:
         lines = lines_of(folder)
         for line in lines:
             if done + line.step < first:
-                begun = apply(begun, line.group(begun.nodes), "undo")[0]
+                group = line.group()
+                begun, digests = apply(begun, group, "undo")
+                told.record(done + line.step, names[done + line.step], group, digests)
         done += sum(line.seconds is not None for line in lines)
     if done < first:
         raise JournalError(
             f"undo: the journals hold {done} finished steps, and {first} are needed. Give those of all runs "
             f"from the model on, in order"
         )
-    result = replace(begun, ledger=state.ledger.until(first), attachments=state.attachments)
-    last = {e.site: e.after for e in state.ledger.entries if e.step < first and e.after}
-    wrong = [
-        site for site, digest in last.items() if site in result.forms and result.forms[site].digest != digest
-    ]
-    if wrong:
-        raise JournalError(
-            f"undo: {wrong[0]}: this journal is of another run: its forms are not the ledger's"
-        )
-    return result
+    if told.digest != wanted.digest:
+        raise JournalError("undo: this journal is of another run: what it tells is not what the ledger says")
+    return replace(begun, ledger=wanted, attachments=state.attachments)
 
 
 def replay(model: nn.Module | State, ledger: Ledger, journal: Journals) -> State:

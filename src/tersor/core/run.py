@@ -64,6 +64,9 @@ def run(
     return result
 
 
+AGAIN = "coded again"  # the executor's own group
+
+
 class Executor:
     """The only writer: takes a state through the steps of a recipe."""
 
@@ -92,9 +95,10 @@ class Executor:
     def step(self, number: int, step: Any) -> None:
         """One step: what the journal has of it, then the rest."""
         began, begin, at = time.perf_counter(), self.state, self.first + number
+        self.state = replace(begin, ledger=begin.ledger.until(begin.ledger.count))  # the view keeps its own
         lines = [] if self.journal is None else [line for line in self.journal.lines if line.step == number]
         for line in lines:
-            self.record(at, step.name, line.group(self.state.nodes))
+            self.record(at, step.name, line.group())
         if lines and lines[-1].seconds is not None:
             self.end(at, step.name, lines[-1].seconds)
             return
@@ -102,10 +106,8 @@ class Executor:
         self.view = self.view_of(number, step, begin, done)
         seen: set[str] = set()
         for group in step.run(self.view):
-            if group.key in seen:
-                raise RefusedError(
-                    f"{step.name}: two groups have the key {group.key!r}: a resume would lose one"
-                )
+            if group.key in seen or group.key in ("", AGAIN):
+                raise RefusedError(f"{step.name}: the key {group.key!r} is taken: a resume loses a group")
             seen.add(group.key)
             if group.key not in done:
                 self.put(number, step.name, group)
@@ -119,7 +121,8 @@ class Executor:
     def put(self, number: int, name: str, group: Group) -> None:
         """Apply a new group if it may stand, else note why not."""
         if group.proof and self.prove:
-            stands, note = proved(self.state, apply(self.state, group, name)[0], group, self.task)
+            apply(self.state, group, name)  # what cannot be meant is an error, not a failed proof
+            stands, note = proved(self.state, group, self.task, name)
             group = replace(group, events=(*group.events, note)) if stands else Group(group.key, (note,))
         self.record(self.first + number, name, group)
         if self.journal is not None:
@@ -137,18 +140,12 @@ class Executor:
 
     def coded_again(self, begin: State) -> Group | None:
         """A cut decodes the leaves that an entropy coder had made: they are coded again, with its profile."""
-        sites = [
-            name
-            for name, kept in self.state.kept.items()
-            if kept != begin.kept.get(name) and name in begin.forms
-        ]
-        pairs = [(name, self.state.forms[name], begin.forms[name]) for name in sites]
         edits = [
             Edit(name, now, after, "lossless")
-            for name, now, before in pairs
-            if (after := recoded(now, before)) is not now
-        ]
-        return Group("coded again", tuple(edits)) if edits else None
+            for name, kept in self.state.kept.items() if kept != begin.kept.get(name) and name in begin.forms
+            if (after := recoded(now := self.state.forms[name], begin.forms[name])) is not now
+        ]  # fmt: skip
+        return Group(AGAIN, tuple(edits)) if edits else None
 
     def view_of(self, number: int, step: Any, begin: State, done: frozenset[str]) -> View:
         known, found = self.statistics
@@ -165,11 +162,11 @@ class Executor:
 
     def trial(self, view: View, steps: Iterable[Any]) -> tuple[dict[str, Any], State]:
         """Run steps on the side; see View.trial."""
-        recipe, path = as_recipe(steps, view.seed), f"{view.step}.{view._trials}"
+        recipe, path = as_recipe(steps, view.seed), f"{view.step}.{view.place}"
         with ExitStack() as stack:
             kept = None
             if self.journal is not None:
-                prints = {"model": view.state.trail, "recipe": recipe.digest}
+                prints = {"model": view.state.trail, "recipe": recipe.digest, "run": self.journal.root}
                 folder = self.journal.folder / f"trial-{path}"
                 kept = stack.enter_context(Journal(folder, prints, resume=True, writes=self.journal.writes))
             executor = Executor(

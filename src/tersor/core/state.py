@@ -6,7 +6,6 @@ model as it was first given (`base`), never with what another run had made of it
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import math
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from tersor.errors import RefusedError, SettingError
 from tersor.forms import Dense, Form, Grid, Node
 from tersor.forms.form import DIGEST
+from tersor.model.changed import own_copy
 from tersor.model.changes import Replace, Set
 from tersor.model.fitted import fitted
 from tersor.model.simulate import with_grids
@@ -128,9 +128,7 @@ def start(model: nn.Module) -> State:
     """A model as it is: every tensor Dense, nothing done yet. Refuses NaN and infinite weights."""
     sites, tensors, _ = sites_of(model)
     finite(tensors, sites)
-    given = copy.deepcopy(
-        model
-    )  # and the forms are its tensors: one copy serves both, for neither is changed
+    given = own_copy(model)  # and the forms are its tensors: one copy serves both, for neither is changed
     _, tensors, aliases = sites_of(given)
     forms: dict[str, Form] = {name: Dense(tensors[name].cpu()) for name in sites}
     base = Base(sites, forms, aliases)

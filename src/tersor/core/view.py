@@ -54,6 +54,7 @@ class View:
     run_trial: Trial | None = None
     _trainings: int = 0
     _trials: int = 0
+    place: str = ""  # of the last trial among those of this step
 
     @property
     def sites(self) -> Mapping[str, Site]:
@@ -145,14 +146,15 @@ class View:
         self, plan: Plan, *, forms: Mapping[str, Form] | None = None, begin: Mapping[str, Form] | None = None,
         where: Iterable[Site] | None = None, teacher: nn.Module | None = None,
         on_step: Callable[[Tuned, int, int], None] | None = None, text: str = "training",
-        grids: Mapping[str, Grid] | None = None,
+        grids: Mapping[str, Grid] | None = None, key: str = "",
     ) -> tuple[dict[str, Form], dict[str, float]]:  # fmt: skip
         """Train the model as it stands (with `forms` put in); returns the sites whose form moved, and what
         fit says.
 
         `begin`: finer forms of some sites, whose weights the rounded ones learn on from. `where`: the sites
         that learn (default: all parameters). The teacher is the base model unless given. `grids`: how even
-        grids of some sites learn, where not as usual.
+        grids of some sites learn, where not as usual. `key`: for steps that yield between trainings: a
+        resumed run, which passes over what is done, knows a training by it (others by their number).
         """
         after = {**self.forms, **(forms or {})}
         learn = [s.name for s in (self.sites.values() if where is None else where) if s.is_parameter]
@@ -161,36 +163,34 @@ class View:
         # Of cut and replaced modules a fitted one has the shapes; it need not have the new values.
         module = self.plain() if self.state.kept or self.state.changes else self._module()
         tuned = Tuned(
-            module,
-            after,
-            self.sites,
-            learn,
-            grids,
-            edge_grids=self.state.grids,
-            example=partial(once, self.task),
-        )
+            module, after, self.sites, learn, grids,
+            edge_grids=self.state.grids, example=partial(once, self.task),
+        )  # fmt: skip
         for scale in tuned.grids.parameters():
             scale.requires_grad_(False)
         tuned.begin(begin or {})
         if teacher is None and (plan.share > 0 or plan.features):
             teacher = self.base()
         self._trainings += 1
+        part = f"{zlib.crc32(key.encode()):08x}" if key else f"{self._trainings}"
         facts = fit(
-            tuned, self.task, plan, seed=self.seed_for(f"training {self._trainings}"), teacher=teacher,
+            tuned, self.task, plan, seed=self.seed_for(f"training {part}"), teacher=teacher,
             on_step=None if on_step is None else (lambda step, total: on_step(tuned, step, total)),
-            checkpoint=None if self.journal is None else self.journal.training(self.step, self._trainings),
+            checkpoint=None if self.journal is None else self.journal.training(self.step, part),
             watch=lambda done, total, said: self.observer.progress(done, total, f"{text}, {said}"),
         )  # fmt: skip
         moved = {name: form for name, form in tuned.fold().items() if form.digest != self.forms[name].digest}
         return moved, facts
 
-    def trial(self, steps: Iterable[Any]) -> tuple[dict[str, Any], State]:
+    def trial(self, steps: Iterable[Any], key: str = "") -> tuple[dict[str, Any], State]:
         """Run steps on the side, from the state as it is seen here: (facts, what became of it). Facts are the
         data of the notes about the whole model, by kind, and "nbytes". It has a journal of its own where the
-        run has one, and shares this state's statistics. Nothing of it counts until the step yields it."""
+        run has one, and shares this state's statistics. Nothing of it counts until the step yields it. `key`:
+        as in train."""
         if self.run_trial is None:
             raise RefusedError(f"{self.step_name}: trials are not run here")
         self._trials += 1
+        self.place = f"{zlib.crc32(key.encode()):08x}" if key else f"{self._trials}"
         return self.run_trial(self, steps)
 
     def edits(self, after: Mapping[str, Form], how: str = "refine") -> tuple[Edit, ...]:

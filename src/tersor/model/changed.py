@@ -64,6 +64,17 @@ def twin_of(model: nn.Module, changes: Sequence[Change], memo: Memo) -> Twin:
     return twin
 
 
+def own_copy(model: nn.Module) -> nn.Module:
+    """A deep copy; RefusedError for a module that has none: with lazy parameters, or compiled."""
+    try:
+        return copied(model, {})
+    except (RuntimeError, TypeError, NotImplementedError, copy.Error) as error:
+        raise RefusedError(
+            f"the model cannot be copied, and the given one is never changed: {error}. Run a batch through "
+            f"lazy layers first; give scripted parts as plain modules"
+        ) from error
+
+
 def copied(model: nn.Module, memo: Memo) -> nn.Module:
     """A deep copy. Tensors that a layer has computed (weight_norm does) are copied as values."""
     for module in model.modules():

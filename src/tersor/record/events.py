@@ -8,14 +8,26 @@ Note(site, kind, text)             a fact
 
 from __future__ import annotations
 
+import json
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from tersor.errors import SettingError
 from tersor.forms import Node
 from tersor.model.changes import Replace, Set
 
 PROOFS = ("masked", "same", "runs")
+
+
+class Standing(Node):
+    """In place of a form before: whatever stands. A journal says so of edits that were checked already."""
+
+    name = "standing"
+
+
+STANDING = Standing()
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +54,12 @@ class Cut:
     kept: tuple[int, ...]
     reads: bool = False
 
+    def __post_init__(self) -> None:
+        if any(type(index) is bool for index in (self.axis, *self.kept)):
+            raise SettingError(f"cut {self.site}: indices are whole numbers, not true or false")
+        object.__setattr__(self, "axis", operator.index(self.axis))
+        object.__setattr__(self, "kept", tuple(operator.index(index) for index in self.kept))
+
 
 @dataclass(frozen=True, eq=False)
 class Note:
@@ -52,6 +70,14 @@ class Note:
     text: str
     data: Mapping[str, Any] = field(default_factory=dict)
     timed: bool = False  # it tells seconds: the report has it, the file does not
+
+    def __post_init__(self) -> None:
+        try:
+            json.dumps(dict(self.data))
+        except (TypeError, ValueError) as error:
+            raise SettingError(
+                f"note {self.kind!r} of {self.site!r}: data is JSON, and this is not: {error}"
+            ) from None
 
 
 Event = Edit | Cut | Set | Replace | Note

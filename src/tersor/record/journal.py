@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -25,9 +26,10 @@ from torch import Tensor
 
 from tersor.errors import FormatError, JournalError
 from tersor.files import atomic, claim, write_text
-from tersor.forms import NODES, Node
+from tersor.forms import NODES
+from tersor.forms.form import DIGEST
 from tersor.model.changes import Replace, Set
-from tersor.record.events import Cut, Edit, Event, Group, Note
+from tersor.record.events import STANDING, Cut, Edit, Event, Group, Note
 from tersor.record.flat import flatten, unflatten
 
 NUMBER = 2
@@ -46,20 +48,20 @@ class Line:
     events: tuple[dict[str, Any], ...]
     path: Path
 
-    def group(self, nodes: Mapping[str, Node]) -> Group:
-        """The group again, as edits of the nodes that stand."""
+    def group(self) -> Group:
+        """The group again, as edits of what stands."""
         try:
             tensors = safetensors.torch.load(self.path.read_bytes()[HASH:])
-            return Group(self.key, tuple(self._events(nodes, tensors)), self.proof)
+            return Group(self.key, tuple(self._events(tensors)), self.proof)
         except (safetensors.SafetensorError, FormatError, OSError, LookupError, TypeError) as error:
             raise damaged(self.path, error) from error
 
-    def _events(self, nodes: Mapping[str, Node], tensors: Mapping[str, Tensor]) -> Iterator[Event]:
+    def _events(self, tensors: Mapping[str, Tensor]) -> Iterator[Event]:
         for number, told in enumerate(self.events):
             ((word, fields),) = told.items()
             if word == "edit":
                 after = unflatten(fields["tree"], str(number), tensors.__getitem__, NODES)
-                yield Edit(fields["site"], nodes.get(fields["site"]), after, fields["how"])
+                yield Edit(fields["site"], STANDING, after, fields["how"])
             else:
                 fields = {**fields, "kept": tuple(fields["kept"])} if word == "cut" else fields
                 yield PLAIN[word](**fields)
@@ -85,9 +87,10 @@ class Journal:
             stack.callback(self.close)  # unless all goes well
             if head.exists() and resume:
                 self.chain = self._begun(head, fingerprints)
+                self.started = self.chain
                 for number in range(1, len(list(self.folder.glob("[0-9]*.group"))) + 1):
                     self.lines.append(self._read(self._path(number)))
-            elif head.exists() and writes and any(self.folder.glob("*.group")):  # or nothing would be lost
+            elif writes and (any(self.folder.glob("*.group")) or any(self.folder.glob("trial-*"))):
                 raise JournalError(
                     f"{self.folder} holds the journal of an earlier run. Go on with --resume (resume=True), "
                     f"or remove the folder to begin anew."
@@ -95,10 +98,16 @@ class Journal:
             else:
                 text = json.dumps({"tersor journal": NUMBER, **fingerprints}, indent=1) + "\n"
                 self.chain = hashlib.sha256(text.encode()).digest()
+                self.started = self.chain
                 if writes:
                     write_text(head, text)
             stack.pop_all()
         self.count = len(self.lines)
+
+    @property
+    def root(self) -> str:
+        """What tells this run's journal from others: a digest of its head."""
+        return hashlib.sha256((self.folder / "head.json").read_bytes()).hexdigest()[:DIGEST]
 
     def _begun(self, path: Path, fingerprints: Mapping[str, Any]) -> bytes:
         """The hash of the head; refuses a journal that another run began."""
@@ -135,31 +144,34 @@ class Journal:
                 events.append({word: {key: plain(value) for key, value in vars(event).items()}})
         self.count += 1
         line = {"step": step, "key": group.key, "proof": group.proof, "seconds": seconds, "events": events}
-        self.chain = self._write(self._path(self.count), tensors, line)
+        self.chain = self._write(self._path(self.count), tensors, line, self.chain)
         if seconds is not None:
+            self.started = self.chain
             for done in self.folder.glob("training-*.group"):
                 done.unlink()
+            for done in self.folder.glob("trial-*"):
+                shutil.rmtree(done)
 
     def _path(self, number: int) -> Path:
         return self.folder / f"{number:06d}.group"
 
-    def _write(self, path: Path, tensors: Mapping[str, Tensor], facts: Any) -> bytes:
-        """Write a file behind those that are there; its hash."""
+    def _write(self, path: Path, tensors: Mapping[str, Tensor], facts: Any, behind: bytes) -> bytes:
+        """Write a file behind one of this hash; its own."""
         # Copies, for the format has no tensors that share memory.
         whole = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
         data = safetensors.torch.save(whole, {"journal": json.dumps(facts)})
-        found = hashlib.sha256(self.chain + data).digest()
+        found = hashlib.sha256(behind + data).digest()
         with atomic(path) as file:
             file.write(found + data)
         return found
 
-    def _load(self, path: Path) -> tuple[bytes, Any, bytes]:
-        """(hash, facts, safetensors) of a file that must be the next one."""
+    def _load(self, path: Path, behind: bytes) -> tuple[bytes, Any, bytes]:
+        """(hash, facts, safetensors) of a file that must stand behind one of this hash."""
         if not path.exists():
             raise JournalError(f"{path} is missing. Remove the folder to begin anew.")
         raw = path.read_bytes()
         found, data = raw[:HASH], raw[HASH:]
-        if hashlib.sha256(self.chain + data).digest() != found:
+        if hashlib.sha256(behind + data).digest() != found:
             raise damaged(path, "its bytes, or those of a file before it, are not the ones that were written")
         try:
             size = int.from_bytes(data[:8], "little")
@@ -168,17 +180,19 @@ class Journal:
             raise damaged(path, error) from error
 
     def _read(self, path: Path) -> Line:
-        self.chain, told = self._load(path)[:2]
+        self.chain, told = self._load(path, self.chain)[:2]
         try:
             step, key, proof, seconds, events = (
                 told[word] for word in ("step", "key", "proof", "seconds", "events")
             )
+            self.started = self.chain if seconds is not None else self.started
             return Line(step, key, proof, seconds, tuple(events), path)
         except (KeyError, TypeError) as error:
             raise damaged(path, error) from error
 
-    def training(self, step: str, part: int) -> Training:
-        """Where a training inside a step is kept; a step may train more than once."""
+    def training(self, step: str, part: str) -> Training:
+        """Where a training inside a step is kept; a step may train more than once. It stands behind what was
+        there when the step began: groups of the step may come between its epochs and a resume."""
         return Training(self, self.folder / f"training-{step}-{part}.group")
 
     def close(self) -> None:
@@ -218,10 +232,10 @@ class Training:
 
     def save(self, epoch: int, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         if self.journal.writes:
-            self.journal._write(self.path, tensors, {"epoch": epoch, "facts": facts})
+            self.journal._write(self.path, tensors, {"epoch": epoch, "facts": facts}, self.journal.started)
 
     def load(self) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
         if not self.path.exists():
             return None
-        _, line, data = self.journal._load(self.path)
+        _, line, data = self.journal._load(self.path, self.journal.started)
         return line["epoch"], safetensors.torch.load(data), line["facts"]

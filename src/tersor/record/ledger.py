@@ -71,7 +71,8 @@ class Ledger:
             elif isinstance(event, Edit):
                 entry = Entry(step, name, event.site, event.how, before, after)
             elif isinstance(event, Cut):
-                data: dict[str, Any] = {"axis": event.axis, "count": len(event.kept)}
+                told = hashlib.sha256(json.dumps(event.kept).encode()).hexdigest()[:DIGEST]
+                data: dict[str, Any] = {"axis": event.axis, "count": len(event.kept), "kept": told}
                 entry = Entry(step, name, event.site, "cut", before, after, data=data)
             elif isinstance(event, Set):
                 data = {"attribute": event.attribute, "value": event.value}
@@ -121,10 +122,12 @@ class Ledger:
 
     def until(self, count: int) -> Ledger:
         """The ledger as it was after so many steps, of which none of the last is past."""
+        if count <= len(self.past):
+            return Ledger(self.base, past=self.past[:count])
         here = count - len(self.past)
         seeds = seeds_of(self.recipe)[:here]
         recipe = {**self.recipe, "steps": self.recipe.get("steps", [])[:here]}
-        recipe |= {"seed": seeds[0] if len(set(seeds)) == 1 else seeds} if seeds else {}
+        recipe["seed"] = seeds[0] if len(set(seeds)) == 1 else seeds
         entries = [entry for entry in self.entries if entry.step < count]
         seconds = {step: took for step, took in self.seconds.items() if step < count}
         return Ledger(self.base, recipe, entries, self.past, seconds)
