@@ -10,7 +10,7 @@ from random_forms import SHAPES, Shape, forms
 from torch import Tensor
 
 from tersor.errors import FormatError
-from tersor.forms import Affine, Coded, Dense, Form, LowRank, Masked, Sum, coded, uncoded
+from tersor.forms import Affine, Coded, Dense, Form, LowRank, Masked, Sum, coded, recoded, uncoded
 from tersor.forms.coded import DTYPES
 from tersor.forms.form import as_bytes
 
@@ -97,6 +97,22 @@ def test_uncoded_trees_decode_the_same(form: Form) -> None:
     plain = uncoded(form)
     assert not any(isinstance(node, Coded) for _, node in plain.walk())
     assert torch.equal(plain.decode(), form.decode())
+
+
+def test_recoded_codes_what_was_coded_and_nothing_else() -> None:
+    """By the profile that each leaf had; what is plain stays plain though a coder would shorten it."""
+    zeros = Dense(torch.zeros(64, 64, dtype=torch.int8))
+    form = Sum(Sum(zeros, zeros), zeros)
+    like = Sum(Sum(coded(zeros, coder="fast"), zeros), coded(zeros, coder="huffman"))
+    found = recoded(form, like)
+    assert isinstance(found, Sum)
+    assert isinstance(found.a, Sum)
+    assert [getattr(leaf, "coder", None) for leaf in (found.a.a, found.a.b, found.b)] == [
+        "fast",
+        None,
+        "huffman",
+    ]
+    assert recoded(form, form) is form
 
 
 def test_uncoded_keeps_a_plain_tree_as_it_is() -> None:
