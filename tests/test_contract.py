@@ -232,7 +232,7 @@ def edits_of(given: Tiny, journal: Path) -> Iterator[Edit]:
     """The edits of a run, with the forms before them, from its journal."""
     state = start(given.model)
     for line in lines_of(journal):
-        for event in (group := line.group(state.nodes)).events:
+        for event in (group := line.group()).events:
             if isinstance(event, Edit) and event.site in state.forms:
                 yield event
         state = apply(state, group, "test")[0]

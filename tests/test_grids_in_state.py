@@ -94,7 +94,9 @@ def test_they_are_saved_undone_and_made_stale(given: Call, tmp_path: Path) -> No
     assert loaded.digest == result.digest != result.ledger.base
     assert loaded.ledger.digest == result.ledger.digest
     assert torch.equal(answer(loaded.model(model), given), simulated)
-    assert all(check.sound for check in verify(tmp_path / "m.tersor"))
+    checks = verify(tmp_path / "m.tersor")
+    assert all(check.sound for check in checks)
+    assert [check.site for check in checks] == ["", *result.sites, *result.grids]
 
     assert undo(result).digest == result.ledger.base
     two = run(result, Prune(keep=0.9, where=next(s.name for s in result.sites.values() if s.is_weight)), task)

@@ -100,6 +100,22 @@ def test_uncoded_trees_decode_the_same(form: Form) -> None:
     assert torch.equal(plain.decode(), form.decode())
 
 
+def test_recoded_codes_what_was_coded_and_nothing_else() -> None:
+    """By the profile that each leaf had; what is plain stays plain though a coder would shorten it."""
+    zeros = Dense(torch.zeros(64, 64, dtype=torch.int8))
+    form = Sum(Sum(zeros, zeros), zeros)
+    like = Sum(Sum(coded(zeros, coder="fast"), zeros), coded(zeros, coder="huffman"))
+    found = recoded(form, like)
+    assert isinstance(found, Sum)
+    assert isinstance(found.a, Sum)
+    assert [getattr(leaf, "coder", None) for leaf in (found.a.a, found.a.b, found.b)] == [
+        "fast",
+        None,
+        "huffman",
+    ]
+    assert recoded(form, form) is form
+
+
 def test_uncoded_keeps_a_plain_tree_as_it_is() -> None:
     form = Sum(Dense(torch.ones(2)), Dense(torch.ones(2)))
     assert uncoded(form) is form

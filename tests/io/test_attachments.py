@@ -75,6 +75,14 @@ def test_what_the_text_says_of_them_has_to_be_so(told: dict[str, object], tmp_pa
         load(path)
 
 
+def test_a_tensor_of_the_same_name_is_refused(tmp_path: Path) -> None:
+    model = torch.nn.Module()
+    model.register_buffer("attachment:noise", torch.zeros(2))
+    given = replace(start(model), attachments={"noise": FILES["noise.bin"]})
+    with pytest.raises(RefusedError, match="attachment:noise: two tensors of the file would have this name"):
+        save(given, tmp_path / "m.tersor")
+
+
 def test_a_tiny_file_holds_none(tmp_path: Path) -> None:
     with pytest.raises(RefusedError, match=r"tiny: .* holds no attachment, such as config\.json"):
         save(with_files(), tmp_path / "m.tersor", tiny=True)

@@ -218,6 +218,7 @@ def test_narrower_heads_keep_the_scale() -> None:
         cut.out_proj.weight = nn.Parameter(whole.out_proj.weight[:, rows])
         cut.head_dim = 1
     compare(cut(*x), whole(*x))
+    compare(cut(*x, need_weights=False), whole(*x, need_weights=False))
 
 
 @pytest.mark.parametrize("what", ["plain", "bias kv", "zero", "widths"])

@@ -2,6 +2,7 @@
 
 import functools
 import operator
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -108,3 +109,53 @@ def test_what_has_no_code_is_named() -> None:
     task = Task(evaluate=EVALUATE, target=operator.itemgetter(1))
     assert code_of(None, task)[1] == ["task: target"]
     assert code_of(net("return x"), Task(evaluate=EVALUATE))[1] == []
+
+
+def walking(model: nn.Module) -> nn.Module:
+    """A model whose forward is wrapped by functions that hold each other, as decorators of libraries do."""
+
+    def one(x: Any, n: int = 2) -> Any:
+        return x if n == 0 else other(x, n)
+
+    def other(x: Any, n: int) -> Any:
+        return one(x, n - 1)
+
+    type(model).forward = lambda self, x: one(x)
+    return model
+
+
+def test_functions_that_hold_themselves_are_visited_once() -> None:
+    assert code(walking(net("return x"))) == code(walking(net("return x"))) != code(net("return x"))
+
+
+def later(function: Callable[[], Any]) -> Any:
+    return lambda output, target: function()  # noqa: PLW0108 (the closure is what is tested)
+
+
+def test_a_closure_that_is_empty_still_is_no_error() -> None:
+    loss, cell = later(code), types.CellType()
+    loss = types.FunctionType(loss.__code__, {}, "loss", None, (cell,))
+    assert code(loss=loss)
+
+
+def test_classes_of_one_name_have_one_order() -> None:
+    """A set of classes is in the order of their addresses, which is another in each process."""
+    models = [net(f"return x + {n}") for n in range(6)]
+    assert len({code(nn.Sequential(*(models[(i + k) % 6] for i in range(6)))) for k in range(6)}) == 1
+    places = [code(nn.Sequential(*(net(f"return x + {n}") for n in range(6)))) for _ in range(6)]
+    assert set(places) == {code(nn.Sequential(*models))}
+
+
+class Held:
+    """An object whose text is its address."""
+
+
+def test_objects_that_are_handed_over_are_their_kind() -> None:
+    for make in (
+        lambda: functools.partial(added, held=Held()), lambda: functools.partial(added, Held(), 1),
+        lambda: functools.partial(added, held={"a": [Held()]}),
+    ):  # fmt: skip
+        assert code(loss=make()) == code(loss=make())
+        assert code_of(None, Task(evaluate=EVALUATE, loss=make()))[1] == ["task: loss"]
+    defaults = [types.FunctionType(added.__code__, {}, "loss", ((Held(),),)) for _ in range(2)]
+    assert code(loss=defaults[0]) == code(loss=defaults[1])

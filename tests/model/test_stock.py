@@ -407,6 +407,16 @@ def test_heads_are_counted_where_they_are_not_set() -> None:
     assert sound(heads_left(state, "attention", 1)).attention.num_heads == 1
 
 
+def test_heads_that_were_set_before_are_counted_after_a_replacement() -> None:
+    """What was set was set on the layer that went."""
+    now = Replace("attention", "attention", {"num_heads": 2, "head_dim": 4})
+    state = State(Block()).change(Set("attention", "num_heads", 2)).change(now)
+    rows = [k * 8 + row for k in range(3) for row in range(4)]
+    state.cut("attention.in_proj_weight", 0, *rows).cut("attention.in_proj_bias", 0, *rows)
+    twin = sound(state.cut("attention.out_proj.weight", 1, 0, 1, 2, 3))
+    assert (twin.attention.num_heads, twin.attention.head_dim) == (1, 4)
+
+
 def test_attention_of_narrower_heads() -> None:
     """One channel of each head goes from queries, keys and values; the scale stays."""
     model = Block().double().eval()

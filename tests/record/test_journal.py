@@ -316,6 +316,16 @@ def test_other_code_is_refused_and_unseen_code_is_named(tmp_path: Path) -> None:
     assert said == ["journal: a change of this code would not be seen: task: target"]
 
 
+def test_the_same_weights_with_another_past_are_refused(tmp_path: Path) -> None:
+    model = tiny("mlp").model
+    once = run(model, Measure())
+    twice = run(once, Measure())
+    assert once.digest == twice.digest
+    run(once, [Quantize()], journal=tmp_path)
+    with pytest.raises(JournalError, match="the model changed"):
+        run(twice, [Quantize()], journal=tmp_path, resume=True)
+
+
 def test_another_number_of_threads_is_refused_where_sums_would_differ(tmp_path: Path) -> None:
     t, before = tiny("mlp"), torch.get_num_threads()
     run(t.model, [Quantize()], t.task, journal=tmp_path / "task")

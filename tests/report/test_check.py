@@ -4,6 +4,7 @@ import itertools
 from pathlib import Path
 
 import pytest
+from halving import Halving
 from tiny import CLASSES, MODELS, tiny
 from torch import nn
 
@@ -106,6 +107,13 @@ def test_with_a_model_the_sites_are_named() -> None:
     assert set(entropy["sites"]) >= set(dict(model.named_parameters()))
     (finetune,) = check(recipe_from_words(["finetune", "where=head*"]), model)
     assert finetune["sites"] == ["head.weight"]
+
+
+def test_cuts_are_told_without_a_task_to_prove_them_on() -> None:
+    """A dry run says what the groups would cut; the run itself proves them."""
+    (facts,) = check(Recipe((Halving("mlp"),)), tiny("mlp").model)
+    cut = [f"layers.{number}.{word}" for number in (0, 4) for word in ("weight", "bias")]
+    assert set(facts["sites"]) == {*cut, "layers.2.weight", "layers.6.weight"}
 
 
 def test_with_a_model_globs_and_layers_are_checked() -> None:

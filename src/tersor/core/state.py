@@ -100,12 +100,13 @@ class State:
         return sum(node.nbytes for node in self.nodes.values())
 
     @property
-    def given_nbytes(self) -> int:
-        """Bytes of the tensors as first given; of a file without its first weights, by its sites."""
+    def given_nbytes(self) -> int | None:
+        """Bytes of the tensors as first given; None for a file without them where modules were replaced."""
         if self.base is not None:
             return sum(form.nbytes for form in self.base.forms.values())
-        given = (site for site in self.sites.values() if not site.origin)
-        return sum(math.prod(site.shape) * site.torch_dtype.itemsize for site in given)
+        if any(isinstance(change, Replace) for change in self.changes):
+            return None
+        return sum(math.prod(site.shape) * site.torch_dtype.itemsize for site in self.sites.values())
 
     @property
     def digest(self) -> str:

@@ -12,6 +12,7 @@ import hashlib
 import inspect
 import types
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch import nn
 
 from tersor.model.task import Task
 
+SIMPLE = (str, bytes, int, float, bool, complex, type(None))
 LIBRARIES = ("torch.", "torchvision.", "builtins")  # known by their version
 
 
@@ -31,13 +33,14 @@ def code_of(model: nn.Module | None, task: Task | None) -> tuple[str, list[str]]
     if task is not None:
         words = {"loss": task.loss, "metric": task.metric, "feed": task.feed, "target": task.target}
         parts += [(f"task: {word}", part) for word, part in words.items()]
-    for name, part in sorted(parts, key=lambda item: item[0]):
-        sha.update(name.encode())
-        for piece in pieces(part):
-            if piece is None:
-                unseen.append(name)
-            else:
-                sha.update(piece)
+    found = []
+    for name, part in parts:
+        known = list(pieces(part, set()))
+        unseen += [name] * (None in known)
+        found.append([name.encode(), *(piece for piece in known if piece is not None)])
+    for known in sorted(found):  # by what is in them too: two classes may have one name
+        for piece in known:
+            sha.update(piece)
     return sha.hexdigest()[:16], sorted(set(unseen))
 
 
@@ -50,37 +53,46 @@ def fingerprints(model: nn.Module | None, task: Task | None) -> tuple[dict[str, 
     return {"data": data, "code": code, "number of threads": threads}, unseen
 
 
-def pieces(part: Any) -> Iterator[bytes | None]:
-    """The code of a class, a function or a callable, piece by piece; None for what cannot be looked at."""
+def pieces(part: Any, seen: set[int]) -> Iterator[bytes | None]:
+    """The code of a class, a function or a callable, piece by piece; None for what cannot be looked at. A
+    function that was `seen` is passed over: one may hold itself."""
     if part is None or isinstance(part, str):
         yield repr(part).encode()
     elif isinstance(part, functools.partial):
-        yield repr((part.args, part.keywords)).encode()
-        yield from pieces(part.func)
+        for value in (part.args, part.keywords):
+            yield repr(plain(value)).encode()
+            if not shown(value):
+                yield None
+        yield from pieces(part.func, seen)
     elif isinstance(part, types.MethodType):
-        yield from pieces(part.__func__)
+        yield from pieces(part.__func__, seen)
     elif isinstance(part, types.FunctionType):
         if library(part):
             yield f"{part.__module__}.{part.__qualname__}".encode()
             return
+        if id(part) in seen:
+            return
+        seen.add(id(part))
         yield from compiled(part.__code__)
-        yield repr([plain(value) for value in part.__defaults__ or ()]).encode()
-        yield repr({key: plain(value) for key, value in (part.__kwdefaults__ or {}).items()}).encode()
+        yield repr(plain(part.__defaults__ or ())).encode()
+        yield repr(plain(part.__kwdefaults__ or {})).encode()
         for cell in part.__closure__ or ():  # what a closure counts or collects is no code
-            if isinstance(cell.cell_contents, types.FunctionType):
-                yield from pieces(cell.cell_contents)
+            with suppress(ValueError):  # it is empty still
+                if isinstance(cell.cell_contents, types.FunctionType):
+                    yield from pieces(cell.cell_contents, seen)
     elif inspect.isclass(part):
         known = False
         for kind in part.__mro__[:-1]:  # but object
             yield kind.__qualname__.encode()
             functions = sorted(functions_of(kind), key=lambda item: item[0])
             known = known or bool(functions)
-            for _, function in functions if not library(kind) else ():
-                yield from pieces(function)
+            for name, function in functions if not library(kind) else ():
+                yield name.encode()
+                yield from pieces(function, seen)
         if not known:
             yield None
     elif isinstance(part, nn.Module) or callable(part) and not library(type(part)):
-        yield from pieces(type(part))  # an object that is called: its class; what it holds is not seen
+        yield from pieces(type(part), seen)  # an object that is called: its class; what it holds is not seen
     else:
         yield None
 
@@ -109,8 +121,20 @@ def compiled(code: types.CodeType) -> Iterator[bytes]:
 
 
 def plain(value: Any) -> Any:
-    """A value that prints the same in every process, else its kind: sets are sorted, objects named."""
+    """A value that prints the same in every process: sets are sorted, objects are their kind."""
     if isinstance(value, (frozenset, set)):
-        return sorted(map(repr, value))
-    simple = (str, bytes, int, float, bool, complex, type(None), tuple, list, dict)
-    return value if isinstance(value, simple) else type(value).__name__
+        return sorted(repr(plain(each)) for each in value)
+    if isinstance(value, (tuple, list)):
+        return [plain(each) for each in value]
+    if isinstance(value, dict):
+        return [(plain(key), plain(each)) for key, each in value.items()]
+    return value if isinstance(value, SIMPLE) else type(value).__name__
+
+
+def shown(value: Any) -> bool:
+    """Whether `plain` shows all of a value."""
+    if isinstance(value, (frozenset, set, tuple, list)):
+        return all(map(shown, value))
+    if isinstance(value, dict):
+        return all(shown(each) for pair in value.items() for each in pair)
+    return isinstance(value, SIMPLE)

@@ -49,8 +49,12 @@ class Measure:
             text = f"{bits.per_weight:.3f} bits a weight, order-0 bound {bits.bound_per_weight:.3f}"
             notes.append(Note(site.name, "bits", text, {"stored": bits.stored, "bound": bits.bound}))
         before, after = view.state.given_nbytes, view.state.nbytes
-        text = f"{before} to {after} bytes of arrays"
-        notes.append(Note("", "nbytes", text, {"before": before, "after": after}))
+        if before is None:
+            text = f"{after} bytes of arrays now; what was given is not known, for modules were replaced"
+            notes.append(Note("", "nbytes", text, {"after": after}))
+        else:
+            text = f"{before} to {after} bytes of arrays"
+            notes.append(Note("", "nbytes", text, {"before": before, "after": after}))
         if view.maybe_task is not None and view.state.given is not None:
             notes += self.scores(view)
             if self.latency and view.state.base is not None and not view.state.grids:
