@@ -10,7 +10,7 @@ from formulas import check
 from words import is_digest, natural
 
 EDITS = ("wrap", "refine", "lossless", "absorb")
-TELLS = {"cut": {"axis": int, "count": int}, "set": {"attribute": str, "value": int},
+TELLS = {"cut": {"axis": int, "count": int, "kept": str}, "set": {"attribute": str, "value": int},
          "replace": {"stock": str, "settings": dict}}  # fmt: skip
 NOTE = {"kind": str, "text": str, "data": dict}
 

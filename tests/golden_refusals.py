@@ -247,7 +247,7 @@ def ledgers() -> Iterator[Case]:
     yield "ledger-site", ledger([1, "wrap", one], name="x"), "an event is [site, how, ...]"
     yield "ledger-object", ledger({"site": "w", "how": "wrap"}, name="x"), "an event is [site, how, ...]"
     yield "ledger-more", ledger([0, "wrap", one, one, one], name="x"), "a wrap tells"
-    yield "ledger-cut", ledger([0, "cut", 0, "2", one], name="x"), "a cut's count must be a whole number"
+    yield "ledger-cut", ledger([0, "cut", 0, "2", one, one], name="x"), "a cut's count must be a whole number"
     yield "ledger-set", ledger(["m", "set", "groups", 1, one], name="x"), "a set tells attribute, value"
     yield "ledger-note", ledger([0, "", "a"], name="x"), "a note is [site, '', kind, text, data]"
     past = changed(GOOD, past=[["prune", one]])

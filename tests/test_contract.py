@@ -234,7 +234,7 @@ def edits_of(given: Tiny, journal: Path) -> Iterator[Edit]:
     for line in lines_of(journal):
         for event in (group := line.group()).events:
             if isinstance(event, Edit) and event.site in state.forms:
-                yield event
+                yield dataclasses.replace(event, before=state.forms[event.site])
         state = apply(state, group, "test")[0]
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from tersor.core.history import lock, undo
+from tersor.core.history import undo
 from tersor.core.run import run
 from tersor.core.state import State, start
 from tersor.core.step import Needs
@@ -19,6 +19,7 @@ from tersor.model.changes import Replace
 from tersor.model.task import Task
 from tersor.record.events import Group
 from tersor.steps import Factorize, Measure
+from tersor.steps.words import lock
 
 X = torch.randn(8, 5, generator=torch.Generator().manual_seed(1))
 TASK = Task(evaluate=[(X, torch.zeros(8, dtype=torch.int64))])

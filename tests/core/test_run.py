@@ -371,7 +371,7 @@ def test_two_groups_with_one_key_are_refused() -> None:
             yield Group("a", (Note("", "one", "1"),))
             yield Group("a", (Note("", "two", "2"),))
 
-    with pytest.raises(RefusedError, match="two groups have the key 'a'"):
+    with pytest.raises(RefusedError, match="the key 'a' is taken"):
         run(tiny("mlp").model, Twice())
 
 

@@ -284,7 +284,7 @@ def replaced() -> State:
         Entry(0, "factorize", "fc", "replace", data={"stock": "product", "settings": {"layers": 2}}),
         Entry(1, "slim", "attn", "set", data={"attribute": "num_heads", "value": 1}),
         Entry(1, "slim", "attn.in_proj_weight", "cut", "0123456789abcdef", after["attn.in_proj_weight"],
-              data={"axis": 0, "count": 6}),
+              data={"axis": 0, "count": 6, "kept": "8899aabbccddeeff"}),
         Entry(1, "slim", "", kind="measured", text="all is well", data={"share": 0.5, "deep": {"list": [1]}}),
     ]  # fmt: skip
     return State(sites, forms, {}, ledger, changes=changes)

@@ -112,7 +112,7 @@ def states(draw: Any) -> State:
         at = len(past) + number
         for name, form in stored.items():
             how = draw(st.sampled_from(("wrap", "cut", "lossless")))
-            data = {"axis": 0, "count": 2} if how == "cut" else {}
+            data = {"axis": 0, "count": 2, "kept": one} if how == "cut" else {}
             after = draw(st.sampled_from((one, form.digest)))
             before = draw(st.sampled_from((one, form.digest)))
             ledger.entries.append(Entry(at, "step", name, how, before, after, data=data))

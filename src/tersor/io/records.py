@@ -22,7 +22,7 @@ CLIPPED = 400  # characters of a note's text
 # What is told besides digests: of each how the keys of its data, in order.
 DATA: dict[str, dict[str, type]] = {
     **{how: {} for how in HOW},
-    "cut": {"axis": int, "count": int},
+    "cut": {"axis": int, "count": int, "kept": str},
     "set": {"attribute": str, "value": int},
     "replace": {"stock": str, "settings": dict},
 }

@@ -83,7 +83,8 @@ def judged(
     trains(after(), task)
     now = outputs(after(), task, width)
     if wanted is None:
-        return Verdict([a.shape for a in now] == [a.shape for a in was], True, 0.0, 0.0)
+        fits = [a.shape for a in now] == [a.shape for a in was]
+        return Verdict(fits and all(map(as_finite, was, now)), True, 0.0, 0.0)
     if not was:
         raise RefusedError("its answers hold no tensor to compare")
     found = verdict(was, now, outputs(wanted(), task, width), EXACT[width])
@@ -92,6 +93,10 @@ def judged(
         fits = not wide(want) or verdict(want, outputs(after(), task, "own"), want, EXACT["own"]).fits
         return found._replace(fits=fits)
     return found
+
+
+def as_finite(was: Tensor, now: Tensor) -> bool:
+    return bool((now.isfinite() | ~was.isfinite()).all())
 
 
 def wide(answers: list[Tensor]) -> bool:

@@ -33,13 +33,13 @@ def code_of(model: nn.Module | None, task: Task | None) -> tuple[str, list[str]]
     if task is not None:
         words = {"loss": task.loss, "metric": task.metric, "feed": task.feed, "target": task.target}
         parts += [(f"task: {word}", part) for word, part in words.items()]
-    found = []
+    found: list[list[bytes]] = []
     for name, part in parts:
         known = list(pieces(part, set()))
         unseen += [name] * (None in known)
-        found.append([name.encode(), *(piece for piece in known if piece is not None)])
-    for known in sorted(found):  # by what is in them too: two classes may have one name
-        for piece in known:
+        found.append([name.encode(), *filter(None, known)])
+    for whole in sorted(found):  # by what is in them too: two classes may have one name
+        for piece in whole:
             sha.update(piece)
     return sha.hexdigest()[:16], sorted(set(unseen))
 

@@ -62,8 +62,11 @@ class Site:
         return self.kind != "buffer" and self.floating
 
 
-def sites_of(model: nn.Module) -> tuple[dict[str, Site], dict[str, Tensor], dict[str, str]]:
-    """(sites, their tensors, aliases: other name -> site name) of everything in the model's state dict."""
+def sites_of(
+    model: nn.Module, *, meta: bool = False
+) -> tuple[dict[str, Site], dict[str, Tensor], dict[str, str]]:
+    """(sites, their tensors, aliases: other name -> site name) of everything in the model's state dict.
+    `meta`: tensors without values will do."""
     if not isinstance(model, nn.Module):
         raise SettingError(f"the model is a {type(model).__name__}, but it must be a torch.nn.Module")
     owners = {}
@@ -74,7 +77,7 @@ def sites_of(model: nn.Module) -> tuple[dict[str, Site], dict[str, Tensor], dict
     sites, tensors, aliases = {}, {}, {}
     first: dict[int, str] = {}
     for name, value in model.state_dict(keep_vars=True).items():
-        if why := unfit(value):
+        if why := unfit(value, meta=meta):
             raise RefusedError(f"{name}: the state dict holds {why}")
         if repeats(value):
             raise RefusedError(

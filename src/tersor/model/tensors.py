@@ -27,7 +27,7 @@ def held(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     RefusedError where that is not what the module computes with.
     """
-    sites, _, tied = sites_of(model)
+    sites, _, tied = sites_of(model, meta=True)
     own = {name: tensor for name, _, _, tensor in registered(model)}
     ids = {id(tensor) for tensor in own.values()}
     tensors = {}

@@ -71,8 +71,8 @@ class Ledger:
             elif isinstance(event, Edit):
                 entry = Entry(step, name, event.site, event.how, before, after)
             elif isinstance(event, Cut):
-                told = hashlib.sha256(json.dumps(event.kept).encode()).hexdigest()[:DIGEST]
-                data: dict[str, Any] = {"axis": event.axis, "count": len(event.kept), "kept": told}
+                kept = hashlib.sha256(json.dumps(event.kept).encode()).hexdigest()[:DIGEST]
+                data: dict[str, Any] = {"axis": event.axis, "count": len(event.kept), "kept": kept}
                 entry = Entry(step, name, event.site, "cut", before, after, data=data)
             elif isinstance(event, Set):
                 data = {"attribute": event.attribute, "value": event.value}
