@@ -115,7 +115,7 @@ class Decoder(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.embed_tokens(tokens)
-        angle = torch.arange(tokens.shape[1])[:, None] * self.frequency  # [T, D / 2]
+        angle = torch.arange(tokens.shape[1], device=tokens.device)[:, None] * self.frequency  # [T, D / 2]
         cos, sin = torch.cat((angle, angle), 1).cos(), torch.cat((angle, angle), 1).sin()
         for layer in self.layers:
             if self.thrifty and self.training:

@@ -10,7 +10,7 @@ import torch
 from forge import take_apart
 
 from tersor.core.apply import apply
-from tersor.core.history import lock, undo
+from tersor.core.history import undo
 from tersor.core.state import State, start
 from tersor.errors import FormatError, RefusedError
 from tersor.forms import Dense, Grid
@@ -19,6 +19,7 @@ from tersor.io.text import dump
 from tersor.model.sites import Site
 from tersor.record.events import Cut, Edit, Group, Note
 from tersor.record.ledger import Ledger
+from tersor.steps.words import lock
 
 
 def state_of(steps: int, sites: int, text: str) -> State:

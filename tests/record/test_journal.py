@@ -18,6 +18,7 @@ import safetensors.torch
 import torch
 from tiny import Tiny, tiny
 
+from tersor.core.history import replay, undo
 from tersor.core.recipe import Recipe
 from tersor.core.run import run
 from tersor.core.state import State
@@ -26,6 +27,7 @@ from tersor.core.view import View
 from tersor.errors import JournalError, StorageError
 from tersor.files import claim
 from tersor.forms import Dense, Sum
+from tersor.model.fit import Plan
 from tersor.model.sites import Site
 from tersor.record.events import Edit, Group, Note, of
 from tersor.record.journal import lines_of
@@ -483,3 +485,72 @@ def test_every_step_can_be_journaled(word: str, tmp_path: Path) -> None:
     recipe = Recipe((STEPS[word](),))
     result = run(t.model, recipe, t.task, journal=tmp_path / "journal", out=tmp_path)
     same(run(t.model, recipe, t.task, journal=tmp_path / "journal", resume=True, out=tmp_path), result)
+
+
+# --- what belongs to its run ---
+
+
+def test_replay_and_undo_refuse_the_journal_of_another_run(tmp_path: Path) -> None:
+    """The same model and recipe under another seed: its groups would all fit."""
+    t, recipe = tiny("mlp"), [Finetune(epochs=1, lr=0.01), Prune(keep=0.5), Entropy()]
+    results = [run(t.model, recipe, t.task, seed=seed, journal=tmp_path / f"{seed}") for seed in (1, 2)]
+    assert results[0].digest != results[1].digest
+    for one, other in ((0, 1), (1, 0)):
+        assert replay(t.model, results[one].ledger, tmp_path / f"{one + 1}").digest == results[one].digest
+        with pytest.raises(JournalError, match="another run"):
+            replay(t.model, results[one].ledger, tmp_path / f"{other + 1}")
+        with pytest.raises(JournalError, match="another run"):
+            undo(results[one], 1, journal=tmp_path / f"{other + 1}")
+
+
+@dataclass(frozen=True)
+class TrainsAndTells:
+    """A step that yields a group after each of two trainings, and tries a recipe on the side between them."""
+
+    name: ClassVar[str] = "trains and tells"
+    where: ClassVar[str] = "*"
+    needs: ClassVar[Needs] = Needs.TASK
+
+    def run(self, view: View) -> Iterator[Group]:
+        for part in ("first", "second"):
+            if part in view.done:
+                continue
+            plan = Plan(epochs=1, lr=0.01)
+            moved, _ = view.train(plan, key=part)
+            facts, _ = view.trial([Prune(keep=0.5)], key=part)
+            told = Note("", "tried", f"{facts['nbytes']} bytes")
+            mine = [name for name in moved if name.startswith("layers.0" if part == "first" else "layers.2")]
+            yield Group(part, (*view.edits({name: moved[name] for name in mine}, "absorb"), told))
+
+
+class Dies(Observer):
+    """An observer that raises after so many groups."""
+
+    def __init__(self, after: int):
+        self.left = after
+
+    def applied(self, group: Group) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("after", [0, 1, 2])
+def test_a_step_that_yields_between_trainings_resumes(after: int, tmp_path: Path) -> None:
+    t, recipe = tiny("mlp"), [TrainsAndTells(), Entropy()]
+    whole = run(t.model, recipe, t.task, journal=tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(t.model, recipe, t.task, journal=tmp_path / "j", observer=Dies(after))
+    same(run(t.model, recipe, t.task, journal=tmp_path / "j", resume=True), whole)
+    assert not list((tmp_path / "j").glob("trial-*"))
+
+
+def test_trials_of_another_run_are_not_taken(tmp_path: Path) -> None:
+    """Folders of trials that a run left behind do not speak for a run anew."""
+    t = tiny("mlp")
+    with pytest.raises(KeyboardInterrupt):
+        run(t.model, [TrainsAndTells()], t.task, journal=tmp_path / "j", observer=Dies(0))
+    assert list((tmp_path / "j").glob("trial-*"))
+    (tmp_path / "j" / "head.json").unlink()
+    with pytest.raises(JournalError):
+        run(t.model, [TrainsAndTells()], t.task, journal=tmp_path / "j")

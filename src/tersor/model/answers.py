@@ -181,7 +181,8 @@ def zero(model: nn.Module, tensor: str, axis: int, places: list[int]) -> None:
     """Zeros at these places of an axis of one of the model's tensors."""
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     with torch.no_grad():
-        tensors[tensor].index_fill_(axis, torch.tensor(places, dtype=torch.int64), 0)
+        weight = tensors[tensor]
+        weight.index_fill_(axis, torch.tensor(places, dtype=torch.int64, device=weight.device), 0)
 
 
 def once(task: Task, model: nn.Module) -> Any:
