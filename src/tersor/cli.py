@@ -218,7 +218,9 @@ def pack(
             facts = rounded(
                 *rounding, out, max_drop=max_drop or 0.0, tiny=tiny, observer=observer, inputs=inputs
             )
-            return Answer(sizes(weights, out) | facts, json, rounded_lines)
+            # The file may hold more than the model took of it.
+            found = sizes(weights, out, rounding[0].given_nbytes)
+            return Answer(found | facts, json, rounded_lines)
         observer.step(1, 1, "pack")
         recipe = given_recipe(None, words or ["entropy"])
         done = io.pack(weights, out, recipe, key=key, tiny=tiny, workers=workers, observer=observer)
@@ -249,13 +251,16 @@ def unpack(
 ) -> Answer:
     """Write a file's weights, decoded, as safetensors."""
     from tersor import io
-    from tersor.report.files import lines, sizes
+    from tersor.report.files import sizes, unpacked_lines
     from tersor.report.progress import watching
 
     with watching(quiet=quiet, plain=json) as observer:
         observer.step(1, 1, "unpack")
         io.unpack(file, out, only=only or "*", shard=shard, workers=workers, observer=observer)
-    return Answer(sizes(file, out), json, lines)
+    facts = sizes(file, out) | {"only": only or []}
+    if only:
+        del facts["share"]
+    return Answer(facts, json, unpacked_lines)
 
 
 OLD = "a .tersor file, .safetensors, a saved state dict or a checkpoint folder"
