@@ -1,11 +1,13 @@
 """The command line: words to calls, results to stdout, talk to stderr. No logic lives here.
 
 exit 0  done      1  understood and refused (errors.py)      2  cannot be meant: a misspelt word or setting
+     130  stopped by Ctrl-C      141  the reader of the output has gone, such as head
 With --json stdout is one JSON document, also for an error: {"error": text, "kind": class}.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext, redirect_stdout
@@ -21,7 +23,7 @@ app = typer.Typer(
     name="tersor", help="Terse tensors: compress trained PyTorch models, with measured proof.",
     add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
 )  # fmt: skip
-STOPPED = 130  # by Ctrl-C, as shells have it
+STOPPED, UNREAD = 130, 141  # by Ctrl-C, by a reader that is gone: as shells have it
 UsageError: Any = typer.BadParameter.__mro__[1]  # wherever this version of typer keeps it
 
 MODEL = "file.py:factory, package.module:factory, torchvision:NAME, or FILE.tersor with --arch"
@@ -329,6 +331,18 @@ def about(
 
 def main() -> int:
     """Run the words of sys.argv; returns the exit code."""
+    try:
+        code = answered()
+        sys.stdout.flush()  # or what is left is written when Python ends, and an error told then
+        return code
+    except (BrokenPipeError, SystemExit) as error:  # typer makes the one into the other
+        if not isinstance(error, BrokenPipeError) and not isinstance(error.__context__, BrokenPipeError):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return UNREAD
+
+
+def answered() -> int:
     words = sys.argv[1:] or ["--help"]
     try:
         # What a user's own file prints must not get into the document.

@@ -22,9 +22,13 @@ NARROWEST = 100  # columns where the output is no terminal: a pipe has no width 
 def stdout() -> Console:
     from rich.console import Console
 
+    class Ours(Console):
+        def on_broken_pipe(self) -> None:
+            raise  # noqa: PLE0704  to cli.main, which ends all commands in one way; rich would exit with 1
+
     # Looked up at each call: tests and callers may have put another stream in its place.
     width = None if sys.stdout.isatty() else NARROWEST
-    return Console(file=sys.stdout, width=width, markup=False, highlight=False, emoji=False)
+    return Ours(file=sys.stdout, width=width, markup=False, highlight=False, emoji=False)
 
 
 def show(parts: Iterable[RenderableType]) -> None:
