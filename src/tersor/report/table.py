@@ -45,7 +45,8 @@ def report(facts: Facts) -> Iterator[RenderableType]:
 
 
 def grid(*columns: str) -> Table:
-    """A table of our kind: no frame, a line under the head; a column named ">..." stands to the right."""
+    """A table of our kind: no frame, a line under the head; a column named ">..." stands to the right. The
+    first has names, which go on in the next line where a terminal is narrow: a part of one names nothing."""
     from rich import box
     from rich.table import Table
 
@@ -53,6 +54,7 @@ def grid(*columns: str) -> Table:
     for column in columns:
         right = column.startswith(">")
         table.add_column(column.removeprefix(">"), justify="right" if right else "left", no_wrap=right)
+    table.columns[0].overflow = "fold"
     return table
 
 
