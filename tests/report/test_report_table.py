@@ -191,6 +191,21 @@ def test_layers_with_long_names_are_told_apart(
     assert all(name in text for name in names)
 
 
+def test_a_few_of_many_skipped_layers_are_named(
+    facts: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """33 counters of batches were one line."""
+    step = facts["steps"][0]
+    step["sites"] = {f"bn{n}.count": {"did": "skipped", "text": "int64"} for n in range(33)}
+    text = text_of(facts, capsys)
+    assert (
+        "    bn0.count, bn1.count, bn2.count, bn3.count, bn4.count, bn5.count and 27 more skipped: int64"
+        in text
+    )
+    step["sites"] = {f"bn{n}.count": {"did": "skipped", "text": "int64"} for n in range(2)}
+    assert "    bn0.count, bn1.count skipped: int64" in text_of(facts, capsys)
+
+
 def test_names_are_not_markup(facts: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     facts["sites"] = {"[red]a[/red]": facts["sites"]["0.weight"], ":smile:": facts["sites"]["0.bias"]}
     text = text_of(facts, capsys)

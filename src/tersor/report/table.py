@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tersor.measure.accuracy import SIGNIFICANT
 from tersor.report.console import p_value, ranged, seconds, whole
+from tersor.report.files import listing
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -163,4 +164,4 @@ def steps(facts: Facts) -> Iterator[str]:
         for name, event in doings(step).items():
             if event["did"] != "done":
                 reasons.setdefault(f"{event['did']}: {event.get('text', '')}", []).append(name)
-        yield from (f"    {', '.join(names)} {why}" for why, names in reasons.items())
+        yield from (f"    {listing(names)} {why}" for why, names in reasons.items())
