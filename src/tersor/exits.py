@@ -66,7 +66,10 @@ def answered(app: typer.Typer) -> int:
         return refuse(str(error), type(error).__name__, error.exit_code, words)
     except UsageError as error:
         path = error.ctx.command_path if error.ctx is not None else "tersor"
-        return refuse(f"{error.format_message().rstrip('.')}. See: {path} --help", "UsageError", 2, words)
+        said = error.format_message().rstrip(".")
+        if error.ctx is not None and error.ctx.parent is None and hasattr(error, "option_name"):
+            said += ". Options go after the command: tersor COMMAND ... --option"
+        return refuse(f"{said}. See: {path} --help", "UsageError", 2, words)
     except (KeyboardInterrupt, typer.Abort):
         answer = STOPPED
     if answer == STOPPED:
