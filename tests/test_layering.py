@@ -26,6 +26,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("io", "report"),
     ("standin",),  # a small model for dry runs
     ("given", "job", "check"),  # from words to a model, from a model and a recipe to a folder of results
+    ("exits",),  # how a command ends
     ("tersor",),
     ("cli", "demo", "__main__"),
 )

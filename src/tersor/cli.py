@@ -1,28 +1,21 @@
 """The command line: words to calls, results to stdout, talk to stderr. No logic lives here.
 
-exit 0  done      1  understood and refused (errors.py)      2  cannot be meant: a misspelt word or setting
-With --json stdout is one JSON document, also for an error: {"error": text, "kind": class}.
+How a command ends, with which exit code, is in exits.py.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from tersor.errors import TersorError
+from tersor.exits import Answer, ended
 
 app = typer.Typer(
     name="tersor", help="Terse tensors: compress trained PyTorch models, with measured proof.",
     add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
 )  # fmt: skip
-STOPPED = 130  # by Ctrl-C, as shells have it
-UsageError: Any = typer.BadParameter.__mro__[1]  # wherever this version of typer keeps it
 
 MODEL = "file.py:factory, package.module:factory, torchvision:NAME, or FILE.tersor with --arch"
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL)]
@@ -53,26 +46,6 @@ Workers = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="one JSON document on stdout, and nothing else there")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress on stderr")]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a command found, and how to show it to people."""
-
-    facts: dict[str, Any]
-    json: bool
-    tables: Callable[[Any], Iterable[Any]]
-    code: int = 0
-
-    def deliver(self) -> int:
-        """Print it on stdout; the exit code."""
-        from tersor.report.console import show, show_json
-
-        if self.json:
-            show_json(self.facts)
-        else:
-            show(self.tables(self.facts))
-        return self.code
 
 
 @app.command()
@@ -218,7 +191,9 @@ def pack(
             facts = rounded(
                 *rounding, out, max_drop=max_drop or 0.0, tiny=tiny, observer=observer, inputs=inputs
             )
-            return Answer(sizes(weights, out) | facts, json, rounded_lines)
+            # The file may hold more than the model took of it.
+            found = sizes(weights, out, rounding[0].given_nbytes)
+            return Answer(found | facts, json, rounded_lines)
         observer.step(1, 1, "pack")
         recipe = given_recipe(None, words or ["entropy"])
         done = io.pack(weights, out, recipe, key=key, tiny=tiny, workers=workers, observer=observer)
@@ -249,13 +224,16 @@ def unpack(
 ) -> Answer:
     """Write a file's weights, decoded, as safetensors."""
     from tersor import io
-    from tersor.report.files import lines, sizes
+    from tersor.report.files import sizes, unpacked_lines
     from tersor.report.progress import watching
 
     with watching(quiet=quiet, plain=json) as observer:
         observer.step(1, 1, "unpack")
         io.unpack(file, out, only=only or "*", shard=shard, workers=workers, observer=observer)
-    return Answer(sizes(file, out), json, lines)
+    facts = sizes(file, out) | {"only": only or []}
+    if only:
+        del facts["share"]
+    return Answer(facts, json, unpacked_lines)
 
 
 OLD = "a .tersor file, .safetensors, a saved state dict or a checkpoint folder"
@@ -324,27 +302,4 @@ def about(
 
 def main() -> int:
     """Run the words of sys.argv; returns the exit code."""
-    words = sys.argv[1:] or ["--help"]
-    try:
-        # What a user's own file prints must not get into the document.
-        with redirect_stdout(sys.stderr) if "--json" in words else nullcontext():
-            answer = app(words, prog_name="tersor", standalone_mode=False)
-    except TersorError as error:
-        return refuse(str(error), type(error).__name__, error.exit_code, words)
-    except UsageError as error:
-        path = error.ctx.command_path if error.ctx is not None else "tersor"
-        return refuse(f"{error.format_message().rstrip('.')}. See: {path} --help", "UsageError", 2, words)
-    except (KeyboardInterrupt, typer.Abort):
-        answer = STOPPED
-    if answer == STOPPED:
-        return refuse("stopped; a run goes on with --resume", "KeyboardInterrupt", STOPPED, words)
-    return answer.deliver() if isinstance(answer, Answer) else 0
-
-
-def refuse(text: str, kind: str, code: int, words: list[str]) -> int:
-    from tersor.report.console import show_json, talk
-
-    if "--json" in words:
-        show_json({"error": text, "kind": kind})
-    talk(f"error: {text}")
-    return code
+    return ended(app)

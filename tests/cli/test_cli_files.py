@@ -134,6 +134,42 @@ def test_pack_tells_what_it_leaves_out(packed: Command) -> None:
     assert "left out" not in packed("pack w.safetensors -o t.tersor -q").out
 
 
+def test_what_is_left_out_counts_in_no_ratio(packed: Command) -> None:
+    """A file with an optimizer was called 4 times smaller, of which 3 were the optimizer."""
+    state = given_model("mine.py:net").state_dict()
+    moments = {n: {"exp_avg": torch.rand(999)} for n in range(3)}
+    torch.save({"model": state, "adam": {"state": moments, "param_groups": []}}, "w.pt")
+    tensors, file = sum(value.nbytes for value in state.values()), Path("w.pt").stat().st_size
+
+    def share(name: str) -> float:
+        return Path(name).stat().st_size / tensors
+
+    first, second, *_ = packed("pack w.pt -o t.tersor -q").out.splitlines()
+    assert first == f"w.pt: {file:,} bytes, {tensors:,} in the tensors that were packed"
+    change = f"{1 / share('t.tersor'):.2f} x smaller" if share("t.tersor") < 1 else "x larger"
+    assert second.endswith(f"{change} than these tensors")
+    facts = packed("pack w.pt -o t.tersor -q --json").json
+    assert (facts["from"]["tensors_nbytes"], facts["share"]) == (tensors, share("t.tersor"))
+    facts = packed("pack w.safetensors -o t.tersor -q --json").json
+    assert "tensors_nbytes" not in facts["from"]
+    assert facts["share"] == facts["to"]["nbytes"] / facts["from"]["nbytes"]
+
+    torch.save({name: torch.zeros_like(value) for name, value in state.items()}, "old.pt")
+    first, second, *_ = packed("diff old.pt w.pt -o p -q").out.splitlines()
+    assert first == f"w.pt: {file:,} bytes, {tensors:,} in the tensors that were told"
+    assert second.endswith(f"{share('p'):.1%} of these tensors")
+    assert packed("diff old.pt w.pt -o p -q --json").json["share"] == share("p")
+
+    line = "pack w.pt -o r.tersor -q --max-drop 3 --model mine.py:net --task mine.py:task"
+    assert packed(f"{line} --json").json["share"] == share("r.tersor")
+
+
+def test_some_tensors_are_not_compared_with_all(packed: Command) -> None:
+    done = packed("unpack m.tersor -o b.safetensors --only 2.bias -q")
+    assert not [word for word in ("smaller", "larger") if word in done.out]
+    assert "share" not in packed("unpack m.tersor -o b.safetensors --only 2.bias -q --json").json
+
+
 def test_pack_tells_what_is_stored_once(packed: Command) -> None:
     weight = torch.ones(3, 3)
     torch.save({"a": weight, **{f"b{n}": weight for n in range(8)}}, "w.pt")

@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -280,3 +282,34 @@ def test_an_input_with_a_name_that_is_none(files: Command) -> None:
         assert done.code in (1, 2)
         assert "error: " in done.err
         assert not Path("x.tersor").exists()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "show a.tersor --json",
+        "show a.tersor",
+        "verify a.tersor",
+        "show none.tersor --json",
+        "pack --help",
+        "",
+    ],
+)
+def test_a_reader_that_goes_away_is_no_error(files: Command, line: str) -> None:
+    """tersor show --json FILE | head: it ended in a traceback."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    words = [sys.executable, "-m", "tersor", *line.split()]
+    done = subprocess.run(words, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert "Traceback" not in done.stderr
+    assert "BrokenPipe" not in done.stderr
+    assert done.returncode == 141
+
+
+def test_talk_without_a_listener_is_no_error(files: Command) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    words = [sys.executable, "-m", "tersor", "pack", "a.safetensors", "-o", "c.tersor"]
+    assert subprocess.run(words, stdout=writing, stderr=writing, check=False).returncode == 141
+    os.close(writing)

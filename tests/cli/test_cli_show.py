@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import safetensors.torch
 import torch
 from command_line import Command
@@ -37,12 +38,23 @@ def test_the_tables_tell_bytes_entropy_distance_and_what_is_no_payload(tersor: C
     assert f"{100 * (8 * site['nbytes'] / site['order0'] - 1):+.2f} %" in done.out
 
 
-def test_a_long_name_is_shown_to_its_end(tersor: Command) -> None:
-    name = "encoder.layer.0.attention.self.query.of.a.very.long.module.weight"
-    safetensors.torch.save_file({name: torch.randn(20, 30)}, "w.safetensors")
+@pytest.mark.parametrize("columns", ["30", "100", ""])
+def test_long_names_are_shown_to_their_ends(
+    tersor: Command, monkeypatch: pytest.MonkeyPatch, columns: str
+) -> None:
+    """Where no terminal limits the line they are in one piece."""
+    names = [f"encoder.layer.0.attention.self.{part}.of.a.very.long.module.in.a.long.{part}.weight"
+             for part in ("query", "query.key", "query.key.value")]  # fmt: skip
+    safetensors.torch.save_file({name: torch.randn(20, 30) for name in names}, "w.safetensors")
     assert tersor("pack w.safetensors -o m.tersor -q quantize bits=4 entropy").code == 0
-    cells = [line.split("  ")[0].strip() for line in tersor("show m.tersor").out.splitlines()]
-    assert name in "".join(cells)
+    if columns:
+        monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+        monkeypatch.setenv("COLUMNS", columns)
+        monkeypatch.setenv("TERM", "dumb")
+    out = tersor("show m.tersor").out
+    cells = [line[1:].split("  ")[0].strip() for line in out.splitlines()]
+    assert all(name in ("".join(cells) if columns else cells) for name in names)
+    assert "order 0" in out
 
 
 def test_the_file_itself_is_not_taken_for_the_page(tersor: Command) -> None:

@@ -361,8 +361,9 @@ def test_files_of_a_folder_that_are_not_read_are_named(index: bool, tmp_path: Pa
 
 def test_what_a_trainer_writes_beside_the_weights(tmp_path: Path) -> None:
     torch.save({"w": torch.ones(2)}, tmp_path / "pytorch_model.bin")
-    for name in ("optimizer.bin", "scheduler.bin", "training_args.bin"):
+    beside = ("optim.bin", "optimizer.bin", "scheduler.bin", "training_args.bin")
+    for name in beside:
         (tmp_path / name).write_bytes(b"not opened")
     with Checkpoint(tmp_path) as source:
         assert list(source.slots) == ["w"]
-        assert source.ignored == dict.fromkeys(("optimizer.bin", "scheduler.bin", "training_args.bin"))
+        assert source.ignored == dict.fromkeys(beside)

@@ -73,6 +73,13 @@ CASES: dict[str, tuple[Any, list[str], str, dict[str, int]]] = {
     "tensors beside dicts": ({**A, "extra": {"amax": LATENT}}, [*NAMES, "extra.amax"], "", {}),
     "lists": ({"a": LATENT, "heads": [LATENT + 1, (LATENT + 2,)]}, ["a", "heads.0", "heads.1.0"], "", {}),
     "a list": ([A, B], [*under("0"), *under("1")], "", {}),
+    "an optimizer by another key": ({"model": A, "opt": STATE}, NAMES, "model", {"opt": 2}),
+    "optimizers in a list and in a dict": (
+        {"model": A, "opts": [STATE, STATE], "adam": {"g": STATE, "note": "x"}}, NAMES, "model",
+        {"opts": 4, "adam": 2}),
+    "an optimizer beside loose tensors": ({**A, "adam": STATE}, NAMES, "", {"adam": 2}),
+    "an optimizer inside a network's dict": (
+        {"g": {"net": A, "adam": STATE}, "d": B}, [*under("g.net"), *under("d")], "", {"g.adam": 2}),
     "only an optimizer": (STATE, ["exp_avg", "step"], "state.0", {"param_groups": 0}),
 }  # fmt: skip
 
@@ -153,7 +160,8 @@ def test_a_key_chooses_among_names_with_dots(tmp_path: Path) -> None:
     ("key", "said"),
     [
         ("g_emma", "key='g_emma': no tensor stands under it; did you mean 'g_ema'"),
-        ("latent_avg", "key='latent_avg': it is one tensor; .*Allowed: g, g_ema, g_optim"),
+        ("latent_avg", "key='latent_avg': it is one tensor; .*Allowed: g, g_ema$"),
+        ("optimizer", "no tensor stands under it; Allowed: g, g_ema$"),
         ("", "key='': no tensor stands under it"),
     ],
 )
@@ -166,6 +174,28 @@ def test_a_key_that_is_not_there(key: str, said: str, kind: str, tmp_path: Path)
     save_file(flat, tmp_path / "w.safetensors")
     with pytest.raises(SettingError, match=said):
         Checkpoint(tmp_path / f"w.{kind}", key)
+
+
+def test_an_optimizer_is_not_what_a_misspelt_key_meant(tmp_path: Path) -> None:
+    """Its own key takes it all the same."""
+    torch.save({"g_ema": A, "gem": STATE}, tmp_path / "w.pt")
+    with pytest.raises(SettingError, match="did you mean 'g_ema'. Allowed: g_ema$"):
+        Checkpoint(tmp_path / "w.pt", "gema")
+    with Checkpoint(tmp_path / "w.pt", "gem") as source:
+        assert list(source.slots) == ["state.0.exp_avg", "state.0.step"]
+
+
+def test_what_torch_saves_of_an_optimizer(tmp_path: Path) -> None:
+    """{"model": ..., "opt": ...}: its moments were packed as weights, and the network's names had a key."""
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    for key in ("opt", "adam"):
+        torch.save({"model": model.state_dict(), key: optimizer.state_dict()}, tmp_path / "w.pt")
+        with Checkpoint(tmp_path / "w.pt") as source:
+            assert (list(source.slots), source.key) == (["weight", "bias"], "model")
+            assert source.ignored == {key: 6}
 
 
 def circle() -> Any:
@@ -186,6 +216,7 @@ def many() -> Any:
     ("saved", "said"),
     [
         ({"optimizer": STATE, "epoch": 1}, "what a training keeps, under 'optimizer'.*--key optimizer"),
+        ({"opt": STATE}, "what a training keeps, under 'opt'.*--key opt"),
         ({"a": {"b": LATENT}, "a.b": LATENT}, "two of its tensors would be called a.b"),
         ({0: LATENT, "0": LATENT}, "two of its keys are written '0'"),
         (circle(), "more than 32 deep"),

@@ -178,6 +178,34 @@ def test_large_models_are_cut_and_say_so(facts: dict[str, Any], capsys: pytest.C
     assert f"layer{ROWS}.weight" not in text
 
 
+def test_layers_with_long_names_are_told_apart(
+    facts: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"{'encoder.layers.' * 6}{n}.weight" for n in range(3)]
+    facts["sites"] = dict.fromkeys(names, facts["sites"]["0.weight"])
+    lines = text_of(facts, capsys).splitlines()
+    assert all(sum(line.startswith(f" {name} ") for line in lines) == 1 for name in names)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "100")
+    text = "".join(line[1:].split("  ")[0].strip() for line in text_of(facts, capsys).splitlines())
+    assert all(name in text for name in names)
+
+
+def test_a_few_of_many_skipped_layers_are_named(
+    facts: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """33 counters of batches were one line."""
+    step = facts["steps"][0]
+    step["sites"] = {f"bn{n}.count": {"did": "skipped", "text": "int64"} for n in range(33)}
+    text = text_of(facts, capsys)
+    assert (
+        "    bn0.count, bn1.count, bn2.count, bn3.count, bn4.count, bn5.count and 27 more skipped: int64"
+        in text
+    )
+    step["sites"] = {f"bn{n}.count": {"did": "skipped", "text": "int64"} for n in range(2)}
+    assert "    bn0.count, bn1.count skipped: int64" in text_of(facts, capsys)
+
+
 def test_names_are_not_markup(facts: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     facts["sites"] = {"[red]a[/red]": facts["sites"]["0.weight"], ":smile:": facts["sites"]["0.bias"]}
     text = text_of(facts, capsys)

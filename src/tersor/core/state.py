@@ -28,7 +28,7 @@ from tersor.record.ledger import Ledger
 Kept = Mapping[int, tuple[int, ...]]  # axis -> the given index of each index that is present
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Base:
     """The weights as they were first given."""
 
@@ -51,6 +51,10 @@ class State:
     changes: tuple[Set | Replace, ...] = ()  # of modules, in order
     grids: Mapping[str, Grid] = field(default_factory=dict)  # by edge
     attachments: Mapping[str, bytes] = field(default_factory=dict)  # named files that go with the weights
+
+    def __repr__(self) -> str:
+        steps = self.ledger.count
+        return f"State {self.digest}: {len(self.sites)} sites, {self.nbytes:,} bytes, {steps} steps"
 
     def shape(self, site: str) -> tuple[int, ...]:
         """The shape now; Site.shape is the one that was given."""

@@ -34,7 +34,7 @@ from tersor.model.kinds import resolved, unfit
 
 FILES = ("*.safetensors", "*.bin", "*.pt", "*.pth")  # of a folder: the first kind that is there
 # Of a folder: what a training keeps beside its weights.
-BESIDE = re.compile(r"(optimizer|scheduler|scaler|sampler|rng_state|random_states?|training_args)\b")
+BESIDE = re.compile(r"(optim|optimizer|scheduler|scaler|sampler|rng_state|random_states?|training_args)\b")
 # What torch.load raises for a damaged file.
 DAMAGED = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError, AssertionError)
 

@@ -4,7 +4,7 @@ one network, beside what a training keeps    its tensors, by their own names
 several, or loose tensors beside one         all of them, under their keys: g_ema.conv.weight, latent_avg
 key="g_ema"                                  what stands under that key, by the names below it
 What a training keeps (optimizers, schedulers, random states, numbers) is left out and named, with its tensors
-counted.
+counted. An optimizer is known by what it holds, whatever its key: "state" and "param_groups".
 """
 
 from __future__ import annotations
@@ -55,18 +55,20 @@ def choose(found: Any, path: Path, key: str | None = None) -> Chosen:
             f"by name. Save one: torch.save({{'weight': tensor}}, 'weights.pt')"
         )
     if key is not None:
-        tensors = under(key, named(flat, path), path)
+        tensors = under(key, named(flat, path), path, named(flattened(found, path, optimizers=False), path))
         chosen = {names for names in flat if ".".join(names).startswith(f"{key}.")}
         return Chosen(tensors, key, left_out(found, path, flat, chosen))
     begin, parts = network(found, path)
     depth = len(begin)
-    chosen = {names for names in flat if names[:depth] == begin and names[depth] in parts}
+    weights = flattened(found, path, optimizers=False)
+    chosen = {names for names in weights if names[:depth] == begin and names[depth] in parts}
     tensors = named({names[depth:]: leaf for names, leaf in flat.items() if names in chosen}, path)
     return Chosen(tensors, ".".join(begin), left_out(found, path, flat, chosen))
 
 
-def flattened(found: Any, path: Path) -> dict[Names, Any]:
-    """All tensors and storages, by the keys that lead to them."""
+def flattened(found: Any, path: Path, *, optimizers: bool = True) -> dict[Names, Any]:
+    """All tensors and storages, by the keys that lead to them; without those of optimizers further in, if
+    asked for."""
     flat: dict[Names, Any] = {}
     waiting: list[tuple[Names, Any]] = [((), found)]
     for _ in range(MOST):
@@ -78,7 +80,11 @@ def flattened(found: Any, path: Path) -> dict[Names, Any]:
             continue
         if len(names) > DEPTH:
             break
-        inner = [(name, item) for name, item in children(value, path).items() if holds(item)]
+        inner = [
+            (name, item)
+            for name, item in children(value, path).items()
+            if holds(item) and (optimizers or not is_optimizer(item))
+        ]
         waiting += [((*names, name), item) for name, item in reversed(inner)]
     raise FormatError(
         f"{path}: its dicts and lists lie more than {DEPTH} deep, or are more than {MOST:,}: it is no "
@@ -89,6 +95,11 @@ def flattened(found: Any, path: Path) -> dict[Names, Any]:
 def holds(value: Any) -> bool:
     """Whether this is a tensor, or may have some in it."""
     return isinstance(value, (Tensor, *STORAGES, Mapping, list, tuple, set))
+
+
+def is_optimizer(value: Any) -> bool:
+    """Whether this is the state of an optimizer: torch.optim gives all of them these two keys."""
+    return isinstance(value, Mapping) and "state" in value and "param_groups" in value
 
 
 def children(value: Any, path: Path) -> dict[str, Any]:
@@ -115,11 +126,15 @@ def named(flat: Mapping[Names, Item], path: Path) -> dict[str, Item]:
     return found
 
 
-def under(key: str, items: Mapping[str, Item], path: Path) -> dict[str, Item]:
-    """What stands under a key, by the names below it."""
+def under(
+    key: str, items: Mapping[str, Item], path: Path, weights: Mapping[str, Any] | None = None
+) -> dict[str, Item]:
+    """What stands under a key, by the names below it. A misspelt one is told those of the `weights` (default:
+    all) that are near, for who names a key means a network."""
     found = {name[len(key) + 1 :]: item for name, item in items.items() if name.startswith(f"{key}.")}
     if not found:
-        tops = {name.split(".")[0] for name in items if "." in name}
+        every = {name.split(".")[0] for name in weights or items if "." in name}
+        tops = {name for name in every if not TRAINING.search(name)} or every
         near = did_you_mean(key, get_close_matches(key, tops, n=SHOWN, cutoff=0.0))
         what = "it is one tensor" if key in items else "no tensor stands under it"
         raise NoSuchKey(f"{path}: key={key!r}: {what}; {near if tops else 'leave out the key'}")
@@ -132,7 +147,7 @@ def network(found: Any, path: Path) -> tuple[Names, set[str]]:
     while True:
         parts = {name: item for name, item in children(found, path).items() if flattened(item, path)}
         loose = {name: item for name, item in parts.items() if not children(item, path)}
-        networks = [name for name in parts if name not in loose and not TRAINING.search(name)]
+        networks = [name for name, item in parts.items() if name not in loose and may_be(name, item, path)]
         # Beside others a random state is no weight, nor are numbers beside one network: an epoch, a score.
         if len(loose) < len(parts):
             loose = {name: item for name, item in loose.items() if not is_random(name, item)}
@@ -148,6 +163,13 @@ def network(found: Any, path: Path) -> tuple[Names, set[str]]:
         if others or not isinstance(parts[first], Mapping):
             return begin, kept
         begin, found = (*begin, first), parts[first]
+
+
+def may_be(name: str, item: Any, path: Path) -> bool:
+    """Whether what stands under a key may be a network."""
+    if TRAINING.search(name) or is_optimizer(item):
+        return False
+    return bool(flattened(item, path, optimizers=False))
 
 
 def is_random(name: str, item: Any) -> bool:

@@ -63,6 +63,7 @@ class Delta:
     ignored: Mapping[
         str, int | None
     ]  # what NEW holds besides, and the tensors in it; None: a file not opened
+    tensors: int = 0  # bytes of those of NEW that were told; of a .tersor file none, for all of it is
 
 
 def diff(
@@ -95,7 +96,8 @@ def diff(
         nbytes = write_patch(file, told, before)
         hows = [told.parts.get(name, {"how": SAME}).get("how", CHANGE) for name in after.names]
         same, changed, alone = (hows.count(how) for how in (SAME, CHANGE, ALONE))
-        return Delta(nbytes, same, changed, alone, after.ignored)
+        tensors = sum(math.prod(slot.shape) * slot.dtype.itemsize for slot in after.slots.values())
+        return Delta(nbytes, same, changed, alone, after.ignored, tensors)
 
 
 class Finished(NamedTuple):

@@ -110,7 +110,6 @@ def tables(facts: Facts) -> Iterator[RenderableType]:
 
 def sites(facts: Facts) -> RenderableType:
     table = grid("site", "shape", "form", ">bytes", ">bits", ">order 0", ">distance", ">share")
-    table.columns[0].overflow = "fold"  # a name without its end names nothing
     for name, site in facts["sites"].items():
         of = f" of {shape(site['given'])}" if "given" in site else ""
         table.add_row(name, f"{shape(site['shape'])}{of}", site["form"], *costs(site, facts))
