@@ -34,8 +34,9 @@ from torch import Tensor
 from tersor import io
 from tersor.coders import order0_bits
 from tersor.core.recipe import Recipe
+from tersor.encode import coded
 from tersor.errors import TersorError
-from tersor.forms.coded import Coded, coded
+from tersor.forms.coded import Coded
 from tersor.io.pool import in_order
 from tersor.steps.entropy import Entropy
 

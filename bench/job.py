@@ -15,7 +15,7 @@ from networks import NETWORKS, steady
 from table import Row, judged, record
 from torch import Tensor, nn
 
-from tersor.core.run import Compressed
+from tersor.core.state import State
 from tersor.errors import TersorError
 from tersor.io import load, save
 from tersor.measure.accuracy import Drop, drop
@@ -59,7 +59,7 @@ def line(row: Row) -> str:
     return f"{row.subject:14} {row.measure:44} {value:>14} {row.target:>8} {verdict:7} {row.note}".rstrip()
 
 
-def read_back(result: Compressed, name: str, *, tiny: bool = False) -> tuple[nn.Module, int]:
+def read_back(result: State, name: str, *, tiny: bool = False) -> tuple[nn.Module, int]:
     """A new, untrained network with the weights of the written and read file, and the bytes of that file."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{name}.tersor"

@@ -41,19 +41,23 @@ CODED = (
 
 CHILDREN: dict[str, dict[str, bool]] = {  # children in order, and whether each is aligned
     "dense": {}, "coded": {}, "masked": {"keep": True, "body": True},
-    "affine": {"codes": True, "scale": False, "zero": False},
+    "affine": {"codes": True, "scale": False, "zero": False, "member": False},
     "codebook": {"index": True, "book": False, "scale": False},
-    "loggrid": {"codes": True, "scale": False}, "lowrank": {"left": False, "right": False},
-    "sum": {"a": True, "b": True},
+    "loggrid": {"codes": True, "scale": False, "member": False}, "lowrank": {"left": False, "right": False},
+    "sum": {"a": True, "b": True}, "grid": {"scale": False, "zero": False},
 }  # fmt: skip
-OPTIONAL = {("affine", "zero"), ("codebook", "scale")}
+OPTIONAL = {
+    ("affine", "zero"), ("affine", "member"), ("loggrid", "member"), ("codebook", "scale"), ("grid", "zero"),
+}  # fmt: skip
 SETTINGS: dict[str, dict[str, Any]] = {  # with defaults
-    "dense": {}, "coded": {"pack": False, "kept": False, "turned": False}, "masked": {},
-    "affine": {"bits": 8, "group": 0, "axis": 0}, "codebook": {"axis": 0},
-    "loggrid": {"bits": 4, "terms": 1, "group": 0, "axis": 0}, "lowrank": {}, "sum": {},
+    "dense": {}, "coded": {"pack": False, "kept": False, "turned": False, "coder": "max"}, "masked": {},
+    "affine": {"bits": 8, "group": 0, "axis": 0, "runs": []}, "codebook": {"axis": 0},
+    "loggrid": {"bits": 4, "terms": 1, "group": 0, "axis": 0, "runs": []}, "lowrank": {}, "sum": {},
+    "grid": {"bits": 8, "signed": False, "axis": 1, "stale": False},
 }  # fmt: skip
 BY_NAME = {
-    "keep": "bool", "index": "uint8", "codes": "int8", "zero": "int16", "scale": "float32", "book": "float32"
+    "keep": "bool", "index": "uint8", "codes": "int8", "zero": "int16", "scale": "float32", "book": "float32",
+    "member": "uint8",
 }  # fmt: skip
 
 
@@ -117,13 +121,34 @@ def from_rows(rows: Array, shape: tuple[int, ...], axis: int) -> Array:
     return Array(rows.dtype, np.moveaxis(rows.values.reshape(order), 0, axis))
 
 
-def spread(table: Array, shape: tuple[int, ...], group: int) -> Array:
-    """A table [1, 1], [O, 1] or [O, G] with one entry for each element of [O, I]."""
+def spread(table: Array, shape: tuple[int, ...], group: int, member: np.ndarray | None = None) -> Array:
+    """A table [1, 1], [O, 1] or [O, G] with one entry for each element of [O, I]; member: see member_of."""
     rows, columns = shape
+    if member is not None and table.values.shape not in ((1, 1), (rows, 1)):
+        check(table.values.ndim == 2 and len(table.values) == rows, "a table of the wrong shape")
+        return Array(table.dtype, table.values[:, member])
     allowed = {(1, 1), (rows, 1)} | ({(rows, -(-columns // group))} if group else set())
     check(table.values.shape in allowed, "a table of the wrong shape")
     at = np.arange(columns) // max(group, 1) if table.values.shape[1] != 1 else np.zeros(columns, int)
     return Array(table.dtype, np.broadcast_to(table.values[:, at], shape))
+
+
+def member_of(s: dict[str, Any], child: dict[str, Array], columns: int) -> np.ndarray | None:
+    """The group of each column, where the groups are not even."""
+    check(child["scale"].values.ndim == 2, "a scale is a matrix")
+    told = (s["group"] > 0) + bool(s["runs"]) + ("member" in child)
+    check(told <= 1, "groups are told in two ways")
+    if s["runs"]:
+        check(min(s["runs"]) >= 1 and sum(s["runs"]) == columns, "runs that do not make a row")
+        check(child["scale"].values.shape[-1] in (1, len(s["runs"])), "as many runs as columns of the scale")
+        return np.repeat(np.arange(len(s["runs"])), s["runs"])
+    if "member" not in child:
+        return None
+    member = child["member"]
+    fine = member.dtype in ("uint8", "int16", "int32") and member.values.shape == (columns,)
+    check(fine and (not columns or member.values.min() >= 0), "member: a group for each column")
+    check(not columns or member.values.max() < child["scale"].values.shape[1], "member: no such group")
+    return member.values.astype(int)
 
 
 def decoded(node: Node, keep: np.ndarray | None = None) -> Array:
@@ -185,12 +210,13 @@ def affine(node: Node, child: dict[str, Array], keep: np.ndarray | None) -> Arra
     check(codes.dtype in ("int8", "int16") and scale.dtype in FLOATS and 1 <= s["bits"] <= 16, "affine")
     rows = rows_of(codes, s["axis"])
     steps = rounded(rows.values, scale.dtype)
+    member = member_of(s, child, rows.values.shape[1])
     if "zero" in child:
         zero = child["zero"]
         check(zero.dtype in INTEGERS and zero.values.shape == scale.values.shape, "affine: zero")
-        shift = spread(rounded(zero.values, scale.dtype), rows.values.shape, s["group"])
+        shift = spread(rounded(zero.values, scale.dtype), rows.values.shape, s["group"], member)
         steps = operate(np.subtract, steps, shift)
-    w = operate(np.multiply, steps, spread(scale, rows.values.shape, s["group"]))
+    w = operate(np.multiply, steps, spread(scale, rows.values.shape, s["group"], member))
     return from_rows(w, codes.values.shape, s["axis"])
 
 
@@ -218,7 +244,8 @@ def loggrid(node: Node, child: dict[str, Array], keep: np.ndarray | None) -> Arr
     rows, levels = rows_of(codes, s["axis"]).values.astype(int), levels_of(s["bits"], s["terms"])
     check(not rows.size or np.abs(rows).max() < len(levels), "loggrid: a code outside the levels")
     signed = rounded(np.sign(rows) * levels[np.abs(rows)], "float32")
-    w = operate(np.multiply, rounded(signed.values, scale.dtype), spread(scale, rows.shape, s["group"]))
+    steps = spread(scale, rows.shape, s["group"], member_of(s, child, rows.shape[1]))
+    w = operate(np.multiply, rounded(signed.values, scale.dtype), steps)
     return from_rows(w, codes.values.shape, s["axis"])
 
 
@@ -254,3 +281,20 @@ FORMS = {
     "dense": lambda node, child, keep: node.leaf, "coded": coded, "masked": masked, "affine": affine,
     "codebook": codebook, "loggrid": loggrid, "lowrank": lowrank, "sum": total,
 }  # fmt: skip
+
+
+def check_grid(node: Node) -> None:
+    """Refuse a grid that rounds nothing."""
+    s = node.settings
+    check(all(child.form in ("dense", "coded") for child in node.children.values()), "grid: leaves alone")
+    child = {key: decoded(inner) for key, inner in node.children.items()}
+    scale = child["scale"]
+    check(scale.dtype == "float32" and scale.values.ndim == 1 and scale.values.size > 0, "grid: scale")
+    check(bool(np.isfinite(scale.values).all() and (scale.values > 0).all()), "grid: a scale that is no step")
+    check(1 <= s["bits"] <= 16, "grid: bits")
+    if "zero" in child:
+        zero = child["zero"]
+        check(zero.dtype in INTEGERS and zero.values.shape == scale.values.shape, "grid: zero")
+        low = -(2 ** (s["bits"] - 1)) if s["signed"] else 0
+        fine = low <= int(zero.values.min()) and int(zero.values.max()) < low + 2 ** s["bits"]
+        check(fine, "grid: a zero that is no code")

@@ -9,7 +9,7 @@ from bisect import bisect_left
 from functools import cache
 
 import numpy as np
-from streams import check, clip, wrap
+from static import check, clip, wrap
 
 
 @cache

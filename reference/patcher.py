@@ -33,19 +33,10 @@ from formulas import (
     spread,
     widened,
 )
-from reader import (
-    DICTIONARY,
-    MAGIC,
-    Trees,
-    check_shape,
-    check_site,
-    container,
-    inflated,
-    parse,
-    short,
-    text_of,
-)
+from held import check_site, lists_of
+from reader import DICTIONARY, MAGIC, Trees, container, inflated, short, text_of
 from streams import decode
+from words import check_shape, parse
 
 MANTISSA = {"float16": 10, "bfloat16": 7, "float32": 23, "float64": 52}
 PIECE, LEAST = 4_194_304, 4096
@@ -68,9 +59,14 @@ def old_file(path: Path) -> Old:
         return Old(data[8 : 8 + int.from_bytes(data[:8], "little")], tensors, {}, {})
     document, small = short(data) if tiny else text_of(tensors, metadata)
     trees, old = Trees(tensors, small), Old(compact(document), {}, {}, {})
+    lists = lists_of(document.get("indices", []), len(data))
     for name, site in document["sites"].items():
-        site = check_site(site, signed=not tiny)
-        walk(old, trees.build(site["form"], list(site["shape"]), site["dtype"], name), name)
+        site = check_site(site, lists, signed=not tiny)
+        walk(old, trees.build(site["form"], list(site["stored"]), site["dtype"], name), name)
+    for edge, grid in document.get("grids", {}).items():
+        walk(old, trees.grid(grid["form"], edge), edge)
+    for name in document.get("attachments", {}):
+        old.values[f"attachment:{name}"] = tensors[f"attachment:{name}"]
     return old
 
 
@@ -144,7 +140,7 @@ class Patch:
         tensors, metadata = container(path.read_bytes())
         check(metadata.get("tersor-patch") == "1", "no patch, or one of another number")
         check(metadata["old"] == hashlib.sha256(old_path.read_bytes()).hexdigest(), "another old file")
-        self.old = old_file(old_path)
+        self.old, self.nbytes = old_file(old_path), old_path.stat().st_size
         text, _ = inflated(
             tensors["patch"].values.tobytes(), int(metadata["size"]), DICTIONARY + self.old.head
         )
@@ -167,9 +163,16 @@ class Patch:
                 self.leaves[name] = Leaf(DTYPES[entry["dtype"]][0], tuple(entry["shape"]), None, {})
             return {name: self.value(aliases.get(name, name)) for name in header}
         large = self.text["large"]  # it is there wherever the text is
-        for name, site in self.text["text"]["sites"].items():
-            site = check_site(site, signed=not self.text.get("tiny", False))
-            self.leaves |= leaves(site["form"], Place(name, list(site["shape"]), site["dtype"]), large)
+        text, nbytes = self.text["text"], len(self.streams) + self.nbytes
+        lists = lists_of(text.get("indices", []), nbytes)
+        for name, site in text["sites"].items():
+            site = check_site(site, lists, signed=not self.text.get("tiny", False))
+            self.leaves |= leaves(site["form"], Place(name, list(site["stored"]), site["dtype"]), large)
+        for edge, grid in text.get("grids", {}).items():
+            self.leaves |= leaves(grid["form"], Place(edge, None, ""), large)
+        for name in text.get("attachments", {}):
+            dtype, shape = large[f"attachment:{name}"]
+            self.leaves[f"attachment:{name}"] = Leaf(dtype, tuple(shape), None, {})
         return {name: self.value(name) for name in self.leaves}
 
     def value(self, name: str) -> Array:
@@ -201,6 +204,8 @@ class Patch:
     def moved(self, name: str, codes: Array, old: Node, leaf: Leaf) -> Array:
         """Codes on the new grid."""
         stem, settings = name.removesuffix("codes"), SETTINGS["affine"] | leaf.above
+        even = not (settings["runs"] or old.settings["runs"] or "member" in (*leaf.above, *old.children))
+        check(even, "its groups are not even")
         rows = rows_of(codes, settings["axis"])
         was = {key: decoded(child) for key, child in old.children.items() if key != "codes"}
         now = {key: self.value(stem + key) for key in ("scale", "zero") if key in leaf.above}

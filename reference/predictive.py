@@ -8,7 +8,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import numpy as np
-from streams import Bits, check, clip, decode, frequency_table, from_depths, wrap
+from static import Bits, check, clip, frequency_table, from_depths, static, wrap
 
 Table = tuple[int, list[int], list[int]]  # P, symbols, frequencies
 
@@ -36,7 +36,7 @@ def levels(data: bytes, at: int, count: int) -> tuple[list[int], int]:
     check(at + 4 < len(data), "no levels")
     end = at + 4 + int.from_bytes(data[at : at + 4], "little")
     check(at + 4 < end <= len(data) and data[at + 4] % 8 < 4, "levels beyond the end, or no static stream")
-    found = decode(data[at + 4 : end], count).tolist()
+    found = static(data[at + 4 : end], count).tolist()
     check(max(found) < 128, "a level above 127")
     return found, end
 

@@ -14,7 +14,7 @@ import struct
 import sys
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from formulas import (
@@ -30,49 +30,17 @@ from formulas import (
     BadFile,
     Node,
     check,
+    check_grid,
     decoded,
     rounded,
     widened,
 )
+from held import attachment_of, check_changes, check_grids, check_site, lists_of
+from records import ledger_of
 from streams import BadStream
+from words import below_31_bits, check_shape, natural, parse
 
 # 1. The container
-
-
-def natural(value: Any) -> bool:
-    return type(value) is int and value >= 0
-
-
-def parse(raw: bytes) -> Any:
-    """JSON without double keys and without NaN, brackets at most 64 deep."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        check(len(dict(pairs)) == len(pairs), "a key is there twice")
-        return dict(pairs)
-
-    def number(digits: str) -> float:
-        check(math.isfinite(float(digits)), f"{digits} is not finite")
-        return float(digits)
-
-    try:
-        text = raw.decode("utf-8")
-        depth = 0
-        for mark in re.findall(r"[\[\]{}]", re.sub(r'"(?:[^"\\]|\\.)*"', "", text)):
-            depth += 1 if mark in "[{" else -1
-            check(depth <= 64, "brackets nest too deep")
-        value = json.loads(text, object_pairs_hook=unique, parse_constant=number, parse_float=number)
-        json.dumps(value, ensure_ascii=False).encode("utf-8")  # no half characters
-    except BadFile:
-        raise
-    except ValueError as error:
-        raise BadFile(f"not JSON: {error}") from None
-    return value
-
-
-def check_shape(shape: Any) -> tuple[int, ...]:
-    fine = isinstance(shape, list) and len(shape) <= 16 and all(natural(n) for n in shape)
-    check(fine and math.prod(n for n in shape if n) < 2**62, f"no shape: {shape}")
-    return tuple(shape)
 
 
 def container(data: bytes) -> tuple[dict[str, Array], dict[str, str]]:
@@ -118,7 +86,8 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "format.md"
 # The page's two blocks marked as text: the dictionaries of sections 3 and 11.
 BLOCKS = re.findall(r"^```text\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
 DICTIONARY, TINY_DICTIONARY = (block.replace("\n", "").encode() for block in BLOCKS)
-KEYS = {"sites", "aliases", "base", "recipe", "ledger"}
+SHORT = {"sites", "aliases", "indices", "changes", "grids"}  # keys of a file with the short header
+KEYS = SHORT | {"attachments", "base", "past", "recipe", "ledger"}
 
 
 def text_of(tensors: dict[str, Array], metadata: dict[str, str]) -> tuple[dict[str, Any], bytes]:
@@ -166,32 +135,7 @@ def short(data: bytes) -> tuple[dict[str, Any], bytes]:
     body = data[8:]
     check(zlib.crc32(body) == struct.unpack("<I", data[4:8])[0], "damaged")
     text, leaves = inflated(body, 65536 + 32 * len(body), TINY_DICTIONARY)
-    return document_of(text, {"sites", "aliases"}), leaves
-
-
-# 4. Sites
-
-SITE = {"dtype": "float32", "kind": "other", "axis": 0, "groups": 1}
-
-
-def check_site(site: Any, *, signed: bool = True) -> dict[str, Any]:
-    """The site with what was left out."""
-    keys = {"form", "shape", "layer", *SITE} | ({"digest"} if signed else set())
-    check(isinstance(site, dict) and set(site) <= keys, "unknown keys")
-    site = SITE | site
-    site["shape"] = check_shape(site.get("shape"))
-    check(isinstance(site["dtype"], str) and site["dtype"] in NUMPY, "bad dtype")
-    check(
-        isinstance(site["kind"], str) and isinstance(site.get("layer", ""), str), "kind and layer are texts"
-    )
-    check(natural(site["axis"]) and site["axis"] < max(len(site["shape"]), 1), "bad axis")
-    check(natural(site["groups"]) and site["groups"] > 0, "bad groups")
-    check(not signed or is_digest(site.get("digest")), "bad digest")
-    return site
-
-
-def is_digest(value: Any) -> bool:
-    return isinstance(value, str) and re.fullmatch("[0-9a-f]{16}", value) is not None
+    return document_of(text, SHORT), leaves
 
 
 # 5. Trees, leaves, and where the bytes are
@@ -203,11 +147,19 @@ class Trees:
     def __init__(self, tensors: dict[str, Array], small: bytes) -> None:
         self.tensors, self.small, self.at, self.used = tensors, small, 0, {"tersor"}
 
-    def build(self, told: Any, shape: Any, dtype: str, site: str, path: tuple[str, ...] = ()) -> Node:
+    def grid(self, told: Any, edge: str) -> Node:
+        """The grid of an edge, checked but for its values."""
+        check(isinstance(told, dict), f"{edge}: no grid")
+        return self.build(told, None, "", edge, edge=True)
+
+    def build(
+        self, told: Any, shape: Any, dtype: str, site: str, path: tuple[str, ...] = (), *, edge: bool = False
+    ) -> Node:
         told = {"form": told} if isinstance(told, str) else told
         check(isinstance(told, dict) and isinstance(told.get("form"), str), f"{site}: no form")
         form = told["form"]
-        check(form in CHILDREN and len(path) <= 8, f"{site}: form {form}, or nested too deep")
+        check(form in CHILDREN and (form != "grid" or edge), f"{site}: form {form}")
+        check(len(path) <= 8 and (form == "grid" or not edge), f"{site}: nested too deep, or no grid")
         name = f"{site}:{'.'.join(path)}" if path else site
         keys, extra = told.keys() - {"form"}, ()
         if form == "coded":
@@ -218,7 +170,10 @@ class Trees:
         settings = SETTINGS[form] | {key: told[key] for key in SETTINGS[form] if key in told}
         for key, default in SETTINGS[form].items():
             check(type(settings[key]) is type(default), f"{name}: {key}")
-            check(type(default) is bool or 0 <= settings[key] < 2**31, f"{name}: {key}")
+            numbers = settings[key] if type(default) is list else [settings[key]]
+            check(type(default) in (bool, str) or all(map(below_31_bits, numbers)), f"{name}: {key}")
+            check(len(numbers) <= 65_536, f"{name}: {key}")
+        check(settings.get("coder", "max") in ("max", "fast", "huffman", "rans"), f"{name}: coder")
         leaf = None
         if form == "dense":
             word = told.get("dtype", dtype)
@@ -273,47 +228,18 @@ def digest(node: Node) -> str:
     return sha.hexdigest()[:16]
 
 
-# 8. The ledger
+def whole(nodes: dict[str, Node], kept: Any, changes: list[Any], grids: dict[str, Node]) -> str:
+    """The digest of a model."""
+    text = "\n".join(f"{name} {digest(node)}" for name, node in sorted(nodes.items()))
+    if kept or changes or grids:
+        keys = {"set": ("module", "attribute", "value"), "replace": ("module", "stock", "settings")}
+        told = [[kind.capitalize(), dict(zip(keys[kind], parts, strict=True))] for kind, *parts in changes]
+        rest = {"kept": kept, "changes": told, "grids": {edge: digest(grid) for edge, grid in grids.items()}}
+        text += json.dumps(rest, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-HOW = ("wrap", "refine", "lossless", "absorb")
-EDIT, NOTE = {"site", "how", "before", "after"}, {"site", "kind", "text", "data"}
 
-
-def ledger_of(document: dict[str, Any]) -> list[dict[str, Any]]:
-    """The events one by one, with step, name and digests filled in."""
-    recipe, parts = document.get("recipe", {}), document.get("ledger", [])
-    check(isinstance(recipe, dict) and isinstance(recipe.get("steps", []), list), "bad recipe")
-    check(all(isinstance(step, dict) and len(step) == 1 for step in recipe.get("steps", [])), "bad steps")
-    names = [next(iter(step)) for step in recipe.get("steps", [])]
-    events: list[dict[str, Any]] = []
-    last: dict[str, str] = {}
-    step = -1
-    check(isinstance(parts, list) and all(isinstance(part, dict) for part in parts), "bad ledger")
-    for part in parts:
-        check(set(part) <= {"step", "name", "events"}, "ledger: unknown keys")
-        step = part.get("step", step + 1)
-        check(natural(step), "ledger: step")
-        name = part.get("name", names[step] if step < len(names) else None)
-        check(isinstance(name, str) and isinstance(part.get("events"), list), "ledger: name or events")
-        for event in part["events"]:
-            check(isinstance(event, dict), "ledger: an event is an object")
-            check(set(event) <= EDIT if "how" in event else set(event) <= NOTE, "ledger: unknown keys")
-            event = {"step": step, "name": name, "site": ""} | event
-            check(isinstance(event["site"], str), "ledger: site")
-            if "how" in event:
-                check(event["how"] in HOW, "ledger: how")
-                site = document["sites"].get(event["site"], {})
-                event |= {"before": event.get("before", last.get(event["site"]))}
-                event |= {"after": event.get("after", site.get("digest"))}
-                check(is_digest(event["before"]) and is_digest(event["after"]), "ledger: digests")
-                last[event["site"]] = event["after"]
-            else:
-                check(
-                    isinstance(event.get("kind"), str) and isinstance(event.get("text"), str), "ledger: note"
-                )
-                check(isinstance(event.get("data", {}), dict), "ledger: data")
-            events.append(event)
-    return events
+# 8. The ledger: records.py
 
 
 # 9. What a reader takes, and all of it together
@@ -337,8 +263,26 @@ def shape_of(node: Node) -> tuple[int, ...]:
     return shape_of(next(iter(node.children.values())))
 
 
+class File(NamedTuple):
+    """All that a file says."""
+
+    tensors: dict[str, Array]  # decoded, under the names of sites and aliases
+    kept: dict[str, dict[int, list[int]]]  # of the sites that were cut: what is left, by axis
+    changes: list[Any]
+    grids: dict[str, Node]
+    attachments: dict[str, bytes]
+    events: list[dict[str, Any]]
+    ledger: str  # its digest
+    digest: str  # of what is stored, section 7
+
+
 def read(path: str | Path) -> dict[str, Array]:
     """All tensors of a file, decoded."""
+    return opened(path).tensors
+
+
+def opened(path: str | Path) -> File:
+    """A file, all of it checked."""
     data = Path(path).read_bytes()
     signed, tensors = data[:4] != MAGIC, {}
     if signed:
@@ -346,36 +290,66 @@ def read(path: str | Path) -> dict[str, Array]:
         document, small = text_of(tensors, metadata)
     else:
         document, small = short(data)
-    trees = Trees(tensors, small)
-    sites = {name: check_site(site, signed=signed) for name, site in document["sites"].items()}
+    trees, lists = Trees(tensors, small), lists_of(document.get("indices", []), len(data))
+    sites = {name: check_site(site, lists, signed=signed) for name, site in document["sites"].items()}
     nodes = {
-        name: trees.build(site.get("form"), list(site["shape"]), site["dtype"], name)
+        name: trees.build(site.get("form"), list(site["stored"]), site["dtype"], name)
         for name, site in sites.items()
     }
+    changes = document.get("changes", [])
+    check_changes(changes)
+    edges = check_grids(document.get("grids", {}), sites, signed=signed)
+    grids = {edge: trees.grid(told["form"], edge) for edge, told in edges.items()}
+    attachments = attachments_of(document.get("attachments", {}), trees)
     check(trees.used >= set(tensors), "a tensor that no form uses")
     check(trees.at == len(small), "bytes behind the small leaves")
     claimed = sum(elements(node, shape_of(node)) for node in nodes.values())
+    leaves = [leaf for grid in grids.values() for leaf in grid.children.values()]
+    claimed += sum(elements(leaf, shape_of(leaf)) for leaf in leaves)
     check(claimed <= 16_777_216 + 1024 * len(data), "more elements than the bytes justify")
-    found = {}
-    for name, site in sites.items():
-        check(not signed or digest(nodes[name]) == site["digest"], f"{name}: damaged")
-        try:
-            value = decoded(nodes[name])
-        except BadStream as error:
-            raise BadFile(f"{name}: {error}") from None
-        check(value.values.shape == site["shape"], f"{name}: shape")
-        if value.dtype != site["dtype"]:
-            check(value.dtype in FLOATS and site["dtype"] in FLOATS, f"{name}: dtype")
-            value = rounded(widened(value), site["dtype"])
-        found[name] = value
+    for name, told in (sites | edges).items():
+        check(not signed or digest((nodes | grids)[name]) == told["digest"], f"{name}: damaged")
+    found = {name: tensor_of(name, site, nodes[name]) for name, site in sites.items()}
+    for edge, grid in grids.items():
+        safely(edge, check_grid, grid)
     aliases = document.get("aliases", {})
     check(isinstance(aliases, dict), "bad aliases")
     for alias, name in aliases.items():
         check(isinstance(name, str) and alias not in sites and name in sites, f"{alias}: an alias of nothing")
         found[alias] = found[name]
-    check("base" not in document or is_digest(document["base"]), "bad base")
-    ledger_of(document)
+    kept = {
+        name: {int(axis): lists[number] for axis, number in site["kept"].items()}
+        for name, site in sites.items()
+        if site["kept"]
+    }
+    events, ledger = ledger_of(document)
+    return File(found, kept, changes, grids, attachments, events, ledger, whole(nodes, kept, changes, grids))
+
+
+def attachments_of(told: Any, trees: Trees) -> dict[str, bytes]:
+    check(isinstance(told, dict), "attachments is an object")
+    found = {}
+    for name, one in told.items():
+        check(f"attachment:{name}" not in trees.used, f"{name}: a leaf too")
+        trees.used.add(f"attachment:{name}")
+        found[name] = attachment_of(name, one, trees.tensors, lambda raw, n: inflated(raw, n, DICTIONARY))
     return found
+
+
+def tensor_of(name: str, site: dict[str, Any], node: Node) -> Array:
+    value = safely(name, decoded, node)
+    check(value.values.shape == site["stored"], f"{name}: shape")
+    if value.dtype != site["dtype"]:
+        check(value.dtype in FLOATS and site["dtype"] in FLOATS, f"{name}: dtype")
+        value = rounded(widened(value), site["dtype"])
+    return value
+
+
+def safely(name: str, function: Any, node: Node) -> Any:
+    try:
+        return function(node)
+    except BadStream as error:
+        raise BadFile(f"{name}: {error}") from None
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "reference"))
 
+import held  # noqa: E402
 import reader as reference  # noqa: E402
 
 Json = dict[str, Any]
@@ -35,18 +36,24 @@ class Pieces:
         self.tensors[name] = (dtype, shape, data)
 
     def sign(self) -> "Pieces":
-        """Put in each site's digest, so that a forged tree is not refused as damaged."""
-        held = {
+        """Put in the digest of each site and grid, so that a forged tree is not refused as damaged."""
+        arrays = {
             name: reference.array(data, reference.DTYPES[dtype][0], tuple(shape))
             for name, (dtype, shape, data) in self.tensors.items()
         }
-        trees = reference.Trees(held, self.small)
+        trees = reference.Trees(arrays, self.small)
+        lists = held.lists_of(self.document.get("indices", []), 0)
         for name, site in self.document["sites"].items():
-            root = trees.build(site["form"], site["shape"], site.get("dtype", "float32"), name)
-            site["digest"] = reference.digest(root)
-            if self.tiny:
-                del site["digest"]
+            shape = list(held.stored(tuple(site["shape"]), site.get("kept", {}), lists))
+            self._put(site, trees.build(site["form"], shape, site.get("dtype", "float32"), name))
+        for edge, grid in self.document.get("grids", {}).items():
+            self._put(grid, trees.grid(grid["form"], edge))
         return self
+
+    def _put(self, told: Json, root: Any) -> None:
+        told["digest"] = reference.digest(root)
+        if self.tiny:
+            del told["digest"]
 
     def sign_by(self, digest: str) -> "Pieces":
         """A digest that is no one's, for files that are refused before it counts."""
@@ -107,13 +114,13 @@ def take_apart(data: bytes) -> Pieces:
         return Pieces(json.loads(text), {}, unpacker.unused_data, tiny=True)
     header, payload = header_of(data)
     header.pop("__metadata__")
-    held = {
+    tensors = {
         name: (entry["dtype"], entry["shape"], payload[slice(*entry["data_offsets"])])
         for name, entry in header.items()
     }
     unpacker = zlib.decompressobj(-15, reference.DICTIONARY)
-    text = unpacker.decompress(held.pop("tersor")[2])
-    return Pieces(json.loads(text), held, unpacker.unused_data)
+    text = unpacker.decompress(tensors.pop("tersor")[2])
+    return Pieces(json.loads(text), tensors, unpacker.unused_data)
 
 
 def one_site(form: Any, shape: list[int], small: bytes = b"", **facts: Any) -> Pieces:

@@ -14,12 +14,14 @@ import argparse
 import contextlib
 import copy
 import faulthandler
+import hashlib
 import json
 import random
 import resource
 import subprocess
 import sys
 import tempfile
+import zlib
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -32,9 +34,11 @@ GOLDEN = ROOT / "tests" / "golden"
 NAMES = (
     "model", "pruned-clustered-coded", "factors-and-rest", "halves", "dtypes", "coded-rans", "coded-huffman",
     "coded-packed", "coded-tables", "affine-groups", "codebook-rows", "loggrid-sums", "mask-in-mask",
-    "tiny-model", "tiny-composed",
+    "cuts", "replaced", "grids", "attachments", "history", "tiny-model", "tiny-composed", "tiny-cuts",
+    "tiny-grids",
 )  # fmt: skip
 SEEDS = {name: (GOLDEN / f"{name}.tersor").read_bytes() for name in NAMES}
+SHORT = ("sites", "aliases", "indices", "changes", "grids")  # keys of a text behind the short header
 KINDS = ("leaves", "forged", "text", "short", "bytes")
 BATCH = 5000  # files that one process reads
 SECONDS = 10  # for one file, on a slow machine
@@ -46,12 +50,17 @@ VALUES: tuple[Any, ...] = (
     [1], [2, 2], [3, 4], [1, 1], [3, 1], [0, 3], [2**40, 2**40], [2**61, 0, 2], [1] * 17, {},
     {"form": "dense"},
     {"form": "coded", "planes": [2]}, {"form": "coded", "planes": [2], "size": [2**20, 2**20]},
-    "dense", "coded", "masked", "affine", "codebook", "loggrid", "lowrank", "sum", "float32", "float16",
-    "bfloat16", "float64", "int8", "int16", "int64", "uint8", "bool", "complex64", "float8_e5m2",
+    {"0": 0}, {"form": "grid", "scale": {"form": "dense", "shape": [1]}}, [0, 2**30], [2**31 - 1, 1],
+    [[0, 1]], ["set", "m", "n", 1], ["replace", "m", "identity", {}], [0, "wrap"], ["", "", "done", "so"],
+    "0" * 16, "cut", "grid", "dense", "coded", "masked", "affine", "codebook", "loggrid", "lowrank", "sum",
+    "float32", "float16", "bfloat16", "float64", "int8", "int16", "int64", "uint8", "bool", "complex64",
+    "float8_e5m2",
 )  # fmt: skip
 KEYS = (
     "form", "shape", "dtype", "digest", "kind", "axis", "groups", "layer", "planes", "size", "pack", "kept",
     "bits", "group", "terms", "zero", "scale", "keep", "body", "codes", "index", "book", "a", "b",
+    "indices", "origin", "changes", "grids", "attachments", "past", "seed", "step", "nbytes", "deflated", "0",
+    "signed", "stale", "runs", "member", "coder",
 )  # fmt: skip
 
 
@@ -91,7 +100,9 @@ def forged(pieces: Pieces, rng: random.Random) -> Pieces:
     """One to three changes of what the text says, or of the bytes it speaks of."""
     for _ in range(rng.choice((1, 1, 2, 3))):
         # Trees are the most of what a reader must check.
-        sites = [s for s in pieces.document["sites"].values() if isinstance(s, dict) and "form" in s]
+        sites = [*pieces.document["sites"].values()]
+        sites += grids.values() if isinstance(grids := pieces.document.get("grids", {}), dict) else ()
+        sites = [s for s in sites if isinstance(s, dict) and "form" in s]
         below = [place for site in sites for place in places(site["form"])]
         spots = below if below and rng.random() < 0.7 else places(pieces.document)
         holder, key = rng.choice(spots)
@@ -113,10 +124,18 @@ def forged(pieces: Pieces, rng: random.Random) -> Pieces:
     return pieces
 
 
-def signed(pieces: Pieces) -> bytes:
+def signed(pieces: Pieces, rng: random.Random) -> bytes:
     """The file with every digest right; or as it is, where it is not even a tree."""
     with contextlib.suppress(reference.BadFile, KeyError, TypeError, AttributeError):
         pieces.sign()
+    with contextlib.suppress(KeyError, TypeError, AttributeError, zlib.error):
+        for name, told in pieces.document["attachments"].items():
+            data = pieces.tensors[f"attachment:{name}"][2]
+            if told.get("deflated"):
+                unpacker = zlib.decompressobj(-15, reference.DICTIONARY)
+                data = unpacker.decompress(data, 65536)
+                told["nbytes"] = rng.choice((told["nbytes"], len(data)))
+            told["sha256"] = hashlib.sha256(data).hexdigest()
     return pieces.bytes()
 
 
@@ -137,7 +156,7 @@ def changed_leaves(data: bytes, rng: random.Random) -> bytes:
         pieces.tensors[name] = (*pieces.tensors[name][:2], new)
     else:
         pieces.small = new
-    return signed(pieces)
+    return signed(pieces, rng)
 
 
 def stream_files() -> dict[str, bytes]:
@@ -172,18 +191,17 @@ def mutant(seeds: dict[str, bytes], rng: random.Random) -> tuple[str, bytes]:
     if kind == "leaves":
         return kind, changed_leaves(data, rng)
     if kind == "forged":
-        return kind, signed(forged(take_apart(data), rng))
+        return kind, signed(forged(take_apart(data), rng), rng)
     if kind == "text":
         return kind, changed_text(data, rng)
     if kind == "short":
         pieces = take_apart(data)
         if not pieces.tensors:  # all files may have it, but for those with leaves of their own
             pieces.tiny = True
-            for site in pieces.document["sites"].values():
-                site.pop("digest", None)
-            pieces.document = {
-                key: pieces.document[key] for key in ("sites", "aliases") if key in pieces.document
-            }
+            held = [*pieces.document["sites"].values(), *pieces.document.get("grids", {}).values()]
+            for one in held:
+                one.pop("digest", None)
+            pieces.document = {key: pieces.document[key] for key in SHORT if key in pieces.document}
             return kind, tiny_file(mutated(pieces.bytes()[8:], rng))
     return "bytes", mutated(data, rng)
 
@@ -196,7 +214,7 @@ def examine(path: Path, rng: random.Random) -> str:
     try:
         loaded = load(path)
         loaded.state_dict()
-        loaded.ledger.digest  # noqa: B018  what is read can be reckoned with
+        loaded.ledger.digest, loaded.digest  # noqa: B018  what is read can be reckoned with
         return "read"
     except FormatError as error:
         if not str(error).startswith(str(path)):

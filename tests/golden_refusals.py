@@ -1,5 +1,6 @@
 """Files that must be refused, each with a part of what is said of it. tests/golden/make.py writes them."""
 
+import hashlib
 import io
 import json
 import pickle
@@ -162,6 +163,25 @@ def trees() -> Iterator[Case]:
     yield "bool-of-two", bools, "a bool is 2"
 
 
+def groups_of_columns(affine: dict[str, Any]) -> Iterator[Case]:
+    """Codes [2, 2] and scales [2, 2] in 20 bytes."""
+    member = {"member": plain("uint8", [2])}
+    both = affine | member | {"runs": [1, 1]}
+    yield "affine-runs", signed(affine | {"runs": [1, 2]}, [2, 2], 20), "runs [1, 2] for rows of 2"
+    yield "affine-runs-none", signed(affine | {"runs": [2, 0]}, [2, 2], 20), "runs [2, 0] for rows of 2"
+    yield "affine-runs-few", signed(affine | {"runs": [2]}, [2, 2], 20), "a table of [2, 2] for 2 rows of 2"
+    word = one_site(affine | {"runs": "2"}, [2, 2], bytes(20)).bytes()
+    yield "affine-runs-text", word, "affine.runs must be"
+    yield "affine-two-ways", signed(both, [2, 2], 22), "groups are told in two ways"
+    yield "affine-group-runs", signed(affine | {"runs": [1, 1], "group": 1}, [2, 2], 20), "in two ways"
+    few = affine | {"member": plain("uint8", [1])}
+    yield "affine-member", signed(few, [2, 2], 21), "member of torch.uint8 [1] for rows of 2"
+    floating = affine | {"member": f32(2)}
+    yield "affine-member-kind", signed(floating, [2, 2], 28), "member of torch.float32 [2]"
+    codes = bytes(4) + floats(1, 1, 1, 1) + b"\0\2"
+    yield "affine-member-far", signed(affine | member, [2, 2], codes), "codes 0 to 2, but groups 0 to 1"
+
+
 def forms() -> Iterator[Case]:
     index = TABLE | {"book": f32(2)}
     negative = index | {"index": plain("int16", [2, 2])}
@@ -183,6 +203,7 @@ def forms() -> Iterator[Case]:
     kind = affine | {"scale": plain("int8", [1, 1])}
     yield "affine-scale-kind", signed(kind, [2, 2], 5), "scale of torch.int8"
     yield "affine-axis", signed(affine | {"axis": 2}, [2, 2], 8), "axis 2"
+    yield from groups_of_columns(affine | {"scale": f32(2, 2)})
     yield "affine-codes", signed(unsigned, [2, 2], 8), "codes of torch.uint8"
     yield "masked-shapes", signed(masked, [2, 2], 12), "mask [2, 2], body [2]"
     yield "masked-by-floats", signed(floating, [1], 8), "a mask of torch.float32"
@@ -196,6 +217,8 @@ def streams() -> Iterator[Case]:
     yield "coded-kept-alone", signed(kept, [2], one, dtype="uint8"), "no mask of its shape"
     yield "coded-planes", signed(constant([2], "int16"), [2], one, dtype="int16"), "1 streams for int16"
     yield "coded-pack", signed(packed, [2], one, dtype="uint8"), "eight uint8 do not make a byte"
+    unknown = one_site(constant([2], coder="best"), [2], one, dtype="uint8").bytes()
+    yield "coded-coder", unknown, "coder 'best' is not known; known are max, fast, huffman, rans"
     yield "coded-stream", signed(constant([2]), [2], b"\7\7", dtype="uint8"), "coded stream"
 
 
@@ -210,15 +233,151 @@ def claims() -> Iterator[Case]:
 
 
 def ledgers() -> Iterator[Case]:
-    def ledger(*events: Json, **facts: Any) -> bytes:
+    def ledger(*events: Any, **facts: Any) -> bytes:
         return changed(GOOD, ledger=[{**facts, "events": list(events)}]).bytes()
 
-    yield "ledger-how", ledger({"site": "w", "how": "magic"}, name="x"), "how is 'magic'"
-    yield "ledger-no-name", ledger({"kind": "a", "text": "b"}), "ledger: name"
+    note, one = ["w", "", "a", "b"], "0" * 16
+    yield "ledger-how", ledger([0, "magic"], name="x"), "how is 'magic'"
+    yield "ledger-no-name", ledger(note), "ledger: name"
     steps = changed(GOOD, recipe={"steps": [{"prune": {}, "entropy": {}}]}).bytes()
     yield "ledger-steps", steps, "a step is an object with one key"
-    yield "ledger-before-the-first", ledger({"kind": "a", "text": "b"}, name="x", step=-1), "step -1"
-    yield "ledger-digest", ledger({"site": "w", "how": "wrap"}, name="x"), "before must be 16 hex digits"
+    yield "ledger-before-the-first", ledger(note, name="x", step=-1), "step -1"
+    yield "ledger-digest", ledger([0, "wrap"], name="x"), "before must be 16 hex digits"
+    yield "ledger-after", ledger(["gone", "wrap", one], name="x"), "after must be 16 hex digits"
+    yield "ledger-site", ledger([1, "wrap", one], name="x"), "an event is [site, how, ...]"
+    yield "ledger-object", ledger({"site": "w", "how": "wrap"}, name="x"), "an event is [site, how, ...]"
+    yield "ledger-more", ledger([0, "wrap", one, one, one], name="x"), "a wrap tells"
+    yield "ledger-cut", ledger([0, "cut", 0, "2", one, one], name="x"), "a cut's count must be a whole number"
+    yield "ledger-set", ledger(["m", "set", "groups", 1, one], name="x"), "a set tells attribute, value"
+    yield "ledger-note", ledger([0, "", "a"], name="x"), "a note is [site, '', kind, text, data]"
+    past = changed(GOOD, past=[["prune", one]])
+    yield "past-no-line", changed(GOOD, past=["prune"]).bytes(), "a line is a step's name and a digest"
+    yield "past-digest", changed(GOOD, past=[["prune", "x"]]).bytes(), "past: a digest must be 16 hex"
+    below = changed(past, ledger=[{"step": 0, "name": "x", "events": [note]}]).bytes()
+    yield "past-step", below, "step 0, but its steps count from 1"
+    seeds = changed(GOOD, recipe={"seed": [0, 1], "steps": [{"prune": {}}]}).bytes()
+    yield "recipe-seeds", seeds, "seed is a whole number or one for each step"
+
+
+def cuts() -> Iterator[Case]:
+    """Of w, [2, 2] as given, with the lists of `indices`."""
+
+    def cut(kept: Any, *indices: Any) -> bytes:
+        pieces = one_site(plain("uint8", [1, 2]), [2, 2], bytes(2), dtype="uint8", kept=kept)
+        return changed(pieces, indices=list(indices)).bytes()
+
+    zero = {"0": 0}
+    yield "cut-far", cut(zero, [2, 1]), "list 0 names index 2, but axis 0 has 2"
+    yield "cut-twice", cut(zero, [0, 2, 1, 1]), "has an index twice"
+    yield "cut-empty", cut(zero, []), "of at least one index"
+    yield "cut-run-empty", cut(zero, [0, 0]), "of at least one index"
+    yield "cut-odd", cut(zero, [0, 1, 0]), "must be [first, count, ...]"
+    yield "cut-axis", cut({"2": 0}, [0, 1]), "'2' is no axis of [2, 2]"
+    yield "cut-axis-word", cut({"00": 0}, [0, 1]), "'00' is no axis"
+    yield "cut-list", cut({"0": 1}, [0, 1]), "there is no list 1"
+    yield "cut-list-bool", cut({"0": False}, [0, 1]), "must be a whole number"
+    yield "cut-other-shape", signed_cut([0, 2]), "decodes to [1, 2], the site has [2, 2]"
+    yield "cut-bomb", cut(zero, [0, 2**30]), "the lists name 1,073,741,824 indices"
+    yield "cut-bombs", cut(zero, *[[0, 2**19]] * 4), "the lists name 2,097,152 indices"
+    yield "cut-huge", cut(zero, [2**31, 1]), "must be [first, count, ...]"
+
+
+def signed_cut(runs: list[int]) -> bytes:
+    pieces = one_site(plain("uint8", [1, 2]), [2, 2], bytes(2), dtype="uint8", kept={"0": 0})
+    return changed(pieces, indices=[runs]).sign().bytes()
+
+
+def changes() -> Iterator[Case]:
+    def change(*items: Any) -> bytes:
+        return changed(GOOD, changes=list(items)).bytes()
+
+    yield "change-unknown", change(["remove", "fc", "x", 1]), "an item is ['set', ...] or ['replace', ...]"
+    yield "change-short", change(["set", "fc", "groups"]), "an item is ['set', ...]"
+    yield "change-float", change(["set", "fc", "groups", 1.5]), "value must be a whole number"
+    yield "change-far", change(["set", "fc", "groups", 2**31]), "below 2^31"
+    yield "change-setting", change(["replace", "fc", "product", {"layers": [2]}]), "must be a text or below"
+    yield "change-settings", change(["replace", "fc", "product", 2]), "settings must be an object"
+    yield "change-object", changed(GOOD, changes={"fc": 1}).bytes(), "changes must be a list"
+
+
+def edges() -> Iterator[Case]:
+    one = {"form": "grid", "scale": f32(1)}
+
+    def grid(form: Any, small: bytes, name: str = "e", **facts: Any) -> bytes:
+        pieces = changed(GOOD, grids={name: {"digest": "0" * 16, "form": form, **facts}})
+        pieces.small = GOOD.small + small
+        return (pieces.sign() if not facts else pieces).bytes()
+
+    def zero(*values: int, dtype: str = "int8", shape: int = 1) -> bytes:
+        form = one | {"zero": plain(dtype, [shape])}
+        return grid(form, floats(1) + bytes(value % 256 for value in values))
+
+    yield "grid-zero-shape", zero(0, 0, shape=2), "a zero of torch.int8 [2] for a scale of [1]"
+    yield "grid-zero-kind", zero(0, 0, 0, 0, dtype="float32"), "a zero of torch.float32 [1]"
+    yield "grid-zero-far", zero(-1), "codes -1 to -1, but a zero is one of the codes 0 to 255"
+    yield "grid-scale-none", grid(one | {"scale": f32(0)}, b""), "a scale of torch.float32 [0]"
+    yield "grid-scale-axes", grid(one | {"scale": f32(1, 1)}, floats(1)), "a scale of torch.float32 [1, 1]"
+    halves = one | {"scale": plain("float16", [1])}
+    yield "grid-scale-kind", grid(halves, b"\0\x3c"), "a scale of torch.float16 [1]"
+    yield "grid-scale-zero", grid(one, floats(0)), "a scale that is not a number above 0"
+    yield "grid-scale-nan", grid(one, floats(float("nan"))), "a scale that is not a number above 0"
+    yield "grid-bits", grid(one | {"bits": 17}, floats(1)), "bits 17"
+    yield (
+        "grid-tree",
+        grid(one | {"scale": {"form": "sum", "a": f32(1), "b": f32(1)}}, floats(1, 1)),
+        "leaves",
+    )
+    yield "grid-form", grid("dense", b"", digest="0" * 16), "an edge has a grid, not 'dense'"
+    inner = {"form": "sum", "a": one, "b": f32(1)}
+    yield "grid-in-form", one_site(inner, [1], floats(1, 1)).bytes(), "form 'grid' is not known"
+    yield "grid-site", grid(one, floats(1), name="w"), "a site has this name"
+    yield "grid-key", grid(one, floats(1), color="red"), "no key 'color'"
+    yield "grid-damaged", grid(one, floats(1), digest="0" * 16), "e: damaged"
+    wide = constant([2**20, 2**20], "float32", 4)
+    yield "grid-claim", grid(one | {"scale": wide}, constant_bytes(1, 4)), "a scale of torch.float32"
+    long = constant([2**40], "float32", 4)
+    yield "grid-claim-long", grid(one | {"scale": long}, constant_bytes(1, 4)), "raise the limit"
+
+
+def files() -> Iterator[Case]:
+    """Attachments."""
+    data, packed = b"ab" * 40, deflated(b"ab" * 40)
+    sha = hashlib.sha256(data).hexdigest()
+
+    def attached(stored: bytes | None, name: str = "a", **told: Any) -> bytes:
+        pieces = changed(GOOD, attachments={name: {"nbytes": 80, "sha256": sha} | told})
+        if stored is not None:
+            pieces.add(f"attachment:{name}", "U8", [len(stored)], stored)
+        return pieces.bytes()
+
+    yield "attachment-damaged", attached(data[:-1] + b"c"), "its SHA-256 is not the one"
+    yield "attachment-sha", attached(data, sha256=sha[:-1]), "sha256 must be 64 hex digits"
+    yield "attachment-missing", attached(None), "needs a tensor attachment:a"
+    yield "attachment-length", attached(data, nbytes=79), "tells 79 bytes, but its tensor has 80"
+    yield "attachment-no-length", attached(data, nbytes="80"), "nbytes must be a whole number"
+    yield "attachment-short", attached(packed, deflated=True, nbytes=79), "it is of another length"
+    yield "attachment-long", attached(packed, deflated=True, nbytes=81), "is damaged"
+    yield "attachment-behind", attached(packed + b"\0", deflated=True), "it is of another length"
+    yield "attachment-no-deflate", attached(b"\7" * 9, deflated=True), "cannot be inflated"
+    yield "attachment-word", attached(packed, deflated=1), "must be true or false"
+    zeros = deflated(bytes(300_000))
+    yield "attachment-bomb", attached(zeros, deflated=True, nbytes=300_000), "deflated bytes justify up to"
+    yield "attachment-free", attached(packed, deflated=True, nbytes=0), "and more than they are"
+    yield "attachment-key", attached(data, mode=7), "no key 'mode'"
+    for what, name in (("up", "../a"), ("root", "/a"), ("drive", "c:a"), ("back", "a\\b"), ("none", "")):
+        yield f"attachment-{what}", attached(data, name), "is no name of an attachment"
+    pieces = one_site({"form": "masked", "keep": plain("bool", [1]), "body": f32(1)}, [1])
+    pieces.document["sites"] = {"attachment": pieces.document["sites"]["w"]}
+    pieces.document["sites"]["attachment"]["form"]["body"] = "dense"
+    pieces = changed(pieces, attachments={"body": {"nbytes": 4, "sha256": sha}})
+    pieces.small = b"\0"
+    pieces.add("attachment:body", "U8", [4], bytes(4))
+    yield "attachment-and-leaf", pieces.bytes(), "an attachment and a leaf have this name"
+
+
+def deflated(data: bytes) -> bytes:
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_DEFAULT_STRATEGY, reference.DICTIONARY)
+    return packer.compress(data) + packer.flush()
 
 
 def short_headers() -> Iterator[Case]:
@@ -238,6 +397,11 @@ def short_headers() -> Iterator[Case]:
     yield "tiny-digest", Pieces(told, small=pieces.small, tiny=True).bytes(), "no key 'digest'"
     yield "tiny-base", changed(pieces, base="0" * 16).bytes(), "no key 'base'"
     yield "tiny-ledger", changed(pieces, ledger=[]).bytes(), "no key 'ledger'"
+    yield "tiny-past", changed(pieces, past=[]).bytes(), "no key 'past'"
+    yield "tiny-attachments", changed(pieces, attachments={}).bytes(), "no key 'attachments'"
+    edge = changed(pieces, grids={"e": {"digest": "0" * 16, "form": {"form": "grid", "scale": f32(1)}}})
+    edge.small += floats(1)
+    yield "tiny-grid-digest", edge.bytes(), "no key 'digest'"
     yield "tiny-empty", changed(pieces, sites=[]).bytes(), "sites must be an object"
 
 
@@ -254,6 +418,10 @@ def to_refuse() -> dict[str, tuple[bytes, str]]:
         streams,
         claims,
         ledgers,
+        cuts,
+        changes,
+        edges,
+        files,
         short_headers,
     )
     return {name: (data, said) for group in groups for name, data, said in group()}

@@ -9,7 +9,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tersor.coders import decode as decode_stream
-from tersor.forms import FORMS, Affine, Codebook, Coded, Dense, Form, LogGrid, LowRank, Masked, Sum, coded
+from tersor.encode import coded
+from tersor.forms import FORMS, Affine, Codebook, Coded, Dense, Form, LogGrid, LowRank, Masked, Sum
 
 Shape = tuple[int, ...]
 SHAPES: tuple[Shape, ...] = (
@@ -54,6 +55,13 @@ class Draw:
             return Dense(array)
         return coded(array, keep if how == "kept" else None, self.coder())
 
+    def scale(self, shape: Shape) -> Form:
+        """Of a grid: a table, or one row of steps times one column of them."""
+        if self.pick(True, True, False):
+            return self.leaf(self.normal(*shape).abs())
+        left, right = self.normal(shape[0], 1).abs(), self.normal(1, shape[1]).abs()
+        return LowRank(self.leaf(left), self.leaf(right))
+
     def coder(self) -> str:
         """Mostly the one that costs no time: coders have tests of their own."""
         return str(self.pick("raw", "raw", "raw", "huffman", "rans", "mixing"))
@@ -73,15 +81,34 @@ def rows_of(shape: Shape, axis: int) -> tuple[int, int]:
     return shape[axis], math.prod(shape[:axis] + shape[axis + 1 :])
 
 
-def grid(d: Draw, shape: Shape) -> tuple[int, int, Shape]:
-    """(axis, group, shape of the scale): one grid for all, a row, or a group of inputs."""
+class Lines(NamedTuple):
+    """What shares a grid: all, a row, or a group of columns, even, ragged or scattered."""
+
+    axis: int
+    scales: Shape
+    group: int = 0
+    runs: tuple[int, ...] = ()
+    member: Tensor | None = None
+
+
+def grid(d: Draw, shape: Shape) -> Lines:
     axis = d.pick(*range(len(shape))) if len(shape) >= 2 else 0
     rows, columns = rows_of(shape, axis)
-    per = d.pick("tensor", "row", "group")
-    if per != "group":
-        return axis, 0, (1, 1) if per == "tensor" else (rows, 1)
+    per = d.pick("tensor", "row", "group", "runs", "member")
+    if per in ("tensor", "row"):
+        return Lines(axis, (1, 1) if per == "tensor" else (rows, 1))
+    if per == "member":
+        count = d.pick(1, 2, 5)
+        dtype = d.pick(torch.uint8, torch.int16, torch.int32)
+        scales = (rows, count) if count > 1 else d.pick((1, 1), (rows, 1))
+        return Lines(axis, scales, member=d.whole(0, count - 1, (columns,), dtype))
+    if per == "runs" and columns:
+        edges = torch.rand(columns - 1, generator=d.generator) < d.pick(0.1, 0.5, 1.0)
+        ends = [*(edges.nonzero().flatten() + 1).tolist(), columns]
+        runs = tuple(end - begin for begin, end in itertools.pairwise([0, *ends]))
+        return Lines(axis, d.pick((rows, len(runs)), (rows, len(runs)), (rows, 1), (1, 1)), runs=runs)
     group = d.pick(1, 2, 3, 64)
-    return axis, group, (rows, -(-columns // group))
+    return Lines(axis, (rows, -(-columns // group)), group)
 
 
 def dense(d: Draw, shape: Shape, depth: int = 0, keep: Tensor | None = None) -> Dense:
@@ -101,16 +128,17 @@ def masked(d: Draw, shape: Shape, depth: int = 0, keep: Tensor | None = None) ->
 
 def affine(d: Draw, shape: Shape, depth: int = 0, keep: Tensor | None = None) -> Affine:
     bits = d.pick(1, 2, 3, 8, 9, 16)
-    axis, group, scales = grid(d, shape)
+    axis, scales, group, runs, member = grid(d, shape)
     half = 2 ** (bits - 1)
     codes = d.whole(-half, half - 1, shape, torch.int8 if bits <= 8 else torch.int16)
     wide = torch.int16 if bits <= 8 else torch.int32
     zero = d.leaf(d.whole(-half, half - 1, scales, wide)) if d.pick(True, False) else None
-    return Affine(d.leaf(codes, keep), d.leaf(d.normal(*scales).abs()), zero, bits, group, axis)
+    groups = None if member is None else d.leaf(member)
+    return Affine(d.leaf(codes, keep), d.scale(scales), zero, bits, group, axis, runs, groups)
 
 
 def codebook(d: Draw, shape: Shape, depth: int = 0, keep: Tensor | None = None) -> Codebook:
-    axis, _, scales = grid(d, shape)
+    axis, scales, *_ = grid(d, shape)
     entries = d.pick(1, 2, 3, 16, 256, 300)
     rows, _ = rows_of(shape, axis)
     index = d.whole(0, entries - 1, shape, torch.uint8 if entries <= 256 else torch.int16)
@@ -121,10 +149,11 @@ def codebook(d: Draw, shape: Shape, depth: int = 0, keep: Tensor | None = None) 
 
 def loggrid(d: Draw, shape: Shape, depth: int = 0, keep: Tensor | None = None) -> LogGrid:
     bits, terms = d.pick(2, 3, 4, 5, 8), d.pick(1, 2)
-    axis, group, scales = grid(d, shape)
+    axis, scales, group, runs, member = grid(d, shape)
+    groups = None if member is None else d.leaf(member)
     top = 2 ** (bits - 1) - 1
     codes = d.leaf(d.whole(-top, top, shape, torch.int8), keep)
-    return LogGrid(codes, d.leaf(d.normal(*scales).abs()), bits, terms, group, axis)
+    return LogGrid(codes, d.scale(scales), bits, terms, group, axis, runs, groups)
 
 
 def lowrank(d: Draw, shape: Shape, depth: int = 0, keep: Tensor | None = None) -> LowRank:
@@ -176,9 +205,19 @@ def place_in_grid(at: tuple[int, ...], shape: Shape, axis: int) -> tuple[int, in
     return row, column
 
 
-def shared(table: np.ndarray, row: int, column: int, group: int) -> Any:
+def shared(table: np.ndarray, row: int, column: int, form: Any) -> Any:
     """The entry of a [1, 1], [O, 1] or [O, G] table that counts for one element."""
-    return table[row if table.shape[0] > 1 else 0, column // group if table.shape[1] > 1 else 0]
+    return table[row if table.shape[0] > 1 else 0, group_of(form, column) if table.shape[1] > 1 else 0]
+
+
+def group_of(form: Any, column: int) -> int:
+    if form.member is not None:
+        return int(slow(form.member)[column])
+    for number, length in enumerate(form.runs):
+        if column < length:
+            return number
+        column -= length
+    return column // form.group
 
 
 def slow_dense(form: Dense, keep: Hidden) -> np.ndarray:
@@ -234,8 +273,8 @@ def slow_affine(form: Affine, keep: Hidden) -> np.ndarray:
     w = np.zeros(codes.shape, np.float32)
     for at in places(codes.shape):
         row, column = place_in_grid(at, codes.shape, form.axis)
-        shift = 0 if zero is None else int(shared(zero, row, column, form.group))
-        w[at] = np.float32(int(codes[at]) - shift) * shared(scale, row, column, form.group)
+        shift = 0 if zero is None else int(shared(zero, row, column, form))
+        w[at] = np.float32(int(codes[at]) - shift) * shared(scale, row, column, form)
     return w
 
 
@@ -246,7 +285,7 @@ def slow_codebook(form: Codebook, keep: Hidden) -> np.ndarray:
     for at in places(index.shape):
         row, column = place_in_grid(at, index.shape, form.axis)
         value = book[int(index[at])] if book.ndim == 1 else book[row, int(index[at])]
-        w[at] = value if scale is None else value * shared(scale, row, column, 0)
+        w[at] = value if scale is None else value * shared(scale, row, column, form)
     return w
 
 
@@ -257,7 +296,7 @@ def slow_loggrid(form: LogGrid, keep: Hidden) -> np.ndarray:
     for at in places(codes.shape):
         row, column = place_in_grid(at, codes.shape, form.axis)
         code = int(codes[at])
-        w[at] = np.float32(math.copysign(levels[abs(code)], code)) * shared(scale, row, column, form.group)
+        w[at] = np.float32(math.copysign(levels[abs(code)], code)) * shared(scale, row, column, form)
     return w
 
 
@@ -293,6 +332,27 @@ def slow_sum(form: Sum, keep: Hidden) -> np.ndarray:
     for at in places(a.shape):
         w[at] = a[at] + b[at]
     return w
+
+
+def close(got: Tensor, want: np.ndarray, form: Form) -> bool:
+    """Exact, except below products of factors: their float sums come in another order."""
+    if tuple(got.shape) != want.shape:
+        return False
+    sums = [node for _, node in form.walk() if isinstance(node, LowRank)]
+    if not sums:
+        return np.array_equal(got.numpy(), want)
+    size = max(
+        [
+            1.0,
+            *(
+                float(part.decode().abs().max())
+                for n in sums
+                for part in (n.left, n.right)
+                if part.decode().numel()
+            ),
+        ]
+    )
+    return bool(np.allclose(got.double().numpy(), want, rtol=1e-5, atol=1e-5 * size**2))
 
 
 SLOW: dict[str, Callable[[Any, Hidden], np.ndarray]] = {

@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import zlib
@@ -23,14 +24,20 @@ import pytest
 import torch
 from tiny import MODELS, TRAINED, Tiny, tiny
 
-from tersor.core.recipe import Recipe, from_words, from_yaml
-from tersor.core.run import Compressed, digest_of, replay, run, start, undo
+from tersor.check import check
+from tersor.core.apply import apply
+from tersor.core.history import replay, undo
+from tersor.core.recipe import Recipe
+from tersor.core.run import run
+from tersor.core.state import State, start
 from tersor.errors import MissingError, SettingError, SiteError
 from tersor.forms import Form, LowRank, Masked, Sum, uncoded
 from tersor.io import load, save
-from tersor.report.check import check
+from tersor.record.events import Edit
+from tersor.record.journal import lines_of
 from tersor.settings import make, settings_of
 from tersor.steps import STEPS
+from tersor.steps.words import dump, from_words, from_yaml
 
 DEAR = ("export",)  # seconds each: they meet every other step, but on the smallest model
 OF_THE_WHOLE = ("export",)  # speaks of the model, not of its weights
@@ -52,8 +59,11 @@ def model_for(*names: str) -> str:
     return list(MODELS)[zlib.crc32("/".join(names).encode()) % len(MODELS)]
 
 
-def outcome(given: Tiny, steps: list[Any], folder: Path) -> Compressed:
-    return run(given.model, Recipe(tuple(steps)), given.task, out=folder)
+def outcome(given: Tiny, steps: list[Any], folder: Path) -> State:
+    """What a run comes to; its journal lies in the folder."""
+    shutil.rmtree(folder / "journal", ignore_errors=True)
+    recipe = Recipe(tuple(steps))
+    return run(given.model, recipe, given.task, journal=folder / "journal", out=folder)
 
 
 def alone() -> Iterator[Any]:
@@ -68,8 +78,8 @@ def test_a_step_alone(name: str, trained: bool, model: str, tmp_path: Path) -> N
     before = state_of(given)
     result = outcome(given, [step(name, trained=trained)], tmp_path)
     assert state_of(given) == before, "the model, its modes, hooks or torch's own state changed"
-    sound(result, given)
-    there_and_back(result, given)
+    sound(result, given, tmp_path / "journal")
+    there_and_back(result, given, tmp_path / "journal")
     on_disk(result, tmp_path)
 
 
@@ -82,10 +92,12 @@ def test_any_two_steps(first: str, second: str, tmp_path: Path) -> None:
     steps = [step(name, trained=flag) for name, flag in zip((first, second), trained, strict=True)]
     result = outcome(given, steps, tmp_path)
     assert state_of(given) == before
-    sound(result, given)
-    there_and_back(result, given)
-    one_back = undo(result, 1)
-    assert one_back.digest == outcome(given, steps[:1], tmp_path).digest
+    sound(result, given, tmp_path / "journal")
+    there_and_back(result, given, tmp_path / "journal")
+    one_back = undo(result, 1, journal=tmp_path / "journal")
+    first_only = outcome(given, steps[:1], tmp_path)
+    assert one_back.digest == first_only.digest
+    assert run(first_only, steps[1], given.task, out=tmp_path).ledger.digest == result.ledger.digest
     on_disk(result, tmp_path)
 
 
@@ -98,8 +110,8 @@ def test_all_steps_in_a_random_order(model: str, seed: int, tmp_path: Path) -> N
     result = outcome(
         given, [step(name, trained=name in TRAINED and seed % 2 == 0) for name in names], tmp_path
     )
-    sound(result, given)
-    there_and_back(result, given)
+    sound(result, given, tmp_path / "journal")
+    there_and_back(result, given, tmp_path / "journal")
     on_disk(result, tmp_path)
 
 
@@ -128,7 +140,7 @@ def digests() -> dict[str, str]:
 def test_settings_survive_yaml_and_words(name: str, trained: bool) -> None:
     made = step(name, trained=trained)
     recipe = Recipe((made,), seed=3)
-    assert from_yaml(recipe.to_yaml(), STEPS) == recipe
+    assert from_yaml(dump(recipe.to_json()), STEPS) == recipe
     words = [name] + [f"{key}={'' if value is None else value}" for key, value in settings_of(made).items()]
     assert from_words(words, STEPS, seed=3) == recipe
     assert hash(recipe.digest) == hash(Recipe((step(name, trained=trained),), seed=3).digest)
@@ -148,7 +160,7 @@ def test_bad_settings_are_refused(name: str) -> None:
         STEPS[name]().where = "x"
 
 
-@pytest.mark.parametrize("name", [name for name in STEPS if hasattr(STEPS[name](), "where")])
+@pytest.mark.parametrize("name", [name for name in STEPS if "where" in settings_of(STEPS[name]())])
 def test_a_where_that_matches_nothing_names_the_near_miss(name: str, tmp_path: Path) -> None:
     given = tiny("conv")
     with pytest.raises(SiteError, match=r"head\.weigth.*did you mean 'head\.weight'"):
@@ -181,7 +193,7 @@ def state_of(given: Tiny) -> tuple[Any, ...]:
     """All that a run must leave as it was."""
     model = given.model
     return (
-        digest_of(start(model).forms),
+        start(model).digest,
         [(name, module.training, len(module._forward_hooks), len(module._forward_pre_hooks))
          for name, module in model.named_modules()],
         [(name, value.requires_grad, value.grad is None) for name, value in model.named_parameters()],
@@ -191,24 +203,39 @@ def state_of(given: Tiny) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-def sound(result: Compressed, given: Tiny) -> None:
+def sound(result: State, given: Tiny, journal: Path | None = None) -> None:
     """Shapes, dtypes and values are fit to use, and each edit is what it says."""
     for name, value in result.state_dict().items():
-        wanted = given.model.state_dict()[name]
-        assert (value.shape, value.dtype) == (wanted.shape, wanted.dtype), name
-        assert torch.isfinite(value).all() or not torch.isfinite(wanted).all(), name
+        if name in given.model.state_dict():
+            wanted = given.model.state_dict()[name]
+            kept = result.kept.get(result.aliases.get(name, name), {})
+            shape = [len(kept.get(axis, range(n))) for axis, n in enumerate(wanted.shape)]
+            assert (list(value.shape), value.dtype) == (shape, wanted.dtype), name
+            assert torch.isfinite(value).all() or not torch.isfinite(wanted).all(), name
     out = given.out(result.model())
     assert out.shape == given.out().shape
     assert torch.isfinite(out).all()
-    for entry in result.ledger.edits():
-        before, after = (result.ledger.forms[digest] for digest in (entry.before, entry.after))
-        if entry.how == "wrap":
-            assert any(node.digest == before.digest for _, node in after.walk()), entry
-        elif entry.how == "lossless":
-            assert torch.equal(before.decode().nan_to_num(), after.decode().nan_to_num()), entry
-        elif entry.how == "refine":
-            assert frame(uncoded(before)) <= frame(uncoded(after)), entry
+    for edit in edits_of(given, journal) if journal is not None else ():
+        before, after = edit.before, edit.after
+        assert isinstance(before, Form)
+        assert isinstance(after, Form)
+        if edit.how == "wrap":
+            assert any(node.digest == before.digest for _, node in after.walk()), edit
+        elif edit.how == "lossless":
+            assert torch.equal(before.decode().nan_to_num(), after.decode().nan_to_num()), edit
+        elif edit.how == "refine":
+            assert frame(uncoded(before)) <= frame(uncoded(after)), edit
     speaks(result)
+
+
+def edits_of(given: Tiny, journal: Path) -> Iterator[Edit]:
+    """The edits of a run, with the forms before them, from its journal."""
+    state = start(given.model)
+    for line in lines_of(journal):
+        for event in (group := line.group()).events:
+            if isinstance(event, Edit) and event.site in state.forms:
+                yield dataclasses.replace(event, before=state.forms[event.site])
+        state = apply(state, group, "test")[0]
 
 
 def frame(form: Form) -> set[tuple[str, str]]:
@@ -216,11 +243,11 @@ def frame(form: Form) -> set[tuple[str, str]]:
     return {(path, node.name) for path, node in form.walk() if isinstance(node, (Masked, LowRank, Sum))}
 
 
-def speaks(result: Compressed) -> None:
+def speaks(result: State) -> None:
     """No step is silent, and none passes over a weight without a word: done, measured, skipped and why."""
-    weights = {name for name, site in result.sites.items() if site.is_weight}
+    weights = {name for name, site in result.sites.items() if site.is_weight and not site.origin}
     for number, name in enumerate(result.ledger.step_names()):
-        told = [entry for entry in result.ledger.entries if entry.step == number and entry.kind != "time"]
+        told = [entry for entry in result.ledger.entries if entry.step == number]
         assert told, f"{name} said nothing"
         silent = weights - {entry.site for entry in told}
         assert not silent or name in OF_THE_WHOLE, f"{name} said nothing of {silent}"
@@ -228,18 +255,18 @@ def speaks(result: Compressed) -> None:
         assert all(len(entry.text) > 10 for entry in skipped), "why?"
 
 
-def there_and_back(result: Compressed, given: Tiny) -> None:
+def there_and_back(result: State, given: Tiny, journal: Path) -> None:
     """Undo restores and replay repeats, bit for bit."""
     back = undo(result)
     assert back.digest == result.ledger.base
     for name, value in back.state_dict().items():
         assert torch.equal(value, given.model.state_dict()[name]), name
-    again = replay(given.model, result.ledger)
+    again = replay(given.model, result.ledger, journal)
     assert again.digest == result.digest
     assert again.ledger.digest == result.ledger.digest
 
 
-def on_disk(result: Compressed, folder: Path) -> None:
+def on_disk(result: State, folder: Path) -> None:
     """Save and load give it back, aliases and ledger too, and bytes are counted as they lie on disk."""
     nbytes = save(result, folder / "model.tersor")
     assert nbytes == (folder / "model.tersor").stat().st_size >= result.nbytes

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 import tersor
 from tersor import errors
@@ -25,6 +26,15 @@ def test_every_step_and_every_error_is_public() -> None:
     assert all(
         getattr(tersor, kind.__name__) is kind for kind in ours if issubclass(kind, errors.TersorError)
     )
+
+
+def test_a_state_is_told_in_a_line() -> None:
+    """A dataclass tells its fields, and these are the module and every weight."""
+    net = nn.Sequential(nn.Linear(30, 40), nn.ReLU(), nn.Linear(40, 2))
+    result = tersor.run(net, [tersor.Prune(), tersor.Entropy()])
+    said = f"State {result.digest}: 4 sites, {result.nbytes:,} bytes, 2 steps"
+    assert (repr(result), str(result)) == (said, said)
+    assert len(repr(result.base)) < 100
 
 
 def test_type_checkers_see_the_same_names() -> None:

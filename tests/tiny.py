@@ -105,7 +105,8 @@ def tokens(count: int, generator: torch.Generator) -> Tensor:
 
 
 # (model, what draws its inputs, number of classes)
-MODELS: dict[str, tuple[type[nn.Module], Callable[[int, torch.Generator], Tensor], int]] = {
+Models = dict[str, tuple[type[nn.Module], Callable[[int, torch.Generator], Tensor], int]]
+MODELS: Models = {
     "mlp": (Mlp, vectors(5), CLASSES),
     "conv": (Conv, vectors(1, 6, 6), CLASSES),
     "attention": (Attention, tokens, TOKENS),
@@ -129,9 +130,9 @@ class Tiny:
             return (self.model if model is None else model).eval()(self.x)
 
 
-def tiny(name: str, seed: int = 0) -> Tiny:
+def tiny(name: str, seed: int = 0, models: Models | None = None) -> Tiny:
     """A fresh tiny model by name, the same each time."""
-    kind, draw, classes = MODELS[name]
+    kind, draw, classes = (models or MODELS)[name]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = kind().eval()

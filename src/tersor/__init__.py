@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from tersor.core.ledger import Ledger
+    from tersor.core.history import replay, undo
     from tersor.core.recipe import Recipe
-    from tersor.core.run import Compressed, lock, replay, run, undo
-    from tersor.core.step import Edit, Note, Step
-    from tersor.core.view import View, Watch
+    from tersor.core.run import run
+    from tersor.core.state import State
+    from tersor.core.step import Needs, Step
+    from tersor.core.view import View
     from tersor.errors import (
         BudgetError,
         FormatError,
@@ -31,9 +32,13 @@ if TYPE_CHECKING:
         TersorError,
     )
     from tersor.io import diff, load, pack, patch, save, unpack, verify
+    from tersor.model.changes import Replace, Set
     from tersor.model.loader import TensorBatches
     from tersor.model.task import Task
     from tersor.model.tasks import digits, fashion_mnist
+    from tersor.record.events import Cut, Edit, Group, Note
+    from tersor.record.ledger import Ledger
+    from tersor.record.observer import Observer
     from tersor.steps import (
         STEPS,
         Cluster,
@@ -49,22 +54,29 @@ if TYPE_CHECKING:
         Rdoq,
         read_recipe,
     )
+    from tersor.steps.words import lock
 
 # Where each public name lives.
 MODULES: dict[str, tuple[str, ...]] = {
-    "tersor.core.run": ("Compressed", "lock", "replay", "run", "undo"),
+    "tersor.record.events": ("Cut", "Edit", "Group", "Note"),
+    "tersor.core.history": ("replay", "undo"),
+    "tersor.record.ledger": ("Ledger",),
+    "tersor.record.observer": ("Observer",),
     "tersor.core.recipe": ("Recipe",),
-    "tersor.core.ledger": ("Ledger",),
-    "tersor.core.step": ("Edit", "Note", "Step"),
-    "tersor.core.view": ("View", "Watch"),
+    "tersor.core.run": ("run",),
+    "tersor.core.state": ("State",),
+    "tersor.core.step": ("Needs", "Step"),
+    "tersor.core.view": ("View",),
     "tersor.errors": (
         "BudgetError", "FormatError", "JournalError", "MissingError", "RefusedError", "SettingError",
         "SiteError", "StorageError", "TaskError", "TersorError",
     ),
     "tersor.io": ("diff", "load", "pack", "patch", "save", "unpack", "verify"),
+    "tersor.model.changes": ("Replace", "Set"),
     "tersor.model.loader": ("TensorBatches",),
     "tersor.model.task": ("Task",),
     "tersor.model.tasks": ("digits", "fashion_mnist"),
+    "tersor.steps.words": ("lock",),
     "tersor.steps": (
         "STEPS", "Cluster", "Distill", "Entropy", "Export", "Factorize", "Finetune", "Measure", "Penalize",
         "Prune", "Quantize", "Rdoq", "read_recipe",

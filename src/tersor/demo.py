@@ -15,16 +15,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from tersor.core.run import Compressed, run, start
-from tersor.core.view import Watch
+from tersor.core.run import run
+from tersor.core.state import State, start
 from tersor.errors import RefusedError
-from tersor.files import write_text
+from tersor.files import output, write_text
 from tersor.given import put_in
 from tersor.io import unpack
 from tersor.job import MODEL, REPORT, job, write_plain
 from tersor.model.fit import seeded
 from tersor.model.task import Task
 from tersor.model.tasks import digits
+from tersor.record.observer import Observer
 from tersor.report.console import percent, to_json, whole
 from tersor.report.table import report as tables
 from tersor.steps import Finetune, read_recipe
@@ -50,40 +51,43 @@ def net() -> nn.Module:
         )  # fmt: skip
 
 
-def demo(out: Path, watch: Watch | None = None) -> dict[str, Any]:
+def demo(out: Path, observer: Observer | None = None) -> dict[str, Any]:
     """Do it all; the facts of the run, with what came of the unpacked weights."""
-    watch, task, recipe = watch or Watch(), digits(), read_recipe(RECIPE)
+    output(out / GIVEN)  # a folder that cannot be is told before the training
+    observer, task, recipe = observer or Observer(), digits(), read_recipe(RECIPE)
     # A net this small is no faster on more threads, and much slower where other programs want them.
     with one_thread():
-        given = trained(task, watch)
+        given = trained(task, observer)
         write_plain(given, out / GIVEN)
         # No journal: the whole takes a minute, and a second demo in the same folder begins anew.
-        result, facts = job(given, recipe, task, out, journal=False, watch=watch)
+        result, facts = job(given, recipe, task, out, journal=False, force=True, observer=observer)
         facts["unpacked"] = unpacked(out, result, task)
     write_text(out / REPORT, to_json(facts) + "\n")
     return facts
 
 
-def trained(task: Task, watch: Watch) -> Compressed:
+def trained(task: Task, observer: Observer) -> State:
     """The network to compress, trained by the step that fine-tunes others."""
     step = Finetune(epochs=EPOCHS, lr=0.003)
-    return start(run(net(), step, task, watch=Training(watch)).model())
+    return start(
+        run(net(), step, task, observer=Training(observer)).model()
+    )  # what is given is the trained net
 
 
-class Training(Watch):
+class Training(Observer):
     """Calls the training of the given network by its name."""
 
-    def __init__(self, watch: Watch):
-        self.watch = watch
+    def __init__(self, observer: Observer):
+        self.observer = observer
 
     def step(self, number: int, total: int, name: str) -> None:
-        self.watch.step(number, total, "train the network to compress")
+        self.observer.step(number, total, "train the network to compress")
 
     def progress(self, done: int, total: int, text: str = "") -> None:
-        self.watch.progress(done, total, text)
+        self.observer.progress(done, total, text)
 
 
-def unpacked(out: Path, result: Compressed, task: Task) -> dict[str, Any]:
+def unpacked(out: Path, result: State, task: Task) -> dict[str, Any]:
     """Unpack the file, put the weights into a fresh network, and compare its scores with the result's."""
     nbytes = unpack(out / MODEL, out / UNPACKED)
     module = net()

@@ -3,6 +3,7 @@
 A file has no name while it is written, where the system knows such files (O_TMPFILE of Linux), else it is
 .NAME.PID.part beside its place; it is moved there when it is complete. So a full disk, a kill or an error
 leaves what was there before, and what a killed process left besides the next one that writes NAME removes.
+A link is followed to the file that it means, and a file that is written anew keeps its permissions and owner.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ from __future__ import annotations
 import glob
 import os
 import shutil
-from collections.abc import Iterator
+import stat
+import zlib
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, BinaryIO
 
-from tersor.errors import StorageError
+from tersor.errors import JournalError, SettingError, StorageError
 
 try:
     import fcntl
@@ -23,27 +26,90 @@ except ImportError:  # Windows has no such locks, and nothing is removed there
     fcntl = None  # type: ignore[assignment]
 
 FDS = "/proc/self/fd"  # where an open file without a name can be named
+LONGEST = 200  # bytes of a name that is part of the name of its temporary file; names end at 255
+
+Paths = Iterable[str | os.PathLike[str]]
+
+
+def output(path: str | os.PathLike[str], inputs: Paths = ()) -> Path:
+    """The file that is written where `path` is asked for: links are followed.
+
+    SettingError where it is one of the `inputs`, by whatever name. StorageError where no file can be written
+    there: a folder, a device, a name that is none.
+    """
+    found = status(path)
+    path = Path(path)
+    if found is None:
+        if path.name in ("", ".."):
+            raise StorageError(f"{path}: is no name of a file. Give the file to write")
+        return followed(path)
+    if stat.S_ISDIR(found.st_mode):
+        raise StorageError(f"{path}: is a folder. Name a file in it, such as {path / 'NAME'}")
+    if not stat.S_ISREG(found.st_mode):
+        raise StorageError(
+            f"{path}: is a device or a pipe. Files are moved into place when they are whole: name a file"
+        )
+    for given in inputs:
+        if same(found, given):
+            raise SettingError(
+                f"{path}: is the file itself that is read, {os.fspath(given)}. Name another file to write"
+            )
+    if not os.access(path, os.W_OK):
+        raise StorageError(f"{path}: cannot be written: it is read-only; the earlier file is as it was")
+    return followed(path)
+
+
+def status(path: str | os.PathLike[str]) -> os.stat_result | None:
+    """What is at the end of a path's links; None where nothing is. StorageError where nothing can be."""
+    if "\0" in os.fspath(path):
+        raise StorageError(f"{os.fspath(path)!r}: is no name of a file: it has a zero byte")
+    try:
+        return os.stat(path)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def same(found: os.stat_result, path: str | os.PathLike[str]) -> bool:
+    """Whether a path leads to what was found."""
+    try:
+        return os.path.samestat(found, os.stat(path))
+    except (OSError, ValueError):  # an input that cannot be read is told by whoever reads it
+        return False
+
+
+def followed(path: Path) -> Path:
+    """Where a link leads, also where nothing is there yet; any other path as it was given."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
+def part_of(path: Path) -> str:
+    """What the names of a file's temporary files begin with."""
+    raw = os.fsencode(path.name)
+    return f".{path.name if len(raw) <= LONGEST else f'{zlib.crc32(raw):08x}'}."
 
 
 @contextmanager
 def atomic(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """A binary file that appears at `path` when the block ends well. StorageError where it cannot be
     written."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    target = output(path)
+    temporary = target.with_name(f"{part_of(target)}{os.getpid()}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sweep(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        sweep(target)
         file, named = create(temporary)
         with file:
+            keep_owner(file.fileno(), target)
             yield file
             file.flush()
             os.fsync(file.fileno())
             if not named:
                 give_name(file, temporary)
-            os.replace(temporary, path)
+            os.replace(temporary, target)
     except OSError as error:
-        kept = "; the earlier file is as it was" if path.exists() else ""
+        kept = "; the earlier file is as it was" if target.exists() else ""
         raise StorageError(f"{path}: cannot be written: {error.strerror or error}{kept}") from error
     finally:
         with suppress(OSError):
@@ -54,25 +120,48 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A new folder that appears at `path`, with all that was put into it, when the block ends well.
     StorageError where it cannot be written, or where something is there: no system swaps folders at once."""
-    path = Path(path)
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+    found, target = status(path), followed(Path(path))
+    if target.name in ("", ".."):
+        raise StorageError(f"{path}: is no name of a new folder. Name a folder that is not there yet")
+    if found is not None and not (stat.S_ISDIR(found.st_mode) and is_empty(target)):
         raise StorageError(f"{path}: is there already. Name a folder that is not there yet, or an empty one")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = target.with_name(f"{part_of(target)}{os.getpid()}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sweep(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        sweep(target)
         temporary.mkdir()
         held = os.open(temporary, os.O_RDONLY)
         try:
             lock(held)
+            keep_owner(held, target)
             yield temporary
-            os.replace(temporary, path)
+            os.replace(temporary, target)
         finally:
             os.close(held)
     except OSError as error:
         raise StorageError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def is_empty(folder: Path) -> bool:
+    """Whether a folder is known to hold nothing."""
+    try:
+        return not any(folder.iterdir())
+    except OSError:
+        return False
+
+
+def keep_owner(descriptor: int, earlier: Path) -> None:
+    """Give an open file or folder the permissions of what it takes the place of, and the owner where that is
+    allowed: a file that only its owner could read stays so from the first byte on."""
+    if not hasattr(os, "fchmod"):  # Windows has neither
+        return
+    with suppress(FileNotFoundError):
+        found = os.stat(earlier)
+        with suppress(PermissionError):
+            os.fchown(descriptor, found.st_uid, found.st_gid)
+        os.fchmod(descriptor, stat.S_IMODE(found.st_mode) & 0o777)
 
 
 def create(temporary: Path) -> tuple[BinaryIO, bool]:
@@ -102,6 +191,7 @@ def give_name(file: BinaryIO, name: Path) -> None:
     except OSError:  # such files can be made there, but not named: what is in it may be the work of hours
         file.seek(0)
         with open(name, "w+b") as copy:
+            os.fchmod(copy.fileno(), stat.S_IMODE(os.fstat(file.fileno()).st_mode))
             shutil.copyfileobj(file, copy, 1 << 22)
             copy.flush()
             os.fsync(copy.fileno())
@@ -123,8 +213,9 @@ def lock(file: IO[bytes] | int) -> bool:
 def sweep(path: Path) -> None:
     """Remove what processes that are gone left of this file: no such process, and no lock on the file, for a
     process of another machine or container is not seen here."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
-        number = left.name.removeprefix(f".{path.name}.").removesuffix(".part")
+    begin = part_of(path)
+    for left in path.parent.glob(f"{glob.escape(begin)}*.part"):
+        number = left.name.removeprefix(begin).removesuffix(".part")
         if number.isascii() and number.isdigit() and not lives(int(number)):
             with suppress(OSError):
                 remove(left)
@@ -156,3 +247,18 @@ def lives(process: int) -> bool:
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     with atomic(path) as file:
         file.write(text.encode())
+
+
+def claim(path: str | os.PathLike[str]) -> IO[bytes]:
+    """An open lock file: whoever holds it has the folder for itself. JournalError where somebody else does.
+    StorageError where it cannot be made."""
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "ab")  # noqa: SIM115  the holder closes it
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be written: {error.strerror or error}") from error
+    if fcntl is not None and not lock(file):
+        file.close()
+        raise JournalError(f"{path.parent}: another run is writing here; wait for it, or name another folder")
+    return file

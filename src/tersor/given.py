@@ -7,16 +7,18 @@ FILE.tersor with --arch file.py:factory      a compressed model goes on from its
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
 
 from tersor.core.recipe import Recipe
-from tersor.core.run import Compressed, start
+from tersor.core.state import State, start
 from tersor.errors import RefusedError, SettingError, did_you_mean, need
 from tersor.io import load
-from tersor.io.checkpoint import Checkpoint
+from tersor.io.checkpoint import Checkpoint, read_from
 from tersor.model.named import named
 from tersor.model.sites import sites_of
 from tersor.model.task import Task
@@ -24,32 +26,66 @@ from tersor.model.tasks import task_from
 from tersor.steps import read_recipe, recipe_from_words
 
 
-def given_model(text: str, *, weights: str | None = None, arch: str | None = None) -> Compressed:
+def given_model(
+    text: str, *, weights: str | None = None, key: str | None = None, arch: str | None = None,
+    base: str | None = None,
+) -> State:  # fmt: skip
     """The model that words name: file.py:factory, package.module:factory, torchvision:NAME, or a .tersor file
-    with the code that it is for. `weights`: .safetensors, or a state dict saved by torch.save."""
+    with the code that it is for. `weights`: .safetensors, or a state dict saved by torch.save; with `key`
+    only what stands under it. `base`: the weights that the .tersor file began with, where `arch` does not
+    give them: what is lost is measured against these."""
+    if key is not None and weights is None:
+        raise SettingError(f"model: --key {key} goes with --weights; give both, or leave it out")
     if text.endswith(".tersor"):
         if arch is None:
             raise SettingError(
                 f"model: {text} holds weights, not code. Give the code too: --arch file.py:factory"
             )
         if weights is not None:
-            raise SettingError(f"model: {text} holds the weights; leave out --weights")
-        loaded = load(text)
-        return replace(loaded, base=loaded.model(named(arch, "arch", SettingError, nn.Module)))
-    if arch is not None:
-        raise SettingError(f"model: --arch goes with a .tersor file; {text!r} is the code already")
+            raise SettingError(
+                f"model: {text} holds the weights; leave out --weights. The weights it began with are --base"
+            )
+        module = named(arch, "arch", SettingError, nn.Module)
+        if base is not None:
+            put_in(module, base)
+        loaded = load(text).on(module)
+        if base is not None and loaded.base is None:
+            raise RefusedError(
+                f"model: --base {base} holds other weights than those that {text} began with (their digest "
+                f"is {loaded.ledger.base}). Give the ones it was made from, or leave out --base"
+            )
+        return loaded
+    for word, value in (("--arch", arch), ("--base", base)):
+        if value is not None:
+            raise SettingError(f"model: {word} goes with a .tersor file; {text!r} is the code already")
     word, _, name = text.partition(":")
     module = (
         torchvision_model(name) if word == "torchvision" else named(text, "model", SettingError, nn.Module)
     )
     if weights is not None:
-        put_in(module, weights)
+        put_in(module, weights, key)
     return start(module)
 
 
+def given_files(*words: str | Path | None) -> list[Path]:
+    """The files that words name: paths, file.py:factory, fashion-mnist:FOLDER."""
+    found = []
+    for text in map(str, filter(None, words)):
+        head, tail = text.rpartition(":")[0], text.partition(":")[2]
+        for path in (Path(part) for part in (text, head, tail) if part):
+            found += read_from(path) if os.path.exists(path) else []
+    return found
+
+
 def given_rounding(
-    weights: Path, max_drop: float | None, model: str | None, task: str | None, words: list[str] | None
-) -> tuple[Compressed, Task] | None:
+    weights: Path,
+    max_drop: float | None,
+    model: str | None,
+    task: str | None,
+    words: list[str] | None,
+    *,
+    key: str | None = None,
+) -> tuple[State, Task] | None:
     """The model with these weights, and the task that measures what rounding them loses; None where no limit
     of loss is given. SettingError where one is given without the others."""
     if max_drop is None:
@@ -66,7 +102,7 @@ def given_rounding(
             f"pack: --max-drop rounds and codes by itself; leave out {' '.join(words)!r}, or run it with "
             f"the model: tersor run MODEL --task TASK --out DIR ... rdoq max_drop={max_drop:g} entropy"
         )
-    return given_model(model, weights=str(weights)), task_from(task)
+    return given_model(model, weights=str(weights), key=key), task_from(task)
 
 
 def given_recipe(path: Path | None, words: list[str] | None, *, seed: int | None = None) -> Recipe:
@@ -93,11 +129,11 @@ def torchvision_model(name: str) -> nn.Module:
     return module
 
 
-def put_in(module: nn.Module, path: str) -> None:
+def put_in(module: nn.Module, path: str, key: str | None = None) -> None:
     """Load the weights of a file; RefusedError names what does not fit."""
     own = module.state_dict()
     tied = sites_of(module)[2]
-    with Checkpoint(path) as file:
+    with Checkpoint(path, key) as file:
         names = {**{name: name for name in file.slots}, **file.aliases}  # in the model -> in the file
         for pair in (pair for item in tied.items() for pair in (item, item[::-1])):
             if pair[0] not in names and pair[1] in names:  # of tied tensors a file may hold one
@@ -108,7 +144,7 @@ def put_in(module: nn.Module, path: str) -> None:
         )
         if lacking or extra:
             what, hint = (
-                (f"it lacks {lacking[0]}, which the model has", did_you_mean(lacking[0], names))
+                (f"it lacks {lacking[0]}, which the model has", way_to(lacking[0], names))
                 if lacking
                 else (f"it has {extra[0]}, which the model lacks", did_you_mean(extra[0], own))
             )
@@ -120,4 +156,13 @@ def put_in(module: nn.Module, path: str) -> None:
                     f"{path}: {name} has shape {list(shape)}, but the model's has {list(tensor.shape)}. "
                     f"Give the model that the weights were trained for (same class, same settings)."
                 )
-        module.load_state_dict({name: file.read(names[name]) for name in own})
+        for name in own:
+            own[name] = file.read(names[name])
+        module.load_state_dict(own)  # with the versions that its modules note there
+
+
+def way_to(name: str, names: Iterable[str]) -> str:
+    """Where else a name stands, in a checkpoint of several networks."""
+    keys = [other.removesuffix(f".{name}") for other in names if other.endswith(f".{name}")]
+    ways = " or ".join(f"--key {key}" for key in keys[:3])
+    return f"it has {keys[0]}.{name}: choose by {ways}" if keys else did_you_mean(name, names)

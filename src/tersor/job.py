@@ -3,64 +3,79 @@
 DIR/model.tersor       the compressed model; it is read back and compared before it counts
 DIR/recipe.lock.yaml   the recipe with every setting and every outcome spelled out
 DIR/report.json        what was done to each layer, and what was measured
-DIR/journal/           every applied group, so that a run that is killed can go on
+DIR/journal/           every applied group, so that a killed run can go on; it goes when all is written
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 
-from tersor.core.recipe import Recipe, dump
-from tersor.core.run import Compressed, lock, run
-from tersor.core.view import Watch
+from tersor.core.history import first_given
+from tersor.core.recipe import Recipe
+from tersor.core.run import run
+from tersor.core.state import State
 from tersor.errors import RefusedError, SettingError
-from tersor.files import atomic, write_text
+from tersor.files import Paths, atomic, output, write_text
 from tersor.io import load, save
 from tersor.measure.accuracy import compared
 from tersor.model.sites import select
 from tersor.model.task import Task
+from tersor.record.observer import Observer
 from tersor.report.console import first, to_json
 from tersor.report.facts import facts_of
 from tersor.steps import Entropy, Export, Rdoq
+from tersor.steps.words import dump, lock
 
 MODEL, LOCK, REPORT, JOURNAL = "model.tersor", "recipe.lock.yaml", "report.json", "journal"
 
 
 def job(
-    given: Compressed, recipe: Recipe, task: Task | None, out: str | Path, *,
-    resume: bool = False, journal: bool = True, export: bool = False, tiny: bool = False,
-    watch: Watch | None = None,
-) -> tuple[Compressed, dict[str, Any]]:  # fmt: skip
+    given: State, recipe: Recipe, task: Task | None, out: str | Path, *,
+    resume: bool = False, force: bool = False, journal: bool = True, keep_journal: bool = False,
+    export: bool = False, tiny: bool = False, observer: Observer | None = None, inputs: Paths = (),
+) -> tuple[State, dict[str, Any]]:  # fmt: skip
     """Run the recipe and write the folder of results; (result, facts).
 
     Accuracy is measured at the end where a task is given and the recipe has not measured it there. Under a
     launcher of many processes each runs the recipe, and the first one writes. `export` comes last, so that
-    a model that cannot be exported is still compressed. `tiny` as in io.save.
+    a model that cannot be exported is still compressed. `tiny` as in io.save. A folder with a finished run is
+    refused unless `force`. `keep_journal`: it stays, for undo and replay of single steps.
     """
     if export and task is None:
         raise SettingError("--export needs a task, for inputs to compare with. Give --task")
     for step in recipe.steps:  # a misspelt glob is told now, not after hours of training
-        if getattr(step, "where", "*") != "*":
+        if step.where != "*":
             select(given.sites, step.where, step.name)
-    out = Path(out)
-    result = run(
-        given, recipe, task, journal=out / JOURNAL if journal else None, resume=resume, watch=watch, out=out
-    )
+    out, inputs = Path(out), list(inputs)
+    for name in (MODEL, LOCK, REPORT):
+        output(out / name, inputs)
+    for path in (out / JOURNAL).glob("*"):
+        output(path, inputs)
+    kept = out / JOURNAL if journal else None
+    finished = all((out / name).exists() for name in (MODEL, LOCK, REPORT)) and not (out / JOURNAL).exists()
+    if first() and finished and not force:
+        raise RefusedError(f"{out} holds a finished run. Name another folder, or run it anew with --force")
+    if first() and force and not resume:
+        shutil.rmtree(out / JOURNAL, ignore_errors=True)
+    result = run(given, recipe, task, journal=kept, resume=resume, observer=observer, out=out)
     facts = facts_of(result)
     if task is not None:
         facts["task"] = task.name
         facts["metric"] = task.metric if isinstance(task.metric, str) else "score"
-        if "accuracy" not in facts:
-            facts["accuracy"] = compared(task.scores(given.model()), task.scores(result.model()))
+        if "accuracy" not in facts and result.base is not None:
+            facts["accuracy"] = compared(
+                task.scores(first_given(result).model()), task.scores(result.model())
+            )
     if not first():
         return result, facts
     facts["out"] = str(out)
     facts["files"] = {
-        "given": {"nbytes": plain_nbytes(given, out), "what": "its tensors as they are, in safetensors"},
+        "given": {"nbytes": plain_nbytes(result, out), "what": "its tensors as they are, in safetensors"},
         "result": {"nbytes": save(result, out / MODEL, tiny=tiny), "name": MODEL},
     }
     if load(out / MODEL).digest != result.digest:
@@ -68,29 +83,33 @@ def job(
     write_text(out / LOCK, dump(lock(result)))
     write_text(out / REPORT, to_json(facts) + "\n")
     if export:
-        (note,) = run(result, Export(), task, out=out).ledger.notes("written")
+        *_, note = run(result, Export(), task, out=out).ledger.notes("written")
         facts["export"] = {"text": note.text, **note.data}
         write_text(out / REPORT, to_json(facts) + "\n")
+    if kept is not None and not keep_journal:
+        shutil.rmtree(kept)
     return result, facts
 
 
 def rounded(
-    given: Compressed, task: Task, out: str | Path, *,
-    max_drop: float, tiny: bool = False, watch: Watch | None = None,
+    given: State, task: Task, out: str | Path, *,
+    max_drop: float, tiny: bool = False, observer: Observer | None = None, inputs: Paths = (),
 ) -> dict[str, Any]:  # fmt: skip
     """Round the weights for the smallest file that loses at most `max_drop` points, and write it: the facts.
 
-    What is written is read back and measured.
+    What is written is read back and measured. `inputs` as in job().
     """
+    output(out, inputs)
     recipe = Recipe((Rdoq(max_drop=max_drop), Entropy()))
-    result = run(given, recipe, task, watch=watch)
+    result = run(given, recipe, task, observer=observer)
     save(result, out, tiny=tiny)
-    found = compared(task.scores(given.model()), task.scores(load(out).model(given.base)))
+    found = compared(task.scores(given.model()), task.scores(load(out).model(given.given)))
     return {"task": task.name, "max_drop": max_drop, "accuracy": found}
 
 
-def plain_nbytes(given: Compressed, folder: Path) -> int:
-    """Bytes of the file that holds the given tensors as they are: written, looked at, removed."""
+def plain_nbytes(result: State, folder: Path) -> int:
+    """Bytes of the file that holds the tensors as they were first given: written, looked at, removed."""
+    given = result if result.base is None else first_given(result)
     path = folder / f".given.{os.getpid()}.safetensors"
     try:
         return write_plain(given, path)
@@ -98,7 +117,7 @@ def plain_nbytes(given: Compressed, folder: Path) -> int:
         path.unlink(missing_ok=True)
 
 
-def write_plain(given: Compressed, path: Path) -> int:
+def write_plain(given: State, path: Path) -> int:
     """Write the decoded tensors as safetensors, tied ones once; the bytes of the file."""
     tensors = {
         name: form.decode().to(given.sites[name].torch_dtype).contiguous()

@@ -13,10 +13,10 @@ from command_line import Command
 import tersor as package
 from tersor import demo
 from tersor.core.run import run
-from tersor.core.view import Watch
 from tersor.errors import RefusedError
 from tersor.io import save
 from tersor.model.tasks import digits
+from tersor.record.observer import Observer
 from tersor.steps import Prune, read_recipe
 
 
@@ -73,7 +73,7 @@ def test_the_demo_prints_one_report_and_can_be_repeated(tersor: Command, short: 
 
 def test_weights_that_score_differently_would_be_seen(short: None, tmp_path: Path) -> None:
     task = digits()
-    given = demo.trained(task, Watch())
+    given = demo.trained(task, Observer())
     save(given, tmp_path / "model.tersor")
     assert demo.unpacked(tmp_path, given, task)["n"] == 797
     with pytest.raises(RefusedError, match="samples score differently"):

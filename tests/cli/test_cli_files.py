@@ -84,7 +84,7 @@ def test_unpacked_weights_score_the_same(packed: Command) -> None:
     task = "--task mine.py:task -q --json"
     again = packed(f"run mine.py:net --weights back.safetensors {task} --out o3 measure").json["accuracy"]
     first = packed(f"run m.tersor --arch mine.py:net {task} --out o4 measure").json["accuracy"]
-    assert again["before"] == first["before"]
+    assert again["before"] == first["after"]  # of a file the first weights are what was before
 
 
 def test_verify_finds_a_sound_file_sound(packed: Command) -> None:
@@ -123,12 +123,51 @@ def test_pack_refuses_what_needs_the_model(packed: Command) -> None:
 
 def test_pack_tells_what_it_leaves_out(packed: Command) -> None:
     state = given_model("mine.py:net").state_dict()
-    torch.save({"state_dict": state, "epoch": 3, "optimizer": {"lr": 0.1}}, "w.pt")
+    torch.save(
+        {"state_dict": state, "epoch": 3, "optimizer": {"state": [state["0.bias"], state["2.bias"]]}}, "w.pt"
+    )
     done = packed("pack w.pt -o t.tersor -q")
-    assert done.out.splitlines()[-1] == "not weights, left out: epoch, optimizer"
+    assert done.out.splitlines()[-2] == "of the checkpoint: state_dict"
+    assert done.out.splitlines()[-1] == "left out: epoch, optimizer (2 tensors)"
     facts = packed("pack w.pt -o t.tersor -q --json").json
-    assert (facts["tensors"], facts["aliases"], facts["ignored"]) == (4, {}, ["epoch", "optimizer"])
+    assert (facts["tensors"], facts["aliases"], facts["ignored"]) == (4, {}, {"epoch": 0, "optimizer": 2})
     assert "left out" not in packed("pack w.safetensors -o t.tersor -q").out
+
+
+def test_what_is_left_out_counts_in_no_ratio(packed: Command) -> None:
+    """A file with an optimizer was called 4 times smaller, of which 3 were the optimizer."""
+    state = given_model("mine.py:net").state_dict()
+    moments = {n: {"exp_avg": torch.rand(999)} for n in range(3)}
+    torch.save({"model": state, "adam": {"state": moments, "param_groups": []}}, "w.pt")
+    tensors, file = sum(value.nbytes for value in state.values()), Path("w.pt").stat().st_size
+
+    def share(name: str) -> float:
+        return Path(name).stat().st_size / tensors
+
+    first, second, *_ = packed("pack w.pt -o t.tersor -q").out.splitlines()
+    assert first == f"w.pt: {file:,} bytes, {tensors:,} in the tensors that were packed"
+    change = f"{1 / share('t.tersor'):.2f} x smaller" if share("t.tersor") < 1 else "x larger"
+    assert second.endswith(f"{change} than these tensors")
+    facts = packed("pack w.pt -o t.tersor -q --json").json
+    assert (facts["from"]["tensors_nbytes"], facts["share"]) == (tensors, share("t.tersor"))
+    facts = packed("pack w.safetensors -o t.tersor -q --json").json
+    assert "tensors_nbytes" not in facts["from"]
+    assert facts["share"] == facts["to"]["nbytes"] / facts["from"]["nbytes"]
+
+    torch.save({name: torch.zeros_like(value) for name, value in state.items()}, "old.pt")
+    first, second, *_ = packed("diff old.pt w.pt -o p -q").out.splitlines()
+    assert first == f"w.pt: {file:,} bytes, {tensors:,} in the tensors that were told"
+    assert second.endswith(f"{share('p'):.1%} of these tensors")
+    assert packed("diff old.pt w.pt -o p -q --json").json["share"] == share("p")
+
+    line = "pack w.pt -o r.tersor -q --max-drop 3 --model mine.py:net --task mine.py:task"
+    assert packed(f"{line} --json").json["share"] == share("r.tersor")
+
+
+def test_some_tensors_are_not_compared_with_all(packed: Command) -> None:
+    done = packed("unpack m.tersor -o b.safetensors --only 2.bias -q")
+    assert not [word for word in ("smaller", "larger") if word in done.out]
+    assert "share" not in packed("unpack m.tersor -o b.safetensors --only 2.bias -q --json").json
 
 
 def test_pack_tells_what_is_stored_once(packed: Command) -> None:
@@ -144,7 +183,7 @@ def test_tiny_files(packed: Command) -> None:
     )
     tiny, whole = Path("t/model.tersor"), Path("m.tersor")
     assert package.load(tiny).digest == package.load(whole).digest
-    assert tiny.stat().st_size < whole.stat().st_size - 400
+    assert tiny.stat().st_size < whole.stat().st_size - 350
     assert packed("verify t/model.tersor").code == 0
     assert list(packed("show t/model.tersor --json").json["sites"]) == SITES
     packed("unpack t/model.tersor -o a.safetensors -q")
@@ -201,3 +240,25 @@ def test_diff_and_patch_refuse(packed: Command, line: str, code: int, says: str)
     done = packed(line)
     assert (done.code, says in done.err) == (code, True), done.err
     assert not Path("n").exists()
+
+
+def test_of_several_networks_all_are_packed_or_the_one_of_a_key(packed: Command) -> None:
+    state = given_model("mine.py:net").state_dict()
+    torch.save({"g": state, "g_ema": state, "optim": {"s": [torch.ones(2)]}, "mean": torch.ones(3)}, "w.pt")
+    facts = packed("pack w.pt -o t.tersor -q --json").json
+    assert (facts["key"], facts["ignored"]) == ("", {"optim": 1})
+    assert facts["tensors"] + len(facts["aliases"]) == 9
+    assert packed("pack w.pt -o t.tersor -q").out.splitlines()[-1] == "left out: optim (1 tensor)"
+    out = packed("pack w.pt -o t.tersor -q --key g_ema").out.splitlines()
+    assert out[-2] == "of the checkpoint: g_ema"
+    assert out[-1] == "left out: g (4 tensors), optim (1 tensor), mean (1 tensor)"
+    assert list(packed("show t.tersor --json").json["sites"]) == SITES
+    done = packed("pack w.pt -o t.tersor -q --key g_emma")
+    assert (done.code, "did you mean 'g_ema'" in done.err) == (2, True)
+    done = packed("run mine.py:net -q --weights w.pt --out o5 entropy")
+    assert (done.code, "choose by --key g or --key g_ema" in done.err) == (1, True)
+    assert packed("run mine.py:net -q --weights w.pt --key g_ema --out o5 entropy").code == 0
+    done = packed("run mine.py:net -q --key g_ema --out o6 entropy")
+    assert (done.code, "goes with --weights" in done.err) == (2, True)
+    facts = packed("diff w.safetensors w.pt -o p -q --json").json
+    assert facts["ignored"] == {"optim": 1}

@@ -34,12 +34,12 @@ def test_a_killed_run_goes_on(tersor: Command) -> None:
     assert killed.returncode == -signal.SIGKILL  # neither finished nor failed by itself
     assert not Path("killed/model.tersor").exists()
 
-    groups = {path.name: path.stat().st_mtime_ns for path in journal.glob("0*")}
+    groups = list(journal.glob("0*"))
 
     whole, resumed = start(RUN.format("whole", "")), start(RUN.format("killed", "--resume"))
     first, second = (json.loads(process.communicate()[0]) for process in (whole, resumed))
     assert groups  # what was in the journal was read, not done again
-    assert all((journal / name).stat().st_mtime_ns == time for name, time in groups.items())
+    assert not journal.exists()
     for key in ("base", "result", "ledger"):
         assert first[key] == second[key]
     a, b = (package.load(f"{name}/model.tersor") for name in ("whole", "killed"))

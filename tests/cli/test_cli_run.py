@@ -23,7 +23,7 @@ def test_run_writes_its_folder(tersor: Command) -> None:
     done = tersor(f"{RUN} o {WORDS}")
     assert done.code == 0
     assert sorted(path.name for path in Path("o").iterdir()) == [
-        "journal", "model.tersor", "recipe.lock.yaml", "report.json"
+        "model.tersor", "recipe.lock.yaml", "report.json"
     ]  # fmt: skip
     facts = done.json
     assert facts == json.loads(Path("o/report.json").read_text())
@@ -39,7 +39,7 @@ def test_the_facts_agree_with_the_file_and_the_model(tersor: Command) -> None:
     assert facts["result"] == result.digest
     assert facts["bits"]["stored"] == 8 * result.nbytes
     assert facts["bits"]["weights"] == sum(p.numel() for p in given.model().parameters())
-    scores = given_task().scores(result.model(given.base))
+    scores = given_task().scores(result.model(given.given))
     assert facts["accuracy"]["after"][0] == pytest.approx(float(scores.mean()))
     plain = safetensors.torch.save(given.model().state_dict())
     assert facts["files"]["given"]["nbytes"] == len(plain)
@@ -75,14 +75,38 @@ def test_the_lock_is_a_recipe_and_holds_the_run_to_its_result(tersor: Command) -
     assert "the lock says 0000000000000000" in done.json["error"]
 
 
-def test_a_journal_is_in_the_way_and_resume_reports_again(tersor: Command) -> None:
+def test_a_finished_run_is_in_the_way(tersor: Command) -> None:
     first = tersor(f"{RUN} o {WORDS}")
+    before = Path("o/model.tersor").read_bytes()
+    for words in ("", "--resume "):
+        done = tersor(f"{RUN} o {words}{WORDS}")
+        assert done.code == 1
+        assert "o holds a finished run" in done.json["error"]
+        assert "--force" in done.json["error"]
+    again = tersor(f"{RUN} o --force {WORDS}")
+    assert again.code == 0
+    assert again.json["result"] == first.json["result"]
+    assert Path("o/model.tersor").read_bytes() == before
+
+
+def test_the_same_run_gives_the_same_file(tersor: Command) -> None:
+    """Byte for byte; seconds are in the report."""
+    for folder in ("o1", "o2"):
+        tersor(f"{RUN} {folder} {WORDS} finetune epochs=2 measure latency=true")
+    assert Path("o1/model.tersor").read_bytes() == Path("o2/model.tersor").read_bytes()
+    assert all("seconds" in step for step in json.loads(Path("o1/report.json").read_text())["steps"])
+    assert "latency" in json.loads(Path("o1/report.json").read_text())
+
+
+def test_a_journal_is_in_the_way_and_resume_reports_again(tersor: Command) -> None:
+    first = tersor(f"{RUN} o --keep-journal {WORDS}")
     before = Path("o/model.tersor").read_bytes()
     done = tersor(f"{RUN} o {WORDS}")
     assert done.code == 1
     assert "--resume" in done.json["error"]
     again = tersor(f"{RUN} o --resume {WORDS}")
     assert again.code == 0
+    assert not Path("o/journal").exists()
     assert again.json["result"] == first.json["result"]
     assert again.json["ledger"] == first.json["ledger"]
     assert Path("o/model.tersor").read_bytes() == before
@@ -97,7 +121,7 @@ def test_a_journal_is_in_the_way_and_resume_reports_again(tersor: Command) -> No
     ],
 )
 def test_resume_refuses_what_changed(tersor: Command, change: str, what: str) -> None:
-    tersor(f"{RUN} o {WORDS}")
+    tersor(f"{RUN} o --keep-journal {WORDS}")
     torch.save({k: v + 1 for k, v in given_model("mine.py:net").state_dict().items()}, "w.pt")
     done = tersor(f"{RUN} o --resume {change}")
     assert done.code == 1
@@ -175,8 +199,29 @@ def test_a_compressed_model_goes_on_from_its_forms(tersor: Command) -> None:
     second = tersor(
         "run o1/model.tersor --arch mine.py:net --task mine.py:task -q --json --out o2 entropy"
     ).json
-    assert second["base"] == first["result"]
+    assert second["base"] == first["base"]
     assert second["sites"]["0.weight"]["form"].startswith("Masked(")
+    whole = tersor(f"{RUN} o3 prune keep=0.4 entropy").json
+    for key in ("result", "ledger", "accuracy"):
+        assert second[key] == whole[key]
+
+
+def test_what_was_lost_is_not_known_without_the_first_weights(tersor: Command) -> None:
+    """Not +0.00: the weights that the file began with are not those of the code, unless they are given."""
+    first = {name: value + 0.5 for name, value in given_model("mine.py:net").state_dict().items()}
+    safetensors.torch.save_file(first, "w.safetensors")
+    tersor(f"{RUN} o1 --weights w.safetensors prune keep=0.1")
+    go_on = "run o1/model.tersor --arch mine.py:net --task mine.py:task -q --json --out"
+    unknown = tersor(f"{go_on} o2 measure").json
+    assert "accuracy" not in unknown
+    assert "what was lost is not known" in unknown["steps"][-1]["notes"][-1]["text"]
+    known = tersor(f"{go_on} o3 --base w.safetensors measure").json
+    assert known["accuracy"] == tersor(f"{RUN} o4 --weights w.safetensors prune keep=0.1").json["accuracy"]
+    safetensors.torch.save_file({k: v + 1 for k, v in first.items()}, "other.safetensors")
+    done = tersor(f"{go_on} o5 --base other.safetensors measure")
+    assert done.code == 1
+    assert "holds other weights than those that o1/model.tersor began with" in done.json["error"]
+    assert tersor(f"{go_on} o6 distill").code == 1  # its teacher would be the first model
 
 
 class Tied(nn.Module):

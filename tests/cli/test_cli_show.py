@@ -2,9 +2,13 @@
 
 from pathlib import Path
 
+import pytest
 import safetensors.torch
 import torch
 from command_line import Command
+from forge import ROOT
+
+GOLDEN = ROOT / "tests" / "golden"
 
 
 def packed(tersor: Command) -> Command:
@@ -34,12 +38,23 @@ def test_the_tables_tell_bytes_entropy_distance_and_what_is_no_payload(tersor: C
     assert f"{100 * (8 * site['nbytes'] / site['order0'] - 1):+.2f} %" in done.out
 
 
-def test_a_long_name_is_shown_to_its_end(tersor: Command) -> None:
-    name = "encoder.layer.0.attention.self.query.of.a.very.long.module.weight"
-    safetensors.torch.save_file({name: torch.randn(20, 30)}, "w.safetensors")
+@pytest.mark.parametrize("columns", ["30", "100", ""])
+def test_long_names_are_shown_to_their_ends(
+    tersor: Command, monkeypatch: pytest.MonkeyPatch, columns: str
+) -> None:
+    """Where no terminal limits the line they are in one piece."""
+    names = [f"encoder.layer.0.attention.self.{part}.of.a.very.long.module.in.a.long.{part}.weight"
+             for part in ("query", "query.key", "query.key.value")]  # fmt: skip
+    safetensors.torch.save_file({name: torch.randn(20, 30) for name in names}, "w.safetensors")
     assert tersor("pack w.safetensors -o m.tersor -q quantize bits=4 entropy").code == 0
-    cells = [line.split("  ")[0].strip() for line in tersor("show m.tersor").out.splitlines()]
-    assert name in "".join(cells)
+    if columns:
+        monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+        monkeypatch.setenv("COLUMNS", columns)
+        monkeypatch.setenv("TERM", "dumb")
+    out = tersor("show m.tersor").out
+    cells = [line[1:].split("  ")[0].strip() for line in out.splitlines()]
+    assert all(name in ("".join(cells) if columns else cells) for name in names)
+    assert "order 0" in out
 
 
 def test_the_file_itself_is_not_taken_for_the_page(tersor: Command) -> None:
@@ -49,3 +64,32 @@ def test_the_file_itself_is_not_taken_for_the_page(tersor: Command) -> None:
     assert done.code == 2
     assert "is the file itself" in done.err
     assert Path("m.tersor").read_bytes() == before
+
+
+def test_cuts_are_shown_with_the_shape_as_given(tersor: Command) -> None:
+    file = GOLDEN / "cuts.tersor"
+    facts = tersor(f"show {file} --json").json
+    assert facts["sites"]["conv.weight"]["shape"] == [4, 2, 2, 2]
+    assert facts["sites"]["conv.weight"]["given"] == [8, 3, 2, 2]
+    assert "given" not in facts["sites"]["all.weight"]
+    assert "4 of 8" in tersor(f"show {file} conv.bias").out
+
+
+def test_what_else_a_file_holds_is_shown(tersor: Command) -> None:
+    """Its bytes add up to the file's."""
+    for name, said in (
+        ("grids", ("conv/conv2d:0", "stale", "-2048", "of edges of the graph")),
+        ("replaced", ("replaced: product layers=2", "num_heads = 1", "the model")),
+        ("attachments", ("config.json", "1,234", "onnx/model of café.onnx", "files that go with")),
+        ("history", ("2 quantize", "its name is all that is left", "3 prune", "keep=0.25")),
+        ("tiny-grids", ("conv/relu:0", "12")),
+    ):
+        file = GOLDEN / f"{name}.tersor"
+        done = tersor(f"show {file}")
+        assert done.code == 0
+        assert [word for word in said if word not in done.out] == []
+        facts = tersor(f"show {file} --json").json
+        assert sum(facts["parts"].values()) == file.stat().st_size
+        assert facts["parts"]["payload"] == facts["sum"]["nbytes"]
+    replaced = tersor(f"show {GOLDEN / 'replaced.tersor'} --json").json
+    assert replaced["sites"]["fc.1.weight"]["origin"] == "fc.weight left"

@@ -42,6 +42,7 @@ def test_version(tersor: Command) -> None:
         ("run", "Missing argument 'MODEL'"),
         ("run mine.py:net prune", "Missing option '--out'"),
         ("run mine.py:net prune --out o --tusk t", "No such option: --tusk"),
+        ("--quiet run mine.py:net prune --out o", "--quiet. Options go after the command: tersor COMMAND"),
         ("run mine.py:net prune --out o --seed x", "Invalid value for '--seed'"),
         ("show", "Missing argument 'FILE'"),
         ("pack w.safetensors", "Missing option '--out'"),

@@ -11,9 +11,10 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "reference"))
 
 import predictive  # noqa: E402
+import static  # noqa: E402
 import streams  # noqa: E402
 
-reference, predictive_reference = streams, predictive
+reference, predictive_reference, static_reference = streams, predictive, static
 LENGTHS = (1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 100, 255, 256, 257, 1000, 4097, 9001)
 Draw = Callable[[np.random.Generator, int], np.ndarray]
 

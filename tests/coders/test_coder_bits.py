@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from coder_cases import reference
+from coder_cases import static_reference as reference
 from hypothesis import given
 from hypothesis import strategies as st
 

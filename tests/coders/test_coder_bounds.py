@@ -4,7 +4,7 @@ from math import comb, log2
 
 import numpy as np
 import pytest
-from coder_cases import KINDS, make, reference
+from coder_cases import KINDS, make, static_reference
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -73,7 +73,7 @@ def test_frequencies(bits: int, detail: int, parts: list[float]) -> None:
     found = frequencies(depths, detail, bits)
     assert found.min() >= 1
     assert found.sum() == 1 << bits
-    assert found.tolist() == reference.from_depths(depths.tolist(), detail, bits)
+    assert found.tolist() == static_reference.from_depths(depths.tolist(), detail, bits)
 
 
 @given(st.lists(st.integers(1, 10**7), min_size=3, max_size=256))

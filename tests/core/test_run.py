@@ -1,8 +1,9 @@
 """Run, undo, replay, lock: the only writer refuses what is not as it says, and leaves what was given."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -10,14 +11,21 @@ import torch
 from tiny import tiny
 from torch import nn
 
-from tersor.core.recipe import Recipe, dump, from_yaml
-from tersor.core.run import Compressed, lock, replay, run, start, undo
-from tersor.core.step import Edit, Group, Note
-from tersor.core.view import View, Watch
-from tersor.errors import RefusedError, SettingError, TaskError, TersorError
-from tersor.forms import Affine, Codebook, Dense, Form, LowRank, Masked, coded
+from tersor.core.history import replay, undo
+from tersor.core.recipe import Recipe
+from tersor.core.run import run
+from tersor.core.state import State, start
+from tersor.core.step import Needs
+from tersor.core.view import View
+from tersor.encode import coded
+from tersor.errors import JournalError, RefusedError, SettingError, TaskError, TersorError
+from tersor.forms import Affine, Codebook, Coded, Dense, Form, LowRank, Masked
+from tersor.io import save, verify
 from tersor.model.task import Task
+from tersor.record.events import Edit, Event, Group, Note
+from tersor.record.observer import Observer
 from tersor.steps import STEPS, Cluster, Entropy, Prune, Quantize
+from tersor.steps.words import dump, from_yaml, lock
 
 W = "layers.0.weight"
 
@@ -27,10 +35,13 @@ class Fake:
     """A step that yields what it is told."""
 
     name: ClassVar[str] = "fake"
-    groups: Callable[[View], Iterable[Group]] = lambda view: ()
+    where: ClassVar[str] = "*"
+    needs: ClassVar[Needs] = Needs.WHOLE
+    groups: Callable[[View], Iterable[Sequence[Event]]] = lambda view: ()
 
     def run(self, view: View) -> Iterator[Group]:
-        yield from self.groups(view)
+        for number, events in enumerate(self.groups(view)):
+            yield Group(str(number), tuple(events))
 
 
 def edit(view: View, after: Form, how: str = "refine", site: str = W, before: Form | None = None) -> Edit:
@@ -46,7 +57,8 @@ def test_no_step_no_change() -> None:
     result = run(t.model, [Fake()])
     assert torch.equal(t.out(result.model()), t.out())
     assert result.digest == result.ledger.base == start(t.model).digest
-    assert [entry.kind for entry in result.ledger.entries] == ["time"]
+    assert result.ledger.entries == []
+    assert result.ledger.seconds.keys() == {0}
 
 
 def test_an_edit_is_applied_and_recorded() -> None:
@@ -198,15 +210,20 @@ STEPS_HERE = [Prune(keep=0.5), Cluster(entries=4), Entropy()]
 
 
 @pytest.fixture(scope="module")
-def whole() -> tuple[Any, Compressed]:
+def journal(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("run") / "journal"
+
+
+@pytest.fixture(scope="module")
+def whole(journal: Path) -> tuple[Any, State]:
     t = tiny("mlp")
-    return t, run(t.model, STEPS_HERE, t.task)
+    return t, run(t.model, STEPS_HERE, t.task, journal=journal)
 
 
-def test_undo_step_by_step_is_the_run_step_by_step(whole: tuple[Any, Compressed]) -> None:
+def test_undo_step_by_step_is_the_run_step_by_step(whole: tuple[Any, State], journal: Path) -> None:
     t, result = whole
     for count in range(1, len(STEPS_HERE) + 1):
-        back = undo(result, count)
+        back = undo(result, count, journal=journal)
         want = run(t.model, STEPS_HERE[:-count], t.task) if count < len(STEPS_HERE) else start(t.model)
         assert back.digest == want.digest
         assert {name: form.digest for name, form in back.forms.items()} == {
@@ -221,47 +238,169 @@ def test_undo_step_by_step_is_the_run_step_by_step(whole: tuple[Any, Compressed]
         assert torch.equal(value, t.model.state_dict()[key])
 
 
-def test_what_was_undone_can_be_run_on(whole: tuple[Any, Compressed]) -> None:
+def test_what_was_undone_can_be_run_on(whole: tuple[Any, State]) -> None:
     t, result = whole
     again = run(undo(result, 1), [Entropy()], t.task)
     assert again.digest == result.digest
 
 
 @pytest.mark.parametrize("steps", [4, -1])
-def test_undo_of_more_than_there_is(whole: tuple[Any, Compressed], steps: int) -> None:
+def test_undo_of_more_than_there_is(whole: tuple[Any, State], steps: int) -> None:
     with pytest.raises(SettingError, match=f"undo: steps={steps}, but the ledger has 3 steps"):
         undo(whole[1], steps)
 
 
-def test_replay_repeats(whole: tuple[Any, Compressed]) -> None:
+def test_replay_repeats(whole: tuple[Any, State], journal: Path) -> None:
     t, result = whole
-    again = replay(t.model, result.ledger)
+    again = replay(t.model, result.ledger, journal)
     assert again.digest == result.digest
-    assert replay(t.model, undo(result, 1).ledger).digest == undo(result, 1).digest
+    assert replay(t.model, undo(result, 1).ledger, journal).digest == undo(result, 1).digest
     assert torch.equal(t.out(again.model()), t.out(result.model()))
 
 
-def test_replay_on_another_model_is_refused(whole: tuple[Any, Compressed]) -> None:
+def test_replay_on_another_model_is_refused(whole: tuple[Any, State], journal: Path) -> None:
     with pytest.raises(RefusedError, match="replay: the ledger begins with model"):
-        replay(tiny("mlp", seed=5).model, whole[1].ledger)
+        replay(tiny("mlp", seed=5).model, whole[1].ledger, journal)
 
 
-def test_without_stored_forms_there_is_no_way_back(whole: tuple[Any, Compressed]) -> None:
+def test_lossless_steps_are_undone_without_a_journal_and_others_are_not(
+    whole: tuple[Any, State], journal: Path
+) -> None:
+    _, result = whole
+    assert undo(result, 1).digest == undo(result, 1, journal=journal).digest
+    with pytest.raises(RefusedError, match=r"undo: steps=2 .* by a journal only.*journal=FOLDER"):
+        undo(result, 2)
+    assert undo(result, 3).digest == result.ledger.base
+
+
+def test_runs_that_went_on_are_undone_by_their_journals_in_order(
+    whole: tuple[Any, State], tmp_path: Path
+) -> None:
     t, result = whole
-    ledger = copy.copy(result.ledger)
-    ledger.forms = {}
-    with pytest.raises(RefusedError, match="is not stored with this ledger"):
-        replay(t.model, ledger)
+    first = run(t.model, STEPS_HERE[:2], t.task, journal=tmp_path / "a")
+    both = run(first, STEPS_HERE[2:], t.task, journal=tmp_path / "b")
+    assert both.digest == result.digest
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for count, wanted in ((1, first), (2, run(t.model, STEPS_HERE[:1], t.task))):
+        assert undo(both, count, journal=folders).digest == wanted.digest
+    assert replay(t.model, both.ledger, folders).digest == both.digest
+    with pytest.raises(JournalError, match="hold 2 finished steps, and 3 are needed"):
+        replay(t.model, both.ledger, folders[:1])
+
+
+def test_of_several_codings_the_first_plain_form_comes_back() -> None:
+    plain = run(wide(), Quantize(bits=4))
+    twice = run(plain, [Entropy(coder="huffman"), Entropy(coder="max")])
+    assert [entry.how for entry in twice.ledger.edits() if entry.site == "weight"][1:] == ["lossless"] * 2
+    assert undo(twice, 2).digest == plain.digest
+    assert undo(twice, 2).ledger.digest == plain.ledger.digest
+    with pytest.raises(
+        RefusedError, match=r"undo: weight: its form before held another coding.*journal=FOLDER"
+    ):
+        undo(twice, 1)
+
+
+def test_coding_that_leaves_out_what_a_mask_hides_is_undone_to_the_same_weights(tmp_path: Path) -> None:
+    model, recipe = wide(), [Prune(keep=0.5), Entropy()]
+    result, pruned = run(model, recipe, journal=tmp_path / "j"), run(model, recipe[:1])
+    back = undo(result, 1)
+    assert not [node for _, node in back.forms["weight"].walk() if isinstance(node, Coded)]
+    for key, value in pruned.state_dict().items():
+        assert torch.equal(back.state_dict()[key], value)
+    save(back, tmp_path / "m.tersor")
+    assert all(check.sound for check in verify(tmp_path / "m.tersor"))
+    assert undo(result, 1, journal=tmp_path / "j").digest == pruned.digest
+
+
+def wide() -> nn.Module:
+    """A layer on which coders pay, the later one more."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Linear(64, 96)
+
+
+def test_a_journal_of_another_run_does_not_undo(whole: tuple[Any, State], tmp_path: Path) -> None:
+    t, result = whole
+    run(t.model, [Prune(keep=0.25), Cluster(entries=4)], t.task, journal=tmp_path)
+    with pytest.raises(JournalError, match="this journal is of another run"):
+        undo(result, 2, journal=tmp_path)
+
+
+# --- runs chain ---
+
+
+def test_two_runs_of_one_step_are_one_run_of_two(whole: tuple[Any, State]) -> None:
+    t, result = whole
+    chained: Any = t.model
+    for step in STEPS_HERE:
+        chained = run(chained, step, t.task)
+    assert chained.digest == result.digest
+    assert chained.ledger.digest == result.ledger.digest
+    assert chained.ledger.recipe == result.ledger.recipe
+    assert lock(chained) == lock(result)
+
+
+def test_what_a_later_run_measures_is_compared_with_the_first_weights() -> None:
+    t = tiny("conv")
+    pruned = run(t.model, Prune(keep=0.02), t.task)
+    chained = run(pruned, STEPS["measure"](), t.task)
+    whole = run(t.model, [Prune(keep=0.02), STEPS["measure"]()], t.task)
+    kinds = ("accuracy", "nbytes")
+    found, wanted = (
+        {e.kind: dict(e.data) for e in state.ledger.notes() if e.kind in kinds} for state in (chained, whole)
+    )
+    assert found == wanted
+    before = t.task.scores(t.model).mean()
+    assert found["accuracy"]["before"][0] == pytest.approx(float(before))
+    assert found["nbytes"]["before"] == sum(v.nbytes for v in t.model.state_dict().values())
+
+
+def test_seeds_stay_with_their_steps() -> None:
+    model, step = tiny("conv").model, Cluster(start="kmeans++", iterations=1)
+    chained = run(run(model, step, seed=4), step, seed=9)
+    assert chained.ledger.recipe["seed"] == [4, 9]
+    again = run(model, from_yaml(dump(lock(chained)), STEPS))
+    assert again.digest == chained.digest
+    assert again.ledger.digest == chained.ledger.digest
+
+
+def test_two_groups_with_one_key_are_refused() -> None:
+    @dataclass(frozen=True)
+    class Twice(Fake):
+        def run(self, view: View) -> Iterator[Group]:
+            yield Group("a", (Note("", "one", "1"),))
+            yield Group("a", (Note("", "two", "2"),))
+
+    with pytest.raises(RefusedError, match="the key 'a' is taken"):
+        run(tiny("mlp").model, Twice())
+
+
+def test_a_trial_changes_nothing_and_says_what_would_be() -> None:
+    t, found = tiny("mlp"), {}
+
+    def groups(view: View) -> Iterator[Any]:
+        before = view.state.digest
+        facts, state = view.trial([Prune(keep=0.2), STEPS["measure"]()])
+        found["facts"], found["trial"] = facts, state.digest
+        assert view.state.digest == before
+        yield [Note("", "tried", "once")]
+
+    result = run(t.model, [Fake(groups)], t.task)
+    assert result.digest == result.ledger.base != found["trial"]
+    assert found["trial"] == run(t.model, Prune(keep=0.2), t.task).digest
+    assert found["facts"]["nbytes"] == run(t.model, Prune(keep=0.2)).nbytes
+    assert {"accuracy", "nbytes"} <= found["facts"].keys()
+    assert [entry.kind for entry in result.ledger.entries] == ["tried"]
 
 
 # --- the lock file ---
 
 
-def locked(result: Compressed) -> Recipe:
+def locked(result: State) -> Recipe:
     return from_yaml(dump(lock(result)), STEPS)
 
 
-def test_a_lock_runs_again_to_the_same_result(whole: tuple[Any, Compressed]) -> None:
+def test_a_lock_runs_again_to_the_same_result(whole: tuple[Any, State]) -> None:
     t, result = whole
     recipe = locked(result)
     assert recipe.steps == tuple(STEPS_HERE)
@@ -272,12 +411,12 @@ def test_a_lock_runs_again_to_the_same_result(whole: tuple[Any, Compressed]) -> 
     assert again.ledger.digest == result.ledger.digest
 
 
-def test_a_lock_refuses_another_model(whole: tuple[Any, Compressed]) -> None:
+def test_a_lock_refuses_another_model(whole: tuple[Any, State]) -> None:
     with pytest.raises(RefusedError, match="recipe: the lock is for base"):
         run(tiny("mlp", seed=5).model, locked(whole[1]))
 
 
-def test_a_lock_refuses_another_result(whole: tuple[Any, Compressed]) -> None:
+def test_a_lock_refuses_another_result(whole: tuple[Any, State]) -> None:
     t, result = whole
     document = copy.deepcopy(lock(result))
     document["steps"][0]["prune"]["keep"] = 0.25
@@ -332,7 +471,7 @@ def test_a_step_that_needs_a_task_says_so(step: str) -> None:
 def test_weights_alone_can_be_compressed_but_not_trained() -> None:
     t = tiny("mlp")
     given = start(t.model)
-    bare = Compressed(given.sites, given.forms, given.aliases, given.ledger, None)
+    bare = State(given.sites, given.forms, given.aliases, given.ledger)
     result = run(bare, [Prune(), Quantize(), Entropy()])
     assert result.digest == run(t.model, [Prune(), Quantize(), Entropy()]).digest
     assert torch.equal(t.out(result.model(t.model)), t.out(run(t.model, [Prune(), Quantize()]).model()))
@@ -357,7 +496,7 @@ def test_tied_tensors_stay_tied() -> None:
 def test_the_watch_is_told() -> None:
     told: list[Any] = []
 
-    class Teller(Watch):
+    class Teller(Observer):
         def step(self, number: int, total: int, name: str) -> None:
             told.append((number, total, name))
 
@@ -365,7 +504,7 @@ def test_the_watch_is_told() -> None:
             told.append((done, total))
 
     t = tiny("mlp")
-    run(t.model, [Quantize(), STEPS["finetune"](epochs=3)], t.task, watch=Teller())
+    run(t.model, [Quantize(), STEPS["finetune"](epochs=3)], t.task, observer=Teller())
     assert told == [
         (1, 2, "quantize"), (1, 4), (2, 4), (3, 4), (4, 4), (2, 2, "finetune"), (6, 6),
     ]  # fmt: skip

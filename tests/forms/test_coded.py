@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from random_forms import SHAPES, Shape, forms
 from torch import Tensor
 
+from tersor.encode import coded, recoded
 from tersor.errors import FormatError
-from tersor.forms import Affine, Coded, Dense, Form, LowRank, Masked, Sum, coded, uncoded
+from tersor.forms import Affine, Coded, Dense, Form, LowRank, Masked, Sum, uncoded
 from tersor.forms.coded import DTYPES
 from tersor.forms.form import as_bytes
 
@@ -99,6 +100,22 @@ def test_uncoded_trees_decode_the_same(form: Form) -> None:
     assert torch.equal(plain.decode(), form.decode())
 
 
+def test_recoded_codes_what_was_coded_and_nothing_else() -> None:
+    """By the profile that each leaf had; what is plain stays plain though a coder would shorten it."""
+    zeros = Dense(torch.zeros(64, 64, dtype=torch.int8))
+    form = Sum(Sum(zeros, zeros), zeros)
+    like = Sum(Sum(coded(zeros, coder="fast"), zeros), coded(zeros, coder="huffman"))
+    found = recoded(form, like)
+    assert isinstance(found, Sum)
+    assert isinstance(found.a, Sum)
+    assert [getattr(leaf, "coder", None) for leaf in (found.a.a, found.a.b, found.b)] == [
+        "fast",
+        None,
+        "huffman",
+    ]
+    assert recoded(form, form) is form
+
+
 def test_uncoded_keeps_a_plain_tree_as_it_is() -> None:
     form = Sum(Dense(torch.ones(2)), Dense(torch.ones(2)))
     assert uncoded(form) is form
@@ -146,3 +163,57 @@ def test_a_cut_under_a_mask_gives_each_piece_what_it_needs() -> None:
     form = Masked(coded(keep), Affine(coded(codes, keep), Dense(torch.tensor([[2.0], [0.5]]))))
     cut = form.take(1, torch.tensor([2, 0]))
     assert cut.decode().tolist() == [[6.0, 2.0], [0.0, 0.0]]
+
+
+# --- coded again, as it was ---
+
+
+def test_a_leaf_knows_its_profile() -> None:
+    w = torch.arange(3000) % 5
+    assert [coded(w, coder=name).coder for name in ("max", "fast", "huffman", "rans")] == [
+        "max", "fast", "huffman", "rans"
+    ]  # fmt: skip
+    assert coded(w).settings().get("coder") is None
+    assert coded(w, coder="mixing").coder == "max"  # no profile: it was one coder for one leaf
+    many = torch.randn(1 << 17)
+    assert coded(many).coder == "max"  # though floats are coded fast when there are many
+
+
+W = (torch.arange(9000) % 9 - 4).reshape(90, 100).to(torch.int8)
+KEEP = W > 0
+STEPS = torch.ones(90, 20)
+LIKE = Masked(
+    coded(KEEP, coder="huffman"),
+    Affine(coded(W, KEEP, "rans"), Dense(STEPS), coded((W[:, :20] * 0).short()), group=5),
+)
+
+
+def test_recoded_gives_back_what_was_coded() -> None:
+    plain = uncoded(LIKE)
+    again = recoded(plain, LIKE)
+    assert again.digest == LIKE.digest
+    assert recoded(plain, plain) is plain
+
+
+def test_a_cut_form_is_coded_as_it_was() -> None:
+    cut = recoded(LIKE.take(1, torch.arange(7, 98)), LIKE)
+    nodes = dict(cut.walk())
+    coders = {path: node.coder for path, node in nodes.items() if isinstance(node, Coded)}
+    assert coders == {"keep": "huffman", "body.codes": "rans", "body.zero": "max"}
+    assert isinstance(nodes["body.scale"], Dense)  # as it was, though a coder would shorten it
+    assert nodes["body.codes"].kept
+    assert torch.equal(cut.decode(), LIKE.decode()[:, 7:98])
+
+
+def test_new_leaves_are_coded_like_the_first() -> None:
+    both = Sum(Affine(Dense(W), Dense(STEPS), group=5), Dense(torch.zeros(90, 100)))
+    assert {node.coder for _, node in recoded(both, LIKE).walk() if isinstance(node, Coded)} == {"huffman"}
+
+
+def test_what_no_coder_shortens_stays_plain() -> None:
+    assert isinstance(recoded(Dense(torch.arange(4)), coded(torch.zeros(4000))), Dense)
+
+
+def test_an_unknown_profile_is_refused() -> None:
+    with pytest.raises(FormatError, match="coder 'best' is not known; known are max, fast, huffman, rans"):
+        coded(W).replace(coder="best").decode()

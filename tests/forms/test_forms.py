@@ -6,39 +6,17 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from random_forms import BUILDERS, SLOW, Draw, forms, slow
+from random_forms import BUILDERS, SLOW, Draw, close, forms, slow
 
 from tersor.errors import FormatError
 from tersor.forms import FORMS, Affine, Codebook, Coded, Dense, Form, LogGrid, LowRank, Masked, Sum
-from tersor.forms.flat import DEPTH, flatten, unflatten
+from tersor.record.flat import DEPTH, flatten, unflatten
 
 each_form = pytest.mark.parametrize("name", FORMS)
-
-
-def close(got: torch.Tensor, want: np.ndarray, form: Form) -> bool:
-    """Exact, except below products of factors: their float sums come in another order."""
-    if tuple(got.shape) != want.shape:
-        return False
-    sums = [node for _, node in form.walk() if isinstance(node, LowRank)]
-    if not sums:
-        return np.array_equal(got.numpy(), want)
-    size = max(
-        [
-            1.0,
-            *(
-                float(part.decode().abs().max())
-                for n in sums
-                for part in (n.left, n.right)
-                if part.decode().numel()
-            ),
-        ]
-    )
-    return bool(np.allclose(got.double().numpy(), want, rtol=1e-5, atol=1e-5 * size**2))
 
 
 def test_every_form_has_a_builder_and_a_slow_decoder() -> None:
@@ -57,36 +35,6 @@ def test_decode_is_the_slow_loop(name: str) -> None:
         assert close(w, slow(form), form)
 
     check()
-
-
-@each_form
-def test_take_commutes_with_decode(name: str) -> None:
-    @given(forms(name), st.lists(st.integers(0, 99), max_size=6))
-    def check(form: Form, numbers: list[int]) -> None:
-        for axis in range(-1 if form.shape else 0, len(form.shape)):
-            length = form.shape[axis]
-            picks = [[], [*range(length)][::-1], [length - 1, 0, 0], [n % max(length, 1) for n in numbers]]
-            for pick in picks if length else [[]]:
-                index = torch.tensor(pick, dtype=torch.int64)
-                want, cut = form.decode().index_select(axis, index), form.take(axis, index)
-                assert cut.shape == tuple(want.shape)
-                got = cut.decode()
-                assert got.dtype == want.dtype
-                assert close(got, want.numpy(), form)
-
-    check()
-
-
-def test_take_keeps_grids_where_it_can() -> None:
-    """Rows of a grid are cut as codes and scales; only a cut through groups of inputs is decoded."""
-    codes, index = torch.arange(-6, 6, dtype=torch.int8).reshape(3, 4), torch.tensor([2, 0])
-    rows = Affine(Dense(codes), Dense(torch.tensor([[1.0], [2.0], [3.0]])))
-    assert isinstance(rows.take(0, index), Affine)
-    assert rows.take(0, index).scale.decode().tolist() == [[3.0], [1.0]]
-    assert rows.take(1, index).scale.decode().tolist() == [[1.0], [2.0], [3.0]]
-    groups = Affine(Dense(codes), Dense(torch.ones(3, 2)), group=2)
-    assert isinstance(groups.take(0, index), Affine)
-    assert isinstance(groups.take(1, index), Dense)
 
 
 def arrays_of(form: Form) -> Iterator[torch.Tensor]:

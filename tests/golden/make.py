@@ -1,15 +1,16 @@
 """Writes the golden files: python tests/golden/make.py
 
-One file a form, some composed trees, tied tensors, every dtype: *.tersor, with what they decode to in
-expected.json. They hold small whole numbers and streams written by hand, so that no other machine, encoder or
-version of PyTorch writes them differently. A change of format is a change of these bytes, and a new number.
-Files that must be refused are in refused/, with a part of what is said of them in refused.json;
-golden_refusals.py makes them.
+One file a form, some composed trees, tied tensors, every dtype, and whatever else a file holds: *.tersor,
+with what they decode to in expected.json and the rest in held.json. They hold small whole numbers and streams
+written by hand, so that no other machine, encoder or version of PyTorch writes them differently. A change of
+format is a change of these bytes, and a new number. Files that must be refused are in refused/, with a part
+of what is said of them in refused.json; golden_refusals.py makes them.
 """
 
 import hashlib
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,24 @@ sys.path.insert(0, str(HERE.parent))
 from forge import Json  # noqa: E402
 from golden_refusals import to_refuse  # noqa: E402
 
-from tersor.core.ledger import Entry, Ledger  # noqa: E402
-from tersor.core.run import Compressed, digest_of  # noqa: E402
-from tersor.forms import Affine, Codebook, Coded, Dense, Form, LogGrid, LowRank, Masked, Sum  # noqa: E402
+from tersor.core.state import State, digest_of  # noqa: E402
+from tersor.forms import (  # noqa: E402
+    Affine,
+    Codebook,
+    Coded,
+    Dense,
+    Form,
+    Grid,
+    LogGrid,
+    LowRank,
+    Masked,
+    Sum,
+)
 from tersor.io import save  # noqa: E402
 from tersor.io.header import NAMED  # noqa: E402
+from tersor.model.changes import Replace, Set  # noqa: E402
 from tersor.model.sites import Site  # noqa: E402
+from tersor.record.ledger import Entry, Ledger  # noqa: E402
 
 
 def whole(*shape: int, low: int = -3, span: int = 7, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -41,7 +54,7 @@ def scale(*shape: int) -> Dense:
     return Dense(2.0 ** whole(*shape, low=-2, span=4))
 
 
-def stream(*planes: str, size: tuple[int, ...], dtype: str, **more: bool) -> Coded:
+def stream(*planes: str, size: tuple[int, ...], dtype: str, **more: Any) -> Coded:
     """A coded leaf from streams in hex."""
     data = [bytes.fromhex(plane) for plane in planes]
     array = torch.frombuffer(bytearray(b"".join(data)), dtype=torch.uint8)
@@ -65,6 +78,7 @@ FORMS: dict[str, Form] = {
     "coded-raw": stream(raw(0, 1, 2), raw(3, 4, 5), size=(3,), dtype="int16"),
     "coded-constant": stream("0107", size=(3, 4), dtype="uint8"),
     "coded-huffman": stream(HUFFMAN, size=(3, 3), dtype="uint8"),
+    "coded-again": stream(HUFFMAN, size=(3, 3), dtype="uint8", coder="huffman"),
     "coded-rans": stream(RANS, size=(17,), dtype="uint8"),
     "coded-turned": stream(raw(1, 0, 1), raw(126, 127, 128), size=(3,), dtype="bfloat16", turned=True),
     "coded-mixing": stream(GRID["mixing, no zeros"]["stream"], size=(4, 2, 5), dtype="uint8"),
@@ -80,6 +94,11 @@ FORMS: dict[str, Form] = {
         Dense(whole(3, 4, dtype=torch.int8)), scale(3, 1), Dense(whole(3, 1, dtype=torch.int16)), bits=4
     ),
     "affine-groups": Affine(Dense(whole(3, 5, dtype=torch.int8)), scale(3, 3), None, bits=3, group=2),
+    "affine-runs": Affine(Dense(whole(3, 5, dtype=torch.int8)), scale(3, 3), None, bits=3, runs=(1, 3, 1)),
+    "affine-member": Affine(
+        Dense(whole(3, 5, dtype=torch.int8)), scale(3, 2), Dense(whole(3, 2, dtype=torch.int16)), bits=4,
+        member=Dense(torch.tensor([1, 0, 1, 1, 0], dtype=torch.uint8)),
+    ),
     "affine-16": Affine(Dense(whole(3, 4, span=3000, dtype=torch.int16)), scale(1, 1), None, bits=16),
     "affine-axis": Affine(Dense(whole(2, 3, 2, 2, dtype=torch.int8)), scale(3, 1), axis=1),
     "codebook": Codebook(Dense(whole(3, 4, low=0, span=4, dtype=torch.uint8)), Dense(whole(4))),
@@ -88,6 +107,7 @@ FORMS: dict[str, Form] = {
     ),
     "loggrid": LogGrid(Dense(whole(3, 4, dtype=torch.int8)), scale(3, 1)),
     "loggrid-sums": LogGrid(Dense(whole(3, 4, dtype=torch.int8)), scale(3, 2), bits=5, terms=2, group=3),
+    "loggrid-runs": LogGrid(Dense(whole(3, 4, dtype=torch.int8)), scale(3, 2), runs=(3, 1)),
     "lowrank": LowRank(Dense(whole(4, 2)), Dense(whole(2, 3, 2, span=5))),
     "sum": Sum(Dense(whole(3, 4)), Dense(whole(3, 4, low=1, span=5))),
 }  # fmt: skip
@@ -121,12 +141,12 @@ def site(name: str, form: Form, **facts: Any) -> Site:
     return Site(name, tuple(form.shape), dtype, "linear", **facts)
 
 
-def result(forms: dict[str, Form], **more: Any) -> Compressed:
+def result(forms: dict[str, Form], **more: Any) -> State:
     sites = {name: site(name, form, layer=name.rpartition(".")[0]) for name, form in forms.items()}
-    return Compressed(sites, forms, more.get("aliases", {}), more.get("ledger", Ledger("", {})))
+    return State(sites, forms, more.get("aliases", {}), more.get("ledger", Ledger("", {})))
 
 
-def dtypes() -> Compressed:
+def dtypes() -> State:
     """Every dtype, as a tensor of its own and as a small leaf; no elements, one element, no axes."""
     forms: dict[str, Form] = {}
     for word, dtype in NAMED.items():
@@ -139,7 +159,7 @@ def dtypes() -> Compressed:
     return result(forms)
 
 
-def halves() -> Compressed:
+def halves() -> State:
     """Forms that decode to float32, for sites of 16 bits; factors and tables of 16 bits."""
     forms = {
         "cast": Affine(Dense(whole(3, 4, dtype=torch.int8)), Dense(torch.full((1, 1), 1 / 3))),
@@ -159,10 +179,10 @@ def halves() -> Compressed:
         "mask": "bfloat16",
     }
     sites = {name: Site(name, (3, 4), halves[name], "conv", layer="net") for name in forms}
-    return Compressed(sites, forms, {}, Ledger("", {}))
+    return State(sites, forms, {}, Ledger("", {}))
 
 
-def model() -> Compressed:
+def model() -> State:
     """A whole result: tied tensors, a named layer, buffers, recipe and ledger."""
     first = {
         "embed.weight": Dense(whole(4, 3)),
@@ -186,30 +206,155 @@ def model() -> Compressed:
         "steps": Site("steps", (), "int64", "buffer"),
     }
     recipe = {"tersor": 1, "seed": 3, "steps": [{"prune": {"keep": 0.5}}, {"quantize": {"bits": 8}}]}
-    ledger = Ledger(digest_of({**forms, **first}), recipe)
+    ledger = Ledger(digest_of({name: form.digest for name, form in {**forms, **first}.items()}), recipe)
     before, masked, affine = (
         f.digest for f in (first["embed.weight"], forms["embed.weight"], forms["up.weight"])
     )
     ledger.entries = [
         Entry(0, "prune", "embed.weight", "wrap", before, "00112233445566ff"),
         Entry(0, "prune", "embed.weight", kind="done", text="kept 4 of 12 weights", data={"kept": 4}),
-        Entry(0, "prune", "", kind="time", text="prune took its time", data={"seconds": 0.25}),
+        Entry(0, "prune", "", kind="trained", text="prune trained", data={"loss": 0.25}),
         Entry(1, "quantize", "embed.weight", "refine", "00112233445566ff", masked),
         Entry(1, "quantize", "up.weight", "refine", first["up.weight"].digest, affine),
         Entry(1, "quantize", "up.bias", kind="skipped", text="ein Vektor, größer als nötig"),
     ]
-    return Compressed(sites, forms, {"head.weight": "embed.weight"}, ledger)
+    return State(sites, forms, {"head.weight": "embed.weight"}, ledger)
 
 
-def to_read() -> dict[str, Compressed]:
+def cuts() -> State:
+    """Two axes of one site, one list for three sites, an order, a coded leaf, an axis that keeps all."""
+    some, order = (0, 1, 3, 7), (2, 0)
+    forms: dict[str, Form] = {
+        "conv.weight": Affine(Dense(whole(4, 2, 2, 2, dtype=torch.int8)), scale(4, 1)),
+        "conv.bias": Dense(whole(4)),
+        "norm.running_mean": Dense(whole(4, low=1)),
+        "up.weight": Masked(
+            Dense(whole(2, 4) > 0),
+            Affine(Dense(whole(2, 4, dtype=torch.int8)), scale(2, 2), None, runs=(1, 3)),
+        ),
+        "head.weight": stream(
+            GRID["mixing, no zeros"]["stream"], size=(4, 2, 5), dtype="uint8", coder="fast"
+        ),
+        "all.weight": Dense(whole(3, 2)),
+    }
+    given = {
+        "conv.weight": (8, 3, 2, 2), "conv.bias": (8,), "norm.running_mean": (8,), "up.weight": (3, 8),
+        "head.weight": (9, 2, 70_000), "all.weight": (3, 2),
+    }  # fmt: skip
+    kept = {
+        "conv.weight": {0: some, 1: order}, "conv.bias": {0: some}, "norm.running_mean": {0: some},
+        "up.weight": {0: order, 1: some}, "head.weight": {0: some, 2: (69_999, 5, 6, 7, 0)},
+        "all.weight": {0: (0, 1, 2)},
+    }  # fmt: skip
+    kinds = {"norm.running_mean": "buffer", "conv.bias": "conv", "conv.weight": "conv"}
+    sites = {
+        name: Site(name, shape, "uint8" if name == "head.weight" else "float32", kinds.get(name, "linear"),
+                   layer=name.rpartition(".")[0])
+        for name, shape in given.items()
+    }  # fmt: skip
+    return State(sites, forms, {"tied.bias": "conv.bias"}, Ledger("", {}), kept=kept)
+
+
+def replaced() -> State:
+    """Integers that were set, modules that were replaced, and the sites that were born of them."""
+    origins = {"fc.0.weight": "fc.weight right", "fc.1.weight": "fc.weight left", "fc.1.bias": "fc.bias"}
+    forms: dict[str, Form] = {
+        "fc.0.weight": Dense(whole(2, 5)), "fc.1.weight": Dense(whole(4, 2)), "fc.1.bias": Dense(whole(4)),
+        "attn.in_proj_weight": Dense(whole(6, 2)),
+    }  # fmt: skip
+    sites = {
+        name: Site(name, tuple(form.shape), "float32", "linear", layer=name.rpartition(".")[0],
+                   origin=origins.get(name, ""))
+        for name, form in forms.items()
+    }  # fmt: skip
+    changes = (
+        Replace("fc", "product", {"layers": 2}),
+        Set("attn", "num_heads", 1),
+        Replace("attn", "attention", {"num_heads": 1, "head_dim": 2}),
+        Replace("", "untie", {"tensor": "fc.1.bias"}),
+        Set("norm", "normalized_shape.0", 4),
+        Set("", "padding_idx", -1),
+    )
+    before = Dense(whole(4, 5)).digest
+    steps = [{"factorize": {"rank": 2}}, {"slim": {}}]
+    ledger = Ledger(before, {"tersor": 1, "seed": 0, "steps": steps})
+    after = {name: form.digest for name, form in forms.items()}
+    ledger.entries = [
+        Entry(0, "factorize", "fc.weight", "absorb", before, "00112233445566ff"),
+        Entry(0, "factorize", "fc", "replace", data={"stock": "product", "settings": {"layers": 2}}),
+        Entry(1, "slim", "attn", "set", data={"attribute": "num_heads", "value": 1}),
+        Entry(1, "slim", "attn.in_proj_weight", "cut", "0123456789abcdef", after["attn.in_proj_weight"],
+              data={"axis": 0, "count": 6, "kept": "8899aabbccddeeff"}),
+        Entry(1, "slim", "", kind="measured", text="all is well", data={"share": 0.5, "deep": {"list": [1]}}),
+    ]  # fmt: skip
+    return State(sites, forms, {}, ledger, changes=changes)
+
+
+def grids() -> State:
+    """Edges with one scale and with one a channel, coded leaves, a stale one; and the ledger of them."""
+    forms: dict[str, Form] = {"conv.weight": Dense(whole(3, 2))}
+    edges = {
+        "/input:0": Grid(scale(1)),
+        "conv/conv2d:0": Grid(scale(3), Dense(torch.tensor([0, 128, 255], dtype=torch.uint8)), stale=True),
+        "conv/relu:0": Grid(
+            stream(raw(0, 0), raw(0, 0), raw(128, 0), raw(62, 63), size=(2,), dtype="float32"),
+            stream(raw(0, 9), raw(248, 7), size=(2,), dtype="int16"), 12, signed=True, axis=0,
+        ),
+        "": Grid(Dense(2.0 ** whole(300, low=-2, span=4)), None, 4),
+    }  # fmt: skip
+    compressed = result(forms)
+    ledger = Ledger("", {"tersor": 1, "seed": 0, "steps": [{"calibrate": {}}, {"prune": {}}]})
+    ledger.entries = [
+        Entry(0, "calibrate", "/input:0", "absorb", "", edges["/input:0"].digest),
+        Entry(
+            0, "calibrate", "conv/conv2d:0", "absorb", "", edges["conv/conv2d:0"].replace(stale=False).digest
+        ),
+        Entry(1, "prune", "conv.weight", "wrap", "00112233445566ff", forms["conv.weight"].digest),
+    ]
+    return replace(compressed, grids=edges, ledger=ledger)
+
+
+def attachments() -> State:
+    """A file as it is, one deflated, an empty one, one in a folder."""
+    files = {
+        "config.json": b'{"hidden_size": 64, "layers": [' + b"2, " * 400 + b"2]}",
+        "short": b"\x00\x01\xff",
+        "empty": b"",
+        "onnx/model of café.onnx": bytes(range(256)),
+    }
+    return replace(result({"w": Dense(whole(3, 4))}), attachments=files)
+
+
+def history() -> State:
+    """Steps of which a line is left, seeds of their own, a step that the recipe does not name."""
+    form = Masked(Dense(whole(3, 4) > 0), Dense(whole(3, 4)))
+    steps = [{"prune": {"keep": 0.25, "ramp": 1e-05}}, {"größe": {}}, {"entropy": {}}]
+    past = (("prune", "00112233445566ff"), ("quantize", "0123456789abcdef"))
+    ledger = Ledger("fedcba9876543210", {"tersor": 1, "seed": [7, 0, 2**40], "steps": steps}, past=past)
+    ledger.entries = [
+        Entry(2, "prune", "w", "wrap", "1111222233334444", form.digest),
+        Entry(4, "entropy", "w", "lossless", form.digest, "5555666677778888"),
+        Entry(4, "entropy", "w", "refine", "9999aaaabbbbcccc", form.digest),
+        Entry(4, "entropy", "gone", "wrap", "1111222233334444", "5555666677778888"),
+        Entry(7, "by hand", "w", kind="", text=""),
+    ]
+    return State({"w": site("w", form)}, {"w": form}, {}, ledger)
+
+
+def to_read() -> dict[str, State]:
     """The files that must be read, by name; those called tiny have the short header."""
     alone = {name: result({"w": form}) for name, form in (FORMS | COMPOSED).items()}
     composed = result({**COMPOSED, "": Dense(whole(2)), "large": Dense(whole(16, 17))})
     tiny = {"tiny-model": model(), "tiny-composed": composed, "tiny-none": result({})}
-    return alone | {"dtypes": dtypes(), "halves": halves(), "model": model()} | tiny
+    tiny |= {"tiny-cuts": cuts(), "tiny-replaced": replaced(), "tiny-grids": grids()}
+    states = {
+        "cuts": cuts(), "replaced": replaced(), "grids": grids(), "attachments": attachments(),
+        "history": history(),
+    }  # fmt: skip
+    return alone | {"dtypes": dtypes(), "halves": halves(), "model": model()} | states | tiny
 
 
-def expected(compressed: Compressed) -> Json:
+def expected(compressed: State) -> Json:
     """What a file decodes to: dtype, shape, and the SHA-256 of the bytes."""
     return {
         name: [
@@ -220,6 +365,22 @@ def expected(compressed: Compressed) -> Json:
     }  # fmt: skip
 
 
+def held(compressed: State, *, tiny: bool) -> Json:
+    """What a file holds besides: digests of it all and of the ledger, and the parts."""
+    ledger = Ledger("") if tiny else compressed.ledger
+    return {
+        "digest": compressed.digest, "ledger": ledger.digest,
+        "kept": {name: {str(a): list(i) for a, i in axes.items()} for name, axes in compressed.kept.items()},
+        "changes": [
+            [type(change).__name__.lower(), *vars(change).values()] for change in compressed.changes
+        ],
+        "grids": {edge: grid.digest for edge, grid in compressed.grids.items()},
+        "attachments": {
+            name: hashlib.sha256(data).hexdigest()[:16] for name, data in compressed.attachments.items()
+        },
+    }  # fmt: skip
+
+
 def write(folder: Path) -> None:
     (folder / "refused").mkdir(parents=True, exist_ok=True)
     for name, compressed in to_read().items():
@@ -227,6 +388,8 @@ def write(folder: Path) -> None:
     for name, (data, _) in to_refuse().items():
         (folder / "refused" / f"{name}.tersor").write_bytes(data)
     write_table(folder / "expected.json", {name: expected(result) for name, result in to_read().items()})
+    parts = {name: held(result, tiny=name.startswith("tiny")) for name, result in to_read().items()}
+    write_table(folder / "held.json", parts)
     write_table(folder / "refused.json", {name: said for name, (_, said) in to_refuse().items()})
 
 

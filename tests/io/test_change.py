@@ -14,7 +14,7 @@ from tersor.errors import FormatError
 from tersor.io import change
 from tersor.io.change import fitted, groups, ordered, rebuild, tell, unordered
 from tersor.io.header import CODES
-from tersor.io.parts import Grid, regrid
+from tersor.io.parts import EvenGrid, regrid
 
 SHAPES = ((), (0,), (1,), (7,), (0, 3), (3, 0), (5, 3), (2, 3, 4), (64, 33), (9, 1))
 SPECIAL = (math.nan, -math.nan, math.inf, -math.inf, 0.0, -0.0, 1e-45, 3e38)
@@ -163,10 +163,10 @@ def test_regrid_against_a_slow_loop(group: int, zeros: bool, axis: int) -> None:
     rows, inputs = (4, 5) if axis == 0 else (5, 4)
     columns = -(-inputs // group) if group else 1
 
-    def grid() -> Grid:
+    def grid() -> EvenGrid:
         scale = torch.from_numpy(rng.uniform(0.1, 1, (rows, columns))).float()
         zero = torch.from_numpy(rng.integers(-5, 6, (rows, columns))).short() if zeros else None
-        return Grid(scale, zero, group, axis)
+        return EvenGrid(scale, zero, group, axis)
 
     old, new = grid(), grid()
     codes = torch.from_numpy(rng.integers(-128, 128, (4, 5)).astype(np.int8))
@@ -182,13 +182,13 @@ def test_regrid_against_a_slow_loop(group: int, zeros: bool, axis: int) -> None:
 
 def test_grids_that_do_not_fit() -> None:
     scale = torch.ones(4, 1)
-    assert Grid(scale, None, 0, 0).fits((4, 5))
-    assert not Grid(scale, None, 0, 1).fits((4, 5))
-    assert not Grid(scale, None, 0, 2).fits((4, 5))
-    assert not Grid(scale, torch.ones(4, 2), 0, 0).fits((4, 5))
-    assert not Grid(torch.ones(4, 2), None, 2, 0).fits((4, 5))
-    assert Grid(torch.ones(4, 3), None, 2, 0).fits((4, 5))
-    assert not Grid(torch.ones(4), None, 0, 0).fits((4,))
+    assert EvenGrid(scale, None, 0, 0).fits((4, 5))
+    assert not EvenGrid(scale, None, 0, 1).fits((4, 5))
+    assert not EvenGrid(scale, None, 0, 2).fits((4, 5))
+    assert not EvenGrid(scale, torch.ones(4, 2), 0, 0).fits((4, 5))
+    assert not EvenGrid(torch.ones(4, 2), None, 2, 0).fits((4, 5))
+    assert EvenGrid(torch.ones(4, 3), None, 2, 0).fits((4, 5))
+    assert not EvenGrid(torch.ones(4), None, 0, 0).fits((4,))
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.float32, torch.int64])

@@ -22,15 +22,16 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tersor.core.ledger import Entry, Ledger
 from tersor.core.recipe import Recipe
-from tersor.core.run import Compressed
+from tersor.core.state import State
+from tersor.encode import coded
 from tersor.errors import FormatError, RefusedError, SettingError, StorageError, TersorError
-from tersor.forms import Affine, Codebook, Dense, Form, LowRank, Masked, coded
+from tersor.forms import Affine, Codebook, Dense, Form, LowRank, Masked
 from tersor.forms.form import as_bytes
 from tersor.io import diff, load, pack, patch, save
 from tersor.io.parts import Parts
 from tersor.model.sites import Site
+from tersor.record.ledger import Entry, Ledger
 from tersor.steps import Cluster, Entropy, Factorize, Prune, Quantize
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
@@ -198,10 +199,10 @@ def test_a_moved_grid_costs_only_its_table(tmp_path: Path) -> None:
     assert b'"grid":true' in text_of(tmp_path / "o" / "p", tmp_path / "old.tersor")
 
 
-def one(form: Form, **more: Form) -> Compressed:
+def one(form: Form, **more: Form) -> State:
     forms = {"w": form} | more
     sites = {name: Site(name, tuple(f.shape), "float32", "linear", 0, 1, "") for name, f in forms.items()}
-    return Compressed(sites, forms, {}, Ledger("", {}))
+    return State(sites, forms, {}, Ledger("", {}))
 
 
 def mask(seed: int, shape: tuple[int, ...] = (30, 40), share: float = 0.4) -> Tensor:
@@ -224,7 +225,21 @@ def table(seed: int) -> Form:
     return Codebook(coded(index), Dense(floats(seed, 8).sort().values))
 
 
+def ragged(seed: int) -> Form:
+    """Codes that stay on a grid whose groups move."""
+    codes = (floats(3, 30, 40) * 30).to(torch.int8)
+    return Affine(coded(codes), Dense(floats(seed, 30, 3).abs()), runs=(7 + seed, 21, 12 - seed))
+
+
+def scattered(seed: int) -> Form:
+    codes = (floats(3, 30, 40) * 30).to(torch.int8)
+    member = Dense((torch.arange(40) * (3 + seed) % 5).to(torch.uint8))
+    return Affine(coded(codes, coder="fast"), Dense(floats(seed, 30, 5).abs()), member=member)
+
+
 FORMS: dict[str, Callable[[int], Form]] = {
+    "ragged groups": ragged,
+    "scattered groups": scattered,
     "kept": lambda n: Masked(coded(mask(n)), coded(floats(1, 30, 40), mask(n))),
     "kept, plain mask": lambda n: Masked(Dense(mask(2)), coded(floats(n, 30, 40), mask(2))),
     "mask in mask": nested,
@@ -253,7 +268,7 @@ def test_ledger_and_aliases(tmp_path: Path) -> None:
     old, new = one(Dense(floats(0, 50, 60))), one(Dense(floats(1, 50, 60)))
     ledger = Ledger("", {"tersor": 1, "seed": 0, "steps": [{"prune": {"keep": 0.5}}]})
     ledger.entries.append(Entry(0, "prune", "w", kind="done", text='"quoted" ü', data={"x": [1, 2.5, None]}))
-    new = Compressed(new.sites, new.forms, {"tied": "w"}, ledger)
+    new = State(new.sites, new.forms, {"tied": "w"}, ledger)
     save(old, tmp_path / "old.tersor")
     save(new, tmp_path / "new.tersor")
     (tmp_path / "o").mkdir()
@@ -304,12 +319,15 @@ def test_the_same_files_give_the_same_patch(files: Path, tmp_path: Path) -> None
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-def test_in_place(files: Path, tmp_path: Path) -> None:
+def test_not_in_place(files: Path, tmp_path: Path) -> None:
+    """The old file is what the next patch may be made for: it is not written over."""
     path = tmp_path / "m.tersor"
     path.write_bytes((files / "old.int8.tersor").read_bytes())
     diff(path, files / "new.int8.tersor", tmp_path / "p")
-    patch(path, tmp_path / "p", path)
-    assert path.read_bytes() == (files / "new.int8.tersor").read_bytes()
+    for taken in (path, tmp_path / "p"):
+        with pytest.raises(SettingError, match="is the file itself that is read"):
+            patch(path, tmp_path / "p", taken)
+    assert path.read_bytes() == (files / "old.int8.tersor").read_bytes()
 
 
 # --- refused ---
@@ -462,6 +480,25 @@ def test_damaged_patches(kind: str, files: Path, made: dict[str, Path], tmp_path
         # What was changed means nothing, such as a file's settings told twice; never another file.
         assert (tmp_path / "out").read_bytes() == (files / f"new.{kind}").read_bytes()
         (tmp_path / "out").unlink()
+
+
+@pytest.mark.parametrize("kind", ["ragged groups", "scattered groups"])
+def test_only_even_groups_can_move(kind: str, tmp_path: Path) -> None:
+    import patcher
+
+    old = tmp_path / "old"
+    for word, n in (("old", 0), ("new", 1)):
+        save(one(FORMS[kind](n)), tmp_path / word)
+    diff(old, tmp_path / "new", tmp_path / "p")
+    metadata, text, streams = take_apart(tmp_path / "p", head_of(old))
+    document = json.loads(text)
+    assert b'"grid"' not in text
+    document["parts"]["w:codes"] = {"grid": True, "coder": "max"}
+    (tmp_path / "p").write_bytes(put_together(metadata, json.dumps(document).encode(), streams, head_of(old)))
+    with pytest.raises(FormatError, match="its groups are not even"):
+        patch(old, tmp_path / "p", tmp_path / "out")
+    with pytest.raises(reference.BadFile, match="its groups are not even"):
+        patcher.patched(old, tmp_path / "p")
 
 
 def test_no_more_is_declared_than_the_bytes_justify(

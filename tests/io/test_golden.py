@@ -16,6 +16,7 @@ from tersor.io import load
 
 GOLDEN = ROOT / "tests" / "golden"
 EXPECTED = json.loads((GOLDEN / "expected.json").read_text())
+HELD = json.loads((GOLDEN / "held.json").read_text())
 REFUSED = json.loads((GOLDEN / "refused.json").read_text())
 
 
@@ -58,9 +59,46 @@ def test_second_reader_agrees(name: str) -> None:
     }
 
 
+@pytest.mark.parametrize("name", HELD)
+def test_file_holds_what_it_did(name: str) -> None:
+    state = load(GOLDEN / f"{name}.tersor")
+    assert HELD[name] == {
+        "digest": state.digest, "ledger": state.ledger.digest,
+        "kept": {site: {str(a): list(i) for a, i in axes.items()} for site, axes in state.kept.items()},
+        "changes": [[type(change).__name__.lower(), *vars(change).values()] for change in state.changes],
+        "grids": {edge: grid.digest for edge, grid in state.grids.items()},
+        "attachments": {name: sha(data) for name, data in state.attachments.items()},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_second_reader_agrees_on_all_that_it_holds(name: str) -> None:
+    file = reference.opened(GOLDEN / f"{name}.tersor")
+    assert HELD[name] == {
+        "digest": file.digest, "ledger": file.ledger,
+        "kept": {site: {str(a): i for a, i in axes.items()} for site, axes in file.kept.items()},
+        "changes": file.changes, "grids": {edge: reference.digest(grid) for edge, grid in file.grids.items()},
+        "attachments": {name: sha(data) for name, data in file.attachments.items()},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_readers_agree_on_the_ledger(name: str) -> None:
+    entries = load(GOLDEN / f"{name}.tersor").ledger.entries
+    assert [
+        {"step": e.step, "name": e.name, "about": e.site, "how": e.how, "before": e.before, "after": e.after,
+         "kind": e.kind, "text": e.text, "data": dict(e.data)}
+        for e in entries
+    ] == reference.opened(GOLDEN / f"{name}.tersor").events  # fmt: skip
+
+
 def contents(path: Path) -> tuple[object, ...]:
-    """All of a file but how far its text was deflated, which may differ between versions of zlib."""
+    """All of a file but how far its text and attachments were deflated: versions of zlib may differ there."""
     pieces = take_apart(path.read_bytes())
+    for name, told in pieces.document.get("attachments", {}).items():
+        if told.get("deflated"):
+            data = reference.opened(path).attachments[name]
+            pieces.tensors[f"attachment:{name}"] = "U8", [len(data)], data
     metadata = None if pieces.tiny else header_of(path.read_bytes())[0]["__metadata__"]
     return json.dumps(pieces.document), pieces.small, list(pieces.tensors.items()), metadata
 
@@ -71,7 +109,7 @@ def test_writer_writes_what_it_wrote(name: str, made: Path) -> None:
 
 
 def test_tables_of_expected_values_are_what_make_writes(made: Path) -> None:
-    for table in ("expected.json", "refused.json"):
+    for table in ("expected.json", "held.json", "refused.json"):
         assert (made / table).read_text() == (GOLDEN / table).read_text()
 
 

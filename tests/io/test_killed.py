@@ -186,20 +186,26 @@ def system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
 
 
 def test_written_in_each_system(system: str, tmp_path: Path) -> None:
-    path = tmp_path / "a"
+    """A new file has the permissions that the umask leaves, one that is written again those that it had."""
+    path, new = tmp_path / "a", tmp_path / "new"
     path.write_bytes(b"old")
+    path.chmod(0o604)
     umask = os.umask(0o027)
     try:
         with atomic(path) as file:
             file.write(b"new" * 1000)
             during = sorted(entry.name for entry in tmp_path.iterdir())
+            assert os.fstat(file.fileno()).st_mode & 0o777 == 0o604, "from its first byte on"
             assert path.read_bytes() == b"old"
+        with atomic(new) as file:
+            file.write(b"new")
     finally:
         os.umask(umask)
     assert during == (["a"] if "nameless" in system else [f".a.{os.getpid()}.part", "a"])
     assert path.read_bytes() == b"new" * 1000
-    assert path.stat().st_mode & 0o777 == 0o640
-    assert list(tmp_path.iterdir()) == [path]
+    assert path.stat().st_mode & 0o777 == 0o604
+    assert new.stat().st_mode & 0o777 == 0o640
+    assert sorted(tmp_path.iterdir()) == [path, new]
 
 
 def test_an_error_leaves_nothing(system: str, tmp_path: Path) -> None:

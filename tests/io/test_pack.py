@@ -11,14 +11,17 @@ from tiny import MODELS, tiny
 from torch import Tensor
 
 from tersor.core.recipe import Recipe
-from tersor.core.run import Compressed, lock, run
-from tersor.core.view import Watch
+from tersor.core.run import run
+from tersor.core.state import State
+from tersor.core.step import Needs
 from tersor.errors import FormatError, RefusedError, SettingError, SiteError
 from tersor.forms import Coded, Dense
 from tersor.io import load, pack, unpack, verify
 from tersor.io.header import CODES
 from tersor.model.sites import Site
+from tersor.record.observer import Observer
 from tersor.steps import STEPS, Cluster, Entropy, Factorize, Finetune, Measure, Prune, Quantize
+from tersor.steps.words import lock
 
 LOSSLESS = Recipe((Entropy(),))
 
@@ -53,7 +56,7 @@ def test_lossless(kind: str, tmp_path: Path) -> None:
     packed = pack(tmp_path / "w.safetensors", tmp_path / "m.tersor", LOSSLESS)
     assert packed.nbytes == (tmp_path / "m.tersor").stat().st_size
     assert packed.before == sum(value.nbytes for value in given.values())
-    assert (packed.tensors, packed.ignored) == (len(given), ())
+    assert (packed.tensors, packed.ignored) == (len(given), {})
     assert (
         unpack(tmp_path / "m.tersor", tmp_path / "u.safetensors")
         == (tmp_path / "u.safetensors").stat().st_size
@@ -76,16 +79,16 @@ def test_every_dtype(tmp_path: Path) -> None:
     assert left == {f"torch.{word}" for word in rare}
 
 
-def as_compressed(given: dict[str, Tensor]) -> Compressed:
+def as_compressed(given: dict[str, Tensor]) -> State:
     """The same weights as a whole, for core/run.py."""
-    from tersor.core.ledger import Ledger
-    from tersor.core.run import digest_of
+    from tersor.core.state import digest_of
     from tersor.io.header import Slot
     from tersor.io.pack import describe
+    from tersor.record.ledger import Ledger
 
     sites = {name: describe(name, Slot(v.dtype, tuple(v.shape), 0, 0)) for name, v in given.items()}
     forms = {name: Dense(value) for name, value in given.items()}
-    return Compressed(sites, forms, {}, Ledger(digest_of(forms), {}))
+    return State(sites, forms, {}, Ledger(digest_of({name: form.digest for name, form in forms.items()})))
 
 
 @pytest.mark.parametrize(
@@ -111,22 +114,18 @@ def test_same_as_a_run_on_everything(steps: tuple[object, ...], tmp_path: Path) 
     assert loaded.ledger.recipe == whole.ledger.recipe
 
     def told(entries: list) -> list:  # type: ignore[type-arg]
-        return sorted(
-            (e.step, e.name, e.site, e.how, e.before, e.after, e.kind, e.text)
-            for e in entries
-            if e.kind != "time"
-        )
+        return sorted((e.step, e.name, e.site, e.how, e.before, e.after, e.kind, e.text) for e in entries)
 
     assert told(loaded.ledger.entries) == told(whole.ledger.entries)
 
 
 @pytest.mark.parametrize(
-    "step", [step for step in STEPS.values() if getattr(step, "sitewise", None)], ids=lambda s: s.name
+    "step", [step for step in STEPS.values() if step().needs is Needs.NOTHING], ids=lambda s: s.name
 )
 def test_steps_that_say_they_work_alone_do(step: type, tmp_path: Path) -> None:
     weights("mixed", tmp_path / "w.safetensors")
     made = step()
-    if not made.sitewise():
+    if made.needs is not Needs.NOTHING:
         with pytest.raises(RefusedError, match=f"pack: {made.name}, as it is set, needs the whole model"):
             pack(tmp_path / "w.safetensors", tmp_path / "m.tersor", Recipe((made,)))
         return
@@ -250,15 +249,15 @@ def test_large_equal_tensors_are_stored_once(tmp_path: Path) -> None:
 def test_progress_is_told(tmp_path: Path) -> None:
     given, seen = weights("conv", tmp_path / "w.safetensors"), []
 
-    class Told(Watch):
+    class Told(Observer):
         def progress(self, done: int, total: int, text: str = "") -> None:
             seen.append((done, total, text))
 
-    pack(tmp_path / "w.safetensors", tmp_path / "m.tersor", LOSSLESS, watch=Told())
+    pack(tmp_path / "w.safetensors", tmp_path / "m.tersor", LOSSLESS, observer=Told())
     assert [(done, total) for done, total, _ in seen] == [(n, len(given)) for n in range(1, len(given) + 1)]
     assert {text for *_, text in seen} == set(given)
     seen.clear()
-    unpack(tmp_path / "m.tersor", tmp_path / "u.safetensors", watch=Told())
+    unpack(tmp_path / "m.tersor", tmp_path / "u.safetensors", observer=Told())
     assert len(seen) == len(given)
 
 

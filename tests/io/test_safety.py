@@ -14,13 +14,13 @@ import pytest
 import torch
 from forge import ROOT, constant, constant_bytes, floats, one_site, plain
 
-from tersor.core.ledger import Ledger
-from tersor.core.run import Compressed
+from tersor.core.state import State
 from tersor.errors import FormatError, StorageError
 from tersor.forms import Dense
 from tersor.io import load, save
 from tersor.io.validate import limit_for
 from tersor.model.sites import Site
+from tersor.record.ledger import Ledger
 
 GOLDEN = ROOT / "tests" / "golden"
 MB = 1 << 20
@@ -77,7 +77,8 @@ def test_memory_is_what_the_header_justifies(tmp_path: Path) -> None:
     for name, data, elements in claims():
         (tmp_path / name).write_bytes(data)
         rooms[str(tmp_path / name)] = 24 * elements
-    for name in ("claim-constant", "claim-product", "claim-overflow", "text-bomb", "header-nested"):
+    bombs = ("cut-bomb", "cut-bombs", "grid-claim", "grid-claim-long", "attachment-bomb", "attachment-free")
+    for name in ("claim-constant", "claim-product", "claim-overflow", "text-bomb", "header-nested", *bombs):
         rooms[str(GOLDEN / "refused" / f"{name}.tersor")] = 0
     done = subprocess.run([sys.executable, "-c", MEASURE, *rooms], capture_output=True, text=True, check=True)
     used = {line.rsplit(" ", 1)[0]: int(line.rsplit(" ", 1)[1]) for line in done.stdout.splitlines()}
@@ -105,7 +106,7 @@ def test_limit_counts_every_node_of_every_site(tmp_path: Path) -> None:
     path = tmp_path / "m.tersor"
     forms = {name: Dense(torch.ones(5, 3)) for name in "ab"}
     sites = {name: Site(name, (5, 3), "float32", "linear") for name in "ab"}
-    save(Compressed(sites, forms, {}, Ledger("", {})), path)
+    save(State(sites, forms, {}, Ledger("", {})), path)
     load(path, limit=30)
     with pytest.raises(FormatError, match="b: with it the file declares 30 elements"):
         load(path, limit=29)
@@ -115,11 +116,9 @@ def test_limit_counts_every_node_of_every_site(tmp_path: Path) -> None:
 # --- the earlier file stays ---
 
 
-def result(seed: int, size: int = 3000) -> Compressed:
+def result(seed: int, size: int = 3000) -> State:
     values = torch.randn(size, generator=torch.Generator().manual_seed(seed))
-    return Compressed(
-        {"w": Site("w", (size,), "float32", "linear")}, {"w": Dense(values)}, {}, Ledger("", {})
-    )
+    return State({"w": Site("w", (size,), "float32", "linear")}, {"w": Dense(values)}, {}, Ledger("", {}))
 
 
 def test_full_disk_by_every_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

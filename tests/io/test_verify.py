@@ -7,12 +7,13 @@ import torch
 from forge import take_apart
 from tiny import MODELS, tiny
 
-from tersor.core.ledger import Ledger
-from tersor.core.run import Compressed, run
+from tersor.core.run import run
+from tersor.core.state import State
 from tersor.errors import StorageError
 from tersor.forms import Dense
 from tersor.io import TersorFile, save, verify
 from tersor.model.sites import Site
+from tersor.record.ledger import Ledger
 from tersor.steps import Entropy, Prune
 
 
@@ -29,7 +30,7 @@ def test_a_sound_file(kind: str, tmp_path: Path) -> None:
 
 def saved(path: Path, **values: torch.Tensor) -> Path:
     sites = {name: Site(name, tuple(v.shape), str(v.dtype)[6:], "other") for name, v in values.items()}
-    save(Compressed(sites, {name: Dense(v) for name, v in values.items()}, {}, Ledger("", {})), path)
+    save(State(sites, {name: Dense(v) for name, v in values.items()}, {}, Ledger("", {})), path)
     return path
 
 
@@ -58,13 +59,12 @@ def test_a_file_that_is_none(tmp_path: Path) -> None:
 def test_a_ledger_that_ends_elsewhere(tmp_path: Path) -> None:
     save(run(tiny("mlp").model, [Prune(keep=0.5)]), tmp_path / "m.tersor")
     pieces = take_apart((tmp_path / "m.tersor").read_bytes())
-    edits = [event for event in pieces.document["ledger"][0]["events"] if "how" in event]
-    edits[0]["after"] = "0" * 16
-    edits[1]["site"] = "gone"
-    edits[1]["after"] = "1" * 16
+    edits = [event for event in pieces.document["ledger"][0]["events"] if event[1]]
+    edits[0][3:] = ["0" * 16]
+    edits[1][0], edits[1][3:] = "gone", ["1" * 16]
     (tmp_path / "m.tersor").write_bytes(pieces.bytes())
     wrong = [check for check in verify(tmp_path / "m.tersor") if not check.sound]
-    assert [check.site for check in wrong] == [edits[0]["site"], "gone"]
+    assert [check.site for check in wrong] == [list(pieces.document["sites"])[edits[0][0]], "gone"]
     assert "the ledger ends with form 0000000000000000" in wrong[0].text
     assert "a site that the file lacks" in wrong[1].text
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tersor.errors import RefusedError, SettingError
 from tersor.maths.rdoq import Factor, coarse, factor, rdoq, steps
 
 
@@ -166,3 +167,88 @@ def test_coarse_steps_have_few_mantissas() -> None:
     x = torch.logspace(-20, 20, 1000)
     assert ((coarse(x) / x).log2().abs() < 0.18).all()
     assert len(torch.frexp(coarse(x))[0].unique()) <= 5
+
+
+@pytest.mark.parametrize("power", [-110, -30, 100, 118])
+def test_weights_of_any_size_are_rounded_alike(power: int) -> None:
+    """Powers of two change no digit: weights, steps and price scaled together give the same codes."""
+    w, f, h = weights(33, 70), moment(33, 1), moment(70, 2)
+    made = []
+    for unit in (1.0, 2.0**power):
+        rows, columns = factor(f, 33), factor(h, 70)
+        row, column = steps(rows, columns, 1e-2 * unit**2, "both")
+        made.append(rdoq(w * unit, rows, columns, 1e-2 * unit**2, row=row, column=column))
+    assert torch.equal(made[0].codes, made[1].codes)
+    assert torch.equal(made[0].decode() * 2.0**power, made[1].decode())
+    assert made[1].error == pytest.approx(made[0].error * 4.0**power, rel=1e-9)
+
+
+@pytest.mark.parametrize("power", [-200, -60, 60, 200])
+def test_a_curvature_of_any_size_gives_the_same_codes(power: int) -> None:
+    w, f, h = weights(20, 30), moment(20, 1), moment(30, 2)
+    made = []
+    for unit in (1.0, 2.0**power):
+        rows, columns = factor(f, 20), factor(h.double() * unit, 30)
+        row, column = steps(rows, columns, 1e-2 * unit, "both")
+        made.append(rdoq(w, rows, columns, 1e-2 * unit, row=row, column=column))
+    assert torch.equal(made[0].codes, made[1].codes)
+
+
+def test_steps_grow_where_codes_would_be_too_large() -> None:
+    """At a price that is next to nothing for weights so large, codes are as fine as 16 bits can be."""
+    w = weights(64, 64) * 5e37
+    for price in (0.1, 1e-30, 1e-280):
+        row, column = steps(factor(None, 64), factor(None, 64), price, "both")
+        made = rdoq(w, factor(None, 64), factor(None, 64), price, row=row, column=column)
+        assert int(made.codes.abs().max()) == 32767
+        worst = (w.double() - made.decode().double()).abs().max()
+        assert float(worst) <= 0.501 * float(w.abs().max()) / 32767
+
+
+def test_no_decoded_weight_is_beyond_the_dtype() -> None:
+    top = torch.finfo(torch.float16).max
+    w = torch.full((4, 6), top)
+    made = rdoq(
+        w, factor(None, 4), factor(None, 6), 1e-9, row=torch.full((1, 1), 11000.0), column=torch.ones(1, 1),
+        top=top,
+    )  # fmt: skip
+    assert (made.codes == 5).all(), "6 steps are 66000"
+
+
+def test_what_is_hidden_does_not_spoil_the_rest() -> None:
+    w, keep = weights(8, 30), torch.ones(8, 30, dtype=torch.bool)
+    step = {"row": torch.full((1, 1), 0.1), "column": torch.ones(1, 1)}
+    keep[2, 3] = False
+    plain = rdoq(w, factor(None, 8), factor(None, 30), 1e-3, keep=keep, **step)
+    w[2, 3] = 3e38
+    made = rdoq(w, factor(None, 8), factor(None, 30), 1e-3, keep=keep, **step)
+    assert torch.equal(made.codes, plain.codes)
+
+
+def test_what_does_not_fit_together_never_reaches_the_loop() -> None:
+    w, row, column = weights(6, 20), torch.ones(1, 1), torch.ones(1, 1)
+    for change, says in (
+        ({"rows": factor(None, 5)}, r"rows has shape \[5\]"),
+        ({"columns": Factor(torch.ones(20), torch.eye(19))}, "push of columns"),
+        ({"rows": Factor(torch.ones(6), torch.eye(7))}, "push of rows"),
+        ({"row": torch.ones(5, 1)}, "row has shape"),
+        ({"column": torch.ones(1, 21)}, "column has shape"),
+        ({"keep": torch.ones(6, 19, dtype=torch.bool)}, "keep has shape"),
+        ({"keep": torch.ones(6, 20)}, "bool mask"),
+        ({"limit": 1 << 15}, "limit=32768"),
+        ({"w": w.clone().fill_(torch.nan)}, "NaN"),
+    ):
+        given = {"w": w, "rows": factor(None, 6), "columns": factor(None, 20), "row": row, "column": column}
+        given |= change
+        with pytest.raises(SettingError, match=says):
+            rdoq(given.pop("w"), given.pop("rows"), given.pop("columns"), 1.0, **given)
+    empty = rdoq(torch.zeros(0, 20), factor(None, 0), factor(None, 20), 1.0, row=row, column=column)
+    assert empty.codes.shape == (0, 20)
+
+
+def test_moments_that_say_nothing_are_refused() -> None:
+    for bad in (torch.tensor([1.0, torch.nan]), torch.full((2, 2), torch.inf)):
+        with pytest.raises(RefusedError, match="some site: what its error weighs is NaN or infinite"):
+            factor(bad, 2, who="some site")
+    with pytest.raises(RefusedError, match="have no inverse with damp=1e-30"):
+        factor(torch.ones(3, 3), 3, damp=1e-30)

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tersor.forms import Affine, Codebook, Dense, Form, LowRank, Masked, coded
+from tersor.encode import coded
+from tersor.forms import Affine, Codebook, Dense, Form, LowRank, Masked
 from tersor.measure.bits import bits_of
 
 

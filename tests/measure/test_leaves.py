@@ -8,7 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tersor.forms import Affine, Codebook, Dense, LowRank, Masked, coded
+from tersor.encode import coded
+from tersor.forms import Affine, Codebook, Dense, LowRank, Masked
 from tersor.measure.bits import bits_of
 from tersor.measure.leaves import BINS, FEW, leaves_of
 

@@ -5,6 +5,7 @@ import torch
 from tiny import tiny
 from torch import nn
 
+from tersor.model import curvature
 from tersor.model.curvature import curvatures, probe, unseen
 from tersor.model.sites import sites_of
 from tersor.model.task import Task
@@ -99,6 +100,22 @@ def test_unseen_rows_share_what_rows_seen_once_have() -> None:
     assert unseen(torch.tensor([5.0, 1, 1])) == 0
     assert unseen(torch.tensor([1.0] * 5 + [0])) == 1
     assert 0 < unseen(torch.tensor([5.0, 0])) < 0.1
+
+
+@pytest.mark.parametrize("name", ["mlp", "mixed", "attention"])
+def test_of_wide_weights_the_diagonals_are_kept(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same draws give the diagonals of the full factors."""
+    t = tiny(name)
+    weights = [site for site in sites_of(t.model)[0].values() if site.is_weight]
+    full = curvatures(tiny(name).model, t.task, weights)
+    monkeypatch.setattr(curvature, "WIDEST", 0)
+    narrow = curvatures(tiny(name).model, t.task, weights)
+    assert narrow.keys() == full.keys() != set()
+    for site, factors in narrow.items():
+        for found, whole in zip(factors, full[site], strict=True):
+            assert found.ndim == 1
+            want = whole.diagonal() if whole.ndim == 2 else whole
+            torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-7)
 
 
 def test_a_model_without_gradient_has_none() -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
-from tersor.core.run import start
+from tersor.core.state import start
 from tersor.errors import MissingError, RefusedError, TaskError, TersorError
 from tersor.model import fit as module
 from tersor.model.fit import OPTIMIZERS, SCHEDULES, Plan, fit, rate, soften

@@ -1,9 +1,13 @@
 """Idle units: folding changes no output; only what is known to be constant or unread is touched."""
 
+from contextlib import suppress
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
+from unit_cases import UNITS, net
 
 from tersor.errors import RefusedError
 from tersor.model import idle
@@ -234,3 +238,105 @@ def test_every_passing_method_passes_nan_on(name):
         "unsqueeze": (1,), "unflatten": (1, (2, 2)), "add": (1,), "sub": (1,), "mul": (0,), "div": (2,),
     }  # fmt: skip
     assert getattr(x, name)(*more.get(name, ())).isnan().all()
+
+
+# --- what only looks constant, or unread ---
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", UNITS)
+@torch.no_grad()
+def test_every_kind_of_unit_computes_the_same(name, seed):
+    make, shape, _ = UNITS[name]
+    model = sparse(make(), seed).double()
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).double()
+    before = [out.clone() for out in tree_leaves(model(x))]
+    try:
+        clear(model, (x,), every(model), biases(model))
+    except RefusedError:
+        return
+    for out, was in zip(tree_leaves(model(x)), before, strict=True):
+        torch.testing.assert_close(out, was, rtol=1e-9, atol=1e-9)
+
+
+def dropped(self, x):
+    return self.b(F.dropout(self.a(x)))  # on, unless told otherwise
+
+
+def added_to(self, x):
+    y = self.a(x)
+    y.add_(x)
+    return self.b(y)
+
+
+def added_in_place(self, x):
+    y = z = self.a(x)
+    y += x
+    return self.b(z)
+
+
+def clipped(self, x):
+    return self.b(self.size(self.a(x)))
+
+
+def times_turned(self, x):  # [B, T, I]
+    y = self.a(x.transpose(0, 1)).transpose(0, 1)  # [B, T, U]
+    return self.c(F.relu(self.b(y.transpose(1, 2))).flatten(1))  # from [B, U, T]
+
+
+def hook(module, given, out):
+    return torch.where(out == 0, given[0].mean(), out)
+
+
+@pytest.mark.parametrize(
+    ("forward", "layers", "shape"),
+    [
+        (dropped, {}, (5, 4)),
+        (added_to, {}, (5, 4)),
+        (added_in_place, {}, (5, 4)),
+        (clipped, {"size": nn.Hardtanh()}, (1, 4)),
+    ],
+)
+@torch.no_grad()
+def test_what_only_looks_constant_stays(forward, layers, shape):
+    model = net(forward, a=nn.Linear(4, 4), b=nn.Linear(4, 2), **layers).eval()
+    model.a.weight[1] = 0
+    weight = model.b.weight.clone()
+    for seed in range(8):  # by chance a constant falls out everywhere
+        torch.manual_seed(seed)
+        with suppress(RefusedError):
+            clear(model, (torch.randn(shape),), every(model), biases(model))
+    assert torch.equal(model.b.weight, weight)
+
+
+@pytest.mark.parametrize("place", ["a", "relu", "b"])
+@torch.no_grad()
+def test_a_hook_may_do_anything(place):
+    model = nn.Sequential()
+    for name, layer in {"a": nn.Linear(4, 4), "relu": nn.ReLU(), "b": nn.Linear(4, 2)}.items():
+        model.add_module(name, layer)
+    model.a.weight[1] = 0
+    model.a.bias[1] = -1
+    if place == "b":
+        model.b.register_forward_pre_hook(lambda module, given: hook(module, given, *given))
+    else:
+        model.get_submodule(place).register_forward_hook(hook)
+    x = torch.randn(6, 4)
+    before = model(x)
+    clear(model.eval(), (x,), every(model), biases(model))
+    torch.testing.assert_close(model(x), before)
+
+
+@torch.no_grad()
+def test_samples_that_lie_along_another_axis_are_refused():
+    """With as many samples as times a unit of time 0 would be asked about only there, where nothing reads."""
+    model = net(times_turned, a=nn.Linear(4, 4), b=nn.Linear(4, 4), c=nn.Linear(16, 2)).eval()
+    model.b.weight[:, 0] = 0
+    for p in model.a.parameters():
+        p[1:] = 0
+    x = torch.randn(4, 4, 4)
+    before = model(x)
+    with pytest.raises(RefusedError, match="its samples depend on each other"):
+        clear(model, (x,), every(model), biases(model))
+    torch.testing.assert_close(model(x), before)

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from permuted import difference, randomized
 from torch import nn
 from torch.nn import functional as F
+from unit_cases import UNITS
 
 from tersor.forms import Dense
 from tersor.model.order import Link, arranged, links, order
@@ -130,3 +132,19 @@ def test_like_rows_beside_each_other_need_fewer_bytes():
         return nbytes_of({"w": Dense(found["0.weight"].decode().to(torch.int8))})
 
     assert size(new) < 0.75 * size(forms)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("name", UNITS)
+def test_only_what_is_alike_changes_places(name: str, training: bool) -> None:
+    make, shape, expected = UNITS[name]
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(1)).double()
+    model = randomized(make().double(), x).train(training)
+    for layer in model.modules():
+        if isinstance(layer, nn.modules.dropout._DropoutNd):
+            layer.eval()  # what falls out is chance
+    assert links(model, (x,)) == expected
+    moved, found = difference(model, (x,))
+    assert found == len(expected)
+    assert moved <= 1e-12

@@ -8,9 +8,10 @@ import torch
 from tiny import MODELS, tiny
 from torch import nn
 
-from tersor.core.run import run, start
+from tersor.core.run import run
+from tersor.core.state import start
 from tersor.errors import RefusedError, SettingError, SiteError
-from tersor.model.dress import dress
+from tersor.model.fitted import fitted
 from tersor.model.sites import Site, finite, select, sites_of
 from tersor.steps import Prune
 
@@ -101,7 +102,7 @@ def test_parameters_that_share_memory_without_being_one_parameter() -> None:
     assert torch.equal(result.model()[0].weight, result.model()[1].weight)
     x = torch.randn(2, 3)
     plain = start(model)
-    assert torch.equal(dress(model, plain.forms, plain.sites)(x), model(x))
+    assert torch.equal(fitted(model, plain.forms, plain.sites)(x), model(x))
 
 
 def test_a_view_of_another_tensor_is_a_site_of_its_own() -> None:

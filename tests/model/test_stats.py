@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tersor.core import view as view_module
-from tersor.core.run import start
-from tersor.core.view import View, Watch
+from tersor.core.state import start
+from tersor.core.view import View
 from tersor.model import stats
 from tersor.model.sites import Site, sites_of
 from tersor.model.stats import grams, has_gram
 from tersor.model.task import Task
+from tersor.record.observer import Observer
 
 
 def rows_of(layer: nn.Module, x: Tensor) -> list[Tensor]:
@@ -108,10 +109,7 @@ def test_who_has_a_gram() -> None:
 
 def view_of(name: str) -> tuple[Any, View]:
     t = tiny(name)
-    given = start(t.model)
-    view = View(
-        given.sites, given.forms, given.aliases, given.base, given.forms, t.task, "look", 0, 0, Watch()
-    )
+    view = View(start(t.model), t.task, "look", "0", 0, Observer())
     return t, view
 
 

@@ -10,12 +10,14 @@ from random_forms import forms
 from tiny import MODELS, tiny
 from torch import Tensor, nn
 
-from tersor.core.run import start
-from tersor.forms import FORMS, Affine, Codebook, Dense, Form, LogGrid, LowRank, Masked, Sum, refine, uncoded
+from tersor.core.state import start
+from tersor.encode import refine
+from tersor.forms import FORMS, Affine, At, Codebook, Dense, Form, LogGrid, LowRank, Masked, Sum, uncoded
 from tersor.maths.affine import even_grid, limits
 from tersor.maths.levels import log_grid
 from tersor.maths.signs import binary, ternary
-from tersor.model.tune import PARTS, MaskedPart, Tuned, part
+from tersor.model.parts import PARTS, MaskedPart, part
+from tersor.model.tune import Tuned
 from tersor.steps import Quantize
 
 SHAPES = ((1, 1), (7, 1), (1, 7), (4, 3, 2, 2), (6, 10), (5,), (1,), ())
@@ -23,7 +25,7 @@ each_form = pytest.mark.parametrize("name", [name for name in FORMS if name != "
 
 
 def test_every_form_can_be_trained() -> None:
-    """A new form needs a Part in model/tune.py, or no model that holds it can be fine-tuned."""
+    """A new form needs a Part in model/part.py, or no model that holds it can be fine-tuned."""
     assert set(FORMS.values()) - set(PARTS) <= {FORMS["coded"], Codebook}
 
 
@@ -454,6 +456,23 @@ def test_each_factor_begins_at_its_own() -> None:
     here.begin(before)
     assert torch.equal(here.left.w.detach(), FINE[:, :2])
     assert torch.equal(here.right.w.detach(), FINE[:2])
+
+
+def test_each_term_of_a_sum_begins_at_its_own() -> None:
+    before = Sum(Dense(FINE), Masked(Dense(KEPT), Dense(FINE / 3)))
+    after, _ = refine(before, Quantize(bits=3).store)
+    here = part(after)
+    here.begin(before)
+    assert torch.equal(here.a.w.detach(), FINE)
+    assert torch.equal(here.b.body.w.detach() * KEPT, FINE / 3 * KEPT)
+
+
+def test_parts_know_the_axis_of_their_rows() -> None:
+    w, keep = Dense(FINE), Dense(torch.ones_like(FINE, dtype=torch.bool))
+    form = Masked(keep, Sum(Masked(keep, w), LowRank(Masked(keep, w), Dense(FINE.T.contiguous()))))
+    here = part(At(form, axis=1))
+    assert [one.axis for one in (here, here.body, here.body.a, here.body.a.body)] == [1] * 4
+    assert [one.axis for one in (here.body.b, here.body.b.left, here.body.b.left.body)] == [1, 0, 0]
 
 
 def test_what_does_not_round_begins_where_it_is() -> None:

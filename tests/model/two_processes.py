@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from tersor.core.run import Compressed, run
+from tersor.core.run import run
+from tersor.core.state import State
 from tersor.model.loader import TensorBatches
 from tersor.model.task import Task
 from tersor.steps import Finetune, Prune, Quantize
@@ -51,7 +52,7 @@ def task(kind: str) -> Task:
     return Task(evaluate=TensorBatches(x[TRAIN:], y[TRAIN:], batch=200), train=train)
 
 
-def compress(kind: str, journal: Path | None, resume: bool = False) -> Compressed:
+def compress(kind: str, journal: Path | None, resume: bool = False) -> State:
     """Train, prune while training, quantize and train: the hooks of each run in every process."""
     steps = [
         Finetune(epochs=6, lr=0.02),
@@ -61,7 +62,7 @@ def compress(kind: str, journal: Path | None, resume: bool = False) -> Compresse
     return run(model(), steps, task(kind), seed=2, journal=journal, resume=resume)
 
 
-def facts(kind: str, result: Compressed) -> dict[str, object]:
+def facts(kind: str, result: State) -> dict[str, object]:
     return {
         "forms": {name: form.digest for name, form in result.forms.items()},
         "ledger": result.ledger.digest,

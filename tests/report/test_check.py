@@ -4,15 +4,17 @@ import itertools
 from pathlib import Path
 
 import pytest
+from halving import Halving
 from tiny import CLASSES, MODELS, tiny
 from torch import nn
 
+from tersor.check import check
 from tersor.core.recipe import Recipe
 from tersor.core.run import run
 from tersor.errors import SettingError, SiteError
 from tersor.forms import Coded, Form
-from tersor.report.check import check, few, lines
-from tersor.report.standin import clash, example, globs, stand_in, stand_in_for
+from tersor.report.check import few, lines
+from tersor.standin import clash, example, globs, stand_in, stand_in_for
 from tersor.steps import STEPS, read_recipe, recipe_from_words
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -107,6 +109,13 @@ def test_with_a_model_the_sites_are_named() -> None:
     assert finetune["sites"] == ["head.weight"]
 
 
+def test_cuts_are_told_without_a_task_to_prove_them_on() -> None:
+    """A dry run says what the groups would cut; the run itself proves them."""
+    (facts,) = check(Recipe((Halving("mlp"),)), tiny("mlp").model)
+    cut = [f"layers.{number}.{word}" for number in (0, 4) for word in ("weight", "bias")]
+    assert set(facts["sites"]) == {*cut, "layers.2.weight", "layers.6.weight"}
+
+
 def test_with_a_model_globs_and_layers_are_checked() -> None:
     model = tiny("conv").model
     with pytest.raises(SiteError, match="did you mean 'block.weight'"):
@@ -165,7 +174,7 @@ def test_globs_and_names_that_clash() -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_stand_in_has_the_models_names(name: str) -> None:
-    from tersor.core.run import start
+    from tersor.core.state import start
 
     given = start(tiny(name).model)
     stand = stand_in_for(given)

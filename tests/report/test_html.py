@@ -11,12 +11,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tersor.core.ledger import Ledger
-from tersor.core.run import Compressed
+from tersor.core.state import State
+from tersor.encode import coded
 from tersor.errors import SettingError
-from tersor.forms import Affine, Dense, Masked, coded
+from tersor.forms import Affine, Dense, Masked
 from tersor.io import load, save
 from tersor.model.sites import Site
+from tersor.record.ledger import Ledger
 from tersor.report import html
 from tersor.report.show import shown, tables
 
@@ -85,7 +86,7 @@ def written(forms: dict[str, Any], path: Path) -> Path:
         name: Site(name, tuple(form.shape), str(form.decode().dtype).removeprefix("torch."), "other")
         for name, form in forms.items()
     }
-    save(Compressed(sites, forms, {}, Ledger("", {})), path)
+    save(State(sites, forms, {}, Ledger("", {})), path)
     return path
 
 

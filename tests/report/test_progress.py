@@ -9,7 +9,7 @@ from rich.progress import Progress
 from tiny import tiny
 
 from tersor.core.run import run
-from tersor.core.view import Watch
+from tersor.record.observer import Observer
 from tersor.report.progress import Bars, Lines, watching
 from tersor.steps import Prune, Quantize
 
@@ -19,8 +19,8 @@ class Terminal(io.StringIO):
         return True
 
 
-def two_steps(watch: Watch) -> None:
-    run(tiny("mlp").model, [Prune(), Quantize()], watch=watch)
+def two_steps(watch: Observer) -> None:
+    run(tiny("mlp").model, [Prune(), Quantize()], observer=watch)
 
 
 def test_lines(capsys: pytest.CaptureFixture[str]) -> None:
@@ -69,7 +69,7 @@ def test_a_bar_follows_what_it_is_told() -> None:
     assert not progress.tasks
 
 
-def fails(seen: list[Watch]) -> None:
+def fails(seen: list[Observer]) -> None:
     with watching() as watch:
         seen.append(watch)
         watch.step(1, 1, "prune")
@@ -78,7 +78,7 @@ def fails(seen: list[Watch]) -> None:
 
 def test_a_failing_run_leaves_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", Terminal())
-    seen: list[Watch] = []
+    seen: list[Observer] = []
     with pytest.raises(ZeroDivisionError):
         fails(seen)
     (watch,) = seen

@@ -10,7 +10,8 @@ import torch
 from tiny import CLASSES, tiny
 from torch import nn
 
-from tersor.core.run import Compressed, run
+from tersor.core.run import run
+from tersor.core.state import State
 from tersor.forms import Coded
 from tersor.report.console import finite, p_value, ranged, seconds, settings, show, show_json, whole
 from tersor.report.facts import facts_of, outline, unusual
@@ -24,7 +25,7 @@ STEPS = (
 
 
 @pytest.fixture(scope="module")
-def result() -> Compressed:
+def result() -> State:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(5, 64), nn.ReLU(), nn.Linear(64, CLASSES))
@@ -32,7 +33,7 @@ def result() -> Compressed:
 
 
 @pytest.fixture
-def facts(result: Compressed) -> dict[str, Any]:
+def facts(result: State) -> dict[str, Any]:
     return copy.deepcopy(facts_of(result))
 
 
@@ -48,14 +49,14 @@ def row(text: str, name: str) -> str:
     return " ".join(found.split())
 
 
-def test_facts_are_json_and_whole(facts: dict[str, Any], result: Compressed) -> None:
+def test_facts_are_json_and_whole(facts: dict[str, Any], result: State) -> None:
     assert json.loads(json.dumps(facts)) == facts
     assert [step["step"] for step in facts["steps"]] == [step.name for step in STEPS]
     assert facts["ledger"] == result.ledger.digest
     assert all(step["seconds"] >= 0 for step in facts["steps"])
 
 
-def test_every_entry_of_the_ledger_is_in_the_facts(facts: dict[str, Any], result: Compressed) -> None:
+def test_every_entry_of_the_ledger_is_in_the_facts(facts: dict[str, Any], result: State) -> None:
     for entry in result.ledger.entries:
         step = facts["steps"][entry.step]
         if entry.is_edit:
@@ -67,13 +68,13 @@ def test_every_entry_of_the_ledger_is_in_the_facts(facts: dict[str, Any], result
             assert entry.text in [note["text"] for note in step["notes"]]
 
 
-def test_bits_are_sums_over_all_sites(facts: dict[str, Any], result: Compressed) -> None:
+def test_bits_are_sums_over_all_sites(facts: dict[str, Any], result: State) -> None:
     assert facts["bits"]["stored"] == 8 * result.nbytes
     assert facts["bits"]["weights"] == 5 * 64 + 64 + 64 * CLASSES + CLASSES
     assert facts["bits"]["given"] == 32 * facts["bits"]["weights"]
 
 
-def test_only_a_measure_after_the_last_edit_counts(result: Compressed) -> None:
+def test_only_a_measure_after_the_last_edit_counts(result: State) -> None:
     *_, last = result.ledger.notes("accuracy")
     assert facts_of(result)["accuracy"] == last.data
     ended = copy.copy(result.ledger)
@@ -175,6 +176,34 @@ def test_large_models_are_cut_and_say_so(facts: dict[str, Any], capsys: pytest.C
     assert "and 5 more, in report.json" in text
     assert f"layer{ROWS - 1}.weight" in text
     assert f"layer{ROWS}.weight" not in text
+
+
+def test_layers_with_long_names_are_told_apart(
+    facts: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"{'encoder.layers.' * 6}{n}.weight" for n in range(3)]
+    facts["sites"] = dict.fromkeys(names, facts["sites"]["0.weight"])
+    lines = text_of(facts, capsys).splitlines()
+    assert all(sum(line.startswith(f" {name} ") for line in lines) == 1 for name in names)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "100")
+    text = "".join(line[1:].split("  ")[0].strip() for line in text_of(facts, capsys).splitlines())
+    assert all(name in text for name in names)
+
+
+def test_a_few_of_many_skipped_layers_are_named(
+    facts: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """33 counters of batches were one line."""
+    step = facts["steps"][0]
+    step["sites"] = {f"bn{n}.count": {"did": "skipped", "text": "int64"} for n in range(33)}
+    text = text_of(facts, capsys)
+    assert (
+        "    bn0.count, bn1.count, bn2.count, bn3.count, bn4.count, bn5.count and 27 more skipped: int64"
+        in text
+    )
+    step["sites"] = {f"bn{n}.count": {"did": "skipped", "text": "int64"} for n in range(2)}
+    assert "    bn0.count, bn1.count skipped: int64" in text_of(facts, capsys)
 
 
 def test_names_are_not_markup(facts: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as onnx_runtime
 import pytest
 import torch
 from onnx.reference import ReferenceEvaluator
@@ -205,6 +206,8 @@ def test_a_file_that_disagrees_is_refused_and_the_earlier_one_stays(tmp_path: Pa
         onnxruntime.write(Counts(0.5), (x(2, 3),), path)
     assert path.read_bytes() == before
     assert [item.name for item in tmp_path.iterdir()] == ["m.onnx"]
+    with pytest.raises(RefusedError, match=r"allowed: 0\.001"):
+        onnxruntime.write(Counts(0.01), (x(2, 3),), path)
     onnxruntime.write(Counts(0.01), (x(2, 3),), path, tolerance=0.1)
     assert path.read_bytes() != before
 
@@ -300,6 +303,23 @@ def test_sessions_refuse_inputs_that_do_not_fit(tmp_path: Path) -> None:
         session.run(nope=array)
     with pytest.raises(SettingError, match="float64"):
         session.run(array.astype(np.float64))
+
+
+def test_a_session_has_the_threads_that_were_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, sessions, real = linear(tmp_path / "m.onnx"), [], onnx_runtime.InferenceSession
+
+    def opened(*args: Any, **kwargs: Any) -> Any:
+        sessions.append(real(*args, **kwargs))
+        return sessions[-1]
+
+    monkeypatch.setattr(onnx_runtime, "InferenceSession", opened)
+    for threads in (1, 3):
+        onnxruntime.open(path, threads=threads)
+    options = [session.get_session_options() for session in sessions]
+    assert [o.intra_op_num_threads for o in options] == [1, 3]
+    assert [o.inter_op_num_threads for o in options] == [1, 1]
 
 
 def test_differences_are_what_they_say() -> None:

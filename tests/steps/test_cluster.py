@@ -9,14 +9,15 @@ import torch
 from tiny import tiny
 from torch.nn.functional import cross_entropy
 
-from tersor.core.run import Compressed, run
+from tersor.core.run import run
+from tersor.core.state import State
 from tersor.errors import SettingError
 from tersor.forms import Codebook, LowRank, Masked
 from tersor.model.task import Task
 from tersor.steps import Cluster, Factorize, Finetune, Prune, Quantize
 
 
-def weights_of(result: Compressed) -> list[str]:
+def weights_of(result: State) -> list[str]:
     return [name for name, site in result.sites.items() if site.is_weight]
 
 
@@ -91,7 +92,7 @@ def test_what_a_mask_hides_has_no_part() -> None:
             mine = w[mask & (form.body.index.decode() == k)]
             assert float(value) == pytest.approx(float(mine.mean()), rel=1e-4)
         assert not form.decode()[~mask].any()
-        assert next(e.how for e in result.ledger.edits() if e.site == name) == "refine"
+        assert next(e.how for e in result.ledger.edits(-1) if e.site == name) == "refine"
 
 
 def test_a_mask_that_hides_all_of_a_row() -> None:
@@ -157,7 +158,7 @@ def test_finetuning_keeps_the_index() -> None:
 
 def test_the_note_counts_values() -> None:
     result = run(tiny("mlp").model, Cluster(entries=4))
-    for entry in result.ledger.notes("done"):
+    for entry in result.ledger.notes("done", -1):
         count = len(result.forms[entry.site].book.decode())
         assert (entry.text, entry.data) == (f"{count} shared values", {"entries": count})
 

@@ -9,13 +9,14 @@ import torch
 from tiny import Tiny, tiny
 from torch import nn
 
-from tersor.core.run import Compressed, run
+from tersor.core.run import run
+from tersor.core.state import State
 from tersor.errors import SettingError, SiteError
 from tersor.model.fit import soften
 from tersor.steps import Cluster, Distill, Entropy, Finetune, Prune, Quantize
 
 
-def moved(result: Compressed, step: int = 0) -> set[str]:
+def moved(result: State, step: int = 0) -> set[str]:
     return {entry.site for entry in result.ledger.edits() if entry.step == step}
 
 

@@ -5,14 +5,15 @@ import torch
 from tiny import MODELS, tiny
 from torch import Tensor, nn
 
-from tersor.core.run import Compressed, run
+from tersor.core.run import run
+from tersor.core.state import State
 from tersor.errors import SettingError, SiteError
 from tersor.forms import Coded, Dense, Masked
 from tersor.forms.form import as_bytes
 from tersor.steps import Cluster, Entropy, Factorize, Prune, Quantize
 
 
-def same_bits(a: Compressed, b: Compressed) -> None:
+def same_bits(a: State, b: State) -> None:
     for name, form in a.forms.items():
         assert bytes(as_bytes(form.decode())) == bytes(as_bytes(b.forms[name].decode())), name
         assert form.decode().dtype is b.forms[name].decode().dtype
@@ -27,7 +28,7 @@ def test_lossless_and_never_larger(model: str, coder: str) -> None:
     same_bits(result, given)
     for name, form in result.forms.items():
         assert form.nbytes <= given.forms[name].nbytes
-    assert {entry.how for entry in result.ledger.edits()} <= {"lossless"}
+    assert {entry.how for entry in result.ledger.edits(-1)} <= {"lossless"}
     assert torch.equal(t.out(result.model()), t.out(given.model()))
 
 
@@ -85,9 +86,9 @@ def test_what_a_mask_hides_is_not_stored() -> None:
 def test_a_second_time_there_is_nothing_left() -> None:
     once = run(wide(), [Quantize(bits=4), Entropy()])
     twice = run(once, Entropy())
-    assert not list(twice.ledger.edits())
+    assert not list(twice.ledger.edits(-1))
     assert twice.digest == once.digest
-    assert all("no coder shortens its" in entry.text for entry in twice.ledger.notes("skipped"))
+    assert all("no coder shortens its" in entry.text for entry in twice.ledger.notes("skipped", -1))
 
 
 def test_a_worse_coder_does_not_replace_a_better_one() -> None:
@@ -108,7 +109,7 @@ def test_a_better_coder_replaces_a_worse_one() -> None:
 def test_notes_tell_bytes() -> None:
     given = run(wide(), Quantize(bits=4))
     result = run(given, Entropy(coder="huffman"))
-    note = next(entry for entry in result.ledger.notes("done") if entry.site == "fc.weight")
+    note = next(entry for entry in result.ledger.notes("done", -1) if entry.site == "fc.weight")
     before, after = given.forms["fc.weight"].nbytes, result.forms["fc.weight"].nbytes
     assert (note.text, note.data) == (f"{before} to {after} bytes", {"before": before, "after": after})
 
@@ -126,9 +127,7 @@ def test_everything_unless_told_otherwise() -> None:
         run(model, Entropy(where="fc.wieght"))
 
 
-@pytest.mark.parametrize(
-    "dtype", [torch.complex64, torch.uint16, torch.float8_e5m2, torch.complex128], ids=str
-)
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.uint16, torch.float8_e5m2], ids=str)
 def test_dtypes_that_have_no_code_stay_as_they_are(dtype: torch.dtype) -> None:
     model = wide()
     model.register_buffer("other", torch.zeros(300).to(dtype))

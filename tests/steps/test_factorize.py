@@ -8,7 +8,8 @@ import torch
 from tiny import tiny
 from torch import Tensor
 
-from tersor.core.run import Compressed, run
+from tersor.core.run import run
+from tersor.core.state import State
 from tersor.errors import SettingError
 from tersor.forms import LowRank
 from tersor.model.task import Task
@@ -17,7 +18,7 @@ from tersor.steps import Entropy, Factorize, Finetune, Prune, Quantize
 MODELS = ("mlp", "conv", "attention", "lstm", "mixed")
 
 
-def factored(result: Compressed) -> list[str]:
+def factored(result: State) -> list[str]:
     return [name for name, form in result.forms.items() if isinstance(form, LowRank)]
 
 

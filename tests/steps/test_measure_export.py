@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -9,14 +10,19 @@ import onnxruntime
 import pytest
 import torch
 from tiny import tiny
+from torch import nn
 
-from tersor.core.run import Compressed, run
-from tersor.core.step import Note
+from tersor.core.run import run
+from tersor.core.state import State
 from tersor.errors import SettingError
+from tersor.measure import latency
+from tersor.record.events import Note
+from tersor.runtimes.agree import Difference
+from tersor.runtimes.files import Written
 from tersor.steps import Entropy, Export, Measure, Prune, Quantize
 
 
-def note(result: Compressed, kind: str, site: str = "") -> Any:
+def note(result: State, kind: str, site: str = "") -> Any:
     found = [entry for entry in result.ledger.notes(kind) if entry.site == site]
     assert len(found) == 1
     return found[0]
@@ -65,6 +71,60 @@ def test_latency_is_timed_in_turn() -> None:
         assert 0 < low <= middle <= high < 1000
     assert data["ratio"][0] > 0
     assert data["batch"] == [2]
+
+
+class Runtime:
+    """A runtime with a clock of its own: a model runs a millisecond for each hundredth of its weights that is
+    not zero. Keeps what it was asked for."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, differs: Difference | None = None) -> None:
+        self.now, self.differs = 0, differs
+        self.written: dict[Path, float] = {}  # ms a call
+        self.threads: list[int] = []
+        self.shapes: set[tuple[int, ...]] = set()
+        monkeypatch.setattr("tersor.runtimes.runtime", lambda name: self)
+        monkeypatch.setattr("tersor.steps.export.runtime", lambda name: self)
+        monkeypatch.setattr(latency, "perf_counter_ns", lambda: self.now)
+
+    def write(self, model: nn.Module, example: Any, path: Path) -> Written:
+        weights = torch.cat([p.detach().flatten() for p in model.parameters() if p.ndim > 1])
+        self.written[path] = 100 * float((weights != 0).float().mean())
+        return Written(path, 1, "0" * 64, (path.name,))
+
+    def open(self, path: Path, threads: int = 1) -> Any:
+        self.threads.append(threads)
+
+        def call(*arrays: np.ndarray) -> None:
+            self.now += round(1e6 * self.written[path])
+            self.shapes |= {array.shape for array in arrays}
+
+        return SimpleNamespace(run=call)
+
+    def compare(self, model: nn.Module, path: Path, batches: Any) -> Difference | None:
+        return self.differs
+
+
+def test_latency_is_that_of_the_given_model_over_that_of_the_compressed_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    runtime, t = Runtime(monkeypatch), tiny("mlp")
+    steps = [Prune(keep=0.25, per="global"), Measure(latency=True, threads=3, batch=2)]
+    said = note(run(t.model, steps, t.task), "latency")
+    assert said.data["before"] == [pytest.approx(100)] * 3
+    assert said.data["after"] == [pytest.approx(25, abs=1)] * 3
+    assert said.data["ratio"] == [pytest.approx(4, abs=0.2)] * 3
+    assert f"{70 / 18:.2f}x as fast" in said.text  # 18 of 70 weights are left
+    assert (said.data["threads"], said.data["batch"]) == ([3], [2])
+    assert runtime.threads == [3, 3]
+    assert runtime.shapes == {(2, 5)}
+
+
+def test_the_export_tells_what_the_comparison_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    Runtime(monkeypatch, Difference(max_abs=0.25, max_rel=0.5, agree=0.75, samples=4))
+    t = tiny("mlp")
+    said = note(run(t.model, Export(), t.task, out=tmp_path), "written")
+    assert (said.data["max_abs"], said.data["agree"]) == (0.25, 0.75)
+    assert "differs from PyTorch by at most 0.25" in said.text
 
 
 def test_measuring_changes_nothing() -> None:

@@ -10,13 +10,14 @@ import torch
 from tiny import tiny
 from torch import nn
 
-from tersor.core.run import Compressed, run
-from tersor.core.view import Watch
+from tersor.core.run import run
+from tersor.core.state import State
 from tersor.errors import SettingError
 from tersor.forms import Affine, Masked, uncoded
 from tersor.io import save
 from tersor.model.loader import TensorBatches
 from tersor.model.task import Task
+from tersor.record.observer import Observer
 from tersor.steps import Entropy, Finetune, Penalize, Prune, penalize
 from tersor.steps.penalize import Prices
 
@@ -36,11 +37,11 @@ def given() -> tuple[nn.Module, Task]:
     return run(model, Finetune(epochs=15, lr=3e-3), task).model(), task
 
 
-def accuracy(result: Compressed, task: Task) -> float:
+def accuracy(result: State, task: Task) -> float:
     return float(task.scores(result.model()).mean())
 
 
-def notes(result: Compressed, kind: str) -> list:
+def notes(result: State, kind: str) -> list:
     return [entry for entry in result.ledger.entries if entry.kind == kind]
 
 
@@ -198,7 +199,7 @@ def test_the_same_seed_gives_the_same_bytes(given):
     assert first != other
 
 
-class Dying(Watch):
+class Dying(Observer):
     def __init__(self, at: int):
         self.at = at
 
@@ -212,7 +213,7 @@ def test_a_training_that_was_killed_goes_on_to_the_same_codes(given, tmp_path: P
     step = Penalize(nbytes=500, epochs=3)
     whole = run(model, step, task, journal=tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        run(model, step, task, journal=tmp_path / "killed", watch=Dying(70))
+        run(model, step, task, journal=tmp_path / "killed", observer=Dying(70))
     again = run(model, step, task, journal=tmp_path / "killed", resume=True)
     assert again.digest == whole.digest
 

@@ -10,17 +10,19 @@ import torch
 from tiny import tiny
 from torch import Tensor, nn
 
-from tersor.core.run import Compressed, run
+from tersor.core.run import run
+from tersor.core.state import State, start
 from tersor.core.view import View
 from tersor.errors import SettingError
-from tersor.forms import Dense, Form, LowRank, Masked
+from tersor.forms import Dense, Form, LowRank, Masked, Sum
+from tersor.model.parts import MaskedPart
 from tersor.model.task import Task
-from tersor.model.tune import MaskedPart, Tuned
+from tersor.model.tune import Tuned
 from tersor.steps import Cluster, Entropy, Factorize, Finetune, Prune, Quantize
-from tersor.steps.prune import EVERY
+from tersor.steps.prune import EVERY, mask_all
 
 
-def weights_of(result: Compressed) -> list[str]:
+def weights_of(result: State) -> list[str]:
     return [name for name, site in result.sites.items() if site.is_weight]
 
 
@@ -145,7 +147,7 @@ def test_a_threshold_cuts_what_is_below_it(threshold: float) -> None:
 
 def test_the_note_counts() -> None:
     result = run(tiny("mlp").model, Prune(keep=0.3))
-    for entry in result.ledger.notes("done"):
+    for entry in result.ledger.notes("done", -1):
         count = int(kept(result.forms[entry.site]).sum())
         total = result.forms[entry.site].keep.decode().numel()
         assert entry.data == {"kept": count}
@@ -165,7 +167,7 @@ def test_a_mask_only_narrows() -> None:
             assert not (mask & ~before).any()
             assert int(mask.sum()) == max(1, up(want, mask.numel()))
             assert twice.forms[name].body is once.forms[name].body
-        assert {entry.how for entry in twice.ledger.edits()} <= {"refine"}
+        assert {entry.how for entry in twice.ledger.edits(-1)} <= {"refine"}
 
 
 def test_grids_and_tables_stay_under_the_mask() -> None:
@@ -174,7 +176,7 @@ def test_grids_and_tables_stay_under_the_mask() -> None:
         after = run(before, Prune(keep=0.25))
         for name in weights_of(after):
             assert after.forms[name].body.digest == before.forms[name].digest
-        assert {entry.how for entry in after.ledger.edits()} == {"wrap"}
+        assert {entry.how for entry in after.ledger.edits(-1)} == {"wrap"}
 
 
 def test_factors_are_pruned_each() -> None:
@@ -200,6 +202,25 @@ def test_where_leaves_the_others() -> None:
     assert result.forms["stem.weight"].name == "masked"
     vectors = run(tiny("conv").model, Prune(keep=0.5, where="*.bias"))
     assert int(kept(vectors.forms["block.bias"]).sum()) == 4
+
+
+def test_masks_below_a_sum_have_the_rows_of_the_layer() -> None:
+    """A transposed convolution has its outputs along axis 1, in each term of a sum too; factors have rows of
+    their own. At once and while training, a row keeps half of its weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.ConvTranspose2d(4, 6, 3, bias=False)
+    w, factors = model.weight.detach(), LowRank(Dense(torch.randn(4, 2)), Dense(torch.randn(2, 6, 3, 3)))
+    given = start(model)
+    (site,) = given.sites.values()
+    forms = {"weight": mask_all(Sum(Sum(Dense(w), Dense(w / 2)), factors))}
+    step = Prune(per="row", keep=0.5, ramp=1.0, epochs=1)
+    tuned = Tuned(model, forms, given.sites, ["weight"])
+    step.narrowing([site], 1.0, 0.5)(tuned, 1, 2)
+    for after in (step.narrowed([site], forms, 0.5)["weight"], tuned.fold()["weight"]):
+        nodes = dict(after.walk())
+        for path, axis, half in (("a.a", 1, 18), ("a.b", 1, 18), ("b.left", 0, 1), ("b.right", 0, 27)):
+            assert rows(nodes[path].keep.decode(), axis).sum(1).unique().tolist() == [half], path
 
 
 # --- while training ---
@@ -259,6 +280,17 @@ def test_gradual_pruning_follows_the_cubic_and_ends_at_keep(
     for name in names:
         assert torch.equal(kept(result.forms[name]), spied.masks[-1][name])
         assert not result.state_dict()[name][~kept(result.forms[name])].any()
+
+
+@pytest.mark.parametrize("ramp", [0.0, 0.5])
+def test_rows_are_outputs_while_training_too(ramp: float) -> None:
+    """Of transposed convolutions the outputs lie along axis 1, and each keeps its share of weights."""
+    t = tiny("mixed")
+    result = run(t.model, Prune(keep=0.3, per="row", ramp=ramp, epochs=2, lr=1e-3), t.task)
+    assert {result.sites[name].axis for name in weights_of(result)} == {0, 1}
+    for name in weights_of(result):
+        mask = rows(kept(result.forms[name]), result.sites[name].axis)
+        assert mask.sum(1).tolist() == [max(1, up(0.3, mask.shape[1]))] * len(mask), name
 
 
 @pytest.mark.parametrize("epochs", [0.5, 1, 1.5])

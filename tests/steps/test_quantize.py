@@ -9,7 +9,8 @@ import torch
 from tiny import tiny
 from torch import Tensor
 
-from tersor.core.run import Compressed, run
+from tersor.core.run import run
+from tersor.core.state import State
 from tersor.errors import SettingError
 from tersor.forms import Affine, Codebook, Form, LogGrid, LowRank, Masked
 from tersor.steps import Cluster, Entropy, Factorize, Finetune, Prune, Quantize
@@ -18,7 +19,7 @@ TRANSPOSED = ("up.weight", "back.weight")
 MODELS = ("mlp", "conv", "attention", "lstm", "mixed")
 
 
-def weights_of(result: Compressed) -> list[str]:
+def weights_of(result: State) -> list[str]:
     return [name for name, site in result.sites.items() if site.is_weight]
 
 
@@ -157,7 +158,7 @@ def test_what_a_mask_hides_stays_zero_and_shapes_nothing(settings: dict[str, Any
         mask = form.keep.decode()
         assert torch.equal(mask, cut.forms[name].keep.decode())
         assert not form.decode()[~mask].any()
-        assert next(e.how for e in result.ledger.edits() if e.site == name) == "refine"
+        assert next(e.how for e in result.ledger.edits(-1) if e.site == name) == "refine"
         # Hidden weights that are ten times as large change neither scale nor what is kept.
         step, w = Quantize(bits=4, **settings), cut.forms[name].decode()
         loud, quiet = (step.store(torch.where(mask, w, hidden), mask, 0) for hidden in (10.0, 0.0))

@@ -7,7 +7,8 @@ import torch
 from tiny import tiny
 from torch import nn
 
-from tersor.core.run import Compressed, run, start
+from tersor.core.run import run
+from tersor.core.state import State, start
 from tersor.errors import RefusedError, SettingError, TaskError
 from tersor.forms import Affine, LowRank, Masked, Sum, uncoded
 from tersor.io import save
@@ -46,11 +47,11 @@ def wide() -> tuple[nn.Module, Task]:
     )  # fmt: skip
 
 
-def loss(result: Compressed, task: Task) -> float:
+def loss(result: State, task: Task) -> float:
     return -float(task.scores(result.model()).mean())
 
 
-def expected_bits(result: Compressed) -> float:
+def expected_bits(result: State) -> float:
     return sum(e.data["bits"] for e in result.ledger.entries if e.kind == "done" and "bits" in e.data)
 
 
@@ -201,3 +202,12 @@ def test_a_few_codes_beyond_a_byte_are_stored_apart(tmp_path) -> None:
     assert abs(float(form.decode()[3, 7]) - 500) < float(form.a.scale.decode()[0, 0])
     nbytes = save(result, tmp_path / "m.tersor")
     assert nbytes > 0
+
+
+def test_a_search_that_leaves_what_floats_hold_ends_in_a_message() -> None:
+    for start_at in (1e-290, 1e290):
+        with pytest.raises(RefusedError, match="fewest found"):
+            least(lambda price: 1000.0, 1, start_at, slope=1e-9, near=0.01, who="x")
+        with pytest.raises(RefusedError, match="is not met"):
+            largest(lambda price: 4.0, 3.0, start_at, who="x")
+        assert 0 < largest(lambda price: 2.0, 3.0, start_at, who="x") < float("inf")

@@ -13,7 +13,7 @@ import numpy as np
 
 from tersor.coders.alphabet import SYMBOLS, Alphabet, alphabets, read_alphabet, write_alphabet
 from tersor.coders.bits import BitReader, BitWriter, read_list, write_list
-from tersor.coders.plan import Plan, first_byte
+from tersor.coders.plan import Plan, changed, first_byte
 from tersor.errors import FormatError
 
 HUFFMAN = 2
@@ -86,7 +86,9 @@ def plan_huffman(counts: np.ndarray) -> Plan | None:
         have = head.length % 32
         words = np.zeros((total - head.length + have + 31) // 32, dtype=np.uint32)
         rest = head.value & ((1 << have) - 1)
-        loops.huffman_encode(symbols, codes, lengths.astype(np.uint8), rest, have, words)
+        used = loops.huffman_encode(symbols, codes, lengths.astype(np.uint8), rest, have, words)
+        if used != total - head.length + have:
+            raise changed()
         front = (head.value >> have).to_bytes(head.length // 32 * 4, "big")
         return (front + words.astype(">u4").tobytes())[: -(-total // 8)]
 

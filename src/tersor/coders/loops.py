@@ -110,9 +110,10 @@ def rans_decode(
 def huffman_encode(
     symbols: np.ndarray, codes: np.ndarray, lengths: np.ndarray, head: int, have: int, words: np.ndarray
 ) -> np.int64:
-    """Append codes to the `have` < 32 bits of `head`, 32 bits a word; return the number of bits in all."""
+    """Append codes to the `have` < 32 bits of `head`, 32 bits a word; return the number of bits in all, of
+    which those beyond the words are not written."""
     buffer, filled = np.uint64(head), np.uint64(have)
-    at = N0
+    at, room = N0, np.uint64(words.size)
     for i in range(np.uint64(symbols.size)):
         symbol = symbols[i]
         length = np.uint64(lengths[symbol])
@@ -120,9 +121,10 @@ def huffman_encode(
         filled += length
         if filled >= N32:
             filled -= N32
-            words[at] = buffer >> filled
+            if at < room:
+                words[at] = buffer >> filled
             at += N1
-    if filled > N0:
+    if filled > N0 and at < room:
         words[at] = buffer << (N32 - filled)
     return np.int64(at * N32 + filled)
 

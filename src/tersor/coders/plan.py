@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from tersor.coders.pages import pages
+from tersor.errors import StorageError
 
 ID_BITS = 3  # of the first byte; the coder's settings are above
 
@@ -77,6 +78,14 @@ class Coder(NamedTuple):
 
 def first_byte(coder_id: int, settings: int = 0) -> bytes:
     return bytes([coder_id | settings << ID_BITS])
+
+
+def changed() -> StorageError:
+    """What is taken from a file twice, to be counted and to be coded, must be the same."""
+    return StorageError(
+        "the weights changed while they were coded: another program writes their file. Try again when it is "
+        "done, or with a copy of the file"
+    )
 
 
 class GridCoder(NamedTuple):

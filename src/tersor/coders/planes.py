@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from tersor.errors import FormatError
+
 AT_ONCE = 1 << 18  # elements that are read for a part: they stay in the cache, and many threads take parts
 Read = Callable[[int, int], np.ndarray]  # elements from here to there as bytes uint8, low bytes first
 
@@ -46,6 +48,8 @@ def plane_of(data: np.ndarray, itemsize: int, k: int, *, turned: bool) -> np.nda
 
 def join(planes: Sequence[np.ndarray], itemsize: int, out: np.ndarray, *, turned: bool) -> None:
     """The inverse: fill `out`, bytes uint8 [N * itemsize], from all planes [N], the lowest first."""
+    if any(len(plane) * itemsize != len(out) for plane in planes):
+        raise FormatError(f"planes of {[len(plane) for plane in planes]} symbols for {len(out)} bytes")
     if turned and itemsize in (2, 4):
         from tersor.coders import planes_loops
 

@@ -11,7 +11,7 @@ import numpy as np
 from tersor.coders.alphabet import SYMBOLS
 from tersor.coders.bits import BitReader
 from tersor.coders.fit import UNIT, best_table
-from tersor.coders.plan import Plan, first_byte
+from tersor.coders.plan import Plan, changed, first_byte
 from tersor.coders.tables import PAIR, Table, read_table
 from tersor.errors import FormatError
 
@@ -60,7 +60,10 @@ def payload_of(symbols: np.ndarray, table: Table, lanes: int) -> bytes:
     frequencies, starts = by_symbol(table)
     states = np.full(lanes, first_state(table, lanes), dtype=np.uint64)
     words = np.empty(len(symbols), dtype=np.uint16)
-    at = loops.rans_encode(symbols, frequencies, starts, table.bits, states, words)
+    try:
+        at = loops.rans_encode(symbols, frequencies, starts, table.bits, states, words)
+    except ZeroDivisionError:  # the frequency of a symbol that was not there when they were counted
+        raise changed() from None
     if lanes == 1:
         state = int(states[0])
         front = state.to_bytes((state.bit_length() + 7) // 8, "little")

@@ -1,27 +1,19 @@
-"""Recipe: a list of steps, a seed and a format number; the same in Python, YAML and words.
-
-tersor: 1                          run prune keep=0.1 entropy
-seed: 0
-steps:                             Recipe([Prune(keep=0.1), Entropy()])
-  - prune: {keep: 0.1}
-  - entropy
-"""
+"""Recipe: a list of steps, a seed and a format number; the same in Python and in words (steps/words.py)."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-import yaml
-
-from tersor.errors import SettingError, did_you_mean
-from tersor.settings import make, settings_of
+from tersor.core.step import Step
+from tersor.errors import SettingError
+from tersor.settings import settings_of
 
 NUMBER = 1
-KEYS = ("tersor", "seed", "steps", "base", "result")  # base and result are written by the lock file
 
 
 @dataclass(frozen=True)
@@ -30,117 +22,42 @@ class Recipe:
     refused."""
 
     steps: tuple[Any, ...]
-    seed: int = 0
+    seed: int | tuple[int, ...] = 0  # one for all steps, or one for each: a lock of several runs
     base: str | None = None
     result: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "steps", tuple(self.steps))
         for number, step in enumerate(self.steps, 1):
-            if not callable(getattr(step, "run", None)) or isinstance(step, type):
+            if isinstance(step, type) or not isinstance(step, Step):
+                lacks = [key for key in ("name", "where", "needs", "run") if not hasattr(step, key)]
                 raise SettingError(
                     f"recipe: step {number} is {step!r}, but it must be a step, such as Prune(keep=0.5)"
+                    + (f": it states no {', '.join(lacks)}" if 0 < len(lacks) < 4 else "")
                 )
         if not self.steps:
             raise SettingError("recipe: no steps. Name at least one, such as: prune keep=0.5")
-        if type(self.seed) is not int or self.seed < 0:
-            raise SettingError(f"recipe: seed={self.seed!r}, but it must be a whole number, 0 or more")
+        seeds = self.seed if isinstance(self.seed, tuple) else (self.seed,) * len(self.steps)
+        if len(seeds) != len(self.steps) or any(type(seed) is not int or seed < 0 for seed in seeds):
+            raise SettingError(
+                f"recipe: seed={self.seed!r}, but it must be a whole number, 0 or more, or one for each step"
+            )
+
+    def seed_of(self, number: int) -> int:
+        return self.seed[number] if isinstance(self.seed, tuple) else self.seed
 
     def to_json(self) -> dict[str, Any]:
         """Every setting spelled out, defaults too."""
-        return {
-            "tersor": NUMBER,
-            "seed": self.seed,
-            "steps": [{step.name: settings_of(step)} for step in self.steps],
-        }
+        seed = list(self.seed) if isinstance(self.seed, tuple) else self.seed
+        return {"tersor": NUMBER, "seed": seed, "steps": list(self._told)}
 
-    def to_yaml(self) -> str:
-        return dump(self.to_json())
+    @cached_property
+    def _told(self) -> tuple[dict[str, Any], ...]:
+        return tuple({step.name: settings_of(step)} for step in self.steps)
 
     @property
     def digest(self) -> str:
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:16]
-
-
-def dump(document: Mapping[str, Any]) -> str:
-    """YAML with one step a line, for people."""
-    return yaml.safe_dump(dict(document), sort_keys=False, default_flow_style=None, width=110)
-
-
-class Loader(yaml.SafeLoader):
-    """YAML 1.1 without its numbers of base 60: the pattern 2:4 is a text."""
-
-    def number(self, node: yaml.ScalarNode) -> int | float | str:
-        if ":" in node.value:
-            return str(node.value)
-        is_int = node.tag.endswith("int")
-        return self.construct_yaml_int(node) if is_int else self.construct_yaml_float(node)
-
-
-for _tag in ("int", "float"):
-    Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", Loader.number)
-
-
-def from_yaml(text: str, table: Mapping[str, type], name: str = "recipe") -> Recipe:
-    """Read a recipe; `name` is what errors call it."""
-    try:
-        document = yaml.load(text, Loader)
-    except yaml.YAMLError as error:
-        raise SettingError(f"{name} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(document, dict):
-        raise SettingError(f"{name}: expected a mapping with 'steps', found {type(document).__name__}")
-    for key in document:
-        if key not in KEYS:
-            raise SettingError(f"{name}: no key {key!r}; {did_you_mean(key, KEYS)}")
-    number = document.get("tersor", NUMBER)
-    if number != NUMBER:
-        raise SettingError(
-            f"{name} has format {number!r}; this version reads {NUMBER}. A newer tersor may read it."
-        )
-    items = document.get("steps")
-    if not isinstance(items, list):
-        raise SettingError(
-            f"{name}: 'steps' must be a list of steps, such as [prune: {{keep: 0.5}}, entropy]"
-        )
-    steps = []
-    for item in items:
-        if isinstance(item, str):
-            item = {item: {}}
-        if not isinstance(item, dict) or len(item) != 1:
-            raise SettingError(f"{name}: a step is one word with its settings, not {item!r}")
-        ((word, settings),) = item.items()
-        if settings is not None and not isinstance(settings, dict):
-            raise SettingError(f"{name}: {word}: settings must be a mapping, not {settings!r}")
-        steps.append(make(step_class(word, table), settings or {}))
-    base, result = document.get("base"), document.get("result") or {}
-    if not isinstance(base, str | None):
-        raise SettingError(f"{name}: 'base' must be a digest, not {base!r}")
-    if not isinstance(result, dict) or not all(isinstance(digest, str) for digest in result.values()):
-        raise SettingError(f"{name}: 'result' must be digests by site, not {str(result)[:40]}")
-    return Recipe(tuple(steps), document.get("seed", 0), base, tuple(result.items()))
-
-
-def from_words(words: Sequence[str], table: Mapping[str, type], seed: int = 0) -> Recipe:
-    """Read `prune keep=0.5 quantize bits=8`: a word starts a step, key=value belongs to the step before
-    it."""
-    steps: list[tuple[type, dict[str, Any]]] = []
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not equals:
-            steps.append((step_class(word, table), {}))
-        elif not steps:
-            raise SettingError(
-                f"{word!r} stands before any step; begin with one of {', '.join(sorted(table))}"
-            )
-        else:
-            steps[-1][1][key] = value
-    return Recipe(tuple(make(kind, settings) for kind, settings in steps), seed)
-
-
-def step_class(word: str, table: Mapping[str, type]) -> type:
-    if word not in table:
-        raise SettingError(f"recipe: no step {word!r}; {did_you_mean(word, table)}")
-    return table[word]
 
 
 def as_recipe(recipe: Recipe | Iterable[Any] | Any, seed: int = 0) -> Recipe:

@@ -1,55 +1,43 @@
-"""Step: one technique with its settings, and the only two things it may yield.
+"""Step: one technique with its settings.
 
-    class Quantize:                                   a frozen dataclass; its fields are the settings
-        name = "quantize"                             its word in YAML and on the command line
-        def run(self, view) -> Iterator[Group]   looks at the view, yields groups of events; changes nothing
-
-An edit says how it treats the old form:
-    wrap      the old form is a child of the new          refine   leaves replaced, the rest stands
-    lossless  decodes to the same bits   absorb   decoded and encoded anew: earlier structure is gone
+class Quantize:                                      a frozen dataclass; its fields are the settings
+    name = "quantize"                                its word in YAML and on the command line
+    where = "*"                                      which sites, as a glob
+    needs                                            what it cannot work without, as it is set
+    def run(self, view) -> Iterator[Group]           looks at the view, yields groups; changes nothing
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+import enum
+from collections.abc import Iterator
+from typing import ClassVar, Protocol, runtime_checkable
 
-from tersor.forms import Form
-
-if TYPE_CHECKING:
-    from tersor.core.view import View
-
-HOW = ("wrap", "refine", "lossless", "absorb")
+from tersor.core.view import View
+from tersor.record.events import Group
 
 
-@dataclass(frozen=True, eq=False)
-class Edit:
-    """This site's form becomes that."""
+class Needs(enum.Flag):
+    """What a step, as it is set, cannot work without. One that needs nothing works site by site."""
 
-    site: str
-    before: Form
-    after: Form
-    how: str
-
-
-@dataclass(frozen=True, eq=False)
-class Note:
-    """A fact about a site, or about the whole model (site ""). `data` is JSON: numbers and text."""
-
-    site: str
-    kind: str  # one word: "skipped", "done", "measured", "trained", "written", ...
-    text: str
-    data: Mapping[str, Any] = field(default_factory=dict)
+    NOTHING = 0
+    MODEL = enum.auto()  # the module itself, not only its weights
+    TASK = enum.auto()  # batches and a metric
+    TRAINING = enum.auto()  # batches and a loss to train with
+    WHOLE = enum.auto()  # all weights at once
 
 
-Group = tuple[Edit | Note, ...]
-
-
+@runtime_checkable
 class Step(Protocol):
     """One technique."""
 
     name: ClassVar[str]
 
+    @property
+    def where(self) -> str | tuple[str, ...]: ...
+
+    @property
+    def needs(self) -> Needs: ...
+
     def run(self, view: View) -> Iterator[Group]:
-        """Look at the view; yield groups of events. Each group is applied whole, at once."""
+        """Look at the view; yield keyed groups of events. Each is applied whole, at once."""

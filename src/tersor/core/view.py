@@ -1,6 +1,6 @@
-"""View: what a step may look at: forms, sites, statistics, the task, trial models. Read-only.
+"""View: what a step may look at: forms, sites, statistics, the task, trials. Read-only.
 
-A step sees the state as it was when the step began, never its own edits: so a run that is resumed in the
+A step sees the state as it was when the step began, never its own events: so a run that is resumed in the
 middle of a step decides as it would have.
 """
 
@@ -10,70 +10,84 @@ import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
-from tersor.core.journal import Journal
-from tersor.core.step import Edit
+from tersor.core.state import State, known_base
 from tersor.errors import RefusedError, SettingError
 from tersor.forms import Form
-from tersor.model.dress import dress
+from tersor.model.answers import once
 from tersor.model.fit import Plan, fit
+from tersor.model.fitted import fitted
+from tersor.model.parts import Grid
+from tersor.model.simulate import with_grids
 from tersor.model.sites import Site, select
 from tersor.model.stats import grams, has_gram
 from tersor.model.task import Task
-from tersor.model.tune import Grid, Tuned
+from tersor.model.tune import Tuned
+from tersor.record.events import Edit
+from tersor.record.journal import Journal
+from tersor.record.observer import Observer
 
 GRAM_BYTES = 512 << 20  # of second moments held at once: layers beyond it take another pass over the data
 
-
-class Watch:
-    """Who is told of progress; this one keeps silent. Reports and the command line bring their own."""
-
-    def step(self, number: int, total: int, name: str) -> None:
-        """A step begins."""
-
-    def progress(self, done: int, total: int, text: str = "") -> None:
-        """Something long has come this far."""
+Trial = Callable[["View", Iterable[Any]], tuple[dict[str, Any], State]]
 
 
 @dataclass
 class View:
     """The state before one step."""
 
-    sites: Mapping[str, Site]
-    forms: Mapping[str, Form]
-    aliases: Mapping[str, str]
-    base_model: nn.Module | None
-    base_forms: Mapping[str, Form]
+    state: State
     maybe_task: Task | None
     step_name: str
-    step: int
+    step: str  # where it stands among all steps, "3", and in a trial "3.1.0": what seeds are drawn from
     seed: int
-    watch: Watch
+    observer: Observer
     out: Path = Path()  # folder for files that steps write
     journal: Journal | None = None
-    done: frozenset[str] = frozenset()  # sites whose events of this step are already in the journal
-    _grams: dict[str, Tensor] = field(default_factory=dict)
+    done: frozenset[str] = frozenset()  # keys of this step's groups that are in the journal already
+    statistics: dict[str, Tensor] = field(default_factory=dict)  # of this state, shared with trials
+    run_trial: Trial | None = None
     _trainings: int = 0
+    _trials: int = 0
+    place: str = ""  # of the last trial among those of this step
+
+    @property
+    def sites(self) -> Mapping[str, Site]:
+        return self.state.sites
+
+    @property
+    def forms(self) -> Mapping[str, Form]:
+        return self.state.forms
 
     def weights(self, where: str | Iterable[str] = "*") -> list[Site]:
         """The sites that a glob means, in the model's order; SiteError with near misses for none."""
         return select(self.sites, where, self.step_name)
 
     def each(self, where: str | Iterable[str] = "*") -> Iterator[Site]:
-        """The same, one by one, for steps whose sites do not depend on each other: what a resumed run has
-        already done is passed over, and progress is told."""
+        """The same, one by one, for steps whose sites do not depend on each other and whose groups have
+        their names as keys: what a resumed run has already done is passed over, and progress is told."""
         sites = self.weights(where)
         for number, site in enumerate(sites, 1):
             if site.name not in self.done:
                 yield site
-            self.watch.progress(number, len(sites), site.name)
+            self.observer.progress(number, len(sites), site.name)
 
     def form(self, site: Site | str) -> Form:
         """How the site is stored."""
         return self.forms[site if isinstance(site, str) else site.name]
+
+    def shape(self, site: Site | str) -> tuple[int, ...]:
+        """The shape now; Site.shape is the one that was given."""
+        return tuple(self.form(site).shape)
+
+    def present(self, site: Site | str, axis: int) -> tuple[int, ...]:
+        """The given index of each index that is present along an axis: what cuts name."""
+        return self.state.present(site if isinstance(site, str) else site.name, axis)
 
     @property
     def task(self) -> Task:
@@ -85,17 +99,26 @@ class View:
         return self.maybe_task
 
     def model(self, forms: Mapping[str, Form] | None = None) -> nn.Module:
-        """A plain copy of the model as it stands, with `forms` put in by site where given."""
-        return dress(self._module(), {**self.forms, **(forms or {})}, self.sites, self.aliases)
+        """The model as it stands, with `forms` put in by site where given, and the grids on its edges."""
+        return with_grids(self.plain(forms), self.state.grids)
+
+    def plain(self, forms: Mapping[str, Form] | None = None) -> nn.Module:
+        """The same without grids: its modules have the names that sites have."""
+        state = self.state
+        return fitted(
+            self._module(), {**state.forms, **(forms or {})}, state.sites, state.aliases, state.changes
+        )
 
     def base(self) -> nn.Module:
-        """A copy of the model as it was given: the teacher unless another is named."""
-        return dress(self._module(), self.base_forms, self.sites, self.aliases)
+        """A copy of the model as it was first given: the teacher unless another is named. RefusedError where
+        only a file of what became of it is there."""
+        base = known_base(self.state, self.step_name)
+        return fitted(self._module(), base.forms, base.sites, base.aliases)
 
     def _module(self) -> nn.Module:
-        if self.base_model is None:
+        if self.state.given is None:
             raise RefusedError(f"{self.step_name}: needs the model itself, and there are only its weights")
-        return self.base_model
+        return self.state.given
 
     def seed_for(self, site: Site | str = "") -> int:
         """The same on every machine: hash() is salted anew in each process."""
@@ -106,48 +129,69 @@ class View:
         """Second moment of the inputs of a site's layer, [I, I]; None where its inputs cannot be seen."""
         if not has_gram(site):
             return None
-        if site.name not in self._grams:
+        if site.name not in self.statistics:
             chunk, room = [], GRAM_BYTES
             names = list(self.sites)
             for name in names[names.index(site.name) :]:
                 other = self.sites[name]
-                size = 4 * math.prod(other.shape[1:]) ** 2
+                size = 4 * math.prod(self.shape(other)[1:]) ** 2
                 if has_gram(other) and len(other.shape) >= 2 and (size <= room or other is site):
                     chunk.append(other)
                     room -= size
-            self._grams = grams(self.model(), self.task, chunk)
-        return self._grams.get(site.name)
+            self.statistics.clear()
+            self.statistics.update(grams(self.plain(), self.task, chunk))
+        return self.statistics.get(site.name)
 
     def train(
         self, plan: Plan, *, forms: Mapping[str, Form] | None = None, begin: Mapping[str, Form] | None = None,
         where: Iterable[Site] | None = None, teacher: nn.Module | None = None,
         on_step: Callable[[Tuned, int, int], None] | None = None, text: str = "training",
-        grids: Mapping[str, Grid] | None = None,
+        grids: Mapping[str, Grid] | None = None, key: str = "",
     ) -> tuple[dict[str, Form], dict[str, float]]:  # fmt: skip
         """Train the model as it stands (with `forms` put in); returns the sites whose form moved, and what
         fit says.
 
         `begin`: finer forms of some sites, whose weights the rounded ones learn on from. `where`: the sites
         that learn (default: all parameters). The teacher is the base model unless given. `grids`: how even
-        grids of some sites learn, where not as usual.
+        grids of some sites learn, where not as usual. `key`: for steps that yield between trainings: a
+        resumed run, which passes over what is done, knows a training by it (others by their number).
         """
-        state = {**self.forms, **(forms or {})}
+        after = {**self.forms, **(forms or {})}
         learn = [s.name for s in (self.sites.values() if where is None else where) if s.is_parameter]
         if not learn:
             raise SettingError(f"{self.step_name}: no parameter is left to train")
-        tuned = Tuned(self._module(), state, self.sites, learn, grids)
+        # Of cut and replaced modules a fitted one has the shapes; it need not have the new values.
+        module = self.plain() if self.state.kept or self.state.changes else self._module()
+        tuned = Tuned(
+            module, after, self.sites, learn, grids,
+            edge_grids=self.state.grids, example=partial(once, self.task),
+        )  # fmt: skip
+        for scale in tuned.grids.parameters():
+            scale.requires_grad_(False)
         tuned.begin(begin or {})
         if teacher is None and (plan.share > 0 or plan.features):
             teacher = self.base()
         self._trainings += 1
+        part = f"{zlib.crc32(key.encode()):08x}" if key else f"{self._trainings}"
         facts = fit(
-            tuned, self.task, plan, seed=self.seed_for(f"training {self._trainings}"), teacher=teacher,
+            tuned, self.task, plan, seed=self.seed_for(f"training {part}"), teacher=teacher,
             on_step=None if on_step is None else (lambda step, total: on_step(tuned, step, total)),
-            checkpoint=None if self.journal is None else self.journal.training(self.step, self._trainings),
-            watch=lambda done, total, said: self.watch.progress(done, total, f"{text}, {said}"),
+            checkpoint=None if self.journal is None else self.journal.training(self.step, part),
+            watch=lambda done, total, said: self.observer.progress(done, total, f"{text}, {said}"),
         )  # fmt: skip
         moved = {name: form for name, form in tuned.fold().items() if form.digest != self.forms[name].digest}
         return moved, facts
+
+    def trial(self, steps: Iterable[Any], key: str = "") -> tuple[dict[str, Any], State]:
+        """Run steps on the side, from the state as it is seen here: (facts, what became of it). Facts are the
+        data of the notes about the whole model, by kind, and "nbytes". It has a journal of its own where the
+        run has one, and shares this state's statistics. Nothing of it counts until the step yields it. `key`:
+        as in train."""
+        if self.run_trial is None:
+            raise RefusedError(f"{self.step_name}: trials are not run here")
+        self._trials += 1
+        self.place = f"{zlib.crc32(key.encode()):08x}" if key else f"{self._trials}"
+        return self.run_trial(self, steps)
 
     def edits(self, after: Mapping[str, Form], how: str = "refine") -> tuple[Edit, ...]:
         """Edits of many sites at once, in the model's order."""

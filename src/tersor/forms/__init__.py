@@ -1,22 +1,33 @@
-"""How one weight is stored: a small tree that decodes to a tensor. One form a file; this is the one table
-of them."""
+"""What a state holds for a weight or an edge. One form a file; these are the tables of them.
+
+FORMS    how one weight is stored: trees of these, and of nothing else, decode to a tensor
+NODES    these and the grids of edges
+"""
+
+from collections import ChainMap
+from collections.abc import Mapping
+from typing import cast
 
 from tersor.forms.affine import Affine
+from tersor.forms.at import At
 from tersor.forms.codebook import Codebook
-from tersor.forms.coded import Coded, coded, uncoded
+from tersor.forms.coded import PROFILES, Coded, uncoded
 from tersor.forms.dense import Dense
 from tersor.forms.form import Form
+from tersor.forms.grid import Grid
 from tersor.forms.loggrid import LogGrid
 from tersor.forms.lowrank import LowRank
 from tersor.forms.masked import Masked
-from tersor.forms.refine import refine
+from tersor.forms.node import Node
+from tersor.forms.ongrid import even
 from tersor.forms.sum import Sum
 
 FORMS: dict[str, type[Form]] = {
     form.name: form for form in (Dense, Coded, Masked, Affine, Codebook, LogGrid, LowRank, Sum)
 }
+NODES: Mapping[str, type[Node]] = ChainMap(cast(dict[str, type[Node]], FORMS), {Grid.name: Grid})
 
 __all__ = [
-    "FORMS", "Affine", "Codebook", "Coded", "Dense", "Form", "LogGrid", "LowRank", "Masked", "Sum",
-    "coded", "refine", "uncoded",
+    "FORMS", "NODES", "PROFILES", "Affine", "At", "Codebook", "Coded", "Dense", "Form", "Grid", "LogGrid",
+    "LowRank", "Masked", "Node", "Sum", "even", "uncoded",
 ]  # fmt: skip

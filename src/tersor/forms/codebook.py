@@ -10,14 +10,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
-from tersor.forms.affine import take_rows
-from tersor.forms.form import Form, from_rows, to_rows
+from tersor.forms.form import FLOATS, Fact, Facts, Form, Shape, demand, from_rows, to_rows, wider
+from tersor.forms.ongrid import OnGrid
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Codebook(Form):
+class Codebook(OnGrid):
     """Indices into a table, times an optional scale."""
 
     name: ClassVar[str] = "codebook"
@@ -26,7 +27,6 @@ class Codebook(Form):
     book: Form  # float [K], or one table a row [O, K]
     scale: Form | None = None  # float, [1, 1] or [O, 1]
     axis: int = 0  # the axis of rows
-    group: ClassVar[int] = 0
 
     def decode(self, keep: Tensor | None = None) -> Tensor:
         index = self.index.decode(keep)
@@ -36,10 +36,13 @@ class Codebook(Form):
             w = w * self.scale.decode()
         return from_rows(w, tuple(index.shape), self.axis)
 
-    def take(self, axis: int, index: Tensor) -> Form:
-        per_row = ("scale", "book") if len(self.book.shape) == 2 else ("scale",)
-        return take_rows(self, axis, index, "index", per_row)
+    def bounds(self) -> dict[str, tuple[int, int, str]]:
+        return {"index": (0, self.book.shape[-1] - 1, "table entries")}
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.index.shape
+    def fact(self, facts: Facts, keep: Shape | None) -> Fact:
+        rows, _ = self.fact_of_rows(facts, torch.uint8, torch.int16)
+        book = facts["book"]
+        fine = len(book.shape) == 1 or (len(book.shape) == 2 and book.shape[0] == rows)
+        demand(fine and book.shape[-1] >= 1, f"a table of {list(book.shape)} for {rows} rows")
+        demand(book.dtype in FLOATS, f"a table of {book.dtype}")
+        return Fact(facts["index"].shape, wider(book, facts.get("scale", book)))

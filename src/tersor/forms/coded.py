@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tersor.errors import FormatError
+from tersor.forms.at import At
 from tersor.forms.dense import Dense
-from tersor.forms.form import SLICE, Form
+from tersor.forms.form import SLICE, Fact, Facts, Form, Shape, demand
 
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype
@@ -27,7 +27,7 @@ DTYPES = {
     )
 }  # fmt: skip
 
-MANY_FLOATS = 1 << 16  # elements: above, floats are coded fast
+PROFILES = ("max", "fast", "huffman", "rans")  # how a leaf may be coded, and coded again when it was cut
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -42,61 +42,59 @@ class Coded(Form):
     pack: bool = False  # a mask, eight elements to a byte before coding
     kept: bool = False  # only the elements that the mask above keeps are in the stream
     turned: bool = False  # floats, turned left by one bit: the exponents are a plane by themselves
+    coder: str = "max"  # the profile it was coded with
 
     def decode(self, keep: Tensor | None = None) -> Tensor:
-        count = math.prod(self.size)
-        if self.kept:
-            if keep is None or tuple(keep.shape) != tuple(self.size):
-                raise FormatError(
-                    "a coded leaf leaves out what a mask hides, but no mask of its shape stands above it"
-                )
-            flat = torch.zeros(count, dtype=self._checked())
-            mine = keep.reshape(-1).cpu()
-            flat[mine] = self._elements(int(mine.sum()), mine.numpy())
-        else:
-            flat = self._elements(count)
+        dtype = self.fact({}, None if keep is None else tuple(keep.shape)).dtype
+        if not self.kept or keep is None:
+            return self._elements(math.prod(self.size), dtype).reshape(self.size)
+        flat, mine = torch.zeros(math.prod(self.size), dtype=dtype), keep.reshape(-1).cpu()
+        flat[mine] = self._elements(int(mine.sum()), dtype, mine.numpy())
         return flat.reshape(self.size)
 
     def slices(self) -> Iterator[Tensor]:
-        alone = not self.kept and not self.pack
-        yield from self._slices(math.prod(self.size)) if alone else super().slices()
+        if self.kept or self.pack:
+            return super().slices()
+        from tersor.coders.arrays import decode_slices  # brings numba, which `import tersor` must not
 
-    def _elements(self, count: int, keep: np.ndarray | None = None) -> Tensor:
-        from tersor.coders import decode  # brings numba, which `import tersor` must not
+        dtype, data = self.fact({}, None).dtype, self.data.cpu().numpy()
+        found = decode_slices(
+            data, self.planes, dtype.itemsize, math.prod(self.size), turned=self.turned,
+            width=columns(self.size), step=SLICE,
+        )  # fmt: skip
+        return (as_elements(part, dtype) for part in found)
+
+    def _elements(self, count: int, dtype: torch.dtype, keep: np.ndarray | None = None) -> Tensor:
+        from tersor.coders import decode
         from tersor.coders.arrays import decode_array
 
-        dtype, data = self._checked(), self.data.cpu().numpy()
-        if self.pack and self.planes == (len(data),):
+        data = self.data.cpu().numpy()
+        if self.pack:
             return torch.from_numpy(np.unpackbits(decode(data, -(-count // 8)), count=count).view(np.bool_))
         found = decode_array(
             data, self.planes, dtype.itemsize, count, turned=self.turned, width=columns(self.size), keep=keep
         )
         return as_elements(found, dtype)
 
-    def _slices(self, count: int) -> Iterator[Tensor]:
-        from tersor.coders.arrays import decode_slices
-
-        dtype, data = self._checked(), self.data.cpu().numpy()
-        for found in decode_slices(
-            data, self.planes, dtype.itemsize, count, turned=self.turned, width=columns(self.size), step=SLICE
-        ):
-            yield as_elements(found, dtype)
-
-    def _checked(self) -> torch.dtype:
-        """The dtype, if there is such a leaf."""
-        if self.dtype not in DTYPES:
-            raise FormatError(f"a coded leaf has dtype {self.dtype[:40]!r}; known are {', '.join(DTYPES)}")
-        dtype = DTYPES[self.dtype]
-        if (self.turned and not dtype.is_floating_point) or (self.pack and dtype is not torch.bool):
-            raise FormatError(f"a coded leaf of {self.dtype} has planes turned or packed, but it cannot")
-        return dtype
-
     def take(self, axis: int, index: Tensor) -> Dense:
         return Dense(self.decode()).take(axis, index)
 
     @property
-    def shape(self) -> tuple[int, ...]:
+    def shape(self) -> Shape:
         return tuple(self.size)
+
+    def fact(self, facts: Facts, keep: Shape | None) -> Fact:
+        demand(self.dtype in DTYPES, f"dtype {self.dtype[:40]!r} is not coded; coded are {', '.join(DTYPES)}")
+        dtype, planes, data = DTYPES[self.dtype], self.planes, self.data
+        demand(len(planes) == dtype.itemsize, f"{len(planes)} streams for {self.dtype}")
+        fine = data.dtype is torch.uint8 and data.ndim == 1 and sum(planes) == len(data)
+        demand(fine, f"streams of {list(planes)} bytes in {data.dtype} {list(data.shape)}")
+        demand(not self.pack or dtype is torch.bool, f"eight {self.dtype} do not make a byte")
+        demand(not self.turned or dtype.is_floating_point, f"{self.dtype} turned, but only floats are")
+        demand(not self.kept or keep == self.shape, "kept, but no mask of its shape stands above it")
+        fine = self.coder in PROFILES
+        demand(fine, f"coder {self.coder[:40]!r} is not known; known are {', '.join(PROFILES)}")
+        return Fact(self.shape, dtype)
 
 
 def as_elements(data: np.ndarray, dtype: torch.dtype) -> Tensor:
@@ -112,45 +110,10 @@ def columns(size: tuple[int, ...]) -> int:
     return math.prod(size[1:]) if len(size) > 1 else 0
 
 
-def coded(leaf: Dense | Tensor, keep: Tensor | None = None, coder: str = "max") -> Coded:
-    """The leaf as a stream; with `keep` (bool, its shape) only what is kept is in it.
-
-    `coder` is a profile or a coder of tersor.coders. A mask is tried both ways: an element a symbol, or 8.
-    Many floats are coded by the static coders: contexts save 0.3 % of them, and take a hundred times as long.
-    """
-    from tersor.coders import encode
-    from tersor.coders.arrays import encode_array
-
-    leaf = leaf if isinstance(leaf, Dense) else Dense(leaf)
-    size, dtype = leaf.shape, leaf.dtype
-    elements = leaf if keep is None else Dense(leaf.array[keep])
-    count, turned = math.prod(elements.shape), dtype.is_floating_point
-    if turned and coder == "max" and count > MANY_FLOATS:
-        coder = "fast"
-    mask = None if keep is None else keep.reshape(-1).cpu().numpy()
-    read = elements.reader()
-    data, lengths = encode_array(
-        read, count, dtype.itemsize, turned=turned, coder=coder, width=columns(size), keep=mask
-    )
-    pack = False
-    if dtype is torch.bool:
-        packed = encode(np.packbits(read(0, count)), "fast" if coder == "max" else coder)
-        pack = len(packed) < len(data)
-        data, lengths = (
-            (np.frombuffer(bytearray(packed), np.uint8), [len(packed)]) if pack else (data, lengths)
-        )
-    word = str(dtype).removeprefix("torch.")
-    return Coded(torch.from_numpy(data), size, word, tuple(lengths), pack, keep is not None, turned)
-
-
 def uncoded(form: Form, keep: Tensor | None = None) -> Form:
     """The same tree with plain leaves in place of coded ones; `keep` is the mask above, as in Form.decode."""
-    if isinstance(form, Coded):
-        return Dense(form.decode(keep))
-    within = getattr(form, "within", None)  # a mask narrows what the nodes below it must store
-    inner = within(keep) if within else keep
-    fields = {
-        key: uncoded(child, inner if key in form.aligned else None) for key, child in form.children().items()
-    }
-    same = all(fields[key] is child for key, child in form.children().items())
-    return form if same else form.replace(**fields)
+
+    def change(at: At) -> Form | None:
+        return Dense(at.node.decode(at.keep)) if isinstance(at.node, Coded) else None
+
+    return At(form, given=keep).rebuilt(change)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tersor.forms.form import Form, as_bytes
+from tersor.forms.form import Fact, Facts, Form, Shape, as_bytes
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -28,6 +28,12 @@ class Dense(Form):
 
     def take(self, axis: int, index: Tensor) -> Dense:
         return Dense(self.array.index_select(axis, index))
+
+    def zeroed(self, where: Tensor) -> Dense:
+        return Dense(torch.where(where.cpu(), self.array.new_zeros(()), self.array))
+
+    def fact(self, facts: Facts, keep: Shape | None) -> Fact:
+        return Fact(self.shape, self.dtype)
 
     def reader(self) -> Callable[[int, int], np.ndarray]:
         """The bytes of its elements from one place to another."""

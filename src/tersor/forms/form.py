@@ -1,35 +1,53 @@
-"""Form: how one weight is stored, as a small tree of frozen values.
+"""Form: how one weight is stored, as a small tree that decodes to a tensor.
 
-A leaf holds arrays; an inner node says how to decode its children. A field that is a Form is a child, a
-tensor is an array, None is absent, anything else is a setting. Digest, size and walking follow from the
-fields alone, so a form is its dataclass, `decode` and `take`.
+structure   a form whose `inner` children are weights themselves: a mask, a product, a sum
+body        a form with no `inner` children: it holds the numbers, as codes and tables or as they are
+A form is its dataclass, `decode`, `take`, `shape`, `fact`, and these few words about its children: whoever
+walks, prunes, rounds, codes or checks a tree of forms asks no more.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, ClassVar, Self
+from typing import ClassVar, NamedTuple, NoReturn, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from tersor.errors import FormatError
+from tersor.forms.node import DIGEST, Node, as_bytes  # noqa: F401  many know them from here
+
 SLICE = 1 << 18  # elements looked at at a time: what is asked of each may take ten times their bytes
-DIGEST = 16  # hex digits of a digest: 64 bits, for telling states apart, not against forgers
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+Shape = tuple[int, ...]
+Moments = tuple[Tensor | None, Tensor | None]  # F and H: full, a diagonal, or None for a diagonal of ones
 
 
-@dataclass(frozen=True, eq=False)
-class Form:
-    """How one weight is stored. Arrays are never written to once they are in a form."""
+class Fact(NamedTuple):
+    """What a node decodes to."""
 
-    name: ClassVar[str]
+    shape: Shape
+    dtype: torch.dtype
+
+
+Facts = Mapping[str, Fact]  # of the children
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Form(Node):
+    """How one weight is stored."""
+
     aligned: ClassVar[tuple[str, ...]] = ()  # children with one element for each element of this form
+    inner: ClassVar[tuple[str, ...]] = ()  # children that are weights themselves
+    mask: ClassVar[str] = ""  # the child that hides elements of the aligned ones
+    rows: ClassVar[int | None] = None  # the axis of the inner children's rows; None: that of this form
+    dtypes: ClassVar[Mapping[str, str]] = {
+        "keep": "bool", "index": "uint8", "codes": "int8", "zero": "int16", "scale": "float32",
+        "book": "float32", "member": "uint8",
+    }  # of children in files, where not told; others have their parent's  # fmt: skip
 
     def decode(self, keep: Tensor | None = None) -> Tensor:
         """The tensor that this form stands for.
@@ -37,94 +55,60 @@ class Form:
         `keep` is a mask from above (bool, this form's shape): where it is False any value may come back, so
         that a mask's body need not store what the mask hides.
         """
-        raise TypeError(f"{type(self).__name__} has no decode")
+        self._lacks("decode")
+
+    def take(self, axis: int, index: Tensor) -> Form:
+        """The form of decode().index_select(axis, index); index is int64, 1-D."""
+        self._lacks("take")
+
+    @property
+    def shape(self) -> Shape:
+        """Shape of what decode returns."""
+        self._lacks("shape")
+
+    def fact(self, facts: Facts, keep: Shape | None) -> Fact:
+        """What this node decodes to, by its settings and what its children are; FormatError where it cannot.
+        `keep`: the shape of the mask above. Nothing is decoded for it."""
+        raise FormatError(f"no rule for the form {self.name}")
+
+    def bounds(self) -> dict[str, tuple[int, int, str]]:
+        """What the elements of some children may be: lowest, highest, and what these numbers name."""
+        return {}
+
+    def zeroed(self, where: Tensor) -> Form | None:
+        """The form with zeros where `where` is true; None if its elements cannot be made zero one by one."""
+        return None
+
+    def weigh(self, rows: Tensor | None, columns: Tensor | None) -> tuple[Moments, ...]:
+        """F and H of each inner child, where an error E of this form weighs tr(F E H E^T)."""
+        return ((rows, columns),) * len(self.inner)
+
+    def within(self, keep: Tensor | None) -> Tensor | None:
+        """The mask for aligned children: the one from above, narrowed by this form's own if it is a mask."""
+        return keep
 
     def slices(self) -> Iterator[Tensor]:
         """What decode returns, flat and in order, SLICE elements at a time; of none one slice. Leaves do not
         make the whole for it."""
         yield from self.decode().reshape(-1).split(SLICE)
 
-    def take(self, axis: int, index: Tensor) -> Form:
-        """The form of decode().index_select(axis, index); index is int64, 1-D."""
-        raise TypeError(f"{type(self).__name__} has no take")
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of what decode returns."""
-        raise TypeError(f"{type(self).__name__} has no shape")
-
     def children(self) -> dict[str, Form]:
-        return {key: value for key, value in self._fields() if isinstance(value, Form)}
-
-    def arrays(self) -> dict[str, Tensor]:
-        return {key: value for key, value in self._fields() if isinstance(value, Tensor)}
-
-    def outlines(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-        """Dtype and shape of each array."""
-        return {key: (array.dtype, tuple(array.shape)) for key, array in self.arrays().items()}
-
-    def payload(self) -> Iterator[np.ndarray]:
-        """The bytes of the arrays, in order."""
-        return (as_bytes(array) for array in self.arrays().values())
-
-    def settings(self) -> dict[str, Any]:
-        """Fields that are neither children nor arrays nor at their default: what JSON says of this node."""
-        defaults = {field.name: field.default for field in dataclasses.fields(self)}
-        return {
-            key: value
-            for key, value in self._fields()
-            if not isinstance(value, (Form, Tensor)) and value != defaults[key]
-        }
-
-    def _fields(self) -> Iterator[tuple[str, Any]]:
-        for field in dataclasses.fields(self):
-            yield field.name, getattr(self, field.name)
-
-    @cached_property
-    def digest(self) -> str:
-        """Changes when any array, setting or child does; the same on every machine."""
-        sha = hashlib.sha256()
-        head = {
-            "form": self.name,
-            "settings": self.settings(),
-            "children": {key: child.digest for key, child in self.children().items()},
-            "arrays": {key: [str(dtype), list(shape)] for key, (dtype, shape) in self.outlines().items()},
-        }
-        sha.update(json.dumps(head, sort_keys=True, separators=(",", ":")).encode())
-        for data in self.payload():
-            sha.update(data.data)
-        return sha.hexdigest()[:DIGEST]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all arrays in this tree."""
-        return sum(
-            math.prod(shape) * dtype.itemsize
-            for _, node in self.walk()
-            for dtype, shape in node.outlines().values()
-        )
+        return cast(dict[str, Form], super().children())
 
     def walk(self, path: str = "") -> Iterator[tuple[str, Form]]:
-        """(path, node) for this node and all below it; the root's path is "", a child's "codes" or
-        "body.codes"."""
-        yield path, self
-        for key, child in self.children().items():
-            yield from child.walk(f"{path}.{key}" if path else key)
+        return cast(Iterator[tuple[str, Form]], super().walk(path))
 
-    def replace(self, **fields: Any) -> Self:
-        return dataclasses.replace(self, **fields)
-
-    def __repr__(self) -> str:
-        inside = [repr(child) for child in self.children().values()]
-        inside += [f"{key}={value!r}" for key, value in self.settings().items()]
-        inside += [f"{str(array.dtype)[6:]}{list(array.shape)}" for array in self.arrays().values()]
-        return f"{type(self).__name__}({', '.join(inside)})"
+    def _lacks(self, what: str) -> NoReturn:
+        raise TypeError(f"{type(self).__name__} has no {what}")
 
 
-def as_bytes(array: Tensor) -> np.ndarray:
-    """The array's bytes in row-major order, as a flat uint8 view where no copy is needed."""
-    flat = array.detach().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy()
+def demand(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise FormatError(otherwise)
+
+
+def wider(a: Fact, b: Fact) -> torch.dtype:
+    return torch.promote_types(a.dtype, b.dtype)
 
 
 def to_rows(w: Tensor, axis: int) -> Tensor:
@@ -134,7 +118,7 @@ def to_rows(w: Tensor, axis: int) -> Tensor:
     return w.movedim(axis, 0).flatten(1)  # reshape(O, -1) would not know I where O is 0
 
 
-def from_rows(rows: Tensor, shape: tuple[int, ...], axis: int) -> Tensor:
+def from_rows(rows: Tensor, shape: Shape, axis: int) -> Tensor:
     """The inverse of to_rows, for a tensor of this shape."""
     if len(shape) <= 1:
         return rows.reshape(shape)

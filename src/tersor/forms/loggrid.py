@@ -10,15 +10,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
-from tersor.forms.affine import take_rows
-from tersor.forms.form import Form, from_rows, to_rows
+from tersor.forms.form import Fact, Facts, Form, Shape, demand, from_rows, to_rows
+from tersor.forms.ongrid import OnGrid
 from tersor.maths.levels import from_levels
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class LogGrid(Form):
+class LogGrid(OnGrid):
     """Signed codes of logarithmic levels, with a scale."""
 
     name: ClassVar[str] = "loggrid"
@@ -27,17 +28,22 @@ class LogGrid(Form):
     scale: Form  # float, [1, 1], [O, 1] or [O, G]
     bits: int = 4
     terms: int = 1  # powers of two a level is the sum of
-    group: int = 0
+    group: int = 0  # groups of inputs as in Affine
     axis: int = 0
+    runs: tuple[int, ...] = ()
+    member: Form | None = None
 
     def decode(self, keep: Tensor | None = None) -> Tensor:
-        codes = self.codes.decode(keep)
-        rows = from_levels(to_rows(codes, self.axis), self.scale.decode(), self.bits, self.terms, self.group)
+        codes, scale = self.codes.decode(keep), self.scale.decode()
+        rows = from_levels(to_rows(codes, self.axis), scale, self.bits, self.terms, self.grouping)
         return from_rows(rows, tuple(codes.shape), self.axis)
 
-    def take(self, axis: int, index: Tensor) -> Form:
-        return take_rows(self, axis, index, "codes", ("scale",))
+    def bounds(self) -> dict[str, tuple[int, int, str]]:
+        top = 2 ** (self.bits - 1) - 1
+        return {"codes": (-top, top, "levels"), **super().bounds()}
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.codes.shape
+    def fact(self, facts: Facts, keep: Shape | None) -> Fact:
+        self.fact_of_rows(facts, torch.int8)
+        fine = 2 <= self.bits <= 8 and self.terms in (1, 2)
+        demand(fine, f"bits {self.bits}, terms {self.terms}, but 2 to 8 and 1 or 2 are read")
+        return Fact(facts["codes"].shape, facts["scale"].dtype)

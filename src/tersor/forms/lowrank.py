@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tersor.forms.form import Form
+from tersor.forms.form import FLOATS, Fact, Facts, Form, Moments, Shape, demand
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -20,6 +20,8 @@ class LowRank(Form):
     """left [O, R] times right [R, ...]; right keeps the other axes of the weight."""
 
     name: ClassVar[str] = "lowrank"
+    inner: ClassVar[tuple[str, ...]] = ("left", "right")
+    rows: ClassVar[int | None] = 0
     left: Form
     right: Form
 
@@ -32,5 +34,31 @@ class LowRank(Form):
         return self.replace(right=self.right.take(axis, index))
 
     @property
-    def shape(self) -> tuple[int, ...]:
+    def shape(self) -> Shape:
         return (self.left.shape[0], *self.right.shape[1:])
+
+    def weigh(self, rows: Tensor | None, columns: Tensor | None) -> tuple[Moments, ...]:
+        """F, R H R^T for the left factor, L^T F L, H for the right one; nothing of the other side where the
+        moments are not those of these rows and columns."""
+        left, right = self.left.decode().float(), self.right.decode().float().flatten(1)
+        sizes = ((rows, len(left)), (columns, right.shape[1]))
+        if not all(moment is None or len(moment) == size for moment, size in sizes):
+            return (rows, None), (None, columns)
+        return (rows, through(right, columns)), (through(left.T, rows), columns)
+
+    def fact(self, facts: Facts, keep: Shape | None) -> Fact:
+        left, right = facts["left"], facts["right"]
+        fine = len(left.shape) == 2 and len(right.shape) >= 1 and left.shape[1] == right.shape[0]
+        demand(fine, f"a product of {list(left.shape)} and {list(right.shape)}")
+        alike = left.dtype is right.dtype and left.dtype in FLOATS
+        demand(alike, f"factors of {left.dtype}, {right.dtype}")
+        return Fact((left.shape[0], *right.shape[1:]), left.dtype)
+
+
+def through(side: Tensor, moment: Tensor | None) -> Tensor:
+    """side M side^T, of a moment that is full, diagonal or absent; float64, for it is of the 4th power."""
+    side = side.double()
+    if moment is None:
+        return side @ side.T
+    moment = moment.double()
+    return side @ moment @ side.T if moment.ndim == 2 else (side * moment) @ side.T

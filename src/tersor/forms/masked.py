@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tersor.forms.coded import uncoded
-from tersor.forms.form import Form
+from tersor.forms.form import Fact, Facts, Form, Shape, demand
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -21,6 +21,8 @@ class Masked(Form):
 
     name: ClassVar[str] = "masked"
     aligned: ClassVar[tuple[str, ...]] = ("body",)
+    inner: ClassVar[tuple[str, ...]] = ("body",)
+    mask: ClassVar[str] = "keep"
     keep: Form  # bool, the shape of the weight
     body: Form
 
@@ -35,11 +37,19 @@ class Masked(Form):
         return mine if keep is None else mine & keep
 
     def take(self, axis: int, index: Tensor) -> Masked:
-        body = uncoded(
-            self.body, self.keep.decode()
-        )  # what the mask hides was not coded: no piece stands alone
-        return Masked(self.keep.take(axis, index), body.take(axis, index))
+        plain = uncoded(self).children()  # what the mask hides was not coded: no piece stands alone
+        return Masked(plain["keep"].take(axis, index), plain["body"].take(axis, index))
 
     @property
-    def shape(self) -> tuple[int, ...]:
+    def shape(self) -> Shape:
         return self.keep.shape
+
+    def zeroed(self, where: Tensor) -> Form | None:
+        body = self.body.zeroed(where)
+        return None if body is None else self.replace(body=body)
+
+    def fact(self, facts: Facts, keep: Shape | None) -> Fact:
+        mask, body = facts["keep"], facts["body"]
+        demand(mask.dtype is torch.bool, f"a mask of {mask.dtype}")
+        demand(mask.shape == body.shape, f"mask {list(mask.shape)}, body {list(body.shape)}")
+        return body

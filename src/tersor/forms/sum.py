@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from tersor.forms.form import Form
+from tersor.forms.form import FLOATS, Fact, Facts, Form, Shape, demand, wider
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -19,6 +19,7 @@ class Sum(Form):
 
     name: ClassVar[str] = "sum"
     aligned: ClassVar[tuple[str, ...]] = ("a", "b")
+    inner: ClassVar[tuple[str, ...]] = ("a", "b")
     a: Form
     b: Form
 
@@ -29,5 +30,11 @@ class Sum(Form):
         return Sum(self.a.take(axis, index), self.b.take(axis, index))
 
     @property
-    def shape(self) -> tuple[int, ...]:
+    def shape(self) -> Shape:
         return self.a.shape
+
+    def fact(self, facts: Facts, keep: Shape | None) -> Fact:
+        a, b = facts["a"], facts["b"]
+        demand(a.shape == b.shape, f"a sum of {list(a.shape)} and {list(b.shape)}")
+        demand(a.dtype in FLOATS and b.dtype in FLOATS, f"a sum of {a.dtype} and {b.dtype}")
+        return Fact(a.shape, wider(a, b))

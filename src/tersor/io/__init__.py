@@ -1,6 +1,7 @@
 """The .tersor file, checkpoints larger than memory, and the way between them."""
 
-from tersor.io.container import TersorFile, load, read_tensor, save
+from tersor.io.builder import save
+from tersor.io.container import TersorFile, load, read_tensor
 from tersor.io.delta import Delta, diff
 from tersor.io.pack import Packed, pack
 from tersor.io.patch import patch

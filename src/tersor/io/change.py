@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from tersor.coders import decode, encode
+from tersor.encode.leaves import MANY_FLOATS
 from tersor.errors import FormatError
-from tersor.forms.coded import MANY_FLOATS, columns
+from tersor.forms.coded import columns
 from tersor.forms.form import as_bytes
 
 PIECE = 1 << 22  # elements told at once, where one takes more than a byte

@@ -7,7 +7,6 @@ it is executed.
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import re
@@ -25,14 +24,17 @@ from torch import Tensor
 
 from tersor.errors import FormatError, SettingError
 from tersor.forms import Dense
+from tersor.io.chosen import Chosen, NoSuchKey, choose, under
 from tersor.io.filed import Filed
-from tersor.io.header import CODES, Slot
+from tersor.io.header import Slot
 from tersor.io.tensors import HELD, Ranges, TensorFile, cannot_read
 from tersor.io.text import parse
 from tersor.io.tiny import MAGIC
+from tersor.model.kinds import resolved, unfit
 
 FILES = ("*.safetensors", "*.bin", "*.pt", "*.pth")  # of a folder: the first kind that is there
-WRAPPED = ("state_dict", "model_state_dict", "model", "module", "net", "params", "weights")
+# Of a folder: what a training keeps beside its weights.
+BESIDE = re.compile(r"(optim|optimizer|scheduler|scaler|sampler|rng_state|random_states?|training_args)\b")
 # What torch.load raises for a damaged file.
 DAMAGED = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError, AssertionError)
 
@@ -42,7 +44,8 @@ class Part(Protocol):
 
     slots: Mapping[str, Slot]
     aliases: Mapping[str, str]  # other names of one tensor -> the first
-    ignored: tuple[str, ...]  # what the file holds besides, such as an optimizer's state
+    key: str  # under which its tensors stand, if it is not all of the file
+    ignored: Mapping[str, int | None]  # what is left out, such as an optimizer, and the tensors in it
 
     def read(self, name: str) -> Tensor: ...
 
@@ -52,32 +55,47 @@ class Part(Protocol):
 
 
 class Checkpoint:
-    """A file or a folder of weights: names, dtypes and shapes at once, values one by one."""
+    """A file or a folder of weights: names, dtypes and shapes at once, values one by one. `key`: only what
+    stands under it, by the names below it."""
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | os.PathLike[str], key: str | None = None) -> None:
+        self.path, self.key = Path(path), ""
         self.where: dict[str, Part] = {}
         self.slots: dict[str, Slot] = {}
         self.aliases: dict[str, str] = {}
-        self.ignored: tuple[str, ...] = ()
+        self.ignored: dict[str, int | None] = {}  # None: a file that was not opened
         with ExitStack() as stack:
-            for file, names in self._files():
-                part = stack.enter_context(open_part(file))
-                self._add(file, part, names)
+            files = self._files()
+            for number, (file, names) in enumerate(files, 1):
+                try:
+                    part = stack.enter_context(open_part(file, key))
+                except NoSuchKey:
+                    if number == len(files) and not self.slots:
+                        raise
+                    self.ignored[file.name] = None
+                else:
+                    self._add(file, part, names if key is None else None)
             self.parts = stack.pop_all()
 
     def _files(self) -> list[tuple[Path, set[str] | None]]:
         """(file, the names it must have, if an index tells them)."""
-        if not self.path.is_dir():
+        if not os.path.isdir(self.path):
             return [(self.path, None)]
         indexes = sorted(self.path.glob("*.index.json"))
         if len(indexes) > 1:
             raise FormatError(f"{self.path}: {len(indexes)} index files; give one file, or a folder with one")
+        every = {kind: sorted(self.path.rglob(kind)) for kind in FILES}
+        found: list[tuple[Path, set[str] | None]] = []
         if indexes:
-            return sorted(read_index(indexes[0]).items())
+            found = sorted(read_index(indexes[0]).items())
         for kind in FILES:
-            if files := sorted(self.path.glob(kind)):
-                return [(file, None) for file in files]
+            mine = [file for file in every[kind] if file.parent == self.path and not BESIDE.match(file.name)]
+            found = found or [(file, None) for file in mine]
+        taken = {file for file, _ in found}
+        others = [file for files in every.values() for file in files if file not in taken]
+        self.ignored |= {str(file.relative_to(self.path)): None for file in others}
+        if found:
+            return found
         raise FormatError(f"{self.path}: the folder holds no weights; known are {', '.join(FILES)}")
 
     def _add(self, file: Path, part: Any, names: set[str] | None) -> None:
@@ -90,7 +108,9 @@ class Checkpoint:
         self.where |= dict.fromkeys(part.slots, part)
         self.slots |= part.slots
         self.aliases |= part.aliases
-        self.ignored += part.ignored
+        for name, count in part.ignored.items():
+            self.ignored[name] = (self.ignored.get(name) or 0) + (count or 0)
+        self.key = self.key or part.key
 
     def read(self, name: str) -> Tensor:
         return self.where[name].read(name)
@@ -106,6 +126,16 @@ class Checkpoint:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.parts.close()
+
+
+def read_from(path: str | os.PathLike[str]) -> list[Path]:
+    """The files that a file or a folder of weights is read from: what must not be written meanwhile."""
+    path = Path(path)
+    if not os.path.isdir(path):  # False also for what is no name at all
+        return [path]
+    indexes = sorted(path.glob("*.index.json"))
+    listed = read_index(indexes[0]) if len(indexes) == 1 else {}
+    return [*indexes, *listed, *(file for kind in FILES for file in sorted(path.glob(kind)))]
 
 
 def read_index(path: Path) -> dict[Path, set[str]]:
@@ -129,29 +159,38 @@ def read_index(path: Path) -> dict[Path, set[str]]:
     return files
 
 
-def open_part(path: Path) -> SafetensorsPart | TorchPart:
+def open_part(path: Path, key: str | None = None) -> SafetensorsPart | TorchPart:
     try:
         with open(path, "rb") as file:
-            head = file.read(8)
+            head = file.read(9)
     except OSError as error:
         raise cannot_read(path, error) from None
     if head.startswith(MAGIC):
         raise packed_already(path)
-    is_torch = head.startswith((b"PK\x03\x04", b"\x80\x02"))
-    return TorchPart(path) if is_torch else SafetensorsPart(path)
+    # The length of a safetensors header may look as a pickle begins, but no pickle goes on as JSON does.
+    pickled = head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05") and head[8:] != b"{"
+    is_torch = pickled or head.startswith(b"PK\x03\x04")
+    return TorchPart(path, key) if is_torch else SafetensorsPart(path, key)
 
 
 class SafetensorsPart(TensorFile):
     """A safetensors file that is no .tersor file."""
 
     aliases: Mapping[str, str] = {}
-    ignored: tuple[str, ...] = ()
+    ignored: Mapping[str, int | None] = {}
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, key: str | None = None) -> None:
         super().__init__(path)
-        if "tersor" in self.metadata:
+        self.key = key or ""
+        try:
+            if "tersor" in self.metadata:
+                raise packed_already(path)
+            if key is not None:
+                every, self.slots = self.slots, under(key, self.slots, path)
+                self.ignored = {name: 1 for name in every if not name.startswith(f"{key}.")}
+        except SettingError:
             self.close()
-            raise packed_already(path)
+            raise
 
 
 def packed_already(path: Path) -> SettingError:
@@ -161,26 +200,34 @@ def packed_already(path: Path) -> SettingError:
 class TorchPart:
     """A state dict that torch.save wrote, or a training checkpoint that holds one."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, key: str | None = None) -> None:
         self.path = path
         self.file = Ranges(path)
         try:
             self.records = records_of(path)
-            tensors, self.ignored = self._load()
-            self.tensors, self.slots, self.aliases = self._sort(tensors)
-        except FormatError:
+            found = self._load(key)
+            self.key, self.ignored = found.key, found.ignored
+            self.tensors, self.slots, self.aliases = self._sort(found.tensors)
+        except (FormatError, SettingError):
             self.close()
             raise
 
-    def _load(self) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    def _load(self, key: str | None) -> Chosen:
         """The state dict: tensors that only know their place in the file where that is known, else whole."""
         if self.records:
             with suppress(FormatError):
-                tensors, ignored = state_dict_in(load_torch(self.path, "meta"), self.path)
-                if all(self._record(tensor) is not None for tensor in tensors.values()):
-                    return tensors, ignored
+                found = choose(load_torch(self.path, "meta"), self.path, key)
+                for name, tensor in found.tensors.items():
+                    self._check(name, tensor)
+                if all(self._record(tensor) is not None for tensor in found.tensors.values()):
+                    return found
         self.records = {}
-        return state_dict_in(load_torch(self.path, "cpu"), self.path)
+        return choose(load_torch(self.path, "cpu"), self.path, key)
+
+    def _check(self, name: str, tensor: Any) -> None:
+        """Refuse what a file cannot hold."""
+        if why := unfit(tensor, meta=bool(self.records)):
+            raise FormatError(f"{self.path}: {name} is {why}")
 
     def _record(self, tensor: Tensor) -> int | None:
         """Where in the file the storage of a tensor without bytes begins; None if that is not certain."""
@@ -195,20 +242,17 @@ class TorchPart:
         own, slots, aliases = {}, {}, {}
         first: dict[tuple[Any, ...], str] = {}
         for name, tensor in tensors.items():
-            if tensor.layout is not torch.strided or tensor.is_quantized or tensor.dtype not in CODES:
-                raise FormatError(
-                    f"{self.path}: {name} is a {tensor.dtype} tensor of layout {tensor.layout}; only plain "
-                    f"tensors can be packed"
-                )
+            self._check(name, tensor)
             place = self._place(tensor)
-            key = (*place, tuple(tensor.shape), tensor.stride(), tensor.dtype) if tensor.numel() else (name,)
+            seen = tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.is_conj(), tensor.is_neg()
+            key = (*place, *seen) if tensor.numel() else (name,)
             if first.setdefault(key, name) != name:
                 aliases[name] = first[key]
                 continue
             own[name], slots[name] = tensor, Slot(tensor.dtype, tuple(tensor.shape), *place)
             if tensor.nbytes > tensor.untyped_storage().nbytes():
                 raise FormatError(
-                    f"{self.path}: {name} shows the same memory more than once; save a copy of it"
+                    f"{self.path}: {name} shows the same memory more than once. Save a copy: x.contiguous()"
                 )
         return own, slots, aliases
 
@@ -226,15 +270,19 @@ class TorchPart:
     def read(self, name: str) -> Tensor:
         tensor, slot = self.tensors[name], self.slots[name]
         if not self.records:
-            return tensor.detach().clone().contiguous()
+            return resolved(tensor.detach().clone()).contiguous()
         data = self.file.read(slot.begin, slot.end).view(slot.dtype)
         if not len(data):
             return data.reshape(slot.shape)
-        return data.as_strided(slot.shape, tensor.stride()).contiguous()
+        data = data.as_strided(slot.shape, tensor.stride()).contiguous()
+        data = data.conj() if tensor.is_conj() else data
+        return resolved(torch._neg_view(data) if tensor.is_neg() else data)
 
     def form(self, name: str) -> Dense:
         slot = self.slots[name]
-        if not self.records or slot.nbytes <= HELD or not self.tensors[name].is_contiguous():
+        tensor = self.tensors[name]
+        marked = tensor.is_conj() or tensor.is_neg()
+        if not self.records or slot.nbytes <= HELD or marked or not tensor.is_contiguous():
             return Dense(self.read(name))
         return Filed(slot.dtype, slot.shape, partial(self.file.elements, name, slot))
 
@@ -285,26 +333,10 @@ def load_torch(path: Path, device: str) -> Any:
             f"Where the model is, save its tensors alone: torch.save(model.state_dict(), 'weights.pt')"
         ) from None
     except DAMAGED as error:
+        if "TorchScript" in str(error):
+            raise FormatError(
+                f"{path}: it is a TorchScript archive (torch.jit.save), which holds code. Where it is "
+                f"loaded, save its tensors alone: torch.save(model.state_dict(), 'weights.pt')"
+            ) from None
         said = (str(error).strip().splitlines() or [""])[0][:200]
         raise FormatError(f"{path}: it cannot be read as a PyTorch checkpoint: {said}") from None
-
-
-def state_dict_in(found: Any, path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """(the state dict in what was loaded, names of what is not part of it)."""
-    if isinstance(found, Mapping):
-        for key in WRAPPED:
-            if isinstance(found.get(key), Mapping) and any(
-                isinstance(v, Tensor) for v in found[key].values()
-            ):
-                inner, ignored = state_dict_in(found[key], path)
-                return inner, (*(str(other) for other in found if other != key), *ignored)
-        tensors = {name: v for name, v in found.items() if isinstance(v, Tensor) and isinstance(name, str)}
-        if tensors:
-            return tensors, tuple(str(name) for name in found if name not in tensors)
-    keys = (
-        f" with the keys {json.dumps([str(key) for key in found][:12])}" if isinstance(found, Mapping) else ""
-    )
-    raise FormatError(
-        f"{path}: it holds a {type(found).__name__}{keys}, but a state dict is expected: tensors by name, by "
-        f"themselves or under one of {', '.join(WRAPPED)}"
-    )

@@ -1,50 +1,51 @@
-"""Container: model.tersor, a safetensors file with one more tensor that tells what the others mean.
+"""Container: model.tersor read: a safetensors file with one more tensor that tells what the others mean.
 
-save   sites one by one to a temporary file, then header and payload, moved into place when whole
-load   header, text, then each site: its leaves, its digest, its structure, its contents     docs/format.md
+header, text, then each site: its leaves, its digest, its structure, its contents     docs/format.md
+What is told is checked when the file is opened; what lies behind it when it is asked for. builder.py writes.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self, TypeVar
+from typing import Any, Self, TypeVar, cast
 
 import torch
 from torch import Tensor
 
-from tersor.core.ledger import Ledger
-from tersor.core.run import Compressed
-from tersor.errors import FormatError, RefusedError, SiteError, did_you_mean
-from tersor.files import atomic
-from tersor.forms import FORMS, Form
-from tersor.forms.flat import unflatten
-from tersor.forms.form import as_bytes
+from tersor.core.state import State
+from tersor.errors import FormatError, SiteError, did_you_mean
+from tersor.forms import FORMS, NODES, Form, Grid, Node
+from tersor.io.dictionary import DICTIONARY
 from tersor.io.document import (
+    ATTACHMENT,
     KEYS,
     TINY,
     aliases_from_json,
-    ledger_from_json,
-    ledger_to_json,
-    of_type,
-    only,
+    attachments_from_json,
+    changes_from_json,
+    edges_from_json,
+    indices_from_json,
+    shape_of,
     site_from_json,
-    site_to_json,
 )
 from tersor.io.header import natural
 from tersor.io.looks import PACK
 from tersor.io.pool import in_order
-from tersor.io.tensors import TensorWriter, as_tensor, bytes_tensor
-from tersor.io.text import deflate, dump, inflate, parse
-from tersor.io.tiny import Source, read_tiny, write_tiny
-from tersor.io.trees import SMALL, Places, leaves, terse
-from tersor.io.validate import contents, limit_for, slices, structure
+from tersor.io.records import ledger_from_json
+from tersor.io.tensors import as_tensor, bytes_tensor
+from tersor.io.text import inflate, inflate_up_to, of_type, only, parse
+from tersor.io.tiny import Source, read_tiny
+from tersor.io.trees import Places
+from tersor.io.validate import contents, grid_contents, grid_structure, limit_for, slices, structure
 from tersor.model.sites import Site
+from tersor.record.flat import unflatten
 
 Found = TypeVar("Found")
 
@@ -52,22 +53,7 @@ NUMBER = 1
 TEXT = "tersor"  # the name of the tensor that holds the text and the small leaves
 
 
-def save(result: Compressed, path: str | os.PathLike[str], *, ledger: bool = True, tiny: bool = False) -> int:
-    """Write a compressed model; the same result gives the same bytes. Returns their number.
-
-    `ledger=False` leaves out recipe and ledger. `tiny` does too, and writes a header of some 100 bytes with
-    one checksum for all: for files of a few kB, which are read whole. StorageError where the file cannot be
-    written; what was there before stays until the new file is whole.
-    """
-    path = Path(path)
-    with atomic(path) as out, TensorWriter(path.parent) as tensors:
-        builder = Builder(tensors, tiny=tiny)
-        for name, site in result.sites.items():
-            builder.add(site, result.forms[name])
-        return builder.finish(out, result.aliases, result.ledger, history=ledger)
-
-
-def load(path: str | os.PathLike[str], *, limit: int | None = None) -> Compressed:
+def load(path: str | os.PathLike[str], *, limit: int | None = None) -> State:
     """Read a compressed model, all of it, and check all of it. FormatError for what is not a whole, sound
     file; StorageError for what cannot be opened.
 
@@ -75,9 +61,12 @@ def load(path: str | os.PathLike[str], *, limit: int | None = None) -> Compresse
     """
     with TersorFile(path, limit=limit) as file:
         forms = {name: form for name, form, _ in file.decoded(file.sites, look)}
-        ledger = file.ledger
-        ledger.forms |= {form.digest: form for form in forms.values()}
-        return Compressed(file.sites, forms, file.aliases, ledger)
+        attached = {name: file.attachment(name) for name in file.attachments}
+        grids = {edge: file.grid(edge) for edge in file.grids}
+        return State(
+            file.sites, forms, file.aliases, file.ledger, kept=file.kept, changes=file.changes, grids=grids,
+            attachments=attached,
+        )  # fmt: skip
 
 
 def read_tensor(path: str | os.PathLike[str], name: str, *, limit: int | None = None) -> Tensor:
@@ -92,61 +81,6 @@ def look(name: str, slices: Iterator[Tensor]) -> None:
         pass
 
 
-class Builder:
-    """Takes sites one by one, then writes the text and the file. Keeps of a site what the text says."""
-
-    def __init__(self, tensors: TensorWriter, *, tiny: bool = False) -> None:
-        self.tensors, self.tiny = tensors, tiny
-        self.sites: dict[str, Any] = {}
-        self.digests: dict[str, str] = {}
-        self.names = {TEXT}
-        self.small: list[bytes] = []
-
-    def add(self, site: Site, form: Form) -> None:
-        structure(form, site)
-        small = set()
-        for path, name, leaf in leaves(form, site.name):
-            if name in self.names:
-                raise RefusedError(
-                    f"{name}: two tensors of the file would have this name; rename one in the model"
-                )
-            self.names.add(name)
-            (array,) = leaf.arrays().values()
-            if self.tiny or array.nbytes < SMALL:
-                small.add(path)
-                self.small.append(as_bytes(array).tobytes())
-            else:
-                self.tensors.add(name, array)
-        self.digests[site.name] = form.digest
-        tree = terse(form, site.shape, site.dtype, small.__contains__)
-        self.sites[site.name] = site_to_json(site, None if self.tiny else form.digest, tree)
-
-    def finish(
-        self, out: BinaryIO, aliases: Mapping[str, str], ledger: Ledger, *, history: bool = True
-    ) -> int:
-        document: dict[str, Any] = {"sites": self.sites}
-        document |= {"aliases": dict(aliases)} if aliases else {}
-        if not self.tiny:
-            document |= {"base": ledger.base} if ledger.base else {}
-        if history and not self.tiny:
-            document |= {"recipe": ledger.recipe} if ledger.recipe else {}
-            entries = ledger_to_json(ledger, self.digests)
-            document |= {"ledger": entries} if entries else {}
-        try:
-            text = dump(document)
-        except (ValueError, TypeError) as error:
-            raise RefusedError(
-                f"the file's text cannot be written: {error}. Notes and settings hold numbers, text, "
-                f"lists and objects; no NaN, no infinity."
-            ) from None
-        if self.tiny:
-            return write_tiny(out, text, b"".join(self.small))
-        data = deflate(text) + b"".join(self.small)
-        self.tensors.add(TEXT, bytes_tensor(data))
-        metadata = {"tersor": str(NUMBER), "size": str(len(text)), "crc": f"{zlib.crc32(text):08x}"}
-        return self.tensors.finish(out, metadata)
-
-
 class TersorFile:
     """An open .tersor file: its text is read and checked, its weights are read one by one."""
 
@@ -158,6 +92,8 @@ class TersorFile:
         self.counted: set[str] = set()
         self.trees: dict[str, Any] = {}
         self.sites: dict[str, Site] = {}
+        self.kept: dict[str, dict[int, tuple[int, ...]]] = {}
+        self.grids: dict[str, Any] = {}  # their trees
         self.digests: dict[str, str] = {}
         try:
             with self.naming():
@@ -204,10 +140,20 @@ class TersorFile:
         document, tiny = of_type(self.text, dict, "its text"), self.source.tiny
         only(document, TINY if tiny else KEYS, "its text")
         self.places = Places(self.source.slots)
+        indices = indices_from_json(document.get("indices", []), self.source.nbytes)
         for name, told in of_type(document.get("sites"), dict, "sites").items():
-            site, self.digests[name], tree = site_from_json(name, told, tiny=tiny)
-            self.trees[name] = self.places.full(tree, site.shape, site.dtype, name)
+            site, self.digests[name], tree, kept = site_from_json(name, told, indices, tiny=tiny)
+            self.trees[name] = self.places.full(tree, shape_of(site, kept), site.dtype, name)
             self.sites[name] = site
+            self.kept |= {name: kept} if kept else {}
+        self.changes = changes_from_json(document.get("changes", []))
+        edges = edges_from_json(document.get("grids", {}), self.sites, tiny=tiny)
+        for edge, signed, tree in edges:
+            self.digests[edge] = signed
+            self.grids[edge] = self.places.grid(tree, edge)
+        self.attachments = attachments_from_json(document.get("attachments", {}), self.source.slots)
+        for name in self.attachments:
+            self.places.attached(f"{ATTACHMENT}{name}")
         self.places.check_all_used(len(self.small))
         self.aliases = aliases_from_json(document.get("aliases", {}), self.sites)
         self.ledger = ledger_from_json(document, self.digests)
@@ -222,10 +168,19 @@ class TersorFile:
         """The form of a site as it stands in the file, if its parts fit; its bytes are not checked yet."""
         with self.naming():
             form = unflatten(self.trees[name], name, self._leaf, FORMS)
-            self._count(name, structure(form, self.sites[name]))
+            self._count(name, structure(form, self.sites[name], self.shape(name)))
             return form
 
-    def check(self, name: str, form: Form) -> None:
+    def grid(self, edge: str) -> Grid:
+        """The grid of an edge, checked."""
+        with self.naming():
+            grid = cast(Grid, unflatten(self.grids[edge], edge, self._leaf, NODES))
+            self._count(edge, grid_structure(grid, edge))
+            self.check(edge, grid)
+            grid_contents(grid, edge)
+            return grid
+
+    def check(self, name: str, form: Node) -> None:
         """Refuse a form whose bytes are not those that were written. A tiny file was checked as a whole."""
         with self.naming():
             if self.digests[name] and form.digest != self.digests[name]:
@@ -248,7 +203,7 @@ class TersorFile:
 
     def nbytes(self, name: str) -> int:
         """Bytes of a decoded tensor."""
-        return math.prod(self.sites[name].shape) * self.sites[name].torch_dtype.itemsize
+        return math.prod(self.shape(name)) * self.sites[name].torch_dtype.itemsize
 
     def _leaf(self, name: str) -> Tensor:
         place = self.places.found[name]
@@ -276,6 +231,32 @@ class TersorFile:
         """The same, a slice at a time."""
         with self.naming():
             yield from slices(form, self.sites[name])
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a site as it is stored."""
+        return shape_of(self.sites[name], self.kept.get(name, {}))
+
+    def check_rest(self) -> None:
+        """Read and check what is no weight: grids and attachments."""
+        for edge in self.grids:
+            self.grid(edge)
+        for name in self.attachments:
+            self.attachment(name)
+
+    def attachment(self, name: str) -> bytes:
+        """A file that goes with the weights; FormatError where its bytes are not those that were given."""
+        with self.naming():
+            told, slot = self.attachments[name], self.source.slots[f"{ATTACHMENT}{name}"]
+            data = self.source.bytes(slot.begin, slot.end)
+            if told.get("deflated", False):
+                data, rest, whole = inflate_up_to(data, told["nbytes"], DICTIONARY)
+                if rest or not whole:
+                    raise FormatError(f"attachments: {name[:100]} is damaged: it is of another length")
+            if len(data) != told["nbytes"] or hashlib.sha256(data).hexdigest() != told["sha256"]:
+                raise FormatError(
+                    f"attachments: {name[:100]} is damaged: its SHA-256 is not the one that the text tells"
+                )
+            return data
 
     def tensor(self, name: str) -> Tensor:
         """One decoded tensor, by name or alias."""

@@ -12,7 +12,7 @@ import math
 import os
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +21,13 @@ from typing import Any, BinaryIO, NamedTuple
 import torch
 from torch import Tensor
 
-from tersor.core.view import Watch
+from tersor.encode import coded
 from tersor.errors import FormatError, RefusedError
-from tersor.files import atomic
-from tersor.forms import Coded, coded
+from tersor.files import atomic, output
+from tersor.forms import PROFILES, Coded
 from tersor.forms.form import as_bytes
 from tersor.io.change import fitted, tell
+from tersor.io.checkpoint import read_from
 from tersor.io.header import build_header
 from tersor.io.parts import PATCH, Parts, regrid
 from tersor.io.patch import (
@@ -43,7 +44,8 @@ from tersor.io.patch import (
 )
 from tersor.io.tensors import CHUNK, IN_MEMORY
 from tersor.io.text import dump, parse
-from tersor.io.told import ALONE, CHANGE, PROFILES, SAME, Told, movable
+from tersor.io.told import ALONE, CHANGE, SAME, Told, movable
+from tersor.record.observer import Observer
 
 SAMPLE = 1 << 14  # elements that tell which array of OLD is nearest
 MOST = 4  # arrays of OLD with another name that are tried
@@ -58,6 +60,10 @@ class Delta:
     same: int  # arrays of NEW that OLD has
     changed: int  # told by one of OLD
     alone: int  # told without
+    ignored: Mapping[
+        str, int | None
+    ]  # what NEW holds besides, and the tensors in it; None: a file not opened
+    tensors: int = 0  # bytes of those of NEW that were told; of a .tersor file none, for all of it is
 
 
 def diff(
@@ -65,22 +71,23 @@ def diff(
     new: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
-    watch: Watch | None = None,
+    observer: Observer | None = None,
 ) -> Delta:
     """Write what makes NEW of OLD: .tersor files and checkpoints, in any pairing.
 
     NEW is made once before the patch is put in place: it can be made. FormatError where a file is not sound.
     """
-    watch, folder = watch or Watch(), Path(out).parent
+    out, observer = output(out, [*read_from(old), *read_from(new)]), observer or Observer()
+    folder = out.parent
     with ExitStack() as stack:
         before = stack.enter_context(Parts(old))
         after = stack.enter_context(Parts(new))
         file = stack.enter_context(atomic(out))
-        told = stack.enter_context(Spool(folder)).fill(before, after, watch)
+        told = stack.enter_context(Spool(folder)).fill(before, after, observer)
         if told is None and after.tersor is not None and not after.tersor.source.tiny:
             # Another version wrote NEW, and its text comes out otherwise: keep its bytes instead.
             after = stack.enter_context(Parts(new, plain=True))
-            told = stack.enter_context(Spool(folder)).fill(before, after, watch)
+            told = stack.enter_context(Spool(folder)).fill(before, after, observer)
         if told is None:
             raise RefusedError(
                 f"{new}: this version of tersor would write it otherwise. Write it anew: "
@@ -88,7 +95,9 @@ def diff(
             )
         nbytes = write_patch(file, told, before)
         hows = [told.parts.get(name, {"how": SAME}).get("how", CHANGE) for name in after.names]
-        return Delta(nbytes, *(hows.count(how) for how in (SAME, CHANGE, ALONE)))
+        same, changed, alone = (hows.count(how) for how in (SAME, CHANGE, ALONE))
+        tensors = sum(math.prod(slot.shape) * slot.dtype.itemsize for slot in after.slots.values())
+        return Delta(nbytes, same, changed, alone, after.ignored, tensors)
 
 
 class Finished(NamedTuple):
@@ -119,7 +128,7 @@ class Spool:
         self.file.seek(begin)
         return self.file.read(end - begin)
 
-    def fill(self, before: Parts, after: Parts, watch: Watch) -> Finished | None:
+    def fill(self, before: Parts, after: Parts, observer: Observer) -> Finished | None:
         """Tell every array; None where the new file does not come back with every byte."""
         told, digest = frame(before, after)
         telling, total, parts = Telling(before, after), 2 * len(after.names), {}
@@ -128,11 +137,13 @@ class Spool:
             part |= {"n": lengths} if (lengths := [self.add(stream) for stream in streams]) else {}
             if part != {"how": SAME}:
                 parts[name] = part
-            watch.progress(number, total, name)
+            observer.progress(number, total, name)
         text = dump(told | {"parts": parts})
         again, folder = Hashing(), self.folder
         try:
-            write(Told(parse(text, "its text"), self.read, self.nbytes, before), again, folder, Second(watch))
+            write(
+                Told(parse(text, "its text"), self.read, self.nbytes, before), again, folder, Second(observer)
+            )
         except FormatError as error:
             raise RefusedError(f"{after.path}: no patch can tell it: {error}") from None
         return Finished(text, parts, digest, self) if again.sha.hexdigest() == digest else None
@@ -144,22 +155,25 @@ class Spool:
         self.file.close()
 
 
-class Second(Watch):
-    """The second half of the progress that another watch is told."""
+class Second(Observer):
+    """The second half of the progress that another observer is told."""
 
-    def __init__(self, watch: Watch) -> None:
-        self.watch = watch
+    def __init__(self, observer: Observer) -> None:
+        self.observer = observer
 
     def progress(self, done: int, total: int, text: str = "") -> None:
-        self.watch.progress(total + done, 2 * total, text)
+        self.observer.progress(total + done, 2 * total, text)
 
 
 def frame(before: Parts, after: Parts) -> tuple[Json, str]:
     """(what the patch must say of NEW besides its arrays, the SHA-256 of the file it makes)."""
     if after.tersor is not None:
         told: Json = {"kind": "tersor"} | ({"tiny": True} if after.tersor.source.tiny else {})
-        if before.tersor is None or before.head() != after.head():
-            told |= {"text": after.tersor.text, "large": large_of(after.tersor)}
+        large = large_of(after.tersor)
+        alike = (
+            before.tersor is not None and large == large_of(before.tersor) and before.head() == after.head()
+        )
+        told |= {} if alike else {"text": after.tersor.text, "large": large}
         return told, after.digest()
     head = after.head()
     told, digest = {"kind": "safetensors"}, after.digest() if head else ""
@@ -291,8 +305,8 @@ def cost(told: Given, base: Tensor | None) -> int:
 
 def wrote(stored: Coded, array: Tensor, keep: Tensor | None) -> str:
     """The profile that codes the array to the very bytes that are stored; empty where none does."""
-    for profile in PROFILES:
-        if coded(array, keep, profile).digest == stored.digest:
+    for profile in dict.fromkeys((stored.coder, *PROFILES)):
+        if coded(array, keep, profile).replace(coder=stored.coder).digest == stored.digest:
             return profile
     return ""
 

@@ -1,147 +1,217 @@
-"""Document: sites, aliases and ledger as the file's JSON, and back. docs/format.md sections 4 and 8.
+"""Document: what a file holds beside its tensors, as its JSON, and back. docs/format.md section 4.
 
-What follows from the rest is left out: a layer's name from the site's, an edit's digests from the edit before
-it and from the form that is stored.
+Sites with their cuts, changes of modules, attachments, aliases. What follows from the rest is left out, such
+as a layer's name from the site's. The ledger is in records.py, trees are in trees.py.
 """
 
 from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
-from tersor.core.ledger import Entry, Ledger
-from tersor.core.step import HOW
 from tersor.errors import FormatError
-from tersor.io.header import NAMED, check_shape
+from tersor.io.header import NAMED, Slot, check_shape, natural
+from tersor.io.text import allowed, digest, of_type, only
+from tersor.model.changes import Replace, Set
 from tersor.model.sites import Site
 
 DEFAULTS = {"dtype": "float32", "kind": "other", "axis": 0, "groups": 1}
-KEYS = ("sites", "aliases", "base", "recipe", "ledger")
-TINY = KEYS[:2]  # of a file with the short header, whose sites have no digests
+KEYS = ("sites", "aliases", "indices", "changes", "grids", "attachments", "base", "past", "recipe", "ledger")
+TINY = KEYS[:5]  # of a file with the short header, whose sites and grids have no digests
+INDICES = 1 << 20  # that the lists of any file may name, besides one for each of its bytes
+NUMBER = 1 << 31  # whole numbers are below it
+ATTACHMENT = "attachment:"  # before the name of one, in the name of its tensor
+UNFIT = re.compile(r"[\\:\x00-\x1f\x7f]")  # not in the name of an attachment: it may become a file's
 Json = dict[str, Any]
+Kept = Mapping[int, tuple[int, ...]]
 
 
-def site_to_json(site: Site, digest: str | None, tree: Any) -> Json:
-    told = {key: getattr(site, key) for key, default in DEFAULTS.items() if getattr(site, key) != default}
+class Listed(NamedTuple):
+    """A list of indices, of which none is there twice."""
+
+    indices: tuple[int, ...]
+    top: int  # the largest one
+
+
+def site_to_json(site: Site, digest: str | None, tree: Any, kept: Mapping[int, int]) -> Json:
+    """`kept`: for each axis that was cut the number of the list of indices that are present."""
+    told: Json = {
+        key: getattr(site, key) for key, default in DEFAULTS.items() if getattr(site, key) != default
+    }
     told |= {} if site.layer == site.name.rpartition(".")[0] else {"layer": site.layer}
+    told |= {"kept": {str(axis): number for axis, number in sorted(kept.items())}} if kept else {}
+    told |= {"origin": site.origin} if site.origin else {}
     told |= {"digest": digest} if digest else {}
     return {"shape": list(site.shape), **told, "form": tree}
 
 
-def site_from_json(name: str, told: Any, *, tiny: bool = False) -> tuple[Site, str, Any]:
-    """(site, digest, tree). The sites of a tiny file have no digest; theirs is ""."""
+def site_from_json(
+    name: str, told: Any, indices: Sequence[Listed] = (), *, tiny: bool = False
+) -> tuple[Site, str, Any, dict[int, tuple[int, ...]]]:
+    """(site, digest, tree, indices that are present by axis). The sites of a tiny file have no digest; theirs
+    is ""."""
     who = f"{name[:200]}: "
     told = of_type(told, dict, f"{who}a site")
-    only(told, ("shape", *DEFAULTS, "layer", *(() if tiny else ("digest",)), "form"), f"{who}a site")
-    facts = DEFAULTS | {"layer": name.rpartition(".")[0]} | told
-    for key, kind in (("dtype", str), ("kind", str), ("layer", str), ("axis", int), ("groups", int)):
-        of_type(facts[key], kind, f"{who}{key}")
+    keys = ("shape", *DEFAULTS, "layer", "kept", "origin", *(() if tiny else ("digest",)), "form")
+    only(told, keys, f"{who}a site")
+    facts = DEFAULTS | {"layer": name.rpartition(".")[0], "origin": ""} | told
+    for key in ("dtype", "kind", "layer", "origin"):
+        of_type(facts[key], str, f"{who}{key}")
+    for key in ("axis", "groups"):
+        of_type(facts[key], int, f"{who}{key}")
     shape = check_shape(facts.get("shape"), f"{who}shape")
     if facts["dtype"] not in NAMED:
         raise FormatError(f"{who}dtype {facts['dtype'][:40]!r} is not known; known are {', '.join(NAMED)}")
     if not 0 <= facts["axis"] < max(len(shape), 1) or facts["groups"] < 1:
         raise FormatError(f"{who}axis {facts['axis']} or groups {facts['groups']} do not fit {list(shape)}")
-    site = Site(name, shape, facts["dtype"], facts["kind"], facts["axis"], facts["groups"], facts["layer"])
+    words = (facts[key] for key in ("dtype", "kind", "axis", "groups", "layer", "origin"))
     signed = "" if tiny else digest(facts.get("digest"), f"{who}digest")
-    return site, signed, facts.get("form")
+    kept = kept_from_json(facts.get("kept", {}), shape, indices, who)
+    return Site(name, shape, *words), signed, facts.get("form"), kept
+
+
+def shape_of(site: Site, kept: Kept) -> tuple[int, ...]:
+    """The shape of a site as it is stored, after its cuts."""
+    return tuple(len(kept[axis]) if axis in kept else count for axis, count in enumerate(site.shape))
+
+
+def kept_from_json(
+    told: Any, shape: tuple[int, ...], indices: Sequence[Listed], who: str
+) -> dict[int, tuple[int, ...]]:
+    """The given index of each index that is present, by axis."""
+    kept = {}
+    for word, number in of_type(told, dict, f"{who}kept").items():
+        axis = natural(word)
+        if axis is None or str(axis) != word or axis >= len(shape):
+            raise FormatError(f"{who}kept: {word[:20]!r} is no axis of {list(shape)}")
+        if not 0 <= of_type(number, int, f"{who}kept: a list's number") < len(indices):
+            raise FormatError(f"{who}kept: there is no list {number} in indices")
+        found, top = indices[number]
+        if top >= shape[axis]:
+            raise FormatError(
+                f"{who}kept: list {number} names index {top}, but axis {axis} has {shape[axis]}"
+            )
+        kept[axis] = found
+    return kept
+
+
+def runs_of(indices: Sequence[int]) -> list[int]:
+    """Indices as [first, count, first, count, ...] of runs that go up by one."""
+    runs: list[int] = []
+    for index in indices:
+        if runs and index == runs[-2] + runs[-1]:
+            runs[-1] += 1
+        else:
+            runs += [index, 1]
+    return runs
+
+
+def indices_from_json(told: Any, nbytes: int) -> list[Listed]:
+    """Lists of indices from their runs, as many indices as a file of so many bytes may name."""
+    lists = of_type(told, list, "indices")
+    for number, runs in enumerate(lists):
+        whole = isinstance(runs, list) and all(type(n) is int and 0 <= n < NUMBER for n in runs)
+        if not whole or len(runs) % 2 or not runs or not all(runs[1::2]):
+            said = f"must be [first, count, ...] of at least one index, not {str(runs)[:60]}"
+            raise FormatError(f"indices: list {number} {said}")
+    count, room = sum(sum(runs[1::2]) for runs in lists), INDICES + nbytes
+    if count > room:
+        raise FormatError(f"indices: the lists name {count:,} indices, and the file's bytes justify {room:,}")
+    return [listed(number, runs) for number, runs in enumerate(lists)]
+
+
+def listed(number: int, runs: list[int]) -> Listed:
+    """A list of indices from its runs."""
+    pairs = list(zip(runs[::2], runs[1::2], strict=True))
+    ends = sorted((first, first + count) for first, count in pairs)
+    if any(end > begin for (_, end), (begin, _) in itertools.pairwise(ends)):
+        raise FormatError(f"indices: list {number} has an index twice")
+    indices = tuple(index for first, count in pairs for index in range(first, first + count))
+    return Listed(indices, ends[-1][1] - 1)
+
+
+def changes_to_json(changes: Iterable[Set | Replace]) -> list[list[Any]]:
+    return [
+        ["set", change.module, change.attribute, change.value]
+        if isinstance(change, Set)
+        else ["replace", change.module, change.stock, dict(change.settings)]
+        for change in changes
+    ]
+
+
+def changes_from_json(told: Any) -> tuple[Set | Replace, ...]:
+    return tuple(change_from_json(item) for item in of_type(told, list, "changes"))
+
+
+def change_from_json(item: Any) -> Set | Replace:
+    """["set", module, attribute, value] or ["replace", module, stock, settings]."""
+    kind = item[0] if isinstance(item, list) and len(item) == 4 else None
+    if kind == "set":
+        _, module, attribute, value = item
+        who = "changes: a set's "
+        if abs(of_type(value, int, f"{who}value")) >= NUMBER:
+            raise FormatError(f"{who}value is {value}, and whole numbers are below 2^31")
+        return Set(of_type(module, str, f"{who}module"), of_type(attribute, str, f"{who}attribute"), value)
+    if kind == "replace":
+        _, module, stock, settings = item
+        who = "changes: a replacement's "
+        for key, value in of_type(settings, dict, f"{who}settings").items():
+            fits = type(value) is str or (type(value) is int and abs(value) < NUMBER)
+            if not fits:
+                raise FormatError(
+                    f"{who}setting {key[:40]!r} must be a text or below 2^31, not {str(value)[:40]}"
+                )
+        return Replace(of_type(module, str, f"{who}module"), of_type(stock, str, f"{who}stock"), settings)
+    raise FormatError(f"changes: an item is ['set', ...] or ['replace', ...] of four, not {str(item)[:60]}")
+
+
+def attachment_name(name: str) -> str:
+    """The name, if it can be a file's beside the weights; else what is wrong with it is a ValueError."""
+    if UNFIT.search(name) or not all(part.strip(".") for part in name.split("/")):
+        raise ValueError(
+            f"{name[:100]!r} is no name of an attachment: parts between slashes, none of them empty or dots "
+            f"alone, without backslashes, colons and control characters"
+        )
+    return name
+
+
+def attachments_from_json(told: Any, slots: Mapping[str, Slot]) -> dict[str, Json]:
+    """What is told of each attachment, its tensor among the slots and as long as it may be."""
+    for name, one in of_type(told, dict, "attachments").items():
+        who = f"attachments: {name[:100]}"
+        try:
+            attachment_name(name)
+        except ValueError as error:
+            raise FormatError(f"attachments: {error}") from None
+        only(of_type(one, dict, who), ("nbytes", "sha256", "deflated"), who)
+        slot, nbytes = slots.get(f"{ATTACHMENT}{name}"), of_type(one.get("nbytes"), int, f"{who}: nbytes")
+        if slot is None or slot.dtype is not NAMED["uint8"] or len(slot.shape) != 1:
+            raise FormatError(f"{who} needs a tensor {ATTACHMENT}{name[:100]} of U8 in one dimension")
+        if not re.fullmatch("[0-9a-f]{64}", of_type(one.get("sha256"), str, f"{who}: sha256")):
+            raise FormatError(f"{who}: sha256 must be 64 hex digits")
+        if of_type(one.get("deflated", False), bool, f"{who}: deflated"):
+            if not slot.nbytes < nbytes <= allowed(slot.nbytes):
+                most = f"{slot.nbytes:,} deflated bytes justify up to {allowed(slot.nbytes):,}"
+                raise FormatError(f"{who} tells {nbytes:,} bytes, but {most}, and more than they are")
+        elif nbytes != slot.nbytes:
+            raise FormatError(f"{who} tells {nbytes:,} bytes, but its tensor has {slot.nbytes:,}")
+    return dict(told)
+
+
+def edges_from_json(told: Any, sites: Mapping[str, Site], *, tiny: bool) -> Iterator[tuple[str, str, Any]]:
+    """(edge, digest, tree) of each grid. Those of a tiny file have no digest; theirs is ""."""
+    for edge, one in of_type(told, dict, "grids").items():
+        who = f"grids: {edge[:200]}"
+        if edge in sites:
+            raise FormatError(f"{who}: a site has this name")
+        only(of_type(one, dict, who), ("form",) if tiny else ("digest", "form"), who)
+        yield edge, "" if tiny else digest(one.get("digest"), f"{who}: digest"), one.get("form")
 
 
 def aliases_from_json(told: Any, sites: Mapping[str, Site]) -> dict[str, str]:
     for alias, name in of_type(told, dict, "aliases").items():
         if not isinstance(name, str) or name not in sites or alias in sites:
             raise FormatError(f"aliases: {alias[:100]!r} cannot stand for {str(name)[:100]!r}")
-    return told
-
-
-def ledger_to_json(ledger: Ledger, digests: Mapping[str, str]) -> list[Json]:
-    """Entries grouped by step. `digests`: of each site's form, as it is stored."""
-    parts: list[Json] = []
-    names, following = ledger.step_names(), 0
-    last: dict[str, str] = {}
-    for (step, name), entries in itertools.groupby(ledger.entries, lambda e: (e.step, e.name)):
-        part: Json = {} if step == following else {"step": step}
-        part |= {} if names[step : step + 1] == [name] else {"name": name}
-        part["events"] = [event_to_json(entry, last, digests) for entry in entries]
-        parts.append(part)
-        following = step + 1
-    return parts
-
-
-def event_to_json(entry: Entry, last: dict[str, str], digests: Mapping[str, str]) -> Json:
-    told: Json = {"site": entry.site} if entry.site or entry.is_edit else {}
-    if not entry.is_edit:
-        told |= {"kind": entry.kind, "text": entry.text}
-        return told | ({"data": dict(entry.data)} if entry.data else {})
-    told["how"] = entry.how
-    told |= {} if last.get(entry.site) == entry.before else {"before": entry.before}
-    told |= {} if digests.get(entry.site) == entry.after else {"after": entry.after}
-    last[entry.site] = entry.after
-    return told
-
-
-def ledger_from_json(document: Json, digests: Mapping[str, str]) -> Ledger:
-    """The ledger, without forms."""
-    recipe = of_type(document.get("recipe", {}), dict, "recipe")
-    steps = of_type(recipe.get("steps", []), list, "recipe: steps")
-    if not all(isinstance(step, dict) and len(step) == 1 for step in steps):
-        raise FormatError("recipe: a step is an object with one key, its name")
-    base = digest(document["base"], "base") if "base" in document else ""
-    ledger, step = Ledger(base, recipe), -1
-    last: dict[str, str] = {}
-    names = ledger.step_names()
-    for part in of_type(document.get("ledger", []), list, "ledger"):
-        only(of_type(part, dict, "ledger: a part"), ("step", "name", "events"), "ledger: a part")
-        step = of_type(part.get("step", step + 1), int, "ledger: step")
-        if step < 0:
-            raise FormatError(f"ledger: step {step}, but steps count from 0")
-        name = part.get("name", names[step] if step < len(names) else None)
-        for event in of_type(part.get("events"), list, "ledger: events"):
-            fields = event_from_json(of_type(event, dict, "ledger: an event"), last, digests)
-            ledger.entries.append(Entry(step, of_type(name, str, "ledger: name"), **fields))
-    return ledger
-
-
-def event_from_json(event: Json, last: dict[str, str], digests: Mapping[str, str]) -> Json:
-    """The fields of an entry."""
-    who = "ledger: an event's "
-    if "how" not in event:
-        only(event, ("site", "kind", "text", "data"), "ledger: a note")
-        fields = {"site": "", "data": {}} | event
-        for key, kind in (("site", str), ("kind", str), ("text", str), ("data", dict)):
-            of_type(fields.get(key), kind, who + key)
-        return fields
-    only(event, ("site", "how", "before", "after"), "ledger: an edit")
-    site = of_type(event.get("site"), str, f"{who}site")
-    if event["how"] not in HOW:
-        raise FormatError(f"{who}how is {str(event['how'])[:40]!r}, but it is one of {', '.join(HOW)}")
-    before = digest(event.get("before", last.get(site)), f"{who}before")
-    last[site] = digest(event.get("after", digests.get(site)), f"{who}after")
-    return {"site": site, "how": event["how"], "before": before, "after": last[site]}
-
-
-def digest(value: Any, who: str) -> str:
-    if not isinstance(value, str) or not re.fullmatch("[0-9a-f]{16}", value):
-        raise FormatError(f"{who} must be 16 hex digits, not {str(value)[:40]!r}")
-    return value
-
-
-def of_type(value: Any, kind: type, who: str) -> Any:
-    """The value, if it is exactly of this type: no bool is an int."""
-    if type(value) is not kind:
-        words = {
-            dict: "an object",
-            list: "a list",
-            str: "a text",
-            int: "a whole number",
-            bool: "true or false",
-        }
-        raise FormatError(f"{who} must be {words[kind]}, not {str(value)[:60]!r}")
-    return value
-
-
-def only(told: Json, allowed: tuple[str, ...], who: str) -> None:
-    unknown = [key for key in told if key not in allowed]
-    if unknown:
-        raise FormatError(f"{who} has no key {unknown[0][:40]!r}; known are {', '.join(allowed)}")
+    return dict(told)

@@ -9,26 +9,25 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
-from types import SimpleNamespace
 
 from torch import Tensor
 
-from tersor.core.ledger import Entry, Ledger
 from tersor.core.recipe import Recipe
-from tersor.core.run import apply, digest_of
-from tersor.core.step import Note
-from tersor.core.view import View, Watch
+from tersor.core.run import Executor
+from tersor.core.state import State, digest_of
+from tersor.core.step import Needs
 from tersor.errors import RefusedError
-from tersor.files import atomic
+from tersor.files import atomic, output
 from tersor.forms import Dense, Form
 from tersor.forms.coded import DTYPES
-from tersor.io.checkpoint import Checkpoint
-from tersor.io.container import Builder
+from tersor.io.builder import Builder
+from tersor.io.checkpoint import Checkpoint, read_from
 from tersor.io.header import Slot
 from tersor.io.pool import in_order
 from tersor.io.tensors import TensorWriter, is_finite
 from tersor.model.sites import Site, finite
+from tersor.record.ledger import Entry, Ledger
+from tersor.record.observer import Observer
 
 TIED = 65536  # bytes from which equal tensors are stored once: zero biases are equal by chance
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
@@ -43,7 +42,8 @@ class Packed:
     before: int  # bytes of the tensors
     nbytes: int  # bytes of the file
     ledger: Ledger  # without forms
-    ignored: tuple[str, ...]  # what the checkpoint holds besides tensors of the state dict
+    key: str  # under which the checkpoint holds them, if they are not all of it
+    ignored: Mapping[str, int | None]  # what it holds besides, and the tensors in it; None: a file not opened
 
 
 def pack(
@@ -51,20 +51,24 @@ def pack(
     out: str | os.PathLike[str],
     recipe: Recipe,
     *,
+    key: str | None = None,
     tiny: bool = False,
     workers: int | None = None,
-    watch: Watch | None = None,
+    observer: Observer | None = None,
 ) -> Packed:
-    """Write the tensors of `weights` (a .safetensors, a folder of them, a .pt state dict) to a .tersor file.
+    """Write the tensors of `weights` (a .safetensors, a folder of them, a .pt state dict) to a .tersor file;
+    with `key` only those under it: "g_ema" of {"g_ema": {...}, "d": {...}}.
 
     The same weights and recipe give the same bytes, with any number of `workers` (threads; default: one for
     each core). `tiny` writes the short header of save(). A step that needs the whole model, a `where` that
-    matches nothing and weights with NaN are refused, and nothing is written.
+    matches nothing, weights with NaN and an `out` that is one of the files of `weights` are refused, and
+    nothing is written.
     """
     alone(recipe)
-    with Checkpoint(weights) as source:
-        packing = Packing(source, recipe, watch or Watch())
-        with atomic(out) as file, TensorWriter(Path(out).parent) as tensors:
+    out = output(out, read_from(weights))
+    with Checkpoint(weights, key) as source:
+        packing = Packing(source, recipe, observer or Observer())
+        with atomic(out) as file, TensorWriter(out.parent) as tensors:
             builder = Builder(tensors, tiny=tiny)
             for one in in_order(source.slots, packing.nbytes, source.form, packing.work, workers):
                 packing.keep(one, builder)
@@ -73,14 +77,14 @@ def pack(
             packing.check_lock(ledger.base, builder.digests)
             nbytes = builder.finish(file, packing.aliases, ledger)
         return Packed(
-            len(source.slots), packing.aliases, packing.before, nbytes, ledger, tuple(source.ignored)
+            len(source.slots), packing.aliases, packing.before, nbytes, ledger, source.key, source.ignored
         )
 
 
 def alone(recipe: Recipe) -> None:
     """Refuse steps that cannot work on one tensor by itself."""
     for step in recipe.steps:
-        if not getattr(step, "sitewise", lambda: False)():
+        if step.needs is not Needs.NOTHING:
             raise RefusedError(
                 f"pack: {step.name}, as it is set, needs the whole model: to train or measure it, or to look "
                 f"at all its weights at once. Leave it out here, or run it with the model: "
@@ -96,14 +100,14 @@ class One:
     given: str  # its digest before
     nbytes: int  # and its bytes
     form: Form
-    events: list[list[Entry]]  # by step
+    entries: list[Entry]
 
 
 class Packing:
     """The state of one pack: nothing in it grows with the size of a tensor."""
 
-    def __init__(self, source: Checkpoint, recipe: Recipe, watch: Watch) -> None:
-        self.source, self.recipe, self.watch = source, recipe, watch
+    def __init__(self, source: Checkpoint, recipe: Recipe, observer: Observer) -> None:
+        self.source, self.recipe, self.observer = source, recipe, observer
         self.sites = {name: describe(name, slot) for name, slot in source.slots.items()}
         self.aliases = dict(source.aliases)
         self.base: dict[str, str] = {}  # digests of what was given
@@ -111,20 +115,13 @@ class Packing:
         self.stored: dict[tuple[str, str], str] = {}  # digests before and after -> site
         self.before = self.kept = 0
         self.names = frozenset(self.sites)
-        for number in range(len(recipe.steps)):
-            # With every site done a step does nothing but look for what its `where` means.
-            for _ in self.recipe.steps[number].run(self.view(number, self.sites, {}, self.names)):
-                raise RefusedError(f"pack: {recipe.steps[number].name} does not work on one tensor by itself")
+        # With every site done a step does nothing but look for what its `where` means.
+        self.run(self.sites, {}, self.names)
 
-    def view(
-        self, number: int, sites: Mapping[str, Site], forms: Mapping[str, Form], done: frozenset[str]
-    ) -> View:
-        """What a step sees: all names and shapes, and the form of the one site that is not done."""
-        step = self.recipe.steps[number]
-        return View(
-            sites, forms, self.source.aliases, None, forms, None, step.name, number, self.recipe.seed,
-            Watch(), done=done,
-        )  # fmt: skip
+    def run(self, sites: Mapping[str, Site], forms: Mapping[str, Form], done: frozenset[str]) -> State:
+        """The recipe on the sites that are not done, of which the forms are given; steps see all names."""
+        state = State(sites, forms, self.source.aliases, Ledger(""))
+        return Executor(state, self.recipe, done=done).run()
 
     def nbytes(self, name: str) -> int:
         return self.source.slots[name].nbytes
@@ -139,42 +136,36 @@ class Packing:
             if is_mask(wide):
                 sites = {**sites, name: replace(sites[name], kind="buffer")}
             finite({name: wide}, sites)
-        forms: dict[str, Form] = {name: given}
-        others = self.names - {name}
-        events: list[list[Entry]] = []
-        for number, step in enumerate(self.recipe.steps):
-            ledger = Ledger("", {})
-            if sites[name].dtype in DTYPES:
-                for group in step.run(self.view(number, sites, dict(forms), others)):
-                    apply(forms, group, sites, step.name)
-                    ledger.record(number, step.name, group)
-            else:
-                kept = Note(name, "skipped", f"{sites[name].dtype} is stored as it is")
-                ledger.record(number, step.name, (kept,))
-            events.append(ledger.entries)
-        forms[name].digest  # noqa: B018  reckoned here, on its own core, and kept
-        return One(sites[name], given.digest, given.nbytes, forms[name], events)
+        form: Form = given
+        if sites[name].dtype in DTYPES:
+            result = self.run(sites, {name: given}, self.names - {name})
+            form, entries = result.forms[name], result.ledger.entries
+        else:
+            said = f"{sites[name].dtype} is stored as it is"
+            steps = enumerate(self.recipe.steps)
+            entries = [Entry(n, step.name, name, kind="skipped", text=said) for n, step in steps]
+        form.digest  # noqa: B018  reckoned here, on its own core, and kept
+        return One(sites[name], given.digest, given.nbytes, form, entries)
 
     def keep(self, one: One, builder: Builder) -> None:
         """Write what became of a tensor, or note that it is there already."""
         name = one.site.name
         self.before += one.nbytes
         self.kept += 1
-        self.watch.progress(self.kept, len(self.sites), name)
+        self.observer.progress(self.kept, len(self.sites), name)
         twin = self.stored.setdefault((one.given, one.form.digest), name)
         if twin != name and one.nbytes >= TIED:
             self.aliases |= {a: twin for a, site in self.aliases.items() if site == name} | {name: twin}
             return
         self.base[name] = one.given
-        for entries, more in zip(self.entries, one.events, strict=True):
-            entries += more
+        for entry in one.entries:
+            self.entries[entry.step].append(entry)
         builder.add(one.site, one.form)
 
     def ledger(self) -> Ledger:
         """What a run on the whole model would have written, without forms. Without seconds too: the same
         weights give the same bytes."""
-        base = digest_of({name: SimpleNamespace(digest=digest) for name, digest in self.base.items()})  # type: ignore[misc]
-        ledger = Ledger(base, self.recipe.to_json())
+        ledger = Ledger(digest_of(self.base), self.recipe.to_json())
         for entries in self.entries:
             ledger.entries += entries
         return ledger

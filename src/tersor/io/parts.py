@@ -1,6 +1,7 @@
 """Parts: a file of weights as named arrays, whatever kind it is: what diff and patch compare.
 
-A .tersor file gives its leaves, decoded; a checkpoint its tensors. In memory is one site or tensor at a time.
+A .tersor file gives its leaves, decoded, and its attachments as they are stored; a checkpoint its tensors. In
+memory is one site or tensor at a time.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ import torch
 from torch import Tensor
 
 from tersor.errors import FormatError, SettingError
-from tersor.forms import Affine, Coded, Dense, Form, Masked, uncoded
+from tersor.forms import Affine, At, Coded, Dense, Form, uncoded
 from tersor.forms.form import from_rows, to_rows
 from tersor.io.checkpoint import Checkpoint
 from tersor.io.container import TersorFile
+from tersor.io.document import ATTACHMENT
 from tersor.io.tensors import CHUNK, TensorFile
 from tersor.io.text import dump
 from tersor.io.tiny import Source
@@ -29,7 +31,7 @@ from tersor.io.trees import leaves
 PATCH = "tersor-patch"  # the key in a patch's metadata that holds its format number
 
 
-class Grid(NamedTuple):
+class EvenGrid(NamedTuple):
     """What the codes of an even grid mean: (codes - zero) * scale."""
 
     scale: Tensor  # [1, 1], [O, 1] or [O, G]
@@ -53,7 +55,7 @@ class Grid(NamedTuple):
         return both[0].double(), both[1].double()
 
 
-def regrid(codes: Tensor, old: Grid, new: Grid) -> Tensor:
+def regrid(codes: Tensor, old: EvenGrid, new: EvenGrid) -> Tensor:
     """Codes rounded to another grid, which they both fit: every step in float64, rounded half to even."""
     rows, limits = to_rows(codes, new.axis), torch.iinfo(codes.dtype)
     (scale, zero), (scale_new, zero_new) = (grid.tables(rows.shape[1]) for grid in (old, new))
@@ -68,7 +70,7 @@ class Leaf(NamedTuple):
     stored: Form
     array: Tensor  # decoded
     keep: str | None  # the name of the mask's leaf that hides some of it; "" where that is no leaf by itself
-    grid: Grid | None  # where these are its codes
+    grid: EvenGrid | None  # where these are its codes
 
 
 class Parts:
@@ -82,6 +84,7 @@ class Parts:
         self.tersor: TersorFile | None = None
         self.tensors: Checkpoint | TensorFile | None = None
         self.aliases: dict[str, str] = {}
+        self.ignored: dict[str, int | None] = {}  # what a checkpoint holds besides
         self.files = [self.path]
         self.site: tuple[str, dict[str, Leaf]] = ("", {})
         if plain:
@@ -95,9 +98,14 @@ class Parts:
             )
         else:
             self.tensors = found = Checkpoint(self.path)
-            self.aliases = found.aliases
+            self.aliases, self.ignored = found.aliases, found.ignored
             self.files = sorted({Path(part.path) for part in found.where.values()})  # type: ignore[attr-defined]
-        self.names = list(self.tersor.places.found if self.tersor else self.slots)
+        self.names = list(self.slots)
+        if self.tersor is not None:
+            self.names = [
+                *self.tersor.places.found,
+                *(f"{ATTACHMENT}{name}" for name in self.tersor.attachments),
+            ]
         self.nbytes = sum(file.stat().st_size for file in self.files)
 
     @property
@@ -106,14 +114,20 @@ class Parts:
         return self.tensors.slots if self.tensors else {}
 
     def array(self, name: str) -> Tensor:
-        """A tensor, or what a leaf means."""
+        """A tensor, what a leaf means, or the bytes that hold an attachment."""
         return self.tensors.read(name) if self.tensors else self.leaf(name).array
 
     def leaf(self, name: str) -> Leaf:
         """A leaf of a .tersor file."""
         if self.tersor is None:
             raise FormatError(f"{self.path}: it is no .tersor file, so {name[:200]} has no leaves")
+        if name not in self.tersor.places.found:  # an attachment
+            data = Dense(self.tersor.source.read(name))
+            return Leaf(data, data.array, None, None)
         site = name if name in self.tersor.sites else name.rpartition(":")[0]
+        if site in self.tersor.grids:
+            grid = self.tersor.grid(site)
+            return {n: Leaf(node, node.decode(), None, None) for _, n, node in leaves(grid, site)}[name]
         if self.site[0] != site:
             form = self.tersor.read(site)
             self.tersor.check(site, form)
@@ -124,7 +138,7 @@ class Parts:
         """What the file says of its arrays: its text, or the header of a safetensors file; else nothing."""
         if self.tersor is not None:
             return dump(self.tersor.text)
-        if self.path.is_file():
+        if os.path.isfile(self.path):
             with open(self.path, "rb") as file:
                 first = file.read(9)
                 if first[8:] == b"{":
@@ -156,7 +170,7 @@ class Parts:
 def looks(path: Path) -> str:
     """ "tersor" for a file that says so of itself, "tersor-patch" for a patch, else ""."""
     with suppress(FormatError):
-        if path.is_file():
+        if os.path.isfile(path):
             with Source(path) as source:
                 keys = ("tersor",) if source.tiny else source.metadata
                 return next((key for key in ("tersor", PATCH) if key in keys), "")
@@ -165,27 +179,21 @@ def looks(path: Path) -> str:
 
 def leaves_of(form: Form, site: str) -> Iterator[tuple[str, Leaf]]:
     """(name, leaf) of each leaf of a site."""
-    plain, nodes = dict(uncoded(form).walk()), dict(form.walk())
+    plain, nodes = dict(uncoded(form).walk()), {at.path: at for at in At(form).down()}
     for path, name, stored in leaves(form, site):
         above, _, word = path.rpartition(".")
-        parent, dense = nodes[above], plain[path]
+        parent, dense = nodes[above].node, plain[path]
         if not isinstance(dense, Dense):
             raise FormatError(f"{name[:200]}: a leaf that is no array")
         keep = mask_above(nodes, path, site) if isinstance(stored, Coded) and stored.kept else None
         grid = None
-        if isinstance(parent, Affine) and word == "codes":
+        if isinstance(parent, Affine) and word == "codes" and not parent.runs and parent.member is None:
             zero = None if parent.zero is None else parent.zero.decode()
-            grid = Grid(parent.scale.decode(), zero, parent.group, parent.axis)
+            grid = EvenGrid(parent.scale.decode(), zero, parent.group, parent.axis)
         yield name, Leaf(stored, dense.array, keep, grid)
 
 
-def mask_above(nodes: dict[str, Form], path: str, site: str) -> str:
+def mask_above(nodes: dict[str, At], path: str, site: str) -> str:
     """The leaf that is the only mask above a path; empty where there are several, or the mask is no leaf."""
-    above = [
-        at
-        for at, node in nodes.items()
-        if isinstance(node, Masked) and f"{path}.".startswith(f"{at}." if at else "")
-    ]
-    keep = f"{above[0]}.keep" if above and above[0] else "keep"
-    alone = len(above) == 1 and isinstance(nodes.get(keep), Dense | Coded)
-    return f"{site}:{keep}" if alone else ""
+    masks = nodes[path].masks
+    return f"{site}:{masks[0]}" if len(masks) == 1 and not nodes[masks[0]].node.children() else ""

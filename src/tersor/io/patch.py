@@ -15,24 +15,41 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
-from tersor.core.view import Watch
+import torch
+
 from tersor.errors import FormatError, RefusedError
-from tersor.files import atomic
-from tersor.forms import FORMS
-from tersor.forms.flat import unflatten
+from tersor.files import atomic, output
+from tersor.forms import FORMS, NODES, Grid
 from tersor.forms.form import as_bytes
-from tersor.io.container import Builder, TersorFile
+from tersor.io.builder import Builder
+from tersor.io.checkpoint import read_from
+from tersor.io.container import TEXT as OWN
+from tersor.io.container import TersorFile
 from tersor.io.dictionary import DICTIONARY
-from tersor.io.document import aliases_from_json, ledger_from_json, of_type, only, site_from_json
+from tersor.io.document import (
+    ATTACHMENT,
+    TINY,
+    aliases_from_json,
+    attachments_from_json,
+    changes_from_json,
+    edges_from_json,
+    indices_from_json,
+    shape_of,
+    site_from_json,
+)
+from tersor.io.document import KEYS as DOCUMENT
 from tersor.io.header import NAMED, Slot, check_shape, natural, parse_header
 from tersor.io.parts import PATCH, Parts
+from tersor.io.records import ledger_from_json
 from tersor.io.tensors import CHUNK, TensorFile, TensorWriter
-from tersor.io.text import allowed, inflate_up_to, parse
+from tersor.io.text import allowed, inflate_up_to, of_type, only, parse
 from tersor.io.tiny import Source
 from tersor.io.told import Leaves, Told
 from tersor.io.trees import Places
+from tersor.record.flat import unflatten
+from tersor.record.observer import Observer
 
 NUMBER = 1
 TEXT, STREAMS = "patch", "streams"  # the two tensors of a patch
@@ -44,18 +61,19 @@ def patch(
     changes: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
-    watch: Watch | None = None,
+    observer: Observer | None = None,
 ) -> int:
     """Write the file that OLD became, of the very bytes it had, and return their number.
 
     RefusedError for an OLD that the patch was not made for, FormatError where the patch is damaged.
     """
+    out = output(out, [*read_from(old), changes])
     with Parts(old) as before, Source(changes) as file, naming(file.path, before.path):
         check_base(file, before)
         told = open_patch(file, before)
         with atomic(out) as target:
             hashing = Hashing(target)
-            nbytes = write(told, hashing, Path(out).parent, watch or Watch())
+            nbytes = write(told, hashing, out.parent, observer or Observer())
             if hashing.sha.hexdigest() != file.metadata["new"]:
                 raise FormatError(
                     "what it makes is not the file that it was made of. It is damaged, or another version "
@@ -146,42 +164,55 @@ def inflate(data: bytes, size: int | None, head: bytes) -> bytes:
     return raw
 
 
-def write(told: Told, target: Any, folder: Path, watch: Watch) -> int:
+def write(told: Told, target: Any, folder: Path, observer: Observer) -> int:
     """Write the new file; returns its bytes."""
     only(told.text, KEYS, "its text")
     kind = of_type(told.text.get("kind"), str, "its kind")
     if kind not in WRITERS:
         raise FormatError(f"its kind is {kind[:20]!r}; known are {', '.join(WRITERS)}")
-    return WRITERS[kind](told, target, folder, watch)
+    return WRITERS[kind](told, target, folder, observer)
 
 
-def write_tersor(told: Told, target: Any, folder: Path, watch: Watch) -> int:
+def write_tersor(told: Told, target: Any, folder: Path, observer: Observer) -> int:
     """Forms as they were, written by the writer of all .tersor files."""
     document = of_type(said(told, "text"), dict, "its text of the new file")
     tiny = of_type(told.text.get("tiny", False), bool, "tiny")
-    places, digests, sites, trees = Places(large_leaves(told)), {}, {}, {}
+    only(document, TINY if tiny else DOCUMENT, "its text of the new file")
+    places, digests, sites, kept, trees = Places(large_leaves(told)), {}, {}, {}, {}
+    indices = indices_from_json(document.get("indices", []), told.nbytes + told.before.nbytes)
     for name, entry in of_type(document.get("sites"), dict, "sites").items():
-        sites[name], digests[name], tree = site_from_json(name, entry, tiny=tiny)
-        trees[name] = places.full(tree, sites[name].shape, sites[name].dtype, name)
+        site, digests[name], tree, kept[name] = site_from_json(name, entry, indices, tiny=tiny)
+        sites[name] = site
+        trees[name] = places.full(tree, shape_of(site, kept[name]), site.dtype, name)
+    for edge, digests[edge], tree in edges_from_json(document.get("grids", {}), sites, tiny=tiny):
+        trees[edge] = places.grid(tree, edge)
+    attached = attachments_from_json(document.get("attachments", {}), places.slots)
     with TensorWriter(folder) as tensors:
         builder = Builder(tensors, tiny=tiny)
-        for number, (name, site) in enumerate(sites.items(), 1):
-            leaves = Leaves(told, places, trees[name], name)
-            builder.add(site, unflatten(trees[name], name, leaves.stored, FORMS))
-            watch.progress(number, len(sites), name)
+        for number, (name, tree) in enumerate(trees.items(), 1):
+            stored = Leaves(told, places, tree, name).stored
+            if name in sites:
+                builder.add(sites[name], unflatten(tree, name, stored, FORMS), kept[name])
+            else:
+                builder.grid(name, cast(Grid, unflatten(tree, name, stored, NODES)))
+            observer.progress(number, len(trees), name)
+        for name, entry in attached.items():
+            full = f"{ATTACHMENT}{name}"
+            builder.attach_stored(name, entry, told.array(full, torch.uint8, places.slots[full].shape))
         ledger = ledger_from_json(document, digests)
         aliases = aliases_from_json(document.get("aliases", {}), sites)
-        return builder.finish(target, aliases, ledger)
+        changes = changes_from_json(document.get("changes", []))
+        return builder.finish(target, aliases, ledger, changes=changes)
 
 
 def large_of(file: TersorFile) -> dict[str, Any]:
-    """The leaves that are tensors of their own: dtype and shape of each."""
-    places = {name: place for name, place in file.places.found.items() if not place.small}
-    return {n: [str(p.dtype).removeprefix("torch."), list(p.shape)] for n, p in places.items()}
+    """The leaves that are tensors of their own, and the attachments: dtype and shape of each."""
+    slots = {name: slot for name, slot in file.source.slots.items() if name != OWN}
+    return {n: [str(s.dtype).removeprefix("torch."), list(s.shape)] for n, s in slots.items()}
 
 
 def large_leaves(told: Told) -> dict[str, Slot]:
-    """The leaves of the new file that are tensors of their own."""
+    """The leaves and attachments of the new file that are tensors of their own."""
     old, found = told.before.tersor, {}
     entries = told.text.get("large", {} if old is None else large_of(old))
     for name, entry in of_type(entries, dict, "large").items():
@@ -193,7 +224,7 @@ def large_leaves(told: Told) -> dict[str, Slot]:
     return found
 
 
-def write_safetensors(told: Told, target: Any, folder: Path, watch: Watch) -> int:
+def write_safetensors(told: Told, target: Any, folder: Path, observer: Observer) -> int:
     """The header as it was, and the tensors in its order."""
     head = of_type(said(told, "head"), str, "its header of the new file").encode()
     slots = slots_of(head)
@@ -203,7 +234,7 @@ def write_safetensors(told: Told, target: Any, folder: Path, watch: Watch) -> in
     for number, name in enumerate(ordered, 1):
         slot, own = slots[name], aliases.get(name, name)
         target.write(as_bytes(told.array(of_type(own, str, "aliases"), slot.dtype, slot.shape)).data)
-        watch.progress(number, len(ordered), name)
+        observer.progress(number, len(ordered), name)
     return 8 + len(head) + sum(slot.nbytes for slot in slots.values())
 
 

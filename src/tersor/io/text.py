@@ -110,3 +110,29 @@ def inflate_up_to(data: bytes, most: int, dictionary: bytes) -> tuple[bytes, byt
     except zlib.error as error:
         raise FormatError(f"its text cannot be inflated ({error}): the file is damaged") from None
     return text, unpacker.unused_data, unpacker.eof and not more
+
+
+def digest(value: Any, who: str) -> str:
+    if not isinstance(value, str) or not re.fullmatch("[0-9a-f]{16}", value):
+        raise FormatError(f"{who} must be 16 hex digits, not {str(value)[:40]!r}")
+    return value
+
+
+def of_type(value: Any, kind: type, who: str) -> Any:
+    """The value, if it is exactly of this type: no bool is an int."""
+    if type(value) is not kind:
+        words = {
+            dict: "an object",
+            list: "a list",
+            str: "a text",
+            int: "a whole number",
+            bool: "true or false",
+        }
+        raise FormatError(f"{who} must be {words[kind]}, not {str(value)[:60]!r}")
+    return value
+
+
+def only(told: dict[str, Any], allowed: tuple[str, ...], who: str) -> None:
+    unknown = [key for key in told if key not in allowed]
+    if unknown:
+        raise FormatError(f"{who} has no key {unknown[0][:40]!r}; known are {', '.join(allowed)}")

@@ -13,19 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tersor.encode import coded
 from tersor.errors import FormatError
-from tersor.forms import Affine, Coded, coded
+from tersor.forms import PROFILES, Affine, Coded
 from tersor.io.change import fitted, rebuild
-from tersor.io.document import of_type, only
 from tersor.io.header import NAMED
-from tersor.io.parts import Grid, Parts, regrid
+from tersor.io.parts import EvenGrid, Parts, regrid
+from tersor.io.text import of_type, only
 from tersor.io.trees import Places
 from tersor.io.validate import limit_for
 
 SAME, CHANGE, ALONE = "same", "change", "alone"
 HOWS = (SAME, CHANGE, ALONE)
 KEYS = ("how", "of", "grid", "coder", "keep", "n")
-PROFILES = ("max", "fast", "huffman", "rans")  # one of them wrote a coded leaf, or it is told as bytes
 Json = dict[str, Any]
 Shape = tuple[int, ...]
 
@@ -34,7 +34,7 @@ class Told:
     """What a patch says of NEW. `read(begin, end)` gives a range of its streams, `nbytes` of them."""
 
     def __init__(self, text: Json, read: Callable[[int, int], bytes], nbytes: int, before: Parts) -> None:
-        self.text, self.read, self.before = text, read, before
+        self.text, self.read, self.nbytes, self.before = text, read, nbytes, before
         self.room = limit_for(nbytes + before.nbytes)  # elements that may still be declared
         self.parts: Json = of_type(text.get("parts"), dict, "parts")
         self.at: dict[str, tuple[int, list[int]]] = {}
@@ -89,7 +89,7 @@ class Told:
         dtype: torch.dtype,
         shape: Shape,
         keep: Tensor | None = None,
-        grid: Callable[[], Grid] | None = None,
+        grid: Callable[[], EvenGrid] | None = None,
     ) -> Tensor:
         """An array of NEW. `keep`: the mask that hides some of it; `grid`: finds that of codes."""
         try:
@@ -110,7 +110,7 @@ class Told:
         dtype: torch.dtype,
         shape: Shape,
         keep: Tensor | None,
-        grid: Callable[[], Grid] | None,
+        grid: Callable[[], EvenGrid] | None,
     ) -> Tensor:
         part = self.part(name)
         how = part.get("how", CHANGE)
@@ -125,7 +125,7 @@ class Told:
             base = self._moved(name, base, grid)
         return rebuild(self._streams(name), base, dtype, shape, keep)
 
-    def _moved(self, name: str, base: Tensor, grid: Callable[[], Grid] | None) -> Tensor:
+    def _moved(self, name: str, base: Tensor, grid: Callable[[], EvenGrid] | None) -> Tensor:
         old = self.before.leaf(self.other(name)).grid
         new = None if grid is None else grid()
         if old is None or new is None or not movable(base, old, new):
@@ -138,7 +138,7 @@ class Told:
             yield self.read(begin, end)
 
 
-def movable(codes: Tensor, old: Grid, new: Grid) -> bool:
+def movable(codes: Tensor, old: EvenGrid, new: EvenGrid) -> bool:
     """Whether codes on the old grid can be rounded to the new one."""
     shape = tuple(codes.shape)
     whole = codes.dtype in (torch.int8, torch.int16)
@@ -206,12 +206,14 @@ class Leaves:
             raise FormatError(f"{name[:200]}: {keep[:200]!r} is not its mask")
         return mask
 
-    def grid(self, name: str) -> Grid:
+    def grid(self, name: str) -> EvenGrid:
         """The grid of codes: its scale and zero are told by themselves."""
         above = name.removesuffix("codes")
         node = self.nodes.get(above)
         if above == name or node is None or node["form"] != Affine.name:
             raise FormatError("its grid moved, but it is no codes of a grid")
+        if "runs" in node or "member" in node:
+            raise FormatError("its grid moved, but its groups are not even")
         group, axis = node.get("group", 0), node.get("axis", 0)
         if type(group) is not int or type(axis) is not int or min(group, axis) < 0:
             raise FormatError(f"group {str(group)[:20]} or axis {str(axis)[:20]} is no whole number")
@@ -219,7 +221,7 @@ class Leaves:
         scale = self.array(f"{above}scale")
         if not scale.dtype.is_floating_point or scale.ndim != 2:
             raise FormatError("the scale of its grid is no table of floats")
-        return Grid(scale, zero, group, axis)
+        return EvenGrid(scale, zero, group, axis)
 
     def _stored_before(self, name: str) -> Tensor:
         old = self.told.before.leaf(self.told.other(name)).stored

@@ -6,22 +6,20 @@ be 80 bytes. Shapes and dtypes that follow from a leaf's place are left out.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from tersor.errors import FormatError
-from tersor.forms import FORMS, Coded, Dense, Form
+from tersor.forms import FORMS, Coded, Dense, Form, Grid, Node
+from tersor.forms.node import child_names
 from tersor.io.header import NAMED, Slot, check_shape
 
 SMALL = 1024  # bytes from which a leaf is a tensor of its own
-BY_NAME = {
-    "keep": "bool", "index": "uint8", "codes": "int8", "zero": "int16", "scale": "float32", "book": "float32"
-}  # fmt: skip
+GRID = {"scale": "float32", "zero": "int16"}  # dtypes of a grid's children, where not told
 Shape = tuple[int, ...]
 
 
@@ -36,13 +34,9 @@ class Place:
     small: bool
 
 
-def children_of(kind: type[Form]) -> list[str]:
-    return [field.name for field in dataclasses.fields(kind) if str(field.type).startswith("Form")]
-
-
-def same_shape(kind: type[Form]) -> tuple[str, ...]:
-    """Children of their parent's shape."""
-    return ("keep", *kind.aligned) if kind.name == "masked" else kind.aligned
+def follows(kind: type[Form], key: str, shape: Shape | None, dtype: str) -> tuple[Shape | None, str]:
+    """(shape, dtype) of a child as its place tells them, in a parent of this kind, shape and dtype."""
+    return shape if key in (kind.mask, *kind.aligned) else None, kind.dtypes.get(key, dtype)
 
 
 def terse(form: Form, shape: Shape | None, dtype: str, small: Callable[[str], bool], path: str = "") -> Any:
@@ -50,16 +44,24 @@ def terse(form: Form, shape: Shape | None, dtype: str, small: Callable[[str], bo
     node: dict[str, Any] = {"form": form.name, **form.settings()}
     if isinstance(form, Coded):
         told = {"size": (form.size, shape), "dtype": (form.dtype, dtype)}
-        for key in [key for key, (own, follows) in told.items() if own == follows]:
+        for key in [key for key, (own, told_by_place) in told.items() if own == told_by_place]:
             del node[key]
     if isinstance(form, Dense) and small(path):
         own = str(form.dtype).removeprefix("torch.")
         node |= {} if own == dtype else {"dtype": own}
         node |= {} if form.shape == shape else {"shape": form.shape}
     for key, child in form.children().items():
-        inner = shape if key in same_shape(type(form)) else None
-        node[key] = terse(child, inner, BY_NAME.get(key, dtype), small, f"{path}.{key}" if path else key)
+        below = f"{path}.{key}" if path else key
+        node[key] = terse(child, *follows(type(form), key, shape, dtype), small, below)
     return form.name if len(node) == 1 else node
+
+
+def terse_grid(grid: Grid, small: Callable[[str], bool]) -> Any:
+    """The tree of an edge's grid."""
+    node: dict[str, Any] = {"form": grid.name, **grid.settings()}
+    for key, child in grid.children().items():
+        node[key] = terse(cast(Form, child), None, GRID[key], small, key)
+    return node
 
 
 class Places:
@@ -68,11 +70,18 @@ class Places:
     def __init__(self, slots: Mapping[str, Slot]) -> None:
         self.slots = slots
         self.found: dict[str, Place] = {}
+        self.blobs: set[str] = set()
         self.at = 0  # where the next small leaf begins
 
     def full(self, node: Any, shape: Shape, dtype: str, site: str) -> Any:
         """The tree as forms/flat.py reads it, which checks its settings."""
         return self._full(node, shape, dtype, site, "")
+
+    def grid(self, node: Any, edge: str) -> Any:
+        """The tree of an edge's grid, likewise."""
+        if not isinstance(node, dict) or node.get("form") != Grid.name:
+            raise FormatError(f"{edge[:200]}: an edge has a grid, not {str(node)[:40]!r}")
+        return {**node, **{k: self._full(node[k], None, GRID[k], edge, k) for k in GRID if k in node}}
 
     def _full(self, node: Any, shape: Shape | None, dtype: str, site: str, path: str) -> Any:
         name = f"{site}:{path}" if path else site
@@ -91,11 +100,10 @@ class Places:
             self._dense(node, shape, dtype, name)
             return {"form": "dense"}
         full = dict(node)
-        for key in children_of(kind):
+        for key in child_names(kind):
             if key in node:
-                inner = shape if key in same_shape(kind) else None
                 below = f"{path}.{key}" if path else key
-                full[key] = self._full(node[key], inner, BY_NAME.get(key, dtype), site, below)
+                full[key] = self._full(node[key], *follows(kind, key, shape, dtype), site, below)
         return full
 
     def _coded(self, node: dict[str, Any], name: str) -> dict[str, Any]:
@@ -131,9 +139,16 @@ class Places:
         self.found[name] = Place(dtype, shape, self.at, end, small=True)
         self.at = end
 
+    def attached(self, name: str) -> None:
+        """The tensor of an attachment."""
+        if name in self.found:
+            raise FormatError(f"{name[:200]}: an attachment and a leaf have this name")
+        self.blobs.add(name)
+
     def check_all_used(self, small: int) -> None:
         """Every tensor is a leaf, and the small leaves fill the `small` bytes behind the text."""
-        idle = [name for name in self.slots if name != "tersor" and name not in self.found]
+        used = {"tersor", *self.found, *self.blobs}
+        idle = [name for name in self.slots if name not in used]
         if idle:
             raise FormatError(f"{idle[0][:200]}: no form uses this tensor, and {len(idle) - 1} more")
         if self.at != small:
@@ -144,8 +159,8 @@ def _listed(shape: Shape | None) -> list[int] | None:
     return None if shape is None else list(shape)
 
 
-def leaves(form: Form, site: str) -> Iterator[tuple[str, str, Form]]:
+def leaves(form: Node, site: str) -> Iterator[tuple[str, str, Form]]:
     """(path, name, leaf) of each leaf in the order of the text."""
     for path, node in form.walk():
         if node.arrays():
-            yield path, f"{site}:{path}" if path else site, node
+            yield path, f"{site}:{path}" if path else site, cast(Form, node)

@@ -18,12 +18,12 @@ from typing import BinaryIO
 
 from torch import Tensor
 
-from tersor.core.view import Watch
 from tersor.errors import SettingError, SiteError, did_you_mean
-from tersor.files import atomic, atomic_folder, write_text
+from tersor.files import atomic, atomic_folder, output, write_text
 from tersor.forms.form import as_bytes
 from tersor.io.container import TersorFile
 from tersor.io.header import build_header
+from tersor.record.observer import Observer
 
 OTHERS = (".pt", ".pth", ".bin", ".ckpt", ".onnx", ".tersor")
 METADATA = {"format": "pt"}  # transformers asks for it
@@ -47,7 +47,7 @@ def unpack(
     shard: int | str | None = None,
     limit: int | None = None,
     workers: int | None = None,
-    watch: Watch | None = None,
+    observer: Observer | None = None,
 ) -> int:
     """Write the decoded tensors of a .tersor file as .safetensors: old names, dtypes, shapes. Returns the
     bytes written.
@@ -56,16 +56,20 @@ def unpack(
     new folder of files of at most so many bytes of tensors (a number, or "2GB"), with an index. FormatError
     where a part of the file is damaged; nothing is written then. `limit` as in load().
     """
-    out, watch = Path(out), watch or Watch()
+    out, observer = Path(out), observer or Observer()
     size = None if shard is None else read_size(shard)
     with TersorFile(path, limit=limit) as file:
         chosen = select(file, only)
+        if only == "*":  # a file that is damaged elsewhere is not sound either
+            file.check_rest()
         if size is None and out.suffix in OTHERS:
             raise SettingError(
                 f"unpack: writes safetensors, so name it {out.stem}.safetensors, not {out.name}"
             )
+        if size is None:
+            output(out, [path])
         parts = parts_of(file, chosen, size)
-        unpacking = Unpacking(file, parts, workers, watch)
+        unpacking = Unpacking(file, parts, workers, observer)
         if size is None:
             with atomic(out) as target:
                 return unpacking.write(parts[0], target)
@@ -113,14 +117,14 @@ def parts_of(file: TersorFile, chosen: dict[str, list[str]], shard: int | None) 
 class Unpacking:
     """Writes parts, one after the other; each slice goes to its place as soon as it is decoded."""
 
-    def __init__(self, file: TersorFile, parts: list[Part], workers: int | None, watch: Watch) -> None:
-        self.file, self.workers, self.watch, self.done = file, workers, watch, 0
+    def __init__(self, file: TersorFile, parts: list[Part], workers: int | None, observer: Observer) -> None:
+        self.file, self.workers, self.observer, self.done = file, workers, observer, 0
         self.total = sum(len(part.names) for part in parts)
 
     def write(self, part: Part, target: BinaryIO) -> int:
         """One safetensors file. Returns its bytes."""
         entries = [
-            (name, self.file.sites[site].torch_dtype, self.file.sites[site].shape, self.file.nbytes(site))
+            (name, self.file.sites[site].torch_dtype, self.file.shape(site), self.file.nbytes(site))
             for site, names in part.names.items()
             for name in names
         ]
@@ -144,7 +148,7 @@ class Unpacking:
 
         for site, _, _ in self.file.decoded(part.names, put, self.workers):
             self.done += 1
-            self.watch.progress(self.done, self.total, site)
+            self.observer.progress(self.done, self.total, site)
         target.seek(0, os.SEEK_END)
         return len(header) + part.nbytes
 

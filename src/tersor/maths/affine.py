@@ -16,6 +16,7 @@ from torch import Tensor
 from tersor.errors import SettingError
 from tersor.maths.ranges import entropy_range, minmax_range, percentile_range
 from tersor.maths.units import (
+    AT_ONCE,
     HUGE,
     PER,
     TINY,
@@ -31,18 +32,25 @@ from tersor.maths.units import (
     unit_table,
 )
 
-__all__ = ["PER", "RANGES", "dequantize", "even_grid", "expand", "limits", "requantize"]
+__all__ = [
+    "PER", "RANGES", "code_limits", "dequantize", "even_grid", "expand", "limits", "requantize", "spanning"
+]  # fmt: skip
 
 RANGES = ("minmax", "percentile", "mse", "entropy")
 SHRINK = 0.92  # ratio of neighbors among the coarse ranges that "mse" tries
 COARSE = 48  # down to 0.92**47 = 2 % of the range
-AT_ONCE = 1 << 20  # weights searched together: their copies stay in the cache
 
 
 def limits(bits: int, symmetric: bool) -> tuple[int, int]:
     """The lowest and highest code."""
     half = 2 ** (bits - 1)
     return (1 - half if symmetric else -half), half - 1
+
+
+def code_limits(bits: int, signed: bool) -> tuple[int, int]:
+    """The lowest and highest code on an edge, where signed codes use their whole range."""
+    low = -(2 ** (bits - 1)) if signed else 0
+    return low, low + 2**bits - 1
 
 
 def even_grid(
@@ -84,7 +92,7 @@ def even_grid(
             low, high = percentile_range(x, mask, percentile, symmetric)
         else:
             low, high = entropy_range(x, mask, bits)
-        scale, zero = _grid(low, high, bits, symmetric)
+        scale, zero = spanning(low, high, bits, symmetric)
     scale = unit_table(scale, w.shape, per)
     shifts = (
         None if symmetric else unit_table(zero, w.shape, per).to(torch.int16 if bits <= 8 else torch.int32)
@@ -93,25 +101,37 @@ def even_grid(
 
 
 def requantize(  # noqa: PLR0917  a grid is its five numbers
-    w: Tensor, scale: Tensor, zero: Tensor | None, bits: int, group: int, symmetric: bool
+    w: Tensor, scale: Tensor, zero: Tensor | None, bits: int, group: int | Tensor, symmetric: bool
 ) -> Tensor:
     """Codes [O, I] of w on a grid that stands."""
     low, high = limits(bits, symmetric)
-    codes = w.detach().float().div(expand(scale, group, w.shape[1])).round_()
-    if zero is not None:
-        codes.add_(expand(zero, group, w.shape[1]))
-    return codes.clamp_(low, high).to(torch.int8 if bits <= 8 else torch.int16)
+    found = torch.empty(w.shape, dtype=torch.int8 if bits <= 8 else torch.int16, device=w.device)
+    step = max(1, AT_ONCE // max(w.shape[1], 1))
+    for first in range(0, len(w), step):  # rows at a time: their floats stay in the cache, and are few
+        block = slice(first, first + step)
+        codes = w[block].detach().float().div(expand(rows_of(scale, block), group, w.shape[1])).round_()
+        if zero is not None:
+            codes.add_(expand(rows_of(zero, block), group, w.shape[1]))
+        found[block] = codes.clamp_(low, high)
+    return found
 
 
-def dequantize(codes: Tensor, scale: Tensor, zero: Tensor | None, group: int) -> Tensor:
+def rows_of(table: Tensor, block: slice) -> Tensor:
+    """These rows of a table; one row serves all."""
+    return table if len(table) == 1 else table[block]
+
+
+def dequantize(codes: Tensor, scale: Tensor, zero: Tensor | None, group: int | Tensor) -> Tensor:
     """(codes - zero) * scale, float32 [O, I]."""
-    steps = codes.to(scale.dtype)
+    steps = codes.to(scale.dtype, copy=True)
     if zero is not None:
-        steps = steps - expand(zero, group, codes.shape[1])
-    return steps * expand(scale, group, codes.shape[1])
+        steps -= expand(zero, group, codes.shape[1])
+    factors = expand(scale, group, codes.shape[1])
+    # In place: of a layer with 400 MB of weights no second copy is held. A scale that learns needs the steps.
+    return steps * factors if factors.requires_grad else steps.mul_(factors)
 
 
-def _grid(low: Tensor, high: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor]:
+def spanning(low: Tensor, high: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor]:
     """The grid that spans low..high [U], float64 with low <= 0 <= high: scale and zero, float32 [U]."""
     first, last = limits(bits, symmetric)
     if symmetric:
@@ -146,7 +166,7 @@ def _search(x: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor]:
     first, last = limits(bits, symmetric)
     low, high = minmax_range(x, None)
     low0, high0 = low, high
-    scale, zero = _grid(low, high, bits, symmetric)
+    scale, zero = spanning(low, high, bits, symmetric)
     best = _error(x, scale, zero, first, last)
 
     def offer(s: Tensor, z: Tensor) -> Tensor:
@@ -159,7 +179,7 @@ def _search(x: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor]:
 
     def shrink(down: float, up: float) -> None:
         nonlocal low, high
-        better = offer(*_grid(low0 * down, high0 * up, bits, symmetric))
+        better = offer(*spanning(low0 * down, high0 * up, bits, symmetric))
         low, high = torch.where(better, low0 * down, low), torch.where(better, high0 * up, high)
 
     for k in range(1, COARSE):

@@ -91,7 +91,7 @@ def log_grid(
     return to_levels(w, scale, bits, terms, group), scale
 
 
-def to_levels(w: Tensor, scale: Tensor, bits: int, terms: int, group: int) -> Tensor:
+def to_levels(w: Tensor, scale: Tensor, bits: int, terms: int, group: int | Tensor) -> Tensor:
     """Codes [O, I] of w on a grid that stands."""
     levels = log_levels(bits, terms).to(w.device)
     w = w.detach().float()
@@ -99,7 +99,7 @@ def to_levels(w: Tensor, scale: Tensor, bits: int, terms: int, group: int) -> Te
     return torch.where(w < 0, -index, index).to(torch.int8)
 
 
-def from_levels(codes: Tensor, scale: Tensor, bits: int, terms: int, group: int) -> Tensor:
+def from_levels(codes: Tensor, scale: Tensor, bits: int, terms: int, group: int | Tensor) -> Tensor:
     """sign(code) * levels[|code|] * scale, float32 [O, I]."""
     levels = log_levels(bits, terms).to(codes.device)
     both = torch.cat([-levels[1:].flip(0), levels])  # [2 L - 1], so that one lookup gives sign and size

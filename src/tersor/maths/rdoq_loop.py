@@ -2,6 +2,8 @@
 
 Everything lies as [columns, rows], so that one column of weights is one run of memory. A column is rounded
 row by row; what is left over is pushed to the rows below by `down`, and to the columns behind by `ahead`.
+Shapes are checked by the caller; no number is cast to an index before it was compared with both ends, and NaN
+is compared as IEEE 754 has it: it takes the last place.
 """
 # ruff: noqa: PLR0917  compiled functions take no keywords
 
@@ -15,17 +17,19 @@ from numba import njit, types
 
 F1, F2 = types.float32[::1], types.float32[:, ::1]
 COUNT = types.float64[:, ::1]
-SLOW, FAST = 1 / 32, 1 / 12  # how quickly running magnitudes follow, along a row and down a column
+SLOW, QUICK = 1 / 32, 1 / 12  # how quickly running magnitudes follow, along a row and down a column
 LEFTS = 3  # left neighbors told apart: 0, 1, more
 FINE = 16  # steps of the table of levels, per unit of magnitude
+# All that may change the order of sums, but not what lets a compiler assume that there is no NaN.
+FAST = {"reassoc", "nsz", "arcp", "contract", "afn"}
 
 
 def compiled(signature: Any) -> Callable[[Callable[..., Any]], Any]:
     def wrap(loop: Callable[..., Any]) -> Any:
         try:
-            return njit(signature, cache=True, nogil=True, fastmath=True)(loop)
+            return njit(signature, cache=True, nogil=True, fastmath=FAST)(loop)
         except RuntimeError:  # no folder to keep compiled code in: compile for this process alone
-            return njit(signature, nogil=True, fastmath=True)(loop)
+            return njit(signature, nogil=True, fastmath=FAST)(loop)
 
     return wrap
 
@@ -83,13 +87,14 @@ def sweep(
             x = abs(t[i]) / step
             near: Any = min(np.int64(left[i]), LEFTS - 1)
             guess = running[i] * here / max(state[0], 1e-3)
-            place: Any = min(top, np.int64(FINE * guess))
+            fine = FINE * guess
+            place = np.int64(fine) if 0 <= fine < top else top
             context = levels[place] * LEFTS + near
             best = 0
             if free[j, i]:
-                weight = row[i] * column[j] * step * step
+                weight = np.float64(row[i]) * column[j] * step * step
                 least = weight * x * x + price * cost[context, 0]
-                floor: Any = min(np.int64(min(x, 1e9)), limit)
+                floor = np.int64(x) if x < limit else limit
                 for m in range(max(1, floor - 1), min(floor + 1, limit) + 1):
                     bits = cost[context, min(m, last)] + max(0, m - last) * 0.05
                     loss = weight * (x - m) * (x - m) + price * bits
@@ -108,7 +113,7 @@ def sweep(
             codes[j, i] = code
             left[i] = best
             running[i] += (best - running[i]) * SLOW
-            here += (best - here) * FAST
+            here += (best - here) * QUICK
             state[0] += (best - state[0]) * 1e-4
             targets[j, i] -= np.float32(code) * step
         for k in range(j + 1, n):

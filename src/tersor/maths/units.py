@@ -19,6 +19,7 @@ from tersor.errors import SettingError, did_you_mean
 PER = ("tensor", "row", "group")
 TINY = 2.0**-126  # the smallest normal float32: a smaller scale would lose digits, or all of them
 HUGE = torch.finfo(torch.float32).max
+AT_ONCE = 1 << 20  # weights looked at together: their copies stay in the cache, and are few
 
 
 def check_choice(who: str, name: str, value: str, allowed: Iterable[str]) -> None:
@@ -51,7 +52,8 @@ def check_units(who: str, shape: torch.Size, per: str, group: int, keep: Tensor 
 def finite(who: str, w: Tensor) -> Tensor:
     """w as float32; NaN and infinity are refused, for no code stands for them."""
     w = w.detach().float()
-    if not torch.isfinite(w).all():
+    step = max(1, AT_ONCE * len(w) // max(w.numel(), 1))
+    if not all(bool(torch.isfinite(rows).all()) for rows in w.split(step)):  # a mask of all would be large
         bad = int((~torch.isfinite(w)).sum())
         raise SettingError(
             f"{who}: {bad} of {w.numel()} weights are NaN or beyond float32. Repair the weights first"
@@ -109,11 +111,14 @@ def shift(x: Tensor, by: Tensor) -> Tensor:
     return x * torch.exp2(by.to(x.dtype))
 
 
-def expand(scale: Tensor, group: int, columns: int) -> Tensor:
-    """scale [1, 1], [O, 1] or [O, G] -> [O or 1, columns], one value a weight."""
+def expand(scale: Tensor, group: int | Tensor, columns: int) -> Tensor:
+    """scale [1, 1], [O, 1] or [O, G] -> [O or 1, columns], one value a weight. `group`: columns of a group,
+    or the group of each column, int64 [columns]."""
     groups = scale.shape[1]
     if groups == 1:
         return scale.expand(-1, columns)
+    if isinstance(group, Tensor):
+        return scale[:, group.to(scale.device)]
     if group < 1 or groups != -(-columns // group):
         raise SettingError(f"expand: {groups} groups of {group} do not make {columns} columns")
     return scale.repeat_interleave(group, 1)[:, :columns]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tersor.forms import Coded, Dense, Form, Masked
+from tersor.forms import At, Dense, Form
 from tersor.maths.statistics import entropy_bits, log2_choose
 
 
@@ -35,21 +35,20 @@ class Bits:
 
 def bits_of(form: Form) -> Bits:
     """Stored bits of a form, and their bound."""
-    return Bits(math.prod(form.shape), 8 * form.nbytes, bound(form, None))
+    return Bits(math.prod(form.shape), 8 * form.nbytes, sum(map(bound, At(form).down())))
 
 
-def bound(form: Form, keep: Tensor | None) -> float:
-    """The bound of what `keep`, a mask from above, leaves of the form."""
-    if isinstance(form, (Dense, Coded)):
-        array = form.decode(keep)
-        array = array if keep is None else array[keep]
-        if array.dtype is torch.bool:
-            return log2_choose(array.numel(), int(array.sum()))
-        if array.is_floating_point():
-            return 8.0 * (form.nbytes if isinstance(form, Coded) else array.nbytes)
-        return array.numel() * entropy_bits(counts_of(array).tolist())
-    inner = form.within(keep) if isinstance(form, Masked) else keep
-    return sum(bound(child, inner if key in form.aligned else None) for key, child in form.children().items())
+def bound(at: At) -> float:
+    """The bound of a leaf, of what the mask above leaves of it; 0 for a node that has children."""
+    if at.node.children():
+        return 0.0
+    array = at.node.decode(at.keep)
+    array = array if at.keep is None else array[at.keep]
+    if array.dtype is torch.bool:
+        return log2_choose(array.numel(), int(array.sum()))
+    if array.is_floating_point():
+        return 8.0 * (array.nbytes if isinstance(at.node, Dense) else at.node.nbytes)
+    return array.numel() * entropy_bits(counts_of(array).tolist())
 
 
 def counts_of(array: Tensor) -> Tensor:

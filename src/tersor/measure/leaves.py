@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from tersor.forms import Form, Masked
+from tersor.forms import At, Form
 from tersor.forms.form import as_bytes
 
 FEW = 4096  # floats: below, 256 counts a plane are no fair bound
@@ -39,22 +39,13 @@ class Leaf:
 
 def leaves_of(form: Form) -> Iterator[Leaf]:
     """The leaves of a form in the order of its tree."""
-    for path, leaf, keep in walk(form, "", None):
-        array = leaf.decode(keep)
-        array = (array if keep is None else array[keep]).cpu()
-        dtype = str(array.dtype).removeprefix("torch.")
-        yield Leaf(path, leaf.name, dtype, array.numel(), leaf.nbytes, order0_bits(array), *histogram(array))
-
-
-def walk(form: Form, path: str, keep: Tensor | None) -> Iterator[tuple[str, Form, Tensor | None]]:
-    """(path, leaf, the mask above it)."""
-    children = form.children()
-    if not children:
-        yield path, form, keep
-    inner = form.within(keep) if isinstance(form, Masked) else keep
-    for key, child in children.items():
-        below = f"{path}.{key}" if path else key
-        yield from walk(child, below, inner if key in form.aligned else None)
+    for at in At(form).down():
+        if not at.node.children():
+            array = at.node.decode(at.keep)
+            array = (array if at.keep is None else array[at.keep]).cpu()
+            dtype, nbytes = str(array.dtype).removeprefix("torch."), at.node.nbytes
+            order0, bins = order0_bits(array), histogram(array)
+            yield Leaf(at.path, at.node.name, dtype, array.numel(), nbytes, order0, *bins)
 
 
 def order0_bits(array: Tensor) -> float:

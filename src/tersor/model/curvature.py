@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -44,7 +45,10 @@ def curvatures(
     Weights that no output depends on, and models without a gradient, are left out of the result.
     """
     found: dict[str, Curvature] = {}
-    for chunk in chunks(list(sites)):
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    # The shapes are those of the model as it stands: a site tells the one that was given, before any cut.
+    present = [replace(site, shape=shapes[site.name]) for site in sites if site.name in shapes]
+    for chunk in chunks(present):
         found |= drawn(model, task, chunk, passes)
     return found
 
@@ -75,7 +79,7 @@ def sides(site: Site) -> tuple[int, int]:
 def drawn(model: nn.Module, task: Task, sites: list[Site], passes: int) -> dict[str, Curvature]:
     """The curvature of sites whose factors fit in memory together."""
     parameters = dict(model.named_parameters())
-    wanted = {site.name: site for site in sites if site.name in parameters}
+    wanted = {site.name: site for site in sites}
     sums = {name: Sums(site) for name, site in wanted.items()}
     for name, parameter in parameters.items():
         parameter.requires_grad_(name in wanted)
@@ -145,8 +149,9 @@ class Sums:
         rows, columns = self.rows / samples, self.columns / samples
         total = (rows.diagonal() if rows.ndim == 2 else rows).sum()  # before rows that were not used count
         if self.site.kind == "embedding":
-            rows = rows + unseen(self.uses) * float(total) / float(self.uses.sum())
-        return Curvature(rows, columns / total)
+            rows = rows + unseen(self.uses) * float(total) / max(float(self.uses.sum()), 1.0)
+        # Squares of the smallest gradients are 0: then nothing is known, which is not NaN.
+        return Curvature(rows, columns / total if float(total) != 0 else columns)
 
 
 def unseen(uses: Tensor) -> float:

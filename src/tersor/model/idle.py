@@ -47,6 +47,8 @@ PASSING_METHODS = frozenset((
     "squeeze", "unsqueeze", "unflatten", "mean", "sum", "add", "sub", "mul", "div", "neg",
 ))  # fmt: skip
 SHAPE = frozenset(("size", "dim", "numel"))
+IN_PLACE = frozenset((operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ipow))
+ROUNDING = 1e-5  # of the largest number: what two passes over one model may differ by
 
 
 class Known(fx.Interpreter):
@@ -69,7 +71,7 @@ class Known(fx.Interpreter):
             return unknown(self.plain[n], n) if self.blind and is_float(self.plain[n]) else self.plain[n]
         if n.op in ("get_attr", "output"):
             return super().run_node(n)
-        if isinstance(module, LAYERS) and floats:
+        if module is not None and type(module) in LAYERS and not hooked(module) and floats:
             self.seen[str(n.target)] = given[0]
             return through(module, given[0])
         if floats and passing(n, module):
@@ -83,11 +85,31 @@ class Known(fx.Interpreter):
 
 def asks_shape(n: fx.Node) -> bool:
     """Whether no value is read here, only how they lie."""
-    return n.target in SHAPE or (n.target is getattr and n.args[1] in ("shape", "ndim", "dtype", "device"))
+    if n.op == "call_method":
+        return n.target in SHAPE
+    return n.target is getattr and n.args[1] in ("shape", "ndim", "dtype", "device")
+
+
+def hooked(module: nn.Module | None) -> bool:
+    """Whether a module computes something else than its class says."""
+    if module is None:
+        return False
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
+
+
+def writes(n: fx.Node, module: nn.Module | None) -> bool:
+    """Whether this changes what it is given, or what that is a view of."""
+    if module is not None:
+        return bool(getattr(module, "inplace", False))
+    name = str(n.target) if n.op == "call_method" else getattr(n.target, "__name__", "")
+    in_place = (name.endswith("_") and not name.endswith("__")) or n.target in IN_PLACE
+    return in_place or bool(n.kwargs.get("inplace")) or n.kwargs.get("out") is not None
 
 
 def passing(n: fx.Node, module: nn.Module | None) -> bool:
     """Whether this operation keeps every NaN."""
+    if hooked(module):
+        return False
     if n.op == "call_module":
         return type(module) in PASSING_MODULES
     return n.target in (PASSING_FUNCTIONS if n.op == "call_function" else PASSING_METHODS)
@@ -123,11 +145,14 @@ def clear(
     says why a model cannot be looked through.
     """
     try:
-        graph = fx.symbolic_trace(model)
-        plain = recorded(graph, inputs)
+        graph, plain = followed(model, inputs, fx.Tracer())
     except MISFIT as error:
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RefusedError(f"torch.fx cannot follow it: {text}") from error
+    for n in graph.graph.nodes:
+        module = graph.get_submodule(str(n.target)) if n.op == "call_module" else None
+        if n.op.startswith("call_") and writes(n, module) and not passing(n, module):
+            raise RefusedError(f"{n.name} writes to its input, which others may read")
     before = {name: value.clone() for name, value in model.named_parameters()}
     layers = own_layers(model, graph, names)
     nodes = [n for n in graph.graph.nodes if n.op == "call_module" and n.target in layers]
@@ -145,28 +170,57 @@ def clear(
     }
 
 
-def recorded(graph: fx.GraphModule, inputs: tuple | dict[str, Any]) -> dict[fx.Node, Any]:
-    """What every node gives on a batch of at most BATCH."""
+@torch.no_grad()
+def followed(
+    model: nn.Module, inputs: tuple | dict[str, Any], tracer: fx.Tracer
+) -> tuple[fx.GraphModule, dict[fx.Node, Any]]:
+    """(the model's graph, what every node gives on a batch of at most BATCH). One of MISFIT where torch.fx
+    cannot follow it, RefusedError where the graph computes something else than the model."""
+    graph = fx.GraphModule(model, tracer.trace(model))
+    given: Any = tree_map(
+        lambda item: item[:BATCH].clone() if isinstance(item, Tensor) and item.ndim else item, inputs
+    )
+    out = model(**given) if isinstance(given, dict) else model(*given)
+    outs = [item.clone() for item in tree_flatten(out)[0] if isinstance(item, Tensor)]
     names = [node for node in graph.graph.nodes if node.op == "placeholder"]
-    if isinstance(inputs, dict):
-        given = [inputs[str(n.target)] if n.target in inputs else n.args[0] for n in names]
+    if isinstance(given, dict):
+        given = [given[str(n.target)] if n.target in given else n.args[0] for n in names]
     else:
-        given = [*inputs, *(n.args[0] for n in names[len(inputs) :])]
+        given = [*given, *(n.args[0] for n in names[len(given) :])]
     plain = fx.Interpreter(graph, garbage_collect_values=False)
-    plain.run(*(item[:BATCH] if isinstance(item, Tensor) and item.ndim else item for item in given))
-    return dict(plain.env)
+    again = [item for item in tree_flatten(plain.run(*given))[0] if isinstance(item, Tensor)]
+    if len(outs) != len(again) or not all(map(near, outs, again)):
+        raise RefusedError("what torch.fx follows does not compute the same: by chance, in place, or a hook")
+    return graph, dict(plain.env)
 
 
-def own_layers(model: nn.Module, graph: fx.GraphModule, names: Collection[str]) -> dict[str, Any]:
-    """Layers that are called once and whose parameters are nobody else's."""
+def near(a: Tensor, b: Tensor) -> bool:
+    if a.shape != b.shape or not a.numel():
+        return a.shape == b.shape
+    a, b = a.double(), b.double()
+    return bool((a - b).abs().max() <= ROUNDING * a.abs().max())
+
+
+def own_layers(
+    model: nn.Module, graph: fx.GraphModule, names: Collection[str], kinds: Collection[type] = LAYERS
+) -> dict[str, Any]:
+    """Layers of these kinds that are called once, do as their class says, and whose tensors are nobody
+    else's."""
     calls = Counter(str(node.target) for node in graph.graph.nodes if node.op == "call_module")
     loose = {str(node.target) for node in graph.graph.nodes if node.op == "get_attr"}
     free = set(names) - loose
-    shared = Counter(id(value) for _, value in model.named_parameters(remove_duplicate=False))
+    every = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+    shared = Counter(id(value) for _, value in every)
+
+    def own(name: str, module: nn.Module) -> bool:
+        fine = all(shared[id(p)] == 1 and f"{name}.{key}" in free for key, p in module.named_parameters())
+        return fine and all(
+            shared[id(b)] == 1 and f"{name}.{key}" not in loose for key, b in module.named_buffers()
+        )
+
     return {
         name: module for name, module in graph.named_modules()
-        if isinstance(module, LAYERS) and calls[name] == 1
-        and all(shared[id(p)] == 1 and f"{name}.{key}" in free for key, p in module.named_parameters())
+        if type(module) in kinds and not hooked(module) and calls[name] == 1 and own(name, module)
     }  # fmt: skip
 
 
@@ -181,7 +235,7 @@ def fold(layer: Any, name: str, x: Tensor, movable: Collection[str]) -> bool:
     """Fold the constants among a layer's inputs into its bias; whether anything changed."""
     if getattr(layer, "groups", 1) > 1:
         return False
-    columns = x.movedim(-1 if isinstance(layer, nn.Linear) else 1, 0).flatten(1)  # [I, everything else]
+    columns = x.movedim(units_axis(layer, x), 0).flatten(1)  # [I, everything else]
     constant = columns[:, 0].double()
     foldable = (columns == columns[:, :1]).all(1)  # NaN equals nothing
     padded = getattr(layer, "padding", 0) not in (0, "valid", (0,), (0, 0), (0, 0, 0))
@@ -198,6 +252,11 @@ def fold(layer: Any, name: str, x: Tensor, movable: Collection[str]) -> bool:
     return True
 
 
+def units_axis(layer: Any, x: Tensor) -> int:
+    """Along which axis units lie in what a layer reads or makes: a convolution may be given no batch."""
+    return int(x.ndim - layer.weight.ndim) + 1
+
+
 def drop(graph: fx.GraphModule, plain: Mapping[fx.Node, Any], node: fx.Node, layer: Any) -> bool:
     """Clear the units of this layer that no output depends on; whether anything changed."""
     parameters = [layer.weight] + ([layer.bias] if layer.bias is not None else [])
@@ -205,16 +264,23 @@ def drop(graph: fx.GraphModule, plain: Mapping[fx.Node, Any], node: fx.Node, lay
     units, found = torch.nonzero(alive).flatten(), False
     nodes = list(graph.graph.nodes)
     earlier = {n: plain[n] for n in nodes[: nodes.index(node)] if n in plain}
-    batch = len(plain[node])
-    for some in units.split(batch):
+    axis, batch = units_axis(layer, plain[node]), len(plain[node])
+    if axis == 0:
+        raise RefusedError(f"{node.target} is given no batch")
+
+    def reached(at: Tensor | slice, some: Tensor) -> Tensor:
+        """Which samples of the output depend on these units of these samples."""
         asked = plain[node].clone()
-        axis = asked.ndim - 1 if isinstance(layer, nn.Linear) else 1
-        at = torch.arange(len(some))
         asked.movedim(axis, 1)[at, some] = torch.nan
         out = Known(graph, plain, blind=False).run(initial_env={**earlier, node: asked})
         if not is_float(out) or len(out) != batch:
             raise RefusedError("its output is not one tensor with samples first")
-        unread = some[~out.flatten(1).isnan().any(1)[: len(some)]]
+        return out.flatten(1).isnan().any(1)
+
+    for some in units.split(batch):
+        unread = some[~reached(torch.arange(len(some)), some)[: len(some)]]
+        if len(unread) and reached(slice(None), unread).any():
+            raise RefusedError("its samples depend on each other")
         for p in parameters:
             p[unread] = 0
         found |= len(unread) > 0

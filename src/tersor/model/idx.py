@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import os
 import struct
 import zlib
 from io import BufferedReader
@@ -23,9 +24,9 @@ CHUNK = 1 << 20
 def find(folder: Path, name: str) -> Path:
     """The file `name` in the folder, or `name`.gz; TaskError where there is neither."""
     for path in (folder / name, folder / f"{name}.gz"):
-        if path.is_file():
+        if os.path.isfile(path):
             return path
-    what = "it is not a folder" if not folder.is_dir() else f"it has no {name} and no {name}.gz"
+    what = "it is not a folder" if not os.path.isdir(folder) else f"it has no {name} and no {name}.gz"
     raise TaskError(f"{folder}: {what}. Download the four IDX files of the data set into one folder.")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -47,7 +48,7 @@ def named(text: str, noun: str, error: type[TersorError], wanted: type) -> Any:
     if not colon or not where or not name:
         raise error(f"{noun}: {text!r} is not file.py:name or package.module:name")
     path = Path(where)
-    from_file = path.suffix == ".py" or path.is_file() or len(path.parts) > 1
+    from_file = path.suffix == ".py" or os.path.isfile(path) or len(path.parts) > 1
     with _importable(path.resolve().parent if from_file else Path.cwd()):
         module = _from_file(path, noun, error) if from_file else _from_module(where, noun, error)
         if not hasattr(module, name):
@@ -67,7 +68,7 @@ def named(text: str, noun: str, error: type[TersorError], wanted: type) -> Any:
 
 
 def _from_file(path: Path, noun: str, error: type[TersorError]) -> ModuleType:
-    if not path.is_file():
+    if not os.path.isfile(path):
         near = [item.name for item in path.parent.glob("*.py")] if path.parent.is_dir() else []
         hint = f"; {did_you_mean(path.name, near)}" if near else ""
         raise error(f"{noun}: there is no file {path}{hint}")

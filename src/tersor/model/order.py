@@ -15,24 +15,26 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from tersor.errors import RefusedError
 from tersor.forms import Form
-from tersor.model.idle import LAYERS, asks_shape, own_layers, recorded
+from tersor.model.idle import LAYERS, asks_shape, followed, hooked, own_layers
 from tersor.model.task import MISFIT
 
 NEXT = 0.3  # weight of the columns that read a unit, beside 1 for the row that makes it; found best
-# What does the same to every unit, with no parameter of its own for any.
-ALIKE_MODULES: tuple[type[nn.Module], ...] = (
+# What does the same to every unit, element by element, with no parameter of its own for any.
+ALIKE = frozenset((
     nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.ReLU, nn.ReLU6, nn.LeakyReLU,
-    nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Tanh, nn.Sigmoid, nn.Softplus, nn.MaxPool1d,
-    nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d,
-)  # fmt: skip
-ALIKE_FUNCTIONS = frozenset((
-    torch.relu, torch.tanh, torch.sigmoid, F.relu, F.relu6, F.leaky_relu, F.elu, F.gelu, F.silu, F.hardswish,
-    F.softplus, F.dropout, F.max_pool1d, F.max_pool2d, F.avg_pool1d, F.avg_pool2d, F.adaptive_avg_pool1d,
-    F.adaptive_avg_pool2d,
+    nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Tanh, nn.Sigmoid, nn.Softplus, torch.relu,
+    torch.tanh, torch.sigmoid, F.relu, F.relu6, F.leaky_relu, F.elu, F.gelu, F.silu, F.hardswish, F.softplus,
+    F.dropout, "relu", "tanh", "sigmoid", "contiguous",
 ))  # fmt: skip
-ALIKE_METHODS = frozenset(("relu", "tanh", "sigmoid", "contiguous"))
-FLAT = frozenset((torch.flatten, torch.reshape, "flatten", "view", "reshape"))
+# The same along the last axes, so many: of a tensor with fewer axes they pool units too.
+POOLS: dict[Any, int] = {
+    nn.MaxPool1d: 1, nn.AvgPool1d: 1, nn.AdaptiveAvgPool1d: 1, F.max_pool1d: 1, F.avg_pool1d: 1,
+    F.adaptive_avg_pool1d: 1, nn.MaxPool2d: 2, nn.AvgPool2d: 2, nn.AdaptiveAvgPool2d: 2, F.max_pool2d: 2,
+    F.avg_pool2d: 2, F.adaptive_avg_pool2d: 2,
+}  # fmt: skip
+FLAT = frozenset((nn.Flatten, torch.flatten, torch.reshape, "flatten", "view", "reshape"))
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)  # each unit has its own numbers there
 
 
@@ -45,50 +47,65 @@ class Link(NamedTuple):
     block: int  # columns for each unit: more than 1 where images were made flat
 
 
+class Tracer(fx.Tracer):
+    """Buffers are read where the model runs, not while it is followed: a norm's own may change places."""
+
+    proxy_buffer_attributes = True
+
+
 def links(model: nn.Module, inputs: tuple | dict[str, Any]) -> list[Link]:
     """The links of a model, in the order of its layers; none where torch.fx cannot follow it."""
     try:
-        graph = fx.symbolic_trace(model)
-        plain = recorded(graph, inputs)
-    except MISFIT:
+        graph, plain = followed(model, inputs, Tracer())
+    except (*MISFIT, RefusedError):
         return []
-    names = {name for name, _ in model.named_parameters()}
-    own = {name for name, layer in own_layers(model, graph, names).items() if type(layer) in LAYERS}
-    found = (link(graph, plain, n, own) for n in graph.graph.nodes if str(n.target) in own)
+    own = own_layers(model, graph, {name for name, _ in model.named_parameters()}, (*LAYERS, *NORMS))
+    nodes = [n for n in graph.graph.nodes if n.op == "call_module" and n.target in own]
+    found = (link(graph, plain, n, own) for n in nodes if type(own[str(n.target)]) in LAYERS)
     return [one for one in found if one is not None]
 
 
-def link(graph: fx.GraphModule, plain: Mapping[fx.Node, Any], first: fx.Node, own: set[str]) -> Link | None:
+def link(
+    graph: fx.GraphModule, plain: Mapping[fx.Node, Any], first: fx.Node, own: Mapping[str, Any]
+) -> Link | None:
     """Follow the units of a layer to the one that reads them."""
-    if isinstance(graph.get_submodule(str(first.target)), nn.Linear) and plain[first].ndim != 2:
-        return None  # its units do not lie along axis 1
+    if not whole(own[str(first.target)], plain[first]):
+        return None
     count, node = plain[first].shape[1], first
     norms: list[str] = []
-    while len(users := [n for n in node.users if not asks_shape(n)]) == 1:
+    while isinstance(plain[node], Tensor) and len(users := [n for n in node.users if not asks_shape(n)]) == 1:
         n = users[0]
         module = graph.get_submodule(str(n.target)) if n.op == "call_module" else None
+        what = n.target if module is None else type(module)
         width = plain[node].shape[1]
-        if str(n.target) in own and module is not None:
-            fits = plain[node].ndim == 2 if isinstance(module, nn.Linear) else module.groups == 1
+        if hooked(module):
+            return None
+        if module is not None and what in LAYERS:
+            fits = n.target in own and whole(module, plain[node])
             return Link(str(first.target), tuple(norms), str(n.target), width // count) if fits else None
-        if type(module) in NORMS and width == count:
+        if what in NORMS:
+            if n.target not in own or width != count:
+                return None
             norms.append(str(n.target))
-        elif not (alike(n, module) or flattened(n, module, plain[node], plain[n])):
+        elif not (alike(what, plain[node]) or flattened(what, plain[node], plain[n])):
             return None
         node = n
     return None
 
 
-def alike(n: fx.Node, module: nn.Module | None) -> bool:
-    if n.op == "call_module":
-        return type(module) in ALIKE_MODULES
-    return n.target in (ALIKE_FUNCTIONS if n.op == "call_function" else ALIKE_METHODS)
+def whole(layer: Any, x: Tensor) -> bool:
+    """Whether units lie along axis 1 of what this layer reads or makes, and any may take any other's place:
+    those of a group may not leave it."""
+    return x.ndim == layer.weight.ndim and getattr(layer, "groups", 1) == 1
 
 
-def flattened(n: fx.Node, module: nn.Module | None, before: Any, after: Any) -> bool:
+def alike(what: Any, x: Tensor) -> bool:
+    return what in ALIKE or (what in POOLS and x.ndim == POOLS[what] + 2)
+
+
+def flattened(what: Any, before: Tensor, after: Any) -> bool:
     """Whether this makes [B, U * ...] of [B, U, ...]."""
-    known = type(module) is nn.Flatten if n.op == "call_module" else n.target in FLAT
-    return known and tuple(after.shape) == (len(before), before[0].numel())
+    return what in FLAT and tuple(after.shape) == (len(before), before[0].numel())
 
 
 def arranged(forms: Mapping[str, Form], found: list[Link]) -> dict[str, Form]:

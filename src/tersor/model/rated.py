@@ -21,7 +21,7 @@ from tersor.forms.form import from_rows, to_rows
 from tersor.maths.affine import limits
 from tersor.maths.density import Density, bits, fit, flat, slopes
 from tersor.maths.units import TINY
-from tersor.model.tune import RoundedPart
+from tersor.model.parts import RoundedPart
 
 SWEEPS = 8  # of the first fit; later ones follow codes that have hardly moved
 

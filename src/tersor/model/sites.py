@@ -15,13 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from tersor.errors import RefusedError, SettingError, SiteError, did_you_mean
+from tersor.forms.form import SLICE
+from tersor.model.attention import Attention
+from tersor.model.kinds import repeats, unfit
 
 LAYERS: tuple[tuple[type[nn.Module] | tuple[type[nn.Module], ...], str], ...] = (
     ((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), "convtranspose"),
     ((nn.Conv1d, nn.Conv2d, nn.Conv3d), "conv"),
     (nn.Linear, "linear"),
     ((nn.Embedding, nn.EmbeddingBag), "embedding"),
-    (nn.MultiheadAttention, "attention"),
+    ((nn.MultiheadAttention, Attention), "attention"),
     (nn.RNNBase, "recurrent"),
     (nn.RNNCellBase, "recurrent"),
 )
@@ -38,10 +41,12 @@ class Site:
     axis: int = 0  # the axis of outputs: 1 for transposed convolutions, else 0
     groups: int = 1  # of a convolution
     layer: str = ""  # name of the module that owns it
+    origin: str = ""  # where a site came from that the given model did not have: "fc1.weight left"
 
     @property
     def floating(self) -> bool:
-        return self.torch_dtype.is_floating_point
+        """Of a dtype that steps reckon with: floats of 8 bits are stored as they are."""
+        return self.torch_dtype.is_floating_point and self.torch_dtype.itemsize > 1
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -57,8 +62,11 @@ class Site:
         return self.kind != "buffer" and self.floating
 
 
-def sites_of(model: nn.Module) -> tuple[dict[str, Site], dict[str, Tensor], dict[str, str]]:
-    """(sites, their tensors, aliases: other name -> site name) of everything in the model's state dict."""
+def sites_of(
+    model: nn.Module, *, meta: bool = False
+) -> tuple[dict[str, Site], dict[str, Tensor], dict[str, str]]:
+    """(sites, their tensors, aliases: other name -> site name) of everything in the model's state dict.
+    `meta`: tensors without values will do."""
     if not isinstance(model, nn.Module):
         raise SettingError(f"the model is a {type(model).__name__}, but it must be a torch.nn.Module")
     owners = {}
@@ -69,9 +77,12 @@ def sites_of(model: nn.Module) -> tuple[dict[str, Site], dict[str, Tensor], dict
     sites, tensors, aliases = {}, {}, {}
     first: dict[int, str] = {}
     for name, value in model.state_dict(keep_vars=True).items():
-        if not isinstance(value, Tensor):
+        if why := unfit(value, meta=meta):
+            raise RefusedError(f"{name}: the state dict holds {why}")
+        if repeats(value):
             raise RefusedError(
-                f"{name}: the state dict holds a {type(value).__name__}; only tensors can be stored"
+                f"{name}: it shows the same memory more than once, so no element can be written by itself. "
+                f"Give the model a copy: x.contiguous()"
             )
         if id(value) in first:
             aliases[name] = first[id(value)]
@@ -100,8 +111,11 @@ def finite(tensors: Mapping[str, Tensor], sites: Mapping[str, Site]) -> None:
     masks do."""
     for name, value in tensors.items():
         if value.is_floating_point():
-            wrong = value.isnan() if sites[name].kind == "buffer" else ~value.isfinite()
-            if bad := int(wrong.sum()):
+            # PyTorch cannot ask a float of 8 bits what it is.
+            wide = value.float() if value.dtype.itemsize == 1 else value
+            buffer = sites[name].kind == "buffer"
+            parts = wide.reshape(-1).split(SLICE) if value.numel() else ()  # a mask of all would be large
+            if bad := sum(int((part.isnan() if buffer else ~part.isfinite()).sum()) for part in parts):
                 raise RefusedError(
                     f"{name}: {bad} of {value.numel()} values are NaN or infinite. "
                     f"Compressing a broken model hides the fault: load a sound checkpoint, or replace the "

@@ -26,8 +26,8 @@ def has_gram(site: Site) -> bool:
 
 
 def grams(model: nn.Module, task: Task, sites: Iterable[Site]) -> dict[str, Tensor]:
-    """The second moment of the inputs of each site's layer, float32 [I, I]. `model` is a copy that may be
-    hooked.
+    """The second moment of the inputs of each site's layer, float32 [I, I], on the CPU as forms are.
+    `model` is a copy that may be hooked.
 
     A layer that calibration never reached is left out of the result.
     """
@@ -51,7 +51,7 @@ def grams(model: nn.Module, task: Task, sites: Iterable[Site]) -> dict[str, Tens
     finally:
         for hook in hooks:
             hook.remove()
-    return {name: total / counts[name] for name, total in sums.items()}
+    return {name: (total / counts[name]).cpu() for name, total in sums.items()}
 
 
 def inputs_of(module: Any, x: Tensor) -> Tensor:

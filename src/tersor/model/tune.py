@@ -1,302 +1,51 @@
 """Tune: a model whose forms can be trained, for one training loop; afterwards folded back to forms.
 
-Each form becomes a part with parameters and a differentiable value:
-    Dense      the array itself                       Masked    value(body) * keep: what is pruned stays zero
-    Affine     a float weight w, seen as its grid value; straight-through (Bengio 2013), step size learned
-        (LSQ, Esser 2020)
-    LogGrid    the same on a fixed logarithmic grid   Codebook  index fixed, the table learned: gradients
-        of shared
-    binary, ternary   w seen through its rule (XNOR-Net, TWN)    weights add up in their entry (Han 2016,
-        section 3.2)
-    LowRank, Sum      their parts' product and sum
-The user's modules are called functionally with these values, so no layer is wrapped and no class is patched.
+The leaves of each form are parameters (parts.py), and the user's modules are called with the values that
+follow from them, so no layer is wrapped and no class is patched. Grids on edges learn with them
+(simulate.py).
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, cast
+from collections.abc import Iterable, Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from tersor.forms import Affine, Codebook, Dense, Form, LogGrid, LowRank, Masked, Sum, uncoded
-from tersor.forms.form import from_rows, to_rows
-from tersor.maths.affine import expand, limits
-from tersor.maths.levels import from_levels, to_levels
-from tersor.maths.signs import BINARY, TERNARY, binary, ternary
-from tersor.maths.units import TINY
+from tersor.forms import At, Dense, Form, uncoded
+from tersor.forms.grid import Grid as EdgeGrid
+from tersor.model.edges import Call, trainable
+from tersor.model.parts import Grid, Part, part
+from tersor.model.simulate import Simulated, key
 from tersor.model.sites import Site
 
 
-class Part(nn.Module):
-    """The trainable side of one form."""
+class Tuned(Simulated):
+    """A model in training: parameters are the leaves of its forms and the scales of its edges' grids, buffers
+    are its own. It is called as the model is: any training loop will do."""
 
-    def value(self) -> Tensor:
-        """The weight as the model sees it, with gradients to this part's parameters."""
-        raise TypeError(f"{type(self).__name__} has no value")
-
-    def fold(self) -> Form:
-        """The form that decodes to `value`, as it stands now."""
-        raise TypeError(f"{type(self).__name__} has no fold")
-
-    def begin(self, form: Form) -> None:
-        """Learn on from the weights of `form`, of which this part's form is a coarser one. What rounds while
-        it trains then starts between its levels and not on them; the others start where they are."""
-
-
-class DensePart(Part):
-    def __init__(self, form: Dense):
-        super().__init__()
-        self.dtype = form.array.dtype  # trained in float32 (or float64), stored as it was
-        wide = torch.promote_types(self.dtype, torch.float32)
-        self.w = nn.Parameter(form.array.detach().to(wide, copy=True))
-
-    def value(self) -> Tensor:
-        return self.w
-
-    def fold(self) -> Form:
-        return Dense(self.w.detach().cpu().to(self.dtype, copy=True))
-
-
-class MaskedPart(Part):
-    """`keep` may be narrowed while training (gradual pruning): it is a buffer."""
-
-    keep: Tensor
-
-    def __init__(self, form: Masked, grid: Grid | None = None):
-        super().__init__()
-        self.register_buffer("keep", form.keep.decode().clone())
-        self.body = part(form.body, form.keep.decode(), grid)
-
-    def value(self) -> Tensor:
-        return self.body.value() * self.keep
-
-    def fold(self) -> Form:
-        body = self.body.fold()
-        if isinstance(body, Dense):  # what is hidden is zero, so that equal weights are equal forms
-            body = Dense(torch.where(self.keep.cpu(), body.array, torch.zeros_like(body.array)))
-        return Masked(Dense(self.keep.detach().cpu().clone()), body)
-
-    def begin(self, form: Form) -> None:
-        self.body.begin(form.body if isinstance(form, Masked) else form)
-
-
-class RoundedPart(Part):
-    """Sees a float weight `w` through a grid."""
-
-    w: nn.Parameter
-
-    def begin(self, form: Form) -> None:
-        with torch.no_grad():
-            self.w.copy_(form.decode())
-
-
-class AffinePart(RoundedPart):
-    def __init__(self, form: Affine):
-        super().__init__()
-        self.form = form
-        self.w = nn.Parameter(form.decode().detach().float().clone())
-        self.steps = part(form.scale)  # a table, or a row of steps times a column of them
-        zero = torch.zeros_like(self.scale) if form.zero is None else form.zero.decode().float()
-        self.register_buffer("zero", zero.clone())
-        self.low, self.high = limits(form.bits, form.zero is None)
-        # LSQ: without this factor a step size, which moves all its weights, would outrun each of them.
-        count = sum(p.numel() for p in self.steps.parameters())
-        self.ease = (self.w.numel() / count * max(self.high, 1)) ** -0.5
-
-    @property
-    def scale(self) -> Tensor:
-        return self.steps.value().float()
-
-    def codes(self) -> tuple[Tensor, Tensor, Tensor]:
-        """(codes before rounding [O, I], scale and zero expanded to columns)."""
-        rows = to_rows(self.w.detach(), self.form.axis)
-        scale = expand(self.scale.detach().abs().clamp_min(TINY), self.form.group, rows.shape[1])
-        zero = expand(cast(Tensor, self.zero), self.form.group, rows.shape[1])
-        return rows / scale + zero, scale, zero
-
-    def value(self) -> Tensor:
-        """The gradients are written out, not left to the division: near a scale of 0 that gives 0 * inf."""
-        exact, scale, zero = self.codes()
-        codes = exact.clamp(self.low, self.high).round()
-        inside = (exact > self.low) & (exact < self.high)
-        rows = to_rows(self.w, self.form.axis)
-        learned = expand(self.scale.abs() * self.ease, self.form.group, rows.shape[1])
-        seen = (codes - zero) * scale
-        seen = seen + torch.where(inside, rows - rows.detach(), 0)
-        seen = seen + torch.where(inside, codes - exact, codes - zero) * (learned - learned.detach())
-        return from_rows(seen, tuple(self.w.shape), self.form.axis)
-
-    def fold(self) -> Form:
-        codes = from_rows(
-            self.codes()[0].clamp(self.low, self.high).round(), tuple(self.w.shape), self.form.axis
-        )
-        dtype = torch.int8 if self.form.bits <= 8 else torch.int16
-        return self.form.replace(
-            codes=Dense(codes.to(dtype).cpu().contiguous()), scale=positive(self.steps.fold())
-        )
-
-
-def positive(steps: Form) -> Form:
-    """Steps as learned, without sign: of a product of one column and one row, each side by itself."""
-    if isinstance(steps, LowRank) and steps.left.shape[1] == 1:
-        return LowRank(positive(steps.left), positive(steps.right))
-    return Dense(steps.decode().float().abs().clamp_min(TINY))
-
-
-class LogPart(RoundedPart):
-    def __init__(self, form: LogGrid):
-        super().__init__()
-        self.form = form
-        self.w = nn.Parameter(form.decode().detach().float().clone())
-        self.register_buffer("scale", form.scale.decode().clone())
-
-    def codes(self) -> Tensor:
-        form, rows = self.form, to_rows(self.w.detach(), self.form.axis)
-        return to_levels(rows, cast(Tensor, self.scale), form.bits, form.terms, form.group)
-
-    def value(self) -> Tensor:
-        form = self.form
-        rows = from_levels(self.codes(), cast(Tensor, self.scale), form.bits, form.terms, form.group)
-        seen = from_rows(rows, tuple(self.w.shape), form.axis)
-        return self.w + (seen - self.w).detach()
-
-    def fold(self) -> Form:
-        codes = from_rows(self.codes(), tuple(self.w.shape), self.form.axis)
-        return self.form.replace(codes=Dense(codes.cpu().contiguous()))
-
-
-class SignPart(RoundedPart):
-    keep: Tensor | None
-    """Binary and ternary weights: index and scale follow from a float weight by the rule that first made
-    them."""
-
-    def __init__(self, form: Codebook, keep: Tensor | None = None):
-        super().__init__()
-        self.form = form
-        self.register_buffer("keep", None if keep is None else to_rows(keep, form.axis).clone())
-        self.w = nn.Parameter(form.decode(keep).detach().float().clone())
-        self.levels = len(form.book.decode())
-        self.per, self.rule = "tensor" if cast(Form, form.scale).shape[0] == 1 else "row", "twn"
-
-    def begin(self, form: Form) -> None:
-        """The rule of a ternary weight is not stored: it is the one that gives this index."""
-        super().begin(form)
-        for self.rule in ("twn", "exact"):
-            if torch.equal(self.signs()[0], to_rows(self.form.index.decode(), self.form.axis)):
-                break
-
-    def signs(self) -> tuple[Tensor, Tensor]:
-        rows = to_rows(self.w.detach(), self.form.axis)
-        if self.levels == 2:
-            return binary(rows, self.per, keep=self.keep)
-        return ternary(rows, self.per, keep=self.keep, rule=self.rule)
-
-    def value(self) -> Tensor:
-        index, scale = self.signs()
-        book = self.form.book.decode().to(self.w.device)
-        seen = from_rows(book[index.long()] * scale, tuple(self.w.shape), self.form.axis)
-        return self.w + (seen - self.w).detach()
-
-    def fold(self) -> Form:
-        index, scale = self.signs()
-        index = from_rows(index, tuple(self.w.shape), self.form.axis)
-        return self.form.replace(index=Dense(index.cpu().contiguous()), scale=Dense(scale.cpu()))
-
-
-class BookPart(Part):
-    index: Tensor
-    scale: Tensor | None
-
-    def __init__(self, form: Codebook):
-        super().__init__()
-        self.form = form
-        self.book = nn.Parameter(form.book.decode().detach().float().clone())
-        self.register_buffer("index", to_rows(form.index.decode().long(), form.axis).contiguous())
-        self.register_buffer("scale", None if form.scale is None else form.scale.decode().clone())
-
-    def value(self) -> Tensor:
-        rows = self.book[self.index] if self.book.ndim == 1 else self.book.gather(1, self.index)
-        if self.scale is not None:
-            rows = rows * self.scale
-        return from_rows(rows, self.form.shape, self.form.axis)
-
-    def fold(self) -> Form:
-        return self.form.replace(book=Dense(self.book.detach().cpu().clone()))
-
-
-class LowRankPart(Part):
-    def __init__(self, form: LowRank, grid: Grid | None = None):
-        super().__init__()
-        self.left, self.right = part(form.left, None, grid), part(form.right, None, grid)
-
-    def value(self) -> Tensor:
-        return torch.tensordot(self.left.value(), self.right.value(), dims=1)
-
-    def fold(self) -> Form:
-        return LowRank(self.left.fold(), self.right.fold())
-
-    def begin(self, form: Form) -> None:
-        if isinstance(form, LowRank):
-            self.left.begin(form.left)
-            self.right.begin(form.right)
-
-
-class SumPart(Part):
-    def __init__(self, form: Sum, grid: Grid | None = None):
-        super().__init__()
-        self.a, self.b = part(form.a, None, grid), part(form.b, None, grid)
-
-    def value(self) -> Tensor:
-        return self.a.value() + self.b.value()
-
-    def fold(self) -> Form:
-        return Sum(self.a.fold(), self.b.fold())
-
-
-PARTS: dict[type[Form], Any] = {
-    Dense: DensePart, Masked: MaskedPart, Affine: AffinePart, LogGrid: LogPart,
-    LowRank: LowRankPart, Sum: SumPart,
-}  # fmt: skip
-
-
-Grid = Callable[[Affine], Part]  # another way for even grids to learn than AffinePart
-
-
-def part(form: Form, keep: Tensor | None = None, grid: Grid | None = None) -> Part:
-    """The trainable side of a form whose leaves are plain; `keep` is the mask above it."""
-    if isinstance(form, Affine) and grid is not None:
-        return grid(form)
-    if isinstance(form, Codebook):
-        signs = form.scale is not None and tuple(form.book.decode().flatten().tolist()) in (BINARY, TERNARY)
-        return SignPart(form, keep) if signs else BookPart(form)
-    inner = isinstance(form, (Masked, LowRank, Sum))
-    return PARTS[type(form)](form, grid) if inner else PARTS[type(form)](form)
-
-
-class Tuned(nn.Module):
-    """A model in training: parameters are the leaves of its forms, buffers are its own."""
-
-    net: nn.Module
+    hidden = True  # the forms' leaves are what is trained, not the layers' own weights
     layout = torch.contiguous_format  # of convolution weights, which their outputs follow
 
     def __init__(
         self, model: nn.Module, forms: Mapping[str, Form], sites: Mapping[str, Site], train: Iterable[str],
-        grids: Mapping[str, Grid] | None = None,
+        grids: Mapping[str, Grid] | None = None, *,
+        edge_grids: Mapping[str, EdgeGrid] | None = None, example: Call | None = None,
     ):  # fmt: skip
         """`model` is copied. `train` names the sites whose leaves learn; the other parameters stand still.
-        `grids` says for some of them how their even grids learn, where not as AffinePart does."""
-        super().__init__()
+        `grids` says for some of them how their even grids learn, where not as AffinePart does. `edge_grids`
+        are the grids whose scales learn, by the names of their edges; `example` then runs the model once,
+        such as lambda net: net(x), to see that the edges are there and are the same in training."""
+        trainable(model, edge_grids or (), example)
+        super().__init__(model, edge_grids)
         self.sites, self._site_names, self._given = sites, list(train), forms
-        net = copy.deepcopy(model)
-        # Hidden from parameters(): the forms' leaves are what is trained, not the layers' own weights.
-        object.__setattr__(self, "net", net)
         others = grids or {}
         self.parts = nn.ModuleDict(
-            {key(name): part(uncoded(forms[name]), None, others.get(name)) for name in self._site_names}
+            {
+                key(name): part(At(uncoded(forms[name]), sites[name].axis), others.get(name))
+                for name in self._site_names
+            }
         )
         for name, site in sites.items():
             if name not in self._site_names:
@@ -323,24 +72,17 @@ class Tuned(nn.Module):
                 values[name] = cast(Tensor, getattr(self, key(name)))
         return values
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return functional_call(self.net, self.values(), args, kwargs)  # ties follow their first name
-
     def train(self, mode: bool = True) -> Tuned:
         super().train(mode)
         self.net.train(mode)
         return self
 
     def fold(self) -> dict[str, Form]:
-        """The trained forms of the sites that learn, and of the buffers that training moved."""
+        """The trained forms of the sites that learn, and of the buffers that training moved. Grids on edges:
+        `fold_grids`."""
         folded = {name: self.part_of(name).fold() for name in self._site_names}
         for name, site in self.sites.items():
             now = cast(Tensor, getattr(self, key(name))).detach().cpu() if site.kind == "buffer" else None
             if now is not None and not torch.equal(now, self._given[name].decode()):
                 folded[name] = Dense(now.clone())
         return folded
-
-
-def key(name: str) -> str:
-    """A site's name as a module's: dots are not allowed there, nor names that modules use themselves."""
-    return "/" + name.replace(".", "/")

@@ -1,141 +1,15 @@
-"""Check: what a recipe will do, need and give up, before anything runs.
-
-The recipe is run dry: on a stand-in with small random weights, its training left out and everything else
-done. So what is said of steps that absorb each other comes from the steps and forms themselves. With a model,
-names and kinds are the model's own, and shapes at most 64 along each axis. Cost: seconds.
-"""
+"""Check: what a dry run found of a recipe, as lines for people."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from torch import nn
-
-from tersor.core.recipe import Recipe
-from tersor.core.run import Compressed, apply, start
-from tersor.core.step import Edit, Note
-from tersor.core.view import View, Watch
-from tersor.errors import RefusedError
-from tersor.forms import Form
-from tersor.model.fit import Plan
-from tersor.model.sites import Site, select
-from tersor.model.task import Task
-from tersor.model.tune import Tuned
 from tersor.report.console import settings
-from tersor.report.facts import unusual
-from tersor.report.standin import stand_in, stand_in_for
-from tersor.settings import settings_of
 
-LEAVES = {"dense", "coded"}
 FEW = 6  # sites named in a line
-STANDING = {"masked", "lowrank", "sum"}  # what forms/refine.py lets stand around new leaves
 
-Facts = dict[str, Any]
-Makers = dict[tuple[str, str], str]  # (site, kind of form) -> the step that made it
-
-
-@dataclass
-class Dry(View):
-    """A view that trains nothing, and remembers what was asked of it."""
-
-    needs: str | None = None
-
-    @property
-    def task(self) -> Task:
-        self.needs = self.needs or "a task"
-        raise RefusedError(f"{self.step_name}: needs a task")
-
-    def train(
-        self, plan: Plan, *, forms: Mapping[str, Form] | None = None, where: Iterable[Site] | None = None,
-        on_step: Callable[[Tuned, int, int], None] | None = None, **more: Any,
-    ) -> tuple[dict[str, Form], dict[str, float]]:  # fmt: skip
-        """What training would give back of values that stay as they are; one step of it for the masks."""
-        self.needs = "a task with training batches"
-        learn = [s.name for s in (self.sites.values() if where is None else where) if s.is_parameter]
-        tuned = Tuned(self._module(), {**self.forms, **(forms or {})}, self.sites, learn, more.get("grids"))
-        if on_step is not None:
-            on_step(tuned, 0, 1)
-            on_step(tuned, 1, 1)
-        return {n: form for n, form in tuned.fold().items() if form.digest != self.forms[n].digest}, {}
-
-
-def check(recipe: Recipe, model: nn.Module | Compressed | None = None) -> list[Facts]:
-    """Each step's facts: what it does, needs and gives up. A step that cannot work raises its own error."""
-    given = start(model) if isinstance(model, nn.Module) else model
-    stand = stand_in(recipe) if given is None else stand_in_for(given)
-    forms, makers, found = dict(stand.forms), Makers(), []
-    for number, step in enumerate(recipe.steps):
-        view = Dry(
-            stand.sites, dict(forms), {}, stand.base, stand.forms, None, step.name, number, recipe.seed,
-            Watch(),
-        )  # fmt: skip
-        events: list[Edit | Note] = []
-        try:
-            for group in step.run(view):
-                apply(forms, group, stand.sites, step.name)
-                events += group
-        except RefusedError:
-            if view.needs is None:  # then it is the recipe's fault, not the missing task's
-                raise
-        edits = [event for event in events if isinstance(event, Edit)]
-        facts: Facts = {
-            "step": step.name,
-            "what": (type(step).__doc__ or "").strip().splitlines()[0],
-            "settings": unusual({"step": step.name, "settings": settings_of(step)}),
-            "needs": view.needs,
-            "notes": [e.text for e in events if isinstance(e, Note) and e.kind == "skipped" and not e.site],
-            "warnings": [
-                {"text": why, "sites": sites if given else []} for why, sites in losses(edits, makers).items()
-            ],
-        }
-        if given is not None:
-            facts["sites"] = touched(step, events, stand.sites)
-        found.append(facts)
-        remember(edits, makers, f"step {number + 1} {step.name}")
-    return found
-
-
-def touched(step: Any, events: Iterable[Edit | Note], sites: Mapping[str, Site]) -> list[str]:
-    """The sites that a step works on: those it speaks of, or those that its `where` picks."""
-    spoken = {event.site for event in events if event.site}
-    if not spoken and getattr(step, "where", None):
-        spoken = {site.name for site in select(sites, step.where, step.name)}
-    return [name for name in sites if name in spoken]
-
-
-def kinds(form: Form) -> set[str]:
-    return {node.name for _, node in form.walk()}
-
-
-def losses(edits: Iterable[Edit], makers: Makers) -> dict[str, list[str]]:
-    """What a step's edits give up: the reason, and the sites it is true of."""
-    found: dict[str, list[str]] = {}
-    for edit in edits:
-        before, after = kinds(edit.before), kinds(edit.after)
-        if edit.how == "absorb":
-            inner = before - LEAVES
-            gone = sorted(((inner - STANDING) | (inner - after)) or inner)
-            made = " and ".join(sorted({makers.get((edit.site, kind), "an earlier step") for kind in gone}))
-            why = f"absorbs what {made} made ({', '.join(gone)}): it is decoded and encoded anew"
-            found.setdefault(why, []).append(edit.site)
-        if "coded" in before - after:
-            coder = makers.get((edit.site, "coded"), "an earlier step")
-            why = f"stores plain again what {coder} coded: put {coder.split()[-1]} after it"
-            found.setdefault(why, []).append(edit.site)
-    return found
-
-
-def remember(edits: Iterable[Edit], makers: Makers, who: str) -> None:
-    """Note which step made which kind of form."""
-    for edit in edits:
-        before, after = kinds(edit.before), kinds(edit.after)
-        if edit.how == "absorb":
-            before &= STANDING | LEAVES
-        for kind in after:
-            if kind not in before or (edit.site, kind) not in makers:
-                makers[edit.site, kind] = who
+Facts = Mapping[str, Any]
 
 
 def lines(checked: Facts) -> Iterator[str]:

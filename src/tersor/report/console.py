@@ -17,22 +17,35 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 NARROWEST = 100  # columns where the output is no terminal: a pipe has no width of its own
+SMALLEST = 80  # of a terminal: in a narrower one it breaks the lines, or columns would vanish
 
 
 def stdout() -> Console:
     from rich.console import Console
 
+    class Ours(Console):
+        def on_broken_pipe(self) -> None:
+            raise  # noqa: PLE0704  to cli.main, which ends all commands in one way; rich would exit with 1
+
     # Looked up at each call: tests and callers may have put another stream in its place.
     width = None if sys.stdout.isatty() else NARROWEST
-    return Console(file=sys.stdout, width=width, markup=False, highlight=False, emoji=False)
+    return Ours(file=sys.stdout, width=width, markup=False, highlight=False, emoji=False)
 
 
 def show(parts: Iterable[RenderableType]) -> None:
     """Print tables and lines on stdout."""
     if not first():
         return
+    from rich.table import Table
+
     console = stdout()
+    width, wide = max(console.width, SMALLEST), not sys.stdout.isatty()
+    console.width = width
     for part in parts:
+        if wide and isinstance(part, Table):  # nothing limits a line: names are whole and can be searched for
+            names = part.columns[0]
+            names.no_wrap = True
+            console.width = width + max((len(str(name)) for name in names.cells), default=0)
         console.print(part, soft_wrap=isinstance(part, str))
 
 

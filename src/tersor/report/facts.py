@@ -10,17 +10,18 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from tersor.core.ledger import Entry, Ledger
-from tersor.core.run import Compressed
-from tersor.forms import Affine, Coded, Dense, Form, LogGrid
+from tersor.core.state import State
+from tersor.forms import Affine, Coded, Dense, Form, Grid, LogGrid
 from tersor.measure.bits import bits_of
+from tersor.model.changes import Set
 from tersor.model.sites import Site
+from tersor.record.ledger import Entry, Ledger
 from tersor.steps import STEPS
 
 MEASURED = ("accuracy", "latency")  # kinds of notes about the whole model that head the report
 
 
-def facts_of(result: Compressed) -> dict[str, Any]:
+def facts_of(result: State) -> dict[str, Any]:
     """All that the result and its ledger tell. Files and what is measured later are added by `job`."""
     ledger = result.ledger
     sites = {
@@ -37,19 +38,50 @@ def facts_of(result: Compressed) -> dict[str, Any]:
         "steps": step_facts(ledger),
         "sites": sites,
     }
+    facts |= {key: value for key, value in besides(result).items() if value}
     for word in MEASURED:
         if (entry := latest(ledger, word)) is not None:
             facts[word] = dict(entry.data)
     return facts
 
 
-def site_facts(site: Site, form: Form) -> dict[str, Any]:
-    """One site: how it is stored, and in how many bits."""
-    bits = bits_of(form)
+def besides(result: State) -> dict[str, Any]:
+    """What a state holds besides forms: changes of modules, grids of edges, attachments, steps of which only
+    names are left."""
     return {
-        "shape": list(site.shape), "dtype": site.dtype, "kind": site.kind, "form": outline(form),
+        "past": [name for name, _ in result.ledger.past],
+        "changes": [
+            {"module": change.module, "text": f"{change.attribute} = {change.value}"}
+            if isinstance(change, Set)
+            else {
+                "module": change.module,
+                "text": f"replaced: {change.stock}",
+                "settings": dict(change.settings),
+            }
+            for change in result.changes
+        ],
+        "grids": {edge: grid_facts(grid) for edge, grid in result.grids.items()},
+        "attachments": {name: {"nbytes": len(data)} for name, data in result.attachments.items()},
+    }
+
+
+def grid_facts(grid: Grid) -> dict[str, Any]:
+    """One edge: on how many grids of how many bits its values are rounded."""
+    return {
+        "bits": grid.bits, "signed": grid.signed, "scales": grid.scale.shape[0],
+        "symmetric": grid.zero is None, "stale": grid.stale, "nbytes": grid.nbytes,
+    }  # fmt: skip
+
+
+def site_facts(site: Site, form: Form) -> dict[str, Any]:
+    """One site: how it is stored, and in how many bits; `given` is its shape before it was cut."""
+    bits = bits_of(form)
+    facts = {
+        "shape": list(form.shape), "dtype": site.dtype, "kind": site.kind, "form": outline(form),
         "weights": bits.weights, "stored": bits.stored, "bound": bits.bound,
     }  # fmt: skip
+    facts |= {"given": list(site.shape)} if tuple(form.shape) != site.shape else {}
+    return facts | ({"origin": site.origin} if site.origin else {})
 
 
 def outline(form: Form) -> str:
@@ -76,7 +108,7 @@ def total_bits(sites: Mapping[str, Mapping[str, Any]], given: Mapping[str, Site]
 def latest(ledger: Ledger, kind: str) -> Entry | None:
     """The last note of this kind about the whole model that no edit came after."""
     for entry in reversed(ledger.entries):
-        if entry.is_edit:
+        if entry.changes:
             return None
         if entry.kind == kind and not entry.site:
             return entry
@@ -86,17 +118,16 @@ def latest(ledger: Ledger, kind: str) -> Entry | None:
 def step_facts(ledger: Ledger) -> list[dict[str, Any]]:
     """Each step: its settings, its time, what it says of the whole model, what it did to each site."""
     found = []
-    for number, step in enumerate(ledger.recipe.get("steps", [])):
+    for number, step in enumerate(ledger.recipe.get("steps", []), len(ledger.past)):
         ((name, settings),) = step.items()
         entries = [entry for entry in ledger.entries if entry.step == number]
         facts: dict[str, Any] = {"step": name, "settings": settings}
-        for entry in entries:
-            if entry.kind == "time":
-                facts["seconds"] = entry.data["seconds"]
+        if number in ledger.seconds:
+            facts["seconds"] = ledger.seconds[number]
         facts["notes"] = [
             {"kind": entry.kind, "text": entry.text, **({"data": dict(entry.data)} if entry.data else {})}
             for entry in entries
-            if not entry.site and entry.kind != "time"
+            if not entry.changes and not entry.site
         ]
         facts["sites"] = site_events(entries)
         found.append(facts)
@@ -109,8 +140,8 @@ def site_events(entries: list[Entry]) -> dict[str, dict[str, Any]]:
     for entry in entries:
         if entry.site:
             facts = sites.setdefault(entry.site, {})
-            if entry.is_edit:
-                facts |= {"how": entry.how, "after": entry.after}
+            if entry.changes:
+                facts |= {"how": entry.how} | ({"after": entry.after} if entry.after else {})
             else:
                 facts |= {"did": entry.kind, "text": entry.text}
                 facts |= {"data": dict(entry.data)} if entry.data else {}

@@ -10,35 +10,73 @@ from typing import Any
 from tersor.measure.nbytes import file_nbytes
 from tersor.report.console import whole
 
+Facts = Mapping[str, Any]
 SHOWN = 6  # names in a line
 
 
-def sizes(before: Path, after: Path) -> dict[str, Any]:
-    """Two files (or folders), one made from the other."""
-    return {
+def sizes(before: Path, after: Path, tensors: int | None = None) -> dict[str, Any]:
+    """Two files (or folders), one made from the other; from some of its tensors, if their bytes are given."""
+    found: dict[str, Any] = {
         "from": {"name": str(before), "nbytes": file_nbytes(before)},
         "to": {"name": str(after), "nbytes": file_nbytes(after)},
     }
+    if tensors is not None:
+        found["from"]["tensors_nbytes"] = tensors
+    return found | {"share": share(found["from"], found["to"])}
+
+
+def share(whole: Facts, part: Facts) -> float:
+    """What a file has of the bytes of another, or of its tensors where only they are meant."""
+    return float(part["nbytes"] / max(whole.get("tensors_nbytes", whole["nbytes"]), 1))
+
+
+def named(file: Facts, word: str) -> str:
+    """A file and its bytes; where only some of its tensors are meant, theirs too, for they are compared."""
+    said = f"{file['name']}: {whole(file['nbytes'])} bytes"
+    return (
+        f"{said}, {whole(file['tensors_nbytes'])} in the tensors that were {word}"
+        if "tensors_nbytes" in file
+        else said
+    )
+
+
+def meant(nbytes: int, ignored: Mapping[str, int | None]) -> int | None:
+    """Bytes of the tensors where others were left out, for the file's own are no measure then."""
+    return nbytes if any(count != 0 for count in ignored.values()) else None
 
 
 def packed(before: Path, after: Path, done: Any) -> dict[str, Any]:
     """The same, with what io.pack says that it did."""
-    return sizes(before, after) | {
+    return sizes(before, after, meant(done.before, done.ignored)) | {
         "tensors": done.tensors,
         "aliases": dict(done.aliases),
-        "ignored": list(done.ignored),
+        "key": done.key,
+        "ignored": dict(done.ignored),
     }
 
 
-def packed_lines(facts: Mapping[str, Any]) -> Iterator[str]:
+def packed_lines(facts: Facts) -> Iterator[str]:
     yield from lines(facts)
     if facts["aliases"]:
         yield f"stored once: {listing([f'{a} = {b}' for a, b in facts['aliases'].items()])}"
-    if facts["ignored"]:
-        yield f"not weights, left out: {listing(facts['ignored'])}"
+    if facts["key"]:
+        yield f"of the checkpoint: {facts['key']}"
+    yield from left_out(facts["ignored"])
 
 
-def rounded_lines(facts: Mapping[str, Any]) -> Iterator[str]:
+def left_out(ignored: Mapping[str, int | None]) -> Iterator[str]:
+    if ignored:
+        yield f"left out: {listing([counted(*item) for item in ignored.items()])}"
+
+
+def counted(name: str, tensors: int | None) -> str:
+    """What was left out: a key with the tensors under it, or a file that was not opened."""
+    if tensors is None:
+        return f"{name} (a file)"
+    return f"{name} ({tensors} tensor{'s' * (tensors > 1)})" if tensors else name
+
+
+def rounded_lines(facts: Facts) -> Iterator[str]:
     yield from lines(facts)
     was, now, fall = (facts["accuracy"][key][0] for key in ("before", "after", "drop"))
     allowed = f"{facts['max_drop']:g} allowed"
@@ -51,12 +89,17 @@ def listing(names: list[str]) -> str:
     return shown if len(names) <= SHOWN else f"{shown} and {len(names) - SHOWN} more"
 
 
-def lines(facts: Mapping[str, Any]) -> Iterator[str]:
-    before, after = facts["from"], facts["to"]
-    share = after["nbytes"] / max(before["nbytes"], 1)
-    change = f"{1 / share:.2f} x smaller" if share < 1 else f"{share:.2f} x larger"
-    yield f"{before['name']}: {whole(before['nbytes'])} bytes"
-    yield f"{after['name']}: {whole(after['nbytes'])} bytes, {change}"
+def lines(facts: Facts) -> Iterator[str]:
+    before, after, of = facts["from"], facts["to"], facts["share"]
+    change = f"{1 / of:.2f} x smaller" if of < 1 else f"{of:.2f} x larger"
+    than = " than these tensors" if "tensors_nbytes" in before else ""
+    yield named(before, "packed")
+    yield f"{named(after, '')}, {change}{than}"
+
+
+def unpacked_lines(facts: Facts) -> Iterator[str]:
+    """Of some of the tensors alone it says nothing to compare their bytes with those of all."""
+    yield from ((named(facts[word], "") for word in ("from", "to")) if facts["only"] else lines(facts))
 
 
 def told(old: Path, new: Path, patch: Path, done: Any) -> dict[str, Any]:
@@ -65,16 +108,21 @@ def told(old: Path, new: Path, patch: Path, done: Any) -> dict[str, Any]:
     found: dict[str, Any] = {
         word: {"name": str(path), "nbytes": file_nbytes(path)} for word, path in files.items()
     }
-    return found | {"arrays": {"same": done.same, "changed": done.changed, "alone": done.alone}}
+    if (tensors := meant(done.tensors, done.ignored)) is not None:
+        found["new"]["tensors_nbytes"] = tensors
+    found["share"] = share(found["new"], found["patch"])
+    arrays = {"same": done.same, "changed": done.changed, "alone": done.alone}
+    return found | {"arrays": arrays, "ignored": dict(done.ignored)}
 
 
-def told_lines(facts: Mapping[str, Any]) -> Iterator[str]:
+def told_lines(facts: Facts) -> Iterator[str]:
     new, patch, arrays = facts["new"], facts["patch"], facts["arrays"]
-    share = patch["nbytes"] / max(new["nbytes"], 1)
-    yield f"{new['name']}: {whole(new['nbytes'])} bytes"
-    yield f"{patch['name']}: {whole(patch['nbytes'])} bytes, {share:.1%} of it"
+    of = "these tensors" if "tensors_nbytes" in new else "it"
+    yield named(new, "told")
+    yield f"{named(patch, '')}, {facts['share']:.1%} of {of}"
     told = {"the same": "same", "told by an old one": "changed", "told alone": "alone"}
     yield "arrays: " + ", ".join(f"{whole(arrays[key])} {words}" for words, key in told.items())
+    yield from left_out(facts["ignored"])
 
 
 def patched(old: Path, patch: Path, new: Path) -> dict[str, Any]:
@@ -82,7 +130,7 @@ def patched(old: Path, patch: Path, new: Path) -> dict[str, Any]:
     return sizes(old, new) | {"patch": {"name": str(patch), "nbytes": file_nbytes(patch)}}
 
 
-def patched_lines(facts: Mapping[str, Any]) -> Iterator[str]:
+def patched_lines(facts: Facts) -> Iterator[str]:
     yield f"{facts['to']['name']}: {whole(facts['to']['nbytes'])} bytes, as they were given to diff"
 
 
@@ -96,7 +144,7 @@ def verified(path: Path, checks: Iterable[Any]) -> dict[str, Any]:
     }
 
 
-def verified_lines(facts: Mapping[str, Any]) -> Iterator[str]:
+def verified_lines(facts: Facts) -> Iterator[str]:
     """What is damaged, one line each; then how the file is as a whole."""
     damaged = [check for check in facts["checks"] if not check["sound"]]
     yield from (f"damaged: {check['site'] or 'the file'}: {check['text']}" for check in damaged)

@@ -14,8 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tersor.errors import SettingError
-from tersor.files import atomic
+from tersor.files import atomic, output
 from tersor.report.console import percent, settings, whole
 from tersor.report.facts import unusual
 from tersor.report.html_style import SCRIPT, STYLE
@@ -262,8 +261,7 @@ def history(facts: Facts) -> str:
 
 def write(facts: Facts, path: Path, file: Path) -> dict[str, Any]:
     """Write the page; its name and bytes. SettingError where the path is the file that it is about."""
-    if path.exists() and file.exists() and path.samefile(file):
-        raise SettingError(f"show: --html {path} is the file itself; name another for the page")
+    output(path, [file])
     data = page(facts).encode()
     with atomic(path) as out:
         out.write(data)

@@ -1,6 +1,6 @@
 """Progress: bars on stderr while a terminal watches, a plain line for each step where none does.
 
-What a run says goes through Watch (core/view.py); these are the ones for people. Nothing here touches stdout.
+What a run says goes through Observer (record/observer.py); these are for people. Nothing here touches stdout.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from tersor.core.view import Watch
+from tersor.record.observer import Observer
 from tersor.report.console import first, seconds, talk
 
 if TYPE_CHECKING:
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def watching(*, quiet: bool = False, plain: bool = False) -> Iterator[Watch]:
+def watching(*, quiet: bool = False, plain: bool = False) -> Iterator[Observer]:
     """Bars where a terminal watches, lines where none does or `plain` is asked for, silence if `quiet`."""
     if quiet or not first():
-        yield Watch()
+        yield Observer()
     elif plain or not sys.stderr.isatty():
         yield Lines()
     else:
@@ -32,19 +32,22 @@ def watching(*, quiet: bool = False, plain: bool = False) -> Iterator[Watch]:
         columns = (TextColumn("{task.fields[label]}", markup=False), BarColumn(24), TimeElapsedColumn())
         said = TextColumn("{task.description}", markup=False)
         with Progress(*columns, said, console=Console(file=sys.stderr), transient=True) as bars:
-            watch = Bars(bars)
-            yield watch
-            watch.end()
+            observer = Bars(bars)
+            yield observer
+            observer.end()
 
 
-class Lines(Watch):
+class Lines(Observer):
     """One line on stderr for each step."""
 
     def step(self, number: int, total: int, name: str) -> None:
         talk(f"[{number}/{total}] {name}")
 
+    def said(self, text: str) -> None:
+        talk(text)
 
-class Bars(Watch):
+
+class Bars(Observer):
     """A bar for each step, which becomes a line with its time when the step has ended."""
 
     def __init__(self, bars: Progress):
@@ -60,6 +63,9 @@ class Bars(Watch):
     def progress(self, done: int, total: int, text: str = "") -> None:
         if self.now is not None:
             self.bars.update(self.now, completed=done, total=total, description=text)
+
+    def said(self, text: str) -> None:
+        self.bars.console.print(text, markup=False, highlight=False)
 
     def end(self) -> None:
         """The step before is finished: its bar goes, a line stays."""

@@ -1,18 +1,20 @@
 """Show: where a file's bytes are: each site's form and bytes against the order-0 entropy, and the ledger.
 
 distance = stored / order 0 - 1      of all the site's leaves; below 0 where a coder saw more than one symbol
-share = the site's bytes over the file's      what remains is the text (names, trees, ledger) and the header
+share = the site's bytes over the file's      what remains is the text (names, trees, ledger), the header
+    and attachments
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tersor.core.run import Compressed
+from tersor.core.state import State
 from tersor.errors import SiteError
 from tersor.measure.leaves import leaves_of
 from tersor.model.sites import near
@@ -27,10 +29,13 @@ Facts = Mapping[str, Any]
 REST = {
     "text": "names, trees, recipe, ledger",
     "header": "of safetensors: names, places",
+    "grids": "of edges of the graph",
+    "attachments": "files that go with the weights",
 }  # beside the payload
+ATTACHMENT = "attachment:"  # before the name of one, in the name of its tensor
 
 
-def shown(result: Compressed, path: Path, site: str | None = None) -> dict[str, Any]:
+def shown(result: State, path: Path, site: str | None = None) -> dict[str, Any]:
     """The facts of a file that was loaded, of the sites that the glob `site` means (default: all).
 
     To those of facts_of come `nbytes`, `order0` (bits), `share` and `leaves` of each site, `parts` of the
@@ -49,21 +54,33 @@ def shown(result: Compressed, path: Path, site: str | None = None) -> dict[str, 
         found["order0"] = sum(leaf["order0"] for leaf in leaves)
         found["share"] = found["nbytes"] / max(nbytes, 1)
         found["leaves"] = leaves
-    facts["parts"] = parts(path, result.nbytes)
+    facts["parts"] = parts(path, result)
     facts["sum"] = {
         key: sum(found[key] for found in facts["sites"].values()) for key in ("weights", "nbytes", "order0")
     }
     return facts
 
 
-def parts(path: Path, payload: int) -> dict[str, int]:
+def parts(path: Path, result: State) -> dict[str, int]:
     """Bytes of the file by what they are for; one with the short header has text alone."""
-    nbytes = path.stat().st_size
+    header, attached = header_of(path)
+    grids = sum(edge.nbytes for edge in result.grids.values())
+    text = path.stat().st_size - result.nbytes - header - attached
+    rest = {"header": header, "grids": grids, "attachments": attached}
+    found = {"payload": result.nbytes - grids, "text": text}
+    return found | {key: nbytes for key, nbytes in rest.items() if nbytes}
+
+
+def header_of(path: Path) -> tuple[int, int]:
+    """Bytes of a safetensors header, and of the attachments by what it says; the file was read before."""
     with path.open("rb") as file:
         start = file.read(9)
-    header = 8 + int.from_bytes(start[:8], "little") if start[8:] == b"{" else 0
-    header = header if header <= nbytes else 0
-    return {"payload": payload, "text": nbytes - payload - header} | ({"header": header} if header else {})
+        size = int.from_bytes(start[:8], "little")
+        if start[8:] != b"{" or 8 + size > path.stat().st_size:
+            return 0, 0
+        entries = json.loads(start[8:] + file.read(size - 1))
+    places = [entry["data_offsets"] for name, entry in entries.items() if name.startswith(ATTACHMENT)]
+    return 8 + size, sum(end - begin for begin, end in places)
 
 
 def distance(nbytes: int, order0: float) -> float | None:
@@ -83,7 +100,8 @@ def tables(facts: Facts) -> Iterator[RenderableType]:
     for label, before, after, _ in bit_rows(facts):
         yield f"{label}: {before} as given, {after} stored"
     yield sites(facts)
-    if facts["steps"]:
+    yield from besides(facts)
+    if facts["steps"] or "past" in facts:
         yield ledger(facts)
     if "html" in facts:
         yield f"written to {facts['html']['name']}, {whole(facts['html']['nbytes'])} bytes"
@@ -92,10 +110,9 @@ def tables(facts: Facts) -> Iterator[RenderableType]:
 
 def sites(facts: Facts) -> RenderableType:
     table = grid("site", "shape", "form", ">bytes", ">bits", ">order 0", ">distance", ">share")
-    table.columns[0].overflow = "fold"  # a name without its end names nothing
     for name, site in facts["sites"].items():
-        shape = " x ".join(map(str, site["shape"])) or "scalar"
-        table.add_row(name, shape, site["form"], *costs(site, facts))
+        of = f" of {shape(site['given'])}" if "given" in site else ""
+        table.add_row(name, f"{shape(site['shape'])}{of}", site["form"], *costs(site, facts))
     table.add_section()
     table.add_row("all of these", "", "", *costs(facts["sum"], facts))
     for word, said in REST.items():
@@ -103,6 +120,36 @@ def sites(facts: Facts) -> RenderableType:
             nbytes = facts["parts"][word]
             table.add_row(word, "", said, whole(nbytes), "", "", "", percent(share(nbytes, facts), 1))
     return table
+
+
+def shape(lengths: Iterable[int]) -> str:
+    return " x ".join(map(str, lengths)) or "scalar"
+
+
+def besides(facts: Facts) -> Iterator[RenderableType]:
+    """What the file holds besides sites: grids of edges, modules that changed, files that go with it."""
+    if "grids" in facts:
+        table = grid("edge", ">bits", ">grids", "from", ">bytes", "")
+        table.columns[0].overflow = "fold"
+        for edge, found in facts["grids"].items():
+            low = -(1 << (found["bits"] - 1)) if found["signed"] else 0
+            word = "stale" if found["stale"] else ""
+            table.add_row(
+                edge, str(found["bits"]), whole(found["scales"]), str(low), whole(found["nbytes"]), word
+            )
+        yield table
+    if "changes" in facts:
+        table = grid("module", "became")
+        for change in facts["changes"]:
+            table.add_row(
+                change["module"] or "the model", f"{change['text']} {settings(change.get('settings', {}))}"
+            )
+        yield table
+    if "attachments" in facts:
+        table = grid("attached", ">bytes")
+        for name, found in facts["attachments"].items():
+            table.add_row(name, whole(found["nbytes"]))
+        yield table
 
 
 def costs(found: Facts, facts: Facts) -> tuple[str, ...]:
@@ -120,7 +167,10 @@ def share(nbytes: int, facts: Facts) -> float:
 
 def ledger(facts: Facts) -> RenderableType:
     table = grid("step", "settings", "said", ">time")
-    for number, step in enumerate(facts["steps"], 1):
+    past = facts.get("past", ())
+    for number, name in enumerate(past, 1):
+        table.add_row(f"{number} {name}", "", "its name is all that is left", "")
+    for number, step in enumerate(facts["steps"], 1 + len(past)):
         table.add_row(
             f"{number} {step['step']}",
             settings(unusual(step)),

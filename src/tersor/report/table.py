@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tersor.measure.accuracy import SIGNIFICANT
 from tersor.report.console import p_value, ranged, seconds, whole
+from tersor.report.files import listing
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -45,7 +46,8 @@ def report(facts: Facts) -> Iterator[RenderableType]:
 
 
 def grid(*columns: str) -> Table:
-    """A table of our kind: no frame, a line under the head; a column named ">..." stands to the right."""
+    """A table of our kind: no frame, a line under the head; a column named ">..." stands to the right. The
+    first has names, which go on in the next line where a terminal is narrow: a part of one names nothing."""
     from rich import box
     from rich.table import Table
 
@@ -53,6 +55,7 @@ def grid(*columns: str) -> Table:
     for column in columns:
         right = column.startswith(">")
         table.add_column(column.removeprefix(">"), justify="right" if right else "left", no_wrap=right)
+    table.columns[0].overflow = "fold"
     return table
 
 
@@ -161,4 +164,4 @@ def steps(facts: Facts) -> Iterator[str]:
         for name, event in doings(step).items():
             if event["did"] != "done":
                 reasons.setdefault(f"{event['did']}: {event.get('text', '')}", []).append(name)
-        yield from (f"    {', '.join(names)} {why}" for why, names in reasons.items())
+        yield from (f"    {listing(names)} {why}" for why, names in reasons.items())

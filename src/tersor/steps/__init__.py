@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tersor.core.recipe import Recipe, from_words, from_yaml
+from tersor.core.recipe import Recipe
 from tersor.errors import StorageError
 from tersor.steps.cluster import Cluster
 from tersor.steps.distill import Distill
@@ -18,6 +18,7 @@ from tersor.steps.penalize import Penalize
 from tersor.steps.prune import Prune
 from tersor.steps.quantize import Quantize
 from tersor.steps.rdoq import Rdoq
+from tersor.steps.words import from_words, from_yaml
 
 STEPS: dict[str, type[Any]] = {
     step.name: step

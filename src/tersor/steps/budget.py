@@ -14,9 +14,16 @@ from collections.abc import Callable
 from tersor.errors import RefusedError
 
 TRIES = 16
+PATIENCE = 4  # tries on one side of a budget, after which steps double
 OCTAVES = 3.0  # how far a search for a limit steps at first
+FARTHEST = 1000.0  # octaves of a price from 1
 CLOSE = 0.12  # of an octave: then a limit is found
 FARTHER, MISSES = 0.2, 3  # octaves between prices beyond it that are tried, until so many in a row fail
+
+
+def power(at: float) -> float:
+    """The price of this logarithm, within what a float holds."""
+    return 2.0 ** max(-FARTHEST, min(FARTHEST, at))
 
 
 def least(
@@ -30,8 +37,8 @@ def least(
     under: tuple[float, float] | None = None
     at = math.log2(start)
     found = math.inf
-    for _ in range(TRIES):
-        found = measure(2.0**at)
+    for turn in range(TRIES):
+        found = measure(power(at))
         if found <= budget:
             under = (at, found)
             if found >= (1 - near) * budget:
@@ -45,13 +52,15 @@ def least(
                 break
         else:
             step = (found - budget) / slope
-            at += min(12.0, max(-12.0, step + math.copysign(0.05, step)))
+            # Of weights that are all alike the bits do not fall for many octaves, and then at once.
+            least_step = 0.05 * 2.0 ** max(0, turn - PATIENCE)
+            at += min(12.0, max(-12.0, step + math.copysign(least_step, step)))
     if under is None:
         raise RefusedError(
             f"{who}: {budget / 8:.0f} bytes are asked of these weights, and the fewest found are "
             f"{found / 8:.0f}. Ask for more, or prune first."
         )
-    return 2.0 ** under[0]
+    return power(under[0])
 
 
 def largest(measure: Callable[[float], float], limit: float, start: float, *, who: str) -> float:
@@ -59,7 +68,7 @@ def largest(measure: Callable[[float], float], limit: float, start: float, *, wh
     good = bad = None
     at, loss = math.log2(start), math.inf
     for _ in range(TRIES):
-        loss = measure(2.0**at)
+        loss = measure(power(at))
         if loss <= limit:
             good = at
         else:
@@ -81,6 +90,6 @@ def largest(measure: Callable[[float], float], limit: float, start: float, *, wh
     misses, ahead = 0, good
     while bad is not None and misses < MISSES and ahead - good < OCTAVES:
         ahead += FARTHER
-        fine = measure(2.0**ahead) <= limit
+        fine = measure(power(ahead)) <= limit
         good, misses = (ahead, 0) if fine else (good, misses + 1)
-    return 2.0**good
+    return power(good)

@@ -10,18 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor
 
-from tersor.core.step import Edit, Group, Note
 from tersor.core.view import View
-from tersor.forms import Codebook, Dense, Form, refine
+from tersor.encode import Store, refine
+from tersor.forms import Codebook, Dense, Form
 from tersor.forms.form import from_rows, to_rows
-from tersor.forms.refine import Store
 from tersor.maths.kmeans import START, cluster
 from tersor.model.sites import Site
+from tersor.record.events import Edit, Group, Note, of
 from tersor.settings import check, check_word
 from tersor.steps.retrain import Retrain
 
@@ -49,11 +49,11 @@ class Cluster(Retrain):
         if self.epochs == 0:
             for site in view.each(self.where):
                 edit = self.edit(view, site)
-                yield (edit, self.note(edit.site, edit.after))
+                yield of(site.name, edit, self.note(site.name, cast(Form, edit.after)))
             return
         edits = {site.name: self.edit(view, site) for site in view.weights(self.where)}
-        after, group = self.retrained(view, edits)
-        yield (*group, *(self.note(name, after[name]) for name in edits))
+        after, events = self.retrained(view, edits)
+        yield Group("all", (*events, *(self.note(name, after[name]) for name in edits)))
 
     def edit(self, view: View, site: Site) -> Edit:
         after, how = refine(view.form(site), self.storing(view.seed_for(site)), site.axis)

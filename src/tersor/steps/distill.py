@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from tersor.core.step import Group, Note
 from tersor.core.view import View
 from tersor.errors import SettingError, did_you_mean
+from tersor.record.events import Group, Note
 from tersor.settings import check
 from tersor.steps.finetune import Finetune
 from tersor.steps.retrain import check_teacher, teacher_of
@@ -41,7 +41,7 @@ class Distill(Finetune):
 
     def run(self, view: View) -> Iterator[Group]:
         teacher = teacher_of(self.teacher, view)
-        names = dict(view.model().named_modules())
+        names = dict(view.plain().named_modules())
         for name in filter(None, map(str.strip, self.features.split(","))):
             for side, layers in (("model", names), ("teacher", dict(teacher.named_modules()))):
                 if name not in layers:
@@ -52,4 +52,4 @@ class Distill(Finetune):
         learning = self.learning(view)
         moved, facts = view.train(plan, where=learning, teacher=teacher, text=self.name)
         trained = Note("", "trained", f"{self.epochs:g} epochs of distillation", facts)
-        yield (*view.edits(moved), trained, *self.left(view, moved, learning))
+        yield Group("all", (*view.edits(moved), trained, *self.left(view, moved, learning)))

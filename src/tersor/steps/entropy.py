@@ -15,18 +15,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar, TypeVar
 
-from torch import Tensor
-
-from tersor.core.step import Edit, Group, Note
+from tersor.core.step import Needs
 from tersor.core.view import View
+from tersor.encode import shortened
 from tersor.errors import SettingError, did_you_mean
-from tersor.forms import Dense, Form, Masked, coded, uncoded
-from tersor.forms.coded import DTYPES
+from tersor.forms import PROFILES, At, Form, uncoded
 from tersor.model.sites import Site, select
+from tersor.record.events import Edit, Group, Note, of
 
-CODERS = ("max", "fast", "huffman", "rans")
 Result = TypeVar("Result")
-WORTH = 32  # bytes: what naming a coder costs in the file, about
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,11 +36,12 @@ class Entropy:
     where: str | tuple[str, ...] = "*"  # which sites, as a glob; "*" is everything, buffers too
 
     def __post_init__(self) -> None:
-        if self.coder not in CODERS:
-            raise SettingError(f"entropy: coder={self.coder!r}; {did_you_mean(self.coder, CODERS)}")
+        if self.coder not in PROFILES:
+            raise SettingError(f"entropy: coder={self.coder!r}; {did_you_mean(self.coder, PROFILES)}")
 
-    def sitewise(self) -> bool:
-        return True
+    @property
+    def needs(self) -> Needs:
+        return Needs.NOTHING
 
     def run(self, view: View) -> Iterator[Group]:
         sites = list(view.sites.values()) if self.where == "*" else select(view.sites, self.where, self.name)
@@ -52,31 +50,23 @@ class Entropy:
             for number, (site, (plain, after)) in enumerate(zip(left, found, strict=True), 1):
                 form = view.form(site)
                 if after.nbytes >= form.nbytes:
-                    yield (Note(site.name, "skipped", f"no coder shortens its {form.nbytes} bytes"),)
+                    yield of(
+                        site.name, Note(site.name, "skipped", f"no coder shortens its {form.nbytes} bytes")
+                    )
                 else:
                     said = f"{plain.nbytes} to {after.nbytes} bytes"
                     note = Note(site.name, "done", said, {"before": plain.nbytes, "after": after.nbytes})
-                    yield (Edit(site.name, form, after, "lossless"), note)
-                view.watch.progress(len(sites) - len(left) + number, len(sites), site.name)
+                    yield of(site.name, Edit(site.name, form, after, "lossless"), note)
+                view.observer.progress(len(sites) - len(left) + number, len(sites), site.name)
 
     def both(self, form: Form) -> tuple[Form, Form]:
         """The form without coded leaves, and with all of them coded."""
         plain = uncoded(form)
-        return plain, self.code(plain, None)
+        return plain, self.code(plain)
 
-    def code(self, form: Form, keep: Tensor | None) -> Form:
-        """The tree with its leaves coded; `keep` is the mask above."""
-        if isinstance(form, Dense):
-            if form.dtype not in DTYPES.values():
-                return form
-            stream = coded(form, keep, self.coder)
-            return stream if stream.nbytes + WORTH < form.nbytes else form
-        inner = form.within(keep) if isinstance(form, Masked) else keep
-        fields = {
-            key: self.code(child, inner if key in form.aligned else None)
-            for key, child in form.children().items()
-        }
-        return form.replace(**fields)
+    def code(self, form: Form) -> Form:
+        """The tree with its leaves coded."""
+        return At(form).rebuilt(lambda at: shortened(at, self.coder))
 
 
 @contextmanager

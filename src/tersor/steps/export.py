@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from tersor.core.step import Group, Note
+from tersor.core.step import Needs
 from tersor.core.view import View
-from tersor.errors import SettingError
+from tersor.errors import RefusedError, SettingError
+from tersor.record.events import Group, Note
 from tersor.runtimes import RUNTIMES, runtime
 from tersor.settings import check_word
 
@@ -23,6 +24,7 @@ class Export:
     """Write the model for a runtime and prove that it answers the same there."""
 
     name: ClassVar[str] = "export"
+    where: ClassVar[str] = "*"  # a file holds the whole model
     to: str = "onnxruntime"  # the runtime
     path: str = "model.onnx"  # beside the other results
 
@@ -33,12 +35,18 @@ class Export:
                 f"export: path={self.path!r}, but it is a file name inside the folder of results"
             )
 
-    def sitewise(self) -> bool:
-        return False
+    @property
+    def needs(self) -> Needs:
+        return Needs.MODEL | Needs.TASK
 
     def run(self, view: View) -> Iterator[Group]:
         from tersor.model.task import example_inputs
 
+        if view.state.grids:
+            raise RefusedError(
+                f"export: {len(view.state.grids)} edges have grids, and no runtime here takes them yet; they "
+                f"are simulated in PyTorch only"
+            )
         writer = runtime(self.to)
         model = view.model()
         path = view.out / self.path
@@ -49,4 +57,4 @@ class Export:
             "max_abs": differs.max_abs, "agree": differs.agree,
         }  # fmt: skip
         text = f"{self.path}, {written.nbytes} bytes, differs from PyTorch by at most {differs.max_abs:.2g}"
-        yield (Note("", "written", text, data),)
+        yield Group("all", (Note("", "written", text, data),))

@@ -14,12 +14,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from tersor.core.step import Edit, Group, Note
 from tersor.core.view import View
 from tersor.errors import SettingError
 from tersor.forms import Dense, LowRank, uncoded
 from tersor.maths.ranks import rank_for_energy, rank_for_keep, svd_factors, whitened_factors
 from tersor.model.sites import Site
+from tersor.record.events import Edit, Group, Note, of
 from tersor.settings import check
 from tersor.steps.retrain import Retrain
 
@@ -53,14 +53,14 @@ class Factorize(Retrain):
     def run(self, view: View) -> Iterator[Group]:
         if self.epochs == 0:
             for site in view.each(self.where):
-                yield self.cut(view, site)
+                yield of(site.name, *self.factored(view, site))
             return
-        cuts = [event for site in view.weights(self.where) for event in self.cut(view, site)]
-        _, group = self.retrained(view, {event.site: event for event in cuts if isinstance(event, Edit)})
-        yield (*group, *(event for event in cuts if isinstance(event, Note)))
+        made = [event for site in view.weights(self.where) for event in self.factored(view, site)]
+        _, events = self.retrained(view, {event.site: event for event in made if isinstance(event, Edit)})
+        yield Group("all", (*events, *(event for event in made if isinstance(event, Note))))
 
-    def cut(self, view: View, site: Site) -> Group:
-        """One site's group: the product, or why not."""
+    def factored(self, view: View, site: Site) -> tuple[Edit | Note, ...]:
+        """One site's events: the product, or why not."""
         form = view.form(site)
         w = form.decode().float()
         if w.ndim < 2 or w.numel() == 0:

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tersor.core.step import Group, Note
 from tersor.core.view import View
 from tersor.model.sites import Site
+from tersor.record.events import Group, Note
 from tersor.settings import check
 from tersor.steps.retrain import Retrain
 
@@ -33,7 +33,7 @@ class Finetune(Retrain):
         learning = self.learning(view)
         moved, facts = view.train(self.plan(), where=learning, text=self.name)
         trained = Note("", "trained", f"{self.epochs:g} epochs", facts)
-        yield (*view.edits(moved), trained, *self.left(view, moved, learning))
+        yield Group("all", (*view.edits(moved), trained, *self.left(view, moved, learning)))
 
     def learning(self, view: View) -> list[Site] | None:
         """The sites that learn: all parameters, biases and norms too, unless `where` says which."""

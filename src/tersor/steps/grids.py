@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from tersor.core.view import View
-from tersor.forms import Affine, Dense, Form, LowRank, Masked, Sum, refine, uncoded
-from tersor.forms.form import from_rows, to_rows
+from tersor.encode import refine
+from tersor.forms import Affine, Dense, Form, LowRank, Masked, Sum, uncoded
+from tersor.forms.form import Moments, from_rows, to_rows
 from tersor.maths.rdoq import THETA, Factor, Rounded, factor, rdoq, steps
+from tersor.maths.units import HUGE, exponent, shift
 from tersor.model.curvature import curvatures
 from tersor.model.sites import Site
 
@@ -30,7 +32,8 @@ APART = 44  # bits of a code stored apart: where it is, and a float
 APART_AT_ALL = 1600  # bits of the form around them
 MORE = 4.0  # bits a number that a bias or norm has beyond a weight, where nothing is known of either
 
-Moments = tuple[Tensor | None, Tensor | None]  # F and H: full, a diagonal, or None for a diagonal of ones
+FINEST = 32.0  # bits a weight from which the price of a bit is not reckoned any lower
+LEAST = 1e-280  # of a price, and 1 / LEAST the most: beyond any error of floats
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +46,8 @@ class Leaf:
     columns: Factor
     shape: tuple[int, ...]
     axis: int
+    who: str  # for messages
+    top: float  # the largest number that is one of its dtype
     found: dict[str, Any] = field(default_factory=dict)  # what earlier prices gave
 
     @property
@@ -51,7 +56,7 @@ class Leaf:
 
     def rounded(self, lam: float, per: str) -> Rounded:
         """The codes at this price; with per="auto" the steps whose error + lam * bits is least."""
-        lam = max(lam, 1e-30)
+        lam = min(max(lam, LEAST), 1 / LEAST)
         if self.found.get("last", (None, None))[:2] != (lam, per):
             tried = {word: self.shared(lam, word) for word in self.choice(lam, per)}
             best = min(tried, key=lambda word: tried[word].error + lam * tried[word].bits)
@@ -74,7 +79,10 @@ class Leaf:
 
     def shared(self, lam: float, per: str) -> Rounded:
         row, column = steps(self.rows, self.columns, lam, per)
-        return rdoq(self.w, self.rows, self.columns, lam, row=row, column=column, keep=self.keep)
+        return rdoq(
+            self.w, self.rows, self.columns, lam, row=row, column=column, keep=self.keep, top=self.top,
+            who=self.who,
+        )  # fmt: skip
 
     def form(self, made: Rounded) -> Form:
         """The codes and steps as a form. A few codes beyond a byte are stored apart (as SpQR does, Dettmers
@@ -121,12 +129,12 @@ class Plan:
     def price(self, bits: float) -> float:
         """About what a bit is worth where a weight has so many."""
         powers = [
-            leaf.rows.weight.double().log().mean()
-            + leaf.columns.weight.double().log().mean()
-            + leaf.w.double().square().mean().clamp_min(1e-30).log()
+            float(leaf.rows.weight.log().mean() + leaf.columns.weight.log().mean())
+            + math.log(mean_square(leaf.w) or 1.0)  # of zeros any price will do
             for leaf in self.leaves
         ]
-        return math.exp(float(sum(powers)) / len(powers)) * 12 * 4.0**-bits / THETA**2
+        mean = sum(powers) / len(powers)
+        return math.exp(min(max(mean, -600), 600)) * 12 * 4.0 ** -min(bits, FINEST) / THETA**2
 
     def bits(self, lam: float, per: str) -> float:
         return sum(leaf.rounded(lam, per).bits for leaf in self.leaves)
@@ -142,7 +150,9 @@ class Plan:
 def plans(view: View, sites: list[Site], weigh: str, damp: float, passes: int = 1) -> list[Plan]:
     """A plan for each site, in the model's order."""
     found = moments(view, sites, weigh, passes)
-    typical = torch.tensor([power(view, site, *found[site.name]) for site in sites if site.name in found])
+    typical = torch.tensor(
+        [power(view, site, *found[site.name]) for site in sites if site.name in found], dtype=torch.float64
+    )
     level = float(typical[typical > 0].log().mean().exp()) if bool((typical > 0).any()) else 1.0
     return [plan(view, site, found.get(site.name), level, damp) for site in sites]
 
@@ -150,7 +160,7 @@ def plans(view: View, sites: list[Site], weigh: str, damp: float, passes: int = 
 def moments(view: View, sites: list[Site], weigh: str, passes: int) -> dict[str, Moments]:
     """The curvature of each site that the data shows."""
     if weigh == "output":
-        made = curvatures(view.model(), view.task, sites, passes=passes)
+        made = curvatures(view.plain(), view.task, sites, passes=passes)
         return {name: (one.rows, one.columns) for name, one in made.items()}
     if weigh == "inputs":
         grams = {site.name: view.gram(site) for site in sites if len(site.shape) > 1}
@@ -158,20 +168,32 @@ def moments(view: View, sites: list[Site], weigh: str, passes: int) -> dict[str,
     return {}
 
 
+def mean_square(w: Tensor) -> float:
+    """The mean of squares, which of large or small float32 are none. 0 of no weights."""
+    if not w.numel():
+        return 0.0
+    w = w.float().reshape(1, -1)
+    power = exponent(w)
+    return float(shift(w, -power).square().mean()) * 4.0 ** int(power)
+
+
 def scaled(view: View, name: str, gram: Tensor) -> Moments:
     """Second moments in units of the layer's own output, so that layers compare."""
     w = to_rows(view.form(name).decode().float(), view.sites[name].axis)
-    output = float(((w @ gram) * w).sum()) / max(w.numel(), 1)
-    return None, gram / max(output, 1e-30)
+    power, most = exponent(w.reshape(1, -1)), float(gram.abs().max()) or 1.0
+    w = shift(w, -power)
+    output = float(((w @ (gram / most)) * w).sum()) / max(w.numel(), 1) * 4.0 ** int(power) * most
+    inside = 1e-30 < output < 1e30
+    return None, (gram if inside else gram.double()) / max(output, LEAST)
 
 
 def power(view: View, site: Site, rows: Tensor | None, columns: Tensor | None) -> float:
     """What an error as large as the weights themselves would weigh, on average over the weights."""
-    w = view.form(site).decode().float()
     parts = [
-        1.0 if m is None else float((m.diagonal() if m.ndim == 2 else m).mean()) for m in (rows, columns)
+        1.0 if m is None else float((m.diagonal() if m.ndim == 2 else m).double().mean())
+        for m in (rows, columns)
     ]
-    return parts[0] * parts[1] * float(w.square().mean())
+    return parts[0] * parts[1] * mean_square(view.form(site).decode())
 
 
 def plan(view: View, site: Site, found: Moments | None, level: float, damp: float) -> Plan:
@@ -184,9 +206,10 @@ def plan(view: View, site: Site, found: Moments | None, level: float, damp: floa
         return Dense(w)
 
     made.how = refine(before, collect, site.axis)[1]
-    if len(site.shape) <= 1 and math.prod(site.shape) < FEW:
-        made.why = f"{math.prod(site.shape)} numbers are not worth a grid"
+    if len(site.shape) <= 1 and math.prod(before.shape) < FEW:
+        made.why = f"{math.prod(before.shape)} numbers are not worth a grid"
         return made
+    who = f"rdoq: {site.name}"
     sides = leaf_moments(uncoded(before), *found) if found else iter([(None, None)] * len(shapes))
     for (w, keep, axis), (rows, columns) in zip(shapes, sides, strict=True):
         flat = to_rows(w.float(), axis).contiguous()
@@ -195,19 +218,27 @@ def plan(view: View, site: Site, found: Moments | None, level: float, damp: floa
             rows = columns = None  # a product's factors that do not lie along the rows of the whole
         if rows is None and columns is None:
             dear = 4.0**MORE if len(site.shape) <= 1 else 1.0
-            columns = torch.full((ins,), dear * level / max(float(flat.square().mean()), 1e-30))
+            columns = torch.full((ins,), dear * level / (mean_square(flat) or level), dtype=torch.float64)
         kept = None if keep is None else to_rows(keep, axis)
         made.leaves.append(
             Leaf(
                 flat,
                 kept,
-                factor(rows, outs, damp=damp),
-                factor(columns, ins, damp=damp),
+                factor(rows, outs, damp=damp, who=who),
+                factor(columns, ins, damp=damp, who=who),
                 tuple(w.shape),
                 axis,
+                who,
+                largest_of(w.dtype),
             )
         )
     return made
+
+
+def largest_of(dtype: torch.dtype) -> float:
+    """Beyond its largest number a dtype rounds down for half a step; decoded is in float32."""
+    info = torch.finfo(dtype)
+    return min(info.max * (1 + info.eps / 8), HUGE)
 
 
 def fits(moment: Tensor | None, count: int) -> bool:
@@ -216,22 +247,7 @@ def fits(moment: Tensor | None, count: int) -> bool:
 
 def leaf_moments(form: Form, rows: Tensor | None, columns: Tensor | None) -> Iterator[Moments]:
     """F and H of each leaf, in the order in which refine visits them."""
-    if isinstance(form, Masked):
-        yield from leaf_moments(form.body, rows, columns)
-    elif isinstance(form, Sum):
-        yield from leaf_moments(form.a, rows, columns)
-        yield from leaf_moments(form.b, rows, columns)
-    elif isinstance(form, LowRank):
-        left, right = form.left.decode().float(), form.right.decode().float().flatten(1)
-        fine = fits(rows, len(left)) and fits(columns, right.shape[1])
-        yield from leaf_moments(form.left, rows, through(right, columns) if fine else None)
-        yield from leaf_moments(form.right, through(left.T, rows) if fine else None, columns)
-    else:
+    if not form.inner:
         yield rows, columns
-
-
-def through(side: Tensor, moment: Tensor | None) -> Tensor:
-    """side M side^T, of a moment that is full, diagonal or absent."""
-    if moment is None:
-        return side @ side.T
-    return side @ moment @ side.T if moment.ndim == 2 else (side * moment) @ side.T
+    for key, moments in zip(form.inner, form.weigh(rows, columns), strict=True):
+        yield from leaf_moments(form.children()[key], *moments)

@@ -15,10 +15,11 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from tersor.core.step import Group, Note
+from tersor.core.step import Needs
 from tersor.core.view import View
 from tersor.measure.bits import bits_of
 from tersor.model.sites import select
+from tersor.record.events import Group, Note
 from tersor.settings import check
 
 
@@ -36,8 +37,9 @@ class Measure:
         check(self.threads >= 1, self, "threads", "it is a count: 1 or more")
         check(self.batch >= 1, self, "batch", "it is a count of samples: 1 or more")
 
-    def sitewise(self) -> bool:
-        return False
+    @property
+    def needs(self) -> Needs:
+        return Needs.WHOLE
 
     def run(self, view: View) -> Iterator[Group]:
         sites = select(view.sites, self.where, self.name)
@@ -46,20 +48,35 @@ class Measure:
             bits = bits_of(view.form(site))
             text = f"{bits.per_weight:.3f} bits a weight, order-0 bound {bits.bound_per_weight:.3f}"
             notes.append(Note(site.name, "bits", text, {"stored": bits.stored, "bound": bits.bound}))
-        before, after = (sum(f.nbytes for f in forms.values()) for forms in (view.base_forms, view.forms))
-        text = f"{before} to {after} bytes of arrays"
-        notes.append(Note("", "nbytes", text, {"before": before, "after": after}))
-        if view.maybe_task is not None and view.base_model is not None:
+        before, after = view.state.given_nbytes, view.state.nbytes
+        if before is None:
+            text = f"{after} bytes of arrays now; what was given is not known, for modules were replaced"
+            notes.append(Note("", "nbytes", text, {"after": after}))
+        else:
+            text = f"{before} to {after} bytes of arrays"
+            notes.append(Note("", "nbytes", text, {"before": before, "after": after}))
+        if view.maybe_task is not None and view.state.given is not None:
             notes += self.scores(view)
-            if self.latency:
+            if self.latency and view.state.base is not None and not view.state.grids:
                 notes.append(self.times(view))
+            elif self.latency:
+                why = (
+                    "edges have grids, which run simulated"
+                    if view.state.grids
+                    else "no first weights to time"
+                )
+                notes.append(Note("", "skipped", f"latency is not measured: {why}"))
         else:
             notes.append(Note("", "skipped", "no task or no model: accuracy and latency are not measured"))
-        yield tuple(notes)
+        yield Group("all", tuple(notes))
 
     def scores(self, view: View) -> list[Note]:
-        from tersor.measure.accuracy import compared
+        from tersor.measure.accuracy import accuracy, compared
 
+        if view.state.base is None:
+            now = accuracy(view.task.scores(view.model()))
+            text = f"{now.value:.4f} now; what was lost is not known, for the first weights are not there"
+            return [Note("", "scored", text, {"after": now.value, "n": now.n})]
         found = compared(view.task.scores(view.base()), view.task.scores(view.model()))
         was, now, fall = (found[key][0] for key in ("before", "after", "drop"))
         text = f"{was:.4f} to {now:.4f}, drop {fall:+.2f} points (p = {found['p']:.3g})"
@@ -88,7 +105,7 @@ class Measure:
         data |= {"ratio": [middle, low, high], "batch": [self.batch], "threads": [self.threads]}
         was, now = timings["before"].median_ms, timings["after"].median_ms
         text = f"{was:.4f} to {now:.4f} ms in ONNX Runtime, batch {self.batch}, {middle:.2f}x as fast"
-        return Note("", "latency", text, data)
+        return Note("", "latency", text, data, timed=True)
 
     def few(self, value: Any) -> Any:
         """The first `batch` samples of an input, as an array."""

@@ -19,10 +19,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from tersor.core.step import Edit, Group, Note
 from tersor.core.view import View
+from tersor.encode import refine
 from tersor.errors import RefusedError, SettingError
-from tersor.forms import Affine, Dense, Form, Masked, refine, uncoded
+from tersor.forms import Affine, Dense, Form, uncoded
 from tersor.forms.form import from_rows, to_rows
 from tersor.maths.affine import limits, requantize
 from tersor.maths.units import TINY
@@ -32,6 +32,7 @@ from tersor.model.rated import RatedPart
 from tersor.model.sites import Site
 from tersor.model.task import example_inputs
 from tersor.model.tune import Tuned
+from tersor.record.events import Edit, Group, Note
 from tersor.settings import check, check_word
 from tersor.steps.entropy import Entropy
 from tersor.steps.retrain import Retrain, check_teacher, teacher_of
@@ -87,29 +88,30 @@ class Penalize(Retrain):
         edits = {}
         for site in priced:
             form, how = refine(view.form(site), self.grid, site.axis)
-            edits[site.name] = Edit(site.name, view.form(site), form, how)
-        count = sum(math.prod(site.shape) for site in priced)
+            edits[site.name] = (form, how)
+        count = sum(math.prod(view.shape(site)) for site in priced)
         layers = {site.layer for site in priced}
         found, alone = self.links(view, layers)
         prices = Prices(self, view, self.nbytes or self.bits * count / 8, count, found)
         teacher = teacher_of(self.teacher, view) if self.share > 0 else None
         moved, facts = view.train(
-            self.plan(), forms={n: e.after for n, e in edits.items()}, teacher=teacher, on_step=prices,
-            begin={n: e.before for n, e in edits.items()}, grids=dict.fromkeys(edits, RatedPart),
+            self.plan(), forms={n: form for n, (form, _) in edits.items()}, teacher=teacher, on_step=prices,
+            begin={n: view.forms[n] for n in edits}, grids=dict.fromkeys(edits, RatedPart),
             text=self.name,
         )  # fmt: skip
-        after = {name: edit.after for name, edit in edits.items()} | moved
+        after = {name: form for name, (form, _) in edits.items()} | moved
         after, said = cleared(view, after, layers)
         after |= arranged({**view.forms, **after}, found)
-        hows = {name: edit.how for name, edit in edits.items()}
-        group = [Edit(n, view.forms[n], after[n], hows.get(n, "refine")) for n in view.sites if n in after]
+        hows = {name: how for name, (_, how) in edits.items()}
+        events = [Edit(n, view.forms[n], after[n], hows.get(n, "refine")) for n in view.sites if n in after]
         notes = [zeros(site, after[site.name]) for site in priced]
         now = nbytes_of({**view.forms, **after})
         text = f"{self.epochs:g} epochs, about {now} bytes once entropy-coded"
         if self.price is None:
             text += f"; wanted {round(prices.target)}"
         order = [order_of(found, alone)] if self.arrange else []
-        yield (*group, *notes, said, *order, Note("", "trained", text, facts | {"nbytes": now}))
+        trained = Note("", "trained", text, facts | {"nbytes": now})
+        yield Group("all", (*events, *notes, said, *order, trained))
 
     def priced(self, view: View) -> list[Site]:
         """The weights that `where` means and, with `vectors`, the biases and norms of their layers."""
@@ -128,7 +130,7 @@ class Penalize(Retrain):
         """Between which of these layers hidden units may change places; if between none, why."""
         if not self.arrange:
             return [], ""
-        model = view.model().eval()
+        model = view.plain().eval()
         try:
             every = links(model, example_inputs(view.task, model))
         except RefusedError as error:
@@ -201,35 +203,25 @@ def order_of(found: list[Link], alone: str) -> Note:
 
 def cleared(view: View, forms: Mapping[str, Form], layers: Collection[str]) -> tuple[dict[str, Form], Note]:
     """The forms without what is idle in these layers, where the model can be looked through; and a count."""
-    model = view.model(forms).eval()
+    model = view.plain(forms).eval()
     state = {name: uncoded(form) for name, form in {**view.forms, **forms}.items()}
-    names = [site.name for site in view.sites.values() if site.layer in layers and zeroable(state[site.name])]
+    found = [site.name for site in view.sites.values() if site.layer in layers]
+    names = [name for name in found if zeroed(state[name], torch.ones(state[name].shape)) is not None]
     movable = [name for name in names if isinstance(state[name], Dense)]
     try:
         changed = clear(model, example_inputs(view.task, model), names, movable)
     except RefusedError as error:
         return dict(forms), Note("", "skipped", f"idle units are left in: {error}")
     count = sum(int(((state[name].decode() != 0) & (value == 0)).sum()) for name, value in changed.items())
-    new = {name: with_zeros(state[name], value) for name, value in changed.items()}
+    new = {n: form for n, value in changed.items() if (form := zeroed(state[n], value)) is not None}
     said = f"{count} weights and biases of idle units set to zero"
     return {**forms, **new}, Note("", "cleared", said, {"count": count})
 
 
-def zeroable(form: Form) -> bool:
-    """Whether any element of a form can be made zero by itself."""
-    if isinstance(form, Masked):
-        return zeroable(form.body)
-    return isinstance(form, Dense) or (isinstance(form, Affine) and form.zero is None)
-
-
-def with_zeros(form: Form, value: Tensor) -> Form:
-    """A zeroable form with zeros where `value` has them; a Dense one takes all of it."""
-    if isinstance(form, Dense):
-        return Dense(value.cpu().clone())
-    if isinstance(form, Masked):
-        return form.replace(body=with_zeros(form.body, value))
-    codes = form.children()["codes"].decode()
-    return form.replace(codes=Dense(torch.where(value.cpu() == 0, codes.new_zeros(()), codes)))
+def zeroed(form: Form, value: Tensor) -> Form | None:
+    """The form with zeros where `value` has them; a Dense one takes all of it. None where a form's elements
+    cannot be made zero one by one."""
+    return Dense(value.cpu().clone()) if isinstance(form, Dense) else form.zeroed(value == 0)
 
 
 def zeros(site: Site, form: Form) -> Note:
@@ -243,4 +235,4 @@ def zeros(site: Site, form: Form) -> Note:
 
 def nbytes_of(forms: Mapping[str, Form]) -> int:
     """Bytes of these forms once entropy-coded."""
-    return sum(min(Entropy().code(form, None).nbytes, form.nbytes) for form in forms.values())
+    return sum(min(Entropy().code(form).nbytes, form.nbytes) for form in forms.values())

@@ -17,14 +17,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tersor.core.step import Edit, Group, Note
+from tersor.core.step import Needs
 from tersor.core.view import View
 from tersor.errors import SettingError
-from tersor.forms import Dense, Form, LowRank, Masked, Sum, uncoded
+from tersor.forms import At, Dense, Form, Masked, uncoded
 from tersor.forms.form import from_rows, to_rows
 from tersor.maths.scores import cubic, global_keep, lamp_scores, magnitude_keep, n_m_keep, threshold_keep
+from tersor.model.parts import MaskedPart
 from tersor.model.sites import Site
-from tersor.model.tune import MaskedPart, Tuned
+from tersor.model.tune import Tuned
+from tersor.record.events import Edit, Group, Note, of
 from tersor.settings import check, check_word
 from tersor.steps.retrain import Retrain
 
@@ -74,17 +76,17 @@ class Prune(Retrain):
             raise SettingError(f"prune: pattern={self.pattern!r}, but it is N:M with 0 < N <= M, such as 2:4")
         return n, m
 
-    def sitewise(self) -> bool:
-        return self.epochs == 0 and (
-            self.per not in TOGETHER or bool(self.threshold is not None or self.pattern)
-        )
+    @property
+    def needs(self) -> Needs:
+        together = self.per in TOGETHER and self.threshold is None and self.pattern is None
+        return Needs.WHOLE if together and not self.epochs else super().needs
 
     def run(self, view: View) -> Iterator[Group]:
-        if self.sitewise():
+        if self.needs is Needs.NOTHING:
             for site in view.each(self.where):
                 form = view.form(site)
                 after, how = self.wrapped(form, site)
-                yield (Edit(site.name, form, after, how), kept_note(site, after))
+                yield of(site.name, Edit(site.name, form, after, how), kept_note(site, after))
             return
         sites = view.weights(self.where)
         forms = {site.name: mask_all(view.form(site)) for site in sites}
@@ -93,7 +95,7 @@ class Prune(Retrain):
             for site in sites:
                 form, after = view.form(site), narrow[site.name]
                 how = "wrap" if holds(after, form) else "refine"
-                yield (Edit(site.name, form, after, how), kept_note(site, after))
+                yield of(site.name, Edit(site.name, form, after, how), kept_note(site, after))
             return
         state: dict[str, Form] = {**view.forms, **forms}
         for number in range(1, self.rounds + 1):
@@ -110,7 +112,7 @@ class Prune(Retrain):
         changed = {name: form for name, form in state.items() if form.digest != view.forms[name].digest}
         notes = (kept_note(site, state[site.name]) for site in sites)
         trained = Note("", "trained", f"{self.rounds} x {self.epochs:g} epochs", facts)
-        yield (*view.edits(changed), *notes, trained)
+        yield Group("all", (*view.edits(changed), *notes, trained))
 
     def wrapped(self, form: Form, site: Site) -> tuple[Form, str]:
         after = self.narrowed([site], {site.name: mask_all(form)}, self.keep)[site.name]
@@ -118,17 +120,14 @@ class Prune(Retrain):
 
     def narrowed(self, sites: list[Site], forms: Mapping[str, Form], share: float) -> dict[str, Form]:
         """The forms with every mask narrowed to `share` of its weights."""
-        units = [unit for site in sites for unit in masks_of(forms[site.name], site.axis)]
-        rows = [to_rows(masked.decode().abs(), axis) for masked, axis in units]
-        keeps = iter(self.choose(rows, share))
-        after = {}
-        for site in sites:
-            chosen = {
-                id(m): from_rows(next(keeps), m.shape, axis) & m.keep.decode()
-                for m, axis in masks_of(forms[site.name], site.axis)
-            }
-            after[site.name] = rebuilt(forms[site.name], chosen)
-        return after
+        units = [at for site in sites for at in masks_of(forms[site.name], site.axis)]
+        keeps = iter(self.choose([to_rows(at.node.decode().abs(), at.axis) for at in units], share))
+
+        def narrow(at: At) -> Form:
+            keep = from_rows(next(keeps), at.node.shape, at.axis) & mask_of(at.node).decode()
+            return at.node.replace(**{at.node.mask: Dense(keep)})
+
+        return {site.name: each_mask(forms[site.name], narrow, site.axis) for site in sites}
 
     def choose(self, rows: list[Tensor], share: float) -> list[Tensor]:
         """What to keep of each matrix of magnitudes, bool [O, I]."""
@@ -152,16 +151,12 @@ class Prune(Retrain):
             if step > end or (step % EVERY and step != end):
                 return
             share = cubic(step, 0, end, first, last)
-            parts = [
-                (m, site.axis if m is tuned.part_of(site.name) else 0)
-                for site in sites
-                for m in tuned.part_of(site.name).modules()
-                if isinstance(m, MaskedPart)
-            ]
+            modules = [module for site in sites for module in tuned.part_of(site.name).modules()]
+            parts = [module for module in modules if isinstance(module, MaskedPart)]
             with torch.no_grad():
-                rows = [to_rows(m.value().abs(), axis) for m, axis in parts]
-                for (m, axis), keep in zip(parts, self.choose(rows, share), strict=True):
-                    m.keep &= from_rows(keep, tuple(m.keep.shape), axis)
+                rows = [to_rows(m.value().abs(), m.axis) for m in parts]
+                for m, keep in zip(parts, self.choose(rows, share), strict=True):
+                    m.keep &= from_rows(keep, tuple(m.keep.shape), m.axis)
 
         return on_step
 
@@ -175,37 +170,39 @@ def mask_all(form: Form) -> Form:
     """The form with a mask over each part that holds weights; masks that are there stay, and nothing is
     hidden yet."""
 
-    def visit(node: Form) -> Form:
-        if isinstance(node, Masked):
-            return node
-        if isinstance(node, LowRank):
-            return LowRank(visit(node.left), visit(node.right))
-        if isinstance(node, Sum):
-            return Sum(visit(node.a), visit(node.b))
-        return Masked(Dense(torch.ones(node.shape, dtype=torch.bool)), node)
+    def change(at: At) -> Form | None:
+        if at.body:
+            return Masked(Dense(torch.ones(at.node.shape, dtype=torch.bool)), at.node)
+        return at.node if at.node.mask or not at.weights else None
 
-    return visit(uncoded(form))
+    return At(uncoded(form)).rebuilt(change)
 
 
-def masks_of(form: Form, axis: int) -> list[tuple[Masked, int]]:
-    """(mask, axis of its rows) in the order that training sees them."""
-    if isinstance(form, Masked):
-        return [(form, axis)]
-    return [pair for child in form.children().values() for pair in masks_of(child, 0)]
+def each_mask(form: Form, change: Callable[[At], Form], axis: int = 0) -> Form:
+    """The form with each of its outermost masks changed."""
+    return At(form, axis).rebuilt(lambda at: change(at) if at.node.mask else None)
 
 
-def rebuilt(form: Form, keeps: dict[int, Tensor]) -> Form:
-    if isinstance(form, Masked):
-        return form.replace(keep=Dense(keeps[id(form)]))
-    return form.replace(**{key: rebuilt(child, keeps) for key, child in form.children().items()})
+def masks_of(form: Form, axis: int) -> list[At]:
+    """The outermost masks of a form."""
+    found: list[At] = []
+    each_mask(form, lambda at: found.append(at) or at.node, axis)  # type: ignore[func-returns-value]
+    return found
+
+
+def mask_of(form: Form) -> Form:
+    return form.children()[form.mask]
 
 
 def rewound(form: Form, begin: Form) -> Form:
     """The masks of `form` over the bodies of `begin`."""
-    if isinstance(form, Masked) and isinstance(begin, Masked):
-        return Masked(form.keep, begin.body)
-    others = begin.children()
-    return form.replace(**{key: rewound(child, others[key]) for key, child in form.children().items()})
+    old = dict(begin.walk())
+
+    def change(at: At) -> Form:
+        before = old[at.path]
+        return before.replace(**{before.mask: mask_of(at.node)}) if before.mask else at.node
+
+    return each_mask(form, change)
 
 
 def holds(after: Form, before: Form) -> bool:
@@ -213,7 +210,7 @@ def holds(after: Form, before: Form) -> bool:
 
 
 def kept_note(site: Site, form: Form) -> Note:
-    kept = [m.keep.decode() for m, _ in masks_of(form, site.axis)]
+    kept = [mask_of(at.node).decode() for at in masks_of(form, site.axis)]
     count, total = sum(int(k.sum()) for k in kept), sum(k.numel() for k in kept)
     return Note(
         site.name, "done", f"kept {count} of {total} weights ({count / max(total, 1):.1%})", {"kept": count}

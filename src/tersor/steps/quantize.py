@@ -11,20 +11,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor
 
-from tersor.core.step import Edit, Group, Note
 from tersor.core.view import View
+from tersor.encode import refine
 from tersor.errors import SettingError
-from tersor.forms import Affine, Codebook, Dense, Form, LogGrid, refine
+from tersor.forms import Affine, Codebook, Dense, Form, LogGrid
 from tersor.forms.form import from_rows, to_rows
 from tersor.maths.affine import PER, RANGES, even_grid
 from tersor.maths.levels import log_grid
 from tersor.maths.signs import binary, ternary
 from tersor.model.sites import Site
+from tersor.record.events import Edit, Group, Note, of
 from tersor.settings import check, check_word
 from tersor.steps.retrain import Retrain
 
@@ -67,11 +68,12 @@ class Quantize(Retrain):
         if self.epochs == 0:
             for site in view.each(self.where):
                 edit = self.edit(view, site)
-                yield (edit, self.note(edit.site, edit.before, edit.after))
+                yield of(site.name, edit, self.note(site.name, view.form(site), cast(Form, edit.after)))
             return
         edits = {site.name: self.edit(view, site) for site in view.weights(self.where)}
-        after, group = self.retrained(view, edits)
-        yield (*group, *(self.note(name, view.forms[name], after[name]) for name in edits))
+        after, events = self.retrained(view, edits)
+        notes = (self.note(name, view.forms[name], after[name]) for name in edits)
+        yield Group("all", (*events, *notes))
 
     def edit(self, view: View, site: Site) -> Edit:
         after, how = refine(view.form(site), self.store, site.axis)
@@ -108,9 +110,10 @@ class Quantize(Retrain):
         return Codebook(leaf(index), Dense(torch.tensor([-1.0, 0.0, 1.0])), Dense(scale), axis)
 
     def note(self, site: str, before: Form, after: Form) -> Note:
-        old, new = before.decode().float(), after.decode().float()
-        power = float(old.square().mean())
-        error = float((old - new).square().mean())
+        power = error = 0.0
+        for old, new in zip(before.slices(), after.slices(), strict=True):
+            power += float(old.float().square().sum(dtype=torch.float64))
+            error += float((old.float() - new.float()).square().sum(dtype=torch.float64))
         decibels = (
             10 * torch.log10(torch.tensor(power / error)).item() if error > 0 and power > 0 else float("inf")
         )

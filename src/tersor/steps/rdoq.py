@@ -14,12 +14,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tersor.core.step import Edit, Group, Note
+from tersor.core.step import Needs
 from tersor.core.view import View
 from tersor.errors import RefusedError, SettingError
 from tersor.forms import Form
 from tersor.measure.accuracy import drop
 from tersor.model.sites import Site
+from tersor.record.events import Edit, Group, Note, of
 from tersor.settings import check, check_word
 from tersor.steps.budget import largest, least
 from tersor.steps.entropy import Entropy
@@ -70,21 +71,24 @@ class Rdoq:
         if not self.where:
             raise SettingError(f"rdoq: where={self.where!r}, but it is a glob such as '*' or 'blocks.*'")
 
-    def sitewise(self) -> bool:
+    @property
+    def needs(self) -> Needs:
         """Without data a tensor is rounded by itself, unless all share one budget."""
-        return self.weigh in ("auto", "none") and self.nbytes is None and self.max_drop is None
+        if self.max_drop is not None or self.weigh not in ("auto", "none"):
+            return Needs.MODEL | Needs.TASK | Needs.WHOLE
+        return Needs.NOTHING if self.nbytes is None else Needs.WHOLE
 
     def run(self, view: View) -> Iterator[Group]:
         sites = self.sites(view)
         if self.nbytes is None and self.max_drop is None and self.weighing(view) == "none":
             for number, site in enumerate(sites, 1):
                 if site.name not in view.done:
-                    yield self.alone(view, site)
-                view.watch.progress(number, len(sites), site.name)
+                    yield of(site.name, *self.alone(view, site))
+                view.observer.progress(number, len(sites), site.name)
             return
         made = plans(view, sites, self.weighing(view), self.damp, self.passes)
         lam = self.search(view, made)
-        yield tuple(event for plan in made for event in self.events(view, plan, lam))
+        yield Group("all", tuple(event for plan in made for event in self.events(view, plan, lam)))
 
     def sites(self, view: View) -> list[Site]:
         """The weights that are meant, and the other parameters where everything is."""
@@ -97,18 +101,18 @@ class Rdoq:
         """How errors are weighed; RefusedError where that needs what is not there."""
         if self.weigh == "auto":
             task = view.maybe_task
-            there = view.base_model is not None and task is not None and task.calibrate is not None
+            there = view.state.given is not None and task is not None and task.calibrate is not None
             return "output" if there else "none"
         if self.weigh != "none":
             view.task.batches("calibrate")
         return self.weigh
 
-    def alone(self, view: View, site: Site) -> Group:
+    def alone(self, view: View, site: Site) -> tuple[Edit | Note, ...]:
         """One tensor by itself, without data."""
         (plan,) = plans(view, [site], "none", self.damp)
         return self.events(view, plan, self.search(view, [plan], MORE if len(site.shape) <= 1 else 0))
 
-    def events(self, view: View, plan: Plan, lam: float) -> Group:
+    def events(self, view: View, plan: Plan, lam: float) -> tuple[Edit | Note, ...]:
         before = view.form(plan.site)
         if not plan.fits:
             return (Note(plan.site.name, "skipped", plan.why),)
@@ -144,7 +148,7 @@ class Rdoq:
 
         def lost(lam: float) -> float:
             points = drop(before, view.task.scores(view.model(self.forms(made, lam)))).points
-            view.watch.progress(0, 1, f"lam {lam:.3g} loses {points:+.2f} points")
+            view.observer.progress(0, 1, f"lam {lam:.3g} loses {points:+.2f} points")
             return points
 
         return largest(lost, self.max_drop or 0.0, start, who=self.name)
@@ -160,7 +164,7 @@ class Rdoq:
                 break
             lam = priced(wanted)
             found = coded_nbytes(self.forms(made, lam))
-            view.watch.progress(0, 1, f"lam {lam:.3g} gives {found + rest} bytes")
+            view.observer.progress(0, 1, f"lam {lam:.3g} gives {found + rest} bytes")
             if found <= budget:
                 best = lam
                 if found >= 0.99 * budget:
@@ -179,5 +183,5 @@ class Rdoq:
 
 def coded_nbytes(forms: Mapping[str, Form]) -> int:
     """Bytes that these forms take in a file once the entropy step has coded them."""
-    coded = [Entropy().code(form, None) for form in forms.values()]
+    coded = [Entropy().code(form) for form in forms.values()]
     return sum(form.nbytes + NODE * sum(1 for _, node in form.walk() if node.arrays()) for form in coded)

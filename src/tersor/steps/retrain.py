@@ -10,17 +10,18 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from torch import nn
 
-from tersor.core.step import Edit, Group, Note
+from tersor.core.step import Needs
 from tersor.core.view import View
 from tersor.errors import SettingError
 from tersor.forms import Form
 from tersor.model.fit import OPTIMIZERS, SCHEDULES, Plan
 from tersor.model.named import named
 from tersor.model.sites import Site
+from tersor.record.events import Edit, Note
 from tersor.settings import check, check_word
 
 
@@ -60,14 +61,17 @@ class Retrain:
             self.temperature, bf16=self.bf16, channels_last=self.channels_last,
         )  # fmt: skip
 
-    def retrained(self, view: View, edits: Mapping[str, Edit]) -> tuple[dict[str, Form], Group]:
-        """Train with these edits in force: the forms after it, and one group for all that moved."""
-        forms, begin = ({s: getattr(e, side) for s, e in edits.items()} for side in ("after", "before"))
+    def retrained(
+        self, view: View, edits: Mapping[str, Edit]
+    ) -> tuple[dict[str, Form], tuple[Edit | Note, ...]]:
+        """Train with these edits in force: the forms after it, and the events of all that moved."""
+        forms = {site: cast(Form, edit.after) for site, edit in edits.items()}
+        begin = {site: view.forms[site] for site in edits}
         moved, facts = view.train(self.plan(), forms=forms, begin=begin, text=self.name)
-        after = {site: edit.after for site, edit in edits.items()} | moved
+        after = forms | moved
         hows = {site: edit.how for site, edit in edits.items()}
-        group = [Edit(s, view.forms[s], after[s], hows.get(s, "refine")) for s in view.sites if s in after]
-        return after, (*group, Note("", "trained", f"{self.epochs:g} epochs", facts))
+        found = [Edit(s, view.forms[s], after[s], hows.get(s, "refine")) for s in view.sites if s in after]
+        return after, (*found, Note("", "trained", f"{self.epochs:g} epochs", facts))
 
     def left(
         self, view: View, moved: Mapping[str, Form], learning: Sequence[Site] | None
@@ -80,9 +84,10 @@ class Retrain:
             if site.is_weight and site.name not in moved
         )
 
-    def sitewise(self) -> bool:
-        """Whether each site can be done alone, without the others and without the model."""
-        return self.epochs == 0
+    @property
+    def needs(self) -> Needs:
+        """Without training each site can be done alone, without the others and without the model."""
+        return Needs.TRAINING | Needs.WHOLE if self.epochs else Needs.NOTHING
 
 
 def check_teacher(step: Any) -> None:

@@ -1,0 +1,97 @@
+"""Apply: a group of events on a state, checked, all or none.
+
+An edit names the form that is there and is what it says (record/relation.py). A cut names given indices that
+are still present. What changes an answer marks the grids of edges stale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TypeVar
+
+import torch
+
+from tersor.core.state import State
+from tersor.errors import RefusedError
+from tersor.forms import Form, Grid
+from tersor.model.born import born
+from tersor.model.changed import changed
+from tersor.model.changes import Replace, Set
+from tersor.record.events import STANDING, Cut, Edit, Group, Note
+from tersor.record.relation import untrue
+
+T = TypeVar("T")
+Digests = tuple[str, str]  # before and after
+
+
+def apply(state: State, group: Group, who: str) -> tuple[State, list[Digests]]:
+    """The state after a group, and what each of its events changed."""
+    digests = []
+    for event in group.events:
+        if isinstance(event, Note):
+            digests.append(("", ""))
+            continue
+        if isinstance(event, Edit):
+            state, found = edited(state, event, who)
+        elif isinstance(event, Cut):
+            state, found = cut(state, event, who)
+        else:
+            state, found = restructured(state, event, who), ("", "")
+        digests.append(found)
+        if not (isinstance(event, Edit) and (event.how == "lossless" or isinstance(event.after, Grid))):
+            # Without a graph nobody knows which edges lie behind this one, so all of them count as such.
+            stale = {edge: grid.replace(stale=True) for edge, grid in state.grids.items()}
+            state = replace(state, grids=stale)
+    return state, digests
+
+
+def edited(state: State, edit: Edit, who: str) -> tuple[State, Digests]:
+    stands = state.nodes.get(edit.site) if edit.before is STANDING else edit.before
+    before = "" if stands is None else stands.digest
+    if isinstance(edit.after, Grid):
+        grid = state.grids.get(edit.site)
+        if before != ("" if grid is None else grid.digest):
+            raise RefusedError(f"{who}: {edit.site}: the edit starts from a grid that is not there")
+        return replace(state, grids={**state.grids, edit.site: edit.after}), (before, edit.after.digest)
+    after, there = edit.after, state.forms.get(edit.site)
+    if there is None or not isinstance(after, Form) or there.digest != before:
+        raise RefusedError(f"{who}: {edit.site}: the edit starts from a form that is not there")
+    if why := untrue(edit.how, there, after, state.sites[edit.site].torch_dtype):
+        raise RefusedError(f"{who}: {edit.site}: {why}")
+    return replace(state, forms={**state.forms, edit.site: after}), (before, after.digest)
+
+
+def cut(state: State, event: Cut, who: str) -> tuple[State, Digests]:
+    """Whatever form stands, its indices along one axis that are named by those the tensor was given with."""
+    if event.site not in state.forms:
+        raise RefusedError(f"{who}: {event.site}: there is no such weight to cut")
+    before, axes = state.forms[event.site], len(state.sites[event.site].shape)
+    if not 0 <= event.axis < axes:
+        raise RefusedError(f"{who}: {event.site}: axis {event.axis} of {axes} cannot be cut")
+    place = {index: at for at, index in enumerate(state.present(event.site, event.axis))}
+    gone = [index for index in event.kept if index not in place]
+    if gone or not event.kept or len(set(event.kept)) < len(event.kept):
+        what = f"index {gone[0]}, which is not present" if gone else "no index, or one twice"
+        raise RefusedError(f"{who}: {event.site}: a cut of axis {event.axis} keeps {what}")
+    after = before.take(event.axis, torch.tensor([place[index] for index in event.kept]))
+    kept = {**state.kept, event.site: {**state.kept.get(event.site, {}), event.axis: event.kept}}
+    return replace(state, forms={**state.forms, event.site: after}, kept=kept), (before.digest, after.digest)
+
+
+def restructured(state: State, event: Set | Replace, who: str) -> State:
+    """A module's integer, or a module in place of another: its weights die, others are born of them."""
+    if isinstance(event, Set):
+        return replace(state, changes=(*state.changes, event))
+    if state.given is None:
+        raise RefusedError(f"{who}: {event.module}: a module is replaced, and there are only its weights")
+    module = changed(state.given, state.changes)
+    dead, fresh, aliases = born(event, state.sites, state.forms, state.aliases, module)
+
+    def living(table: Mapping[str, T]) -> dict[str, T]:
+        return {name: value for name, value in table.items() if name not in dead}
+
+    sites = {**living(state.sites), **{name: site for name, (site, _) in fresh.items()}}
+    forms = {**living(state.forms), **{name: form for name, (_, form) in fresh.items()}}
+    changes = (*state.changes, event)
+    return replace(state, sites=sites, forms=forms, aliases=aliases, kept=living(state.kept), changes=changes)

@@ -1,0 +1,152 @@
+"""State: a model as forms: what runs start from and return, and what a file holds.
+
+It chains: a run that starts from a state goes on with its ledger, and what is measured is compared with the
+model as it was first given (`base`), never with what another run had made of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+
+from torch import Tensor, nn
+
+from tersor.errors import RefusedError, SettingError
+from tersor.forms import Dense, Form, Grid, Node
+from tersor.forms.form import DIGEST
+from tersor.model.changed import own_copy
+from tersor.model.changes import Replace, Set
+from tersor.model.fitted import fitted
+from tersor.model.simulate import with_grids
+from tersor.model.sites import Site, finite, sites_of
+from tersor.record.ledger import Ledger
+
+Kept = Mapping[int, tuple[int, ...]]  # axis -> the given index of each index that is present
+
+
+@dataclass(frozen=True, repr=False)
+class Base:
+    """The weights as they were first given."""
+
+    sites: Mapping[str, Site]
+    forms: Mapping[str, Form]
+    aliases: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class State:
+    """A compressed model. Nothing in it is ever changed: the executor makes the next one."""
+
+    sites: Mapping[str, Site]  # shapes as given; a site that a replacement bore says where it comes from
+    forms: Mapping[str, Form]
+    aliases: Mapping[str, str]  # other names of tied tensors -> site
+    ledger: Ledger
+    given: nn.Module | None = None  # the module as it was first given: its code; a file has none
+    base: Base | None = None  # None: a file whose first weights were not given with it
+    kept: Mapping[str, Kept] = field(default_factory=dict)  # of the sites that were cut
+    changes: tuple[Set | Replace, ...] = ()  # of modules, in order
+    grids: Mapping[str, Grid] = field(default_factory=dict)  # by edge
+    attachments: Mapping[str, bytes] = field(default_factory=dict)  # named files that go with the weights
+
+    def __repr__(self) -> str:
+        steps = self.ledger.count
+        return f"State {self.digest}: {len(self.sites)} sites, {self.nbytes:,} bytes, {steps} steps"
+
+    def shape(self, site: str) -> tuple[int, ...]:
+        """The shape now; Site.shape is the one that was given."""
+        return tuple(self.forms[site].shape)
+
+    def present(self, site: str, axis: int) -> tuple[int, ...]:
+        """The given index of each index that is present along an axis."""
+        return self.kept.get(site, {}).get(axis) or tuple(range(self.sites[site].shape[axis]))
+
+    def plain(self, given: nn.Module | None = None) -> nn.Module:
+        """A copy of the given model with the decoded weights, cuts and replacements, without grids."""
+        module = self.given if given is None else given
+        if module is None:
+            raise SettingError("a file holds weights, not code: give the model, model(MyNet())")
+        return fitted(module, self.forms, self.sites, self.aliases, self.changes)
+
+    def model(self, given: nn.Module | None = None) -> nn.Module:
+        """A model that answers as this state does: plain where no edge has a grid, else one that simulates
+        them. A state from a file needs `given`: a model of the class that was compressed, any weights."""
+        return with_grids(self.plain(given), self.grids)
+
+    def on(self, module: nn.Module) -> Self:
+        """A state from a file with its code; its base too where the module has the weights that the ledger
+        began with."""
+        found = start(module)
+        same = found.digest == self.ledger.base
+        return replace(self, given=found.given, base=found.base if same else None)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The decoded weights by their names in the model, aliases too."""
+        decoded = {name: form.decode().to(self.sites[name].torch_dtype) for name, form in self.forms.items()}
+        return decoded | {alias: decoded[name] for alias, name in self.aliases.items()}
+
+    @property
+    def trail(self) -> str:
+        """What it is and how it came to be: a run from here is another one than a run from elsewhere."""
+        return f"{self.digest} {self.ledger.digest}" if self.ledger.count else self.digest
+
+    @property
+    def nodes(self) -> dict[str, Node]:
+        """Forms and grids, by site and edge."""
+        return {**self.forms, **self.grids}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all stored arrays, without file headers."""
+        return sum(node.nbytes for node in self.nodes.values())
+
+    @property
+    def given_nbytes(self) -> int | None:
+        """Bytes of the tensors as first given; None for a file without them where modules were replaced."""
+        if self.base is not None:
+            return sum(form.nbytes for form in self.base.forms.values())
+        if any(isinstance(change, Replace) for change in self.changes):
+            return None
+        return sum(math.prod(site.shape) * site.torch_dtype.itemsize for site in self.sites.values())
+
+    @property
+    def digest(self) -> str:
+        """Changes when any weight, cut, replacement or grid does."""
+        rest: dict[str, Any] = {}
+        if self.kept or self.changes or self.grids:
+            rest = {"kept": self.kept, "changes": [[type(c).__name__, vars(c)] for c in self.changes]}
+            rest |= {"grids": {edge: grid.digest for edge, grid in sorted(self.grids.items())}}
+        return digest_of({name: form.digest for name, form in self.forms.items()}, rest)
+
+
+def digest_of(digests: Mapping[str, str], rest: Mapping[str, Any] | None = None) -> str:
+    """One digest for all forms, from theirs by name, and for what else there is."""
+    text = "\n".join(f"{name} {digest}" for name, digest in sorted(digests.items()))
+    text += json.dumps(rest, sort_keys=True, default=dict) if rest else ""
+    return hashlib.sha256(text.encode()).hexdigest()[:DIGEST]
+
+
+def start(model: nn.Module) -> State:
+    """A model as it is: every tensor Dense, nothing done yet. Refuses NaN and infinite weights."""
+    sites, tensors, _ = sites_of(model)
+    finite(tensors, sites)
+    given = own_copy(model)  # and the forms are its tensors: one copy serves both, for neither is changed
+    _, tensors, aliases = sites_of(given)
+    forms: dict[str, Form] = {name: Dense(tensors[name].cpu()) for name in sites}
+    base = Base(sites, forms, aliases)
+    digest = digest_of({name: form.digest for name, form in forms.items()})
+    return State(sites, forms, aliases, Ledger(digest), given, base)
+
+
+def known_base(state: State, who: str) -> Base:
+    """The weights as they were first given; RefusedError where a file came without them."""
+    if state.base is None:
+        raise RefusedError(
+            f"{who}: needs the model as it was first given (digest {state.ledger.base}), and what is there "
+            f"is a file that holds only what became of it. Give the model with those weights: "
+            f"load(file).on(model), or --base WEIGHTS on the command line"
+        )
+    return state.base

@@ -1,0 +1,25 @@
+"""Grid: how the values on one edge of the graph are rounded while the model runs.
+
+x ~ (q - zero) * scale        q an integer of `bits` bits: one scale for all, or one a channel
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from tersor.forms.form import Form
+from tersor.forms.node import Node
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Grid(Node):
+    """An even grid of an edge. It stands for no tensor, so it neither decodes nor takes."""
+
+    name: ClassVar[str] = "grid"
+    scale: Form  # float32, [1], or [C] along `axis`
+    zero: Form | None = None  # integer, shaped like scale; without it the grid is symmetric
+    bits: int = 8
+    signed: bool = False  # q from -2^(bits - 1), else from 0
+    axis: int = 1  # that of the C channels
+    stale: bool = False  # something upstream was changed after it was found

@@ -1,0 +1,108 @@
+"""Node: what a state holds for a site, as a small tree of frozen values: a weight's form, an edge's grid.
+
+A leaf holds arrays; an inner node has children. A field that is a Node is a child, a tensor is an array, None
+is absent, anything else is a setting. Digest, size and walking follow from the fields alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+NUMBERS = 1 << 16  # numbers that a setting may list: a file cannot ask for more
+DIGEST = 16  # hex digits of a digest: 64 bits, for telling states apart, not against forgers
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """A value with a name, arrays, children and settings. Arrays are never written to once they are in it."""
+
+    name: ClassVar[str]
+
+    def children(self) -> Mapping[str, Node]:
+        return {key: value for key, value in self._fields() if isinstance(value, Node)}
+
+    def arrays(self) -> dict[str, Tensor]:
+        return {key: value for key, value in self._fields() if isinstance(value, Tensor)}
+
+    def outlines(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        """Dtype and shape of each array."""
+        return {key: (array.dtype, tuple(array.shape)) for key, array in self.arrays().items()}
+
+    def payload(self) -> Iterator[np.ndarray]:
+        """The bytes of the arrays, in order."""
+        return (as_bytes(array) for array in self.arrays().values())
+
+    def settings(self) -> dict[str, Any]:
+        """Fields that are neither children nor arrays nor at their default: what JSON says of this node."""
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        return {
+            key: value
+            for key, value in self._fields()
+            if not isinstance(value, (Node, Tensor)) and value != defaults[key]
+        }
+
+    def _fields(self) -> Iterator[tuple[str, Any]]:
+        for field in dataclasses.fields(self):
+            yield field.name, getattr(self, field.name)
+
+    @cached_property
+    def digest(self) -> str:
+        """Changes when any array, setting or child does; the same on every machine."""
+        sha = hashlib.sha256()
+        head = {
+            "form": self.name,
+            "settings": self.settings(),
+            "children": {key: child.digest for key, child in self.children().items()},
+            "arrays": {key: [str(dtype), list(shape)] for key, (dtype, shape) in self.outlines().items()},
+        }
+        sha.update(json.dumps(head, sort_keys=True, separators=(",", ":")).encode())
+        for data in self.payload():
+            sha.update(data.data)
+        return sha.hexdigest()[:DIGEST]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays in this tree."""
+        return sum(
+            math.prod(shape) * dtype.itemsize
+            for _, node in self.walk()
+            for dtype, shape in node.outlines().values()
+        )
+
+    def walk(self, path: str = "") -> Iterator[tuple[str, Node]]:
+        """(path, node) for this node and all below it; the root's path is "", a child's "codes" or
+        "body.codes"."""
+        yield path, self
+        for key, child in self.children().items():
+            yield from child.walk(f"{path}.{key}" if path else key)
+
+    def replace(self, **fields: Any) -> Self:
+        return dataclasses.replace(self, **fields)
+
+    def __repr__(self) -> str:
+        inside = [repr(child) for child in self.children().values()]
+        inside += [f"{key}={value!r}" for key, value in self.settings().items()]
+        inside += [f"{str(array.dtype)[6:]}{list(array.shape)}" for array in self.arrays().values()]
+        return f"{type(self).__name__}({', '.join(inside)})"
+
+
+def child_names(kind: type[Node]) -> list[str]:
+    """The fields that are declared as nodes, in order."""
+    return [field.name for field in dataclasses.fields(kind) if str(field.type).startswith(("Form", "Node"))]
+
+
+def as_bytes(array: Tensor) -> np.ndarray:
+    """The array's bytes in row-major order, as a flat uint8 view where no copy is needed."""
+    flat = array.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy()

@@ -1,0 +1,199 @@
+"""Chosen: which tensors of a training checkpoint are its weights. None is left out in silence.
+
+one network, beside what a training keeps    its tensors, by their own names
+several, or loose tensors beside one         all of them, under their keys: g_ema.conv.weight, latent_avg
+key="g_ema"                                  what stands under that key, by the names below it
+What a training keeps (optimizers, schedulers, random states, numbers) is left out and named, with its tensors
+counted. An optimizer is known by what it holds, whatever its key: "state" and "param_groups".
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from tersor.errors import FormatError, SettingError, did_you_mean
+
+# By their keys, what a training keeps beside its networks.
+TRAINING = re.compile(r"optim|sched|scaler|sampler|callbacks|loops|rng|random_state|^amp$", re.IGNORECASE)
+RANDOM = re.compile(r"rng|random", re.IGNORECASE)
+DEPTH = 32  # dicts and lists in each other
+MOST = 1_000_000  # dicts, lists and tensors: one that is found at many places counts as many
+STORAGES = (torch.TypedStorage, torch.UntypedStorage)  # what a tensor lies in, saved by itself
+SHOWN = 12  # keys in a message
+Names = tuple[str, ...]
+Item = TypeVar("Item")
+
+
+class NoSuchKey(SettingError):
+    """A key under which no tensor stands: in one of several files that may be."""
+
+
+class Chosen(NamedTuple):
+    """The weights of a checkpoint."""
+
+    tensors: dict[str, Any]  # by name; a storage is among them where one stood there
+    key: str  # under which they stand; "" where they are all there is, or there are several networks
+    ignored: dict[str, int]  # what is left out, and the tensors in it
+
+
+def choose(found: Any, path: Path, key: str | None = None) -> Chosen:
+    """The weights in what was loaded. FormatError where there are none, SettingError for a key that is not
+    there."""
+    flat = flattened(found, path)
+    if () in flat or not flat:
+        keys = f" with the keys {listing(found)}" if isinstance(found, Mapping) and found else ""
+        raise FormatError(
+            f"{path}: it holds a {type(found).__name__}{keys}, but a state dict is expected: tensors "
+            f"by name. Save one: torch.save({{'weight': tensor}}, 'weights.pt')"
+        )
+    if key is not None:
+        tensors = under(key, named(flat, path), path, named(flattened(found, path, optimizers=False), path))
+        chosen = {names for names in flat if ".".join(names).startswith(f"{key}.")}
+        return Chosen(tensors, key, left_out(found, path, flat, chosen))
+    begin, parts = network(found, path)
+    depth = len(begin)
+    weights = flattened(found, path, optimizers=False)
+    chosen = {names for names in weights if names[:depth] == begin and names[depth] in parts}
+    tensors = named({names[depth:]: leaf for names, leaf in flat.items() if names in chosen}, path)
+    return Chosen(tensors, ".".join(begin), left_out(found, path, flat, chosen))
+
+
+def flattened(found: Any, path: Path, *, optimizers: bool = True) -> dict[Names, Any]:
+    """All tensors and storages, by the keys that lead to them; without those of optimizers further in, if
+    asked for."""
+    flat: dict[Names, Any] = {}
+    waiting: list[tuple[Names, Any]] = [((), found)]
+    for _ in range(MOST):
+        if not waiting:
+            return flat
+        names, value = waiting.pop()
+        if isinstance(value, (Tensor, *STORAGES)):
+            flat[names] = value
+            continue
+        if len(names) > DEPTH:
+            break
+        inner = [
+            (name, item)
+            for name, item in children(value, path).items()
+            if holds(item) and (optimizers or not is_optimizer(item))
+        ]
+        waiting += [((*names, name), item) for name, item in reversed(inner)]
+    raise FormatError(
+        f"{path}: its dicts and lists lie more than {DEPTH} deep, or are more than {MOST:,}: it is no "
+        f"checkpoint"
+    )
+
+
+def holds(value: Any) -> bool:
+    """Whether this is a tensor, or may have some in it."""
+    return isinstance(value, (Tensor, *STORAGES, Mapping, list, tuple, set))
+
+
+def is_optimizer(value: Any) -> bool:
+    """Whether this is the state of an optimizer: torch.optim gives all of them these two keys."""
+    return isinstance(value, Mapping) and "state" in value and "param_groups" in value
+
+
+def children(value: Any, path: Path) -> dict[str, Any]:
+    """What a dict or a list holds; of nothing else."""
+    if not isinstance(value, Mapping | list | tuple | set):
+        return {}
+    pairs = value.items() if isinstance(value, Mapping) else enumerate(value)
+    found: dict[str, Any] = {}
+    for name, item in pairs:
+        if str(name) in found:
+            raise FormatError(f"{path}: two of its keys are written {str(name)[:100]!r}; rename one")
+        found[str(name)] = item
+    return found
+
+
+def named(flat: Mapping[Names, Item], path: Path) -> dict[str, Item]:
+    """The same with keys joined by dots."""
+    found: dict[str, Item] = {}
+    for names, leaf in flat.items():
+        name = ".".join(names)
+        if name in found:
+            raise FormatError(f"{path}: two of its tensors would be called {name[:200]}; rename one")
+        found[name] = leaf
+    return found
+
+
+def under(
+    key: str, items: Mapping[str, Item], path: Path, weights: Mapping[str, Any] | None = None
+) -> dict[str, Item]:
+    """What stands under a key, by the names below it. A misspelt one is told those of the `weights` (default:
+    all) that are near, for who names a key means a network."""
+    found = {name[len(key) + 1 :]: item for name, item in items.items() if name.startswith(f"{key}.")}
+    if not found:
+        every = {name.split(".")[0] for name in weights or items if "." in name}
+        tops = {name for name in every if not TRAINING.search(name)} or every
+        near = did_you_mean(key, get_close_matches(key, tops, n=SHOWN, cutoff=0.0))
+        what = "it is one tensor" if key in items else "no tensor stands under it"
+        raise NoSuchKey(f"{path}: key={key!r}: {what}; {near if tops else 'leave out the key'}")
+    return found
+
+
+def network(found: Any, path: Path) -> tuple[Names, set[str]]:
+    """(the keys that lead to the weights, which of the keys there are weights)."""
+    begin: Names = ()
+    while True:
+        parts = {name: item for name, item in children(found, path).items() if flattened(item, path)}
+        loose = {name: item for name, item in parts.items() if not children(item, path)}
+        networks = [name for name, item in parts.items() if name not in loose and may_be(name, item, path)]
+        # Beside others a random state is no weight, nor are numbers beside one network: an epoch, a score.
+        if len(loose) < len(parts):
+            loose = {name: item for name, item in loose.items() if not is_random(name, item)}
+            if len(networks) == 1 and not any(getattr(item, "ndim", 1) for item in loose.values()):
+                loose = {}
+        kept = {*networks, *loose}
+        if not kept:
+            raise FormatError(
+                f"{path}: all of its tensors are what a training keeps, under {listing(parts)}. To take one "
+                f"of them all the same, name it: --key {next(iter(parts))}"
+            )
+        (first, *others) = [name for name in parts if name in kept]
+        if others or not isinstance(parts[first], Mapping):
+            return begin, kept
+        begin, found = (*begin, first), parts[first]
+
+
+def may_be(name: str, item: Any, path: Path) -> bool:
+    """Whether what stands under a key may be a network."""
+    if TRAINING.search(name) or is_optimizer(item):
+        return False
+    return bool(flattened(item, path, optimizers=False))
+
+
+def is_random(name: str, item: Any) -> bool:
+    return bool(RANDOM.search(name)) and getattr(item, "dtype", None) is torch.uint8
+
+
+def left_out(found: Any, path: Path, flat: Mapping[Names, Any], chosen: set[Names]) -> dict[str, int]:
+    """What is not chosen: the outermost keys that hold nothing chosen, and the tensors under each."""
+    above = {names[:depth] for names in chosen for depth in range(len(names) + 1)}
+    held = Counter(names[:depth] for names in flat for depth in range(len(names) + 1))
+    counts: dict[str, int] = {}
+    waiting: list[tuple[Names, Any]] = [((), found)]
+    while waiting:
+        names, value = waiting.pop(0)
+        for name, item in children(value, path).items():
+            at = (*names, name)
+            if at not in above:
+                counts[".".join(at)] = held[at]
+            elif at not in chosen:
+                waiting.append((at, item))
+    return counts
+
+
+def listing(names: Mapping[Any, Any]) -> str:
+    """Keys in a line that stays short."""
+    shown = ", ".join(repr(str(name)[:60]) for name in list(names)[:SHOWN])
+    return shown if len(names) <= SHOWN else f"{shown} and {len(names) - SHOWN} more"

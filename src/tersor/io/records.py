@@ -1,0 +1,165 @@
+"""Records: the ledger as the file's JSON, and back. docs/format.md section 8.
+
+[17, "wrap", before, after]     an edit of the 18th site
+[17, "", "done", "kept 72 of 144 weights", {"kept": 72}]     a note
+Names become numbers, and digests that follow from others are left out: 90 bytes for an edit and its note.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+from tersor.errors import FormatError
+from tersor.io.text import digest, dump, of_type, only
+from tersor.record.ledger import Entry, Ledger
+from tersor.record.relation import HOW
+
+Json = dict[str, Any]
+ROOM, ROOM_A_SITE = 4000, 100  # bytes of a ledger's JSON: in all, and for each site and step
+CLIPPED = 400  # characters of a note's text
+# What is told besides digests: of each how the keys of its data, in order.
+DATA: dict[str, dict[str, type]] = {
+    **{how: {} for how in HOW},
+    "cut": {"axis": int, "count": int, "kept": str},
+    "set": {"attribute": str, "value": int},
+    "replace": {"stock": str, "settings": dict},
+}
+MODULES = ("set", "replace")  # what happens to a module: it has no digests
+
+
+def history_to_json(ledger: Ledger, digests: Mapping[str, str], sites: int) -> Json:
+    """Past steps, recipe and ledger, in at most 4,000 bytes and 100 for each site and step: the oldest steps
+    become a line with the digest that the ledger had after them, as few as need be.
+
+    `digests`: of the forms and grids that are stored, by site and edge in the order of the text.
+    """
+    room = ROOM + ROOM_A_SITE * sites * ledger.count
+    for count in range(len(ledger.past), ledger.count + 1):
+        brief = ledger.brief(count)
+        told = {
+            "past": [list(line) for line in brief.past], "recipe": brief.recipe,
+            "ledger": ledger_to_json(brief, digests),
+        }  # fmt: skip
+        told = {key: value for key, value in told.items() if value}
+        if len(dump(told)) <= room or count == ledger.count:
+            return told
+    return {}
+
+
+def ledger_to_json(ledger: Ledger, digests: Mapping[str, str]) -> list[Json]:
+    """Entries grouped by step."""
+    parts: list[Json] = []
+    names, following = ledger.step_names(), len(ledger.past)
+    numbers = {name: number for number, name in enumerate(digests)}
+    last: dict[str, str] = {}
+    for (step, name), entries in itertools.groupby(ledger.entries, lambda e: (e.step, e.name)):
+        part: Json = {} if step == following else {"step": step}
+        part |= {} if names[step : step + 1] == [name] else {"name": name}
+        part["events"] = [
+            [numbers.get(entry.site, entry.site), entry.how, *event_to_json(entry, last, digests)]
+            for entry in entries
+        ]
+        parts.append(part)
+        following = step + 1
+    return parts
+
+
+def event_to_json(entry: Entry, last: dict[str, str], digests: Mapping[str, str]) -> list[Any]:
+    if not entry.changes:
+        return [entry.kind, clipped(entry.text), *([dict(entry.data)] if entry.data else [])]
+    told = [entry.data[key] for key in DATA[entry.how]]
+    if entry.how in MODULES:
+        return told
+    before = None if last.get(entry.site) == entry.before else entry.before
+    after = None if digests.get(entry.site) == entry.after else entry.after
+    last[entry.site] = entry.after
+    if after is not None:
+        return [*told, before, after]
+    return told if before is None else [*told, before]
+
+
+def clipped(text: str) -> str:
+    return text if len(text) <= CLIPPED else f"{text[: CLIPPED - 3]}..."
+
+
+def ledger_from_json(document: Json, digests: Mapping[str, str]) -> Ledger:
+    """The ledger, without forms. `digests`: of what is stored, by site and edge in the order of the text."""
+    recipe = of_type(document.get("recipe", {}), dict, "recipe")
+    steps = of_type(recipe.get("steps", []), list, "recipe: steps")
+    if not all(isinstance(step, dict) and len(step) == 1 for step in steps):
+        raise FormatError("recipe: a step is an object with one key, its name")
+    seed = recipe.get("seed", 0)
+    if not natural_numbers(seed, len(steps)):
+        raise FormatError(f"recipe: seed is a whole number or one for each step, not {str(seed)[:60]}")
+    base = digest(document["base"], "base") if "base" in document else ""
+    past = tuple(past_from_json(line) for line in of_type(document.get("past", []), list, "past"))
+    ledger, step = Ledger(base, recipe, past=past), len(past) - 1
+    last: dict[str, str] = {}
+    names, known = ledger.step_names(), list(digests)
+    for part in of_type(document.get("ledger", []), list, "ledger"):
+        only(of_type(part, dict, "ledger: a part"), ("step", "name", "events"), "ledger: a part")
+        step = of_type(part.get("step", step + 1), int, "ledger: step")
+        if step < len(past):
+            raise FormatError(f"ledger: step {step}, but its steps count from {len(past)}")
+        name = part.get("name", names[step] if step < len(names) else None)
+        for event in of_type(part.get("events"), list, "ledger: events"):
+            site, how, *told = named(event, known)
+            fields = note_from_json(told) if how == "" else done_from_json(site, how, told, last, digests)
+            ledger.entries.append(Entry(step, of_type(name, str, "ledger: name"), site, how, **fields))
+    return ledger
+
+
+def past_from_json(line: Any) -> tuple[str, str]:
+    if not isinstance(line, list) or len(line) != 2 or not isinstance(line[0], str):
+        raise FormatError(f"past: a line is a step's name and a digest, not {str(line)[:60]}")
+    return line[0], digest(line[1], "past: a digest")
+
+
+def natural_numbers(seed: Any, count: int) -> bool:
+    """Whether a recipe's seed is one for all its steps, or one for each."""
+    if isinstance(seed, list):
+        return len(seed) == count and all(type(one) is int and one >= 0 for one in seed)
+    return type(seed) is int and seed >= 0
+
+
+def named(event: Any, known: list[str]) -> list[Any]:
+    """The event with its site's name in place of a number."""
+    site, how, *_ = event if isinstance(event, list) and len(event) > 1 else [None, None]
+    if type(site) is int and 0 <= site < len(known):
+        event = [known[site], *event[1:]]
+    elif type(site) is not str:
+        raise FormatError(f"ledger: an event is [site, how, ...], not {str(event)[:60]}")
+    if not isinstance(how, str) or how not in ("", *DATA):
+        raise FormatError(f"ledger: how is {str(how)[:40]!r}, but it is one of {', '.join(DATA)}, or empty")
+    return event
+
+
+def note_from_json(told: list[Any]) -> Json:
+    """The fields of a note's entry."""
+    kinds = {"kind": str, "text": str, "data": dict}
+    if not 2 <= len(told) <= 3:
+        raise FormatError(f"ledger: a note is [site, '', kind, text, data], not one of {len(told) + 2}")
+    return {
+        key: of_type(value, kinds[key], f"ledger: a note's {key}")
+        for key, value in zip(kinds, told, strict=False)
+    }
+
+
+def done_from_json(
+    site: str, how: str, told: list[Any], last: dict[str, str], digests: Mapping[str, str]
+) -> Json:
+    """The fields of the entry of an edit, a cut or a change of a module."""
+    who, keys = f"ledger: a {how}'s ", DATA[how]
+    if not len(keys) <= len(told) <= len(keys) + (0 if how in MODULES else 2):
+        raise FormatError(f"ledger: a {how} tells {', '.join(keys) or 'two digests'}, not {str(told)[:60]}")
+    data = {key: of_type(value, keys[key], who + key) for key, value in zip(keys, told, strict=False)}
+    if how in MODULES:
+        return {"data": data}
+    before, after = [*told[len(keys) :], None, None][:2]
+    before = last.get(site) if before is None else before
+    # What was not there before has no digest: an edge's first grid.
+    before = "" if before == "" else digest(before, f"{who}before")
+    last[site] = digest(digests.get(site) if after is None else after, f"{who}after")
+    return {"data": data, "before": before, "after": last[site]}

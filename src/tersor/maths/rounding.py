@@ -1,0 +1,53 @@
+"""Rounding: a tensor seen through an even grid, and how the grid's step size learns.
+
+q = clamp(round(x / s) + z, low, high)      y = (q - z) * s
+dy/dx = 1 inside the grid's range, else 0                          straight-through (Bengio 2013)
+dy/ds = round(x / s) - x / s inside, low - z or high - z outside   learned step size (LSQ, Esser 2020)
+
+The zero is added after rounding, as runtimes do it: before, other ties would round up. All is computed in
+float32 (float64 for float64), and both functions give the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from tersor.maths.units import TINY
+
+
+def on_grid(x: Tensor, scale: Tensor, zero: Tensor, limits: tuple[int, int]) -> Tensor:
+    """y in x's dtype; scale and zero are broadcast to x. Infinities become the grid's ends, NaN stays."""
+    v = _wide(x)
+    s, z = scale.to(v.dtype), zero.to(v.dtype)
+    return (v / s).round_().add_(z).clamp_(*limits).sub_(z).mul_(s).to(x.dtype)
+
+
+def learned(x: Tensor, scale: Tensor, zero: Tensor, limits: tuple[int, int], ease: float) -> Tensor:
+    """The same y with gradients to x and scale, that to scale times `ease`.
+
+    Any sign of scale will do: its size counts. The gradients are written out in plain operators, which every
+    transformation of torch understands, and not left to the division: near a scale of 0 that gives 0 * inf.
+    """
+    v = _wide(x)
+    size = scale.abs().to(v.dtype)
+    s, z = size.detach().clamp_min(TINY), zero.to(v.dtype)
+    low, high = limits
+    exact = v.detach() / s
+    steps = exact.round().add_(z).clamp_(low, high).sub_(z)  # q - z
+    inside = (exact >= low - z) & (exact <= high - z)
+    slope = torch.where(inside, steps - exact, steps)
+    y = steps.mul_(s) + torch.where(inside, v - v.detach(), 0)  # v - v is 0 and has v's gradient
+    return torch.addcmul(y, slope, (size - size.detach()) * ease).to(x.dtype)
+
+
+def ease_of(shape: torch.Size, scales: int, high: int) -> float:
+    """What LSQ multiplies the gradient of a scale with: one over the root of the features that it moves in
+    one sample, x being [B, ...], times its highest code. Else a scale would outrun each of them."""
+    return (max(math.prod(shape[1:]) // scales, 1) * max(high, 1)) ** -0.5
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))

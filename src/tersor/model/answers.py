@@ -1,0 +1,191 @@
+"""Answers: what a model says to a few calibration batches, in float64 where it runs in it; how far apart the
+answers of two models are."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from tersor.errors import RefusedError
+from tersor.maths.units import TINY
+from tersor.model.batches import device_of, evaluating, move, steady
+from tersor.model.sites import Site
+from tersor.model.task import MISFIT, Task
+
+BATCHES = 2
+# of an answer: what rounding may leave between two models
+EXACT = {"double": 1e-6, "float": 1e-4, "own": 1e-3}
+SHARE = 1e-3  # of what a cut moves: more than that is no rounding
+FEW = 0.1  # of the magnitudes of a tensor: those that the smallest answers are compared with
+
+
+class Verdict(NamedTuple):
+    """How the answers of two models compare with those that are wanted."""
+
+    fits: bool  # now is what is wanted, everywhere
+    moved: bool  # and that is not what it was before
+    differs: float
+    largest: float
+
+
+def verdict(was: list[Tensor], now: list[Tensor], want: list[Tensor], exact: float) -> Verdict:
+    """Element by element, each in its own size: a fill of -1e9 in one column says nothing of the others."""
+    fits, moved, differs, largest = [a.shape for a in now] == [a.shape for a in want], False, 0.0, 0.0
+    for before, after, wanted in zip(was, now, want, strict=False) if fits else ():
+        if not wanted.is_floating_point():
+            fits = fits and torch.equal(after, wanted)
+            moved = moved or not torch.equal(before, wanted)
+            continue
+        x, y, z = (t.double() for t in (before, after, wanted))
+        still = ((x == y) & (y == z)) | (x.isnan() & y.isnan() & z.isnan())  # constants
+        x, y, z = x[~still], y[~still], z[~still]
+        if not z.numel():
+            continue
+        if not (x.isfinite() & y.isfinite() & z.isfinite()).all():
+            return Verdict(False, moved, math.inf, largest)
+        sizes = z.abs()[z != 0]
+        floor = exact * float(sizes.kthvalue(max(1, int(FEW * len(sizes)))).values) if len(sizes) else 0.0
+        apart, step = (y - z).abs(), (x - z).abs()
+        moves = step > exact * (x.abs() + z.abs()) + floor
+        if bool(moves.any()):
+            moved, floor = True, min(floor, SHARE * float(step[moves].max()))
+        fits = fits and bool((apart <= exact * z.abs() + floor + TINY).all())
+        differs, largest = max(differs, float(apart.max())), max(largest, float(z.abs().max()))
+    return Verdict(fits, moved, differs, largest)
+
+
+def judged(
+    before: Callable[[], nn.Module],
+    after: Callable[[], nn.Module],
+    wanted: Callable[[], nn.Module] | None,
+    task: Task,
+) -> Verdict:
+    """The verdict on a changed model; each argument makes a fresh one. Nothing wanted: it must run, in
+    training too, with answers of the same shapes.
+
+    Raises what the models raise; RefusedError where their answers are nothing to compare."""
+    for width in ("double", "float", "own"):
+        try:
+            was = outputs(before(), task, width)
+            break
+        except MISFIT:  # it names a dtype in its forward
+            if width == "own":
+                raise
+    if width == "own" and not wide(was):
+        raise RefusedError("it runs in 16 bits alone, in which rounding hides what a cut moves")
+    trains(after(), task)
+    now = outputs(after(), task, width)
+    if wanted is None:
+        fits = [a.shape for a in now] == [a.shape for a in was]
+        return Verdict(fits and all(map(as_finite, was, now)), True, 0.0, 0.0)
+    if not was:
+        raise RefusedError("its answers hold no tensor to compare")
+    found = verdict(was, now, outputs(wanted(), task, width), EXACT[width])
+    if found.fits and width == "double":
+        want = outputs(wanted(), task, "own")
+        fits = not wide(want) or verdict(want, outputs(after(), task, "own"), want, EXACT["own"]).fits
+        return found._replace(fits=fits)
+    return found
+
+
+def as_finite(was: Tensor, now: Tensor) -> bool:
+    return bool((now.isfinite() | ~was.isfinite()).all())
+
+
+def wide(answers: list[Tensor]) -> bool:
+    return all(torch.finfo(a.dtype).bits >= 32 for a in answers if a.is_floating_point())
+
+
+def outputs(model: nn.Module, task: Task, width: str) -> list[Tensor]:
+    """The tensors of the answers to a few calibration batches (evaluation batches where there are none), with
+    parameters and inputs in "double", "float" or the model's "own" precision."""
+    model, change = {
+        "double": lambda: (model.double(), widened(torch.float64)),
+        "float": lambda: (model.float(), widened(torch.float32)),
+        "own": lambda: (model, lambda x: x),
+    }[width]()
+    word = "evaluate" if task.calibrate is None else "calibrate"
+    found: list[Tensor] = []
+    with evaluating(model), steady(getattr(task, word)):
+        for batch in islice(task.batches(word), BATCHES):
+            found += tensors_of(task.run(model, each(move(batch, device_of(model)), change)))
+    return found
+
+
+def trains(model: nn.Module, task: Task) -> None:
+    """Run a model once as training does; raises what it raises."""
+    with steady(task.calibrate), torch.no_grad():
+        word = "evaluate" if task.calibrate is None else "calibrate"
+        task.run(model.train(), move(next(iter(task.batches(word))), device_of(model)))
+
+
+def widened(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    return lambda value: value.to(dtype) if value.is_floating_point() else value
+
+
+def shaken(values: Mapping[str, Tensor], sites: Mapping[str, Site]) -> dict[str, Tensor]:
+    """Weights that are all alive: parameters and running statistics moved at random, the same for a name.
+    What a unit that is dead now would have shown is seen on these."""
+    found = {}
+    for name, value in values.items():
+        random = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+        noise = torch.randn(value.shape, generator=random)
+        if value.is_floating_point() and sites[name].kind != "buffer":
+            spread = float(value.float().std()) if value.numel() > 1 else 0.0
+            value = (value.float() + noise * (spread or 0.1)).to(value.dtype)
+        elif name.endswith("running_mean"):
+            value = (value.float() + 0.1 * noise).to(value.dtype)
+        elif name.endswith("running_var"):
+            value = (value.float() * noise.exp() + 0.1).to(value.dtype)
+        found[name] = value
+    return found
+
+
+def each(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A batch with every tensor changed; what is nested keeps its type where `move` keeps it."""
+    if isinstance(batch, Tensor):
+        return change(batch)
+    if isinstance(batch, Mapping):
+        return {key: each(item, change) for key, item in batch.items()}
+    if isinstance(batch, (tuple, list)):
+        items = [each(item, change) for item in batch]
+        return type(batch)(*items) if hasattr(batch, "_fields") else type(batch)(items)
+    return batch
+
+
+def tensors_of(output: Any) -> Iterator[Tensor]:
+    """The tensors in an output, however it is nested; complex ones as pairs."""
+    if isinstance(output, Tensor):
+        yield torch.view_as_real(output.resolve_conj()) if output.is_complex() else output
+        return
+    if isinstance(output, Mapping):
+        parts = list(output.values())
+    elif isinstance(output, (tuple, list)):
+        parts = list(output)
+    elif dataclasses.is_dataclass(output):
+        parts = [getattr(output, field.name) for field in dataclasses.fields(output)]
+    else:
+        parts = []
+    for part in parts:
+        yield from tensors_of(part)
+
+
+def zero(model: nn.Module, tensor: str, axis: int, places: list[int]) -> None:
+    """Zeros at these places of an axis of one of the model's tensors."""
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    with torch.no_grad():
+        weight = tensors[tensor]
+        weight.index_fill_(axis, torch.tensor(places, dtype=torch.int64, device=weight.device), 0)
+
+
+def once(task: Task, model: nn.Module) -> Any:
+    """The model run once, on what it is trained with."""
+    with steady(task.train):
+        return task.run(model, move(next(iter(task.batches("train"))), device_of(model)))

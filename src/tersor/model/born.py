@@ -1,0 +1,108 @@
+"""Born: what becomes of the sites where a module is replaced: which die, which are born, with which forms.
+
+Their forms are those of the old sites, whole or taken apart: nothing is decoded that need not be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from tersor.errors import RefusedError, SiteError, did_you_mean
+from tersor.forms import Form
+from tersor.model.changes import Replace
+from tersor.model.sites import Site, describe
+from tersor.model.stock import Untie, found, names_of, stock_of
+
+
+class Born(NamedTuple):
+    """What a Replace does to the sites."""
+
+    dead: tuple[str, ...]  # sites that are no more
+    born: dict[str, tuple[Site, Form]]  # sites that came
+    aliases: dict[str, str]  # all that there are afterwards
+
+
+def born(
+    change: Replace, sites: Mapping[str, Site], forms: Mapping[str, Form], aliases: Mapping[str, str],
+    model: nn.Module,
+) -> Born:  # fmt: skip
+    """Which sites die and which are born, with which forms.
+
+    `model`: the model with all changes before this one (its values do not matter), as `changed`
+    gives it.
+    """
+    layer, stock = found(model, change.module), stock_of(change)
+    paths = names_of(model, layer)
+    new = stock.build(layer, change)
+    if isinstance(stock, Untie):
+        return untied(change, sites, forms, aliases, paths=paths, layer=layer)
+    own = {name: site_of(join(paths[0], name), sites, aliases) for name in layer.state_dict(keep_vars=True)}
+    mine = {join(path, name) for path in paths for name in own}
+    after = stock.forms(layer, change, {name: (sites[site], forms[site]) for name, site in own.items()})
+    dead = tuple(dict.fromkeys(site for name, site in own.items() if name not in after))
+    for name, site in own.items():
+        others = {site, *(alias for alias, of in aliases.items() if of == site)} - mine
+        if site in dead and others:
+            alias = join(paths[0], name) if site in others else min(others)
+            raise RefusedError(
+                f"{join(paths[0], name)} is tied to {min(others)}, which stays. "
+                f"Untie them first: {untie(alias)}"
+            )
+    came: dict[str, tuple[Site, Form]] = {}
+    left = {alias: site for alias, site in aliases.items() if site not in dead}
+    like = next((sites[site].torch_dtype for site in own.values() if sites[site].floating), torch.float32)
+    for name, (form, origin) in after.items():
+        if name in own:
+            continue
+        first, *more = (join(path, name) for path in paths)
+        above = name.rpartition(".")[0]
+        new_site = describe(first, meta(form, like), new.get_submodule(above), join(paths[0], above))
+        came[first] = (replace(new_site, origin=join(change.module, origin)), form)
+        left |= dict.fromkeys(more, first)
+    return Born(dead, came, left)
+
+
+def untied(
+    change: Replace, sites: Mapping[str, Site], forms: Mapping[str, Form], aliases: Mapping[str, str],
+    *, paths: list[str], layer: nn.Module,
+) -> Born:  # fmt: skip
+    """The alias that becomes a site; where its module has several names, the others are its aliases."""
+    name = str(change.settings["tensor"])
+    first, *more = (join(path, name) for path in paths)
+    if first not in aliases:
+        tied = sorted(alias for alias, site in aliases.items() if site == first)
+        way = f"untie {tied[0]} instead" if tied else "it is tied to nothing"
+        raise RefusedError(f"{first} is a site of its own: {way}")
+    site = aliases[first]
+    value = meta(forms[site], sites[site].torch_dtype)
+    new = describe(first, value, layer if name in layer._parameters else None, paths[0])
+    others = {alias: of for alias, of in aliases.items() if alias not in (first, *more)}
+    return Born(
+        (), {first: (replace(new, origin=f"{site} untied"), forms[site])}, others | dict.fromkeys(more, first)
+    )
+
+
+def untie(name: str) -> Replace:
+    """The change that makes this alias a site."""
+    module, _, tensor = name.rpartition(".")
+    return Replace(module, "untie", {"tensor": tensor})
+
+
+def site_of(name: str, sites: Mapping[str, Site], aliases: Mapping[str, str]) -> str:
+    if (site := name if name in sites else aliases.get(name, "")) not in sites:
+        raise SiteError(f"there is no site {name!r}; {did_you_mean(name, sites)}")
+    return site
+
+
+def join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path and name else path or name
+
+
+def meta(form: Form, dtype: torch.dtype) -> Tensor:
+    """A tensor of a form's shape, without memory."""
+    return torch.empty(form.shape, dtype=dtype, device="meta")

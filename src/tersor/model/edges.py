@@ -1,0 +1,172 @@
+"""Edges: the tensors between a model's operators, by name, and whether training knows them by the same name.
+
+One forward of a private copy, in eval mode, lists them in order; see watch.py for the names. The order tells
+what lies upstream: an edge depends on nothing that was first read after it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tersor.errors import RefusedError, SettingError, SiteError, did_you_mean
+from tersor.model.batches import evaluating, steady
+from tersor.model.ops import LISTED
+from tersor.model.watch import Run, hooked, running
+
+Call = Callable[[nn.Module], Any]  # how a model is run once: lambda net: net(x)
+
+
+@dataclass(frozen=True)
+class Edge:
+    """One edge, as it was in the forward that listed it."""
+
+    name: str
+    shape: tuple[int, ...]  # in its first use
+    dtype: str  # "float32", without "torch."
+    uses: int  # how often a forward meets it: a shared module's edges once for each call
+    reads: tuple[str, ...]  # the model's own tensors that were read since the edge before
+
+    @property
+    def path(self) -> str:
+        """The module whose forward makes this edge; "" for the model itself and for its arguments."""
+        return parse(self.name)[0]
+
+    @property
+    def op(self) -> str:
+        """The operator that makes it; "input" for arguments."""
+        return parse(self.name)[1]
+
+
+def parse(name: str) -> tuple[str, str]:
+    """(path, op) of an edge's name."""
+    path, slash, rest = name.rpartition("/")
+    op, colon, count = rest.partition(":")
+    argument = op == "input" and not path and count
+    if not slash or not colon or not (argument or (op in LISTED and count.replace(".", "", 1).isdigit())):
+        raise SiteError(f"{name!r} names no edge: that is path/op:k, as in layer1.0/add:0, or /input:x")
+    return path, op
+
+
+class Listing(Run):
+    """A run that lists what it sees, with the tensors that each operator reads."""
+
+    def __init__(self, net: nn.Module):
+        super().__init__(self.meet, inputs=True)
+        own = [*net.named_parameters(), *net.named_buffers()]
+        self.names = {id(tensor): name for name, tensor in own}
+        self.edges: dict[str, Edge] = {}
+        self.fresh: dict[str, None] = {}  # read since the edge before, in order
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for value in flat((args, *(kwargs or {}).values())):
+            if id(value) in self.names:
+                self.fresh[self.names[id(value)]] = None
+        return super().__torch_function__(func, types, args, kwargs)
+
+    def meet(self, name: str, x: Tensor) -> Tensor:
+        if name in self.edges:
+            self.edges[name] = replace(self.edges[name], uses=self.edges[name].uses + 1)
+        else:
+            dtype = str(x.dtype).removeprefix("torch.")
+            self.edges[name] = Edge(name, tuple(x.shape), dtype, 1, tuple(self.fresh))
+            self.fresh = {}
+        return x
+
+
+def flat(values: Iterable[Any]) -> Iterator[Any]:
+    for value in values:
+        if isinstance(value, (tuple, list)):
+            yield from flat(value)
+        else:
+            yield value
+
+
+def edges_of(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str, Edge]:
+    """The edges that `model(*args, **kwargs)` meets in eval mode without gradients, by name and in order.
+
+    The model, its mode and all random state are left as they were. Edges that depend on the arguments' values
+    (a branch, an expert that gets no token) are listed only where these arguments lead to them.
+    """
+    net = hooked(copy.deepcopy(model))
+    with evaluating(net):
+        return listed(net, lambda net: net(*copy.deepcopy(args), **copy.deepcopy(kwargs)))
+
+
+def listed(net: nn.Module, call: Call) -> dict[str, Edge]:
+    """The edges that `call(net)` meets in the mode that the hooked net is in."""
+    run = Listing(net)
+    with steady(), torch.no_grad(), running(run):
+        call(net)
+    return run.edges
+
+
+def upstream(edges: Mapping[str, Edge], name: str) -> tuple[str, ...]:
+    """The model's tensors that this edge may depend on: all that were first read before it, or for it."""
+    found: dict[str, None] = {}
+    for edge in edges.values():
+        found |= dict.fromkeys(edge.reads)
+        if edge.name == name:
+            return tuple(found)
+    raise SiteError(f"there is no edge {name!r}; {near(name, edges)}")
+
+
+def known(edges: Mapping[str, Edge], names: Iterable[str], who: str) -> None:
+    """Refuse a name that is no edge of this model, with near misses."""
+    for name in names:
+        parse(name)
+        if name not in edges:
+            raise SiteError(f"{who}: the model meets no edge {name!r}; {near(name, edges)}")
+
+
+def near(name: str, names: Iterable[str]) -> str:
+    """Near misses for a name, with a list that stays short on large models."""
+    text = did_you_mean(name, all_names := [other or "''" for other in names])
+    if len(all_names) <= 12:
+        return text
+    return f"{text.split('Allowed:')[0]}there are {len(all_names)}, such as {', '.join(all_names[:6])}"
+
+
+def trainable(model: nn.Module, names: Iterable[str], call: Call | None) -> None:
+    """Refuse edges that `call(model)` does not meet, or whose names may mean something else in training.
+
+    A module's branch on `training` shifts the counts of what follows. A name is the same in both modes where
+    its module makes the same edges in the same order up to it.
+    """
+    if not (names := list(names)):
+        return
+    if call is None:
+        raise SettingError(
+            "grids on edges: give example=lambda net: net(x) too, to see which edges are there"
+        )
+    net = hooked(copy.deepcopy(model))
+    with evaluating(net):
+        known(shown := listed(net, call), names, "training")
+        net.train()
+        now, then = _sequences(listed(net, call)), _sequences(shown)
+    for name in names:
+        path, op = parse(name)
+        until = then[path].index(name) + 1
+        if op != "input" and now.get(path, [])[:until] != then[path][:until]:
+            raise RefusedError(
+                f"{name}: {path or 'the model itself'} computes otherwise in training ({_ops(now, path)}) "
+                f"than in evaluation ({_ops(then, path)}), so that the name could mean another edge. Choose "
+                f"an edge of another module, or move what only training does into a module of its own."
+            )
+
+
+def _sequences(edges: Mapping[str, Edge]) -> dict[str, list[str]]:
+    """The edges that each module makes, in order."""
+    found: dict[str, list[str]] = {}
+    for edge in edges.values():
+        found.setdefault(edge.path, []).append(edge.name)
+    return found
+
+
+def _ops(sequences: Mapping[str, list[str]], path: str) -> str:
+    return ", ".join(name.rpartition("/")[2] for name in sequences.get(path, [])) or "nothing"

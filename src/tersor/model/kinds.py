@@ -1,0 +1,50 @@
+"""Kinds: which tensors can be stored bit for bit, and the way out for every other.
+
+strided, with values, of one of the dtypes that a file holds: docs/format.md section 1
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+STORED = frozenset((
+    torch.bool, torch.uint8, torch.int8, torch.uint16, torch.int16, torch.uint32, torch.int32, torch.uint64,
+    torch.int64, torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.float8_e4m3fn,
+    torch.float8_e5m2, torch.complex64,
+))  # fmt: skip
+
+
+def unfit(value: Any, *, meta: bool = False) -> str:
+    """What this is that cannot be stored, and the way out; empty where it can be. `meta`: its values are
+    elsewhere."""
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__}; only tensors can be stored. Make it one: torch.tensor(x)"
+    if value.is_quantized:
+        return (
+            f"a quantized tensor ({value.dtype}); only plain tensors can be stored. "
+            f"Store its numbers and its scales, x.int_repr() and x.q_scale(), or x.dequantize()"
+        )
+    if value.is_nested:
+        return "a nested tensor; only plain tensors can be stored. Store its parts: x.unbind()"
+    if value.layout is not torch.strided:
+        return f"a tensor of layout {value.layout}; only plain tensors can be stored. Store x.to_dense()"
+    if value.is_meta and not meta:
+        return "a meta tensor: it has no values. Store it after its values were loaded"
+    if value.dtype not in STORED:
+        known = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in STORED))
+        way = "torch.view_as_real(x)" if value.dtype.is_complex else "x.view(torch.uint8), its bytes"
+        return f"a {value.dtype} tensor; a file holds {known}. Store {way}"
+    return ""
+
+
+def repeats(value: Tensor) -> bool:
+    """Whether it shows one element at several places, as what expand() returns does."""
+    return any(step == 0 and n > 1 for n, step in zip(value.shape, value.stride(), strict=True))
+
+
+def resolved(value: Tensor) -> Tensor:
+    """The same numbers in memory as they are meant: PyTorch writes a conjugate or a negative as a mark."""
+    return value.resolve_conj().resolve_neg()

@@ -1,0 +1,85 @@
+"""Ops: which functions make an edge of the graph, and under what name.
+
+Only listed operators with floating outputs count: no views, casts or dropout, so that a name says the same of
+a run (Python functions) and of an exported graph (ATen operators). Spellings of one operator share a name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import FunctionType
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional as F
+
+LISTED = (
+    "linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d",
+    "conv_transpose3d", "matmul", "addmm", "baddbmm", "einsum", "attention", "add", "sub", "rsub",
+    "mul", "div", "reciprocal", "cat", "stack", "where", "pow", "rsqrt", "mean", "sum", "relu",
+    "hardtanh", "clamp", "leaky_relu", "elu", "silu", "hardswish", "hardsigmoid", "mish", "sigmoid",
+    "tanh", "softplus", "glu", "gelu", "prelu", "softmax", "max_pool1d", "max_pool2d", "max_pool3d",
+    "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d",
+    "adaptive_avg_pool3d", "interpolate", "layer_norm", "group_norm", "rms_norm", "batch_norm",
+    "instance_norm", "embedding", "lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell",
+    "rnn_tanh_cell", "rnn_relu_cell",
+)  # fmt: skip
+
+# Other spellings. What a run calls relu6 an exported graph may call hardtanh: both are one name.
+ALIASES = {
+    "matmul": "mm bmm __matmul__ __rmatmul__",
+    "hardtanh": "relu6",
+    "clamp": "clip",
+    "add": "__add__ __radd__ __iadd__",
+    "sub": "subtract __sub__ __isub__",
+    "rsub": "__rsub__",
+    "mul": "multiply __mul__ __rmul__ __imul__",
+    "div": "divide true_divide __truediv__ __itruediv__",
+    "pow": "__pow__ __rpow__ __ipow__",
+    "cat": "concat concatenate",
+    "attention": "scaled_dot_product_attention",
+    "max_pool1d": "max_pool1d_with_indices",
+    "max_pool2d": "max_pool2d_with_indices",
+    "max_pool3d": "max_pool3d_with_indices",
+    "interpolate": "upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_linear1d "
+    "upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d _upsample_nearest_exact1d "
+    "_upsample_nearest_exact2d _upsample_nearest_exact3d _upsample_bilinear2d_aa _upsample_bicubic2d_aa",
+}
+
+OPS: dict[str, str] = {name: name for name in LISTED if name != "interpolate"}
+OPS |= {word: name for name, words in ALIASES.items() for word in words.split()}
+OPS |= {f"{word}_": name for word, name in OPS.items() if not word.startswith("_")}  # in place
+
+
+def op_of(func: Callable[..., Any]) -> str | None:
+    """The name of the operator that this function is, or None where its outputs are no edges."""
+    return OPS.get(getattr(func, "__name__", ""))
+
+
+def _never(*args: Any) -> bool:
+    return False
+
+
+def twin(func: Any) -> Callable[..., Any]:
+    """A private copy of a Python function of torch that shows its inner calls to a function mode.
+
+    Such functions hand themselves to the mode whole ("has_torch_function"), and what they compute inside
+    would stay unseen. The copy shares the code; only its own globals say that nobody is watching.
+    """
+    told = {name: _never for name in func.__globals__ if name.startswith("has_torch_function")}
+    copy = FunctionType(
+        func.__code__, func.__globals__ | told, func.__name__, func.__defaults__, func.__closure__
+    )
+    copy.__kwdefaults__ = func.__kwdefaults__
+    return copy
+
+
+# Python functions that are not listed themselves and compute with listed operators inside.
+OPENED: dict[Any, Callable[..., Any]] = {
+    func: twin(func)
+    for func in (
+        F.multi_head_attention_forward, F.normalize, F.interpolate, F.softmin, F.softsign, F.tanhshrink,
+        F.gumbel_softmax, F.local_response_norm, F.lp_pool1d, F.lp_pool2d, F.lp_pool3d,
+        Tensor.__rdiv__,
+    )
+}  # fmt: skip

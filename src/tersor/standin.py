@@ -1,0 +1,96 @@
+"""Stand-in: a small model for dry runs, with the names that a recipe speaks of, or those of a real model.
+
+Without a model nobody knows which sites two globs share. The stand-in has, beside the usual names, one name
+for each glob in the recipe: "blocks.*" gives "blocks.0.weight", "*.bias" gives "x.bias".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from tersor.core.recipe import Recipe
+from tersor.core.state import State, start
+from tersor.settings import settings_of
+
+LONGEST = 64  # of an axis: large enough that a coder is worth its while
+# What most models have something like.
+USUAL = {"conv.weight": (16, 8, 3, 3), "fc.weight": (64, 64), "fc.bias": (64,), "norm.weight": (64,)}
+
+
+class Named(nn.Module):
+    """Tensors under dotted names, and layers that do nothing under others."""
+
+    def __init__(
+        self, tensors: Mapping[str, Tensor], buffers: Iterable[str] = (), layers: Iterable[str] = ()
+    ):
+        super().__init__()
+        for name in layers:
+            self.at(name)
+        for name, tensor in tensors.items():
+            path, _, last = name.rpartition(".")
+            owner = self.at(path)
+            if name in buffers:
+                owner.register_buffer(last, tensor)
+            else:
+                owner.register_parameter(last, nn.Parameter(tensor, requires_grad=False))
+
+    def at(self, path: str) -> nn.Module:
+        """The module of this name, made where it is missing."""
+        module: nn.Module = self
+        for word in filter(None, path.split(".")):
+            if word not in module._modules:
+                module.add_module(word, nn.Module())
+            module = module.get_submodule(word)
+        return module
+
+
+def stand_in(recipe: Recipe) -> State:
+    """A model that has whatever the recipe's globs and layer names ask for."""
+    shapes = dict(USUAL)
+    for step in recipe.steps:
+        for pattern in globs(step.where):
+            name = example(pattern)
+            if not any(clash(name, other) for other in shapes):
+                shapes[name] = (LONGEST,) if name.endswith("bias") else (LONGEST, LONGEST)
+    layers = [w.strip() for step in recipe.steps for w in settings_of(step).get("features", "").split(",")]
+    random = torch.Generator().manual_seed(0)
+    return start(Named({n: torch.randn(s, generator=random) for n, s in shapes.items()}, layers=layers))
+
+
+def stand_in_for(given: State) -> State:
+    """A model with the names, kinds and dtypes of `given`, and axes cut to a length that costs nothing."""
+    random = torch.Generator().manual_seed(0)
+    sites = {
+        name: dataclasses.replace(site, shape=tuple(min(length, LONGEST) for length in given.shape(name)))
+        for name, site in given.sites.items()
+    }
+    tensors = {n: torch.randn(s.shape, generator=random).to(s.torch_dtype) for n, s in sites.items()}
+    buffers = {name for name, site in sites.items() if not site.is_parameter}
+    layers = [] if given.given is None else [name for name, _ in given.given.named_modules()]
+    return dataclasses.replace(start(Named(tensors, buffers, layers)), sites=sites)
+
+
+def globs(where: str | Iterable[str]) -> list[str]:
+    words = where.split(",") if isinstance(where, str) else list(where)
+    return [word.strip().removeprefix("!") for word in words]
+
+
+def example(glob: str) -> str:
+    """A name that the glob means."""
+    name = re.sub(r"\.\*$", ".0.weight", glob)
+    name = re.sub(r"\*$", ".weight", name) if name.strip("*") else USUAL_NAME
+    name = re.sub(r"\[!?(.)[^]]*\]", r"\1", name)
+    return re.sub(r"[*?]", "x", name)
+
+
+def clash(name: str, other: str) -> bool:
+    """Whether two names cannot be in one model, or are one."""
+    return name == other or name.startswith(f"{other}.") or other.startswith(f"{name}.")
+
+
+USUAL_NAME = next(iter(USUAL))

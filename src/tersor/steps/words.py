@@ -1,0 +1,120 @@
+"""Words: recipes as text, YAML or the words of a command line, and back.
+
+tersor: 1                          run prune keep=0.1 entropy
+seed: 0
+steps:                             Recipe([Prune(keep=0.1), Entropy()])
+  - prune: {keep: 0.1}
+  - entropy
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from tersor.core.recipe import NUMBER, Recipe
+from tersor.core.state import State
+from tersor.errors import RefusedError, SettingError, did_you_mean
+from tersor.settings import make
+
+KEYS = ("tersor", "seed", "steps", "base", "result")  # base and result are written by the lock file
+
+
+def dump(document: Mapping[str, Any]) -> str:
+    """YAML with one step a line, for people."""
+    return yaml.safe_dump(dict(document), sort_keys=False, default_flow_style=None, width=110)
+
+
+class Loader(yaml.SafeLoader):
+    """YAML 1.1 without its numbers of base 60: the pattern 2:4 is a text."""
+
+    def number(self, node: yaml.ScalarNode) -> int | float | str:
+        if ":" in node.value:
+            return str(node.value)
+        is_int = node.tag.endswith("int")
+        return self.construct_yaml_int(node) if is_int else self.construct_yaml_float(node)
+
+
+for _tag in ("int", "float"):
+    Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", Loader.number)
+
+
+def from_yaml(text: str, table: Mapping[str, type], name: str = "recipe") -> Recipe:
+    """Read a recipe; `name` is what errors call it."""
+    try:
+        document = yaml.load(text, Loader)
+    except yaml.YAMLError as error:
+        raise SettingError(f"{name} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(document, dict):
+        raise SettingError(f"{name}: expected a mapping with 'steps', found {type(document).__name__}")
+    for key in document:
+        if key not in KEYS:
+            raise SettingError(f"{name}: no key {key!r}; {did_you_mean(key, KEYS)}")
+    number = document.get("tersor", NUMBER)
+    if number != NUMBER:
+        raise SettingError(
+            f"{name} has format {number!r}; this version reads {NUMBER}. A newer tersor may read it."
+        )
+    items = document.get("steps")
+    if not isinstance(items, list):
+        raise SettingError(
+            f"{name}: 'steps' must be a list of steps, such as [prune: {{keep: 0.5}}, entropy]"
+        )
+    steps = []
+    for item in items:
+        if isinstance(item, str):
+            item = {item: {}}
+        if not isinstance(item, dict) or len(item) != 1:
+            raise SettingError(f"{name}: a step is one word with its settings, not {item!r}")
+        ((word, settings),) = item.items()
+        if settings is not None and not isinstance(settings, dict):
+            raise SettingError(f"{name}: {word}: settings must be a mapping, not {settings!r}")
+        steps.append(make(step_class(word, table), settings or {}))
+    base, result = document.get("base"), document.get("result") or {}
+    if not isinstance(base, str | None):
+        raise SettingError(f"{name}: 'base' must be a digest, not {base!r}")
+    if not isinstance(result, dict) or not all(isinstance(digest, str) for digest in result.values()):
+        raise SettingError(f"{name}: 'result' must be digests by site, not {str(result)[:40]}")
+    seed = document.get("seed", 0)
+    seed = tuple(seed) if isinstance(seed, list) else seed
+    return Recipe(tuple(steps), seed, base, tuple(result.items()))
+
+
+def from_words(words: Sequence[str], table: Mapping[str, type], seed: int = 0) -> Recipe:
+    """Read `prune keep=0.5 quantize bits=8`: a word starts a step, key=value belongs to the step before
+    it."""
+    steps: list[tuple[type, dict[str, Any]]] = []
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            steps.append((step_class(word, table), {}))
+        elif not steps:
+            raise SettingError(
+                f"{word!r} stands before any step; begin with one of {', '.join(sorted(table))}"
+            )
+        else:
+            steps[-1][1][key] = value
+    return Recipe(tuple(make(kind, settings) for kind, settings in steps), seed)
+
+
+def step_class(word: str, table: Mapping[str, type]) -> type:
+    if word not in table:
+        raise SettingError(f"recipe: no step {word!r}; {did_you_mean(word, table)}")
+    return table[word]
+
+
+def lock(state: State) -> dict[str, Any]:
+    """The lock file: the recipe with every setting spelled out, where it began and what came of each site."""
+    if state.ledger.past:
+        raise RefusedError(
+            "lock: the settings of the oldest steps are not in this ledger any more: a file keeps some"
+        )
+    touched = {entry.site for entry in state.ledger.entries if entry.changes}
+    touched |= {name for name, site in state.sites.items() if site.origin}
+    return {
+        **state.ledger.recipe,
+        "base": state.ledger.base,
+        "result": {name: form.digest for name, form in state.forms.items() if name in touched},
+    }

@@ -1,0 +1,55 @@
+"""A state for tests of stock modules: what an executor keeps while changes come one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from tersor.forms import Dense, Form
+from tersor.model.born import born
+from tersor.model.changed import changed
+from tersor.model.changes import Change, Replace
+from tersor.model.fitted import fitted
+from tersor.model.sites import Site, sites_of
+
+
+@dataclass
+class State:
+    """The given model, and its sites and forms as they are now."""
+
+    given: nn.Module
+    sites: dict[str, Site] = field(default_factory=dict)
+    forms: dict[str, Form] = field(default_factory=dict)
+    aliases: dict[str, str] = field(default_factory=dict)
+    changes: list[Change] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.sites, tensors, self.aliases = sites_of(self.given)
+        self.forms = {name: Dense(value.cpu().clone()) for name, value in tensors.items()}
+
+    def change(self, *changes: Change) -> State:
+        for change in changes:
+            if isinstance(change, Replace):
+                new = born(change, self.sites, self.forms, self.aliases, changed(self.given, self.changes))
+                for name in new.dead:
+                    del self.sites[name], self.forms[name]
+                for name, (site, form) in new.born.items():
+                    self.sites[name], self.forms[name] = site, form
+                self.aliases = new.aliases
+            self.changes.append(change)
+        return self
+
+    def cut(self, name: str, axis: int, *kept: int) -> State:
+        self.forms[name] = self.forms[name].take(axis, torch.tensor(kept))
+        return self
+
+    def edit(self, name: str, how: Callable[[torch.Tensor], Form]) -> State:
+        self.forms[name] = how(self.forms[name].decode())
+        return self
+
+    def model(self, given: nn.Module | None = None) -> Any:
+        return fitted(given or self.given, self.forms, self.sites, self.aliases, self.changes)

@@ -1,0 +1,161 @@
+"""Code: the digest follows what the code does, and names what cannot be looked at."""
+
+import functools
+import operator
+import types
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from tersor.model.code import code_of
+from tersor.model.task import Task
+
+EVALUATE = [(torch.zeros(1, 1), torch.zeros(1))]
+
+
+def net(body: str, more: str = "", head: str = "forward(self, x)") -> nn.Module:
+    """An instance of a class that this text defines."""
+    found: dict[str, Any] = {"nn": nn, "__name__": "mine"}
+    exec(f"{more}\nclass Net(nn.Module):\n    def {head}:\n        {body}\n", found)  # noqa: S102
+    return found["Net"]()
+
+
+def code(model: nn.Module | None = None, **parts: Any) -> str:
+    return code_of(model, Task(evaluate=EVALUATE, **parts) if parts else None)[0]
+
+
+# What becomes of "return x + 1", and whether the digest follows.
+MODELS: dict[str, tuple[nn.Module, bool]] = {
+    "another constant": (net("return x + 2"), True),
+    "another operation": (net("return x - 1"), True),
+    "another name": (net("return x.relu() + 1"), True),
+    "another default": (net("return x + 1", head="forward(self, x, y=0)"), True),
+    "another default by name": (net("return x + 1", head="forward(self, x, *, y=0)"), True),
+    "one more method": (net("return x + 1\n    def other(self):\n        pass"), True),
+    "a comment": (net("return x + 1  # one more"), False),
+    "its place in the file": (net("return x + 1", more="\n\n"), False),
+}
+
+
+@pytest.mark.parametrize("what", MODELS)
+def test_the_methods_of_a_model_count(what: str) -> None:
+    model, follows = MODELS[what]
+    assert (code(model) != code(net("return x + 1"))) == follows
+    assert (
+        code(nn.Sequential(nn.ReLU(), model)) != code(nn.Sequential(nn.ReLU(), net("return x + 1")))
+    ) == follows
+
+
+# Two texts of one method, which differ in nothing but a name or a number.
+METHODS = {
+    "a name": ("return x.relu()", "return x.tanh()"),
+    **{
+        what: tuple(f"pass\n    f = {text.format(number)}" for number in (1, 2))
+        for what, text in {
+            "a default by name": "lambda self, *, y={}: y",
+            "a static method": "staticmethod(lambda x: x + {})",
+            "a class method": "classmethod(lambda cls: {})",
+            "a property": "property(lambda self: {})",
+            "what sets a property": "property(None, lambda self, value: {})",
+        }.items()
+    },
+}
+
+
+@pytest.mark.parametrize("what", METHODS)
+def test_every_kind_of_method_counts(what: str) -> None:
+    one, other = METHODS[what]
+    assert code(net(one)) == code(net(one)) != code(net(other))
+
+
+def test_the_methods_of_parents_count() -> None:
+    def child(parent: nn.Module) -> nn.Module:
+        return type("Child", (type(parent),), {"__module__": "mine"})()
+
+    assert code(child(net("return x + 1"))) == code(child(net("return x + 1")))
+    assert code(child(net("return x + 1"))) != code(child(net("return x + 2")))
+
+
+def added(most: float) -> Callable[[Any, Any], Any]:
+    """A loss whose closure holds a function."""
+
+    def clip(loss: Any) -> Any:
+        return loss.clamp(max=1.0) if most == 1 else loss.clamp(max=2.0)
+
+    def other(loss: Any) -> Any:
+        return loss * 2
+
+    inner = clip if most < 3 else other
+    return lambda output, target: inner(F.mse_loss(output, target))
+
+
+def test_functions_of_the_task_count() -> None:
+    losses = [
+        added(1), added(3), F.mse_loss, F.l1_loss, functools.partial(F.mse_loss, reduction="sum"),
+        functools.partial(F.l1_loss, reduction="sum"), lambda output, target: (output - target).sum(),
+    ]  # fmt: skip
+    found = [code(loss=loss) for loss in losses]
+    assert len(set(found)) == len(found)
+    assert found == [code(loss=loss) for loss in losses]
+    assert len({code(metric=metric) for metric in ("accuracy", losses[-1])}) == 2
+    assert len({code(**{part: losses[-1]}) for part in ("loss", "metric", "feed", "target")}) == 4
+
+
+def test_what_has_no_code_is_named() -> None:
+    task = Task(evaluate=EVALUATE, target=operator.itemgetter(1))
+    assert code_of(None, task)[1] == ["task: target"]
+    assert code_of(net("return x"), Task(evaluate=EVALUATE))[1] == []
+
+
+def walking(model: nn.Module) -> nn.Module:
+    """A model whose forward is wrapped by functions that hold each other, as decorators of libraries do."""
+
+    def one(x: Any, n: int = 2) -> Any:
+        return x if n == 0 else other(x, n)
+
+    def other(x: Any, n: int) -> Any:
+        return one(x, n - 1)
+
+    type(model).forward = lambda self, x: one(x)
+    return model
+
+
+def test_functions_that_hold_themselves_are_visited_once() -> None:
+    assert code(walking(net("return x"))) == code(walking(net("return x"))) != code(net("return x"))
+
+
+def later(function: Callable[[], Any]) -> Any:
+    return lambda output, target: function()  # noqa: PLW0108 (the closure is what is tested)
+
+
+def test_a_closure_that_is_empty_still_is_no_error() -> None:
+    loss, cell = later(code), types.CellType()
+    loss = types.FunctionType(loss.__code__, {}, "loss", None, (cell,))
+    assert code(loss=loss)
+
+
+def test_classes_of_one_name_have_one_order() -> None:
+    """A set of classes is in the order of their addresses, which is another in each process."""
+    models = [net(f"return x + {n}") for n in range(6)]
+    assert len({code(nn.Sequential(*(models[(i + k) % 6] for i in range(6)))) for k in range(6)}) == 1
+    places = [code(nn.Sequential(*(net(f"return x + {n}") for n in range(6)))) for _ in range(6)]
+    assert set(places) == {code(nn.Sequential(*models))}
+
+
+class Held:
+    """An object whose text is its address."""
+
+
+def test_objects_that_are_handed_over_are_their_kind() -> None:
+    for make in (
+        lambda: functools.partial(added, held=Held()), lambda: functools.partial(added, Held(), 1),
+        lambda: functools.partial(added, held={"a": [Held()]}),
+    ):  # fmt: skip
+        assert code(loss=make()) == code(loss=make())
+        assert code_of(None, Task(evaluate=EVALUATE, loss=make()))[1] == ["task: loss"]
+    defaults = [types.FunctionType(added.__code__, {}, "loss", ((Held(),),)) for _ in range(2)]
+    assert code(loss=defaults[0]) == code(loss=defaults[1])

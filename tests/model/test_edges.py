@@ -1,0 +1,337 @@
+"""Edges: a run and the exported graph have the same names for the same tensors; so must training."""
+
+import copy
+import threading
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from exported import named_nodes
+from nets import benched, nets
+from tiny import MODELS, tiny
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tersor.errors import RefusedError, SiteError
+from tersor.model.edges import Edge, edges_of, known, parse, trainable, upstream
+from tersor.model.ops import LISTED
+from tersor.model.watch import Run, active, hooked, running
+
+CALLS = {
+    **{f"tiny {name}": lambda name=name: (tiny(name).model, (tiny(name).x,), {}) for name in MODELS},
+    **{name: lambda name=name: nets()[name] for name in nets()},
+    **{f"trained {name}": lambda name=name: benched(name) for name in ("resnet20", "tinygpt")},
+    "encoder": lambda: (encoder(), (torch.randn(2, 5, 8),), {}),
+}
+each_net = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+
+
+def encoder() -> nn.Module:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    return nn.TransformerEncoder(layer, 2).eval()
+
+
+def compared(model: nn.Module, args: Any, kwargs: Any) -> dict[str, Edge]:
+    """The edges of a model, after a comparison with the exported graph: names, order, uses, shapes."""
+    edges = {name: edge for name, edge in edges_of(model, *args, **kwargs).items() if edge.op != "input"}
+    nodes = named_nodes(torch.export.export(model, args, kwargs), model)
+    assert list(edges) == list(dict.fromkeys(name for name, _, _ in nodes))
+    assert {name: edge.uses for name, edge in edges.items()} == Counter(name for name, _, _ in nodes)
+    for name, node, j in reversed(nodes):  # a first use last
+        value = node.meta["val"] if j is None else node.meta["val"][j]
+        assert edges[name].dtype == str(value.dtype).removeprefix("torch.")
+        if edges[name].uses == 1:
+            assert edges[name].shape == tuple(value.shape)
+    return edges
+
+
+@each_net
+def test_names_are_those_of_the_exported_graph(call: Callable[[], Any]) -> None:
+    assert compared(*call())
+
+
+class Of(nn.Module):
+    """A module that computes one function twice, so that a miscount would show in the second name."""
+
+    def __init__(self, func: Callable[..., Any], *parts: nn.Module):
+        super().__init__()
+        self.func, self.parts = func, nn.ModuleList(parts)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.func(x, *self.parts), self.func(x, *self.parts), x.relu()
+
+
+KERNEL = torch.ones(3, 3)
+V, LINE, IMAGE, BLOCK = (torch.randn(shape) for shape in ((3, 3), (2, 3, 4), (2, 3, 4, 4), (1, 3, 4, 4, 4)))
+
+# What makes each listed operator: its name, the function, its input.
+SPELLINGS: list[tuple[str, Callable[..., Any], Tensor]] = [
+    ("linear", lambda x: F.linear(x, KERNEL), V),
+    ("conv1d", lambda x: F.conv1d(x, torch.ones(2, 3, 1)), LINE),
+    ("conv2d", lambda x: F.conv2d(x, torch.ones(2, 3, 3, 3), padding="same"), IMAGE),
+    ("conv3d", lambda x: F.conv3d(x, torch.ones(2, 3, 1, 1, 1)), BLOCK),
+    ("conv_transpose1d", lambda x: F.conv_transpose1d(x, torch.ones(3, 2, 1)), LINE),
+    ("conv_transpose2d", lambda x: F.conv_transpose2d(x, torch.ones(3, 2, 1, 1)), IMAGE),
+    ("conv_transpose3d", lambda x: F.conv_transpose3d(x, torch.ones(3, 2, 1, 1, 1)), BLOCK),
+    ("matmul", lambda x: x @ x, V),
+    ("matmul", lambda x: x.mm(x), V),
+    ("matmul", lambda x: torch.bmm(x, x.mT), LINE),
+    ("addmm", lambda x: torch.addmm(x, x, x), V),
+    ("baddbmm", lambda x: torch.baddbmm(x @ x.mT, x, x.mT), LINE),
+    ("einsum", lambda x: torch.einsum("ij,jk->ik", x, x), V),
+    ("attention", lambda x: F.scaled_dot_product_attention(x, x, x), IMAGE),
+    ("add", lambda x: 1 + x, V),
+    ("add", lambda x: x.clone().add_(x), V),
+    ("sub", lambda x: x - x, V),
+    ("sub", lambda x: x.subtract(1), V),
+    ("rsub", lambda x: 1 - x, V),
+    ("rsub", lambda x: torch.rsub(x, 1), V),
+    ("mul", lambda x: 2 * x, V),
+    ("mul", lambda x: torch.multiply(x, x), V),
+    ("div", lambda x: x / 2, V),
+    ("div", lambda x: x.true_divide(x), V),
+    ("reciprocal", lambda x: 1 / x, V),
+    ("reciprocal", lambda x: x.reciprocal(), V),
+    ("cat", lambda x: torch.concat([x, x]), V),
+    ("stack", lambda x: torch.stack([x, x]), V),
+    ("where", lambda x: torch.where(x > 0, x, 0.0), V),
+    ("pow", lambda x: x**2, V),
+    ("pow", lambda x: 2**x, V),
+    ("rsqrt", lambda x: x.rsqrt(), V),
+    ("mean", lambda x: x.mean(0), V),
+    ("sum", lambda x: x.sum(), V),
+    ("relu", lambda x: F.relu(x.clone(), inplace=True), V),
+    ("hardtanh", F.relu6, V),
+    ("hardtanh", F.hardtanh, V),
+    ("clamp", lambda x: x.clip(0, 1), V),
+    ("leaky_relu", F.leaky_relu, V),
+    ("elu", F.elu, V),
+    ("silu", F.silu, V),
+    ("hardswish", F.hardswish, V),
+    ("hardsigmoid", F.hardsigmoid, V),
+    ("mish", F.mish, V),
+    ("sigmoid", lambda x: x.sigmoid(), V),
+    ("tanh", torch.tanh, V),
+    ("softplus", F.softplus, V),
+    ("glu", lambda x: F.glu(x, -1), LINE),
+    ("gelu", F.gelu, V),
+    ("prelu", lambda x: F.prelu(x, torch.ones(1)), V),
+    ("softmax", lambda x: F.softmax(x, 1), V),
+    ("softmax", lambda x: x.softmax(1), V),
+    ("max_pool1d", lambda x: F.max_pool1d(x, 2), LINE),
+    ("max_pool2d", lambda x: F.max_pool2d(x, 2), IMAGE),
+    ("max_pool2d", lambda x: F.max_pool2d(x, 2, return_indices=True), IMAGE),
+    ("max_pool3d", lambda x: F.max_pool3d(x, 2), BLOCK),
+    ("avg_pool1d", lambda x: F.avg_pool1d(x, 2), LINE),
+    ("avg_pool2d", lambda x: F.avg_pool2d(x, 2), IMAGE),
+    ("avg_pool3d", lambda x: F.avg_pool3d(x, 2), BLOCK),
+    ("adaptive_avg_pool1d", lambda x: F.adaptive_avg_pool1d(x, 2), LINE),
+    ("adaptive_avg_pool2d", lambda x: F.adaptive_avg_pool2d(x, 2), IMAGE),
+    ("adaptive_avg_pool3d", lambda x: F.adaptive_avg_pool3d(x, 2), BLOCK),
+    ("interpolate", lambda x: F.interpolate(x, scale_factor=2), IMAGE),
+    ("interpolate", lambda x: F.interpolate(x, size=3, mode="bilinear", antialias=True), IMAGE),
+    ("adaptive_avg_pool2d", lambda x: F.interpolate(x, size=2, mode="area"), IMAGE),
+    ("layer_norm", lambda x: F.layer_norm(x, (3,)), V),
+    ("group_norm", lambda x: F.group_norm(x, 3), LINE),
+    ("rms_norm", lambda x: F.rms_norm(x, (3,)), V),
+    ("batch_norm", lambda x: F.batch_norm(x, torch.zeros(3), torch.ones(3)), V),
+    ("instance_norm", F.instance_norm, LINE),
+    ("embedding", lambda x: F.embedding(torch.tensor([0, 2]), x), V),
+    # Python functions that are opened: what they compute inside has names of its own.
+    ("softmax", lambda x: F.softmin(x, 1), V),
+    ("add", F.softsign, V),
+    ("sub", F.tanhshrink, V),
+    ("div", F.normalize, V),
+    ("div", lambda x: F.local_response_norm(x, 2), IMAGE),
+    ("avg_pool2d", lambda x: F.lp_pool2d(x, 2.0, 2), IMAGE),
+    ("avg_pool1d", lambda x: F.lp_pool1d(x, 2.0, 2), LINE),
+    ("softmax", F.gumbel_softmax, V),
+]
+CELLS: list[tuple[str, nn.Module, Tensor]] = [
+    ("lstm", nn.LSTM(4, 3), LINE),
+    ("gru", nn.GRU(4, 3, bidirectional=True), LINE),
+    ("rnn_tanh", nn.RNN(4, 3), LINE),
+    ("rnn_relu", nn.RNN(4, 3, nonlinearity="relu"), LINE),
+    ("lstm_cell", nn.LSTMCell(3, 2), V),
+    ("gru_cell", nn.GRUCell(3, 2), V),
+    ("rnn_tanh_cell", nn.RNNCell(3, 2), V),
+    ("rnn_relu_cell", nn.RNNCell(3, 2, nonlinearity="relu"), V),
+]
+
+
+@pytest.mark.parametrize(("op", "func", "x"), SPELLINGS, ids=[f"{n} {s[0]}" for n, s in enumerate(SPELLINGS)])
+def test_each_spelling_of_an_operator_has_its_name_in_both(
+    op: str, func: Callable[..., Any], x: Tensor
+) -> None:
+    edges = compared(Of(func).eval(), (x.clone(),), {})
+    assert {edge.name.split(".")[0] for edge in edges.values() if edge.op == op} >= {f"/{op}:0", f"/{op}:1"}
+
+
+@pytest.mark.parametrize(("op", "cell", "x"), CELLS, ids=[cell[0] for cell in CELLS])
+def test_recurrent_layers_have_edges(op: str, cell: nn.Module, x: Tensor) -> None:
+    edges = compared(nn.Sequential(cell).eval(), (x,), {})
+    assert {edge.op for edge in edges.values()} == {op}
+    assert next(iter(edges)).startswith(f"0/{op}:0")
+
+
+def test_every_listed_operator_is_spelled_here() -> None:
+    assert {op for op, *_ in [*SPELLINGS, *CELLS]} == set(LISTED)
+
+
+# --- what an edge says ---
+
+
+def test_an_edge_says_what_it_is_and_what_was_read() -> None:
+    model, args, kwargs = nets()["residual"]
+    edges = edges_of(model, *args, **kwargs)
+    assert edges["/input:x"] == Edge("/input:x", (3, 1, 6, 6), "float32", 1, ())
+    assert edges["stem/conv2d:0"] == Edge(
+        "stem/conv2d:0", (3, 6, 6, 6), "float32", 1, ("stem.weight", "stem.bias")
+    )
+    assert edges["twice.0/conv2d:0"].uses == 3  # the loop's two calls and the alias's
+    assert (edges["/add:0"].path, edges["/add:0"].op) == ("", "add")
+    assert list(edges)[-2:] == ["/sub:0", "head/linear:0"]
+
+
+def test_upstream_is_all_that_was_read_before() -> None:
+    model, args, kwargs = nets()["residual"]
+    edges = edges_of(model, *args, **kwargs)
+    assert upstream(edges, "/input:x") == ()
+    assert upstream(edges, "stem/conv2d:0") == ("stem.weight", "stem.bias")
+    assert "twice.1.running_mean" in upstream(edges, "/add:0")
+    assert "head.weight" not in upstream(edges, "/sub:0")
+    assert set(upstream(edges, "head/linear:0")) == set(dict(model.named_parameters())) | {
+        "twice.1.running_mean", "twice.1.running_var"
+    }  # fmt: skip
+
+
+def test_upstream_holds_all_that_an_edge_depends_on() -> None:
+    """By gradients: what moves an edge is in its list."""
+    for model, args, kwargs in nets().values():
+        edges, leaves = edges_of(model, *args, **kwargs), dict(model.named_parameters())
+        net = hooked(copy.deepcopy(model))
+
+        def see(name: str, x: Tensor, edges: Any = edges, net: Any = net, leaves: Any = leaves) -> Tensor:
+            if x.requires_grad and edges[name].uses == 1:
+                grads = torch.autograd.grad(
+                    x.sum(), list(net.parameters()), retain_graph=True, allow_unused=True
+                )
+                moved = {key for key, grad in zip(leaves, grads, strict=True) if grad is not None}
+                assert moved <= set(upstream(edges, name))
+            return x
+
+        with running(Run(see)):
+            net(*args, **kwargs)
+
+
+def test_inputs_have_names_from_the_signature() -> None:
+    model, args, kwargs = nets()["nested"]
+    edges = edges_of(model, *args, **kwargs)
+    assert [name for name in edges if edges[name].op == "input"] == [
+        "/input:pair.0", "/input:pair.1", "/input:extra.bias"
+    ]  # fmt: skip
+    inputs = [name for name in edges_of(nets()["gpt"][0], **nets()["gpt"][2]) if name.startswith("/input")]
+    assert inputs == []  # tokens are no floats
+
+
+def test_looking_changes_nothing() -> None:
+    model, args, kwargs = nets()["residual"]
+    model.train()
+    before, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    edges_of(model, *args, **kwargs)
+    trainable(model, ["stem/conv2d:0"], lambda net: net(*args, **kwargs))
+    assert model.training
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize(
+    "name", ["stem", "stem/conv2d", "stem/view:0", "stem/conv2d:x", "input:x", "a/input:x", "/input:"]
+)
+def test_what_names_no_edge_is_refused(name: str) -> None:
+    with pytest.raises(SiteError, match="names no edge"):
+        parse(name)
+
+
+def test_a_name_that_is_not_met_has_near_misses() -> None:
+    model, args, kwargs = nets()["residual"]
+    with pytest.raises(
+        SiteError, match=r"eval: the model meets no edge 'stem/conv2d:1'; did you mean 'stem/conv2d:0'"
+    ):
+        known(edges_of(model, *args, **kwargs), ["stem/conv2d:1"], "eval")
+
+
+# --- training ---
+
+
+@each_net
+def test_names_are_the_same_in_training_but_for_branches(call: Callable[[], Any]) -> None:
+    model, args, kwargs = call()
+    names = [name for name, edge in edges_of(model, *args, **kwargs).items()]
+    if model.__class__.__name__ == "Branch":
+        names.remove("/add:0")
+    trainable(model, names, lambda net: net(*args, **kwargs))
+
+
+def test_an_edge_that_training_knows_otherwise_is_refused() -> None:
+    model, args, kwargs = nets()["branch"]
+    with pytest.raises(RefusedError, match=r"/add:0: the model itself computes otherwise in training"):
+        trainable(model, ["first/linear:0", "/add:0"], lambda net: net(*args, **kwargs))
+    trainable(model, ["/input:x", "second/linear:0"], lambda net: net(*args, **kwargs))
+
+
+# --- the run itself ---
+
+
+def names_seen(net: nn.Module, *args: Any, **kwargs: Any) -> list[str]:
+    seen: list[str] = []
+    with running(Run(lambda name, x: seen.append(name) or x)):
+        net(*args, **kwargs)
+    return seen
+
+
+def test_an_error_leaves_nothing_behind() -> None:
+    class Fails(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise ValueError("mine")
+
+    class Catches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fails, self.last = Fails(), nn.Linear(2, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            try:
+                self.fails(x)
+            except ValueError:
+                x = x + 1
+            return self.last(x) + x
+
+    assert names_seen(hooked(Catches()), torch.ones(1, 2)) == ["/add:0", "last/linear:0", "/add:1"]
+    with pytest.raises(ValueError, match="mine"):
+        names_seen(hooked(Fails()), torch.ones(1, 2))
+    assert active() is None
+    assert not torch._C._len_torch_function_stack()
+
+
+def test_two_threads_do_not_see_each_other() -> None:
+    calls = [nets()["gpt"], nets()["resnet20"]]
+    want = [names_seen(hooked(copy.deepcopy(model)), *args, **kwargs) for model, args, kwargs in calls]
+    got: list[Any] = [None, None]
+    start = threading.Barrier(2)
+
+    def work(i: int) -> None:
+        model, args, kwargs = calls[i]
+        net = hooked(copy.deepcopy(model))
+        start.wait()
+        got[i] = [names_seen(net, *args, **kwargs) for _ in range(20)]
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert got == [[want[0]] * 20, [want[1]] * 20]

@@ -1,0 +1,496 @@
+"""Simulate: grids on edges against a slow second way, called and trained as the module itself is."""
+
+import copy
+import gc
+import inspect
+import pickle
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from exported import inserted, slow_grid
+from nets import Call, benched, floats, nets
+from tiny import MODELS, tiny
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from tersor.core.state import start
+from tersor.errors import RefusedError, SettingError, SiteError
+from tersor.forms import Dense
+from tersor.forms.grid import Grid
+from tersor.model.edges import edges_of
+from tersor.model.observe import Ranges, grid_of
+from tersor.model.simulate import Simulated, exported, gridded
+from tersor.model.tune import Tuned
+from tersor.model.watch import active, hooked, running
+
+CALLS: dict[str, Callable[[], Call]] = {
+    **{f"tiny {name}": lambda name=name: (tiny(name).model, (tiny(name).x,), {}) for name in MODELS},
+    **{name: lambda name=name: nets()[name] for name in nets()},
+    **{f"trained {name}": lambda name=name: benched(name) for name in ("resnet20", "tinygpt")},
+    "encoder": lambda: (encoder(), (torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(2)),), {}),
+}
+each_net = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+
+THREE = {  # the toy grids: a sum, an activation inside, what the last layer reads
+    "resnet20": ["layer1.0/add:0", "layer2.1.conv2/conv2d:0", "/adaptive_avg_pool2d:0"],
+    "gpt": ["model.layers.0/add:1", "model.layers.0.mlp/mul:0", "model.layers.1.self_attn/attention:0"],
+}
+TOYS: dict[str, tuple[Callable[[], Call], list[str]]] = {
+    "resnet20": (lambda: nets()["resnet20"], THREE["resnet20"]),
+    "gpt": (lambda: nets()["gpt"], THREE["gpt"]),
+    "trained resnet20": (lambda: benched("resnet20"), THREE["resnet20"]),
+    "trained tinygpt": (lambda: benched("tinygpt"), THREE["gpt"]),
+}
+each_toy = pytest.mark.parametrize("toy", TOYS)
+
+
+def encoder() -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        return nn.TransformerEncoder(layer, 2).eval()
+
+
+def spanned(call: Call, names: Any, bits: int = 8, *, mixed: bool = False) -> dict[str, Grid]:
+    """Grids over what these edges hold for these arguments; mixed: of several widths, signs and axes."""
+    model, args, kwargs = call
+    grids = {}
+    for n, name in enumerate(names):
+        axis = 1 if mixed and n % 4 == 3 else None
+        with running(run := Ranges([name], axis)), torch.no_grad():
+            hooked(copy.deepcopy(model))(*args, **kwargs)
+        low, high = run.found[name]
+        shown = {"bits": (8, 4, 3)[n % 3], "signed": n % 2 == 1} if mixed else {"bits": bits}
+        grids[name] = grid_of((low * 0.9, high * 0.9), **shown)  # what lies at the ends is clipped
+    return grids
+
+
+def roundable(call: Call) -> list[str]:
+    """All edges but inputs, those with a mask of -inf, and those inside a norm (a mean of squares that is
+    rounded to zero has an infinite root); two axes or more, for a channel."""
+    model, args, kwargs = call
+    net = hooked(copy.deepcopy(model))
+    names, edges = [], edges_of(model, *args, **kwargs)
+    norms = {edge.path for edge in edges.values() if edge.op == "rsqrt"}
+    for name, edge in edges.items():
+        if edge.op != "input" and len(edge.shape) > 1 and edge.path not in norms:
+            try:
+                with running(Ranges([name], None)), torch.no_grad():
+                    net(*args, **kwargs)
+            except RefusedError:
+                continue
+            names.append(name)
+    return names
+
+
+def trained_edges(call: Call) -> list[str]:
+    """Those that training knows by the same name."""
+    return [name for name in roundable(call) if name != "/add:0" or type(call[0]).__name__ != "Branch"]
+
+
+def tuned_of(call: Call, grids: dict[str, Grid], train: bool = True) -> Tuned:
+    model, args, kwargs = call
+    given = start(model)
+    learn = [key for key, site in given.sites.items() if site.is_parameter] if train else []
+    return Tuned(
+        model, given.forms, given.sites, learn, edge_grids=grids, example=lambda net: net(*args, **kwargs)
+    )
+
+
+def assert_equal(a: Any, b: Any) -> None:
+    assert floats(a)
+    for x, y in zip(floats(a), floats(b), strict=True):
+        assert torch.equal(x, y)
+
+
+# --- what it computes ---
+
+
+@each_net
+def test_the_simulation_is_the_graph_with_grids_inserted_by_name(call: Callable[[], Call]) -> None:
+    model, args, kwargs = here = call()
+    names = roundable(here)
+    grids = spanned(here, names if len(names) < 80 else names[::3], mixed=True)
+    simulated = gridded(model, grids)
+    with torch.no_grad():
+        plain, got = model(*args, **kwargs), simulated(*args, **kwargs)
+        module, slow = inserted(model, grids, args, kwargs)
+        want = module(*args, **kwargs)
+        program = exported(simulated, *args, **kwargs)
+        out = program.module()(*args, **kwargs)
+    assert_equal(got, want)
+    assert_equal(got, out)
+    assert not all(torch.equal(a, b) for a, b in zip(floats(got), floats(plain), strict=True))
+    marks = [node for node in program.graph.nodes if node.target is torch.ops.tersor.grid.default]
+    assert len(marks) == len(slow) >= len(grids)
+
+
+@each_net
+def test_a_tuned_model_answers_as_the_simulation(call: Callable[[], Call]) -> None:
+    model, args, kwargs = here = call()
+    grids = spanned(here, trained_edges(here)[:12], mixed=True)
+    tuned = tuned_of(here, grids).eval()
+    got = tuned(*args, **kwargs)  # with gradients, so on the path that has them
+    with torch.no_grad():
+        assert_equal(got, gridded(model, grids)(*args, **kwargs))
+        assert_equal(got, tuned(*args, **kwargs))
+
+
+def test_inputs_are_rounded_by_name() -> None:
+    model, args, kwargs = here = nets()["nested"]
+    grids = spanned(here, ["/input:pair.1", "/input:extra.bias"], bits=3)
+    pair, bias = args[0], kwargs["extra"]["bias"]
+    rounded = (pair[0], slow_grid(pair[1], grids["/input:pair.1"]))
+    want = model(rounded, extra={"bias": slow_grid(bias, grids["/input:extra.bias"])})
+    simulated = gridded(model, grids)
+    assert_equal(simulated(*args, **kwargs), want)
+    assert_equal(simulated(extra=kwargs["extra"], pair=pair), want)
+    assert_equal(exported(simulated, *args, **kwargs).module()(*args, **kwargs), want)
+
+
+def test_without_grids_the_model_answers() -> None:
+    for model, args, kwargs in nets().values():
+        assert_equal(Simulated(model)(*args, **kwargs), model(*args, **kwargs))
+
+
+# --- training ---
+
+
+def loss_of(output: Any, target: Tensor) -> Tensor:
+    logits = output if isinstance(output, Tensor) else output.logits.flatten(0, 1)
+    return F.cross_entropy(logits, target)
+
+
+def target_of(call: Call) -> Tensor:
+    logits = call[0](*call[1], **call[2])
+    logits = logits if isinstance(logits, Tensor) else logits.logits.flatten(0, 1)
+    return torch.randint(0, logits.shape[1], logits.shape[:1], generator=torch.Generator().manual_seed(0))
+
+
+@each_toy
+def test_twenty_steps_of_a_plain_loop(toy: str) -> None:
+    """Through the module's own signature; weights and scales move, and what folds is what was trained."""
+    make, names = TOYS[toy]
+    model, args, kwargs = here = make()
+    grids, target = spanned(here, names, bits=4), target_of(here)
+    tuned = tuned_of(here, grids).train()
+    optimizer = torch.optim.SGD(tuned.parameters(), lr=0.05, momentum=0.9)
+    losses = []
+    for _ in range(20):
+        loss = loss_of(tuned(*args, **kwargs), target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.8 * losses[0]
+    folded = tuned.fold_grids()
+    assert list(folded) == names
+    for name, grid in folded.items():
+        assert not torch.equal(grid.scale.decode(), grids[name].scale.decode())
+        assert (grid.bits, grid.zero.digest) == (grids[name].bits, grids[name].zero.digest)
+    again = copy.deepcopy(model)  # the trained weights in the plain model, the trained grids on its edges
+    forms = start(model).forms | tuned.fold()
+    again.load_state_dict({key: form.decode() for key, form in forms.items()}, strict=False)
+    with torch.no_grad():
+        assert_equal(gridded(again.eval(), folded)(*args, **kwargs), tuned.eval()(*args, **kwargs))
+
+
+@each_net
+def test_every_used_scale_gets_the_gradient_of_a_slow_reference(call: Callable[[], Call]) -> None:
+    """The exported graph of the plain model with autograd functions inserted by name; weights and scales."""
+    model, args, kwargs = here = call()
+    names = trained_edges(here)
+    grids = spanned(here, names[:: max(1, len(names) // 12)], mixed=True)
+    tuned = tuned_of(here, grids, train=False).eval()
+    sum(out.square().sum() for out in floats(tuned(*args, **kwargs))).backward()
+    module, slow = inserted(model, grids, args, kwargs)
+    sum(out.square().sum() for out in floats(module(*args, **kwargs))).backward()
+    for name in grids:
+        grads = [one.scale.grad for other, one in slow if other == name]
+        size = sum(one.size for other, one in slow if other == name)
+        assert grads
+        want = sum(grad for grad in grads if grad is not None)
+        got = tuned.grids[tuned.table[name]].scale.grad
+        if isinstance(want, Tensor):
+            torch.testing.assert_close(got, want, rtol=1e-4, atol=2e-5 * size)
+        else:  # nothing reads this edge, such as an LSTM's last state
+            assert got is None
+    assert any(
+        part.scale.grad.abs().max() > 0 for part in tuned.grids.values() if part.scale.grad is not None
+    )
+
+
+def test_weights_get_the_gradient_of_a_slow_reference() -> None:
+    model, args, kwargs = here = nets()["residual"]
+    grids = spanned(here, trained_edges(here), mixed=True)
+    tuned = tuned_of(here, grids).eval()
+    tuned(*args, **kwargs).square().sum().backward()
+    module, _ = inserted(model, grids, args, kwargs)
+    module(*args, **kwargs).square().sum().backward()
+    for key, parameter in module.named_parameters():
+        if not key.startswith("slow_"):
+            key = key.replace("alias", "twice.0")
+            torch.testing.assert_close(tuned.part_of(key).w.grad, parameter.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_gradient_checkpointing_needs_resume_and_is_then_exact() -> None:
+    """Grids or not: what is run again in backward would read the net's own weights."""
+    for names in (THREE["gpt"], []):
+        here = nets()["gpt"]
+        tuned = tuned_of(here, spanned(here, names, bits=4)).train()
+        with torch.no_grad():  # away from what the hidden net holds
+            for parameter in tuned.parameters():
+                parameter.mul_(1.1)
+        tokens = here[2]["input_ids"]
+        tuned(tokens, labels=tokens).loss.backward()
+        want = {key: p.grad.clone() for key, p in tuned.named_parameters()}
+        tuned.zero_grad()
+        tuned.net.model.thrifty = True
+        with pytest.raises(RefusedError, match="context_fn=tuned.resume"):
+            tuned(tokens, labels=tokens).loss.backward()
+        assert active() is None
+        tuned.zero_grad()
+        tuned.net.model.again = tuned.resume
+        tuned(tokens, labels=tokens).loss.backward()
+        assert active() is None
+        for key, parameter in tuned.named_parameters():
+            assert torch.equal(parameter.grad, want[key]), key
+        tuned.net.model.again = None
+
+
+class Tied(nn.Module):
+    """Runs a part again that is no module, in the middle of its own counts, with a weight of two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.b.weight = self.a.weight
+        self.again: Any = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        def rest(x: Tensor) -> Tensor:
+            return self.b(self.b(x).tanh()).tanh()
+
+        x = self.a(x).tanh()
+        if self.again is None:
+            return rest(x)
+        return checkpoint(rest, x, use_reentrant=False, context_fn=self.again)
+
+
+def test_what_is_run_again_goes_on_counting_and_sees_ties() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 4)
+    here: Call = (Tied(), (x,), {})
+    tuned = tuned_of(here, spanned(here, ["/tanh:0", "/tanh:1", "b/linear:0"], bits=3))
+    with torch.no_grad():
+        tuned.part_of("a.weight").w.mul_(3)
+    tuned(x).sum().backward()
+    want = {key: p.grad.clone() for key, p in tuned.named_parameters()}
+    tuned.zero_grad()
+    tuned.net.again = tuned.resume
+    tuned(x).sum().backward()
+    for key, parameter in tuned.named_parameters():
+        assert torch.equal(parameter.grad, want[key]), key
+
+
+def test_resume_is_asked_for_inside_a_forward() -> None:
+    with pytest.raises(RefusedError, match="inside the model's forward"):
+        tuned_of(nets()["gpt"], {}).resume()
+
+
+# --- in every way that a module is used ---
+
+
+def three(toy: str = "gpt", bits: int = 4) -> tuple[Call, Tuned]:
+    here = nets()[toy]
+    return here, tuned_of(here, spanned(here, THREE[toy], bits=bits))
+
+
+def test_the_signature_is_the_modules_own() -> None:
+    for model, args, kwargs in nets().values():
+        for made in (Simulated(model), tuned_of((model, args, kwargs), {})):
+            for one in (made, copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
+                assert inspect.signature(one.forward) == inspect.signature(model.forward)
+                assert_equal(one.eval()(*args, **kwargs), model(*args, **kwargs))
+    with pytest.raises(TypeError, match="unexpected keyword argument 'mask'"):
+        Simulated(nets()["gpt"][0])(torch.zeros(1, 2, dtype=torch.long), mask=None)
+
+
+def test_copies_are_made_with_a_graph_alive_and_stand_alone() -> None:
+    (_, args, kwargs), tuned = three()
+    tuned.eval()
+    out = tuned(*args, **kwargs)
+    for one in (copy.deepcopy(tuned), pickle.loads(pickle.dumps(tuned))):
+        assert_equal(one(*args, **kwargs), out)
+        with torch.no_grad():
+            next(iter(one.grids.values())).scale.mul_(3)
+        assert not torch.equal(one(*args, **kwargs).logits, out.logits)
+        assert_equal(tuned(*args, **kwargs), out)
+
+
+def test_autocast_in_bf16_trains() -> None:
+    (model, args, kwargs), tuned = three("resnet20")
+    with torch.autocast("cpu", torch.bfloat16):
+        out = tuned.eval()(*args, **kwargs)
+        assert_equal(out, gridded(model, tuned.fold_grids())(*args, **kwargs))
+    assert out.dtype == torch.bfloat16
+    out.float().square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in tuned.parameters())
+
+
+def test_functional_gradients_are_backwards() -> None:
+    (_, args, kwargs), tuned = three()
+    tokens = kwargs["input_ids"]
+    tuned(tokens, labels=tokens).loss.backward()
+    values = {key: p.detach() for key, p in tuned.named_parameters()}
+
+    def loss(values: dict[str, Tensor]) -> Tensor:
+        return torch.func.functional_call(tuned, values, (tokens,), {"labels": tokens}).loss
+
+    grads = torch.func.grad(loss)(values)
+    for key, parameter in tuned.named_parameters():
+        torch.testing.assert_close(grads[key], parameter.grad)
+
+
+def test_ddp_in_one_process() -> None:
+    (_, args, kwargs), tuned = three("resnet20")
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        shared = nn.parallel.DistributedDataParallel(tuned.train())
+        for _ in range(2):
+            shared(*args, **kwargs).square().sum().backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    assert all(p.grad is not None for p in tuned.parameters())
+
+
+def test_two_threads_train_two_copies_and_ask_one() -> None:
+    (model, args, kwargs), tuned = three()
+    twins, tokens = (
+        [copy.deepcopy(tuned) for _ in range(2)],
+        [kwargs["input_ids"], kwargs["input_ids"].flip(1)],
+    )
+    one = gridded(model, tuned.fold_grids())
+
+    def grads(i: int) -> list[Tensor]:
+        for _ in range(5):
+            twins[i].zero_grad()
+            twins[i](tokens[i], labels=tokens[i]).loss.backward()
+            answer = one(tokens[i]).logits
+        return [answer, *(p.grad.clone() for p in twins[i].parameters())]
+
+    want, got = [grads(0), grads(1)], [None, None]
+    threads = [threading.Thread(target=lambda i=i: got.__setitem__(i, grads(i))) for i in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for mine, theirs in zip(want, got, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
+
+
+def test_an_error_in_the_forward_leaves_nothing_behind() -> None:
+    (_, args, kwargs), tuned = three()
+    with pytest.raises(IndexError):
+        tuned(torch.tensor([[1000]]))
+    assert active() is None
+    assert not torch._C._len_torch_function_stack()
+    assert floats(tuned(*args, **kwargs))
+
+
+def test_compiled_whole() -> None:
+    (_, args, kwargs), tuned = three()
+    want = tuned.eval()(*args, **kwargs).logits
+    got = torch.compile(tuned, fullgraph=True, backend="eager")(*args, **kwargs).logits
+    torch.testing.assert_close(got, want)
+
+
+def test_buffers_that_no_state_dict_lists_move_too() -> None:
+    """They have no other place than the hidden net, and would stay behind on the CPU."""
+    (_, _, kwargs), tuned = three()
+    assert "frequency" not in str(list(tuned.net.state_dict()))
+    tuned.to("meta")
+    assert tuned.net.model.frequency.device.type == "meta"
+    assert tuned.net.lm_head.weight.device.type == "cpu"  # stands for nothing: its value comes from a part
+
+
+def test_a_large_model_goes_with_its_last_holder() -> None:
+    gc.disable()
+    try:
+        for make in (lambda: Simulated(nets()["gpt"][0]), lambda: three()[1]):
+            made = make()
+            made(nets()["gpt"][2]["input_ids"])
+            held = weakref.ref(made)
+            del made
+            assert held() is None
+    finally:
+        gc.enable()
+
+
+def test_the_given_model_takes_no_part() -> None:
+    model, args, kwargs = here = nets()["resnet20"]
+    before = copy.deepcopy(model.state_dict())
+    tuned = tuned_of(here, spanned(here, THREE["resnet20"])).train()
+    tuned(*args, **kwargs).sum().backward()
+    gridded(model, tuned.fold_grids()).train()(*args, **kwargs)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert not model.training
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+
+
+# --- refusals ---
+
+
+def test_what_cannot_be_simulated_is_refused() -> None:
+    model, args, kwargs = here = nets()["resnet20"]
+    name = "layer1.0/add:0"
+    grid = spanned(here, [name])[name]
+    with pytest.raises(SiteError, match=r"no module 'layer1.O'; did you mean 'layer1"):
+        gridded(model, {"layer1.O/add:0": grid})
+    with pytest.raises(SiteError, match="names no edge"):
+        gridded(model, {"layer1.0.add": grid})
+    with pytest.raises(SettingError, match="give example=lambda"):
+        Tuned(model, {}, {}, [], edge_grids={name: grid})
+    with pytest.raises(SiteError, match=r"training: the model meets no edge 'layer1.0/add:1'"):
+        tuned_of(here, {"layer1.0/add:1": grid})
+    with pytest.raises(SiteError, match=r"export: the model meets no edge 'layer1.0/add:1'"):
+        exported(gridded(model, {"layer1.0/add:1": grid}), *args, **kwargs)
+    with pytest.raises(RefusedError, match="fold it, then gridded"):
+        exported(tuned_of(here, {name: grid}), *args, **kwargs)
+    with pytest.raises(RefusedError, match="computes otherwise in training"):
+        tuned_of(nets()["branch"], {"/add:0": grid})
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"stale": True}, "is stale: something upstream has changed"),
+        ({"bits": 17}, "bits=17, but 1 to 16"),
+        ({"scale": Dense(torch.tensor([0.0]))}, "not a positive number"),
+        ({"scale": Dense(torch.tensor([torch.nan]))}, "not a positive number"),
+        ({"zero": Dense(torch.tensor([256]))}, "one of its codes, 0 to 255"),
+        ({"zero": Dense(torch.tensor([1, 2]))}, r"scale \[1\], zero \[2\]"),
+        ({"scale": Dense(torch.tensor(1.0)), "zero": None}, r"scale \[\]"),
+    ],
+)
+def test_a_grid_that_cannot_round_is_refused(change: dict[str, Any], says: str) -> None:
+    here = nets()["resnet20"]
+    grid = spanned(here, ["/relu:0"])["/relu:0"].replace(**change)
+    with pytest.raises((RefusedError, SettingError), match=f"/relu:0.*{says}"):
+        gridded(here[0], {"/relu:0": grid})
+
+
+def test_channels_that_are_gone_are_refused() -> None:
+    model, args, kwargs = nets()["resnet20"]
+    grid = Grid(Dense(torch.ones(5)), None, axis=1)
+    with pytest.raises(
+        RefusedError, match=r"/relu:0: a grid of 5 channels on axis 1, but the edge is now \[3, 4, 8, 8\]"
+    ):
+        gridded(model, {"/relu:0": grid})(*args, **kwargs)

@@ -1,0 +1,71 @@
+"""On a GPU: training, cuts, timing and grids end as they do on a CPU, and stay on the device."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from halving import CUTTABLE, Halving
+from test_grids_in_state import Calibrate, answer, nets, task_of, three_edges
+from tiny import TRAINED, Tiny, tiny
+
+from tersor.core.history import undo
+from tersor.core.run import run
+from tersor.io import load, save
+from tersor.steps import STEPS, Entropy, Measure
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
+]
+
+
+def devices(model: torch.nn.Module) -> set[str]:
+    return {value.device.type for value in model.state_dict().values()}
+
+
+def on_gpu(given: Tiny) -> Tiny:
+    given.model.cuda()
+    return Tiny(given.name, given.model, given.task, given.x.cuda())
+
+
+@pytest.mark.parametrize("name", CUTTABLE)
+def test_cuts_are_proved_there(name: str, tmp_path: Path) -> None:
+    given = on_gpu(tiny(name, models=CUTTABLE))
+    result = run(given.model, [Halving(name), Entropy(), Measure()], given.task)
+    on_cpu = run(tiny(name, models=CUTTABLE).model, [Halving(name), Entropy(), Measure()], given.task)
+    assert devices(result.model()) == {"cuda"}
+    said, wanted = ([e.text for e in r.ledger.notes("refused")] for r in (result, on_cpu))
+    assert said == wanted
+    assert result.digest == on_cpu.digest
+    save(result, tmp_path / "m.tersor")
+    assert torch.equal(given.out(load(tmp_path / "m.tersor").model(given.model)), given.out(result.model()))
+    assert undo(result).digest == result.ledger.base
+
+
+@pytest.mark.parametrize("word", TRAINED)
+@pytest.mark.parametrize("name", ["conv", "attention", "lstm"])
+def test_steps_that_train_run_there(word: str, name: str) -> None:
+    given = on_gpu(tiny(name))
+    before = {key: value.clone() for key, value in given.model.state_dict().items()}
+    result = run(given.model, [STEPS[word](**TRAINED[word]), Entropy(), Measure()], given.task)
+    assert devices(result.model()) == {"cuda"}
+    assert given.out(result.model()).isfinite().all()
+    assert any(not torch.equal(v.cpu(), result.state_dict()[k]) for k, v in before.items())
+    assert all(torch.equal(v, before[k]) for k, v in given.model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["resnet20", "gpt"])
+def test_grids_are_simulated_there(name: str) -> None:
+    model, args, kwargs = nets()[name]
+    on_cpu = run(model, Calibrate(three_edges((model, args, kwargs))), task_of((model, args, kwargs)))
+    call = (
+        model.cuda(),
+        tuple(value.cuda() for value in args),
+        {key: value.cuda() for key, value in kwargs.items()},
+    )
+    result = run(call[0], Calibrate(three_edges(call)), task_of(call))
+    assert set(result.grids) == set(on_cpu.grids)
+    assert devices(result.model()) == {"cuda"}
+    for edge, grid in result.grids.items():
+        torch.testing.assert_close(grid.scale.decode(), on_cpu.grids[edge].scale.decode(), rtol=1e-2, atol=0)
+    assert not torch.equal(answer(result.model(), call), answer(call[0], call))
