@@ -152,6 +152,12 @@ def test_ragged_groups_are_runs() -> None:
     assert (one.group, one.runs, one.scale.shape) == (0, (), (300, 1))
 
 
+def test_a_last_group_that_is_longer_is_a_run() -> None:
+    cut = grid(50).take(1, torch.arange(40, 100))
+    assert (cut.group, cut.runs) == (0, (10, 50))
+    assert torch.equal(cut.decode(), grid(50).decode()[:, 40:100])
+
+
 def test_whole_groups_leave_even_groups() -> None:
     cut = grid(50).take(1, torch.cat([torch.arange(50, 100), torch.arange(250, 300)]))
     assert (cut.group, cut.runs, cut.scale.shape) == (50, (), (300, 2))

@@ -237,7 +237,17 @@ def scattered(seed: int) -> Form:
     return Affine(coded(codes, coder="fast"), Dense(floats(seed, 30, 5).abs()), member=member)
 
 
+def moved(seed: int) -> Form:
+    """Runs that say nothing, for the scale has one column; the grid of every other row is another one."""
+    scale = torch.full((30, 1), 0.1)
+    codes = (floats(3, 30, 400) * 20).round().clamp(-100, 100)
+    if seed:
+        scale[::2], codes[::2] = scale[::2] / 1.2, (codes[::2] * 1.2).round()
+    return Affine(coded(codes.to(torch.int8)), Dense(scale), runs=(7, 393))
+
+
 FORMS: dict[str, Callable[[int], Form]] = {
+    "runs of one grid": moved,
     "ragged groups": ragged,
     "scattered groups": scattered,
     "kept": lambda n: Masked(coded(mask(n)), coded(floats(1, 30, 40), mask(n))),
