@@ -64,7 +64,7 @@ def read_back(result: State, name: str, *, tiny: bool = False) -> tuple[nn.Modul
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{name}.tersor"
         save(result, path, tiny=tiny)
-        return load(path).model(base=NETWORKS[name]()).eval(), path.stat().st_size
+        return load(path).model(NETWORKS[name]()).eval(), path.stat().st_size
 
 
 def lost(before: Tensor, after: Tensor) -> tuple[Drop, str]:

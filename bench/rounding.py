@@ -58,7 +58,7 @@ def sentence_encoder() -> Iterator[Row]:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "minilm.tersor"
             nbytes = save(result, path)
-            scores = on.scores(load_file(path).model(base=net))
+            scores = on.scores(load_file(path).model(net))
         note = f"lowest of 500 {float(scores.min()):.3f}"
         what = f"at {cosine:g}"
         yield Row(

@@ -6,6 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from tersor.core.run import run
+from tersor.steps import Quantize
 
 BENCH = Path(__file__).resolve().parent.parent / "bench"
 
@@ -80,6 +84,17 @@ def test_networks_have_the_sizes_that_are_said(bench):
     sizes = {"lenet300": 266_610, "lenet5": 431_080, "resnet20": 272_186, "vgg": 1_175_210}
     found = {name: networks.parameters(networks.NETWORKS[name]()) for name in sizes}
     assert found == sizes
+
+
+@pytest.mark.parametrize("name", ["lenet300", "resnet20"])
+def test_what_is_scored_is_what_the_file_holds(bench, name):
+    """The way from a result to a new network that all benches take."""
+    given = bench("networks").NETWORKS[name]()
+    result = run(given, Quantize(bits=8))
+    model, nbytes = bench("job").read_back(result, name)
+    assert nbytes > sum(value.numel() for value in given.parameters())
+    wanted = result.model().state_dict()
+    assert all(torch.equal(value, wanted[key]) for key, value in model.state_dict().items())
 
 
 def test_a_teacher_answers_from_memory_as_it_answered(bench):
