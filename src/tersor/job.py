@@ -20,7 +20,7 @@ from tersor.core.recipe import Recipe
 from tersor.core.run import run
 from tersor.core.state import State
 from tersor.errors import RefusedError, SettingError
-from tersor.files import Paths, atomic, output, write_text
+from tersor.files import Paths, atomic, claim, output, write_text
 from tersor.io import load, save
 from tersor.measure.accuracy import compared
 from tersor.model.sites import select
@@ -60,8 +60,9 @@ def job(
     finished = all((out / name).exists() for name in (MODEL, LOCK, REPORT)) and not (out / JOURNAL).exists()
     if first() and finished and not force:
         raise RefusedError(f"{out} holds a finished run. Name another folder, or run it anew with --force")
-    if first() and force and not resume:
-        shutil.rmtree(out / JOURNAL, ignore_errors=True)
+    if first() and force and not resume and (out / JOURNAL).exists():
+        with claim(out / JOURNAL / "lock"):  # refused where another run writes
+            shutil.rmtree(out / JOURNAL, ignore_errors=True)
     result = run(given, recipe, task, journal=kept, resume=resume, observer=observer, out=out)
     facts = facts_of(result)
     if task is not None:

@@ -68,7 +68,7 @@ def own_copy(model: nn.Module) -> nn.Module:
     """A deep copy; RefusedError for a module that has none: with lazy parameters, or compiled."""
     try:
         return copied(model, {})
-    except (RuntimeError, TypeError, NotImplementedError, copy.Error) as error:
+    except (RuntimeError, TypeError, copy.Error) as error:
         raise RefusedError(
             f"the model cannot be copied, and the given one is never changed: {error}. Run a batch through "
             f"lazy layers first; give scripted parts as plain modules"

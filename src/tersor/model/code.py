@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tersor.forms.form import DIGEST
 from tersor.model.task import Task
 
 SIMPLE = (str, bytes, int, float, bool, complex, type(None))
@@ -41,7 +42,7 @@ def code_of(model: nn.Module | None, task: Task | None) -> tuple[str, list[str]]
     for whole in sorted(found):  # by what is in them too: two classes may have one name
         for piece in whole:
             sha.update(piece)
-    return sha.hexdigest()[:16], sorted(set(unseen))
+    return sha.hexdigest()[:DIGEST], sorted(set(unseen))
 
 
 def fingerprints(model: nn.Module | None, task: Task | None) -> tuple[dict[str, Any], list[str]]:

@@ -36,15 +36,7 @@ SETS = ("evaluate", "calibrate", "train")
 LABELS = ("labels", "label")
 DIGEST_BATCHES = 4
 # What a model, loss or metric raises when it is fed something that does not fit it.
-MISFIT = (
-    RuntimeError,
-    TypeError,
-    ValueError,
-    LookupError,
-    AttributeError,
-    AssertionError,
-    NotImplementedError,
-)
+MISFIT = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError)
 
 Batches = Iterable[Any] | Callable[[], Iterable[Any]]
 Result = TypeVar("Result")
