@@ -49,3 +49,11 @@ def test_force_leaves_the_journal_of_a_run_that_goes_on(tmp_path: Path) -> None:
         assert sorted(journal.iterdir()) == there
     tersor.job.job(start(t.model), RECIPE, t.task, tmp_path, force=True)
     assert not journal.exists()
+
+
+def test_folders_of_trials_in_the_journal_are_no_outputs(tmp_path: Path) -> None:
+    t = tiny("mlp")
+    run(t.model, RECIPE, t.task, journal=tmp_path / "journal")
+    (tmp_path / "journal" / "trial-0.0").mkdir()
+    result, _ = tersor.job.job(start(t.model), RECIPE, t.task, tmp_path, resume=True)
+    assert result.digest == run(t.model, RECIPE).digest
