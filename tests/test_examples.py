@@ -38,7 +38,7 @@ def test_python_yaml_and_words_leave_one_ledger(folder: Path) -> None:
 
     # Small, sound, and still good at what it does.
     assert "0 warnings" in shell
-    assert "6 tensors, sound" in shell
+    assert "6 parts, sound" in shell
     assert words["files"]["given"]["nbytes"] > 6 * words["files"]["result"]["nbytes"]
     assert words["accuracy"]["after"][0] > words["accuracy"]["before"][0] - 0.02
 

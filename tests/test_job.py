@@ -10,8 +10,9 @@ import tersor.job
 from tersor.core.recipe import Recipe
 from tersor.core.run import run
 from tersor.core.state import State, start
-from tersor.errors import RefusedError
+from tersor.errors import JournalError, RefusedError
 from tersor.io import load, save
+from tersor.record.journal import Journal
 from tersor.steps import Prune
 
 RECIPE = Recipe((Prune(keep=0.5),))
@@ -37,3 +38,22 @@ def test_a_file_that_reads_back_as_another_model_does_not_count(
         tersor.job.job(start(t.model), RECIPE, t.task, tmp_path)
     assert not (tmp_path / "recipe.lock.yaml").exists()
     assert not (tmp_path / "report.json").exists()
+
+
+def test_force_leaves_the_journal_of_a_run_that_goes_on(tmp_path: Path) -> None:
+    t, journal = tiny("mlp"), tmp_path / "journal"
+    with Journal(journal, {}, resume=False):
+        there = sorted(journal.iterdir())
+        with pytest.raises(JournalError, match="another run is writing here"):
+            tersor.job.job(start(t.model), RECIPE, t.task, tmp_path, force=True)
+        assert sorted(journal.iterdir()) == there
+    tersor.job.job(start(t.model), RECIPE, t.task, tmp_path, force=True)
+    assert not journal.exists()
+
+
+def test_folders_of_trials_in_the_journal_are_no_outputs(tmp_path: Path) -> None:
+    t = tiny("mlp")
+    run(t.model, RECIPE, t.task, journal=tmp_path / "journal")
+    (tmp_path / "journal" / "trial-0.0").mkdir()
+    result, _ = tersor.job.job(start(t.model), RECIPE, t.task, tmp_path, resume=True)
+    assert result.digest == run(t.model, RECIPE).digest

@@ -53,7 +53,7 @@ class Dry(View):
         """What training would give back of values that stay as they are; one step of it for the masks."""
         self.needs = "a task with training batches"
         learn = [s.name for s in (self.sites.values() if where is None else where) if s.is_parameter]
-        tuned = Tuned(self._module(), {**self.forms, **(forms or {})}, self.sites, learn, more.get("grids"))
+        tuned = Tuned(self._module(), {**self.forms, **(forms or {})}, self.sites, learn, more.get("makers"))
         if on_step is not None:
             on_step(tuned, 0, 1)
             on_step(tuned, 1, 1)

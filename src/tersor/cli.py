@@ -98,10 +98,11 @@ def run(
     steps = given_recipe(recipe, words, seed=seed)
     data = None if task is None else task_from(task)
     given = given_model(model, weights=weights, key=key, arch=arch, base=base)
+    inputs = given_files(model, arch, recipe, task, weights=[weights, base])
     with watching(quiet=quiet, plain=json) as observer:
         _, facts = job(
             given, steps, data, out, resume=resume, force=force, keep_journal=keep_journal, export=export,
-            tiny=tiny, observer=observer, inputs=given_files(model, weights, arch, base, recipe, task),
+            tiny=tiny, observer=observer, inputs=inputs,
         )  # fmt: skip
     return Answer(facts, json, report)
 
@@ -184,10 +185,10 @@ def pack(
     from tersor.report.files import packed, packed_lines, rounded_lines, sizes
     from tersor.report.progress import watching
 
-    rounding = given_rounding(weights, max_drop, model, task, words, key=key)
+    rounding = given_rounding(weights, max_drop, model, task, words, key=key, workers=workers)
     with watching(quiet=quiet, plain=json) as observer:
         if rounding is not None:
-            inputs = given_files(weights, model, task)
+            inputs = given_files(model, task, weights=[weights])
             facts = rounded(
                 *rounding, out, max_drop=max_drop or 0.0, tiny=tiny, observer=observer, inputs=inputs
             )

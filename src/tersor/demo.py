@@ -22,7 +22,7 @@ from tersor.files import output, write_text
 from tersor.given import put_in
 from tersor.io import unpack
 from tersor.job import MODEL, REPORT, job, write_plain
-from tersor.model.fit import seeded
+from tersor.model.batches import seeded
 from tersor.model.task import Task
 from tersor.model.tasks import digits
 from tersor.record.observer import Observer

@@ -7,8 +7,10 @@ returns: 2 for a call that cannot be meant (a misspelt option), 1 for a request 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import ClassVar
+
+FEW = 12  # names that a message lists
 
 
 class TersorError(Exception):
@@ -63,6 +65,14 @@ def did_you_mean(word: str, allowed: Iterable[str]) -> str:
     near = difflib.get_close_matches(str(word), names, n=1, cutoff=0.5)
     guess = f"did you mean {near[0]!r}? " if near else ""
     return f"{guess}Allowed: {', '.join(names)}"
+
+
+def near_few(word: str, names: Collection[str], there_are: str) -> str:
+    """The same for names of a model, with a list that stays short where there are many."""
+    text = did_you_mean(word, names)
+    if len(names) <= FEW:
+        return text
+    return f"{text.split('Allowed:')[0]}{there_are} {len(names)}, such as {', '.join(list(names)[:6])}"
 
 
 def need(package: str, extra: str, why: str) -> MissingError:

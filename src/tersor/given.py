@@ -67,13 +67,15 @@ def given_model(
     return start(module)
 
 
-def given_files(*words: str | Path | None) -> list[Path]:
-    """The files that words name: paths, file.py:factory, fashion-mnist:FOLDER."""
-    found = []
+def given_files(*words: str | Path | None, weights: Iterable[str | Path | None] = ()) -> list[Path]:
+    """The files that words name: paths, file.py:factory, fashion-mnist:FOLDER. Of `weights` all files that
+    are read."""
+    paths = [Path(path) for path in weights if path]
+    found = [file for path in paths if path.exists() for file in read_from(path)]
     for text in map(str, filter(None, words)):
         head, tail = text.rpartition(":")[0], text.partition(":")[2]
         for path in (Path(part) for part in (text, head, tail) if part):
-            found += read_from(path) if os.path.exists(path) else []
+            found += [path] if os.path.exists(path) else []
     return found
 
 
@@ -85,6 +87,7 @@ def given_rounding(
     words: list[str] | None,
     *,
     key: str | None = None,
+    workers: int | None = None,
 ) -> tuple[State, Task] | None:
     """The model with these weights, and the task that measures what rounding them loses; None where no limit
     of loss is given. SettingError where one is given without the others."""
@@ -97,6 +100,8 @@ def given_rounding(
             "pack: --max-drop is measured, which needs the model and a task. Give them too: --model "
             "file.py:factory --task TASK. Without them: rdoq bits=4 entropy"
         )
+    if workers is not None:
+        raise SettingError("pack: --workers is for packing without --max-drop; leave it out")
     if words:
         raise SettingError(
             f"pack: --max-drop rounds and codes by itself; leave out {' '.join(words)!r}, or run it with "

@@ -8,7 +8,6 @@ DIR/journal/           every applied group, so that a killed run can go on; it g
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,16 +19,17 @@ from tersor.core.recipe import Recipe
 from tersor.core.run import run
 from tersor.core.state import State
 from tersor.errors import RefusedError, SettingError
-from tersor.files import Paths, atomic, output, write_text
+from tersor.files import Paths, atomic, claim, output, write_text
 from tersor.io import load, save
 from tersor.measure.accuracy import compared
 from tersor.model.sites import select
 from tersor.model.task import Task
 from tersor.record.observer import Observer
-from tersor.report.console import first, to_json
+from tersor.report.console import to_json
 from tersor.report.facts import facts_of
 from tersor.steps import Entropy, Export, Rdoq
 from tersor.steps.words import dump, lock
+from tersor.threads import first
 
 MODEL, LOCK, REPORT, JOURNAL = "model.tersor", "recipe.lock.yaml", "report.json", "journal"
 
@@ -54,14 +54,16 @@ def job(
     out, inputs = Path(out), list(inputs)
     for name in (MODEL, LOCK, REPORT):
         output(out / name, inputs)
-    for path in (out / JOURNAL).glob("*"):
-        output(path, inputs)
+    for path in (out / JOURNAL).rglob("*"):
+        if not path.is_dir():  # those of trials
+            output(path, inputs)
     kept = out / JOURNAL if journal else None
     finished = all((out / name).exists() for name in (MODEL, LOCK, REPORT)) and not (out / JOURNAL).exists()
     if first() and finished and not force:
         raise RefusedError(f"{out} holds a finished run. Name another folder, or run it anew with --force")
-    if first() and force and not resume:
-        shutil.rmtree(out / JOURNAL, ignore_errors=True)
+    if first() and force and not resume and (out / JOURNAL).exists():
+        with claim(out / JOURNAL / "lock"):  # refused where another run writes
+            shutil.rmtree(out / JOURNAL, ignore_errors=True)
     result = run(given, recipe, task, journal=kept, resume=resume, observer=observer, out=out)
     facts = facts_of(result)
     if task is not None:
@@ -75,7 +77,7 @@ def job(
         return result, facts
     facts["out"] = str(out)
     facts["files"] = {
-        "given": {"nbytes": plain_nbytes(result, out), "what": "its tensors as they are, in safetensors"},
+        "given": {"nbytes": plain_nbytes(result), "what": "its tensors as they are, in safetensors"},
         "result": {"nbytes": save(result, out / MODEL, tiny=tiny), "name": MODEL},
     }
     if load(out / MODEL).digest != result.digest:
@@ -107,22 +109,20 @@ def rounded(
     return {"task": task.name, "max_drop": max_drop, "accuracy": found}
 
 
-def plain_nbytes(result: State, folder: Path) -> int:
-    """Bytes of the file that holds the tensors as they were first given: written, looked at, removed."""
-    given = result if result.base is None else first_given(result)
-    path = folder / f".given.{os.getpid()}.safetensors"
-    try:
-        return write_plain(given, path)
-    finally:
-        path.unlink(missing_ok=True)
+def plain_nbytes(result: State) -> int:
+    """Bytes of a file of the tensors as they were first given; of those that a file holds, where it came
+    without them."""
+    return len(plain(result if result.base is None else first_given(result)))
 
 
 def write_plain(given: State, path: Path) -> int:
     """Write the decoded tensors as safetensors, tied ones once; the bytes of the file."""
-    tensors = {
-        name: form.decode().to(given.sites[name].torch_dtype).contiguous()
-        for name, form in given.forms.items()
-    }
     with atomic(path) as file:
-        file.write(safetensors.torch.save(tensors))
-    return path.stat().st_size
+        return file.write(plain(given))
+
+
+def plain(given: State) -> bytes:
+    """The decoded tensors as safetensors, tied ones once."""
+    sites = given.sites
+    tensors = {n: form.decode().to(sites[n].torch_dtype).contiguous() for n, form in given.forms.items()}
+    return safetensors.torch.save(tensors)

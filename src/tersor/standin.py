@@ -58,6 +58,7 @@ def stand_in(recipe: Recipe) -> State:
             if not any(clash(name, other) for other in shapes):
                 shapes[name] = (LONGEST,) if name.endswith("bias") else (LONGEST, LONGEST)
     layers = [w.strip() for step in recipe.steps for w in settings_of(step).get("features", "").split(",")]
+    layers = [layer for layer in layers if not any(f"{layer}.".startswith(f"{name}.") for name in shapes)]
     random = torch.Generator().manual_seed(0)
     return start(Named({n: torch.randn(s, generator=random) for n, s in shapes.items()}, layers=layers))
 

@@ -91,7 +91,7 @@ def test_verify_finds_a_sound_file_sound(packed: Command) -> None:
     facts = packed("verify m.tersor --json").json
     assert facts["sound"]
     assert [check["site"] for check in facts["checks"]] == ["", *SITES]
-    assert "4 tensors, sound" in packed("verify m.tersor").out
+    assert "4 parts, sound" in packed("verify m.tersor").out
 
 
 def flipped(path: str, at: int) -> bytes:

@@ -14,7 +14,7 @@ from command_line import MINE, Command
 
 from tersor import io
 from tersor.core.recipe import Recipe
-from tersor.given import given_model
+from tersor.given import given_files, given_model
 from tersor.steps import Entropy
 
 Make = Callable[[str], None]
@@ -313,3 +313,17 @@ def test_talk_without_a_listener_is_no_error(files: Command) -> None:
     words = [sys.executable, "-m", "tersor", "pack", "a.safetensors", "-o", "c.tersor"]
     assert subprocess.run(words, stdout=writing, stderr=writing, check=False).returncode == 141
     os.close(writing)
+
+
+def test_a_folder_with_the_name_of_a_task_is_not_read(files: Command) -> None:
+    Path("digits").mkdir()
+    Path("digits/x.index.json").write_text("[]")
+    done = files("pack a.safetensors --max-drop 1 --model mine.py:net --task mine.py:task -q -o n.tersor")
+    assert done.code == 0
+    assert given_files("digits") == [Path("digits")]
+
+
+def test_workers_are_not_passed_over_where_there_are_none(files: Command) -> None:
+    done = files(f"pack a.safetensors {ROUND} --workers 2 -q -o n.tersor")
+    assert done.code == 2
+    assert "--workers" in done.err

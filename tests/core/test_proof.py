@@ -12,6 +12,7 @@ from tersor.core.run import run
 from tersor.core.state import State
 from tersor.core.step import Needs
 from tersor.core.view import View
+from tersor.errors import SettingError
 from tersor.model.changes import Set
 from tersor.model.task import Task
 from tersor.record.events import Cut, Group
@@ -105,3 +106,22 @@ def test_an_integer_that_changes_answers_is_taken_back_unless_it_is_meant() -> N
 
 def test_answers_that_are_not_finite_are_taken_back_always() -> None:
     assert after(Net(), Set("", "times", 0), proof="runs")[1] == "refused"
+
+
+def test_a_proof_that_is_none_is_refused() -> None:
+    """A misspelt one would ask for less than was meant."""
+    with pytest.raises(SettingError, match="masked"):
+        Group("group", unit(0, 1, 2), proof="maskd")
+
+
+class Avoided(nn.Module):
+    """Its error speaks of what is void."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1] != 4:
+            raise ValueError("give 4 features to avoid this")
+        return x
+
+
+def test_an_error_that_speaks_of_void_is_refused_as_any_other() -> None:
+    assert after(Net(Avoided()), *unit(0, 1, 2))[1] == "refused"

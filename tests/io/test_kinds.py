@@ -151,7 +151,7 @@ def test_what_cannot_be_kept_is_refused(name: str, zipped: bool, tmp_path: Path)
     make, said = REFUSED[name]
     written(make(), tmp_path / "w.pt", zipped=zipped)
     if not zipped:  # torch itself cannot read the newer dtypes and nested tensors there
-        said += "|cannot be read as a PyTorch checkpoint: (type object .* has no attribute 'dtype'|Storage)"
+        said += "|cannot be read as a PyTorch checkpoint: (type object .* .*'dtype'|.*Storage)"
     with pytest.raises(FormatError, match=said):
         Checkpoint(tmp_path / "w.pt")
 

@@ -72,17 +72,6 @@ def test_payload_waits_on_disk_if_it_is_large(tmp_path: Path, monkeypatch: pytes
     assert [path.name for path in tmp_path.iterdir()] == ["w.safetensors"]
 
 
-def test_same_tensor_under_two_names(tmp_path: Path) -> None:
-    path, value = tmp_path / "w.safetensors", torch.randn(4)
-    with path.open("wb") as out, TensorWriter(tmp_path) as writer:
-        writer.add("a", value)
-        writer.add("b", torch.ones(3))
-        writer.also("c", "a")
-        nbytes = writer.finish(out, {})
-    assert nbytes == path.stat().st_size
-    check_same(load_file(path), {"a": value, "b": torch.ones(3), "c": value})
-
-
 def test_one_name_twice_is_refused(tmp_path: Path) -> None:
     with (tmp_path / "w").open("wb") as out, TensorWriter(tmp_path) as writer:
         writer.add("a", torch.ones(2))

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tersor.model.code import code_of
+from tersor.model.code import code_of, settings_of
 from tersor.model.task import Task
 
 EVALUATE = [(torch.zeros(1, 1), torch.zeros(1))]
@@ -159,3 +159,57 @@ def test_objects_that_are_handed_over_are_their_kind() -> None:
         assert code_of(None, Task(evaluate=EVALUATE, loss=make()))[1] == ["task: loss"]
     defaults = [types.FunctionType(added.__code__, {}, "loss", ((Held(),),)) for _ in range(2)]
     assert code(loss=defaults[0]) == code(loss=defaults[1])
+
+
+def sized(**settings: Any) -> nn.Module:
+    """Layers with settings, and one with a number, a function and a buffer that no state dict lists."""
+    given = {"stride": 1, "eps": 1e-5, "slope": 0.01, "scale": 1.0, "act": F.relu, "table": 1.0} | settings
+    layer = net("return x")
+    layer.scale, layer.act = given["scale"], given["act"]
+    layer.register_buffer("table", torch.full((3,), given["table"]), persistent=False)
+    conv = nn.Conv2d(1, 2, 3, stride=given["stride"], padding_mode=given.get("padding_mode", "zeros"))
+    norm, drop = nn.BatchNorm2d(2, eps=given["eps"]), nn.Dropout(given.get("p", 0.5))
+    return nn.Sequential(conv, norm, nn.LeakyReLU(given["slope"]), drop, layer)
+
+
+OTHER: dict[str, Any] = {
+    "stride": 2, "eps": 1e-3, "slope": 1.5, "scale": 2.0, "act": F.silu, "table": 2.0,
+    "padding_mode": "reflect", "p": 0.1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", OTHER)
+def test_what_modules_are_set_to_counts(what: str) -> None:
+    """None of these is in the state dict or in the code of a class."""
+    assert settings_of(sized()) == settings_of(sized()) != settings_of(sized(**{what: OTHER[what]}))
+
+
+def test_the_order_of_layers_counts_and_modes_do_not() -> None:
+    layers = (nn.Tanh(), nn.ReLU())
+    assert settings_of(nn.Sequential(*layers)) != settings_of(nn.Sequential(*reversed(layers)))
+    assert settings_of(sized().eval()) == settings_of(sized().train())
+
+
+CALLS = "def act(x):\n    return helper(x)\ndef helper(x):\n    return x * FACTOR"
+
+
+def test_what_code_of_ones_own_calls_counts() -> None:
+    """A helper of the user's own module, what that calls, and constants; not what nobody calls."""
+
+    def model(more: str) -> nn.Module:
+        return net("return act(x)", more=more)
+
+    given = code(model(f"FACTOR = 1\n{CALLS}"))
+    assert given == code(model(f"FACTOR = 1\n{CALLS}\ndef unused():\n    return 3"))
+    assert given != code(model(f"FACTOR = 2\n{CALLS}"))
+    assert given != code(model(f"FACTOR = 1\n{CALLS.replace('x *', 'x +')}"))
+
+
+def test_the_code_of_ones_own_step_counts() -> None:
+    def step(keep: float) -> Any:
+        found: dict[str, Any] = {"__name__": "mine"}
+        exec(f"class Mine:\n    def run(self, view):\n        yield {keep}", found)  # noqa: S102
+        return found["Mine"]()
+
+    one, same, other = (code_of(None, None, [step(keep)])[0] for keep in (0.5, 0.5, 0.7))
+    assert one == same != other

@@ -176,7 +176,7 @@ def test_a_log_grid_and_signs_are_straight_through() -> None:
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("per", ["tensor", "row", "group"])
 def test_an_even_grid_learns_its_steps_as_lsq_does(per: str, symmetric: bool) -> None:
-    """Weights inside the grid get the gradient, weights beyond its ends none; a step gets the sum of
+    """Weights that round to a code get the gradient, weights beyond none; a step gets the sum of
     gradient * (round(w / s) - w / s), or of gradient * the end, times 1 / sqrt(N * top)    LSQ section 2.1
     """
     bits, group = 3, 2
@@ -201,7 +201,7 @@ def test_an_even_grid_learns_its_steps_as_lsq_does(per: str, symmetric: bool) ->
             at = (r if scale.shape[0] > 1 else 0, c // group if scale.shape[1] > 1 else 0)
             s, z = float(scale[at]), 0 if zero is None else int(zero[at])
             step = float(moved[r, c]) / s + z
-            if low < step < high:
+            if low <= round(step) <= high:
                 want_w[r, c] = PULL[r, c]
                 want_s[at] += PULL[r, c] * (round(step) - step)
             else:
@@ -209,6 +209,16 @@ def test_an_even_grid_learns_its_steps_as_lsq_does(per: str, symmetric: bool) ->
     ease = (w.numel() / scale.numel() * high) ** -0.5
     torch.testing.assert_close(here.w.grad, want_w)
     torch.testing.assert_close(here.scale.grad, want_s * ease, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_stored_codes_at_the_ends_of_a_grid_learn(bits: int) -> None:
+    """A weight that is stored at an end lies there to the last bit, or one beyond it."""
+    w = torch.randn(16, 32, generator=torch.Generator().manual_seed(bits))
+    codes, scale, zero = even_grid(w, bits, per="row", symmetric=False)
+    here = part(Affine(Dense(codes), Dense(scale), Dense(zero), bits))
+    here.value().sum().backward()
+    assert torch.equal(here.w.grad, torch.ones(16, 32))
 
 
 def test_factors_get_the_gradients_of_a_product() -> None:
@@ -365,6 +375,31 @@ def test_only_buffers_that_moved_are_folded() -> None:
     }
     assert int(tuned.fold()["norm0.num_batches_tracked"].decode()) == 1
     assert torch.equal(given.forms["norm0.running_mean"].decode(), t.model.norm0.running_mean)
+
+
+class Rebound(nn.Module):
+    """Its forward puts a new tensor in the place of a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+        self.register_buffer("mean", torch.zeros(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x)
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * y.detach().mean(0)
+        return y - self.mean
+
+
+def test_a_buffer_that_forward_binds_anew_moves_too() -> None:
+    model, x = Rebound(), torch.randn(8, 4, generator=torch.Generator().manual_seed(1))
+    given = start(model)
+    tuned = Tuned(model, given.forms, given.sites, ["layer.weight"]).train()
+    for _ in range(3):
+        assert torch.equal(tuned(x), model(x))
+    assert torch.equal(tuned.fold()["mean"].decode(), model.mean)
+    assert model.mean.abs().sum() > 0
 
 
 def test_tied_weights_learn_together() -> None:

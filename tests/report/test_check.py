@@ -1,6 +1,7 @@
 """tersor check: what is said of a recipe is what a real run of it does."""
 
 import itertools
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from torch import nn
 from tersor.check import check
 from tersor.core.recipe import Recipe
 from tersor.core.run import run
-from tersor.errors import SettingError, SiteError
+from tersor.errors import SettingError, SiteError, TersorError
 from tersor.forms import Coded, Form
 from tersor.report.check import few, lines
 from tersor.standin import clash, example, globs, stand_in, stand_in_for
@@ -161,6 +162,13 @@ def test_a_glob_means_its_example(pattern: str) -> None:
     assert not set(name) & set("*?[]")
     stand = stand_in(recipe_from_words(["prune", f"where={pattern}"]))
     assert name in stand.sites
+
+
+@pytest.mark.parametrize("words", ["distill features=fc.weight", "prune where=fc1 distill features=fc1"])
+def test_a_layer_with_the_name_of_a_weight_is_told_and_no_crash(words: str) -> None:
+    """The stand-in has no room for both."""
+    with suppress(TersorError):
+        assert check(recipe_from_words(words.split()))
 
 
 def test_globs_and_names_that_clash() -> None:

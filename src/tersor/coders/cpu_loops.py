@@ -3,8 +3,8 @@
 gather   what lies at 16 places                                  AVX-512: an instruction
 deal     the next words in order to those of 16 that want one    AVX-512: an expansion; AVX2: a permutation,
          by a table of all 2^8 ways to want (Giesen 2014, there of 2^4)
-LLVM compiles the rest for any processor. But told by name of an instruction that the processor lacks, it ends
-the process: so LLVM itself is asked which there are on the processor for which numba compiles.
+LLVM compiles the rest for any processor. It aborts the process where an intrinsic needs an instruction that
+the processor lacks, so it is asked what the processor has for which numba compiles.
 """
 # mypy: disable-error-code="no-untyped-call"
 

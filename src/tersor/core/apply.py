@@ -65,7 +65,8 @@ def edited(state: State, edit: Edit, who: str) -> tuple[State, Digests]:
 def cut(state: State, event: Cut, who: str) -> tuple[State, Digests]:
     """Whatever form stands, its indices along one axis that are named by those the tensor was given with."""
     if event.site not in state.forms:
-        raise RefusedError(f"{who}: {event.site}: there is no such weight to cut")
+        tied = f"; it is tied to {state.aliases[event.site]}" if event.site in state.aliases else ""
+        raise RefusedError(f"{who}: {event.site}: there is no such weight to cut{tied}")
     before, axes = state.forms[event.site], len(state.sites[event.site].shape)
     if not 0 <= event.axis < axes:
         raise RefusedError(f"{who}: {event.site}: axis {event.axis} of {axes} cannot be cut")

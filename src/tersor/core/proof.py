@@ -27,7 +27,7 @@ from tersor.record.events import Cut, Group, Note, Set
 
 def proved(before: State, group: Group, task: Task | None, who: str) -> tuple[bool, Note]:
     """(whether the group may stand, what is said of it)."""
-    why, data = "", {}
+    kind, why, data = "refused", "", {}
     try:
         if before.given is None or task is None:
             why = (
@@ -43,13 +43,11 @@ def proved(before: State, group: Group, task: Task | None, who: str) -> tuple[bo
             if not all(v.fits for v in found):
                 why = f"answers differ by {data['differs']:.3g} of {data['largest']:.3g} from those wanted"
             elif group.proof == "masked" and removes(before, group) and not any(v.moved for v in found):
-                why = "the proof is void: what is cut does not move the answers on these batches"
+                kind, why = "void", "the proof is void: what is cut does not move the answers"
     except (*MISFIT, RefusedError, SiteError) as error:
         why = f"the changed model does not run: {type(error).__name__}: {error}"
     if why:
-        return False, Note(
-            "", "void" if "void" in why else "refused", f"{group.key}: taken back: {why}", data
-        )
+        return False, Note("", kind, f"{group.key}: taken back: {why}", data)
     said = "it runs, and answers on purpose otherwise" if group.proof == "runs" else (
         f"answers differ by {data['differs']:.2g} of {data['largest']:.3g} from those wanted"
     )  # fmt: skip

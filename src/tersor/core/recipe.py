@@ -11,6 +11,7 @@ from typing import Any
 
 from tersor.core.step import Step
 from tersor.errors import SettingError
+from tersor.forms.form import DIGEST
 from tersor.settings import settings_of
 
 NUMBER = 1
@@ -57,7 +58,7 @@ class Recipe:
 
     @property
     def digest(self) -> str:
-        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:DIGEST]
 
 
 def as_recipe(recipe: Recipe | Iterable[Any] | Any, seed: int = 0) -> Recipe:

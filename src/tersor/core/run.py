@@ -6,7 +6,6 @@ Runs, packs, dry checks and trials are all driven by the executor, and nothing e
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -29,6 +28,7 @@ from tersor.model.task import Task
 from tersor.record.events import Edit, Group
 from tersor.record.journal import Journal
 from tersor.record.observer import Observer
+from tersor.threads import first
 
 
 def run(
@@ -52,13 +52,11 @@ def run(
     with ExitStack() as stack:
         kept = None
         if journal is not None:
-            prints, unseen = fingerprints(state.given, task)
+            prints, unseen = fingerprints(state.given, task, recipe.steps)
             prints |= {"model": state.trail, "recipe": recipe.digest}
             if unseen:
                 observer.said(f"journal: a change of this code would not be seen: {', '.join(unseen)}")
-            # Under torchrun or accelerate launch every process runs the recipe; one of them writes.
-            first = int(os.environ.get("RANK", "0")) == 0
-            kept = stack.enter_context(Journal(journal, prints, resume=resume, writes=first))
+            kept = stack.enter_context(Journal(journal, prints, resume=resume, writes=first()))
         result = Executor(state, recipe, task, observer=observer, out=Path(out), journal=kept).run()
     compare_lock(recipe, result)
     return result

@@ -10,7 +10,6 @@ import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from tersor.forms import Form
 from tersor.model.answers import once
 from tersor.model.fit import Plan, fit
 from tersor.model.fitted import fitted
-from tersor.model.parts import Grid
+from tersor.model.parts import MakePart
 from tersor.model.simulate import with_grids
 from tersor.model.sites import Site, select
 from tersor.model.stats import grams, has_gram
@@ -146,13 +145,13 @@ class View:
         self, plan: Plan, *, forms: Mapping[str, Form] | None = None, begin: Mapping[str, Form] | None = None,
         where: Iterable[Site] | None = None, teacher: nn.Module | None = None,
         on_step: Callable[[Tuned, int, int], None] | None = None, text: str = "training",
-        grids: Mapping[str, Grid] | None = None, key: str = "",
+        makers: Mapping[str, MakePart] | None = None, key: str = "",
     ) -> tuple[dict[str, Form], dict[str, float]]:  # fmt: skip
         """Train the model as it stands (with `forms` put in); returns the sites whose form moved, and what
         fit says.
 
         `begin`: finer forms of some sites, whose weights the rounded ones learn on from. `where`: the sites
-        that learn (default: all parameters). The teacher is the base model unless given. `grids`: how even
+        that learn (default: all parameters). The teacher is the base model unless given. `makers`: how even
         grids of some sites learn, where not as usual. `key`: for steps that yield between trainings: a
         resumed run, which passes over what is done, knows a training by it (others by their number).
         """
@@ -163,8 +162,8 @@ class View:
         # Of cut and replaced modules a fitted one has the shapes; it need not have the new values.
         module = self.plain() if self.state.kept or self.state.changes else self._module()
         tuned = Tuned(
-            module, after, self.sites, learn, grids,
-            edge_grids=self.state.grids, example=partial(once, self.task),
+            module, after, self.sites, learn, makers,
+            edge_grids=self.state.grids, example=lambda net: once(self.task, net, "train"),
         )  # fmt: skip
         for scale in tuned.grids.parameters():
             scale.requires_grad_(False)

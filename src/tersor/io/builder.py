@@ -157,11 +157,10 @@ class Builder:
             "changes": changes_to_json(changes), "grids": self.grids, "attachments": self.attached,
         }  # fmt: skip
         document |= {key: value for key, value in parts.items() if value}
-        if not self.tiny:
-            document |= {"base": ledger.base} if ledger.base else {}
         try:
-            if history and not self.tiny:
-                document |= history_to_json(ledger, self.digests, len(self.sites))
+            if not self.tiny:
+                document |= {"base": ledger.base} if ledger.base else {}
+                document |= history_to_json(ledger, self.digests, len(self.sites)) if history else {}
             text = dump(document)
         except (ValueError, TypeError) as error:
             raise RefusedError(

@@ -316,7 +316,7 @@ def records_of(path: Path) -> dict[int, int]:
                 file.seek(entry.header_offset)
                 name, extra = struct.unpack("<26x2H", file.read(30))
                 found[entry.header_offset + 30 + name + extra] = entry.file_size
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, struct.error) as error:
+    except (zipfile.BadZipFile, RuntimeError, EOFError, struct.error) as error:
         raise FormatError(f"{path}: it is a damaged zip file: {error}") from None
     return found
 

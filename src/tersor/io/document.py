@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from tersor.core.state import Kept
 from tersor.errors import FormatError
 from tersor.io.header import NAMED, Slot, check_shape, natural
 from tersor.io.text import allowed, digest, of_type, only
@@ -21,11 +22,10 @@ DEFAULTS = {"dtype": "float32", "kind": "other", "axis": 0, "groups": 1}
 KEYS = ("sites", "aliases", "indices", "changes", "grids", "attachments", "base", "past", "recipe", "ledger")
 TINY = KEYS[:5]  # of a file with the short header, whose sites and grids have no digests
 INDICES = 1 << 20  # that the lists of any file may name, besides one for each of its bytes
-NUMBER = 1 << 31  # whole numbers are below it
+TOO_LARGE = 1 << 31  # whole numbers are below it
 ATTACHMENT = "attachment:"  # before the name of one, in the name of its tensor
 UNFIT = re.compile(r"[\\:\x00-\x1f\x7f]")  # not in the name of an attachment: it may become a file's
 Json = dict[str, Any]
-Kept = Mapping[int, tuple[int, ...]]
 
 
 class Listed(NamedTuple):
@@ -112,7 +112,7 @@ def indices_from_json(told: Any, nbytes: int) -> list[Listed]:
     """Lists of indices from their runs, as many indices as a file of so many bytes may name."""
     lists = of_type(told, list, "indices")
     for number, runs in enumerate(lists):
-        whole = isinstance(runs, list) and all(type(n) is int and 0 <= n < NUMBER for n in runs)
+        whole = isinstance(runs, list) and all(type(n) is int and 0 <= n < TOO_LARGE for n in runs)
         if not whole or len(runs) % 2 or not runs or not all(runs[1::2]):
             said = f"must be [first, count, ...] of at least one index, not {str(runs)[:60]}"
             raise FormatError(f"indices: list {number} {said}")
@@ -151,14 +151,14 @@ def change_from_json(item: Any) -> Set | Replace:
     if kind == "set":
         _, module, attribute, value = item
         who = "changes: a set's "
-        if abs(of_type(value, int, f"{who}value")) >= NUMBER:
+        if abs(of_type(value, int, f"{who}value")) >= TOO_LARGE:
             raise FormatError(f"{who}value is {value}, and whole numbers are below 2^31")
         return Set(of_type(module, str, f"{who}module"), of_type(attribute, str, f"{who}attribute"), value)
     if kind == "replace":
         _, module, stock, settings = item
         who = "changes: a replacement's "
         for key, value in of_type(settings, dict, f"{who}settings").items():
-            fits = type(value) is str or (type(value) is int and abs(value) < NUMBER)
+            fits = type(value) is str or (type(value) is int and abs(value) < TOO_LARGE)
             if not fits:
                 raise FormatError(
                     f"{who}setting {key[:40]!r} must be a text or below 2^31, not {str(value)[:40]}"

@@ -173,11 +173,6 @@ class TensorWriter:
         self.entries.append((name, tensor.dtype, tuple(tensor.shape), len(data), self.nbytes))
         self.nbytes += len(data)
 
-    def also(self, other: str, name: str) -> None:
-        """The same tensor once more, under another name."""
-        entry = next(entry for entry in self.entries if entry[0] == name)
-        self.entries.append((other, *entry[1:]))
-
     def finish(self, out: BinaryIO, metadata: Mapping[str, str]) -> int:
         """Write the file, wide elements first. Returns its bytes."""
         order = sorted(self.entries, key=lambda entry: -entry[1].itemsize)

@@ -150,7 +150,8 @@ class Places:
         used = {"tersor", *self.found, *self.blobs}
         idle = [name for name in self.slots if name not in used]
         if idle:
-            raise FormatError(f"{idle[0][:200]}: no form uses this tensor, and {len(idle) - 1} more")
+            more = f", nor {len(idle) - 1} more" if len(idle) > 1 else ""
+            raise FormatError(f"{idle[0][:200]}: no form uses this tensor{more}")
         if self.at != small:
             raise FormatError(f"its small leaves take {self.at:,} bytes, but {small:,} lie behind the text")
 

@@ -18,6 +18,7 @@ from tersor.forms import At, Coded, Dense, Form, Grid, uncoded
 from tersor.forms.coded import DTYPES
 from tersor.forms.form import FLOATS, INTEGERS, SLICE, Fact, Shape
 from tersor.io.header import AXES
+from tersor.maths.affine import code_limits
 from tersor.model.sites import Site
 from tersor.record.flat import DEPTH
 
@@ -68,8 +69,7 @@ def grid_contents(grid: Grid, edge: str) -> None:
     scale = grid.scale.decode()
     demand(bool((scale.isfinite() & (scale > 0)).all()), edge, "a scale that is not a number above 0")
     if grid.zero is not None:
-        low = -(1 << (grid.bits - 1)) if grid.signed else 0
-        within(grid.zero.decode(), low, low + (1 << grid.bits) - 1, edge, "a zero is one of the codes")
+        within(grid.zero.decode(), *code_limits(grid.bits, grid.signed), edge, "a zero is one of the codes")
 
 
 def structure_of(leaf: Form, edge: str) -> Fact:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tersor.errors import RefusedError
 from tersor.maths.units import TINY
-from tersor.model.batches import device_of, evaluating, move, steady
+from tersor.model.batches import device_of, each, evaluating, move, steady
 from tersor.model.sites import Site
 from tersor.model.task import MISFIT, Task
 
@@ -80,7 +80,8 @@ def judged(
                 raise
     if width == "own" and not wide(was):
         raise RefusedError("it runs in 16 bits alone, in which rounding hides what a cut moves")
-    trains(after(), task)
+    with torch.no_grad():
+        once(task, after().train(), task.shown)
     now = outputs(after(), task, width)
     if wanted is None:
         fits = [a.shape for a in now] == [a.shape for a in was]
@@ -111,19 +112,12 @@ def outputs(model: nn.Module, task: Task, width: str) -> list[Tensor]:
         "float": lambda: (model.float(), widened(torch.float32)),
         "own": lambda: (model, lambda x: x),
     }[width]()
-    word = "evaluate" if task.calibrate is None else "calibrate"
+    word = task.shown
     found: list[Tensor] = []
     with evaluating(model), steady(getattr(task, word)):
         for batch in islice(task.batches(word), BATCHES):
             found += tensors_of(task.run(model, each(move(batch, device_of(model)), change)))
     return found
-
-
-def trains(model: nn.Module, task: Task) -> None:
-    """Run a model once as training does; raises what it raises."""
-    with steady(task.calibrate), torch.no_grad():
-        word = "evaluate" if task.calibrate is None else "calibrate"
-        task.run(model.train(), move(next(iter(task.batches(word))), device_of(model)))
 
 
 def widened(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
@@ -146,18 +140,6 @@ def shaken(values: Mapping[str, Tensor], sites: Mapping[str, Site]) -> dict[str,
             value = (value.float() * noise.exp() + 0.1).to(value.dtype)
         found[name] = value
     return found
-
-
-def each(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """A batch with every tensor changed; what is nested keeps its type where `move` keeps it."""
-    if isinstance(batch, Tensor):
-        return change(batch)
-    if isinstance(batch, Mapping):
-        return {key: each(item, change) for key, item in batch.items()}
-    if isinstance(batch, (tuple, list)):
-        items = [each(item, change) for item in batch]
-        return type(batch)(*items) if hasattr(batch, "_fields") else type(batch)(items)
-    return batch
 
 
 def tensors_of(output: Any) -> Iterator[Tensor]:
@@ -185,7 +167,7 @@ def zero(model: nn.Module, tensor: str, axis: int, places: list[int]) -> None:
         weight.index_fill_(axis, torch.tensor(places, dtype=torch.int64, device=weight.device), 0)
 
 
-def once(task: Task, model: nn.Module) -> Any:
-    """The model run once, on what it is trained with."""
-    with steady(task.train):
-        return task.run(model, move(next(iter(task.batches("train"))), device_of(model)))
+def once(task: Task, model: nn.Module, word: str) -> Any:
+    """The model's answer to the first batch of a set."""
+    with steady(getattr(task, word)):
+        return task.run(model, move(next(iter(task.batches(word))), device_of(model)))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -39,17 +39,19 @@ def move(batch: Any, device: torch.device | None) -> Any:
 
     What can move itself (a tokenizer's encoding, a packed sequence) does; anything else stays as it is.
     """
-    if device is None:
-        return batch
-    if callable(getattr(batch, "to", None)):
-        return batch.to(device)
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(move(item, device) for item in batch))
-    if isinstance(batch, (tuple, list)):
-        return type(batch)(move(item, device) for item in batch)
-    if isinstance(batch, Mapping):
-        return {key: move(item, device) for key, item in batch.items()}
-    return batch
+    return batch if device is None else each(batch, lambda x: x.to(device) if hasattr(x, "to") else x)
+
+
+def each(batch: Any, change: Callable[[Any], Any]) -> Any:
+    """A batch with all that is in its containers changed. What can move itself counts as one thing."""
+    if not callable(getattr(batch, "to", None)):
+        if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+            return type(batch)(*(each(item, change) for item in batch))
+        if isinstance(batch, (tuple, list)):
+            return type(batch)(each(item, change) for item in batch)
+        if isinstance(batch, Mapping):
+            return {key: each(item, change) for key, item in batch.items()}
+    return change(batch)
 
 
 def shapes(value: Any) -> str:
@@ -108,20 +110,31 @@ def steady(loader: object = None) -> Iterator[None]:
 
     A shuffled evaluation set then comes in the same order each time, so that scores pair up sample by sample.
     """
-    generators = [torch.default_generator, *generators_of(loader)]
-    before = [item.get_state() for item in generators]
-    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 (what users' data sets draw from)
+    before = [(item, item.get_state()) for item in generators_of(loader)]
     try:
-        for item in generators:
+        for item, _ in before:
             item.manual_seed(0)
-        random.seed(0)
-        np.random.seed(0)  # noqa: NPY002
-        yield
+        with seeded(0):
+            yield
     finally:
-        for item, state in zip(generators, before, strict=True):
+        for item, state in before:
             item.set_state(state)
-        random.setstate(python)
-        np.random.set_state(legacy)  # noqa: NPY002
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Random draws inside follow from `seed`, on all devices; outside nothing has changed."""
+    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 (what users' data sets draw from)
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(legacy)  # noqa: NPY002
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from tersor.errors import RefusedError, SiteError, did_you_mean
 from tersor.forms import Form
 from tersor.model.changes import Replace
 from tersor.model.sites import Site, describe
-from tersor.model.stock import Untie, found, names_of, stock_of
+from tersor.model.stock import Untie, module_at, names_of, stock_of
 
 
 class Born(NamedTuple):
@@ -36,7 +36,7 @@ def born(
     `model`: the model with all changes before this one (its values do not matter), as `changed`
     gives it.
     """
-    layer, stock = found(model, change.module), stock_of(change)
+    layer, stock = module_at(model, change.module), stock_of(change)
     paths = names_of(model, layer)
     new = stock.build(layer, change)
     if isinstance(stock, Untie):

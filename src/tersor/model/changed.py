@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tersor.errors import RefusedError, SiteError, did_you_mean
 from tersor.model.changes import Change, Set
-from tersor.model.stock import found, names_of, replaced, unfused
+from tersor.model.stock import module_at, names_of, replaced, unfused
 from tersor.model.tensors import blank, registered
 
 Memo = dict[int, Any]  # id of an object of the given module -> what the copy has in its place
@@ -30,7 +30,7 @@ class Twin:
 
 
 def changed(model: nn.Module, changes: Sequence[Change] = ()) -> nn.Module:
-    """The model's structure after these changes, around tensors without memory: what stock.born asks for."""
+    """The model's structure after these changes, around tensors without memory: what born.born asks for."""
     bare = {}
     for _, _, _, tensor in registered(model):
         if id(tensor) not in bare:
@@ -45,10 +45,10 @@ def twin_of(model: nn.Module, changes: Sequence[Change], memo: Memo) -> Twin:
     twin, went = Twin(copied(model, memo)), []
     for change in changes:
         if isinstance(change, Set):
-            put_integer(found(twin.model, change.module), change)
+            put_integer(module_at(twin.model, change.module), change)
             twin.asked.setdefault(change.module, set()).add(change.attribute)
             continue
-        layer = found(twin.model, change.module)
+        layer = module_at(twin.model, change.module)
         names = names_of(twin.model, layer)
         twin.model, layer, new = replaced(twin.model, change)
         went.append((layer, new))
@@ -68,7 +68,7 @@ def own_copy(model: nn.Module) -> nn.Module:
     """A deep copy; RefusedError for a module that has none: with lazy parameters, or compiled."""
     try:
         return copied(model, {})
-    except (RuntimeError, TypeError, NotImplementedError, copy.Error) as error:
+    except (RuntimeError, TypeError, copy.Error) as error:
         raise RefusedError(
             f"the model cannot be copied, and the given one is never changed: {error}. Run a batch through "
             f"lazy layers first; give scripted parts as plain modules"

@@ -1,8 +1,11 @@
-"""Code: a digest of the Python code that a run depends on, so that a resumed run is told when it changed.
+"""Code: digests of what a run depends on besides weights and data, so that a resumed run is told of a change.
 
-What is hashed: the compiled code of the methods of the model's own classes, and of the task's loss, metric,
-feed and target, with their constants, defaults and inner functions. Comments and layout do not count. What
-these call are not followed; what has no Python code is named, for a change of it would not be seen.
+code      the compiled methods of the classes of the model and of the user's own steps, and the task's loss,
+          metric, feed and target, with constants, defaults, inner functions, and what they call of the user's
+          own modules. Comments and layout do not count; installed packages are not followed
+settings  of each module: its path, class and attributes (a stride, a slope, eps), and its buffers that no
+          state dict lists
+What has no Python code is named, for a change of it would not be seen.
 """
 
 from __future__ import annotations
@@ -10,25 +13,33 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
+import sys
+import sysconfig
 import types
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from tersor.forms.form import DIGEST
+from tersor.model.batches import hash_batch
 from tersor.model.task import Task
 
-SIMPLE = (str, bytes, int, float, bool, complex, type(None))
-LIBRARIES = ("torch.", "torchvision.", "builtins")  # known by their version
+SIMPLE = (str, bytes, int, float, bool, complex, type(None), torch.dtype)
+LIBRARIES = ("torch.", "torchvision.", "tersor.", "builtins")  # known by their version
+PATHS = ("stdlib", "platstdlib", "purelib", "platlib")
+INSTALLED = tuple({f"{sysconfig.get_path(name)}/" for name in PATHS})
+INNER = {*vars(nn.Module()), "training"}  # what every module has: its tables of tensors, layers and hooks
 
 
-def code_of(model: nn.Module | None, task: Task | None) -> tuple[str, list[str]]:
+def code_of(model: nn.Module | None, task: Task | None, steps: Iterable[Any] = ()) -> tuple[str, list[str]]:
     """(digest, what has no code to look at)."""
     sha = hashlib.sha256(torch.__version__.encode())
     unseen: list[str] = []
     classes = {type(module) for module in model.modules()} if model is not None else set()
+    classes |= {type(step) for step in steps if not library(type(step))}
     parts: list[tuple[str, Any]] = [(c.__qualname__, c) for c in classes]
     if task is not None:
         words = {"loss": task.loss, "metric": task.metric, "feed": task.feed, "target": task.target}
@@ -41,16 +52,35 @@ def code_of(model: nn.Module | None, task: Task | None) -> tuple[str, list[str]]
     for whole in sorted(found):  # by what is in them too: two classes may have one name
         for piece in whole:
             sha.update(piece)
-    return sha.hexdigest()[:16], sorted(set(unseen))
+    return sha.hexdigest()[:DIGEST], sorted(set(unseen))
 
 
-def fingerprints(model: nn.Module | None, task: Task | None) -> tuple[dict[str, Any], list[str]]:
+def settings_of(model: nn.Module | None) -> str:
+    """A digest of what each module is set to, in order; what it counts or computes while it runs is not
+    there yet."""
+    sha = hashlib.sha256()
+    for path, module in model.named_modules() if model is not None else ():
+        told = {key: value for key, value in vars(module).items() if key not in INNER}
+        sha.update(repr((path, type(module).__qualname__, plain(told))).encode())
+        loose = {key: module._buffers[key] for key in sorted(module._non_persistent_buffers_set)}
+        for key, value in {**told, **loose}.items():
+            if isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta:
+                hash_batch(sha, {key: value})
+            elif isinstance(value, types.FunctionType):
+                sha.update(b"".join(filter(None, pieces(value, set()))))
+    return sha.hexdigest()[:DIGEST]
+
+
+def fingerprints(
+    model: nn.Module | None, task: Task | None, steps: Iterable[Any] = ()
+) -> tuple[dict[str, Any], list[str]]:
     """What a resumed run must find as it was, besides weights and recipe; what code cannot be compared."""
-    code, unseen = code_of(model, task)
+    code, unseen = code_of(model, task, steps)
     # Sums over batches come out otherwise with another number of threads; of weights alone they do not.
     threads = 0 if task is None else torch.get_num_threads()
     data = "none" if task is None else task.digest()
-    return {"data": data, "code": code, "number of threads": threads}, unseen
+    told = {"data": data, "code": code, "settings of the model": settings_of(model)}
+    return {**told, "number of threads": threads}, unseen
 
 
 def pieces(part: Any, seen: set[int]) -> Iterator[bytes | None]:
@@ -59,10 +89,10 @@ def pieces(part: Any, seen: set[int]) -> Iterator[bytes | None]:
     if part is None or isinstance(part, str):
         yield repr(part).encode()
     elif isinstance(part, functools.partial):
-        for value in (part.args, part.keywords):
-            yield repr(plain(value)).encode()
-            if not shown(value):
-                yield None
+        given = [part.args, part.keywords]
+        yield repr(plain(given)).encode()
+        if not shown(given):
+            yield None
         yield from pieces(part.func, seen)
     elif isinstance(part, types.MethodType):
         yield from pieces(part.__func__, seen)
@@ -76,11 +106,17 @@ def pieces(part: Any, seen: set[int]) -> Iterator[bytes | None]:
         yield from compiled(part.__code__)
         yield repr(plain(part.__defaults__ or ())).encode()
         yield repr(plain(part.__kwdefaults__ or {})).encode()
+        for name in sorted(set(names_in(part.__code__))) if own(part) else ():
+            if name in part.__globals__:
+                yield from called(name, part.__globals__[name], seen)
         for cell in part.__closure__ or ():  # what a closure counts or collects is no code
             with suppress(ValueError):  # it is empty still
                 if isinstance(cell.cell_contents, types.FunctionType):
                     yield from pieces(cell.cell_contents, seen)
     elif inspect.isclass(part):
+        if id(part) in seen:
+            return
+        seen.add(id(part))
         known = False
         for kind in part.__mro__[:-1]:  # but object
             yield kind.__qualname__.encode()
@@ -95,6 +131,28 @@ def pieces(part: Any, seen: set[int]) -> Iterator[bytes | None]:
         yield from pieces(type(part), seen)  # an object that is called: its class; what it holds is not seen
     else:
         yield None
+
+
+def called(name: str, value: Any, seen: set[int]) -> Iterator[bytes | None]:
+    """What code of the user's own finds under a global name: a constant, or more code of their own."""
+    if isinstance(value, SIMPLE):
+        yield repr((name, value)).encode()
+    elif (isinstance(value, types.FunctionType) or inspect.isclass(value)) and own(value):
+        yield from (piece for piece in pieces(value, seen) if piece is not None)
+
+
+def names_in(code: types.CodeType) -> Iterator[str]:
+    """The names that code and the functions inside it look up."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from names_in(constant)
+
+
+def own(part: Any) -> bool:
+    """Whether it is of the user's own modules: not installed, and not Python's."""
+    module = sys.modules.get(part.__module__)
+    return not library(part) and not (getattr(module, "__file__", None) or "").startswith(INSTALLED)
 
 
 def functions_of(kind: type) -> Iterator[tuple[str, types.FunctionType]]:

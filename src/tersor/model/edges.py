@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tersor.errors import RefusedError, SettingError, SiteError, did_you_mean
+from tersor.errors import RefusedError, SettingError, SiteError, near_few
 from tersor.model.batches import evaluating, steady
 from tersor.model.ops import LISTED
 from tersor.model.watch import Run, hooked, running
@@ -126,10 +126,7 @@ def known(edges: Mapping[str, Edge], names: Iterable[str], who: str) -> None:
 
 def near(name: str, names: Iterable[str]) -> str:
     """Near misses for a name, with a list that stays short on large models."""
-    text = did_you_mean(name, all_names := [other or "''" for other in names])
-    if len(all_names) <= 12:
-        return text
-    return f"{text.split('Allowed:')[0]}there are {len(all_names)}, such as {', '.join(all_names[:6])}"
+    return near_few(name, [other or "''" for other in names], "there are")
 
 
 def trainable(model: nn.Module, names: Iterable[str], call: Call | None) -> None:

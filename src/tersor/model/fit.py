@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from tersor.errors import RefusedError, TaskError, need
-from tersor.model.batches import generators_of, length_of, move, shapes
-from tersor.model.snapshot import lent, restore, seeded, snapshot
+from tersor.model.batches import generators_of, length_of, move, seeded, shapes
+from tersor.model.snapshot import lent, restore, snapshot
 from tersor.model.task import MISFIT, Task
 from tersor.model.tune import Tuned
 

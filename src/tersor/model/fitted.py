@@ -21,7 +21,7 @@ from tersor.model.changed import Twin, twin_of
 from tersor.model.changes import Change
 from tersor.model.sites import Site
 from tersor.model.sizes import sizes_of
-from tersor.model.stock import found
+from tersor.model.stock import module_at
 from tersor.model.tensors import blank, checksum, held, memory, put, same
 
 NONE: Mapping[str, str] = MappingProxyType({})
@@ -42,7 +42,7 @@ def fitted(
     changes do not fit the shapes or the module does not give back what was written.
     """
     pairs = around(model, forms, sites, aliases)
-    given = {memory(tensor) for tensor in held(model)[0].values()} - {0}
+    given = {memory(old) for _, old, _ in pairs} - {0}
     twin = twin_of(model, changes, {id(old): new for _, old, new in pairs})
     tensors, tied = held(twin.model)
     source = sources(tensors, tied, forms, aliases)
@@ -61,6 +61,9 @@ def fitted(
         sums[name] = checksum(tensor)
     settle(twin, moved)
     read_back(twin.model, tensors, tied, sums)
+    for module in twin.model.modules():
+        if isinstance(module, nn.RNNBase):
+            module.flatten_parameters()  # a GPU wants all weights in one piece of memory
     return twin.model
 
 
@@ -147,7 +150,7 @@ def settle(twin: Twin, moved: set[int]) -> None:
     modules = list(twin.model.named_modules())
     asked: dict[int, set[str]] = {}
     for path, keys in twin.asked.items():
-        asked.setdefault(id(found(twin.model, path)), set()).update(keys)
+        asked.setdefault(id(module_at(twin.model, path)), set()).update(keys)
     for path, module in modules:
         wanted = asked.get(id(module), set())
         inside = (*module.parameters(), *module.buffers())
@@ -164,8 +167,6 @@ def settle(twin: Twin, moved: set[int]) -> None:
                     f"tensors and set the integer together."
                 )
             setattr(module, key, value)
-        if isinstance(module, nn.RNNBase):
-            module.flatten_parameters()  # a GPU wants all weights in one piece of memory
 
 
 def read_back(

@@ -3,7 +3,7 @@
 constant   all weights into a unit are 0: what it passes on, c, is known without an input
            bias of the next layer += W[:, i] * c[i],  W[:, i] = 0         the network computes the same
 unread     no output depends on a unit: its own weights and bias = 0      so it does
-repeated until nothing changes: one makes room for the other
+repeated until nothing changes: clearing one unit can make another idle
 
 Both follow from one evaluation in which NaN means "depends": it spreads through every operation that keeps it
 (PASSING), not past a weight of 0, and fills the output of every operation that is not known. Shapes stay.
@@ -71,7 +71,7 @@ class Known(fx.Interpreter):
             return unknown(self.plain[n], n) if self.blind and is_float(self.plain[n]) else self.plain[n]
         if n.op in ("get_attr", "output"):
             return super().run_node(n)
-        if module is not None and type(module) in LAYERS and not hooked(module) and floats:
+        if module is not None and type(module) in LAYERS and not overridden(module) and floats:
             self.seen[str(n.target)] = given[0]
             return through(module, given[0])
         if floats and passing(n, module):
@@ -90,7 +90,7 @@ def asks_shape(n: fx.Node) -> bool:
     return n.target is getattr and n.args[1] in ("shape", "ndim", "dtype", "device")
 
 
-def hooked(module: nn.Module | None) -> bool:
+def overridden(module: nn.Module | None) -> bool:
     """Whether a module computes something else than its class says."""
     if module is None:
         return False
@@ -108,7 +108,7 @@ def writes(n: fx.Node, module: nn.Module | None) -> bool:
 
 def passing(n: fx.Node, module: nn.Module | None) -> bool:
     """Whether this operation keeps every NaN."""
-    if hooked(module):
+    if overridden(module):
         return False
     if n.op == "call_module":
         return type(module) in PASSING_MODULES
@@ -220,7 +220,7 @@ def own_layers(
 
     return {
         name: module for name, module in graph.named_modules()
-        if type(module) in kinds and not hooked(module) and calls[name] == 1 and own(name, module)
+        if type(module) in kinds and not overridden(module) and calls[name] == 1 and own(name, module)
     }  # fmt: skip
 
 

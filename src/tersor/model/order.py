@@ -1,8 +1,8 @@
 """Order: hidden units in an order in which each is like the one before: the same function, fewer bytes.
 
 W2 f(W1 x) = W2[:, p] f(W1[p] x)     for every permutation p of hidden units and every f that treats all alike
-p     from the densest unit always on to the likest that is left, by the cosine of their weights: what a coder
-      has just seen of the row above then tells most of the next; empty units come last
+p     from the densest unit always on to the most similar one left, by the cosine of their weights: what a
+      coder has just seen of the row above then tells most of the next; empty units come last
 Cost: U^2 numbers for U units and U^2 N multiplications for their likeness. About 6 % of a sparse network.
 """
 
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from tersor.errors import RefusedError
 from tersor.forms import Form
-from tersor.model.idle import LAYERS, asks_shape, followed, hooked, own_layers
+from tersor.model.idle import LAYERS, asks_shape, followed, overridden, own_layers
 from tersor.model.task import MISFIT
 
 NEXT = 0.3  # weight of the columns that read a unit, beside 1 for the row that makes it; found best
@@ -78,7 +78,7 @@ def link(
         module = graph.get_submodule(str(n.target)) if n.op == "call_module" else None
         what = n.target if module is None else type(module)
         width = plain[node].shape[1]
-        if hooked(module):
+        if overridden(module):
             return None
         if module is not None and what in LAYERS:
             fits = n.target in own and whole(module, plain[node])

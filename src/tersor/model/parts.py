@@ -148,7 +148,8 @@ class AffinePart(RoundedPart):
         """The gradients are written out, not left to the division: near a scale of 0 that gives 0 * inf."""
         exact, scale, zero = self.codes()
         codes = exact.clamp(self.low, self.high).round()
-        inside = (exact > self.low) & (exact < self.high)
+        # What rounds to an end is inside, as in torch's fake quantization: stored codes there have to move.
+        inside = (exact >= self.low - 0.5) & (exact <= self.high + 0.5)
         rows = to_rows(self.w, self.form.axis)
         learned = expand(self.scale.abs() * self.ease, self.form.grouping, rows.shape[1])
         seen = (codes - zero) * scale
@@ -196,9 +197,10 @@ class LogPart(RoundedPart):
 
 
 class SignPart(RoundedPart):
-    keep: Tensor | None
     """Binary and ternary weights: index and scale follow from a float weight by the rule that first made
     them."""
+
+    keep: Tensor | None
 
     def __init__(self, form: Codebook, keep: Tensor | None = None):
         super().__init__()
@@ -212,7 +214,7 @@ class SignPart(RoundedPart):
         """The rule of a ternary weight is not stored: it is the one that gives this index."""
         super().begin(form)
         for self.rule in ("twn", "exact"):
-            if torch.equal(self.signs()[0], to_rows(self.form.index.decode(), self.form.axis)):
+            if torch.equal(self.signs()[0].cpu(), to_rows(self.form.index.decode(), self.form.axis)):
                 break
 
     def signs(self) -> tuple[Tensor, Tensor]:
@@ -276,15 +278,15 @@ PARTS: dict[type[Form], Callable[..., Part]] = {
 }  # fmt: skip
 
 
-Grid = Callable[[Affine], Part]  # another way for even grids to learn than AffinePart
+MakePart = Callable[[Affine], Part]  # another way for even grids to learn than AffinePart
 
 
-def part(form: Form | At, grid: Grid | None = None) -> Part:
+def part(form: Form | At, make: MakePart | None = None) -> Part:
     """The trainable side of a form whose leaves are plain, in its place in the tree."""
     at = form if isinstance(form, At) else At(form)
-    node, inner = at.node, [part(child, grid) for _, child in at.below() if child.weights]
-    if isinstance(node, Affine) and grid is not None:
-        made = grid(node)
+    node, inner = at.node, [part(child, make) for _, child in at.below() if child.weights]
+    if isinstance(node, Affine) and make is not None:
+        made = make(node)
     else:
         made = PARTS[type(node)](node, *inner) if inner else PARTS[type(node)](node, at.keep)
     made.axis = at.axis

@@ -56,7 +56,7 @@ class RatedPart(RoundedPart):
     """The trainable side of a symmetric Affine form without groups, with the price of its bits."""
 
     price: Tensor  # of a bit, in units of the loss
-    over: Tensor  # bytes that a coder needed more than was foretold; of the whole model, as the next one
+    over: Tensor  # bytes that a coder needed more than was predicted; of the whole model, as the next one
     began: Tensor  # bytes that a coder needed before any training
     was: Tensor  # log of the bytes needed a while ago
 

@@ -35,9 +35,9 @@ class Simulated(nn.Module):
     hidden = False  # whether `parameters()` and `state_dict()` know nothing of the net's own tensors
 
     def __init__(self, model: nn.Module, edge_grids: Mapping[str, Grid] | None = None):
-        """`model` is copied. `edge_grids`: for each chosen edge, by name (see edges.py), its grid."""
+        """`model` is a private copy. `edge_grids`: for each chosen edge, by name (see edges.py), its grid."""
         super().__init__()
-        net = hooked(copy.deepcopy(model))
+        net = hooked(model)
         if self.hidden:
             object.__setattr__(self, "net", net)
         else:
@@ -69,7 +69,12 @@ class Simulated(nn.Module):
         """The net's answer, with `values` in its place and the grids on its edges."""
         values = self.values()
         with running(Values(self, values)), placed(self.net, values):
-            return self.net(*args, **kwargs)
+            out = self.net(*args, **kwargs)
+        self.keep(values)
+        return out
+
+    def keep(self, values: Mapping[str, Tensor]) -> None:
+        """What stands in the place of the net's tensors when a forward has ended: here nothing does."""
 
     def see(self, name: str, x: Tensor) -> Tensor:
         place = self.table.get(name)
@@ -88,10 +93,11 @@ class Simulated(nn.Module):
 
         @contextmanager
         def again() -> Iterator[None]:
-            with running(Values(self, run.values, frames)), placed(self.net, run.values):
+            here = [(path, dict(counts)) for path, counts in frames]
+            with running(Values(self, run.values, here)), placed(self.net, run.values):
                 yield
 
-        return contextlib.nullcontext(), again()
+        return contextlib.nullcontext(), Anew(again)
 
     def fold_grids(self) -> dict[str, Grid]:
         """The grids as they are now, by the names of their edges."""
@@ -129,6 +135,19 @@ class Values(Run):
         self.values = values
 
 
+class Anew(AbstractContextManager[None]):
+    """A context that is made anew each time it is entered: a graph that is kept may be gone through twice."""
+
+    def __init__(self, make: Callable[[], AbstractContextManager[None]]):
+        self.make, self.open = make, contextlib.ExitStack()
+
+    def __enter__(self) -> None:
+        self.open.enter_context(self.make())
+
+    def __exit__(self, *error: Any) -> None:
+        self.open.__exit__(*error)
+
+
 def placed(net: nn.Module, values: dict[str, Tensor]) -> AbstractContextManager[Any]:
     """The net with these tensors in the place of its own, ties included, for as long as the context lasts.
 
@@ -144,18 +163,18 @@ def key(name: str) -> str:
 
 def gridded(model: nn.Module, grids: Mapping[str, Grid]) -> Simulated:
     """A copy of the model that answers with these grids on its edges; nothing in it asks for gradients."""
-    return Simulated(model, grids).requires_grad_(False)
+    return Simulated(copy.deepcopy(model), grids).requires_grad_(False)
 
 
 def with_grids(model: nn.Module, grids: Mapping[str, Grid]) -> nn.Module:
-    """The model with grids on its edges; RefusedError where one is stale."""
+    """A model that is the caller's own with grids on its edges; RefusedError where one is stale."""
     stale = [edge for edge, grid in grids.items() if grid.stale]
     if stale:
         raise RefusedError(
             f"{stale[0]}: its grid is stale, and {len(stale) - 1} more: what came after it changed what the "
             f"edge holds. Calibrate again, or undo to where it was fresh"
         )
-    return gridded(model, grids) if grids else model
+    return Simulated(model, grids).requires_grad_(False) if grids else model
 
 
 def exported(simulated: Simulated, *args: Any, **kwargs: Any) -> ExportedProgram:

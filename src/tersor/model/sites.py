@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
-from tersor.errors import RefusedError, SettingError, SiteError, did_you_mean
+from tersor.errors import RefusedError, SettingError, SiteError, near_few
 from tersor.forms.form import SLICE
 from tersor.model.attention import Attention
 from tersor.model.kinds import repeats, unfit
@@ -165,9 +165,4 @@ def near(pattern: str, sites: list[Site]) -> str:
     names = [site.name for site in sites]
     if not names:
         return "the model has no parameter of floats"
-    text = did_you_mean(pattern, names)
-    return (
-        text
-        if len(names) <= 12
-        else text.split("Allowed:")[0] + f"the model has {len(names)}, such as {', '.join(names[:6])}"
-    )
+    return near_few(pattern, names, "the model has")

@@ -75,19 +75,3 @@ def lent(batches: object) -> Iterator[None]:
             generator.set_state(state)
         if sampler is not None and hasattr(sampler, "generator"):
             sampler.generator = own
-
-
-@contextlib.contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Random draws inside follow from `seed`; outside nothing has changed."""
-    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(legacy)  # noqa: NPY002

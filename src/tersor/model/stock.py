@@ -139,7 +139,7 @@ def stock_of(change: Replace) -> Stock:
     return stock
 
 
-def found(model: nn.Module, path: str) -> nn.Module:
+def module_at(model: nn.Module, path: str) -> nn.Module:
     """The module of this name; SiteError with near misses."""
     modules = dict(model.named_modules(remove_duplicate=False))
     if path not in modules:
@@ -155,7 +155,7 @@ def names_of(model: nn.Module, layer: nn.Module) -> list[str]:
 def replaced(model: nn.Module, change: Replace) -> tuple[nn.Module, nn.Module, nn.Module]:
     """(the model with the change made, the module that went, the one that came). Registered modules only, and
     in place, but for the model itself where it is what is replaced."""
-    layer, stock = found(model, change.module), stock_of(change)
+    layer, stock = module_at(model, change.module), stock_of(change)
     new = stock.build(layer, change)
     if type(new) is not type(layer):
         inherit(new, layer, change.module)

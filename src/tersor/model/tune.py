@@ -7,6 +7,7 @@ follow from them, so no layer is wrapped and no class is patched. Grids on edges
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from typing import cast
 
@@ -14,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from tersor.forms import At, Dense, Form, uncoded
-from tersor.forms.grid import Grid as EdgeGrid
+from tersor.forms.grid import Grid
+from tersor.model.batches import device_of
 from tersor.model.edges import Call, trainable
-from tersor.model.parts import Grid, Part, part
+from tersor.model.parts import MakePart, Part, part
 from tersor.model.simulate import Simulated, key
 from tersor.model.sites import Site
 
@@ -30,17 +32,17 @@ class Tuned(Simulated):
 
     def __init__(
         self, model: nn.Module, forms: Mapping[str, Form], sites: Mapping[str, Site], train: Iterable[str],
-        grids: Mapping[str, Grid] | None = None, *,
-        edge_grids: Mapping[str, EdgeGrid] | None = None, example: Call | None = None,
+        makers: Mapping[str, MakePart] | None = None, *,
+        edge_grids: Mapping[str, Grid] | None = None, example: Call | None = None,
     ):  # fmt: skip
         """`model` is copied. `train` names the sites whose leaves learn; the other parameters stand still.
-        `grids` says for some of them how their even grids learn, where not as AffinePart does. `edge_grids`
+        `makers` says for some of them how their even grids learn, where not as AffinePart does. `edge_grids`
         are the grids whose scales learn, by the names of their edges; `example` then runs the model once,
         such as lambda net: net(x), to see that the edges are there and are the same in training."""
         trainable(model, edge_grids or (), example)
-        super().__init__(model, edge_grids)
+        super().__init__(copy.deepcopy(model), edge_grids)
         self.sites, self._site_names, self._given = sites, list(train), forms
-        others = grids or {}
+        others = makers or {}
         self.parts = nn.ModuleDict(
             {
                 key(name): part(At(uncoded(forms[name]), sites[name].axis), others.get(name))
@@ -51,7 +53,7 @@ class Tuned(Simulated):
             if name not in self._site_names:
                 value = forms[name].decode().to(site.torch_dtype).clone()
                 self.register_buffer(key(name), value)
-        self.to(next((p.device for p in model.parameters()), torch.device("cpu")))
+        self.to(device_of(model))
 
     def part_of(self, name: str) -> Part:
         return cast(Part, self.parts[key(name)])
@@ -71,6 +73,14 @@ class Tuned(Simulated):
             else:
                 values[name] = cast(Tensor, getattr(self, key(name)))
         return values
+
+    def keep(self, values: Mapping[str, Tensor]) -> None:
+        """What a forward has put in the place of a buffer (self.mean = ...) is what the next one goes on
+        from."""
+        with torch.no_grad():
+            for name, site in self.sites.items():
+                if site.kind == "buffer" and values[name] is not (own := getattr(self, key(name))):
+                    cast(Tensor, own).copy_(values[name])
 
     def train(self, mode: bool = True) -> Tuned:
         super().train(mode)

@@ -1,4 +1,4 @@
-"""Observer: see, and replace, the tensors on the edges of a module's own forward.
+"""Watch: see, and replace, the tensors on the edges of a module's own forward.
 
     path/op:k       the k-th call of op within one call of the module at path      layer1.0/add:0
     path/op:k.j     its j-th output, where it returns a tuple                      cell/lstm:0.0

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tersor.errors import SettingError
+from tersor.errors import SettingError, did_you_mean
 from tersor.forms import Node
 from tersor.model.changes import Replace, Set
 
@@ -99,6 +99,10 @@ class Group:
     proof: str = ""
 
     def __post_init__(self) -> None:
+        if self.proof not in ("", *PROOFS):
+            raise SettingError(
+                f"group {self.key!r}: proof={self.proof!r}; {did_you_mean(self.proof, PROOFS)}"
+            )
         object.__setattr__(self, "events", tuple(self.events))
         if not self.proof and any(isinstance(event, (Cut, Set, Replace)) for event in self.events):
             cuts = any(isinstance(event, Cut) for event in self.events)

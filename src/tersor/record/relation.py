@@ -25,11 +25,8 @@ def untrue(how: str, before: Form, after: Form, dtype: torch.dtype) -> str:
         return "a wrap must hold the old form"
     if how == "lossless":
         pairs = zip(before.slices(), after.slices(), strict=True)
-        return (
-            ""
-            if all(same_bits(old, new) for old, new in pairs)
-            else "a lossless edit must decode to the same bits"
-        )
+        same = all(same_bits(old, new) for old, new in pairs)
+        return "" if same else "a lossless edit must decode to the same bits"
     if not all(part.to(dtype).isfinite().all() for part in after.slices()):
         return "the new form decodes to NaN or infinity; nothing was changed"
     return ""

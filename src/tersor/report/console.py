@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+from tersor.threads import first
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -25,7 +26,7 @@ def stdout() -> Console:
 
     class Ours(Console):
         def on_broken_pipe(self) -> None:
-            raise  # noqa: PLE0704  to cli.main, which ends all commands in one way; rich would exit with 1
+            raise  # noqa: PLE0704  to exits.ended, where all commands end; rich would exit with 1
 
     # Looked up at each call: tests and callers may have put another stream in its place.
     width = None if sys.stdout.isatty() else NARROWEST
@@ -63,11 +64,6 @@ def talk(text: str) -> None:
     """A line for people, on stderr."""
     if first():
         print(text, file=sys.stderr, flush=True)
-
-
-def first() -> bool:
-    """Whether this process is the one that speaks: the first of those that a launcher started."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def finite(value: Any) -> Any:

@@ -25,9 +25,9 @@ def sizes(before: Path, after: Path, tensors: int | None = None) -> dict[str, An
     return found | {"share": share(found["from"], found["to"])}
 
 
-def share(whole: Facts, part: Facts) -> float:
+def share(of: Facts, part: Facts) -> float:
     """What a file has of the bytes of another, or of its tensors where only they are meant."""
-    return float(part["nbytes"] / max(whole.get("tensors_nbytes", whole["nbytes"]), 1))
+    return float(part["nbytes"] / max(of.get("tensors_nbytes", of["nbytes"]), 1))
 
 
 def named(file: Facts, word: str) -> str:
@@ -148,6 +148,6 @@ def verified_lines(facts: Facts) -> Iterator[str]:
     """What is damaged, one line each; then how the file is as a whole."""
     damaged = [check for check in facts["checks"] if not check["sound"]]
     yield from (f"damaged: {check['site'] or 'the file'}: {check['text']}" for check in damaged)
-    sites = sum(bool(check["site"]) for check in facts["checks"])
+    parts = sum(bool(check["site"]) for check in facts["checks"])  # weights, grids, attachments
     state = f"{len(damaged)} faults" if damaged else "sound"
-    yield f"{facts['file']['name']}: {whole(facts['file']['nbytes'])} bytes, {sites} tensors, {state}"
+    yield f"{facts['file']['name']}: {whole(facts['file']['nbytes'])} bytes, {parts} parts, {state}"

@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from tersor.record.observer import Observer
-from tersor.report.console import first, seconds, talk
+from tersor.report.console import seconds, talk
+from tersor.threads import first
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID

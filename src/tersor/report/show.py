@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from tersor.core.state import State
 from tersor.errors import SiteError
+from tersor.maths.affine import code_limits
 from tersor.measure.leaves import leaves_of
 from tersor.model.sites import near
 from tersor.report.console import percent, seconds, settings, whole
@@ -132,7 +133,7 @@ def besides(facts: Facts) -> Iterator[RenderableType]:
         table = grid("edge", ">bits", ">grids", "from", ">bytes", "")
         table.columns[0].overflow = "fold"
         for edge, found in facts["grids"].items():
-            low = -(1 << (found["bits"] - 1)) if found["signed"] else 0
+            low, _ = code_limits(found["bits"], found["signed"])
             word = "stale" if found["stale"] else ""
             table.add_row(
                 edge, str(found["bits"]), whole(found["scales"]), str(low), whole(found["nbytes"]), word

@@ -26,6 +26,7 @@ from tersor.forms import Affine, Dense, Form, uncoded
 from tersor.forms.form import from_rows, to_rows
 from tersor.maths.affine import limits, requantize
 from tersor.maths.units import TINY
+from tersor.model.batches import move
 from tersor.model.idle import clear
 from tersor.model.order import Link, arranged, links
 from tersor.model.rated import RatedPart
@@ -44,7 +45,7 @@ ASKED = 12  # times that a training asks the coder
 FIRST = 0.1  # the first price of a bit, over the number of weights: too low to be felt
 PACE = 60.0  # natural logarithms that the price can move in a training
 FASTEST = 0.1  # and in one step of a short one
-AHEAD = 0.1  # of a training: the size is foretold so far on, or a price that had to fall would come too late
+AHEAD = 0.1  # of a training: the size is predicted so far on, or a price that had to fall would come too late
 FINER = 8  # a bias moves every output of its unit
 EMPTY = 0.01  # the size that weights are taken to have where all are 0
 FAR = 0.3  # logarithm of the distance to the size that is wanted, from which the pace is highest
@@ -96,7 +97,7 @@ class Penalize(Retrain):
         teacher = teacher_of(self.teacher, view) if self.share > 0 else None
         moved, facts = view.train(
             self.plan(), forms={n: form for n, (form, _) in edits.items()}, teacher=teacher, on_step=prices,
-            begin={n: view.forms[n] for n in edits}, grids=dict.fromkeys(edits, RatedPart),
+            begin={n: view.forms[n] for n in edits}, makers=dict.fromkeys(edits, RatedPart),
             text=self.name,
         )  # fmt: skip
         after = {name: form for name, (form, _) in edits.items()} | moved
@@ -130,9 +131,9 @@ class Penalize(Retrain):
         """Between which of these layers hidden units may change places; if between none, why."""
         if not self.arrange:
             return [], ""
-        model = view.plain().eval()
+        model = view.plain().eval().cpu()  # as the forms are
         try:
-            every = links(model, example_inputs(view.task, model))
+            every = links(model, move(example_inputs(view.task, model), torch.device("cpu")))
         except RefusedError as error:
             return [], str(error)
         found = [one for one in every if layers >= {one.first, *one.norms, one.second}]
@@ -174,12 +175,12 @@ class Prices:
 
     def towards(self, tuned: Tuned, parts: list[RatedPart], at: int, total: int) -> float:
         """The price that leads to the size wanted by now."""
-        foretold = sum(part.nbytes for part in parts)
+        predicted = sum(part.nbytes for part in parts)
         first = parts[0]
         if at // EVERY % max(1, total // EVERY // ASKED) == 0:
             forms = {**self.view.forms, **tuned.fold()}
-            first.over.fill_(nbytes_of({**forms, **arranged(forms, self.links)}) - foretold)
-        size = max(foretold + float(first.over), 1.0)
+            first.over.fill_(nbytes_of({**forms, **arranged(forms, self.links)}) - predicted)
+        size = max(predicted + float(first.over), 1.0)
         now, ahead = math.log(size), AHEAD * total
         if at == 0:
             first.began.fill_(max(size, self.target))
@@ -203,13 +204,13 @@ def order_of(found: list[Link], alone: str) -> Note:
 
 def cleared(view: View, forms: Mapping[str, Form], layers: Collection[str]) -> tuple[dict[str, Form], Note]:
     """The forms without what is idle in these layers, where the model can be looked through; and a count."""
-    model = view.plain(forms).eval()
+    model = view.plain(forms).eval().cpu()
     state = {name: uncoded(form) for name, form in {**view.forms, **forms}.items()}
     found = [site.name for site in view.sites.values() if site.layer in layers]
     names = [name for name in found if zeroed(state[name], torch.ones(state[name].shape)) is not None]
     movable = [name for name in names if isinstance(state[name], Dense)]
     try:
-        changed = clear(model, example_inputs(view.task, model), names, movable)
+        changed = clear(model, move(example_inputs(view.task, model), torch.device("cpu")), names, movable)
     except RefusedError as error:
         return dict(forms), Note("", "skipped", f"idle units are left in: {error}")
     count = sum(int(((state[name].decode() != 0) & (value == 0)).sum()) for name, value in changed.items())
