@@ -70,7 +70,13 @@ def stand_in_for(given: State) -> State:
         name: dataclasses.replace(site, shape=tuple(min(length, LONGEST) for length in given.shape(name)))
         for name, site in given.sites.items()
     }
-    tensors = {n: torch.randn(s.shape, generator=random).to(s.torch_dtype) for n, s in sites.items()}
+    # Not every dtype has negative numbers, and of those that no step works on the values do not matter.
+    tensors = {
+        name: torch.randn(site.shape, generator=random).to(site.torch_dtype)
+        if site.floating
+        else torch.zeros(site.shape).to(site.torch_dtype)
+        for name, site in sites.items()
+    }
     buffers = {name for name, site in sites.items() if not site.is_parameter}
     layers = [] if given.given is None else [name for name, _ in given.given.named_modules()]
     return dataclasses.replace(start(Named(tensors, buffers, layers)), sites=sites)

@@ -14,10 +14,10 @@ from tersor.core.recipe import Recipe
 from tersor.core.run import run
 from tersor.core.state import State
 from tersor.core.step import Needs
+from tersor.dtypes import CODES
 from tersor.errors import FormatError, RefusedError, SettingError, SiteError
 from tersor.forms import Coded, Dense
 from tersor.io import load, pack, unpack, verify
-from tersor.io.header import CODES
 from tersor.model.sites import Site
 from tersor.record.observer import Observer
 from tersor.steps import STEPS, Cluster, Entropy, Factorize, Finetune, Measure, Prune, Quantize

@@ -27,6 +27,7 @@ from tersor.model.code import fingerprints
 from tersor.model.task import Task
 from tersor.record.events import Edit, Group
 from tersor.record.journal import Journal
+from tersor.record.left import LEFT, left_alone
 from tersor.record.observer import Observer
 from tersor.threads import first
 
@@ -104,13 +105,15 @@ class Executor:
         self.view = self.view_of(number, step, begin, done)
         seen: set[str] = set()
         for group in step.run(self.view):
-            if group.key in seen or group.key in ("", AGAIN):
+            if group.key in seen or group.key in ("", AGAIN, LEFT):
                 raise RefusedError(f"{step.name}: the key {group.key!r} is taken: a resume loses a group")
             seen.add(group.key)
             if group.key not in done:
                 self.put(number, step.name, group)
-        if (again := self.coded_again(begin)) is not None and again.key not in done:
-            self.put(number, step.name, again)
+        sites, ledger = self.state.sites, self.state.ledger
+        for own in (left_alone(step, sites, ledger, at, self.done), self.coded_again(begin)):
+            if own is not None and own.key not in done:
+                self.put(number, step.name, own)
         seconds = time.perf_counter() - began
         if self.journal is not None:
             self.journal.append(number, Group("", ()), seconds=seconds)

@@ -16,10 +16,10 @@ from tersor.core.recipe import Recipe
 from tersor.core.run import Executor
 from tersor.core.state import State, digest_of
 from tersor.core.step import Needs
+from tersor.dtypes import as_numbers
 from tersor.errors import RefusedError
 from tersor.files import atomic, output
 from tersor.forms import Dense, Form
-from tersor.forms.coded import DTYPES
 from tersor.io.builder import Builder
 from tersor.io.checkpoint import Checkpoint, read_from
 from tersor.io.header import Slot
@@ -130,20 +130,12 @@ class Packing:
         """Compress one tensor; called by many threads, so it changes nothing here."""
         sites = self.sites
         if not all(map(is_finite, given.slices())):
-            tensor = given.array
-            # PyTorch cannot ask a float of 8 bits what it is.
-            wide = tensor.float() if tensor.dtype.itemsize == 1 else tensor
+            wide = as_numbers(given.array)
             if is_mask(wide):
                 sites = {**sites, name: replace(sites[name], kind="buffer")}
             finite({name: wide}, sites)
-        form: Form = given
-        if sites[name].dtype in DTYPES:
-            result = self.run(sites, {name: given}, self.names - {name})
-            form, entries = result.forms[name], result.ledger.entries
-        else:
-            said = f"{sites[name].dtype} is stored as it is"
-            steps = enumerate(self.recipe.steps)
-            entries = [Entry(n, step.name, name, kind="skipped", text=said) for n, step in steps]
+        result = self.run(sites, {name: given}, self.names - {name})
+        form, entries = result.forms[name], result.ledger.entries
         form.digest  # noqa: B018  reckoned here, on its own core, and kept
         return One(sites[name], given.digest, given.nbytes, form, entries)
 

@@ -14,6 +14,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
+from tersor.dtypes import FLOATS, as_numbers
 from tersor.errors import RefusedError, SettingError, SiteError, near_few
 from tersor.forms.form import SLICE
 from tersor.model.attention import Attention
@@ -45,8 +46,8 @@ class Site:
 
     @property
     def floating(self) -> bool:
-        """Of a dtype that steps reckon with: floats of 8 bits are stored as they are."""
-        return self.torch_dtype.is_floating_point and self.torch_dtype.itemsize > 1
+        """Of a dtype that steps work on: others are stored as they are."""
+        return self.torch_dtype in FLOATS
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -110,9 +111,8 @@ def finite(tensors: Mapping[str, Tensor], sites: Mapping[str, Site]) -> None:
     """Refuse weights that hold NaN or infinity, by name and count. A buffer may hold infinities: attention
     masks do."""
     for name, value in tensors.items():
-        if value.is_floating_point():
-            # PyTorch cannot ask a float of 8 bits what it is.
-            wide = value.float() if value.dtype.itemsize == 1 else value
+        if value.is_floating_point() or value.is_complex():
+            wide = as_numbers(value)
             buffer = sites[name].kind == "buffer"
             parts = wide.reshape(-1).split(SLICE) if value.numel() else ()  # a mask of all would be large
             if bad := sum(int((part.isnan() if buffer else ~part.isfinite()).sum()) for part in parts):

@@ -21,6 +21,7 @@ from tersor.model.edges import Call, trainable
 from tersor.model.parts import MakePart, Part, part
 from tersor.model.simulate import Simulated, key
 from tersor.model.sites import Site
+from tersor.model.tensors import same
 
 
 class Tuned(Simulated):
@@ -93,6 +94,6 @@ class Tuned(Simulated):
         folded = {name: self.part_of(name).fold() for name in self._site_names}
         for name, site in self.sites.items():
             now = cast(Tensor, getattr(self, key(name))).detach().cpu() if site.kind == "buffer" else None
-            if now is not None and not torch.equal(now, self._given[name].decode()):
+            if now is not None and not same(now, self._given[name].decode()):
                 folded[name] = Dense(now.clone())
         return folded
