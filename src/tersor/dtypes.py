@@ -4,12 +4,13 @@ code      its word in a file's header, as safetensors has it; without one no fil
           such a tensor is told a way out before anything is written
 worked    steps rewrite weights of it, and training moves them; others are stored as they are, and noted
 coded     entropy coders write it as streams; others stay plain
+exported  it may be in a graph for a runtime; a model that computes with others is refused
 A dtype that is not here is held by no file. tests/test_dtypes.py walks those of the PyTorch that is there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 
 BYTES = "x.view(torch.uint8), its bytes"
 PARTS = "torch.view_as_real(x), its parts as floats"
-NUMBERS = "x.int_repr() and x.q_scale(), its numbers and scales, or x.dequantize()"
+NUMBERS = "x.dequantize(), or its numbers and scales: x.int_repr(), x.q_scale()"
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Dtype:
     code: str = ""  # "F32"; "": no file holds it
     worked: bool = False
     coded: bool = False
+    exported: bool = True  # tensors of it may be in the graph that is written for ONNX Runtime
     way: str = ""  # what to store instead, where no file holds it
 
     @property
@@ -54,7 +56,7 @@ ROWS = (
     Dtype("complex64", "C64"),
     Dtype("float8_e4m3fnuz", "F8_E4M3FNUZ"),
     Dtype("float8_e5m2fnuz", "F8_E5M2FNUZ"),
-    Dtype("float8_e8m0fnu", "F8_E8M0"),
+    Dtype("float8_e8m0fnu", "F8_E8M0", exported=False),
     Dtype("float4_e2m1fn_x2", way=BYTES),
     *(Dtype(name, way=PARTS) for name in ("complex32", "bcomplex32", "complex128")),
     *(Dtype(name, way=BYTES) for name in ("bits8", "bits16", "bits1x8", "bits2x4", "bits4x2")),
@@ -79,6 +81,15 @@ def unheld(dtype: torch.dtype) -> str:
         return ""
     way = BY_DTYPE[dtype].way if dtype in BY_DTYPE else BYTES
     return f"a {dtype} tensor; a file holds {listed(CODES)}. Store {way}"
+
+
+def unexported(tensors: Mapping[str, Tensor]) -> str:
+    """The tensors that no exported graph can compute with, and the way out; empty where there are none."""
+    names = {
+        name: value.dtype for name, value in tensors.items()
+        if value.dtype in BY_DTYPE and not BY_DTYPE[value.dtype].exported
+    }  # fmt: skip
+    return "".join(f" {name} is {dtype}: give the model x.float()." for name, dtype in names.items())
 
 
 def left_as(dtype: str, *, coders: bool = False) -> str:

@@ -75,7 +75,17 @@ def test_every_dtype(tmp_path: Path) -> None:
     unpack(tmp_path / "m.tersor", tmp_path / "u.safetensors")
     check_same(tmp_path / "u.safetensors", given)
     left = {entry.site for entry in packed.ledger.notes("skipped") if "stored as it is" in entry.text}
-    rare = ("uint16", "uint32", "uint64", "float8_e4m3fn", "float8_e5m2", "complex64")
+    rare = (
+        "uint16",
+        "uint32",
+        "uint64",
+        "float8_e4m3fn",
+        "float8_e5m2",
+        "complex64",
+        "float8_e4m3fnuz",
+        "float8_e5m2fnuz",
+        "float8_e8m0fnu",
+    )
     assert left == {f"torch.{word}" for word in rare}
 
 

@@ -75,8 +75,8 @@ def parse_slot(name: str, entry: Any, start: int) -> Slot:
     dtype = DTYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
     if dtype is None:
         raise FormatError(
-            f"{who} has dtype {str(entry['dtype'])[:20]!r}; known are {', '.join(DTYPES)}. Store other dtypes "
-            f"as bytes, U8"
+            f"{who} has dtype {str(entry['dtype'])[:20]!r}; known are {', '.join(DTYPES)}. Store others as "
+            f"bytes, U8"
         )
     shape = check_shape(entry["shape"], f"{who}: shape")
     offsets = entry["data_offsets"]

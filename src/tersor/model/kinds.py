@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tersor.dtypes import unheld
+from tersor.dtypes import BY_DTYPE, unheld
 
 
 def unfit(value: Any, *, meta: bool = False) -> str:
@@ -21,7 +21,7 @@ def unfit(value: Any, *, meta: bool = False) -> str:
     if value.is_quantized:
         return (
             f"a quantized tensor ({value.dtype}); only plain tensors can be stored. "
-            f"Store its numbers and its scales, x.int_repr() and x.q_scale(), or x.dequantize()"
+            f"Store {BY_DTYPE[value.dtype].way}"
         )
     if value.is_nested:
         return "a nested tensor; only plain tensors can be stored. Store its parts: x.unbind()"

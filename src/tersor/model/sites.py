@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
-from tersor.dtypes import FLOATS, as_numbers
+from tersor.dtypes import FLOATS, as_numbers, left_as
 from tersor.errors import RefusedError, SettingError, SiteError, near_few
 from tersor.forms.form import SLICE
 from tersor.model.attention import Attention
@@ -140,14 +140,14 @@ def select(sites: Mapping[str, Site], where: str | Iterable[str], who: str) -> l
         found = matching(weights, pattern) or matching(others, pattern)
         if not found:
             raise SiteError(
-                f"{who}: where={pattern!r} matches no weight; {near(pattern, [*weights, *others])}"
+                f"{who}: where={pattern!r} matches no weight; {missed(pattern, sites, [*weights, *others])}"
             )
         chosen |= {site.name: site for site in found}
     for pattern in unwanted:
         found = matching([*weights, *others], pattern)
         if not found:
             raise SiteError(
-                f"{who}: where='!{pattern}' excludes nothing; {near(pattern, [*weights, *others])}"
+                f"{who}: where='!{pattern}' excludes nothing; {missed(pattern, sites, [*weights, *others])}"
             )
         for site in found:
             chosen.pop(site.name, None)
@@ -158,6 +158,14 @@ def select(sites: Mapping[str, Site], where: str | Iterable[str], who: str) -> l
 
 def matching(sites: Iterable[Site], pattern: str) -> list[Site]:
     return [site for site in sites if fnmatchcase(site.name, pattern)]
+
+
+def missed(pattern: str, sites: Mapping[str, Site], others: list[Site]) -> str:
+    """What to say of a glob that means none of the others: the dtype that it names, or near misses."""
+    alone = [
+        site for site in matching(sites.values(), pattern) if site.kind != "buffer" and not site.floating
+    ]
+    return f"{alone[0].name}: {left_as(alone[0].dtype)}" if alone else near(pattern, others)
 
 
 def near(pattern: str, sites: list[Site]) -> str:
