@@ -49,9 +49,9 @@ class Frozen:
         tops = outermost(self.modules)
         count = len(self.modules)
         said = [
-            (self.tensors, f"{of(self.tensors, 'frozen tensor')} left as they are: {few(self.tensors)}"),
-            (tops, f"{count} module{'s' * (count != 1)} left in eval mode: {few(tops)}"),
-            (self.outside, f"{of(self.outside, 'parameter')} of dtypes that do not train: {few(self.outside)}"),
+            (self.tensors, f"{of(self.tensors, 'frozen tensor')} not trained: {few(self.tensors)}"),
+            (tops, f"{count} module{'s' * (count != 1)} kept in eval mode: {few(tops)}"),
+            (self.outside, f"{of(self.outside, 'parameter')} left alone for the dtype: {few(self.outside)}"),
         ]
         text = "; ".join(text for names, text in said if names)
         return text, {"tensors": len(self.tensors), "modules": count, "dtypes": len(self.outside)}

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from tersor.forms import At, Dense, Form, Masked, uncoded
 from tersor.forms.grid import Grid
 from tersor.model.batches import device_of
+from tersor.model.checkpointing import show, transformed
 from tersor.model.edges import Call, trainable
 from tersor.model.parts import MakePart, MaskedPart, Part, Structure, part
-from tersor.model.simulate import Simulated, key
+from tersor.model.simulate import Simulated, key, tensors_of
 from tersor.model.sites import Site
 
 
@@ -92,6 +93,14 @@ class Tuned(Simulated):
             for name, site in self.sites.items():
                 if site.kind == "buffer" and values[name] is not (own := getattr(self, key(name))):
                     cast(Tensor, own).copy_(values[name])
+
+    def leave(self, values: Mapping[str, Tensor]) -> None:
+        """The net's own tensors show what this forward was computed with, for gradient checkpointing runs
+        parts of it again in backward, when nothing stands in their place."""
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling() and not transformed():
+            own = tensors_of(self.net)
+            for name, value in values.items():
+                show(own[name], value)
 
     def train(self, mode: bool = True) -> Tuned:
         super().train(mode)
