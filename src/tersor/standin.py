@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tersor.core.recipe import Recipe
 from tersor.core.state import State, start
+from tersor.model.features import pairs_of
 from tersor.settings import settings_of
 
 LONGEST = 64  # of an axis: large enough that a coder is worth its while
@@ -37,7 +38,7 @@ class Named(nn.Module):
             if name in buffers:
                 owner.register_buffer(last, tensor)
             else:
-                owner.register_parameter(last, nn.Parameter(tensor, requires_grad=False))
+                owner.register_parameter(last, nn.Parameter(tensor, tensor.is_floating_point()))
 
     def at(self, path: str) -> nn.Module:
         """The module of this name, made where it is missing."""
@@ -57,7 +58,8 @@ def stand_in(recipe: Recipe) -> State:
             name = example(pattern)
             if not any(clash(name, other) for other in shapes):
                 shapes[name] = (LONGEST,) if name.endswith("bias") else (LONGEST, LONGEST)
-    layers = [w.strip() for step in recipe.steps for w in settings_of(step).get("features", "").split(",")]
+    words = [settings_of(step).get("features", "") for step in recipe.steps]
+    layers = [name for word in words for pair in pairs_of(word) for name in pair]
     layers = [layer for layer in layers if not any(f"{layer}.".startswith(f"{name}.") for name in shapes)]
     random = torch.Generator().manual_seed(0)
     return start(Named({n: torch.randn(s, generator=random) for n, s in shapes.items()}, layers=layers))

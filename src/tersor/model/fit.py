@@ -18,7 +18,9 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from tersor.errors import RefusedError, TaskError, need
-from tersor.model.batches import generators_of, length_of, move, seeded, shapes
+from tersor.model.batches import device_of, generators_of, length_of, move, seeded, shapes
+from tersor.model.features import Features, features_of
+from tersor.model.groups import groups_of
 from tersor.model.snapshot import lent, restore, snapshot
 from tersor.model.task import MISFIT, Task
 from tersor.model.tune import Tuned
@@ -41,10 +43,13 @@ class Plan:
     weight_decay: float = 0.0
     share: float = 0.0  # of the teacher in the loss: 0 none, 1 only the teacher
     temperature: float = 4.0
-    features: str = ""  # layers whose outputs are matched to the teacher's, as names with commas
+    features: str = ""  # layers whose outputs are matched to the teacher's: see features.py
     feature_weight: float = 1.0
     bf16: bool = False  # forward passes in bfloat16
     channels_last: bool = False  # convolutions in the layout that CPUs are faster in
+    clip: float | None = None  # largest norm of all gradients together (Pascanu 2013)
+    lr_of: str = ""  # globs of sites with factors of the learning rate: see groups.py
+    frozen: str = "stay"  # what is done with what is frozen: see frozen.py; View.train reads it
 
 
 class Checkpoint(Protocol):
@@ -77,26 +82,24 @@ def fit(
     """Train the leaves of `tuned`; returns {"steps", "loss" (mean of the last epoch)}.
 
     `on_step(step, total)` runs before each optimizer step (gradual pruning narrows its masks there). With a
-    checkpoint the training goes on after the last finished epoch: parameters, masks, optimizer and random
-    state. The teacher is moved and put in eval mode: give a copy.
+    checkpoint the training goes on after the last finished epoch: parameters, masks, maps of features,
+    optimizer and random state. The teacher is moved and put in eval mode: give a copy.
     """
     accelerator = launch(tuned)
     batches = task.batches("train")
     per_epoch = length_of(batches)
-    with seeded(seed), lent(batches), torch.enable_grad():
-        decayed = [p for p in tuned.parameters() if p.ndim >= 2]
-        others = [p for p in tuned.parameters() if p.ndim < 2]
-        groups = [
-            {"params": decayed, "weight_decay": plan.weight_decay},
-            {"params": others, "weight_decay": 0.0},
-        ]
-        optimizer = make_optimizer([group for group in groups if group["params"]], plan)
+    with seeded(seed), lent(batches), torch.enable_grad(), contextlib.ExitStack() as stack:
+        teacher = teacher.to(device_of(tuned)).eval() if teacher is not None else None
+        features = features_of(plan.features, tuned, teacher, task, seed)
+        stack.enter_context(features.beside(tuned))
+        groups = groups_of(tuned, plan.lr_of, plan.weight_decay)
+        optimizer = make_optimizer(groups, plan)
         net, optimizer, loader = accelerator.prepare(tuned, optimizer, share(batches, accelerator))
         generators = generators_of(batches)  # now: for several processes Accelerate gives a sampler one
         for generator in generators:
             generator.manual_seed(seed)
         device = accelerator.device
-        teacher = teacher.to(device).eval() if teacher is not None else None
+        teacher = teacher.to(device) if teacher is not None else None
         if plan.channels_last:
             tuned.layout = torch.channels_last
             teacher = teacher.to(memory_format=torch.channels_last) if teacher is not None else None
@@ -112,14 +115,14 @@ def fit(
             step, losses = facts["step"], [facts["loss"]]
             restore(tuned, optimizer, generators, tensors, facts)
         net.train()
-        with catching(tuned, teacher, plan) as caught:
+        with features.catching(tuned, teacher):
             while step < total:
                 losses = []
                 for batch in loader:
                     batch = move(batch, device)
                     with torch.autocast(device.type, torch.bfloat16, enabled=plan.bf16):
                         try:
-                            loss = loss_of(net, teacher, task, plan, batch, caught)
+                            loss = loss_of(net, teacher, task, plan, batch, features)
                         except MISFIT as error:
                             raise TaskError(
                                 f"training: a batch, {shapes(batch)}, does not fit the model or its loss. "
@@ -127,10 +130,12 @@ def fit(
                             ) from error
                     optimizer.zero_grad()
                     accelerator.backward(loss)
+                    if plan.clip is not None:
+                        accelerator.clip_grad_norm_(net.parameters(), plan.clip)
                     if on_step is not None:
                         on_step(step, total)
                     for group in optimizer.param_groups:
-                        group["lr"] = plan.lr * max(rate(step, total, plan.schedule), 1e-4)
+                        group["lr"] = plan.lr * group["factor"] * max(rate(step, total, plan.schedule), 1e-4)
                     optimizer.step()
                     losses.append(float(loss.detach()))
                     step += 1
@@ -204,10 +209,9 @@ def loss_of(  # noqa: PLR0917 (all six are the loop's own)
     task: Task,
     plan: Plan,
     batch: Any,
-    caught: dict[str, list[Tensor]],
+    features: Features,
 ) -> Tensor:
-    for found in caught.values():
-        found.clear()
+    features.clear()
     output = task.run(net, batch)
     loss = output.new_zeros(()).float()
     if plan.share < 1:
@@ -217,12 +221,7 @@ def loss_of(  # noqa: PLR0917 (all six are the loop's own)
             wanted = task.run(teacher, batch)
         if plan.share > 0:
             loss = loss + plan.share * soften(output.float(), wanted.float(), plan.temperature)
-        for name, found in caught.items():
-            half = len(found) // 2  # the student's, then the teacher's: a layer may run more than once
-            if not half:
-                raise RefusedError(f"features: {name} is there, but gave no output: nothing calls it")
-            for mine, theirs in zip(found[:half], found[half:], strict=True):
-                loss = loss + plan.feature_weight * F.mse_loss(mine.float(), theirs.float())
+        loss = loss + plan.feature_weight * features.distance()
     return loss
 
 
@@ -232,23 +231,3 @@ def soften(output: Tensor, wanted: Tensor, temperature: float) -> Tensor:
     target = F.log_softmax(wanted / temperature, dim=1)
     count = output.numel() / output.shape[1]
     return F.kl_div(student, target, reduction="sum", log_target=True) * temperature**2 / count
-
-
-@contextlib.contextmanager
-def catching(tuned: Tuned, teacher: nn.Module | None, plan: Plan) -> Iterator[dict[str, list[Tensor]]]:
-    """Collect the outputs of the named layers of student and teacher, [student's, teacher's] by name."""
-    names = [name.strip() for name in plan.features.split(",") if name.strip()] if teacher is not None else []
-    caught: dict[str, list[Tensor]] = {name: [] for name in names}
-    hooks = []
-    try:
-        for name in names:
-            for net in (tuned.net, teacher):
-                hooks.append(net.get_submodule(name).register_forward_hook(  # type: ignore[union-attr]
-                    lambda module, args, output, name=name: caught[name].append(
-                        output[0] if isinstance(output, tuple) else output
-                    )
-                ))  # fmt: skip
-        yield caught
-    finally:
-        for hook in hooks:
-            hook.remove()

@@ -112,7 +112,7 @@ class Penalize(Retrain):
             text += f"; wanted {round(prices.target)}"
         order = [order_of(found, alone)] if self.arrange else []
         trained = Note("", "trained", text, facts | {"nbytes": now})
-        yield Group("all", (*events, *notes, said, *order, trained))
+        yield Group("all", (*events, *notes, said, *order, trained, *self.stayed(view)))
 
     def priced(self, view: View) -> list[Site]:
         """The weights that `where` means and, with `vectors`, the biases and norms of their layers."""
