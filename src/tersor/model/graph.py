@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -48,6 +48,16 @@ class Graph:
     @property
     def output(self) -> fx.Node:
         return next(node for node in self.program.graph.nodes if node.op == "output")
+
+    def feed(self, tensors: Mapping[str, Tensor], leaves: Iterable[Any]) -> dict[fx.Node, Any]:
+        """What the placeholders stand for, in order: tensors of a model, by the first of their names, and the
+        leaves of what it is called with."""
+        constants, rest = self.program.graph_signature.inputs_to_lifted_tensor_constants, iter(leaves)
+        return {
+            node: tensors[self.tensors[node]] if node in self.tensors
+            else self.program.constants[constants[node.name]] if node.name in constants else next(rest)
+            for node in self.program.graph.nodes if node.op == "placeholder"
+        }  # fmt: skip
 
     def path(self, node: fx.Node) -> str:
         """The module whose forward calls this operator, by its first name; "" for the model itself."""
@@ -143,13 +153,19 @@ def floating(made: Any) -> bool:
     return isinstance(made, Tensor) and made.is_floating_point()
 
 
+def arguments(node: fx.Node) -> dict[str, Any]:
+    """What an ATen operator is given, by the names of its arguments, with defaults; {} of other functions."""
+    told = getattr(getattr(node.target, "_schema", None), "arguments", ())
+    defaults = {a.name: a.default_value for a in told if a.has_default_value()}
+    return defaults | dict(zip((a.name for a in told), node.args, strict=False)) | node.kwargs if told else {}
+
+
 def written(node: fx.Node) -> list[fx.Node]:
     """The arguments that this operator writes to."""
     schema = getattr(node.target, "_schema", None)
     if node.op != "call_function" or schema is None or not schema.is_mutable:
         return []
-    given = {**dict(zip((a.name for a in schema.arguments), node.args, strict=False)), **node.kwargs}
-    found = []
+    given, found = arguments(node), []
     for argument in schema.arguments:
         one = given.get(argument.name)
         if argument.alias_info is not None and argument.alias_info.is_write:
