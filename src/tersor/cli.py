@@ -97,7 +97,7 @@ def run(
 
     steps = given_recipe(recipe, words, seed=seed)
     data = None if task is None else task_from(task)
-    given = given_model(model, weights=weights, key=key, arch=arch, base=base)
+    given = given_model(model, weights=weights, key=key, arch=arch, base=base, task=data)
     inputs = given_files(model, arch, recipe, task, weights=[weights, base])
     with watching(quiet=quiet, plain=json) as observer:
         _, facts = job(

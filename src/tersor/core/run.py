@@ -45,7 +45,7 @@ def run(
     disk, and `resume` goes on after the last one. Files that steps write (exports) go to `out`.
     """
     recipe, observer = as_recipe(recipe, seed), observer or Observer()
-    state = model if isinstance(model, State) else start(model)
+    state = model if isinstance(model, State) else start(model, task)
     if recipe.base is not None and recipe.base != state.digest:
         raise RefusedError(f"recipe: the lock is for base {recipe.base}, this model is {state.digest}")
     if task is not None and state.given is not None:

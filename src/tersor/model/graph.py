@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from tersor.errors import RefusedError
+from tersor.model.answers import tensors_of
 from tersor.model.batches import evaluating, steady
 from tersor.model.ops import OPS
 
@@ -63,7 +64,7 @@ class Graph:
         """The module whose forward calls this operator, by its first name; "" for the model itself."""
         stack = node.meta.get("nn_module_stack") or {}
         path = [path for path, _ in stack.values()][-1].split("@")[0] if stack else ""
-        return self.paths[path]
+        return self.paths[own_name(path)]
 
     @cached_property
     def edges(self) -> dict[str, tuple[fx.Node, int | None]]:
@@ -86,10 +87,11 @@ class Graph:
     @cached_property
     def constant(self) -> frozenset[fx.Node]:
         """What no argument of the model reaches."""
-        reached = set(self.inputs)
-        for node in self.nodes:  # what is written in place is reached too, and so is what it is a view of
-            if reached & set(node.all_input_nodes):
-                reached |= {node, *written(node)}
+        reached, memory = set(self.inputs), set(self.inputs)
+        for node in self.nodes:  # what is written in place is reached from there on, and what it is a view of
+            if any(one in reached or viewed_of(one) in memory for one in node.all_input_nodes):
+                reached.add(node)
+                memory |= {viewed_of(one) for one in written(node)}
         return frozenset(node for node in self.nodes if node not in reached)
 
     @cached_property
@@ -108,12 +110,13 @@ def traced(model: nn.Module, inputs: Inputs) -> Graph:
     args, kwargs = ((), inputs) if isinstance(inputs, dict) else (tuple(inputs), {})
     try:
         with evaluating(model), steady(), quiet():
-            program = torch.export.export(model, args, kwargs, strict=False)
+            program = torch.export.export(Answers(model), args, kwargs, strict=False)
     except Exception as error:  # torch.export raises errors of many kinds, its own and the model's
         text = next(iter(str(error).splitlines()), "")
         raise RefusedError(f"torch.export cannot trace the model: {type(error).__name__}: {text}") from error
     signature, first = program.graph_signature, first_names(model)
     told = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    told = {placeholder: own_name(name) for placeholder, name in told.items()}
     tensors = {
         node: first.get(told[node.name], told[node.name])
         for node in program.graph.nodes if node.op == "placeholder" and node.name in told
@@ -121,6 +124,23 @@ def traced(model: nn.Module, inputs: Inputs) -> Graph:
     once = {id(module): path for path, module in model.named_modules()}
     paths = {path: once[id(module)] for path, module in model.named_modules(remove_duplicate=False)}
     return Graph(program, paths, tensors)
+
+
+class Answers(nn.Module):
+    """A model whose answer is a tuple of the tensors in the model's own: caches and other objects that
+    torch.export does not know are opened or left out."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model, self.training = model, False
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+        return tuple(tensors_of(self.model(*args, **kwargs)))
+
+
+def own_name(name: str) -> str:
+    """A name in the model itself, of one in Answers."""
+    return "" if name == "model" else name.removeprefix("model.")
 
 
 def first_names(model: nn.Module) -> dict[str, str]:
@@ -171,6 +191,19 @@ def written(node: fx.Node) -> list[fx.Node]:
         if argument.alias_info is not None and argument.alias_info.is_write:
             found += [n for n in (one if isinstance(one, (list, tuple)) else [one]) if isinstance(n, fx.Node)]
     return found
+
+
+def viewed_of(node: fx.Node) -> fx.Node:
+    """The operator that made the memory which this one shows."""
+    while node.op == "call_function":
+        schema = getattr(node.target, "_schema", None)
+        if schema is None and op_name(node) != "getitem":
+            break
+        shown = schema is None or any(made.alias_info is not None for made in schema.returns)
+        if not shown or not node.args or not isinstance(node.args[0], fx.Node):
+            break
+        node = node.args[0]  # of all operators of ATen that show another's memory the first argument
+    return node
 
 
 @contextmanager

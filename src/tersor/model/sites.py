@@ -1,5 +1,9 @@
 """Sites: the names and kinds of what a model stores.
 
+linear  conv  convtranspose  embedding  attention  recurrent      weights: of products, kernels, tables of rows
+scale  bias  position  mask                                       what steps leave alone unless it is named
+other  buffer                                                     nobody knows; not trained
+The class of its layer tells a tensor's kind, until the graph of the model's forward tells it better (roles.py).
 A site is one entry of the state dict: a weight, another parameter, or a buffer. A tensor under several names
 is one site under the first; the other names are aliases. Two tensors on one memory are two, for a copy of the
 model parts them. Names come from the model as it was given and never change.
@@ -29,6 +33,7 @@ LAYERS: tuple[tuple[type[nn.Module] | tuple[type[nn.Module], ...], str], ...] = 
     (nn.RNNBase, "recurrent"),
     (nn.RNNCellBase, "recurrent"),
 )
+LEFT = ("scale", "bias", "position", "mask")  # kinds of parameters that steps leave alone
 
 
 @dataclass(frozen=True)
@@ -38,8 +43,8 @@ class Site:
     name: str  # its first name in the state dict, such as "blocks.3.fc1.weight"
     shape: tuple[int, ...]
     dtype: str  # "float32", without "torch."
-    kind: str  # "linear", "conv", "convtranspose", "embedding", "attention", "recurrent", "other" or "buffer"
-    axis: int = 0  # the axis of outputs: 1 for transposed convolutions, else 0
+    kind: str  # what it is for: see above
+    axis: int = 0  # the axis of outputs: 1 for transposed convolutions and for a matrix [I, O]
     groups: int = 1  # of a convolution
     layer: str = ""  # name of the module that owns it
     origin: str = ""  # where a site came from that the given model did not have: "fc1.weight left"
@@ -55,12 +60,25 @@ class Site:
 
     @property
     def is_weight(self) -> bool:
-        """A matrix or more of floats that is trained: what steps compress unless told otherwise."""
-        return self.kind != "buffer" and self.floating and len(self.shape) >= 2 and 0 not in self.shape
+        """A matrix or more of floats that is trained: what steps compress unless told otherwise. Where nobody
+        knows what it is for, two of its axes must be longer than 1, or it may well be a scale."""
+        if self.kind in LEFT or (self.kind == "other" and sum(size > 1 for size in self.shape) < 2):
+            return False
+        return self.is_parameter and len(self.shape) >= 2 and 0 not in self.shape
 
     @property
     def is_parameter(self) -> bool:
         return self.kind != "buffer" and self.floating
+
+    @property
+    def contracted(self) -> int | None:
+        """The axis over which a product or a convolution sums; None where none is known. Of weights with more
+        axes, such as those of experts [E, I, O], the last one that is not of outputs."""
+        if len(self.shape) < 2 or self.kind in (*LEFT, "other", "buffer"):
+            return None
+        if self.kind.startswith("conv"):
+            return 1 - self.axis
+        return next(axis for axis in reversed(range(len(self.shape))) if axis != self.axis)
 
 
 def sites_of(

@@ -17,6 +17,8 @@ from tersor.forms.form import DIGEST
 from tersor.record.events import Cut, Edit, Group, Note, Set
 from tersor.record.relation import HOW
 
+START = "start"  # in place of a step's name: what is told of the model before the first step
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -128,7 +130,7 @@ class Ledger:
         seeds = seeds_of(self.recipe)[:here]
         recipe = {**self.recipe, "steps": self.recipe.get("steps", [])[:here]}
         recipe["seed"] = seeds[0] if len(set(seeds)) == 1 else seeds
-        entries = [entry for entry in self.entries if entry.step < count]
+        entries = [entry for entry in self.entries if entry.step < count or entry.name == START]
         seconds = {step: took for step, took in self.seconds.items() if step < count}
         return Ledger(self.base, recipe, entries, self.past, seconds)
 
