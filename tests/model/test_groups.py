@@ -18,7 +18,8 @@ from tersor.steps.words import dump, from_words, from_yaml
 
 SPELLINGS: list[Any] = [
     "layers.0.*=10,*.bias=0.5", " layers.0.* = 10 , *.bias=.5", {"layers.0.*": 10, "*.bias": 0.5},
-    [("layers.0.*", 10), ("*.bias", 0.5)], ("layers.0.*=10", "*.bias=0.5"), [["layers.0.*", "10"], ["*.bias", 0.5]],
+    [("layers.0.*", 10), ("*.bias", 0.5)], ("layers.0.*=10", "*.bias=0.5"),
+    [["layers.0.*", "10"], ["*.bias", 0.5]],
 ]  # fmt: skip
 ONE = "layers.0.*=10.0,*.bias=0.5"
 
@@ -40,8 +41,8 @@ def test_yaml_takes_a_mapping() -> None:
     assert from_yaml(text, STEPS).steps[0] == Finetune(lr_of=ONE)
 
 
-BAD = ["head", "head.*=x", "=3", "head.*=0", "head.*=-1", "head.*=inf", {"head.*": None}, {3: 1}, 7, [("a", 1, 2)],
-       {"a,b": 1}]  # fmt: skip
+BAD = ["head", "head.*=x", "=3", "head.*=0", "head.*=-1", "head.*=inf", {"head.*": None}, {3: 1}, 7,
+       [("a", 1, 2)], {"a,b": 1}]  # fmt: skip
 
 
 @pytest.mark.parametrize("given", BAD, ids=str)
@@ -52,8 +53,9 @@ def test_what_is_no_such_setting_is_refused(given: Any) -> None:
 
 def test_a_glob_that_matches_nothing_that_learns_is_refused_with_near_misses() -> None:
     t = tiny("mlp")
-    with pytest.raises(SiteError, match=r"lr_of: 'layer\.0\.weight' matches no weight that learns; did you mean "
-                       r"'layers\.0\.weight'"):  # fmt: skip
+    with pytest.raises(
+        SiteError, match=r"'layer\.0\.weight' matches no .*; did you mean 'layers\.0\.weight'"
+    ):
         run(t.model, Finetune(lr_of={"layer.0.weight": 2}), t.task)
     t.model.layers[0].weight.requires_grad = False
     for step in (Finetune(lr_of="layers.0.weight=2"), Finetune(lr_of="layers.0.weight=2", where="*.bias")):

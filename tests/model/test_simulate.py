@@ -240,7 +240,7 @@ def test_weights_get_the_gradient_of_a_slow_reference() -> None:
 
 
 def test_gradient_checkpointing_needs_resume_for_grids_and_is_then_exact() -> None:
-    """What is run again in backward knows nothing of grids; weights it has, tests/model/test_checkpointing."""
+    """What is run again in backward knows nothing of grids; weights: tests/model/test_checkpointing.py."""
     for names in (THREE["gpt"], []):
         here = nets()["gpt"]
         tuned = tuned_of(here, spanned(here, names, bits=4)).train()

@@ -97,7 +97,7 @@ class Features:
         try:
             for net, side, lists in sides:
                 for pair, found in zip(self.pairs, lists, strict=True):
-                    layer = net.get_submodule(pair[side])  # type: ignore[union-attr]
+                    layer = net.get_submodule(pair[side])
                     hooks.append(layer.register_forward_hook(
                         lambda module, args, output, found=found: found.append(first(output))
                     ))  # fmt: skip
