@@ -163,7 +163,8 @@ class View:
         learn = frozen.learning(self.sites.values() if where is None else where, self.step_name)
         tuned = Tuned(
             module, after, self.sites, learn, makers, still=[n for n in frozen.tensors if n in (forms or {})],
-            resting=frozen.modules, edge_grids=self.state.grids, example=lambda net: once(self.task, net, "train"),
+            resting=frozen.modules, edge_grids=self.state.grids,
+            example=lambda net: once(self.task, net, "train"),
         )  # fmt: skip
         for scale in tuned.grids.parameters():
             scale.requires_grad_(False)

@@ -12,11 +12,12 @@ Chen 2016 (training with sublinear memory).
 from __future__ import annotations
 
 import functools
+import inspect
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointFunction, checkpoint
 
 from tersor.errors import RefusedError
 from tersor.model.watch import active
@@ -64,6 +65,21 @@ def lost(own: Tensor) -> None:
         f"gradient checkpointing with use_reentrant=True gives the gradient of a weight {list(own.shape)} to "
         f"a copy of it, and it would be lost. Give torch.utils.checkpoint use_reentrant=False"
     )
+
+
+def refuse_reentry() -> None:
+    """Refuse a grid in a part that runs without gradients now, and with them, but without the grid, in
+    backward."""
+    if torch.is_grad_enabled() or not getattr(active(), "learns", False):
+        return
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_code is CheckpointFunction.forward.__code__:
+            raise RefusedError(
+                "gradient checkpointing with use_reentrant=True runs a part again without the grids on its "
+                "edges. Train without checkpointing"
+            )
+        frame = frame.f_back
 
 
 def transformed() -> bool:

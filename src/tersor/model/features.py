@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -98,7 +97,7 @@ class Features:
         try:
             for net, side, lists in sides:
                 for pair, found in zip(self.pairs, lists, strict=True):
-                    layer = net.get_submodule(pair[side])  # type: ignore[union-attr]
+                    layer = net.get_submodule(pair[side])
                     hooks.append(layer.register_forward_hook(
                         lambda module, args, output, found=found: found.append(first(output))
                     ))  # fmt: skip

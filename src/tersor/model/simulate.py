@@ -22,7 +22,7 @@ from torch.nn.utils.stateless import _reparametrize_module
 from tersor.errors import RefusedError, SiteError
 from tersor.forms.grid import Grid
 from tersor.model.batches import device_of
-from tersor.model.checkpointing import rerun
+from tersor.model.checkpointing import refuse_reentry, rerun
 from tersor.model.edges import edges_of, known, near, parse
 from tersor.model.gridpart import GridPart
 from tersor.model.watch import Run, active, hooked, running
@@ -54,12 +54,10 @@ class Simulated(nn.Module):
         self.sign()
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        """What only a hidden net holds moves too: buffers that no state dict lists."""
+        """A hidden net moves too: it has buffers that no state dict lists, and shows what ran last."""
         super()._apply(fn, recurse)
-        for module in self.net.modules() if self.hidden else ():
-            for name in module._non_persistent_buffers_set:
-                if (buffer := module._buffers[name]) is not None:
-                    module._buffers[name] = fn(buffer)
+        if self.hidden:
+            self.net._apply(fn)
         return self
 
     def values(self) -> dict[str, Tensor]:
@@ -83,7 +81,10 @@ class Simulated(nn.Module):
 
     def see(self, name: str, x: Tensor) -> Tensor:
         place = self.table.get(name)
-        return x if place is None else cast(GridPart, self.grids[place]).value(x)
+        if place is None:
+            return x
+        refuse_reentry()
+        return cast(GridPart, self.grids[place]).value(x)
 
     def resume(self) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
         """context_fn for torch.utils.checkpoint: what is run again sees the same weights, grids and names.
@@ -134,7 +135,7 @@ class Values(Run):
         table = simulated.table
         inputs = any(name.startswith("/input:") for name in table)
         super().__init__(simulated.see if table else None, frames, inputs)
-        self.values, self.simulated = values, simulated
+        self.values, self.simulated, self.learns = values, simulated, torch.is_grad_enabled()
 
 
 class Anew(AbstractContextManager[None]):
@@ -190,13 +191,18 @@ def gridded(model: nn.Module, grids: Mapping[str, Grid]) -> Simulated:
 
 def with_grids(model: nn.Module, grids: Mapping[str, Grid]) -> nn.Module:
     """A model that is the caller's own with grids on its edges; RefusedError where one is stale."""
+    fresh(grids)
+    return Simulated(model, grids).requires_grad_(False) if grids else model
+
+
+def fresh(grids: Mapping[str, Grid]) -> None:
+    """Refuse grids of which one is stale."""
     stale = [edge for edge, grid in grids.items() if grid.stale]
     if stale:
         raise RefusedError(
             f"{stale[0]}: its grid is stale, and {len(stale) - 1} more: what came after it changed what the "
             f"edge holds. Calibrate again, or undo to where it was fresh"
         )
-    return Simulated(model, grids).requires_grad_(False) if grids else model
 
 
 def exported(simulated: Simulated, *args: Any, **kwargs: Any) -> ExportedProgram:

@@ -34,7 +34,8 @@ class Tuned(Simulated):
 
     def __init__(
         self, model: nn.Module, forms: Mapping[str, Form], sites: Mapping[str, Site], train: Iterable[str],
-        makers: Mapping[str, MakePart] | None = None, *, still: Iterable[str] = (), resting: Iterable[str] = (),
+        makers: Mapping[str, MakePart] | None = None, *,
+        still: Iterable[str] = (), resting: Iterable[str] = (),
         edge_grids: Mapping[str, Grid] | None = None, example: Call | None = None,
     ):  # fmt: skip
         """`model` is copied. `train` names the sites whose leaves learn; the other parameters stand still.
