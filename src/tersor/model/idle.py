@@ -127,7 +127,8 @@ def drop(model: Followed, layer: Layer) -> bool:
     rest = [size for k, size in enumerate(made.shape) if k != axis]
 
     def reached(some: Tensor, at: Tensor | slice, inner: int) -> Tensor:
-        """Which samples of the answer depend on these units of these samples, one each."""
+        """Which samples of the answer depend on these units of these samples, one each; all, where an answer
+        has none."""
         asked = torch.zeros(made.shape[axis], math.prod(rest), dtype=torch.bool)
         asked.unflatten(1, (-1, batch, inner)).movedim(2, 1)[some, at] = True
         mask = asked.unflatten(1, rest).movedim(0, axis)
@@ -138,7 +139,7 @@ def drop(model: Followed, layer: Layer) -> bool:
         out = torch.zeros(batch, dtype=torch.bool)
         for x in model.answers(model.leaves, look, layer.node):
             if floating(x) and x.ndim and len(x) == batch:
-                out |= x.isnan().flatten(1).any(1)
+                out |= x.isnan().reshape(batch, -1).any(1)
             elif x is DEPENDS or (floating(x) and x.isnan().any()):
                 out[:] = True
         return out

@@ -129,7 +129,7 @@ class Known(fx.Interpreter):
         given, name = tree_leaves((args, kwargs)), base(n)
         if fickle(n) or any(x is DEPENDS for x in given):
             return self.unknown(n)
-        if not any(floating(x) and bool(x.isnan().any()) for x in given):
+        if not any(floating(x) and bool(x.sum().isnan()) for x in given):  # the sum of a NaN is one
             return n.target(*args, **kwargs)  # type: ignore[operator]
         if name in FACTORS:
             return self.product(n, args, kwargs)
@@ -150,12 +150,13 @@ class Known(fx.Interpreter):
             return call(*bare[0][:k], first, second, *bare[0][k + 2 :], **bare[1]) != 0
 
         pair = args[k : k + 2]
-        out = call(*args[:k], *(x.masked_fill(x.isnan(), 0) for x in pair), *args[k + 2 :], **kwargs)
-        for j, x in enumerate(pair):
-            if x.isnan().any():
-                other = self.some(n.args[k + 1 - j], pair[1 - j])
-                both = (x.isnan().to(x.dtype), other)
-                out.masked_fill_(met(*(both if j == 0 else both[::-1])), torch.nan)
+        nans = [x.isnan() for x in pair]
+        numbers = [x.masked_fill(nan, 0) for x, nan in zip(pair, nans, strict=True)]
+        out = call(*args[:k], *numbers, *args[k + 2 :], **kwargs)
+        for j, nan in enumerate(nans):
+            if nan.any():
+                both = nan.to(out.dtype), self.some(n.args[k + 1 - j], pair[1 - j])
+                out.masked_fill_(met(*both) if j == 0 else met(*both[::-1]), torch.nan)
         return out
 
     def some(self, n: Any, x: Tensor) -> Tensor:
