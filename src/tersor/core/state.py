@@ -131,8 +131,8 @@ def digest_of(digests: Mapping[str, str], rest: Mapping[str, Any] | None = None)
 
 
 def start(model: nn.Module, task: Task | None = None) -> State:
-    """A model as it is: every tensor Dense (masked where it comes in pruned), nothing done yet. Refuses NaN and
-    infinite weights. By the inputs of `task` what each tensor is for is seen, not guessed from classes."""
+    """A model as it is: every tensor Dense, or Masked where it comes in pruned; NaN and infinite weights are
+    refused. The inputs of `task` show what each tensor is for; without it the classes of layers say so."""
     found = opened(model, task)  # the forms are its tensors: one copy serves both, for neither is changed
     forms: dict[str, Form] = {name: Dense(tensor.cpu()) for name, tensor in found.tensors.items()}
     forms |= {name: Masked(Dense(mask.cpu()), forms[name]) for name, mask in found.masks.items()}

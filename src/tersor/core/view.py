@@ -134,7 +134,7 @@ class View:
             names = list(self.sites)
             for name in names[names.index(site.name) :]:
                 other = self.sites[name]
-                size = 4 * math.prod(self.shape(other)[1:]) ** 2
+                size = 4 * (math.prod(self.shape(other)) // max(self.shape(other)[other.axis], 1)) ** 2
                 if has_gram(other) and len(other.shape) >= 2 and (size <= room or other is site):
                     chunk.append(other)
                     room -= size

@@ -29,7 +29,7 @@ def computed(model: nn.Module) -> list[Work]:
     found: list[Work] = []
     for path, module in model.named_modules():
         if parametrize.is_parametrized(module):
-            for name, made in module.parametrizations.items():  # type: ignore[union-attr]
+            for name, made in module.parametrizations.items():
                 found.append(
                     (path, module, name, " and ".join(type(one).__name__.lstrip("_") for one in made))
                 )

@@ -35,9 +35,10 @@ def fitted(
     """A copy of `model` with `changes` made, whose tensors are the decoded forms: each in its site's dtype,
     on the device of the tensor that was there.
 
-    `model` is as it was given, before any change, but for weights that its layers compute: the copy's are plain; `forms`, `sites` and `aliases` (other names of sites) are
-    as they are now. Model and forms may tie different tensors, if the values agree. What is not in the state
-    dict comes along: hooks, modes, attributes, other buffers. A buffer on another's memory gets its own.
+    `model` is as it was given, before any change; weights that its layers compute are plain in the copy.
+    `forms`, `sites` and `aliases` (other names of sites) are as they are now. Model and forms may tie
+    different tensors, if the values agree. What is not in the state dict comes along: hooks, modes,
+    attributes, other buffers. A buffer on another's memory gets its own.
 
     Raises SiteError where the model is not the one that the forms were made from, RefusedError where the
     changes do not fit the shapes or the module does not give back what was written.

@@ -1,9 +1,9 @@
 """Sites: the names and kinds of what a model stores.
 
-linear  conv  convtranspose  embedding  attention  recurrent      weights: of products, kernels, tables of rows
-scale  bias  position  mask                                       what steps leave alone unless it is named
-other  buffer                                                     nobody knows; not trained
-The class of its layer tells a tensor's kind, until the graph of the model's forward tells it better (roles.py).
+linear  conv  convtranspose  embedding  attention  recurrent     weights: of products, kernels, tables of rows
+scale  bias  position  mask                                      left alone by steps unless named
+other  buffer                                                    nobody knows; not trained
+The class of its layer says a tensor's kind, until the graph of the model's forward says it better (roles.py).
 A site is one entry of the state dict: a weight, another parameter, or a buffer. A tensor under several names
 is one site under the first; the other names are aliases. Two tensors on one memory are two, for a copy of the
 model parts them. Names come from the model as it was given and never change.

@@ -210,7 +210,11 @@ def plan(view: View, site: Site, found: Moments | None, level: float, damp: floa
         made.why = f"{math.prod(before.shape)} numbers are not worth a grid"
         return made
     who = f"rdoq: {site.name}"
-    sides = leaf_moments(uncoded(before), *found) if found else iter([(None, None)] * len(shapes))
+    form = uncoded(before)
+    if found and site.axis and any(isinstance(node, LowRank) for _, node in form.walk()):
+        # A product is split along its first axis, whatever the axis of outputs.
+        found = found[::-1] if len(site.shape) == 2 else (None, None)
+    sides = leaf_moments(form, *found) if found else iter([(None, None)] * len(shapes))
     for (w, keep, axis), (rows, columns) in zip(shapes, sides, strict=True):
         flat = to_rows(w.float(), axis).contiguous()
         outs, ins = flat.shape
