@@ -39,7 +39,7 @@ class Measure:
 
     @property
     def needs(self) -> Needs:
-        return Needs.WHOLE
+        return Needs.WHOLE | Needs.SCORES
 
     def run(self, view: View) -> Iterator[Group]:
         sites = select(view.sites, self.where, self.name)

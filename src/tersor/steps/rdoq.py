@@ -74,7 +74,9 @@ class Rdoq:
     @property
     def needs(self) -> Needs:
         """Without data a tensor is rounded by itself, unless all share one budget."""
-        if self.max_drop is not None or self.weigh not in ("auto", "none"):
+        if self.max_drop is not None:
+            return Needs.MODEL | Needs.TASK | Needs.WHOLE | Needs.SCORES
+        if self.weigh not in ("auto", "none"):
             return Needs.MODEL | Needs.TASK | Needs.WHOLE
         return Needs.NOTHING if self.nbytes is None else Needs.WHOLE
 
