@@ -46,8 +46,8 @@ class Logits:
             ndim = self.tensor.ndim
             if not -ndim <= self.axis < ndim or self.axis % ndim == 0:
                 raise TaskError(
-                    f"logits: axis={self.axis} of {shapes(self.tensor)}, but it is the axis of the classes; the "
-                    f"first one counts samples"
+                    f"logits: axis={self.axis} of {shapes(self.tensor)}, but it is the axis of the classes; "
+                    f"the first one counts samples"
                 )
             if self.scores.shape[1] == 1:
                 raise TaskError(

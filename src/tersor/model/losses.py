@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
 
 def default_loss(output: Any, target: Any) -> Tensor:
-    """What a task without a loss of its own is trained with: the model's own where it computes one, else cross
-    entropy, binary cross entropy or the mean squared error, by what the output is. (In a task it goes by the
-    task's logits and the batch's mask: task_loss.)"""
+    """What a task without a loss of its own is trained with: the model's own where it computes one, else
+    cross entropy, binary cross entropy or the mean squared error, by what the output is. (In a task it goes
+    by the task's logits and the batch's mask: task_loss.)"""
     own = own_loss(output)
     return plain_loss(logits_of(output, None, target, "loss"), target) if own is None else own
 

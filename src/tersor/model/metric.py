@@ -86,7 +86,7 @@ class Metric:
             ) from None
 
     def checked(self, found: Any, count: int | None, fit: str) -> Scores:
-        """What `statistics` gave of a batch of `count` samples, on the CPU; TaskError where it is not that."""
+        """What `statistics` gave of a batch of `count` samples, on the CPU; TaskError where it is not so."""
         b = "B" if count is None else str(count)
         gave, who = f"the metric gave {shapes(found)}", f"metric {self.name!r}"
         if isinstance(found, list) and self.value is not None:
