@@ -1,6 +1,7 @@
 """Fit: the one training loop, run through Accelerate: one process, several, or a GPU by configuration.
 
-The loss of a batch, with a teacher's share in it, is model/losses.py's.
+loss = (1 - share) * task loss + share * soft targets (model/losses.py) + features * mean squared difference
+of named layers' outputs    Hinton 2015, Romero 2015
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from tersor.errors import RefusedError, TaskError, need
 from tersor.model.batches import generators_of, length_of, move, seeded, shapes
-from tersor.model.losses import loss_of
+from tersor.model.outputs import as_floats
 from tersor.model.snapshot import lent, restore, snapshot
 from tersor.model.task import MISFIT, Task
 from tersor.model.tune import Tuned
@@ -195,6 +197,35 @@ def make_optimizer(groups: list[dict[str, Any]], plan: Plan) -> torch.optim.Opti
         return torch.optim.SGD(groups, lr=plan.lr, momentum=0.9, nesterov=True)
     kind = torch.optim.AdamW if plan.optimizer == "adamw" else torch.optim.Adam
     return kind(groups, lr=plan.lr)
+
+
+def loss_of(  # noqa: PLR0917 (all six are the loop's own)
+    net: nn.Module,
+    teacher: nn.Module | None,
+    task: Task,
+    plan: Plan,
+    batch: Any,
+    caught: dict[str, list[Tensor]],
+) -> Tensor:
+    """The loss of one batch of a training."""
+    for found in caught.values():
+        found.clear()
+    output = as_floats(task.run(net, batch))
+    terms: list[Tensor] = []
+    if plan.share < 1:
+        terms.append((1 - plan.share) * task.loss_of(output, batch))
+    if teacher is not None:
+        with torch.no_grad():
+            wanted = as_floats(task.run(teacher, batch))
+        if plan.share > 0:
+            terms.append(plan.share * task.soft_loss(output, wanted, batch, plan.temperature))
+        for name, found in caught.items():
+            half = len(found) // 2  # the student's, then the teacher's: a layer may run more than once
+            if not half:
+                raise RefusedError(f"features: {name} is there, but gave no output: nothing calls it")
+            for mine, theirs in zip(found[:half], found[half:], strict=True):
+                terms.append(plan.feature_weight * F.mse_loss(mine.float(), theirs.float()))
+    return sum(terms[1:], terms[0].float())
 
 
 @contextlib.contextmanager

@@ -65,7 +65,7 @@ class Rdoq:
             self.max_drop is None or 0 <= self.max_drop < math.inf,
             self,
             "max_drop",
-            "it is a loss: 0 or more",
+            "it is a loss of the metric: 0 or more",
         )
         check(self.lam is None or 0 < self.lam < float("inf"), self, "lam", "it is a price: above 0")
         check(0 < self.damp <= 1, self, "damp", "it is a share: 0 < damp <= 1")
