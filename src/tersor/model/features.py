@@ -52,14 +52,14 @@ class Features:
         for found in (*self.mine, *self.theirs):
             found.clear()
 
-    def distance(self) -> Tensor | float:
-        """The sum of mean squared differences."""
-        total: Tensor | float = 0.0
+    def distance(self) -> list[Tensor]:
+        """Mean squared differences, one for each time that a layer ran."""
+        found = []
         for number, (mine, theirs) in enumerate(self.checked()):
             along = self.maps[f"{number}"] if f"{number}" in self.maps else nn.Identity()
             for x, y in zip(mine, theirs, strict=True):
-                total = total + F.mse_loss(along(x.float()), y.float())
-        return total
+                found.append(F.mse_loss(along(x.float()), y.float()))
+        return found
 
     def checked(self) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
         """What was caught, pair by pair; RefusedError where a layer gave nothing, or other counts."""

@@ -1,7 +1,7 @@
 """Fit: the one training loop, run through Accelerate: one process, several, or a GPU by configuration.
 
-loss = (1 - share) * task loss + share * T^2 * KL(teacher / T || student / T) + features * mean squared
-difference Hinton 2015 (soft targets; T^2 keeps the gradients' size when T changes), Romero 2015 (features)
+loss = (1 - share) * task loss + share * soft targets (model/losses.py) + features * mean squared difference
+of named layers' outputs    Hinton 2015, Romero 2015
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from tersor.errors import RefusedError, TaskError, need
 from tersor.model.batches import device_of, generators_of, length_of, move, seeded, shapes
 from tersor.model.features import Features, features_of
 from tersor.model.groups import groups_of
+from tersor.model.outputs import as_floats
 from tersor.model.snapshot import lent, restore, snapshot
 from tersor.model.task import MISFIT, Task
 from tersor.model.tune import Tuned
@@ -211,23 +211,16 @@ def loss_of(  # noqa: PLR0917 (all six are the loop's own)
     batch: Any,
     features: Features,
 ) -> Tensor:
+    """The loss of one batch of a training."""
     features.clear()
-    output = task.run(net, batch)
-    loss = output.new_zeros(()).float()
+    output = as_floats(task.run(net, batch))
+    terms: list[Tensor] = []
     if plan.share < 1:
-        loss = loss + (1 - plan.share) * task.loss(output.float(), task.target_of(batch))
+        terms.append((1 - plan.share) * task.loss_of(output, batch))
     if teacher is not None:
         with torch.no_grad():
-            wanted = task.run(teacher, batch)
+            wanted = as_floats(task.run(teacher, batch))
         if plan.share > 0:
-            loss = loss + plan.share * soften(output.float(), wanted.float(), plan.temperature)
-        loss = loss + plan.feature_weight * features.distance()
-    return loss
-
-
-def soften(output: Tensor, wanted: Tensor, temperature: float) -> Tensor:
-    """T^2 * KL(teacher || student) at temperature T; outputs [B, K] or [B, K, ...], classes on axis 1."""
-    student = F.log_softmax(output / temperature, dim=1)
-    target = F.log_softmax(wanted / temperature, dim=1)
-    count = output.numel() / output.shape[1]
-    return F.kl_div(student, target, reduction="sum", log_target=True) * temperature**2 / count
+            terms.append(plan.share * task.soft_loss(output, wanted, batch, plan.temperature))
+        terms += [plan.feature_weight * term for term in features.distance()]
+    return sum(terms[1:], terms[0].float())

@@ -40,7 +40,9 @@ class Followed:
     tensors: dict[str, Tensor]  # the model's own, by the first of their names
     leaves: list[Any]  # of the example, at most BATCH samples
     views: frozenset[fx.Node]  # operators that answer with memory of what they are given
-    plain: dict[fx.Node, Any]  # what operators make of the example; nothing where something is written in place
+    plain: dict[
+        fx.Node, Any
+    ]  # what operators make of the example; nothing where something is written in place
 
     @cached_property
     def own(self) -> dict[fx.Node, str]:

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 
-from tersor.errors import RefusedError
 from tersor.forms import Form
 from tersor.model.graph import Inputs, arguments, value
 from tersor.model.idle import Layer, layers_of, units_axis
@@ -77,7 +76,9 @@ def alike(n: fx.Node, axis: int, x: Tensor) -> bool:
     return base(n) in POOLS and axis < x.ndim - POOLS[base(n)] and isinstance(value(n), Tensor)
 
 
-def reshaped(before: tuple[int, ...], after: tuple[int, ...], axis: int, block: int) -> tuple[int | None, int]:
+def reshaped(
+    before: tuple[int, ...], after: tuple[int, ...], axis: int, block: int
+) -> tuple[int | None, int]:
     """(the axis, numbers side by side for each unit) of units in the new shape; None where they part."""
     units = before[axis] // block
     for k, size in enumerate(after):

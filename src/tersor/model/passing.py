@@ -13,23 +13,17 @@ from tersor.model.graph import op_name
 # Each element follows from one element of each tensor given, in the same way. Given one tensor, these treat
 # all units alike. Every NaN is kept.
 EACH = frozenset(
-    "add sub rsub mul div neg abs square sqrt rsqrt exp erf sin cos relu relu6 hardtanh leaky_relu elu celu "
-    "selu gelu silu mish hardswish hardsigmoid softplus log_sigmoid tanh sigmoid clamp clamp_min clamp_max "
-    "dropout feature_dropout alpha_dropout feature_alpha_dropout clone contiguous to lift_fresh_copy "
-    "detach".split()
+    ["add", "sub", "rsub", "mul", "div", "neg", "abs", "square", "sqrt", "rsqrt", "exp", "erf", "sin", "cos", "relu", "relu6", "hardtanh", "leaky_relu", "elu", "celu", "selu", "gelu", "silu", "mish", "hardswish", "hardsigmoid", "softplus", "log_sigmoid", "tanh", "sigmoid", "clamp", "clamp_min", "clamp_max", "dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "clone", "contiguous", "to", "lift_fresh_copy", "detach"]
 )  # fmt: skip
 # The same along the last axes, so many. Every NaN is kept.
 POOLS = {
     f"{kind}_pool{axes}d": axes for kind in ("max", "avg", "adaptive_avg", "adaptive_max") for axes in (1, 2, 3)
 }  # fmt: skip
 # The same elements in the same order, in another shape.
-RESHAPES = frozenset("view reshape flatten unflatten squeeze unsqueeze _unsafe_view".split())
+RESHAPES = frozenset(["view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "_unsafe_view"])
 # An element that comes out as a number depends on numbers only; elements may meet, or be left out.
 OTHERS = frozenset(
-    "softmax log_softmax batch_norm layer_norm group_norm instance_norm rms_norm prelu glu maximum minimum "
-    "cat stack mean sum amax amin cumsum linalg_vector_norm where masked_fill index_select index gather "
-    "repeat roll flip tril triu pixel_shuffle channel_shuffle upsample_nearest1d upsample_nearest2d "
-    "upsample_nearest3d copy fill zero".split()
+    ["softmax", "log_softmax", "batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm", "prelu", "glu", "maximum", "minimum", "cat", "stack", "mean", "sum", "amax", "amin", "cumsum", "linalg_vector_norm", "where", "masked_fill", "index_select", "index", "gather", "repeat", "roll", "flip", "tril", "triu", "pixel_shuffle", "channel_shuffle", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "copy", "fill", "zero"]
 )  # fmt: skip
 PASSING = EACH | POOLS.keys() | RESHAPES | OTHERS
 # Products of two tensors, with the place of the first among the arguments; whatever else is given is added.

@@ -1,0 +1,52 @@
+"""Trial: what is wrong with a model's answer to the first batch, or with the loss of it; for Task.check."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tersor.errors import TaskError
+from tersor.model.batches import shapes
+from tersor.model.outputs import tensors_of
+
+
+def check_answer(who: str, model: nn.Module, batch: Any, output: Any) -> None:
+    """An answer of NaN that comes from the weights or the batch, and not from places that do not count."""
+    if not nan(output):
+        return
+    if nan(batch) or bad_weights(model):
+        because = ": it holds NaN itself" if nan(batch) else bad_weights(model)
+        raise TaskError(f"{who}: the model's answers to the first batch are NaN{because}.")
+
+
+def check_loss(who: str, model: nn.Module, loss: Any, fit: str) -> None:
+    """A loss that is one finite number."""
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        raise TaskError(f"{who}: the loss gave {shapes(loss)}, but it is one number, a scalar tensor.")
+    if not torch.isfinite(loss).all():
+        raise TaskError(f"{who}: the loss is {loss.item()} on the first batch ({fit}){bad_weights(model)}.")
+
+
+def nan(values: Any) -> bool:
+    return any(bool(tensor.isnan().any()) for tensor in tensors_of(values) if tensor.is_floating_point())
+
+
+def bad_weights(model: nn.Module) -> str:
+    bad = [name for name, value in model.state_dict().items() if not torch.isfinite(value).all()]
+    names = f"{', '.join(bad[:5])}{', ...' if len(bad) > 5 else ''}"
+    return f": these weights are not finite: {names}" if bad else ""
+
+
+def hint(model: nn.Module, batch: Any) -> str:
+    """What a model that encodes and decodes lacks in a batch."""
+    if (
+        not isinstance(batch, Mapping)
+        or "decoder_input_ids" not in inspect.signature(model.forward).parameters
+    ):
+        return ""
+    there = {"decoder_input_ids", "decoder_inputs_embeds"} & set(batch)
+    return "" if there else ". Where it is not given labels it wants decoder_input_ids in the batch"
