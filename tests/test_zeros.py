@@ -17,14 +17,18 @@ from tiny import TRAINED, Tiny, tiny
 from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
+from tersor.check import check
 from tersor.core.history import replay, undo
 from tersor.core.recipe import Recipe
-from tersor.core.run import run
-from tersor.core.state import State
+from tersor.core.run import CAME, run
+from tersor.core.step import Needs
 from tersor.errors import RefusedError, SettingError, SiteError
 from tersor.forms import Dense, Masked
 from tersor.io import load, pack, save
+from tersor.model.task import Task
 from tersor.model.zeros import kept
+from tersor.record.events import Group, Note
+from tersor.record.journal import Journal
 from tersor.steps import STEPS, Cluster, Factorize, Finetune, Prune, Quantize
 from tersor.steps.words import dump, from_yaml, lock
 
@@ -63,7 +67,9 @@ def step(name: str, trained: bool = False) -> Any:
 
 
 def zeros(t: Tiny) -> dict[str, Tensor]:
-    return {n: w == 0 for n, w in t.model.state_dict().items() if w.ndim > 1 and 1 < (w == 0).sum() < w.numel()}
+    return {
+        n: w == 0 for n, w in t.model.state_dict().items() if w.ndim > 1 and 1 < (w == 0).sum() < w.numel()
+    }
 
 
 def loaded(t: Tiny, steps: Any, folder: Path) -> dict[str, Tensor]:
@@ -133,7 +139,6 @@ def test_undo_replay_and_two_runs(tmp_path: Path) -> None:
 @pytest.mark.parametrize("lines", [1, 2, 3])
 def test_a_run_that_was_killed_goes_on_to_the_same_end(lines: int, tmp_path: Path) -> None:
     """After the masks, and in the middle of the step that they were made for."""
-    from tersor.record.journal import Journal
 
     class Killed(Exception):
         pass
@@ -181,6 +186,30 @@ def test_the_setting_is_checked() -> None:
             Recipe((Prune(),), zeros=bad)  # type: ignore[arg-type]
     with pytest.raises(SiteError, match=r"zeros: where='head.weigth' matches no weight; did you mean 'head"):
         run(t.model, Recipe((Prune(),), zeros="head.weigth"))
+
+
+def test_a_dry_run_knows_the_globs() -> None:
+    recipe = Recipe((Prune(where="conv*"),), zeros="*,!lora.*")
+    assert [facts["step"] for facts in check(recipe)] == ["prune"]
+    with pytest.raises(SiteError, match="zeros: where='!lora.*' excludes nothing"):
+        check(recipe, tiny("mlp").model)
+
+
+def test_trials_do_as_their_step_does() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Tries:
+        name: ClassVar[str] = "tries"
+        where: ClassVar[str] = "head.weight"
+        needs: ClassVar[Needs] = Needs.NOTHING
+
+        def run(self, view: Any) -> Any:
+            found.append(view.trial([Quantize()])[1].forms["block.weight"])
+            yield Group("all", (Note("", "tried", "once"),))
+
+    t, found = sparse(), []
+    for zeros_kept in ("*", "none"):
+        run(t.model, Recipe((Tries(),), zeros=zeros_kept))
+    assert [isinstance(form, Masked) for form in found] == [True, False]
 
 
 def test_it_survives_yaml_and_chains() -> None:
@@ -277,8 +306,6 @@ class LoRA(nn.Module):
 
 
 def test_a_matrix_of_zeros_learns() -> None:
-    from tersor.model.task import Task
-
     x = random(40, 8)
     batches = [(x, x[:, :4].argmax(1))]
     task = Task("four", evaluate=batches, train=batches)
@@ -345,10 +372,6 @@ def test_a_misspelt_glob_is_refused_by_pack(tmp_path: Path) -> None:
 
 
 def test_own_groups_have_names_of_their_own() -> None:
-    from tersor.core.run import CAME
-    from tersor.core.step import Needs
-    from tersor.record.events import Group, Note
-
     @dataclasses.dataclass(frozen=True)
     class Own:
         name: ClassVar[str] = "own"

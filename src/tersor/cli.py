@@ -46,7 +46,9 @@ Workers = Annotated[
 ]
 Zeros = Annotated[
     str | None,
-    typer.Option("--zeros", metavar="GLOB", help="the weights whose zeros stay zero; 'none': steps move them"),
+    typer.Option(
+        "--zeros", metavar="GLOB", help="the weights whose zeros stay zero; 'none': steps move them"
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="one JSON document on stdout, and nothing else there")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress on stderr")]

@@ -121,8 +121,8 @@ def given_recipe(
             "recipe: none is given. Name a file, --recipe recipe.yaml, or steps: prune keep=0.1 entropy"
         )
     recipe = recipe_from_words(words or []) if path is None else read_recipe(path)
-    told = {"seed": seed, "zeros": zeros}
-    return replace(recipe, **{key: value for key, value in told.items() if value is not None})
+    recipe = recipe if seed is None else replace(recipe, seed=seed)
+    return recipe if zeros is None else replace(recipe, zeros=zeros)
 
 
 def torchvision_model(name: str) -> nn.Module:

@@ -1,4 +1,4 @@
-"""What training moves and no state dict lists: refused before the training, unless no answer depends on it."""
+"""What training moves and no state dict lists is refused before it, where answers depend on it."""
 
 from collections.abc import Callable
 from typing import Any

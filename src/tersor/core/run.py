@@ -143,9 +143,10 @@ class Executor:
         self.observer.ended(name, seconds)
 
     def zeros(self, number: int, step: Any, begin: State) -> Group | None:
-        """Masks for zeros that weights came with: of all, or of those that a step means which needs no other."""
+        """Masks for zeros that weights came with: all, or those of a step that works site by site."""
         where = step.where if step.needs is Needs.NOTHING else "*"
-        zeros = NONE if getattr(step, "lossless", False) else self.recipe.zeros_of(number)
+        self.keeps = self.recipe.zeros_of(number)  # trials too
+        zeros = NONE if getattr(step, "lossless", False) else self.keeps
         events: list[Event] = []
         for name, after in masked(begin.sites, begin.forms, zeros, where).items():
             events += [Edit(name, begin.forms[name], after, "wrap"), Note(name, "masked", HELD)]
@@ -175,7 +176,7 @@ class Executor:
 
     def trial(self, view: View, steps: Iterable[Any]) -> tuple[dict[str, Any], State]:
         """Run steps on the side; see View.trial."""
-        recipe, path = as_recipe(steps, view.seed), f"{view.step}.{view.place}"
+        recipe, path = as_recipe(steps, view.seed, self.keeps), f"{view.step}.{view.place}"
         with ExitStack() as stack:
             kept = None
             if self.journal is not None:

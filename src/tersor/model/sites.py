@@ -67,8 +67,7 @@ def sites_of(
     model: nn.Module, *, meta: bool = False
 ) -> tuple[dict[str, Site], dict[str, Tensor], dict[str, str]]:
     """(sites, their tensors, aliases: other name -> site name) of everything in the model's state dict.
-    `meta`: tensors without values will do. RefusedError where the state dict gives other than the module's own
-    tensors."""
+    `meta`: tensors without values will do. RefusedError where it gives others than the module's own."""
     if not isinstance(model, nn.Module):
         raise SettingError(f"the model is a {type(model).__name__}, but it must be a torch.nn.Module")
     owners = {}

@@ -59,8 +59,8 @@ def check_unlisted(tuned: Tuned, task: Task) -> None:
 def refuse(names: list[str]) -> None:
     more = f" (and {len(names) - 1} more: {', '.join(names[1:4])})" if len(names) > 1 else ""
     raise RefusedError(
-        f"{names[0]}{more}: a forward in training changes it and answers depend on it, but the state dict does "
-        f"not list it: no file would hold it, nor a run that goes on after a kill. Make it a persistent "
+        f"{names[0]}{more}: a forward in training changes it and answers depend on it, but the state dict "
+        f"does not list it: no file would hold it, nor a run that goes on after a kill. Make it a persistent "
         f"buffer, register_buffer({names[0].rpartition('.')[2]!r}, tensor), or freeze it in training"
     )
 
