@@ -111,8 +111,10 @@ def given_rounding(
     return given_model(model, weights=str(weights), key=key, task=data), data
 
 
-def given_recipe(path: Path | None, words: list[str] | None, *, seed: int | None = None) -> Recipe:
-    """The recipe in a file or in words, with another seed where one is given."""
+def given_recipe(
+    path: Path | None, words: list[str] | None, *, seed: int | None = None, zeros: str | None = None
+) -> Recipe:
+    """The recipe in a file or in words, with another seed or other `zeros` where they are given."""
     if path is not None and words:
         raise SettingError(f"recipe: both {path} and words ({' '.join(words)}) are given; give one of them")
     if path is None and not words:
@@ -120,7 +122,8 @@ def given_recipe(path: Path | None, words: list[str] | None, *, seed: int | None
             "recipe: none is given. Name a file, --recipe recipe.yaml, or steps: prune keep=0.1 entropy"
         )
     recipe = recipe_from_words(words or []) if path is None else read_recipe(path)
-    return recipe if seed is None else replace(recipe, seed=seed)
+    recipe = recipe if seed is None else replace(recipe, seed=seed)
+    return recipe if zeros is None else replace(recipe, zeros=zeros)
 
 
 def torchvision_model(name: str) -> nn.Module:

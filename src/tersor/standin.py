@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tersor.core.recipe import Recipe
 from tersor.core.state import State, start
 from tersor.model.features import pairs_of
+from tersor.model.zeros import NONE
 from tersor.settings import settings_of
 
 LONGEST = 64  # of an axis: large enough that a coder is worth its while
@@ -53,8 +54,9 @@ class Named(nn.Module):
 def stand_in(recipe: Recipe) -> State:
     """A model that has whatever the recipe's globs and layer names ask for."""
     shapes = dict(USUAL)
-    for step in recipe.steps:
-        for pattern in globs(step.where):
+    kept = [recipe.zeros_of(number) for number, _ in enumerate(recipe.steps)]
+    for where in (*(step.where for step in recipe.steps), *(glob for glob in kept if glob != NONE)):
+        for pattern in globs(where):
             name = example(pattern)
             if not any(clash(name, other) for other in shapes):
                 shapes[name] = (LONGEST,) if name.endswith("bias") else (LONGEST, LONGEST)

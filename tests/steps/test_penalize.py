@@ -10,6 +10,7 @@ import torch
 from tiny import tiny
 from torch import nn
 
+from tersor.core.recipe import Recipe
 from tersor.core.run import run
 from tersor.core.state import State
 from tersor.errors import SettingError
@@ -126,7 +127,8 @@ def test_weights_that_begin_at_zero_can_learn(given):
         empty[0].bias.zero_()
         empty[2].weight[3:] = 0
     for per in ("tensor", "row"):
-        result = run(empty, Penalize(epochs=2, bits=8.0, per=per, lr=0.01), task)
+        recipe = Recipe((Penalize(epochs=2, bits=8.0, per=per, lr=0.01),), zeros="none")
+        result = run(empty, recipe, task)
         assert result.forms["0.bias"].decode().any()
         assert result.forms["2.weight"].decode()[3:].any(1).float().mean() > 0.5
 

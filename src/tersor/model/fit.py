@@ -24,6 +24,7 @@ from tersor.model.outputs import as_floats
 from tersor.model.snapshot import lent, restore, snapshot
 from tersor.model.task import MISFIT, Task
 from tersor.model.tune import Tuned
+from tersor.model.unlisted import check_unlisted
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -85,10 +86,11 @@ def fit(
     checkpoint the training goes on after the last finished epoch: parameters, masks, maps of features,
     optimizer and random state. The teacher is moved and put in eval mode: give a copy.
     """
+    check_unlisted(tuned, task)
     accelerator = launch(tuned)
     batches = task.batches("train")
     per_epoch = length_of(batches)
-    with seeded(seed), lent(batches), torch.enable_grad(), contextlib.ExitStack() as stack:
+    with seeded(seed), lent(batches) as counters, torch.enable_grad(), contextlib.ExitStack() as stack:
         teacher = teacher.to(device_of(tuned)).eval() if teacher is not None else None
         features = features_of(plan.features, tuned, teacher, task, seed)
         stack.enter_context(features.beside(tuned))
@@ -114,10 +116,12 @@ def fit(
             epoch, tensors, facts = begun
             step, losses = facts["step"], [facts["loss"]]
             restore(tuned, optimizer, generators, tensors, facts)
+            counters.restore(facts.get("counters", {}))
         net.train()
         with features.catching(tuned, teacher):
             while step < total:
                 losses = []
+                counters.epoch(epoch, loader)
                 for batch in loader:
                     batch = move(batch, device)
                     with torch.autocast(device.type, torch.bfloat16, enabled=plan.bf16):
@@ -156,7 +160,8 @@ def fit(
                 if checkpoint is not None and accelerator.is_main_process:
                     tensors, facts = snapshot(tuned, optimizer, generators)
                     mean = sum(losses) / len(losses)
-                    checkpoint.save(epoch, tensors, facts | {"step": step, "loss": mean})
+                    facts |= {"step": step, "loss": mean, "counters": counters.facts()}
+                    checkpoint.save(epoch, tensors, facts)
         if accelerator.num_processes > 1:  # running statistics saw other batches in each process
             for buffer in tuned.buffers():
                 torch.distributed.broadcast(buffer, 0)

@@ -19,10 +19,10 @@ from tersor.forms.grid import Grid
 from tersor.model.batches import device_of
 from tersor.model.checkpointing import show, transformed
 from tersor.model.edges import Call, trainable
+from tersor.model.handed import same
 from tersor.model.parts import MakePart, MaskedPart, Part, Structure, part
 from tersor.model.simulate import Simulated, key, tensors_of
 from tersor.model.sites import Site
-from tersor.model.tensors import same
 
 
 class Tuned(Simulated):

@@ -23,7 +23,7 @@ def left_alone(
 ) -> Group | None:
     """The notes of step number `at`, which has run; None where nothing is left. `done`: sites that are not
     meant."""
-    if getattr(step, "looks", False):  # it only looks, so it leaves nothing as it was that it could change
+    if getattr(step, "lossless", False):  # it leaves nothing as it was that it could change
         return None
     spoken = {entry.site for entry in ledger.entries if entry.step == at} | set(done)
     notes = [
