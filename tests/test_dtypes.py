@@ -2,6 +2,7 @@
 the bit and named, or refused by name with a way out that works before anything is written."""
 
 import itertools
+import json
 import re
 import sys
 from dataclasses import replace
@@ -413,3 +414,54 @@ def test_export(dtype: torch.dtype, tmp_path: Path) -> None:
     with pytest.raises(RefusedError, match=rf"w is {dtype}: give the model x.float\(\)"):
         tersor.run(model, tersor.Export(), task, out=tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+# --- what people see ---
+
+MINE = """
+import torch
+from torch import nn
+import tersor
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        random = torch.Generator().manual_seed(0)
+        self.w = nn.Parameter(torch.randn(6, 6, dtype=torch.complex64, generator=random))
+        self.eight = nn.Parameter(torch.ones(3, 6).to(torch.float8_e4m3fn))
+        self.fc = nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.fc(x @ self.w.real) + x @ self.eight.float().T
+
+def task():
+    x = torch.randn(64, 6, generator=torch.Generator().manual_seed(1))
+    sets = {word: tersor.TensorBatches(x, x[:, :3].argmax(1), batch=32) for word in ("train", "evaluate")}
+    return tersor.Task("thirds", **sets)
+"""
+
+
+def test_reports_and_checks_name_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(MINE)
+
+    def call(line: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["tersor", *line.split()])
+        assert main() == 0
+        return " ".join(capsys.readouterr().out.split())
+
+    said = call("run mine.py:Net --task mine.py:task --out o -q prune keep=0.5 epochs=1 finetune measure")
+    report = json.loads(Path("o/report.json").read_text())
+    for number, name in enumerate(("prune", "finetune")):
+        for site, dtype in (("w", "complex64"), ("eight", "float8_e4m3fn")):
+            found = report["steps"][number]["sites"][site]
+            assert found["did"] == "skipped", name
+            assert found["text"].startswith(f"{dtype} is stored as it is")
+    assert report["steps"][2]["sites"].keys() == {"fc.weight"}  # measure changes nothing
+    assert said.count("w skipped: complex64 is stored as it is: steps work on float16") == 2
+    Path("r.yaml").write_text("tersor: 1\nsteps:\n- prune: {keep: 0.5}\n")
+    told = call("check r.yaml --model mine.py:Net")
+    assert "w: complex64 is stored as it is" in told
+    assert "eight: float8_e4m3fn is stored as it is" in told
