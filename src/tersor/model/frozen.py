@@ -1,8 +1,8 @@
 """Frozen: what a user has set still in a model, and training leaves so.
 
 requires_grad=False    of a tensor: it stays bit for bit, whatever form it has; weight decay leaves it too
-eval()                 of some modules and not of others: modes that differ were set on purpose: each module keeps
-                       its own, and with it dropout and running statistics. A model that is all in one
+eval()                 of some modules and not of others: modes that differ were set on purpose, so each
+                       keeps its own, and with it dropout and running statistics. A model that is all in one
                        mode (after loading usually eval) says nothing: it trains in training mode
 A parameter of a norm in eval mode still learns, as in plain PyTorch: eval() keeps statistics, not weights.
 """
