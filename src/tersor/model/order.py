@@ -77,7 +77,9 @@ def alike(n: fx.Node, axis: int, x: Tensor) -> bool:
     return base(n) in POOLS and axis < x.ndim - POOLS[base(n)] and isinstance(value(n), Tensor)
 
 
-def reshaped(before: tuple[int, ...], after: tuple[int, ...], axis: int, block: int) -> tuple[int | None, int]:
+def reshaped(
+    before: tuple[int, ...], after: tuple[int, ...], axis: int, block: int
+) -> tuple[int | None, int]:
     """(the axis, numbers side by side for each unit) of units in the new shape; None where they part."""
     units = before[axis] // block
     for k, size in enumerate(after):
