@@ -261,8 +261,14 @@ def hook(module, given, out):
 
 @pytest.mark.parametrize(
     ("forward", "shape"),
-    [(dropped, (5, 4)), (added_to, (5, 4)), (added_in_place, (5, 4)), (written_to_a_view, (5, 4)),
-     (written_as_other, (5, 4)), (unlisted, (1, 4))],
+    [
+        (dropped, (5, 4)),
+        (added_to, (5, 4)),
+        (added_in_place, (5, 4)),
+        (written_to_a_view, (5, 4)),
+        (written_as_other, (5, 4)),
+        (unlisted, (1, 4)),
+    ],
 )
 @torch.no_grad()
 def test_what_only_looks_constant_stays(forward, shape):
@@ -347,7 +353,14 @@ class Functional(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        for name, shape in {"v": (9, 6), "b": (9,), "w": (8, 9), "c": (8,), "u": (3, 8), "bias": (3,)}.items():
+        for name, shape in {
+            "v": (9, 6),
+            "b": (9,),
+            "w": (8, 9),
+            "c": (8,),
+            "u": (3, 8),
+            "bias": (3,),
+        }.items():
             self.register_parameter(name, nn.Parameter(torch.randn(shape)))
 
     def forward(self, x):
@@ -385,7 +398,10 @@ class Answers(Residual):
 
     def forward(self, x):
         x = F.relu(self.a(x))
-        return {"scores": self.c(x[:, :4].tanh() @ x.new_ones(4, 8)), "more": (self.b(x).sum(1), None, x[:, 7:])}
+        return {
+            "scores": self.c(x[:, :4].tanh() @ x.new_ones(4, 8)),
+            "more": (self.b(x).sum(1), None, x[:, 7:]),
+        }
 
 
 OTHERS = {
@@ -402,14 +418,20 @@ OTHERS = {
 def test_models_of_other_kinds_compute_the_same(name, seed):
     make, shape = OTHERS[name]
     model, g = sparse(make(), seed).double(), torch.Generator().manual_seed(seed)
-    x = torch.randint(9, shape, generator=g) if name in ("attention", "fused") else torch.randn(shape, generator=g)
+    x = (
+        torch.randint(9, shape, generator=g)
+        if name in ("attention", "fused")
+        else torch.randn(shape, generator=g)
+    )
     x = x.double() if x.is_floating_point() else x
     before = tree_leaves(model(x.clone()))
     changed = clear(model, (x.clone(),), every(model), biases(model))
     assert changed, "no case of this seed is idle: the test shows nothing"
     for other in (x, x.roll(1, -1)):
         again = sparse(make(), seed).double()
-        for out, was in zip(tree_leaves(model(other.clone())), tree_leaves(again(other.clone())), strict=True):
+        for out, was in zip(
+            tree_leaves(model(other.clone())), tree_leaves(again(other.clone())), strict=True
+        ):
             if was is not None:
                 torch.testing.assert_close(out, was, rtol=1e-9, atol=1e-9)
     assert len(before) == len(tree_leaves(model(x.clone())))

@@ -5,7 +5,7 @@ import torch
 from permuted import difference, randomized
 from torch import nn
 from torch.nn import functional as F
-from unit_cases import UNITS, ends, net
+from unit_cases import UNITS, conv, ends, net
 
 from tersor.errors import RefusedError
 from tersor.forms import Dense
@@ -147,6 +147,69 @@ def test_only_what_is_alike_changes_places(name: str, training: bool) -> None:
         if isinstance(layer, nn.modules.dropout._DropoutNd):
             layer.eval()  # what falls out is chance
     assert [ends(one) for one in links(model, (x,))] == expected
+    moved, found = difference(model, (x,))
+    assert found == len(expected)
+    assert moved <= 1e-12
+
+
+# --- models of other kinds ---
+
+
+def in_place(self, x):
+    y = F.relu_(self.norm(self.a(x)))
+    y = self.b(y).clamp_(min=0)
+    y += x
+    return {"scores": self.c(y.flatten(1)), "more": (y.sum((1, 2, 3)),)}
+
+
+def functional(self, x):
+    x = F.linear(x, self.v, self.bias)
+    x = x.mul(2).add_(0.5)
+    F.relu_(x)
+    return F.linear(x[:, None], self.w)[:, 0]
+
+
+def block(self, x):  # [B, T, I]
+    q, k, v = self.qkv(x).chunk(3, 2)
+    x = x + self.out(F.scaled_dot_product_attention(q, k, v))
+    return x + self.down(F.dropout(F.gelu(self.up(self.norm(x))), 0.5, self.training))
+
+
+def bare() -> nn.Module:
+    model = net(functional)
+    for name, shape in {"v": (6, 6), "bias": (6,), "w": (3, 6)}.items():
+        model.register_parameter(name, nn.Parameter(torch.randn(shape)))
+    return model
+
+
+OTHERS = {
+    "in place": (
+        lambda: net(in_place, a=conv(), norm=nn.BatchNorm2d(6), b=conv(), c=nn.Linear(150, 2)), (5, 6, 5, 5),
+        [Link(("a.weight", "a.bias", "norm.weight", "norm.bias", "norm.running_mean", "norm.running_var"),
+              "b.weight", 1)]),
+    "functional": (bare, (5, 6), [Link(("v", "bias"), "w", 1)]),
+    "transformer": (
+        lambda: net(block, qkv=nn.Linear(6, 18), out=nn.Linear(6, 6), norm=nn.LayerNorm(6),
+                    up=nn.Linear(6, 12), down=nn.Linear(12, 6)), (3, 4, 6),
+        [Link(("up.weight", "up.bias"), "down.weight", 1)]),
+    "encoder": (
+        lambda: nn.TransformerEncoderLayer(6, 2, 12, batch_first=True), (3, 4, 6),
+        [Link(("linear1.weight", "linear1.bias"), "linear2.weight", 1)]),
+    "rows of a batch": (
+        lambda: net(lambda self, x: self.b(F.relu(self.a(x).view(-1, 8))), a=nn.Linear(6, 8), b=nn.Linear(8, 2)),
+        (3, 4, 6), [Link(("a.weight", "a.bias"), "b.weight", 1)]),
+    "heads": (
+        lambda: net(lambda self, x: self.b(self.a(x).view(5, 3, 2)), a=nn.Linear(6, 6), b=nn.Linear(2, 2)),
+        (5, 6), []),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_models_of_other_kinds(name: str) -> None:
+    make, shape, expected = OTHERS[name]
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(1)).double()
+    model = randomized(make().double(), x)
+    assert links(model, (x,)) == expected
     moved, found = difference(model, (x,))
     assert found == len(expected)
     assert moved <= 1e-12

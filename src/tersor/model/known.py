@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from tersor.errors import RefusedError
 from tersor.model.batches import evaluating
 from tersor.model.graph import Graph, Inputs, arguments, floating, traced, value, values, written
-from tersor.model.passing import APART, FACTORS, PASSING, base
+from tersor.model.passing import APART, FACTORS, PASSING, SHAPES, base
 from tersor.model.task import MISFIT
 
 BATCH = 128  # samples of the example, at most
@@ -128,7 +128,10 @@ class Known(fx.Interpreter):
         return made
 
     def made(self, n: fx.Node, args: Any, kwargs: Any) -> Any:
-        given, name = tree_leaves((args, kwargs)), base(n)
+        name = base(n)
+        if name in SHAPES:
+            args = (torch.zeros(value(n.args[0]).shape, dtype=value(n.args[0]).dtype), *args[1:])
+        given = tree_leaves((args, kwargs))
         if fickle(n) or any(x is DEPENDS for x in given):
             return self.unknown(n)
         if not any(floating(x) and bool(x.sum().isnan()) for x in given):  # the sum of a NaN is one
