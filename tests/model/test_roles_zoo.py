@@ -54,8 +54,8 @@ ZOO: dict[str, tuple[Callable[[], Any], dict[str, Told]]] = {
     ),
     "resnet18": (
         vision("resnet18"),
-        {"*bias": BIAS, "*bn?.weight": SCALE, "*downsample.1.weight": SCALE, "fc.weight": MATRIX, "*.weight": CONV,
-         "conv1.weight": CONV},
+        {"*bias": BIAS, "*bn?.weight": SCALE, "*downsample.1.weight": SCALE, "fc.weight": MATRIX,
+         "*.weight": CONV},
     ),
     "mobilenet_v3_small": (
         vision("mobilenet_v3_small"),
@@ -74,8 +74,9 @@ ZOO: dict[str, tuple[Callable[[], Any], dict[str, Told]]] = {
     ),
     "convnext_tiny": (
         vision("convnext_tiny"),
-        {"*layer_scale": SCALE, "*bias": BIAS, "features.*.block.0.weight": CONV, "features.*.block.2.weight": SCALE,
-         "features.*.block.?.weight": MATRIX, "features.0.0.weight": CONV, "features.[246].0.weight": SCALE,
+        {"*layer_scale": SCALE, "*bias": BIAS, "features.*.block.0.weight": CONV,
+         "features.*.block.2.weight": SCALE, "features.*.block.?.weight": MATRIX, "features.0.0.weight": CONV,
+         "features.[246].0.weight": SCALE,
          "features.[246].1.weight": CONV, "features.0.1.weight": SCALE, "classifier.0.weight": SCALE,
          "classifier.2.weight": MATRIX},
     ),
@@ -86,14 +87,16 @@ ZOO: dict[str, tuple[Callable[[], Any], dict[str, Told]]] = {
     ),
     "xcit_nano": (
         timm("xcit_nano_12_p16_224"),
-        {"cls_token": POSITION, "*gamma?": SCALE, "*temperature": SCALE, "*bias": BIAS, "patch_embed*0.weight": CONV,
-         "patch_embed*1.weight": SCALE, "pos_embed.token_projection.weight": CONV, "*local_mp.conv?.weight": CONV,
+        {"cls_token": POSITION, "*gamma?": SCALE, "*temperature": SCALE, "*bias": BIAS,
+         "patch_embed*0.weight": CONV, "patch_embed*1.weight": SCALE, "*local_mp.conv?.weight": CONV,
+         "pos_embed.token_projection.weight": CONV,
          "*local_mp.bn.weight": SCALE, "*norm*.weight": SCALE, "*.weight": MATRIX},
     ),
     "gpt2": (
         text("GPT2LMHeadModel", "GPT2Config",
              {"vocab_size": 50, "n_positions": 16, "n_embd": 8, "n_layer": 2, "n_head": 2}, {"input_ids": IDS}),
-        {"*wte.weight": TABLE, "*wpe.weight": POSITION, "*bias": BIAS, "*ln_*.weight": SCALE, "*.weight": TURNED},
+        {"*wte.weight": TABLE, "*wpe.weight": POSITION, "*bias": BIAS, "*ln_*.weight": SCALE,
+         "*.weight": TURNED},
     ),
     "llama": (
         text("LlamaForCausalLM", "LlamaConfig",
@@ -115,8 +118,8 @@ ZOO: dict[str, tuple[Callable[[], Any], dict[str, Told]]] = {
               "decoder_ffn_dim": 24, "max_source_positions": 20, "max_target_positions": 16,
               "decoder_start_token_id": 1},
              {"input_features": torch.randn(2, 8, 40), "decoder_input_ids": IDS}),
-        {"*embed_positions.weight": POSITION, "*embed_tokens.weight": TABLE, "*bias": BIAS, "*conv?.weight": CONV,
-         "*layer_norm.weight": SCALE, "*.weight": MATRIX},
+        {"*embed_positions.weight": POSITION, "*embed_tokens.weight": TABLE, "*bias": BIAS,
+         "*conv?.weight": CONV, "*layer_norm.weight": SCALE, "*.weight": MATRIX},
     ),
     "bert": (
         text("BertForMaskedLM", "BertConfig",
@@ -124,7 +127,8 @@ ZOO: dict[str, tuple[Callable[[], Any], dict[str, Told]]] = {
               "intermediate_size": 24, "max_position_embeddings": 16},
              {"input_ids": IDS, "token_type_ids": IDS % 2}),
         {"*word_embeddings.weight": TABLE, "*position_embeddings.weight": POSITION,
-         "*token_type_embeddings.weight": TABLE, "*bias": BIAS, "*LayerNorm.weight": SCALE, "*.weight": MATRIX},
+         "*token_type_embeddings.weight": TABLE, "*bias": BIAS, "*LayerNorm.weight": SCALE,
+         "*.weight": MATRIX},
     ),
 }  # fmt: skip
 
