@@ -94,7 +94,8 @@ ZOO: dict[str, tuple[Callable[[], Any], dict[str, Told]]] = {
     ),
     "gpt2": (
         text("GPT2LMHeadModel", "GPT2Config",
-             {"vocab_size": 50, "n_positions": 16, "n_embd": 8, "n_layer": 2, "n_head": 2}, {"input_ids": IDS}),
+             {"vocab_size": 50, "n_positions": 16, "n_embd": 8, "n_layer": 2, "n_head": 2},
+             {"input_ids": IDS}),
         {"*wte.weight": TABLE, "*wpe.weight": POSITION, "*bias": BIAS, "*ln_*.weight": SCALE,
          "*.weight": TURNED},
     ),
