@@ -11,8 +11,8 @@ W = 9  # not divisible by what processors take at once
 SHAPE = (2, 4, W, W)
 # What an operator is called with beside a tensor [2, 4, W, W]; "two" stands for a second tensor.
 MORE = {
-    **{name: ("two",) for name in ("add", "sub", "rsub", "mul", "div", "maximum", "minimum", "copy")},
-    **{name: (-0.5,) for name in ("clamp", "clamp_min", "clamp_max")},
+    **dict.fromkeys(("add", "sub", "rsub", "mul", "div", "maximum", "minimum", "copy"), ("two",)),
+    **dict.fromkeys(("clamp", "clamp_min", "clamp_max"), (-0.5,)),
     **{name: (0.5, False) for name in EACH if "dropout" in name},
     "to": (torch.float64,), "prelu": (torch.rand(4),),
     "view": ((2, -1),), "_unsafe_view": ((2, -1),), "reshape": ((2, -1),), "unflatten": (1, (2, 2)),

@@ -133,8 +133,8 @@ class View:
             chunk, room = [], GRAM_BYTES
             names = list(self.sites)
             for name in names[names.index(site.name) :]:
-                other = self.sites[name]
-                size = 4 * (math.prod(self.shape(other)) // max(self.shape(other)[other.axis], 1)) ** 2
+                other, shape = self.sites[name], self.shape(name) or (1,)
+                size = 4 * (math.prod(shape) // max(shape[other.axis], 1)) ** 2
                 if has_gram(other) and len(other.shape) >= 2 and (size <= room or other is site):
                     chunk.append(other)
                     room -= size

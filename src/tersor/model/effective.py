@@ -8,7 +8,7 @@ A pruned weight keeps its mask. What a layer did to a weight while training is g
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -50,7 +50,8 @@ def settled(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     held = counted(model) if work else {}
     for path, module, name, what in work:
         full = f"{path}.{name}" if path else name
-        for source in sources(module, name, what):
+        made_of = sources(module, name, what)
+        for source in made_of:
             if held[id(source)] > 1:
                 raise RefusedError(
                     f"{full}: {what} computes it from a tensor that another layer holds too, so it cannot "
@@ -66,14 +67,16 @@ def settled(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
             elif what == "SpectralNorm" and not parametrize.is_parametrized(module, name):
                 remove_spectral_norm(module, name)
             else:
+                own_class(module)
                 parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+        as_parameter(module, name, made_of)
         by[full] = ", ".join(filter(None, (by.get(full), what)))
     return masks, by
 
 
-def plain_of(model: nn.Module) -> nn.Module:
-    """The model itself, or where its layers compute weights a copy with plain ones."""
-    if not computed(model):
+def plain_of(model: nn.Module, names: Container[str]) -> nn.Module:
+    """The model itself, or where its layers compute weights of these names a copy with plain ones."""
+    if not any((f"{path}.{name}" if path else name) in names for path, _, name, _ in computed(model)):
         return model
     copy = own_copy(model)
     settled(copy)
@@ -86,6 +89,26 @@ def sources(module: nn.Module, name: str, what: str) -> list[Tensor]:
         return list(module.parametrizations[name].parameters(recurse=False))  # type: ignore[index,union-attr]
     names = {"prune": ("orig", "mask"), "WeightNorm": ("g", "v"), "SpectralNorm": ("orig", "u")}[what]
     return [tensor for end in names if isinstance(tensor := getattr(module, f"{name}_{end}", None), Tensor)]
+
+
+def own_class(module: nn.Module) -> None:
+    """A parametrized layer has a class made for it, which its copies share, and which loses a property with
+    the parametrization of one of them."""
+    cls = type(module)
+    rest = {key: value for key, value in vars(cls).items() if key not in ("__dict__", "__weakref__")}
+    module.__class__ = type(cls.__name__, cls.__bases__, rest)
+
+
+def as_parameter(module: nn.Module, name: str, made_of: list[Tensor]) -> None:
+    """A weight that came of parameters is one, and trained where they were."""
+    mine = [source for source in made_of if isinstance(source, nn.Parameter)]
+    value = module._buffers.get(name)
+    if value is not None and mine:
+        del module._buffers[name]
+        module.register_parameter(name, nn.Parameter(value))
+    made = module._parameters.get(name)
+    if made is not None:
+        made.requires_grad_(any(source.requires_grad for source in mine))
 
 
 def counted(model: nn.Module) -> dict[int, int]:

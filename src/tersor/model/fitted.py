@@ -44,7 +44,7 @@ def fitted(
     Raises SiteError where the model is not the one that the forms were made from, RefusedError where the
     changes do not fit the shapes or the module does not give back what was written.
     """
-    model = plain_of(model)
+    model = plain_of(model, names_of(forms, aliases))
     pairs = around(model, forms, sites, aliases)
     given = {memory(old) for _, old, _ in pairs} - {0}
     twin = twin_of(model, changes, {id(old): new for _, old, new in pairs})

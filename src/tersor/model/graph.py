@@ -211,7 +211,7 @@ def quiet() -> Iterator[None]:
     """Without what torch.export tells of its own doings."""
     logger = logging.getLogger("torch")
     level = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(logging.CRITICAL)  # what fails is raised too
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

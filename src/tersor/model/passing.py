@@ -31,7 +31,9 @@ FACTORS = {
     **{f"conv{kind}{axes}d": 0 for kind in ("", "_transpose") for axes in (1, 2, 3)},
     **dict.fromkeys(("linear", "matmul", "mm", "bmm"), 0), "addmm": 1, "baddbmm": 1,
 }  # fmt: skip
-SHAPES = frozenset("new_ones new_zeros new_full ones_like zeros_like full_like".split())  # read no number
+SHAPES = frozenset(
+    ["new_ones", "new_zeros", "new_full", "ones_like", "zeros_like", "full_like"]
+)  # read no number
 LAYERS = frozenset(("linear", "conv1d", "conv2d", "conv3d"))  # weight [O, I, ...]: rows and columns are units
 # Along axis 0 of every tensor with as many indices there as the answer, nothing meets.
 APART = frozenset(("scaled_dot_product_attention",))
