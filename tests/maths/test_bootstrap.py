@@ -47,8 +47,8 @@ def test_lists_are_drawn_in_pairs() -> None:
 
 
 def test_intervals_hold_what_is_true_as_often_as_they_say() -> None:
-    """Of 200 sets of 60 pairs the 95 % interval of a ratio of means holds the true one in about 95 %, and p is
-    below 0.05 in about 5 % of those where nothing is there."""
+    """Of 200 sets of 60 pairs the 95 % interval of a ratio of means holds the true one in about 95 %, and p
+    is below 0.05 in about 5 % of those where nothing is there."""
     rng, held, small = np.random.default_rng(7), 0, 0
     for _ in range(200):
         x = torch.from_numpy(np.stack([rng.exponential(2.0, 60), rng.exponential(1.0, 60)], 1))

@@ -131,7 +131,7 @@ def test_containers_stay_what_they_are() -> None:
     st.integers(1, 3), st.integers(2, 4), st.integers(1, 3), st.sampled_from([1, 2]), st.floats(0.5, 8),
     st.integers(0, 99),
 )  # fmt: skip
-def test_classes_are_the_slow_formula_on_their_axis(
+def test_classes_are_the_slow_formula_on_their_axis(  # noqa: PLR0917 (all six are drawn)
     batch: int, classes: int, length: int, axis: int, t: float, seed: int
 ) -> None:
     """Places that a mask leaves out do not count."""
@@ -169,8 +169,8 @@ def test_numbers_and_vectors_are_compared_by_their_squares() -> None:
 
 @pytest.mark.parametrize("axis", [1, 2])
 def test_gradients_lie_along_the_classes(axis: int) -> None:
-    """A shift of all classes of a place changes no chance, so along their axis the gradient sums to 0; and it is
-    T * (q - p) a place."""
+    """A shift of all classes of a place changes no chance, so along their axis the gradient sums to 0, and
+    it is T * (q - p) a place."""
     x, y, t = noise(2, 3, 4).requires_grad_(), noise(2, 3, 4, seed=1), 3.0
     soften(x, y, t, axis=axis).backward()
     assert x.grad is not None
