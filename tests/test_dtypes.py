@@ -226,6 +226,24 @@ def test_nan_is_refused_whatever_the_dtype(tmp_path: Path) -> None:
         assert not (tmp_path / "w.tersor").exists()
 
 
+@pytest.mark.parametrize("dtype", LEFT, ids=str)
+def test_a_buffer_that_training_moves_is_stored_as_it_became(dtype: torch.dtype) -> None:
+    """Such as a running scale. PyTorch compares not all dtypes with each other."""
+
+    class Moving(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            if self.training:
+                self.w = moved(self.w)
+            return self.out(self.fc(x).relu())
+
+    def moved(w: Tensor) -> Tensor:
+        return w.view(torch.uint8).flip(0).view(dtype)
+
+    model, task = Moving(value(dtype, 4, 6), "buffer"), tiny("mlp").task
+    done = tersor.run(model, tersor.Finetune(epochs=0.5, lr=0.01), task)  # one batch of two
+    assert data_of(done.state_dict()["w"]) == data_of(moved(model.w))
+
+
 def test_a_killed_run_notes_it_once(tmp_path: Path) -> None:
     """The executor's own notes are in the journal, and a run that goes on from it has them once."""
     model, steps = net(torch.complex64), [tersor.Prune(), tersor.Quantize()]
