@@ -105,6 +105,31 @@ class Watch:
         self.seen.append((module.training, not torch.equal(out, args[0])))
 
 
+@pytest.mark.parametrize("step", [Quantize(bits=4, epochs=3, lr=0.1), Finetune(epochs=3, lr=0.1)])
+def test_the_others_learn_beside_what_will_be_stored(step: Any) -> None:
+    """A frozen weight that moved while the loop runs, and not in the end, would have misled all others."""
+    model, seen = net(), []
+    model.a.register_forward_hook(Weights(seen))
+    result = run(model, step, TASK)
+    assert len(seen) > 4
+    for weight in seen:
+        torch.testing.assert_close(weight, result.state_dict()["a.weight"], rtol=1e-5, atol=1e-6)
+
+
+class Weights:
+    """A hook that keeps the weights a module runs with in training; copies of it are itself."""
+
+    def __init__(self, seen: list[Tensor]):
+        self.seen = seen
+
+    def __deepcopy__(self, memo: Any) -> "Weights":
+        return self
+
+    def __call__(self, module: nn.Module, args: Any, out: Tensor) -> None:
+        if module.training:
+            self.seen.append(module.weight.detach().clone())
+
+
 def test_one_mode_for_all_says_nothing() -> None:
     for mode in (True, False):
         model = net(frozen=False).train(mode)
