@@ -1,9 +1,9 @@
 """Architectures: many through prune, quantize, entropy, distill, a file and back; what each did.
 
-python bench/architectures.py [--record] [NAME ...]     a name of bench/zoo.py, a glob, or a family: default, all
-    right      all of bench/sound.py holds of the loaded model: zeros, grids, what no step touched, the ledger,
+python bench/architectures.py [--record] [NAME ...]     a name of bench/zoo.py, a glob, a family
+    right      all of bench/sound.py holds of the loaded model: zeros, grids, what no step touched, ledger,
                answers to the bit
-    refused    Tersor said what it cannot do, with the way out
+    refused    Tersor said what it cannot do, and the way out
     wrong      something does not hold, or a crash with no error of Tersor's
 One process a model, two at a time, each with a time limit. Entropy runs before distill, so that coded leaves
 are trained, and after it, so that coded leaves are in the file. Untrained weights: nothing here is accuracy.
@@ -126,7 +126,8 @@ def apart(name: str) -> Outcome:
 def line(outcome: Outcome) -> str:
     done = f"{outcome.done}/{outcome.weights}"
     numbers = f"{done:>9} {outcome.seconds:6.1f} s {outcome.megabytes:6.0f} MB"
-    return f"{CASES[outcome.name].family:13} {outcome.name:38} {outcome.verdict:8} {numbers}  {outcome.said}".rstrip()
+    who = f"{CASES[outcome.name].family:13} {outcome.name:38} {outcome.verdict:8}"
+    return f"{who} {numbers}  {outcome.said}".rstrip()
 
 
 def chosen(words: list[str]) -> list[str]:

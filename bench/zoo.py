@@ -281,7 +281,7 @@ def classify_text() -> Task:
 def classifiers(
     family: str, model: Callable[..., Make], names: Iterable[str], special: Mapping[str, dict[str, Any]]
 ) -> dict[str, Case]:
-    """Cases of classifiers. `special`: settings of some, and the "side" of their images where it is not 64."""
+    """Cases of classifiers. `special`: settings of some, and the "side" of their images where not 64."""
     found = {}
     for name in names:
         settings = dict(special.get(name, {}))
@@ -296,16 +296,16 @@ mobilenet_v2 mobilenet_v3_small regnet_x_400mf regnet_y_400mf resnet18 resnext50
 shufflenet_v2_x0_5 squeezenet1_1 swin_t swin_v2_t vgg11 vgg11_bn vit_b_32
 """
 TIMM = """
-botnet26t_256 coat_lite_tiny convmixer_768_32 convnextv2_atto crossvit_tiny_240 cspresnet50 deit_tiny_patch16_224
-dla34 dpn48b edgenext_xx_small efficientformer_l1 efficientvit_b0 ese_vovnet19b_dw eva02_tiny_patch14_224
-fastvit_t8 gcvit_xxtiny ghostnet_100 hiera_tiny_224 hrnet_w18_small levit_128s mambaout_femto
-mixer_s32_224 mobilenetv4_conv_small mobilevit_xxs mvitv2_tiny nf_regnet_b0 poolformer_s12 pvt_v2_b0
-repvgg_a0 repvit_m0_9 res2net50_26w_4s resnest14d resnetv2_50 rexnet_100 selecsls42 skresnet18
+botnet26t_256 coat_lite_tiny convmixer_768_32 convnextv2_atto crossvit_tiny_240 cspresnet50
+deit_tiny_patch16_224 dla34 dpn48b edgenext_xx_small efficientformer_l1 efficientvit_b0 ese_vovnet19b_dw
+eva02_tiny_patch14_224 fastvit_t8 gcvit_xxtiny ghostnet_100 hiera_tiny_224 hrnet_w18_small levit_128s
+mambaout_femto mixer_s32_224 mobilenetv4_conv_small mobilevit_xxs mvitv2_tiny nf_regnet_b0 poolformer_s12
+pvt_v2_b0 repvgg_a0 repvit_m0_9 res2net50_26w_4s resnest14d resnetv2_50 rexnet_100 selecsls42 skresnet18
 starnet_s1 twins_pcpvt_small xception41 xcit_nano_12_p16_224
 """
 SIZED = """
-coat_lite_tiny deit_tiny_patch16_224 eva02_tiny_patch14_224 gcvit_xxtiny hiera_tiny_224 levit_128s mixer_s32_224
-mvitv2_tiny twins_pcpvt_small xcit_nano_12_p16_224 botnet26t_256 mobilevit_xxs
+coat_lite_tiny deit_tiny_patch16_224 eva02_tiny_patch14_224 gcvit_xxtiny hiera_tiny_224 levit_128s
+mixer_s32_224 mvitv2_tiny twins_pcpvt_small xcit_nano_12_p16_224 botnet26t_256 mobilevit_xxs
 """  # of timm, that are told the side of their images
 SPECIAL_TORCHVISION: dict[str, dict[str, Any]] = {
     "inception_v3": {"side": 299, "init_weights": False, "aux_logits": True},
@@ -318,7 +318,7 @@ SPECIAL_TIMM: dict[str, dict[str, Any]] = {
     "efficientformer_l1": {"side": 224},
 }
 SEGMENTERS = ("lraspp_mobilenet_v3_large", "deeplabv3_mobilenet_v3_large", "fcn_resnet50")
-# Name -> (side of the images, settings, the layer whose outputs are distilled: losses and boxes are no logits).
+# Name -> (side of the images, settings, the layer that is distilled: losses and boxes are no logits).
 DETECTORS: dict[str, tuple[int, dict[str, Any], str]] = {
     "ssdlite320_mobilenet_v3_large": (320, {"score_thresh": 0.0}, "backbone.features.1"),
     "fcos_resnet50_fpn": (128, {"score_thresh": 0.0}, "backbone.fpn.layer_blocks.0"),
