@@ -40,12 +40,12 @@ def measure(name: str) -> Iterator[Row]:
             yield row(name, f"{word}, {way}, not tuned, error of outputs", error(net, ways[way], on))
         fall = drop(scores["whitened"], scores["plain"])
         note = f"accuracy, whitened less plain, 95 % interval {fall.low:+.2f} to {fall.high:+.2f}"
-        yield row(name, f"{word}, gain by whitening", round(fall.points, 2), "points", ">= 0.01", note=note)
+        yield row(name, f"{word}, gain by whitening", round(fall.amount, 2), "points", ">= 0.01", note=note)
         less = error(net, ways["plain"], on) / error(net, ways["whitened"], on)
         yield row(name, f"{word}, error of outputs by whitening", less, "x smaller", ">= 1")
     tuned, _ = read_back(run(net, [Factorize(keep=0.5, where=LARGE), Finetune(epochs=1)], on), name)
     fall, note = lost(given, on.scores(tuned))
-    yield row(name, "half, whitened, one epoch, drop", round(fall.points, 2), "points", "<= 0.3", note=note)
+    yield row(name, "half, whitened, one epoch, drop", round(fall.amount, 2), "points", "<= 0.3", note=note)
 
 
 def error(net: nn.Module, other: nn.Module, on: Task) -> float:

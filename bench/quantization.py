@@ -48,7 +48,7 @@ def measure(name: str) -> Iterator[Row]:
         if step.epochs:
             note += f"; {step.epochs:g} epochs in {seconds:.0f} s"
         smaller = round(weights(name).stat().st_size / nbytes, 2)
-        yield Row("quantization", name, f"{what}, drop", round(fall.points, 2), "points", target, note=note)
+        yield Row("quantization", name, f"{what}, drop", round(fall.amount, 2), "points", target, note=note)
         yield Row("quantization", name, f"{what}, file", smaller, "x smaller")
 
     yield from quantized("int8", Quantize(bits=8), "<= 0.1")

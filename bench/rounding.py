@@ -42,7 +42,7 @@ def classifier(name: str) -> Iterator[Row]:
     seconds = time.perf_counter() - began
     model, nbytes = read_back(result, name)
     fall, note = lost(on.scores(net), on.scores(model))
-    yield Row("rounding", name, "drop", round(fall.points, 2), "points", "<= 0.1", note=note)
+    yield Row("rounding", name, "drop", round(fall.amount, 2), "points", "<= 0.1", note=note)
     short = read_back(result, name, tiny=True)[1]
     note = f"not trained; {short} bytes with a short header; {seconds:.0f} s"
     yield Row("rounding", name, "file", nbytes / 1000, "kB", f"<= {MOST[name]:g}", note=note)

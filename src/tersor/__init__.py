@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from tersor.io import diff, load, pack, patch, save, unpack, verify
     from tersor.model.changes import Replace, Set
     from tersor.model.loader import TensorBatches
+    from tersor.model.logits import Logits
+    from tersor.model.metric import Metric
+    from tersor.model.metrics import METRICS
     from tersor.model.task import Task
     from tersor.model.tasks import digits, fashion_mnist
     from tersor.record.events import Cut, Edit, Group, Note
@@ -74,6 +77,9 @@ MODULES: dict[str, tuple[str, ...]] = {
     "tersor.io": ("diff", "load", "pack", "patch", "save", "unpack", "verify"),
     "tersor.model.changes": ("Replace", "Set"),
     "tersor.model.loader": ("TensorBatches",),
+    "tersor.model.logits": ("Logits",),
+    "tersor.model.metric": ("Metric",),
+    "tersor.model.metrics": ("METRICS",),
     "tersor.model.task": ("Task",),
     "tersor.model.tasks": ("digits", "fashion_mnist"),
     "tersor.steps.words": ("lock",),

@@ -165,7 +165,7 @@ def pack(
     key: Key = None,
     max_drop: Annotated[
         float | None,
-        typer.Option("--max-drop", metavar="POINTS", help="round, and lose no more of the task's metric"),
+        typer.Option("--max-drop", metavar="DROP", help="round, and lose no more of the task's metric"),
     ] = None,
     model: Annotated[
         str | None, typer.Option("--model", metavar="MODEL", help="for --max-drop: the weights' code")

@@ -22,6 +22,7 @@ from tersor.errors import RefusedError, SettingError
 from tersor.files import Paths, atomic, claim, output, write_text
 from tersor.io import load, save
 from tersor.measure.accuracy import compared
+from tersor.model.needs import Needs
 from tersor.model.sites import select
 from tersor.model.task import Task
 from tersor.record.observer import Observer
@@ -64,14 +65,16 @@ def job(
     if first() and force and not resume and (out / JOURNAL).exists():
         with claim(out / JOURNAL / "lock"):  # refused where another run writes
             shutil.rmtree(out / JOURNAL, ignore_errors=True)
+    if task is not None and given.given is not None:
+        task.check(given.plain(), Needs.SCORES)  # it is measured at the end, whatever the recipe needs
     result = run(given, recipe, task, journal=kept, resume=resume, observer=observer, out=out)
     facts = facts_of(result)
     if task is not None:
         facts["task"] = task.name
-        facts["metric"] = task.metric if isinstance(task.metric, str) else "score"
+        facts["metric"] = task.scored.name
         if "accuracy" not in facts and result.base is not None:
             facts["accuracy"] = compared(
-                task.scores(first_given(result).model()), task.scores(result.model())
+                task.scores(first_given(result).model()), task.scores(result.model()), task.scored
             )
     if not first():
         return result, facts
@@ -97,7 +100,7 @@ def rounded(
     given: State, task: Task, out: str | Path, *,
     max_drop: float, tiny: bool = False, observer: Observer | None = None, inputs: Paths = (),
 ) -> dict[str, Any]:  # fmt: skip
-    """Round the weights for the smallest file that loses at most `max_drop` points, and write it: the facts.
+    """Round the weights for the smallest file that loses at most `max_drop`, and write it: the facts.
 
     What is written is read back and measured. `inputs` as in job().
     """
@@ -105,7 +108,8 @@ def rounded(
     recipe = Recipe((Rdoq(max_drop=max_drop), Entropy()))
     result = run(given, recipe, task, observer=observer)
     save(result, out, tiny=tiny)
-    found = compared(task.scores(given.model()), task.scores(load(out).model(given.given)))
+    now = task.scores(load(out).model(given.given))
+    found = compared(task.scores(given.model()), now, task.scored)
     return {"task": task.name, "max_drop": max_drop, "accuracy": found}
 
 

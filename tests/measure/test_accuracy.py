@@ -47,8 +47,8 @@ def test_the_drop_of_shares(n: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     before, after = rng.integers(0, 2, n).astype(float), rng.integers(0, 2, n).astype(float)
     found = drop(torch.from_numpy(before), torch.from_numpy(after))
-    assert found.points == pytest.approx(100 * (before.mean() - after.mean()))
-    assert found.low <= found.points <= found.high
+    assert found.amount == pytest.approx(100 * (before.mean() - after.mean()))
+    assert found.low <= found.amount <= found.high
     lost, won = int(((before == 1) & (after == 0)).sum()), int(((before == 0) & (after == 1)).sum())
     p = stats.binomtest(lost, lost + won).pvalue if lost + won else 1.0
     assert found.p == pytest.approx(p)
@@ -65,7 +65,7 @@ def test_the_drop_of_other_scores() -> None:
     assert (found.low, found.high) == pytest.approx((100 * interval.low, 100 * interval.high))
     assert found.significant
     other = drop(after, before)
-    assert (other.points, other.low, other.high) == pytest.approx((-found.points, -found.high, -found.low))
+    assert (other.amount, other.low, other.high) == pytest.approx((-found.amount, -found.high, -found.low))
     assert not other.significant, "a gain is no drop"
 
 
@@ -78,7 +78,7 @@ def test_pairs_are_surer_than_two_intervals() -> None:
 
 
 def test_no_drop_has_no_sign() -> None:
-    assert f"{drop([1, 0], [1, 0]).points:+.2f}" == "+0.00"
+    assert f"{drop([1, 0], [1, 0]).amount:+.2f}" == "+0.00"
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_compared_is_both_as_json(scores: list[tuple[float, float]]) -> None:
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert (found["before"][0], found["after"][0]) == (accuracy(before).value, accuracy(after).value)
     assert (found["drop"][0], found["p"], found["n"]) == (
-        drop(before, after).points,
+        drop(before, after).amount,
         drop(before, after).p,
         len(scores),
     )

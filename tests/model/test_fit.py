@@ -20,7 +20,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from tersor.core.state import start
 from tersor.errors import MissingError, RefusedError, TaskError, TersorError
 from tersor.model import fit as module
-from tersor.model.fit import OPTIMIZERS, SCHEDULES, Plan, fit, rate, soften
+from tersor.model.fit import OPTIMIZERS, SCHEDULES, Plan, fit, rate
+from tersor.model.losses import soften
 from tersor.model.task import Task
 from tersor.model.tune import Tuned
 

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from tersor.errors import TaskError
 from tersor.model.batches import evaluating, hash_batch, move, shapes, steady
-from tersor.model.metric import accuracy
+from tersor.model.metrics import accuracy
 from tersor.model.task import Task, example_inputs
 
 SAMPLES, FEATURES, CLASSES = 23, 5, 3

@@ -12,7 +12,7 @@ from torch import nn
 from tersor.core.run import run
 from tersor.core.state import State
 from tersor.errors import SettingError, SiteError
-from tersor.model.fit import soften
+from tersor.model.losses import soften
 from tersor.steps import Cluster, Distill, Entropy, Finetune, Prune, Quantize
 
 

@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +50,7 @@ def run(
     if recipe.base is not None and recipe.base != state.digest:
         raise RefusedError(f"recipe: the lock is for base {recipe.base}, this model is {state.digest}")
     if task is not None and state.given is not None:
-        task.check(state.plain())
+        task.check(state.plain(), reduce(or_, (step.needs for step in recipe.steps)))
     with ExitStack() as stack:
         kept = None
         if journal is not None:

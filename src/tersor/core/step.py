@@ -9,22 +9,14 @@ class Quantize:                                      a frozen dataclass; its fie
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Iterator
 from typing import ClassVar, Protocol, runtime_checkable
 
 from tersor.core.view import View
+from tersor.model.needs import Needs
 from tersor.record.events import Group
 
-
-class Needs(enum.Flag):
-    """What a step, as it is set, cannot work without. One that needs nothing works site by site."""
-
-    NOTHING = 0
-    MODEL = enum.auto()  # the module itself, not only its weights
-    TASK = enum.auto()  # batches and a metric
-    TRAINING = enum.auto()  # batches and a loss to train with
-    WHOLE = enum.auto()  # all weights at once
+__all__ = ["Needs", "Step"]
 
 
 @runtime_checkable

@@ -1,26 +1,35 @@
-"""Accuracy: a mean score with how sure it is, and the drop between two models on the same samples.
+"""Accuracy: a metric's value with how sure it is, and the drop between two models on the same samples.
 
-value = mean of N scores      interval: Wilson 1927 where all are 0 or 1, else mean +- 1.96 s / sqrt(N)
-drop  = 100 (before - after), paired sample by sample: what both models get right or wrong cancels, so it is
-surer than the difference of two intervals (McNemar 1947; Student 1908). Cost: one pass over the scores.
+one number a sample   value = their mean     interval: Wilson 1927 where all are 0 or 1, else mean +- 1.96 s /
+    sqrt(N)     drop: paired sample by sample, so what both models get right or wrong cancels: surer than the
+    difference of two intervals (McNemar 1947; Student 1908). Cost: one pass over the scores
+of a whole set        value = f(sums), f(list)   interval, drop and p: paired bootstrap (maths/bootstrap.py)
+A drop is in points (hundredths) where the metric is a share, else in the metric's own unit; positive is worse,
+whichever of higher and lower is better.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
-from tersor.errors import SettingError
+from torch import Tensor
+
+from tersor.errors import SettingError, TaskError
+from tersor.maths import bootstrap
 from tersor.maths.statistics import Z95, paired, wilson
+from tersor.model.metric import LISTED, Metric, Scores
+from tersor.model.metrics import METRICS
 
 SIGNIFICANT = 0.05  # p below which a difference counts as real
+ACCURACY = METRICS["accuracy"]
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean score, in the metric's units (shares for accuracy), with its 95 % interval."""
+    """A metric's value, in its own units (shares for accuracy), with its 95 % interval."""
 
     value: float
     low: float
@@ -30,18 +39,18 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Drop:
-    """What was lost, in points (hundredths of the metric's unit): positive is worse, negative is better."""
+    """What was lost: positive is worse, negative is better."""
 
-    points: float
-    low: float  # 95 % interval, in points
+    amount: float  # in points where the metric is a share, else in its own unit
+    low: float  # 95 % interval
     high: float
     p: float  # of "no difference"
     significant: bool  # worse, and p < 0.05
 
 
 def accuracy(scores: Iterable[float]) -> Estimate:
-    """The mean of scores, one a sample, larger is better. One score other than 0 or 1 says nothing of its
-    spread: the interval is then infinite. SettingError without scores or with one that is not finite.
+    """The mean of scores, one a sample. One score other than 0 or 1 says nothing of its spread: the interval
+    is then infinite. SettingError without scores or with one that is not finite.
     """
     found = listed("accuracy", scores)
     n = len(found)
@@ -55,23 +64,99 @@ def accuracy(scores: Iterable[float]) -> Estimate:
     return Estimate(mean, mean - half, mean + half, n)
 
 
-def drop(before: Iterable[float], after: Iterable[float]) -> Drop:
-    """What `after` lost against `before`, both one score a sample in the same order (larger is better)."""
-    mean, low, high, p = paired(listed("drop", before), listed("drop", after))
-    points, least, most = (-100 * gain + 0.0 for gain in (mean, high, low))  # + 0.0: no "-0.00" in tables
-    return Drop(points, least, most, p, significant=p < SIGNIFICANT and points > 0)
+def drop(before: Any, after: Any, metric: Metric = ACCURACY) -> Drop:
+    """What `after` lost against `before`, both the scores of the same samples in the same order."""
+    return estimates(before, after, metric)[2]
 
 
-def compared(before: Iterable[float], after: Iterable[float]) -> dict[str, Any]:
+def lost(before: Any, after: Any, metric: Metric) -> float:
+    """The amount alone, without how sure it is."""
+    return metric.sign * factor(metric) * (value_of(before, metric) - value_of(after, metric)) + 0.0
+
+
+def factor(metric: Metric) -> float:
+    """From the metric's own unit to that of drops."""
+    return 100.0 if metric.percent else 1.0
+
+
+def estimated(scores: Any, metric: Metric = ACCURACY) -> Estimate:
+    """A metric's value on its own."""
+    if metric.value is None:
+        return accuracy(scores)
+    (values,) = redrawn([scores], metric)
+    return estimate(scores, metric, values)
+
+
+def estimates(before: Any, after: Any, metric: Metric) -> tuple[Estimate, Estimate, Drop]:
+    """Both models' values, and what the second one lost."""
+    times = metric.sign * factor(metric)
+    if metric.value is None:
+        mean, low, high, p = paired(listed("drop", before), listed("drop", after))
+        was, now = accuracy(before), accuracy(after)
+    else:
+        if len(before) != len(after) or not len(before):
+            raise SettingError(
+                f"drop: {len(before)} samples before, {len(after)} after; the same ones, at least 1"
+            )
+        first, second = redrawn([before, after], metric)
+        was, now = estimate(before, metric, first), estimate(after, metric, second)
+        mean, gains = now.value - was.value, second - first
+        low, high, p = (
+            (-math.inf, math.inf, 1.0) if was.n == 1 else (*bootstrap.interval(gains), bootstrap.p_of(gains))
+        )
+    amount, *ends = (-times * gain + 0.0 for gain in (mean, high, low))  # + 0.0: no "-0.00" in tables
+    return was, now, Drop(amount, min(ends), max(ends), p, significant=p < SIGNIFICANT and amount > 0)
+
+
+def redrawn(sets: list[Scores], metric: Metric) -> bootstrap.Floats:
+    """The metric's values of each set, its samples drawn anew many times, all sets alike: [sets, R]."""
+    if isinstance(sets[0], list):
+        return bootstrap.of_lists(cast(list[list[Any]], sets), metric.number, metric.resamples or LISTED)
+    return bootstrap.of_sums(
+        cast(list[Tensor], sets), metric.number, metric.resamples or bootstrap.resamples(len(sets[0]))
+    )
+
+
+def estimate(scores: Scores, metric: Metric, values: bootstrap.Floats) -> Estimate:
+    """The value of a set, with the interval of its resampled values."""
+    n = len(scores)
+    return Estimate(
+        value_of(scores, metric), *((-math.inf, math.inf) if n == 1 else bootstrap.interval(values)), n
+    )
+
+
+def value_of(scores: Any, metric: Metric) -> float:
+    """The value of a set; TaskError where it has none."""
+    value = accuracy(scores).value if metric.value is None else metric.of(scores)
+    if not math.isfinite(value):
+        raise TaskError(f"metric {metric.name!r}: its value on the evaluation set is {value}, not a number")
+    return value
+
+
+def compared(before: Any, after: Any, metric: Metric = ACCURACY) -> dict[str, Any]:
     """Two models' scores on the same samples, as JSON: values and drop, each with its interval, the drop's p
-    and the number of samples. The end of an interval that has none (one sample) is None."""
-    was, now, fall = accuracy(before), accuracy(after), drop(before, after)
+    and the number of samples. The end of an interval that has none (one sample) is None. Of another metric
+    than accuracy also its name, the unit of its drops, and whether higher or lower is better."""
+    was, now, fall = estimates(before, after, metric)
     rows = {
         "before": [was.value, was.low, was.high], "after": [now.value, now.low, now.high],
-        "drop": [fall.points, fall.low, fall.high],
+        "drop": [fall.amount, fall.low, fall.high],
     }  # fmt: skip
     told = {key: [value if math.isfinite(value) else None for value in row] for key, row in rows.items()}
-    return {**told, "p": fall.p, "n": now.n}
+    return {**told, "p": fall.p, "n": now.n, **named(metric)}
+
+
+def named(metric: Metric) -> dict[str, str]:
+    """How a metric is told where it is not accuracy."""
+    return {} if metric is ACCURACY else {"metric": metric.name, "unit": metric.unit, "better": metric.better}
+
+
+def in_words(found: Mapping[str, Any]) -> str:
+    """ "0.9824 to 0.9799, drop +0.25 points": what `compared` found, in the metric's unit."""
+    was, now, fall = (found[key][0] for key in ("before", "after", "drop"))
+    if found.get("unit", "points") == "points":
+        return f"{was:.4f} to {now:.4f}, drop {fall:+.2f} points"
+    return f"{found['metric']} {was:.4f} to {now:.4f}, {found['better']} is better, drop {fall:+.4g}"
 
 
 def listed(who: str, scores: Iterable[float]) -> list[float]:

@@ -3,10 +3,9 @@ answers of two models are."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from tersor.errors import RefusedError
 from tersor.maths.units import TINY
 from tersor.model.batches import device_of, each, evaluating, move, steady
+from tersor.model.outputs import tensors_of
 from tersor.model.sites import Site
 from tersor.model.task import MISFIT, Task
 
@@ -121,7 +121,8 @@ def outputs(model: nn.Module, task: Task, width: str) -> list[Tensor]:
 
 
 def widened(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-    return lambda value: value.to(dtype) if value.is_floating_point() else value
+    """Floats in another width; a tokenizer's encoding, or what is no tensor, as it is."""
+    return lambda value: value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def shaken(values: Mapping[str, Tensor], sites: Mapping[str, Site]) -> dict[str, Tensor]:
@@ -140,23 +141,6 @@ def shaken(values: Mapping[str, Tensor], sites: Mapping[str, Site]) -> dict[str,
             value = (value.float() * noise.exp() + 0.1).to(value.dtype)
         found[name] = value
     return found
-
-
-def tensors_of(output: Any) -> Iterator[Tensor]:
-    """The tensors in an output, however it is nested; complex ones as pairs."""
-    if isinstance(output, Tensor):
-        yield torch.view_as_real(output.resolve_conj()) if output.is_complex() else output
-        return
-    if isinstance(output, Mapping):
-        parts = list(output.values())
-    elif isinstance(output, (tuple, list)):
-        parts = list(output)
-    elif dataclasses.is_dataclass(output):
-        parts = [getattr(output, field.name) for field in dataclasses.fields(output)]
-    else:
-        parts = []
-    for part in parts:
-        yield from tensors_of(part)
 
 
 def zero(model: nn.Module, tensor: str, axis: int, places: list[int]) -> None:

@@ -10,7 +10,7 @@ import dataclasses
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +18,11 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
 from tersor.errors import TaskError
+
+# What a model, loss or metric raises when it is fed something that does not fit it.
+MISFIT = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError)
+
+Result = TypeVar("Result")
 
 
 class Hash(Protocol):
@@ -52,6 +57,14 @@ def each(batch: Any, change: Callable[[Any], Any]) -> Any:
         if isinstance(batch, Mapping):
             return {key: each(item, change) for key, item in batch.items()}
     return change(batch)
+
+
+def fits(call: Callable[[], Result], message: str) -> Result:
+    """The call's result; a TaskError with the message and the callee's own words where it fails."""
+    try:
+        return call()
+    except MISFIT as error:
+        raise TaskError(f"{message}. {type(error).__name__}: {error}") from error
 
 
 def shapes(value: Any) -> str:

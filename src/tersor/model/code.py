@@ -1,8 +1,8 @@
 """Code: digests of what a run depends on besides weights and data, so that a resumed run is told of a change.
 
 code      the compiled methods of the classes of the model and of the user's own steps, and the task's loss,
-          metric, feed and target, with constants, defaults, inner functions, and what they call of the user's
-          own modules. Comments and layout do not count; installed packages are not followed
+          metric, logits, feed and target, with constants, defaults, inner functions, and what they call of
+          the user's own modules. Comments and layout do not count; installed packages are not followed
 settings  of each module: its path, class and attributes (a stride, a slope, eps), and its buffers that no
           state dict lists
 What has no Python code is named, for a change of it would not be seen.
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from tersor.forms.form import DIGEST
 from tersor.model.batches import hash_batch
+from tersor.model.metric import Metric, counts_up
 from tersor.model.task import Task
 
 SIMPLE = (str, bytes, int, float, bool, complex, type(None), torch.dtype)
@@ -42,8 +43,8 @@ def code_of(model: nn.Module | None, task: Task | None, steps: Iterable[Any] = (
     classes |= {type(step) for step in steps if not library(type(step))}
     parts: list[tuple[str, Any]] = [(c.__qualname__, c) for c in classes]
     if task is not None:
-        words = {"loss": task.loss, "metric": task.metric, "feed": task.feed, "target": task.target}
-        parts += [(f"task: {word}", part) for word, part in words.items()]
+        words = {"loss": task.loss, "logits": task.logits, "feed": task.feed, "target": task.target}
+        parts += [(f"task: {word}", part) for word, part in (words | metric_parts(task)).items()]
     found: list[list[bytes]] = []
     for name, part in parts:
         known = list(pieces(part, set()))
@@ -53,6 +54,17 @@ def code_of(model: nn.Module | None, task: Task | None, steps: Iterable[Any] = (
         for piece in whole:
             sha.update(piece)
     return sha.hexdigest()[:DIGEST], sorted(set(unseen))
+
+
+def metric_parts(task: Task) -> dict[str, Any]:
+    """What a metric is made of: its name, its functions, its settings."""
+    metric = task.metric
+    if isinstance(metric, Metric):
+        told = (metric.name, metric.better, metric.percent, metric.kind, metric.resamples)
+        return {"metric": repr(told), "statistics": metric.statistics, "value": metric.value}
+    if counts_up(metric):  # torchmetrics: its class is a library's, and its settings are its own
+        return {"metric": f"{type(metric).__module__}.{type(metric).__qualname__} {settings_of(metric)}"}
+    return {"metric": metric}
 
 
 def settings_of(model: nn.Module | None) -> str:

@@ -13,13 +13,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from tersor.forms.form import to_rows
 from tersor.model.batches import device_of, evaluating, move, steady
+from tersor.model.logits import answer
 from tersor.model.sites import Site
 from tersor.model.task import Task
 
@@ -87,7 +88,7 @@ def drawn(model: nn.Module, task: Task, sites: list[Site], passes: int) -> dict[
     with evaluating(model), steady(task.calibrate), torch.enable_grad():
         while batches < FEWEST or done < passes:
             for batch in task.batches("calibrate"):
-                output = tensor_of(task.run(model, move(batch, device_of(model))))
+                output = answer(task.run(model, move(batch, device_of(model))), task.logits)
                 if output is None or not output.requires_grad:
                     return {}
                 probe(output, task).backward()
@@ -99,16 +100,6 @@ def drawn(model: nn.Module, task: Task, sites: list[Site], passes: int) -> dict[
                         parameters[name].grad = None
             done += 1
     return {name: total.curvature(samples) for name, total in sums.items() if total.seen}
-
-
-def tensor_of(output: Any) -> Tensor | None:
-    """The first tensor of floats in a model's output."""
-    if isinstance(output, Tensor):
-        return output if output.is_floating_point() else None
-    items = (
-        output.values() if isinstance(output, dict) else output if isinstance(output, (tuple, list)) else ()
-    )
-    return next((found for item in items if (found := tensor_of(item)) is not None), None)
 
 
 def probe(output: Tensor, task: Task) -> Tensor:

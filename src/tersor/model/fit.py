@@ -1,7 +1,6 @@
 """Fit: the one training loop, run through Accelerate: one process, several, or a GPU by configuration.
 
-loss = (1 - share) * task loss + share * T^2 * KL(teacher / T || student / T) + features * mean squared
-difference Hinton 2015 (soft targets; T^2 keeps the gradients' size when T changes), Romero 2015 (features)
+The loss of a batch, with a teacher's share in it, is model/losses.py's.
 """
 
 from __future__ import annotations
@@ -14,11 +13,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from tersor.errors import RefusedError, TaskError, need
 from tersor.model.batches import generators_of, length_of, move, seeded, shapes
+from tersor.model.losses import loss_of
 from tersor.model.snapshot import lent, restore, snapshot
 from tersor.model.task import MISFIT, Task
 from tersor.model.tune import Tuned
@@ -196,42 +195,6 @@ def make_optimizer(groups: list[dict[str, Any]], plan: Plan) -> torch.optim.Opti
         return torch.optim.SGD(groups, lr=plan.lr, momentum=0.9, nesterov=True)
     kind = torch.optim.AdamW if plan.optimizer == "adamw" else torch.optim.Adam
     return kind(groups, lr=plan.lr)
-
-
-def loss_of(  # noqa: PLR0917 (all six are the loop's own)
-    net: nn.Module,
-    teacher: nn.Module | None,
-    task: Task,
-    plan: Plan,
-    batch: Any,
-    caught: dict[str, list[Tensor]],
-) -> Tensor:
-    for found in caught.values():
-        found.clear()
-    output = task.run(net, batch)
-    loss = output.new_zeros(()).float()
-    if plan.share < 1:
-        loss = loss + (1 - plan.share) * task.loss(output.float(), task.target_of(batch))
-    if teacher is not None:
-        with torch.no_grad():
-            wanted = task.run(teacher, batch)
-        if plan.share > 0:
-            loss = loss + plan.share * soften(output.float(), wanted.float(), plan.temperature)
-        for name, found in caught.items():
-            half = len(found) // 2  # the student's, then the teacher's: a layer may run more than once
-            if not half:
-                raise RefusedError(f"features: {name} is there, but gave no output: nothing calls it")
-            for mine, theirs in zip(found[:half], found[half:], strict=True):
-                loss = loss + plan.feature_weight * F.mse_loss(mine.float(), theirs.float())
-    return loss
-
-
-def soften(output: Tensor, wanted: Tensor, temperature: float) -> Tensor:
-    """T^2 * KL(teacher || student) at temperature T; outputs [B, K] or [B, K, ...], classes on axis 1."""
-    student = F.log_softmax(output / temperature, dim=1)
-    target = F.log_softmax(wanted / temperature, dim=1)
-    count = output.numel() / output.shape[1]
-    return F.kl_div(student, target, reduction="sum", log_target=True) * temperature**2 / count
 
 
 @contextlib.contextmanager

@@ -1,8 +1,9 @@
 """Task: what a model is for: the batches that calibrate, train and evaluate it, its loss and its metric.
 
-score[n] = metric(model(input[n]), target[n])      one number a sample, so that two models compare in pairs
-A batch is (input..., target) or {"labels": target, name: input, ...}; `feed` and `target` overrule both.
-Cost: `scores` is one pass over the evaluation set, `check` one batch, `digest` eight batches.
+score[n] = metric(model(input[n]), target[n])      kept by sample, so that two models compare in pairs
+A batch is (input..., target) or {"labels": target, name: input, ...}; `feed` and `target` overrule both. Loss
+and metric see what the model answers, whatever it is; `logits` says what of it is compared with a teacher's.
+Cost: `scores` is one pass over the evaluation set, `check` a batch or two, `digest` eight batches.
 """
 
 from __future__ import annotations
@@ -11,18 +12,20 @@ import hashlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, TypeVar
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
 from tersor.errors import TaskError, did_you_mean
 from tersor.model.batches import (
+    MISFIT,
     Again,
     device_of,
     evaluating,
+    fits,
     hash_batch,
     length_of,
     misfit_set,
@@ -30,16 +33,18 @@ from tersor.model.batches import (
     shapes,
     steady,
 )
-from tersor.model.metric import METRICS
+from tersor.model.logits import KINDS, Given, Logits, logits_of
+from tersor.model.losses import default_loss, takes_labels
+from tersor.model.metric import Metric
+from tersor.model.metrics import metric_of
+from tersor.model.needs import Needs
+from tersor.model.scoring import score
 
 SETS = ("evaluate", "calibrate", "train")
 LABELS = ("labels", "label")
 DIGEST_BATCHES = 4
-# What a model, loss or metric raises when it is fed something that does not fit it.
-MISFIT = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError)
 
 Batches = Iterable[Any] | Callable[[], Iterable[Any]]
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -51,8 +56,9 @@ class Task:
     evaluate: Batches  # scored: what accuracy, drops and p-values are about
     calibrate: Batches | None = None  # a few batches for ranges and statistics; targets not needed
     train: Batches | None = None  # batches of one epoch
-    loss: Callable[[Any, Any], Tensor] = cross_entropy  # (output, target) -> scalar, smaller is better
-    metric: str | Callable[[Any, Any], Tensor] = "accuracy"  # (output, target) -> [B], larger is better
+    loss: Callable[[Any, Any], Tensor] = default_loss  # (output, target) -> scalar, smaller is better
+    metric: str | Metric | Callable[[Any, Any], Any] = "accuracy"  # (output, target) -> [B], larger is better
+    logits: Given = None  # output -> Logits, a tensor, or a tuple of them; or their kind; None: found
     feed: Callable[[nn.Module, Any], Any] | None = None  # (model, batch) -> output
     target: Callable[[Any], Any] | None = None  # batch -> target
     fingerprint: str | None = None  # a text that changes when the data does; without it, batches are hashed
@@ -68,14 +74,16 @@ class Task:
             bare = word == "calibrate" or self.target is not None
             if wrong := misfit_set(word, batches, bare):
                 raise TaskError(f"{self._who}: {word}= {wrong}")
-        if isinstance(self.metric, str) and self.metric not in METRICS:
-            raise TaskError(
-                f"{self._who}: metric={self.metric!r}; {did_you_mean(self.metric, METRICS)}, or a function"
-            )
-        functions = {"loss": self.loss, "feed": self.feed, "target": self.target, "metric": self._metric}
-        for word, function in functions.items():
+        _ = self.scored  # refused now where it is none
+        for word, signature in SIGNATURES.items():
+            function = getattr(self, word)
             if not callable(function) and not (word in ("feed", "target") and function is None):
-                raise TaskError(f"{self._who}: {word}={function!r}, but it is a function, {SIGNATURES[word]}")
+                raise TaskError(f"{self._who}: {word}={function!r}, but it is a function, {signature}")
+        if self.logits is not None and self.logits not in KINDS and not callable(self.logits):
+            raise TaskError(
+                f"{self._who}: logits={self.logits!r}, but they are a function of the output, or a kind. "
+                f"{did_you_mean(str(self.logits), KINDS)}"
+            )
         if self.fingerprint is not None and (not isinstance(self.fingerprint, str) or not self.fingerprint):
             raise TaskError(
                 f"{self._who}: fingerprint={self.fingerprint!r}, but it is a text, such as a checksum"
@@ -85,16 +93,16 @@ class Task:
     def _who(self) -> str:
         return f"task {self.name!r}"
 
-    @property
-    def _metric(self) -> Callable[[Any, Any], Tensor]:
-        return METRICS[self.metric] if isinstance(self.metric, str) else self.metric
+    @cached_property
+    def scored(self) -> Metric:
+        """What `metric` means."""
+        return metric_of(self.metric, self._who)
 
     def __repr__(self) -> str:
         given = ", ".join(
             f"{word}={_count(getattr(self, word))}" for word in SETS if getattr(self, word) is not None
         )
-        metric = self.metric if isinstance(self.metric, str) else getattr(self.metric, "__name__", "metric")
-        return f"Task({self.name!r}, {given}, metric={metric})"
+        return f"Task({self.name!r}, {given}, metric={self.scored.name})"
 
     def batches(self, word: str) -> Iterable[Any]:
         """The batches of a set, "evaluate", "calibrate" or "train": iterate as often as wanted.
@@ -130,15 +138,18 @@ class Task:
         )
 
     def run(self, model: nn.Module, batch: Any) -> Any:
-        """The model's output for a batch, in the mode and on the device the model is in.
+        """The model's output for a batch, as it is, in the mode and on the device the model is in.
 
-        Outputs that carry `.logits` (Hugging Face) come back as the logits, so that a loss sees a tensor.
+        Where the default loss is in force, a model whose forward takes `labels` (Hugging Face) is given those
+        of the batch: it computes its own loss from them, and some make the decoder's inputs of them.
         """
         if self.feed is not None:
             return self.feed(model, batch)
         args, kwargs = self.inputs(batch)
-        output = model(*args, **kwargs)
-        return output.logits if isinstance(getattr(output, "logits", None), Tensor) else output
+        if self.loss is default_loss and self.target is None and isinstance(batch, Mapping):
+            labels = next((batch[key] for key in LABELS if key in batch), None)
+            kwargs |= {"labels": labels} if labels is not None and takes_labels(model) else {}
+        return model(*args, **kwargs)
 
     def target_of(self, batch: Any) -> Any:
         """The target of a batch: what `target` says, else the last of a tuple, or "labels" or "label"."""
@@ -155,41 +166,54 @@ class Task:
             "with 'labels', or target=(batch) -> target."
         )
 
-    def scores(self, model: nn.Module, watch: Callable[[int, int | None], None] | None = None) -> Tensor:
-        """The metric of each evaluation sample, [N] float32 on the CPU, in the same order each time.
+    def maybe_target(self, batch: Any) -> Any:
+        """The target of a batch where it has one, else None: a teacher's answers need none."""
+        try:
+            return self.target_of(batch)
+        except (*MISFIT, TaskError):
+            return None
+
+    def logits_of(self, output: Any, target: Any = None, kind: str | None = None) -> tuple[Logits, ...]:
+        """What of an output is compared, mostly one tensor: what `logits` says, else of that kind, else what
+        is plain. TaskError where nothing is."""
+        given = self.logits if self.logits is not None else kind
+        return fits(
+            lambda: logits_of(output, given, target, self._who),
+            f"{self._who}: logits= does not fit: output {shapes(output)}",
+        )
+
+    def scores(self, model: nn.Module, watch: Callable[[int, int | None], None] | None = None) -> Any:
+        """What the metric takes down of each evaluation sample, on the CPU, in the same order each time: [N]
+        float32, or for a metric of the whole set [N, S] or a list; `scored.of` makes one number of it.
 
         The model runs in eval mode without gradients on its own device; its modes and all random state are
         left as they were. `watch(done, total)` is called after each batch; total is None where unknown.
         """
         self._check_model(model)
         batches = self.batches("evaluate")
-        total, device, found = length_of(batches), device_of(model), []
+        total, device = length_of(batches), device_of(model)
+        found: list[Any] = []
         with evaluating(model), steady(self.evaluate):
             for done, batch in enumerate(batches, 1):
                 here = move(batch, device)
-                found.append(self._score(self._output(model, here), here).cpu())
+                found.append(score(self, self._output(model, here), here))
                 if watch is not None:
                     watch(done, total)
-        return torch.cat(found)  # [N]
+        if isinstance(found[0], list):
+            return [sample for batch_of in found for sample in batch_of]
+        return torch.cat(found)  # [N], [N, S]
 
-    def check(self, model: nn.Module) -> None:
-        """Run one evaluation batch through model, loss and metric; TaskError says what does not fit."""
+    def check(self, model: nn.Module, needs: Needs | None = None) -> None:
+        """TaskError where the task does not fit the model, for what is needed of it: that the model runs, and
+        with SCORES, LOSS and SOFT that metric, loss and logits take what it answers. Each is tried in the
+        mode, and on a batch of the set, that it is used in. None: metric, and loss where there is a training
+        set."""
+        from tersor.model.trial import tried
+
         self._check_model(model)
-        with evaluating(model), steady(self.evaluate):
-            batch = move(next(iter(self.batches("evaluate"))), device_of(model))
-            output = self._output(model, batch)
-            target = self.target_of(batch)
-            fit = f"output {shapes(output)}, target {shapes(target)}"
-            loss = _fits(lambda: self.loss(output, target), f"{self._who}: the loss does not fit: {fit}")
-            if not isinstance(loss, Tensor) or loss.numel() != 1:
-                raise TaskError(
-                    f"{self._who}: the loss gave {shapes(loss)}, but it is one number, a scalar tensor."
-                )
-            if not torch.isfinite(loss).all():
-                raise TaskError(
-                    f"{self._who}: the loss is {loss.item()} on the first batch ({fit}){_bad_weights(model)}."
-                )
-            self._score(output, batch)
+        if needs is None:
+            needs = Needs.SCORES | (Needs.NOTHING if self.train is None else Needs.LOSS)
+        tried(self, model, needs)
 
     def digest(self) -> str:
         """A fingerprint of the data: the given one, else the SHA-256 (hex) of lengths and first batches.
@@ -222,30 +246,14 @@ class Task:
             )
 
     def _output(self, model: nn.Module, batch: Any) -> Any:
-        return _fits(
+        return fits(
             lambda: self.run(model, batch),
             f"{self._who}: batches do not fit the model {type(model).__name__}: a batch is {shapes(batch)}",
         )
 
-    def _score(self, output: Any, batch: Any) -> Tensor:
-        """One batch's scores, [B] float32, checked."""
-        target = self.target_of(batch)
-        fit = f"output {shapes(output)}, target {shapes(target)}"
-        scores = _fits(lambda: self._metric(output, target), f"{self._who}: the metric does not fit: {fit}")
-        count = target.shape[0] if isinstance(target, Tensor) and target.ndim else None
-        if not isinstance(scores, Tensor) or scores.ndim != 1 or count not in (None, len(scores)):
-            raise TaskError(
-                f"{self._who}: the metric gave {shapes(scores)}, but it gives one score a sample, "
-                f"[{'B' if count is None else count}]; {fit}."
-            )
-        if not torch.isfinite(scores).all():
-            raise TaskError(f"{self._who}: the metric gave scores that are not finite; {fit}.")
-        return scores.detach().float()  # [B]
-
 
 SIGNATURES = {
     "loss": "loss(output, target) -> scalar",
-    "metric": "metric(output, target) -> one score a sample",
     "feed": "feed(model, batch) -> output",
     "target": "target(batch) -> target",
 }
@@ -290,23 +298,6 @@ def example_inputs(task: Task, model: nn.Module | None = None) -> tuple | dict[s
     return dict(inspect.signature(model.forward).bind(*args, **kwargs).arguments) if args else kwargs
 
 
-def _fits(call: Callable[[], Result], message: str) -> Result:
-    """The call's result; a TaskError with the message and the callee's own words where it fails."""
-    try:
-        return call()
-    except MISFIT as error:
-        raise TaskError(f"{message}. {type(error).__name__}: {error}") from error
-
-
 def _count(batches: Any) -> str:
     length = length_of(batches)
     return "? batches" if length is None else f"{length} batches"
-
-
-def _bad_weights(model: nn.Module) -> str:
-    bad = [name for name, value in model.state_dict().items() if not torch.isfinite(value).all()]
-    return (
-        f": these weights are not finite: {', '.join(bad[:5])}{', ...' if len(bad) > 5 else ''}"
-        if bad
-        else ""
-    )

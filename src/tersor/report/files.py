@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from tersor.measure.accuracy import in_words
 from tersor.measure.nbytes import file_nbytes
 from tersor.report.console import whole
 
@@ -78,9 +79,7 @@ def counted(name: str, tensors: int | None) -> str:
 
 def rounded_lines(facts: Facts) -> Iterator[str]:
     yield from lines(facts)
-    was, now, fall = (facts["accuracy"][key][0] for key in ("before", "after", "drop"))
-    allowed = f"{facts['max_drop']:g} allowed"
-    yield f"{facts['task']}: {was:.4f} to {now:.4f}, drop {fall:+.2f} points, {allowed}"
+    yield f"{facts['task']}: {in_words(facts['accuracy'])}, {facts['max_drop']:g} allowed"
 
 
 def listing(names: list[str]) -> str:

@@ -71,11 +71,12 @@ def accuracy_rows(facts: Facts) -> Iterator[tuple[str, ...]]:
     found = facts.get("accuracy")
     if found is None:
         return
-    metric = facts.get("metric", "accuracy")
-    percent = metric == "accuracy"  # another metric's unit is its own
+    metric, percent = found.get("metric", "accuracy"), found.get("unit", "points") == "points"
+    # The unit of another metric than a share is its own.
     label, times, digits, unit = (f"{metric}, %", 100, 2, " points") if percent else (metric, 1, 4, "")
+    label += ", lower is better" if found.get("better") == "lower" else ""
     (was, *was_within), (now, *now_within) = (scaled(found[key], times) for key in ("before", "after"))
-    fall, *within = scaled(found["drop"], times / 100)
+    fall, *within = found["drop"]
     fell = f"drop {fall:.{digits}f}{unit} (95 %: {ranged(within, digits, 'to')})"
     yield label, f"{was:.{digits}f}", f"{now:.{digits}f}", fell
     verdict = "significant" if found["p"] < SIGNIFICANT else "not significant"

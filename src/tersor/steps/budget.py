@@ -63,7 +63,9 @@ def least(
     return power(under[0])
 
 
-def largest(measure: Callable[[float], float], limit: float, start: float, *, who: str) -> float:
+def largest(
+    measure: Callable[[float], float], limit: float, start: float, *, who: str, unit: str = "points"
+) -> float:
     """The largest price found with measure(price) <= limit; RefusedError where no price has it."""
     good = bad = None
     at, loss = math.log2(start), math.inf
@@ -84,7 +86,7 @@ def largest(measure: Callable[[float], float], limit: float, start: float, *, wh
     if good is None:
         raise RefusedError(
             f"{who}: max_drop={limit:g} is not met even where bits cost next to nothing: the loss is still "
-            f"{loss:g} points. Allow more, or leave out what is delicate with where='!NAME'."
+            f"{loss:g}{unit and f' {unit}'}. Allow more, or leave out what is delicate with where='!NAME'."
         )
     # A score of whole samples goes up and down: a little farther on it may be met again.
     misses, ahead = 0, good

@@ -1,7 +1,7 @@
 """Measure: what the model scores and stores as it stands, beside what was given. Notes only.
 
-accuracy with a 95 % interval, the paired drop and its test; bytes and bits a weight against the entropy
-bound; with latency=true the median time in ONNX Runtime, both models in turn in one process.
+the task's metric with a 95 % interval, the paired drop and its test; bytes and bits a weight against the
+entropy bound; with latency=true the median time in ONNX Runtime, both models in turn in one process.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Measure:
 
     @property
     def needs(self) -> Needs:
-        return Needs.WHOLE
+        return Needs.WHOLE | Needs.SCORES
 
     def run(self, view: View) -> Iterator[Group]:
         sites = select(view.sites, self.where, self.name)
@@ -71,16 +71,15 @@ class Measure:
         yield Group("all", tuple(notes))
 
     def scores(self, view: View) -> list[Note]:
-        from tersor.measure.accuracy import accuracy, compared
+        from tersor.measure.accuracy import compared, estimated, in_words, named
 
+        task, metric = view.task, view.task.scored
         if view.state.base is None:
-            now = accuracy(view.task.scores(view.model()))
+            now = estimated(task.scores(view.model()), metric)
             text = f"{now.value:.4f} now; what was lost is not known, for the first weights are not there"
-            return [Note("", "scored", text, {"after": now.value, "n": now.n})]
-        found = compared(view.task.scores(view.base()), view.task.scores(view.model()))
-        was, now, fall = (found[key][0] for key in ("before", "after", "drop"))
-        text = f"{was:.4f} to {now:.4f}, drop {fall:+.2f} points (p = {found['p']:.3g})"
-        return [Note("", "accuracy", text, found)]
+            return [Note("", "scored", text, {"after": now.value, "n": now.n, **named(metric)})]
+        found = compared(task.scores(view.base()), task.scores(view.model()), metric)
+        return [Note("", "accuracy", f"{in_words(found)} (p = {found['p']:.3g})", found)]
 
     def times(self, view: View) -> Note:
         from tersor.measure.latency import interleave, ratio

@@ -10,6 +10,7 @@ few seconds for 20 million weights.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -18,7 +19,7 @@ from tersor.core.step import Needs
 from tersor.core.view import View
 from tersor.errors import RefusedError, SettingError
 from tersor.forms import Form
-from tersor.measure.accuracy import drop
+from tersor.measure.accuracy import lost
 from tersor.model.sites import Site
 from tersor.record.events import Edit, Group, Note, of
 from tersor.settings import check, check_word
@@ -41,7 +42,7 @@ class Rdoq:
     name: ClassVar[str] = "rdoq"
     bits: float | None = None  # a weight, on average, before the entropy step; 4 where no target is given
     nbytes: int | None = None  # of the whole model once the entropy step has coded it
-    max_drop: float | None = None  # points of the task's metric lost at most, on its evaluation set
+    max_drop: float | None = None  # what the task's metric may lose on its evaluation set: points of a share
     lam: float | None = None  # the price of a bit, in units of the weighed error
     weigh: str = "auto"  # an error's weight: "output", "inputs" or "none"; auto: output where there is data
     per: str = (
@@ -61,7 +62,10 @@ class Rdoq:
         check(self.bits is None or 0 < self.bits <= 16, self, "bits", "it is bits a weight: above 0, to 16")
         check(self.nbytes is None or self.nbytes >= 1, self, "nbytes", "it is a count of bytes: 1 or more")
         check(
-            self.max_drop is None or 0 <= self.max_drop <= 100, self, "max_drop", "it is in points: 0 to 100"
+            self.max_drop is None or 0 <= self.max_drop < math.inf,
+            self,
+            "max_drop",
+            "it is a loss: 0 or more",
         )
         check(self.lam is None or 0 < self.lam < float("inf"), self, "lam", "it is a price: above 0")
         check(0 < self.damp <= 1, self, "damp", "it is a share: 0 < damp <= 1")
@@ -74,7 +78,9 @@ class Rdoq:
     @property
     def needs(self) -> Needs:
         """Without data a tensor is rounded by itself, unless all share one budget."""
-        if self.max_drop is not None or self.weigh not in ("auto", "none"):
+        if self.max_drop is not None:
+            return Needs.MODEL | Needs.TASK | Needs.WHOLE | Needs.SCORES
+        if self.weigh not in ("auto", "none"):
             return Needs.MODEL | Needs.TASK | Needs.WHOLE
         return Needs.NOTHING if self.nbytes is None else Needs.WHOLE
 
@@ -144,14 +150,15 @@ class Rdoq:
 
     def accurate(self, view: View, made: list[Plan], start: float) -> float:
         """The largest price at which the task loses no more than it may."""
-        before = view.task.scores(view.model())
+        task, metric = view.task, view.task.scored
+        before = task.scores(view.model())
 
-        def lost(lam: float) -> float:
-            points = drop(before, view.task.scores(view.model(self.forms(made, lam)))).points
-            view.observer.progress(0, 1, f"lam {lam:.3g} loses {points:+.2f} points")
-            return points
+        def measured(lam: float) -> float:
+            fall = lost(before, task.scores(view.model(self.forms(made, lam))), metric)
+            view.observer.progress(0, 1, f"lam {lam:.3g} loses {fall:+.4g} {metric.unit}")
+            return fall
 
-        return largest(lost, self.max_drop or 0.0, start, who=self.name)
+        return largest(measured, self.max_drop or 0.0, start, who=self.name, unit=metric.unit)
 
     def small(self, view: View, made: list[Plan], count: int, priced: Callable[[float], float]) -> float:
         """The price at which what the entropy step leaves fits the budget: measured, and corrected."""

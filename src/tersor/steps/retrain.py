@@ -87,7 +87,11 @@ class Retrain:
     @property
     def needs(self) -> Needs:
         """Without training each site can be done alone, without the others and without the model."""
-        return Needs.TRAINING | Needs.WHOLE if self.epochs else Needs.NOTHING
+        if not self.epochs:
+            return Needs.NOTHING
+        loss = Needs.LOSS if self.share < 1 else Needs.NOTHING  # a teacher alone needs no targets
+        soft = Needs.SOFT if self.share > 0 else Needs.NOTHING
+        return Needs.TRAINING | Needs.WHOLE | loss | soft
 
 
 def check_teacher(step: Any) -> None:

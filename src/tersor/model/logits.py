@@ -1,0 +1,173 @@
+"""Logits: the tensor of an output that distillation and the default loss compare, and what its numbers are.
+
+classes      scores of K classes along an axis     integer targets of the same shape without that axis
+binary       a score for each yes or no            boolean targets of the same shape
+regression   numbers themselves                    embedding   vectors, whose axis is the last one
+Found by itself where it is plain, else refused: softmax over the wrong axis trains to nothing, and says so
+nowhere. `.logits` is the name that Hugging Face's models give to scores of classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tersor.errors import TaskError, did_you_mean
+from tersor.model.batches import shapes
+from tersor.model.outputs import part, parts_of, tensors_of
+
+KINDS = ("classes", "binary", "regression", "embedding")
+IGNORED = -100  # a target that does not count, as torch's cross entropy has it
+VECTORS = "last_hidden_state"  # what Hugging Face's encoders call their vectors
+WAY_OUT = (
+    "Say it with Task(logits=...): a function of the output that returns tersor.Logits(tensor, kind, axis), "
+    "or a tuple of them; or a kind alone, one of classes, binary, regression, embedding"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Logits:
+    """What is compared, and what its numbers are: `kind` one of classes, binary, regression, embedding."""
+
+    tensor: Tensor  # of floats, [B, ...]
+    kind: str
+    axis: int = 1  # of the classes; the other kinds have none
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.tensor, Tensor) or not self.tensor.is_floating_point():
+            raise TaskError(f"logits: {shapes(self.tensor)}, but they are a tensor of floats")
+        if self.kind not in KINDS:
+            raise TaskError(f"logits: kind={self.kind!r}; {did_you_mean(self.kind, KINDS)}")
+        if self.kind == "classes":
+            ndim = self.tensor.ndim
+            if not -ndim <= self.axis < ndim or self.axis % ndim == 0:
+                raise TaskError(
+                    f"logits: axis={self.axis} of {shapes(self.tensor)}, but it is the axis of the classes; "
+                    f"the first one counts samples"
+                )
+            if self.scores.shape[1] == 1:
+                raise TaskError(
+                    f"logits: {shapes(self.tensor)} has one class, so there is nothing to tell apart. Is it "
+                    f"binary, or regression? {WAY_OUT}"
+                )
+
+    @property
+    def scores(self) -> Tensor:
+        """The tensor with the classes on axis 1, as torch's losses have it."""
+        return self.tensor.movedim(self.axis, 1) if self.kind == "classes" else self.tensor
+
+    @property
+    def places(self) -> tuple[int, ...]:
+        """The shape of what counts one by one: without the classes, or without the last axis."""
+        shape = self.scores.shape
+        return (shape[0], *shape[2:]) if self.kind == "classes" else tuple(shape[:-1])
+
+
+Given = str | Callable[[Any], Any] | None  # of a task: a kind, a function of the output, or nothing
+
+
+def logits_of(output: Any, given: Given, target: Any, who: str) -> tuple[Logits, ...]:
+    """The logits of an output, mostly one; `target` says what they are where nothing else does."""
+    if not callable(given):
+        found, named = compared(output, given, who)
+        return (told(found, given, target, named, who),)
+    found = given(output)
+    several = isinstance(found, (tuple, list))
+    parts = list(found) if several else [found]
+    if not parts:
+        raise TaskError(f"{who}: logits= gave nothing. {WAY_OUT}")
+    targets = targets_of(target, len(parts)) if several else [target]
+    return tuple(
+        item if isinstance(item, Logits) else told(item, None, goal, False, who)
+        for item, goal in zip(parts, targets, strict=True)
+    )
+
+
+def targets_of(target: Any, count: int) -> list[Any]:
+    """A target for each of several logits; none where they do not come in so many."""
+    one_each = isinstance(target, (tuple, list)) and len(target) == count
+    return list(target) if one_each else [target] if count == 1 else [None] * count
+
+
+def compared(output: Any, kind: str | None, who: str) -> tuple[Any, bool]:
+    """(the one tensor of an output, whether its name says that it is scores of classes)."""
+    if isinstance(output, Tensor):
+        return output, False
+    if isinstance(named := part(output, "logits"), Tensor):
+        return named, True
+    if kind is not None and isinstance(vectors := part(output, VECTORS), Tensor):
+        return vectors, False
+    floats = [tensor for tensor in tensors_of(output) if tensor.is_floating_point()]
+    if len(floats) == 1 and parts_of(output):
+        return floats[0], False
+    raise TaskError(
+        f"{who}: the output is {shapes(output)}, and which of it is compared is not plain. {WAY_OUT}, "
+        f"such as logits=lambda output: tersor.Logits(output[0], 'classes')."
+    )
+
+
+def answer(output: Any, given: Given) -> Tensor | None:
+    """The first tensor of floats of what is compared, whatever its numbers are; None where there is none."""
+    found = given(output) if callable(given) else next(
+        (item for name in ("logits", VECTORS) if isinstance(item := part(output, name), Tensor)), output
+    )  # fmt: skip
+    found = found[0] if isinstance(found, (tuple, list)) and found else found
+    found = found.tensor if isinstance(found, Logits) else found
+    return next((t for t in tensors_of(found) if t.is_floating_point() and t.ndim), None)
+
+
+def told(tensor: Any, kind: str | None, target: Any, named: bool, who: str) -> Logits:
+    """A tensor with its kind: the one that is given, or what target and name say plainly."""
+    if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or tensor.ndim == 0:
+        raise TaskError(f"{who}: logits are {shapes(tensor)}, but they are a tensor of floats, [B, ...]")
+    if kind in ("binary", "regression", "embedding"):
+        return Logits(tensor, kind)
+    axes = class_axes(tensor, target)
+    usual = (1 if tensor.ndim in (2, 4, 5) else tensor.ndim - 1) if named and tensor.ndim > 1 else None
+    if usual in axes or not axes and not alike(tensor, target):
+        axes = [usual] if usual is not None else axes
+    if kind == "classes" and not axes and tensor.ndim == 2:
+        axes = [1]
+    if len(axes) == 1:
+        return Logits(tensor, "classes", axes[0])
+    if alike(tensor, target) and target.dtype == torch.bool:
+        return Logits(tensor, "binary")
+    fit = f"output {shapes(tensor)}" + ("" if target is None else f", target {shapes(target)}")
+    why = f"the classes may be axis {axes[0]} or {axes[1]}" if axes else "what its numbers are is not plain"
+    raise TaskError(f"{who}: {why}: {fit}. {WAY_OUT}.")
+
+
+def class_axes(tensor: Tensor, target: Any) -> list[int]:
+    """The axes, of the second and the last, without which the tensor has the shape of an integer target."""
+    if not isinstance(target, Tensor) or target.is_floating_point() or target.dtype == torch.bool:
+        return []
+    shape = tuple(tensor.shape)
+    axes = dict.fromkeys((1, tensor.ndim - 1)) if tensor.ndim > 1 else ()
+    return [axis for axis in axes if shape[:axis] + shape[axis + 1 :] == tuple(target.shape)]
+
+
+def alike(tensor: Tensor, target: Any) -> bool:
+    return isinstance(target, Tensor) and target.shape == tensor.shape
+
+
+def counting(logits: Logits, output: Any, batch: Any) -> Tensor | None:
+    """Which places are no padding, by the batch's attention mask where it is plainly theirs: of a model that
+    encodes and decodes it is the decoder's. Bool of the shape of `places`, or None."""
+    if not isinstance(batch, Mapping) or len(logits.places) < 2:
+        return None
+    decodes = "decoder_input_ids" in batch or part(output, "encoder_last_hidden_state") is not None
+    mask = batch.get("decoder_attention_mask" if decodes else "attention_mask")
+    if not isinstance(mask, Tensor) or tuple(mask.shape) != logits.places:
+        return None
+    return mask.to(logits.tensor.device) != 0
+
+
+def marked(logits: Logits, target: Any) -> Tensor | None:
+    """Which places the target does not mark as none, with -100; None where it marks nothing there."""
+    if logits.kind != "classes" or not isinstance(target, Tensor) or target.is_floating_point():
+        return None
+    return target != IGNORED if tuple(target.shape) == logits.places else None
