@@ -44,6 +44,10 @@ Tiny = Annotated[
 Workers = Annotated[
     int | None, typer.Option("--workers", metavar="N", help="threads; left out: one for each core")
 ]
+Zeros = Annotated[
+    str | None,
+    typer.Option("--zeros", metavar="GLOB", help="the weights whose zeros stay zero; 'none': steps move them"),
+]
 Json = Annotated[bool, typer.Option("--json", help="one JSON document on stdout, and nothing else there")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress on stderr")]
 
@@ -83,6 +87,7 @@ def run(
         bool, typer.Option("--keep-journal", help="DIR/journal stays, for undo and replay of single steps")
     ] = False,
     seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="not the recipe's own")] = None,
+    zeros: Zeros = None,
     export: Annotated[bool, typer.Option("--export", help="also write DIR/model.onnx")] = False,
     tiny: Tiny = False,
     json: Json = False,
@@ -95,7 +100,7 @@ def run(
     from tersor.report.progress import watching
     from tersor.report.table import report
 
-    steps = given_recipe(recipe, words, seed=seed)
+    steps = given_recipe(recipe, words, seed=seed, zeros=zeros)
     data = None if task is None else task_from(task)
     given = given_model(model, weights=weights, key=key, arch=arch, base=base)
     inputs = given_files(model, arch, recipe, task, weights=[weights, base])
@@ -173,6 +178,7 @@ def pack(
     task: Annotated[
         str | None, typer.Option("--task", metavar="TASK", help="for --max-drop: what is measured")
     ] = None,
+    zeros: Zeros = None,
     tiny: Tiny = False,
     workers: Workers = None,
     json: Json = False,
@@ -190,13 +196,14 @@ def pack(
         if rounding is not None:
             inputs = given_files(model, task, weights=[weights])
             facts = rounded(
-                *rounding, out, max_drop=max_drop or 0.0, tiny=tiny, observer=observer, inputs=inputs
-            )
+                *rounding, out, max_drop=max_drop or 0.0, zeros=zeros or "*", tiny=tiny, observer=observer,
+                inputs=inputs,
+            )  # fmt: skip
             # The file may hold more than the model took of it.
             found = sizes(weights, out, rounding[0].given_nbytes)
             return Answer(found | facts, json, rounded_lines)
         observer.step(1, 1, "pack")
-        recipe = given_recipe(None, words or ["entropy"])
+        recipe = given_recipe(None, words or ["entropy"], zeros=zeros)
         done = io.pack(weights, out, recipe, key=key, tiny=tiny, workers=workers, observer=observer)
     return Answer(packed(weights, out, done), json, packed_lines)
 

@@ -110,8 +110,10 @@ def given_rounding(
     return given_model(model, weights=str(weights), key=key), task_from(task)
 
 
-def given_recipe(path: Path | None, words: list[str] | None, *, seed: int | None = None) -> Recipe:
-    """The recipe in a file or in words, with another seed where one is given."""
+def given_recipe(
+    path: Path | None, words: list[str] | None, *, seed: int | None = None, zeros: str | None = None
+) -> Recipe:
+    """The recipe in a file or in words, with another seed or other `zeros` where they are given."""
     if path is not None and words:
         raise SettingError(f"recipe: both {path} and words ({' '.join(words)}) are given; give one of them")
     if path is None and not words:
@@ -119,7 +121,8 @@ def given_recipe(path: Path | None, words: list[str] | None, *, seed: int | None
             "recipe: none is given. Name a file, --recipe recipe.yaml, or steps: prune keep=0.1 entropy"
         )
     recipe = recipe_from_words(words or []) if path is None else read_recipe(path)
-    return recipe if seed is None else replace(recipe, seed=seed)
+    told = {"seed": seed, "zeros": zeros}
+    return replace(recipe, **{key: value for key, value in told.items() if value is not None})
 
 
 def torchvision_model(name: str) -> nn.Module:

@@ -98,14 +98,14 @@ def job(
 
 def rounded(
     given: State, task: Task, out: str | Path, *,
-    max_drop: float, tiny: bool = False, observer: Observer | None = None, inputs: Paths = (),
+    max_drop: float, zeros: str = "*", tiny: bool = False, observer: Observer | None = None, inputs: Paths = (),
 ) -> dict[str, Any]:  # fmt: skip
     """Round the weights for the smallest file that loses at most `max_drop`, and write it: the facts.
 
     What is written is read back and measured. `inputs` as in job().
     """
     output(out, inputs)
-    recipe = Recipe((Rdoq(max_drop=max_drop), Entropy()))
+    recipe = Recipe((Rdoq(max_drop=max_drop), Entropy()), zeros=zeros)
     result = run(given, recipe, task, observer=observer)
     save(result, out, tiny=tiny)
     now = task.scores(load(out).model(given.given))

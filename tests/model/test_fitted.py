@@ -376,15 +376,72 @@ def with_hook(change: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:
             r"weight: the state dict gives torch.float16 \[2, 3\], the module has torch.float32",
         ),
         (torch.Tensor.t, r"weight: the state dict gives torch.float32 \[3, 2\], the module has"),
-        (lambda w: w * 2, "weight: what was written comes back changed"),
-        (lambda w: w.flip(0), "weight: what was written comes back changed"),
+        (lambda w: w * 2, "weight: the state dict gives other values than the module has"),
+        (lambda w: w.flip(0), "weight: the state dict gives other values than the module has"),
+        (lambda w: w.half().float(), "weight: the state dict gives other values than the module has"),
     ],
 )
 def test_hooks_that_change_the_state_dict_are_refused(change: Any, says: str) -> None:
+    """Before anything is run."""
     model = with_hook(change)
-    plain = start(model)
     with pytest.raises(RefusedError, match=says):
-        fitted(model, plain.forms, plain.sites)
+        start(model)
+
+
+def drop(state: dict[str, Any]) -> None:
+    del state["0.bias"]
+
+
+def add(state: dict[str, Any]) -> None:
+    state["0.scale"] = torch.ones(1)
+
+
+def swap(state: dict[str, Any]) -> None:
+    state["0.weight"], state["1.weight"] = state["1.weight"], state["0.weight"]
+
+
+def cast(state: dict[str, Any]) -> None:
+    state.update({name: value.half().float() for name, value in state.items()})
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (drop, "0.bias: the module has it, its state dict does not.*persistent=False"),
+        (add, "0.scale: the state dict computes it: no parameter or buffer of the module"),
+        (swap, "0.weight: the state dict gives another of the module's tensors under this name"),
+        (cast, "0.weight: the state dict gives other values than the module has"),
+    ],
+)
+@pytest.mark.parametrize("how", ["private hook", "post hook", "override"])
+def test_a_state_dict_that_is_not_the_modules_own_is_refused(change: Any, says: str, how: str) -> None:
+    class Own(nn.Sequential):
+        def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+            state = super().state_dict(*args, **kwargs)
+            if how == "override":
+                change(state)
+            return state
+
+    model = Own(nn.Linear(3, 3), nn.Linear(3, 3))
+    if how == "private hook":
+        model._register_state_dict_hook(lambda module, state, prefix, local: change(state))
+    elif how == "post hook":
+        model.register_state_dict_post_hook(lambda module, state, prefix, local: change(state))
+    with pytest.raises(RefusedError, match=says):
+        start(model)
+
+
+def test_a_buffer_that_is_not_to_be_stored_may_be_missing() -> None:
+    model = nn.Linear(3, 2)
+    model.register_buffer("table", torch.ones(2), persistent=False)
+    assert list(start(model).sites) == ["weight", "bias"]
+
+
+def test_tied_tensors_stay_tied_where_the_state_dict_gives_copies() -> None:
+    model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False))
+    model[1].weight = model[0].weight
+    model._register_state_dict_hook(lambda m, state, p, local: {n: v.clone() for n, v in state.items()})
+    assert start(model).aliases == {"1.weight": "0.weight"}
 
 
 @pytest.mark.parametrize("change", [torch.Tensor.detach, torch.Tensor.clone, torch.Tensor.contiguous])

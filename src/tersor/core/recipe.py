@@ -20,12 +20,13 @@ NUMBER = 1
 @dataclass(frozen=True)
 class Recipe:
     """What to do, in order. `result` maps sites to digests in a lock file: a run that ends elsewhere is
-    refused."""
+    refused. `zeros`: the weights whose zeros stay if they came with zeros, as a glob, or "none"."""
 
     steps: tuple[Any, ...]
     seed: int | tuple[int, ...] = 0  # one for all steps, or one for each: a lock of several runs
     base: str | None = None
     result: tuple[tuple[str, str], ...] = ()
+    zeros: str | tuple[str, ...] = "*"  # as the seed: for all steps, or for each
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "steps", tuple(self.steps))
@@ -43,14 +44,21 @@ class Recipe:
             raise SettingError(
                 f"recipe: seed={self.seed!r}, but it must be a whole number, 0 or more, or one for each step"
             )
+        zeros = self.zeros if isinstance(self.zeros, tuple) else (self.zeros,) * len(self.steps)
+        if len(zeros) != len(self.steps) or not all(isinstance(glob, str) and glob for glob in zeros):
+            raise SettingError(f"recipe: zeros={self.zeros!r}, but it is a glob such as '*', or 'none'")
 
     def seed_of(self, number: int) -> int:
         return self.seed[number] if isinstance(self.seed, tuple) else self.seed
 
+    def zeros_of(self, number: int) -> str:
+        return self.zeros[number] if isinstance(self.zeros, tuple) else self.zeros
+
     def to_json(self) -> dict[str, Any]:
         """Every setting spelled out, defaults too."""
         seed = list(self.seed) if isinstance(self.seed, tuple) else self.seed
-        return {"tersor": NUMBER, "seed": seed, "steps": list(self._told)}
+        more = {} if self.zeros == "*" else {"zeros": list(z) if isinstance(z := self.zeros, tuple) else z}
+        return {"tersor": NUMBER, "seed": seed, **more, "steps": list(self._told)}
 
     @cached_property
     def _told(self) -> tuple[dict[str, Any], ...]:

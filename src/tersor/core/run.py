@@ -22,12 +22,14 @@ from tersor.core.history import compare_lock
 from tersor.core.proof import proved
 from tersor.core.recipe import Recipe, as_recipe
 from tersor.core.state import State, start
+from tersor.core.step import Needs
 from tersor.core.view import View
 from tersor.encode import recoded
 from tersor.errors import RefusedError
 from tersor.model.code import fingerprints
 from tersor.model.task import Task
-from tersor.record.events import Edit, Group
+from tersor.model.zeros import HELD, NONE, masked
+from tersor.record.events import Edit, Event, Group, Note
 from tersor.record.journal import Journal
 from tersor.record.observer import Observer
 from tersor.threads import first
@@ -64,7 +66,7 @@ def run(
     return result
 
 
-AGAIN = "coded again"  # the executor's own group
+AGAIN, CAME = "coded again", "zeros that came"  # the executor's own groups
 
 
 class Executor:
@@ -103,10 +105,14 @@ class Executor:
             self.end(at, step.name, lines[-1].seconds)
             return
         done = self.done | {line.key for line in lines}
+        if (came := self.zeros(number, step, begin)) is not None:
+            begin = apply(begin, came, step.name)[0]  # the step sees the masks
+            if CAME not in done:
+                self.put(number, step.name, came)
         self.view = self.view_of(number, step, begin, done)
         seen: set[str] = set()
         for group in step.run(self.view):
-            if group.key in seen or group.key in ("", AGAIN):
+            if group.key in seen or group.key in ("", AGAIN, CAME):
                 raise RefusedError(f"{step.name}: the key {group.key!r} is taken: a resume loses a group")
             seen.add(group.key)
             if group.key not in done:
@@ -137,6 +143,15 @@ class Executor:
     def end(self, at: int, name: str, seconds: float) -> None:
         self.state.ledger.seconds[at] = seconds
         self.observer.ended(name, seconds)
+
+    def zeros(self, number: int, step: Any, begin: State) -> Group | None:
+        """Masks for zeros that weights came with: of all, or of those that a step means which needs no other."""
+        where = step.where if step.needs is Needs.NOTHING else "*"
+        zeros = NONE if getattr(step, "lossless", False) else self.recipe.zeros_of(number)
+        events: list[Event] = []
+        for name, after in masked(begin.sites, begin.forms, zeros, where).items():
+            events += [Edit(name, begin.forms[name], after, "wrap"), Note(name, "masked", HELD)]
+        return Group(CAME, tuple(events)) if events else None
 
     def coded_again(self, begin: State) -> Group | None:
         """A cut decodes the leaves that an entropy coder had made: they are coded again, with its profile."""

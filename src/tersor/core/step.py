@@ -4,6 +4,7 @@ class Quantize:                                      a frozen dataclass; its fie
     name = "quantize"                                its word in YAML and on the command line
     where = "*"                                      which sites, as a glob
     needs                                            what it cannot work without, as it is set
+    lossless = True                                  where it changes no weight: zeros that came need no mask
     def run(self, view) -> Iterator[Group]           looks at the view, yields groups; changes nothing
 """
 

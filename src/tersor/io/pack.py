@@ -167,7 +167,7 @@ class Packing:
         weights give the same bytes."""
         ledger = Ledger(digest_of(self.base), self.recipe.to_json())
         for entries in self.entries:
-            ledger.entries += entries
+            ledger.entries += came_first(entries)
         return ledger
 
     def check_lock(self, base: str, digests: Mapping[str, str]) -> None:
@@ -178,6 +178,14 @@ class Packing:
             if digests.get(site) != digest:
                 found = digests.get(site, "no such site")
                 raise RefusedError(f"pack: {site} came out as {found}, the lock says {digest}")
+
+
+def came_first(entries: list[Entry]) -> list[Entry]:
+    """Before a step of a run all weights that came with zeros get their masks: an edit and a note each."""
+    notes = {place for place, entry in enumerate(entries) if entry.kind == "masked"}
+    came = notes | {place - 1 for place in notes}
+    rest = [entry for place, entry in enumerate(entries) if place not in came]
+    return [entries[place] for place in sorted(came)] + rest
 
 
 def is_mask(tensor: Tensor) -> bool:

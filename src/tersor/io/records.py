@@ -93,6 +93,10 @@ def ledger_from_json(document: Json, digests: Mapping[str, str]) -> Ledger:
     seed = recipe.get("seed", 0)
     if not natural_numbers(seed, len(steps)):
         raise FormatError(f"recipe: seed is a whole number or one for each step, not {str(seed)[:60]}")
+    zeros = recipe.get("zeros", "*")
+    told = zeros if isinstance(zeros, list) else [zeros] * len(steps)
+    if len(told) != len(steps) or not all(isinstance(glob, str) for glob in told):
+        raise FormatError(f"recipe: zeros is a text or one for each step, not {str(zeros)[:60]}")
     base = digest(document["base"], "base") if "base" in document else ""
     past = tuple(past_from_json(line) for line in of_type(document.get("past", []), list, "past"))
     ledger, step = Ledger(base, recipe, past=past), len(past) - 1

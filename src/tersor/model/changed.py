@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from tersor.errors import RefusedError, SiteError, did_you_mean
 from tersor.model.changes import Change, Set
+from tersor.model.handed import registered
 from tersor.model.stock import module_at, names_of, replaced, unfused
-from tersor.model.tensors import blank, registered
+from tersor.model.tensors import blank
 
 Memo = dict[int, Any]  # id of an object of the given module -> what the copy has in its place
 

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from tersor.errors import RefusedError, SettingError, SiteError, near_few
 from tersor.forms.form import SLICE
 from tersor.model.attention import Attention
-from tersor.model.kinds import repeats, unfit
+from tersor.model.handed import handed
+from tersor.model.kinds import repeats
 
 LAYERS: tuple[tuple[type[nn.Module] | tuple[type[nn.Module], ...], str], ...] = (
     ((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), "convtranspose"),
@@ -66,7 +67,8 @@ def sites_of(
     model: nn.Module, *, meta: bool = False
 ) -> tuple[dict[str, Site], dict[str, Tensor], dict[str, str]]:
     """(sites, their tensors, aliases: other name -> site name) of everything in the model's state dict.
-    `meta`: tensors without values will do."""
+    `meta`: tensors without values will do. RefusedError where the state dict gives other than the module's own
+    tensors."""
     if not isinstance(model, nn.Module):
         raise SettingError(f"the model is a {type(model).__name__}, but it must be a torch.nn.Module")
     owners = {}
@@ -76,9 +78,7 @@ def sites_of(
     parameters = dict(model.named_parameters(remove_duplicate=False))
     sites, tensors, aliases = {}, {}, {}
     first: dict[int, str] = {}
-    for name, value in model.state_dict(keep_vars=True).items():
-        if why := unfit(value, meta=meta):
-            raise RefusedError(f"{name}: the state dict holds {why}")
+    for name, value in handed(model, meta=meta).items():
         if repeats(value):
             raise RefusedError(
                 f"{name}: it shows the same memory more than once, so no element can be written by itself. "

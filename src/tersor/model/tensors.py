@@ -3,46 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tersor.errors import RefusedError
-from tersor.forms.form import as_bytes
+from tersor.model.handed import handed, registered
 from tersor.model.sites import sites_of
 
 
-def registered(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Tensor]]:
-    """(name, module, its name there, tensor) of every parameter and buffer, under every name."""
-    for path, module in model.named_modules(remove_duplicate=False):
-        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
-            if tensor is not None:
-                yield f"{path}.{name}" if path else name, module, name, tensor
-
-
 def held(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """(the module's own tensors by site, other names -> site) of what its state dict gives.
-
-    RefusedError where that is not what the module computes with.
-    """
+    """(the module's own tensors by site, other names -> site) of what its state dict gives."""
     sites, _, tied = sites_of(model, meta=True)
-    own = {name: tensor for name, _, _, tensor in registered(model)}
-    ids = {id(tensor) for tensor in own.values()}
-    tensors = {}
-    for name, value in model.state_dict(keep_vars=True).items():
-        if name not in sites:
-            continue
-        mine = value if id(value) in ids else own.get(name)
-        if mine is None or (mine.shape, mine.dtype) != (value.shape, value.dtype):
-            has = "none" if mine is None else f"{mine.dtype} {list(mine.shape)}"
-            raise RefusedError(
-                f"{name}: the state dict gives {value.dtype} {list(value.shape)}, the module has {has}. A "
-                f"hook on the state dict changes it: what is stored would not be what runs. Take it off."
-            )
-        tensors[name] = mine
-    return tensors, tied
+    return {name: tensor for name, tensor in handed(model, meta=True).items() if name in sites}, tied
 
 
 def blank(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -74,15 +46,6 @@ def put(model: nn.Module, old: Tensor, new: Tensor) -> None:
 def memory(tensor: Tensor) -> int:
     """Where a tensor's storage is; 0 for those that have none."""
     return tensor.untyped_storage().data_ptr()
-
-
-def same(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors are the same to the bit. Two of the same memory are, and so are two without any."""
-    if (a.dtype, a.shape, a.device) != (b.dtype, b.shape, b.device):
-        return False
-    if a.is_meta or (a.data_ptr(), a.stride()) == (b.data_ptr(), b.stride()):
-        return True
-    return np.array_equal(as_bytes(a), as_bytes(b))
 
 
 def checksum(tensor: Tensor) -> int:

@@ -17,6 +17,9 @@ from tersor.forms.form import DIGEST
 from tersor.record.events import Cut, Edit, Group, Note, Set
 from tersor.record.relation import HOW
 
+# What a recipe says of all its steps or of each, and what goes without saying.
+EACH: Mapping[str, Any] = {"seed": 0, "zeros": "*"}
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -55,11 +58,12 @@ class Ledger:
     seconds: dict[int, float] = field(default_factory=dict)  # what each step took, where it ran here
 
     def follow(self, recipe: Mapping[str, Any]) -> Ledger:
-        """A ledger that goes on with the steps of another recipe: seeds stay with their steps."""
-        steps, more = self.recipe.get("steps", []), list(recipe["steps"])
-        seeds = [*seeds_of(self.recipe), *seeds_of(recipe)]
-        seed = seeds[0] if len(set(seeds)) == 1 else seeds
-        joined = {**self.recipe, **recipe, "seed": seed, "steps": [*steps, *more]}
+        """A ledger that goes on with the steps of another recipe: seeds and the like stay with their
+        steps."""
+        steps = [*self.recipe.get("steps", []), *recipe["steps"]]
+        each = {key: [*each_of(self.recipe, key), *each_of(recipe, key)] for key in EACH}
+        joined = {**self.recipe, **recipe, "steps": steps}
+        joined = {key: value for key, value in joined.items() if key not in EACH} | briefly(each)
         return replace(self, recipe=joined, entries=list(self.entries), seconds=dict(self.seconds))
 
     def record(self, step: int, name: str, group: Group, digests: Sequence[tuple[str, str]]) -> None:
@@ -95,7 +99,7 @@ class Ledger:
     def chain(self) -> list[str]:
         """The digest after each step that is not past, behind that of what came before them."""
         digests = [self.past[-1][1] if self.past else self.base]
-        steps = zip(self.recipe.get("steps", []), seeds_of(self.recipe), strict=True)
+        steps = zip(self.recipe.get("steps", []), each_of(self.recipe, "seed"), strict=True)
         for number, (step, seed) in enumerate(steps, len(self.past)):
             lines = [
                 [e.name, e.site, e.how, e.before, e.after, e.kind, dict(e.data) if e.changes else {}]
@@ -110,13 +114,10 @@ class Ledger:
         """The same with the oldest `count` steps as a line each, and without seconds."""
         count = max(count, len(self.past))
         here = count - len(self.past)
-        names, seeds = self.step_names(), seeds_of(self.recipe)
+        names, recipe = self.step_names(), self.recipe
         lines = zip(names[len(self.past) : count], self.chain()[1 : here + 1], strict=True)
-        left = seeds[here:]
-        recipe = self.recipe if here == 0 else {}
-        if here and left:
-            seed = left[0] if len(set(left)) == 1 else left
-            recipe = {**self.recipe, "seed": seed, "steps": self.recipe["steps"][here:]}
+        if here:
+            recipe = part_of(recipe, slice(here, None)) if names[count:] else {}
         entries = [entry for entry in self.entries if entry.step >= count and not entry.timed]
         return Ledger(self.base, recipe, entries, (*self.past, *lines))
 
@@ -125,9 +126,7 @@ class Ledger:
         if count <= len(self.past):
             return Ledger(self.base, past=self.past[:count])
         here = count - len(self.past)
-        seeds = seeds_of(self.recipe)[:here]
-        recipe = {**self.recipe, "steps": self.recipe.get("steps", [])[:here]}
-        recipe["seed"] = seeds[0] if len(set(seeds)) == 1 else seeds
+        recipe = part_of(self.recipe, slice(here))
         entries = [entry for entry in self.entries if entry.step < count]
         seconds = {step: took for step, took in self.seconds.items() if step < count}
         return Ledger(self.base, recipe, entries, self.past, seconds)
@@ -159,7 +158,20 @@ class Ledger:
         ]
 
 
-def seeds_of(recipe: Mapping[str, Any]) -> list[int]:
-    """The seed of each step of a recipe as JSON: one for all, or one for each."""
-    seed, count = recipe.get("seed", 0), len(recipe.get("steps", []))
-    return list(seed) if isinstance(seed, list) else [seed] * count
+def each_of(recipe: Mapping[str, Any], key: str) -> list[Any]:
+    """What a recipe as JSON says of each step: one value for all, or one for each."""
+    value, count = recipe.get(key, EACH[key]), len(recipe.get("steps", []))
+    return list(value) if isinstance(value, list) else [value] * count
+
+
+def briefly(each: Mapping[str, list[Any]]) -> dict[str, Any]:
+    """The same the other way: one where all agree, and of "zeros" none where all are as usual."""
+    told = {key: values[0] if len(set(values)) == 1 else values for key, values in each.items()}
+    return {key: value for key, value in told.items() if key == "seed" or value not in (EACH[key], [])}
+
+
+def part_of(recipe: Mapping[str, Any], steps: slice) -> dict[str, Any]:
+    """The recipe of some of its steps."""
+    each = {key: each_of(recipe, key)[steps] for key in EACH}
+    rest = {key: value for key, value in recipe.items() if key not in EACH}
+    return {**rest, "steps": recipe.get("steps", [])[steps], **briefly(each)}

@@ -142,6 +142,8 @@ def site_events(entries: list[Entry]) -> dict[str, dict[str, Any]]:
             facts = sites.setdefault(entry.site, {})
             if entry.changes:
                 facts |= {"how": entry.how} | ({"after": entry.after} if entry.after else {})
+            elif entry.kind == "masked":  # the executor's word, before those of the step
+                facts["masked"] = entry.text
             else:
                 facts |= {"did": entry.kind, "text": entry.text}
                 facts |= {"data": dict(entry.data)} if entry.data else {}

@@ -165,4 +165,6 @@ def steps(facts: Facts) -> Iterator[str]:
         for name, event in doings(step).items():
             if event["did"] != "done":
                 reasons.setdefault(f"{event['did']}: {event.get('text', '')}", []).append(name)
+            if "masked" in event:
+                reasons.setdefault(f"masked: {event['masked']}", []).append(name)
         yield from (f"    {listing(names)} {why}" for why, names in reasons.items())

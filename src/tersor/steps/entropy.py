@@ -31,6 +31,7 @@ class Entropy:
     """Code every leaf losslessly, with the coder that needs the fewest bytes."""
 
     name: ClassVar[str] = "entropy"
+    lossless: ClassVar[bool] = True
     # "max": the fewest bytes. "fast": decodes tens of times as fast. Or one coder: "huffman", "rans".
     coder: str = "max"
     where: str | tuple[str, ...] = "*"  # which sites, as a glob; "*" is everything, buffers too

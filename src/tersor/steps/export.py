@@ -24,6 +24,7 @@ class Export:
     """Write the model for a runtime and prove that it answers the same there."""
 
     name: ClassVar[str] = "export"
+    lossless: ClassVar[bool] = True
     where: ClassVar[str] = "*"  # a file holds the whole model
     to: str = "onnxruntime"  # the runtime
     path: str = "model.onnx"  # beside the other results

@@ -3,7 +3,8 @@
 w [O, I] ~ left [O, R] right [R, I]      truncated SVD (Denton 2014); whitened: least error on the layer's
     own inputs,
 E|(w - left right) x|^2, by the second moment of x from calibration batches (SVD-LLM 2024)
-stored  R * (O + I) numbers in place of O * I; a layer where that is not fewer is left alone, with a note
+stored  R * (O + I) numbers in place of O * I; a layer where that is not fewer is left alone, with a note; a
+mask is lost, with a note
 """
 
 from __future__ import annotations
@@ -80,7 +81,10 @@ class Factorize(Retrain):
         after = LowRank(Dense(left.contiguous()), Dense(right.reshape(rank, *w.shape[1:]).contiguous()))
         how = "refine" if isinstance(uncoded(form), Dense) else "absorb"
         said = f"rank {rank} of {min(outs, ins)}, {'plain' if gram is None else 'whitened'} SVD"
-        note = Note(site.name, "done", said, {"rank": rank, "whitened": gram is not None})
+        lost = int((w == 0).sum()) if any(node.mask for _, node in form.walk()) else 0
+        said += f"; {lost} zeros of its mask are lost, for a product keeps none" if lost else ""
+        data = {"rank": rank, "whitened": gram is not None} | ({"lost": lost} if lost else {})
+        note = Note(site.name, "done", said, data)
         return (Edit(site.name, form, after, how), note)
 
     def rank_for(self, rows: Tensor) -> int:

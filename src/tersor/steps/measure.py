@@ -28,6 +28,7 @@ class Measure:
     """Note accuracy, bytes and bits as they stand, with intervals and tests."""
 
     name: ClassVar[str] = "measure"
+    lossless: ClassVar[bool] = True
     latency: bool = False  # also time both models in ONNX Runtime
     threads: int = 1  # of ONNX Runtime
     batch: int = 1  # samples a call

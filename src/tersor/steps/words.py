@@ -19,7 +19,7 @@ from tersor.core.state import State
 from tersor.errors import RefusedError, SettingError, did_you_mean
 from tersor.settings import make
 
-KEYS = ("tersor", "seed", "steps", "base", "result")  # base and result are written by the lock file
+KEYS = ("tersor", "seed", "zeros", "steps", "base", "result")  # base and result are written by the lock file
 
 
 def dump(document: Mapping[str, Any]) -> str:
@@ -77,9 +77,11 @@ def from_yaml(text: str, table: Mapping[str, type], name: str = "recipe") -> Rec
         raise SettingError(f"{name}: 'base' must be a digest, not {base!r}")
     if not isinstance(result, dict) or not all(isinstance(digest, str) for digest in result.values()):
         raise SettingError(f"{name}: 'result' must be digests by site, not {str(result)[:40]}")
-    seed = document.get("seed", 0)
-    seed = tuple(seed) if isinstance(seed, list) else seed
-    return Recipe(tuple(steps), seed, base, tuple(result.items()))
+    seed, zeros = (
+        tuple(value) if isinstance(value := document.get(key, usual), list) else value
+        for key, usual in (("seed", 0), ("zeros", "*"))
+    )
+    return Recipe(tuple(steps), seed, base, tuple(result.items()), zeros)
 
 
 def from_words(words: Sequence[str], table: Mapping[str, type], seed: int = 0) -> Recipe:
