@@ -75,6 +75,7 @@ def swept(name: str, case: Case) -> Outcome:
     was, task = given(model), case.task()
     weights, done = len(was.weights), 0
     try:
+        task.check(model)  # the metric too, of which no step has need
         entropy = tersor.Entropy(coder="fast")
         steps = [
             tersor.Prune(keep=ASKED.keep), tersor.Quantize(bits=ASKED.bits), entropy,

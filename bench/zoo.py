@@ -10,7 +10,6 @@ Nothing is downloaded: weights are random. Images have 64 pixels a side where th
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,15 +45,7 @@ def task_of(draw: Callable[[], Any], **settings: Any) -> Task:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         batches = [draw() for _ in range(BATCHES)]
-    known = {word.name for word in dataclasses.fields(Task)}
-    return Task("sweep", evaluate=batches, train=batches, **{w: s for w, s in settings.items() if w in known})
-
-
-def logits_of(output: Any) -> Tensor:
-    """The answer that labels are about: a tensor, `out` of a segmenter, `logits` of transformers."""
-    if isinstance(output, Mapping) and "out" in output:
-        return output["out"]
-    return output if isinstance(output, Tensor) else output.logits
+    return Task("sweep", evaluate=batches, train=batches, **settings)
 
 
 # Images
@@ -77,9 +68,8 @@ def segment(side: int) -> Task:
     """A label for each pixel; the model answers {"out": [B, K, H, W]}."""
     return task_of(
         lambda: (images(side), labels(BATCH, side, side)),
-        loss=lambda output, target: F.cross_entropy(logits_of(output), target),
-        metric=lambda output, target: (logits_of(output).argmax(1) == target).float().mean((1, 2)),
-        logits=logits_of,
+        logits=lambda output: output["out"],
+        metric="mean_iou",
     )
 
 
@@ -99,10 +89,8 @@ def look(model: nn.Module, batch: Any) -> Any:
     return model(pictures, targets) if model.training else model(pictures)
 
 
-def detection_loss(output: Any, _: Any) -> Tensor:
-    """The sum of the losses; in eval mode there are none, and a number stands in for them."""
-    parts = output.values() if isinstance(output, Mapping) else (-found["scores"].sum() for found in output)
-    return torch.stack(list(parts)).sum()
+def detection_loss(output: dict[str, Tensor], _: Any) -> Tensor:
+    return torch.stack(list(output.values())).sum()
 
 
 def best_scores(output: list[dict[str, Tensor]], _: Any) -> Tensor:
@@ -140,32 +128,24 @@ def timm_model(name: str, **settings: Any) -> Make:
 # Text and speech: the models compute the loss from labels in the batch.
 
 
-def text_task(extra: Callable[[], Mapping[str, Tensor]], *, own: bool = True) -> Task:
-    """Token numbers and what else the model wants, "labels" among it."""
-    settings: dict[str, Any] = {"metric": right} if own else {}
-    return task_of(lambda: {"input_ids": labels(BATCH, LENGTH, most=WORDS), **extra()}, **settings)
-
-
-def right(output: Any, target: Tensor) -> Tensor:
-    """The share of right tokens of each sample, whatever the answer's length. [B]"""
-    best = logits_of(output).argmax(-1).flatten(1)
-    return (best[:, :1] == target.flatten(1)).float().mean(1)
+def words(count: int) -> Tensor:
+    return labels(BATCH, count, most=WORDS)
 
 
 def continue_text() -> Task:
     def draw() -> dict[str, Tensor]:
-        ids = labels(BATCH, LENGTH, most=WORDS)
+        ids = words(LENGTH)
         return {"input_ids": ids, "labels": ids}
 
-    return task_of(draw, metric=right)
+    return task_of(draw, metric="perplexity")
 
 
 def fill_in() -> Task:
-    return text_task(lambda: {"labels": labels(BATCH, LENGTH, most=WORDS)})
+    return task_of(lambda: {"input_ids": words(LENGTH), "labels": words(LENGTH)})
 
 
 def translate() -> Task:
-    return text_task(lambda: {"labels": labels(BATCH, 5, most=WORDS)})
+    return task_of(lambda: {"input_ids": words(LENGTH), "labels": words(5)}, metric="token_accuracy")
 
 
 def embed_text() -> Task:
@@ -175,31 +155,29 @@ def embed_text() -> Task:
         return F.normalize(model(input_ids=batch["input_ids"]).last_hidden_state.mean(1), dim=1)
 
     return task_of(
-        lambda: {"input_ids": labels(BATCH, LENGTH, most=WORDS), "wanted": torch.randn(BATCH, WIDTH)},
+        lambda: {"input_ids": words(LENGTH), "wanted": torch.randn(BATCH, WIDTH)},
         feed=embed,
         target=lambda batch: batch["wanted"],
         loss=lambda output, target: 1 - F.cosine_similarity(output, target).mean(),
+        logits="embedding",
         metric=F.cosine_similarity,
     )
 
 
 def classify_pixels(side: int) -> Task:
-    return task_of(lambda: {"pixel_values": images(side), "labels": labels(BATCH)}, metric=right)
+    return task_of(lambda: {"pixel_values": images(side), "labels": labels(BATCH)})
 
 
 def write_speech() -> Task:
     """Whisper: a spectrogram, and the tokens that were said."""
-    return task_of(
-        lambda: {"input_features": torch.randn(BATCH, MELS, FRAMES), "labels": labels(BATCH, 5, most=WORDS)},
-        metric=right,
-    )
+    return task_of(lambda: {"input_features": torch.randn(BATCH, MELS, FRAMES), "labels": words(5)})
 
 
 def align_speech() -> Task:
-    """wav2vec2 with CTC: a wave, and the letters that were said."""
+    """wav2vec2 with CTC: a wave, and the letters that were said, which are fewer than the answers."""
     return task_of(
         lambda: {"input_values": torch.randn(BATCH, 2000), "labels": labels(BATCH, 5, most=WORDS - 1) + 1},
-        metric=right,
+        metric=lambda output, target: output.logits.argmax(-1).eq(target[:, :1]).float().mean(1),
     )
 
 

@@ -29,32 +29,16 @@ def texts() -> dict[str, Tensor]:
     return {"input_ids": ids, "labels": ids}
 
 
-def first_of(output: Any) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output
-
-
 def cases(zoo: ModuleType) -> dict[str, Any]:
     """The stand-ins as the sweep takes them."""
-
-    def pair() -> tersor.Task:
-        return zoo.task_of(
-            vectors(5),
-            loss=lambda output, target: nn.functional.cross_entropy(output[0], target),
-            metric=lambda output, target: (output[0].argmax(1) == target).float(),
-            logits=first_of,
-        )
-
+    features = {"share": 0.0, "features": "backbone.1"}
+    pair = {"logits": lambda output: output[0]}
     return {
         "segmenter": zoo.Case("stand-in", stand_ins.Segmenter, lambda: zoo.segment(8)),
-        "pair": zoo.Case("stand-in", stand_ins.Pair, pair),
-        "detector": zoo.Case(
-            "stand-in",
-            stand_ins.Detector,
-            lambda: zoo.detect(8),
-            {"share": 0.0, "features": "backbone.1"},
-        ),
+        "pair": zoo.Case("stand-in", stand_ins.Pair, lambda: zoo.task_of(vectors(5), **pair)),
+        "detector": zoo.Case("stand-in", stand_ins.Detector, lambda: zoo.detect(8), features),
         "turned": zoo.Case("stand-in", stand_ins.Turned, lambda: zoo.task_of(vectors(5))),
-        "text": zoo.Case("stand-in", stand_ins.Text, lambda: zoo.task_of(texts, metric=zoo.right)),
+        "text": zoo.Case("stand-in", stand_ins.Text, lambda: zoo.task_of(texts)),
         "recurrent": zoo.Case("stand-in", stand_ins.Recurrent, lambda: zoo.task_of(vectors(4, 5))),
     }
 
