@@ -11,6 +11,7 @@ file, and against the tensors of the model as it was given:
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from tersor.core.state import State
 from tersor.model.batches import evaluating
@@ -37,7 +39,8 @@ class Asked(NamedTuple):
 class Given(NamedTuple):
     """A model as it was before any step."""
 
-    tensors: Tensors
+    raw: Tensors
+    tensors: Tensors  # the same, but that weights which layers compute are plain
     weights: tuple[str, ...]  # parameters of floats with two axes or more, each under its first name
     frozen: tuple[str, ...]
     axes: Mapping[str, int | None]  # of outputs, as the layer's class says; None where it says nothing
@@ -49,7 +52,17 @@ def own(model: nn.Module) -> dict[str, Tensor]:
     return parameters | dict(model.named_buffers(remove_duplicate=False))
 
 
+def plain(model: nn.Module) -> nn.Module:
+    """A copy in which the weights that layers compute from others (weight norm) are parameters."""
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        for name in list(getattr(module, "parametrizations", ())):
+            parametrize.remove_parametrizations(module, name)
+    return model
+
+
 def given(model: nn.Module) -> Given:
+    raw, model = copied(own(model)), plain(model)
     weights = [n for n, p in model.named_parameters() if p.is_floating_point() and p.ndim > 1 and p.numel()]
     frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
     axes: dict[str, int | None] = {}
@@ -57,8 +70,11 @@ def given(model: nn.Module) -> Given:
         layer = type(model.get_submodule(name.rpartition(".")[0]))
         stock = layer.__module__.startswith("torch.nn.modules") or layer.__name__ in TURNED
         axes[name] = (1 if layer.__name__ in TURNED else 0) if stock else None
-    tensors = {name: tensor.detach().clone() for name, tensor in own(model).items()}
-    return Given(tensors, tuple(weights), tuple(frozen), axes)
+    return Given(raw, own(model), tuple(weights), tuple(frozen), axes)
+
+
+def copied(tensors: Tensors) -> Tensors:
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 
 def faults(was: Given, result: State, loaded: nn.Module, asked: Asked) -> Iterator[str]:
@@ -94,11 +110,16 @@ def edited(result: State) -> dict[str, set[str]]:
 
 
 def unaccounted(was: Given, result: State) -> Iterator[str]:
-    """Weights on which a step says nothing, done or not."""
-    told = {(entry.step, entry.site) for entry in result.ledger.entries}
+    """Weights on which a step says nothing, done or not: by itself, or in a note about the whole model."""
+    entries = result.ledger.entries
+    told = {(entry.step, entry.site) for entry in entries}
     for step, name in enumerate(result.ledger.step_names()):
+        whole = [e for e in entries if not e.site and (e.step == step or e.name == "start")]
+        words = {word.strip(",;:()") for entry in whole for word in entry.text.split()}
+        still = was.frozen if any(entry.kind == "frozen" for entry in whole) else ()
         for weight in was.weights:
-            if (step, result.aliases.get(weight, weight)) not in told:
+            site = result.aliases.get(weight, weight)
+            if (step, site) not in told and site not in words and weight not in still:
                 yield f"{weight}: {name} says nothing of it"
 
 
@@ -177,5 +198,5 @@ def same(one: Tensor, other: Tensor) -> bool:
 def untouched(was: Given, model: nn.Module) -> str:
     """Whether the given model is still what it was."""
     now = own(model)
-    moved = [name for name, tensor in was.tensors.items() if not same(tensor, now[name])]
+    moved = [name for name, tensor in was.raw.items() if not same(tensor, now[name])]
     return f"{moved[0]}: the given model was changed" if moved else ""

@@ -2,7 +2,7 @@
 
 segmenter   depthwise convolutions; answers {"out": [B, K, H, W], "aux": ...}
 pair        answers a tuple, of which the first is the logits; a part of it is frozen
-detector    images of different sizes; losses in training mode, a list of {"scores", "boxes"} else
+detector    a list of images, a layer with weight norm; losses in training mode, a list of boxes else
 turned      layers whose weight is [in, out], as GPT-2's are
 text        a dataclass with `logits`, and with `loss` where labels are given; tied embeddings
 recurrent   an LSTM
@@ -49,6 +49,7 @@ class Detector(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.backbone = nn.Sequential(separable(3, 8), separable(8, 8))
+        nn.utils.parametrizations.weight_norm(self.backbone[1][1])
         self.scores, self.boxes = nn.Linear(8, CLASSES), nn.Linear(8, 4)
 
     def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:

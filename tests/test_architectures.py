@@ -242,6 +242,16 @@ def test_a_weight_that_a_step_passes_over_in_silence_is_seen(done: Done, step: i
     assert f"second.weight: {name} says nothing of it" in found
 
 
+def test_a_note_about_the_whole_model_counts_for_the_weights_that_it_names(done: Done) -> None:
+    ledger = done.result.ledger
+    left = [e for e in ledger.entries if (e.step, e.site) != (0, "second.weight")]
+    for said, count in (("left: first.weight, second.weight; no more", 0), ("left: second.weights", 1)):
+        note = dataclasses.replace(ledger.entries[0], site="", how="", kind="left", text=said)
+        result = dataclasses.replace(done.result, ledger=dataclasses.replace(ledger, entries=[*left, note]))
+        found = done.faults(done.result.model(), result=result)
+        assert found == ["second.weight: prune says nothing of it"] * count
+
+
 def test_answers_that_differ_or_show_nothing_are_seen(done: Done) -> None:
     differing, model, other = done.sound.differing, done.result.model(), done.result.model()
     other.second.bias.data[0] += 1e-6
