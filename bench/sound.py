@@ -11,7 +11,6 @@ file, and against the tensors of the model as it was given:
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
@@ -19,7 +18,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from tersor.core.state import State
 from tersor.model.batches import evaluating
@@ -52,25 +50,31 @@ def own(model: nn.Module) -> dict[str, Tensor]:
     return parameters | dict(model.named_buffers(remove_duplicate=False))
 
 
-def plain(model: nn.Module) -> nn.Module:
-    """A copy in which the weights that layers compute from others (weight norm) are parameters."""
-    model = copy.deepcopy(model)
-    for module in model.modules():
-        for name in list(getattr(module, "parametrizations", ())):
-            parametrize.remove_parametrizations(module, name)
-    return model
-
-
 def given(model: nn.Module) -> Given:
-    raw, model = copied(own(model)), plain(model)
-    weights = [n for n, p in model.named_parameters() if p.is_floating_point() and p.ndim > 1 and p.numel()]
-    frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
+    """Weights that layers compute from other parameters (weight norm) go by their own name, as plain ones."""
+    computed = {
+        f"{path}.{name}" if path else name: getattr(module, name)
+        for path, module in model.named_modules()
+        for name in getattr(module, "parametrizations", ())
+    }
+    listed = {n: p for n, p in model.named_parameters() if not behind(n)} | computed
+    weights = [name for name, p in listed.items() if p.is_floating_point() and p.ndim > 1 and p.numel()]
+    frozen = [name for name, p in listed.items() if not p.requires_grad]
     axes: dict[str, int | None] = {}
     for name in weights:
         layer = type(model.get_submodule(name.rpartition(".")[0]))
+        if name in computed:
+            layer = layer.__mro__[1]  # the class made for the layer stands before its own
         stock = layer.__module__.startswith("torch.nn.modules") or layer.__name__ in TURNED
         axes[name] = (1 if layer.__name__ in TURNED else 0) if stock else None
-    return Given(raw, own(model), tuple(weights), tuple(frozen), axes)
+    raw = copied(own(model))
+    tensors = {name: tensor for name, tensor in raw.items() if not behind(name)}
+    return Given(raw, tensors | copied(computed), tuple(weights), tuple(frozen), axes)
+
+
+def behind(name: str) -> bool:
+    """Whether a tensor is one that a weight is computed from."""
+    return "parametrizations" in name.split(".")
 
 
 def copied(tensors: Tensors) -> Tensors:
