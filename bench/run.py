@@ -29,6 +29,7 @@ BENCHES = {
     "coders": False,
     "bytes": True,
     "memory": False,
+    "architectures": True,
 }
 
 

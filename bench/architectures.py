@@ -1,0 +1,192 @@
+"""Architectures: many through prune, quantize, entropy, distill, a file and back; what each did.
+
+python bench/architectures.py [--record] [NAME ...]     a name of bench/zoo.py, a glob, a family
+    right      all of bench/sound.py holds of the loaded model: zeros, grids, what no step touched, ledger,
+               answers to the bit
+    refused    Tersor said what it cannot do, and the way out
+    wrong      something does not hold, or a crash with no error of Tersor's
+One process a model, two at a time, each with a time limit. Entropy runs before distill, so that coded leaves
+are trained, and after it, so that coded leaves are in the file. Untrained weights: nothing here is accuracy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import torch
+from sound import Asked, differing, edited, faults, given, untouched
+from table import Row, record
+from torch import nn
+from zoo import CASES, Case
+
+import tersor
+from tersor.errors import TersorError
+
+SECONDS, AT_ONCE = 600, 2
+ASKED = Asked(keep=0.5, bits=4)
+NOISE = 0.02
+FAULTS = 3  # that are printed of one model
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one model did."""
+
+    name: str
+    verdict: str  # "right", "refused", "wrong" or "missing"
+    said: str = ""
+    weights: int = 0  # parameters with two axes or more
+    done: int = 0  # of them pruned and quantized
+    seconds: float = 0.0
+    megabytes: float = 0.0  # at the peak, of the whole process
+
+
+def fresh(case: Case, seed: int) -> nn.Module:
+    """A model whose tensors are no constants, for ones and zeros hide what is mixed up."""
+    torch.manual_seed(seed)
+    model = case.make()
+    with torch.no_grad():
+        for tensor in model.parameters():
+            if tensor.requires_grad and tensor.is_floating_point():
+                tensor.add_(NOISE * torch.randn_like(tensor))
+    return model.eval()
+
+
+def swept(name: str, case: Case) -> Outcome:
+    """One model through all of it, here."""
+    began = time.perf_counter()
+    try:
+        model = fresh(case, seed=0)
+    except ImportError as error:
+        return Outcome(name, "missing", str(error))
+    was, task = given(model), case.task()
+    weights, done = len(was.weights), 0
+    try:
+        task.check(model)  # the metric too, of which no step has need
+        entropy = tersor.Entropy(coder="fast")
+        steps = [
+            tersor.Prune(keep=ASKED.keep), tersor.Quantize(bits=ASKED.bits), entropy,
+            tersor.Distill(epochs=1, **case.distill), entropy,
+        ]  # fmt: skip
+        result = tersor.run(model, steps, task)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.tersor"
+            tersor.save(result, path)
+            loaded = tersor.load(path).model(fresh(case, seed=1))
+        touched = edited(result)
+        done = sum({"prune", "quantize"} <= touched.get(w, set()) for w in was.weights)
+        found = [*faults(was, result, loaded, ASKED), differing(task, loaded, result.model())]
+        found = [fault for fault in (*found, untouched(was, model)) if fault]
+        verdict, said = ("wrong", listing(found)) if found else ("right", "")
+    except TersorError as error:
+        verdict, said = "refused", str(error)
+    except Exception as error:  # a crash of one model is a finding, and the sweep goes on
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(place.filename).name}:{place.lineno}"
+        verdict, said = "wrong", f"crashed: {type(error).__name__}: {error} ({where})"
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+    return Outcome(name, verdict, said, weights, done, time.perf_counter() - began, peak)
+
+
+def listing(found: list[str]) -> str:
+    more = f"; and {len(found) - FAULTS} more" if len(found) > FAULTS else ""
+    return "; ".join(found[:FAULTS]) + more
+
+
+def apart(name: str) -> Outcome:
+    """The same in a process of its own."""
+    command = [sys.executable, __file__, "--here", name]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    began = time.perf_counter()
+    try:
+        ran = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return Outcome(name, "wrong", f"not done after {SECONDS} s", seconds=SECONDS)
+    if ran.returncode:
+        last = (ran.stderr.strip().splitlines() or [""])[-1]
+        seconds = time.perf_counter() - began
+        return Outcome(name, "wrong", f"the process ended with {ran.returncode}: {last}", seconds=seconds)
+    return Outcome(**json.loads(ran.stdout.strip().splitlines()[-1]))
+
+
+def line(outcome: Outcome) -> str:
+    done = f"{outcome.done}/{outcome.weights}"
+    numbers = f"{done:>9} {outcome.seconds:6.1f} s {outcome.megabytes:6.0f} MB"
+    who = f"{CASES[outcome.name].family:13} {outcome.name:38} {outcome.verdict:8}"
+    return f"{who} {numbers}  {outcome.said}".rstrip()
+
+
+def chosen(words: list[str]) -> list[str]:
+    """The names that words mean: a family, or a glob. KeyError for a word without any."""
+    found: dict[str, None] = {}
+    for word in words or ["*"]:
+        names = [name for name, case in CASES.items() if word == case.family or fnmatchcase(name, word)]
+        if not names:
+            raise KeyError(word)
+        found |= dict.fromkeys(names)
+    return list(found)
+
+
+def rows(outcomes: list[Outcome]) -> Iterator[Row]:
+    """How many are right of each family that was swept whole."""
+    for family in dict.fromkeys(case.family for case in CASES.values()):
+        mine = [outcome for outcome in outcomes if CASES[outcome.name].family == family]
+        count = sum(case.family == family for case in CASES.values())
+        if len(mine) < count or any(outcome.verdict == "missing" for outcome in mine):
+            continue
+        bad = [f"{o.name} {o.verdict}" for o in mine if o.verdict != "right"]
+        right = count - len(bad)
+        yield Row(
+            "architectures", family, "models right", right, f"of {count}", f">= {count}", note=", ".join(bad)
+        )
+        wrong = sum(o.verdict == "wrong" for o in mine)
+        yield Row("architectures", family, "models silently wrong or crashed", wrong, f"of {count}", "<= 0")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help="a model, a glob or a family; default: all")
+    parser.add_argument("--record", action="store_true", help="put the numbers into bench/results.csv")
+    parser.add_argument("--here", action="store_true", help="one model, in this process, as a line of JSON")
+    options = parser.parse_args(argv)
+    try:
+        names = chosen(options.names)
+    except KeyError as error:
+        parser.error(f"no model {error}; there are {', '.join(CASES)}")
+    if options.here:
+        torch.set_num_threads(1)
+        for name in names:
+            print(json.dumps(asdict(swept(name, CASES[name]))))
+        return 0
+    outcomes = []
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        for outcome in pool.map(apart, names):
+            outcomes.append(outcome)
+            print(line(outcome), flush=True)
+    for row in rows(outcomes):
+        print(f"{row.subject}: {row.value} {row.unit} {row.measure}")
+    if options.record:
+        import page
+
+        record(rows(outcomes))
+        page.write()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
