@@ -50,7 +50,10 @@ def rerun(net: nn.Module) -> nn.Module:
 
 
 def show(own: Tensor, value: Tensor) -> None:
-    """Let a tensor of a hidden net hold this value, in its memory."""
+    """Let a tensor of a hidden net hold this value, in its memory and on its device. Nothing is run again on
+    the meta device, whose tensors no others can become."""
+    if value.is_meta and not own.is_meta:
+        return
     own.data = value.detach()
     if isinstance(own, nn.Parameter) and own.is_floating_point():
         own.requires_grad_(value.requires_grad)

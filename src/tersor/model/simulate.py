@@ -54,10 +54,12 @@ class Simulated(nn.Module):
         self.sign()
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        """A hidden net moves too: it has buffers that no state dict lists, and shows what ran last."""
+        """What only a hidden net holds moves too: buffers that no state dict lists."""
         super()._apply(fn, recurse)
-        if self.hidden:
-            self.net._apply(fn)
+        for module in self.net.modules() if self.hidden else ():
+            for name in module._non_persistent_buffers_set:
+                if (buffer := module._buffers[name]) is not None:
+                    module._buffers[name] = fn(buffer)
         return self
 
     def values(self) -> dict[str, Tensor]:
