@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 
-from tersor.errors import RefusedError
 from tersor.forms import Form
 from tersor.model.graph import Inputs, arguments, value
 from tersor.model.idle import Layer, layers_of, units_axis
