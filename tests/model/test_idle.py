@@ -462,6 +462,28 @@ def test_all_tensors_of_an_answer_count():
     assert model.a.weight.any(1).tolist() == [True] * 4 + [False] * 3 + [True]
 
 
+def chosen(self, x):
+    return self.c(torch.where(x[:, :1] > 0, self.a(x), self.b(x)))
+
+
+def shut(self, x):
+    return self.c(self.a(x) + self.b(x).masked_fill_(x.sum(1, keepdim=True) > 0, 0))
+
+
+def picked(self, x):
+    y = torch.stack([self.a(x), self.b(x)], 1)
+    return self.c(y.gather(1, (x[:, :1, None] < 0).long().expand(-1, 1, 4))[:, 0])
+
+
+@pytest.mark.parametrize("forward", [chosen, shut, picked])
+@torch.no_grad()
+def test_what_this_example_does_not_read_others_may(forward):
+    model = net(forward, a=nn.Linear(4, 4), b=nn.Linear(4, 4), c=nn.Linear(4, 2)).eval()
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    assert not clear(model, (torch.rand(5, 4) + 0.1,), every(model), biases(model))
+    assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
+
+
 class Counting(nn.Module):
     def __init__(self) -> None:
         super().__init__()

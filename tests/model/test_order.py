@@ -196,7 +196,8 @@ OTHERS = {
         lambda: nn.TransformerEncoderLayer(6, 2, 12, batch_first=True), (3, 4, 6),
         [Link(("linear1.weight", "linear1.bias"), "linear2.weight", 1)]),
     "rows of a batch": (
-        lambda: net(lambda self, x: self.b(F.relu(self.a(x).view(-1, 8))), a=nn.Linear(6, 8), b=nn.Linear(8, 2)),
+        lambda: net(
+            lambda self, x: self.b(F.relu(self.a(x).view(-1, 8))), a=nn.Linear(6, 8), b=nn.Linear(8, 2)),
         (3, 4, 6), [Link(("a.weight", "a.bias"), "b.weight", 1)]),
     "heads": (
         lambda: net(lambda self, x: self.b(self.a(x).view(5, 3, 2)), a=nn.Linear(6, 6), b=nn.Linear(2, 2)),

@@ -1,4 +1,4 @@
-"""Small models whose hidden units are treated alike, or not: (model, shape of an input, ends of its links)."""
+"""Small models whose hidden units are treated alike, or not: (model, shape of input, ends of links)."""
 
 from collections.abc import Callable
 

@@ -53,7 +53,8 @@ class Graph:
     def feed(self, tensors: Mapping[str, Tensor], leaves: Iterable[Any]) -> dict[fx.Node, Any]:
         """What the placeholders stand for, in order: tensors of a model, by the first of their names, and the
         leaves of what it is called with."""
-        constants, rest = self.program.graph_signature.inputs_to_lifted_tensor_constants, iter(leaves)
+        told, rest = self.program.graph_signature, iter(leaves)
+        constants = {**told.inputs_to_lifted_tensor_constants, **told.inputs_to_lifted_custom_objs}
         return {
             node: tensors[self.tensors[node]] if node in self.tensors
             else self.program.constants[constants[node.name]] if node.name in constants else next(rest)

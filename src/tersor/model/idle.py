@@ -120,7 +120,7 @@ def fold(layer: Layer, constant: Tensor, movable: Collection[str]) -> bool:
 
 def drop(model: Followed, layer: Layer) -> bool:
     """Clear the units of this layer that no output depends on; whether anything changed."""
-    alive = sum((p != 0).flatten(1).any(1) if p.ndim > 1 else p != 0 for p in layer.tensors)
+    alive = torch.stack([(p != 0).reshape(len(p), -1).any(1) for p in layer.tensors]).any(0)
     units, found = torch.nonzero(alive).flatten(), False
     made = value(layer.node)
     axis, batch = units_axis(layer.node, made, layer.weight), samples_of(model)

@@ -40,9 +40,7 @@ class Followed:
     tensors: dict[str, Tensor]  # the model's own, by the first of their names
     leaves: list[Any]  # of the example, at most BATCH samples
     views: frozenset[fx.Node]  # operators that answer with memory of what they are given
-    plain: dict[
-        fx.Node, Any
-    ]  # what operators make of the example; nothing where something is written in place
+    plain: dict[fx.Node, Any]  # what operators make of the example; {} where any of them writes
 
     @cached_property
     def own(self) -> dict[fx.Node, str]:
@@ -54,6 +52,18 @@ class Followed:
             if len(node.users) == names[name] == 1
             and memory[self.tensors[name].untyped_storage().data_ptr()] <= 1
         }  # fmt: skip
+
+    def constant(self, n: Any) -> bool:
+        """Whether this is no operand, or the same for every input."""
+        there = not isinstance(n, fx.Node) or n.op == "get_attr" or n in self.graph.constant
+        return there or (n.op == "placeholder" and n not in self.graph.inputs)
+
+    def fixed(self, n: fx.Node) -> bool:
+        """Whether this operator reads and moves the same elements for every input: no masks or indices hang
+        on the example."""
+        if base(n) == "view" and isinstance(n.args[1], torch.dtype):  # other numbers of the same bits
+            return False
+        return all(floating(value(one)) or self.constant(one) for one in n.all_input_nodes)
 
     def answers(self, leaves: Sequence[Any], look: Look, at: fx.Node | None = None) -> list[Any]:
         """The leaves of what the model answers to these, which up to `at` may be taken for the example."""
@@ -106,7 +116,8 @@ class Plain(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         given = {memory(self.env[one]) for one in n.all_input_nodes} - {0}
         made = super().run_node(n)
-        if n.op == "call_function" and not written(n) and any(memory(x) in given for x in tree_leaves(made)):
+        found = {memory(x) for x in tree_leaves(made)}
+        if n.op == "call_function" and not written(n) and found and found <= given:
             self.views.add(n)
         return made
 
@@ -129,10 +140,12 @@ class Known(fx.Interpreter):
 
     def made(self, n: fx.Node, args: Any, kwargs: Any) -> Any:
         name = base(n)
-        if name in SHAPES:
-            args = (torch.zeros(value(n.args[0]).shape, dtype=value(n.args[0]).dtype), *args[1:])
+        if name in SHAPES and isinstance(n.args[0], fx.Node):
+            like = value(n.args[0])
+            args = (torch.zeros(like.shape, dtype=like.dtype), *args[1:])
         given = tree_leaves((args, kwargs))
-        if fickle(n) or any(x is DEPENDS for x in given):
+        moving = n in self.model.views and not self.model.fixed(n)
+        if moving or fickle(n) or any(x is DEPENDS for x in given):
             return self.unknown(n)
         if not any(floating(x) and bool(x.sum().isnan()) for x in given):  # the sum of a NaN is one
             return n.target(*args, **kwargs)  # type: ignore[operator]
@@ -140,7 +153,8 @@ class Known(fx.Interpreter):
             return self.product(n, args, kwargs)
         if name in APART:
             return apart(n, args, kwargs)
-        if not (passing(n) or n in self.model.views) or not all(floating(self.env[w]) for w in written(n)):
+        keeps = (passing(n) or n in self.model.views) and self.model.fixed(n)
+        if not keeps or not all(floating(self.env[one]) for one in written(n)):
             return self.unknown(n)
         made = n.target(*args, **kwargs)  # type: ignore[operator]
         return tree_map(lambda x: x if x is None or floating(x) else DEPENDS, made)
@@ -166,8 +180,7 @@ class Known(fx.Interpreter):
 
     def some(self, n: Any, x: Tensor) -> Tensor:
         """1 where this may be another number than 0: an example's zeros are chance."""
-        fixed = n in self.model.graph.tensors or n in self.model.graph.constant
-        return (x != 0).to(x.dtype) if fixed else torch.ones_like(x)
+        return (x != 0).to(x.dtype) if self.model.constant(n) else torch.ones_like(x)
 
     def unknown(self, n: fx.Node) -> Any:
         """What depends in every element: the answer, or all that is written."""
@@ -204,7 +217,7 @@ def passing(n: fx.Node) -> bool:
 
 
 def fickle(n: fx.Node) -> bool:
-    """Whether the answer hangs on something else than what is given: chance, memory, code that is not torch's."""
+    """Whether the answer may hang on more than what is given: on chance, or in code that is not torch's."""
     if not isinstance(n.target, OpOverload):
         return False
     given = arguments(n)

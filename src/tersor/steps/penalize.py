@@ -136,7 +136,8 @@ class Penalize(Retrain):
             every = links(model, move(example_inputs(view.task, model), torch.device("cpu")))
         except RefusedError as error:
             return [], str(error)
-        found = [one for one in every if layers >= {view.sites[n].layer for n in (*one.rows, one.columns)}]
+        free = {site.name for site in view.sites.values() if site.layer in layers}
+        found = [one for one in every if free >= {*one.rows, one.columns}]
         return found, "none were found that one layer makes and only one other reads"
 
     def grid(self, w: Tensor, keep: Tensor | None, axis: int) -> Form:
