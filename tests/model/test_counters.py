@@ -68,8 +68,7 @@ class Order(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         if self.kind == "list":
-            self.order.reverse()
-            self.order.append(self.order.pop(0))
+            self.order[:] = [*self.order[3:], *self.order[:3]]
             return iter(self.order)
         if self.kind == "array":
             self.array[:] = np.roll(self.array, 3)
