@@ -21,6 +21,7 @@ from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves, tree_map
 
 from tersor.errors import RefusedError
+from tersor.model.answers import tensors_of
 from tersor.model.batches import evaluating
 from tersor.model.graph import Graph, Inputs, arguments, floating, traced, value, values, written
 from tersor.model.passing import APART, FACTORS, PASSING, SHAPES, base
@@ -40,6 +41,7 @@ class Followed:
     tensors: dict[str, Tensor]  # the model's own, by the first of their names
     leaves: list[Any]  # of the example, at most BATCH samples
     views: frozenset[fx.Node]  # operators that answer with memory of what they are given
+    written: frozenset[fx.Node]  # what lies in memory that the input is written to, sooner or later
     plain: dict[fx.Node, Any]  # what operators make of the example; {} where any of them writes
 
     @cached_property
@@ -55,7 +57,8 @@ class Followed:
 
     def constant(self, n: Any) -> bool:
         """Whether this is no operand, or the same for every input."""
-        there = not isinstance(n, fx.Node) or n.op == "get_attr" or n in self.graph.constant
+        there = not isinstance(n, fx.Node) or n.op == "get_attr"
+        there = there or (n in self.graph.constant and n not in self.written)
         return there or (n.op == "placeholder" and n not in self.graph.inputs)
 
     def fixed(self, n: fx.Node) -> bool:
@@ -87,7 +90,7 @@ def followed(model: nn.Module, inputs: Inputs) -> Followed:
             raise RefusedError(f"{n.name} writes or draws in a part that runs as one operator")
     tensors = dict((*model.named_parameters(), *model.named_buffers()))
     feed = {n: copied(x) for n, x in graph.feed(tensors, tree_leaves(inputs)).items()}
-    plain = Plain(whole, keep=not any(map(written, graph.nodes)))
+    plain = Plain(graph)
     try:
         again = [copied(x) for x in tree_leaves(plain.run(*feed.values())) if isinstance(x, Tensor)]
         for n, x in feed.items():
@@ -98,27 +101,32 @@ def followed(model: nn.Module, inputs: Inputs) -> Followed:
             out = model(**given) if isinstance(given, dict) else model(*given)
     except MISFIT as error:
         raise RefusedError(f"it cannot be run on its example: {first_line(error)}") from error
-    outs = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
+    outs = list(tensors_of(out))
     if len(outs) != len(again) or not all(map(near, outs, again)):
         raise RefusedError("what torch.export traces does not compute the same: by chance, or by a hook")
-    made = {n: plain.env[n] for n in graph.nodes if n in plain.env} if plain.keep else {}
-    return Followed(graph, tensors, tree_leaves(inputs), frozenset(plain.views), made)
+    changed = frozenset(n for n, places in plain.places.items() if places & plain.changed)
+    made = {} if any(map(written, graph.nodes)) else {n: plain.env[n] for n in graph.nodes}
+    return Followed(graph, tensors, tree_leaves(inputs), frozenset(plain.views), changed, made)
 
 
 class Plain(fx.Interpreter):
-    """An evaluation of real numbers that sees which operators answer with memory of what they are given."""
+    """An evaluation of real numbers that sees what lies in the same memory."""
 
-    def __init__(self, graph: fx.GraphModule, keep: bool):
-        super().__init__(graph, garbage_collect_values=not keep)
-        self.keep = keep
+    def __init__(self, graph: Graph):
+        super().__init__(graph.program.graph_module, garbage_collect_values=False)  # memory is not used twice
+        self.constant = graph.constant
         self.views: set[fx.Node] = set()
+        self.places: dict[fx.Node, set[int]] = {}
+        self.changed: set[int] = set()
 
     def run_node(self, n: fx.Node) -> Any:
         given = {memory(self.env[one]) for one in n.all_input_nodes} - {0}
         made = super().run_node(n)
-        found = {memory(x) for x in tree_leaves(made)}
+        found = self.places[n] = {memory(x) for x in tree_leaves(made)} - {0}
         if n.op == "call_function" and not written(n) and found and found <= given:
             self.views.add(n)
+        if n not in self.constant:
+            self.changed |= {memory(self.env[one]) for one in written(n)}
         return made
 
 
