@@ -177,7 +177,8 @@ def test_floats_are_worked_on(dtype: torch.dtype) -> None:
     model, task = net(dtype), tiny("mlp").task
     for name in STEPS:
         if name not in ("measure", "export", "entropy"):
-            done = tersor.run(model, STEPS[name](**TRAINED.get(name, {})), task)
+            step = STEPS[name](**TRAINED.get(name, {}) | {"where": "w"})  # a scale, which has to be named
+            done = tersor.run(model, step, task)
             assert data_of(done.state_dict()["w"]) != data_of(model.w), name
             assert done.state_dict()["w"].dtype is dtype
             assert not any("stored as it is" in text for text in skips(done)), name

@@ -112,7 +112,7 @@ def test_the_others_learn_beside_what_will_be_stored(step: Any) -> None:
     model.a.register_forward_hook(Weights(seen))
     result = run(model, step, TASK)
     assert len(seen) > 4
-    for weight in seen:
+    for weight in seen[1:]:  # the task was tried on the weights as they were given
         torch.testing.assert_close(weight, result.state_dict()["a.weight"], rtol=1e-5, atol=1e-6)
 
 

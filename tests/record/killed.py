@@ -54,8 +54,9 @@ class Dying:
 
 
 def dying(given: Tiny, at: int) -> Tiny:
-    """The same task, fed by one who may kill it in the `at`-th step; before each training there is a look."""
-    at += (1 + (at > EPOCHS * BATCHES)) if at > 0 else 0
+    """The same task, fed by one who may kill it in the `at`-th step; the task is tried once, and before each
+    training there is a look."""
+    at += (2 + (at > EPOCHS * BATCHES)) if at > 0 else 0
     return replace(given, task=replace(given.task, feed=Dying(at)))
 
 

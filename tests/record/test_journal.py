@@ -419,7 +419,7 @@ def test_killed_in_training(at: int, unkilled: tuple[Tiny, State], tmp_path: Pat
     t = killed.dying(tiny("conv"), at=-1)
     resumed = run(t.model, killed.RECIPE, t.task, journal=folder, resume=True)
     same(resumed, whole)
-    looks = 2 - in_second  # before each training
+    looks = 3 - in_second  # the task is tried, and before each training there is a look
     assert t.task.feed.seen == looks + 2 * killed.EPOCHS * killed.BATCHES - finished * killed.BATCHES
     assert not list(folder.glob("training-*"))
     for key, value in whole.state_dict().items():
@@ -440,11 +440,11 @@ def test_a_step_that_trains_twice_trains_anew_each_time(tmp_path: Path) -> None:
 
     task, stop = replace(t.task, feed=feed), -1
     whole = run(t.model, recipe, task)
-    first, second = drawn[1:5], drawn[6:]  # before each there is a look at the first batch
+    first, second = drawn[2:6], drawn[7:]  # the task is tried, and before each there is a look
     assert len(second) == 4
     assert first != second
     same(run(t.model, recipe, task, journal=tmp_path / "whole"), whole)
-    for stop in (5, 10):
+    for stop in (6, 11):
         folder = tmp_path / str(stop)
         drawn.clear()
         with pytest.raises(KeyboardInterrupt):

@@ -153,7 +153,7 @@ class Executor:
         self.keeps = self.recipe.zeros_of(number)  # trials too
         zeros = NONE if getattr(step, "lossless", False) else self.keeps
         events: list[Event] = []
-        for name, after in masked(begin.sites, begin.forms, zeros, where).items():
+        for name, after in masked(begin.sites, begin.forms, zeros, where, step.name).items():
             events += [Edit(name, begin.forms[name], after, "wrap"), Note(name, "masked", HELD)]
         return Group(CAME, tuple(events)) if events else None
 

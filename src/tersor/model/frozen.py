@@ -70,6 +70,11 @@ def frozen_in(model: nn.Module, sites: Mapping[str, Site]) -> Frozen:
     )
 
 
+def as_trained(model: nn.Module) -> nn.Module:
+    """The model itself in the modes in which it trains."""
+    return model if len({module.training for module in model.modules()}) > 1 else model.train()
+
+
 def outermost(paths: Iterable[str]) -> list[str]:
     """The paths that lie in no other of them; the model itself is one among its modules."""
     known = set(paths) - {""}

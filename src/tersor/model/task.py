@@ -34,6 +34,7 @@ from tersor.model.batches import (
     shapes,
     steady,
 )
+from tersor.model.frozen import as_trained
 from tersor.model.logits import KINDS, Given, Logits, counting, logits_of
 from tersor.model.losses import default_loss, own_loss, plain_loss, soft_loss, takes_labels
 from tersor.model.metric import Metric
@@ -239,7 +240,7 @@ class Task:
                 self._score(output, batch)
         if not needs & (Needs.LOSS | Needs.SOFT):
             return
-        copied = copy.deepcopy(model).train()
+        copied = as_trained(copy.deepcopy(model))
         with steady(self.train), torch.enable_grad():
             batch = move(next(iter(self.batches("train"))), device_of(model))
             output = as_floats(self._output(copied, batch))

@@ -25,11 +25,12 @@ NONE = "none"  # in place of a glob: no weight keeps its zeros
 
 
 def masked(
-    sites: Mapping[str, Site], forms: Mapping[str, Form], zeros: str = "*", where: str | Iterable[str] = "*"
-) -> dict[str, Masked]:
+    sites: Mapping[str, Site], forms: Mapping[str, Form], zeros: str = "*", where: str | Iterable[str] = "*",
+    who: str = "zeros",
+) -> dict[str, Masked]:  # fmt: skip
     """The weights that `zeros` and `where` mean and that came with zeros, under masks of these.
 
-    SiteError where `zeros` matches nothing.
+    SiteError where `zeros` matches nothing, and in the name of `who` where `where` does.
     """
     if zeros == NONE:
         return {}
@@ -39,7 +40,7 @@ def masked(
         if sites[name].is_weight and isinstance(form, (Dense, Coded)) and (meant is None or name in meant)
     }  # fmt: skip
     if where != "*" and plain:
-        chosen = {site.name for site in select(sites, where, "zeros")}
+        chosen = {site.name for site in select(sites, where, who)}
         plain = {name: form for name, form in plain.items() if name in chosen}
     keeps = {name: kept(form) for name, form in plain.items()}
     return {name: Masked(Dense(keep), plain[name]) for name, keep in keeps.items() if keep is not None}
