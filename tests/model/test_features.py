@@ -12,11 +12,11 @@ from tiny import Tiny, tiny
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tersor import Distill, RefusedError, SettingError, run
+from tersor import Distill, RefusedError, SettingError, Task, run
 from tersor.check import check
 from tersor.core.recipe import Recipe
 from tersor.core.state import start
-from tersor.model.features import between, features_of, pairs_of
+from tersor.model.features import between, features_of, first, pairs_of, tokens
 from tersor.model.fit import Plan, fit
 from tersor.model.tune import Tuned
 
@@ -173,3 +173,50 @@ def test_a_map_that_does_not_learn_would_be_seen(monkeypatch: pytest.MonkeyPatch
     shapes = [tuple(p.shape) for group in seen for p in group["params"]]
     assert (13, 7) in shapes
     assert (13,) in shapes
+
+
+class Tokens(nn.Module):
+    """Its layer answers with a mapping, as Hugging Face's encoders do."""
+
+    class Layer(nn.Linear):
+        def forward(self, x: Tensor) -> dict[str, Any]:  # type: ignore[override]
+            return {"places": torch.arange(x.shape[1]), "vectors": super().forward(x)}
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.table, self.layer = nn.Embedding(9, 6), self.Layer(6, width)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        vectors = self.layer(self.table(input_ids))["vectors"]
+        return (vectors * attention_mask[..., None]).sum(1)
+
+
+@pytest.mark.parametrize("width", [4, 5])
+def test_padding_is_no_feature(width: int) -> None:
+    """Two batches that differ in the padding alone train alike."""
+
+    def learned(pad: int) -> dict[str, Tensor]:
+        torch.manual_seed(3)
+        model, teacher = Tokens(4), Tokens(width)
+        ids = torch.tensor([[1, 2, 3, pad, pad], [4, 5, 6, 7, pad]])
+        mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 0]])
+        batch = {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([0, 1])}
+        step = Distill(teacher=teacher, features="layer", share=0.0, epochs=3, lr=0.1)
+        return run(model, step, Task(evaluate=[batch], train=[batch])).state_dict()
+
+    one, other = learned(7), learned(8)
+    torch.testing.assert_close(one, other)
+
+
+def test_a_layer_without_floats_is_refused() -> None:
+    with pytest.raises(RefusedError, match="no tensor of floats"):
+        first({"places": torch.arange(3)})
+
+
+def test_the_mask_is_that_of_the_layers_side() -> None:
+    mask, other = torch.tensor([[1, 1, 0]]), torch.tensor([[1, 0, 0]])
+    batch = {"attention_mask": mask, "decoder_attention_mask": other}
+    x = torch.zeros(1, 3, 4)
+    assert torch.equal(tokens("encoder.block.1", x, batch), mask != 0)  # type: ignore[arg-type]
+    assert torch.equal(tokens("decoder.block.1", x, batch), other != 0)  # type: ignore[arg-type]
+    assert tokens("encoder.block.1", torch.zeros(1, 4, 3), batch) is None

@@ -326,3 +326,33 @@ def test_mean_average_precision_of_lists_of_detections() -> None:
     assert task.scored.of(after) == pytest.approx(float(want.compute()["map"]))
     quick = Metric("map", statistics=task.scored.statistics, value=task.scored.value, resamples=20)
     assert compared(before, after, quick)["p"] < 0.1
+
+
+class Adds(nn.Module):
+    """A metric as torchmetrics has them: the share of equal places, counted up over updates."""
+
+    higher_is_better = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reset()
+
+    def reset(self) -> None:
+        self.right = self.all = 0
+
+    def update(self, output: Tensor, target: Tensor) -> None:
+        self.right += int((output.argmax(1) == target).sum())
+        self.all += target.numel()
+
+    def compute(self) -> Tensor:
+        return torch.tensor(self.right / self.all)
+
+
+def test_batches_of_other_lengths_are_counted_together() -> None:
+    """Each batch of texts is padded to a length of its own."""
+    x, y = images(ignored=False)
+    batches = [(x[:3], y[:3]), (x[3:5, :, :4], y[3:5, :4]), (x[5:], y[5:])]
+    task = Task(evaluate=batches, metric=Adds())
+    hits = [int(a[:, t].argmax()) == int(b[t]) for one in batches for a, b in zip(*one, strict=True)
+            for t in range(len(b))]  # fmt: skip
+    assert task.scored.of(task.scores(Same())) == pytest.approx(sum(hits) / len(hits))

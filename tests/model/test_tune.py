@@ -10,6 +10,7 @@ from random_forms import forms
 from tiny import MODELS, tiny
 from torch import Tensor, nn
 
+from tersor import Finetune, Task, run
 from tersor.core.state import start
 from tersor.encode import refine
 from tersor.forms import FORMS, Affine, At, Codebook, Dense, Form, LogGrid, LowRank, Masked, Sum, uncoded
@@ -519,3 +520,19 @@ def test_what_does_not_round_begins_where_it_is() -> None:
         here = part(form)
         here.begin(w)
         assert torch.equal(here.value().detach(), form.decode())
+
+
+@pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
+@pytest.mark.parametrize("steps", [[], [Quantize(bits=4)]], ids=["plain", "grid"])
+def test_sparse_gradients_are_dense_ones_in_training(kind: Any, steps: list[Any]) -> None:
+    """sparse=True of a table is for optimizers that know it; Adam and grids do not."""
+    moved = []
+    for sparse in (True, False):
+        torch.manual_seed(0)
+        net = nn.Sequential(kind(9, 4, sparse=sparse), nn.Linear(4, 3))
+        ids = torch.randint(9, (8, 5) if kind is nn.EmbeddingBag else (8,))
+        batch = (ids, torch.randint(3, (8,)))
+        task = Task(evaluate=[batch], train=[batch])
+        moved.append(run(net, [*steps, Finetune(epochs=3, lr=0.1)], task).state_dict())
+        assert net[0].sparse is sparse
+    torch.testing.assert_close(*moved, rtol=0, atol=0)

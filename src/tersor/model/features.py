@@ -3,20 +3,23 @@
 mean squared difference of W x and y      W: none where both have the same width; else a linear map along the
                                           axis of channels (1x1 on feature maps), from the student's width to
                                           the teacher's, trained along and dropped afterwards
+Of tokens [B, T, C] the mean is over those that are no padding, by the batch's attention mask.
 Romero 2015 (FitNets). Cost: one batch through both models beforehand, for the shapes.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from tersor.errors import RefusedError
 from tersor.model.answers import once
-from tersor.model.batches import device_of, evaluating, seeded
+from tersor.model.batches import device_of, evaluating, seeded, shapes
+from tersor.model.losses import mean
+from tersor.model.outputs import tensors_of
 from tersor.model.task import Task
 from tersor.model.tune import Tuned
 
@@ -52,13 +55,14 @@ class Features:
         for found in (*self.mine, *self.theirs):
             found.clear()
 
-    def distance(self) -> list[Tensor]:
-        """Mean squared differences, one for each time that a layer ran."""
+    def distance(self, batch: Any = None) -> list[Tensor]:
+        """Mean squared differences, one for each time that a layer ran; without the batch's padding."""
         found = []
         for number, (mine, theirs) in enumerate(self.checked()):
             along = self.maps[f"{number}"] if f"{number}" in self.maps else nn.Identity()
             for x, y in zip(mine, theirs, strict=True):
-                found.append(F.mse_loss(along(x.float()), y.float()))
+                apart = (along(x.float()) - y.float()).square()
+                found.append(mean(apart, tokens(self.pairs[number][0], x, batch)))
         return found
 
     def checked(self) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
@@ -109,8 +113,24 @@ class Features:
 
 
 def first(output: object) -> Tensor:
-    """What stands for a layer's output: of several the first."""
-    return output[0] if isinstance(output, tuple) else output  # type: ignore[return-value]
+    """What stands for a layer's output: of several tensors the first of floats."""
+    if isinstance(output, Tensor):
+        return output
+    found = next((tensor for tensor in tensors_of(output) if tensor.is_floating_point()), None)
+    if found is None:
+        raise RefusedError(f"features: a layer gives {shapes(output)}, no tensor of floats. Name another")
+    return found
+
+
+def tokens(layer: str, x: Tensor, batch: Any) -> Tensor | None:
+    """Which places of [B, T, C] are no padding, bool [B, T]; None where no mask is plainly theirs."""
+    if not isinstance(batch, Mapping) or x.ndim != 3:
+        return None
+    decodes = "decoder" in layer.split(".") and "decoder_attention_mask" in batch
+    mask = batch.get("decoder_attention_mask" if decodes else "attention_mask")
+    if not isinstance(mask, Tensor) or mask.shape != x.shape[:2] or bool((mask != 0).all()):
+        return None
+    return mask.to(x.device) != 0
 
 
 def features_of(text: str, tuned: Tuned, teacher: nn.Module | None, task: Task, seed: int) -> Features:

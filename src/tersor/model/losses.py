@@ -18,8 +18,9 @@ from torch.nn import functional as F
 
 from tersor.errors import RefusedError, TaskError
 from tersor.model.batches import shapes
+from tersor.model.causal import causal, moved
 from tersor.model.logits import IGNORED, Logits, counting, logits_of, marked, targets_of
-from tersor.model.outputs import part
+from tersor.model.outputs import own_loss, part
 
 
 def default_loss(output: Any, target: Any) -> Tensor:
@@ -30,20 +31,15 @@ def default_loss(output: Any, target: Any) -> Tensor:
     return plain_loss(logits_of(output, None, target, "loss"), target) if own is None else own
 
 
-def own_loss(output: Any) -> Tensor | None:
-    """The loss that a model computes itself from labels, as Hugging Face's do: `.loss`, one number."""
-    loss = part(output, "loss")
-    return loss if isinstance(loss, Tensor) and loss.numel() == 1 and loss.is_floating_point() else None
-
-
 def takes_labels(model: nn.Module) -> bool:
-    """Whether the model's forward names `labels`; seen through what wraps it for many processes."""
-    while "labels" not in inspect.signature(model.forward).parameters:
-        inner = getattr(model, "module", None)
-        if not isinstance(inner, nn.Module):
-            return False
-        model = inner
-    return True
+    """Whether the model's forward names `labels`; seen through wrappers that hand on whatever they are given
+    (for many processes, compiled, PEFT's)."""
+    told = inspect.signature(model.forward).parameters
+    if "labels" in told:
+        return True
+    kinds = {one.kind for one in told.values()}
+    anything = kinds == {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
+    return anything and any(map(takes_labels, model.children()))
 
 
 def plain_loss(found: Sequence[Logits], target: Any, masks: Sequence[Tensor | None] | None = None) -> Tensor:
@@ -56,6 +52,15 @@ def plain_loss(found: Sequence[Logits], target: Any, masks: Sequence[Tensor | No
         )
     every = masks or [None] * len(found)
     return torch.stack([one_loss(*item) for item in zip(found, targets, every, strict=True)]).sum()
+
+
+def batch_loss(found: Sequence[Logits], target: Any, output: Any, batch: Any) -> Tensor:
+    """The default loss of a batch, without padding; of a causal model's scores, of the next tokens."""
+    masks = [counting(logits, output, batch) for logits in found]
+    if len(found) == 1 and causal(output, target, batch):
+        logits, target, mask = moved(found[0], target, masks[0])
+        found, masks = [logits], [mask]
+    return plain_loss(found, target, masks)
 
 
 def one_loss(logits: Logits, target: Any, mask: Tensor | None) -> Tensor:
@@ -116,12 +121,13 @@ def soft_loss(
     mine: Sequence[Logits], theirs: Sequence[Logits], target: Any, output: Any, batch: Any, *,
     temperature: float,
 ) -> Tensor:  # fmt: skip
-    """How far logits are from the teacher's. A causal model that computes its own loss has its inputs as
-    labels, and a masked one those tokens that were masked: there -100 says nothing of padding."""
+    """How far logits are from the teacher's. A causal model has its inputs as labels (causal.py), a masked
+    one that computes its own loss those tokens that were masked: there -100 says nothing of padding."""
     kinds, wanted = ([item.kind for item in side] for side in (mine, theirs))
     if kinds != wanted:
         raise RefusedError(f"teacher: its logits are {', '.join(wanted)}, the model's {', '.join(kinds)}")
     inputs = own_loss(output) is not None and part(output, "encoder_last_hidden_state") is None
+    inputs = inputs or causal(output, target, batch)
     terms = []
     for student, teacher, goal in zip(mine, theirs, targets_of(target, len(mine)), strict=True):
         mask = counting(student, output, batch)

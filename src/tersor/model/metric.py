@@ -9,6 +9,7 @@ Kept by sample, two models compare in pairs, whichever of the three it is.
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any
@@ -136,11 +137,17 @@ def counted(given: Any) -> Metric:
     def value(samples: list[Any]) -> Any:
         metric = copy.deepcopy(given).cpu()
         metric.reset()
-        metric.update(*(joined([sample[side] for sample in samples]) for side in (0, 1)))
+        for _, alike in itertools.groupby(samples, sizes):  # batches may be padded to lengths of their own
+            part = list(alike)
+            metric.update(*(joined([sample[side] for sample in part]) for side in (0, 1)))
         found = metric.compute()
         return found["map"] if isinstance(found, dict) and "map" in found else found
 
     return Metric(name, statistics=statistics, value=value, better="higher" if higher else "lower")
+
+
+def sizes(sample: tuple[Any, Any]) -> list[Any]:
+    return [side.shape if isinstance(side, Tensor) else None for side in sample]
 
 
 def joined(samples: list[Any]) -> Any:

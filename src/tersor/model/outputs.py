@@ -77,3 +77,9 @@ def part(output: Any, name: str) -> Any:
     if isinstance(output, Mapping):
         return output.get(name)
     return None if isinstance(output, Tensor) else getattr(output, name, None)
+
+
+def own_loss(output: Any) -> Tensor | None:
+    """The loss that a model computes itself from labels, as Hugging Face's do: `.loss`, one number."""
+    loss = part(output, "loss")
+    return loss if isinstance(loss, Tensor) and loss.numel() == 1 and loss.is_floating_point() else None

@@ -35,12 +35,12 @@ from tersor.model.batches import (
     steady,
 )
 from tersor.model.frozen import as_trained
-from tersor.model.logits import KINDS, Given, Logits, counting, logits_of
-from tersor.model.losses import default_loss, own_loss, plain_loss, soft_loss, takes_labels
+from tersor.model.logits import KINDS, Given, Logits, logits_of
+from tersor.model.losses import batch_loss, default_loss, soft_loss, takes_labels
 from tersor.model.metric import Metric
 from tersor.model.metrics import metric_of
 from tersor.model.needs import Needs
-from tersor.model.outputs import as_floats
+from tersor.model.outputs import as_floats, own_loss
 from tersor.model.scoring import score
 from tersor.model.trial import check_answer, check_loss, hint
 
@@ -215,7 +215,7 @@ class Task:
         if (own := own_loss(output)) is not None:
             return own
         found = self.logits_of(output, target := self.target_of(batch))
-        return plain_loss(found, target, [counting(logits, output, batch) for logits in found])
+        return batch_loss(found, target, output, batch)
 
     def soft_loss(self, output: Any, wanted: Any, batch: Any, temperature: float) -> Tensor:
         """How far a raw output is from the teacher's; without padding, and targets are not needed."""
@@ -293,7 +293,7 @@ class Task:
             ) from error
 
     def _score(self, output: Any, batch: Any) -> Any:
-        return score(self.scored, output, self.target_of(batch), self.logits, self._who)
+        return score(self.scored, output, self.target_of(batch), self.logits, self._who, batch=batch)
 
 
 SIGNATURES = {

@@ -46,6 +46,9 @@ class Tuned(Simulated):
         same in training."""
         trainable(model, edge_grids or (), example)
         super().__init__(copy.deepcopy(model), edge_grids)
+        for module in self.net.modules():  # the same gradients, but dense: Adam and forms take no others
+            if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+                module.sparse = False
         self.sites, self._site_names, self._given = sites, list(train), forms
         self._still, self._resting = list(still), frozenset(resting)
         others = makers or {}
