@@ -306,9 +306,9 @@ SIGNATURES = {
 def example_inputs(task: Task, model: nn.Module | None = None) -> tuple | dict[str, Any]:
     """Inputs to trace or export a model with: a tuple in order, or a dict by name.
 
-    The task's `example`; else the first calibration (else evaluation) batch, and with `model` what its decoder
-    is given where that is made of labels. A task that feeds the model its own way needs `model`, to see what
-    it is called with; TaskError without it.
+    The task's `example`; else the first calibration (else evaluation) batch, and with `model` what its
+    decoder is given where that is made of labels. A task that feeds the model its own way needs `model`, to
+    see what it is called with; TaskError without it.
     """
     if task.example is not None:
         given = task.example
