@@ -153,6 +153,20 @@ def test_what_cannot_be_traced_is_refused_with_its_reason(model: nn.Module, says
     assert says in str(caught.value)
 
 
+class Picks(nn.Module):
+    """How many numbers there are hangs on their values, as with a detector's boxes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = x[x > 0]
+        return found * 2 if found.numel() > 4 else found
+
+
+def test_a_refusal_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(RefusedError, match="Could not"):
+        traced(Picks(), (torch.randn(8, 8),))
+    assert capfd.readouterr() == ("", "")
+
+
 def test_the_model_and_random_state_are_left_alone() -> None:
     t = tiny("conv")
     t.model.train()

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
+import tersor
 from tersor.errors import TaskError
 from tersor.model.batches import evaluating, hash_batch, move, shapes, steady
 from tersor.model.metrics import accuracy
@@ -370,6 +371,58 @@ def test_example_inputs() -> None:
     assert example_inputs(Task(evaluate=ONE, example=X)) == (X,)
     assert example_inputs(Task(evaluate=ONE, example=[X, Y])) == (X, Y)
     assert example_inputs(Task(evaluate=ONE, example={"a": X})) == {"a": X}
+
+
+class Shifts(nn.Module):
+    """As T5 and Whisper do: the decoder sees the labels, one place later."""
+
+    config = SimpleNamespace(is_encoder_decoder=True)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.decoder = nn.Linear(FEATURES, 4), Decodes()
+
+    def get_decoder(self) -> nn.Module:
+        return self.decoder
+
+    def forward(self, x: Tensor, decoder_input_ids: Any = None, labels: Any = None) -> Any:
+        if decoder_input_ids is None and labels is not None:
+            decoder_input_ids = nn.functional.pad(labels[:, :-1], (1, 0))
+        if decoder_input_ids is None:
+            raise ValueError("specify decoder_input_ids")
+        return SimpleNamespace(logits=self.decoder(input_ids=decoder_input_ids, states=self.encoder(x)))
+
+
+class Decodes(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.place, self.head = nn.Embedding(9, 4), nn.Embedding(6, 4), nn.Linear(4, 9)
+
+    def forward(self, input_ids: Tensor, states: Tensor) -> Tensor:
+        places = torch.arange(input_ids.shape[1])
+        scores: Tensor = self.head(self.tokens(input_ids) + self.place(places) + states[:, None])
+        return scores
+
+
+def test_a_decoder_made_of_labels_is_an_example() -> None:
+    ids = torch.randint(9, (4, 6))
+    task = Task(evaluate=[{"x": X[:4], "labels": ids}])
+    model = Shifts()
+    found = example_inputs(task, model)
+    assert isinstance(found, dict)
+    assert list(found) == ["x", "decoder_input_ids"]
+    assert torch.equal(found["decoder_input_ids"], nn.functional.pad(ids[:, :-1], (1, 0)))
+    assert torch.equal(model(**found).logits, task.run(model, {"x": X[:4], "labels": ids}).logits)
+    given = {"x": X[:4], "decoder_input_ids": ids, "labels": ids}
+    assert example_inputs(Task(evaluate=[given]), model)["decoder_input_ids"] is ids
+    assert list(example_inputs(task)) == ["x"]  # without the model nothing is known of it
+
+
+def test_places_of_an_encoder_decoder_are_left_alone() -> None:
+    task = Task(evaluate=[{"x": X[:4], "labels": torch.randint(9, (4, 6))}])
+    state = tersor.run(Shifts(), tersor.Prune(keep=0.5), task)
+    assert (state.state_dict()["decoder.place.weight"] != 0).all()
+    assert (state.state_dict()["decoder.tokens.weight"] == 0).float().mean() == 0.5
 
 
 def test_example_inputs_of_a_task_that_feeds_its_own_way() -> None:

@@ -7,10 +7,11 @@ Cost: some milliseconds and some kB an operator, a second for a ResNet-50.
 
 from __future__ import annotations
 
+import io
 import logging
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -214,7 +215,8 @@ def quiet() -> Iterator[None]:
     level = logger.level
     logger.setLevel(logging.CRITICAL)  # what fails is raised too
     try:
-        with warnings.catch_warnings():
+        # It prints the whole graph so far where it fails on a size that hangs on values.
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -34,6 +34,7 @@ from tersor.model.batches import (
     shapes,
     steady,
 )
+from tersor.model.decoder import with_decoder
 from tersor.model.frozen import as_trained
 from tersor.model.logits import KINDS, Given, Logits, logits_of
 from tersor.model.losses import batch_loss, default_loss, soft_loss, takes_labels
@@ -306,8 +307,9 @@ SIGNATURES = {
 def example_inputs(task: Task, model: nn.Module | None = None) -> tuple | dict[str, Any]:
     """Inputs to trace or export a model with: a tuple in order, or a dict by name.
 
-    The task's `example`; else the first calibration (else evaluation) batch. A task that feeds the model its
-    own way needs `model`, to see what it is called with; TaskError without it.
+    The task's `example`; else the first calibration (else evaluation) batch, and with `model` what its
+    decoder is given where that is made of labels. A task that feeds the model its own way needs `model`, to
+    see what it is called with; TaskError without it.
     """
     if task.example is not None:
         given = task.example
@@ -318,6 +320,9 @@ def example_inputs(task: Task, model: nn.Module | None = None) -> tuple | dict[s
         batch = next(iter(task.batches(task.shown)))
     if task.feed is None:
         args, kwargs = task.inputs(batch)
+        if kwargs and model is not None:
+            moved = move(batch, device_of(model))
+            return with_decoder(model, kwargs, lambda: task._output(model, moved))
         return kwargs or args
     if model is None:
         raise TaskError(
