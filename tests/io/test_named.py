@@ -11,7 +11,7 @@ from tersor.core.recipe import Recipe
 from tersor.io import load, pack
 from tersor.io.header import Slot
 from tersor.io.named import describe, is_causal
-from tersor.steps import Prune, Quantize
+from tersor.steps import Prune, Quantize, Rdoq
 
 GENERATOR = torch.Generator().manual_seed(0)
 
@@ -61,6 +61,15 @@ def test_what_is_no_weight_stays_and_is_named(tmp_path: Path, step: object) -> N
     (note,) = loaded.ledger.notes("left")
     for name in ("h.0.attn.bias", "mlp.scales", "gain", "mlp.qweight"):
         assert name in note.text
+
+
+def test_a_mask_stays_where_vectors_are_compressed_too(tmp_path: Path) -> None:
+    save_file(FILE, tmp_path / "w.safetensors")
+    packed = pack(tmp_path / "w.safetensors", tmp_path / "w.tersor", Recipe((Rdoq(bits=3),)))
+    found = load(tmp_path / "w.tersor").state_dict()
+    assert torch.equal(found["h.0.attn.bias"], CAUSAL)
+    assert not torch.equal(found["conv.weight"], FILE["conv.weight"])
+    assert dict(packed.left)["mask"] == ["h.0.attn.bias"]
 
 
 def test_a_glob_that_names_a_scale_picks_it(tmp_path: Path) -> None:

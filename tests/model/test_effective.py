@@ -140,3 +140,41 @@ def test_tied_sources_are_refused() -> None:
     with pytest.raises(RefusedError, match="another layer holds too.*Untie them first") as caught:
         start(model)
     assert "2.weight" in str(caught.value)
+
+
+def test_a_direction_that_is_pruned_itself_comes_in_as_what_runs() -> None:
+    model = net(lambda layer: prune.l1_unstructured(weight_norm(layer), "weight_v", 0.5))
+    state = start(model, TASK)
+    torch.testing.assert_close(out(state.plain()), out(model))
+    assert {"0.weight", "2.weight"} <= set(state.sites)
+
+
+class Adapter(nn.Module):
+    def __init__(self, rows: int, columns: int):
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.randn(1, columns)), nn.Parameter(torch.randn(rows, 1))
+
+    def forward(self, w: Tensor) -> Tensor:
+        return w + self.b @ self.a
+
+
+def test_a_weight_trains_where_its_adapter_does() -> None:
+    model = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 4))
+    for layer in model:
+        layer.requires_grad_(False)
+        parametrize.register_parametrization(layer, "weight", Adapter(*layer.weight.shape))
+    model[1].parametrizations.weight[0].requires_grad_(False)
+    given = start(model).plain()
+    assert [layer.weight.requires_grad for layer in given] == [True, False]
+
+
+class Noisy(nn.Module):
+    def forward(self, w: Tensor) -> Tensor:
+        return w + torch.randn_like(w)
+
+
+def test_a_weight_that_goes_by_chance_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(6, 4))
+    parametrize.register_parametrization(model[0], "weight", Noisy())
+    with pytest.raises(RefusedError, match=r"0\.weight: Noisy computes another weight each time"):
+        start(model)

@@ -68,6 +68,7 @@ CASES: dict[str, tuple[Callable[..., Any], list[tuple[int, ...]], Tensor, list[t
     "einsum heads first": (lambda m, x: torch.einsum("bti,ihd->bthd", x, m.p), [(4, 2, 3)], SEQ,
                            [("unknown", 0, None)]),
     "experts": (lambda m, x: torch.bmm(x, m.p), [(2, 4, 6)], SEQ, [(M, 2, 1)]),
+    "moved axes": (lambda m, x: torch.bmm(x, m.p.movedim(2, 0)), [(4, 6, 2)], SEQ, [(M, 1, 0)]),
     "one by one kernel": (lambda m, x: F.linear(x, m.p.view(6, 4)), [(6, 4, 1, 1)], V, [(M, 0, 1)]),
     "parts of qkv": (qkv, [(12, 4)], V, [(M, 0, 1)]),
     "joined qkv": (lambda m, x: F.linear(x, torch.cat((m.p, m.q))), [(2, 4), (3, 4)], V, [(M, 0, 1)] * 2),
@@ -226,3 +227,13 @@ def test_a_file_keeps_its_kinds(tmp_path: Any) -> None:
     loaded = load(tmp_path / "small.tersor").on(model)
     assert dict(loaded.sites) == dict(result.sites)
     assert loaded.ledger.digest == result.ledger.digest
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_kernel_says_its_groups(turned: bool) -> None:
+    conv = F.conv_transpose2d if turned else F.conv2d
+    m = Of(lambda m, x: conv(x, m.p, groups=2), (4, 2, 3, 3))
+    assert roles(traced(m, (IMAGE,)))["p"].groups == 2
+    task = Task(evaluate=[(IMAGE, torch.zeros(2, dtype=torch.long))])
+    site = start(m, task).sites["p"]
+    assert (site.kind, site.groups) == ("convtranspose" if turned else "conv", 2)

@@ -268,7 +268,7 @@ def test_what_is_not_finite_is_refused() -> None:
     module = trainable(run(t.model, Prune(keep=0.5)))
     with torch.no_grad():
         next(module.parameters()).fill_(float("nan"))
-    with pytest.raises(RefusedError, match="trained: .* decodes to NaN or infinity"):
+    with pytest.raises(RefusedError, match="training made NaN or infinity of it"):
         folded(module)
 
 
@@ -354,3 +354,37 @@ def test_the_hugging_face_trainer_trains_it(
 def loss(state: State, ids: Tensor) -> float:
     with torch.no_grad():
         return float(state.model()(input_ids=ids, labels=ids).loss)
+
+
+@pytest.mark.parametrize(
+    "steps", [Quantize(bits=4), Quantize(scheme="ternary"), Quantize(scheme="log")], ids=str
+)
+def test_a_weight_that_is_no_number_is_refused_though_codes_would_hide_it(steps: Any) -> None:
+    t = tiny("mlp")
+    module = trainable(run(t.model, steps))
+    name, leaf = next((n, p) for n, p in module.named_parameters() if n.endswith(".w") and p.ndim > 1)
+    with torch.no_grad():
+        leaf.view(-1)[3] = float("nan")
+    with pytest.raises(RefusedError, match="training made NaN or infinity of it"):
+        folded(module)
+
+
+def test_zeros_that_came_stay_in_a_loop_of_ones_own_too() -> None:
+    t = tiny("mlp")
+    weight = next(p for p in t.model.parameters() if p.ndim == 2)
+    with torch.no_grad():
+        weight[:, ::2] = 0
+    name = next(n for n, p in t.model.named_parameters() if p is weight)
+    for state in (start(t.model), run(t.model, Quantize(bits=4, where=f"!{name}"))):
+        after = folded(loopy(state, t))
+        assert isinstance(after.forms[name], Masked)
+        assert not after.state_dict()[name][:, ::2].any()
+        assert after.state_dict()[name][:, 1::2].all()
+        module = trainable(state, zeros="none")
+        loop(module, t)
+        after = folded(module)
+        assert not isinstance(after.forms[name], Masked)
+        assert after.state_dict()[name][:, ::2].any()
+        assert not any(note.kind == "masked" for note in after.ledger.notes())
+    with pytest.raises(SettingError, match="zeros=0, but it is a glob"):
+        trainable(state, zeros=0)

@@ -27,6 +27,7 @@ Work = tuple[str, nn.Module, str, str]  # (path of a layer, the layer, its weigh
 def computed(model: nn.Module) -> list[Work]:
     """The weights that layers compute from others."""
     found: list[Work] = []
+    pruned: list[Work] = []  # first: another layer of work may compute a weight from what is pruned
     for path, module in model.named_modules():
         if parametrize.is_parametrized(module):
             for name, made in module.parametrizations.items():
@@ -37,8 +38,8 @@ def computed(model: nn.Module) -> list[Work]:
             if isinstance(hook, (WeightNorm, SpectralNorm)):
                 found.append((path, module, hook.name, type(hook).__name__))
             elif isinstance(hook, prune.BasePruningMethod):
-                found.append((path, module, hook._tensor_name, "prune"))
-    return found
+                pruned.append((path, module, hook._tensor_name, "prune"))
+    return pruned + found
 
 
 def settled(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -51,6 +52,7 @@ def settled(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     for path, module, name, what in work:
         full = f"{path}.{name}" if path else name
         made_of = sources(module, name, what)
+        trained = learned(module, name, made_of)
         for source in made_of:
             if held[id(source)] > 1:
                 raise RefusedError(
@@ -58,6 +60,11 @@ def settled(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
                     f"become a weight of its own. Untie them first, or remove {what} from both"
                 )
         with as_in_evaluation(module), torch.no_grad():
+            if not torch.equal(getattr(module, name), getattr(module, name)):
+                raise RefusedError(
+                    f"{full}: {what} computes another weight each time, so none of them is what runs. Give "
+                    f"a model whose weights in eval mode do not go by chance"
+                )
             if what == "prune":
                 mask = getattr(module, f"{name}_mask")
                 masks[full] = mask.detach().to(torch.bool).clone()
@@ -69,7 +76,7 @@ def settled(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
             else:
                 own_class(module)
                 parametrize.remove_parametrizations(module, name, leave_parametrized=True)
-        as_parameter(module, name, made_of)
+        as_parameter(module, name, made_of, trained)
         by[full] = ", ".join(filter(None, (by.get(full), what)))
     return masks, by
 
@@ -81,6 +88,13 @@ def plain_of(model: nn.Module, names: Container[str]) -> nn.Module:
     copy = own_copy(model)
     settled(copy)
     return copy
+
+
+def learned(module: nn.Module, name: str, made_of: list[Tensor]) -> bool:
+    """Whether any parameter that a weight is computed from is trained: an adapter's own too."""
+    if parametrize.is_parametrized(module, name):
+        made_of = list(module.parametrizations[name].parameters())  # type: ignore[index,union-attr]
+    return any(source.requires_grad for source in made_of if isinstance(source, nn.Parameter))
 
 
 def sources(module: nn.Module, name: str, what: str) -> list[Tensor]:
@@ -99,7 +113,7 @@ def own_class(module: nn.Module) -> None:
     module.__class__ = type(cls.__name__, cls.__bases__, rest)
 
 
-def as_parameter(module: nn.Module, name: str, made_of: list[Tensor]) -> None:
+def as_parameter(module: nn.Module, name: str, made_of: list[Tensor], trained: bool) -> None:
     """A weight that came of parameters is one, and trained where they were."""
     mine = [source for source in made_of if isinstance(source, nn.Parameter)]
     value = module._buffers.get(name)
@@ -108,7 +122,7 @@ def as_parameter(module: nn.Module, name: str, made_of: list[Tensor]) -> None:
         module.register_parameter(name, nn.Parameter(value))
     made = module._parameters.get(name)
     if made is not None:
-        made.requires_grad_(any(source.requires_grad for source in mine))
+        made.requires_grad_(trained)
 
 
 def counted(model: nn.Module) -> dict[int, int]:

@@ -41,6 +41,7 @@ class Trainable(Tuned):
 
     source: Source
     frozen: Frozen
+    zeros: str  # which weights' zeros stay, as in a recipe
 
     def __getattr__(self, name: str) -> Any:
         """What trainers ask for and the net has; nothing else: its methods would run on its own weights."""

@@ -14,6 +14,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from tersor.errors import RefusedError
 from tersor.forms import At, Dense, Form, Masked, uncoded
 from tersor.forms.grid import Grid
 from tersor.model.batches import device_of
@@ -116,7 +117,14 @@ class Tuned(Simulated):
 
     def fold(self) -> dict[str, Form]:
         """The trained forms of the sites that learn, and of the buffers that training moved; of sites that
-        stand still what they were given as, under the masks there are now. Grids on edges: `fold_grids`."""
+        stand still what they were given as, under the masks there are now. Grids on edges: `fold_grids`.
+        RefusedError where a leaf is no number any more: rounded to codes nobody would see it."""
+        for name in self._site_names:
+            if not all(bool(leaf.isfinite().all()) for leaf in self.part_of(name).parameters()):
+                raise RefusedError(
+                    f"{name}: training made NaN or infinity of it. Lower the learning rate, clip gradients "
+                    f"(clip=1), or look for NaN in the data and the loss"
+                )
         folded = {name: self.part_of(name).fold() for name in self._site_names}
         folded |= {name: under_masks(self.part_of(name), self._given[name]) for name in self._still}
         for name, site in self.sites.items():

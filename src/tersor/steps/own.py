@@ -24,17 +24,19 @@ from tersor.forms import Form
 from tersor.model.frozen import FROZEN, Frozen, frozen_in
 from tersor.model.simulate import fresh
 from tersor.model.trainable import Source, Trainable, unwrapped
+from tersor.model.zeros import masked
 from tersor.record.events import Edit, Group, Note
 
 
 def trainable(
-    state: State, model: nn.Module | None = None, *, frozen: str = "stay",
+    state: State, model: nn.Module | None = None, *, frozen: str = "stay", zeros: str = "*",
     example: Callable[[nn.Module], Any] | None = None,
 ) -> Trainable:  # fmt: skip
     """The state's model for a loop of your own, in training mode; the state and the model stay as they are.
 
     `model`: the module of a state from a file. `frozen`: what the model has frozen (requires_grad=False,
-    modules in eval mode) is to "stay", or to "train" all the same. `example` runs the model once, such as
+    modules in eval mode) is to "stay", or to "train" all the same. `zeros`: the weights whose zeros stay if
+    they came with zeros, as in a recipe: a glob, or "none". `example` runs the model once, such as
     lambda net: net(x): a state with grids on edges needs it, to see that they are the same in training.
     """
     if not isinstance(state, State):
@@ -44,6 +46,8 @@ def trainable(
         )
     if frozen not in FROZEN:
         raise SettingError(f"trainable: frozen={frozen!r}; {did_you_mean(frozen, FROZEN)}")
+    if not isinstance(zeros, str) or not zeros:
+        raise SettingError(f"trainable: zeros={zeros!r}, but it is a glob such as '*', or 'none'")
     state = state if model is None else state.on(model)
     if state.given is None:
         raise SettingError(
@@ -53,11 +57,12 @@ def trainable(
     module = state.plain() if state.kept or state.changes else state.given
     still = frozen_in(module, state.sites) if frozen == "stay" else Frozen()
     learn = still.learning(state.sites.values(), "trainable")
+    forms = {**state.forms, **masked(state.sites, state.forms, zeros)}  # as the executor does, at the fold
     made = Trainable(
-        module, state.forms, state.sites, learn, resting=still.modules, edge_grids=state.grids,
+        module, forms, state.sites, learn, resting=still.modules, edge_grids=state.grids,
         example=example,
     )  # fmt: skip
-    made.source, made.frozen = Source(state), still
+    made.source, made.frozen, made.zeros = Source(state), still, zeros
     made.train()
     return made
 
@@ -67,7 +72,7 @@ def folded(module: nn.Module) -> State:
     wrapped (DistributedDataParallel, torch.compile)."""
     inner = unwrapped(module)
     state: State = inner.source.state
-    return Executor(state, Recipe((Trained(inner),))).run()
+    return Executor(state, Recipe((Trained(inner),), zeros=inner.zeros)).run()
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,10 @@ class Rdoq:
         """The weights that are meant, and the other parameters where everything is."""
         chosen = {site.name for site in view.weights(self.where)}
         if self.vectors and self.where == "*":
-            chosen |= {site.name for site in view.sites.values() if site.is_parameter and 0 not in site.shape}
+            chosen |= {
+                site.name for site in view.sites.values()
+                if site.is_parameter and site.kind != "mask" and 0 not in site.shape  # a mask says yes or no
+            }  # fmt: skip
         return [site for site in view.sites.values() if site.name in chosen]
 
     def weighing(self, view: View) -> str:
