@@ -32,6 +32,8 @@ DTYPES = {
     "I64": ("int64", "<i8"), "F16": ("float16", "<f2"), "BF16": ("bfloat16", "<u2"),
     "F32": ("float32", "<f4"), "F64": ("float64", "<f8"), "F8_E4M3": ("float8_e4m3fn", "u1"),
     "F8_E5M2": ("float8_e5m2", "u1"), "C64": ("complex64", "<c8"),
+    "F8_E4M3FNUZ": ("float8_e4m3fnuz", "u1"), "F8_E5M2FNUZ": ("float8_e5m2fnuz", "u1"),
+    "F8_E8M0": ("float8_e8m0fnu", "u1"),
 }  # fmt: skip
 NUMPY = dict(DTYPES.values())  # "float32" -> "<f4"
 CODED = (

@@ -11,7 +11,8 @@ from tiny import TRAINED, Tiny, tiny
 from tersor.core.history import undo
 from tersor.core.run import run
 from tersor.io import load, save
-from tersor.steps import STEPS, Entropy, Measure
+from tersor.steps import STEPS, Entropy, Measure, Prune
+from tersor.steps.own import folded, trainable
 
 pytestmark = [
     pytest.mark.gpu,
@@ -52,6 +53,25 @@ def test_steps_that_train_run_there(word: str, name: str) -> None:
     assert given.out(result.model()).isfinite().all()
     assert any(not torch.equal(v.cpu(), result.state_dict()[k]) for k, v in before.items())
     assert all(torch.equal(v, before[k]) for k, v in given.model.state_dict().items())
+
+
+def test_a_loop_of_ones_own_runs_there() -> None:
+    """From there, and moved there."""
+    found = []
+    for given, module in (
+        (there := on_gpu(tiny("conv")), trainable(run(there.model, Prune(keep=0.4)))),
+        (there, trainable(run(tiny("conv").model, Prune(keep=0.4))).cuda()),
+    ):
+        torch.manual_seed(0)
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            module(given.x).square().mean().backward()
+            optimizer.step()
+        found.append(folded(module))
+        assert all(p.device.type == "cuda" for p in (*module.parameters(), *module.buffers()))
+    assert torch.equal(found[0].state_dict()["head.weight"], found[1].state_dict()["head.weight"])
+    assert found[0].digest != run(tiny("conv").model, Prune(keep=0.4)).digest
 
 
 @pytest.mark.parametrize("name", ["resnet20", "gpt"])

@@ -11,6 +11,7 @@ PRINTERS = {"cli", "report"}
 
 # Who may catch everything, and must raise it again or hand it on to whoever waits, each with its reason.
 BROAD_AND_RAISED: dict[str, str] = {
+    "tersor.model.graph": "torch.export raises whatever the model or it likes; it is refused with its text",
     "tersor.model.named": "runs the user's own file, which may raise anything; it is reported as theirs",
     "tersor.io.pool": "does a job in a thread's place; its error is raised when its turn comes",
 }

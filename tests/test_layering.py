@@ -14,7 +14,7 @@ from source_tree import ROOT, Module, Rule, Tree, fake, findings
 # "tersor" is tersor/__init__.py with the public names.
 LEVELS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("files", "settings", "threads"),  # files whole or not at all; settings checked at birth; pools that stay
+    ("files", "settings", "threads", "dtypes"),  # files whole or not; settings; pools; what dtypes do
     ("coders", "maths"),
     ("forms",),
     ("encode",),  # forms only decode

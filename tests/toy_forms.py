@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from tersor.core.step import Needs
 from tersor.core.view import View
+from tersor.dtypes import FLOATS
 from tersor.encode import refine
 from tersor.forms import Dense, Form
-from tersor.forms.form import FLOATS, Fact, Facts, Shape, demand, from_rows, to_rows
+from tersor.forms.form import Fact, Facts, Shape, demand, from_rows, to_rows
 from tersor.forms.ongrid import rows_of
 from tersor.model.parts import Part, RoundedPart, Structure
 from tersor.record.events import Edit, Group, Note, of

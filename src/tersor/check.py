@@ -24,6 +24,7 @@ from tersor.model.sites import Site, select
 from tersor.model.task import Task
 from tersor.model.tune import Tuned
 from tersor.record.events import Cut, Edit, Event, Group, Note
+from tersor.record.left import LEFT
 from tersor.record.observer import Observer
 from tersor.report.facts import unusual
 from tersor.settings import settings_of
@@ -65,9 +66,13 @@ class Heard(Observer):
 
     def __init__(self) -> None:
         self.events: list[Event] = []
+        self.left: list[str] = []  # what a step passes over for its dtype
 
     def applied(self, group: Group) -> None:
-        self.events += group.events
+        if group.key == LEFT:
+            self.left += [f"{note.site}: {note.text}" for note in group.events if isinstance(note, Note)]
+        else:
+            self.events += group.events
 
 
 def check(recipe: Recipe, model: nn.Module | State | None = None) -> list[Facts]:
@@ -78,6 +83,7 @@ def check(recipe: Recipe, model: nn.Module | State | None = None) -> list[Facts]
     executor = Executor(stand, recipe, observer=heard, view=Dry, prove=False)
     for number, step in enumerate(recipe.steps):
         heard.events.clear()
+        heard.left.clear()
         try:
             executor.step(number, step)
         except RefusedError:
@@ -90,7 +96,10 @@ def check(recipe: Recipe, model: nn.Module | State | None = None) -> list[Facts]
             "what": (type(step).__doc__ or "").strip().splitlines()[0],
             "settings": unusual({"step": step.name, "settings": settings_of(step)}),
             "needs": needs_of(executor),
-            "notes": [e.text for e in events if isinstance(e, Note) and e.kind == "skipped" and not e.site],
+            "notes": [
+                *(e.text for e in events if isinstance(e, Note) and e.kind == "skipped" and not e.site),
+                *heard.left,
+            ],
             "warnings": [
                 {"text": why, "sites": sites if given else []} for why, sites in losses(edits, makers).items()
             ],

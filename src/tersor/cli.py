@@ -46,7 +46,9 @@ Workers = Annotated[
 ]
 Zeros = Annotated[
     str | None,
-    typer.Option("--zeros", metavar="GLOB", help="the weights whose zeros stay zero; 'none': steps move them"),
+    typer.Option(
+        "--zeros", metavar="GLOB", help="the weights whose zeros stay zero; 'none': steps move them"
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="one JSON document on stdout, and nothing else there")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress on stderr")]
@@ -102,7 +104,7 @@ def run(
 
     steps = given_recipe(recipe, words, seed=seed, zeros=zeros)
     data = None if task is None else task_from(task)
-    given = given_model(model, weights=weights, key=key, arch=arch, base=base)
+    given = given_model(model, weights=weights, key=key, arch=arch, base=base, task=data)
     inputs = given_files(model, arch, recipe, task, weights=[weights, base])
     with watching(quiet=quiet, plain=json) as observer:
         _, facts = job(

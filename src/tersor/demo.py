@@ -69,9 +69,8 @@ def demo(out: Path, observer: Observer | None = None) -> dict[str, Any]:
 def trained(task: Task, observer: Observer) -> State:
     """The network to compress, trained by the step that fine-tunes others."""
     step = Finetune(epochs=EPOCHS, lr=0.003)
-    return start(
-        run(net(), step, task, observer=Training(observer)).model()
-    )  # what is given is the trained net
+    net_trained = run(net(), step, task, observer=Training(observer)).model()
+    return start(net_trained, task)  # what is given is the trained net
 
 
 class Training(Observer):

@@ -28,12 +28,12 @@ from tersor.steps import read_recipe, recipe_from_words
 
 def given_model(
     text: str, *, weights: str | None = None, key: str | None = None, arch: str | None = None,
-    base: str | None = None,
+    base: str | None = None, task: Task | None = None,
 ) -> State:  # fmt: skip
     """The model that words name: file.py:factory, package.module:factory, torchvision:NAME, or a .tersor file
     with the code that it is for. `weights`: .safetensors, or a state dict saved by torch.save; with `key`
     only what stands under it. `base`: the weights that the .tersor file began with, where `arch` does not
-    give them: what is lost is measured against these."""
+    give them: what is lost is measured against these. `task`: its inputs tell what each tensor is for."""
     if key is not None and weights is None:
         raise SettingError(f"model: --key {key} goes with --weights; give both, or leave it out")
     if text.endswith(".tersor"):
@@ -64,7 +64,7 @@ def given_model(
     )
     if weights is not None:
         put_in(module, weights, key)
-    return start(module)
+    return start(module, task)
 
 
 def given_files(*words: str | Path | None, weights: Iterable[str | Path | None] = ()) -> list[Path]:
@@ -107,7 +107,8 @@ def given_rounding(
             f"pack: --max-drop rounds and codes by itself; leave out {' '.join(words)!r}, or run it with "
             f"the model: tersor run MODEL --task TASK --out DIR ... rdoq max_drop={max_drop:g} entropy"
         )
-    return given_model(model, weights=str(weights), key=key), task_from(task)
+    data = task_from(task)
+    return given_model(model, weights=str(weights), key=key, task=data), data
 
 
 def given_recipe(
@@ -121,8 +122,8 @@ def given_recipe(
             "recipe: none is given. Name a file, --recipe recipe.yaml, or steps: prune keep=0.1 entropy"
         )
     recipe = recipe_from_words(words or []) if path is None else read_recipe(path)
-    told = {"seed": seed, "zeros": zeros}
-    return replace(recipe, **{key: value for key, value in told.items() if value is not None})
+    recipe = recipe if seed is None else replace(recipe, seed=seed)
+    return recipe if zeros is None else replace(recipe, zeros=zeros)
 
 
 def torchvision_model(name: str) -> nn.Module:

@@ -98,7 +98,8 @@ def job(
 
 def rounded(
     given: State, task: Task, out: str | Path, *,
-    max_drop: float, zeros: str = "*", tiny: bool = False, observer: Observer | None = None, inputs: Paths = (),
+    max_drop: float, zeros: str = "*", tiny: bool = False, observer: Observer | None = None,
+    inputs: Paths = (),
 ) -> dict[str, Any]:  # fmt: skip
     """Round the weights for the smallest file that loses at most `max_drop`, and write it: the facts.
 

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from tersor.core.recipe import Recipe
 from tersor.core.state import State, start
+from tersor.model.features import pairs_of
+from tersor.model.zeros import NONE
 from tersor.settings import settings_of
 
 LONGEST = 64  # of an axis: large enough that a coder is worth its while
@@ -37,7 +39,7 @@ class Named(nn.Module):
             if name in buffers:
                 owner.register_buffer(last, tensor)
             else:
-                owner.register_parameter(last, nn.Parameter(tensor, requires_grad=False))
+                owner.register_parameter(last, nn.Parameter(tensor, tensor.is_floating_point()))
 
     def at(self, path: str) -> nn.Module:
         """The module of this name, made where it is missing."""
@@ -52,12 +54,14 @@ class Named(nn.Module):
 def stand_in(recipe: Recipe) -> State:
     """A model that has whatever the recipe's globs and layer names ask for."""
     shapes = dict(USUAL)
-    for step in recipe.steps:
-        for pattern in globs(step.where):
+    kept = [recipe.zeros_of(number) for number, _ in enumerate(recipe.steps)]
+    for where in (*(step.where for step in recipe.steps), *(glob for glob in kept if glob != NONE)):
+        for pattern in globs(where):
             name = example(pattern)
             if not any(clash(name, other) for other in shapes):
                 shapes[name] = (LONGEST,) if name.endswith("bias") else (LONGEST, LONGEST)
-    layers = [w.strip() for step in recipe.steps for w in settings_of(step).get("features", "").split(",")]
+    words = [settings_of(step).get("features", "") for step in recipe.steps]
+    layers = [name for word in words for pair in pairs_of(word) for name in pair]
     layers = [layer for layer in layers if not any(f"{layer}.".startswith(f"{name}.") for name in shapes)]
     random = torch.Generator().manual_seed(0)
     return start(Named({n: torch.randn(s, generator=random) for n, s in shapes.items()}, layers=layers))
@@ -70,7 +74,13 @@ def stand_in_for(given: State) -> State:
         name: dataclasses.replace(site, shape=tuple(min(length, LONGEST) for length in given.shape(name)))
         for name, site in given.sites.items()
     }
-    tensors = {n: torch.randn(s.shape, generator=random).to(s.torch_dtype) for n, s in sites.items()}
+    # Not every dtype has negative numbers, and of those that no step works on the values do not matter.
+    tensors = {
+        name: torch.randn(site.shape, generator=random).to(site.torch_dtype)
+        if site.floating
+        else torch.zeros(site.shape).to(site.torch_dtype)
+        for name, site in sites.items()
+    }
     buffers = {name for name, site in sites.items() if not site.is_parameter}
     layers = [] if given.given is None else [name for name, _ in given.given.named_modules()]
     return dataclasses.replace(start(Named(tensors, buffers, layers)), sites=sites)

@@ -270,15 +270,15 @@ def test_torchvision_gives_architectures() -> None:
         given_model("torchvision:resnet81")
 
 
-def test_data_without_a_metric_name_is_a_score(tersor: Command) -> None:
+def test_a_metric_of_ones_own_has_its_name_and_its_own_unit(tersor: Command) -> None:
     text = Path("mine.py").read_text().replace('"thirds", ', '"thirds", metric=likelihood, ')
     Path("mine.py").write_text(
         text + "\ndef likelihood(output, target):\n"
         "    return output.softmax(1).gather(1, target[:, None])[:, 0]\n"
     )
     facts = tersor(f"{RUN} o prune keep=0.9").json
-    assert facts["metric"] == "score"
+    assert facts["metric"] == "likelihood"
     assert 0 < facts["accuracy"]["after"][0] < 1
     done = tersor("run mine.py:net --task mine.py:task -q --out o2 prune keep=0.9")
-    assert "score  " in done.out
+    assert "likelihood  " in done.out
     assert "points" not in done.out.split("file, bytes")[0]

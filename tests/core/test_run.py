@@ -375,6 +375,17 @@ def test_two_groups_with_one_key_are_refused() -> None:
         run(tiny("mlp").model, Twice())
 
 
+@pytest.mark.parametrize("key", ["coded again", "left as they are", ""])
+def test_the_keys_of_the_executor_are_its_own(key: str) -> None:
+    @dataclass(frozen=True)
+    class Taking(Fake):
+        def run(self, view: View) -> Iterator[Group]:
+            yield Group(key, (Note("", "one", "1"),))
+
+    with pytest.raises(RefusedError, match=f"the key '{key}' is taken"):
+        run(tiny("mlp").model, Taking())
+
+
 def test_a_trial_changes_nothing_and_says_what_would_be() -> None:
     t, found = tiny("mlp"), {}
 

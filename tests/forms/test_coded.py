@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from random_forms import SHAPES, Shape, forms
 from torch import Tensor
 
+from tersor.dtypes import CODED
 from tersor.encode import coded, recoded
 from tersor.errors import FormatError
 from tersor.forms import Affine, Coded, Dense, Form, LowRank, Masked, Sum, uncoded
-from tersor.forms.coded import DTYPES
 from tersor.forms.form import as_bytes
 
 CODERS = ("raw", "raw", "fast", "max", "huffman", "rans")
-each_dtype = pytest.mark.parametrize("dtype", DTYPES.values(), ids=list(DTYPES))
+each_dtype = pytest.mark.parametrize("dtype", CODED.values(), ids=list(CODED))
 
 
 def noise(shape: Shape, dtype: torch.dtype, seed: int, skewed: bool) -> Tensor:

@@ -24,6 +24,7 @@ from forge import Json  # noqa: E402
 from golden_refusals import to_refuse  # noqa: E402
 
 from tersor.core.state import State, digest_of  # noqa: E402
+from tersor.dtypes import NAMED  # noqa: E402
 from tersor.forms import (  # noqa: E402
     Affine,
     Codebook,
@@ -37,7 +38,6 @@ from tersor.forms import (  # noqa: E402
     Sum,
 )
 from tersor.io import save  # noqa: E402
-from tersor.io.header import NAMED  # noqa: E402
 from tersor.model.changes import Replace, Set  # noqa: E402
 from tersor.model.sites import Site  # noqa: E402
 from tersor.record.ledger import Entry, Ledger  # noqa: E402

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tersor.dtypes import CODES
 from tersor.errors import FormatError
 from tersor.io import change
 from tersor.io.change import fitted, groups, ordered, rebuild, tell, unordered
-from tersor.io.header import CODES
 from tersor.io.parts import EvenGrid, regrid
 
 SHAPES = ((), (0,), (1,), (7,), (0, 3), (3, 0), (5, 3), (2, 3, 4), (64, 33), (9, 1))

@@ -13,11 +13,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tersor.core.state import State
+from tersor.dtypes import CODES
 from tersor.errors import FormatError, SettingError, StorageError
 from tersor.forms import Dense
 from tersor.io import save
 from tersor.io.checkpoint import Checkpoint
-from tersor.io.header import CODES
 from tersor.model.sites import Site
 from tersor.record.ledger import Ledger
 

@@ -11,13 +11,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tersor.core.recipe import Recipe
+from tersor.dtypes import CODES
 from tersor.errors import FormatError
 from tersor.forms import Dense
 from tersor.forms.form import as_bytes
 from tersor.io import TersorFile, load, pack, unpack, verify
 from tersor.io.checkpoint import Checkpoint
 from tersor.io.filed import Filed
-from tersor.io.header import CODES
 from tersor.steps import Cluster, Entropy, Prune, Quantize
 
 SHAPES = {"one": (1,), "number": (), "odd": (7, 13), "even": (16, 8), "long": (301,)}

@@ -14,10 +14,10 @@ from tersor.core.recipe import Recipe
 from tersor.core.run import run
 from tersor.core.state import State
 from tersor.core.step import Needs
+from tersor.dtypes import CODES
 from tersor.errors import FormatError, RefusedError, SettingError, SiteError
 from tersor.forms import Coded, Dense
 from tersor.io import load, pack, unpack, verify
-from tersor.io.header import CODES
 from tersor.model.sites import Site
 from tersor.record.observer import Observer
 from tersor.steps import STEPS, Cluster, Entropy, Factorize, Finetune, Measure, Prune, Quantize
@@ -75,7 +75,17 @@ def test_every_dtype(tmp_path: Path) -> None:
     unpack(tmp_path / "m.tersor", tmp_path / "u.safetensors")
     check_same(tmp_path / "u.safetensors", given)
     left = {entry.site for entry in packed.ledger.notes("skipped") if "stored as it is" in entry.text}
-    rare = ("uint16", "uint32", "uint64", "float8_e4m3fn", "float8_e5m2", "complex64")
+    rare = (
+        "uint16",
+        "uint32",
+        "uint64",
+        "float8_e4m3fn",
+        "float8_e5m2",
+        "complex64",
+        "float8_e4m3fnuz",
+        "float8_e5m2fnuz",
+        "float8_e8m0fnu",
+    )
     assert left == {f"torch.{word}" for word in rare}
 
 
@@ -83,7 +93,7 @@ def as_compressed(given: dict[str, Tensor]) -> State:
     """The same weights as a whole, for core/run.py."""
     from tersor.core.state import digest_of
     from tersor.io.header import Slot
-    from tersor.io.pack import describe
+    from tersor.io.named import describe
     from tersor.record.ledger import Ledger
 
     sites = {name: describe(name, Slot(v.dtype, tuple(v.shape), 0, 0)) for name, v in given.items()}

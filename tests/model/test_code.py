@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from tersor.model.code import code_of, settings_of
+from tersor.model.metric import Metric
 from tersor.model.task import Task
 
 EVALUATE = [(torch.zeros(1, 1), torch.zeros(1))]
@@ -213,3 +214,25 @@ def test_the_code_of_ones_own_step_counts() -> None:
 
     one, same, other = (code_of(None, None, [step(keep)])[0] for keep in (0.5, 0.5, 0.7))
     assert one == same != other
+
+
+def test_logits_and_metrics_of_a_set_count() -> None:
+    def metric(text: str, value: str = "sums[0]", **more: Any) -> Metric:
+        found: dict[str, Any] = {"__name__": "mine"}
+        exec(f"def f(output, target):\n    return {text}\ndef g(sums):\n    return {value}", found)  # noqa: S102
+        return Metric("m", statistics=found["f"], value=found["g"], **more)
+
+    def logits(text: str) -> Callable[[Any], Any]:
+        found: dict[str, Any] = {"__name__": "mine"}
+        exec(f"def f(output):\n    return {text}", found)  # noqa: S102
+        return found["f"]
+
+    metrics = [
+        metric("output"), metric("output + 1"), metric("output", "sums[1]"), metric("output", better="lower"),
+        metric("output", percent=True), "perplexity", "mean_iou",
+    ]  # fmt: skip
+    assert len({code(metric=each) for each in metrics}) == len(metrics)
+    assert code(metric=metric("output")) == code(metric=metric("output"))
+    ways = [None, "classes", "binary", logits("output[0]"), logits("output[1]")]
+    assert len({code(logits=each, metric="accuracy") for each in ways}) == len(ways)
+    assert code(logits=logits("output[0]")) == code(logits=logits("output[0]"))

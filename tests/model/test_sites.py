@@ -165,7 +165,9 @@ def test_a_state_dict_with_other_things_is_refused(thing: Any) -> None:
 
         def set_extra_state(self, state: Any) -> None: ...
 
-    with pytest.raises(RefusedError, match=r"_extra_state: the state dict holds .* Register tensors as buffers"):
+    with pytest.raises(
+        RefusedError, match=r"_extra_state: the state dict holds .* Register tensors as buffers"
+    ):
         sites_of(Extra(2, 2))
 
 

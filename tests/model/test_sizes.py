@@ -405,14 +405,14 @@ def test_multihead_attention_with_other_keys() -> None:
 def test_weight_norm(dim: int) -> None:
     """Its tensors are leaves like any other, by their names in the state dict."""
     model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 5), dim=dim), nn.Linear(5, 2))
-    plain = start(model)
+    sites, tensors, _ = sites_of(model)
     g = "0.parametrizations.weight.original0"
     cuts: Cuts = {
         "0.parametrizations.weight.original1": ((0, ROWS),), "0.bias": ((0, ROWS),), "1.weight": ((1, ROWS),),
         **({g: ((0, ROWS),)} if dim == 0 else {}),
     }  # fmt: skip
-    forms = cut(dict(plain.forms), cuts)
-    twin = fitted(model, forms, plain.sites)
+    forms = cut({name: Dense(value.clone()) for name, value in tensors.items()}, cuts)
+    twin = fitted(model, forms, sites)
     hand = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 3), dim=dim), nn.Linear(3, 2))
     hand.load_state_dict({name: form.decode() for name, form in forms.items()})
     x = torch.randn(2, 4)

@@ -102,12 +102,16 @@ def test_several_inputs_and_named_tuples() -> None:
     assert type(move(pair(X, X, Y), torch.device("cpu"))) is pair
 
 
-def test_logits_are_taken_out_of_outputs_that_have_them() -> None:
+def test_the_output_comes_as_it_is_and_its_logits_are_found() -> None:
     class Like(nn.Module):
         def forward(self, x: Tensor) -> SimpleNamespace:
             return SimpleNamespace(logits=x[:, :3], hidden=x)
 
-    assert torch.equal(Task(evaluate=pieces(5)).run(Like(), (X, Y)), X[:, :3])
+    task = Task(evaluate=pieces(5))
+    output = task.run(Like(), (X, Y))
+    assert torch.equal(output.hidden, X)
+    assert torch.equal(task.logits_of(output)[0].tensor, X[:, :3])
+    assert torch.equal(task.scores(Like()), (X[:, :3].argmax(1) == Y).float())
 
 
 def test_modes_random_states_and_gradients_are_left_alone() -> None:
@@ -190,6 +194,7 @@ BIRTH: dict[str, tuple[Callable[[], Any], str]] = {
     "target": (lambda: Task(evaluate=ONE, target=1), r"target\(batch\)"),
     "fingerprint": (lambda: Task(evaluate=ONE, fingerprint=b"x"), "fingerprint=b'x'"),
     "name": (lambda: Task("", evaluate=ONE), "name=''"),
+    "logits": (lambda: Task(evaluate=ONE, logits="class"), "logits='class'.*did you mean 'classes'"),
     "misspelt set": (lambda: Task(evaluate=ONE).batches("evaluation"), "did you mean 'evaluate'"),
     "no training": (lambda: Task("t", evaluate=ONE).batches("train"), r"task 't'.*train.*train=\.\.\."),
     "empty list": (lambda: Task(evaluate=ONE, calibrate=[]).batches("calibrate"), "calibrate set is empty"),
@@ -229,12 +234,16 @@ MISFITS: dict[str, tuple[Callable[[], tuple[Task, Any]], str]] = {
         r"not fit the model Sequential: a batch is \(float32 \[23, 2\], int64 \[23\]\)\. RuntimeError: mat1",
     ),
     "keyword": (lambda: (Task(evaluate=[{"picture": X, "labels": Y}]), net()), "picture: float32.*TypeError"),
-    "labels": (lambda: (Task(evaluate=[(X, Y + 1)]), net()), "loss does not fit.*out of bounds"),
+    "labels": (lambda: (Task(evaluate=ONE, train=[(X, Y + 1)]), net()), "loss does not fit.*out of bounds"),
     "labels for the metric": (
         lambda: (Task(evaluate=[(X, Y + 1)], loss=lambda output, _: output.sum()), net()),
         "targets from 1 to 3, but the model scores 3 classes",
     ),
-    "target": (lambda: (Task(evaluate=[(X, Y[:5])]), net()), "loss does not fit: .*int64 \\[5\\]"),
+    "target": (lambda: (Task(evaluate=[(X, Y[:5])]), net()), "do not fit: it needs scores"),
+    "target of the loss": (
+        lambda: (Task(evaluate=ONE, train=[(X, Y[:5])], logits="classes"), net()),
+        "loss does not fit: .*int64 \\[5\\]",
+    ),
     "no target": (lambda: (Task(evaluate=[(X,)]), net()), "no target"),
     "odd batch": (lambda: (Task(evaluate=[3]), net()), "a batch is int.*give feed="),
     "scalar metric": (
@@ -250,10 +259,14 @@ MISFITS: dict[str, tuple[Callable[[], tuple[Task, Any]], str]] = {
         "scores that are not finite",
     ),
     "vector loss": (
-        lambda: (Task(evaluate=ONE, loss=lambda o, t: o.sum(1)), net()),
+        lambda: (Task(evaluate=ONE, train=ONE, loss=lambda o, t: o.sum(1)), net()),
         r"the loss gave float32 \[23\], but it is one number",
     ),
-    "NaN data": (lambda: (Task(evaluate=[(X * torch.nan, Y)]), net()), r"loss is nan .*\)\.$"),
+    "NaN data": (lambda: (Task(evaluate=[(X * torch.nan, Y)]), net()), r"are NaN: it holds NaN itself\.$"),
+    "NaN training data": (
+        lambda: (Task(evaluate=ONE, train=[(X * torch.nan, Y)]), net()),
+        r"loss is nan .*\)\.$",
+    ),
     "NaN weights": (lambda: (Task(evaluate=ONE), nan_net()), "not finite: 3.weight"),
     "float target": (
         lambda: (

@@ -37,8 +37,8 @@ def test_it_is_the_same_kind_of_result(both: Any, kind: str) -> None:
     """Two processes take half as many steps of twice the batch; the accuracy is near that of one."""
     alone = two_processes.facts(kind, two_processes.compress(kind, None))
     steps = two_processes.TRAIN // two_processes.BATCH
-    assert alone["steps"] == [6 * steps, 3 * steps, 2 * steps]
-    assert both[0][kind]["steps"] == [3 * steps, 3 * steps // 2, steps]
+    assert alone["steps"] == [6 * steps, 3 * steps, 2 * steps, steps]
+    assert both[0][kind]["steps"] == [3 * steps, 3 * steps // 2, steps, steps // 2]
     assert alone["accuracy"] > 0.75
     assert both[0][kind]["accuracy"] == pytest.approx(alone["accuracy"], abs=0.08)
 

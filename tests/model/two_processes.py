@@ -16,7 +16,7 @@ from tersor.core.run import run
 from tersor.core.state import State
 from tersor.model.loader import TensorBatches
 from tersor.model.task import Task
-from tersor.steps import Finetune, Prune, Quantize
+from tersor.steps import Distill, Finetune, Prune, Quantize
 
 FEATURES, CLASSES, TRAIN, EVALUATE, BATCH = 12, 4, 512, 400, 16
 
@@ -53,11 +53,24 @@ def task(kind: str) -> Task:
 
 
 def compress(kind: str, journal: Path | None, resume: bool = False) -> State:
-    """Train, prune while training, quantize and train: the hooks of each run in every process."""
+    """Train, prune while training, quantize and train: the hooks of each run in every process. Then towards a
+    wider teacher: the map of its features learns in both."""
+    torch.manual_seed(5)
+    wide = nn.Sequential(nn.Linear(FEATURES, 40), nn.ReLU(), nn.Linear(40, CLASSES))
     steps = [
         Finetune(epochs=6, lr=0.02),
         Prune(keep=0.5, epochs=3, ramp=0.5, lr=0.01),
         Quantize(bits=4, epochs=2, lr=0.002),
+        Distill(
+            epochs=1,
+            lr=0.001,
+            share=0.0,
+            teacher=wide,
+            features="first=0",
+            feature_weight=0.1,
+            clip=1.0,
+            lr_of="last.*=0.5",
+        ),  # fmt: skip
     ]
     return run(model(), steps, task(kind), seed=2, journal=journal, resume=resume)
 

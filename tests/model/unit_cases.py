@@ -1,4 +1,4 @@
-"""Small models whose hidden units are treated alike, or not: (model, shape of an input, its links)."""
+"""Small models whose hidden units are treated alike, or not: (model, shape of input, ends of links)."""
 
 from collections.abc import Callable
 
@@ -8,6 +8,8 @@ from torch.nn import functional as F
 
 from tersor.model.order import Link
 
+Ends = tuple[str, tuple[str, ...], str, int]  # the layers of a link: first, norms, second; and its block
+
 
 def net(forward, **layers: nn.Module) -> nn.Module:
     """A module of these layers with this forward(self, x)."""
@@ -15,6 +17,12 @@ def net(forward, **layers: nn.Module) -> nn.Module:
     for name, layer in layers.items():
         model.add_module(name, layer)
     return model
+
+
+def ends(link: Link) -> Ends:
+    """Whose tensors these are; each layer's are together."""
+    layers = list(dict.fromkeys(name.rpartition(".")[0] for name in link.rows))
+    return layers[0], tuple(layers[1:]), link.columns.removesuffix(".weight"), link.block
 
 
 def conv(units: int = 6, more: int = 6, **settings) -> nn.Conv2d:
@@ -126,8 +134,8 @@ def tied() -> nn.Module:
 
 
 FLAT, IMAGE = (5, 6), (5, 6, 5, 5)
-AB = [Link("a", (), "b", 1)]
-UNITS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], list[Link]]] = {
+AB = [("a", (), "b", 1)]
+UNITS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], list[Ends]]] = {
     "grouped first": (lambda: line(conv(groups=2), nn.ReLU(), conv()), IMAGE, []),
     "grouped first, with a norm": (
         lambda: line(conv(groups=3), nn.BatchNorm2d(6), nn.ReLU6(), conv()), IMAGE, []),
@@ -142,7 +150,8 @@ UNITS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], list[Link]]] = 
     "a norm called twice": (
         lambda: net(shared_norm, a=conv(), b=conv(), c=conv(), norm=nn.BatchNorm2d(6)), IMAGE, []),
     "one weight in two layers": (tied, FLAT, []),
-    "tokens": (lambda: line(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 2)), (5, 6, 6), []),
+    "tokens": (
+        lambda: line(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 2)), (5, 6, 6), [("0", (), "2", 1)]),
     "channel shuffle": (lambda: net(shuffled, a=conv(), b=conv()), IMAGE, []),
     "nn.ChannelShuffle": (lambda: line(conv(), nn.ChannelShuffle(2), conv()), IMAGE, []),
     "chunk": (lambda: net(chunked, a=conv(6, 12), b=conv()), IMAGE, []),
@@ -154,11 +163,11 @@ UNITS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], list[Link]]] = 
     "instance norm": (lambda: line(conv(), nn.InstanceNorm2d(6, affine=True), conv()), IMAGE, []),
     "prelu": (lambda: line(conv(), nn.PReLU(6), conv()), IMAGE, []),
     "softmax over units": (lambda: line(nn.Linear(6, 6), nn.Softmax(1), nn.Linear(6, 2)), FLAT, []),
-    "dropout2d": (lambda: line(conv(), nn.Dropout2d(), conv()), IMAGE, [Link("0", (), "2", 1)]),
+    "dropout2d": (lambda: line(conv(), nn.Dropout2d(), conv()), IMAGE, [("0", (), "2", 1)]),
     "a norm without numbers": (
-        lambda: line(conv(), nn.BatchNorm2d(6, affine=False), conv()), IMAGE, [Link("0", ("1",), "2", 1)]),
+        lambda: line(conv(), nn.BatchNorm2d(6, affine=False), conv()), IMAGE, [("0", ("1",), "2", 1)]),
     "flat and pooled": (
-        lambda: net(flat_pooled, a=conv(), b=nn.Linear(24, 3)), IMAGE, [Link("a", (), "b", 4)]),
+        lambda: net(flat_pooled, a=conv(), b=nn.Linear(24, 3)), IMAGE, [("a", (), "b", 4)]),
     "read twice": (
         lambda: net(read_twice, a=nn.Linear(6, 6), b=nn.Linear(6, 2), c=nn.Linear(6, 2)), FLAT, []),
     "shown": (lambda: net(shown, a=nn.Linear(6, 6), b=nn.Linear(6, 2)), FLAT, []),
@@ -171,7 +180,7 @@ UNITS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], list[Link]]] = 
     "no batch": (lambda: net(unbatched, a=nn.Conv1d(6, 6, 1), b=nn.Conv1d(6, 6, 1)), (1, 6, 6), []),
     "an input named as a layer": (lambda: net(as_input, a=nn.Linear(6, 6), b=nn.Linear(6, 2)), FLAT, AB),
     "a method named as a layer": (
-        lambda: net(as_method, a=nn.Linear(6, 6), relu=nn.Linear(6, 2)), FLAT, [Link("a", (), "relu", 1)]),
+        lambda: net(as_method, a=nn.Linear(6, 6), relu=nn.Linear(6, 2)), FLAT, [("a", (), "relu", 1)]),
     "a layer named size": (
         lambda: net(as_size, a=nn.Linear(6, 6), b=nn.Linear(6, 2), size=nn.Linear(6, 2)), FLAT, []),
     "a weight is read too": (lambda: net(weight_read, a=nn.Linear(6, 6), b=nn.Linear(6, 6)), FLAT, []),

@@ -245,3 +245,17 @@ def test_numbers() -> None:
     assert [seconds(s) for s in (0.04, 59.96, 300)] == ["0.0 s", "60.0 s", "5.0 min"]
     assert [p_value(p) for p in (1e-9, 0.0123, 0.5, 1.0)] == ["p < 0.001", "p = 0.012", "p = 0.5", "p = 1"]
     assert ranged((0.123, 4.5), 1, "to") == "0.1 to 4.5"
+
+
+def test_another_metric_has_its_own_unit(facts: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    found = {"before": [12.5, 12.0, 13.0], "after": [12.75, 12.2, 13.3], "drop": [0.25, 0.1, 0.4], "p": 0.01,
+             "n": 50, "metric": "perplexity", "unit": "", "better": "lower"}  # fmt: skip
+    text = text_of({**facts, "accuracy": found}, capsys)
+    assert row(text, "perplexity, lower is better") == (
+        "perplexity, lower is better 12.5000 12.7500 drop 0.2500 (95 %: 0.1000 to 0.4000)"
+    )
+    assert "points" not in text.split("file, bytes")[0].split("bits a weight")[0]
+    share = {**found, "before": [0.5, 0.4, 0.6], "after": [0.45, 0.4, 0.5], "drop": [5.0, 1.0, 9.0],
+             "metric": "mean_iou", "unit": "points", "better": "higher"}  # fmt: skip
+    said = row(text_of({**facts, "accuracy": share}, capsys), "mean_iou, %")
+    assert said == "mean_iou, % 50.00 45.00 drop 5.00 points (95 %: 1.00 to 9.00)"

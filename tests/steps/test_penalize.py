@@ -10,6 +10,7 @@ import torch
 from tiny import tiny
 from torch import nn
 
+from tersor.core.recipe import Recipe
 from tersor.core.run import run
 from tersor.core.state import State
 from tersor.errors import SettingError
@@ -126,7 +127,8 @@ def test_weights_that_begin_at_zero_can_learn(given):
         empty[0].bias.zero_()
         empty[2].weight[3:] = 0
     for per in ("tensor", "row"):
-        result = run(empty, Penalize(epochs=2, bits=8.0, per=per, lr=0.01), task)
+        recipe = Recipe((Penalize(epochs=2, bits=8.0, per=per, lr=0.01),), zeros="none")
+        result = run(empty, recipe, task)
         assert result.forms["0.bias"].decode().any()
         assert result.forms["2.weight"].decode()[3:].any(1).float().mean() > 0.5
 
@@ -183,12 +185,32 @@ def test_idle_units_go_and_the_network_computes_the_same(given, monkeypatch):
     assert zeros[1] == zeros[0] + cleared.data["count"]
 
 
+class Branching(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(5, 7), nn.Linear(7, 3)
+
+    def forward(self, x):
+        x = self.b(self.a(x).relu())
+        return x if x.sum() < 1e9 else -x
+
+
 def test_a_model_that_cannot_be_looked_through_is_left_as_it_is():
+    result = run(Branching(), Penalize(epochs=1), tiny("mlp").task)
+    idle, order = notes(result, "skipped")
+    assert idle.text.startswith("idle units are left in: torch.export cannot trace the model: ")
+    assert order.text.startswith("hidden units keep their places: torch.export cannot trace the model: ")
+
+
+def test_a_transformer_is_looked_through():
     t = tiny("attention")
     result = run(t.model, Penalize(epochs=1), t.task)
-    idle, order = notes(result, "skipped")
-    assert idle.text.startswith("idle units are left in: ")
-    assert order.text.startswith("hidden units keep their places: ")
+    assert notes(result, "cleared")
+    (order,) = notes(result, "skipped")
+    assert (
+        order.text
+        == "hidden units keep their places: none were found that one layer makes and only one other reads"
+    )
 
 
 def test_the_same_seed_gives_the_same_bytes(given):

@@ -127,11 +127,15 @@ def test_n_of_every_m_inputs_stay(model: str, n: int, m: int) -> None:
     t = tiny(model)
     result = run(t.model, Prune(pattern=f"{n}:{m}"))
     for name in weights_of(result):
-        axis = 1 if name in ("up.weight", "back.weight") else 0
-        mask, w = rows(kept(result.forms[name]), axis), rows(t.model.state_dict()[name], axis).abs()
-        size = min(m, w.shape[1])
-        for first in range(0, w.shape[1], size):
-            block, values = mask[:, first : first + size], w[:, first : first + size]
+        # [..., I]: inputs last, which a transposed convolution has first, in groups.
+        turned, groups = name in ("up.weight", "back.weight"), 2 if name == "up.weight" else 1
+        mask, w = (
+            x.movedim(0 if turned else 1, -1)
+            for x in (kept(result.forms[name]), t.model.state_dict()[name].abs())
+        )
+        mask, w = (x.reshape(-1, x.shape[-1] // groups) for x in (mask, w))
+        for first in range(0, w.shape[1], m):
+            block, values = mask[:, first : first + m], w[:, first : first + m]
             assert (block.sum(1) == math.ceil(n * block.shape[1] / m)).all()
             for a, b in zip(block, values, strict=True):
                 assert a.all() or b[a].min() >= b[~a].max()

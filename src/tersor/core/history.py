@@ -18,7 +18,7 @@ from tersor.core.state import State, known_base, start
 from tersor.errors import JournalError, RefusedError, SettingError
 from tersor.forms import uncoded
 from tersor.record.journal import lines_of
-from tersor.record.ledger import Ledger
+from tersor.record.ledger import START, Ledger
 
 Journals = str | Path | Sequence[str | Path]
 
@@ -83,7 +83,7 @@ def rebuilt(state: State, first: int, journal: Journals) -> State:
     """The state after the ledger's first steps, from the journals of the runs from the model on."""
     begun, done = first_given(state), 0
     wanted, names = state.ledger.until(first), state.ledger.step_names()
-    told = replace(wanted, entries=[])
+    told = replace(wanted, entries=[entry for entry in wanted.entries if entry.name == START])
     for folder in [journal] if isinstance(journal, (str, Path)) else journal:
         lines = lines_of(folder)
         for line in lines:

@@ -69,8 +69,8 @@ class Recipe:
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:DIGEST]
 
 
-def as_recipe(recipe: Recipe | Iterable[Any] | Any, seed: int = 0) -> Recipe:
+def as_recipe(recipe: Recipe | Iterable[Any] | Any, seed: int = 0, zeros: str = "*") -> Recipe:
     """A recipe as it is; a step or a list of steps as a recipe."""
     if isinstance(recipe, Recipe):
         return recipe
-    return Recipe(tuple(recipe) if isinstance(recipe, (list, tuple)) else (recipe,), seed)
+    return Recipe(tuple(recipe) if isinstance(recipe, (list, tuple)) else (recipe,), seed, zeros=zeros)

@@ -31,6 +31,7 @@ from tersor.model.task import Task
 from tersor.model.zeros import HELD, NONE, masked
 from tersor.record.events import Edit, Event, Group, Note
 from tersor.record.journal import Journal
+from tersor.record.left import LEFT, left_alone
 from tersor.record.observer import Observer
 from tersor.threads import first
 
@@ -48,7 +49,7 @@ def run(
     disk, and `resume` goes on after the last one. Files that steps write (exports) go to `out`.
     """
     recipe, observer = as_recipe(recipe, seed), observer or Observer()
-    state = model if isinstance(model, State) else start(model)
+    state = model if isinstance(model, State) else start(model, task)
     if recipe.base is not None and recipe.base != state.digest:
         raise RefusedError(f"recipe: the lock is for base {recipe.base}, this model is {state.digest}")
     if task is not None and state.given is not None:
@@ -112,13 +113,15 @@ class Executor:
         self.view = self.view_of(number, step, begin, done)
         seen: set[str] = set()
         for group in step.run(self.view):
-            if group.key in seen or group.key in ("", AGAIN, CAME):
+            if group.key in seen or group.key in ("", AGAIN, CAME, LEFT):
                 raise RefusedError(f"{step.name}: the key {group.key!r} is taken: a resume loses a group")
             seen.add(group.key)
             if group.key not in done:
                 self.put(number, step.name, group)
-        if (again := self.coded_again(begin)) is not None and again.key not in done:
-            self.put(number, step.name, again)
+        sites, ledger = self.state.sites, self.state.ledger
+        for own in (left_alone(step, sites, ledger, at, self.done), self.coded_again(begin)):
+            if own is not None and own.key not in done:
+                self.put(number, step.name, own)
         seconds = time.perf_counter() - began
         if self.journal is not None:
             self.journal.append(number, Group("", ()), seconds=seconds)
@@ -145,9 +148,10 @@ class Executor:
         self.observer.ended(name, seconds)
 
     def zeros(self, number: int, step: Any, begin: State) -> Group | None:
-        """Masks for zeros that weights came with: of all, or of those that a step means which needs no other."""
+        """Masks for zeros that weights came with: all, or those of a step that works site by site."""
         where = step.where if step.needs is Needs.NOTHING else "*"
-        zeros = NONE if getattr(step, "lossless", False) else self.recipe.zeros_of(number)
+        self.keeps = self.recipe.zeros_of(number)  # trials too
+        zeros = NONE if getattr(step, "lossless", False) else self.keeps
         events: list[Event] = []
         for name, after in masked(begin.sites, begin.forms, zeros, where).items():
             events += [Edit(name, begin.forms[name], after, "wrap"), Note(name, "masked", HELD)]
@@ -177,7 +181,7 @@ class Executor:
 
     def trial(self, view: View, steps: Iterable[Any]) -> tuple[dict[str, Any], State]:
         """Run steps on the side; see View.trial."""
-        recipe, path = as_recipe(steps, view.seed), f"{view.step}.{view.place}"
+        recipe, path = as_recipe(steps, view.seed, self.keeps), f"{view.step}.{view.place}"
         with ExitStack() as stack:
             kept = None
             if self.journal is not None:

@@ -16,14 +16,15 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 from tersor.errors import RefusedError, SettingError
-from tersor.forms import Dense, Form, Grid, Node
+from tersor.forms import Dense, Form, Grid, Masked, Node
 from tersor.forms.form import DIGEST
-from tersor.model.changed import own_copy
 from tersor.model.changes import Replace, Set
 from tersor.model.fitted import fitted
+from tersor.model.opened import opened
 from tersor.model.simulate import with_grids
-from tersor.model.sites import Site, finite, sites_of
-from tersor.record.ledger import Ledger
+from tersor.model.sites import Site
+from tersor.model.task import Task
+from tersor.record.ledger import START, Entry, Ledger
 
 Kept = Mapping[int, tuple[int, ...]]  # axis -> the given index of each index that is present
 
@@ -129,16 +130,18 @@ def digest_of(digests: Mapping[str, str], rest: Mapping[str, Any] | None = None)
     return hashlib.sha256(text.encode()).hexdigest()[:DIGEST]
 
 
-def start(model: nn.Module) -> State:
-    """A model as it is: every tensor Dense, nothing done yet. Refuses NaN and infinite weights."""
-    sites, tensors, _ = sites_of(model)
-    finite(tensors, sites)
-    given = own_copy(model)  # and the forms are its tensors: one copy serves both, for neither is changed
-    _, tensors, aliases = sites_of(given)
-    forms: dict[str, Form] = {name: Dense(tensors[name].cpu()) for name in sites}
-    base = Base(sites, forms, aliases)
+def start(model: nn.Module, task: Task | None = None) -> State:
+    """A model as it is: every tensor Dense, or Masked where it comes in pruned; NaN and infinite weights are
+    refused. The inputs of `task` show what each tensor is for; without it the classes of layers say so."""
+    found = opened(model, task)  # the forms are its tensors: one copy serves both, for neither is changed
+    forms: dict[str, Form] = {name: Dense(tensor.cpu()) for name, tensor in found.tensors.items()}
+    forms |= {name: Masked(Dense(mask.cpu()), forms[name]) for name, mask in found.masks.items()}
     digest = digest_of({name: form.digest for name, form in forms.items()})
-    return State(sites, forms, aliases, Ledger(digest), given, base)
+    ledger = Ledger(
+        digest, entries=[Entry(0, START, "", kind=k, text=text) for k, text in found.notes.items()]
+    )
+    base = Base(found.sites, forms, found.aliases)
+    return State(found.sites, forms, found.aliases, ledger, found.module, base)
 
 
 def known_base(state: State, who: str) -> Base:

@@ -3,8 +3,7 @@
 class Quantize:                                      a frozen dataclass; its fields are the settings
     name = "quantize"                                its word in YAML and on the command line
     where = "*"                                      which sites, as a glob
-    needs                                            what it cannot work without, as it is set
-    lossless = True                                  where it changes no weight: zeros that came need no mask
+    needs, lossless                                  what it cannot work without; True: it changes no weight
     def run(self, view) -> Iterator[Group]           looks at the view, yields groups; changes nothing
 """
 

@@ -16,11 +16,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from tersor.core.state import State, known_base
-from tersor.errors import RefusedError, SettingError
+from tersor.errors import RefusedError
 from tersor.forms import Form
 from tersor.model.answers import once
 from tersor.model.fit import Plan, fit
 from tersor.model.fitted import fitted
+from tersor.model.frozen import Frozen, frozen_in
 from tersor.model.parts import MakePart
 from tersor.model.simulate import with_grids
 from tersor.model.sites import Site, select
@@ -132,8 +133,8 @@ class View:
             chunk, room = [], GRAM_BYTES
             names = list(self.sites)
             for name in names[names.index(site.name) :]:
-                other = self.sites[name]
-                size = 4 * math.prod(self.shape(other)[1:]) ** 2
+                other, shape = self.sites[name], self.shape(name) or (1,)
+                size = 4 * (math.prod(shape) // max(shape[other.axis], 1)) ** 2
                 if has_gram(other) and len(other.shape) >= 2 and (size <= room or other is site):
                     chunk.append(other)
                     room -= size
@@ -156,14 +157,14 @@ class View:
         resumed run, which passes over what is done, knows a training by it (others by their number).
         """
         after = {**self.forms, **(forms or {})}
-        learn = [s.name for s in (self.sites.values() if where is None else where) if s.is_parameter]
-        if not learn:
-            raise SettingError(f"{self.step_name}: no parameter is left to train")
         # Of cut and replaced modules a fitted one has the shapes; it need not have the new values.
         module = self.plain() if self.state.kept or self.state.changes else self._module()
+        frozen = frozen_in(module, self.sites) if plan.frozen == "stay" else Frozen()
+        learn = frozen.learning(self.sites.values() if where is None else where, self.step_name)
         tuned = Tuned(
-            module, after, self.sites, learn, makers,
-            edge_grids=self.state.grids, example=lambda net: once(self.task, net, "train"),
+            module, after, self.sites, learn, makers, still=[n for n in frozen.tensors if n in (forms or {})],
+            resting=frozen.modules, edge_grids=self.state.grids,
+            example=lambda net: once(self.task, net, "train"),
         )  # fmt: skip
         for scale in tuned.grids.parameters():
             scale.requires_grad_(False)

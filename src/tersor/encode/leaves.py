@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tersor.dtypes import CODED
 from tersor.forms import PROFILES, At, Coded, Dense, Form
-from tersor.forms.coded import DTYPES, columns
+from tersor.forms.coded import columns
 
 WORTH = 32  # bytes: what naming a coder costs in the file, about
 MANY_FLOATS = 1 << 16  # elements: above, floats are coded fast
@@ -53,7 +54,7 @@ def coded(leaf: Dense | Tensor, keep: Tensor | None = None, coder: str = "max") 
 def shortened(at: At, coder: str) -> Coded | None:
     """A plain leaf as a stream, without what the mask above hides; None where that saves nothing."""
     leaf = at.node
-    if not isinstance(leaf, Dense) or leaf.dtype not in DTYPES.values():
+    if not isinstance(leaf, Dense) or leaf.dtype not in CODED.values():
         return None
     stream = coded(leaf, at.keep, coder)
     return stream if stream.nbytes + WORTH < leaf.nbytes else None

@@ -13,8 +13,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from tersor.dtypes import INTEGERS
 from tersor.forms.dense import Dense
-from tersor.forms.form import INTEGERS, Fact, Facts, Form, Shape, demand, from_rows, to_rows
+from tersor.forms.form import Fact, Facts, Form, Shape, demand, from_rows, to_rows
 from tersor.forms.ongrid import OnGrid
 from tersor.maths.affine import dequantize
 

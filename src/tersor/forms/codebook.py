@@ -13,7 +13,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tersor.forms.form import FLOATS, Fact, Facts, Form, Shape, demand, from_rows, to_rows, wider
+from tersor.dtypes import FLOATS
+from tersor.forms.form import Fact, Facts, Form, Shape, demand, from_rows, to_rows, wider
 from tersor.forms.ongrid import OnGrid
 
 

@@ -15,17 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tersor.dtypes import CODED
 from tersor.forms.at import At
 from tersor.forms.dense import Dense
 from tersor.forms.form import SLICE, Fact, Facts, Form, Shape, demand
-
-DTYPES = {
-    str(dtype).removeprefix("torch."): dtype
-    for dtype in (
-        torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
-        torch.float16, torch.bfloat16, torch.float32, torch.float64,
-    )
-}  # fmt: skip
 
 PROFILES = ("max", "fast", "huffman", "rans")  # how a leaf may be coded, and coded again when it was cut
 
@@ -84,8 +77,8 @@ class Coded(Form):
         return tuple(self.size)
 
     def fact(self, facts: Facts, keep: Shape | None) -> Fact:
-        demand(self.dtype in DTYPES, f"dtype {self.dtype[:40]!r} is not coded; coded are {', '.join(DTYPES)}")
-        dtype, planes, data = DTYPES[self.dtype], self.planes, self.data
+        demand(self.dtype in CODED, f"dtype {self.dtype[:40]!r} is not coded; coded are {', '.join(CODED)}")
+        dtype, planes, data = CODED[self.dtype], self.planes, self.data
         demand(len(planes) == dtype.itemsize, f"{len(planes)} streams for {self.dtype}")
         fine = data.dtype is torch.uint8 and data.ndim == 1 and sum(planes) == len(data)
         demand(fine, f"streams of {list(planes)} bytes in {data.dtype} {list(data.shape)}")

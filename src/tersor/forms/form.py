@@ -19,8 +19,6 @@ from tersor.errors import FormatError
 from tersor.forms.node import DIGEST, Node, as_bytes  # noqa: F401  many know them from here
 
 SLICE = 1 << 18  # elements looked at at a time: what is asked of each may take ten times their bytes
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 Shape = tuple[int, ...]
 Moments = tuple[Tensor | None, Tensor | None]  # F and H: full, a diagonal, or None for a diagonal of ones

@@ -12,7 +12,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tersor.forms.form import FLOATS, Fact, Facts, Form, Moments, Shape, demand
+from tersor.dtypes import FLOATS
+from tersor.forms.form import Fact, Facts, Form, Moments, Shape, demand
 
 
 @dataclass(frozen=True, eq=False, repr=False)

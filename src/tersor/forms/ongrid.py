@@ -15,11 +15,12 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
+from tersor.dtypes import FLOATS
 from tersor.forms import form
 from tersor.forms.at import At
 from tersor.forms.coded import Coded
 from tersor.forms.dense import Dense
-from tersor.forms.form import FLOATS, Facts, Form, Shape, demand, from_rows, to_rows
+from tersor.forms.form import Facts, Form, Shape, demand, from_rows, to_rows
 from tersor.forms.node import NUMBERS
 
 RUN, NODE = 2, 32  # bytes about that a run, and one child more, take in a file's text

@@ -10,7 +10,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from tersor.forms.form import FLOATS, Fact, Facts, Form, Shape, demand, wider
+from tersor.dtypes import FLOATS
+from tersor.forms.form import Fact, Facts, Form, Shape, demand, wider
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -12,9 +12,11 @@ import zlib
 from collections.abc import Iterable, Mapping
 from typing import Any, BinaryIO
 
+import torch
 from torch import Tensor
 
 from tersor.core.state import Kept, State
+from tersor.dtypes import unheld
 from tersor.errors import RefusedError
 from tersor.files import atomic, output
 from tersor.forms import Form, Grid, Node
@@ -73,6 +75,8 @@ class Builder:
         self.attached: dict[str, Any] = {}
 
     def add(self, site: Site, form: Form, kept: Kept | None = None) -> None:
+        if why := unheld(getattr(torch, site.dtype)):
+            raise RefusedError(f"{site.name}: it is {why}")
         structure(form, site, shape_of(site, kept or {}))
         small = self._leaves(form, site.name)
         self.digests[site.name] = form.digest

@@ -12,8 +12,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tersor.core.state import Kept
+from tersor.dtypes import NAMED
 from tersor.errors import FormatError
-from tersor.io.header import NAMED, Slot, check_shape, natural
+from tersor.io.header import Slot, check_shape, natural
 from tersor.io.text import allowed, digest, of_type, only
 from tersor.model.changes import Replace, Set
 from tersor.model.sites import Site

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from tersor.dtypes import CODES
 from tersor.errors import FormatError, RefusedError
 from tersor.io.text import dump, parse
 
@@ -20,14 +21,7 @@ LONGEST = 100_000_000  # bytes of a header, as the safetensors library has it
 AXES = 16
 ALIGN = 8  # payload begins at a multiple of this, so that wide elements are aligned
 
-DTYPES: dict[str, torch.dtype] = {
-    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "U16": torch.uint16, "I16": torch.int16,
-    "U32": torch.uint32, "I32": torch.int32, "U64": torch.uint64, "I64": torch.int64,
-    "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "C64": torch.complex64,
-}  # fmt: skip
-CODES = {dtype: code for code, dtype in DTYPES.items()}
-NAMED = {str(dtype).removeprefix("torch."): dtype for dtype in CODES}  # "float32" -> torch.float32
+DTYPES = {code: dtype for dtype, code in CODES.items()}
 
 
 @dataclass(frozen=True)
@@ -80,7 +74,10 @@ def parse_slot(name: str, entry: Any, start: int) -> Slot:
         raise FormatError(f"{who} must have dtype, shape and data_offsets")
     dtype = DTYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
     if dtype is None:
-        raise FormatError(f"{who} has dtype {str(entry['dtype'])[:20]!r}; known are {', '.join(DTYPES)}")
+        raise FormatError(
+            f"{who} has dtype {str(entry['dtype'])[:20]!r}; known are {', '.join(DTYPES)}. Store others as "
+            f"bytes, U8"
+        )
     shape = check_shape(entry["shape"], f"{who}: shape")
     offsets = entry["data_offsets"]
     if (

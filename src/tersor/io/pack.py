@@ -10,27 +10,24 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from torch import Tensor
-
 from tersor.core.recipe import Recipe
 from tersor.core.run import Executor
 from tersor.core.state import State, digest_of
 from tersor.core.step import Needs
+from tersor.dtypes import as_numbers
 from tersor.errors import RefusedError
 from tersor.files import atomic, output
 from tersor.forms import Dense, Form
-from tersor.forms.coded import DTYPES
 from tersor.io.builder import Builder
 from tersor.io.checkpoint import Checkpoint, read_from
-from tersor.io.header import Slot
+from tersor.io.named import describe, is_causal, is_mask, left_alone, left_text
 from tersor.io.pool import in_order
 from tersor.io.tensors import TensorWriter, is_finite
 from tersor.model.sites import Site, finite
-from tersor.record.ledger import Entry, Ledger
+from tersor.record.ledger import START, Entry, Ledger
 from tersor.record.observer import Observer
 
 TIED = 65536  # bytes from which equal tensors are stored once: zero biases are equal by chance
-BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 @dataclass(frozen=True)
@@ -43,6 +40,7 @@ class Packed:
     nbytes: int  # bytes of the file
     ledger: Ledger  # without forms
     key: str  # under which the checkpoint holds them, if they are not all of it
+    left: Mapping[str, list[str]]  # by what they are taken for: tensors that no step changed for it
     ignored: Mapping[str, int | None]  # what it holds besides, and the tensors in it; None: a file not opened
 
 
@@ -77,7 +75,14 @@ def pack(
             packing.check_lock(ledger.base, builder.digests)
             nbytes = builder.finish(file, packing.aliases, ledger)
         return Packed(
-            len(source.slots), packing.aliases, packing.before, nbytes, ledger, source.key, source.ignored
+            len(source.slots),
+            packing.aliases,
+            packing.before,
+            nbytes,
+            ledger,
+            source.key,
+            packing.left(),
+            source.ignored,
         )
 
 
@@ -113,6 +118,7 @@ class Packing:
         self.base: dict[str, str] = {}  # digests of what was given
         self.entries: list[list[Entry]] = [[] for _ in recipe.steps]
         self.stored: dict[tuple[str, str], str] = {}  # digests before and after -> site
+        self.found: dict[str, Site] = {}  # sites as their values show them
         self.before = self.kept = 0
         self.names = frozenset(self.sites)
         # With every site done a step does nothing but look for what its `where` means.
@@ -130,20 +136,14 @@ class Packing:
         """Compress one tensor; called by many threads, so it changes nothing here."""
         sites = self.sites
         if not all(map(is_finite, given.slices())):
-            tensor = given.array
-            # PyTorch cannot ask a float of 8 bits what it is.
-            wide = tensor.float() if tensor.dtype.itemsize == 1 else tensor
+            wide = as_numbers(given.array)
             if is_mask(wide):
                 sites = {**sites, name: replace(sites[name], kind="buffer")}
             finite({name: wide}, sites)
-        form: Form = given
-        if sites[name].dtype in DTYPES:
-            result = self.run(sites, {name: given}, self.names - {name})
-            form, entries = result.forms[name], result.ledger.entries
-        else:
-            said = f"{sites[name].dtype} is stored as it is"
-            steps = enumerate(self.recipe.steps)
-            entries = [Entry(n, step.name, name, kind="skipped", text=said) for n, step in steps]
+        elif sites[name].is_weight and is_causal(given.array):
+            sites = {**sites, name: replace(sites[name], kind="mask")}
+        result = self.run(sites, {name: given}, self.names - {name})
+        form, entries = result.forms[name], result.ledger.entries
         form.digest  # noqa: B018  reckoned here, on its own core, and kept
         return One(sites[name], given.digest, given.nbytes, form, entries)
 
@@ -158,6 +158,7 @@ class Packing:
             self.aliases |= {a: twin for a, site in self.aliases.items() if site == name} | {name: twin}
             return
         self.base[name] = one.given
+        self.found[name] = one.site
         for entry in one.entries:
             self.entries[entry.step].append(entry)
         builder.add(one.site, one.form)
@@ -166,9 +167,16 @@ class Packing:
         """What a run on the whole model would have written, without forms. Without seconds too: the same
         weights give the same bytes."""
         ledger = Ledger(digest_of(self.base), self.recipe.to_json())
+        if self.recipe.steps and (text := left_text(self.left())):
+            ledger.entries.append(Entry(0, START, "", kind="left", text=text))
         for entries in self.entries:
             ledger.entries += came_first(entries)
         return ledger
+
+    def left(self) -> dict[str, list[str]]:
+        """What no step changed for what it is taken for, by kind."""
+        changed = {entry.site for entries in self.entries for entry in entries if entry.changes}
+        return left_alone(self.found, changed)
 
     def check_lock(self, base: str, digests: Mapping[str, str]) -> None:
         """A lock file names what must come out."""
@@ -186,19 +194,3 @@ def came_first(entries: list[Entry]) -> list[Entry]:
     came = notes | {place - 1 for place in notes}
     rest = [entry for place, entry in enumerate(entries) if place not in came]
     return [entries[place] for place in sorted(came)] + rest
-
-
-def is_mask(tensor: Tensor) -> bool:
-    """Nothing but zeros and infinities: a mask of attention, a range that saw no data; no broken weight."""
-    return bool((tensor.isinf() | (tensor == 0)).all() and tensor.isinf().any())
-
-
-def describe(name: str, slot: Slot) -> Site:
-    """A site from what a weights file tells: no layer, so its kind is a guess from the shape."""
-    dtype, axes = str(slot.dtype).removeprefix("torch."), len(slot.shape)
-    kind = "other"
-    if name.endswith(BUFFERS):
-        kind = "buffer"
-    elif slot.dtype.is_floating_point and 2 <= axes <= 5:
-        kind = "linear" if axes == 2 else "conv"
-    return Site(name, slot.shape, dtype, kind, layer=name.rpartition(".")[0])

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, cast
 
 import torch
 
+from tersor.dtypes import NAMED
 from tersor.errors import FormatError, RefusedError
 from tersor.files import atomic, output
 from tersor.forms import FORMS, NODES, Grid
@@ -40,7 +41,7 @@ from tersor.io.document import (
     site_from_json,
 )
 from tersor.io.document import KEYS as DOCUMENT
-from tersor.io.header import NAMED, Slot, check_shape, natural, parse_header
+from tersor.io.header import Slot, check_shape, natural, parse_header
 from tersor.io.parts import PATCH, Parts
 from tersor.io.records import ledger_from_json
 from tersor.io.tensors import CHUNK, TensorFile, TensorWriter

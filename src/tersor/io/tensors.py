@@ -20,11 +20,12 @@ import torch
 from torch import Tensor
 
 from tersor.coders.pages import pages
+from tersor.dtypes import as_numbers, unheld
 from tersor.errors import FormatError, RefusedError, StorageError
 from tersor.forms import Dense
 from tersor.forms.form import as_bytes
 from tersor.io.filed import Filed
-from tersor.io.header import CODES, LONGEST, Slot, build_header, parse_header
+from tersor.io.header import LONGEST, Slot, build_header, parse_header
 from tersor.io.looks import looks_like
 
 IN_MEMORY = 8 << 20  # bytes of payload that wait in memory
@@ -149,8 +150,8 @@ def as_tensor(data: Tensor, dtype: torch.dtype, shape: tuple[int, ...], name: st
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether no element is NaN or infinite. PyTorch cannot ask a float of 8 bits."""
-    return bool((tensor.float() if tensor.dtype.itemsize == 1 else tensor).isfinite().all())
+    """Whether no element is NaN or infinite."""
+    return bool(as_numbers(tensor).isfinite().all())
 
 
 class TensorWriter:
@@ -165,8 +166,8 @@ class TensorWriter:
     def add(self, name: str, tensor: Tensor) -> None:
         """Take a tensor in; it may be dropped afterwards."""
         data = as_bytes(tensor)
-        if tensor.dtype not in CODES:
-            raise FormatError(f"{name}: a file cannot hold {tensor.dtype}")
+        if why := unheld(tensor.dtype):
+            raise RefusedError(f"{name}: it is {why}")
         if len(data) > IN_MEMORY:
             self.spool.rollover()  # or it would be copied into memory first
         self.spool.write(data.data)

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tersor.dtypes import NAMED
 from tersor.encode import coded
 from tersor.errors import FormatError
 from tersor.forms import PROFILES, Affine, Coded
 from tersor.io.change import fitted, rebuild
-from tersor.io.header import NAMED
 from tersor.io.parts import EvenGrid, Parts, regrid
 from tersor.io.text import of_type, only
 from tersor.io.trees import Places

@@ -13,10 +13,11 @@ from typing import Any, cast
 
 import torch
 
+from tersor.dtypes import NAMED
 from tersor.errors import FormatError
 from tersor.forms import FORMS, Coded, Dense, Form, Grid, Node
 from tersor.forms.node import child_names
-from tersor.io.header import NAMED, Slot, check_shape
+from tersor.io.header import Slot, check_shape
 
 SMALL = 1024  # bytes from which a leaf is a tensor of its own
 GRID = {"scale": "float32", "zero": "int16"}  # dtypes of a grid's children, where not told

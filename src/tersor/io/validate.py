@@ -13,10 +13,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from tersor.dtypes import CODED, FLOATS, INTEGERS
 from tersor.errors import FormatError
 from tersor.forms import At, Coded, Dense, Form, Grid, uncoded
-from tersor.forms.coded import DTYPES
-from tersor.forms.form import FLOATS, INTEGERS, SLICE, Fact, Shape
+from tersor.forms.form import SLICE, Fact, Shape
 from tersor.io.header import AXES
 from tersor.maths.affine import code_limits
 from tersor.model.sites import Site
@@ -38,7 +38,7 @@ def structure(form: Form, site: Site, expected: Shape | None = None) -> int:
             fact = at.node.fact(facts, found[at.masks[-1]].shape if at.masks else None)
         except FormatError as error:
             raise FormatError(f"{where[:200]}: {error}") from None
-        demand(not at.path or fact.dtype in DTYPES.values(), where, f"{fact.dtype} is stored by itself only")
+        demand(not at.path or fact.dtype in CODED.values(), where, f"{fact.dtype} is stored by itself only")
         demand(len(fact.shape) <= AXES, where, f"{len(fact.shape)} axes, and {AXES} are read")
         found[at.path] = fact
         return fact

@@ -14,6 +14,7 @@ from functools import partial
 
 from torch import Tensor
 
+from tersor.dtypes import as_numbers
 from tersor.errors import FormatError
 from tersor.forms import Form
 from tersor.io.container import NUMBER, TersorFile
@@ -130,7 +131,7 @@ def not_finite(slices: Iterable[Tensor], *, buffer: bool) -> int:
     """How many values are NaN or infinite. A buffer may hold infinities: attention masks do."""
     count = 0
     for part in slices:
-        if part.is_floating_point():
-            wide = part.float() if part.dtype.itemsize == 1 else part  # 8-bit floats have no such test
+        if part.is_floating_point() or part.is_complex():
+            wide = as_numbers(part)
             count += int((wide.isnan() if buffer else ~wide.isfinite()).sum())
     return count

@@ -2,7 +2,8 @@
 
 magnitude   |w|                                                   Han et al. 2015
 LAMP        w^2 / sum of the squares of all that are not smaller  Lee et al. 2021; comparable across layers
-n of m      the n largest of each m consecutive inputs            Mishra et al. 2021 (2:4)
+n of m      the n largest of each m consecutive inputs            Mishra et al. 2021 (2:4); of a kernel those
+            are input channels, at each place of it
 schedule    the share kept falls along a cubic                    Zhu, Gupta 2017
 
 A mask is bool, True where the weight stays. Functions take weights or any scores that are not negative, since
@@ -81,6 +82,15 @@ def n_m_keep(w: Tensor, n: int, m: int) -> Tensor:
     units = to_units(finite("n_m_keep", w).abs(), "group", m, fill=-1)
     size = torch.full((len(units),), units.shape[1], device=w.device) if mask is None else mask.sum(1)
     return from_units(_largest(units, -(-n * size // m)), w.shape, "group")
+
+
+def n_m_along(w: Tensor, n: int, m: int, axis: int, groups: int = 1) -> Tensor:
+    """bool, the shape of w: the n largest of each m consecutive ones along an axis, at each place of the
+    others; blocks end where one of the `groups` does that divide the axis."""
+    moved = w.movedim(axis, -1)  # [..., I]
+    size = moved.shape[-1] // groups if moved.shape[-1] % groups == 0 else moved.shape[-1]
+    keep = n_m_keep(moved.reshape(-1, size), n, m)
+    return keep.reshape(moved.shape).movedim(-1, axis)
 
 
 def cubic(step: int, begin: int, end: int, start_keep: float, end_keep: float) -> float:

@@ -46,7 +46,7 @@ def bound(at: At) -> float:
     array = array if at.keep is None else array[at.keep]
     if array.dtype is torch.bool:
         return log2_choose(array.numel(), int(array.sum()))
-    if array.is_floating_point():
+    if array.is_floating_point() or array.is_complex():
         return 8.0 * (array.nbytes if isinstance(at.node, Dense) else at.node.nbytes)
     return array.numel() * entropy_bits(counts_of(array).tolist())
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tersor.errors import RefusedError
 from tersor.maths.units import TINY
 from tersor.model.batches import device_of, each, evaluating, move, steady
+from tersor.model.counters import unmoved
 from tersor.model.outputs import tensors_of
 from tersor.model.sites import Site
 from tersor.model.task import MISFIT, Task
@@ -153,5 +154,5 @@ def zero(model: nn.Module, tensor: str, axis: int, places: list[int]) -> None:
 
 def once(task: Task, model: nn.Module, word: str) -> Any:
     """The model's answer to the first batch of a set."""
-    with steady(getattr(task, word)):
+    with steady(loader := getattr(task, word)), unmoved(loader):
         return task.run(model, move(next(iter(task.batches(word))), device_of(model)))

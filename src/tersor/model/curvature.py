@@ -105,7 +105,7 @@ def drawn(model: nn.Module, task: Task, sites: list[Site], passes: int) -> dict[
 def probe(output: Tensor, task: Task) -> Tensor:
     """A number whose gradient has the curvature of the output's error as its second moment."""
     drawn = torch.randint(0, 2, output.shape, device=output.device).to(output.dtype).mul_(2).sub_(1)
-    if task.metric == "accuracy" and output.ndim == 2:
+    if isinstance(task.metric, str) and task.metric == "accuracy" and output.ndim == 2:
         chances = output.detach().softmax(1)  # [B, K]
         drawn = drawn.mul_(chances.sqrt())
         drawn -= chances * drawn.sum(1, keepdim=True)

@@ -1,6 +1,7 @@
 """Fit: the one training loop, run through Accelerate: one process, several, or a GPU by configuration.
 
-The loss of a batch, with a teacher's share in it, is model/losses.py's.
+loss = (1 - share) * task loss + share * soft targets (model/losses.py) + features * mean squared difference
+of named layers' outputs    Hinton 2015, Romero 2015
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from tersor.errors import RefusedError, TaskError, need
-from tersor.model.batches import generators_of, length_of, move, seeded, shapes
-from tersor.model.losses import loss_of
+from tersor.model.batches import device_of, generators_of, length_of, move, seeded, shapes
+from tersor.model.features import Features, features_of
+from tersor.model.groups import groups_of
+from tersor.model.outputs import as_floats
 from tersor.model.snapshot import lent, restore, snapshot
 from tersor.model.task import MISFIT, Task
 from tersor.model.tune import Tuned
+from tersor.model.unlisted import check_unlisted
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -40,10 +44,13 @@ class Plan:
     weight_decay: float = 0.0
     share: float = 0.0  # of the teacher in the loss: 0 none, 1 only the teacher
     temperature: float = 4.0
-    features: str = ""  # layers whose outputs are matched to the teacher's, as names with commas
+    features: str = ""  # layers whose outputs are matched to the teacher's: see features.py
     feature_weight: float = 1.0
     bf16: bool = False  # forward passes in bfloat16
     channels_last: bool = False  # convolutions in the layout that CPUs are faster in
+    clip: float | None = None  # largest norm of all gradients together (Pascanu 2013)
+    lr_of: str = ""  # globs of sites with factors of the learning rate: see groups.py
+    frozen: str = "stay"  # what is done with what is frozen: see frozen.py; View.train reads it
 
 
 class Checkpoint(Protocol):
@@ -76,26 +83,25 @@ def fit(
     """Train the leaves of `tuned`; returns {"steps", "loss" (mean of the last epoch)}.
 
     `on_step(step, total)` runs before each optimizer step (gradual pruning narrows its masks there). With a
-    checkpoint the training goes on after the last finished epoch: parameters, masks, optimizer and random
-    state. The teacher is moved and put in eval mode: give a copy.
+    checkpoint the training goes on after the last finished epoch: parameters, masks, maps of features,
+    optimizer and random state. The teacher is moved and put in eval mode: give a copy.
     """
+    check_unlisted(tuned, task)
     accelerator = launch(tuned)
     batches = task.batches("train")
     per_epoch = length_of(batches)
-    with seeded(seed), lent(batches), torch.enable_grad():
-        decayed = [p for p in tuned.parameters() if p.ndim >= 2]
-        others = [p for p in tuned.parameters() if p.ndim < 2]
-        groups = [
-            {"params": decayed, "weight_decay": plan.weight_decay},
-            {"params": others, "weight_decay": 0.0},
-        ]
-        optimizer = make_optimizer([group for group in groups if group["params"]], plan)
+    with seeded(seed), lent(batches) as counters, torch.enable_grad(), contextlib.ExitStack() as stack:
+        teacher = teacher.to(device_of(tuned)).eval() if teacher is not None else None
+        features = features_of(plan.features, tuned, teacher, task, seed)
+        stack.enter_context(features.beside(tuned))
+        groups = groups_of(tuned, plan.lr_of, plan.weight_decay)
+        optimizer = make_optimizer(groups, plan)
         net, optimizer, loader = accelerator.prepare(tuned, optimizer, share(batches, accelerator))
         generators = generators_of(batches)  # now: for several processes Accelerate gives a sampler one
         for generator in generators:
             generator.manual_seed(seed)
         device = accelerator.device
-        teacher = teacher.to(device).eval() if teacher is not None else None
+        teacher = teacher.to(device) if teacher is not None else None
         if plan.channels_last:
             tuned.layout = torch.channels_last
             teacher = teacher.to(memory_format=torch.channels_last) if teacher is not None else None
@@ -110,15 +116,17 @@ def fit(
             epoch, tensors, facts = begun
             step, losses = facts["step"], [facts["loss"]]
             restore(tuned, optimizer, generators, tensors, facts)
+            counters.restore(facts.get("counters", {}))
         net.train()
-        with catching(tuned, teacher, plan) as caught:
+        with features.catching(tuned, teacher):
             while step < total:
                 losses = []
+                counters.epoch(epoch, loader)
                 for batch in loader:
                     batch = move(batch, device)
                     with torch.autocast(device.type, torch.bfloat16, enabled=plan.bf16):
                         try:
-                            loss = loss_of(net, teacher, task, plan, batch, caught)
+                            loss = loss_of(net, teacher, task, plan, batch, features)
                         except MISFIT as error:
                             raise TaskError(
                                 f"training: a batch, {shapes(batch)}, does not fit the model or its loss. "
@@ -126,10 +134,12 @@ def fit(
                             ) from error
                     optimizer.zero_grad()
                     accelerator.backward(loss)
+                    if plan.clip is not None:
+                        accelerator.clip_grad_norm_(net.parameters(), plan.clip)
                     if on_step is not None:
                         on_step(step, total)
                     for group in optimizer.param_groups:
-                        group["lr"] = plan.lr * max(rate(step, total, plan.schedule), 1e-4)
+                        group["lr"] = plan.lr * group["factor"] * max(rate(step, total, plan.schedule), 1e-4)
                     optimizer.step()
                     losses.append(float(loss.detach()))
                     step += 1
@@ -150,7 +160,8 @@ def fit(
                 if checkpoint is not None and accelerator.is_main_process:
                     tensors, facts = snapshot(tuned, optimizer, generators)
                     mean = sum(losses) / len(losses)
-                    checkpoint.save(epoch, tensors, facts | {"step": step, "loss": mean})
+                    facts |= {"step": step, "loss": mean, "counters": counters.facts()}
+                    checkpoint.save(epoch, tensors, facts)
         if accelerator.num_processes > 1:  # running statistics saw other batches in each process
             for buffer in tuned.buffers():
                 torch.distributed.broadcast(buffer, 0)
@@ -197,21 +208,24 @@ def make_optimizer(groups: list[dict[str, Any]], plan: Plan) -> torch.optim.Opti
     return kind(groups, lr=plan.lr)
 
 
-@contextlib.contextmanager
-def catching(tuned: Tuned, teacher: nn.Module | None, plan: Plan) -> Iterator[dict[str, list[Tensor]]]:
-    """Collect the outputs of the named layers of student and teacher, [student's, teacher's] by name."""
-    names = [name.strip() for name in plan.features.split(",") if name.strip()] if teacher is not None else []
-    caught: dict[str, list[Tensor]] = {name: [] for name in names}
-    hooks = []
-    try:
-        for name in names:
-            for net in (tuned.net, teacher):
-                hooks.append(net.get_submodule(name).register_forward_hook(  # type: ignore[union-attr]
-                    lambda module, args, output, name=name: caught[name].append(
-                        output[0] if isinstance(output, tuple) else output
-                    )
-                ))  # fmt: skip
-        yield caught
-    finally:
-        for hook in hooks:
-            hook.remove()
+def loss_of(  # noqa: PLR0917 (all six are the loop's own)
+    net: nn.Module,
+    teacher: nn.Module | None,
+    task: Task,
+    plan: Plan,
+    batch: Any,
+    features: Features,
+) -> Tensor:
+    """The loss of one batch of a training."""
+    features.clear()
+    output = as_floats(task.run(net, batch))
+    terms: list[Tensor] = []
+    if plan.share < 1:
+        terms.append((1 - plan.share) * task.loss_of(output, batch))
+    if teacher is not None:
+        with torch.no_grad():
+            wanted = as_floats(task.run(teacher, batch))
+        if plan.share > 0:
+            terms.append(plan.share * task.soft_loss(output, wanted, batch, plan.temperature))
+        terms += [plan.feature_weight * term for term in features.distance()]
+    return sum(terms[1:], terms[0].float())

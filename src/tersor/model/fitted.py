@@ -19,6 +19,7 @@ from tersor.errors import RefusedError, SiteError, did_you_mean
 from tersor.forms import Form
 from tersor.model.changed import Twin, twin_of
 from tersor.model.changes import Change
+from tersor.model.effective import plain_of
 from tersor.model.handed import same
 from tersor.model.sites import Site
 from tersor.model.sizes import sizes_of
@@ -35,13 +36,15 @@ def fitted(
     """A copy of `model` with `changes` made, whose tensors are the decoded forms: each in its site's dtype,
     on the device of the tensor that was there.
 
-    `model` is as it was given, before any change; `forms`, `sites` and `aliases` (other names of sites) are
-    as they are now. Model and forms may tie different tensors, if the values agree. What is not in the state
-    dict comes along: hooks, modes, attributes, other buffers. A buffer on another's memory gets its own.
+    `model` is as it was given, before any change; weights that its layers compute are plain in the copy.
+    `forms`, `sites` and `aliases` (other names of sites) are as they are now. Model and forms may tie
+    different tensors, if the values agree. What is not in the state dict comes along: hooks, modes,
+    attributes, other buffers. A buffer on another's memory gets its own.
 
     Raises SiteError where the model is not the one that the forms were made from, RefusedError where the
     changes do not fit the shapes or the module does not give back what was written.
     """
+    model = plain_of(model, names_of(forms, aliases))
     pairs = around(model, forms, sites, aliases)
     given = {memory(old) for _, old, _ in pairs} - {0}
     twin = twin_of(model, changes, {id(old): new for _, old, new in pairs})

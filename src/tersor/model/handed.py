@@ -48,8 +48,8 @@ def misfit(name: str, value: Any, mine: Tensor | None, known: bool, *, meta: boo
     the module's tensors; `mine`: the one of this name."""
     if name.rpartition(".")[2] == "_extra_state":
         return (
-            f"holds a {type(value).__name__} of get_extra_state(); only parameters and buffers can be stored. "
-            f"Register tensors as buffers, and leave the rest to the module's constructor"
+            f"holds a {type(value).__name__} of get_extra_state(); only parameters and buffers can be "
+            f"stored. Register tensors as buffers, and leave the rest to the module's constructor"
         )
     if why := unfit(value, meta=meta):
         return f"holds {why}"

@@ -5,283 +5,174 @@ constant   all weights into a unit are 0: what it passes on, c, is known without
 unread     no output depends on a unit: its own weights and bias = 0      so it does
 repeated until nothing changes: clearing one unit can make another idle
 
-Both follow from one evaluation in which NaN means "depends": it spreads through every operation that keeps it
-(PASSING), not past a weight of 0, and fills the output of every operation that is not known. Shapes stay.
-Cost: one pass of one batch a round for constants; one for every B units, from their layer on, for the unread.
+Both follow from one evaluation in which NaN means "depends": model/known.py. Shapes stay, and c is that of
+the example's shape. Cost: one pass of one batch a round for constants; one for every B units for the unread.
 """
 
 from __future__ import annotations
 
-import operator
-from collections import Counter
-from collections.abc import Collection, Mapping
-from typing import Any
+import math
+from collections.abc import Collection, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
-from torch.func import functional_call
-from torch.nn import functional as F
-from torch.utils._pytree import tree_flatten, tree_map
 
 from tersor.errors import RefusedError
-from tersor.model.task import MISFIT
-
-LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-BATCH = 128  # units asked about at once, at most
-# What keeps every NaN that it is given: an element that comes out as a number depends on numbers only.
-PASSING_MODULES: tuple[type[nn.Module], ...] = (
-    nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.ReLU,
-    nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Tanh,
-    nn.Sigmoid, nn.Softplus, nn.Softmax, nn.LogSoftmax, nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d,
-    nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm,
-)  # fmt: skip
-PASSING_FUNCTIONS = frozenset((
-    torch.relu, torch.tanh, torch.sigmoid, torch.flatten, torch.add, torch.sub, torch.mul, torch.cat, F.relu,
-    F.relu6, F.leaky_relu, F.elu, F.gelu, F.silu, F.hardswish, F.softplus, F.softmax, F.log_softmax,
-    F.dropout, F.max_pool1d, F.max_pool2d, F.avg_pool1d, F.avg_pool2d,
-    F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, operator.add, operator.sub, operator.mul,
-    operator.truediv, operator.neg,
-))  # fmt: skip
-PASSING_METHODS = frozenset((
-    "relu", "tanh", "sigmoid", "softmax", "flatten", "view", "reshape", "transpose", "permute", "contiguous",
-    "squeeze", "unsqueeze", "unflatten", "mean", "sum", "add", "sub", "mul", "div", "neg",
-))  # fmt: skip
-SHAPE = frozenset(("size", "dim", "numel"))
-IN_PLACE = frozenset((operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ipow))
-ROUNDING = 1e-5  # of the largest number: what two passes over one model may differ by
+from tersor.model.graph import Inputs, arguments, floating, value
+from tersor.model.known import DEPENDS, Followed, depending, followed
+from tersor.model.passing import LAYERS, base
 
 
-class Known(fx.Interpreter):
-    """An evaluation in which NaN means "depends". `plain` holds what each node gives on an example.
+class Layer(NamedTuple):
+    """A product with a weight that nothing else reads, and its bias."""
 
-    blind: every input and every operation that is not known depends. Else only what is given a NaN does.
-    """
+    node: fx.Node
+    names: tuple[str, ...]  # of the weight and, where there is one, the bias
+    tensors: tuple[Tensor, ...]
 
-    def __init__(self, graph: fx.GraphModule, plain: Mapping[fx.Node, Any], *, blind: bool):
-        super().__init__(graph, garbage_collect_values=False)
-        self.plain, self.blind = plain, blind
-        self.seen: dict[str, Tensor] = {}  # inputs of layers
+    @property
+    def weight(self) -> Tensor:
+        return self.tensors[0]  # [O, I, ...]
 
-    def run_node(self, n: fx.Node) -> Any:
-        args, kwargs = self.fetch_args_kwargs_from_env(n)
-        given = [item for item in tree_flatten((args, kwargs))[0] if isinstance(item, Tensor)]
-        floats = all(item.is_floating_point() for item in given)
-        module = self.fetch_attr(str(n.target)) if n.op == "call_module" else None
-        if n.op == "placeholder":
-            return unknown(self.plain[n], n) if self.blind and is_float(self.plain[n]) else self.plain[n]
-        if n.op in ("get_attr", "output"):
-            return super().run_node(n)
-        if module is not None and type(module) in LAYERS and not overridden(module) and floats:
-            self.seen[str(n.target)] = given[0]
-            return through(module, given[0])
-        if floats and passing(n, module):
-            return super().run_node(n)
-        if asks_shape(n):
-            return self.plain[n]
-        if self.blind or any(bool(item.isnan().any()) for item in given if item.is_floating_point()):
-            return unknown(self.plain[n], n)
-        return super().run_node(n)
+    @property
+    def bias(self) -> Tensor | None:
+        return self.tensors[1] if len(self.tensors) > 1 else None
 
 
-def asks_shape(n: fx.Node) -> bool:
-    """Whether no value is read here, only how they lie."""
-    if n.op == "call_method":
-        return n.target in SHAPE
-    return n.target is getattr and n.args[1] in ("shape", "ndim", "dtype", "device")
+def layers_of(model: Followed) -> dict[fx.Node, Layer]:
+    """The layers of a model whose tensors nothing else reads."""
+    found = {}
+    for n in model.graph.nodes:
+        given = arguments(n) if base(n) in LAYERS else {}
+        read = [given[key] for key in ("weight", "bias") if given.get(key) is not None]
+        if read and floating(value(n)) and all(one in model.own for one in read):
+            names = tuple(model.own[one] for one in read)
+            found[n] = Layer(n, names, tuple(model.tensors[name] for name in names))
+    return found
 
 
-def overridden(module: nn.Module | None) -> bool:
-    """Whether a module computes something else than its class says."""
-    if module is None:
-        return False
-    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
-
-
-def writes(n: fx.Node, module: nn.Module | None) -> bool:
-    """Whether this changes what it is given, or what that is a view of."""
-    if module is not None:
-        return bool(getattr(module, "inplace", False))
-    name = str(n.target) if n.op == "call_method" else getattr(n.target, "__name__", "")
-    in_place = (name.endswith("_") and not name.endswith("__")) or n.target in IN_PLACE
-    return in_place or bool(n.kwargs.get("inplace")) or n.kwargs.get("out") is not None
-
-
-def passing(n: fx.Node, module: nn.Module | None) -> bool:
-    """Whether this operation keeps every NaN."""
-    if overridden(module):
-        return False
-    if n.op == "call_module":
-        return type(module) in PASSING_MODULES
-    return n.target in (PASSING_FUNCTIONS if n.op == "call_function" else PASSING_METHODS)
-
-
-def through(module: nn.Module, x: Tensor) -> Tensor:
-    """A layer's output; NaN where a weight that is not 0 meets a NaN."""
-    weights = {name: torch.zeros_like(value) for name, value in module.named_parameters()}
-    weights["weight"] = (module.get_parameter("weight") != 0).to(x.dtype)
-    depends = functional_call(module, weights, (x.isnan().to(x.dtype),)) > 0
-    return module(x.nan_to_num(0)).masked_fill(depends, torch.nan)
-
-
-def is_float(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point()
-
-
-def unknown(value: Any, n: fx.Node) -> Any:
-    """The same, all NaN; refused where what depends on the input could not say so."""
-    if not all(item is None or is_float(item) for item in tree_flatten(value)[0]):
-        raise RefusedError(f"{n.name} gives something that is no float and may depend on the input")
-    return tree_map(lambda item: None if item is None else torch.full_like(item, torch.nan), value)
+def units_axis(n: fx.Node, x: Any, weight: Tensor) -> int:
+    """Along which axis units lie in what a layer reads or makes: a convolution may be given no batch."""
+    return int(x.ndim) - 1 if base(n) == "linear" else int(x.ndim - weight.ndim) + 1
 
 
 @torch.no_grad()
 def clear(
-    model: nn.Module, inputs: tuple | dict[str, Any], names: Collection[str], movable: Collection[str] = ()
-) -> dict[str, Tensor]:  # fmt: skip
+    model: nn.Module, inputs: Inputs, names: Collection[str], movable: Collection[str] = ()
+) -> dict[str, Tensor]:
     """Clear what is idle in the model, in place; returns the parameters that changed, by name.
 
     `names` are the parameters that may change: a layer is left alone unless all of its own are among them.
     `movable` are the biases that can take up any constant; into others only zeros are folded. RefusedError
     says why a model cannot be looked through.
     """
-    try:
-        graph, plain = followed(model, inputs, fx.Tracer())
-    except MISFIT as error:
-        text = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise RefusedError(f"torch.fx cannot follow it: {text}") from error
-    for n in graph.graph.nodes:
-        module = graph.get_submodule(str(n.target)) if n.op == "call_module" else None
-        if n.op.startswith("call_") and writes(n, module) and not passing(n, module):
-            raise RefusedError(f"{n.name} writes to its input, which others may read")
+    seen = followed(model, inputs)
+    layers = {n: one for n, one in layers_of(seen).items() if set(one.names) <= set(names)}
     before = {name: value.clone() for name, value in model.named_parameters()}
-    layers = own_layers(model, graph, names)
-    nodes = [n for n in graph.graph.nodes if n.op == "call_module" and n.target in layers]
     moved = True
     while moved:
-        seen, moved = blind_inputs(graph, plain), False
-        for n in nodes:
-            name = str(n.target)
-            moved |= fold(layers[name], name, seen[name], movable) if name in seen else False
-        for n in nodes:
-            moved |= drop(graph, plain, n, layers[str(n.target)])
+        constants, moved = constants_of(seen, layers), False
+        for n, one in layers.items():
+            moved |= fold(one, constants[n], movable)
+        for one in layers.values():
+            moved |= drop(seen, one)
     after = dict(model.named_parameters())
     return {
         name: after[name].detach() for name, value in before.items() if not torch.equal(after[name], value)
     }
 
 
-@torch.no_grad()
-def followed(
-    model: nn.Module, inputs: tuple | dict[str, Any], tracer: fx.Tracer
-) -> tuple[fx.GraphModule, dict[fx.Node, Any]]:
-    """(the model's graph, what every node gives on a batch of at most BATCH). One of MISFIT where torch.fx
-    cannot follow it, RefusedError where the graph computes something else than the model."""
-    graph = fx.GraphModule(model, tracer.trace(model))
-    given: Any = tree_map(
-        lambda item: item[:BATCH].clone() if isinstance(item, Tensor) and item.ndim else item, inputs
-    )
-    out = model(**given) if isinstance(given, dict) else model(*given)
-    outs = [item.clone() for item in tree_flatten(out)[0] if isinstance(item, Tensor)]
-    names = [node for node in graph.graph.nodes if node.op == "placeholder"]
-    if isinstance(given, dict):
-        given = [given[str(n.target)] if n.target in given else n.args[0] for n in names]
-    else:
-        given = [*given, *(n.args[0] for n in names[len(given) :])]
-    plain = fx.Interpreter(graph, garbage_collect_values=False)
-    again = [item for item in tree_flatten(plain.run(*given))[0] if isinstance(item, Tensor)]
-    if len(outs) != len(again) or not all(map(near, outs, again)):
-        raise RefusedError("what torch.fx follows does not compute the same: by chance, in place, or a hook")
-    return graph, dict(plain.env)
+def constants_of(model: Followed, layers: dict[fx.Node, Layer]) -> dict[fx.Node, Tensor]:
+    """What every layer reads from each of its inputs without an input of the model; NaN where it depends."""
+    found: dict[fx.Node, Tensor] = {}
+
+    def look(n: fx.Node, x: Tensor, out: Tensor) -> Tensor:
+        if n in layers:
+            columns = x.movedim(units_axis(n, x, layers[n].weight), 0).flatten(1)  # [I, everything else]
+            same = (columns == columns[:, :1]).all(1)  # NaN equals nothing
+            found[n] = columns[:, 0].double().masked_fill(~same, torch.nan)
+        return out
+
+    model.answers([depending(x) for x in model.leaves], look)
+    return found
 
 
-def near(a: Tensor, b: Tensor) -> bool:
-    if a.shape != b.shape or not a.numel():
-        return a.shape == b.shape
-    a, b = a.double(), b.double()
-    return bool((a - b).abs().max() <= ROUNDING * a.abs().max())
-
-
-def own_layers(
-    model: nn.Module, graph: fx.GraphModule, names: Collection[str], kinds: Collection[type] = LAYERS
-) -> dict[str, Any]:
-    """Layers of these kinds that are called once, do as their class says, and whose tensors are nobody
-    else's."""
-    calls = Counter(str(node.target) for node in graph.graph.nodes if node.op == "call_module")
-    loose = {str(node.target) for node in graph.graph.nodes if node.op == "get_attr"}
-    free = set(names) - loose
-    every = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
-    shared = Counter(id(value) for _, value in every)
-
-    def own(name: str, module: nn.Module) -> bool:
-        fine = all(shared[id(p)] == 1 and f"{name}.{key}" in free for key, p in module.named_parameters())
-        return fine and all(
-            shared[id(b)] == 1 and f"{name}.{key}" not in loose for key, b in module.named_buffers()
-        )
-
-    return {
-        name: module for name, module in graph.named_modules()
-        if type(module) in kinds and not overridden(module) and calls[name] == 1 and own(name, module)
-    }  # fmt: skip
-
-
-def blind_inputs(graph: fx.GraphModule, plain: Mapping[fx.Node, Any]) -> dict[str, Tensor]:
-    """What is known of every layer's input without an input of the model."""
-    known = Known(graph, plain, blind=True)
-    known.run()
-    return known.seen
-
-
-def fold(layer: Any, name: str, x: Tensor, movable: Collection[str]) -> bool:
+def fold(layer: Layer, constant: Tensor, movable: Collection[str]) -> bool:
     """Fold the constants among a layer's inputs into its bias; whether anything changed."""
-    if getattr(layer, "groups", 1) > 1:
+    given, weight = arguments(layer.node), layer.weight
+    if given.get("groups", 1) > 1:
         return False
-    columns = x.movedim(units_axis(layer, x), 0).flatten(1)  # [I, everything else]
-    constant = columns[:, 0].double()
-    foldable = (columns == columns[:, :1]).all(1)  # NaN equals nothing
-    padded = getattr(layer, "padding", 0) not in (0, "valid", (0,), (0, 0), (0, 0, 0))
-    if padded or layer.bias is None or f"{name}.bias" not in movable:
+    padding = given.get("padding", 0)
+    padded = padding == "same" if isinstance(padding, str) else padding != 0 and any(padding)
+    foldable = ~constant.isnan()
+    if padded or layer.bias is None or layer.names[1] not in movable:
         foldable &= constant == 0
-    weight = layer.weight
     foldable &= (weight != 0).transpose(0, 1).flatten(1).any(1)
     if not foldable.any():
         return False
     by_input = weight.double().flatten(2).sum(2) if weight.ndim > 2 else weight.double()  # [O, I]
     if layer.bias is not None:
-        layer.bias += (by_input[:, foldable] @ constant[foldable]).to(layer.bias.dtype)
+        layer.bias.add_((by_input[:, foldable] @ constant[foldable]).to(layer.bias.dtype))
     weight[:, foldable] = 0
     return True
 
 
-def units_axis(layer: Any, x: Tensor) -> int:
-    """Along which axis units lie in what a layer reads or makes: a convolution may be given no batch."""
-    return int(x.ndim - layer.weight.ndim) + 1
-
-
-def drop(graph: fx.GraphModule, plain: Mapping[fx.Node, Any], node: fx.Node, layer: Any) -> bool:
+def drop(model: Followed, layer: Layer) -> bool:
     """Clear the units of this layer that no output depends on; whether anything changed."""
-    parameters = [layer.weight] + ([layer.bias] if layer.bias is not None else [])
-    alive = sum((p != 0).flatten(1).any(1) if p.ndim > 1 else p != 0 for p in parameters)
+    alive = torch.stack([(p != 0).reshape(len(p), -1).any(1) for p in layer.tensors]).any(0)
     units, found = torch.nonzero(alive).flatten(), False
-    nodes = list(graph.graph.nodes)
-    earlier = {n: plain[n] for n in nodes[: nodes.index(node)] if n in plain}
-    axis, batch = units_axis(layer, plain[node]), len(plain[node])
-    if axis == 0:
-        raise RefusedError(f"{node.target} is given no batch")
+    made = value(layer.node)
+    axis, batch = units_axis(layer.node, made, layer.weight), samples_of(model)
+    rest = [size for k, size in enumerate(made.shape) if k != axis]
 
-    def reached(at: Tensor | slice, some: Tensor) -> Tensor:
-        """Which samples of the output depend on these units of these samples."""
-        asked = plain[node].clone()
-        asked.movedim(axis, 1)[at, some] = torch.nan
-        out = Known(graph, plain, blind=False).run(initial_env={**earlier, node: asked})
-        if not is_float(out) or len(out) != batch:
-            raise RefusedError("its output is not one tensor with samples first")
-        return out.flatten(1).isnan().any(1)
+    def reached(some: Tensor, at: Tensor | slice, inner: int) -> Tensor:
+        """Which samples of the answer depend on these units of these samples, one each; all, where an answer
+        has none."""
+        asked = torch.zeros(made.shape[axis], math.prod(rest), dtype=torch.bool)
+        asked.unflatten(1, (-1, batch, inner)).movedim(2, 1)[some, at] = True
+        mask = asked.unflatten(1, rest).movedim(0, axis)
 
+        def look(n: fx.Node, x: Tensor, out: Tensor) -> Tensor:
+            return out.masked_fill(mask, torch.nan) if n is layer.node else out
+
+        out = torch.zeros(batch, dtype=torch.bool)
+        for x in model.answers(model.leaves, look, layer.node):
+            if floating(x) and x.ndim and len(x) == batch:
+                out |= x.isnan().reshape(batch, -1).any(1)
+            elif x is DEPENDS or (floating(x) and x.isnan().any()):
+                out[:] = True
+        return out
+
+    choices = list(inner_sizes(rest, batch))
+    if not choices:
+        raise RefusedError(f"{layer.names[0]}: its layer is given no batch")
+    first = torch.arange(batch) == 0
+    right = (k for k in choices if torch.equal(reached(units, torch.zeros(1, dtype=torch.int64), k), first))
+    inner = next(right, choices[0]) if len(units) and len(choices) > 1 else choices[0]
     for some in units.split(batch):
-        unread = some[~reached(torch.arange(len(some)), some)[: len(some)]]
-        if len(unread) and reached(slice(None), unread).any():
+        unread = some[~reached(some, torch.arange(len(some)), inner)[: len(some)]]
+        if len(unread) and reached(unread, slice(None), inner).any():
             raise RefusedError("its samples depend on each other")
-        for p in parameters:
+        for p in layer.tensors:
             p[unread] = 0
         found |= len(unread) > 0
     return found
+
+
+def samples_of(model: Followed) -> int:
+    """How many samples the example has."""
+    sizes = [len(x) for x in model.leaves if isinstance(x, Tensor) and x.ndim]
+    if not sizes:
+        raise RefusedError("it is given no batch")
+    return sizes[0]
+
+
+def inner_sizes(shape: list[int], batch: int) -> Iterator[int]:
+    """Where samples may lie among numbers of this shape: how many numbers of one lie side by side."""
+    for k, size in enumerate(shape):
+        inner = math.prod(shape[k + 1 :])
+        if size and size % batch == 0:
+            yield size // batch * inner
+            if size > batch:
+                yield inner

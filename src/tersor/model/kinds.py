@@ -1,6 +1,6 @@
 """Kinds: which tensors can be stored bit for bit, and the way out for every other.
 
-strided, with values, of one of the dtypes that a file holds: docs/format.md section 1
+strided, with values, of one of the dtypes that a file holds: tersor/dtypes.py, docs/format.md section 1
 """
 
 from __future__ import annotations
@@ -10,11 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-STORED = frozenset((
-    torch.bool, torch.uint8, torch.int8, torch.uint16, torch.int16, torch.uint32, torch.int32, torch.uint64,
-    torch.int64, torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.float8_e4m3fn,
-    torch.float8_e5m2, torch.complex64,
-))  # fmt: skip
+from tersor.dtypes import BY_DTYPE, unheld
 
 
 def unfit(value: Any, *, meta: bool = False) -> str:
@@ -25,7 +21,7 @@ def unfit(value: Any, *, meta: bool = False) -> str:
     if value.is_quantized:
         return (
             f"a quantized tensor ({value.dtype}); only plain tensors can be stored. "
-            f"Store its numbers and its scales, x.int_repr() and x.q_scale(), or x.dequantize()"
+            f"Store {BY_DTYPE[value.dtype].way}"
         )
     if value.is_nested:
         return "a nested tensor; only plain tensors can be stored. Store its parts: x.unbind()"
@@ -33,11 +29,7 @@ def unfit(value: Any, *, meta: bool = False) -> str:
         return f"a tensor of layout {value.layout}; only plain tensors can be stored. Store x.to_dense()"
     if value.is_meta and not meta:
         return "a meta tensor: it has no values. Store it after its values were loaded"
-    if value.dtype not in STORED:
-        known = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in STORED))
-        way = "torch.view_as_real(x)" if value.dtype.is_complex else "x.view(torch.uint8), its bytes"
-        return f"a {value.dtype} tensor; a file holds {known}. Store {way}"
-    return ""
+    return unheld(value.dtype)
 
 
 def repeats(value: Tensor) -> bool:

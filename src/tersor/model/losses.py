@@ -1,6 +1,5 @@
 """Losses: the one of the task, the default one, and that of a teacher's soft targets.
 
-loss = (1 - share) * task loss + share * soft targets + features * mean squared difference of named layers
 soft targets   classes      T^2 * KL(softmax(teacher / T) || softmax(student / T))      Hinton 2015
                binary       T^2 * KL of the chances sigmoid(x / T) and their rest       the same, K = 2
                regression, embedding    mean squared difference                         Romero 2015
@@ -11,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,17 +19,13 @@ from torch.nn import functional as F
 from tersor.errors import RefusedError, TaskError
 from tersor.model.batches import shapes
 from tersor.model.logits import IGNORED, Logits, counting, logits_of, marked, targets_of
-from tersor.model.outputs import as_floats, part
-
-if TYPE_CHECKING:
-    from tersor.model.fit import Plan
-    from tersor.model.task import Task
+from tersor.model.outputs import part
 
 
 def default_loss(output: Any, target: Any) -> Tensor:
     """What a task without a loss of its own is trained with: the model's own where it computes one, else
     cross entropy, binary cross entropy or the mean squared error, by what the output is. (In a task it goes
-    by the task's logits and the batch's mask: task_loss.)"""
+    by the task's logits and the batch's mask: Task.loss_of.)"""
     own = own_loss(output)
     return plain_loss(logits_of(output, None, target, "loss"), target) if own is None else own
 
@@ -117,68 +112,22 @@ def soften(
     return mean(apart, mask) * temperature**2
 
 
-def task_loss(task: Task, output: Any, batch: Any) -> Tensor:
-    """The loss of an output that is given raw: the task's own, the model's own, or the default one."""
-    if task.loss is not default_loss:
-        return task.loss(output, task.target_of(batch))
-    if (loss := own_loss(output)) is not None:
-        return loss
-    target = task.target_of(batch)
-    found = task.logits_of(output, target)
-    return plain_loss(found, target, [counting(logits, output, batch) for logits in found])
-
-
-def soft_loss(task: Task, output: Any, wanted: Any, batch: Any, temperature: float) -> Tensor:
-    """How far an output is from the teacher's. A causal model that computes its own loss has its inputs as
+def soft_loss(
+    mine: Sequence[Logits], theirs: Sequence[Logits], target: Any, output: Any, batch: Any, *,
+    temperature: float,
+) -> Tensor:  # fmt: skip
+    """How far logits are from the teacher's. A causal model that computes its own loss has its inputs as
     labels, and a masked one those tokens that were masked: there -100 says nothing of padding."""
-    target = task.maybe_target(batch)
-    mine, theirs = task.logits_of(output, target), task.logits_of(wanted, target)
-    if [item.kind for item in mine] != [item.kind for item in theirs]:
-        raise RefusedError(
-            f"teacher: it answers {shapes(wanted)}, and the model {shapes(output)}: not alike. Give logits= "
-            "that finds the same in both"
-        )
+    kinds, wanted = ([item.kind for item in side] for side in (mine, theirs))
+    if kinds != wanted:
+        raise RefusedError(f"teacher: its logits are {', '.join(wanted)}, the model's {', '.join(kinds)}")
     inputs = own_loss(output) is not None and part(output, "encoder_last_hidden_state") is None
-    targets = targets_of(target, len(mine))
     terms = []
-    for student, teacher, goal in zip(mine, theirs, targets, strict=True):
+    for student, teacher, goal in zip(mine, theirs, targets_of(target, len(mine)), strict=True):
         mask = counting(student, output, batch)
         if not inputs and (there := marked(student, goal)) is not None:
             mask = there if mask is None else mask & there
             mask = None if bool(mask.all()) else mask
-        terms.append(
-            soften(
-                student.tensor, teacher.tensor, temperature, mask, kind=student.kind,
-                axis=student.axis,
-            )
-        )  # fmt: skip
+        x, y = student.tensor, teacher.tensor
+        terms.append(soften(x, y, temperature, mask, kind=student.kind, axis=student.axis))
     return torch.stack(terms).sum()
-
-
-def loss_of(  # noqa: PLR0917 (all six are the loop's own)
-    net: nn.Module,
-    teacher: nn.Module | None,
-    task: Task,
-    plan: Plan,
-    batch: Any,
-    caught: dict[str, list[Tensor]],
-) -> Tensor:
-    """The loss of one batch of a training."""
-    for found in caught.values():
-        found.clear()
-    output = as_floats(task.run(net, batch))
-    terms: list[Tensor] = []
-    if plan.share < 1:
-        terms.append((1 - plan.share) * task_loss(task, output, batch))
-    if teacher is not None:
-        with torch.no_grad():
-            wanted = as_floats(task.run(teacher, batch))
-        if plan.share > 0:
-            terms.append(plan.share * soft_loss(task, output, wanted, batch, plan.temperature))
-        for name, found in caught.items():
-            half = len(found) // 2  # the student's, then the teacher's: a layer may run more than once
-            if not half:
-                raise RefusedError(f"features: {name} is there, but gave no output: nothing calls it")
-            for mine, theirs in zip(found[:half], found[half:], strict=True):
-                terms.append(plan.feature_weight * F.mse_loss(mine.float(), theirs.float()))
-    return sum(terms[1:], terms[0].float())

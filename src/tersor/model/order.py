@@ -8,104 +8,83 @@ Cost: U^2 numbers for U units and U^2 N multiplications for their likeness. Abou
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn import functional as F
 
-from tersor.errors import RefusedError
 from tersor.forms import Form
-from tersor.model.idle import LAYERS, asks_shape, followed, overridden, own_layers
-from tersor.model.task import MISFIT
+from tersor.model.graph import Inputs, arguments, value
+from tersor.model.idle import Layer, layers_of, units_axis
+from tersor.model.known import Followed, followed
+from tersor.model.passing import EACH, POOLS, RESHAPES, base
 
 NEXT = 0.3  # weight of the columns that read a unit, beside 1 for the row that makes it; found best
-# What does the same to every unit, element by element, with no parameter of its own for any.
-ALIKE = frozenset((
-    nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.ReLU, nn.ReLU6, nn.LeakyReLU,
-    nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Tanh, nn.Sigmoid, nn.Softplus, torch.relu,
-    torch.tanh, torch.sigmoid, F.relu, F.relu6, F.leaky_relu, F.elu, F.gelu, F.silu, F.hardswish, F.softplus,
-    F.dropout, "relu", "tanh", "sigmoid", "contiguous",
-))  # fmt: skip
-# The same along the last axes, so many: of a tensor with fewer axes they pool units too.
-POOLS: dict[Any, int] = {
-    nn.MaxPool1d: 1, nn.AvgPool1d: 1, nn.AdaptiveAvgPool1d: 1, F.max_pool1d: 1, F.avg_pool1d: 1,
-    F.adaptive_avg_pool1d: 1, nn.MaxPool2d: 2, nn.AvgPool2d: 2, nn.AdaptiveAvgPool2d: 2, F.max_pool2d: 2,
-    F.avg_pool2d: 2, F.adaptive_avg_pool2d: 2,
-}  # fmt: skip
-FLAT = frozenset((nn.Flatten, torch.flatten, torch.reshape, "flatten", "view", "reshape"))
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)  # each unit has its own numbers there
 
 
 class Link(NamedTuple):
     """Units that one layer makes and only one other reads."""
 
-    first: str  # the layer whose rows they are
-    norms: tuple[str, ...]  # on the way
-    second: str  # the layer whose columns read them
+    rows: tuple[str, ...]  # tensors with a row for each unit: the weight first, its bias, those of norms
+    columns: str  # the weight whose columns read them
     block: int  # columns for each unit: more than 1 where images were made flat
 
 
-class Tracer(fx.Tracer):
-    """Buffers are read where the model runs, not while it is followed: a norm's own may change places."""
-
-    proxy_buffer_attributes = True
-
-
-def links(model: nn.Module, inputs: tuple | dict[str, Any]) -> list[Link]:
-    """The links of a model, in the order of its layers; none where torch.fx cannot follow it."""
-    try:
-        graph, plain = followed(model, inputs, Tracer())
-    except (*MISFIT, RefusedError):
-        return []
-    own = own_layers(model, graph, {name for name, _ in model.named_parameters()}, (*LAYERS, *NORMS))
-    nodes = [n for n in graph.graph.nodes if n.op == "call_module" and n.target in own]
-    found = (link(graph, plain, n, own) for n in nodes if type(own[str(n.target)]) in LAYERS)
+def links(model: nn.Module, inputs: Inputs) -> list[Link]:
+    """The links of a model, in the order of its layers. RefusedError says why it cannot be followed."""
+    seen = followed(model, inputs)
+    layers = layers_of(seen)
+    found = (link(seen, layers, one) for one in layers.values())
     return [one for one in found if one is not None]
 
 
-def link(
-    graph: fx.GraphModule, plain: Mapping[fx.Node, Any], first: fx.Node, own: Mapping[str, Any]
-) -> Link | None:
+def link(model: Followed, layers: Mapping[fx.Node, Layer], first: Layer) -> Link | None:
     """Follow the units of a layer to the one that reads them."""
-    if not whole(own[str(first.target)], plain[first]):
-        return None
-    count, node = plain[first].shape[1], first
-    norms: list[str] = []
-    while isinstance(plain[node], Tensor) and len(users := [n for n in node.users if not asks_shape(n)]) == 1:
-        n = users[0]
-        module = graph.get_submodule(str(n.target)) if n.op == "call_module" else None
-        what = n.target if module is None else type(module)
-        width = plain[node].shape[1]
-        if overridden(module):
-            return None
-        if module is not None and what in LAYERS:
-            fits = n.target in own and whole(module, plain[node])
-            return Link(str(first.target), tuple(norms), str(n.target), width // count) if fits else None
-        if what in NORMS:
-            if n.target not in own or width != count:
+    node, rows, block = first.node, list(first.names), 1
+    axis = whole(node, value(node), first.weight)
+    while axis is not None and len(node.users) == 1:
+        (n,) = node.users
+        if n in layers:
+            fits = n.args[0] is node and axis == whole(n, value(node), layers[n].weight)
+            return Link(tuple(rows), layers[n].names[0], block) if fits else None
+        if base(n) == "batch_norm":  # each unit has its own numbers there
+            read = [one for one in n.args[1:5] if one is not None]
+            if axis != 1 or block > 1 or n.args[0] is not node or not all(one in model.own for one in read):
                 return None
-            norms.append(str(n.target))
-        elif not (alike(what, plain[node]) or flattened(what, plain[node], plain[n])):
+            rows += [model.own[one] for one in read if isinstance(one, fx.Node)]
+        elif base(n) in RESHAPES:
+            axis, block = reshaped(tuple(value(node).shape), tuple(value(n).shape), axis, block)
+        elif not alike(n, axis, value(node)):
             return None
         node = n
     return None
 
 
-def whole(layer: Any, x: Tensor) -> bool:
-    """Whether units lie along axis 1 of what this layer reads or makes, and any may take any other's place:
-    those of a group may not leave it."""
-    return x.ndim == layer.weight.ndim and getattr(layer, "groups", 1) == 1
+def whole(n: fx.Node, x: Tensor, weight: Tensor) -> int | None:
+    """The axis of units of what this layer reads or makes, if any may take any other's place: those of a
+    group may not leave it."""
+    axis = units_axis(n, x, weight)
+    return axis if axis and arguments(n).get("groups", 1) == 1 else None
 
 
-def alike(what: Any, x: Tensor) -> bool:
-    return what in ALIKE or (what in POOLS and x.ndim == POOLS[what] + 2)
+def alike(n: fx.Node, axis: int, x: Tensor) -> bool:
+    """Whether this operator treats all units along this axis alike."""
+    if base(n) in EACH:
+        return len(n.all_input_nodes) == 1
+    return base(n) in POOLS and axis < x.ndim - POOLS[base(n)] and isinstance(value(n), Tensor)
 
 
-def flattened(what: Any, before: Tensor, after: Any) -> bool:
-    """Whether this makes [B, U * ...] of [B, U, ...]."""
-    return what in FLAT and tuple(after.shape) == (len(before), before[0].numel())
+def reshaped(
+    before: tuple[int, ...], after: tuple[int, ...], axis: int, block: int
+) -> tuple[int | None, int]:
+    """(the axis, numbers side by side for each unit) of units in the new shape; None where they part."""
+    units = before[axis] // block
+    for k, size in enumerate(after):
+        if math.prod(after[:k]) == math.prod(before[:axis]) and size and units and size % units == 0:
+            return k, size // units
+    return None, block
 
 
 def arranged(forms: Mapping[str, Form], found: list[Link]) -> dict[str, Form]:
@@ -113,17 +92,14 @@ def arranged(forms: Mapping[str, Form], found: list[Link]) -> dict[str, Form]:
     new: dict[str, Form] = {}
     for one in found:
         now = {**forms, **new}
-        first, second = (now[f"{name}.weight"] for name in (one.first, one.second))
+        first, second = now[one.rows[0]], now[one.columns]
         columns = second.decode().float().unflatten(1, (-1, one.block)).transpose(0, 1).flatten(1)
         index = order(first.decode().float().flatten(1), columns)
         if torch.equal(index, torch.arange(len(index))):
             continue
-        for layer in (one.first, *one.norms):
-            for name in (f"{layer}.{key}" for key in ("weight", "bias", "running_mean", "running_var")):
-                if name in now:
-                    new[name] = now[name].take(0, index)
+        new |= {name: now[name].take(0, index) for name in one.rows}
         block = index[:, None] * one.block + torch.arange(one.block)
-        new[f"{one.second}.weight"] = second.take(1, block.flatten())
+        new[one.columns] = second.take(1, block.flatten())
     return new
 
 

@@ -22,6 +22,7 @@ from torch.nn.utils.stateless import _reparametrize_module
 from tersor.errors import RefusedError, SiteError
 from tersor.forms.grid import Grid
 from tersor.model.batches import device_of
+from tersor.model.checkpointing import refuse_reentry, rerun
 from tersor.model.edges import edges_of, known, near, parse
 from tersor.model.gridpart import GridPart
 from tersor.model.watch import Run, active, hooked, running
@@ -37,7 +38,7 @@ class Simulated(nn.Module):
     def __init__(self, model: nn.Module, edge_grids: Mapping[str, Grid] | None = None):
         """`model` is a private copy. `edge_grids`: for each chosen edge, by name (see edges.py), its grid."""
         super().__init__()
-        net = hooked(model)
+        net = hooked(rerun(model), bool(edge_grids))
         if self.hidden:
             object.__setattr__(self, "net", net)
         else:
@@ -71,21 +72,25 @@ class Simulated(nn.Module):
         with running(Values(self, values)), placed(self.net, values):
             out = self.net(*args, **kwargs)
         self.keep(values)
+        self.leave(values)
         return out
+
+    def leave(self, values: Mapping[str, Tensor]) -> None:
+        """What the net's own tensors are to be until the next forward: here what they are."""
 
     def keep(self, values: Mapping[str, Tensor]) -> None:
         """What stands in the place of the net's tensors when a forward has ended: here nothing does."""
 
     def see(self, name: str, x: Tensor) -> Tensor:
         place = self.table.get(name)
-        return x if place is None else cast(GridPart, self.grids[place]).value(x)
+        if place is None:
+            return x
+        refuse_reentry()
+        return cast(GridPart, self.grids[place]).value(x)
 
     def resume(self) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
         """context_fn for torch.utils.checkpoint: what is run again sees the same weights, grids and names.
-
-        Hugging Face: tuned.net.gradient_checkpointing_enable(
-            {"use_reentrant": False, "context_fn": tuned.resume})
-        """
+        Modules that hold their checkpoint function (Hugging Face) get it by themselves: checkpointing.py."""
         run = active()
         if not isinstance(run, Values):
             raise RefusedError("resume: checkpoint(context_fn=...) asks for it, inside the model's forward")
@@ -132,7 +137,7 @@ class Values(Run):
         table = simulated.table
         inputs = any(name.startswith("/input:") for name in table)
         super().__init__(simulated.see if table else None, frames, inputs)
-        self.values = values
+        self.values, self.simulated, self.learns = values, simulated, torch.is_grad_enabled()
 
 
 class Anew(AbstractContextManager[None]):
@@ -148,12 +153,32 @@ class Anew(AbstractContextManager[None]):
         self.open.__exit__(*error)
 
 
-def placed(net: nn.Module, values: dict[str, Tensor]) -> AbstractContextManager[Any]:
-    """The net with these tensors in the place of its own, ties included, for as long as the context lasts.
+@contextmanager
+def placed(net: nn.Module, values: dict[str, Tensor]) -> Iterator[None]:
+    """The net with these tensors in the place of its own, ties included, for as long as the context lasts;
+    afterwards `values` are what stood there last.
 
-    torch.func.functional_call does the same for one call; checkpointing needs it around a part of one.
+    torch.func.functional_call does the same for one call; checkpointing needs it around a part of one. It is
+    told each module once: one under two names would keep what was put there.
     """
-    return _reparametrize_module(net, values, tie_weights=True) if values else contextlib.nullcontext()
+    own = tensors_of(net) if values else {}
+    names = {id(own[name]): name for name in values}
+    slots = {
+        f"{path}.{name}" if path else name: names[id(tensor)]
+        for path, module in net.named_modules()
+        for name, tensor in (*module._parameters.items(), *module._buffers.items())
+        if id(tensor) in names
+    }
+    placed_here = {slot: values[name] for slot, name in slots.items()}
+    with _reparametrize_module(net, placed_here) if values else contextlib.nullcontext():
+        yield
+    values.update({name: placed_here[slot] for slot, name in slots.items()})
+
+
+def tensors_of(net: nn.Module) -> dict[str, Tensor]:
+    """The parameters and buffers of a module, under every name."""
+    parameters = dict(net.named_parameters(remove_duplicate=False))
+    return {**parameters, **dict(net.named_buffers(remove_duplicate=False))}
 
 
 def key(name: str) -> str:
@@ -168,13 +193,18 @@ def gridded(model: nn.Module, grids: Mapping[str, Grid]) -> Simulated:
 
 def with_grids(model: nn.Module, grids: Mapping[str, Grid]) -> nn.Module:
     """A model that is the caller's own with grids on its edges; RefusedError where one is stale."""
+    fresh(grids)
+    return Simulated(model, grids).requires_grad_(False) if grids else model
+
+
+def fresh(grids: Mapping[str, Grid]) -> None:
+    """Refuse grids of which one is stale."""
     stale = [edge for edge, grid in grids.items() if grid.stale]
     if stale:
         raise RefusedError(
             f"{stale[0]}: its grid is stale, and {len(stale) - 1} more: what came after it changed what the "
             f"edge holds. Calibrate again, or undo to where it was fresh"
         )
-    return Simulated(model, grids).requires_grad_(False) if grids else model
 
 
 def exported(simulated: Simulated, *args: Any, **kwargs: Any) -> ExportedProgram:

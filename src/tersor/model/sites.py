@@ -1,5 +1,9 @@
 """Sites: the names and kinds of what a model stores.
 
+linear  conv  convtranspose  embedding  attention  recurrent     weights: of products, kernels, tables of rows
+scale  bias  position  mask                                      left alone by steps unless named
+other  buffer                                                    nobody knows; not trained
+The class of its layer says a tensor's kind, until the graph of the model's forward says it better (roles.py).
 A site is one entry of the state dict: a weight, another parameter, or a buffer. A tensor under several names
 is one site under the first; the other names are aliases. Two tensors on one memory are two, for a copy of the
 model parts them. Names come from the model as it was given and never change.
@@ -14,6 +18,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
+from tersor.dtypes import FLOATS, as_numbers, left_as
 from tersor.errors import RefusedError, SettingError, SiteError, near_few
 from tersor.forms.form import SLICE
 from tersor.model.attention import Attention
@@ -29,6 +34,7 @@ LAYERS: tuple[tuple[type[nn.Module] | tuple[type[nn.Module], ...], str], ...] = 
     (nn.RNNBase, "recurrent"),
     (nn.RNNCellBase, "recurrent"),
 )
+LEFT = ("scale", "bias", "position", "mask")  # kinds of parameters that steps leave alone
 
 
 @dataclass(frozen=True)
@@ -38,16 +44,16 @@ class Site:
     name: str  # its first name in the state dict, such as "blocks.3.fc1.weight"
     shape: tuple[int, ...]
     dtype: str  # "float32", without "torch."
-    kind: str  # "linear", "conv", "convtranspose", "embedding", "attention", "recurrent", "other" or "buffer"
-    axis: int = 0  # the axis of outputs: 1 for transposed convolutions, else 0
+    kind: str  # what it is for: see above
+    axis: int = 0  # the axis of outputs: 1 for transposed convolutions and for a matrix [I, O]
     groups: int = 1  # of a convolution
     layer: str = ""  # name of the module that owns it
     origin: str = ""  # where a site came from that the given model did not have: "fc1.weight left"
 
     @property
     def floating(self) -> bool:
-        """Of a dtype that steps reckon with: floats of 8 bits are stored as they are."""
-        return self.torch_dtype.is_floating_point and self.torch_dtype.itemsize > 1
+        """Of a dtype that steps work on: others are stored as they are."""
+        return self.torch_dtype in FLOATS
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -55,20 +61,32 @@ class Site:
 
     @property
     def is_weight(self) -> bool:
-        """A matrix or more of floats that is trained: what steps compress unless told otherwise."""
-        return self.kind != "buffer" and self.floating and len(self.shape) >= 2 and 0 not in self.shape
+        """A matrix or more of floats that is trained: what steps compress unless told otherwise. Where nobody
+        knows what it is for, two of its axes must be longer than 1, or it may well be a scale."""
+        if self.kind in LEFT or (self.kind == "other" and sum(size > 1 for size in self.shape) < 2):
+            return False
+        return self.is_parameter and len(self.shape) >= 2 and 0 not in self.shape
 
     @property
     def is_parameter(self) -> bool:
         return self.kind != "buffer" and self.floating
+
+    @property
+    def contracted(self) -> int | None:
+        """The axis over which a product or a convolution sums; None where none is known. Of weights with more
+        axes, such as those of experts [E, I, O], the last one that is not of outputs."""
+        if len(self.shape) < 2 or self.kind in (*LEFT, "other", "buffer"):
+            return None
+        if self.kind.startswith("conv"):
+            return 1 - self.axis
+        return next(axis for axis in reversed(range(len(self.shape))) if axis != self.axis)
 
 
 def sites_of(
     model: nn.Module, *, meta: bool = False
 ) -> tuple[dict[str, Site], dict[str, Tensor], dict[str, str]]:
     """(sites, their tensors, aliases: other name -> site name) of everything in the model's state dict.
-    `meta`: tensors without values will do. RefusedError where the state dict gives other than the module's own
-    tensors."""
+    `meta`: tensors without values will do. RefusedError where it gives others than the module's own."""
     if not isinstance(model, nn.Module):
         raise SettingError(f"the model is a {type(model).__name__}, but it must be a torch.nn.Module")
     owners = {}
@@ -110,9 +128,8 @@ def finite(tensors: Mapping[str, Tensor], sites: Mapping[str, Site]) -> None:
     """Refuse weights that hold NaN or infinity, by name and count. A buffer may hold infinities: attention
     masks do."""
     for name, value in tensors.items():
-        if value.is_floating_point():
-            # PyTorch cannot ask a float of 8 bits what it is.
-            wide = value.float() if value.dtype.itemsize == 1 else value
+        if value.is_floating_point() or value.is_complex():
+            wide = as_numbers(value)
             buffer = sites[name].kind == "buffer"
             parts = wide.reshape(-1).split(SLICE) if value.numel() else ()  # a mask of all would be large
             if bad := sum(int((part.isnan() if buffer else ~part.isfinite()).sum()) for part in parts):
@@ -140,14 +157,14 @@ def select(sites: Mapping[str, Site], where: str | Iterable[str], who: str) -> l
         found = matching(weights, pattern) or matching(others, pattern)
         if not found:
             raise SiteError(
-                f"{who}: where={pattern!r} matches no weight; {near(pattern, [*weights, *others])}"
+                f"{who}: where={pattern!r} matches no weight; {missed(pattern, sites, [*weights, *others])}"
             )
         chosen |= {site.name: site for site in found}
     for pattern in unwanted:
         found = matching([*weights, *others], pattern)
         if not found:
             raise SiteError(
-                f"{who}: where='!{pattern}' excludes nothing; {near(pattern, [*weights, *others])}"
+                f"{who}: where='!{pattern}' excludes nothing; {missed(pattern, sites, [*weights, *others])}"
             )
         for site in found:
             chosen.pop(site.name, None)
@@ -158,6 +175,14 @@ def select(sites: Mapping[str, Site], where: str | Iterable[str], who: str) -> l
 
 def matching(sites: Iterable[Site], pattern: str) -> list[Site]:
     return [site for site in sites if fnmatchcase(site.name, pattern)]
+
+
+def missed(pattern: str, sites: Mapping[str, Site], others: list[Site]) -> str:
+    """What to say of a glob that means none of the others: the dtype that it names, or near misses."""
+    alone = [
+        site for site in matching(sites.values(), pattern) if site.kind != "buffer" and not site.floating
+    ]
+    return f"{alone[0].name}: {left_as(alone[0].dtype)}" if alone else near(pattern, others)
 
 
 def near(pattern: str, sites: list[Site]) -> str:

@@ -1,6 +1,7 @@
 """Snapshot: what a training is made of, so that it can be kept after an epoch and go on to the same bits.
 
 leaves, masks, buffers    optimizer moments    random states of torch, Python, numpy and the loader's own
+counters of the loader's parts (counters.py)
 Cost: a copy of the leaves and twice as much for Adam's moments.
 """
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from tersor.model.batches import generators_of
+from tersor.model.counters import Counters
 from tersor.model.tune import Tuned
 
 
@@ -64,13 +66,15 @@ def restore(
 
 
 @contextlib.contextmanager
-def lent(batches: object) -> Iterator[None]:
-    """A loader's own generators are afterwards as they were."""
+def lent(batches: object) -> Iterator[Counters]:
+    """What a loader's parts keep themselves; that and its own generators are afterwards as they were."""
+    counters = Counters(batches)
     sampler = getattr(batches, "sampler", None)
     own, states = getattr(sampler, "generator", None), [(g, g.get_state()) for g in generators_of(batches)]
     try:
-        yield
+        yield counters
     finally:
+        counters.restore({})
         for generator, state in states:
             generator.set_state(state)
         if sampler is not None and hasattr(sampler, "generator"):

@@ -13,23 +13,29 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tersor.forms.form import to_rows
 from tersor.model.batches import device_of, evaluating, move, steady
 from tersor.model.sites import Site
 from tersor.model.task import Task
 
+STOCK = (nn.Linear, nn.Conv1d, nn.Conv2d)
+TOLERANCE = 1e-2  # of the largest output: it may be computed in 16 bits
 POSITIONS = 4096  # inputs of a convolution used per batch: more change the estimate little and cost much
 
 
 def has_gram(site: Site) -> bool:
-    """Whether the inputs of this weight can be seen: linear layers, ungrouped convolutions in 1-D and 2-D."""
-    return site.kind == "linear" or (site.kind == "conv" and site.groups == 1 and len(site.shape) <= 4)
+    """Whether the inputs of this weight can be seen: matrices, ungrouped convolutions in 1-D and 2-D."""
+    if site.kind == "linear":
+        return len(site.shape) == 2
+    return site.kind == "conv" and site.groups == 1 and len(site.shape) <= 4
 
 
 def grams(model: nn.Module, task: Task, sites: Iterable[Site]) -> dict[str, Tensor]:
     """The second moment of the inputs of each site's layer, float32 [I, I], on the CPU as forms are.
     `model` is a copy that may be hooked.
 
-    A layer that calibration never reached is left out of the result.
+    A layer that calibration never reached is left out of the result, and so is one of another class than
+    PyTorch's own whose output is not its input times the weight, plus the same for all inputs.
     """
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
@@ -43,7 +49,28 @@ def grams(model: nn.Module, task: Task, sites: Iterable[Site]) -> dict[str, Tens
 
         return module.register_forward_pre_hook(hook, with_kwargs=True)
 
-    hooks = [watch(site, modules[site.layer]) for site in sites]
+    def watch_other(site: Site, module: nn.Module) -> torch.utils.hooks.RemovableHandle:
+        w = to_rows(dict(module.named_parameters())[site.name.rpartition(".")[2]].detach().float(), site.axis)
+
+        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            x = next(iter((*args, *kwargs.values())), None)
+            if x is None or site.name in strange or not is_product(x, w, output):
+                strange.add(site.name)
+                return
+            rows = x.detach().float().reshape(-1, x.shape[-1])
+            sums[site.name] = sums.get(site.name, 0) + rows.T @ rows
+            counts[site.name] = counts.get(site.name, 0) + len(rows)
+
+        return module.register_forward_hook(hook, with_kwargs=True)
+
+    strange: set[str] = set()
+    hooks = []
+    for site in sites:
+        module = modules[site.layer]
+        if isinstance(module, STOCK) and site.name.rpartition(".")[2] == "weight":
+            hooks.append(watch(site, module))
+        elif site.kind == "linear":
+            hooks.append(watch_other(site, module))
     try:
         with evaluating(model), steady(task.calibrate):
             for batch in task.batches("calibrate"):
@@ -51,7 +78,19 @@ def grams(model: nn.Module, task: Task, sites: Iterable[Site]) -> dict[str, Tens
     finally:
         for hook in hooks:
             hook.remove()
-    return {name: (total / counts[name]).cpu() for name, total in sums.items()}
+    return {name: (total / counts[name]).cpu() for name, total in sums.items() if name not in strange}
+
+
+def is_product(x: Any, w: Tensor, output: Any) -> bool:
+    """Whether a layer's output is x w^T, plus a bias; w [O, I]."""
+    if not (isinstance(x, Tensor) and isinstance(output, Tensor) and x.ndim and x.shape[-1] == w.shape[1]):
+        return False
+    if output.shape != (*x.shape[:-1], len(w)) or not output.is_floating_point():
+        return False
+    made = x.detach().float() @ w.T
+    bias = (output.detach().float() - made).reshape(-1, len(w))  # [N, O]
+    size = made.abs().amax() + bias.abs().amax()
+    return bool(((bias - bias[:1]).abs() <= TOLERANCE * size).all())
 
 
 def inputs_of(module: Any, x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ Cost: `scores` is one pass over the evaluation set, `check` a batch or two, `dig
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
@@ -33,12 +34,14 @@ from tersor.model.batches import (
     shapes,
     steady,
 )
-from tersor.model.logits import KINDS, Given, Logits, logits_of
-from tersor.model.losses import default_loss, takes_labels
+from tersor.model.logits import KINDS, Given, Logits, counting, logits_of
+from tersor.model.losses import default_loss, own_loss, plain_loss, soft_loss, takes_labels
 from tersor.model.metric import Metric
 from tersor.model.metrics import metric_of
 from tersor.model.needs import Needs
+from tersor.model.outputs import as_floats
 from tersor.model.scoring import score
+from tersor.model.trial import check_answer, check_loss, hint
 
 SETS = ("evaluate", "calibrate", "train")
 LABELS = ("labels", "label")
@@ -196,24 +199,59 @@ class Task:
         with evaluating(model), steady(self.evaluate):
             for done, batch in enumerate(batches, 1):
                 here = move(batch, device)
-                found.append(score(self, self._output(model, here), here))
+                found.append(self._score(self._output(model, here), here))
                 if watch is not None:
                     watch(done, total)
         if isinstance(found[0], list):
             return [sample for batch_of in found for sample in batch_of]
         return torch.cat(found)  # [N], [N, S]
 
+    def loss_of(self, output: Any, batch: Any) -> Tensor:
+        """The loss of a raw output: the task's, else the model's own where it computed one, else the default
+        loss of the logits, without padding."""
+        if self.loss is not default_loss:
+            return self.loss(output, self.target_of(batch))
+        if (own := own_loss(output)) is not None:
+            return own
+        found = self.logits_of(output, target := self.target_of(batch))
+        return plain_loss(found, target, [counting(logits, output, batch) for logits in found])
+
+    def soft_loss(self, output: Any, wanted: Any, batch: Any, temperature: float) -> Tensor:
+        """How far a raw output is from the teacher's; without padding, and targets are not needed."""
+        target = self.maybe_target(batch)
+        mine, theirs = self.logits_of(output, target), self.logits_of(wanted, target)
+        return soft_loss(mine, theirs, target, output, batch, temperature=temperature)
+
     def check(self, model: nn.Module, needs: Needs | None = None) -> None:
         """TaskError where the task does not fit the model, for what is needed of it: that the model runs, and
         with SCORES, LOSS and SOFT that metric, loss and logits take what it answers. Each is tried in the
-        mode, and on a batch of the set, that it is used in. None: metric, and loss where there is a training
-        set."""
-        from tersor.model.trial import tried
-
+        mode, and on a batch of the set, that it is used in; training on a copy. None: metric, and loss where
+        there is a training set."""
         self._check_model(model)
         if needs is None:
             needs = Needs.SCORES | (Needs.NOTHING if self.train is None else Needs.LOSS)
-        tried(self, model, needs)
+        word = "evaluate" if Needs.SCORES in needs else self.shown
+        with evaluating(model), steady(getattr(self, word)):
+            batch = move(next(iter(self.batches(word))), device_of(model))
+            output = self._output(model, batch)
+            check_answer(self._who, model, batch, output)
+            if Needs.SCORES in needs:
+                self._score(output, batch)
+        if not needs & (Needs.LOSS | Needs.SOFT):
+            return
+        copied = copy.deepcopy(model).train()
+        with steady(self.train), torch.enable_grad():
+            batch = move(next(iter(self.batches("train"))), device_of(model))
+            output = as_floats(self._output(copied, batch))
+            fit = f"output {shapes(output)}, target {shapes(self.maybe_target(batch))}"
+            if Needs.LOSS in needs:
+                message = f"{self._who}: the loss does not fit: {fit}"
+                check_loss(self._who, model, fits(lambda: self.loss_of(output, batch), message), fit)
+            if Needs.SOFT in needs:
+                with evaluating(copied):  # as a teacher answers
+                    wanted = as_floats(self._output(copied, batch))
+                message = f"{self._who}: what a teacher is compared by does not fit: {fit}"
+                fits(lambda: self.soft_loss(output, wanted, batch, 1.0), message)
 
     def digest(self) -> str:
         """A fingerprint of the data: the given one, else the SHA-256 (hex) of lengths and first batches.
@@ -227,11 +265,10 @@ class Task:
         for word in SETS:
             source = getattr(self, word)
             total.update(f"{word} {None if source is None else _count(source)};".encode())
-            if source is None or word == "train":  # training batches may be augmented anew in each pass
-                continue
-            with steady(source):
-                for _, batch in zip(range(DIGEST_BATCHES), self.batches(word), strict=False):
-                    hash_batch(total, batch)
+            if source is not None and word != "train":  # that may be augmented anew in each pass
+                with steady(source):
+                    for _, batch in zip(range(DIGEST_BATCHES), self.batches(word), strict=False):
+                        hash_batch(total, batch)
         return total.hexdigest()
 
     @property
@@ -246,10 +283,16 @@ class Task:
             )
 
     def _output(self, model: nn.Module, batch: Any) -> Any:
-        return fits(
-            lambda: self.run(model, batch),
-            f"{self._who}: batches do not fit the model {type(model).__name__}: a batch is {shapes(batch)}",
-        )
+        try:
+            return self.run(model, batch)
+        except MISFIT as error:
+            raise TaskError(
+                f"{self._who}: batches do not fit the model {type(model).__name__}: a batch is "
+                f"{shapes(batch)}. {type(error).__name__}: {error}{hint(model, batch)}"
+            ) from error
+
+    def _score(self, output: Any, batch: Any) -> Any:
+        return score(self.scored, output, self.target_of(batch), self.logits, self._who)
 
 
 SIGNATURES = {

@@ -88,17 +88,19 @@ def running(run: Run) -> Iterator[Run]:
 class Enter:
     """Before a module's forward. A class and not a closure, so that the hooked copy can be pickled."""
 
-    def __init__(self, path: str):
-        self.path = path
+    def __init__(self, path: str, needed: bool):
+        """`needed`: a forward outside of a run, in backward, would be another one."""
+        self.path, self.needed = path, needed
 
     def __call__(self, module: nn.Module, args: Any) -> None:
         run = active()
         if run is not None:
             run.frames.append((self.path, {}))
-        elif torch._C._current_graph_task_id() != -1:  # inside backward: checkpointing recomputes
+        elif self.needed and torch._C._current_graph_task_id() != -1:  # inside backward: it is run again
             raise RefusedError(
-                "gradient checkpointing runs a part of the model again, but without its trained weights and "
-                "grids: the gradients would be wrong. Give it use_reentrant=False and context_fn=tuned.resume"
+                f"{self.path or 'the model'}: gradient checkpointing runs it again without the grids on its "
+                f"edges: the gradients would be wrong. Give it use_reentrant=False and "
+                f"context_fn=tuned.resume, or train without checkpointing"
             )
 
 
@@ -140,11 +142,12 @@ def through(see: See, name: str, value: Any) -> Any:
     return value
 
 
-def hooked(net: nn.Module) -> nn.Module:
-    """The same module, which must be a private copy, with hooks that tell a run where it is."""
+def hooked(net: nn.Module, needed: bool = True) -> nn.Module:
+    """The same module, which must be a private copy, with hooks that tell a run where it is. `needed`: see
+    Enter."""
     for path, module in net.named_modules():
         if not path:
             module.register_forward_pre_hook(Arguments(), prepend=True, with_kwargs=True)
-        module.register_forward_pre_hook(Enter(path), prepend=True)
+        module.register_forward_pre_hook(Enter(path, needed), prepend=True)
         module.register_forward_hook(Leave(), always_call=True)
     return net

@@ -17,6 +17,7 @@ from tersor.forms.form import DIGEST
 from tersor.record.events import Cut, Edit, Group, Note, Set
 from tersor.record.relation import HOW
 
+START = "start"  # in place of a step's name: what is told of the model before the first step
 # What a recipe says of all its steps or of each, and what goes without saying.
 EACH: Mapping[str, Any] = {"seed": 0, "zeros": "*"}
 
@@ -127,7 +128,7 @@ class Ledger:
             return Ledger(self.base, past=self.past[:count])
         here = count - len(self.past)
         recipe = part_of(self.recipe, slice(here))
-        entries = [entry for entry in self.entries if entry.step < count]
+        entries = [entry for entry in self.entries if entry.step < count or entry.name == START]
         seconds = {step: took for step, took in self.seconds.items() if step < count}
         return Ledger(self.base, recipe, entries, self.past, seconds)
 

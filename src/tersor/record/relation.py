@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tersor.dtypes import as_numbers
 from tersor.forms import Form
 from tersor.forms.form import as_bytes
 
@@ -27,7 +28,7 @@ def untrue(how: str, before: Form, after: Form, dtype: torch.dtype) -> str:
         pairs = zip(before.slices(), after.slices(), strict=True)
         same = all(same_bits(old, new) for old, new in pairs)
         return "" if same else "a lossless edit must decode to the same bits"
-    if not all(part.to(dtype).isfinite().all() for part in after.slices()):
+    if not all(as_numbers(part.to(dtype)).isfinite().all() for part in after.slices()):
         return "the new form decodes to NaN or infinity; nothing was changed"
     return ""
 

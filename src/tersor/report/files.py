@@ -52,6 +52,7 @@ def packed(before: Path, after: Path, done: Any) -> dict[str, Any]:
         "tensors": done.tensors,
         "aliases": dict(done.aliases),
         "key": done.key,
+        "left": {kind: list(names) for kind, names in done.left.items()},
         "ignored": dict(done.ignored),
     }
 
@@ -60,6 +61,8 @@ def packed_lines(facts: Facts) -> Iterator[str]:
     yield from lines(facts)
     if facts["aliases"]:
         yield f"stored once: {listing([f'{a} = {b}' for a, b in facts['aliases'].items()])}"
+    for kind, names in facts["left"].items():
+        yield f"left as it is ({kind}): {listing(names)}"
     if facts["key"]:
         yield f"of the checkpoint: {facts['key']}"
     yield from left_out(facts["ignored"])

@@ -23,6 +23,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as states
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from tersor.dtypes import unexported
 from tersor.errors import FormatError, RefusedError, SettingError, StorageError
 from tersor.model.batches import device_of, move, shapes, steady
 from tersor.runtimes.agree import Comparison, Difference, Inputs, as_inputs, outputs, tensors
@@ -182,7 +183,7 @@ def _export(model: nn.Module, inputs: Inputs, dynamic_batch: bool) -> Any:
             way_out = " If its batch size cannot vary, use dynamic_batch=False." if dynamic_batch else ""
             raise RefusedError(
                 f"onnxruntime: {type(model).__name__} cannot be exported with inputs {shapes(inputs)}: "
-                f"{_brief(error)}.{way_out}"
+                f"{_brief(error)}.{unexported(model.state_dict())}{way_out}"
             ) from error
     return program
 

@@ -2,6 +2,7 @@
 
 loss = (1 - share) * task loss + share * T^2 * KL(teacher / T || student / T)       Hinton, Vinyals, Dean 2015
      + feature_weight * mean squared difference of the named layers' outputs        FitNets, Romero 2015
+Where widths differ a linear map from the student's to the teacher's is learned along: model/features.py.
 The teacher is the model as it was given, or another one. Masks, tables and grids stay in force.
 """
 
@@ -13,6 +14,7 @@ from typing import Any, ClassVar
 
 from tersor.core.view import View
 from tersor.errors import SettingError, did_you_mean
+from tersor.model.features import pairs_of
 from tersor.record.events import Group, Note
 from tersor.settings import check
 from tersor.steps.finetune import Finetune
@@ -27,7 +29,7 @@ class Distill(Finetune):
     share: float = 0.7  # of the teacher in the loss, 0 to 1
     lr: float = 1e-3
     teacher: Any = ""  # "" the model as it was given; "file.py:factory"; in Python also a module
-    features: str = ""  # layers whose outputs are matched, as names with commas
+    features: str = ""  # layers whose outputs are matched: "a,b", or "a,b=c" where the teacher's b is its c
     feature_weight: float = 1.0
 
     def __post_init__(self) -> None:
@@ -41,9 +43,9 @@ class Distill(Finetune):
 
     def run(self, view: View) -> Iterator[Group]:
         teacher = teacher_of(self.teacher, view)
-        names = dict(view.plain().named_modules())
-        for name in filter(None, map(str.strip, self.features.split(","))):
-            for side, layers in (("model", names), ("teacher", dict(teacher.named_modules()))):
+        sides = [("model", dict(view.plain().named_modules())), ("teacher", dict(teacher.named_modules()))]
+        for pair in pairs_of(self.features):
+            for name, (side, layers) in zip(pair, sides, strict=True):
                 if name not in layers:
                     raise SettingError(
                         f"distill: features: the {side} has no layer {name!r}; {did_you_mean(name, layers)}"

@@ -17,6 +17,7 @@ from typing import ClassVar, TypeVar
 
 from tersor.core.step import Needs
 from tersor.core.view import View
+from tersor.dtypes import CODED, left_as
 from tersor.encode import shortened
 from tersor.errors import SettingError, did_you_mean
 from tersor.forms import PROFILES, At, Form, uncoded
@@ -51,9 +52,9 @@ class Entropy:
             for number, (site, (plain, after)) in enumerate(zip(left, found, strict=True), 1):
                 form = view.form(site)
                 if after.nbytes >= form.nbytes:
-                    yield of(
-                        site.name, Note(site.name, "skipped", f"no coder shortens its {form.nbytes} bytes")
-                    )
+                    alone = "" if site.dtype in CODED else left_as(site.dtype, coders=True)
+                    said = alone or f"no coder shortens its {form.nbytes} bytes"
+                    yield of(site.name, Note(site.name, "skipped", said))
                 else:
                     said = f"{plain.nbytes} to {after.nbytes} bytes"
                     note = Note(site.name, "done", said, {"before": plain.nbytes, "after": after.nbytes})

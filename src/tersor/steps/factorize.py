@@ -77,7 +77,10 @@ class Factorize(Retrain):
         gram = None
         if self.whiten and view.maybe_task is not None and view.maybe_task.calibrate is not None:
             gram = view.gram(site)
-        left, right = svd_factors(rows, rank) if gram is None else whitened_factors(rows, gram, rank)
+        if gram is not None and site.axis:  # [I, O]: the inputs are the rows here
+            right, left = (factor.T for factor in whitened_factors(rows.T, gram, rank))
+        else:
+            left, right = svd_factors(rows, rank) if gram is None else whitened_factors(rows, gram, rank)
         after = LowRank(Dense(left.contiguous()), Dense(right.reshape(rank, *w.shape[1:]).contiguous()))
         how = "refine" if isinstance(uncoded(form), Dense) else "absorb"
         said = f"rank {rank} of {min(outs, ins)}, {'plain' if gram is None else 'whitened'} SVD"

@@ -30,7 +30,9 @@ FEW = 16  # numbers that are not worth a grid
 BYTE = 127  # largest code in one byte
 APART = 44  # bits of a code stored apart: where it is, and a float
 APART_AT_ALL = 1600  # bits of the form around them
-MORE = 4.0  # bits a number that a bias or norm has beyond a weight, where nothing is known of either
+MORE = (
+    4.0  # bits a number that a bias, norm or position has beyond a weight, where nothing is known of either
+)
 
 FINEST = 32.0  # bits a weight from which the price of a bit is not reckoned any lower
 LEAST = 1e-280  # of a price, and 1 / LEAST the most: beyond any error of floats
@@ -206,18 +208,22 @@ def plan(view: View, site: Site, found: Moments | None, level: float, damp: floa
         return Dense(w)
 
     made.how = refine(before, collect, site.axis)[1]
-    if len(site.shape) <= 1 and math.prod(before.shape) < FEW:
+    if not site.is_weight and math.prod(before.shape) < FEW:
         made.why = f"{math.prod(before.shape)} numbers are not worth a grid"
         return made
     who = f"rdoq: {site.name}"
-    sides = leaf_moments(uncoded(before), *found) if found else iter([(None, None)] * len(shapes))
+    form = uncoded(before)
+    if found and site.axis and any(isinstance(node, LowRank) for _, node in form.walk()):
+        # A product is split along its first axis, whatever the axis of outputs.
+        found = found[::-1] if len(site.shape) == 2 else (None, None)
+    sides = leaf_moments(form, *found) if found else iter([(None, None)] * len(shapes))
     for (w, keep, axis), (rows, columns) in zip(shapes, sides, strict=True):
         flat = to_rows(w.float(), axis).contiguous()
         outs, ins = flat.shape
         if not fits(rows, outs) or not fits(columns, ins):
             rows = columns = None  # a product's factors that do not lie along the rows of the whole
         if rows is None and columns is None:
-            dear = 4.0**MORE if len(site.shape) <= 1 else 1.0
+            dear = 1.0 if site.is_weight else 4.0**MORE
             columns = torch.full((ins,), dear * level / (mean_square(flat) or level), dtype=torch.float64)
         kept = None if keep is None else to_rows(keep, axis)
         made.leaves.append(

@@ -25,7 +25,7 @@ from tersor.settings import check
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """Note accuracy, bytes and bits as they stand, with intervals and tests."""
+    """Note the task's metric, bytes and bits as they stand, with intervals and tests."""
 
     name: ClassVar[str] = "measure"
     lossless: ClassVar[bool] = True

@@ -112,7 +112,7 @@ class Penalize(Retrain):
             text += f"; wanted {round(prices.target)}"
         order = [order_of(found, alone)] if self.arrange else []
         trained = Note("", "trained", text, facts | {"nbytes": now})
-        yield Group("all", (*events, *notes, said, *order, trained))
+        yield Group("all", (*events, *notes, said, *order, trained, *self.stayed(view)))
 
     def priced(self, view: View) -> list[Site]:
         """The weights that `where` means and, with `vectors`, the biases and norms of their layers."""
@@ -136,7 +136,8 @@ class Penalize(Retrain):
             every = links(model, move(example_inputs(view.task, model), torch.device("cpu")))
         except RefusedError as error:
             return [], str(error)
-        found = [one for one in every if layers >= {one.first, *one.norms, one.second}]
+        free = {site.name for site in view.sites.values() if site.layer in layers}
+        found = [one for one in every if free >= {*one.rows, one.columns}]
         return found, "none were found that one layer makes and only one other reads"
 
     def grid(self, w: Tensor, keep: Tensor | None, axis: int) -> Form:
@@ -199,7 +200,8 @@ def order_of(found: list[Link], alone: str) -> Note:
     """What was done about the order of hidden units, or why nothing."""
     if not found:
         return Note("", "skipped", f"hidden units keep their places: {alone}")
-    return Note("", "arranged", f"hidden units in order: those of {', '.join(one.first for one in found)}")
+    first = ", ".join(one.rows[0].removesuffix(".weight") for one in found)
+    return Note("", "arranged", f"hidden units in order: those of {first}")
 
 
 def cleared(view: View, forms: Mapping[str, Form], layers: Collection[str]) -> tuple[dict[str, Form], Note]:

@@ -22,7 +22,15 @@ from tersor.core.view import View
 from tersor.errors import SettingError
 from tersor.forms import At, Dense, Form, Masked, uncoded
 from tersor.forms.form import from_rows, to_rows
-from tersor.maths.scores import cubic, global_keep, lamp_scores, magnitude_keep, n_m_keep, threshold_keep
+from tersor.maths.scores import (
+    cubic,
+    global_keep,
+    lamp_scores,
+    magnitude_keep,
+    n_m_along,
+    n_m_keep,
+    threshold_keep,
+)
 from tersor.model.parts import MaskedPart
 from tersor.model.sites import Site
 from tersor.model.tune import Tuned
@@ -46,7 +54,9 @@ class Prune(Retrain):
     per: str = "tensor"
     group: int = 64  # weights that share a threshold, where per is "group"
     threshold: float | None = None  # cut what is smaller than this, in place of keep and per
-    pattern: str | None = None  # "2:4" keeps 2 of every 4 inputs, in place of keep and per
+    pattern: str | None = (
+        None  # "2:4" keeps 2 of every 4 inputs (of a kernel at each place), not keep and per
+    )
     ramp: float = 0.0  # share of the training over which the mask narrows; 0 cuts at once and then trains
     rounds: int = 1  # times to prune and retrain on the way to keep
     rewind: str = "none"  # each round begins from: "none" the last round's weights, "weights" this step's own
@@ -112,7 +122,7 @@ class Prune(Retrain):
         changed = {name: form for name, form in state.items() if form.digest != view.forms[name].digest}
         notes = (kept_note(site, state[site.name]) for site in sites)
         trained = Note("", "trained", f"{self.rounds} x {self.epochs:g} epochs", facts)
-        yield Group("all", (*view.edits(changed), *notes, trained))
+        yield Group("all", (*view.edits(changed), *notes, trained, *self.stayed(view)))
 
     def wrapped(self, form: Form, site: Site) -> tuple[Form, str]:
         after = self.narrowed([site], {site.name: mask_all(form)}, self.keep)[site.name]
@@ -120,21 +130,33 @@ class Prune(Retrain):
 
     def narrowed(self, sites: list[Site], forms: Mapping[str, Form], share: float) -> dict[str, Form]:
         """The forms with every mask narrowed to `share` of its weights."""
-        units = [at for site in sites for at in masks_of(forms[site.name], site.axis)]
-        keeps = iter(self.choose([to_rows(at.node.decode().abs(), at.axis) for at in units], share))
+        units = [(site, at) for site in sites for at in masks_of(forms[site.name], site.axis)]
+        if self.pattern is not None:
+            keeps = iter([self.patterned(site, at) for site, at in units])
+        else:
+            rows = self.choose([to_rows(at.node.decode().abs(), at.axis) for _, at in units], share)
+            keeps = iter(
+                [from_rows(keep, at.node.shape, at.axis) for keep, (_, at) in zip(rows, units, strict=True)]
+            )
 
         def narrow(at: At) -> Form:
-            keep = from_rows(next(keeps), at.node.shape, at.axis) & mask_of(at.node).decode()
-            return at.node.replace(**{at.node.mask: Dense(keep)})
+            return at.node.replace(**{at.node.mask: Dense(next(keeps) & mask_of(at.node).decode())})
 
         return {site.name: each_mask(forms[site.name], narrow, site.axis) for site in sites}
+
+    def patterned(self, site: Site, at: At) -> Tensor:
+        """N of every M inputs, bool of the mask's shape; where nobody knows them, of every M in a row."""
+        w, (n, m) = at.node.decode().abs(), self.n_m()
+        whole = at.axis == site.axis and w.ndim == len(site.shape)  # no factor of a product
+        along = site.contracted if whole else 1 if w.ndim > 1 else None
+        if along is None:
+            return from_rows(n_m_keep(to_rows(w, at.axis), n, m), at.node.shape, at.axis)
+        return n_m_along(w, n, m, along, site.groups if site.kind == "convtranspose" and whole else 1)
 
     def choose(self, rows: list[Tensor], share: float) -> list[Tensor]:
         """What to keep of each matrix of magnitudes, bool [O, I]."""
         if self.threshold is not None:
             return [threshold_keep(w, self.threshold) for w in rows]
-        if self.pattern is not None:
-            return [n_m_keep(w, *self.n_m()) for w in rows]
         if self.per == "lamp":
             return global_keep([lamp_scores(w) for w in rows], share)
         if self.per == "spread":

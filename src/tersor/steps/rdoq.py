@@ -50,7 +50,7 @@ class Rdoq:
     )
     damp: float = 0.05  # share of the mean curvature that is added to it: for what the data did not show
     passes: int = 1  # over the calibration batches, for the curvature: more are steadier
-    vectors: bool = True  # biases and norms too, where where is "*"
+    vectors: bool = True  # biases, norms and positions too, where where is "*"
     where: str | tuple[str, ...] = "*"  # which sites, as a glob; "!" excludes
 
     def __post_init__(self) -> None:
@@ -65,7 +65,7 @@ class Rdoq:
             self.max_drop is None or 0 <= self.max_drop < math.inf,
             self,
             "max_drop",
-            "it is a loss: 0 or more",
+            "it is a loss of the metric: 0 or more",
         )
         check(self.lam is None or 0 < self.lam < float("inf"), self, "lam", "it is a price: above 0")
         check(0 < self.damp <= 1, self, "damp", "it is a share: 0 < damp <= 1")
@@ -116,7 +116,7 @@ class Rdoq:
     def alone(self, view: View, site: Site) -> tuple[Edit | Note, ...]:
         """One tensor by itself, without data."""
         (plan,) = plans(view, [site], "none", self.damp)
-        return self.events(view, plan, self.search(view, [plan], MORE if len(site.shape) <= 1 else 0))
+        return self.events(view, plan, self.search(view, [plan], 0 if site.is_weight else MORE))
 
     def events(self, view: View, plan: Plan, lam: float) -> tuple[Edit | Note, ...]:
         before = view.form(plan.site)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, cast
 
 from torch import nn
@@ -18,7 +18,10 @@ from tersor.core.step import Needs
 from tersor.core.view import View
 from tersor.errors import SettingError
 from tersor.forms import Form
+from tersor.model.changed import changed
 from tersor.model.fit import OPTIMIZERS, SCHEDULES, Plan
+from tersor.model.frozen import FROZEN, Frozen, frozen_in
+from tersor.model.groups import factors_of
 from tersor.model.named import named
 from tersor.model.sites import Site
 from tersor.record.events import Edit, Note
@@ -40,6 +43,11 @@ class Retrain:
     bf16: bool = False  # forward passes in bfloat16: faster where the CPU or GPU has it
     # Convolutions in channels-last layout: faster on CPUs, for models that do not view() their outputs.
     channels_last: bool = False
+    clip: float | None = None  # largest norm of all gradients together; none does not clip
+    # Globs of weights with factors of lr: "head.*=10,*.bias=0.5"; in YAML and Python also {"head.*": 10}.
+    lr_of: Any = ""
+    # What the model has frozen (requires_grad=False, modules in eval mode): "stay", or "train" all the same.
+    frozen: str = "stay"
     where: str | tuple[str, ...] = field(default="*")  # which sites, as a glob; "!" excludes
 
     def __post_init__(self) -> None:
@@ -50,6 +58,9 @@ class Retrain:
         check(0 <= self.weight_decay < math.inf, self, "weight_decay", "it is 0 or more")
         check_word(self, "schedule", SCHEDULES)
         check_word(self, "optimizer", OPTIMIZERS)
+        check_word(self, "frozen", FROZEN)
+        check(self.clip is None or 0 < self.clip < math.inf, self, "clip", "it is a norm: above 0")
+        object.__setattr__(self, "lr_of", factors_of(self.lr_of, self.name))
         if not self.where:
             raise SettingError(
                 f"{self.name}: where={self.where!r}, but it is a glob such as '*' or 'blocks.*'"
@@ -58,8 +69,25 @@ class Retrain:
     def plan(self) -> Plan:
         return Plan(
             self.epochs, self.lr, self.schedule, self.optimizer, self.weight_decay, self.share,
-            self.temperature, bf16=self.bf16, channels_last=self.channels_last,
+            self.temperature, bf16=self.bf16, channels_last=self.channels_last, clip=self.clip,
+            lr_of=self.lr_of, frozen=self.frozen,
         )  # fmt: skip
+
+    def still(self, view: View) -> Frozen:
+        """What is frozen in the model as it stands."""
+        given = view.state.given
+        found = Frozen() if given is None else frozen_in(changed(given, view.state.changes), view.sites)
+        return found if self.frozen == "stay" else Frozen(outside=found.outside)
+
+    def stayed(self, view: View, learning: Sequence[Site] | None = None) -> tuple[Note, ...]:
+        """A word on what is frozen, or of a dtype that nothing trains: of the sites that were to learn, where
+        these are named."""
+        found = self.still(view)
+        if learning is not None:
+            names = {site.name for site in learning}
+            found = replace(found, tensors=tuple(name for name in found.tensors if name in names), outside=())
+        text, data = found.said()
+        return (Note("", "frozen", text, data),) if text else ()
 
     def retrained(
         self, view: View, edits: Mapping[str, Edit]
@@ -71,18 +99,22 @@ class Retrain:
         after = forms | moved
         hows = {site: edit.how for site, edit in edits.items()}
         found = [Edit(s, view.forms[s], after[s], hows.get(s, "refine")) for s in view.sites if s in after]
-        return after, (*found, Note("", "trained", f"{self.epochs:g} epochs", facts))
+        trained = Note("", "trained", f"{self.epochs:g} epochs", facts)
+        return after, (*found, trained, *self.stayed(view))
 
     def left(
         self, view: View, moved: Mapping[str, Form], learning: Sequence[Site] | None
     ) -> tuple[Note, ...]:
-        """A word on each weight that was to learn and did not, such as one that is zero everywhere."""
+        """A word on each weight that was to learn and did not, such as one that is zero everywhere, and on
+        what is frozen."""
         sites = list(view.sites.values()) if learning is None else learning
-        return tuple(
+        still = self.still(view).tensors
+        notes = (
             Note(site.name, "skipped", "training left it as it was")
             for site in sites
-            if site.is_weight and site.name not in moved
+            if site.is_weight and site.name not in moved and site.name not in still
         )
+        return (*notes, *self.stayed(view, learning))
 
     @property
     def needs(self) -> Needs:

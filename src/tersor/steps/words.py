@@ -102,6 +102,11 @@ def from_words(words: Sequence[str], table: Mapping[str, type], seed: int = 0) -
 
 
 def step_class(word: str, table: Mapping[str, type]) -> type:
+    if word == "trained":
+        raise SettingError(
+            "recipe: 'trained' was a training loop of one's own, which no recipe holds. Run the steps before "
+            "it, train, and run those behind it on what came out"
+        )
     if word not in table:
         raise SettingError(f"recipe: no step {word!r}; {did_you_mean(word, table)}")
     return table[word]

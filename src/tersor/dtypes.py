@@ -1,0 +1,107 @@
+"""Dtypes: what becomes of a tensor of each dtype that PyTorch has. The one table; all others follow from it.
+
+code      its word in a file's header, as safetensors has it; without one no file holds it, and whoever gives
+          such a tensor is told a way out before anything is written
+worked    steps rewrite weights of it, and training moves them; others are stored as they are, and noted
+coded     entropy coders write it as streams; others stay plain
+exported  it may be in a graph for a runtime; a model that computes with others is refused
+A dtype that is not here is held by no file. tests/test_dtypes.py walks those of the PyTorch that is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+BYTES = "x.view(torch.uint8), its bytes"
+PARTS = "torch.view_as_real(x), its parts as floats"
+NUMBERS = "x.dequantize(), or its numbers and scales: x.int_repr(), x.q_scale()"
+
+
+@dataclass(frozen=True)
+class Dtype:
+    """What is done with one dtype."""
+
+    name: str  # "float32"
+    code: str = ""  # "F32"; "": no file holds it
+    worked: bool = False
+    coded: bool = False
+    exported: bool = True  # tensors of it may be in the graph that is written for ONNX Runtime
+    way: str = ""  # what to store instead, where no file holds it
+
+    @property
+    def torch(self) -> torch.dtype:
+        return getattr(torch, self.name)
+
+
+ROWS = (
+    Dtype("bool", "BOOL", coded=True),
+    Dtype("uint8", "U8", coded=True),
+    Dtype("int8", "I8", coded=True),
+    Dtype("uint16", "U16"),
+    Dtype("int16", "I16", coded=True),
+    Dtype("uint32", "U32"),
+    Dtype("int32", "I32", coded=True),
+    Dtype("uint64", "U64"),
+    Dtype("int64", "I64", coded=True),
+    Dtype("float16", "F16", worked=True, coded=True),
+    Dtype("bfloat16", "BF16", worked=True, coded=True),
+    Dtype("float32", "F32", worked=True, coded=True),
+    Dtype("float64", "F64", worked=True, coded=True),
+    Dtype("float8_e4m3fn", "F8_E4M3"),
+    Dtype("float8_e5m2", "F8_E5M2"),
+    Dtype("complex64", "C64"),
+    Dtype("float8_e4m3fnuz", "F8_E4M3FNUZ"),
+    Dtype("float8_e5m2fnuz", "F8_E5M2FNUZ"),
+    Dtype("float8_e8m0fnu", "F8_E8M0", exported=False),
+    Dtype("float4_e2m1fn_x2", way=BYTES),
+    *(Dtype(name, way=PARTS) for name in ("complex32", "bcomplex32", "complex128")),
+    *(Dtype(name, way=BYTES) for name in ("bits8", "bits16", "bits1x8", "bits2x4", "bits4x2")),
+    *(Dtype(f"{sign}int{bits}", way=BYTES) for sign in ("u", "") for bits in range(1, 8)),
+    *(Dtype(name, way=NUMBERS) for name in ("qint8", "quint8", "qint32", "quint4x2", "quint2x4")),
+)
+
+# Of an older PyTorch some are missing, and so are their tensors.
+BY_NAME = {row.name: row for row in ROWS if isinstance(getattr(torch, row.name, None), torch.dtype)}
+BY_DTYPE = {row.torch: row for row in BY_NAME.values()}
+
+CODES = {row.torch: row.code for row in BY_NAME.values() if row.code}  # what files hold
+NAMED = {row.name: row.torch for row in BY_NAME.values() if row.code}
+FLOATS = tuple(row.torch for row in BY_NAME.values() if row.worked)  # what tables, scales and factors are
+INTEGERS = tuple(row.torch for row in BY_NAME.values() if row.coded and not row.worked and row.name != "bool")
+CODED = {row.name: row.torch for row in BY_NAME.values() if row.coded}
+
+
+def unheld(dtype: torch.dtype) -> str:
+    """Why no file holds this dtype, and the way out; empty where files do."""
+    if dtype in CODES:
+        return ""
+    way = BY_DTYPE[dtype].way if dtype in BY_DTYPE else BYTES
+    return f"a {dtype} tensor; a file holds {listed(CODES)}. Store {way}"
+
+
+def unexported(tensors: Mapping[str, Tensor]) -> str:
+    """The tensors that no exported graph can compute with, and the way out; empty where there are none."""
+    names = {
+        name: value.dtype for name, value in tensors.items()
+        if value.dtype in BY_DTYPE and not BY_DTYPE[value.dtype].exported
+    }  # fmt: skip
+    return "".join(f" {name} is {dtype}: give the model x.float()." for name, dtype in names.items())
+
+
+def left_as(dtype: str, *, coders: bool = False) -> str:
+    """What is said of a tensor that a step, or an entropy coder, leaves alone for its dtype."""
+    who = f"coders know {', '.join(CODED)}" if coders else f"steps work on {listed(FLOATS)}"
+    return f"{dtype} is stored as it is: {who}"
+
+
+def listed(dtypes: Iterable[torch.dtype]) -> str:
+    return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+
+
+def as_numbers(value: Tensor) -> Tensor:
+    """The same in a dtype that PyTorch can ask what its values are: it cannot ask floats of 8 bits."""
+    return value.float() if value.dtype.is_floating_point and value.dtype.itemsize == 1 else value

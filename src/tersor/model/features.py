@@ -1,0 +1,154 @@
+"""Features: outputs of a student's layers, and those of a teacher's that they are to be like.
+
+mean squared difference of W x and y      W: none where both have the same width; else a linear map along the
+                                          axis of channels (1x1 on feature maps), from the student's width to
+                                          the teacher's, trained along and dropped afterwards
+Romero 2015 (FitNets). Cost: one batch through both models beforehand, for the shapes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tersor.errors import RefusedError
+from tersor.model.answers import once
+from tersor.model.batches import device_of, evaluating, seeded
+from tersor.model.task import Task
+from tersor.model.tune import Tuned
+
+
+def pairs_of(text: str) -> list[tuple[str, str]]:
+    """(student's layer, teacher's layer) of each word of "a, b=teacher.b"; one name stands for both."""
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    halves = (word.partition("=") for word in words)
+    return [(mine.strip(), theirs.strip() if equals else mine) for mine, equals, theirs in halves]
+
+
+class Along(nn.Linear):
+    """A linear map of one axis."""
+
+    def __init__(self, axis: int, inputs: int, outputs: int):
+        super().__init__(inputs, outputs)
+        self.axis = axis
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.movedim(self.axis, -1)).movedim(-1, self.axis)
+
+
+class Features:
+    """What the named layers of both models gave in the last forward, by the student's name and place."""
+
+    def __init__(self, pairs: list[tuple[str, str]]):
+        self.pairs = pairs
+        self.mine: list[list[Tensor]] = [[] for _ in pairs]  # a layer may run more than once
+        self.theirs: list[list[Tensor]] = [[] for _ in pairs]
+        self.maps = nn.ModuleDict()
+
+    def clear(self) -> None:
+        for found in (*self.mine, *self.theirs):
+            found.clear()
+
+    def distance(self) -> list[Tensor]:
+        """Mean squared differences, one for each time that a layer ran."""
+        found = []
+        for number, (mine, theirs) in enumerate(self.checked()):
+            along = self.maps[f"{number}"] if f"{number}" in self.maps else nn.Identity()
+            for x, y in zip(mine, theirs, strict=True):
+                found.append(F.mse_loss(along(x.float()), y.float()))
+        return found
+
+    def checked(self) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+        """What was caught, pair by pair; RefusedError where a layer gave nothing, or other counts."""
+        for (a, b), mine, theirs in zip(self.pairs, self.mine, self.theirs, strict=True):
+            silent = [name for name, found in ((a, mine), (b, theirs)) if not found]
+            if silent:
+                raise RefusedError(
+                    f"features: {silent[0]} is there, but gave no output: nothing calls it. Name a layer "
+                    f"that is called"
+                )
+            if len(mine) != len(theirs):
+                raise RefusedError(
+                    f"features: {a} runs {len(mine)} times, the teacher's {b} {len(theirs)} times. Name "
+                    f"layers that run as often"
+                )
+            yield mine, theirs
+
+    @contextlib.contextmanager
+    def beside(self, tuned: Tuned) -> Iterator[None]:
+        """The maps as a part of what is trained, for as long as the context lasts: they are in its parameters
+        and in its checkpoints, move with it, and leave no trace in what it folds to."""
+        if self.maps:
+            tuned.maps = self.maps.to(device_of(tuned))
+        try:
+            yield
+        finally:
+            if self.maps:
+                del tuned.maps
+
+    @contextlib.contextmanager
+    def catching(self, tuned: Tuned, teacher: nn.Module | None) -> Iterator[None]:
+        """Collect outputs while the context lasts."""
+        hooks = []
+        sides = [(tuned.net, 0, self.mine), *([(teacher, 1, self.theirs)] if teacher is not None else [])]
+        try:
+            for net, side, lists in sides:
+                for pair, found in zip(self.pairs, lists, strict=True):
+                    layer = net.get_submodule(pair[side])
+                    hooks.append(layer.register_forward_hook(
+                        lambda module, args, output, found=found: found.append(first(output))
+                    ))  # fmt: skip
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+            self.clear()
+
+
+def first(output: object) -> Tensor:
+    """What stands for a layer's output: of several the first."""
+    return output[0] if isinstance(output, tuple) else output  # type: ignore[return-value]
+
+
+def features_of(text: str, tuned: Tuned, teacher: nn.Module | None, task: Task, seed: int) -> Features:
+    """The features that a setting names, with the maps they need; RefusedError where shapes differ in more
+    than the channels."""
+    found = Features(pairs_of(text) if teacher is not None else [])
+    if not found.pairs:
+        return found
+    with found.catching(tuned, teacher), evaluating(tuned):
+        for model in (tuned, teacher):
+            once(task, model, "train")  # type: ignore[arg-type]
+        shapes = [
+            [(tuple(x.shape), tuple(y.shape)) for x, y in zip(*pair, strict=True)] for pair in found.checked()
+        ]
+    for number, (pair, runs) in enumerate(zip(found.pairs, shapes, strict=True)):
+        differ = {between(*pair, *run) for run in runs}
+        if len(differ) > 1:
+            raise RefusedError(
+                f"features: {pair[0]} and the teacher's {pair[1]} run {len(runs)} times with outputs of "
+                f"several widths; name layers of one width"
+            )
+        if map_ := differ.pop():
+            with seeded(seed + number):
+                found.maps[f"{number}"] = Along(*map_)
+    return found
+
+
+def between(
+    mine: str, theirs: str, a: tuple[int, ...], b: tuple[int, ...]
+) -> tuple[int, int, int] | None:  # fmt: skip
+    """(axis, the student's width, the teacher's) where two shapes differ in the axis of channels alone; None
+    for one shape."""
+    axes = [axis for axis in range(min(len(a), len(b))) if a[axis] != b[axis]]
+    if len(a) == len(b) and not axes:
+        return None
+    if len(a) != len(b) or len(axes) != 1 or axes[0] not in (1, len(a) - 1):
+        raise RefusedError(
+            f"features: {mine} gives {list(a)}, the teacher's {theirs} {list(b)}: outputs may differ in the "
+            f"number of channels (axis 1, or the last) and in nothing else. Name layers of one resolution"
+        )
+    return axes[0], a[axes[0]], b[axes[0]]

@@ -1,0 +1,221 @@
+"""Graph: one trace of a model's forward, asked by everyone who must know what a tensor is for.
+
+torch.export, not strict and not decomposed: ATen operators in order, each with the module that ran it and the
+values it made as shapes. In eval mode, for the shapes of one example; nothing is computed.
+Cost: some milliseconds and some kB an operator, a second for a ResNet-50.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+
+from tersor.errors import RefusedError
+from tersor.model.answers import tensors_of
+from tersor.model.batches import evaluating, steady
+from tersor.model.ops import OPS
+
+Inputs = tuple[Any, ...] | dict[str, Any]  # what a model is called with: in order, or by name
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """The operators of one forward, and the model's tensors that they read."""
+
+    program: ExportedProgram
+    paths: Mapping[str, str]  # every name of a module -> its first
+    tensors: Mapping[fx.Node, str]  # placeholders of parameters and buffers -> the first of their names
+
+    @property
+    def nodes(self) -> list[fx.Node]:
+        """The operators, in the order in which they run."""
+        return [node for node in self.program.graph.nodes if node.op == "call_function"]
+
+    @property
+    def inputs(self) -> list[fx.Node]:
+        """The placeholders of the model's arguments, in order."""
+        names = set(self.program.graph_signature.user_inputs)
+        return [node for node in self.program.graph.nodes if node.op == "placeholder" and node.name in names]
+
+    @property
+    def output(self) -> fx.Node:
+        return next(node for node in self.program.graph.nodes if node.op == "output")
+
+    def feed(self, tensors: Mapping[str, Tensor], leaves: Iterable[Any]) -> dict[fx.Node, Any]:
+        """What the placeholders stand for, in order: tensors of a model, by the first of their names, and the
+        leaves of what it is called with."""
+        told, rest = self.program.graph_signature, iter(leaves)
+        constants = {**told.inputs_to_lifted_tensor_constants, **told.inputs_to_lifted_custom_objs}
+        return {
+            node: tensors[self.tensors[node]] if node in self.tensors
+            else self.program.constants[constants[node.name]] if node.name in constants else next(rest)
+            for node in self.program.graph.nodes if node.op == "placeholder"
+        }  # fmt: skip
+
+    def path(self, node: fx.Node) -> str:
+        """The module whose forward calls this operator, by its first name; "" for the model itself."""
+        stack = node.meta.get("nn_module_stack") or {}
+        path = [path for path, _ in stack.values()][-1].split("@")[0] if stack else ""
+        return self.paths[own_name(path)]
+
+    @cached_property
+    def edges(self) -> dict[str, tuple[fx.Node, int | None]]:
+        """What watch.py names, `path/op:k`, as the operator that makes it and, of several, which output."""
+        counts: dict[Any, dict[str, int]] = {}
+        found: dict[str, tuple[fx.Node, int | None]] = {}
+        for node in self.nodes:
+            op, made = OPS.get(op_name(node)), values(node)
+            if op is None or not any(map(floating, made)):
+                continue
+            stack = node.meta.get("nn_module_stack") or {}
+            mine = counts.setdefault(tuple((key, path) for key, (path, _) in stack.items()), {})
+            mine[op] = mine.get(op, -1) + 1
+            name, several = f"{self.path(node)}/{op}:{mine[op]}", isinstance(value(node), (tuple, list))
+            for j, one in enumerate(made):
+                if floating(one):
+                    found.setdefault(f"{name}.{j}" if several else name, (node, j if several else None))
+        return found
+
+    @cached_property
+    def constant(self) -> frozenset[fx.Node]:
+        """What no argument of the model reaches."""
+        reached, memory = set(self.inputs), set(self.inputs)
+        for node in self.nodes:  # what is written in place is reached from there on, and what it is a view of
+            if any(one in reached or viewed_of(one) in memory for one in node.all_input_nodes):
+                reached.add(node)
+                memory |= {viewed_of(one) for one in written(node)}
+        return frozenset(node for node in self.nodes if node not in reached)
+
+    @cached_property
+    def unread(self) -> frozenset[str]:
+        """Parameters and buffers that no answer depends on."""
+        live = {self.output}
+        for node in reversed(list(self.program.graph.nodes)):
+            if node in live or written(node):  # what is written may be read by another name
+                live |= set(node.all_input_nodes)
+        return frozenset(set(self.tensors.values()) - {self.tensors[n] for n in live if n in self.tensors})
+
+
+def traced(model: nn.Module, inputs: Inputs) -> Graph:
+    """The graph of `model(*inputs)`, or of `model(**inputs)`, in eval mode. The model, its modes and all
+    random state are left as they were. RefusedError says why a model cannot be traced."""
+    args, kwargs = ((), inputs) if isinstance(inputs, dict) else (tuple(inputs), {})
+    try:
+        with evaluating(model), steady(), quiet():
+            program = torch.export.export(Answers(model), args, kwargs, strict=False)
+    except Exception as error:  # torch.export raises errors of many kinds, its own and the model's
+        text = next(iter(str(error).splitlines()), "")
+        raise RefusedError(f"torch.export cannot trace the model: {type(error).__name__}: {text}") from error
+    signature, first = program.graph_signature, first_names(model)
+    told = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    told = {placeholder: own_name(name) for placeholder, name in told.items()}
+    tensors = {
+        node: first.get(told[node.name], told[node.name])
+        for node in program.graph.nodes if node.op == "placeholder" and node.name in told
+    }  # fmt: skip
+    once = {id(module): path for path, module in model.named_modules()}
+    paths = {path: once[id(module)] for path, module in model.named_modules(remove_duplicate=False)}
+    return Graph(program, paths, tensors)
+
+
+class Answers(nn.Module):
+    """A model whose answer is a tuple of the tensors in the model's own: caches and other objects that
+    torch.export does not know are opened or left out."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model, self.training = model, False
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+        return tuple(tensors_of(self.model(*args, **kwargs)))
+
+
+def own_name(name: str) -> str:
+    """A name in the model itself, of one in Answers."""
+    return "" if name == "model" else name.removeprefix("model.")
+
+
+def first_names(model: nn.Module) -> dict[str, str]:
+    """Every name of a parameter or buffer -> the first name of the same tensor."""
+    found: dict[str, str] = {}
+    seen: dict[int, str] = {}
+    every = (model.named_parameters, model.named_buffers)
+    for name, tensor in (pair for each in every for pair in each(remove_duplicate=False)):
+        found[name] = seen.setdefault(id(tensor), name)
+    return found
+
+
+def op_name(node: fx.Node) -> str:
+    """ "conv2d" for aten.conv2d.default; a Python function's own name."""
+    packet = getattr(node.target, "overloadpacket", None)
+    return str(getattr(packet or node.target, "__name__", node.target))
+
+
+def value(node: fx.Node) -> Any:
+    """What the operator makes: tensors as shapes, without their numbers."""
+    return node.meta.get("val")
+
+
+def values(node: fx.Node) -> list[Any]:
+    made = value(node)
+    return list(made) if isinstance(made, (tuple, list)) else [made]
+
+
+def floating(made: Any) -> bool:
+    return isinstance(made, Tensor) and made.is_floating_point()
+
+
+def arguments(node: fx.Node) -> dict[str, Any]:
+    """What an ATen operator is given, by the names of its arguments, with defaults; {} of other functions."""
+    told = getattr(getattr(node.target, "_schema", None), "arguments", ())
+    defaults = {a.name: a.default_value for a in told if a.has_default_value()}
+    return defaults | dict(zip((a.name for a in told), node.args, strict=False)) | node.kwargs if told else {}
+
+
+def written(node: fx.Node) -> list[fx.Node]:
+    """The arguments that this operator writes to."""
+    schema = getattr(node.target, "_schema", None)
+    if node.op != "call_function" or schema is None or not schema.is_mutable:
+        return []
+    given, found = arguments(node), []
+    for argument in schema.arguments:
+        one = given.get(argument.name)
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            found += [n for n in (one if isinstance(one, (list, tuple)) else [one]) if isinstance(n, fx.Node)]
+    return found
+
+
+def viewed_of(node: fx.Node) -> fx.Node:
+    """The operator that made the memory which this one shows."""
+    while node.op == "call_function":
+        schema = getattr(node.target, "_schema", None)
+        if schema is None and op_name(node) != "getitem":
+            break
+        shown = schema is None or any(made.alias_info is not None for made in schema.returns)
+        if not shown or not node.args or not isinstance(node.args[0], fx.Node):
+            break
+        node = node.args[0]  # of all operators of ATen that show another's memory the first argument
+    return node
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without what torch.export tells of its own doings."""
+    logger = logging.getLogger("torch")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)  # what fails is raised too
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,110 @@
+"""Moves: where the axes of a parameter are after an operator that hands it on."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from tersor.model.labels import NONE, Labels, aligned, axes_of, blurred, of_size, viewed
+from tersor.model.use import Use
+
+
+def same(use: Use) -> Labels:
+    """Element by element: broadcast, or as it is."""
+    return (
+        aligned(use.labels, use.shape)
+        if len(use.labels) <= len(use.shape)
+        else blurred(use.labels, use.shape)
+    )
+
+
+def view(use: Use) -> Labels:
+    return viewed(use.labels, use.shape)
+
+
+def permute(use: Use) -> Labels:
+    return tuple(use.labels[at] for at in use.arg("dims"))
+
+
+def transpose(use: Use) -> Labels:
+    labels = list(use.labels)
+    keys = [key for key in ("dim0", "dim1", "axis0", "axis1") if key in use.given]
+    a, b = (use.given[key] for key in keys) if keys else (-2, -1)
+    if len(labels) > 1:
+        labels[a], labels[b] = labels[b], labels[a]
+    return tuple(labels)
+
+
+def reverse(use: Use) -> Labels:
+    return use.labels[::-1]
+
+
+def movedim(use: Use) -> Labels:
+    one = use.arg("source", use.arg("src"))
+    two = use.arg("destination", use.arg("dst"))
+    pairs = list(zip([one], [two], strict=True)) if isinstance(one, int) else list(zip(one, two, strict=True))
+    count = len(use.labels)
+    goes = {b % count: a % count for a, b in pairs}
+    rest = iter([at for at in range(count) if at not in goes.values()])
+    return tuple(use.labels[goes[at] if at in goes else next(rest)] for at in range(count))
+
+
+def select(use: Use) -> Labels:
+    at = use.dim()
+    return use.labels[:at] + use.labels[at + 1 :]
+
+
+def resized(use: Use) -> Labels:
+    """slice, narrow, flip, roll, pad, repeat, cat: the axes stay where they are, with other lengths."""
+    missing = tuple(((NONE, 1),) for _ in range(len(use.shape) - len(use.labels)))
+    labels = (*missing, *use.labels)
+    if len(labels) != len(use.shape):
+        return blurred(use.labels, use.shape)
+    return tuple(of_size(dim, size) for dim, size in zip(labels, use.shape, strict=True))
+
+
+def parts(use: Use) -> list[Labels]:
+    """split, chunk: each part has all axes."""
+    made = use.node.meta.get("val") or []
+    return [
+        tuple(of_size(dim, int(size)) for dim, size in zip(use.labels, one.shape, strict=True))
+        for one in made
+    ]
+
+
+def unbind(use: Use) -> list[Labels]:
+    return [select(use)] * len(use.node.meta.get("val") or [])
+
+
+def stack(use: Use) -> Labels:
+    at = use.arg("dim", 0) % len(use.shape)
+    return (*use.labels[:at], ((NONE, use.shape[at]),), *use.labels[at:])
+
+
+def reduced(use: Use) -> Labels:
+    """sum, mean, norm: the axes that are reduced are gone."""
+    dims = use.arg("dim")
+    count = len(use.labels)
+    gone = (
+        set(range(count))
+        if dims in (None, [])
+        else {d % count for d in ([dims] if isinstance(dims, int) else dims)}
+    )
+    if len(use.shape) == count:
+        return tuple(((NONE, 1),) if at in gone else dim for at, dim in enumerate(use.labels))
+    left = tuple(dim for at, dim in enumerate(use.labels) if at not in gone)
+    return left if len(left) == len(use.shape) else blurred(use.labels, use.shape)
+
+
+def looked_up(use: Use) -> Labels:
+    """Rows by constant indices: wherever the indices put them, they are still rows."""
+    at = use.dim() if use.name in ("index_select", "gather") else 0
+    if use.name == "index":
+        places = [n for n, index in enumerate(use.arg("indices") or []) if isinstance(index, fx.Node)]
+        if len(places) != 1:
+            return blurred(use.labels, use.shape)
+        at = places[0]
+    more = len(use.shape) - len(use.labels) + 1
+    if use.slot not in ("weight", "self") or more < 0:
+        return blurred(use.labels, use.shape)
+    rows = tuple(((axes_of(use.labels[at]), size),) for size in use.shape[at : at + more])
+    return use.labels[:at] + rows + use.labels[at + 1 :]

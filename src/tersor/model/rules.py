@@ -1,0 +1,199 @@
+"""Rules: what each operator does with a parameter, in one table that everyone asks.
+
+moves      the operator hands the parameter on, or a part of it: where its axes are then (labels.py)
+decides    the operator uses it: what the parameter is for (roles.py), by the argument that it is
+An operator without a rule that depends on an argument of the model makes a parameter "unknown"; one that
+does not hands it on, with its axes lost where the shape changes. What else is to be known of operators goes
+into this table too, as a field of Rule.
+"""
+
+from __future__ import annotations
+
+from torch import fx
+
+from tersor.model import moves
+from tersor.model.graph import op_name
+from tersor.model.labels import Dim, axes_of
+from tersor.model.use import Decides, Moves, Role, Rule, Use
+
+
+def single(dim: Dim) -> int | None:
+    """The one axis of the parameter that a dimension holds."""
+    axes = axes_of(dim)
+    return next(iter(axes)) if len(axes) == 1 else None
+
+
+def product(use: Use, out: int, contracted: int, word: str = "matrix", groups: int = 1) -> Role:
+    """A weight of a product: its dimension `contracted` is summed over, `out` stays."""
+    labels = use.labels
+    if len(labels) < max(-out, -contracted, out + 1, contracted + 1):
+        return (
+            Role("unknown", why=f"{use.name} with a vector") if use.long > 1 else Role("bias", why=use.name)
+        )
+    inside, outside = axes_of(labels[contracted]), axes_of(labels[out])
+    if not inside and len(outside) <= 1:
+        return Role("scale", why=use.name)  # the same for all inputs: a factor of the weight
+    along = single(labels[contracted])
+    rows = single(labels[out])
+    if rows is None and not outside and len(use.parameter) == 2 and along is not None:
+        rows = 1 - along
+    if along is None or rows is None or along == rows:
+        return Role("unknown", why=f"{use.name} with mixed axes")
+    return Role(word, rows, along, groups, use.name)
+
+
+def added(use: Use) -> Role:
+    return Role("mask" if use.boolean else "position" if use.long > 1 else "bias", why=use.name)
+
+
+def placed(use: Use) -> Role:
+    """A learned input: a query, a token of its own."""
+    return Role("mask" if use.boolean else "position", why=use.name)
+
+
+def linear(use: Use) -> Role:
+    if use.slot == "weight":
+        return product(use, -2, -1)
+    return Role("bias", why=use.name) if use.slot == "bias" else placed(use)
+
+
+def matmul(use: Use) -> Role:
+    """mm, bmm, matmul and those with a sum: left [..., O, I], right [..., I, O]."""
+    if use.slot in ("other", "mat2", "batch2", "vec"):
+        return product(use, -1, -2)
+    if use.slot in ("mat1", "batch1") or "add" not in use.name:
+        return product(use, -2, -1)
+    return added(use)
+
+
+def einsum(use: Use) -> Role:
+    left, _, result = str(use.arg("equation")).replace(" ", "").partition("->")
+    words = left.split(",")
+    letters = words.pop(int(use.slot.partition(".")[2] or 0))
+    if "." in letters or not result or len(letters) != len(use.labels):
+        return Role("unknown", why=f"einsum {use.arg('equation')}")
+    others = set("".join(words))
+    contracted = [at for at, letter in enumerate(letters) if letter not in result and letter in others]
+    outs = [at for at, letter in enumerate(letters) if letter in result and letter not in others]
+    if len(contracted) != 1 or not outs:
+        return Role("unknown", why=f"einsum {use.arg('equation')}")
+    found = [product(use, out, contracted[0]) for out in outs]
+    # Of several axes of outputs the one from which the others can be told: Site.contracted.
+    fit = [role for role in found if role.contracted == last_but(role.axis, len(use.parameter))]
+    return (fit or [Role("unknown", why=f"einsum {use.arg('equation')}")])[-1]
+
+
+def last_but(axis: int, axes: int) -> int | None:
+    """The last axis that is not this one."""
+    return next((at for at in reversed(range(axes)) if at != axis), None)
+
+
+def convolution(use: Use) -> Role:
+    if use.slot == "bias":
+        return Role("bias", why=use.name)
+    if use.slot != "weight":
+        return placed(use)
+    turned = "transpose" in use.name or bool(use.arg("transposed", False))
+    return product(use, *((1, 0) if turned else (0, 1)), "convolution", int(use.arg("groups", 1)))
+
+
+def normalized(use: Use) -> Role | None:
+    if use.slot in ("weight", "running_var"):
+        return Role("scale", why=use.name)
+    if use.slot in ("bias", "running_mean"):
+        return Role("bias", why=use.name)
+    return None if use.constant else placed(use)
+
+
+def prelu(use: Use) -> Role | None:
+    return Role("scale", why=use.name) if use.slot == "weight" else None
+
+
+def recurrent(use: Use) -> Role:
+    """All that is not the input or a state of it: weights [gates * H, I], biases."""
+    head = use.slot.partition(".")[0]
+    if head in ("input", "hx", "data", "batch_sizes"):
+        return placed(use)
+    if len(use.labels) == 1:
+        return Role("bias", why=use.name)
+    return product(use, 0, 1, "recurrent")
+
+
+def attention(use: Use) -> Role | None:
+    return added(use) if use.slot == "attn_mask" else None if use.constant else placed(use)
+
+
+def table(use: Use) -> Role | None:
+    """Rows that indices choose; where the indices are the same for all inputs, places and not data choose."""
+    if use.slot not in ("weight", "self"):
+        return Role("unknown", why=f"indices of {use.name}")
+    if use.constant:
+        return None
+    at = use.dim() if use.name in ("index_select", "gather") else 0
+    if use.name == "index":
+        indices = use.arg("indices") or []
+        at = next((n for n, index in enumerate(indices) if isinstance(index, fx.Node)), 0)
+    rows = single(use.labels[at]) if use.labels else None
+    if rows is None:
+        return Role("unknown", why=f"{use.name} with mixed axes")
+    return Role("table", rows, last_but(rows, len(use.parameter)), why=use.name)
+
+
+def sums(use: Use) -> Role | None:
+    return None if use.constant else added(use)
+
+
+def multiplies(use: Use) -> Role | None:
+    """A product element by element; summed at once it is a product of matrices by hand."""
+    if use.constant:
+        return None
+    if use.long > 1 and any(op_name(user) in ("sum", "mean") for user in use.node.users):
+        return Role("unknown", why=f"{use.name}, then a sum")
+    return Role("mask" if use.boolean else "scale", why=use.name)
+
+
+def chosen(use: Use) -> Role | None:
+    """where, masked_fill: what is chosen, or by what."""
+    if use.slot in ("condition", "mask"):
+        return Role("mask", why=use.name)
+    return None if use.constant else placed(use)
+
+
+def joined(use: Use) -> Role | None:
+    return None if use.constant else placed(use)
+
+
+def rules(names: str, move: Moves | None = None, decides: Decides | None = None) -> dict[str, Rule]:
+    return dict.fromkeys(names.split(), Rule(move, decides))
+
+
+RULES: dict[str, Rule] = {
+    **rules("linear", decides=linear),
+    **rules("matmul mm bmm mv dot addmm baddbmm addbmm addmv", decides=matmul),
+    **rules("einsum", decides=einsum),
+    **rules("conv1d conv2d conv3d convolution", decides=convolution),
+    **rules("conv_transpose1d conv_transpose2d conv_transpose3d", decides=convolution),
+    **rules("embedding index index_select gather", moves.looked_up, table),
+    **rules("embedding_bag _embedding_bag", decides=table),
+    **rules("layer_norm batch_norm group_norm instance_norm rms_norm", moves.same, normalized),
+    **rules("prelu", decides=prelu),
+    **rules("lstm gru rnn_tanh rnn_relu", decides=recurrent),
+    **rules("lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell", decides=recurrent),
+    **rules("scaled_dot_product_attention", decides=attention),
+    **rules("add sub rsub", moves.same, sums),
+    **rules("mul div pow maximum minimum addcmul addcdiv lerp", moves.same, multiplies),
+    **rules("where masked_fill", moves.same, chosen),
+    **rules("cat", moves.resized, joined),
+    **rules("stack", moves.stack, joined),
+    **rules("view reshape flatten unflatten squeeze unsqueeze view_as reshape_as _unsafe_view", moves.view),
+    **rules("permute", moves.permute),
+    **rules("transpose swapaxes swapdims t mT adjoint", moves.transpose),
+    **rules("numpy_T", moves.reverse),
+    **rules("movedim moveaxis", moves.movedim),
+    **rules("select", moves.select),
+    **rules("slice narrow flip roll pad constant_pad_nd repeat tile", moves.resized),
+    **rules("split split_with_sizes chunk tensor_split", moves.parts),
+    **rules("unbind", moves.unbind),
+    **rules("expand expand_as broadcast_to", moves.same),
+    **rules("sum mean amax amin std var norm linalg_vector_norm logsumexp prod", moves.reduced),
+}  # fmt: skip

@@ -1,0 +1,193 @@
+"""A run that was killed goes on with the counters of sampler, data and loader, to the same bits."""
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny import BATCH, TRAIN, tiny
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+
+from tersor.core.run import run
+from tersor.model.counters import Counters, unmoved
+from tersor.model.task import Task
+from tersor.record.journal import Training
+from tersor.steps import Finetune, Quantize
+
+EPOCHS = 3
+
+
+class Killed(Exception):
+    pass
+
+
+class Rows(Dataset):
+    """Samples, and what each look at them moves."""
+
+    def __init__(self, kind: str = "") -> None:
+        t = tiny("mlp")
+        batches = list(t.task.batches("evaluate"))
+        self.x, self.y = (torch.cat(part)[:TRAIN] for part in zip(*batches, strict=True))
+        self.kind, self.count, self.cache = kind, 0, {}
+        self.py, self.np, self.torch = random.Random(1), np.random.default_rng(2), torch.Generator()
+        self.old = np.random.RandomState(3)  # noqa: NPY002
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return TRAIN
+
+    def __getitem__(self, index: int) -> Any:
+        self.count += 1
+        self.cache[index] = True
+        by = {
+            "counts": lambda: self.count / TRAIN, "python": self.py.random, "numpy": self.np.random,
+            "legacy": self.old.rand, "torch": lambda: torch.rand((), generator=self.torch).item(),
+            "epoch": lambda: self.epoch,
+        }.get(self.kind, lambda: 0)()  # fmt: skip
+        return self.x[index] + by, self.y[index]
+
+
+class Told(Rows):
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+
+class Order(Sampler[int]):
+    """Each epoch another order, by its own means."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind, self.epoch = kind, 0
+        self.order = list(range(TRAIN))
+        self.array = np.arange(TRAIN)
+
+    def __len__(self) -> int:
+        return TRAIN
+
+    def __iter__(self) -> Iterator[int]:
+        if self.kind == "list":
+            self.order[:] = [*self.order[3:], *self.order[:3]]
+            return iter(self.order)
+        if self.kind == "array":
+            self.array[:] = np.roll(self.array, 3)
+            return iter(self.array.tolist())
+        order = torch.randperm(TRAIN, generator=torch.Generator().manual_seed(self.epoch)).tolist()
+        if self.kind == "own":
+            self.epoch += 1
+        return iter(order)
+
+
+class Distributed(Order):
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+
+class Loader:
+    """No DataLoader at all."""
+
+    def __init__(self) -> None:
+        self.rows, self.passes = Rows(), 0
+
+    def __iter__(self) -> Iterator[Any]:
+        self.passes += 1
+        for at in range(0, TRAIN, BATCH):
+            yield self.rows.x[at : at + BATCH] * self.passes, self.rows.y[at : at + BATCH]
+
+    def __len__(self) -> int:
+        return TRAIN // BATCH
+
+
+class Stream(IterableDataset):
+    def __init__(self) -> None:
+        self.rows, self.epoch = Rows(), 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[Any]:
+        return ((x + self.epoch, y) for x, y in zip(self.rows.x, self.rows.y, strict=True))
+
+
+def loaded(rows: Any, sampler: Any = None) -> DataLoader:
+    return DataLoader(rows, batch_size=BATCH, sampler=sampler)
+
+
+LOADERS = {
+    "DistributedSampler": lambda: loaded(Rows(), Distributed("set")),
+    "torch's own": lambda: loaded(
+        Rows(), torch.utils.data.DistributedSampler(Rows(), num_replicas=1, rank=0, shuffle=True)
+    ),
+    "a sampler that counts": lambda: loaded(Rows(), Order("own")),
+    "a list shuffled in place": lambda: loaded(Rows(), Order("list")),
+    "an array shuffled in place": lambda: loaded(Rows(), Order("array")),
+    "data that counts": lambda: loaded(Rows("counts")),
+    "data told the epoch": lambda: loaded(Told("epoch")),
+    "random.Random": lambda: loaded(Rows("python")),
+    "numpy's generator": lambda: loaded(Rows("numpy")),
+    "numpy's old generator": lambda: loaded(Rows("legacy")),
+    "torch's generator": lambda: loaded(Rows("torch")),
+    "a subset": lambda: loaded(torch.utils.data.Subset(Rows("counts"), range(TRAIN))),
+    "a loader of one's own": Loader,
+    "a stream": lambda: loaded(Stream()),
+}
+
+
+def task(kind: str) -> Task:
+    return Task("t", evaluate=tiny("mlp").task.evaluate, train=LOADERS[kind](), fingerprint="same")
+
+
+@pytest.mark.parametrize("kind", LOADERS)
+def test_a_resumed_training_has_the_same_bits(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, steps = tiny("mlp").model, [Quantize(epochs=1), Finetune(epochs=EPOCHS, lr=0.05)]
+    whole = run(model, steps, task(kind))
+    save = Training.save
+
+    def dies(self: Any, epoch: int, *args: Any) -> None:
+        save(self, epoch, *args)
+        if epoch == 2:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "save", dies)
+        with pytest.raises(Killed):
+            run(model, steps, task(kind), journal=tmp_path / "j")
+    again = run(model, steps, task(kind), journal=tmp_path / "j", resume=True)
+    assert again.digest == whole.digest
+
+
+def test_each_epoch_is_told() -> None:
+    told: list[int] = []
+
+    class Telling(Distributed):
+        def set_epoch(self, epoch: int) -> None:
+            super().set_epoch(epoch)
+            told.append(epoch)
+
+    loader = loaded(Rows(), Telling("set"))
+    base = tiny("mlp")
+    run(base.model, Finetune(epochs=3), Task("t", evaluate=base.task.evaluate, train=loader))
+    assert list(dict.fromkeys(told)) == [0, 1, 2]
+    assert loader.sampler.epoch == 0, "it is afterwards as it was"
+
+
+def test_a_cache_is_no_counter() -> None:
+    rows = Rows("counts")
+    counters = Counters(loader := loaded(rows))
+    list(loader)
+    assert rows.cache
+    assert counters.facts().keys() == {"loader.dataset.count"}
+    counters.restore({})
+    assert rows.count == 0
+    assert len(rows.cache) == TRAIN
+
+
+def test_a_look_moves_nothing() -> None:
+    loader = Loader()
+    with unmoved(loader):
+        next(iter(loader))
+        assert loader.passes == 1
+    assert loader.passes == 0

@@ -1,0 +1,175 @@
+"""Features of other widths: the learned map against plain PyTorch, refusals, and what is left of it."""
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from interrupted import resumed
+from tiny import Tiny, tiny
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tersor import Distill, RefusedError, SettingError, run
+from tersor.check import check
+from tersor.core.recipe import Recipe
+from tersor.core.state import start
+from tersor.model.features import between, features_of, pairs_of
+from tersor.model.fit import Plan, fit
+from tersor.model.tune import Tuned
+
+
+class Wide(nn.Module):
+    """A conv net whose maps are 13 channels wide, of other names than the student's."""
+
+    def __init__(self, width: int = 13, stride: int = 1) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(1, width, 3, stride, 1)
+        self.norm, self.last = nn.BatchNorm2d(width), nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.norm(self.first(x)).relu().mean((2, 3)))
+
+
+def wide(width: int = 13, stride: int = 1) -> Wide:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        return Wide(width, stride)
+
+
+def tuned_of(t: Tiny) -> Tuned:
+    given = start(t.model)
+    return Tuned(t.model, given.forms, given.sites, [n for n, s in given.sites.items() if s.is_parameter])
+
+
+def test_names_are_pairs() -> None:
+    assert pairs_of("a, b = t.b,c") == [("a", "a"), ("b", "t.b"), ("c", "c")]
+    assert pairs_of("") == []
+
+
+def test_maps_are_trained_along_as_plain_pytorch_does() -> None:
+    """Student, map and optimizer by hand, on the same batches; one pair of another width, one of the same."""
+    t, teacher, lr, weight = tiny("conv"), wide(), 0.02, 0.7
+    t.model.drop.p = 0.0
+    batches = list(t.task.batches("calibrate"))
+    text = "stem=first, head=last"
+    plan = Plan(
+        3, lr, "constant", features=text, feature_weight=weight, share=0.0, weight_decay=0.1, optimizer="sgd"
+    )
+    tuned = tuned_of(t)
+    first = features_of(text, tuned, copy.deepcopy(teacher).eval(), t.task, 5).maps
+    assert {key: tuple(one.weight.shape) for key, one in first.items()} == {"0": (13, 7)}
+    along = copy.deepcopy(first["0"])
+    fit(tuned, replace(t.task, train=batches), plan, seed=5, teacher=copy.deepcopy(teacher))
+    assert not any("maps" in key for key in tuned.state_dict())
+
+    model, teacher = copy.deepcopy(t.model).train(), teacher.eval()
+    caught: dict[str, Tensor] = {}
+    for name in ("stem", "head"):
+        model.get_submodule(name).register_forward_hook(
+            lambda module, args, out, name=name: caught.update({name: out})
+        )
+    every = [*model.parameters(), *along.parameters()]
+    groups = [{"params": [p for p in every if p.ndim > 1], "weight_decay": 0.1},
+              {"params": [p for p in every if p.ndim < 2]}]  # fmt: skip
+    optimizer = torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True)
+    for x, y in batches * 3:
+        optimizer.zero_grad()
+        loss = t.task.loss(model(x), y)
+        with torch.no_grad():
+            a, b = teacher.first(x), teacher(x)
+        seen = F.conv2d(caught["stem"], along.weight[:, :, None, None], along.bias)
+        loss = loss + weight * (F.mse_loss(seen, a) + F.mse_loss(caught["head"], b))
+        loss.backward()
+        optimizer.step()
+    values = {name: form.decode() for name, form in tuned.fold().items()}
+    for name, value in model.named_parameters():
+        torch.testing.assert_close(values[name], value, rtol=1e-3, atol=1e-5)
+
+
+def test_same_widths_have_no_map() -> None:
+    t = tiny("conv")
+    found = features_of("stem=first, block=first", tuned_of(t), wide(7), t.task, 0)
+    assert not found.maps
+
+
+def test_the_axis_is_the_one_that_differs() -> None:
+    assert between("a", "b", (8, 7, 6, 6), (8, 13, 6, 6)) == (1, 7, 13)
+    assert between("a", "b", (8, 6, 16), (8, 6, 20)) == (2, 16, 20)
+    assert between("a", "b", (8, 16), (8, 20)) == (1, 16, 20)
+    assert between("a", "b", (8, 16), (8, 16)) is None
+    for a, b in (
+        ((8, 7, 6, 6), (8, 13, 3, 3)),
+        ((8, 7, 6, 6), (8, 7, 3, 6)),
+        ((8, 7), (8, 7, 1)),
+        ((8, 7), (4, 7)),
+    ):
+        with pytest.raises(RefusedError, match="outputs may differ in the number of channels"):
+            between("a", "b", a, b)
+
+
+@pytest.mark.parametrize("name", ["attention", "lstm"])
+def test_sequences_have_a_map_of_their_last_axis(name: str) -> None:
+    t = tiny(name)
+    layer, width = {"attention": ("norm", 8), "lstm": ("cell", 10)}[name]
+    teacher = copy.deepcopy(t.model)
+    if name == "attention":
+        teacher.norm = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 12))
+        teacher.qkv = nn.Linear(12, 24)
+    else:
+        teacher.cell, teacher.head = nn.LSTM(3, 6, batch_first=True, bidirectional=True), nn.Linear(12, 3)
+    (along,) = features_of(layer, tuned_of(t), teacher, t.task, 0).maps.values()
+    assert (along.axis, along.in_features, along.out_features) == (2, width, 12)
+    result = run(t.model, Distill(epochs=2, features=layer, teacher=teacher), t.task)
+    assert result.nbytes == start(t.model).nbytes
+
+
+def test_what_cannot_be_matched_is_refused_before_anything_trains() -> None:
+    t = tiny("conv")
+    with pytest.raises(RefusedError, match=r"stem gives \[8, 7, 6, 6\], the teacher's first \[8, 13, 3, 3\]"):
+        run(t.model, Distill(features="stem=first", teacher=wide(stride=2)), t.task)
+    with pytest.raises(
+        SettingError, match=r"features: the teacher has no layer 'frist'; did you mean 'first'"
+    ):
+        run(t.model, Distill(features="stem=frist", teacher=wide()), t.task)
+
+    class Twice(Wide):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + super().forward(-x)
+
+    with pytest.raises(RefusedError, match="stem runs 1 times, the teacher's first 2 times"):
+        run(t.model, Distill(features="stem=first", teacher=Twice()), t.task)
+
+
+def test_the_teacher_is_left_as_it_is() -> None:
+    t, teacher = tiny("conv"), wide()
+    before = copy.deepcopy(teacher.state_dict())
+    run(t.model, Distill(epochs=1, features="stem=first", teacher=teacher), t.task)
+    assert all(torch.equal(value, before[key]) for key, value in teacher.state_dict().items())
+
+
+def test_a_dry_run_knows_both_names() -> None:
+    (facts,) = check(Recipe((Distill(features="a.b=c"),)))
+    assert facts["needs"] == "a task with training batches"
+
+
+def test_a_training_that_was_killed_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    t, step = tiny("conv"), Distill(epochs=3, lr=0.02, features="stem=first", teacher=wide())
+    whole = run(t.model, step, t.task)
+    assert resumed(t.model, step, t.task, tmp_path).ledger.digest == whole.ledger.digest
+
+
+def test_a_map_that_does_not_learn_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The map in the loss alone is not enough: its parameters are in the optimizer."""
+    from tersor.model import fit as module
+
+    seen: list[Any] = []
+    make = module.make_optimizer
+    monkeypatch.setattr(module, "make_optimizer", lambda g, plan: seen.extend(g) or make(g, plan))
+    t = tiny("conv")
+    run(t.model, Distill(epochs=1, features="stem=first", teacher=wide()), t.task)
+    shapes = [tuple(p.shape) for group in seen for p in group["params"]]
+    assert (13, 7) in shapes
+    assert (13,) in shapes

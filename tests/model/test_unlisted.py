@@ -1,0 +1,137 @@
+"""What training moves and no state dict lists is refused before it, where answers depend on it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny import tiny
+from torch import Tensor, nn
+
+from tersor.core.run import run
+from tersor.errors import RefusedError
+from tersor.steps import Finetune, Measure
+
+
+class Whitened(nn.Module):
+    """The inputs over a running mean of their magnitudes, as normalizations keep it."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.where, self.body = where, tiny("mlp").model
+        if where == "buffer":
+            self.register_buffer("size", torch.ones(()), persistent=False)
+        elif where == "persistent":
+            self.register_buffer("size", torch.ones(()))
+        elif where == "list":
+            self.kept = {"sizes": [torch.ones(())]}
+        elif where == "array":
+            self.size = np.ones(1, np.float32)
+        else:
+            self.size = torch.ones(()) if where == "tensor" else 1.0
+
+    @property
+    def now(self) -> Any:
+        return self.kept["sizes"][0] if self.where == "list" else self.size
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            mean = x.detach().abs().mean()
+            if self.where == "number":
+                self.size = 0.5 * self.size + 0.5 * float(mean)
+            elif self.where == "array":
+                self.size *= 0.5 + 0.5 * float(mean)
+            elif self.where == "rebound":
+                self.size = 0.5 * self.size + 0.5 * mean
+            else:
+                self.now.mul_(0.5).add_(0.5 * mean)
+        return self.body(x / torch.as_tensor(self.now))
+
+
+@pytest.mark.parametrize(
+    ("where", "name"),
+    [
+        ("buffer", "net.size"), ("tensor", "net.size"), ("number", "net.size"), ("rebound", "net.size"),
+        ("array", "net.size"), ("list", r"net.kept\['sizes'\]\[0\]"),
+    ],
+)  # fmt: skip
+def test_what_training_moves_and_nothing_lists_is_refused(where: str, name: str) -> None:
+    t, steps = tiny("mlp"), []
+
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = Whitened(where)
+
+        def forward(self, x: Tensor) -> Tensor:
+            steps.append(1)
+            return self.net(x)
+
+    with pytest.raises(RefusedError, match=f"{name}: a forward in training changes it.*persistent"):
+        run(Counting(), Finetune(epochs=50), t.task)
+    assert len(steps) < 20, "the training was spent"
+
+
+def test_what_is_listed_is_trained_and_kept() -> None:
+    t = tiny("mlp")
+    result = run(Whitened("persistent"), Finetune(epochs=1), t.task)
+    assert result.forms["size"].decode() != 1
+    assert result.model().size == result.forms["size"].decode()
+
+
+def test_without_training_nothing_is_asked() -> None:
+    t = tiny("mlp")
+    assert run(Whitened("buffer"), Measure(), t.task).ledger.count == 1
+
+
+class Odd(nn.Module):
+    """A module that keeps something beside its parameters, and answers the same without it."""
+
+    def __init__(self, keeps: Callable[["Odd", Tensor], None]) -> None:
+        super().__init__()
+        self.keeps, self.body = keeps, tiny("mlp").model
+        self.register_buffer("table", torch.arange(5.0) + 1, persistent=False)
+        self.register_buffer("cached", torch.ones(1), persistent=False)
+        self.plain, self.count, self.seen = torch.ones(5), 0, None
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.keeps(self, x)
+        return self.body(x * self.table / self.plain)
+
+
+def last(net: Odd, x: Tensor) -> None:
+    net.seen = x * 2  # maps that are looked at afterwards
+
+
+def counted(net: Odd, x: Tensor) -> None:
+    net.count += 1
+
+
+def longer(net: Odd, x: Tensor) -> None:
+    net.register_buffer("cached", torch.arange(float(len(x))), persistent=False)
+
+
+def nothing(net: Odd, x: Tensor) -> None:
+    pass
+
+
+@pytest.mark.parametrize("keeps", [nothing, last, counted, longer])
+def test_tables_and_traces_are_no_state(keeps: Any) -> None:
+    t = tiny("mlp")
+    result = run(Odd(keeps), Finetune(epochs=2, lr=0.01), t.task)
+    assert result.digest != result.ledger.base
+    assert torch.equal(t.out(result.model()), t.out(result.model()))
+
+
+@pytest.mark.parametrize("name", ["mlp", "conv", "attention", "lstm", "mixed"])
+def test_layers_of_torch_are_fine(name: str) -> None:
+    t = tiny(name)
+    assert run(t.model, Finetune(epochs=1), t.task).ledger.count == 1
+
+
+def test_the_given_model_is_not_moved() -> None:
+    t, net = tiny("mlp"), Whitened("buffer")
+    with pytest.raises(RefusedError):
+        run(net.train(), Finetune(epochs=1), t.task)
+    assert net.size == 1
