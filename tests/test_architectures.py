@@ -58,8 +58,8 @@ def depthwise(zoo: ModuleType) -> Any:
 
 
 def backbone() -> nn.Module:
-    net = nn.Sequential(nn.Conv2d(3, 8, 3, 4, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1))
-    net.out_channels = 8  # type: ignore[assignment]
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, 4, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 32, 3, 2, 1))
+    net.out_channels = 32  # type: ignore[assignment]
     return net
 
 
@@ -68,7 +68,7 @@ def segmenter(zoo: ModuleType) -> Any:
         from torchvision.models._utils import IntermediateLayerGetter
         from torchvision.models.segmentation.fcn import FCN, FCNHead
 
-        return FCN(IntermediateLayerGetter(backbone(), {"3": "out"}), FCNHead(8, zoo.CLASSES))
+        return FCN(IntermediateLayerGetter(backbone(), {"3": "out"}), FCNHead(32, zoo.CLASSES))
 
     return zoo.Case("", make, lambda: zoo.segment(32))
 
