@@ -18,8 +18,9 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 import tersor
 from tersor.errors import TaskError
 from tersor.model.batches import evaluating, hash_batch, move, shapes, steady
+from tersor.model.example import example_inputs
 from tersor.model.metrics import accuracy
-from tersor.model.task import Task, example_inputs
+from tersor.model.task import Task
 
 SAMPLES, FEATURES, CLASSES = 23, 5, 3
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
@@ -34,7 +33,6 @@ from tersor.model.batches import (
     shapes,
     steady,
 )
-from tersor.model.decoder import with_decoder
 from tersor.model.frozen import as_trained
 from tersor.model.logits import KINDS, Given, Logits, logits_of
 from tersor.model.losses import batch_loss, default_loss, soft_loss, takes_labels
@@ -201,7 +199,7 @@ class Task:
         with evaluating(model), steady(self.evaluate):
             for done, batch in enumerate(batches, 1):
                 here = move(batch, device)
-                found.append(self._score(self._output(model, here), here))
+                found.append(self._score(self.answer(model, here), here))
                 if watch is not None:
                     watch(done, total)
         if isinstance(found[0], list):
@@ -235,7 +233,7 @@ class Task:
         word = "evaluate" if Needs.SCORES in needs else self.shown
         with evaluating(model), steady(getattr(self, word)):
             batch = move(next(iter(self.batches(word))), device_of(model))
-            output = self._output(model, batch)
+            output = self.answer(model, batch)
             check_answer(self._who, model, batch, output)
             if Needs.SCORES in needs:
                 self._score(output, batch)
@@ -244,14 +242,14 @@ class Task:
         copied = as_trained(copy.deepcopy(model))
         with steady(self.train), torch.enable_grad():
             batch = move(next(iter(self.batches("train"))), device_of(model))
-            output = as_floats(self._output(copied, batch))
+            output = as_floats(self.answer(copied, batch))
             fit = f"output {shapes(output)}, target {shapes(self.maybe_target(batch))}"
             if Needs.LOSS in needs:
                 message = f"{self._who}: the loss does not fit: {fit}"
                 check_loss(self._who, model, fits(lambda: self.loss_of(output, batch), message), fit)
             if Needs.SOFT in needs:
                 with evaluating(copied):  # as a teacher answers
-                    wanted = as_floats(self._output(copied, batch))
+                    wanted = as_floats(self.answer(copied, batch))
                 message = f"{self._who}: what a teacher is compared by does not fit: {fit}"
                 fits(lambda: self.soft_loss(output, wanted, batch, 1.0), message)
 
@@ -284,7 +282,8 @@ class Task:
                 f"{self._who}: the model is a {type(model).__name__}, but it is a torch.nn.Module."
             )
 
-    def _output(self, model: nn.Module, batch: Any) -> Any:
+    def answer(self, model: nn.Module, batch: Any) -> Any:
+        """The same as `run`, with a TaskError that says what does not fit."""
         try:
             return self.run(model, batch)
         except MISFIT as error:
@@ -302,49 +301,6 @@ SIGNATURES = {
     "feed": "feed(model, batch) -> output",
     "target": "target(batch) -> target",
 }
-
-
-def example_inputs(task: Task, model: nn.Module | None = None) -> tuple | dict[str, Any]:
-    """Inputs to trace or export a model with: a tuple in order, or a dict by name.
-
-    The task's `example`; else the first calibration (else evaluation) batch, and with `model` what its
-    decoder is given where that is made of labels. A task that feeds the model its own way needs `model`, to
-    see what it is called with; TaskError without it.
-    """
-    if task.example is not None:
-        given = task.example
-        if isinstance(given, Mapping):
-            return dict(given)
-        return tuple(given) if isinstance(given, (tuple, list)) else (given,)
-    with steady(getattr(task, task.shown)):
-        batch = next(iter(task.batches(task.shown)))
-    if task.feed is None:
-        args, kwargs = task.inputs(batch)
-        if kwargs and model is not None:
-            moved = move(batch, device_of(model))
-            return with_decoder(model, kwargs, lambda: task._output(model, moved))
-        return kwargs or args
-    if model is None:
-        raise TaskError(
-            f"task {task.name!r}: it feeds the model its own way; give example=(input, ...) for export."
-        )
-    seen: list[tuple[tuple, dict[str, Any]]] = []
-    hook = model.register_forward_pre_hook(
-        lambda _, args, kwargs: seen.append((args, kwargs)), with_kwargs=True
-    )
-    try:
-        with evaluating(model):
-            task._output(model, move(batch, device_of(model)))
-    finally:
-        hook.remove()
-    if not seen:
-        raise TaskError(
-            f"task {task.name!r}: feed= did not call the model; give example=(input, ...) for export."
-        )
-    args, kwargs = seen[0]
-    if not kwargs:
-        return args
-    return dict(inspect.signature(model.forward).bind(*args, **kwargs).arguments) if args else kwargs
 
 
 def _count(batches: Any) -> str:

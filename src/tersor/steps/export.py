@@ -41,7 +41,7 @@ class Export:
         return Needs.MODEL | Needs.TASK
 
     def run(self, view: View) -> Iterator[Group]:
-        from tersor.model.task import example_inputs
+        from tersor.model.example import example_inputs
 
         if view.state.grids:
             raise RefusedError(

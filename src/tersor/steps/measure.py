@@ -84,7 +84,7 @@ class Measure:
 
     def times(self, view: View) -> Note:
         from tersor.measure.latency import interleave, ratio
-        from tersor.model.task import example_inputs
+        from tersor.model.example import example_inputs
         from tersor.runtimes import runtime
 
         writer = runtime("onnxruntime")

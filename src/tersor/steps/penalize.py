@@ -27,11 +27,11 @@ from tersor.forms.form import from_rows, to_rows
 from tersor.maths.affine import limits, requantize
 from tersor.maths.units import TINY
 from tersor.model.batches import move
+from tersor.model.example import example_inputs
 from tersor.model.idle import clear
 from tersor.model.order import Link, arranged, links
 from tersor.model.rated import RatedPart
 from tersor.model.sites import Site
-from tersor.model.task import example_inputs
 from tersor.model.tune import Tuned
 from tersor.record.events import Edit, Group, Note
 from tersor.settings import check, check_word

@@ -1,0 +1,57 @@
+"""Example: inputs to trace, export and time a model with, from its task."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from tersor.errors import TaskError
+from tersor.model.batches import device_of, evaluating, move, steady
+from tersor.model.decoder import with_decoder
+from tersor.model.task import Task
+
+
+def example_inputs(task: Task, model: nn.Module | None = None) -> tuple | dict[str, Any]:
+    """Inputs to trace or export a model with: a tuple in order, or a dict by name.
+
+    The task's `example`; else the first calibration (else evaluation) batch, and with `model` what its
+    decoder is given where that is made of labels. A task that feeds the model its own way needs `model`, to
+    see what it is called with; TaskError without it.
+    """
+    if task.example is not None:
+        given = task.example
+        if isinstance(given, Mapping):
+            return dict(given)
+        return tuple(given) if isinstance(given, (tuple, list)) else (given,)
+    with steady(getattr(task, task.shown)):
+        batch = next(iter(task.batches(task.shown)))
+    if task.feed is None:
+        args, kwargs = task.inputs(batch)
+        if kwargs and model is not None:
+            moved = move(batch, device_of(model))
+            return with_decoder(model, kwargs, lambda: task.answer(model, moved))
+        return kwargs or args
+    if model is None:
+        raise TaskError(
+            f"task {task.name!r}: it feeds the model its own way; give example=(input, ...) for export."
+        )
+    seen: list[tuple[tuple, dict[str, Any]]] = []
+    hook = model.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append((args, kwargs)), with_kwargs=True
+    )
+    try:
+        with evaluating(model):
+            task.answer(model, move(batch, device_of(model)))
+    finally:
+        hook.remove()
+    if not seen:
+        raise TaskError(
+            f"task {task.name!r}: feed= did not call the model; give example=(input, ...) for export."
+        )
+    args, kwargs = seen[0]
+    if not kwargs:
+        return args
+    return dict(inspect.signature(model.forward).bind(*args, **kwargs).arguments) if args else kwargs
