@@ -19,7 +19,8 @@ NAME = "decoder_input_ids"
 def with_decoder(model: nn.Module, inputs: dict[str, Any], run: Callable[[], Any]) -> dict[str, Any]:
     """The inputs, with the decoder's where the model makes them while it runs."""
     pair = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
-    decoder = model.get_decoder() if pair and callable(getattr(model, "get_decoder", None)) else None
+    get = getattr(model, "get_decoder", None)
+    decoder = get() if pair and callable(get) else None
     if NAME in inputs or "decoder_inputs_embeds" in inputs or not isinstance(decoder, nn.Module):
         return inputs
     seen: list[Any] = []

@@ -320,8 +320,7 @@ def example_inputs(task: Task, model: nn.Module | None = None) -> tuple | dict[s
     if task.feed is None:
         args, kwargs = task.inputs(batch)
         if kwargs and model is not None:
-            moved = move(batch, device_of(model))
-            return with_decoder(model, kwargs, lambda: task._output(model, moved))
+            return with_decoder(model, kwargs, lambda: task._output(model, move(batch, device_of(model))))
         return kwargs or args
     if model is None:
         raise TaskError(
