@@ -164,8 +164,10 @@ def test_a_weight_trains_where_its_adapter_does() -> None:
         layer.requires_grad_(False)
         parametrize.register_parametrization(layer, "weight", Adapter(*layer.weight.shape))
     model[1].parametrizations.weight[0].requires_grad_(False)
-    given = start(model).plain()
-    assert [layer.weight.requires_grad for layer in given] == [True, False]
+    state = start(model)
+    assert [layer.weight.requires_grad for layer in state.plain()] == [True, False]
+    (note,) = state.ledger.notes("effective")
+    assert "0.weight (Adapter, a part was frozen, and it learns whole), 1.weight (Adapter)" in note.text
 
 
 class Noisy(nn.Module):

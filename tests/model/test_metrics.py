@@ -295,6 +295,9 @@ def test_an_object_of_torchmetrics() -> None:
     assert error.total == 0, "the given object is left alone"
     with pytest.raises(TaskError, match="does not say whether higher is better"):
         Task(evaluate=batches, metric=torchmetrics.CatMetric())
+    several = torchmetrics.MetricCollection([torchmetrics.R2Score(), torchmetrics.MeanSquaredError()])
+    with pytest.raises(TaskError, match="Give one of R2Score, MeanSquaredError"):
+        Task(evaluate=batches, metric=several)
 
 
 def test_mean_average_precision_of_lists_of_detections() -> None:

@@ -52,7 +52,7 @@ def settled(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     for path, module, name, what in work:
         full = f"{path}.{name}" if path else name
         made_of = sources(module, name, what)
-        trained = learned(module, name, made_of)
+        trained, still = learned(module, name, made_of)
         for source in made_of:
             if held[id(source)] > 1:
                 raise RefusedError(
@@ -77,7 +77,8 @@ def settled(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
                 own_class(module)
                 parametrize.remove_parametrizations(module, name, leave_parametrized=True)
         as_parameter(module, name, made_of, trained)
-        by[full] = ", ".join(filter(None, (by.get(full), what)))
+        half = "a part was frozen, and it learns whole" if trained and still else ""
+        by[full] = ", ".join(filter(None, (by.get(full), what, half)))
     return masks, by
 
 
@@ -90,11 +91,13 @@ def plain_of(model: nn.Module, names: Container[str]) -> nn.Module:
     return copy
 
 
-def learned(module: nn.Module, name: str, made_of: list[Tensor]) -> bool:
-    """Whether any parameter that a weight is computed from is trained: an adapter's own too."""
+def learned(module: nn.Module, name: str, made_of: list[Tensor]) -> tuple[bool, bool]:
+    """Whether any parameter that a weight is computed from is trained, and any is not: an adapter's own
+    too."""
     if parametrize.is_parametrized(module, name):
         made_of = list(module.parametrizations[name].parameters())  # type: ignore[index,union-attr]
-    return any(source.requires_grad for source in made_of if isinstance(source, nn.Parameter))
+    grads = [source.requires_grad for source in made_of if isinstance(source, nn.Parameter)]
+    return any(grads), not all(grads)
 
 
 def sources(module: nn.Module, name: str, what: str) -> list[Tensor]:

@@ -119,6 +119,8 @@ def counted(given: Any) -> Metric:
 
     Detectors' outputs and targets are lists with an item for each sample; others are tensors of samples."""
     name = type(given).__name__
+    if isinstance(given, nn.ModuleDict):  # MetricCollection
+        raise TaskError(f"metric: {name} has several metrics, and a task one. Give one of {', '.join(given)}")
     higher = getattr(given, "higher_is_better", None)
     if higher is None:
         raise TaskError(
