@@ -69,6 +69,8 @@ def test_a_mask_stays_where_vectors_are_compressed_too(tmp_path: Path) -> None:
     found = load(tmp_path / "w.tersor").state_dict()
     assert torch.equal(found["h.0.attn.bias"], CAUSAL)
     assert not torch.equal(found["conv.weight"], FILE["conv.weight"])
+    for name in ("mlp.scales", "mlp.down.weight_scale_inv", "mlp.up.weight_scale"):
+        assert torch.equal(found[name], FILE[name]), name
     assert dict(packed.left)["mask"] == ["h.0.attn.bias"]
 
 

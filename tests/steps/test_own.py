@@ -37,6 +37,7 @@ from tersor import (
     undo,
 )  # fmt: skip
 from tersor.core.state import start
+from tersor.errors import SiteError
 from tersor.forms import Affine, Codebook, Dense, LowRank, Masked
 from tersor.forms.grid import Grid
 from tersor.steps.words import dump, from_yaml
@@ -254,6 +255,13 @@ def test_what_comes_back_goes_on_and_goes_into_a_file(tmp_path: Path) -> None:
     text = dump(lock(whole))
     with pytest.raises(SettingError, match="'trained' was a training loop of one's own"):
         from_yaml(text, STEPS)
+
+
+def test_a_module_that_does_not_fit_a_file_is_refused_before_the_loop(tmp_path: Path) -> None:
+    save(run(nn.Linear(5, 3), Prune()), tmp_path / "a.tersor")
+    for other in (nn.Linear(3, 3), nn.Sequential(nn.Linear(5, 3)), nn.Linear(5, 3, bias=False)):
+        with pytest.raises(SiteError):
+            trainable(load(tmp_path / "a.tersor"), other)
 
 
 def test_a_module_that_did_not_learn_changes_nothing() -> None:

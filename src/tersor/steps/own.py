@@ -54,7 +54,9 @@ def trainable(
             "trainable: a file holds weights, not code: give the model too, trainable(state, model)"
         )
     fresh(state.grids)
-    module = state.plain() if state.kept or state.changes else state.given
+    # A module that does not fit a file is refused here, and not in the middle of a loop.
+    plain = state.kept or state.changes or model is not None
+    module = state.plain() if plain else state.given
     still = frozen_in(module, state.sites) if frozen == "stay" else Frozen()
     learn = still.learning(state.sites.values(), "trainable")
     forms = {**state.forms, **masked(state.sites, state.forms, zeros)}  # as the executor does, at the fold

@@ -99,10 +99,12 @@ class Rdoq:
     def sites(self, view: View) -> list[Site]:
         """The weights that are meant, and the other parameters where everything is."""
         chosen = {site.name for site in view.weights(self.where)}
+        # A mask says yes or no; and what a file without its model calls a scale, codes are multiplied with.
+        left = ("mask",) if view.state.given is not None else ("mask", "scale")
         if self.vectors and self.where == "*":
             chosen |= {
                 site.name for site in view.sites.values()
-                if site.is_parameter and site.kind != "mask" and 0 not in site.shape  # a mask says yes or no
+                if site.is_parameter and site.kind not in left and 0 not in site.shape
             }  # fmt: skip
         return [site for site in view.sites.values() if site.name in chosen]
 
