@@ -307,6 +307,13 @@ def test_a_model_is_swept_in_a_process_of_its_own(bench: Take) -> None:
     assert outcome.megabytes > 50
 
 
+@pytest.mark.parametrize(("seconds", "patience"), [(1, 60), (300, 0.003)])
+def test_a_model_that_takes_too_long_is_wrong(bench: Take, seconds: int, patience: float) -> None:
+    """By processor time, and by the clock."""
+    outcome = bench("architectures").apart("gru", seconds, patience)
+    assert (outcome.verdict, outcome.said) == ("wrong", f"not done after {seconds} s")
+
+
 def test_names_are_models_globs_and_families(bench: Take) -> None:
     architectures = bench("architectures")
     assert architectures.chosen(["gru", "lstm*"]) == ["gru", "lstm", "lstm_both_ways"]
@@ -317,10 +324,10 @@ def test_names_are_models_globs_and_families(bench: Take) -> None:
 
 def test_rows_count_families_that_were_swept_whole(bench: Take) -> None:
     architectures = bench("architectures")
-    found = [architectures.Outcome(name, "right") for name in ("gru", "lstm")]
+    found = [architectures.Outcome(name, "right", "", weights=2, done=2) for name in ("gru", "lstm")]
     assert list(architectures.rows(found)) == []
-    found.append(architectures.Outcome("lstm_both_ways", "wrong", "x"))
-    right, wrong = architectures.rows(found)
+    found.append(architectures.Outcome("lstm_both_ways", "wrong", "x", weights=3, done=1))
+    right, wrong, done = architectures.rows(found)
     assert (right.subject, right.value, right.unit, right.note) == (
         "recurrent",
         2,
@@ -328,3 +335,4 @@ def test_rows_count_families_that_were_swept_whole(bench: Take) -> None:
         "lstm_both_ways wrong",
     )
     assert wrong.value == 1
+    assert (done.value, done.unit) == (5, "of 7")
