@@ -1,7 +1,9 @@
 """What all tests share: how hypothesis searches, a guard on torch's global state, where the data is."""
 
 import importlib
+import io
 import os
+import pickle
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -52,6 +54,46 @@ def fresh() -> Iterator[None]:
     if changed:
         listing = ", ".join(f"{name}: {before[name]} -> {after[name]}" for name in changed)
         pytest.fail(f"the test changed torch's global state ({listing})")
+
+
+class Structure(pickle.Pickler):
+    """What a trace depends on: tensors as shapes, and numbers only where they may choose a way."""
+
+    def persistent_id(self, obj: Any) -> Any:
+        if not isinstance(obj, torch.Tensor):
+            return None
+        self.known.append(obj)  # kept, or another one could have its id
+        place = next(at for at, one in enumerate(self.known) if one is obj)
+        numbers = None if obj.is_floating_point() else obj.tolist()
+        return place, tuple(obj.shape), obj.stride(), str(obj.dtype), obj.requires_grad, numbers
+
+    known: list[torch.Tensor]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def traced_once() -> Iterator[None]:
+    """torch.export takes 60 ms, and tests begin some thousand runs with models of few structures: each
+    structure is traced once a worker. Models that do not pickle are traced as ever."""
+    from tersor.model import opened
+
+    traced, graphs = opened.traced, dict[bytes, Any]()
+
+    def remembered(model: Any, inputs: Any) -> Any:
+        data = io.BytesIO()
+        pickler = Structure(data)
+        pickler.known = []
+        try:
+            pickler.dump((model, inputs))
+        except Exception:
+            return traced(model, inputs)
+        key = data.getvalue()
+        if key not in graphs:
+            graphs[key] = traced(model, inputs)
+        return graphs[key]
+
+    opened.traced = remembered
+    yield
+    opened.traced = traced
 
 
 @pytest.fixture(scope="session")
