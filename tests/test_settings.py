@@ -1,14 +1,17 @@
 """Settings from text and back: what YAML, the command line and Python write comes out as one typed value."""
 
-from dataclasses import dataclass
+import typing
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tersor.errors import SettingError, did_you_mean
 from tersor.settings import check, check_word, convert, make, settings_of
+from tersor.steps import STEPS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +53,8 @@ def test_converted(hint: Any, given: Any, want: Any) -> None:
 
 WRONG: list[tuple[Any, Any]] = [
     (float, "half"), (float, True), (float, [0.5]), (float, {}), (float, None), (int, 2.5), (int, "2.5"),
-    (int, True), (int, None), (int, float("nan")), (bool, "maybe"), (bool, 2), (bool, []), (str, True),
+    (int, True), (int, None), (int, float("nan")), (int, float("inf")),
+    (float, 10**400), (bool, "maybe"), (bool, 2), (bool, []), (str, True),
     (str, ["a"]), (str, {"a": 1}), (str, None), (int | None, "x"), (float | None, []),
     (str | tuple[str, ...], [1, 2]), (str | tuple[str, ...], {"a": 1}), (str | tuple[str, ...], None),
 ]  # fmt: skip
@@ -92,3 +96,36 @@ def test_range_and_word() -> None:
 def test_far_words_get_no_guess() -> None:
     assert did_you_mean("zzz", ["row", "group"]) == "Allowed: group, row"
     assert did_you_mean("rwo", ["row", "group"]) == "did you mean 'row'? Allowed: group, row"
+
+
+# By the type that a setting states: what Python may be given that is of none of its types.
+NO_NUMBER: list[Any] = ["1", "x", "", "none", True, [1], {}, object()]
+ODD: dict[Any, list[Any]] = {
+    float: [*NO_NUMBER, None, 10**400], float | None: NO_NUMBER,
+    int: [*NO_NUMBER, None, 2.5, float("inf")], int | None: [*NO_NUMBER, 2.5],
+    bool: ["yes", "", 2, None, [True]], str: [3, None, True, ["a"], b"a"], str | None: [3, True, ["a"], b"a"],
+    str | tuple[str, ...]: [3, None, {"a": 1}, [1], {"a"}, b"a", "", ()],
+    Any: [3, object(), {"a": "x"}, [["a"]]],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "key"), [(kind, f.name) for kind in STEPS.values() for f in fields(kind)])
+def test_a_setting_of_another_type_is_refused(kind: Any, key: str) -> None:
+    for value in ODD[typing.get_type_hints(kind)[key]]:
+        with pytest.raises(SettingError, match=f"^{kind.name}: {key}="):
+            kind(**{key: value})
+
+
+@pytest.mark.parametrize("kind", STEPS.values())
+def test_numbers_of_numpy_and_lists_are_as_python_s_own(kind: Any) -> None:
+    usual = settings_of(kind())
+    wrapped = {int: np.int64, float: np.float64, bool: np.bool_}
+    given = {key: wrapped.get(type(value), lambda x: x)(value) for key, value in usual.items()}
+    if "where" in usual:
+        usual["where"], given["where"] = ["a", "b"], ["a", "b"]
+    made = kind(**given)
+    assert settings_of(made) == usual
+    assert {key: type(value) for key, value in settings_of(made).items()} == {
+        key: type(value) for key, value in usual.items()
+    }
+    assert isinstance(hash(made), int)

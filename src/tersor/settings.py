@@ -10,9 +10,10 @@ import dataclasses
 import types
 import typing
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -76,12 +77,36 @@ def convert(value: Any, hint: Any, who: str) -> Any:
             if option in options:
                 try:
                     number = option(value)
-                except (TypeError, ValueError):
+                except (TypeError, ValueError, OverflowError):
                     continue
                 if option is not int or isinstance(value, str) or number == value:
                     return number
+    raise misfit(value, options, who)
+
+
+def misfit(value: Any, options: Iterable[Any], who: str) -> SettingError:
     names = " or ".join(getattr(option, "__name__", str(option)) for option in options)
-    raise SettingError(f"{who}={value!r}, but it must be {names.replace('NoneType', 'none')}")
+    return SettingError(f"{who}={value!r}, but it must be {names.replace('NoneType', 'none')}")
+
+
+def check_settings(step: Any) -> None:
+    """What holds for every step, first of all in its __post_init__: each setting is of the type that it
+    states, and `where` says something.
+
+    Here a text is no number, for Python has numbers. numpy's become Python's and lists tuples: files and
+    digests hold no others.
+    """
+    hints = typing.get_type_hints(type(step))
+    for name in (f.name for f in dataclasses.fields(step)):
+        value, who = getattr(step, name), f"{step.name}: {name}"
+        given = value.item() if isinstance(value, np.generic) else value
+        meant = convert(given, hints[name], who)
+        if isinstance(given, str) != isinstance(meant, str):
+            raise misfit(value, typing.get_args(hints[name]) or (hints[name],), who)
+        # An int that is meant as a float stays as it was written, for messages; settings_of makes it one.
+        object.__setattr__(step, name, given if isinstance(meant, float) else meant)
+    if not step.where:
+        raise SettingError(f"{step.name}: where={step.where!r}, but it is a glob such as '*' or 'blocks.*'")
 
 
 def check(fine: bool, step: Any, key: str, allowed: str) -> None:
@@ -91,7 +116,7 @@ def check(fine: bool, step: Any, key: str, allowed: str) -> None:
         raise SettingError(f"{step.name}: {key}={getattr(step, key)!r}, but {allowed}")
 
 
-def check_word(step: Any, key: str, allowed: typing.Iterable[str]) -> None:
+def check_word(step: Any, key: str, allowed: Iterable[str]) -> None:
     """Refuse a word that is not in the list, with the nearest one."""
     if getattr(step, key) not in allowed:
         raise SettingError(

@@ -19,10 +19,10 @@ from tersor.core.step import Needs
 from tersor.core.view import View
 from tersor.dtypes import CODED, left_as
 from tersor.encode import shortened
-from tersor.errors import SettingError, did_you_mean
 from tersor.forms import PROFILES, At, Form, uncoded
 from tersor.model.sites import Site, select
 from tersor.record.events import Edit, Group, Note, of
+from tersor.settings import check_settings, check_word
 
 Result = TypeVar("Result")
 
@@ -38,8 +38,8 @@ class Entropy:
     where: str | tuple[str, ...] = "*"  # which sites, as a glob; "*" is everything, buffers too
 
     def __post_init__(self) -> None:
-        if self.coder not in PROFILES:
-            raise SettingError(f"entropy: coder={self.coder!r}; {did_you_mean(self.coder, PROFILES)}")
+        check_settings(self)
+        check_word(self, "coder", PROFILES)
 
     @property
     def needs(self) -> Needs:

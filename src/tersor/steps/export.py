@@ -16,7 +16,7 @@ from tersor.core.view import View
 from tersor.errors import RefusedError, SettingError
 from tersor.record.events import Group, Note
 from tersor.runtimes import RUNTIMES, runtime
-from tersor.settings import check_word
+from tersor.settings import check_settings, check_word
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +30,7 @@ class Export:
     path: str = "model.onnx"  # beside the other results
 
     def __post_init__(self) -> None:
+        check_settings(self)
         check_word(self, "to", RUNTIMES)
         if not self.path or Path(self.path).is_absolute() or ".." in Path(self.path).parts:
             raise SettingError(

@@ -20,7 +20,7 @@ from tersor.core.view import View
 from tersor.measure.bits import bits_of
 from tersor.model.sites import select
 from tersor.record.events import Group, Note
-from tersor.settings import check
+from tersor.settings import check, check_settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,7 @@ class Measure:
     where: str | tuple[str, ...] = "*"  # sites whose bits are noted one by one
 
     def __post_init__(self) -> None:
+        check_settings(self)
         check(self.threads >= 1, self, "threads", "it is a count: 1 or more")
         check(self.batch >= 1, self, "batch", "it is a count of samples: 1 or more")
 

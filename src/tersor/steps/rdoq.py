@@ -22,7 +22,7 @@ from tersor.forms import Form
 from tersor.measure.accuracy import lost
 from tersor.model.sites import Site
 from tersor.record.events import Edit, Group, Note, of
-from tersor.settings import check, check_word
+from tersor.settings import check, check_settings, check_word
 from tersor.steps.budget import largest, least
 from tersor.steps.entropy import Entropy
 from tersor.steps.grids import MORE, PER, Plan, plans
@@ -54,6 +54,7 @@ class Rdoq:
     where: str | tuple[str, ...] = "*"  # which sites, as a glob; "!" excludes
 
     def __post_init__(self) -> None:
+        check_settings(self)
         given = [key for key in TARGETS if getattr(self, key) is not None]
         if len(given) > 1:
             raise SettingError(
@@ -67,13 +68,11 @@ class Rdoq:
             "max_drop",
             "it is a loss of the metric: 0 or more",
         )
-        check(self.lam is None or 0 < self.lam < float("inf"), self, "lam", "it is a price: above 0")
+        check(self.lam is None or 0 < self.lam < math.inf, self, "lam", "it is a price: above 0")
         check(0 < self.damp <= 1, self, "damp", "it is a share: 0 < damp <= 1")
         check(self.passes >= 1, self, "passes", "it is a count: 1 or more")
         check_word(self, "weigh", WEIGH)
         check_word(self, "per", ("auto", *PER))
-        if not self.where:
-            raise SettingError(f"rdoq: where={self.where!r}, but it is a glob such as '*' or 'blocks.*'")
 
     @property
     def needs(self) -> Needs:

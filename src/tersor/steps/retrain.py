@@ -25,7 +25,7 @@ from tersor.model.groups import factors_of
 from tersor.model.named import named
 from tersor.model.sites import Site
 from tersor.record.events import Edit, Note
-from tersor.settings import check, check_word
+from tersor.settings import check, check_settings, check_word
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +51,7 @@ class Retrain:
     where: str | tuple[str, ...] = field(default="*")  # which sites, as a glob; "!" excludes
 
     def __post_init__(self) -> None:
+        check_settings(self)
         check(0 <= self.epochs < math.inf, self, "epochs", "it is a number of passes: 0 or more")
         check(0 < self.lr < math.inf, self, "lr", "it is a learning rate: above 0")
         check(0 <= self.share <= 1, self, "share", "it is the teacher's share of the loss: 0 to 1")
@@ -61,10 +62,6 @@ class Retrain:
         check_word(self, "frozen", FROZEN)
         check(self.clip is None or 0 < self.clip < math.inf, self, "clip", "it is a norm: above 0")
         object.__setattr__(self, "lr_of", factors_of(self.lr_of, self.name))
-        if not self.where:
-            raise SettingError(
-                f"{self.name}: where={self.where!r}, but it is a glob such as '*' or 'blocks.*'"
-            )
 
     def plan(self) -> Plan:
         return Plan(
