@@ -1,7 +1,7 @@
 """Fit: the one training loop, run through Accelerate: one process, several, or a GPU by configuration.
 
-loss = (1 - share) * task loss + share * soft targets (model/losses.py) + features * mean squared difference
-of named layers' outputs    Hinton 2015, Romero 2015
+loss = (1 - share) * task loss + share * soft targets (model/losses.py)      Hinton 2015
+     + feature_weight * mean squared difference of named layers' outputs     Romero 2015
 """
 
 from __future__ import annotations

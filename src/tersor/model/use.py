@@ -15,7 +15,7 @@ from tersor.model.labels import Labels
 class Role:
     """What a parameter is for."""
 
-    word: str  # one of ROLES in roles.py
+    word: str  # listed in the header of roles.py
     axis: int = 0  # of outputs, or of a table's rows
     contracted: int | None = None  # the axis that is summed over; None where none is, or nobody knows
     groups: int = 1  # of a convolution

@@ -1,10 +1,10 @@
 """Factorize: store a weight as the product of two thin factors.
 
-w [O, I] ~ left [O, R] right [R, I]      truncated SVD (Denton 2014); whitened: least error on the layer's
-    own inputs,
-E|(w - left right) x|^2, by the second moment of x from calibration batches (SVD-LLM 2024)
-stored  R * (O + I) numbers in place of O * I; a layer where that is not fewer is left alone, with a note; a
-mask is lost, with a note
+w [O, I] ~ left [O, R] right [R, I]      truncated SVD (Denton 2014)
+whitened  least error on the layer's own inputs, E|(w - left right) x|^2, by the second moment of x from
+          calibration batches (SVD-LLM 2024)
+stored    R * (O + I) numbers in place of O * I. A layer where that is not fewer is left alone, with a note.
+          A note says too where a mask is lost
 """
 
 from __future__ import annotations
@@ -66,9 +66,7 @@ class Factorize(Retrain):
         w = form.decode().float()
         if w.ndim < 2 or w.numel() == 0:
             return (Note(site.name, "skipped", f"shape {list(w.shape)} has no two sides to factorize"),)
-        rows = w.reshape(
-            w.shape[0], -1
-        )  # [O, I]; a transposed convolution is split along its inputs just as well
+        rows = w.flatten(1)  # [O, I]; a transposed convolution is split along its inputs just as well
         rank = self.rank_for(rows)
         outs, ins = rows.shape
         if rank * (outs + ins) >= outs * ins:

@@ -1,10 +1,11 @@
 """Prune: set the least important weights to zero.
 
 w[o, i] -> w[o, i] where |w| is among the largest, else 0       stored: a mask, and what is kept
-per tensor, row or group (one threshold each), global (one for all layers); N of every M inputs; LAMP (Lee
-2021) gradual: the share kept falls by the cubic rule while training, then the mask stands still (Zhu, Gupta
-2017) rounds: prune, retrain, prune on; each round has the learning rate's whole schedule (Renda 2020) or
-begins again from the weights this step was given (Frankle 2019)
+among     a tensor, a row, a group (one threshold each); all layers (one for all), by LAMP score (Lee 2021) or
+          in units of each layer; or N of every M inputs
+gradual   the share kept falls by the cubic rule while training, then the mask stands still (Zhu, Gupta 2017)
+rounds    prune, retrain, prune on; each round has the learning rate's whole schedule (Renda 2020) or begins
+          again from the weights this step was given (Frankle 2019)
 """
 
 from __future__ import annotations
