@@ -75,6 +75,11 @@ def near_few(word: str, names: Collection[str], there_are: str) -> str:
     return f"{text.split('Allowed:')[0]}{there_are} {len(names)}, such as {', '.join(list(names)[:6])}"
 
 
+def first_line(error: Exception) -> str:
+    """What another's error says, in a line."""
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+
+
 def need(package: str, extra: str, why: str) -> MissingError:
     """The error for an optional package that is not there."""
     return MissingError(f"{why} needs the package {package}. Install it with: pip install 'tersor[{extra}]'")

@@ -22,7 +22,7 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor
 
-from tersor.errors import FormatError, SettingError
+from tersor.errors import FormatError, SettingError, first_line
 from tersor.forms import Dense
 from tersor.io.chosen import Chosen, NoSuchKey, choose, under
 from tersor.io.filed import Filed
@@ -338,5 +338,5 @@ def load_torch(path: Path, device: str) -> Any:
                 f"{path}: it is a TorchScript archive (torch.jit.save), which holds code. Where it is "
                 f"loaded, save its tensors alone: torch.save(model.state_dict(), 'weights.pt')"
             ) from None
-        said = (str(error).strip().splitlines() or [""])[0][:200]
+        said = first_line(error)[:200]
         raise FormatError(f"{path}: it cannot be read as a PyTorch checkpoint: {said}") from None

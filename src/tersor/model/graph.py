@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
-from tersor.errors import RefusedError
+from tersor.errors import RefusedError, first_line
 from tersor.model.answers import tensors_of
 from tersor.model.batches import evaluating, steady
 from tersor.model.ops import OPS
@@ -41,11 +41,11 @@ class Graph:
         """The operators, in the order in which they run."""
         return [node for node in self.program.graph.nodes if node.op == "call_function"]
 
-    @property
+    @cached_property
     def inputs(self) -> list[fx.Node]:
         """The placeholders of the model's arguments, in order."""
         names = set(self.program.graph_signature.user_inputs)
-        return [node for node in self.program.graph.nodes if node.op == "placeholder" and node.name in names]
+        return [node for node in placeholders(self.program) if node.name in names]
 
     @property
     def output(self) -> fx.Node:
@@ -59,7 +59,7 @@ class Graph:
         return {
             node: tensors[self.tensors[node]] if node in self.tensors
             else self.program.constants[constants[node.name]] if node.name in constants else next(rest)
-            for node in self.program.graph.nodes if node.op == "placeholder"
+            for node in placeholders(self.program)
         }  # fmt: skip
 
     def path(self, node: fx.Node) -> str:
@@ -110,19 +110,16 @@ def traced(model: nn.Module, inputs: Inputs) -> Graph:
     """The graph of `model(*inputs)`, or of `model(**inputs)`, in eval mode. The model, its modes and all
     random state are left as they were. RefusedError says why a model cannot be traced."""
     args, kwargs = ((), inputs) if isinstance(inputs, dict) else (tuple(inputs), {})
-    try:
-        with evaluating(model), steady(), quiet():
+    with evaluating(model), steady(), quiet():
+        try:
             program = torch.export.export(Answers(model), args, kwargs, strict=False)
-    except Exception as error:  # torch.export raises errors of many kinds, its own and the model's
-        text = next(iter(str(error).splitlines()), "")
-        raise RefusedError(f"torch.export cannot trace the model: {type(error).__name__}: {text}") from error
+        except Exception as error:  # of any kind: torch.export has many of its own, and runs the user's code
+            said = f"{type(error).__name__}: {first_line(error)}"
+            raise RefusedError(f"torch.export cannot trace the model: {said}") from error
     signature, first = program.graph_signature, first_names(model)
     told = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-    told = {placeholder: own_name(name) for placeholder, name in told.items()}
-    tensors = {
-        node: first.get(told[node.name], told[node.name])
-        for node in program.graph.nodes if node.op == "placeholder" and node.name in told
-    }  # fmt: skip
+    named = {node: own_name(told[node.name]) for node in placeholders(program) if node.name in told}
+    tensors = {node: first.get(name, name) for node, name in named.items()}
     once = {id(module): path for path, module in model.named_modules()}
     paths = {path: once[id(module)] for path, module in model.named_modules(remove_duplicate=False)}
     return Graph(program, paths, tensors)
@@ -138,6 +135,11 @@ class Answers(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
         return tuple(tensors_of(self.model(*args, **kwargs)))
+
+
+def placeholders(program: ExportedProgram) -> list[fx.Node]:
+    """What stands for the model's tensors and arguments, in order."""
+    return [node for node in program.graph.nodes if node.op == "placeholder"]
 
 
 def own_name(name: str) -> str:
@@ -176,10 +178,12 @@ def floating(made: Any) -> bool:
 
 
 def arguments(node: fx.Node) -> dict[str, Any]:
-    """What an ATen operator is given, by the names of its arguments, with defaults; {} of other functions."""
+    """What an operator is given, by the names of its arguments, with defaults; of functions that are none of
+    ATen's, by place: "0"."""
     told = getattr(getattr(node.target, "_schema", None), "arguments", ())
     defaults = {a.name: a.default_value for a in told if a.has_default_value()}
-    return defaults | dict(zip((a.name for a in told), node.args, strict=False)) | node.kwargs if told else {}
+    names = [a.name for a in told] or [str(at) for at in range(len(node.args))]
+    return {**defaults, **dict(zip(names, node.args, strict=False)), **node.kwargs}
 
 
 def written(node: fx.Node) -> list[fx.Node]:

@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves, tree_map
 
-from tersor.errors import RefusedError
+from tersor.errors import RefusedError, first_line
 from tersor.model.answers import tensors_of
 from tersor.model.batches import evaluating
 from tersor.model.graph import Graph, Inputs, arguments, floating, traced, value, values, written
@@ -261,7 +261,3 @@ def memory(x: Any) -> int:
 
 def copied(x: Any) -> Any:
     return x.detach().clone() if isinstance(x, Tensor) else x
-
-
-def first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from torch import fx
 
+from tersor.model.graph import values
 from tersor.model.labels import NONE, Labels, aligned, axes_of, blurred, of_size, viewed
 from tersor.model.use import Use
 
 
 def same(use: Use) -> Labels:
     """Element by element: broadcast, or as it is."""
-    return (
-        aligned(use.labels, use.shape)
-        if len(use.labels) <= len(use.shape)
-        else blurred(use.labels, use.shape)
-    )
+    fits = len(use.labels) <= len(use.shape)
+    return aligned(use.labels, use.shape) if fits else blurred(use.labels, use.shape)
 
 
 def view(use: Use) -> Labels:
@@ -64,15 +62,14 @@ def resized(use: Use) -> Labels:
 
 def parts(use: Use) -> list[Labels]:
     """split, chunk: each part has all axes."""
-    made = use.node.meta.get("val") or []
     return [
         tuple(of_size(dim, int(size)) for dim, size in zip(use.labels, one.shape, strict=True))
-        for one in made
+        for one in values(use.node)
     ]
 
 
 def unbind(use: Use) -> list[Labels]:
-    return [select(use)] * len(use.node.meta.get("val") or [])
+    return [select(use)] * len(values(use.node))
 
 
 def stack(use: Use) -> Labels:
@@ -84,11 +81,8 @@ def reduced(use: Use) -> Labels:
     """sum, mean, norm: the axes that are reduced are gone."""
     dims = use.arg("dim")
     count = len(use.labels)
-    gone = (
-        set(range(count))
-        if dims in (None, [])
-        else {d % count for d in ([dims] if isinstance(dims, int) else dims)}
-    )
+    each = range(count) if dims in (None, []) else [dims] if isinstance(dims, int) else dims
+    gone = {d % count for d in each}
     if len(use.shape) == count:
         return tuple(((NONE, 1),) if at in gone else dim for at, dim in enumerate(use.labels))
     left = tuple(dim for at, dim in enumerate(use.labels) if at not in gone)

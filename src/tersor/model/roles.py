@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from tersor.model.graph import Graph, op_name, value, values
+from tersor.model.graph import Graph, arguments, op_name, value, values
 from tersor.model.labels import Labels, blurred, of_shape, together
 from tersor.model.rules import RULES
 from tersor.model.sites import LEFT, Site
@@ -116,17 +116,8 @@ def step(
         labels = found[one]
         if isinstance(labels, list):
             return [Role("unknown", why=name)], None
-        use = Use(
-            name,
-            node,
-            slot,
-            labels,
-            given,
-            tuple(map(int, made[0].shape)),
-            node not in moving,
-            parameter,
-            boolean,
-        )
+        shape = tuple(map(int, made[0].shape))
+        use = Use(name, node, slot, labels, given, shape, node not in moving, parameter, boolean)
         rule = RULES.get(name)
         role = rule.decides(use) if rule is not None and rule.decides is not None else None
         if role is not None:
@@ -140,30 +131,12 @@ def step(
         elif isinstance(value(node), (tuple, list)):
             moved = [blurred(labels, tuple(map(int, one.shape))) for one in made]
         else:
-            moved = labels if len(labels) == len(use.shape) and same_size(use) else blurred(labels, use.shape)
+            moved = labels if shape == tuple(map(int, value(one).shape)) else blurred(labels, shape)
         if isinstance(after, tuple) and isinstance(moved, tuple):
             after = together(after, moved, use.shape)
         else:
             after = moved
     return said, after
-
-
-def same_size(use: Use) -> bool:
-    return use.shape == tuple(map(int, shape_of(use.given, use.slot)))
-
-
-def shape_of(given: Mapping[str, Any], slot: str) -> Iterable[int]:
-    one = next(node for name, node in slots(given) if name == slot)
-    made = value(one)
-    return made.shape if isinstance(made, Tensor) else ()
-
-
-def arguments(node: fx.Node) -> dict[str, Any]:
-    """The operator's arguments by their names."""
-    schema = getattr(node.target, "_schema", None)
-    names = [argument.name for argument in schema.arguments] if schema is not None else []
-    names += [str(at) for at in range(len(names), len(node.args))]
-    return {**dict(zip(names, node.args, strict=False)), **node.kwargs}
 
 
 def slots(given: Mapping[str, Any]) -> list[tuple[str, fx.Node]]:
