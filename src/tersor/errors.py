@@ -75,6 +75,13 @@ def near_few(word: str, names: Collection[str], there_are: str) -> str:
     return f"{text.split('Allowed:')[0]}{there_are} {len(names)}, such as {', '.join(list(names)[:6])}"
 
 
+def few(names: Iterable[str], most: int = 4) -> str:
+    """Some names, and how many more there are."""
+    names = list(names)
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+
+
 def first_line(error: Exception) -> str:
     """What another's error says, in a line."""
     return next(iter(str(error).strip().splitlines()), "") or type(error).__name__

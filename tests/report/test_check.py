@@ -14,7 +14,7 @@ from tersor.core.recipe import Recipe
 from tersor.core.run import run
 from tersor.errors import SettingError, SiteError, TersorError
 from tersor.forms import Coded, Form
-from tersor.report.check import few, lines
+from tersor.report.check import counted, lines
 from tersor.standin import clash, example, globs, stand_in, stand_in_for
 from tersor.steps import STEPS, read_recipe, recipe_from_words
 
@@ -148,7 +148,7 @@ def test_lines_for_people() -> None:
     assert "  bits=4" in told
     assert "  warning: absorbs what step 1 quantize made" in told
     assert told.endswith("2 steps, 1 warning")
-    assert few(list("abcdefghij")) == "10 of them: a, b, c, d, e, f and 4 more"
+    assert counted(list("abcdefghij")) == "10 of them: a, b, c, d, e, f and 4 more"
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from tersor.errors import FormatError, SettingError, did_you_mean
+from tersor.errors import FormatError, SettingError, did_you_mean, few
 
 # By their keys, what a training keeps beside its networks.
 TRAINING = re.compile(r"optim|sched|scaler|sampler|callbacks|loops|rng|random_state|^amp$", re.IGNORECASE)
@@ -195,5 +195,4 @@ def left_out(found: Any, path: Path, flat: Mapping[Names, Any], chosen: set[Name
 
 def listing(names: Mapping[Any, Any]) -> str:
     """Keys in a line that stays short."""
-    shown = ", ".join(repr(str(name)[:60]) for name in list(names)[:SHOWN])
-    return shown if len(names) <= SHOWN else f"{shown} and {len(names) - SHOWN} more"
+    return few((repr(str(name)[:60]) for name in names), SHOWN)

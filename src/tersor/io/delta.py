@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,21 +35,18 @@ from tersor.io.patch import (
     STREAMS,
     TEXT,
     Hashing,
-    dictionary_of,
     in_order,
     large_of,
     slots_of,
-    text_room,
     write,
 )
 from tersor.io.tensors import CHUNK, IN_MEMORY
-from tersor.io.text import dump, parse
+from tersor.io.text import Json, deflate, dump, parse
 from tersor.io.told import ALONE, CHANGE, SAME, Told, movable
 from tersor.record.observer import Observer
 
 SAMPLE = 1 << 14  # elements that tell which array of OLD is nearest
 MOST = 4  # arrays of OLD with another name that are tried
-Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -313,8 +310,7 @@ def wrote(stored: Coded, array: Tensor, keep: Tensor | None) -> str:
 
 def write_patch(file: BinaryIO, told: Finished, before: Parts) -> int:
     """The text and the streams as a safetensors file; returns its bytes."""
-    head = before.head()
-    text, streams = deflate(told.text, head), told.streams
+    text, streams = deflate(told.text, head=before.head()), told.streams
     metadata = {
         PATCH: str(NUMBER), "old": before.digest(), "new": told.new, "size": str(len(told.text)),
         "crc": f"{zlib.crc32(told.text):08x}{streams.crc:08x}",
@@ -325,13 +321,3 @@ def write_patch(file: BinaryIO, told: Finished, before: Parts) -> int:
     for begin in range(0, streams.nbytes, CHUNK):
         file.write(streams.read(begin, min(begin + CHUNK, streams.nbytes)))
     return len(header) + len(text) + streams.nbytes
-
-
-def deflate(text: bytes, head: bytes) -> bytes:
-    """The text in as few bytes as may be, but not fewer than a reader asks for."""
-    for level in (9, 0):
-        packer = zlib.compressobj(level, zlib.DEFLATED, -15, 9, zlib.Z_DEFAULT_STRATEGY, dictionary_of(head))
-        data = packer.compress(text) + packer.flush()
-        if len(text) <= text_room(len(data), head):
-            break
-    return data

@@ -15,7 +15,7 @@ from tersor.core.state import Kept
 from tersor.dtypes import NAMED
 from tersor.errors import FormatError
 from tersor.io.header import Slot, check_shape, natural
-from tersor.io.text import allowed, digest, of_type, only
+from tersor.io.text import Json, allowed, digest, of_type, only
 from tersor.model.changes import Replace, Set
 from tersor.model.sites import Site
 
@@ -26,7 +26,6 @@ INDICES = 1 << 20  # that the lists of any file may name, besides one for each o
 TOO_LARGE = 1 << 31  # whole numbers are below it
 ATTACHMENT = "attachment:"  # before the name of one, in the name of its tensor
 UNFIT = re.compile(r"[\\:\x00-\x1f\x7f]")  # not in the name of an attachment: it may become a file's
-Json = dict[str, Any]
 
 
 class Listed(NamedTuple):

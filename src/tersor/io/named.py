@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor
 
+from tersor.errors import few
 from tersor.io.header import Slot
 from tersor.model.sites import Site
 
@@ -75,10 +76,5 @@ def left_alone(sites: Mapping[str, Site], changed: Collection[str]) -> dict[str,
 
 def left_text(left: Mapping[str, list[str]]) -> str:
     """The same for the ledger, which says nothing of running statistics: no run does."""
-    words = [
-        f"{kind}: {', '.join(names[:LIMIT])}"
-        + (f" and {len(names) - LIMIT} more" if len(names) > LIMIT else "")
-        for kind, names in left.items()
-        if kind != "running statistics"
-    ]
+    words = [f"{kind}: {few(names, LIMIT)}" for kind, names in left.items() if kind != "running statistics"]
     return f"left as it is: {'; '.join(words)}" if words else ""

@@ -28,7 +28,6 @@ from tersor.io.builder import Builder
 from tersor.io.checkpoint import read_from
 from tersor.io.container import TEXT as OWN
 from tersor.io.container import TersorFile
-from tersor.io.dictionary import DICTIONARY
 from tersor.io.document import (
     ATTACHMENT,
     TINY,
@@ -45,7 +44,7 @@ from tersor.io.header import Slot, check_shape, natural, parse_header
 from tersor.io.parts import PATCH, Parts
 from tersor.io.records import ledger_from_json
 from tersor.io.tensors import CHUNK, TensorFile, TensorWriter
-from tersor.io.text import allowed, inflate_up_to, of_type, only, parse
+from tersor.io.text import inflate, of_type, only, parse
 from tersor.io.tiny import Source
 from tersor.io.told import Leaves, Told
 from tersor.io.trees import Places
@@ -129,11 +128,16 @@ def check_base(file: TensorFile, before: Parts) -> None:
 
 def open_patch(file: TensorFile, before: Parts) -> Told:
     """What a patch tells, its checksums compared."""
-    slots, metadata, head = file.slots, file.metadata, before.head()
+    slots, metadata = file.slots, file.metadata
     if slots.keys() != {TEXT, STREAMS} or any(slots[name].dtype != NAMED["uint8"] for name in slots):
         raise FormatError(f"it has not the tensors {TEXT!r} and {STREAMS!r} of U8: it is damaged")
     text, streams = slots[TEXT], slots[STREAMS]
-    raw = inflate(file.bytes(text.begin, text.end), natural(metadata.get("size", "")), head)
+    size = natural(metadata.get("size", ""))
+    if size is None:
+        raise FormatError("its metadata does not tell the size of its text: it is damaged")
+    raw, rest = inflate(file.bytes(text.begin, text.end), size, before.head())
+    if rest:
+        raise FormatError("it is damaged: something follows its text")
     crc = 0
     for begin in range(streams.begin, streams.end, CHUNK):
         crc = zlib.crc32(file.bytes(begin, min(begin + CHUNK, streams.end)), crc)
@@ -144,25 +148,6 @@ def open_patch(file: TensorFile, before: Parts) -> Told:
         return file.bytes(streams.begin + begin, streams.begin + end)
 
     return Told(of_type(parse(raw, "its text"), dict, "its text"), read, streams.nbytes, before)
-
-
-def dictionary_of(head: bytes) -> bytes:
-    """What the text of a patch is deflated with: that of all texts, and what OLD says of its arrays."""
-    return DICTIONARY + head
-
-
-def text_room(nbytes: int, head: bytes) -> int:
-    """The longest text that so many deflated bytes justify."""
-    return allowed(nbytes) + len(head)
-
-
-def inflate(data: bytes, size: int | None, head: bytes) -> bytes:
-    if size is None or not 2 <= size <= text_room(len(data), head):
-        raise FormatError("the size of its text in its metadata is missing, or more than its bytes justify")
-    raw, rest, whole = inflate_up_to(data, size, dictionary_of(head))
-    if len(raw) != size or rest or not whole:
-        raise FormatError(f"its text is not the {size:,} bytes that its metadata tells: it is damaged")
-    return raw
 
 
 def write(told: Told, target: Any, folder: Path, observer: Observer) -> int:

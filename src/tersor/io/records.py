@@ -12,11 +12,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from tersor.errors import FormatError
-from tersor.io.text import digest, dump, of_type, only
+from tersor.io.text import Json, digest, dump, of_type, only
 from tersor.record.ledger import Entry, Ledger
 from tersor.record.relation import HOW
 
-Json = dict[str, Any]
 ROOM, ROOM_A_SITE = 4000, 100  # bytes of a ledger's JSON: in all, and for each site and step
 CLIPPED = 400  # characters of a note's text
 # What is told besides digests: of each how the keys of its data, in order.

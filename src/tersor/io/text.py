@@ -15,6 +15,8 @@ from typing import Any
 from tersor.errors import FormatError
 from tersor.io.dictionary import DICTIONARY
 
+Json = dict[str, Any]  # an object of a text
+
 RATIO, FREE = 32, 65536  # a text may be this many times its deflated bytes, and so long in any case
 NESTED = 64  # brackets in brackets: no reader's stack is tried
 
@@ -73,29 +75,30 @@ def dump(document: Any) -> bytes:
     return json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8")
 
 
-def allowed(nbytes: int) -> int:
-    """The longest text that a tensor of so many bytes justifies."""
-    return FREE + RATIO * nbytes
+def allowed(nbytes: int, head: bytes = b"") -> int:
+    """The longest text that so many bytes justify, and a head of the dictionary beside them."""
+    return FREE + RATIO * nbytes + len(head)
 
 
-def deflate(text: bytes, dictionary: bytes = DICTIONARY) -> bytes:
-    """The text in as few bytes as may be, but not fewer than a reader asks for."""
+def deflate(text: bytes, dictionary: bytes = DICTIONARY, head: bytes = b"") -> bytes:
+    """The text in as few bytes as may be, but not fewer than a reader asks for. `head`: what the dictionary
+    ends with besides; for a patch what OLD says of its arrays."""
     for level in (9, 1, 0):
-        packer = zlib.compressobj(level, zlib.DEFLATED, -15, 9, zlib.Z_DEFAULT_STRATEGY, dictionary)
+        packer = zlib.compressobj(level, zlib.DEFLATED, -15, 9, zlib.Z_DEFAULT_STRATEGY, dictionary + head)
         data = packer.compress(text) + packer.flush()
-        if len(text) <= allowed(len(data)):
+        if len(text) <= allowed(len(data), head):
             break
     return data
 
 
-def inflate(data: bytes, size: int) -> tuple[bytes, bytes]:
+def inflate(data: bytes, size: int, head: bytes = b"") -> tuple[bytes, bytes]:
     """(the text, what follows it). FormatError unless the text is exactly `size` bytes long."""
-    if not 2 <= size <= allowed(len(data)):
+    most = allowed(len(data), head)
+    if not 2 <= size <= most:
         raise FormatError(
-            f"its metadata tells a text of {size:,} bytes, but {len(data):,} bytes justify 2 to "
-            f"{allowed(len(data)):,}"
+            f"its metadata tells a text of {size:,} bytes, but {len(data):,} bytes justify 2 to {most:,}"
         )
-    text, rest, whole = inflate_up_to(data, size, DICTIONARY)
+    text, rest, whole = inflate_up_to(data, size, DICTIONARY + head)
     if len(text) != size or not whole:
         raise FormatError(f"its text is not the {size:,} bytes that the metadata tells: the file is damaged")
     return text, rest

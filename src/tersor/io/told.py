@@ -19,14 +19,13 @@ from tersor.errors import FormatError
 from tersor.forms import PROFILES, Affine, Coded
 from tersor.io.change import fitted, rebuild
 from tersor.io.parts import EvenGrid, Parts, regrid
-from tersor.io.text import of_type, only
+from tersor.io.text import Json, of_type, only
 from tersor.io.trees import Places
 from tersor.io.validate import limit_for
 
 SAME, CHANGE, ALONE = "same", "change", "alone"
 HOWS = (SAME, CHANGE, ALONE)
 KEYS = ("how", "of", "grid", "coder", "keep", "n")
-Json = dict[str, Any]
 Shape = tuple[int, ...]
 
 

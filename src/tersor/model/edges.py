@@ -1,13 +1,12 @@
 """Edges: the tensors between a model's operators, by name, and whether training knows them by the same name.
 
-One forward of a private copy, in eval mode, lists them in order; see watch.py for the names. The order tells
-what lies upstream: an edge depends on nothing that was first read after it.
+One forward of a private copy, in eval mode, lists them in order; see watch.py for the names.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,7 +29,6 @@ class Edge:
     shape: tuple[int, ...]  # in its first use
     dtype: str  # "float32", without "torch."
     uses: int  # how often a forward meets it: a shared module's edges once for each call
-    reads: tuple[str, ...]  # the model's own tensors that were read since the edge before
 
     @property
     def path(self) -> str:
@@ -54,37 +52,19 @@ def parse(name: str) -> tuple[str, str]:
 
 
 class Listing(Run):
-    """A run that lists what it sees, with the tensors that each operator reads."""
+    """A run that lists what it sees."""
 
-    def __init__(self, net: nn.Module):
+    def __init__(self) -> None:
         super().__init__(self.meet, inputs=True)
-        own = [*net.named_parameters(), *net.named_buffers()]
-        self.names = {id(tensor): name for name, tensor in own}
         self.edges: dict[str, Edge] = {}
-        self.fresh: dict[str, None] = {}  # read since the edge before, in order
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for value in flat((args, *(kwargs or {}).values())):
-            if id(value) in self.names:
-                self.fresh[self.names[id(value)]] = None
-        return super().__torch_function__(func, types, args, kwargs)
 
     def meet(self, name: str, x: Tensor) -> Tensor:
         if name in self.edges:
             self.edges[name] = replace(self.edges[name], uses=self.edges[name].uses + 1)
         else:
             dtype = str(x.dtype).removeprefix("torch.")
-            self.edges[name] = Edge(name, tuple(x.shape), dtype, 1, tuple(self.fresh))
-            self.fresh = {}
+            self.edges[name] = Edge(name, tuple(x.shape), dtype, 1)
         return x
-
-
-def flat(values: Iterable[Any]) -> Iterator[Any]:
-    for value in values:
-        if isinstance(value, (tuple, list)):
-            yield from flat(value)
-        else:
-            yield value
 
 
 def edges_of(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str, Edge]:
@@ -100,20 +80,10 @@ def edges_of(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str, Edge]:
 
 def listed(net: nn.Module, call: Call) -> dict[str, Edge]:
     """The edges that `call(net)` meets in the mode that the hooked net is in."""
-    run = Listing(net)
+    run = Listing()
     with steady(), torch.no_grad(), running(run):
         call(net)
     return run.edges
-
-
-def upstream(edges: Mapping[str, Edge], name: str) -> tuple[str, ...]:
-    """The model's tensors that this edge may depend on: all that were first read before it, or for it."""
-    found: dict[str, None] = {}
-    for edge in edges.values():
-        found |= dict.fromkeys(edge.reads)
-        if edge.name == name:
-            return tuple(found)
-    raise SiteError(f"there is no edge {name!r}; {near(name, edges)}")
 
 
 def known(edges: Mapping[str, Edge], names: Iterable[str], who: str) -> None:

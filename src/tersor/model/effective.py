@@ -8,9 +8,7 @@ A pruned weight keeps its mask. What a layer did to a weight while training is g
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Container
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +17,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from tersor.errors import RefusedError
+from tersor.model.batches import evaluating
 from tersor.model.changed import own_copy
 
 Work = tuple[str, nn.Module, str, str]  # (path of a layer, the layer, its weight's name, what computes it)
@@ -59,7 +58,7 @@ def settled(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
                     f"{full}: {what} computes it from a tensor that another layer holds too, so it cannot "
                     f"become a weight of its own. Untie them first, or remove {what} from both"
                 )
-        with as_in_evaluation(module), torch.no_grad():
+        with evaluating(module):  # a spectral norm takes another step each time it is asked in training
             if not torch.equal(getattr(module, name), getattr(module, name)):
                 raise RefusedError(
                     f"{full}: {what} computes another weight each time, so none of them is what runs. Give "
@@ -135,14 +134,3 @@ def counted(model: nn.Module) -> dict[int, int]:
         for tensor in (*module._parameters.values(), *module._buffers.values()):
             found[id(tensor)] = found.get(id(tensor), 0) + 1
     return found
-
-
-@contextmanager
-def as_in_evaluation(module: nn.Module) -> Iterator[Any]:
-    """Spectral norms take another step each time they are asked in training."""
-    modes = [(each, each.training) for each in module.modules()]
-    try:
-        yield module.eval()
-    finally:
-        for each, mode in modes:
-            each.training = mode

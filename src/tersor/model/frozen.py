@@ -15,11 +15,10 @@ from typing import Any
 
 from torch import nn
 
-from tersor.errors import SettingError
+from tersor.errors import SettingError, few
 from tersor.model.sites import Site
 
 FROZEN = ("stay", "train")  # what a training does with what is frozen
-FEW = 4  # names that a text lists
 
 
 @dataclass(frozen=True)
@@ -89,10 +88,3 @@ def outermost(paths: Iterable[str]) -> list[str]:
 def of(names: Iterable[str], what: str) -> str:
     count = len(list(names))
     return f"{count} {what}{'s' * (count != 1)}"
-
-
-def few(names: Iterable[str]) -> str:
-    """Some names, and how many more there are."""
-    names = list(names)
-    more = len(names) - FEW
-    return ", ".join(names[:FEW]) + (f" and {more} more" if more > 0 else "")

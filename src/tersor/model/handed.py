@@ -22,7 +22,8 @@ def handed(model: nn.Module, *, meta: bool = False) -> dict[str, Tensor]:
 
     RefusedError where the state dict gives something else, or lacks what the module has.
     """
-    own = {name: tensor for name, _, _, tensor in registered(model)}
+    every = list(registered(model))
+    own = {name: tensor for name, _, _, tensor in every}
     ids = {id(tensor) for tensor in own.values()}
     found = {}
     for name, value in model.state_dict(keep_vars=True).items():
@@ -30,16 +31,13 @@ def handed(model: nn.Module, *, meta: bool = False) -> dict[str, Tensor]:
             raise RefusedError(f"{name}: the state dict {why}")
         found[name] = value if id(value) in ids else own[name]
     mine = {id(tensor) for tensor in found.values()}
-    for path, module in model.named_modules():
-        for key, tensor in (*module._parameters.items(), *module._buffers.items()):
-            kept = key not in module._non_persistent_buffers_set
-            if tensor is not None and kept and id(tensor) not in mine:
-                name = f"{path}.{key}" if path else key
-                raise RefusedError(
-                    f"{name}: the module has it, its state dict does not: a hook drops it, or state_dict() "
-                    f"is the module's own. What is stored would be another network. Take the hook off, or "
-                    f"say that it is not to be stored: register_buffer(..., persistent=False)"
-                )
+    for name, module, key, tensor in every:
+        if key not in module._non_persistent_buffers_set and id(tensor) not in mine:
+            raise RefusedError(
+                f"{name}: the module has it, its state dict does not: a hook drops it, or state_dict() is "
+                f"the module's own. What is stored would be another network. Take the hook off, or say that "
+                f"it is not to be stored: register_buffer(..., persistent=False)"
+            )
     return found
 
 

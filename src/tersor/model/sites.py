@@ -22,7 +22,7 @@ from tersor.dtypes import FLOATS, as_numbers, left_as
 from tersor.errors import RefusedError, SettingError, SiteError, near_few
 from tersor.forms.form import SLICE
 from tersor.model.attention import Attention
-from tersor.model.handed import handed
+from tersor.model.handed import handed, registered
 from tersor.model.kinds import repeats
 
 LAYERS: tuple[tuple[type[nn.Module] | tuple[type[nn.Module], ...], str], ...] = (
@@ -89,10 +89,7 @@ def sites_of(
     `meta`: tensors without values will do. RefusedError where it gives others than the module's own."""
     if not isinstance(model, nn.Module):
         raise SettingError(f"the model is a {type(model).__name__}, but it must be a torch.nn.Module")
-    owners = {}
-    for path, module in model.named_modules(remove_duplicate=False):
-        for name in (*module._parameters, *module._buffers):
-            owners[f"{path}.{name}" if path else name] = (path, module)
+    owners = {name: module for name, module, _, _ in registered(model)}
     parameters = dict(model.named_parameters(remove_duplicate=False))
     sites, tensors, aliases = {}, {}, {}
     first: dict[int, str] = {}
@@ -106,8 +103,8 @@ def sites_of(
             aliases[name] = first[id(value)]
             continue
         first[id(value)] = name
-        path, module = owners.get(name, ("", model))
-        sites[name] = describe(name, value, module if name in parameters else None, path)
+        layer = name.rpartition(".")[0] if name in owners else ""
+        sites[name] = describe(name, value, owners[name] if name in parameters else None, layer)
         tensors[name] = value.detach()
     return sites, tensors, aliases
 
@@ -145,15 +142,11 @@ def select(sites: Mapping[str, Site], where: str | Iterable[str], who: str) -> l
     with commas); "!" excludes. Globs pick weights; one that matches none picks from the other parameters
     (biases, norms).
     """
-    patterns = [word.strip() for word in where.split(",")] if isinstance(where, str) else list(where)
-    wanted, unwanted = (
-        [p for p in patterns if not p.startswith("!")],
-        [p[1:] for p in patterns if p.startswith("!")],
-    )
+    wanted, unwanted = globs_of(where)
     weights = [site for site in sites.values() if site.is_weight]
     others = [site for site in sites.values() if site.is_parameter and not site.is_weight]
     chosen: dict[str, Site] = {}
-    for pattern in wanted or ["*"]:
+    for pattern in wanted:
         found = matching(weights, pattern) or matching(others, pattern)
         if not found:
             raise SiteError(
@@ -171,6 +164,13 @@ def select(sites: Mapping[str, Site], where: str | Iterable[str], who: str) -> l
     if not chosen:
         raise SiteError(f"{who}: where={where!r} leaves no weight: everything it matches is excluded")
     return [site for name, site in sites.items() if name in chosen]
+
+
+def globs_of(where: str | Iterable[str]) -> tuple[list[str], list[str]]:
+    """(globs that mean sites, globs that exclude them)."""
+    globs = [word.strip() for word in where.split(",")] if isinstance(where, str) else list(where)
+    wanted = [glob for glob in globs if not glob.startswith("!")]
+    return wanted or ["*"], [glob[1:] for glob in globs if glob.startswith("!")]
 
 
 def matching(sites: Iterable[Site], pattern: str) -> list[Site]:

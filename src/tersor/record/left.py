@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from tersor.dtypes import left_as
-from tersor.model.sites import Site
+from tersor.model.sites import Site, globs_of
 from tersor.record.events import Group, Note
 from tersor.record.ledger import Ledger
 
@@ -37,9 +37,5 @@ def left_alone(
 
 def meant(where: str | Collection[str], name: str) -> bool:
     """Whether the globs mean a site of this name, whatever it is."""
-    globs = [glob.strip() for glob in where.split(",")] if isinstance(where, str) else list(where)
-    unwanted = [glob[1:] for glob in globs if glob.startswith("!")]
-    wanted = [glob for glob in globs if not glob.startswith("!")] or ["*"]
-    return any(fnmatchcase(name, glob) for glob in wanted) and not any(
-        fnmatchcase(name, glob) for glob in unwanted
-    )
+    wanted, unwanted = (any(fnmatchcase(name, glob) for glob in globs) for globs in globs_of(where))
+    return wanted and not unwanted

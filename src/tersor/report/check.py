@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from tersor.errors import few
 from tersor.report.console import settings
 
 FEW = 6  # sites named in a line
@@ -22,16 +23,15 @@ def lines(checked: Facts) -> Iterator[str]:
         if facts["needs"]:
             yield f"  needs {facts['needs']}"
         if "sites" in facts:
-            yield f"  works on {few(facts['sites'])}" if facts["sites"] else "  changes no weight"
+            yield f"  works on {counted(facts['sites'])}" if facts["sites"] else "  changes no weight"
         yield from (f"  {note}" for note in facts["notes"])
         for warning in facts["warnings"]:
-            where = f" ({few(warning['sites'])})" if warning["sites"] else ""
+            where = f" ({counted(warning['sites'])})" if warning["sites"] else ""
             yield f"  warning: {warning['text']}{where}"
     count = sum(len(facts["warnings"]) for facts in found)
     yield f"{len(found)} steps, {count} warning{'' if count == 1 else 's'}"
 
 
-def few(sites: list[str]) -> str:
+def counted(sites: list[str]) -> str:
     """Some of the names, and how many there are."""
-    more = f" and {len(sites) - FEW} more" if len(sites) > FEW else ""
-    return f"{len(sites)} of them: {', '.join(sites[:FEW])}{more}" if more else ", ".join(sites)
+    return (f"{len(sites)} of them: " if len(sites) > FEW else "") + few(sites, FEW)

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from tersor.errors import few
 from tersor.measure.accuracy import in_words
 from tersor.measure.nbytes import file_nbytes
 from tersor.report.console import whole
@@ -60,9 +61,9 @@ def packed(before: Path, after: Path, done: Any) -> dict[str, Any]:
 def packed_lines(facts: Facts) -> Iterator[str]:
     yield from lines(facts)
     if facts["aliases"]:
-        yield f"stored once: {listing([f'{a} = {b}' for a, b in facts['aliases'].items()])}"
+        yield f"stored once: {few((f'{a} = {b}' for a, b in facts['aliases'].items()), SHOWN)}"
     for kind, names in facts["left"].items():
-        yield f"left as it is ({kind}): {listing(names)}"
+        yield f"left as it is ({kind}): {few(names, SHOWN)}"
     if facts["key"]:
         yield f"of the checkpoint: {facts['key']}"
     yield from left_out(facts["ignored"])
@@ -70,7 +71,7 @@ def packed_lines(facts: Facts) -> Iterator[str]:
 
 def left_out(ignored: Mapping[str, int | None]) -> Iterator[str]:
     if ignored:
-        yield f"left out: {listing([counted(*item) for item in ignored.items()])}"
+        yield f"left out: {few((counted(*item) for item in ignored.items()), SHOWN)}"
 
 
 def counted(name: str, tensors: int | None) -> str:
@@ -83,12 +84,6 @@ def counted(name: str, tensors: int | None) -> str:
 def rounded_lines(facts: Facts) -> Iterator[str]:
     yield from lines(facts)
     yield f"{facts['task']}: {in_words(facts['accuracy'])}, {facts['max_drop']:g} allowed"
-
-
-def listing(names: list[str]) -> str:
-    """Names in a line that stays short."""
-    shown = ", ".join(names[:SHOWN])
-    return shown if len(names) <= SHOWN else f"{shown} and {len(names) - SHOWN} more"
 
 
 def lines(facts: Facts) -> Iterator[str]:

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from tersor.errors import few
 from tersor.measure.accuracy import SIGNIFICANT
 from tersor.report.console import p_value, ranged, seconds, whole
-from tersor.report.files import listing
+from tersor.report.files import SHOWN
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -167,4 +168,4 @@ def steps(facts: Facts) -> Iterator[str]:
                 reasons.setdefault(f"{event['did']}: {event.get('text', '')}", []).append(name)
             if "masked" in event:
                 reasons.setdefault(f"masked: {event['masked']}", []).append(name)
-        yield from (f"    {listing(names)} {why}" for why, names in reasons.items())
+        yield from (f"    {few(names, SHOWN)} {why}" for why, names in reasons.items())
