@@ -147,17 +147,12 @@ def put_in(module: nn.Module, path: str, key: str | None = None) -> None:
         for pair in (pair for item in tied.items() for pair in (item, item[::-1])):
             if pair[0] not in names and pair[1] in names:  # of tied tensors a file may hold one
                 names[pair[0]] = names[pair[1]]
-        lacking, extra = (
-            [name for name in own if name not in names],
-            [name for name in names if name not in own],
-        )
-        if lacking or extra:
-            what, hint = (
-                (f"it lacks {lacking[0]}, which the model has", way_to(lacking[0], names))
-                if lacking
-                else (f"it has {extra[0]}, which the model lacks", did_you_mean(extra[0], own))
-            )
-            raise RefusedError(f"{path}: {what}; {hint}")
+        if lacking := [name for name in own if name not in names]:
+            hint = way_to(lacking[0], names)
+            raise RefusedError(f"{path}: it lacks {lacking[0]}, which the model has; {hint}")
+        if extra := [name for name in names if name not in own]:
+            hint = did_you_mean(extra[0], own)
+            raise RefusedError(f"{path}: it has {extra[0]}, which the model lacks; {hint}")
         for name, tensor in own.items():
             shape = file.slots[names[name]].shape
             if shape != tuple(tensor.shape):

@@ -10,7 +10,11 @@ from tiny import tiny
 from torch import Tensor, nn
 
 from tersor.core.run import run
+from tersor.core.state import start
 from tersor.errors import RefusedError
+from tersor.model import unlisted
+from tersor.model.tune import Tuned
+from tersor.model.unlisted import check_unlisted
 from tersor.steps import Finetune, Measure
 
 
@@ -71,6 +75,39 @@ def test_what_training_moves_and_nothing_lists_is_refused(where: str, name: str)
     with pytest.raises(RefusedError, match=f"{name}: a forward in training changes it.*persistent"):
         run(Counting(), Finetune(epochs=50), t.task)
     assert len(steps) < 20, "the training was spent"
+
+
+class Growing(nn.Module):
+    """Answers with one tensor more once it has been trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.trained = tiny("mlp").model, False
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        answers = (self.body(x),) * (2 if self.trained else 1)
+        self.trained = self.trained or self.training
+        return answers
+
+
+def tuned_of(model: nn.Module) -> Tuned:
+    state = start(model)
+    assert state.given is not None
+    return Tuned(state.given, state.forms, state.sites, list(state.sites))
+
+
+def test_another_number_of_answers_is_another_answer() -> None:
+    with pytest.raises(RefusedError, match="trained: a forward in training changes it"):
+        check_unlisted(tuned_of(Growing()), tiny("mlp").task)
+
+
+def test_a_fault_of_the_search_is_no_batch_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> bool:
+        raise TypeError("broken")
+
+    monkeypatch.setattr(unlisted, "alike", broken)
+    with pytest.raises(TypeError, match="broken"):
+        check_unlisted(tuned_of(Whitened("number")), tiny("mlp").task)
 
 
 def test_what_is_listed_is_trained_and_kept() -> None:

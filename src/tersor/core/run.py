@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import reduce
+from functools import partial, reduce
 from operator import or_
 from pathlib import Path
 from typing import Any
@@ -150,8 +150,7 @@ class Executor:
     def zeros(self, number: int, step: Any, begin: State) -> Group | None:
         """Masks for zeros that weights came with: all, or those of a step that works site by site."""
         where = step.where if step.needs is Needs.NOTHING else "*"
-        self.keeps = self.recipe.zeros_of(number)  # trials too
-        zeros = NONE if getattr(step, "lossless", False) else self.keeps
+        zeros = NONE if getattr(step, "lossless", False) else self.recipe.zeros_of(number)
         events: list[Event] = []
         for name, after in masked(begin.sites, begin.forms, zeros, where, step.name).items():
             events += [Edit(name, begin.forms[name], after, "wrap"), Note(name, "masked", HELD)]
@@ -176,12 +175,12 @@ class Executor:
         place = f"{self.path}{number}" if self.path else f"{at}"
         return self.view_type(
             begin, self.task, step.name, place, self.recipe.seed_of(number), self.observer, self.out,
-            self.journal, done, found, self.trial,
+            self.journal, done, found, partial(self.trial, self.recipe.zeros_of(number)),
         )  # fmt: skip
 
-    def trial(self, view: View, steps: Iterable[Any]) -> tuple[dict[str, Any], State]:
-        """Run steps on the side; see View.trial."""
-        recipe, path = as_recipe(steps, view.seed, self.keeps), f"{view.step}.{view.place}"
+    def trial(self, zeros: str, view: View, steps: Iterable[Any]) -> tuple[dict[str, Any], State]:
+        """Run steps on the side, with the `zeros` of the step that asks; see View.trial."""
+        recipe, path = as_recipe(steps, view.seed, zeros), f"{view.step}.{view.place}"
         with ExitStack() as stack:
             kept = None
             if self.journal is not None:

@@ -35,9 +35,12 @@ def check_unlisted(tuned: Tuned, task: Task) -> None:
     with steady(loader), unmoved(loader):
         batch = move(next(iter(loader), None), device_of(tuned))
 
-    def answers(net: Tuned) -> list[Tensor]:
+    def answers(net: Tuned) -> list[Tensor] | None:
         with seeded(0), torch.enable_grad():
-            return [answer.detach() for answer in tensors_of(task.run(net, batch))]
+            try:
+                return [answer.detach() for answer in tensors_of(task.run(net, batch))]
+            except MISFIT:
+                return None  # a batch that does not fit: the training says so better
 
     def worn() -> Tuned:
         """As a batch leaves it, but for what a state dict lists."""
@@ -46,14 +49,13 @@ def check_unlisted(tuned: Tuned, task: Task) -> None:
         net.load_state_dict(tuned.state_dict())
         return net
 
-    try:
-        names = changed(tuned.net, worn().net)
-        for training in (False, True) if names else ():
-            pair = answers(copy.deepcopy(tuned).train(training)), answers(worn().train(training))
-            if not all(map(same, *pair)):
-                refuse(names)
-    except MISFIT:
-        return  # a batch that does not fit: the training says so better
+    names = changed(tuned.net, worn().net)
+    for training in (False, True) if names else ():
+        fresh, after = answers(copy.deepcopy(tuned).train(training)), answers(worn().train(training))
+        if fresh is None or after is None:
+            return
+        if len(fresh) != len(after) or not all(map(same, fresh, after)):
+            refuse(names)
 
 
 def refuse(names: list[str]) -> None:
