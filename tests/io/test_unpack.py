@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from threading import Event, get_ident
+from threading import Event, Timer, get_ident
 from typing import Any
 
 import pytest
@@ -120,6 +120,30 @@ def test_first_error_ends_all() -> None:
     with pytest.raises(FormatError, match="three"):
         next(jobs)
     assert max(begun) < 20
+
+
+@pytest.mark.parametrize(("error", "at_once"), [(KeyboardInterrupt(), True), (FormatError("one"), False)])
+def test_an_interrupt_waits_for_no_turn(error: BaseException, at_once: bool) -> None:
+    """What the caller's own work raises, while another thread is at the job before."""
+    mine, begun, busy, go = get_ident(), [], Event(), Event()
+
+    def work(item: int, _: object) -> int:
+        if get_ident() != mine:
+            busy.set()
+            go.wait(30)
+            return item
+        begun.append(item)
+        if len(begun) == 1:
+            Timer(0.2, go.set).start()
+            raise error
+        return item
+
+    def read(item: int) -> None:
+        assert item == 0 or busy.wait(30)
+
+    with pytest.raises(type(error)):
+        list(pool.in_order(range(6), lambda _: 1, read, work, 2))
+    assert (begun == [1]) == at_once
 
 
 # --- shards ---

@@ -69,7 +69,7 @@ class Job(Generic[Found]):
         self.future = Future()
         try:
             self.future.set_result(self.run())
-        except BaseException as error:  # raised when its turn comes, as those of other threads are
+        except Exception as error:  # raised when its turn comes, as those of other threads are; Ctrl-C now
             self.future.set_exception(error)
         return True
 
