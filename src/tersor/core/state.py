@@ -24,6 +24,7 @@ from tersor.model.opened import opened
 from tersor.model.simulate import with_grids
 from tersor.model.sites import Site
 from tersor.model.task import Task
+from tersor.model.wrapped import inside
 from tersor.record.ledger import START, Entry, Ledger
 
 Kept = Mapping[int, tuple[int, ...]]  # axis -> the given index of each index that is present
@@ -70,7 +71,7 @@ class State:
         module = self.given if given is None else given
         if module is None:
             raise SettingError("a file holds weights, not code: give the model, model(MyNet())")
-        return fitted(module, self.forms, self.sites, self.aliases, self.changes)
+        return fitted(inside(module), self.forms, self.sites, self.aliases, self.changes)
 
     def model(self, given: nn.Module | None = None) -> nn.Module:
         """A model that answers as this state does: plain where no edge has a grid, else one that simulates
@@ -132,8 +133,11 @@ def digest_of(digests: Mapping[str, str], rest: Mapping[str, Any] | None = None)
 
 def start(model: nn.Module, task: Task | None = None) -> State:
     """A model as it is: every tensor Dense, or Masked where it comes in pruned; NaN and infinite weights are
-    refused. The inputs of `task` show what each tensor is for; without it the classes of layers say so."""
-    found = opened(model, task)  # the forms are its tensors: one copy serves both, for neither is changed
+    refused. The inputs of `task` show what each tensor is for; without it the classes of layers say so. Of a
+    model in torch.compile's or data parallelism's wrapper the model is taken."""
+    found = opened(
+        inside(model), task
+    )  # the forms are its tensors: one copy serves both, for neither is changed
     forms: dict[str, Form] = {name: Dense(tensor.cpu()) for name, tensor in found.tensors.items()}
     forms |= {name: Masked(Dense(mask.cpu()), forms[name]) for name, mask in found.masks.items()}
     digest = digest_of({name: form.digest for name, form in forms.items()})

@@ -167,7 +167,7 @@ def placed(net: nn.Module, values: dict[str, Tensor]) -> Iterator[None]:
         f"{path}.{name}" if path else name: names[id(tensor)]
         for path, module in net.named_modules()
         for name, tensor in (*module._parameters.items(), *module._buffers.items())
-        if id(tensor) in names
+        if tensor is not None and id(tensor) in names  # torch.compile does not trace id(None)
     }
     placed_here = {slot: values[name] for slot, name in slots.items()}
     with _reparametrize_module(net, placed_here) if values else contextlib.nullcontext():

@@ -10,14 +10,13 @@ from __future__ import annotations
 from typing import Any, Self
 
 from torch import nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from tersor.errors import SettingError
 from tersor.model.checkpointing import rerun
 from tersor.model.frozen import Frozen
 from tersor.model.tune import Tuned
+from tersor.model.wrapped import inside
 
-WRAPPERS = (DistributedDataParallel, DataParallel)
 # What trainers ask a model for besides a forward: a Hugging Face configuration, gradient checkpointing.
 HANDED_ON = (
     "config", "gradient_checkpointing_enable", "gradient_checkpointing_disable",
@@ -61,13 +60,10 @@ class Trainable(Tuned):
 
 def unwrapped(module: Any) -> Trainable:
     """The Trainable in what trainers wrap around it; SettingError where there is none."""
-    inner = module
-    while isinstance(inner, WRAPPERS) or hasattr(inner, "_orig_mod"):
-        inner = inner.module if isinstance(inner, WRAPPERS) else inner._orig_mod
-    if isinstance(inner, Trainable):
+    if isinstance(inner := inside(module), Trainable):
         return inner
-    inside = isinstance(module, nn.Module) and any(isinstance(one, Trainable) for one in module.modules())
-    way = "Give the part of it that trainable(...) made" if inside else "Give what trainable(...) made"
+    part = isinstance(module, nn.Module) and any(isinstance(one, Trainable) for one in module.modules())
+    way = "Give the part of it that trainable(...) made" if part else "Give what trainable(...) made"
     raise SettingError(
         f"folded: given a {type(module).__name__}, but it folds a module in training back to a state. {way}"
     )
