@@ -200,7 +200,7 @@ def test_the_default_loss_is_that_of_the_kind() -> None:
     assert torch.equal(default_loss(x, yes), F.binary_cross_entropy_with_logits(x, yes.float()))
     assert torch.equal(plain_loss([Logits(x, "regression")], 2 * x), F.mse_loss(x, 2 * x))
     chances = noise(4, 3).softmax(1)  # such as mixed labels
-    assert torch.equal(plain_loss([Logits(x, "classes")], chances), F.cross_entropy(x, chances))
+    torch.testing.assert_close(plain_loss([Logits(x, "classes")], chances), F.cross_entropy(x, chances))
     own = SimpleNamespace(loss=torch.tensor(3.0), logits=x)
     assert float(default_loss(own, y)) == 3.0
 
@@ -222,6 +222,16 @@ def test_padding_and_ignored_targets_do_not_count() -> None:
     assert float(lost.detach()) == 0
     lost.backward()
     assert not x.grad.any()  # type: ignore[union-attr]
+
+
+def test_padding_does_not_count_where_targets_are_chances() -> None:
+    x, y = noise(2, 5, 7), noise(2, 5, 7, seed=1).softmax(2)
+    mask = torch.ones(2, 5, dtype=torch.int64)
+    mask[1, 3:] = 0
+    task = Task(evaluate=[0], logits=lambda output: Logits(output, "classes", 2))
+    found = task.loss_of(x, {"x": x, "attention_mask": mask, "labels": y})
+    terms = [-(y[b, t] * x[b, t].log_softmax(0)).sum() for b, t in mask.nonzero().tolist()]
+    assert float(found) == pytest.approx(float(sum(terms)) / len(terms))
 
 
 def test_a_mask_of_the_encoder_is_none_of_the_decoder() -> None:
