@@ -3,6 +3,7 @@
 import copy
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -220,3 +221,9 @@ def test_the_mask_is_that_of_the_layers_side() -> None:
     assert torch.equal(tokens("encoder.block.1", x, batch), mask != 0)  # type: ignore[arg-type]
     assert torch.equal(tokens("decoder.block.1", x, batch), other != 0)  # type: ignore[arg-type]
     assert tokens("encoder.block.1", torch.zeros(1, 4, 3), batch) is None
+    made_of_labels = {"attention_mask": mask, "labels": mask}  # nothing says which tokens of it are padding
+    pair = SimpleNamespace(encoder_last_hidden_state=x)
+    assert tokens("decoder.block.1", x, made_of_labels, pair) is None
+    assert torch.equal(tokens("encoder.block.1", x, made_of_labels, pair), mask != 0)  # type: ignore[arg-type]
+    alone = tokens("model.decoder.layers.0", x, made_of_labels)  # OPT: a decoder, and no encoder
+    assert torch.equal(alone, mask != 0)  # type: ignore[arg-type]
