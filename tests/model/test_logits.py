@@ -224,6 +224,18 @@ def test_padding_and_ignored_targets_do_not_count() -> None:
     assert not x.grad.any()  # type: ignore[union-attr]
 
 
+def test_padding_does_not_count_in_yes_and_no() -> None:
+    x, y = noise(2, 5, 3), noise(2, 5, 3, seed=1)
+    mask = torch.ones(2, 5, dtype=torch.int64)
+    mask[1, 3:] = 0
+    batch = {"x": x, "attention_mask": mask, "labels": y > 0}
+    task, places = Task(evaluate=[batch]), mask.nonzero().tolist()
+    terms = [F.binary_cross_entropy_with_logits(x[b, t], (y[b, t] > 0).float()) for b, t in places]
+    assert float(task.loss_of(x, batch)) == pytest.approx(float(sum(terms)) / len(terms))
+    terms = [soften(x[b, t][None], y[b, t][None], 2.0, kind="binary") for b, t in places]
+    assert float(task.soft_loss(x, y, batch, 2.0)) == pytest.approx(float(sum(terms)) / len(terms))
+
+
 def test_padding_does_not_count_where_targets_are_chances() -> None:
     x, y = noise(2, 5, 7), noise(2, 5, 7, seed=1).softmax(2)
     mask = torch.ones(2, 5, dtype=torch.int64)
