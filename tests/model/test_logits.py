@@ -224,6 +224,19 @@ def test_padding_and_ignored_targets_do_not_count() -> None:
     assert not x.grad.any()  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("pair", [False, True])
+def test_a_teacher_is_heard_at_tokens_that_were_not_hidden(pair: bool) -> None:
+    """Targets of a masked model are -100 where nothing was hidden; those of a pair where no token is."""
+    x, y, target = noise(2, 5, 7), noise(2, 5, 7, seed=1), labels(2, 5, classes=7)
+    target[:, 2:] = -100
+    more = {"encoder_last_hidden_state": noise(2, 5, 4)} if pair else {}
+    mine, theirs = (SimpleNamespace(logits=v, loss=torch.tensor(1.0), **more) for v in (x, y))
+    found = Task(evaluate=[0]).soft_loss(mine, theirs, {"labels": target}, 2.0)
+    places = [(b, t) for b in range(2) for t in range(2 if pair else 5)]
+    want = sum(float(soften(x[b, t][None], y[b, t][None], 2.0)) for b, t in places) / len(places)
+    assert float(found) == pytest.approx(want)
+
+
 def test_padding_does_not_count_in_yes_and_no() -> None:
     x, y = noise(2, 5, 3), noise(2, 5, 3, seed=1)
     mask = torch.ones(2, 5, dtype=torch.int64)
