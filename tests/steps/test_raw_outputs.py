@@ -264,6 +264,25 @@ def test_a_tuple_of_answers_trains_with_the_tasks_own_loss() -> None:
     assert note.data["n"] == 24
 
 
+def test_what_the_last_step_cannot_work_with_is_refused_before_anything_trains() -> None:
+    model, batches = seeded(cascade)
+    calls: list[Any] = []
+
+    def loss(output: Any, target: Any) -> Tensor:
+        calls.append(output)
+        return cascade_loss(output, target)
+
+    task = Task("faces", evaluate=batches, train=batches, loss=loss, metric=never)
+    for last, words in (
+        (tersor.Distill(epochs=1), "which of it is compared is not plain"),
+        (tersor.Measure(), "nobody asked"),
+    ):
+        calls.clear()
+        with pytest.raises(TaskError, match=words):
+            tersor.run(model, [tersor.Finetune(epochs=1), last], task)
+        assert len(calls) <= 1, "the trial's own"
+
+
 def test_several_heads_distill() -> None:
     from dataclasses import replace
 
