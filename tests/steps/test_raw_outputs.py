@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 import tersor
 from tersor.errors import TaskError
+from tersor.model.needs import Needs
 from tersor.model.task import Task
 
 VOCABULARY, LENGTH = 23, 7
@@ -346,6 +347,10 @@ def test_outputs_that_differ_between_training_and_evaluation() -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert torch.equal(state, torch.get_rng_state())
     assert model.training
+    with pytest.raises(TaskError, match="logits= does not fit"):  # a teacher answers as in evaluation
+        Task("t", evaluate=batches, train=batches, logits=lambda output: output.get("main")).check(
+            model, Needs.SOFT
+        )
 
 
 def test_bfloat16_parts_are_cast_in_their_containers() -> None:
