@@ -123,6 +123,18 @@ def test_metrics_are_of_the_next_token(wrap: Any, own: bool) -> None:
     assert share.scored.of(share.scores(model)) == pytest.approx(sum(pairs) / len(pairs))
 
 
+def test_labels_are_moved_where_the_batch_has_no_tokens() -> None:
+    class Embedded(Net):
+        def forward(self, inputs_embeds: Tensor, labels: Tensor) -> CausalLMOutput:  # type: ignore[override]
+            logits = self.head(inputs_embeds)
+            return CausalLMOutput(logits, by_hand(logits, labels))
+
+    item = {"inputs_embeds": torch.randn(2, 6, 5), "labels": batch()["labels"]}
+    task, model = tersor.Task(evaluate=[item], metric="perplexity"), Embedded()
+    want = float(by_hand(model.head(item["inputs_embeds"]), item["labels"]).detach().exp())
+    assert task.scored.of(task.scores(model)) == pytest.approx(want, rel=1e-6)
+
+
 def test_labels_that_were_moved_already_stay() -> None:
     ids = batch()["input_ids"]
     item = {"input_ids": ids[:, :-1], "labels": ids[:, 1:]}

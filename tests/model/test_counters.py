@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from tersor.core.run import run
 from tersor.model.counters import Counters, unmoved
+from tersor.model.snapshot import lent
 from tersor.model.task import Task
 from tersor.record.journal import Training
 from tersor.steps import Finetune, Quantize
@@ -172,6 +173,13 @@ def test_each_epoch_is_told() -> None:
     run(base.model, Finetune(epochs=3), Task("t", evaluate=base.task.evaluate, train=loader))
     assert list(dict.fromkeys(told)) == [0, 1, 2]
     assert loader.sampler.epoch == 0, "it is afterwards as it was"
+
+
+def test_a_generator_that_a_sampler_was_given_is_taken_from_it_again() -> None:
+    loader = DataLoader(Rows(), batch_size=BATCH, shuffle=True)
+    with lent(loader):
+        loader.sampler.generator = torch.Generator()  # as Accelerate does for several processes
+    assert loader.sampler.generator is None
 
 
 def test_a_cache_is_no_counter() -> None:

@@ -3,6 +3,7 @@
 import copy
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -208,6 +209,31 @@ def test_padding_is_no_feature(width: int) -> None:
     torch.testing.assert_close(one, other)
 
 
+class Couple(nn.Module):
+    """Encodes, and decodes as many tokens, none of which is padding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.decoder = nn.Embedding(9, 4), nn.Linear(4, 4)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
+        states = self.table(input_ids)
+        return SimpleNamespace(logits=self.decoder(states).sum(1), encoder_last_hidden_state=states)
+
+
+def test_the_encoders_padding_counts_in_the_decoder() -> None:
+    ids, mask = torch.tensor([[1, 2, 3], [4, 5, 0]]), torch.tensor([[1, 1, 1], [1, 1, 0]])
+    batch = {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([0, 1])}
+    task, model, teacher = Task(evaluate=[batch], train=[batch]), Couple(), Couple()
+    with torch.no_grad():
+        apart = F.mse_loss(*(net.decoder(net.table(ids)) for net in (model, teacher)))
+        want = F.cross_entropy(model(ids, mask).logits, batch["labels"]) + apart
+    given = start(model)
+    tuned = Tuned(model, given.forms, given.sites, list(given.sites))
+    found = fit(tuned, task, Plan(features="decoder"), seed=0, teacher=teacher)
+    assert found["loss"] == pytest.approx(float(want), rel=1e-5)
+
+
 def test_a_layer_without_floats_is_refused() -> None:
     with pytest.raises(RefusedError, match="no tensor of floats"):
         first({"places": torch.arange(3)})
@@ -220,3 +246,9 @@ def test_the_mask_is_that_of_the_layers_side() -> None:
     assert torch.equal(tokens("encoder.block.1", x, batch), mask != 0)  # type: ignore[arg-type]
     assert torch.equal(tokens("decoder.block.1", x, batch), other != 0)  # type: ignore[arg-type]
     assert tokens("encoder.block.1", torch.zeros(1, 4, 3), batch) is None
+    made_of_labels = {"attention_mask": mask, "labels": mask}  # nothing says which tokens of it are padding
+    pair = SimpleNamespace(encoder_last_hidden_state=x)
+    assert tokens("decoder.block.1", x, made_of_labels, pair) is None
+    assert torch.equal(tokens("encoder.block.1", x, made_of_labels, pair), mask != 0)  # type: ignore[arg-type]
+    alone = tokens("model.decoder.layers.0", x, made_of_labels)  # OPT: a decoder, and no encoder
+    assert torch.equal(alone, mask != 0)  # type: ignore[arg-type]

@@ -200,7 +200,7 @@ def test_the_default_loss_is_that_of_the_kind() -> None:
     assert torch.equal(default_loss(x, yes), F.binary_cross_entropy_with_logits(x, yes.float()))
     assert torch.equal(plain_loss([Logits(x, "regression")], 2 * x), F.mse_loss(x, 2 * x))
     chances = noise(4, 3).softmax(1)  # such as mixed labels
-    assert torch.equal(plain_loss([Logits(x, "classes")], chances), F.cross_entropy(x, chances))
+    torch.testing.assert_close(plain_loss([Logits(x, "classes")], chances), F.cross_entropy(x, chances))
     own = SimpleNamespace(loss=torch.tensor(3.0), logits=x)
     assert float(default_loss(own, y)) == 3.0
 
@@ -222,6 +222,41 @@ def test_padding_and_ignored_targets_do_not_count() -> None:
     assert float(lost.detach()) == 0
     lost.backward()
     assert not x.grad.any()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("pair", [False, True])
+def test_a_teacher_is_heard_at_tokens_that_were_not_hidden(pair: bool) -> None:
+    """Targets of a masked model are -100 where nothing was hidden; those of a pair where no token is."""
+    x, y, target = noise(2, 5, 7), noise(2, 5, 7, seed=1), labels(2, 5, classes=7)
+    target[:, 2:] = -100
+    more = {"encoder_last_hidden_state": noise(2, 5, 4)} if pair else {}
+    mine, theirs = (SimpleNamespace(logits=v, loss=torch.tensor(1.0), **more) for v in (x, y))
+    found = Task(evaluate=[0]).soft_loss(mine, theirs, {"labels": target}, 2.0)
+    places = [(b, t) for b in range(2) for t in range(2 if pair else 5)]
+    want = sum(float(soften(x[b, t][None], y[b, t][None], 2.0)) for b, t in places) / len(places)
+    assert float(found) == pytest.approx(want)
+
+
+def test_padding_does_not_count_in_yes_and_no() -> None:
+    x, y = noise(2, 5, 3), noise(2, 5, 3, seed=1)
+    mask = torch.ones(2, 5, dtype=torch.int64)
+    mask[1, 3:] = 0
+    batch = {"x": x, "attention_mask": mask, "labels": y > 0}
+    task, places = Task(evaluate=[batch]), mask.nonzero().tolist()
+    terms = [F.binary_cross_entropy_with_logits(x[b, t], (y[b, t] > 0).float()) for b, t in places]
+    assert float(task.loss_of(x, batch)) == pytest.approx(float(sum(terms)) / len(terms))
+    terms = [soften(x[b, t][None], y[b, t][None], 2.0, kind="binary") for b, t in places]
+    assert float(task.soft_loss(x, y, batch, 2.0)) == pytest.approx(float(sum(terms)) / len(terms))
+
+
+def test_padding_does_not_count_where_targets_are_chances() -> None:
+    x, y = noise(2, 5, 7), noise(2, 5, 7, seed=1).softmax(2)
+    mask = torch.ones(2, 5, dtype=torch.int64)
+    mask[1, 3:] = 0
+    task = Task(evaluate=[0], logits=lambda output: Logits(output, "classes", 2))
+    found = task.loss_of(x, {"x": x, "attention_mask": mask, "labels": y})
+    terms = [-(y[b, t] * x[b, t].log_softmax(0)).sum() for b, t in mask.nonzero().tolist()]
+    assert float(found) == pytest.approx(float(sum(terms)) / len(terms))
 
 
 def test_a_mask_of_the_encoder_is_none_of_the_decoder() -> None:

@@ -288,6 +288,27 @@ def test_what_does_not_fit_is_named(make: Callable[[], tuple[Task, Any]], words:
     assert re.search(words, str(caught.value), re.DOTALL), str(caught.value)
 
 
+def test_nan_is_no_fault_of_infinities_in_a_mask_or_of_floats_of_8_bits() -> None:
+    class Masks(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(FEATURES, 3)
+            self.register_buffer("mask", torch.full((2, 2), -torch.inf).triu(1))
+            self.eight = nn.Parameter(torch.ones(3).to(torch.float8_e4m3fn), requires_grad=False)
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+            scores = super().forward(x)
+            return {"logits": scores, "padding": scores * torch.nan}
+
+    model = Masks()
+    Task(evaluate=ONE).check(model)
+    with pytest.raises(TaskError, match=r"the loss is nan on the first batch \(.*\)\.$"):
+        Task(evaluate=ONE, train=ONE, loss=lambda o, t: o["padding"].sum()).check(model)
+    with torch.no_grad():
+        model.mask[0, 0] = torch.nan  # type: ignore[index,operator]
+    with pytest.raises(TaskError, match="these weights are not finite: mask"):
+        Task(evaluate=ONE).check(model)
+
+
 @pytest.mark.parametrize("source", SOURCES.values(), ids=list(SOURCES))
 def test_what_fits_passes_the_check(source: Any) -> None:
     Task(evaluate=source).check(net())

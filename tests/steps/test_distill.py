@@ -167,6 +167,20 @@ def test_features_are_checked_before_anything_trains() -> None:
         run(t.model, Distill(features="block", teacher=nn.Conv2d(1, 1, 1)), t.task)
 
 
+@pytest.mark.parametrize("features", ["block=", "=block", "stem, block="])
+def test_half_a_pair_of_layers_is_refused(features: str) -> None:
+    """Without a name it would mean the whole model."""
+    with pytest.raises(SettingError, match="distill: features=.*, but it is names of layers"):
+        Distill(features=features)
+
+
+def test_a_layer_under_two_names_is_known_by_both() -> None:
+    t, teacher = tiny("conv"), tiny("conv", seed=3).model
+    teacher.same = teacher.block
+    runs = [run(t.model, Distill(features=word, teacher=teacher), t.task) for word in ("block", "block=same")]
+    assert runs[0].digest == runs[1].digest
+
+
 def test_features_alone() -> None:
     t = tiny("conv")
     result = run(t.model, [Quantize(bits=3), Distill(share=0.0, features="block, norm1", lr=0.01)], t.task)

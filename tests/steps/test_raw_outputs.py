@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 import tersor
 from tersor.errors import TaskError
+from tersor.model.needs import Needs
 from tersor.model.task import Task
 
 VOCABULARY, LENGTH = 23, 7
@@ -264,6 +265,25 @@ def test_a_tuple_of_answers_trains_with_the_tasks_own_loss() -> None:
     assert note.data["n"] == 24
 
 
+def test_what_the_last_step_cannot_work_with_is_refused_before_anything_trains() -> None:
+    model, batches = seeded(cascade)
+    calls: list[Any] = []
+
+    def loss(output: Any, target: Any) -> Tensor:
+        calls.append(output)
+        return cascade_loss(output, target)
+
+    task = Task("faces", evaluate=batches, train=batches, loss=loss, metric=never)
+    for last, words in (
+        (tersor.Distill(epochs=1), "which of it is compared is not plain"),
+        (tersor.Measure(), "nobody asked"),
+    ):
+        calls.clear()
+        with pytest.raises(TaskError, match=words):
+            tersor.run(model, [tersor.Finetune(epochs=1), last], task)
+        assert len(calls) <= 1, "the trial's own"
+
+
 def test_several_heads_distill() -> None:
     from dataclasses import replace
 
@@ -327,6 +347,10 @@ def test_outputs_that_differ_between_training_and_evaluation() -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert torch.equal(state, torch.get_rng_state())
     assert model.training
+    with pytest.raises(TaskError, match="logits= does not fit"):  # a teacher answers as in evaluation
+        Task("t", evaluate=batches, train=batches, logits=lambda output: output.get("main")).check(
+            model, Needs.SOFT
+        )
 
 
 def test_bfloat16_parts_are_cast_in_their_containers() -> None:

@@ -4,7 +4,6 @@ one number a sample   value = their mean     interval: Wilson 1927 where all are
     sqrt(N)     drop: paired sample by sample, so what both models get right or wrong cancels: surer than the
     difference of two intervals (McNemar 1947; Student 1908). Cost: one pass over the scores
 of a whole set        value = f(sums), f(list)   interval, drop and p: paired bootstrap (maths/bootstrap.py)
-of a whole set       value = f(sums), f(list)    interval, drop and p: paired bootstrap, maths/bootstrap.py
 whichever of higher and lower is better.
 """
 

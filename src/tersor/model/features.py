@@ -10,7 +10,7 @@ Romero 2015 (FitNets). Cost: one batch through both models beforehand, for the s
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tersor.errors import RefusedError
 from tersor.model.answers import once
 from tersor.model.batches import device_of, evaluating, seeded, shapes
+from tersor.model.logits import paired, unpadded
 from tersor.model.losses import mean
 from tersor.model.outputs import tensors_of
 from tersor.model.task import Task
@@ -55,14 +56,14 @@ class Features:
         for found in (*self.mine, *self.theirs):
             found.clear()
 
-    def distance(self, batch: Any = None) -> list[Tensor]:
+    def distance(self, batch: Any = None, output: Any = None) -> list[Tensor]:
         """Mean squared differences, one for each time that a layer ran; without the batch's padding."""
         found = []
         for number, (mine, theirs) in enumerate(self.checked()):
             along = self.maps[f"{number}"] if f"{number}" in self.maps else nn.Identity()
             for x, y in zip(mine, theirs, strict=True):
                 apart = (along(x.float()) - y.float()).square()
-                found.append(mean(apart, tokens(self.pairs[number][0], x, batch)))
+                found.append(mean(apart, tokens(self.pairs[number][0], x, batch, output)))
         return found
 
     def checked(self) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
@@ -122,15 +123,13 @@ def first(output: object) -> Tensor:
     return found
 
 
-def tokens(layer: str, x: Tensor, batch: Any) -> Tensor | None:
+def tokens(layer: str, x: Tensor, batch: Any, output: Any = None) -> Tensor | None:
     """Which places of [B, T, C] are no padding, bool [B, T]; None where no mask is plainly theirs."""
-    if not isinstance(batch, Mapping) or x.ndim != 3:
+    if x.ndim != 3:
         return None
-    decodes = "decoder" in layer.split(".") and "decoder_attention_mask" in batch
-    mask = batch.get("decoder_attention_mask" if decodes else "attention_mask")
-    if not isinstance(mask, Tensor) or mask.shape != x.shape[:2] or bool((mask != 0).all()):
-        return None
-    return mask.to(x.device) != 0
+    decoder = "encoder" not in layer.split(".") and paired(output, batch)
+    mask = unpadded(batch, tuple(x.shape[:2]), x.device, decoder=decoder)
+    return None if mask is None or bool(mask.all()) else mask
 
 
 def features_of(text: str, tuned: Tuned, teacher: nn.Module | None, task: Task, seed: int) -> Features:

@@ -227,5 +227,5 @@ def loss_of(  # noqa: PLR0917 (all six are the loop's own)
             wanted = as_floats(task.run(teacher, batch))
         if plan.share > 0:
             terms.append(plan.share * task.soft_loss(output, wanted, batch, plan.temperature))
-        terms += [plan.feature_weight * term for term in features.distance(batch)]
+        terms += [plan.feature_weight * term for term in features.distance(batch, output)]
     return sum(terms[1:], terms[0].float())

@@ -157,13 +157,22 @@ def alike(tensor: Tensor, target: Any) -> bool:
 def counting(logits: Logits, output: Any, batch: Any) -> Tensor | None:
     """Which places are no padding, by the batch's attention mask where it is plainly theirs: of a model that
     encodes and decodes it is the decoder's. Bool of the shape of `places`, or None."""
-    if not isinstance(batch, Mapping) or len(logits.places) < 2:
+    if len(logits.places) < 2:
         return None
-    decodes = "decoder_input_ids" in batch or part(output, "encoder_last_hidden_state") is not None
-    mask = batch.get("decoder_attention_mask" if decodes else "attention_mask")
-    if not isinstance(mask, Tensor) or tuple(mask.shape) != logits.places:
-        return None
-    return mask.to(logits.tensor.device) != 0
+    return unpadded(batch, logits.places, logits.tensor.device, decoder=paired(output, batch))
+
+
+def paired(output: Any, batch: Any) -> bool:
+    """Whether a model both encodes and decodes, by what it was given and what it answers."""
+    given = isinstance(batch, Mapping) and any(str(key).startswith("decoder_") for key in batch)
+    return given or part(output, "encoder_last_hidden_state") is not None
+
+
+def unpadded(batch: Any, shape: tuple[int, ...], device: torch.device, *, decoder: bool) -> Tensor | None:
+    """Which places of a shape are no padding, bool; None where the batch has no such mask of that shape."""
+    name = "decoder_attention_mask" if decoder else "attention_mask"
+    mask = batch.get(name) if isinstance(batch, Mapping) else None
+    return mask.to(device) != 0 if isinstance(mask, Tensor) and tuple(mask.shape) == shape else None
 
 
 def marked(logits: Logits, target: Any) -> Tensor | None:

@@ -69,7 +69,8 @@ def one_loss(logits: Logits, target: Any, mask: Tensor | None) -> Tensor:
         raise TaskError(f"loss: the target is no tensor: {fit}. {OTHER}")
     if logits.kind == "classes":
         if target.is_floating_point() and target.shape == logits.tensor.shape:  # chances of classes
-            return F.cross_entropy(x, target.movedim(logits.axis, 1).to(x.dtype))
+            chances = target.movedim(logits.axis, 1).to(x.dtype)
+            return mean(F.cross_entropy(x, chances, reduction="none"), mask)
         if target.is_floating_point():
             raise TaskError(f"loss: classes want integer targets: {fit}. {OTHER}")
         target = target.long() if mask is None else target.long().masked_fill(~mask, IGNORED)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tersor.dtypes import as_numbers
 from tersor.errors import TaskError
 from tersor.model.batches import shapes
 from tersor.model.outputs import tensors_of
@@ -36,7 +37,9 @@ def nan(values: Any) -> bool:
 
 
 def bad_weights(model: nn.Module) -> str:
-    bad = [name for name, value in model.state_dict().items() if not torch.isfinite(value).all()]
+    """Which weights are not finite, as the end of a sentence. A buffer may hold infinities: masks do."""
+    bad = [name for name, value in model.named_parameters() if not as_numbers(value).isfinite().all()]
+    bad += [name for name, value in model.named_buffers() if as_numbers(value).isnan().any()]
     names = f"{', '.join(bad[:5])}{', ...' if len(bad) > 5 else ''}"
     return f": these weights are not finite: {names}" if bad else ""
 

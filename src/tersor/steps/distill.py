@@ -36,6 +36,8 @@ class Distill(Finetune):
         super().__post_init__()
         check_teacher(self)
         check(self.feature_weight >= 0, self, "feature_weight", "it is 0 or more")
+        named = all(mine and theirs for mine, theirs in pairs_of(self.features))
+        check(named, self, "features", "it is names of layers with commas, 'a', or 'a=b' of the teacher's b")
         if self.share == 0 and not self.features:
             raise SettingError(
                 "distill: share=0 without features leaves the teacher out; give share or use finetune"
@@ -43,7 +45,10 @@ class Distill(Finetune):
 
     def run(self, view: View) -> Iterator[Group]:
         teacher = teacher_of(self.teacher, view)
-        sides = [("model", dict(view.plain().named_modules())), ("teacher", dict(teacher.named_modules()))]
+        sides = [
+            (side, dict(model.named_modules(remove_duplicate=False)))
+            for side, model in (("model", view.plain()), ("teacher", teacher))
+        ]
         for pair in pairs_of(self.features):
             for name, (side, layers) in zip(pair, sides, strict=True):
                 if name not in layers:
