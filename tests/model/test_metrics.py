@@ -109,6 +109,25 @@ def test_a_sample_without_a_target_is_refused_by_accuracy_alone() -> None:
     assert 0 < value("token_accuracy", x, y) < 1
 
 
+def test_another_number_can_say_what_does_not_count() -> None:
+    """In the metric, and in a teacher's share: the 255 of borders, say."""
+    x, y = images()
+    marked, wanted = y.masked_fill(y == -100, 255), x + torch.randn_like(x)
+    with pytest.raises(TaskError, match=r"targets from 0 to 255.*Places that do not count are -100"):
+        value("mean_iou", x, marked)
+    same = Task(evaluate=[(x, y)], metric="mean_iou")
+    task = Task(
+        evaluate=[(x, marked)],
+        metric="mean_iou",
+        target=lambda batch: batch[1].masked_fill(batch[1] == 255, -100),
+    )
+    assert torch.equal(task.scores(Same()), same.scores(Same()))
+    assert torch.equal(task.soft_loss(x, wanted, (x, marked), 2.0), same.soft_loss(x, wanted, (x, y), 2.0))
+    assert not torch.equal(
+        same.soft_loss(x, wanted, (x, marked), 2.0), same.soft_loss(x, wanted, (x, y), 2.0)
+    )
+
+
 # --- in pairs ---
 
 

@@ -56,7 +56,8 @@ def fitting(who: str, output: Any, target: Any) -> Tensor:
     if real.numel() and not 0 <= int(real.min()) <= int(real.max()) < output.shape[1]:
         raise TaskError(
             f"{who}: targets from {int(real.min())} to {int(real.max())}, but the model scores "
-            f"{output.shape[1]} classes, 0 to {output.shape[1] - 1}."
+            f"{output.shape[1]} classes, 0 to {output.shape[1] - 1}. Places that do not count are {IGNORED}: "
+            f"Task(target=...) can make another number that."
         )
     return counts
 
