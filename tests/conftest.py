@@ -1,5 +1,6 @@
 """What all tests share: how hypothesis searches, a guard on torch's global state, where the data is."""
 
+import functools
 import importlib
 import io
 import os
@@ -56,8 +57,19 @@ def fresh() -> Iterator[None]:
         pytest.fail(f"the test changed torch's global state ({listing})")
 
 
-# Only code that no test changes may stand in a key by its name: not what a test's own file defines.
-FIXED = {"torch", "tersor", "tiny", "nets", "stand_ins", "collections", "builtins", "functools"}
+# Only code that no test changes may stand in a key by its name: not what a test's own file defines, but for
+# test_dtypes.py, which begins some hundred runs with one class.
+FIXED = {
+    "torch",
+    "tersor",
+    "collections",
+    "builtins",
+    "functools",
+    "tiny",
+    "nets",
+    "stand_ins",
+    "test_dtypes",
+}
 
 
 class Structure(pickle.Pickler):
@@ -112,6 +124,19 @@ def traced_once() -> Iterator[None]:
     opened.traced = remembered
     yield
     opened.traced = traced
+
+
+@pytest.fixture(scope="session")
+def onnx_functions_read_once() -> Iterator[None]:
+    """Each export parses the source of all of onnxscript anew, for the names of domains: a third of its
+    time. For modules that export often; others need not import onnxscript."""
+    import onnxscript
+
+    kind = onnxscript.TracedOnnxFunction
+    read = kind.function_ir
+    kind.function_ir = property(functools.cache(read.fget))
+    yield
+    kind.function_ir = read
 
 
 @pytest.fixture(scope="session")
