@@ -3,6 +3,10 @@
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
+
+from tersor.model import opened
 
 pytest_plugins = ["pytester"]
 
@@ -16,8 +20,14 @@ CHANGES = {
 }
 
 
+@pytest.fixture(scope="module")
+def loaded() -> None:
+    """pytester forgets what was first imported under it, and parts of torch cannot be imported twice."""
+    opened.traced(nn.Linear(1, 1), (torch.ones(1, 1),))
+
+
 @pytest.fixture
-def inner(pytester: pytest.Pytester) -> pytest.Pytester:
+def inner(loaded: None, pytester: pytest.Pytester) -> pytest.Pytester:
     """A folder of its own with this folder's conftest.py."""
     pytester.makeconftest((Path(__file__).parent / "conftest.py").read_text())
     return pytester
