@@ -1,5 +1,6 @@
 """What all tests share: how hypothesis searches, a guard on torch's global state, where the data is."""
 
+import functools
 import importlib
 import io
 import os
@@ -7,7 +8,7 @@ import pickle
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 import pytest
@@ -56,8 +57,25 @@ def fresh() -> Iterator[None]:
         pytest.fail(f"the test changed torch's global state ({listing})")
 
 
+# Only code that no test changes may stand in a key by its name: not what a test's own file defines, but for
+# test_dtypes.py, which begins some hundred runs with one class.
+FIXED = {
+    "torch",
+    "tersor",
+    "collections",
+    "builtins",
+    "functools",
+    "tiny",
+    "nets",
+    "stand_ins",
+    "test_dtypes",
+}
+
+
 class Structure(pickle.Pickler):
     """What a trace depends on: tensors as shapes, and numbers only where they may choose a way."""
+
+    known: list[torch.Tensor]
 
     def persistent_id(self, obj: Any) -> Any:
         if not isinstance(obj, torch.Tensor):
@@ -65,28 +83,40 @@ class Structure(pickle.Pickler):
         self.known.append(obj)  # kept, or another one could have its id
         place = next(at for at, one in enumerate(self.known) if one is obj)
         numbers = None if obj.is_floating_point() else obj.tolist()
-        return place, tuple(obj.shape), obj.stride(), str(obj.dtype), obj.requires_grad, numbers
+        facts = tuple(obj.shape), obj.stride(), str(obj.dtype), str(obj.device), obj.requires_grad
+        return place, type(obj), *facts, numbers
 
-    known: list[torch.Tensor]
+    def reducer_override(self, obj: Any) -> Any:
+        named = obj if isinstance(obj, (type, FunctionType)) else type(obj)
+        if named.__module__.partition(".")[0] not in FIXED:
+            raise pickle.PicklingError(f"{named} may be other code under the same name")
+        return NotImplemented
+
+
+def structure(model: Any, inputs: Any) -> bytes | None:
+    """The same for what has the same trace; None where that cannot be told."""
+    data = io.BytesIO()
+    pickler = Structure(data)
+    pickler.known = []
+    try:
+        pickler.dump((model, inputs, torch.get_default_dtype()))
+    except Exception:
+        return None
+    return data.getvalue()
 
 
 @pytest.fixture(autouse=True, scope="session")
 def traced_once() -> Iterator[None]:
     """torch.export takes 60 ms, and tests begin some thousand runs with models of few structures: each
-    structure is traced once a worker. Models that do not pickle are traced as ever."""
+    structure is traced once a worker."""
     from tersor.model import opened
 
     traced, graphs = opened.traced, dict[bytes, Any]()
 
     def remembered(model: Any, inputs: Any) -> Any:
-        data = io.BytesIO()
-        pickler = Structure(data)
-        pickler.known = []
-        try:
-            pickler.dump((model, inputs))
-        except Exception:
+        key = structure(model, inputs)
+        if key is None:
             return traced(model, inputs)
-        key = data.getvalue()
         if key not in graphs:
             graphs[key] = traced(model, inputs)
         return graphs[key]
@@ -94,6 +124,19 @@ def traced_once() -> Iterator[None]:
     opened.traced = remembered
     yield
     opened.traced = traced
+
+
+@pytest.fixture(scope="session")
+def onnx_functions_read_once() -> Iterator[None]:
+    """Each export parses the source of all of onnxscript anew, for the names of domains: a third of its
+    time. For modules that export often; others need not import onnxscript."""
+    import onnxscript
+
+    kind = onnxscript.TracedOnnxFunction
+    read = kind.function_ir
+    kind.function_ir = property(functools.cache(read.fget))
+    yield
+    kind.function_ir = read
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,10 @@
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
+
+from tersor.model import opened
 
 pytest_plugins = ["pytester"]
 
@@ -16,8 +20,14 @@ CHANGES = {
 }
 
 
+@pytest.fixture(scope="module")
+def loaded() -> None:
+    """pytester forgets what was first imported under it, and parts of torch cannot be imported twice."""
+    opened.traced(nn.Linear(1, 1), (torch.ones(1, 1),))
+
+
 @pytest.fixture
-def inner(pytester: pytest.Pytester) -> pytest.Pytester:
+def inner(loaded: None, pytester: pytest.Pytester) -> pytest.Pytester:
     """A folder of its own with this folder's conftest.py."""
     pytester.makeconftest((Path(__file__).parent / "conftest.py").read_text())
     return pytester
@@ -68,3 +78,70 @@ def test_missing_data_is_skipped_with_the_way_out(
     result = inner.runpytest_inprocess("-rs", "-p", "no:cacheprovider")
     result.assert_outcomes(skipped=1)
     result.stdout.fnmatch_lines(["*no-such-folder: install Debian's package dataset-fashion-mnist*"])
+
+
+def test_only_what_has_the_same_trace_is_traced_once(inner: pytest.Pytester) -> None:
+    inner.makepyfile(
+        """
+        import pytest
+        import torch
+        from torch import nn
+
+        from tersor.model import opened
+
+        X = (torch.randn(2, 3),)
+
+        def net(**options):
+            return nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.LeakyReLU(**options)).eval()
+
+        def tied():
+            model = net()
+            model[1].weight = model[0].weight
+            return model
+
+        def frozen():
+            model = net()
+            model[0].weight.requires_grad_(False)
+            return model
+
+        def test_other_numbers_change_no_trace():
+            assert opened.traced(net(), X) is opened.traced(net(), (torch.randn(2, 3),))
+
+        @pytest.mark.parametrize(("model", "x"), [
+            (net(negative_slope=0.5), X), (net().train(), X), (net(), (torch.randn(4, 3),)), (tied(), X),
+            (net(), {"input": X[0]}), (net().double(), (X[0].double(),)), (frozen(), X), (net()[:2], X),
+            (nn.Sequential(*net(), nn.Linear(3, 3)), X), (net(), (torch.randn(3, 2).T,)),
+        ])
+        def test_other_structures_do(model, x):
+            assert opened.traced(model, x) is not opened.traced(net(), X)
+
+        def test_so_do_other_settings_of_torch():
+            model, x = net(), (X[0].clone(),)
+            before = opened.traced(model, x)
+            torch.set_default_dtype(torch.float64)
+            after = opened.traced(model, x)
+            torch.set_default_dtype(torch.float32)
+            assert before is not after
+
+        class Own(nn.Module):
+            hidden = False
+
+            def __getstate__(self):
+                return {}
+
+            def forward(self, x):
+                return x.relu() if self.hidden else x.tanh()
+
+        def names(model):
+            return [node.target._opname for node in opened.traced(model, X).nodes]
+
+        def test_so_does_code_of_a_test(monkeypatch):
+            model = Own()
+            assert names(model) == names(nn.Sequential(model)) == ["tanh"]
+            model.hidden = True
+            assert names(model) == names(nn.Sequential(model)) == ["relu"]
+            monkeypatch.setattr(Own, "forward", lambda self, x: x.sigmoid())
+            assert names(model) == names(nn.Sequential(model)) == ["sigmoid"]
+        """
+    )
+    inner.runpytest_inprocess("-p", "no:cacheprovider").assert_outcomes(passed=13)

@@ -39,6 +39,8 @@ from tersor.settings import make, settings_of
 from tersor.steps import STEPS
 from tersor.steps.words import dump, from_words, from_yaml
 
+pytestmark = pytest.mark.usefixtures("onnx_functions_read_once")
+
 DEAR = ("export",)  # seconds each: they meet every other step, but on the smallest model
 OF_THE_WHOLE = ("export",)  # speaks of the model, not of its weights
 ALONE = [(name, False) for name in STEPS] + [(name, True) for name in TRAINED]

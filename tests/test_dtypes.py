@@ -37,7 +37,10 @@ KINDS = ("parameter", "buffer")
 QUANTIZED = (torch.qint8, torch.quint8, torch.qint32)  # that can be made; the packed ones have no maker
 RECIPE = tersor.Recipe((tersor.Prune(), tersor.Quantize(), tersor.Entropy()))
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")  # of new dtypes
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning"),  # of new dtypes
+    pytest.mark.usefixtures("onnx_functions_read_once"),
+]
 
 
 def value(dtype: torch.dtype, *shape: int, seed: int = 0) -> Tensor:

@@ -114,6 +114,15 @@ def test_a_product_says_what_it_loses() -> None:
     assert "lost" not in note.text
 
 
+@dataclasses.dataclass(frozen=True)
+class Own:
+    """A step of a user's own, but for what it does."""
+
+    name: ClassVar[str] = "own"
+    where: ClassVar[str] = "*"
+    needs: ClassVar[Needs] = Needs.NOTHING
+
+
 # --- what is told, undone, resumed ---
 
 
@@ -196,11 +205,8 @@ def test_a_dry_run_knows_the_globs() -> None:
 
 
 def test_trials_do_as_their_step_does() -> None:
-    @dataclasses.dataclass(frozen=True)
-    class Tries:
-        name: ClassVar[str] = "tries"
+    class Tries(Own):
         where: ClassVar[str] = "head.weight"
-        needs: ClassVar[Needs] = Needs.NOTHING
 
         def run(self, view: Any) -> Any:
             found.append(view.trial([Quantize()])[1].forms["block.weight"])
@@ -374,14 +380,9 @@ def test_a_misspelt_glob_is_refused_by_pack(tmp_path: Path) -> None:
 
 
 def test_own_groups_have_names_of_their_own() -> None:
-    @dataclasses.dataclass(frozen=True)
-    class Own:
-        name: ClassVar[str] = "own"
-        where: ClassVar[str] = "*"
-        needs: ClassVar[Needs] = Needs.NOTHING
-
+    class Takes(Own):
         def run(self, view: Any) -> Any:
             yield Group(CAME, (Note("", "done", "mine"),))
 
     with pytest.raises(RefusedError, match="the key 'zeros that came' is taken"):
-        run(tiny("mlp").model, Own())
+        run(tiny("mlp").model, Takes())

@@ -62,10 +62,13 @@ def test_probabilities_of_all_codes_add_up_to_one():
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.floats(-6, 6), min_size=12, max_size=12))
 def test_expected_is_the_integral_over_the_noise(values):
+    """Codes move at one place of the noise each: between these places the bits stay, and the sum is exact."""
     exact, density = torch.tensor(values, dtype=torch.float64).reshape(3, 4), some((3, 4))
-    middles = (torch.arange(4000, dtype=torch.float64) + 0.5) / 4000 - 0.5
-    mean = sum(float(bits(density, (exact + u).round())) for u in middles) / len(middles)
-    assert float(expected(density, exact)) == pytest.approx(mean, abs=12 * 20 / 4000)
+    moves = (0.5 - (exact - exact.floor()).flatten() + 0.5) % 1 - 0.5
+    ends = torch.cat([torch.tensor([-0.5, 0.5]).double(), moves]).sort().values
+    spans = zip(ends.tolist(), ends[1:].tolist(), strict=False)
+    mean = sum((b - a) * float(bits(density, (exact + (a + b) / 2).round())) for a, b in spans)
+    assert float(expected(density, exact)) == pytest.approx(mean, rel=1e-5)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

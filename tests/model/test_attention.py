@@ -119,7 +119,8 @@ def test_inputs_without_a_batch(what: str, need: bool) -> None:
     theirs, ours = pair(**OPTIONS[what])
     x = tuple(each[:, 0] for each in inputs(theirs, "three"))
     hidden = torch.tensor([False, False, True, False, True])
-    mask = torch.rand(T, S) < 0
+    mask = masks(T, S)["bool"]["attn_mask"]
+    assert mask.any()
     for call in ({}, {"key_padding_mask": hidden}, {"attn_mask": mask}):
         compare(ours(*x, **call, need_weights=need), theirs(*x, **call, need_weights=need))
 

@@ -238,9 +238,11 @@ def test_weights_decay_and_biases_do_not(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_model_of_vectors_alone_trains() -> None:
-    model = nn.BatchNorm1d(5)
-    t = tiny("mlp")
-    fit(tuned_of(t, model), t.task, Plan(1), seed=0)
+    """Also with decay, of which no parameter has a part then."""
+    t, model = tiny("mlp"), nn.BatchNorm1d(5)
+    tuned, before = tuned_of(t, model), model.state_dict()
+    assert fit(tuned, t.task, Plan(1, 0.1, weight_decay=0.3), seed=0)["steps"] == STEPS
+    assert all(not torch.equal(form.decode(), before[name]) for name, form in tuned.fold().items())
 
 
 def test_progress_is_told() -> None:

@@ -21,6 +21,8 @@ from tersor.runtimes.agree import Difference
 from tersor.runtimes.files import Written
 from tersor.steps import Entropy, Export, Measure, Prune, Quantize
 
+pytestmark = pytest.mark.usefixtures("onnx_functions_read_once")
+
 
 def note(result: State, kind: str, site: str = "") -> Any:
     found = [entry for entry in result.ledger.notes(kind) if entry.site == site]
