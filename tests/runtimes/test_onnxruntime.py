@@ -5,6 +5,7 @@ import logging
 import resource
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +179,7 @@ def test_a_fixed_batch(tmp_path: Path) -> None:
             return x.reshape(2, 3) + torch.ones(2, 3)
 
     path, example = tmp_path / "m.onnx", (x(2, 3),)
-    with pytest.raises(RefusedError, match=r"Fixed .*float32 \[1, 3\].*dynamic_batch=False"):
+    with pytest.raises(RefusedError, match=r"Fixed .*float32 \[1, 3\].*dynamic_batch=false"):
         onnxruntime.write(Fixed(), example, path)
     assert not list(tmp_path.iterdir())
     onnxruntime.write(Fixed(), example, path, dynamic_batch=False)
@@ -186,6 +187,44 @@ def test_a_fixed_batch(tmp_path: Path) -> None:
     assert np.allclose(session.run(example[0])[0], (example[0] + 1).numpy())
     with pytest.raises(SettingError, match=r"m.onnx: inputs .*\[3, 3\].* do not run"):
         session.run(np.zeros((3, 3), np.float32))
+
+
+class Cache:
+    """What torch.export has no type for."""
+
+
+@dataclass
+class Answer:
+    """A container that it has no type for."""
+
+    scores: Tensor
+    cache: Cache
+    hidden: tuple[Tensor, Any]
+
+
+def test_outputs_without_a_type_are_left_out_by_name(tmp_path: Path) -> None:
+    class Remembers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 4)
+
+        def forward(self, x: Tensor) -> Answer:
+            y = self.layer(x)
+            return Answer(y, Cache(), (y.relu(), Cache()))
+
+    model, example = Remembers(), x(2, 3)
+    written = onnxruntime.write(model, (example,), tmp_path / "m.onnx")
+    assert written.left_out == ("cache (Cache)", "hidden.1 (Cache)")
+    found, wanted = onnxruntime.open(written.path).run(example), model(example)
+    for mine, theirs in zip(found, (wanted.scores, wanted.hidden[0]), strict=True):
+        assert np.allclose(mine, theirs.detach().numpy(), atol=1e-6)
+
+    class Nothing(nn.Module):
+        def forward(self, x: Tensor) -> Cache:
+            return Cache()
+
+    with pytest.raises(RefusedError, match="output holds no tensor"):
+        onnxruntime.write(Nothing(), (example,), tmp_path / "n.onnx")
 
 
 class Counts(nn.Module):

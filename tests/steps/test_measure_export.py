@@ -10,12 +10,13 @@ import onnxruntime
 import pytest
 import torch
 from tiny import tiny
-from torch import nn
+from torch import Tensor, nn
 
 from tersor.core.run import run
 from tersor.core.state import State
-from tersor.errors import SettingError
+from tersor.errors import RefusedError, SettingError
 from tersor.measure import latency
+from tersor.model.task import Task
 from tersor.record.events import Note
 from tersor.runtimes.agree import Difference
 from tersor.runtimes.files import Written
@@ -75,6 +76,27 @@ def test_latency_is_timed_in_turn() -> None:
     assert data["batch"] == [2]
 
 
+def test_a_model_of_one_batch_size_is_exported_and_timed_at_that(tmp_path: Path) -> None:
+    """As models are whose shapes are numbers in their code, or in what torch.export makes of it."""
+
+    class Eight(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = tiny("mlp").model
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x.reshape(8, 5))
+
+    t = tiny("mlp")
+    task = Task(evaluate=[batch for batch in t.task.batches("evaluate") if len(batch[0]) == 8])
+    with pytest.raises(RefusedError, match="give dynamic_batch=false"):
+        run(Eight(), Export(), task, out=tmp_path)
+    steps = [Prune(keep=0.3), Measure(latency=True, batch=8), Export(dynamic_batch=False)]
+    result = run(Eight(), steps, task, out=tmp_path)
+    assert note(result, "latency").data["batch"] == [8]
+    assert (tmp_path / "model.onnx").exists()
+
+
 class Runtime:
     """A runtime with a clock of its own: a model runs a millisecond for each hundredth of its weights that is
     not zero. Keeps what it was asked for."""
@@ -88,7 +110,7 @@ class Runtime:
         monkeypatch.setattr("tersor.steps.export.runtime", lambda name: self)
         monkeypatch.setattr(latency, "perf_counter_ns", lambda: self.now)
 
-    def write(self, model: nn.Module, example: Any, path: Path) -> Written:
+    def write(self, model: nn.Module, example: Any, path: Path, dynamic_batch: bool) -> Written:
         weights = torch.cat([p.detach().flatten() for p in model.parameters() if p.ndim > 1])
         self.written[path] = 100 * float((weights != 0).float().mean())
         return Written(path, 1, "0" * 64, (path.name,))
@@ -106,19 +128,21 @@ class Runtime:
         return self.differs
 
 
+@pytest.mark.parametrize("batch", [2, 19])
 def test_latency_is_that_of_the_given_model_over_that_of_the_compressed_one(
-    monkeypatch: pytest.MonkeyPatch,
+    batch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Of so many samples a call, though the example has 8."""
     runtime, t = Runtime(monkeypatch), tiny("mlp")
-    steps = [Prune(keep=0.25, per="global"), Measure(latency=True, threads=3, batch=2)]
+    steps = [Prune(keep=0.25, per="global"), Measure(latency=True, threads=3, batch=batch)]
     said = note(run(t.model, steps, t.task), "latency")
     assert said.data["before"] == [pytest.approx(100)] * 3
     assert said.data["after"] == [pytest.approx(25, abs=1)] * 3
     assert said.data["ratio"] == [pytest.approx(4, abs=0.2)] * 3
     assert f"{70 / 18:.2f}x as fast" in said.text  # 18 of 70 weights are left
-    assert (said.data["threads"], said.data["batch"]) == ([3], [2])
+    assert (said.data["threads"], said.data["batch"]) == ([3], [batch])
     assert runtime.threads == [3, 3]
-    assert runtime.shapes == {(2, 5)}
+    assert runtime.shapes == {(batch, 5)}
 
 
 def test_the_export_tells_what_the_comparison_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -14,6 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+LEAVES = (Tensor, bool, int, float, str, type(None))  # what torch.export takes in an output
 
 
 def tensors_of(output: Any) -> Iterator[Tensor]:
@@ -64,6 +67,27 @@ def put(output: Any, key: Any, part: Any) -> None:
         output[key] = part
     else:
         object.__setattr__(output, key, part)
+
+
+def exportable(output: Any) -> tuple[Any, dict[str, str]]:
+    """The output without what torch.export has no type for, such as caches; and those, name -> type."""
+    left: dict[str, str] = {}
+    plain = all(isinstance(leaf, LEAVES) for leaf in tree_leaves(output))
+    return output if plain else bare(output, "", left), left
+
+
+def bare(output: Any, name: str, left: dict[str, str]) -> Any:
+    """An output in plain dicts and tuples; what is neither container nor number goes to `left`."""
+    if isinstance(output, LEAVES):
+        return output
+    made = {}
+    for key, item in parts_of(output).items():
+        there = f"{name}.{key}".lstrip(".")
+        if isinstance(item, (*LEAVES, Mapping, tuple, list)) or parts_of(item):
+            made[key] = bare(item, there, left)
+        else:
+            left[there] = type(item).__name__
+    return tuple(made.values()) if isinstance(output, (tuple, list)) else made
 
 
 def as_floats(output: Any) -> Any:

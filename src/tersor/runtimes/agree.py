@@ -7,6 +7,7 @@ each: an output that should be zero has no relative error worth a refusal. Cost:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,10 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from tersor.errors import RefusedError, TaskError
 from tersor.model.batches import device_of, evaluating, move, shapes
+from tersor.model.outputs import exportable
 
 Inputs = tuple | dict[str, Any]  # what the model is called with: in order, or by name
 
@@ -78,6 +80,7 @@ def outputs(model: nn.Module, inputs: Inputs) -> list[np.ndarray]:
     inputs = move(inputs, device_of(model))
     with evaluating(model):
         found = model(**inputs) if isinstance(inputs, dict) else model(*inputs)
+    found, _ = exportable(found)
     if isinstance(found, dict):  # Hugging Face's outputs are dicts that hide what is None
         found = {key: item for key, item in found.items() if item is not None}
     return [
@@ -89,6 +92,20 @@ def outputs(model: nn.Module, inputs: Inputs) -> list[np.ndarray]:
 def tensors(value: Any) -> list[Tensor]:
     """The tensors in nested tuples, lists and dicts, in order."""
     return [item for item in tree_leaves(value) if isinstance(item, Tensor)]
+
+
+def sized(inputs: Inputs, samples: int) -> Inputs:
+    """The inputs with so many samples, repeated where there are fewer. The batch is the first dimension of
+    the first tensor, and of all others where it is as long."""
+    size = tensors(inputs)[0].shape[:1]
+
+    def change(item: Any) -> Any:
+        if not isinstance(item, Tensor) or not item.ndim or item.shape[:1] != size or not len(item):
+            return item
+        return torch.cat([item] * math.ceil(samples / len(item)))[:samples]
+
+    found: Inputs = tree_map(change, inputs)
+    return found
 
 
 def as_inputs(batch: Any) -> Inputs:

@@ -28,6 +28,7 @@ class Written:
     nbytes: int  # of all files together
     sha256: str  # hex, of the files' bytes in the order of their names
     files: tuple[str, ...]  # names in the folder of `path`
+    left_out: tuple[str, ...] = ()  # outputs of the model that the file does not have, with their types
 
 
 @contextmanager

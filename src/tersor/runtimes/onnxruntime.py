@@ -13,6 +13,8 @@ import logging
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import replace
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,8 @@ from torch.utils._pytree import tree_map
 from tersor.dtypes import unexported
 from tersor.errors import FormatError, RefusedError, SettingError, StorageError
 from tersor.model.batches import device_of, move, shapes, steady
-from tersor.runtimes.agree import Comparison, Difference, Inputs, as_inputs, outputs, tensors
+from tersor.model.outputs import exportable
+from tersor.runtimes.agree import Comparison, Difference, Inputs, as_inputs, outputs, sized, tensors
 from tersor.runtimes.files import Written, into_place, workshop
 
 TOLERANCE = 1e-3  # largest difference allowed, against the largest output: float32 sums in another order
@@ -69,21 +72,24 @@ def write(
         raise SettingError(f"onnxruntime: the example holds no tensor: {shapes(inputs)}")
     inputs = move(inputs, device_of(model))
     with workshop(path) as folder, steady():
-        program = _export(model, _at_least_two(inputs) if dynamic_batch else inputs, dynamic_batch)
+        traced = inputs
+        if dynamic_batch and tensors(inputs)[0].shape[:1] == (1,):  # tracing takes a size of 1 for a constant
+            traced = sized(inputs, 2)
+        program, left = _export(model, traced, dynamic_batch)
         _without_traces(program)
         # The weights' bytes decide; the graph around them is small beside the limit.
         large = sum(item.numel() * item.element_size() for item in model.state_dict().values()) >= ONE_FILE
         program.save(str(folder / path.name), external_data=large)
         # Another batch size than the one that was traced, so that a size frozen into the graph shows.
-        batches = [inputs, _first(inputs)] if dynamic_batch else [inputs]
+        batches = [inputs, sized(inputs, 1)] if dynamic_batch else [inputs]
         try:
             compare(model, folder / path.name, batches, tolerance=tolerance)
         except (SettingError, *UNTRACEABLE) as error:
-            way_out = "; if its batch size cannot vary, use dynamic_batch=False" if dynamic_batch else ""
+            way_out = "; if its batch size cannot vary, give dynamic_batch=false" if dynamic_batch else ""
             raise RefusedError(
                 f"onnxruntime: {type(model).__name__} exports and does not run: {error}{way_out}"
             ) from error
-        return into_place(folder, path)
+        return replace(into_place(folder, path), left_out=left)
 
 
 def open(path: str | Path, threads: int = 1) -> Session:
@@ -156,8 +162,9 @@ def compare(
     return found
 
 
-def _export(model: nn.Module, inputs: Inputs, dynamic_batch: bool) -> Any:
-    """An ONNX program in memory, made from a copy: tracing may leave tensors of its own in modules."""
+def _export(model: nn.Module, inputs: Inputs, dynamic_batch: bool) -> tuple[Any, tuple[str, ...]]:
+    """An ONNX program in memory, made from a copy: tracing may leave tensors of its own in modules. And the
+    outputs that it lacks, for torch.export has no type for them."""
     batch = torch.export.Dim("batch")
     size = tensors(inputs)[0].shape[:1]
 
@@ -169,7 +176,18 @@ def _export(model: nn.Module, inputs: Inputs, dynamic_batch: bool) -> Any:
     dynamic = tree_map(dims, inputs) if dynamic_batch else None
     with _quiet():
         try:
-            twin = copy.deepcopy(model).eval()
+            twin, left = copy.deepcopy(model).eval(), {}
+            forward = twin.forward
+
+            @wraps(forward)
+            def known(*args: Any, **kwargs: Any) -> Any:
+                made, odd = exportable(forward(*args, **kwargs))
+                left.update(odd)
+                if not tensors(made):
+                    raise TypeError("its output holds no tensor that torch.export has a type for")
+                return made
+
+            twin.forward = known
             program = torch.onnx.export(
                 twin,
                 args,
@@ -180,12 +198,12 @@ def _export(model: nn.Module, inputs: Inputs, dynamic_batch: bool) -> Any:
                 external_data=False,
             )
         except UNTRACEABLE as error:
-            way_out = " If its batch size cannot vary, use dynamic_batch=False." if dynamic_batch else ""
+            way_out = " If its batch size cannot vary, give dynamic_batch=false." if dynamic_batch else ""
             raise RefusedError(
                 f"onnxruntime: {type(model).__name__} cannot be exported with inputs {shapes(inputs)}: "
                 f"{_brief(error)}.{unexported(model.state_dict())}{way_out}"
             ) from error
-    return program
+    return program, tuple(f"{name} ({kind})" for name, kind in left.items())
 
 
 @contextmanager
@@ -212,30 +230,6 @@ def _without_traces(program: Any) -> None:
         for value in (*graph.inputs, *graph.initializers.values()):
             value.metadata_props.clear()
     program.model.metadata_props.clear()
-
-
-def _at_least_two(inputs: Inputs) -> Inputs:
-    """Tracing takes a size of 1 for a constant, so a batch of one is doubled."""
-    size = tensors(inputs)[0].shape[:1]
-    if size != (1,):
-        return inputs
-    return _each(inputs, lambda item: torch.cat([item, item]))
-
-
-def _first(inputs: Inputs) -> Inputs:
-    return _each(inputs, lambda item: item[:1])
-
-
-def _each(inputs: Inputs, change: Any) -> Inputs:
-    """Change every tensor that has the batch as its first dimension."""
-    size = tensors(inputs)[0].shape[:1]
-    found: Inputs = tree_map(
-        lambda item: (
-            change(item) if isinstance(item, Tensor) and item.ndim and item.shape[:1] == size else item
-        ),
-        inputs,
-    )
-    return found
 
 
 def _brief(error: BaseException) -> str:
