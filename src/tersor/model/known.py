@@ -119,6 +119,9 @@ class Plain(fx.Interpreter):
         self.places: dict[fx.Node, set[int]] = {}
         self.changed: set[int] = set()
 
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        return super().call_function(possible(target), args, kwargs)
+
     def run_node(self, n: fx.Node) -> Any:
         given = {memory(self.env[one]) for one in n.all_input_nodes} - {0}
         made = super().run_node(n)
@@ -156,7 +159,7 @@ class Known(fx.Interpreter):
         if moving or fickle(n) or any(x is DEPENDS for x in given):
             return self.unknown(n)
         if not any(floating(x) and bool(x.sum().isnan()) for x in given):  # the sum of a NaN is one
-            return n.target(*args, **kwargs)  # type: ignore[operator]
+            return possible(n.target)(*args, **kwargs)
         if name in FACTORS:
             return self.product(n, args, kwargs)
         if name in APART:
@@ -164,7 +167,7 @@ class Known(fx.Interpreter):
         keeps = (passing(n) or n in self.model.views) and self.model.fixed(n)
         if not keeps or not all(floating(self.env[one]) for one in written(n)):
             return self.unknown(n)
-        made = n.target(*args, **kwargs)  # type: ignore[operator]
+        made = possible(n.target)(*args, **kwargs)
         return tree_map(lambda x: x if x is None or floating(x) else DEPENDS, made)
 
     def product(self, n: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
@@ -203,6 +206,11 @@ class Known(fx.Interpreter):
         if written(n) and isinstance(value(n), Tensor):
             return self.env[written(n)[0]]
         return tree_map(depending, value(n))
+
+
+def possible(target: Any) -> Any:
+    """The operator, and for view, reshape: real strides are not always those that torch.export foresaw."""
+    return torch.ops.aten.reshape.default if target is torch.ops.aten.view.default else target
 
 
 def apart(n: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
