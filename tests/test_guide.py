@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from tersor.effects import only
 from tersor.steps import STEPS
-from tersor.steps.retrain import Retrain
+from tersor.steps.retrain import TRAINING, Retrain
 
 ROOT = Path(__file__).resolve().parents[1]
 README, GUIDE = (ROOT / "README.md").read_text(), (ROOT / "docs/guide.md").read_text()
@@ -22,8 +23,14 @@ def shown(default: Any) -> str:
 
 def rows(text: str) -> dict[str, str]:
     """Setting -> default, of the first table in a text."""
-    table = text.split("| --- | --- | --- |\n", 1)[1].split("\n\n", 1)[0]
-    return dict(re.findall(r"^\| `(\w+)` \| (\S*) \| .+ \|$", table, re.M))
+    return {key: default for key, (default, _) in table(text).items()}
+
+
+def table(text: str) -> dict[str, tuple[str, str]]:
+    """Setting -> (default, what it is), of the first table in a text."""
+    lines = text.split("| --- | --- | --- |\n", 1)[1].split("\n\n", 1)[0]
+    found = re.findall(r"^\| `(\w+)` \| (\S*) \| (.+) \|$", lines, re.M)
+    return {key: (default, said) for key, default, said in found}
 
 
 def defaults(kind: type[Any]) -> dict[str, str]:
@@ -46,6 +53,16 @@ def test_the_guide_lists_every_setting_and_its_default(name: str) -> None:
 
 def test_the_guide_lists_the_settings_of_training() -> None:
     assert rows(GUIDE.split("\n## Steps\n", 1)[1]) == defaults(Retrain)
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_the_guide_says_what_goes_with_what(name: str) -> None:
+    training, section = (GUIDE.split(f"\n{head}\n", 1)[1] for head in ("## Steps", f"### {name}"))
+    assert "All but `where` have an effect with `epochs` above 0 alone" in training
+    told = {**table(training), **table(section)}
+    for key, needs in only(STEPS[name]).items():
+        for other in needs:
+            assert (key in TRAINING and other == "epochs") or f"`{other}" in told[key][1], (key, other)
 
 
 def test_the_readme_is_short_and_its_links_lead_somewhere() -> None:

@@ -14,7 +14,13 @@ from source_tree import ROOT, Module, Rule, Tree, fake, findings
 # "tersor" is tersor/__init__.py with the public names.
 LEVELS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("files", "settings", "threads", "dtypes"),  # files whole or not; settings; pools; what dtypes do
+    (
+        "files",
+        "settings",
+        "effects",
+        "threads",
+        "dtypes",
+    ),  # files whole or not; settings; pools; what dtypes do
     ("coders", "maths"),
     ("forms",),
     ("encode",),  # forms only decode

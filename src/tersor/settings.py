@@ -1,7 +1,7 @@
 """Settings: frozen dataclasses from text and back, checked at birth.
 
-A step that exists is valid: unknown keys, words that are not allowed and numbers out of range are refused,
-with the nearest allowed word. YAML, the command line and Python meet here.
+A step that exists is valid: unknown keys, words that are not allowed, numbers out of range and settings
+without an effect are refused, with what is allowed. YAML, the command line and Python meet here.
 """
 
 from __future__ import annotations

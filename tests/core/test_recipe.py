@@ -59,7 +59,8 @@ def test_every_step_survives_yaml(word: str) -> None:
     st.sampled_from(["*", "a,!b", "true", "1", "~", "null", "a: b", "x # y", "é"]),
 )  # fmt: skip
 def test_yaml_has_an_inverse(keep: float, pattern: str, seed: int, where: str) -> None:
-    recipe = Recipe((Prune(keep=keep, pattern=None if pattern == "none" else pattern, where=where),), seed)
+    how: dict[str, Any] = {"keep": keep} if pattern == "none" else {"pattern": pattern}
+    recipe = Recipe((Prune(**how, where=where),), seed)
     assert from_yaml(dump(recipe.to_json()), STEPS) == recipe
 
 

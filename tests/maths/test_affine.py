@@ -55,7 +55,7 @@ def test_grids_are_well_formed(case, bits, per, group, options):
     w = weights(**case)
     keep = torch.rand(w.shape, generator=torch.Generator().manual_seed(1)) < 0.5 if masked else None
     codes, scale, zero = even_grid(
-        w, bits, per=per, group=group, symmetric=symmetric, range=range_, keep=keep
+        w, bits, per=per, group=group, symmetric=symmetric, range=range_, ends=(-0.5, 2.0), keep=keep
     )
     rows, columns = w.shape
     want = {"tensor": (1, 1), "row": (rows, 1), "group": (rows, math.ceil(columns / group))}[per]
@@ -100,6 +100,25 @@ def slow(w, bits, symmetric):
     scale = (high - low) / (last - first) or 1.0
     zero = max(first, min(last, round(first - low / scale)))
     return [(max(first, min(last, round(v / scale) + zero)) - zero) * scale for v in w]
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8, 11])
+@pytest.mark.parametrize("ends", [(-0.75, 0.75), (-0.2, 0.9), (0.0, 0.5), (-3.0, 0.0)])
+def test_a_fixed_range_is_that_of_weights_that_span_it(bits, ends):
+    """The textbook's grid of the two ends stands for weights that do not reach them, or go beyond."""
+    w = torch.randn(3, 17, generator=torch.Generator().manual_seed(bits)) * 0.5
+    symmetric = ends[0] == -ends[1]
+    codes, scale, zero = even_grid(w, bits, per="row", symmetric=symmetric, range="fixed", ends=ends)
+    got = dequantize(codes, scale, zero, 0)
+    for row, decoded in zip(w.tolist(), got.tolist(), strict=True):
+        clipped = [min(max(v, ends[0]), ends[1]) for v in row]
+        assert decoded == pytest.approx(slow([*clipped, *ends], bits, symmetric)[:-2], abs=1e-6)
+
+
+@pytest.mark.parametrize("ends", [None, (0.1, 1.0), (-1.0, -0.1)])
+def test_a_fixed_range_holds_zero(ends):
+    with pytest.raises(SettingError, match="low <= 0 <= high"):
+        even_grid(torch.ones(2, 2), 4, range="fixed", ends=ends)
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 7, 8, 11, 16])
@@ -251,8 +270,8 @@ def test_masked_weights_do_not_shape_the_grid():
     loud[:, 3] = 1e6
     for range_ in RANGES:
         for per in PER:
-            a = even_grid(w, 4, per=per, group=4, range=range_, keep=keep)[1]
-            b = even_grid(loud, 4, per=per, group=4, range=range_, keep=keep)[1]
+            a = even_grid(w, 4, per=per, group=4, range=range_, ends=(-1.0, 1.0), keep=keep)[1]
+            b = even_grid(loud, 4, per=per, group=4, range=range_, ends=(-1.0, 1.0), keep=keep)[1]
             assert torch.equal(a, b), (range_, per)
 
 

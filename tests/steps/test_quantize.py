@@ -13,6 +13,7 @@ from tersor.core.run import run
 from tersor.core.state import State
 from tersor.errors import SettingError
 from tersor.forms import Affine, Codebook, Form, LogGrid, LowRank, Masked
+from tersor.maths.affine import RANGES
 from tersor.steps import Cluster, Entropy, Factorize, Finetune, Prune, Quantize
 
 TRANSPOSED = ("up.weight", "back.weight")
@@ -76,11 +77,12 @@ def test_one_scale_for_a_tensor() -> None:
         assert result.forms[name].scale.shape == (1, 1)
 
 
-@pytest.mark.parametrize("range", ["minmax", "percentile", "mse", "entropy"])
+@pytest.mark.parametrize("range", RANGES)
 def test_ranges(range: str) -> None:
     """Large weights may be clipped; "mse" is never worse than "minmax"."""
     t = tiny("conv")
-    best, found = (run(t.model, Quantize(bits=3, range=how, percentile=90.0)) for how in ("minmax", range))
+    more: dict[str, Any] = {"percentile": {"percentile": 90.0}, "fixed": {"high": 0.01}}.get(range, {})
+    best, found = run(t.model, Quantize(bits=3)), run(t.model, Quantize(bits=3, range=range, **more))
     for name in weights_of(found):
         w = t.model.state_dict()[name]
         errors = [float((r.forms[name].decode() - w).square().sum()) for r in (best, found)]
@@ -145,13 +147,19 @@ def test_the_exact_ternary_rule_is_no_worse_than_any_threshold() -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"symmetric": False}, {"scheme": "log"}, {"scheme": "binary"}, {"scheme": "ternary"}],
+    [
+        {"bits": 4},
+        {"bits": 4, "symmetric": False},
+        {"bits": 4, "scheme": "log"},
+        {"scheme": "binary"},
+        {"scheme": "ternary"},
+    ],
     ids=str,
 )
 def test_what_a_mask_hides_stays_zero_and_shapes_nothing(settings: dict[str, Any]) -> None:
     t = tiny("conv")
     cut = run(t.model, Prune(keep=0.4))
-    result = run(cut, Quantize(bits=4, **settings))
+    result = run(cut, Quantize(**settings))
     for name in weights_of(result):
         form = result.forms[name]
         assert isinstance(form, Masked)
@@ -160,7 +168,7 @@ def test_what_a_mask_hides_stays_zero_and_shapes_nothing(settings: dict[str, Any
         assert not form.decode()[~mask].any()
         assert next(e.how for e in result.ledger.edits(-1) if e.site == name) == "refine"
         # Hidden weights that are ten times as large change neither scale nor what is kept.
-        step, w = Quantize(bits=4, **settings), cut.forms[name].decode()
+        step, w = Quantize(**settings), cut.forms[name].decode()
         loud, quiet = (step.store(torch.where(mask, w, hidden), mask, 0) for hidden in (10.0, 0.0))
         assert torch.equal(scale_of(loud), scale_of(quiet))
 

@@ -36,7 +36,7 @@ __all__ = [
     "PER", "RANGES", "code_limits", "dequantize", "even_grid", "expand", "limits", "requantize", "spanning"
 ]  # fmt: skip
 
-RANGES = ("minmax", "percentile", "mse", "entropy")
+RANGES = ("minmax", "percentile", "mse", "entropy", "fixed")
 SHRINK = 0.92  # ratio of neighbors among the coarse ranges that "mse" tries
 COARSE = 48  # down to 0.92**47 = 2 % of the range
 
@@ -62,12 +62,14 @@ def even_grid(
     symmetric: bool = True,
     range: str = "minmax",
     percentile: float = 99.9,
+    ends: tuple[float, float] | None = None,
     keep: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """codes [O, I] (int8, from 9 bits int16), scale float32 and zero [1, 1], [O, 1] or [O, G].
 
     zero is None where symmetric, else int16 (from 9 bits int32, so that codes - zero cannot overflow).
-    The range always holds 0, so 0 is decoded exactly. Where `keep` is False a weight does not shape the grid.
+    The range always holds 0, so 0 is decoded exactly. `ends` are those of range "fixed". Where `keep` is
+    False a weight does not shape the grid.
     """
     check_bits("even_grid", bits, 1, 16)
     check_units("even_grid", w.shape, per, group, keep)
@@ -90,6 +92,8 @@ def even_grid(
             low, high = minmax_range(x, mask)
         elif range == "percentile":
             low, high = percentile_range(x, mask, percentile, symmetric)
+        elif range == "fixed":
+            low, high = (x.new_full((len(x),), end, dtype=torch.float64) for end in fixed(ends))
         else:
             low, high = entropy_range(x, mask, bits)
         scale, zero = spanning(low, high, bits, symmetric)
@@ -98,6 +102,12 @@ def even_grid(
         None if symmetric else unit_table(zero, w.shape, per).to(torch.int16 if bits <= 8 else torch.int32)
     )
     return requantize(w, scale, shifts, bits, group, symmetric), scale, shifts
+
+
+def fixed(ends: tuple[float, float] | None) -> tuple[float, float]:
+    if ends is None or not ends[0] <= 0 <= ends[1]:
+        raise SettingError(f"even_grid: ends={ends}, but a fixed range is low <= 0 <= high")
+    return ends
 
 
 def requantize(  # noqa: PLR0917  a grid is its five numbers

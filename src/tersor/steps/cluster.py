@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from tersor.core.view import View
+from tersor.effects import Only, check_effect
 from tersor.encode import Store, refine
 from tersor.forms import Codebook, Dense, Form
 from tersor.forms.form import from_rows, to_rows
@@ -31,6 +32,7 @@ class Cluster(Retrain):
     """Share weights: k-means indices into a short table, which can be trained."""
 
     name: ClassVar[str] = "cluster"
+    only: ClassVar[Only] = {"iterations": {"start": tuple(way for way in START if way != "exact")}}
     entries: int = 16  # values in a table
     per: str = "tensor"  # what shares a table: "tensor" or "row"
     start: str = (
@@ -44,6 +46,7 @@ class Cluster(Retrain):
         check_word(self, "per", ("tensor", "row"))
         check_word(self, "start", START)
         check(self.iterations >= 1, self, "iterations", "it is a count: 1 or more")
+        check_effect(self)
 
     def run(self, view: View) -> Iterator[Group]:
         if self.epochs == 0:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from tersor.core.view import View
+from tersor.effects import GIVEN, Only, check_effect
 from tersor.errors import SettingError, did_you_mean
 from tersor.model.features import pairs_of
 from tersor.record.events import Group, Note
@@ -26,6 +27,7 @@ class Distill(Finetune):
     """Train towards a teacher's answers: soft targets, features, or both."""
 
     name: ClassVar[str] = "distill"
+    only: ClassVar[Only] = {"feature_weight": {"features": GIVEN}}
     share: float = 0.7  # of the teacher in the loss, 0 to 1
     lr: float = 1e-3
     teacher: Any = ""  # "" the model as it was given; "file.py:factory"; in Python also a module
@@ -42,6 +44,7 @@ class Distill(Finetune):
             raise SettingError(
                 "distill: share=0 without features leaves the teacher out; give share or use finetune"
             )
+        check_effect(self)
 
     def run(self, view: View) -> Iterator[Group]:
         teacher = teacher_of(self.teacher, view)

@@ -16,6 +16,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from tersor.core.view import View
+from tersor.effects import check_effect
 from tersor.errors import SettingError
 from tersor.forms import Dense, LowRank, uncoded
 from tersor.maths.ranks import rank_for_energy, rank_for_keep, svd_factors, whitened_factors
@@ -50,6 +51,7 @@ class Factorize(Retrain):
         )
         check(self.rank is None or self.rank >= 1, self, "rank", "it is a count: 1 or more")
         check(self.energy is None or 0 < self.energy <= 1, self, "energy", "it is a share: 0 < energy <= 1")
+        check_effect(self)
 
     def run(self, view: View) -> Iterator[Group]:
         if self.epochs == 0:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from tersor.core.view import View
+from tersor.effects import check_effect
 from tersor.model.sites import Site
 from tersor.record.events import Group, Note
 from tersor.settings import check
@@ -28,6 +29,7 @@ class Finetune(Retrain):
     def __post_init__(self) -> None:
         super().__post_init__()
         check(self.epochs > 0, self, "epochs", "it is a number of passes: above 0")
+        check_effect(self)
 
     def run(self, view: View) -> Iterator[Group]:
         learning = self.learning(view)

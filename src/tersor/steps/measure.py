@@ -11,12 +11,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
 from tersor.core.step import Needs
 from tersor.core.view import View
+from tersor.effects import Only, check_effect
 from tersor.measure.bits import bits_of
 from tersor.model.sites import select
 from tersor.record.events import Group, Note
@@ -28,6 +29,7 @@ class Measure:
     """Note the task's metric, bytes and bits as they stand, with intervals and tests."""
 
     name: ClassVar[str] = "measure"
+    only: ClassVar[Only] = {"threads": {"latency": (True,)}, "batch": {"latency": (True,)}}
     lossless: ClassVar[bool] = True
     latency: bool = False  # also time both models in ONNX Runtime
     threads: int = 1  # of ONNX Runtime
@@ -38,6 +40,7 @@ class Measure:
         check_settings(self)
         check(self.threads >= 1, self, "threads", "it is a count: 1 or more")
         check(self.batch >= 1, self, "batch", "it is a count of samples: 1 or more")
+        check_effect(self)
 
     @property
     def needs(self) -> Needs:
@@ -87,17 +90,18 @@ class Measure:
         from tersor.measure.latency import interleave, ratio
         from tersor.model.example import example_inputs
         from tersor.runtimes import runtime
+        from tersor.runtimes.agree import sized, tensors
 
         writer = runtime("onnxruntime")
-        example = example_inputs(view.task, view.model())
-        named = example if isinstance(example, dict) else {}
-        given = [] if isinstance(example, dict) else list(example)
-        arrays = [self.few(value) for value in given]
-        by_name = {name: self.few(value) for name, value in named.items()}
+        inputs = sized(example_inputs(view.task, view.model()), self.batch)
+        named = inputs if isinstance(inputs, dict) else {}
+        arrays = [] if named else tensors(inputs)
+        by_name = {name: value for name, value in named.items() if isinstance(value, Tensor)}
         with tempfile.TemporaryDirectory() as folder:
             runs = {}
             for word, model in (("before", view.base()), ("after", view.model())):
-                written = writer.write(model, example, Path(folder) / f"{word}.onnx")
+                path = Path(folder) / f"{word}.onnx"
+                written = writer.write(model, inputs, path, dynamic_batch=False)
                 session = writer.open(written.path, threads=self.threads)
                 runs[word] = partial(session.run, *arrays, **by_name)
             timings = interleave(runs)
@@ -107,7 +111,3 @@ class Measure:
         was, now = timings["before"].median_ms, timings["after"].median_ms
         text = f"{was:.4f} to {now:.4f} ms in ONNX Runtime, batch {self.batch}, {middle:.2f}x as fast"
         return Note("", "latency", text, data, timed=True)
-
-    def few(self, value: Any) -> Any:
-        """The first `batch` samples of an input, as an array."""
-        return value[: self.batch].cpu().numpy() if isinstance(value, Tensor) else value

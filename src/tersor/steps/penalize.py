@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from tersor.core.view import View
+from tersor.effects import LEFT_OUT, Above, Only, check_effect
 from tersor.encode import refine
 from tersor.errors import RefusedError, SettingError
 from tersor.forms import Affine, Dense, Form, uncoded
@@ -56,6 +57,10 @@ class Penalize(Retrain):
     """Train under the price of every bit, towards a size: few, small and clustered codes."""
 
     name: ClassVar[str] = "penalize"
+    only: ClassVar[Only] = {
+        "bits": {"nbytes": LEFT_OUT, "price": LEFT_OUT},
+        "teacher": {"share": Above(0)},
+    }
     nbytes: int | None = None  # of all stored arrays after entropy coding: the file without its header
     bits: float = 1.0  # or so many for each weight that is priced, where nbytes is not given
     price: float | None = None  # or a fixed price of a bit in the loss, in place of a size
@@ -83,6 +88,7 @@ class Penalize(Retrain):
         check_teacher(self)
         if self.nbytes is not None and self.price is not None:
             raise SettingError("penalize: nbytes and price are both given: a size or a price, not both")
+        check_effect(self)
 
     def run(self, view: View) -> Iterator[Group]:
         priced = self.priced(view)

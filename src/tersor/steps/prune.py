@@ -20,6 +20,7 @@ from torch import Tensor
 
 from tersor.core.step import Needs
 from tersor.core.view import View
+from tersor.effects import LEFT_OUT, Above, Only, check_effect
 from tersor.errors import SettingError
 from tersor.forms import At, Dense, Form, Masked, uncoded
 from tersor.forms.form import from_rows, to_rows
@@ -49,6 +50,15 @@ class Prune(Retrain):
     """Set the smallest weights to zero, at once or while training."""
 
     name: ClassVar[str] = "prune"
+    only: ClassVar[Only] = {
+        "keep": {"threshold": LEFT_OUT, "pattern": LEFT_OUT},
+        "per": {"threshold": LEFT_OUT, "pattern": LEFT_OUT},
+        "group": {"per": ("group",)},
+        "threshold": {"pattern": LEFT_OUT},
+        "ramp": {"epochs": Above(0), "threshold": LEFT_OUT, "pattern": LEFT_OUT},
+        "rounds": {"epochs": Above(0)},
+        "rewind": {"rounds": Above(1)},
+    }
     keep: float = 0.5  # share of weights kept, 0 < keep <= 1
     # What shares a threshold: "tensor", "row", "group"; all layers together: by |w| "global", by |w| over the
     # layer's own root mean square "spread", by LAMP score "lamp".
@@ -75,10 +85,7 @@ class Prune(Retrain):
         check_word(self, "rewind", ("none", "weights"))
         if self.pattern is not None:
             self.n_m()
-        if (self.ramp > 0 or self.rounds > 1) and self.epochs == 0:
-            raise SettingError("prune: ramp and rounds need training; give epochs, such as epochs=5")
-        if self.ramp > 0 and (self.threshold is not None or self.pattern is not None):
-            raise SettingError("prune: ramp narrows a share kept; leave out threshold and pattern")
+        check_effect(self)
 
     def n_m(self) -> tuple[int, int]:
         found = re.fullmatch(r"(\d+):(\d+)", str(self.pattern))

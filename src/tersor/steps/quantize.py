@@ -9,6 +9,7 @@ grid by straight-through gradients (Bengio 2013), uniform grids with learned ste
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, cast
@@ -17,12 +18,13 @@ import torch
 from torch import Tensor
 
 from tersor.core.view import View
+from tersor.effects import Only, check_effect
 from tersor.encode import refine
 from tersor.errors import SettingError
 from tersor.forms import Affine, Codebook, Dense, Form, LogGrid
 from tersor.forms.form import from_rows, to_rows
 from tersor.maths.affine import PER, RANGES, even_grid
-from tersor.maths.levels import log_grid
+from tersor.maths.levels import LOG_RANGES, log_grid
 from tersor.maths.signs import binary, ternary
 from tersor.model.sites import Site
 from tersor.record.events import Edit, Group, Note, of
@@ -37,13 +39,27 @@ class Quantize(Retrain):
     """Store weights as small integers: even grids, powers of two, binary or ternary."""
 
     name: ClassVar[str] = "quantize"
+    only: ClassVar[Only] = {
+        "bits": {"scheme": ("uniform", "log")},
+        "group": {"per": ("group",)},
+        "symmetric": {"scheme": ("uniform",)},
+        "range": {"scheme": ("uniform", "log")},
+        "percentile": {"range": ("percentile",)},
+        "low": {"range": ("fixed",), "symmetric": (False,)},
+        "high": {"range": ("fixed",)},
+        "terms": {"scheme": ("log",)},
+        "rule": {"scheme": ("ternary",)},
+    }
     scheme: str = "uniform"  # "uniform", "log", "binary" or "ternary"
     bits: int = 8  # bits a weight: 1 to 16 uniform, 2 to 8 log
     per: str = "row"  # what shares a scale: "tensor", "row" (an output channel) or "group"
     group: int = 64  # inputs that share a scale, where per is "group"
     symmetric: bool = True  # no zero point
-    range: str = "minmax"  # how a uniform grid's ends are found: "minmax", "percentile", "mse" or "entropy"
+    # How a grid's ends are found: "minmax" or "mse", and uniform ones by "percentile", "entropy" or "fixed".
+    range: str = "minmax"
     percentile: float = 99.9  # of |w| inside the grid, where range is "percentile"
+    low: float | None = None  # the grid's ends where range is "fixed"; a symmetric one begins at -high
+    high: float | None = None
     terms: int = 1  # powers of two in a log level: 1 or 2
     rule: str = "twn"  # ternary threshold: "twn" (0.7 * mean |w|) or "exact" (least squares)
 
@@ -51,7 +67,7 @@ class Quantize(Retrain):
         super().__post_init__()
         check_word(self, "scheme", SCHEMES)
         check_word(self, "per", PER if self.scheme in ("uniform", "log") else ("tensor", "row"))
-        check_word(self, "range", RANGES)
+        check_word(self, "range", LOG_RANGES if self.scheme == "log" else RANGES)
         check_word(self, "rule", ("twn", "exact"))
         low, high = (2, 8) if self.scheme == "log" else (1, 16)
         check(low <= self.bits <= high, self, "bits", f"{self.scheme} stores {low} to {high}")
@@ -63,6 +79,22 @@ class Quantize(Retrain):
         check(self.group >= 1, self, "group", "it is a number of weights: 1 or more")
         check(50 < self.percentile <= 100, self, "percentile", "it is above 50 and up to 100")
         check(self.terms in (1, 2), self, "terms", "a level is 1 power of two or a sum of 2")
+        check_effect(self)
+        if self.range == "fixed":
+            self.ends()
+
+    def ends(self) -> tuple[float, float] | None:
+        """Of a fixed range; 0 is always in it, so that 0 is decoded exactly."""
+        if self.range != "fixed":
+            return None
+        high = math.nan if self.high is None else self.high
+        low = -high if self.symmetric else math.nan if self.low is None else self.low
+        if not -math.inf < low <= 0 <= high < math.inf or low == high:
+            raise SettingError(
+                f"quantize: range=fixed with low={self.low!r} and high={self.high!r}, but low <= 0 <= high "
+                f"and not both 0; where symmetric=true give high alone"
+            )
+        return low, high
 
     def run(self, view: View) -> Iterator[Group]:
         if self.epochs == 0:
@@ -92,16 +124,16 @@ class Quantize(Retrain):
         if self.scheme == "uniform":
             codes, scale, zero = even_grid(
                 rows, self.bits, per=self.per, group=self.group, symmetric=self.symmetric,
-                range=self.range, percentile=self.percentile, keep=within,
+                range=self.range, percentile=self.percentile, ends=self.ends(), keep=within,
             )  # fmt: skip
             return Affine(
                 leaf(codes), Dense(scale), None if zero is None else Dense(zero), self.bits, group, axis
             )
         if self.scheme == "log":
-            how = "mse" if self.range == "mse" else "minmax"
             codes, scale = log_grid(
-                rows, self.bits, terms=self.terms, per=self.per, group=self.group, range=how, keep=within
-            )
+                rows, self.bits, terms=self.terms, per=self.per, group=self.group, range=self.range,
+                keep=within,
+            )  # fmt: skip
             return LogGrid(leaf(codes), Dense(scale), self.bits, self.terms, group, axis)
         if self.scheme == "binary":
             index, scale = binary(rows, self.per, keep=within)

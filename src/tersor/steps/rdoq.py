@@ -17,6 +17,7 @@ from typing import ClassVar
 
 from tersor.core.step import Needs
 from tersor.core.view import View
+from tersor.effects import Only, check_effect
 from tersor.errors import RefusedError, SettingError
 from tersor.forms import Form
 from tersor.measure.accuracy import lost
@@ -40,6 +41,11 @@ class Rdoq:
     """Quantize for the fewest bits at a given size, accuracy or price of a bit; nothing is trained."""
 
     name: ClassVar[str] = "rdoq"
+    only: ClassVar[Only] = {
+        "damp": {"weigh": ("auto", "output", "inputs")},
+        "passes": {"weigh": ("auto", "output")},
+        "vectors": {"where": ("*",)},
+    }
     bits: float | None = None  # a weight, on average, before the entropy step; 4 where no target is given
     nbytes: int | None = None  # of the whole model once the entropy step has coded it
     max_drop: float | None = None  # what the task's metric may lose on its evaluation set: points of a share
@@ -73,6 +79,7 @@ class Rdoq:
         check(self.passes >= 1, self, "passes", "it is a count: 1 or more")
         check_word(self, "weigh", WEIGH)
         check_word(self, "per", ("auto", *PER))
+        check_effect(self)
 
     @property
     def needs(self) -> Needs:

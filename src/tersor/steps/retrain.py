@@ -16,6 +16,7 @@ from torch import nn
 
 from tersor.core.step import Needs
 from tersor.core.view import View
+from tersor.effects import Above, Only
 from tersor.errors import SettingError
 from tersor.forms import Form
 from tersor.model.changed import changed
@@ -27,12 +28,20 @@ from tersor.model.sites import Site
 from tersor.record.events import Edit, Note
 from tersor.settings import check, check_settings, check_word
 
+TRAINING = (
+    "lr", "schedule", "optimizer", "weight_decay", "share", "bf16", "channels_last", "clip", "lr_of", "frozen"
+)  # fmt: skip
+
 
 @dataclass(frozen=True, kw_only=True)
 class Retrain:
     """How to train after (or while) compressing."""
 
     name: ClassVar[str]
+    only: ClassVar[Only] = {
+        **dict.fromkeys(TRAINING, {"epochs": Above(0)}),
+        "temperature": {"share": Above(0)},
+    }
     epochs: float = 0.0  # passes over the training batches; 0 does not train
     lr: float = 1e-3  # highest learning rate
     schedule: str = "cosine"  # "cosine", "linear", "step", "onecycle" or "constant"

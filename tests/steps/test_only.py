@@ -1,0 +1,130 @@
+"""Each setting of each step does something where it is accepted, and is refused where it would not."""
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import tiny
+
+from tersor.core.run import run
+from tersor.effects import Above, Given, only
+from tersor.errors import SettingError
+from tersor.steps import STEPS
+from tersor.steps.words import from_words
+
+# What each setting is tried at, beside the usual others.
+OTHER: dict[str, Any] = {
+    "keep": 0.3, "rank": 1, "energy": 0.6, "whiten": False, "per": "tensor", "group": 3, "threshold": 0.2,
+    "pattern": "1:4", "ramp": 0.5, "rounds": 2, "rewind": "weights", "scheme": "log", "bits": 3,
+    "symmetric": False, "range": "mse", "percentile": 80.0, "low": -0.1, "high": 0.2, "terms": 2,
+    "rule": "exact", "entries": 3, "start": "linear", "iterations": 1, "epochs": 2.0, "lr": 0.02,
+    "schedule": "constant", "optimizer": "sgd", "weight_decay": 0.3, "share": 0.3, "temperature": 2.5,
+    "bf16": True, "clip": 1e-3, "lr_of": "*=0.1", "features": "block", "feature_weight": 0.1, "nbytes": 300,
+    "price": 0.01, "step": 0.2, "max_drop": 0.1, "lam": 0.01, "weigh": "inputs", "damp": 0.5,
+    "coder": "huffman", "threads": 2, "batch": 2, "latency": True, "vectors": False,
+}  # fmt: skip
+ELSE = {word: {"per": "row"} for word in ("prune", "cluster", "rdoq", "penalize")} | {
+    "rdoq": {"per": "row", "nbytes": 3000}, "penalize": {"per": "row", "nbytes": 9000, "bits": 8.0}
+}  # fmt: skip
+UNMET = {"scheme": "binary", "weigh": "none", "where": "s*"}  # values at which others have no effect
+# The tests of these say what they do: of speed and places alone, of long trainings, of larger models.
+NOT_HERE = {
+    "where", "channels_last", "frozen", "teacher", "features", "arrange", "to", "path", "dynamic_batch",
+    "warm", "passes", "vectors",
+}  # fmt: skip
+# What both runs have, where the usual settings leave too little to see.
+BOTH: dict[tuple[str, str], dict[str, Any]] = {
+    ("quantize", "low"): {"low": -0.3, "high": 0.2},
+    ("quantize", "high"): {"high": 0.1},
+    ("cluster", "weight_decay"): {"where": "head.weight"},
+    **{("penalize", key): {"epochs": 8.0} for key in ("nbytes", "bits")},
+}
+CASES = [(word, f.name) for word, kind in STEPS.items() for f in fields(kind) if f.name not in NOT_HERE]
+
+
+def outcome(word: str, settings: dict[str, Any], folder: Path) -> Any:
+    """What can be seen of a run: the forms, and what measure notes."""
+    t = tiny("conv")
+    result = run(t.model, STEPS[word](**settings), t.task, out=folder)
+    timed = [e.data for e in result.ledger.entries if e.kind == "latency"]
+    return result.digest, [(data["threads"], data["batch"]) for data in timed]
+
+
+def going(word: str, key: str) -> dict[str, Any]:
+    """Settings beside which this one is accepted, by what the step declares."""
+    found: dict[str, Any] = {}
+    for other, wanted in only(STEPS[word]).get(key, {}).items():
+        if getattr(STEPS[word](), other) not in wanted:
+            found |= going(word, other) | {other: met(word, other, wanted)}
+    return found
+
+
+def met(word: str, key: str, wanted: Any) -> Any:
+    if isinstance(wanted, Above):
+        return type(getattr(STEPS[word](), key))(wanted.number + 1)
+    return OTHER[key] if isinstance(wanted, Given) else wanted[0]
+
+
+def unmet(word: str, key: str, wanted: Any) -> Any:
+    """A value at which another setting has no effect."""
+    usual = getattr(STEPS[word](), key)
+    if isinstance(wanted, Above):
+        return type(usual)(wanted.number)
+    return usual if usual not in wanted else UNMET.get(key, OTHER.get(key))
+
+
+def other_than_usual(word: str, key: str) -> Any:
+    return ELSE.get(word, {}).get(key, OTHER.get(key, True))
+
+
+@pytest.mark.parametrize(("word", "key"), CASES)
+def test_a_setting_that_is_accepted_does_something(word: str, key: str, tmp_path: Path) -> None:
+    both = going(word, key) | ({"epochs": 1.0} if word == "penalize" else {}) | BOTH.get((word, key), {})
+    there = both | {key: other_than_usual(word, key)}
+    assert outcome(word, there, tmp_path) != outcome(word, both, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("word", "key", "other"),
+    [(word, key, other) for word in STEPS for key, needs in only(STEPS[word]).items() for other in needs],
+)
+def test_and_is_refused_where_it_would_not(word: str, key: str, other: str) -> None:
+    beside = going(word, key) | going(word, other)
+    there = unmet(word, other, only(STEPS[word])[key][other])
+    with pytest.raises(SettingError):
+        STEPS[word](**beside | {key: other_than_usual(word, key), other: there})
+
+
+REFUSED = {
+    "quantize bits=4 group=32": "group=32 has no effect where per='row'. It needs per=group: give that, or",
+    "quantize scheme=binary bits=2": "bits=2 has no effect where scheme='binary'. It needs scheme=uniform ",
+    "quantize percentile=99": "percentile=99.0 has no effect where range='minmax'. It needs range=percentile",
+    "quantize scheme=ternary symmetric=false": "symmetric=False has no effect where scheme='ternary'",
+    "quantize scheme=log range=percentile": "range='percentile'",
+    "quantize terms=2": "terms=2 has no effect where scheme='uniform'",
+    "quantize rule=exact": "rule='exact' has no effect where scheme='uniform'",
+    "quantize high=1": "high=1.0 has no effect where range='minmax'",
+    "quantize range=fixed": "range=fixed with low=None and high=None, but low <= 0 <= high",
+    "quantize range=fixed high=1 low=-1": "low=-1.0 has no effect where symmetric=True. It needs symm",
+    "quantize range=fixed symmetric=false low=0.5 high=1": "low <= 0 <= high",
+    "quantize lr=0.1": "lr=0.1 has no effect where epochs=0.0. It needs epochs above 0: give that, or",
+    "prune keep=0.1 pattern=2:4": "keep=0.1 has no effect where pattern='2:4'. It needs no pattern: leave",
+    "prune threshold=0.1 per=row": "per='row' has no effect where threshold=0.1",
+    "prune threshold=0.1 pattern=2:4": "threshold=0.1 has no effect where pattern='2:4'",
+    "prune epochs=1 rewind=weights": "rewind='weights' has no effect where rounds=1",
+    "prune rounds=3": "rounds=3 has no effect where epochs=0.0",
+    "cluster iterations=9": "iterations=9 has no effect where start='exact'. It needs start=linear or ",
+    "cluster epochs=1 temperature=2": "temperature=2.0 has no effect where share=0.0",
+    "distill feature_weight=2": "feature_weight=2.0 has no effect where features=''. It needs features: give",
+    "penalize nbytes=900 bits=2": "bits=2.0 has no effect where nbytes=900",
+    "rdoq weigh=none damp=0.1": "damp=0.1 has no effect where weigh='none'",
+    "measure threads=2": "threads=2 has no effect where latency=False. It needs latency=true",
+}
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_the_refusal_says_what_it_needs(words: str) -> None:
+    with pytest.raises(SettingError) as caught:
+        from_words(words.split(), STEPS)
+    assert REFUSED[words] in str(caught.value)
