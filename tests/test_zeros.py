@@ -39,7 +39,9 @@ HARD: dict[str, dict[str, Any]] = {
     "finetune": {"lr": 0.1}, "prune": {"keep": 0.9},
 }  # fmt: skip
 ALONE = [(name, False) for name in STEPS] + [(name, True) for name in TRAINED]
-PAIRS = [pair for pair in itertools.product(STEPS, repeat=2) if LOSES not in pair]
+# What is without loss has no part in a pair: alone, and before and after it, tests of its own have it.
+CHANGING = [name for name, kind in STEPS.items() if name != LOSES and not getattr(kind, "lossless", False)]
+PAIRS = list(itertools.product(CHANGING, repeat=2))
 
 
 def sparse() -> Tiny:

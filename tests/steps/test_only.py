@@ -1,7 +1,7 @@
 """Each setting of each step does something where it is accepted, and is refused where it would not."""
 
 from dataclasses import fields
-from pathlib import Path
+from functools import cache
 from typing import Any
 
 import pytest
@@ -43,10 +43,11 @@ BOTH: dict[tuple[str, str], dict[str, Any]] = {
 CASES = [(word, f.name) for word, kind in STEPS.items() for f in fields(kind) if f.name not in NOT_HERE]
 
 
-def outcome(word: str, settings: dict[str, Any], folder: Path) -> Any:
+@cache
+def outcome(word: str, **settings: Any) -> Any:
     """What can be seen of a run: the forms, and what measure notes."""
     t = tiny("conv")
-    result = run(t.model, STEPS[word](**settings), t.task, out=folder)
+    result = run(t.model, STEPS[word](**settings), t.task)
     timed = [e.data for e in result.ledger.entries if e.kind == "latency"]
     return result.digest, [(data["threads"], data["batch"]) for data in timed]
 
@@ -79,10 +80,10 @@ def other_than_usual(word: str, key: str) -> Any:
 
 
 @pytest.mark.parametrize(("word", "key"), CASES)
-def test_a_setting_that_is_accepted_does_something(word: str, key: str, tmp_path: Path) -> None:
+def test_a_setting_that_is_accepted_does_something(word: str, key: str) -> None:
     both = going(word, key) | ({"epochs": 1.0} if word == "penalize" else {}) | BOTH.get((word, key), {})
     there = both | {key: other_than_usual(word, key)}
-    assert outcome(word, there, tmp_path) != outcome(word, both, tmp_path)
+    assert outcome(word, **there) != outcome(word, **both)
 
 
 @pytest.mark.parametrize(

@@ -139,8 +139,10 @@ def seeded(seed: int) -> Iterator[None]:
     """Random draws inside follow from `seed`, on all devices; outside nothing has changed."""
     python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 (what users' data sets draw from)
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    # torch.manual_seed keeps a call, with its stack, for each kind of device that may yet be started.
+    set_seed = torch.manual_seed if torch.accelerator.is_available() else torch.default_generator.manual_seed
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
+        set_seed(seed)
         random.seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002
         try:
