@@ -202,7 +202,7 @@ Call = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
 def nets(seed: int = 0) -> dict[str, Call]:
     """(model in eval mode, args, kwargs) by name, the same each time."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         x, v, ids = torch.randn(3, 1, 8, 8), torch.randn(4, 5), torch.randint(0, 50, (2, 7))
         pair, bias = (torch.randn(2, 4), torch.randn(2, 4)), torch.randn(4)
         found: dict[str, Call] = {

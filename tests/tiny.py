@@ -134,7 +134,7 @@ def tiny(name: str, seed: int = 0, models: Models | None = None) -> Tiny:
     """A fresh tiny model by name, the same each time."""
     kind, draw, classes = (models or MODELS)[name]
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # without devices: 5 ms less
         model = kind().eval()
     generator = torch.Generator().manual_seed(seed + 1)
     count = TRAIN + EVALUATE

@@ -38,13 +38,11 @@ Makers = dict[tuple[str, str], str]  # (site, kind of form) -> the step that mad
 
 @dataclass
 class Dry(View):
-    """A view that trains nothing, and remembers what was asked of it."""
-
-    needs: str | None = None
+    """A view that trains nothing, and tells what was asked of it."""
 
     @property
     def task(self) -> Task:
-        self.needs = self.needs or "a task"
+        self.lacks("a task", again=False)
         raise RefusedError(f"{self.step_name}: needs a task")
 
     def train(
@@ -52,7 +50,7 @@ class Dry(View):
         on_step: Callable[[Tuned, int, int], None] | None = None, **more: Any,
     ) -> tuple[dict[str, Form], dict[str, float]]:  # fmt: skip
         """What training would give back of values that stay as they are; one step of it for the masks."""
-        self.needs = "a task with training batches"
+        self.lacks("a task with training batches")
         learn = [s.name for s in (self.sites.values() if where is None else where) if s.is_parameter]
         tuned = Tuned(self._module(), {**self.forms, **(forms or {})}, self.sites, learn, more.get("makers"))
         if on_step is not None:
@@ -60,11 +58,20 @@ class Dry(View):
             on_step(tuned, 1, 1)
         return {n: form for n, form in tuned.fold().items() if form.digest != self.forms[n].digest}, {}
 
+    def lacks(self, what: str, again: bool = True) -> None:
+        if isinstance(self.observer, Heard) and (again or self.observer.needs is None):
+            self.observer.needs = what
+
 
 class Heard(Observer):
-    """Keeps what was applied."""
+    """Keeps what was applied, and what a step asked for that a dry run lacks."""
 
     def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget the step before."""
+        self.needs: str | None = None
         self.events: list[Event] = []
         self.left: list[str] = []  # what a step passes over for its dtype
 
@@ -82,12 +89,11 @@ def check(recipe: Recipe, model: nn.Module | State | None = None) -> list[Facts]
     makers, found, heard = Makers(), [], Heard()
     executor = Executor(stand, recipe, observer=heard, view=Dry, prove=False)
     for number, step in enumerate(recipe.steps):
-        heard.events.clear()
-        heard.left.clear()
+        heard.begin()
         try:
             executor.step(number, step)
         except RefusedError:
-            if needs_of(executor) is None:  # then it is the recipe's fault, not the missing task's
+            if heard.needs is None:  # then it is the recipe's fault, not the missing task's
                 raise
         events = list(heard.events)
         edits = [event for event in events if isinstance(event, Edit)]
@@ -95,7 +101,7 @@ def check(recipe: Recipe, model: nn.Module | State | None = None) -> list[Facts]
             "step": step.name,
             "what": (type(step).__doc__ or "").strip().splitlines()[0],
             "settings": unusual({"step": step.name, "settings": settings_of(step)}),
-            "needs": needs_of(executor),
+            "needs": heard.needs,
             "notes": [
                 *(e.text for e in events if isinstance(e, Note) and e.kind == "skipped" and not e.site),
                 *heard.left,
@@ -109,11 +115,6 @@ def check(recipe: Recipe, model: nn.Module | State | None = None) -> list[Facts]
         found.append(facts)
         remember(edits, makers, f"step {number + 1} {step.name}")
     return found
-
-
-def needs_of(executor: Executor) -> str | None:
-    """What the step that ran last asked for and a dry run lacks."""
-    return executor.view.needs if isinstance(executor.view, Dry) else None
 
 
 def touched(step: Any, events: Iterable[Event], sites: Mapping[str, Site]) -> list[str]:

@@ -1,6 +1,8 @@
 """Run, undo, replay, lock: the only writer refuses what is not as it says, and leaves what was given."""
 
 import copy
+import gc
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +15,7 @@ from torch import nn
 
 from tersor.core.history import replay, undo
 from tersor.core.recipe import Recipe
-from tersor.core.run import run
+from tersor.core.run import Executor, run
 from tersor.core.state import State, start
 from tersor.core.step import Needs
 from tersor.core.view import View
@@ -555,3 +557,19 @@ def test_steps_that_look_at_weights_alone_do_not_care_for_the_task() -> None:
     t = tiny("conv")
     steps = [Prune(keep=0.3), Quantize(bits=4), Entropy()]
     assert run(t.model, steps).digest == run(t.model, steps, Task(evaluate=t.task.evaluate)).digest
+
+
+@pytest.mark.parametrize("word", ["prune", "entropy", "measure", "finetune"])
+def test_a_run_leaves_nothing_that_waits_for_the_garbage_collector(word: str) -> None:
+    """pack runs an executor for each tensor: in a circle, past forms stay until Python looks for circles."""
+    t = tiny("mlp")
+    gc.collect()
+    gc.disable()
+    try:
+        executor = Executor(start(t.model), Recipe((STEPS[word](),)), t.task)
+        seen = weakref.ref(executor)
+        executor.run()
+        del executor
+        assert seen() is None
+    finally:
+        gc.enable()

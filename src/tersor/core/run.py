@@ -87,7 +87,6 @@ class Executor:
         self.first = state.ledger.count
         self.state = replace(state, ledger=state.ledger.follow(recipe.to_json()))
         self.statistics = (state.digest if statistics is not None else "", statistics or {})
-        self.view: View | None = None  # of the step that ran last
 
     def run(self) -> State:
         for number, step in enumerate(self.recipe.steps):
@@ -110,9 +109,9 @@ class Executor:
             begin = apply(begin, came, step.name)[0]  # the step sees the masks
             if CAME not in done:
                 self.put(number, step.name, came)
-        self.view = self.view_of(number, step, begin, done)
         seen: set[str] = set()
-        for group in step.run(self.view):
+        # The view is not kept: it holds the executor, for trials, and a circle keeps past forms in memory.
+        for group in step.run(self.view_of(number, step, begin, done)):
             if group.key in seen or group.key in ("", AGAIN, CAME, LEFT):
                 raise RefusedError(f"{step.name}: the key {group.key!r} is taken: a resume loses a group")
             seen.add(group.key)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tersor.errors import few
+from tersor.forms import Dense
 from tersor.io.header import Slot
 from tersor.model.sites import Site
 
@@ -51,12 +52,13 @@ def is_mask(tensor: Tensor) -> bool:
     return bool((tensor.isinf() | (tensor == 0)).all() and tensor.isinf().any())
 
 
-def is_causal(tensor: Tensor) -> bool:
+def is_causal(form: Dense) -> bool:
     """Ones up to the diagonal and zeros after it, [1, 1, N, N]: GPT-2 keeps its mask so, as attn.bias."""
-    shape = tuple(tensor.shape)
+    shape = tuple(form.shape)
     if len(shape) != 4 or shape[:2] != (1, 1) or shape[2] != shape[3] or shape[2] < 2:
-        return False
-    return torch.equal(tensor[0, 0], torch.ones_like(tensor[0, 0]).tril())
+        return False  # without a look at its numbers: it may be large
+    tensor = form.array[0, 0]
+    return torch.equal(tensor, torch.ones_like(tensor).tril())
 
 
 def left_alone(sites: Mapping[str, Site], changed: Collection[str]) -> dict[str, list[str]]:

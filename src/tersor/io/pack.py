@@ -140,7 +140,7 @@ class Packing:
             if is_mask(wide):
                 sites = {**sites, name: replace(sites[name], kind="buffer")}
             finite({name: wide}, sites)
-        elif sites[name].is_weight and is_causal(given.array):
+        elif sites[name].is_weight and is_causal(given):
             sites = {**sites, name: replace(sites[name], kind="mask")}
         result = self.run(sites, {name: given}, self.names - {name})
         form, entries = result.forms[name], result.ledger.entries
