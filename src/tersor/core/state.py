@@ -135,9 +135,8 @@ def start(model: nn.Module, task: Task | None = None) -> State:
     """A model as it is: every tensor Dense, or Masked where it comes in pruned; NaN and infinite weights are
     refused. The inputs of `task` show what each tensor is for; without it the classes of layers say so. Of a
     model in torch.compile's or data parallelism's wrapper the model is taken."""
-    found = opened(
-        inside(model), task
-    )  # the forms are its tensors: one copy serves both, for neither is changed
+    # The forms are its tensors: one copy serves both, for neither is changed.
+    found = opened(inside(model), task)
     forms: dict[str, Form] = {name: Dense(tensor.cpu()) for name, tensor in found.tensors.items()}
     forms |= {name: Masked(Dense(mask.cpu()), forms[name]) for name, mask in found.masks.items()}
     digest = digest_of({name: form.digest for name, form in forms.items()})
