@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tersor.core.recipe import Recipe
+from tersor.forms import Dense
 from tersor.io import load, pack
 from tersor.io.header import Slot
 from tersor.io.named import describe, is_causal
@@ -83,10 +84,10 @@ def test_a_glob_that_names_a_scale_picks_it(tmp_path: Path) -> None:
 
 
 def test_masks_are_known_by_their_values() -> None:
-    assert is_causal(CAUSAL)
-    assert is_causal(CAUSAL.to(torch.bool))
+    assert is_causal(Dense(CAUSAL))
+    assert is_causal(Dense(CAUSAL.to(torch.bool)))
     for other in (CAUSAL.mT, CAUSAL * 2, CAUSAL[..., :5], torch.ones(1, 1, 1, 1), CAUSAL.expand(1, 2, 6, 6)):
-        assert not is_causal(other)
+        assert not is_causal(Dense(other))
 
 
 @pytest.mark.parametrize(
