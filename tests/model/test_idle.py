@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_leaves
 from unit_cases import UNITS, net
 
 from tersor.errors import RefusedError
+from tersor.model import graph, known
 from tersor.model.idle import clear
 
 
@@ -506,3 +507,34 @@ def test_a_model_that_writes_to_its_own_buffers_is_refused():
     with pytest.raises(RefusedError, match="its forward writes to seen"):
         clear(model, (torch.randn(3, 4),), every(model), biases(model))
     assert not model.seen.any()
+
+
+def test_a_view_that_real_strides_do_not_allow_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch 2.11 traced attention with strides that its kernels do not give; so is a reshape here."""
+
+    class Turned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 5), nn.Linear(15, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:  # [B, 3, 4]
+            return self.last(self.first(x).relu().mT.reshape(-1, 15))
+
+    def with_views(*given: object) -> graph.Graph:
+        found = graph.traced(*given)
+        for node in found.nodes:
+            if node.target is torch.ops.aten.reshape.default:
+                node.target, seen[node.name] = torch.ops.aten.view.default, True
+        found.program.graph_module.recompile()
+        return found
+
+    seen: dict[str, bool] = {}
+    monkeypatch.setattr(known, "traced", with_views)
+    model, x = Turned().eval(), torch.randn(6, 3, 4)
+    with torch.no_grad():
+        model.first.weight[2], model.first.bias[2] = 0, 1.5  # a constant unit
+        before = model(x)
+        assert clear(model, (x,), every(model), biases(model))
+        assert seen
+        torch.testing.assert_close(model(x), before)
+    assert not model.last.weight.reshape(2, 5, 3)[:, 2].any()
