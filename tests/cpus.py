@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from tersor.coders.cpu_loops import HERE, WAYS
+from tersor.coders.rans.cpu_loops import HERE, WAYS
 
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = ("tests/io/test_golden.py", "tests/coders/test_coder_golden.py", "tests/coders/test_wide.py")

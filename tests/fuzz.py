@@ -161,7 +161,7 @@ def changed_leaves(data: bytes, rng: random.Random) -> bytes:
 
 def stream_files() -> dict[str, bytes]:
     """A file of one coded leaf by each coder that takes the symbols, a matrix of 10 columns."""
-    from tersor.coders import CODERS, GRID_CODERS, encode
+    from tersor.coders import CODERS, MATRIX_CODERS, encode
     from tersor.errors import TersorError
 
     rng = np.random.default_rng(0)
@@ -171,7 +171,7 @@ def stream_files() -> dict[str, bytes]:
         "wide": np.rint(rng.normal(128, 9, 70_000)),
     }  # fmt: skip
     found = {}
-    for coder in (*CODERS, *GRID_CODERS):
+    for coder in (*CODERS, *MATRIX_CODERS):
         for kind, values in symbols.items():
             if kind == "wide" and coder not in ("rans", "pieces"):
                 continue  # it is for many states at once; the others take long for so many symbols

@@ -23,7 +23,7 @@ from tersor.core.state import start
 from tersor.dtypes import BY_DTYPE, CODED, CODES, FLOATS, INTEGERS, ROWS, Dtype, unheld
 from tersor.errors import FormatError, RefusedError, SiteError
 from tersor.forms import Dense
-from tersor.io.tensors import TensorFile
+from tersor.io.safetensors_file import TensorFile
 from tersor.steps import STEPS
 
 sys.path.append(str(ROOT / "reference"))

@@ -23,7 +23,7 @@ from tersor.model.edges import edges_of
 from tersor.model.observe import observed
 from tersor.model.simulate import gridded
 from tersor.model.task import Task
-from tersor.model.tune import Tuned
+from tersor.model.trainable import TrainableForms
 from tersor.record.events import Cut, Edit, Group, Note
 from tersor.steps import STEPS, Entropy, Export, Prune
 
@@ -155,7 +155,7 @@ def test_trained_by_a_plain_loop_through_the_modules_own_signature(given: Call) 
         edge: grid.replace(scale=type(grid.scale)(grid.scale.decode() * 3))
         for edge, grid in state.grids.items()
     }
-    tuned = Tuned(
+    tuned = TrainableForms(
         state.plain(),
         state.forms,
         state.sites,

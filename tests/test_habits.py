@@ -12,7 +12,7 @@ PRINTERS = {"cli", "report"}
 # Who may catch everything, and must raise it again or hand it on to whoever waits, each with its reason.
 BROAD_AND_RAISED: dict[str, str] = {
     "tersor.model.graph": "torch.export raises whatever the model or it likes; it is refused with its text",
-    "tersor.model.named": "runs the user's own file, which may raise anything; it is reported as theirs",
+    "tersor.model.import_object": "runs the user's own file, which may raise anything; reported as theirs",
     "tersor.io.pool": "does a job in a thread's place; its error is raised when its turn comes",
 }
 
@@ -111,7 +111,12 @@ BAD: list[tuple[Rule, str, str, str]] = [
     (broad_excepts, "io/a.py", "try:\n    f()\nexcept Exception as e:\n    g(e)", "broad except"),
     (broad_excepts, "io/a.py", "try:\n    f()\nexcept (OSError, BaseException):\n    pass", "broad except"),
     (broad_excepts, "io/pool.py", "try:\n    f()\nexcept BaseException as e:\n    log(e)", "broad except"),
-    (broad_excepts, "model/named.py", "try:\n    f()\nexcept Exception:\n    pass", "named.py:3"),
+    (
+        broad_excepts,
+        "model/import_object.py",
+        "try:\n    f()\nexcept Exception:\n    pass",
+        "import_object.py:3",
+    ),
     (broad_excepts, "io/a.py", "with contextlib.suppress(Exception):\n    f()", "broad suppress"),
     (mutable_defaults, "io/a.py", "def f(x=[]): pass", "mutable default []"),
     (mutable_defaults, "io/a.py", "def f(*, x=dict(a=1)): pass", "mutable default dict(a=1)"),
@@ -141,7 +146,7 @@ GOOD = {
     "io/a.py": "try:\n    f()\nexcept (OSError, ValueError):\n    pass\nwith suppress(OSError):\n    f()",
     "io/b.py": "def f(x=(), y=None, z=frozenset()): pass",
     "io/c.py": "log.print_exc()\npprint(1)\nconsole.print(1)\nmastodon = 'todo'",
-    "model/named.py": "try:\n    f()\nexcept Exception as e:\n    raise TaskError(str(e)) from e",
+    "model/import_object.py": "try:\n    f()\nexcept Exception as e:\n    raise TaskError(str(e)) from e",
     "report/a.py": "print(1)",
     "cli.py": "print(1)",
 }

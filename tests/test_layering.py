@@ -31,7 +31,11 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("steps",),
     ("io", "report"),
     ("standin",),  # a small model for dry runs
-    ("given", "job", "check"),  # from words to a model, from a model and a recipe to a folder of results
+    (
+        "resolve",
+        "pipeline",
+        "check",
+    ),  # words to a model and a recipe, these to a folder of results
     ("exits",),  # how a command ends
     ("tersor",),
     ("cli", "demo", "__main__"),

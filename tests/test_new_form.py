@@ -26,9 +26,9 @@ from tersor.forms import FORMS, Affine, Dense, Form, LowRank, Masked, Sum, uncod
 from tersor.io import load, save
 from tersor.io.validate import structure
 from tersor.measure.bits import bits_of
-from tersor.measure.leaves import leaves_of
-from tersor.model.parts import PARTS, part
+from tersor.measure.leaf_costs import leaf_costs_of
 from tersor.model.sites import Site
+from tersor.model.trainable_parts import PARTS, part
 from tersor.record.events import Edit, Group, of
 from tersor.steps import STEPS
 
@@ -112,7 +112,9 @@ def test_it_is_cut_coded_measured_and_stored(name: str, tmp_path: Path) -> None:
     assert torch.equal(plain.decode(), form.decode())
     assert torch.equal(recoded(plain, form).decode(), form.decode())
     assert bits_of(form).bound > 0
-    assert [leaf.path for leaf in leaves_of(form)] == [path for path, node in form.walk() if node.arrays()]
+    assert [leaf.path for leaf in leaf_costs_of(form)] == [
+        path for path, node in form.walk() if node.arrays()
+    ]
     result = saved(form, tmp_path)
     assert result.forms["weight"].digest == form.digest
     assert torch.equal(result.forms["weight"].decode(), form.decode())

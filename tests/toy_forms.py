@@ -21,7 +21,7 @@ from tersor.encode import refine
 from tersor.forms import Dense, Form
 from tersor.forms.form import Fact, Facts, Shape, demand, from_rows, to_rows
 from tersor.forms.ongrid import rows_of
-from tersor.model.parts import Part, RoundedPart, Structure
+from tersor.model.trainable_parts import Part, RoundedPart, Structure
 from tersor.record.events import Edit, Group, Note, of
 
 

@@ -57,7 +57,7 @@ if TYPE_CHECKING:
         Rdoq,
         read_recipe,
     )
-    from tersor.steps.own import folded, trainable
+    from tersor.steps.trained import folded, trainable
     from tersor.steps.words import lock
 
 # Where each public name lives.
@@ -83,7 +83,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "tersor.model.metrics": ("METRICS",),
     "tersor.model.task": ("Task",),
     "tersor.model.tasks": ("digits", "fashion_mnist"),
-    "tersor.steps.own": ("folded", "trainable"),
+    "tersor.steps.trained": ("folded", "trainable"),
     "tersor.steps.words": ("lock",),
     "tersor.steps": (
         "STEPS", "Cluster", "Distill", "Entropy", "Export", "Factorize", "Finetune", "Measure", "Penalize",

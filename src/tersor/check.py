@@ -19,10 +19,10 @@ from tersor.core.state import State, start
 from tersor.core.view import View
 from tersor.errors import RefusedError
 from tersor.forms import FORMS, Form, Node
-from tersor.model.fit import Plan
 from tersor.model.sites import Site, select
 from tersor.model.task import Task
-from tersor.model.tune import Tuned
+from tersor.model.trainable import TrainableForms
+from tersor.model.training_loop import TrainingPlan
 from tersor.record.events import Cut, Edit, Event, Group, Note
 from tersor.record.left import LEFT
 from tersor.record.observer import Observer
@@ -46,13 +46,16 @@ class Dry(View):
         raise RefusedError(f"{self.step_name}: needs a task")
 
     def train(
-        self, plan: Plan, *, forms: Mapping[str, Form] | None = None, where: Iterable[Site] | None = None,
-        on_step: Callable[[Tuned, int, int], None] | None = None, **more: Any,
+        self, plan: TrainingPlan, *, forms: Mapping[str, Form] | None = None,
+        where: Iterable[Site] | None = None,
+        on_step: Callable[[TrainableForms, int, int], None] | None = None, **more: Any,
     ) -> tuple[dict[str, Form], dict[str, float]]:  # fmt: skip
         """What training would give back of values that stay as they are; one step of it for the masks."""
         self.lacks("a task with training batches")
         learn = [s.name for s in (self.sites.values() if where is None else where) if s.is_parameter]
-        tuned = Tuned(self._module(), {**self.forms, **(forms or {})}, self.sites, learn, more.get("makers"))
+        tuned = TrainableForms(
+            self._module(), {**self.forms, **(forms or {})}, self.sites, learn, more.get("makers")
+        )
         if on_step is not None:
             on_step(tuned, 0, 1)
             on_step(tuned, 1, 1)

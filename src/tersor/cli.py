@@ -96,18 +96,18 @@ def run(
     quiet: Quiet = False,
 ) -> Answer:
     """Compress a model by a recipe, into a folder."""
-    from tersor.given import given_files, given_model, given_recipe
-    from tersor.job import job
     from tersor.model.tasks import task_from
+    from tersor.pipeline import run_pipeline
     from tersor.report.progress import watching
     from tersor.report.table import report
+    from tersor.resolve import resolve_files, resolve_model, resolve_recipe
 
-    steps = given_recipe(recipe, words, seed=seed, zeros=zeros)
+    steps = resolve_recipe(recipe, words, seed=seed, zeros=zeros)
     data = None if task is None else task_from(task)
-    given = given_model(model, weights=weights, key=key, arch=arch, base=base, task=data)
-    inputs = given_files(model, arch, recipe, task, weights=[weights, base])
+    given = resolve_model(model, weights=weights, key=key, arch=arch, base=base, task=data)
+    inputs = resolve_files(model, arch, recipe, task, weights=[weights, base])
     with watching(quiet=quiet, plain=json) as observer:
-        _, facts = job(
+        _, facts = run_pipeline(
             given, steps, data, out, resume=resume, force=force, keep_journal=keep_journal, export=export,
             tiny=tiny, observer=observer, inputs=inputs,
         )  # fmt: skip
@@ -128,11 +128,11 @@ def check(
 ) -> Answer:
     """Say what a recipe does, needs and gives up."""
     from tersor.check import check as examine
-    from tersor.given import given_model, given_recipe
-    from tersor.report.check import lines
+    from tersor.report.check_lines import lines
+    from tersor.resolve import resolve_model, resolve_recipe
 
-    steps = given_recipe(recipe, None)
-    given = None if model is None else given_model(model, weights=weights, key=key, arch=arch)
+    steps = resolve_recipe(recipe, None)
+    given = None if model is None else resolve_model(model, weights=weights, key=key, arch=arch)
     return Answer(
         {"recipe": str(recipe), "digest": steps.digest, "steps": examine(steps, given)}, json, lines
     )
@@ -188,15 +188,15 @@ def pack(
 ) -> Answer:
     """Compress weights, losslessly unless told more."""
     from tersor import io
-    from tersor.given import given_files, given_recipe, given_rounding
-    from tersor.job import rounded
-    from tersor.report.files import packed, packed_lines, rounded_lines, sizes
+    from tersor.pipeline import rounded
+    from tersor.report.file_sizes import packed, packed_lines, rounded_lines, sizes
     from tersor.report.progress import watching
+    from tersor.resolve import resolve_files, resolve_recipe, resolve_rounding
 
-    rounding = given_rounding(weights, max_drop, model, task, words, key=key, workers=workers)
+    rounding = resolve_rounding(weights, max_drop, model, task, words, key=key, workers=workers)
     with watching(quiet=quiet, plain=json) as observer:
         if rounding is not None:
-            inputs = given_files(model, task, weights=[weights])
+            inputs = resolve_files(model, task, weights=[weights])
             facts = rounded(
                 *rounding, out, max_drop=max_drop or 0.0, zeros=zeros or "*", tiny=tiny, observer=observer,
                 inputs=inputs,
@@ -205,7 +205,7 @@ def pack(
             found = sizes(weights, out, rounding[0].given_nbytes)
             return Answer(found | facts, json, rounded_lines)
         observer.step(1, 1, "pack")
-        recipe = given_recipe(None, words or ["entropy"], zeros=zeros)
+        recipe = resolve_recipe(None, words or ["entropy"], zeros=zeros)
         done = io.pack(weights, out, recipe, key=key, tiny=tiny, workers=workers, observer=observer)
     return Answer(packed(weights, out, done), json, packed_lines)
 
@@ -234,7 +234,7 @@ def unpack(
 ) -> Answer:
     """Write a file's weights, decoded, as safetensors."""
     from tersor import io
-    from tersor.report.files import sizes, unpacked_lines
+    from tersor.report.file_sizes import sizes, unpacked_lines
     from tersor.report.progress import watching
 
     with watching(quiet=quiet, plain=json) as observer:
@@ -260,7 +260,7 @@ def diff(
 ) -> Answer:
     """Write what changed from one file to the next."""
     from tersor import io
-    from tersor.report.files import told, told_lines
+    from tersor.report.file_sizes import told, told_lines
     from tersor.report.progress import watching
 
     with watching(quiet=quiet, plain=json) as observer:
@@ -280,7 +280,7 @@ def patch(
 ) -> Answer:
     """Make the next file of the earlier one and a patch."""
     from tersor import io
-    from tersor.report.files import patched, patched_lines
+    from tersor.report.file_sizes import patched, patched_lines
     from tersor.report.progress import watching
 
     with watching(quiet=quiet, plain=json) as observer:
@@ -293,7 +293,7 @@ def patch(
 def verify(file: File, workers: Workers = None, json: Json = False) -> Answer:
     """Check every part of a file."""
     from tersor import io
-    from tersor.report.files import verified, verified_lines
+    from tersor.report.file_sizes import verified, verified_lines
 
     facts = verified(file, io.verify(file, workers=workers))
     return Answer(facts, json, verified_lines, code=0 if facts["sound"] else 1)

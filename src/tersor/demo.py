@@ -19,15 +19,15 @@ from tersor.core.run import run
 from tersor.core.state import State, start
 from tersor.errors import RefusedError
 from tersor.files import output, write_text
-from tersor.given import put_in
 from tersor.io import unpack
-from tersor.job import MODEL, REPORT, job, write_plain
 from tersor.model.batches import seeded
 from tersor.model.task import Task
 from tersor.model.tasks import digits
+from tersor.pipeline import MODEL, REPORT, run_pipeline, write_plain
 from tersor.record.observer import Observer
 from tersor.report.console import percent, to_json, whole
 from tersor.report.table import report as tables
+from tersor.resolve import put_in
 from tersor.steps import Finetune, read_recipe
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def demo(out: Path, observer: Observer | None = None) -> dict[str, Any]:
         given = trained(task, observer)
         write_plain(given, out / GIVEN)
         # No journal: the whole takes a minute, and a second demo in the same folder begins anew.
-        result, facts = job(given, recipe, task, out, journal=False, force=True, observer=observer)
+        result, facts = run_pipeline(given, recipe, task, out, journal=False, force=True, observer=observer)
         facts["unpacked"] = unpacked(out, result, task)
     write_text(out / REPORT, to_json(facts) + "\n")
     return facts

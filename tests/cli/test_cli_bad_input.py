@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from command_line import Command
 
-from tersor.given import given_model
+from tersor.resolve import resolve_model
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 RUN = "run {model} --task {task} -q --out o prune keep=0.5 entropy"
@@ -150,7 +150,8 @@ FULL = """
 import resource, sys
 from tersor.cli import main
 sys.argv = ["tersor", *sys.argv[2:]]
-import tersor.given, tersor.io, tersor.job, tersor.report.files, tersor.report.table, tersor.model.tasks
+import tersor.resolve, tersor.io, tersor.pipeline, tersor.model.tasks
+import tersor.report.file_sizes, tersor.report.table
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop()), resource.RLIM_INFINITY))
 sys.exit(main())
 """
@@ -166,7 +167,7 @@ sys.exit(main())
 )
 def test_a_full_disk_leaves_the_earlier_file(tersor: Command, line: str, kept: str) -> None:
     """A limit on the size of files, as the system sets it, is what a full disk is to a program."""
-    weights = {**given_model("mine.py:net").state_dict(), "more": torch.randn(9000)}
+    weights = {**resolve_model("mine.py:net").state_dict(), "more": torch.randn(9000)}
     safetensors.torch.save_file(weights, "w.safetensors")
     assert tersor("pack w.safetensors -o m.tersor -q").code == 0
     Path("kept").mkdir()

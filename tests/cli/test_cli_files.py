@@ -8,13 +8,13 @@ import torch
 from command_line import SITES, Command, Done
 
 import tersor as package
-from tersor.given import given_model
+from tersor.resolve import resolve_model
 
 
 @pytest.fixture
 def packed(tersor: Command) -> Command:
     """A folder with mine.py, its weights, and two files: m.tersor lossy with a ledger, l.tersor lossless."""
-    safetensors.torch.save_file(given_model("mine.py:net").state_dict(), "w.safetensors")
+    safetensors.torch.save_file(resolve_model("mine.py:net").state_dict(), "w.safetensors")
     assert tersor("pack w.safetensors -o l.tersor -q").code == 0
     assert tersor("run mine.py:net -q --out o prune keep=0.3 quantize bits=4 where=2.* entropy").code == 0
     Path("o/model.tersor").rename("m.tersor")
@@ -67,7 +67,7 @@ def test_pack_with_steps(packed: Command) -> None:
     assert facts["from"]["nbytes"] == Path("w.safetensors").stat().st_size
     worst = (
         package.load("q.tersor").state_dict()["0.weight"]
-        - given_model("mine.py:net").state_dict()["0.weight"]
+        - resolve_model("mine.py:net").state_dict()["0.weight"]
     )
     assert 0 < worst.abs().max() < 0.2
 
@@ -122,7 +122,7 @@ def test_pack_refuses_what_needs_the_model(packed: Command) -> None:
 
 
 def test_pack_tells_what_it_leaves_out(packed: Command) -> None:
-    state = given_model("mine.py:net").state_dict()
+    state = resolve_model("mine.py:net").state_dict()
     torch.save(
         {"state_dict": state, "epoch": 3, "optimizer": {"state": [state["0.bias"], state["2.bias"]]}}, "w.pt"
     )
@@ -136,7 +136,7 @@ def test_pack_tells_what_it_leaves_out(packed: Command) -> None:
 
 def test_what_is_left_out_counts_in_no_ratio(packed: Command) -> None:
     """A file with an optimizer was called 4 times smaller, of which 3 were the optimizer."""
-    state = given_model("mine.py:net").state_dict()
+    state = resolve_model("mine.py:net").state_dict()
     moments = {n: {"exp_avg": torch.rand(999)} for n in range(3)}
     torch.save({"model": state, "adam": {"state": moments, "param_groups": []}}, "w.pt")
     tensors, file = sum(value.nbytes for value in state.values()), Path("w.pt").stat().st_size
@@ -243,7 +243,7 @@ def test_diff_and_patch_refuse(packed: Command, line: str, code: int, says: str)
 
 
 def test_of_several_networks_all_are_packed_or_the_one_of_a_key(packed: Command) -> None:
-    state = given_model("mine.py:net").state_dict()
+    state = resolve_model("mine.py:net").state_dict()
     torch.save({"g": state, "g_ema": state, "optim": {"s": [torch.ones(2)]}, "mean": torch.ones(3)}, "w.pt")
     facts = packed("pack w.pt -o t.tersor -q --json").json
     assert (facts["key"], facts["ignored"]) == ("", {"optim": 1})

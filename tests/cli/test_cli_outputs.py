@@ -14,7 +14,7 @@ from command_line import MINE, Command
 
 from tersor import io
 from tersor.core.recipe import Recipe
-from tersor.given import given_files, given_model
+from tersor.resolve import resolve_files, resolve_model
 from tersor.steps import Entropy
 
 Make = Callable[[str], None]
@@ -25,7 +25,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """a.tersor, b.tersor, a patch between them, their weights, a sharded checkpoint."""
     folder = tmp_path_factory.mktemp("made")
     (folder / "mine.py").write_text(MINE)
-    model = given_model(f"{folder / 'mine.py'}:net")
+    model = resolve_model(f"{folder / 'mine.py'}:net")
     for name, more in (("a", 0.0), ("b", 0.25)):
         weights = {key: value + more for key, value in model.state_dict().items()}
         safetensors.torch.save_file(weights, folder / f"{name}.safetensors")
@@ -320,7 +320,7 @@ def test_a_folder_with_the_name_of_a_task_is_not_read(files: Command) -> None:
     Path("digits/x.index.json").write_text("[]")
     done = files("pack a.safetensors --max-drop 1 --model mine.py:net --task mine.py:task -q -o n.tersor")
     assert done.code == 0
-    assert given_files("digits") == [Path("digits")]
+    assert resolve_files("digits") == [Path("digits")]
 
 
 def test_workers_are_not_passed_over_where_there_are_none(files: Command) -> None:

@@ -7,14 +7,14 @@ import safetensors.torch
 from command_line import Command
 
 import tersor as package
-from tersor.given import given_model
 from tersor.io import load
 from tersor.model.tasks import task_from
+from tersor.resolve import resolve_model
 
 
 @pytest.fixture
 def weights(tersor: Command) -> Command:
-    safetensors.torch.save_file(given_model("mine.py:net").state_dict(), "w.safetensors")
+    safetensors.torch.save_file(resolve_model("mine.py:net").state_dict(), "w.safetensors")
     return tersor
 
 
@@ -22,7 +22,7 @@ def test_a_file_within_a_drop(weights: Command) -> None:
     line = "pack w.safetensors -o m.tersor --max-drop 3 --model mine.py:net --task mine.py:task"
     facts = weights(f"{line} -q --json").json
     assert facts["to"] == {"name": "m.tersor", "nbytes": Path("m.tersor").stat().st_size}
-    model, task = given_model("mine.py:net").model(), task_from("mine.py:task")
+    model, task = resolve_model("mine.py:net").model(), task_from("mine.py:task")
     rounded = load("m.tersor").model(model)
     drop = 100 * float(task.scores(model).mean() - task.scores(rounded).mean())
     assert drop <= 3

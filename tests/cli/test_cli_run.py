@@ -12,7 +12,7 @@ from torch import nn
 
 import tersor as package
 from tersor.errors import RefusedError, SettingError
-from tersor.given import given_model
+from tersor.resolve import resolve_model
 
 WORDS = "prune keep=0.3 cluster entries=4 entropy"
 YAML = "tersor: 1\nseed: 0\nsteps: [prune: {keep: 0.3}, cluster: {entries: 4}, entropy]\n"
@@ -35,7 +35,7 @@ def test_run_writes_its_folder(tersor: Command) -> None:
 def test_the_facts_agree_with_the_file_and_the_model(tersor: Command) -> None:
     facts = tersor(f"{RUN} o {WORDS}").json
     result = package.load("o/model.tersor")
-    given = given_model("mine.py:net")
+    given = resolve_model("mine.py:net")
     assert facts["result"] == result.digest
     assert facts["bits"]["stored"] == 8 * result.nbytes
     assert facts["bits"]["weights"] == sum(p.numel() for p in given.model().parameters())
@@ -58,7 +58,7 @@ def test_words_yaml_and_python_have_one_ledger(tersor: Command) -> None:
     words = tersor(f"{RUN} o1 {WORDS}").json
     file = tersor(f"{RUN} o2 --recipe recipe.yaml").json
     steps = [package.Prune(keep=0.3), package.Cluster(entries=4), package.Entropy()]
-    python = package.run(given_model("mine.py:net"), steps, given_task())
+    python = package.run(resolve_model("mine.py:net"), steps, given_task())
     assert words["ledger"] == file["ledger"] == python.ledger.digest
     assert Path("o1/recipe.lock.yaml").read_text() == Path("o2/recipe.lock.yaml").read_text()
 
@@ -122,7 +122,7 @@ def test_a_journal_is_in_the_way_and_resume_reports_again(tersor: Command) -> No
 )
 def test_resume_refuses_what_changed(tersor: Command, change: str, what: str) -> None:
     tersor(f"{RUN} o --keep-journal {WORDS}")
-    torch.save({k: v + 1 for k, v in given_model("mine.py:net").state_dict().items()}, "w.pt")
+    torch.save({k: v + 1 for k, v in resolve_model("mine.py:net").state_dict().items()}, "w.pt")
     done = tersor(f"{RUN} o --resume {change}")
     assert done.code == 1
     assert f"the {what} changed" in done.json["error"]
@@ -185,7 +185,7 @@ def test_what_a_users_file_prints_stays_out_of_the_document(tersor: Command) -> 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pt"])
 def test_weights_come_from_a_file(tersor: Command, suffix: str) -> None:
-    weights = {name: value + 0.5 for name, value in given_model("mine.py:net").state_dict().items()}
+    weights = {name: value + 0.5 for name, value in resolve_model("mine.py:net").state_dict().items()}
     save = safetensors.torch.save_file if suffix == "safetensors" else torch.save
     save(weights, f"w.{suffix}")
     facts = tersor(f"{RUN} o --weights w.{suffix} entropy").json
@@ -208,7 +208,7 @@ def test_a_compressed_model_goes_on_from_its_forms(tersor: Command) -> None:
 
 def test_what_was_lost_is_not_known_without_the_first_weights(tersor: Command) -> None:
     """Not +0.00: the weights that the file began with are not those of the code, unless they are given."""
-    first = {name: value + 0.5 for name, value in given_model("mine.py:net").state_dict().items()}
+    first = {name: value + 0.5 for name, value in resolve_model("mine.py:net").state_dict().items()}
     safetensors.torch.save_file(first, "w.safetensors")
     tersor(f"{RUN} o1 --weights w.safetensors prune keep=0.1")
     go_on = "run o1/model.tersor --arch mine.py:net --task mine.py:task -q --json --out"
@@ -233,7 +233,7 @@ class Tied(nn.Module):
 
 @pytest.mark.parametrize("kept", ["a.weight", "b.weight"])
 def test_weights_of_tied_tensors_may_be_there_once(tmp_path: Path, kept: str) -> None:
-    from tersor.given import put_in
+    from tersor.resolve import put_in
 
     state = {"a.bias": torch.zeros(4), "b.bias": torch.ones(4), kept: torch.full((4, 4), 2.0)}
     safetensors.torch.save_file(state, tmp_path / "w.safetensors")
@@ -254,7 +254,7 @@ def test_weights_of_tied_tensors_may_be_there_once(tmp_path: Path, kept: str) ->
 def test_weights_that_do_not_fit_are_named(
     tmp_path: Path, change: dict[str, torch.Tensor], says: str
 ) -> None:
-    from tersor.given import put_in
+    from tersor.resolve import put_in
 
     model = nn.Sequential(nn.Linear(3, 2))
     state = {name: value for name, value in {**model.state_dict(), **change}.items() if value is not None}
@@ -265,9 +265,9 @@ def test_weights_that_do_not_fit_are_named(
 
 def test_torchvision_gives_architectures() -> None:
     pytest.importorskip("torchvision")
-    assert "conv1.weight" in given_model("torchvision:resnet18").sites
+    assert "conv1.weight" in resolve_model("torchvision:resnet18").sites
     with pytest.raises(SettingError, match="did you mean 'resnet18'"):
-        given_model("torchvision:resnet81")
+        resolve_model("torchvision:resnet81")
 
 
 def test_a_metric_of_ones_own_has_its_name_and_its_own_unit(tersor: Command) -> None:

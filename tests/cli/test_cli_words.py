@@ -122,7 +122,7 @@ def test_ctrl_c_is_130(tersor: Command, monkeypatch: pytest.MonkeyPatch) -> None
     def stopped(*args: object, **more: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tersor.job.run", stopped)
+    monkeypatch.setattr("tersor.pipeline.run", stopped)
     done = tersor("run mine.py:net --out o prune --json")
     assert done.code == 130
     assert "--resume" in done.json["error"]

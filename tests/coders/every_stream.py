@@ -19,8 +19,9 @@ import numpy as np
 from numba.core.dispatcher import Dispatcher
 
 import tersor.coders
-from tersor.coders import cpu_loops, decode, encode
+from tersor.coders import decode, encode
 from tersor.coders.arrays import decode_array, encode_array
+from tersor.coders.rans import cpu_loops
 from tersor.errors import SettingError
 
 INNER = {"add_moments", "eliminate"}  # which only other loops call
@@ -83,8 +84,10 @@ def watched() -> dict[str, int]:
 
         return call
 
-    names = [path.stem for path in Path(tersor.coders.__path__[0]).glob("*_loops.py")]
-    for module in [importlib.import_module(f"tersor.coders.{name}") for name in names]:  # all of them first
+    folder = Path(tersor.coders.__path__[0])
+    paths = [path.relative_to(folder).with_suffix("") for path in folder.rglob("*_loops.py")]
+    names = [".".join(("tersor.coders", *path.parts)) for path in paths]
+    for module in [importlib.import_module(name) for name in names]:  # all of them first
         for name, loop in list(vars(module).items()):
             own = isinstance(loop, Dispatcher) and loop.py_func.__module__ == module.__name__
             if own and "nogil" in loop.targetoptions:  # as `compiled` sets it; the others are parts of loops

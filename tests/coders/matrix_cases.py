@@ -6,7 +6,8 @@ import numpy as np
 from coder_cases import as_bytes
 from hypothesis import strategies as st
 
-from tersor.coders import mixing, predictive
+from tersor.coders.mixing import mixing
+from tersor.coders.predictive import predictive
 
 SHAPES = ((1, 1), (1, 2), (2, 1), (1, 90), (90, 1), (3, 5), (7, 31), (31, 7), (66, 9), (9, 66), (24, 40))
 LONG = ((66, 2), (130, 12), (200, 21), (129, 64))  # more than one block, more than one lesson

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tersor.coders import arrays, decode, decode_parts, encode, pieces
-from tersor.coders.arrays import Parts, decode_array, decode_slices, encode_array
+from tersor.coders import arrays, decode, encode, pieces
+from tersor.coders.arrays import SymbolQueue, decode_array, decode_slices, encode_array
+from tersor.coders.choice import decode_parts
 from tersor.coders.pages import LARGE, pages
 from tersor.coders.pieces import LARGEST, UNIT, count_units, on_all_cores
 from tersor.coders.plan import Output
@@ -39,7 +40,7 @@ def test_planes_taken_in_parts_give_the_same_bytes(
 
     whole, lengths = encode_array(read, count, itemsize, turned=turned, coder="fast", width=0)
     monkeypatch.setattr(arrays, "LONG", 0)
-    monkeypatch.setattr("tersor.coders.planes.AT_ONCE", 50_000)  # divides nothing
+    monkeypatch.setattr("tersor.coders.bytes.planes.AT_ONCE", 50_000)  # divides nothing
     most = 0
     found, again = encode_array(read, count, itemsize, turned=turned, coder="fast", width=0)
     assert (found.tobytes(), again) == (whole.tobytes(), lengths)
@@ -90,7 +91,7 @@ def test_what_is_decoded_shares_no_memory_with_its_stream(itemsize: int) -> None
 @given(st.lists(st.integers(0, 9)), st.lists(st.integers(0, 9)), st.integers(0, 99))
 def test_parts_of_any_size_are_taken_in_any_other(sizes: list[int], wanted: list[int], seed: int) -> None:
     symbols = np.random.default_rng(seed).integers(0, 256, sum(sizes)).astype(np.uint8)
-    parts = Parts(iter([np.empty(0, np.uint8), *np.split(symbols, np.cumsum(sizes))]))
+    parts = SymbolQueue(iter([np.empty(0, np.uint8), *np.split(symbols, np.cumsum(sizes))]))
     at = 0
     for size in wanted:
         if at + size <= len(symbols):

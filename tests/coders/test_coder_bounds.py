@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tersor.coders import encode, order0_bits
-from tersor.coders.fit import UNIT, best_table
-from tersor.coders.tables import MAX_BITS, MIN_BITS, OCTAVES, frequencies
+from tersor.coders.rans.table_plan import UNIT, best_table
+from tersor.coders.rans.tables import MAX_BITS, MIN_BITS, OCTAVES, frequencies
 
 
 @pytest.mark.parametrize("kind", KINDS)

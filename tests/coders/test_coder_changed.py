@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from tersor.coders import loops
 from tersor.coders.arrays import LONG, encode_array
-from tersor.coders.planes import join
+from tersor.coders.bytes import huffman_loops
+from tersor.coders.bytes.planes import join
 from tersor.errors import FormatError, StorageError
 
 COUNT = LONG + 100  # from which a plane is not held
@@ -33,7 +33,7 @@ def test_a_file_that_changes_meanwhile_is_refused(coder: str, later: str) -> Non
 def test_codes_beyond_the_words_are_counted_and_not_written() -> None:
     words = np.zeros(8, dtype=np.uint32)
     symbols, lengths = np.zeros(1000, dtype=np.uint8), np.full(256, 15, dtype=np.uint8)
-    used = loops.huffman_encode(symbols, np.full(256, 0x7FFF, np.uint32), lengths, 0, 0, words[:2])
+    used = huffman_loops.huffman_encode(symbols, np.full(256, 0x7FFF, np.uint32), lengths, 0, 0, words[:2])
     assert used == 15000
     assert words.tolist() == [0xFFFFFFFF] * 2 + [0] * 6
 

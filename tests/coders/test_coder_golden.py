@@ -44,11 +44,11 @@ def test_golden(name: str) -> None:
 
 
 # The same of the coders that see a matrix; `keep` is the mask, eight elements to a byte.
-GRID = json.loads((ROOT / "tests" / "coders" / "golden_grid.json").read_text())
+GRID = json.loads((ROOT / "tests" / "coders" / "golden_matrix.json").read_text())
 
 
 @pytest.mark.parametrize("name", GRID)
-def test_golden_grid(name: str) -> None:
+def test_golden_matrix(name: str) -> None:
     stream, symbols = bytes.fromhex(GRID[name]["stream"]), bytes.fromhex(GRID[name]["symbols"])
     width, keep = GRID[name]["width"], None
     if "keep" in GRID[name]:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tersor.coders import decode, encode
-from tersor.coders.huffman import canonical, code_lengths, package_merge
+from tersor.coders.bytes.huffman import canonical, code_lengths, package_merge
 
 
 def huffman_cost(counts: list[int]) -> int:

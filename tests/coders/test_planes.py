@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tersor.coders.planes import Plane, join, plane_of
+from tersor.coders.bytes.planes import Plane, join, plane_of
 
 
 def slow(data: bytes, itemsize: int, turned: bool) -> list[list[int]]:

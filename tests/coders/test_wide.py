@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numba import njit, types
 
-from tersor.coders import cpu_loops, decode, encode, wide_loops
+from tersor.coders import decode, encode
 from tersor.coders.loops import INT, U16, U32_OUT, U64
+from tersor.coders.rans import cpu_loops, wide_loops
 from tersor.errors import FormatError
 
 I32, I32_OUT = types.Array(types.int32, 1, "C", readonly=True), types.int32[::1]

@@ -17,8 +17,8 @@ from tersor.core.state import State, start
 from tersor.core.step import Needs
 from tersor.core.view import View
 from tersor.forms import Dense
-from tersor.model.fit import fit
 from tersor.model.stats import grams
+from tersor.model.training_loop import fit
 from tersor.record.events import Edit, Group, Note
 from tersor.steps import STEPS, Cluster, Finetune, Prune, Quantize
 

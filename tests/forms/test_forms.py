@@ -14,7 +14,7 @@ from random_forms import BUILDERS, SLOW, Draw, close, forms, slow
 
 from tersor.errors import FormatError
 from tersor.forms import FORMS, Affine, Codebook, Coded, Dense, Form, LogGrid, LowRank, Masked, Sum
-from tersor.record.flat import DEPTH, flatten, unflatten
+from tersor.record.node_json import DEPTH, flatten, unflatten
 
 each_form = pytest.mark.parametrize("name", FORMS)
 

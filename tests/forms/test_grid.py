@@ -7,7 +7,7 @@ import torch
 
 from tersor.errors import FormatError
 from tersor.forms import FORMS, NODES, Dense, Form, Grid, Node, Sum
-from tersor.record.flat import flatten, unflatten
+from tersor.record.node_json import flatten, unflatten
 
 GRID = Grid(Dense(torch.tensor([0.5, 0.25])), Dense(torch.tensor([3, 4])), bits=4, signed=True, stale=True)
 

@@ -67,7 +67,7 @@ def raw(*symbols: int) -> str:
 
 HUFFMAN = "02b212b6db6db6db6f2217fffffffffefffffff2fffdbe00"  # of docs/streams.md's coders: 9 symbols
 RANS = "0b2d2c06131e80fdc00dd802001b669e9f8a23"  # 17 symbols
-GRID = json.loads((HERE.parent / "coders" / "golden_grid.json").read_text())  # streams of whole matrices
+GRID = json.loads((HERE.parent / "coders" / "golden_matrix.json").read_text())  # streams of whole matrices
 MIXED = GRID["mixing, sizes as a tree, kept, rate 3"]
 KEPT = torch.tensor([int(c) for c in f"{int(MIXED['keep'], 16):096b}"]).bool().reshape(8, 12)
 BOOLS = torch.tensor([[True, False, True, True], [False, False, True, False], [True, True, False, False]])

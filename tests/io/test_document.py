@@ -15,7 +15,7 @@ from tersor.core.state import State, start
 from tersor.errors import FormatError, RefusedError
 from tersor.forms import Dense, Grid
 from tersor.io import load, save
-from tersor.io.text import dump
+from tersor.io.json_text import dump
 from tersor.model.sites import Site
 from tersor.record.events import Cut, Edit, Group, Note
 from tersor.record.ledger import Ledger

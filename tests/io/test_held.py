@@ -28,8 +28,8 @@ from tersor.errors import FormatError, RefusedError
 from tersor.forms import Coded, Dense, Form, Grid
 from tersor.io import TersorFile, diff, load, patch, save, verify
 from tersor.io.document import INDICES, runs_of
+from tersor.io.json_text import dump
 from tersor.io.records import history_to_json
-from tersor.io.text import dump
 from tersor.model.changes import Replace, Set
 from tersor.model.sites import Site
 from tersor.record.ledger import Entry, Ledger

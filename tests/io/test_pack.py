@@ -93,7 +93,7 @@ def as_compressed(given: dict[str, Tensor]) -> State:
     """The same weights as a whole, for core/run.py."""
     from tersor.core.state import digest_of
     from tersor.io.header import Slot
-    from tersor.io.named import describe
+    from tersor.io.name_hints import describe
     from tersor.record.ledger import Ledger
 
     sites = {name: describe(name, Slot(v.dtype, tuple(v.shape), 0, 0)) for name, v in given.items()}

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tersor.errors import SettingError
 from tersor.maths import kmeans
-from tersor.maths.exact import optimal_cuts
+from tersor.maths.exact_kmeans import optimal_cuts
 from tersor.maths.kmeans import START, assign, cluster
 
 floats = st.floats(-1e3, 1e3, width=32)

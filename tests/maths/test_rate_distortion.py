@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tersor.errors import RefusedError, SettingError
-from tersor.maths.rdoq import Factor, coarse, factor, rdoq, steps
+from tersor.maths.rate_distortion import Factor, coarse, factor, rdoq, steps
 
 
 def moment(count: int, seed: int) -> Tensor:

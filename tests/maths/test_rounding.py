@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tersor.maths.affine import code_limits
+from tersor.maths.even_grid import code_limits
 from tersor.maths.rounding import ease_of, learned, on_grid
 
 LIMITS = [code_limits(bits, signed) for bits in (1, 2, 4, 8, 16) for signed in (False, True)]

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from tersor.forms import Dense
-from tersor.model.order import arranged, links
+from tersor.model.channel_order import arranged, links
 
 
 def randomized(model: nn.Module, x: Tensor) -> nn.Module:

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from tersor.forms import Dense, Form
-from tersor.model.born import born
-from tersor.model.changed import changed
 from tersor.model.changes import Change, Replace
 from tersor.model.fitted import fitted
+from tersor.model.replaced_sites import born
+from tersor.model.restructured import changed
 from tersor.model.sites import Site, sites_of
 
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from tersor.errors import RefusedError, SiteError
 from tersor.model.edges import Edge, edges_of, known, parse, trainable
 from tersor.model.ops import LISTED
-from tersor.model.watch import Run, active, hooked, running
+from tersor.model.watch import WatchedRun, active, hooked, running
 
 CALLS = {
     **{f"tiny {name}": lambda name=name: (tiny(name).model, (tiny(name).x,), {}) for name in MODELS},
@@ -255,7 +255,7 @@ def test_an_edge_that_training_knows_otherwise_is_refused() -> None:
 
 def names_seen(net: nn.Module, *args: Any, **kwargs: Any) -> list[str]:
     seen: list[str] = []
-    with running(Run(lambda name, x: seen.append(name) or x)):
+    with running(WatchedRun(lambda name, x: seen.append(name) or x)):
         net(*args, **kwargs)
     return seen
 

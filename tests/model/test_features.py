@@ -18,8 +18,8 @@ from tersor.check import check
 from tersor.core.recipe import Recipe
 from tersor.core.state import start
 from tersor.model.features import between, features_of, first, pairs_of, tokens
-from tersor.model.fit import Plan, fit
-from tersor.model.tune import Tuned
+from tersor.model.trainable import TrainableForms
+from tersor.model.training_loop import TrainingPlan, fit
 
 
 class Wide(nn.Module):
@@ -40,9 +40,11 @@ def wide(width: int = 13, stride: int = 1) -> Wide:
         return Wide(width, stride)
 
 
-def tuned_of(t: Tiny) -> Tuned:
+def tuned_of(t: Tiny) -> TrainableForms:
     given = start(t.model)
-    return Tuned(t.model, given.forms, given.sites, [n for n, s in given.sites.items() if s.is_parameter])
+    return TrainableForms(
+        t.model, given.forms, given.sites, [n for n, s in given.sites.items() if s.is_parameter]
+    )
 
 
 def test_names_are_pairs() -> None:
@@ -56,7 +58,7 @@ def test_maps_are_trained_along_as_plain_pytorch_does() -> None:
     t.model.drop.p = 0.0
     batches = list(t.task.batches("calibrate"))
     text = "stem=first, head=last"
-    plan = Plan(
+    plan = TrainingPlan(
         3, lr, "constant", features=text, feature_weight=weight, share=0.0, weight_decay=0.1, optimizer="sgd"
     )
     tuned = tuned_of(t)
@@ -164,7 +166,7 @@ def test_a_training_that_was_killed_goes_on_to_the_same_bits(tmp_path: Path) -> 
 
 def test_a_map_that_does_not_learn_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """The map in the loss alone is not enough: its parameters are in the optimizer."""
-    from tersor.model import fit as module
+    from tersor.model import training_loop as module
 
     seen: list[Any] = []
     make = module.make_optimizer
@@ -229,8 +231,8 @@ def test_the_encoders_padding_counts_in_the_decoder() -> None:
         apart = F.mse_loss(*(net.decoder(net.table(ids)) for net in (model, teacher)))
         want = F.cross_entropy(model(ids, mask).logits, batch["labels"]) + apart
     given = start(model)
-    tuned = Tuned(model, given.forms, given.sites, list(given.sites))
-    found = fit(tuned, task, Plan(features="decoder"), seed=0, teacher=teacher)
+    tuned = TrainableForms(model, given.forms, given.sites, list(given.sites))
+    found = fit(tuned, task, TrainingPlan(features="decoder"), seed=0, teacher=teacher)
     assert found["loss"] == pytest.approx(float(want), rel=1e-5)
 
 

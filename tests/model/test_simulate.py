@@ -26,7 +26,7 @@ from tersor.forms.grid import Grid
 from tersor.model.edges import edges_of
 from tersor.model.observe import Ranges, grid_of
 from tersor.model.simulate import Simulated, exported, gridded
-from tersor.model.tune import Tuned
+from tersor.model.trainable import TrainableForms
 from tersor.model.watch import active, hooked, running
 
 CALLS: dict[str, Callable[[], Call]] = {
@@ -94,11 +94,11 @@ def trained_edges(call: Call) -> list[str]:
     return [name for name in roundable(call) if name != "/add:0" or type(call[0]).__name__ != "Branch"]
 
 
-def tuned_of(call: Call, grids: dict[str, Grid], train: bool = True) -> Tuned:
+def tuned_of(call: Call, grids: dict[str, Grid], train: bool = True) -> TrainableForms:
     model, args, kwargs = call
     given = start(model)
     learn = [key for key, site in given.sites.items() if site.is_parameter] if train else []
-    return Tuned(
+    return TrainableForms(
         model, given.forms, given.sites, learn, edge_grids=grids, example=lambda net: net(*args, **kwargs)
     )
 
@@ -313,7 +313,7 @@ def test_resume_is_asked_for_inside_a_forward() -> None:
 # --- in every way that a module is used ---
 
 
-def three(toy: str = "gpt", bits: int = 4) -> tuple[Call, Tuned]:
+def three(toy: str = "gpt", bits: int = 4) -> tuple[Call, TrainableForms]:
     here = nets()[toy]
     return here, tuned_of(here, spanned(here, THREE[toy], bits=bits))
 
@@ -464,7 +464,7 @@ def test_what_cannot_be_simulated_is_refused() -> None:
     with pytest.raises(SiteError, match="names no edge"):
         gridded(model, {"layer1.0.add": grid})
     with pytest.raises(SettingError, match="give example=lambda"):
-        Tuned(model, {}, {}, [], edge_grids={name: grid})
+        TrainableForms(model, {}, {}, [], edge_grids={name: grid})
     with pytest.raises(SiteError, match=r"training: the model meets no edge 'layer1.0/add:1'"):
         tuned_of(here, {"layer1.0/add:1": grid})
     with pytest.raises(SiteError, match=r"export: the model meets no edge 'layer1.0/add:1'"):

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from tersor.errors import RefusedError, TaskError
 from tersor.model import idx
-from tersor.model.named import named
+from tersor.model.import_object import import_object
 from tersor.model.task import Task
 from tersor.model.tasks import TASKS, digits, fashion_mnist, task_from
 
@@ -276,10 +276,10 @@ def test_other_nouns_share_the_way_in(user: Path) -> None:
     (user.parent / "nets.py").write_text(
         "import torch\nclass Net(torch.nn.Linear):\n    def __init__(self): super().__init__(2, 3)\n"
     )
-    model = named(f"{user.parent / 'nets.py'}:Net", "model", RefusedError, torch.nn.Module)
+    model = import_object(f"{user.parent / 'nets.py'}:Net", "model", RefusedError, torch.nn.Module)
     assert model.out_features == 3
     with pytest.raises(RefusedError, match="model: .*did you mean 'Net'"):
-        named(f"{user.parent / 'nets.py'}:net", "model", RefusedError, torch.nn.Module)
+        import_object(f"{user.parent / 'nets.py'}:net", "model", RefusedError, torch.nn.Module)
 
 
 WRONG = {

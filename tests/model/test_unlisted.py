@@ -13,7 +13,7 @@ from tersor.core.run import run
 from tersor.core.state import start
 from tersor.errors import RefusedError
 from tersor.model import unlisted
-from tersor.model.tune import Tuned
+from tersor.model.trainable import TrainableForms
 from tersor.model.unlisted import check_unlisted
 from tersor.steps import Finetune, Measure
 
@@ -90,10 +90,10 @@ class Growing(nn.Module):
         return answers
 
 
-def tuned_of(model: nn.Module) -> Tuned:
+def tuned_of(model: nn.Module) -> TrainableForms:
     state = start(model)
     assert state.given is not None
-    return Tuned(state.given, state.forms, state.sites, list(state.sites))
+    return TrainableForms(state.given, state.forms, state.sites, list(state.sites))
 
 
 def test_another_number_of_answers_is_another_answer() -> None:

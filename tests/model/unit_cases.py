@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tersor.model.order import Link
+from tersor.model.channel_order import Link
 
 Ends = tuple[str, tuple[str, ...], str, int]  # the layers of a link: first, norms, second; and its block
 

@@ -27,8 +27,8 @@ from tersor.core.view import View
 from tersor.errors import JournalError, StorageError
 from tersor.files import claim
 from tersor.forms import Dense, Sum
-from tersor.model.fit import Plan
 from tersor.model.sites import Site
+from tersor.model.training_loop import TrainingPlan
 from tersor.record.events import Edit, Group, Note, of
 from tersor.record.journal import lines_of
 from tersor.record.observer import Observer
@@ -516,7 +516,7 @@ class TrainsAndTells:
         for part in ("first", "second"):
             if part in view.done:
                 continue
-            plan = Plan(epochs=1, lr=0.01)
+            plan = TrainingPlan(epochs=1, lr=0.01)
             moved, _ = view.train(plan, key=part)
             facts, _ = view.trial([Prune(keep=0.5)], key=part)
             told = Note("", "tried", f"{facts['nbytes']} bytes")

@@ -19,7 +19,7 @@ from tersor.measure import latency
 from tersor.model.task import Task
 from tersor.record.events import Note
 from tersor.runtimes.agree import Difference
-from tersor.runtimes.files import Written
+from tersor.runtimes.written import Written
 from tersor.steps import Entropy, Export, Measure, Prune, Quantize
 
 pytestmark = pytest.mark.usefixtures("onnx_functions_read_once")

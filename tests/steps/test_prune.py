@@ -15,9 +15,9 @@ from tersor.core.state import State, start
 from tersor.core.view import View
 from tersor.errors import SettingError
 from tersor.forms import Dense, Form, LowRank, Masked, Sum
-from tersor.model.parts import MaskedPart
 from tersor.model.task import Task
-from tersor.model.tune import Tuned
+from tersor.model.trainable import TrainableForms
+from tersor.model.trainable_parts import MaskedPart
 from tersor.steps import Cluster, Entropy, Factorize, Finetune, Prune, Quantize
 from tersor.steps.prune import EVERY, mask_all
 
@@ -219,7 +219,7 @@ def test_masks_below_a_sum_have_the_rows_of_the_layer() -> None:
     (site,) = given.sites.values()
     forms = {"weight": mask_all(Sum(Sum(Dense(w), Dense(w / 2)), factors))}
     step = Prune(per="row", keep=0.5, ramp=1.0, epochs=1)
-    tuned = Tuned(model, forms, given.sites, ["weight"])
+    tuned = TrainableForms(model, forms, given.sites, ["weight"])
     step.narrowing([site], 1.0, 0.5)(tuned, 1, 2)
     for after in (step.narrowed([site], forms, 0.5)["weight"], tuned.fold()["weight"]):
         nodes = dict(after.walk())
@@ -237,10 +237,10 @@ class Spied:
         self.masks: list[dict[str, Tensor]] = []
         narrowing = Prune.narrowing
 
-        def spy(step: Prune, *args: Any) -> Callable[[Tuned, int, int], None]:
+        def spy(step: Prune, *args: Any) -> Callable[[TrainableForms, int, int], None]:
             hook = narrowing(step, *args)
 
-            def on_step(tuned: Tuned, at: int, total: int) -> None:
+            def on_step(tuned: TrainableForms, at: int, total: int) -> None:
                 hook(tuned, at, total)
                 parts = {n: tuned.part_of(n) for n in tuned.sites if n in tuned._site_names}
                 self.masks.append({n: p.keep.clone() for n, p in parts.items() if isinstance(p, MaskedPart)})

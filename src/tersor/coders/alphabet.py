@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tersor.coders.bits import GOLOMB, BitReader, BitWriter, read_numbers
+from tersor.coders.bit_strings import GOLOMB, BitReader, BitWriter, read_numbers
 from tersor.errors import FormatError
 
 SYMBOLS = 256

@@ -11,10 +11,10 @@ from itertools import accumulate, pairwise
 
 import numpy as np
 
-from tersor.coders import decode, decode_parts, encode_onto
+from tersor.coders.bytes.planes import AT_ONCE, Plane, Read, join
+from tersor.coders.choice import decode, decode_parts, encode_onto
 from tersor.coders.pages import LARGE
 from tersor.coders.plan import Output, longest
-from tersor.coders.planes import AT_ONCE, Plane, Read, join
 from tersor.errors import FormatError
 
 LONG = 1 << 20  # elements from which a plane is not taken whole
@@ -74,12 +74,12 @@ def in_slices(
     planes: Sequence[np.ndarray], count: int, step: int, width: int, keep: np.ndarray | None
 ) -> Iterator[tuple[int, list[np.ndarray]]]:
     """(place of the first, symbols of each plane) of `step` elements at a time; of none one slice."""
-    parts = [Parts(decode_parts(plane, count, width=width, keep=keep)) for plane in planes]
+    parts = [SymbolQueue(decode_parts(plane, count, width=width, keep=keep)) for plane in planes]
     for begin in range(0, max(count, 1), step):
         yield begin, [part.take(min(step, count - begin)) for part in parts]
 
 
-class Parts:
+class SymbolQueue:
     """Symbols that come in parts of any size, taken in others."""
 
     def __init__(self, parts: Iterator[np.ndarray]) -> None:

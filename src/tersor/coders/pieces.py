@@ -17,8 +17,8 @@ from typing import TypeVar
 import numpy as np
 
 from tersor.coders.alphabet import SYMBOLS
-from tersor.coders.bits import BitReader, BitWriter
-from tersor.coders.plain import RAW
+from tersor.coders.bit_strings import BitReader, BitWriter
+from tersor.coders.bytes.plain import RAW
 from tersor.coders.plan import Output, Symbols, first_byte, longest
 from tersor.coders.static import NOISE, fewest, histogram, is_noise, order0, read_static
 from tersor.errors import FormatError
@@ -82,7 +82,7 @@ def count_units(symbols: Symbols) -> np.ndarray:
     pieces is one unit."""
     if len(symbols) < 2 * UNIT:
         return histogram(symbols[:])[None]
-    from tersor.coders import planes_loops
+    from tersor.coders.bytes import planes_loops
 
     counts = np.zeros((-(-len(symbols) // UNIT), SYMBOLS), dtype=np.int32)
 

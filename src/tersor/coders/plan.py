@@ -88,7 +88,7 @@ def changed() -> StorageError:
     )
 
 
-class GridCoder(NamedTuple):
+class MatrixCoder(NamedTuple):
     """One row of the table GRID_CODERS: a coder that sees symbols as a matrix, perhaps masked."""
 
     id: int

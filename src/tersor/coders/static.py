@@ -8,10 +8,10 @@ from __future__ import annotations
 import numpy as np
 
 from tersor.coders.alphabet import SYMBOLS
-from tersor.coders.huffman import HUFFMAN, plan_huffman, read_huffman
-from tersor.coders.plain import CONSTANT, RAW, plan_constant, plan_raw, read_constant, read_raw
+from tersor.coders.bytes.huffman import HUFFMAN, plan_huffman, read_huffman
+from tersor.coders.bytes.plain import CONSTANT, RAW, plan_constant, plan_raw, read_constant, read_raw
 from tersor.coders.plan import ID_BITS, Coder
-from tersor.coders.rans import RANS, plan_rans, read_rans
+from tersor.coders.rans.rans import RANS, plan_rans, read_rans
 from tersor.errors import FormatError
 
 CODERS: dict[str, Coder] = {  # the fastest to decode first: it wins where sizes are equal

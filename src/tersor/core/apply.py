@@ -15,9 +15,9 @@ import torch
 from tersor.core.state import State
 from tersor.errors import RefusedError
 from tersor.forms import Form, Grid
-from tersor.model.born import born
-from tersor.model.changed import changed
 from tersor.model.changes import Replace, Set
+from tersor.model.replaced_sites import born
+from tersor.model.restructured import changed
 from tersor.record.events import STANDING, Cut, Edit, Group, Note
 from tersor.record.relation import untrue
 

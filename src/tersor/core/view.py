@@ -19,15 +19,15 @@ from tersor.core.state import State, known_base
 from tersor.errors import RefusedError
 from tersor.forms import Form
 from tersor.model.answers import once
-from tersor.model.fit import Plan, fit
 from tersor.model.fitted import fitted
 from tersor.model.frozen import Frozen, frozen_in
-from tersor.model.parts import MakePart
 from tersor.model.simulate import with_grids
 from tersor.model.sites import Site, select
 from tersor.model.stats import grams, has_gram
 from tersor.model.task import Task
-from tersor.model.tune import Tuned
+from tersor.model.trainable import TrainableForms
+from tersor.model.trainable_parts import MakePart
+from tersor.model.training_loop import TrainingPlan, fit
 from tersor.record.events import Edit
 from tersor.record.journal import Journal
 from tersor.record.observer import Observer
@@ -143,9 +143,10 @@ class View:
         return self.statistics.get(site.name)
 
     def train(
-        self, plan: Plan, *, forms: Mapping[str, Form] | None = None, begin: Mapping[str, Form] | None = None,
-        where: Iterable[Site] | None = None, teacher: nn.Module | None = None,
-        on_step: Callable[[Tuned, int, int], None] | None = None, text: str = "training",
+        self, plan: TrainingPlan, *, forms: Mapping[str, Form] | None = None,
+        begin: Mapping[str, Form] | None = None, where: Iterable[Site] | None = None,
+        teacher: nn.Module | None = None,
+        on_step: Callable[[TrainableForms, int, int], None] | None = None, text: str = "training",
         makers: Mapping[str, MakePart] | None = None, key: str = "",
     ) -> tuple[dict[str, Form], dict[str, float]]:  # fmt: skip
         """Train the model as it stands (with `forms` put in); returns the sites whose form moved, and what
@@ -161,7 +162,7 @@ class View:
         module = self.plain() if self.state.kept or self.state.changes else self._module()
         frozen = frozen_in(module, self.sites) if plan.frozen == "stay" else Frozen()
         learn = frozen.learning(self.sites.values() if where is None else where, self.step_name)
-        tuned = Tuned(
+        tuned = TrainableForms(
             module, after, self.sites, learn, makers, still=[n for n in frozen.tensors if n in (forms or {})],
             resting=frozen.modules, edge_grids=self.state.grids,
             example=lambda net: once(self.task, net, "train"),

@@ -2,9 +2,9 @@
 
 from tersor.io.builder import save
 from tersor.io.container import TersorFile, load, read_tensor
-from tersor.io.delta import Delta, diff
 from tersor.io.pack import Packed, pack
-from tersor.io.patch import patch
+from tersor.io.patch.diff import Delta, diff
+from tersor.io.patch.patch import patch
 from tersor.io.unpack import unpack
 from tersor.io.verify import Check, verify
 

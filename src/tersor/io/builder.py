@@ -31,11 +31,11 @@ from tersor.io.document import (
     shape_of,
     site_to_json,
 )
+from tersor.io.form_json import SMALL, leaves, terse, terse_grid
+from tersor.io.json_text import deflate, dump
 from tersor.io.records import history_to_json
-from tersor.io.tensors import TensorWriter, bytes_tensor
-from tersor.io.text import deflate, dump
-from tersor.io.tiny import write_tiny
-from tersor.io.trees import SMALL, leaves, terse, terse_grid
+from tersor.io.safetensors_file import TensorWriter, bytes_tensor
+from tersor.io.short_header import write_short_header
 from tersor.io.validate import grid_contents, grid_structure, structure
 from tersor.model.changes import Replace, Set
 from tersor.model.sites import Site
@@ -172,7 +172,7 @@ class Builder:
                 f"lists and objects; no NaN, no infinity."
             ) from None
         if self.tiny:
-            return write_tiny(out, text, small)
+            return write_short_header(out, text, small)
         data = deflate(text) + small
         self.tensors.add(TEXT, bytes_tensor(data))
         metadata = {"tersor": str(NUMBER), "size": str(len(text)), "crc": f"{zlib.crc32(text):08x}"}

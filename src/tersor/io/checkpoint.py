@@ -24,12 +24,12 @@ from torch import Tensor
 
 from tersor.errors import FormatError, SettingError, first_line
 from tersor.forms import Dense
-from tersor.io.chosen import Chosen, NoSuchKey, choose, under
-from tersor.io.filed import Filed
+from tersor.io.checkpoint_weights import Chosen, NoSuchKey, choose, under
 from tersor.io.header import Slot
-from tersor.io.tensors import HELD, Ranges, TensorFile, cannot_read
-from tersor.io.text import parse
-from tersor.io.tiny import MAGIC
+from tersor.io.json_text import parse
+from tersor.io.on_disk import OnDisk
+from tersor.io.safetensors_file import HELD, Ranges, TensorFile, cannot_read
+from tersor.io.short_header import MAGIC
 from tersor.model.kinds import resolved, unfit
 
 FILES = ("*.safetensors", "*.bin", "*.pt", "*.pth")  # of a folder: the first kind that is there
@@ -39,7 +39,7 @@ BESIDE = re.compile(r"(optim|optimizer|scheduler|scaler|sampler|rng_state|random
 DAMAGED = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError, AssertionError)
 
 
-class Part(Protocol):
+class CheckpointFile(Protocol):
     """One file of a checkpoint."""
 
     slots: Mapping[str, Slot]
@@ -60,7 +60,7 @@ class Checkpoint:
 
     def __init__(self, path: str | os.PathLike[str], key: str | None = None) -> None:
         self.path, self.key = Path(path), ""
-        self.where: dict[str, Part] = {}
+        self.where: dict[str, CheckpointFile] = {}
         self.slots: dict[str, Slot] = {}
         self.aliases: dict[str, str] = {}
         self.ignored: dict[str, int | None] = {}  # None: a file that was not opened
@@ -68,7 +68,7 @@ class Checkpoint:
             files = self._files()
             for number, (file, names) in enumerate(files, 1):
                 try:
-                    part = stack.enter_context(open_part(file, key))
+                    part = stack.enter_context(open_checkpoint_file(file, key))
                 except NoSuchKey:
                     if number == len(files) and not self.slots:
                         raise
@@ -159,7 +159,7 @@ def read_index(path: Path) -> dict[Path, set[str]]:
     return files
 
 
-def open_part(path: Path, key: str | None = None) -> SafetensorsPart | TorchPart:
+def open_checkpoint_file(path: Path, key: str | None = None) -> SafetensorsCheckpoint | TorchCheckpoint:
     try:
         with open(path, "rb") as file:
             head = file.read(9)
@@ -170,10 +170,10 @@ def open_part(path: Path, key: str | None = None) -> SafetensorsPart | TorchPart
     # The length of a safetensors header may look as a pickle begins, but no pickle goes on as JSON does.
     pickled = head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05") and head[8:] != b"{"
     is_torch = pickled or head.startswith(b"PK\x03\x04")
-    return TorchPart(path, key) if is_torch else SafetensorsPart(path, key)
+    return TorchCheckpoint(path, key) if is_torch else SafetensorsCheckpoint(path, key)
 
 
-class SafetensorsPart(TensorFile):
+class SafetensorsCheckpoint(TensorFile):
     """A safetensors file that is no .tersor file."""
 
     aliases: Mapping[str, str] = {}
@@ -197,7 +197,7 @@ def packed_already(path: Path) -> SettingError:
     return SettingError(f"{path}: it is a .tersor file already. Unpack it: tersor unpack FILE -o OUT")
 
 
-class TorchPart:
+class TorchCheckpoint:
     """A state dict that torch.save wrote, or a training checkpoint that holds one."""
 
     def __init__(self, path: Path, key: str | None = None) -> None:
@@ -284,7 +284,7 @@ class TorchPart:
         marked = tensor.is_conj() or tensor.is_neg()
         if not self.records or slot.nbytes <= HELD or marked or not tensor.is_contiguous():
             return Dense(self.read(name))
-        return Filed(slot.dtype, slot.shape, partial(self.file.elements, name, slot))
+        return OnDisk(slot.dtype, slot.shape, partial(self.file.elements, name, slot))
 
     def close(self) -> None:
         self.file.close()

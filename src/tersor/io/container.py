@@ -35,17 +35,17 @@ from tersor.io.document import (
     shape_of,
     site_from_json,
 )
+from tersor.io.form_json import Places
 from tersor.io.header import natural
-from tersor.io.looks import PACK
+from tersor.io.json_text import inflate, inflate_up_to, of_type, only, parse
 from tersor.io.pool import in_order
 from tersor.io.records import ledger_from_json
-from tersor.io.tensors import as_tensor, bytes_tensor
-from tersor.io.text import inflate, inflate_up_to, of_type, only, parse
-from tersor.io.tiny import Source, read_tiny
-from tersor.io.trees import Places
+from tersor.io.safetensors_file import as_tensor, bytes_tensor
+from tersor.io.short_header import Source, read_short_header
+from tersor.io.sniff import PACK
 from tersor.io.validate import contents, grid_contents, grid_structure, limit_for, slices, structure
 from tersor.model.sites import Site
-from tersor.record.flat import unflatten
+from tersor.record.node_json import unflatten
 
 Found = TypeVar("Found")
 
@@ -114,7 +114,7 @@ class TersorFile:
 
     def _text(self) -> tuple[Any, Tensor]:
         if self.source.tiny:
-            text, small = read_tiny(self.source)
+            text, small = read_short_header(self.source)
             return parse(text, "its text"), bytes_tensor(small)
         metadata, slots = self.source.metadata, self.source.slots
         number = metadata.get("tersor")

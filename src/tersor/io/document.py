@@ -15,7 +15,7 @@ from tersor.core.state import Kept
 from tersor.dtypes import NAMED
 from tersor.errors import FormatError
 from tersor.io.header import Slot, check_shape, natural
-from tersor.io.text import Json, allowed, digest, of_type, only
+from tersor.io.json_text import Json, allowed, digest, of_type, only
 from tersor.model.changes import Replace, Set
 from tersor.model.sites import Site
 

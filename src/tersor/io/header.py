@@ -15,7 +15,7 @@ import torch
 
 from tersor.dtypes import CODES
 from tersor.errors import FormatError, RefusedError
-from tersor.io.text import dump, parse
+from tersor.io.json_text import dump, parse
 
 LONGEST = 100_000_000  # bytes of a header, as the safetensors library has it
 AXES = 16

@@ -20,9 +20,9 @@ from tersor.files import atomic, output
 from tersor.forms import Dense, Form
 from tersor.io.builder import Builder
 from tersor.io.checkpoint import Checkpoint, read_from
-from tersor.io.named import describe, is_causal, is_mask, left_alone, left_text
+from tersor.io.name_hints import describe, is_causal, is_mask, left_alone, left_text
 from tersor.io.pool import in_order
-from tersor.io.tensors import TensorWriter, is_finite
+from tersor.io.safetensors_file import TensorWriter, is_finite
 from tersor.model.sites import Site, finite
 from tersor.record.ledger import START, Entry, Ledger
 from tersor.record.observer import Observer

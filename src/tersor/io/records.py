@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tersor.errors import FormatError
-from tersor.io.text import Json, digest, dump, of_type, only
+from tersor.io.json_text import Json, digest, dump, of_type, only
 from tersor.record.ledger import Entry, Ledger
 from tersor.record.relation import HOW
 

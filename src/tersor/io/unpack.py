@@ -32,7 +32,7 @@ INDEX = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)
-class Part:
+class Shard:
     """Tensors that one file holds: names (the site's, then its aliases) by site."""
 
     names: dict[str, list[str]]
@@ -100,28 +100,28 @@ def select(file: TersorFile, only: str | Sequence[str]) -> dict[str, list[str]]:
     return held
 
 
-def parts_of(file: TersorFile, chosen: dict[str, list[str]], shard: int | None) -> list[Part]:
+def parts_of(file: TersorFile, chosen: dict[str, list[str]], shard: int | None) -> list[Shard]:
     """The tensors of each file, in the model's order; a tensor larger than `shard` has a file of its own."""
-    parts = [Part({}, 0)]
+    parts = [Shard({}, 0)]
     for site, names in chosen.items():
         nbytes = len(names) * file.nbytes(site)
         if shard is not None and parts[-1].names and parts[-1].nbytes + nbytes > shard:
-            parts.append(Part({}, 0))
-        parts[-1] = Part(parts[-1].names | {site: names}, parts[-1].nbytes + nbytes)
+            parts.append(Shard({}, 0))
+        parts[-1] = Shard(parts[-1].names | {site: names}, parts[-1].nbytes + nbytes)
     for number, part in enumerate(parts):  # wide elements first, so that each lies where it is aligned
         order = sorted(part.names, key=lambda site: -file.sites[site].torch_dtype.itemsize)
-        parts[number] = Part({site: part.names[site] for site in order}, part.nbytes)
+        parts[number] = Shard({site: part.names[site] for site in order}, part.nbytes)
     return parts
 
 
 class Unpacking:
     """Writes parts, one after the other; each slice goes to its place as soon as it is decoded."""
 
-    def __init__(self, file: TersorFile, parts: list[Part], workers: int | None, observer: Observer) -> None:
+    def __init__(self, file: TersorFile, parts: list[Shard], workers: int | None, observer: Observer) -> None:
         self.file, self.workers, self.observer, self.done = file, workers, observer, 0
         self.total = sum(len(part.names) for part in parts)
 
-    def write(self, part: Part, target: BinaryIO) -> int:
+    def write(self, part: Shard, target: BinaryIO) -> int:
         """One safetensors file. Returns its bytes."""
         entries = [
             (name, self.file.sites[site].torch_dtype, self.file.shape(site), self.file.nbytes(site))
@@ -153,7 +153,7 @@ class Unpacking:
         return len(header) + part.nbytes
 
 
-def write_shards(unpacking: Unpacking, parts: list[Part], folder: Path) -> int:
+def write_shards(unpacking: Unpacking, parts: list[Shard], folder: Path) -> int:
     """The parts as Hugging Face names them, and the index that says where each tensor is."""
     where: dict[str, str] = {}
     total = 0

@@ -18,9 +18,9 @@ from tersor.errors import FormatError
 from tersor.forms import At, Coded, Dense, Form, Grid, uncoded
 from tersor.forms.form import SLICE, Fact, Shape
 from tersor.io.header import AXES
-from tersor.maths.affine import code_limits
+from tersor.maths.even_grid import code_limits
 from tersor.model.sites import Site
-from tersor.record.flat import DEPTH
+from tersor.record.node_json import DEPTH
 
 GRACE, JUSTIFIED = 1 << 24, 1024  # elements that any file may declare, and those that each byte justifies
 

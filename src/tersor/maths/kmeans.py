@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tersor.errors import SettingError
-from tersor.maths.exact import optimal_cuts
+from tersor.maths.exact_kmeans import optimal_cuts
 from tersor.maths.units import check_choice, finite
 
 START = ("exact", "linear", "density", "kmeans++")

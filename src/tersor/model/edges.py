@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tersor.errors import RefusedError, SettingError, SiteError, near_few
 from tersor.model.batches import evaluating, steady
 from tersor.model.ops import LISTED
-from tersor.model.watch import Run, hooked, running
+from tersor.model.watch import WatchedRun, hooked, running
 
 Call = Callable[[nn.Module], Any]  # how a model is run once: lambda net: net(x)
 
@@ -51,7 +51,7 @@ def parse(name: str) -> tuple[str, str]:
     return path, op
 
 
-class Listing(Run):
+class Listing(WatchedRun):
     """A run that lists what it sees."""
 
     def __init__(self) -> None:

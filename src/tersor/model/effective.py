@@ -18,7 +18,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from tersor.errors import RefusedError
 from tersor.model.batches import evaluating
-from tersor.model.changed import own_copy
+from tersor.model.restructured import own_copy
 
 Work = tuple[str, nn.Module, str, str]  # (path of a layer, the layer, its weight's name, what computes it)
 

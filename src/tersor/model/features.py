@@ -22,7 +22,7 @@ from tersor.model.logits import paired, unpadded
 from tersor.model.losses import mean
 from tersor.model.outputs import tensors_of
 from tersor.model.task import Task
-from tersor.model.tune import Tuned
+from tersor.model.trainable import TrainableForms
 
 
 def pairs_of(text: str) -> list[tuple[str, str]]:
@@ -83,7 +83,7 @@ class Features:
             yield mine, theirs
 
     @contextlib.contextmanager
-    def beside(self, tuned: Tuned) -> Iterator[None]:
+    def beside(self, tuned: TrainableForms) -> Iterator[None]:
         """The maps as a part of what is trained, for as long as the context lasts: they are in its parameters
         and in its checkpoints, move with it, and leave no trace in what it folds to."""
         if self.maps:
@@ -95,7 +95,7 @@ class Features:
                 del tuned.maps
 
     @contextlib.contextmanager
-    def catching(self, tuned: Tuned, teacher: nn.Module | None) -> Iterator[None]:
+    def catching(self, tuned: TrainableForms, teacher: nn.Module | None) -> Iterator[None]:
         """Collect outputs while the context lasts."""
         hooks = []
         sides = [(tuned.net, 0, self.mine), *([(teacher, 1, self.theirs)] if teacher is not None else [])]
@@ -132,7 +132,9 @@ def tokens(layer: str, x: Tensor, batch: Any, output: Any = None) -> Tensor | No
     return None if mask is None or bool(mask.all()) else mask
 
 
-def features_of(text: str, tuned: Tuned, teacher: nn.Module | None, task: Task, seed: int) -> Features:
+def features_of(
+    text: str, tuned: TrainableForms, teacher: nn.Module | None, task: Task, seed: int
+) -> Features:
     """The features that a setting names, with the maps they need; RefusedError where shapes differ in more
     than the channels."""
     found = Features(pairs_of(text) if teacher is not None else [])

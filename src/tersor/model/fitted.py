@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from tersor.errors import RefusedError, SiteError, did_you_mean
 from tersor.forms import Form
-from tersor.model.changed import Twin, twin_of
 from tersor.model.changes import Change
 from tersor.model.effective import plain_of
-from tersor.model.handed import same
+from tersor.model.restructured import Twin, twin_of
 from tersor.model.sites import Site
 from tersor.model.sizes import sizes_of
+from tersor.model.state_dicts import same
 from tersor.model.stock import module_at
 from tersor.model.tensors import blank, checksum, held, memory, put
 

@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from tersor.errors import SettingError, SiteError, near_few
-from tersor.model.tune import Tuned
+from tersor.model.trainable import TrainableForms
 
 
 def factors_of(given: Any, who: str) -> str:
@@ -51,7 +51,7 @@ def pairs(told: str) -> list[tuple[str, float]]:
     return [(glob, float(factor)) for glob, _, factor in halves]
 
 
-def groups_of(tuned: Tuned, lr_of: str, weight_decay: float) -> list[dict[str, Any]]:
+def groups_of(tuned: TrainableForms, lr_of: str, weight_decay: float) -> list[dict[str, Any]]:
     """Groups for an optimizer, each with its "factor". SiteError for a glob that no parameter in training
     matches."""
     table, sites = pairs(lr_of), tuned.learning

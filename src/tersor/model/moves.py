@@ -6,7 +6,7 @@ from torch import fx
 
 from tersor.model.graph import values
 from tersor.model.labels import NONE, Labels, aligned, axes_of, blurred, of_size, viewed
-from tersor.model.use import Use
+from tersor.model.parameter_use import Use
 
 
 def same(use: Use) -> Labels:

@@ -15,18 +15,18 @@ from torch import Tensor, nn
 from tersor.errors import RefusedError, SettingError, SiteError
 from tersor.forms import Dense
 from tersor.forms.grid import Grid
-from tersor.maths.affine import code_limits, limits, spanning
+from tersor.maths.even_grid import code_limits, limits, spanning
 from tersor.maths.ranges import minmax_range
 from tersor.maths.units import check_bits
 from tersor.model.batches import device_of, evaluating, move, steady
 from tersor.model.edges import near, parse
 from tersor.model.task import Task
-from tersor.model.watch import Run, hooked, running
+from tersor.model.watch import WatchedRun, hooked, running
 
 Range = tuple[Tensor, Tensor]  # low <= 0 <= high, float64 [1] or [C], on the CPU
 
 
-class Ranges(Run):
+class Ranges(WatchedRun):
     """A run that keeps the ranges of the edges it is asked for, over one batch after another."""
 
     def __init__(self, names: Iterable[str], axis: int | None):

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from tersor.errors import RefusedError, TaskError
 from tersor.model.batches import device_of, move
-from tersor.model.changed import own_copy
 from tersor.model.effective import settled
 from tersor.model.example import example_inputs
 from tersor.model.graph import traced
+from tersor.model.restructured import own_copy
 from tersor.model.roles import placed, roles
 from tersor.model.sites import LEFT, Site, finite, sites_of
 from tersor.model.task import Task

@@ -23,9 +23,9 @@ from torch import Tensor, fx
 
 from tersor.model.graph import Graph, arguments, op_name, value, values
 from tersor.model.labels import Labels, blurred, of_shape, together
+from tersor.model.parameter_use import Role, Use
 from tersor.model.rules import RULES
 from tersor.model.sites import LEFT, Site
-from tersor.model.use import Role, Use
 
 KINDS = {"matrix": "linear", "table": "embedding", "recurrent": "recurrent", "convolution": "conv"}
 SAME = {"attention": "linear"}  # kinds of layers that are another word for the same

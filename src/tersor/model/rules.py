@@ -14,7 +14,7 @@ from torch import fx
 from tersor.model import moves
 from tersor.model.graph import op_name
 from tersor.model.labels import Dim, axes_of
-from tersor.model.use import Decides, Moves, Role, Rule, Use
+from tersor.model.parameter_use import Decides, Moves, Role, Rule, Use
 
 
 def single(dim: Dim) -> int | None:

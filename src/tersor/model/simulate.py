@@ -24,8 +24,8 @@ from tersor.forms.grid import Grid
 from tersor.model.batches import device_of
 from tersor.model.checkpointing import refuse_reentry, rerun
 from tersor.model.edges import edges_of, known, near, parse
-from tersor.model.gridpart import GridPart
-from tersor.model.watch import Run, active, hooked, running
+from tersor.model.grid_part import GridPart
+from tersor.model.watch import WatchedRun, active, hooked, running
 
 
 class Simulated(nn.Module):
@@ -130,7 +130,7 @@ class Simulated(nn.Module):
         self.sign()
 
 
-class Values(Run):
+class Values(WatchedRun):
     """A run of a simulation, which knows the tensors that stand in for the net's own."""
 
     def __init__(self, simulated: Simulated, values: dict[str, Tensor], frames: Any = None):

@@ -22,8 +22,8 @@ from tersor.dtypes import FLOATS, as_numbers, left_as
 from tersor.errors import RefusedError, SettingError, SiteError, near_few
 from tersor.forms.form import SLICE
 from tersor.model.attention import Attention
-from tersor.model.handed import handed, registered
 from tersor.model.kinds import repeats
+from tersor.model.state_dicts import handed, registered
 
 LAYERS: tuple[tuple[type[nn.Module] | tuple[type[nn.Module], ...], str], ...] = (
     ((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), "convtranspose"),

@@ -21,7 +21,7 @@ Sizes = dict[str, Any]  # attribute -> an integer, or a tuple of them
 KEPT = ("{}", "{}_orig", "{}_v")
 
 
-class Layer:
+class LayerSizes:
     """A layer and the shapes that its tensors have now."""
 
     def __init__(self, path: str, module: Any, asked: frozenset[str] = frozenset()) -> None:
@@ -59,18 +59,18 @@ class Layer:
         raise RefusedError(f"{self.path}: {why}")
 
 
-def linear(layer: Layer) -> Sizes:
+def linear(layer: LayerSizes) -> Sizes:
     return {"in_features": layer.along(weight=1), "out_features": layer.along(weight=0, bias=0)}
 
 
-def bilinear(layer: Layer) -> Sizes:
+def bilinear(layer: LayerSizes) -> Sizes:
     return {
         "in1_features": layer.along(weight=1), "in2_features": layer.along(weight=2),
         "out_features": layer.along(weight=0, bias=0),
     }  # fmt: skip
 
 
-def convolution(layer: Layer) -> Sizes:
+def convolution(layer: LayerSizes) -> Sizes:
     """weight [O, I / G, ...]; transposed [I, O / G, ...]."""
     module, turned = layer.module, layer.module.transposed
     shape = layer.shape("weight") or ()
@@ -92,11 +92,11 @@ def convolution(layer: Layer) -> Sizes:
     return {"in_channels": ins, "out_channels": outs, "groups": groups}
 
 
-def features(layer: Layer) -> Sizes:
+def features(layer: LayerSizes) -> Sizes:
     return {"num_features": layer.along(weight=0, bias=0, running_mean=0, running_var=0)}
 
 
-def grouped_norm(layer: Layer) -> Sizes:
+def grouped_norm(layer: LayerSizes) -> Sizes:
     count = layer.along(weight=0, bias=0)
     if count is not None:
         way = f"say how many groups are left: Set({layer.path!r}, 'num_groups', n)"
@@ -104,14 +104,14 @@ def grouped_norm(layer: Layer) -> Sizes:
     return {"num_channels": count}
 
 
-def trailing_norm(layer: Layer) -> Sizes:
+def trailing_norm(layer: LayerSizes) -> Sizes:
     shape, bias = layer.shape("weight"), layer.shape("bias")
     if None not in (shape, bias) and shape != bias:
         layer.refuse(f"weight has shape {list(shape or ())}, bias {list(bias or ())}; they are cut together")
     return {"normalized_shape": shape}
 
 
-def table(layer: Layer) -> Sizes:
+def table(layer: LayerSizes) -> Sizes:
     module, rows = layer.module, layer.along(weight=0)
     cut = module.num_embeddings not in (0, rows)  # 0: a new layer, which takes the number from its weight
     if cut and module.padding_idx is not None and "padding_idx" not in layer.asked:
@@ -122,11 +122,11 @@ def table(layer: Layer) -> Sizes:
     return {"num_embeddings": rows, "embedding_dim": layer.along(weight=1)}
 
 
-def slopes(layer: Layer) -> Sizes:
+def slopes(layer: LayerSizes) -> Sizes:
     return {"num_parameters": layer.along(weight=0)}
 
 
-def recurrent(layer: Layer) -> Sizes:
+def recurrent(layer: LayerSizes) -> Sizes:
     """weight_ih [K H, I], weight_hh [K H, H or P], weight_hr [P, H], for K gates; further layers read D P."""
     module = layer.module
     gates = {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
@@ -149,7 +149,7 @@ def recurrent(layer: Layer) -> Sizes:
     return {"input_size": ins, "hidden_size": hidden, "proj_size": projected or 0}
 
 
-def cell(layer: Layer) -> Sizes:
+def cell(layer: LayerSizes) -> Sizes:
     gates = {nn.LSTMCell: 4, nn.GRUCell: 3}.get(type(layer.module), 1)
     gated = layer.along(weight_ih=0, weight_hh=0, bias_ih=0, bias_hh=0)
     hidden = layer.divided("rows", gated or 0, gates, "all gates are cut alike")
@@ -158,9 +158,9 @@ def cell(layer: Layer) -> Sizes:
     return {"input_size": layer.along(weight_ih=1), "hidden_size": hidden}
 
 
-def projections(layer: Layer) -> tuple[int, int, Sizes]:
+def projections(layer: LayerSizes) -> tuple[int, int, Sizes]:
     """Of attention: (channels of the stream, channels of all heads, what keys and values have)."""
-    out = Layer(f"{layer.path}.out_proj", layer.module.out_proj)
+    out = LayerSizes(f"{layer.path}.out_proj", layer.module.out_proj)
     stream = layer.along(in_proj_weight=1, q_proj_weight=1)
     stacked = layer.along(in_proj_weight=0, in_proj_bias=0)
     own = layer.along(q_proj_weight=0, k_proj_weight=0, v_proj_weight=0, bias_k=2, bias_v=2)
@@ -174,7 +174,7 @@ def projections(layer: Layer) -> tuple[int, int, Sizes]:
     return stream or 0, inner or 0, others
 
 
-def torch_attention(layer: Layer) -> Sizes:
+def torch_attention(layer: LayerSizes) -> Sizes:
     stream, inner, others = projections(layer)
     if stream != inner:
         layer.refuse(
@@ -188,7 +188,7 @@ def torch_attention(layer: Layer) -> Sizes:
     return {"embed_dim": stream, "head_dim": width, **others}
 
 
-def free_attention(layer: Layer) -> Sizes:
+def free_attention(layer: LayerSizes) -> Sizes:
     """Heads that are left, at the width that they have; or the width, where the heads are set."""
     module = layer.module
     stream, inner, others = projections(layer)
@@ -201,7 +201,7 @@ def free_attention(layer: Layer) -> Sizes:
     return {"embed_dim": stream, "num_heads": heads, "head_dim": width, **others}
 
 
-TABLE: tuple[tuple[Any, Callable[[Layer], Sizes]], ...] = (
+TABLE: tuple[tuple[Any, Callable[[LayerSizes], Sizes]], ...] = (
     (nn.Linear, linear),
     (nn.Bilinear, bilinear),
     (nn.modules.conv._ConvNd, convolution),
@@ -226,4 +226,4 @@ def sizes_of(path: str, module: nn.Module, asked: frozenset[str] = frozenset()) 
     rule = next((rule for kinds, rule in TABLE if isinstance(module, kinds)), None)
     if rule is None:
         return {}
-    return {key: value for key, value in rule(Layer(path, module, asked)).items() if value is not None}
+    return {key: value for key, value in rule(LayerSizes(path, module, asked)).items() if value is not None}

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from tersor.model.batches import generators_of
 from tersor.model.counters import Counters
-from tersor.model.tune import Tuned
+from tersor.model.trainable import TrainableForms
 
 
 def snapshot(
-    tuned: Tuned, optimizer: Any, generators: list[torch.Generator]
+    tuned: TrainableForms, optimizer: Any, generators: list[torch.Generator]
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """All that a training is made of, as named tensors and JSON."""
     tensors = {f"net:{name}": value.detach().cpu() for name, value in tuned.state_dict().items()}
@@ -44,7 +44,7 @@ def snapshot(
 
 
 def restore(
-    tuned: Tuned, optimizer: Any, generators: list[torch.Generator], tensors: dict[str, Tensor],
+    tuned: TrainableForms, optimizer: Any, generators: list[torch.Generator], tensors: dict[str, Tensor],
     facts: dict[str, Any],
 ) -> None:  # fmt: skip
     tuned.load_state_dict({name[4:]: value for name, value in tensors.items() if name.startswith("net:")})

@@ -41,7 +41,7 @@ from tersor.model.metrics import metric_of
 from tersor.model.needs import Needs
 from tersor.model.outputs import as_floats, own_loss
 from tersor.model.scoring import score
-from tersor.model.trial import check_answer, check_loss, hint
+from tersor.model.task_check import check_answer, check_loss, hint
 
 SETS = ("evaluate", "calibrate", "train")
 LABELS = ("labels", "label")

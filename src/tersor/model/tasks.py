@@ -17,8 +17,8 @@ from torch import Tensor
 
 from tersor.errors import TaskError, did_you_mean, need
 from tersor.model import idx
+from tersor.model.import_object import import_object
 from tersor.model.loader import TensorBatches
-from tersor.model.named import named
 from tersor.model.task import Task
 
 CALIBRATE = 300  # images that calibrate by default, as in the published comparisons of calibration sizes
@@ -120,5 +120,5 @@ def task_from(text: str) -> Task:
             f"task: {text!r} is no built-in task; {did_you_mean(text, TASKS)}. A task of your own is "
             "file.py:function or package.module:function, with a function that returns a Task."
         )
-    task: Task = named(text, "task", TaskError, Task)
+    task: Task = import_object(text, "task", TaskError, Task)
     return task

@@ -7,8 +7,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from tersor.model.handed import handed, registered
 from tersor.model.sites import sites_of
+from tersor.model.state_dicts import handed, registered
 
 
 def held(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -21,28 +21,28 @@ from tersor.errors import RefusedError
 from tersor.model.answers import tensors_of
 from tersor.model.batches import device_of, move, seeded, steady
 from tersor.model.counters import unmoved
-from tersor.model.handed import registered, same
+from tersor.model.state_dicts import registered, same
 from tersor.model.task import MISFIT, Task
-from tersor.model.tune import Tuned
+from tersor.model.trainable import TrainableForms
 
 DEEP = 3  # lists in lists: further down nothing is looked for
 INNER = frozenset(vars(nn.Module()))  # what every module has
 
 
-def check_unlisted(tuned: Tuned, task: Task) -> None:
+def check_unlisted(tuned: TrainableForms, task: Task) -> None:
     """Refuse a module whose answers depend on what training would move and a state dict does not list."""
     loader = task.batches("train")
     with steady(loader), unmoved(loader):
         batch = move(next(iter(loader), None), device_of(tuned))
 
-    def answers(net: Tuned) -> list[Tensor] | None:
+    def answers(net: TrainableForms) -> list[Tensor] | None:
         with seeded(0), torch.enable_grad():
             try:
                 return [answer.detach() for answer in tensors_of(task.run(net, batch))]
             except MISFIT:
                 return None  # a batch that does not fit: the training says so better
 
-    def worn() -> Tuned:
+    def worn() -> TrainableForms:
         """As a batch leaves it, but for what a state dict lists."""
         net = copy.deepcopy(tuned).train()
         answers(net)

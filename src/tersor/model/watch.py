@@ -33,7 +33,7 @@ Frame = tuple[str, dict[str, int]]  # a running module's path, and how often eac
 _here = threading.local()  # .run: the run of the forward that this thread is in
 
 
-class Run(TorchFunctionMode):
+class WatchedRun(TorchFunctionMode):
     """One forward. `frames` are the modules that are running, innermost last."""
 
     def __init__(self, see: See | None, frames: list[Frame] | None = None, inputs: bool = False):
@@ -65,13 +65,13 @@ def floating(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
 
 
-def active() -> Run | None:
+def active() -> WatchedRun | None:
     """The run that this thread is in."""
     return getattr(_here, "run", None)
 
 
 @contextmanager
-def running(run: Run) -> Iterator[Run]:
+def running(run: WatchedRun) -> Iterator[WatchedRun]:
     """The hooks find `run`, and the mode is on where it has something to see."""
     before = active()
     _here.run = run

@@ -30,7 +30,7 @@ from tersor.forms import NODES
 from tersor.forms.form import DIGEST
 from tersor.model.changes import Replace, Set
 from tersor.record.events import STANDING, Cut, Edit, Event, Group, Note
-from tersor.record.flat import flatten, unflatten
+from tersor.record.node_json import flatten, unflatten
 
 NUMBER = 2
 HASH = 32  # bytes
@@ -225,7 +225,7 @@ def lines_of(folder: str | Path) -> list[Line]:
 
 @dataclass(frozen=True)
 class Training:
-    """The checkpoint of one training; model/fit.py fills it."""
+    """The checkpoint of one training; model/training_loop.py fills it."""
 
     journal: Journal
     path: Path

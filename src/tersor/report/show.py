@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from tersor.core.state import State
 from tersor.errors import SiteError
-from tersor.maths.affine import code_limits
-from tersor.measure.leaves import leaves_of
+from tersor.maths.even_grid import code_limits
+from tersor.measure.leaf_costs import leaf_costs_of
 from tersor.model.sites import near
 from tersor.report.console import percent, seconds, settings, whole
 from tersor.report.facts import facts_of, unusual
@@ -50,7 +50,7 @@ def shown(result: State, path: Path, site: str | None = None) -> dict[str, Any]:
             raise SiteError(f"{path}: no site {site!r}; {near(site, list(result.sites.values()))}")
         facts["sites"] = chosen
     for name, found in facts["sites"].items():
-        leaves = [asdict(leaf) for leaf in leaves_of(result.forms[name])]
+        leaves = [asdict(leaf) for leaf in leaf_costs_of(result.forms[name])]
         found["nbytes"] = sum(leaf["nbytes"] for leaf in leaves)
         found["order0"] = sum(leaf["order0"] for leaf in leaves)
         found["share"] = found["nbytes"] / max(nbytes, 1)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tersor.errors import few
 from tersor.measure.accuracy import SIGNIFICANT
 from tersor.report.console import p_value, ranged, seconds, whole
-from tersor.report.files import SHOWN
+from tersor.report.file_sizes import SHOWN
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

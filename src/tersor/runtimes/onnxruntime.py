@@ -30,7 +30,7 @@ from tersor.errors import FormatError, RefusedError, SettingError, StorageError
 from tersor.model.batches import device_of, move, shapes, steady
 from tersor.model.outputs import exportable
 from tersor.runtimes.agree import Comparison, Difference, Inputs, as_inputs, outputs, sized, tensors
-from tersor.runtimes.files import Written, into_place, workshop
+from tersor.runtimes.written import Written, into_place, workshop
 
 TOLERANCE = 1e-3  # largest difference allowed, against the largest output: float32 sums in another order
 ONE_FILE = 1 << 31  # bytes; protobuf cannot hold more, so weights beyond it go to a file beside the model

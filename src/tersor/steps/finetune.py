@@ -1,7 +1,7 @@
 """Finetune: train what is stored, and nothing that is decided.
 
-Masks, shared values, grids and factors stay in force: only leaf values move (model/tune.py). Cost: `epochs`
-passes.
+Masks, shared values, grids and factors stay in force: only leaf values move (model/trainable.py).
+Cost: `epochs` passes.
 """
 
 from __future__ import annotations

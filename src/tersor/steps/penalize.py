@@ -1,11 +1,11 @@
 """Penalize: train under the price of every bit, towards a size.
 
 loss + price * bits(codes)    w = scale * codes, rounded straight through; bits under a density that is
-                              learned, with a factor for each row and column: model/rated.py
+                              learned, with a factor for each row and column: model/rate_penalized.py
 price     the one that leads to `nbytes`: the size wanted falls, by the same share each step, over the first
           `warm` of the training, then stands; the price rises where there is more, and falls where less
-after it  constant units are folded away, those that nothing reads are cleared: model/idle.py
-order     hidden units lie as they code best, in what is measured too: model/order.py
+after it  constant units are folded away, those that nothing reads are cleared: model/dead_units.py
+order     hidden units lie as they code best, in what is measured too: model/channel_order.py
 cost     `epochs` passes; an entropy coder asked 12 times what the codes need       Oktay 2019, LilNetX 2023
 """
 
@@ -25,15 +25,15 @@ from tersor.encode import refine
 from tersor.errors import RefusedError, SettingError
 from tersor.forms import Affine, Dense, Form, uncoded
 from tersor.forms.form import from_rows, to_rows
-from tersor.maths.affine import limits, requantize
+from tersor.maths.even_grid import limits, requantize
 from tersor.maths.units import TINY
 from tersor.model.batches import move
+from tersor.model.channel_order import Link, arranged, links
+from tersor.model.dead_units import clear
 from tersor.model.example import example_inputs
-from tersor.model.idle import clear
-from tersor.model.order import Link, arranged, links
-from tersor.model.rated import RatedPart
+from tersor.model.rate_penalized import RatePenalizedPart
 from tersor.model.sites import Site
-from tersor.model.tune import Tuned
+from tersor.model.trainable import TrainableForms
 from tersor.record.events import Edit, Group, Note
 from tersor.settings import check, check_word
 from tersor.steps.entropy import Entropy
@@ -103,7 +103,7 @@ class Penalize(Retrain):
         teacher = teacher_of(self.teacher, view) if self.share > 0 else None
         moved, facts = view.train(
             self.plan(), forms={n: form for n, (form, _) in edits.items()}, teacher=teacher, on_step=prices,
-            begin={n: view.forms[n] for n in edits}, makers=dict.fromkeys(edits, RatedPart),
+            begin={n: view.forms[n] for n in edits}, makers=dict.fromkeys(edits, RatePenalizedPart),
             text=self.name,
         )  # fmt: skip
         after = {name: form for name, (form, _) in edits.items()} | moved
@@ -166,10 +166,10 @@ class Prices:
     def __init__(self, step: Penalize, view: View, target: float, count: int, found: list[Link]):
         self.step, self.view, self.target, self.count, self.links = step, view, target, count, found
 
-    def __call__(self, tuned: Tuned, at: int, total: int) -> None:
+    def __call__(self, tuned: TrainableForms, at: int, total: int) -> None:
         if at % EVERY and at != total - 1:
             return
-        parts = [module for module in tuned.modules() if isinstance(module, RatedPart)]
+        parts = [module for module in tuned.modules() if isinstance(module, RatePenalizedPart)]
         for part in parts:
             part.learn()
         if self.step.price is not None:
@@ -180,7 +180,7 @@ class Prices:
         for part in parts:
             part.price.fill_(price)
 
-    def towards(self, tuned: Tuned, parts: list[RatedPart], at: int, total: int) -> float:
+    def towards(self, tuned: TrainableForms, parts: list[RatePenalizedPart], at: int, total: int) -> float:
         """The price that leads to the size wanted by now."""
         predicted = sum(part.nbytes for part in parts)
         first = parts[0]

@@ -33,9 +33,9 @@ from tersor.maths.scores import (
     n_m_keep,
     threshold_keep,
 )
-from tersor.model.parts import MaskedPart
 from tersor.model.sites import Site
-from tersor.model.tune import Tuned
+from tersor.model.trainable import TrainableForms
+from tersor.model.trainable_parts import MaskedPart
 from tersor.record.events import Edit, Group, Note, of
 from tersor.settings import check, check_word
 from tersor.steps.retrain import Retrain
@@ -173,10 +173,12 @@ class Prune(Retrain):
             return global_keep(rows, share)
         return [magnitude_keep(w, share, self.per, self.group) for w in rows]
 
-    def narrowing(self, sites: list[Site], first: float, last: float) -> Callable[[Tuned, int, int], None]:
+    def narrowing(
+        self, sites: list[Site], first: float, last: float
+    ) -> Callable[[TrainableForms, int, int], None]:
         """The hook that narrows masks by the cubic rule while training."""
 
-        def on_step(tuned: Tuned, step: int, total: int) -> None:
+        def on_step(tuned: TrainableForms, step: int, total: int) -> None:
             end = min(round(self.ramp * total), total - 1)  # the last step at the latest
             if step > end or (step % EVERY and step != end):
                 return

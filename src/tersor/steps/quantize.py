@@ -23,7 +23,7 @@ from tersor.encode import refine
 from tersor.errors import SettingError
 from tersor.forms import Affine, Codebook, Dense, Form, LogGrid
 from tersor.forms.form import from_rows, to_rows
-from tersor.maths.affine import PER, RANGES, even_grid
+from tersor.maths.even_grid import PER, RANGES, even_grid
 from tersor.maths.levels import LOG_RANGES, log_grid
 from tersor.maths.signs import binary, ternary
 from tersor.model.sites import Site

@@ -26,7 +26,7 @@ from tersor.record.events import Edit, Group, Note, of
 from tersor.settings import check, check_settings, check_word
 from tersor.steps.budget import largest, least
 from tersor.steps.entropy import Entropy
-from tersor.steps.grids import MORE, PER, Plan, plans
+from tersor.steps.site_rounding import MORE, PER, SiteRounding, site_roundings
 
 TARGETS = ("bits", "nbytes", "max_drop", "lam")
 WEIGH = ("auto", "output", "inputs", "none")
@@ -98,7 +98,7 @@ class Rdoq:
                     yield of(site.name, *self.alone(view, site))
                 view.observer.progress(number, len(sites), site.name)
             return
-        made = plans(view, sites, self.weighing(view), self.damp, self.passes)
+        made = site_roundings(view, sites, self.weighing(view), self.damp, self.passes)
         lam = self.search(view, made)
         yield Group("all", tuple(event for plan in made for event in self.events(view, plan, lam)))
 
@@ -126,10 +126,10 @@ class Rdoq:
 
     def alone(self, view: View, site: Site) -> tuple[Edit | Note, ...]:
         """One tensor by itself, without data."""
-        (plan,) = plans(view, [site], "none", self.damp)
+        (plan,) = site_roundings(view, [site], "none", self.damp)
         return self.events(view, plan, self.search(view, [plan], 0 if site.is_weight else MORE))
 
-    def events(self, view: View, plan: Plan, lam: float) -> tuple[Edit | Note, ...]:
+    def events(self, view: View, plan: SiteRounding, lam: float) -> tuple[Edit | Note, ...]:
         before = view.form(plan.site)
         if not plan.fits:
             return (Note(plan.site.name, "skipped", plan.why),)
@@ -139,7 +139,7 @@ class Rdoq:
         note = Note(plan.site.name, "done", text, {"bits": round(bits, 1), "lam": lam})
         return Edit(plan.site.name, before, after, how), note
 
-    def search(self, view: View, made: list[Plan], more: float = 0.0) -> float:
+    def search(self, view: View, made: list[SiteRounding], more: float = 0.0) -> float:
         """The price that the target asks for; `more` bits a weight than it says."""
         made = [plan for plan in made if plan.fits]
         if self.lam is not None or not made:
@@ -159,7 +159,7 @@ class Rdoq:
             return self.small(view, made, count, priced)
         return priced(more + (BITS if self.bits is None else self.bits))
 
-    def accurate(self, view: View, made: list[Plan], start: float) -> float:
+    def accurate(self, view: View, made: list[SiteRounding], start: float) -> float:
         """The largest price at which the task loses no more than it may."""
         task, metric = view.task, view.task.scored
         before = task.scores(view.model())
@@ -171,7 +171,9 @@ class Rdoq:
 
         return largest(measured, self.max_drop or 0.0, start, who=self.name, unit=metric.unit)
 
-    def small(self, view: View, made: list[Plan], count: int, priced: Callable[[float], float]) -> float:
+    def small(
+        self, view: View, made: list[SiteRounding], count: int, priced: Callable[[float], float]
+    ) -> float:
         """The price at which what the entropy step leaves fits the budget: measured, and corrected."""
         fixed = {name: form for name, form in view.forms.items() if name not in {p.site.name for p in made}}
         rest = coded_nbytes(fixed)
@@ -195,7 +197,7 @@ class Rdoq:
             )
         return best
 
-    def forms(self, made: list[Plan], lam: float) -> dict[str, Form]:
+    def forms(self, made: list[SiteRounding], lam: float) -> dict[str, Form]:
         return {plan.site.name: plan.form(lam, self.per)[0] for plan in made}
 
 

@@ -19,12 +19,12 @@ from tersor.core.view import View
 from tersor.effects import Above, Only
 from tersor.errors import SettingError
 from tersor.forms import Form
-from tersor.model.changed import changed
-from tersor.model.fit import OPTIMIZERS, SCHEDULES, Plan
 from tersor.model.frozen import FROZEN, Frozen, frozen_in
 from tersor.model.groups import factors_of
-from tersor.model.named import named
+from tersor.model.import_object import import_object
+from tersor.model.restructured import changed
 from tersor.model.sites import Site
+from tersor.model.training_loop import OPTIMIZERS, SCHEDULES, TrainingPlan
 from tersor.record.events import Edit, Note
 from tersor.settings import check, check_settings, check_word
 
@@ -72,8 +72,8 @@ class Retrain:
         check(self.clip is None or 0 < self.clip < math.inf, self, "clip", "it is a norm: above 0")
         object.__setattr__(self, "lr_of", factors_of(self.lr_of, self.name))
 
-    def plan(self) -> Plan:
-        return Plan(
+    def plan(self) -> TrainingPlan:
+        return TrainingPlan(
             self.epochs, self.lr, self.schedule, self.optimizer, self.weight_decay, self.share,
             self.temperature, bf16=self.bf16, channels_last=self.channels_last, clip=self.clip,
             lr_of=self.lr_of, frozen=self.frozen,
@@ -145,4 +145,4 @@ def teacher_of(given: Any, view: View) -> nn.Module:
     moves it and puts it in eval mode."""
     if isinstance(given, nn.Module):
         return copy.deepcopy(given)
-    return named(given, "teacher", SettingError, nn.Module) if given else view.base()
+    return import_object(given, "teacher", SettingError, nn.Module) if given else view.base()

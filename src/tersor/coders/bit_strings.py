@@ -1,0 +1,133 @@
+"""Bits: numbers of unequal length in one string of bits, and lists of small numbers in few of them.
+
+exp-Golomb order k   2 * floor(log2((v >> k) + 1)) + 1 + k bits      Teuhola 1978
+Rice order k         (v >> k) + 1 + k bits                           Golomb 1966, Rice and Plaunt 1971
+A list tries both codes, eight orders each, on the values and on their steps. docs/streams.md section 1.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tersor.errors import FormatError
+
+RICE, GOLOMB = 0, 1
+MAX_ONES = 63  # of a Rice code: longer runs of ones are damage
+MAX_ZEROS = 16  # of an exp-Golomb code
+ORDERS = np.arange(8)
+LIST_HEAD = 5  # bits: steps, code, order
+TOO_LONG = 1 << 40  # bits; more than any list that can be stored
+
+
+class BitWriter:
+    """Bits, first bit highest."""
+
+    def __init__(self) -> None:
+        self.value = 0
+        self.length = 0
+
+    def bits(self, number: int, width: int) -> None:
+        self.value = self.value << width | int(number)
+        self.length += width
+
+    def golomb(self, number: int, order: int = 0) -> None:
+        high = (int(number) >> order) + 1
+        self.bits(high, 2 * high.bit_length() - 1)
+        self.bits(int(number) & ((1 << order) - 1), order)
+
+    def rice(self, number: int, order: int) -> None:
+        ones = int(number) >> order
+        self.bits((1 << ones + 1) - 2, ones + 1)
+        self.bits(int(number) & ((1 << order) - 1), order)
+
+    def to_bytes(self) -> bytes:
+        """The bits, and zeros up to the end of the last byte."""
+        spare = -self.length % 8
+        return (self.value << spare).to_bytes((self.length + spare) // 8, "big")
+
+
+class BitReader:
+    """The other way round, from a place in `data` on; refuses to run over its end."""
+
+    def __init__(self, data: memoryview, start: int = 0) -> None:
+        self.data = data
+        self.at = 8 * start  # in bits
+
+    def bits(self, width: int) -> int:
+        end = self.at + width
+        if end > 8 * len(self.data):
+            raise FormatError(f"coded stream: it ends after {len(self.data)} bytes, inside its table")
+        chunk = int.from_bytes(self.data[self.at >> 3 : (end + 7) >> 3], "big")
+        self.at = end
+        return chunk >> (-end % 8) & ((1 << width) - 1)
+
+    def golomb(self, order: int = 0) -> int:
+        begin = self.at >> 3
+        ahead = int.from_bytes(bytes(self.data[begin : begin + 4]).ljust(4, b"\0"), "big")
+        zeros = 32 - (self.at & 7) - (ahead & 0xFFFFFFFF >> (self.at & 7)).bit_length()
+        if zeros > MAX_ZEROS:
+            raise FormatError(f"coded stream: a number with more than {MAX_ZEROS} leading zeros")
+        high = self.bits(2 * zeros + 1) - 1
+        return high << order | self.bits(order) if order else high
+
+    def byte_end(self) -> int:
+        """The next whole byte; what is left of this one must be zeros."""
+        if self.bits(-self.at % 8):
+            raise FormatError("coded stream: the bits after its table are not zero")
+        return self.at >> 3
+
+
+def steps_of(values: np.ndarray) -> np.ndarray:
+    """From each value to the next as numbers >= 0: 0, -1, 1, -2, 2 become 0, 1, 2, 3, 4. The first stays."""
+    step = np.diff(values, axis=-1)  # [..., K - 1]
+    folded = np.where(step < 0, -2 * step - 1, 2 * step)
+    return np.concatenate([values[..., :1], folded], axis=-1)  # [..., K]
+
+
+def list_bits(values: np.ndarray) -> np.ndarray:
+    """Length of each list [..., K] in bits for each steps, code and order: [..., 2, 2, 8]."""
+    both = np.stack([values, steps_of(values)], axis=-2)[..., None, :]  # [..., 2, 1, K]
+    high = both >> ORDERS[:, None]  # [..., 2, 8, K]
+    rice = (high + 1 + ORDERS[:, None]).sum(-1)
+    rice = np.where(high.max(-1) > MAX_ONES, TOO_LONG, rice)
+    digits = np.frexp(high + 1.0)[1]
+    golomb = (2 * digits - 1 + ORDERS[:, None]).sum(-1)
+    return np.stack([rice, golomb], axis=-2) + LIST_HEAD  # [..., 2, 2, 8]
+
+
+def write_list(out: BitWriter, values: np.ndarray) -> None:
+    """The values [K] in the cheapest way there is; the first of equally cheap ones."""
+    costs = list_bits(values)
+    steps, code, order = (int(i) for i in np.unravel_index(int(costs.argmin()), costs.shape))
+    out.bits(steps, 1)
+    out.bits(code, 1)
+    out.bits(order, 3)
+    put = out.golomb if code == GOLOMB else out.rice
+    for number in (steps_of(values) if steps else values).tolist():
+        put(number, order)
+
+
+def read_numbers(source: BitReader, length: int, code: int, order: int) -> np.ndarray:
+    """`length` numbers >= 0 in one code."""
+    from tersor.coders import bit_strings_loops
+
+    values = np.empty(length, dtype=np.int64)
+    data = np.frombuffer(source.data, dtype=np.uint8)
+    end = bit_strings_loops.read_numbers(data, source.at, code, order, MAX_ONES, MAX_ZEROS, values)
+    if end < 0:
+        raise FormatError(f"coded stream: a list of {length} numbers that its bits do not hold")
+    source.at = end
+    return values
+
+
+def read_list(source: BitReader, length: int, top: int) -> np.ndarray:
+    """`length` values, each 0 to `top`."""
+    steps, code, order = source.bits(1), source.bits(1), source.bits(3)
+    values = read_numbers(source, length, code, order)
+    if steps:
+        values[1:] = np.where(values[1:] & 1, -(values[1:] + 1) // 2, values[1:] // 2)
+        values = values.cumsum()
+    if length and not 0 <= values.min() <= values.max() <= top:
+        wrong = values[(values < 0) | (values > top)][0]
+        raise FormatError(f"coded stream: its table holds {wrong}, but 0 to {top} are allowed")
+    return values  # [K]

@@ -1,0 +1,276 @@
+"""Mixing loops: the inner loop of the mixing coder, compiled. Integers only, so that all machines agree.
+
+Each kind of context has places of its own for its chances, one range behind the other; nothing is hashed.
+Bits are coded in mixing_bits_loops, other rows asked in mixing_votes_loops. docs/streams.md section 11.
+"""
+# ruff: noqa: PLR0917  compiled functions take no keywords
+# mypy: disable-error-code="assignment, return-value, call-overload, operator, arg-type, no-untyped-def"
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit, types
+
+from tersor.coders.loops import INT, U8_OUT, compiled
+from tersor.coders.mixing.arithmetic_loops import AHEAD, EVEN, INPUTS, close_coder, code_bit, open_coder
+from tersor.coders.mixing.row_predictor_loops import VOTERS, end_row, hear, learn
+
+SETS = 128  # of weights
+SUM = 1 << 16  # of the weights of a set at the start
+STARTS = (10, 5, 7, 7, 10, 7, 5, 7)  # contexts that share that sum, for each 16 sets
+WRAP = 1 << 16  # columns and rows further on share the contexts of the first ones
+STEPS, NODES = 16, 256  # sizes told apart while they are counted up; nodes of a tree of 7 bits
+QUIET = 14  # binary digits of the square of votes that count for nothing
+LEAN, MIDDLE = 33, 16  # what votes come to, for a sign: loudness 1 to 16 either way
+
+# Where the kinds of contexts begin: of "is it zero", signs, sizes; then those by row and column.
+ZERO_PLACES = (256, 256, 128, 432, 2048, 1024, 256, 1)
+SIGN_PLACES = (81, 27, LEAN, LEAN, LEAN * 16, 1)
+STEP_PLACES, NODE_PLACES = (16, 8, 4, 64, LEAN, 27, 1), (9, 64, LEAN, 33, 1)
+
+
+def begins(places, at, times=1):
+    """Where each kind begins if the first begins at `at`, and where the last ends."""
+    return tuple(at + times * sum(places[:k]) for k in range(len(places) + 1))
+
+
+ZERO = begins(ZERO_PLACES, 0)
+SIGN = begins(SIGN_PLACES, ZERO[-1])
+STEP = begins(STEP_PLACES, SIGN[-1], STEPS)
+NODE = begins(NODE_PLACES, STEP[-1], NODES)
+BY_PLACE = NODE[-1]
+
+I8_2 = types.int8[:, ::1]
+U8_2 = types.uint8[:, ::1]
+I32 = types.Array(types.int32, 1, "C", readonly=True)
+I64 = types.Array(types.int64, 1, "C", readonly=True)
+BOOL = types.boolean
+
+
+@njit(inline="always")
+def logs(value):
+    """Number of bits of a number: 0, 1, 2, 2, 3, ..."""
+    bits = 0
+    while value > 0:
+        value >>= 1
+        bits += 1
+    return bits
+
+
+@njit(inline="always")
+def density(count, out_of):
+    """1 to 15: how dense, in half octaves; 0 where nothing was seen."""
+    if out_of == 0:
+        return 0
+    parts = (2 * count + 1) * 256 // (2 * out_of + 2)
+    bits = logs(parts)
+    half = (parts >> (bits - 2)) & 1 if bits >= 2 else 0
+    return min(15, max(1, 2 * bits + half - 3))
+
+
+@njit(inline="always")
+def fine(parts):
+    """0 to 63: a share of 2^16 in quarter octaves."""
+    bits = logs(parts)
+    if bits < 3:
+        return bits
+    return min(63, 4 * (bits - 2) + ((parts >> (bits - 3)) & 3))
+
+
+@njit(inline="always")
+def sign(value):
+    """0, 1, 2 for numbers below, at and above zero."""
+    return np.int64(value > 0) - np.int64(value < 0) + 1
+
+
+@njit(inline="always")
+def at(matrix, o, i):
+    """The code there, 0 outside."""
+    if o < 0 or i < 0 or i >= matrix.shape[1]:
+        return np.int64(0)
+    return np.int64(matrix[o, i])
+
+
+@njit(inline="always")
+def lean(loud, total):
+    """0 to 32: which way the votes lean, and how much."""
+    return MIDDLE + (np.int64(total > 0) - np.int64(total < 0)) * (loud + 1)
+
+
+@njit(inline="always")
+def agrees(loud, total, negative):
+    """0 where nobody voted, 1 to 16 if the votes lean to the other sign, 17 to 32 if to this."""
+    return (total != 0) * (1 + loud + 16 * ((total < 0) == (negative > 0)))
+
+
+@njit(inline="always")
+def alike(value, negative):
+    """0, 1, 2: whether a code is zero, of the other sign, of this sign."""
+    return (value != 0) * (1 + ((value < 0) == (negative > 0)))
+
+
+@njit(inline="always")
+def mean_size(total, count, mean):
+    """Of `count` sizes, with 4 bits after the point; as if 4 of the mean of all were among them."""
+    return (16 * total + 4 * mean) // (count + 4)
+
+
+@njit
+def code_steps(size, where, a, b, c, beside, near, heavy, expected, foretold, coder):
+    """A size from 1 to 128 as answers to "is it larger?"."""
+    step = more = 1
+    while more and step < 128:
+        k = min(step - 1, STEPS - 1)
+        where[0] = STEP[0] + (min(a, 3) * 4 + min(b, 3)) * STEPS + k
+        where[1] = STEP[1] + near * STEPS + k
+        where[2] = STEP[2] + min(c, 3) * STEPS + k
+        where[3] = STEP[3] + expected * STEPS + k
+        where[4] = STEP[4] + foretold * STEPS + k
+        where[5] = STEP[5] + beside * STEPS + k
+        where[6] = STEP[6] + k
+        more = code_bit(1 if size > step else 0, where, 7, 32 + k, 112 + heavy, coder)
+        step += more
+    return step
+
+
+@njit
+def code_tree(size, where, negative, away, left, heavy, expected, foretold, coder):
+    """A size from 1 to 128 as the 7 bits of size - 1, the highest first."""
+    node = 1
+    for k in range(7):
+        at_node = 128 * negative + node
+        where[0] = NODE[0] + away * NODES + at_node
+        where[1] = NODE[1] + expected * NODES + at_node
+        where[2] = NODE[2] + foretold * NODES + at_node
+        where[3] = NODE[3] + left * NODES + at_node
+        where[4] = NODE[4] + at_node
+        bit = code_bit(((size - 1) >> (6 - k)) & 1, where, 5, 16 + k, 96 + heavy, coder)
+        node = 2 * node + bit
+    return (node & 127) + 1
+
+
+@compiled(INT(I8_2, U8_2, U8_OUT, INT, INT, BOOL, BOOL, BOOL, I32, I32, I64, I64))
+def mix(
+    matrix: np.ndarray,
+    kept: np.ndarray,
+    data: np.ndarray,
+    lag_a: int,
+    lag_b: int,
+    tree: bool,
+    zeros: bool,
+    decoding: bool,
+    squash: np.ndarray,
+    stretch: np.ndarray,
+    shares: np.ndarray,
+    paces: np.ndarray,
+) -> int:
+    """Code the matrix into `data`, or fill it from there; return how many bytes that took, -1 if damaged.
+
+    kept: what is there to be coded, [0, 0] for all      lags: columns, 0 to 255
+    tree: sizes as 7 bits, not counted up      zeros: whether zeros occur where something is kept
+    An encoder that returns more than data.size had too little room. A decoder stops where `data` has ended.
+    """
+    rows, columns = matrix.shape
+    wide, long = min(columns, WRAP), min(rows, WRAP)
+    by_column, by_row, by_sign = BY_PLACE, BY_PLACE + wide, BY_PLACE + wide + long
+    total = by_sign + 3 * wide
+    chances, counts = np.full(total, EVEN, np.int32), np.zeros(total, np.int64)
+    weights = np.zeros((SETS, INPUTS + 1), np.int64)  # 16 bits after the point; last how often they learned
+    for k in range(SETS):
+        weights[k, :INPUTS] = SUM // STARTS[k // 16]
+    where, inputs, ends = np.zeros(INPUTS, np.int64), np.zeros(INPUTS, np.int64), np.zeros(4, np.uint64)
+    coder = (chances, counts, weights, inputs, squash, stretch, shares, paces, ends, data, decoding)
+    open_coder(ends, data, decoding)
+    period = lag_b if lag_b > 0 else max(lag_a, 1)
+    room = min(rows, VOTERS)
+    voters, said = np.zeros((columns, room), np.int32), np.zeros((columns, room), np.int8)
+    heard, trust, words = np.zeros(columns, np.int64), np.zeros(rows, np.int64), np.zeros(columns, np.int8)
+    # Of each column, of the row so far, of all: codes seen, those that are not zero, a running mean of sizes
+    # with 8 bits after the point, the sum of sizes.
+    column_seen, column_count = np.zeros(columns, np.int64), np.zeros(columns, np.int64)
+    column_size, column_sum = np.zeros(columns, np.int64), np.zeros(columns, np.int64)
+    all_seen = all_count = all_sum = 0
+    for o in range(rows):
+        row_seen = row_count = row_size = row_sum = 0
+        for i in range(columns):
+            if kept.size and kept[o, i] == 0:
+                continue
+            if decoding and np.int64(ends[3]) >= data.size + AHEAD:
+                return np.int64(-1)
+            l1, u1, ul = at(matrix, o, i - 1), at(matrix, o - 1, i), at(matrix, o - 1, i - 1)
+            l2, u2, ur = at(matrix, o, i - 2), at(matrix, o - 2, i), at(matrix, o - 1, i + 1)
+            p1 = at(matrix, o, i - lag_a) if lag_a > 0 else 0
+            p2 = at(matrix, o, i - lag_a + 1) if lag_a > 1 else 0
+            p3 = at(matrix, o, i - lag_a - 1) if lag_a > 0 else 0
+            q1 = at(matrix, o, i - lag_b) if lag_b > 0 else 0
+            a, b, c, d = abs(l1), abs(u1), abs(p1), abs(q1)
+            around = 2 * (a + b + c + d) + abs(l2) + abs(u2) + abs(ul) + abs(ur) + abs(p2) + abs(p3)
+            near = min(logs(around), 7)
+            heavy, light = min(logs(column_size[i]), 15), min(logs(row_size), 15)
+            votes, squares = hear(i, voters, said, heard, trust)
+            loud = min(max(logs(votes * votes) - QUIET, 0), 15)
+            sure = min(logs(64 * votes * votes // (squares + 1)), 15) if votes != 0 else 0
+            here = column_count[i]
+            value = np.int64(matrix[o, i])
+            there = 1
+            if zeros:
+                # Columns beside this one and a lag away share its fate; outside, it stands for them.
+                sides = column_count[i - 1] if i > 0 else here
+                sides += column_count[i + 1] if i + 1 < columns else here
+                sides += column_count[i - lag_a] if i >= lag_a else here
+                sides += column_count[i + lag_a] if i + lag_a < columns else here
+                spread = density(sides + 4 * here, 8 * column_seen[i])
+                flags = (l1 != 0) + 2 * (u1 != 0) + 4 * (p1 != 0) + 8 * (q1 != 0)
+                more = (ul != 0) + 2 * (ur != 0) + 4 * (p2 != 0 or p3 != 0) + 8 * (u2 != 0)
+                # The share of all, times how much denser than all the row and the column are.
+                mean = max(((2 * all_count + 1) << 16) // (2 * all_seen + 2), 1)
+                by_own = ((row_count << 16) + 40 * mean) // (row_seen + 40)
+                by_other = ((here << 16) + 30 * mean) // (column_seen[i] + 30)
+                share = fine(min(by_own * by_other // mean, 65535))
+                where[0] = ZERO[0] + flags * 16 + more
+                where[1] = ZERO[1] + density(here, column_seen[i]) * 16 + density(row_count, row_seen)
+                where[2] = ZERO[2] + spread * 8 + (flags & 7)
+                where[3] = ZERO[3] + heavy * 27 + min(light, 8) * 3 + min(a, 2)
+                where[4] = by_column + i % WRAP
+                where[5] = by_row + o % WRAP
+                where[6] = ZERO[4] + (i % period) * 8 + (flags & 1) + 2 * (flags >> 2)
+                where[7] = ZERO[5] + loud * 64 + share
+                where[8] = ZERO[6] + sure * 16 + loud
+                where[9] = ZERO[7]
+                there = code_bit(1 if value != 0 else 0, where, 10, near, 64 + share // 4, coder)
+            size = 0
+            if there:
+                sl, su, sp, sq = sign(l1), sign(u1), sign(p1), sign(q1)
+                where[0] = SIGN[0] + ((sl * 3 + su) * 3 + sp) * 3 + sq
+                where[1] = SIGN[1] + (sp * 3 + sign(l2)) * 3 + sq
+                where[2] = by_sign + 3 * (i % WRAP) + su
+                where[3] = SIGN[2] + lean(loud, votes)
+                where[4] = SIGN[3] + lean(sure, votes)
+                where[5] = SIGN[4] + lean(sure, votes) * 16 + loud
+                where[6] = SIGN[5]
+                negative = code_bit(1 if value < 0 else 0, where, 7, 48 + (sp != 1), 80 + su, coder)
+                mean = (16 * all_sum + 16) // (all_count + 1)
+                likely = mean_size(column_sum[i], here, mean) * mean_size(row_sum, row_count, mean) // mean
+                expected, foretold = fine(min(likely, 65535)), agrees(loud, votes, negative)
+                if tree:
+                    away = (c > 0) * (1 + min(c >> 2, 3) + 4 * ((p1 < 0) == (negative > 0)))
+                    left = (a > 0) * (1 + min(a >> 1, 15) + 16 * ((l1 < 0) == (negative > 0)))
+                    size = code_tree(
+                        abs(value), where, negative, away, left, heavy, expected, foretold, coder
+                    )
+                else:
+                    beside = 9 * alike(l1, negative) + 3 * alike(u1, negative) + alike(p1, negative)
+                    size = code_steps(
+                        abs(value), where, a, b, c, beside, near, heavy, expected, foretold, coder
+                    )
+                if decoding:
+                    matrix[o, i] = np.int8(-size if negative else size)
+                words[i] = -logs(size) if negative else logs(size)
+                learn(np.int64(words[i]), votes, i, voters, said, heard, trust)
+                row_count, all_count, column_count[i] = row_count + 1, all_count + 1, here + 1
+                row_sum, all_sum, column_sum[i] = row_sum + size, all_sum + size, column_sum[i] + size
+            row_seen, all_seen, column_seen[i] = row_seen + 1, all_seen + 1, column_seen[i] + 1
+            column_size[i] += (size * 256 - column_size[i]) // min(column_seen[i], 16)
+            row_size += (size * 256 - row_size) // min(row_seen, 16)
+        end_row(o, words, voters, said, heard, trust)
+    return close_coder(ends, data, decoding)

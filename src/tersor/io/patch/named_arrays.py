@@ -1,0 +1,199 @@
+"""Parts: a file of weights as named arrays, whatever kind it is: what diff and patch compare.
+
+A .tersor file gives its leaves, decoded, and its attachments as they are stored; a checkpoint its tensors. In
+memory is one site or tensor at a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from tersor.errors import FormatError, SettingError
+from tersor.forms import Affine, At, Coded, Dense, Form, uncoded
+from tersor.forms.form import from_rows, to_rows
+from tersor.io.checkpoint import Checkpoint
+from tersor.io.container import TersorFile
+from tersor.io.document import ATTACHMENT
+from tersor.io.form_json import leaves
+from tersor.io.json_text import dump
+from tersor.io.safetensors_file import CHUNK, TensorFile
+from tersor.io.short_header import Source
+
+PATCH = "tersor-patch"  # the key in a patch's metadata that holds its format number
+
+
+class EvenGrid(NamedTuple):
+    """What the codes of an even grid mean: (codes - zero) * scale."""
+
+    scale: Tensor  # [1, 1], [O, 1] or [O, G]
+    zero: Tensor | None
+    group: int
+    axis: int
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether it can be the grid of codes of this shape."""
+        if self.axis >= max(len(shape), 1) or (self.zero is not None and self.zero.shape != self.scale.shape):
+            return False
+        rows, inputs = to_rows(torch.empty(shape, device="meta"), self.axis).shape
+        allowed = {(1, 1), (rows, 1)} | ({(rows, -(-inputs // self.group))} if self.group > 0 else set())
+        return tuple(self.scale.shape) in allowed
+
+    def tables(self, inputs: int) -> tuple[Tensor, Tensor]:
+        """(scale, zero) that broadcast over [O, inputs], in float64."""
+        both = [self.scale, torch.zeros_like(self.scale) if self.zero is None else self.zero]
+        if self.group and self.scale.shape[1] > 1:
+            both = [table.repeat_interleave(self.group, 1)[:, :inputs] for table in both]
+        return both[0].double(), both[1].double()
+
+
+def regrid(codes: Tensor, old: EvenGrid, new: EvenGrid) -> Tensor:
+    """Codes rounded to another grid, which they both fit: every step in float64, rounded half to even."""
+    rows, limits = to_rows(codes, new.axis), torch.iinfo(codes.dtype)
+    (scale, zero), (scale_new, zero_new) = (grid.tables(rows.shape[1]) for grid in (old, new))
+    moved = ((rows.double() - zero) * scale / scale_new + zero_new).round()
+    moved = moved.nan_to_num(0.0).clamp(limits.min, limits.max).to(codes.dtype)
+    return from_rows(moved, tuple(codes.shape), new.axis)
+
+
+class StoredLeaf(NamedTuple):
+    """A leaf of a .tersor file."""
+
+    stored: Form
+    array: Tensor  # decoded
+    keep: str | None  # the name of the mask's leaf that hides some of it; "" where that is no leaf by itself
+    grid: EvenGrid | None  # where these are its codes
+
+
+class NamedArrays:
+    """The arrays of a file or folder, by name. FormatError for what is none, SettingError for a patch.
+
+    `plain`: a .tersor file as the safetensors file that it is.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, plain: bool = False) -> None:
+        self.path = Path(path)
+        self.tersor: TersorFile | None = None
+        self.tensors: Checkpoint | TensorFile | None = None
+        self.aliases: dict[str, str] = {}
+        self.ignored: dict[str, int | None] = {}  # what a checkpoint holds besides
+        self.files = [self.path]
+        self.site: tuple[str, dict[str, StoredLeaf]] = ("", {})
+        if plain:
+            self.tensors = TensorFile(self.path)
+        elif kind_of(self.path) == "tersor":
+            self.tersor = TersorFile(self.path)
+        elif kind_of(self.path) == PATCH:
+            raise SettingError(
+                f"{self.path}: it is a patch, but here a file of weights is expected. The order is: "
+                "tersor diff OLD NEW -o PATCH, tersor patch OLD PATCH -o NEW"
+            )
+        else:
+            self.tensors = found = Checkpoint(self.path)
+            self.aliases, self.ignored = found.aliases, found.ignored
+            self.files = sorted({Path(part.path) for part in found.where.values()})  # type: ignore[attr-defined]
+        self.names = list(self.slots)
+        if self.tersor is not None:
+            self.names = [
+                *self.tersor.places.found,
+                *(f"{ATTACHMENT}{name}" for name in self.tersor.attachments),
+            ]
+        self.nbytes = sum(file.stat().st_size for file in self.files)
+
+    @property
+    def slots(self):  # type: ignore[no-untyped-def]
+        """Dtypes and shapes of a checkpoint's tensors."""
+        return self.tensors.slots if self.tensors else {}
+
+    def array(self, name: str) -> Tensor:
+        """A tensor, what a leaf means, or the bytes that hold an attachment."""
+        return self.tensors.read(name) if self.tensors else self.leaf(name).array
+
+    def leaf(self, name: str) -> StoredLeaf:
+        """A leaf of a .tersor file."""
+        if self.tersor is None:
+            raise FormatError(f"{self.path}: it is no .tersor file, so {name[:200]} has no leaves")
+        if name not in self.tersor.places.found:  # an attachment
+            data = Dense(self.tersor.source.read(name))
+            return StoredLeaf(data, data.array, None, None)
+        site = name if name in self.tersor.sites else name.rpartition(":")[0]
+        if site in self.tersor.grids:
+            grid = self.tersor.grid(site)
+            return {n: StoredLeaf(node, node.decode(), None, None) for _, n, node in leaves(grid, site)}[name]
+        if self.site[0] != site:
+            form = self.tersor.read(site)
+            self.tersor.check(site, form)
+            self.site = site, dict(leaves_of(form, site))
+        return self.site[1][name]
+
+    def head(self) -> bytes:
+        """What the file says of its arrays: its text, or the header of a safetensors file; else nothing."""
+        if self.tersor is not None:
+            return dump(self.tersor.text)
+        if os.path.isfile(self.path):
+            with open(self.path, "rb") as file:
+                first = file.read(9)
+                if first[8:] == b"{":
+                    return first[8:] + file.read(int.from_bytes(first[:8], "little") - 1)
+        return b""
+
+    def digest(self) -> str:
+        """SHA-256 of the file; of several, of their names, sizes and bytes."""
+        sha = hashlib.sha256()
+        for file in self.files:
+            if file != self.path:
+                sha.update(f"{file.name}\0{file.stat().st_size}\0".encode())
+            with open(file, "rb") as source:
+                while piece := source.read(CHUNK):
+                    sha.update(piece)
+        return sha.hexdigest()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for file in (self.tersor, self.tensors):
+            if file is not None:
+                file.__exit__(kind, error, trace)
+
+
+def kind_of(path: Path) -> str:
+    """ "tersor" for a file that says so of itself, "tersor-patch" for a patch, else ""."""
+    with suppress(FormatError):
+        if os.path.isfile(path):
+            with Source(path) as source:
+                keys = ("tersor",) if source.tiny else source.metadata
+                return next((key for key in ("tersor", PATCH) if key in keys), "")
+    return ""
+
+
+def leaves_of(form: Form, site: str) -> Iterator[tuple[str, StoredLeaf]]:
+    """(name, leaf) of each leaf of a site."""
+    plain, nodes = dict(uncoded(form).walk()), {at.path: at for at in At(form).down()}
+    for path, name, stored in leaves(form, site):
+        above, _, word = path.rpartition(".")
+        parent, dense = nodes[above].node, plain[path]
+        if not isinstance(dense, Dense):
+            raise FormatError(f"{name[:200]}: a leaf that is no array")
+        keep = mask_above(nodes, path, site) if isinstance(stored, Coded) and stored.kept else None
+        grid = None
+        if isinstance(parent, Affine) and word == "codes" and not parent.runs and parent.member is None:
+            zero = None if parent.zero is None else parent.zero.decode()
+            grid = EvenGrid(parent.scale.decode(), zero, parent.group, parent.axis)
+        yield name, StoredLeaf(stored, dense.array, keep, grid)
+
+
+def mask_above(nodes: dict[str, At], path: str, site: str) -> str:
+    """The leaf that is the only mask above a path; empty where there are several, or the mask is no leaf."""
+    masks = nodes[path].masks
+    return f"{site}:{masks[0]}" if len(masks) == 1 and not nodes[masks[0]].node.children() else ""

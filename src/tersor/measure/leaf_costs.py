@@ -1,0 +1,84 @@
+"""Leaves: what each array of a form costs, against the order-0 entropy of what is in it.
+
+order0 = sum over byte planes of N * H(histogram of the plane)      a code or a mask has one plane
+A coder that looks at neighbors may go below it; a table, a state and a header are above it. What a mask hides
+is not counted. A few floats count as they are: their histogram would say less than it costs.
+Cost: the leaf is decoded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from tersor.forms import At, Form
+from tersor.forms.form import as_bytes
+
+FEW = 4096  # floats: below, 256 counts a plane are no fair bound
+LARGEST = 1e307
+BINS = 48  # of a histogram, where there are more values
+
+
+@dataclass(frozen=True)
+class LeafCost:
+    """One array of a form, as it is stored."""
+
+    path: str  # "" for the root, else "body.index"
+    form: str  # its kind: "coded", "dense"
+    dtype: str
+    count: int  # elements that are stored
+    nbytes: int
+    order0: float  # bits
+    low: float  # of the histogram's first bin
+    high: float  # of its last
+    counts: tuple[int, ...]  # elements in bins of one width; a value a bin where there are few
+
+
+def leaf_costs_of(form: Form) -> Iterator[LeafCost]:
+    """The leaves of a form in the order of its tree."""
+    for at in At(form).down():
+        if not at.node.children():
+            array = at.node.decode(at.keep)
+            array = (array if at.keep is None else array[at.keep]).cpu()
+            dtype, nbytes = str(array.dtype).removeprefix("torch."), at.node.nbytes
+            order0, bins = order0_bits(array), histogram(array)
+            yield LeafCost(at.path, at.node.name, dtype, array.numel(), nbytes, order0, *bins)
+
+
+def order0_bits(array: Tensor) -> float:
+    """Order-0 entropy of the elements' bytes, plane by plane, in bits."""
+    from tersor.coders import order0_bits as bits_of  # brings numba, which `import tersor` must not
+
+    if array.numel() < FEW and (array.is_floating_point() or array.is_complex()):
+        return 8.0 * array.nbytes
+    planes = as_bytes(array).reshape(array.numel(), array.dtype.itemsize)
+    return sum(bits_of(plane) for plane in planes.T)
+
+
+def histogram(array: Tensor) -> tuple[float, float, tuple[int, ...]]:
+    """(middle of the first bin, middle of the last, counts) of the finite values; complex ones have none."""
+    if array.is_complex():
+        return 0.0, 0.0, ()
+    values = as_doubles(array)
+    if not len(values):
+        return 0.0, 0.0, ()
+    low, high = float(values.min()), float(values.max())
+    if low == high:
+        return low, high, (len(values),)
+    if high / 2 - low / 2 > LARGEST:  # bins would be wider than a number can tell
+        return low, high, ()
+    whole = not array.is_floating_point()
+    bins = int(high - low) + 1 if whole and high - low < BINS else BINS
+    edge = 0.5 if whole else 0.0
+    counts, edges = np.histogram(values, bins=bins, range=(low - edge, high + edge))
+    half = (edges[1] - edges[0]) / 2
+    return float(edges[0] + half), float(edges[-1] - half), tuple(counts.tolist())
+
+
+def as_doubles(array: Tensor) -> np.ndarray:
+    """The finite elements, float64 [N]."""
+    flat = array.reshape(-1).double().numpy()
+    return flat[np.isfinite(flat)]

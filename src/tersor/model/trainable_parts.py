@@ -1,0 +1,293 @@
+"""Part: the trainable side of each form: parameters, and a value that is differentiable in them.
+
+Dense      the array itself                       Masked    value(body) * keep: what is pruned stays zero
+Affine     a float weight w, seen as its grid value; straight-through (Bengio 2013), step size learned
+    (LSQ, Esser 2020)
+LogGrid    the same on a fixed logarithmic grid   Codebook  index fixed, the table learned: gradients of
+    shared weights add up in their entry (Han 2016, section 3.2)
+binary, ternary   w seen through its rule (XNOR-Net, TWN)
+LowRank, Sum      their parts' product and sum
+A new form gets its part here, or in the table PARTS by whoever adds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from tersor.forms import Affine, At, Codebook, Dense, Form, LogGrid, LowRank, Masked, Sum
+from tersor.forms.form import from_rows, to_rows
+from tersor.maths.even_grid import expand, limits
+from tersor.maths.levels import from_levels, to_levels
+from tersor.maths.signs import BINARY, TERNARY, binary, ternary
+from tersor.maths.units import TINY
+
+
+class Part(nn.Module):
+    """The trainable side of one form. A body's is made of the form and the mask above it, a structure's of
+    the form and its inner parts."""
+
+    axis: int  # of its form's rows
+
+    def value(self) -> Tensor:
+        """The weight as the model sees it, with gradients to this part's parameters."""
+        raise TypeError(f"{type(self).__name__} has no value")
+
+    def fold(self) -> Form:
+        """The form that decodes to `value`, as it stands now."""
+        raise TypeError(f"{type(self).__name__} has no fold")
+
+    def begin(self, form: Form) -> None:
+        """Learn on from the weights of `form`, of which this part's form is a coarser one. What rounds while
+        it trains then starts between its levels and not on them; the others start where they are."""
+
+
+class Structure(Part):
+    """The parts of the inner forms, and how their values make one."""
+
+    def __init__(self, form: Form, *inner: Part):
+        super().__init__()
+        self.kind = type(form)
+        for name, one in zip(form.inner, inner, strict=True):
+            self.add_module(name, one)
+
+    def parts(self) -> Iterable[tuple[str, Part]]:
+        return cast(Iterable[tuple[str, Part]], self.named_children())
+
+    def join(self, *values: Tensor) -> Tensor:
+        """The weight, of the inner ones."""
+        raise TypeError(f"{type(self).__name__} has no join")
+
+    def value(self) -> Tensor:
+        return self.join(*(one.value() for _, one in self.parts()))
+
+    def fold(self) -> Form:
+        return self.kind(**{name: one.fold() for name, one in self.parts()})
+
+    def begin(self, form: Form) -> None:
+        if isinstance(form, self.kind):
+            for name, one in self.parts():
+                one.begin(form.children()[name])
+
+
+class DensePart(Part):
+    def __init__(self, form: Dense, keep: Tensor | None = None):
+        super().__init__()
+        self.dtype = form.array.dtype  # trained in float32 (or float64), stored as it was
+        wide = torch.promote_types(self.dtype, torch.float32)
+        self.w = nn.Parameter(form.array.detach().to(wide, copy=True))
+
+    def value(self) -> Tensor:
+        return self.w
+
+    def fold(self) -> Form:
+        return Dense(self.w.detach().cpu().to(self.dtype, copy=True))
+
+
+class MaskedPart(Structure):
+    """`keep` may be narrowed while training (gradual pruning): it is a buffer."""
+
+    keep: Tensor
+    body: Part
+
+    def __init__(self, form: Masked, body: Part):
+        super().__init__(form, body)
+        self.register_buffer("keep", form.keep.decode().clone())
+
+    def join(self, *values: Tensor) -> Tensor:
+        return values[0] * self.keep
+
+    def fold(self) -> Form:
+        body = self.body.fold()
+        if isinstance(body, Dense):  # what is hidden is zero, so that equal weights are equal forms
+            body = Dense(torch.where(self.keep.cpu(), body.array, torch.zeros_like(body.array)))
+        return Masked(Dense(self.keep.detach().cpu().clone()), body)
+
+    def begin(self, form: Form) -> None:
+        self.body.begin(form.body if isinstance(form, Masked) else form)
+
+
+class RoundedPart(Part):
+    """Sees a float weight `w` through a grid."""
+
+    w: nn.Parameter
+
+    def begin(self, form: Form) -> None:
+        with torch.no_grad():
+            self.w.copy_(form.decode())
+
+
+class AffinePart(RoundedPart):
+    def __init__(self, form: Affine, keep: Tensor | None = None):
+        super().__init__()
+        self.form = form
+        self.w = nn.Parameter(form.decode().detach().float().clone())
+        self.steps = part(form.scale)  # a table, or a row of steps times a column of them
+        zero = torch.zeros_like(self.scale) if form.zero is None else form.zero.decode().float()
+        self.register_buffer("zero", zero.clone())
+        self.low, self.high = limits(form.bits, form.zero is None)
+        # LSQ: without this factor a step size, which moves all its weights, would outrun each of them.
+        count = sum(p.numel() for p in self.steps.parameters())
+        self.ease = (self.w.numel() / count * max(self.high, 1)) ** -0.5
+
+    @property
+    def scale(self) -> Tensor:
+        return self.steps.value().float()
+
+    def codes(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(codes before rounding [O, I], scale and zero expanded to columns)."""
+        rows = to_rows(self.w.detach(), self.form.axis)
+        scale = expand(self.scale.detach().abs().clamp_min(TINY), self.form.grouping, rows.shape[1])
+        zero = expand(cast(Tensor, self.zero), self.form.grouping, rows.shape[1])
+        return rows / scale + zero, scale, zero
+
+    def value(self) -> Tensor:
+        """The gradients are written out, not left to the division: near a scale of 0 that gives 0 * inf."""
+        exact, scale, zero = self.codes()
+        codes = exact.clamp(self.low, self.high).round()
+        # What rounds to an end is inside, as in torch's fake quantization: stored codes there have to move.
+        inside = (exact >= self.low - 0.5) & (exact <= self.high + 0.5)
+        rows = to_rows(self.w, self.form.axis)
+        learned = expand(self.scale.abs() * self.ease, self.form.grouping, rows.shape[1])
+        seen = (codes - zero) * scale
+        seen = seen + torch.where(inside, rows - rows.detach(), 0)
+        seen = seen + torch.where(inside, codes - exact, codes - zero) * (learned - learned.detach())
+        return from_rows(seen, tuple(self.w.shape), self.form.axis)
+
+    def fold(self) -> Form:
+        codes = from_rows(
+            self.codes()[0].clamp(self.low, self.high).round(), tuple(self.w.shape), self.form.axis
+        )
+        dtype = torch.int8 if self.form.bits <= 8 else torch.int16
+        return self.form.replace(
+            codes=Dense(codes.to(dtype).cpu().contiguous()), scale=positive(self.steps.fold())
+        )
+
+
+def positive(steps: Form) -> Form:
+    """Steps as learned, without sign: of a product of one column and one row, each side by itself."""
+    if isinstance(steps, LowRank) and steps.left.shape[1] == 1:
+        return LowRank(positive(steps.left), positive(steps.right))
+    return Dense(steps.decode().float().abs().clamp_min(TINY))
+
+
+class LogPart(RoundedPart):
+    def __init__(self, form: LogGrid, keep: Tensor | None = None):
+        super().__init__()
+        self.form = form
+        self.w = nn.Parameter(form.decode().detach().float().clone())
+        self.register_buffer("scale", form.scale.decode().clone())
+
+    def codes(self) -> Tensor:
+        form, rows = self.form, to_rows(self.w.detach(), self.form.axis)
+        return to_levels(rows, cast(Tensor, self.scale), form.bits, form.terms, form.grouping)
+
+    def value(self) -> Tensor:
+        form = self.form
+        rows = from_levels(self.codes(), cast(Tensor, self.scale), form.bits, form.terms, form.grouping)
+        seen = from_rows(rows, tuple(self.w.shape), form.axis)
+        return self.w + (seen - self.w).detach()
+
+    def fold(self) -> Form:
+        codes = from_rows(self.codes(), tuple(self.w.shape), self.form.axis)
+        return self.form.replace(codes=Dense(codes.cpu().contiguous()))
+
+
+class SignPart(RoundedPart):
+    """Binary and ternary weights: index and scale follow from a float weight by the rule that first made
+    them."""
+
+    keep: Tensor | None
+
+    def __init__(self, form: Codebook, keep: Tensor | None = None):
+        super().__init__()
+        self.form = form
+        self.register_buffer("keep", None if keep is None else to_rows(keep, form.axis).clone())
+        self.w = nn.Parameter(form.decode(keep).detach().float().clone())
+        self.levels = len(form.book.decode())
+        self.per, self.rule = "tensor" if cast(Form, form.scale).shape[0] == 1 else "row", "twn"
+
+    def begin(self, form: Form) -> None:
+        """The rule of a ternary weight is not stored: it is the one that gives this index."""
+        super().begin(form)
+        for self.rule in ("twn", "exact"):
+            if torch.equal(self.signs()[0].cpu(), to_rows(self.form.index.decode(), self.form.axis)):
+                break
+
+    def signs(self) -> tuple[Tensor, Tensor]:
+        rows = to_rows(self.w.detach(), self.form.axis)
+        if self.levels == 2:
+            return binary(rows, self.per, keep=self.keep)
+        return ternary(rows, self.per, keep=self.keep, rule=self.rule)
+
+    def value(self) -> Tensor:
+        index, scale = self.signs()
+        book = self.form.book.decode().to(self.w.device)
+        seen = from_rows(book[index.long()] * scale, tuple(self.w.shape), self.form.axis)
+        return self.w + (seen - self.w).detach()
+
+    def fold(self) -> Form:
+        index, scale = self.signs()
+        index = from_rows(index, tuple(self.w.shape), self.form.axis)
+        return self.form.replace(index=Dense(index.cpu().contiguous()), scale=Dense(scale.cpu()))
+
+
+class BookPart(Part):
+    index: Tensor
+    scale: Tensor | None
+
+    def __init__(self, form: Codebook, keep: Tensor | None = None):
+        super().__init__()
+        self.form = form
+        self.book = nn.Parameter(form.book.decode().detach().float().clone())
+        self.register_buffer("index", to_rows(form.index.decode().long(), form.axis).contiguous())
+        self.register_buffer("scale", None if form.scale is None else form.scale.decode().clone())
+
+    def value(self) -> Tensor:
+        rows = self.book[self.index] if self.book.ndim == 1 else self.book.gather(1, self.index)
+        if self.scale is not None:
+            rows = rows * self.scale
+        return from_rows(rows, self.form.shape, self.form.axis)
+
+    def fold(self) -> Form:
+        return self.form.replace(book=Dense(self.book.detach().cpu().clone()))
+
+
+class LowRankPart(Structure):
+    def join(self, *values: Tensor) -> Tensor:
+        left, right = values
+        return torch.tensordot(left, right, dims=1)
+
+
+class SumPart(Structure):
+    def join(self, *values: Tensor) -> Tensor:
+        return values[0] + values[1]
+
+
+def book_part(form: Codebook, keep: Tensor | None = None) -> Part:
+    signs = form.scale is not None and tuple(form.book.decode().flatten().tolist()) in (BINARY, TERNARY)
+    return SignPart(form, keep) if signs else BookPart(form)
+
+
+PARTS: dict[type[Form], Callable[..., Part]] = {
+    Dense: DensePart, Masked: MaskedPart, Affine: AffinePart, LogGrid: LogPart, Codebook: book_part,
+    LowRank: LowRankPart, Sum: SumPart,
+}  # fmt: skip
+
+
+MakePart = Callable[[Affine], Part]  # another way for even grids to learn than AffinePart
+
+
+def part(form: Form | At, make: MakePart | None = None) -> Part:
+    """The trainable side of a form whose leaves are plain, in its place in the tree."""
+    at = form if isinstance(form, At) else At(form)
+    node, inner = at.node, [part(child, make) for _, child in at.below() if child.weights]
+    if isinstance(node, Affine) and make is not None:
+        made = make(node)
+    else:
+        made = PARTS[type(node)](node, *inner) if inner else PARTS[type(node)](node, at.keep)
+    made.axis = at.axis
+    return made

@@ -1,0 +1,231 @@
+"""Fit: the one training loop, run through Accelerate: one process, several, or a GPU by configuration.
+
+loss = (1 - share) * task loss + share * soft targets (model/losses.py)      Hinton 2015
+     + feature_weight * mean squared difference of named layers' outputs     Romero 2015
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from tersor.errors import RefusedError, TaskError, need
+from tersor.model.batches import device_of, generators_of, length_of, move, seeded, shapes
+from tersor.model.features import Features, features_of
+from tersor.model.groups import groups_of
+from tersor.model.outputs import as_floats
+from tersor.model.snapshot import lent, restore, snapshot
+from tersor.model.task import MISFIT, Task
+from tersor.model.trainable import TrainableForms
+from tersor.model.unlisted import check_unlisted
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+SCHEDULES = ("cosine", "linear", "constant", "onecycle", "step")
+OPTIMIZERS = ("adamw", "adam", "sgd")
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """How to train: what steps with retraining have in common."""
+
+    epochs: float = 1  # passes over the training batches; a fraction is part of one
+    lr: float = 1e-3
+    schedule: str = "cosine"  # of the learning rate over the whole of this training
+    optimizer: str = "adamw"
+    weight_decay: float = 0.0
+    share: float = 0.0  # of the teacher in the loss: 0 none, 1 only the teacher
+    temperature: float = 4.0
+    features: str = ""  # layers whose outputs are matched to the teacher's: see features.py
+    feature_weight: float = 1.0
+    bf16: bool = False  # forward passes in bfloat16
+    channels_last: bool = False  # convolutions in the layout that CPUs are faster in
+    clip: float | None = None  # largest norm of all gradients together (Pascanu 2013)
+    lr_of: str = ""  # globs of sites with factors of the learning rate: see groups.py
+    frozen: str = "stay"  # what is done with what is frozen: see frozen.py; View.train reads it
+
+
+class EpochStore(Protocol):
+    """Where a training is kept between epochs, so that it can go on after a kill."""
+
+    def save(self, epoch: int, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None: ...
+
+    def load(self) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None: ...
+
+
+def rate(step: int, total: int, schedule: str) -> float:
+    """The share of the learning rate at this step of `total`."""
+    t = step / max(total, 1)
+    if schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * t))
+    if schedule == "linear":
+        return 1 - t
+    if schedule == "step":  # a tenth at half, a hundredth at three quarters (He 2016)
+        return 0.1 ** ((t >= 0.5) + (t >= 0.75))
+    if schedule == "onecycle":  # up for a quarter, then a half cosine (Smith 2018)
+        return t / 0.25 if t < 0.25 else 0.5 * (1 + math.cos(math.pi * (t - 0.25) / 0.75))
+    return 1.0
+
+
+def fit(
+    tuned: TrainableForms, task: Task, plan: TrainingPlan, *, seed: int, teacher: nn.Module | None = None,
+    on_step: Callable[[int, int], None] | None = None, checkpoint: EpochStore | None = None,
+    watch: Callable[[int, int, str], None] | None = None,
+) -> dict[str, float]:  # fmt: skip
+    """Train the leaves of `tuned`; returns {"steps", "loss" (mean of the last epoch)}.
+
+    `on_step(step, total)` runs before each optimizer step (gradual pruning narrows its masks there). With a
+    checkpoint the training goes on after the last finished epoch: parameters, masks, maps of features,
+    optimizer and random state. The teacher is moved and put in eval mode: give a copy.
+    """
+    check_unlisted(tuned, task)
+    accelerator = launch(tuned)
+    batches = task.batches("train")
+    per_epoch = length_of(batches)
+    with seeded(seed), lent(batches) as counters, torch.enable_grad(), contextlib.ExitStack() as stack:
+        teacher = teacher.to(device_of(tuned)).eval() if teacher is not None else None
+        features = features_of(plan.features, tuned, teacher, task, seed)
+        stack.enter_context(features.beside(tuned))
+        groups = groups_of(tuned, plan.lr_of, plan.weight_decay)
+        optimizer = make_optimizer(groups, plan)
+        net, optimizer, loader = accelerator.prepare(tuned, optimizer, share(batches, accelerator))
+        generators = generators_of(batches)  # now: for several processes Accelerate gives a sampler one
+        for generator in generators:
+            generator.manual_seed(seed)
+        device = accelerator.device
+        teacher = teacher.to(device) if teacher is not None else None
+        if plan.channels_last:
+            tuned.layout = torch.channels_last
+            teacher = teacher.to(memory_format=torch.channels_last) if teacher is not None else None
+        if per_epoch is not None:
+            per_epoch = length_of(loader) or per_epoch  # several processes share the batches
+        else:
+            per_epoch = sum(1 for _ in batches)
+        total = max(1, round(plan.epochs * per_epoch))
+        step, epoch, losses = 0, 0, [math.nan]
+        begun = checkpoint.load() if checkpoint is not None else None
+        if begun is not None:
+            epoch, tensors, facts = begun
+            step, losses = facts["step"], [facts["loss"]]
+            restore(tuned, optimizer, generators, tensors, facts)
+            counters.restore(facts.get("counters", {}))
+        net.train()
+        with features.catching(tuned, teacher):
+            while step < total:
+                losses = []
+                counters.epoch(epoch, loader)
+                for batch in loader:
+                    batch = move(batch, device)
+                    with torch.autocast(device.type, torch.bfloat16, enabled=plan.bf16):
+                        try:
+                            loss = loss_of(net, teacher, task, plan, batch, features)
+                        except MISFIT as error:
+                            raise TaskError(
+                                f"training: a batch, {shapes(batch)}, does not fit the model or its loss. "
+                                f"{type(error).__name__}: {error}"
+                            ) from error
+                    optimizer.zero_grad()
+                    accelerator.backward(loss)
+                    if plan.clip is not None:
+                        accelerator.clip_grad_norm_(net.parameters(), plan.clip)
+                    if on_step is not None:
+                        on_step(step, total)
+                    for group in optimizer.param_groups:
+                        group["lr"] = plan.lr * group["factor"] * max(rate(step, total, plan.schedule), 1e-4)
+                    optimizer.step()
+                    losses.append(float(loss.detach()))
+                    step += 1
+                    if watch is not None and (step % 10 == 0 or step == total):
+                        watch(step, total, f"loss {losses[-1]:.4f}")
+                    if step == total:
+                        break
+                if not losses:
+                    raise TaskError(
+                        "the training set gave no batch in its second pass: give a list or a DataLoader"
+                    )
+                if not math.isfinite(losses[-1]):
+                    raise RefusedError(
+                        f"training: the loss is {losses[-1]} after {step} of {total} steps. Lower "
+                        f"lr={plan.lr}."
+                    )
+                epoch += 1
+                if checkpoint is not None and accelerator.is_main_process:
+                    tensors, facts = snapshot(tuned, optimizer, generators)
+                    mean = sum(losses) / len(losses)
+                    facts |= {"step": step, "loss": mean, "counters": counters.facts()}
+                    checkpoint.save(epoch, tensors, facts)
+        if accelerator.num_processes > 1:  # running statistics saw other batches in each process
+            for buffer in tuned.buffers():
+                torch.distributed.broadcast(buffer, 0)
+        tuned.eval()
+    return {"steps": step, "loss": sum(losses) / len(losses)}
+
+
+def launch(tuned: TrainableForms) -> Accelerator:
+    try:
+        from accelerate import Accelerator
+    except ImportError:
+        raise need("accelerate", "train", "training") from None
+    on_cpu = all(p.device.type == "cpu" for p in tuned.parameters())
+    return Accelerator(cpu=on_cpu)
+
+
+class Share:
+    """Every n-th batch of a set that Accelerate does not divide itself (it divides DataLoaders)."""
+
+    def __init__(self, batches: Iterable[Any], accelerator: Accelerator):
+        self.batches, self.first, self.of = batches, accelerator.process_index, accelerator.num_processes
+
+    def __iter__(self) -> Iterator[Any]:
+        held: list[Any] = []
+        for batch in self.batches:
+            held.append(batch)
+            if len(held) == self.of:  # an uneven rest is left out: every process must take the same steps
+                yield held[self.first]
+                held = []
+
+    def __len__(self) -> int:
+        return (length_of(self.batches) or 0) // self.of
+
+
+def share(batches: Iterable[Any], accelerator: Accelerator) -> Iterable[Any]:
+    alone = accelerator.num_processes == 1 or isinstance(batches, DataLoader)
+    return batches if alone else Share(batches, accelerator)
+
+
+def make_optimizer(groups: list[dict[str, Any]], plan: TrainingPlan) -> torch.optim.Optimizer:
+    if plan.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=plan.lr, momentum=0.9, nesterov=True)
+    kind = torch.optim.AdamW if plan.optimizer == "adamw" else torch.optim.Adam
+    return kind(groups, lr=plan.lr)
+
+
+def loss_of(  # noqa: PLR0917 (all six are the loop's own)
+    net: nn.Module,
+    teacher: nn.Module | None,
+    task: Task,
+    plan: TrainingPlan,
+    batch: Any,
+    features: Features,
+) -> Tensor:
+    """The loss of one batch of a training."""
+    features.clear()
+    output = as_floats(task.run(net, batch))
+    terms: list[Tensor] = []
+    if plan.share < 1:
+        terms.append((1 - plan.share) * task.loss_of(output, batch))
+    if teacher is not None:
+        with torch.no_grad():
+            wanted = as_floats(task.run(teacher, batch))
+        if plan.share > 0:
+            terms.append(plan.share * task.soft_loss(output, wanted, batch, plan.temperature))
+        terms += [plan.feature_weight * term for term in features.distance(batch, output)]
+    return sum(terms[1:], terms[0].float())

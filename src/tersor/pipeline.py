@@ -1,0 +1,133 @@
+"""Job: one compression, from a model and a recipe to a folder of results. `tersor run` and the demo call it.
+
+DIR/model.tersor       the compressed model; it is read back and compared before it counts
+DIR/recipe.lock.yaml   the recipe with every setting and every outcome spelled out
+DIR/report.json        what was done to each layer, and what was measured
+DIR/journal/           every applied group, so that a killed run can go on; it goes when all is written
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+
+from tersor.core.history import first_given
+from tersor.core.recipe import Recipe
+from tersor.core.run import run
+from tersor.core.state import State
+from tersor.errors import RefusedError, SettingError
+from tersor.files import Paths, atomic, claim, output, write_text
+from tersor.io import load, save
+from tersor.measure.accuracy import compared
+from tersor.model.needs import Needs
+from tersor.model.sites import select
+from tersor.model.task import Task
+from tersor.record.observer import Observer
+from tersor.report.console import to_json
+from tersor.report.facts import facts_of
+from tersor.steps import Entropy, Export, Rdoq
+from tersor.steps.words import dump, lock
+from tersor.threads import first
+
+MODEL, LOCK, REPORT, JOURNAL = "model.tersor", "recipe.lock.yaml", "report.json", "journal"
+
+
+def run_pipeline(
+    given: State, recipe: Recipe, task: Task | None, out: str | Path, *,
+    resume: bool = False, force: bool = False, journal: bool = True, keep_journal: bool = False,
+    export: bool = False, tiny: bool = False, observer: Observer | None = None, inputs: Paths = (),
+) -> tuple[State, dict[str, Any]]:  # fmt: skip
+    """Run the recipe and write the folder of results; (result, facts).
+
+    Accuracy is measured at the end where a task is given and the recipe has not measured it there. Under a
+    launcher of many processes each runs the recipe, and the first one writes. `export` comes last, so that
+    a model that cannot be exported is still compressed. `tiny` as in io.save. A folder with a finished run is
+    refused unless `force`. `keep_journal`: it stays, for undo and replay of single steps.
+    """
+    if export and task is None:
+        raise SettingError("--export needs a task, for inputs to compare with. Give --task")
+    for step in recipe.steps:  # a misspelt glob is told now, not after hours of training
+        if step.where != "*":
+            select(given.sites, step.where, step.name)
+    out, inputs = Path(out), list(inputs)
+    for name in (MODEL, LOCK, REPORT):
+        output(out / name, inputs)
+    for path in (out / JOURNAL).rglob("*"):
+        if not path.is_dir():  # those of trials
+            output(path, inputs)
+    kept = out / JOURNAL if journal else None
+    finished = all((out / name).exists() for name in (MODEL, LOCK, REPORT)) and not (out / JOURNAL).exists()
+    if first() and finished and not force:
+        raise RefusedError(f"{out} holds a finished run. Name another folder, or run it anew with --force")
+    if first() and force and not resume and (out / JOURNAL).exists():
+        with claim(out / JOURNAL / "lock"):  # refused where another run writes
+            shutil.rmtree(out / JOURNAL, ignore_errors=True)
+    if task is not None and given.given is not None:
+        task.check(given.plain(), Needs.SCORES)  # it is measured at the end, whatever the recipe needs
+    result = run(given, recipe, task, journal=kept, resume=resume, observer=observer, out=out)
+    facts = facts_of(result)
+    if task is not None:
+        facts["task"] = task.name
+        facts["metric"] = task.scored.name
+        if "accuracy" not in facts and result.base is not None:
+            facts["accuracy"] = compared(
+                task.scores(first_given(result).model()), task.scores(result.model()), task.scored
+            )
+    if not first():
+        return result, facts
+    facts["out"] = str(out)
+    facts["files"] = {
+        "given": {"nbytes": plain_nbytes(result), "what": "its tensors as they are, in safetensors"},
+        "result": {"nbytes": save(result, out / MODEL, tiny=tiny), "name": MODEL},
+    }
+    if load(out / MODEL).digest != result.digest:
+        raise RefusedError(f"{out / MODEL}: what was written does not read back as what was meant")
+    write_text(out / LOCK, dump(lock(result)))
+    write_text(out / REPORT, to_json(facts) + "\n")
+    if export:
+        *_, note = run(result, Export(), task, out=out).ledger.notes("written")
+        facts["export"] = {"text": note.text, **note.data}
+        write_text(out / REPORT, to_json(facts) + "\n")
+    if kept is not None and not keep_journal:
+        shutil.rmtree(kept)
+    return result, facts
+
+
+def rounded(
+    given: State, task: Task, out: str | Path, *,
+    max_drop: float, zeros: str = "*", tiny: bool = False, observer: Observer | None = None,
+    inputs: Paths = (),
+) -> dict[str, Any]:  # fmt: skip
+    """Round the weights for the smallest file that loses at most `max_drop`, and write it: the facts.
+
+    What is written is read back and measured. `inputs` as in job().
+    """
+    output(out, inputs)
+    recipe = Recipe((Rdoq(max_drop=max_drop), Entropy()), zeros=zeros)
+    result = run(given, recipe, task, observer=observer)
+    save(result, out, tiny=tiny)
+    now = task.scores(load(out).model(given.given))
+    found = compared(task.scores(given.model()), now, task.scored)
+    return {"task": task.name, "max_drop": max_drop, "accuracy": found}
+
+
+def plain_nbytes(result: State) -> int:
+    """Bytes of a file of the tensors as they were first given; of those that a file holds, where it came
+    without them."""
+    return len(plain(result if result.base is None else first_given(result)))
+
+
+def write_plain(given: State, path: Path) -> int:
+    """Write the decoded tensors as safetensors, tied ones once; the bytes of the file."""
+    with atomic(path) as file:
+        return file.write(plain(given))
+
+
+def plain(given: State) -> bytes:
+    """The decoded tensors as safetensors, tied ones once."""
+    sites = given.sites
+    tensors = {n: form.decode().to(sites[n].torch_dtype).contiguous() for n, form in given.forms.items()}
+    return safetensors.torch.save(tensors)

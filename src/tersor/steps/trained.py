@@ -1,0 +1,110 @@
+"""Own: a training loop of one's own, between a state and the next.
+
+module = trainable(state)     an nn.Module with the model's signature: masks, tables, grids, factors in force
+state = folded(module)        the state with what was learned, and a step "trained" in its ledger
+Between the two any loop, optimizer and trainer: the executor checks what came of it as it does for steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from tersor.core.recipe import Recipe
+from tersor.core.run import Executor
+from tersor.core.state import State
+from tersor.core.step import Needs
+from tersor.core.view import View
+from tersor.errors import SettingError, did_you_mean
+from tersor.forms import Form
+from tersor.model.frozen import FROZEN, Frozen, frozen_in
+from tersor.model.own_loop import Source, Trainable, unwrapped
+from tersor.model.simulate import fresh
+from tersor.model.zeros import masked
+from tersor.record.events import Edit, Group, Note
+
+
+def trainable(
+    state: State, model: nn.Module | None = None, *, frozen: str = "stay", zeros: str = "*",
+    example: Callable[[nn.Module], Any] | None = None,
+) -> Trainable:  # fmt: skip
+    """The state's model for a loop of your own, in training mode; the state and the model stay as they are.
+
+    `model`: the module of a state from a file. `frozen`: what the model has frozen (requires_grad=False,
+    modules in eval mode) is to "stay", or to "train" all the same. `zeros`: the weights whose zeros stay if
+    they came with zeros, as in a recipe: a glob, or "none". `example` runs the model once, such as
+    lambda net: net(x): a state with grids on edges needs it, to see that they are the same in training.
+    """
+    if not isinstance(state, State):
+        raise SettingError(
+            f"trainable: given a {type(state).__name__}, but it takes a state, such as run(...) or load(...) "
+            f"return. For a model as it is: trainable(run(model, steps))"
+        )
+    if frozen not in FROZEN:
+        raise SettingError(f"trainable: frozen={frozen!r}; {did_you_mean(frozen, FROZEN)}")
+    if not isinstance(zeros, str) or not zeros:
+        raise SettingError(f"trainable: zeros={zeros!r}, but it is a glob such as '*', or 'none'")
+    state = state if model is None else state.on(model)
+    if state.given is None:
+        raise SettingError(
+            "trainable: a file holds weights, not code: give the model too, trainable(state, model)"
+        )
+    fresh(state.grids)
+    # A module that does not fit a file is refused here, and not in the middle of a loop.
+    plain = state.kept or state.changes or model is not None
+    module = state.plain() if plain else state.given
+    still = frozen_in(module, state.sites) if frozen == "stay" else Frozen()
+    learn = still.learning(state.sites.values(), "trainable")
+    forms = {**state.forms, **masked(state.sites, state.forms, zeros)}  # as the executor does, at the fold
+    made = Trainable(
+        module, forms, state.sites, learn, resting=still.modules, edge_grids=state.grids,
+        example=example,
+    )  # fmt: skip
+    made.source, made.frozen, made.zeros = Source(state), still, zeros
+    made.train()
+    return made
+
+
+def folded(module: nn.Module) -> State:
+    """The state that a module made by trainable(...) stands for now. The module stays as it is, and may be
+    wrapped (DistributedDataParallel, torch.compile)."""
+    inner = unwrapped(module)
+    state: State = inner.source.state
+    return Executor(state, Recipe((Trained(inner),), zeros=inner.zeros)).run()
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a loop of one's own made of the state: a step that has happened already."""
+
+    name: ClassVar[str] = "trained"
+    where: ClassVar[str] = "*"
+    needs: ClassVar[Needs] = Needs.NOTHING
+
+    def __init__(self, module: Trainable):
+        object.__setattr__(self, "module", module)
+
+    def run(self, view: View) -> Iterator[Group]:
+        module: Trainable = self.module  # type: ignore[attr-defined]
+        after = module.fold()
+        moved = {name: form for name, form in after.items() if differ(form, view.form(name))}
+        events: list[Edit | Note] = list(view.edits(moved))
+        # The weights' edits have made the grids stale; these were in force while the weights learned.
+        for edge, grid in module.fold_grids().items():
+            before = view.state.grids[edge].replace(stale=bool(events))
+            if events or grid.digest != before.digest:
+                events.append(Edit(edge, before, grid, "refine"))
+        count = len({event.site for event in events})
+        text, data = module.frozen.said()
+        notes = [Note("", "trained", f"in a loop of one's own: {count} moved")]
+        notes += [Note("", "frozen", text, data)] if text else []
+        yield Group("all", (*events, *notes))
+
+
+def differ(after: Form, before: Form) -> bool:
+    """Whether two forms decode to other numbers; what a mask hides is no number."""
+    return after.digest != before.digest and not torch.equal(after.decode(), before.decode())

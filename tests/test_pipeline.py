@@ -1,0 +1,59 @@
+"""Job: what is written is read back before anything else is said of it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import tiny
+
+import tersor.pipeline
+from tersor.core.recipe import Recipe
+from tersor.core.run import run
+from tersor.core.state import State, start
+from tersor.errors import JournalError, RefusedError
+from tersor.io import load, save
+from tersor.record.journal import Journal
+from tersor.steps import Prune
+
+RECIPE = Recipe((Prune(keep=0.5),))
+
+
+def test_the_file_is_what_is_returned(tmp_path: Path) -> None:
+    t = tiny("mlp")
+    result, _ = tersor.pipeline.job(start(t.model), RECIPE, t.task, tmp_path)
+    assert load(tmp_path / "model.tersor").digest == result.digest == run(t.model, RECIPE).digest
+
+
+def test_a_file_that_reads_back_as_another_model_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    t = tiny("mlp")
+    other = run(t.model, Prune(keep=0.9))
+
+    def wrong(result: State, path: Path, **more: Any) -> int:
+        return save(other, path, **more)
+
+    monkeypatch.setattr(tersor.pipeline, "save", wrong)
+    with pytest.raises(RefusedError, match=r"model\.tersor: what was written does not read back"):
+        tersor.pipeline.job(start(t.model), RECIPE, t.task, tmp_path)
+    assert not (tmp_path / "recipe.lock.yaml").exists()
+    assert not (tmp_path / "report.json").exists()
+
+
+def test_force_leaves_the_journal_of_a_run_that_goes_on(tmp_path: Path) -> None:
+    t, journal = tiny("mlp"), tmp_path / "journal"
+    with Journal(journal, {}, resume=False):
+        there = sorted(journal.iterdir())
+        with pytest.raises(JournalError, match="another run is writing here"):
+            tersor.pipeline.job(start(t.model), RECIPE, t.task, tmp_path, force=True)
+        assert sorted(journal.iterdir()) == there
+    tersor.pipeline.job(start(t.model), RECIPE, t.task, tmp_path, force=True)
+    assert not journal.exists()
+
+
+def test_folders_of_trials_in_the_journal_are_no_outputs(tmp_path: Path) -> None:
+    t = tiny("mlp")
+    run(t.model, RECIPE, t.task, journal=tmp_path / "journal")
+    (tmp_path / "journal" / "trial-0.0").mkdir()
+    result, _ = tersor.pipeline.job(start(t.model), RECIPE, t.task, tmp_path, resume=True)
+    assert result.digest == run(t.model, RECIPE).digest
