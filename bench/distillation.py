@@ -78,7 +78,7 @@ def measure(name: str) -> Iterator[Row]:
     arms = {
         "alone": lambda lr: Finetune(epochs=EPOCHS, lr=lr),
         "taught": lambda lr: Distill(
-            epochs=EPOCHS, lr=lr, teacher=remembered, share=SHARE, temperature=TEMPERATURE
+            epochs=EPOCHS, lr=lr, teacher=remembered, teacher_weight=SHARE, temperature=TEMPERATURE
         ),
     }
     apart, rates = held_out(on, images, labels), {}

@@ -23,12 +23,12 @@ from tersor.steps import Entropy, Quantize
 
 # Passes over the 60,000 images that train 4 bits.
 EPOCHS = {"lenet300": 1.0, "lenet5": 0.5, "resnet20": 0.1, "vgg": 0.1, "mobilenetv2": 0.1}
-FOUR: dict[str, Any] = {"bits": 4, "lr": 1e-4, "share": 0.5, "channels_last": True}
+FOUR: dict[str, Any] = {"bits": 4, "lr": 1e-4, "teacher_weight": 0.5, "channels_last": True}
 TERNARY: dict[str, Any] = {
     "scheme": "ternary",
     "epochs": 4.0,
     "lr": 1e-3,
-    "share": 0.5,
+    "teacher_weight": 0.5,
     "channels_last": True,
 }
 

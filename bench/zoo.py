@@ -309,7 +309,7 @@ CASES: dict[str, Case] = {
     **{
         name: Case(
             "torchvision", detector(name, side, **settings), lambda side=side: detect(side),
-            {"share": 0.0, "features": layer},
+            {"teacher_weight": 0.0, "features": layer},
         )
         for name, (side, settings, layer) in DETECTORS.items()
     },

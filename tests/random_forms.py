@@ -94,8 +94,8 @@ class Lines(NamedTuple):
 def grid(d: Draw, shape: Shape) -> Lines:
     axis = d.pick(*range(len(shape))) if len(shape) >= 2 else 0
     rows, columns = rows_of(shape, axis)
-    per = d.pick("tensor", "row", "group", "runs", "member")
-    if per in ("tensor", "row"):
+    per = d.pick("tensor", "channel", "group", "runs", "member")
+    if per in ("tensor", "channel"):
         return Lines(axis, (1, 1) if per == "tensor" else (rows, 1))
     if per == "member":
         count = d.pick(1, 2, 5)

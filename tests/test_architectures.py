@@ -31,7 +31,7 @@ def texts() -> dict[str, Tensor]:
 
 def cases(zoo: ModuleType) -> dict[str, Any]:
     """The stand-ins as the sweep takes them."""
-    features = {"share": 0.0, "features": "backbone.1"}
+    features = {"teacher_weight": 0.0, "features": "backbone.1"}
     pair = {"logits": lambda output: output[0]}
     return {
         "segmenter": zoo.Case("stand-in", stand_ins.Segmenter, lambda: zoo.segment(8)),
@@ -84,7 +84,7 @@ def detector(zoo: ModuleType) -> Any:
             detections_per_img=20,
         )  # fmt: skip
 
-    return zoo.Case("", make, lambda: zoo.detect(64), {"share": 0.0, "features": "backbone.3"})
+    return zoo.Case("", make, lambda: zoo.detect(64), {"teacher_weight": 0.0, "features": "backbone.3"})
 
 
 @pytest.mark.parametrize("make", [depthwise, segmenter, detector])

@@ -166,8 +166,8 @@ TRAINED: dict[str, dict[str, Any]] = {
     "prune": {"epochs": 1, "ramp": 0.5, "keep": 0.3},
     "quantize": {"epochs": 1, "bits": 3, "symmetric": False, "per": "group", "group": 4, "lr": 0.01},
     "cluster": {"epochs": 1, "entries": 5, "optimizer": "sgd", "lr": 0.01},
-    "factorize": {"epochs": 1, "rank": 1, "share": 0.5},
+    "factorize": {"epochs": 1, "rank": 1, "teacher_weight": 0.5},
     "finetune": {"epochs": 1, "lr": 0.01},
     "distill": {"epochs": 1, "lr": 0.01, "schedule": "onecycle"},
-    "penalize": {"epochs": 1, "lr": 0.01, "bits": 2.0, "per": "row", "share": 0.0},
+    "penalize": {"epochs": 1, "lr": 0.01, "bits": 2.0, "per": "channel", "teacher_weight": 0.0},
 }

@@ -60,7 +60,7 @@ class MissingError(TersorError):
 
 
 def did_you_mean(word: str, allowed: Iterable[str]) -> str:
-    """'did you mean "row"? Allowed: group, row, tensor' for a misspelt word."""
+    """'did you mean "channel"? Allowed: group, row, tensor' for a misspelt word."""
     names = sorted(str(name) for name in allowed)
     near = difflib.get_close_matches(str(word), names, n=1, cutoff=0.5)
     guess = f"did you mean {near[0]!r}? " if near else ""

@@ -15,16 +15,16 @@ from tersor.errors import SettingError, StorageError
 from tersor.steps import STEPS, Entropy, Prune, Quantize, read_recipe
 from tersor.steps.words import dump, from_words, from_yaml
 
-PYTHON = Recipe((Prune(keep=0.1, per="row", where=("a.*", "!a.b")), Quantize(bits=4), Entropy()), seed=3)
+PYTHON = Recipe((Prune(keep=0.1, per="channel", where=("a.*", "!a.b")), Quantize(bits=4), Entropy()), seed=3)
 YAML = """
 tersor: 1
 seed: 3
 steps:
-  - prune: {keep: 0.1, per: row, where: ["a.*", "!a.b"]}
+  - prune: {keep: 0.1, per: channel, where: ["a.*", "!a.b"]}
   - quantize: {bits: 4}
   - entropy
 """
-WORDS = ["prune", "keep=0.1", "per=row", "where=a.*,!a.b", "quantize", "bits=4", "entropy"]
+WORDS = ["prune", "keep=0.1", "per=channel", "where=a.*,!a.b", "quantize", "bits=4", "entropy"]
 
 
 def test_three_skins_one_recipe() -> None:
@@ -33,11 +33,11 @@ def test_three_skins_one_recipe() -> None:
     # On the command line a list of globs is one text with commas; it means the same sites.
     words = from_words(WORDS, STEPS, seed=3)
     assert words.steps[1:] == PYTHON.steps[1:]
-    assert words.steps[0] == Prune(keep=0.1, per="row", where="a.*,!a.b")
+    assert words.steps[0] == Prune(keep=0.1, per="channel", where="a.*,!a.b")
 
 
 @pytest.mark.parametrize(
-    "words", ["prune keep=0.3", "cluster entries=5 start=density", "finetune lr=1e-3 epochs=2"]
+    "words", ["prune keep=0.3", "cluster entries=5 init=density", "finetune lr=1e-3 epochs=2"]
 )
 def test_words_and_yaml_give_one_digest(words: str) -> None:
     step, *settings = words.split()
@@ -107,7 +107,7 @@ REFUSED: list[tuple[str, str]] = [
     ("steps: [prune: {keep: .nan}]", "prune: keep=nan"),
     ("steps: [finetune: {epochs: .inf}]", "finetune: epochs=inf"),
     ("steps: [finetune: {lr: .inf}]", "finetune: lr=inf"),
-    ("steps: [prune: {per: rwo}]", "prune: per='rwo'; did you mean 'row'?"),
+    ("steps: [prune: {per: chanel}]", "prune: per='chanel'; did you mean 'channel'?"),
     ("steps: [prune: {1: 2}]", "prune: no setting 1"),
     ("steps: [prune: {where: [1, 2]}]", "prune: where=[1, 2]"),
     ("steps: [prune: 0.5]", "recipe: prune: settings must be a mapping, not 0.5"),

@@ -358,7 +358,7 @@ def test_what_a_later_run_measures_is_compared_with_the_first_weights() -> None:
 
 
 def test_seeds_stay_with_their_steps() -> None:
-    model, step = tiny("conv").model, Cluster(start="kmeans++", iterations=1)
+    model, step = tiny("conv").model, Cluster(init="kmeans++", iterations=1)
     chained = run(run(model, step, seed=4), step, seed=9)
     assert chained.ledger.recipe["seed"] == [4, 9]
     again = run(model, from_yaml(dump(lock(chained)), STEPS))
@@ -524,13 +524,13 @@ def test_the_watch_is_told() -> None:
 
 
 def test_the_seed_counts_where_something_is_drawn() -> None:
-    model, step = tiny("conv").model, Cluster(start="kmeans++", iterations=1)
+    model, step = tiny("conv").model, Cluster(init="kmeans++", iterations=1)
     digests = [run(model, [step], seed=seed).digest for seed in (0, 0, 1)]
     assert digests[0] == digests[1] != digests[2]
 
 
 def test_sizes_are_those_of_the_arrays() -> None:
-    result = run(tiny("mlp").model, [Quantize(bits=8, per="row")])
+    result = run(tiny("mlp").model, [Quantize(bits=8, per="channel")])
     weights = 7 * 5 + 7 + 7 + 3 * 7
     rows, biases = 7 + 1 + 7 + 3, 7 + 1 + 7 + 3
     assert result.nbytes == weights + 4 * rows + 4 * biases

@@ -151,7 +151,7 @@ def test_the_teacher_is_the_model_as_it_was_first_given(
         return fit(tuned, task, plan, teacher=teacher, **more)
 
     monkeypatch.setattr(view_module, "fit", watched)
-    for last in (Finetune(epochs=1, share=1.0), STEPS["distill"](epochs=1)):
+    for last in (Finetune(epochs=1, teacher_weight=1.0), STEPS["distill"](epochs=1)):
         if chained:
             run(run(t.model, Prune(keep=0.2)), last, t.task)
         else:
@@ -162,7 +162,7 @@ def test_the_teacher_is_the_model_as_it_was_first_given(
 
 TRIALS = {
     "other recipes": [[Prune(keep=0.5), Cluster(entries=4)], [Prune(keep=0.2)]],
-    "the same, drawn anew": [[Cluster(start="kmeans++", iterations=1, entries=4)]] * 3,
+    "the same, drawn anew": [[Cluster(init="kmeans++", iterations=1, entries=4)]] * 3,
     "trained": [[Finetune(epochs=2, lr=0.01)], [Prune(keep=0.5, epochs=2, rounds=2, lr=0.01)]],
 }
 

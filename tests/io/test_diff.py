@@ -39,7 +39,7 @@ RECIPES: dict[str, tuple[Any, ...]] = {
     "lossless": (Entropy(),),
     "int8": (Quantize(bits=8), Entropy()),
     "groups": (Quantize(bits=4, per="group", group=16), Entropy()),
-    "zeros": (Quantize(bits=4, per="row", symmetric=False), Entropy()),
+    "zeros": (Quantize(bits=4, per="channel", symmetric=False), Entropy()),
     "pruned": (Prune(keep=0.3, per="tensor"), Quantize(bits=4), Entropy()),
     "shared": (Prune(keep=0.5, per="tensor"), Cluster(entries=8), Entropy()),
     "factors": (Factorize(keep=0.5), Quantize(bits=8), Entropy()),

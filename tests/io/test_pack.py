@@ -104,7 +104,7 @@ def as_compressed(given: dict[str, Tensor]) -> State:
 @pytest.mark.parametrize(
     "steps",
     [
-        (Prune(keep=0.5), Cluster(entries=4, start="kmeans++"), Entropy()),
+        (Prune(keep=0.5), Cluster(entries=4, init="kmeans++"), Entropy()),
         (Quantize(bits=4, per="group", group=4, where="*stem*,*head*"), Entropy(where="*.weight")),
         (Factorize(rank=1, where="!*stem*"), Quantize(bits=8)),
         (Prune(pattern="1:2", where="block.weight"), Quantize(scheme="ternary")),

@@ -58,7 +58,7 @@ def test_grids_are_well_formed(case, bits, per, group, options):
         w, bits, per=per, group=group, symmetric=symmetric, range=range_, ends=(-0.5, 2.0), keep=keep
     )
     rows, columns = w.shape
-    want = {"tensor": (1, 1), "row": (rows, 1), "group": (rows, math.ceil(columns / group))}[per]
+    want = {"tensor": (1, 1), "channel": (rows, 1), "group": (rows, math.ceil(columns / group))}[per]
     assert tuple(scale.shape) == want
     assert scale.dtype == torch.float32
     assert (scale >= TINY).all()
@@ -108,7 +108,7 @@ def test_a_fixed_range_is_that_of_weights_that_span_it(bits, ends):
     """The textbook's grid of the two ends stands for weights that do not reach them, or go beyond."""
     w = torch.randn(3, 17, generator=torch.Generator().manual_seed(bits)) * 0.5
     symmetric = ends[0] == -ends[1]
-    codes, scale, zero = even_grid(w, bits, per="row", symmetric=symmetric, range="fixed", ends=ends)
+    codes, scale, zero = even_grid(w, bits, per="channel", symmetric=symmetric, range="fixed", ends=ends)
     got = dequantize(codes, scale, zero, 0)
     for row, decoded in zip(w.tolist(), got.tolist(), strict=True):
         clipped = [min(max(v, ends[0]), ends[1]) for v in row]
@@ -287,7 +287,7 @@ def test_expand_repeats_groups():
     [
         ({"bits": 17}, "1 to 16"),
         ({"bits": 0}, "1 to 16"),
-        ({"bits": 4, "per": "rows"}, "did you mean 'row'"),
+        ({"bits": 4, "per": "chanels"}, "did you mean 'channel'"),
         ({"bits": 4, "range": "msee"}, "did you mean 'mse'"),
         ({"bits": 4, "per": "group", "group": 0}, "group=0"),
         ({"bits": 4, "range": "percentile", "percentile": 0.999}, "in percent"),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tersor.errors import SettingError
 from tersor.maths import kmeans
 from tersor.maths.exact_kmeans import optimal_cuts
-from tersor.maths.kmeans import START, assign, cluster
+from tersor.maths.kmeans import INITS, assign, cluster
 
 floats = st.floats(-1e3, 1e3, width=32)
 
@@ -89,13 +89,13 @@ def test_far_from_zero_no_digits_are_lost():
 @given(
     st.lists(floats, min_size=1, max_size=60),
     st.integers(1, 12),
-    st.sampled_from(START),
+    st.sampled_from(INITS),
     st.sampled_from([0, 1, 50]),
     st.sampled_from([1.0, 1e-38, 1e33]),
 )
 def test_every_start_gives_a_sound_table(values, entries, start, iterations, size):
     values = torch.tensor(values) * size
-    index, book = cluster(values, entries, start=start, iterations=iterations)
+    index, book = cluster(values, entries, init=start, iterations=iterations)
     assert index.dtype == torch.int64
     assert book.dtype == torch.float32
     assert 1 <= len(book) <= entries
@@ -110,7 +110,7 @@ def test_every_start_gives_a_sound_table(values, entries, start, iterations, siz
 @pytest.mark.parametrize("start", ["linear", "density", "kmeans++"])
 def test_starts_converge_to_a_fixed_point_near_the_optimum(start):
     values = torch.randn(3000, generator=torch.Generator().manual_seed(0))
-    index, book = cluster(values, 16, start=start, iterations=500)
+    index, book = cluster(values, 16, init=start, iterations=500)
     means = torch.stack([values[index == k].double().mean() for k in range(16)])
     assert torch.allclose(book.double(), means, atol=1e-6)
     assert error(values, index, book) <= error(values, *cluster(values, 16)) * 1.25
@@ -122,13 +122,13 @@ def test_lloyd_is_plain_lloyd():
     for _ in range(7):
         index = (values.double()[:, None] - book).abs().argmin(1)
         book = torch.stack([values.double()[index == k].mean() for k in range(6)])
-    _, got = cluster(values, 6, start="linear", iterations=7)
+    _, got = cluster(values, 6, init="linear", iterations=7)
     assert torch.allclose(got.double(), book, atol=1e-6)
 
 
 def test_empty_entries_are_used():
     values = torch.cat([torch.randn(500, generator=torch.Generator().manual_seed(0)), torch.tensor([1000.0])])
-    index, book = cluster(values, 8, start="linear", iterations=100)
+    index, book = cluster(values, 8, init="linear", iterations=100)
     assert len(book) == 8
     assert len(index.unique()) == 8
 
@@ -151,7 +151,7 @@ def test_many_entries_come_near_the_theory():
 def test_seed_decides_kmeans_plus_plus_alone():
     values = torch.randn(2000, generator=torch.Generator().manual_seed(0))
     state = torch.get_rng_state()
-    books = [cluster(values, 32, start="kmeans++", iterations=2, seed=s)[1] for s in (0, 0, 1)]
+    books = [cluster(values, 32, init="kmeans++", iterations=2, seed=s)[1] for s in (0, 0, 1)]
     assert torch.equal(books[0], books[1])
     assert not torch.equal(books[0], books[2])
     assert torch.equal(state, torch.get_rng_state())
@@ -172,7 +172,7 @@ def test_nothing_to_cluster():
     ("options", "text"),
     [
         ({"entries": 0}, "entries=0"),
-        ({"entries": 2, "start": "dense"}, "did you mean 'density'"),
+        ({"entries": 2, "init": "dense"}, "did you mean 'density'"),
         ({"entries": 2, "weights": torch.zeros(3)}, "all weights are 0"),
         ({"entries": 2, "weights": -torch.ones(3)}, "not negative"),
     ],

@@ -52,7 +52,7 @@ def test_each_weight_goes_to_the_nearest_level(shape, size, bits, terms, per, ra
     w = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).clamp(-2, 2) * size
     keep = torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < 0.7 if seed % 2 else None
     codes, scale = log_grid(w, bits, terms=terms, per=per, group=4, range=range_, keep=keep)
-    want = {"tensor": (1, 1), "row": (shape[0], 1), "group": (shape[0], math.ceil(shape[1] / 4))}[per]
+    want = {"tensor": (1, 1), "channel": (shape[0], 1), "group": (shape[0], math.ceil(shape[1] / 4))}[per]
     assert tuple(scale.shape) == want
     assert (scale >= TINY).all()
     decoded = from_levels(codes, scale, bits, terms, 4)

@@ -61,15 +61,15 @@ def test_without_curvature_and_price_it_rounds_to_the_nearest() -> None:
     assert made.error == pytest.approx(float((w - made.decode()).square().sum()), rel=1e-4)
 
 
-@pytest.mark.parametrize("per", ["tensor", "row", "column", "both"])
+@pytest.mark.parametrize("per", ["tensor", "channel", "input", "both"])
 def test_the_error_told_is_the_weighed_error(per: str) -> None:
     w, f, h = weights(33, 129), moment(33, 1), moment(129, 2)
     rows, columns = factor(f, 33, damp=1e-6), factor(h, 129, damp=1e-6)
     row, column = steps(rows, columns, 0.01, per)
     made = rdoq(w, rows, columns, 0.01, row=row, column=column)
     assert made.error == pytest.approx(weighed(w - made.decode(), f, h), rel=1e-3)
-    assert row.shape == ((33, 1) if per in ("row", "both") else (1, 1))
-    assert column.shape == ((1, 129) if per in ("column", "both") else (1, 1))
+    assert row.shape == ((33, 1) if per in ("channel", "both") else (1, 1))
+    assert column.shape == ((1, 129) if per in ("input", "both") else (1, 1))
 
 
 def test_feedback_lowers_the_weighed_error() -> None:
@@ -108,12 +108,12 @@ def test_steps_of_rows_and_columns_beat_one_step_where_weights_differ() -> None:
     rows = Factor(torch.logspace(-2, 2, 128))
     columns = Factor(torch.logspace(-2, 2, 256))
     cost = {}
-    for per in ("tensor", "row", "column", "both"):
+    for per in ("tensor", "channel", "input", "both"):
         row, column = steps(rows, columns, 1e-2, per)
         made = rdoq(w, rows, columns, 1e-2, row=row, column=column)
         cost[per] = made.error + 1e-2 * made.bits
-    assert cost["both"] < min(cost["row"], cost["column"])
-    assert max(cost["row"], cost["column"]) < cost["tensor"]
+    assert cost["both"] < min(cost["channel"], cost["input"])
+    assert max(cost["channel"], cost["input"]) < cost["tensor"]
 
 
 def test_bits_are_near_the_entropy_of_the_codes() -> None:

@@ -35,7 +35,7 @@ def half_up(x):
     shapes,
     st.integers(0, 99),
     shares,
-    st.sampled_from(["tensor", "row", "group"]),
+    st.sampled_from(["tensor", "channel", "group"]),
     st.integers(1, 10),
     st.booleans(),
 )
@@ -46,7 +46,7 @@ def test_magnitude_matches_a_slow_loop(shape, seed, keep, per, group, ties):  # 
     if per == "tensor":
         want = slow_largest(flat, max(1, half_up(keep * len(flat))))
     else:
-        size = shape[1] if per == "row" else group
+        size = shape[1] if per == "channel" else group
         want = []
         for row in w.tolist():
             for a in range(0, len(row), size):

@@ -60,7 +60,7 @@ def test_twn_by_hand():
 @pytest.mark.parametrize("size", [0.0, 1e-41, 1e-25, 1.0, 1e38])
 def test_shapes_and_extremes(rule, per, shape, size):
     w = torch.randn(shape, generator=torch.Generator().manual_seed(0)).clamp(-3, 3) * size
-    want = {"tensor": (1, 1), "row": (shape[0], 1), "group": (shape[0], -(-shape[1] // 4))}[per]
+    want = {"tensor": (1, 1), "channel": (shape[0], 1), "group": (shape[0], -(-shape[1] // 4))}[per]
     for index, scale, top in (
         (*binary(w, per, group=4), 1),
         (*ternary(w, per, None, rule, group=4), 2),

@@ -59,7 +59,14 @@ def test_maps_are_trained_along_as_plain_pytorch_does() -> None:
     batches = list(t.task.batches("calibrate"))
     text = "stem=first, head=last"
     plan = TrainingPlan(
-        3, lr, "constant", features=text, feature_weight=weight, share=0.0, weight_decay=0.1, optimizer="sgd"
+        3,
+        lr,
+        "constant",
+        features=text,
+        feature_weight=weight,
+        teacher_weight=0.0,
+        weight_decay=0.1,
+        optimizer="sgd",
     )
     tuned = tuned_of(t)
     first = features_of(text, tuned, copy.deepcopy(teacher).eval(), t.task, 5).maps
@@ -204,7 +211,7 @@ def test_padding_is_no_feature(width: int) -> None:
         ids = torch.tensor([[1, 2, 3, pad, pad], [4, 5, 6, 7, pad]])
         mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 0]])
         batch = {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([0, 1])}
-        step = Distill(teacher=teacher, features="layer", share=0.0, epochs=3, lr=0.1)
+        step = Distill(teacher=teacher, features="layer", teacher_weight=0.0, epochs=3, lr=0.1)
         return run(model, step, Task(evaluate=[batch], train=[batch])).state_dict()
 
     one, other = learned(7), learned(8)

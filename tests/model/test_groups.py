@@ -69,7 +69,13 @@ def test_the_loop_is_plain_pytorch_with_groups_and_clipping(clip: float | None, 
     t, lr, decay = tiny("mlp"), 0.05, 0.3
     batches = list(t.task.batches("calibrate"))
     step = Finetune(
-        epochs=3, lr=lr, schedule="constant", clip=clip, lr_of=ONE, weight_decay=decay, optimizer=optimizer
+        epochs=3,
+        lr=lr,
+        schedule="constant",
+        max_grad_norm=clip,
+        lr_of=ONE,
+        weight_decay=decay,
+        optimizer=optimizer,
     )
     result = run(t.model, step, replace(t.task, train=batches))
     model = copy.deepcopy(t.model).train()
@@ -93,15 +99,21 @@ def test_the_loop_is_plain_pytorch_with_groups_and_clipping(clip: float | None, 
 
 def test_clipping_is_a_norm() -> None:
     for clip in (0.0, -1.0, float("inf"), float("nan")):
-        with pytest.raises(SettingError, match="finetune: clip=.*, but it is a norm: above 0"):
-            Finetune(clip=clip)
+        with pytest.raises(SettingError, match="finetune: max_grad_norm=.*, but it is a norm: above 0"):
+            Finetune(max_grad_norm=clip)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_a_training_that_was_killed_goes_on_to_the_same_bits(optimizer: str, tmp_path: Path) -> None:
     t = tiny("conv")
     step = Prune(
-        keep=0.4, epochs=3, ramp=0.8, lr=0.02, clip=0.1, lr_of="stem.*=3,norm*=0.1", optimizer=optimizer
+        keep=0.4,
+        epochs=3,
+        ramp=0.8,
+        lr=0.02,
+        max_grad_norm=0.1,
+        lr_of="stem.*=3,norm*=0.1",
+        optimizer=optimizer,
     )
     whole = run(t.model, step, t.task)
     assert resumed(t.model, step, t.task, tmp_path).ledger.digest == whole.ledger.digest

@@ -11,7 +11,7 @@ from tersor.model.rate_penalized import RatePenalizedPart
 def rated(shape: tuple[int, ...], per: str = "tensor", axis: int = 0) -> RatePenalizedPart:
     g = torch.Generator().manual_seed(0)
     w = torch.randn(shape, generator=g)
-    rows = shape[axis] if per == "row" and len(shape) > 1 else 1
+    rows = shape[axis] if per == "channel" and len(shape) > 1 else 1
     scale = torch.rand(rows, 1, generator=g) * 0.2 + 0.2
     form = Affine(Dense(torch.zeros(shape, dtype=torch.int8)), Dense(scale), None, 8, 0, axis)
     part = RatePenalizedPart(form)
@@ -19,7 +19,7 @@ def rated(shape: tuple[int, ...], per: str = "tensor", axis: int = 0) -> RatePen
     return part
 
 
-@pytest.mark.parametrize("per", ["tensor", "row"])
+@pytest.mark.parametrize("per", ["tensor", "channel"])
 @pytest.mark.parametrize(("shape", "axis"), [((5, 7), 0), ((4, 3, 2, 2), 1), ((6,), 0)])
 def test_what_is_seen_is_what_is_stored(shape, axis, per):
     part = rated(shape, per, axis)
@@ -30,7 +30,7 @@ def test_what_is_seen_is_what_is_stored(shape, axis, per):
     assert float((form.decode() - part.w.detach()).abs().max()) <= float(size) * (1 + 1e-5)
 
 
-@pytest.mark.parametrize("per", ["tensor", "row"])
+@pytest.mark.parametrize("per", ["tensor", "channel"])
 def test_gradients_of_the_price_by_differences(per):
     part = rated((5, 7), per)
     part.price.fill_(0.25)

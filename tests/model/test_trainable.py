@@ -93,7 +93,7 @@ def test_folding_twice_is_folding_once(name: str) -> None:
     check()
 
 
-SIGNS = [(rule, per) for rule in (binary, ternary) for per in ("tensor", "row")]
+SIGNS = [(rule, per) for rule in (binary, ternary) for per in ("tensor", "channel")]
 
 
 @pytest.mark.parametrize(("rule", "per"), SIGNS, ids=[f"{r.__name__} {p}" for r, p in SIGNS])
@@ -169,13 +169,13 @@ def test_a_log_grid_and_signs_are_straight_through() -> None:
     codes, scale = log_grid(W, 4, per="tensor")
     assert torch.equal(grad_of(LogGrid(Dense(codes), Dense(scale)), PULL)["w"], PULL)
     for rule, book in ((binary, [-1.0, 1.0]), (ternary, [-1.0, 0.0, 1.0])):
-        index, scale = rule(W, "row")
+        index, scale = rule(W, "channel")
         form = Codebook(Dense(index), Dense(torch.tensor(book)), Dense(scale))
         assert torch.equal(grad_of(form, PULL)["w"], PULL)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize("per", ["tensor", "row", "group"])
+@pytest.mark.parametrize("per", ["tensor", "channel", "group"])
 def test_an_even_grid_learns_its_steps_as_lsq_does(per: str, symmetric: bool) -> None:
     """Weights that round to a code get the gradient, weights beyond none; a step gets the sum of
     gradient * (round(w / s) - w / s), or of gradient * the end, times 1 / sqrt(N * top)    LSQ section 2.1
@@ -216,7 +216,7 @@ def test_an_even_grid_learns_its_steps_as_lsq_does(per: str, symmetric: bool) ->
 def test_stored_codes_at_the_ends_of_a_grid_learn(bits: int) -> None:
     """A weight that is stored at an end lies there to the last bit, or one beyond it."""
     w = torch.randn(16, 32, generator=torch.Generator().manual_seed(bits))
-    codes, scale, zero = even_grid(w, bits, per="row", symmetric=False)
+    codes, scale, zero = even_grid(w, bits, per="channel", symmetric=False)
     here = part(Affine(Dense(codes), Dense(scale), Dense(zero), bits))
     here.value().sum().backward()
     assert torch.equal(here.w.grad, torch.ones(16, 32))

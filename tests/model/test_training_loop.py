@@ -119,7 +119,7 @@ def test_the_loss_mixes_labels_and_teacher(share: float) -> None:
     with torch.no_grad():
         mine, theirs = t.model(x), teacher(x)
     want = (1 - share) * cross_entropy(mine, y) + share * soften(mine, theirs, 2.0)
-    assert one_loss(t, TrainingPlan(share=share, temperature=2.0), teacher) == pytest.approx(
+    assert one_loss(t, TrainingPlan(teacher_weight=share, temperature=2.0), teacher) == pytest.approx(
         float(want), rel=1e-5
     )
 
@@ -335,7 +335,7 @@ def state_of_the_world() -> dict[str, Any]:
 def test_the_world_is_as_it_was(grad: bool) -> None:
     t, teacher = tiny("conv"), tiny("conv", seed=3).model
     weights = {key: value.clone() for key, value in teacher.state_dict().items()}
-    plan = TrainingPlan(1, share=0.5, features="block", bf16=True)
+    plan = TrainingPlan(1, teacher_weight=0.5, features="block", bf16=True)
     with torch.set_grad_enabled(grad):
         before = state_of_the_world()
         fit(tuned_of(t), t.task, plan, seed=0, teacher=teacher)
@@ -357,7 +357,7 @@ def failing(count: int) -> Callable[[int, int], None]:
 def test_the_world_is_as_it_was_after_ctrl_c() -> None:
     t, teacher = tiny("conv"), tiny("conv", seed=3).model
     before = state_of_the_world()
-    plan = TrainingPlan(2, share=0.5, features="block")
+    plan = TrainingPlan(2, teacher_weight=0.5, features="block")
     with pytest.raises(KeyboardInterrupt):
         fit(tuned_of(t), t.task, plan, seed=0, teacher=teacher, on_step=failing(3))
     assert state_of_the_world() == before

@@ -64,11 +64,11 @@ def compress(kind: str, journal: Path | None, resume: bool = False) -> State:
         Distill(
             epochs=1,
             lr=0.001,
-            share=0.0,
+            teacher_weight=0.0,
             teacher=wide,
             features="first=0",
             feature_weight=0.1,
-            clip=1.0,
+            max_grad_norm=1.0,
             lr_of="last.*=0.5",
         ),  # fmt: skip
     ]

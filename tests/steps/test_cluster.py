@@ -25,7 +25,7 @@ def weights_of(result: State) -> list[str]:
 @pytest.mark.parametrize("entries", [1, 2, 7, 256, 300])
 def test_a_tensor_has_at_most_so_many_values(start: str, entries: int) -> None:
     t = tiny("conv")
-    result = run(t.model, Cluster(entries=entries, start=start))
+    result = run(t.model, Cluster(entries=entries, init=start))
     for name in weights_of(result):
         form, w = result.forms[name], t.model.state_dict()[name]
         assert isinstance(form, Codebook)
@@ -66,7 +66,7 @@ def test_as_many_entries_as_values_lose_nothing() -> None:
 @pytest.mark.parametrize("model", ["conv", "mixed"])
 def test_rows_have_tables_of_their_own(model: str) -> None:
     t = tiny(model)
-    result = run(t.model, Cluster(entries=3, per="row"))
+    result = run(t.model, Cluster(entries=3, per="channel"))
     for name in weights_of(result):
         axis = 1 if name in ("up.weight", "back.weight") else 0
         form, w = result.forms[name], t.model.state_dict()[name].movedim(axis, 0).flatten(1)
@@ -99,7 +99,7 @@ def test_a_mask_that_hides_all_of_a_row() -> None:
     model = tiny("mlp").model
     with torch.no_grad():
         model.layers[0].weight[2:] *= 1e-3
-    result = run(model, [Prune(keep=0.2), Cluster(entries=4, per="row")])
+    result = run(model, [Prune(keep=0.2), Cluster(entries=4, per="channel")])
     assert result.model().layers[0].weight[6].abs().sum() == 0
 
 
@@ -111,7 +111,7 @@ def test_factors_are_clustered_each() -> None:
     assert len(form.right.decode().unique()) <= 4
 
 
-@pytest.mark.parametrize("per", ["tensor", "row"])
+@pytest.mark.parametrize("per", ["tensor", "channel"])
 @pytest.mark.parametrize("masked", [False, True])
 def test_one_step_of_training_sums_the_gradients(per: str, masked: bool) -> None:
     """Han, Mao, Dally 2016, section 3.3: dL/dC_k = sum over i, j of dL/dW_ij where I_ij = k. One step of SGD
@@ -172,7 +172,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"entries": 0}, "entries=0, but a table has 1 to 32768 entries"),
     ({"entries": 40000}, "entries=40000"),
     ({"per": "group"}, "per='group'"),
-    ({"start": "exakt"}, "did you mean 'exact'?"),
+    ({"init": "exakt"}, "did you mean 'exact'?"),
     ({"iterations": 0}, "iterations=0"),
 ]
 

@@ -89,7 +89,7 @@ def distance(t: Tiny, model: nn.Module, teacher: nn.Module) -> float:
 def test_the_student_comes_nearer_to_its_teacher(name: str) -> None:
     t = tiny(name)
     cut = run(t.model, Prune(keep=0.3), t.task)
-    whole = run(t.model, [Prune(keep=0.3), Distill(epochs=15, share=1.0, lr=0.01)], t.task)
+    whole = run(t.model, [Prune(keep=0.3), Distill(epochs=15, teacher_weight=1.0, lr=0.01)], t.task)
     assert distance(t, whole.model(), t.model) < 0.6 * distance(t, cut.model(), t.model)
 
 
@@ -102,7 +102,7 @@ def test_share_1_needs_no_labels() -> None:
     found = [
         run(
             t.model,
-            [Quantize(bits=3), Distill(epochs=1, share=1.0)],
+            [Quantize(bits=3), Distill(epochs=1, teacher_weight=1.0)],
             replace(t.task, train=[(x, y + k) for x, y in batches]),
         )
         for k in (0, -5)
@@ -183,15 +183,17 @@ def test_a_layer_under_two_names_is_known_by_both() -> None:
 
 def test_features_alone() -> None:
     t = tiny("conv")
-    result = run(t.model, [Quantize(bits=3), Distill(share=0.0, features="block, norm1", lr=0.01)], t.task)
+    result = run(
+        t.model, [Quantize(bits=3), Distill(teacher_weight=0.0, features="block, norm1", lr=0.01)], t.task
+    )
     assert "stem.weight" in moved(result, 1)
 
 
 BAD: list[tuple[type, dict[str, Any], str]] = [
     (Finetune, {"epochs": 0}, "finetune: epochs=0, but it is a number of passes: above 0"),
     (Distill, {"epochs": 0}, "distill: epochs=0"),
-    (Distill, {"share": 0}, "share=0 without features leaves the teacher out"),
-    (Distill, {"share": 2}, "distill: share=2"),
+    (Distill, {"teacher_weight": 0}, "teacher_weight=0 without features leaves the teacher out"),
+    (Distill, {"teacher_weight": 2}, "distill: teacher_weight=2"),
     (Distill, {"teacher": 3}, "distill: teacher=3, but it is '' (the given model)"),
     (Distill, {"feature_weight": -1}, "feature_weight=-1"),
 ]

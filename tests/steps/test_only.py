@@ -18,14 +18,16 @@ OTHER: dict[str, Any] = {
     "keep": 0.3, "rank": 1, "energy": 0.6, "whiten": False, "per": "tensor", "group": 3, "threshold": 0.2,
     "pattern": "1:4", "ramp": 0.5, "rounds": 2, "rewind": "weights", "scheme": "log", "bits": 3,
     "symmetric": False, "range": "mse", "percentile": 80.0, "low": -0.1, "high": 0.2, "terms": 2,
-    "rule": "exact", "entries": 3, "start": "linear", "iterations": 1, "epochs": 2.0, "lr": 0.02,
-    "schedule": "constant", "optimizer": "sgd", "weight_decay": 0.3, "share": 0.3, "temperature": 2.5,
-    "bf16": True, "clip": 1e-3, "lr_of": "*=0.1", "features": "block", "feature_weight": 0.1, "nbytes": 300,
+    "rule": "exact", "entries": 3, "init": "linear", "iterations": 1, "epochs": 2.0, "lr": 0.02,
+    "schedule": "constant", "optimizer": "sgd", "weight_decay": 0.3, "teacher_weight": 0.3,
+    "temperature": 2.5,
+    "bf16": True, "max_grad_norm": 1e-3, "lr_of": "*=0.1", "features": "block", "feature_weight": 0.1,
+    "nbytes": 300,
     "price": 0.01, "step": 0.2, "max_drop": 0.1, "lam": 0.01, "weigh": "inputs", "damp": 0.5,
     "coder": "huffman", "threads": 2, "batch": 2, "latency": True, "vectors": False,
 }  # fmt: skip
-ELSE = {word: {"per": "row"} for word in ("prune", "cluster", "rdoq", "penalize")} | {
-    "rdoq": {"per": "row", "nbytes": 3000}, "penalize": {"per": "row", "nbytes": 9000, "bits": 8.0}
+ELSE = {word: {"per": "channel"} for word in ("prune", "cluster", "rdoq", "penalize")} | {
+    "rdoq": {"per": "channel", "nbytes": 3000}, "penalize": {"per": "channel", "nbytes": 9000, "bits": 8.0}
 }  # fmt: skip
 UNMET = {"scheme": "binary", "weigh": "none", "where": "s*"}  # values at which others have no effect
 # The tests of these say what they do: of speed and places alone, of long trainings, of larger models.
@@ -98,7 +100,7 @@ def test_and_is_refused_where_it_would_not(word: str, key: str, other: str) -> N
 
 
 REFUSED = {
-    "quantize bits=4 group=32": "group=32 has no effect where per='row'. It needs per=group: give that, or",
+    "quantize bits=4 group=32": "group=32 has no effect where per='channel'. It needs per=group: give that",
     "quantize scheme=binary bits=2": "bits=2 has no effect where scheme='binary'. It needs scheme=uniform ",
     "quantize percentile=99": "percentile=99.0 has no effect where range='minmax'. It needs range=percentile",
     "quantize scheme=ternary symmetric=false": "symmetric=False has no effect where scheme='ternary'",
@@ -111,12 +113,12 @@ REFUSED = {
     "quantize range=fixed symmetric=false low=0.5 high=1": "low <= 0 <= high",
     "quantize lr=0.1": "lr=0.1 has no effect where epochs=0.0. It needs epochs above 0: give that, or",
     "prune keep=0.1 pattern=2:4": "keep=0.1 has no effect where pattern='2:4'. It needs no pattern: leave",
-    "prune threshold=0.1 per=row": "per='row' has no effect where threshold=0.1",
+    "prune threshold=0.1 per=channel": "per='channel' has no effect where threshold=0.1",
     "prune threshold=0.1 pattern=2:4": "threshold=0.1 has no effect where pattern='2:4'",
     "prune epochs=1 rewind=weights": "rewind='weights' has no effect where rounds=1",
     "prune rounds=3": "rounds=3 has no effect where epochs=0.0",
-    "cluster iterations=9": "iterations=9 has no effect where start='exact'. It needs start=linear or ",
-    "cluster epochs=1 temperature=2": "temperature=2.0 has no effect where share=0.0",
+    "cluster iterations=9": "iterations=9 has no effect where init='exact'. It needs init=linear or ",
+    "cluster epochs=1 temperature=2": "temperature=2.0 has no effect where teacher_weight=0.0",
     "distill feature_weight=2": "feature_weight=2.0 has no effect where features=''. It needs features: give",
     "penalize nbytes=900 bits=2": "bits=2.0 has no effect where nbytes=900",
     "rdoq weigh=none damp=0.1": "damp=0.1 has no effect where weigh='none'",

@@ -95,7 +95,7 @@ def test_it_says_what_the_file_will_need(given, tmp_path: Path):
 
 def test_every_number_is_a_small_integer_and_a_step(given):
     model, task = given
-    result = run(model, Penalize(epochs=1, per="row"), task)
+    result = run(model, Penalize(epochs=1, per="channel"), task)
     for name, form in result.forms.items():
         assert isinstance(form, Affine), name
         assert form.codes.decode().dtype == torch.int8
@@ -110,7 +110,7 @@ def test_where_and_vectors_say_what_is_priced(given):
     assert not any(isinstance(form, Affine) for name, form in result.forms.items() if name.endswith("bias"))
 
 
-@pytest.mark.parametrize("per", ["tensor", "row"])
+@pytest.mark.parametrize("per", ["tensor", "channel"])
 def test_the_first_grid_reaches_every_weight(per):
     w = torch.randn(5, 40, generator=torch.Generator().manual_seed(0))
     w[2, 3], w[4] = 90.0, 0.0
@@ -126,7 +126,7 @@ def test_weights_that_begin_at_zero_can_learn(given):
     with torch.no_grad():
         empty[0].bias.zero_()
         empty[2].weight[3:] = 0
-    for per in ("tensor", "row"):
+    for per in ("tensor", "channel"):
         recipe = Recipe((Penalize(epochs=2, bits=8.0, per=per, lr=0.01),), zeros="none")
         result = run(empty, recipe, task)
         assert result.forms["0.bias"].decode().any()
@@ -247,7 +247,7 @@ class Stubborn(nn.Module):
 
 def test_the_teacher_is_listened_to(given):
     model, task = given
-    result = run(model, Penalize(bits=6.0, epochs=6, share=1.0, teacher=Stubborn(), lr=0.01), task)
+    result = run(model, Penalize(bits=6.0, epochs=6, teacher_weight=1.0, teacher=Stubborn(), lr=0.01), task)
     with torch.no_grad():
         answers = result.model()(torch.randn(100, 24)).argmax(1)
     assert (answers == 0).float().mean() > 0.9

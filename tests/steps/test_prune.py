@@ -61,7 +61,7 @@ def test_per_tensor_keeps_the_largest_of_each(model: str, keep: float) -> None:
 @pytest.mark.parametrize("model", ["mlp", "mixed"])
 def test_per_row_keeps_the_largest_of_each_output(model: str, keep: float) -> None:
     t = tiny(model)
-    result = run(t.model, Prune(keep=keep, per="row"))
+    result = run(t.model, Prune(keep=keep, per="channel"))
     for name in weights_of(result):
         axis = 1 if name in ("up.weight", "back.weight") else 0
         mask, w = (rows(x, axis) for x in (kept(result.forms[name]), t.model.state_dict()[name]))
@@ -218,7 +218,7 @@ def test_masks_below_a_sum_have_the_rows_of_the_layer() -> None:
     given = start(model)
     (site,) = given.sites.values()
     forms = {"weight": mask_all(Sum(Sum(Dense(w), Dense(w / 2)), factors))}
-    step = Prune(per="row", keep=0.5, ramp=1.0, epochs=1)
+    step = Prune(per="channel", keep=0.5, ramp=1.0, epochs=1)
     tuned = TrainableForms(model, forms, given.sites, ["weight"])
     step.narrowing([site], 1.0, 0.5)(tuned, 1, 2)
     for after in (step.narrowed([site], forms, 0.5)["weight"], tuned.fold()["weight"]):
@@ -253,7 +253,7 @@ class Spied:
         return [sum(int(mask.sum()) for mask in masks.values()) for masks in self.masks]
 
 
-@pytest.mark.parametrize("per", ["tensor", "row", "global", "lamp"])
+@pytest.mark.parametrize("per", ["tensor", "channel", "global", "lamp"])
 @pytest.mark.parametrize("ramp", [0.5, 0.1, 1.0])
 def test_gradual_pruning_follows_the_cubic_and_ends_at_keep(
     per: str, ramp: float, monkeypatch: pytest.MonkeyPatch
@@ -290,7 +290,7 @@ def test_gradual_pruning_follows_the_cubic_and_ends_at_keep(
 def test_rows_are_outputs_while_training_too(ramp: float) -> None:
     """Of transposed convolutions the outputs lie along axis 1, and each keeps its share of weights."""
     t = tiny("mixed")
-    result = run(t.model, Prune(keep=0.3, per="row", ramp=ramp, epochs=2, lr=1e-3), t.task)
+    result = run(t.model, Prune(keep=0.3, per="channel", ramp=ramp, epochs=2, lr=1e-3), t.task)
     assert {result.sites[name].axis for name in weights_of(result)} == {0, 1}
     for name in weights_of(result):
         mask = rows(kept(result.forms[name]), result.sites[name].axis)
@@ -366,7 +366,7 @@ def test_a_rewound_round_keeps_what_training_made_large() -> None:
     with torch.no_grad():
         model.weight.copy_(torch.tensor([[0.4, 0.3, 0.2, 0.1], [0.4, 0.3, 0.2, 0.1]]))
     x, y = torch.eye(4)[1:].repeat(4, 1), torch.tensor([0, 1, 1]).repeat(4)  # the first input is never there
-    step = Prune(keep=0.25, rounds=2, epochs=100, lr=0.1, rewind="weights", optimizer="sgd", per="row")
+    step = Prune(keep=0.25, rounds=2, epochs=100, lr=0.1, rewind="weights", optimizer="sgd", per="channel")
     result = run(model, step, Task(evaluate=[(x, y)], train=[(x, y)]))
     assert kept(result.forms["weight"]).tolist() == [[False, True, False, False]] * 2
 

@@ -109,23 +109,23 @@ def test_log_levels_are_powers_of_two(bits: int, terms: int) -> None:
                 torch.testing.assert_close(exponents, exponents.round(), atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("per", ["tensor", "row"])
+@pytest.mark.parametrize("per", ["tensor", "channel"])
 def test_binary_is_plus_and_minus_the_mean(per: str) -> None:
     t = tiny("mixed")
     result = run(t.model, Quantize(scheme="binary", per=per))
     for name in weights_of(result):
         w, seen = (rows(x, name) for x in (t.model.state_dict()[name], result.forms[name].decode()))
-        mean = w.abs().mean(1, keepdim=True) if per == "row" else w.abs().mean()
+        mean = w.abs().mean(1, keepdim=True) if per == "channel" else w.abs().mean()
         torch.testing.assert_close(seen, torch.where(w >= 0, mean, -mean), rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("per", ["tensor", "row"])
+@pytest.mark.parametrize("per", ["tensor", "channel"])
 def test_ternary_is_the_mean_of_what_is_large(per: str) -> None:
     t = tiny("mixed")
     result = run(t.model, Quantize(scheme="ternary", per=per))
     for name in weights_of(result):
         w, seen = (rows(x, name) for x in (t.model.state_dict()[name], result.forms[name].decode()))
-        for part, value in zip(*((w, seen) if per == "row" else (w[None], seen[None])), strict=True):
+        for part, value in zip(*((w, seen) if per == "channel" else (w[None], seen[None])), strict=True):
             large = part.abs() > 0.7 * part.abs().mean()
             mean = part.abs()[large].mean()
             torch.testing.assert_close(value, part.sign() * mean * large, rtol=1e-5, atol=0)
@@ -290,7 +290,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"terms": 3}, "terms=3"),
     ({"rule": "best"}, "rule='best'"),
     ({"epochs": -1}, "epochs=-1"),
-    ({"share": 1.5}, "share=1.5"),
+    ({"teacher_weight": 1.5}, "teacher_weight=1.5"),
     ({"temperature": 0}, "temperature=0"),
     ({"optimizer": "adamm"}, "did you mean 'adam'?"),
 ]

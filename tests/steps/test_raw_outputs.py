@@ -144,7 +144,7 @@ def test_fine_tuning_lowers_the_loss(language: Any) -> None:
 
 
 def test_a_student_of_tokens_comes_nearer_to_its_teacher(language: Any) -> None:
-    """share=1: soft targets alone, over the vocabulary; over the tokens' axis nothing would move."""
+    """teacher_weight=1: soft targets alone, over the vocabulary; over the tokens' axis nothing would move."""
     _, model, batches, task = language
 
     def apart(other: nn.Module) -> float:
@@ -156,7 +156,7 @@ def test_a_student_of_tokens_comes_nearer_to_its_teacher(language: Any) -> None:
         return total
 
     cut = tersor.run(model, tersor.Prune(keep=0.3), task)
-    taught = tersor.run(cut, tersor.Distill(epochs=8, share=1.0, lr=0.01), task)
+    taught = tersor.run(cut, tersor.Distill(epochs=8, teacher_weight=1.0, lr=0.01), task)
     assert apart(taught.model()) < 0.8 * apart(cut.model())
 
 
@@ -175,7 +175,7 @@ def test_a_decoder_without_labels_wants_its_inputs() -> None:
     whole = [
         {**few, "decoder_input_ids": batch["input_ids"]} for few, batch in zip(bare, batches, strict=True)
     ]
-    step = tersor.Distill(epochs=1, share=1.0, lr=0.01)
+    step = tersor.Distill(epochs=1, teacher_weight=1.0, lr=0.01)
     result = tersor.run(model, [tersor.Prune(keep=0.5), step], Task("t", evaluate=whole, train=whole))
     assert moved(result, tersor.run(model, tersor.Prune(keep=0.5)).model())
     with pytest.raises(TaskError, match="decoder_input_ids"):
@@ -305,7 +305,7 @@ def test_several_heads_distill() -> None:
     def apart(net: nn.Module) -> list[float]:
         return [float((answers(net, k) - answers(model, k)).square().mean()) for k in range(3)]
 
-    taught = tersor.run(cut, tersor.Distill(epochs=20, share=1.0, lr=0.02, temperature=1.0), task)
+    taught = tersor.run(cut, tersor.Distill(epochs=20, teacher_weight=1.0, lr=0.02, temperature=1.0), task)
     for mine, was in zip(apart(taught.model()), apart(cut.model()), strict=True):
         assert mine < 0.7 * was
     # The default loss of several logits: a target each, summed.
@@ -393,7 +393,7 @@ def test_a_teacher_alone_needs_no_targets() -> None:
     model = seeded(lambda: nn.Linear(4, 3))
     x = [(torch.randn(5, 4),)]
     task = Task("bare", evaluate=x, train=x, loss=never, metric=never, logits="classes", target=never)
-    step = tersor.Distill(epochs=1, share=1.0, lr=0.1)
+    step = tersor.Distill(epochs=1, teacher_weight=1.0, lr=0.1)
     assert moved(tersor.run(model, [tersor.Quantize(bits=2), step], task), model)
 
 

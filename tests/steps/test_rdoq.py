@@ -120,13 +120,13 @@ def test_factors_are_weighed_by_each_other(wide: tuple[nn.Module, Task]) -> None
     assert loss(result, task) - base < 0.7 * (loss(plain, task) - base)
 
 
-@pytest.mark.parametrize("per", ["tensor", "row", "column", "both"])
+@pytest.mark.parametrize("per", ["tensor", "channel", "input", "both"])
 def test_each_way_to_share_steps_is_stored(wide: tuple[nn.Module, Task], per: str, tmp_path) -> None:
     model, task = wide
     result = run(model, [Rdoq(bits=3, per=per), Entropy()], task)
     form = uncoded(result.forms["two.weight"])
     assert isinstance(form, Affine)
-    shape = {"tensor": (1, 1), "row": (96, 1), "column": (96, 128), "both": (96, 128)}[per]
+    shape = {"tensor": (1, 1), "channel": (96, 1), "input": (96, 128), "both": (96, 128)}[per]
     assert form.scale.shape == shape
     assert loss(result, task) < 0.2
 
@@ -134,8 +134,9 @@ def test_each_way_to_share_steps_is_stored(wide: tuple[nn.Module, Task], per: st
 def test_vectors_are_rounded_finely_and_on_request() -> None:
     t = tiny("conv")
     for weigh in ("output", "none"):
-        model = nn.Sequential(nn.Flatten(), nn.Linear(36, 20), nn.LayerNorm(20), nn.Linear(20, 3))
-        with torch.no_grad():
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(0)
+            model = nn.Sequential(nn.Flatten(), nn.Linear(36, 20), nn.LayerNorm(20), nn.Linear(20, 3))
             model[2].weight.uniform_(0.5, 1.5)
         given = start(model)
         result = run(given, Rdoq(bits=3, weigh=weigh), t.task)
@@ -152,7 +153,7 @@ def test_settings_that_cannot_be_meant_are_refused() -> None:
         ({"lam": 0.0}, "lam=0.0"),
         ({"bits": 17.0}, "above 0, to 16"),
         ({"weigh": "output?"}, "did you mean 'output'"),
-        ({"per": "rows"}, "did you mean 'row'"),
+        ({"per": "chanels"}, "did you mean 'channel'"),
         ({"damp": 0.0}, "damp"),
         ({"where": ""}, "glob"),
     ):

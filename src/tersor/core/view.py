@@ -170,7 +170,7 @@ class View:
         for scale in tuned.grids.parameters():
             scale.requires_grad_(False)
         tuned.begin(begin or {})
-        if teacher is None and (plan.share > 0 or plan.features):
+        if teacher is None and (plan.teacher_weight > 0 or plan.features):
             teacher = self.base()
         self._trainings += 1
         part = f"{zlib.crc32(key.encode()):08x}" if key else f"{self._trainings}"

@@ -57,7 +57,7 @@ def even_grid(
     w: Tensor,
     bits: int,
     *,
-    per: str = "row",
+    per: str = "channel",
     group: int = 64,
     symmetric: bool = True,
     range: str = "minmax",

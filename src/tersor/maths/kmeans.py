@@ -1,10 +1,10 @@
 """k-means in one dimension: values into K entries of a table, by least squared error.
 
-start "exact"     optimal, by dynamic programming (exact.py), while distinct values * K is affordable; beyond
-                  that optimal on a fine histogram, then Lloyd on all values
-start "linear"    Lloyd from K entries evenly spaced from min to max       Han, Mao, Dally 2016, section 3.2
-start "density"   Lloyd from K quantiles
-start "kmeans++"  Lloyd from K values drawn by squared distance            Arthur, Vassilvitskii 2007
+init "exact"     optimal, by dynamic programming (exact_kmeans.py), while distinct values * K is affordable;
+                  beyond that optimal on a fine histogram, then Lloyd on all values
+init "linear"    Lloyd from K entries evenly spaced from min to max       Han, Mao, Dally 2016, section 3.2
+init "density"   Lloyd from K quantiles
+init "kmeans++"  Lloyd from K values drawn by squared distance            Arthur, Vassilvitskii 2007
 cost              one sort of N values; then a Lloyd iteration is K searches, for a cluster of sorted values
                   is an interval and its sums are differences of running sums
 """
@@ -20,7 +20,7 @@ from tersor.errors import SettingError
 from tersor.maths.exact_kmeans import optimal_cuts
 from tersor.maths.units import check_choice, finite
 
-START = ("exact", "linear", "density", "kmeans++")
+INITS = ("exact", "linear", "density", "kmeans++")
 DISTINCT = 20_000  # up to so many distinct values "exact" is exact
 WORK = DISTINCT * 256  # and up to this product of distinct values and entries
 BINS = 4096
@@ -33,7 +33,7 @@ def cluster(
     values: Tensor,
     entries: int,
     *,
-    start: str = "exact",
+    init: str = "exact",
     iterations: int = 50,
     weights: Tensor | None = None,
     seed: int = 0,
@@ -47,7 +47,7 @@ def cluster(
     many entries best. Then, as for the other starts, `iterations` rounds of Lloyd lead to a local optimum.
     `seed` matters to "kmeans++" only.
     """
-    check_choice("cluster", "start", start, START)
+    check_choice("cluster", "init", init, INITS)
     if entries < 1:
         raise SettingError(f"cluster: entries={entries}, but a table holds 1 or more")
     if values.ndim != 1:
@@ -56,12 +56,12 @@ def cluster(
     points, mass = _points(values, weights)
     if len(points) <= entries:
         book = points
-    elif start == "exact":
+    elif init == "exact":
         book = _exact(points, mass, entries, iterations)
     else:
-        if start == "linear":
+        if init == "linear":
             first = np.linspace(points[0], points[-1], entries)
-        elif start == "density":
+        elif init == "density":
             first = _quantiles(points, mass, entries)
         else:
             first = _plus_plus(points, mass, entries, seed)

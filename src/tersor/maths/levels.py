@@ -64,7 +64,7 @@ def log_grid(
     bits: int,
     *,
     terms: int = 1,
-    per: str = "row",
+    per: str = "channel",
     group: int = 64,
     range: str = "mse",
     keep: Tensor | None = None,

@@ -86,14 +86,14 @@ def factor(moment: Tensor | None, count: int, *, damp: float = DAMP, who: str = 
 
 
 def steps(rows: Factor, columns: Factor, price: float, per: str, scale: float = 1.0) -> tuple[Tensor, Tensor]:
-    """(row [O, 1], column [1, I]) of steps for a price; `per` "both", "row", "column" or "tensor"."""
+    """(row [O, 1], column [1, I]) of steps for a price; `per` "both", "channel", "input" or "tensor"."""
     size = scale * THETA * math.sqrt(price)
-    own_row, own_column = per in ("both", "row"), per in ("both", "column")
+    own_row, own_column = per in ("both", "channel"), per in ("both", "input")
     row, column = (side.weight.double().rsqrt() for side in (rows, columns))
     row = row if own_row else row.log().mean().exp().reshape(1)
     column = column if own_column else column.log().mean().exp().reshape(1)
     # One side near 1, the other in units of weights: either alone may be beyond float32.
-    if per == "row":
+    if per == "channel":
         power = power_of(column)
         row, column = row * power * size, column / power
     else:

@@ -31,7 +31,7 @@ RULES = ("twn", "exact")
 
 
 def binary(
-    w: Tensor, per: str = "row", keep: Tensor | None = None, *, group: int = 64
+    w: Tensor, per: str = "channel", keep: Tensor | None = None, *, group: int = 64
 ) -> tuple[Tensor, Tensor]:
     """index uint8 {0, 1} [O, I]; scale float32 [1, 1], [O, 1] or [O, G]. Zero counts as plus."""
     check_units("binary", w.shape, per, group, keep)
@@ -42,7 +42,7 @@ def binary(
 
 
 def ternary(
-    w: Tensor, per: str = "row", keep: Tensor | None = None, rule: str = "twn", *, group: int = 64
+    w: Tensor, per: str = "channel", keep: Tensor | None = None, rule: str = "twn", *, group: int = 64
 ) -> tuple[Tensor, Tensor]:
     """index uint8 {0, 1, 2} [O, I]; scale float32 [1, 1], [O, 1] or [O, G]."""
     check_units("ternary", w.shape, per, group, keep)

@@ -1,7 +1,7 @@
 """Units: cut a weight [O, I] into the pieces that share one scale or one threshold.
 
 per="tensor"  one unit [1, O * I]
-per="row"     O units [O, I]
+per="channel"     O units [O, I]
 per="group"   O * G units [O * G, S] of S consecutive columns; a last, shorter group is padded and masked
 
 Every function of this folder that takes `per` works on units [U, S] and knows nothing of rows or groups.
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tersor.errors import SettingError, did_you_mean
 
-PER = ("tensor", "row", "group")
+PER = ("tensor", "channel", "group")
 TINY = 2.0**-126  # the smallest normal float32: a smaller scale would lose digits, or all of them
 HUGE = torch.finfo(torch.float32).max
 AT_ONCE = 1 << 20  # weights looked at together: their copies stay in the cache, and are few
@@ -71,7 +71,7 @@ def to_units(w: Tensor, per: str, group: int, fill: float | bool = 0) -> Tensor:
     rows, columns = w.shape
     if per == "tensor":
         return w.reshape(1, -1)
-    if per == "row":
+    if per == "channel":
         return w
     size = group_size(columns, group)
     if short := -columns % size:

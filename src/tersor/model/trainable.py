@@ -123,7 +123,7 @@ class TrainableForms(Simulated):
             if not all(bool(leaf.isfinite().all()) for leaf in self.part_of(name).parameters()):
                 raise RefusedError(
                     f"{name}: training made NaN or infinity of it. Lower the learning rate, clip gradients "
-                    f"(clip=1), or look for NaN in the data and the loss"
+                    f"(max_grad_norm=1), or look for NaN in the data and the loss"
                 )
         folded = {name: self.part_of(name).fold() for name in self._site_names}
         folded |= {name: under_masks(self.part_of(name), self._given[name]) for name in self._still}

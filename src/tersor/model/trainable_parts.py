@@ -208,7 +208,7 @@ class SignPart(RoundedPart):
         self.register_buffer("keep", None if keep is None else to_rows(keep, form.axis).clone())
         self.w = nn.Parameter(form.decode(keep).detach().float().clone())
         self.levels = len(form.book.decode())
-        self.per, self.rule = "tensor" if cast(Form, form.scale).shape[0] == 1 else "row", "twn"
+        self.per, self.rule = "tensor" if cast(Form, form.scale).shape[0] == 1 else "channel", "twn"
 
     def begin(self, form: Form) -> None:
         """The rule of a ternary weight is not stored: it is the one that gives this index."""

@@ -1,6 +1,6 @@
 """Fit: the one training loop, run through Accelerate: one process, several, or a GPU by configuration.
 
-loss = (1 - share) * task loss + share * soft targets (model/losses.py)      Hinton 2015
+loss = (1 - w) * task loss + w * soft targets, w = teacher_weight (model/losses.py)      Hinton 2015
      + feature_weight * mean squared difference of named layers' outputs     Romero 2015
 """
 
@@ -42,13 +42,13 @@ class TrainingPlan:
     schedule: str = "cosine"  # of the learning rate over the whole of this training
     optimizer: str = "adamw"
     weight_decay: float = 0.0
-    share: float = 0.0  # of the teacher in the loss: 0 none, 1 only the teacher
+    teacher_weight: float = 0.0  # of the teacher in the loss: 0 none, 1 only the teacher
     temperature: float = 4.0
     features: str = ""  # layers whose outputs are matched to the teacher's: see features.py
     feature_weight: float = 1.0
     bf16: bool = False  # forward passes in bfloat16
     channels_last: bool = False  # convolutions in the layout that CPUs are faster in
-    clip: float | None = None  # largest norm of all gradients together (Pascanu 2013)
+    max_grad_norm: float | None = None  # largest norm of all gradients together (Pascanu 2013)
     lr_of: str = ""  # globs of sites with factors of the learning rate: see groups.py
     frozen: str = "stay"  # what is done with what is frozen: see frozen.py; View.train reads it
 
@@ -134,8 +134,8 @@ def fit(
                             ) from error
                     optimizer.zero_grad()
                     accelerator.backward(loss)
-                    if plan.clip is not None:
-                        accelerator.clip_grad_norm_(net.parameters(), plan.clip)
+                    if plan.max_grad_norm is not None:
+                        accelerator.clip_grad_norm_(net.parameters(), plan.max_grad_norm)
                     if on_step is not None:
                         on_step(step, total)
                     for group in optimizer.param_groups:
@@ -220,12 +220,12 @@ def loss_of(  # noqa: PLR0917 (all six are the loop's own)
     features.clear()
     output = as_floats(task.run(net, batch))
     terms: list[Tensor] = []
-    if plan.share < 1:
-        terms.append((1 - plan.share) * task.loss_of(output, batch))
+    if plan.teacher_weight < 1:
+        terms.append((1 - plan.teacher_weight) * task.loss_of(output, batch))
     if teacher is not None:
         with torch.no_grad():
             wanted = as_floats(task.run(teacher, batch))
-        if plan.share > 0:
-            terms.append(plan.share * task.soft_loss(output, wanted, batch, plan.temperature))
+        if plan.teacher_weight > 0:
+            terms.append(plan.teacher_weight * task.soft_loss(output, wanted, batch, plan.temperature))
         terms += [plan.feature_weight * term for term in features.distance(batch, output)]
     return sum(terms[1:], terms[0].float())

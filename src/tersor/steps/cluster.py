@@ -20,7 +20,7 @@ from tersor.effects import Only, check_effect
 from tersor.encode import Store, refine
 from tersor.forms import Codebook, Dense, Form
 from tersor.forms.form import from_rows, to_rows
-from tersor.maths.kmeans import START, cluster
+from tersor.maths.kmeans import INITS, cluster
 from tersor.model.sites import Site
 from tersor.record.events import Edit, Group, Note, of
 from tersor.settings import check, check_word
@@ -32,10 +32,10 @@ class Cluster(Retrain):
     """Share weights: k-means indices into a short table, which can be trained."""
 
     name: ClassVar[str] = "cluster"
-    only: ClassVar[Only] = {"iterations": {"start": tuple(way for way in START if way != "exact")}}
+    only: ClassVar[Only] = {"iterations": {"init": tuple(way for way in INITS if way != "exact")}}
     entries: int = 16  # values in a table
-    per: str = "tensor"  # what shares a table: "tensor" or "row"
-    start: str = (
+    per: str = "tensor"  # what shares a table: "tensor" or "channel"
+    init: str = (
         "exact"  # "exact" (dynamic programming), or Lloyd's steps from "linear", "density", "kmeans++"
     )
     iterations: int = 50  # of Lloyd's algorithm
@@ -43,8 +43,8 @@ class Cluster(Retrain):
     def __post_init__(self) -> None:
         super().__post_init__()
         check(1 <= self.entries <= 32768, self, "entries", "a table has 1 to 32768 entries")
-        check_word(self, "per", ("tensor", "row"))
-        check_word(self, "start", START)
+        check_word(self, "per", ("tensor", "channel"))
+        check_word(self, "init", INITS)
         check(self.iterations >= 1, self, "iterations", "it is a count: 1 or more")
         check_effect(self)
 
@@ -85,7 +85,7 @@ class Cluster(Retrain):
         index = torch.zeros(w.shape, dtype=torch.int64)
         if not mask.any():
             return index, torch.zeros(1)
-        chosen, book = cluster(w[mask], self.entries, start=self.start, iterations=self.iterations, seed=seed)
+        chosen, book = cluster(w[mask], self.entries, init=self.init, iterations=self.iterations, seed=seed)
         index[mask] = chosen
         return index, book
 

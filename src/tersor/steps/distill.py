@@ -28,7 +28,7 @@ class Distill(Finetune):
 
     name: ClassVar[str] = "distill"
     only: ClassVar[Only] = {"feature_weight": {"features": GIVEN}}
-    share: float = 0.7  # of the teacher in the loss, 0 to 1
+    teacher_weight: float = 0.7  # of the teacher in the loss, 0 to 1
     lr: float = 1e-3
     teacher: Any = ""  # "" the model as it was given; "file.py:factory"; in Python also a module
     features: str = ""  # layers whose outputs are matched: "a,b", or "a,b=c" where the teacher's b is its c
@@ -40,9 +40,10 @@ class Distill(Finetune):
         check(self.feature_weight >= 0, self, "feature_weight", "it is 0 or more")
         named = all(mine and theirs for mine, theirs in pairs_of(self.features))
         check(named, self, "features", "it is names of layers with commas, 'a', or 'a=b' of the teacher's b")
-        if self.share == 0 and not self.features:
+        if self.teacher_weight == 0 and not self.features:
             raise SettingError(
-                "distill: share=0 without features leaves the teacher out; give share or use finetune"
+                "distill: teacher_weight=0 without features leaves the teacher out; "
+                "give teacher_weight or use finetune"
             )
         check_effect(self)
 

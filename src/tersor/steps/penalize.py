@@ -59,20 +59,20 @@ class Penalize(Retrain):
     name: ClassVar[str] = "penalize"
     only: ClassVar[Only] = {
         "bits": {"nbytes": LEFT_OUT, "price": LEFT_OUT},
-        "teacher": {"share": Above(0)},
+        "teacher": {"teacher_weight": Above(0)},
     }
     nbytes: int | None = None  # of all stored arrays after entropy coding: the file without its header
     bits: float = 1.0  # or so many for each weight that is priced, where nbytes is not given
     price: float | None = None  # or a fixed price of a bit in the loss, in place of a size
     warm: float = 0.3  # share of the training over which size or price reach what is wanted
-    per: str = "tensor"  # what shares a learned step: "tensor" or "row"
+    per: str = "tensor"  # what shares a learned step: "tensor" or "channel"
     step: float = 0.5  # the first step of weights, in their standard deviations; of biases an 8th of it
     vectors: bool = True  # biases and norms of the layers too
     arrange: bool = True  # hidden units change places, so that like ones are neighbors: the same function
     teacher: Any = ""  # "" the model as it was given; "file.py:factory"; in Python also a module
     epochs: float = 10.0
     lr: float = 2e-3
-    share: float = 0.5
+    teacher_weight: float = 0.5
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
@@ -84,7 +84,7 @@ class Penalize(Retrain):
         check(fine, self, "price", "it is in units of the loss: 0 or more")
         check(0 <= self.warm <= 1, self, "warm", "it is a share of the training: 0 to 1")
         check(0 < self.step < math.inf, self, "step", "it is in standard deviations: above 0")
-        check_word(self, "per", ("tensor", "row"))
+        check_word(self, "per", ("tensor", "channel"))
         check_teacher(self)
         if self.nbytes is not None and self.price is not None:
             raise SettingError("penalize: nbytes and price are both given: a size or a price, not both")
@@ -100,7 +100,7 @@ class Penalize(Retrain):
         layers = {site.layer for site in priced}
         found, alone = self.links(view, layers)
         prices = Prices(self, view, self.nbytes or self.bits * count / 8, count, found)
-        teacher = teacher_of(self.teacher, view) if self.share > 0 else None
+        teacher = teacher_of(self.teacher, view) if self.teacher_weight > 0 else None
         moved, facts = view.train(
             self.plan(), forms={n: form for n, (form, _) in edits.items()}, teacher=teacher, on_step=prices,
             begin={n: view.forms[n] for n in edits}, makers=dict.fromkeys(edits, RatePenalizedPart),

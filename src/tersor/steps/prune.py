@@ -40,7 +40,7 @@ from tersor.record.events import Edit, Group, Note, of
 from tersor.settings import check, check_word
 from tersor.steps.retrain import Retrain
 
-PER = ("tensor", "row", "group", "global", "lamp", "spread")
+PER = ("tensor", "channel", "group", "global", "lamp", "spread")
 TOGETHER = ("global", "lamp", "spread")  # one threshold for all sites
 EVERY = 20  # training steps between two narrowings of a gradual mask
 
@@ -60,8 +60,8 @@ class Prune(Retrain):
         "rewind": {"rounds": Above(1)},
     }
     keep: float = 0.5  # share of weights kept, 0 < keep <= 1
-    # What shares a threshold: "tensor", "row", "group"; all layers together: by |w| "global", by |w| over the
-    # layer's own root mean square "spread", by LAMP score "lamp".
+    # What shares a threshold: "tensor", "channel", "group"; all layers together: by |w| "global", by |w| over
+    # the layer's own root mean square "spread", by LAMP score "lamp".
     per: str = "tensor"
     group: int = 64  # weights that share a threshold, where per is "group"
     threshold: float | None = None  # cut what is smaller than this, in place of keep and per

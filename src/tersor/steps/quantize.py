@@ -52,7 +52,7 @@ class Quantize(Retrain):
     }
     scheme: str = "uniform"  # "uniform", "log", "binary" or "ternary"
     bits: int = 8  # bits a weight: 1 to 16 uniform, 2 to 8 log
-    per: str = "row"  # what shares a scale: "tensor", "row" (an output channel) or "group"
+    per: str = "channel"  # what shares a scale: "tensor", "channel" (an output channel) or "group"
     group: int = 64  # inputs that share a scale, where per is "group"
     symmetric: bool = True  # no zero point
     # How a grid's ends are found: "minmax" or "mse", and uniform ones by "percentile", "entropy" or "fixed".
@@ -66,7 +66,7 @@ class Quantize(Retrain):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_word(self, "scheme", SCHEMES)
-        check_word(self, "per", PER if self.scheme in ("uniform", "log") else ("tensor", "row"))
+        check_word(self, "per", PER if self.scheme in ("uniform", "log") else ("tensor", "channel"))
         check_word(self, "range", LOG_RANGES if self.scheme == "log" else RANGES)
         check_word(self, "rule", ("twn", "exact"))
         low, high = (2, 8) if self.scheme == "log" else (1, 16)

@@ -52,7 +52,7 @@ class Rdoq:
     lam: float | None = None  # the price of a bit, in units of the weighed error
     weigh: str = "auto"  # an error's weight: "output", "inputs" or "none"; auto: output where there is data
     per: str = (
-        "auto"  # what shares a step: "tensor", "row", "column", "both" (row times column); auto: cheapest
+        "auto"  # what shares a step: "tensor", "channel", "input", "both" (row times column); auto: cheapest
     )
     damp: float = 0.05  # share of the mean curvature that is added to it: for what the data did not show
     passes: int = 1  # over the calibration batches, for the curvature: more are steadier

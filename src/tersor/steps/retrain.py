@@ -1,7 +1,7 @@
 """Retrain: the settings of steps that can train afterwards, and what they have in common.
 
-Training is off at epochs=0. `share` mixes the teacher (the model as it was given) into the loss:
-distillation repairs what a step costs, with labels or, at share=1, without them (Hinton 2015).
+Training is off at epochs=0. `teacher_weight` mixes the teacher (the model as it was given) into the loss:
+distillation repairs what a step costs, with labels or, at teacher_weight=1, without them (Hinton 2015).
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from tersor.record.events import Edit, Note
 from tersor.settings import check, check_settings, check_word
 
 TRAINING = (
-    "lr", "schedule", "optimizer", "weight_decay", "share", "bf16", "channels_last", "clip", "lr_of", "frozen"
+    "lr", "schedule", "optimizer", "weight_decay", "teacher_weight", "bf16", "channels_last",
+    "max_grad_norm", "lr_of", "frozen",
 )  # fmt: skip
 
 
@@ -40,19 +41,19 @@ class Retrain:
     name: ClassVar[str]
     only: ClassVar[Only] = {
         **dict.fromkeys(TRAINING, {"epochs": Above(0)}),
-        "temperature": {"share": Above(0)},
+        "temperature": {"teacher_weight": Above(0)},
     }
     epochs: float = 0.0  # passes over the training batches; 0 does not train
     lr: float = 1e-3  # highest learning rate
     schedule: str = "cosine"  # "cosine", "linear", "step", "onecycle" or "constant"
     optimizer: str = "adamw"  # "adamw", "adam" or "sgd" (Nesterov momentum 0.9)
     weight_decay: float = 0.0
-    share: float = 0.0  # of the teacher in the loss, 0 to 1
+    teacher_weight: float = 0.0  # of the teacher in the loss, 0 to 1
     temperature: float = 4.0  # of the soft targets
     bf16: bool = False  # forward passes in bfloat16: faster where the CPU or GPU has it
     # Convolutions in channels-last layout: faster on CPUs, for models that do not view() their outputs.
     channels_last: bool = False
-    clip: float | None = None  # largest norm of all gradients together; none does not clip
+    max_grad_norm: float | None = None  # largest norm of all gradients together; none does not clip
     # Globs of weights with factors of lr: "head.*=10,*.bias=0.5"; in YAML and Python also {"head.*": 10}.
     lr_of: Any = ""
     # What the model has frozen (requires_grad=False, modules in eval mode): "stay", or "train" all the same.
@@ -63,20 +64,30 @@ class Retrain:
         check_settings(self)
         check(0 <= self.epochs < math.inf, self, "epochs", "it is a number of passes: 0 or more")
         check(0 < self.lr < math.inf, self, "lr", "it is a learning rate: above 0")
-        check(0 <= self.share <= 1, self, "share", "it is the teacher's share of the loss: 0 to 1")
+        check(
+            0 <= self.teacher_weight <= 1,
+            self,
+            "teacher_weight",
+            "it is the teacher's part of the loss: 0 to 1",
+        )
         check(0 < self.temperature < math.inf, self, "temperature", "it is a temperature: above 0")
         check(0 <= self.weight_decay < math.inf, self, "weight_decay", "it is 0 or more")
         check_word(self, "schedule", SCHEDULES)
         check_word(self, "optimizer", OPTIMIZERS)
         check_word(self, "frozen", FROZEN)
-        check(self.clip is None or 0 < self.clip < math.inf, self, "clip", "it is a norm: above 0")
+        check(
+            self.max_grad_norm is None or 0 < self.max_grad_norm < math.inf,
+            self,
+            "max_grad_norm",
+            "it is a norm: above 0",
+        )
         object.__setattr__(self, "lr_of", factors_of(self.lr_of, self.name))
 
     def plan(self) -> TrainingPlan:
         return TrainingPlan(
-            self.epochs, self.lr, self.schedule, self.optimizer, self.weight_decay, self.share,
-            self.temperature, bf16=self.bf16, channels_last=self.channels_last, clip=self.clip,
-            lr_of=self.lr_of, frozen=self.frozen,
+            self.epochs, self.lr, self.schedule, self.optimizer, self.weight_decay, self.teacher_weight,
+            self.temperature, bf16=self.bf16, channels_last=self.channels_last,
+            max_grad_norm=self.max_grad_norm, lr_of=self.lr_of, frozen=self.frozen,
         )  # fmt: skip
 
     def still(self, view: View) -> Frozen:
@@ -127,8 +138,8 @@ class Retrain:
         """Without training each site can be done alone, without the others and without the model."""
         if not self.epochs:
             return Needs.NOTHING
-        loss = Needs.LOSS if self.share < 1 else Needs.NOTHING  # a teacher alone needs no targets
-        soft = Needs.SOFT if self.share > 0 else Needs.NOTHING
+        loss = Needs.LOSS if self.teacher_weight < 1 else Needs.NOTHING  # a teacher alone needs no targets
+        soft = Needs.SOFT if self.teacher_weight > 0 else Needs.NOTHING
         return Needs.TRAINING | Needs.WHOLE | loss | soft
 
 

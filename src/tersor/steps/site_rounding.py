@@ -23,7 +23,7 @@ from tersor.maths.units import HUGE, exponent, shift
 from tersor.model.curvature import curvatures
 from tersor.model.sites import Site
 
-PER = ("tensor", "row", "column", "both")
+PER = ("tensor", "channel", "input", "both")
 SMALL = 1 << 16  # weights below which all ways to share steps are tried; above, steps cost next to nothing
 FAR = 8.0  # times a price: from there on the ways are tried anew
 FEW = 16  # numbers that are not worth a grid
