@@ -95,7 +95,56 @@ def silent_modules(tree: Tree) -> Iterator[str]:
             yield f"{module.path}: no docstring: open with the idea, the source, the cost"
 
 
-RULES: tuple[Rule, ...] = (asserts, broad_excepts, mutable_defaults, leftovers, prints, silent_modules)
+def columns(line: str) -> set[int]:
+    """Where the cells of a table's line begin, and the place of an equals sign, where a sum may go on."""
+    return {match.end() for match in re.finditer(r"  +(?=\S)", line)} | {line.find("=")}
+
+
+def headers(tree: Tree) -> Iterator[str]:
+    """A module's docstring opens with its name, in one sentence of one line. A table's line that is continued is
+    continued under the cell that it belongs to: formatters and hurried edits move it to the left."""
+    for module in tree.values():
+        text = ast.get_docstring(module.tree)
+        name = module.name.split(".")[-1]
+        if not text or module.is_package or name == "__main__":
+            continue
+        first, *rest = text.splitlines()
+        if not plain(first).startswith(plain(name).removesuffix("s")):
+            yield f"{module.path}:1: it opens with {first[:30]!r}, and not with its name"
+        if not first.endswith((".", "?", ":")) or (rest and rest[0].strip()):
+            yield f"{module.path}:1: its first line is no sentence of its own: {first[-40:]!r}"
+        yield from (
+            f"{module.path}:{at}: {line.strip()[:40]!r} is not under a cell" for at, line in adrift(rest)
+        )
+
+
+def plain(text: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", text.lower())
+
+
+def adrift(lines: list[str]) -> Iterator[tuple[int, str]]:
+    """Indented lines under no cell of the line before, nor of the last one that is not indented."""
+    head = before = ""
+    for at, line in enumerate(lines, 2):
+        indent = len(line) - len(line.lstrip())
+        if line.strip() and indent and head:
+            cells = columns(head) | columns(before) | {len(before) - len(before.lstrip())}
+            if indent not in cells and not before.endswith(":"):
+                yield at, line
+        elif not indent:
+            head = line
+        before = line
+
+
+RULES: tuple[Rule, ...] = (
+    asserts,
+    broad_excepts,
+    mutable_defaults,
+    leftovers,
+    prints,
+    silent_modules,
+    headers,
+)
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
@@ -127,6 +176,9 @@ BAD: list[tuple[Rule, str, str, str]] = [
     (silent_modules, "io/a.py", "x = 1", "io/a.py"),
     (silent_modules, "io/a.py", '"""  """', "io/a.py"),
     (silent_modules, "io/__init__.py", "from tersor.io.a import b", "io/__init__.py"),
+    (headers, "io/a_b.py", '"""C: d."""', "opens with 'C: d.'"),
+    (headers, "io/a.py", '"""A: b,\nc."""', "no sentence of its own"),
+    (headers, "io/a.py", '"""A.\n\nx = y      z\n    w\n"""', "a.py:4: 'w' is not under a cell"),
 ]
 
 
@@ -143,6 +195,7 @@ def test_every_rule_has_a_bad_example() -> None:
 
 # What looks like the bad examples and is allowed.
 GOOD = {
+    "io/tables.py": '"""Tables: two.\n\nx    y\n     z\n\nloss = a\n     + b\n"""',
     "io/a.py": "try:\n    f()\nexcept (OSError, ValueError):\n    pass\nwith suppress(OSError):\n    f()",
     "io/b.py": "def f(x=(), y=None, z=frozenset()): pass",
     "io/c.py": "log.print_exc()\npprint(1)\nconsole.print(1)\nmastodon = 'todo'",
@@ -154,5 +207,7 @@ GOOD = {
 
 @pytest.mark.parametrize("path", GOOD)
 def test_good_source_is_left_alone(path: str) -> None:
-    tree = fake({path: f'"""A."""\n{GOOD[path]}', "io/__init__.py": "", "__init__.py": "__version__ = '1'"})
+    name = path.rsplit("/", 1)[-1].removesuffix(".py")
+    text = f'"""{name}."""\n{GOOD[path]}'
+    tree = fake({path: text, "io/__init__.py": "", "__init__.py": "__version__ = '1'"})
     assert [finding for rule in RULES for finding in rule(tree)] == []
