@@ -101,7 +101,7 @@ def columns(line: str) -> set[int]:
 
 
 def headers(tree: Tree) -> Iterator[str]:
-    """A module's docstring opens with its name, in one sentence of one line. A line of a table that goes on does
+    """A module's docstring opens with its name, in one sentence of one line. A table's line that goes on does
     so under its own cell: formatters and hurried edits move it to the left."""
     for module in tree.values():
         text = ast.get_docstring(module.tree)
