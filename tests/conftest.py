@@ -26,6 +26,18 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
 
+
+def required(name: str, *_: Any, **__: Any) -> ModuleType:
+    """What pytest.importorskip is where every extra has to be there."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        pytest.fail(f"make test-extras installs {name}, but it cannot be imported: {error}")
+
+
+if os.environ.get("TERSOR_EXTRAS"):  # set by make test-extras
+    pytest.importorskip = required
+
 DEBIAN_FOLDER = "/usr/share/datasets/fashion-mnist"
 
 # What a test might change for all that follow: how to read it, how to put it back.

@@ -87,6 +87,7 @@ def detector(zoo: ModuleType) -> Any:
     return zoo.Case("", make, lambda: zoo.detect(64), {"teacher_weight": 0.0, "features": "backbone.3"})
 
 
+@pytest.mark.extra
 @pytest.mark.parametrize("make", [depthwise, segmenter, detector])
 def test_kinds_of_torchvision_come_back(bench: Take, make: Callable[[ModuleType], Any]) -> None:
     pytest.importorskip("torchvision")
@@ -95,6 +96,7 @@ def test_kinds_of_torchvision_come_back(bench: Take, make: Callable[[ModuleType]
     assert outcome.done > 0
 
 
+@pytest.mark.extra
 @pytest.mark.parametrize("name", ["gpt2", "llama", "t5", "whisper"])
 def test_kinds_of_transformers_come_back(bench: Take, name: str) -> None:
     pytest.importorskip("transformers")
@@ -103,6 +105,7 @@ def test_kinds_of_transformers_come_back(bench: Take, name: str) -> None:
     assert outcome.done > 0
 
 
+@pytest.mark.extra
 def test_a_model_of_timm_comes_back(bench: Take) -> None:
     pytest.importorskip("timm")
     zoo = bench("zoo")

@@ -19,7 +19,6 @@ import typer
 from tersor.errors import TersorError
 
 STOPPED, UNREAD = 130, 141  # by Ctrl-C, by a reader that is gone: as shells have it
-UsageError: Any = typer.BadParameter.__mro__[1]  # wherever this version of typer keeps it
 
 
 @dataclass(frozen=True)
@@ -64,10 +63,11 @@ def answered(app: typer.Typer) -> int:
             answer = app(words, prog_name="tersor", standalone_mode=False)
     except TersorError as error:
         return refuse(str(error), type(error).__name__, error.exit_code, words)
-    except UsageError as error:
-        path = error.ctx.command_path if error.ctx is not None else "tersor"
+    except typer.TyperException as error:
+        context: Any = getattr(error, "ctx", None)
+        path = "tersor" if context is None else context.command_path
         said = error.format_message().rstrip(".")
-        if error.ctx is not None and error.ctx.parent is None and hasattr(error, "option_name"):
+        if context is not None and context.parent is None and hasattr(error, "option_name"):
             said += ". Options go after the command: tersor COMMAND ... --option"
         return refuse(f"{said}. See: {path} --help", "UsageError", 2, words)
     except (KeyboardInterrupt, typer.Abort):

@@ -133,7 +133,7 @@ def torchvision_model(name: str) -> nn.Module:
     try:
         from torchvision import models
     except ImportError:
-        raise need("torchvision", "bench", f"model torchvision:{name}") from None
+        raise need("torchvision", "vision", f"model torchvision:{name}") from None
     if name not in models.list_models():
         raise SettingError(f"model: torchvision has no {name!r}; {did_you_mean(name, models.list_models())}")
     module: nn.Module = models.get_model(name, weights=None)

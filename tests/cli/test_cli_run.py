@@ -263,6 +263,7 @@ def test_weights_that_do_not_fit_are_named(
         put_in(model, str(tmp_path / "w.safetensors"))
 
 
+@pytest.mark.extra
 def test_torchvision_gives_architectures() -> None:
     pytest.importorskip("torchvision")
     assert "conv1.weight" in resolve_model("torchvision:resnet18").sites

@@ -180,6 +180,7 @@ def test_shards_of_one_are_one_file(packed: Path, tmp_path: Path) -> None:
     assert len(list((tmp_path / "many").glob("model-*"))) == len(load(packed).sites)
 
 
+@pytest.mark.extra
 @pytest.mark.long
 def test_transformers_reads_the_shards(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")

@@ -1,13 +1,15 @@
-"""Statistics against exact integers, published examples, simulation, and scipy where it is installed."""
+"""Statistics against exact integers, published examples, simulation and scipy.stats."""
 
 import math
 import random
+import statistics
 from fractions import Fraction
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from tersor.errors import SettingError
 from tersor.maths.statistics import (
@@ -16,8 +18,6 @@ from tersor.maths.statistics import (
     mcnemar,
     median_interval,
     paired,
-    student_quantile,
-    student_tail,
     wilson,
 )
 
@@ -101,14 +101,19 @@ def test_paired_edges():
 
 
 def test_student_table():
+    """The interval's half width in standard errors, against the printed table."""
+    draw = random.Random(3)
     for freedom, t in [(1, 12.7062), (2, 4.3027), (5, 2.5706), (10, 2.2281), (30, 2.0423), (1000, 1.9623)]:
-        assert math.isclose(student_quantile(0.975, freedom), t, abs_tol=6e-5)
-        assert math.isclose(student_tail(t, freedom), 0.025, abs_tol=6e-6)
-    assert math.isclose(student_tail(0, 7), 0.5)
+        gaps = [draw.gauss(0.2, 1) for _ in range(freedom + 1)]
+        mean, low, high, _ = paired([0.0] * len(gaps), gaps)
+        error = statistics.stdev(gaps) / math.sqrt(len(gaps))
+        assert math.isclose((high - mean) / error, t, abs_tol=6e-5)
+        assert math.isclose(mean - low, high - mean)
+        on_the_edge = [gap - mean + t * error for gap in gaps]  # their mean is t standard errors from 0
+        assert math.isclose(paired([0.0] * len(gaps), on_the_edge)[3], 0.05, abs_tol=2e-5)
 
 
 def test_scipy_agrees():
-    stats = pytest.importorskip("scipy.stats")
     draw = random.Random(2)
     for n in (2, 3, 17, 400):
         before = [draw.random() for _ in range(n)]

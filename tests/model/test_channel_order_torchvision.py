@@ -7,7 +7,7 @@ from permuted import difference, randomized
 from tersor.model import channel_order
 from tersor.model.channel_order import links
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.extra]
 models = pytest.importorskip("torchvision.models", reason="torchvision is not installed")
 SIZES = (32, 64, 96, 224, 518)  # pixels; the first that an architecture takes
 OLD = {"googlenet": {"init_weights": False}, "inception_v3": {"init_weights": False}}  # or seconds of it

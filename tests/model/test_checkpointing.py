@@ -130,6 +130,7 @@ def llama(**settings: Any) -> nn.Module:
     return model
 
 
+@pytest.mark.extra
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*")
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("late", [False, True], ids=["before", "afterwards"])
@@ -148,6 +149,7 @@ def test_a_llama_has_exact_gradients(reentrant: bool, late: bool) -> None:
         torch.testing.assert_close(found[key], want[name] * keep, rtol=1e-5, atol=1e-8)
 
 
+@pytest.mark.extra
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*")
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_a_llama_with_grids_on_edges_has_exact_gradients(reentrant: bool) -> None:

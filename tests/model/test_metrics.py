@@ -297,6 +297,7 @@ def test_a_size_for_a_perplexity() -> None:
 # --- torchmetrics ---
 
 
+@pytest.mark.extra
 def test_an_object_of_torchmetrics() -> None:
     torchmetrics = pytest.importorskip("torchmetrics")
     x, y = images(12, ignored=False)
@@ -319,6 +320,7 @@ def test_an_object_of_torchmetrics() -> None:
         Task(evaluate=batches, metric=several)
 
 
+@pytest.mark.extra
 def test_mean_average_precision_of_lists_of_detections() -> None:
     detection = pytest.importorskip("torchmetrics.detection")
     pytest.importorskip("pycocotools")

@@ -134,6 +134,7 @@ ZOO: dict[str, tuple[Callable[[], Any], dict[str, Told]]] = {
 }  # fmt: skip
 
 
+@pytest.mark.extra
 @pytest.mark.parametrize("name", ZOO)
 def test_every_parameter_has_its_role(name: str) -> None:
     make, told = ZOO[name]

@@ -117,7 +117,7 @@ def test_every_tensor_has_a_row_and_a_place_on_the_map(file: Path) -> None:
     page = Page(html.page(facts))
     rows = [m for m in page.all("th") if m.get("scope") == "row"]
     assert len(rows) == len(facts["sites"]) + 2  # text and header
-    assert len(page.all("button")) == len(html.HEADS) - len(html.DRAWN)
+    assert len(page.all("button")) == len(html.HEADINGS) - len(html.DRAWN)
     leaves = sum(leaf["nbytes"] > 0 for site in facts["sites"].values() for leaf in site["leaves"])
     kinds = [m for m in page.all("rect") if m.get("class") in html.CONTENTS]
     assert len(kinds) == leaves + 2
@@ -159,7 +159,7 @@ def test_a_hostile_name_is_shown_and_not_run(tmp_path: Path, name: str) -> None:
 @given(st.text())
 @settings(max_examples=200)
 def test_text_is_escaped_and_can_be_written(value: str) -> None:
-    found = html.text(value)
+    found = html.template().environment.from_string("{{ value }}").render(value=value)
     assert not set(found) & set("<>\"'\x00\u202e\r\n")
     found.encode()
     if value.isprintable():
@@ -167,7 +167,14 @@ def test_text_is_escaped_and_can_be_written(value: str) -> None:
 
 
 def test_a_lone_surrogate_can_be_written() -> None:
-    assert html.text("\ud800") == "\\u{d800}"
+    assert html.visible("\ud800") == "\\u{d800}"
+
+
+def test_the_template_marks_nothing_as_safe() -> None:
+    """A value that is marked as safe would not be escaped."""
+    source = Path(html.__file__).parent.joinpath("templates", "show.html").read_text()
+    assert not re.search(r"\bsafe\b|autoescape|Markup", source)
+    assert set(re.findall(r'include "(.*?)"', source)) == {"show.css", "show.js"}
 
 
 def test_one_tensor_of_many_stands_beside_the_others(file: Path) -> None:
@@ -179,11 +186,10 @@ def test_one_tensor_of_many_stands_beside_the_others(file: Path) -> None:
 
 def test_bars_and_marks_are_of_one_scale_and_end_with_it() -> None:
     def drawn(bits: float, order0: float) -> tuple[float, float]:
-        page = Page(html.bar(bits, order0, 4.0))
-        (shape,), (mark,) = page.all("path"), page.all("line")
-        ends = re.match(r"M0 3H([\d.]+)l(\d+) ", str(shape["d"]))
+        path, mark = html.bar(bits, order0, 4.0)
+        ends = re.match(r"M0 3H([\d.]+)l(\d+) ", path)
         assert ends
-        return float(ends[1]) + float(ends[2]), (float(str(mark["x1"])) - 1) / (html.BAR.w - 2)
+        return float(ends[1]) + float(ends[2]), (mark - 1) / (html.BAR.w - 2)
 
     assert drawn(2, 4) == pytest.approx((html.BAR.w / 2, 1))
     assert drawn(4, 1) == pytest.approx((html.BAR.w, 0.25), abs=1e-3)
@@ -212,10 +218,11 @@ def test_a_label_fits_and_ends_as_the_name_does(name: str, room: int, high: int)
 
 def test_a_histogram_is_as_high_as_its_largest_count() -> None:
     leaf = {"counts": [1, 0, 4], "count": 5, "path": "", "low": -1.0, "high": 1.0}
-    (path,) = Page(html.spark(leaf)).all("path")
-    heights = [-float(h) for h in re.findall(r"v(-?[\d.]+)", str(path["d"]))]
+    found = html.spark(leaf)
+    assert found is not None
+    heights = [-float(h) for h in re.findall(r"v(-?[\d.]+)", found["path"])]
     assert heights == pytest.approx([html.SPARK.h / 4, html.SPARK.h], abs=0.06)
-    assert html.spark(None) == ""
+    assert html.spark(None) is None
 
 
 def test_the_page_does_not_take_the_place_of_the_file(file: Path) -> None:

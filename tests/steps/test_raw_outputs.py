@@ -115,6 +115,7 @@ def language(request: pytest.FixtureRequest) -> tuple[str, nn.Module, list[Any],
     return request.param, model.eval(), batches, Task("language", evaluate=batches, train=batches)
 
 
+@pytest.mark.extra
 def test_the_loss_is_the_models_own(language: Any) -> None:
     _, model, batches, task = language
     for batch in batches:
@@ -123,6 +124,7 @@ def test_the_loss_is_the_models_own(language: Any) -> None:
             assert torch.equal(found, model(**batch).loss)
 
 
+@pytest.mark.extra
 def test_language_models_train_and_distill(language: Any) -> None:
     _, model, batches, task = language
     steps = [
@@ -137,12 +139,14 @@ def test_language_models_train_and_distill(language: Any) -> None:
     assert mean_loss(small.model(), batches) < mean_loss(cut.model(), batches)
 
 
+@pytest.mark.extra
 def test_fine_tuning_lowers_the_loss(language: Any) -> None:
     _, model, batches, task = language
     tuned = tersor.run(model, tersor.Finetune(epochs=6, lr=0.01), task)
     assert mean_loss(tuned.model(), batches) < 0.9 * mean_loss(model, batches)
 
 
+@pytest.mark.extra
 def test_a_student_of_tokens_comes_nearer_to_its_teacher(language: Any) -> None:
     """teacher_weight=1: soft targets alone, over the vocabulary; over the tokens' axis nothing would move."""
     _, model, batches, task = language
@@ -160,6 +164,7 @@ def test_a_student_of_tokens_comes_nearer_to_its_teacher(language: Any) -> None:
     assert apart(taught.model()) < 0.8 * apart(cut.model())
 
 
+@pytest.mark.extra
 def test_perplexity_is_that_of_the_models_own_loss(language: Any) -> None:
     name, model, batches, _ = language
     task = Task("one batch", evaluate=batches[:1], metric="perplexity")
@@ -168,6 +173,7 @@ def test_perplexity_is_that_of_the_models_own_loss(language: Any) -> None:
     assert task.scored.of(task.scores(model)) == pytest.approx(want, rel=1e-4), name
 
 
+@pytest.mark.extra
 def test_a_decoder_without_labels_wants_its_inputs() -> None:
     transformers = pytest.importorskip("transformers")
     model, batches = seeded(lambda: t5(transformers))
@@ -185,6 +191,7 @@ def test_a_decoder_without_labels_wants_its_inputs() -> None:
 # --- torchvision ---
 
 
+@pytest.mark.extra
 def test_a_detector_trains_with_its_own_losses() -> None:
     """A dict of losses in training, a list of dicts in evaluation; a metric of lists of detections."""
     torchvision = pytest.importorskip("torchvision")

@@ -298,6 +298,7 @@ def test_what_is_no_such_module_is_refused_with_the_way_out() -> None:
 # --- trainers ---
 
 
+@pytest.mark.extra
 def test_lightning_trains_it(tmp_path: Path) -> None:
     lightning = pytest.importorskip("lightning")
     t = tiny("conv")
@@ -327,6 +328,7 @@ def test_lightning_trains_it(tmp_path: Path) -> None:
     assert {"block.weight", "norm0.running_mean"} <= {entry.site for entry in after.ledger.edits(-1)}
 
 
+@pytest.mark.extra
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("thrifty", [False, True])
 def test_the_hugging_face_trainer_trains_it(

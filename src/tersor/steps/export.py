@@ -15,7 +15,7 @@ from tersor.core.step import Needs
 from tersor.core.view import View
 from tersor.errors import RefusedError, SettingError
 from tersor.record.events import Group, Note
-from tersor.runtimes import RUNTIMES, runtime
+from tersor.runtimes import RUNTIMES, check_runtime, runtime
 from tersor.settings import check_settings, check_word
 
 
@@ -33,6 +33,7 @@ class Export:
     def __post_init__(self) -> None:
         check_settings(self)
         check_word(self, "to", RUNTIMES)
+        check_runtime(self.to, self.name)
         if not self.path or Path(self.path).is_absolute() or ".." in Path(self.path).parts:
             raise SettingError(
                 f"export: path={self.path!r}, but it is a file name inside the folder of results"

@@ -21,7 +21,10 @@ from tersor.effects import Only, check_effect
 from tersor.measure.bits import bits_of
 from tersor.model.sites import select
 from tersor.record.events import Group, Note
+from tersor.runtimes import check_runtime, runtime
 from tersor.settings import check, check_settings
+
+RUNTIME = "onnxruntime"  # that latency is measured in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +44,8 @@ class Measure:
         check(self.threads >= 1, self, "threads", "it is a count: 1 or more")
         check(self.batch >= 1, self, "batch", "it is a count of samples: 1 or more")
         check_effect(self)
+        if self.latency:
+            check_runtime(RUNTIME, self.name)
 
     @property
     def needs(self) -> Needs:
@@ -89,10 +94,9 @@ class Measure:
     def times(self, view: View) -> Note:
         from tersor.measure.latency import interleave, ratio
         from tersor.model.example import example_inputs
-        from tersor.runtimes import runtime
         from tersor.runtimes.agree import sized, tensors
 
-        writer = runtime("onnxruntime")
+        writer = runtime(RUNTIME)
         inputs = sized(example_inputs(view.task, view.model()), self.batch)
         named = inputs if isinstance(inputs, dict) else {}
         arrays = [] if named else tensors(inputs)
