@@ -20,7 +20,8 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "effects",
         "threads",
         "dtypes",
-    ),  # files whole or not; settings; pools; what dtypes do
+        "compiled",
+    ),  # files whole or not; settings; pools; what dtypes do; loops that numba compiles
     ("coders", "maths"),
     ("forms",),
     ("encode",),  # forms only decode
@@ -51,8 +52,9 @@ SIDEWAYS: dict[str, set[str]] = {
 
 LINES_A_FILE = 350
 # An hour of reading: cuts, proofs, chained runs and trials came to it; what happened and the encode side went
-# to rooms of their own. Zeros that came with a model are made masks by the executor, which took 20 more.
-LINES_OF_THE_HEART = 1970
+# to rooms of their own. Zeros that came with a model are made masks by the executor, which took 20 more;
+# one line begins to compile what steps will need.
+LINES_OF_THE_HEART = 1972
 
 # Packages that only some calls need: a plain import of tersor must not pay for them.
 HEAVY = {

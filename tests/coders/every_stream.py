@@ -16,12 +16,12 @@ from typing import Any
 import coder_cases
 import matrix_cases
 import numpy as np
-from numba.core.dispatcher import Dispatcher
 
 import tersor.coders
 from tersor.coders import decode, encode
 from tersor.coders.arrays import decode_array, encode_array
 from tersor.coders.rans import cpu_loops
+from tersor.compiled import Compiled
 from tersor.errors import SettingError
 
 INNER = {"add_moments", "eliminate"}  # which only other loops call
@@ -89,8 +89,7 @@ def watched() -> dict[str, int]:
     names = [".".join(("tersor.coders", *path.parts)) for path in paths]
     for module in [importlib.import_module(name) for name in names]:  # all of them first
         for name, loop in list(vars(module).items()):
-            own = isinstance(loop, Dispatcher) and loop.py_func.__module__ == module.__name__
-            if own and "nogil" in loop.targetoptions:  # as `compiled` sets it; the others are parts of loops
+            if isinstance(loop, Compiled) and loop.module == module.__name__:
                 calls[name] = 0
                 setattr(module, name, counted(name, loop))
     return calls

@@ -6,7 +6,8 @@ from __future__ import annotations
 import numpy as np
 from numba import types
 
-from tersor.coders.loops import INT, U8, compiled
+from tersor.coders.loops import INT, U8
+from tersor.compiled import compiled
 
 
 @compiled(INT(U8, INT, INT, INT, INT, INT, types.int64[::1]), brief=True)

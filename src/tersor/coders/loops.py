@@ -7,11 +7,8 @@ makes a float of signed with unsigned. A decoder returns how far it came, and ne
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
-from numba import njit, types
+from numba import types
 
 U8 = types.Array(types.uint8, 1, "C", readonly=True)
 U16 = types.Array(types.uint16, 1, "C", readonly=True, aligned=False)  # from anywhere in a stream
@@ -24,15 +21,3 @@ N0, N1, N8, N16, N32, N49, N64 = (np.uint64(n) for n in (0, 1, 8, 16, 32, 49, 64
 N15 = np.uint64(15)
 BYTE, WORD, THREE_BYTES = np.uint64(0xFF), np.uint64(0xFFFF), np.uint64(0xFFFFFF)
 LOW, ONE_SYMBOL = np.uint64(1 << 16), np.uint64(1 << 8)
-
-
-def compiled(signature: Any, *, brief: bool = False) -> Callable[[Callable[..., Any]], Any]:
-    """`brief`: it keeps the interpreter's lock, for to have it back from another thread may take longer."""
-
-    def wrap(loop: Callable[..., Any]) -> Any:
-        try:
-            return njit(signature, cache=True, nogil=not brief)(loop)
-        except RuntimeError:  # no folder to keep compiled code in: compile for this process alone
-            return njit(signature, nogil=not brief)(loop)
-
-    return wrap

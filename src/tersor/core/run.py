@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tersor.compiled import begin
 from tersor.core.apply import apply
 from tersor.core.history import compare_lock
 from tersor.core.proof import proved
@@ -54,6 +55,7 @@ def run(
         raise RefusedError(f"recipe: the lock is for base {recipe.base}, this model is {state.digest}")
     if task is not None and state.given is not None:
         task.check(state.plain(), reduce(or_, (step.needs for step in recipe.steps)))
+    begin(name for step in recipe.steps for name in getattr(step, "loops", ()))
     with ExitStack() as stack:
         kept = None
         if journal is not None:

@@ -9,11 +9,12 @@ is compared as IEEE 754 has it: it takes the last place.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import njit, types
+from numba import types
+
+from tersor.compiled import compiled
 
 F1, F2 = types.float32[::1], types.float32[:, ::1]
 COUNT = types.float64[:, ::1]
@@ -24,17 +25,7 @@ FINE = 16  # steps of the table of levels, per unit of magnitude
 FAST = {"reassoc", "nsz", "arcp", "contract", "afn"}
 
 
-def compiled(signature: Any) -> Callable[[Callable[..., Any]], Any]:
-    def wrap(loop: Callable[..., Any]) -> Any:
-        try:
-            return njit(signature, cache=True, nogil=True, fastmath=FAST)(loop)
-        except RuntimeError:  # no folder to keep compiled code in: compile for this process alone
-            return njit(signature, nogil=True, fastmath=FAST)(loop)
-
-    return wrap
-
-
-@compiled(types.void(COUNT, F2, types.boolean[::1]))
+@compiled(types.void(COUNT, F2, types.boolean[::1]), fastmath=FAST)
 def refresh(counts: np.ndarray, cost: np.ndarray, seen: np.ndarray) -> None:
     """Bits of each magnitude in each context that was seen, from how often it was; a sign is one bit."""
     for context in range(counts.shape[0]):
@@ -53,7 +44,8 @@ def refresh(counts: np.ndarray, cost: np.ndarray, seen: np.ndarray) -> None:
         F2, types.boolean[:, ::1], types.int16[:, ::1], F2, F1, F1, F2, F1, F1, types.float64, types.int64,
         types.int16[::1], COUNT, F2, F1, types.int16[::1], types.boolean[::1],
         types.float64[::1],
-    )
+    ),
+    fastmath=FAST,
 )  # fmt: skip
 def sweep(
     targets: np.ndarray,  # [n, O] weights as they stand; changed

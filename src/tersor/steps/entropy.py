@@ -33,6 +33,7 @@ class Entropy:
 
     name: ClassVar[str] = "entropy"
     lossless: ClassVar[bool] = True
+    loops: ClassVar[tuple[str, ...]] = ("tersor.coders.mixing.mixing_loops",)  # the slowest to compile
     # "max": the fewest bytes. "fast": decodes tens of times as fast. Or one coder: "huffman", "rans".
     coder: str = "max"
     where: str | tuple[str, ...] = "*"  # which sites, as a glob; "*" is everything, buffers too

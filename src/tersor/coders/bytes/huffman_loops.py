@@ -26,8 +26,8 @@ from tersor.coders.loops import (
     U32_OUT,
     U64,
     U64_OUT,
-    compiled,
 )
+from tersor.compiled import compiled
 
 
 @compiled(INT(U8, U32, U8, INT, INT, U32_OUT))

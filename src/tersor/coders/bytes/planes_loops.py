@@ -6,7 +6,8 @@ from __future__ import annotations
 import numpy as np
 from numba import types
 
-from tersor.coders.loops import INT, U8, U16, U16_OUT, U32, U32_OUT, U64, compiled
+from tersor.coders.loops import INT, U8, U16, U16_OUT, U32, U32_OUT, U64
+from tersor.compiled import compiled
 
 
 @compiled([types.uint8[::1](words, INT) for words in (U16, U32, U64)])
@@ -39,7 +40,8 @@ def count_units(symbols: np.ndarray, unit: int, counts: np.ndarray) -> None:
             odd[symbols[i + 1]] += 1
         if (end - begin) & 1:
             even[symbols[end - 1]] += 1
-        counts[row] += even + odd
+        for symbol in range(256):  # a slice would compile the text of numpy's errors: 3 seconds
+            counts[row, symbol] += even[symbol] + odd[symbol]
 
 
 @compiled(types.void(U8, U8, U16_OUT), brief=True)

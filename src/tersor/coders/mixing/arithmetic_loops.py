@@ -56,7 +56,7 @@ def code_bit(bit, where, n, first, second, coder):
     return bit
 
 
-@njit(inline="always")
+@njit(forceinline=True)
 def code_chance(bit, chance, ends, data, decoding):
     """A step of the arithmetic coder. chance: of a one, in 2^16    ends: low, high, code, place in `data`"""
     low, high = ends[0], ends[1]

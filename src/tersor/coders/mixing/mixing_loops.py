@@ -11,9 +11,10 @@ from __future__ import annotations
 import numpy as np
 from numba import njit, types
 
-from tersor.coders.loops import INT, U8_OUT, compiled
+from tersor.coders.loops import INT, U8_OUT
 from tersor.coders.mixing.arithmetic_loops import AHEAD, EVEN, INPUTS, close_coder, code_bit, open_coder
 from tersor.coders.mixing.row_predictor_loops import VOTERS, end_row, hear, learn
+from tersor.compiled import compiled
 
 SETS = 128  # of weights
 SUM = 1 << 16  # of the weights of a set at the start
@@ -47,7 +48,7 @@ I64 = types.Array(types.int64, 1, "C", readonly=True)
 BOOL = types.boolean
 
 
-@njit(inline="always")
+@njit(forceinline=True)
 def logs(value):
     """Number of bits of a number: 0, 1, 2, 2, 3, ..."""
     bits = 0
@@ -57,7 +58,7 @@ def logs(value):
     return bits
 
 
-@njit(inline="always")
+@njit(forceinline=True)
 def density(count, out_of):
     """1 to 15: how dense, in half octaves; 0 where nothing was seen."""
     if out_of == 0:
@@ -68,7 +69,7 @@ def density(count, out_of):
     return min(15, max(1, 2 * bits + half - 3))
 
 
-@njit(inline="always")
+@njit(forceinline=True)
 def fine(parts):
     """0 to 63: a share of 2^16 in quarter octaves."""
     bits = logs(parts)
@@ -77,13 +78,13 @@ def fine(parts):
     return min(63, 4 * (bits - 2) + ((parts >> (bits - 3)) & 3))
 
 
-@njit(inline="always")
+@njit(forceinline=True)
 def sign(value):
     """0, 1, 2 for numbers below, at and above zero."""
     return np.int64(value > 0) - np.int64(value < 0) + 1
 
 
-@njit(inline="always")
+@njit(forceinline=True)
 def at(matrix, o, i):
     """The code there, 0 outside."""
     if o < 0 or i < 0 or i >= matrix.shape[1]:
@@ -91,25 +92,25 @@ def at(matrix, o, i):
     return np.int64(matrix[o, i])
 
 
-@njit(inline="always")
+@njit(forceinline=True)
 def lean(loud, total):
     """0 to 32: which way the votes lean, and how much."""
     return MIDDLE + (np.int64(total > 0) - np.int64(total < 0)) * (loud + 1)
 
 
-@njit(inline="always")
+@njit(forceinline=True)
 def agrees(loud, total, negative):
     """0 where nobody voted, 1 to 16 if the votes lean to the other sign, 17 to 32 if to this."""
     return (total != 0) * (1 + loud + 16 * ((total < 0) == (negative > 0)))
 
 
-@njit(inline="always")
+@njit(forceinline=True)
 def alike(value, negative):
     """0, 1, 2: whether a code is zero, of the other sign, of this sign."""
     return (value != 0) * (1 + ((value < 0) == (negative > 0)))
 
 
-@njit(inline="always")
+@njit(forceinline=True)
 def mean_size(total, count, mean):
     """Of `count` sizes, with 4 bits after the point; as if 4 of the mean of all were among them."""
     return (16 * total + 4 * mean) // (count + 4)
@@ -128,7 +129,7 @@ def code_steps(size, where, a, b, c, beside, near, heavy, expected, foretold, co
         where[4] = STEP[4] + foretold * STEPS + k
         where[5] = STEP[5] + beside * STEPS + k
         where[6] = STEP[6] + k
-        more = code_bit(1 if size > step else 0, where, 7, 32 + k, 112 + heavy, coder)
+        more = code_bit(1 if size > step else 0, where, np.int64(7), 32 + k, 112 + heavy, coder)
         step += more
     return step
 
@@ -144,7 +145,7 @@ def code_tree(size, where, negative, away, left, heavy, expected, foretold, code
         where[2] = NODE[2] + foretold * NODES + at_node
         where[3] = NODE[3] + left * NODES + at_node
         where[4] = NODE[4] + at_node
-        bit = code_bit(((size - 1) >> (6 - k)) & 1, where, 5, 16 + k, 96 + heavy, coder)
+        bit = code_bit(((size - 1) >> (6 - k)) & 1, where, np.int64(5), 16 + k, 96 + heavy, coder)
         node = 2 * node + bit
     return (node & 127) + 1
 
@@ -177,7 +178,8 @@ def mix(
     chances, counts = np.full(total, EVEN, np.int32), np.zeros(total, np.int64)
     weights = np.zeros((SETS, INPUTS + 1), np.int64)  # 16 bits after the point; last how often they learned
     for k in range(SETS):
-        weights[k, :INPUTS] = SUM // STARTS[k // 16]
+        for n in range(INPUTS):
+            weights[k, n] = SUM // STARTS[k // 16]
     where, inputs, ends = np.zeros(INPUTS, np.int64), np.zeros(INPUTS, np.int64), np.zeros(4, np.uint64)
     coder = (chances, counts, weights, inputs, squash, stretch, shares, paces, ends, data, decoding)
     open_coder(ends, data, decoding)
@@ -237,7 +239,7 @@ def mix(
                 where[7] = ZERO[5] + loud * 64 + share
                 where[8] = ZERO[6] + sure * 16 + loud
                 where[9] = ZERO[7]
-                there = code_bit(1 if value != 0 else 0, where, 10, near, 64 + share // 4, coder)
+                there = code_bit(1 if value != 0 else 0, where, np.int64(10), near, 64 + share // 4, coder)
             size = 0
             if there:
                 sl, su, sp, sq = sign(l1), sign(u1), sign(p1), sign(q1)
@@ -248,7 +250,7 @@ def mix(
                 where[4] = SIGN[3] + lean(sure, votes)
                 where[5] = SIGN[4] + lean(sure, votes) * 16 + loud
                 where[6] = SIGN[5]
-                negative = code_bit(1 if value < 0 else 0, where, 7, 48 + (sp != 1), 80 + su, coder)
+                negative = code_bit(1 if value < 0 else 0, where, np.int64(7), 48 + (sp != 1), 80 + su, coder)
                 mean = (16 * all_sum + 16) // (all_count + 1)
                 likely = mean_size(column_sum[i], here, mean) * mean_size(row_sum, row_count, mean) // mean
                 expected, foretold = fine(min(likely, 65535)), agrees(loud, votes, negative)

@@ -19,7 +19,7 @@ RIDGE = 100  # squares of codes that trust is slowed by
 MOST = 1 << 20  # of trust, which has 16 bits after the point
 
 
-@njit(inline="always")
+@njit(forceinline=True)
 def hear(i, voters, said, heard, trust):
     """The sum of the votes on column i, 12 bits after the point, and the sum of their squares."""
     total = squares = np.int64(0)

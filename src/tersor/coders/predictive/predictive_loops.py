@@ -26,10 +26,9 @@ from tersor.coders.loops import (
     U32_OUT,
     U64,
     U64_OUT,
-    compiled,
 )
 from tersor.coders.predictive.matrix_model import BLOCK, COEF, FAR, FINE, FRACTIONS, GROUPS, NORMAL, ONE
-from tersor.coders.predictive.regression_loops import F64_2, add_moments, rounded
+from tersor.coders.predictive.regression_loops import ADD_MOMENTS, F64_2, rounded
 from tersor.coders.rans.wide_loops import LANES, take16_of
 from tersor.coders.vector_loops import (
     LONG,
@@ -43,6 +42,7 @@ from tersor.coders.vector_loops import (
     store,
     vector,
 )
+from tersor.compiled import compiled
 
 I8_2 = types.int8[:, ::1]
 I16_2 = types.int16[:, ::1]
@@ -55,13 +55,13 @@ MEAN_SHIFT = ONE + COEF - FINE
 HALF = 1 << (FINE - 1)
 
 
-@njit(inline="always")
+@njit(forceinline=True)
 def normalized(value, inverse):
     z = (np.int64(value) * inverse) >> NORMAL_SHIFT
     return min(max(z, -FAR), FAR)
 
 
-@njit(inline="always")
+@njit(forceinline=True)
 def buffers(width):
     """(surprises, normalized codes, sums) of a block, with the constant before the first column."""
     surprises = np.zeros((width // 2 + 1, BLOCK, 2), np.int16)
@@ -133,10 +133,10 @@ def means(
                 pairs[r >> 1, i + 1, r & 1] = z
                 surprises[(i + 1) >> 1, r, (i + 1) & 1] = z - foreseen
         if total.shape[0]:
-            add_moments(pairs, total)
+            ADD_MOMENTS(pairs, total)
 
 
-@njit(inline="always")
+@njit(forceinline=True)
 def begin_with(states, turn):
     """Turn the ring of states so that the next one comes first; what remains to turn is nothing."""
     if turn:
@@ -220,7 +220,7 @@ def decode_rows(
                     pairs[r >> 1, i + 1, r & 1] = z
                     surprises[(i + 1) >> 1, r, (i + 1) & 1] = z - foreseen[r]
         if noted:
-            add_moments(pairs, total)
+            ADD_MOMENTS(pairs, total)
     return at, turn
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numba import njit, types
 from numba.extending import intrinsic
 
-from tersor.coders.loops import INT, compiled
+from tersor.coders.loops import INT
 from tersor.coders.predictive.matrix_model import BAND, BLOCK, COEF, STRONG
 from tersor.coders.vector_loops import (
     DOUBLE,
@@ -28,6 +28,7 @@ from tersor.coders.vector_loops import (
     store,
     vector,
 )
+from tersor.compiled import compiled
 
 ROUND = 16  # matrices have so many rows and columns, or a multiple
 PITCH = -(-(BAND + 1) // ROUND) * ROUND  # of the pivots: a constant, so that all of them are in one array
@@ -39,7 +40,7 @@ F64_2 = types.float64[:, ::1]
 PAIRS = types.int16[:, :, ::1]
 
 
-@njit(inline="always")
+@njit(forceinline=True)
 def rounded(columns):
     """Rows and columns of the moments of so many columns and the constant before them."""
     return -(-(columns + 1) // ROUND) * ROUND
@@ -114,14 +115,14 @@ def subtract_panel(typing_context, row, at, pivots, first, f0, f1, f2, f3, f4, f
     return signature, generate
 
 
-@njit(inline="always")
+@njit(forceinline=True)
 def subtract(row, factor, pivot):
     """row -= factor * pivot, counted from 0 so that it runs side by side."""
     for j in range(row.size):
         row[j] -= factor * pivot[j]
 
 
-@njit(inline="always")
+@njit(forceinline=True)
 def divided(row, pivot, out):
     for j in range(row.size):
         out[j] = row[j] / pivot
@@ -160,6 +161,9 @@ def eliminate(a: np.ndarray, size: int) -> None:
                 subtract_panel(row, j, pivots, j, f0, f1, f2, f3, f4, f5, f6, f7)
 
 
+ADD_MOMENTS, ELIMINATE = add_moments.dispatcher, eliminate.dispatcher  # for calls from other loops
+
+
 @compiled(types.int16[:, ::1](F64_2_IN, INT, INT, types.float64))
 def learn(total: np.ndarray, columns: int, rows: int, ridge: float) -> np.ndarray:
     """L [N, N] int16, below the diagonal, from second moments [N, N] summed over `rows` rows."""
@@ -171,7 +175,7 @@ def learn(total: np.ndarray, columns: int, rows: int, ridge: float) -> np.ndarra
     shrink = ridge * columns / rows * (squares / columns) + 1.0
     for k in range(1, columns + 1):
         a[k, k] += shrink
-    eliminate(a, columns + 1)
+    ELIMINATE(a, columns + 1)
     lower = np.zeros(a.shape, np.int16)
     for i in range(1, columns + 1):
         for k in range(i):

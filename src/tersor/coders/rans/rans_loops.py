@@ -24,8 +24,8 @@ from tersor.coders.loops import (
     U64,
     U64_OUT,
     WORD,
-    compiled,
 )
+from tersor.compiled import compiled
 
 
 @compiled(INT(U8, U32, U32, INT, U64_OUT, U16_OUT))
@@ -58,7 +58,7 @@ def rans_encode(
     return np.int64(at)
 
 
-@njit(inline="always")
+@njit(forceinline=True)
 def taken(x, slots, mask, shift):  # type: ignore[no-untyped-def]
     """(symbol, state before any word is read) after one symbol of state x."""
     slot = slots[x & mask]

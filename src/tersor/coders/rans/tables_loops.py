@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numba import types
 
-from tersor.coders.loops import INT, U8, compiled
+from tersor.coders.loops import INT, U8
+from tersor.compiled import compiled
 
 I64 = types.Array(types.int64, 1, "C", readonly=True)
 I64_2 = types.Array(types.int64, 2, "C", readonly=True)

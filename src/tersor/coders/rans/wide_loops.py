@@ -16,7 +16,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from tersor.coders.loops import INT, LOW, N16, U8_OUT, U16, U32, U32_OUT, compiled
+from tersor.coders.loops import INT, LOW, N16, U8_OUT, U16, U32, U32_OUT
 from tersor.coders.rans.cpu_loops import AT_ONCE, LANES, deal, gather
 from tersor.coders.vector_loops import (
     BYTE,
@@ -31,6 +31,7 @@ from tersor.coders.vector_loops import (
     store,
     vector,
 )
+from tersor.compiled import compiled
 
 WORDS, LONGS = vector(WORD, LANES), vector(LONG, LANES)
 

@@ -1,0 +1,179 @@
+"""Compiled loops: where their code is kept, when it is compiled anew, and who is told."""
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tersor import compiled
+from tersor.compiled import (
+    Compiled,
+    bases,
+    begin,
+    compile_module,
+    digest,
+    loops_of,
+    ours,
+    tidy,
+    usable,
+    wait_for,
+)
+
+MODULE = "tersor.coders.bit_strings_loops"  # the least to compile
+SAY = "import logging, sys; logging.basicConfig(stream=sys.stdout, format='%(message)s')\n"
+CODE = f"""{SAY}
+import numpy as np
+from tersor.coders.bit_strings import BitReader, BitWriter, read_list, write_list
+out = BitWriter()
+write_list(out, np.arange(40))
+print(read_list(BitReader(memoryview(out.to_bytes())), 40, 99).tolist() == list(range(40)))
+from tersor.compiled import folder
+print(folder())
+"""
+
+
+def python(code: str, root: Path | None = None, **environment: str) -> list[str]:
+    """The lines that a fresh interpreter prints, with the package below `root`."""
+    known = {key: value for key, value in os.environ.items() if key != "NUMBA_CACHE_DIR"}
+    if root is not None:
+        known["PYTHONPATH"] = str(root)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=known | environment, capture_output=True, text=True, check=True
+    )
+    return done.stdout.splitlines()
+
+
+def test_the_first_process_compiles_and_says_so_and_the_second_does_not(tmp_path: Path) -> None:
+    first, second = (python(CODE, NUMBA_CACHE_DIR=str(tmp_path)) for _ in range(2))
+    assert first == [compiled.WAITING, "True", str(tmp_path / f"loops-{digest()}")]
+    assert second == first[1:]
+
+
+def copied(tmp_path: Path) -> Path:
+    """The package, copied: its root."""
+    import shutil
+
+    shutil.copytree(compiled.HERE, tmp_path / "lib" / "tersor", ignore=shutil.ignore_patterns("__pycache__"))
+    return tmp_path / "lib"
+
+
+def test_a_change_of_another_source_compiles_anew(tmp_path: Path) -> None:
+    """What other loops call is compiled into them: they depend on its file too."""
+    root = copied(tmp_path)
+    first = python(CODE, root)
+    assert python(CODE, root) == first[1:]
+    path = root / "tersor" / "coders" / "vector_loops.py"
+    path.write_text(path.read_text() + "\n# changed\n")
+    changed = python(CODE, root)
+    assert changed[0] == compiled.WAITING
+    assert changed[-1] != first[-1]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.name == "nt", reason="permissions of POSIX")
+def test_a_read_only_installation_keeps_its_code_in_the_users_cache(tmp_path: Path) -> None:
+    root = copied(tmp_path)
+    (root / "tersor" / "__pycache__").write_text("")  # no folder can be made there, by root neither
+    cache = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "PYTHONDONTWRITEBYTECODE": "1"}
+    first, second = (python(CODE, root, **cache) for _ in range(2))
+    assert first[0] == compiled.WAITING
+    assert Path(first[-1]).parent == tmp_path / "cache" / "tersor"
+    assert second == first[1:]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="permissions of POSIX")
+def test_without_any_cache_folder_of_ones_own_the_temporary_one_serves(tmp_path: Path) -> None:
+    root = copied(tmp_path)
+    (root / "tersor" / "__pycache__").write_text("")
+    (tmp_path / "file").write_text("")
+    (tmp_path / "t").mkdir()
+    there = {
+        "XDG_CACHE_HOME": str(tmp_path / "file"), "TMPDIR": str(tmp_path / "t"),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }  # fmt: skip
+    first, second = (python(CODE, root, **there) for _ in range(2))
+    assert Path(first[-1]).parent == tmp_path / "t" / f"tersor-{os.getuid()}"
+    assert second == first[1:]
+    (private,) = (tmp_path / "t").iterdir()
+    assert stat.S_IMODE(private.stat().st_mode) == 0o700
+    private.chmod(0o777)  # anybody could have put code there: nothing is loaded from it
+    assert python(CODE, root, **there) == [compiled.WAITING, "True", "None"]
+
+
+def test_a_link_or_a_folder_of_others_is_not_ours(tmp_path: Path) -> None:
+    (tmp_path / "own").mkdir(mode=0o700)
+    (tmp_path / "link").symlink_to(tmp_path / "own")
+    assert ours(tmp_path / "own")
+    assert not ours(tmp_path / "link")
+    (tmp_path / "own").chmod(0o770)
+    assert not ours(tmp_path / "own")
+    assert not usable(tmp_path / "own" / "loops", private=True)
+    assert usable(tmp_path / "own" / "loops", private=False)
+
+
+def test_folders_of_other_sources_go_after_a_month(tmp_path: Path) -> None:
+    for name in ("loops-old", "loops-new", "loops-mine", "loops-bare", "else"):
+        (tmp_path / name).mkdir()
+        if name != "loops-bare":
+            (tmp_path / name / "used").touch()
+    os.utime(tmp_path / "loops-old" / "used", (0, 0))
+    os.utime(tmp_path / "loops-mine" / "used", (0, 0))
+    tidy(tmp_path / "loops-mine")
+    assert {path.name for path in tmp_path.iterdir()} == {"loops-new", "loops-mine", "loops-bare", "else"}
+
+
+def test_numba_is_left_as_it_was() -> None:
+    from numba import config
+
+    before = config.CACHE_DIR
+    compile_module(MODULE)
+    assert before == config.CACHE_DIR
+
+
+def test_a_process_beside_compiles_and_is_waited_for(tmp_path: Path) -> None:
+    code = f"""{SAY}
+import os, tersor.compiled as c
+os.cpu_count = lambda: 2
+c.begin([{MODULE!r}]); c.begin([{MODULE!r}])
+print(len(set(map(id, c.beside.values()))))
+c.wait_for({MODULE!r})
+print((c.folder() / {MODULE!r}).exists(), c.beside)
+(loop,) = c.loops_of({MODULE!r})
+loop.compile()
+print(sum(loop.dispatcher.stats.cache_hits.values()), sum(loop.dispatcher.stats.cache_misses.values()))
+c.begin([{MODULE!r}])
+print(c.beside)
+"""
+    said = python(code, NUMBA_CACHE_DIR=str(tmp_path))
+    assert [line for line in said if line != compiled.WAITING] == ["1", "True {}", "1 0", "{}"]
+
+
+def test_a_process_beside_that_fails_is_no_matter(tmp_path: Path) -> None:
+    code = f"""{SAY}
+import os, sys, tersor.compiled as c
+os.cpu_count = lambda: 2
+sys.executable = {str(tmp_path / "false")!r}
+c.begin([{MODULE!r}])
+{CODE}"""
+    (tmp_path / "false").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "false").chmod(0o755)
+    assert "True" in python(code, NUMBA_CACHE_DIR=str(tmp_path / "cache"))
+
+
+def test_one_core_compiles_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a process was started"))
+    begin(["a.module.that.is.not.there"])
+    wait_for("a.module.that.is.not.there")
+
+
+def test_every_loop_of_the_package_is_one() -> None:
+    """`compiled` is the only way to a loop that is called from Python, so none escapes the folder's hash."""
+    for glob in ("coders/**/*_loops.py", "maths/*_loop.py"):
+        for path in compiled.HERE.glob(glob):
+            module = ".".join(("tersor", *path.relative_to(compiled.HERE).with_suffix("").parts))
+            assert all(isinstance(loop, Compiled) for loop in loops_of(module))
+            assert "cache=" not in path.read_text()
+    assert list(bases())
