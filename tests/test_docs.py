@@ -1,7 +1,7 @@
-"""The docs run: each Python block is executed, each `$ tersor` line names commands and options that exist.
+"""Docs: each Python block runs, and each `$ tersor` line uses existing commands and options.
 
-Blocks of one page share a namespace, in order, and run in an empty folder. A block right after the comment
-<!-- not run --> is left out; a few such blocks are allowed in all.
+The blocks of one page share a namespace, in order, and run in an empty folder. A block directly after the
+comment <!-- not run --> is skipped; a few such blocks are allowed in total.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ class Command(NamedTuple):
 
 
 def blocks(page: str) -> list[Block]:
-    """The fenced blocks of a page, indented ones (in a list) too."""
+    """The fenced blocks of a page, including indented ones (in a list)."""
     found, before = [], ""
     lines = iter(enumerate(page.splitlines(), 1))
     for number, line in lines:
@@ -65,7 +65,7 @@ def python_blocks(page: str) -> list[Block]:
 
 
 def execute(page: str, name: str) -> dict[str, Any]:
-    """Runs a page's blocks; an error's traceback shows the line of the page."""
+    """Run a page's blocks. The traceback of an error shows the line in the page."""
     namespace: dict[str, Any] = {"__name__": "__main__"}
     for block in python_blocks(page):
         if block.run:
@@ -75,7 +75,7 @@ def execute(page: str, name: str) -> dict[str, Any]:
 
 
 def commands(page: str) -> list[Command]:
-    """The `$ tersor` lines of a page's shell blocks, each up to the first pipe, redirection, ; or &."""
+    """The `$ tersor` lines in a page's shell blocks, each up to the first pipe, redirection, ; or &."""
     found = []
     for block in blocks(page):
         text = re.sub(
@@ -95,7 +95,7 @@ def commands(page: str) -> list[Command]:
 
 @functools.cache
 def shown_help(subcommand: str) -> str | None:
-    """What `tersor SUBCOMMAND --help` prints, or None where it is refused."""
+    """The output of `tersor SUBCOMMAND --help`, or None if the command fails."""
     from tersor.cli import main
 
     out = io.StringIO()
@@ -114,7 +114,7 @@ def shown_help(subcommand: str) -> str | None:
 
 
 def unknown(command: Command, helps: Callable[[str], str | None]) -> list[str]:
-    """The words of a command that its help does not know."""
+    """The words of a command that its help does not contain."""
     options = [word.split("=")[0] for word in command.words if re.match(r"--?[A-Za-z]", word)]
     subcommand = next((word for word in command.words if not word.startswith("-")), "")
     text = helps(subcommand)
@@ -124,21 +124,21 @@ def unknown(command: Command, helps: Callable[[str], str | None]) -> list[str]:
     return [option for option in options if not re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", every)]
 
 
-def cases(part: Callable[[str], list[Any]]) -> list[Any]:
-    """One case for each page that has such a part."""
-    return [pytest.param(p, id=str(p.relative_to(ROOT))) for p in PAGES if part(p.read_text())]
+def cases(find: Callable[[str], list[Any]]) -> list[Any]:
+    """One test case for each page that has such blocks or commands."""
+    return [pytest.param(p, id=str(p.relative_to(ROOT))) for p in PAGES if find(p.read_text())]
 
 
 @pytest.mark.parametrize("page", cases(python_blocks))
 def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)  # a page may write a module and import it
+    monkeypatch.syspath_prepend(tmp_path)  # a page can write a module and import it
     execute(page.read_text(), str(page.relative_to(ROOT)))
 
 
-def test_few_blocks_are_not_run() -> None:
-    left_out = [f"{p.name}:{b.line}" for p in PAGES for b in python_blocks(p.read_text()) if not b.run]
-    assert len(left_out) <= NOT_RUN_AT_MOST, left_out
+def test_only_a_few_blocks_are_skipped() -> None:
+    skipped = [f"{p.name}:{b.line}" for p in PAGES for b in python_blocks(p.read_text()) if not b.run]
+    assert len(skipped) <= NOT_RUN_AT_MOST, skipped
 
 
 @needs_cli
@@ -180,7 +180,7 @@ $ tersor --no-such
 HELPS = {"": "--json --help", "run": "--task --out-dir --out, -o  --resume", "show": "--all"}
 
 
-def test_blocks_share_a_namespace_and_skip_what_is_marked() -> None:
+def test_blocks_share_a_namespace_and_marked_ones_are_skipped() -> None:
     assert [(b.language, b.line, b.run) for b in python_blocks(PAGE)] == [
         ("python", 4, True), ("python", 9, False), ("py", 14, True)
     ]  # fmt: skip
@@ -194,7 +194,7 @@ def test_a_failing_block_fails_with_its_line() -> None:
     assert (str(last.path), last.lineno + 1) == ("PAGE", 9)
 
 
-def test_commands_are_found_whole() -> None:
+def test_commands_are_found_with_all_their_words() -> None:
     assert commands(PAGE) == [
         (["run", "net.py:net", "--task", "digits", "--out=out", "--resume", "prune", "keep=-0.5"], 18),
         (["--json", "show", "a file"], 21),

@@ -1,4 +1,4 @@
-"""The examples run as they stand, and all three skins of one recipe leave the same ledger."""
+"""Examples: they run unchanged, and one recipe in Python, YAML and words gives the same ledger."""
 
 import json
 import os
@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of examples/, where the scripts have run."""
+    """A copy of examples/ to run the scripts in."""
     here = tmp_path_factory.mktemp("user") / "examples"
     shutil.copytree(ROOT / "examples", here, ignore=shutil.ignore_patterns("out", "__pycache__"))
     return here
@@ -28,21 +28,23 @@ def call(folder: Path, *words: str) -> str:
     return done.stdout
 
 
-def test_python_yaml_and_words_leave_one_ledger(folder: Path) -> None:
+def test_python_yaml_and_words_give_the_same_ledger(folder: Path) -> None:
     python = call(folder, sys.executable, "python.py")
     shell = call(folder, "sh", "cli.sh")
-    words, file = (json.loads((folder / f"out/{skin}/report.json").read_text()) for skin in ("words", "yaml"))
+    words, file = (
+        json.loads((folder / f"out/{source}/report.json").read_text()) for source in ("words", "yaml")
+    )
     assert f"ledger {words['ledger']}" in python.splitlines()
     assert words["ledger"] == file["ledger"]
     assert f"ledger {words['ledger']}" in shell
 
-    # Small, sound, and still good at what it does.
+    # The file is small and intact, and the accuracy is kept.
     assert "0 warnings" in shell
     assert "6 parts, sound" in shell
     assert words["files"]["given"]["nbytes"] > 6 * words["files"]["result"]["nbytes"]
     assert words["accuracy"]["after"][0] > words["accuracy"]["before"][0] - 0.02
 
 
-def test_ten_lines_of_python(folder: Path) -> None:
+def test_the_python_example_has_ten_lines(folder: Path) -> None:
     body = [line for line in (folder / "python.py").read_text().splitlines()[1:] if line.strip()]
     assert len(body) <= 10

@@ -1,4 +1,4 @@
-"""README and guide say of the steps what the steps say of themselves."""
+"""Guide: its tables and the README's agree with the steps' docstrings, settings and defaults."""
 
 import dataclasses
 import re
@@ -12,32 +12,34 @@ from tersor.steps import STEPS
 from tersor.steps.retrain import TRAINING, Retrain
 
 ROOT = Path(__file__).resolve().parents[1]
-README, GUIDE = (ROOT / "README.md").read_text(), (ROOT / "docs/guide.md").read_text()
+README, GUIDE, COMING = (
+    (ROOT / path).read_text() for path in ("README.md", "docs/guide.md", "docs/coming-from.md")
+)
 
 
 def shown(default: Any) -> str:
-    """A default as the tables write it."""
+    """A default value, formatted as in the tables."""
     text = "none" if default is None else str(default).lower() if isinstance(default, bool) else str(default)
     return f"`{text}`" if text else ""
 
 
 def rows(text: str) -> dict[str, str]:
-    """Setting -> default, of the first table in a text."""
+    """Setting -> default, from the first table in a text."""
     return {key: default for key, (default, _) in table(text).items()}
 
 
 def table(text: str) -> dict[str, tuple[str, str]]:
-    """Setting -> (default, what it is), of the first table in a text."""
+    """Setting -> (default, description), from the first table in a text."""
     lines = text.split("| --- | --- | --- |\n", 1)[1].split("\n\n", 1)[0]
     found = re.findall(r"^\| `(\w+)` \| (\S*) \| (.+) \|$", lines, re.M)
-    return {key: (default, said) for key, default, said in found}
+    return {key: (default, description) for key, default, description in found}
 
 
 def defaults(kind: type[Any]) -> dict[str, str]:
     return {field.name: shown(field.default) for field in dataclasses.fields(kind)}
 
 
-def test_the_readme_lists_every_step_in_its_own_words() -> None:
+def test_the_readme_lists_every_step_with_its_docstring() -> None:
     found = re.findall(r"^\| `(\w+)` \| (.+) \|$", README, re.M)
     assert found == [(name, (kind.__doc__ or "").splitlines()[0]) for name, kind in STEPS.items()]
 
@@ -56,17 +58,17 @@ def test_the_guide_lists_the_settings_of_training() -> None:
 
 
 @pytest.mark.parametrize("name", STEPS)
-def test_the_guide_says_what_goes_with_what(name: str) -> None:
+def test_the_guide_names_the_settings_that_a_setting_depends_on(name: str) -> None:
     training, section = (GUIDE.split(f"\n{head}\n", 1)[1] for head in ("## Steps", f"### {name}"))
-    assert "All but `where` have an effect with `epochs` above 0 alone" in training
-    told = {**table(training), **table(section)}
+    assert "All except `where` take effect only with `epochs` above 0" in training
+    rows_of = {**table(training), **table(section)}
     for key, needs in only(STEPS[name]).items():
         for other in needs:
-            assert (key in TRAINING and other == "epochs") or f"`{other}" in told[key][1], (key, other)
+            assert (key in TRAINING and other == "epochs") or f"`{other}" in rows_of[key][1], (key, other)
 
 
-def test_the_readme_is_short_and_its_links_lead_somewhere() -> None:
+def test_the_readme_is_short_and_links_exist() -> None:
     assert len(README.splitlines()) <= 150
-    for page, folder in ((README, ROOT), (GUIDE, ROOT / "docs")):
+    for page, folder in ((README, ROOT), (GUIDE, ROOT / "docs"), (COMING, ROOT / "docs")):
         for link in re.findall(r"\]\(([^)#:]+)(?:#[\w-]+)?\)", page):
             assert (folder / link).exists(), link
