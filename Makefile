@@ -8,10 +8,12 @@ PYTEST_FLAGS ?=
 BENCH_FLAGS ?=
 
 VENV := .venv
+EXTRAS_VENV := .venv-extras
 BIN := $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
 DEV := $(VENV)/.stamp-dev
 BENCH := $(VENV)/.stamp-bench
+EXTRAS := $(EXTRAS_VENV)/.stamp
 # Stay in one thread a worker: workers that each take every core only wait for one another.
 # worksteal keeps a module's tests on one worker while it can, so its fixtures are built once.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
@@ -20,7 +22,7 @@ RECIPES = $(shell find src/tersor/recipes bench examples -name out -prune -o -na
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-long test-cpus check lint types layering recipes format bench clean
+.PHONY: help setup demo readme test test-long test-cpus test-extras check lint types layering recipes format bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s  %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -30,6 +32,9 @@ setup: $(DEV)  ## make .venv and install Tersor with its tools (PYTHON=python3.1
 demo: $(DEV)  ## compress a small network on real data, end to end, into out/demo
 	$(BIN)/tersor demo --out out/demo
 
+readme: demo  ## run the demo and put what it prints into README.md
+	$(BIN)/python bench/readme.py
+
 test: $(DEV)  ## run the tests (PYTEST_FLAGS="-k entropy" picks some)
 	$(PYTEST) -m "not long" $(PYTEST_FLAGS)
 
@@ -38,6 +43,10 @@ test-long: $(DEV)  ## run all tests, the long ones too, on many more random exam
 
 test-cpus: $(DEV)  ## read golden files and run all coders as processors with fewer instructions do
 	$(BIN)/python tests/cpus.py --jobs $(JOBS)
+
+test-extras: $(EXTRAS)  ## run the tests that need other packages (transformers, timm, Lightning, ...), in .venv-extras
+	TERSOR_EXTRAS=1 OMP_NUM_THREADS=1 $(EXTRAS_VENV)/bin/python -m pytest -n $(JOBS) --dist worksteal \
+	  -m "extra and not long" $(PYTEST_FLAGS)
 
 check: lint types layering recipes  ## lint, formatting, types, layering, recipes (make -k check goes on after a failure)
 
@@ -61,8 +70,8 @@ format: $(DEV)  ## put imports and layout in order
 bench: $(BENCH)  ## measure the results table anew (BENCH_FLAGS go to bench/run.py)
 	$(BIN)/python bench/run.py $(BENCH_FLAGS)
 
-clean:  ## remove .venv, caches, build files and out/demo
-	rm -rf $(VENV) build dist src/*.egg-info out/demo .pytest_cache .ruff_cache .mypy_cache .hypothesis
+clean:  ## remove both .venv, caches, build files and out/demo
+	rm -rf $(VENV) $(EXTRAS_VENV) build dist src/*.egg-info out/demo .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -79,6 +88,13 @@ $(DEV): pyproject.toml constraints.txt | $(BIN)/python
 	@$(INSTALL) --editable '.[dev]'
 	@$(BIN)/python -c 'import importlib.metadata as m, sys; print("Installed tersor", m.version("tersor"), "with torch", \
 	  m.version("torch"), "on Python", sys.version.split()[0], file=sys.stderr)'
+	@touch $@
+
+$(EXTRAS): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing what test-extras needs into $(EXTRAS_VENV): some minutes." >&2
+	@$(BIN)/python -m venv $(EXTRAS_VENV)
+	@$(EXTRAS_VENV)/bin/python -m pip install --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt \
+	  --editable '.[integrations]'
 	@touch $@
 
 $(BENCH): $(DEV)

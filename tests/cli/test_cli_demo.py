@@ -2,7 +2,9 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import safetensors.torch
@@ -58,7 +60,9 @@ def test_the_demo_measures_what_it_prints(tersor: Command, short: None) -> None:
     assert len(facts["latency"]["before"]) == 3
 
 
-def test_the_demo_prints_one_report_and_can_be_repeated(tersor: Command, short: None) -> None:
+def test_the_demo_prints_one_report_and_can_be_repeated(
+    tersor: Command, short: None, bench: Callable[[str], ModuleType]
+) -> None:
     first, again = tersor("demo --out d"), tersor("demo --out d")
     assert first.code == again.code == 0
     assert "[1/1] train the network to compress" in first.err
@@ -67,6 +71,14 @@ def test_the_demo_prints_one_report_and_can_be_repeated(tersor: Command, short: 
         assert text in first.out
     digests = [json.loads(Path("d/report.json").read_text())["result"]]
     assert digests == [package.load("d/model.tersor").digest]
+    readme = bench("readme")
+    assert readme.printed(Path("d/report.json")) == "".join(
+        f"{line.rstrip()}\n" for line in again.out.splitlines()
+    )
+    assert readme.page("a\n```text\nold\n```\nb\n", "new\n") == "a\n```text\nnew\n```\nb\n"
+    with pytest.raises(ValueError, match="2 blocks"):
+        readme.page("```text\n```\n```text\n```\n", "")
+    readme.page(readme.README.read_text(), "")  # has one
     figures = [re.findall(r"(?:accuracy, %|file, bytes).*", done.out)[0] for done in (first, again)]
     assert figures[0] == figures[1]  # the same network, the same recipe, the same seed
 

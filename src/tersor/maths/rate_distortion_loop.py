@@ -39,6 +39,9 @@ def refresh(counts: np.ndarray, cost: np.ndarray, seen: np.ndarray) -> None:
             cost[context, m] = np.log2(total / counts[context, m]) + (1 if m else 0)
 
 
+REFRESH = refresh.dispatcher  # for the call from the other loop
+
+
 @compiled(
     types.void(
         F2, types.boolean[:, ::1], types.int16[:, ::1], F2, F1, F1, F2, F1, F1, types.float64, types.int64,
@@ -113,5 +116,5 @@ def sweep(
             for i in range(rows):
                 targets[k, i] -= share * targets[j, i]
         if state[1] >= state[2]:
-            refresh(counts, cost, seen)
+            REFRESH(counts, cost, seen)
             state[2] = state[1] + min(state[1] / 4 + 256, 16384.0)
