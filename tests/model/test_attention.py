@@ -240,19 +240,19 @@ def test_copies_pickles_exports_and_is_called_functionally(what: str) -> None:
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "a hint alone": ({"is_causal": True}, "is_causal is a hint about attn_mask, which has to be given too"),
+    "a hint alone": ({"is_causal": True}, "is_causal is only a hint about attn_mask; give attn_mask too"),
     "integers": ({"attn_mask": torch.ones(T, S, dtype=torch.int64)}, "attn_mask has dtype torch.int64, but"),
     "a row": (
         {"attn_mask": torch.ones(1, S, dtype=torch.bool)},
-        r"attn_mask has shape \[1, 5\], but it is \[4, 5\]",
+        r"attn_mask has shape \[1, 5\], but it must be \[4, 5\]",
     ),
     "heads": (
         {"attn_mask": torch.ones(B, T, S) > 2},
-        r"has shape \[3, 4, 5\], but it is \[4, 5\] or \[12, 4, 5\]",
+        r"has shape \[3, 4, 5\], but it must be \[4, 5\] or \[12, 4, 5\]",
     ),
     "padding": (
         {"key_padding_mask": torch.ones(1, S) > 2},
-        r"key_padding_mask has shape \[1, 5\], but it is \[3, 5\]",
+        r"key_padding_mask has shape \[1, 5\], but it must be \[3, 5\]",
     ),
 }
 
@@ -269,7 +269,7 @@ def test_nested_tensors_are_refused() -> None:
     _, ours = pair(batch_first=True)
     parts = [torch.randn(2, E), torch.randn(3, E)]
     x = torch.nested.nested_tensor(parts, dtype=torch.float64, layout=torch.jagged)
-    with pytest.raises(RefusedError, match="nested tensors are not taken"):
+    with pytest.raises(RefusedError, match="nested tensors are not supported"):
         ours(x, x, x)
 
 

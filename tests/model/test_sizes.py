@@ -647,7 +647,7 @@ def test_an_integer_that_the_module_computes_is_refused() -> None:
 
 @pytest.mark.parametrize("value", [1.0, True, "2", None])
 def test_only_integers_are_set(value: Any) -> None:
-    with pytest.raises(SettingError, match="only integers are set"):
+    with pytest.raises(SettingError, match="only integers are allowed"):
         Set("a", "b", value)
-    with pytest.raises(SettingError, match="not an integer or a text"):
+    with pytest.raises(SettingError, match="must be an integer or a string"):
         Replace("a", "product", {"layers": [value]})  # type: ignore[dict-item]
