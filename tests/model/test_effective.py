@@ -137,7 +137,7 @@ def test_tied_sources_are_refused() -> None:
     model = net(MAKERS["spectral_norm"])
     model.append(nn.Linear(8, 4))
     model[3].weight = model[2].parametrizations.weight.original
-    with pytest.raises(RefusedError, match="another layer holds too.*Untie them first") as caught:
+    with pytest.raises(RefusedError, match="another layer uses too.*Untie the layers first") as caught:
         start(model)
     assert "2.weight" in str(caught.value)
 
@@ -167,7 +167,7 @@ def test_a_weight_trains_where_its_adapter_does() -> None:
     state = start(model)
     assert [layer.weight.requires_grad for layer in state.plain()] == [True, False]
     (note,) = state.ledger.notes("effective")
-    assert "0.weight (Adapter, a part was frozen, and it learns whole), 1.weight (Adapter)" in note.text
+    assert "0.weight (Adapter, a part was frozen, now all of it is trained), 1.weight (Adapter)" in note.text
 
 
 class Noisy(nn.Module):
@@ -178,5 +178,5 @@ class Noisy(nn.Module):
 def test_a_weight_that_goes_by_chance_is_refused() -> None:
     model = nn.Sequential(nn.Linear(6, 4))
     parametrize.register_parametrization(model[0], "weight", Noisy())
-    with pytest.raises(RefusedError, match=r"0\.weight: Noisy computes another weight each time"):
+    with pytest.raises(RefusedError, match=r"0\.weight: Noisy computes a different weight each time"):
         start(model)
