@@ -468,7 +468,7 @@ def test_weights_that_are_computed_when_asked_for_are_refused() -> None:
     model = Master()
     plain = start(model)
     forms = {"weight": Dense(torch.ones(4, 3))}
-    with pytest.raises(RefusedError, match="weight: what was written comes back changed"):
+    with pytest.raises(RefusedError, match="weight: the written value is changed in its state dict"):
         fitted(model, forms, plain.sites)
 
 

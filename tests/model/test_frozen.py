@@ -161,7 +161,7 @@ def test_where_that_names_only_what_is_frozen_is_refused() -> None:
     with pytest.raises(SettingError) as caught:
         run(net(), Finetune(epochs=1, where="a.weight"), TASK)
     assert str(caught.value) == (
-        "finetune: nothing is left to train: a.weight stay as they are (requires_grad=False). Unfreeze them, "
+        "finetune: nothing is left to train: requires_grad=False for a.weight. Unfreeze them, "
         "name others in where, or give frozen='train'"
     )
     result = run(net(), Finetune(epochs=1, where="a.weight,b.weight"), TASK)
@@ -232,7 +232,7 @@ def test_parameters_of_dtypes_that_do_not_train_are_named() -> None:
         result = run(model, step, t.task)
         assert same(result, model, "wave", "count")
         (note,) = result.ledger.notes("frozen")
-        assert note.text == "2 parameters left alone for the dtype: wave, count"
+        assert note.text == "2 parameters not trained because of the dtype: wave, count"
 
 
 @pytest.mark.parametrize("step", [Finetune(epochs=3, lr=0.1), Prune(keep=0.4, epochs=3, ramp=0.8, lr=0.1)])

@@ -47,7 +47,9 @@ BAD = ["head", "head.*=x", "=3", "head.*=0", "head.*=-1", "head.*=inf", {"head.*
 
 @pytest.mark.parametrize("given", BAD, ids=str)
 def test_what_is_no_such_setting_is_refused(given: Any) -> None:
-    with pytest.raises(SettingError, match="finetune: lr_of=.*, but it is globs of weights with factors"):
+    with pytest.raises(
+        SettingError, match="finetune: lr_of=.*, but it must be globs of weights with factors"
+    ):
         Finetune(lr_of=given)
 
 

@@ -478,7 +478,7 @@ def test_what_cannot_be_simulated_is_refused() -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"stale": True}, "is stale: something upstream has changed"),
+        ({"stale": True}, "is stale: the model has changed"),
         ({"bits": 17}, "bits=17, but 1 to 16"),
         ({"scale": Dense(torch.tensor([0.0]))}, "not a positive number"),
         ({"scale": Dense(torch.tensor([torch.nan]))}, "not a positive number"),

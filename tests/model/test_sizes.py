@@ -493,14 +493,14 @@ WRONG: dict[str, tuple[Callable[[], nn.Module], Cuts, Sequence[Change], type[Exc
         BOTH,
         (Set("0", "out_features", 4),),
         RefusedError,
-        "0.out_features was set to 4, but the shapes of its tensors say 3",
+        "0.out_features was set to 4, but the shapes of its tensors imply 3",
     ),
     "a place against the shapes": (
         lambda: nn.LayerNorm((2, 5)),
         {},
         (Set("0", "normalized_shape.1", 4),),
         RefusedError,
-        "0.normalized_shape was set to (2, 4), but the shapes of its tensors say (2, 5)",
+        "0.normalized_shape was set to (2, 4), but the shapes of its tensors imply (2, 5)",
     ),
     "group norm": (
         lambda: nn.GroupNorm(2, 6),

@@ -21,13 +21,7 @@ from torch import Tensor
 from tersor.dtypes import INTEGERS
 from tersor.model.batches import generators_of
 
-INSIDE = (
-    "source",
-    "batch_sampler",
-    "sampler",
-    "dataset",
-    "collate_fn",
-)  # attributes that hold parts of a loader
+INSIDE = ("source", "batch_sampler", "sampler", "dataset", "collate_fn")  # where the parts of a loader are
 DEEP = 4  # levels of nested parts
 LONGEST = 1 << 20  # elements of an order; a longer array is data
 
@@ -39,9 +33,7 @@ class Counters:
 
     def __init__(self, batches: object) -> None:
         self.parts = dict(parts_of(batches))
-        self.others = {
-            id(generator) for generator in generators_of(batches)
-        }  # saved elsewhere (batches.generators_of)
+        self.others = {id(generator) for generator in generators_of(batches)}  # these are saved elsewhere
         self.first = self.read()
 
     def read(self) -> Facts:

@@ -104,7 +104,7 @@ def estimate(model: nn.Module, task: Task, sites: list[Site], passes: int) -> di
 
 
 def probe(output: Tensor, task: Task) -> Tensor:
-    """The scalar <v, y>. The second moment of v, its gradient by y, is the curvature of the output's error."""
+    """The scalar <v, y>: the second moment of v, its gradient, is the curvature of the output's error."""
     v = torch.randint(0, 2, output.shape, device=output.device).to(output.dtype).mul_(2).sub_(1)
     if isinstance(task.metric, str) and task.metric == "accuracy" and output.ndim == 2:
         probabilities = output.detach().softmax(1)  # [B, K]
