@@ -42,9 +42,7 @@ def test_a_matrix_is_transposed(data: st.DataObject) -> None:
     form = drawn(data)
     new = turned(form)
     assert new.shape == form.shape[::-1]
-    if any(
-        node.name == "lowrank" for _, node in form.walk()
-    ):  # the sums of a product may be in another order
+    if any(node.name == "lowrank" for _, node in form.walk()):  # a product may sum in another order
         assert torch.allclose(new.decode(), form.decode().T, atol=1e-5, rtol=1e-4)
     else:
         assert torch.equal(new.decode(), form.decode().T)

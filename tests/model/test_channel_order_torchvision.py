@@ -10,10 +10,8 @@ from tersor.model.channel_order import links
 pytestmark = pytest.mark.long
 models = pytest.importorskip("torchvision.models", reason="torchvision is not installed")
 SIZES = (32, 64, 96, 224, 518)  # pixels; the first that an architecture accepts is used
-OLD = {
-    "googlenet": {"init_weights": False},
-    "inception_v3": {"init_weights": False},
-}  # their initialization takes seconds
+# Skip an initialization that takes seconds.
+OLD = {"googlenet": {"init_weights": False}, "inception_v3": {"init_weights": False}}
 
 
 @torch.no_grad()

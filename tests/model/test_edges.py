@@ -39,7 +39,7 @@ def compared(model: nn.Module, args: Any, kwargs: Any) -> dict[str, Edge]:
     nodes = named_nodes(torch.export.export(model, args, kwargs), model)
     assert list(edges) == list(dict.fromkeys(name for name, _, _ in nodes))
     assert {name: edge.uses for name, edge in edges.items()} == Counter(name for name, _, _ in nodes)
-    for name, node, j in reversed(nodes):  # reversed, so that the first use stays
+    for name, node, j in reversed(nodes):
         value = node.meta["val"] if j is None else node.meta["val"][j]
         assert edges[name].dtype == str(value.dtype).removeprefix("torch.")
         if edges[name].uses == 1:

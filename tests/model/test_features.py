@@ -17,7 +17,7 @@ from tersor import Distill, RefusedError, SettingError, Task, run
 from tersor.check import check
 from tersor.core.recipe import Recipe
 from tersor.core.state import start
-from tersor.model.features import between, features_of, first, pairs_of, tokens
+from tersor.model.features import channel_map, features_of, first_tensor, pairs_of, token_mask
 from tersor.model.trainable import TrainableForms
 from tersor.model.training_loop import TrainingPlan, fit
 
@@ -106,10 +106,10 @@ def test_same_widths_have_no_map() -> None:
 
 
 def test_the_map_is_along_the_axis_that_differs() -> None:
-    assert between("a", "b", (8, 7, 6, 6), (8, 13, 6, 6)) == (1, 7, 13)
-    assert between("a", "b", (8, 6, 16), (8, 6, 20)) == (2, 16, 20)
-    assert between("a", "b", (8, 16), (8, 20)) == (1, 16, 20)
-    assert between("a", "b", (8, 16), (8, 16)) is None
+    assert channel_map("a", "b", (8, 7, 6, 6), (8, 13, 6, 6)) == (1, 7, 13)
+    assert channel_map("a", "b", (8, 6, 16), (8, 6, 20)) == (2, 16, 20)
+    assert channel_map("a", "b", (8, 16), (8, 20)) == (1, 16, 20)
+    assert channel_map("a", "b", (8, 16), (8, 16)) is None
     for a, b in (
         ((8, 7, 6, 6), (8, 13, 3, 3)),
         ((8, 7, 6, 6), (8, 7, 3, 6)),
@@ -117,7 +117,7 @@ def test_the_map_is_along_the_axis_that_differs() -> None:
         ((8, 7), (4, 7)),
     ):
         with pytest.raises(RefusedError, match="outputs may differ only in the number of channels"):
-            between("a", "b", a, b)
+            channel_map("a", "b", a, b)
 
 
 @pytest.mark.parametrize("name", ["attention", "lstm"])
@@ -247,22 +247,19 @@ def test_the_encoders_padding_counts_in_the_decoder() -> None:
 
 def test_a_layer_without_floats_is_refused() -> None:
     with pytest.raises(RefusedError, match="no tensor of floats"):
-        first({"places": torch.arange(3)})
+        first_tensor({"places": torch.arange(3)})
 
 
 def test_the_mask_is_that_of_the_encoder_or_the_decoder() -> None:
     mask, other = torch.tensor([[1, 1, 0]]), torch.tensor([[1, 0, 0]])
     batch = {"attention_mask": mask, "decoder_attention_mask": other}
     x = torch.zeros(1, 3, 4)
-    assert torch.equal(tokens("encoder.block.1", x, batch), mask != 0)  # type: ignore[arg-type]
-    assert torch.equal(tokens("decoder.block.1", x, batch), other != 0)  # type: ignore[arg-type]
-    assert tokens("encoder.block.1", torch.zeros(1, 4, 3), batch) is None
-    made_of_labels = {
-        "attention_mask": mask,
-        "labels": mask,
-    }  # nothing determines which of its tokens are padding
+    assert torch.equal(token_mask("encoder.block.1", x, batch), mask != 0)  # type: ignore[arg-type]
+    assert torch.equal(token_mask("decoder.block.1", x, batch), other != 0)  # type: ignore[arg-type]
+    assert token_mask("encoder.block.1", torch.zeros(1, 4, 3), batch) is None
+    made_of_labels = {"attention_mask": mask, "labels": mask}  # does not show which tokens are padding
     pair = SimpleNamespace(encoder_last_hidden_state=x)
-    assert tokens("decoder.block.1", x, made_of_labels, pair) is None
-    assert torch.equal(tokens("encoder.block.1", x, made_of_labels, pair), mask != 0)  # type: ignore[arg-type]
-    alone = tokens("model.decoder.layers.0", x, made_of_labels)  # OPT: a decoder without an encoder
+    assert token_mask("decoder.block.1", x, made_of_labels, pair) is None
+    assert torch.equal(token_mask("encoder.block.1", x, made_of_labels, pair), mask != 0)  # type: ignore[arg-type]
+    alone = token_mask("model.decoder.layers.0", x, made_of_labels)  # OPT: a decoder without an encoder
     assert torch.equal(alone, mask != 0)  # type: ignore[arg-type]

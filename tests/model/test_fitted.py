@@ -134,7 +134,7 @@ class Two(nn.Module):
 
 
 def packed(state: dict[str, torch.Tensor], tmp_path: Path) -> State:
-    """Forms, sites and aliases, as loaded from a checkpoint with these tensors."""
+    """The state of a file that was packed from a checkpoint with these tensors."""
     torch.save(state, tmp_path / "w.pt")
     pack(tmp_path / "w.pt", tmp_path / "m.tersor", Recipe((Quantize(bits=4),)))
     return load(tmp_path / "m.tersor")
@@ -324,11 +324,8 @@ def test_cut_channels_of_blocks_equal_zero_channels() -> None:
     model = randomized(Residual()).double()
     plain = start(model)
     forms, norms = dict(plain.forms), ("weight", "bias", "running_mean", "running_var")
-    one, two, wide = (
-        [0, 2],
-        [1, 2],
-        [0, 2, 3, 8],
-    )  # one channel of each group stays; the depthwise layer loses five
+    # One channel of each group stays; the depthwise layer loses five.
+    one, two, wide = [0, 2], [1, 2], [0, 2, 3, 8]
     cuts = [
         ("conv1.weight", 0, one),
         ("conv2.weight", 1, [0]),

@@ -75,18 +75,15 @@ def test_every_step_that_trains_keeps_frozen_tensors(name: str) -> None:
         assert torch.equal(now, model.a.weight * (now != 0))
         assert 0 < float((now == 0).float().mean()) < 1
     else:
-        half = (
-            result.forms["a.weight"].scale.decode().reshape(-1, 1, 1, 1) / 2
-        )  # half a step of the first grid
+        half = result.forms["a.weight"].scale.decode().reshape(-1, 1, 1, 1) / 2  # of the first grid's step
         assert ((result.state_dict()["a.weight"] - model.a.weight).abs() <= half * 1.001).all()
     (note,) = result.ledger.notes("frozen")
     assert note.text == "2 frozen tensors not trained: a.weight, head.bias; 1 module kept in eval mode: n"
     assert note.data == {"tensors": 2, "modules": 1, "dtypes": 0}
     assert not list(free.ledger.notes("frozen"))
     trained = {"a.bias", "n.weight", "n.bias", "b.weight", "m.running_mean"}
-    assert trained <= {
-        entry.site for entry in result.ledger.edits()
-    }  # eval() freezes statistics, not weights
+    # eval() freezes statistics, not weights.
+    assert trained <= {entry.site for entry in result.ledger.edits()}
 
 
 def test_modules_in_eval_mode_stay_so_during_the_loop() -> None:

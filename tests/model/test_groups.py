@@ -99,7 +99,7 @@ def test_the_loop_equals_plain_pytorch_with_groups_and_clipping(clip: float | No
         torch.testing.assert_close(result.state_dict()[name], value, rtol=1e-4, atol=1e-6)
 
 
-def test_the_norm_of_all_gradients_is_clipped() -> None:
+def test_a_clipping_norm_that_is_not_positive_is_refused() -> None:
     for clip in (0.0, -1.0, float("inf"), float("nan")):
         with pytest.raises(SettingError, match="finetune: max_grad_norm=.*, but it is a norm: above 0"):
             Finetune(max_grad_norm=clip)

@@ -84,38 +84,38 @@ def judged(
         except MISFIT:  # its forward uses a fixed dtype
             if width == "own":
                 raise
-    if width == "own" and not wide(was):
+    if width == "own" and not wide_enough(was):
         raise RefusedError("it runs in 16 bits only, and their rounding hides the effect of a cut")
     with torch.no_grad():
         once(task, after().train(), task.shown)
     now = outputs(after(), task, width)
     if wanted is None:
         fits = [a.shape for a in now] == [a.shape for a in was]
-        return Verdict(fits and all(map(as_finite, was, now)), True, 0.0, 0.0)
+        return Verdict(fits and all(map(no_new_infinity, was, now)), True, 0.0, 0.0)
     if not was:
         raise RefusedError("its output has no tensor to compare")
     found = verdict(was, now, outputs(wanted(), task, width), EXACT[width])
     if found.fits and width == "double":
         want = outputs(wanted(), task, "own")
-        fits = not wide(want) or verdict(want, outputs(after(), task, "own"), want, EXACT["own"]).fits
+        fits = not wide_enough(want) or verdict(want, outputs(after(), task, "own"), want, EXACT["own"]).fits
         return found._replace(fits=fits)
     return found
 
 
-def as_finite(was: Tensor, now: Tensor) -> bool:
+def no_new_infinity(was: Tensor, now: Tensor) -> bool:
     return bool((now.isfinite() | ~was.isfinite()).all())
 
 
-def wide(answers: list[Tensor]) -> bool:
-    return all(torch.finfo(a.dtype).bits >= 32 for a in answers if a.is_floating_point())
+def wide_enough(outputs: list[Tensor]) -> bool:
+    return all(torch.finfo(a.dtype).bits >= 32 for a in outputs if a.is_floating_point())
 
 
 def outputs(model: nn.Module, task: Task, width: str) -> list[Tensor]:
     """The output tensors for a few calibration batches (evaluation batches if there are none), with
     parameters and inputs in "double", "float" or the model's "own" precision."""
     model, change = {
-        "double": lambda: (model.double(), widened(torch.float64)),
-        "float": lambda: (model.float(), widened(torch.float32)),
+        "double": lambda: (model.double(), float_caster(torch.float64)),
+        "float": lambda: (model.float(), float_caster(torch.float32)),
         "own": lambda: (model, lambda x: x),
     }[width]()
     word = task.shown
@@ -126,7 +126,7 @@ def outputs(model: nn.Module, task: Task, width: str) -> list[Tensor]:
     return found
 
 
-def widened(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+def float_caster(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
     """A function that converts float tensors to `dtype` and returns anything else unchanged."""
     return lambda value: value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 

@@ -106,7 +106,7 @@ def arranged(forms: Mapping[str, Form], found: list[Link]) -> dict[str, Form]:
 
 def order(rows: Tensor, columns: Tensor) -> Tensor:
     """The permutation that sorts U units, from the weights that make them [U, N] and read them [U, M]."""
-    units = torch.cat([scaled(rows), NEXT * scaled(columns)], 1)
+    units = torch.cat([normalized(rows), NEXT * normalized(columns)], 1)
     size = units.norm(dim=1, keepdim=True)
     units = units / size.clamp_min(1e-12)
     similarity = units @ units.T
@@ -120,5 +120,5 @@ def order(rows: Tensor, columns: Tensor) -> Tensor:
     return index
 
 
-def scaled(x: Tensor) -> Tensor:
+def normalized(x: Tensor) -> Tensor:
     return x / x.norm().clamp_min(1e-12)

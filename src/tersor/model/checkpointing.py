@@ -59,10 +59,10 @@ def show(own: Tensor, value: Tensor) -> None:
     if isinstance(own, nn.Parameter) and own.is_floating_point():
         own.requires_grad_(value.requires_grad)
         if own.requires_grad and not own._post_accumulate_grad_hooks:
-            own.register_post_accumulate_grad_hook(lost)
+            own.register_post_accumulate_grad_hook(refuse_lost_gradient)
 
 
-def lost(own: Tensor) -> None:
+def refuse_lost_gradient(own: Tensor) -> None:
     """Refuse a gradient that arrives at the private net's own tensor: the part that ran again in backward was
     outside the graph."""
     own.grad = None

@@ -33,10 +33,8 @@ SIMPLE = (str, bytes, int, float, bool, complex, type(None), torch.dtype)
 LIBRARIES = ("torch.", "torchvision.", "tersor.", "builtins")  # identified by their version
 PATHS = ("stdlib", "platstdlib", "purelib", "platlib")
 INSTALLED = tuple({f"{sysconfig.get_path(name)}/" for name in PATHS})
-INNER = {
-    *vars(nn.Module()),
-    "training",
-}  # every module has these: tables of tensors, layers and hooks
+# Attributes of every module: its tables of tensors, layers and hooks.
+INNER = {*vars(nn.Module()), "training"}
 
 
 def code_of(model: nn.Module | None, task: Task | None, steps: Iterable[Any] = ()) -> tuple[str, list[str]]:
@@ -44,7 +42,7 @@ def code_of(model: nn.Module | None, task: Task | None, steps: Iterable[Any] = (
     sha = hashlib.sha256(torch.__version__.encode())
     unseen: list[str] = []
     classes = {type(module) for module in model.modules()} if model is not None else set()
-    classes |= {type(step) for step in steps if not library(type(step))}
+    classes |= {type(step) for step in steps if not in_library(type(step))}
     parts: list[tuple[str, Any]] = [(c.__qualname__, c) for c in classes]
     if task is not None:
         words = {"loss": task.loss, "logits": task.logits, "feed": task.feed, "target": task.target}
@@ -108,13 +106,13 @@ def pieces(part: Any, seen: set[int]) -> Iterator[bytes | None]:
     elif isinstance(part, functools.partial):
         given = [part.args, part.keywords]
         yield repr(plain(given)).encode()
-        if not shown(given):
+        if not is_kept_whole(given):
             yield None
         yield from pieces(part.func, seen)
     elif isinstance(part, types.MethodType):
         yield from pieces(part.__func__, seen)
     elif isinstance(part, types.FunctionType):
-        if library(part):
+        if in_library(part):
             yield f"{part.__module__}.{part.__qualname__}".encode()
             return
         if id(part) in seen:
@@ -123,7 +121,7 @@ def pieces(part: Any, seen: set[int]) -> Iterator[bytes | None]:
         yield from compiled(part.__code__)
         yield repr(plain(part.__defaults__ or ())).encode()
         yield repr(plain(part.__kwdefaults__ or {})).encode()
-        for name in sorted(set(names_in(part.__code__))) if own(part) else ():
+        for name in sorted(set(names_in(part.__code__))) if is_own(part) else ():
             if name in part.__globals__:
                 yield from called(name, part.__globals__[name], seen)
         for cell in part.__closure__ or ():  # only functions: counters and caches in a closure are not code
@@ -139,12 +137,12 @@ def pieces(part: Any, seen: set[int]) -> Iterator[bytes | None]:
             yield kind.__qualname__.encode()
             functions = sorted(functions_of(kind), key=lambda item: item[0])
             known = known or bool(functions)
-            for name, function in functions if not library(kind) else ():
+            for name, function in functions if not in_library(kind) else ():
                 yield name.encode()
                 yield from pieces(function, seen)
         if not known:
             yield None
-    elif isinstance(part, nn.Module) or callable(part) and not library(type(part)):
+    elif isinstance(part, nn.Module) or callable(part) and not in_library(type(part)):
         yield from pieces(type(part), seen)  # a callable object: only the code of its class
     else:
         yield None
@@ -154,7 +152,7 @@ def called(name: str, value: Any, seen: set[int]) -> Iterator[bytes | None]:
     """The pieces for a global name that the user's own code reads: a constant, or more of their own code."""
     if isinstance(value, SIMPLE):
         yield repr((name, value)).encode()
-    elif (isinstance(value, types.FunctionType) or inspect.isclass(value)) and own(value):
+    elif (isinstance(value, types.FunctionType) or inspect.isclass(value)) and is_own(value):
         yield from (piece for piece in pieces(value, seen) if piece is not None)
 
 
@@ -166,10 +164,10 @@ def names_in(code: types.CodeType) -> Iterator[str]:
             yield from names_in(constant)
 
 
-def own(part: Any) -> bool:
+def is_own(part: Any) -> bool:
     """Whether it belongs to the user's own modules: not to an installed package or the standard library."""
     module = sys.modules.get(part.__module__)
-    return not library(part) and not (getattr(module, "__file__", None) or "").startswith(INSTALLED)
+    return not in_library(part) and not (getattr(module, "__file__", None) or "").startswith(INSTALLED)
 
 
 def functions_of(kind: type) -> Iterator[tuple[str, types.FunctionType]]:
@@ -181,7 +179,7 @@ def functions_of(kind: type) -> Iterator[tuple[str, types.FunctionType]]:
                 yield name, function
 
 
-def library(part: Any) -> bool:
+def in_library(part: Any) -> bool:
     return f"{getattr(part, '__module__', '')}.".startswith(LIBRARIES)
 
 
@@ -206,10 +204,10 @@ def plain(value: Any) -> Any:
     return value if isinstance(value, SIMPLE) else type(value).__name__
 
 
-def shown(value: Any) -> bool:
+def is_kept_whole(value: Any) -> bool:
     """Whether `plain` keeps all of a value."""
     if isinstance(value, (frozenset, set, tuple, list)):
-        return all(map(shown, value))
+        return all(map(is_kept_whole, value))
     if isinstance(value, dict):
-        return all(shown(each) for pair in value.items() for each in pair)
+        return all(is_kept_whole(each) for pair in value.items() for each in pair)
     return isinstance(value, SIMPLE)

@@ -60,7 +60,7 @@ def chunks(sites: list[Site]) -> Iterator[list[Site]]:
     chunk: list[Site] = []
     room = AT_ONCE
     for site in sites:
-        rows, columns = sides(site)
+        rows, columns = matrix_shape(site)
         size = 4 * sum(n * n if n <= WIDEST else n for n in (rows, columns))
         if chunk and size > room:
             yield chunk
@@ -71,7 +71,7 @@ def chunks(sites: list[Site]) -> Iterator[list[Site]]:
         yield chunk
 
 
-def sides(site: Site) -> tuple[int, int]:
+def matrix_shape(site: Site) -> tuple[int, int]:
     """(O, I) of a site's weight as a matrix of rows."""
     if len(site.shape) <= 1:
         return 1, math.prod(site.shape)
@@ -117,7 +117,7 @@ class Sums:
     """The running sums for one weight."""
 
     def __init__(self, site: Site) -> None:
-        rows, columns = sides(site)
+        rows, columns = matrix_shape(site)
         self.site, self.seen = site, False
         # Different inputs use different rows of an embedding, so their errors do not interact.
         full = rows <= WIDEST and site.kind != "embedding"

@@ -88,14 +88,14 @@ def constants_of(model: Followed, layers: dict[fx.Node, HiddenLayer]) -> dict[fx
     """For each layer the constant value of each of its input units, [I]; NaN if it depends on the input."""
     found: dict[fx.Node, Tensor] = {}
 
-    def look(n: fx.Node, x: Tensor, out: Tensor) -> Tensor:
+    def collect(n: fx.Node, x: Tensor, out: Tensor) -> Tensor:
         if n in layers:
             columns = x.movedim(units_axis(n, x, layers[n].weight), 0).flatten(1)  # [I, everything else]
             same = (columns == columns[:, :1]).all(1)  # NaN equals nothing
             found[n] = columns[:, 0].double().masked_fill(~same, torch.nan)
         return out
 
-    model.answers([depending(x) for x in model.leaves], look)
+    model.outputs([depending(x) for x in model.leaves], collect)
     return found
 
 
@@ -123,22 +123,22 @@ def clear_unread(model: Followed, layer: HiddenLayer) -> bool:
     """Clear the units of this layer that no output depends on. Returns whether anything changed."""
     nonzero = torch.stack([(p != 0).reshape(len(p), -1).any(1) for p in layer.tensors]).any(0)
     units, found = torch.nonzero(nonzero).flatten(), False
-    made = value(layer.node)
-    axis, batch = units_axis(layer.node, made, layer.weight), samples_of(model)
-    rest = [size for k, size in enumerate(made.shape) if k != axis]
+    output = value(layer.node)
+    axis, batch = units_axis(layer.node, output, layer.weight), samples_of(model)
+    rest = [size for k, size in enumerate(output.shape) if k != axis]
 
     def reached(some: Tensor, at: Tensor | slice, inner: int) -> Tensor:
         """Which samples of the outputs depend on unit some[k] in sample at[k]; all, if an output without a
         batch axis does."""
-        mask = torch.zeros(made.shape[axis], math.prod(rest), dtype=torch.bool)
+        mask = torch.zeros(output.shape[axis], math.prod(rest), dtype=torch.bool)
         mask.unflatten(1, (-1, batch, inner)).movedim(2, 1)[some, at] = True
         mask = mask.unflatten(1, rest).movedim(0, axis)
 
-        def look(n: fx.Node, x: Tensor, out: Tensor) -> Tensor:
+        def mark(n: fx.Node, x: Tensor, out: Tensor) -> Tensor:
             return out.masked_fill(mask, torch.nan) if n is layer.node else out
 
         out = torch.zeros(batch, dtype=torch.bool)
-        for x in model.answers(model.leaves, look, layer.node):
+        for x in model.outputs(model.leaves, mark, layer.node):
             if floating(x) and x.ndim and len(x) == batch:
                 out |= x.isnan().reshape(batch, -1).any(1)
             elif x is DEPENDS or (floating(x) and x.isnan().any()):

@@ -45,13 +45,13 @@ def settled(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Make computed weights plain parameters of `model`, which must be a private copy. Returns (masks of
     pruned weights, what computed each weight), by name. RefusedError for shared or random ones."""
     masks: dict[str, Tensor] = {}
-    by: dict[str, str] = {}
+    computed_by: dict[str, str] = {}
     work = computed(model)
-    held = counted(model) if work else {}
+    held = holders(model) if work else {}
     for path, module, name, what in work:
         full = f"{path}.{name}" if path else name
         made_of = sources(module, name, what)
-        trained, still = learned(module, name, made_of)
+        trained, frozen = trained_sources(module, name, made_of)
         for source in made_of:
             if held[id(source)] > 1:
                 raise RefusedError(
@@ -76,9 +76,9 @@ def settled(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
                 own_class(module)
                 parametrize.remove_parametrizations(module, name, leave_parametrized=True)
         as_parameter(module, name, made_of, trained)
-        half = "a part was frozen, now all of it is trained" if trained and still else ""
-        by[full] = ", ".join(filter(None, (by.get(full), what, half)))
-    return masks, by
+        half = "a part was frozen, now all of it is trained" if trained and frozen else ""
+        computed_by[full] = ", ".join(filter(None, (computed_by.get(full), what, half)))
+    return masks, computed_by
 
 
 def plain_of(model: nn.Module, names: Container[str]) -> nn.Module:
@@ -90,7 +90,7 @@ def plain_of(model: nn.Module, names: Container[str]) -> nn.Module:
     return copy
 
 
-def learned(module: nn.Module, name: str, made_of: list[Tensor]) -> tuple[bool, bool]:
+def trained_sources(module: nn.Module, name: str, made_of: list[Tensor]) -> tuple[bool, bool]:
     """(whether any parameter that the weight is computed from is trained, whether any is not). Parameters of
     a parametrization, such as an adapter, count too."""
     if parametrize.is_parametrized(module, name):
@@ -127,7 +127,7 @@ def as_parameter(module: nn.Module, name: str, made_of: list[Tensor], trained: b
         weight.requires_grad_(trained)
 
 
-def counted(model: nn.Module) -> dict[int, int]:
+def holders(model: nn.Module) -> dict[int, int]:
     """How many layers hold each tensor."""
     found: dict[int, int] = {}
     for module in model.modules():

@@ -32,7 +32,7 @@ def pairs_of(text: str) -> list[tuple[str, str]]:
     return [(mine.strip(), theirs.strip() if equals else mine) for mine, equals, theirs in halves]
 
 
-class Along(nn.Linear):
+class AxisLinear(nn.Linear):
     """A linear map along one axis."""
 
     def __init__(self, axis: int, inputs: int, outputs: int):
@@ -63,17 +63,17 @@ class Features:
             along = self.maps[f"{number}"] if f"{number}" in self.maps else nn.Identity()
             for x, y in zip(mine, theirs, strict=True):
                 apart = (along(x.float()) - y.float()).square()
-                found.append(mean(apart, tokens(self.pairs[number][0], x, batch, output)))
+                found.append(mean(apart, token_mask(self.pairs[number][0], x, batch, output)))
         return found
 
     def checked(self) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
         """The collected outputs, pair by pair. RefusedError if a layer was not called, or the two layers of a
         pair were called a different number of times."""
         for (a, b), mine, theirs in zip(self.pairs, self.mine, self.theirs, strict=True):
-            silent = [name for name, found in ((a, mine), (b, theirs)) if not found]
-            if silent:
+            uncalled = [name for name, found in ((a, mine), (b, theirs)) if not found]
+            if uncalled:
                 raise RefusedError(
-                    f"features: {silent[0]} exists, but the model's forward does not call it. Name a layer "
+                    f"features: {uncalled[0]} exists, but the model's forward does not call it. Name a layer "
                     f"that is called"
                 )
             if len(mine) != len(theirs):
@@ -84,28 +84,28 @@ class Features:
             yield mine, theirs
 
     @contextlib.contextmanager
-    def beside(self, tuned: TrainableForms) -> Iterator[None]:
+    def beside(self, trainable: TrainableForms) -> Iterator[None]:
         """Attach the maps to the trained model during the context, so that they are among its parameters, are
         in its checkpoints and move with it. The folded forms do not contain them."""
         if self.maps:
-            tuned.maps = self.maps.to(device_of(tuned))
+            trainable.maps = self.maps.to(device_of(trainable))
         try:
             yield
         finally:
             if self.maps:
-                del tuned.maps
+                del trainable.maps
 
     @contextlib.contextmanager
-    def catching(self, tuned: TrainableForms, teacher: nn.Module | None) -> Iterator[None]:
+    def catching(self, trainable: TrainableForms, teacher: nn.Module | None) -> Iterator[None]:
         """Collect the layers' outputs during the context."""
         hooks = []
-        sides = [(tuned.net, 0, self.mine), *([(teacher, 1, self.theirs)] if teacher is not None else [])]
+        sides = [(trainable.net, 0, self.mine), *([(teacher, 1, self.theirs)] if teacher is not None else [])]
         try:
             for net, side, lists in sides:
                 for pair, found in zip(self.pairs, lists, strict=True):
                     layer = net.get_submodule(pair[side])
                     hooks.append(layer.register_forward_hook(
-                        lambda module, args, output, found=found: found.append(first(output))
+                        lambda module, args, output, found=found: found.append(first_tensor(output))
                     ))  # fmt: skip
             yield
         finally:
@@ -114,7 +114,7 @@ class Features:
             self.clear()
 
 
-def first(output: object) -> Tensor:
+def first_tensor(output: object) -> Tensor:
     """A layer's output; if it has several tensors, the first one of floats."""
     if isinstance(output, Tensor):
         return output
@@ -124,7 +124,7 @@ def first(output: object) -> Tensor:
     return found
 
 
-def tokens(layer: str, x: Tensor, batch: Any, output: Any = None) -> Tensor | None:
+def token_mask(layer: str, x: Tensor, batch: Any, output: Any = None) -> Tensor | None:
     """Which tokens of [B, T, C] are not padding, bool [B, T]; None if the batch has no mask that fits."""
     if x.ndim != 3:
         return None
@@ -134,21 +134,21 @@ def tokens(layer: str, x: Tensor, batch: Any, output: Any = None) -> Tensor | No
 
 
 def features_of(
-    text: str, tuned: TrainableForms, teacher: nn.Module | None, task: Task, seed: int
+    text: str, trainable: TrainableForms, teacher: nn.Module | None, task: Task, seed: int
 ) -> Features:
     """The features that a setting names, with the maps they need. RefusedError if shapes differ in more than
     the number of channels."""
     found = Features(pairs_of(text) if teacher is not None else [])
     if not found.pairs:
         return found
-    with found.catching(tuned, teacher), evaluating(tuned):
-        for model in (tuned, teacher):
+    with found.catching(trainable, teacher), evaluating(trainable):
+        for model in (trainable, teacher):
             once(task, model, "train")  # type: ignore[arg-type]
         shapes = [
             [(tuple(x.shape), tuple(y.shape)) for x, y in zip(*pair, strict=True)] for pair in found.checked()
         ]
     for number, (pair, runs) in enumerate(zip(found.pairs, shapes, strict=True)):
-        differ = {between(*pair, *run) for run in runs}
+        differ = {channel_map(*pair, *run) for run in runs}
         if len(differ) > 1:
             raise RefusedError(
                 f"features: {pair[0]} and the teacher's {pair[1]} run {len(runs)} times with outputs of "
@@ -156,11 +156,11 @@ def features_of(
             )
         if axis_and_widths := differ.pop():
             with seeded(seed + number):
-                found.maps[f"{number}"] = Along(*axis_and_widths)
+                found.maps[f"{number}"] = AxisLinear(*axis_and_widths)
     return found
 
 
-def between(
+def channel_map(
     mine: str, theirs: str, a: tuple[int, ...], b: tuple[int, ...]
 ) -> tuple[int, int, int] | None:  # fmt: skip
     """(axis, student's width, teacher's width) if the shapes differ only in the channel axis; None if they

@@ -45,7 +45,7 @@ def fitted(
     the shapes or the module does not return the values that were written.
     """
     model = plain_of(model, names_of(forms, aliases))
-    pairs = around(model, forms, sites, aliases)
+    pairs = replacements(model, forms, sites, aliases)
     given = {memory(old) for _, old, _ in pairs} - {0}
     twin = twin_of(model, changes, {id(old): new for _, old, new in pairs})
     tensors, tied = held(twin.model)
@@ -63,7 +63,7 @@ def fitted(
     for name, tensor in tensors.items():
         write(name, tensor, [(site, forms[site], sites[site].torch_dtype) for site in source[name]])
         sums[name] = checksum(tensor)
-    settle(twin, moved)
+    set_sizes(twin, moved)
     read_back(twin.model, tensors, tied, sums)
     for module in twin.model.modules():
         if isinstance(module, nn.RNNBase):
@@ -71,7 +71,7 @@ def fitted(
     return twin.model
 
 
-def around(
+def replacements(
     model: nn.Module, forms: Mapping[str, Form], sites: Mapping[str, Site], aliases: Mapping[str, str]
 ) -> list[tuple[str, Tensor, Tensor]]:
     """(site, tensor of the model, empty tensor for the site's form) for each tensor that still has a site."""
@@ -148,7 +148,7 @@ def write(name: str, tensor: Tensor, forms: Sequence[tuple[str, Form, torch.dtyp
         tensor.copy_(value)
 
 
-def settle(twin: Twin, moved: set[int]) -> None:
+def set_sizes(twin: Twin, moved: set[int]) -> None:
     """Set the integers of stock layers that follow from the shapes of their tensors, if those have changed.
     RefusedError if a Set gave one another value."""
     modules = list(twin.model.named_modules())

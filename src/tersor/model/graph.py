@@ -75,14 +75,14 @@ class Graph:
         counts: dict[Any, dict[str, int]] = {}
         found: dict[str, tuple[fx.Node, int | None]] = {}
         for node in self.nodes:
-            op, made = OPS.get(op_name(node)), values(node)
-            if op is None or not any(map(floating, made)):
+            op, outputs = OPS.get(op_name(node)), values(node)
+            if op is None or not any(map(floating, outputs)):
                 continue
             stack = node.meta.get("nn_module_stack") or {}
             count = counts.setdefault(tuple((key, path) for key, (path, _) in stack.items()), {})
             count[op] = count.get(op, -1) + 1
             name, several = f"{self.path(node)}/{op}:{count[op]}", isinstance(value(node), (tuple, list))
-            for j, output in enumerate(made):
+            for j, output in enumerate(outputs):
                 if floating(output):
                     found.setdefault(f"{name}.{j}" if several else name, (node, j if several else None))
         return found
@@ -113,7 +113,7 @@ def traced(model: nn.Module, inputs: Inputs) -> Graph:
     args, kwargs = ((), inputs) if isinstance(inputs, dict) else (tuple(inputs), {})
     with evaluating(model), steady(), quiet():
         try:
-            program = torch.export.export(Answers(model), args, kwargs, strict=False)
+            program = torch.export.export(TensorOutputs(model), args, kwargs, strict=False)
         except Exception as error:  # any class: torch.export has many of its own and runs the user's code
             reason = f"{type(error).__name__}: {first_line(error)}"
             raise RefusedError(f"torch.export cannot trace the model: {reason}") from error
@@ -126,7 +126,7 @@ def traced(model: nn.Module, inputs: Inputs) -> Graph:
     return Graph(program, paths, tensors)
 
 
-class Answers(nn.Module):
+class TensorOutputs(nn.Module):
     """Wraps a model so that it returns only the tensors of its output, as a tuple. torch.export cannot return
     caches and other objects."""
 
@@ -144,7 +144,7 @@ def placeholders(program: ExportedProgram) -> list[fx.Node]:
 
 
 def own_name(name: str) -> str:
-    """The name in the model itself, for a name in Answers."""
+    """The name in the model itself, for a name in TensorOutputs."""
     return "" if name == "model" else name.removeprefix("model.")
 
 
@@ -170,12 +170,12 @@ def value(node: fx.Node) -> Any:
 
 
 def values(node: fx.Node) -> list[Any]:
-    made = value(node)
-    return list(made) if isinstance(made, (tuple, list)) else [made]
+    output = value(node)
+    return list(output) if isinstance(output, (tuple, list)) else [output]
 
 
-def floating(made: Any) -> bool:
-    return isinstance(made, Tensor) and made.is_floating_point()
+def floating(output: Any) -> bool:
+    return isinstance(output, Tensor) and output.is_floating_point()
 
 
 def arguments(node: fx.Node) -> dict[str, Any]:
@@ -206,7 +206,7 @@ def viewed_of(node: fx.Node) -> fx.Node:
         schema = getattr(node.target, "_schema", None)
         if schema is None and op_name(node) != "getitem":
             break
-        shown = schema is None or any(made.alias_info is not None for made in schema.returns)
+        shown = schema is None or any(result.alias_info is not None for result in schema.returns)
         if not shown or not node.args or not isinstance(node.args[0], fx.Node):
             break
         node = node.args[0]  # every ATen operator that returns a view takes its base as first argument

@@ -51,10 +51,10 @@ def pairs(lr_of: str) -> list[tuple[str, float]]:
     return [(glob, float(factor)) for glob, _, factor in halves]
 
 
-def groups_of(tuned: TrainableForms, lr_of: str, weight_decay: float) -> list[dict[str, Any]]:
+def groups_of(trainable: TrainableForms, lr_of: str, weight_decay: float) -> list[dict[str, Any]]:
     """Parameter groups for an optimizer, each with its "factor". SiteError for a glob that matches no site in
     training."""
-    table, sites = pairs(lr_of), tuned.learning
+    table, sites = pairs(lr_of), trainable.learning
     for glob, _ in table:
         if not any(fnmatchcase(site, glob) for site in sites):
             raise SiteError(
@@ -64,9 +64,9 @@ def groups_of(tuned: TrainableForms, lr_of: str, weight_decay: float) -> list[di
     factor_of = {}
     for site in sites:
         factor = next((factor for glob, factor in table if fnmatchcase(site, glob)), 1.0)
-        factor_of.update({id(parameter): factor for parameter in tuned.part_of(site).parameters()})
+        factor_of.update({id(parameter): factor for parameter in trainable.part_of(site).parameters()})
     found: dict[tuple[float, float], list[nn.Parameter]] = {}
-    every = [p for p in tuned.parameters() if p.requires_grad]
+    every = [p for p in trainable.parameters() if p.requires_grad]
     for decays in (True, False):
         for parameter in every:
             if (parameter.ndim >= 2) == decays:

@@ -31,9 +31,8 @@ from tersor.model.task import MISFIT
 BATCH = 128  # most samples used of the example
 ROUNDING = 1e-5  # allowed difference of two passes over one model, relative to the largest output
 DEPENDS = object()
-Look = Callable[
-    [fx.Node, Tensor, Tensor], Tensor
-]  # (operator of a product, its first factor, its output) -> output
+# (operator of a product, its first factor, its output) -> output
+OnProduct = Callable[[fx.Node, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,20 +66,20 @@ class Followed:
     def fixed(self, n: fx.Node) -> bool:
         """Whether this operator reads and moves the same elements for every input: none of its masks or
         indices depend on the input."""
-        if base(n) == "view" and isinstance(
-            n.args[1], torch.dtype
-        ):  # reinterprets bits, so a NaN may be lost
+        if base(n) == "view" and isinstance(n.args[1], torch.dtype):  # same bits, but a NaN may be lost
             return False
         return all(floating(value(arg)) or self.constant(arg) for arg in n.all_input_nodes)
 
-    def answers(self, leaves: Sequence[Any], look: Look, at: fx.Node | None = None) -> list[Any]:
-        """The leaves of the model's output for these arguments. `look` may change the output of each product.
-        Operators before `at` are not run again: their outputs for the example are used."""
+    def outputs(self, leaves: Sequence[Any], on_product: OnProduct, at: fx.Node | None = None) -> list[Any]:
+        """The leaves of the model's output for these arguments. `on_product` may change the output of each
+        product. Operators before `at` are not run again: their outputs for the example are used."""
         feed = self.graph.feed(self.tensors, leaves)
         given = [x if isinstance(x, nn.Parameter) else copied(x) for x in feed.values()]
         done = list(self.plain)[: list(self.plain).index(at)] if at in self.plain else []
         try:
-            return tree_leaves(Known(self, look).run(*given, initial_env={n: self.plain[n] for n in done}))
+            return tree_leaves(
+                Known(self, on_product).run(*given, initial_env={n: self.plain[n] for n in done})
+            )
         except MISFIT as error:
             raise RefusedError(f"its graph cannot be evaluated with NaN: {first_line(error)}") from error
 
@@ -122,45 +121,44 @@ class Plain(fx.Interpreter):
     """An evaluation of the example that also records which values share memory."""
 
     def __init__(self, graph: Graph):
-        super().__init__(
-            graph.program.graph_module, garbage_collect_values=False
-        )  # keep all values, so that no memory is reused
+        # Keep all values, so that no memory is reused: the addresses are compared.
+        super().__init__(graph.program.graph_module, garbage_collect_values=False)
         self.constant = graph.constant
         self.views: set[fx.Node] = set()
         self.places: dict[fx.Node, set[int]] = {}
         self.changed: set[int] = set()
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        return super().call_function(possible(target), args, kwargs)
+        return super().call_function(runnable(target), args, kwargs)
 
     def run_node(self, n: fx.Node) -> Any:
         given = {memory(self.env[arg]) for arg in n.all_input_nodes} - {0}
-        made = super().run_node(n)
-        found = self.places[n] = {memory(x) for x in tree_leaves(made)} - {0}
+        output = super().run_node(n)
+        found = self.places[n] = {memory(x) for x in tree_leaves(output)} - {0}
         if n.op == "call_function" and not written(n) and found and found <= given:
             self.views.add(n)
         if n not in self.constant:
             self.changed |= {memory(self.env[target]) for target in written(n)}
-        return made
+        return output
 
 
 class Known(fx.Interpreter):
     """An evaluation in which NaN and DEPENDS mean "depends on the input"."""
 
-    def __init__(self, model: Followed, look: Look):
+    def __init__(self, model: Followed, on_product: OnProduct):
         super().__init__(model.graph.program.graph_module)
-        self.model, self.look = model, look
+        self.model, self.on_product = model, on_product
 
     def run_node(self, n: fx.Node) -> Any:
         args, kwargs = self.fetch_args_kwargs_from_env(n)
         if n.op != "call_function" or n.target is operator.getitem:
             return super().run_node(n)
-        made = self.made(n, args, kwargs)
-        if base(n) in FACTORS and floating(made):
-            made = self.look(n, args[0], made)
-        return made
+        output = self.evaluated(n, args, kwargs)
+        if base(n) in FACTORS and floating(output):
+            output = self.on_product(n, args[0], output)
+        return output
 
-    def made(self, n: fx.Node, args: Any, kwargs: Any) -> Any:
+    def evaluated(self, n: fx.Node, args: Any, kwargs: Any) -> Any:
         name = base(n)
         if name in SHAPES and isinstance(n.args[0], fx.Node):
             like = value(n.args[0])
@@ -170,16 +168,16 @@ class Known(fx.Interpreter):
         if moving or nondeterministic(n) or any(x is DEPENDS for x in given):
             return self.unknown(n)
         if not any(floating(x) and bool(x.sum().isnan()) for x in given):  # a NaN in x makes the sum NaN
-            return possible(n.target)(*args, **kwargs)
+            return runnable(n.target)(*args, **kwargs)
         if name in FACTORS:
             return self.product(n, args, kwargs)
         if name in APART:
-            return apart(n, args, kwargs)
+            return per_sample(n, args, kwargs)
         keeps = (passing(n) or n in self.model.views) and self.model.fixed(n)
         if not keeps or not all(floating(self.env[target]) for target in written(n)):
             return self.unknown(n)
-        made = possible(n.target)(*args, **kwargs)
-        return tree_map(lambda x: x if x is None or floating(x) else DEPENDS, made)
+        output = runnable(n.target)(*args, **kwargs)
+        return tree_map(lambda x: x if x is None or floating(x) else DEPENDS, output)
 
     def product(self, n: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """A product. NaN in each element for which a NaN is multiplied by a factor that may be nonzero."""
@@ -196,11 +194,11 @@ class Known(fx.Interpreter):
         out = call(*args[:k], *numbers, *args[k + 2 :], **kwargs)
         for j, nan in enumerate(nans):
             if nan.any():
-                both = nan.to(out.dtype), self.some(n.args[k + 1 - j], pair[1 - j])
+                both = nan.to(out.dtype), self.may_be_nonzero(n.args[k + 1 - j], pair[1 - j])
                 out.masked_fill_(met(*both) if j == 0 else met(*both[::-1]), torch.nan)
         return out
 
-    def some(self, n: Any, x: Tensor) -> Tensor:
+    def may_be_nonzero(self, n: Any, x: Tensor) -> Tensor:
         """1 where this factor may be nonzero. Its zeros count only if they are the same for every input."""
         return (x != 0).to(x.dtype) if self.model.constant(n) else torch.ones_like(x)
 
@@ -221,12 +219,12 @@ class Known(fx.Interpreter):
         return tree_map(depending, value(n))
 
 
-def possible(target: Any) -> Any:
+def runnable(target: Any) -> Any:
     """The operator itself, but reshape for view: real strides may differ from those in the trace."""
     return torch.ops.aten.reshape.default if target is torch.ops.aten.view.default else target
 
 
-def apart(n: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+def per_sample(n: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """NaN in every sample whose input has a NaN; everywhere if an argument without a batch axis has one."""
     call: Any = n.target
     plain = tree_map(lambda x: x.masked_fill(x.isnan(), 0) if floating(x) else x, (args, kwargs))
@@ -257,15 +255,15 @@ def nondeterministic(n: fx.Node) -> bool:
     return random or "empty" in base(n) or n.target.namespace not in ("aten", "prims")
 
 
-def depending(made: Any) -> Any:
+def depending(output: Any) -> Any:
     """A value of the same shape that is all NaN, or DEPENDS if it is not a float tensor."""
-    if not floating(made):
-        return made if made is None else DEPENDS
-    if not all(isinstance(size, int) for size in made.shape):
+    if not floating(output):
+        return output if output is None else DEPENDS
+    if not all(isinstance(size, int) for size in output.shape):
         raise RefusedError("the shape of a tensor in it depends on the input")
-    steps = [(size - 1) * step for size, step in zip(made.shape, made.stride(), strict=True)]
-    flat = torch.full((1 + sum(steps) if made.numel() else 0,), torch.nan, dtype=made.dtype)
-    return flat.as_strided(made.shape, made.stride())  # the same strides, so that views of it stay views
+    steps = [(size - 1) * step for size, step in zip(output.shape, output.stride(), strict=True)]
+    flat = torch.full((1 + sum(steps) if output.numel() else 0,), torch.nan, dtype=output.dtype)
+    return flat.as_strided(output.shape, output.stride())  # the same strides, so that views of it stay views
 
 
 def near(a: Tensor, b: Tensor) -> bool:
