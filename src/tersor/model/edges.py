@@ -48,7 +48,9 @@ def parse(name: str) -> tuple[str, str]:
     op, colon, count = rest.partition(":")
     argument = op == "input" and not path and count
     if not slash or not colon or not (argument or (op in LISTED and count.replace(".", "", 1).isdigit())):
-        raise SiteError(f"{name!r} is no edge name: these are path/op:k, such as layer1.0/add:0, or /input:x")
+        raise SiteError(
+            f"{name!r} is no edge name: it must be path/op:k, such as layer1.0/add:0, or /input:x"
+        )
     return path, op
 
 

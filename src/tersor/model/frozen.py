@@ -27,9 +27,7 @@ class Frozen:
 
     tensors: tuple[str, ...] = ()  # sites
     modules: tuple[str, ...] = ()  # paths of modules that stay in eval mode, "" for the model itself
-    outside: tuple[
-        str, ...
-    ] = ()  # parameters of dtypes that cannot be trained: complex, integers, 8-bit floats
+    outside: tuple[str, ...] = ()  # parameters of untrainable dtypes: complex, integers, 8-bit floats
 
     def learning(self, sites: Iterable[Site], who: str) -> list[str]:
         """The names of the sites that learn; SettingError if none does."""
