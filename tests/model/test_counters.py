@@ -51,7 +51,7 @@ class Rows(Dataset):
         return self.x[index] + by, self.y[index]
 
 
-class Told(Rows):
+class WithSetEpoch(Rows):
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
@@ -124,7 +124,7 @@ LOADERS = {
     "a list shuffled in place": lambda: loaded(Rows(), Order("list")),
     "an array shuffled in place": lambda: loaded(Rows(), Order("array")),
     "data that counts": lambda: loaded(Rows("counts")),
-    "data told the epoch": lambda: loaded(Told("epoch")),
+    "data with set_epoch": lambda: loaded(WithSetEpoch("epoch")),
     "random.Random": lambda: loaded(Rows("python")),
     "numpy's generator": lambda: loaded(Rows("numpy")),
     "numpy's old generator": lambda: loaded(Rows("legacy")),
