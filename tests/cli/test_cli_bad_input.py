@@ -78,7 +78,7 @@ def spent():
         ),
         ("mine.py:net", "theirs.py:many", 1, "task 'many'"),
         ("mine.py:net", "theirs.py:nothing", 1, "task 'nothing': the evaluate set is empty"),
-        ("mine.py:net", "theirs.py:spent", 1, "can be passed over only once"),
+        ("mine.py:net", "theirs.py:spent", 1, "can be iterated only once"),
         ("mine.py:net", "fashion-mnist:nowhere", 1, "nowhere"),
     ],
 )

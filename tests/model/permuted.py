@@ -1,4 +1,4 @@
-"""How far the answers of a model move when its hidden units are put in order: by rounding, and no further."""
+"""How much the outputs of a model change when its hidden units are sorted: only by rounding."""
 
 import math
 
@@ -11,7 +11,7 @@ from tersor.model.channel_order import arranged, links
 
 
 def randomized(model: nn.Module, x: Tensor) -> nn.Module:
-    """Weights, norms and statistics at random: every unit differs from every other, and none is blown up."""
+    """Randomize weights, norms and statistics: all units differ, and activations stay in a normal range."""
     random = torch.Generator().manual_seed(0)
 
     def drawn(like: Tensor) -> Tensor:
@@ -25,7 +25,7 @@ def randomized(model: nn.Module, x: Tensor) -> nn.Module:
             weight = getattr(module, "weight", None)
             if isinstance(weight, Tensor) and weight.ndim == 1:
                 weight.add_(1)
-        for norm in norms:  # what it sees, once around
+        for norm in norms:  # the statistics of one forward
             norm.momentum = 1.0
             norm.train()
         model(x)
@@ -38,12 +38,12 @@ def randomized(model: nn.Module, x: Tensor) -> nn.Module:
 
 @torch.no_grad()
 def difference(model: nn.Module, inputs: tuple) -> tuple[float, int]:
-    """Put hidden units in order: (the largest difference of the answers over the largest answer, links)."""
+    """Sort hidden units: (largest difference of the outputs over the largest output, links)."""
     before = [out.clone() for out in tree_leaves(model(*inputs))]
     found = links(model, inputs)
     state = {name: value.clone() for name, value in model.state_dict().items()}
     new = arranged({name: Dense(value) for name, value in state.items()}, found)
-    assert bool(new) == bool(found), "the order is the one that was there: it shows nothing"
+    assert bool(new) == bool(found), "the order did not change, so the test shows nothing"
     for name, tensor in model.state_dict().items():
         tensor.copy_(new[name].decode() if name in new else state[name])
     pairs = list(zip(before, tree_leaves(model(*inputs)), strict=True))

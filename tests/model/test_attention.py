@@ -1,4 +1,4 @@
-"""Attention: the answers of nn.MultiheadAttention in all its options, and heads that can be cut."""
+"""Attention: equal to nn.MultiheadAttention for all options, and heads can be cut."""
 
 import copy
 import io
@@ -17,7 +17,7 @@ B, T, S, E, H = 3, 4, 5, 8, 4
 
 
 def pair(seed: int = 0, **options: Any) -> tuple[nn.MultiheadAttention, Attention]:
-    """A layer of torch with biases that show, and ours with its parameters, in float64."""
+    """A PyTorch layer with nonzero biases, and an Attention with its parameters, in float64."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         layer = nn.MultiheadAttention(E, H, dtype=torch.float64, **options).eval()
@@ -86,7 +86,7 @@ def masks(length: int, keys: int) -> dict[str, dict[str, Any]]:
 @pytest.mark.parametrize("how", ["self", "cross", "three"])
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("what", OPTIONS)
-def test_answers_are_those_of_torch(what: str, batch_first: bool, how: str) -> None:
+def test_outputs_equal_those_of_pytorch(what: str, batch_first: bool, how: str) -> None:
     theirs, ours = pair(batch_first=batch_first, **OPTIONS[what])
     if "width" in what:
         how = "three"
@@ -94,7 +94,7 @@ def test_answers_are_those_of_torch(what: str, batch_first: bool, how: str) -> N
     keys = x[1].shape[1 if batch_first else 0]
     for mask, (need, mean) in itertools.product(masks(T, keys).values(), [(0, 1), (1, 1), (1, 0)]):
         call = {**mask, "need_weights": bool(need), "average_attn_weights": bool(mean)}
-        with torch.no_grad():  # torch may take its fused kernel here
+        with torch.no_grad():  # PyTorch may use its fused kernel here
             compare(ours(*x, **call), theirs(*x, **call))
         compare(ours(*x, **call), theirs(*x, **call))
 
@@ -126,7 +126,7 @@ def test_inputs_without_a_batch(what: str, need: bool) -> None:
 
 
 @pytest.mark.parametrize("need", [True, False])
-def test_dropout_draws_alike(need: bool) -> None:
+def test_dropout_draws_the_same_numbers(need: bool) -> None:
     theirs, ours = pair(dropout=0.5)
     x = inputs(theirs, "self")
     found = []
@@ -147,8 +147,8 @@ def test_nothing_is_dropped_in_evaluation(need: bool) -> None:
     compare(ours(*x, need_weights=need), theirs(*x, need_weights=need))
 
 
-def test_layers_of_torch_call_it() -> None:
-    """In eval and without gradients they would take its weights into a kernel of their own."""
+def test_transformer_layers_of_pytorch_call_it() -> None:
+    """In eval mode without gradients they would use their fused kernel instead."""
     layer = nn.TransformerEncoderLayer(E, H, 16, batch_first=True, dtype=torch.float64).eval()
     x = torch.randn(B, T, E, dtype=torch.float64)
     want = layer(x)
@@ -157,7 +157,7 @@ def test_layers_of_torch_call_it() -> None:
         assert torch.allclose(layer(x), want, rtol=1e-12)
 
 
-def test_gradients_are_those_of_torch() -> None:
+def test_gradients_equal_those_of_pytorch() -> None:
     theirs, _ = pair()
     ours = Attention(copy.deepcopy(theirs))
     x = inputs(theirs, "cross")
@@ -169,7 +169,7 @@ def test_gradients_are_those_of_torch() -> None:
 
 
 @pytest.mark.parametrize("what", OPTIONS)
-def test_the_state_dict_is_that_of_torch(what: str) -> None:
+def test_the_state_dict_equals_that_of_pytorch(what: str) -> None:
     theirs, ours = pair(**OPTIONS[what])
     assert list(ours.state_dict()) == list(theirs.state_dict())
     other = Attention(pair(seed=9, **OPTIONS[what])[0])
@@ -179,7 +179,7 @@ def test_the_state_dict_is_that_of_torch(what: str) -> None:
 
 
 def test_fewer_heads_of_the_same_width() -> None:
-    """Two heads of four are what is left when the others' outputs are zero."""
+    """Keeping two of four heads equals setting the outputs of the others to zero."""
     whole, ours = pair()
     x, width, heads = inputs(whole, "self"), E // H, torch.tensor([0, 2])
     rows = (heads[:, None] * width + torch.arange(width)).flatten()
@@ -202,7 +202,7 @@ def test_fewer_heads_of_the_same_width() -> None:
 
 
 def test_narrower_heads_keep_the_scale() -> None:
-    """A channel of all heads that is zero and one that is gone are the same: the softmax is no sharper."""
+    """Cutting a channel of all heads equals setting it to zero: the softmax scale does not change."""
     whole, _ = pair()
     x, width = inputs(whole, "self"), E // H
     rows = torch.arange(0, E, width)  # the first channel of each head
@@ -223,7 +223,7 @@ def test_narrower_heads_keep_the_scale() -> None:
 
 
 @pytest.mark.parametrize("what", ["plain", "bias kv", "zero", "widths"])
-def test_copies_pickles_exports_and_is_called_functionally(what: str) -> None:
+def test_copy_pickle_export_and_functional_call(what: str) -> None:
     theirs, ours = pair(**OPTIONS[what])
     x = inputs(theirs, "three")
     want = ours(*x)
@@ -240,19 +240,19 @@ def test_copies_pickles_exports_and_is_called_functionally(what: str) -> None:
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "a hint alone": ({"is_causal": True}, "is_causal is a hint about attn_mask, which has to be given too"),
+    "a hint alone": ({"is_causal": True}, "is_causal is only a hint about attn_mask; give attn_mask too"),
     "integers": ({"attn_mask": torch.ones(T, S, dtype=torch.int64)}, "attn_mask has dtype torch.int64, but"),
     "a row": (
         {"attn_mask": torch.ones(1, S, dtype=torch.bool)},
-        r"attn_mask has shape \[1, 5\], but it is \[4, 5\]",
+        r"attn_mask has shape \[1, 5\], but it must be \[4, 5\]",
     ),
     "heads": (
         {"attn_mask": torch.ones(B, T, S) > 2},
-        r"has shape \[3, 4, 5\], but it is \[4, 5\] or \[12, 4, 5\]",
+        r"has shape \[3, 4, 5\], but it must be \[4, 5\] or \[12, 4, 5\]",
     ),
     "padding": (
         {"key_padding_mask": torch.ones(1, S) > 2},
-        r"key_padding_mask has shape \[1, 5\], but it is \[3, 5\]",
+        r"key_padding_mask has shape \[1, 5\], but it must be \[3, 5\]",
     ),
 }
 
@@ -269,7 +269,7 @@ def test_nested_tensors_are_refused() -> None:
     _, ours = pair(batch_first=True)
     parts = [torch.randn(2, E), torch.randn(3, E)]
     x = torch.nested.nested_tensor(parts, dtype=torch.float64, layout=torch.jagged)
-    with pytest.raises(RefusedError, match="nested tensors are not taken"):
+    with pytest.raises(RefusedError, match="nested tensors are not supported"):
         ours(x, x, x)
 
 

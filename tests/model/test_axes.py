@@ -1,4 +1,4 @@
-"""Axes: forms with their axes named anew decode to the same numbers in new places, and stay what they are."""
+"""Axes: reshaped and transposed forms decode to the same numbers and keep their classes."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ SHAPES = ((1, 1), (7, 1), (1, 7), (4, 10), (5, 3), (0, 3), (3, 0))
 
 
 def kinds(form: Form) -> list[str]:
-    """The nodes of a tree, streams as the leaves that they are."""
+    """The nodes of a tree, with streams as leaves."""
     return sorted(node.name.replace("coded", "dense") for _, node in form.walk())
 
 
@@ -26,7 +26,7 @@ def drawn(draw: st.DataObject) -> Form:
 
 @given(st.data(), st.integers(0, 3))
 @settings(max_examples=150, deadline=None)
-def test_ones_behind(data: st.DataObject, count: int) -> None:
+def test_axes_of_length_one_are_appended(data: st.DataObject, count: int) -> None:
     form = drawn(data)
     new = with_ones(form, count)
     shape = (*form.shape, *[1] * count)
@@ -38,11 +38,11 @@ def test_ones_behind(data: st.DataObject, count: int) -> None:
 
 @given(st.data())
 @settings(max_examples=150, deadline=None)
-def test_turned_over(data: st.DataObject) -> None:
+def test_a_matrix_is_transposed(data: st.DataObject) -> None:
     form = drawn(data)
     new = turned(form)
     assert new.shape == form.shape[::-1]
-    if any(node.name == "lowrank" for _, node in form.walk()):  # a product's sums may run in another order
+    if any(node.name == "lowrank" for _, node in form.walk()):  # a product may sum in another order
         assert torch.allclose(new.decode(), form.decode().T, atol=1e-5, rtol=1e-4)
     else:
         assert torch.equal(new.decode(), form.decode().T)
@@ -80,7 +80,7 @@ def test_grids_stay_grids(what: str) -> None:
 
 
 def test_streams_stay_streams() -> None:
-    """A pixel's weight is coded as the matrix was: the same bytes, with what a mask hides left out."""
+    """The 1x1 convolution weight has the same stream as the matrix, which leaves out masked elements."""
     keep = torch.rand(6, 9) < 0.5
     form = Masked(coded(keep, coder="fast"), coded(torch.randn(6, 9), keep, "fast"))
     new = with_ones(form, 2)
@@ -93,7 +93,7 @@ def test_streams_stay_streams() -> None:
     assert torch.equal(over.decode(), form.decode().T)
 
 
-def test_products_and_sums_go_into_their_parts() -> None:
+def test_the_parts_of_products_and_sums_are_transposed() -> None:
     a, b, c = torch.randn(4, 2), torch.randn(2, 3), torch.randn(4, 3)
     form = Sum(LowRank(Dense(a), Dense(b)), Dense(c))
     over, pixel = turned(form), with_ones(form, 1)
@@ -105,6 +105,6 @@ def test_products_and_sums_go_into_their_parts() -> None:
     assert torch.allclose(pixel.decode()[..., 0], a @ b + c)
 
 
-def test_what_is_no_matrix_has_no_other_side() -> None:
-    with pytest.raises(RefusedError, match=r"a form of shape \[2, 3, 1\] is no matrix"):
+def test_only_matrices_can_be_transposed() -> None:
+    with pytest.raises(RefusedError, match=r"a form of shape \[2, 3, 1\] is not a matrix"):
         turned(Dense(torch.ones(2, 3, 1)))

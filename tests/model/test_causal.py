@@ -1,4 +1,4 @@
-"""Causal language models whose loss nobody computed: labels are inputs, and scores are of the next."""
+"""Causal language models without their own loss: labels are inputs, and scores predict the next token."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from tersor.model.losses import takes_labels
 
 
 class CausalLMOutput(Answer):
-    """What Hugging Face's causal models answer, by its name."""
+    """The output class of Hugging Face's causal models, recognized by its name."""
 
 
 class Net(nn.Module):
-    """Scores of 7 tokens; computes its own loss where it is given labels."""
+    """Scores for 7 tokens; computes its own loss if it gets labels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class Net(nn.Module):
 
 
 class HandsOn(nn.Module):
-    """As PEFT and torch.compile wrap: whatever it is given."""
+    """Wraps like PEFT and torch.compile: any arguments."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class HandsOn(nn.Module):
 
 
 class Named(HandsOn):
-    """A wrapper that has no labels."""
+    """A wrapper without labels."""
 
     def forward(self, input_ids: Tensor) -> Any:  # type: ignore[override]
         return self.inner(input_ids)
@@ -78,7 +78,7 @@ def feed(model: nn.Module, item: dict[str, Tensor]) -> Any:
 
 
 @pytest.mark.parametrize("wrap", [Named, HandsOn, nn.Identity, nn.DataParallel])
-def test_the_default_loss_is_of_the_next_token(wrap: Any) -> None:
+def test_the_default_loss_scores_the_next_token(wrap: Any) -> None:
     model, item = net(wrap), {key: one for key, one in batch().items() if key != "attention_mask"}
     task = tersor.Task(evaluate=[item], train=[item], metric="perplexity")
     want = by_hand(net()(item["input_ids"]).logits, item["labels"])
@@ -87,8 +87,8 @@ def test_the_default_loss_is_of_the_next_token(wrap: Any) -> None:
     )
 
 
-def test_padding_counts_in_no_loss_of_the_next_token() -> None:
-    item = batch() | {"labels": batch()["input_ids"]}  # not marked in the labels, by the mask alone
+def test_the_loss_of_the_next_token_leaves_out_padding() -> None:
+    item = batch() | {"labels": batch()["input_ids"]}  # padding is marked by the mask only, not in the labels
     task = tersor.Task(evaluate=[item], train=[item], feed=feed)
     want = by_hand(
         net()(item["input_ids"]).logits, item["labels"].masked_fill(item["attention_mask"] == 0, -100)
@@ -100,7 +100,7 @@ def test_padding_counts_in_no_loss_of_the_next_token() -> None:
 
 @pytest.mark.parametrize("wrap", [Named, HandsOn, nn.Identity])
 @pytest.mark.parametrize("own", [False, True])
-def test_metrics_are_of_the_next_token(wrap: Any, own: bool) -> None:
+def test_metrics_score_the_next_token(wrap: Any, own: bool) -> None:
     item = batch()
     more = {"loss": lambda output, target: by_hand(output.logits, target)} if own else {}
     perplexity, share = (
@@ -119,7 +119,7 @@ def test_metrics_are_of_the_next_token(wrap: Any, own: bool) -> None:
     assert share.scored.of(share.scores(model)) == pytest.approx(sum(pairs) / len(pairs))
 
 
-def test_labels_are_moved_where_the_batch_has_no_tokens() -> None:
+def test_labels_are_shifted_if_the_batch_has_no_tokens() -> None:
     class Embedded(Net):
         def forward(self, inputs_embeds: Tensor, labels: Tensor) -> CausalLMOutput:  # type: ignore[override]
             logits = self.head(inputs_embeds)
@@ -131,7 +131,7 @@ def test_labels_are_moved_where_the_batch_has_no_tokens() -> None:
     assert task.scored.of(task.scores(model)) == pytest.approx(want, rel=1e-6)
 
 
-def test_labels_that_were_moved_already_stay() -> None:
+def test_labels_that_are_already_shifted_are_not_shifted_again() -> None:
     ids = batch()["input_ids"]
     item = {"input_ids": ids[:, :-1], "labels": ids[:, 1:]}
     task = tersor.Task(evaluate=[item], train=[item], feed=feed, metric="perplexity")
@@ -142,8 +142,8 @@ def test_labels_that_were_moved_already_stay() -> None:
     assert task.scored.of(task.scores(net())) == pytest.approx(float(want.detach().exp()), rel=1e-6)
 
 
-def test_a_teacher_is_heard_at_the_last_token_of_a_prompt() -> None:
-    """There -100 marks the token itself; its scores are of the first that counts."""
+def test_the_teacher_counts_at_the_last_token_of_a_prompt() -> None:
+    """The label there is -100, but its scores predict the first token that counts."""
     item = batch()
     task = tersor.Task(evaluate=[item], feed=feed, loss=lambda output, target: by_hand(output.logits, target))
     student, teacher = net()(item["input_ids"]), Net()(item["input_ids"])
@@ -155,7 +155,7 @@ def test_a_teacher_is_heard_at_the_last_token_of_a_prompt() -> None:
     )
 
 
-def test_labels_are_seen_through_what_hands_on() -> None:
+def test_labels_reach_the_model_through_wrappers() -> None:
     assert takes_labels(HandsOn(HandsOn(net())))
     assert takes_labels(torch.compile(net(), backend="eager"))
     assert not takes_labels(Named(net()))

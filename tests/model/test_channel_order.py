@@ -1,4 +1,4 @@
-"""Order: the same function, whatever stands between two layers; likest first; only where it is allowed."""
+"""Channel order: the same function for any operators between two layers; similar units become neighbors."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ class Lenet(nn.Module):
 
 
 class Skip(nn.Module):
-    """Units that two readers share stay where they are."""
+    """Units with two readers are not permuted."""
 
     def __init__(self):
         super().__init__()
@@ -64,8 +64,8 @@ LINKS = {
     "mlp": [("0", (), "3", 1)],
     "lenet": [("a", ("norm",), "b", 1), ("b", (), "c", 4), ("c", (), "d", 1)],
     "skip": [("c", (), "d", 1)],
-    "grouped": [],  # a group reads its own inputs only
-    "softmax": [],  # it is not known to treat its inputs alike
+    "grouped": [],  # each group reads only its own inputs
+    "softmax": [],  # not known to treat its inputs alike
     "tokens": [("0", (), "2", 1)],
     "flat": [("0", (), "3", 7)],
 }
@@ -99,7 +99,7 @@ def test_a_model_that_cannot_be_traced_is_refused():
         links(Branch(), (torch.zeros(2, 3),))
 
 
-def test_each_unit_is_followed_by_the_likest_that_is_left():
+def test_each_unit_is_followed_by_the_most_similar_one_left():
     g = torch.Generator().manual_seed(2)
     rows, columns = torch.randn(9, 12, generator=g), torch.randn(9, 4, generator=g)
     rows[rows.abs() < 0.6] = 0
@@ -121,8 +121,8 @@ def test_each_unit_is_followed_by_the_likest_that_is_left():
     assert found[-1] == 4
 
 
-def test_like_rows_beside_each_other_need_fewer_bytes():
-    """Rows of four patterns in a random order, with some noise: half of the bytes name what is repeated."""
+def test_similar_neighboring_rows_need_fewer_bytes():
+    """Rows of four patterns in a random order, with some noise: sorted, they need about half of the bytes."""
     g = torch.Generator().manual_seed(3)
     patterns = (torch.rand(4, 120, generator=g) < 0.1) * torch.randn(4, 120, generator=g).sign()
     kind = torch.randint(4, (80,), generator=g)
@@ -139,20 +139,20 @@ def test_like_rows_beside_each_other_need_fewer_bytes():
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("name", UNITS)
-def test_only_what_is_alike_changes_places(name: str, training: bool) -> None:
+def test_only_units_that_are_treated_alike_are_permuted(name: str, training: bool) -> None:
     make, shape, expected = UNITS[name]
     x = torch.randn(shape, generator=torch.Generator().manual_seed(1)).double()
     model = randomized(make().double(), x).train(training)
     for layer in model.modules():
         if isinstance(layer, nn.modules.dropout._DropoutNd):
-            layer.eval()  # what falls out is chance
+            layer.eval()  # dropout is random
     assert [ends(one) for one in links(model, (x,))] == expected
     moved, found = difference(model, (x,))
     assert found == len(expected)
     assert moved <= 1e-12
 
 
-# --- models of other kinds ---
+# --- other kinds of models ---
 
 
 def in_place(self, x):
@@ -206,7 +206,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_models_of_other_kinds(name: str) -> None:
+def test_other_kinds_of_models(name: str) -> None:
     make, shape, expected = OTHERS[name]
     x = torch.randn(shape, generator=torch.Generator().manual_seed(1)).double()
     model = randomized(make().double(), x)

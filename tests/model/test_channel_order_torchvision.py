@@ -1,4 +1,4 @@
-"""Order, on every classifier of torchvision: its answers stay, or its units do."""
+"""Channel order on every classifier of torchvision: the outputs do not change, or no unit is permuted."""
 
 import pytest
 import torch
@@ -9,14 +9,15 @@ from tersor.model.channel_order import links
 
 pytestmark = [pytest.mark.long, pytest.mark.extra]
 models = pytest.importorskip("torchvision.models", reason="torchvision is not installed")
-SIZES = (32, 64, 96, 224, 518)  # pixels; the first that an architecture takes
-OLD = {"googlenet": {"init_weights": False}, "inception_v3": {"init_weights": False}}  # or seconds of it
+SIZES = (32, 64, 96, 224, 518)  # pixels; the first that an architecture accepts is used
+# Skip an initialization that takes seconds.
+OLD = {"googlenet": {"init_weights": False}, "inception_v3": {"init_weights": False}}
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", models.list_models(module=models))
-def test_answers_stay(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The true order of 4,096 units takes a minute; any other that moves all of them shows as much.
+def test_outputs_do_not_change(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The real order of 4,096 units takes a minute; any other order that moves all units tests as much.
     monkeypatch.setattr(channel_order, "order", lambda rows, columns: torch.arange(len(rows)).flip(0))
     model = models.get_model(name, weights=None, **OLD.get(name, {})).eval()
     for size in SIZES:
@@ -27,6 +28,6 @@ def test_answers_stay(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         except (RuntimeError, AssertionError):
             continue
     if links(model, (x,)):
-        x = x.double()  # where rounding is no excuse
+        x = x.double()  # so that rounding is negligible
         moved, _ = difference(randomized(model.double(), x), (x,))
         assert moved <= 1e-5

@@ -1,4 +1,4 @@
-"""Gradient checkpointing in a training: exact, or refused before the first step."""
+"""Gradient checkpointing in training: exact gradients, or refused before the first step."""
 
 import copy
 import pickle
@@ -20,7 +20,7 @@ IDS = torch.randint(0, 30, (4, 6), generator=torch.Generator().manual_seed(3))
 
 
 class Plain(nn.Module):
-    """Runs parts again that are modules, and one that is only functions, with a norm and a bare parameter."""
+    """Checkpoints modules and one part of functions only, with a norm and a bare parameter."""
 
     def __init__(self, mode: str = ""):
         super().__init__()
@@ -51,7 +51,7 @@ def task_of(target: Tensor) -> Task:
 
 
 def grads(module: nn.Module, target: Tensor) -> dict[str, Tensor]:
-    """Gradients of the weights that a module computes with, by their names there."""
+    """Gradients of the weights that a module computes with, by name."""
     module.zero_grad()
     out = module(IDS)
     out = getattr(out, "logits", out)
@@ -60,7 +60,7 @@ def grads(module: nn.Module, target: Tensor) -> dict[str, Tensor]:
 
 
 def moved(state: State) -> tuple[Any, dict[str, Tensor]]:
-    """A module in training whose weights are not those that it was given with, and these, decoded."""
+    """A module in training with weights that differ from the given ones, and these weights, decoded."""
     module = trainable(state)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -69,7 +69,7 @@ def moved(state: State) -> tuple[Any, dict[str, Tensor]]:
 
 
 def reference(model: nn.Module, values: dict[str, Tensor], target: Tensor) -> dict[str, Tensor]:
-    """What plain PyTorch says of these weights, without checkpointing."""
+    """Gradients of these weights from plain PyTorch without checkpointing."""
     model = copy.deepcopy(model).train()
     with torch.no_grad():
         for name, own in (*model.named_parameters(), *model.named_buffers()):
@@ -79,7 +79,7 @@ def reference(model: nn.Module, values: dict[str, Tensor], target: Tensor) -> di
 
 
 @pytest.mark.parametrize("steps", [(), (Prune(keep=0.5),)], ids=["dense", "pruned"])
-def test_a_plain_model_that_runs_parts_again_has_exact_gradients(steps: tuple[Any, ...]) -> None:
+def test_a_plain_model_with_checkpointing_has_exact_gradients(steps: tuple[Any, ...]) -> None:
     target = IDS[:, 0]
     state = run(plain("again"), steps) if steps else run(plain("again"), Prune(keep=1.0))
     module, values = moved(state)
@@ -95,18 +95,18 @@ def test_a_plain_model_that_runs_parts_again_has_exact_gradients(steps: tuple[An
             assert not any(p.grad is not None for p in module.net.parameters())
 
 
-def test_reentry_is_refused_before_anything_moves() -> None:
+def test_reentry_is_refused_before_the_first_step() -> None:
     target = IDS[:, 0]
     module, _ = moved(run(plain("reentrant"), Prune(keep=0.5)))
     before = {key: value.clone() for key, value in module.state_dict().items()}
-    with pytest.raises(RefusedError, match="Give torch.utils.checkpoint use_reentrant=False"):
+    with pytest.raises(RefusedError, match="Call torch.utils.checkpoint with use_reentrant=False"):
         grads(module, target)
     with pytest.raises(RefusedError, match="use_reentrant=False"):
         run(plain("reentrant"), Finetune(epochs=1), task_of(target))
     assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
 
 
-def test_the_built_in_loop_trains_through_it_to_the_same_weights() -> None:
+def test_the_built_in_loop_trains_to_the_same_weights() -> None:
     target = IDS[:, 0]
     steps = [Quantize(bits=4), Finetune(epochs=6, lr=0.02)]
     found = [run(plain(mode), steps, task_of(target)).digest for mode in ("again", "")]
@@ -135,7 +135,7 @@ def llama(**settings: Any) -> nn.Module:
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("late", [False, True], ids=["before", "afterwards"])
 def test_a_llama_has_exact_gradients(reentrant: bool, late: bool) -> None:
-    """Without what runs again being told, they are a quarter off."""
+    """Without Rerun they are wrong by a quarter."""
     settings = {"use_reentrant": reentrant}
     state = run(llama(**({} if late else settings)), Prune(keep=0.5))
     module, values = moved(state)
@@ -170,8 +170,8 @@ def with_grids(model: nn.Module, edges: list[str]) -> nn.Module:
 
 
 @pytest.mark.parametrize("mode", ["again", "reentrant"])
-def test_grids_on_edges_of_a_plain_model_that_runs_parts_again_are_refused(mode: str) -> None:
-    """By whichever of the two sees it first: the module that runs again, or torch's own count of tensors."""
+def test_grids_on_edges_of_a_plain_model_with_checkpointing_are_refused(mode: str) -> None:
+    """The first of two checks refuses it: ours in the module that runs again, or torch's count of tensors."""
     for edge, error in (("b/linear:0", RefusedError), ("/relu:0", (RefusedError, CheckpointError))):
         module = with_grids(plain(mode), [edge])
         with pytest.raises(error):
@@ -179,7 +179,7 @@ def test_grids_on_edges_of_a_plain_model_that_runs_parts_again_are_refused(mode:
 
 
 def test_a_grid_in_a_part_without_modules_and_weights_is_refused_with_reentry() -> None:
-    """Nothing else would tell: what runs again has no module and no weight."""
+    """No other check would notice: the part that runs again has no module and no weight."""
 
     class Bare(nn.Module):
         def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Code: the digest follows what the code does, and names what cannot be looked at."""
+"""Code: the digest changes with the code, and parts without Python code are listed."""
 
 import functools
 import operator
@@ -19,7 +19,7 @@ EVALUATE = [(torch.zeros(1, 1), torch.zeros(1))]
 
 
 def net(body: str, more: str = "", head: str = "forward(self, x)") -> nn.Module:
-    """An instance of a class that this text defines."""
+    """An instance of the class that this text defines."""
     found: dict[str, Any] = {"nn": nn, "__name__": "mine"}
     exec(f"{more}\nclass Net(nn.Module):\n    def {head}:\n        {body}\n", found)  # noqa: S102
     return found["Net"]()
@@ -29,7 +29,7 @@ def code(model: nn.Module | None = None, **parts: Any) -> str:
     return code_of(model, Task(evaluate=EVALUATE, **parts) if parts else None)[0]
 
 
-# What becomes of "return x + 1", and whether the digest follows.
+# A replacement for "return x + 1", and whether the digest changes.
 MODELS: dict[str, tuple[nn.Module, bool]] = {
     "another constant": (net("return x + 2"), True),
     "another operation": (net("return x - 1"), True),
@@ -51,7 +51,7 @@ def test_the_methods_of_a_model_count(what: str) -> None:
     ) == follows
 
 
-# Two texts of one method, which differ in nothing but a name or a number.
+# Two texts of one method that differ only in a name or a number.
 METHODS = {
     "a name": ("return x.relu()", "return x.tanh()"),
     **{
@@ -106,14 +106,14 @@ def test_functions_of_the_task_count() -> None:
     assert len({code(**{part: losses[-1]}) for part in ("loss", "metric", "feed", "target")}) == 4
 
 
-def test_what_has_no_code_is_named() -> None:
+def test_parts_without_code_are_listed() -> None:
     task = Task(evaluate=EVALUATE, target=operator.itemgetter(1))
     assert code_of(None, task)[1] == ["task: target"]
     assert code_of(net("return x"), Task(evaluate=EVALUATE))[1] == []
 
 
 def walking(model: nn.Module) -> nn.Module:
-    """A model whose forward is wrapped by functions that hold each other, as decorators of libraries do."""
+    """A model with a forward wrapped by functions that refer to each other, as library decorators do."""
 
     def one(x: Any, n: int = 2) -> Any:
         return x if n == 0 else other(x, n)
@@ -125,7 +125,7 @@ def walking(model: nn.Module) -> nn.Module:
     return model
 
 
-def test_functions_that_hold_themselves_are_visited_once() -> None:
+def test_functions_that_refer_to_themselves_are_visited_once() -> None:
     assert code(walking(net("return x"))) == code(walking(net("return x"))) != code(net("return x"))
 
 
@@ -133,14 +133,14 @@ def later(function: Callable[[], Any]) -> Any:
     return lambda output, target: function()  # noqa: PLW0108 (the closure is what is tested)
 
 
-def test_a_closure_that_is_empty_still_is_no_error() -> None:
+def test_an_empty_closure_is_no_error() -> None:
     loss, cell = later(code), types.CellType()
     loss = types.FunctionType(loss.__code__, {}, "loss", None, (cell,))
     assert code(loss=loss)
 
 
-def test_classes_of_one_name_have_one_order() -> None:
-    """A set of classes is in the order of their addresses, which is another in each process."""
+def test_classes_with_one_name_have_a_fixed_order() -> None:
+    """The order of a set of classes depends on their addresses, which differ between processes."""
     models = [net(f"return x + {n}") for n in range(6)]
     assert len({code(nn.Sequential(*(models[(i + k) % 6] for i in range(6)))) for k in range(6)}) == 1
     places = [code(nn.Sequential(*(net(f"return x + {n}") for n in range(6)))) for _ in range(6)]
@@ -148,10 +148,10 @@ def test_classes_of_one_name_have_one_order() -> None:
 
 
 class Held:
-    """An object whose text is its address."""
+    """An object whose repr contains its address."""
 
 
-def test_objects_that_are_handed_over_are_their_kind() -> None:
+def test_objects_count_by_their_class() -> None:
     for make in (
         lambda: functools.partial(added, held=Held()), lambda: functools.partial(added, Held(), 1),
         lambda: functools.partial(added, held={"a": [Held()]}),
@@ -180,8 +180,8 @@ OTHER: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("what", OTHER)
-def test_what_modules_are_set_to_counts(what: str) -> None:
-    """None of these is in the state dict or in the code of a class."""
+def test_settings_of_modules_count(what: str) -> None:
+    """None of these settings is in the state dict or in the code of a class."""
     assert settings_of(sized()) == settings_of(sized()) != settings_of(sized(**{what: OTHER[what]}))
 
 
@@ -194,8 +194,8 @@ def test_the_order_of_layers_counts_and_modes_do_not() -> None:
 CALLS = "def act(x):\n    return helper(x)\ndef helper(x):\n    return x * FACTOR"
 
 
-def test_what_code_of_ones_own_calls_counts() -> None:
-    """A helper of the user's own module, what that calls, and constants; not what nobody calls."""
+def test_functions_that_own_code_calls_count() -> None:
+    """A helper of the user's module, its callees and constants count; functions that nobody calls do not."""
 
     def model(more: str) -> nn.Module:
         return net("return act(x)", more=more)
@@ -206,7 +206,7 @@ def test_what_code_of_ones_own_calls_counts() -> None:
     assert given != code(model(f"FACTOR = 1\n{CALLS.replace('x *', 'x +')}"))
 
 
-def test_the_code_of_ones_own_step_counts() -> None:
+def test_the_code_of_a_custom_step_counts() -> None:
     def step(keep: float) -> Any:
         found: dict[str, Any] = {"__name__": "mine"}
         exec(f"class Mine:\n    def run(self, view):\n        yield {keep}", found)  # noqa: S102
@@ -216,7 +216,7 @@ def test_the_code_of_ones_own_step_counts() -> None:
     assert one == same != other
 
 
-def test_logits_and_metrics_of_a_set_count() -> None:
+def test_logits_and_set_metrics_count() -> None:
     def metric(text: str, value: str = "sums[0]", **more: Any) -> Metric:
         found: dict[str, Any] = {"__name__": "mine"}
         exec(f"def f(output, target):\n    return {text}\ndef g(sums):\n    return {value}", found)  # noqa: S102

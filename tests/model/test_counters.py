@@ -1,4 +1,4 @@
-"""A run that was killed goes on with the counters of sampler, data and loader, to the same bits."""
+"""Counters: a killed run resumes with the counters of sampler, data and loader, to the same bits."""
 
 import random
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ class Killed(Exception):
 
 
 class Rows(Dataset):
-    """Samples, and what each look at them moves."""
+    """Samples, with state that each access changes."""
 
     def __init__(self, kind: str = "") -> None:
         t = tiny("mlp")
@@ -51,13 +51,13 @@ class Rows(Dataset):
         return self.x[index] + by, self.y[index]
 
 
-class Told(Rows):
+class WithSetEpoch(Rows):
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
 
 class Order(Sampler[int]):
-    """Each epoch another order, by its own means."""
+    """A different order in each epoch, from its own state."""
 
     def __init__(self, kind: str) -> None:
         self.kind, self.epoch = kind, 0
@@ -86,7 +86,7 @@ class Distributed(Order):
 
 
 class Loader:
-    """No DataLoader at all."""
+    """A loader that is not a DataLoader."""
 
     def __init__(self) -> None:
         self.rows, self.passes = Rows(), 0
@@ -124,7 +124,7 @@ LOADERS = {
     "a list shuffled in place": lambda: loaded(Rows(), Order("list")),
     "an array shuffled in place": lambda: loaded(Rows(), Order("array")),
     "data that counts": lambda: loaded(Rows("counts")),
-    "data told the epoch": lambda: loaded(Told("epoch")),
+    "data with set_epoch": lambda: loaded(WithSetEpoch("epoch")),
     "random.Random": lambda: loaded(Rows("python")),
     "numpy's generator": lambda: loaded(Rows("numpy")),
     "numpy's old generator": lambda: loaded(Rows("legacy")),
@@ -160,29 +160,29 @@ def test_a_resumed_training_has_the_same_bits(
     assert again.digest == whole.digest
 
 
-def test_each_epoch_is_told() -> None:
-    told: list[int] = []
+def test_set_epoch_gets_each_epoch() -> None:
+    epochs: list[int] = []
 
-    class Telling(Distributed):
+    class Recording(Distributed):
         def set_epoch(self, epoch: int) -> None:
             super().set_epoch(epoch)
-            told.append(epoch)
+            epochs.append(epoch)
 
-    loader = loaded(Rows(), Telling("set"))
+    loader = loaded(Rows(), Recording("set"))
     base = tiny("mlp")
     run(base.model, Finetune(epochs=3), Task("t", evaluate=base.task.evaluate, train=loader))
-    assert list(dict.fromkeys(told)) == [0, 1, 2]
-    assert loader.sampler.epoch == 0, "it is afterwards as it was"
+    assert list(dict.fromkeys(epochs)) == [0, 1, 2]
+    assert loader.sampler.epoch == 0, "it must have its first value again"
 
 
-def test_a_generator_that_a_sampler_was_given_is_taken_from_it_again() -> None:
+def test_a_generator_that_is_set_on_a_sampler_is_removed_again() -> None:
     loader = DataLoader(Rows(), batch_size=BATCH, shuffle=True)
     with lent(loader):
-        loader.sampler.generator = torch.Generator()  # as Accelerate does for several processes
+        loader.sampler.generator = torch.Generator()  # as Accelerate does with several processes
     assert loader.sampler.generator is None
 
 
-def test_a_cache_is_no_counter() -> None:
+def test_a_cache_is_not_a_counter() -> None:
     rows = Rows("counts")
     counters = Counters(loader := loaded(rows))
     list(loader)
@@ -193,7 +193,7 @@ def test_a_cache_is_no_counter() -> None:
     assert len(rows.cache) == TRAIN
 
 
-def test_a_look_moves_nothing() -> None:
+def test_unmoved_restores_the_counters() -> None:
     loader = Loader()
     with unmoved(loader):
         next(iter(loader))

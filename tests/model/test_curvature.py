@@ -1,4 +1,4 @@
-"""Curvature: that it says how far outputs move, and which rows of an embedding are used."""
+"""Curvature: it predicts changes of the output, and counts the used rows of an embedding."""
 
 import pytest
 import torch
@@ -20,8 +20,8 @@ def squared_error_task(x: torch.Tensor, outs: int, batch: int = 8) -> Task:
     )  # fmt: skip
 
 
-def test_of_a_linear_layer_it_is_the_second_moment_of_its_inputs() -> None:
-    """|dW x|^2 on average is tr(dW E[x x^T] dW^T): F is the identity, up to noise of the signs."""
+def test_for_a_linear_layer_it_is_the_second_moment_of_its_inputs() -> None:
+    """The mean of |dW x|^2 is tr(dW E[x x^T] dW^T): F is the identity, up to noise of the random signs."""
     torch.manual_seed(0)
     x, layer = torch.randn(512, 6) * torch.tensor([1, 2, 0.5, 1, 3, 0.1]), nn.Linear(6, 4)
     found = curvatures(layer, squared_error_task(x, 4), list(sites_of(layer)[0].values()), passes=20)[
@@ -33,8 +33,8 @@ def test_of_a_linear_layer_it_is_the_second_moment_of_its_inputs() -> None:
 
 
 @pytest.mark.parametrize("name", ["mlp", "conv", "attention", "lstm", "mixed"])
-def test_it_says_how_far_the_output_moves(name: str) -> None:
-    """Random small changes of a weight move logits as the two factors say, within their approximation."""
+def test_it_predicts_changes_of_the_output(name: str) -> None:
+    """Random small changes of a weight change the logits as the factors predict, within the approximation."""
     t = tiny(name)
     task = Task("t", evaluate=t.task.evaluate, calibrate=t.task.calibrate, metric=lambda o, y: o.sum(1))
     sites = sites_of(t.model)[0]
@@ -61,8 +61,8 @@ def test_it_says_how_far_the_output_moves(name: str) -> None:
     assert all(0.4 < ratio < 2.0 for ratio in ratios), ratios
 
 
-def test_of_logits_it_is_the_fisher_matrix() -> None:
-    """E v v^T is the mean over labels y, drawn as the model answers, of (p - y)(p - y)^T, a loop."""
+def test_for_logits_it_is_the_fisher_matrix() -> None:
+    """E v v^T equals the mean of (p - y)(p - y)^T over labels y drawn from the model's output, in a loop."""
     torch.manual_seed(0)
     logits = torch.tensor([[4.0, 0, 1, -3]], requires_grad=True)
     task = Task("t", evaluate=[(torch.zeros(1, 1), torch.zeros(1, dtype=torch.long))], metric="accuracy")
@@ -76,12 +76,12 @@ def test_of_logits_it_is_the_fisher_matrix() -> None:
         found += v.T @ v / 2000
         sizes.append(float(v.square().sum()))
     torch.testing.assert_close(found, expected, rtol=0.1, atol=2e-3)
-    # Labels that are drawn give 2 or next to nothing: here a standard deviation of 3.6 times the mean.
+    # Drawn labels would give 2 or almost 0: here a standard deviation of 3.6 times the mean.
     spread = torch.tensor(sizes)
     assert float(spread.std()) < float(spread.mean())
 
 
-def test_rows_that_were_not_used_weigh_a_little() -> None:
+def test_unused_rows_have_a_small_weight() -> None:
     torch.manual_seed(0)
     table = nn.Sequential(nn.Embedding(10, 3), nn.Flatten(1), nn.Linear(6, 2))
     tokens = torch.tensor([[0, 1], [0, 2], [0, 1], [0, 3]])
@@ -95,7 +95,7 @@ def test_rows_that_were_not_used_weigh_a_little() -> None:
     assert float(rows[4:].max()) > 0.05 * float(rows[:4].min())
 
 
-def test_unseen_rows_share_what_rows_seen_once_have() -> None:
+def test_unseen_rows_together_weigh_as_much_as_rows_seen_once() -> None:
     assert unseen(torch.tensor([5.0, 1, 1, 0, 0, 0, 0])) == 0.5
     assert unseen(torch.tensor([5.0, 1, 1])) == 0
     assert unseen(torch.tensor([1.0] * 5 + [0])) == 1
@@ -103,7 +103,7 @@ def test_unseen_rows_share_what_rows_seen_once_have() -> None:
 
 
 @pytest.mark.parametrize("name", ["mlp", "mixed", "attention"])
-def test_of_wide_weights_the_diagonals_are_kept(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wide_weights_have_diagonal_factors(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same draws give the diagonals of the full factors."""
     t = tiny(name)
     weights = [site for site in sites_of(t.model)[0].values() if site.is_weight]

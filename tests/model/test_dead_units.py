@@ -1,4 +1,4 @@
-"""Idle units: folding changes no output; only what is known to be constant or unread is touched."""
+"""Dead units: folding changes no output, and only units known to be constant or unread change."""
 
 from contextlib import suppress
 
@@ -23,7 +23,7 @@ def biases(model: nn.Module) -> list[str]:
 
 
 def sparse(model: nn.Module, seed: int = 0, keep: float = 0.2) -> nn.Module:
-    """Most weights zero, so that units without inputs or without readers are there."""
+    """Set most weights to zero, so that some units have no inputs or no readers."""
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, p in model.named_parameters():
@@ -72,15 +72,15 @@ def test_the_network_computes_the_same(name, seed):
     make, shape = CASES[name]
     model, x = make(), torch.randn(shape)
     with torch.no_grad():
-        model(x)  # lazy layers take their shape
+        model(x)  # initializes lazy layers
         model = sparse(model, seed)
         before = model(x).clone()
         count = sum(int((p != 0).sum()) for p in model.parameters())
         changed = clear(model, (x,), every(model), biases(model))
         assert torch.allclose(model(x), before, atol=1e-5)
-    assert changed, "no case of this seed is idle: the test shows nothing"
+    assert changed, "no unit is dead with this seed, so the test shows nothing"
     assert sum(int((p != 0).sum()) for p in model.parameters()) < count
-    assert not clear(model, (x,), every(model), biases(model)), "it was not done to the end"
+    assert not clear(model, (x,), every(model), biases(model)), "a second call still finds dead units"
 
 
 def test_constants_are_folded_by_hand():
@@ -93,11 +93,11 @@ def test_constants_are_folded_by_hand():
     constant = 1 / (1 + torch.exp(torch.tensor(-0.7)))
     assert torch.allclose(model[2].bias, bias + weight[:, 1] * constant)
     assert not model[2].weight[:, 1].any()
-    assert model[0].bias[1] == 0  # nothing reads it any more
+    assert model[0].bias[1] == 0  # no layer reads it any more
     assert torch.equal(model[2].weight[:, [0, 2]], weight[:, [0, 2]])
 
 
-def test_a_bias_on_a_grid_takes_up_zeros_only():
+def test_a_bias_that_may_not_move_takes_up_only_zeros():
     model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2))
     with torch.no_grad():
         model[0].weight[:2] = 0
@@ -109,20 +109,22 @@ def test_a_bias_on_a_grid_takes_up_zeros_only():
     assert model[0].bias[:2].tolist() == [pytest.approx(0.7), 0.0]
 
 
-def test_chains_of_idle_units_are_followed_to_the_end():
+def test_chains_of_dead_units_are_followed_to_the_end():
     layers = [layer for _ in range(5) for layer in (nn.Linear(4, 4), nn.ReLU())]
     model = sparse(nn.Sequential(*layers, nn.Linear(4, 2)), keep=1.0)
     with torch.no_grad():
         for layer in model[:-1:2]:
             layer.weight.copy_(torch.eye(4))
         model[-1].weight.fill_(1.0)
-        model[-1].weight[:, 2] = 0  # nothing reads unit 2 at the end, so nothing on its way is needed
+        model[-1].weight[:, 2] = (
+            0  # no output reads unit 2 of the last layer, so unit 2 is dead in every layer
+        )
     clear(model, (torch.randn(3, 4),), every(model), biases(model))
     assert not any(layer.weight[2].any() or layer.bias[2] for layer in model[:-1:2])
 
 
 class Masking(nn.Module):
-    """A constant times something that depends on the input without being a float."""
+    """A constant times a boolean tensor that depends on the input."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -155,11 +157,11 @@ class Branching(nn.Module):
         return x if x.sum() > 0 else -x
 
 
-def test_what_depends_without_being_a_float_is_no_constant():
+def test_integers_and_masks_that_depend_on_the_input_are_no_constants():
     model = Masking()
     with torch.no_grad():
         model.a.weight.zero_()
-    x = torch.randn(3, 4).abs()  # all the same by chance
+    x = torch.randn(3, 4).abs()  # x > 0 is the same everywhere in this example
     weight = model.b.weight.clone()
     clear(model.eval(), (x,), every(model), biases(model))
     assert torch.equal(model.b.weight, weight)
@@ -177,7 +179,7 @@ def test_tokens_are_no_constants():
         model.a.weight[1] = 0
     x = torch.randint(9, (3, 5))
     before = model(x)
-    changed = clear(model, (torch.full((3, 5), 2),), every(model), biases(model))  # all the same by chance
+    changed = clear(model, (torch.full((3, 5), 2),), every(model), biases(model))  # all tokens equal
     assert "embed.weight" not in changed
     assert torch.allclose(model(x), before, atol=1e-5)
 
@@ -220,7 +222,7 @@ def test_every_kind_of_unit_computes_the_same(name, seed):
 
 
 def dropped(self, x):
-    return self.b(F.dropout(self.a(x)))  # on, unless told otherwise
+    return self.b(F.dropout(self.a(x)))  # training=True is the default
 
 
 def added_to(self, x):
@@ -272,11 +274,11 @@ def hook(module, given, out):
     ],
 )
 @torch.no_grad()
-def test_what_only_looks_constant_stays(forward, shape):
+def test_units_that_only_seem_constant_stay(forward, shape):
     model = net(forward, a=nn.Linear(4, 4), b=nn.Linear(4, 2)).eval()
     model.a.weight[1] = 0
     weight = model.b.weight.clone()
-    for seed in range(8):  # by chance a constant falls out everywhere
+    for seed in range(8):  # dropout may clear a whole constant by chance
         torch.manual_seed(seed)
         with suppress(RefusedError):
             clear(model, (torch.randn(shape),), every(model), biases(model))
@@ -303,7 +305,7 @@ def test_a_hook_may_do_anything(place):
 
 @torch.no_grad()
 def test_samples_may_lie_along_another_axis():
-    """With as many samples as times a unit of time 0 could be asked about only there, where nothing reads."""
+    """With as many samples as time steps, the two axes could be mixed up; no layer reads time step 0."""
     model = net(times_turned, a=nn.Linear(4, 4), b=nn.Linear(4, 4), c=nn.Linear(16, 2)).eval()
     model.b.weight[:, 0] = 0
     for p in model.a.parameters():
@@ -328,11 +330,11 @@ def test_samples_that_depend_on_each_other_are_refused():
         clear(model, (torch.randn(4, 4),), every(model), biases(model))
 
 
-# --- models of other kinds ---
+# --- other kinds of models ---
 
 
 class Block(nn.Module):
-    """A residual block as they are often written: in place."""
+    """A residual block with in-place operators, as is common."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -373,7 +375,7 @@ class Functional(nn.Module):
 
 
 class Attention(nn.Module):
-    """A block of a transformer; attention is written out, or one operator."""
+    """A transformer block with attention as several operators or as one."""
 
     def __init__(self, fused: bool) -> None:
         super().__init__()
@@ -395,7 +397,7 @@ class Attention(nn.Module):
 
 
 class Answers(Residual):
-    """A unit is read where any tensor of the answer reads it."""
+    """Several output tensors; a unit is read if any of them depends on it."""
 
     def forward(self, x):
         x = F.relu(self.a(x))
@@ -416,7 +418,7 @@ OTHERS = {
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("name", OTHERS)
 @torch.no_grad()
-def test_models_of_other_kinds_compute_the_same(name, seed):
+def test_other_kinds_of_models_compute_the_same(name, seed):
     make, shape = OTHERS[name]
     model, g = sparse(make(), seed).double(), torch.Generator().manual_seed(seed)
     x = (
@@ -427,7 +429,7 @@ def test_models_of_other_kinds_compute_the_same(name, seed):
     x = x.double() if x.is_floating_point() else x
     before = tree_leaves(model(x.clone()))
     changed = clear(model, (x.clone(),), every(model), biases(model))
-    assert changed, "no case of this seed is idle: the test shows nothing"
+    assert changed, "no unit is dead with this seed, so the test shows nothing"
     for other in (x, x.roll(1, -1)):
         again = sparse(make(), seed).double()
         for out, was in zip(
@@ -440,8 +442,8 @@ def test_models_of_other_kinds_compute_the_same(name, seed):
 
 
 @torch.no_grad()
-def test_the_hidden_units_of_a_transformer_are_looked_through():
-    """Unit 3 is read by nothing, unit 5 is constant: by hand."""
+def test_dead_hidden_units_of_a_transformer_are_found():
+    """No layer reads unit 3, and unit 5 is constant: compared with a calculation by hand."""
     model = Attention(True).eval()
     model.down.weight[:, 3] = 0
     model.up.weight[5] = 0
@@ -454,10 +456,10 @@ def test_the_hidden_units_of_a_transformer_are_looked_through():
 
 
 @torch.no_grad()
-def test_all_tensors_of_an_answer_count():
+def test_all_output_tensors_count():
     model = Answers().eval()
     clear(model, (torch.randn(5, 6),), every(model), biases(model))
-    assert model.a.weight.any(1).all()  # all are read by b
+    assert model.a.weight.any(1).all()  # b reads all of them
     model.b.weight[:, 4:] = 0
     clear(model, (torch.randn(5, 6),), every(model), biases(model))
     assert model.a.weight.any(1).tolist() == [True] * 4 + [False] * 3 + [True]
@@ -485,7 +487,7 @@ def refilled(self, x):
 
 @pytest.mark.parametrize("forward", [chosen, shut, picked, refilled])
 @torch.no_grad()
-def test_what_this_example_does_not_read_others_may(forward):
+def test_units_that_only_other_inputs_read_stay(forward):
     model = net(forward, a=nn.Linear(4, 4), b=nn.Linear(4, 4), c=nn.Linear(4, 2)).eval()
     assert not clear(model, (torch.rand(5, 4) + 0.1,), every(model), biases(model))
 
@@ -509,8 +511,8 @@ def test_a_model_that_writes_to_its_own_buffers_is_refused():
     assert not model.seen.any()
 
 
-def test_a_view_that_real_strides_do_not_allow_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch 2.11 traced attention with strides that its kernels do not give; so is a reshape here."""
+def test_a_view_that_real_strides_do_not_allow_becomes_a_reshape(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch 2.11 traced attention with strides that its kernels do not produce; here a reshape does it."""
 
     class Turned(nn.Module):
         def __init__(self) -> None:

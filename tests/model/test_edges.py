@@ -1,4 +1,4 @@
-"""Edges: a run and the exported graph have the same names for the same tensors; so must training."""
+"""Edges: a run, the exported graph and training must have the same names for the same tensors."""
 
 import copy
 import threading
@@ -34,12 +34,12 @@ def encoder() -> nn.Module:
 
 
 def compared(model: nn.Module, args: Any, kwargs: Any) -> dict[str, Edge]:
-    """The edges of a model, after a comparison with the exported graph: names, order, uses, shapes."""
+    """The edges of a model, compared with the exported graph: names, order, uses, shapes."""
     edges = {name: edge for name, edge in edges_of(model, *args, **kwargs).items() if edge.op != "input"}
     nodes = named_nodes(torch.export.export(model, args, kwargs), model)
     assert list(edges) == list(dict.fromkeys(name for name, _, _ in nodes))
     assert {name: edge.uses for name, edge in edges.items()} == Counter(name for name, _, _ in nodes)
-    for name, node, j in reversed(nodes):  # a first use last
+    for name, node, j in reversed(nodes):
         value = node.meta["val"] if j is None else node.meta["val"][j]
         assert edges[name].dtype == str(value.dtype).removeprefix("torch.")
         if edges[name].uses == 1:
@@ -48,12 +48,12 @@ def compared(model: nn.Module, args: Any, kwargs: Any) -> dict[str, Edge]:
 
 
 @each_net
-def test_names_are_those_of_the_exported_graph(call: Callable[[], Any]) -> None:
+def test_names_equal_those_of_the_exported_graph(call: Callable[[], Any]) -> None:
     assert compared(*call())
 
 
 class Of(nn.Module):
-    """A module that computes one function twice, so that a miscount would show in the second name."""
+    """A module that calls one function twice, so that a wrong count gives a wrong second name."""
 
     def __init__(self, func: Callable[..., Any], *parts: nn.Module):
         super().__init__()
@@ -66,7 +66,7 @@ class Of(nn.Module):
 KERNEL = torch.ones(3, 3)
 V, LINE, IMAGE, BLOCK = (torch.randn(shape) for shape in ((3, 3), (2, 3, 4), (2, 3, 4, 4), (1, 3, 4, 4, 4)))
 
-# What makes each listed operator: its name, the function, its input.
+# For each listed operator: its name, a function that calls it, its input.
 SPELLINGS: list[tuple[str, Callable[..., Any], Tensor]] = [
     ("linear", lambda x: F.linear(x, KERNEL), V),
     ("conv1d", lambda x: F.conv1d(x, torch.ones(2, 3, 1)), LINE),
@@ -139,7 +139,7 @@ SPELLINGS: list[tuple[str, Callable[..., Any], Tensor]] = [
     ("batch_norm", lambda x: F.batch_norm(x, torch.zeros(3), torch.ones(3)), V),
     ("instance_norm", F.instance_norm, LINE),
     ("embedding", lambda x: F.embedding(torch.tensor([0, 2]), x), V),
-    # Python functions that are opened: what they compute inside has names of its own.
+    # Python functions that call other operators, which have their own names.
     ("softmax", lambda x: F.softmin(x, 1), V),
     ("add", F.softsign, V),
     ("sub", F.tanhshrink, V),
@@ -162,7 +162,7 @@ CELLS: list[tuple[str, nn.Module, Tensor]] = [
 
 
 @pytest.mark.parametrize(("op", "func", "x"), SPELLINGS, ids=[f"{n} {s[0]}" for n, s in enumerate(SPELLINGS)])
-def test_each_spelling_of_an_operator_has_its_name_in_both(
+def test_each_spelling_of_an_operator_has_the_same_name_in_both(
     op: str, func: Callable[..., Any], x: Tensor
 ) -> None:
     edges = compared(Of(func).eval(), (x.clone(),), {})
@@ -180,15 +180,15 @@ def test_every_listed_operator_is_spelled_here() -> None:
     assert {op for op, *_ in [*SPELLINGS, *CELLS]} == set(LISTED)
 
 
-# --- what an edge says ---
+# --- the fields of an edge ---
 
 
-def test_an_edge_says_what_it_is_and_what_was_read() -> None:
+def test_an_edge_has_path_operator_shape_and_uses() -> None:
     model, args, kwargs = nets()["residual"]
     edges = edges_of(model, *args, **kwargs)
     assert edges["/input:x"] == Edge("/input:x", (3, 1, 6, 6), "float32", 1)
     assert edges["stem/conv2d:0"] == Edge("stem/conv2d:0", (3, 6, 6, 6), "float32", 1)
-    assert edges["twice.0/conv2d:0"].uses == 3  # the loop's two calls and the alias's
+    assert edges["twice.0/conv2d:0"].uses == 3  # two calls in the loop and one by the alias
     assert (edges["/add:0"].path, edges["/add:0"].op) == ("", "add")
     assert list(edges)[-2:] == ["/sub:0", "head/linear:0"]
 
@@ -200,10 +200,10 @@ def test_inputs_have_names_from_the_signature() -> None:
         "/input:pair.0", "/input:pair.1", "/input:extra.bias"
     ]  # fmt: skip
     inputs = [name for name in edges_of(nets()["gpt"][0], **nets()["gpt"][2]) if name.startswith("/input")]
-    assert inputs == []  # tokens are no floats
+    assert inputs == []  # tokens are not floats
 
 
-def test_looking_changes_nothing() -> None:
+def test_listing_edges_changes_nothing() -> None:
     model, args, kwargs = nets()["residual"]
     model.train()
     before, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
@@ -218,15 +218,15 @@ def test_looking_changes_nothing() -> None:
 @pytest.mark.parametrize(
     "name", ["stem", "stem/conv2d", "stem/view:0", "stem/conv2d:x", "input:x", "a/input:x", "/input:"]
 )
-def test_what_names_no_edge_is_refused(name: str) -> None:
-    with pytest.raises(SiteError, match="names no edge"):
+def test_a_name_that_is_not_an_edge_is_refused(name: str) -> None:
+    with pytest.raises(SiteError, match="is no edge name"):
         parse(name)
 
 
-def test_a_name_that_is_not_met_has_near_misses() -> None:
+def test_an_unknown_edge_has_near_misses() -> None:
     model, args, kwargs = nets()["residual"]
     with pytest.raises(
-        SiteError, match=r"eval: the model meets no edge 'stem/conv2d:1'; did you mean 'stem/conv2d:0'"
+        SiteError, match=r"eval: the model has no edge 'stem/conv2d:1'; did you mean 'stem/conv2d:0'"
     ):
         known(edges_of(model, *args, **kwargs), ["stem/conv2d:1"], "eval")
 
@@ -235,7 +235,7 @@ def test_a_name_that_is_not_met_has_near_misses() -> None:
 
 
 @each_net
-def test_names_are_the_same_in_training_but_for_branches(call: Callable[[], Any]) -> None:
+def test_names_are_the_same_in_training_except_after_branches(call: Callable[[], Any]) -> None:
     model, args, kwargs = call()
     names = [name for name, edge in edges_of(model, *args, **kwargs).items()]
     if model.__class__.__name__ == "Branch":
@@ -243,9 +243,9 @@ def test_names_are_the_same_in_training_but_for_branches(call: Callable[[], Any]
     trainable(model, names, lambda net: net(*args, **kwargs))
 
 
-def test_an_edge_that_training_knows_otherwise_is_refused() -> None:
+def test_an_edge_with_another_name_in_training_is_refused() -> None:
     model, args, kwargs = nets()["branch"]
-    with pytest.raises(RefusedError, match=r"/add:0: the model itself computes otherwise in training"):
+    with pytest.raises(RefusedError, match=r"/add:0: the model itself runs other operators in training"):
         trainable(model, ["first/linear:0", "/add:0"], lambda net: net(*args, **kwargs))
     trainable(model, ["/input:x", "second/linear:0"], lambda net: net(*args, **kwargs))
 

@@ -1,4 +1,4 @@
-"""Weights that layers compute come in as they come out: steps, files and fresh models see what runs."""
+"""Effective: weights that layers compute become plain, for steps, files and fresh models."""
 
 import copy
 from collections.abc import Callable
@@ -69,7 +69,7 @@ def out(model: nn.Module) -> Tensor:
 
 @each_way
 @pytest.mark.parametrize("training", [True, False])
-def test_a_state_answers_as_the_model_does_and_leaves_it_alone(
+def test_a_state_has_the_outputs_of_the_model_and_does_not_change_it(
     make: Callable[[nn.Module], nn.Module], training: bool
 ) -> None:
     model = net(make).train(training)
@@ -90,10 +90,10 @@ def test_a_state_answers_as_the_model_does_and_leaves_it_alone(
 
 
 @each_way
-def test_what_is_pruned_is_the_weight_that_runs(make: Callable[[nn.Module], nn.Module]) -> None:
-    """Rows of a direction that is pruned away were 0 / 0."""
+def test_pruning_acts_on_the_weight_that_runs(make: Callable[[nn.Module], nn.Module]) -> None:
+    """Pruning whole rows of a direction would give 0 / 0."""
     model = net(make)
-    out(model)  # the older norms compute when they run
+    out(model)  # the older norms compute their weight in the forward
     result = run(model, Prune(keep=0.05), TASK)
     small = result.model()
     answers = out(small)
@@ -108,7 +108,7 @@ def test_what_is_pruned_is_the_weight_that_runs(make: Callable[[nn.Module], nn.M
 
 
 @each_way
-def test_a_file_goes_into_models_with_and_without(
+def test_a_file_loads_into_models_with_and_without_parametrization(
     make: Callable[[nn.Module], nn.Module], tmp_path: Path
 ) -> None:
     result = run(net(make), Quantize(bits=6), TASK)
@@ -116,12 +116,12 @@ def test_a_file_goes_into_models_with_and_without(
     loaded = load(tmp_path / "small.tersor")
     want = out(result.model())
     for given in (net(make, seed=3), net(plain, seed=4)):
-        # Weights may lie in memory in another order of axes, and sums in another order.
+        # Weights may have another memory layout, and sums another order.
         torch.testing.assert_close(out(loaded.model(given)), want, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(out(loaded.on(given).model()), want, rtol=1e-5, atol=1e-6)
 
 
-def test_a_pruned_model_comes_in_masked_and_stays_so_in_training() -> None:
+def test_a_pruned_model_has_masks_and_keeps_them_in_training() -> None:
     model = net(MAKERS["pruned"])
     state = start(model, TASK)
     assert all(isinstance(state.forms[f"{n}.weight"], Masked) for n in (0, 2))
@@ -137,12 +137,12 @@ def test_tied_sources_are_refused() -> None:
     model = net(MAKERS["spectral_norm"])
     model.append(nn.Linear(8, 4))
     model[3].weight = model[2].parametrizations.weight.original
-    with pytest.raises(RefusedError, match="another layer holds too.*Untie them first") as caught:
+    with pytest.raises(RefusedError, match="another layer uses too.*Untie the layers first") as caught:
         start(model)
     assert "2.weight" in str(caught.value)
 
 
-def test_a_direction_that_is_pruned_itself_comes_in_as_what_runs() -> None:
+def test_a_pruned_direction_becomes_the_weight_that_runs() -> None:
     model = net(lambda layer: prune.l1_unstructured(weight_norm(layer), "weight_v", 0.5))
     state = start(model, TASK)
     torch.testing.assert_close(out(state.plain()), out(model))
@@ -158,7 +158,7 @@ class Adapter(nn.Module):
         return w + self.b @ self.a
 
 
-def test_a_weight_trains_where_its_adapter_does() -> None:
+def test_a_weight_is_trained_if_its_adapter_is() -> None:
     model = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 4))
     for layer in model:
         layer.requires_grad_(False)
@@ -167,7 +167,7 @@ def test_a_weight_trains_where_its_adapter_does() -> None:
     state = start(model)
     assert [layer.weight.requires_grad for layer in state.plain()] == [True, False]
     (note,) = state.ledger.notes("effective")
-    assert "0.weight (Adapter, a part was frozen, and it learns whole), 1.weight (Adapter)" in note.text
+    assert "0.weight (Adapter, a part was frozen, now all of it is trained), 1.weight (Adapter)" in note.text
 
 
 class Noisy(nn.Module):
@@ -175,8 +175,8 @@ class Noisy(nn.Module):
         return w + torch.randn_like(w)
 
 
-def test_a_weight_that_goes_by_chance_is_refused() -> None:
+def test_a_random_weight_is_refused() -> None:
     model = nn.Sequential(nn.Linear(6, 4))
     parametrize.register_parametrization(model[0], "weight", Noisy())
-    with pytest.raises(RefusedError, match=r"0\.weight: Noisy computes another weight each time"):
+    with pytest.raises(RefusedError, match=r"0\.weight: Noisy computes a different weight each time"):
         start(model)

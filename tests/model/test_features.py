@@ -1,4 +1,4 @@
-"""Features of other widths: the learned map against plain PyTorch, refusals, and what is left of it."""
+"""Features of different widths: the trained map against plain PyTorch, refusals, and removal of the map."""
 
 import copy
 from dataclasses import replace
@@ -17,13 +17,13 @@ from tersor import Distill, RefusedError, SettingError, Task, run
 from tersor.check import check
 from tersor.core.recipe import Recipe
 from tersor.core.state import start
-from tersor.model.features import between, features_of, first, pairs_of, tokens
+from tersor.model.features import channel_map, features_of, first_tensor, pairs_of, token_mask
 from tersor.model.trainable import TrainableForms
 from tersor.model.training_loop import TrainingPlan, fit
 
 
 class Wide(nn.Module):
-    """A conv net whose maps are 13 channels wide, of other names than the student's."""
+    """A conv net with maps of 13 channels and other layer names than the student."""
 
     def __init__(self, width: int = 13, stride: int = 1) -> None:
         super().__init__()
@@ -52,8 +52,8 @@ def test_names_are_pairs() -> None:
     assert pairs_of("") == []
 
 
-def test_maps_are_trained_along_as_plain_pytorch_does() -> None:
-    """Student, map and optimizer by hand, on the same batches; one pair of another width, one of the same."""
+def test_maps_are_trained_as_in_plain_pytorch() -> None:
+    """Student, map and optimizer by hand, on the same batches; one pair of different widths, one of equal."""
     t, teacher, lr, weight = tiny("conv"), wide(), 0.02, 0.7
     t.model.drop.p = 0.0
     batches = list(t.task.batches("calibrate"))
@@ -105,23 +105,23 @@ def test_same_widths_have_no_map() -> None:
     assert not found.maps
 
 
-def test_the_axis_is_the_one_that_differs() -> None:
-    assert between("a", "b", (8, 7, 6, 6), (8, 13, 6, 6)) == (1, 7, 13)
-    assert between("a", "b", (8, 6, 16), (8, 6, 20)) == (2, 16, 20)
-    assert between("a", "b", (8, 16), (8, 20)) == (1, 16, 20)
-    assert between("a", "b", (8, 16), (8, 16)) is None
+def test_the_map_is_along_the_axis_that_differs() -> None:
+    assert channel_map("a", "b", (8, 7, 6, 6), (8, 13, 6, 6)) == (1, 7, 13)
+    assert channel_map("a", "b", (8, 6, 16), (8, 6, 20)) == (2, 16, 20)
+    assert channel_map("a", "b", (8, 16), (8, 20)) == (1, 16, 20)
+    assert channel_map("a", "b", (8, 16), (8, 16)) is None
     for a, b in (
         ((8, 7, 6, 6), (8, 13, 3, 3)),
         ((8, 7, 6, 6), (8, 7, 3, 6)),
         ((8, 7), (8, 7, 1)),
         ((8, 7), (4, 7)),
     ):
-        with pytest.raises(RefusedError, match="outputs may differ in the number of channels"):
-            between("a", "b", a, b)
+        with pytest.raises(RefusedError, match="outputs may differ only in the number of channels"):
+            channel_map("a", "b", a, b)
 
 
 @pytest.mark.parametrize("name", ["attention", "lstm"])
-def test_sequences_have_a_map_of_their_last_axis(name: str) -> None:
+def test_maps_of_sequences_are_along_the_last_axis(name: str) -> None:
     t = tiny(name)
     layer, width = {"attention": ("norm", 8), "lstm": ("cell", 10)}[name]
     teacher = copy.deepcopy(t.model)
@@ -138,7 +138,9 @@ def test_sequences_have_a_map_of_their_last_axis(name: str) -> None:
 
 def test_what_cannot_be_matched_is_refused_before_anything_trains() -> None:
     t = tiny("conv")
-    with pytest.raises(RefusedError, match=r"stem gives \[8, 7, 6, 6\], the teacher's first \[8, 13, 3, 3\]"):
+    with pytest.raises(
+        RefusedError, match=r"stem returns \[8, 7, 6, 6\], the teacher's first \[8, 13, 3, 3\]"
+    ):
         run(t.model, Distill(features="stem=first", teacher=wide(stride=2)), t.task)
     with pytest.raises(
         SettingError, match=r"features: the teacher has no layer 'frist'; did you mean 'first'"
@@ -153,7 +155,7 @@ def test_what_cannot_be_matched_is_refused_before_anything_trains() -> None:
         run(t.model, Distill(features="stem=first", teacher=Twice()), t.task)
 
 
-def test_the_teacher_is_left_as_it_is() -> None:
+def test_the_teacher_does_not_change() -> None:
     t, teacher = tiny("conv"), wide()
     before = copy.deepcopy(teacher.state_dict())
     run(t.model, Distill(epochs=1, features="stem=first", teacher=teacher), t.task)
@@ -165,14 +167,14 @@ def test_a_dry_run_knows_both_names() -> None:
     assert facts["needs"] == "a task with training batches"
 
 
-def test_a_training_that_was_killed_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+def test_a_killed_training_resumes_to_the_same_bits(tmp_path: Path) -> None:
     t, step = tiny("conv"), Distill(epochs=3, lr=0.02, features="stem=first", teacher=wide())
     whole = run(t.model, step, t.task)
     assert resumed(t.model, step, t.task, tmp_path).ledger.digest == whole.ledger.digest
 
 
-def test_a_map_that_does_not_learn_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The map in the loss alone is not enough: its parameters are in the optimizer."""
+def test_a_map_that_does_not_learn_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The map's parameters must be in the optimizer; the map in the loss alone is not enough."""
     from tersor.model import training_loop as module
 
     seen: list[Any] = []
@@ -186,7 +188,7 @@ def test_a_map_that_does_not_learn_would_be_seen(monkeypatch: pytest.MonkeyPatch
 
 
 class Tokens(nn.Module):
-    """Its layer answers with a mapping, as Hugging Face's encoders do."""
+    """Its layer returns a mapping, as Hugging Face's encoders do."""
 
     class Layer(nn.Linear):
         def forward(self, x: Tensor) -> dict[str, Any]:  # type: ignore[override]
@@ -202,8 +204,8 @@ class Tokens(nn.Module):
 
 
 @pytest.mark.parametrize("width", [4, 5])
-def test_padding_is_no_feature(width: int) -> None:
-    """Two batches that differ in the padding alone train alike."""
+def test_padding_is_left_out(width: int) -> None:
+    """Two batches that differ only in the padding give the same training."""
 
     def learned(pad: int) -> dict[str, Tensor]:
         torch.manual_seed(3)
@@ -219,7 +221,7 @@ def test_padding_is_no_feature(width: int) -> None:
 
 
 class Couple(nn.Module):
-    """Encodes, and decodes as many tokens, none of which is padding."""
+    """Encodes the tokens, and decodes as many, none of which is padding."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -245,19 +247,19 @@ def test_the_encoders_padding_counts_in_the_decoder() -> None:
 
 def test_a_layer_without_floats_is_refused() -> None:
     with pytest.raises(RefusedError, match="no tensor of floats"):
-        first({"places": torch.arange(3)})
+        first_tensor({"places": torch.arange(3)})
 
 
-def test_the_mask_is_that_of_the_layers_side() -> None:
+def test_the_mask_is_that_of_the_encoder_or_the_decoder() -> None:
     mask, other = torch.tensor([[1, 1, 0]]), torch.tensor([[1, 0, 0]])
     batch = {"attention_mask": mask, "decoder_attention_mask": other}
     x = torch.zeros(1, 3, 4)
-    assert torch.equal(tokens("encoder.block.1", x, batch), mask != 0)  # type: ignore[arg-type]
-    assert torch.equal(tokens("decoder.block.1", x, batch), other != 0)  # type: ignore[arg-type]
-    assert tokens("encoder.block.1", torch.zeros(1, 4, 3), batch) is None
-    made_of_labels = {"attention_mask": mask, "labels": mask}  # nothing says which tokens of it are padding
+    assert torch.equal(token_mask("encoder.block.1", x, batch), mask != 0)  # type: ignore[arg-type]
+    assert torch.equal(token_mask("decoder.block.1", x, batch), other != 0)  # type: ignore[arg-type]
+    assert token_mask("encoder.block.1", torch.zeros(1, 4, 3), batch) is None
+    made_of_labels = {"attention_mask": mask, "labels": mask}  # does not show which tokens are padding
     pair = SimpleNamespace(encoder_last_hidden_state=x)
-    assert tokens("decoder.block.1", x, made_of_labels, pair) is None
-    assert torch.equal(tokens("encoder.block.1", x, made_of_labels, pair), mask != 0)  # type: ignore[arg-type]
-    alone = tokens("model.decoder.layers.0", x, made_of_labels)  # OPT: a decoder, and no encoder
+    assert token_mask("decoder.block.1", x, made_of_labels, pair) is None
+    assert torch.equal(token_mask("encoder.block.1", x, made_of_labels, pair), mask != 0)  # type: ignore[arg-type]
+    alone = token_mask("model.decoder.layers.0", x, made_of_labels)  # OPT: a decoder without an encoder
     assert torch.equal(alone, mask != 0)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Fitted: forms go into a copy of the model they were made from, in their dtypes, and into no other."""
+"""Fitted: forms are written to a copy of the model they were made from, in their dtypes, and to no other."""
 
 import copy
 import os
@@ -28,14 +28,14 @@ from tersor.steps import Prune, Quantize
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_undone_forms_answer_as_the_model(name: str) -> None:
+def test_undone_forms_give_the_outputs_of_the_model(name: str) -> None:
     t = tiny(name)
     plain = start(t.model)
     assert torch.equal(t.out(fitted(t.model, plain.forms, plain.sites)), t.out())
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_the_copy_has_the_decoded_weights_and_the_model_its_own(name: str) -> None:
+def test_the_copy_has_the_decoded_weights_and_the_model_does_not_change(name: str) -> None:
     t = tiny(name)
     before = {key: value.clone() for key, value in t.model.state_dict().items()}
     plain = start(t.model)
@@ -51,8 +51,8 @@ def test_the_copy_has_the_decoded_weights_and_the_model_its_own(name: str) -> No
         assert value.data_ptr() != t.model.state_dict()[key].data_ptr()
 
 
-def test_a_fitted_model_trains_and_stays_itself() -> None:
-    """Parameters stay parameters; training the copy changes no form."""
+def test_a_fitted_model_trains_without_changing_its_forms() -> None:
+    """Parameters stay parameters, and training the copy changes no form."""
     t = tiny("conv")
     plain = start(t.model)
     digests = {name: form.digest for name, form in plain.forms.items()}
@@ -111,7 +111,7 @@ def test_another_model_is_refused(what: str) -> None:
     assert says in str(caught.value)
 
 
-def test_a_refused_model_is_left_alone() -> None:
+def test_a_refused_model_does_not_change() -> None:
     plain = start(Longer(3, 4, 2))
     model = Longer(3, 4, 5)
     before = {key: value.clone() for key, value in model.state_dict().items()}
@@ -134,14 +134,16 @@ class Two(nn.Module):
 
 
 def packed(state: dict[str, torch.Tensor], tmp_path: Path) -> State:
-    """What a checkpoint of these tensors is loaded as."""
+    """The state of a file that was packed from a checkpoint with these tensors."""
     torch.save(state, tmp_path / "w.pt")
     pack(tmp_path / "w.pt", tmp_path / "m.tersor", Recipe((Quantize(bits=4),)))
     return load(tmp_path / "m.tersor")
 
 
 @pytest.mark.parametrize("held", [("a.weight",), ("b.weight",), ("a.weight", "b.weight")])
-def test_model_that_ties_what_a_checkpoint_holds_once_or_twice(held: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_model_may_tie_tensors_that_a_checkpoint_holds_once_or_twice(
+    held: tuple[str, ...], tmp_path: Path
+) -> None:
     weight = torch.randn(3, 3)
     loaded = packed({name: weight.clone() for name in held}, tmp_path)
     twin = loaded.model(Two(tied=True))
@@ -149,7 +151,7 @@ def test_model_that_ties_what_a_checkpoint_holds_once_or_twice(held: tuple[str, 
     assert torch.equal(twin.a.weight, loaded.state_dict()[held[0]])
 
 
-def test_model_that_does_not_tie_what_a_checkpoint_ties(tmp_path: Path) -> None:
+def test_a_model_may_untie_tensors_that_a_checkpoint_ties(tmp_path: Path) -> None:
     weight = torch.randn(3, 3)
     loaded = packed({"a.weight": weight, "b.weight": weight}, tmp_path)
     assert loaded.aliases == {"b.weight": "a.weight"}
@@ -165,7 +167,7 @@ def test_tied_tensors_that_differ_are_refused(tmp_path: Path) -> None:
         loaded.model(Two(tied=True))
 
 
-def test_one_name_of_two_is_not_enough_without_a_tie(tmp_path: Path) -> None:
+def test_one_of_two_names_is_not_enough_without_a_tie(tmp_path: Path) -> None:
     loaded = packed({"a.weight": torch.ones(3, 3)}, tmp_path)
     with pytest.raises(SiteError, match=r"the model has b\.weight, which the forms lack"):
         loaded.model(Two(tied=False))
@@ -175,7 +177,7 @@ def test_one_name_of_two_is_not_enough_without_a_tie(tmp_path: Path) -> None:
 
 
 class Odds(nn.Module):
-    """What modules hold besides weights: buffers that are not stored, lists, attributes, hooks, marks."""
+    """What modules hold besides weights: non-persistent buffers, lists, attributes, hooks, marks."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -197,7 +199,7 @@ class Odds(nn.Module):
         return x * self.passing.sum() + self.b(x[:, :2, None, None].expand(-1, -1, 3, 3)).sum()
 
 
-def test_what_a_module_holds_besides_weights() -> None:
+def test_everything_besides_weights_is_copied() -> None:
     model, x = Odds(), torch.randn(2, 3)
     plain = start(model)
     twin = fitted(model, plain.forms, plain.sites, plain.aliases)
@@ -244,8 +246,8 @@ def test_cut_in_every_dtype(dtype: torch.dtype) -> None:
     assert torch.equal(twin[0].weight, model[0].weight[[1, 4]])
 
 
-def test_the_dtype_is_the_sites() -> None:
-    """Forms of a half model in a fresh one in full: what runs is what is stored."""
+def test_the_dtype_is_that_of_the_site() -> None:
+    """Forms of a half model in a fresh float32 one: the copy runs with the stored values and dtype."""
     plain = start(nn.Linear(3, 2).half())
     twin = fitted(nn.Linear(3, 2), plain.forms, plain.sites)
     assert twin.weight.dtype is torch.float16
@@ -259,7 +261,7 @@ def test_the_dtype_is_the_sites() -> None:
         fitted(model, whole.forms, whole.sites)
 
 
-def test_on_the_device_that_is_there() -> None:
+def test_tensors_stay_on_their_device() -> None:
     model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6))
     plain = start(model)
     forms = {
@@ -272,7 +274,7 @@ def test_on_the_device_that_is_there() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_on_a_gpu() -> None:
+def test_tensors_stay_on_a_gpu() -> None:
     model = nn.ModuleDict({"a": nn.Linear(4, 6), "b": nn.LSTM(6, 5)}).cuda()
     plain = start(model)
     twin = fitted(model, plain.forms, plain.sites)
@@ -281,8 +283,8 @@ def test_on_a_gpu() -> None:
     assert torch.equal(twin["b"](x)[0], model["b"](x)[0])
 
 
-def test_tied_weights_that_are_cut() -> None:
-    """An embedding that is the head's weight loses width in both."""
+def test_tied_weights_are_cut_together() -> None:
+    """An embedding that is tied to the head's weight is cut in both."""
     t = tiny("attention")
     plain = start(nn.ModuleDict({"embed": t.model.embed, "head": t.model.head}))
     forms = {"embed.weight": plain.forms["embed.weight"].take(1, torch.tensor([0, 3, 7]))}
@@ -317,12 +319,13 @@ def randomized(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-def test_channels_cut_from_blocks_answer_as_channels_that_are_zero() -> None:
-    """Everything that makes, norms and reads a channel goes, and the rest of the block stands."""
+def test_cut_channels_of_blocks_equal_zero_channels() -> None:
+    """The cut removes what makes, normalizes and reads a channel; the rest of the block does not change."""
     model = randomized(Residual()).double()
     plain = start(model)
     forms, norms = dict(plain.forms), ("weight", "bias", "running_mean", "running_var")
-    one, two, wide = [0, 2], [1, 2], [0, 2, 3, 8]  # a channel of each group stays; depthwise loses five
+    # One channel of each group stays; the depthwise layer loses five.
+    one, two, wide = [0, 2], [1, 2], [0, 2, 3, 8]
     cuts = [
         ("conv1.weight", 0, one),
         ("conv2.weight", 1, [0]),
@@ -338,7 +341,7 @@ def test_channels_cut_from_blocks_answer_as_channels_that_are_zero() -> None:
     twin = fitted(model, forms, plain.sites)
     zero = copy.deepcopy(model)
     with torch.no_grad():
-        zero.conv2.weight[:, 1] = 0  # it reads channels 1 and 3 of conv1, as the second of each group
+        zero.conv2.weight[:, 1] = 0  # it reads channels 1 and 3 of conv1, the second channel of each group
         for name, kept in (("conv3", two), ("project", wide)):
             weight = zero.get_submodule(name).weight
             weight[:, [k for k in range(weight.shape[1]) if k not in kept]] = 0
@@ -382,7 +385,7 @@ def with_hook(change: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:
     ],
 )
 def test_hooks_that_change_the_state_dict_are_refused(change: Any, says: str) -> None:
-    """Before anything is run."""
+    """They are refused before any forward."""
     model = with_hook(change)
     with pytest.raises(RefusedError, match=says):
         start(model)
@@ -431,13 +434,13 @@ def test_a_state_dict_that_is_not_the_modules_own_is_refused(change: Any, says: 
         start(model)
 
 
-def test_a_buffer_that_is_not_to_be_stored_may_be_missing() -> None:
+def test_a_non_persistent_buffer_may_be_missing() -> None:
     model = nn.Linear(3, 2)
     model.register_buffer("table", torch.ones(2), persistent=False)
     assert list(start(model).sites) == ["weight", "bias"]
 
 
-def test_tied_tensors_stay_tied_where_the_state_dict_gives_copies() -> None:
+def test_tied_tensors_stay_tied_if_the_state_dict_gives_copies() -> None:
     model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False))
     model[1].weight = model[0].weight
     model._register_state_dict_hook(lambda m, state, p, local: {n: v.clone() for n, v in state.items()})
@@ -453,7 +456,7 @@ def test_hooks_that_change_no_value_are_fine(change: Any) -> None:
 
 
 class Master(nn.Module):
-    """Its weight is a copy of another tensor, made whenever the state dict is asked for."""
+    """Its weight in the state dict is a copy of another tensor, made on each call."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -464,15 +467,15 @@ class Master(nn.Module):
         self.weight.data.copy_(self.master)
 
 
-def test_weights_that_are_computed_when_asked_for_are_refused() -> None:
+def test_weights_that_the_state_dict_computes_are_refused() -> None:
     model = Master()
     plain = start(model)
     forms = {"weight": Dense(torch.ones(4, 3))}
-    with pytest.raises(RefusedError, match="weight: what was written comes back changed"):
+    with pytest.raises(RefusedError, match="weight: the written value is changed in its state dict"):
         fitted(model, forms, plain.sites)
 
 
-def test_a_module_that_starts_anew_when_copied() -> None:
+def test_a_module_whose_copy_is_newly_initialized() -> None:
     class Anew(nn.Linear):
         def __setstate__(self, state: dict[str, Any]) -> None:
             super().__setstate__(state)
@@ -485,13 +488,13 @@ def test_a_module_that_starts_anew_when_copied() -> None:
 
 
 class Single(nn.Linear):
-    """There is only one of it."""
+    """It cannot be copied."""
 
     def __deepcopy__(self, memo: Any) -> nn.Module:
         return self
 
 
-def test_a_module_that_cannot_be_copied_is_refused_and_left_alone() -> None:
+def test_a_module_that_cannot_be_copied_is_refused_and_does_not_change() -> None:
     model = nn.Sequential(Single(3, 2))
     before = model[0].weight.clone()
     sites, _, _ = sites_of(model)
@@ -502,7 +505,7 @@ def test_a_module_that_cannot_be_copied_is_refused_and_left_alone() -> None:
 
 
 class Sharing(nn.Linear):
-    """Its copies have its tensors."""
+    """Its copies share its tensors."""
 
     def __deepcopy__(self, memo: Any) -> nn.Module:
         new = Sharing.__new__(Sharing)
@@ -511,7 +514,7 @@ class Sharing(nn.Linear):
         return new
 
 
-def test_a_module_whose_copies_share_its_tensors_gets_others() -> None:
+def test_a_module_whose_copies_share_its_tensors_gets_new_ones() -> None:
     model = nn.Sequential(Sharing(3, 2))
     before, (sites, _, _) = model[0].weight.clone(), sites_of(model)
     forms = {"0.weight": Dense(torch.ones(2, 3)), "0.bias": Dense(torch.zeros(2))}
@@ -520,7 +523,7 @@ def test_a_module_whose_copies_share_its_tensors_gets_others() -> None:
     assert torch.equal(model[0].weight, before)
 
 
-def test_a_form_that_lies_about_its_shape_is_refused() -> None:
+def test_a_form_with_a_wrong_shape_is_refused() -> None:
     class Liar(Dense):
         def decode(self, keep: Any = None) -> torch.Tensor:
             return self.array[:1]
@@ -531,8 +534,8 @@ def test_a_form_that_lies_about_its_shape_is_refused() -> None:
         fitted(plain.given, forms, plain.sites)
 
 
-def test_names_that_a_hook_changes() -> None:
-    """A wrapper that leaves itself out of its names: the tensors are found by what they are."""
+def test_a_hook_may_change_names() -> None:
+    """A wrapper that removes itself from the names: tensors are found by identity."""
 
     class Wrapper(nn.Module):
         def __init__(self) -> None:
@@ -552,7 +555,7 @@ def test_names_that_a_hook_changes() -> None:
     assert twin.inner.out_features == 1
 
 
-def test_buffers_on_one_memory_are_parted() -> None:
+def test_buffers_that_share_memory_are_separated() -> None:
     model = nn.Module()
     model.register_buffer("whole", torch.arange(6.0))
     model.register_buffer("part", model.whole[:3])
@@ -563,7 +566,7 @@ def test_buffers_on_one_memory_are_parted() -> None:
 
 
 def test_other_kinds_of_modules() -> None:
-    """A traced graph and an exported program are copied and filled as any module is."""
+    """A traced graph and an exported program are copied and filled like any module."""
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     x = torch.randn(2, 3)
     kinds = [
@@ -583,7 +586,7 @@ def test_other_kinds_of_modules() -> None:
 
 
 def layers(draw: Callable[[Any], Any], width: int) -> tuple[nn.Module, int]:
-    """A layer that takes [B, width, T] and the width that it gives."""
+    """A layer that takes [B, width, T], and its output width."""
     out = draw(st.integers(1, 4))
     return draw(
         st.sampled_from(
@@ -603,16 +606,16 @@ def layers(draw: Callable[[Any], Any], width: int) -> tuple[nn.Module, int]:
 
 @given(st.data())
 @settings(max_examples=60, deadline=None)
-def test_forms_as_given_are_the_model_to_the_bit(data: st.DataObject) -> None:
+def test_given_forms_equal_the_model_to_the_bit(data: st.DataObject) -> None:
     width, parts = 3, []
     for _ in range(data.draw(st.integers(1, 6))):
         part, width = layers(data.draw, width)
         parts.append(part)
         if data.draw(st.booleans()) and width == part_width(part):
-            parts.append(part)  # a layer twice
+            parts.append(part)  # the same layer twice
     model = randomized(nn.Sequential(*parts))
     model.to(data.draw(st.sampled_from([torch.float32, torch.float64, torch.bfloat16])))
-    sites, tensors, aliases = sites_of(model)  # of weights that layers compute the tensors they compute from
+    sites, tensors, aliases = sites_of(model)  # for computed weights, the tensors they are computed from
     twin = fitted(model, {name: Dense(value.clone()) for name, value in tensors.items()}, sites, aliases)
     x = torch.randn(2, 3, 5).to(next(iter(model.parameters())).dtype)
     with torch.no_grad():
@@ -621,7 +624,7 @@ def test_forms_as_given_are_the_model_to_the_bit(data: st.DataObject) -> None:
 
 
 def part_width(part: nn.Module) -> int:
-    """Of the layers that keep the width; 0 for others."""
+    """The width, for layers that keep it; 0 for others."""
     return getattr(part, "num_features", 0) or getattr(part, "num_channels", 0)
 
 
@@ -635,7 +638,7 @@ from tersor.model.sites import sites_of
 from tersor.model.sites import sites_of
 
 def peak():
-    for line in open("/proc/self/status"):  # getrusage would begin with the peak of who started this
+    for line in open("/proc/self/status"):  # getrusage would include the peak of the parent process
         if line.startswith("VmHWM"):
             return int(line.split()[1]) / 1024
 
@@ -646,7 +649,7 @@ forms = {
     if sys.argv[1] == "affine" else Dense(value.clone())
     for name, value in tensors.items()
 }
-one = nn.Sequential(nn.Linear(1024, 1024, bias=False))  # what is set up on the first call is not counted
+one = nn.Sequential(nn.Linear(1024, 1024, bias=False))  # memory set up on the first call is not counted
 fitted(one, {"0.weight": forms["0.weight"]}, {"0.weight": sites["0.weight"]})
 before = peak()
 twin = fitted(model, forms, sites)
@@ -657,8 +660,8 @@ print(peak() - before)
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc")
 @pytest.mark.parametrize("form", ["affine", "dense"])
 def test_memory_is_the_decoded_tensors_and_little_more(form: str) -> None:
-    """96 MB of weights in 24 layers: the copy, and a few layers' worth of decoding. A copy of the model that
-    is then overwritten would take as much again."""
+    """96 MB of weights in 24 layers: the copy, and decoding of a few layers. A full copy of the model that is
+    then overwritten would take twice as much."""
     done = subprocess.run(
         [sys.executable, "-c", PEAK, form], check=True, capture_output=True, text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -668,8 +671,8 @@ def test_memory_is_the_decoded_tensors_and_little_more(form: str) -> None:
 
 @given(st.data())
 @settings(max_examples=100, deadline=None)
-def test_what_a_copy_does_to_its_tensors_no_form_sees(data: st.DataObject) -> None:
-    """Decoded tensors may become the copy's own, where they are nobody else's."""
+def test_changes_to_the_copys_tensors_change_no_form(data: st.DataObject) -> None:
+    """Decoded tensors may become the copy's own only if no form holds them."""
     draw = Draw(data.draw, torch.Generator().manual_seed(data.draw(st.integers(0, 99))))
     form = draw.weights(draw.pick((4, 10), (1, 7)), 0)
     model = nn.Linear(*reversed(form.shape), bias=False)

@@ -1,4 +1,4 @@
-"""Frozen means frozen: what a user has set still stays bit for bit, through every step that trains."""
+"""Frozen tensors and modules stay equal bit for bit in every step that trains."""
 
 import copy
 from pathlib import Path
@@ -52,8 +52,8 @@ def same(state: State, model: nn.Module, *names: str) -> bool:
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_every_step_that_trains_leaves_what_is_frozen(name: str) -> None:
-    """Compressed it may be, by what the step does to it without training."""
+def test_every_step_that_trains_keeps_frozen_tensors(name: str) -> None:
+    """A step may compress a frozen weight by what it does without training."""
     model = net()
     settings = TRAINED[name] | {"epochs": 3, "lr": 0.1, "weight_decay": 0.5}
     settings |= {"arrange": False} if name == "penalize" else {}
@@ -61,7 +61,7 @@ def test_every_step_that_trains_leaves_what_is_frozen(name: str) -> None:
     free = run(model, STEPS[name](**settings, frozen="train"), TASK)
     assert same(result, model, *STATISTICS)
     assert not same(free, model, "n.running_mean")
-    if name != "penalize":  # biases are priced: stored on a grid
+    if name != "penalize":  # penalize stores biases on a grid
         assert same(result, model, "head.bias")
         assert not same(free, model, "head.bias")
     bare = {key: value for key, value in TRAINED[name].items() if key != "epochs" and key not in TRAINING}
@@ -75,17 +75,18 @@ def test_every_step_that_trains_leaves_what_is_frozen(name: str) -> None:
         assert torch.equal(now, model.a.weight * (now != 0))
         assert 0 < float((now == 0).float().mean()) < 1
     else:
-        half = result.forms["a.weight"].scale.decode().reshape(-1, 1, 1, 1) / 2  # of the first grid's steps
+        half = result.forms["a.weight"].scale.decode().reshape(-1, 1, 1, 1) / 2  # of the first grid's step
         assert ((result.state_dict()["a.weight"] - model.a.weight).abs() <= half * 1.001).all()
     (note,) = result.ledger.notes("frozen")
     assert note.text == "2 frozen tensors not trained: a.weight, head.bias; 1 module kept in eval mode: n"
     assert note.data == {"tensors": 2, "modules": 1, "dtypes": 0}
     assert not list(free.ledger.notes("frozen"))
     trained = {"a.bias", "n.weight", "n.bias", "b.weight", "m.running_mean"}
-    assert trained <= {entry.site for entry in result.ledger.edits()}  # eval() keeps statistics, not weights
+    # eval() freezes statistics, not weights.
+    assert trained <= {entry.site for entry in result.ledger.edits()}
 
 
-def test_modules_in_eval_mode_are_so_while_the_loop_runs() -> None:
+def test_modules_in_eval_mode_stay_so_during_the_loop() -> None:
     model, seen = net(), []
     model.drop.eval()
     model.drop.register_forward_hook(Watch(seen))
@@ -107,18 +108,18 @@ class Watch:
 
 
 @pytest.mark.parametrize("step", [Quantize(bits=4, epochs=3, lr=0.1), Finetune(epochs=3, lr=0.1)])
-def test_the_others_learn_beside_what_will_be_stored(step: Any) -> None:
-    """A frozen weight that moved while the loop runs, and not in the end, would have misled all others."""
+def test_the_others_learn_with_the_stored_frozen_weights(step: Any) -> None:
+    """A frozen weight that changes in the loop, even if it is restored later, would mislead the others."""
     model, seen = net(), []
     model.a.register_forward_hook(Weights(seen))
     result = run(model, step, TASK)
     assert len(seen) > 4
-    for weight in seen[1:]:  # the task was tried on the weights as they were given
+    for weight in seen[1:]:  # the first forward, a check of the task, has the given weights
         torch.testing.assert_close(weight, result.state_dict()["a.weight"], rtol=1e-5, atol=1e-6)
 
 
 class Weights:
-    """A hook that keeps the weights a module runs with in training; copies of it are itself."""
+    """A hook that stores the weights a module runs with in training; its copies are itself."""
 
     def __init__(self, seen: list[Tensor]):
         self.seen = seen
@@ -131,7 +132,7 @@ class Weights:
             self.seen.append(module.weight.detach().clone())
 
 
-def test_one_mode_for_all_says_nothing() -> None:
+def test_one_mode_for_all_modules_freezes_nothing() -> None:
     for mode in (True, False):
         model = net(frozen=False).train(mode)
         assert frozen_in(model, {}).modules == ()
@@ -140,7 +141,7 @@ def test_one_mode_for_all_says_nothing() -> None:
         assert not list(result.ledger.notes("frozen"))
 
 
-def test_modes_that_differ_are_kept_where_the_model_itself_is_in_eval_mode() -> None:
+def test_different_modes_are_kept_if_the_model_itself_is_in_eval_mode() -> None:
     model = net(frozen=False).eval()
     model.m.train()
     result = run(model, Finetune(epochs=1), TASK)
@@ -157,11 +158,11 @@ def test_a_module_in_eval_mode_is_named_by_its_outermost() -> None:
     assert found.said()[0] == "7 modules kept in eval mode: 0"
 
 
-def test_where_that_names_only_what_is_frozen_is_refused() -> None:
+def test_where_with_only_frozen_weights_is_refused() -> None:
     with pytest.raises(SettingError) as caught:
         run(net(), Finetune(epochs=1, where="a.weight"), TASK)
     assert str(caught.value) == (
-        "finetune: nothing is left to train: a.weight stay as they are (requires_grad=False). Unfreeze them, "
+        "finetune: nothing is left to train: requires_grad=False for a.weight. Unfreeze them, "
         "name others in where, or give frozen='train'"
     )
     result = run(net(), Finetune(epochs=1, where="a.weight,b.weight"), TASK)
@@ -172,14 +173,14 @@ def test_where_that_names_only_what_is_frozen_is_refused() -> None:
     assert not same(named, net(), "a.weight")
 
 
-def test_a_model_that_is_frozen_whole_is_refused_with_the_way_out() -> None:
+def test_a_fully_frozen_model_is_refused_with_the_way_out() -> None:
     model = net().requires_grad_(False)
-    with pytest.raises(SettingError, match=r"prune: nothing is left to train: a\.weight, .* and 6 more"):
+    with pytest.raises(SettingError, match=r"prune: nothing is left to train: .* a\.weight, .* and 6 more"):
         run(model, Prune(epochs=1), TASK)
     assert len(run(model, Prune(), TASK).ledger.entries)
 
 
-def test_a_state_from_a_file_has_what_its_module_has_frozen(tmp_path: Path) -> None:
+def test_a_state_from_a_file_takes_frozen_tensors_from_its_module(tmp_path: Path) -> None:
     pruned = run(net(frozen=False), Prune(keep=0.5))
     save(pruned, tmp_path / "a.tersor")
     before = load(tmp_path / "a.tersor").on(net())
@@ -199,7 +200,7 @@ def test_coded_weights_that_are_frozen_stay_coded() -> None:
     assert torch.equal(now, coded.state_dict()["a.weight"] * (now != 0))
 
 
-def test_a_loop_of_ones_own_leaves_them_too() -> None:
+def test_a_custom_loop_keeps_them_too() -> None:
     model = net()
     module = trainable(run(model, Prune(keep=1.0)))
     assert not module.net.n.training
@@ -213,7 +214,7 @@ def test_a_loop_of_ones_own_leaves_them_too() -> None:
 
 
 class Waves(nn.Module):
-    """A parameter of complex numbers and one of whole numbers."""
+    """A complex parameter and an integer parameter."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -232,11 +233,11 @@ def test_parameters_of_dtypes_that_do_not_train_are_named() -> None:
         result = run(model, step, t.task)
         assert same(result, model, "wave", "count")
         (note,) = result.ledger.notes("frozen")
-        assert note.text == "2 parameters left alone for the dtype: wave, count"
+        assert note.text == "2 parameters not trained because of the dtype: wave, count"
 
 
 @pytest.mark.parametrize("step", [Finetune(epochs=3, lr=0.1), Prune(keep=0.4, epochs=3, ramp=0.8, lr=0.1)])
-def test_a_training_that_was_killed_goes_on_to_the_same_bits(step: Any, tmp_path: Path) -> None:
+def test_a_killed_training_resumes_to_the_same_bits(step: Any, tmp_path: Path) -> None:
     model = net()
     whole = run(copy.deepcopy(model), step, TASK)
     assert resumed(model, step, TASK, tmp_path).ledger.digest == whole.ledger.digest

@@ -1,4 +1,4 @@
-"""The graph: edges as a run has them, what is constant, what no answer reads; against runs of the model."""
+"""Graph: edges, constants and unread tensors, compared with runs of the model."""
 
 import copy
 from collections.abc import Callable
@@ -23,7 +23,7 @@ each_net = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 
 
 def graph_of(call: Callable[[], Any]) -> tuple[nn.Module, Graph, Callable[[nn.Module], list[Tensor]]]:
-    """(model, its graph, what answers to the same inputs)."""
+    """(model, its graph, a function that runs the model on the same inputs)."""
     model, args, kwargs = call()
 
     def answers(net: nn.Module) -> list[Tensor]:
@@ -34,7 +34,7 @@ def graph_of(call: Callable[[], Any]) -> tuple[nn.Module, Graph, Callable[[nn.Mo
 
 
 @each_net
-def test_edges_are_those_of_a_run(call: Callable[[], Any]) -> None:
+def test_edges_equal_those_of_a_run(call: Callable[[], Any]) -> None:
     model, args, kwargs = call()
     run = {name: edge for name, edge in edges_of(model, *args, **kwargs).items() if edge.op != "input"}
     found = traced(model, kwargs or args).edges
@@ -46,7 +46,7 @@ def test_edges_are_those_of_a_run(call: Callable[[], Any]) -> None:
 
 
 @each_net
-def test_unread_is_what_moves_no_answer_when_it_is_changed(call: Callable[[], Any]) -> None:
+def test_changes_to_unread_tensors_change_no_output(call: Callable[[], Any]) -> None:
     model, graph, answers = graph_of(call)
     before = answers(model)
     names = {name for name, t in model.state_dict().items() if t.is_floating_point() and t.numel()}
@@ -59,13 +59,13 @@ def test_unread_is_what_moves_no_answer_when_it_is_changed(call: Callable[[], An
         assert moved != (name in graph.unread), name
 
 
-def test_unread_names_the_branch_of_training() -> None:
+def test_tensors_of_a_branch_for_training_are_unread() -> None:
     _, graph, _ = graph_of(CALLS["branch"])
     assert graph.unread == {"aux.weight", "aux.bias"}
 
 
 class Writes(nn.Module):
-    """Writes into a view of a zero tensor, reads it by its first name, and has a constant path."""
+    """Writes into a view of a zero tensor, reads the tensor itself, and has a constant path."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class Writes(nn.Module):
         return kept.sum(0) + self.second.exp() * self.fixed.neg()
 
 
-def test_what_is_written_in_place_is_read_and_is_no_constant() -> None:
+def test_a_tensor_that_is_written_in_place_is_read_and_not_constant() -> None:
     graph = traced(Writes(), (torch.randn(4),))
     assert graph.unread == {"lost"}
     names = {op_name(node) for node in graph.constant}
@@ -92,8 +92,8 @@ def test_what_is_written_in_place_is_read_and_is_no_constant() -> None:
     assert summed not in graph.constant
 
 
-def test_a_constant_is_what_no_input_moves() -> None:
-    """By a run of each: the graph's values for two inputs."""
+def test_constants_do_not_depend_on_the_input() -> None:
+    """Compares the graph's values for two inputs."""
     for name in ("mlp", "attention", "conv"):
         t = tiny(name)
         graph, others = traced(t.model, (t.x,)), {}
@@ -120,7 +120,7 @@ class Recorder(torch.fx.Interpreter):
         return out
 
 
-def test_tied_tensors_go_by_their_first_name() -> None:
+def test_tied_tensors_have_their_first_name() -> None:
     t = tiny("attention")
     graph = traced(t.model, (t.x,))
     assert "head.weight" not in graph.tensors.values()
@@ -129,7 +129,7 @@ def test_tied_tensors_go_by_their_first_name() -> None:
     assert graph.path(next(node for node in graph.nodes if op_name(node) == "embedding")) == "embed"
 
 
-def test_a_module_by_another_name_goes_by_its_first() -> None:
+def test_a_module_with_two_names_has_the_first() -> None:
     model, args, _ = nets()["residual"]
     graph = traced(model, args)
     convs = [graph.path(node) for node in graph.nodes if op_name(node) == "conv2d"]
@@ -147,14 +147,14 @@ class Breaks(nn.Module):
 
 
 @pytest.mark.parametrize(("model", "says"), [(Branches(), "data-dependent"), (Breaks(), "lost its head")])
-def test_what_cannot_be_traced_is_refused_with_its_reason(model: nn.Module, says: str) -> None:
+def test_a_model_that_cannot_be_traced_is_refused_with_the_reason(model: nn.Module, says: str) -> None:
     with pytest.raises(RefusedError, match="torch.export cannot trace the model: ") as caught:
         traced(model, (torch.randn(3),))
     assert says in str(caught.value)
 
 
 class Picks(nn.Module):
-    """How many numbers there are hangs on their values, as with a detector's boxes."""
+    """The size of the output depends on the values, as with a detector's boxes."""
 
     def forward(self, x: Tensor) -> Tensor:
         found = x[x > 0]
@@ -167,7 +167,7 @@ def test_a_refusal_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     assert capfd.readouterr() == ("", "")
 
 
-def test_the_model_and_random_state_are_left_alone() -> None:
+def test_the_model_and_random_state_do_not_change() -> None:
     t = tiny("conv")
     t.model.train()
     before, random = copy.deepcopy(t.model.state_dict()), torch.get_rng_state()
@@ -179,7 +179,7 @@ def test_the_model_and_random_state_are_left_alone() -> None:
 
 
 class Cache:
-    """An answer of a class that torch.export does not know."""
+    """An output of a class that torch.export does not know."""
 
     def __init__(self, x: Tensor):
         self.x = x
@@ -200,7 +200,7 @@ class Cached(nn.Module):
         return Own(self.model(x), Cache(x))
 
 
-def test_answers_of_unknown_classes_are_opened_and_names_stay() -> None:
+def test_outputs_of_unknown_classes_are_opened_and_names_stay() -> None:
     """A submodule called "model" keeps its name."""
     graph = traced(Cached(), {"x": torch.randn(4, 3)})
     assert sorted(graph.tensors.values()) == ["model.bias", "model.weight"]

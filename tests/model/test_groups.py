@@ -1,4 +1,4 @@
-"""Learning rates by glob and gradient clipping, against plain PyTorch."""
+"""Groups: learning rates by glob, and gradient clipping, against plain PyTorch."""
 
 import copy
 from dataclasses import replace
@@ -46,12 +46,14 @@ BAD = ["head", "head.*=x", "=3", "head.*=0", "head.*=-1", "head.*=inf", {"head.*
 
 
 @pytest.mark.parametrize("given", BAD, ids=str)
-def test_what_is_no_such_setting_is_refused(given: Any) -> None:
-    with pytest.raises(SettingError, match="finetune: lr_of=.*, but it is globs of weights with factors"):
+def test_a_wrong_setting_is_refused(given: Any) -> None:
+    with pytest.raises(
+        SettingError, match="finetune: lr_of=.*, but it must be globs of weights with factors"
+    ):
         Finetune(lr_of=given)
 
 
-def test_a_glob_that_matches_nothing_that_learns_is_refused_with_near_misses() -> None:
+def test_a_glob_that_matches_no_trained_weight_is_refused_with_near_misses() -> None:
     t = tiny("mlp")
     with pytest.raises(
         SiteError, match=r"'layer\.0\.weight' matches no .*; did you mean 'layers\.0\.weight'"
@@ -65,7 +67,7 @@ def test_a_glob_that_matches_nothing_that_learns_is_refused_with_near_misses() -
 
 @pytest.mark.parametrize("clip", [None, 0.02])
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_the_loop_is_plain_pytorch_with_groups_and_clipping(clip: float | None, optimizer: str) -> None:
+def test_the_loop_equals_plain_pytorch_with_groups_and_clipping(clip: float | None, optimizer: str) -> None:
     t, lr, decay = tiny("mlp"), 0.05, 0.3
     batches = list(t.task.batches("calibrate"))
     step = Finetune(
@@ -97,14 +99,14 @@ def test_the_loop_is_plain_pytorch_with_groups_and_clipping(clip: float | None, 
         torch.testing.assert_close(result.state_dict()[name], value, rtol=1e-4, atol=1e-6)
 
 
-def test_clipping_is_a_norm() -> None:
+def test_a_clipping_norm_that_is_not_positive_is_refused() -> None:
     for clip in (0.0, -1.0, float("inf"), float("nan")):
         with pytest.raises(SettingError, match="finetune: max_grad_norm=.*, but it is a norm: above 0"):
             Finetune(max_grad_norm=clip)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_a_training_that_was_killed_goes_on_to_the_same_bits(optimizer: str, tmp_path: Path) -> None:
+def test_a_killed_training_resumes_to_the_same_bits(optimizer: str, tmp_path: Path) -> None:
     t = tiny("conv")
     step = Prune(
         keep=0.4,

@@ -461,24 +461,24 @@ def test_what_cannot_be_simulated_is_refused() -> None:
     grid = spanned(here, [name])[name]
     with pytest.raises(SiteError, match=r"no module 'layer1.O'; did you mean 'layer1"):
         gridded(model, {"layer1.O/add:0": grid})
-    with pytest.raises(SiteError, match="names no edge"):
+    with pytest.raises(SiteError, match="is no edge name"):
         gridded(model, {"layer1.0.add": grid})
     with pytest.raises(SettingError, match="give example=lambda"):
         TrainableForms(model, {}, {}, [], edge_grids={name: grid})
-    with pytest.raises(SiteError, match=r"training: the model meets no edge 'layer1.0/add:1'"):
+    with pytest.raises(SiteError, match=r"training: the model has no edge 'layer1.0/add:1'"):
         tuned_of(here, {"layer1.0/add:1": grid})
-    with pytest.raises(SiteError, match=r"export: the model meets no edge 'layer1.0/add:1'"):
+    with pytest.raises(SiteError, match=r"export: the model has no edge 'layer1.0/add:1'"):
         exported(gridded(model, {"layer1.0/add:1": grid}), *args, **kwargs)
     with pytest.raises(RefusedError, match="fold it, then gridded"):
         exported(tuned_of(here, {name: grid}), *args, **kwargs)
-    with pytest.raises(RefusedError, match="computes otherwise in training"):
+    with pytest.raises(RefusedError, match="runs other operators in training"):
         tuned_of(nets()["branch"], {"/add:0": grid})
 
 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"stale": True}, "is stale: something upstream has changed"),
+        ({"stale": True}, "is stale: the model has changed"),
         ({"bits": 17}, "bits=17, but 1 to 16"),
         ({"scale": Dense(torch.tensor([0.0]))}, "not a positive number"),
         ({"scale": Dense(torch.tensor([torch.nan]))}, "not a positive number"),

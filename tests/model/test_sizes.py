@@ -493,14 +493,14 @@ WRONG: dict[str, tuple[Callable[[], nn.Module], Cuts, Sequence[Change], type[Exc
         BOTH,
         (Set("0", "out_features", 4),),
         RefusedError,
-        "0.out_features was set to 4, but the shapes of its tensors say 3",
+        "0.out_features was set to 4, but the shapes of its tensors imply 3",
     ),
     "a place against the shapes": (
         lambda: nn.LayerNorm((2, 5)),
         {},
         (Set("0", "normalized_shape.1", 4),),
         RefusedError,
-        "0.normalized_shape was set to (2, 4), but the shapes of its tensors say (2, 5)",
+        "0.normalized_shape was set to (2, 4), but the shapes of its tensors imply (2, 5)",
     ),
     "group norm": (
         lambda: nn.GroupNorm(2, 6),
@@ -647,7 +647,7 @@ def test_an_integer_that_the_module_computes_is_refused() -> None:
 
 @pytest.mark.parametrize("value", [1.0, True, "2", None])
 def test_only_integers_are_set(value: Any) -> None:
-    with pytest.raises(SettingError, match="only integers are set"):
+    with pytest.raises(SettingError, match="only integers are allowed"):
         Set("a", "b", value)
-    with pytest.raises(SettingError, match="not an integer or a text"):
+    with pytest.raises(SettingError, match="must be an integer or a string"):
         Replace("a", "product", {"layers": [value]})  # type: ignore[dict-item]

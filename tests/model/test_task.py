@@ -181,7 +181,7 @@ def test_watch_is_told_of_each_batch() -> None:
 ONE = [(X, Y)]
 BIRTH: dict[str, tuple[Callable[[], Any], str]] = {
     "generator": (lambda: Task(evaluate=(piece for piece in ONE)), "only once .* evaluate=lambda"),
-    "iterator": (lambda: Task(evaluate=ONE, train=iter(ONE)), "train= can be passed over only once"),
+    "iterator": (lambda: Task(evaluate=ONE, train=iter(ONE)), "train= can be iterated only once"),
     "one batch": (lambda: Task(evaluate=(X, Y)), r"one batch, \(float32 \[23, 5\], int64 \[23\]\)"),
     "one batch as list": (lambda: Task(evaluate=[X, Y]), "looks like one batch"),
     "samples": (lambda: Task(evaluate=TensorDataset(X, Y)), "single samples.*DataLoader"),

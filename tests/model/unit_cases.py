@@ -1,4 +1,4 @@
-"""Small models whose hidden units are treated alike, or not: (model, shape of input, ends of links)."""
+"""Small models whose hidden units may or may not be permuted: (model, shape of input, ends of links)."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ Ends = tuple[str, tuple[str, ...], str, int]  # the layers of a link: first, nor
 
 
 def net(forward, **layers: nn.Module) -> nn.Module:
-    """A module of these layers with this forward(self, x)."""
+    """A module with these layers and this forward(self, x)."""
     model = type("Net", (nn.Module,), {"forward": forward})()
     for name, layer in layers.items():
         model.add_module(name, layer)
@@ -20,7 +20,7 @@ def net(forward, **layers: nn.Module) -> nn.Module:
 
 
 def ends(link: Link) -> Ends:
-    """Whose tensors these are; each layer's are together."""
+    """The layers of these tensors; the tensors of each layer are adjacent."""
     layers = list(dict.fromkeys(name.rpartition(".")[0] for name in link.rows))
     return layers[0], tuple(layers[1:]), link.columns.removesuffix(".weight"), link.block
 

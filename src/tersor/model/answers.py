@@ -1,5 +1,9 @@
-"""Answers: what a model says to a few calibration batches, in float64 where it runs in it; how far apart the
-answers of two models are."""
+"""Answers: a model's outputs on a few calibration batches, and how far two models' outputs differ.
+
+Both models run in float64 if they can, else in float32, else in their own precision. Outputs are compared
+element by element, with a tolerance for rounding that depends on the precision.
+Cost: one forward of BATCHES batches for each model and precision.
+"""
 
 from __future__ import annotations
 
@@ -21,23 +25,24 @@ from tersor.model.sites import Site
 from tersor.model.task import MISFIT, Task
 
 BATCHES = 2
-# of an answer: what rounding may leave between two models
+# Relative difference that rounding may cause between two models, by precision.
 EXACT = {"double": 1e-6, "float": 1e-4, "own": 1e-3}
-SHARE = 1e-3  # of what a cut moves: more than that is no rounding
-FEW = 0.1  # of the magnitudes of a tensor: those that the smallest answers are compared with
+SHARE = 1e-3  # fraction of a cut's own effect on the output; a larger difference is not rounding
+FEW = 0.1  # quantile of a tensor's magnitudes that sets the absolute tolerance for its smallest elements
 
 
 class Verdict(NamedTuple):
-    """How the answers of two models compare with those that are wanted."""
+    """How the outputs before and after a change compare with the expected ones."""
 
-    fits: bool  # now is what is wanted, everywhere
-    moved: bool  # and that is not what it was before
-    differs: float
-    largest: float
+    fits: bool  # the new outputs equal the expected ones, everywhere
+    moved: bool  # the expected outputs differ from those before the change
+    differs: float  # largest absolute difference from the expected outputs
+    largest: float  # largest expected magnitude
 
 
 def verdict(was: list[Tensor], now: list[Tensor], want: list[Tensor], exact: float) -> Verdict:
-    """Element by element, each in its own size: a fill of -1e9 in one column says nothing of the others."""
+    """Compare element by element, relative to each magnitude: -1e9 as a fill in one column must not widen the
+    tolerance of the others."""
     fits, moved, differs, largest = [a.shape for a in now] == [a.shape for a in want], False, 0.0, 0.0
     for before, after, wanted in zip(was, now, want, strict=False) if fits else ():
         if not wanted.is_floating_point():
@@ -68,49 +73,49 @@ def judged(
     wanted: Callable[[], nn.Module] | None,
     task: Task,
 ) -> Verdict:
-    """The verdict on a changed model; each argument makes a fresh one. Nothing wanted: it must run, in
-    training too, with answers of the same shapes.
+    """The verdict on a changed model. Each of the first three arguments builds a fresh model. If `wanted` is
+    None, the changed model must run, also in training mode, and its outputs must have the same shapes.
 
-    Raises what the models raise; RefusedError where their answers are nothing to compare."""
+    Raises what the models raise, and RefusedError if their outputs cannot be compared."""
     for width in ("double", "float", "own"):
         try:
             was = outputs(before(), task, width)
             break
-        except MISFIT:  # it names a dtype in its forward
+        except MISFIT:  # its forward uses a fixed dtype
             if width == "own":
                 raise
-    if width == "own" and not wide(was):
-        raise RefusedError("it runs in 16 bits alone, in which rounding hides what a cut moves")
+    if width == "own" and not wide_enough(was):
+        raise RefusedError("it runs in 16 bits only, and their rounding hides the effect of a cut")
     with torch.no_grad():
         once(task, after().train(), task.shown)
     now = outputs(after(), task, width)
     if wanted is None:
         fits = [a.shape for a in now] == [a.shape for a in was]
-        return Verdict(fits and all(map(as_finite, was, now)), True, 0.0, 0.0)
+        return Verdict(fits and all(map(no_new_infinity, was, now)), True, 0.0, 0.0)
     if not was:
-        raise RefusedError("its answers hold no tensor to compare")
+        raise RefusedError("its output has no tensor to compare")
     found = verdict(was, now, outputs(wanted(), task, width), EXACT[width])
     if found.fits and width == "double":
         want = outputs(wanted(), task, "own")
-        fits = not wide(want) or verdict(want, outputs(after(), task, "own"), want, EXACT["own"]).fits
+        fits = not wide_enough(want) or verdict(want, outputs(after(), task, "own"), want, EXACT["own"]).fits
         return found._replace(fits=fits)
     return found
 
 
-def as_finite(was: Tensor, now: Tensor) -> bool:
+def no_new_infinity(was: Tensor, now: Tensor) -> bool:
     return bool((now.isfinite() | ~was.isfinite()).all())
 
 
-def wide(answers: list[Tensor]) -> bool:
-    return all(torch.finfo(a.dtype).bits >= 32 for a in answers if a.is_floating_point())
+def wide_enough(outputs: list[Tensor]) -> bool:
+    return all(torch.finfo(a.dtype).bits >= 32 for a in outputs if a.is_floating_point())
 
 
 def outputs(model: nn.Module, task: Task, width: str) -> list[Tensor]:
-    """The tensors of the answers to a few calibration batches (evaluation batches where there are none), with
+    """The output tensors for a few calibration batches (evaluation batches if there are none), with
     parameters and inputs in "double", "float" or the model's "own" precision."""
     model, change = {
-        "double": lambda: (model.double(), widened(torch.float64)),
-        "float": lambda: (model.float(), widened(torch.float32)),
+        "double": lambda: (model.double(), float_caster(torch.float64)),
+        "float": lambda: (model.float(), float_caster(torch.float32)),
         "own": lambda: (model, lambda x: x),
     }[width]()
     word = task.shown
@@ -121,14 +126,14 @@ def outputs(model: nn.Module, task: Task, width: str) -> list[Tensor]:
     return found
 
 
-def widened(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-    """Floats in another width; a tokenizer's encoding, or what is no tensor, as it is."""
+def float_caster(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    """A function that converts float tensors to `dtype` and returns anything else unchanged."""
     return lambda value: value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def shaken(values: Mapping[str, Tensor], sites: Mapping[str, Site]) -> dict[str, Tensor]:
-    """Weights that are all alive: parameters and running statistics moved at random, the same for a name.
-    What a unit that is dead now would have shown is seen on these."""
+    """Copies of the tensors with random noise on parameters and running statistics, seeded by name. A unit
+    that is dead in the given weights is alive in these, so a wrong cut of it changes the output."""
     found = {}
     for name, value in values.items():
         random = torch.Generator().manual_seed(zlib.crc32(name.encode()))
@@ -145,7 +150,7 @@ def shaken(values: Mapping[str, Tensor], sites: Mapping[str, Site]) -> dict[str,
 
 
 def zero(model: nn.Module, tensor: str, axis: int, places: list[int]) -> None:
-    """Zeros at these places of an axis of one of the model's tensors."""
+    """Set these indices along an axis of one of the model's tensors to zero, in place."""
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     with torch.no_grad():
         weight = tensors[tensor]
@@ -153,6 +158,6 @@ def zero(model: nn.Module, tensor: str, axis: int, places: list[int]) -> None:
 
 
 def once(task: Task, model: nn.Module, word: str) -> Any:
-    """The model's answer to the first batch of a set."""
+    """The model's output for the first batch of a set."""
     with steady(loader := getattr(task, word)), unmoved(loader):
         return task.run(model, move(next(iter(task.batches(word))), device_of(model)))

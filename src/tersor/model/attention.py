@@ -1,11 +1,11 @@
-"""Attention: nn.MultiheadAttention with a head width of its own, so that heads can go and the stream stays.
+"""Attention: nn.MultiheadAttention with a free head width, so that heads can be cut and the embedding stays.
 
 out = W_o concat_h softmax(q_h k_h^T scale) v_h         Vaswani et al. 2017, section 3.2
-H heads of width D, a stream of E channels    nn.MultiheadAttention has H * D = E; here they are free
-scale stays what it was when the layer was made, 1 / sqrt(D): a head that gets narrower loses what is cut and
-    nothing else changes
-The state dict and the call are those of nn.MultiheadAttention, and so are the answers, to rounding. Nested
-tensors are refused. The fused kernel of inference, which needs H * D = E, is never used.
+H heads of width D, embedding width E         nn.MultiheadAttention needs H * D = E; here they are independent
+scale                                         1 / sqrt(D) of the original layer; a cut of head channels does
+                                              not change it, so the softmax keeps its temperature
+State dict, call and outputs (up to rounding) are those of nn.MultiheadAttention. Nested tensors are refused.
+The fused inference kernel, which needs H * D = E, is never used.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from tersor.errors import RefusedError
 
 
 class Attention(nn.Module):
-    """Attention of several heads, over inputs [T, B, E], or [B, T, E] with batch_first, or [T, E]."""
+    """Multi-head attention over inputs [T, B, E], or [B, T, E] with batch_first, or [T, E]."""
 
-    in_proj_weight: nn.Parameter | None  # [3 H D, E]: queries, keys, values; or three of their own:
+    in_proj_weight: nn.Parameter | None  # [3 H D, E]: queries, keys, values; or three matrices:
     q_proj_weight: nn.Parameter | None  # [H D, E]
     k_proj_weight: nn.Parameter | None  # [H D, kdim]
     v_proj_weight: nn.Parameter | None  # [H D, vdim]
     in_proj_bias: nn.Parameter | None  # [3 H D]
-    bias_k: nn.Parameter | None  # [1, 1, H D]: one more key, and its value
+    bias_k: nn.Parameter | None  # [1, 1, H D]: an extra key, and its value
     bias_v: nn.Parameter | None
 
-    # What nn.TransformerEncoderLayer asks before it takes the weights into its fused kernel: no.
+    # nn.TransformerEncoderLayer reads this before it uses its fused kernel; False prevents that.
     _qkv_same_embed_dim = False
 
     def __init__(self, layer: nn.MultiheadAttention, num_heads: int = 0, head_dim: int = 0) -> None:
-        """From a layer of torch, whose parameters it takes over. `num_heads` and `head_dim` are what it has
-        now, where it has been cut since it was made."""
+        """Takes over the parameters of `layer`. Give `num_heads` and `head_dim` if the layer was cut after it
+        was made."""
         super().__init__()
         self.embed_dim, self.kdim, self.vdim = layer.embed_dim, layer.kdim, layer.vdim
         self.num_heads, self.head_dim = num_heads or layer.num_heads, head_dim or layer.head_dim
@@ -56,12 +56,12 @@ class Attention(nn.Module):
         need_weights: bool = True, attn_mask: Tensor | None = None, average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-        """What nn.MultiheadAttention answers: the outputs, and the weights of attention [B, T, S] or
-        [B, H, T, S] or None."""
+        """The outputs, and the attention weights [B, T, S], [B, H, T, S] or None, as nn.MultiheadAttention
+        returns them. RefusedError for nested tensors and for masks of a wrong shape or dtype."""
         if query.is_nested or key.is_nested or value.is_nested:
-            raise RefusedError("attention: nested tensors are not taken; give padded ones and a mask")
+            raise RefusedError("attention: nested tensors are not supported; give padded tensors and a mask")
         if is_causal and attn_mask is None:
-            raise RefusedError("attention: is_causal is a hint about attn_mask, which has to be given too")
+            raise RefusedError("attention: is_causal is only a hint about attn_mask; give attn_mask too")
         alone = query is key and key is value
         batched = query.dim() == 3
         if not batched:
@@ -70,7 +70,7 @@ class Attention(nn.Module):
         elif self.batch_first:
             query, key, value = (x.transpose(0, 1) for x in (query, key, value))
         if alone:
-            key = value = query  # one product projects all three
+            key = value = query  # one matrix product projects all three
         out, weights = self._attend(
             query, key, value, key_padding_mask, attn_mask, need_weights=need_weights, hint=is_causal
         )
@@ -92,8 +92,10 @@ class Attention(nn.Module):
         ):
             if given is not None and tuple(given.shape) not in fits:
                 allowed = " or ".join(str(list(shape)) for shape in fits)
-                raise RefusedError(f"attention: {name} has shape {list(given.shape)}, but it is {allowed}")
-        hint = hint and padding is None and not need_weights  # else the mask itself is needed
+                raise RefusedError(
+                    f"attention: {name} has shape {list(given.shape)}, but it must be {allowed}"
+                )
+        hint = hint and padding is None and not need_weights  # otherwise the mask itself is needed
         bias = None if hint else self._bias(padding, mask, batch, query.dtype)  # [B or 1, H or 1, T or 1, S]
         q, k, v = self._projected(query, key, value)
         if self.bias_k is not None and self.bias_v is not None:
@@ -103,7 +105,7 @@ class Attention(nn.Module):
         if self.add_zero_attn:
             k, v = (F.pad(x, (0, 0, 0, 1)) for x in (k, v))
         if bias is not None and (more := k.shape[2] - bias.shape[3]):
-            bias = F.pad(bias, (0, more))  # the keys that were added are open to all
+            bias = F.pad(bias, (0, more))  # the added keys are visible to every query
         drop = self.dropout if self.training else 0.0
         weights = None
         if need_weights:
@@ -131,8 +133,8 @@ class Attention(nn.Module):
     def _bias(
         self, padding: Tensor | None, mask: Tensor | None, batch: int, dtype: torch.dtype
     ) -> Tensor | None:
-        """What the masks add to the scores: [B or 1, H or 1, T or 1, S]; padding [B, S], mask [T, S] or
-        [B H, T, S]."""
+        """The masks as a term that is added to the scores, [B or 1, H or 1, T or 1, S], from padding [B, S]
+        and mask [T, S] or [B H, T, S]. None without masks."""
         bias = None
         if mask is not None:
             bias = added(mask, "attn_mask", dtype)
@@ -147,9 +149,9 @@ class Attention(nn.Module):
 
 
 def added(mask: Tensor, name: str, dtype: torch.dtype) -> Tensor:
-    """A mask as what is added to scores: True hides, numbers count as they are."""
+    """A mask as a term to add to scores: True becomes -inf, float masks are used unchanged."""
     if mask.dtype is torch.bool:
         return torch.zeros_like(mask, dtype=dtype).masked_fill(mask, -torch.inf)
     if not mask.is_floating_point():
-        raise RefusedError(f"attention: {name} has dtype {mask.dtype}, but it is of bool or of floats")
+        raise RefusedError(f"attention: {name} has dtype {mask.dtype}, but it must be bool or a float dtype")
     return mask.to(dtype)

@@ -1,8 +1,8 @@
-"""Axes: forms with their axes named anew, without decoding: grids stay grids, streams stay streams.
+"""Axes: forms reshaped or transposed without decoding; grids stay grids, streams stay streams if possible.
 
-with_ones   [O, I] -> [O, I, 1, 1]     a matrix as the weight of a convolution of one pixel
+with_ones   [O, I] -> [O, I, 1, 1]     a matrix as the weight of a 1x1 convolution
 turned      [O, I] -> [I, O]           a table's factor as the weight of a linear layer
-Exact: the new form decodes to the old one's numbers, each in its new place.
+Exact: the new form decodes to the same numbers, reshaped or transposed.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from tersor.forms import Coded, Dense, Form, LowRank, Masked
 
 
 def with_ones(form: Form, count: int) -> Form:
-    """The form of decode()[..., None, None], with as many ones."""
+    """The form of decode() with `count` axes of length 1 appended."""
 
     def place(array: Tensor) -> Tensor:
         return array.reshape(*array.shape, *[1] * count)
 
     def coded(leaf: Coded, keep: Tensor | None) -> Form:
-        return leaf.replace(size=(*leaf.size, *[1] * count))  # rows and their columns stay as they are
+        return leaf.replace(size=(*leaf.size, *[1] * count))  # rows and columns of the stream do not change
 
     def product(form: LowRank) -> Form:
         return form.replace(right=with_ones(form.right, count))
@@ -34,15 +34,15 @@ def with_ones(form: Form, count: int) -> Form:
 
 
 def turned(form: Form) -> Form:
-    """The form of decode().T, for a matrix."""
+    """The form of decode().T, for a matrix. RefusedError for other shapes."""
     if len(form.shape) != 2:
-        raise RefusedError(f"a form of shape {list(form.shape)} is no matrix: it has no other side up")
+        raise RefusedError(f"a form of shape {list(form.shape)} is not a matrix and cannot be transposed")
 
     def place(array: Tensor) -> Tensor:
         return array.T.contiguous()
 
     def coded(leaf: Coded, keep: Tensor | None) -> Form:
-        return Dense(place(leaf.decode(keep)))  # the order of its elements is another
+        return Dense(place(leaf.decode(keep)))  # a stream depends on the order of elements
 
     def product(form: LowRank) -> Form:
         return LowRank(turned(form.right), turned(form.left))
@@ -52,12 +52,12 @@ def turned(form: Form) -> Form:
 
 @dataclass(frozen=True)
 class _Moved:
-    """One way of moving axes, for every form: what has an element for each element moves with it."""
+    """One change of axes, applied to every array of a form that has one element per weight."""
 
-    place: Callable[[Tensor], Tensor]  # of an array
-    coded: Callable[[Coded, Tensor | None], Form]  # of a stream, with the mask above it
+    place: Callable[[Tensor], Tensor]  # for an array
+    coded: Callable[[Coded, Tensor | None], Form]  # for a stream, with the mask above it
     product: Callable[[LowRank], Form]
-    axis: Callable[[int], int]  # of rows
+    axis: Callable[[int], int]  # for the axis of rows
 
     def form(self, form: Form, keep: Tensor | None = None) -> Form:
         if isinstance(form, Dense):

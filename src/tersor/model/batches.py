@@ -1,7 +1,7 @@
-"""Batches: what a data loader hands out, whatever its shape: moved, described, hashed, repeated.
+"""Batches: move, describe and hash the batches of a data loader, and iterate over them repeatedly.
 
-A batch is a tensor, or tensors nested in tuples, lists, mappings and dataclasses. Nothing here knows what it
-means: that is the task's part (model/task.py). Cost: one pass over the tensors of a batch.
+A batch is a tensor, or tensors nested in tuples, lists, mappings and dataclasses. The task (model/task.py)
+knows what its parts mean. Cost: one pass over the tensors of a batch.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from torch.utils.data import Dataset, IterableDataset
 
 from tersor.errors import TaskError
 
-# What a model, loss or metric raises when it is fed something that does not fit it.
+# What a model, loss or metric raises for an input that does not fit it.
 MISFIT = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError)
 
 Result = TypeVar("Result")
 
 
 class Hash(Protocol):
-    """Anything of hashlib."""
+    """A hash object of hashlib."""
 
     def update(self, data: bytes, /) -> None: ...
 
 
 def device_of(model: nn.Module) -> torch.device | None:
-    """Where the model's first parameter or buffer lives; None where it has neither."""
+    """The device of the model's first parameter or buffer; None if it has neither."""
     for tensors in (model.parameters(), model.buffers()):
         for tensor in tensors:
             return tensor.device
@@ -42,13 +42,15 @@ def device_of(model: nn.Module) -> torch.device | None:
 def move(batch: Any, device: torch.device | None) -> Any:
     """The batch with every tensor on `device`. Tuples and lists keep their type; mappings become dicts.
 
-    What can move itself (a tokenizer's encoding, a packed sequence) does; anything else stays as it is.
+    Objects with a method `to` (a tokenizer's encoding, a packed sequence) are moved by it. Other objects are
+    returned unchanged.
     """
     return batch if device is None else each(batch, lambda x: x.to(device) if hasattr(x, "to") else x)
 
 
 def each(batch: Any, change: Callable[[Any], Any]) -> Any:
-    """A batch with all that is in its containers changed. What can move itself counts as one thing."""
+    """The batch with `change` applied to every item in its containers. An object with a method `to` is one
+    item."""
     if not callable(getattr(batch, "to", None)):
         if isinstance(batch, tuple) and hasattr(batch, "_fields"):
             return type(batch)(*(each(item, change) for item in batch))
@@ -60,7 +62,7 @@ def each(batch: Any, change: Callable[[Any], Any]) -> Any:
 
 
 def fits(call: Callable[[], Result], message: str) -> Result:
-    """The call's result; a TaskError with the message and the callee's own words where it fails."""
+    """The call's result. If it fails, TaskError with `message` and the text of the error."""
     try:
         return call()
     except MISFIT as error:
@@ -68,7 +70,7 @@ def fits(call: Callable[[], Result], message: str) -> Result:
 
 
 def shapes(value: Any) -> str:
-    """'(float32 [128, 1, 8, 8], int64 [128])': a batch in a few words, for messages."""
+    """A short description of a batch for messages: '(float32 [128, 1, 8, 8], int64 [128])'."""
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
     if isinstance(value, np.ndarray):
@@ -82,7 +84,7 @@ def shapes(value: Any) -> str:
 
 
 def hash_batch(into: Hash, value: Any) -> None:
-    """Feed values, shapes, dtypes and nesting of a batch to a hash. TaskError for what has no bytes."""
+    """Feed values, shapes, dtypes and nesting of a batch to a hash. TaskError for other objects."""
     if isinstance(value, Tensor):
         # A view as bytes works for every dtype, bfloat16 included; numpy knows fewer.
         flat = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
@@ -112,14 +114,14 @@ def hash_batch(into: Hash, value: Any) -> None:
 
 
 def generators_of(loader: object) -> list[torch.Generator]:
-    """The generators that a loader and its sampler draw from, where they have their own."""
+    """The generators that a loader and its sampler own, each once."""
     own = [getattr(part, "generator", None) for part in (loader, getattr(loader, "sampler", None))]
     return list(dict.fromkeys(item for item in own if isinstance(item, torch.Generator)))
 
 
 @contextmanager
 def steady(loader: object = None) -> Iterator[None]:
-    """Random draws inside start from a fixed seed; outside it is as if none had happened.
+    """Random draws inside the context start from a fixed seed; afterwards all random state is restored.
 
     A shuffled evaluation set then comes in the same order each time, so that scores pair up sample by sample.
     """
@@ -136,10 +138,11 @@ def steady(loader: object = None) -> Iterator[None]:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Random draws inside follow from `seed`, on all devices; outside nothing has changed."""
-    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 (what users' data sets draw from)
+    """Random draws inside the context start from `seed`, on all devices; afterwards all random state is
+    restored."""
+    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 (users' data sets draw from it)
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
-    # torch.manual_seed formats a stack for each kind of device that may yet be started: 5 ms.
+    # torch.manual_seed formats a stack trace for each device type that is not initialized yet: 5 ms.
     set_seed = torch.manual_seed if torch.accelerator.is_available() else torch.default_generator.manual_seed
     with torch.random.fork_rng(devices=devices):
         set_seed(seed)
@@ -154,7 +157,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode without gradients; afterwards each module is in the mode it was in."""
+    """The model in eval mode without gradients. Afterwards each module has its former mode again."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -166,7 +169,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 class Again:
-    """A set of batches that can be passed over again and again, and that says so when a pass is empty."""
+    """A set of batches that can be iterated many times. Raises `empty` if a pass has no batch."""
 
     def __init__(self, source: Any, empty: TaskError):
         self.source, self.empty = source, empty
@@ -187,12 +190,12 @@ class Again:
     def __len__(self) -> int:
         length = length_of(self.source)
         if length is None:
-            raise TypeError("the number of batches is not known before they are drawn")
+            raise TypeError("the number of batches is not known before iteration")
         return length
 
 
 def length_of(batches: object) -> int | None:
-    """The number of batches where it is known beforehand."""
+    """The number of batches, or None if it is not known before iteration."""
     try:
         return len(batches)  # type: ignore[arg-type]
     except (TypeError, NotImplementedError):
@@ -200,12 +203,12 @@ def length_of(batches: object) -> int | None:
 
 
 def iterates(value: object) -> bool:
-    """Whether iter() takes it; sequences with nothing but __getitem__ included."""
+    """Whether iter() accepts it, including sequences that have only __getitem__."""
     return isinstance(value, Iterable) or hasattr(value, "__getitem__")
 
 
 def misfit_set(word: str, batches: Any, bare: bool) -> str | None:
-    """What is wrong with a set of batches, as the rest of a sentence, and the way out; None where nothing is.
+    """What is wrong with a set of batches and the way out, as the rest of a sentence. None if it is right.
 
     `bare` allows batches that are one tensor, without a target.
     """
@@ -218,10 +221,10 @@ def misfit_set(word: str, batches: Any, bare: bool) -> str | None:
             f"is one {type(batches).__name__}, not a set of batches. Give a DataLoader, a list of batches, "
             "or a function that returns a fresh iterator."
         )
-    # By its type: calling iter() on a loader would draw random numbers and may start worker processes.
+    # Check the type: iter() on a loader would draw random numbers and may start worker processes.
     if isinstance(batches, Iterator):
         return (
-            "can be passed over only once (a generator or iterator) and would be empty the second time. Give "
+            "can be iterated only once (a generator or iterator) and would be empty the second time. Give "
             f"{word}=list(...), or the function that makes it: {word}=lambda: make_batches()."
         )
     tensors = isinstance(batches, (tuple, list)) and all(isinstance(item, Tensor) for item in batches)

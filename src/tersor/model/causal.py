@@ -1,8 +1,8 @@
-"""Causal: whether the scores at one token are of the next one, so that labels lie a place further on.
+"""Causal: whether the scores at a token predict the next token, so that labels must be shifted by one.
 
-Hugging Face's causal language models take their inputs as labels and move them themselves, in their own loss.
-Where they were given none (a loss of one's own, a wrapper that names no labels), the labels in the batch are
-the same, and nothing has moved them: compared as they lie, a model would be praised for copying its input.
+Hugging Face's causal language models take their inputs as labels and shift them in their own loss. If the
+model did not get the labels (another loss, a wrapper without labels), the labels in the batch are still the
+inputs, not shifted. Without a shift here, a model would score well by copying its input.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from tersor.model.outputs import own_loss
 
 
 def causal(output: Any, target: Any, batch: Any = None) -> bool:
-    """Whether the target of a causal model's answer is its input, not moved: it has computed its loss from
-    it, or the target is `input_ids` wherever it counts."""
+    """Whether the target of a causal model's output is its unshifted input: the model computed its own loss
+    from it, or the target equals `input_ids` at every token that counts."""
     if "CausalLM" not in type(output).__name__ or not isinstance(target, Tensor) or target.ndim != 2:
         return False
     if own_loss(output) is not None:
@@ -31,7 +31,8 @@ def causal(output: Any, target: Any, batch: Any = None) -> bool:
 
 
 def moved(logits: Logits, target: Tensor, mask: Tensor | None) -> tuple[Logits, Tensor, Tensor | None]:
-    """Scores of next tokens [B, T, K] with the tokens that they are of, and which of these count."""
+    """Scores [B, T, K] aligned with the next tokens: (scores, target, mask) of T - 1 tokens. Anything that is
+    not one class per token is returned unchanged."""
     if logits.kind != "classes" or logits.places != target.shape:
         return logits, target, mask
     scores = Logits(logits.scores[:, :, :-1], "classes")

@@ -1,11 +1,11 @@
-"""Checkpointing: parts of a forward that are run again in backward, for the memory that it saves.
+"""Checkpointing: gradient checkpointing, which runs parts of a forward again in backward to save memory.
 
-What runs again reads the tensors that the modules hold then, and no run of watch.py is there. So:
-weights   the hidden net's own tensors show the values of the last forward, in the same memory: what is run
-          again computes with them. Without reentry its gradients go to the first forward's graph, exact
-reentry   (use_reentrant=True) would leave gradients at the net's own tensors, where nobody looks: refused
-grids     need the run: a module that holds its checkpoint function, as Hugging Face's do, gets one that
-          enters it again, and without reentry; others are refused (watch.py)
+The second run reads the tensors that the modules hold at that time, outside any run of watch.py. Therefore:
+weights   the private net's own tensors share memory with the values of the last forward, so the second run
+          computes with them; without reentry the gradients go to the first forward's graph and are exact
+reentry   use_reentrant=True is refused: its gradients would end at the net's own tensors and be lost
+grids     need the run of watch.py: a module that stores its checkpoint function, as those of Hugging Face do,
+          gets one that enters the run again, without reentry; other modules are refused (watch.py)
 Chen 2016 (training with sublinear memory).
 """
 
@@ -24,8 +24,8 @@ from tersor.model.watch import active
 
 
 class Rerun:
-    """In the place of a module's own checkpoint function: the same without reentry, and what it runs again
-    is in the run that it was first in. A class, so that it can be pickled."""
+    """Replaces a module's own checkpoint function: no reentry, and the second forward enters the same run of
+    watch.py as the first. A class, so that it can be pickled."""
 
     def __init__(self, settings: dict[str, Any]):
         self.settings = settings
@@ -38,7 +38,8 @@ class Rerun:
 
 
 def rerun(net: nn.Module) -> nn.Module:
-    """The same module, which must be a private copy, whose modules' own checkpoint functions are Reruns."""
+    """Replace the checkpoint functions that modules of `net` store by Reruns, and return `net`, which must be
+    a private copy."""
     for module in net.modules():
         for name, value in list(vars(module).items()):
             given = value.keywords if isinstance(value, functools.partial) and not value.args else {}
@@ -50,29 +51,30 @@ def rerun(net: nn.Module) -> nn.Module:
 
 
 def show(own: Tensor, value: Tensor) -> None:
-    """Let a tensor of a hidden net hold this value, in its memory and on its device. Nothing is run again on
-    the meta device, whose tensors no others can become."""
+    """Make a tensor of the private net share this value's memory and device. Meta tensors are left out: a
+    tensor cannot become one, and nothing is computed again on the meta device."""
     if value.is_meta and not own.is_meta:
         return
     own.data = value.detach()
     if isinstance(own, nn.Parameter) and own.is_floating_point():
         own.requires_grad_(value.requires_grad)
         if own.requires_grad and not own._post_accumulate_grad_hooks:
-            own.register_post_accumulate_grad_hook(lost)
+            own.register_post_accumulate_grad_hook(refuse_lost_gradient)
 
 
-def lost(own: Tensor) -> None:
-    """A gradient came to a hidden net's own tensor: what ran again in backward was no part of the graph."""
+def refuse_lost_gradient(own: Tensor) -> None:
+    """Refuse a gradient that arrives at the private net's own tensor: the part that ran again in backward was
+    outside the graph."""
     own.grad = None
     raise RefusedError(
-        f"gradient checkpointing with use_reentrant=True gives the gradient of a weight {list(own.shape)} to "
-        f"a copy of it, and it would be lost. Give torch.utils.checkpoint use_reentrant=False"
+        f"gradient checkpointing with use_reentrant=True sends the gradient of a weight {list(own.shape)} to "
+        f"a copy, where it would be lost. Call torch.utils.checkpoint with use_reentrant=False"
     )
 
 
 def refuse_reentry() -> None:
-    """Refuse a grid in a part that runs without gradients now, and with them, but without the grid, in
-    backward."""
+    """Refuse a grid inside a reentrant checkpoint: its first forward runs without gradients, and its second
+    forward, in backward, runs without the grid."""
     if torch.is_grad_enabled() or not getattr(active(), "learns", False):
         return
     frame = inspect.currentframe()
@@ -86,5 +88,5 @@ def refuse_reentry() -> None:
 
 
 def transformed() -> bool:
-    """Inside torch.func's grad, vmap and the like."""
+    """Whether the caller runs inside torch.func.grad, vmap or another transform."""
     return torch._C._functorch.peek_interpreter_stack() is not None

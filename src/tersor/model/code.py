@@ -1,11 +1,12 @@
-"""Code: digests of what a run depends on besides weights and data, so that a resumed run is told of a change.
+"""Code: digests of the code and settings that a run depends on, so that a resumed run notices changes.
 
 code      the compiled methods of the classes of the model and of the user's own steps, and the task's loss,
-          metric, logits, feed and target, with constants, defaults, inner functions, and what they call of
-          the user's own modules. Comments and layout do not count; installed packages are not followed
-settings  of each module: its path, class and attributes (a stride, a slope, eps), and its buffers that no
-          state dict lists
-What has no Python code is named, for a change of it would not be seen.
+          metric, logits, feed and target, with constants, defaults, inner functions, and the functions of the
+          user's own modules that they call. Comments and layout do not count; installed packages are not
+          followed
+settings  for each module its path, class and attributes (a stride, a slope, eps), and its non-persistent
+          buffers
+Objects without Python code are listed by name, because a change of them would not be noticed.
 """
 
 from __future__ import annotations
@@ -29,18 +30,19 @@ from tersor.model.metric import Metric, counts_up
 from tersor.model.task import Task
 
 SIMPLE = (str, bytes, int, float, bool, complex, type(None), torch.dtype)
-LIBRARIES = ("torch.", "torchvision.", "tersor.", "builtins")  # known by their version
+LIBRARIES = ("torch.", "torchvision.", "tersor.", "builtins")  # identified by their version
 PATHS = ("stdlib", "platstdlib", "purelib", "platlib")
 INSTALLED = tuple({f"{sysconfig.get_path(name)}/" for name in PATHS})
-INNER = {*vars(nn.Module()), "training"}  # what every module has: its tables of tensors, layers and hooks
+# Attributes of every module: its tables of tensors, layers and hooks.
+INNER = {*vars(nn.Module()), "training"}
 
 
 def code_of(model: nn.Module | None, task: Task | None, steps: Iterable[Any] = ()) -> tuple[str, list[str]]:
-    """(digest, what has no code to look at)."""
+    """(digest, names of the parts without Python code)."""
     sha = hashlib.sha256(torch.__version__.encode())
     unseen: list[str] = []
     classes = {type(module) for module in model.modules()} if model is not None else set()
-    classes |= {type(step) for step in steps if not library(type(step))}
+    classes |= {type(step) for step in steps if not in_library(type(step))}
     parts: list[tuple[str, Any]] = [(c.__qualname__, c) for c in classes]
     if task is not None:
         words = {"loss": task.loss, "logits": task.logits, "feed": task.feed, "target": task.target}
@@ -50,32 +52,32 @@ def code_of(model: nn.Module | None, task: Task | None, steps: Iterable[Any] = (
         known = list(pieces(part, set()))
         unseen += [name] * (None in known)
         found.append([name.encode(), *filter(None, known)])
-    for whole in sorted(found):  # by what is in them too: two classes may have one name
-        for piece in whole:
+    for part_pieces in sorted(found):  # by content too, because two classes may have the same name
+        for piece in part_pieces:
             sha.update(piece)
     return sha.hexdigest()[:DIGEST], sorted(set(unseen))
 
 
 def metric_parts(task: Task) -> dict[str, Any]:
-    """What a metric is made of: its name, its functions, its settings."""
+    """The parts of a metric that determine its value: name, functions, settings."""
     metric = task.metric
     if isinstance(metric, Metric):
-        told = (metric.name, metric.better, metric.percent, metric.kind, metric.resamples)
-        return {"metric": repr(told), "statistics": metric.statistics, "value": metric.value}
-    if counts_up(metric):  # torchmetrics: its class is a library's, and its settings are its own
+        fields = (metric.name, metric.better, metric.percent, metric.kind, metric.resamples)
+        return {"metric": repr(fields), "statistics": metric.statistics, "value": metric.value}
+    if counts_up(metric):  # torchmetrics: a library class, so only its name and settings count
         return {"metric": f"{type(metric).__module__}.{type(metric).__qualname__} {settings_of(metric)}"}
     return {"metric": metric}
 
 
 def settings_of(model: nn.Module | None) -> str:
-    """A digest of what each module is set to, in order; what it counts or computes while it runs is not
-    there yet."""
+    """A digest of the settings of each module, in order. Call it before the model runs, so that attributes
+    that a forward sets are not included."""
     sha = hashlib.sha256()
     for path, module in model.named_modules() if model is not None else ():
-        told = {key: value for key, value in vars(module).items() if key not in INNER}
-        sha.update(repr((path, type(module).__qualname__, plain(told))).encode())
+        attributes = {key: value for key, value in vars(module).items() if key not in INNER}
+        sha.update(repr((path, type(module).__qualname__, plain(attributes))).encode())
         loose = {key: module._buffers[key] for key in sorted(module._non_persistent_buffers_set)}
-        for key, value in {**told, **loose}.items():
+        for key, value in {**attributes, **loose}.items():
             if isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta:
                 hash_batch(sha, {key: value})
             elif isinstance(value, types.FunctionType):
@@ -86,30 +88,31 @@ def settings_of(model: nn.Module | None) -> str:
 def fingerprints(
     model: nn.Module | None, task: Task | None, steps: Iterable[Any] = ()
 ) -> tuple[dict[str, Any], list[str]]:
-    """What a resumed run must find as it was, besides weights and recipe; what code cannot be compared."""
+    """(digests that must be equal when a run is resumed, besides weights and recipe; names of the parts whose
+    code cannot be compared)."""
     code, unseen = code_of(model, task, steps)
-    # Sums over batches come out otherwise with another number of threads; of weights alone they do not.
+    # Sums over batches depend on the number of threads; computations on weights alone do not.
     threads = 0 if task is None else torch.get_num_threads()
     data = "none" if task is None else task.digest()
-    told = {"data": data, "code": code, "settings of the model": settings_of(model)}
-    return {**told, "number of threads": threads}, unseen
+    digests = {"data": data, "code": code, "settings of the model": settings_of(model)}
+    return {**digests, "number of threads": threads}, unseen
 
 
 def pieces(part: Any, seen: set[int]) -> Iterator[bytes | None]:
-    """The code of a class, a function or a callable, piece by piece; None for what cannot be looked at. A
-    function that was `seen` is passed over: one may hold itself."""
+    """The code of a class, a function or a callable, piece by piece; None for a part without Python code.
+    Functions in `seen` are skipped, because a function may refer to itself."""
     if part is None or isinstance(part, str):
         yield repr(part).encode()
     elif isinstance(part, functools.partial):
         given = [part.args, part.keywords]
         yield repr(plain(given)).encode()
-        if not shown(given):
+        if not is_kept_whole(given):
             yield None
         yield from pieces(part.func, seen)
     elif isinstance(part, types.MethodType):
         yield from pieces(part.__func__, seen)
     elif isinstance(part, types.FunctionType):
-        if library(part):
+        if in_library(part):
             yield f"{part.__module__}.{part.__qualname__}".encode()
             return
         if id(part) in seen:
@@ -118,11 +121,11 @@ def pieces(part: Any, seen: set[int]) -> Iterator[bytes | None]:
         yield from compiled(part.__code__)
         yield repr(plain(part.__defaults__ or ())).encode()
         yield repr(plain(part.__kwdefaults__ or {})).encode()
-        for name in sorted(set(names_in(part.__code__))) if own(part) else ():
+        for name in sorted(set(names_in(part.__code__))) if is_own(part) else ():
             if name in part.__globals__:
                 yield from called(name, part.__globals__[name], seen)
-        for cell in part.__closure__ or ():  # what a closure counts or collects is no code
-            with suppress(ValueError):  # it is empty still
+        for cell in part.__closure__ or ():  # only functions: counters and caches in a closure are not code
+            with suppress(ValueError):  # the cell is still empty
                 if isinstance(cell.cell_contents, types.FunctionType):
                     yield from pieces(cell.cell_contents, seen)
     elif inspect.isclass(part):
@@ -130,26 +133,26 @@ def pieces(part: Any, seen: set[int]) -> Iterator[bytes | None]:
             return
         seen.add(id(part))
         known = False
-        for kind in part.__mro__[:-1]:  # but object
+        for kind in part.__mro__[:-1]:  # without object
             yield kind.__qualname__.encode()
             functions = sorted(functions_of(kind), key=lambda item: item[0])
             known = known or bool(functions)
-            for name, function in functions if not library(kind) else ():
+            for name, function in functions if not in_library(kind) else ():
                 yield name.encode()
                 yield from pieces(function, seen)
         if not known:
             yield None
-    elif isinstance(part, nn.Module) or callable(part) and not library(type(part)):
-        yield from pieces(type(part), seen)  # an object that is called: its class; what it holds is not seen
+    elif isinstance(part, nn.Module) or callable(part) and not in_library(type(part)):
+        yield from pieces(type(part), seen)  # a callable object: only the code of its class
     else:
         yield None
 
 
 def called(name: str, value: Any, seen: set[int]) -> Iterator[bytes | None]:
-    """What code of the user's own finds under a global name: a constant, or more code of their own."""
+    """The pieces for a global name that the user's own code reads: a constant, or more of their own code."""
     if isinstance(value, SIMPLE):
         yield repr((name, value)).encode()
-    elif (isinstance(value, types.FunctionType) or inspect.isclass(value)) and own(value):
+    elif (isinstance(value, types.FunctionType) or inspect.isclass(value)) and is_own(value):
         yield from (piece for piece in pieces(value, seen) if piece is not None)
 
 
@@ -161,14 +164,14 @@ def names_in(code: types.CodeType) -> Iterator[str]:
             yield from names_in(constant)
 
 
-def own(part: Any) -> bool:
-    """Whether it is of the user's own modules: not installed, and not Python's."""
+def is_own(part: Any) -> bool:
+    """Whether it belongs to the user's own modules: not to an installed package or the standard library."""
     module = sys.modules.get(part.__module__)
-    return not library(part) and not (getattr(module, "__file__", None) or "").startswith(INSTALLED)
+    return not in_library(part) and not (getattr(module, "__file__", None) or "").startswith(INSTALLED)
 
 
 def functions_of(kind: type) -> Iterator[tuple[str, types.FunctionType]]:
-    """The methods of a class itself by name, static and class methods and those of properties too."""
+    """The methods that a class itself defines, by name, including static and class methods and properties."""
     for name, value in vars(kind).items():
         inside = [getattr(value, word, None) for word in ("__func__", "fget", "fset", "func")]
         for function in (value, *inside):
@@ -176,7 +179,7 @@ def functions_of(kind: type) -> Iterator[tuple[str, types.FunctionType]]:
                 yield name, function
 
 
-def library(part: Any) -> bool:
+def in_library(part: Any) -> bool:
     return f"{getattr(part, '__module__', '')}.".startswith(LIBRARIES)
 
 
@@ -191,7 +194,7 @@ def compiled(code: types.CodeType) -> Iterator[bytes]:
 
 
 def plain(value: Any) -> Any:
-    """A value that prints the same in every process: sets are sorted, objects are their kind."""
+    """A value whose repr is the same in every process: sets are sorted, objects become their class name."""
     if isinstance(value, (frozenset, set)):
         return sorted(repr(plain(each)) for each in value)
     if isinstance(value, (tuple, list)):
@@ -201,10 +204,10 @@ def plain(value: Any) -> Any:
     return value if isinstance(value, SIMPLE) else type(value).__name__
 
 
-def shown(value: Any) -> bool:
-    """Whether `plain` shows all of a value."""
+def is_kept_whole(value: Any) -> bool:
+    """Whether `plain` keeps all of a value."""
     if isinstance(value, (frozenset, set, tuple, list)):
-        return all(map(shown, value))
+        return all(map(is_kept_whole, value))
     if isinstance(value, dict):
-        return all(shown(each) for pair in value.items() for each in pair)
+        return all(is_kept_whole(each) for pair in value.items() for each in pair)
     return isinstance(value, SIMPLE)

@@ -1,10 +1,10 @@
-"""Counters: what a data set, its sampler and its loader keep themselves, and each pass moves.
+"""Counters: the state of a data set, its sampler and its loader that each pass over the data changes.
 
-The number of an epoch, counts, orders that are shuffled in place, random generators: a training that goes on
-after a kill has to go on from theirs, and afterwards they are as they were. What has set_epoch is told the
-epoch, as Accelerate and DDP do.
-Not seen: what worker processes keep between epochs, what a function or an object of another kind holds, and
-what grows or begins to be: a cache is no counter.
+Epoch numbers, counts, orders shuffled in place, and random generators. A training that resumes after a kill
+restores them, and after a run they have their former values. Objects with set_epoch get the epoch number, as
+from Accelerate and DDP.
+Not covered: the state of worker processes between epochs, the contents of functions and other objects, and
+attributes that appear or grow: a cache is not a counter.
 """
 
 from __future__ import annotations
@@ -21,70 +21,70 @@ from torch import Tensor
 from tersor.dtypes import INTEGERS
 from tersor.model.batches import generators_of
 
-INSIDE = ("source", "batch_sampler", "sampler", "dataset", "collate_fn")  # where parts of a loader are
-DEEP = 4
-LONGEST = 1 << 20  # elements of an order: what is longer is data
+INSIDE = ("source", "batch_sampler", "sampler", "dataset", "collate_fn")  # where the parts of a loader are
+DEEP = 4  # levels of nested parts
+LONGEST = 1 << 20  # elements of an order; a longer array is data
 
 Facts = dict[str, Any]  # JSON, by "dataset.count"
 
 
 class Counters:
-    """What the parts of a loader keep, as it is now."""
+    """The counters in the parts of a loader, with their values at construction."""
 
     def __init__(self, batches: object) -> None:
         self.parts = dict(parts_of(batches))
-        self.others = {id(generator) for generator in generators_of(batches)}  # these are kept anyway
+        self.others = {id(generator) for generator in generators_of(batches)}  # these are saved elsewhere
         self.first = self.read()
 
     def read(self) -> Facts:
         found = {}
         for path, part in self.parts.items():
             for key, value in vars(part).items():
-                if id(value) not in self.others and (told := tell(value)) is not None:
-                    found[f"{path}.{key}"] = told
+                if id(value) not in self.others and (stored := as_json(value)) is not None:
+                    found[f"{path}.{key}"] = stored
         return found
 
     def facts(self) -> Facts:
-        """What has moved since."""
+        """The counters that have changed since construction, with their values now."""
         now = self.read()
         return {name: now[name] for name, was in self.first.items() if name in now and now[name] != was}
 
     def restore(self, facts: Facts) -> None:
-        """As they were when these facts were told."""
+        """Set the counters to these values; all others to their first values."""
         for name in self.facts():
             self.put(name, facts.get(name, self.first[name]))
         for name in facts.keys() & self.first.keys():
             self.put(name, facts[name])
 
-    def put(self, name: str, told: Any) -> None:
+    def put(self, name: str, stored: Any) -> None:
         path, _, key = name.rpartition(".")
         inside = vars(self.parts[path])
         value = inside[key]
         if isinstance(value, (int, float)):
-            if type(value) is type(told):
-                inside[key] = told
+            if type(value) is type(stored):
+                inside[key] = stored
         elif isinstance(value, list):
-            if len(value) == len(told):
-                value[:] = told
+            if len(value) == len(stored):
+                value[:] = stored
         elif isinstance(value, Tensor):
-            value.copy_(torch.tensor(told, dtype=value.dtype))
+            value.copy_(torch.tensor(stored, dtype=value.dtype))
         elif isinstance(value, np.ndarray):
-            value[...] = told
+            value[...] = stored
         elif isinstance(value, random.Random):
-            version, words, gauss = told
+            version, words, gauss = stored
             value.setstate((version, tuple(words), gauss))
         elif isinstance(value, np.random.Generator):
-            value.bit_generator.state = told
+            value.bit_generator.state = stored
         elif isinstance(value, np.random.RandomState):
-            value.set_state(told)
+            value.set_state(stored)
         elif isinstance(value, torch.Generator):
-            value.set_state(torch.tensor(told, dtype=torch.uint8))
+            value.set_state(torch.tensor(stored, dtype=torch.uint8))
 
     def epoch(self, number: int, loader: object) -> None:
-        """Tell a pass's number to whatever asks for it; `loader` may be Accelerate's, around ours."""
+        """Call set_epoch(number) on every part that has it. `loader` may be Accelerate's wrapper of ours."""
         for part in (loader, *self.parts.values()):
-            if callable(tells := getattr(part, "set_epoch", None)):
-                tells(number)
+            if callable(set_epoch := getattr(part, "set_epoch", None)):
+                set_epoch(number)
 
 
 def parts_of(batches: object) -> Iterator[tuple[str, object]]:
@@ -100,7 +100,7 @@ def parts_of(batches: object) -> Iterator[tuple[str, object]]:
             todo += [(f"{path}.{key}", getattr(part, key)) for key in INSIDE if hasattr(part, key)]
 
 
-def tell(value: Any) -> Any:
+def as_json(value: Any) -> Any:
     """A counter, an order or a generator as JSON; None for anything else."""
     if type(value) in (int, float):
         return value
@@ -122,7 +122,7 @@ def tell(value: Any) -> Any:
 
 
 def plain_state(state: Any) -> Any:
-    """numpy's state of a generator without arrays."""
+    """The state of a numpy generator, with arrays as lists."""
     if isinstance(state, dict):
         return {key: plain_state(item) for key, item in state.items()}
     return state.tolist() if isinstance(state, (np.ndarray, np.generic)) else state
@@ -130,7 +130,7 @@ def plain_state(state: Any) -> Any:
 
 @contextmanager
 def unmoved(batches: object) -> Iterator[None]:
-    """What the parts of a loader keep is afterwards as it was."""
+    """Restore the counters of a loader's parts at the end of the context."""
     counters = Counters(batches)
     try:
         yield

@@ -1,10 +1,11 @@
-"""Curvature: how far the model's output moves when a weight does, as a Kronecker product for each weight.
+"""Curvature: how much the model's output changes with a weight, as a Kronecker product for each weight.
 
 E |dy|^2 ~ tr(F dW H dW^T)      dW [O, I] a small change; F = E S S^T [O, O], H = E S^T S [I, I] / tr(F)
-S = gradient of <v, y> by W     v random signs r (Hutchinson 1989); for logits with chances p
-    v = sqrt(p) * r - p * <sqrt(p), r>, so that E v v^T = diag(p) - p p^T: then the Fisher matrix (Martens
-    2020, as Shampoo factors it), as labels drawn from the model's answer would give it, but steadier: an
-    answer of chance 1 % counts a little in every draw, not much in every hundredth
+S = gradient of <v, y> by W     v random signs r (Hutchinson 1989); for logits with probabilities p
+                                v = sqrt(p) * r - p * <sqrt(p), r>, so that E v v^T = diag(p) - p p^T
+For logits this is the Fisher matrix (Martens 2020, factored as in Shampoo), as if labels were drawn from the
+model's output, but with less variance: a class of probability 1 % counts a little in every draw, instead of
+much in one draw of a hundred.
 Cost: a forward and a backward pass over the calibration batches, and two products of O x I a batch.
 """
 
@@ -24,14 +25,14 @@ from tersor.model.logits import answer
 from tersor.model.sites import Site
 from tersor.model.task import Task
 
-WIDEST = 4096  # rows or columns with more have a diagonal factor: a full one would not be worth its memory
+WIDEST = 4096  # rows or columns; a wider side gets a diagonal factor, to save memory
 AT_ONCE = 1 << 30  # bytes of factors held in one pass over the batches
-FEWEST = 24  # gradients that are drawn at least: few batches are passed over again with other draws
-RAREST = 0.01  # least number of uses that a row is taken to have had, in batches
+FEWEST = 24  # least number of gradients: a few batches are used again with new random signs
+RAREST = 0.01  # least number of uses assumed for an embedding row, in batches
 
 
 class Curvature(NamedTuple):
-    """The two factors of one weight: full, or the diagonal of one that would be too wide."""
+    """The two factors of one weight. A factor with a side above WIDEST is its diagonal only."""
 
     rows: Tensor  # F, float32 [O, O] or [O]
     columns: Tensor  # H, float32 [I, I] or [I]
@@ -40,26 +41,26 @@ class Curvature(NamedTuple):
 def curvatures(
     model: nn.Module, task: Task, sites: Iterable[Site], *, passes: int = 1
 ) -> dict[str, Curvature]:
-    """The curvature of each site's weight, from so many passes over the calibration batches. `model` is a
-    copy that may be changed.
+    """The curvature of each site's weight, by site name, from `passes` passes over the calibration batches.
+    `model` must be a copy: its requires_grad flags are changed.
 
-    Weights that no output depends on, and models without a gradient, are left out of the result.
+    Weights that no output depends on are left out. Empty if the output has no gradient.
     """
     found: dict[str, Curvature] = {}
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    # The shapes are those of the model as it stands: a site tells the one that was given, before any cut.
+    # Use the shapes of the model now: a site stores the given shape, before any cut.
     present = [replace(site, shape=shapes[site.name]) for site in sites if site.name in shapes]
     for chunk in chunks(present):
-        found |= drawn(model, task, chunk, passes)
+        found |= estimate(model, task, chunk, passes)
     return found
 
 
 def chunks(sites: list[Site]) -> Iterator[list[Site]]:
-    """The sites in runs whose factors fit in memory together."""
+    """Split the sites into chunks whose factors fit in memory together."""
     chunk: list[Site] = []
     room = AT_ONCE
     for site in sites:
-        rows, columns = sides(site)
+        rows, columns = matrix_shape(site)
         size = 4 * sum(n * n if n <= WIDEST else n for n in (rows, columns))
         if chunk and size > room:
             yield chunk
@@ -70,14 +71,14 @@ def chunks(sites: list[Site]) -> Iterator[list[Site]]:
         yield chunk
 
 
-def sides(site: Site) -> tuple[int, int]:
-    """(O, I) of a site's weight as rows."""
+def matrix_shape(site: Site) -> tuple[int, int]:
+    """(O, I) of a site's weight as a matrix of rows."""
     if len(site.shape) <= 1:
         return 1, math.prod(site.shape)
     return site.shape[site.axis], math.prod(site.shape) // max(site.shape[site.axis], 1)
 
 
-def drawn(model: nn.Module, task: Task, sites: list[Site], passes: int) -> dict[str, Curvature]:
+def estimate(model: nn.Module, task: Task, sites: list[Site], passes: int) -> dict[str, Curvature]:
     """The curvature of sites whose factors fit in memory together."""
     parameters = dict(model.named_parameters())
     wanted = {site.name: site for site in sites}
@@ -103,22 +104,22 @@ def drawn(model: nn.Module, task: Task, sites: list[Site], passes: int) -> dict[
 
 
 def probe(output: Tensor, task: Task) -> Tensor:
-    """A number whose gradient has the curvature of the output's error as its second moment."""
-    drawn = torch.randint(0, 2, output.shape, device=output.device).to(output.dtype).mul_(2).sub_(1)
+    """The scalar <v, y>: the second moment of v, its gradient, is the curvature of the output's error."""
+    v = torch.randint(0, 2, output.shape, device=output.device).to(output.dtype).mul_(2).sub_(1)
     if isinstance(task.metric, str) and task.metric == "accuracy" and output.ndim == 2:
-        chances = output.detach().softmax(1)  # [B, K]
-        drawn = drawn.mul_(chances.sqrt())
-        drawn -= chances * drawn.sum(1, keepdim=True)
-    return (output * drawn).sum()
+        probabilities = output.detach().softmax(1)  # [B, K]
+        v = v.mul_(probabilities.sqrt())
+        v -= probabilities * v.sum(1, keepdim=True)
+    return (output * v).sum()
 
 
 class Sums:
-    """What is added up for one weight."""
+    """The running sums for one weight."""
 
     def __init__(self, site: Site) -> None:
-        rows, columns = sides(site)
+        rows, columns = matrix_shape(site)
         self.site, self.seen = site, False
-        # Rows of an embedding are used by different inputs: their errors do not meet.
+        # Different inputs use different rows of an embedding, so their errors do not interact.
         full = rows <= WIDEST and site.kind != "embedding"
         self.rows = torch.zeros((rows, rows) if full else (rows,))
         self.columns = torch.zeros((columns, columns) if columns <= WIDEST else (columns,))
@@ -129,7 +130,7 @@ class Sums:
         if self.site.kind == "embedding":
             used = s.any(1).nonzero()[:, 0]
             s = s[used]
-            self.uses[used] += first  # what was drawn again is not seen again
+            self.uses[used] += first  # a repeated pass over the same batches adds no uses
             self.rows[used] += s.square().sum(1)
         else:
             self.rows += s @ s.T if self.rows.ndim == 2 else s.square().sum(1)
@@ -138,15 +139,15 @@ class Sums:
 
     def curvature(self, samples: int) -> Curvature:
         rows, columns = self.rows / samples, self.columns / samples
-        total = (rows.diagonal() if rows.ndim == 2 else rows).sum()  # before rows that were not used count
+        total = (rows.diagonal() if rows.ndim == 2 else rows).sum()  # without the prior for unused rows
         if self.site.kind == "embedding":
             rows = rows + unseen(self.uses) * float(total) / max(float(self.uses.sum()), 1.0)
-        # Squares of the smallest gradients are 0: then nothing is known, which is not NaN.
+        # Squares of tiny gradients underflow to 0; then do not divide, which would give NaN.
         return Curvature(rows, columns / total if float(total) != 0 else columns)
 
 
 def unseen(uses: Tensor) -> float:
-    """Uses to add to each row's count, so that rows that were not used weigh together what rows used once
-    do (Good 1953): that is how often something new turns up."""
+    """The uses to add to each row's count, so that all unused rows together weigh as much as the rows used
+    once: the Good-Turing estimate of how often an unseen row occurs (Good 1953)."""
     once, never = int((uses == 1).sum()), int((uses == 0).sum())
     return min(max(once / never, RAREST), 1.0) if never else 0.0

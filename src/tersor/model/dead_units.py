@@ -1,12 +1,13 @@
-"""Idle: units of a trained network that say nothing are folded away or cleared.
+"""Dead units: hidden units with a constant output, or that no output depends on, are folded or cleared.
 
-constant   all weights into a unit are 0: what it passes on, c, is known without an input
+constant   all weights into unit i are 0, so its output c[i] does not depend on the input
            bias of the next layer += W[:, i] * c[i],  W[:, i] = 0         the network computes the same
-unread     no output depends on a unit: its own weights and bias = 0      so it does
-repeated until nothing changes: clearing one unit can make another idle
+unread     no output depends on the unit: its own weights and bias = 0    the network computes the same
+repeated until nothing changes, because clearing one unit can make another one dead
 
-Both follow from one evaluation in which NaN means "depends": model/known.py. Shapes stay, and c is that of
-the example's shape. Cost: one pass of one batch a round for constants; one for every B units for the unread.
+Both are found by an evaluation in which NaN means "depends on the input": model/known.py. Shapes do not
+change. c is computed for the shape of the example.
+Cost per round: one pass of one batch for the constants; one pass for every B units for the unread ones.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ from tersor.model.passing import LAYERS, base
 
 
 class HiddenLayer(NamedTuple):
-    """A product with a weight that nothing else reads, and its bias."""
+    """A layer whose weight and bias no other operator reads."""
 
     node: fx.Node
-    names: tuple[str, ...]  # of the weight and, where there is one, the bias
+    names: tuple[str, ...]  # of the weight and the bias, if it has one
     tensors: tuple[Tensor, ...]
 
     @property
@@ -41,19 +42,19 @@ class HiddenLayer(NamedTuple):
 
 
 def layers_of(model: Followed) -> dict[fx.Node, HiddenLayer]:
-    """The layers of a model whose tensors nothing else reads."""
+    """The layers of a model whose weight and bias no other operator reads."""
     found = {}
     for n in model.graph.nodes:
         given = arguments(n) if base(n) in LAYERS else {}
         read = [given[key] for key in ("weight", "bias") if given.get(key) is not None]
-        if read and floating(value(n)) and all(one in model.own for one in read):
-            names = tuple(model.own[one] for one in read)
+        if read and floating(value(n)) and all(arg in model.own for arg in read):
+            names = tuple(model.own[arg] for arg in read)
             found[n] = HiddenLayer(n, names, tuple(model.tensors[name] for name in names))
     return found
 
 
 def units_axis(n: fx.Node, x: Any, weight: Tensor) -> int:
-    """Along which axis units lie in what a layer reads or makes: a convolution may be given no batch."""
+    """The axis of units in a layer's input or output x. A convolution's input may have no batch axis."""
     return int(x.ndim) - 1 if base(n) == "linear" else int(x.ndim - weight.ndim) + 1
 
 
@@ -61,22 +62,22 @@ def units_axis(n: fx.Node, x: Any, weight: Tensor) -> int:
 def clear(
     model: nn.Module, inputs: Inputs, names: Collection[str], movable: Collection[str] = ()
 ) -> dict[str, Tensor]:
-    """Clear what is idle in the model, in place; returns the parameters that changed, by name.
+    """Fold and clear the dead units of `model`, in place; returns the parameters that changed, by name.
 
-    `names` are the parameters that may change: a layer is left alone unless all of its own are among them.
-    `movable` are the biases that can take up any constant; into others only zeros are folded. RefusedError
-    says why a model cannot be looked through.
+    `names` are the parameters that may change: only layers with all their parameters among them are changed.
+    `movable` are the biases that can take any value; into other biases only constants of 0 are folded.
+    RefusedError if the model cannot be traced or evaluated.
     """
     seen = followed(model, inputs)
-    layers = {n: one for n, one in layers_of(seen).items() if set(one.names) <= set(names)}
+    layers = {n: layer for n, layer in layers_of(seen).items() if set(layer.names) <= set(names)}
     before = {name: value.clone() for name, value in model.named_parameters()}
-    moved = True
-    while moved:
-        constants, moved = constants_of(seen, layers), False
-        for n, one in layers.items():
-            moved |= fold(one, constants[n], movable)
-        for one in layers.values():
-            moved |= drop(seen, one)
+    changed = True
+    while changed:
+        constants, changed = constants_of(seen, layers), False
+        for n, layer in layers.items():
+            changed |= fold(layer, constants[n], movable)
+        for layer in layers.values():
+            changed |= clear_unread(seen, layer)
     after = dict(model.named_parameters())
     return {
         name: after[name].detach() for name, value in before.items() if not torch.equal(after[name], value)
@@ -84,22 +85,22 @@ def clear(
 
 
 def constants_of(model: Followed, layers: dict[fx.Node, HiddenLayer]) -> dict[fx.Node, Tensor]:
-    """What every layer reads from each of its inputs without an input of the model; NaN where it depends."""
+    """For each layer the constant value of each of its input units, [I]; NaN if it depends on the input."""
     found: dict[fx.Node, Tensor] = {}
 
-    def look(n: fx.Node, x: Tensor, out: Tensor) -> Tensor:
+    def collect(n: fx.Node, x: Tensor, out: Tensor) -> Tensor:
         if n in layers:
             columns = x.movedim(units_axis(n, x, layers[n].weight), 0).flatten(1)  # [I, everything else]
             same = (columns == columns[:, :1]).all(1)  # NaN equals nothing
             found[n] = columns[:, 0].double().masked_fill(~same, torch.nan)
         return out
 
-    model.answers([depending(x) for x in model.leaves], look)
+    model.outputs([depending(x) for x in model.leaves], collect)
     return found
 
 
 def fold(layer: HiddenLayer, constant: Tensor, movable: Collection[str]) -> bool:
-    """Fold the constants among a layer's inputs into its bias; whether anything changed."""
+    """Fold the constants among a layer's inputs into its bias. Returns whether anything changed."""
     given, weight = arguments(layer.node), layer.weight
     if given.get("groups", 1) > 1:
         return False
@@ -118,26 +119,26 @@ def fold(layer: HiddenLayer, constant: Tensor, movable: Collection[str]) -> bool
     return True
 
 
-def drop(model: Followed, layer: HiddenLayer) -> bool:
-    """Clear the units of this layer that no output depends on; whether anything changed."""
-    alive = torch.stack([(p != 0).reshape(len(p), -1).any(1) for p in layer.tensors]).any(0)
-    units, found = torch.nonzero(alive).flatten(), False
-    made = value(layer.node)
-    axis, batch = units_axis(layer.node, made, layer.weight), samples_of(model)
-    rest = [size for k, size in enumerate(made.shape) if k != axis]
+def clear_unread(model: Followed, layer: HiddenLayer) -> bool:
+    """Clear the units of this layer that no output depends on. Returns whether anything changed."""
+    nonzero = torch.stack([(p != 0).reshape(len(p), -1).any(1) for p in layer.tensors]).any(0)
+    units, found = torch.nonzero(nonzero).flatten(), False
+    output = value(layer.node)
+    axis, batch = units_axis(layer.node, output, layer.weight), samples_of(model)
+    rest = [size for k, size in enumerate(output.shape) if k != axis]
 
     def reached(some: Tensor, at: Tensor | slice, inner: int) -> Tensor:
-        """Which samples of the answer depend on these units of these samples, one each; all, where an answer
-        has none."""
-        asked = torch.zeros(made.shape[axis], math.prod(rest), dtype=torch.bool)
-        asked.unflatten(1, (-1, batch, inner)).movedim(2, 1)[some, at] = True
-        mask = asked.unflatten(1, rest).movedim(0, axis)
+        """Which samples of the outputs depend on unit some[k] in sample at[k]; all, if an output without a
+        batch axis does."""
+        mask = torch.zeros(output.shape[axis], math.prod(rest), dtype=torch.bool)
+        mask.unflatten(1, (-1, batch, inner)).movedim(2, 1)[some, at] = True
+        mask = mask.unflatten(1, rest).movedim(0, axis)
 
-        def look(n: fx.Node, x: Tensor, out: Tensor) -> Tensor:
+        def mark(n: fx.Node, x: Tensor, out: Tensor) -> Tensor:
             return out.masked_fill(mask, torch.nan) if n is layer.node else out
 
         out = torch.zeros(batch, dtype=torch.bool)
-        for x in model.answers(model.leaves, look, layer.node):
+        for x in model.outputs(model.leaves, mark, layer.node):
             if floating(x) and x.ndim and len(x) == batch:
                 out |= x.isnan().reshape(batch, -1).any(1)
             elif x is DEPENDS or (floating(x) and x.isnan().any()):
@@ -146,7 +147,7 @@ def drop(model: Followed, layer: HiddenLayer) -> bool:
 
     choices = list(inner_sizes(rest, batch))
     if not choices:
-        raise RefusedError(f"{layer.names[0]}: its layer is given no batch")
+        raise RefusedError(f"{layer.names[0]}: the input of its layer has no batch axis")
     first = torch.arange(batch) == 0
     right = (k for k in choices if torch.equal(reached(units, torch.zeros(1, dtype=torch.int64), k), first))
     inner = next(right, choices[0]) if len(units) and len(choices) > 1 else choices[0]
@@ -161,15 +162,16 @@ def drop(model: Followed, layer: HiddenLayer) -> bool:
 
 
 def samples_of(model: Followed) -> int:
-    """How many samples the example has."""
+    """The number of samples in the example."""
     sizes = [len(x) for x in model.leaves if isinstance(x, Tensor) and x.ndim]
     if not sizes:
-        raise RefusedError("it is given no batch")
+        raise RefusedError("its inputs have no batch axis")
     return sizes[0]
 
 
 def inner_sizes(shape: list[int], batch: int) -> Iterator[int]:
-    """Where samples may lie among numbers of this shape: how many numbers of one lie side by side."""
+    """The possible layouts of samples in a tensor of this shape, each as the number of adjacent elements that
+    one sample has."""
     for k, size in enumerate(shape):
         inner = math.prod(shape[k + 1 :])
         if size and size % batch == 0:

@@ -1,7 +1,7 @@
-"""Decoder: what the decoder of an encoder-decoder is given, where the model makes it of the labels.
+"""Decoder: the decoder inputs of an encoder-decoder model that computes them from the labels.
 
-Hugging Face's T5, BART and Whisper shift the labels by one for it; a trace or an export of the model has no
-labels and needs the outcome by name. Cost: one forward of those models, nothing for others.
+Hugging Face's T5, BART and Whisper shift the labels by one to get them. A trace or an export of the model has
+no labels, so it needs `decoder_input_ids` itself. Cost: one forward of such a model, nothing for others.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ NAME = "decoder_input_ids"
 
 
 def with_decoder(model: nn.Module, inputs: dict[str, Any], run: Callable[[], Any]) -> dict[str, Any]:
-    """The inputs, with the decoder's where the model makes them while it runs."""
+    """The inputs, with `decoder_input_ids` added if the model computes them during `run`."""
     pair = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
     get: Any = getattr(model, "get_decoder", None)
     decoder = get() if pair and callable(get) else None

@@ -1,6 +1,7 @@
-"""Edges: the tensors between a model's operators, by name, and whether training knows them by the same name.
+"""Edges: the tensors between a model's operators, by name, and a check that names agree in training.
 
-One forward of a private copy, in eval mode, lists them in order; see watch.py for the names.
+One forward of a private copy in eval mode lists them in order. watch.py describes the names.
+Cost: a copy of the model and one forward; the check runs a second forward in training mode.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ Call = Callable[[nn.Module], Any]  # how a model is run once: lambda net: net(x)
 
 @dataclass(frozen=True)
 class Edge:
-    """One edge, as it was in the forward that listed it."""
+    """One edge, as seen in the forward that listed it."""
 
     name: str
     shape: tuple[int, ...]  # in its first use
     dtype: str  # "float32", without "torch."
-    uses: int  # how often a forward meets it: a shared module's edges once for each call
+    uses: int  # times per forward: a shared module's edges are used once per call
 
     @property
     def path(self) -> str:
@@ -47,12 +48,14 @@ def parse(name: str) -> tuple[str, str]:
     op, colon, count = rest.partition(":")
     argument = op == "input" and not path and count
     if not slash or not colon or not (argument or (op in LISTED and count.replace(".", "", 1).isdigit())):
-        raise SiteError(f"{name!r} names no edge: that is path/op:k, as in layer1.0/add:0, or /input:x")
+        raise SiteError(
+            f"{name!r} is no edge name: it must be path/op:k, such as layer1.0/add:0, or /input:x"
+        )
     return path, op
 
 
 class Listing(WatchedRun):
-    """A run that lists what it sees."""
+    """A run that lists the edges it meets."""
 
     def __init__(self) -> None:
         super().__init__(self.meet, inputs=True)
@@ -70,8 +73,8 @@ class Listing(WatchedRun):
 def edges_of(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str, Edge]:
     """The edges that `model(*args, **kwargs)` meets in eval mode without gradients, by name and in order.
 
-    The model, its mode and all random state are left as they were. Edges that depend on the arguments' values
-    (a branch, an expert that gets no token) are listed only where these arguments lead to them.
+    The model, its mode and all random state do not change. Edges that depend on the arguments' values (a
+    branch, an expert that gets no token) are listed only if these arguments reach them.
     """
     net = hooked(copy.deepcopy(model))
     with evaluating(net):
@@ -79,7 +82,7 @@ def edges_of(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str, Edge]:
 
 
 def listed(net: nn.Module, call: Call) -> dict[str, Edge]:
-    """The edges that `call(net)` meets in the mode that the hooked net is in."""
+    """The edges that `call(net)` meets in the current mode of the hooked net."""
     run = Listing()
     with steady(), torch.no_grad(), running(run):
         call(net)
@@ -87,29 +90,29 @@ def listed(net: nn.Module, call: Call) -> dict[str, Edge]:
 
 
 def known(edges: Mapping[str, Edge], names: Iterable[str], who: str) -> None:
-    """Refuse a name that is no edge of this model, with near misses."""
+    """SiteError with near misses for a name that is not an edge of this model."""
     for name in names:
         parse(name)
         if name not in edges:
-            raise SiteError(f"{who}: the model meets no edge {name!r}; {near(name, edges)}")
+            raise SiteError(f"{who}: the model has no edge {name!r}; {near(name, edges)}")
 
 
 def near(name: str, names: Iterable[str]) -> str:
-    """Near misses for a name, with a list that stays short on large models."""
+    """Near misses for a name, as a list that stays short for large models."""
     return near_few(name, [other or "''" for other in names], "there are")
 
 
 def trainable(model: nn.Module, names: Iterable[str], call: Call | None) -> None:
-    """Refuse edges that `call(model)` does not meet, or whose names may mean something else in training.
+    """Refuse edges that `call(model)` does not meet, or whose names may mean another edge in training mode.
 
-    A module's branch on `training` shifts the counts of what follows. A name is the same in both modes where
-    its module makes the same edges in the same order up to it.
+    A module's branch on `training` shifts the counts of later edges. A name means the same edge in both modes
+    if its module makes the same edges in the same order up to it.
     """
     if not (names := list(names)):
         return
     if call is None:
         raise SettingError(
-            "grids on edges: give example=lambda net: net(x) too, to see which edges are there"
+            "grids on edges: give example=lambda net: net(x) too; a forward shows which edges exist"
         )
     net = hooked(copy.deepcopy(model))
     with evaluating(net):
@@ -121,9 +124,9 @@ def trainable(model: nn.Module, names: Iterable[str], call: Call | None) -> None
         until = then[path].index(name) + 1
         if op != "input" and now.get(path, [])[:until] != then[path][:until]:
             raise RefusedError(
-                f"{name}: {path or 'the model itself'} computes otherwise in training ({_ops(now, path)}) "
-                f"than in evaluation ({_ops(then, path)}), so that the name could mean another edge. Choose "
-                f"an edge of another module, or move what only training does into a module of its own."
+                f"{name}: {path or 'the model itself'} runs other operators in training ({_ops(now, path)}) "
+                f"than in evaluation ({_ops(then, path)}), so the name could mean another edge. Choose an "
+                f"edge of another module, or move the code that only training runs into a module of its own."
             )
 
 

@@ -1,9 +1,9 @@
-"""Effective: weights that a layer computes from others become plain ones, as they come out.
+"""Effective: replace weights that a layer computes from other tensors by plain parameters of the same value.
 
-torch.nn.utils.parametrize (weight_norm, spectral_norm, orthogonal, one's own), the older weight_norm and
-spectral_norm, torch.nn.utils.prune. What is compressed and proved must be what runs: rows of a direction that
-is pruned to zero are 0 / 0, and a coarse grid on it moves every other number of the row.
-A pruned weight keeps its mask. What a layer did to a weight while training is gone with it.
+torch.nn.utils.parametrize (weight_norm, spectral_norm, orthogonal, custom ones), the older weight_norm and
+spectral_norm, and torch.nn.utils.prune. Compression must act on the weight that runs: a direction of
+weight_norm with a row pruned to zero gives 0 / 0, and a coarse grid on it changes the whole row.
+A pruned weight keeps its mask. Later training no longer has the constraint (a spectral norm of 1).
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ Work = tuple[str, nn.Module, str, str]  # (path of a layer, the layer, its weigh
 def computed(model: nn.Module) -> list[Work]:
     """The weights that layers compute from others."""
     found: list[Work] = []
-    pruned: list[Work] = []  # first: another layer of work may compute a weight from what is pruned
+    pruned: list[Work] = []  # first: another entry may compute a weight from a pruned one
     for path, module in model.named_modules():
         if parametrize.is_parametrized(module):
-            for name, made in module.parametrizations.items():
+            for name, chain in module.parametrizations.items():
                 found.append(
-                    (path, module, name, " and ".join(type(one).__name__.lstrip("_") for one in made))
+                    (path, module, name, " and ".join(type(part).__name__.lstrip("_") for part in chain))
                 )
         for hook in module._forward_pre_hooks.values():
             if isinstance(hook, (WeightNorm, SpectralNorm)):
@@ -42,27 +42,27 @@ def computed(model: nn.Module) -> list[Work]:
 
 
 def settled(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Make them plain parameters of `model`, which must be a private copy: (masks of pruned weights, what
-    computed each weight), by name."""
+    """Make computed weights plain parameters of `model`, which must be a private copy. Returns (masks of
+    pruned weights, what computed each weight), by name. RefusedError for shared or random ones."""
     masks: dict[str, Tensor] = {}
-    by: dict[str, str] = {}
+    computed_by: dict[str, str] = {}
     work = computed(model)
-    held = counted(model) if work else {}
+    held = holders(model) if work else {}
     for path, module, name, what in work:
         full = f"{path}.{name}" if path else name
         made_of = sources(module, name, what)
-        trained, still = learned(module, name, made_of)
+        trained, frozen = trained_sources(module, name, made_of)
         for source in made_of:
             if held[id(source)] > 1:
                 raise RefusedError(
-                    f"{full}: {what} computes it from a tensor that another layer holds too, so it cannot "
-                    f"become a weight of its own. Untie them first, or remove {what} from both"
+                    f"{full}: {what} computes it from a tensor that another layer uses too, so it cannot "
+                    f"become a separate weight. Untie the layers first, or remove {what} from both"
                 )
-        with evaluating(module):  # a spectral norm takes another step each time it is asked in training
+        with evaluating(module):  # in training, each access runs another step of the spectral norm
             if not torch.equal(getattr(module, name), getattr(module, name)):
                 raise RefusedError(
-                    f"{full}: {what} computes another weight each time, so none of them is what runs. Give "
-                    f"a model whose weights in eval mode do not go by chance"
+                    f"{full}: {what} computes a different weight each time, so there is no single weight to "
+                    f"compress. Give a model whose weights are not random in eval mode"
                 )
             if what == "prune":
                 mask = getattr(module, f"{name}_mask")
@@ -76,13 +76,13 @@ def settled(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
                 own_class(module)
                 parametrize.remove_parametrizations(module, name, leave_parametrized=True)
         as_parameter(module, name, made_of, trained)
-        half = "a part was frozen, and it learns whole" if trained and still else ""
-        by[full] = ", ".join(filter(None, (by.get(full), what, half)))
-    return masks, by
+        half = "a part was frozen, now all of it is trained" if trained and frozen else ""
+        computed_by[full] = ", ".join(filter(None, (computed_by.get(full), what, half)))
+    return masks, computed_by
 
 
 def plain_of(model: nn.Module, names: Container[str]) -> nn.Module:
-    """The model itself, or where its layers compute weights of these names a copy with plain ones."""
+    """The model itself, or a copy with plain weights if its layers compute weights of these names."""
     if not any((f"{path}.{name}" if path else name) in names for path, _, name, _ in computed(model)):
         return model
     copy = own_copy(model)
@@ -90,9 +90,9 @@ def plain_of(model: nn.Module, names: Container[str]) -> nn.Module:
     return copy
 
 
-def learned(module: nn.Module, name: str, made_of: list[Tensor]) -> tuple[bool, bool]:
-    """Whether any parameter that a weight is computed from is trained, and any is not: an adapter's own
-    too."""
+def trained_sources(module: nn.Module, name: str, made_of: list[Tensor]) -> tuple[bool, bool]:
+    """(whether any parameter that the weight is computed from is trained, whether any is not). Parameters of
+    a parametrization, such as an adapter, count too."""
     if parametrize.is_parametrized(module, name):
         made_of = list(module.parametrizations[name].parameters())  # type: ignore[index,union-attr]
     grads = [source.requires_grad for source in made_of if isinstance(source, nn.Parameter)]
@@ -108,26 +108,26 @@ def sources(module: nn.Module, name: str, what: str) -> list[Tensor]:
 
 
 def own_class(module: nn.Module) -> None:
-    """A parametrized layer has a class made for it, which its copies share, and which loses a property with
-    the parametrization of one of them."""
+    """Give a parametrized layer a class of its own. PyTorch makes one class per parametrized layer, which
+    copies share: removing the parametrization of one copy deletes the property from all."""
     cls = type(module)
     rest = {key: value for key, value in vars(cls).items() if key not in ("__dict__", "__weakref__")}
     module.__class__ = type(cls.__name__, cls.__bases__, rest)
 
 
 def as_parameter(module: nn.Module, name: str, made_of: list[Tensor], trained: bool) -> None:
-    """A weight that came of parameters is one, and trained where they were."""
-    mine = [source for source in made_of if isinstance(source, nn.Parameter)]
+    """Make a weight that was computed from parameters a parameter, trained if they were."""
+    parameters = [source for source in made_of if isinstance(source, nn.Parameter)]
     value = module._buffers.get(name)
-    if value is not None and mine:
+    if value is not None and parameters:
         del module._buffers[name]
         module.register_parameter(name, nn.Parameter(value))
-    made = module._parameters.get(name)
-    if made is not None:
-        made.requires_grad_(trained)
+    weight = module._parameters.get(name)
+    if weight is not None:
+        weight.requires_grad_(trained)
 
 
-def counted(model: nn.Module) -> dict[int, int]:
+def holders(model: nn.Module) -> dict[int, int]:
     """How many layers hold each tensor."""
     found: dict[int, int] = {}
     for module in model.modules():

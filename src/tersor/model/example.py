@@ -17,9 +17,9 @@ from tersor.model.task import Task
 def example_inputs(task: Task, model: nn.Module | None = None) -> tuple | dict[str, Any]:
     """Inputs to trace or export a model with: a tuple in order, or a dict by name.
 
-    The task's `example`; else the first calibration (else evaluation) batch, and with `model` what its
-    decoder is given where that is made of labels. A task that feeds the model its own way needs `model`, to
-    see what it is called with; TaskError without it.
+    The task's `example` if it has one, else the inputs of the first calibration (or evaluation) batch. With
+    `model`, decoder inputs that it computes from labels are added. A task with `feed` needs `model`, because
+    only a call shows its inputs; TaskError without it.
     """
     if task.example is not None:
         given = task.example
@@ -35,9 +35,7 @@ def example_inputs(task: Task, model: nn.Module | None = None) -> tuple | dict[s
             return with_decoder(model, kwargs, lambda: task.answer(model, moved))
         return kwargs or args
     if model is None:
-        raise TaskError(
-            f"task {task.name!r}: it feeds the model its own way; give example=(input, ...) for export."
-        )
+        raise TaskError(f"task {task.name!r}: it has its own feed=; give example=(input, ...) for export.")
     seen: list[tuple[tuple, dict[str, Any]]] = []
     hook = model.register_forward_pre_hook(
         lambda _, args, kwargs: seen.append((args, kwargs)), with_kwargs=True

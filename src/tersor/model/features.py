@@ -1,9 +1,9 @@
-"""Features: outputs of a student's layers, and those of a teacher's that they are to be like.
+"""Features: train the outputs of a student's layers to match those of a teacher's layers.
 
-mean squared difference of W x and y      W: none where both have the same width; else a linear map along the
-                                          axis of channels (1x1 on feature maps), from the student's width to
-                                          the teacher's, trained along and dropped afterwards
-Of tokens [B, T, C] the mean is over those that are no padding, by the batch's attention mask.
+mean squared difference of W x and y      W: the identity if both have the same width; else a linear map of
+                                          the channel axis (1x1 on feature maps), from the student's width to
+                                          the teacher's, trained too and removed afterwards
+For tokens [B, T, C] the mean leaves out padding, by the batch's attention mask.
 Romero 2015 (FitNets). Cost: one batch through both models beforehand, for the shapes.
 """
 
@@ -26,14 +26,14 @@ from tersor.model.trainable import TrainableForms
 
 
 def pairs_of(text: str) -> list[tuple[str, str]]:
-    """(student's layer, teacher's layer) of each word of "a, b=teacher.b"; one name stands for both."""
+    """(student's layer, teacher's layer) for each word of "a, b=teacher.b"; a single name means both."""
     words = [word.strip() for word in text.split(",") if word.strip()]
     halves = (word.partition("=") for word in words)
     return [(mine.strip(), theirs.strip() if equals else mine) for mine, equals, theirs in halves]
 
 
-class Along(nn.Linear):
-    """A linear map of one axis."""
+class AxisLinear(nn.Linear):
+    """A linear map along one axis."""
 
     def __init__(self, axis: int, inputs: int, outputs: int):
         super().__init__(inputs, outputs)
@@ -44,7 +44,7 @@ class Along(nn.Linear):
 
 
 class Features:
-    """What the named layers of both models gave in the last forward, by the student's name and place."""
+    """The outputs of the named layers of both models in the last forward, and the maps between them."""
 
     def __init__(self, pairs: list[tuple[str, str]]):
         self.pairs = pairs
@@ -57,54 +57,55 @@ class Features:
             found.clear()
 
     def distance(self, batch: Any = None, output: Any = None) -> list[Tensor]:
-        """Mean squared differences, one for each time that a layer ran; without the batch's padding."""
+        """Mean squared differences, one per call of a layer, without the batch's padding."""
         found = []
         for number, (mine, theirs) in enumerate(self.checked()):
             along = self.maps[f"{number}"] if f"{number}" in self.maps else nn.Identity()
             for x, y in zip(mine, theirs, strict=True):
                 apart = (along(x.float()) - y.float()).square()
-                found.append(mean(apart, tokens(self.pairs[number][0], x, batch, output)))
+                found.append(mean(apart, token_mask(self.pairs[number][0], x, batch, output)))
         return found
 
     def checked(self) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
-        """What was caught, pair by pair; RefusedError where a layer gave nothing, or other counts."""
+        """The collected outputs, pair by pair. RefusedError if a layer was not called, or the two layers of a
+        pair were called a different number of times."""
         for (a, b), mine, theirs in zip(self.pairs, self.mine, self.theirs, strict=True):
-            silent = [name for name, found in ((a, mine), (b, theirs)) if not found]
-            if silent:
+            uncalled = [name for name, found in ((a, mine), (b, theirs)) if not found]
+            if uncalled:
                 raise RefusedError(
-                    f"features: {silent[0]} is there, but gave no output: nothing calls it. Name a layer "
+                    f"features: {uncalled[0]} exists, but the model's forward does not call it. Name a layer "
                     f"that is called"
                 )
             if len(mine) != len(theirs):
                 raise RefusedError(
                     f"features: {a} runs {len(mine)} times, the teacher's {b} {len(theirs)} times. Name "
-                    f"layers that run as often"
+                    f"layers that run equally often"
                 )
             yield mine, theirs
 
     @contextlib.contextmanager
-    def beside(self, tuned: TrainableForms) -> Iterator[None]:
-        """The maps as a part of what is trained, for as long as the context lasts: they are in its parameters
-        and in its checkpoints, move with it, and leave no trace in what it folds to."""
+    def beside(self, trainable: TrainableForms) -> Iterator[None]:
+        """Attach the maps to the trained model during the context, so that they are among its parameters, are
+        in its checkpoints and move with it. The folded forms do not contain them."""
         if self.maps:
-            tuned.maps = self.maps.to(device_of(tuned))
+            trainable.maps = self.maps.to(device_of(trainable))
         try:
             yield
         finally:
             if self.maps:
-                del tuned.maps
+                del trainable.maps
 
     @contextlib.contextmanager
-    def catching(self, tuned: TrainableForms, teacher: nn.Module | None) -> Iterator[None]:
-        """Collect outputs while the context lasts."""
+    def catching(self, trainable: TrainableForms, teacher: nn.Module | None) -> Iterator[None]:
+        """Collect the layers' outputs during the context."""
         hooks = []
-        sides = [(tuned.net, 0, self.mine), *([(teacher, 1, self.theirs)] if teacher is not None else [])]
+        sides = [(trainable.net, 0, self.mine), *([(teacher, 1, self.theirs)] if teacher is not None else [])]
         try:
             for net, side, lists in sides:
                 for pair, found in zip(self.pairs, lists, strict=True):
                     layer = net.get_submodule(pair[side])
                     hooks.append(layer.register_forward_hook(
-                        lambda module, args, output, found=found: found.append(first(output))
+                        lambda module, args, output, found=found: found.append(first_tensor(output))
                     ))  # fmt: skip
             yield
         finally:
@@ -113,18 +114,18 @@ class Features:
             self.clear()
 
 
-def first(output: object) -> Tensor:
-    """What stands for a layer's output: of several tensors the first of floats."""
+def first_tensor(output: object) -> Tensor:
+    """A layer's output; if it has several tensors, the first one of floats."""
     if isinstance(output, Tensor):
         return output
     found = next((tensor for tensor in tensors_of(output) if tensor.is_floating_point()), None)
     if found is None:
-        raise RefusedError(f"features: a layer gives {shapes(output)}, no tensor of floats. Name another")
+        raise RefusedError(f"features: a layer returns {shapes(output)}, no tensor of floats. Name another")
     return found
 
 
-def tokens(layer: str, x: Tensor, batch: Any, output: Any = None) -> Tensor | None:
-    """Which places of [B, T, C] are no padding, bool [B, T]; None where no mask is plainly theirs."""
+def token_mask(layer: str, x: Tensor, batch: Any, output: Any = None) -> Tensor | None:
+    """Which tokens of [B, T, C] are not padding, bool [B, T]; None if the batch has no mask that fits."""
     if x.ndim != 3:
         return None
     decoder = "encoder" not in layer.split(".") and paired(output, batch)
@@ -133,43 +134,43 @@ def tokens(layer: str, x: Tensor, batch: Any, output: Any = None) -> Tensor | No
 
 
 def features_of(
-    text: str, tuned: TrainableForms, teacher: nn.Module | None, task: Task, seed: int
+    text: str, trainable: TrainableForms, teacher: nn.Module | None, task: Task, seed: int
 ) -> Features:
-    """The features that a setting names, with the maps they need; RefusedError where shapes differ in more
-    than the channels."""
+    """The features that a setting names, with the maps they need. RefusedError if shapes differ in more than
+    the number of channels."""
     found = Features(pairs_of(text) if teacher is not None else [])
     if not found.pairs:
         return found
-    with found.catching(tuned, teacher), evaluating(tuned):
-        for model in (tuned, teacher):
+    with found.catching(trainable, teacher), evaluating(trainable):
+        for model in (trainable, teacher):
             once(task, model, "train")  # type: ignore[arg-type]
         shapes = [
             [(tuple(x.shape), tuple(y.shape)) for x, y in zip(*pair, strict=True)] for pair in found.checked()
         ]
     for number, (pair, runs) in enumerate(zip(found.pairs, shapes, strict=True)):
-        differ = {between(*pair, *run) for run in runs}
+        differ = {channel_map(*pair, *run) for run in runs}
         if len(differ) > 1:
             raise RefusedError(
                 f"features: {pair[0]} and the teacher's {pair[1]} run {len(runs)} times with outputs of "
-                f"several widths; name layers of one width"
+                f"different widths. Name layers of one width"
             )
-        if map_ := differ.pop():
+        if axis_and_widths := differ.pop():
             with seeded(seed + number):
-                found.maps[f"{number}"] = Along(*map_)
+                found.maps[f"{number}"] = AxisLinear(*axis_and_widths)
     return found
 
 
-def between(
+def channel_map(
     mine: str, theirs: str, a: tuple[int, ...], b: tuple[int, ...]
 ) -> tuple[int, int, int] | None:  # fmt: skip
-    """(axis, the student's width, the teacher's) where two shapes differ in the axis of channels alone; None
-    for one shape."""
+    """(axis, student's width, teacher's width) if the shapes differ only in the channel axis; None if they
+    are equal. RefusedError otherwise."""
     axes = [axis for axis in range(min(len(a), len(b))) if a[axis] != b[axis]]
     if len(a) == len(b) and not axes:
         return None
     if len(a) != len(b) or len(axes) != 1 or axes[0] not in (1, len(a) - 1):
         raise RefusedError(
-            f"features: {mine} gives {list(a)}, the teacher's {theirs} {list(b)}: outputs may differ in the "
-            f"number of channels (axis 1, or the last) and in nothing else. Name layers of one resolution"
+            f"features: {mine} returns {list(a)}, the teacher's {theirs} {list(b)}: outputs may differ only "
+            f"in the number of channels (axis 1, or the last). Name layers of the same resolution"
         )
     return axes[0], a[axes[0]], b[axes[0]]

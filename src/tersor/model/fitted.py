@@ -1,10 +1,10 @@
-"""Fitted: the one place that writes into a copy of a module: tensors of new shapes, integers, other layers.
+"""Fitted: a copy of a module that holds the decoded forms; the only code that writes to modules.
 
-given module, changes, forms -> a module of its own that holds the decoded forms
-The given module's tensors are not copied: its copy is made around empty ones in the forms' shapes, and each
-is filled once. Cost: the decoded tensors, and what decoding the largest one takes.
-What was written is read back through the module's own state dict, to the bit: a hook that casts, a setter
-that computes, a layer that could not be copied come out here and not in a file.
+given module, changes, forms -> a new module with tensors of new shapes, new integers, replaced layers
+The given module's tensors are not copied: the copy gets empty tensors of the forms' shapes, and each is
+filled once. Cost: the memory of the decoded tensors, plus what decoding the largest one needs.
+Every tensor is read back through the new module's state dict and compared bit by bit, so that a hook that
+casts, a setter that computes or a layer that cannot be copied is an error here and not a wrong file.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ def fitted(
     model: nn.Module, forms: Mapping[str, Form], sites: Mapping[str, Site], aliases: Mapping[str, str] = NONE,
     changes: Sequence[Change] = (),
 ) -> nn.Module:  # fmt: skip
-    """A copy of `model` with `changes` made, whose tensors are the decoded forms: each in its site's dtype,
-    on the device of the tensor that was there.
+    """A copy of `model` with `changes` applied, whose tensors are the decoded forms: each in its site's
+    dtype, on the device of the tensor that it replaces.
 
-    `model` is as it was given, before any change; weights that its layers compute are plain in the copy.
-    `forms`, `sites` and `aliases` (other names of sites) are as they are now. Model and forms may tie
-    different tensors, if the values agree. What is not in the state dict comes along: hooks, modes,
-    attributes, other buffers. A buffer on another's memory gets its own.
+    `model` is the given module, before any change; weights that its layers compute are plain in the copy.
+    `forms`, `sites` and `aliases` (other names of sites) are the current ones. Model and forms may tie
+    different tensors if the values agree. Everything outside the state dict is copied too: hooks, modes,
+    attributes, other buffers. A buffer that shares another's memory gets its own.
 
-    Raises SiteError where the model is not the one that the forms were made from, RefusedError where the
-    changes do not fit the shapes or the module does not give back what was written.
+    Raises SiteError if the forms were made from another model, and RefusedError if the changes do not fit
+    the shapes or the module does not return the values that were written.
     """
     model = plain_of(model, names_of(forms, aliases))
-    pairs = around(model, forms, sites, aliases)
+    pairs = replacements(model, forms, sites, aliases)
     given = {memory(old) for _, old, _ in pairs} - {0}
     twin = twin_of(model, changes, {id(old): new for _, old, new in pairs})
     tensors, tied = held(twin.model)
@@ -63,18 +63,18 @@ def fitted(
     for name, tensor in tensors.items():
         write(name, tensor, [(site, forms[site], sites[site].torch_dtype) for site in source[name]])
         sums[name] = checksum(tensor)
-    settle(twin, moved)
+    set_sizes(twin, moved)
     read_back(twin.model, tensors, tied, sums)
     for module in twin.model.modules():
         if isinstance(module, nn.RNNBase):
-            module.flatten_parameters()  # a GPU wants all weights in one piece of memory
+            module.flatten_parameters()  # cuDNN needs all weights in one block of memory
     return twin.model
 
 
-def around(
+def replacements(
     model: nn.Module, forms: Mapping[str, Form], sites: Mapping[str, Site], aliases: Mapping[str, str]
 ) -> list[tuple[str, Tensor, Tensor]]:
-    """(site, tensor of the model, an empty one for the site's form) of each tensor that is still there."""
+    """(site, tensor of the model, empty tensor for the site's form) for each tensor that still has a site."""
     tensors, tied = held(model)
     also: dict[str, list[str]] = {}
     for alias, name in tied.items():
@@ -89,11 +89,11 @@ def around(
 
 
 def check_given(name: str, tensor: Tensor, site: Site) -> None:
-    """Refuse a tensor of the given model that its site was not made from."""
+    """Refuse a tensor of the given model whose shape or kind of dtype is not that of its site."""
     mine, theirs = (tensor.dtype, site.torch_dtype)
-    alike = (mine.is_floating_point, mine.is_complex) == (theirs.is_floating_point, theirs.is_complex)
-    if not site.origin and (site.shape != tuple(tensor.shape) or not alike):
-        of = ("", "") if alike else (f" of {mine}", f" of {theirs}")
+    same_kind = (mine.is_floating_point, mine.is_complex) == (theirs.is_floating_point, theirs.is_complex)
+    if not site.origin and (site.shape != tuple(tensor.shape) or not same_kind):
+        of = ("", "") if same_kind else (f" of {mine}", f" of {theirs}")
         raise SiteError(
             f"{name}: the model has shape {list(tensor.shape)}{of[0]}, the form {list(site.shape)}{of[1]}. "
             f"Give the model that was compressed (same class, same settings)."
@@ -101,15 +101,15 @@ def check_given(name: str, tensor: Tensor, site: Site) -> None:
 
 
 def names_of(forms: Mapping[str, Form], aliases: Mapping[str, str]) -> dict[str, str]:
-    """Every name of a form -> the name that it goes by."""
+    """Every name of a form, aliases included -> the name of its site."""
     return {name: name for name in forms} | {alias: site for alias, site in aliases.items() if site in forms}
 
 
 def sources(
     own: Iterable[str], tied: Mapping[str, str], forms: Mapping[str, Form], aliases: Mapping[str, str]
 ) -> dict[str, list[str]]:
-    """For each site of the model the names of its forms. A tensor goes by any of its names: a checkpoint may
-    hold one of tied tensors, or both, and know of no tie; then their values have to agree."""
+    """For each tensor of the model the names of its forms. Any name of the tensor counts: a checkpoint may
+    hold one or all of several tied tensors without recording the tie; then their values must agree."""
     own = list(own)
     known = {name: name for name in own} | dict(tied)
     origin: dict[str, list[str]] = {name: [] for name in own}
@@ -120,13 +120,13 @@ def sources(
     missing, extra = [name for name in sorted(own) if not origin[name]], sorted(forms.keys() - used)
     if missing or extra:
         name = (missing or extra)[0]
-        said = "has {0}, which the forms lack" if missing else "lacks {0}, which the forms have"
-        raise SiteError(f"the model {said.format(name)}; {did_you_mean(name, extra or own)}")
+        text = "has {0}, which the forms lack" if missing else "lacks {0}, which the forms have"
+        raise SiteError(f"the model {text.format(name)}; {did_you_mean(name, extra or own)}")
     return origin
 
 
 def write(name: str, tensor: Tensor, forms: Sequence[tuple[str, Form, torch.dtype]]) -> None:
-    """The decoded value into a tensor; of several forms all are the same."""
+    """Write the decoded value into a tensor. Several forms must decode to the same value."""
     (first, form, dtype), *others = forms
     value = form.decode().to(dtype)
     if value.shape != tensor.shape:
@@ -142,15 +142,15 @@ def write(name: str, tensor: Tensor, forms: Sequence[tuple[str, Form, torch.dtyp
     stored = {memory(array) for _, node in form.walk() for array in node.arrays().values()}
     fits = (value.dtype, value.device, value.stride()) == (tensor.dtype, tensor.device, tensor.stride())
     if fits and memory(value) not in stored and value.untyped_storage().nbytes() == value.nbytes:
-        tensor.data = value.detach()  # made for this, and for nobody else: a copy would be its only use
+        tensor.data = value.detach()  # nothing else holds this memory, so a copy is not needed
         return
     with torch.no_grad():
         tensor.copy_(value)
 
 
-def settle(twin: Twin, moved: set[int]) -> None:
-    """The integers of stock layers that the shapes of their tensors say, where those have changed; what was
-    set has to agree."""
+def set_sizes(twin: Twin, moved: set[int]) -> None:
+    """Set the integers of stock layers that follow from the shapes of their tensors, if those have changed.
+    RefusedError if a Set gave one another value."""
     modules = list(twin.model.named_modules())
     asked: dict[int, set[str]] = {}
     for path, keys in twin.asked.items():
@@ -167,7 +167,7 @@ def settle(twin: Twin, moved: set[int]) -> None:
                 continue
             if key in names:
                 raise RefusedError(
-                    f"{path}.{key} was set to {now}, but the shapes of its tensors say {value}. Cut the "
+                    f"{path}.{key} was set to {now}, but the shapes of its tensors imply {value}. Cut the "
                     f"tensors and set the integer together."
                 )
             setattr(module, key, value)
@@ -176,16 +176,16 @@ def settle(twin: Twin, moved: set[int]) -> None:
 def read_back(
     model: nn.Module, tensors: Mapping[str, Tensor], tied: Mapping[str, str], sums: Mapping[str, int]
 ) -> None:
-    """Refuse a module whose state dict is not what was written."""
+    """Refuse a module whose state dict differs from the written tensors."""
     state = model.state_dict()
     for name in (*tensors, *tied):
         site = tied.get(name, name)
         wrote, has = tensors[site], state.get(name)
         if has is None or not same(has, wrote) or checksum(wrote) != sums[site]:
-            why = "is not in its state dict" if has is None else "comes back changed"
+            why = "is missing from its state dict" if has is None else "is changed in its state dict"
             raise RefusedError(
-                f"{name}: what was written {why}. The module, or a hook on its state dict, computes this "
-                f"tensor when it is asked for: what is stored would not be what runs."
+                f"{name}: the written value {why}. The module, or a hook on its state dict, computes this "
+                f"tensor on access, so the stored value would not be the one that runs."
             )
     if extra := sorted(state.keys() - {*tensors, *tied}):
-        raise RefusedError(f"{extra[0]}: the state dict has it only the second time it is asked for")
+        raise RefusedError(f"{extra[0]}: it is in the second state dict of the module, but not in the first")

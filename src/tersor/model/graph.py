@@ -1,7 +1,7 @@
-"""Graph: one trace of a model's forward, asked by everyone who must know what a tensor is for.
+"""Graph: one trace of a model's forward, the source for everything that depends on how tensors are used.
 
-torch.export, not strict and not decomposed: ATen operators in order, each with the module that ran it and the
-values it made as shapes. In eval mode, for the shapes of one example; nothing is computed.
+torch.export, neither strict nor decomposed: the ATen operators in order, each with the module that ran it and
+the shapes of its outputs. In eval mode, for the shapes of one example; nothing is computed.
 Cost: some milliseconds and some kB an operator, a second for a ResNet-50.
 """
 
@@ -25,7 +25,7 @@ from tersor.model.answers import tensors_of
 from tersor.model.batches import evaluating, steady
 from tersor.model.ops import OPS
 
-Inputs = tuple[Any, ...] | dict[str, Any]  # what a model is called with: in order, or by name
+Inputs = tuple[Any, ...] | dict[str, Any]  # a model's arguments: in order, or by name
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,10 +52,10 @@ class Graph:
         return next(node for node in self.program.graph.nodes if node.op == "output")
 
     def feed(self, tensors: Mapping[str, Tensor], leaves: Iterable[Any]) -> dict[fx.Node, Any]:
-        """What the placeholders stand for, in order: tensors of a model, by the first of their names, and the
-        leaves of what it is called with."""
-        told, rest = self.program.graph_signature, iter(leaves)
-        constants = {**told.inputs_to_lifted_tensor_constants, **told.inputs_to_lifted_custom_objs}
+        """The values of the placeholders, in order, from the model's tensors by the first of their names and
+        the leaves of its arguments."""
+        signature, rest = self.program.graph_signature, iter(leaves)
+        constants = {**signature.inputs_to_lifted_tensor_constants, **signature.inputs_to_lifted_custom_objs}
         return {
             node: tensors[self.tensors[node]] if node in self.tensors
             else self.program.constants[constants[node.name]] if node.name in constants else next(rest)
@@ -70,64 +70,65 @@ class Graph:
 
     @cached_property
     def edges(self) -> dict[str, tuple[fx.Node, int | None]]:
-        """What watch.py names, `path/op:k`, as the operator that makes it and, of several, which output."""
+        """For each edge name of watch.py, `path/op:k`, the operator that makes the edge and the index of the
+        output, or None if the operator has only one."""
         counts: dict[Any, dict[str, int]] = {}
         found: dict[str, tuple[fx.Node, int | None]] = {}
         for node in self.nodes:
-            op, made = OPS.get(op_name(node)), values(node)
-            if op is None or not any(map(floating, made)):
+            op, outputs = OPS.get(op_name(node)), values(node)
+            if op is None or not any(map(floating, outputs)):
                 continue
             stack = node.meta.get("nn_module_stack") or {}
-            mine = counts.setdefault(tuple((key, path) for key, (path, _) in stack.items()), {})
-            mine[op] = mine.get(op, -1) + 1
-            name, several = f"{self.path(node)}/{op}:{mine[op]}", isinstance(value(node), (tuple, list))
-            for j, one in enumerate(made):
-                if floating(one):
+            count = counts.setdefault(tuple((key, path) for key, (path, _) in stack.items()), {})
+            count[op] = count.get(op, -1) + 1
+            name, several = f"{self.path(node)}/{op}:{count[op]}", isinstance(value(node), (tuple, list))
+            for j, output in enumerate(outputs):
+                if floating(output):
                     found.setdefault(f"{name}.{j}" if several else name, (node, j if several else None))
         return found
 
     @cached_property
     def constant(self) -> frozenset[fx.Node]:
-        """What no argument of the model reaches."""
+        """The operators whose outputs do not depend on any argument of the model."""
         reached, memory = set(self.inputs), set(self.inputs)
-        for node in self.nodes:  # what is written in place is reached from there on, and what it is a view of
-            if any(one in reached or viewed_of(one) in memory for one in node.all_input_nodes):
+        for node in self.nodes:  # an in-place write also reaches the memory that its target is a view of
+            if any(used in reached or viewed_of(used) in memory for used in node.all_input_nodes):
                 reached.add(node)
-                memory |= {viewed_of(one) for one in written(node)}
+                memory |= {viewed_of(target) for target in written(node)}
         return frozenset(node for node in self.nodes if node not in reached)
 
     @cached_property
     def unread(self) -> frozenset[str]:
-        """Parameters and buffers that no answer depends on."""
+        """Parameters and buffers that no output depends on."""
         live = {self.output}
         for node in reversed(list(self.program.graph.nodes)):
-            if node in live or written(node):  # what is written may be read by another name
+            if node in live or written(node):  # a written tensor may be read through another node
                 live |= set(node.all_input_nodes)
         return frozenset(set(self.tensors.values()) - {self.tensors[n] for n in live if n in self.tensors})
 
 
 def traced(model: nn.Module, inputs: Inputs) -> Graph:
     """The graph of `model(*inputs)`, or of `model(**inputs)`, in eval mode. The model, its modes and all
-    random state are left as they were. RefusedError says why a model cannot be traced."""
+    random state do not change. RefusedError if the model cannot be traced."""
     args, kwargs = ((), inputs) if isinstance(inputs, dict) else (tuple(inputs), {})
     with evaluating(model), steady(), quiet():
         try:
-            program = torch.export.export(Answers(model), args, kwargs, strict=False)
-        except Exception as error:  # of any kind: torch.export has many of its own, and runs the user's code
-            said = f"{type(error).__name__}: {first_line(error)}"
-            raise RefusedError(f"torch.export cannot trace the model: {said}") from error
+            program = torch.export.export(TensorOutputs(model), args, kwargs, strict=False)
+        except Exception as error:  # any class: torch.export has many of its own and runs the user's code
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            raise RefusedError(f"torch.export cannot trace the model: {reason}") from error
     signature, first = program.graph_signature, first_names(model)
-    told = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-    named = {node: own_name(told[node.name]) for node in placeholders(program) if node.name in told}
+    names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    named = {node: own_name(names[node.name]) for node in placeholders(program) if node.name in names}
     tensors = {node: first.get(name, name) for node, name in named.items()}
     once = {id(module): path for path, module in model.named_modules()}
     paths = {path: once[id(module)] for path, module in model.named_modules(remove_duplicate=False)}
     return Graph(program, paths, tensors)
 
 
-class Answers(nn.Module):
-    """A model whose answer is a tuple of the tensors in the model's own: caches and other objects that
-    torch.export does not know are opened or left out."""
+class TensorOutputs(nn.Module):
+    """Wraps a model so that it returns only the tensors of its output, as a tuple. torch.export cannot return
+    caches and other objects."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -138,12 +139,12 @@ class Answers(nn.Module):
 
 
 def placeholders(program: ExportedProgram) -> list[fx.Node]:
-    """What stands for the model's tensors and arguments, in order."""
+    """The placeholders of the model's tensors and arguments, in order."""
     return [node for node in program.graph.nodes if node.op == "placeholder"]
 
 
 def own_name(name: str) -> str:
-    """A name in the model itself, of one in Answers."""
+    """The name in the model itself, for a name in TensorOutputs."""
     return "" if name == "model" else name.removeprefix("model.")
 
 
@@ -164,25 +165,25 @@ def op_name(node: fx.Node) -> str:
 
 
 def value(node: fx.Node) -> Any:
-    """What the operator makes: tensors as shapes, without their numbers."""
+    """The operator's output, with tensors that have shapes but no data."""
     return node.meta.get("val")
 
 
 def values(node: fx.Node) -> list[Any]:
-    made = value(node)
-    return list(made) if isinstance(made, (tuple, list)) else [made]
+    output = value(node)
+    return list(output) if isinstance(output, (tuple, list)) else [output]
 
 
-def floating(made: Any) -> bool:
-    return isinstance(made, Tensor) and made.is_floating_point()
+def floating(output: Any) -> bool:
+    return isinstance(output, Tensor) and output.is_floating_point()
 
 
 def arguments(node: fx.Node) -> dict[str, Any]:
-    """What an operator is given, by the names of its arguments, with defaults; of functions that are none of
-    ATen's, by place: "0"."""
-    told = getattr(getattr(node.target, "_schema", None), "arguments", ())
-    defaults = {a.name: a.default_value for a in told if a.has_default_value()}
-    names = [a.name for a in told] or [str(at) for at in range(len(node.args))]
+    """An operator's arguments by name, defaults included. For a function without a schema the names are the
+    positions: "0"."""
+    schema = getattr(getattr(node.target, "_schema", None), "arguments", ())
+    defaults = {a.name: a.default_value for a in schema if a.has_default_value()}
+    names = [a.name for a in schema] or [str(at) for at in range(len(node.args))]
     return {**defaults, **dict(zip(names, node.args, strict=False)), **node.kwargs}
 
 
@@ -193,33 +194,33 @@ def written(node: fx.Node) -> list[fx.Node]:
         return []
     given, found = arguments(node), []
     for argument in schema.arguments:
-        one = given.get(argument.name)
+        arg = given.get(argument.name)
         if argument.alias_info is not None and argument.alias_info.is_write:
-            found += [n for n in (one if isinstance(one, (list, tuple)) else [one]) if isinstance(n, fx.Node)]
+            found += [n for n in (arg if isinstance(arg, (list, tuple)) else [arg]) if isinstance(n, fx.Node)]
     return found
 
 
 def viewed_of(node: fx.Node) -> fx.Node:
-    """The operator that made the memory which this one shows."""
+    """The operator that allocated the memory of this one's output: itself, unless its output is a view."""
     while node.op == "call_function":
         schema = getattr(node.target, "_schema", None)
         if schema is None and op_name(node) != "getitem":
             break
-        shown = schema is None or any(made.alias_info is not None for made in schema.returns)
+        shown = schema is None or any(result.alias_info is not None for result in schema.returns)
         if not shown or not node.args or not isinstance(node.args[0], fx.Node):
             break
-        node = node.args[0]  # of all operators of ATen that show another's memory the first argument
+        node = node.args[0]  # every ATen operator that returns a view takes its base as first argument
     return node
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without what torch.export tells of its own doings."""
+    """Suppress the logs and warnings of torch.export."""
     logger = logging.getLogger("torch")
     level = logger.level
-    logger.setLevel(logging.CRITICAL)  # what fails is raised too
+    logger.setLevel(logging.CRITICAL)  # failures are raised anyway
     try:
-        # It prints the whole graph so far where it fails on a size that hangs on values.
+        # torch.export prints the whole graph when it fails on a data-dependent size.
         with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield

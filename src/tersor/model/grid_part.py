@@ -1,7 +1,7 @@
 """Grid parts: a grid on an edge while a model runs, trains or is exported.
 
-simulated   x rounded in float, with gradients to x and to the scale      see maths/rounding.py
-exported    one node tersor::grid(x, scale, zero, bits, signed, axis), which a runtime's writer makes its own
+simulated   x rounded in float, with gradients for x and the scale        see maths/rounding.py
+exported    one node tersor::grid(x, scale, zero, bits, signed, axis), which a runtime's writer converts
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from tersor.maths.units import TINY, check_bits
 
 
 class GridPart(nn.Module):
-    """The side of a Grid that runs: `scale` [1] or [C] learns, `zero` stands."""
+    """A Grid as a module: `scale` [1] or [C] is trained, `zero` is fixed."""
 
     zero: Tensor
 
     def __init__(self, name: str, grid: Grid):
         super().__init__()
         self.name, self.grid, self.limits = name, grid, code_limits(grid.bits, grid.signed)
-        self.marked = False  # in a copy that is exported: one node stands for the grid
+        self.marked = False  # True in a copy for export: the grid is one node
         scale = grid.scale.decode().float().clone()
         zero = torch.zeros(scale.shape) if grid.zero is None else grid.zero.decode().clone()
         check(name, grid, scale, zero)
@@ -35,7 +35,7 @@ class GridPart(nn.Module):
         self.register_buffer("zero", zero.to(narrowest(grid)))
 
     def value(self, x: Tensor) -> Tensor:
-        """x on the grid, of x's shape and dtype."""
+        """x rounded to the grid, with x's shape and dtype."""
         grid = self.grid
         if self.marked:
             return torch.ops.tersor.grid(x, self.scale, self.zero, grid.bits, grid.signed, grid.axis)
@@ -46,12 +46,12 @@ class GridPart(nn.Module):
         return on_grid(x, scale.abs().clamp_min(TINY), zero, self.limits)
 
     def fold(self) -> Grid:
-        """The grid as it has been learned."""
+        """The grid with the trained scale."""
         return self.grid.replace(scale=Dense(self.scale.detach().cpu().abs().clamp_min(TINY)))
 
 
 def spread(name: str, values: Tensor, x: Tensor, axis: int) -> Tensor:
-    """One value for the tensor, or one for each channel, shaped to be broadcast to x."""
+    """One value, or one per channel along `axis`, reshaped to broadcast to x."""
     if len(values) == 1:
         return values.reshape(())
     if axis >= x.ndim or x.shape[axis] != len(values):
@@ -63,7 +63,7 @@ def spread(name: str, values: Tensor, x: Tensor, axis: int) -> Tensor:
 
 
 def narrowest(grid: Grid) -> torch.dtype:
-    """What holds a zero: runtimes read the type of the codes from it."""
+    """The dtype of the zero point; runtimes read the type of the codes from it."""
     return torch.int32 if grid.bits > 8 else torch.int8 if grid.signed else torch.uint8
 
 
@@ -71,26 +71,26 @@ def check(name: str, grid: Grid, scale: Tensor, zero: Tensor) -> None:
     """Refuse a grid that cannot round, or that is stale."""
     if grid.stale:
         raise RefusedError(
-            f"{name}: its grid is stale: something upstream has changed since. Calibrate this edge again."
+            f"{name}: its grid is stale: the model has changed since calibration. Calibrate this edge again."
         )
     check_bits(name, grid.bits, 1, 16)
     low, high = code_limits(grid.bits, grid.signed)
     if scale.ndim != 1 or scale.shape != zero.shape or grid.axis < 0:
         raise SettingError(
             f"{name}: a grid has scale {list(scale.shape)}, zero {list(zero.shape)}, axis={grid.axis}, but "
-            f"scale and zero are [1], or [C] along an axis counted from 0"
+            f"scale and zero must be [1], or [C] along an axis counted from 0"
         )
     if not (scale.isfinite() & (scale > 0)).all():
         raise SettingError(f"{name}: a grid has a scale that is not a positive number")
     if ((zero < low) | (zero > high)).any() or not torch.equal(zero, zero.round()):
-        raise SettingError(f"{name}: a grid's zero is one of its codes, {low} to {high}")
+        raise SettingError(f"{name}: a grid's zero point must be one of its codes, {low} to {high}")
 
 
 @torch.library.custom_op("tersor::grid", mutates_args=())
 def grid_op(  # noqa: PLR0917  an operator has no keywords
     x: Tensor, scale: Tensor, zero: Tensor, bits: int, signed: bool, axis: int
 ) -> Tensor:
-    """x on a grid, as one operator of an exported graph; its fields are those of forms.Grid."""
+    """x rounded to a grid, as one operator of an exported graph. The arguments are fields of forms.Grid."""
     limits = code_limits(bits, signed)
     scale, zero = (spread("tersor::grid", values, x, axis) for values in (scale, zero))
     return on_grid(x, scale, zero, limits)

@@ -1,7 +1,7 @@
-"""Groups: which parameters of a training share a learning rate and a weight decay.
+"""Groups: parameter groups of the optimizer, each with one learning rate factor and one weight decay.
 
-lr of a parameter = lr * schedule * factor      the factor of the first glob that its site's name matches
-Matrices and convolutions decay; vectors do not. What is frozen is in no group: no optimizer moves it.
+lr of a parameter = lr * schedule * factor      factor: that of the first glob that matches its site's name
+Matrices and convolutions have weight decay; vectors do not. Frozen parameters are in no group.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from tersor.model.trainable import TrainableForms
 
 
 def factors_of(given: Any, who: str) -> str:
-    """A setting lr_of in its one spelling, "head.*=10.0,*.bias=0.5", from that text, a mapping, or a list of
-    either pairs or such texts; SettingError for any other."""
+    """The setting lr_of in its normal form, "head.*=10.0,*.bias=0.5", from such a text, a mapping, or a list
+    of pairs or texts. SettingError for anything else."""
     if isinstance(given, str):
         items: list[Any] = [word for word in map(str.strip, given.split(",")) if word]
     elif isinstance(given, Mapping):
@@ -37,24 +37,24 @@ def factors_of(given: Any, who: str) -> str:
             value = math.nan
         if not isinstance(glob, str) or not glob.strip() or "," in glob or not 0 < value < math.inf:
             raise SettingError(
-                f"{who}: lr_of={given!r}, but it is globs of weights with factors of lr above 0, such as "
-                f"'head.*=10,*.bias=0.5' or {{'head.*': 10}}. To keep weights still freeze them, or leave "
-                f"them out by where"
+                f"{who}: lr_of={given!r}, but it must be globs of weights with factors of lr above 0, such "
+                f"as 'head.*=10,*.bias=0.5' or {{'head.*': 10}}. To keep weights unchanged, freeze them or "
+                f"leave them out with where"
             )
         found.append(f"{glob.strip()}={value!r}")
     return ",".join(found)
 
 
-def pairs(told: str) -> list[tuple[str, float]]:
-    """(glob, factor) of what factors_of gives."""
-    halves = (word.rpartition("=") for word in told.split(",") if word)
+def pairs(lr_of: str) -> list[tuple[str, float]]:
+    """The (glob, factor) pairs of a text from factors_of."""
+    halves = (word.rpartition("=") for word in lr_of.split(",") if word)
     return [(glob, float(factor)) for glob, _, factor in halves]
 
 
-def groups_of(tuned: TrainableForms, lr_of: str, weight_decay: float) -> list[dict[str, Any]]:
-    """Groups for an optimizer, each with its "factor". SiteError for a glob that no parameter in training
-    matches."""
-    table, sites = pairs(lr_of), tuned.learning
+def groups_of(trainable: TrainableForms, lr_of: str, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups for an optimizer, each with its "factor". SiteError for a glob that matches no site in
+    training."""
+    table, sites = pairs(lr_of), trainable.learning
     for glob, _ in table:
         if not any(fnmatchcase(site, glob) for site in sites):
             raise SiteError(
@@ -64,12 +64,12 @@ def groups_of(tuned: TrainableForms, lr_of: str, weight_decay: float) -> list[di
     factor_of = {}
     for site in sites:
         factor = next((factor for glob, factor in table if fnmatchcase(site, glob)), 1.0)
-        factor_of.update({id(parameter): factor for parameter in tuned.part_of(site).parameters()})
+        factor_of.update({id(parameter): factor for parameter in trainable.part_of(site).parameters()})
     found: dict[tuple[float, float], list[nn.Parameter]] = {}
-    every = [p for p in tuned.parameters() if p.requires_grad]
+    every = [p for p in trainable.parameters() if p.requires_grad]
     for decays in (True, False):
         for parameter in every:
             if (parameter.ndim >= 2) == decays:
-                sort = weight_decay if decays else 0.0, factor_of.get(id(parameter), 1.0)
-                found.setdefault(sort, []).append(parameter)
+                key = weight_decay if decays else 0.0, factor_of.get(id(parameter), 1.0)
+                found.setdefault(key, []).append(parameter)
     return [{"params": p, "weight_decay": decay, "factor": factor} for (decay, factor), p in found.items()]

@@ -1,7 +1,7 @@
-"""Named objects: "file.py:name" and "package.module:name" on the command line, as Python objects.
+"""Import object: import "file.py:name" or "package.module:name" from the command line as a Python object.
 
-The user's file is run, once a process, as an import would: it may import its neighbors. Whatever it raises is
-reported as an error of that file. Nothing is unpickled and nothing is looked for elsewhere.
+The user's file runs once per process, like an import, and may import files next to it. An exception that it
+raises is reported as an error of that file. Nothing is unpickled, and no other place is searched.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 from tersor.errors import TersorError, did_you_mean
 
-# What code that is not ours may raise: the built-in errors. A class of its own comes through as it is.
+# The built-in errors, which the user's code may raise. Exceptions of other classes are not converted.
 THEIRS = (
     ArithmeticError,
     AssertionError,
@@ -40,7 +40,8 @@ THEIRS = (
 
 
 def import_object(text: str, noun: str, error: type[TersorError], wanted: type) -> Any:
-    """The `wanted` object that `text` names, or that the function it names returns without arguments.
+    """The object that `text` names, of class `wanted`, or what the function that it names returns without
+    arguments.
 
     `noun` ("task", "model") and `error` are for messages, which name the file and what was found in it.
     """
@@ -74,7 +75,7 @@ def _from_file(path: Path, noun: str, error: type[TersorError]) -> ModuleType:
         raise error(f"{noun}: there is no file {path}{hint}")
     if path.suffix != ".py":
         raise error(f"{noun}: {path} is not a Python file (.py)")
-    # One name a path: the file runs once even where it gives both the model and the task.
+    # One module name per path: a file that gives both the model and the task runs once.
     name = f"{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
     if name in sys.modules:
         return sys.modules[name]
@@ -82,14 +83,14 @@ def _from_file(path: Path, noun: str, error: type[TersorError]) -> ModuleType:
     if spec is None or spec.loader is None:
         raise error(f"{noun}: {path} cannot be loaded as Python")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickling in the user's file look themselves up here
+    sys.modules[name] = module  # dataclasses and pickle look up the module here
     loader = spec.loader
     done = False
     try:
         _run(lambda: loader.exec_module(module), str(path), noun, error)
         done = True
     finally:
-        if not done:  # or the next call would find a half-made module
+        if not done:  # otherwise the next call would find a partly initialized module
             del sys.modules[name]
     return module
 
@@ -103,14 +104,15 @@ def _run(call: Callable[[], Any], what: str, noun: str, error: type[TersorError]
         return call()
     except THEIRS as problem:
         frames = traceback.extract_tb(problem.__traceback__)[1:]
-        theirs = [frame for frame in frames if not frame.filename.startswith("<")]  # "<": the import system
+        # Frames in files that start with "<" belong to the import system.
+        theirs = [frame for frame in frames if not frame.filename.startswith("<")]
         line = f" ({Path(theirs[-1].filename).name}, line {theirs[-1].lineno})" if theirs else ""
         raise error(f"{noun}: {what} failed with {type(problem).__name__}: {problem}{line}") from problem
 
 
 @contextmanager
 def _importable(folder: Path) -> Iterator[None]:
-    """The folder first on the path of imports, as for a script that lies in it."""
+    """Put the folder first in sys.path, as for a script in it."""
     sys.path.insert(0, str(folder))
     try:
         yield

@@ -1,6 +1,6 @@
-"""Kinds: which tensors can be stored bit for bit, and the way out for every other.
+"""Kinds: which tensors can be stored bit for bit, and what to do with the others.
 
-strided, with values, of one of the dtypes that a file holds: tersor/dtypes.py, docs/format.md section 1
+strided, with data, of a dtype that a file can hold: tersor/dtypes.py, docs/format.md section 1
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from tersor.dtypes import BY_DTYPE, unheld
 
 
 def unfit(value: Any, *, meta: bool = False) -> str:
-    """What this is that cannot be stored, and the way out; empty where it can be. `meta`: its values are
-    elsewhere."""
+    """Why this value cannot be stored, and the way out; "" if it can be. `meta` allows meta tensors, whose
+    data is elsewhere."""
     if not isinstance(value, Tensor):
         return f"a {type(value).__name__}; only tensors can be stored. Make it one: torch.tensor(x)"
     if value.is_quantized:
@@ -28,15 +28,15 @@ def unfit(value: Any, *, meta: bool = False) -> str:
     if value.layout is not torch.strided:
         return f"a tensor of layout {value.layout}; only plain tensors can be stored. Store x.to_dense()"
     if value.is_meta and not meta:
-        return "a meta tensor: it has no values. Store it after its values were loaded"
+        return "a meta tensor: it has no values. Load its values before storing it"
     return unheld(value.dtype)
 
 
 def repeats(value: Tensor) -> bool:
-    """Whether it shows one element at several places, as what expand() returns does."""
+    """Whether several elements share one memory location, as in the output of expand()."""
     return any(step == 0 and n > 1 for n, step in zip(value.shape, value.stride(), strict=True))
 
 
 def resolved(value: Tensor) -> Tensor:
-    """The same numbers in memory as they are meant: PyTorch writes a conjugate or a negative as a mark."""
+    """The tensor with conjugation and negation applied in memory; PyTorch keeps them as flags."""
     return value.resolve_conj().resolve_neg()

@@ -1,9 +1,10 @@
-"""Known: a model's graph evaluated with NaN for "depends": what is known of its values without its input.
+"""Known: evaluate a model's graph with NaN for "depends on the input", to find values that are constant.
 
-A NaN spreads through every operator that keeps it (model/passing.py), not past a weight of 0, and fills what
-any other operator makes or writes. What is no float cannot be NaN: where it depends, it is DEPENDS.
-The batch of the example fixes every shape; what is written in place is written here too, views included.
-Cost: one pass of at most BATCH samples each time.
+A NaN passes through every operator that keeps NaNs (model/passing.py), except where a weight is 0. The
+outputs and in-place writes of all other operators become NaN entirely. A value that is not a float and
+depends on the input is DEPENDS. Shapes are those of the example. In-place writes are carried out, views
+included.
+Cost: one pass of at most BATCH samples per evaluation.
 """
 
 from __future__ import annotations
@@ -27,26 +28,27 @@ from tersor.model.graph import Graph, Inputs, arguments, floating, traced, value
 from tersor.model.passing import APART, FACTORS, PASSING, SHAPES, base
 from tersor.model.task import MISFIT
 
-BATCH = 128  # samples of the example, at most
-ROUNDING = 1e-5  # of the largest number: what two passes over one model may differ by
+BATCH = 128  # most samples used of the example
+ROUNDING = 1e-5  # allowed difference of two passes over one model, relative to the largest output
 DEPENDS = object()
-Look = Callable[[fx.Node, Tensor, Tensor], Tensor]  # (product, its first factor, its answer) -> answer
+# (operator of a product, its first factor, its output) -> output
+OnProduct = Callable[[fx.Node, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
 class Followed:
-    """A model whose graph computes what the model does."""
+    """A model with a graph that was checked to compute the same."""
 
     graph: Graph
-    tensors: dict[str, Tensor]  # the model's own, by the first of their names
-    leaves: list[Any]  # of the example, at most BATCH samples
-    views: frozenset[fx.Node]  # operators that answer with memory of what they are given
-    written: frozenset[fx.Node]  # what lies in memory that the input is written to, sooner or later
-    plain: dict[fx.Node, Any]  # what operators make of the example; {} where any of them writes
+    tensors: dict[str, Tensor]  # the model's, by the first of their names
+    leaves: list[Any]  # of the example's arguments, at most BATCH samples
+    views: frozenset[fx.Node]  # operators whose output shares memory with an argument
+    written: frozenset[fx.Node]  # nodes in memory to which input-dependent values are written at any time
+    plain: dict[fx.Node, Any]  # outputs of the operators for the example; {} if any of them writes in place
 
     @cached_property
     def own(self) -> dict[fx.Node, str]:
-        """Placeholders of tensors that one operator reads, and no other under any name."""
+        """Placeholders of tensors with one name and memory of their own that exactly one operator reads."""
         names = Counter(self.graph.tensors.values())
         memory = Counter(x.untyped_storage().data_ptr() for x in self.tensors.values() if x.numel())
         return {
@@ -56,122 +58,129 @@ class Followed:
         }  # fmt: skip
 
     def constant(self, n: Any) -> bool:
-        """Whether this is no operand, or the same for every input."""
-        there = not isinstance(n, fx.Node) or n.op == "get_attr"
-        there = there or (n in self.graph.constant and n not in self.written)
-        return there or (n.op == "placeholder" and n not in self.graph.inputs)
+        """Whether this argument has the same value for every input of the model."""
+        fixed = not isinstance(n, fx.Node) or n.op == "get_attr"
+        fixed = fixed or (n in self.graph.constant and n not in self.written)
+        return fixed or (n.op == "placeholder" and n not in self.graph.inputs)
 
     def fixed(self, n: fx.Node) -> bool:
-        """Whether this operator reads and moves the same elements for every input: no masks or indices hang
-        on the example."""
-        if base(n) == "view" and isinstance(n.args[1], torch.dtype):  # other numbers of the same bits
+        """Whether this operator reads and moves the same elements for every input: none of its masks or
+        indices depend on the input."""
+        if base(n) == "view" and isinstance(n.args[1], torch.dtype):  # same bits, but a NaN may be lost
             return False
-        return all(floating(value(one)) or self.constant(one) for one in n.all_input_nodes)
+        return all(floating(value(arg)) or self.constant(arg) for arg in n.all_input_nodes)
 
-    def answers(self, leaves: Sequence[Any], look: Look, at: fx.Node | None = None) -> list[Any]:
-        """The leaves of what the model answers to these, which up to `at` may be taken for the example."""
+    def outputs(self, leaves: Sequence[Any], on_product: OnProduct, at: fx.Node | None = None) -> list[Any]:
+        """The leaves of the model's output for these arguments. `on_product` may change the output of each
+        product. Operators before `at` are not run again: their outputs for the example are used."""
         feed = self.graph.feed(self.tensors, leaves)
         given = [x if isinstance(x, nn.Parameter) else copied(x) for x in feed.values()]
-        there = list(self.plain)[: list(self.plain).index(at)] if at in self.plain else []
+        done = list(self.plain)[: list(self.plain).index(at)] if at in self.plain else []
         try:
-            return tree_leaves(Known(self, look).run(*given, initial_env={n: self.plain[n] for n in there}))
+            return tree_leaves(
+                Known(self, on_product).run(*given, initial_env={n: self.plain[n] for n in done})
+            )
         except MISFIT as error:
-            raise RefusedError(f"what is known of it cannot be computed: {first_line(error)}") from error
+            raise RefusedError(f"its graph cannot be evaluated with NaN: {first_line(error)}") from error
 
 
 @torch.no_grad()
 def followed(model: nn.Module, inputs: Inputs) -> Followed:
-    """RefusedError where torch.export cannot trace the model, or traces what computes something else."""
+    """Trace a model and check the trace. RefusedError if torch.export cannot trace it, if the trace computes
+    something else, or if the forward writes to the model's tensors."""
     inputs = tree_map(lambda x: x[:BATCH].clone() if isinstance(x, Tensor) and x.ndim else x, inputs)
     graph = traced(model, tree_map(copied, inputs))
     whole = graph.program.graph_module
     for n in (n for part in whole.modules() if part is not whole for n in part.graph.nodes):
-        if written(n) or fickle(n):
-            raise RefusedError(f"{n.name} writes or draws in a part that runs as one operator")
+        if written(n) or nondeterministic(n):
+            raise RefusedError(f"{n.name} writes in place or is random, inside a higher-order operator")
     tensors = dict((*model.named_parameters(), *model.named_buffers()))
     feed = {n: copied(x) for n, x in graph.feed(tensors, tree_leaves(inputs)).items()}
     plain = Plain(graph)
     try:
         again = [copied(x) for x in tree_leaves(plain.run(*feed.values())) if isinstance(x, Tensor)]
         for n, x in feed.items():
-            if isinstance(x, Tensor) and x._version and n not in graph.inputs:  # copies begin at version 0
+            if isinstance(x, Tensor) and x._version and n not in graph.inputs:  # a fresh copy has version 0
                 raise RefusedError(f"its forward writes to {graph.tensors.get(n, n.name)}")
         with evaluating(model):
             given = tree_map(copied, inputs)
             out = model(**given) if isinstance(given, dict) else model(*given)
     except MISFIT as error:
-        raise RefusedError(f"it cannot be run on its example: {first_line(error)}") from error
+        raise RefusedError(f"it cannot run on its example: {first_line(error)}") from error
     outs = list(tensors_of(out))
     if len(outs) != len(again) or not all(map(near, outs, again)):
-        raise RefusedError("what torch.export traces does not compute the same: by chance, or by a hook")
+        raise RefusedError(
+            "the trace of torch.export does not compute the same: the model is random, or has a hook"
+        )
     changed = frozenset(n for n, places in plain.places.items() if places & plain.changed)
     made = {} if any(map(written, graph.nodes)) else {n: plain.env[n] for n in graph.nodes}
     return Followed(graph, tensors, tree_leaves(inputs), frozenset(plain.views), changed, made)
 
 
 class Plain(fx.Interpreter):
-    """An evaluation of real numbers that sees what lies in the same memory."""
+    """An evaluation of the example that also records which values share memory."""
 
     def __init__(self, graph: Graph):
-        super().__init__(graph.program.graph_module, garbage_collect_values=False)  # memory is not used twice
+        # Keep all values, so that no memory is reused: the addresses are compared.
+        super().__init__(graph.program.graph_module, garbage_collect_values=False)
         self.constant = graph.constant
         self.views: set[fx.Node] = set()
         self.places: dict[fx.Node, set[int]] = {}
         self.changed: set[int] = set()
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        return super().call_function(possible(target), args, kwargs)
+        return super().call_function(runnable(target), args, kwargs)
 
     def run_node(self, n: fx.Node) -> Any:
-        given = {memory(self.env[one]) for one in n.all_input_nodes} - {0}
-        made = super().run_node(n)
-        found = self.places[n] = {memory(x) for x in tree_leaves(made)} - {0}
+        given = {memory(self.env[arg]) for arg in n.all_input_nodes} - {0}
+        output = super().run_node(n)
+        found = self.places[n] = {memory(x) for x in tree_leaves(output)} - {0}
         if n.op == "call_function" and not written(n) and found and found <= given:
             self.views.add(n)
         if n not in self.constant:
-            self.changed |= {memory(self.env[one]) for one in written(n)}
-        return made
+            self.changed |= {memory(self.env[target]) for target in written(n)}
+        return output
 
 
 class Known(fx.Interpreter):
-    """An evaluation in which NaN and DEPENDS mean "depends"."""
+    """An evaluation in which NaN and DEPENDS mean "depends on the input"."""
 
-    def __init__(self, model: Followed, look: Look):
+    def __init__(self, model: Followed, on_product: OnProduct):
         super().__init__(model.graph.program.graph_module)
-        self.model, self.look = model, look
+        self.model, self.on_product = model, on_product
 
     def run_node(self, n: fx.Node) -> Any:
         args, kwargs = self.fetch_args_kwargs_from_env(n)
         if n.op != "call_function" or n.target is operator.getitem:
             return super().run_node(n)
-        made = self.made(n, args, kwargs)
-        if base(n) in FACTORS and floating(made):
-            made = self.look(n, args[0], made)
-        return made
+        output = self.evaluated(n, args, kwargs)
+        if base(n) in FACTORS and floating(output):
+            output = self.on_product(n, args[0], output)
+        return output
 
-    def made(self, n: fx.Node, args: Any, kwargs: Any) -> Any:
+    def evaluated(self, n: fx.Node, args: Any, kwargs: Any) -> Any:
         name = base(n)
         if name in SHAPES and isinstance(n.args[0], fx.Node):
             like = value(n.args[0])
             args = (torch.zeros(like.shape, dtype=like.dtype), *args[1:])
         given = tree_leaves((args, kwargs))
         moving = n in self.model.views and not self.model.fixed(n)
-        if moving or fickle(n) or any(x is DEPENDS for x in given):
+        if moving or nondeterministic(n) or any(x is DEPENDS for x in given):
             return self.unknown(n)
-        if not any(floating(x) and bool(x.sum().isnan()) for x in given):  # the sum of a NaN is one
-            return possible(n.target)(*args, **kwargs)
+        if not any(floating(x) and bool(x.sum().isnan()) for x in given):  # a NaN in x makes the sum NaN
+            return runnable(n.target)(*args, **kwargs)
         if name in FACTORS:
             return self.product(n, args, kwargs)
         if name in APART:
-            return apart(n, args, kwargs)
+            return per_sample(n, args, kwargs)
         keeps = (passing(n) or n in self.model.views) and self.model.fixed(n)
-        if not keeps or not all(floating(self.env[one]) for one in written(n)):
+        if not keeps or not all(floating(self.env[target]) for target in written(n)):
             return self.unknown(n)
-        made = possible(n.target)(*args, **kwargs)
-        return tree_map(lambda x: x if x is None or floating(x) else DEPENDS, made)
+        output = runnable(n.target)(*args, **kwargs)
+        return tree_map(lambda x: x if x is None or floating(x) else DEPENDS, output)
 
     def product(self, n: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        """NaN where a NaN meets a factor that is not known to be 0."""
+        """A product. NaN in each element for which a NaN is multiplied by a factor that may be nonzero."""
         call: Any = n.target
         k = FACTORS[base(n)]
         bare = tree_map(lambda x: torch.zeros_like(x) if isinstance(x, Tensor) else x, (args, kwargs))
@@ -185,22 +194,24 @@ class Known(fx.Interpreter):
         out = call(*args[:k], *numbers, *args[k + 2 :], **kwargs)
         for j, nan in enumerate(nans):
             if nan.any():
-                both = nan.to(out.dtype), self.some(n.args[k + 1 - j], pair[1 - j])
+                both = nan.to(out.dtype), self.may_be_nonzero(n.args[k + 1 - j], pair[1 - j])
                 out.masked_fill_(met(*both) if j == 0 else met(*both[::-1]), torch.nan)
         return out
 
-    def some(self, n: Any, x: Tensor) -> Tensor:
-        """1 where this may be another number than 0: an example's zeros are chance."""
+    def may_be_nonzero(self, n: Any, x: Tensor) -> Tensor:
+        """1 where this factor may be nonzero. Its zeros count only if they are the same for every input."""
         return (x != 0).to(x.dtype) if self.model.constant(n) else torch.ones_like(x)
 
     def unknown(self, n: fx.Node) -> Any:
-        """What depends in every element: the answer, or all that is written."""
+        """Mark the operator's whole output, and everything it writes, as depending on the input."""
         if n in self.model.views and any(map(floating, values(n))):
-            raise RefusedError(f"{n.name} takes a part that depends on the input")
-        for one in written(n):
-            x = self.env[one]
+            raise RefusedError(f"{n.name} makes a view that depends on the input")
+        for target in written(n):
+            x = self.env[target]
             if x is not DEPENDS and not floating(x):
-                raise RefusedError(f"{n.name} writes what may depend on the input to what is no float")
+                raise RefusedError(
+                    f"{n.name} writes a value that may depend on the input to a tensor that is not float"
+                )
             if x is not DEPENDS:
                 x.fill_(torch.nan)
         if written(n) and isinstance(value(n), Tensor):
@@ -208,13 +219,13 @@ class Known(fx.Interpreter):
         return tree_map(depending, value(n))
 
 
-def possible(target: Any) -> Any:
-    """The operator, and for view, reshape: real strides are not always those that torch.export foresaw."""
+def runnable(target: Any) -> Any:
+    """The operator itself, but reshape for view: real strides may differ from those in the trace."""
     return torch.ops.aten.reshape.default if target is torch.ops.aten.view.default else target
 
 
-def apart(n: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """NaN in every sample that is given a NaN, and everywhere if what all samples share has one."""
+def per_sample(n: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """NaN in every sample whose input has a NaN; everywhere if an argument without a batch axis has one."""
     call: Any = n.target
     plain = tree_map(lambda x: x.masked_fill(x.isnan(), 0) if floating(x) else x, (args, kwargs))
     out = call(*plain[0], **plain[1])
@@ -232,26 +243,27 @@ def passing(n: fx.Node) -> bool:
     return base(n) in PASSING
 
 
-def fickle(n: fx.Node) -> bool:
-    """Whether the answer may hang on more than what is given: on chance, or in code that is not torch's."""
+def nondeterministic(n: fx.Node) -> bool:
+    """Whether the output may depend on more than the arguments: random operators, uninitialized memory, and
+    operators that are not PyTorch's."""
     if not isinstance(n.target, OpOverload):
         return False
     given = arguments(n)
-    drawn = torch.Tag.nondeterministic_seeded in n.target.tags and not (
+    random = torch.Tag.nondeterministic_seeded in n.target.tags and not (
         given.get("train", given.get("training")) is False or given.get("dropout_p") == 0
     )
-    return drawn or "empty" in base(n) or n.target.namespace not in ("aten", "prims")
+    return random or "empty" in base(n) or n.target.namespace not in ("aten", "prims")
 
 
-def depending(made: Any) -> Any:
-    """NaN or DEPENDS in the place of this."""
-    if not floating(made):
-        return made if made is None else DEPENDS
-    if not all(isinstance(size, int) for size in made.shape):
-        raise RefusedError("a shape in it depends on the input")
-    steps = [(size - 1) * step for size, step in zip(made.shape, made.stride(), strict=True)]
-    there = torch.full((1 + sum(steps) if made.numel() else 0,), torch.nan, dtype=made.dtype)
-    return there.as_strided(made.shape, made.stride())  # what is a view of it must stay one
+def depending(output: Any) -> Any:
+    """A value of the same shape that is all NaN, or DEPENDS if it is not a float tensor."""
+    if not floating(output):
+        return output if output is None else DEPENDS
+    if not all(isinstance(size, int) for size in output.shape):
+        raise RefusedError("the shape of a tensor in it depends on the input")
+    steps = [(size - 1) * step for size, step in zip(output.shape, output.stride(), strict=True)]
+    flat = torch.full((1 + sum(steps) if output.numel() else 0,), torch.nan, dtype=output.dtype)
+    return flat.as_strided(output.shape, output.stride())  # the same strides, so that views of it stay views
 
 
 def near(a: Tensor, b: Tensor) -> bool:
@@ -263,7 +275,7 @@ def near(a: Tensor, b: Tensor) -> bool:
 
 
 def memory(x: Any) -> int:
-    """Where a tensor's numbers lie; 0 of anything else."""
+    """The address of a tensor's storage; 0 for anything else."""
     return x.untyped_storage().data_ptr() if isinstance(x, Tensor) else 0
 
 
