@@ -21,7 +21,10 @@ MODEL = "file.py:factory, package.module:factory, torchvision:NAME, or FILE.ters
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL)]
 Words = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[STEP KEY=VALUE ...]", help="a recipe in words: prune keep=0.1 entropy"),
+    typer.Argument(
+        metavar="[STEP KEY=VALUE ...]",
+        help="a recipe in words: prune keep=0.1 entropy. tersor steps lists them",
+    ),
 ]
 File = Annotated[Path, typer.Argument(metavar="FILE", help="a .tersor file")]
 Weights = Annotated[
@@ -136,6 +139,19 @@ def check(
     return Answer(
         {"recipe": str(recipe), "digest": steps.digest, "steps": examine(steps, given)}, json, lines
     )
+
+
+@app.command()
+def steps(
+    step: Annotated[
+        str | None, typer.Argument(metavar="[STEP]", help="a step, to list its settings: prune")
+    ] = None,
+    json: Json = False,
+) -> Answer:
+    """List the steps, or the settings of one."""
+    from tersor.report.steps_table import described, tables
+
+    return Answer(described(step), json, tables)
 
 
 @app.command()
