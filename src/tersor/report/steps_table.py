@@ -1,4 +1,4 @@
-"""Steps table: the steps and their settings, as `tersor steps` shows them, from the steps' own declarations."""
+"""Steps table: the steps and their settings for `tersor steps`, as the steps declare them."""
 
 from __future__ import annotations
 
