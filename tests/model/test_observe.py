@@ -69,12 +69,12 @@ def test_observed_grids_are_one_an_edge_or_one_a_channel() -> None:
 
 def test_what_cannot_be_observed_is_refused() -> None:
     t = tiny("conv")
-    with pytest.raises(SiteError, match=r"no batch meets the edge '/add:1'; did you mean '/add:0'"):
+    with pytest.raises(SiteError, match=r"no batch reaches the edge '/add:1'; did you mean '/add:0'"):
         ranges_of(t.model, t.task, ["/add:1"])
     with pytest.raises(SettingError, match="axis=4, but the edge has axes 0 to 3"):
         ranges_of(t.model, t.task, ["/add:0"], axis=4)
     a = tiny("attention")
-    with pytest.raises(RefusedError, match=r"/add:1: the edge holds values that are infinite or NaN"):
+    with pytest.raises(RefusedError, match=r"/add:1: the edge holds infinite or NaN values"):
         ranges_of(a.model, a.task, ["/add:1"])  # scores and their mask
 
 

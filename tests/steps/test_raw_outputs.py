@@ -258,7 +258,7 @@ def test_a_tuple_of_answers_trains_with_the_tasks_own_loss() -> None:
 
     trained = tersor.run(model, tersor.Finetune(epochs=5, lr=0.02), task)
     assert by_hand(trained.model()) < 0.8 * by_hand(model)
-    with pytest.raises(TaskError, match=r"which of it is compared is not plain.*logits=lambda output"):
+    with pytest.raises(TaskError, match=r"it is ambiguous which tensor to compare.*logits=lambda output"):
         tersor.run(model, tersor.Distill(epochs=1), task)
     result = tersor.run(model, [tersor.Prune(keep=0.3), tersor.Measure()], task)
     (note,) = result.ledger.notes("accuracy")

@@ -285,7 +285,7 @@ def test_what_is_no_such_module_is_refused_with_the_way_out() -> None:
     state = run(t.model, Prune(keep=0.5))
     with pytest.raises(SettingError, match=r"given a Mlp, .* Give what trainable\(\.\.\.\) made"):
         folded(t.model)
-    with pytest.raises(SettingError, match=r"given a Sequential, .* Give the part of it"):
+    with pytest.raises(SettingError, match=r"given a Sequential, .* Give the submodule that"):
         folded(nn.Sequential(trainable(state)))
     with pytest.raises(SettingError, match="given a Mlp, but it takes a state"):
         trainable(t.model)

@@ -150,9 +150,9 @@ def slots(given: Mapping[str, Any]) -> list[tuple[str, fx.Node]]:
     return found
 
 
-def placed(site: Site, role: Role) -> Site:
-    """The site with its role in place of what the class of its layer said. What nobody reads or understands
-    stays what that is, and so do vectors, whose axes say enough, and buffers."""
+def with_role(site: Site, role: Role) -> Site:
+    """The site with the kind of its role instead of that of its layer's class. Unchanged if the role is
+    unread or unknown, for vectors (which have one axis only) and for buffers."""
     if site.kind == "buffer" or len(site.shape) < 2 or role.word in ("unknown", "unread"):
         return site
     if role.word in LEFT:
