@@ -275,7 +275,7 @@ def test_what_the_last_step_cannot_work_with_is_refused_before_anything_trains()
 
     task = Task("faces", evaluate=batches, train=batches, loss=loss, metric=never)
     for last, words in (
-        (tersor.Distill(epochs=1), "which of it is compared is not plain"),
+        (tersor.Distill(epochs=1), "it is ambiguous which tensor to compare"),
         (tersor.Measure(), "nobody asked"),
     ):
         calls.clear()
