@@ -226,7 +226,7 @@ def test_padding_and_ignored_targets_do_not_count() -> None:
 
 @pytest.mark.parametrize("pair", [False, True])
 def test_a_teacher_counts_at_tokens_that_were_not_masked(pair: bool) -> None:
-    """Targets of a masked language model are -100 at unmasked tokens; those of an encoder-decoder at padding."""
+    """-100 marks unmasked tokens for a masked language model, and padding for an encoder-decoder."""
     x, y, target = noise(2, 5, 7), noise(2, 5, 7, seed=1), labels(2, 5, classes=7)
     target[:, 2:] = -100
     more = {"encoder_last_hidden_state": noise(2, 5, 4)} if pair else {}

@@ -252,7 +252,7 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
             evaluate=[(torch.ones(4, 3), torch.zeros(4).long())],
             logits=lambda out: (tersor.Logits(out, "classes"), tersor.Logits(out, "regression")),
         ).scores(Same()),
-        "accuracy is of classes, and logits= gives classes and regression",
+        "accuracy is for classes, but logits= returns classes and regression",
     ),
 }  # fmt: skip
 

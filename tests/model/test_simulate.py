@@ -306,7 +306,7 @@ def test_what_is_run_again_goes_on_counting_and_sees_ties() -> None:
 
 
 def test_resume_is_asked_for_inside_a_forward() -> None:
-    with pytest.raises(RefusedError, match="inside the model's forward"):
+    with pytest.raises(RefusedError, match="outside of the model's forward"):
         tuned_of(nets()["gpt"], {}).resume()
 
 
@@ -469,7 +469,7 @@ def test_what_cannot_be_simulated_is_refused() -> None:
         tuned_of(here, {"layer1.0/add:1": grid})
     with pytest.raises(SiteError, match=r"export: the model meets no edge 'layer1.0/add:1'"):
         exported(gridded(model, {"layer1.0/add:1": grid}), *args, **kwargs)
-    with pytest.raises(RefusedError, match="fold it, then gridded"):
+    with pytest.raises(RefusedError, match="fold it, then call gridded"):
         exported(tuned_of(here, {name: grid}), *args, **kwargs)
     with pytest.raises(RefusedError, match="computes otherwise in training"):
         tuned_of(nets()["branch"], {"/add:0": grid})

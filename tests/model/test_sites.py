@@ -253,5 +253,5 @@ def test_the_list_of_names_stays_short_on_large_models() -> None:
 def test_a_model_without_floats() -> None:
     model = nn.Module()
     model.register_buffer("n", torch.zeros(3))
-    with pytest.raises(SiteError, match="the model has no parameter of floats"):
+    with pytest.raises(SiteError, match="the model has no floating-point parameter"):
         select(sites_of(model)[0], "*", "prune")

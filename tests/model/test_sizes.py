@@ -465,14 +465,14 @@ WRONG: dict[str, tuple[Callable[[], nn.Module], Cuts, Sequence[Change], type[Exc
         {"weight": ((0, ROWS),)},
         (),
         RefusedError,
-        "weight along axis 0 has 3, bias along axis 0 has 5; they are cut together or not at all",
+        "weight along axis 0 has 3, bias along axis 0 has 5; they must be cut together",
     ),
     "groups that do not divide": (
         lambda: nn.Conv2d(6, 9, 3, groups=3),
         {"weight": ((0, [0, 1]),), "bias": ((0, [0, 1]),)},
         (),
         RefusedError,
-        "2 channels cannot be shared by 3; say how many groups are left: Set('0', 'groups', n)",
+        "2 channels are not divisible by 3; set the number of groups: Set('0', 'groups', n)",
     ),
     "kernels": (
         lambda: nn.Conv1d(2, 2, 3),
@@ -486,7 +486,7 @@ WRONG: dict[str, tuple[Callable[[], nn.Module], Cuts, Sequence[Change], type[Exc
         {"weight": ((1, ROWS),)},
         (),
         RefusedError,
-        "weight makes 3 channels, bias has 5",
+        "weight has 3 output channels, bias has 5",
     ),
     "an integer against the shapes": (
         lambda: nn.Linear(4, 5),
@@ -507,7 +507,7 @@ WRONG: dict[str, tuple[Callable[[], nn.Module], Cuts, Sequence[Change], type[Exc
         norm("weight", "bias"),
         (),
         RefusedError,
-        "3 channels cannot be shared by 2; say how many groups are left: Set('0', 'num_groups', n)",
+        "3 channels are not divisible by 2; set the number of groups: Set('0', 'num_groups', n)",
     ),
     "layer norm": (
         lambda: nn.LayerNorm(5),
@@ -521,7 +521,7 @@ WRONG: dict[str, tuple[Callable[[], nn.Module], Cuts, Sequence[Change], type[Exc
         {"weight": ((0, ROWS),)},
         (),
         RefusedError,
-        "rows were cut, and row 3 is padding; say which it is now: Set('0', 'padding_idx', n)",
+        "rows were cut, and row 3 was the padding row; set the new index: Set('0', 'padding_idx', n)",
     ),
     "one gate": (
         lambda: nn.LSTM(4, 5),
@@ -542,7 +542,7 @@ WRONG: dict[str, tuple[Callable[[], nn.Module], Cuts, Sequence[Change], type[Exc
         hidden(1, ("",), 2) | {"weight_ih_l1": ((0, ROWS),)},
         (),
         RefusedError,
-        "layers make 3 units, and the next reads 5",
+        "layers have 3 outputs, but the next layer reads 5",
     ),
     "a cell": (
         lambda: nn.GRUCell(4, 5),
@@ -560,14 +560,14 @@ WRONG: dict[str, tuple[Callable[[], nn.Module], Cuts, Sequence[Change], type[Exc
         },
         (Set("0", "num_heads", 1),),
         RefusedError,
-        "heads would have 2 and the stream 8. Replace it first: Replace('0', 'attention')",
+        "they would have 2 and 8. Replace it first: Replace('0', 'attention')",
     ),
     "heads alone": (
         lambda: nn.MultiheadAttention(8, 4),
         {},
         (Set("0", "num_heads", 3),),
         RefusedError,
-        "8 channels cannot be shared by 3",
+        "8 channels are not divisible by 3",
     ),
     "no module": (
         lambda: nn.Linear(4, 5),
@@ -581,21 +581,21 @@ WRONG: dict[str, tuple[Callable[[], nn.Module], Cuts, Sequence[Change], type[Exc
         {},
         (Set("0", "grops", 1),),
         SiteError,
-        "0.grops is no integer of a Conv1d; did you mean 'groups'?",
+        "0.grops is not an integer of a Conv1d; did you mean 'groups'?",
     ),
     "not an integer": (
         lambda: nn.Linear(4, 5),
         {},
         (Set("0", "training", 1),),
         SiteError,
-        "0.training is no integer of a Linear",
+        "0.training is not an integer of a Linear",
     ),
     "no place": (
         lambda: nn.LayerNorm(5),
         {},
         (Set("0", "normalized_shape.1", 3),),
         SiteError,
-        "0.normalized_shape.1 is no integer of a LayerNorm",
+        "0.normalized_shape.1 is not an integer of a LayerNorm",
     ),
 }
 
@@ -641,7 +641,7 @@ def test_an_integer_that_the_module_computes_is_refused() -> None:
         @heads.setter
         def heads(self, value: int) -> None: ...
 
-    with pytest.raises(RefusedError, match="heads was set to 3 and is 2: the module computes it itself"):
+    with pytest.raises(RefusedError, match="heads was set to 3, but is 2: the module computes it itself"):
         fitted(Fixed(), {}, {}, changes=[Set("", "heads", 3)])
 
 

@@ -639,7 +639,7 @@ WRONG: dict[str, tuple[Callable[[], nn.Module], Replace, type[TersorError], str]
         Tied,
         Replace("embed", "untie", {"tensor": "weight"}),
         RefusedError,
-        "embed.weight is a site of its own: untie again.weight instead",
+        "embed.weight is a site, not an alias: untie again.weight instead",
     ),
     "untie nothing": (
         lambda: nn.Linear(2, 2),
@@ -669,7 +669,7 @@ WRONG: dict[str, tuple[Callable[[], nn.Module], Replace, type[TersorError], str]
         lambda: nn.Linear(2, 2),
         Replace("", "product", PRODUCT),
         RefusedError,
-        "is stored as 1 factor, but 2 layers were asked for",
+        "is stored as 1 factor, but 2 layers were requested",
     ),
     "product of one": (
         lambda: nn.Linear(2, 2),
@@ -687,7 +687,7 @@ WRONG: dict[str, tuple[Callable[[], nn.Module], Replace, type[TersorError], str]
         lambda: nn.Embedding(4, 4, max_norm=1.0),
         Replace("", "product", PRODUCT),
         RefusedError,
-        "max_norm shortens",
+        "max_norm rescales",
     ),
     "product of a weight that is computed": (
         weight_normed,
@@ -706,7 +706,7 @@ WRONG: dict[str, tuple[Callable[[], nn.Module], Replace, type[TersorError], str]
         weight_normed,
         Replace("0", "bias"),
         RefusedError,
-        "computes its weight: it cannot be given a bias",
+        "computes its weight: a bias cannot be added",
     ),
     "attention of another kind": (
         lambda: nn.Linear(2, 2),

@@ -264,7 +264,7 @@ MISFITS: dict[str, tuple[Callable[[], tuple[Task, Any]], str]] = {
         lambda: (Task(evaluate=ONE, train=ONE, loss=lambda o, t: o.sum(1)), net()),
         r"the loss gave float32 \[23\], but it is one number",
     ),
-    "NaN data": (lambda: (Task(evaluate=[(X * torch.nan, Y)]), net()), r"are NaN: it holds NaN itself\.$"),
+    "NaN data": (lambda: (Task(evaluate=[(X * torch.nan, Y)]), net()), r"is NaN: the batch holds NaN\.$"),
     "NaN training data": (
         lambda: (Task(evaluate=ONE, train=[(X * torch.nan, Y)]), net()),
         r"loss is nan .*\)\.$",

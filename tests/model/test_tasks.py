@@ -283,9 +283,9 @@ def test_other_nouns_share_the_way_in(user: Path) -> None:
 
 
 WRONG = {
-    "misspelt": ("digit", "no built-in task; did you mean 'digits'"),
-    "nothing": ("", "no built-in task"),
-    "digits with more": ("digits:8", "takes nothing after"),
+    "misspelt": ("digit", "not a built-in task; did you mean 'digits'"),
+    "nothing": ("", "not a built-in task"),
+    "digits with more": ("digits:8", "takes no argument"),
     "no folder": ("fashion-mnist", "fashion-mnist:FOLDER"),
     "no file": ("{folder}/mime.py:data", "no file .*mime.py; did you mean 'mine.py'"),
     "not python": ("{folder}/notes.txt:data", "not a Python file"),

@@ -225,7 +225,7 @@ class Task:
     def check(self, model: nn.Module, needs: Needs | None = None) -> None:
         """TaskError if the task does not fit the model: it must run, and for SCORES, LOSS and SOFT the
         metric, the loss and the logits must accept its output. Each is tried in the mode and on a batch of
-        the set that it is used with; training on a copy. None: SCORES, and LOSS if there is a training set."""
+        the set that it is used with; training on a copy. None: SCORES, and LOSS if `train` is given."""
         self._check_model(model)
         if needs is None:
             needs = Needs.SCORES | (Needs.NOTHING if self.train is None else Needs.LOSS)

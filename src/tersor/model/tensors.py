@@ -38,9 +38,7 @@ def put(model: nn.Module, old: Tensor, new: Tensor) -> None:
     """Put the new tensor wherever the model holds the old one."""
     for _, module, name, tensor in list(registered(model)):
         if tensor is old:
-            setattr(
-                module, name, new
-            )  # not module._parameters: recurrent layers update a list of weights here
+            setattr(module, name, new)  # recurrent layers then update their list of weights
 
 
 def memory(tensor: Tensor) -> int:

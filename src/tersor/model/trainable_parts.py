@@ -2,7 +2,7 @@
 
 Dense     the array itself
 Masked    value(body) * keep: pruned weights stay zero
-Affine    a float weight w rounded to its grid, straight-through (Bengio 2013); trained scale (LSQ, Esser 2020)
+Affine    a float weight w rounded to its grid, straight-through (Bengio 2013); scale as in LSQ (Esser 2020)
 LogGrid   w rounded to a fixed logarithmic grid, straight-through
 Codebook  fixed index, trained table: an entry gets the sum of its weights' gradients (Han 2016, section 3.2)
           binary, ternary: w rounded by its rule (XNOR-Net, TWN)
