@@ -1,4 +1,4 @@
-"""A model that something wraps is stored by its own names, and a scripted one is refused."""
+"""Wrapped: a wrapped model is stored by its own names, and a scripted one is refused."""
 
 from collections.abc import Callable
 from pathlib import Path
