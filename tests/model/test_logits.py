@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tersor.errors import RefusedError, TaskError
-from tersor.model.logits import Logits, counting, logits_of
+from tersor.model.logits import Logits, logits_of, not_padding
 from tersor.model.losses import default_loss, plain_loss, soften
 from tersor.model.outputs import as_floats, tensors_of
 from tersor.model.task import Task
@@ -263,12 +263,12 @@ def test_the_encoders_mask_is_not_used_for_the_decoder() -> None:
     logits, mask = Logits(noise(2, 5, 7), "classes", -1), labels(2, 5)
     plain, batch = SimpleNamespace(), {"attention_mask": mask}
     decoded = SimpleNamespace(encoder_last_hidden_state=noise(2, 5, 4))
-    assert torch.equal(counting(logits, plain, batch), mask != 0)  # type: ignore[arg-type]
-    assert counting(logits, decoded, batch) is None
-    assert counting(logits, plain, batch | {"decoder_input_ids": mask}) is None
+    assert torch.equal(not_padding(logits, plain, batch), mask != 0)  # type: ignore[arg-type]
+    assert not_padding(logits, decoded, batch) is None
+    assert not_padding(logits, plain, batch | {"decoder_input_ids": mask}) is None
     other = batch | {"decoder_attention_mask": 1 - mask}
-    assert torch.equal(counting(logits, decoded, other), mask == 0)  # type: ignore[arg-type]
-    assert counting(Logits(noise(2, 5), "classes"), plain, {"attention_mask": labels(2, 5)}) is None
+    assert torch.equal(not_padding(logits, decoded, other), mask == 0)  # type: ignore[arg-type]
+    assert not_padding(Logits(noise(2, 5), "classes"), plain, {"attention_mask": labels(2, 5)}) is None
 
 
 LOSSES: dict[str, tuple[Callable[[], Any], str]] = {

@@ -129,13 +129,13 @@ def with_kind(tensor: Any, kind: str | None, target: Any, named: bool, who: str)
         return Logits(tensor, kind)
     axes = class_axes(tensor, target)
     usual = (1 if tensor.ndim in (2, 4, 5) else tensor.ndim - 1) if named and tensor.ndim > 1 else None
-    if usual in axes or not axes and not alike(tensor, target):
+    if usual in axes or not axes and not same_shape(tensor, target):
         axes = [usual] if usual is not None else axes
     if kind == "classes" and not axes and tensor.ndim == 2:
         axes = [1]
     if len(axes) == 1:
         return Logits(tensor, "classes", axes[0])
-    if alike(tensor, target) and target.dtype == torch.bool:
+    if same_shape(tensor, target) and target.dtype == torch.bool:
         return Logits(tensor, "binary")
     fit = f"output {shapes(tensor)}" + ("" if target is None else f", target {shapes(target)}")
     why = f"the classes may be axis {axes[0]} or {axes[1]}" if axes else "the kind of its numbers is unknown"
@@ -154,11 +154,11 @@ def class_axes(tensor: Tensor, target: Any) -> list[int]:
     return [axis for axis in axes if shape[:axis] + shape[axis + 1 :] == tuple(target.shape)]
 
 
-def alike(tensor: Tensor, target: Any) -> bool:
+def same_shape(tensor: Tensor, target: Any) -> bool:
     return isinstance(target, Tensor) and target.shape == tensor.shape
 
 
-def counting(logits: Logits, output: Any, batch: Any) -> Tensor | None:
+def not_padding(logits: Logits, output: Any, batch: Any) -> Tensor | None:
     """Which positions are not padding, by the batch's attention mask: bool of the shape of `places`.
 
     None if the mask has another shape. For an encoder-decoder it is the decoder's mask.
@@ -181,7 +181,7 @@ def unpadded(batch: Any, shape: tuple[int, ...], device: torch.device, *, decode
     return mask.to(device) != 0 if isinstance(mask, Tensor) and tuple(mask.shape) == shape else None
 
 
-def marked(logits: Logits, target: Any) -> Tensor | None:
+def not_ignored(logits: Logits, target: Any) -> Tensor | None:
     """Which positions of class scores have a target other than -100, bool; None if no integer target of the
     shape `places` is given."""
     if logits.kind != "classes" or not isinstance(target, Tensor) or target.is_floating_point():

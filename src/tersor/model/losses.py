@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from tersor.errors import RefusedError, TaskError
 from tersor.model.batches import shapes
 from tersor.model.causal import causal, moved
-from tersor.model.logits import IGNORED, Logits, counting, logits_of, marked, targets_of
+from tersor.model.logits import IGNORED, Logits, logits_of, not_ignored, not_padding, targets_of
 from tersor.model.outputs import own_loss, part
 
 
@@ -56,7 +56,7 @@ def plain_loss(found: Sequence[Logits], target: Any, masks: Sequence[Tensor | No
 
 def batch_loss(found: Sequence[Logits], target: Any, output: Any, batch: Any) -> Tensor:
     """The default loss of a batch, without padding. A causal model's scores are those of the next tokens."""
-    masks = [counting(logits, output, batch) for logits in found]
+    masks = [not_padding(logits, output, batch) for logits in found]
     if len(found) == 1 and causal(output, target, batch):
         logits, target, mask = moved(found[0], target, masks[0])
         found, masks = [logits], [mask]
@@ -134,8 +134,8 @@ def soft_loss(
     inputs = inputs or causal(output, target, batch)
     terms = []
     for student, teacher, goal in zip(mine, theirs, targets_of(target, len(mine)), strict=True):
-        mask = counting(student, output, batch)
-        if not inputs and (valid := marked(student, goal)) is not None:
+        mask = not_padding(student, output, batch)
+        if not inputs and (valid := not_ignored(student, goal)) is not None:
             mask = valid if mask is None else mask & valid
             mask = None if bool(mask.all()) else mask
         x, y = student.tensor, teacher.tensor

@@ -63,26 +63,26 @@ def fitting(who: str, output: Any, target: Any) -> Tensor:
     return counts
 
 
-def right(output: Tensor, target: Tensor) -> Tensor:
+def right_positions(output: Tensor, target: Tensor) -> Tensor:
     """[B, 2]: positions that are right, positions that count."""
     counts = fitting("token_accuracy", output, target)
     return by_sample((output.argmax(1) == target) & counts, counts)
 
 
-def surprise(output: Tensor, target: Tensor) -> Tensor:
+def negative_log_likelihood(output: Tensor, target: Tensor) -> Tensor:
     """[B, 2]: sum of -log p(target), positions that count."""
     counts = fitting("perplexity", output, target)
     nats = F.cross_entropy(output.float(), target.long(), ignore_index=IGNORED, reduction="none")
     return by_sample(nats, counts)
 
 
-def overlap(output: Tensor, target: Tensor) -> Tensor:
+def class_overlap(output: Tensor, target: Tensor) -> Tensor:
     """[B, 2 K]: positions of each class in both prediction and target, in either."""
     both, predicted, actual = confusion("mean_iou", output, target)
     return torch.cat([both, predicted + actual - both], 1)
 
 
-def errors(output: Tensor, target: Tensor) -> Tensor:
+def class_errors(output: Tensor, target: Tensor) -> Tensor:
     """[B, 3 K]: true positives, false positives and false negatives of each class."""
     both, predicted, actual = confusion("macro_f1", output, target)
     return torch.cat([both, predicted - both, actual - both], 1)
@@ -129,7 +129,7 @@ def over_classes(sums: Tensor, parts: int) -> tuple[Tensor, ...]:
     return sums.reshape(parts, -1).unbind()
 
 
-def share(sums: Tensor) -> Tensor:
+def ratio(sums: Tensor) -> Tensor:
     return sums[0] / sums[1]
 
 
@@ -154,13 +154,13 @@ METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
         Metric("accuracy", statistics=accuracy, percent=True, kind="classes"),
-        Metric("token_accuracy", statistics=right, value=share, percent=True, kind="classes"),
+        Metric("token_accuracy", statistics=right_positions, value=ratio, percent=True, kind="classes"),
         Metric(
-            "perplexity", statistics=surprise, value=lambda sums: share(sums).exp(), better="lower",
-            kind="classes",
+            "perplexity", statistics=negative_log_likelihood, value=lambda sums: ratio(sums).exp(),
+            better="lower", kind="classes",
         ),
-        Metric("mean_iou", statistics=overlap, value=mean_iou, percent=True, kind="classes"),
-        Metric("macro_f1", statistics=errors, value=macro_f1, percent=True, kind="classes"),
+        Metric("mean_iou", statistics=class_overlap, value=mean_iou, percent=True, kind="classes"),
+        Metric("macro_f1", statistics=class_errors, value=macro_f1, percent=True, kind="classes"),
         Metric("pearson", statistics=moments, value=pearson, kind="regression"),
     )
 }  # fmt: skip

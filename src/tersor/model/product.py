@@ -78,7 +78,7 @@ def build(layer: Any, count: int) -> nn.Sequential:
     return nn.Sequential(first, *last)
 
 
-def formed(layer: Any, path: str, count: int, forms: Mapping[str, Form]) -> dict[str, tuple[Form, str]]:
+def factor_forms(layer: Any, path: str, count: int, forms: Mapping[str, Form]) -> dict[str, tuple[Form, str]]:
     """The new layers' tensors, {name in the sequence: (form, origin)}."""
     found = list(factors(forms["weight"]))
     if len(found) != count:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tersor.errors import RefusedError, SiteError, did_you_mean
 from tersor.model.changes import Change, Set
 from tersor.model.state_dicts import registered
-from tersor.model.stock import module_at, names_of, replaced, unfused
+from tersor.model.stock import module_at, names_of, replaced, unfuse
 from tersor.model.tensors import blank
 
 Memo = dict[int, Any]  # id of an object of the given module -> its substitute in the copy
@@ -60,7 +60,7 @@ def twin_of(model: nn.Module, changes: Sequence[Change], memo: Memo) -> Twin:
                 if name not in names and not name.startswith(inside)
             }  # fmt: skip
     if swapped:
-        unfused(twin.model)
+        unfuse(twin.model)
         twin.model = with_layers(twin.model, swapped)
     return twin
 

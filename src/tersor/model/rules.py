@@ -46,7 +46,7 @@ def added(use: Use) -> Role:
     return Role("mask" if use.boolean else "position" if use.long > 1 else "bias", why=use.name)
 
 
-def placed(use: Use) -> Role:
+def learned_input(use: Use) -> Role:
     """The role of a learned input: a query, a class token."""
     return Role("mask" if use.boolean else "position", why=use.name)
 
@@ -54,7 +54,7 @@ def placed(use: Use) -> Role:
 def linear(use: Use) -> Role:
     if use.slot == "weight":
         return product(use, -2, -1)
-    return Role("bias", why=use.name) if use.slot == "bias" else placed(use)
+    return Role("bias", why=use.name) if use.slot == "bias" else learned_input(use)
 
 
 def matmul(use: Use) -> Role:
@@ -92,7 +92,7 @@ def convolution(use: Use) -> Role:
     if use.slot == "bias":
         return Role("bias", why=use.name)
     if use.slot != "weight":
-        return placed(use)
+        return learned_input(use)
     turned = "transpose" in use.name or bool(use.arg("transposed", False))
     return product(use, *((1, 0) if turned else (0, 1)), "convolution", int(use.arg("groups", 1)))
 
@@ -102,7 +102,7 @@ def normalized(use: Use) -> Role | None:
         return Role("scale", why=use.name)
     if use.slot in ("bias", "running_mean"):
         return Role("bias", why=use.name)
-    return None if use.constant else placed(use)
+    return None if use.constant else learned_input(use)
 
 
 def prelu(use: Use) -> Role | None:
@@ -113,14 +113,14 @@ def recurrent(use: Use) -> Role:
     """Arguments other than the input and the state: weights [gates * H, I], biases."""
     head = use.slot.partition(".")[0]
     if head in ("input", "hx", "data", "batch_sizes"):
-        return placed(use)
+        return learned_input(use)
     if len(use.labels) == 1:
         return Role("bias", why=use.name)
     return product(use, 0, 1, "recurrent")
 
 
 def attention(use: Use) -> Role | None:
-    return added(use) if use.slot == "attn_mask" else None if use.constant else placed(use)
+    return added(use) if use.slot == "attn_mask" else None if use.constant else learned_input(use)
 
 
 def table(use: Use) -> Role | None:
@@ -139,7 +139,7 @@ def table(use: Use) -> Role | None:
     return Role("table", rows, last_but(rows, len(use.parameter)), why=use.name)
 
 
-def sums(use: Use) -> Role | None:
+def additions(use: Use) -> Role | None:
     return None if use.constant else added(use)
 
 
@@ -156,11 +156,11 @@ def chosen(use: Use) -> Role | None:
     """where, masked_fill: the condition is a mask, the values are learned inputs."""
     if use.slot in ("condition", "mask"):
         return Role("mask", why=use.name)
-    return None if use.constant else placed(use)
+    return None if use.constant else learned_input(use)
 
 
-def joined(use: Use) -> Role | None:
-    return None if use.constant else placed(use)
+def concatenated(use: Use) -> Role | None:
+    return None if use.constant else learned_input(use)
 
 
 def rules(names: str, move: Moves | None = None, decides: Decides | None = None) -> dict[str, Rule]:
@@ -180,11 +180,11 @@ RULES: dict[str, Rule] = {
     **rules("lstm gru rnn_tanh rnn_relu", decides=recurrent),
     **rules("lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell", decides=recurrent),
     **rules("scaled_dot_product_attention", decides=attention),
-    **rules("add sub rsub", moves.same, sums),
+    **rules("add sub rsub", moves.same, additions),
     **rules("mul div pow maximum minimum addcmul addcdiv lerp", moves.same, multiplies),
     **rules("where masked_fill", moves.same, chosen),
-    **rules("cat", moves.resized, joined),
-    **rules("stack", moves.stack, joined),
+    **rules("cat", moves.resized, concatenated),
+    **rules("stack", moves.stack, concatenated),
     **rules("view reshape flatten unflatten squeeze unsqueeze view_as reshape_as _unsafe_view", moves.view),
     **rules("permute", moves.permute),
     **rules("transpose swapaxes swapdims t mT adjoint", moves.transpose),

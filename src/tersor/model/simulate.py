@@ -69,7 +69,7 @@ class Simulated(nn.Module):
     def call(self, args: Any, kwargs: Any) -> Any:
         """The net's output, with `values` in place of its tensors and the grids on its edges."""
         values = self.values()
-        with running(Values(self, values)), placed(self.net, values):
+        with running(Values(self, values)), with_tensors(self.net, values):
             out = self.net(*args, **kwargs)
         self.keep(values)
         self.leave(values)
@@ -101,7 +101,7 @@ class Simulated(nn.Module):
         @contextmanager
         def again() -> Iterator[None]:
             here = [(path, dict(counts)) for path, counts in frames]
-            with running(Values(self, run.values, here)), placed(self.net, run.values):
+            with running(Values(self, run.values, here)), with_tensors(self.net, run.values):
                 yield
 
         return contextlib.nullcontext(), Anew(again)
@@ -156,7 +156,7 @@ class Anew(AbstractContextManager[None]):
 
 
 @contextmanager
-def placed(net: nn.Module, values: dict[str, Tensor]) -> Iterator[None]:
+def with_tensors(net: nn.Module, values: dict[str, Tensor]) -> Iterator[None]:
     """Replace the net's own tensors by these, ties included, within the context; afterwards `values` holds
     the tensors that were in place at its end.
 

@@ -23,7 +23,7 @@ from tersor.errors import RefusedError, SettingError, SiteError, near_few
 from tersor.forms.form import SLICE
 from tersor.model.attention import Attention
 from tersor.model.kinds import repeats
-from tersor.model.state_dicts import handed, registered
+from tersor.model.state_dicts import own_tensors, registered
 
 LAYERS: tuple[tuple[type[nn.Module] | tuple[type[nn.Module], ...], str], ...] = (
     ((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), "convtranspose"),
@@ -93,7 +93,7 @@ def sites_of(
     parameters = dict(model.named_parameters(remove_duplicate=False))
     sites, tensors, aliases = {}, {}, {}
     first: dict[int, str] = {}
-    for name, value in handed(model, meta=meta).items():
+    for name, value in own_tensors(model, meta=meta).items():
         if repeats(value):
             raise RefusedError(
                 f"{name}: some of its elements share memory, so they cannot be written separately. "

@@ -17,7 +17,7 @@ from tersor.forms.form import as_bytes
 from tersor.model.kinds import unfit
 
 
-def handed(model: nn.Module, *, meta: bool = False) -> dict[str, Tensor]:
+def own_tensors(model: nn.Module, *, meta: bool = False) -> dict[str, Tensor]:
     """The module's own tensors by the names of its state dict. `meta`: allow meta tensors.
 
     RefusedError if the state dict returns other tensors, or lacks one that the module has.

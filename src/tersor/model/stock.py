@@ -60,7 +60,7 @@ class Bias(Stock):
         if layer._parameters.get("weight") is None or layer._parameters.get("bias") is not None:
             why = "has a bias already" if "weight" in layer._parameters else "computes its weight"
             raise RefusedError(f"{change.module} {why}: a bias cannot be added")
-        new = shallow(layer)
+        new = shallow_copy(layer)
         new._parameters = {**layer._parameters, "bias": empty(layer.weight)}
         return new
 
@@ -83,7 +83,9 @@ class Product(Stock):
 
     def forms(self, layer: Any, change: Replace, old: Old) -> New:
         count = product.checked(layer, change.module, change.settings["layers"])
-        return product.formed(layer, change.module, count, {name: form for name, (_, form) in old.items()})
+        return product.factor_forms(
+            layer, change.module, count, {name: form for name, (_, form) in old.items()}
+        )
 
 
 class Heads(Stock):
@@ -107,7 +109,7 @@ class Untie(Stock):
         held = {**layer._parameters, **layer._buffers}
         if held.get(name) is None:
             raise SiteError(f"{change.module} has no tensor {name!r}; {did_you_mean(str(name), held)}")
-        new = shallow(layer)
+        new = shallow_copy(layer)
         for kind in ("_parameters", "_buffers"):
             tensors = getattr(layer, kind).items()
             setattr(new, kind, {key: empty(value) if key == name else value for key, value in tensors})
@@ -183,7 +185,7 @@ def inherit(new: nn.Module, layer: nn.Module, path: str) -> None:
             vars(new)[key] = hooks
 
 
-def unfused(model: nn.Module) -> None:
+def unfuse(model: nn.Module) -> None:
     """Make torch's transformer layers call their submodules if one was replaced, instead of reading weights
     in a fused kernel. Sets the attributes that the layers check before they use that kernel."""
     fused = []
@@ -205,7 +207,7 @@ def empty(like: Tensor) -> Tensor:
     return nn.Parameter(new, like.requires_grad) if isinstance(like, nn.Parameter) else new
 
 
-def shallow(layer: nn.Module) -> Any:
+def shallow_copy(layer: nn.Module) -> Any:
     """A shallow copy of a module. Constructors and pickling may fail or use random numbers."""
     new = type(layer).__new__(type(layer))
     vars(new).update(vars(layer))

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from tersor.model.sites import sites_of
-from tersor.model.state_dicts import handed, registered
+from tersor.model.state_dicts import own_tensors, registered
 
 
 def held(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     """(the module's own tensors by site, aliases: other name -> site), by its state dict."""
     sites, _, tied = sites_of(model, meta=True)
-    return {name: tensor for name, tensor in handed(model, meta=True).items() if name in sites}, tied
+    return {name: tensor for name, tensor in own_tensors(model, meta=True).items() if name in sites}, tied
 
 
 def blank(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

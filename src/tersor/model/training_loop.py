@@ -87,7 +87,7 @@ def fit(
     and random state. The teacher is moved to the device and put in eval mode: give a copy.
     """
     check_unlisted(tuned, task)
-    accelerator = launch(tuned)
+    accelerator = make_accelerator(tuned)
     batches = task.batches("train")
     per_epoch = length_of(batches)
     with seeded(seed), lent(batches) as counters, torch.enable_grad(), contextlib.ExitStack() as stack:
@@ -96,7 +96,7 @@ def fit(
         stack.enter_context(features.beside(tuned))
         groups = groups_of(tuned, plan.lr_of, plan.weight_decay)
         optimizer = make_optimizer(groups, plan)
-        net, optimizer, loader = accelerator.prepare(tuned, optimizer, share(batches, accelerator))
+        net, optimizer, loader = accelerator.prepare(tuned, optimizer, sharded(batches, accelerator))
         generators = generators_of(batches)  # after prepare, which gives a sampler one for several processes
         for generator in generators:
             generator.manual_seed(seed)
@@ -169,7 +169,7 @@ def fit(
     return {"steps": step, "loss": sum(losses) / len(losses)}
 
 
-def launch(tuned: TrainableForms) -> Accelerator:
+def make_accelerator(tuned: TrainableForms) -> Accelerator:
     try:
         from accelerate import Accelerator
     except ImportError:
@@ -178,7 +178,7 @@ def launch(tuned: TrainableForms) -> Accelerator:
     return Accelerator(cpu=on_cpu)
 
 
-class Share:
+class Shard:
     """Every n-th batch of a set that Accelerate does not shard itself (it shards DataLoaders only)."""
 
     def __init__(self, batches: Iterable[Any], accelerator: Accelerator):
@@ -196,9 +196,9 @@ class Share:
         return (length_of(self.batches) or 0) // self.of
 
 
-def share(batches: Iterable[Any], accelerator: Accelerator) -> Iterable[Any]:
+def sharded(batches: Iterable[Any], accelerator: Accelerator) -> Iterable[Any]:
     alone = accelerator.num_processes == 1 or isinstance(batches, DataLoader)
-    return batches if alone else Share(batches, accelerator)
+    return batches if alone else Shard(batches, accelerator)
 
 
 def make_optimizer(groups: list[dict[str, Any]], plan: TrainingPlan) -> torch.optim.Optimizer:

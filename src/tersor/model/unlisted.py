@@ -42,16 +42,19 @@ def check_unlisted(tuned: TrainableForms, task: Task) -> None:
             except MISFIT:
                 return None  # the batch does not fit: the training loop reports it with a better message
 
-    def worn() -> TrainableForms:
+    def after_one_batch() -> TrainableForms:
         """A copy after one batch, with the state dict restored: only unlisted state differs."""
         net = copy.deepcopy(tuned).train()
         answers(net)
         net.load_state_dict(tuned.state_dict())
         return net
 
-    names = changed(tuned.net, worn().net)
+    names = changed(tuned.net, after_one_batch().net)
     for training in (False, True) if names else ():
-        fresh, after = answers(copy.deepcopy(tuned).train(training)), answers(worn().train(training))
+        fresh, after = (
+            answers(copy.deepcopy(tuned).train(training)),
+            answers(after_one_batch().train(training)),
+        )
         if fresh is None or after is None:
             return
         if len(fresh) != len(after) or not all(map(same, fresh, after)):

@@ -53,7 +53,7 @@ def kept(form: Form) -> Tensor | None:
     if zeros < 2 or not trained(form, zeros):
         return None
     keep = torch.cat([part != 0 for part in form.slices()]).reshape(tuple(form.shape))
-    return keep if zeros * RARE > count or emptied(keep) else None
+    return keep if zeros * RARE > count or has_empty_index(keep) else None
 
 
 def trained(form: Form, zeros: int) -> bool:
@@ -71,7 +71,7 @@ def trained(form: Form, zeros: int) -> bool:
     return len(sizes) >= FEW and zeros > small
 
 
-def emptied(keep: Tensor) -> bool:
+def has_empty_index(keep: Tensor) -> bool:
     """Whether all elements at an index of an axis are zero: a row of an embedding, an input of a layer."""
     for axis in range(keep.ndim):
         rows = keep.movedim(axis, 0).flatten(1)
