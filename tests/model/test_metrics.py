@@ -243,7 +243,7 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "a value that is not a number": (
         lambda: value_of(Metric("m", statistics=lambda out, y: out, value=lambda sums: sums)),
-        "its value is .*, but it is one number",
+        "its value is .*, but must be one number",
     ),
     "a value that is NaN": (
         lambda: compared(torch.ones(3, 6), torch.ones(3, 6), METRICS["pearson"]),

@@ -250,11 +250,11 @@ MISFITS: dict[str, tuple[Callable[[], tuple[Task, Any]], str]] = {
     "odd batch": (lambda: (Task(evaluate=[3]), net()), "a batch is int.*give feed="),
     "scalar metric": (
         lambda: (Task(evaluate=ONE, metric=lambda o, t: (o.argmax(1) == t).float().mean()), net()),
-        r"metric gave float32 \[\], but it gives one score a sample, \[23\]",
+        r"metric returned float32 \[\], but must return one score a sample, \[23\]",
     ),
     "short metric": (
         lambda: (Task(evaluate=ONE, metric=lambda o, t: o.mean(0)), net()),
-        r"metric gave float32 \[3\]",
+        r"metric returned float32 \[3\]",
     ),
     "NaN metric": (
         lambda: (Task(evaluate=ONE, metric=lambda o, t: o[:, 0] / 0 * 0), net()),
@@ -262,7 +262,7 @@ MISFITS: dict[str, tuple[Callable[[], tuple[Task, Any]], str]] = {
     ),
     "vector loss": (
         lambda: (Task(evaluate=ONE, train=ONE, loss=lambda o, t: o.sum(1)), net()),
-        r"the loss gave float32 \[23\], but it is one number",
+        r"the loss returned float32 \[23\], but must return one number",
     ),
     "NaN data": (lambda: (Task(evaluate=[(X * torch.nan, Y)]), net()), r"is NaN: the batch holds NaN\.$"),
     "NaN training data": (

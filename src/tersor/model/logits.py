@@ -40,14 +40,14 @@ class Logits:
 
     def __post_init__(self) -> None:
         if not isinstance(self.tensor, Tensor) or not self.tensor.is_floating_point():
-            raise TaskError(f"logits: {shapes(self.tensor)}, but they are a tensor of floats")
+            raise TaskError(f"logits: {shapes(self.tensor)}, but they must be a tensor of floats")
         if self.kind not in KINDS:
             raise TaskError(f"logits: kind={self.kind!r}; {did_you_mean(self.kind, KINDS)}")
         if self.kind == "classes":
             ndim = self.tensor.ndim
             if not -ndim <= self.axis < ndim or self.axis % ndim == 0:
                 raise TaskError(
-                    f"logits: axis={self.axis} of {shapes(self.tensor)}, but it is the axis of the classes; "
+                    f"logits: axis={self.axis} of {shapes(self.tensor)}, but it must be the class axis; "
                     f"axis 0 holds the samples"
                 )
             if self.scores.shape[1] == 1:
@@ -124,7 +124,7 @@ def answer(output: Any, given: Given) -> Tensor | None:
 def with_kind(tensor: Any, kind: str | None, target: Any, named: bool, who: str) -> Logits:
     """A tensor as Logits. Without `kind`, target and name determine it; TaskError if they do not."""
     if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or tensor.ndim == 0:
-        raise TaskError(f"{who}: logits are {shapes(tensor)}, but they are a tensor of floats, [B, ...]")
+        raise TaskError(f"{who}: logits are {shapes(tensor)}, but must be a tensor of floats, [B, ...]")
     if kind in ("binary", "regression", "embedding"):
         return Logits(tensor, kind)
     axes = class_axes(tensor, target)
@@ -143,10 +143,7 @@ def with_kind(tensor: Any, kind: str | None, target: Any, named: bool, who: str)
 
 
 def class_axes(tensor: Tensor, target: Any) -> list[int]:
-    """Which of axis 1 and the last axis may hold the classes: without it the tensor's shape is the target's.
-
-    Only integer targets decide.
-    """
+    """The axes that may hold the classes: 1 or the last, if the shape without it is an integer target's."""
     if not isinstance(target, Tensor) or target.is_floating_point() or target.dtype == torch.bool:
         return []
     shape = tuple(tensor.shape)

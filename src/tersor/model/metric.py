@@ -84,25 +84,25 @@ class Metric:
             return float(found)
         except (TypeError, ValueError, RuntimeError):
             raise TaskError(
-                f"metric {self.name!r}: its value is {shapes(found)}, but it is one number"
+                f"metric {self.name!r}: its value is {shapes(found)}, but must be one number"
             ) from None
 
     def checked(self, found: Any, count: int | None, fit: str) -> Scores:
         """What `statistics` returned for a batch of `count` samples, on the CPU. TaskError if it has another
         shape than this metric needs, or is not finite."""
         b = "B" if count is None else str(count)
-        gave, who = f"the metric gave {shapes(found)}", f"metric {self.name!r}"
+        got, who = f"the metric returned {shapes(found)}", f"metric {self.name!r}"
         if isinstance(found, list) and self.value is not None:
             if count not in (None, len(found)):
-                raise TaskError(f"{who}: {gave}, but a list has one object a sample, {b}; {fit}.")
+                raise TaskError(f"{who}: {got}, but must return one object a sample, {b}; {fit}.")
             return [changed(item, lambda tensor: tensor.detach().cpu()) for item in found]
         wide = 1 if self.value is None else 2
         if not isinstance(found, Tensor) or found.ndim != wide or count not in (None, len(found)):
             wanted = f"one score a sample, [{b}]" if wide == 1 else f"statistics of each sample, [{b}, S]"
             other = "" if wide == 2 else ". A metric of a whole set is a tersor.Metric(statistics=, value=)"
-            raise TaskError(f"{who}: {gave}, but it gives {wanted}; {fit}{other}.")
+            raise TaskError(f"{who}: {got}, but must return {wanted}; {fit}{other}.")
         if not torch.isfinite(found).all():
-            raise TaskError(f"{who}: the metric gave scores that are not finite; {fit}.")
+            raise TaskError(f"{who}: the metric returned scores that are not finite; {fit}.")
         return found.detach().cpu().float() if wide == 1 else found.detach().cpu().double()
 
 

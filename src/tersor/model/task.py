@@ -120,7 +120,7 @@ class Task:
                 f"{self._who}: this needs {word} batches, and the task has none. Give Task(..., {word}=...): "
                 "a DataLoader, a list of batches, or a function that returns an iterator."
             )
-        empty = TaskError(f"{self._who}: the {word} set is empty: it gave no batch.")
+        empty = TaskError(f"{self._who}: the {word} set is empty: it returned no batch.")
         if length_of(source) == 0:
             raise empty
         # Accelerate shards DataLoaders only, so one that trains is never wrapped.

@@ -27,7 +27,9 @@ def check_answer(who: str, model: nn.Module, batch: Any, output: Any) -> None:
 def check_loss(who: str, model: nn.Module, loss: Any, fit: str) -> None:
     """TaskError for a loss that is not one finite number."""
     if not isinstance(loss, Tensor) or loss.numel() != 1:
-        raise TaskError(f"{who}: the loss gave {shapes(loss)}, but it is one number, a scalar tensor.")
+        raise TaskError(
+            f"{who}: the loss returned {shapes(loss)}, but must return one number, a scalar tensor."
+        )
     if not torch.isfinite(loss).all():
         raise TaskError(f"{who}: the loss is {loss.item()} on the first batch ({fit}){bad_weights(model)}.")
 

@@ -149,7 +149,7 @@ def fit(
                         break
                 if not losses:
                     raise TaskError(
-                        "the training set gave no batch in its second pass: give a list or a DataLoader"
+                        "the training set returned no batch in its second pass: give a list or a DataLoader"
                     )
                 if not math.isfinite(losses[-1]):
                     raise RefusedError(
