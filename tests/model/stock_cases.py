@@ -1,4 +1,4 @@
-"""A state for tests of stock modules: what an executor keeps while changes come one after the other."""
+"""Stock cases: a small State for tests of changes, without an executor."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tersor.model.sites import Site, sites_of
 
 @dataclass
 class State:
-    """The given model, and its sites and forms as they are now."""
+    """The given model, and its present sites and forms."""
 
     given: nn.Module
     sites: dict[str, Site] = field(default_factory=dict)

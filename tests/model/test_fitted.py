@@ -376,12 +376,12 @@ def with_hook(change: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:
     [
         (
             torch.Tensor.half,
-            r"weight: the state dict gives torch.float16 \[2, 3\], the module has torch.float32",
+            r"weight: the state dict holds torch.float16 \[2, 3\], but the module has torch.float32",
         ),
-        (torch.Tensor.t, r"weight: the state dict gives torch.float32 \[3, 2\], the module has"),
-        (lambda w: w * 2, "weight: the state dict gives other values than the module has"),
-        (lambda w: w.flip(0), "weight: the state dict gives other values than the module has"),
-        (lambda w: w.half().float(), "weight: the state dict gives other values than the module has"),
+        (torch.Tensor.t, r"weight: the state dict holds torch.float32 \[3, 2\], but the module has"),
+        (lambda w: w * 2, "weight: the state dict holds other values than the module"),
+        (lambda w: w.flip(0), "weight: the state dict holds other values than the module"),
+        (lambda w: w.half().float(), "weight: the state dict holds other values than the module"),
     ],
 )
 def test_hooks_that_change_the_state_dict_are_refused(change: Any, says: str) -> None:
@@ -410,10 +410,10 @@ def cast(state: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (drop, "0.bias: the module has it, its state dict does not.*persistent=False"),
-        (add, "0.scale: the state dict computes it: no parameter or buffer of the module"),
-        (swap, "0.weight: the state dict gives another of the module's tensors under this name"),
-        (cast, "0.weight: the state dict gives other values than the module has"),
+        (drop, "0.bias: the module has it, but its state dict does not.*persistent=False"),
+        (add, "0.scale: the state dict holds a tensor that is not a parameter or buffer of the module"),
+        (swap, "0.weight: the state dict holds another of the module's tensors under this name"),
+        (cast, "0.weight: the state dict holds other values than the module"),
     ],
 )
 @pytest.mark.parametrize("how", ["private hook", "post hook", "override"])
@@ -499,7 +499,7 @@ def test_a_module_that_cannot_be_copied_is_refused_and_does_not_change() -> None
     before = model[0].weight.clone()
     sites, _, _ = sites_of(model)
     forms = {"0.weight": Dense(torch.ones(2, 3)), "0.bias": Dense(torch.zeros(2))}
-    with pytest.raises(RefusedError, match="0: a copy of this Single is the module itself"):
+    with pytest.raises(RefusedError, match="0: copy.deepcopy of this Single returns the module"):
         fitted(model, forms, sites)
     assert torch.equal(model[0].weight, before)
 

@@ -1,4 +1,4 @@
-"""Batches of tensors: each sample once an epoch, the caller's seed rules the order, processes share them."""
+"""Loader: each sample once an epoch, the caller's seed determines the order, processes share the batches."""
 
 import os
 import pickle
@@ -43,7 +43,7 @@ def test_an_epoch_is_every_sample_once(n: int, batch: int, shuffle: bool, drop_l
     assert all(len(x) == batch for x, _ in found[:-1])
 
 
-def test_the_callers_seed_rules_the_order() -> None:
+def test_the_callers_seed_determines_the_order() -> None:
     loader = make(30, batch=7, shuffle=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
@@ -65,14 +65,14 @@ def test_it_is_a_data_loader_that_pickles() -> None:
     [
         ((), {}, "it takes tensors"),
         (([1, 2],), {}, "it takes tensors"),
-        ((torch.zeros(()),), {}, "samples in rows"),
+        ((torch.zeros(()),), {}, "samples on axis 0"),
         ((torch.zeros(3), torch.zeros(4)), {}, r"float32 \[3\], float32 \[4\]"),
         ((torch.zeros(3),), {"batch": 0}, "batch=0"),
         ((torch.zeros(3),), {"batch": 2.0}, "batch=2.0"),
         ((torch.zeros(3),), {"batch": True}, "batch=True"),
     ],
 )
-def test_tensors_that_do_not_belong_together(tensors: Any, settings: Any, words: str) -> None:
+def test_wrong_tensors_and_settings_are_refused(tensors: Any, settings: Any, words: str) -> None:
     with pytest.raises(TaskError, match=words):
         TensorBatches(*tensors, **settings)
 
@@ -91,13 +91,13 @@ import torch
 from accelerate import Accelerator
 from tersor.model.loader import TensorBatches
 accelerator = Accelerator(cpu=True)
-torch.manual_seed(accelerator.process_index)  # Accelerate itself has to agree on one order
+torch.manual_seed(accelerator.process_index)  # Accelerate has to make the processes agree on one order
 x = torch.arange(103)
 loader = accelerator.prepare(TensorBatches(x, -x, batch=10, shuffle=True))
 epochs = [[a.tolist() for a, b in loader if torch.equal(a, -b)] for _ in range(2)]
 print([accelerator.num_processes, len(loader), epochs])
 accelerator.wait_for_everyone()
-torch.distributed.destroy_process_group()  # or a process that ends first takes the other down at exit
+torch.distributed.destroy_process_group()  # otherwise the process that exits first makes the other fail
 """
 
 
@@ -120,14 +120,14 @@ def test_two_processes_share_the_batches() -> None:
         )
         for rank in "01"
     ]
-    told = [eval(worker.communicate(timeout=120)[0]) for worker in workers]
+    printed = [eval(worker.communicate(timeout=120)[0]) for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0]
-    assert [item[:2] for item in told] == [[2, 6], [2, 6]]  # 11 batches, made even: 6 each
+    assert [item[:2] for item in printed] == [[2, 6], [2, 6]]  # 11 batches, padded to 12: 6 each
     for epoch in range(2):
-        one, two = (item[2][epoch] for item in told)
+        one, two = (item[2][epoch] for item in printed)
         assert [len(batch) for batch in one + two] == [10] * 12
         counts = Counter(sum(one + two, []))
         assert set(counts) == set(range(103)), "every sample is seen by one process or the other"
-        assert sum(counts.values()) - 103 == 17, "only the filling up of the last batches repeats samples"
+        assert sum(counts.values()) - 103 == 17, "only the padding of the last batches repeats samples"
         assert not set(sum(one[:-1], [])) & set(sum(two[:-1], []))
-    assert told[0][2][0] != told[0][2][1], "each epoch has an order of its own"
+    assert printed[0][2][0] != printed[0][2][1], "each epoch has another order"

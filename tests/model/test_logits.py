@@ -1,4 +1,4 @@
-"""What is compared: found where it is plain, refused where not; losses of each kind against slow loops."""
+"""Logits are found if unambiguous, else refused; losses of each kind agree with slow loops."""
 
 import math
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tersor.errors import RefusedError, TaskError
-from tersor.model.logits import Logits, counting, logits_of
+from tersor.model.logits import Logits, logits_of, not_padding
 from tersor.model.losses import default_loss, plain_loss, soften
 from tersor.model.outputs import as_floats, tensors_of
 from tersor.model.task import Task
@@ -51,14 +51,14 @@ FOUND: dict[str, tuple[Any, Any, Any, str, int]] = {
         "embedding", None, "embedding", 1,
     ),
     "a function": ((noise(4, 3), noise(4, 9)), lambda out: out[0], labels(4), "classes", 1),
-    "a function that says all": (
+    "a function that returns Logits": (
         (noise(4, 5, 7), noise(4)), lambda out: Logits(out[0], "classes", -1), None, "classes", -1,
     ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", FOUND)
-def test_what_is_plain_is_found(case: str) -> None:
+def test_unambiguous_logits_are_found(case: str) -> None:
     output, given_, target, kind, axis = FOUND[case]
     (found,) = logits_of(output, given_, target, "task 't'")
     assert found.kind == kind
@@ -78,37 +78,37 @@ REFUSED: dict[str, tuple[Any, Any, Any, str]] = {
         labels(4, 5),
         r"classes may be axis 1 or 2: .*\[4, 5, 5\].*logits=\.\.\.",
     ),
-    "a tuple of two": ((noise(4, 3), noise(4, 3)), None, labels(4), r"not plain.*logits=lambda output"),
-    "nothing": ([], None, labels(4), "not plain"),
-    "boxes": ([{"boxes": noise(2, 4), "scores": noise(2)}], None, None, "not plain"),
+    "a tuple of two": ((noise(4, 3), noise(4, 3)), None, labels(4), r"ambiguous.*logits=lambda output"),
+    "nothing": ([], None, labels(4), "ambiguous"),
+    "boxes": ([{"boxes": noise(2, 4), "scores": noise(2)}], None, None, "ambiguous"),
     "no targets": (
         noise(4, 3),
         None,
         None,
-        r"what its numbers are is not plain: output float32 \[4, 3\]\. Say",
+        r"the kind of its numbers is unknown: output float32 \[4, 3\]\. Set",
     ),
-    "vectors": (SimpleNamespace(last_hidden_state=noise(4, 5, 6)), None, None, "not plain"),
-    "numbers": (noise(4, 3), None, noise(4, 3), "not plain.*regression"),
+    "vectors": (SimpleNamespace(last_hidden_state=noise(4, 5, 6)), None, None, "kind of .* is unknown"),
+    "numbers": (noise(4, 3), None, noise(4, 3), "kind of .* is unknown.*regression"),
     "one class": (noise(4, 1), None, labels(4), "one class.*binary, or regression"),
     "one class, named": (SimpleNamespace(logits=noise(4, 1)), None, None, "one class"),
-    "other counts": (noise(4, 3), None, labels(5), "not plain"),
+    "other counts": (noise(4, 3), None, labels(5), "kind of .* is unknown"),
     "integers": (labels(4, 3), None, labels(4), "a tensor of floats"),
     "no tensor": ((noise(4, 3), noise(4)), lambda out: "x", labels(4), "a tensor of floats"),
-    "no logits": ((noise(4, 3), noise(4)), lambda out: (), labels(4), "gave nothing"),
-    "a class axis of samples": (noise(4, 3), lambda out: Logits(out, "classes", 0), None, "counts samples"),
+    "no logits": ((noise(4, 3), noise(4)), lambda out: (), labels(4), "returned nothing"),
+    "axis 0": (noise(4, 3), lambda out: Logits(out, "classes", 0), None, "axis 0 holds the samples"),
     "no such axis": (noise(4, 3), lambda out: Logits(out, "classes", 2), None, "axis=2"),
     "no such kind": (noise(4, 3), lambda out: Logits(out, "class"), None, "did you mean 'classes'"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_is_not_plain_is_refused(case: str) -> None:
+def test_ambiguous_or_wrong_logits_are_refused(case: str) -> None:
     output, given_, target, words = REFUSED[case]
     with pytest.raises(TaskError, match=words):
         logits_of(output, given_, target, "task 't'")
 
 
-def test_containers_stay_what_they_are() -> None:
+def test_as_floats_keeps_the_types_of_containers() -> None:
     half = noise(3).bfloat16()
     output = {
         "a": [half, (half, 3)],
@@ -120,7 +120,7 @@ def test_containers_stay_what_they_are() -> None:
     assert [t.dtype for t in tensors_of(found)] == [torch.float32] * 3 + [torch.float64, torch.int64]
     assert type(found["a"][1]) is tuple
     assert found["b"].d == "x"
-    assert output["b"].c is half, "what was given is as it was"
+    assert output["b"].c is half, "the given output is unchanged"
     assert as_floats(output["e"]) is output["e"]
 
 
@@ -131,10 +131,10 @@ def test_containers_stay_what_they_are() -> None:
     st.integers(1, 3), st.integers(2, 4), st.integers(1, 3), st.sampled_from([1, 2]), st.floats(0.5, 8),
     st.integers(0, 99),
 )  # fmt: skip
-def test_classes_are_the_slow_formula_on_their_axis(  # noqa: PLR0917 (all six are drawn)
+def test_soft_targets_of_classes_agree_with_a_slow_loop(  # noqa: PLR0917 (all six are drawn)
     batch: int, classes: int, length: int, axis: int, t: float, seed: int
 ) -> None:
-    """Places that a mask leaves out do not count."""
+    """Positions outside the mask do not count."""
     shape = (batch, classes, length) if axis == 1 else (batch, length, classes)
     x, y = noise(*shape, seed=seed), noise(*shape, seed=seed + 1)
     mask = torch.rand(batch, length, generator=torch.Generator().manual_seed(seed)) < 0.7
@@ -152,14 +152,14 @@ def test_classes_are_the_slow_formula_on_their_axis(  # noqa: PLR0917 (all six a
 
 
 @given(st.integers(1, 3), st.integers(1, 4), st.floats(0.5, 8), st.integers(0, 99))
-def test_yes_and_no_are_two_classes(batch: int, width: int, t: float, seed: int) -> None:
-    """The chance of a yes is the softmax of the scores 0 and x."""
+def test_binary_is_the_same_as_two_classes(batch: int, width: int, t: float, seed: int) -> None:
+    """sigmoid(x) is the softmax of the scores 0 and x."""
     x, y = noise(batch, width, seed=seed), noise(batch, width, seed=seed + 1)
     two = [torch.stack([torch.zeros_like(v), v], 2).reshape(-1, 2) for v in (x, y)]
     assert float(soften(x, y, t, kind="binary")) == pytest.approx(float(soften(*two, t)), rel=1e-3, abs=1e-4)
 
 
-def test_numbers_and_vectors_are_compared_by_their_squares() -> None:
+def test_regression_and_embedding_use_the_mean_squared_difference() -> None:
     x, y, mask = noise(3, 4, 5), noise(3, 4, 5, seed=1), labels(3, 4) > 0
     for kind in ("regression", "embedding"):
         assert float(soften(x, y, 4.0, kind=kind)) == pytest.approx(float(F.mse_loss(x, y)))
@@ -168,9 +168,9 @@ def test_numbers_and_vectors_are_compared_by_their_squares() -> None:
 
 
 @pytest.mark.parametrize("axis", [1, 2])
-def test_gradients_lie_along_the_classes(axis: int) -> None:
-    """A shift of all classes of a place changes no chance, so along their axis the gradient sums to 0, and
-    it is T * (q - p) a place."""
+def test_gradients_sum_to_zero_over_the_classes(axis: int) -> None:
+    """Adding a constant to all classes of a position changes no probability, so the gradient sums to 0 along
+    the class axis; it is T * (q - p) at each position."""
     x, y, t = noise(2, 3, 4).requires_grad_(), noise(2, 3, 4, seed=1), 3.0
     soften(x, y, t, axis=axis).backward()
     assert x.grad is not None
@@ -188,7 +188,7 @@ def test_a_teacher_of_another_shape_is_refused() -> None:
 # --- the default loss ---
 
 
-def test_the_default_loss_is_that_of_the_kind() -> None:
+def test_the_default_loss_follows_the_kind() -> None:
     x, y = noise(4, 3), labels(4, classes=3)
     assert torch.equal(default_loss(x, y), F.cross_entropy(x, y))
     tokens, targets = noise(2, 5, 7), labels(2, 5, classes=7)
@@ -199,8 +199,8 @@ def test_the_default_loss_is_that_of_the_kind() -> None:
     yes = x > 0
     assert torch.equal(default_loss(x, yes), F.binary_cross_entropy_with_logits(x, yes.float()))
     assert torch.equal(plain_loss([Logits(x, "regression")], 2 * x), F.mse_loss(x, 2 * x))
-    chances = noise(4, 3).softmax(1)  # such as mixed labels
-    torch.testing.assert_close(plain_loss([Logits(x, "classes")], chances), F.cross_entropy(x, chances))
+    soft = noise(4, 3).softmax(1)  # probabilities as targets, such as mixed labels
+    torch.testing.assert_close(plain_loss([Logits(x, "classes")], soft), F.cross_entropy(x, soft))
     own = SimpleNamespace(loss=torch.tensor(3.0), logits=x)
     assert float(default_loss(own, y)) == 3.0
 
@@ -225,8 +225,8 @@ def test_padding_and_ignored_targets_do_not_count() -> None:
 
 
 @pytest.mark.parametrize("pair", [False, True])
-def test_a_teacher_is_heard_at_tokens_that_were_not_hidden(pair: bool) -> None:
-    """Targets of a masked model are -100 where nothing was hidden; those of a pair where no token is."""
+def test_a_teacher_counts_at_tokens_that_were_not_masked(pair: bool) -> None:
+    """-100 marks unmasked tokens for a masked language model, and padding for an encoder-decoder."""
     x, y, target = noise(2, 5, 7), noise(2, 5, 7, seed=1), labels(2, 5, classes=7)
     target[:, 2:] = -100
     more = {"encoder_last_hidden_state": noise(2, 5, 4)} if pair else {}
@@ -237,7 +237,7 @@ def test_a_teacher_is_heard_at_tokens_that_were_not_hidden(pair: bool) -> None:
     assert float(found) == pytest.approx(want)
 
 
-def test_padding_does_not_count_in_yes_and_no() -> None:
+def test_padding_does_not_count_in_binary_losses() -> None:
     x, y = noise(2, 5, 3), noise(2, 5, 3, seed=1)
     mask = torch.ones(2, 5, dtype=torch.int64)
     mask[1, 3:] = 0
@@ -249,7 +249,7 @@ def test_padding_does_not_count_in_yes_and_no() -> None:
     assert float(task.soft_loss(x, y, batch, 2.0)) == pytest.approx(float(sum(terms)) / len(terms))
 
 
-def test_padding_does_not_count_where_targets_are_chances() -> None:
+def test_padding_does_not_count_if_targets_are_probabilities() -> None:
     x, y = noise(2, 5, 7), noise(2, 5, 7, seed=1).softmax(2)
     mask = torch.ones(2, 5, dtype=torch.int64)
     mask[1, 3:] = 0
@@ -259,38 +259,41 @@ def test_padding_does_not_count_where_targets_are_chances() -> None:
     assert float(found) == pytest.approx(float(sum(terms)) / len(terms))
 
 
-def test_a_mask_of_the_encoder_is_none_of_the_decoder() -> None:
+def test_the_encoders_mask_is_not_used_for_the_decoder() -> None:
     logits, mask = Logits(noise(2, 5, 7), "classes", -1), labels(2, 5)
     plain, batch = SimpleNamespace(), {"attention_mask": mask}
     decoded = SimpleNamespace(encoder_last_hidden_state=noise(2, 5, 4))
-    assert torch.equal(counting(logits, plain, batch), mask != 0)  # type: ignore[arg-type]
-    assert counting(logits, decoded, batch) is None
-    assert counting(logits, plain, batch | {"decoder_input_ids": mask}) is None
+    assert torch.equal(not_padding(logits, plain, batch), mask != 0)  # type: ignore[arg-type]
+    assert not_padding(logits, decoded, batch) is None
+    assert not_padding(logits, plain, batch | {"decoder_input_ids": mask}) is None
     other = batch | {"decoder_attention_mask": 1 - mask}
-    assert torch.equal(counting(logits, decoded, other), mask == 0)  # type: ignore[arg-type]
-    assert counting(Logits(noise(2, 5), "classes"), plain, {"attention_mask": labels(2, 5)}) is None
+    assert torch.equal(not_padding(logits, decoded, other), mask == 0)  # type: ignore[arg-type]
+    assert not_padding(Logits(noise(2, 5), "classes"), plain, {"attention_mask": labels(2, 5)}) is None
 
 
 LOSSES: dict[str, tuple[Callable[[], Any], str]] = {
     "embedding": (
         lambda: plain_loss([Logits(noise(4, 3), "embedding")], noise(4, 3)),
-        "none is plain.*loss=",
+        "no default loss.*loss=",
     ),
     "another shape": (
         lambda: plain_loss([Logits(noise(4, 1), "regression")], noise(4)),
         "of the output's shape",
     ),
-    "chances of other shape": (
+    "probabilities of another shape": (
         lambda: plain_loss([Logits(noise(4, 3), "classes")], noise(4)),
         "integer targets",
     ),
-    "no tensor": (lambda: plain_loss([Logits(noise(4, 3), "classes")], [1]), "no tensor"),
-    "two, one target": (lambda: plain_loss([Logits(noise(4, 3), "classes")] * 2, labels(4)), "a target each"),
+    "no tensor": (lambda: plain_loss([Logits(noise(4, 3), "classes")], [1]), "not a tensor"),
+    "two, one target": (
+        lambda: plain_loss([Logits(noise(4, 3), "classes")] * 2, labels(4)),
+        "2 logits need a tuple of 2 targets",
+    ),
 }
 
 
 @pytest.mark.parametrize(("call", "words"), LOSSES.values(), ids=list(LOSSES))
-def test_losses_that_are_none(call: Callable[[], Any], words: str) -> None:
+def test_losses_without_a_default_are_refused(call: Callable[[], Any], words: str) -> None:
     with pytest.raises(TaskError, match=words):
         call()
 
@@ -301,7 +304,7 @@ def test_labels_are_given_to_a_model_that_takes_them() -> None:
             return SimpleNamespace(logits=x, loss=None if labels is None else x.sum() + labels.sum())
 
     class Wraps(nn.Module):
-        """As what runs in many processes does."""
+        """Takes (*args, **kwargs), as DistributedDataParallel does."""
 
         def __init__(self) -> None:
             super().__init__()

@@ -1,4 +1,4 @@
-"""Metrics of a set against slow loops and other libraries; in pairs, in their own unit."""
+"""Metrics: values agree with slow loops and other libraries; drops in pairs, in the metric's unit."""
 
 import json
 import math
@@ -22,7 +22,7 @@ CLASSES, PLACES = 4, 6
 
 
 class Same(nn.Module):
-    """Answers with its input."""
+    """Returns its input."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class Same(nn.Module):
 
 
 def images(samples: int = 7, seed: int = 0, ignored: bool = True) -> tuple[Tensor, Tensor]:
-    """Scores [B, K, T] and targets [B, T], the last class never meant or said, some targets to be ignored."""
+    """Scores [B, K, T] and targets [B, T], the last class in neither, some targets -100."""
     g = torch.Generator().manual_seed(seed)
     x = torch.randn(samples, CLASSES, PLACES, generator=g)
     x[:, -1] -= 100
@@ -52,14 +52,14 @@ def value(name: str, x: Tensor, y: Tensor) -> float:
 
 
 def pairs(x: Tensor, y: Tensor) -> list[tuple[int, int]]:
-    """(said, meant) of each place that counts."""
+    """(predicted, actual) of each position that counts."""
     return [
         (int(x[b, :, t].argmax()), int(y[b, t]))
         for b in range(len(x)) for t in range(PLACES) if int(y[b, t]) != -100
     ]  # fmt: skip
 
 
-def test_shares_of_places() -> None:
+def test_accuracies_are_fractions_of_positions() -> None:
     x, y = images()
     found = pairs(x, y)
     assert value("token_accuracy", x, y) == pytest.approx(sum(a == b for a, b in found) / len(found))
@@ -72,7 +72,7 @@ def test_overlap_and_f1_of_classes() -> None:
     x, y = images()
     found = pairs(x, y)
     ious, scores = [], []
-    for k in range(CLASSES - 1):  # of the last one nobody speaks
+    for k in range(CLASSES - 1):  # the last class is in neither predictions nor targets
         both = sum(a == b == k for a, b in found)
         said, meant = sum(a == k for a, _ in found), sum(b == k for _, b in found)
         ious.append(both / (said + meant - both))
@@ -90,7 +90,9 @@ def test_perplexity_of_tokens() -> None:
     x, y = images()
     want = math.exp(float(F.cross_entropy(x, y, ignore_index=-100)))
     assert value("perplexity", x, y) == pytest.approx(want, rel=1e-5)
-    assert value("perplexity", x.movedim(1, 2), y) == pytest.approx(want, rel=1e-5), "[B, T, V] is found"
+    assert value("perplexity", x.movedim(1, 2), y) == pytest.approx(want, rel=1e-5), (
+        "the class axis of [B, T, V] is found"
+    )
 
 
 def test_correlation() -> None:
@@ -101,19 +103,19 @@ def test_correlation() -> None:
     assert value("pearson", x, y) == pytest.approx(want, abs=1e-6)
 
 
-def test_a_sample_without_a_target_is_refused_by_accuracy_alone() -> None:
+def test_only_accuracy_refuses_a_sample_without_targets() -> None:
     x, y = images()
     y[3] = -100
-    with pytest.raises(TaskError, match="no target but -100.*token_accuracy"):
+    with pytest.raises(TaskError, match="all targets of a sample are -100.*token_accuracy"):
         value("accuracy", x, y)
     assert 0 < value("token_accuracy", x, y) < 1
 
 
-def test_another_number_can_say_what_does_not_count() -> None:
-    """In the metric, and in a teacher's share: the 255 of borders, say."""
+def test_target_can_replace_another_number_by_the_ignored_one() -> None:
+    """For the metric and the distillation loss; for example 255 at borders."""
     x, y = images()
     marked, wanted = y.masked_fill(y == -100, 255), x + torch.randn_like(x)
-    with pytest.raises(TaskError, match=r"targets from 0 to 255.*Places that do not count are -100"):
+    with pytest.raises(TaskError, match=r"targets from 0 to 255.*-100 marks targets that do not count"):
         value("mean_iou", x, marked)
     same = Task(evaluate=[(x, y)], metric="mean_iou")
     task = Task(
@@ -132,7 +134,7 @@ def test_another_number_can_say_what_does_not_count() -> None:
 
 
 def two(name: str, samples: int = 40) -> tuple[Tensor, Tensor, Metric]:
-    """Statistics of a model and of one that is a little worse."""
+    """Statistics of a model and of a slightly worse one."""
     x, y = images(samples, ignored=False)
     right = F.one_hot(y, CLASSES).movedim(2, 1).float()
     found = []
@@ -142,7 +144,7 @@ def two(name: str, samples: int = 40) -> tuple[Tensor, Tensor, Metric]:
 
 
 @pytest.mark.parametrize("name", ["token_accuracy", "perplexity", "mean_iou", "macro_f1"])
-def test_what_is_worse_is_a_drop_whichever_way_is_up(name: str) -> None:
+def test_a_worse_value_is_a_positive_drop_for_higher_and_lower_metrics(name: str) -> None:
     before, after, metric = two(name)
     found = compared(before, after, metric)
     was, now = metric.of(before), metric.of(after)
@@ -157,21 +159,21 @@ def test_what_is_worse_is_a_drop_whichever_way_is_up(name: str) -> None:
     assert found["unit"] == ("points" if metric.percent else "")
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert drop(before, after, metric).significant
-    assert not drop(after, before, metric).significant, "a gain is no drop"
+    assert not drop(after, before, metric).significant, "a gain is not a drop"
     assert drop(before, before, metric).p == 1.0
     assert lost(before, after, metric) == pytest.approx(amount)
-    assert compared(before, after, metric) == found, "the same again"
+    assert compared(before, after, metric) == found, "a second call gives the same"
     assert estimated(before, metric).low == pytest.approx(found["before"][1])
 
 
-def test_pairs_are_surer_than_two_sets() -> None:
+def test_paired_intervals_are_narrower() -> None:
     before, after, metric = two("token_accuracy")
     shuffled = after[torch.randperm(len(after), generator=torch.Generator().manual_seed(0))]
     width = lambda other: drop(before, other, metric).high - drop(before, other, metric).low  # noqa: E731
     assert width(after) < 0.9 * width(shuffled)
 
 
-def test_one_number_a_sample_of_which_lower_is_better() -> None:
+def test_one_number_a_sample_with_lower_better() -> None:
     metric = Metric("error", statistics=lambda out, y: (out[:, 0] - y).abs(), better="lower")
     found = compared([1.0, 2.0, 3.0], [1.5, 2.5, 4.0], metric)
     assert found["drop"][0] == pytest.approx(2 / 3)
@@ -179,28 +181,28 @@ def test_one_number_a_sample_of_which_lower_is_better() -> None:
     assert in_words(found) == "error 2.0000 to 2.6667, lower is better, drop +0.6667"
 
 
-def test_one_sample_says_nothing_of_its_spread() -> None:
+def test_one_sample_has_no_interval() -> None:
     before, after, metric = two("perplexity", 1)
     found = compared(before, after, metric)
     assert found["drop"][1:] == [None, None]
     assert found["p"] == 1
 
 
-def test_samples_that_are_not_the_same_ones() -> None:
+def test_different_numbers_of_samples_are_refused() -> None:
     before, after, metric = two("perplexity")
     with pytest.raises(SettingError, match="40 samples before, 39 after"):
         compared(before, after[1:], metric)
 
 
 def median_of(better: str = "higher", resamples: int | None = None) -> Metric:
-    """The median of all places: it does not add up."""
+    """The median of all numbers, which is not a function of sums."""
     return Metric(
         "median", statistics=lambda out, y: list(out.abs()), better=better, resamples=resamples,
         value=lambda found: float(torch.cat(found).median()),
     )  # fmt: skip
 
 
-def test_what_does_not_add_up_is_a_function_of_the_list() -> None:
+def test_a_metric_of_a_list_of_objects() -> None:
     g = torch.Generator().manual_seed(0)
     x, y = torch.randn(30, 5, generator=g), torch.zeros(30)
     task = Task(evaluate=[(x[:20], y[:20]), (x[20:], y[20:])], metric=median_of(resamples=50))
@@ -239,11 +241,11 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: value_of(Metric("m", statistics=lambda out, y: out.mean())),
         r"tersor\.Metric\(statistics=, value=\)",
     ),
-    "a value that is none": (
+    "a value that is not a number": (
         lambda: value_of(Metric("m", statistics=lambda out, y: out, value=lambda sums: sums)),
-        "its value is .*, but it is one number",
+        "its value is .*, but must be one number",
     ),
-    "a value that is not known": (
+    "a value that is NaN": (
         lambda: compared(torch.ones(3, 6), torch.ones(3, 6), METRICS["pearson"]),
         "its value on the evaluation set is nan",
     ),
@@ -252,7 +254,7 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
             evaluate=[(torch.ones(4, 3), torch.zeros(4).long())],
             logits=lambda out: (tersor.Logits(out, "classes"), tersor.Logits(out, "regression")),
         ).scores(Same()),
-        "accuracy is of classes, and logits= gives classes and regression",
+        "accuracy is for classes, but logits= returns classes and regression",
     ),
 }  # fmt: skip
 
@@ -263,16 +265,16 @@ def value_of(metric: Metric) -> float:
 
 
 @pytest.mark.parametrize(("call", "words"), WRONG.values(), ids=list(WRONG))
-def test_what_is_no_metric(call: Callable[[], Any], words: str) -> None:
+def test_wrong_metrics_are_refused(call: Callable[[], Any], words: str) -> None:
     with pytest.raises(TaskError, match=words):
         call()
 
 
-# --- a drop in its own unit, in recipes ---
+# --- a drop in the metric's unit, in recipes ---
 
 
-def test_a_size_for_a_perplexity() -> None:
-    """rdoq's max_drop is in the metric's own unit, and a rise of a perplexity is a loss."""
+def test_rdoq_with_a_perplexity() -> None:
+    """rdoq's max_drop is in the metric's unit; a rise of the perplexity is a drop."""
     g = torch.Generator().manual_seed(0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -312,7 +314,7 @@ def test_an_object_of_torchmetrics() -> None:
     lower = Task(evaluate=[(torch.zeros(5), torch.ones(5))], metric=error)
     assert lower.scored.better == "lower"
     assert lower.scored.of(lower.scores(Same())) == 1
-    assert error.total == 0, "the given object is left alone"
+    assert error.total == 0, "the given object is not changed"
     with pytest.raises(TaskError, match="does not say whether higher is better"):
         Task(evaluate=batches, metric=torchmetrics.CatMetric())
     several = torchmetrics.MetricCollection([torchmetrics.R2Score(), torchmetrics.MeanSquaredError()])
@@ -353,7 +355,7 @@ def test_mean_average_precision_of_lists_of_detections() -> None:
 
 
 class Adds(nn.Module):
-    """A metric as torchmetrics has them: the share of equal places, counted up over updates."""
+    """A metric like those of torchmetrics: the fraction of right positions over all updates."""
 
     higher_is_better = True
 
@@ -373,7 +375,7 @@ class Adds(nn.Module):
 
 
 def test_batches_of_other_lengths_are_counted_together() -> None:
-    """Each batch of texts is padded to a length of its own."""
+    """Batches of texts are padded to different lengths."""
     x, y = images(ignored=False)
     batches = [(x[:3], y[:3]), (x[3:5, :, :4], y[3:5, :4]), (x[5:], y[5:])]
     task = Task(evaluate=batches, metric=Adds())

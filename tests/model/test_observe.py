@@ -1,4 +1,4 @@
-"""Observe: ranges against what hooks record, and grids that hold them."""
+"""Observe: ranges agree with those that hooks record, and grids span them."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from tersor.model.task import Task
 
 
 def outputs_of(name: str, layer: str) -> Tensor:
-    """What a layer gives for all calibration batches, by a plain hook."""
+    """A layer's outputs for all calibration batches, from a plain hook."""
     t, seen = tiny(name), []
     hook = t.model.get_submodule(layer).register_forward_hook(lambda module, args, out: seen.append(out))
     with torch.no_grad():
@@ -50,14 +50,14 @@ def test_a_grid_spans_its_range(bits: int, signed: bool, ends: tuple[float, floa
         assert scale * (2**bits - 1) <= max(ends[1] - ends[0], 1e-30) * (1 + 1e-6)
 
 
-def test_both_codes_decode_to_the_same() -> None:
+def test_signed_and_unsigned_codes_decode_to_the_same() -> None:
     found = torch.tensor([-1.0], dtype=torch.float64), torch.tensor([2.0], dtype=torch.float64)
     a, b = grid_of(found, bits=8), grid_of(found, bits=8, signed=True)
     assert torch.equal(a.scale.decode(), b.scale.decode())
     assert int(a.zero.decode()) - 128 == int(b.zero.decode())
 
 
-def test_observed_grids_are_one_an_edge_or_one_a_channel() -> None:
+def test_observed_grids_are_per_edge_or_per_channel() -> None:
     t = tiny("conv")
     whole = observed(t.model, t.task, ["/input:x", "/add:0"], bits=4)
     assert {name: (grid.bits, tuple(grid.scale.shape)) for name, grid in whole.items()} == {
@@ -67,15 +67,15 @@ def test_observed_grids_are_one_an_edge_or_one_a_channel() -> None:
     assert (tuple(channels.scale.shape), channels.axis, channels.signed) == ((7,), 1, True)
 
 
-def test_what_cannot_be_observed_is_refused() -> None:
+def test_edges_that_cannot_be_observed_are_refused() -> None:
     t = tiny("conv")
-    with pytest.raises(SiteError, match=r"no batch meets the edge '/add:1'; did you mean '/add:0'"):
+    with pytest.raises(SiteError, match=r"no batch reaches the edge '/add:1'; did you mean '/add:0'"):
         ranges_of(t.model, t.task, ["/add:1"])
     with pytest.raises(SettingError, match="axis=4, but the edge has axes 0 to 3"):
         ranges_of(t.model, t.task, ["/add:0"], axis=4)
     a = tiny("attention")
-    with pytest.raises(RefusedError, match=r"/add:1: the edge holds values that are infinite or NaN"):
-        ranges_of(a.model, a.task, ["/add:1"])  # scores and their mask
+    with pytest.raises(RefusedError, match=r"/add:1: the edge holds infinite or NaN values"):
+        ranges_of(a.model, a.task, ["/add:1"])  # attention scores plus a mask of -inf
 
 
 def test_inputs_by_keyword_and_the_users_own_feed() -> None:
@@ -86,7 +86,7 @@ def test_inputs_by_keyword_and_the_users_own_feed() -> None:
     assert float(ranges["/input:pair.1"][0]) == float(args[0][1].min())
 
 
-def test_observing_leaves_the_model_alone() -> None:
+def test_observing_does_not_change_the_model() -> None:
     t = tiny("conv")
     t.model.train()
     random = torch.get_rng_state()

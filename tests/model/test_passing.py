@@ -1,4 +1,4 @@
-"""Every operator that is said to keep a NaN does so, wherever it stands; and what treats units alike does."""
+"""Passing: the operators in the tables keep every NaN, and those that should treat all units alike do."""
 
 import pytest
 import torch
@@ -7,9 +7,9 @@ from torch import Tensor
 from tersor.model.passing import EACH, OTHERS, PASSING, POOLS, RESHAPES
 
 aten = torch.ops.aten
-W = 9  # not divisible by what processors take at once
+W = 9  # not divisible by the vector width of processors
 SHAPE = (2, 4, W, W)
-# What an operator is called with beside a tensor [2, 4, W, W]; "two" stands for a second tensor.
+# Arguments of an operator after a tensor [2, 4, W, W]; "two" is replaced by a second tensor.
 MORE = {
     **dict.fromkeys(("add", "sub", "rsub", "mul", "div", "maximum", "minimum"), ("two",)),
     **dict.fromkeys(("clamp", "clamp_min", "clamp_max"), (-0.5,)),
@@ -52,11 +52,11 @@ def call(name: str, x: Tensor) -> Tensor:
     return getattr(aten, name)(x, *more)
 
 
-ERASES = {"tril", "triu", "fill", "zero"}  # in places that are known; the others keep what they keep
+ERASES = {"tril", "triu", "fill", "zero"}  # overwrite known elements; NaN elsewhere is kept
 
 
 @pytest.mark.parametrize("name", sorted(PASSING - ERASES))
-def test_a_nan_is_kept_wherever_it_stands(name: str) -> None:
+def test_a_nan_is_kept_at_every_position(name: str) -> None:
     x = torch.rand(SHAPE, generator=torch.Generator().manual_seed(0)) + 0.1
     assert not call(name, x.clone()).isnan().any()
     places = range(0, x.numel(), 7) if name not in POOLS else range(x.numel())
@@ -70,8 +70,8 @@ def test_a_nan_is_kept_wherever_it_stands(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(PASSING - ERASES))
-def test_a_number_depends_on_numbers_only(name: str) -> None:
-    """Whatever stands where a NaN stood, what came out as a number is the same."""
+def test_elements_without_nan_depend_on_no_nan(name: str) -> None:
+    """With any number in place of a NaN, the elements that were not NaN stay the same."""
     g = torch.Generator().manual_seed(1)
     x = torch.rand(SHAPE, generator=g) + 0.1
     some = torch.rand(SHAPE, generator=g) < 0.02
@@ -94,6 +94,6 @@ def test_units_are_treated_alike(name: str) -> None:
     torch.testing.assert_close(out(x[:, index]), out(x)[:, index], rtol=1e-6, atol=1e-7)
 
 
-def test_the_tables_are_of_different_operators() -> None:
+def test_the_tables_do_not_overlap() -> None:
     assert len(PASSING) == sum(map(len, (EACH, POOLS, RESHAPES, OTHERS)))
     assert all(hasattr(aten, name) or hasattr(aten, f"{name}_") for name in PASSING)

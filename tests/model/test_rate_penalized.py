@@ -1,4 +1,4 @@
-"""Rated grids: what they show, their gradients by differences, and the form they leave."""
+"""Rate-penalized grids: values, gradients against differences, and folded forms."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def rated(shape: tuple[int, ...], per: str = "tensor", axis: int = 0) -> RatePen
 
 @pytest.mark.parametrize("per", ["tensor", "channel"])
 @pytest.mark.parametrize(("shape", "axis"), [((5, 7), 0), ((4, 3, 2, 2), 1), ((6,), 0)])
-def test_what_is_seen_is_what_is_stored(shape, axis, per):
+def test_the_value_is_what_the_folded_form_decodes_to(shape, axis, per):
     part = rated(shape, per, axis)
     form = part.fold()
     assert form.shape == shape
@@ -34,7 +34,7 @@ def test_what_is_seen_is_what_is_stored(shape, axis, per):
 def test_gradients_of_the_price_by_differences(per):
     part = rated((5, 7), per)
     part.price.fill_(0.25)
-    part.value().sum().mul(0.0).backward()  # no loss but the price
+    part.value().sum().mul(0.0).backward()  # only the price of the bits
     density = part.density
 
     def cost() -> float:
@@ -55,7 +55,7 @@ def test_gradients_of_the_price_by_differences(per):
             )
 
 
-def test_the_loss_goes_straight_through():
+def test_gradients_of_the_loss_are_straight_through():
     part = rated((5, 7))
     wanted = torch.randn(5, 7, generator=torch.Generator().manual_seed(1))
     (part.value() * wanted).sum().backward()
@@ -64,7 +64,7 @@ def test_the_loss_goes_straight_through():
     exact = part.w.detach() / scale
     by_hand = float(
         (wanted * (exact.round() - exact) * scale).sum()
-    )  # LSQ, times the scale for its logarithm
+    )  # the gradient of LSQ, times the scale: the parameter is its logarithm
     assert float(part.log_scale.grad) == pytest.approx(by_hand, rel=1e-4)
 
 

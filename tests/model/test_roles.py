@@ -1,4 +1,4 @@
-"""Roles on small networks, each with one way to use a parameter, and what steps take by them."""
+"""Roles: small networks that each use a parameter in one way, and the sites that steps pick by role."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +20,7 @@ from tersor.steps import Prune, Quantize
 
 
 class Of(nn.Module):
-    """A network of parameters p, q and a function of them and the input."""
+    """A network that is a function of parameters p, q and the input."""
 
     def __init__(self, func: Callable[..., Tensor], *shapes: tuple[int, ...]):
         super().__init__()
@@ -112,8 +112,8 @@ def test_roles(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_named_axis_is_the_one_that_an_output_moves_with(name: str) -> None:
-    """By the numbers: one index of the axis of outputs moves one index of the answer's last axis at most."""
+def test_the_axis_of_outputs_moves_single_outputs(name: str) -> None:
+    """Numerically: one index of the axis of outputs changes at most one index of the output's last axis."""
     func, shapes, x, want = CASES[name]
     if want[0][0] != M or name == "W @ x":
         return
@@ -144,7 +144,7 @@ def test_nothing_is_unknown_in_the_tiny_models(name: str) -> None:
     assert [n for n, role in roles(traced(t.model, (t.x,))).items() if role.word == "unknown"] == []
 
 
-def test_views_there_and_back() -> None:
+def test_a_view_back_restores_the_labels() -> None:
     labels = of_shape((6, 4, 3, 3))
     assert viewed(viewed(labels, (1, 6, 36)), (6, 4, 3, 3)) == labels
     assert [axes_of(dim) for dim in viewed(labels, (2, 3, 4, 9))] == [{0}, {0}, {1}, {2, 3}]
@@ -189,15 +189,15 @@ def test_a_glob_that_names_them_picks_them() -> None:
     assert [site.name for site in select(result.sites, "gain,conv*", "x")] == ["gain", "conv.weight"]
 
 
-def test_without_a_task_classes_say_and_a_note_tells() -> None:
+def test_without_a_task_kinds_are_from_classes_with_a_note() -> None:
     model, _ = scaled()
     state = start(model)
     assert (state.sites["head"].kind, state.sites["head"].axis) == ("other", 0)
-    assert not state.sites["gain"].is_weight  # one long axis: that much is to be seen
+    assert not state.sites["gain"].is_weight  # the shape shows it: only one axis is longer than 1
     (note,) = state.ledger.notes("classes")
     assert note.text == (
-        "kinds are by the classes of layers, for there is no task to give it inputs; "
-        "no class tells what these are for: places, head"
+        "kinds are from the classes of layers, because there is no task with inputs for a trace; "
+        "their layers' classes are unknown: places, head"
     )
     assert list(start(tiny("conv").model).ledger.notes()) == []
 
@@ -207,13 +207,13 @@ class Branching(nn.Linear):
         return super().forward(x if x.sum() > 0 else -x)
 
 
-def test_a_model_that_cannot_be_traced_is_read_by_classes_and_a_note_tells() -> None:
+def test_a_model_that_cannot_be_traced_has_kinds_from_classes_with_a_note() -> None:
     x = torch.randn(4, 5)
     task = Task("branching", evaluate=[(x, torch.arange(4) % 3)])
     result = run(Branching(5, 3), Prune(keep=0.5), task)
     (note,) = result.ledger.notes("classes")
     assert note.text.startswith(
-        "kinds are by the classes of layers, for torch.export cannot trace the model: "
+        "kinds are from the classes of layers, because torch.export cannot trace the model: "
     )
     assert [edit.site for edit in result.ledger.edits()] == ["weight"]
 
@@ -230,7 +230,7 @@ def test_a_file_keeps_its_kinds(tmp_path: Any) -> None:
 
 
 @pytest.mark.parametrize("turned", [False, True])
-def test_a_kernel_says_its_groups(turned: bool) -> None:
+def test_the_role_of_a_kernel_has_its_groups(turned: bool) -> None:
     conv = F.conv_transpose2d if turned else F.conv2d
     m = Of(lambda m, x: conv(x, m.p, groups=2), (4, 2, 3, 3))
     assert roles(traced(m, (IMAGE,)))["p"].groups == 2

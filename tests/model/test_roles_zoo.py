@@ -1,4 +1,4 @@
-"""Roles of every parameter of twelve architectures, against lists made by hand from their papers and code."""
+"""Roles: every parameter of twelve architectures agrees with lists by hand from their papers and code."""
 
 from collections.abc import Callable
 from fnmatch import fnmatchcase
@@ -46,7 +46,7 @@ class Words(nn.Module):
         return self.head(self.cell(self.embed(x))[0])
 
 
-# name -> (what makes it, globs in order: the first that fits tells)
+# name -> (factory, globs in order: the first that matches gives the role)
 ZOO: dict[str, tuple[Callable[[], Any], dict[str, Told]]] = {
     "lstm": (
         lambda: (Words(), (IDS,)),

@@ -1,4 +1,4 @@
-"""Simulate: grids on edges against a slow second way, called and trained as the module itself is."""
+"""Simulate: grids on edges agree with a slow reference, in calls and in training."""
 
 import copy
 import gc
@@ -37,7 +37,7 @@ CALLS: dict[str, Callable[[], Call]] = {
 }
 each_net = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 
-THREE = {  # the toy grids: a sum, an activation inside, what the last layer reads
+THREE = {  # the toy grids: a sum, an inner activation, the input of the last layer
     "resnet20": ["layer1.0/add:0", "layer2.1.conv2/conv2d:0", "/adaptive_avg_pool2d:0"],
     "gpt": ["model.layers.0/add:1", "model.layers.0.mlp/mul:0", "model.layers.1.self_attn/attention:0"],
 }
@@ -58,7 +58,7 @@ def encoder() -> nn.Module:
 
 
 def spanned(call: Call, names: Any, bits: int = 8, *, mixed: bool = False) -> dict[str, Grid]:
-    """Grids over what these edges hold for these arguments; mixed: of several widths, signs and axes."""
+    """Grids over the ranges of these edges for these arguments; mixed: several widths, signs and axes."""
     model, args, kwargs = call
     grids = {}
     for n, name in enumerate(names):
@@ -67,7 +67,7 @@ def spanned(call: Call, names: Any, bits: int = 8, *, mixed: bool = False) -> di
             hooked(copy.deepcopy(model))(*args, **kwargs)
         low, high = run.found[name]
         shown = {"bits": (8, 4, 3)[n % 3], "signed": n % 2 == 1} if mixed else {"bits": bits}
-        grids[name] = grid_of((low * 0.9, high * 0.9), **shown)  # what lies at the ends is clipped
+        grids[name] = grid_of((low * 0.9, high * 0.9), **shown)  # values at the ends are clipped
     return grids
 
 
@@ -90,7 +90,7 @@ def roundable(call: Call) -> list[str]:
 
 
 def trained_edges(call: Call) -> list[str]:
-    """Those that training knows by the same name."""
+    """The edges that have the same name in training."""
     return [name for name in roundable(call) if name != "/add:0" or type(call[0]).__name__ != "Branch"]
 
 
@@ -109,7 +109,7 @@ def assert_equal(a: Any, b: Any) -> None:
         assert torch.equal(x, y)
 
 
-# --- what it computes ---
+# --- values ---
 
 
 @each_net
@@ -132,11 +132,11 @@ def test_the_simulation_is_the_graph_with_grids_inserted_by_name(call: Callable[
 
 
 @each_net
-def test_a_tuned_model_answers_as_the_simulation(call: Callable[[], Call]) -> None:
+def test_a_trainable_model_agrees_with_the_simulation(call: Callable[[], Call]) -> None:
     model, args, kwargs = here = call()
     grids = spanned(here, trained_edges(here)[:12], mixed=True)
     tuned = tuned_of(here, grids).eval()
-    got = tuned(*args, **kwargs)  # with gradients, so on the path that has them
+    got = tuned(*args, **kwargs)  # with gradients, as in training
     with torch.no_grad():
         assert_equal(got, gridded(model, grids)(*args, **kwargs))
         assert_equal(got, tuned(*args, **kwargs))
@@ -154,7 +154,7 @@ def test_inputs_are_rounded_by_name() -> None:
     assert_equal(exported(simulated, *args, **kwargs).module()(*args, **kwargs), want)
 
 
-def test_without_grids_the_model_answers() -> None:
+def test_without_grids_outputs_are_those_of_the_model() -> None:
     for model, args, kwargs in nets().values():
         assert_equal(Simulated(model)(*args, **kwargs), model(*args, **kwargs))
 
@@ -175,7 +175,7 @@ def target_of(call: Call) -> Tensor:
 
 @each_toy
 def test_twenty_steps_of_a_plain_loop(toy: str) -> None:
-    """Through the module's own signature; weights and scales move, and what folds is what was trained."""
+    """Called with the module's own signature; weights and scales change, and fold gives the trained ones."""
     make, names = TOYS[toy]
     model, args, kwargs = here = make()
     grids, target = spanned(here, names, bits=4), target_of(here)
@@ -219,7 +219,7 @@ def test_every_used_scale_gets_the_gradient_of_a_slow_reference(call: Callable[[
         got = tuned.grids[tuned.table[name]].scale.grad
         if isinstance(want, Tensor):
             torch.testing.assert_close(got, want, rtol=1e-4, atol=2e-5 * size)
-        else:  # nothing reads this edge, such as an LSTM's last state
+        else:  # no output depends on this edge: an LSTM's last state, for example
             assert got is None
     assert any(
         part.scale.grad.abs().max() > 0 for part in tuned.grids.values() if part.scale.grad is not None
@@ -240,11 +240,11 @@ def test_weights_get_the_gradient_of_a_slow_reference() -> None:
 
 
 def test_gradient_checkpointing_needs_resume_for_grids_and_is_then_exact() -> None:
-    """What is run again in backward knows nothing of grids; weights: tests/model/test_checkpointing.py."""
+    """Recomputation in backward has no grids without it; weights: tests/model/test_checkpointing.py."""
     for names in (THREE["gpt"], []):
         here = nets()["gpt"]
         tuned = tuned_of(here, spanned(here, names, bits=4)).train()
-        with torch.no_grad():  # away from what the hidden net holds
+        with torch.no_grad():  # other values than those of the hidden net
             for parameter in tuned.parameters():
                 parameter.mul_(1.1)
         tokens = here[2]["input_ids"]
@@ -263,7 +263,7 @@ def test_gradient_checkpointing_needs_resume_for_grids_and_is_then_exact() -> No
             assert torch.equal(parameter.grad, want[key]), key
         tuned.zero_grad()
         loss = tuned(tokens, labels=tokens).loss
-        for _ in range(2):  # what is kept may be gone through again, under the same names
+        for _ in range(2):  # a retained graph may be recomputed twice, with the same names
             loss.backward(retain_graph=True)
         for key, parameter in tuned.named_parameters():
             assert torch.equal(parameter.grad, 2 * want[key]), key
@@ -271,7 +271,7 @@ def test_gradient_checkpointing_needs_resume_for_grids_and_is_then_exact() -> No
 
 
 class Tied(nn.Module):
-    """Runs a part again that is no module, in the middle of its own counts, with a weight of two names."""
+    """Recomputes a function that is not a module, in the middle of its counts, with a tied weight."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -289,7 +289,7 @@ class Tied(nn.Module):
         return checkpoint(rest, x, use_reentrant=False, context_fn=self.again)
 
 
-def test_what_is_run_again_goes_on_counting_and_sees_ties() -> None:
+def test_recomputation_continues_the_counts_and_uses_ties() -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 4)
     here: Call = (Tied(), (x,), {})
@@ -305,12 +305,12 @@ def test_what_is_run_again_goes_on_counting_and_sees_ties() -> None:
         assert torch.equal(parameter.grad, want[key]), key
 
 
-def test_resume_is_asked_for_inside_a_forward() -> None:
-    with pytest.raises(RefusedError, match="inside the model's forward"):
+def test_resume_outside_of_a_forward_is_refused() -> None:
+    with pytest.raises(RefusedError, match="outside of the model's forward"):
         tuned_of(nets()["gpt"], {}).resume()
 
 
-# --- in every way that a module is used ---
+# --- all uses of a module ---
 
 
 def three(toy: str = "gpt", bits: int = 4) -> tuple[Call, TrainableForms]:
@@ -328,7 +328,7 @@ def test_the_signature_is_the_modules_own() -> None:
         Simulated(nets()["gpt"][0])(torch.zeros(1, 2, dtype=torch.long), mask=None)
 
 
-def test_copies_are_made_with_a_graph_alive_and_stand_alone() -> None:
+def test_copies_are_independent_and_can_be_made_with_a_live_graph() -> None:
     (_, args, kwargs), tuned = three()
     tuned.eval()
     out = tuned(*args, **kwargs)
@@ -377,7 +377,7 @@ def test_ddp_in_one_process() -> None:
     assert all(p.grad is not None for p in tuned.parameters())
 
 
-def test_two_threads_train_two_copies_and_ask_one() -> None:
+def test_two_threads_train_two_copies_and_call_one() -> None:
     (model, args, kwargs), tuned = three()
     twins, tokens = (
         [copy.deepcopy(tuned) for _ in range(2)],
@@ -418,16 +418,16 @@ def test_compiled_whole() -> None:
     torch.testing.assert_close(got, want)
 
 
-def test_buffers_that_no_state_dict_lists_move_too() -> None:
-    """They have no other place than the hidden net, and would stay behind on the CPU."""
+def test_non_persistent_buffers_move_too() -> None:
+    """They are in the hidden net only, and would stay on the CPU."""
     (_, _, kwargs), tuned = three()
     assert "frequency" not in str(list(tuned.net.state_dict()))
     tuned.to("meta")
     assert tuned.net.model.frequency.device.type == "meta"
-    assert tuned.net.lm_head.weight.device.type == "cpu"  # stands for nothing: its value comes from a part
+    assert tuned.net.lm_head.weight.device.type == "cpu"  # not used: its value comes from a part
 
 
-def test_a_large_model_goes_with_its_last_holder() -> None:
+def test_a_model_is_freed_with_its_last_reference() -> None:
     gc.disable()
     try:
         for make in (lambda: Simulated(nets()["gpt"][0]), lambda: three()[1]):
@@ -440,7 +440,7 @@ def test_a_large_model_goes_with_its_last_holder() -> None:
         gc.enable()
 
 
-def test_the_given_model_takes_no_part() -> None:
+def test_the_given_model_is_not_changed() -> None:
     model, args, kwargs = here = nets()["resnet20"]
     before = copy.deepcopy(model.state_dict())
     tuned = tuned_of(here, spanned(here, THREE["resnet20"])).train()
@@ -455,7 +455,7 @@ def test_the_given_model_takes_no_part() -> None:
 # --- refusals ---
 
 
-def test_what_cannot_be_simulated_is_refused() -> None:
+def test_wrong_edges_and_models_are_refused() -> None:
     model, args, kwargs = here = nets()["resnet20"]
     name = "layer1.0/add:0"
     grid = spanned(here, [name])[name]
@@ -469,7 +469,7 @@ def test_what_cannot_be_simulated_is_refused() -> None:
         tuned_of(here, {"layer1.0/add:1": grid})
     with pytest.raises(SiteError, match=r"export: the model has no edge 'layer1.0/add:1'"):
         exported(gridded(model, {"layer1.0/add:1": grid}), *args, **kwargs)
-    with pytest.raises(RefusedError, match="fold it, then gridded"):
+    with pytest.raises(RefusedError, match="fold it, then call gridded"):
         exported(tuned_of(here, {name: grid}), *args, **kwargs)
     with pytest.raises(RefusedError, match="runs other operators in training"):
         tuned_of(nets()["branch"], {"/add:0": grid})
@@ -487,14 +487,14 @@ def test_what_cannot_be_simulated_is_refused() -> None:
         ({"scale": Dense(torch.tensor(1.0)), "zero": None}, r"scale \[\]"),
     ],
 )
-def test_a_grid_that_cannot_round_is_refused(change: dict[str, Any], says: str) -> None:
+def test_wrong_grids_are_refused(change: dict[str, Any], says: str) -> None:
     here = nets()["resnet20"]
     grid = spanned(here, ["/relu:0"])["/relu:0"].replace(**change)
     with pytest.raises((RefusedError, SettingError), match=f"/relu:0.*{says}"):
         gridded(here[0], {"/relu:0": grid})
 
 
-def test_channels_that_are_gone_are_refused() -> None:
+def test_a_grid_of_other_channels_is_refused() -> None:
     model, args, kwargs = nets()["resnet20"]
     grid = Grid(Dense(torch.ones(5)), None, axis=1)
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""Sites: every entry of the state dict once, by its first name; globs pick them, and miss with near names."""
+"""Sites: every entry of the state dict once, by its first name; globs pick them, with near misses."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -63,7 +63,7 @@ def test_tied_tensors_are_one_site_under_the_first_name() -> None:
 
 
 class Shared(nn.Module):
-    """One layer under two names, tied parameters, and a buffer that is a parameter's memory."""
+    """One layer under two names, tied parameters, and a buffer that shares a parameter's memory."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -94,8 +94,8 @@ def test_a_layer_under_two_names() -> None:
     assert result.model().again is not None
 
 
-def test_parameters_that_share_memory_without_being_one_parameter() -> None:
-    """`b.weight.data = a.weight.data` does not survive a copy of the model, so each is a site of its own."""
+def test_two_parameters_that_share_memory_are_two_sites() -> None:
+    """`b.weight.data = a.weight.data` is not kept by a copy of the model, so each is a site."""
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     model[1].weight.data = model[0].weight.data
     result = run(model, [Prune(keep=0.5)])
@@ -105,7 +105,7 @@ def test_parameters_that_share_memory_without_being_one_parameter() -> None:
     assert torch.equal(fitted(model, plain.forms, plain.sites)(x), model(x))
 
 
-def test_a_view_of_another_tensor_is_a_site_of_its_own() -> None:
+def test_a_view_of_another_tensor_is_a_separate_site() -> None:
     model = nn.Module()
     model.register_buffer("whole", torch.arange(6.0))
     model.register_buffer("part", model.get_buffer("whole")[:3])
@@ -113,13 +113,13 @@ def test_a_view_of_another_tensor_is_a_site_of_its_own() -> None:
     assert list(sites_of(model)[0]) == ["whole", "part", "turned"]
 
 
-def test_empty_tensors_are_not_one() -> None:
+def test_empty_tensors_are_separate_sites() -> None:
     model = nn.Module()
     model.a, model.b = nn.Parameter(torch.empty(0, 3)), nn.Parameter(torch.empty(0, 3))
     assert list(sites_of(model)[0]) == ["a", "b"]
 
 
-def test_what_is_a_weight() -> None:
+def test_is_weight() -> None:
     def site(shape: tuple[int, ...], dtype: str = "float32", kind: str = "linear") -> Site:
         return Site("w", shape, dtype, kind)
 
@@ -133,8 +133,8 @@ def test_what_is_a_weight() -> None:
     assert not site((2,), kind="buffer").is_parameter
 
 
-def test_names_that_a_module_uses_itself() -> None:
-    """Parameters called like methods and attributes of modules train as any other."""
+def test_parameters_named_like_attributes_of_modules() -> None:
+    """Parameters named like methods and attributes of modules are trained like others."""
 
     class Odd(nn.Module):
         def __init__(self) -> None:
@@ -152,7 +152,7 @@ def test_names_that_a_module_uses_itself() -> None:
 
 
 @pytest.mark.parametrize("thing", [None, 3, "model", nn.Linear, {"w": torch.ones(1)}])
-def test_a_model_is_a_module(thing: Any) -> None:
+def test_a_model_that_is_not_a_module_is_refused(thing: Any) -> None:
     with pytest.raises(SettingError, match=r"the model is a .*, but it must be a torch\.nn\.Module"):
         sites_of(thing)
 
@@ -253,5 +253,5 @@ def test_the_list_of_names_stays_short_on_large_models() -> None:
 def test_a_model_without_floats() -> None:
     model = nn.Module()
     model.register_buffer("n", torch.zeros(3))
-    with pytest.raises(SiteError, match="the model has no parameter of floats"):
+    with pytest.raises(SiteError, match="the model has no floating-point parameter"):
         select(sites_of(model)[0], "*", "prune")

@@ -1,4 +1,4 @@
-"""Sizes: every stock layer, cut along every axis, is the layer of the new size with the same weights."""
+"""Sizes: every stock layer, cut along every axis, equals a layer of the new size with the same weights."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -18,11 +18,11 @@ from tersor.model.fitted import fitted
 from tersor.model.sites import sites_of
 from tersor.model.sizes import TABLE
 
-Cuts = dict[str, tuple[tuple[int, list[int]], ...]]  # site -> (axis, indices that stay)
+Cuts = dict[str, tuple[tuple[int, list[int]], ...]]  # site -> (axis, kept indices)
 
 
 def cut(forms: dict[str, Form], cuts: Cuts) -> dict[str, Form]:
-    """The forms with these indices left."""
+    """The forms after keeping only these indices."""
     new = dict(forms)
     for name, each in cuts.items():
         for axis, kept in each:
@@ -32,7 +32,7 @@ def cut(forms: dict[str, Form], cuts: Cuts) -> dict[str, Form]:
 
 @dataclass
 class Case:
-    """A layer, what of it stays, and the layer made by hand that it has to be."""
+    """A layer, the indices that stay, and the expected layer, made by hand."""
 
     layer: Callable[[], nn.Module]
     cuts: Cuts
@@ -42,7 +42,7 @@ class Case:
 
 
 def randomized(layer: nn.Module) -> nn.Module:
-    """Norms at their initial values would hide mistakes."""
+    """The layer with random parameters: norms at their initial values would hide errors."""
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for tensor in (*layer.parameters(), *layer.buffers()):
@@ -66,7 +66,7 @@ def gates(count: int, width: int, kept: list[int]) -> list[int]:
 
 
 def hidden(count: int, ends: Sequence[str] = ("",), layers: int = 1, project: int = 0) -> Cuts:
-    """Of 5 hidden units of a recurrent layer with `count` gates, ROWS stay."""
+    """Cuts that keep the hidden units ROWS of 5, for a recurrent layer with `count` gates."""
     cuts, kept, width = Cuts(), ROWS, 5
     rows = gates(count, width, kept)
     read = kept if not project else list(range(project))
@@ -294,7 +294,7 @@ CASES: dict[str, Case] = {
 
 
 def run(layer: nn.Module, shape: tuple[int, ...], *, learn: bool = False) -> list[Tensor]:
-    """What the layer answers to numbers, or to rows of a table."""
+    """The layer's outputs for random numbers, or for indices of a table."""
     generator = torch.Generator().manual_seed(7)
     tables = any(isinstance(module, (nn.Embedding, nn.EmbeddingBag)) for module in layer.modules())
     x = torch.randint(3, shape, generator=generator) if tables else torch.randn(shape, generator=generator)
@@ -307,7 +307,7 @@ def flat(out: Any) -> list[Tensor]:
 
 
 def integers(module: nn.Module) -> dict[str, Any]:
-    """The plain settings of a module."""
+    """The integers and other plain attributes of a module."""
     return {
         key: value
         for key, value in vars(module).items()
@@ -316,7 +316,7 @@ def integers(module: nn.Module) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("what", CASES)
-def test_a_cut_layer_is_the_layer_of_that_size(what: str) -> None:
+def test_a_cut_layer_equals_a_layer_of_that_size(what: str) -> None:
     case = CASES[what]
     model = nn.Sequential(randomized(case.layer()))
     before = copy.deepcopy(model.state_dict()), integers(model[0])
@@ -330,13 +330,13 @@ def test_a_cut_layer_is_the_layer_of_that_size(what: str) -> None:
         assert torch.equal(ours, theirs)
     assert integers(model[0]) == before[1]
     assert all(torch.equal(value, before[0][name]) for name, value in model.state_dict().items())
-    if learned := list(twin.parameters()):  # the new shapes train, too
+    if learned := list(twin.parameters()):  # the new shapes can be trained
         torch.stack([out.sum() for out in run(twin, case.x, learn=True)]).sum().backward()
         assert all(parameter.grad is not None for parameter in learned)
 
 
 @pytest.mark.parametrize("what", CASES)
-def test_what_is_not_cut_answers_as_it_did(what: str) -> None:
+def test_layers_that_are_not_cut_do_not_change(what: str) -> None:
     model = nn.Sequential(randomized(CASES[what].layer()))
     plain = start(model)
     twin = fitted(model, plain.forms, plain.sites)
@@ -357,14 +357,14 @@ def test_bilinear() -> None:
     assert torch.equal(twin(x, y), hand(x, y))
 
 
-def test_every_line_of_the_table_is_tested() -> None:
+def test_every_entry_of_the_table_is_tested() -> None:
     layers = [case.layer() for case in CASES.values()]
     layers += [nn.Bilinear(1, 1, 1), nn.MultiheadAttention(2, 1)]  # here and in test_stock.py
     for kinds, rule in TABLE:
         assert rule.__name__ == "free_attention" or any(isinstance(layer, kinds) for layer in layers), rule
 
 
-# --- attention of torch: heads and stream together ---
+# --- nn.MultiheadAttention: heads and stream are cut together ---
 
 
 def test_multihead_attention_narrower_with_its_stream() -> None:
@@ -403,7 +403,7 @@ def test_multihead_attention_with_other_keys() -> None:
 
 @pytest.mark.parametrize("dim", [0, 1])
 def test_weight_norm(dim: int) -> None:
-    """Its tensors are leaves like any other, by their names in the state dict."""
+    """Its tensors are sites by their names in the state dict."""
     model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 5), dim=dim), nn.Linear(5, 2))
     sites, tensors, _ = sites_of(model)
     g = "0.parametrizations.weight.original0"
@@ -423,8 +423,8 @@ def test_weight_norm(dim: int) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
-def test_weight_norm_of_old() -> None:
-    """A plain deep copy refuses it: its layer holds a tensor that was computed."""
+def test_the_older_weight_norm() -> None:
+    """copy.deepcopy alone fails: the layer holds a computed tensor."""
     model = nn.Sequential(weight_norm(nn.Linear(4, 5)), weight_norm(nn.LSTM(5, 5), "weight_hh_l0"))
     sites, tensors, _ = sites_of(model)
     forms = {name: Dense(value.clone()) for name, value in tensors.items()}
@@ -465,14 +465,14 @@ WRONG: dict[str, tuple[Callable[[], nn.Module], Cuts, Sequence[Change], type[Exc
         {"weight": ((0, ROWS),)},
         (),
         RefusedError,
-        "weight along axis 0 has 3, bias along axis 0 has 5; they are cut together or not at all",
+        "weight along axis 0 has 3, bias along axis 0 has 5; they must be cut together",
     ),
     "groups that do not divide": (
         lambda: nn.Conv2d(6, 9, 3, groups=3),
         {"weight": ((0, [0, 1]),), "bias": ((0, [0, 1]),)},
         (),
         RefusedError,
-        "2 channels cannot be shared by 3; say how many groups are left: Set('0', 'groups', n)",
+        "2 channels are not divisible by 3; set the number of groups: Set('0', 'groups', n)",
     ),
     "kernels": (
         lambda: nn.Conv1d(2, 2, 3),
@@ -486,7 +486,7 @@ WRONG: dict[str, tuple[Callable[[], nn.Module], Cuts, Sequence[Change], type[Exc
         {"weight": ((1, ROWS),)},
         (),
         RefusedError,
-        "weight makes 3 channels, bias has 5",
+        "weight has 3 output channels, bias has 5",
     ),
     "an integer against the shapes": (
         lambda: nn.Linear(4, 5),
@@ -507,7 +507,7 @@ WRONG: dict[str, tuple[Callable[[], nn.Module], Cuts, Sequence[Change], type[Exc
         norm("weight", "bias"),
         (),
         RefusedError,
-        "3 channels cannot be shared by 2; say how many groups are left: Set('0', 'num_groups', n)",
+        "3 channels are not divisible by 2; set the number of groups: Set('0', 'num_groups', n)",
     ),
     "layer norm": (
         lambda: nn.LayerNorm(5),
@@ -521,7 +521,7 @@ WRONG: dict[str, tuple[Callable[[], nn.Module], Cuts, Sequence[Change], type[Exc
         {"weight": ((0, ROWS),)},
         (),
         RefusedError,
-        "rows were cut, and row 3 is padding; say which it is now: Set('0', 'padding_idx', n)",
+        "rows were cut, and row 3 was the padding row; set the new index: Set('0', 'padding_idx', n)",
     ),
     "one gate": (
         lambda: nn.LSTM(4, 5),
@@ -542,7 +542,7 @@ WRONG: dict[str, tuple[Callable[[], nn.Module], Cuts, Sequence[Change], type[Exc
         hidden(1, ("",), 2) | {"weight_ih_l1": ((0, ROWS),)},
         (),
         RefusedError,
-        "layers make 3 units, and the next reads 5",
+        "layers have 3 outputs, but the next layer reads 5",
     ),
     "a cell": (
         lambda: nn.GRUCell(4, 5),
@@ -560,14 +560,14 @@ WRONG: dict[str, tuple[Callable[[], nn.Module], Cuts, Sequence[Change], type[Exc
         },
         (Set("0", "num_heads", 1),),
         RefusedError,
-        "heads would have 2 and the stream 8. Replace it first: Replace('0', 'attention')",
+        "they would have 2 and 8. Replace it first: Replace('0', 'attention')",
     ),
     "heads alone": (
         lambda: nn.MultiheadAttention(8, 4),
         {},
         (Set("0", "num_heads", 3),),
         RefusedError,
-        "8 channels cannot be shared by 3",
+        "8 channels are not divisible by 3",
     ),
     "no module": (
         lambda: nn.Linear(4, 5),
@@ -581,27 +581,27 @@ WRONG: dict[str, tuple[Callable[[], nn.Module], Cuts, Sequence[Change], type[Exc
         {},
         (Set("0", "grops", 1),),
         SiteError,
-        "0.grops is no integer of a Conv1d; did you mean 'groups'?",
+        "0.grops is not an integer of a Conv1d; did you mean 'groups'?",
     ),
     "not an integer": (
         lambda: nn.Linear(4, 5),
         {},
         (Set("0", "training", 1),),
         SiteError,
-        "0.training is no integer of a Linear",
+        "0.training is not an integer of a Linear",
     ),
     "no place": (
         lambda: nn.LayerNorm(5),
         {},
         (Set("0", "normalized_shape.1", 3),),
         SiteError,
-        "0.normalized_shape.1 is no integer of a LayerNorm",
+        "0.normalized_shape.1 is not an integer of a LayerNorm",
     ),
 }
 
 
 @pytest.mark.parametrize("what", WRONG)
-def test_what_does_not_fit_is_refused(what: str) -> None:
+def test_cuts_and_settings_that_do_not_fit_are_refused(what: str) -> None:
     layer, cuts, changes, error, says = WRONG[what]
     model = nn.Sequential(layer())
     plain = start(model)
@@ -612,7 +612,7 @@ def test_what_does_not_fit_is_refused(what: str) -> None:
 
 
 def test_integers_of_other_modules_are_set() -> None:
-    """Places in tuples and lists, class attributes, the model itself; other modules keep theirs."""
+    """In tuples and lists, class attributes, on the model itself; other modules are not changed."""
 
     class Heads(nn.Module):
         width = 4
@@ -641,7 +641,7 @@ def test_an_integer_that_the_module_computes_is_refused() -> None:
         @heads.setter
         def heads(self, value: int) -> None: ...
 
-    with pytest.raises(RefusedError, match="heads was set to 3 and is 2: the module computes it itself"):
+    with pytest.raises(RefusedError, match="heads was set to 3, but is 2: the module computes it itself"):
         fitted(Fixed(), {}, {}, changes=[Set("", "heads", 3)])
 
 

@@ -1,4 +1,4 @@
-"""Second moments of inputs against slow loops over every position of every layer."""
+"""Stats: second moments of inputs agree with slow loops over every position of every layer."""
 
 import itertools
 from typing import Any
@@ -20,7 +20,7 @@ from tersor.record.observer import Observer
 
 
 def rows_of(layer: nn.Module, x: Tensor) -> list[Tensor]:
-    """The input vectors of a layer, by taking it at its word: weights of one input at a time are probed."""
+    """The input vectors of a layer, measured: each input is probed with a unit weight."""
     if isinstance(layer, nn.Linear):
         return list(x.reshape(-1, x.shape[-1]))
     weight = layer.weight
@@ -78,7 +78,7 @@ def test_the_gram_is_the_slow_loop(name: str) -> None:
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_the_gram_is_the_mean_square_of_outputs(name: str) -> None:
-    """w^T gram w is the mean square of what a filter w answers: the layer itself is the witness."""
+    """w^T gram w is the mean square of the outputs of a filter w, computed by the layer itself."""
     layer, shape = LAYERS[name]
     x = torch.randn(shape, generator=torch.Generator().manual_seed(4))
     gram = grams(layer, Task(evaluate=[(x, x)], calibrate=[x]), [sites_of(layer)[0]["weight"]])["weight"]
@@ -98,7 +98,7 @@ def test_large_images_are_sampled() -> None:
     torch.testing.assert_close(gram, rows.T @ rows / len(rows), rtol=0.2, atol=0.05)
 
 
-def test_who_has_a_gram() -> None:
+def test_has_gram() -> None:
     sites = sites_of(tiny("mixed").model)[0]
     assert [name for name in sites if has_gram(sites[name]) and name.endswith("weight")] == [
         "point.weight", "line.weight", "head.weight",
@@ -113,7 +113,7 @@ def view_of(name: str) -> tuple[Any, View]:
     return t, view
 
 
-def test_a_view_gives_what_the_loop_gives() -> None:
+def test_a_view_gives_the_gram_of_the_loop() -> None:
     t, view = view_of("conv")
     x = torch.cat([batch[0] for batch in t.task.batches("calibrate")])
     with torch.no_grad():
@@ -124,8 +124,8 @@ def test_a_view_gives_what_the_loop_gives() -> None:
     assert view.gram(view.sites["stem.weight"]).shape == (9, 9)
 
 
-def test_layers_are_seen_in_chunks_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Less room means more passes over the data and the same numbers."""
+def test_layers_are_processed_in_chunks_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Less memory means more passes over the data and the same numbers."""
     _, whole = view_of("conv")
     want = {name: whole.gram(whole.sites[name]) for name in ("stem.weight", "block.weight", "head.weight")}
     passes: list[int] = []
@@ -142,15 +142,15 @@ def test_layers_are_seen_in_chunks_that_fit(monkeypatch: pytest.MonkeyPatch) -> 
     assert passes == [1, 1, 1]
 
 
-def test_inputs_that_are_not_seen_are_none() -> None:
-    """MultiheadAttention hands its out_proj's weight to a function and never calls the layer."""
+def test_a_layer_that_is_never_called_has_no_gram() -> None:
+    """MultiheadAttention passes its out_proj's weight to a function and never calls the layer."""
     _, view = view_of("attention")
     assert view.gram(view.sites["multi.out_proj.weight"]) is None
     assert view.gram(view.sites["embed.weight"]) is None
     assert view.gram(view.sites["qkv.weight"]).shape == (8, 8)
 
 
-def test_a_layer_called_with_names() -> None:
+def test_a_layer_called_with_keyword_arguments() -> None:
     class Named(nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -1,4 +1,4 @@
-"""Stock: what takes a layer's place answers as the layer did, and its sites are those that were born."""
+"""Stock: replacements compute the same as the layer, and their sites are those of replaced_sites.born."""
 
 import copy
 import dataclasses
@@ -26,12 +26,12 @@ from tersor.model.stock import STOCK
 
 
 def double(layer: nn.Module) -> nn.Sequential:
-    """In a model, in float64: only rounding may differ."""
+    """The layer in a model, in float64, so that only rounding may differ."""
     return nn.Sequential(layer).double().eval()
 
 
 def low_rank(shape: tuple[int, ...], ranks: tuple[int, ...], how: str = "right") -> LowRank:
-    """A product of factors, as a tree that leans to the left or the right, or of two pairs."""
+    """A product of factors, nested to the left, to the right, or in two pairs."""
     sizes = [(shape[0], ranks[0]), *zip(ranks, ranks[1:], strict=False), (ranks[-1], *shape[1:])]
     parts: list[Form] = [Dense(torch.randn(size, dtype=torch.float64)) for size in sizes]
     if how == "pairs" and len(parts) == 4:
@@ -48,7 +48,7 @@ def close(a: Tensor, b: Tensor) -> None:
 
 
 def sound(state: State) -> nn.Module:
-    """The model of a state: its sites are those that the changes said, and it lives as any module does."""
+    """The model of a state. Checks its sites, and that it can be copied, pickled and loaded."""
     twin = state.model()
     sites, _, aliases = sites_of(twin)
     assert sites == {
@@ -73,7 +73,7 @@ def pickled(model: nn.Module) -> nn.Module:
 
 
 def alive(model: nn.Module, x: Tensor) -> Tensor:
-    """What a model answers, as it is, functionally, exported, and with gradients to all it has."""
+    """A model's output. Checks functional_call, export, and gradients for all parameters."""
     out = model(x)
     close(functional_call(model, model.state_dict(), (x,)), out)
     close(torch.export.export(model, (x,)).module()(x), out)
@@ -114,7 +114,7 @@ def example(model: nn.Module, shape: tuple[int, ...]) -> Tensor:
 
 @pytest.mark.parametrize("ranks", [(3,), (4, 2), (4, 3, 2)])
 @pytest.mark.parametrize("what", LAYERS)
-def test_a_product_is_layers(what: str, ranks: tuple[int, ...]) -> None:
+def test_a_product_of_layers_computes_the_same(what: str, ranks: tuple[int, ...]) -> None:
     layer, shape = LAYERS[what]
     model = double(layer())
     for how in ("left", "right", "pairs"):
@@ -149,7 +149,7 @@ def test_the_sites_of_a_product() -> None:
 
 @pytest.mark.parametrize("what", ["linear", "conv2d", "transposed2d", "embedding"])
 def test_the_factors_keep_their_forms(what: str) -> None:
-    """Quantized, masked and coded factors are what the new layers are stored as."""
+    """The new layers have the forms of the factors: quantized, masked, coded."""
 
     def factor(w: Tensor, axis: int) -> Form:
         codes = torch.randint(-9, 9, w.shape).to(torch.int8)
@@ -177,12 +177,12 @@ def test_the_factors_keep_their_forms(what: str) -> None:
 
 
 def stored_numbers(form: Form) -> int:
-    """Stored numbers."""
+    """The count of stored numbers."""
     return sum(math.prod(node.shape) for _, node in form.walk() if node.name == "affine")
 
 
 def test_a_product_can_be_cut_and_replaced_again() -> None:
-    """Later changes call the new layers by their names; their ranks and outputs go as any channel does."""
+    """Later changes use the names of the new layers; ranks and outputs can be cut like channels."""
     model = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 2)).double()
     state = (
         State(model)
@@ -209,7 +209,7 @@ def test_a_product_can_be_cut_and_replaced_again() -> None:
     assert (forms["0.0.1.bias"] == 0).all()
 
 
-def test_nothing_random_is_drawn() -> None:
+def test_no_random_numbers_are_used() -> None:
     state = State(nn.Sequential(nn.Conv2d(3, 5, 3), nn.Embedding(4, 3)))
     state.edit("0.weight", lambda w: low_rank(tuple(w.shape), (2,)))
     state.edit("1.weight", lambda w: low_rank(tuple(w.shape), (2,)))
@@ -245,7 +245,7 @@ def test_the_size_of_a_transposed_bias(groups: int) -> None:
     assert sound(state)(torch.randn(1, 4, 5)).shape == (1, 2 * groups, 7)
 
 
-def test_nothing_in_a_place() -> None:
+def test_identity() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)), nn.Linear(3, 2))
     state = State(model).change(Replace("1", "identity"))
     assert set(state.forms) == {"0.weight", "0.bias", "2.weight", "2.bias"}
@@ -255,7 +255,7 @@ def test_nothing_in_a_place() -> None:
 
 
 class Tied(nn.Module):
-    """An embedding that is the head's weight, and a layer that has two names."""
+    """An embedding tied to the head's weight, and a layer with two names."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -300,7 +300,7 @@ def test_untied() -> None:
 
 
 def test_untied_and_then_cut() -> None:
-    """The embedding can lose width that its head keeps, and die, too."""
+    """The embedding can be cut without its head, and replaced by an identity."""
     state = State(Tied()).change(Replace("head", "untie", {"tensor": "weight"}))
     state.cut("embed.weight", 1, 0, 2).cut("head.weight", 1, 1, 2)
     twin = sound(state)
@@ -312,15 +312,15 @@ def test_untied_and_then_cut() -> None:
 
 
 def test_cut_and_then_untied() -> None:
-    """A site that is born of a cut one has its shape, and the given model another: that is no mistake."""
+    """A site untied from a cut one has the cut shape, which differs from that of the given model."""
     state = State(Tied()).cut("embed.weight", 1, 0, 2).change(Replace("head", "untie", {"tensor": "weight"}))
     assert state.sites["head.weight"].shape == (7, 2)
     state.change(Replace("embed", "identity"))
     assert torch.equal(sound(state).head.weight, state.given.embed.weight[:, [0, 2]])
 
 
-def test_what_was_set_goes_with_the_module() -> None:
-    """An integer that was set binds the module that it was set on, not the one in its place."""
+def test_set_integers_are_forgotten_with_a_replaced_module() -> None:
+    """An integer that was set holds for that module, not for its replacement."""
     model = nn.Sequential(nn.Sequential(nn.Linear(3, 3)), nn.MultiheadAttention(8, 4))
     state = State(model).change(Set("0.0", "in_features", 3), Replace("0", "identity"))
     state.change(Set("1", "num_heads", 4), Replace("1", "attention"))
@@ -363,7 +363,7 @@ class Block(nn.Module):
 
 
 def heads_left(state: State, layer: str, *heads: int, width: int = 2, stream: int = 8) -> State:
-    """Cut all heads but these."""
+    """Cut all heads except these."""
     rows = [head * width + unit for head in heads for unit in range(width)]
     three = [k * stream + row for k in range(3) for row in rows]
     for name, axis, kept in (
@@ -376,7 +376,7 @@ def heads_left(state: State, layer: str, *heads: int, width: int = 2, stream: in
 
 
 def masked_heads(model: Any, layer: str, *heads: int, width: int = 2) -> nn.Module:
-    """The model, with what the other heads say set to zero."""
+    """The model with the outputs of the other heads set to zero."""
     model = copy.deepcopy(model)
     gone = [head * width + unit for head in range(4) if head not in heads for unit in range(width)]
     with torch.no_grad():
@@ -402,13 +402,13 @@ def test_attention_without_some_heads(options: dict[str, Any]) -> None:
     close(alive(twin, x), masked_heads(model, "attention", 0, 3)(x))
 
 
-def test_heads_are_counted_where_they_are_not_set() -> None:
+def test_the_number_of_heads_follows_from_shapes_if_not_set() -> None:
     state = State(Block()).change(Replace("attention", "attention"))
     assert sound(heads_left(state, "attention", 1)).attention.num_heads == 1
 
 
-def test_heads_that_were_set_before_are_counted_after_a_replacement() -> None:
-    """What was set was set on the layer that went."""
+def test_the_number_of_heads_follows_from_shapes_after_a_replacement() -> None:
+    """The number was set on the replaced layer."""
     now = Replace("attention", "attention", {"num_heads": 2, "head_dim": 4})
     state = State(Block()).change(Set("attention", "num_heads", 2)).change(now)
     rows = [k * 8 + row for k in range(3) for row in range(4)]
@@ -418,7 +418,7 @@ def test_heads_that_were_set_before_are_counted_after_a_replacement() -> None:
 
 
 def test_attention_of_narrower_heads() -> None:
-    """One channel of each head goes from queries, keys and values; the scale stays."""
+    """One channel of each head is cut from queries, keys and values; the scale does not change."""
     model = Block().double().eval()
     state = State(model).change(Replace("attention", "attention"))
     rows = [0, 2, 4, 6]
@@ -438,7 +438,7 @@ def test_attention_of_narrower_heads() -> None:
 
 
 def test_attention_replaced_after_a_cut() -> None:
-    """What shapes say later, the change says now: the width of the heads and their number."""
+    """The change has the number and the width of the heads, which no longer follow from shapes."""
     model = nn.MultiheadAttention(8, 4)
     stay, state = [0, 2, 4, 6], State(model)
     three = [k * 8 + row for k in range(3) for row in stay]
@@ -489,7 +489,7 @@ CALLS: dict[str, dict[str, Tensor]] = {
 @pytest.mark.parametrize("grad", [False, True])
 @pytest.mark.parametrize("call", CALLS)
 def test_transformers_of_torch(call: str, grad: bool) -> None:
-    """In eval and without gradients they hand weights to a fused kernel, past their parts: no longer."""
+    """In eval mode without gradients they pass weights to a fused kernel, but not after a replacement."""
     model = encoder(2)
     state = State(model)
     for k in range(2):
@@ -522,7 +522,7 @@ def test_other_parts_of_transformers(part: str, call: str, grad: bool) -> None:
 
 
 def test_fused_kernels_take_fewer_hidden_units() -> None:
-    """Without a replaced layer the kernel stays: it reads the new weights."""
+    """Without a replacement the fused kernel is used, with the new weights."""
     model = encoder()
     state = State(model).cut("linear1.weight", 0, 0, 3, 5).cut("linear1.bias", 0, 0, 3, 5)
     state.cut("linear2.weight", 1, 0, 3, 5)
@@ -535,7 +535,7 @@ def test_fused_kernels_take_fewer_hidden_units() -> None:
 # --- hooks, lists, refusals ---
 
 
-def test_hooks_and_modes_come_along() -> None:
+def test_hooks_and_modes_are_kept() -> None:
     model, seen = nn.Sequential(nn.Linear(3, 2, bias=False), nn.ReLU()), []
     model[0].register_forward_hook(lambda module, args, out: seen.append(type(module).__name__))
     model[0].register_forward_pre_hook(lambda module, args: (args[0] * 2,))
@@ -553,7 +553,7 @@ def test_hooks_and_modes_come_along() -> None:
 
 
 class Listed(nn.Module):
-    """Layers that the model reaches through a plain list, a dictionary and a method of theirs."""
+    """Layers that the model calls through a plain list, a dictionary and a bound method."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -639,7 +639,7 @@ WRONG: dict[str, tuple[Callable[[], nn.Module], Replace, type[TersorError], str]
         Tied,
         Replace("embed", "untie", {"tensor": "weight"}),
         RefusedError,
-        "embed.weight is a site of its own: untie again.weight instead",
+        "embed.weight is a site, not an alias: untie again.weight instead",
     ),
     "untie nothing": (
         lambda: nn.Linear(2, 2),
@@ -669,7 +669,7 @@ WRONG: dict[str, tuple[Callable[[], nn.Module], Replace, type[TersorError], str]
         lambda: nn.Linear(2, 2),
         Replace("", "product", PRODUCT),
         RefusedError,
-        "is stored as 1 factor, but 2 layers were asked for",
+        "is stored as 1 factor, but 2 layers were requested",
     ),
     "product of one": (
         lambda: nn.Linear(2, 2),
@@ -687,7 +687,7 @@ WRONG: dict[str, tuple[Callable[[], nn.Module], Replace, type[TersorError], str]
         lambda: nn.Embedding(4, 4, max_norm=1.0),
         Replace("", "product", PRODUCT),
         RefusedError,
-        "max_norm shortens",
+        "max_norm rescales",
     ),
     "product of a weight that is computed": (
         weight_normed,
@@ -706,7 +706,7 @@ WRONG: dict[str, tuple[Callable[[], nn.Module], Replace, type[TersorError], str]
         weight_normed,
         Replace("0", "bias"),
         RefusedError,
-        "computes its weight: it cannot be given a bias",
+        "computes its weight: a bias cannot be added",
     ),
     "attention of another kind": (
         lambda: nn.Linear(2, 2),
@@ -730,7 +730,7 @@ WRONG: dict[str, tuple[Callable[[], nn.Module], Replace, type[TersorError], str]
 
 
 @pytest.mark.parametrize("what", WRONG)
-def test_what_cannot_be_replaced_is_refused(what: str) -> None:
+def test_wrong_replacements_are_refused(what: str) -> None:
     model, change, error, says = WRONG[what]
     state = State(model())
     with pytest.raises(error) as caught:
@@ -738,7 +738,7 @@ def test_what_cannot_be_replaced_is_refused(what: str) -> None:
     assert says in str(caught.value)
 
 
-def test_born_leaves_everything_as_it_was() -> None:
+def test_born_changes_none_of_its_arguments() -> None:
     model = Tied()
     state = State(model)
     before = dict(state.sites), dict(state.forms), dict(state.aliases), copy.deepcopy(model.state_dict())
@@ -785,5 +785,5 @@ def test_every_stock_is_tested_on_a_fresh_model_and_a_files_forms() -> None:
 
 
 def test_the_axis_that_a_transposed_product_is_split_along() -> None:
-    """Its weight's axis 0 is its inputs: a LowRank form of it has them on its left."""
+    """Axis 0 of its weight is the inputs, so they are on the left factor of a LowRank form."""
     assert all(kind(2, 3, 1).weight.shape[:2] == (2, 3) for kind in TRANSPOSED)

@@ -1,4 +1,4 @@
-"""The task against plain loops over the same data; what does not fit is refused with words that help."""
+"""Task: scores agree with plain loops over the same data; misfits are refused with the way out."""
 
 import random
 import re
@@ -46,7 +46,7 @@ def pieces(size: int) -> list[tuple[Tensor, Tensor]]:
 
 
 class Stream(IterableDataset):
-    """No length, batches by hand."""
+    """Batches by hand, without a length."""
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         return iter(pieces(8))
@@ -104,7 +104,7 @@ def test_several_inputs_and_named_tuples() -> None:
     assert type(move(pair(X, X, Y), torch.device("cpu"))) is pair
 
 
-def test_the_output_comes_as_it_is_and_its_logits_are_found() -> None:
+def test_the_output_is_raw_and_its_logits_are_found() -> None:
     class Like(nn.Module):
         def forward(self, x: Tensor) -> SimpleNamespace:
             return SimpleNamespace(logits=x[:, :3], hidden=x)
@@ -116,8 +116,8 @@ def test_the_output_comes_as_it_is_and_its_logits_are_found() -> None:
     assert torch.equal(task.scores(Like()), (X[:, :3].argmax(1) == Y).float())
 
 
-def test_modes_random_states_and_gradients_are_left_alone() -> None:
-    random.seed(7)  # another state than the one that passes start from
+def test_modes_random_states_and_gradients_are_not_changed() -> None:
+    random.seed(7)  # not the state that passes start from
     np.random.seed(7)  # noqa: NPY002
     model = net().train()
     model[1].eval()
@@ -132,7 +132,7 @@ def test_modes_random_states_and_gradients_are_left_alone() -> None:
     task.check(model)
     task.digest()
     example_inputs(task)
-    assert torch.equal(first, second), "a shuffled evaluation set has to come in one order, for pairs"
+    assert torch.equal(first, second), "a shuffled evaluation set must have a fixed order, for pairs"
     after = torch.get_rng_state(), own.get_state(), random.getstate(), np.random.get_state()[1].tobytes()  # noqa: NPY002
     assert torch.equal(states[0], after[0])
     assert torch.equal(states[1], after[1])
@@ -144,7 +144,7 @@ def test_modes_random_states_and_gradients_are_left_alone() -> None:
     assert torch.is_grad_enabled()
 
 
-def test_modes_come_back_when_the_model_fails() -> None:
+def test_modes_are_restored_if_the_model_fails() -> None:
     model = net().train()
     with pytest.raises(TaskError):
         Task(evaluate=[(X[:, :2], Y)]).scores(model)
@@ -164,12 +164,12 @@ def test_a_task_is_made_without_touching_its_loaders() -> None:
 
     loader, state = Counted(TensorDataset(X, Y), batch_size=4, shuffle=True), torch.get_rng_state()
     task = Task(evaluate=loader, calibrate=loader, train=loader)
-    assert task.batches("train") is loader, "Accelerate has to see the loader itself"
+    assert task.batches("train") is loader, "Accelerate needs the loader itself"
     assert loader.passes == 0
     assert torch.equal(state, torch.get_rng_state())
 
 
-def test_watch_is_told_of_each_batch() -> None:
+def test_watch_is_called_for_each_batch() -> None:
     seen: list[tuple[int, int | None]] = []
     Task(evaluate=pieces(10)).scores(net(), lambda done, total: seen.append((done, total)))
     assert seen == [(1, 3), (2, 3), (3, 3)]
@@ -214,7 +214,7 @@ def test_wrong_settings_are_refused(call: Callable[[], Any], words: str) -> None
         call()
 
 
-def test_a_function_that_gives_the_same_iterator_is_caught_at_the_second_pass() -> None:
+def test_a_function_that_returns_the_same_iterator_is_refused_in_the_second_pass() -> None:
     once = iter(ONE)
     batches = Task(evaluate=lambda: once).batches("evaluate")
     assert len(list(batches)) == 1
@@ -250,11 +250,11 @@ MISFITS: dict[str, tuple[Callable[[], tuple[Task, Any]], str]] = {
     "odd batch": (lambda: (Task(evaluate=[3]), net()), "a batch is int.*give feed="),
     "scalar metric": (
         lambda: (Task(evaluate=ONE, metric=lambda o, t: (o.argmax(1) == t).float().mean()), net()),
-        r"metric gave float32 \[\], but it gives one score a sample, \[23\]",
+        r"metric returned float32 \[\], but must return one score a sample, \[23\]",
     ),
     "short metric": (
         lambda: (Task(evaluate=ONE, metric=lambda o, t: o.mean(0)), net()),
-        r"metric gave float32 \[3\]",
+        r"metric returned float32 \[3\]",
     ),
     "NaN metric": (
         lambda: (Task(evaluate=ONE, metric=lambda o, t: o[:, 0] / 0 * 0), net()),
@@ -262,9 +262,9 @@ MISFITS: dict[str, tuple[Callable[[], tuple[Task, Any]], str]] = {
     ),
     "vector loss": (
         lambda: (Task(evaluate=ONE, train=ONE, loss=lambda o, t: o.sum(1)), net()),
-        r"the loss gave float32 \[23\], but it is one number",
+        r"the loss returned float32 \[23\], but must return one number",
     ),
-    "NaN data": (lambda: (Task(evaluate=[(X * torch.nan, Y)]), net()), r"are NaN: it holds NaN itself\.$"),
+    "NaN data": (lambda: (Task(evaluate=[(X * torch.nan, Y)]), net()), r"is NaN: the batch holds NaN\.$"),
     "NaN training data": (
         lambda: (Task(evaluate=ONE, train=[(X * torch.nan, Y)]), net()),
         r"loss is nan .*\)\.$",
@@ -281,14 +281,14 @@ MISFITS: dict[str, tuple[Callable[[], tuple[Task, Any]], str]] = {
 
 
 @pytest.mark.parametrize(("make", "words"), MISFITS.values(), ids=list(MISFITS))
-def test_what_does_not_fit_is_named(make: Callable[[], tuple[Task, Any]], words: str) -> None:
+def test_a_task_that_does_not_fit_is_refused(make: Callable[[], tuple[Task, Any]], words: str) -> None:
     task, model = make()
     with pytest.raises(TaskError) as caught:
         task.check(model)
     assert re.search(words, str(caught.value), re.DOTALL), str(caught.value)
 
 
-def test_nan_is_no_fault_of_infinities_in_a_mask_or_of_floats_of_8_bits() -> None:
+def test_infinities_in_a_mask_and_8_bit_floats_are_not_blamed_for_nan() -> None:
     class Masks(nn.Linear):
         def __init__(self) -> None:
             super().__init__(FEATURES, 3)
@@ -310,7 +310,7 @@ def test_nan_is_no_fault_of_infinities_in_a_mask_or_of_floats_of_8_bits() -> Non
 
 
 @pytest.mark.parametrize("source", SOURCES.values(), ids=list(SOURCES))
-def test_what_fits_passes_the_check(source: Any) -> None:
+def test_a_task_that_fits_passes_the_check(source: Any) -> None:
     Task(evaluate=source).check(net())
 
 
@@ -331,7 +331,7 @@ def test_accuracy_against_a_slow_loop(n: int, k: int, positions: list[int], seed
         assert found[b] == pytest.approx(sum(map(bool, hits)) / len(hits))
 
 
-def test_digest_follows_the_data_and_only_the_data() -> None:
+def test_the_digest_depends_on_the_data_only() -> None:
     digest = Task(evaluate=pieces(5)).digest()
     assert re.fullmatch("[0-9a-f]{64}", digest)
     assert digest == Task("renamed", evaluate=[(x.clone(), y.clone()) for x, y in pieces(5)]).digest()
@@ -377,7 +377,7 @@ def test_digest_of_every_kind_of_value() -> None:
         hash_batch(into, value)
         found.add(into.data)
     assert len(found) == len(values)
-    stretched = Task(evaluate=[(X[:1, 0].expand(4), Y[:4])])  # one number in memory, four to the reader
+    stretched = Task(evaluate=[(X[:1, 0].expand(4), Y[:4])])  # expanded: one number in memory, four elements
     assert stretched.digest() == Task(evaluate=[(X[:1, 0].repeat(4), Y[:4])]).digest()
     with pytest.raises(TaskError, match="holds a object.*fingerprint="):
         Task(evaluate=[(object(), 1)]).digest()
@@ -396,7 +396,7 @@ def test_example_inputs() -> None:
 
 
 class Shifts(nn.Module):
-    """As T5 and Whisper do: the decoder sees the labels, one place later."""
+    """Like T5 and Whisper: the decoder gets the labels, shifted by one position."""
 
     config = SimpleNamespace(is_encoder_decoder=True)
 
@@ -426,7 +426,7 @@ class Decodes(nn.Module):
         return scores
 
 
-def test_a_decoder_made_of_labels_is_an_example() -> None:
+def test_example_inputs_include_decoder_inputs_from_labels() -> None:
     ids = torch.randint(9, (4, 6))
     task = Task(evaluate=[{"x": X[:4], "labels": ids}])
     model = Shifts()
@@ -437,17 +437,17 @@ def test_a_decoder_made_of_labels_is_an_example() -> None:
     assert torch.equal(model(**found).logits, task.run(model, {"x": X[:4], "labels": ids}).logits)
     given = {"x": X[:4], "decoder_input_ids": ids, "labels": ids}
     assert example_inputs(Task(evaluate=[given]), model)["decoder_input_ids"] is ids
-    assert list(example_inputs(task)) == ["x"]  # without the model nothing is known of it
+    assert list(example_inputs(task)) == ["x"]  # decoder inputs need the model
 
 
-def test_places_of_an_encoder_decoder_are_left_alone() -> None:
+def test_positions_of_an_encoder_decoder_are_left_alone() -> None:
     task = Task(evaluate=[{"x": X[:4], "labels": torch.randint(9, (4, 6))}])
     state = tersor.run(Shifts(), tersor.Prune(keep=0.5), task)
     assert (state.state_dict()["decoder.place.weight"] != 0).all()
     assert (state.state_dict()["decoder.tokens.weight"] == 0).float().mean() == 0.5
 
 
-def test_example_inputs_of_a_task_that_feeds_its_own_way() -> None:
+def test_example_inputs_of_a_task_with_feed() -> None:
     class Two(nn.Module):
         def forward(self, a: Tensor, *, b: Tensor) -> Tensor:
             return a + b
@@ -482,7 +482,7 @@ def test_batches_move_and_are_described() -> None:
     )
 
 
-def test_steady_repeats_itself_and_leaves_no_trace() -> None:
+def test_steady_repeats_and_restores_random_states() -> None:
     def draw() -> tuple[float, float, float]:
         return float(torch.rand(())), random.random(), float(np.random.rand())  # noqa: NPY002
 
@@ -496,8 +496,8 @@ def test_steady_repeats_itself_and_leaves_no_trace() -> None:
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="there is a device to seed")
-def test_seeding_formats_no_stack_for_devices_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch.manual_seed does for each kind of device that may yet be started: 5 ms every time."""
+def test_seeding_formats_no_stack_for_missing_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.manual_seed does so for each kind of device that is not initialized: 5 ms a call."""
     seen: list[int] = []
     monkeypatch.setattr("traceback.format_stack", lambda *given: seen.append(1) or [])
     torch.manual_seed(0)

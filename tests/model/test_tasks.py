@@ -1,4 +1,4 @@
-"""Built-in tasks: IDX files made here, good and broken; tasks from users' files; splits that repeat."""
+"""Tasks: Fashion-MNIST from valid and broken IDX files, digits, tasks from users' files."""
 
 import gzip
 import os
@@ -85,7 +85,7 @@ def pairs(made: dict[str, np.ndarray]) -> list[tuple[np.ndarray, int]]:
     return list(zip(made["train-images-idx3-ubyte"], labels, strict=True))
 
 
-def test_fashion_mnist_digest_follows_every_file(tmp_path: Path) -> None:
+def test_the_digest_of_fashion_mnist_depends_on_every_file(tmp_path: Path) -> None:
     made = write(tmp_path)
     digest = fashion_mnist(tmp_path, calibrate=5).digest()
     assert digest == fashion_mnist(str(tmp_path), calibrate=5).digest()
@@ -128,7 +128,7 @@ BROKEN: dict[str, tuple[str, Callable[[dict[str, np.ndarray]], bytes], str]] = {
 
 @pytest.mark.parametrize("compress", [True, False])
 @pytest.mark.parametrize(("name", "damage", "words"), BROKEN.values(), ids=list(BROKEN))
-def test_broken_files_are_named(
+def test_broken_files_are_refused_by_name(
     tmp_path: Path, name: str, damage: Callable[[dict[str, np.ndarray]], bytes], words: str, compress: bool
 ) -> None:
     data = damage(write(tmp_path, compress))
@@ -141,7 +141,7 @@ def test_broken_files_are_named(
 
 @given(st.integers(0, 400), st.integers(0, 255), st.booleans())
 def test_damaged_gz_files_are_refused_or_read_whole(where: int, value: int, cut: bool) -> None:
-    """Whatever happens to the compressed bytes: the array as it was, or a TaskError, and nothing else."""
+    """For any damage to the compressed bytes: the right array or a TaskError, and nothing else."""
     array = np.arange(300, dtype=np.uint8)
     data = bytearray(gzip.compress(idx_bytes(array)))
     where %= len(data)
@@ -186,7 +186,7 @@ def test_the_real_fashion_mnist(fashion_mnist: Path) -> None:
     assert len(y) == 100
 
 
-def test_digits_is_a_stratified_split_that_repeats() -> None:
+def test_digits_has_a_stratified_and_reproducible_split() -> None:
     from sklearn.datasets import load_digits
 
     task = digits()
@@ -272,7 +272,7 @@ def test_a_task_from_a_module(user: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert task_from("mine.py:data").name == "mine"
 
 
-def test_other_nouns_share_the_way_in(user: Path) -> None:
+def test_import_object_with_other_nouns(user: Path) -> None:
     (user.parent / "nets.py").write_text(
         "import torch\nclass Net(torch.nn.Linear):\n    def __init__(self): super().__init__(2, 3)\n"
     )
@@ -283,9 +283,9 @@ def test_other_nouns_share_the_way_in(user: Path) -> None:
 
 
 WRONG = {
-    "misspelt": ("digit", "no built-in task; did you mean 'digits'"),
-    "nothing": ("", "no built-in task"),
-    "digits with more": ("digits:8", "takes nothing after"),
+    "misspelt": ("digit", "not a built-in task; did you mean 'digits'"),
+    "nothing": ("", "not a built-in task"),
+    "digits with more": ("digits:8", "takes no argument"),
     "no folder": ("fashion-mnist", "fashion-mnist:FOLDER"),
     "no file": ("{folder}/mime.py:data", "no file .*mime.py; did you mean 'mine.py'"),
     "not python": ("{folder}/notes.txt:data", "not a Python file"),
@@ -302,11 +302,11 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("text", "words"), WRONG.values(), ids=list(WRONG))
-def test_names_that_lead_nowhere(user: Path, text: str, words: str) -> None:
+def test_names_without_a_task_are_refused(user: Path, text: str, words: str) -> None:
     (user.parent / "syntax.py").write_text("def data(:\n")
     (user.parent / "imports.py").write_text("\nimport nowhere_at_all\n")
     (user.parent / "notes.txt").write_text("notes")
-    for _ in range(2):  # the second call finds no half-made module either
+    for _ in range(2):  # the second call does not find a partly executed module
         with pytest.raises(TaskError, match=words):
             task_from(text.format(folder=user.parent))
 
@@ -316,7 +316,7 @@ def test_the_table() -> None:
     assert isinstance(task_from("digits"), Task)
 
 
-def test_importing_tasks_stays_light() -> None:
+def test_importing_tasks_imports_no_heavy_packages() -> None:
     code = (
         "import sys, tersor.model.tasks; print({'sklearn', 'accelerate', 'onnx', 'numba'} & set(sys.modules))"
     )

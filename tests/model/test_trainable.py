@@ -1,4 +1,4 @@
-"""Parts: what a form is while it is trained, and what it folds back to; structure survives the training."""
+"""Trainable forms: values, gradients and folded forms of parts; training keeps the structure."""
 
 from typing import Any
 
@@ -26,24 +26,24 @@ each_form = pytest.mark.parametrize("name", [name for name in FORMS if name != "
 
 
 def test_every_form_can_be_trained() -> None:
-    """A new form needs a Part in model/part.py, or no model that holds it can be fine-tuned."""
+    """A new form needs a Part in model/trainable_parts.py, or models with it cannot be trained."""
     assert set(FORMS.values()) - set(PARTS) <= {FORMS["coded"], Codebook}
 
 
 def trainable(name: str | None) -> st.SearchStrategy[Form]:
-    """Forms as training meets them: plain leaves, grids as the steps make them."""
+    """Forms as in training: plain leaves, grids like those of the steps."""
     return forms(name, SHAPES).map(uncoded)
 
 
 def like_steps(form: Form) -> bool:
-    """Steps make no symmetric grid of one bit: it has one code."""
+    """Whether it has no symmetric grid of one bit, which has one code; steps make none."""
     return not any(
         isinstance(node, Affine) and node.bits == 1 and node.zero is None for _, node in form.walk()
     )
 
 
 def size(form: Form) -> float:
-    """How large the numbers are that add up to this form's."""
+    """The magnitude of the terms that add up to this form's values."""
     if isinstance(form, Masked):
         return size(form.body)
     if isinstance(form, Sum):
@@ -54,7 +54,7 @@ def size(form: Form) -> float:
 
 
 def within(form: Form) -> Form:
-    """Codes inside their grid's limits: a random form may hold the one that symmetric grids leave out."""
+    """The form with codes in the grid's limits: a random form may hold the code that symmetric grids omit."""
     fields: dict[str, Any] = {key: within(child) for key, child in form.children().items()}
     if isinstance(form, Affine):
         low, high = limits(form.bits, form.zero is None)
@@ -64,7 +64,7 @@ def within(form: Form) -> Form:
 
 
 @each_form
-def test_value_is_what_the_form_decodes_to_before_and_after(name: str) -> None:
+def test_value_and_folded_form_decode_to_the_same(name: str) -> None:
     @given(trainable(name))
     def check(form: Form) -> None:
         form = within(form)
@@ -100,7 +100,7 @@ SIGNS = [(rule, per) for rule in (binary, ternary) for per in ("tensor", "channe
 @pytest.mark.parametrize("shape", [(1, 1), (7, 1), (1, 7), (6, 5), (5,)], ids=str)
 @pytest.mark.parametrize("masked", [False, True])
 def test_signs(rule: Any, per: str, shape: tuple[int, ...], masked: bool) -> None:
-    """Binary and ternary weights, as the step makes them, begin where they are."""
+    """Binary and ternary weights of the step keep their values when training starts."""
     w = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     keep = torch.rand(shape, generator=torch.Generator().manual_seed(2)) < 0.6 if masked else None
     rows = w.reshape(1, -1) if w.ndim == 1 else w
@@ -148,7 +148,7 @@ def test_a_dense_leaf_gets_the_gradient_itself() -> None:
     assert torch.equal(grad_of(Dense(W), PULL)["w"], PULL)
 
 
-def test_a_mask_lets_through_what_it_keeps() -> None:
+def test_only_kept_weights_get_gradients() -> None:
     assert torch.equal(grad_of(Masked(Dense(KEEP), Dense(W)), PULL)["body.w"], PULL * KEEP)
 
 
@@ -176,8 +176,8 @@ def test_a_log_grid_and_signs_are_straight_through() -> None:
 
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("per", ["tensor", "channel", "group"])
-def test_an_even_grid_learns_its_steps_as_lsq_does(per: str, symmetric: bool) -> None:
-    """Weights that round to a code get the gradient, weights beyond none; a step gets the sum of
+def test_a_uniform_grid_has_the_gradients_of_lsq(per: str, symmetric: bool) -> None:
+    """Weights that round to a code get the gradient, weights outside none; a scale gets the sum of
     gradient * (round(w / s) - w / s), or of gradient * the end, times 1 / sqrt(N * top)    LSQ section 2.1
     """
     bits, group = 3, 2
@@ -191,7 +191,7 @@ def test_an_even_grid_learns_its_steps_as_lsq_does(per: str, symmetric: bool) ->
         group if per == "group" else 0,
     )
     here = part(form)
-    moved = w * 1.7  # some beyond the ends, none on a code
+    moved = w * 1.7  # some outside the grid, none on a code
     with torch.no_grad():
         here.w.copy_(moved)
     (here.value() * PULL).sum().backward()
@@ -213,8 +213,8 @@ def test_an_even_grid_learns_its_steps_as_lsq_does(per: str, symmetric: bool) ->
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4])
-def test_stored_codes_at_the_ends_of_a_grid_learn(bits: int) -> None:
-    """A weight that is stored at an end lies there to the last bit, or one beyond it."""
+def test_weights_at_the_ends_of_a_grid_get_gradients(bits: int) -> None:
+    """A weight stored at an end of the grid may be one unit in the last place outside."""
     w = torch.randn(16, 32, generator=torch.Generator().manual_seed(bits))
     codes, scale, zero = even_grid(w, bits, per="channel", symmetric=False)
     here = part(Affine(Dense(codes), Dense(scale), Dense(zero), bits))
@@ -229,7 +229,7 @@ def test_factors_get_the_gradients_of_a_product() -> None:
     torch.testing.assert_close(found["right.w"], left.T @ PULL)
 
 
-# --- structure survives ---
+# --- training keeps the structure ---
 
 
 def trained(form: Form, steps: int = 5, lr: float = 0.3, pull: Tensor | None = None) -> Form:
@@ -249,7 +249,7 @@ def kinds(form: Form) -> object:
 
 
 @each_form
-def test_training_keeps_the_tree_and_what_stands_still(name: str) -> None:
+def test_training_keeps_the_tree_and_the_frozen_arrays(name: str) -> None:
     @given(trainable(name))
     def check(form: Form) -> None:
         after = trained(form)
@@ -275,8 +275,8 @@ def test_training_keeps_the_tree_and_what_stands_still(name: str) -> None:
     check()
 
 
-def test_training_moves_every_kind() -> None:
-    """The same loop would go green on parts that never learn."""
+def test_training_changes_every_kind_of_form() -> None:
+    """The test above would also pass for parts that never change."""
     w = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
     codes, scale, _ = even_grid(w, 4)
     log, log_scale = log_grid(w, 4)
@@ -300,7 +300,7 @@ def test_a_product_stays_a_product() -> None:
     assert after.left.shape == (8, 2)
 
 
-def test_hidden_weights_are_stored_as_zero() -> None:
+def test_masked_weights_are_stored_as_zero() -> None:
     after = trained(Masked(Dense(KEEP), Dense(W)))
     assert not after.body.decode()[~KEEP].any()
 
@@ -323,7 +323,7 @@ def test_leaves_keep_their_dtype(dtype: torch.dtype) -> None:
 
 
 def test_tiny_weights_keep_their_grid() -> None:
-    """A scale below 1e-12 is a scale."""
+    """Scales below 1e-12 work."""
     w = torch.randn(3, 4, generator=torch.Generator().manual_seed(0)) * 1e-20
     codes, scale, _ = even_grid(w, 8)
     form = Affine(Dense(codes), Dense(scale))
@@ -333,8 +333,8 @@ def test_tiny_weights_keep_their_grid() -> None:
 
 @pytest.mark.parametrize("bits", [1, 4, 16])
 @pytest.mark.parametrize("scale", [0.0, 1e-38, 1e-12, 1.0, 1e30])
-def test_no_scale_makes_gradients_that_are_not_finite(bits: int, scale: float) -> None:
-    """A row of zeros has the smallest scale there is; its weights move all the same."""
+def test_gradients_are_finite_for_all_scales(bits: int, scale: float) -> None:
+    """A row of zeros has the smallest scale; its weights can still be trained."""
     form = Affine(Dense(torch.zeros(2, 3, dtype=torch.int16)), Dense(torch.full((2, 1), scale)), None, bits)
     here = part(form)
     for size in (0.0, 0.01, -1e4):
@@ -347,11 +347,11 @@ def test_no_scale_makes_gradients_that_are_not_finite(bits: int, scale: float) -
         assert here.scale.grad.isfinite().all()
 
 
-# --- the tuned model ---
+# --- the trainable model ---
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_tuned_model_answers_as_the_model(name: str) -> None:
+def test_a_trainable_model_agrees_with_the_model(name: str) -> None:
     t = tiny(name)
     given = start(t.model)
     learn = [key for key, site in given.sites.items() if site.is_parameter]
@@ -366,7 +366,7 @@ def test_a_tuned_model_answers_as_the_model(name: str) -> None:
     assert list(some.fold()) == learn[:1]
 
 
-def test_only_buffers_that_moved_are_folded() -> None:
+def test_only_changed_buffers_are_folded() -> None:
     t = tiny("conv")
     given = start(t.model)
     tuned = TrainableForms(t.model, given.forms, given.sites, ["head.bias"]).train()
@@ -379,7 +379,7 @@ def test_only_buffers_that_moved_are_folded() -> None:
 
 
 class Rebound(nn.Module):
-    """Its forward puts a new tensor in the place of a buffer."""
+    """Its forward assigns a new tensor to a buffer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -393,7 +393,7 @@ class Rebound(nn.Module):
         return y - self.mean
 
 
-def test_a_buffer_that_forward_binds_anew_moves_too() -> None:
+def test_a_buffer_that_forward_reassigns_is_kept() -> None:
     model, x = Rebound(), torch.randn(8, 4, generator=torch.Generator().manual_seed(1))
     given = start(model)
     tuned = TrainableForms(model, given.forms, given.sites, ["layer.weight"]).train()
@@ -403,7 +403,7 @@ def test_a_buffer_that_forward_binds_anew_moves_too() -> None:
     assert model.mean.abs().sum() > 0
 
 
-def test_tied_weights_learn_together() -> None:
+def test_tied_weights_are_trained_together() -> None:
     t = tiny("attention")
     given = start(t.model)
     tuned = TrainableForms(t.model, given.forms, given.sites, ["embed.weight"]).train()
@@ -413,7 +413,7 @@ def test_tied_weights_learn_together() -> None:
     torch.testing.assert_close(tuned.part_of("embed.weight").w.grad, want.embed.weight.grad)
 
 
-def test_recurrent_layers_see_the_tuned_weights() -> None:
+def test_recurrent_layers_use_the_trained_weights() -> None:
     """LSTM keeps a list of its weights besides its parameters."""
     t = tiny("lstm")
     given = start(t.model)
@@ -427,7 +427,7 @@ def test_recurrent_layers_see_the_tuned_weights() -> None:
     assert not torch.equal(t.out(tuned), t.out())
 
 
-def test_the_given_model_takes_no_part() -> None:
+def test_the_given_model_is_not_changed() -> None:
     t = tiny("conv")
     given = start(t.model)
     before = {key: value.clone() for key, value in t.model.state_dict().items()}
@@ -438,7 +438,7 @@ def test_the_given_model_takes_no_part() -> None:
     assert all(torch.equal(value, before[key]) for key, value in t.model.state_dict().items())
 
 
-def test_layers_in_channels_last_learn_the_same() -> None:
+def test_layers_in_channels_last_have_the_same_gradients() -> None:
     t = tiny("conv")
     given = start(t.model)
     grads = []
@@ -451,12 +451,12 @@ def test_layers_in_channels_last_learn_the_same() -> None:
     torch.testing.assert_close(*grads)
 
 
-def test_a_module_without_parameters_has_nothing_to_tune() -> None:
+def test_a_module_without_parameters_folds_to_nothing() -> None:
     given = start(nn.Sequential(nn.ReLU()))
     assert TrainableForms(nn.Sequential(nn.ReLU()), given.forms, given.sites, []).fold() == {}
 
 
-# --- learning on from finer weights ---
+# --- starting from finer weights ---
 
 FINE = torch.randn(6, 10, generator=torch.Generator().manual_seed(7))
 KEPT = torch.rand(6, 10, generator=torch.Generator().manual_seed(8)) < 0.6
@@ -473,8 +473,8 @@ STORED: dict[str, Quantize] = {
 
 @pytest.mark.parametrize("name", STORED)
 @pytest.mark.parametrize("masked", [False, True])
-def test_a_rounded_part_begins_between_its_levels(name: str, masked: bool) -> None:
-    """It holds the finer weights, and the model sees what it saw."""
+def test_a_rounded_part_starts_between_its_levels(name: str, masked: bool) -> None:
+    """It holds the finer weights, and its value does not change."""
     before: Form = Masked(Dense(KEPT), Dense(FINE)) if masked else Dense(FINE)
     after, _ = refine(before, STORED[name].store)
     here = part(after)
@@ -485,7 +485,7 @@ def test_a_rounded_part_begins_between_its_levels(name: str, masked: bool) -> No
     torch.testing.assert_close(here.fold().decode(), after.decode(), rtol=1e-6, atol=1e-7)
 
 
-def test_each_factor_begins_at_its_own() -> None:
+def test_each_factor_starts_from_its_own_weights() -> None:
     before = LowRank(Dense(FINE[:, :2]), Dense(FINE[:2]))
     after, _ = refine(before, Quantize(bits=3).store)
     here = part(after)
@@ -494,7 +494,7 @@ def test_each_factor_begins_at_its_own() -> None:
     assert torch.equal(here.right.w.detach(), FINE[:2])
 
 
-def test_each_term_of_a_sum_begins_at_its_own() -> None:
+def test_each_term_of_a_sum_starts_from_its_own_weights() -> None:
     before = Sum(Dense(FINE), Masked(Dense(KEPT), Dense(FINE / 3)))
     after, _ = refine(before, Quantize(bits=3).store)
     here = part(after)
@@ -511,7 +511,7 @@ def test_parts_know_the_axis_of_their_rows() -> None:
     assert [one.axis for one in (here.body.b, here.body.b.left, here.body.b.left.body)] == [1, 0, 0]
 
 
-def test_what_does_not_round_begins_where_it_is() -> None:
+def test_parts_that_do_not_round_ignore_begin() -> None:
     w = Dense(FINE)
     for form in (
         Dense(FINE / 2), LowRank(Dense(FINE[:, :2]), Dense(FINE[:2])), Sum(w, w),
@@ -524,8 +524,8 @@ def test_what_does_not_round_begins_where_it_is() -> None:
 
 @pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
 @pytest.mark.parametrize("steps", [[], [Quantize(bits=4)]], ids=["plain", "grid"])
-def test_sparse_gradients_are_dense_ones_in_training(kind: Any, steps: list[Any]) -> None:
-    """sparse=True of a table is for optimizers that know it; Adam and grids do not."""
+def test_sparse_embeddings_have_dense_gradients_in_training(kind: Any, steps: list[Any]) -> None:
+    """sparse=True needs special optimizers; Adam and grids do not support it."""
     moved = []
     for sparse in (True, False):
         torch.manual_seed(0)

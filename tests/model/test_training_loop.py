@@ -1,4 +1,4 @@
-"""The training loop: schedules, losses and seeds against formulas; nothing outside it changes."""
+"""Training loop: schedules, losses and seeds agree with formulas; nothing outside it changes."""
 
 import math
 import random
@@ -40,7 +40,7 @@ def digests(tuned: TrainableForms) -> dict[str, str]:
 
 # --- schedules ---
 
-# schedule -> share of the rate at 0, 1/8, 1/4, 1/2, 3/4, 1 of the training
+# schedule -> factor of the rate at 0, 1/8, 1/4, 1/2, 3/4, 1 of the training
 RATES: dict[str, tuple[float, ...]] = {
     "constant": (1, 1, 1, 1, 1, 1),
     "linear": (1, 7 / 8, 3 / 4, 1 / 2, 1 / 4, 0),
@@ -51,14 +51,14 @@ RATES: dict[str, tuple[float, ...]] = {
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_schedules_are_their_formulas(schedule: str) -> None:
+def test_schedules_agree_with_their_formulas(schedule: str) -> None:
     """A new schedule needs a row in RATES."""
     for eighths, want in zip((0, 1, 2, 4, 6, 8), RATES[schedule], strict=True):
         assert rate(eighths, 8, schedule) == pytest.approx(want, abs=1e-12)
 
 
 @given(st.sampled_from(SCHEDULES), st.integers(1, 500), st.data())
-def test_rates_are_shares(schedule: str, total: int, data: st.DataObject) -> None:
+def test_factors_are_between_0_and_1(schedule: str, total: int, data: st.DataObject) -> None:
     step = data.draw(st.integers(0, total))
     assert 0 <= rate(step, total, schedule) <= 1
     if schedule != "onecycle" and step < total:
@@ -66,7 +66,7 @@ def test_rates_are_shares(schedule: str, total: int, data: st.DataObject) -> Non
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_the_rate_in_force_is_the_schedules(schedule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_optimizer_uses_the_rate_of_the_schedule(schedule: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[float] = []
 
     class Spy(torch.optim.SGD):
@@ -85,7 +85,7 @@ def test_the_rate_in_force_is_the_schedules(schedule: str, monkeypatch: pytest.M
 
 
 @given(st.integers(1, 4), st.integers(1, 5), st.integers(0, 3), st.floats(0.5, 8), st.integers(0, 99))
-def test_soft_targets_are_the_slow_formula(
+def test_soft_targets_agree_with_a_slow_loop(
     batch: int, classes: int, length: int, t: float, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -104,7 +104,7 @@ def test_soft_targets_are_the_slow_formula(
 
 
 def one_loss(t: Tiny, plan: TrainingPlan, teacher: nn.Module | None = None) -> float:
-    """What one step of one batch says."""
+    """The loss of one step on one batch."""
     x, y = next(iter(t.task.batches("calibrate")))
     task = replace(t.task, train=[(x, y)])
     facts = fit(tuned_of(t), task, plan, seed=0, teacher=teacher)
@@ -124,7 +124,7 @@ def test_the_loss_mixes_labels_and_teacher(share: float) -> None:
     )
 
 
-def test_the_teacher_learns_the_student_nothing_at_share_0() -> None:
+def test_teacher_weight_0_ignores_the_teacher() -> None:
     t, teacher = tiny("mlp"), tiny("mlp", seed=3).model
     assert one_loss(t, TrainingPlan(), teacher) == one_loss(t, TrainingPlan())
 
@@ -166,7 +166,7 @@ def test_a_layer_with_several_outputs_is_matched_by_its_first() -> None:
     assert one_loss(t, TrainingPlan(features="cell"), teacher) == pytest.approx(float(want), rel=1e-5)
 
 
-def test_a_layer_that_never_runs_is_no_silent_zero() -> None:
+def test_a_layer_that_never_runs_is_refused() -> None:
     t, teacher = tiny("attention"), tiny("attention", seed=3).model
     with pytest.raises(RefusedError, match=r"features: multi\.out_proj .* gave no output"):
         one_loss(t, TrainingPlan(features="multi.out_proj"), teacher)
@@ -243,22 +243,22 @@ def test_weights_decay_and_biases_do_not(monkeypatch: pytest.MonkeyPatch) -> Non
     assert decays == [(0.3, {2, 4}), (0.0, {1})]
 
 
-def test_a_model_of_vectors_alone_trains() -> None:
-    """Also with decay, of which no parameter has a part then."""
+def test_a_model_with_vectors_only_is_trained() -> None:
+    """Also with weight decay, which then applies to no parameter."""
     t, model = tiny("mlp"), nn.BatchNorm1d(5)
     tuned, before = tuned_of(t, model), model.state_dict()
     assert fit(tuned, t.task, TrainingPlan(1, 0.1, weight_decay=0.3), seed=0)["steps"] == STEPS
     assert all(not torch.equal(form.decode(), before[name]) for name, form in tuned.fold().items())
 
 
-def test_progress_is_told() -> None:
+def test_progress_is_reported() -> None:
     t, told = tiny("mlp"), []
     fit(tuned_of(t), t.task, TrainingPlan(11), seed=0, watch=lambda *facts: told.append(facts))
     assert [(done, total) for done, total, _ in told] == [(10, 22), (20, 22), (22, 22)]
     assert all(text.startswith("loss ") for _, _, text in told)
 
 
-def test_half_precision_passes_leave_whole_weights() -> None:
+def test_half_precision_passes_keep_float32_weights() -> None:
     t = tiny("mlp")
     found = []
     for bf16 in (False, True):
@@ -270,7 +270,7 @@ def test_half_precision_passes_leave_whole_weights() -> None:
     torch.testing.assert_close(*found, atol=0.02, rtol=0.05)
 
 
-# --- what goes wrong ---
+# --- errors ---
 
 
 def test_a_loss_that_is_not_finite_ends_the_training() -> None:
@@ -290,14 +290,14 @@ def test_no_training_set() -> None:
         fit(tuned_of(t), Task(evaluate=t.task.evaluate), TrainingPlan(), seed=0)
 
 
-def test_a_training_set_that_gives_out() -> None:
+def test_a_training_set_without_a_second_pass() -> None:
     t = tiny("mlp")
     once = iter(sources(t)["list"])
     with pytest.raises(TaskError, match="train set is empty"):
         fit(tuned_of(t), replace(t.task, train=lambda: once), TrainingPlan(3), seed=0)
 
 
-def test_batches_that_do_not_fit_are_told_as_such() -> None:
+def test_batches_that_do_not_fit_are_refused() -> None:
     t = tiny("mlp")
     bad = [(torch.randn(8, 4), torch.zeros(8, dtype=torch.long))]
     with pytest.raises(
@@ -332,7 +332,7 @@ def state_of_the_world() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("grad", [True, False])
-def test_the_world_is_as_it_was(grad: bool) -> None:
+def test_global_state_is_restored(grad: bool) -> None:
     t, teacher = tiny("conv"), tiny("conv", seed=3).model
     weights = {key: value.clone() for key, value in teacher.state_dict().items()}
     plan = TrainingPlan(1, teacher_weight=0.5, features="block", bf16=True)
@@ -354,7 +354,7 @@ def failing(count: int) -> Callable[[int, int], None]:
     return on_step
 
 
-def test_the_world_is_as_it_was_after_ctrl_c() -> None:
+def test_global_state_is_restored_after_ctrl_c() -> None:
     t, teacher = tiny("conv"), tiny("conv", seed=3).model
     before = state_of_the_world()
     plan = TrainingPlan(2, teacher_weight=0.5, features="block")
@@ -364,7 +364,7 @@ def test_the_world_is_as_it_was_after_ctrl_c() -> None:
     assert not any(m._forward_hooks for m in teacher.modules())
 
 
-def test_a_loaders_own_generator_is_as_it_was_and_starts_from_the_seed() -> None:
+def test_a_loaders_own_generator_starts_from_the_seed_and_is_restored() -> None:
     t = tiny("mlp")
     x, y = (torch.cat(part) for part in zip(*t.task.batches("calibrate"), strict=True))
     generator = torch.Generator().manual_seed(9)

@@ -1,4 +1,4 @@
-"""Training on two CPU processes ends in both with the same weights, about as accurate as one process."""
+"""Two processes: training gives the same weights in both, with about the accuracy of one process."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import two_processes
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Path]:
-    """What each process ended with, and the folder of the journal that the first one wrote."""
+    """The results of both processes, and the folder with the journal of the first."""
     folder = tmp_path_factory.mktemp("two")
     command = [
         sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d",
@@ -33,7 +33,7 @@ def test_both_end_with_the_same_forms(both: Any, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["loader", "list"])
-def test_it_is_the_same_kind_of_result(both: Any, kind: str) -> None:
+def test_steps_and_accuracy_are_as_expected(both: Any, kind: str) -> None:
     """Two processes take half as many steps of twice the batch; the accuracy is near that of one."""
     alone = two_processes.facts(kind, two_processes.compress(kind, None))
     steps = two_processes.TRAIN // two_processes.BATCH
@@ -44,7 +44,7 @@ def test_it_is_the_same_kind_of_result(both: Any, kind: str) -> None:
 
 
 def test_one_of_them_writes_the_journal(both: Any) -> None:
-    """What it wrote is whole: a run that resumes it finds everything done."""
+    """The journal is complete: a resumed run has nothing left to do."""
     first, _, folder = both
     resumed = two_processes.compress("loader", folder / "journal-loader", resume=True)
     assert {name: form.digest for name, form in resumed.forms.items()} == first["loader"]["forms"]

@@ -1,4 +1,4 @@
-"""What training moves and no state dict lists is refused before it, where answers depend on it."""
+"""Unlisted: state that training changes and no state dict lists is refused if outputs depend on it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +19,7 @@ from tersor.steps import Finetune, Measure
 
 
 class Whitened(nn.Module):
-    """The inputs over a running mean of their magnitudes, as normalizations keep it."""
+    """Divides the inputs by a running mean of their magnitudes, as normalizations do."""
 
     def __init__(self, where: str) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class Whitened(nn.Module):
         ("array", "net.size"), ("list", r"net.kept\['sizes'\]\[0\]"),
     ],
 )  # fmt: skip
-def test_what_training_moves_and_nothing_lists_is_refused(where: str, name: str) -> None:
+def test_unlisted_state_that_training_changes_is_refused(where: str, name: str) -> None:
     t, steps = tiny("mlp"), []
 
     class Counting(nn.Module):
@@ -74,11 +74,11 @@ def test_what_training_moves_and_nothing_lists_is_refused(where: str, name: str)
 
     with pytest.raises(RefusedError, match=f"{name}: a forward in training changes it.*persistent"):
         run(Counting(), Finetune(epochs=50), t.task)
-    assert len(steps) < 20, "the training was spent"
+    assert len(steps) < 20, "the refusal must come before the training"
 
 
 class Growing(nn.Module):
-    """Answers with one tensor more once it has been trained."""
+    """Returns one tensor more after a forward in training."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -96,12 +96,12 @@ def tuned_of(model: nn.Module) -> TrainableForms:
     return TrainableForms(state.given, state.forms, state.sites, list(state.sites))
 
 
-def test_another_number_of_answers_is_another_answer() -> None:
+def test_another_number_of_outputs_is_a_difference() -> None:
     with pytest.raises(RefusedError, match="trained: a forward in training changes it"):
         check_unlisted(tuned_of(Growing()), tiny("mlp").task)
 
 
-def test_a_fault_of_the_search_is_no_batch_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_the_search_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any) -> bool:
         raise TypeError("broken")
 
@@ -110,20 +110,20 @@ def test_a_fault_of_the_search_is_no_batch_that_does_not_fit(monkeypatch: pytest
         check_unlisted(tuned_of(Whitened("number")), tiny("mlp").task)
 
 
-def test_what_is_listed_is_trained_and_kept() -> None:
+def test_persistent_buffers_are_trained_and_kept() -> None:
     t = tiny("mlp")
     result = run(Whitened("persistent"), Finetune(epochs=1), t.task)
     assert result.forms["size"].decode() != 1
     assert result.model().size == result.forms["size"].decode()
 
 
-def test_without_training_nothing_is_asked() -> None:
+def test_steps_without_training_do_not_check() -> None:
     t = tiny("mlp")
     assert run(Whitened("buffer"), Measure(), t.task).ledger.count == 1
 
 
 class Odd(nn.Module):
-    """A module that keeps something beside its parameters, and answers the same without it."""
+    """A module with unlisted state that its outputs do not depend on."""
 
     def __init__(self, keeps: Callable[["Odd", Tensor], None]) -> None:
         super().__init__()
@@ -138,7 +138,7 @@ class Odd(nn.Module):
 
 
 def last(net: Odd, x: Tensor) -> None:
-    net.seen = x * 2  # maps that are looked at afterwards
+    net.seen = x * 2  # activations stored for later inspection
 
 
 def counted(net: Odd, x: Tensor) -> None:
@@ -154,7 +154,7 @@ def nothing(net: Odd, x: Tensor) -> None:
 
 
 @pytest.mark.parametrize("keeps", [nothing, last, counted, longer])
-def test_tables_and_traces_are_no_state(keeps: Any) -> None:
+def test_tables_and_stored_activations_are_accepted(keeps: Any) -> None:
     t = tiny("mlp")
     result = run(Odd(keeps), Finetune(epochs=2, lr=0.01), t.task)
     assert result.digest != result.ledger.base
@@ -162,12 +162,12 @@ def test_tables_and_traces_are_no_state(keeps: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["mlp", "conv", "attention", "lstm", "mixed"])
-def test_layers_of_torch_are_fine(name: str) -> None:
+def test_layers_of_torch_are_accepted(name: str) -> None:
     t = tiny(name)
     assert run(t.model, Finetune(epochs=1), t.task).ledger.count == 1
 
 
-def test_the_given_model_is_not_moved() -> None:
+def test_the_given_model_is_not_changed() -> None:
     t, net = tiny("mlp"), Whitened("buffer")
     with pytest.raises(RefusedError):
         run(net.train(), Finetune(epochs=1), t.task)

@@ -1,4 +1,4 @@
-"""A model that something wraps is stored by its own names, and a scripted one is refused."""
+"""Wrapped: a wrapped model is stored by its own names, and a scripted one is refused."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -36,5 +36,5 @@ def test_the_file_is_that_of_the_model_inside(wrap: str, tmp_path: Path) -> None
 def test_a_scripted_model_is_refused_with_the_way_out() -> None:
     t = tiny("mlp")
     for made in (torch.jit.script(t.model), torch.jit.trace(t.model, t.x)):
-        with pytest.raises(RefusedError, match=r"of TorchScript.*give the nn\.Module"):
+        with pytest.raises(RefusedError, match=r"a TorchScript.*give the nn\.Module"):
             tersor.run(made, [Prune()])

@@ -22,7 +22,7 @@ FEATURES, CLASSES, TRAIN, EVALUATE, BATCH = 12, 4, 512, 400, 16
 
 
 class Net(nn.Module):
-    """Batch norm: its running statistics see different batches in each process."""
+    """A model with batch norm, whose running statistics differ between processes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,8 +39,8 @@ def model() -> nn.Module:
 
 
 def task(kind: str) -> Task:
-    """The same data as a DataLoader, which Accelerate divides, or as a list, of which every second batch is
-    one process's."""
+    """The same data as a DataLoader, which Accelerate shards, or as a list, of which each process takes every
+    second batch."""
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(TRAIN + EVALUATE, FEATURES, generator=generator)
     y = (x @ torch.randn(FEATURES, CLASSES, generator=generator)).argmax(1)
@@ -53,8 +53,8 @@ def task(kind: str) -> Task:
 
 
 def compress(kind: str, journal: Path | None, resume: bool = False) -> State:
-    """Train, prune while training, quantize and train: the hooks of each run in every process. Then towards a
-    wider teacher: the map of its features learns in both."""
+    """Train, prune in training, quantize and train: their hooks run in every process. Then distill from a
+    wider teacher: the feature map is trained in both."""
     torch.manual_seed(5)
     wide = nn.Sequential(nn.Linear(FEATURES, 40), nn.ReLU(), nn.Linear(40, CLASSES))
     steps = [

@@ -265,7 +265,7 @@ def test_a_tuple_of_answers_trains_with_the_tasks_own_loss() -> None:
 
     trained = tersor.run(model, tersor.Finetune(epochs=5, lr=0.02), task)
     assert by_hand(trained.model()) < 0.8 * by_hand(model)
-    with pytest.raises(TaskError, match=r"which of it is compared is not plain.*logits=lambda output"):
+    with pytest.raises(TaskError, match=r"it is ambiguous which tensor to compare.*logits=lambda output"):
         tersor.run(model, tersor.Distill(epochs=1), task)
     result = tersor.run(model, [tersor.Prune(keep=0.3), tersor.Measure()], task)
     (note,) = result.ledger.notes("accuracy")
@@ -282,7 +282,7 @@ def test_what_the_last_step_cannot_work_with_is_refused_before_anything_trains()
 
     task = Task("faces", evaluate=batches, train=batches, loss=loss, metric=never)
     for last, words in (
-        (tersor.Distill(epochs=1), "which of it is compared is not plain"),
+        (tersor.Distill(epochs=1), "it is ambiguous which tensor to compare"),
         (tersor.Measure(), "nobody asked"),
     ):
         calls.clear()

@@ -276,7 +276,7 @@ def test_what_is_not_finite_is_refused() -> None:
     module = trainable(run(t.model, Prune(keep=0.5)))
     with torch.no_grad():
         next(module.parameters()).fill_(float("nan"))
-    with pytest.raises(RefusedError, match="training made NaN or infinity of it"):
+    with pytest.raises(RefusedError, match="it became NaN or infinite in training"):
         folded(module)
 
 
@@ -285,7 +285,7 @@ def test_what_is_no_such_module_is_refused_with_the_way_out() -> None:
     state = run(t.model, Prune(keep=0.5))
     with pytest.raises(SettingError, match=r"given a Mlp, .* Give what trainable\(\.\.\.\) made"):
         folded(t.model)
-    with pytest.raises(SettingError, match=r"given a Sequential, .* Give the part of it"):
+    with pytest.raises(SettingError, match=r"given a Sequential, .* Give the submodule that"):
         folded(nn.Sequential(trainable(state)))
     with pytest.raises(SettingError, match="given a Mlp, but it takes a state"):
         trainable(t.model)
@@ -375,7 +375,7 @@ def test_a_weight_that_is_no_number_is_refused_though_codes_would_hide_it(steps:
     name, leaf = next((n, p) for n, p in module.named_parameters() if n.endswith(".w") and p.ndim > 1)
     with torch.no_grad():
         leaf.view(-1)[3] = float("nan")
-    with pytest.raises(RefusedError, match="training made NaN or infinity of it"):
+    with pytest.raises(RefusedError, match="it became NaN or infinite in training"):
         folded(module)
 
 

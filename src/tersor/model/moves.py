@@ -1,4 +1,4 @@
-"""Moves: where the axes of a parameter are after an operator that hands it on."""
+"""Moves: the labels of a parameter after an operator that passes it on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tersor.model.parameter_use import Use
 
 
 def same(use: Use) -> Labels:
-    """Element by element: broadcast, or as it is."""
+    """Elementwise operators: broadcast if the shape is larger."""
     fits = len(use.labels) <= len(use.shape)
     return aligned(use.labels, use.shape) if fits else blurred(use.labels, use.shape)
 
@@ -37,13 +37,13 @@ def reverse(use: Use) -> Labels:
 
 
 def movedim(use: Use) -> Labels:
-    one = use.arg("source", use.arg("src"))
-    two = use.arg("destination", use.arg("dst"))
-    pairs = list(zip([one], [two], strict=True)) if isinstance(one, int) else list(zip(one, two, strict=True))
+    old = use.arg("source", use.arg("src"))
+    new = use.arg("destination", use.arg("dst"))
+    pairs = list(zip([old], [new], strict=True)) if isinstance(old, int) else list(zip(old, new, strict=True))
     count = len(use.labels)
-    goes = {b % count: a % count for a, b in pairs}
-    rest = iter([at for at in range(count) if at not in goes.values()])
-    return tuple(use.labels[goes[at] if at in goes else next(rest)] for at in range(count))
+    moved = {b % count: a % count for a, b in pairs}
+    rest = iter([at for at in range(count) if at not in moved.values()])
+    return tuple(use.labels[moved[at] if at in moved else next(rest)] for at in range(count))
 
 
 def select(use: Use) -> Labels:
@@ -52,7 +52,7 @@ def select(use: Use) -> Labels:
 
 
 def resized(use: Use) -> Labels:
-    """slice, narrow, flip, roll, pad, repeat, cat: the axes stay where they are, with other lengths."""
+    """slice, narrow, flip, roll, pad, repeat, cat: the same axes with other lengths."""
     missing = tuple(((NONE, 1),) for _ in range(len(use.shape) - len(use.labels)))
     labels = (*missing, *use.labels)
     if len(labels) != len(use.shape):
@@ -63,8 +63,8 @@ def resized(use: Use) -> Labels:
 def parts(use: Use) -> list[Labels]:
     """split, chunk: each part has all axes."""
     return [
-        tuple(of_size(dim, int(size)) for dim, size in zip(use.labels, one.shape, strict=True))
-        for one in values(use.node)
+        tuple(of_size(dim, int(size)) for dim, size in zip(use.labels, part.shape, strict=True))
+        for part in values(use.node)
     ]
 
 
@@ -78,19 +78,19 @@ def stack(use: Use) -> Labels:
 
 
 def reduced(use: Use) -> Labels:
-    """sum, mean, norm: the axes that are reduced are gone."""
+    """sum, mean, norm: the reduced axes are removed, or have size 1."""
     dims = use.arg("dim")
     count = len(use.labels)
     each = range(count) if dims in (None, []) else [dims] if isinstance(dims, int) else dims
-    gone = {d % count for d in each}
+    removed = {d % count for d in each}
     if len(use.shape) == count:
-        return tuple(((NONE, 1),) if at in gone else dim for at, dim in enumerate(use.labels))
-    left = tuple(dim for at, dim in enumerate(use.labels) if at not in gone)
-    return left if len(left) == len(use.shape) else blurred(use.labels, use.shape)
+        return tuple(((NONE, 1),) if at in removed else dim for at, dim in enumerate(use.labels))
+    kept = tuple(dim for at, dim in enumerate(use.labels) if at not in removed)
+    return kept if len(kept) == len(use.shape) else blurred(use.labels, use.shape)
 
 
 def looked_up(use: Use) -> Labels:
-    """Rows by constant indices: wherever the indices put them, they are still rows."""
+    """Rows picked by constant indices: every axis of the indices holds the row axis of the parameter."""
     at = use.dim() if use.name in ("index_select", "gather") else 0
     if use.name == "index":
         places = [n for n, index in enumerate(use.arg("indices") or []) if isinstance(index, fx.Node)]

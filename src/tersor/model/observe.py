@@ -1,7 +1,7 @@
-"""Observe: grids for chosen edges from the ranges that calibration batches show.
+"""Observe: grids for chosen edges from the ranges of their values on calibration batches.
 
 low, high = least and greatest value seen, 0 included      scale = (high - low) / (levels - 1)
-Cost: one pass over the calibration batches, two reductions of each chosen edge, nothing kept but the ranges.
+Cost: one pass over the calibration batches, two reductions of each chosen edge; only the ranges are kept.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ Range = tuple[Tensor, Tensor]  # low <= 0 <= high, float64 [1] or [C], on the CP
 
 
 class Ranges(WatchedRun):
-    """A run that keeps the ranges of the edges it is asked for, over one batch after another."""
+    """A run that collects the ranges of the named edges over all batches."""
 
     def __init__(self, names: Iterable[str], axis: int | None):
-        super().__init__(self.meet, inputs=True)
+        super().__init__(self.observe, inputs=True)
         self.names, self.axis = set(names), axis
-        self.met: dict[str, None] = {}  # every edge, chosen or not, in order
+        self.seen: dict[str, None] = {}  # every edge, chosen or not, in order
         self.found: dict[str, Range] = {}
 
-    def meet(self, name: str, x: Tensor) -> Tensor:
-        self.met[name] = None
+    def observe(self, name: str, x: Tensor) -> Tensor:
+        self.seen[name] = None
         if name in self.names and x.numel():
             values = x.detach()
             if self.axis is not None and not 0 <= self.axis < values.ndim:
@@ -44,8 +44,8 @@ class Ranges(WatchedRun):
             rows = values.reshape(1, -1) if self.axis is None else values.movedim(self.axis, 0).flatten(1)
             if not rows.isfinite().all():
                 raise RefusedError(
-                    f"{name}: the edge holds values that are infinite or NaN, which no grid spans (scores "
-                    f"under a mask of -inf are such). Leave this edge out."
+                    f"{name}: the edge holds infinite or NaN values, which no grid can hold (for example "
+                    f"attention scores under a mask of -inf). Leave this edge out."
                 )
             low, high = (end.cpu() for end in minmax_range(rows, None))
             if name in self.found:
@@ -58,10 +58,10 @@ class Ranges(WatchedRun):
 def ranges_of(
     model: nn.Module, task: Task, names: Iterable[str], *, axis: int | None = None
 ) -> dict[str, Range]:
-    """The range of each named edge over the calibration batches, in eval mode. An `axis` keeps its channels
-    apart; with None the edge has one range.
+    """The range of each named edge over the calibration batches, in eval mode: one range for each index of
+    `axis`, or one for the edge if it is None.
 
-    SiteError for a name that no batch meets; the model and all random state are left as they were.
+    SiteError if no batch reaches an edge. The model and all random state are left as they were.
     """
     for name in (wanted := list(names)):
         parse(name)
@@ -72,15 +72,15 @@ def ranges_of(
                 task.run(net, move(batch, device_of(net)))
     for name in wanted:
         if name not in run.found:
-            raise SiteError(f"calibration: no batch meets the edge {name!r}; {near(name, run.met)}")
+            raise SiteError(f"calibration: no batch reaches the edge {name!r}; {near(name, run.seen)}")
     return {name: run.found[name] for name in wanted}
 
 
 def grid_of(found: Range, *, bits: int = 8, signed: bool = False, axis: int = 1) -> Grid:
-    """The grid that spans a range: no value in it is clipped by more than half a step, and 0 is exact."""
+    """The grid that spans a range: values in the range are clipped by half a step at most, and 0 is exact."""
     check_bits("grid_of", bits, 1, 16)
     scale, zero = spanning(*found, bits, symmetric=False)
-    # Its zeros count from the lowest signed code; int16 holds those of unsigned codes too, up to 15 bits.
+    # `spanning` gives zero points for signed codes. int16 holds those of unsigned codes up to 15 bits too.
     zero = zero - limits(bits, False)[0] + code_limits(bits, signed)[0]
     return Grid(Dense(scale), Dense(zero.to(torch.int32 if bits > 8 else torch.int16)), bits, signed, axis)
 

@@ -1,8 +1,8 @@
-"""Opened: a given model as a private copy with plain weights, its sites with their roles, what to know of it.
+"""Opened: a private copy of a given model with plain weights, its sites with their roles, and notes.
 
 The model is copied, weights that its layers compute become plain (effective.py), and the graph of its forward
-on the task's own inputs says what each tensor is for (roles.py). Without a task, or where the model cannot be
-traced, the classes of its layers say so, as far as they are known.
+on the task's inputs determines the role of each tensor (roles.py). Without a task, or if the model cannot be
+traced, the classes of its layers determine the kinds, as far as they are known.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tersor.model.effective import settled
 from tersor.model.example import example_inputs
 from tersor.model.graph import traced
 from tersor.model.restructured import own_copy
-from tersor.model.roles import placed, roles
+from tersor.model.roles import roles, with_role
 from tersor.model.sites import LEFT, Site, finite, sites_of
 from tersor.model.task import Task
 
@@ -30,12 +30,13 @@ class Opened(NamedTuple):
     sites: dict[str, Site]
     tensors: dict[str, Tensor]
     aliases: dict[str, str]
-    masks: dict[str, Tensor]  # of weights that come in pruned, by site
-    notes: dict[str, str]  # what the ledger tells of it, by kind
+    masks: dict[str, Tensor]  # of weights that torch.nn.utils.prune has pruned, by site
+    notes: dict[str, str]  # notes for the ledger, by kind
 
 
 def opened(model: nn.Module, task: Task | None = None) -> Opened:
-    """`model` as it is, which stays so; RefusedError where its state dict cannot be stored, or is broken."""
+    """A copy of `model` to start from. RefusedError if its state dict cannot be stored, or holds NaN or
+    infinity."""
     sites, tensors, _ = sites_of(model)
     finite(tensors, sites)
     module = own_copy(model)
@@ -44,35 +45,37 @@ def opened(model: nn.Module, task: Task | None = None) -> Opened:
     finite(tensors, sites)
     notes = {}
     if by:
-        said = ", ".join(f"{name} ({what})" for name, what in by.items())
-        notes["effective"] = f"stored as they come out, as plain weights: {said}"
+        listed = ", ".join(f"{name} ({what})" for name, what in by.items())
+        notes["effective"] = f"stored as plain weights, with the values their layers compute: {listed}"
     sites, why = with_roles(module, sites, aliases, task)
     guessed = [name for name, site in sites.items() if site.kind == "other" and site.is_weight]
     if why and (guessed or task is not None):
-        rest = f"; no class tells what these are for: {', '.join(guessed)}" if guessed else ""
-        notes["classes"] = f"kinds are by the classes of layers, for {why}{rest}"
+        rest = f"; their layers' classes are unknown: {', '.join(guessed)}" if guessed else ""
+        notes["classes"] = f"kinds are from the classes of layers, because {why}{rest}"
     if left := left_alone(sites):
-        said = "; ".join(f"{word}: {', '.join(names)}" for word, names in left.items())
-        notes["left"] = f"left alone unless where names them: {said}"
+        listed = "; ".join(f"{word}: {', '.join(names)}" for word, names in left.items())
+        notes["left"] = f"left alone unless where names them: {listed}"
     return Opened(module, sites, tensors, aliases, {n: masks[n] for n in masks if n in sites}, notes)
 
 
 def with_roles(
     module: nn.Module, sites: dict[str, Site], aliases: Mapping[str, str], task: Task | None
 ) -> tuple[dict[str, Site], str]:
-    """The sites with their roles, and why there are none."""
+    """(the sites with their roles, the reason if the roles were not found)."""
     if task is None:
-        return sites, "there is no task to give it inputs"
+        return sites, "there is no task with inputs for a trace"
     try:
         found = roles(traced(module, move(example_inputs(task, module), device_of(module))))
     except (RefusedError, TaskError) as error:
         return sites, str(error)
-    mine = {aliases.get(name, name): role for name, role in found.items()}
-    return {name: placed(site, mine[name]) if name in mine else site for name, site in sites.items()}, ""
+    by_site = {aliases.get(name, name): role for name, role in found.items()}
+    return {
+        name: with_role(site, by_site[name]) if name in by_site else site for name, site in sites.items()
+    }, ""
 
 
 def left_alone(sites: Mapping[str, Site]) -> dict[str, list[str]]:
-    """Tensors with the axes of a weight that are none, by what they are for."""
+    """Parameters with two or more axes that are not weights, by kind."""
     found: dict[str, list[str]] = {}
     for name, site in sites.items():
         if site.is_parameter and len(site.shape) > 1 and not site.is_weight and 0 not in site.shape:

@@ -1,7 +1,8 @@
-"""Ops: which functions make an edge of the graph, and under what name.
+"""Ops: the functions whose outputs are edges of the graph, and their names.
 
-Only listed operators with floating outputs count: no views, casts or dropout, so that a name says the same of
-a run (Python functions) and of an exported graph (ATen operators). Spellings of one operator share a name.
+Only listed operators with floating outputs count: no views, casts or dropout, so that a name means the same
+edge in a run (Python functions) and in an exported graph (ATen operators). All spellings of an operator share
+a name.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ LISTED = (
     "rnn_tanh_cell", "rnn_relu_cell",
 )  # fmt: skip
 
-# Other spellings. What a run calls relu6 an exported graph may call hardtanh: both are one name.
+# Other spellings. A run calls relu6 what an exported graph may call hardtanh: both have one name here.
 ALIASES = {
     "matmul": "mm bmm __matmul__ __rmatmul__",
     "hardtanh": "relu6",
@@ -52,7 +53,7 @@ OPS |= {f"{word}_": name for word, name in OPS.items() if not word.startswith("_
 
 
 def op_of(func: Callable[..., Any]) -> str | None:
-    """The name of the operator that this function is, or None where its outputs are no edges."""
+    """The name of this function's operator, or None if its outputs are not edges."""
     return OPS.get(getattr(func, "__name__", ""))
 
 
@@ -63,18 +64,18 @@ def _never(*args: Any) -> bool:
 def twin(func: Any) -> Callable[..., Any]:
     """A private copy of a Python function of torch that shows its inner calls to a function mode.
 
-    Such functions hand themselves to the mode whole ("has_torch_function"), and what they compute inside
-    would stay unseen. The copy shares the code; only its own globals say that nobody is watching.
+    Such a function calls the mode once for itself ("has_torch_function"), which hides the calls inside. The
+    copy shares the code, but in its globals these checks return False, so it runs its body under the mode.
     """
-    told = {name: _never for name in func.__globals__ if name.startswith("has_torch_function")}
+    checks = {name: _never for name in func.__globals__ if name.startswith("has_torch_function")}
     copy = FunctionType(
-        func.__code__, func.__globals__ | told, func.__name__, func.__defaults__, func.__closure__
+        func.__code__, func.__globals__ | checks, func.__name__, func.__defaults__, func.__closure__
     )
     copy.__kwdefaults__ = func.__kwdefaults__
     return copy
 
 
-# Python functions that are not listed themselves and compute with listed operators inside.
+# Python functions that are not listed themselves and call listed operators.
 OPENED: dict[Any, Callable[..., Any]] = {
     func: twin(func)
     for func in (

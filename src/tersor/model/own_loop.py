@@ -1,8 +1,8 @@
-"""Trainable: a state's model for a training loop of one's own, with all that was decided in force.
+"""Own loop: Trainable, a state's model as a module for the user's own training loop.
 
-forward       the model's own signature; masks, tables, grids, factors and grids on edges are in force
-parameters()  the leaves of forms and the scales of grids on edges: any optimizer, any trainer
-It pickles, copies, moves and synchronises as other modules do. steps/trained.py makes it and folds it back.
+forward       the model's own signature; computes with masks, codebooks, factors and grids on edges
+parameters()  the leaves of forms and the scales of grids on edges, for any optimizer and trainer
+It can be pickled, copied, moved and synchronized like other modules. steps/trained.py makes it and folds it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tersor.model.frozen import Frozen
 from tersor.model.trainable import TrainableForms
 from tersor.model.wrapped import inside
 
-# What trainers ask a model for besides a forward: a Hugging Face configuration, gradient checkpointing.
+# Attributes that trainers read besides forward: a Hugging Face configuration, gradient checkpointing.
 HANDED_ON = (
     "config", "gradient_checkpointing_enable", "gradient_checkpointing_disable",
     "activation_checkpointing_enable", "activation_checkpointing_disable", "is_gradient_checkpointing",
@@ -26,7 +26,7 @@ HANDED_ON = (
 
 
 class Source:
-    """The state that a module was made from. It is never changed, so copies of the module share it."""
+    """The state that a module was made from. States do not change, so copies of the module share it."""
 
     def __init__(self, state: Any):
         self.state = state
@@ -36,14 +36,14 @@ class Source:
 
 
 class Trainable(TrainableForms):
-    """A Tuned that knows where it comes from."""
+    """A TrainableForms with the state that it was made from."""
 
     source: Source
     frozen: Frozen
-    zeros: str  # which weights' zeros stay, as in a recipe
+    zeros: str  # glob of the weights whose zeros stay, as in a recipe
 
     def __getattr__(self, name: str) -> Any:
-        """What trainers ask for and the net has; nothing else: its methods would run on its own weights."""
+        """The net's attribute if it is in HANDED_ON. Not others: the net's methods use its own weights."""
         if name not in HANDED_ON or "net" not in self.__dict__ or not hasattr(self.net, name):
             return super().__getattr__(name)
         found = getattr(self.net, name)
@@ -59,11 +59,11 @@ class Trainable(TrainableForms):
 
 
 def unwrapped(module: Any) -> Trainable:
-    """The Trainable in what trainers wrap around it; SettingError where there is none."""
+    """The Trainable inside a trainer's wrappers; SettingError if there is none."""
     if isinstance(inner := inside(module), Trainable):
         return inner
-    part = isinstance(module, nn.Module) and any(isinstance(one, Trainable) for one in module.modules())
-    way = "Give the part of it that trainable(...) made" if part else "Give what trainable(...) made"
+    part = isinstance(module, nn.Module) and any(isinstance(child, Trainable) for child in module.modules())
+    advice = "Give the submodule that trainable(...) made" if part else "Give what trainable(...) made"
     raise SettingError(
-        f"folded: given a {type(module).__name__}, but it folds a module in training back to a state. {way}"
+        f"folded: given a {type(module).__name__}, but it folds a module that trainable(...) made. {advice}"
     )

@@ -1,4 +1,4 @@
-"""Use: one operator that is given a parameter, what it can say of it, and the form of a rule."""
+"""Parameter use: the classes Use (an operator that takes a parameter), Role and Rule."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ class Role:
 
     word: str  # listed in the header of roles.py
     axis: int = 0  # of outputs, or of a table's rows
-    contracted: int | None = None  # the axis that is summed over; None where none is, or nobody knows
+    contracted: int | None = None  # the axis that is summed over; None if there is none or it is unknown
     groups: int = 1  # of a convolution
-    why: str = ""  # the operators that decided, or what nobody understood
+    why: str = ""  # the operators that determined the role, or that no rule covers
 
 
 @dataclass(frozen=True)
 class Use:
-    """One operator that is given a parameter, or what was made of it."""
+    """One operator that takes a parameter, or a value computed from it, as an argument."""
 
     name: str  # of the operator: "linear"
     node: fx.Node
-    slot: str  # the argument that it is: "weight"
+    slot: str  # the name of that argument: "weight"
     labels: Labels  # of that argument
     given: Mapping[str, Any]  # all arguments by name
-    shape: tuple[int, ...]  # of what the operator makes (the first, of several)
-    constant: bool  # whether no argument of the model takes part
+    shape: tuple[int, ...]  # of the operator's result (of the first one, if there are several)
+    constant: bool  # whether the result does not depend on the model's inputs
     parameter: tuple[int, ...]  # the parameter's own shape
-    boolean: bool = False  # whether the parameter is true or false
+    boolean: bool = False  # whether the parameter is of dtype bool
 
     def arg(self, name: str, default: Any = None) -> Any:
         return self.given.get(name, default)
@@ -45,7 +45,7 @@ class Use:
 
     @property
     def long(self) -> int:
-        """Axes of the parameter that are longer than 1."""
+        """The number of the parameter's axes that are longer than 1."""
         return sum(size > 1 for size in self.parameter)
 
 

@@ -1,7 +1,7 @@
-"""Passing: what ATen operators do to a NaN that says "depends", and to units that change places.
+"""Passing: how ATen operators propagate NaN ("depends on the input") and treat a permutation of units.
 
-Keyed by an operator's name; its in-place spelling (`relu_`) is the same. What is in no table is taken to mix
-everything with everything. Views need no line: they are seen by the memory that they share.
+Keyed by an operator's name; its in-place spelling (`relu_`) is the same. An operator in no table is assumed
+to mix all elements. Views need no entry: they are recognized by the memory that they share.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ def names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# Each element follows from one element of each tensor given, in the same way. Given one tensor, these treat
-# all units alike. Every NaN is kept.
+# Elementwise: each element of the result depends on one element of each argument, by the same function. With
+# one tensor argument, these treat all units alike. Every NaN is kept.
 EACH = names(
     "add sub rsub mul div neg abs square sqrt rsqrt exp erf sin cos relu relu6 hardtanh leaky_relu elu celu "
     "selu gelu silu mish hardswish hardsigmoid softplus log_sigmoid tanh sigmoid clamp clamp_min clamp_max "
     "dropout feature_dropout alpha_dropout feature_alpha_dropout clone contiguous to lift_fresh_copy "
     "detach"
 )  # fmt: skip
-# The same along the last axes, so many. Every NaN is kept.
+# The same but for the last 1, 2 or 3 axes, which are pooled. Every NaN is kept.
 POOLS = {
     f"{kind}_pool{axes}d": axes
     for kind in ("max", "avg", "adaptive_avg", "adaptive_max") for axes in (1, 2, 3)
 }  # fmt: skip
 # The same elements in the same order, in another shape.
 RESHAPES = names("view reshape flatten unflatten squeeze unsqueeze _unsafe_view")
-# An element that comes out as a number depends on numbers only; elements may meet, or be left out.
+# A result element without NaN depends on no NaN. Elements may be combined or left out.
 OTHERS = names(
     "softmax log_softmax batch_norm layer_norm group_norm instance_norm rms_norm prelu glu maximum minimum "
     "cat stack mean sum amax amin cumsum linalg_vector_norm where masked_fill index_select index gather "
@@ -38,18 +38,18 @@ OTHERS = names(
     "upsample_nearest3d copy fill zero"
 )  # fmt: skip
 PASSING = EACH | POOLS.keys() | RESHAPES | OTHERS
-# Products of two tensors, with the place of the first among the arguments; whatever else is given is added.
+# Products of two tensors, with the position of the first among the arguments; further tensors are added.
 FACTORS = {
     **{f"conv{kind}{axes}d": 0 for kind in ("", "_transpose") for axes in (1, 2, 3)},
     **dict.fromkeys(("linear", "matmul", "mm", "bmm"), 0), "addmm": 1, "baddbmm": 1,
 }  # fmt: skip
-SHAPES = names("new_ones new_zeros new_full ones_like zeros_like full_like")  # read no number
+SHAPES = names("new_ones new_zeros new_full ones_like zeros_like full_like")  # read shapes, not values
 LAYERS = frozenset(("linear", "conv1d", "conv2d", "conv3d"))  # weight [O, I, ...]: rows and columns are units
-# Along axis 0 of every tensor with as many indices there as the answer, nothing meets.
+# Batched along axis 0: arguments as long as the result there do not mix indices of axis 0.
 APART = frozenset(("scaled_dot_product_attention",))
 
 
 def base(node: fx.Node) -> str:
-    """The ATen operator's name; of one that works in place, its plain one. "" of what is not torch's own."""
+    """The ATen operator's name, without the "_" of an in-place one; "" if it is not one of torch's own."""
     own = getattr(node.target, "namespace", "") == "aten"
     return op_name(node).removesuffix("_") if own else ""

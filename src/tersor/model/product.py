@@ -1,12 +1,12 @@
-"""Product: a layer whose weight is a product of factors as one layer a factor, two to four of them.
+"""Product: replace a layer whose weight is a product of two to four factors by one layer for each factor.
 
 w = left right    Denton et al. 2014; the form LowRank, whose left or right may be products again
 linear            y = left (right x) + b
-convolution       right keeps kernel, stride, padding and dilation; left is a convolution of one pixel
-transposed        axis 0 of the weight is its inputs: left^T is a convolution of one pixel, then right
+convolution       right keeps kernel, stride, padding and dilation; left is a 1 x 1 convolution
+transposed        axis 0 of the weight is its inputs: left^T as a 1 x 1 convolution, then right
 embedding         row v of left, then right^T as a linear layer
-The factors' forms become the new layers' own: masked, quantized and coded as they are. Coded factors that
-have to be turned over are plain afterwards.
+The factors' forms become the forms of the new layers, with their masks, grids and coders. Coded factors that
+are transposed become plain.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LINEAR = (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear)
 
 
 def factors(form: Form, path: str = "") -> Iterator[tuple[str, Form]]:
-    """(place in the tree, factor) of a product, from left to right; a form that is none is one factor."""
+    """(path in the tree, factor) of a product, left to right; a form that is no product is one factor."""
     if isinstance(form, LowRank):
         for key, child in (("left", form.left), ("right", form.right)):
             yield from factors(child, f"{path}.{key}" if path else key)
@@ -36,7 +36,7 @@ def factors(form: Form, path: str = "") -> Iterator[tuple[str, Form]]:
 
 
 def checked(layer: Any, path: str, count: Any) -> int:
-    """The number of layers, if this layer can be such a product."""
+    """The number of layers. RefusedError if this layer cannot become a product of so many."""
     kind = type(layer)
     if kind not in (*LINEAR, *CONVOLUTIONS, *TRANSPOSED, nn.Embedding):
         raise RefusedError(
@@ -45,19 +45,19 @@ def checked(layer: Any, path: str, count: Any) -> int:
         )
     if layer._parameters.get("weight") is None:
         raise RefusedError(
-            f"{path}: its weight is computed from other tensors, and has no factors of its own"
+            f"{path}: its weight is computed from other tensors, so it cannot be stored as factors"
         )
     if type(count) is not int or not 2 <= count <= MOST:
         raise RefusedError(f"{path}: a product has 2 to {MOST} layers, not {count!r}")
     if getattr(layer, "groups", 1) != 1:
-        raise RefusedError(f"{path}: {layer.groups} groups; a product of layers has one")
+        raise RefusedError(f"{path}: it has {layer.groups} groups; a product of layers has one")
     if getattr(layer, "max_norm", None) is not None:
-        raise RefusedError(f"{path}: max_norm shortens whole rows, which a product of layers does not have")
+        raise RefusedError(f"{path}: max_norm rescales rows of the weight, and a product of layers has none")
     return count
 
 
 def build(layer: Any, count: int) -> nn.Sequential:
-    """The layers, in the order of their work, without their tensors."""
+    """The layers in the order of the forward, without their tensors."""
     kind, bias = type(layer), layer._parameters.get("bias") is not None
     bare: dict[str, Any] = {"device": "meta"}
     if kind in LINEAR:
@@ -65,7 +65,7 @@ def build(layer: Any, count: int) -> nn.Sequential:
         return nn.Sequential(*layers)
     if kind is nn.Embedding:
         rows = nn.Embedding(1, 1, scale_grad_by_freq=layer.scale_grad_by_freq, sparse=layer.sparse, **bare)
-        rows.num_embeddings, rows.padding_idx = 0, layer.padding_idx  # its weight says how many
+        rows.num_embeddings, rows.padding_idx = 0, layer.padding_idx  # 0: sizes.py reads it from the weight
         return nn.Sequential(rows, *(nn.Linear(1, 1, bias=False, **bare) for _ in range(count - 1)))
     same = {key: getattr(layer, key) for key in ("stride", "padding", "dilation", "padding_mode")}
     if kind in TRANSPOSED:
@@ -78,20 +78,21 @@ def build(layer: Any, count: int) -> nn.Sequential:
     return nn.Sequential(first, *last)
 
 
-def formed(layer: Any, path: str, count: int, forms: Mapping[str, Form]) -> dict[str, tuple[Form, str]]:
-    """The new layers' tensors, {name in the sequence: (form, where it comes from)}."""
+def factor_forms(layer: Any, path: str, count: int, forms: Mapping[str, Form]) -> dict[str, tuple[Form, str]]:
+    """The new layers' tensors, {name in the sequence: (form, origin)}."""
     found = list(factors(forms["weight"]))
     if len(found) != count:
         raise RefusedError(
             f"{path}.weight is stored as {len(found)} factor{'s' * (len(found) > 1)}, but {count} layers "
-            f"were asked for"
+            f"were requested"
         )
     kind, pixels = type(layer), len(getattr(layer, "kernel_size", ()))
-    if kind in (*LINEAR, *CONVOLUTIONS):  # the right factor works first
+    if kind in (*LINEAR, *CONVOLUTIONS):  # the right factor is applied first
         weights = [with_ones(form, pixels * (len(form.shape) == 2)) for _, form in reversed(found)]
         origins = [where for where, _ in reversed(found)]
     else:
-        # An embedding picks rows of the left factor, and a transposed convolution is fed through it.
+        # The left factor is applied first: it is an embedding's table, and its axis 0 is the inputs of a
+        # transposed convolution.
         plain = 0 if kind is nn.Embedding else count - 1
         weights = [
             form if k == plain else with_ones(turned(form), pixels) for k, (_, form) in enumerate(found)

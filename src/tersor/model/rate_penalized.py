@@ -1,11 +1,11 @@
-"""Rated: a grid that is trained under the price of its codes.
+"""Rate-penalized: a uniform grid that is trained with a price on the bits of its codes.
 
-w = scale * round(x / scale)    seen by the model; gradients to x straight through (Bengio 2013), to the log
-                                of the scale as in LSQ (Esser 2020): small and large steps move by shares
+w = scale * round(x / scale)    the weight of the model; straight-through gradients to x (Bengio 2013), and to
+                                log(scale) as in LSQ (Esser 2020), so scales change by factors
 loss + price * bits(x / scale)  mean bits over rounding noise (Oktay 2019), under a density that is fitted
-                                to the codes as they stand: maths/density.py
+                                to the present codes: maths/density.py
 
-Only the gradient of the second term is ever needed: it joins that of the first on the way back.
+Only the gradient of the second term is computed, and added to that of the first in the backward pass.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from tersor.maths.even_grid import limits
 from tersor.maths.units import TINY
 from tersor.model.trainable_parts import RoundedPart
 
-SWEEPS = 8  # of the first fit; later ones follow codes that have hardly moved
+SWEEPS = 8  # of the first fit of the density; later fits need one, because codes have hardly changed
 
 
 class Priced(Function):
-    """scale * round(x / scale) for rows x [O, I], log of the scale [1, 1] or [O, 1]; back comes the gradient
-    of loss + price * bits."""
+    """scale * round(x / scale) for rows x [O, I], log of the scale [1, 1] or [O, 1]; backward gives the
+    gradient of loss + price * bits."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, log_scale: Tensor, top: int, price: Tensor, *density: Tensor) -> Tensor:
@@ -41,7 +41,7 @@ class Priced(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         exact, codes, scale, price, *density = ctx.saved_tensors
-        slope = slopes(Density(*density), exact).mul_(price)  # of the price, in each code before rounding
+        slope = slopes(Density(*density), exact).mul_(price)  # d(price * bits) / d(exact)
         to_scale = grads[0] * (codes - exact) * scale - slope * exact
         return (
             grads[0] + slope / scale,
@@ -53,12 +53,12 @@ class Priced(Function):
 
 
 class RatePenalizedPart(RoundedPart):
-    """The trainable side of a symmetric Affine form without groups, with the price of its bits."""
+    """The trainable part of a symmetric Affine form without groups, with the price of a bit."""
 
     price: Tensor  # of a bit, in units of the loss
-    over: Tensor  # bytes that a coder needed more than was predicted; of the whole model, as the next one
-    began: Tensor  # bytes that a coder needed before any training
-    was: Tensor  # log of the bytes needed a while ago
+    over: Tensor  # coded bytes minus predicted bytes, for the whole model
+    began: Tensor  # coded bytes of the whole model before training
+    was: Tensor  # log of the bytes at an earlier step
 
     def __init__(self, form: Affine):
         super().__init__()
@@ -85,22 +85,22 @@ class RatePenalizedPart(RoundedPart):
 
     @torch.no_grad()
     def codes(self) -> Tensor:
-        """[O, I], rounded, as floats."""
+        """The codes, rounded, as floats [O, I]."""
         return (self.rows() / self.log_scale.exp()).round_().clamp_(-self.top, self.top)
 
     def value(self) -> Tensor:
-        seen = Priced.apply(self.rows(), self.log_scale, self.top, self.price, *self.density)
-        return from_rows(seen, tuple(self.w.shape), self.form.axis)
+        rounded = Priced.apply(self.rows(), self.log_scale, self.top, self.price, *self.density)
+        return from_rows(rounded, tuple(self.w.shape), self.form.axis)
 
     @torch.no_grad()
     def learn(self, sweeps: int = 1) -> None:
-        """Fit the density to the codes as they stand."""
+        """Fit the density to the present codes."""
         for name, value in fit(self.density, self.codes(), sweeps)._asdict().items():
             cast(Tensor, getattr(self, name)).copy_(value)
 
     @property
     def nbytes(self) -> float:
-        """What the codes will need, by the density."""
+        """The predicted bytes of the codes, by the density."""
         return float(bits(self.density, self.codes())) / 8
 
     def fold(self) -> Form:

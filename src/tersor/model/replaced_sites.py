@@ -1,6 +1,6 @@
-"""Born: what becomes of the sites where a module is replaced: which die, which are born, with which forms.
+"""Replaced sites: the sites that a Replace removes and adds, and the forms of the new ones.
 
-Their forms are those of the old sites, whole or taken apart: nothing is decoded that need not be.
+New sites take the old sites' forms, whole or split: a form is decoded only if that is unavoidable.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from tersor.model.stock import Untie, module_at, names_of, stock_of
 
 
 class Born(NamedTuple):
-    """What a Replace does to the sites."""
+    """The effect of a Replace on the sites."""
 
-    dead: tuple[str, ...]  # sites that are no more
-    born: dict[str, tuple[Site, Form]]  # sites that came
-    aliases: dict[str, str]  # all that there are afterwards
+    dead: tuple[str, ...]  # sites that are removed
+    born: dict[str, tuple[Site, Form]]  # sites that are added
+    aliases: dict[str, str]  # all aliases afterwards
 
 
 def born(
     change: Replace, sites: Mapping[str, Site], forms: Mapping[str, Form], aliases: Mapping[str, str],
     model: nn.Module,
 ) -> Born:  # fmt: skip
-    """Which sites die and which are born, with which forms.
+    """The sites that are removed and added by `change`, with the forms of the added ones.
 
-    `model`: the model with all changes before this one (its values do not matter), as `changed`
-    gives it.
+    `model`: the model after all earlier changes, as `restructured.changed` returns it; its values are not
+    read. RefusedError if a removed site is tied to one that stays.
     """
     layer, stock = module_at(model, change.module), stock_of(change)
     paths = names_of(model, layer)
@@ -53,7 +53,7 @@ def born(
                 f"{join(paths[0], name)} is tied to {min(others)}, which stays. "
                 f"Untie them first: {untie(alias)}"
             )
-    came: dict[str, tuple[Site, Form]] = {}
+    added: dict[str, tuple[Site, Form]] = {}
     left = {alias: site for alias, site in aliases.items() if site not in dead}
     like = next((sites[site].torch_dtype for site in own.values() if sites[site].floating), torch.float32)
     for name, (form, origin) in after.items():
@@ -62,22 +62,22 @@ def born(
         first, *more = (join(path, name) for path in paths)
         above = name.rpartition(".")[0]
         new_site = describe(first, meta(form, like), new.get_submodule(above), join(paths[0], above))
-        came[first] = (replace(new_site, origin=join(change.module, origin)), form)
+        added[first] = (replace(new_site, origin=join(change.module, origin)), form)
         left |= dict.fromkeys(more, first)
-    return Born(dead, came, left)
+    return Born(dead, added, left)
 
 
 def untied(
     change: Replace, sites: Mapping[str, Site], forms: Mapping[str, Form], aliases: Mapping[str, str],
     *, paths: list[str], layer: nn.Module,
 ) -> Born:  # fmt: skip
-    """The alias that becomes a site; where its module has several names, the others are its aliases."""
+    """The effect of untying: an alias becomes a site. Other names of its module become aliases of it."""
     name = str(change.settings["tensor"])
     first, *more = (join(path, name) for path in paths)
     if first not in aliases:
         tied = sorted(alias for alias, site in aliases.items() if site == first)
-        way = f"untie {tied[0]} instead" if tied else "it is tied to nothing"
-        raise RefusedError(f"{first} is a site of its own: {way}")
+        advice = f"untie {tied[0]} instead" if tied else "it is tied to nothing"
+        raise RefusedError(f"{first} is a site, not an alias: {advice}")
     site = aliases[first]
     value = meta(forms[site], sites[site].torch_dtype)
     new = describe(first, value, layer if name in layer._parameters else None, paths[0])
@@ -88,7 +88,7 @@ def untied(
 
 
 def untie(name: str) -> Replace:
-    """The change that makes this alias a site."""
+    """The Replace that makes this alias a site."""
     module, _, tensor = name.rpartition(".")
     return Replace(module, "untie", {"tensor": tensor})
 

@@ -1,7 +1,7 @@
-"""Changed: a copy of a module whose structure has changed: integers set, layers replaced.
+"""Restructured: a copy of a module with a changed structure: integers set, layers replaced.
 
-Tensors that the caller has others for are not copied, and wherever the module refers to one, in a list or an
-attribute too, the copy refers to the other. The same holds for layers that are replaced.
+Tensors that the caller provides substitutes for are not copied: wherever the module refers to one, also in a
+list or an attribute, the copy refers to the substitute. The same holds for replaced layers.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from tersor.errors import RefusedError, SiteError, did_you_mean
 from tersor.model.changes import Change, Set
 from tersor.model.state_dicts import registered
-from tersor.model.stock import module_at, names_of, replaced, unfused
+from tersor.model.stock import module_at, names_of, replaced, unfuse
 from tersor.model.tensors import blank
 
-Memo = dict[int, Any]  # id of an object of the given module -> what the copy has in its place
+Memo = dict[int, Any]  # id of an object of the given module -> its substitute in the copy
 
 
 @dataclass
@@ -31,7 +31,7 @@ class Twin:
 
 
 def changed(model: nn.Module, changes: Sequence[Change] = ()) -> nn.Module:
-    """The model's structure after these changes, around tensors without memory: what born.born asks for."""
+    """The model's structure after these changes, with meta tensors, as replaced_sites.born needs it."""
     bare = {}
     for _, _, _, tensor in registered(model):
         if id(tensor) not in bare:
@@ -42,8 +42,8 @@ def changed(model: nn.Module, changes: Sequence[Change] = ()) -> nn.Module:
 
 
 def twin_of(model: nn.Module, changes: Sequence[Change], memo: Memo) -> Twin:
-    """A copy with the changes made in order. `memo`: by id, tensors of the model and what stands for them."""
-    twin, went = Twin(copied(model, memo)), []
+    """A copy with the changes made in order. `memo`: substitutes for tensors of the model, by id."""
+    twin, swapped = Twin(copied(model, memo)), []
     for change in changes:
         if isinstance(change, Set):
             put_integer(module_at(twin.model, change.module), change)
@@ -52,32 +52,32 @@ def twin_of(model: nn.Module, changes: Sequence[Change], memo: Memo) -> Twin:
         layer = module_at(twin.model, change.module)
         names = names_of(twin.model, layer)
         twin.model, layer, new = replaced(twin.model, change)
-        went.append((layer, new))
+        swapped.append((layer, new))
         if type(new) is not type(layer):
             inside = tuple(f"{name}." if name else "" for name in names)
             twin.asked = {
                 name: keys for name, keys in twin.asked.items()
                 if name not in names and not name.startswith(inside)
             }  # fmt: skip
-    if went:
-        unfused(twin.model)
-        twin.model = again(twin.model, went)
+    if swapped:
+        unfuse(twin.model)
+        twin.model = with_layers(twin.model, swapped)
     return twin
 
 
 def own_copy(model: nn.Module) -> nn.Module:
-    """A deep copy; RefusedError for a module that has none: with lazy parameters, or compiled."""
+    """A deep copy; RefusedError for a module that cannot be copied: with lazy parameters, or scripted."""
     try:
         return copied(model, {})
     except (RuntimeError, TypeError, copy.Error) as error:
         raise RefusedError(
-            f"the model cannot be copied, and the given one is never changed: {error}. Run a batch through "
+            f"the model cannot be copied, and the given one must not change: {error}. Run a batch through "
             f"lazy layers first; give scripted parts as plain modules"
         ) from error
 
 
 def copied(model: nn.Module, memo: Memo) -> nn.Module:
-    """A deep copy. Tensors that a layer has computed (weight_norm does) are copied as values."""
+    """A deep copy. Tensors that a layer has computed, as weight_norm does, are copied without their graph."""
     for module in model.modules():
         for value in vars(module).values():
             for each in value if isinstance(value, (list, tuple)) else (value,):
@@ -88,23 +88,23 @@ def copied(model: nn.Module, memo: Memo) -> nn.Module:
     for path, module in twin.named_modules():
         if id(module) in mine:
             raise RefusedError(
-                f"{path or 'the model'}: a copy of this {type(module).__name__} is the module itself, and "
-                f"compressing would change the given model. Remove its __deepcopy__."
+                f"{path or 'the model'}: copy.deepcopy of this {type(module).__name__} returns the module "
+                f"itself, so compressing would change the given model. Remove its __deepcopy__."
             )
     return twin
 
 
-def again(model: nn.Module, went: Iterable[tuple[nn.Module, nn.Module]]) -> nn.Module:
-    """The model with each layer that went as the one that came also where it is not registered: in a list of
-    layers, in a hook's method."""
+def with_layers(model: nn.Module, swapped: Iterable[tuple[nn.Module, nn.Module]]) -> nn.Module:
+    """A copy of the model with the old layers of `swapped` replaced by the new ones, also where they are not
+    registered: in a list of layers, in a hook's method."""
     memo: Memo = {id(tensor): tensor for _, _, _, tensor in registered(model)}
-    for layer, new in reversed(list(went)):
+    for layer, new in reversed(list(swapped)):
         memo[id(layer)] = copy.deepcopy(new, memo)
     return copy.deepcopy(model, memo)
 
 
 def put_integer(module: nn.Module, change: Set) -> None:
-    """Set an integer; SiteError where there is none, RefusedError where the module does not keep it."""
+    """Set an integer; SiteError if there is none, RefusedError if the module does not keep the value."""
     name, *places = change.attribute.split(".")
     what = f"{change.module}.{change.attribute}" if change.module else change.attribute
     have: Any = getattr(module, name, None)
@@ -114,17 +114,17 @@ def put_integer(module: nn.Module, change: Set) -> None:
         old = old[int(place)] if fits else None
     if type(old) is not int:
         whole = [key for key in dir(module) if type(getattr(module, key, None)) is int]
-        raise SiteError(f"{what} is no integer of a {type(module).__name__}; {did_you_mean(name, whole)}")
+        raise SiteError(f"{what} is not an integer of a {type(module).__name__}; {did_you_mean(name, whole)}")
     setattr(module, name, with_place(have, [int(place) for place in places], change.value))
     now = getattr(module, name)
     for place in places:
         now = now[int(place)]
     if now != change.value:
-        raise RefusedError(f"{what} was set to {change.value} and is {now}: the module computes it itself")
+        raise RefusedError(f"{what} was set to {change.value}, but is {now}: the module computes it itself")
 
 
 def with_place(have: Any, places: list[int], value: int) -> Any:
-    """A tuple or list like this one with another integer at this place."""
+    """A copy of a nested tuple or list with another integer at this place."""
     if not places:
         return value
     items = list(have)

@@ -1,10 +1,10 @@
-"""Rules: what each operator does with a parameter, in one table that everyone asks.
+"""Rules: how each operator uses a parameter, in one table.
 
-moves      the operator hands the parameter on, or a part of it: where its axes are then (labels.py)
-decides    the operator uses it: what the parameter is for (roles.py), by the argument that it is
-An operator without a rule that depends on an argument of the model makes a parameter "unknown"; one that
-does not hands it on, with its axes lost where the shape changes. What else is to be known of operators goes
-into this table too, as a field of Rule.
+moves      the operator passes on the parameter or a part of it: the labels of its result (labels.py)
+decides    the operator uses it: the role of the parameter (roles.py), by the argument that it is
+An operator without a rule makes a parameter "unknown" if it depends on an input of the model. If not, it
+passes the parameter on, and the labels are blurred if the shape changes. Further knowledge about operators
+belongs in this table too, as a field of Rule.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from tersor.model.parameter_use import Decides, Moves, Role, Rule, Use
 
 
 def single(dim: Dim) -> int | None:
-    """The one axis of the parameter that a dimension holds."""
+    """The only axis of the parameter that a dimension holds; None if it holds several or none."""
     axes = axes_of(dim)
     return next(iter(axes)) if len(axes) == 1 else None
 
 
 def product(use: Use, out: int, contracted: int, word: str = "matrix", groups: int = 1) -> Role:
-    """A weight of a product: its dimension `contracted` is summed over, `out` stays."""
+    """The role of a factor of a product: its dimension `contracted` is summed over, `out` stays."""
     labels = use.labels
     if len(labels) < max(-out, -contracted, out + 1, contracted + 1):
         return (
@@ -32,7 +32,7 @@ def product(use: Use, out: int, contracted: int, word: str = "matrix", groups: i
         )
     inside, outside = axes_of(labels[contracted]), axes_of(labels[out])
     if not inside and len(outside) <= 1:
-        return Role("scale", why=use.name)  # the same for all inputs: a factor of the weight
+        return Role("scale", why=use.name)  # constant along the inputs, so a factor of the weight
     along = single(labels[contracted])
     rows = single(labels[out])
     if rows is None and not outside and len(use.parameter) == 2 and along is not None:
@@ -46,19 +46,19 @@ def added(use: Use) -> Role:
     return Role("mask" if use.boolean else "position" if use.long > 1 else "bias", why=use.name)
 
 
-def placed(use: Use) -> Role:
-    """A learned input: a query, a token of its own."""
+def learned_input(use: Use) -> Role:
+    """The role of a learned input: a query, a class token."""
     return Role("mask" if use.boolean else "position", why=use.name)
 
 
 def linear(use: Use) -> Role:
     if use.slot == "weight":
         return product(use, -2, -1)
-    return Role("bias", why=use.name) if use.slot == "bias" else placed(use)
+    return Role("bias", why=use.name) if use.slot == "bias" else learned_input(use)
 
 
 def matmul(use: Use) -> Role:
-    """mm, bmm, matmul and those with a sum: left [..., O, I], right [..., I, O]."""
+    """mm, bmm, matmul, addmm and the like: left [..., O, I], right [..., I, O]."""
     if use.slot in ("other", "mat2", "batch2", "vec"):
         return product(use, -1, -2)
     if use.slot in ("mat1", "batch1") or "add" not in use.name:
@@ -78,13 +78,13 @@ def einsum(use: Use) -> Role:
     if len(contracted) != 1 or not outs:
         return Role("unknown", why=f"einsum {use.arg('equation')}")
     found = [product(use, out, contracted[0]) for out in outs]
-    # Of several axes of outputs the one from which the others can be told: Site.contracted.
+    # With several axes of outputs, take the one for which Site.contracted is the contracted axis.
     fit = [role for role in found if role.contracted == last_but(role.axis, len(use.parameter))]
     return (fit or [Role("unknown", why=f"einsum {use.arg('equation')}")])[-1]
 
 
 def last_but(axis: int, axes: int) -> int | None:
-    """The last axis that is not this one."""
+    """The last of the axes other than this one."""
     return next((at for at in reversed(range(axes)) if at != axis), None)
 
 
@@ -92,7 +92,7 @@ def convolution(use: Use) -> Role:
     if use.slot == "bias":
         return Role("bias", why=use.name)
     if use.slot != "weight":
-        return placed(use)
+        return learned_input(use)
     turned = "transpose" in use.name or bool(use.arg("transposed", False))
     return product(use, *((1, 0) if turned else (0, 1)), "convolution", int(use.arg("groups", 1)))
 
@@ -102,7 +102,7 @@ def normalized(use: Use) -> Role | None:
         return Role("scale", why=use.name)
     if use.slot in ("bias", "running_mean"):
         return Role("bias", why=use.name)
-    return None if use.constant else placed(use)
+    return None if use.constant else learned_input(use)
 
 
 def prelu(use: Use) -> Role | None:
@@ -110,21 +110,21 @@ def prelu(use: Use) -> Role | None:
 
 
 def recurrent(use: Use) -> Role:
-    """All that is not the input or a state of it: weights [gates * H, I], biases."""
+    """Arguments other than the input and the state: weights [gates * H, I], biases."""
     head = use.slot.partition(".")[0]
     if head in ("input", "hx", "data", "batch_sizes"):
-        return placed(use)
+        return learned_input(use)
     if len(use.labels) == 1:
         return Role("bias", why=use.name)
     return product(use, 0, 1, "recurrent")
 
 
 def attention(use: Use) -> Role | None:
-    return added(use) if use.slot == "attn_mask" else None if use.constant else placed(use)
+    return added(use) if use.slot == "attn_mask" else None if use.constant else learned_input(use)
 
 
 def table(use: Use) -> Role | None:
-    """Rows that indices choose; where the indices are the same for all inputs, places and not data choose."""
+    """Rows that are looked up. With constant indices it is no table: they depend on positions, not data."""
     if use.slot not in ("weight", "self"):
         return Role("unknown", why=f"indices of {use.name}")
     if use.constant:
@@ -139,12 +139,12 @@ def table(use: Use) -> Role | None:
     return Role("table", rows, last_but(rows, len(use.parameter)), why=use.name)
 
 
-def sums(use: Use) -> Role | None:
+def additions(use: Use) -> Role | None:
     return None if use.constant else added(use)
 
 
 def multiplies(use: Use) -> Role | None:
-    """A product element by element; summed at once it is a product of matrices by hand."""
+    """An elementwise product. Followed by a sum it is a matrix product by hand, which is not recognized."""
     if use.constant:
         return None
     if use.long > 1 and any(op_name(user) in ("sum", "mean") for user in use.node.users):
@@ -153,14 +153,14 @@ def multiplies(use: Use) -> Role | None:
 
 
 def chosen(use: Use) -> Role | None:
-    """where, masked_fill: what is chosen, or by what."""
+    """where, masked_fill: the condition is a mask, the values are learned inputs."""
     if use.slot in ("condition", "mask"):
         return Role("mask", why=use.name)
-    return None if use.constant else placed(use)
+    return None if use.constant else learned_input(use)
 
 
-def joined(use: Use) -> Role | None:
-    return None if use.constant else placed(use)
+def concatenated(use: Use) -> Role | None:
+    return None if use.constant else learned_input(use)
 
 
 def rules(names: str, move: Moves | None = None, decides: Decides | None = None) -> dict[str, Rule]:
@@ -180,11 +180,11 @@ RULES: dict[str, Rule] = {
     **rules("lstm gru rnn_tanh rnn_relu", decides=recurrent),
     **rules("lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell", decides=recurrent),
     **rules("scaled_dot_product_attention", decides=attention),
-    **rules("add sub rsub", moves.same, sums),
+    **rules("add sub rsub", moves.same, additions),
     **rules("mul div pow maximum minimum addcmul addcdiv lerp", moves.same, multiplies),
     **rules("where masked_fill", moves.same, chosen),
-    **rules("cat", moves.resized, joined),
-    **rules("stack", moves.stack, joined),
+    **rules("cat", moves.resized, concatenated),
+    **rules("stack", moves.stack, concatenated),
     **rules("view reshape flatten unflatten squeeze unsqueeze view_as reshape_as _unsafe_view", moves.view),
     **rules("permute", moves.permute),
     **rules("transpose swapaxes swapdims t mT adjoint", moves.transpose),

@@ -1,8 +1,8 @@
-"""Scoring: what a metric takes down of one batch.
+"""Scoring: score one batch with a metric.
 
-A metric of the raw output sees it, whatever it is, with the batch's target. One of logits (accuracy and the
-like) sees them with the classes on axis 1, and the targets that they are scores of: a causal language model
-has its inputs as labels, so the scores at one token are of the next (causal.py).
+A metric of the raw output gets it unchanged, with the batch's target. A metric of logits (accuracy and the
+like) gets logits with the classes on axis 1, and the matching targets: the labels of a causal language model
+are its inputs, so the scores at one token are of the next (causal.py).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tersor.model.outputs import as_floats
 def score(
     metric: Metric, output: Any, target: Any, given: Given, who: str, *, batch: Any = None
 ) -> Scores:  # fmt: skip
-    """One batch's scores by sample, checked, on the CPU; `given` are the task's logits."""
+    """The scores of each sample of a batch, checked, on the CPU; `given` is the task's logits=."""
     fit = f"output {shapes(output)}, target {shapes(target)}"
     sized = isinstance(target, list) or (isinstance(target, Tensor) and target.ndim)
     count = len(target) if sized else None
@@ -39,7 +39,7 @@ def score(
 def compared(
     metric: Metric, output: Any, target: Any, given: Given, batch: Any = None
 ) -> tuple[Tensor, Any]:  # fmt: skip
-    """The logits and targets of a metric of logits, classes on axis 1."""
+    """(logits, targets) for a metric of logits, classes on axis 1."""
     other = "Give the task a metric= of its own"
     try:
         found = logits_of(output, metric.kind if given is None else given, target, metric.name)
@@ -47,7 +47,7 @@ def compared(
         raise TaskError(f"{error} {other}.") from None
     if len(found) != 1 or found[0].kind != metric.kind:
         kinds = " and ".join(item.kind for item in found)
-        raise TaskError(f"{metric.name} is of {metric.kind}, and logits= gives {kinds}. {other}.")
+        raise TaskError(f"{metric.name} is for {metric.kind}, but logits= returns {kinds}. {other}.")
     if not causal(output, target, batch):
         return found[0].scores, target
     logits, target, _ = moved(found[0], target, None)

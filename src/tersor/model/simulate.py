@@ -1,7 +1,7 @@
-"""Simulate: a model with grids on its edges, called exactly as the model is.
+"""Simulate: a model with grids on its edges, called exactly like the model.
 
-The module's own forward runs, on a private copy, and each tensor on a chosen edge goes through its grid. The
-same simulation is what torch.export traces: there each use of a grid becomes one node.
+The module's own forward runs, on a private copy, and each tensor on a chosen edge is rounded to its grid.
+torch.export can trace the simulation: each use of a grid becomes one node.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from tersor.model.watch import WatchedRun, active, hooked, running
 
 
 class Simulated(nn.Module):
-    """A private copy of a model whose edges go through grids. `forward` has the model's own signature."""
+    """A private copy of a model with grids on its edges. `forward` has the model's own signature."""
 
     net: nn.Module
     grids: nn.ModuleDict
-    hidden = False  # whether `parameters()` and `state_dict()` know nothing of the net's own tensors
+    hidden = False  # whether `parameters()` and `state_dict()` leave out the net's own tensors
 
     def __init__(self, model: nn.Module, edge_grids: Mapping[str, Grid] | None = None):
-        """`model` is a private copy. `edge_grids`: for each chosen edge, by name (see edges.py), its grid."""
+        """`model` is a private copy. `edge_grids`: name of an edge (see edges.py) -> its grid."""
         super().__init__()
         net = hooked(rerun(model), bool(edge_grids))
         if self.hidden:
@@ -54,7 +54,7 @@ class Simulated(nn.Module):
         self.sign()
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        """What only a hidden net holds moves too: buffers that no state dict lists."""
+        """Move also the non-persistent buffers of a hidden net, which is not a submodule."""
         super()._apply(fn, recurse)
         for module in self.net.modules() if self.hidden else ():
             for name in module._non_persistent_buffers_set:
@@ -63,23 +63,23 @@ class Simulated(nn.Module):
         return self
 
     def values(self) -> dict[str, Tensor]:
-        """What stands in for the net's own tensors, by name: here nothing does."""
+        """The tensors that replace the net's own in a forward, by name: none here."""
         return {}
 
     def call(self, args: Any, kwargs: Any) -> Any:
-        """The net's answer, with `values` in its place and the grids on its edges."""
+        """The net's output, with `values` in place of its tensors and the grids on its edges."""
         values = self.values()
-        with running(Values(self, values)), placed(self.net, values):
+        with running(Values(self, values)), with_tensors(self.net, values):
             out = self.net(*args, **kwargs)
         self.keep(values)
         self.leave(values)
         return out
 
     def leave(self, values: Mapping[str, Tensor]) -> None:
-        """What the net's own tensors are to be until the next forward: here what they are."""
+        """Called after a forward: set the net's own tensors until the next one. Does nothing here."""
 
     def keep(self, values: Mapping[str, Tensor]) -> None:
-        """What stands in the place of the net's tensors when a forward has ended: here nothing does."""
+        """Called after a forward with the tensors that replaced the net's own. Does nothing here."""
 
     def see(self, name: str, x: Tensor) -> Tensor:
         place = self.table.get(name)
@@ -89,17 +89,19 @@ class Simulated(nn.Module):
         return cast(GridPart, self.grids[place]).value(x)
 
     def resume(self) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-        """context_fn for torch.utils.checkpoint: what is run again sees the same weights, grids and names.
-        Modules that hold their checkpoint function (Hugging Face) get it by themselves: checkpointing.py."""
+        """context_fn for torch.utils.checkpoint: recomputation uses the same weights, grids and names.
+        Modules that hold their checkpoint function (Hugging Face) get it automatically: checkpointing.py."""
         run = active()
         if not isinstance(run, Values):
-            raise RefusedError("resume: checkpoint(context_fn=...) asks for it, inside the model's forward")
+            raise RefusedError(
+                "resume: it is called outside of the model's forward; pass it to checkpoint(context_fn=...)"
+            )
         frames = [(path, dict(counts)) for path, counts in run.frames]
 
         @contextmanager
         def again() -> Iterator[None]:
             here = [(path, dict(counts)) for path, counts in frames]
-            with running(Values(self, run.values, here)), placed(self.net, run.values):
+            with running(Values(self, run.values, here)), with_tensors(self.net, run.values):
                 yield
 
         return contextlib.nullcontext(), Anew(again)
@@ -109,14 +111,14 @@ class Simulated(nn.Module):
         return {name: cast(GridPart, self.grids[place]).fold() for name, place in self.table.items()}
 
     def sign(self) -> None:
-        """`forward` with the net's signature, so that whoever asks for it (exporters, trainers that drop
-        unknown columns) finds what the user wrote. It belongs to this instance, so each copy makes its own;
-        the weak reference lets a large model go as soon as nobody holds it."""
+        """Set `forward` with the net's signature, for code that inspects it: exporters, trainers that drop
+        unknown columns. It is bound to this instance, so each copy makes its own. The weak reference avoids a
+        cycle, so a large model is freed with its last reference."""
         me = weakref.ref(self)
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             if (simulated := me()) is None:
-                raise RefusedError("forward: its module is gone; keep the module")
+                raise RefusedError("forward: its module was freed; keep a reference to the module")
             return simulated.call(args, kwargs)
 
         forward.__signature__ = inspect.signature(self.net.forward)  # type: ignore[attr-defined]
@@ -131,7 +133,7 @@ class Simulated(nn.Module):
 
 
 class Values(WatchedRun):
-    """A run of a simulation, which knows the tensors that stand in for the net's own."""
+    """A run of a simulation, with the tensors that replace the net's own."""
 
     def __init__(self, simulated: Simulated, values: dict[str, Tensor], frames: Any = None):
         table = simulated.table
@@ -141,7 +143,7 @@ class Values(WatchedRun):
 
 
 class Anew(AbstractContextManager[None]):
-    """A context that is made anew each time it is entered: a graph that is kept may be gone through twice."""
+    """A context that is made again on each entry: a retained graph may be recomputed more than once."""
 
     def __init__(self, make: Callable[[], AbstractContextManager[None]]):
         self.make, self.open = make, contextlib.ExitStack()
@@ -154,12 +156,12 @@ class Anew(AbstractContextManager[None]):
 
 
 @contextmanager
-def placed(net: nn.Module, values: dict[str, Tensor]) -> Iterator[None]:
-    """The net with these tensors in the place of its own, ties included, for as long as the context lasts;
-    afterwards `values` are what stood there last.
+def with_tensors(net: nn.Module, values: dict[str, Tensor]) -> Iterator[None]:
+    """Replace the net's own tensors by these, ties included, within the context; afterwards `values` holds
+    the tensors that were in place at its end.
 
-    torch.func.functional_call does the same for one call; checkpointing needs it around a part of one. It is
-    told each module once: one under two names would keep what was put there.
+    torch.func.functional_call does the same for one call; checkpointing needs it around a part of one. Each
+    module is listed once: one listed under two names would keep the replaced tensors.
     """
     own = tensors_of(net) if values else {}
     names = {id(own[name]): name for name in values}
@@ -182,39 +184,39 @@ def tensors_of(net: nn.Module) -> dict[str, Tensor]:
 
 
 def key(name: str) -> str:
-    """A name as a module's: dots are not allowed there, nor names that modules use themselves."""
+    """A name as the key of a submodule: no dots, and no clash with attributes of modules."""
     return "/" + name.replace(".", "/")
 
 
 def gridded(model: nn.Module, grids: Mapping[str, Grid]) -> Simulated:
-    """A copy of the model that answers with these grids on its edges; nothing in it asks for gradients."""
+    """A copy of the model with these grids on its edges; no parameter requires gradients."""
     return Simulated(copy.deepcopy(model), grids).requires_grad_(False)
 
 
 def with_grids(model: nn.Module, grids: Mapping[str, Grid]) -> nn.Module:
-    """A model that is the caller's own with grids on its edges; RefusedError where one is stale."""
+    """The given model itself, not a copy, with grids on its edges; RefusedError if one is stale."""
     fresh(grids)
     return Simulated(model, grids).requires_grad_(False) if grids else model
 
 
 def fresh(grids: Mapping[str, Grid]) -> None:
-    """Refuse grids of which one is stale."""
+    """RefusedError if a grid is stale."""
     stale = [edge for edge, grid in grids.items() if grid.stale]
     if stale:
         raise RefusedError(
-            f"{stale[0]}: its grid is stale, and {len(stale) - 1} more: what came after it changed what the "
-            f"edge holds. Calibrate again, or undo to where it was fresh"
+            f"{stale[0]}: its grid is stale, and {len(stale) - 1} more: later steps changed the values on "
+            f"the edge. Calibrate again, or undo these steps"
         )
 
 
 def exported(simulated: Simulated, *args: Any, **kwargs: Any) -> ExportedProgram:
     """The simulation as a graph, for these arguments and in eval mode; each use of a grid is one node.
 
-    RefusedError where a grid was lost on the way, or doubled, and for a model in training.
+    RefusedError if the trace lost or doubled a grid, and for a model in training.
     """
     if simulated.hidden:
         raise RefusedError(
-            "export: a model in training has no weights of its own; fold it, then gridded(...)"
+            "export: a model in training has no weights of its own; fold it, then call gridded(...)"
         )
     known(edges := edges_of(simulated.net, *args, **kwargs), simulated.table, "export")
     marked = copy.deepcopy(simulated).eval()

@@ -1,12 +1,12 @@
-"""Sites: the names and kinds of what a model stores.
+"""Sites: the names and kinds of the tensors that a model stores.
 
 linear  conv  convtranspose  embedding  attention  recurrent     weights: of products, kernels, tables of rows
 scale  bias  position  mask                                      left alone by steps unless named
-other  buffer                                                    nobody knows; not trained
-The class of its layer says a tensor's kind, until the graph of the model's forward says it better (roles.py).
-A site is one entry of the state dict: a weight, another parameter, or a buffer. A tensor under several names
-is one site under the first; the other names are aliases. Two tensors on one memory are two, for a copy of the
-model parts them. Names come from the model as it was given and never change.
+other  buffer                                                    unknown; not trained
+The class of its layer determines a tensor's kind, unless the graph of the model's forward does (roles.py).
+A site is one entry of the state dict: a weight, another parameter, or a buffer. A tensor with several names
+is one site under the first; the other names are aliases. Two tensors that share memory are two sites, because
+a copy of the model separates them. Names come from the given model and never change.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tersor.errors import RefusedError, SettingError, SiteError, near_few
 from tersor.forms.form import SLICE
 from tersor.model.attention import Attention
 from tersor.model.kinds import repeats
-from tersor.model.state_dicts import handed, registered
+from tersor.model.state_dicts import own_tensors, registered
 
 LAYERS: tuple[tuple[type[nn.Module] | tuple[type[nn.Module], ...], str], ...] = (
     ((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), "convtranspose"),
@@ -44,15 +44,15 @@ class Site:
     name: str  # its first name in the state dict, such as "blocks.3.fc1.weight"
     shape: tuple[int, ...]
     dtype: str  # "float32", without "torch."
-    kind: str  # what it is for: see above
+    kind: str  # see the list above
     axis: int = 0  # the axis of outputs: 1 for transposed convolutions and for a matrix [I, O]
     groups: int = 1  # of a convolution
     layer: str = ""  # name of the module that owns it
-    origin: str = ""  # where a site came from that the given model did not have: "fc1.weight left"
+    origin: str = ""  # for a site that the given model did not have, its source: "fc1.weight left"
 
     @property
     def floating(self) -> bool:
-        """Of a dtype that steps work on: others are stored as they are."""
+        """Whether steps work on its dtype. Tensors of other dtypes are stored unchanged."""
         return self.torch_dtype in FLOATS
 
     @property
@@ -61,8 +61,8 @@ class Site:
 
     @property
     def is_weight(self) -> bool:
-        """A matrix or more of floats that is trained: what steps compress unless told otherwise. Where nobody
-        knows what it is for, two of its axes must be longer than 1, or it may well be a scale."""
+        """Whether steps compress it by default: a trained tensor of floats with two axes or more. If its kind
+        is unknown, two of its axes must be longer than 1, otherwise it may be a scale."""
         if self.kind in LEFT or (self.kind == "other" and sum(size > 1 for size in self.shape) < 2):
             return False
         return self.is_parameter and len(self.shape) >= 2 and 0 not in self.shape
@@ -73,8 +73,8 @@ class Site:
 
     @property
     def contracted(self) -> int | None:
-        """The axis over which a product or a convolution sums; None where none is known. Of weights with more
-        axes, such as those of experts [E, I, O], the last one that is not of outputs."""
+        """The axis over which a product or a convolution sums; None if unknown. For weights with more axes,
+        such as those of experts [E, I, O], the last axis that is not of outputs."""
         if len(self.shape) < 2 or self.kind in (*LEFT, "other", "buffer"):
             return None
         if self.kind.startswith("conv"):
@@ -86,17 +86,17 @@ def sites_of(
     model: nn.Module, *, meta: bool = False
 ) -> tuple[dict[str, Site], dict[str, Tensor], dict[str, str]]:
     """(sites, their tensors, aliases: other name -> site name) of everything in the model's state dict.
-    `meta`: tensors without values will do. RefusedError where it gives others than the module's own."""
+    `meta`: allow meta tensors. RefusedError if the state dict holds tensors that are not the module's own."""
     if not isinstance(model, nn.Module):
         raise SettingError(f"the model is a {type(model).__name__}, but it must be a torch.nn.Module")
     owners = {name: module for name, module, _, _ in registered(model)}
     parameters = dict(model.named_parameters(remove_duplicate=False))
     sites, tensors, aliases = {}, {}, {}
     first: dict[int, str] = {}
-    for name, value in handed(model, meta=meta).items():
+    for name, value in own_tensors(model, meta=meta).items():
         if repeats(value):
             raise RefusedError(
-                f"{name}: it shows the same memory more than once, so no element can be written by itself. "
+                f"{name}: some of its elements share memory, so they cannot be written separately. "
                 f"Give the model a copy: x.contiguous()"
             )
         if id(value) in first:
@@ -110,7 +110,7 @@ def sites_of(
 
 
 def describe(name: str, value: Tensor, owner: nn.Module | None, layer: str = "") -> Site:
-    """The site of one tensor; an owner of None makes it a buffer."""
+    """The site of one tensor; a buffer if `owner` is None."""
     kind = (
         "buffer" if owner is None else next((word for cls, word in LAYERS if isinstance(owner, cls)), "other")
     )
@@ -122,25 +122,25 @@ def describe(name: str, value: Tensor, owner: nn.Module | None, layer: str = "")
 
 
 def finite(tensors: Mapping[str, Tensor], sites: Mapping[str, Site]) -> None:
-    """Refuse weights that hold NaN or infinity, by name and count. A buffer may hold infinities: attention
-    masks do."""
+    """RefusedError for a parameter with NaN or infinity, or a buffer with NaN. A buffer may hold infinities:
+    attention masks do."""
     for name, value in tensors.items():
         if value.is_floating_point() or value.is_complex():
             wide = as_numbers(value)
             buffer = sites[name].kind == "buffer"
-            parts = wide.reshape(-1).split(SLICE) if value.numel() else ()  # a mask of all would be large
+            parts = wide.reshape(-1).split(SLICE) if value.numel() else ()  # bounds the size of the masks
             if bad := sum(int((part.isnan() if buffer else ~part.isfinite()).sum()) for part in parts):
                 raise RefusedError(
                     f"{name}: {bad} of {value.numel()} values are NaN or infinite. "
-                    f"Compressing a broken model hides the fault: load a sound checkpoint, or replace the "
+                    f"Compressing a broken model hides the fault: load another checkpoint, or replace the "
                     f"values first."
                 )
 
 
 def select(sites: Mapping[str, Site], where: str | Iterable[str], who: str) -> list[Site]:
-    """The sites that `where` means, in the model's order. `where` is a glob or several (a list, or one text
-    with commas); "!" excludes. Globs pick weights; one that matches none picks from the other parameters
-    (biases, norms).
+    """The sites that `where` picks, in the model's order. `where` is a glob or several (a list, or one string
+    with commas); "!" excludes. Globs pick weights; a glob that matches no weight picks from the other
+    parameters (biases, norms). SiteError for a glob that matches nothing.
     """
     wanted, unwanted = globs_of(where)
     weights = [site for site in sites.values() if site.is_weight]
@@ -167,7 +167,7 @@ def select(sites: Mapping[str, Site], where: str | Iterable[str], who: str) -> l
 
 
 def globs_of(where: str | Iterable[str]) -> tuple[list[str], list[str]]:
-    """(globs that mean sites, globs that exclude them)."""
+    """(globs that pick sites, globs that exclude sites)."""
     globs = [word.strip() for word in where.split(",")] if isinstance(where, str) else list(where)
     wanted = [glob for glob in globs if not glob.startswith("!")]
     return wanted or ["*"], [glob[1:] for glob in globs if glob.startswith("!")]
@@ -178,16 +178,17 @@ def matching(sites: Iterable[Site], pattern: str) -> list[Site]:
 
 
 def missed(pattern: str, sites: Mapping[str, Site], others: list[Site]) -> str:
-    """What to say of a glob that means none of the others: the dtype that it names, or near misses."""
-    alone = [
+    """Why a glob matches nothing: it matches only a parameter of a dtype that steps leave alone, or near
+    misses."""
+    other = [
         site for site in matching(sites.values(), pattern) if site.kind != "buffer" and not site.floating
     ]
-    return f"{alone[0].name}: {left_as(alone[0].dtype)}" if alone else near(pattern, others)
+    return f"{other[0].name}: {left_as(other[0].dtype)}" if other else near(pattern, others)
 
 
 def near(pattern: str, sites: list[Site]) -> str:
     """Near misses for a glob, with a list that stays short on large models."""
     names = [site.name for site in sites]
     if not names:
-        return "the model has no parameter of floats"
+        return "the model has no floating-point parameter"
     return near_few(pattern, names, "the model has")

@@ -1,4 +1,4 @@
-"""Snapshot: what a training is made of, so that it can be kept after an epoch and go on to the same bits.
+"""Snapshot: the state of a training after an epoch, from which it resumes with the same bits.
 
 leaves, masks, buffers    optimizer moments    random states of torch, Python, numpy and the loader's own
 counters of the loader's parts (counters.py)
@@ -24,7 +24,7 @@ from tersor.model.trainable import TrainableForms
 def snapshot(
     tuned: TrainableForms, optimizer: Any, generators: list[torch.Generator]
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """All that a training is made of, as named tensors and JSON."""
+    """The state of a training, as named tensors and JSON."""
     tensors = {f"net:{name}": value.detach().cpu() for name, value in tuned.state_dict().items()}
     state = optimizer.state_dict()["state"]
     numbers = {}
@@ -67,7 +67,7 @@ def restore(
 
 @contextlib.contextmanager
 def lent(batches: object) -> Iterator[Counters]:
-    """What a loader's parts keep themselves; that and its own generators are afterwards as they were."""
+    """Lend a loader to a training: its counters and its own generators are restored on exit."""
     counters = Counters(batches)
     sampler = getattr(batches, "sampler", None)
     own, states = getattr(sampler, "generator", None), [(g, g.get_state()) for g in generators_of(batches)]

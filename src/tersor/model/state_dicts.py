@@ -1,7 +1,7 @@
-"""Handed: what a module hands out by its state dict, and that these are its own tensors.
+"""State dicts: a module's tensors by its state dict, checked to be the module's own.
 
-A hook may cast, drop or compute: then what is stored would not be what runs. Such a module is refused by
-name; what a hook merely detaches, copies or renames is found again. Cost: nothing where nothing is changed.
+A hook may cast, drop or compute tensors: then the stored tensors would not be those that run. Such a module
+is refused by name. Tensors that a hook only detaches, copies or renames are found. Cost: none without hooks.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from tersor.forms.form import as_bytes
 from tersor.model.kinds import unfit
 
 
-def handed(model: nn.Module, *, meta: bool = False) -> dict[str, Tensor]:
-    """The module's own tensors by the names of its state dict. `meta`: tensors without values will do.
+def own_tensors(model: nn.Module, *, meta: bool = False) -> dict[str, Tensor]:
+    """The module's own tensors by the names of its state dict. `meta`: allow meta tensors.
 
-    RefusedError where the state dict gives something else, or lacks what the module has.
+    RefusedError if the state dict returns other tensors, or lacks one that the module has.
     """
     every = list(registered(model))
     own = {name: tensor for name, _, _, tensor in every}
@@ -34,45 +34,45 @@ def handed(model: nn.Module, *, meta: bool = False) -> dict[str, Tensor]:
     for name, module, key, tensor in every:
         if key not in module._non_persistent_buffers_set and id(tensor) not in mine:
             raise RefusedError(
-                f"{name}: the module has it, its state dict does not: a hook drops it, or state_dict() is "
-                f"the module's own. What is stored would be another network. Take the hook off, or say that "
-                f"it is not to be stored: register_buffer(..., persistent=False)"
+                f"{name}: the module has it, but its state dict does not: a hook drops it, or the module "
+                f"overrides state_dict(). A stored model would lack this tensor. Remove the hook, or mark a "
+                f"buffer that need not be stored: register_buffer(..., persistent=False)"
             )
     return found
 
 
 def misfit(name: str, value: Any, mine: Tensor | None, known: bool, *, meta: bool) -> str:
-    """Why what a state dict gives under a name is not the module's own; "" where it is. `known`: it is one of
-    the module's tensors; `mine`: the one of this name."""
+    """Why a state dict's value is not the module's own tensor; "" if it is. `known`: the value is one of the
+    module's tensors; `mine`: the module's tensor of this name."""
     if name.rpartition(".")[2] == "_extra_state":
         return (
-            f"holds a {type(value).__name__} of get_extra_state(); only parameters and buffers can be "
-            f"stored. Register tensors as buffers, and leave the rest to the module's constructor"
+            f"holds a {type(value).__name__} from get_extra_state(); only parameters and buffers can be "
+            f"stored. Register tensors as buffers, and set the rest in the module's constructor"
         )
     if why := unfit(value, meta=meta):
         return f"holds {why}"
     if value is mine or (known and mine is None):
         return ""
     if mine is None:
-        return "computes it: no parameter or buffer of the module is this one. Take the hook on it off"
+        return "holds a tensor that is not a parameter or buffer of the module. Remove the hook that adds it"
     if known:
-        return "gives another of the module's tensors under this name. Take the hook on it off"
+        return "holds another of the module's tensors under this name. Remove the hook that changes it"
     if (mine.shape, mine.dtype) != (value.shape, value.dtype):
         has = f"the module has {mine.dtype} {list(mine.shape)}"
         return (
-            f"gives {value.dtype} {list(value.shape)}, {has}. A hook on the state dict changes it: what is "
-            f"stored would not be what runs. Take it off."
+            f"holds {value.dtype} {list(value.shape)}, but {has}. A hook on the state dict changes it, so "
+            f"the stored tensor would not be the one that runs. Remove the hook."
         )
     if not same(value, mine):
         return (
-            "gives other values than the module has. A hook on it changes them: what is stored would not be "
-            "what runs. Take it off."
+            "holds other values than the module. A hook on the state dict changes them, so the stored tensor "
+            "would not be the one that runs. Remove the hook."
         )
     return ""
 
 
 def registered(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Tensor]]:
-    """(name, module, its name there, tensor) of every parameter and buffer, under every name."""
+    """(full name, module, name in the module, tensor) of every parameter and buffer, under every name."""
     for path, module in model.named_modules(remove_duplicate=False):
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is not None:
@@ -80,7 +80,7 @@ def registered(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Tensor]]
 
 
 def same(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors are the same to the bit. Two of the same memory are, and so are two without any."""
+    """Whether two tensors have the same bits. True for the same memory, and for two meta tensors."""
     if (a.dtype, a.shape, a.device) != (b.dtype, b.shape, b.device):
         return False
     if a.is_meta or (a.data_ptr(), a.stride()) == (b.data_ptr(), b.stride()):

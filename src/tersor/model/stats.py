@@ -19,23 +19,23 @@ from tersor.model.sites import Site
 from tersor.model.task import Task
 
 STOCK = (nn.Linear, nn.Conv1d, nn.Conv2d)
-TOLERANCE = 1e-2  # of the largest output: it may be computed in 16 bits
-POSITIONS = 4096  # inputs of a convolution used per batch: more change the estimate little and cost much
+TOLERANCE = 1e-2  # as a fraction of the largest output, which may be computed in 16 bits
+POSITIONS = 4096  # inputs of a convolution used per batch: more would change the estimate little
 
 
 def has_gram(site: Site) -> bool:
-    """Whether the inputs of this weight can be seen: matrices, ungrouped convolutions in 1-D and 2-D."""
+    """Whether `grams` supports this weight: matrices, and ungrouped convolutions in 1-D and 2-D."""
     if site.kind == "linear":
         return len(site.shape) == 2
     return site.kind == "conv" and site.groups == 1 and len(site.shape) <= 4
 
 
 def grams(model: nn.Module, task: Task, sites: Iterable[Site]) -> dict[str, Tensor]:
-    """The second moment of the inputs of each site's layer, float32 [I, I], on the CPU as forms are.
-    `model` is a copy that may be hooked.
+    """The second moment of the inputs of each site's layer, float32 [I, I], on the CPU like forms.
+    `model` is a copy, on which hooks are set.
 
-    A layer that calibration never reached is left out of the result, and so is one of another class than
-    PyTorch's own whose output is not its input times the weight, plus the same for all inputs.
+    Left out of the result: layers that no calibration batch reaches, and layers of the user's own classes
+    whose output is not their input times the weight plus a constant.
     """
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
@@ -87,18 +87,18 @@ def is_product(x: Any, w: Tensor, output: Any) -> bool:
         return False
     if output.shape != (*x.shape[:-1], len(w)) or not output.is_floating_point():
         return False
-    made = x.detach().float() @ w.T
-    bias = (output.detach().float() - made).reshape(-1, len(w))  # [N, O]
-    size = made.abs().amax() + bias.abs().amax()
+    product = x.detach().float() @ w.T
+    bias = (output.detach().float() - product).reshape(-1, len(w))  # [N, O]
+    size = product.abs().amax() + bias.abs().amax()
     return bool(((bias - bias[:1]).abs() <= TOLERANCE * size).all())
 
 
 def inputs_of(module: Any, x: Tensor) -> Tensor:
-    """The rows that this layer's weight is multiplied with, [N, I]."""
+    """The input vectors that this layer's weight is multiplied with, [N, I]."""
     if isinstance(module, nn.Linear):
         return x.reshape(-1, x.shape[-1])
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    # What the layer itself pads with where zeros do not do; it is there for every kind of padding.
+    # The layer's own argument for F.pad, which it has for every padding mode.
     image = F.pad(x, module._reversed_padding_repeated_twice, mode)
     kernel, dilation, stride = module.kernel_size, module.dilation, module.stride
     if len(kernel) == 1:  # a 1-D convolution is a 2-D one of height 1

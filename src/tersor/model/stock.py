@@ -1,12 +1,12 @@
-"""Stock: the modules that may take a module's place, as one closed table; and what becomes of its sites.
+"""Stock: the closed table of modules that may replace a module, and the forms of their tensors.
 
-identity    nothing in its place: all its sites die
+identity    nn.Identity: all sites of the module are removed
 bias        the same layer with a bias of zeros
-product     a weight of factors as one layer a factor: product.py
-attention   nn.MultiheadAttention with a head width of its own: attention.py
-untie       a tensor under another name becomes a tensor of its own
-`replaced` changes the module; born.py says which sites die and which are born. Both follow from the change
-alone, so that the same change to a fresh model and a file's forms gives the same.
+product     one layer for each factor of the weight: product.py
+attention   nn.MultiheadAttention with a free head width: attention.py
+untie       an alias becomes a tensor of its own
+`replaced` changes the module; replaced_sites.py gives the sites that are removed and added. Both depend on
+nothing but the change, so the same change to a fresh model and a file's forms has the same result.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from tersor.model.changes import Replace
 from tersor.model.sites import Site
 
 Old = Mapping[str, tuple[Site, Form]]  # by name within the layer
-New = dict[str, tuple[Form, str]]  # name within the layer -> (form, where it comes from: "" for what stays)
+New = dict[str, tuple[Form, str]]  # name within the layer -> (form, origin: "" for a tensor that stays)
 
 
 class Stock:
     """One line of the table."""
 
-    needs: ClassVar[Mapping[str, type]] = {}  # settings that have to be given
-    takes: ClassVar[Mapping[str, type]] = {}  # settings that may be given
+    needs: ClassVar[Mapping[str, type]] = {}  # required settings
+    takes: ClassVar[Mapping[str, type]] = {}  # optional settings
 
     def build(self, layer: Any, change: Replace) -> nn.Module:
-        """What takes the layer's place; the layer stays as it is. New parameters are empty."""
+        """The module that replaces the layer, which is not changed. New parameters are empty."""
         raise TypeError(f"{type(self).__name__} has no build")
 
     def forms(self, layer: Any, change: Replace, old: Old) -> New:
-        """The tensors of what takes its place."""
+        """The forms of the new module's tensors."""
         return {name: (form, "") for name, (_, form) in old.items()}
 
 
@@ -59,8 +59,8 @@ class Bias(Stock):
             )
         if layer._parameters.get("weight") is None or layer._parameters.get("bias") is not None:
             why = "has a bias already" if "weight" in layer._parameters else "computes its weight"
-            raise RefusedError(f"{change.module} {why}: it cannot be given a bias")
-        new = shallow(layer)
+            raise RefusedError(f"{change.module} {why}: a bias cannot be added")
+        new = shallow_copy(layer)
         new._parameters = {**layer._parameters, "bias": empty(layer.weight)}
         return new
 
@@ -83,11 +83,13 @@ class Product(Stock):
 
     def forms(self, layer: Any, change: Replace, old: Old) -> New:
         count = product.checked(layer, change.module, change.settings["layers"])
-        return product.formed(layer, change.module, count, {name: form for name, (_, form) in old.items()})
+        return product.factor_forms(
+            layer, change.module, count, {name: form for name, (_, form) in old.items()}
+        )
 
 
 class Heads(Stock):
-    takes: ClassVar[Mapping[str, type]] = {"num_heads": int, "head_dim": int}  # as they are now, if cut
+    takes: ClassVar[Mapping[str, type]] = {"num_heads": int, "head_dim": int}  # present values, if cut
 
     def build(self, layer: Any, change: Replace) -> nn.Module:
         if type(layer) is not nn.MultiheadAttention:
@@ -107,7 +109,7 @@ class Untie(Stock):
         held = {**layer._parameters, **layer._buffers}
         if held.get(name) is None:
             raise SiteError(f"{change.module} has no tensor {name!r}; {did_you_mean(str(name), held)}")
-        new = shallow(layer)
+        new = shallow_copy(layer)
         for kind in ("_parameters", "_buffers"):
             tensors = getattr(layer, kind).items()
             setattr(new, kind, {key: empty(value) if key == name else value for key, value in tensors})
@@ -120,7 +122,7 @@ STOCK: dict[str, Stock] = {
 
 
 def stock_of(change: Replace) -> Stock:
-    """The line of the table that a change means, if its settings fit."""
+    """The entry of the table for a change; SettingError if there is none or its settings do not fit."""
     if change.stock not in STOCK:
         raise SettingError(
             f"{change.module}: there is no stock {change.stock!r}; {did_you_mean(change.stock, STOCK)}"
@@ -140,7 +142,7 @@ def stock_of(change: Replace) -> Stock:
 
 
 def module_at(model: nn.Module, path: str) -> nn.Module:
-    """The module of this name; SiteError with near misses."""
+    """The module of this name; SiteError with near misses if there is none."""
     modules = dict(model.named_modules(remove_duplicate=False))
     if path not in modules:
         raise SiteError(f"the model has no module {path!r}; {did_you_mean(path, filter(None, modules))}")
@@ -153,8 +155,8 @@ def names_of(model: nn.Module, layer: nn.Module) -> list[str]:
 
 
 def replaced(model: nn.Module, change: Replace) -> tuple[nn.Module, nn.Module, nn.Module]:
-    """(the model with the change made, the module that went, the one that came). Registered modules only, and
-    in place, but for the model itself where it is what is replaced."""
+    """(the model with the change made, the old module, the new module). Changes registered modules in place;
+    if the model itself is replaced, the new module is returned as the model."""
     layer, stock = module_at(model, change.module), stock_of(change)
     new = stock.build(layer, change)
     if type(new) is not type(layer):
@@ -174,18 +176,18 @@ def replaced(model: nn.Module, change: Replace) -> tuple[nn.Module, nn.Module, n
 
 
 def inherit(new: nn.Module, layer: nn.Module, path: str) -> None:
-    """What hangs on a module and is not of its kind: mode and hooks."""
+    """Copy the training mode and the hooks of the old layer; RefusedError for a state dict hook."""
     new.train(layer.training)
     for key, hooks in vars(layer).items():
         if "state_dict" in key and hooks:
-            raise RefusedError(f"{path} has a hook on its state dict, and its tensors would have other names")
+            raise RefusedError(f"{path} has a hook on its state dict, which may rename the new tensors")
         if key.endswith("hooks") or "_hooks_" in key or key == "_is_full_backward_hook":
             vars(new)[key] = hooks
 
 
-def unfused(model: nn.Module) -> None:
-    """Layers of torch's transformers that read the weights of their parts are told to call the parts, where
-    one is no longer what they take it for. Their own conditions for that are what is set."""
+def unfuse(model: nn.Module) -> None:
+    """Make torch's transformer layers call their submodules if one was replaced, instead of reading weights
+    in a fused kernel. Sets the attributes that the layers check before they use that kernel."""
     fused = []
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoderLayer):
@@ -200,13 +202,13 @@ def unfused(model: nn.Module) -> None:
 
 
 def empty(like: Tensor) -> Tensor:
-    """A tensor of no elements where this one is; its shape comes with its form."""
+    """A tensor without elements, of the same dtype and device. Its form gives it a shape later."""
     new = torch.empty(0, dtype=like.dtype, device=like.device)
     return nn.Parameter(new, like.requires_grad) if isinstance(like, nn.Parameter) else new
 
 
-def shallow(layer: nn.Module) -> Any:
-    """The same module once more, with the same parts; a constructor or a pickle might refuse or draw."""
+def shallow_copy(layer: nn.Module) -> Any:
+    """A shallow copy of a module. Constructors and pickling may fail or use random numbers."""
     new = type(layer).__new__(type(layer))
     vars(new).update(vars(layer))
     return new

@@ -1,8 +1,8 @@
 """Task: what a model is for: the batches that calibrate, train and evaluate it, its loss and its metric.
 
-score[n] = metric(model(input[n]), target[n])      kept by sample, so that two models compare in pairs
-A batch is (input..., target) or {"labels": target, name: input, ...}; `feed` and `target` overrule both. Loss
-and metric see what the model answers, whatever it is; `logits` says what of it is compared with a teacher's.
+score[n] = metric(model(input[n]), target[n])      kept for each sample, to compare two models in pairs
+A batch is (input..., target) or {"labels": target, name: input, ...}; `feed` and `target` override both. Loss
+and metric get the model's raw output; `logits` selects the tensor of it that is compared with a teacher's.
 Cost: `scores` is one pass over the evaluation set, `check` a batch or two, `digest` eight batches.
 """
 
@@ -56,15 +56,15 @@ class Task:
 
     name: str = "task"
     _: KW_ONLY
-    evaluate: Batches  # scored: what accuracy, drops and p-values are about
+    evaluate: Batches  # scored: accuracy, drops and p-values are computed on these
     calibrate: Batches | None = None  # a few batches for ranges and statistics; targets not needed
     train: Batches | None = None  # batches of one epoch
     loss: Callable[[Any, Any], Tensor] = default_loss  # (output, target) -> scalar, smaller is better
     metric: str | Metric | Callable[[Any, Any], Any] = "accuracy"  # (output, target) -> [B], larger is better
-    logits: Given = None  # output -> Logits, a tensor, or a tuple of them; or their kind; None: found
+    logits: Given = None  # output -> Logits, a tensor, or a tuple of them; or a kind; None: automatic
     feed: Callable[[nn.Module, Any], Any] | None = None  # (model, batch) -> output
     target: Callable[[Any], Any] | None = None  # batch -> target
-    fingerprint: str | None = None  # a text that changes when the data does; without it, batches are hashed
+    fingerprint: str | None = None  # a string that changes when the data does; None: batches are hashed
     example: Any = None  # inputs for export: a tuple, a dict by name, or one tensor
 
     def __post_init__(self) -> None:
@@ -77,19 +77,19 @@ class Task:
             bare = word == "calibrate" or self.target is not None
             if wrong := misfit_set(word, batches, bare):
                 raise TaskError(f"{self._who}: {word}= {wrong}")
-        _ = self.scored  # refused now where it is none
+        _ = self.scored  # checks the metric now
         for word, signature in SIGNATURES.items():
             function = getattr(self, word)
             if not callable(function) and not (word in ("feed", "target") and function is None):
                 raise TaskError(f"{self._who}: {word}={function!r}, but it is a function, {signature}")
         if self.logits is not None and self.logits not in KINDS and not callable(self.logits):
             raise TaskError(
-                f"{self._who}: logits={self.logits!r}, but they are a function of the output, or a kind. "
+                f"{self._who}: logits={self.logits!r}, but it is a function of the output, or a kind. "
                 f"{did_you_mean(str(self.logits), KINDS)}"
             )
         if self.fingerprint is not None and (not isinstance(self.fingerprint, str) or not self.fingerprint):
             raise TaskError(
-                f"{self._who}: fingerprint={self.fingerprint!r}, but it is a text, such as a checksum"
+                f"{self._who}: fingerprint={self.fingerprint!r}, but it is a string, such as a checksum"
             )
 
     @property
@@ -98,7 +98,7 @@ class Task:
 
     @cached_property
     def scored(self) -> Metric:
-        """What `metric` means."""
+        """`metric` as a Metric."""
         return metric_of(self.metric, self._who)
 
     def __repr__(self) -> str:
@@ -108,9 +108,9 @@ class Task:
         return f"Task({self.name!r}, {given}, metric={self.scored.name})"
 
     def batches(self, word: str) -> Iterable[Any]:
-        """The batches of a set, "evaluate", "calibrate" or "train": iterate as often as wanted.
+        """The batches of a set, "evaluate", "calibrate" or "train", for any number of passes.
 
-        DataLoaders come back as themselves (Accelerate shards them). TaskError where there are none.
+        DataLoaders are returned unwrapped (Accelerate shards them). TaskError if there are no batches.
         """
         if word not in SETS:
             raise TaskError(f"{self._who}: no set {word!r}; {did_you_mean(word, SETS)}")
@@ -120,15 +120,15 @@ class Task:
                 f"{self._who}: this needs {word} batches, and the task has none. Give Task(..., {word}=...): "
                 "a DataLoader, a list of batches, or a function that returns an iterator."
             )
-        empty = TaskError(f"{self._who}: the {word} set is empty: it gave no batch.")
+        empty = TaskError(f"{self._who}: the {word} set is empty: it returned no batch.")
         if length_of(source) == 0:
             raise empty
-        # Accelerate shards DataLoaders only, so one is never wrapped where it trains.
+        # Accelerate shards DataLoaders only, so one that trains is never wrapped.
         as_is = isinstance(source, DataLoader) and (word == "train" or length_of(source) is not None)
         return source if as_is else Again(source, empty)
 
     def inputs(self, batch: Any) -> tuple[tuple, dict[str, Any]]:
-        """What the model is called with, (args, kwargs), where no `feed` is given."""
+        """The model's arguments, (args, kwargs), for a task without `feed`."""
         if isinstance(batch, Mapping):
             return (), {str(key): item for key, item in batch.items() if key not in LABELS}
         if isinstance(batch, (tuple, list)) and len(batch) > 0:
@@ -137,14 +137,14 @@ class Task:
             return (batch,), {}  # calibration needs no targets
         raise TaskError(
             f"{self._who}: a batch is {shapes(batch)}, but it is a tuple (input..., target) or a dict with "
-            "'labels'. For anything else give feed=(model, batch) -> output and target=(batch) -> target."
+            "'labels'. For other batches give feed=(model, batch) -> output and target=(batch) -> target."
         )
 
     def run(self, model: nn.Module, batch: Any) -> Any:
-        """The model's output for a batch, as it is, in the mode and on the device the model is in.
+        """The model's raw output for a batch, in the model's present mode and on its device.
 
-        Where the default loss is in force, a model whose forward takes `labels` (Hugging Face) is given those
-        of the batch: it computes its own loss from them, and some make the decoder's inputs of them.
+        With the default loss, a model whose forward takes `labels` (Hugging Face) gets those of the batch: it
+        computes its own loss from them, and some models compute the decoder's inputs from them.
         """
         if self.feed is not None:
             return self.feed(model, batch)
@@ -155,7 +155,7 @@ class Task:
         return model(*args, **kwargs)
 
     def target_of(self, batch: Any) -> Any:
-        """The target of a batch: what `target` says, else the last of a tuple, or "labels" or "label"."""
+        """The target of a batch: from `target`, else the last of a tuple, or "labels" or "label"."""
         if self.target is not None:
             return self.target(batch)
         if isinstance(batch, Mapping):
@@ -170,15 +170,15 @@ class Task:
         )
 
     def maybe_target(self, batch: Any) -> Any:
-        """The target of a batch where it has one, else None: a teacher's answers need none."""
+        """The target of a batch, None if it has none: comparing with a teacher needs no targets."""
         try:
             return self.target_of(batch)
         except (*MISFIT, TaskError):
             return None
 
     def logits_of(self, output: Any, target: Any = None, kind: str | None = None) -> tuple[Logits, ...]:
-        """What of an output is compared, mostly one tensor: what `logits` says, else of that kind, else what
-        is plain. TaskError where nothing is."""
+        """The logits of an output, mostly one tensor: from the task's `logits`, else of the given kind, else
+        found automatically. TaskError if they are ambiguous."""
         given = self.logits if self.logits is not None else kind
         return fits(
             lambda: logits_of(output, given, target, self._who),
@@ -186,11 +186,11 @@ class Task:
         )
 
     def scores(self, model: nn.Module, watch: Callable[[int, int | None], None] | None = None) -> Any:
-        """What the metric takes down of each evaluation sample, on the CPU, in the same order each time: [N]
-        float32, or for a metric of the whole set [N, S] or a list; `scored.of` makes one number of it.
+        """The metric's statistics of each evaluation sample, on the CPU, in a fixed order: [N] float32, or
+        for a metric of the whole set [N, S] or a list; `scored.of` computes the value from them.
 
         The model runs in eval mode without gradients on its own device; its modes and all random state are
-        left as they were. `watch(done, total)` is called after each batch; total is None where unknown.
+        left as they were. `watch(done, total)` is called after each batch; total is None if unknown.
         """
         self._check_model(model)
         batches = self.batches("evaluate")
@@ -207,7 +207,7 @@ class Task:
         return torch.cat(found)  # [N], [N, S]
 
     def loss_of(self, output: Any, batch: Any) -> Tensor:
-        """The loss of a raw output: the task's, else the model's own where it computed one, else the default
+        """The loss of a raw output: the task's, else the model's own if it computed one, else the default
         loss of the logits, without padding."""
         if self.loss is not default_loss:
             return self.loss(output, self.target_of(batch))
@@ -217,16 +217,15 @@ class Task:
         return batch_loss(found, target, output, batch)
 
     def soft_loss(self, output: Any, wanted: Any, batch: Any, temperature: float) -> Tensor:
-        """How far a raw output is from the teacher's; without padding, and targets are not needed."""
+        """The distillation loss of a raw output and the teacher's, without padding. Needs no targets."""
         target = self.maybe_target(batch)
         mine, theirs = self.logits_of(output, target), self.logits_of(wanted, target)
         return soft_loss(mine, theirs, target, output, batch, temperature=temperature)
 
     def check(self, model: nn.Module, needs: Needs | None = None) -> None:
-        """TaskError where the task does not fit the model, for what is needed of it: that the model runs, and
-        with SCORES, LOSS and SOFT that metric, loss and logits take what it answers. Each is tried in the
-        mode, and on a batch of the set, that it is used in; training on a copy. None: metric, and loss where
-        there is a training set."""
+        """TaskError if the task does not fit the model: it must run, and for SCORES, LOSS and SOFT the
+        metric, the loss and the logits must accept its output. Each is tried in the mode and on a batch of
+        the set that it is used with; training on a copy. None: SCORES, and LOSS if `train` is given."""
         self._check_model(model)
         if needs is None:
             needs = Needs.SCORES | (Needs.NOTHING if self.train is None else Needs.LOSS)
@@ -248,16 +247,16 @@ class Task:
                 message = f"{self._who}: the loss does not fit: {fit}"
                 check_loss(self._who, model, fits(lambda: self.loss_of(output, batch), message), fit)
             if Needs.SOFT in needs:
-                with evaluating(copied):  # as a teacher answers
+                with evaluating(copied):  # a teacher runs in eval mode
                     wanted = as_floats(self.answer(copied, batch))
-                message = f"{self._who}: what a teacher is compared by does not fit: {fit}"
+                message = f"{self._who}: the logits for a teacher do not fit: {fit}"
                 fits(lambda: self.soft_loss(output, wanted, batch, 1.0), message)
 
     def digest(self) -> str:
         """A fingerprint of the data: the given one, else the SHA-256 (hex) of lengths and first batches.
 
-        Hashed are the first four evaluation and calibration batches, and the number of batches of every set
-        where it is known. TaskError where a batch holds something without bytes.
+        The hash covers the first four evaluation and calibration batches, and the number of batches of every
+        set if it is known. TaskError if a batch holds an object that cannot be hashed.
         """
         if self.fingerprint is not None:
             return self.fingerprint
@@ -265,7 +264,7 @@ class Task:
         for word in SETS:
             source = getattr(self, word)
             total.update(f"{word} {None if source is None else _count(source)};".encode())
-            if source is not None and word != "train":  # that may be augmented anew in each pass
+            if source is not None and word != "train":  # random augmentation may change training batches
                 with steady(source):
                     for _, batch in zip(range(DIGEST_BATCHES), self.batches(word), strict=False):
                         hash_batch(total, batch)
@@ -273,7 +272,7 @@ class Task:
 
     @property
     def shown(self) -> str:
-        """The set that a model is shown a batch or two of: "calibrate", or "evaluate" where there is none."""
+        """The set whose first batches are used for traces and checks: "calibrate", else "evaluate"."""
         return "evaluate" if self.calibrate is None else "calibrate"
 
     def _check_model(self, model: nn.Module) -> None:
@@ -283,7 +282,7 @@ class Task:
             )
 
     def answer(self, model: nn.Module, batch: Any) -> Any:
-        """The same as `run`, with a TaskError that says what does not fit."""
+        """`run`, with a TaskError if the batch does not fit the model."""
         try:
             return self.run(model, batch)
         except MISFIT as error:

@@ -1,4 +1,4 @@
-"""Trial: what is wrong with a model's answer to the first batch, or with the loss of it; for Task.check."""
+"""Task check: check a model's output for the first batch and its loss; used by Task.check."""
 
 from __future__ import annotations
 
@@ -16,18 +16,20 @@ from tersor.model.outputs import tensors_of
 
 
 def check_answer(who: str, model: nn.Module, batch: Any, output: Any) -> None:
-    """An answer of NaN that comes from the weights or the batch, and not from places that do not count."""
+    """TaskError for NaN in the output if weights or batch hold NaN too: else it may be at padding only."""
     if not nan(output):
         return
     if nan(batch) or bad_weights(model):
-        because = ": it holds NaN itself" if nan(batch) else bad_weights(model)
-        raise TaskError(f"{who}: the model's answers to the first batch are NaN{because}.")
+        because = ": the batch holds NaN" if nan(batch) else bad_weights(model)
+        raise TaskError(f"{who}: the model's output for the first batch is NaN{because}.")
 
 
 def check_loss(who: str, model: nn.Module, loss: Any, fit: str) -> None:
-    """A loss that is one finite number."""
+    """TaskError for a loss that is not one finite number."""
     if not isinstance(loss, Tensor) or loss.numel() != 1:
-        raise TaskError(f"{who}: the loss gave {shapes(loss)}, but it is one number, a scalar tensor.")
+        raise TaskError(
+            f"{who}: the loss returned {shapes(loss)}, but must return one number, a scalar tensor."
+        )
     if not torch.isfinite(loss).all():
         raise TaskError(f"{who}: the loss is {loss.item()} on the first batch ({fit}){bad_weights(model)}.")
 
@@ -37,7 +39,8 @@ def nan(values: Any) -> bool:
 
 
 def bad_weights(model: nn.Module) -> str:
-    """Which weights are not finite, as the end of a sentence. A buffer may hold infinities: masks do."""
+    """The names of weights that are not finite, as the end of a sentence. Buffers may hold infinities: masks
+    do."""
     bad = [name for name, value in model.named_parameters() if not as_numbers(value).isfinite().all()]
     bad += [name for name, value in model.named_buffers() if as_numbers(value).isnan().any()]
     names = f"{', '.join(bad[:5])}{', ...' if len(bad) > 5 else ''}"
@@ -45,11 +48,11 @@ def bad_weights(model: nn.Module) -> str:
 
 
 def hint(model: nn.Module, batch: Any) -> str:
-    """What a model that encodes and decodes lacks in a batch."""
+    """What a batch lacks for an encoder-decoder, as the end of a message; else ""."""
     if (
         not isinstance(batch, Mapping)
         or "decoder_input_ids" not in inspect.signature(model.forward).parameters
     ):
         return ""
-    there = {"decoder_input_ids", "decoder_inputs_embeds"} & set(batch)
-    return "" if there else ". Where it is not given labels it wants decoder_input_ids in the batch"
+    present = {"decoder_input_ids", "decoder_inputs_embeds"} & set(batch)
+    return "" if present else ". Without labels, it needs decoder_input_ids in the batch"

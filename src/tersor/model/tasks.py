@@ -1,4 +1,4 @@
-"""Built-in tasks, and tasks by name: digits, fashion-mnist:FOLDER, file.py:function, package.module:function.
+"""Tasks: the built-in tasks digits and fashion-mnist:FOLDER, and the user's by file.py:function.
 
 digits          1,797 images of 8 x 8, 10 classes, inside scikit-learn; 1,000 to train, 797 to evaluate
 fashion-mnist   60,000 + 10,000 images of 28 x 28, 10 classes, Xiao, Rasul, Vollgraf 2017; four IDX files
@@ -21,16 +21,16 @@ from tersor.model.import_object import import_object
 from tersor.model.loader import TensorBatches
 from tersor.model.task import Task
 
-CALIBRATE = 300  # images that calibrate by default, as in the published comparisons of calibration sizes
+CALIBRATE = 300  # default number of calibration images, as in published comparisons of calibration sizes
 CLASSES = 10
-FASHION_MEAN, FASHION_STD = 0.2860, 0.3530  # of the training images' pixels in 0..1
+FASHION_MEAN, FASHION_STD = 0.2860, 0.3530  # of the training images' pixels, scaled to 0..1
 
 
 def digits(*, batch: int = 64, calibrate: int = CALIBRATE, seed: int = 0) -> Task:
     """Scikit-learn's handwritten digits: x [B, 1, 8, 8] float32 in 0..1, y [B] int64 in 0..9.
 
     `batch` images a training batch, `calibrate` training images to calibrate with, `seed` of the split, which
-    keeps the classes' shares. MissingError without scikit-learn.
+    is stratified by class. MissingError without scikit-learn.
     """
     try:
         from sklearn.datasets import load_digits
@@ -48,7 +48,7 @@ def fashion_mnist(folder: str | Path, *, batch: int = 128, calibrate: int = CALI
     """Fashion-MNIST from its four IDX files (.gz or not): x [B, 1, 28, 28] float32, mean 0 and deviation 1.
 
     `batch` images a training batch, `calibrate` training images chosen by `seed` to calibrate with. TaskError
-    names a file that is missing, cut off or not what its name says.
+    names a file that is missing, truncated or of another kind than its name.
     """
     folder = Path(folder).expanduser()
     sets = []
@@ -57,7 +57,7 @@ def fashion_mnist(folder: str | Path, *, batch: int = 128, calibrate: int = CALI
         label_file = idx.find(folder, f"{part}-labels-idx1-ubyte")
         images, labels = idx.read(image_file, ndim=3), idx.read(label_file, ndim=1)
         if images.shape[1:] != (28, 28) or not len(images):
-            raise TaskError(f"{image_file}: it holds {list(images.shape)}, but these are images of 28 x 28.")
+            raise TaskError(f"{image_file}: it holds {list(images.shape)}, but needs images of 28 x 28.")
         if len(labels) != len(images):
             raise TaskError(
                 f"{label_file}: {len(labels)} labels for the {len(images)} images of {image_file.name}."
@@ -80,7 +80,7 @@ def _images(
     calibrate: int,
     seed: int,
 ) -> Task:
-    """The task of classifying images that are in memory, (x [N, 1, H, W], y [N]) each."""
+    """A classification task for images in memory, (x [N, 1, H, W], y [N]) each."""
     if not 1 <= calibrate <= len(train[0]):
         raise TaskError(
             f"{name}: calibrate={calibrate}, but it is a number of training images, 1 to {len(train[0])}"
@@ -102,14 +102,14 @@ TASKS: dict[str, Callable[..., Task]] = {"digits": digits, "fashion-mnist": fash
 
 
 def task_from(text: str) -> Task:
-    """The task a text names: "digits", "fashion-mnist:FOLDER", "file.py:function", "package.module:function".
+    """The task of this name: "digits", "fashion-mnist:FOLDER", "file.py:function", "package.module:function".
 
-    A function is called without arguments and returns a Task. TaskError says what was found instead.
+    A function is called without arguments and returns a Task. TaskError if there is no such task.
     """
     word, colon, rest = text.partition(":")
     if word == "digits":
         if colon:
-            raise TaskError(f"task: {text!r}, but digits takes nothing after its name")
+            raise TaskError(f"task: {text!r}, but digits takes no argument")
         return digits()
     if word == "fashion-mnist":
         if not rest:
@@ -117,7 +117,7 @@ def task_from(text: str) -> Task:
         return fashion_mnist(rest)
     if not colon:
         raise TaskError(
-            f"task: {text!r} is no built-in task; {did_you_mean(text, TASKS)}. A task of your own is "
+            f"task: {text!r} is not a built-in task; {did_you_mean(text, TASKS)}. A task of your own is "
             "file.py:function or package.module:function, with a function that returns a Task."
         )
     task: Task = import_object(text, "task", TaskError, Task)

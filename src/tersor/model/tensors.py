@@ -1,4 +1,4 @@
-"""Tensors: where a module holds them, and others of the same kind to put there."""
+"""Tensors: a module's tensors by site, and replacements of the same kind."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from tersor.model.sites import sites_of
-from tersor.model.state_dicts import handed, registered
+from tersor.model.state_dicts import own_tensors, registered
 
 
 def held(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """(the module's own tensors by site, other names -> site) of what its state dict gives."""
+    """(the module's own tensors by site, aliases: other name -> site), by its state dict."""
     sites, _, tied = sites_of(model, meta=True)
-    return {name: tensor for name, tensor in handed(model, meta=True).items() if name in sites}, tied
+    return {name: tensor for name, tensor in own_tensors(model, meta=True).items() if name in sites}, tied
 
 
 def blank(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """An uninitialised tensor of this shape: on the device of `like`, in its order of axes in memory, trained
-    where it is."""
+    """An uninitialized tensor of this shape, with the device, memory format and requires_grad of `like`."""
     order = layout(like) if like.ndim == len(shape) else tuple(range(len(shape)))
     new = torch.empty_permuted(shape, order, dtype=dtype, device=like.device)
     if isinstance(like, nn.Parameter):
@@ -29,27 +28,26 @@ def blank(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 
 def layout(tensor: Tensor) -> tuple[int, ...]:
-    """The axes in the order of memory, slowest first: channels last, turned over; as they are where there is
-    no such order."""
+    """The axes in memory order, slowest first, for channels-last and transposed tensors; else 0, 1, 2, ..."""
     order = tuple(sorted(range(tensor.ndim), key=lambda axis: -tensor.stride()[axis]))
     fits = not tensor.is_contiguous() and tensor.permute(order).is_contiguous()
     return order if fits else tuple(range(tensor.ndim))
 
 
 def put(model: nn.Module, old: Tensor, new: Tensor) -> None:
-    """The new tensor wherever the model holds the old one."""
+    """Put the new tensor wherever the model holds the old one."""
     for _, module, name, tensor in list(registered(model)):
         if tensor is old:
-            setattr(module, name, new)  # recurrent layers keep a list of their weights, and see to it
+            setattr(module, name, new)  # recurrent layers then update their list of weights
 
 
 def memory(tensor: Tensor) -> int:
-    """Where a tensor's storage is; 0 for those that have none."""
+    """The address of a tensor's storage; 0 for a meta tensor."""
     return tensor.untyped_storage().data_ptr()
 
 
 def checksum(tensor: Tensor) -> int:
-    """A sum of a tensor's bytes, at the speed of memory; 0 for one without any."""
+    """A sum of a tensor's bytes, at memory speed; 0 for a meta or empty tensor."""
     if tensor.is_meta or not tensor.numel():
         return 0
     data = tensor.detach().permute(layout(tensor)).reshape(-1).view(torch.uint8)

@@ -1,8 +1,8 @@
-"""Tune: a model whose forms can be trained, for one training loop; afterwards folded back to forms.
+"""Trainable: a model whose forms can be trained in a training loop and then folded back to forms.
 
-The leaves of each form are parameters (parts.py), and the user's modules are called with the values that
-follow from them, so no layer is wrapped and no class is patched. Grids on edges learn with them
-(simulate.py).
+The leaves of each form are parameters (trainable_parts.py), and the user's modules are called with the
+weights computed from them, so no layer is wrapped and no class is patched. The scales of grids on edges are
+trained too (simulate.py).
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from tersor.model.trainable_parts import MakePart, MaskedPart, Part, Structure, 
 
 
 class TrainableForms(Simulated):
-    """A model in training: parameters are the leaves of its forms and the scales of its edges' grids, buffers
-    are its own. It is called as the model is: any training loop will do."""
+    """A model in training: its parameters are the leaves of its forms and the scales of grids on edges; its
+    buffers are the model's. It is called like the model, in any training loop."""
 
-    hidden = True  # the forms' leaves are what is trained, not the layers' own weights
-    layout = torch.contiguous_format  # of convolution weights, which their outputs follow
+    hidden = True  # the forms' leaves are trained, not the layers' own weights
+    layout = torch.contiguous_format  # of convolution weights; it determines the layout of their outputs
 
     def __init__(
         self, model: nn.Module, forms: Mapping[str, Form], sites: Mapping[str, Site], train: Iterable[str],
@@ -39,15 +39,15 @@ class TrainableForms(Simulated):
         still: Iterable[str] = (), resting: Iterable[str] = (),
         edge_grids: Mapping[str, Grid] | None = None, example: Call | None = None,
     ):  # fmt: skip
-        """`model` is copied. `train` names the sites whose leaves learn; the other parameters stand still.
-        `still`: of these, sites that have parts all the same, for masks narrow there too. `resting`: paths of
-        modules that stay in eval mode. `makers` says for some sites how their even grids learn, where not as
-        AffinePart does. `edge_grids` are the grids whose scales learn, by the names of their edges; `example`
-        then runs the model once, such as lambda net: net(x), to see that the edges are there and are the
-        same in training."""
+        """`model` is copied. `train` names the sites whose leaves are trained; other parameters are frozen.
+        `still`: frozen sites that have parts nevertheless, because their masks may be narrowed. `resting`:
+        paths of modules that stay in eval mode. `makers`: by site, the part for a uniform grid if it is not
+        AffinePart. `edge_grids`: grids whose scales are trained, by the names of their edges; `example` then
+        runs the model once, such as lambda net: net(x), to check that the edges exist and are the same in
+        training."""
         trainable(model, edge_grids or (), example)
         super().__init__(copy.deepcopy(model), edge_grids)
-        for module in self.net.modules():  # the same gradients, but dense: Adam and forms take no others
+        for module in self.net.modules():  # the same gradients, but dense: Adam and forms need dense ones
             if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
                 module.sparse = False
         self.sites, self._site_names, self._given = sites, list(train), forms
@@ -69,20 +69,20 @@ class TrainableForms(Simulated):
 
     @property
     def learning(self) -> list[str]:
-        """The sites whose leaves learn."""
+        """The sites whose leaves are trained."""
         return list(self._site_names)
 
     def part_of(self, name: str) -> Part:
         return cast(Part, self.parts[key(name)])
 
     def begin(self, forms: Mapping[str, Form]) -> None:
-        """Learn on from the weights of these forms: see Part.begin."""
+        """Start training from the weights of these forms: see Part.begin."""
         for name, form in forms.items():
             if name not in self._still:
                 self.part_of(name).begin(uncoded(form))
 
     def values(self) -> dict[str, Tensor]:
-        """What the model's tensors are now, by site."""
+        """The model's present tensors, by site."""
         values = {}
         for name, site in self.sites.items():
             if key(name) in self.parts:
@@ -93,16 +93,15 @@ class TrainableForms(Simulated):
         return values
 
     def keep(self, values: Mapping[str, Tensor]) -> None:
-        """What a forward has put in the place of a buffer (self.mean = ...) is what the next one goes on
-        from."""
+        """Copy the buffers that a forward has reassigned (self.mean = ...), for the next forward."""
         with torch.no_grad():
             for name, site in self.sites.items():
                 if site.kind == "buffer" and values[name] is not (own := getattr(self, key(name))):
                     cast(Tensor, own).copy_(values[name])
 
     def leave(self, values: Mapping[str, Tensor]) -> None:
-        """The net's own tensors show what this forward was computed with, for gradient checkpointing runs
-        parts of it again in backward, when nothing stands in their place."""
+        """Let the net's own tensors share the values of this forward. Gradient checkpointing runs parts again
+        in backward, when the net's tensors are no longer replaced."""
         if torch.is_grad_enabled() and not torch.compiler.is_compiling() and not transformed():
             own = tensors_of(self.net)
             for name, value in values.items():
@@ -116,13 +115,13 @@ class TrainableForms(Simulated):
         return self
 
     def fold(self) -> dict[str, Form]:
-        """The trained forms of the sites that learn, and of the buffers that training moved; of sites that
-        stand still what they were given as, under the masks there are now. Grids on edges: `fold_grids`.
-        RefusedError where a leaf is no number any more: rounded to codes nobody would see it."""
+        """The forms of trained sites and of the buffers that training changed; frozen sites keep their given
+        forms, under their present masks. Grids on edges: `fold_grids`. RefusedError if a leaf is NaN or
+        infinite: rounding to codes would hide it."""
         for name in self._site_names:
             if not all(bool(leaf.isfinite().all()) for leaf in self.part_of(name).parameters()):
                 raise RefusedError(
-                    f"{name}: training made NaN or infinity of it. Lower the learning rate, clip gradients "
+                    f"{name}: it became NaN or infinite in training. Lower the learning rate, clip gradients "
                     f"(max_grad_norm=1), or look for NaN in the data and the loss"
                 )
         folded = {name: self.part_of(name).fold() for name in self._site_names}
@@ -135,7 +134,7 @@ class TrainableForms(Simulated):
 
 
 def under_masks(part: Part, form: Form) -> Form:
-    """The form with the masks that its part has by now; its numbers stay bit for bit."""
+    """The form with the present masks of its part; its values keep their bits."""
     if isinstance(part, MaskedPart) and isinstance(form := uncoded(form), Masked):
         keep, body = part.keep.detach().cpu().clone(), under_masks(part.body, form.body)
         if torch.equal(keep, form.keep.decode()) and body is form.body:
@@ -146,6 +145,6 @@ def under_masks(part: Part, form: Form) -> Form:
     if isinstance(part, Structure):
         plain = uncoded(form)
         old = plain.children()
-        new = {name: under_masks(one, old[name]) for name, one in part.parts()}
+        new = {name: under_masks(inner, old[name]) for name, inner in part.parts()}
         return form if all(new[name] is old[name] for name in new) else plain.replace(**new)
     return form

@@ -1,13 +1,14 @@
-"""Part: the trainable side of each form: parameters, and a value that is differentiable in them.
+"""Trainable parts: for each form a module with parameters and a value that is differentiable in them.
 
-Dense      the array itself                       Masked    value(body) * keep: what is pruned stays zero
-Affine     a float weight w, seen as its grid value; straight-through (Bengio 2013), step size learned
-    (LSQ, Esser 2020)
-LogGrid    the same on a fixed logarithmic grid   Codebook  index fixed, the table learned: gradients of
-    shared weights add up in their entry (Han 2016, section 3.2)
-binary, ternary   w seen through its rule (XNOR-Net, TWN)
-LowRank, Sum      their parts' product and sum
-A new form gets its part here, or in the table PARTS by whoever adds it.
+Dense     the array itself
+Masked    value(body) * keep: pruned weights stay zero
+Affine    a float weight w rounded to its grid, straight-through (Bengio 2013); scale as in LSQ (Esser 2020)
+LogGrid   w rounded to a fixed logarithmic grid, straight-through
+Codebook  fixed index, trained table: an entry gets the sum of its weights' gradients (Han 2016, section 3.2)
+          binary, ternary: w rounded by its rule (XNOR-Net, TWN)
+LowRank   the product of the parts of its factors
+Sum       the sum of its parts
+A new form gets an entry in the table PARTS.
 """
 
 from __future__ import annotations
@@ -27,56 +28,56 @@ from tersor.maths.units import TINY
 
 
 class Part(nn.Module):
-    """The trainable side of one form. A body's is made of the form and the mask above it, a structure's of
-    the form and its inner parts."""
+    """The trainable part of one form. A Structure is constructed from the form and its inner parts, other
+    parts from the form and the mask above it."""
 
     axis: int  # of its form's rows
 
     def value(self) -> Tensor:
-        """The weight as the model sees it, with gradients to this part's parameters."""
+        """The weight that the model uses, with gradients to this part's parameters."""
         raise TypeError(f"{type(self).__name__} has no value")
 
     def fold(self) -> Form:
-        """The form that decodes to `value`, as it stands now."""
+        """The form that decodes to the present `value`."""
         raise TypeError(f"{type(self).__name__} has no fold")
 
     def begin(self, form: Form) -> None:
-        """Learn on from the weights of `form`, of which this part's form is a coarser one. What rounds while
-        it trains then starts between its levels and not on them; the others start where they are."""
+        """Start training from the weights of `form`, which this part's form approximates. Parts that round
+        then start between their levels and not on them; other parts ignore it."""
 
 
 class Structure(Part):
-    """The parts of the inner forms, and how their values make one."""
+    """The parts of the inner forms, and the function that joins their values to one."""
 
     def __init__(self, form: Form, *inner: Part):
         super().__init__()
         self.kind = type(form)
-        for name, one in zip(form.inner, inner, strict=True):
-            self.add_module(name, one)
+        for name, child in zip(form.inner, inner, strict=True):
+            self.add_module(name, child)
 
     def parts(self) -> Iterable[tuple[str, Part]]:
         return cast(Iterable[tuple[str, Part]], self.named_children())
 
     def join(self, *values: Tensor) -> Tensor:
-        """The weight, of the inner ones."""
+        """The weight, from the values of the inner parts."""
         raise TypeError(f"{type(self).__name__} has no join")
 
     def value(self) -> Tensor:
-        return self.join(*(one.value() for _, one in self.parts()))
+        return self.join(*(child.value() for _, child in self.parts()))
 
     def fold(self) -> Form:
-        return self.kind(**{name: one.fold() for name, one in self.parts()})
+        return self.kind(**{name: child.fold() for name, child in self.parts()})
 
     def begin(self, form: Form) -> None:
         if isinstance(form, self.kind):
-            for name, one in self.parts():
-                one.begin(form.children()[name])
+            for name, child in self.parts():
+                child.begin(form.children()[name])
 
 
 class DensePart(Part):
     def __init__(self, form: Dense, keep: Tensor | None = None):
         super().__init__()
-        self.dtype = form.array.dtype  # trained in float32 (or float64), stored as it was
+        self.dtype = form.array.dtype  # trained in float32 (or float64), stored in its own dtype
         wide = torch.promote_types(self.dtype, torch.float32)
         self.w = nn.Parameter(form.array.detach().to(wide, copy=True))
 
@@ -88,7 +89,7 @@ class DensePart(Part):
 
 
 class MaskedPart(Structure):
-    """`keep` may be narrowed while training (gradual pruning): it is a buffer."""
+    """`keep` is a buffer, which gradual pruning narrows in training."""
 
     keep: Tensor
     body: Part
@@ -102,7 +103,7 @@ class MaskedPart(Structure):
 
     def fold(self) -> Form:
         body = self.body.fold()
-        if isinstance(body, Dense):  # what is hidden is zero, so that equal weights are equal forms
+        if isinstance(body, Dense):  # zeros under the mask, so that equal weights give equal forms
             body = Dense(torch.where(self.keep.cpu(), body.array, torch.zeros_like(body.array)))
         return Masked(Dense(self.keep.detach().cpu().clone()), body)
 
@@ -111,7 +112,7 @@ class MaskedPart(Structure):
 
 
 class RoundedPart(Part):
-    """Sees a float weight `w` through a grid."""
+    """The base of parts that round a float weight `w`."""
 
     w: nn.Parameter
 
@@ -125,11 +126,11 @@ class AffinePart(RoundedPart):
         super().__init__()
         self.form = form
         self.w = nn.Parameter(form.decode().detach().float().clone())
-        self.steps = part(form.scale)  # a table, or a row of steps times a column of them
+        self.steps = part(form.scale)  # Dense, or LowRank: a column of scales times a row of scales
         zero = torch.zeros_like(self.scale) if form.zero is None else form.zero.decode().float()
         self.register_buffer("zero", zero.clone())
         self.low, self.high = limits(form.bits, form.zero is None)
-        # LSQ: without this factor a step size, which moves all its weights, would outrun each of them.
+        # LSQ's gradient scale: without it a scale, which sums the gradients of its weights, learns too fast.
         count = sum(p.numel() for p in self.steps.parameters())
         self.ease = (self.w.numel() / count * max(self.high, 1)) ** -0.5
 
@@ -145,10 +146,11 @@ class AffinePart(RoundedPart):
         return rows / scale + zero, scale, zero
 
     def value(self) -> Tensor:
-        """The gradients are written out, not left to the division: near a scale of 0 that gives 0 * inf."""
+        """The gradients are explicit: autograd of the division gives 0 * inf near a scale of 0."""
         exact, scale, zero = self.codes()
         codes = exact.clamp(self.low, self.high).round()
-        # What rounds to an end is inside, as in torch's fake quantization: stored codes there have to move.
+        # Values that round to the first or last code count as inside, as in torch's fake quantization:
+        # otherwise weights stored at these codes would get no gradient.
         inside = (exact >= self.low - 0.5) & (exact <= self.high + 0.5)
         rows = to_rows(self.w, self.form.axis)
         learned = expand(self.scale.abs() * self.ease, self.form.grouping, rows.shape[1])
@@ -168,7 +170,7 @@ class AffinePart(RoundedPart):
 
 
 def positive(steps: Form) -> Form:
-    """Steps as learned, without sign: of a product of one column and one row, each side by itself."""
+    """The absolute values of trained scales; for a product of a column and a row, of each factor."""
     if isinstance(steps, LowRank) and steps.left.shape[1] == 1:
         return LowRank(positive(steps.left), positive(steps.right))
     return Dense(steps.decode().float().abs().clamp_min(TINY))
@@ -197,8 +199,7 @@ class LogPart(RoundedPart):
 
 
 class SignPart(RoundedPart):
-    """Binary and ternary weights: index and scale follow from a float weight by the rule that first made
-    them."""
+    """Binary and ternary weights: index and scale are computed from a float weight by the original rule."""
 
     keep: Tensor | None
 
@@ -211,7 +212,7 @@ class SignPart(RoundedPart):
         self.per, self.rule = "tensor" if cast(Form, form.scale).shape[0] == 1 else "channel", "twn"
 
     def begin(self, form: Form) -> None:
-        """The rule of a ternary weight is not stored: it is the one that gives this index."""
+        """The rule of a ternary weight is not stored: take the rule that gives the stored index."""
         super().begin(form)
         for self.rule in ("twn", "exact"):
             if torch.equal(self.signs()[0].cpu(), to_rows(self.form.index.decode(), self.form.axis)):
@@ -278,11 +279,11 @@ PARTS: dict[type[Form], Callable[..., Part]] = {
 }  # fmt: skip
 
 
-MakePart = Callable[[Affine], Part]  # another way for even grids to learn than AffinePart
+MakePart = Callable[[Affine], Part]  # makes the part of a uniform grid in place of AffinePart
 
 
 def part(form: Form | At, make: MakePart | None = None) -> Part:
-    """The trainable side of a form whose leaves are plain, in its place in the tree."""
+    """The trainable part of a form with plain leaves, at its place in the tree."""
     at = form if isinstance(form, At) else At(form)
     node, inner = at.node, [part(child, make) for _, child in at.below() if child.weights]
     if isinstance(node, Affine) and make is not None:

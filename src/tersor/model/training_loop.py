@@ -1,4 +1,4 @@
-"""Fit: the one training loop, run through Accelerate: one process, several, or a GPU by configuration.
+"""Training loop: the only one, run through Accelerate: one process, several, or a GPU by configuration.
 
 loss = (1 - w) * task loss + w * soft targets, w = teacher_weight (model/losses.py)      Hinton 2015
      + feature_weight * mean squared difference of named layers' outputs     Romero 2015
@@ -35,26 +35,26 @@ OPTIMIZERS = ("adamw", "adam", "sgd")
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """How to train: what steps with retraining have in common."""
+    """The settings of a training, common to all steps that train."""
 
-    epochs: float = 1  # passes over the training batches; a fraction is part of one
+    epochs: float = 1  # passes over the training batches; may be a fraction
     lr: float = 1e-3
-    schedule: str = "cosine"  # of the learning rate over the whole of this training
+    schedule: str = "cosine"  # of the learning rate over this training
     optimizer: str = "adamw"
     weight_decay: float = 0.0
-    teacher_weight: float = 0.0  # of the teacher in the loss: 0 none, 1 only the teacher
+    teacher_weight: float = 0.0  # weight of the teacher in the loss: 0 no teacher, 1 only the teacher
     temperature: float = 4.0
     features: str = ""  # layers whose outputs are matched to the teacher's: see features.py
     feature_weight: float = 1.0
     bf16: bool = False  # forward passes in bfloat16
-    channels_last: bool = False  # convolutions in the layout that CPUs are faster in
-    max_grad_norm: float | None = None  # largest norm of all gradients together (Pascanu 2013)
+    channels_last: bool = False  # convolutions in channels-last layout, which is faster on CPUs
+    max_grad_norm: float | None = None  # limit for the norm of all gradients together (Pascanu 2013)
     lr_of: str = ""  # globs of sites with factors of the learning rate: see groups.py
-    frozen: str = "stay"  # what is done with what is frozen: see frozen.py; View.train reads it
+    frozen: str = "stay"  # how frozen tensors are treated: see frozen.py; View.train reads it
 
 
 class EpochStore(Protocol):
-    """Where a training is kept between epochs, so that it can go on after a kill."""
+    """Stores a training after each epoch, so that a killed run can be resumed."""
 
     def save(self, epoch: int, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None: ...
 
@@ -62,7 +62,7 @@ class EpochStore(Protocol):
 
 
 def rate(step: int, total: int, schedule: str) -> float:
-    """The share of the learning rate at this step of `total`."""
+    """The factor of the learning rate at this step of `total`."""
     t = step / max(total, 1)
     if schedule == "cosine":
         return 0.5 * (1 + math.cos(math.pi * t))
@@ -83,11 +83,11 @@ def fit(
     """Train the leaves of `tuned`; returns {"steps", "loss" (mean of the last epoch)}.
 
     `on_step(step, total)` runs before each optimizer step (gradual pruning narrows its masks there). With a
-    checkpoint the training goes on after the last finished epoch: parameters, masks, maps of features,
-    optimizer and random state. The teacher is moved and put in eval mode: give a copy.
+    checkpoint the training resumes after the last finished epoch: parameters, masks, feature maps, optimizer
+    and random state. The teacher is moved to the device and put in eval mode: give a copy.
     """
     check_unlisted(tuned, task)
-    accelerator = launch(tuned)
+    accelerator = make_accelerator(tuned)
     batches = task.batches("train")
     per_epoch = length_of(batches)
     with seeded(seed), lent(batches) as counters, torch.enable_grad(), contextlib.ExitStack() as stack:
@@ -96,8 +96,8 @@ def fit(
         stack.enter_context(features.beside(tuned))
         groups = groups_of(tuned, plan.lr_of, plan.weight_decay)
         optimizer = make_optimizer(groups, plan)
-        net, optimizer, loader = accelerator.prepare(tuned, optimizer, share(batches, accelerator))
-        generators = generators_of(batches)  # now: for several processes Accelerate gives a sampler one
+        net, optimizer, loader = accelerator.prepare(tuned, optimizer, sharded(batches, accelerator))
+        generators = generators_of(batches)  # after prepare, which gives a sampler one for several processes
         for generator in generators:
             generator.manual_seed(seed)
         device = accelerator.device
@@ -149,7 +149,7 @@ def fit(
                         break
                 if not losses:
                     raise TaskError(
-                        "the training set gave no batch in its second pass: give a list or a DataLoader"
+                        "the training set returned no batch in its second pass: give a list or a DataLoader"
                     )
                 if not math.isfinite(losses[-1]):
                     raise RefusedError(
@@ -162,14 +162,14 @@ def fit(
                     mean = sum(losses) / len(losses)
                     facts |= {"step": step, "loss": mean, "counters": counters.facts()}
                     checkpoint.save(epoch, tensors, facts)
-        if accelerator.num_processes > 1:  # running statistics saw other batches in each process
+        if accelerator.num_processes > 1:  # running statistics differ: each process has other batches
             for buffer in tuned.buffers():
                 torch.distributed.broadcast(buffer, 0)
         tuned.eval()
     return {"steps": step, "loss": sum(losses) / len(losses)}
 
 
-def launch(tuned: TrainableForms) -> Accelerator:
+def make_accelerator(tuned: TrainableForms) -> Accelerator:
     try:
         from accelerate import Accelerator
     except ImportError:
@@ -178,8 +178,8 @@ def launch(tuned: TrainableForms) -> Accelerator:
     return Accelerator(cpu=on_cpu)
 
 
-class Share:
-    """Every n-th batch of a set that Accelerate does not divide itself (it divides DataLoaders)."""
+class Shard:
+    """Every n-th batch of a set that Accelerate does not shard itself (it shards DataLoaders only)."""
 
     def __init__(self, batches: Iterable[Any], accelerator: Accelerator):
         self.batches, self.first, self.of = batches, accelerator.process_index, accelerator.num_processes
@@ -188,7 +188,7 @@ class Share:
         held: list[Any] = []
         for batch in self.batches:
             held.append(batch)
-            if len(held) == self.of:  # an uneven rest is left out: every process must take the same steps
+            if len(held) == self.of:  # a remainder is left out: every process must take as many steps
                 yield held[self.first]
                 held = []
 
@@ -196,9 +196,9 @@ class Share:
         return (length_of(self.batches) or 0) // self.of
 
 
-def share(batches: Iterable[Any], accelerator: Accelerator) -> Iterable[Any]:
+def sharded(batches: Iterable[Any], accelerator: Accelerator) -> Iterable[Any]:
     alone = accelerator.num_processes == 1 or isinstance(batches, DataLoader)
-    return batches if alone else Share(batches, accelerator)
+    return batches if alone else Shard(batches, accelerator)
 
 
 def make_optimizer(groups: list[dict[str, Any]], plan: TrainingPlan) -> torch.optim.Optimizer:
@@ -208,7 +208,7 @@ def make_optimizer(groups: list[dict[str, Any]], plan: TrainingPlan) -> torch.op
     return kind(groups, lr=plan.lr)
 
 
-def loss_of(  # noqa: PLR0917 (all six are the loop's own)
+def loss_of(  # noqa: PLR0917 (all six come from the loop)
     net: nn.Module,
     teacher: nn.Module | None,
     task: Task,
@@ -216,7 +216,7 @@ def loss_of(  # noqa: PLR0917 (all six are the loop's own)
     batch: Any,
     features: Features,
 ) -> Tensor:
-    """The loss of one batch of a training."""
+    """The training loss of one batch."""
     features.clear()
     output = as_floats(task.run(net, batch))
     terms: list[Tensor] = []

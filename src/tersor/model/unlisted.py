@@ -1,10 +1,10 @@
-"""Unlisted: what training moves in a module and no state dict lists, seen before the training is spent.
+"""Unlisted: refuse, before training, modules with state that training changes and no state dict lists.
 
-Buffers that are not persistent, tensors and numbers that are plain attributes: forms and files hold none of
-them, and a training that goes on after a kill begins them anew. Tables that follow from settings and what a
-forward merely leaves behind are fine: a module is refused where its answers depend on what has moved.
-Not seen: what only a backward pass or a later batch moves, and what an object of another kind holds.
-Cost: a forward pass on the first batch and a copy of what is trained; where something has moved, six more.
+Such state is in non-persistent buffers, and in tensors and numbers in plain attributes: no form or file holds
+it, and a resumed training starts with its first values. Tables that are computed from settings are fine, and
+so are values that a forward stores but never reads: a module is refused if its outputs depend on the change.
+Not found: changes by a backward pass or a later batch only, and values inside objects of other classes.
+Cost: a forward pass on the first batch and a copy of the trained model; if something has changed, six more.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from tersor.model.state_dicts import registered, same
 from tersor.model.task import MISFIT, Task
 from tersor.model.trainable import TrainableForms
 
-DEEP = 3  # lists in lists: further down nothing is looked for
-INNER = frozenset(vars(nn.Module()))  # what every module has
+DEEP = 3  # the search stops at this depth of nested lists
+INNER = frozenset(vars(nn.Module()))  # attributes that every module has
 
 
 def check_unlisted(tuned: TrainableForms, task: Task) -> None:
-    """Refuse a module whose answers depend on what training would move and a state dict does not list."""
+    """RefusedError if the outputs depend on state that training changes and no state dict lists."""
     loader = task.batches("train")
     with steady(loader), unmoved(loader):
         batch = move(next(iter(loader), None), device_of(tuned))
@@ -40,18 +40,21 @@ def check_unlisted(tuned: TrainableForms, task: Task) -> None:
             try:
                 return [answer.detach() for answer in tensors_of(task.run(net, batch))]
             except MISFIT:
-                return None  # a batch that does not fit: the training says so better
+                return None  # the batch does not fit: the training loop reports it with a better message
 
-    def worn() -> TrainableForms:
-        """As a batch leaves it, but for what a state dict lists."""
+    def after_one_batch() -> TrainableForms:
+        """A copy after one batch, with the state dict restored: only unlisted state differs."""
         net = copy.deepcopy(tuned).train()
         answers(net)
         net.load_state_dict(tuned.state_dict())
         return net
 
-    names = changed(tuned.net, worn().net)
+    names = changed(tuned.net, after_one_batch().net)
     for training in (False, True) if names else ():
-        fresh, after = answers(copy.deepcopy(tuned).train(training)), answers(worn().train(training))
+        fresh, after = (
+            answers(copy.deepcopy(tuned).train(training)),
+            answers(after_one_batch().train(training)),
+        )
         if fresh is None or after is None:
             return
         if len(fresh) != len(after) or not all(map(same, fresh, after)):
@@ -61,20 +64,20 @@ def check_unlisted(tuned: TrainableForms, task: Task) -> None:
 def refuse(names: list[str]) -> None:
     more = f" (and {len(names) - 1} more: {', '.join(names[1:4])})" if len(names) > 1 else ""
     raise RefusedError(
-        f"{names[0]}{more}: a forward in training changes it and answers depend on it, but the state dict "
-        f"does not list it: no file would hold it, nor a run that goes on after a kill. Make it a persistent "
+        f"{names[0]}{more}: a forward in training changes it and outputs depend on it, but the state dict "
+        f"does not list it: no file would hold it, and a resumed run would lose it. Make it a persistent "
         f"buffer, register_buffer({names[0].rpartition('.')[2]!r}, tensor), or freeze it in training"
     )
 
 
 def changed(before: nn.Module, after: nn.Module) -> list[str]:
-    """What is another value in a copy, by name; buffers first."""
+    """The names of unlisted values that differ in a copy; buffers first."""
     old = dict(unlisted(before))
     return [name for name, value in unlisted(after) if name not in old or not alike(old[name], value)]
 
 
 def unlisted(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """(name, value) of buffers that are not persistent, then of tensors, arrays and numbers in attributes."""
+    """(name, value) of non-persistent buffers, then of tensors, arrays and numbers in attributes."""
     own = {id(tensor) for _, _, _, tensor in registered(model)}
     modules = [(f"{path}." if path else "", module) for path, module in model.named_modules()]
     for path, module in modules:
@@ -84,13 +87,13 @@ def unlisted(model: nn.Module) -> Iterator[tuple[str, Any]]:
     for path, module in modules:
         for name, value in vars(module).items():
             if name not in INNER:
-                for inside, one in leaves(value, f"{path}{name}"):
-                    if id(one) not in own:
-                        yield inside, one
+                for inside, leaf in leaves(value, f"{path}{name}"):
+                    if id(leaf) not in own:
+                        yield inside, leaf
 
 
 def leaves(value: Any, name: str, deep: int = 0) -> Iterator[tuple[str, Any]]:
-    """The tensors, arrays and numbers in a value."""
+    """(name, value) of the tensors, arrays and numbers in a value."""
     if isinstance(value, Tensor):
         if value.layout is torch.strided:
             yield name, value.detach()

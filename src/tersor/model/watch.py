@@ -1,15 +1,15 @@
-"""Watch: see, and replace, the tensors on the edges of a module's own forward.
+"""Watch: read and replace the tensors on the edges of a module's own forward.
 
     path/op:k       the k-th call of op within one call of the module at path      layer1.0/add:0
     path/op:k.j     its j-th output, where it returns a tuple                      cell/lstm:0.0
     /input:NAME     an argument of the module itself; NAME.j inside a container    /input:x
 
-A function mode is entered for one forward; hooks on a private copy say which module is running. `path` is
-that module's first name, and k counts anew in each call: the calls of a shared module share names as they
-share weights, and neither the length of a loop nor recomputation changes any. Hooks alone would see no
-additions and no attention; a dispatch mode sees decomposed operators, below autograd.
+A function mode is entered for one forward; hooks on a private copy keep track of the running module. `path`
+is that module's first name, and k starts at 0 in each call: the calls of a shared module share names as they
+share weights, and neither the length of a loop nor recomputation changes a name. Hooks alone would miss
+additions and attention; a dispatch mode gets decomposed operators, below autograd.
 
-Cost: some microseconds a function call. Nothing stays when the forward has ended, with an error or without.
+Cost: a few microseconds a function call. The mode is left after the forward, also after an error.
 """
 
 from __future__ import annotations
@@ -27,17 +27,18 @@ from torch.overrides import TorchFunctionMode
 from tersor.errors import RefusedError
 from tersor.model.ops import OPENED, op_of
 
-See = Callable[[str, Tensor], Tensor]  # (name of the edge, its value) -> the value that goes on
-Frame = tuple[str, dict[str, int]]  # a running module's path, and how often each op was called in it
+See = Callable[[str, Tensor], Tensor]  # (name of the edge, its value) -> the value that replaces it
+Frame = tuple[str, dict[str, int]]  # a running module's path, and the index of the last call of each op
 
-_here = threading.local()  # .run: the run of the forward that this thread is in
+_here = threading.local()  # .run: the run of this thread's present forward
 
 
 class WatchedRun(TorchFunctionMode):
     """One forward. `frames` are the modules that are running, innermost last."""
 
     def __init__(self, see: See | None, frames: list[Frame] | None = None, inputs: bool = False):
-        """With `see` None nothing is watched, yet hooks know the run. `inputs`: arguments are edges too."""
+        """`see` is called on each edge; with None, hooks only track modules. `inputs`: arguments are edges
+        too."""
         super().__init__()
         self.see, self.frames, self.inputs = see, frames or [], inputs
 
@@ -45,7 +46,7 @@ class WatchedRun(TorchFunctionMode):
         if func in OPENED:
             with self:
                 return OPENED[func](*args, **kwargs or {})
-        out = func(*args, **kwargs or {})  # the mode is off inside, for `see` too
+        out = func(*args, **kwargs or {})  # torch turns the mode off here, also while `see` runs
         op = op_of(func)
         if op is None or not self.frames or self.see is None:
             return out
@@ -66,13 +67,13 @@ def floating(value: Any) -> bool:
 
 
 def active() -> WatchedRun | None:
-    """The run that this thread is in."""
+    """This thread's present run; None outside of a forward."""
     return getattr(_here, "run", None)
 
 
 @contextmanager
 def running(run: WatchedRun) -> Iterator[WatchedRun]:
-    """The hooks find `run`, and the mode is on where it has something to see."""
+    """Make `run` the active one for the hooks, and enter its mode if it watches edges."""
     before = active()
     _here.run = run
     try:
@@ -86,26 +87,26 @@ def running(run: WatchedRun) -> Iterator[WatchedRun]:
 
 
 class Enter:
-    """Before a module's forward. A class and not a closure, so that the hooked copy can be pickled."""
+    """Hook before a module's forward. A class and not a closure, so that the hooked copy can be pickled."""
 
     def __init__(self, path: str, needed: bool):
-        """`needed`: a forward outside of a run, in backward, would be another one."""
+        """`needed`: refuse recomputation in backward outside of a run: its results would differ."""
         self.path, self.needed = path, needed
 
     def __call__(self, module: nn.Module, args: Any) -> None:
         run = active()
         if run is not None:
             run.frames.append((self.path, {}))
-        elif self.needed and torch._C._current_graph_task_id() != -1:  # inside backward: it is run again
+        elif self.needed and torch._C._current_graph_task_id() != -1:  # inside backward: recomputation
             raise RefusedError(
                 f"{self.path or 'the model'}: gradient checkpointing runs it again without the grids on its "
-                f"edges: the gradients would be wrong. Give it use_reentrant=False and "
+                f"edges, so the gradients would be wrong. Give checkpoint use_reentrant=False and "
                 f"context_fn=tuned.resume, or train without checkpointing"
             )
 
 
 class Leave:
-    """After a module's forward, also when that raised."""
+    """Hook after a module's forward, also after an error."""
 
     def __call__(self, module: nn.Module, args: Any, out: Any) -> None:
         run = active()
@@ -114,7 +115,7 @@ class Leave:
 
 
 class Arguments:
-    """Before the outermost forward: its arguments are edges by their names in the signature."""
+    """Hook before the outermost forward: its arguments are edges, named as in the signature."""
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         run = active()
@@ -132,7 +133,7 @@ class Arguments:
 
 
 def through(see: See, name: str, value: Any) -> Any:
-    """An argument with all its floating tensors seen; containers are entered, other objects are not."""
+    """An argument with `see` applied to its floating tensors, also in dicts, tuples and lists."""
     if floating(value):
         return see(f"/input:{name}", value)
     if type(value) is dict:
@@ -143,8 +144,7 @@ def through(see: See, name: str, value: Any) -> Any:
 
 
 def hooked(net: nn.Module, needed: bool = True) -> nn.Module:
-    """The same module, which must be a private copy, with hooks that tell a run where it is. `needed`: see
-    Enter."""
+    """The given module, a private copy, with hooks that track the running module. `needed`: see Enter."""
     for path, module in net.named_modules():
         if not path:
             module.register_forward_pre_hook(Arguments(), prepend=True, with_kwargs=True)

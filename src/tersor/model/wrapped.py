@@ -1,6 +1,6 @@
-"""Wrapped: the model inside what torch.compile and data parallelism put around it.
+"""Wrapped: the model inside the wrappers of torch.compile and data parallelism.
 
-Their wrappers rename every tensor ("_orig_mod.fc.weight"); what is stored has the names of the model inside.
+Wrappers rename every tensor ("_orig_mod.fc.weight"); sites have the names of the model inside.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from tersor.errors import RefusedError
 
 
 def inside(module: Any) -> Any:
-    """The module itself where nothing is around it. RefusedError for one of TorchScript."""
+    """The module without its wrappers. RefusedError for a TorchScript module."""
     while True:
         if isinstance(module, (DataParallel, DistributedDataParallel)):
             module = module.module
@@ -24,7 +24,7 @@ def inside(module: Any) -> Any:
             break
     if isinstance(module, ScriptModule):
         raise RefusedError(
-            f"the model is a {type(module).__name__} of TorchScript, whose code can be neither copied nor "
-            f"traced; give the nn.Module that it was made of"
+            f"the model is a TorchScript {type(module).__name__}, which can be neither copied nor "
+            f"traced; give the nn.Module that it was made from"
         )
     return module

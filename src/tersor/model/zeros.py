@@ -1,10 +1,10 @@
-"""Zeros: which weights came with zeros that somebody put there, as masks that keep them.
+"""Zeros: masks for the zeros of weights that were pruned before they were given.
 
-A trained float is exactly zero about never: a pruned weight, the row of a padding token, a block that was cut
-are. Without a mask the next step would move them. Not taken for such: a few zeros among thousands, what a
-narrow dtype rounds to zero, and a tensor as it begins (all zeros, an identity, a fixed filter), which is to
-be trained.
-Cost: one pass over a weight, a slice at a time; where there are zeros another, and a byte an element.
+A trained float is almost never exactly zero: zeros are pruned weights, the row of a padding token, a block
+that was cut. Without a mask the next step would change them. Not masked: a few zeros among thousands, values
+that a narrow dtype rounds to zero, and initial tensors (all zeros, an identity, a fixed filter), which are
+still to be trained.
+Cost: one pass over a weight, a slice at a time; another one and a byte an element if it has zeros.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from torch import Tensor
 from tersor.forms import Coded, Dense, Form, Masked
 from tersor.model.sites import Site, select
 
-RARE = 1000  # one zero in so many is no decision, unless a whole index of an axis is empty
-FEW = 3  # magnitudes: a tensor with fewer of them was never trained
-HELD = "it came with zeros, which a mask holds"  # what is said of such a weight
-NONE = "none"  # in place of a glob: no weight keeps its zeros
+RARE = 1000  # fewer than one zero in RARE is chance, unless a whole index of an axis is zero
+FEW = 3  # a tensor with fewer different magnitudes was never trained
+HELD = "it was given with zeros, which a mask keeps"  # the text of the note on such a weight
+NONE = "none"  # instead of a glob: no weight keeps its zeros
 
 
 def masked(
     sites: Mapping[str, Site], forms: Mapping[str, Form], zeros: str = "*", where: str | Iterable[str] = "*",
     who: str = "zeros",
 ) -> dict[str, Masked]:  # fmt: skip
-    """The weights that `zeros` and `where` mean and that came with zeros, under masks of these.
+    """The weights that `zeros` and `where` pick and that have zeros to keep, as Masked forms.
 
-    SiteError where `zeros` matches nothing, and in the name of `who` where `where` does.
+    SiteError if `zeros` matches nothing; in the name of `who` if `where` does.
     """
     if zeros == NONE:
         return {}
@@ -47,19 +47,19 @@ def masked(
 
 
 def kept(form: Form) -> Tensor | None:
-    """Where a weight is not zero, bool of its shape; None where its zeros are no decision."""
+    """Which elements of a weight are not zero, bool of its shape; None if its zeros need no mask."""
     count = math.prod(form.shape)
     zeros = count - sum(int(part.count_nonzero()) for part in form.slices())
     if zeros < 2 or not trained(form, zeros):
         return None
     keep = torch.cat([part != 0 for part in form.slices()]).reshape(tuple(form.shape))
-    return keep if zeros * RARE > count or emptied(keep) else None
+    return keep if zeros * RARE > count or has_empty_index(keep) else None
 
 
 def trained(form: Form, zeros: int) -> bool:
-    """Whether what is not zero has been trained, and is not so small that its dtype rounds to zero.
+    """Whether the other elements were trained, and the zeros do not come from rounding in a narrow dtype.
 
-    Where rounding (or a processor that flushes) makes zeros, it leaves about as many weights just above them.
+    Rounding (or a processor that flushes to zero) leaves about as many tiny weights as zeros.
     """
     small, sizes = 0, set[float]()
     for part in form.slices():
@@ -71,8 +71,8 @@ def trained(form: Form, zeros: int) -> bool:
     return len(sizes) >= FEW and zeros > small
 
 
-def emptied(keep: Tensor) -> bool:
-    """Whether all is zero at an index of an axis: a row of an embedding, an input of a layer."""
+def has_empty_index(keep: Tensor) -> bool:
+    """Whether all elements at an index of an axis are zero: a row of an embedding, an input of a layer."""
     for axis in range(keep.ndim):
         rows = keep.movedim(axis, 0).flatten(1)
         if rows.shape[1] > 1 and not bool(rows.any(1).all()):
