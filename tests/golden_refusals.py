@@ -172,7 +172,7 @@ def groups_of_columns(affine: dict[str, Any]) -> Iterator[Case]:
     yield "affine-runs-few", signed(affine | {"runs": [2]}, [2, 2], 20), "a table of [2, 2] for 2 rows of 2"
     word = one_site(affine | {"runs": "2"}, [2, 2], bytes(20)).bytes()
     yield "affine-runs-text", word, "affine.runs must be"
-    yield "affine-two-ways", signed(both, [2, 2], 22), "groups are told in two ways"
+    yield "affine-two-ways", signed(both, [2, 2], 22), "groups are given in two ways"
     yield "affine-group-runs", signed(affine | {"runs": [1, 1], "group": 1}, [2, 2], 20), "in two ways"
     few = affine | {"member": plain("uint8", [1])}
     yield "affine-member", signed(few, [2, 2], 21), "member of torch.uint8 [1] for rows of 2"
@@ -216,7 +216,7 @@ def streams() -> Iterator[Case]:
     kept, packed = constant([2], kept=True), constant([2], pack=True)
     yield "coded-kept-alone", signed(kept, [2], one, dtype="uint8"), "no mask of its shape"
     yield "coded-planes", signed(constant([2], "int16"), [2], one, dtype="int16"), "1 streams for int16"
-    yield "coded-pack", signed(packed, [2], one, dtype="uint8"), "eight uint8 do not make a byte"
+    yield "coded-pack", signed(packed, [2], one, dtype="uint8"), "pack is set for uint8"
     unknown = one_site(constant([2], coder="best"), [2], one, dtype="uint8").bytes()
     yield "coded-coder", unknown, "coder 'best' is not known; known are max, fast, huffman, rans"
     yield "coded-stream", signed(constant([2]), [2], b"\7\7", dtype="uint8"), "coded stream"
