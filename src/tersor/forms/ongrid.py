@@ -78,7 +78,7 @@ class OnGrid(Form):
         return cut.regrouped(to_rows(groups, self.axis)[0])
 
     def regrouped(self, groups: Tensor) -> Self:
-        """This form with its columns in these groups [I], set by `group`, `runs` or `member`: fewest bytes."""
+        """This form with its columns in these groups [I], by `group`, `runs` or `member`: fewest bytes."""
         own, lengths = groups.unique_consecutive(return_counts=True)
         sizes = lengths.tolist()
         if len(set(sizes[:-1])) <= 1 and sizes[-1:] <= sizes[:1]:
