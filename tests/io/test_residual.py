@@ -13,8 +13,8 @@ from torch import Tensor
 from tersor.dtypes import CODES
 from tersor.errors import FormatError
 from tersor.io.patch import residual
-from tersor.io.patch.named_arrays import EvenGrid, regrid
-from tersor.io.patch.residual import fitted, groups, ordered, rebuild, tell, unordered
+from tersor.io.patch.named_arrays import UniformGrid, regrid
+from tersor.io.patch.residual import fitted, groups, ordered, rebuild, residual_streams, unordered
 
 SHAPES = ((), (0,), (1,), (7,), (0, 3), (3, 0), (5, 3), (2, 3, 4), (64, 33), (9, 1))
 SPECIAL = (math.nan, -math.nan, math.inf, -math.inf, 0.0, -0.0, 1e-45, 3e38)
@@ -53,7 +53,7 @@ def moved(old: Tensor, rng: np.random.Generator) -> Tensor:
 
 def told(new: Tensor, base: Tensor | None, keep: Tensor | None = None, profile: str = "max") -> int:
     """Tell and rebuild; returns the bytes between."""
-    streams = list(tell(new, base, keep, profile))
+    streams = list(residual_streams(new, base, keep, profile))
     again = rebuild(iter(streams), base, new.dtype, tuple(new.shape), keep)
     expected = np.frombuffer(bits(new), np.uint8).reshape(-1, new.dtype.itemsize).copy()
     if keep is not None:
@@ -90,7 +90,7 @@ def test_more_than_a_piece(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) 
     told(new, old, keep)
     told(new, None)
     assert (
-        len(list(tell(new, old))) > (4 if dtype.is_floating_point else 3) * dtype.itemsize
+        len(list(residual_streams(new, old))) > (4 if dtype.is_floating_point else 3) * dtype.itemsize
     )  # pieces, and groups
 
 
@@ -163,10 +163,10 @@ def test_regrid_against_a_slow_loop(group: int, zeros: bool, axis: int) -> None:
     rows, inputs = (4, 5) if axis == 0 else (5, 4)
     columns = -(-inputs // group) if group else 1
 
-    def grid() -> EvenGrid:
+    def grid() -> UniformGrid:
         scale = torch.from_numpy(rng.uniform(0.1, 1, (rows, columns))).float()
         zero = torch.from_numpy(rng.integers(-5, 6, (rows, columns))).short() if zeros else None
-        return EvenGrid(scale, zero, group, axis)
+        return UniformGrid(scale, zero, group, axis)
 
     old, new = grid(), grid()
     codes = torch.from_numpy(rng.integers(-128, 128, (4, 5)).astype(np.int8))
@@ -182,20 +182,20 @@ def test_regrid_against_a_slow_loop(group: int, zeros: bool, axis: int) -> None:
 
 def test_grids_that_do_not_fit() -> None:
     scale = torch.ones(4, 1)
-    assert EvenGrid(scale, None, 0, 0).fits((4, 5))
-    assert not EvenGrid(scale, None, 0, 1).fits((4, 5))
-    assert not EvenGrid(scale, None, 0, 2).fits((4, 5))
-    assert not EvenGrid(scale, torch.ones(4, 2), 0, 0).fits((4, 5))
-    assert not EvenGrid(torch.ones(4, 2), None, 2, 0).fits((4, 5))
-    assert EvenGrid(torch.ones(4, 3), None, 2, 0).fits((4, 5))
-    assert not EvenGrid(torch.ones(4), None, 0, 0).fits((4,))
+    assert UniformGrid(scale, None, 0, 0).fits((4, 5))
+    assert not UniformGrid(scale, None, 0, 1).fits((4, 5))
+    assert not UniformGrid(scale, None, 0, 2).fits((4, 5))
+    assert not UniformGrid(scale, torch.ones(4, 2), 0, 0).fits((4, 5))
+    assert not UniformGrid(torch.ones(4, 2), None, 2, 0).fits((4, 5))
+    assert UniformGrid(torch.ones(4, 3), None, 2, 0).fits((4, 5))
+    assert not UniformGrid(torch.ones(4), None, 0, 0).fits((4,))
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.float32, torch.int64])
 def test_damaged_streams_are_refused(dtype: torch.dtype) -> None:
     rng = np.random.default_rng(3)
     old = drawn(dtype, (40, 30), rng, 0.5)
-    streams = list(tell(moved(old, rng), old))
+    streams = list(residual_streams(moved(old, rng), old))
     with pytest.raises(FormatError, match="fewer streams"):
         rebuild(iter(streams[:-1]), old, dtype, (40, 30))
     for _ in range(200):

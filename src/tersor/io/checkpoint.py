@@ -55,8 +55,8 @@ class CheckpointFile(Protocol):
 
 
 class Checkpoint:
-    """A file or a folder of weights. Names, dtypes and shapes are read on opening, values one by one. `key`: only
-    the tensors under it, with the names below it."""
+    """A file or a folder of weights. Names, dtypes and shapes are read on opening, values one by one. `key`:
+    only the tensors under it, with the names below it."""
 
     def __init__(self, path: str | os.PathLike[str], key: str | None = None) -> None:
         self.path, self.key = Path(path), ""
@@ -213,7 +213,7 @@ class TorchCheckpoint:
             raise
 
     def _load(self, key: str | None) -> Chosen:
-        """The state dict: tensors with offsets and no bytes if all offsets are known, else with their bytes."""
+        """The state dict: tensors with offsets and no bytes if all offsets are known, else with bytes."""
         if self.records:
             with suppress(FormatError):
                 found = choose(load_torch(self.path, "meta"), self.path, key)
@@ -238,7 +238,7 @@ class TorchCheckpoint:
     def _sort(
         self, tensors: Mapping[str, Tensor]
     ) -> tuple[dict[str, Tensor], dict[str, Slot], dict[str, str]]:
-        """(tensors, slots, aliases). Tensors that are the same view of the same memory become one, with aliases."""
+        """(tensors, slots, aliases). Equal views of the same memory become one tensor with aliases."""
         own, slots, aliases = {}, {}, {}
         first: dict[tuple[Any, ...], str] = {}
         for name, tensor in tensors.items():
@@ -299,8 +299,8 @@ class TorchCheckpoint:
 
 
 def records_of(path: Path) -> dict[int, int]:
-    """Records of a checkpoint: offset -> bytes, for a zip that is not compressed and is little-endian. Empty for
-    other files, which must be loaded whole."""
+    """Records of a checkpoint: offset -> bytes, for a zip that is not compressed and is little-endian. Empty
+    for other files, which must be loaded whole."""
     if not zipfile.is_zipfile(path):
         return {}
     found = {}

@@ -66,8 +66,8 @@ def choose(found: Any, path: Path, key: str | None = None) -> Chosen:
 
 
 def flattened(found: Any, path: Path, *, optimizers: bool = True) -> dict[Names, Any]:
-    """All tensors and storages, by the tuple of keys that leads to them. `optimizers=False` leaves out those of
-    nested optimizers."""
+    """All tensors and storages, by the tuple of keys that leads to them. `optimizers=False` leaves out nested
+    optimizers."""
     flat: dict[Names, Any] = {}
     waiting: list[tuple[Names, Any]] = [((), found)]
     for _ in range(MOST):
@@ -128,8 +128,8 @@ def named(flat: Mapping[Names, Item], path: Path) -> dict[str, Item]:
 def under(
     key: str, items: Mapping[str, Item], path: Path, weights: Mapping[str, Any] | None = None
 ) -> dict[str, Item]:
-    """The items under a key, with the names below it. NoSuchKey for an unknown key, with similar keys of `weights`
-    (default: of all items)."""
+    """The items under a key, with the names below it. NoSuchKey for an unknown key; its message has similar
+    keys of `weights` (default: of all items), since a key usually names a network."""
     found = {name[len(key) + 1 :]: item for name, item in items.items() if name.startswith(f"{key}.")}
     if not found:
         every = {name.split(".")[0] for name in weights or items if "." in name}
@@ -147,7 +147,7 @@ def network(found: Any, path: Path) -> tuple[Names, set[str]]:
         parts = {name: item for name, item in children(found, path).items() if flattened(item, path)}
         loose = {name: item for name, item in parts.items() if not children(item, path)}
         networks = [
-            name for name, item in parts.items() if name not in loose and may_be_network(name, item, path)
+            name for name, item in parts.items() if name not in loose and is_network(name, item, path)
         ]
         # Loose random states beside networks are not weights, nor are numbers beside one: an epoch, a score.
         if len(loose) < len(parts):
@@ -166,7 +166,7 @@ def network(found: Any, path: Path) -> tuple[Names, set[str]]:
         begin, found = (*begin, first), parts[first]
 
 
-def may_be_network(name: str, item: Any, path: Path) -> bool:
+def is_network(name: str, item: Any, path: Path) -> bool:
     """Whether the item of a key may be a network."""
     if TRAINING.search(name) or is_optimizer(item):
         return False

@@ -56,8 +56,8 @@ ue}},"fc2.weight":{"shape":[
 """
 
 # For files with the short header, which have no digests and no ledger. Saves about 10 of 110 bytes compared
-# with the other one. The order was found by trial on two small networks, each compressed in six ways, with the
-# names of three libraries.
+# with the other one. The order was found by trial on two small networks, each compressed in six ways, with
+# the names of three libraries.
 TINY_LINES = """
 "indices":[[0,"kept":{"0":0,"1":1},"origin":""changes":[["set","["replace","","product",{"layers":2}
 ]]"grids":{"":{"form":{"form":"grid","scale":"convtranspose","embedding","attention","recurrent","fl

@@ -53,8 +53,8 @@ def unpack(
     Returns the bytes written.
 
     `only`: a glob, or several, that select tensors; the others are not read. `shard`: `out` is a new folder
-    of files with at most this many bytes of tensors (a number, or "2GB") and an index. FormatError if a part of
-    the file is damaged; nothing is written then. `limit` as in load().
+    of files with at most this many bytes of tensors (a number, or "2GB") and an index. FormatError if a part
+    of the file is damaged; nothing is written then. `limit` as in load().
     """
     out, observer = Path(out), observer or Observer()
     size = None if shard is None else read_size(shard)
