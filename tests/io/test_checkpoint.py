@@ -168,14 +168,14 @@ def folder_with(tmp_path: Path, **files: str) -> Path:
     [
         (
             '{"weight_map":{"w":"../a.safetensors"}}',
-            "w lies in '../a.safetensors', which is not a file beside",
+            "w is in '../a.safetensors', which is not a file in the same folder",
         ),
-        ('{"weight_map":{"w":"/etc/passwd"}}', "w lies in '/etc/passwd', which is not a file beside"),
-        ('{"weight_map":{"w":".."}}', "which is not a file beside"),
-        ('{"weight_map":{"w":1}}', "which is not a file beside"),
+        ('{"weight_map":{"w":"/etc/passwd"}}', "w is in '/etc/passwd', which is not a file in the same folder"),
+        ('{"weight_map":{"w":".."}}', "which is not a file in the same folder"),
+        ('{"weight_map":{"w":1}}', "which is not a file in the same folder"),
         ('{"weight_map":{"v":"a.safetensors"}}', "the index says that it holds v, but it does not"),
-        ('{"weight_map":{}}', "an index has a weight_map"),
-        ("[]", "an index has a weight_map"),
+        ('{"weight_map":{}}', "an index must have a weight_map"),
+        ("[]", "an index must have a weight_map"),
         ("{", "is not JSON"),
     ],
 )
@@ -225,7 +225,7 @@ def test_code_is_not_run(zipped: bool, tmp_path: Path) -> None:
     path, made = tmp_path / "w.pt", tmp_path / "made"
     torch.save({"w": torch.ones(2), "x": Evil(made)}, path, _use_new_zipfile_serialization=zipped)
     with pytest.raises(
-        FormatError, match=r"w.pt: it holds Python objects \(posix.mkdir\), and to load them is to run code"
+        FormatError, match=r"w.pt: it holds Python objects \(posix.mkdir\), and loading them would run code"
     ):
         Checkpoint(path)
     assert not made.exists()

@@ -159,10 +159,10 @@ def test_a_key_chooses_among_names_with_dots(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "said"),
     [
-        ("g_emma", "key='g_emma': no tensor stands under it; did you mean 'g_ema'"),
+        ("g_emma", "key='g_emma': no tensor is under it; did you mean 'g_ema'"),
         ("latent_avg", "key='latent_avg': it is one tensor; .*Allowed: g, g_ema$"),
-        ("optimizer", "no tensor stands under it; Allowed: g, g_ema$"),
-        ("", "key='': no tensor stands under it"),
+        ("optimizer", "no tensor is under it; Allowed: g, g_ema$"),
+        ("", "key='': no tensor is under it"),
     ],
 )
 @pytest.mark.parametrize("kind", ["pt", "safetensors"])
@@ -215,8 +215,8 @@ def many() -> Any:
 @pytest.mark.parametrize(
     ("saved", "said"),
     [
-        ({"optimizer": STATE, "epoch": 1}, "what a training keeps, under 'optimizer'.*--key optimizer"),
-        ({"opt": STATE}, "what a training keeps, under 'opt'.*--key opt"),
+        ({"optimizer": STATE, "epoch": 1}, "training state, under 'optimizer'.*--key optimizer"),
+        ({"opt": STATE}, "training state, under 'opt'.*--key opt"),
         ({"a": {"b": LATENT}, "a.b": LATENT}, "two of its tensors would be called a.b"),
         ({0: LATENT, "0": LATENT}, "two of its keys are written '0'"),
         (circle(), "more than 32 deep"),
@@ -276,5 +276,5 @@ def test_a_key_chooses_among_shards(tmp_path: Path) -> None:
         assert (set(source.slots), source.ignored) == ({"w", "v"}, {"a.w": 1})
     with Checkpoint(tmp_path, "a") as source:
         assert (list(source.slots), source.ignored) == (["w"], {"b.w": 1, "2.safetensors": None})
-    with pytest.raises(SettingError, match="key='c': no tensor stands under it"):
+    with pytest.raises(SettingError, match="key='c': no tensor is under it"):
         Checkpoint(tmp_path, "c")

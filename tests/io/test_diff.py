@@ -369,7 +369,7 @@ def test_a_wrong_base(files: Path, made: dict[str, Path], tmp_path: Path) -> Non
     with pytest.raises(SettingError, match="it is a patch"):
         diff(files / "old.int8.tersor", made["int8.tersor"], tmp_path / "out")
     for name in ("new.int8.tersor", "new.tiny.tersor", "new.safetensors"):
-        with pytest.raises(FormatError, match="it is no patch"):
+        with pytest.raises(FormatError, match="it is not a patch"):
             patch(files / "old.int8.tersor", files / name, tmp_path / "out")
     with pytest.raises(StorageError):
         patch(files / "old.int8.tersor", tmp_path / "none", tmp_path / "out")
@@ -511,7 +511,7 @@ def test_only_even_groups_can_move(kind: str, tmp_path: Path) -> None:
     assert b'"grid"' not in text
     document["parts"]["w:codes"] = {"grid": True, "coder": "max"}
     (tmp_path / "p").write_bytes(put_together(metadata, json.dumps(document).encode(), streams, head_of(old)))
-    with pytest.raises(FormatError, match="its groups are not even"):
+    with pytest.raises(FormatError, match="its groups are not equal"):
         patch(old, tmp_path / "p", tmp_path / "out")
     with pytest.raises(reference.BadFile, match="its groups are not even"):
         patcher.patched(old, tmp_path / "p")

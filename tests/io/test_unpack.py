@@ -325,7 +325,7 @@ def test_tiny_says_the_same_in_fewer_bytes(tmp_path: Path) -> None:
 def test_tiny_is_for_small_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_file({"w": torch.randn(100, 100)}, tmp_path / "w.safetensors")
     monkeypatch.setattr("tersor.io.short_header.LARGEST", 10_000)
-    with pytest.raises(RefusedError, match=r"at most 10,000, for it is read whole. Leave out --tiny"):
+    with pytest.raises(RefusedError, match=r"at most 10,000, since it is read whole. Leave out --tiny"):
         pack(tmp_path / "w.safetensors", tmp_path / "m.tersor", LOSSLESS, tiny=True)
     assert not (tmp_path / "m.tersor").exists()
 

@@ -64,9 +64,9 @@ BAD: list[tuple[Form, str]] = [
     (deep(9), "nested deeper than 8"),
     (Wavelet(torch.ones(2)), "no rule for the form wavelet"),
     (Sum(ones(2), Wavelet(torch.ones(2))), "w:b: no rule for the form wavelet"),
-    (Masked(mask(2), ones(2, dtype=FLOAT8)), "w:body: torch.float8_e5m2 is stored by itself only"),
-    (Masked(mask(2), ones(2, dtype=torch.complex64)), "w:body: torch.complex64 is stored by itself only"),
-    (ones(*[1] * 17), "17 axes, and 16 are read"),
+    (Masked(mask(2), ones(2, dtype=FLOAT8)), "w:body: torch.float8_e5m2 is for the root only"),
+    (Masked(mask(2), ones(2, dtype=torch.complex64)), "w:body: torch.complex64 is for the root only"),
+    (ones(*[1] * 17), "17 axes, but at most 16 are read"),
     # coded
     (stream((2,), "float8_e5m2", (2,)), "dtype 'float8_e5m2' is not coded; coded are bool, uint8"),
     (stream((2,), "int16", (2,)), "1 streams for int16"),
@@ -80,7 +80,7 @@ BAD: list[tuple[Form, str]] = [
     (Masked(mask(2, 1), stream((1, 2), "float32", (2,) * 4, kept=True)), "w:body: kept is set, but no mask"),
     (Masked(mask(2, 2), LowRank(KEPT, ones(2, 2))), "left: kept is set, but no"),
     (Masked(mask(2, 2), Affine(codes(2, 2), KEPT, group=1)), "scale: kept is set, but no"),
-    (Masked(mask(2), Masked(stream((2,), "bool", (2,), kept=True), ones(2))), "body.keep: kept is set, but no"),
+    (Masked(mask(2), Masked(stream((2,), "bool", (2,), kept=True), ones(2))), "body.keep: kept is set, but"),
     # masked
     (Masked(codes(2), ones(2)), "a mask of torch.int8"),
     (Masked(mask(2), ones(3)), r"mask \[2\], body \[3\]"),
