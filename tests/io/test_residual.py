@@ -1,4 +1,4 @@
-"""Changes: what comes back is what was told, bit for bit, whatever the old array was."""
+"""Residuals: arrays round-trip bit for bit against any base."""
 
 import math
 from typing import Any
@@ -25,7 +25,7 @@ def bits(value: Tensor) -> bytes:
 
 
 def drawn(dtype: torch.dtype, shape: tuple[int, ...], rng: np.random.Generator, spread: float) -> Tensor:
-    """Values of any kind, NaN and both zeros among floats."""
+    """Values of any kind, including NaN and both zeros for floats."""
     if not math.prod(shape):
         return torch.empty(shape, dtype=dtype)
     if dtype is torch.bool:
@@ -40,7 +40,7 @@ def drawn(dtype: torch.dtype, shape: tuple[int, ...], rng: np.random.Generator, 
 
 
 def moved(old: Tensor, rng: np.random.Generator) -> Tensor:
-    """The array some steps of training later: a share of its bytes changed."""
+    """The array some steps of training later: a fraction of its bytes changed."""
     if not old.numel():
         return old
     raw = old.reshape(-1).view(torch.uint8).numpy().copy()
@@ -51,8 +51,8 @@ def moved(old: Tensor, rng: np.random.Generator) -> Tensor:
     return torch.from_numpy(raw).view(old.dtype).reshape(old.shape)
 
 
-def told(new: Tensor, base: Tensor | None, keep: Tensor | None = None, profile: str = "max") -> int:
-    """Tell and rebuild; returns the bytes between."""
+def round_trip(new: Tensor, base: Tensor | None, keep: Tensor | None = None, profile: str = "max") -> int:
+    """Code and rebuild. Returns the number of bytes."""
     streams = list(residual_streams(new, base, keep, profile))
     again = rebuild(iter(streams), base, new.dtype, tuple(new.shape), keep)
     expected = np.frombuffer(bits(new), np.uint8).reshape(-1, new.dtype.itemsize).copy()
@@ -74,8 +74,8 @@ def test_round_trip(dtype: torch.dtype, shape: tuple[int, ...], seed: int, share
     old = drawn(dtype, shape, rng, 0.5)
     keep = None if share is None else torch.from_numpy(np.asarray(rng.random(shape) < share))
     for new in (moved(old, rng), drawn(dtype, shape, rng, 0.5)):
-        told(new, old, keep, "fast")
-        told(new, None, keep, "fast")
+        round_trip(new, old, keep, "fast")
+        round_trip(new, None, keep, "fast")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.int16])
@@ -86,12 +86,12 @@ def test_more_than_a_piece(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) 
     old = drawn(dtype, (3501,), rng, 0.1)
     keep = torch.from_numpy(rng.random(3501) < 0.7)
     new = moved(old, rng)
-    told(new, old)
-    told(new, old, keep)
-    told(new, None)
+    round_trip(new, old)
+    round_trip(new, old, keep)
+    round_trip(new, None)
     assert (
         len(list(residual_streams(new, old))) > (4 if dtype.is_floating_point else 3) * dtype.itemsize
-    )  # pieces, and groups
+    )  # pieces and groups
 
 
 @given(st.sampled_from(list(residual.MANTISSA)), st.integers(0, 2**32))
@@ -112,16 +112,16 @@ def test_groups_are_of_one_exponent_where_they_are_large(monkeypatch: pytest.Mon
     assert [sorted(set(values[group].tolist())) for group in found] == [[1.0], [2.0], [4.0, 8.0]]
 
 
-def test_training_costs_less_than_the_weights() -> None:
-    """Steps of a thousandth of the weights: some ten bits of each are news."""
+def test_a_training_step_costs_less_than_the_weights() -> None:
+    """Steps of a thousandth of the weights change about ten bits of each."""
     rng = torch.Generator().manual_seed(0)
     old = torch.randn(300, 200, generator=rng)
     new = old + 1e-3 * torch.randn(300, 200, generator=rng)
-    assert told(new, old) < 0.62 * new.nbytes
-    assert told(new.bfloat16(), old.bfloat16()) < 0.27 * new.bfloat16().nbytes
+    assert round_trip(new, old) < 0.62 * new.nbytes
+    assert round_trip(new.bfloat16(), old.bfloat16()) < 0.27 * new.bfloat16().nbytes
 
 
-def test_pruned_weights_stay_pruned_for_nothing() -> None:
+def test_pruned_weights_that_stay_zero_cost_nothing() -> None:
     rng = np.random.default_rng(0)
     old = rng.integers(-7, 8, 40_000).astype(np.int8)
     old[rng.random(40_000) < 0.9] = 0
@@ -132,7 +132,7 @@ def test_pruned_weights_stay_pruned_for_nothing() -> None:
     bound = count * math.log2(count) - changed * math.log2(changed)
     bound -= (count - changed) * math.log2(count - changed)  # log2 of the ways to choose them, about
     assert (
-        told(torch.from_numpy(new).reshape(200, 200), torch.from_numpy(old).reshape(200, 200))
+        round_trip(torch.from_numpy(new).reshape(200, 200), torch.from_numpy(old).reshape(200, 200))
         < bound / 8 + 60
     )
 
@@ -149,7 +149,7 @@ def test_fitted(shape: tuple[int, int], overlap: tuple[int, int]) -> None:
             assert found[row, column] == (old[row, column] if inside else 0)
 
 
-def test_what_has_nothing_in_common_does_not_fit() -> None:
+def test_arrays_with_other_axes_or_dtypes_do_not_fit() -> None:
     assert fitted(torch.zeros(3), (3, 1), torch.float32) is None
     assert fitted(torch.zeros(3), (3,), torch.int32) is None
     assert fitted(torch.zeros(3).half(), (3,), torch.float32) is not None

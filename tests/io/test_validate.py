@@ -1,4 +1,4 @@
-"""Structure and contents: each rule of docs/format.md section 6 by itself, on forms as they are in memory."""
+"""Validate: each rule of docs/format.md section 6 by itself, on forms in memory."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -149,7 +149,7 @@ def test_right_product_without_axes() -> None:
         (codes(2), "int16", (2,), "decodes to torch.int8, the site has torch.int16"),
     ],
 )
-def test_form_that_is_not_its_site(form: Form, dtype: str, shape: tuple[int, ...], said: str) -> None:
+def test_form_that_does_not_fit_its_site(form: Form, dtype: str, shape: tuple[int, ...], said: str) -> None:
     with pytest.raises(FormatError, match=said):
         structure(form, site(form, dtype, shape))
 
