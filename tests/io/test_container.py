@@ -198,7 +198,7 @@ def test_a_form_that_readers_refuse_is_not_written(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def lenet() -> State:
-    """LeNet-300-100, pruned, clustered and coded. Its weights are random, which changes the coded bytes only."""
+    """LeNet-300-100, pruned, clustered and coded. Random weights change the coded bytes only."""
     torch.manual_seed(0)
     model = torch.nn.Sequential()
     for number, (ins, outs) in enumerate(((784, 300), (300, 100), (100, 10)), 1):

@@ -54,7 +54,7 @@ class Dying:
 
 
 def dying(given: Tiny, at: int) -> Tiny:
-    """The same task with a feed that may kill it in the `at`-th step. The feed is also called once by the check
+    """The same task with a feed that may kill it in the `at`-th step. The feed also runs once in the check
     of the task and once before each training."""
     at += (2 + (at > EPOCHS * BATCHES)) if at > 0 else 0
     return replace(given, task=replace(given.task, feed=Dying(at)))

@@ -41,8 +41,8 @@ class Coded(Form):
         dtype = self.fact({}, None if keep is None else tuple(keep.shape)).dtype
         if not self.kept or keep is None:
             return self._elements(math.prod(self.size), dtype).reshape(self.size)
-        flat, mine = torch.zeros(math.prod(self.size), dtype=dtype), keep.reshape(-1).cpu()
-        flat[mine] = self._elements(int(mine.sum()), dtype, mine.numpy())
+        flat, mask = torch.zeros(math.prod(self.size), dtype=dtype), keep.reshape(-1).cpu()
+        flat[mask] = self._elements(int(mask.sum()), dtype, mask.numpy())
         return flat.reshape(self.size)
 
     def slices(self) -> Iterator[Tensor]:

@@ -28,14 +28,14 @@ class Masked(Form):
     body: Form
 
     def decode(self, keep: Tensor | None = None) -> Tensor:
-        mine = self.within(keep)
-        body = self.body.decode(mine)
-        return torch.where(mine, body, body.new_zeros(()))
+        mask = self.within(keep)
+        body = self.body.decode(mask)
+        return torch.where(mask, body, body.new_zeros(()))
 
     def within(self, keep: Tensor | None) -> Tensor:
         """This form's mask, narrowed by the mask above."""
-        mine = self.keep.decode()
-        return mine if keep is None else mine & keep
+        mask = self.keep.decode()
+        return mask if keep is None else mask & keep
 
     def take(self, axis: int, index: Tensor) -> Masked:
         plain = uncoded(self).children()  # hidden elements were not coded

@@ -89,8 +89,10 @@ class Checkpoint:
         if indexes:
             found = sorted(read_index(indexes[0]).items())
         for kind in FILES:
-            mine = [file for file in every[kind] if file.parent == self.path and not BESIDE.match(file.name)]
-            found = found or [(file, None) for file in mine]
+            matching = [
+                file for file in every[kind] if file.parent == self.path and not BESIDE.match(file.name)
+            ]
+            found = found or [(file, None) for file in matching]
         taken = {file for file, _ in found}
         others = [file for files in every.values() for file in files if file not in taken]
         self.ignored |= {str(file.relative_to(self.path)): None for file in others}

@@ -18,7 +18,7 @@ from tersor.record.relation import HOW
 
 ROOM, ROOM_A_SITE = 4000, 100  # bytes of a ledger's JSON: fixed, and per site and step
 CLIPPED = 400  # characters of a note's text
-# Keys of an event's data, in order, for each `how`. Digests come on top.
+# Keys of an event's data, in order, for each `how`. Digests follow them.
 DATA: dict[str, dict[str, type]] = {
     **{how: {} for how in HOW},
     "cut": {"axis": int, "count": int, "kept": str},

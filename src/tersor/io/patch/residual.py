@@ -80,10 +80,10 @@ def rebuild(
         if before is None:
             words[piece] = rotated_back(joined(streams, len(words[piece]), words.dtype), floats)
             continue
-        mine = ordered(before[piece], floats)
+        values = ordered(before[piece], floats)
         for group in groups(before[piece], dtype):
-            mine[group] += unfolded(joined(streams, len(group), words.dtype))
-        words[piece] = unordered(mine, floats)
+            values[group] += unfolded(joined(streams, len(group), words.dtype))
+        words[piece] = unordered(values, floats)
     if keep is not None:
         flat[mask_of(keep)] = words
     if not len(flat):
