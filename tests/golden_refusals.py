@@ -107,8 +107,8 @@ def headers() -> Iterator[Case]:
     wide = large().bytes()
     nbytes = header_of(wide)[0]["tersor"]["shape"][0]
     yield "header-double-key", header_text("{", '{"__metadata__":{},'), "'__metadata__' is there twice"
-    yield "metadata-no-text", with_metadata(GOOD.bytes(), size=120), "an object of texts"
-    yield "metadata-list", with_header(b'{"__metadata__":["tersor"]}', b""), "an object of texts"
+    yield "metadata-no-text", with_metadata(GOOD.bytes(), size=120), "an object of strings"
+    yield "metadata-list", with_header(b'{"__metadata__":["tersor"]}', b""), "an object of strings"
     yield "header-nan", header_text("{", '{"x":NaN,'), "NaN is not a number"
     yield "header-nested", header_text("{", '{"x":' + "[" * 5000 + "]" * 5000 + ","), "deeper than 64"
     yield "overlap", with_entry(wide, "tersor", data_offsets=[1020, 1020 + nbytes]), "overlaps"
@@ -157,8 +157,8 @@ def trees() -> Iterator[Case]:
     yield "missing-child", one_site({"form": "masked", "keep": "dense"}, [1], b"\1").bytes(), "lacks 'body'"
     yield "nested-forms", one_site(nested, [1], bytes(40)).bytes(), "nested deeper than 8"
     yield "tensor-without-leaf", idle.bytes(), "no form uses this tensor"
-    yield "small-missing", less.bytes(), "small leaves take 16 bytes, but 15 lie"
-    yield "small-left-over", more.bytes(), "small leaves take 16 bytes, but 17 lie"
+    yield "small-missing", less.bytes(), "small leaves take 16 bytes, but 15 follow"
+    yield "small-left-over", more.bytes(), "small leaves take 16 bytes, but 17 follow"
     yield "leaf-named-tersor", Pieces({"sites": own_name}, small=b"\0").bytes(), "two leaves have this name"
     yield "bool-of-two", bools, "a bool is 2"
 
@@ -172,7 +172,7 @@ def groups_of_columns(affine: dict[str, Any]) -> Iterator[Case]:
     yield "affine-runs-few", signed(affine | {"runs": [2]}, [2, 2], 20), "a table of [2, 2] for 2 rows of 2"
     word = one_site(affine | {"runs": "2"}, [2, 2], bytes(20)).bytes()
     yield "affine-runs-text", word, "affine.runs must be"
-    yield "affine-two-ways", signed(both, [2, 2], 22), "groups are told in two ways"
+    yield "affine-two-ways", signed(both, [2, 2], 22), "groups are given in two ways"
     yield "affine-group-runs", signed(affine | {"runs": [1, 1], "group": 1}, [2, 2], 20), "in two ways"
     few = affine | {"member": plain("uint8", [1])}
     yield "affine-member", signed(few, [2, 2], 21), "member of torch.uint8 [1] for rows of 2"
@@ -216,7 +216,7 @@ def streams() -> Iterator[Case]:
     kept, packed = constant([2], kept=True), constant([2], pack=True)
     yield "coded-kept-alone", signed(kept, [2], one, dtype="uint8"), "no mask of its shape"
     yield "coded-planes", signed(constant([2], "int16"), [2], one, dtype="int16"), "1 streams for int16"
-    yield "coded-pack", signed(packed, [2], one, dtype="uint8"), "eight uint8 do not make a byte"
+    yield "coded-pack", signed(packed, [2], one, dtype="uint8"), "pack is set for uint8"
     unknown = one_site(constant([2], coder="best"), [2], one, dtype="uint8").bytes()
     yield "coded-coder", unknown, "coder 'best' is not known; known are max, fast, huffman, rans"
     yield "coded-stream", signed(constant([2]), [2], b"\7\7", dtype="uint8"), "coded stream"
@@ -246,9 +246,9 @@ def ledgers() -> Iterator[Case]:
     yield "ledger-after", ledger(["gone", "wrap", one], name="x"), "after must be 16 hex digits"
     yield "ledger-site", ledger([1, "wrap", one], name="x"), "an event is [site, how, ...]"
     yield "ledger-object", ledger({"site": "w", "how": "wrap"}, name="x"), "an event is [site, how, ...]"
-    yield "ledger-more", ledger([0, "wrap", one, one, one], name="x"), "a wrap tells"
+    yield "ledger-more", ledger([0, "wrap", one, one, one], name="x"), "a wrap has"
     yield "ledger-cut", ledger([0, "cut", 0, "2", one, one], name="x"), "a cut's count must be a whole number"
-    yield "ledger-set", ledger(["m", "set", "groups", 1, one], name="x"), "a set tells attribute, value"
+    yield "ledger-set", ledger(["m", "set", "groups", 1, one], name="x"), "a set has attribute, value"
     yield "ledger-note", ledger([0, "", "a"], name="x"), "a note is [site, '', kind, text, data]"
     past = changed(GOOD, past=[["prune", one]])
     yield "past-no-line", changed(GOOD, past=["prune"]).bytes(), "a line is a step's name and a digest"
@@ -267,7 +267,7 @@ def cuts() -> Iterator[Case]:
         return changed(pieces, indices=list(indices)).bytes()
 
     zero = {"0": 0}
-    yield "cut-far", cut(zero, [2, 1]), "list 0 names index 2, but axis 0 has 2"
+    yield "cut-far", cut(zero, [2, 1]), "list 0 has index 2, but axis 0 has length 2"
     yield "cut-twice", cut(zero, [0, 2, 1, 1]), "has an index twice"
     yield "cut-empty", cut(zero, []), "of at least one index"
     yield "cut-run-empty", cut(zero, [0, 0]), "of at least one index"
@@ -277,8 +277,8 @@ def cuts() -> Iterator[Case]:
     yield "cut-list", cut({"0": 1}, [0, 1]), "there is no list 1"
     yield "cut-list-bool", cut({"0": False}, [0, 1]), "must be a whole number"
     yield "cut-other-shape", signed_cut([0, 2]), "decodes to [1, 2], the site has [2, 2]"
-    yield "cut-bomb", cut(zero, [0, 2**30]), "the lists name 1,073,741,824 indices"
-    yield "cut-bombs", cut(zero, *[[0, 2**19]] * 4), "the lists name 2,097,152 indices"
+    yield "cut-bomb", cut(zero, [0, 2**30]), "the lists hold 1,073,741,824 indices"
+    yield "cut-bombs", cut(zero, *[[0, 2**19]] * 4), "the lists hold 2,097,152 indices"
     yield "cut-huge", cut(zero, [2**31, 1]), "must be [first, count, ...]"
 
 
@@ -295,7 +295,7 @@ def changes() -> Iterator[Case]:
     yield "change-short", change(["set", "fc", "groups"]), "an item is ['set', ...]"
     yield "change-float", change(["set", "fc", "groups", 1.5]), "value must be a whole number"
     yield "change-far", change(["set", "fc", "groups", 2**31]), "below 2^31"
-    yield "change-setting", change(["replace", "fc", "product", {"layers": [2]}]), "must be a text or below"
+    yield "change-setting", change(["replace", "fc", "product", {"layers": [2]}]), "must be a string or below"
     yield "change-settings", change(["replace", "fc", "product", 2]), "settings must be an object"
     yield "change-object", changed(GOOD, changes={"fc": 1}).bytes(), "changes must be a list"
 
@@ -353,11 +353,11 @@ def files() -> Iterator[Case]:
     yield "attachment-damaged", attached(data[:-1] + b"c"), "its SHA-256 is not the one"
     yield "attachment-sha", attached(data, sha256=sha[:-1]), "sha256 must be 64 hex digits"
     yield "attachment-missing", attached(None), "needs a tensor attachment:a"
-    yield "attachment-length", attached(data, nbytes=79), "tells 79 bytes, but its tensor has 80"
+    yield "attachment-length", attached(data, nbytes=79), "states 79 bytes, but its tensor has 80"
     yield "attachment-no-length", attached(data, nbytes="80"), "nbytes must be a whole number"
-    yield "attachment-short", attached(packed, deflated=True, nbytes=79), "it is of another length"
+    yield "attachment-short", attached(packed, deflated=True, nbytes=79), "its length is wrong"
     yield "attachment-long", attached(packed, deflated=True, nbytes=81), "is damaged"
-    yield "attachment-behind", attached(packed + b"\0", deflated=True), "it is of another length"
+    yield "attachment-behind", attached(packed + b"\0", deflated=True), "its length is wrong"
     yield "attachment-no-deflate", attached(b"\7" * 9, deflated=True), "cannot be inflated"
     yield "attachment-word", attached(packed, deflated=1), "must be true or false"
     zeros = deflated(bytes(300_000))

@@ -336,7 +336,7 @@ def test_a_file_of_a_dtype_that_is_not_known_is_refused(tmp_path: Path) -> None:
         pytest.skip("this PyTorch has no floats of 4 bits")
     w = torch.zeros(4, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)
     safetensors.torch.save_file({"w": w}, tmp_path / "w.safetensors")
-    with pytest.raises(FormatError, match="w: .* dtype 'F4'; known are BOOL, .* Store others as bytes, U8"):
+    with pytest.raises(FormatError, match="w: .* dtype 'F4'; known are BOOL, .* Store others as bytes"):
         tersor.pack(tmp_path / "w.safetensors", tmp_path / "w.tersor", RECIPE)
     assert not (tmp_path / "w.tersor").exists()
 

@@ -90,7 +90,10 @@ BAD: dict[str, tuple[Callable[[View], Edit], str]] = {
     "stale before": (lambda v: edit(v, half(v), before=half(v)), "starts from a form that is not there"),
     "no such site": (lambda v: edit(v, half(v), site="nowhere", before=half(v)), "form that is not there"),
     "unknown relation": (lambda v: edit(v, half(v), "replace"), "an edit is one of wrap, refine"),
-    "false wrap": (lambda v: edit(v, Masked(Dense(bits(v) > 0), half(v)), "wrap"), "must hold the old form"),
+    "false wrap": (
+        lambda v: edit(v, Masked(Dense(bits(v) > 0), half(v)), "wrap"),
+        "must contain the old form",
+    ),
     "false lossless": (lambda v: edit(v, half(v), "lossless"), "must decode to the same bits"),
     "lossless in another dtype": (lambda v: edit(v, Dense(bits(v).double()), "lossless"), "the same bits"),
     "lossless but for one bit": (

@@ -1,4 +1,4 @@
-"""At: mask and axis are handed down as the page says, and a tree is rebuilt only where it changes."""
+"""At: mask and axis are passed down as docs/format.md specifies; a tree is rebuilt only where it changes."""
 
 from collections.abc import Iterator
 from unittest import mock
@@ -14,7 +14,7 @@ from tersor.forms import Affine, At, Codebook, Coded, Dense, Form, LowRank, Mask
 def expected(
     form: Form, path: str, keep: Tensor | None, axis: int
 ) -> Iterator[tuple[str, Tensor | None, int]]:
-    """Path, mask and axis of each node, form by form, as sections 5 and 6 of docs/format.md have it."""
+    """Path, mask and axis of each node, form by form, by sections 5 and 6 of docs/format.md."""
     yield path, keep, axis
 
     def below(
@@ -39,7 +39,7 @@ def expected(
 
 
 @given(forms())
-def test_masks_and_axes_are_handed_down(form: Form) -> None:
+def test_masks_and_axes_are_passed_down(form: Form) -> None:
     found = list(At(form, axis=1).down())
     wanted = list(expected(form, "", None, 1))
     assert [at.path for at in found] == [path for path, _, _ in wanted] == [path for path, _ in form.walk()]
@@ -51,7 +51,7 @@ def test_masks_and_axes_are_handed_down(form: Form) -> None:
 
 
 @given(forms())
-def test_a_mask_above_the_root_reaches_what_is_aligned_with_it(form: Form) -> None:
+def test_a_mask_above_the_root_reaches_aligned_nodes(form: Form) -> None:
     above = torch.rand(form.shape, generator=torch.Generator().manual_seed(0)) < 0.5
     for at in At(form, given=above).down():
         (wanted,) = (keep for path, keep, _ in expected(form, "", above, 0) if path == at.path)
@@ -60,7 +60,7 @@ def test_a_mask_above_the_root_reaches_what_is_aligned_with_it(form: Form) -> No
 
 
 @given(forms())
-def test_masks_name_what_makes_the_mask(form: Form) -> None:
+def test_masks_lists_the_paths_of_all_masks_above(form: Form) -> None:
     nodes = dict(form.walk())
     for at in At(form).down():
         keeps = [nodes[path].decode() for path in at.masks]
@@ -68,7 +68,7 @@ def test_masks_name_what_makes_the_mask(form: Form) -> None:
         assert at.keep is None or torch.equal(at.keep, torch.stack(keeps).all(0))
 
 
-def test_weights_are_what_structures_hand_on() -> None:
+def test_inner_children_are_weights() -> None:
     w, keep = torch.ones(2, 2), torch.ones(2, 2, dtype=torch.bool)
     grid = Affine(Dense(w.char()), LowRank(Dense(w[:, :1]), Dense(w[:1])), group=1)
     form = Sum(Masked(Dense(keep), grid), LowRank(Dense(w), Codebook(Dense(w.byte()), Dense(w[0]))))
@@ -86,13 +86,13 @@ def test_masks_are_decoded_only_when_asked_for() -> None:
 
 
 @given(forms())
-def test_what_does_not_change_is_the_same_object(form: Form) -> None:
+def test_unchanged_nodes_are_the_same_objects(form: Form) -> None:
     assert At(form).rebuilt(lambda at: None) is form
     if not any(isinstance(node, Coded) for _, node in form.walk()):
         assert uncoded(form) is form
 
 
-def test_change_is_asked_from_the_root_down_and_not_below_what_it_changed() -> None:
+def test_change_is_called_from_the_root_down_and_not_below_a_changed_node() -> None:
     w, asked = Dense(torch.ones(2)), []
 
     def change(at: At) -> Form | None:

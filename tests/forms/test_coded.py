@@ -1,4 +1,4 @@
-"""Coded leaves: every dtype comes back to the bit, with and without a mask above, and damage is refused."""
+"""Coded leaves: every dtype round-trips bit for bit, with and without a mask above; damage is refused."""
 
 import struct
 
@@ -43,7 +43,7 @@ def test_uncoded_is_the_inverse_of_coded(dtype: torch.dtype) -> None:
 
 
 @each_dtype
-def test_under_a_mask_only_what_is_kept_comes_back(dtype: torch.dtype) -> None:
+def test_under_a_mask_only_kept_elements_round_trip(dtype: torch.dtype) -> None:
     @given(st.sampled_from(SHAPES), st.integers(0, 999), st.booleans(), st.sampled_from((0.0, 0.3, 1.0)))
     def check(shape: Shape, seed: int, skewed: bool, share: float) -> None:
         array = noise(shape, dtype, seed, skewed)
@@ -79,8 +79,8 @@ def test_planes_are_little_endian_and_in_order() -> None:
         assert torch.equal(form.replace().decode().view(torch.uint8).reshape(3, 4)[:, plane].long(), symbols)
 
 
-def test_a_mask_is_packed_where_that_is_shorter() -> None:
-    half = torch.arange(4096) % 2 == 0  # a constant byte once packed; a bit each otherwise
+def test_a_mask_is_packed_if_that_is_shorter() -> None:
+    half = torch.arange(4096) % 2 == 0  # packed: a constant byte; else one bit each
     assert coded(half).pack
     assert torch.equal(coded(half).decode(), half)
     few = torch.zeros(4096, dtype=torch.bool)
@@ -100,8 +100,8 @@ def test_uncoded_trees_decode_the_same(form: Form) -> None:
     assert torch.equal(plain.decode(), form.decode())
 
 
-def test_recoded_codes_what_was_coded_and_nothing_else() -> None:
-    """By the profile that each leaf had; what is plain stays plain though a coder would shorten it."""
+def test_recoded_codes_only_leaves_that_were_coded() -> None:
+    """Each leaf is coded with the profile that it had; dense ones stay dense though a coder would help."""
     zeros = Dense(torch.zeros(64, 64, dtype=torch.int8))
     form = Sum(Sum(zeros, zeros), zeros)
     like = Sum(Sum(coded(zeros, coder="fast"), zeros), coded(zeros, coder="huffman"))
@@ -157,7 +157,7 @@ def test_a_mask_of_another_shape_is_refused() -> None:
         form.decode(torch.ones(2, 2, dtype=torch.bool))
 
 
-def test_a_cut_under_a_mask_gives_each_piece_what_it_needs() -> None:
+def test_a_cut_under_a_mask_cuts_mask_and_body() -> None:
     keep = torch.tensor([[True, False, True], [False, True, False]])
     codes = torch.tensor([[1, 2, 3], [4, 5, 6]], dtype=torch.int8)
     form = Masked(coded(keep), Affine(coded(codes, keep), Dense(torch.tensor([[2.0], [0.5]]))))
@@ -165,18 +165,18 @@ def test_a_cut_under_a_mask_gives_each_piece_what_it_needs() -> None:
     assert cut.decode().tolist() == [[6.0, 2.0], [0.0, 0.0]]
 
 
-# --- coded again, as it was ---
+# --- coded again with the same profile ---
 
 
-def test_a_leaf_knows_its_profile() -> None:
+def test_a_leaf_stores_its_profile() -> None:
     w = torch.arange(3000) % 5
     assert [coded(w, coder=name).coder for name in ("max", "fast", "huffman", "rans")] == [
         "max", "fast", "huffman", "rans"
     ]  # fmt: skip
     assert coded(w).settings().get("coder") is None
-    assert coded(w, coder="mixing").coder == "max"  # no profile: it was one coder for one leaf
+    assert coded(w, coder="mixing").coder == "max"  # not a profile: one coder for one leaf
     many = torch.randn(1 << 17)
-    assert coded(many).coder == "max"  # though floats are coded fast when there are many
+    assert coded(many).coder == "max"  # although many floats are coded with `fast`
 
 
 W = (torch.arange(9000) % 9 - 4).reshape(90, 100).to(torch.int8)
@@ -188,19 +188,19 @@ LIKE = Masked(
 )
 
 
-def test_recoded_gives_back_what_was_coded() -> None:
+def test_recoded_is_the_inverse_of_uncoded() -> None:
     plain = uncoded(LIKE)
     again = recoded(plain, LIKE)
     assert again.digest == LIKE.digest
     assert recoded(plain, plain) is plain
 
 
-def test_a_cut_form_is_coded_as_it_was() -> None:
+def test_a_cut_form_is_coded_with_the_same_profile() -> None:
     cut = recoded(LIKE.take(1, torch.arange(7, 98)), LIKE)
     nodes = dict(cut.walk())
     coders = {path: node.coder for path, node in nodes.items() if isinstance(node, Coded)}
     assert coders == {"keep": "huffman", "body.codes": "rans", "body.zero": "max"}
-    assert isinstance(nodes["body.scale"], Dense)  # as it was, though a coder would shorten it
+    assert isinstance(nodes["body.scale"], Dense)  # unchanged, although a coder would shorten it
     assert nodes["body.codes"].kept
     assert torch.equal(cut.decode(), LIKE.decode()[:, 7:98])
 
@@ -210,7 +210,7 @@ def test_new_leaves_are_coded_like_the_first() -> None:
     assert {node.coder for _, node in recoded(both, LIKE).walk() if isinstance(node, Coded)} == {"huffman"}
 
 
-def test_what_no_coder_shortens_stays_plain() -> None:
+def test_leaves_that_no_coder_shortens_stay_dense() -> None:
     assert isinstance(recoded(Dense(torch.arange(4)), coded(torch.zeros(4000))), Dense)
 
 

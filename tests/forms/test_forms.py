@@ -1,4 +1,4 @@
-"""Every form of the table: decoding against slow loops, cutting, sizes, digests, flattening, walking."""
+"""Every form: decoding compared with slow loops, cutting, sizes, digests, flattening, walking."""
 
 import dataclasses
 import json
@@ -38,7 +38,7 @@ def test_decode_is_the_slow_loop(name: str) -> None:
 
 
 def arrays_of(form: Form) -> Iterator[torch.Tensor]:
-    """Every array below, by the fields alone."""
+    """Every array in the tree, found by the fields alone."""
     for field in dataclasses.fields(form):
         value = getattr(form, field.name)
         if isinstance(value, torch.Tensor):
@@ -66,7 +66,7 @@ def test_nbytes_counts_every_array(name: str) -> None:
 
 
 def rebuilt(form: Form) -> Form:
-    """An equal form of other tensors, laid out otherwise in memory."""
+    """An equal form with other tensors and another memory layout."""
     fields: dict[str, Any] = {}
     for field in dataclasses.fields(form):
         value = getattr(form, field.name)
@@ -79,7 +79,7 @@ def rebuilt(form: Form) -> Form:
 
 
 def changes(form: Form) -> Iterator[tuple[str, Form]]:
-    """Forms that differ in one byte of one array, one dtype, one shape, or one setting, with what changed."""
+    """Forms that differ in one byte, dtype, shape or setting, with the name of the change."""
     for field in dataclasses.fields(form):
         value = getattr(form, field.name)
         if isinstance(value, Form):
@@ -106,7 +106,7 @@ def changes(form: Form) -> Iterator[tuple[str, Form]]:
 
 
 @each_form
-def test_digest_tells_any_change(name: str) -> None:
+def test_any_change_changes_the_digest(name: str) -> None:
     @given(forms(name))
     def check(form: Form) -> None:
         found = {form.digest: "the form itself"}
@@ -126,14 +126,14 @@ def test_equal_forms_have_equal_digests(name: str) -> None:
     check()
 
 
-def test_digest_tells_children_apart() -> None:
+def test_digest_distinguishes_children() -> None:
     a, b = Dense(torch.zeros(2)), Dense(torch.ones(2))
     assert Sum(a, b).digest != Sum(b, a).digest
     assert Sum(a, b).digest != LowRank(a, b).digest
     assert Affine(a, b).digest != Affine(a, b, a).digest
 
 
-# Digests that files and journals rely on: the same in every version and on every machine.
+# Digests that files and journals depend on: equal in every version and on every machine.
 CODES = Dense(torch.tensor([[-2, 0, 1], [1, -1, 0]], dtype=torch.int8))
 BITS = Dense(torch.tensor([[True, False, True], [False, True, True]]))
 ROWS = Dense(torch.tensor([[0.5], [0.25]]))

@@ -1,4 +1,4 @@
-"""Grid: a node of an edge: digest, bytes and JSON like a form's, but no weight."""
+"""Grid: a node of an edge, with digest, bytes and JSON like a form, but not a weight."""
 
 import json
 
@@ -12,7 +12,7 @@ from tersor.record.node_json import flatten, unflatten
 GRID = Grid(Dense(torch.tensor([0.5, 0.25])), Dense(torch.tensor([3, 4])), bits=4, signed=True, stale=True)
 
 
-def test_a_grid_is_a_node_and_no_form() -> None:
+def test_a_grid_is_a_node_and_not_a_form() -> None:
     assert isinstance(GRID, Node)
     assert not isinstance(GRID, Form)
     assert not any(hasattr(GRID, word) for word in ("decode", "take", "shape", "slices"))
@@ -30,7 +30,7 @@ def test_it_is_flattened_and_back() -> None:
     assert [path for path, _ in GRID.walk()] == ["", "scale", "zero"]
 
 
-def test_its_digest_stands() -> None:
+def test_golden_digest_of_a_grid() -> None:
     assert GRID.digest == "ca397e8db364d865"
     others = (
         GRID.replace(stale=False),

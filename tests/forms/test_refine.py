@@ -1,4 +1,4 @@
-"""Refine: the structure around the weights stands, and a grid that is given up is told."""
+"""Refine: the structure around the weights is kept, and a lost grid is reported."""
 
 from collections.abc import Iterator
 
@@ -14,7 +14,7 @@ OUTER = (Masked, LowRank, Sum)
 
 
 def weights_of(form: Form, keep: Tensor | None = None) -> Iterator[tuple[Form, Tensor | None]]:
-    """The nodes that hold numbers, by following masks, products and sums only, with the mask above each."""
+    """The nodes that hold numbers, found through masks, products and sums only, with the mask above each."""
     if isinstance(form, Masked):
         mine = form.keep.decode()
         yield from weights_of(form.body, mine if keep is None else mine & keep)
@@ -44,7 +44,7 @@ def test_structures_are_those_with_inner_forms() -> None:
 
 
 @given(forms())
-def test_outer_nodes_stand_and_lost_grids_are_told(form: Form) -> None:
+def test_outer_nodes_are_kept_and_lost_grids_are_reported(form: Form) -> None:
     plain = list(weights_of(uncoded(form)))
     after, how = refine(form, lambda w, keep, axis: Dense(w + 1))
     assert skeleton(after) == skeleton(uncoded(form))
@@ -70,7 +70,7 @@ def test_store_is_given_weights_and_the_mask_above_them(form: Form) -> None:
         assert mask is None or torch.equal(mask, keep)
 
 
-def test_masks_one_below_the_other_narrow() -> None:
+def test_nested_masks_narrow() -> None:
     outer, inner = torch.tensor([True, True, False]), torch.tensor([False, True, True])
     seen = []
 

@@ -1,4 +1,4 @@
-"""Take: a cut form decodes to the cut weights, bit for bit, stays what it is, and costs its share."""
+"""Take: a cut form decodes to the cut weights bit for bit, keeps its structure and shrinks in proportion."""
 
 import math
 from collections.abc import Iterator
@@ -47,7 +47,7 @@ def cuts(form: Form, numbers: list[int]) -> Iterator[tuple[int, Tensor]]:
 
 
 def rank(form: Form) -> int:
-    """The largest of its products: their sums have no order from 2 on, and their zeros no sign from 1 on."""
+    """The largest rank of its products: from 2 on sums have no fixed order, from 1 on zeros no fixed sign."""
     return max((node.left.shape[1] for _, node in form.walk() if isinstance(node, LowRank)), default=0)
 
 
@@ -71,14 +71,14 @@ def test_take_commutes_with_decode(name: str) -> None:
 
 
 def outline(form: Form) -> object:
-    """The tree without its leaves' values, and without what says which column is in which group."""
+    """The tree without the values of its leaves and without the grouping of columns."""
     children = {key: outline(child) for key, child in form.children().items() if key != "member"}
     settings = {key: value for key, value in form.settings().items() if key not in ("group", "runs")}
     return form.name, settings, children
 
 
 @given(forms(), st.lists(st.integers(0, 99), max_size=6))
-def test_a_cut_form_stays_what_it_is(form: Form, numbers: list[int]) -> None:
+def test_a_cut_form_keeps_its_structure(form: Form, numbers: list[int]) -> None:
     plain = uncoded(form)
     for axis, index in cuts(plain, numbers):
         cut = plain.take(axis, index)
@@ -87,9 +87,9 @@ def test_a_cut_form_stays_what_it_is(form: Form, numbers: list[int]) -> None:
 
 
 @given(forms(), st.lists(st.integers(0, 99), max_size=6))
-def test_a_cut_form_costs_its_share(form: Form, numbers: list[int]) -> None:
-    """Tables take no more than before, or their share where rows are repeated. Ragged groups take at most
-    what a list of each column's group does, a byte a column."""
+def test_a_cut_form_shrinks_in_proportion(form: Form, numbers: list[int]) -> None:
+    """Tables do not grow, or grow in proportion if rows are repeated. Ragged groups take at most a byte per
+    column, the size of a list of each column's group."""
     plain = uncoded(form)
     before = [at.node for at in At(plain).down()]
     for axis, index in cuts(plain, numbers):
@@ -104,7 +104,7 @@ def test_a_cut_form_costs_its_share(form: Form, numbers: list[int]) -> None:
 
 @given(forms(), st.data())
 def test_a_smaller_form_is_smaller(form: Form, data: st.DataObject) -> None:
-    """Weights that go take their codes with them."""
+    """The codes of removed weights are removed."""
     plain = uncoded(form)
     for axis, length in enumerate(plain.shape):
         index = torch.tensor(data.draw(st.permutations(range(length)))[: length // 2], dtype=torch.int64)
@@ -123,7 +123,7 @@ CODES = (torch.arange(300 * 300) % 251 - 125).reshape(300, 300).to(torch.int8)
 
 
 def test_rdoq_layer_costs_half_when_half_of_it_is_left() -> None:
-    """Two steps a weight, a row times a column: 90,000 codes and 600 floats."""
+    """The step of a weight is one of its row times one of its column: 90,000 codes and 600 floats."""
     steps = LowRank(Dense(torch.rand(300, 1)), Dense(torch.rand(1, 300)))
     form = Affine(Dense(CODES), steps, group=1)
     assert form.nbytes == 92_400
@@ -146,7 +146,7 @@ def test_ragged_groups_are_runs() -> None:
     cut = grid(64).take(1, torch.tensor([*range(10, 100), 299]))
     assert (cut.group, cut.runs, cut.member) == (0, (54, 36, 1), None)
     assert cut.scale.shape == (300, 3)
-    assert cut.take(1, torch.arange(60)).runs == ()  # even again, as the last group may be shorter
+    assert cut.take(1, torch.arange(60)).runs == ()  # equal groups again: the last one may be shorter
     assert cut.take(1, torch.arange(60)).group == 54
     one = cut.take(1, torch.arange(54))
     assert (one.group, one.runs, one.scale.shape) == (0, (), (300, 1))
@@ -158,13 +158,13 @@ def test_a_last_group_that_is_longer_is_a_run() -> None:
     assert torch.equal(cut.decode(), grid(50).decode()[:, 40:100])
 
 
-def test_whole_groups_leave_even_groups() -> None:
+def test_cutting_whole_groups_leaves_equal_groups() -> None:
     cut = grid(50).take(1, torch.cat([torch.arange(50, 100), torch.arange(250, 300)]))
     assert (cut.group, cut.runs, cut.scale.shape) == (50, (), (300, 2))
 
 
 @pytest.mark.parametrize("zero", [False, True])
-def test_permuted_inputs_name_their_group(zero: bool) -> None:
+def test_permuted_inputs_have_members(zero: bool) -> None:
     form = grid(64, zero)
     moved = form.take(1, torch.randperm(300, generator=torch.Generator().manual_seed(0)))
     assert moved.member is not None
@@ -181,8 +181,8 @@ def test_more_than_256_groups_need_wider_members() -> None:
     assert cut.nbytes == 2 * CODES.nbytes + 4 * CODES.numel() + 600 * 2
 
 
-def test_a_few_blocks_that_change_places_are_runs() -> None:
-    """Two runs of the same group cost 1,200 bytes of scales more; members would cost 300."""
+def test_a_few_permuted_blocks_are_runs() -> None:
+    """Two runs of the same group cost 1,200 bytes more for scales; members would cost 300."""
     swapped = torch.cat([torch.arange(150, 300), torch.arange(150)])
     few = Affine(Dense(CODES[:5]), Dense(torch.rand(5, 3)), group=100).take(1, swapped)
     assert (few.runs, few.member) == ((50, 100, 100, 50), None)
@@ -199,19 +199,19 @@ def test_convolutions_count_groups_along_the_row(axis: int, rows: int) -> None:
     index = torch.tensor([2, 0])
     cut = form.take(axis, index)
     assert torch.equal(cut.decode(), form.decode().index_select(axis, index))
-    if axis == 1 - rows:  # an input: its block of nine goes, and its scale with it
+    if axis == 1 - rows:  # an input: its block of nine and their scale are removed
         assert (cut.group, cut.scale.shape) == (9, (shape[0], 2))
 
 
-def test_vectors_lie_along_their_one_row() -> None:
+def test_vectors_are_one_row() -> None:
     form = Affine(Dense(CODES[0, :10]), Dense(torch.rand(1, 4)), group=3)
     cut = form.take(0, torch.tensor([0, 4, 5, 9]))
     assert (cut.runs, cut.scale.shape) == ((1, 2, 1), (1, 3))
     assert torch.equal(cut.decode(), form.decode()[[0, 4, 5, 9]])
 
 
-def test_what_a_mask_hides_is_cut_with_it() -> None:
-    """The grid under a mask stays a grid, coded leaves or not."""
+def test_hidden_elements_are_cut_too() -> None:
+    """A grid under a mask stays a grid, with coded or dense leaves."""
     keep = CODES > 20
     for leaf in (Dense(CODES), coded(CODES, keep)):
         form = Masked(coded(keep), Affine(leaf, Dense(torch.rand(300, 5)), group=64))
@@ -239,7 +239,7 @@ def test_a_table_of_as_many_values_as_rows_is_no_table_of_rows() -> None:
     assert form.take(0, torch.tensor([2])).decode().tolist() == [[2.0]]
 
 
-# --- even groups, for whoever knows no others ---
+# --- equal groups, for code that knows no others ---
 
 
 @given(forms(), st.lists(st.integers(0, 99), max_size=6))
@@ -252,7 +252,7 @@ def test_even_decodes_the_same(form: Form, numbers: list[int]) -> None:
             assert not isinstance(node, OnGrid) or (node.runs == () and node.member is None)
 
 
-def test_even_groups_are_as_large_as_edges_allow() -> None:
+def test_equal_groups_are_as_large_as_boundaries_allow() -> None:
     scale, codes = Dense(torch.rand(2, 3)), Dense(CODES[:2, :12])
     for runs, group, columns in (((4, 2, 6), 2, 6), ((3, 6, 3), 3, 4), ((1, 8, 3), 1, 12), ((4, 4, 4), 4, 3)):
         made = even(Affine(codes, scale, runs=runs))
@@ -265,6 +265,6 @@ def test_even_groups_are_as_large_as_edges_allow() -> None:
     assert (alone.group, alone.scale.shape) == (0, (2, 1))
 
 
-def test_even_leaves_what_is_even() -> None:
+def test_even_keeps_equal_groups() -> None:
     form = Sum(grid(64), Masked(Dense(CODES > 0), Dense(CODES.float())))
     assert even(form) is form

@@ -1,10 +1,10 @@
 """Writes the golden files: python tests/golden/make.py
 
-One file a form, some composed trees, tied tensors, every dtype, and whatever else a file holds: *.tersor,
-with what they decode to in expected.json and the rest in held.json. They hold small whole numbers and streams
-written by hand, so that no other machine, encoder or version of PyTorch writes them differently. A change of
-format is a change of these bytes, and a new number. Files that must be refused are in refused/, with a part
-of what is said of them in refused.json; golden_refusals.py makes them.
+One file per form, some composed trees, tied tensors, every dtype, and all other features of a file: *.tersor.
+expected.json has their decoded tensors, held.json the rest. They hold small whole numbers and hand-written
+streams, so that every machine, encoder and version of PyTorch writes the same bytes. A change of the format
+changes these bytes and needs a new number. Files that must be refused are in refused/, with a part of the
+error message in refused.json; golden_refusals.py makes them.
 """
 
 import hashlib
@@ -44,7 +44,7 @@ from tersor.record.ledger import Entry, Ledger  # noqa: E402
 
 
 def whole(*shape: int, low: int = -3, span: int = 7, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Whole numbers low, low + 1, ... in turn, shuffled a little."""
+    """Whole numbers low, low + 1, ..., repeated and slightly shuffled."""
     count = torch.Size(shape).numel()
     return ((torch.arange(count) * 5 + torch.arange(count) // 3) % span + low).reshape(shape).to(dtype)
 
@@ -65,7 +65,7 @@ def raw(*symbols: int) -> str:
     return bytes([0, *symbols]).hex()
 
 
-HUFFMAN = "02b212b6db6db6db6f2217fffffffffefffffff2fffdbe00"  # of docs/streams.md's coders: 9 symbols
+HUFFMAN = "02b212b6db6db6db6f2217fffffffffefffffff2fffdbe00"  # 9 symbols; a coder of docs/streams.md
 RANS = "0b2d2c06131e80fdc00dd802001b669e9f8a23"  # 17 symbols
 GRID = json.loads((HERE.parent / "coders" / "golden_matrix.json").read_text())  # streams of whole matrices
 MIXED = GRID["mixing, sizes as a tree, kept, rate 3"]
@@ -112,14 +112,16 @@ FORMS: dict[str, Form] = {
     "sum": Sum(Dense(whole(3, 4)), Dense(whole(3, 4, low=1, span=5))),
 }  # fmt: skip
 
-INDEX = stream(raw(0, 3, 2, 1, 1, 0), size=(3, 4), dtype="uint8", kept=True)  # of the 6 that BOOLS keeps
+INDEX = stream(
+    raw(0, 3, 2, 1, 1, 0), size=(3, 4), dtype="uint8", kept=True
+)  # for the 6 elements that BOOLS keeps
 COMPOSED: dict[str, Form] = {
     "mixing-kept": Masked(
         Dense(KEPT), Affine(stream(MIXED["stream"], size=(8, 12), dtype="int8", kept=True), scale(8, 1))
     ),
     # Deep Compression: a mask over shared values, both coded.
     "pruned-clustered-coded": Masked(FORMS["coded-packed"], Codebook(INDEX, Dense(whole(4)))),
-    # Factors that are themselves quantized and pruned, and what they miss.
+    # Factors that are quantized and pruned, plus a residual.
     "factors-and-rest": Sum(
         LowRank(
             Affine(Dense(whole(4, 2, dtype=torch.int8)), scale(1, 1), bits=4),
@@ -147,7 +149,7 @@ def result(forms: dict[str, Form], **more: Any) -> State:
 
 
 def dtypes() -> State:
-    """Every dtype, as a tensor of its own and as a small leaf; no elements, one element, no axes."""
+    """Every dtype, as a separate tensor and as a small leaf; no elements, one element, no axes."""
     forms: dict[str, Form] = {}
     for word, dtype in NAMED.items():
         values = whole(2, 3, low=0, span=2, dtype=torch.float32).to(dtype)
@@ -183,7 +185,7 @@ def halves() -> State:
 
 
 def model() -> State:
-    """A whole result: tied tensors, a named layer, buffers, recipe and ledger."""
+    """A complete state: tied tensors, a named layer, buffers, recipe and ledger."""
     first = {
         "embed.weight": Dense(whole(4, 3)),
         "up.weight": Dense(whole(2, 3, 2, 2)),
@@ -222,7 +224,7 @@ def model() -> State:
 
 
 def cuts() -> State:
-    """Two axes of one site, one list for three sites, an order, a coded leaf, an axis that keeps all."""
+    """Cuts of two axes of a site, a list for three sites, a reordering, a coded leaf, an axis kept whole."""
     some, order = (0, 1, 3, 7), (2, 0)
     forms: dict[str, Form] = {
         "conv.weight": Affine(Dense(whole(4, 2, 2, 2, dtype=torch.int8)), scale(4, 1)),
@@ -256,7 +258,7 @@ def cuts() -> State:
 
 
 def replaced() -> State:
-    """Integers that were set, modules that were replaced, and the sites that were born of them."""
+    """Integers that were set, modules that were replaced, and sites that replacements made."""
     origins = {"fc.0.weight": "fc.weight right", "fc.1.weight": "fc.weight left", "fc.1.bias": "fc.bias"}
     forms: dict[str, Form] = {
         "fc.0.weight": Dense(whole(2, 5)), "fc.1.weight": Dense(whole(4, 2)), "fc.1.bias": Dense(whole(4)),
@@ -291,7 +293,7 @@ def replaced() -> State:
 
 
 def grids() -> State:
-    """Edges with one scale and with one a channel, coded leaves, a stale one; and the ledger of them."""
+    """Grids with one scale and with one per channel, coded leaves, a stale one, and their ledger."""
     forms: dict[str, Form] = {"conv.weight": Dense(whole(3, 2))}
     edges = {
         "/input:0": Grid(scale(1)),
@@ -315,7 +317,7 @@ def grids() -> State:
 
 
 def attachments() -> State:
-    """A file as it is, one deflated, an empty one, one in a folder."""
+    """A stored attachment, a deflated one, an empty one, one in a folder."""
     files = {
         "config.json": b'{"hidden_size": 64, "layers": [' + b"2, " * 400 + b"2]}",
         "short": b"\x00\x01\xff",
@@ -326,7 +328,7 @@ def attachments() -> State:
 
 
 def history() -> State:
-    """Steps of which a line is left, seeds of their own, a step that the recipe does not name."""
+    """Steps shortened to a line, a seed per step, a step that is not in the recipe."""
     form = Masked(Dense(whole(3, 4) > 0), Dense(whole(3, 4)))
     steps = [{"prune": {"keep": 0.25, "ramp": 1e-05}}, {"größe": {}}, {"entropy": {}}]
     past = (("prune", "00112233445566ff"), ("quantize", "0123456789abcdef"))
@@ -342,7 +344,7 @@ def history() -> State:
 
 
 def to_read() -> dict[str, State]:
-    """The files that must be read, by name; those called tiny have the short header."""
+    """The files that must be read, by name; those named tiny have the short header."""
     alone = {name: result({"w": form}) for name, form in (FORMS | COMPOSED).items()}
     composed = result({**COMPOSED, "": Dense(whole(2)), "large": Dense(whole(16, 17))})
     tiny = {"tiny-model": model(), "tiny-composed": composed, "tiny-none": result({})}
@@ -355,7 +357,7 @@ def to_read() -> dict[str, State]:
 
 
 def expected(compressed: State) -> Json:
-    """What a file decodes to: dtype, shape, and the SHA-256 of the bytes."""
+    """The decoded tensors of a file: dtype, shape and SHA-256 of the bytes."""
     return {
         name: [
             str(value.dtype).removeprefix("torch."), list(value.shape),
@@ -366,7 +368,7 @@ def expected(compressed: State) -> Json:
 
 
 def held(compressed: State, *, tiny: bool) -> Json:
-    """What a file holds besides: digests of it all and of the ledger, and the parts."""
+    """The other contents of a file: its digest, that of the ledger, and the parts."""
     ledger = Ledger("") if tiny else compressed.ledger
     return {
         "digest": compressed.digest, "ledger": ledger.digest,
@@ -394,7 +396,7 @@ def write(folder: Path) -> None:
 
 
 def write_table(path: Path, table: Json) -> None:
-    """JSON with one file a line."""
+    """Write JSON with one file per line."""
     lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(facts)}" for name, facts in table.items())
     path.write_text(f"{{\n{lines}\n}}\n")
 

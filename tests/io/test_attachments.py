@@ -1,4 +1,4 @@
-"""Attachments: named files that go with the weights come back to the bit, or are refused by name."""
+"""Attachments: named files stored with the weights round-trip exactly; damaged ones are refused by name."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +25,7 @@ def with_files() -> State:
     return replace(start(tiny("mlp").model), attachments=FILES)
 
 
-def test_they_come_back_to_the_bit(tmp_path: Path) -> None:
+def test_round_trip(tmp_path: Path) -> None:
     path, given = tmp_path / "m.tersor", with_files()
     size = save(given, path)
     found = load(path)
@@ -40,7 +40,7 @@ def test_they_come_back_to_the_bit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["config.json", "noise.bin"])
-def test_a_changed_byte_is_seen(name: str, tmp_path: Path) -> None:
+def test_a_changed_byte_is_detected(name: str, tmp_path: Path) -> None:
     path = tmp_path / "m.tersor"
     save(with_files(), path)
     data = bytearray(path.read_bytes())
@@ -55,7 +55,7 @@ def test_a_changed_byte_is_seen(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "told",
+    "entry",
     [
         {"nbytes": 2999},
         {"sha256": "0" * 64},
@@ -67,11 +67,11 @@ def test_a_changed_byte_is_seen(name: str, tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_what_the_text_says_of_them_has_to_be_so(told: dict[str, object], tmp_path: Path) -> None:
+def test_a_wrong_entry_is_refused(entry: dict[str, object], tmp_path: Path) -> None:
     path = tmp_path / "m.tersor"
     save(with_files(), path)
     pieces = take_apart(path.read_bytes())
-    pieces.document["attachments"]["noise.bin"] |= told
+    pieces.document["attachments"]["noise.bin"] |= entry
     path.write_bytes(pieces.bytes())
     with pytest.raises(FormatError):
         load(path)

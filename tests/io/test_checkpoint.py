@@ -1,4 +1,4 @@
-"""Checkpoints: every kind of file gives the tensors that were saved, and nothing of it is executed."""
+"""Checkpoints: each kind of file gives the saved tensors, and no code in it is executed."""
 
 import json
 import pickle
@@ -40,7 +40,7 @@ def save_legacy(values: dict[str, Tensor], path: Path) -> None:
 
 
 def save_packed_zip(values: dict[str, Tensor], path: Path) -> None:
-    """A checkpoint that another tool packed anew, compressed."""
+    """A checkpoint that another tool packed again, compressed."""
     torch.save(values, path)
     with zipfile.ZipFile(path) as archive:
         entries = {info.filename: archive.read(info) for info in archive.infolist()}
@@ -50,7 +50,7 @@ def save_packed_zip(values: dict[str, Tensor], path: Path) -> None:
 
 
 def save_other_zip(values: dict[str, Tensor], path: Path) -> None:
-    """The same, not compressed: its records lie elsewhere than where PyTorch would have put them."""
+    """The same, not compressed: its records are at other offsets than PyTorch's."""
     torch.save(values, path)
     with zipfile.ZipFile(path) as archive:
         entries = {info.filename: archive.read(info) for info in archive.infolist()}
@@ -99,7 +99,7 @@ def test_reads_what_was_saved(kind: str, tmp_path: Path) -> None:
     check_equal(read_all(tmp_path / name), tensors())
 
 
-def test_what_a_training_keeps_besides_is_named(tmp_path: Path) -> None:
+def test_training_state_is_named(tmp_path: Path) -> None:
     save_training(tensors(), tmp_path / "w.pt")
     with Checkpoint(tmp_path / "w.pt") as source:
         assert (source.key, source.ignored) == ("model", {"epoch": 0, "optimizer": 1})
@@ -168,14 +168,17 @@ def folder_with(tmp_path: Path, **files: str) -> Path:
     [
         (
             '{"weight_map":{"w":"../a.safetensors"}}',
-            "w lies in '../a.safetensors', which is not a file beside",
+            "w is in '../a.safetensors', which is not a file in the same folder",
         ),
-        ('{"weight_map":{"w":"/etc/passwd"}}', "w lies in '/etc/passwd', which is not a file beside"),
-        ('{"weight_map":{"w":".."}}', "which is not a file beside"),
-        ('{"weight_map":{"w":1}}', "which is not a file beside"),
+        (
+            '{"weight_map":{"w":"/etc/passwd"}}',
+            "w is in '/etc/passwd', which is not a file in the same folder",
+        ),
+        ('{"weight_map":{"w":".."}}', "which is not a file in the same folder"),
+        ('{"weight_map":{"w":1}}', "which is not a file in the same folder"),
         ('{"weight_map":{"v":"a.safetensors"}}', "the index says that it holds v, but it does not"),
-        ('{"weight_map":{}}', "an index has a weight_map"),
-        ("[]", "an index has a weight_map"),
+        ('{"weight_map":{}}', "an index must have a weight_map"),
+        ("[]", "an index must have a weight_map"),
         ("{", "is not JSON"),
     ],
 )
@@ -200,7 +203,7 @@ def test_two_indexes(tmp_path: Path) -> None:
         Checkpoint(folder_with(tmp_path, a__index__json="{}", b__index__json="{}"))
 
 
-def test_file_that_an_index_names_is_gone(tmp_path: Path) -> None:
+def test_a_file_of_the_index_is_missing(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="gone.safetensors: cannot be read: No such file"):
         Checkpoint(folder_with(tmp_path, a__index__json='{"weight_map":{"w":"gone.safetensors"}}'))
 
@@ -209,7 +212,7 @@ def test_file_that_an_index_names_is_gone(tmp_path: Path) -> None:
 
 
 class Evil:
-    """A pickle of it makes a folder when it is loaded."""
+    """Its pickle creates a folder when it is loaded."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -225,7 +228,7 @@ def test_code_is_not_run(zipped: bool, tmp_path: Path) -> None:
     path, made = tmp_path / "w.pt", tmp_path / "made"
     torch.save({"w": torch.ones(2), "x": Evil(made)}, path, _use_new_zipfile_serialization=zipped)
     with pytest.raises(
-        FormatError, match=r"w.pt: it holds Python objects \(posix.mkdir\), and to load them is to run code"
+        FormatError, match=r"w.pt: it holds Python objects \(posix.mkdir\), and loading them would run code"
     ):
         Checkpoint(path)
     assert not made.exists()
@@ -302,14 +305,14 @@ def test_what_is_refused(write: Callable[[Path], None], said: str, tmp_path: Pat
     assert str(caught.value).startswith(str(path))
 
 
-def test_a_tersor_file_is_told_to_be_unpacked(tmp_path: Path) -> None:
+def test_a_tersor_file_is_refused_with_a_hint_to_unpack(tmp_path: Path) -> None:
     site = {"w": Site("w", (2,), "float32", "other")}
     save(State(site, {"w": Dense(torch.ones(2))}, {}, Ledger("", {})), tmp_path / "m.tersor")
     with pytest.raises(SettingError, match="tersor unpack"):
         Checkpoint(tmp_path / "m.tersor")
 
 
-def test_files_that_are_not_there(tmp_path: Path) -> None:
+def test_missing_files(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="cannot be read: No such file"):
         Checkpoint(tmp_path / "w.pt")
 
@@ -321,7 +324,7 @@ def test_a_bool_of_two_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_header_whose_length_looks_like_a_pickle(tmp_path: Path) -> None:
-    """640 bytes, written with the low byte first, begin as a pickle of protocol 2 does."""
+    """A length of 640 in little-endian has the first bytes of a pickle of protocol 2."""
     for length in range(1, 700):
         data = safetensors_file({"w" * length: ("F32", [1], bytes(4))}, None)
         (tmp_path / "w.safetensors").write_bytes(data)
@@ -359,7 +362,7 @@ def test_files_of_a_folder_that_are_not_read_are_named(index: bool, tmp_path: Pa
         assert source.ignored == dict.fromkeys(("vae/model.safetensors", "model.bin", "optimizer.pt"))
 
 
-def test_what_a_trainer_writes_beside_the_weights(tmp_path: Path) -> None:
+def test_files_that_a_trainer_writes_beside_the_weights(tmp_path: Path) -> None:
     torch.save({"w": torch.ones(2)}, tmp_path / "pytorch_model.bin")
     beside = ("optim.bin", "optimizer.bin", "scheduler.bin", "training_args.bin")
     for name in beside:

@@ -1,4 +1,4 @@
-"""Which tensors of a checkpoint are its weights: one rule, and what is left out is named and counted."""
+"""Checkpoint weights: which tensors are the weights; the others are named and counted."""
 
 import json
 from pathlib import Path
@@ -85,7 +85,7 @@ CASES: dict[str, tuple[Any, list[str], str, dict[str, int]]] = {
 
 
 def at(value: Any, name: str) -> torch.Tensor:
-    """The tensor of a dotted name."""
+    """The tensor with a dotted name."""
     if isinstance(value, torch.Tensor) and not name:
         return value
     items = value.items() if isinstance(value, dict) else enumerate(value)
@@ -144,7 +144,7 @@ def test_a_key_chooses(key: str, names: list[str], ignored: dict[str, int], tmp_
 
 
 def test_a_key_chooses_among_names_with_dots(tmp_path: Path) -> None:
-    """DataParallel's prefix, or one network of a file of several."""
+    """The prefix of DataParallel, or one of several networks in a file."""
     torch.save({f"module.{name}": value for name, value in A.items()} | {"x.y": LATENT}, tmp_path / "w.pt")
     save_file(
         {f"module.{name}": value for name, value in A.items()} | {"x.y": LATENT}, tmp_path / "w.safetensors"
@@ -159,14 +159,14 @@ def test_a_key_chooses_among_names_with_dots(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "said"),
     [
-        ("g_emma", "key='g_emma': no tensor stands under it; did you mean 'g_ema'"),
+        ("g_emma", "key='g_emma': no tensor is under it; did you mean 'g_ema'"),
         ("latent_avg", "key='latent_avg': it is one tensor; .*Allowed: g, g_ema$"),
-        ("optimizer", "no tensor stands under it; Allowed: g, g_ema$"),
-        ("", "key='': no tensor stands under it"),
+        ("optimizer", "no tensor is under it; Allowed: g, g_ema$"),
+        ("", "key='': no tensor is under it"),
     ],
 )
 @pytest.mark.parametrize("kind", ["pt", "safetensors"])
-def test_a_key_that_is_not_there(key: str, said: str, kind: str, tmp_path: Path) -> None:
+def test_an_unknown_key(key: str, said: str, kind: str, tmp_path: Path) -> None:
     torch.save(GAN, tmp_path / "w.pt")
     with Checkpoint(tmp_path / "w.pt", "g") as source:
         assert source.slots
@@ -176,8 +176,8 @@ def test_a_key_that_is_not_there(key: str, said: str, kind: str, tmp_path: Path)
         Checkpoint(tmp_path / f"w.{kind}", key)
 
 
-def test_an_optimizer_is_not_what_a_misspelt_key_meant(tmp_path: Path) -> None:
-    """Its own key takes it all the same."""
+def test_no_optimizer_is_suggested_for_a_misspelt_key(tmp_path: Path) -> None:
+    """Its exact key still selects it."""
     torch.save({"g_ema": A, "gem": STATE}, tmp_path / "w.pt")
     with pytest.raises(SettingError, match="did you mean 'g_ema'. Allowed: g_ema$"):
         Checkpoint(tmp_path / "w.pt", "gema")
@@ -185,8 +185,8 @@ def test_an_optimizer_is_not_what_a_misspelt_key_meant(tmp_path: Path) -> None:
         assert list(source.slots) == ["state.0.exp_avg", "state.0.step"]
 
 
-def test_what_torch_saves_of_an_optimizer(tmp_path: Path) -> None:
-    """{"model": ..., "opt": ...}: its moments were packed as weights, and the network's names had a key."""
+def test_optimizer_state_of_torch_is_left_out(tmp_path: Path) -> None:
+    """{"model": ..., "opt": ...}: once its moments were packed as weights and names had a prefix."""
     model = nn.Linear(3, 2)
     optimizer = torch.optim.AdamW(model.parameters())
     model(torch.ones(1, 3)).sum().backward()
@@ -205,7 +205,7 @@ def circle() -> Any:
 
 
 def many() -> Any:
-    """Few bytes, and 2^31 places."""
+    """Few bytes that expand to 2^31 items."""
     found: dict[str, Any] = {"w": torch.ones(1)}
     for _ in range(31):
         found = {"a": found, "b": found}
@@ -215,8 +215,8 @@ def many() -> Any:
 @pytest.mark.parametrize(
     ("saved", "said"),
     [
-        ({"optimizer": STATE, "epoch": 1}, "what a training keeps, under 'optimizer'.*--key optimizer"),
-        ({"opt": STATE}, "what a training keeps, under 'opt'.*--key opt"),
+        ({"optimizer": STATE, "epoch": 1}, "training state, under 'optimizer'.*--key optimizer"),
+        ({"opt": STATE}, "training state, under 'opt'.*--key opt"),
         ({"a": {"b": LATENT}, "a.b": LATENT}, "two of its tensors would be called a.b"),
         ({0: LATENT, "0": LATENT}, "two of its keys are written '0'"),
         (circle(), "more than 32 deep"),
@@ -228,14 +228,14 @@ def many() -> Any:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_is_no_state_dict(saved: Any, said: str, tmp_path: Path) -> None:
+def test_not_a_state_dict(saved: Any, said: str, tmp_path: Path) -> None:
     torch.save(saved, tmp_path / "w.pt")
     with pytest.raises(FormatError, match=said):
         Checkpoint(tmp_path / "w.pt")
 
 
 def test_all_networks_are_packed(tmp_path: Path) -> None:
-    """{"g_ema": {...}, "latent_avg": t} was packed as one tensor, the network dropped."""
+    """{"g_ema": {...}, "latent_avg": t}: once only latent_avg was packed and the network was dropped."""
     torch.save({"g_ema": A, "latent_avg": LATENT}, tmp_path / "w.pt")
     recipe = tersor.Recipe((tersor.Entropy(),))
     done = pack(tmp_path / "w.pt", tmp_path / "w.tersor", recipe)
@@ -276,5 +276,5 @@ def test_a_key_chooses_among_shards(tmp_path: Path) -> None:
         assert (set(source.slots), source.ignored) == ({"w", "v"}, {"a.w": 1})
     with Checkpoint(tmp_path, "a") as source:
         assert (list(source.slots), source.ignored) == (["w"], {"b.w": 1, "2.safetensors": None})
-    with pytest.raises(SettingError, match="key='c': no tensor stands under it"):
+    with pytest.raises(SettingError, match="key='c': no tensor is under it"):
         Checkpoint(tmp_path, "c")

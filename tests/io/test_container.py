@@ -1,4 +1,4 @@
-"""Save and load: what goes in comes out, bit for bit, and the second reader sees the same."""
+"""Save and load: states round-trip bit for bit, and the reference reader agrees."""
 
 import json
 import zlib
@@ -72,7 +72,7 @@ def test_round_trip(tmp_path_factory: pytest.TempPathFactory, given_forms: dict[
 def test_second_reader_agrees(
     tmp_path_factory: pytest.TempPathFactory, form: Form, dtype: torch.dtype
 ) -> None:
-    """Bit for bit, but for products, whose sums have no fixed order."""
+    """Bit for bit, except for products, whose sums have no fixed order."""
     path = tmp_path_factory.mktemp("second") / "model.tersor"
     compressed = State(
         {"w": Site("w", tuple(form.shape), str(dtype)[6:], "linear")}, {"w": form}, {}, Ledger("", {})
@@ -90,7 +90,7 @@ def test_second_reader_agrees(
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_a_run_comes_back_whole(kind: str, tmp_path: Path) -> None:
+def test_a_run_round_trips(kind: str, tmp_path: Path) -> None:
     model = tiny(kind).model
     before = run(model, [Prune(keep=0.4), Cluster(entries=4), Entropy()])
     save(before, tmp_path / "m.tersor")
@@ -156,7 +156,7 @@ def odd_ledgers() -> Iterator[tuple[str, Ledger]]:
 
 
 @pytest.mark.parametrize(("name", "ledger"), list(odd_ledgers()), ids=[name for name, _ in odd_ledgers()])
-def test_any_ledger_comes_back(name: str, ledger: Ledger, tmp_path: Path) -> None:
+def test_any_ledger_round_trips(name: str, ledger: Ledger, tmp_path: Path) -> None:
     save(result({"w": Dense(torch.ones(2))}, ledger), tmp_path / "m.tersor")
     after = load(tmp_path / "m.tersor").ledger
     assert (after.base, after.recipe, after.entries) == (ledger.base, ledger.recipe, ledger.entries)
@@ -186,7 +186,7 @@ def test_names_that_collide_are_refused(tmp_path: Path) -> None:
         save(result({"\ud800": Dense(torch.ones(999))}), tmp_path / "m.tersor")
 
 
-def test_a_form_that_no_reader_takes_is_not_written(tmp_path: Path) -> None:
+def test_a_form_that_readers_refuse_is_not_written(tmp_path: Path) -> None:
     bad = Masked(Dense(torch.ones(2, dtype=torch.bool)), Dense(torch.ones(3)))
     sites = {"w": Site("w", (2,), "float32", "linear")}
     with pytest.raises(FormatError, match=r"w: mask \[2\], body \[3\]"):
@@ -198,7 +198,7 @@ def test_a_form_that_no_reader_takes_is_not_written(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def lenet() -> State:
-    """LeNet-300-100, pruned, clustered and coded. Random weights: the coded bytes differ, the rest hardly."""
+    """LeNet-300-100, pruned, clustered and coded. Random weights change the coded bytes only."""
     torch.manual_seed(0)
     model = torch.nn.Sequential()
     for number, (ins, outs) in enumerate(((784, 300), (300, 100), (100, 10)), 1):

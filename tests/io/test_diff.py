@@ -1,4 +1,4 @@
-"""Diff and patch: the new file comes back with every byte, for little; a wrong or damaged file is refused."""
+"""Diff and patch: the new file is restored byte for byte; patches are small; wrong files are refused."""
 
 import copy
 import hashlib
@@ -59,7 +59,7 @@ def weights(seed: int, size: int = 48) -> dict[str, Tensor]:
 
 
 def trained(old: dict[str, Tensor], seed: int = 1) -> dict[str, Tensor]:
-    """The same network some steps later: a layer renamed, one resized, one new, one gone, one as it was."""
+    """The network some steps later: one layer renamed, one resized, one new, one removed, one unchanged."""
     rng = torch.Generator().manual_seed(seed)
     new = {
         name: value + 0.003 * torch.randn(value.shape, generator=rng)
@@ -77,7 +77,7 @@ def trained(old: dict[str, Tensor], seed: int = 1) -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """old.* and new.*, of every kind."""
+    """Files old.* and new.* of every kind."""
     folder = tmp_path_factory.mktemp("files")
     old = weights(0)
     for word, values in (("old", old), ("new", trained(old))):
@@ -104,14 +104,14 @@ def write_shards(values: dict[str, Tensor], folder: Path) -> None:
 
 
 def tensors_of(path: Path) -> dict[str, Tensor]:
-    """What a checkpoint of PyTorch or a folder of shards holds."""
+    """The tensors of a PyTorch checkpoint or a folder of shards."""
     if path.is_file():
         return torch.load(path)
     return {name: value for file in path.glob("*.safetensors") for name, value in load_file(file).items()}
 
 
 def there_and_back(old: Path, new: Path, folder: Path) -> int:
-    """Bytes of the patch; what it makes is NEW."""
+    """Size of the patch. Checks that it makes NEW."""
     done = diff(old, new, folder / "p")
     assert done.nbytes == (folder / "p").stat().st_size
     assert patch(old, folder / "p", folder / "out") == (folder / "out").stat().st_size
@@ -171,7 +171,7 @@ def test_counts(files: Path, tmp_path: Path) -> None:
 
 
 def test_a_fine_tuned_model_is_far_smaller(tmp_path: Path) -> None:
-    """Codes of which one of eight moves by one: about 0.7 bits each, where the file has seven."""
+    """One code of eight changes by one: about 0.7 bits per code, compared with seven in the file."""
     rng = torch.Generator().manual_seed(0)
     old = {"w": torch.randn(256, 256, generator=rng)}
     step = old["w"].abs().amax() / 127
@@ -185,8 +185,8 @@ def test_a_fine_tuned_model_is_far_smaller(tmp_path: Path) -> None:
     assert nbytes < 0.2 * (tmp_path / "new.tersor").stat().st_size
 
 
-def test_a_moved_grid_costs_only_its_table(tmp_path: Path) -> None:
-    """Weights grow by a fifth, row by row: codes stay, though their grid is another one."""
+def test_a_changed_grid_costs_only_its_table(tmp_path: Path) -> None:
+    """Rows of weights grow by a fifth: the grid changes and the codes stay."""
     rng = torch.Generator().manual_seed(0)
     codes = torch.randint(-100, 101, (200, 300), generator=rng, dtype=torch.int8)
     scale = torch.rand(200, 1, generator=rng) + 0.1
@@ -220,7 +220,7 @@ def floats(seed: int, *shape: int) -> Tensor:
 
 
 def nested(seed: int) -> Form:
-    """A mask in a mask: the inner leaf holds what both keep."""
+    """A mask in a mask: the inner leaf holds the elements that both keep."""
     outer, inner = mask(7), mask(8, share=0.5)
     return Masked(coded(outer), Masked(coded(inner), coded(floats(seed, 30, 40), inner & outer)))
 
@@ -232,7 +232,7 @@ def table(seed: int) -> Form:
 
 
 def ragged(seed: int) -> Form:
-    """Codes that stay on a grid whose groups move."""
+    """Unchanged codes on a grid whose groups change."""
     codes = (floats(3, 30, 40) * 30).to(torch.int8)
     return Affine(coded(codes), Dense(floats(seed, 30, 3).abs()), runs=(7 + seed, 21, 12 - seed))
 
@@ -244,7 +244,7 @@ def scattered(seed: int) -> Form:
 
 
 def moved(seed: int) -> Form:
-    """Runs that say nothing, for the scale has one column; the grid of every other row is another one."""
+    """Runs without effect, since the scale has one column; the grid of every other row changes."""
     scale = torch.full((30, 1), 0.1)
     codes = (floats(3, 30, 400) * 20).round().clamp(-100, 100)
     if seed:
@@ -296,19 +296,19 @@ def test_ledger_and_aliases(tmp_path: Path) -> None:
     ("first", "second"), [*itertools.pairwise(sorted(GOLDEN.glob("*.tersor")))], ids=lambda p: p.stem
 )
 def test_golden_files(first: Path, second: Path, tmp_path: Path) -> None:
-    """Files of every feature; some hold streams and texts that today's writer would write otherwise."""
+    """Files with every feature; some hold streams and texts that this version would write differently."""
     there_and_back(first, second, tmp_path)
 
 
 def stored(path: Path) -> dict[str, bytes]:
-    """The bytes of the arrays of a file; of a leaf what it means."""
+    """The bytes of the arrays of a file; leaves are decoded."""
     with NamedArrays(path) as parts:
         return {name: as_bytes(parts.array(name)).tobytes() for name in parts.names}
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "half.safetensors", *(f"{name}.tersor" for name in RECIPES)])
 def test_the_second_reader_makes_the_same_arrays(kind: str, files: Path, tmp_path: Path) -> None:
-    """reference/patcher.py, by docs/format.md."""
+    """reference/patcher.py, which implements docs/format.md."""
     import patcher
 
     diff(files / f"old.{kind}", files / f"new.{kind}", tmp_path / "p")
@@ -325,7 +325,7 @@ def test_the_second_reader_and_forms(kind: str, tmp_path: Path) -> None:
     diff(tmp_path / "old", tmp_path / "new", tmp_path / "p")
     found, expected = patcher.patched(tmp_path / "old", tmp_path / "p"), stored(tmp_path / "new")
     for name in {"mask in mask": ["w:body.body"], "coded by one coder": ["w:index"]}.get(kind, []):
-        del expected[name], found[name]  # told by its bytes
+        del expected[name], found[name]  # coded as stored bytes
     assert {name: value.values.tobytes() for name, value in found.items()} == expected
 
 
@@ -335,8 +335,8 @@ def test_the_same_files_give_the_same_patch(files: Path, tmp_path: Path) -> None
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-def test_not_in_place(files: Path, tmp_path: Path) -> None:
-    """The old file is what the next patch may be made for: it is not written over."""
+def test_the_old_file_is_not_overwritten(files: Path, tmp_path: Path) -> None:
+    """The old file is not overwritten, since another patch may need it."""
     path = tmp_path / "m.tersor"
     path.write_bytes((files / "old.int8.tersor").read_bytes())
     diff(path, files / "new.int8.tersor", tmp_path / "p")
@@ -369,7 +369,7 @@ def test_a_wrong_base(files: Path, made: dict[str, Path], tmp_path: Path) -> Non
     with pytest.raises(SettingError, match="it is a patch"):
         diff(files / "old.int8.tersor", made["int8.tersor"], tmp_path / "out")
     for name in ("new.int8.tersor", "new.tiny.tersor", "new.safetensors"):
-        with pytest.raises(FormatError, match="it is no patch"):
+        with pytest.raises(FormatError, match="it is not a patch"):
             patch(files / "old.int8.tersor", files / name, tmp_path / "out")
     with pytest.raises(StorageError):
         patch(files / "old.int8.tersor", tmp_path / "none", tmp_path / "out")
@@ -393,7 +393,7 @@ def test_a_shard_of_another_name_is_another_base(files: Path, made: dict[str, Pa
 
 
 def take_apart(path: Path, head: bytes) -> tuple[dict[str, str], bytes, bytes]:
-    """(metadata, text, streams) of a patch, by docs/format.md."""
+    """(metadata, text, streams) of a patch, read as docs/format.md specifies."""
     tensors, metadata = reference.container(path.read_bytes())
     unpacker = zlib.decompressobj(-15, reference.DICTIONARY + head)
     return (
@@ -404,7 +404,7 @@ def take_apart(path: Path, head: bytes) -> tuple[dict[str, str], bytes, bytes]:
 
 
 def head_of(old: Path) -> bytes:
-    """What OLD says of its arrays."""
+    """The JSON of OLD."""
     data = old.read_bytes()
     if data[:4] == reference.MAGIC:
         return zlib.decompressobj(-15, reference.TINY_DICTIONARY).decompress(data[8:])
@@ -450,7 +450,7 @@ VALUES = (
 
 
 def forged(text: bytes, rng: random.Random) -> bytes:
-    """The text with something else in one place."""
+    """The text with one value replaced."""
     document = json.loads(text)
     spots = list(walk(document))
     holder, key = rng.choice(spots)
@@ -471,7 +471,7 @@ def walk(value: Any) -> Any:
 
 @pytest.mark.parametrize("kind", ["int8.tersor", "pruned.tersor", "tiny.tersor", "safetensors"])
 def test_damaged_patches(kind: str, files: Path, made: dict[str, Path], tmp_path: Path) -> None:
-    """Flipped, cut, and forged with the checksums right: an error of ours, and no file."""
+    """Patches with flipped bits, cut, or forged with correct checksums: a Tersor error, and no file."""
     old, path, rng = files / f"old.{kind}", tmp_path / "p", random.Random(kind)
     data, head = made[kind].read_bytes(), head_of(old)
     metadata, text, streams = take_apart(made[kind], head)
@@ -493,7 +493,7 @@ def test_damaged_patches(kind: str, files: Path, made: dict[str, Path], tmp_path
         except TersorError:
             assert not (tmp_path / "out").exists()
             continue
-        # What was changed means nothing, such as a file's settings told twice; never another file.
+        # The change had no effect, such as settings stated twice; the result is never another file.
         assert (tmp_path / "out").read_bytes() == (files / f"new.{kind}").read_bytes()
         (tmp_path / "out").unlink()
 
@@ -511,15 +511,13 @@ def test_only_even_groups_can_move(kind: str, tmp_path: Path) -> None:
     assert b'"grid"' not in text
     document["parts"]["w:codes"] = {"grid": True, "coder": "max"}
     (tmp_path / "p").write_bytes(put_together(metadata, json.dumps(document).encode(), streams, head_of(old)))
-    with pytest.raises(FormatError, match="its groups are not even"):
+    with pytest.raises(FormatError, match="its groups are not equal"):
         patch(old, tmp_path / "p", tmp_path / "out")
     with pytest.raises(reference.BadFile, match="its groups are not even"):
         patcher.patched(old, tmp_path / "p")
 
 
-def test_no_more_is_declared_than_the_bytes_justify(
-    files: Path, made: dict[str, Path], tmp_path: Path
-) -> None:
+def test_the_limit_of_declared_elements(files: Path, made: dict[str, Path], tmp_path: Path) -> None:
     old = files / "old.safetensors"
     metadata, text, streams = take_apart(made["safetensors"], head_of(old))
     document = json.loads(text)
@@ -532,7 +530,7 @@ def test_no_more_is_declared_than_the_bytes_justify(
 
 
 def test_killed_while_patching(files: Path, made: dict[str, Path], tmp_path: Path) -> None:
-    """What stood in the place of NEW is there still, or NEW is, whole."""
+    """After a kill the target is the earlier file or NEW, complete."""
     before, after = b"what was there", (files / "new.int8.tersor").read_bytes()
     words = [files / "old.int8.tersor", made["int8.tersor"], tmp_path / "out"]
     code = (

@@ -1,4 +1,4 @@
-"""Document: the ledger of a file is of bounded size, and cuts and grids are what they can be."""
+"""Document: a file's ledger is bounded in size; invalid cuts and grids are refused."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,7 +23,7 @@ from tersor.steps.words import lock
 
 
 def state_of(steps: int, sites: int, text: str) -> State:
-    """So many steps that edited so many sites, each with a note."""
+    """`steps` steps that each edited `sites` sites, with a note per edit."""
     names = [f"layers.{number}.weight" for number in range(sites)]
     forms = {name: Dense(torch.full((2,), float(number))) for number, name in enumerate(names)}
     recipe = {"tersor": 1, "seed": 0, "steps": [{"prune": {"keep": 0.5}}] * steps}
@@ -44,8 +44,8 @@ def test_a_ledger_takes_4_kb_and_100_bytes_a_site_and_step(
     given = state_of(steps, sites, text)
     save(given, tmp_path / "m.tersor")
     document = take_apart((tmp_path / "m.tersor").read_bytes()).document
-    told = {key: document[key] for key in ("past", "recipe", "ledger") if key in document}
-    assert len(dump(told)) <= 4000 + 100 * sites * steps
+    history = {key: document[key] for key in ("past", "recipe", "ledger") if key in document}
+    assert len(dump(history)) <= 4000 + 100 * sites * steps
     found = load(tmp_path / "m.tersor").ledger
     assert found.digest == given.ledger.digest
     assert found.count == steps
@@ -59,7 +59,7 @@ def test_a_ledger_takes_4_kb_and_100_bytes_a_site_and_step(
     assert (tmp_path / "again.tersor").read_bytes() == (tmp_path / "m.tersor").read_bytes()
 
 
-def test_as_few_steps_as_need_be_become_a_line(tmp_path: Path) -> None:
+def test_as_few_steps_as_necessary_become_a_line(tmp_path: Path) -> None:
     save(state_of(2, 4, "kept 4 of 4"), tmp_path / "small.tersor")
     assert load(tmp_path / "small.tersor").ledger.past == ()
     save(state_of(20, 4, "w" * 400), tmp_path / "large.tersor")
@@ -75,7 +75,7 @@ def test_as_few_steps_as_need_be_become_a_line(tmp_path: Path) -> None:
 
 
 def test_a_sound_file_with_a_cut_and_a_grid_is_read(tmp_path: Path) -> None:
-    assert load(told(tmp_path)).digest == cut_and_gridded().digest
+    assert load(saved(tmp_path)).digest == cut_and_gridded().digest
 
 
 WRONG: dict[str, Callable[[Any], Any]] = {
@@ -96,8 +96,8 @@ WRONG: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("what", WRONG)
-def test_cuts_and_grids_that_cannot_be_are_refused(what: str, tmp_path: Path) -> None:
-    path = told(tmp_path)
+def test_invalid_cuts_and_grids_are_refused(what: str, tmp_path: Path) -> None:
+    path = saved(tmp_path)
     pieces = take_apart(path.read_bytes())
     WRONG[what](pieces.document)
     path.write_bytes(pieces.bytes())
@@ -114,6 +114,6 @@ def cut_and_gridded() -> State:
     return apply(state, Group("all", events), "test")[0]
 
 
-def told(folder: Path) -> Path:
+def saved(folder: Path) -> Path:
     save(cut_and_gridded(), folder / "m.tersor")
     return folder / "m.tersor"

@@ -24,7 +24,7 @@ SECONDS = 5  # one read, on a slow machine
 
 
 def readers(path: Path, data: bytes) -> tuple[dict[str, torch.Tensor] | None, dict[str, Any] | None]:
-    """What the two readers make of a file; None where they refuse it."""
+    """What the two readers decode from a file; None if they refuse it."""
     path.write_bytes(data)
     began, first, said, whole = time.perf_counter(), None, str(path), ("", "")
     try:
@@ -46,7 +46,7 @@ def readers(path: Path, data: bytes) -> tuple[dict[str, torch.Tensor] | None, di
 
 
 def agree(path: Path, data: bytes) -> bool:
-    """Whether both readers read the file; it is a failure if one does, or if they read different things."""
+    """Whether both readers read the file. Fails if only one does or if results differ."""
     first, second = readers(path, data)
     assert (first is None) == (second is None), f"{'the second' if first is None else 'the first'} reads it"
     if first is None or second is None:
@@ -55,7 +55,7 @@ def agree(path: Path, data: bytes) -> bool:
     for name, value in first.items():
         raw = value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
         assert list(value.shape) == list(second[name].values.shape)
-        # Where NaN comes in, its bits are not fixed.
+        # The bits of a NaN are not fixed.
         assert raw == second[name].values.tobytes() or bool(value.isnan().any())
     return True
 
@@ -69,7 +69,7 @@ def test_changed_bytes(tmp_path: Path) -> None:
         first, _ = readers(path, data)
         if first is not None and data != SEEDS[name]:
             read += 1
-    # What may change unseen: spaces behind the header, letters' case in no one's words.
+    # Changes that may go undetected: spaces after the header, case of letters in free text.
     assert read <= 10 * ROUNDS
 
 
@@ -84,7 +84,7 @@ def test_forged_text(tmp_path: Path) -> None:
     for _ in range(600 * ROUNDS):
         pieces = forged(take_apart(SEEDS[rng.choice(NAMES)]), rng)
         read += agree(tmp_path / "m.tersor", signed(pieces, rng))
-    assert read >= 15 * ROUNDS  # some changes are legal, or nothing behind the digests was tried
+    assert read >= 15 * ROUNDS  # some changes are valid; else only the digests were tested
 
 
 needs_limits = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's limits")
@@ -93,7 +93,7 @@ needs_limits = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason=
 @needs_limits
 @pytest.mark.parametrize("files", [1000, pytest.param(50_000, marks=pytest.mark.long)])
 def test_many_files(files: int, tmp_path: Path) -> None:
-    """tests/fuzz.py, which reads in processes of their own, with limits of time and memory."""
+    """Run tests/fuzz.py, which reads in separate processes with limits of time and memory."""
     counts, found = fuzz.run(files, 4, tmp_path / "keep", say=lambda _: None)
     assert not found
     assert counts.total() == files
@@ -106,8 +106,10 @@ def test_many_files(files: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "fault", ["raise KeyError(1)", "import os; os.abort()", "bytes(1 << 40)", "while True: pass"]
 )
-def test_each_kind_of_finding_is_found(fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A reader that fails in one file of ten is noticed; its file is kept, and the others are read."""
+def test_each_kind_of_failure_is_detected(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader that fails on one file of ten is detected; the file is kept, and the others are read."""
     script = (ROOT / "tests" / "fuzz.py").read_text()
     broken = script.replace(
         "    try:\n        loaded = load(path)",
@@ -124,8 +126,8 @@ def test_each_kind_of_finding_is_found(fault: str, tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_length(name: str, tmp_path: Path) -> None:
-    """No beginning of a file is a file."""
+def test_every_prefix_is_refused(name: str, tmp_path: Path) -> None:
+    """No prefix of a file is a valid file."""
     data, path = SEEDS[name], tmp_path / "m.tersor"
     for length in {*range(0, len(data), 1 + len(data) // 80), len(data) - 1}:
         path.write_bytes(data[:length])
@@ -134,8 +136,8 @@ def test_every_length(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_flipped_byte_of_payload_is_seen(name: str, tmp_path: Path) -> None:
-    """Or it changes nothing: deflate leaves up to 7 bits of the text's last byte alone."""
+def test_every_flipped_byte_of_payload_is_detected(name: str, tmp_path: Path) -> None:
+    """Each flip is detected or has no effect: deflate ignores up to 7 bits of the text's last byte."""
     data, path = SEEDS[name], tmp_path / "m.tersor"
     start, unseen = 4 if name.startswith("tiny") else 8 + int.from_bytes(data[:8], "little"), 0
     for at in range(start, len(data), 1 + (len(data) - start) // 150):

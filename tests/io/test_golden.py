@@ -1,4 +1,4 @@
-"""Golden files: bytes that stand. Files of format 1 are read for good, and what was refused stays refused."""
+"""Golden files: fixed bytes. Files of format 1 stay readable, and refused files stay refused."""
 
 import hashlib
 import importlib.util
@@ -32,7 +32,7 @@ def load_make() -> ModuleType:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The golden files, written anew."""
+    """The golden files, written again."""
     folder = tmp_path_factory.mktemp("golden")
     load_make().write(folder)
     return folder
@@ -43,7 +43,7 @@ def sha(raw: bytes) -> str:
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_file_decodes_as_it_did(name: str) -> None:
+def test_file_decodes_to_the_expected_tensors(name: str) -> None:
     for site, tensor in load(GOLDEN / f"{name}.tersor").state_dict().items():
         raw = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
         found = [str(tensor.dtype).removeprefix("torch."), list(tensor.shape), sha(raw)]
@@ -60,7 +60,7 @@ def test_second_reader_agrees(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", HELD)
-def test_file_holds_what_it_did(name: str) -> None:
+def test_file_holds_the_expected_rest(name: str) -> None:
     state = load(GOLDEN / f"{name}.tersor")
     assert HELD[name] == {
         "digest": state.digest, "ledger": state.ledger.digest,
@@ -93,10 +93,10 @@ def test_readers_agree_on_the_ledger(name: str) -> None:
 
 
 def contents(path: Path) -> tuple[object, ...]:
-    """All of a file but how far its text and attachments were deflated: versions of zlib may differ there."""
+    """All of a file except how its text and attachments were deflated: versions of zlib may differ there."""
     pieces = take_apart(path.read_bytes())
-    for name, told in pieces.document.get("attachments", {}).items():
-        if told.get("deflated"):
+    for name, entry in pieces.document.get("attachments", {}).items():
+        if entry.get("deflated"):
             data = reference.opened(path).attachments[name]
             pieces.tensors[f"attachment:{name}"] = "U8", [len(data)], data
     metadata = None if pieces.tiny else header_of(path.read_bytes())[0]["__metadata__"]
@@ -104,11 +104,11 @@ def contents(path: Path) -> tuple[object, ...]:
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_writer_writes_what_it_wrote(name: str, made: Path) -> None:
+def test_writer_writes_the_same_bytes(name: str, made: Path) -> None:
     assert contents(made / f"{name}.tersor") == contents(GOLDEN / f"{name}.tersor")
 
 
-def test_tables_of_expected_values_are_what_make_writes(made: Path) -> None:
+def test_tables_are_those_that_make_writes(made: Path) -> None:
     for table in ("expected.json", "held.json", "refused.json"):
         assert (made / table).read_text() == (GOLDEN / table).read_text()
 
@@ -133,7 +133,7 @@ def test_second_reader_refuses_it_too(name: str) -> None:
         reference.read(GOLDEN / "refused" / f"{name}.tersor")
 
 
-def test_dictionary_stands_in_the_page() -> None:
+def test_dictionary_is_in_the_page() -> None:
     from tersor.io.dictionary import DICTIONARY, TINY_DICTIONARY
 
     assert reference.DICTIONARY == DICTIONARY

@@ -1,7 +1,7 @@
 """What a file holds beside its forms: cuts, changes of modules, grids of edges, attachments, a long ledger.
 
-It comes back as it was, by both readers; damage is named; nothing of it makes a reader take what is not
-justified.
+Both readers restore it; damage is reported by name; no part of it makes a reader allocate more than the
+limits of docs/format.md allow.
 """
 
 import hashlib
@@ -42,7 +42,7 @@ PART = st.text("abc.é _-1", min_size=1, max_size=6).filter(lambda part: part.st
 
 @st.composite
 def cut_sites(draw: Any) -> tuple[dict[str, Site], dict[str, Form], dict[str, dict[int, tuple[int, ...]]]]:
-    """Sites of random forms, some of whose axes were longer when they were given; lists may be shared."""
+    """Sites with random forms, some with cut axes; lists of indices may be shared."""
     sites, stored, kept, lists = {}, {}, {}, []
     for number in range(draw(st.integers(0, 4))):
         form = draw(forms(shapes=((5, 3, 3, 3), (2, 6, 5), (5,), (1, 7), ())))
@@ -140,7 +140,7 @@ def alike(one: State, other: State) -> bool:
 
 
 @given(states())
-def test_all_comes_back(tmp_path_factory: pytest.TempPathFactory, state: State) -> None:
+def test_everything_round_trips(tmp_path_factory: pytest.TempPathFactory, state: State) -> None:
     path = tmp_path_factory.mktemp("held") / "m.tersor"
     save(state, path)
     after = load(path)
@@ -159,7 +159,7 @@ def test_all_comes_back(tmp_path_factory: pytest.TempPathFactory, state: State) 
 
 
 @given(states())
-def test_all_but_ledger_and_attachments_comes_back_from_the_short_header(
+def test_short_header_keeps_all_but_ledger_and_attachments(
     tmp_path_factory: pytest.TempPathFactory, state: State
 ) -> None:
     path = tmp_path_factory.mktemp("held") / "m.tersor"
@@ -183,7 +183,7 @@ def test_patches_between_them(tmp_path_factory: pytest.TempPathFactory, old: Sta
     patch(folder / "old", folder / "p", folder / "out")
     assert (folder / "out").read_bytes() == (folder / "new").read_bytes()
     if text_of(folder / "old") == text_of(folder / "new"):
-        return  # which the second reader does not take
+        return  # which the reference reader does not support
     found = patcher.patched(folder / "old", folder / "p")
     kinds = ("attachment:",)
     stored = {name: v.values.tobytes() for name, v in found.items() if name.startswith(kinds)}
@@ -219,15 +219,15 @@ def test_sites_cut_together_share_a_list(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("index", [(0, 0), (0, 8), (-1, 0)])
-def test_a_cut_that_no_reader_takes_is_not_written(index: tuple[int, ...], tmp_path: Path) -> None:
+def test_a_cut_that_readers_refuse_is_not_written(index: tuple[int, ...], tmp_path: Path) -> None:
     sites = {"w": Site("w", (8,), "float32", "other")}
     state = State(sites, {"w": Dense(torch.ones(2))}, {}, Ledger(""), kept={"w": {0: index}})
-    with pytest.raises(RefusedError, match="w: its cut of axis 0 keeps an index twice, or one that is not"):
+    with pytest.raises(RefusedError, match="w: its cut of axis 0 keeps an index twice, or one out of range"):
         save(state, tmp_path / "m.tersor")
 
 
 def test_many_indices_are_justified_by_bytes(tmp_path: Path) -> None:
-    """Written and read up to the bound; one more is refused by the writer as it would be by readers."""
+    """Written and read up to the limit; the writer refuses one index more, as readers do."""
     path, large = tmp_path / "m.tersor", INDICES // 2
     forms: dict[str, Form] = {
         name: Coded(torch.tensor([1, 7], dtype=torch.uint8), (large + more,), "uint8", (2,))
@@ -249,7 +249,7 @@ def test_many_indices_are_justified_by_bytes(tmp_path: Path) -> None:
     finally:
         tracemalloc.stop()
     assert load(path).shape("b") == (large + 1,)
-    with pytest.raises(RefusedError, match="more indices than a file of so many bytes may name: 1,048,576"):
+    with pytest.raises(RefusedError, match="more indices than a file of this size may list: 1,048,576"):
         save(state("a", "b", "c"), path)
 
 
@@ -257,7 +257,7 @@ def test_a_claim_of_many_indices_takes_no_memory() -> None:
     path = reference.PAGE.parents[1] / "tests" / "golden" / "refused" / "cut-bomb.tersor"
     tracemalloc.start()
     try:
-        with pytest.raises(FormatError, match="the lists name 1,073,741,824 indices"):
+        with pytest.raises(FormatError, match="the lists hold 1,073,741,824 indices"):
             load(path)
         assert tracemalloc.get_traced_memory()[1] < 4 << 20
     finally:
@@ -283,11 +283,11 @@ def test_verify_has_a_row_for_each(tmp_path: Path) -> None:
     assert all(row.sound for row in rows)
     assert [row.nbytes for row in rows[1:4]] == [4800, 3500, 4]
     assert rows[5].nbytes <= 1280
-    assert rows[4].nbytes < 300  # what it takes in the file
+    assert rows[4].nbytes < 300  # its size in the file
 
 
 @pytest.mark.parametrize("name", ["fc/linear:0:scale", "attachment:config.json", "attachment:raw"])
-def test_verify_names_what_is_damaged(name: str, tmp_path: Path) -> None:
+def test_verify_names_damaged_parts(name: str, tmp_path: Path) -> None:
     path = tmp_path / "m.tersor"
     save(full(), path)
     with TersorFile(path) as file:
@@ -303,7 +303,7 @@ def test_verify_names_what_is_damaged(name: str, tmp_path: Path) -> None:
 
 
 def test_verify_compares_grids_with_the_ledger(tmp_path: Path) -> None:
-    """A grid that became stale since is the one that the ledger ends with; another one is not."""
+    """A grid that only became stale matches the ledger; another grid does not."""
     state, edge = full(), "fc/relu:0"
     entry = Entry(0, "calibrate", edge, "absorb", "", state.grids[edge].digest)
     stale = {**state.grids, edge: state.grids[edge].replace(stale=True)}
@@ -316,7 +316,7 @@ def test_verify_compares_grids_with_the_ledger(tmp_path: Path) -> None:
 
 
 def test_verify_knows_what_a_replacement_removes(tmp_path: Path) -> None:
-    """Edits of sites that died, and of names that were born anew, are no fault; those of others are."""
+    """Edits of sites that a replacement removed or made again are no fault; edits of unknown sites are."""
     one, form = "00112233445566ff", Dense(torch.ones(2))
     entries = [
         Entry(0, "factorize", "fc.weight", "absorb", one, "0" * 16),
@@ -344,7 +344,7 @@ def test_names_that_leave_a_folder_are_not_written(name: str, tmp_path: Path) ->
         (Grid(Dense(torch.ones(1)), bits=0), "bits 0"),
     ],
 )
-def test_a_grid_that_no_reader_takes_is_not_written(grid: Grid, says: str, tmp_path: Path) -> None:
+def test_a_grid_that_readers_refuse_is_not_written(grid: Grid, says: str, tmp_path: Path) -> None:
     with pytest.raises(FormatError, match=says):
         save(replace(full(), grids={"edge": grid}), tmp_path / "m.tersor")
 
@@ -354,7 +354,7 @@ def test_a_site_and_an_edge_of_one_name_are_not_written(tmp_path: Path) -> None:
         save(replace(full(), grids={"w": Grid(Dense(torch.ones(1)))}), tmp_path / "m.tersor")
 
 
-def test_an_attachment_that_is_the_same_costs_a_patch_nothing(tmp_path: Path) -> None:
+def test_an_equal_attachment_costs_a_patch_nothing(tmp_path: Path) -> None:
     state = replace(full(), attachments={"blob": torch.randint(0, 256, (9000,)).byte().numpy().tobytes()})
     save(state, tmp_path / "old")
     save(replace(state, forms={"w": Dense(torch.ones(40, 30))}), tmp_path / "new")
@@ -366,9 +366,9 @@ def test_an_attachment_that_is_the_same_costs_a_patch_nothing(tmp_path: Path) ->
 def test_an_attachment_is_deflated_where_that_is_shorter(tmp_path: Path) -> None:
     save(full(), tmp_path / "m.tersor")
     pieces = take_apart((tmp_path / "m.tersor").read_bytes())
-    told = pieces.document["attachments"]["config.json"]
+    entry = pieces.document["attachments"]["config.json"]
     data = full().attachments["config.json"]
-    assert told == {"nbytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "deflated": True}
+    assert entry == {"nbytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "deflated": True}
     assert len(pieces.tensors["attachment:config.json"][2]) < len(data) // 32 + 65536
 
 
@@ -382,13 +382,13 @@ def text_of(path: Path) -> Any:
 def history_of(path: Path) -> int:
     """Bytes of past, recipe and ledger as JSON."""
     document = text_of(path)
-    told = {key: document[key] for key in ("past", "recipe", "ledger") if key in document}
-    return len(json.dumps(told, ensure_ascii=False, separators=(",", ":")).encode())
+    history = {key: document[key] for key in ("past", "recipe", "ledger") if key in document}
+    return len(json.dumps(history, ensure_ascii=False, separators=(",", ":")).encode())
 
 
 def test_a_chain_of_runs_through_files(tmp_path: Path) -> None:
-    """60 runs, each from the file of the one before: the ledger keeps its bound and the digest that it has in
-    memory, and undo says what is missing."""
+    """60 runs, each from the file of the run before: the ledger stays within its limit and keeps its digest;
+    undo reports what is missing."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 5, bias=False))
     path, memory = tmp_path / "m.tersor", start(model)
@@ -407,7 +407,7 @@ def test_a_chain_of_runs_through_files(tmp_path: Path) -> None:
         assert history_of(path) <= 4000 + 100 * len(after.sites) * (number + 1)
         assert len(after.ledger.past) >= lines
         lines = len(after.ledger.past)
-    assert 5 < lines < 60  # some became lines, and no more than need be
+    assert 5 < lines < 60  # some were shortened to lines, no more than necessary
     assert history_to_json(memory.ledger, {"0.weight": memory.forms["0.weight"].digest}, 1) == {
         key: text_of(path)[key] for key in ("past", "recipe", "ledger")
     }
@@ -425,22 +425,22 @@ def test_a_chain_of_runs_through_files(tmp_path: Path) -> None:
     assert undo(after.on(model)).digest == start(model).digest
 
 
-def test_no_more_steps_become_lines_than_need_be() -> None:
-    """One step less, and it would be too long."""
+def test_no_more_steps_become_lines_than_necessary() -> None:
+    """With one step less in `past` it would be too long."""
     steps = [{"quantize": {"bits": 8, "note": "x" * 300}} for _ in range(40)]
     entries = [Entry(n, "quantize", "w", "refine", f"{n:016x}", f"{n + 1:016x}") for n in range(40)]
     ledger = Ledger("0" * 16, {"tersor": 1, "seed": 0, "steps": steps}, entries)
-    told = history_to_json(ledger, {"w": entries[-1].after}, 1)
-    count = len(told["past"])
+    history = history_to_json(ledger, {"w": entries[-1].after}, 1)
+    count = len(history["past"])
     assert 0 < count < 40
     longer = ledger.brief(count - 1)
     events = history_to_json(longer, {"w": entries[-1].after}, 10**6)
-    assert len(dump(told)) <= 4000 + 100 * 40 < len(dump(events))
+    assert len(dump(history)) <= 4000 + 100 * 40 < len(dump(events))
 
 
 def test_an_ordinary_run_of_a_large_network_keeps_every_step() -> None:
-    """A network without biases: seven matrices and two norms a layer, an edit and a note on each in each step
-    that looks at it."""
+    """A network without biases: seven matrices and two norms per layer, an edit and a note for each in each
+    step that processes it."""
     names = [f"model.layers.{n}.self_attn.{m}.weight" for n in range(32) for m in "abcdefgxy"]
     weights = [name for name in names if name[-8] not in "xy"]
     steps = [{"prune": {"keep": 0.5}}, {"quantize": {"bits": 8}}, {"entropy": {"coder": "max"}}]
@@ -453,9 +453,9 @@ def test_an_ordinary_run_of_a_large_network_keeps_every_step() -> None:
     digests = {name: f"{number:016x}" for number, name in enumerate(names)}
     for at, (name, how, text, data) in enumerate(hows):
         for number, site in enumerate(names if name == "entropy" else weights):
-            told = [f"{number:08x}{at + end:08x}" for end in (0, 1)]
-            told[1] = digests[site] if at == 2 else told[1]
-            ledger.entries.append(Entry(at, name, site, how, *told))
+            ends = [f"{number:08x}{at + end:08x}" for end in (0, 1)]
+            ends[1] = digests[site] if at == 2 else ends[1]
+            ledger.entries.append(Entry(at, name, site, how, *ends))
             ledger.entries.append(Entry(at, name, site, kind="done", text=text, data=data))
     assert "past" not in history_to_json(ledger, digests, len(names))
 

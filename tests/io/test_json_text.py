@@ -1,4 +1,4 @@
-"""Strict JSON, and deflate within bounds."""
+"""JSON text: strict parsing, and deflate within limits."""
 
 import zlib
 
@@ -20,7 +20,7 @@ JSON = st.recursive(
 
 
 @given(JSON)
-def test_json_comes_back(value: object) -> None:
+def test_json_round_trips(value: object) -> None:
     assert parse(dump(value), "it") == value
 
 
@@ -56,14 +56,14 @@ def test_what_is_refused(raw: bytes, said: str) -> None:
         parse(raw, "it")
 
 
-def test_what_is_not_mistaken() -> None:
+def test_valid_texts_are_not_refused() -> None:
     assert parse(b"[" * 64 + b"]" * 64, "it")
     assert parse(b'["' + b"[" * 500 + b'\\"{"]', "it") == ["[" * 500 + '"{']
     assert parse(b'["\\ud83d\\ude00"]', "it") == ["\N{GRINNING FACE}"]
 
 
 @given(st.binary(max_size=300), st.binary(max_size=40))
-def test_text_comes_back_with_what_follows(text: bytes, rest: bytes) -> None:
+def test_text_round_trips_with_the_bytes_after_it(text: bytes, rest: bytes) -> None:
     text = b"{}" + text
     assert inflate(deflate(text) + rest, len(text)) == (text, rest)
 
@@ -90,7 +90,7 @@ def test_length_beyond_what_the_bytes_justify_is_refused_before_anything_is_infl
 
 
 @pytest.mark.parametrize("size", [1000, 10**5, 3 * 10**6])
-def test_a_text_that_deflates_too_well_is_deflated_less(size: int) -> None:
+def test_a_text_that_deflates_too_well_uses_a_lower_level(size: int) -> None:
     text = b'{"sites":{}' + b" " * size + b"}"
     data = deflate(text)
     assert len(text) <= allowed(len(data))

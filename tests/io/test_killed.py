@@ -1,4 +1,4 @@
-"""kill -9 at any moment: what was there before is there still, and nothing half-made stands in its place."""
+"""kill -9 at any moment: the earlier file is kept, and no incomplete file replaces it."""
 
 import os
 import random
@@ -21,9 +21,9 @@ from tersor.steps import Entropy
 
 LOSSLESS = Recipe((Entropy(),))
 MOMENTS = 20
-GONE = 2**22 + 1  # no process has this number: Linux ends at 2^22
+GONE = 2**22 + 1  # no process has this id: the limit of Linux is 2^22
 
-# For each line "JOB GIVEN OUT" a process that does the job again and again, until it is killed.
+# For each line "JOB GIVEN OUT" a process repeats the job until it is killed.
 SERVER = """
 import itertools, os, sys, tempfile
 import tersor.coders
@@ -55,7 +55,7 @@ for line in sys.stdin:
 
 
 def write_weights(folder: Path, seeds: range, size: int = 100) -> list[Path]:
-    """Checkpoints that differ, and their packed files beside them."""
+    """Different checkpoints, and their packed files beside them."""
     paths = []
     for seed in seeds:
         rng = torch.Generator().manual_seed(seed)
@@ -81,7 +81,7 @@ def server() -> Iterator[subprocess.Popen[str]]:
 
 
 def kill_after(server: subprocess.Popen[str], words: list[str], seconds: float) -> None:
-    """Let a process do the job for so long, and end it without a word."""
+    """Let a process do the job for some time, then kill it."""
     server.stdin.write(" ".join(words) + "\n")  # type: ignore[union-attr]
     server.stdin.flush()  # type: ignore[union-attr]
     child = int(server.stdout.readline())  # type: ignore[union-attr]
@@ -105,15 +105,15 @@ def test_killed_at_random_moments(job: str, tmp_path: Path, server: subprocess.P
     longest = 0.25
     for moment in range(3 * MOMENTS):
         kill_after(server, [job, *map(str, given), str(out)], rng.uniform(0.0, longest))
-        found.add(whole.index(out.read_bytes()))  # ValueError: neither the one nor the other
+        found.add(whole.index(out.read_bytes()))  # ValueError: the file is neither of the two
         if moment >= MOMENTS - 1:
             if found == {0, 1}:
                 break
             longest *= 1.2  # a busy machine takes longer to put the first file in place
-    assert found == {0, 1}  # or no process came as far as to put a file in place
+    assert found == {0, 1}  # else no process got as far as moving a file into place
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
     until = time.monotonic() + 10
-    while len(list(folder.iterdir())) > 1 and time.monotonic() < until:  # the last one must be gone first
+    while len(list(folder.iterdir())) > 1 and time.monotonic() < until:  # wait for the last one to end
         with atomic(out) as file:
             file.write(b"")
     assert list(folder.iterdir()) == [out]
@@ -122,7 +122,7 @@ def test_killed_at_random_moments(job: str, tmp_path: Path, server: subprocess.P
 @pytest.mark.long
 @pytest.mark.parametrize("job", ["pack", "unpack", "unpack --shard 400kB"])
 def test_command_killed_at_random_moments(job: str, tmp_path: Path) -> None:
-    """The same with the command as a user starts it: killed anywhere from its first moment to its last."""
+    """The same with the command line: killed at any moment from start to end."""
     (old,), (new,) = write_weights(tmp_path, range(1)), write_weights(tmp_path, range(1, 2))
     suffix = ".safetensors" if job == "pack" else ".tersor"
     target = {"pack": "out/o.tersor", "unpack": "out/o.safetensors"}.get(job, "out/o")
@@ -136,7 +136,7 @@ def test_command_killed_at_random_moments(job: str, tmp_path: Path) -> None:
         return subprocess.Popen([*line, str(given.with_suffix(suffix))], stdout=subprocess.DEVNULL)
 
     began = time.monotonic()
-    if "shard" not in job:  # a folder must not be there yet
+    if "shard" not in job:  # a folder must not exist yet
         assert start(old).wait() == 0
     first, before = state(), {path.name: path.read_bytes() for path in tmp_path.glob("*.*")}
     process = start(new)
@@ -153,7 +153,7 @@ def test_command_killed_at_random_moments(job: str, tmp_path: Path) -> None:
         elif first != state():
             assert start(old).wait() == 0
         process = start(new)
-        # The second half of the moments lie where files are written, behind the imports.
+        # The second half of the moments are after the imports, where files are written.
         time.sleep(took * rng.uniform(*((0.0, 1.0) if moment % 2 else (0.7, 1.0))))
         process.kill()
         process.wait()
@@ -166,12 +166,12 @@ def test_command_killed_at_random_moments(job: str, tmp_path: Path) -> None:
         assert list(folder.iterdir()) == [out]
 
 
-# --- what is left is removed, and only that ---
+# --- leftovers, and nothing else, are removed ---
 
 
 @pytest.fixture(params=["nameless", "named", "nameless for good"])
 def system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """With files without a name, without them, and where one is made that cannot be named."""
+    """Three systems: with unnamed temporary files, without them, and where one cannot be linked to a name."""
     if not hasattr(os, "O_TMPFILE") and request.param != "named":
         pytest.skip("this system has no files without a name")
     if request.param == "named":
@@ -186,7 +186,7 @@ def system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
 
 
 def test_written_in_each_system(system: str, tmp_path: Path) -> None:
-    """A new file has the permissions that the umask leaves, one that is written again those that it had."""
+    """A new file has the permissions of the umask; a rewritten file keeps its permissions."""
     path, new = tmp_path / "a", tmp_path / "new"
     path.write_bytes(b"old")
     path.chmod(0o604)
@@ -222,7 +222,7 @@ def test_an_error_leaves_nothing(system: str, tmp_path: Path) -> None:
     assert read_all(tmp_path) == {"a": b"old"}
 
 
-def test_what_the_dead_left_is_removed(tmp_path: Path) -> None:
+def test_leftovers_of_dead_processes_are_removed(tmp_path: Path) -> None:
     folder = tmp_path / f".a.{GONE}.part"
     folder.mkdir()
     (folder / "x").write_bytes(b"")
@@ -235,7 +235,7 @@ def test_what_the_dead_left_is_removed(tmp_path: Path) -> None:
     assert set(read_all(tmp_path)) == kept | {"a"}
 
 
-def test_names_with_marks_of_globs(tmp_path: Path) -> None:
+def test_names_with_glob_characters(tmp_path: Path) -> None:
     (tmp_path / f".[a]*.{GONE}.part").write_bytes(b"")
     (tmp_path / f".ab.{GONE}.part").write_bytes(b"")
     with atomic(tmp_path / "[a]*"):
@@ -243,8 +243,8 @@ def test_names_with_marks_of_globs(tmp_path: Path) -> None:
     assert set(read_all(tmp_path)) == {"[a]*", f".ab.{GONE}.part"}
 
 
-def test_what_is_locked_is_left_alone(tmp_path: Path) -> None:
-    """A process of another machine has a number that may be nobody's here; its lock is seen."""
+def test_locked_files_are_left_alone(tmp_path: Path) -> None:
+    """The process id of another machine may be unused here; its lock is respected."""
     fcntl = pytest.importorskip("fcntl")
     left = tmp_path / f".a.{GONE}.part"
     with left.open("wb") as held:
@@ -257,7 +257,7 @@ def test_what_is_locked_is_left_alone(tmp_path: Path) -> None:
     assert not left.exists()
 
 
-def test_folder_appears_whole(tmp_path: Path) -> None:
+def test_folder_appears_complete(tmp_path: Path) -> None:
     path = tmp_path / "f"
     (tmp_path / f".f.{GONE}.part").mkdir()
     with atomic_folder(path) as folder:
@@ -273,7 +273,7 @@ def test_folder_appears_whole(tmp_path: Path) -> None:
 
 def test_folder_of_an_error_is_removed(tmp_path: Path) -> None:
     path = tmp_path / "f"
-    path.mkdir()  # an empty one may be there
+    path.mkdir()  # an empty folder may exist
 
     def write() -> None:
         with atomic_folder(path) as folder:

@@ -1,4 +1,4 @@
-"""Every kind of tensor that torch.save writes comes back as torch.load gives it, or is refused by name."""
+"""Every kind of tensor that torch.save writes is read as torch.load reads it, or is refused by name."""
 
 import warnings
 import zipfile
@@ -28,7 +28,7 @@ LINE = torch.arange(1000.0)
 
 
 class Sub(Tensor):
-    """A class of the user's own."""
+    """A user's class."""
 
 
 def noted(value: Tensor) -> Tensor:
@@ -114,7 +114,7 @@ def check_same(found: Tensor, expected: Tensor) -> None:
 
 
 def written(value: Any, path: Path, *, zipped: bool) -> None:
-    """A checkpoint of the value and a second tensor, in the new format or the old."""
+    """A checkpoint with the value and a second tensor, in the new format or the old."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of prototypes
         torch.save(OrderedDict(a=torch.ones(2), w=value), path, _use_new_zipfile_serialization=zipped)
@@ -123,7 +123,7 @@ def written(value: Any, path: Path, *, zipped: bool) -> None:
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "old"])
 @pytest.mark.parametrize("name", KEPT)
-def test_what_is_read_is_what_torch_loads(name: str, zipped: bool, tmp_path: Path) -> None:
+def test_tensors_are_those_that_torch_loads(name: str, zipped: bool, tmp_path: Path) -> None:
     written(KEPT[name](), tmp_path / "w.pt", zipped=zipped)
     try:
         expected = torch.load(tmp_path / "w.pt", weights_only=True)
@@ -145,7 +145,7 @@ def test_what_is_read_is_what_torch_loads(name: str, zipped: bool, tmp_path: Pat
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "old"])
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_kept_is_refused(name: str, zipped: bool, tmp_path: Path) -> None:
+def test_unsupported_tensors_are_refused(name: str, zipped: bool, tmp_path: Path) -> None:
     make, said = REFUSED[name]
     written(make(), tmp_path / "w.pt", zipped=zipped)
     if not zipped:  # torch itself cannot read the newer dtypes and nested tensors there
@@ -167,7 +167,7 @@ def test_a_conjugate_is_no_alias(parts: str, zipped: bool, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("parts", ["whole", "imaginary"])
-def test_a_large_conjugate_is_not_read_where_it_lies(parts: str, tmp_path: Path) -> None:
+def test_a_large_conjugate_is_read_into_memory(parts: str, tmp_path: Path) -> None:
     large = torch.randn(1024, 2048, dtype=torch.complex64, generator=RANDOM)  # more than is held in memory
     value = large.conj() if parts == "whole" else large.conj().imag
     torch.save({"w": value}, tmp_path / "w.pt")
@@ -183,8 +183,8 @@ def test_patches_of_conjugates(tmp_path: Path) -> None:
     check_same(load_file(tmp_path / "new.safetensors")["w"], C.conj())
 
 
-def test_high_byte_first(tmp_path: Path) -> None:
-    """A checkpoint of another machine, as torch.load reads it."""
+def test_big_endian(tmp_path: Path) -> None:
+    """A big-endian checkpoint is read as torch.load reads it."""
     torch.save({"w": F, "c": C.conj(), "h": F.half()}, tmp_path / "w.pt")
     with zipfile.ZipFile(tmp_path / "w.pt") as archive:
         entries = {info.filename: archive.read(info) for info in archive.infolist()}
@@ -227,7 +227,7 @@ IN_MEMORY = [name for name in KEPT if name not in ("one of much, often", "of inf
 
 @pytest.mark.parametrize("kind", ["buffer", "parameter"])
 @pytest.mark.parametrize("name", IN_MEMORY)
-def test_models_keep_them(name: str, kind: str, tmp_path: Path) -> None:
+def test_models_keep_these_tensors(name: str, kind: str, tmp_path: Path) -> None:
     value = KEPT[name]()
     done = run(model_with(value, kind), [tersor.Entropy()])
     tersor.save(done, tmp_path / "m.tersor")

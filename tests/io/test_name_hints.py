@@ -1,4 +1,4 @@
-"""What a weights file's names, shapes and dtypes say: scales, masks and packed weights are left and named."""
+"""Name hints: scales, masks and packed weights of a weights file stay unchanged and are named."""
 
 from pathlib import Path
 
@@ -43,7 +43,7 @@ WEIGHTS = {"h.0.attn.c_attn.weight", "conv.weight", "kernel.weight"}
 
 
 @pytest.mark.parametrize("step", [Prune(keep=0.3), Quantize(bits=4)], ids=["prune", "quantize"])
-def test_what_is_no_weight_stays_and_is_named(tmp_path: Path, step: object) -> None:
+def test_tensors_that_are_not_weights_stay_and_are_named(tmp_path: Path, step: object) -> None:
     save_file(FILE, tmp_path / "w.safetensors")
     packed = pack(tmp_path / "w.safetensors", tmp_path / "w.tersor", Recipe((step,)))
     loaded = load(tmp_path / "w.tersor")
@@ -64,7 +64,7 @@ def test_what_is_no_weight_stays_and_is_named(tmp_path: Path, step: object) -> N
         assert name in note.text
 
 
-def test_a_mask_stays_where_vectors_are_compressed_too(tmp_path: Path) -> None:
+def test_a_mask_stays_when_vectors_are_compressed(tmp_path: Path) -> None:
     save_file(FILE, tmp_path / "w.safetensors")
     packed = pack(tmp_path / "w.safetensors", tmp_path / "w.tersor", Recipe((Rdoq(bits=3),)))
     found = load(tmp_path / "w.tersor").state_dict()
@@ -83,7 +83,7 @@ def test_a_glob_that_names_a_scale_picks_it(tmp_path: Path) -> None:
     assert [e.site for e in load(tmp_path / "w.tersor").ledger.edits()] == ["mlp.up.weight_scale"]
 
 
-def test_masks_are_known_by_their_values() -> None:
+def test_masks_are_recognized_by_values() -> None:
     assert is_causal(Dense(CAUSAL))
     assert is_causal(Dense(CAUSAL.to(torch.bool)))
     for other in (CAUSAL.mT, CAUSAL * 2, CAUSAL[..., :5], torch.ones(1, 1, 1, 1), CAUSAL.expand(1, 2, 6, 6)):

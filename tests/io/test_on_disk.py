@@ -1,4 +1,4 @@
-"""Weights that stay in their file, tensors in slices: the same as in memory, and what is wrong is told."""
+"""On disk: weights in their file, read in slices, give the same results as in memory; damage is reported."""
 
 import sys
 from collections.abc import Callable
@@ -33,7 +33,7 @@ RECIPES = {
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every weight stays in its file, and slices are of 10 elements."""
+    """Every weight stays in its file, and slices have 10 elements."""
     for module in ("safetensors_file", "checkpoint"):
         monkeypatch.setattr(f"tersor.io.{module}.HELD", 0)
     for module in ("forms.form", "forms.coded", "io.on_disk", "io.validate"):
@@ -51,7 +51,7 @@ def values(dtype: torch.dtype) -> dict[str, Tensor]:
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("write", [save_file, torch.save])
 @pytest.mark.parametrize("dtype", CODES, ids=str)
-def test_as_it_would_be_in_memory(
+def test_same_as_in_memory(
     dtype: torch.dtype, write: Callable[[dict[str, Tensor], Path], None], tmp_path: Path
 ) -> None:
     given = values(dtype)
@@ -70,7 +70,7 @@ def test_as_it_would_be_in_memory(
 
 
 @pytest.mark.usefixtures("small")
-def test_what_does_not_lie_in_one_piece_is_read(tmp_path: Path) -> None:
+def test_a_noncontiguous_tensor_is_read_into_memory(tmp_path: Path) -> None:
     whole = torch.arange(24).reshape(4, 6)
     torch.save({"t": whole.T, "cut": whole[1:, 2:]}, tmp_path / "w.pt")
     with Checkpoint(tmp_path / "w.pt") as source:
@@ -79,7 +79,7 @@ def test_what_does_not_lie_in_one_piece_is_read(tmp_path: Path) -> None:
             assert torch.equal(source.form(name).array, expected)
 
 
-def test_a_look_at_the_tree_reads_nothing() -> None:
+def test_walking_the_tree_reads_nothing() -> None:
     def read(begin: int, end: int) -> Tensor:
         raise AssertionError("read")
 
@@ -116,7 +116,7 @@ def test_packed_to_the_same_bytes(name: str, tmp_path: Path, request: pytest.Fix
 
 
 @pytest.mark.usefixtures("small")
-def test_nan_far_behind_is_refused(tmp_path: Path) -> None:
+def test_nan_in_a_late_slice_is_refused(tmp_path: Path) -> None:
     from tersor.errors import RefusedError
 
     weight = torch.ones(30, 10)
@@ -128,7 +128,7 @@ def test_nan_far_behind_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("small")
-def test_a_bool_that_is_none_is_refused_where_it_is_met(tmp_path: Path) -> None:
+def test_an_invalid_bool_is_refused_when_it_is_read(tmp_path: Path) -> None:
     (tmp_path / "w.safetensors").write_bytes(
         safetensors_file({"m": ("BOOL", [40], b"\x01" * 39 + b"\x02")}, None)
     )

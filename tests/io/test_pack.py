@@ -1,5 +1,4 @@
-"""Pack and unpack: what comes back, what a run on the whole model would have done, what is refused before
-anything is written."""
+"""Pack and unpack: round trips, agreement with a run on the whole model, refusals before writing."""
 
 from pathlib import Path
 
@@ -27,7 +26,7 @@ LOSSLESS = Recipe((Entropy(),))
 
 
 def weights(kind: str, path: Path) -> dict[str, Tensor]:
-    """A tiny model's weights as safetensors; of tied ones the first, as is the habit."""
+    """A tiny model's weights as safetensors, with the first name of tied tensors only, as is usual."""
     found: dict[str, Tensor] = {}
     for name, value in tiny(kind).model.state_dict().items():
         if not any(
@@ -90,7 +89,7 @@ def test_every_dtype(tmp_path: Path) -> None:
 
 
 def as_compressed(given: dict[str, Tensor]) -> State:
-    """The same weights as a whole, for core/run.py."""
+    """The same weights as one state, for core/run.py."""
     from tersor.core.state import digest_of
     from tersor.io.header import Slot
     from tersor.io.name_hints import describe
@@ -112,7 +111,7 @@ def as_compressed(given: dict[str, Tensor]) -> State:
     ids=lambda steps: "-".join(step.name for step in steps),
 )
 def test_same_as_a_run_on_everything(steps: tuple[object, ...], tmp_path: Path) -> None:
-    """One tensor at a time or all together: the same forms, the same ledger, but for the seconds."""
+    """One tensor at a time or all together: the same forms and the same ledger, except for seconds."""
     given = weights("conv", tmp_path / "w.safetensors")
     recipe = Recipe(steps, seed=5)
     whole = run(as_compressed({name: given[name] for name in load_file(tmp_path / "w.safetensors")}), recipe)
@@ -123,16 +122,16 @@ def test_same_as_a_run_on_everything(steps: tuple[object, ...], tmp_path: Path) 
     assert loaded.ledger.base == packed.ledger.base == whole.ledger.base
     assert loaded.ledger.recipe == whole.ledger.recipe
 
-    def told(entries: list) -> list:  # type: ignore[type-arg]
+    def decisions(entries: list) -> list:  # type: ignore[type-arg]
         return sorted((e.step, e.name, e.site, e.how, e.before, e.after, e.kind, e.text) for e in entries)
 
-    assert told(loaded.ledger.entries) == told(whole.ledger.entries)
+    assert decisions(loaded.ledger.entries) == decisions(whole.ledger.entries)
 
 
 @pytest.mark.parametrize(
     "step", [step for step in STEPS.values() if step().needs is Needs.NOTHING], ids=lambda s: s.name
 )
-def test_steps_that_say_they_work_alone_do(step: type, tmp_path: Path) -> None:
+def test_steps_without_needs_work_alone(step: type, tmp_path: Path) -> None:
     weights("mixed", tmp_path / "w.safetensors")
     made = step()
     if made.needs is not Needs.NOTHING:
@@ -240,13 +239,13 @@ def test_large_equal_tensors_are_stored_once(tmp_path: Path) -> None:
     given = {"a": same, "b": same.clone(), "c": same + 1, "d": torch.zeros(10), "e": torch.zeros(10)}
     save_file(given, tmp_path / "w.safetensors")
     packed = pack(tmp_path / "w.safetensors", tmp_path / "m.tersor", LOSSLESS)
-    assert packed.aliases == {"b": "a"}  # small ones are equal by chance
+    assert packed.aliases == {"b": "a"}  # small tensors may be equal by chance
     unpack(tmp_path / "m.tersor", tmp_path / "u.safetensors")
     check_same(tmp_path / "u.safetensors", given)
-    # Equal before but not after: no tie.
+    # Equal before but not after: not tied.
     packed = pack(tmp_path / "w.safetensors", tmp_path / "m.tersor", Recipe((Quantize(bits=4, where="a"),)))
     assert packed.aliases == {}
-    # Equal after but not before: no tie either, for the ledger tells them apart.
+    # Equal after but not before: not tied either, since their ledger entries differ.
     given = {name: torch.full((300, 100), value) for name, value in (("a", 0.1), ("b", 0.2))}
     save_file(given, tmp_path / "w.safetensors")
     recipe = Recipe((Prune(threshold=9.0), Cluster(entries=1), Entropy()))
@@ -256,7 +255,7 @@ def test_large_equal_tensors_are_stored_once(tmp_path: Path) -> None:
 # --- the rest ---
 
 
-def test_progress_is_told(tmp_path: Path) -> None:
+def test_progress_is_reported(tmp_path: Path) -> None:
     given, seen = weights("conv", tmp_path / "w.safetensors"), []
 
     class Told(Observer):
@@ -288,7 +287,7 @@ def test_sites_are_described_by_name_and_shape(tmp_path: Path) -> None:
     assert sites["b.bias"] == Site("b.bias", (4,), "float32", "other", layer="b")
 
 
-def test_entropy_codes_what_it_can(tmp_path: Path) -> None:
+def test_entropy_codes_supported_dtypes(tmp_path: Path) -> None:
     save_file({"w": torch.zeros(50, 50)}, tmp_path / "w.safetensors")
     packed = pack(tmp_path / "w.safetensors", tmp_path / "m.tersor", LOSSLESS)
     assert isinstance(load(tmp_path / "m.tersor").forms["w"], Coded)

@@ -1,4 +1,4 @@
-"""Changes: what comes back is what was told, bit for bit, whatever the old array was."""
+"""Residuals: arrays round-trip bit for bit against any base."""
 
 import math
 from typing import Any
@@ -13,8 +13,8 @@ from torch import Tensor
 from tersor.dtypes import CODES
 from tersor.errors import FormatError
 from tersor.io.patch import residual
-from tersor.io.patch.named_arrays import EvenGrid, regrid
-from tersor.io.patch.residual import fitted, groups, ordered, rebuild, tell, unordered
+from tersor.io.patch.named_arrays import UniformGrid, regrid
+from tersor.io.patch.residual import fitted, groups, ordered, rebuild, residual_streams, unordered
 
 SHAPES = ((), (0,), (1,), (7,), (0, 3), (3, 0), (5, 3), (2, 3, 4), (64, 33), (9, 1))
 SPECIAL = (math.nan, -math.nan, math.inf, -math.inf, 0.0, -0.0, 1e-45, 3e38)
@@ -25,7 +25,7 @@ def bits(value: Tensor) -> bytes:
 
 
 def drawn(dtype: torch.dtype, shape: tuple[int, ...], rng: np.random.Generator, spread: float) -> Tensor:
-    """Values of any kind, NaN and both zeros among floats."""
+    """Values of any kind, including NaN and both zeros for floats."""
     if not math.prod(shape):
         return torch.empty(shape, dtype=dtype)
     if dtype is torch.bool:
@@ -40,7 +40,7 @@ def drawn(dtype: torch.dtype, shape: tuple[int, ...], rng: np.random.Generator, 
 
 
 def moved(old: Tensor, rng: np.random.Generator) -> Tensor:
-    """The array some steps of training later: a share of its bytes changed."""
+    """The array some steps of training later: a fraction of its bytes changed."""
     if not old.numel():
         return old
     raw = old.reshape(-1).view(torch.uint8).numpy().copy()
@@ -51,9 +51,9 @@ def moved(old: Tensor, rng: np.random.Generator) -> Tensor:
     return torch.from_numpy(raw).view(old.dtype).reshape(old.shape)
 
 
-def told(new: Tensor, base: Tensor | None, keep: Tensor | None = None, profile: str = "max") -> int:
-    """Tell and rebuild; returns the bytes between."""
-    streams = list(tell(new, base, keep, profile))
+def round_trip(new: Tensor, base: Tensor | None, keep: Tensor | None = None, profile: str = "max") -> int:
+    """Code and rebuild. Returns the number of bytes."""
+    streams = list(residual_streams(new, base, keep, profile))
     again = rebuild(iter(streams), base, new.dtype, tuple(new.shape), keep)
     expected = np.frombuffer(bits(new), np.uint8).reshape(-1, new.dtype.itemsize).copy()
     if keep is not None:
@@ -74,8 +74,8 @@ def test_round_trip(dtype: torch.dtype, shape: tuple[int, ...], seed: int, share
     old = drawn(dtype, shape, rng, 0.5)
     keep = None if share is None else torch.from_numpy(np.asarray(rng.random(shape) < share))
     for new in (moved(old, rng), drawn(dtype, shape, rng, 0.5)):
-        told(new, old, keep, "fast")
-        told(new, None, keep, "fast")
+        round_trip(new, old, keep, "fast")
+        round_trip(new, None, keep, "fast")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.int16])
@@ -86,12 +86,12 @@ def test_more_than_a_piece(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) 
     old = drawn(dtype, (3501,), rng, 0.1)
     keep = torch.from_numpy(rng.random(3501) < 0.7)
     new = moved(old, rng)
-    told(new, old)
-    told(new, old, keep)
-    told(new, None)
+    round_trip(new, old)
+    round_trip(new, old, keep)
+    round_trip(new, None)
     assert (
-        len(list(tell(new, old))) > (4 if dtype.is_floating_point else 3) * dtype.itemsize
-    )  # pieces, and groups
+        len(list(residual_streams(new, old))) > (4 if dtype.is_floating_point else 3) * dtype.itemsize
+    )  # pieces and groups
 
 
 @given(st.sampled_from(list(residual.MANTISSA)), st.integers(0, 2**32))
@@ -112,16 +112,16 @@ def test_groups_are_of_one_exponent_where_they_are_large(monkeypatch: pytest.Mon
     assert [sorted(set(values[group].tolist())) for group in found] == [[1.0], [2.0], [4.0, 8.0]]
 
 
-def test_training_costs_less_than_the_weights() -> None:
-    """Steps of a thousandth of the weights: some ten bits of each are news."""
+def test_a_training_step_costs_less_than_the_weights() -> None:
+    """Steps of a thousandth of the weights change about ten bits of each."""
     rng = torch.Generator().manual_seed(0)
     old = torch.randn(300, 200, generator=rng)
     new = old + 1e-3 * torch.randn(300, 200, generator=rng)
-    assert told(new, old) < 0.62 * new.nbytes
-    assert told(new.bfloat16(), old.bfloat16()) < 0.27 * new.bfloat16().nbytes
+    assert round_trip(new, old) < 0.62 * new.nbytes
+    assert round_trip(new.bfloat16(), old.bfloat16()) < 0.27 * new.bfloat16().nbytes
 
 
-def test_pruned_weights_stay_pruned_for_nothing() -> None:
+def test_pruned_weights_that_stay_zero_cost_nothing() -> None:
     rng = np.random.default_rng(0)
     old = rng.integers(-7, 8, 40_000).astype(np.int8)
     old[rng.random(40_000) < 0.9] = 0
@@ -132,7 +132,7 @@ def test_pruned_weights_stay_pruned_for_nothing() -> None:
     bound = count * math.log2(count) - changed * math.log2(changed)
     bound -= (count - changed) * math.log2(count - changed)  # log2 of the ways to choose them, about
     assert (
-        told(torch.from_numpy(new).reshape(200, 200), torch.from_numpy(old).reshape(200, 200))
+        round_trip(torch.from_numpy(new).reshape(200, 200), torch.from_numpy(old).reshape(200, 200))
         < bound / 8 + 60
     )
 
@@ -149,7 +149,7 @@ def test_fitted(shape: tuple[int, int], overlap: tuple[int, int]) -> None:
             assert found[row, column] == (old[row, column] if inside else 0)
 
 
-def test_what_has_nothing_in_common_does_not_fit() -> None:
+def test_arrays_with_other_axes_or_dtypes_do_not_fit() -> None:
     assert fitted(torch.zeros(3), (3, 1), torch.float32) is None
     assert fitted(torch.zeros(3), (3,), torch.int32) is None
     assert fitted(torch.zeros(3).half(), (3,), torch.float32) is not None
@@ -163,10 +163,10 @@ def test_regrid_against_a_slow_loop(group: int, zeros: bool, axis: int) -> None:
     rows, inputs = (4, 5) if axis == 0 else (5, 4)
     columns = -(-inputs // group) if group else 1
 
-    def grid() -> EvenGrid:
+    def grid() -> UniformGrid:
         scale = torch.from_numpy(rng.uniform(0.1, 1, (rows, columns))).float()
         zero = torch.from_numpy(rng.integers(-5, 6, (rows, columns))).short() if zeros else None
-        return EvenGrid(scale, zero, group, axis)
+        return UniformGrid(scale, zero, group, axis)
 
     old, new = grid(), grid()
     codes = torch.from_numpy(rng.integers(-128, 128, (4, 5)).astype(np.int8))
@@ -182,20 +182,20 @@ def test_regrid_against_a_slow_loop(group: int, zeros: bool, axis: int) -> None:
 
 def test_grids_that_do_not_fit() -> None:
     scale = torch.ones(4, 1)
-    assert EvenGrid(scale, None, 0, 0).fits((4, 5))
-    assert not EvenGrid(scale, None, 0, 1).fits((4, 5))
-    assert not EvenGrid(scale, None, 0, 2).fits((4, 5))
-    assert not EvenGrid(scale, torch.ones(4, 2), 0, 0).fits((4, 5))
-    assert not EvenGrid(torch.ones(4, 2), None, 2, 0).fits((4, 5))
-    assert EvenGrid(torch.ones(4, 3), None, 2, 0).fits((4, 5))
-    assert not EvenGrid(torch.ones(4), None, 0, 0).fits((4,))
+    assert UniformGrid(scale, None, 0, 0).fits((4, 5))
+    assert not UniformGrid(scale, None, 0, 1).fits((4, 5))
+    assert not UniformGrid(scale, None, 0, 2).fits((4, 5))
+    assert not UniformGrid(scale, torch.ones(4, 2), 0, 0).fits((4, 5))
+    assert not UniformGrid(torch.ones(4, 2), None, 2, 0).fits((4, 5))
+    assert UniformGrid(torch.ones(4, 3), None, 2, 0).fits((4, 5))
+    assert not UniformGrid(torch.ones(4), None, 0, 0).fits((4,))
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.float32, torch.int64])
 def test_damaged_streams_are_refused(dtype: torch.dtype) -> None:
     rng = np.random.default_rng(3)
     old = drawn(dtype, (40, 30), rng, 0.5)
-    streams = list(tell(moved(old, rng), old))
+    streams = list(residual_streams(moved(old, rng), old))
     with pytest.raises(FormatError, match="fewer streams"):
         rebuild(iter(streams[:-1]), old, dtype, (40, 30))
     for _ in range(200):

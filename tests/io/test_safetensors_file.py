@@ -1,4 +1,4 @@
-"""The safetensors layer: against the safetensors library, both ways."""
+"""Safetensors files: compared with the safetensors library, reading and writing."""
 
 from pathlib import Path
 
@@ -64,7 +64,7 @@ def test_we_read_what_the_library_writes(
         assert file.metadata == {"made": "by them"}
 
 
-def test_payload_waits_on_disk_if_it_is_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_payload_is_collected_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tersor.io.safetensors_file.IN_MEMORY", 100)
     monkeypatch.setattr("tersor.io.safetensors_file.CHUNK", 64)
     values = {str(n): torch.randn(n, 9) for n in (1, 3, 20)} | {"b": torch.ones(77, dtype=torch.uint8)}
@@ -93,7 +93,7 @@ def test_longest_header(monkeypatch: pytest.MonkeyPatch) -> None:
         build_header(entries, {})
 
 
-def test_dtypes_that_no_file_holds(tmp_path: Path) -> None:
+def test_unsupported_dtypes_are_refused(tmp_path: Path) -> None:
     with (
         TensorWriter(tmp_path) as writer,
         pytest.raises(RefusedError, match=r"a: it is a torch.complex128 tensor; .*view_as_real"),

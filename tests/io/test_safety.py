@@ -1,4 +1,4 @@
-"""What a file may cost, and what a failure leaves behind: memory as justified, the earlier file whole."""
+"""Safety: a file uses only the memory that its limits allow; a failure leaves the earlier file complete."""
 
 import errno
 import os
@@ -26,7 +26,7 @@ GOLDEN = ROOT / "tests" / "golden"
 MB = 1 << 20
 SIDE = 1200
 
-# Reads files one after the other, each in its own peak of memory, and prints it.
+# Reads files one after the other and prints the peak memory of each.
 MEASURE = """
 import sys
 import torch, tersor.coders
@@ -38,7 +38,7 @@ def status(key):
 
 torch.set_num_threads(1)
 for number, path in enumerate([sys.argv[1], *sys.argv[1:]]):
-    open("/proc/self/clear_refs", "w").write("5")  # the peak begins anew
+    open("/proc/self/clear_refs", "w").write("5")  # resets the peak
     before = status("VmRSS")
     try:
         load(path)
@@ -72,7 +72,7 @@ def claims() -> Iterator[tuple[str, bytes, int]]:
 
 @needs_proc
 def test_memory_is_what_the_header_justifies(tmp_path: Path) -> None:
-    """24 bytes for each element counted, and nothing for one that is refused."""
+    """At most 24 bytes per counted element, and none for a refused file."""
     rooms = {}
     for name, data, elements in claims():
         (tmp_path / name).write_bytes(data)
@@ -84,7 +84,7 @@ def test_memory_is_what_the_header_justifies(tmp_path: Path) -> None:
     used = {line.rsplit(" ", 1)[0]: int(line.rsplit(" ", 1)[1]) for line in done.stdout.splitlines()}
     assert used.keys() == rooms.keys()
     assert {name: nbytes for name, nbytes in used.items() if nbytes > rooms[name] + 8 * MB} == {}
-    assert used[str(tmp_path / "affine")] > 8 * SIDE * SIDE  # or nothing was measured
+    assert used[str(tmp_path / "affine")] > 8 * SIDE * SIDE  # else nothing was measured
 
 
 def test_limit_is_the_callers_to_raise(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_limit_counts_every_node_of_every_site(tmp_path: Path) -> None:
     assert limit_for(1000) == 16_777_216 + 1_024_000
 
 
-# --- the earlier file stays ---
+# --- the earlier file is kept ---
 
 
 def result(seed: int, size: int = 3000) -> State:
@@ -122,7 +122,7 @@ def result(seed: int, size: int = 3000) -> State:
 
 
 def test_full_disk_by_every_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whichever write fails, the earlier file is whole and nothing else lies about."""
+    """Whichever write fails, the earlier file is complete and no other file is left."""
     path = tmp_path / "m.tersor"
     save(result(1), path)
     earlier, counted = path.read_bytes(), 0
@@ -193,7 +193,7 @@ def test_full_disk(tiny_disk: Path) -> None:
 
 
 def test_killed_while_saving(tmp_path: Path) -> None:
-    """Killed at any moment, the file is one of the whole ones."""
+    """After a kill at any moment, the file is one of the complete ones."""
     path = tmp_path / "m.tersor"
     results = [result(seed, 300_000) for seed in (0, 1)]
     whole = {one.digest for one in results}
@@ -202,7 +202,7 @@ def test_killed_while_saving(tmp_path: Path) -> None:
     replaced = 0
     for delay in (0.002, 0.004, 0.008, 0.012, 0.016, 0.02, 0.03, 0.04, 0.1, 0.2):
         child = os.fork()
-        if child == 0:  # saves the one and the other in turn until it is killed
+        if child == 0:  # saves two states in turn until it is killed
             try:
                 for turn in range(10**6):
                     save(results[turn % 2], path)
@@ -213,7 +213,7 @@ def test_killed_while_saving(tmp_path: Path) -> None:
         assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
         assert load(path).digest in whole
         replaced += path.stat().st_ino != first
-    assert replaced  # or no child came as far as to put a file in place
+    assert replaced  # else no child got as far as moving a file into place
 
 
 def test_folder_that_cannot_be_made(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Unpack: some tensors, shards, the short header; what is read for one tensor; any number of threads."""
+"""Unpack: a selection of tensors, shards, the short header, the bytes read for one tensor, threads."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ LOSSLESS = Recipe((Entropy(coder="fast"),))
 
 
 def mixed(count: int = 24) -> dict[str, Tensor]:
-    """Tensors of several dtypes and sizes, so that threads end in another order than they began."""
+    """Tensors of several dtypes and sizes, so that threads do not end in the order in which they began."""
     rng = torch.Generator().manual_seed(0)
     dtypes = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
     given = {
@@ -69,7 +69,7 @@ def test_workers_are_checked(packed: Path) -> None:
     assert not packed.with_name("u.safetensors").exists()
 
 
-def test_what_is_held_stays_within_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_stays_within_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "BUDGET", 100)
     sizes, held, most = [10, 90, 30, 250, 10, 10, 60, 40, 100, 1], [], []
 
@@ -83,12 +83,12 @@ def test_what_is_held_stays_within_the_budget(monkeypatch: pytest.MonkeyPatch) -
     ):
         assert found == (number, number**2)
         held.remove(number)
-    assert max(size for size in most if size != 250) == 100  # as much as may be, and no more
-    assert 250 in most  # alone
+    assert max(size for size in most if size != 250) == 100  # up to the budget, not more
+    assert 250 in most  # a larger one alone
 
 
 def test_the_caller_works_too_while_it_waits() -> None:
-    """Alone it does all; of two threads one is busy with the first job, and the other does the rest."""
+    """With one thread the caller does all jobs. With two, one runs the first job, the other the rest."""
     alone = pool.in_order(range(9), lambda _: 1, lambda _: None, lambda *_: get_ident(), 1)
     assert set(alone) == {get_ident()}
     others_done = Event()
@@ -123,8 +123,8 @@ def test_first_error_ends_all() -> None:
 
 
 @pytest.mark.parametrize(("error", "at_once"), [(KeyboardInterrupt(), True), (FormatError("one"), False)])
-def test_an_interrupt_waits_for_no_turn(error: BaseException, at_once: bool) -> None:
-    """What the caller's own work raises, while another thread is at the job before."""
+def test_an_interrupt_is_raised_at_once(error: BaseException, at_once: bool) -> None:
+    """An interrupt of the caller's own work, while another thread runs the job before."""
     mine, begun, busy, go = get_ident(), [], Event(), Event()
 
     def work(item: int, _: object) -> int:
@@ -168,7 +168,7 @@ def test_shards_as_hugging_face_has_them(packed: Path, tmp_path: Path) -> None:
             assert opened.metadata() == {"format": "pt"}
         found |= part
     assert same(found, given)
-    with Checkpoint(out) as again:  # as it is read here
+    with Checkpoint(out) as again:  # read with our own reader
         assert again.slots.keys() == given.keys()
 
 
@@ -207,13 +207,13 @@ def test_sizes_are_read(text: int | str, nbytes: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "2GX", "", "1.5GB", "GB", 0])
-def test_sizes_that_are_none(text: int | str, packed: Path, tmp_path: Path) -> None:
+def test_invalid_sizes(text: int | str, packed: Path, tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="is a number of bytes: 2000000000, 500MB, 2GB, 1GiB"):
         unpack(packed, tmp_path / "f", shard=text)
     assert not (tmp_path / "f").exists()
 
 
-def test_folder_that_is_there_is_left_alone(packed: Path, tmp_path: Path) -> None:
+def test_an_existing_folder_is_left_alone(packed: Path, tmp_path: Path) -> None:
     (tmp_path / "f").mkdir()
     (tmp_path / "f" / "mine").write_text("")
     with pytest.raises(StorageError, match="is there already"):
@@ -232,21 +232,21 @@ def test_no_folder_of_a_damaged_file(packed: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.tersor", "w.pt"]
 
 
-# --- some tensors ---
+# --- a selection of tensors ---
 
 
 def test_only_some_tensors(packed: Path, tmp_path: Path) -> None:
     given, out = torch.load(tmp_path / "w.pt"), tmp_path / "u.safetensors"
     unpack(packed, out, only="blocks.1*")
     assert same(load_file(out), {name: v for name, v in given.items() if name.startswith("blocks.1")})
-    unpack(packed, out, only=["steps", "tied.*"])  # another name of blocks.4.weight, which is not asked for
+    unpack(packed, out, only=["steps", "tied.*"])  # an alias of blocks.4.weight, which is not selected
     assert same(load_file(out), {name: given[name] for name in ("steps", "tied.weight")})
     with pytest.raises(SiteError, match="no tensor is called 'block.*'"):
         unpack(packed, out, only=["steps", "block.*"])
 
 
 class Counted:
-    """A file that knows how many bytes were read of it, and which."""
+    """A file that records the number and the ranges of bytes read."""
 
     def __init__(self, file: Any) -> None:
         self.file, self.ranges = file, []
@@ -279,11 +279,11 @@ def test_one_tensor_is_read_without_the_rest(packed: Path, monkeypatch: pytest.M
     assert torch.equal(found, given["tied.weight"])
     (source,) = opened
     wanted = [(0, 4), (0, 64), (8, header), (text.begin, text.end), (place.begin, place.end)]
-    assert source.ranges == wanted  # the header's first bytes to see what it is, the text, the tensor
+    assert source.ranges == wanted  # the first bytes of the header, the text, the tensor
     assert sum(end - begin for begin, end in wanted) < packed.stat().st_size / 5
 
 
-def test_damage_elsewhere_does_not_matter_and_here_is_named(packed: Path) -> None:
+def test_only_damage_of_the_tensor_read_is_reported(packed: Path) -> None:
     with TersorFile(packed) as file:
         place = file.places.found["blocks.7.weight"]
     data = bytearray(packed.read_bytes())
@@ -298,8 +298,8 @@ def test_damage_elsewhere_does_not_matter_and_here_is_named(packed: Path) -> Non
 # --- the short header ---
 
 
-def test_tiny_says_the_same_in_fewer_bytes(tmp_path: Path) -> None:
-    """What is not payload: some 100 bytes for the six tensors of a LeNet, and 20 more for each layer."""
+def test_tiny_holds_the_same_in_fewer_bytes(tmp_path: Path) -> None:
+    """Overhead: about 100 bytes for the six tensors of a LeNet, and 20 more per layer."""
     rng = torch.Generator().manual_seed(0)
     shapes = {"fc1": (300, 784), "fc2": (100, 300), "fc3": (10, 100)}
     given = {f"{name}.weight": torch.randn(shape, generator=rng) for name, shape in shapes.items()}
@@ -326,7 +326,7 @@ def test_tiny_says_the_same_in_fewer_bytes(tmp_path: Path) -> None:
 def test_tiny_is_for_small_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_file({"w": torch.randn(100, 100)}, tmp_path / "w.safetensors")
     monkeypatch.setattr("tersor.io.short_header.LARGEST", 10_000)
-    with pytest.raises(RefusedError, match=r"at most 10,000, for it is read whole. Leave out --tiny"):
+    with pytest.raises(RefusedError, match=r"at most 10,000, since it is read whole. Leave out --tiny"):
         pack(tmp_path / "w.safetensors", tmp_path / "m.tersor", LOSSLESS, tiny=True)
     assert not (tmp_path / "m.tersor").exists()
 

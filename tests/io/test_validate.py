@@ -1,4 +1,4 @@
-"""Structure and contents: each rule of docs/format.md section 6 by itself, on forms as they are in memory."""
+"""Validate: each rule of docs/format.md section 6 by itself, on forms in memory."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -64,9 +64,9 @@ BAD: list[tuple[Form, str]] = [
     (deep(9), "nested deeper than 8"),
     (Wavelet(torch.ones(2)), "no rule for the form wavelet"),
     (Sum(ones(2), Wavelet(torch.ones(2))), "w:b: no rule for the form wavelet"),
-    (Masked(mask(2), ones(2, dtype=FLOAT8)), "w:body: torch.float8_e5m2 is stored by itself only"),
-    (Masked(mask(2), ones(2, dtype=torch.complex64)), "w:body: torch.complex64 is stored by itself only"),
-    (ones(*[1] * 17), "17 axes, and 16 are read"),
+    (Masked(mask(2), ones(2, dtype=FLOAT8)), "w:body: torch.float8_e5m2 is for the root only"),
+    (Masked(mask(2), ones(2, dtype=torch.complex64)), "w:body: torch.complex64 is for the root only"),
+    (ones(*[1] * 17), "17 axes, but at most 16 are read"),
     # coded
     (stream((2,), "float8_e5m2", (2,)), "dtype 'float8_e5m2' is not coded; coded are bool, uint8"),
     (stream((2,), "int16", (2,)), "1 streams for int16"),
@@ -74,13 +74,13 @@ BAD: list[tuple[Form, str]] = [
     (stream((2,), "uint8", (3,)), r"streams of \[3\] bytes in torch.uint8 \[2\]"),
     (stream((2,), "uint8", (2,), torch.ones(2, dtype=torch.int8)), r"streams of \[2\] bytes in torch.int8"),
     (stream((2,), "uint8", (2,), torch.ones(2, 1, dtype=torch.uint8)), r"bytes in torch.uint8 \[2, 1\]"),
-    (stream((2,), "uint8", (2,), pack=True), "eight uint8 do not make a byte"),
-    (stream((2,), "uint8", (2,), kept=True), "no mask of its shape stands above it"),
-    (Masked(stream((2,), "bool", (2,), kept=True), ones(2)), "w:keep: kept, but no mask"),
-    (Masked(mask(2, 1), stream((1, 2), "float32", (2,) * 4, kept=True)), "w:body: kept, but no mask"),
-    (Masked(mask(2, 2), LowRank(KEPT, ones(2, 2))), "left: kept, but no"),
-    (Masked(mask(2, 2), Affine(codes(2, 2), KEPT, group=1)), "scale: kept, but no"),
-    (Masked(mask(2), Masked(stream((2,), "bool", (2,), kept=True), ones(2))), "body.keep: kept, but no"),
+    (stream((2,), "uint8", (2,), pack=True), "pack is set for uint8, but only bool is packed"),
+    (stream((2,), "uint8", (2,), kept=True), "no mask of its shape is above it"),
+    (Masked(stream((2,), "bool", (2,), kept=True), ones(2)), "w:keep: kept is set, but no mask"),
+    (Masked(mask(2, 1), stream((1, 2), "float32", (2,) * 4, kept=True)), "w:body: kept is set, but no mask"),
+    (Masked(mask(2, 2), LowRank(KEPT, ones(2, 2))), "left: kept is set, but no"),
+    (Masked(mask(2, 2), Affine(codes(2, 2), KEPT, group=1)), "scale: kept is set, but no"),
+    (Masked(mask(2), Masked(stream((2,), "bool", (2,), kept=True), ones(2))), "body.keep: kept is set, but"),
     # masked
     (Masked(codes(2), ones(2)), "a mask of torch.int8"),
     (Masked(mask(2), ones(3)), r"mask \[2\], body \[3\]"),
@@ -149,7 +149,7 @@ def test_right_product_without_axes() -> None:
         (codes(2), "int16", (2,), "decodes to torch.int8, the site has torch.int16"),
     ],
 )
-def test_form_that_is_not_its_site(form: Form, dtype: str, shape: tuple[int, ...], said: str) -> None:
+def test_form_that_does_not_fit_its_site(form: Form, dtype: str, shape: tuple[int, ...], said: str) -> None:
     with pytest.raises(FormatError, match=said):
         structure(form, site(form, dtype, shape))
 

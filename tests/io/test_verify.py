@@ -1,4 +1,4 @@
-"""Verify: a sound file is sound, and each fault is named with its site while the others are still checked."""
+"""Verify: a sound file passes; each fault is reported with its site, and the others are still checked."""
 
 from pathlib import Path
 
@@ -46,7 +46,7 @@ def test_each_damaged_site_is_named(tmp_path: Path) -> None:
     assert f"{path}: b: damaged: its digest is" in checks["b"].text
 
 
-def test_a_file_that_is_none(tmp_path: Path) -> None:
+def test_other_files(tmp_path: Path) -> None:
     path = saved(tmp_path / "m.tersor", w=torch.ones(2))
     path.write_bytes(path.read_bytes()[:50])
     (check,) = verify(path)
@@ -56,7 +56,7 @@ def test_a_file_that_is_none(tmp_path: Path) -> None:
         verify(tmp_path / "gone.tersor")
 
 
-def test_a_ledger_that_ends_elsewhere(tmp_path: Path) -> None:
+def test_a_ledger_that_ends_with_other_digests(tmp_path: Path) -> None:
     save(run(tiny("mlp").model, [Prune(keep=0.5)]), tmp_path / "m.tersor")
     pieces = take_apart((tmp_path / "m.tersor").read_bytes())
     edits = [event for event in pieces.document["ledger"][0]["events"] if event[1]]

@@ -1,5 +1,5 @@
-"""A run that kills itself: python killed.py FOLDER N journals RECIPE there and ends with SIGKILL in the N-th
-training step. test_journal.py goes on where it was."""
+"""Killed: a run that kills itself. `python killed.py FOLDER N` journals RECIPE in FOLDER and ends with
+SIGKILL in the N-th training step. test_journal.py resumes it."""
 
 import os
 import random
@@ -21,7 +21,7 @@ from tersor.core.recipe import Recipe
 from tersor.core.run import run
 from tersor.steps import Entropy, Finetune, Prune, Quantize
 
-# Batch norm, dropout and shuffled batches: buffers, random state and the optimizer's moments all count.
+# Batch norm, dropout and shuffled batches, so that buffers, random state and optimizer moments matter.
 EPOCHS, BATCHES = 4, 2
 RECIPE = Recipe(
     (
@@ -35,13 +35,13 @@ RECIPE = Recipe(
 
 
 def noisy(model: nn.Module, batch: Any) -> torch.Tensor:
-    """Inputs with noise of Python's and numpy's generators, as users' augmentations draw it."""
+    """Inputs with noise from Python's and numpy's generators, as in users' augmentations."""
     noise = random.random() + np.random.rand() if model.training else 0  # noqa: NPY002
     return model(batch[0] * (1 + 0.1 * noise))
 
 
 class Dying:
-    """Feeds the model, and kills the process when it is trained for the `at`-th time."""
+    """Calls the model, and kills the process in the `at`-th training step."""
 
     def __init__(self, at: int) -> None:
         self.at, self.seen = at, 0
@@ -54,8 +54,8 @@ class Dying:
 
 
 def dying(given: Tiny, at: int) -> Tiny:
-    """The same task, fed by one who may kill it in the `at`-th step; the task is tried once, and before each
-    training there is a look."""
+    """The same task with a feed that may kill it in the `at`-th step. The feed also runs once in the check
+    of the task and once before each training."""
     at += (2 + (at > EPOCHS * BATCHES)) if at > 0 else 0
     return replace(given, task=replace(given.task, feed=Dying(at)))
 

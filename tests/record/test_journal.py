@@ -1,4 +1,4 @@
-"""The journal: a run cut off anywhere goes on to the same ledger and the same bits, or is refused."""
+"""Journal: an interrupted run resumes to the same ledger and the same bits, or is refused."""
 
 import hashlib
 import json
@@ -90,7 +90,7 @@ def test_resumed_after_any_number_of_groups(whole: tuple[Tiny, State, Path], tmp
 
 
 class Stop(Observer):
-    """Progress that is cut off after so many reports, as by Ctrl-C."""
+    """An observer that interrupts after a number of progress reports, like Ctrl-C."""
 
     def __init__(self, after: int):
         self.left = after
@@ -113,7 +113,7 @@ def test_interrupted_at_any_report_of_progress(whole: tuple[Tiny, State, Path], 
     assert cut > 5
 
 
-def test_what_is_in_the_journal_is_not_done_again(
+def test_journaled_groups_are_not_done_again(
     whole: tuple[Tiny, State, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     t, result, folder = whole
@@ -143,7 +143,7 @@ def test_sites_in_the_journal_are_not_done_again(tmp_path: Path, monkeypatch: py
     assert done == ["layers.4.weight", "layers.6.weight"]
 
 
-def test_resume_with_nothing_there_begins(whole: tuple[Tiny, State, Path], tmp_path: Path) -> None:
+def test_resume_in_an_empty_folder_starts(whole: tuple[Tiny, State, Path], tmp_path: Path) -> None:
     t, result, _ = whole
     same(run(t.model, RECIPE, t.task, journal=tmp_path / "new", resume=True), result)
     assert (tmp_path / "new" / "head.json").exists()
@@ -152,7 +152,7 @@ def test_resume_with_nothing_there_begins(whole: tuple[Tiny, State, Path], tmp_p
 # --- refused ---
 
 
-def test_a_journal_in_the_way_is_not_overwritten(whole: tuple[Tiny, State, Path]) -> None:
+def test_an_existing_journal_is_not_overwritten(whole: tuple[Tiny, State, Path]) -> None:
     t, _, folder = whole
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert "lock" in before
@@ -186,7 +186,9 @@ CHANGED: dict[str, tuple[Any, Recipe]] = {
 
 
 @pytest.mark.parametrize("what", CHANGED)
-def test_another_run_is_refused_by_what_changed(what: str, whole: tuple[Tiny, State, Path]) -> None:
+def test_another_run_is_refused_with_the_name_of_the_change(
+    what: str, whole: tuple[Tiny, State, Path]
+) -> None:
     t, _, folder = whole
     change, recipe = CHANGED[what]
     other = change(t)
@@ -220,7 +222,7 @@ def test_a_newer_journal_is_refused(whole: tuple[Tiny, State, Path], tmp_path: P
 
 
 def bad_line(folder: Path, **changes: Any) -> bytes:
-    """A file that follows the head, and holds nonsense."""
+    """A file with a valid hash and invalid contents."""
     line = {"step": 0, "key": "k", "proof": "", "seconds": None, "events": []} | changes
     line = {key: value for key, value in line.items() if value != "missing"}
     return behind_head(folder, safetensors.torch.save({"0": torch.ones(2)}, {"journal": json.dumps(line)}))
@@ -238,15 +240,15 @@ LINES: dict[str, Any] = {
     "no safetensors behind a hash": lambda folder: behind_head(folder, b"x" * 100),
     "no line": lambda folder: behind_head(folder, safetensors.torch.save({"0": torch.ones(2)})),
     "no JSON": lambda folder: behind_head(folder, safetensors.torch.save({}, {"journal": "{"})),
-    "an unknown form": lambda folder: bad_line(folder, events=[edit_told({"form": "x"})]),
-    "a missing array": lambda folder: bad_line(folder, events=[edit_told(TREE)]),
+    "an unknown form": lambda folder: bad_line(folder, events=[edit_line({"form": "x"})]),
+    "a missing array": lambda folder: bad_line(folder, events=[edit_line(TREE)]),
     "an unknown event": lambda folder: bad_line(folder, events=[{"jump": {}}]),
     "no events": lambda folder: bad_line(folder, events="missing"),
     "no object": lambda folder: behind_head(folder, safetensors.torch.save({}, {"journal": "[0]"})),
 }
 
 
-def edit_told(tree: Any) -> Any:
+def edit_line(tree: Any) -> Any:
     return {"edit": {"site": "stem.weight", "how": "refine", "tree": tree}}
 
 
@@ -258,7 +260,7 @@ def test_a_damaged_file_is_refused(what: str, whole: tuple[Tiny, State, Path], t
         run(t.model, RECIPE, t.task, journal=copy, resume=True)
 
 
-def test_a_lost_file_is_refused(whole: tuple[Tiny, State, Path], tmp_path: Path) -> None:
+def test_a_missing_file_is_refused(whole: tuple[Tiny, State, Path], tmp_path: Path) -> None:
     t, _, folder = whole
     shutil.copytree(folder, tmp_path / "copy")
     (tmp_path / "copy" / "000002.group").unlink()
@@ -266,8 +268,8 @@ def test_a_lost_file_is_refused(whole: tuple[Tiny, State, Path], tmp_path: Path)
         run(t.model, RECIPE, t.task, journal=tmp_path / "copy", resume=True)
 
 
-def test_any_changed_bit_is_seen(whole: tuple[Tiny, State, Path], tmp_path: Path) -> None:
-    """One bit of each file, another one in each: in the hash, the names, the numbers, the tensors."""
+def test_any_changed_bit_is_detected(whole: tuple[Tiny, State, Path], tmp_path: Path) -> None:
+    """One bit of each file, a different one in each: in the hash, the names, the numbers, the tensors."""
     t, _, folder = whole
     for number, path in enumerate([folder / "head.json", *lines(folder)]):
         raw = bytearray(path.read_bytes())
@@ -343,7 +345,7 @@ def test_another_number_of_threads_is_refused_where_sums_would_differ(tmp_path: 
 
 @dataclass(frozen=True)
 class TwoOfAll:
-    """Two groups, none of which has a site."""
+    """Two groups without a site."""
 
     name: ClassVar[str] = "two"
     where: ClassVar[str] = "*"
@@ -372,7 +374,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
 
 @dataclass(frozen=True)
 class Halves:
-    """A step whose form holds one tensor twice."""
+    """A step whose form holds the same tensor twice."""
 
     name: ClassVar[str] = "halves"
     where: ClassVar[str] = "*"
@@ -393,7 +395,7 @@ def test_tensors_that_share_memory_are_kept(tmp_path: Path) -> None:
     same(run(model, recipe, journal=tmp_path, resume=True), result)
 
 
-# --- killed in the middle of a training step ---
+# --- killed during a training step ---
 
 
 @pytest.fixture(scope="module")
@@ -402,11 +404,11 @@ def unkilled() -> tuple[Tiny, State]:
     return t, run(t.model, killed.RECIPE, t.task)
 
 
-# In the first training before and after its first checkpoint, in its last step, in the second training.
+# In the first training before and after its first checkpoint and in its last step; in the second training.
 @pytest.mark.parametrize("at", [2, 5, 8, 14])
 def test_killed_in_training(at: int, unkilled: tuple[Tiny, State], tmp_path: Path) -> None:
-    """kill -9 after an epoch's checkpoint; the resumed run trains only what was not finished, and ends with
-    the bits of the run that was never cut: weights, masks, running statistics, optimizer, random state."""
+    """kill -9 after an epoch's checkpoint. The resumed run trains only the unfinished epochs, and ends with
+    the bits of an uninterrupted run: weights, masks, running statistics, optimizer, random state."""
     folder = tmp_path / "run"
     command = [sys.executable, killed.__file__, str(folder), str(at), str(torch.get_num_threads())]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -419,15 +421,15 @@ def test_killed_in_training(at: int, unkilled: tuple[Tiny, State], tmp_path: Pat
     t = killed.dying(tiny("conv"), at=-1)
     resumed = run(t.model, killed.RECIPE, t.task, journal=folder, resume=True)
     same(resumed, whole)
-    looks = 3 - in_second  # the task is tried, and before each training there is a look
+    looks = 3 - in_second  # one call checks the task, one precedes each training
     assert t.task.feed.seen == looks + 2 * killed.EPOCHS * killed.BATCHES - finished * killed.BATCHES
     assert not list(folder.glob("training-*"))
     for key, value in whole.state_dict().items():
         assert torch.equal(resumed.state_dict()[key], value), key
 
 
-def test_a_step_that_trains_twice_trains_anew_each_time(tmp_path: Path) -> None:
-    """Other batches in the second training, and a checkpoint of its own: cut off there, it goes on there."""
+def test_a_step_that_trains_twice_has_two_checkpoints(tmp_path: Path) -> None:
+    """The second training has other batches and its own checkpoint; interrupted there, it resumes there."""
     t, recipe = tiny("conv"), Recipe((Prune(keep=0.4, epochs=2, rounds=2, lr=0.01),))
     drawn: list[float] = []
 
@@ -440,7 +442,7 @@ def test_a_step_that_trains_twice_trains_anew_each_time(tmp_path: Path) -> None:
 
     task, stop = replace(t.task, feed=feed), -1
     whole = run(t.model, recipe, task)
-    first, second = drawn[2:6], drawn[7:]  # the task is tried, and before each there is a look
+    first, second = drawn[2:6], drawn[7:]  # one call checks the task, one precedes each training
     assert len(second) == 4
     assert first != second
     same(run(t.model, recipe, task, journal=tmp_path / "whole"), whole)
@@ -453,7 +455,7 @@ def test_a_step_that_trains_twice_trains_anew_each_time(tmp_path: Path) -> None:
 
 
 def test_a_loader_with_a_generator_of_its_own_resumes_too(tmp_path: Path) -> None:
-    """The order of its batches follows from its generator, whose state is part of the training."""
+    """The order of batches depends on the loader's generator, whose state is part of the checkpoint."""
     t = tiny("mlp")
     data = torch.utils.data.TensorDataset(*next(iter(t.task.batches("evaluate"))))
 
@@ -488,11 +490,11 @@ def test_every_step_can_be_journaled(word: str, tmp_path: Path) -> None:
     same(run(t.model, recipe, t.task, journal=tmp_path / "journal", resume=True, out=tmp_path), result)
 
 
-# --- what belongs to its run ---
+# --- journals and trials of another run ---
 
 
 def test_replay_and_undo_refuse_the_journal_of_another_run(tmp_path: Path) -> None:
-    """The same model and recipe under another seed: its groups would all fit."""
+    """The same model and recipe with another seed: all its groups would fit."""
     t, recipe = tiny("mlp"), [Finetune(epochs=1, lr=0.01), Prune(keep=0.5), Entropy()]
     results = [run(t.model, recipe, t.task, seed=seed, journal=tmp_path / f"{seed}") for seed in (1, 2)]
     assert results[0].digest != results[1].digest
@@ -506,7 +508,7 @@ def test_replay_and_undo_refuse_the_journal_of_another_run(tmp_path: Path) -> No
 
 @dataclass(frozen=True)
 class TrainsAndTells:
-    """A step that yields a group after each of two trainings, and tries a recipe on the side between them."""
+    """A step that yields a group after each of two trainings, and runs a trial recipe between them."""
 
     name: ClassVar[str] = "trains and tells"
     where: ClassVar[str] = "*"
@@ -519,13 +521,13 @@ class TrainsAndTells:
             plan = TrainingPlan(epochs=1, lr=0.01)
             moved, _ = view.train(plan, key=part)
             facts, _ = view.trial([Prune(keep=0.5)], key=part)
-            told = Note("", "tried", f"{facts['nbytes']} bytes")
+            note = Note("", "tried", f"{facts['nbytes']} bytes")
             mine = [name for name in moved if name.startswith("layers.0" if part == "first" else "layers.2")]
-            yield Group(part, (*view.edits({name: moved[name] for name in mine}, "absorb"), told))
+            yield Group(part, (*view.edits({name: moved[name] for name in mine}, "absorb"), note))
 
 
 class Dies(Observer):
-    """An observer that raises after so many groups."""
+    """An observer that raises after a number of groups."""
 
     def __init__(self, after: int):
         self.left = after
@@ -546,8 +548,8 @@ def test_a_step_that_yields_between_trainings_resumes(after: int, tmp_path: Path
     assert not list((tmp_path / "j").glob("trial-*"))
 
 
-def test_trials_of_another_run_are_not_taken(tmp_path: Path) -> None:
-    """Folders of trials that a run left behind do not speak for a run anew."""
+def test_trials_of_another_run_are_not_used(tmp_path: Path) -> None:
+    """Folders of trials from an earlier run are not used by a new run."""
     t = tiny("mlp")
     with pytest.raises(KeyboardInterrupt):
         run(t.model, [TrainsAndTells()], t.task, journal=tmp_path / "j", observer=Dies(0))

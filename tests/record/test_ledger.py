@@ -1,4 +1,4 @@
-"""The ledger: its digest follows decisions and results, not measurements."""
+"""Ledger: its digest depends on decisions and results, not on measurements."""
 
 import dataclasses
 
@@ -109,14 +109,14 @@ def test_base_recipe_and_step_name_change_the_digest() -> None:
 
 
 def test_the_digest_is_pinned() -> None:
-    """Files carry ledgers: their digests must not change between versions."""
+    """Files hold ledgers, so their digests must not change between versions."""
     assert ledger().digest == "f2b4f1c9b0092a9f"
 
 
-# --- old steps as a line each ---
+# --- old steps shortened to a line each ---
 
 
-def test_steps_that_became_a_line_leave_the_digest() -> None:
+def test_steps_shortened_to_a_line_do_not_change_the_digest() -> None:
     whole = ledger(GROUP, GROUP)
     for count in range(3):
         brief = whole.brief(count)
@@ -128,13 +128,13 @@ def test_steps_that_became_a_line_leave_the_digest() -> None:
         assert brief.brief(2) == whole.brief(2)
 
 
-def test_a_line_is_bound_to_what_stood_there() -> None:
+def test_a_changed_line_changes_the_digest() -> None:
     one, other = ledger(GROUP, GROUP).brief(1), ledger(of("w", EDIT), GROUP).brief(1)
     assert one.entries == other.entries
     assert one.digest != other.digest
 
 
-def test_what_was_timed_is_no_decision_and_stays_out() -> None:
+def test_timed_notes_are_not_in_the_digest() -> None:
     timed = ledger(of("w", EDIT, NOTE, Note("", "latency", "0.1 ms", {"ms": 0.1}, timed=True)))
     assert timed.digest == ledger().digest
     assert timed.brief(0).entries == ledger().entries

@@ -1,7 +1,7 @@
-"""What a state holds for a weight or an edge. One form a file; these are the tables of them.
+"""Forms: how a weight is stored. One form per file; this file holds the tables of them.
 
-FORMS    how one weight is stored: trees of these, and of nothing else, decode to a tensor
-NODES    these and the grids of edges
+FORMS    the forms of weights, by name; a tree of these decodes to a tensor
+NODES    the forms, and the grid of an edge
 """
 
 from collections import ChainMap

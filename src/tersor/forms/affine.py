@@ -1,8 +1,8 @@
-"""Affine: small integers on an even grid.
+"""Affine: small integers on a uniform grid.
 
-w[o, i] = (codes[o, i] - zero[o]) * scale[o]      one grid per tensor [1, 1], row [O, 1] or group of inputs
-    [O, G]
-stored  bits a weight before coding, 32 bits a scale, 16 a zero; symmetric grids have no zero
+w[o, i] = (codes[o, i] - zero[o]) * scale[o]      one grid per tensor [1, 1], channel [O, 1]
+                                                  or group of inputs [O, G]
+stored  `bits` per weight before coding, 32 bits per scale, 16 per zero point; symmetric grids have no zero
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tersor.maths.even_grid import dequantize
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Affine(OnGrid):
-    """Integer codes with a scale, and a zero where the grid is not symmetric."""
+    """Integer codes with a scale, and with a zero point if the grid is not symmetric."""
 
     name: ClassVar[str] = "affine"
     aligned: ClassVar[tuple[str, ...]] = ("codes",)
@@ -30,7 +30,7 @@ class Affine(OnGrid):
     scale: Form  # float, [1, 1], [O, 1] or [O, G]
     zero: Form | None = None  # integer, shaped like scale
     bits: int = 8
-    group: int = 0  # inputs a grid, counted along the flattened row; 0: the whole row, or as the next two say
+    group: int = 0  # inputs per group, along the flattened row; 0: the whole row, or `runs` or `member`
     axis: int = 0  # the axis of rows
     runs: tuple[int, ...] = ()
     member: Form | None = None

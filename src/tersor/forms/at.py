@@ -1,7 +1,7 @@
-"""At: a node in its place: the one way through a tree of forms, with what is handed down to each node.
+"""At: a node with its context. All code that traverses a tree of forms does it here.
 
-keep    the mask above: only along aligned children, narrowed by each mask on the way
-axis    of its rows; a product's factors have rows of their own
+keep    the mask above, passed down to aligned children and narrowed by each mask on the path
+axis    the axis of the node's rows; the factors of a product have their own
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from tersor.forms.form import Form
 
 @dataclass(eq=False)
 class At:
-    """A node of a tree of forms, and what lies above it. At(form) is the root of a tree."""
+    """A node of a tree of forms, with its path, mask and parent. At(form) is the root of a tree."""
 
     node: Form
     axis: int = 0
     given: Tensor | None = None  # a mask above the root
     path: str = ""  # "" for the root, a child's "codes" or "body.codes"
-    weights: bool = True  # the root, and what structures hand on: no mask, no table, no codes
+    weights: bool = True  # decodes to weights: the root and `inner` children, not masks, tables or codes
     above: At | None = None  # the parent, if this node is aligned with it
 
     @cached_property
     def keep(self) -> Tensor | None:
-        """The mask above, bool of the node's shape; what it hides need not be stored. Decoded when asked."""
+        """The mask above, bool of the node's shape. Hidden elements need not be stored. Decoded once."""
         return self.given if self.above is None else self.above._within
 
     @cached_property
@@ -37,7 +37,7 @@ class At:
 
     @property
     def body(self) -> bool:
-        """Whether it is weights and holds the numbers."""
+        """Whether the node decodes to weights and has no `inner` children."""
         return self.weights and not self.node.inner
 
     @property
@@ -64,8 +64,8 @@ class At:
             yield from at.down()
 
     def rebuilt(self, change: Callable[[At], Form | None]) -> Form:
-        """The tree with each node that `change` makes another one; where it says None its children are asked.
-        What stays as it is is the same object."""
+        """The tree with each node replaced by change(node). If that is None, the node's children are visited.
+        Unchanged nodes are returned as the same objects."""
         new = change(self)
         if new is not None:
             return new

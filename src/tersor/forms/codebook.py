@@ -1,8 +1,8 @@
 """Codebook: each weight is an index into a short table of shared values.
 
-w[o, i] = book[index[o, i]] * scale[o]      Han, Mao, Dally 2016 (k-means); binary and ternary are books of
-    2 and 3
-stored  log2(K) bits a weight before coding, 32 bits an entry of the table, 32 a scale
+w[o, i] = book[index[o, i]] * scale[o]      Han, Mao, Dally 2016 (k-means)
+                                            binary and ternary weights: K = 2 and 3
+stored  log2(K) bits per weight before coding, 32 bits per table entry, 32 per scale
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Codebook(OnGrid):
     name: ClassVar[str] = "codebook"
     aligned: ClassVar[tuple[str, ...]] = ("index",)
     index: Form  # uint8 or int16, the shape of the weight
-    book: Form  # float [K], or one table a row [O, K]
+    book: Form  # float [K], or one table per row [O, K]
     scale: Form | None = None  # float, [1, 1] or [O, 1]
     axis: int = 0  # the axis of rows
 

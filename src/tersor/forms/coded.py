@@ -1,7 +1,7 @@
 """Coded: a leaf as the bytes of an entropy coder, without loss.
 
 w = decode(data)        the stream's first byte names the coder: docs/streams.md
-stored  the order-0 entropy of the leaf's bytes, or less; wide elements plane by plane, floats turned first
+stored  the order-0 entropy of the leaf's bytes, or less; one stream per plane, floats rotated left by one bit
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tersor.forms.at import At
 from tersor.forms.dense import Dense
 from tersor.forms.form import SLICE, Fact, Facts, Form, Shape, demand
 
-PROFILES = ("max", "fast", "huffman", "rans")  # how a leaf may be coded, and coded again when it was cut
+PROFILES = ("max", "fast", "huffman", "rans")  # how a leaf may be coded, and coded again after a cut
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -28,21 +28,21 @@ class Coded(Form):
     """A leaf stored as a coded stream."""
 
     name: ClassVar[str] = "coded"
-    data: Tensor  # uint8, one dimension: the planes' streams, one behind the other
+    data: Tensor  # uint8, one dimension: the streams of the planes, concatenated
     size: tuple[int, ...]  # shape of the leaf
     dtype: str  # dtype of the leaf
-    planes: tuple[int, ...]  # bytes of each plane's stream, lowest byte of the elements first
-    pack: bool = False  # a mask, eight elements to a byte before coding
-    kept: bool = False  # only the elements that the mask above keeps are in the stream
-    turned: bool = False  # floats, turned left by one bit: the exponents are a plane by themselves
+    planes: tuple[int, ...]  # bytes of each plane's stream, plane 0 (lowest bytes) first
+    pack: bool = False  # a mask with eight elements packed into a byte before coding
+    kept: bool = False  # the streams hold only the elements that the mask above keeps
+    turned: bool = False  # floats rotated left by one bit, so that the exponent fills a plane
     coder: str = "max"  # the profile it was coded with
 
     def decode(self, keep: Tensor | None = None) -> Tensor:
         dtype = self.fact({}, None if keep is None else tuple(keep.shape)).dtype
         if not self.kept or keep is None:
             return self._elements(math.prod(self.size), dtype).reshape(self.size)
-        flat, mine = torch.zeros(math.prod(self.size), dtype=dtype), keep.reshape(-1).cpu()
-        flat[mine] = self._elements(int(mine.sum()), dtype, mine.numpy())
+        flat, mask = torch.zeros(math.prod(self.size), dtype=dtype), keep.reshape(-1).cpu()
+        flat[mask] = self._elements(int(mask.sum()), dtype, mask.numpy())
         return flat.reshape(self.size)
 
     def slices(self) -> Iterator[Tensor]:
@@ -82,9 +82,10 @@ class Coded(Form):
         demand(len(planes) == dtype.itemsize, f"{len(planes)} streams for {self.dtype}")
         fine = data.dtype is torch.uint8 and data.ndim == 1 and sum(planes) == len(data)
         demand(fine, f"streams of {list(planes)} bytes in {data.dtype} {list(data.shape)}")
-        demand(not self.pack or dtype is torch.bool, f"eight {self.dtype} do not make a byte")
-        demand(not self.turned or dtype.is_floating_point, f"{self.dtype} turned, but only floats are")
-        demand(not self.kept or keep == self.shape, "kept, but no mask of its shape stands above it")
+        demand(not self.pack or dtype is torch.bool, f"pack is set for {self.dtype}, but only bool is packed")
+        fine = not self.turned or dtype.is_floating_point
+        demand(fine, f"turned is set for {self.dtype}, but only floats are turned")
+        demand(not self.kept or keep == self.shape, "kept is set, but no mask of its shape is above it")
         fine = self.coder in PROFILES
         demand(fine, f"coder {self.coder[:40]!r} is not known; known are {', '.join(PROFILES)}")
         return Fact(self.shape, dtype)
@@ -99,12 +100,12 @@ def as_elements(data: np.ndarray, dtype: torch.dtype) -> Tensor:
 
 
 def columns(size: tuple[int, ...]) -> int:
-    """The columns of a leaf seen as a matrix, its first axis the rows; 0 where it is one row."""
+    """Columns of a leaf viewed as a matrix whose rows are its first axis; 0 if it has one row."""
     return math.prod(size[1:]) if len(size) > 1 else 0
 
 
 def uncoded(form: Form, keep: Tensor | None = None) -> Form:
-    """The same tree with plain leaves in place of coded ones; `keep` is the mask above, as in Form.decode."""
+    """The same tree with dense leaves in place of coded ones; `keep` is the mask above, as in Form.decode."""
 
     def change(at: At) -> Form | None:
         return Dense(at.node.decode(at.keep)) if isinstance(at.node, Coded) else None

@@ -1,6 +1,6 @@
 """Dense: the array itself.
 
-w = array        any dtype, any shape; the leaf that every other leaf decodes to
+w = array        any dtype, any shape; other leaves decode to this one
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Dense(Form):
         return Fact(self.shape, self.dtype)
 
     def reader(self) -> Callable[[int, int], np.ndarray]:
-        """The bytes of its elements from one place to another."""
+        """A function (begin, end) -> bytes of the elements begin to end."""
         data, size = as_bytes(self.array), self.dtype.itemsize
         return lambda begin, end: data[begin * size : end * size]
 

@@ -1,9 +1,9 @@
 """Form: how one weight is stored, as a small tree that decodes to a tensor.
 
-structure   a form whose `inner` children are weights themselves: a mask, a product, a sum
+structure   a form whose `inner` children decode to weights: a mask, a product, a sum
 body        a form with no `inner` children: it holds the numbers, as codes and tables or as they are
-A form is its dataclass, `decode`, `take`, `shape`, `fact`, and these few words about its children: whoever
-walks, prunes, rounds, codes or checks a tree of forms asks no more.
+A form defines its fields, `decode`, `take`, `shape`, `fact`, and the class variables about its children. Code
+that traverses, prunes, quantizes, codes or checks a tree uses nothing else.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from tersor.errors import FormatError
-from tersor.forms.node import DIGEST, Node, as_bytes  # noqa: F401  many know them from here
+from tersor.forms.node import DIGEST, Node, as_bytes  # noqa: F401  other modules import them from here
 
-SLICE = 1 << 18  # elements looked at at a time: what is asked of each may take ten times their bytes
+SLICE = 1 << 18  # elements processed at a time: temporaries can take ten times their bytes
 
 Shape = tuple[int, ...]
 Moments = tuple[Tensor | None, Tensor | None]  # F and H: full, a diagonal, or None for a diagonal of ones
@@ -39,19 +39,19 @@ class Form(Node):
     """How one weight is stored."""
 
     aligned: ClassVar[tuple[str, ...]] = ()  # children with one element for each element of this form
-    inner: ClassVar[tuple[str, ...]] = ()  # children that are weights themselves
+    inner: ClassVar[tuple[str, ...]] = ()  # children that decode to weights
     mask: ClassVar[str] = ""  # the child that hides elements of the aligned ones
     rows: ClassVar[int | None] = None  # the axis of the inner children's rows; None: that of this form
     dtypes: ClassVar[Mapping[str, str]] = {
         "keep": "bool", "index": "uint8", "codes": "int8", "zero": "int16", "scale": "float32",
         "book": "float32", "member": "uint8",
-    }  # of children in files, where not told; others have their parent's  # fmt: skip
+    }  # of children in files, if not stated; others have their parent's  # fmt: skip
 
     def decode(self, keep: Tensor | None = None) -> Tensor:
-        """The tensor that this form stands for.
+        """The tensor that this form represents.
 
-        `keep` is a mask from above (bool, this form's shape): where it is False any value may come back, so
-        that a mask's body need not store what the mask hides.
+        `keep` is the mask above (bool, this form's shape). Where it is False any value may be returned, so
+        a mask's body need not store hidden elements.
         """
         self._lacks("decode")
 
@@ -65,29 +65,29 @@ class Form(Node):
         self._lacks("shape")
 
     def fact(self, facts: Facts, keep: Shape | None) -> Fact:
-        """What this node decodes to, by its settings and what its children are; FormatError where it cannot.
-        `keep`: the shape of the mask above. Nothing is decoded for it."""
+        """Shape and dtype of the decoded tensor, from settings and the children's facts, without decoding.
+        FormatError if they do not fit. `keep`: the shape of the mask above."""
         raise FormatError(f"no rule for the form {self.name}")
 
     def bounds(self) -> dict[str, tuple[int, int, str]]:
-        """What the elements of some children may be: lowest, highest, and what these numbers name."""
+        """Allowed elements by child: (lowest, highest, what they index, for the message)."""
         return {}
 
     def zeroed(self, where: Tensor) -> Form | None:
-        """The form with zeros where `where` is true; None if its elements cannot be made zero one by one."""
+        """The form with zeros where `where` is true. None if single elements cannot be set to zero."""
         return None
 
     def weigh(self, rows: Tensor | None, columns: Tensor | None) -> tuple[Moments, ...]:
-        """F and H of each inner child, where an error E of this form weighs tr(F E H E^T)."""
+        """F and H of each inner child, given that an error E of this form costs tr(F E H E^T)."""
         return ((rows, columns),) * len(self.inner)
 
     def within(self, keep: Tensor | None) -> Tensor | None:
-        """The mask for aligned children: the one from above, narrowed by this form's own if it is a mask."""
+        """The mask for aligned children: the mask above, narrowed by this form's own if it has one."""
         return keep
 
     def slices(self) -> Iterator[Tensor]:
-        """What decode returns, flat and in order, SLICE elements at a time; of none one slice. Leaves do not
-        make the whole for it."""
+        """The decoded tensor, flat and in order, SLICE elements at a time. An empty tensor gives one slice.
+        Leaves do not decode the whole tensor for it."""
         yield from self.decode().reshape(-1).split(SLICE)
 
     def children(self) -> dict[str, Form]:
@@ -110,7 +110,7 @@ def wider(a: Fact, b: Fact) -> torch.dtype:
 
 
 def to_rows(w: Tensor, axis: int) -> Tensor:
-    """[..., O at axis, ...] -> [O, I]; a vector or a scalar is one row, so that it can share one grid."""
+    """[..., O at axis, ...] -> [O, I]; a vector or a scalar becomes one row, so that it has one grid."""
     if w.ndim <= 1:
         return w.reshape(1, -1)
     return w.movedim(axis, 0).flatten(1)  # reshape(O, -1) would not know I where O is 0

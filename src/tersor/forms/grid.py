@@ -1,6 +1,6 @@
 """Grid: how the values on one edge of the graph are rounded while the model runs.
 
-x ~ (q - zero) * scale        q an integer of `bits` bits: one scale for all, or one a channel
+x ~ (q - zero) * scale        q: an integer of `bits` bits; one scale for all, or one per channel
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from tersor.forms.node import Node
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Grid(Node):
-    """An even grid of an edge. It stands for no tensor, so it neither decodes nor takes."""
+    """The uniform grid of an edge. It represents no tensor, so it has no `decode` and no `take`."""
 
     name: ClassVar[str] = "grid"
     scale: Form  # float32, [1], or [C] along `axis`
     zero: Form | None = None  # integer, shaped like scale; without it the grid is symmetric
     bits: int = 8
     signed: bool = False  # q from -2^(bits - 1), else from 0
-    axis: int = 1  # that of the C channels
-    stale: bool = False  # something upstream was changed after it was found
+    axis: int = 1  # the axis of the C channels
+    stale: bool = False  # something upstream changed after the grid was calibrated

@@ -1,8 +1,8 @@
 """LogGrid: signs and powers of two.
 
 w[o, i] = sign(code) * levels[|code|] * scale[o]      levels: 0 and 2^-k, or sums of two such terms
-stored  bits a weight before coding; multiplying by a level is a shift, or two     Miyashita 2016; Li 2020
-    (APoT)
+stored  `bits` per weight before coding; multiplying by a level takes one shift or two
+source  Miyashita 2016; Li 2020 (APoT)
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from tersor.maths.levels import from_levels
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LogGrid(OnGrid):
-    """Signed codes of logarithmic levels, with a scale."""
+    """Signed codes that index logarithmic levels, with a scale."""
 
     name: ClassVar[str] = "loggrid"
     aligned: ClassVar[tuple[str, ...]] = ("codes",)
     codes: Form  # int8, the shape of the weight
     scale: Form  # float, [1, 1], [O, 1] or [O, G]
     bits: int = 4
-    terms: int = 1  # powers of two a level is the sum of
+    terms: int = 1  # powers of two that add up to a level
     group: int = 0  # groups of inputs as in Affine
     axis: int = 0
     runs: tuple[int, ...] = ()

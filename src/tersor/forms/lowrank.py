@@ -1,7 +1,7 @@
 """LowRank: a product of two thin factors.
 
 w[o, ...] = sum_r left[o, r] * right[r, ...]        Denil 2013, Denton 2014 (SVD)
-stored  R * (O + I) numbers in place of O * I; the factors are forms, so they can be masked or quantized again
+stored  R * (O + I) numbers instead of O * I; the factors are forms, so they can be masked or quantized
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class LowRank(Form):
         return (self.left.shape[0], *self.right.shape[1:])
 
     def weigh(self, rows: Tensor | None, columns: Tensor | None) -> tuple[Moments, ...]:
-        """F, R H R^T for the left factor, L^T F L, H for the right one; nothing of the other side where the
-        moments are not those of these rows and columns."""
+        """(F, R H R^T) for the left factor, (L^T F L, H) for the right one. (F, None) and (None, H) if the
+        moments do not have the sizes of these rows and columns."""
         left, right = self.left.decode().float(), self.right.decode().float().flatten(1)
         sizes = ((rows, len(left)), (columns, right.shape[1]))
         if not all(moment is None or len(moment) == size for moment, size in sizes):
@@ -57,7 +57,7 @@ class LowRank(Form):
 
 
 def through(side: Tensor, moment: Tensor | None) -> Tensor:
-    """side M side^T, of a moment that is full, diagonal or absent; float64, for it is of the 4th power."""
+    """side M side^T for a moment M that is full, diagonal or None; float64, since it is of the 4th power."""
     side = side.double()
     if moment is None:
         return side @ side.T

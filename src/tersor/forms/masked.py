@@ -1,6 +1,7 @@
-"""Masked: weights of which some are exactly zero.
+"""Masked: weights, some of which are exactly zero.
 
-w = body where keep, else 0        stored: the mask (at best log2 C(N, k) bits), and the body where it is kept
+w = body where keep, else 0
+stored  the mask (at best log2 C(N, k) bits) and the kept elements of the body
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from tersor.forms.form import Fact, Facts, Form, Shape, demand
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Masked(Form):
-    """A body that counts only where `keep` is true."""
+    """A body that is used only where `keep` is true, and is zero elsewhere."""
 
     name: ClassVar[str] = "masked"
     aligned: ClassVar[tuple[str, ...]] = ("body",)
@@ -27,17 +28,17 @@ class Masked(Form):
     body: Form
 
     def decode(self, keep: Tensor | None = None) -> Tensor:
-        mine = self.within(keep)
-        body = self.body.decode(mine)
-        return torch.where(mine, body, body.new_zeros(()))
+        mask = self.within(keep)
+        body = self.body.decode(mask)
+        return torch.where(mask, body, body.new_zeros(()))
 
     def within(self, keep: Tensor | None) -> Tensor:
-        """This mask, narrowed by one from above."""
-        mine = self.keep.decode()
-        return mine if keep is None else mine & keep
+        """This form's mask, narrowed by the mask above."""
+        mask = self.keep.decode()
+        return mask if keep is None else mask & keep
 
     def take(self, axis: int, index: Tensor) -> Masked:
-        plain = uncoded(self).children()  # what the mask hides was not coded: no piece stands alone
+        plain = uncoded(self).children()  # hidden elements were not coded
         return Masked(plain["keep"].take(axis, index), plain["body"].take(axis, index))
 
     @property

@@ -1,7 +1,7 @@
-"""Node: what a state holds for a site, as a small tree of frozen values: a weight's form, an edge's grid.
+"""Node: a small tree of frozen values that a state holds: the form of a weight or the grid of an edge.
 
-A leaf holds arrays; an inner node has children. A field that is a Node is a child, a tensor is an array, None
-is absent, anything else is a setting. Digest, size and walking follow from the fields alone.
+A leaf holds an array; an inner node has children. A field that is a Node is a child, a tensor is an array,
+None is absent, anything else is a setting. Digest, size and traversal use the fields alone.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-NUMBERS = 1 << 16  # numbers that a setting may list: a file cannot ask for more
-DIGEST = 16  # hex digits of a digest: 64 bits, for telling states apart, not against forgers
+NUMBERS = 1 << 16  # longest list in a setting that a reader accepts
+DIGEST = 16  # hex digits of a digest: 64 bits, enough to tell states apart, not to stop a forger
 
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """A value with a name, arrays, children and settings. Arrays are never written to once they are in it."""
+    """A value with a name, arrays, children and settings. Its arrays are never written to."""
 
     name: ClassVar[str]
 
@@ -44,7 +44,7 @@ class Node:
         return (as_bytes(array) for array in self.arrays().values())
 
     def settings(self) -> dict[str, Any]:
-        """Fields that are neither children nor arrays nor at their default: what JSON says of this node."""
+        """Fields that are neither children nor arrays nor at their default: this node's entries in JSON."""
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         return {
             key: value
@@ -58,7 +58,7 @@ class Node:
 
     @cached_property
     def digest(self) -> str:
-        """Changes when any array, setting or child does; the same on every machine."""
+        """SHA-256 over arrays, settings and children, 16 hex digits; the same on every machine."""
         sha = hashlib.sha256()
         head = {
             "form": self.name,
@@ -81,8 +81,7 @@ class Node:
         )
 
     def walk(self, path: str = "") -> Iterator[tuple[str, Node]]:
-        """(path, node) for this node and all below it; the root's path is "", a child's "codes" or
-        "body.codes"."""
+        """(path, node) for this node and all below it; paths are "", "codes", "body.codes"."""
         yield path, self
         for key, child in self.children().items():
             yield from child.walk(f"{path}.{key}" if path else key)
@@ -103,6 +102,6 @@ def child_names(kind: type[Node]) -> list[str]:
 
 
 def as_bytes(array: Tensor) -> np.ndarray:
-    """The array's bytes in row-major order, as a flat uint8 view where no copy is needed."""
+    """The array's bytes in row-major order, flat uint8; a view if no copy is needed."""
     flat = array.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy()

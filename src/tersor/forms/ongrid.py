@@ -1,8 +1,8 @@
-"""OnGrid: what grids share: codes seen as rows; tables with an entry for all, a row or a group of columns.
+"""OnGrid: base of forms with codes and tables; a table has one entry per tensor, row or group of columns.
 
-table[o, g]     g the group of column i:   i // group     even groups; the last one may be shorter
-                                           as runs say    side by side, of any length: a cut leaves such
-                                           member[i]      in any order: a cut may also permute
+table[o, g]     g is the group of column i:   i // group     equal groups; the last one may be shorter
+                                              from `runs`    adjacent groups of any length, after a cut
+                                              member[i]      in any order, after a cut that permutes
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from tersor.forms.dense import Dense
 from tersor.forms.form import Facts, Form, Shape, demand, from_rows, to_rows
 from tersor.forms.node import NUMBERS
 
-RUN, NODE = 2, 32  # bytes about that a run, and one child more, take in a file's text
+RUN, NODE = 2, 32  # bytes that a run, and one more child, take in a file's text, about
 MEMBER = (torch.uint8, torch.int16, torch.int32)
 
 
 class OnGrid(Form):
-    """A form whose one aligned child is its codes."""
+    """A form whose only aligned child is its codes."""
 
-    tables: ClassVar[tuple[str, ...]] = ("scale", "zero")  # children with a column for each group
-    axis: int  # of rows
-    group: int = 0  # columns a group; 0: the whole row
-    runs: tuple[int, ...] = ()  # columns of each group, where they are not even
-    member: Form | None = None  # [I], the group of each column, where those of a group are not side by side
+    tables: ClassVar[tuple[str, ...]] = ("scale", "zero")  # children with one column per group
+    axis: int  # the axis of rows
+    group: int = 0  # columns per group; 0: the whole row
+    runs: tuple[int, ...] = ()  # columns of each group, if not equal
+    member: Form | None = None  # [I], the group of each column, if groups are not contiguous
 
     @property
     def shape(self) -> Shape:
@@ -42,7 +42,7 @@ class OnGrid(Form):
 
     @cached_property
     def grouping(self) -> int | Tensor:
-        """Columns a group or, where they are not even, the group of each column [I]: as maths/ takes it."""
+        """Columns per group or, if groups are not equal, the group of each column [I], for maths/."""
         if self.member is not None:
             return self.member.decode().long()
         if self.runs:
@@ -56,8 +56,7 @@ class OnGrid(Form):
         return even if isinstance(even, Tensor) else torch.arange(columns) // (even or max(columns, 1))
 
     def slices(self) -> Iterator[Tensor]:
-        """Rows are decoded some at a time where they lie one behind the other and no stream stands before
-        them."""
+        """Decodes blocks of rows if rows are contiguous and no leaf is coded, else the whole tensor."""
         rows, columns = rows_of(self.shape, self.axis)
         if self.axis or len(self.shape) < 2 or any(isinstance(node, Coded) for _, node in self.walk()):
             return super().slices()
@@ -65,7 +64,7 @@ class OnGrid(Form):
         return even_slices(self.take(0, block).decode().reshape(-1) for block in blocks)
 
     def take(self, axis: int, index: Tensor) -> Self:
-        """Codes follow any axis; a table that has rows follows the axis of rows, and groups the columns."""
+        """Cuts codes along any axis, tables with rows along the axis of rows, and groups along the others."""
         children, shape, codes = self.children(), self.shape, self.aligned[0]
         axis %= len(shape)
         cut = self.replace(**{codes: children.pop(codes).take(axis, index)})
@@ -79,7 +78,7 @@ class OnGrid(Form):
         return cut.regrouped(to_rows(groups, self.axis)[0])
 
     def regrouped(self, groups: Tensor) -> Self:
-        """This form with its columns in these groups of its tables [I], in about the fewest bytes."""
+        """This form with its columns in these groups [I], by `group`, `runs` or `member`: fewest bytes."""
         own, lengths = groups.unique_consecutive(return_counts=True)
         sizes = lengths.tolist()
         if len(set(sizes[:-1])) <= 1 and sizes[-1:] <= sizes[:1]:
@@ -95,7 +94,7 @@ class OnGrid(Form):
         return best
 
     def even(self) -> Self:
-        """This form with even groups, for whoever knows no others: as large as the edges of its own allow."""
+        """This form with equal groups, as large as its boundaries allow, for code that knows no others."""
         if not self.runs and self.member is None:
             return self
         groups = self.groups()
@@ -106,7 +105,7 @@ class OnGrid(Form):
     def _with(
         self, columns: Tensor, group: int = 0, runs: tuple[int, ...] = (), member: Dense | None = None
     ) -> Self:
-        """These columns of the tables, and what says whose they are: one column alone is everyone's."""
+        """This form with these columns of its tables and this grouping; a single column is for all groups."""
         found = {key: child for key, child in self.children().items() if key in self.tables}
         wide = found["scale"].shape[1]
         columns = columns if wide != 1 else columns.new_zeros(1)
@@ -120,13 +119,13 @@ class OnGrid(Form):
         return {} if self.member is None else {"member": (0, self.children()["scale"].shape[1] - 1, "groups")}
 
     def fact_of_rows(self, facts: Facts, *dtypes: torch.dtype) -> tuple[int, int]:
-        """(O, I), where codes of these dtypes, groups and a scale fit each other."""
+        """(O, I). FormatError unless the codes have one of these dtypes and groups and scale fit them."""
         codes, scale, member = facts[self.aligned[0]], facts.get("scale"), facts.get("member")
         demand(codes.dtype in dtypes, f"{self.aligned[0]} of {codes.dtype}")
         demand(0 <= self.axis < max(len(codes.shape), 1), f"axis {self.axis} of {list(codes.shape)}")
         rows, columns = rows_of(codes.shape, self.axis)
-        told = bool(self.group) + bool(self.runs) + (member is not None)
-        demand(told <= 1, "groups are told in two ways")
+        given = bool(self.group) + bool(self.runs) + (member is not None)
+        demand(given <= 1, "groups are given in two ways: set one of group, runs, member")
         fine = not self.runs or (min(self.runs) > 0 and sum(self.runs) == columns)
         demand(fine, f"runs {str(list(self.runs))[:40]} for rows of {columns}")
         groups = len(self.runs) or (-(-columns // self.group) if self.group else 1)
@@ -142,12 +141,12 @@ class OnGrid(Form):
 
 
 def even(form: Form) -> Form:
-    """The form with even groups in all its grids; it decodes to the same bits."""
+    """The form with equal groups in all its grids; it decodes to the same bits."""
     return At(form).rebuilt(lambda at: at.node.even() if isinstance(at.node, OnGrid) else None)
 
 
 def even_slices(parts: Iterable[Tensor]) -> Iterator[Tensor]:
-    """The same elements, SLICE at a time; of none one slice."""
+    """The same elements, SLICE at a time; one empty slice if there are none."""
     held = torch.empty(0)
     for part in parts:
         held = torch.cat([held.to(part.dtype), part])
@@ -157,7 +156,7 @@ def even_slices(parts: Iterable[Tensor]) -> Iterator[Tensor]:
 
 
 def rows_of(shape: Shape, axis: int) -> tuple[int, int]:
-    """(O, I) of a tensor seen as a matrix."""
+    """(O, I) of a tensor viewed as a matrix."""
     if len(shape) <= 1:
         return 1, math.prod(shape)
     return shape[axis], math.prod(shape[:axis]) * math.prod(shape[axis + 1 :])

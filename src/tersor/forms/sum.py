@@ -1,6 +1,6 @@
 """Sum: two forms of the same shape, added.
 
-w = a + b        low rank plus a sparse rest, a coarse grid plus a correction
+w = a + b        low rank plus a sparse residual, a coarse grid plus a correction
 """
 
 from __future__ import annotations

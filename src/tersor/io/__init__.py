@@ -1,4 +1,4 @@
-"""The .tersor file, checkpoints larger than memory, and the way between them."""
+"""Read, write, check, pack, unpack, compare and patch .tersor files and checkpoints."""
 
 from tersor.io.builder import save
 from tersor.io.container import TersorFile, load, read_tensor

@@ -1,7 +1,7 @@
-"""Builder: what writes a .tersor file. container.py reads it, docs/format.md says what is in it.
+"""Builder: the writer of .tersor files. container.py is the reader, docs/format.md the format.
 
-Sites one by one to a temporary file, then header and payload, moved into place when whole. The same result
-gives the same bytes.
+Sites are written one by one to a temporary file, then header and payload to another one, which is moved into
+place when complete. Equal states give equal bytes.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ from tersor.record.ledger import Ledger
 
 
 def save(result: State, path: str | os.PathLike[str], *, ledger: bool = True, tiny: bool = False) -> int:
-    """Write a compressed model; the same result gives the same bytes. Returns their number.
+    """Write a compressed model. Equal states give equal bytes. Returns the number of bytes.
 
-    `ledger=False` leaves out recipe and ledger. `tiny` does too, and writes a header of some 100 bytes with
-    one checksum for all: for files of a few kB, which are read whole. StorageError where the file cannot be
-    written; what was there before stays until the new file is whole.
+    `ledger=False` leaves out recipe and ledger. `tiny` also does, and writes a header of about 100 bytes with
+    one checksum: for files of a few kB, which are read whole. StorageError if the file cannot be
+    written; an existing file is replaced only when the new one is complete.
     """
     path = output(path)
     with atomic(path) as out, TensorWriter(path.parent) as tensors:
@@ -62,7 +62,7 @@ def save(result: State, path: str | os.PathLike[str], *, ledger: bool = True, ti
 
 
 class Builder:
-    """Takes sites one by one, then writes the text and the file. Keeps of a site what the text says."""
+    """Takes sites one by one, then writes the text and the file. Keeps only a site's JSON in memory."""
 
     def __init__(self, tensors: TensorWriter, *, tiny: bool = False) -> None:
         self.tensors, self.tiny = tensors, tiny
@@ -70,7 +70,7 @@ class Builder:
         self.digests: dict[str, str] = {}
         self.names = {TEXT}
         self.small: list[bytes] = []
-        self.indices: dict[tuple[int, ...], int] = {}  # lists of indices that are present -> their number
+        self.indices: dict[tuple[int, ...], int] = {}  # list of kept indices -> its number
         self.grids: dict[str, Any] = {}
         self.attached: dict[str, Any] = {}
 
@@ -85,15 +85,15 @@ class Builder:
         self.sites[site.name] = site_to_json(site, None if self.tiny else form.digest, tree, axes)
 
     def _list(self, index: tuple[int, ...], site: Site, axis: int) -> int:
-        """The number of a list of indices that are present along an axis."""
+        """The number of a list of kept indices along an axis."""
         if len(set(index)) < len(index) or not all(0 <= i < site.shape[axis] for i in index):
             raise RefusedError(
-                f"{site.name}: its cut of axis {axis} keeps an index twice, or one that is not"
+                f"{site.name}: its cut of axis {axis} keeps an index twice, or one out of range"
             )
         return self.indices.setdefault(index, len(self.indices))
 
     def grid(self, edge: str, grid: Grid) -> None:
-        """The grid of an edge, behind the sites."""
+        """Add the grid of an edge, after all sites."""
         if edge in self.sites:
             raise RefusedError(
                 f"{edge}: a site and an edge of the graph have this name; rename one in the model"
@@ -101,11 +101,11 @@ class Builder:
         grid_structure(grid, edge)
         grid_contents(grid, edge)
         self.digests[edge] = grid.digest
-        told = {"digest": grid.digest} if not self.tiny else {}
-        self.grids[edge] = told | {"form": terse_grid(grid, self._leaves(grid, edge).__contains__)}
+        signed = {"digest": grid.digest} if not self.tiny else {}
+        self.grids[edge] = signed | {"form": terse_grid(grid, self._leaves(grid, edge).__contains__)}
 
     def _leaves(self, node: Node, name: str) -> set[str]:
-        """Put a tree's leaves where they belong; the paths of those that are small."""
+        """Store leaves: small ones after the text, others as tensors. Returns the paths of small ones."""
         small = set()
         for path, full, leaf in leaves(node, name):
             self.claim(full)
@@ -125,7 +125,7 @@ class Builder:
         self.names.add(name)
 
     def attach(self, name: str, data: bytes) -> None:
-        """A named file that goes with the weights."""
+        """Add a named file, stored beside the weights."""
         if self.tiny:
             raise RefusedError(f"tiny: a file with the short header holds no attachment, such as {name}")
         try:
@@ -133,17 +133,17 @@ class Builder:
         except ValueError as error:
             raise RefusedError(str(error)) from None
         packed = deflate(data)
-        fine = len(packed) < len(data)  # deflate() keeps to what a reader inflates
-        told = {"nbytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        fine = len(packed) < len(data)  # deflate() stays within what a reader inflates
+        entry = {"nbytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         self.attach_stored(
-            name, told | ({"deflated": True} if fine else {}), bytes_tensor(packed if fine else data)
+            name, entry | ({"deflated": True} if fine else {}), bytes_tensor(packed if fine else data)
         )
 
-    def attach_stored(self, name: str, told: Mapping[str, Any], data: Tensor) -> None:
-        """The same with what is told of it and the bytes that lie in the file."""
+    def attach_stored(self, name: str, entry: Mapping[str, Any], data: Tensor) -> None:
+        """Add an attachment from its JSON entry and its stored bytes, deflated or not."""
         self.claim(f"{ATTACHMENT}{name}")
         self.tensors.add(f"{ATTACHMENT}{name}", data)
-        self.attached[name] = dict(told)
+        self.attached[name] = dict(entry)
 
     def finish(
         self, out: BinaryIO, aliases: Mapping[str, str], ledger: Ledger, *,
@@ -152,8 +152,7 @@ class Builder:
         small = b"".join(self.small)
         if sum(map(len, self.indices)) > INDICES + self.tensors.nbytes + len(small):
             raise RefusedError(
-                f"the cuts keep more indices than a file of so many bytes may name: {INDICES:,} and one "
-                f"for each byte"
+                f"the cuts keep more indices than a file of this size may list: {INDICES:,} plus one per byte"
             )
         document: dict[str, Any] = {"sites": self.sites}
         parts = {
@@ -168,8 +167,8 @@ class Builder:
             text = dump(document)
         except (ValueError, TypeError) as error:
             raise RefusedError(
-                f"the file's text cannot be written: {error}. Notes and settings hold numbers, text, "
-                f"lists and objects; no NaN, no infinity."
+                f"the file's text cannot be written: {error}. Notes and settings may hold numbers, text, "
+                f"lists and objects, but no NaN and no infinity."
             ) from None
         if self.tiny:
             return write_short_header(out, text, small)

@@ -1,8 +1,8 @@
-"""Checkpoint: weights files read one tensor at a time, so that one larger than memory can be packed.
+"""Checkpoint: read weights files one tensor at a time, so that files larger than memory can be packed.
 
-.safetensors, a folder of them (with or without an index), .pt .pth .bin state dicts. Plain reads. A PyTorch
-file is loaded onto no device at all: its tensors know their place in the file and have no bytes. Nothing in
-it is executed.
+.safetensors, a folder of them (with or without an index), .pt .pth .bin state dicts. Plain reads, no memory
+map. A PyTorch file is loaded onto the meta device: its tensors have offsets in the file and no bytes. No code
+in it is executed.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from tersor.io.safetensors_file import HELD, Ranges, TensorFile, cannot_read
 from tersor.io.short_header import MAGIC
 from tersor.model.kinds import resolved, unfit
 
-FILES = ("*.safetensors", "*.bin", "*.pt", "*.pth")  # of a folder: the first kind that is there
-# Of a folder: what a training keeps beside its weights.
+FILES = ("*.safetensors", "*.bin", "*.pt", "*.pth")  # in a folder: the first of these that matches
+# Files of a folder that a training saves beside its weights.
 BESIDE = re.compile(r"(optim|optimizer|scheduler|scaler|sampler|rng_state|random_states?|training_args)\b")
 # What torch.load raises for a damaged file.
 DAMAGED = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError, AssertionError)
@@ -44,8 +44,8 @@ class CheckpointFile(Protocol):
 
     slots: Mapping[str, Slot]
     aliases: Mapping[str, str]  # other names of one tensor -> the first
-    key: str  # under which its tensors stand, if it is not all of the file
-    ignored: Mapping[str, int | None]  # what is left out, such as an optimizer, and the tensors in it
+    key: str  # the key that its tensors are under; "" if they are all of the file
+    ignored: Mapping[str, int | None]  # parts left out, such as an optimizer -> tensors in it
 
     def read(self, name: str) -> Tensor: ...
 
@@ -55,8 +55,8 @@ class CheckpointFile(Protocol):
 
 
 class Checkpoint:
-    """A file or a folder of weights: names, dtypes and shapes at once, values one by one. `key`: only what
-    stands under it, by the names below it."""
+    """A file or a folder of weights. Names, dtypes and shapes are read on opening, values one by one. `key`:
+    only the tensors under it, with the names below it."""
 
     def __init__(self, path: str | os.PathLike[str], key: str | None = None) -> None:
         self.path, self.key = Path(path), ""
@@ -78,7 +78,7 @@ class Checkpoint:
             self.parts = stack.pop_all()
 
     def _files(self) -> list[tuple[Path, set[str] | None]]:
-        """(file, the names it must have, if an index tells them)."""
+        """(file, names that it must have) pairs; None for the names if there is no index."""
         if not os.path.isdir(self.path):
             return [(self.path, None)]
         indexes = sorted(self.path.glob("*.index.json"))
@@ -89,8 +89,10 @@ class Checkpoint:
         if indexes:
             found = sorted(read_index(indexes[0]).items())
         for kind in FILES:
-            mine = [file for file in every[kind] if file.parent == self.path and not BESIDE.match(file.name)]
-            found = found or [(file, None) for file in mine]
+            matching = [
+                file for file in every[kind] if file.parent == self.path and not BESIDE.match(file.name)
+            ]
+            found = found or [(file, None) for file in matching]
         taken = {file for file, _ in found}
         others = [file for files in every.values() for file in files if file not in taken]
         self.ignored |= {str(file.relative_to(self.path)): None for file in others}
@@ -116,7 +118,7 @@ class Checkpoint:
         return self.where[name].read(name)
 
     def form(self, name: str) -> Dense:
-        """A tensor as it is given; a large one stays in its file where it lies in one piece."""
+        """A tensor as a dense form. A large contiguous one stays in its file."""
         return self.where[name].form(name)
 
     def __enter__(self) -> Self:
@@ -129,9 +131,9 @@ class Checkpoint:
 
 
 def read_from(path: str | os.PathLike[str]) -> list[Path]:
-    """The files that a file or a folder of weights is read from: what must not be written meanwhile."""
+    """The files that a file or a folder of weights is read from. They must not be overwritten."""
     path = Path(path)
-    if not os.path.isdir(path):  # False also for what is no name at all
+    if not os.path.isdir(path):  # False, too, for an invalid path
         return [path]
     indexes = sorted(path.glob("*.index.json"))
     listed = read_index(indexes[0]) if len(indexes) == 1 else {}
@@ -139,7 +141,7 @@ def read_from(path: str | os.PathLike[str]) -> list[Path]:
 
 
 def read_index(path: Path) -> dict[Path, set[str]]:
-    """The files of a sharded checkpoint and what is in them."""
+    """Files of a sharded checkpoint -> names of their tensors."""
     try:
         raw = path.read_bytes()
     except OSError as error:
@@ -147,13 +149,13 @@ def read_index(path: Path) -> dict[Path, set[str]]:
     index = parse(raw, f"{path}: it")
     weights = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weights, dict) or not weights:
-        raise FormatError(f"{path}: an index has a weight_map: tensor -> file")
+        raise FormatError(f"{path}: an index must have a weight_map: tensor -> file")
     files: dict[Path, set[str]] = {}
     for name, file in weights.items():
-        # A name with a folder in it could reach any file of this machine.
+        # A path with folders could reach any file of this machine.
         if not isinstance(file, str) or Path(file).name != file or file in ("", ".", ".."):
             raise FormatError(
-                f"{path}: {name[:100]} lies in {str(file)[:100]!r}, which is not a file beside it"
+                f"{path}: {name[:100]} is in {str(file)[:100]!r}, which is not a file in the same folder"
             )
         files.setdefault(path.parent / file, set()).add(name)
     return files
@@ -167,14 +169,14 @@ def open_checkpoint_file(path: Path, key: str | None = None) -> SafetensorsCheck
         raise cannot_read(path, error) from None
     if head.startswith(MAGIC):
         raise packed_already(path)
-    # The length of a safetensors header may look as a pickle begins, but no pickle goes on as JSON does.
+    # A safetensors header's length may have the first bytes of a pickle, but a pickle has no { at byte 8.
     pickled = head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05") and head[8:] != b"{"
     is_torch = pickled or head.startswith(b"PK\x03\x04")
     return TorchCheckpoint(path, key) if is_torch else SafetensorsCheckpoint(path, key)
 
 
 class SafetensorsCheckpoint(TensorFile):
-    """A safetensors file that is no .tersor file."""
+    """A safetensors file that is not a .tersor file."""
 
     aliases: Mapping[str, str] = {}
     ignored: Mapping[str, int | None] = {}
@@ -198,7 +200,7 @@ def packed_already(path: Path) -> SettingError:
 
 
 class TorchCheckpoint:
-    """A state dict that torch.save wrote, or a training checkpoint that holds one."""
+    """A state dict written by torch.save, or a training checkpoint that holds one."""
 
     def __init__(self, path: Path, key: str | None = None) -> None:
         self.path = path
@@ -213,7 +215,7 @@ class TorchCheckpoint:
             raise
 
     def _load(self, key: str | None) -> Chosen:
-        """The state dict: tensors that only know their place in the file where that is known, else whole."""
+        """The state dict: tensors with offsets and no bytes if all offsets are known, else with bytes."""
         if self.records:
             with suppress(FormatError):
                 found = choose(load_torch(self.path, "meta"), self.path, key)
@@ -225,12 +227,12 @@ class TorchCheckpoint:
         return choose(load_torch(self.path, "cpu"), self.path, key)
 
     def _check(self, name: str, tensor: Any) -> None:
-        """Refuse what a file cannot hold."""
+        """Refuse a tensor that a .tersor file cannot hold."""
         if why := unfit(tensor, meta=bool(self.records)):
             raise FormatError(f"{self.path}: {name} is {why}")
 
     def _record(self, tensor: Tensor) -> int | None:
-        """Where in the file the storage of a tensor without bytes begins; None if that is not certain."""
+        """The offset in the file of a meta tensor's storage; None if it is not certain."""
         storage = tensor.untyped_storage()
         begin = getattr(storage, "_checkpoint_offset", None)
         return begin if begin in self.records and self.records[begin] >= int(storage.nbytes()) else None
@@ -238,7 +240,7 @@ class TorchCheckpoint:
     def _sort(
         self, tensors: Mapping[str, Tensor]
     ) -> tuple[dict[str, Tensor], dict[str, Slot], dict[str, str]]:
-        """Tensors that are the same memory seen the same way become one, with aliases."""
+        """(tensors, slots, aliases). Equal views of the same memory become one tensor with aliases."""
         own, slots, aliases = {}, {}, {}
         first: dict[tuple[Any, ...], str] = {}
         for name, tensor in tensors.items():
@@ -257,14 +259,14 @@ class TorchCheckpoint:
         return own, slots, aliases
 
     def _place(self, tensor: Tensor) -> tuple[int, int]:
-        """The bytes that hold its elements: in the file, or in memory."""
+        """The byte range of a tensor's elements, in the file or in memory."""
         storage, size = tensor.untyped_storage(), tensor.dtype.itemsize
         start = (self._record(tensor) if self.records else storage.data_ptr()) or 0
         reach = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True)) + 1
         begin = int(tensor.storage_offset()) * size
         end = begin + (int(reach) * size if tensor.numel() else 0)
         if not 0 <= begin <= end <= int(storage.nbytes()):
-            raise FormatError(f"{self.path}: a tensor reaches beyond its memory: the file is damaged")
+            raise FormatError(f"{self.path}: a tensor reaches beyond its storage: the file is damaged")
         return start + begin, start + end
 
     def read(self, name: str) -> Tensor:
@@ -299,8 +301,8 @@ class TorchCheckpoint:
 
 
 def records_of(path: Path) -> dict[int, int]:
-    """Where the records of a checkpoint begin, and their bytes: of a zip that is not compressed and has the
-    low bytes first. Empty for others, which must be loaded whole."""
+    """Records of a checkpoint: offset -> bytes, for a zip that is not compressed and is little-endian. Empty
+    for other files, which must be loaded whole."""
     if not zipfile.is_zipfile(path):
         return {}
     found = {}
@@ -312,7 +314,7 @@ def records_of(path: Path) -> dict[int, int]:
             for entry in archive.infolist():
                 if entry.compress_type != zipfile.ZIP_STORED:
                     return {}
-                # The central directory tells where a record's own header is: 30 bytes, a name, extra fields.
+                # The central directory points to a record's own header: 30 bytes, a name, extra fields.
                 file.seek(entry.header_offset)
                 name, extra = struct.unpack("<26x2H", file.read(30))
                 found[entry.header_offset + 30 + name + extra] = entry.file_size
@@ -322,21 +324,21 @@ def records_of(path: Path) -> dict[int, int]:
 
 
 def load_torch(path: Path, device: str) -> Any:
-    """What torch.save wrote, without running any of it; on "meta" tensors have no bytes."""
+    """Load a torch.save file without executing code in it. With device "meta" tensors have no bytes."""
     try:
         return torch.load(path, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"(?:Unsupported|disallowed) \w+: GLOBAL ([\w.]+)|GLOBAL ([\w.]+)", str(error))
         what = f" ({found[1] or found[2]})" if found else ""
         raise FormatError(
-            f"{path}: it holds Python objects{what}, and to load them is to run code from the file. "
-            f"Where the model is, save its tensors alone: torch.save(model.state_dict(), 'weights.pt')"
+            f"{path}: it holds Python objects{what}, and loading them would run code from the file. "
+            f"Save only its tensors, where the model is: torch.save(model.state_dict(), 'weights.pt')"
         ) from None
     except DAMAGED as error:
         if "TorchScript" in str(error):
             raise FormatError(
-                f"{path}: it is a TorchScript archive (torch.jit.save), which holds code. Where it is "
-                f"loaded, save its tensors alone: torch.save(model.state_dict(), 'weights.pt')"
+                f"{path}: it is a TorchScript archive (torch.jit.save), which holds code. Load it and save "
+                f"only its tensors: torch.save(model.state_dict(), 'weights.pt')"
             ) from None
-        said = first_line(error)[:200]
-        raise FormatError(f"{path}: it cannot be read as a PyTorch checkpoint: {said}") from None
+        reason = first_line(error)[:200]
+        raise FormatError(f"{path}: it cannot be read as a PyTorch checkpoint: {reason}") from None

@@ -1,10 +1,10 @@
-"""Chosen: which tensors of a training checkpoint are its weights. None is left out in silence.
+"""Checkpoint weights: which tensors of a training checkpoint are its weights.
 
-one network, beside what a training keeps    its tensors, by their own names
-several, or loose tensors beside one         all of them, under their keys: g_ema.conv.weight, latent_avg
-key="g_ema"                                  what stands under that key, by the names below it
-What a training keeps (optimizers, schedulers, random states, numbers) is left out and named, with its tensors
-counted. An optimizer is known by what it holds, whatever its key: "state" and "param_groups".
+one network beside training state         its tensors, by their own names
+several networks, or also loose tensors   all of them, with their keys: g_ema.conv.weight, latent_avg
+key="g_ema"                               the tensors under that key, with the names below it
+Training state (optimizers, schedulers, random states, numbers) is left out, and reported with its number of
+tensors. An optimizer is recognized by its entries "state" and "param_groups", whatever its key.
 """
 
 from __future__ import annotations
@@ -21,32 +21,31 @@ from torch import Tensor
 
 from tersor.errors import FormatError, SettingError, did_you_mean, few
 
-# By their keys, what a training keeps beside its networks.
+# Keys of training state beside networks.
 TRAINING = re.compile(r"optim|sched|scaler|sampler|callbacks|loops|rng|random_state|^amp$", re.IGNORECASE)
 RANDOM = re.compile(r"rng|random", re.IGNORECASE)
-DEPTH = 32  # dicts and lists in each other
-MOST = 1_000_000  # dicts, lists and tensors: one that is found at many places counts as many
-STORAGES = (torch.TypedStorage, torch.UntypedStorage)  # what a tensor lies in, saved by itself
+DEPTH = 32  # levels of nested dicts and lists
+MOST = 1_000_000  # dicts, lists and tensors, counted each time that one is reached
+STORAGES = (torch.TypedStorage, torch.UntypedStorage)  # storages of tensors, saved without their tensor
 SHOWN = 12  # keys in a message
 Names = tuple[str, ...]
 Item = TypeVar("Item")
 
 
 class NoSuchKey(SettingError):
-    """A key under which no tensor stands: in one of several files that may be."""
+    """No tensor is under the key. With several files one of them may lack it."""
 
 
 class Chosen(NamedTuple):
     """The weights of a checkpoint."""
 
-    tensors: dict[str, Any]  # by name; a storage is among them where one stood there
-    key: str  # under which they stand; "" where they are all there is, or there are several networks
-    ignored: dict[str, int]  # what is left out, and the tensors in it
+    tensors: dict[str, Any]  # by name; values may be storages
+    key: str  # that they are under; "" if they are all of it or of several networks
+    ignored: dict[str, int]  # parts left out -> tensors in them
 
 
 def choose(found: Any, path: Path, key: str | None = None) -> Chosen:
-    """The weights in what was loaded. FormatError where there are none, SettingError for a key that is not
-    there."""
+    """The weights of a loaded checkpoint. FormatError if there are none, SettingError for an unknown key."""
     flat = flattened(found, path)
     if () in flat or not flat:
         keys = f" with the keys {listing(found)}" if isinstance(found, Mapping) and found else ""
@@ -67,8 +66,8 @@ def choose(found: Any, path: Path, key: str | None = None) -> Chosen:
 
 
 def flattened(found: Any, path: Path, *, optimizers: bool = True) -> dict[Names, Any]:
-    """All tensors and storages, by the keys that lead to them; without those of optimizers further in, if
-    asked for."""
+    """All tensors and storages, by the tuple of keys that leads to them. `optimizers=False` leaves out nested
+    optimizers."""
     flat: dict[Names, Any] = {}
     waiting: list[tuple[Names, Any]] = [((), found)]
     for _ in range(MOST):
@@ -87,23 +86,23 @@ def flattened(found: Any, path: Path, *, optimizers: bool = True) -> dict[Names,
         ]
         waiting += [((*names, name), item) for name, item in reversed(inner)]
     raise FormatError(
-        f"{path}: its dicts and lists lie more than {DEPTH} deep, or are more than {MOST:,}: it is no "
-        f"checkpoint"
+        f"{path}: its dicts and lists are nested more than {DEPTH} deep, or there are more than {MOST:,}: it "
+        f"is not a checkpoint"
     )
 
 
 def holds(value: Any) -> bool:
-    """Whether this is a tensor, or may have some in it."""
+    """Whether this is a tensor or may contain some."""
     return isinstance(value, (Tensor, *STORAGES, Mapping, list, tuple, set))
 
 
 def is_optimizer(value: Any) -> bool:
-    """Whether this is the state of an optimizer: torch.optim gives all of them these two keys."""
+    """Whether this is the state of an optimizer: in torch.optim all have these two keys."""
     return isinstance(value, Mapping) and "state" in value and "param_groups" in value
 
 
 def children(value: Any, path: Path) -> dict[str, Any]:
-    """What a dict or a list holds; of nothing else."""
+    """The items of a dict, list, tuple or set, by key as text; empty for other values."""
     if not isinstance(value, Mapping | list | tuple | set):
         return {}
     pairs = value.items() if isinstance(value, Mapping) else enumerate(value)
@@ -116,7 +115,7 @@ def children(value: Any, path: Path) -> dict[str, Any]:
 
 
 def named(flat: Mapping[Names, Item], path: Path) -> dict[str, Item]:
-    """The same with keys joined by dots."""
+    """The same, with keys joined by dots."""
     found: dict[str, Item] = {}
     for names, leaf in flat.items():
         name = ".".join(names)
@@ -129,26 +128,28 @@ def named(flat: Mapping[Names, Item], path: Path) -> dict[str, Item]:
 def under(
     key: str, items: Mapping[str, Item], path: Path, weights: Mapping[str, Any] | None = None
 ) -> dict[str, Item]:
-    """What stands under a key, by the names below it. A misspelt one is told those of the `weights` (default:
-    all) that are near, for who names a key means a network."""
+    """The items under a key, with the names below it. NoSuchKey for an unknown key; its message has similar
+    keys of `weights` (default: of all items), since a key usually names a network."""
     found = {name[len(key) + 1 :]: item for name, item in items.items() if name.startswith(f"{key}.")}
     if not found:
         every = {name.split(".")[0] for name in weights or items if "." in name}
         tops = {name for name in every if not TRAINING.search(name)} or every
         near = did_you_mean(key, get_close_matches(key, tops, n=SHOWN, cutoff=0.0))
-        what = "it is one tensor" if key in items else "no tensor stands under it"
+        what = "it is one tensor" if key in items else "no tensor is under it"
         raise NoSuchKey(f"{path}: key={key!r}: {what}; {near if tops else 'leave out the key'}")
     return found
 
 
 def network(found: Any, path: Path) -> tuple[Names, set[str]]:
-    """(the keys that lead to the weights, which of the keys there are weights)."""
+    """(the keys that lead to the weights, those of the keys there that hold weights)."""
     begin: Names = ()
     while True:
         parts = {name: item for name, item in children(found, path).items() if flattened(item, path)}
         loose = {name: item for name, item in parts.items() if not children(item, path)}
-        networks = [name for name, item in parts.items() if name not in loose and may_be(name, item, path)]
-        # Beside others a random state is no weight, nor are numbers beside one network: an epoch, a score.
+        networks = [
+            name for name, item in parts.items() if name not in loose and is_network(name, item, path)
+        ]
+        # Loose random states beside networks are not weights, nor are numbers beside one: an epoch, a score.
         if len(loose) < len(parts):
             loose = {name: item for name, item in loose.items() if not is_random(name, item)}
             if len(networks) == 1 and not any(getattr(item, "ndim", 1) for item in loose.values()):
@@ -156,8 +157,8 @@ def network(found: Any, path: Path) -> tuple[Names, set[str]]:
         kept = {*networks, *loose}
         if not kept:
             raise FormatError(
-                f"{path}: all of its tensors are what a training keeps, under {listing(parts)}. To take one "
-                f"of them all the same, name it: --key {next(iter(parts))}"
+                f"{path}: all of its tensors are training state, under {listing(parts)}. To use one of them "
+                f"anyway, name it: --key {next(iter(parts))}"
             )
         (first, *others) = [name for name in parts if name in kept]
         if others or not isinstance(parts[first], Mapping):
@@ -165,8 +166,8 @@ def network(found: Any, path: Path) -> tuple[Names, set[str]]:
         begin, found = (*begin, first), parts[first]
 
 
-def may_be(name: str, item: Any, path: Path) -> bool:
-    """Whether what stands under a key may be a network."""
+def is_network(name: str, item: Any, path: Path) -> bool:
+    """Whether the item of a key may be a network."""
     if TRAINING.search(name) or is_optimizer(item):
         return False
     return bool(flattened(item, path, optimizers=False))
@@ -177,7 +178,7 @@ def is_random(name: str, item: Any) -> bool:
 
 
 def left_out(found: Any, path: Path, flat: Mapping[Names, Any], chosen: set[Names]) -> dict[str, int]:
-    """What is not chosen: the outermost keys that hold nothing chosen, and the tensors under each."""
+    """The outermost keys with nothing chosen under them -> number of tensors under each."""
     above = {names[:depth] for names in chosen for depth in range(len(names) + 1)}
     held = Counter(names[:depth] for names in flat for depth in range(len(names) + 1))
     counts: dict[str, int] = {}
@@ -194,5 +195,5 @@ def left_out(found: Any, path: Path, flat: Mapping[Names, Any], chosen: set[Name
 
 
 def listing(names: Mapping[Any, Any]) -> str:
-    """Keys in a line that stays short."""
+    """Keys as a short text."""
     return few((repr(str(name)[:60]) for name in names), SHOWN)

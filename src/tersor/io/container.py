@@ -1,7 +1,7 @@
-"""Container: model.tersor read: a safetensors file with one more tensor that tells what the others mean.
+"""Container: the reader of .tersor files: safetensors files with one tensor that describes the others.
 
-header, text, then each site: its leaves, its digest, its structure, its contents     docs/format.md
-What is told is checked when the file is opened; what lies behind it when it is asked for. builder.py writes.
+header, text, then for each site: its leaves, digest, structure and contents     docs/format.md
+Header and text are checked when the file is opened, sites when they are read. builder.py is the writer.
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ TEXT = "tersor"  # the name of the tensor that holds the text and the small leav
 
 
 def load(path: str | os.PathLike[str], *, limit: int | None = None) -> State:
-    """Read a compressed model, all of it, and check all of it. FormatError for what is not a whole, sound
-    file; StorageError for what cannot be opened.
+    """Read and check a whole compressed model. FormatError if the file is damaged or not a .tersor file,
+    StorageError if it cannot be opened.
 
-    `limit`: elements that the file may declare, in place of 16,777,216 + 1,024 for each of its bytes.
+    `limit`: elements that the file may declare. Default: 16,777,216 + 1,024 per byte of the file.
     """
     with TersorFile(path, limit=limit) as file:
-        forms = {name: form for name, form, _ in file.decoded(file.sites, look)}
+        forms = {name: form for name, form, _ in file.decoded(file.sites, exhaust)}
         attached = {name: file.attachment(name) for name in file.attachments}
         grids = {edge: file.grid(edge) for edge in file.grids}
         return State(
@@ -70,30 +70,30 @@ def load(path: str | os.PathLike[str], *, limit: int | None = None) -> State:
 
 
 def read_tensor(path: str | os.PathLike[str], name: str, *, limit: int | None = None) -> Tensor:
-    """One decoded tensor by its name or alias; the others are not read."""
+    """One decoded tensor by name or alias; the other tensors are not read. SiteError for an unknown name."""
     with TersorFile(path, limit=limit) as file:
         return file.tensor(name)
 
 
-def look(name: str, slices: Iterator[Tensor]) -> None:
-    """See that a tensor can be decoded."""
+def exhaust(name: str, slices: Iterator[Tensor]) -> None:
+    """Decode a tensor and drop it: a check that it can be decoded."""
     for _ in slices:
         pass
 
 
 class TersorFile:
-    """An open .tersor file: its text is read and checked, its weights are read one by one."""
+    """An open .tersor file. Its text is read and checked on opening; weights are read one by one."""
 
     def __init__(self, path: str | os.PathLike[str], *, limit: int | None = None) -> None:
         self.path = Path(path)
         self.source = Source(self.path)
         self.limit = limit_for(self.source.nbytes) if limit is None else limit
-        self.elements = 0  # declared by the sites that were read
+        self.elements = 0  # declared by the sites read so far
         self.counted: set[str] = set()
         self.trees: dict[str, Any] = {}
         self.sites: dict[str, Site] = {}
         self.kept: dict[str, dict[int, tuple[int, ...]]] = {}
-        self.grids: dict[str, Any] = {}  # their trees
+        self.grids: dict[str, Any] = {}  # edge -> tree
         self.digests: dict[str, str] = {}
         try:
             with self.naming():
@@ -105,12 +105,13 @@ class TersorFile:
 
     @contextmanager
     def naming(self) -> Iterator[None]:
-        """Put the file's name before what is found wrong in it."""
+        """Put the file's path before the message of a FormatError."""
         try:
             yield
         except FormatError as error:
-            said = str(error)
-            raise FormatError(said if said.startswith(str(self.path)) else f"{self.path}: {said}") from None
+            message = str(error)
+            known = message.startswith(str(self.path))
+            raise FormatError(message if known else f"{self.path}: {message}") from None
 
     def _text(self) -> tuple[Any, Tensor]:
         if self.source.tiny:
@@ -120,7 +121,7 @@ class TersorFile:
         number = metadata.get("tersor")
         if number is None:
             raise FormatError(
-                f"it is a safetensors file, but no .tersor file: its metadata lacks 'tersor'. {PACK}"
+                f"it is a safetensors file, but not a .tersor file: its metadata lacks 'tersor'. {PACK}"
             )
         if number != str(NUMBER):
             if natural(number) is None:
@@ -133,7 +134,7 @@ class TersorFile:
             raise FormatError(f"it needs the metadata 'size' and a tensor {TEXT!r} of U8 in one dimension")
         text, small = inflate(self.source.bytes(slot.begin, slot.end), size)
         if metadata.get("crc") != f"{zlib.crc32(text):08x}":
-            raise FormatError("its text is damaged: it does not have the CRC that the metadata tells")
+            raise FormatError("its text is damaged: its CRC is not the one in the metadata")
         return parse(text, "its text"), bytes_tensor(small)
 
     def _document(self) -> None:
@@ -141,8 +142,8 @@ class TersorFile:
         only(document, TINY if tiny else KEYS, "its text")
         self.places = Places(self.source.slots)
         indices = indices_from_json(document.get("indices", []), self.source.nbytes)
-        for name, told in of_type(document.get("sites"), dict, "sites").items():
-            site, self.digests[name], tree, kept = site_from_json(name, told, indices, tiny=tiny)
+        for name, entry in of_type(document.get("sites"), dict, "sites").items():
+            site, self.digests[name], tree, kept = site_from_json(name, entry, indices, tiny=tiny)
             self.trees[name] = self.places.full(tree, shape_of(site, kept), site.dtype, name)
             self.sites[name] = site
             self.kept |= {name: kept} if kept else {}
@@ -159,13 +160,13 @@ class TersorFile:
         self.ledger = ledger_from_json(document, self.digests)
 
     def form(self, name: str) -> Form:
-        """The form of a site, if its bytes are the ones that were written and its parts fit."""
+        """The form of a site. FormatError if its digest is wrong or its nodes do not fit together."""
         form = self.read(name)
         self.check(name, form)
         return form
 
     def read(self, name: str) -> Form:
-        """The form of a site as it stands in the file, if its parts fit; its bytes are not checked yet."""
+        """The form of a site, without a check of its digest. FormatError if its nodes do not fit together."""
         with self.naming():
             form = unflatten(self.trees[name], name, self._leaf, FORMS)
             self._count(name, structure(form, self.sites[name], self.shape(name)))
@@ -181,19 +182,19 @@ class TersorFile:
             return grid
 
     def check(self, name: str, form: Node) -> None:
-        """Refuse a form whose bytes are not those that were written. A tiny file was checked as a whole."""
+        """Refuse a form with a wrong digest. A tiny file has no digests; its CRC was checked on opening."""
         with self.naming():
             if self.digests[name] and form.digest != self.digests[name]:
                 raise FormatError(
                     f"{name}: damaged: its digest is {form.digest}, the text says {self.digests[name]}. "
-                    f"Fetch or write the file again."
+                    f"Download or write the file again."
                 )
 
     def decoded(
         self, names: Iterable[str], use: Callable[[str, Iterator[Tensor]], Found], workers: int | None = None
     ) -> Iterator[tuple[str, Form, Found]]:
-        """(name, form, use(name, slices)) of these sites in order, on all cores. The slices are those of the
-        decoded tensor, flat and in the site's dtype, made as they are taken."""
+        """(name, form, use(name, slices)) for each of these sites, in order, on all cores. `slices`: the
+        decoded tensor, flat and in the site's dtype, decoded slice by slice as it is consumed."""
 
         def work(name: str, form: Form) -> tuple[str, Form, Found]:
             self.check(name, form)
@@ -223,38 +224,38 @@ class TersorFile:
             )
 
     def contents(self, name: str, form: Form) -> Tensor:
-        """What the site's form decodes to, in the site's dtype."""
+        """The decoded tensor of a site, in the site's dtype."""
         with self.naming():
             return contents(form, self.sites[name])
 
     def slices(self, name: str, form: Form) -> Iterator[Tensor]:
-        """The same, a slice at a time."""
+        """The decoded tensor of a site, a slice at a time."""
         with self.naming():
             yield from slices(form, self.sites[name])
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a site as it is stored."""
+        """The shape of a site as stored, after cuts."""
         return shape_of(self.sites[name], self.kept.get(name, {}))
 
     def check_rest(self) -> None:
-        """Read and check what is no weight: grids and attachments."""
+        """Read and check grids and attachments."""
         for edge in self.grids:
             self.grid(edge)
         for name in self.attachments:
             self.attachment(name)
 
     def attachment(self, name: str) -> bytes:
-        """A file that goes with the weights; FormatError where its bytes are not those that were given."""
+        """The bytes of an attachment. FormatError if its length or SHA-256 is wrong."""
         with self.naming():
-            told, slot = self.attachments[name], self.source.slots[f"{ATTACHMENT}{name}"]
+            entry, slot = self.attachments[name], self.source.slots[f"{ATTACHMENT}{name}"]
             data = self.source.bytes(slot.begin, slot.end)
-            if told.get("deflated", False):
-                data, rest, whole = inflate_up_to(data, told["nbytes"], DICTIONARY)
+            if entry.get("deflated", False):
+                data, rest, whole = inflate_up_to(data, entry["nbytes"], DICTIONARY)
                 if rest or not whole:
-                    raise FormatError(f"attachments: {name[:100]} is damaged: it is of another length")
-            if len(data) != told["nbytes"] or hashlib.sha256(data).hexdigest() != told["sha256"]:
+                    raise FormatError(f"attachments: {name[:100]} is damaged: its length is wrong")
+            if len(data) != entry["nbytes"] or hashlib.sha256(data).hexdigest() != entry["sha256"]:
                 raise FormatError(
-                    f"attachments: {name[:100]} is damaged: its SHA-256 is not the one that the text tells"
+                    f"attachments: {name[:100]} is damaged: its SHA-256 is not the one in the text"
                 )
             return data
 

@@ -1,7 +1,7 @@
-"""Trees: forms as the file's terse JSON, and where each leaf's bytes are. docs/format.md section 5.
+"""Form JSON: forms as the short JSON of a file, and the place of each leaf's bytes. docs/format.md section 5.
 
-A leaf is the tensor of its name or, below 1,024 bytes, a piece behind the text: an entry in the header would
-be 80 bytes. Shapes and dtypes that follow from a leaf's place are left out.
+A leaf is the tensor of its name, or if it is below 1,024 bytes a range after the text, since an entry in the
+header would take 80 bytes. Shapes and dtypes that follow from a leaf's position in the tree are left out.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tersor.forms.node import child_names
 from tersor.io.header import Slot, check_shape
 
 SMALL = 1024  # bytes from which a leaf is a tensor of its own
-GRID = {"scale": "float32", "zero": "int16"}  # dtypes of a grid's children, where not told
+GRID = {"scale": "float32", "zero": "int16"}  # dtypes of a grid's children, if not stated
 Shape = tuple[int, ...]
 
 
@@ -30,22 +30,22 @@ class Place:
 
     dtype: torch.dtype
     shape: Shape
-    begin: int  # from the file's first byte, or from that of the small leaves
+    begin: int  # from the start of the file, or of the small leaves
     end: int
     small: bool
 
 
-def follows(kind: type[Form], key: str, shape: Shape | None, dtype: str) -> tuple[Shape | None, str]:
-    """(shape, dtype) of a child as its place tells them, in a parent of this kind, shape and dtype."""
+def implied(kind: type[Form], key: str, shape: Shape | None, dtype: str) -> tuple[Shape | None, str]:
+    """(shape, dtype) of a child if the JSON states none, for a parent of this kind, shape and dtype."""
     return shape if key in (kind.mask, *kind.aligned) else None, kind.dtypes.get(key, dtype)
 
 
 def terse(form: Form, shape: Shape | None, dtype: str, small: Callable[[str], bool], path: str = "") -> Any:
-    """The tree of a form whose place tells this shape and dtype. `small`: is the leaf at this path small?"""
+    """The tree of a form with this implied shape and dtype. `small(path)`: whether that leaf is small."""
     node: dict[str, Any] = {"form": form.name, **form.settings()}
     if isinstance(form, Coded):
-        told = {"size": (form.size, shape), "dtype": (form.dtype, dtype)}
-        for key in [key for key, (own, told_by_place) in told.items() if own == told_by_place]:
+        stated = {"size": (form.size, shape), "dtype": (form.dtype, dtype)}
+        for key in [key for key, (own, default) in stated.items() if own == default]:
             del node[key]
     if isinstance(form, Dense) and small(path):
         own = str(form.dtype).removeprefix("torch.")
@@ -53,7 +53,7 @@ def terse(form: Form, shape: Shape | None, dtype: str, small: Callable[[str], bo
         node |= {} if form.shape == shape else {"shape": form.shape}
     for key, child in form.children().items():
         below = f"{path}.{key}" if path else key
-        node[key] = terse(child, *follows(type(form), key, shape, dtype), small, below)
+        node[key] = terse(child, *implied(type(form), key, shape, dtype), small, below)
     return form.name if len(node) == 1 else node
 
 
@@ -66,7 +66,7 @@ def terse_grid(grid: Grid, small: Callable[[str], bool]) -> Any:
 
 
 class Places:
-    """Follows the trees of a file in order and finds each leaf's bytes."""
+    """Visits the trees of a file in order and finds the bytes of each leaf."""
 
     def __init__(self, slots: Mapping[str, Slot]) -> None:
         self.slots = slots
@@ -75,7 +75,7 @@ class Places:
         self.at = 0  # where the next small leaf begins
 
     def full(self, node: Any, shape: Shape, dtype: str, site: str) -> Any:
-        """The tree as forms/flat.py reads it, which checks its settings."""
+        """The tree with nothing left out, as record/node_json.py reads it. That checks the settings."""
         return self._full(node, shape, dtype, site, "")
 
     def grid(self, node: Any, edge: str) -> Any:
@@ -104,13 +104,13 @@ class Places:
         for key in child_names(kind):
             if key in node:
                 below = f"{path}.{key}" if path else key
-                full[key] = self._full(node[key], *follows(kind, key, shape, dtype), site, below)
+                full[key] = self._full(node[key], *implied(kind, key, shape, dtype), site, below)
         return full
 
     def _coded(self, node: dict[str, Any], name: str) -> dict[str, Any]:
         planes = node.get("planes")
         if not isinstance(planes, list) or not all(type(n) is int and n >= 0 for n in planes):
-            raise FormatError(f"{name}: planes is the bytes of each stream, not {str(planes)[:60]}")
+            raise FormatError(f"{name}: planes lists the bytes of each stream, not {str(planes)[:60]}")
         node["size"] = list(check_shape(node["size"], f"{name}: size"))
         slot = self.slots.get(name)
         self._place(name, slot, torch.uint8, (sum(planes),))
@@ -141,20 +141,20 @@ class Places:
         self.at = end
 
     def attached(self, name: str) -> None:
-        """The tensor of an attachment."""
+        """Mark a tensor as that of an attachment."""
         if name in self.found:
             raise FormatError(f"{name[:200]}: an attachment and a leaf have this name")
         self.blobs.add(name)
 
     def check_all_used(self, small: int) -> None:
-        """Every tensor is a leaf, and the small leaves fill the `small` bytes behind the text."""
+        """FormatError unless each tensor is used and small leaves fill the `small` bytes after the text."""
         used = {"tersor", *self.found, *self.blobs}
-        idle = [name for name in self.slots if name not in used]
-        if idle:
-            more = f", nor {len(idle) - 1} more" if len(idle) > 1 else ""
-            raise FormatError(f"{idle[0][:200]}: no form uses this tensor{more}")
+        unused = [name for name in self.slots if name not in used]
+        if unused:
+            more = f", nor {len(unused) - 1} more" if len(unused) > 1 else ""
+            raise FormatError(f"{unused[0][:200]}: no form uses this tensor{more}")
         if self.at != small:
-            raise FormatError(f"its small leaves take {self.at:,} bytes, but {small:,} lie behind the text")
+            raise FormatError(f"its small leaves take {self.at:,} bytes, but {small:,} follow the text")
 
 
 def _listed(shape: Shape | None) -> list[int] | None:
@@ -162,7 +162,7 @@ def _listed(shape: Shape | None) -> list[int] | None:
 
 
 def leaves(form: Node, site: str) -> Iterator[tuple[str, str, Form]]:
-    """(path, name, leaf) of each leaf in the order of the text."""
+    """(path, name, leaf) of each leaf, in the order of the text."""
     for path, node in form.walk():
         if node.arrays():
             yield path, f"{site}:{path}" if path else site, cast(Form, node)

@@ -1,6 +1,6 @@
-"""Header: what a safetensors file says of its tensors. Names, dtypes, shapes, byte ranges; no payload.
+"""Header: names, dtypes, shapes and byte ranges of the tensors of a safetensors file, without payload.
 
-8 bytes N, N bytes of JSON, then the tensors one behind the other     docs/format.md section 1
+8 bytes N, N bytes of JSON, then the tensors, concatenated     docs/format.md section 1
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from tersor.dtypes import CODES
 from tersor.errors import FormatError, RefusedError
 from tersor.io.json_text import dump, parse
 
-LONGEST = 100_000_000  # bytes of a header, as the safetensors library has it
+LONGEST = 100_000_000  # bytes of a header; the limit of the safetensors library
 AXES = 16
-ALIGN = 8  # payload begins at a multiple of this, so that wide elements are aligned
+ALIGN = 8  # the payload begins at a multiple of this, so that wide elements are aligned
 
 DTYPES = {code: dtype for dtype, code in CODES.items()}
 
 
 @dataclass(frozen=True)
 class Slot:
-    """One tensor's place in a file."""
+    """Dtype, shape and byte range of one tensor in a file."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -39,7 +39,7 @@ class Slot:
 
 
 def check_shape(value: Any, who: str) -> tuple[int, ...]:
-    """A shape from JSON, small enough that no product of its lengths overflows."""
+    """A shape from JSON. FormatError unless it is a short list of lengths whose product is below 2^62."""
     fine = isinstance(value, list) and all(type(v) is int and v >= 0 for v in value)
     if not fine or len(value) > AXES or math.prod(v for v in value if v) >= 2**62:
         raise FormatError(f"{who} must be a short list of lengths, not {str(value)[:60]}")
@@ -47,11 +47,11 @@ def check_shape(value: Any, who: str) -> tuple[int, ...]:
 
 
 def parse_header(raw: bytes, room: int) -> tuple[dict[str, Slot], dict[str, str]]:
-    """(slots by name, metadata). `room` is the bytes behind the header, which the tensors must fill."""
-    header: dict[str, Any] = parse(raw, "its header")  # an object: its first byte was seen to be {
+    """(slots by name, metadata). `room`: bytes after the header, which the tensors must fill exactly."""
+    header: dict[str, Any] = parse(raw, "its header")  # an object: the caller checked that it begins with {
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise FormatError("__metadata__ in its header must be an object of texts")
+        raise FormatError("__metadata__ in its header must be an object of strings")
     slots = {name: parse_slot(name, entry, 8 + len(raw)) for name, entry in header.items()}
     at = 8 + len(raw)
     for name, slot in sorted(slots.items(), key=lambda item: (item[1].begin, item[1].end)):
@@ -76,7 +76,7 @@ def parse_slot(name: str, entry: Any, start: int) -> Slot:
     if dtype is None:
         raise FormatError(
             f"{who} has dtype {str(entry['dtype'])[:20]!r}; known are {', '.join(DTYPES)}. Store others as "
-            f"bytes, U8"
+            f"bytes (U8)"
         )
     shape = check_shape(entry["shape"], f"{who}: shape")
     offsets = entry["data_offsets"]
@@ -112,7 +112,7 @@ def build_header(
         text = dump(header)
     except UnicodeEncodeError as error:
         raise RefusedError(
-            f"a tensor's name is not text that UTF-8 can hold: {error.object!r:.200}"
+            f"the name of a tensor cannot be encoded in UTF-8: {error.object!r:.200}"
         ) from None
     text += b" " * (-len(text) % ALIGN)
     if len(text) > LONGEST:
@@ -121,5 +121,5 @@ def build_header(
 
 
 def natural(digits: str) -> int | None:
-    """A whole number in plain decimal digits; None for anything else."""
+    """A whole number in decimal digits; None for anything else."""
     return int(digits) if re.fullmatch(r"[0-9]{1,18}", digits) else None

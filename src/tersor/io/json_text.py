@@ -1,7 +1,7 @@
-"""Text: the JSON of a file, read strictly and deflated with a preset dictionary.
+"""JSON text: the JSON of a file, parsed strictly and deflated with a preset dictionary.
 
-bytes ~ 4 for a number, 9 for a digest of 16 hex digits, 2 for a word that was there before (RFC 1951)
-A reader inflates no further than the length that the metadata tells: docs/format.md sections 3 and 9.
+bytes   about 4 for a number, 9 for a digest of 16 hex digits, 2 for a repeated word (RFC 1951)
+A reader inflates at most the length that the metadata states: docs/format.md sections 3 and 9.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any
 from tersor.errors import FormatError
 from tersor.io.dictionary import DICTIONARY
 
-Json = dict[str, Any]  # an object of a text
+Json = dict[str, Any]  # a JSON object
 
-RATIO, FREE = 32, 65536  # a text may be this many times its deflated bytes, and so long in any case
-NESTED = 64  # brackets in brackets: no reader's stack is tried
+RATIO, FREE = 32, 65536  # a text may have FREE bytes, plus RATIO per deflated byte
+NESTED = 64  # levels of nested brackets, so that no reader overflows its stack
 
 STRING = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 BRACKET = re.compile(r"[\[\]{}]")
@@ -26,13 +26,13 @@ SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def parse(raw: bytes, what: str) -> Any:
-    """The JSON value in `raw`; FormatError for all that is not plain JSON: double keys, NaN, huge nesting."""
+    """The JSON value in `raw`. FormatError for duplicate keys, NaN, deep nesting and what is not JSON."""
     try:
         text = raw.decode("utf-8")
         check_nesting(text)
         value = json.loads(text, object_pairs_hook=unique, parse_constant=constant, parse_float=finite)
         if SURROGATE.search(text):
-            json.dumps(value, ensure_ascii=False).encode("utf-8")  # half a pair is no character
+            json.dumps(value, ensure_ascii=False).encode("utf-8")  # a lone surrogate cannot be encoded
     except UnicodeError as error:
         raise FormatError(
             f"{what} is not UTF-8: {error.reason if hasattr(error, 'reason') else error}"
@@ -71,18 +71,18 @@ def finite(digits: str) -> float:
 
 
 def dump(document: Any) -> bytes:
-    """Compact JSON in UTF-8; ValueError for NaN, TypeError for what JSON cannot say."""
+    """Compact JSON in UTF-8. ValueError for NaN, TypeError for values that JSON cannot hold."""
     return json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8")
 
 
 def allowed(nbytes: int, head: bytes = b"") -> int:
-    """The longest text that so many bytes justify, and a head of the dictionary beside them."""
+    """The longest text that this many deflated bytes and this head of the dictionary may hold."""
     return FREE + RATIO * nbytes + len(head)
 
 
 def deflate(text: bytes, dictionary: bytes = DICTIONARY, head: bytes = b"") -> bytes:
-    """The text in as few bytes as may be, but not fewer than a reader asks for. `head`: what the dictionary
-    ends with besides; for a patch what OLD says of its arrays."""
+    """The text, deflated into as few bytes as a reader accepts: it limits the ratio. `head`: appended to the
+    dictionary; for a patch the JSON of OLD."""
     for level in (9, 1, 0):
         packer = zlib.compressobj(level, zlib.DEFLATED, -15, 9, zlib.Z_DEFAULT_STRATEGY, dictionary + head)
         data = packer.compress(text) + packer.flush()
@@ -92,20 +92,20 @@ def deflate(text: bytes, dictionary: bytes = DICTIONARY, head: bytes = b"") -> b
 
 
 def inflate(data: bytes, size: int, head: bytes = b"") -> tuple[bytes, bytes]:
-    """(the text, what follows it). FormatError unless the text is exactly `size` bytes long."""
+    """(the text, the bytes after it). FormatError unless the text is exactly `size` bytes long."""
     most = allowed(len(data), head)
     if not 2 <= size <= most:
         raise FormatError(
-            f"its metadata tells a text of {size:,} bytes, but {len(data):,} bytes justify 2 to {most:,}"
+            f"its metadata states a text of {size:,} bytes, but {len(data):,} bytes justify 2 to {most:,}"
         )
     text, rest, whole = inflate_up_to(data, size, DICTIONARY + head)
     if len(text) != size or not whole:
-        raise FormatError(f"its text is not the {size:,} bytes that the metadata tells: the file is damaged")
+        raise FormatError(f"its text is not the {size:,} bytes that the metadata states: the file is damaged")
     return text, rest
 
 
 def inflate_up_to(data: bytes, most: int, dictionary: bytes) -> tuple[bytes, bytes, bool]:
-    """(the text or its first `most` bytes, what follows it, whether it ends there)."""
+    """(the text or its first `most` bytes, the bytes after it, whether the text ends there)."""
     unpacker = zlib.decompressobj(-15, dictionary)
     try:
         text = unpacker.decompress(data, most)
@@ -122,12 +122,12 @@ def digest(value: Any, who: str) -> str:
 
 
 def of_type(value: Any, kind: type, who: str) -> Any:
-    """The value, if it is exactly of this type: no bool is an int."""
+    """The value, if its type is exactly this one (a bool is not an int); else FormatError."""
     if type(value) is not kind:
         words = {
             dict: "an object",
             list: "a list",
-            str: "a text",
+            str: "a string",
             int: "a whole number",
             bool: "true or false",
         }
@@ -135,7 +135,7 @@ def of_type(value: Any, kind: type, who: str) -> Any:
     return value
 
 
-def only(told: dict[str, Any], allowed: tuple[str, ...], who: str) -> None:
-    unknown = [key for key in told if key not in allowed]
+def only(entry: dict[str, Any], allowed: tuple[str, ...], who: str) -> None:
+    unknown = [key for key in entry if key not in allowed]
     if unknown:
         raise FormatError(f"{who} has no key {unknown[0][:40]!r}; known are {', '.join(allowed)}")

@@ -1,7 +1,7 @@
-"""Named: what the tensors of a weights file are for, by their names, shapes and dtypes: no module is there.
+"""Name hints: guess the kinds of a weights file's tensors from names, shapes and dtypes, without a module.
 
-Rules are few and careful: what is taken for a weight by mistake is compressed as one, and a network whose
-scales or masks are pruned answers nonsense. What stays as it is for such a rule is named in a note.
+The rules are few and cautious. A tensor that is mistaken for a weight is compressed, and a network with
+pruned scales or masks is useless. A note lists the tensors that stay unchanged because of a rule.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from tersor.model.sites import Site
 RUNNING = ("running_mean", "running_var", "num_batches_tracked")
 # Other buffers that networks keep in their state dicts.
 BUFFERS = re.compile(r"(^|[._])(masked_bias|position_ids|token_type_ids|relative_position_index|attn_mask)$")
-# Scales and offsets of weights that are quantized already: GPTQ, AWQ, bitsandbytes, float8 checkpoints.
+# Scales and zero points of quantized checkpoints: GPTQ, AWQ, bitsandbytes, float8.
 SCALES = re.compile(
     r"(^|[._])(scales?|scale_inv|scales_and_zeros|zeros|qzeros|zero_points?|absmax|quant_map|nested_absmax"
     r"|nested_quant_map)$"
 )
 PACKED = re.compile(r"(^|[._])(qweight|qzeros|g_idx|weight_packed|q_weight)$")
-LIMIT = 8  # names in a note, of each kind
+LIMIT = 8  # names per kind in a note
 
 
 def describe(name: str, slot: Slot) -> Site:
-    """A site from what a weights file tells: no layer, so its kind is a guess from the shape."""
+    """The site of a tensor in a weights file; its kind is a guess from name, shape and dtype."""
     dtype, axes = str(slot.dtype).removeprefix("torch."), len(slot.shape)
     long = sum(size > 1 for size in slot.shape)
     kind = "other"
@@ -48,21 +48,21 @@ def is_integer(dtype: torch.dtype) -> bool:
 
 
 def is_mask(tensor: Tensor) -> bool:
-    """Nothing but zeros and infinities: a mask of attention, a range that saw no data; no broken weight."""
+    """Only zeros and infinities: an attention mask or an unused range observer, not a broken weight."""
     return bool((tensor.isinf() | (tensor == 0)).all() and tensor.isinf().any())
 
 
 def is_causal(form: Dense) -> bool:
-    """Ones up to the diagonal and zeros after it, [1, 1, N, N]: GPT-2 keeps its mask so, as attn.bias."""
+    """Lower triangle of ones, [1, 1, N, N]: the causal mask, which GPT-2 stores as attn.bias."""
     shape = tuple(form.shape)
     if len(shape) != 4 or shape[:2] != (1, 1) or shape[2] != shape[3] or shape[2] < 2:
-        return False  # without a look at its numbers: it may be large
+        return False  # decided by shape: reading a large tensor is slow
     tensor = form.array[0, 0]
     return torch.equal(tensor, torch.ones_like(tensor).tril())
 
 
 def left_alone(sites: Mapping[str, Site], changed: Collection[str]) -> dict[str, list[str]]:
-    """What stayed as it is for what its name, shape or values say, by kind."""
+    """Names of the tensors that stay unchanged because of their name, shape or values, by kind."""
     found: dict[str, list[str]] = {}
     for name, site in sites.items():
         if name in changed or 0 in site.shape:
@@ -77,6 +77,6 @@ def left_alone(sites: Mapping[str, Site], changed: Collection[str]) -> dict[str,
 
 
 def left_text(left: Mapping[str, list[str]]) -> str:
-    """The same for the ledger, which says nothing of running statistics: no run does."""
+    """left_alone() as a ledger note, without running statistics, which no run compresses."""
     words = [f"{kind}: {few(names, LIMIT)}" for kind, names in left.items() if kind != "running statistics"]
     return f"left as it is: {'; '.join(words)}" if words else ""

@@ -1,7 +1,7 @@
-"""Filed: a weight that stays in its file. Each look reads it anew, a slice of it where that is enough.
+"""On disk: a weight that stays in its file. Each access reads it again, a slice of it if that suffices.
 
-What is looked at slice by slice (a digest, a check, a plane that is coded) takes no memory then; a step that
-asks for the whole gets it, and may drop it. The system keeps what was just read: a second look is a copy.
+Work on slices (a digest, a check, coding a plane) needs little memory. A step that needs the whole tensor
+gets it and may drop it. The system caches recent reads, so a second access is a copy from memory.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from torch import Tensor
 from tersor.forms import Dense, Form
 from tersor.forms.form import SLICE, as_bytes
 
-Elements = Callable[[int, int], Tensor]  # from here to there, flat
+Elements = Callable[[int, int], Tensor]  # (begin, end) -> those elements, flat
 
 
 class OnDisk(Dense):
-    """A dense leaf whose array is read when it is asked for."""
+    """A dense leaf whose array is read from its file on each access."""
 
     _dtype: torch.dtype
     _shape: tuple[int, ...]
@@ -36,7 +36,7 @@ class OnDisk(Dense):
         return self._read(0, math.prod(self._shape)).reshape(self._shape)
 
     def children(self) -> dict[str, Form]:
-        return {}  # found without a look at the array, as all that follows
+        return {}  # this and the methods below do not read the array
 
     def settings(self) -> dict[str, Any]:
         return {}

@@ -1,7 +1,7 @@
-"""Pack: a weights file as .tersor without the model; unpack.py is the way back.
+"""Pack: compress a weights file to .tersor without the model. unpack.py is the inverse.
 
-Read a tensor, run the recipe's steps on it, write what it became, drop it: some at a time, on all cores.
-Steps that look at all weights together, or train, need the model and are refused.
+For each tensor: read it, run the recipe's steps on it, write the result, drop it; several at a time, on all
+cores. Steps that train or need all weights at once need the model and are refused.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from tersor.model.sites import Site, finite
 from tersor.record.ledger import START, Entry, Ledger
 from tersor.record.observer import Observer
 
-TIED = 65536  # bytes from which equal tensors are stored once: zero biases are equal by chance
+TIED = 65536  # bytes from which equal tensors are stored once; zero biases, say, are equal by chance
 
 
 @dataclass(frozen=True)
 class Packed:
-    """What pack did."""
+    """The result of pack()."""
 
     tensors: int
     aliases: Mapping[str, str]  # tied or equal tensors, stored once
     before: int  # bytes of the tensors
     nbytes: int  # bytes of the file
     ledger: Ledger  # without forms
-    key: str  # under which the checkpoint holds them, if they are not all of it
-    left: Mapping[str, list[str]]  # by what they are taken for: tensors that no step changed for it
-    ignored: Mapping[str, int | None]  # what it holds besides, and the tensors in it; None: a file not opened
+    key: str  # the checkpoint's key of the tensors; "" if they are all of it
+    left: Mapping[str, list[str]]  # by guessed kind: names of tensors that no step changed because of it
+    ignored: Mapping[str, int | None]  # other contents -> tensors in them; None: a file not opened
 
 
 def pack(
@@ -55,22 +55,21 @@ def pack(
     observer: Observer | None = None,
 ) -> Packed:
     """Write the tensors of `weights` (a .safetensors, a folder of them, a .pt state dict) to a .tersor file;
-    with `key` only those under it: "g_ema" of {"g_ema": {...}, "d": {...}}.
+    with `key` only those under it: key="g_ema" for {"g_ema": {...}, "d": {...}}.
 
-    The same weights and recipe give the same bytes, with any number of `workers` (threads; default: one for
-    each core). `tiny` writes the short header of save(). A step that needs the whole model, a `where` that
-    matches nothing, weights with NaN and an `out` that is one of the files of `weights` are refused, and
-    nothing is written.
+    The same weights and recipe give the same bytes for any number of `workers` (threads; default: one per
+    core). `tiny` writes the short header, as in save(). Refused, with nothing written: a step that needs the
+    whole model, a `where` that matches nothing, weights with NaN, an `out` that is a file of `weights`.
     """
-    alone(recipe)
+    check_steps(recipe)
     out = output(out, read_from(weights))
     with Checkpoint(weights, key) as source:
         packing = Packing(source, recipe, observer or Observer())
         with atomic(out) as file, TensorWriter(out.parent) as tensors:
             builder = Builder(tensors, tiny=tiny)
-            for one in in_order(source.slots, packing.nbytes, source.form, packing.work, workers):
-                packing.keep(one, builder)
-                del one  # or it waits in memory for the next one
+            for result in in_order(source.slots, packing.nbytes, source.form, packing.work, workers):
+                packing.keep(result, builder)
+                del result  # frees its memory before the next one is awaited
             ledger = packing.ledger()
             packing.check_lock(ledger.base, builder.digests)
             nbytes = builder.finish(file, packing.aliases, ledger)
@@ -86,54 +85,54 @@ def pack(
         )
 
 
-def alone(recipe: Recipe) -> None:
-    """Refuse steps that cannot work on one tensor by itself."""
+def check_steps(recipe: Recipe) -> None:
+    """Refuse steps that cannot work on a single tensor."""
     for step in recipe.steps:
         if step.needs is not Needs.NOTHING:
             raise RefusedError(
-                f"pack: {step.name}, as it is set, needs the whole model: to train or measure it, or to look "
-                f"at all its weights at once. Leave it out here, or run it with the model: "
+                f"pack: {step.name}, as it is set, needs the whole model: to train or measure it, or to use "
+                f"all its weights at once. Leave it out here, or run it with the model: "
                 f"tersor run MODEL --task TASK --recipe RECIPE"
             )
 
 
 @dataclass(frozen=True)
-class One:
-    """What became of one tensor."""
+class Result:
+    """One compressed tensor."""
 
     site: Site
-    given: str  # its digest before
-    nbytes: int  # and its bytes
+    given: str  # digest before
+    nbytes: int  # bytes before
     form: Form
     entries: list[Entry]
 
 
 class Packing:
-    """The state of one pack: nothing in it grows with the size of a tensor."""
+    """The state of one pack. Its memory does not grow with the size of tensors."""
 
     def __init__(self, source: Checkpoint, recipe: Recipe, observer: Observer) -> None:
         self.source, self.recipe, self.observer = source, recipe, observer
         self.sites = {name: describe(name, slot) for name, slot in source.slots.items()}
         self.aliases = dict(source.aliases)
-        self.base: dict[str, str] = {}  # digests of what was given
+        self.base: dict[str, str] = {}  # digests of the given tensors
         self.entries: list[list[Entry]] = [[] for _ in recipe.steps]
         self.stored: dict[tuple[str, str], str] = {}  # digests before and after -> site
-        self.found: dict[str, Site] = {}  # sites as their values show them
+        self.found: dict[str, Site] = {}  # sites, with kinds corrected from values
         self.before = self.kept = 0
         self.names = frozenset(self.sites)
-        # With every site done a step does nothing but look for what its `where` means.
+        # With all sites done, a step only checks that its `where` matches something.
         self.run(self.sites, {}, self.names)
 
     def run(self, sites: Mapping[str, Site], forms: Mapping[str, Form], done: frozenset[str]) -> State:
-        """The recipe on the sites that are not done, of which the forms are given; steps see all names."""
+        """Run the recipe on the sites that are not done; `forms` has their forms. Steps see all names."""
         state = State(sites, forms, self.source.aliases, Ledger(""))
         return Executor(state, self.recipe, done=done).run()
 
     def nbytes(self, name: str) -> int:
         return self.source.slots[name].nbytes
 
-    def work(self, name: str, given: Dense) -> One:
-        """Compress one tensor; called by many threads, so it changes nothing here."""
+    def work(self, name: str, given: Dense) -> Result:
+        """Compress one tensor. Called from several threads, so it does not change `self`."""
         sites = self.sites
         if not all(map(is_finite, given.slices())):
             wide = as_numbers(given.array)
@@ -144,42 +143,42 @@ class Packing:
             sites = {**sites, name: replace(sites[name], kind="mask")}
         result = self.run(sites, {name: given}, self.names - {name})
         form, entries = result.forms[name], result.ledger.entries
-        form.digest  # noqa: B018  reckoned here, on its own core, and kept
-        return One(sites[name], given.digest, given.nbytes, form, entries)
+        form.digest  # noqa: B018  computed in this thread, then cached
+        return Result(sites[name], given.digest, given.nbytes, form, entries)
 
-    def keep(self, one: One, builder: Builder) -> None:
-        """Write what became of a tensor, or note that it is there already."""
-        name = one.site.name
-        self.before += one.nbytes
+    def keep(self, result: Result, builder: Builder) -> None:
+        """Write a compressed tensor, or add an alias if an equal one was written."""
+        name = result.site.name
+        self.before += result.nbytes
         self.kept += 1
         self.observer.progress(self.kept, len(self.sites), name)
-        twin = self.stored.setdefault((one.given, one.form.digest), name)
-        if twin != name and one.nbytes >= TIED:
+        twin = self.stored.setdefault((result.given, result.form.digest), name)
+        if twin != name and result.nbytes >= TIED:
             self.aliases |= {a: twin for a, site in self.aliases.items() if site == name} | {name: twin}
             return
-        self.base[name] = one.given
-        self.found[name] = one.site
-        for entry in one.entries:
+        self.base[name] = result.given
+        self.found[name] = result.site
+        for entry in result.entries:
             self.entries[entry.step].append(entry)
-        builder.add(one.site, one.form)
+        builder.add(result.site, result.form)
 
     def ledger(self) -> Ledger:
-        """What a run on the whole model would have written, without forms. Without seconds too: the same
-        weights give the same bytes."""
+        """The ledger that a run on the whole model would write, without seconds, so that the same weights
+        give the same bytes."""
         ledger = Ledger(digest_of(self.base), self.recipe.to_json())
         if self.recipe.steps and (text := left_text(self.left())):
             ledger.entries.append(Entry(0, START, "", kind="left", text=text))
         for entries in self.entries:
-            ledger.entries += came_first(entries)
+            ledger.entries += masks_first(entries)
         return ledger
 
     def left(self) -> dict[str, list[str]]:
-        """What no step changed for what it is taken for, by kind."""
+        """Names of tensors that no step changed because of their guessed kind, by kind."""
         changed = {entry.site for entries in self.entries for entry in entries if entry.changes}
         return left_alone(self.found, changed)
 
     def check_lock(self, base: str, digests: Mapping[str, str]) -> None:
-        """A lock file names what must come out."""
+        """Refuse a result that differs from the recipe's lock file."""
         if self.recipe.base not in (None, base):
             raise RefusedError(f"pack: the lock is for base {self.recipe.base}, these weights are {base}")
         for site, digest in self.recipe.result:
@@ -188,9 +187,10 @@ class Packing:
                 raise RefusedError(f"pack: {site} came out as {found}, the lock says {digest}")
 
 
-def came_first(entries: list[Entry]) -> list[Entry]:
-    """Before a step of a run all weights that came with zeros get their masks: an edit and a note each."""
+def masks_first(entries: list[Entry]) -> list[Entry]:
+    """The entries in the order of a run. Before the step it masks weights that came with zeros: an edit and a
+    note each."""
     notes = {place for place, entry in enumerate(entries) if entry.kind == "masked"}
-    came = notes | {place - 1 for place in notes}
-    rest = [entry for place, entry in enumerate(entries) if place not in came]
-    return [entries[place] for place in sorted(came)] + rest
+    masked = notes | {place - 1 for place in notes}
+    rest = [entry for place, entry in enumerate(entries) if place not in masked]
+    return [entries[place] for place in sorted(masked)] + rest

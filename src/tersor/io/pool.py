@@ -1,8 +1,8 @@
-"""Pool: one job after the other is read, worked on by all cores, and handed out in order.
+"""Pool: reads items one after the other, processes them on all cores, and yields results in order.
 
-held at once   jobs of at most BUDGET bytes: read, in work, or waiting for their turn; a larger one alone
-Threads, for what takes long (coders, digests, tensors) lets go of the interpreter. The order, and so every
-byte that is written, is the same for any number of them.
+memory   at most BUDGET bytes of items that are read, in work or waiting to be yielded; a larger item alone
+Threads suffice, since the slow work (coders, digests, tensor operations) releases the GIL. The order, and so
+every byte that is written, is the same for any number of threads.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Generic, TypeVar
 from tersor.errors import SettingError
 from tersor.threads import threads
 
-BUDGET = 160_000_000  # bytes of tensors; what a step makes of those in work comes on top of it
-AHEAD = 4  # jobs for each worker at once: many small tensors must not wait for one another
+BUDGET = 160_000_000  # bytes of tensors; temporaries of a step are not counted
+AHEAD = 4  # jobs per worker in flight, so that a slow one does not stall many small ones
 
 Item = TypeVar("Item")
 Given = TypeVar("Given")
@@ -32,9 +32,9 @@ def in_order(
     work: Callable[[Item, Given], Found],
     workers: int | None = None,
 ) -> Iterator[Found]:
-    """work(item, read(item)) of each item, in order. `read` is called by the caller's thread, `work` by
-    others and, while it waits, by it too; `nbytes` is what an item takes of the budget. The first error of
-    either ends all."""
+    """work(item, read(item)) for each item, in order. `read` runs in the caller's thread, `work` in other
+    threads, and in the caller's while it waits. `nbytes` is the memory of an item, counted against BUDGET.
+    The first error of either is raised."""
     count = check_workers(workers)
     held: deque[Job[Found]] = deque()
     room = BUDGET
@@ -48,43 +48,43 @@ def in_order(
             room -= need
         while held:
             yield first_of(held)
-    finally:  # after an error too nothing goes on behind the caller's back
+    finally:  # after an error, too, no thread keeps running
         wait([job.future for job in held if not job.future.cancel()])
 
 
 class Job(Generic[Found]):
-    """Work that one of so many other threads, or the caller's, does when its turn comes."""
+    """One unit of work. One of `others` threads runs it, or the caller."""
 
     def __init__(self, work: Callable[[], Found], nbytes: int, others: int) -> None:
         self.work, self.nbytes = [work], nbytes
         self.future: Future[Found] = threads("jobs", others).submit(self.run) if others else Future()
 
     def run(self) -> Found:
-        return self.work.pop()()  # and what was read is dropped with it
+        return self.work.pop()()  # pop: the item that was read is dropped with the call
 
-    def taken(self) -> bool:
-        """Whether nobody had begun it, and the caller has done it now."""
+    def run_here(self) -> bool:
+        """Run the job in this thread, unless another thread has started it. Returns whether it ran."""
         if not self.future.cancel():
             return False
         self.future = Future()
         try:
             self.future.set_result(self.run())
-        except Exception as error:  # raised when its turn comes, as those of other threads are; Ctrl-C now
+        except Exception as error:  # kept until its turn, like errors of other threads; Ctrl-C is raised now
             self.future.set_exception(error)
         return True
 
 
 def first_of(held: deque[Job[Found]]) -> Found:
-    """The result of the first job, which leaves the row. As long as it is not there the caller works, too."""
+    """Remove the first job and return its result. The caller runs waiting jobs until the result is there."""
     first = held[0]
-    while not first.future.done() and any(job.taken() for job in held):
+    while not first.future.done() and any(job.run_here() for job in held):
         pass
     held.popleft()
     return first.future.result()
 
 
 def check_workers(workers: int | None) -> int:
-    """How many threads: one for each core, unless told."""
+    """The number of threads; default: one per core. SettingError below 1."""
     if workers is not None and workers < 1:
         raise SettingError(
             f"workers={workers}, but it is a number of threads: 1 or more. Leave it out for all cores"

@@ -1,8 +1,8 @@
-"""Records: the ledger as the file's JSON, and back. docs/format.md section 8.
+"""Records: the ledger as JSON in a file, and back. docs/format.md section 8.
 
 [17, "wrap", before, after]     an edit of the 18th site
 [17, "", "done", "kept 72 of 144 weights", {"kept": 72}]     a note
-Names become numbers, and digests that follow from others are left out: 90 bytes for an edit and its note.
+Site names become numbers. Digests that follow from others are left out. An edit and its note take 90 bytes.
 """
 
 from __future__ import annotations
@@ -16,39 +16,39 @@ from tersor.io.json_text import Json, digest, dump, of_type, only
 from tersor.record.ledger import Entry, Ledger
 from tersor.record.relation import HOW
 
-ROOM, ROOM_A_SITE = 4000, 100  # bytes of a ledger's JSON: in all, and for each site and step
+ROOM, ROOM_A_SITE = 4000, 100  # bytes of a ledger's JSON: fixed, and per site and step
 CLIPPED = 400  # characters of a note's text
-# What is told besides digests: of each how the keys of its data, in order.
+# Keys of an event's data, in order, for each `how`. Digests follow them.
 DATA: dict[str, dict[str, type]] = {
     **{how: {} for how in HOW},
     "cut": {"axis": int, "count": int, "kept": str},
     "set": {"attribute": str, "value": int},
     "replace": {"stock": str, "settings": dict},
 }
-MODULES = ("set", "replace")  # what happens to a module: it has no digests
+MODULES = ("set", "replace")  # changes of a module have no digests
 
 
 def history_to_json(ledger: Ledger, digests: Mapping[str, str], sites: int) -> Json:
-    """Past steps, recipe and ledger, in at most 4,000 bytes and 100 for each site and step: the oldest steps
-    become a line with the digest that the ledger had after them, as few as need be.
+    """Past steps, recipe and ledger, in at most 4,000 bytes plus 100 per site and step. The oldest steps, as
+    few as necessary, become a line with the ledger's digest after them.
 
-    `digests`: of the forms and grids that are stored, by site and edge in the order of the text.
+    `digests`: those of the stored forms and grids, by site and edge, in the order of the text.
     """
     room = ROOM + ROOM_A_SITE * sites * ledger.count
     for count in range(len(ledger.past), ledger.count + 1):
         brief = ledger.brief(count)
-        told = {
+        history = {
             "past": [list(line) for line in brief.past], "recipe": brief.recipe,
             "ledger": ledger_to_json(brief, digests),
         }  # fmt: skip
-        told = {key: value for key, value in told.items() if value}
-        if len(dump(told)) <= room or count == ledger.count:
-            return told
+        history = {key: value for key, value in history.items() if value}
+        if len(dump(history)) <= room or count == ledger.count:
+            return history
     return {}
 
 
 def ledger_to_json(ledger: Ledger, digests: Mapping[str, str]) -> list[Json]:
-    """Entries grouped by step."""
+    """The entries, grouped by step."""
     parts: list[Json] = []
     names, following = ledger.step_names(), len(ledger.past)
     numbers = {name: number for number, name in enumerate(digests)}
@@ -68,15 +68,15 @@ def ledger_to_json(ledger: Ledger, digests: Mapping[str, str]) -> list[Json]:
 def event_to_json(entry: Entry, last: dict[str, str], digests: Mapping[str, str]) -> list[Any]:
     if not entry.changes:
         return [entry.kind, clipped(entry.text), *([dict(entry.data)] if entry.data else [])]
-    told = [entry.data[key] for key in DATA[entry.how]]
+    data = [entry.data[key] for key in DATA[entry.how]]
     if entry.how in MODULES:
-        return told
+        return data
     before = None if last.get(entry.site) == entry.before else entry.before
     after = None if digests.get(entry.site) == entry.after else entry.after
     last[entry.site] = entry.after
     if after is not None:
-        return [*told, before, after]
-    return told if before is None else [*told, before]
+        return [*data, before, after]
+    return data if before is None else [*data, before]
 
 
 def clipped(text: str) -> str:
@@ -84,7 +84,7 @@ def clipped(text: str) -> str:
 
 
 def ledger_from_json(document: Json, digests: Mapping[str, str]) -> Ledger:
-    """The ledger, without forms. `digests`: of what is stored, by site and edge in the order of the text."""
+    """The ledger from the text. `digests`: those of stored forms and grids, in the order of the text."""
     recipe = of_type(document.get("recipe", {}), dict, "recipe")
     steps = of_type(recipe.get("steps", []), list, "recipe: steps")
     if not all(isinstance(step, dict) and len(step) == 1 for step in steps):
@@ -93,9 +93,9 @@ def ledger_from_json(document: Json, digests: Mapping[str, str]) -> Ledger:
     if not natural_numbers(seed, len(steps)):
         raise FormatError(f"recipe: seed is a whole number or one for each step, not {str(seed)[:60]}")
     zeros = recipe.get("zeros", "*")
-    told = zeros if isinstance(zeros, list) else [zeros] * len(steps)
-    if len(told) != len(steps) or not all(isinstance(glob, str) for glob in told):
-        raise FormatError(f"recipe: zeros is a text or one for each step, not {str(zeros)[:60]}")
+    globs = zeros if isinstance(zeros, list) else [zeros] * len(steps)
+    if len(globs) != len(steps) or not all(isinstance(glob, str) for glob in globs):
+        raise FormatError(f"recipe: zeros is a string or one for each step, not {str(zeros)[:60]}")
     base = digest(document["base"], "base") if "base" in document else ""
     past = tuple(past_from_json(line) for line in of_type(document.get("past", []), list, "past"))
     ledger, step = Ledger(base, recipe, past=past), len(past) - 1
@@ -108,8 +108,10 @@ def ledger_from_json(document: Json, digests: Mapping[str, str]) -> Ledger:
             raise FormatError(f"ledger: step {step}, but its steps count from {len(past)}")
         name = part.get("name", names[step] if step < len(names) else None)
         for event in of_type(part.get("events"), list, "ledger: events"):
-            site, how, *told = named(event, known)
-            fields = note_from_json(told) if how == "" else done_from_json(site, how, told, last, digests)
+            site, how, *values = with_name(event, known)
+            fields = (
+                note_from_json(values) if how == "" else entry_from_json(site, how, values, last, digests)
+            )
             ledger.entries.append(Entry(step, of_type(name, str, "ledger: name"), site, how, **fields))
     return ledger
 
@@ -121,14 +123,14 @@ def past_from_json(line: Any) -> tuple[str, str]:
 
 
 def natural_numbers(seed: Any, count: int) -> bool:
-    """Whether a recipe's seed is one for all its steps, or one for each."""
+    """Whether a recipe's seed is one whole number, or a list of one per step."""
     if isinstance(seed, list):
-        return len(seed) == count and all(type(one) is int and one >= 0 for one in seed)
+        return len(seed) == count and all(type(n) is int and n >= 0 for n in seed)
     return type(seed) is int and seed >= 0
 
 
-def named(event: Any, known: list[str]) -> list[Any]:
-    """The event with its site's name in place of a number."""
+def with_name(event: Any, known: list[str]) -> list[Any]:
+    """The event with the name of its site instead of a number."""
     site, how, *_ = event if isinstance(event, list) and len(event) > 1 else [None, None]
     if type(site) is int and 0 <= site < len(known):
         event = [known[site], *event[1:]]
@@ -139,30 +141,30 @@ def named(event: Any, known: list[str]) -> list[Any]:
     return event
 
 
-def note_from_json(told: list[Any]) -> Json:
+def note_from_json(values: list[Any]) -> Json:
     """The fields of a note's entry."""
     kinds = {"kind": str, "text": str, "data": dict}
-    if not 2 <= len(told) <= 3:
-        raise FormatError(f"ledger: a note is [site, '', kind, text, data], not one of {len(told) + 2}")
+    if not 2 <= len(values) <= 3:
+        raise FormatError(f"ledger: a note is [site, '', kind, text, data], not {len(values) + 2} values")
     return {
         key: of_type(value, kinds[key], f"ledger: a note's {key}")
-        for key, value in zip(kinds, told, strict=False)
+        for key, value in zip(kinds, values, strict=False)
     }
 
 
-def done_from_json(
-    site: str, how: str, told: list[Any], last: dict[str, str], digests: Mapping[str, str]
+def entry_from_json(
+    site: str, how: str, values: list[Any], last: dict[str, str], digests: Mapping[str, str]
 ) -> Json:
     """The fields of the entry of an edit, a cut or a change of a module."""
     who, keys = f"ledger: a {how}'s ", DATA[how]
-    if not len(keys) <= len(told) <= len(keys) + (0 if how in MODULES else 2):
-        raise FormatError(f"ledger: a {how} tells {', '.join(keys) or 'two digests'}, not {str(told)[:60]}")
-    data = {key: of_type(value, keys[key], who + key) for key, value in zip(keys, told, strict=False)}
+    if not len(keys) <= len(values) <= len(keys) + (0 if how in MODULES else 2):
+        raise FormatError(f"ledger: a {how} has {', '.join(keys) or 'two digests'}, not {str(values)[:60]}")
+    data = {key: of_type(value, keys[key], who + key) for key, value in zip(keys, values, strict=False)}
     if how in MODULES:
         return {"data": data}
-    before, after = [*told[len(keys) :], None, None][:2]
+    before, after = [*values[len(keys) :], None, None][:2]
     before = last.get(site) if before is None else before
-    # What was not there before has no digest: an edge's first grid.
+    # An edge's first grid has no digest before it.
     before = "" if before == "" else digest(before, f"{who}before")
     last[site] = digest(digests.get(site) if after is None else after, f"{who}after")
     return {"data": data, "before": before, "after": last[site]}

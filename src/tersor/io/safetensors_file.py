@@ -1,7 +1,7 @@
-"""Tensors: a safetensors file read and written one tensor at a time.
+"""Safetensors file: read and write one tensor at a time.
 
-Plain reads, no memory map: a mapped page counts as memory of this process for as long as it is looked at.
-Writing needs the header first and knows it last, so the payload waits in a temporary file, on disk if large.
+Plain reads, no memory map: mapped pages count as memory of this process while they are in use. The header is
+written first but known last, so the payload is collected in a temporary file, on disk if it is large.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from tersor.io.header import LONGEST, Slot, build_header, parse_header
 from tersor.io.on_disk import OnDisk
 from tersor.io.sniff import sniff
 
-IN_MEMORY = 8 << 20  # bytes of payload that wait in memory
-HELD = 4 << 20  # bytes of a weight that is read once and held; a larger one stays in its file
+IN_MEMORY = 8 << 20  # bytes of payload collected in memory
+HELD = 4 << 20  # bytes up to which a weight is held in memory; a larger one stays in its file
 CHUNK = 4 << 20  # bytes copied at once
 
 
 class TensorFile:
-    """An open safetensors file. FormatError for what is none, StorageError for what cannot be read."""
+    """An open safetensors file. FormatError for other files, StorageError if it cannot be read."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         check_byteorder()
@@ -65,12 +65,12 @@ class TensorFile:
         return self.file.read(begin, end).numpy().tobytes()
 
     def read(self, name: str) -> Tensor:
-        """One tensor, in memory of its own."""
+        """One tensor, in its own memory."""
         slot = self.slots[name]
         return as_tensor(self.file.read(slot.begin, slot.end), slot.dtype, slot.shape, name)
 
     def form(self, name: str) -> Dense:
-        """One tensor; a large one stays in the file."""
+        """One tensor as a dense form. A large one stays in the file."""
         slot = self.slots[name]
         if slot.nbytes <= HELD:
             return Dense(self.read(name))
@@ -89,7 +89,7 @@ class TensorFile:
 
 
 class Ranges:
-    """An open file, of which any thread reads any range."""
+    """An open file. Any thread may read any range of bytes."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.lock = path, Lock()
@@ -100,7 +100,7 @@ class Ranges:
         self.nbytes = os.fstat(self.file.fileno()).st_size
 
     def read(self, begin: int, end: int) -> Tensor:
-        """Bytes as a tensor of their own, with no second copy in memory."""
+        """A range of bytes as a new uint8 tensor, without a second copy in memory."""
         data = torch.from_numpy(pages(end - begin)) if end > begin else bytes_tensor(b"")
         view, at = data.numpy().data, 0
         try:
@@ -116,7 +116,7 @@ class Ranges:
         return data
 
     def elements(self, name: str, slot: Slot, begin: int, end: int) -> Tensor:
-        """Some elements of a tensor, flat."""
+        """The elements begin to end of a tensor, flat."""
         size = slot.dtype.itemsize
         data = self.read(slot.begin + begin * size, slot.begin + end * size)
         return as_tensor(data, slot.dtype, (end - begin,), name)
@@ -130,22 +130,22 @@ def cannot_read(path: Path, error: OSError) -> StorageError:
 
 
 def bytes_tensor(data: bytes) -> Tensor:
-    """Bytes as a tensor; PyTorch makes none of an empty buffer by itself."""
+    """Bytes as a uint8 tensor. torch.frombuffer refuses an empty buffer."""
     return torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
 
 
 def check_byteorder() -> None:
-    """Files have the low byte first, and tensors are written and read as this machine holds them."""
+    """Refuse big-endian machines: files are little-endian and no bytes are swapped."""
     if sys.byteorder != "little":
         raise RefusedError(
-            f"this machine is {sys.byteorder}-endian; files are read and written on others only"
+            f"this machine is {sys.byteorder}-endian; files are read and written on little-endian ones only"
         )
 
 
 def as_tensor(data: Tensor, dtype: torch.dtype, shape: tuple[int, ...], name: str) -> Tensor:
-    """Bytes as a tensor; a bool that is neither 0 nor 1 is refused, for PyTorch would carry it on."""
+    """Bytes as a tensor. FormatError for a bool other than 0 or 1, which PyTorch would not notice."""
     if dtype is torch.bool and len(data) and int(data.max()) > 1:
-        raise FormatError(f"{name}: a bool is {int(data.max())}, but it is 0 or 1: the file is damaged")
+        raise FormatError(f"{name}: a bool is {int(data.max())}, not 0 or 1: the file is damaged")
     return data.view(dtype).reshape(shape)
 
 
@@ -160,22 +160,22 @@ class TensorWriter:
     def __init__(self, folder: Path) -> None:
         check_byteorder()
         self.spool = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY, dir=str(folder))  # noqa: SIM115
-        self.entries: list[tuple[str, torch.dtype, tuple[int, ...], int, int]] = []  # ..., nbytes, where
+        self.entries: list[tuple[str, torch.dtype, tuple[int, ...], int, int]] = []  # ..., nbytes, offset
         self.nbytes = 0
 
     def add(self, name: str, tensor: Tensor) -> None:
-        """Take a tensor in; it may be dropped afterwards."""
+        """Add a tensor. Its bytes are copied, so the caller may drop it."""
         data = as_bytes(tensor)
         if why := unheld(tensor.dtype):
             raise RefusedError(f"{name}: it is {why}")
         if len(data) > IN_MEMORY:
-            self.spool.rollover()  # or it would be copied into memory first
+            self.spool.rollover()  # to disk now, else it would be copied into memory first
         self.spool.write(data.data)
         self.entries.append((name, tensor.dtype, tuple(tensor.shape), len(data), self.nbytes))
         self.nbytes += len(data)
 
     def finish(self, out: BinaryIO, metadata: Mapping[str, str]) -> int:
-        """Write the file, wide elements first. Returns its bytes."""
+        """Write the file, tensors with wide elements first. Returns its size in bytes."""
         order = sorted(self.entries, key=lambda entry: -entry[1].itemsize)
         header = build_header([entry[:4] for entry in order], metadata)
         out.write(header)

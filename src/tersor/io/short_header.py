@@ -1,7 +1,7 @@
-"""Tiny: the short header, for files of a few kB. docs/format.md section 11.
+"""Short header: the tiny kind of .tersor file, for files of a few kB. docs/format.md section 11.
 
-4 bytes of magic, 4 of CRC, the deflated text, then all leaves     some 100 bytes where the other takes 1,000
-It has no digests, no ledger and no tensors of their own: such a file is read whole, or not at all.
+4 bytes of magic, 4 of CRC, the deflated text, then all leaves     about 100 bytes instead of 1,000
+The file has no digests, no ledger and no separate tensors. It is read whole.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from tersor.io.header import Slot
 from tersor.io.json_text import allowed, deflate, inflate_up_to
 from tersor.io.safetensors_file import TensorFile
 
-MAGIC = b"TSR\x01"  # read as the length of a header it is more than any file may have
-LARGEST = 1 << 26  # bytes of a whole file: it is held in memory
+MAGIC = b"TSR\x01"  # as the length of a safetensors header it is above the limit
+LARGEST = 1 << 26  # bytes of a file, which is held in memory whole
 
 
 class Source(TensorFile):
-    """An open file of either kind; of a tiny one nothing is read yet."""
+    """An open file of either kind. A tiny file is not read until read_short_header()."""
 
     tiny = False
 
@@ -32,13 +32,13 @@ class Source(TensorFile):
 
 
 def write_short_header(out: BinaryIO, text: bytes, leaves: bytes) -> int:
-    """Write the file; returns its bytes. RefusedError where it is too large to be read whole."""
+    """Write the file and return its size. RefusedError if it is too large to be read whole."""
     body = deflate(text, TINY_DICTIONARY) + leaves
     size = len(MAGIC) + 4 + len(body)
     if size > LARGEST:
         raise RefusedError(
-            f"tiny: the file would have {size:,} bytes, and one with the short header has at most "
-            f"{LARGEST:,}, for it is read whole. Leave out --tiny (tiny=True)"
+            f"tiny: the file would have {size:,} bytes, but one with the short header has at most "
+            f"{LARGEST:,}, since it is read whole. Leave out --tiny (tiny=True)"
         )
     out.write(MAGIC + zlib.crc32(body).to_bytes(4, "little") + body)
     return size
@@ -54,7 +54,7 @@ def read_short_header(source: Source) -> tuple[bytes, bytes]:
     data = source.bytes(len(MAGIC), source.nbytes)
     body = data[4:]
     if zlib.crc32(body) != int.from_bytes(data[:4], "little"):
-        raise FormatError("it is damaged: its bytes do not have the CRC that its header tells")
+        raise FormatError("it is damaged: the CRC of its bytes is not the one in its header")
     text, leaves, whole = inflate_up_to(body, allowed(len(body)), TINY_DICTIONARY)
     if not whole:
         raise FormatError(f"its text does not end within {len(text):,} bytes: the file is damaged")

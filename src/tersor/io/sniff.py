@@ -1,11 +1,11 @@
-"""Looks: what a file seems to be, from its first bytes, and what to do with it."""
+"""Sniff: guess the type of a file from its first bytes, and suggest how to read it."""
 
 from __future__ import annotations
 
 PACK = "Pack it with: tersor pack FILE -o OUT.tersor"
 SAVE = "Save its state dict as safetensors, then pack that: tersor pack WEIGHTS -o OUT.tersor"
 
-# First bytes, what it looks like, the way out.
+# First bytes, type of file, what to do.
 KINDS: tuple[tuple[bytes, str, str], ...] = (
     (b"PK\x03\x04", "a zip file, such as a PyTorch checkpoint (.pt, .pth, .bin)", PACK),
     (b"\x80\x02", "a pickle, such as an old PyTorch checkpoint", PACK),
@@ -18,19 +18,19 @@ KINDS: tuple[tuple[bytes, str, str], ...] = (
     (b"\x93NUMPY", "a numpy array", SAVE),
     (b"\x1f\x8b", "a gzip file", "Unpack it first: gunzip FILE"),
     (b"\x28\xb5\x2f\xfd", "a zstd file", "Unpack it first: zstd -d FILE"),
-    (b"version https://git-lfs", "a pointer of Git LFS, not the file itself", "Fetch it: git lfs pull"),
+    (b"version https://git-lfs", "a Git LFS pointer, not the file itself", "Fetch it: git lfs pull"),
 )
 
 
 def sniff(head: bytes) -> str:
-    """What is said of a file that is not safetensors."""
+    """The error message for a file that is not a safetensors file."""
     if not head:
         return "it is empty"
-    what, way_out = f"it begins with the bytes {head[:8].hex(' ')}", ""
-    for start, kind, way in KINDS:
+    what, advice = f"it begins with the bytes {head[:8].hex(' ')}", ""
+    for start, kind, action in KINDS:
         if head.startswith(start):
-            what, way_out = f"it looks like {kind}", f". {way}"
-    # An ONNX model begins with field 1, its ir_version, a small number; field 2, a text, is the producer.
+            what, advice = f"it looks like {kind}", f". {action}"
+    # An ONNX model begins with field 1, ir_version, a small number; field 2 is the producer's name.
     if head[:1] == b"\x08" and 1 <= int.from_bytes(head[1:2]) <= 20 and head[2:3] in (b"\x12", b":", b"B"):
-        what, way_out = "it looks like an ONNX model", f". {SAVE}"
-    return f"it is not a .tersor or .safetensors file: {what}{way_out}"
+        what, advice = "it looks like an ONNX model", f". {SAVE}"
+    return f"it is not a .tersor or .safetensors file: {what}{advice}"

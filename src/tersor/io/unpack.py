@@ -1,7 +1,7 @@
-"""Unpack: a .tersor file as .safetensors again, one file or, as Hugging Face has it, shards with an index.
+"""Unpack: decode a .tersor file to .safetensors: one file, or shards with an index as in Hugging Face.
 
-Read a site, decode it, write it under its old name: some at a time, on all cores. The text tells every shape,
-so the header is written first, and every slice that is decoded goes straight to its place.
+For each site: read it, decode it, write it under its old name; several at a time, on all cores. The text has
+all shapes, so the header is written first, and each slice is written to its place as soon as it is decoded.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from tersor.io.header import build_header
 from tersor.record.observer import Observer
 
 OTHERS = (".pt", ".pth", ".bin", ".ckpt", ".onnx", ".tersor")
-METADATA = {"format": "pt"}  # transformers asks for it
+METADATA = {"format": "pt"}  # required by transformers
 UNITS = ("", "k", "M", "G", "T")
 INDEX = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Tensors that one file holds: names (the site's, then its aliases) by site."""
+    """The tensors of one file: names (the site's, then its aliases) by site."""
 
     names: dict[str, list[str]]
     nbytes: int
@@ -49,18 +49,18 @@ def unpack(
     workers: int | None = None,
     observer: Observer | None = None,
 ) -> int:
-    """Write the decoded tensors of a .tersor file as .safetensors: old names, dtypes, shapes. Returns the
-    bytes written.
+    """Write the decoded tensors of a .tersor file as .safetensors, with the original names and dtypes.
+    Returns the bytes written.
 
-    `only`: a glob, or several, of the tensors that are meant; the others are not read. `shard`: `out` is a
-    new folder of files of at most so many bytes of tensors (a number, or "2GB"), with an index. FormatError
-    where a part of the file is damaged; nothing is written then. `limit` as in load().
+    `only`: a glob, or several, that select tensors; the others are not read. `shard`: `out` is a new folder
+    of files with at most this many bytes of tensors (a number, or "2GB") and an index. FormatError if a part
+    of the file is damaged; nothing is written then. `limit` as in load().
     """
     out, observer = Path(out), observer or Observer()
     size = None if shard is None else read_size(shard)
     with TersorFile(path, limit=limit) as file:
         chosen = select(file, only)
-        if only == "*":  # a file that is damaged elsewhere is not sound either
+        if only == "*":  # unpacking all of a file checks all of it
             file.check_rest()
         if size is None and out.suffix in OTHERS:
             raise SettingError(
@@ -87,7 +87,7 @@ def read_size(text: int | str) -> int:
 
 
 def select(file: TersorFile, only: str | Sequence[str]) -> dict[str, list[str]]:
-    """The names that are written by the site that holds them; SiteError for a glob that means none."""
+    """Names to write, by the site that holds them. SiteError for a glob that matches none."""
     globs = [only] if isinstance(only, str) else list(only)
     known = [*file.sites, *file.aliases]
     for glob in globs:
@@ -101,21 +101,21 @@ def select(file: TersorFile, only: str | Sequence[str]) -> dict[str, list[str]]:
 
 
 def parts_of(file: TersorFile, chosen: dict[str, list[str]], shard: int | None) -> list[Shard]:
-    """The tensors of each file, in the model's order; a tensor larger than `shard` has a file of its own."""
+    """The tensors of each file, in the model's order. A tensor larger than `shard` gets its own file."""
     parts = [Shard({}, 0)]
     for site, names in chosen.items():
         nbytes = len(names) * file.nbytes(site)
         if shard is not None and parts[-1].names and parts[-1].nbytes + nbytes > shard:
             parts.append(Shard({}, 0))
         parts[-1] = Shard(parts[-1].names | {site: names}, parts[-1].nbytes + nbytes)
-    for number, part in enumerate(parts):  # wide elements first, so that each lies where it is aligned
+    for number, part in enumerate(parts):  # wide elements first, so that all are aligned
         order = sorted(part.names, key=lambda site: -file.sites[site].torch_dtype.itemsize)
         parts[number] = Shard({site: part.names[site] for site in order}, part.nbytes)
     return parts
 
 
 class Unpacking:
-    """Writes parts, one after the other; each slice goes to its place as soon as it is decoded."""
+    """Writes parts one after the other; each slice to its place as soon as it is decoded."""
 
     def __init__(self, file: TersorFile, parts: list[Shard], workers: int | None, observer: Observer) -> None:
         self.file, self.workers, self.observer, self.done = file, workers, observer, 0
@@ -154,7 +154,7 @@ class Unpacking:
 
 
 def write_shards(unpacking: Unpacking, parts: list[Shard], folder: Path) -> int:
-    """The parts as Hugging Face names them, and the index that says where each tensor is."""
+    """Write the parts and the index, with the names that Hugging Face uses. Returns the bytes written."""
     where: dict[str, str] = {}
     total = 0
     for number, part in enumerate(parts, 1):

@@ -1,8 +1,8 @@
-"""Validate: whether a tree of forms can be decoded at all, before anything is. docs/format.md section 6.
+"""Validate: check that a tree of forms can be decoded, before it is. docs/format.md section 6.
 
-structure    shapes, dtypes and settings of every node, as header and text tell them; adds up elements
-contents     what only the decoded leaves show: indices within their table, codes within their levels
-The rules of each form are its own: Form.fact and Form.bounds.
+structure    shapes, dtypes and settings of all nodes, from header and text; adds up elements
+contents     values of decoded leaves: indices within their table, codes within their levels
+Each form defines its own rules: Form.fact and Form.bounds.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from tersor.maths.even_grid import code_limits
 from tersor.model.sites import Site
 from tersor.record.node_json import DEPTH
 
-GRACE, JUSTIFIED = 1 << 24, 1024  # elements that any file may declare, and those that each byte justifies
+GRACE, JUSTIFIED = 1 << 24, 1024  # elements that any file may declare, and elements per byte
 
 
 def structure(form: Form, site: Site, expected: Shape | None = None) -> int:
-    """Refuse a tree that cannot be decoded to its site, which is stored in the shape `expected` (default: as
-    it was given). Returns the elements of all its nodes."""
+    """Refuse a tree that does not decode to its site's dtype and the shape `expected` (default: as given).
+    Returns the number of elements of all its nodes."""
     found: dict[str, Fact] = {}
 
     def visit(at: At, depth: int) -> Fact:
@@ -38,8 +38,8 @@ def structure(form: Form, site: Site, expected: Shape | None = None) -> int:
             fact = at.node.fact(facts, found[at.masks[-1]].shape if at.masks else None)
         except FormatError as error:
             raise FormatError(f"{where[:200]}: {error}") from None
-        demand(not at.path or fact.dtype in CODED.values(), where, f"{fact.dtype} is stored by itself only")
-        demand(len(fact.shape) <= AXES, where, f"{len(fact.shape)} axes, and {AXES} are read")
+        demand(not at.path or fact.dtype in CODED.values(), where, f"{fact.dtype} is for the root only")
+        demand(len(fact.shape) <= AXES, where, f"{len(fact.shape)} axes, but at most {AXES} are read")
         found[at.path] = fact
         return fact
 
@@ -52,7 +52,7 @@ def structure(form: Form, site: Site, expected: Shape | None = None) -> int:
 
 
 def grid_structure(grid: Grid, edge: str) -> int:
-    """Refuse a grid that no edge can have. Returns its elements."""
+    """Refuse a grid that no edge can have. Returns its number of elements."""
     scale = structure_of(grid.scale, edge)
     fine = scale.dtype is torch.float32 and len(scale.shape) == 1 and scale.shape[0] > 0
     demand(fine, edge, f"a scale of {scale.dtype} {list(scale.shape)}, but it is float32 of one axis")
@@ -65,7 +65,7 @@ def grid_structure(grid: Grid, edge: str) -> int:
 
 
 def grid_contents(grid: Grid, edge: str) -> None:
-    """FormatError for a scale that is no step, and a zero that is no code."""
+    """FormatError for a scale that is not finite and above 0, and for a zero point that is not a code."""
     scale = grid.scale.decode()
     demand(bool((scale.isfinite() & (scale > 0)).all()), edge, "a scale that is not a number above 0")
     if grid.zero is not None:
@@ -73,17 +73,17 @@ def grid_contents(grid: Grid, edge: str) -> None:
 
 
 def structure_of(leaf: Form, edge: str) -> Fact:
-    demand(isinstance(leaf, (Dense, Coded)), edge, f"a {leaf.name} in a grid, which has leaves alone")
+    demand(isinstance(leaf, (Dense, Coded)), edge, f"a {leaf.name} in a grid, whose children must be leaves")
     return leaf.fact({}, None)
 
 
 def limit_for(nbytes: int) -> int:
-    """Elements that a file of so many bytes may declare."""
+    """Elements that a file of this many bytes may declare."""
     return GRACE + JUSTIFIED * nbytes
 
 
 def contents(form: Form, site: Site) -> Tensor:
-    """The decoded tensor in its site's dtype; FormatError where a code points outside its table."""
+    """The decoded tensor in its site's dtype. FormatError if a code is outside its table."""
     plain = uncoded(form)
     for path, node in plain.walk():
         where = f"{site.name}:{path}" if path else site.name
@@ -93,7 +93,7 @@ def contents(form: Form, site: Site) -> Tensor:
 
 
 def slices(form: Form, site: Site) -> Iterator[Tensor]:
-    """The same, flat, SLICE elements at a time; a leaf is not made whole for it."""
+    """The decoded tensor, flat, SLICE elements at a time. A leaf is not decoded whole for it."""
     if not form.children():
         return (part.to(site.torch_dtype) for part in form.slices())
     return iter(contents(form, site).reshape(-1).split(SLICE))

@@ -1,7 +1,7 @@
-"""Verify: a file checked site by site, all of it, with what was found; it does not stop at the first fault.
+"""Verify: check a whole file site by site, without stopping at the first fault.
 
-bytes against digests, forms against their rules, decoded values, the ledger against what is stored;
-grids of edges and attachments likewise
+checks   digests of the bytes, the rules of each form, decoded values, the ledger's last digests;
+         grids and attachments likewise
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tersor.record.ledger import Ledger
 
 @dataclass(frozen=True)
 class Check:
-    """One site, edge or attachment, or the file as a whole (site "")."""
+    """The result for one site, edge or attachment, or for the file as a whole (site "")."""
 
     site: str
     sound: bool
@@ -36,7 +36,7 @@ class Check:
 def verify(
     path: str | os.PathLike[str], *, limit: int | None = None, workers: int | None = None
 ) -> list[Check]:
-    """A row for the file, and for each site, grid and attachment. StorageError where it cannot be opened."""
+    """A row for the file and for each site, grid and attachment. StorageError if it cannot be opened."""
     try:
         file = TersorFile(path, limit=limit)
     except FormatError as error:
@@ -48,9 +48,9 @@ def verify(
         read, work = partial(read_site, file), partial(check_site, file)
         checks = in_order(file.sites, file.nbytes, read, work, workers)
         for name, row in zip(file.sites, checks, strict=True):
-            rows += [row, *ended(name, last, file.digests[name])]
+            rows += [row, *check_ledger(name, last, file.digests[name])]
         for edge in file.grids:
-            rows += [check_grid(file, edge), *ended(edge, last, *fresh(file, edge))]
+            rows += [check_grid(file, edge), *check_ledger(edge, last, *grid_digests(file, edge))]
         rows += [check_attachment(file, name) for name in file.attachments]
         rows += [
             Check(site, False, "the ledger edits a site that the file lacks")
@@ -61,8 +61,8 @@ def verify(
 
 
 def last_forms(ledger: Ledger) -> dict[str, str]:
-    """The digest that the ledger ends with of each site and edge. What a replacement removed, or bore
-    anew, is not among them."""
+    """The last digest of each site and edge in the ledger, without those inside a module that a replacement
+    removed."""
     last: dict[str, str] = {}
     for entry in ledger.entries:
         if entry.how == "replace":
@@ -73,15 +73,15 @@ def last_forms(ledger: Ledger) -> dict[str, str]:
     return last
 
 
-def ended(name: str, last: Mapping[str, str], *digests: str) -> list[Check]:
-    """A row where the ledger does not end with any of these digests."""
+def check_ledger(name: str, last: Mapping[str, str], *digests: str) -> list[Check]:
+    """A row if the ledger's last digest of a site or edge is none of these."""
     if not digests or last.get(name, digests[0]) in digests:
         return []
     return [Check(name, False, f"the ledger ends with form {last[name]}, the file holds {digests[0]}")]
 
 
-def fresh(file: TersorFile, edge: str) -> tuple[str, ...]:
-    """The digest of a grid, and that from before it was stale: an edit elsewhere makes it so."""
+def grid_digests(file: TersorFile, edge: str) -> tuple[str, ...]:
+    """The digest of a grid as it is and as not stale. A grid becomes stale without a ledger entry."""
     try:
         grid = file.grid(edge)
     except FormatError:
@@ -128,7 +128,7 @@ def check_site(file: TersorFile, name: str, form: Form | FormatError) -> Check:
 
 
 def not_finite(slices: Iterable[Tensor], *, buffer: bool) -> int:
-    """How many values are NaN or infinite. A buffer may hold infinities: attention masks do."""
+    """Number of NaN and infinite values. A buffer may hold infinities, since attention masks do."""
     count = 0
     for part in slices:
         if part.is_floating_point() or part.is_complex():

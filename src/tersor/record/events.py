@@ -1,8 +1,8 @@
-"""Events: what a step may yield, in keyed groups. Nothing is changed until the executor applies a group.
+"""Events: what a step may yield, in groups with keys. Nothing changes until the executor applies a group.
 
-Edit(site, before, after, how)     this site's form, or this edge's grid, becomes that
-Cut(site, axis, kept)              keep these indices of that axis, in this order, whatever form stands
-Set, Replace                       this module's integer becomes that; this module becomes a stock one
+Edit(site, before, after, how)     replace a site's form or an edge's grid
+Cut(site, axis, kept)              keep these indices of an axis, in this order, for any form
+Set, Replace                       set an integer attribute of a module; replace a module by a stock one
 Note(site, kind, text)             a fact
 """
 
@@ -22,7 +22,7 @@ PROOFS = ("masked", "same", "runs")
 
 
 class Standing(Node):
-    """In place of a form before: whatever stands. A journal says so of edits that were checked already."""
+    """As `before` of an edit: the current form, unchecked. Edits that are read from a journal have it."""
 
     name = "standing"
 
@@ -32,7 +32,7 @@ STANDING = Standing()
 
 @dataclass(frozen=True, eq=False)
 class Edit:
-    """This site's form becomes that; at an edge of the graph a grid, where `before` may be None."""
+    """Replace a site's form, or the grid of an edge; for an edge's first grid `before` is None."""
 
     site: str
     before: Node | None
@@ -42,11 +42,11 @@ class Edit:
 
 @dataclass(frozen=True)
 class Cut:
-    """Of an axis of a site keep these indices, in this order. They are *given* indices, those of the tensor
-    as it was first given: so cuts of one site along different axes commute, and a reordering is a cut too.
+    """Keep these indices of one axis of a site, in this order. They are *given* indices: of the tensor as
+    it was first given. So cuts of one site along different axes commute. A reordering is a cut too.
 
-    `reads`: along this axis the weight reads what other layers make (inputs of a product, of a convolution):
-    the proof puts zeros there in the model that the cut one is compared with.
+    `reads`: along this axis the weight reads outputs of other layers (inputs of a product, of a convolution).
+    The proof puts zeros there in the model that the cut one is compared with.
     """
 
     site: str
@@ -69,15 +69,13 @@ class Note:
     kind: str  # one word: "skipped", "done", "measured", "trained", "written", ...
     text: str
     data: Mapping[str, Any] = field(default_factory=dict)
-    timed: bool = False  # it tells seconds: the report has it, the file does not
+    timed: bool = False  # holds seconds: stored in the report, not in the file
 
     def __post_init__(self) -> None:
         try:
             json.dumps(dict(self.data))
         except (TypeError, ValueError) as error:
-            raise SettingError(
-                f"note {self.kind!r} of {self.site!r}: data is JSON, and this is not: {error}"
-            ) from None
+            raise SettingError(f"note {self.kind!r} of {self.site!r}: data must be JSON: {error}") from None
 
 
 Event = Edit | Cut | Set | Replace | Note
@@ -85,13 +83,13 @@ Event = Edit | Cut | Set | Replace | Note
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Events that are applied whole, at once, or taken back whole.
+    """Events that are applied together or rolled back together.
 
-    `key` is unique in its step, and the same when the step runs again: a resumed run passes over the groups
-    that it has. The proof of a group that changes a module's structure:
-        masked   its answers are those before, with zeros where the cut units are read (what cuts default to)
-        same     its answers are those before (what sets and replacements default to)
-        runs     its answers change on purpose: they have the same shape and are finite
+    `key` is unique in its step and the same when the step runs again, so a resumed run skips groups that are
+    in its journal. `proof` is the check of a group that changes a module's structure:
+        masked   outputs equal those before with zeros where cut units are read (default for cuts)
+        same     outputs equal those before (default for sets and replacements)
+        runs     outputs may change; they have the same shape and are finite
     """
 
     key: str
@@ -110,5 +108,5 @@ class Group:
 
 
 def of(site: str, *events: Event) -> Group:
-    """The group of one site that is done by itself: its key is the site's name."""
+    """A group about one site, with the site's name as its key."""
     return Group(site, events)

@@ -1,12 +1,12 @@
-"""Journal: a run on disk, so that one that is killed at any moment goes on where it was, and past forms.
+"""Journal: a run on disk. A run killed at any moment resumes from it; undo and replay read past forms.
 
-DIR/head.json           fingerprints of model, data, code, recipe and threads: a changed one is refused
+DIR/head.json           fingerprints of model, data, code, recipe and threads; a resume checks them
 DIR/000001.group        one applied group: its forms as tensors, its events as JSON in the metadata
-DIR/training-0-1.group  the first training of step 0 as of its last epoch: leaves, optimizer, random state
-DIR/lock                is locked as long as a run writes here
-A group file is SHA-256 (its 32 bytes), then safetensors. The hash covers the hash of the file before it and
-the bytes behind it, so a changed bit and a file that is gone, moved or of another run are seen. Every file is
-written under another name and moved into place, so each is whole or absent.
+DIR/training-0-1.group  the first training of step 0 after its last epoch: leaves, optimizer, random state
+DIR/lock                locked while a run writes here
+A group file is a SHA-256 (32 bytes), then safetensors. The hash covers the previous file's hash and the bytes
+after it, so it detects a changed bit and a file that is missing, moved or from another run. Each file is
+written under a temporary name and moved into place, so it is whole or absent.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ PLAIN = {"cut": Cut, "set": Set, "replace": Replace, "note": Note}  # events wit
 
 @dataclass(frozen=True)
 class Line:
-    """One journaled group; `seconds` marks that its step is finished. Its tensors stay on disk."""
+    """One journaled group. If `seconds` is set, it is the last of its step. Its tensors stay on disk."""
 
     step: int
     key: str
@@ -49,7 +49,7 @@ class Line:
     path: Path
 
     def group(self) -> Group:
-        """The group again, as edits of what stands."""
+        """The group, read from disk. Its edits apply to the current forms."""
         try:
             tensors = safetensors.torch.load(self.path.read_bytes()[HASH:])
             return Group(self.key, tuple(self._events(tensors)), self.proof)
@@ -57,8 +57,8 @@ class Line:
             raise damaged(self.path, error) from error
 
     def _events(self, tensors: Mapping[str, Tensor]) -> Iterator[Event]:
-        for number, told in enumerate(self.events):
-            ((word, fields),) = told.items()
+        for number, event in enumerate(self.events):
+            ((word, fields),) = event.items()
             if word == "edit":
                 after = unflatten(fields["tree"], str(number), tensors.__getitem__, NODES)
                 yield Edit(fields["site"], STANDING, after, fields["how"])
@@ -68,32 +68,32 @@ class Line:
 
 
 class Journal:
-    """The journal of one run in a folder of its own; a context, for the folder is locked meanwhile."""
+    """The journal of one run, in its own folder. A context manager: it holds a lock on the folder."""
 
     def __init__(
         self, folder: str | Path, fingerprints: Mapping[str, Any], *, resume: bool, writes: bool = True
     ):
-        """Begin in an empty folder, or with `resume` go on with what is there. With `writes` False nothing is
-        written: the other processes of one training read along.
+        """Start in an empty folder, or with `resume` continue the journal in it. With `writes` False nothing
+        is written: in a distributed training only process 0 writes, the others read.
 
-        Raises JournalError where another run writes here, where there is a journal and `resume` is not asked
-        for, or where a fingerprint is not the one that the journal began with.
+        JournalError if another run writes here, if there is a journal and `resume` is False, or if a
+        fingerprint differs from the one in the journal.
         """
         self.folder, self.writes = Path(folder), writes
         head = self.folder / "head.json"
-        self.lines: list[Line] = []  # of the run that is resumed; what this run adds is on disk only
+        self.lines: list[Line] = []  # of the resumed run; groups that this run adds are on disk only
         self.lock: IO[bytes] | None = claim(self.folder / "lock") if writes else None
         with ExitStack() as stack:
-            stack.callback(self.close)  # unless all goes well
+            stack.callback(self.close)  # on an error; pop_all() below cancels it
             if head.exists() and resume:
-                self.chain = self._begun(head, fingerprints)
+                self.chain = self._checked_head(head, fingerprints)
                 self.started = self.chain
                 for number in range(1, len(list(self.folder.glob("[0-9]*.group"))) + 1):
                     self.lines.append(self._read(self._path(number)))
             elif writes and (any(self.folder.glob("*.group")) or any(self.folder.glob("trial-*"))):
                 raise JournalError(
-                    f"{self.folder} holds the journal of an earlier run. Go on with --resume (resume=True), "
-                    f"or remove the folder to begin anew."
+                    f"{self.folder} holds the journal of an earlier run. Resume it with --resume "
+                    f"(resume=True), or remove the folder to start again."
                 )
             else:
                 text = json.dumps({"tersor journal": NUMBER, **fingerprints}, indent=1) + "\n"
@@ -106,11 +106,11 @@ class Journal:
 
     @property
     def root(self) -> str:
-        """What tells this run's journal from others: a digest of its head."""
+        """Identifies this run's journal: a digest of its head."""
         return hashlib.sha256((self.folder / "head.json").read_bytes()).hexdigest()[:DIGEST]
 
-    def _begun(self, path: Path, fingerprints: Mapping[str, Any]) -> bytes:
-        """The hash of the head; refuses a journal that another run began."""
+    def _checked_head(self, path: Path, fingerprints: Mapping[str, Any]) -> bytes:
+        """The hash of the head. JournalError if a fingerprint differs."""
         try:
             raw = path.read_bytes()
             head = json.loads(raw)
@@ -123,13 +123,13 @@ class Journal:
             if head.get(name) != value:
                 raise JournalError(
                     f"--resume: the {name} changed since the run in {self.folder} began "
-                    f"({head.get(name)}, now {value}). Give the same {name} again, or remove the folder to "
-                    f"begin anew."
+                    f"({head.get(name)}, now {value}). Use the same {name}, or remove the folder to "
+                    f"start again."
                 )
         return hashlib.sha256(raw).digest()
 
     def append(self, step: int, group: Group, *, seconds: float | None = None) -> None:
-        """Keep an applied group; `seconds` end its step."""
+        """Store an applied group. `seconds`: what its step took, given with the last group of the step."""
         if not self.writes:
             return
         events: list[dict[str, Any]] = []
@@ -156,8 +156,8 @@ class Journal:
         return self.folder / f"{number:06d}.group"
 
     def _write(self, path: Path, tensors: Mapping[str, Tensor], facts: Any, behind: bytes) -> bytes:
-        """Write a file behind one of this hash; its own."""
-        # Copies, for the format has no tensors that share memory.
+        """Write a file that follows one with the hash `behind`. Returns its own hash."""
+        # Copies, since safetensors refuses tensors that share memory.
         whole = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
         data = safetensors.torch.save(whole, {"journal": json.dumps(facts)})
         found = hashlib.sha256(behind + data).digest()
@@ -166,13 +166,13 @@ class Journal:
         return found
 
     def _load(self, path: Path, behind: bytes) -> tuple[bytes, Any, bytes]:
-        """(hash, facts, safetensors) of a file that must stand behind one of this hash."""
+        """(hash, facts, safetensors) of a file that must follow one with the hash `behind`."""
         if not path.exists():
-            raise JournalError(f"{path} is missing. Remove the folder to begin anew.")
+            raise JournalError(f"{path} is missing. Remove the folder to start again.")
         raw = path.read_bytes()
         found, data = raw[:HASH], raw[HASH:]
         if hashlib.sha256(behind + data).digest() != found:
-            raise damaged(path, "its bytes, or those of a file before it, are not the ones that were written")
+            raise damaged(path, "its bytes, or those of an earlier file, changed after they were written")
         try:
             size = int.from_bytes(data[:8], "little")
             return found, json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["journal"]), data
@@ -180,10 +180,10 @@ class Journal:
             raise damaged(path, error) from error
 
     def _read(self, path: Path) -> Line:
-        self.chain, told = self._load(path, self.chain)[:2]
+        self.chain, facts = self._load(path, self.chain)[:2]
         try:
             step, key, proof, seconds, events = (
-                told[word] for word in ("step", "key", "proof", "seconds", "events")
+                facts[word] for word in ("step", "key", "proof", "seconds", "events")
             )
             self.started = self.chain if seconds is not None else self.started
             return Line(step, key, proof, seconds, tuple(events), path)
@@ -191,8 +191,8 @@ class Journal:
             raise damaged(path, error) from error
 
     def training(self, step: str, part: str) -> Training:
-        """Where a training inside a step is kept; a step may train more than once. It stands behind what was
-        there when the step began: groups of the step may come between its epochs and a resume."""
+        """The checkpoint of one training of a step; a step may train more than once. Its hash covers that of
+        the last group before the step, since groups of the step may be added between epochs."""
         return Training(self, self.folder / f"training-{step}-{part}.group")
 
     def close(self) -> None:
@@ -211,21 +211,21 @@ def plain(value: Any) -> Any:
 
 
 def damaged(path: Path, why: object) -> JournalError:
-    return JournalError(f"{path} is damaged ({why}). Remove the folder to begin anew.")
+    return JournalError(f"{path} is damaged ({why}). Remove the folder to start again.")
 
 
 def lines_of(folder: str | Path) -> list[Line]:
-    """The groups of a journal, in order: what undo and replay rebuild from."""
+    """The groups of a journal, in order. undo and replay rebuild states from them."""
     path = Path(folder) / "head.json"
     if not path.exists():
-        raise JournalError(f"{folder} holds no journal: there is no {path.name} in it")
+        raise JournalError(f"{folder} holds no journal: it has no {path.name}")
     with Journal(folder, {}, resume=True, writes=False) as journal:
         return journal.lines
 
 
 @dataclass(frozen=True)
 class Training:
-    """The checkpoint of one training; model/training_loop.py fills it."""
+    """The checkpoint of one training; model/training_loop.py writes it."""
 
     journal: Journal
     path: Path

@@ -1,8 +1,8 @@
 """Ledger: what happened since the model was first given, in order, by site name.
 
-An entry is one event of one step. Digests chain step by step over what was decided and done (settings, edits,
-cuts, which notes), not over what was measured: two honest runs of one recipe agree on it, and so do one run
-of two steps and two runs of one. Old steps may become a line each, with the digest that the chain had there.
+An entry is one event of one step. The digest is a chain over the steps: it covers decisions (settings, edits,
+cuts, kinds of notes), not measurements. Two runs of one recipe have the same digest. One run
+of two steps has that of two runs of one step. Old steps may be shortened to a line: name and chain digest.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from tersor.forms.form import DIGEST
 from tersor.record.events import Cut, Edit, Group, Note, Set
 from tersor.record.relation import HOW
 
-START = "start"  # in place of a step's name: what is told of the model before the first step
-# What a recipe says of all its steps or of each, and what goes without saying.
+START = "start"  # in place of a step's name: notes about the model before the first step
+# Keys of a recipe with one value for all steps or one for each, and their defaults.
 EACH: Mapping[str, Any] = {"seed": 0, "zeros": "*"}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One event. Edits and cuts have `how` and two digests; sets and replacements `how` and data, their site
-    is a module; notes have a kind and a text."""
+    """One event. Edits and cuts have `how` and two digests. Sets and replacements have `how` and data, and a
+    module as their site. Notes have a kind and a text."""
 
     step: int  # position among all steps since the model was first given, from 0
     name: str  # the step's name
@@ -44,23 +44,22 @@ class Entry:
 
     @property
     def changes(self) -> bool:
-        """Whether it changed anything."""
+        """Whether the event changed anything; notes do not."""
         return bool(self.how)
 
 
 @dataclass
 class Ledger:
-    """The entries of all runs. Of the steps in `past` only names and digests are left."""
+    """The entries of all runs. For the steps in `past` only names and digests are kept."""
 
     base: str  # digest of the model as it was first given
-    recipe: dict[str, Any] = field(default_factory=dict)  # of the steps that are not past
+    recipe: dict[str, Any] = field(default_factory=dict)  # of the steps after `past`
     entries: list[Entry] = field(default_factory=list)
     past: tuple[tuple[str, str], ...] = ()  # (name, digest of the ledger after it) of the oldest steps
-    seconds: dict[int, float] = field(default_factory=dict)  # what each step took, where it ran here
+    seconds: dict[int, float] = field(default_factory=dict)  # duration of each step, if it ran here
 
     def follow(self, recipe: Mapping[str, Any]) -> Ledger:
-        """A ledger that goes on with the steps of another recipe: seeds and the like stay with their
-        steps."""
+        """This ledger continued with the steps of another recipe. Each step keeps its seed and `zeros`."""
         steps = [*self.recipe.get("steps", []), *recipe["steps"]]
         each = {key: [*each_of(self.recipe, key), *each_of(recipe, key)] for key in EACH}
         joined = {**self.recipe, **recipe, "steps": steps}
@@ -68,7 +67,7 @@ class Ledger:
         return replace(self, recipe=joined, entries=list(self.entries), seconds=dict(self.seconds))
 
     def record(self, step: int, name: str, group: Group, digests: Sequence[tuple[str, str]]) -> None:
-        """Append a group of events. `digests`: of what each event changed, before and after."""
+        """Append a group of events. `digests`: (before, after) for each event."""
         for event, (before, after) in zip(group.events, digests, strict=True):
             if isinstance(event, Note):
                 words = "", "", "", event.kind, event.text
@@ -94,11 +93,11 @@ class Ledger:
 
     @property
     def digest(self) -> str:
-        """The same for the same decisions: texts and measured numbers of notes do not count."""
+        """Equal for equal decisions. It does not cover texts and measured numbers of notes."""
         return self.chain()[-1]
 
     def chain(self) -> list[str]:
-        """The digest after each step that is not past, behind that of what came before them."""
+        """The digest before the first step that is not past, then the digest after each step."""
         digests = [self.past[-1][1] if self.past else self.base]
         steps = zip(self.recipe.get("steps", []), each_of(self.recipe, "seed"), strict=True)
         for number, (step, seed) in enumerate(steps, len(self.past)):
@@ -112,7 +111,7 @@ class Ledger:
         return digests
 
     def brief(self, count: int) -> Ledger:
-        """The same with the oldest `count` steps as a line each, and without seconds."""
+        """This ledger with the oldest `count` steps shortened to a line each, and without seconds."""
         count = max(count, len(self.past))
         here = count - len(self.past)
         names, recipe = self.step_names(), self.recipe
@@ -123,7 +122,7 @@ class Ledger:
         return Ledger(self.base, recipe, entries, (*self.past, *lines))
 
     def until(self, count: int) -> Ledger:
-        """The ledger as it was after so many steps, of which none of the last is past."""
+        """The ledger as it was after `count` steps."""
         if count <= len(self.past):
             return Ledger(self.base, past=self.past[:count])
         here = count - len(self.past)
@@ -133,7 +132,7 @@ class Ledger:
         return Ledger(self.base, recipe, entries, self.past, seconds)
 
     def ending(self, site: str, digest: str) -> Ledger:
-        """The same, where the last change of a site came to this digest."""
+        """This ledger with the last digest of a site replaced by `digest`."""
         places = [n for n, entry in enumerate(self.entries) if entry.site == site and entry.after]
         entries = list(self.entries)
         for last in places[-1:]:
@@ -141,11 +140,11 @@ class Ledger:
         return replace(self, entries=entries)
 
     def edits(self, first: int = 0) -> Iterator[Entry]:
-        """The edits of this step and later ones; -1 is the last step."""
+        """The edits of step `first` and later ones; -1 is the last step."""
         return (entry for entry in self._since(first) if entry.is_edit)
 
     def notes(self, kind: str | None = None, first: int = 0) -> Iterator[Entry]:
-        """The notes of a kind, of this step and later ones; -1 is the last step."""
+        """The notes of a kind (None: all), of step `first` and later ones; -1 is the last step."""
         return (entry for entry in self._since(first) if not entry.changes and kind in (None, entry.kind))
 
     def _since(self, first: int) -> Iterator[Entry]:
@@ -160,19 +159,19 @@ class Ledger:
 
 
 def each_of(recipe: Mapping[str, Any], key: str) -> list[Any]:
-    """What a recipe as JSON says of each step: one value for all, or one for each."""
+    """The values of a key of a recipe (JSON), one per step. The recipe has one for all, or a list."""
     value, count = recipe.get(key, EACH[key]), len(recipe.get("steps", []))
     return list(value) if isinstance(value, list) else [value] * count
 
 
 def briefly(each: Mapping[str, list[Any]]) -> dict[str, Any]:
-    """The same the other way: one where all agree, and of "zeros" none where all are as usual."""
-    told = {key: values[0] if len(set(values)) == 1 else values for key, values in each.items()}
-    return {key: value for key, value in told.items() if key == "seed" or value not in (EACH[key], [])}
+    """The inverse of each_of: one value if all are equal; `zeros` is left out if it is the default."""
+    shortened = {key: values[0] if len(set(values)) == 1 else values for key, values in each.items()}
+    return {key: value for key, value in shortened.items() if key == "seed" or value not in (EACH[key], [])}
 
 
 def part_of(recipe: Mapping[str, Any], steps: slice) -> dict[str, Any]:
-    """The recipe of some of its steps."""
+    """The recipe with these of its steps."""
     each = {key: each_of(recipe, key)[steps] for key in EACH}
     rest = {key: value for key, value in recipe.items() if key not in EACH}
     return {**rest, "steps": recipe.get("steps", [])[steps], **briefly(each)}

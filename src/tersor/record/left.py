@@ -1,7 +1,7 @@
-"""Left: the parameters that a step's `where` means and that it leaves alone for their dtype, by name.
+"""Left: notes on the parameters that a step's `where` selects but that it skips because of their dtype.
 
-Integers, complex numbers, floats of 8 bits: no step rewrites them and no training moves them (dtypes.py), so
-nobody would hear of them. The executor notes them once for each step, behind what the step itself says.
+No step and no training changes integers, complex numbers and 8-bit floats (dtypes.py). The executor notes
+each of them once per step, after the step's own events, so that nothing is skipped in silence.
 """
 
 from __future__ import annotations
@@ -21,21 +21,20 @@ LEFT = "left as they are"  # the key of the executor's group of such notes
 def left_alone(
     step: Any, sites: Mapping[str, Site], ledger: Ledger, at: int, done: Collection[str]
 ) -> Group | None:
-    """The notes of step number `at`, which has run; None where nothing is left. `done`: sites that are not
-    meant."""
-    if getattr(step, "lossless", False):  # it leaves nothing as it was that it could change
+    """The notes for step number `at`, after it ran; None if there are none. `done`: sites to leave out."""
+    if getattr(step, "lossless", False):  # the entropy step writes its own notes on these
         return None
-    spoken = {entry.site for entry in ledger.entries if entry.step == at} | set(done)
+    noted = {entry.site for entry in ledger.entries if entry.step == at} | set(done)
     notes = [
         Note(site.name, "skipped", left_as(site.dtype))
         for site in sites.values()
-        if site.kind != "buffer" and not site.floating and site.name not in spoken
-        if meant(step.where, site.name)
+        if site.kind != "buffer" and not site.floating and site.name not in noted
+        if selected(step.where, site.name)
     ]  # fmt: skip
     return Group(LEFT, tuple(notes)) if notes else None
 
 
-def meant(where: str | Collection[str], name: str) -> bool:
-    """Whether the globs mean a site of this name, whatever it is."""
+def selected(where: str | Collection[str], name: str) -> bool:
+    """Whether the globs match this name and no "!" glob excludes it."""
     wanted, unwanted = (any(fnmatchcase(name, glob) for glob in globs) for globs in globs_of(where))
     return wanted and not unwanted

@@ -1,8 +1,6 @@
-"""Flat: trees of nodes as JSON and named arrays, and back. What the file, the journal and the digests agree
-on.
+"""Node JSON: trees of nodes as JSON and named arrays, and back. The journal and the file's reader use it.
 
-{"form": "affine", "bits": 4, "codes": {...}, "scale": {...}}     arrays lie beside it as "SITE:codes",
-    "SITE:scale"
+{"form": "affine", "bits": 4, "codes": {...}, "scale": {...}}     the arrays: "SITE:codes", "SITE:scale"
 """
 
 from __future__ import annotations
@@ -17,12 +15,11 @@ from tersor.errors import FormatError
 from tersor.forms.node import NUMBERS, Node, child_names
 
 N = TypeVar("N", bound=Node)
-DEPTH = 8  # nested nodes a reader follows: a file cannot ask for more
+DEPTH = 8  # levels of nested nodes that a reader accepts
 
 
 def flatten(form: Node, prefix: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """(JSON tree, arrays by name). A name is `prefix`, a colon and the path to the node; the root has no
-    colon."""
+    """(JSON tree, arrays by name). A name is `prefix`, or below the root `prefix`, a colon and the path."""
     arrays: dict[str, Tensor] = {}
 
     def node(form: Node, path: str) -> dict[str, Any]:
@@ -37,8 +34,8 @@ def flatten(form: Node, prefix: str) -> tuple[dict[str, Any], dict[str, Tensor]]
 
 
 def unflatten(tree: Any, prefix: str, array: Callable[[str], Tensor], forms: Mapping[str, type[N]]) -> N:
-    """The inverse of `flatten`, of the nodes in this table. `array` returns the named array; anything unknown
-    or misplaced is a FormatError."""
+    """The inverse of `flatten`, for the nodes in the table `forms`. `array` returns an array by name.
+    FormatError for anything unknown or misplaced."""
 
     def node(tree: Any, path: str, depth: int) -> N:
         where = f"{prefix}:{path}" if path else prefix

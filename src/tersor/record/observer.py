@@ -1,4 +1,4 @@
-"""Observer: who is told what an executor does: progress on a terminal, the dry check, tests."""
+"""Observer: callbacks for what an executor does. Used by the terminal, the dry check and tests."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from tersor.record.events import Group
 
 
 class Observer:
-    """Told of everything; this one keeps silent."""
+    """Base class; every callback does nothing."""
 
     def step(self, number: int, total: int, name: str) -> None:
-        """A step begins; `number` counts from 1 in this run."""
+        """A step begins. `number` counts from 1 in this run."""
 
     def progress(self, done: int, total: int, text: str = "") -> None:
-        """Something long has come this far."""
+        """Progress of a long operation: `done` of `total` units."""
 
     def said(self, text: str) -> None:
-        """A word that is of use to the user and changes nothing."""
+        """A message for the user."""
 
     def applied(self, group: Group) -> None:
         """A group was checked and applied."""

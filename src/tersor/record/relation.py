@@ -1,7 +1,7 @@
-"""Relation: what an edit says of the old form, and whether it is true.
+"""Relation: how an edit's new form relates to the old one, and the check of it.
 
-wrap      the old form is a child of the new      refine   leaves replaced, the rest stands
-lossless  decodes to the same bits                absorb   decoded and encoded anew: earlier structure is gone
+wrap      the old form is a node of the new       refine   leaves are replaced, the structure stays
+lossless  decodes to the same bits                absorb   decoded and encoded again: structure is lost
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ HOW = ("wrap", "refine", "lossless", "absorb")
 
 
 def untrue(how: str, before: Form, after: Form, dtype: torch.dtype) -> str:
-    """Why this is no such edit of a site of this dtype; "" where it is one."""
+    """Why `how` is wrong for this edit of a site of this dtype; "" if it is right."""
     if how not in HOW:
         return f"an edit is one of {', '.join(HOW)}, not {how!r}"
     if tuple(after.shape) != tuple(before.shape):
         return f"shape {list(before.shape)} became {list(after.shape)}"
     if how == "wrap" and before.digest not in {node.digest for _, node in after.walk()}:
-        return "a wrap must hold the old form"
+        return "a wrap must contain the old form"
     if how == "lossless":
         pairs = zip(before.slices(), after.slices(), strict=True)
         same = all(same_bits(old, new) for old, new in pairs)

@@ -1,8 +1,8 @@
-"""Delta: what changed from one file of weights to the next, as a patch. docs/format.md section 12.
+"""Diff: write a patch that makes a later file of weights from an earlier one. docs/format.md section 12.
 
-diff    each array of NEW told by the one of OLD that tells it shortest: same name, else same shape, else none
-size    what is the same costs nothing, a code or float that moved about the bits of its move
-.tersor files and single .safetensors come back with every byte, others as one .safetensors of their tensors.
+diff    codes each array of NEW against the OLD array that gives the fewest bytes: same name, else same shape
+size    equal arrays cost nothing; a changed code or float costs about the bits of its difference
+A .tersor file or a single .safetensors is restored byte for byte, another checkpoint as one .safetensors.
 """
 
 from __future__ import annotations
@@ -32,26 +32,24 @@ from tersor.io.json_text import Json, deflate, dump, parse
 from tersor.io.patch.named_arrays import PATCH, NamedArrays, regrid
 from tersor.io.patch.patch import NUMBER, STREAMS, TEXT, Hashing, in_order, large_of, slots_of, write
 from tersor.io.patch.patch_reader import ALONE, CHANGE, SAME, PatchReader, movable
-from tersor.io.patch.residual import fitted, tell
+from tersor.io.patch.residual import fitted, residual_streams
 from tersor.io.safetensors_file import CHUNK, IN_MEMORY
 from tersor.record.observer import Observer
 
-SAMPLE = 1 << 14  # elements that tell which array of OLD is nearest
-MOST = 4  # arrays of OLD with another name that are tried
+SAMPLE = 1 << 14  # elements sampled to estimate the bytes of an array
+MOST = 4  # OLD arrays with another name that are tried
 
 
 @dataclass(frozen=True)
 class Delta:
-    """What diff did."""
+    """The result of diff()."""
 
-    nbytes: int  # of the patch
-    same: int  # arrays of NEW that OLD has
-    changed: int  # told by one of OLD
-    alone: int  # told without
-    ignored: Mapping[
-        str, int | None
-    ]  # what NEW holds besides, and the tensors in it; None: a file not opened
-    tensors: int = 0  # bytes of those of NEW that were told; of a .tersor file none, for all of it is
+    nbytes: int  # size of the patch
+    same: int  # arrays of NEW that are also in OLD
+    changed: int  # arrays coded against one of OLD
+    alone: int  # arrays coded without OLD
+    ignored: Mapping[str, int | None]  # other contents of NEW -> tensors in them; None: a file not opened
+    tensors: int = 0  # bytes of the tensors of NEW if it is a checkpoint
 
 
 def diff(
@@ -61,9 +59,10 @@ def diff(
     *,
     observer: Observer | None = None,
 ) -> Delta:
-    """Write what makes NEW of OLD: .tersor files and checkpoints, in any pairing.
+    """Write a patch from OLD to NEW; each is a .tersor file or a checkpoint.
 
-    NEW is made once before the patch is put in place: it can be made. FormatError where a file is not sound.
+    The patch is applied once before it is put in place, to check that it makes NEW. FormatError for a damaged
+    file, RefusedError if no patch can make NEW.
     """
     out, observer = output(out, [*read_from(old), *read_from(new)]), observer or Observer()
     folder = out.parent
@@ -71,34 +70,34 @@ def diff(
         before = stack.enter_context(NamedArrays(old))
         after = stack.enter_context(NamedArrays(new))
         file = stack.enter_context(atomic(out))
-        told = stack.enter_context(Spool(folder)).fill(before, after, observer)
-        if told is None and after.tersor is not None and not after.tersor.source.tiny:
-            # Another version wrote NEW, and its text comes out otherwise: keep its bytes instead.
+        draft = stack.enter_context(Spool(folder)).fill(before, after, observer)
+        if draft is None and after.tersor is not None and not after.tersor.source.tiny:
+            # Another version wrote NEW, and this one writes its text differently: patch its bytes instead.
             after = stack.enter_context(NamedArrays(new, plain=True))
-            told = stack.enter_context(Spool(folder)).fill(before, after, observer)
-        if told is None:
+            draft = stack.enter_context(Spool(folder)).fill(before, after, observer)
+        if draft is None:
             raise RefusedError(
-                f"{new}: this version of tersor would write it otherwise. Write it anew: "
+                f"{new}: this version of tersor would write it differently. Write it again: "
                 "tersor.save(tersor.load(NEW), NEW, tiny=True)"
             )
-        nbytes = write_patch(file, told, before)
-        hows = [told.parts.get(name, {"how": SAME}).get("how", CHANGE) for name in after.names]
+        nbytes = write_patch(file, draft, before)
+        hows = [draft.parts.get(name, {"how": SAME}).get("how", CHANGE) for name in after.names]
         same, changed, alone = (hows.count(how) for how in (SAME, CHANGE, ALONE))
         tensors = sum(math.prod(slot.shape) * slot.dtype.itemsize for slot in after.slots.values())
         return Delta(nbytes, same, changed, alone, after.ignored, tensors)
 
 
-class Finished(NamedTuple):
+class Draft(NamedTuple):
     """A patch before it is written."""
 
     text: bytes
     parts: Json
-    new: str  # SHA-256
+    new: str  # SHA-256 of NEW
     streams: Spool
 
 
 class Spool:
-    """Streams that wait for the text, in memory or on disk."""
+    """Streams collected before the text is known, in memory or on disk."""
 
     def __init__(self, folder: Path) -> None:
         self.file = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY, dir=str(folder))  # noqa: SIM115
@@ -106,7 +105,7 @@ class Spool:
         self.nbytes = self.crc = 0
 
     def add(self, stream: bytes) -> int:
-        """Its bytes."""
+        """Add a stream. Returns its number of bytes."""
         self.file.write(stream)
         self.crc = zlib.crc32(stream, self.crc)
         self.nbytes += len(stream)
@@ -116,28 +115,28 @@ class Spool:
         self.file.seek(begin)
         return self.file.read(end - begin)
 
-    def fill(self, before: NamedArrays, after: NamedArrays, observer: Observer) -> Finished | None:
-        """Tell every array; None where the new file does not come back with every byte."""
-        told, digest = frame(before, after)
-        telling, total, parts = Telling(before, after), 2 * len(after.names), {}
+    def fill(self, before: NamedArrays, after: NamedArrays, observer: Observer) -> Draft | None:
+        """Code every array, then apply the patch. None if that does not give NEW byte for byte."""
+        facts, digest = facts_of(before, after)
+        encoder, total, parts = Encoder(before, after), 2 * len(after.names), {}
         for number, name in enumerate(after.names, 1):
-            part, streams = telling.part(name)
+            part, streams = encoder.part(name)
             part |= {"n": lengths} if (lengths := [self.add(stream) for stream in streams]) else {}
             if part != {"how": SAME}:
                 parts[name] = part
             observer.progress(number, total, name)
-        text = dump(told | {"parts": parts})
+        text = dump(facts | {"parts": parts})
         again, folder = Hashing(), self.folder
         try:
             write(
                 PatchReader(parse(text, "its text"), self.read, self.nbytes, before),
                 again,
                 folder,
-                Second(observer),
+                SecondHalf(observer),
             )
         except FormatError as error:
-            raise RefusedError(f"{after.path}: no patch can tell it: {error}") from None
-        return Finished(text, parts, digest, self) if again.sha.hexdigest() == digest else None
+            raise RefusedError(f"{after.path}: no patch can make it: {error}") from None
+        return Draft(text, parts, digest, self) if again.sha.hexdigest() == digest else None
 
     def __enter__(self) -> Spool:
         return self
@@ -146,8 +145,8 @@ class Spool:
         self.file.close()
 
 
-class Second(Observer):
-    """The second half of the progress that another observer is told."""
+class SecondHalf(Observer):
+    """Reports progress to another observer as the second half of a whole."""
 
     def __init__(self, observer: Observer) -> None:
         self.observer = observer
@@ -156,29 +155,29 @@ class Second(Observer):
         self.observer.progress(total + done, 2 * total, text)
 
 
-def frame(before: NamedArrays, after: NamedArrays) -> tuple[Json, str]:
-    """(what the patch must say of NEW besides its arrays, the SHA-256 of the file it makes)."""
+def facts_of(before: NamedArrays, after: NamedArrays) -> tuple[Json, str]:
+    """(the entries of the patch about NEW as a whole, the SHA-256 of the file that it makes)."""
     if after.tersor is not None:
-        told: Json = {"kind": "tersor"} | ({"tiny": True} if after.tersor.source.tiny else {})
+        facts: Json = {"kind": "tersor"} | ({"tiny": True} if after.tersor.source.tiny else {})
         large = large_of(after.tersor)
         alike = (
             before.tersor is not None and large == large_of(before.tersor) and before.head() == after.head()
         )
-        told |= {} if alike else {"text": after.tersor.text, "large": large}
-        return told, after.digest()
+        facts |= {} if alike else {"text": after.tersor.text, "large": large}
+        return facts, after.digest()
     head = after.head()
-    told, digest = {"kind": "safetensors"}, after.digest() if head else ""
+    facts, digest = {"kind": "safetensors"}, after.digest() if head else ""
     if not head:
-        head = one_header(after)
+        head = single_header(after)
         digest = digest_of(after, head)
-    told |= {"aliases": dict(after.aliases)} if after.aliases else {}
-    return told if before.head() == head else told | {"head": head.decode()}, digest
+    facts |= {"aliases": dict(after.aliases)} if after.aliases else {}
+    return facts if before.head() == head else facts | {"head": head.decode()}, digest
 
 
-def one_header(after: NamedArrays) -> bytes:
-    """The header of a checkpoint as one safetensors file; tied tensors are in it under each name."""
+def single_header(after: NamedArrays) -> bytes:
+    """The header of a checkpoint as one safetensors file, with tied tensors under each of their names."""
     own = {name: after.slots[after.aliases.get(name, name)] for name in (*after.names, *after.aliases)}
-    order = sorted(own.items(), key=lambda item: -item[1].dtype.itemsize)  # each lies where it is aligned
+    order = sorted(own.items(), key=lambda item: -item[1].dtype.itemsize)  # wide elements first: aligned
     entries = [
         (name, slot.dtype, slot.shape, slot.dtype.itemsize * math.prod(slot.shape)) for name, slot in order
     ]
@@ -193,16 +192,16 @@ def digest_of(after: NamedArrays, head: bytes) -> str:
     return sha.hexdigest()
 
 
-class Given(NamedTuple):
-    """An array of NEW before it is told."""
+class Target(NamedTuple):
+    """An array of NEW to be coded."""
 
     array: Tensor
-    part: Json  # what the patch says of it in any case
+    part: Json  # entries of its part that do not depend on the base
     keep: Tensor | None = None
 
 
-class Telling:
-    """Finds for each array of NEW what tells it shortest."""
+class Encoder:
+    """Codes each array of NEW against the OLD array that gives the fewest bytes."""
 
     def __init__(self, before: NamedArrays, after: NamedArrays) -> None:
         self.before, self.after = before, after
@@ -217,59 +216,59 @@ class Telling:
         self.gone = [name for name in before.names if name not in set(after.names)]
 
     def part(self, name: str) -> tuple[Json, Iterator[bytes]]:
-        """(what the text says of an array, its streams)."""
+        """(the part of an array, its streams)."""
         if self.after.tersor is not None:
             stored = self.after.leaf(name).stored
             if isinstance(stored, Coded) and stored.digest in self.twins:
                 return self.same(name, stored.digest), iter(())
-        told = self.given(name)
-        digest = digest_array(told.array)
+        target = self.target(name)
+        digest = digest_array(target.array)
         if digest in self.twins:
-            return told.part | self.same(name, digest), iter(())
-        base, found = self.nearest(name, told)
-        return told.part | found, tell(told.array, base, told.keep)
+            return target.part | self.same(name, digest), iter(())
+        base, found = self.nearest(name, target)
+        return target.part | found, residual_streams(target.array, base, target.keep)
 
     def same(self, name: str, digest: str) -> Json:
         twin = self.twins[digest]
         return {"how": SAME} | ({} if twin == name else {"of": twin})
 
-    def given(self, name: str) -> Given:
-        """An array of NEW; a coded leaf as what it means, if it can be coded to the same bytes again."""
+    def target(self, name: str) -> Target:
+        """An array of NEW; a coded leaf is decoded if coding it again gives the same bytes."""
         if self.after.tersor is None:
-            return Given(self.after.array(name), {})
+            return Target(self.after.array(name), {})
         leaf = self.after.leaf(name)
         if not isinstance(leaf.stored, Coded):
-            return Given(leaf.array, {})
+            return Target(leaf.array, {})
         keep = self.after.array(leaf.keep) if leaf.keep else None
-        profile = "" if leaf.keep == "" else wrote(leaf.stored, leaf.array, keep)
+        profile = "" if leaf.keep == "" else profile_of(leaf.stored, leaf.array, keep)
         if not profile:
-            return Given(leaf.stored.data, {})
-        return Given(leaf.array, {"coder": profile} | ({"keep": leaf.keep} if leaf.keep else {}), keep)
+            return Target(leaf.stored.data, {})
+        return Target(leaf.array, {"coder": profile} | ({"keep": leaf.keep} if leaf.keep else {}), keep)
 
-    def nearest(self, name: str, told: Given) -> tuple[Tensor | None, Json]:
-        """(the array that tells it shortest, how to find that)."""
+    def nearest(self, name: str, target: Target) -> tuple[Tensor | None, Json]:
+        """(the base with the fewest bytes, the entries of the part that name it)."""
         best: tuple[Tensor | None, Json] = (None, {"how": ALONE})
-        least = cost(told, None)
-        for other in self.candidates(name, told.array):
-            found = fitted(self.before.array(other), tuple(told.array.shape), told.array.dtype)
+        least = cost(target, None)
+        for other in self.candidates(name, target.array):
+            found = fitted(self.before.array(other), tuple(target.array.shape), target.array.dtype)
             if found is None:
                 continue
             named = {} if other == name else {"of": other}
-            for base, more in ((found, named), *self.moved(name, other, found, named)):
-                price = cost(told, base)
-                if price < least:
-                    least, best = price, (base, more)
+            for base, entries in ((found, named), *self.regridded(name, other, found, named)):
+                nbytes = cost(target, base)
+                if nbytes < least:
+                    least, best = nbytes, (base, entries)
         return best
 
     def candidates(self, name: str, array: Tensor) -> list[str]:
-        """The array of this name, else some that only OLD has: one of them may have been renamed."""
+        """The OLD array of this name, else some that NEW lacks: the array may have been renamed."""
         if name in self.kinds:
             return [name]
         kind = array.dtype, tuple(array.shape)
         return [other for other in self.gone if self.kinds[other] == kind][:MOST]
 
-    def moved(self, name: str, other: str, found: Tensor, named: Json) -> Iterator[tuple[Tensor, Json]]:
-        """Old codes rounded to the new grid, where both are codes of grids."""
+    def regridded(self, name: str, other: str, found: Tensor, named: Json) -> Iterator[tuple[Tensor, Json]]:
+        """Old codes rounded to the new grid, if both are codes on uniform grids."""
         if self.before.tersor is None or self.after.tersor is None:
             return
         old, new = self.before.leaf(other).grid, self.after.leaf(name).grid
@@ -283,31 +282,31 @@ def digest_array(array: Tensor) -> str:
     return sha.hexdigest()
 
 
-def cost(told: Given, base: Tensor | None) -> int:
-    """Bytes that a sample of rows takes with this base, about."""
-    array, _, keep = told
+def cost(target: Target, base: Tensor | None) -> int:
+    """Estimated bytes with this base: those of a sample of rows."""
+    array, _, keep = target
     step = max(1, array.numel() // SAMPLE)
     if step > 1 and array.ndim and array.shape[0] > step:
         array = array[::step].contiguous()
         base = None if base is None else base[::step].contiguous()
         keep = None if keep is None else keep[::step].contiguous()
-    return sum(map(len, tell(array, base, keep, "fast")))
+    return sum(map(len, residual_streams(array, base, keep, "fast")))
 
 
-def wrote(stored: Coded, array: Tensor, keep: Tensor | None) -> str:
-    """The profile that codes the array to the very bytes that are stored; empty where none does."""
+def profile_of(stored: Coded, array: Tensor, keep: Tensor | None) -> str:
+    """The profile that codes the array to the stored bytes; "" if none does."""
     for profile in dict.fromkeys((stored.coder, *PROFILES)):
         if coded(array, keep, profile).replace(coder=stored.coder).digest == stored.digest:
             return profile
     return ""
 
 
-def write_patch(file: BinaryIO, told: Finished, before: NamedArrays) -> int:
-    """The text and the streams as a safetensors file; returns its bytes."""
-    text, streams = deflate(told.text, head=before.head()), told.streams
+def write_patch(file: BinaryIO, draft: Draft, before: NamedArrays) -> int:
+    """Write text and streams as a safetensors file. Returns its size in bytes."""
+    text, streams = deflate(draft.text, head=before.head()), draft.streams
     metadata = {
-        PATCH: str(NUMBER), "old": before.digest(), "new": told.new, "size": str(len(told.text)),
-        "crc": f"{zlib.crc32(told.text):08x}{streams.crc:08x}",
+        PATCH: str(NUMBER), "old": before.digest(), "new": draft.new, "size": str(len(draft.text)),
+        "crc": f"{zlib.crc32(draft.text):08x}{streams.crc:08x}",
     }  # fmt: skip
     sizes = {TEXT: len(text), STREAMS: streams.nbytes}
     header = build_header([(name, torch.uint8, (n,), n) for name, n in sizes.items()], metadata)

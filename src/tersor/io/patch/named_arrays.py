@@ -1,7 +1,7 @@
-"""Parts: a file of weights as named arrays, whatever kind it is: what diff and patch compare.
+"""Named arrays: the common view of .tersor files and checkpoints that diff and patch compare.
 
-A .tersor file gives its leaves, decoded, and its attachments as they are stored; a checkpoint its tensors. In
-memory is one site or tensor at a time.
+The arrays of a .tersor file are its decoded leaves and its attachments as stored; those of a checkpoint are
+its tensors. One site or tensor is in memory at a time.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from tersor.io.short_header import Source
 PATCH = "tersor-patch"  # the key in a patch's metadata that holds its format number
 
 
-class EvenGrid(NamedTuple):
-    """What the codes of an even grid mean: (codes - zero) * scale."""
+class UniformGrid(NamedTuple):
+    """A uniform grid: codes represent (codes - zero) * scale."""
 
     scale: Tensor  # [1, 1], [O, 1] or [O, G]
     zero: Tensor | None
@@ -40,7 +40,7 @@ class EvenGrid(NamedTuple):
     axis: int
 
     def fits(self, shape: tuple[int, ...]) -> bool:
-        """Whether it can be the grid of codes of this shape."""
+        """Whether codes of this shape can be on this grid."""
         if self.axis >= max(len(shape), 1) or (self.zero is not None and self.zero.shape != self.scale.shape):
             return False
         rows, inputs = to_rows(torch.empty(shape, device="meta"), self.axis).shape
@@ -55,8 +55,8 @@ class EvenGrid(NamedTuple):
         return both[0].double(), both[1].double()
 
 
-def regrid(codes: Tensor, old: EvenGrid, new: EvenGrid) -> Tensor:
-    """Codes rounded to another grid, which they both fit: every step in float64, rounded half to even."""
+def regrid(codes: Tensor, old: UniformGrid, new: UniformGrid) -> Tensor:
+    """Codes on the grid `old`, rounded to `new`; both fit them. In float64, rounded half to even."""
     rows, limits = to_rows(codes, new.axis), torch.iinfo(codes.dtype)
     (scale, zero), (scale_new, zero_new) = (grid.tables(rows.shape[1]) for grid in (old, new))
     moved = ((rows.double() - zero) * scale / scale_new + zero_new).round()
@@ -69,14 +69,14 @@ class StoredLeaf(NamedTuple):
 
     stored: Form
     array: Tensor  # decoded
-    keep: str | None  # the name of the mask's leaf that hides some of it; "" where that is no leaf by itself
-    grid: EvenGrid | None  # where these are its codes
+    keep: str | None  # name of the mask's leaf that hides elements; "" if the mask is not one leaf
+    grid: UniformGrid | None  # the grid of these codes
 
 
 class NamedArrays:
-    """The arrays of a file or folder, by name. FormatError for what is none, SettingError for a patch.
+    """The arrays of a file or folder, by name. FormatError for an unknown file, SettingError for a patch.
 
-    `plain`: a .tersor file as the safetensors file that it is.
+    `plain`: read a .tersor file as a plain safetensors file.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, plain: bool = False) -> None:
@@ -84,7 +84,7 @@ class NamedArrays:
         self.tersor: TersorFile | None = None
         self.tensors: Checkpoint | TensorFile | None = None
         self.aliases: dict[str, str] = {}
-        self.ignored: dict[str, int | None] = {}  # what a checkpoint holds besides
+        self.ignored: dict[str, int | None] = {}  # parts of a checkpoint that are left out
         self.files = [self.path]
         self.site: tuple[str, dict[str, StoredLeaf]] = ("", {})
         if plain:
@@ -93,7 +93,7 @@ class NamedArrays:
             self.tersor = TersorFile(self.path)
         elif kind_of(self.path) == PATCH:
             raise SettingError(
-                f"{self.path}: it is a patch, but here a file of weights is expected. The order is: "
+                f"{self.path}: it is a patch, but a file of weights is expected here. The order is: "
                 "tersor diff OLD NEW -o PATCH, tersor patch OLD PATCH -o NEW"
             )
         else:
@@ -114,13 +114,13 @@ class NamedArrays:
         return self.tensors.slots if self.tensors else {}
 
     def array(self, name: str) -> Tensor:
-        """A tensor, what a leaf means, or the bytes that hold an attachment."""
+        """A tensor, a decoded leaf, or the stored bytes of an attachment."""
         return self.tensors.read(name) if self.tensors else self.leaf(name).array
 
     def leaf(self, name: str) -> StoredLeaf:
         """A leaf of a .tersor file."""
         if self.tersor is None:
-            raise FormatError(f"{self.path}: it is no .tersor file, so {name[:200]} has no leaves")
+            raise FormatError(f"{self.path}: it is not a .tersor file, so {name[:200]} has no leaves")
         if name not in self.tersor.places.found:  # an attachment
             data = Dense(self.tersor.source.read(name))
             return StoredLeaf(data, data.array, None, None)
@@ -135,7 +135,7 @@ class NamedArrays:
         return self.site[1][name]
 
     def head(self) -> bytes:
-        """What the file says of its arrays: its text, or the header of a safetensors file; else nothing."""
+        """The JSON of the file: its text, or the header of a safetensors file; else b""."""
         if self.tersor is not None:
             return dump(self.tersor.text)
         if os.path.isfile(self.path):
@@ -146,7 +146,7 @@ class NamedArrays:
         return b""
 
     def digest(self) -> str:
-        """SHA-256 of the file; of several, of their names, sizes and bytes."""
+        """SHA-256 of the file. For a folder it covers names, sizes and bytes of its files."""
         sha = hashlib.sha256()
         for file in self.files:
             if file != self.path:
@@ -168,7 +168,7 @@ class NamedArrays:
 
 
 def kind_of(path: Path) -> str:
-    """ "tersor" for a file that says so of itself, "tersor-patch" for a patch, else ""."""
+    """ "tersor" for a .tersor file, "tersor-patch" for a patch, else ""."""
     with suppress(FormatError):
         if os.path.isfile(path):
             with Source(path) as source:
@@ -184,16 +184,16 @@ def leaves_of(form: Form, site: str) -> Iterator[tuple[str, StoredLeaf]]:
         above, _, word = path.rpartition(".")
         parent, dense = nodes[above].node, plain[path]
         if not isinstance(dense, Dense):
-            raise FormatError(f"{name[:200]}: a leaf that is no array")
+            raise FormatError(f"{name[:200]}: the leaf is not an array")
         keep = mask_above(nodes, path, site) if isinstance(stored, Coded) and stored.kept else None
         grid = None
         if isinstance(parent, Affine) and word == "codes" and not parent.runs and parent.member is None:
             zero = None if parent.zero is None else parent.zero.decode()
-            grid = EvenGrid(parent.scale.decode(), zero, parent.group, parent.axis)
+            grid = UniformGrid(parent.scale.decode(), zero, parent.group, parent.axis)
         yield name, StoredLeaf(stored, dense.array, keep, grid)
 
 
 def mask_above(nodes: dict[str, At], path: str, site: str) -> str:
-    """The leaf that is the only mask above a path; empty where there are several, or the mask is no leaf."""
+    """Name of the only mask above a path; "" if there are several or the mask is not a leaf."""
     masks = nodes[path].masks
     return f"{site}:{masks[0]}" if len(masks) == 1 and not nodes[masks[0]].node.children() else ""

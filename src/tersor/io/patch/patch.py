@@ -1,7 +1,7 @@
-"""Patch: the next file from the earlier one and what io/patch/diff.py told of it. docs/format.md section 12.
+"""Patch: write the file NEW from the file OLD and a patch from io/patch/diff.py. docs/format.md section 12.
 
-cost    that of decoding OLD, of coding what changed in a .tersor file, and of writing NEW
-A wrong OLD is refused by its digest, and NEW is put in place only if it has the digest that the patch tells.
+cost    decode OLD, code the changed leaves of a .tersor file again, write NEW
+A wrong OLD is refused by its digest. NEW is put in place only if its digest is the one in the patch.
 """
 
 from __future__ import annotations
@@ -63,38 +63,38 @@ def patch(
     *,
     observer: Observer | None = None,
 ) -> int:
-    """Write the file that OLD became, of the very bytes it had, and return their number.
+    """Write the later file, byte for byte, and return its number of bytes.
 
-    RefusedError for an OLD that the patch was not made for, FormatError where the patch is damaged.
+    RefusedError if the patch was made for another OLD, FormatError if the patch is damaged.
     """
     out = output(out, [*read_from(old), changes])
     with NamedArrays(old) as before, Source(changes) as file, naming(file.path, before.path):
         check_base(file, before)
-        told = open_patch(file, before)
+        reader = open_patch(file, before)
         with atomic(out) as target:
             hashing = Hashing(target)
-            nbytes = write(told, hashing, out.parent, observer or Observer())
+            nbytes = write(reader, hashing, out.parent, observer or Observer())
             if hashing.sha.hexdigest() != file.metadata["new"]:
                 raise FormatError(
-                    "what it makes is not the file that it was made of. It is damaged, or another version "
-                    "of tersor made it: use that one"
+                    "the file that it makes has a wrong SHA-256. The patch is damaged, or another version of "
+                    "tersor made it: use that version"
                 )
         return nbytes
 
 
 @contextmanager
 def naming(path: Path, old: Path) -> Iterator[None]:
-    """Put the patch's name before what is found wrong in it, and not in the old file."""
+    """Put the patch's path before the message of a FormatError, unless it has a path."""
     try:
         yield
     except FormatError as error:
-        said = str(error)
-        named = said.startswith((str(path), str(old)))
-        raise FormatError(said if named else f"{path}: {said}") from None
+        message = str(error)
+        known = message.startswith((str(path), str(old)))
+        raise FormatError(message if known else f"{path}: {message}") from None
 
 
 class Hashing(io.RawIOBase):
-    """A file to write to that takes the SHA-256 of what goes through it, to `target` where there is one."""
+    """A file to write to: computes the SHA-256 and passes the bytes on to `target`, if there is one."""
 
     def __init__(self, target: BinaryIO | None = None) -> None:
         self.sha, self.target = hashlib.sha256(), target
@@ -105,10 +105,10 @@ class Hashing(io.RawIOBase):
 
 
 def check_base(file: TensorFile, before: NamedArrays) -> None:
-    """Refuse what is no patch, and an OLD that is not the one it was made for."""
+    """Refuse a file that is not a patch, and an OLD that the patch was not made for."""
     number = file.metadata.get(PATCH)
     if number is None:
-        raise FormatError("it is no patch. Make one: tersor diff OLD NEW -o PATCH")
+        raise FormatError("it is not a patch. Make one: tersor diff OLD NEW -o PATCH")
     if number != str(NUMBER):
         raise FormatError(
             f"it has format {number[:20]}; this version reads {NUMBER}. A newer tersor may read it"
@@ -118,31 +118,31 @@ def check_base(file: TensorFile, before: NamedArrays) -> None:
             raise FormatError(f"its metadata has no SHA-256 {key!r}: it is damaged")
     digest, wanted = before.digest(), file.metadata["old"]
     if digest != wanted and digest == file.metadata["new"]:
-        raise RefusedError(f"{before.path}: it is the file that {file.path} makes: there is nothing to do")
+        raise RefusedError(f"{before.path}: {file.path} makes this very file: there is nothing to do")
     if digest != wanted:
         raise RefusedError(
             f"{before.path}: {file.path} was made for another file: the SHA-256 of this one is "
-            f"{digest[:12]}..., of that one {wanted[:12]}... Give the OLD that diff was given"
+            f"{digest[:12]}..., the other has {wanted[:12]}... Give the OLD that diff was given"
         )
 
 
 def open_patch(file: TensorFile, before: NamedArrays) -> PatchReader:
-    """What a patch tells, its checksums compared."""
+    """A reader of the patch, after its checksums are compared."""
     slots, metadata = file.slots, file.metadata
     if slots.keys() != {TEXT, STREAMS} or any(slots[name].dtype != NAMED["uint8"] for name in slots):
-        raise FormatError(f"it has not the tensors {TEXT!r} and {STREAMS!r} of U8: it is damaged")
+        raise FormatError(f"it must have the tensors {TEXT!r} and {STREAMS!r} of U8: it is damaged")
     text, streams = slots[TEXT], slots[STREAMS]
     size = natural(metadata.get("size", ""))
     if size is None:
-        raise FormatError("its metadata does not tell the size of its text: it is damaged")
+        raise FormatError("its metadata does not state the size of its text: it is damaged")
     raw, rest = inflate(file.bytes(text.begin, text.end), size, before.head())
     if rest:
-        raise FormatError("it is damaged: something follows its text")
+        raise FormatError("it is damaged: there are bytes after its text")
     crc = 0
     for begin in range(streams.begin, streams.end, CHUNK):
         crc = zlib.crc32(file.bytes(begin, min(begin + CHUNK, streams.end)), crc)
     if metadata.get("crc") != f"{zlib.crc32(raw):08x}{crc:08x}":
-        raise FormatError("it is damaged: its bytes do not have the CRC that its metadata tells")
+        raise FormatError("it is damaged: the CRC of its bytes is not the one in its metadata")
 
     def read(begin: int, end: int) -> bytes:
         return file.bytes(streams.begin + begin, streams.begin + end)
@@ -150,22 +150,22 @@ def open_patch(file: TensorFile, before: NamedArrays) -> PatchReader:
     return PatchReader(of_type(parse(raw, "its text"), dict, "its text"), read, streams.nbytes, before)
 
 
-def write(told: PatchReader, target: Any, folder: Path, observer: Observer) -> int:
-    """Write the new file; returns its bytes."""
-    only(told.text, KEYS, "its text")
-    kind = of_type(told.text.get("kind"), str, "its kind")
+def write(reader: PatchReader, target: Any, folder: Path, observer: Observer) -> int:
+    """Write the new file. Returns its size in bytes."""
+    only(reader.text, KEYS, "its text")
+    kind = of_type(reader.text.get("kind"), str, "its kind")
     if kind not in WRITERS:
         raise FormatError(f"its kind is {kind[:20]!r}; known are {', '.join(WRITERS)}")
-    return WRITERS[kind](told, target, folder, observer)
+    return WRITERS[kind](reader, target, folder, observer)
 
 
-def write_tersor(told: PatchReader, target: Any, folder: Path, observer: Observer) -> int:
-    """Forms as they were, written by the writer of all .tersor files."""
-    document = of_type(said(told, "text"), dict, "its text of the new file")
-    tiny = of_type(told.text.get("tiny", False), bool, "tiny")
+def write_tersor(reader: PatchReader, target: Any, folder: Path, observer: Observer) -> int:
+    """Write the forms of NEW with the common writer of .tersor files."""
+    document = of_type(text_or_old(reader, "text"), dict, "its text of the new file")
+    tiny = of_type(reader.text.get("tiny", False), bool, "tiny")
     only(document, TINY if tiny else DOCUMENT, "its text of the new file")
-    places, digests, sites, kept, trees = Places(large_leaves(told)), {}, {}, {}, {}
-    indices = indices_from_json(document.get("indices", []), told.nbytes + told.before.nbytes)
+    places, digests, sites, kept, trees = Places(large_leaves(reader)), {}, {}, {}, {}
+    indices = indices_from_json(document.get("indices", []), reader.nbytes + reader.before.nbytes)
     for name, entry in of_type(document.get("sites"), dict, "sites").items():
         site, digests[name], tree, kept[name] = site_from_json(name, entry, indices, tiny=tiny)
         sites[name] = site
@@ -176,7 +176,7 @@ def write_tersor(told: PatchReader, target: Any, folder: Path, observer: Observe
     with TensorWriter(folder) as tensors:
         builder = Builder(tensors, tiny=tiny)
         for number, (name, tree) in enumerate(trees.items(), 1):
-            stored = SiteLeaves(told, places, tree, name).stored
+            stored = SiteLeaves(reader, places, tree, name).stored
             if name in sites:
                 builder.add(sites[name], unflatten(tree, name, stored, FORMS), kept[name])
             else:
@@ -184,7 +184,7 @@ def write_tersor(told: PatchReader, target: Any, folder: Path, observer: Observe
             observer.progress(number, len(trees), name)
         for name, entry in attached.items():
             full = f"{ATTACHMENT}{name}"
-            builder.attach_stored(name, entry, told.array(full, torch.uint8, places.slots[full].shape))
+            builder.attach_stored(name, entry, reader.array(full, torch.uint8, places.slots[full].shape))
         ledger = ledger_from_json(document, digests)
         aliases = aliases_from_json(document.get("aliases", {}), sites)
         changes = changes_from_json(document.get("changes", []))
@@ -192,15 +192,15 @@ def write_tersor(told: PatchReader, target: Any, folder: Path, observer: Observe
 
 
 def large_of(file: TersorFile) -> dict[str, Any]:
-    """The leaves that are tensors of their own, and the attachments: dtype and shape of each."""
+    """[dtype, shape] of the leaves that are separate tensors, and of the attachments, by name."""
     slots = {name: slot for name, slot in file.source.slots.items() if name != OWN}
     return {n: [str(s.dtype).removeprefix("torch."), list(s.shape)] for n, s in slots.items()}
 
 
-def large_leaves(told: PatchReader) -> dict[str, Slot]:
-    """The leaves and attachments of the new file that are tensors of their own."""
-    old, found = told.before.tersor, {}
-    entries = told.text.get("large", {} if old is None else large_of(old))
+def large_leaves(reader: PatchReader) -> dict[str, Slot]:
+    """The leaves and attachments of the new file that are separate tensors."""
+    old, found = reader.before.tersor, {}
+    entries = reader.text.get("large", {} if old is None else large_of(old))
     for name, entry in of_type(entries, dict, "large").items():
         word, lengths = (entry + [0, 0])[:2] if isinstance(entry, list) else ("", 0)
         shape = check_shape(lengths, f"{name[:200]}: shape")
@@ -210,22 +210,22 @@ def large_leaves(told: PatchReader) -> dict[str, Slot]:
     return found
 
 
-def write_safetensors(told: PatchReader, target: Any, folder: Path, observer: Observer) -> int:
-    """The header as it was, and the tensors in its order."""
-    head = of_type(said(told, "head"), str, "its header of the new file").encode()
+def write_safetensors(reader: PatchReader, target: Any, folder: Path, observer: Observer) -> int:
+    """Write the header of NEW and its tensors in that order."""
+    head = of_type(text_or_old(reader, "head"), str, "its header of the new file").encode()
     slots = slots_of(head)
-    aliases = of_type(told.text.get("aliases", {}), dict, "aliases")
+    aliases = of_type(reader.text.get("aliases", {}), dict, "aliases")
     target.write(len(head).to_bytes(8, "little") + head)
     ordered = in_order(slots)
     for number, name in enumerate(ordered, 1):
         slot, own = slots[name], aliases.get(name, name)
-        target.write(as_bytes(told.array(of_type(own, str, "aliases"), slot.dtype, slot.shape)).data)
+        target.write(as_bytes(reader.array(of_type(own, str, "aliases"), slot.dtype, slot.shape)).data)
         observer.progress(number, len(ordered), name)
     return 8 + len(head) + sum(slot.nbytes for slot in slots.values())
 
 
 def slots_of(head: bytes) -> dict[str, Slot]:
-    """The tensors of a safetensors file by its header alone."""
+    """The tensors of a safetensors file, from its header alone."""
     sizes = of_type(parse(head, "its header of the new file"), dict, "its header of the new file")
     ends = [0]
     for entry in sizes.values():
@@ -235,15 +235,15 @@ def slots_of(head: bytes) -> dict[str, Slot]:
 
 
 def in_order(slots: dict[str, Slot]) -> list[str]:
-    """Names as their bytes follow each other."""
+    """Names in the order of their bytes."""
     return sorted(slots, key=lambda name: (slots[name].begin, slots[name].end))
 
 
-def said(told: PatchReader, key: str) -> Any:
-    """What the new file says of its arrays; where the patch leaves it out, what the old one says."""
-    if key in told.text:
-        return told.text[key]
-    head = told.before.head()
+def text_or_old(reader: PatchReader, key: str) -> Any:
+    """The text or header ("head") of NEW; that of OLD if the patch leaves it out."""
+    if key in reader.text:
+        return reader.text[key]
+    head = reader.before.head()
     return head.decode() if key == "head" else parse(head, "the text of the old file")
 
 

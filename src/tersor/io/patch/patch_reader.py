@@ -1,6 +1,6 @@
-"""Told: the arrays of NEW, made of those of OLD and a patch's streams. docs/format.md section 12.
+"""Patch reader: decodes the arrays of NEW from those of OLD and a patch's streams. docs/format.md section 12.
 
-Elements are counted before memory is taken for them: a patch may declare what its bytes and OLD's justify.
+Elements are counted before they are allocated; the limit follows from the bytes of the patch and of OLD.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tersor.errors import FormatError
 from tersor.forms import PROFILES, Affine, Coded
 from tersor.io.form_json import Places
 from tersor.io.json_text import Json, of_type, only
-from tersor.io.patch.named_arrays import EvenGrid, NamedArrays, regrid
+from tersor.io.patch.named_arrays import NamedArrays, UniformGrid, regrid
 from tersor.io.patch.residual import fitted, rebuild
 from tersor.io.validate import limit_for
 
@@ -30,7 +30,7 @@ Shape = tuple[int, ...]
 
 
 class PatchReader:
-    """What a patch says of NEW. `read(begin, end)` gives a range of its streams, `nbytes` of them."""
+    """The text and streams of a patch. `read(begin, end)` returns a range of the streams' `nbytes` bytes."""
 
     def __init__(
         self, text: Json, read: Callable[[int, int], bytes], nbytes: int, before: NamedArrays
@@ -46,7 +46,7 @@ class PatchReader:
             self.at[name] = at, part.get("n", [])
             at += sum(part.get("n", []))
         if at != nbytes:
-            raise FormatError(f"its streams have {nbytes:,} bytes, but its parts tell {at:,}")
+            raise FormatError(f"its streams have {nbytes:,} bytes, but its parts state {at:,}")
 
     def _check(self, name: str, part: Any) -> None:
         who = f"{name[:200]}: its part"
@@ -61,25 +61,25 @@ class PatchReader:
         ):
             of_type(part.get(key, kind()), kind, f"{who}: {key}")
         if part.get("how", CHANGE) not in HOWS:
-            raise FormatError(f"{who} is told how {part['how'][:20]!r}; known are {', '.join(HOWS)}")
+            raise FormatError(f"{who} has how {part['how'][:20]!r}; known are {', '.join(HOWS)}")
         if part.get("coder", "max") not in PROFILES:
             raise FormatError(f"{who} has coder {part['coder'][:20]!r}; known are {', '.join(PROFILES)}")
         if not all(type(n) is int and n >= 0 for n in part.get("n", [])):
-            raise FormatError(f"{who}: n is the bytes of each stream, not {str(part['n'])[:60]}")
+            raise FormatError(f"{who}: n lists the bytes of each stream, not {str(part['n'])[:60]}")
 
     def part(self, name: str) -> Json:
-        """How an array is told; that of which nothing is said is as it was in OLD, under the same name."""
+        """The entry of an array. An array without one equals OLD's array of the same name."""
         return self.parts.get(name, {"how": SAME})
 
     def other(self, name: str) -> str:
-        """The array of OLD that one is told by."""
+        """The name of the OLD array that this one is encoded against."""
         found: str = self.part(name).get("of", name)
         if found not in self.known:
-            raise FormatError(f"{name[:200]}: it is told by {found[:200]!r}, which {self.before.path} lacks")
+            raise FormatError(f"{name[:200]}: its base {found[:200]!r} is not in {self.before.path}")
         return found
 
     def count(self, shape: Shape) -> None:
-        """Take note that an array of this shape is about to be made."""
+        """Count an array of this shape before it is allocated. FormatError above the limit."""
         self.room -= math.prod(shape)
         if self.room < 0:
             raise FormatError("it declares more elements than its bytes and those of the old file justify")
@@ -90,15 +90,16 @@ class PatchReader:
         dtype: torch.dtype,
         shape: Shape,
         keep: Tensor | None = None,
-        grid: Callable[[], EvenGrid] | None = None,
+        grid: Callable[[], UniformGrid] | None = None,
     ) -> Tensor:
-        """An array of NEW. `keep`: the mask that hides some of it; `grid`: finds that of codes."""
+        """An array of NEW. `keep`: the mask that hides elements. `grid`: returns the grid of the codes."""
         try:
             self.count(shape)
             found = self._array(name, dtype, shape, keep, grid)
         except FormatError as error:
-            said = str(error)
-            raise FormatError(said if said.startswith(name[:200]) else f"{name[:200]}: {said}") from None
+            message = str(error)
+            known = message.startswith(name[:200])
+            raise FormatError(message if known else f"{name[:200]}: {message}") from None
         if found.dtype != dtype or tuple(found.shape) != shape:
             raise FormatError(
                 f"{name[:200]}: it is {found.dtype} {list(found.shape)}, not {dtype} {list(shape)}"
@@ -111,7 +112,7 @@ class PatchReader:
         dtype: torch.dtype,
         shape: Shape,
         keep: Tensor | None,
-        grid: Callable[[], EvenGrid] | None,
+        grid: Callable[[], UniformGrid] | None,
     ) -> Tensor:
         part = self.part(name)
         how = part.get("how", CHANGE)
@@ -121,16 +122,16 @@ class PatchReader:
         if how == CHANGE:
             base = fitted(self.before.array(self.other(name)), shape, dtype)
             if base is None:
-                raise FormatError("the old one has another dtype, or another number of axes")
+                raise FormatError("the old array has another dtype or another number of axes")
         if base is not None and part.get("grid"):
-            base = self._moved(name, base, grid)
+            base = self._regridded(name, base, grid)
         return rebuild(self._streams(name), base, dtype, shape, keep)
 
-    def _moved(self, name: str, base: Tensor, grid: Callable[[], EvenGrid] | None) -> Tensor:
+    def _regridded(self, name: str, base: Tensor, grid: Callable[[], UniformGrid] | None) -> Tensor:
         old = self.before.leaf(self.other(name)).grid
         new = None if grid is None else grid()
         if old is None or new is None or not movable(base, old, new):
-            raise FormatError("its grid moved, but it has none, or one of another kind")
+            raise FormatError("it needs a new grid, but it has none or one of another kind")
         return regrid(base, old, new)
 
     def _streams(self, name: str) -> Iterator[bytes]:
@@ -139,7 +140,7 @@ class PatchReader:
             yield self.read(begin, end)
 
 
-def movable(codes: Tensor, old: EvenGrid, new: EvenGrid) -> bool:
+def movable(codes: Tensor, old: UniformGrid, new: UniformGrid) -> bool:
     """Whether codes on the old grid can be rounded to the new one."""
     shape = tuple(codes.shape)
     whole = codes.dtype in (torch.int8, torch.int16)
@@ -147,40 +148,41 @@ def movable(codes: Tensor, old: EvenGrid, new: EvenGrid) -> bool:
 
 
 class SiteLeaves:
-    """The leaves of one site of NEW, decoded and as they are stored."""
+    """The leaves of one site of NEW, decoded and as stored."""
 
-    def __init__(self, told: PatchReader, places: Places, tree: Any, site: str) -> None:
-        self.told, self.places = told, places
+    def __init__(self, reader: PatchReader, places: Places, tree: Any, site: str) -> None:
+        self.reader, self.places = reader, places
         self.nodes = dict(nodes_of(tree, site, ""))
         self.arrays: dict[str, Tensor] = {}
 
     def stored(self, name: str) -> Tensor:
-        """The array of a leaf as it lies in the file."""
-        node, part = self.nodes[name], self.told.part(name)
+        """The array of a leaf as stored in the file."""
+        node, part = self.nodes[name], self.reader.part(name)
         if node["form"] != Coded.name or "coder" in part:
             array = self.array(name)
             return array if node["form"] != Coded.name else self.code(name, array)
         if part.get("how") == SAME:
             return self._stored_before(name)
         place = self.places.found[name]
-        return self.told.array(name, place.dtype, place.shape)
+        return self.reader.array(name, place.dtype, place.shape)
 
     def code(self, name: str, array: Tensor) -> Tensor:
-        """The streams of a leaf, coded anew as they were."""
-        again = coded(array, self.mask(name), self.told.part(name)["coder"])
+        """The streams of a coded leaf, coded again with the same profile."""
+        again = coded(array, self.mask(name), self.reader.part(name)["coder"])
         if list(again.planes) != self.nodes[name]["planes"]:
             raise FormatError(
-                f"{name[:200]}: this version of tersor codes it otherwise. Use the one that made the patch"
+                f"{name[:200]}: this version of tersor codes it differently. Use the one that made the patch"
             )
         return again.data
 
     def array(self, name: str) -> Tensor:
-        """What a leaf means."""
+        """A decoded leaf."""
         if name not in self.arrays:
             if name not in self.nodes:
                 raise FormatError(f"{name[:200]}: the new file has no such leaf")
             dtype, shape = self.kind(name)
-            self.arrays[name] = self.told.array(name, dtype, shape, self.mask(name), lambda: self.grid(name))
+            mask = self.mask(name)
+            self.arrays[name] = self.reader.array(name, dtype, shape, mask, lambda: self.grid(name))
         return self.arrays[name]
 
     def kind(self, name: str) -> tuple[torch.dtype, Shape]:
@@ -192,8 +194,8 @@ class SiteLeaves:
         return NAMED[node["dtype"]], tuple(node["size"])
 
     def mask(self, name: str) -> Tensor | None:
-        """The mask that hides some of a leaf; it comes before it."""
-        keep = self.told.part(name).get("keep")
+        """The mask that hides elements of a leaf; it comes before the leaf."""
+        keep = self.reader.part(name).get("keep")
         if keep is None:
             return None
         mask = self.arrays.get(keep)
@@ -207,34 +209,34 @@ class SiteLeaves:
             raise FormatError(f"{name[:200]}: {keep[:200]!r} is not its mask")
         return mask
 
-    def grid(self, name: str) -> EvenGrid:
-        """The grid of codes: its scale and zero are told by themselves."""
+    def grid(self, name: str) -> UniformGrid:
+        """The grid of codes; its scale and zero point are arrays of their own."""
         above = name.removesuffix("codes")
         node = self.nodes.get(above)
         if above == name or node is None or node["form"] != Affine.name:
-            raise FormatError("its grid moved, but it is no codes of a grid")
+            raise FormatError("it needs a new grid, but it has no codes of a grid")
         if "runs" in node or "member" in node:
-            raise FormatError("its grid moved, but its groups are not even")
+            raise FormatError("it needs a new grid, but its groups are not equal")
         group, axis = node.get("group", 0), node.get("axis", 0)
         if type(group) is not int or type(axis) is not int or min(group, axis) < 0:
-            raise FormatError(f"group {str(group)[:20]} or axis {str(axis)[:20]} is no whole number")
+            raise FormatError(f"group {str(group)[:20]} or axis {str(axis)[:20]} is not a whole number")
         zero = self.array(f"{above}zero") if "zero" in node else None
         scale = self.array(f"{above}scale")
         if not scale.dtype.is_floating_point or scale.ndim != 2:
-            raise FormatError("the scale of its grid is no table of floats")
-        return EvenGrid(scale, zero, group, axis)
+            raise FormatError("the scale of its grid is not a table of floats")
+        return UniformGrid(scale, zero, group, axis)
 
     def _stored_before(self, name: str) -> Tensor:
-        old = self.told.before.leaf(self.told.other(name)).stored
+        old = self.reader.before.leaf(self.reader.other(name)).stored
         place = self.places.found[name]
-        self.told.count(place.shape)
+        self.reader.count(place.shape)
         if not isinstance(old, Coded) or tuple(old.data.shape) != place.shape:
-            raise FormatError(f"{name[:200]}: it is to be stored as in the old file, where it is otherwise")
+            raise FormatError(f"{name[:200]}: it must be as in the old file, but is stored otherwise there")
         return old.data
 
 
 def nodes_of(node: Any, site: str, path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """(name, node) of each node of a tree, in order; that of an inner one ends where its leaves' go on."""
+    """(name, node) of each node of a tree, in order. An inner node has the prefix of its leaves as name."""
     if isinstance(node, dict):
         leaf = node.get("form") in (Coded.name, "dense")
         inner = f"{site}:{path}." if path else f"{site}:"

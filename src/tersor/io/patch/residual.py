@@ -1,9 +1,9 @@
-"""Change: an array told by an earlier one of its shape: what a patch holds of a tensor.
+"""Residual: streams that code an array as its difference from an earlier array, the base.
 
-bytes    new - old mod 256; what was zero is coded apart, for what was pruned stays pruned
-wider    steps between words in the order of their values, signs lowest, in planes of bytes; floats are coded
-         together whose old ones have the same exponent, for training moves all of them by like amounts
-cost     about that of coders.encode; some 50 bytes of memory for each element of a piece
+bytes    new - base mod 256; elements with base 0 are coded apart, since pruned weights mostly stay zero
+wider    differences of words that are ordered by value, sign in the lowest bit, one stream per plane; floats
+         are grouped by the exponent of the base, since training moves floats of like size by like amounts
+cost     about that of coders.encode; about 50 bytes of memory per element of a piece
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from tersor.errors import FormatError
 from tersor.forms.coded import columns
 from tersor.forms.form import as_bytes
 
-PIECE = 1 << 22  # elements told at once, where one takes more than a byte
-LEAST = 1 << 12  # elements coded together: a table for fewer would cost more than it saves
+PIECE = 1 << 22  # elements in a piece, for elements wider than a byte
+LEAST = 1 << 12  # fewest elements in a group: a frequency table for fewer costs more than it saves
 MANTISSA = {torch.float16: 10, torch.bfloat16: 7, torch.float32: 23, torch.float64: 52}  # bits
 
 
 def fitted(old: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor | None:
-    """`old` where it overlaps the new shape, zero elsewhere; None where they have nothing in common."""
+    """`old` cut or zero-padded to the new shape and dtype. None if axes or dtypes do not fit."""
     if old.ndim != len(shape) or (old.dtype != dtype and not {old.dtype, dtype} <= MANTISSA.keys()):
         return None
     old = old.to(dtype)
@@ -39,25 +39,25 @@ def fitted(old: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor | 
     return base
 
 
-def tell(
+def residual_streams(
     new: Tensor, base: Tensor | None, keep: Tensor | None = None, profile: str = "max"
 ) -> Iterator[bytes]:
-    """The streams that make `new` of `base` (its dtype and shape; None: of nothing), one by one.
+    """Yield the streams that code `new` against `base` (same dtype and shape; None: without a base).
 
-    With `keep` (bool, their shape) only what it keeps is told.
+    With `keep` (bool, same shape) only the kept elements are coded.
     """
     if new.dtype.itemsize == 1:
-        yield from tell_bytes(new, base, keep, profile)
+        yield from byte_streams(new, base, keep, profile)
         return
-    raw, before = kept_words(new, keep), None if base is None else kept_words(base, keep)
+    words, before = kept_words(new, keep), None if base is None else kept_words(base, keep)
     floats = new.dtype.is_floating_point
-    if floats and len(raw) > MANY_FLOATS:
+    if floats and len(words) > MANY_FLOATS:
         profile = "fast"
-    for piece in pieces(len(raw)):
+    for piece in pieces(len(words)):
         if before is None:
-            yield from (encode(plane, profile) for plane in planes(turned(raw[piece], floats)))
+            yield from (encode(plane, profile) for plane in planes(rotated(words[piece], floats)))
             continue
-        steps = folded(ordered(raw[piece], floats) - ordered(before[piece], floats))
+        steps = folded(ordered(words[piece], floats) - ordered(before[piece], floats))
         for group in groups(before[piece], new.dtype):
             yield from (encode(plane, profile) for plane in planes(steps[group]))
 
@@ -69,7 +69,7 @@ def rebuild(
     shape: tuple[int, ...],
     keep: Tensor | None = None,
 ) -> Tensor:
-    """The inverse of `tell`: the array, zero where `keep` is false. FormatError for streams that are none."""
+    """The inverse of residual_streams: the array, 0 where `keep` is false. FormatError for bad streams."""
     if dtype.itemsize == 1:
         return rebuild_bytes(streams, base, dtype, shape, keep)
     floats = dtype.is_floating_point
@@ -78,28 +78,28 @@ def rebuild(
     words = flat if keep is None else np.empty(int(keep.sum()), dtype=flat.dtype)
     for piece in pieces(len(words)):
         if before is None:
-            words[piece] = turned_back(joined(streams, len(words[piece]), words.dtype), floats)
+            words[piece] = rotated_back(joined(streams, len(words[piece]), words.dtype), floats)
             continue
-        mine = ordered(before[piece], floats)
+        values = ordered(before[piece], floats)
         for group in groups(before[piece], dtype):
-            mine[group] += unfolded(joined(streams, len(group), words.dtype))
-        words[piece] = unordered(mine, floats)
+            values[group] += unfolded(joined(streams, len(group), words.dtype))
+        words[piece] = unordered(values, floats)
     if keep is not None:
         flat[mask_of(keep)] = words
     if not len(flat):
-        return torch.empty(shape, dtype=dtype)  # PyTorch views no empty array as one of another dtype
+        return torch.empty(shape, dtype=dtype)  # view() to another dtype refuses empty arrays
     return torch.from_numpy(flat.view(np.uint8)).view(dtype).reshape(shape)
 
 
-def tell_bytes(new: Tensor, base: Tensor | None, keep: Tensor | None, profile: str) -> Iterator[bytes]:
+def byte_streams(new: Tensor, base: Tensor | None, keep: Tensor | None, profile: str) -> Iterator[bytes]:
     mask, width = mask_of(keep), columns(tuple(new.shape))
     if base is None:
         flat = as_bytes(new)
         yield encode(flat if mask is None else flat[mask], profile, width=width, keep=mask)
         return
-    theirs = as_bytes(base)
-    step = as_bytes(new) - theirs
-    for where in halves(theirs, mask):
+    before = as_bytes(base)
+    step = as_bytes(new) - before
+    for where in halves(before, mask):
         yield encode(step[where], profile, width=width, keep=where)
 
 
@@ -114,18 +114,18 @@ def rebuild_bytes(
     flat = np.zeros(math.prod(shape), dtype=np.uint8)
     if base is None:
         where = slice(None) if mask is None else mask
-        flat[where] = decode(following(streams), len(flat[where]), width=width, keep=mask)
+        flat[where] = decode(next_stream(streams), len(flat[where]), width=width, keep=mask)
     else:
-        theirs = as_bytes(base)
-        for half in halves(theirs, mask):
-            step = decode(following(streams), int(half.sum()), width=width, keep=half)
-            flat[half] = theirs[half] + step
+        before = as_bytes(base)
+        for half in halves(before, mask):
+            step = decode(next_stream(streams), int(half.sum()), width=width, keep=half)
+            flat[half] = before[half] + step
     if dtype is torch.bool and flat.max(initial=0) > 1:
         raise FormatError("a bool is neither 0 nor 1")
     return torch.from_numpy(flat).view(dtype).reshape(shape)
 
 
-def following(streams: Iterator[bytes]) -> bytes:
+def next_stream(streams: Iterator[bytes]) -> bytes:
     stream = next(streams, None)
     if stream is None:
         raise FormatError("it has fewer streams than its elements need")
@@ -140,21 +140,21 @@ def mask_of(keep: Tensor | None) -> np.ndarray | None:
     return None if keep is None else keep.reshape(-1).numpy()
 
 
-def halves(theirs: np.ndarray, mask: np.ndarray | None) -> Iterator[np.ndarray]:
-    """Masks of the elements that are told together: those that were zero, and the others."""
-    for where in (theirs == 0, theirs != 0):
+def halves(before: np.ndarray, mask: np.ndarray | None) -> Iterator[np.ndarray]:
+    """Masks of the elements that are coded together: with base 0, then the others."""
+    for where in (before == 0, before != 0):
         yield where if mask is None else where & mask
 
 
 def kept_words(array: Tensor, keep: Tensor | None) -> np.ndarray:
-    """The elements as unsigned words, their bits as they are, [N]."""
+    """The kept elements as unsigned words with the same bits, [N]."""
     words = as_bytes(array).view(f"u{array.dtype.itemsize}")
     return words if keep is None else words[mask_of(keep)]
 
 
 def groups(words: np.ndarray, dtype: torch.dtype) -> list[np.ndarray]:
-    """Places of the elements that are told together: by the exponent of the old one, least first; whole
-    numbers by whether it was zero. What follows a group of fewer than LEAST joins it."""
+    """Indices of the elements that are coded together: floats by the exponent of the base, lowest first,
+    integers by whether the base is 0. A group of fewer than LEAST elements is joined with the next one."""
     if dtype in MANTISSA:
         classes = (words << 1 >> (MANTISSA[dtype] + 1)).astype(np.int64)
     else:
@@ -169,11 +169,11 @@ def groups(words: np.ndarray, dtype: torch.dtype) -> list[np.ndarray]:
 
 
 def ordered(words: np.ndarray, floats: bool) -> np.ndarray:
-    """Words in the order of their values, in memory of their own: of whole numbers as they are."""
+    """A copy of the words whose order is that of the values; integers are unchanged."""
     if not floats:
         return words.copy()
     top = words.dtype.type(1) << (8 * words.itemsize - 1)
-    # Negative floats are ordered backward, and below all positive ones.
+    # The bits of negative floats are in reverse order; they must come below all positive ones.
     return np.where(words & top, ~words, words | top)
 
 
@@ -186,7 +186,7 @@ def unordered(words: np.ndarray, floats: bool) -> np.ndarray:
 
 
 def folded(step: np.ndarray) -> np.ndarray:
-    """0, -1, 1, -2, ... as 0, 1, 2, 3, ...: a small step either way is a small number."""
+    """0, -1, 1, -2, ... as 0, 1, 2, 3, ...: small steps of either sign become small numbers (zigzag)."""
     sign = step >> (8 * step.itemsize - 1)
     return (step << 1) ^ (0 - sign).astype(step.dtype)
 
@@ -195,24 +195,24 @@ def unfolded(step: np.ndarray) -> np.ndarray:
     return (step >> 1) ^ (0 - (step & 1)).astype(step.dtype)
 
 
-def turned(words: np.ndarray, floats: bool) -> np.ndarray:
-    """Floats turned left by one bit: the exponent is a byte by itself, the sign the lowest bit."""
+def rotated(words: np.ndarray, floats: bool) -> np.ndarray:
+    """Floats rotated left by one bit: the exponent fills the high byte, the sign is the lowest bit."""
     return words << 1 | words >> (8 * words.itemsize - 1) if floats else words
 
 
-def turned_back(words: np.ndarray, floats: bool) -> np.ndarray:
+def rotated_back(words: np.ndarray, floats: bool) -> np.ndarray:
     return words >> 1 | words << (8 * words.itemsize - 1) if floats else words
 
 
 def planes(words: np.ndarray) -> Iterator[np.ndarray]:
-    """The lowest bytes of all words, then the next."""
+    """The planes of the words, lowest bytes first."""
     data = words.view(np.uint8)
     return (np.ascontiguousarray(data[k :: words.itemsize]) for k in range(words.itemsize))
 
 
 def joined(streams: Iterator[bytes], count: int, dtype: np.dtype) -> np.ndarray:
-    """The words whose planes are the next streams."""
+    """The words whose planes are in the next streams."""
     data = np.empty(count * dtype.itemsize, dtype=np.uint8)
     for k in range(dtype.itemsize):
-        data[k :: dtype.itemsize] = decode(following(streams), count)
+        data[k :: dtype.itemsize] = decode(next_stream(streams), count)
     return data.view(dtype)
