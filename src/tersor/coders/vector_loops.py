@@ -1,7 +1,7 @@
-"""Vector loops: words for LLVM's vectors, for the few inner loops that do not become vectors by themselves.
+"""Vector loops: helpers to write LLVM vector code for inner loops that are not vectorized automatically.
 
-They make the body of a numba intrinsic, and mean the same on every machine: LLVM cuts a vector that is wider
-than the machine's into several. What it makes of `multiply_pairs` is one instruction on x86, and few on Arm.
+They generate the body of a numba intrinsic. The result is the same on every machine: LLVM splits a vector that
+is wider than the machine's registers. `multiply_pairs` becomes one instruction on x86, and a few on Arm.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ def vector(kind: ir.Type, lanes: int) -> ir.VectorType:
 
 
 def alike(number: float, kind: ir.VectorType) -> ir.Constant:
-    """A vector of one number."""
+    """A constant vector with one number in all lanes."""
     return ir.Constant(kind, [number] * kind.count)
 
 
 def spread(build: ir.IRBuilder, value: ir.Value, lanes: int) -> ir.Value:
-    """A vector of one value."""
+    """A vector with one value in all lanes."""
     first = build.insert_element(ir.Constant(vector(value.type, lanes), ir.Undefined), value, WORD(0))
     return build.shuffle_vector(first, first, alike(0, vector(WORD, lanes)))
 
 
 def part(build: ir.IRBuilder, value: ir.Value, first: int, lanes: int) -> ir.Value:
-    """Some lanes of a vector, next to each other."""
+    """Lanes first : first + lanes of a vector."""
     which = ir.Constant(vector(WORD, lanes), list(range(first, first + lanes)))
     return build.shuffle_vector(value, value, which)
 
 
 def joined(build: ir.IRBuilder, parts: Sequence[ir.Value]) -> ir.Value:
-    """Vectors of the same size as one: a power of two of them."""
+    """Concatenate vectors of equal size; their number is a power of two."""
     while len(parts) > 1:
         every = ir.Constant(vector(WORD, 2 * parts[0].type.count), list(range(2 * parts[0].type.count)))
         parts = [build.shuffle_vector(*two, every) for two in zip(parts[::2], parts[1::2], strict=True)]
@@ -46,7 +46,7 @@ def joined(build: ir.IRBuilder, parts: Sequence[ir.Value]) -> ir.Value:
 
 
 def start_of(context: Any, build: ir.IRBuilder, kind: Any, array: ir.Value) -> ir.Value:
-    """Where the elements of a numba array begin."""
+    """Pointer to the first element of a numba array."""
     return context.make_array(kind)(context, build, array).data
 
 
@@ -55,7 +55,7 @@ def place(build: ir.IRBuilder, start: ir.Value, at: ir.Value, kind: ir.Type) -> 
 
 
 def load(build: ir.IRBuilder, start: ir.Value, at: ir.Value, kind: ir.Type) -> ir.Value:
-    """What lies `at` so many elements behind the start, as one value or vector."""
+    """Load a value or vector from element `at`, aligned to an element only."""
     found = build.load(place(build, start, at, kind))
     found.align = size_of(start.type.pointee)
     return found
@@ -71,7 +71,7 @@ def size_of(kind: ir.Type) -> int:
 
 
 def call(build: ir.IRBuilder, name: str, gives: ir.Type, *values: ir.Value) -> ir.Value:
-    """An instruction that LLVM knows by name."""
+    """Call an LLVM intrinsic by name."""
     kind = ir.FunctionType(gives, [value.type for value in values])
     return build.call(cgutils.get_or_insert_function(build.module, kind, name), values)
 
@@ -82,7 +82,7 @@ def fold(
     values: Sequence[ir.Value],
     step: Callable[[ir.Value, Sequence[ir.Value]], Sequence[ir.Value]],
 ) -> Sequence[ir.Value]:
-    """values = step(i, values) for i = 0 .. count - 1, `count` at least 1; they stay in registers."""
+    """Loop: values = step(i, values) for i = 0 .. count - 1, count >= 1. The values stay in registers."""
     before, body = build.block, build.append_basic_block("body")
     after = build.append_basic_block("after")
     build.branch(body)
@@ -100,7 +100,7 @@ def fold(
 
 
 def multiply_pairs(build: ir.IRBuilder, pairs: ir.Value, by: ir.Value) -> ir.Value:
-    """a * c + b * d of each pair (a, b) of int16 in <32 x i16> and one pair (c, d) in an i32: <16 x i32>."""
+    """a * c + b * d for each pair (a, b) of int16 in <32 x i16> and one pair (c, d) in an i32: <16 x i32>."""
     lanes = pairs.type.count
     wide, half = vector(WORD, lanes), lanes // 2
     factors = build.bitcast(spread(build, by, half), pairs.type)

@@ -1,7 +1,7 @@
 """Mixing loops: the inner loop of the mixing coder, compiled. Integers only, so that all machines agree.
 
-Each kind of context has places of its own for its chances, one range behind the other; nothing is hashed.
-Bits are coded in mixing_bits_loops, other rows asked in mixing_votes_loops. docs/streams.md section 11.
+Each kind of context has its own range of indices into one array of probabilities; nothing is hashed.
+arithmetic_loops.py codes the bits, row_predictor_loops.py predicts from earlier rows. docs/streams.md section 11.
 """
 # ruff: noqa: PLR0917  compiled functions take no keywords
 # mypy: disable-error-code="assignment, return-value, call-overload, operator, arg-type, no-untyped-def"
@@ -15,22 +15,22 @@ from tersor.coders.loops import INT, U8_OUT, compiled
 from tersor.coders.mixing.arithmetic_loops import AHEAD, EVEN, INPUTS, close_coder, code_bit, open_coder
 from tersor.coders.mixing.row_predictor_loops import VOTERS, end_row, hear, learn
 
-SETS = 128  # of weights
-SUM = 1 << 16  # of the weights of a set at the start
-STARTS = (10, 5, 7, 7, 10, 7, 5, 7)  # contexts that share that sum, for each 16 sets
-WRAP = 1 << 16  # columns and rows further on share the contexts of the first ones
-STEPS, NODES = 16, 256  # sizes told apart while they are counted up; nodes of a tree of 7 bits
-QUIET = 14  # binary digits of the square of votes that count for nothing
-LEAN, MIDDLE = 33, 16  # what votes come to, for a sign: loudness 1 to 16 either way
+SETS = 128  # weight sets
+SUM = 1 << 16  # initial sum of the weights of a set
+STARTS = (10, 5, 7, 7, 10, 7, 5, 7)  # contexts that share this sum, for each block of 16 sets
+WRAP = 1 << 16  # later columns and rows share the contexts of the first ones
+STEPS, NODES = 16, 256  # distinguished magnitudes of the unary code; nodes of a tree of 7 bits
+QUIET = 14  # low binary digits of the squared prediction that are ignored
+SIGNED, MIDDLE = 33, 16  # values of signed_level: level 1 to 16 with either sign, or 0
 
-# Where the kinds of contexts begin: of "is it zero", signs, sizes; then those by row and column.
+# Number of contexts of each kind: of "is it zero", signs, magnitudes. Those by row and column come after them.
 ZERO_PLACES = (256, 256, 128, 432, 2048, 1024, 256, 1)
 SIGN_PLACES = (81, 27, LEAN, LEAN, LEAN * 16, 1)
 STEP_PLACES, NODE_PLACES = (16, 8, 4, 64, LEAN, 27, 1), (9, 64, LEAN, 33, 1)
 
 
 def begins(places, at, times=1):
-    """Where each kind begins if the first begins at `at`, and where the last ends."""
+    """First index of each kind if the first kind begins at `at`, and the end of the last kind."""
     return tuple(at + times * sum(places[:k]) for k in range(len(places) + 1))
 
 
@@ -49,7 +49,7 @@ BOOL = types.boolean
 
 @njit(inline="always")
 def logs(value):
-    """Number of bits of a number: 0, 1, 2, 2, 3, ..."""
+    """Bit length of a number: 0, 1, 2, 2, 3, ..."""
     bits = 0
     while value > 0:
         value >>= 1
@@ -59,7 +59,7 @@ def logs(value):
 
 @njit(inline="always")
 def density(count, out_of):
-    """1 to 15: how dense, in half octaves; 0 where nothing was seen."""
+    """count / out_of in half octaves, 1 to 15; 0 if out_of is 0."""
     if out_of == 0:
         return 0
     parts = (2 * count + 1) * 256 // (2 * out_of + 2)
@@ -70,7 +70,7 @@ def density(count, out_of):
 
 @njit(inline="always")
 def fine(parts):
-    """0 to 63: a share of 2^16 in quarter octaves."""
+    """A fraction in units of 2^-16, in quarter octaves: 0 to 63."""
     bits = logs(parts)
     if bits < 3:
         return bits
@@ -79,45 +79,45 @@ def fine(parts):
 
 @njit(inline="always")
 def sign(value):
-    """0, 1, 2 for numbers below, at and above zero."""
+    """0 for negative numbers, 1 for zero, 2 for positive numbers."""
     return np.int64(value > 0) - np.int64(value < 0) + 1
 
 
 @njit(inline="always")
 def at(matrix, o, i):
-    """The code there, 0 outside."""
+    """The code at row o, column i; 0 outside of the matrix."""
     if o < 0 or i < 0 or i >= matrix.shape[1]:
         return np.int64(0)
     return np.int64(matrix[o, i])
 
 
 @njit(inline="always")
-def lean(loud, total):
-    """0 to 32: which way the votes lean, and how much."""
+def signed_level(loud, total):
+    """0 to 32: the level, with the sign of the prediction `total`."""
     return MIDDLE + (np.int64(total > 0) - np.int64(total < 0)) * (loud + 1)
 
 
 @njit(inline="always")
 def agrees(loud, total, negative):
-    """0 where nobody voted, 1 to 16 if the votes lean to the other sign, 17 to 32 if to this."""
+    """0 without a prediction; 1 to 16 if it has the other sign, 17 to 32 if it has this sign."""
     return (total != 0) * (1 + loud + 16 * ((total < 0) == (negative > 0)))
 
 
 @njit(inline="always")
 def alike(value, negative):
-    """0, 1, 2: whether a code is zero, of the other sign, of this sign."""
+    """0 if a neighbor is zero, 1 if it has the other sign, 2 if it has this sign."""
     return (value != 0) * (1 + ((value < 0) == (negative > 0)))
 
 
 @njit(inline="always")
 def mean_size(total, count, mean):
-    """Of `count` sizes, with 4 bits after the point; as if 4 of the mean of all were among them."""
+    """Mean of `count` magnitudes with 4 fractional bits, with a prior of 4 codes of the overall mean."""
     return (16 * total + 4 * mean) // (count + 4)
 
 
 @njit
 def code_steps(size, where, a, b, c, beside, near, heavy, expected, foretold, coder):
-    """A size from 1 to 128 as answers to "is it larger?"."""
+    """A magnitude from 1 to 128 in unary: each bit says whether it is larger."""
     step = more = 1
     while more and step < 128:
         k = min(step - 1, STEPS - 1)
@@ -135,7 +135,7 @@ def code_steps(size, where, a, b, c, beside, near, heavy, expected, foretold, co
 
 @njit
 def code_tree(size, where, negative, away, left, heavy, expected, foretold, coder):
-    """A size from 1 to 128 as the 7 bits of size - 1, the highest first."""
+    """A magnitude from 1 to 128 as the 7 bits of size - 1, highest bit first."""
     node = 1
     for k in range(7):
         at_node = 128 * negative + node
@@ -164,18 +164,18 @@ def mix(
     shares: np.ndarray,
     paces: np.ndarray,
 ) -> int:
-    """Code the matrix into `data`, or fill it from there; return how many bytes that took, -1 if damaged.
+    """Encode the matrix into `data`, or decode it from there. Returns the number of bytes, or -1 if damaged.
 
-    kept: what is there to be coded, [0, 0] for all      lags: columns, 0 to 255
-    tree: sizes as 7 bits, not counted up      zeros: whether zeros occur where something is kept
-    An encoder that returns more than data.size had too little room. A decoder stops where `data` has ended.
+    kept: mask of the elements to code, [0, 0] for all      lags: columns, 0 to 255
+    tree: magnitudes as 7 bits, else in unary      zeros: whether kept elements can be zero
+    If an encoder returns more than data.size, `data` was too short. A decoder stops at the end of `data`.
     """
     rows, columns = matrix.shape
     wide, long = min(columns, WRAP), min(rows, WRAP)
     by_column, by_row, by_sign = BY_PLACE, BY_PLACE + wide, BY_PLACE + wide + long
     total = by_sign + 3 * wide
     chances, counts = np.full(total, EVEN, np.int32), np.zeros(total, np.int64)
-    weights = np.zeros((SETS, INPUTS + 1), np.int64)  # 16 bits after the point; last how often they learned
+    weights = np.zeros((SETS, INPUTS + 1), np.int64)  # 16 fractional bits; the last column counts updates
     for k in range(SETS):
         weights[k, :INPUTS] = SUM // STARTS[k // 16]
     where, inputs, ends = np.zeros(INPUTS, np.int64), np.zeros(INPUTS, np.int64), np.zeros(4, np.uint64)
@@ -185,8 +185,8 @@ def mix(
     room = min(rows, VOTERS)
     voters, said = np.zeros((columns, room), np.int32), np.zeros((columns, room), np.int8)
     heard, trust, words = np.zeros(columns, np.int64), np.zeros(rows, np.int64), np.zeros(columns, np.int8)
-    # Of each column, of the row so far, of all: codes seen, those that are not zero, a running mean of sizes
-    # with 8 bits after the point, the sum of sizes.
+    # Statistics of each column, of the row so far and of all: codes seen, nonzero codes, a running mean of
+    # magnitudes with 8 fractional bits (not for all), the sum of magnitudes.
     column_seen, column_count = np.zeros(columns, np.int64), np.zeros(columns, np.int64)
     column_size, column_sum = np.zeros(columns, np.int64), np.zeros(columns, np.int64)
     all_seen = all_count = all_sum = 0
@@ -214,7 +214,7 @@ def mix(
             value = np.int64(matrix[o, i])
             there = 1
             if zeros:
-                # Columns beside this one and a lag away share its fate; outside, it stands for them.
+                # Adjacent columns and those at a lag have similar densities. Outside, this column replaces them.
                 sides = column_count[i - 1] if i > 0 else here
                 sides += column_count[i + 1] if i + 1 < columns else here
                 sides += column_count[i - lag_a] if i >= lag_a else here
@@ -222,7 +222,7 @@ def mix(
                 spread = density(sides + 4 * here, 8 * column_seen[i])
                 flags = (l1 != 0) + 2 * (u1 != 0) + 4 * (p1 != 0) + 8 * (q1 != 0)
                 more = (ul != 0) + 2 * (ur != 0) + 4 * (p2 != 0 or p3 != 0) + 8 * (u2 != 0)
-                # The share of all, times how much denser than all the row and the column are.
+                # The overall density, times the relative densities of the row and the column.
                 mean = max(((2 * all_count + 1) << 16) // (2 * all_seen + 2), 1)
                 by_own = ((row_count << 16) + 40 * mean) // (row_seen + 40)
                 by_other = ((here << 16) + 30 * mean) // (column_seen[i] + 30)

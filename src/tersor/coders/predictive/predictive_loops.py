@@ -1,6 +1,6 @@
-"""Grid loops: the inner loops of the predictive coder, compiled. Integers only.
+"""Predictive loops: the inner loops of the predictive coder, compiled. Integers only.
 
-Rows are coded in blocks, column by column, so that the rows of a block do not wait for each other.
+Rows are coded in blocks, column by column, so that the rows of a block are independent and can be vectorized.
 """
 # ruff: noqa: PLR0917  compiled functions take no keywords
 # mypy: disable-error-code="assignment, return-value, call-overload, call-arg, arg-type, no-untyped-def"
@@ -63,7 +63,7 @@ def normalized(value, inverse):
 
 @njit(inline="always")
 def buffers(width):
-    """(surprises, normalized codes, sums) of a block, with the constant before the first column."""
+    """(prediction errors, normalized codes, sums) of a block, with a constant before the first column."""
     surprises = np.zeros((width // 2 + 1, BLOCK, 2), np.int16)
     pairs = np.zeros((BLOCK // 2, rounded(width), 2), np.int16)
     for r in range(BLOCK):
@@ -73,9 +73,9 @@ def buffers(width):
 
 @intrinsic
 def foretell(typing_context, lower, surprises, sums, column):
-    """sums [BLOCK] = sum over j <= column of lower[column + 1, j] * surprises[j], wrapped to 32 bits.
+    """sums [BLOCK] = sum over j <= column of lower[column + 1, j] * errors[j], wrapped to 32 bits.
 
-    surprises [W / 2 + 1, BLOCK, 2]: columns by twos; L is zero where one of two is not foretold from.
+    errors [W / 2 + 1, BLOCK, 2]: columns in pairs. L is zero for the unused column of the last pair.
     """
     signature = types.void(lower, surprises, sums, types.int64)
 
@@ -115,8 +115,9 @@ def means(
     out: np.ndarray,
     total: np.ndarray,
 ) -> None:
-    """Means in 1 / 2^FINE of rows first:last and columns begin:end, 0 if `lower` has no rows. `total`, if it
-    has any, grows by the second moments of what is read, whole blocks then.
+    """Means in 1 / 2^FINE codes of rows first:last and columns begin:end; 0 if `lower` is empty.
+
+    Unless `total` is empty, the second moments of the rows, which are whole blocks then, are added to it.
     """
     width = end - begin
     surprises, pairs, sums = buffers(width)
@@ -138,7 +139,7 @@ def means(
 
 @njit(inline="always")
 def begin_with(states, turn):
-    """Turn the ring of states so that the next one comes first; what remains to turn is nothing."""
+    """Rotate the states so that the next one comes first. Returns the new index of the next one, 0."""
     if turn:
         held = states.copy()
         for k in range(states.size):
@@ -171,10 +172,10 @@ def decode_rows(
     slots: np.ndarray,
     total: np.ndarray,
 ) -> tuple[int, int]:
-    """Fill codes[first:last, begin:end]; return how many words were used in all, and whose turn it is.
+    """Fill codes[first:last, begin:end]. Returns (number of words used in all, index of the next state).
 
-    `wide`: the states are 16 and may be taken at once. `tables`, `slots` as in wide_loops.take16_of, where a
-    kind is group * FRACTIONS + distance. `lower` and `total` as in `means`.
+    `wide`: there are 16 states, which one vector can decode. `tables` and `slots` as in
+    wide_loops.decode16_tables, where a kind is group * FRACTIONS + distance. `lower` and `total` as in `means`.
     """
     width = end - begin
     predicted, noted = lower.shape[0] > 0, total.shape[0] > 0
@@ -186,7 +187,7 @@ def decode_rows(
         for i in range(width):
             if predicted:
                 foretell(lower, surprises, sums, i)
-            for r in range(rows):  # without a jump, so that it runs side by side
+            for r in range(rows):  # without branches, so that it is vectorized
                 foreseen[r] = min(max(sums[r] >> COEF, -FAR), FAR)
                 mean = np.int32(np.int16((np.int64(foreseen[r]) * scale[top + r]) >> MEAN_SHIFT))
                 whole[r] = (mean + HALF) >> FINE
@@ -234,7 +235,7 @@ def encode_tables(
     states: np.ndarray,
     words: np.ndarray,
 ) -> int:
-    """rANS with a table for each symbol: fill `words` from its end, return the place of the first."""
+    """rANS with a table for each symbol: fill `words` from its end. Returns the index of the first word."""
     lanes = np.int64(states.size - 1)
     at = words.size
     for i in range(symbols.size - 1, -1, -1):
