@@ -1,4 +1,4 @@
-"""Matrices of codes, masks of what is kept, and every way in which the grid coders can look at them."""
+"""Matrices of codes, masks of what is kept, and every options in which the grid coders can look at them."""
 
 from dataclasses import dataclass
 
@@ -75,22 +75,22 @@ def mixing_streams(draw: st.DrawFn, shapes: tuple[tuple[int, int], ...] = SHAPES
     """A stream by any settings, and not only by those that an encoder finds best."""
     case = draw(cases(shapes).filter(lambda case: len(case.symbols) > 0))
     lags = draw(st.tuples(st.integers(0, 255), st.integers(0, 9)))
-    way = mixing.Way(draw(st.booleans()), draw(st.booleans()), draw(st.integers(0, 3)), lags)
+    options = mixing.Options(draw(st.booleans()), draw(st.booleans()), draw(st.integers(0, 3)), lags)
     signs = mixing.signs_of(case.symbols)
-    return case, mixing.write(signs.values(case.symbols), case.width, case.keep, way, signs)
+    return case, mixing.write(signs.values(case.symbols), case.width, case.keep, options, signs)
 
 
 @st.composite
 def predictive_streams(draw: st.DrawFn, shapes: tuple[tuple[int, int], ...] = LONG) -> tuple[Case, bytes]:
     """The same; at times with levels that have nothing to do with the codes, so that sums and means wrap."""
     case = draw(cases(shapes, masked=False))
-    way = predictive.Way(draw(st.booleans()), draw(st.integers(0, 4)))
+    options = predictive.Options(draw(st.booleans()), draw(st.integers(0, 4)))
     center = draw(st.integers(0, 255))
     codes = (case.symbols - np.uint8(center)).view(np.int8).reshape(-1, case.width)
-    codes = np.ascontiguousarray(codes.T if way.transposed else codes)
+    codes = np.ascontiguousarray(codes.T if options.transposed else codes)
     if draw(st.booleans()):
-        return case, predictive.write(predictive.fit(codes, way), center)
+        return case, predictive.write(predictive.fit(codes, options), center)
     rng = np.random.default_rng(draw(st.integers(0, 99)))
     low, high = draw(st.sampled_from(((0, 128), (0, 3), (120, 128))))
     rows, columns = (rng.integers(low, high, n).astype(np.uint8) for n in codes.shape)
-    return case, predictive.write(predictive.fit_levels(codes, way, rows, columns), center)
+    return case, predictive.write(predictive.fit_with(codes, options, rows, columns), center)

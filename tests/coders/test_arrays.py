@@ -143,8 +143,8 @@ def test_output_is_a_string_of_bytes(inserted: list[tuple[float, bytes]], most: 
         plain = plain[:at] + stream + plain[at:]
         out.append(np.frombuffer(stream, np.uint8))
         plain += stream
-        assert (len(out), out.tobytes(), out.found().tobytes()) == (len(plain), plain, plain)
-    out.cut(len(plain) // 2)
+        assert (len(out), out.tobytes(), out.view().tobytes()) == (len(plain), plain, plain)
+    out.truncate(len(plain) // 2)
     assert out.tobytes() == plain[: len(plain) // 2]
 
 

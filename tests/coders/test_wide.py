@@ -61,7 +61,7 @@ def test_no_other_architecture_is_told_of_instructions_of_x86(triple: str) -> No
 def test_only_instructions_of_this_processor_are_told_by_name() -> None:
     @njit(INT(U16, INT, U32_OUT, I32, U64, I32, I32_OUT, INT))
     def once(words, at, states, tables, slots, kinds, out, place):  # noqa: PLR0917
-        return wide_loops.take16_of(words, at, states, tables, slots, kinds, out, place)
+        return wide_loops.decode16_tables(words, at, states, tables, slots, kinds, out, place)
 
     (text,) = once.inspect_llvm().values()
     found = set(re.findall(r"@llvm\.x86\.((?!atomic)\w+)", text))  # with atomic ones numba counts references
@@ -91,7 +91,7 @@ def test_the_vectors_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else the tests above compare one way with itself."""
     seen = []
     once = wide_loops.rans_decode_wide
-    monkeypatch.setattr(wide_loops, "rans_decode_wide", lambda *given: seen.append(given) or once(*given))
+    monkeypatch.setattr(wide_loops, "rans_decode_wide", lambda *args: seen.append(args) or once(*args))
     for count, states in ((1 << 18, 32), (50000, 16)):
         symbols = make("normal 2", count)
         stream = encode(symbols, "rans")

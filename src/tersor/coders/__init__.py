@@ -1,7 +1,7 @@
 """Coders: lossless entropy coders for integers.
 
 choice.py     the entry point: `encode` tries coders and keeps the shortest stream, `decode` reads any stream
-bytes/        order-0 coders with whole bits for each symbol (raw, constant, Huffman); planes of wider elements
+bytes/        order-0 coders with whole bits for each symbol (raw, constant, Huffman); byte planes
 rans/         rANS: close to the order-0 entropy, with a stored frequency table
 predictive/   rANS for a dense matrix: each code is predicted from its row, its column and earlier codes
 mixing/       context mixing for sparse matrices and masks

@@ -1,7 +1,8 @@
 """Alphabet: a compact code for the set of symbols that occur, out of 256.
 
-symbol[j] = (start + offset[j]) mod 256. A run of symbols costs only its length; a gap g costs 2 log2(g) + 1 bits.
-The order is cyclic, so that int8 codes seen as bytes (254, 255, 0, 1) form one run. docs/streams.md section 5.
+symbol[j] = (start + offset[j]) mod 256. A run of symbols costs only its length; a gap g costs 2 log2(g) + 1
+bits. The order is cyclic, so that int8 codes seen as bytes (254, 255, 0, 1) form one run. docs/streams.md
+section 5.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ def read_alphabet(source: BitReader) -> Alphabet:
 
 
 def alphabets(counts: np.ndarray) -> list[Alphabet]:
-    """Candidate alphabets for the symbols that occur in `counts` [256]: several starts, with and without gaps."""
+    """Candidate alphabets for the symbols that occur in `counts` [256]: several starts, with and without
+    gaps."""
     present = np.flatnonzero(counts)  # [K]
     gaps = np.diff(present, append=present[0] + SYMBOLS)
     starts = {int(present[(gaps.argmax() + 1) % len(present)])}

@@ -15,7 +15,7 @@ import numpy as np
 from tersor.coders.bytes.planes import AT_ONCE, Plane, Read, join
 from tersor.coders.choice import decode, decode_parts, encode_onto
 from tersor.coders.pages import LARGE
-from tersor.coders.plan import Output, longest
+from tersor.coders.plan import Output, longest_stream
 from tersor.errors import FormatError
 
 LONG = 1 << 20  # elements: planes of longer arrays are not held in memory
@@ -30,12 +30,12 @@ def encode_array(
     `turned`: the elements are floats, and each is first rotated left by one bit (planes.py). `coder`, `width`
     and `keep` as in `encode`.
     """
-    streams, ends = Output(itemsize * longest(count)), [0]
+    streams, ends = Output(itemsize * longest_stream(count)), [0]
     for k in range(itemsize):
         plane = Plane(read, count, itemsize, k, turned=turned)
         encode_onto(streams, plane if count > LONG else plane[:], coder, width=width, keep=keep)
         ends.append(len(streams))
-    found = streams.found()
+    found = streams.view()
     # A small buffer is copied to free its unused end. The unused pages of a large one were never allocated.
     return found if len(streams.data) >= LARGE else found.copy(), [b - a for a, b in pairwise(ends)]
 

@@ -19,9 +19,9 @@ def read_numbers(
     """
     end = 8 * data.size
     for n in range(out.size):
-        run, longest = 0, most_zeros if golomb else most_ones
+        run, most = 0, most_zeros if golomb else most_ones
         while True:  # count the zeros before a one (exp-Golomb), or the ones before a zero (Rice)
-            if at >= end or run > longest:
+            if at >= end or run > most:
                 return np.int64(-1)
             bit = (data[at >> 3] >> (7 - (at & 7))) & 1
             at += 1
@@ -29,7 +29,7 @@ def read_numbers(
                 break
             run += 1
         width = order + run if golomb else order
-        if run > longest or at + width > end:
+        if run > most or at + width > end:
             return np.int64(-1)
         low = 0
         for _ in range(width):

@@ -18,7 +18,7 @@ import numpy as np
 from tersor.coders.bytes.plain import RAW, plan_constant, write_raw
 from tersor.coders.mixing.mixing import MIXING, plan_mixing, read_mixing, sample
 from tersor.coders.pieces import PIECES, count_units, each_piece, plan_pieces, read_pieces, write_pieces
-from tersor.coders.plan import ID_BITS, Coder, MatrixCoder, Output, Plan, Symbols, longest
+from tersor.coders.plan import ID_BITS, Coder, MatrixCoder, Output, Plan, Symbols, longest_stream
 from tersor.coders.predictive.predictive import PREDICTIVE, plan_predictive, read_predictive
 from tersor.coders.static import CODERS, NOISE, fewest, histogram, is_noise, order0
 from tersor.errors import FormatError, SettingError, did_you_mean
@@ -58,15 +58,15 @@ def encode(
     symbols = np.asarray(symbols)
     if symbols.dtype != np.uint8 or symbols.ndim != 1:
         raise SettingError(
-            f"encode: symbols of dtype {symbols.dtype} and shape {list(symbols.shape)}, but they must be uint8 "
-            "in one dimension. Shift the values to 0..255 and call .astype(np.uint8).ravel()"
+            f"encode: symbols of dtype {symbols.dtype} and shape {list(symbols.shape)}, but they must be "
+            "uint8 in one dimension. Shift the values to 0..255 and call .astype(np.uint8).ravel()"
         )
-    misfit = misfits(len(symbols), width, keep)
-    if misfit:
-        raise SettingError(f"encode: {misfit}")
+    mismatch = mismatch_in(len(symbols), width, keep)
+    if mismatch:
+        raise SettingError(f"encode: {mismatch}")
     if not len(symbols):
         return EMPTY
-    out = Output(longest(len(symbols)))
+    out = Output(longest_stream(len(symbols)))
     encode_onto(out, np.ascontiguousarray(symbols), coder, width=width, keep=keep)
     return out.tobytes()
 
@@ -74,7 +74,8 @@ def encode(
 def encode_onto(
     out: Output, symbols: Symbols, coder: str, *, width: int = 0, keep: np.ndarray | None = None
 ) -> None:
-    """Append the stream of `symbols`. A stream in pieces reads them in parts, so they need not fit in memory."""
+    """Append the stream of `symbols`. A stream in pieces reads them in parts, so they need not fit in
+    memory."""
     if not len(symbols):
         out.append(EMPTY)
         return
@@ -129,7 +130,7 @@ def by_profile(
             continue
         stream = MATRIX_CODERS[name].plan(symbols[:], width, keep)
         if stream is not None and len(stream) < nbytes - (nbytes // WORTH if slow else 0):
-            out.cut(start)
+            out.truncate(start)
             out.append(stream)
 
 
@@ -152,7 +153,7 @@ def mixes_well(symbols: np.ndarray, width: int, keep: np.ndarray | None, others:
     return bits < NEAR * others * order0(histogram(part))
 
 
-def misfits(count: int, width: int, keep: np.ndarray | None) -> str:
+def mismatch_in(count: int, width: int, keep: np.ndarray | None) -> str:
     """What is wrong with a matrix of `count` symbols, or an empty string."""
     if keep is not None and (keep.dtype != np.bool_ or int(keep.sum()) != count):
         return (
@@ -192,9 +193,9 @@ def decode(
             raise FormatError(f"coded stream: {count} symbols do not fit in memory") from None
         CODERS[name].read(settings, stream, out)
         return out
-    misfit = misfits(count, width, keep)
-    if misfit:
-        raise FormatError(f"coded stream: {misfit}")
+    mismatch = mismatch_in(count, width, keep)
+    if mismatch:
+        raise FormatError(f"coded stream: {mismatch}")
     columns = width or (count if keep is None else keep.size)
     return MATRIX_CODERS[name].read(settings, stream, count, columns, keep)
 
@@ -204,9 +205,9 @@ def decode_parts(
 ) -> Iterator[np.ndarray]:
     """Like `decode`, in parts. Pieces are decoded one after the other, and raw bytes are not copied."""
     if count > 0 and coder_of(data) == "pieces":
-        misfit = misfits(count, width, keep)
-        if misfit:
-            raise FormatError(f"coded stream: {misfit}")
+        mismatch = mismatch_in(count, width, keep)
+        if mismatch:
+            raise FormatError(f"coded stream: {mismatch}")
         yield from each_piece(int(data[0]) >> ID_BITS, data.data, count)
     elif count > 0 and data[0] == RAW and len(data) == 1 + count:
         yield data[1:]

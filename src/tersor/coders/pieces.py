@@ -20,7 +20,7 @@ import numpy as np
 from tersor.coders.alphabet import SYMBOLS
 from tersor.coders.bit_strings import BitReader, BitWriter
 from tersor.coders.bytes.plain import RAW
-from tersor.coders.plan import Output, Symbols, first_byte, longest
+from tersor.coders.plan import Output, Symbols, first_byte, longest_stream
 from tersor.coders.static import NOISE, fewest, histogram, is_noise, order0, read_static
 from tersor.errors import FormatError
 from tersor.threads import threads
@@ -37,7 +37,7 @@ PARALLEL = 1 << 18  # symbols: below, starting threads costs more than it saves
 
 def plan_pieces(symbols: np.ndarray, width: int, keep: np.ndarray | None = None) -> bytes | None:
     """The stream of symbols uint8 [N]. None if there is only one piece, or all pieces are noise."""
-    out = Output(longest(len(symbols)))
+    out = Output(longest_stream(len(symbols)))
     return out.tobytes() if write_pieces(out, symbols, count_units(symbols)) else None
 
 
@@ -49,7 +49,7 @@ def write_pieces(out: Output, symbols: Symbols, counts: np.ndarray) -> bool:
     """
     if len(symbols) < 2 * UNIT:
         return False
-    sizes = cut(symbols, counts)
+    sizes = piece_sizes(symbols, counts)
     if len(sizes) < 2:
         return False
     ends = np.cumsum([0, *sizes]).tolist()
@@ -66,7 +66,7 @@ def write_pieces(out: Output, symbols: Symbols, counts: np.ndarray) -> bool:
         lengths.append(len(stream))
         raw = raw and stream[0] == RAW
     if raw:
-        out.cut(start)
+        out.truncate(start)
         return False
     head = BitWriter()
     head.golomb(len(sizes) - 2)
@@ -79,7 +79,8 @@ def write_pieces(out: Output, symbols: Symbols, counts: np.ndarray) -> bool:
 
 
 def count_units(symbols: Symbols) -> np.ndarray:
-    """Histogram of each unit, [U, 256]. The last unit may be short. A stream too short for pieces is one unit."""
+    """Histogram of each unit, [U, 256]. The last unit may be short. A stream too short for pieces is one
+    unit."""
     if len(symbols) < 2 * UNIT:
         return histogram(symbols[:])[None]
     from tersor.coders.bytes import planes_loops
@@ -95,7 +96,7 @@ def count_units(symbols: Symbols) -> np.ndarray:
     return counts
 
 
-def cut(symbols: Symbols, counts: np.ndarray) -> list[int]:
+def piece_sizes(symbols: Symbols, counts: np.ndarray) -> list[int]:
     """Number of units of each piece: neighbors are merged as long as that costs less than a table."""
     counts = counts[: len(symbols) // UNIT]  # whole units only
     sizes, pools, costs = [1], [counts[0]], [order0(counts[0])]

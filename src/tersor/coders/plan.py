@@ -1,7 +1,7 @@
 """Plan: the size of a stream, computed from a histogram before any symbol is coded.
 
-Sizes are exact, except that the plan of rANS is slightly below the real size. So usually only one coder has to
-code the symbols, and not all four. The module also defines Coder, MatrixCoder and Output.
+Sizes are exact, except that the plan of rANS is slightly below the real size. So usually only one coder has
+to code the symbols, and not all four. The module also defines Coder, MatrixCoder and Output.
 """
 
 from __future__ import annotations
@@ -47,17 +47,17 @@ class Output:
         data[at : at + len(stream)] = memoryview(stream)  # type: ignore[arg-type]
         self.size = end
 
-    def cut(self, at: int) -> None:
+    def truncate(self, at: int) -> None:
         self.size = at
 
     def tobytes(self) -> bytes:
-        return self.found().tobytes()
+        return self.view().tobytes()
 
-    def found(self) -> np.ndarray:
+    def view(self) -> np.ndarray:
         return self.data[: self.size]
 
 
-def longest(count: int) -> int:
+def longest_stream(count: int) -> int:
     """Maximum bytes of a stream of `count` symbols, for a coder that suits them."""
     return count + (count >> 12) + 512
 

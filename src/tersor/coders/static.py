@@ -1,6 +1,7 @@
 """Static: the order-0 coders, each with one table for the whole stream.
 
-`fewest` tries them in order of planned size. A coder whose plan is no shorter than the best stream is not run.
+`fewest` tries them in order of planned size. A coder whose plan is no shorter than the best stream is not
+run.
 """
 
 from __future__ import annotations

@@ -65,7 +65,8 @@ def huffman_decode(
     lengths: np.ndarray,
     out: np.ndarray,
 ) -> np.int64:
-    """Fill `out` from bit `start` on. Returns the first unused bit, beyond the end if there are too few words.
+    """Fill `out` from bit `start` on. Returns the first unused bit, beyond the end if there are too few
+    words.
 
     For each short pattern, `strings` holds up to 8 symbols, and `steps` holds their number << 8 | their bits,
     or 0 if the first code is longer than the pattern. `owners` [2^15]: the first symbol of each 15 bits.

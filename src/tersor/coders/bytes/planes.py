@@ -1,9 +1,9 @@
 """Planes: split elements of several bytes into byte planes, and join them again.
 
 Plane k is byte k of every element, since equal bytes of different elements have similar statistics. Floats
-are first rotated left by one bit, which moves the sign to the lowest bit. The highest byte is then the exponent,
-which compresses well, and the sign is in a plane of mantissa bits, which hardly compress.
-Cost: one compiled pass over the elements for each plane. A plane is read in parts and never held whole.
+are first rotated left by one bit, which moves the sign to the lowest bit. The highest byte is then the
+exponent, which compresses well, and the sign is in a plane of mantissa bits, which hardly compress. Cost: one
+compiled pass over the elements for each plane. A plane is read in parts and never held whole.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ def plane_of(data: np.ndarray, itemsize: int, k: int, *, turned: bool) -> np.nda
 
 
 def join(planes: Sequence[np.ndarray], itemsize: int, out: np.ndarray, *, turned: bool) -> None:
-    """Inverse of the split: fill `out`, bytes uint8 [N * itemsize], from all planes [N], lowest byte first."""
+    """Inverse of the split: fill `out`, bytes uint8 [N * itemsize], from all planes [N], lowest byte
+    first."""
     if any(len(plane) * itemsize != len(out) for plane in planes):
         raise FormatError(
             f"coded array: planes of {[len(plane) for plane in planes]} symbols do not make {len(out)} bytes"

@@ -3,7 +3,8 @@
 P(bit is 1) = squash(sum of weight * stretch(P of each context))       averaged over two weight sets
 
 A context is an index into two arrays: the probability of a 1 (22 bits) and the number of bits seen. One
-function both encodes and decodes, so that both adapt in the same way. Integers only. docs/streams.md section 11.
+function both encodes and decodes, so that both adapt in the same way. Integers only. docs/streams.md section
+11.
 """
 # ruff: noqa: PLR0917  compiled functions take no keywords
 # mypy: disable-error-code="assignment, return-value, call-overload, operator, arg-type, no-untyped-def"
@@ -23,45 +24,62 @@ TOP = np.uint64(0xFFFFFFFF)
 
 
 @njit
-def code_bit(bit, where, n, first, second, coder):
-    """Encode or decode one bit in the contexts where[:n], the most general one last. Returns the bit.
+def code_bit(bit, contexts, n, first, second, coder):
+    """Encode or decode one bit in contexts[:n], the most general one last. Returns the bit.
 
     Its probability is mixed with the weight sets `first` and `second`, averaged in the logistic domain.
     """
-    chances, counts, weights, inputs, squash, stretch, shares, paces, ends, data, decoding = coder
-    parent = where[n - 1]
+    (
+        probabilities,
+        counts,
+        weights,
+        inputs,
+        squash,
+        stretch,
+        context_rates,
+        weight_rates,
+        ends,
+        data,
+        decoding,
+    ) = coder
+    parent = contexts[n - 1]
     dot1 = dot2 = np.int64(0)
     for k in range(n):
-        place = where[k]
-        if counts[place] == 0 and place != parent:  # a new context starts from the general one
-            chances[place] = chances[parent]
-            counts[place] = INHERITED
-        inputs[k] = stretch[chances[place] >> 10]
+        context = contexts[k]
+        if counts[context] == 0 and context != parent:  # a new context starts from the general one
+            probabilities[context] = probabilities[parent]
+            counts[context] = INHERITED
+        inputs[k] = stretch[probabilities[context] >> 10]
         dot1 += weights[first, k] * inputs[k]
         dot2 += weights[second, k] * inputs[k]
-    chance = np.int64(squash[min(max((dot1 + dot2) >> 17, -STRETCH_MAX), STRETCH_MAX) + STRETCH_MAX])
-    bit = code_chance(bit, chance, ends, data, decoding)
+    probability = np.int64(squash[min(max((dot1 + dot2) >> 17, -STRETCH_MAX), STRETCH_MAX) + STRETCH_MAX])
+    bit = code_step(bit, probability, ends, data, decoding)
     for chosen, dot in ((first, dot1), (second, dot2)):
         mixed = np.int64(squash[min(max(dot >> 16, -STRETCH_MAX), STRETCH_MAX) + STRETCH_MAX])
         seen = weights[chosen, INPUTS]
-        error = ((bit << 16) - mixed) * paces[seen]
+        error = ((bit << 16) - mixed) * weight_rates[seen]
         weights[chosen, INPUTS] = min(seen + 1, COUNTED)
         for k in range(n):
             weights[chosen, k] += (inputs[k] * error + (1 << 19)) >> 20
     target = np.int64(2 * HALF - 1) if bit else np.int64(0)
     for k in range(n):
-        place = where[k]
-        count = counts[place]
-        chances[place] += np.int32(((target - np.int64(chances[place])) * shares[count]) >> 16)
-        counts[place] = min(count + 1, LIMIT)
+        context = contexts[k]
+        count = counts[context]
+        probabilities[context] += np.int32(
+            ((target - np.int64(probabilities[context])) * context_rates[count]) >> 16
+        )
+        counts[context] = min(count + 1, LIMIT)
     return bit
 
 
 @njit(inline="always")
-def code_chance(bit, chance, ends, data, decoding):
-    """One step of the arithmetic coder. chance: P(bit is 1) * 2^16    ends: low, high, code, index in `data`"""
+def code_step(bit, probability, ends, data, decoding):
+    """One step of the arithmetic coder.
+
+    probability: P(bit is 1) * 2^16      ends: low, high, code, index in `data`
+    """
     low, high = ends[0], ends[1]
-    middle = low + (((high - low) * np.uint64(chance)) >> np.uint64(16))
+    middle = low + (((high - low) * np.uint64(probability)) >> np.uint64(16))
     if decoding:
         bit = 1 if ends[2] <= middle else 0
     if bit:

@@ -25,17 +25,17 @@ def logistic_tables() -> tuple[np.ndarray, np.ndarray]:
     for _ in range(STRETCH_MAX + 1):
         low.append((1 << 76) // ((1 << 60) + power))
         power = power * E_256 >> 60
-    both = [*reversed(low[1:]), *((1 << 16) - chance for chance in low)]
-    chances = np.clip(np.array(both, dtype=np.int64), 1, (1 << 16) - 1)
+    both = [*reversed(low[1:]), *((1 << 16) - p for p in low)]
+    probabilities = np.clip(np.array(both, dtype=np.int64), 1, (1 << 16) - 1)
     middle = np.arange(1 << 12) * 16 + 8
-    stretch = np.searchsorted(chances, middle) - STRETCH_MAX
-    return chances.astype(np.int32), np.clip(stretch, -STRETCH_MAX, STRETCH_MAX).astype(np.int32)
+    stretch = np.searchsorted(probabilities, middle) - STRETCH_MAX
+    return probabilities.astype(np.int32), np.clip(stretch, -STRETCH_MAX, STRETCH_MAX).astype(np.int32)
 
 
 @functools.cache
 def adaptation_rates(rate: int) -> tuple[np.ndarray, np.ndarray]:
     """Learning rates after n bits: (of probabilities, in 2^-16 of the error [1024]; of weights [2048])."""
-    shares = (1 << 17) // (2 * np.arange(LIMIT + 1) + 3)
-    pace = 3 + 3 * rate
-    paces = pace + RUSH * pace // (16 + np.arange(COUNTED + 1))
-    return shares.astype(np.int64), paces.astype(np.int64)
+    context_rates = (1 << 17) // (2 * np.arange(LIMIT + 1) + 3)
+    base = 3 + 3 * rate
+    weight_rates = base + RUSH * base // (16 + np.arange(COUNTED + 1))
+    return context_rates.astype(np.int64), weight_rates.astype(np.int64)

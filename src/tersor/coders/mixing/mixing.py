@@ -1,9 +1,9 @@
 """Mixing: context mixing with a binary arithmetic coder, for masks and matrices of small, sparse codes.
 
-A code becomes binary decisions: is it zero, its sign, its magnitude bit by bit. The probability of each bit is
-mixed from several contexts (logistic mixing, Mahoney 2005; contexts as in CABAC, Marpe 2003, and DeepCABAC,
-Wiedemann 2019): neighbors to the left, above and at a lag, statistics of the row and the column so far, and a
-prediction from similar earlier rows.
+A code becomes binary decisions: is it zero, its sign, its magnitude bit by bit. The probability of each bit
+is mixed from several contexts (logistic mixing, Mahoney 2005; contexts as in CABAC, Marpe 2003, and
+DeepCABAC, Wiedemann 2019): neighbors to the left, above and at a lag, statistics of the row and the column so
+far, and a prediction from similar earlier rows.
 
 cost   5 bytes, and the adaptation of the contexts; there is no table, which suits small leaves
 time   0.2 us for a zero, 0.5 to 1 us for any other code, to encode or decode
@@ -24,7 +24,10 @@ HEAD = 5  # bytes before the arithmetic code
 LAGS = 64  # largest lag tried: columns at a lag can be neighbors, as in rows of an image or taps of a kernel
 SAMPLE = 1 << 18  # codes used to choose the options
 TRANSPOSED, TREE, ZEROS = 1, 2, 4  # bits of the settings
-RATE, RATES = 2, (0, 1, 3)  # learning rates: the first one tried, and the others; noisy codes need the slowest
+RATE, RATES = (
+    2,
+    (0, 1, 3),
+)  # learning rates: the first one tried, and the others; noisy codes need the slowest
 SMALL = 1 << 15  # codes: below, the learning rate matters more, and all rates are tried
 SIGNED = 192  # a larger range of symbols means signed bytes
 
@@ -66,7 +69,8 @@ class Signs(NamedTuple):
 
 
 def plan_mixing(symbols: np.ndarray, width: int, keep: np.ndarray | None = None) -> bytes:
-    """The stream of symbols uint8 [N]: the elements of a matrix with `width` columns, or those that `keep` keeps."""
+    """The stream of symbols uint8 [N]: the elements of a matrix with `width` columns, or those that `keep`
+    keeps."""
     signs = signs_of(symbols)
     values = signs.values(symbols)
     part, part_width, part_keep = sample(values, width, keep, SAMPLE)
@@ -207,8 +211,8 @@ def read_mixing(
     used = mixing_loops.mix(matrix, kept, body, data[3], data[4], tree, zeros, True, *tables)
     if used != len(body):
         raise FormatError(
-            f"coded stream: damaged, or not of {count} symbols: its {len(body)} bytes of arithmetic code do not "
-            "end with the last symbol"
+            f"coded stream: damaged, or not of {count} symbols: its {len(body)} bytes of arithmetic code do "
+            "not end with the last symbol"
         )
     plain = np.ascontiguousarray(matrix.T if transposed else matrix).reshape(-1)
     return signs.symbols(plain if keep is None else plain[keep.reshape(-1)])

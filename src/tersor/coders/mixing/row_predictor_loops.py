@@ -22,38 +22,38 @@ MOST = 1 << 20  # largest weight, with 16 fractional bits
 
 
 @njit(inline="always")
-def hear(i, voters, said, heard, trust):
+def predict(i, history, slogs, seen, row_weights):
     """(prediction for column i with 12 fractional bits, sum of the squares of its terms)."""
     total = squares = np.int64(0)
-    for k in range(min(heard[i], VOTERS)):
-        vote = (trust[voters[i, k]] * said[i, k]) >> 4
-        total += vote
-        squares += vote * vote
+    for k in range(min(seen[i], HISTORY)):
+        term = (row_weights[history[i, k]] * slogs[i, k]) >> 4
+        total += term
+        squares += term * term
     return total, squares
 
 
 @njit
-def learn(word, total, i, voters, said, heard, trust):
-    """One NLMS step after column i: `word` is the slog of its code, `total` the prediction."""
-    n = min(heard[i], VOTERS)
+def update(slog, total, i, history, slogs, seen, row_weights):
+    """One NLMS step after column i: `slog` is the slog of its code, `total` the prediction."""
+    n = min(seen[i], HISTORY)
     mass = np.int64(RIDGE)
     for k in range(n):
-        mass += np.int64(said[i, k]) * said[i, k]
-    step = ((word << 16) - 8 * total) // mass
+        mass += np.int64(slogs[i, k]) * slogs[i, k]
+    step = ((slog << 16) - 8 * total) // mass
     for k in range(n):
-        r = voters[i, k]
-        trust[r] = min(max(trust[r] + step * said[i, k], -MOST), MOST)
+        r = history[i, k]
+        row_weights[r] = min(max(row_weights[r] + step * slogs[i, k], -MOST), MOST)
 
 
 @njit
-def end_row(o, words, voters, said, heard, trust):
+def append_row(o, row_slogs, history, slogs, seen, row_weights):
     """Append row o to the history, and reset the weights to 0."""
-    for i in range(words.size):
-        if words[i] != 0:
-            for k in range(min(heard[i], VOTERS)):
-                trust[voters[i, k]] = 0
-            place = heard[i] % VOTERS
-            voters[i, place] = o
-            said[i, place] = words[i]
-            heard[i] += 1
-            words[i] = 0
+    for i in range(row_slogs.size):
+        if row_slogs[i] != 0:
+            for k in range(min(seen[i], HISTORY)):
+                row_weights[history[i, k]] = 0
+            place = seen[i] % HISTORY
+            history[i, place] = o
+            slogs[i, place] = row_slogs[i]
+            seen[i] += 1
+            row_slogs[i] = 0

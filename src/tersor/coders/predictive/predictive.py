@@ -83,8 +83,8 @@ def candidates(views: list[np.ndarray]) -> list[Options]:
 
 
 def estimated_bits(codes: np.ndarray, options: Options) -> float:
-    """Bits a code up to a constant, for normal prediction errors: the mean log2 of their scale. A large matrix
-    is judged by its first rows."""
+    """Bits a code up to a constant, for normal prediction errors: the mean log2 of their scale. A large
+    matrix is judged by its first rows."""
     codes = codes[: max(BLOCK, TRIED // codes.shape[1])]
     rows, columns = fitted_levels(codes.astype(np.float32))
     if options.ridge:
@@ -180,7 +180,8 @@ def fitted_counts(fitted: Fit) -> np.ndarray:
 
 
 def write(fitted: Fit, center: int) -> bytes | None:
-    """The stream: head, center, levels, tables, states, words. None if its tables exceed the reader's limit."""
+    """The stream: head, center, levels, tables, states, words. None if its tables exceed the reader's
+    limit."""
     from tersor.coders.predictive import predictive_loops
 
     spec = BitWriter()
@@ -226,8 +227,8 @@ def read_predictive(
     if keep is not None or not fits(count, width) or len(data) < 2:
         raise FormatError(
             f"coded stream: {len(data)} bytes of predicted codes for {count} codes in rows of {width}"
-            f"{'' if keep is None else ' under a mask'}, but the coder needs a matrix of 2 to 2^{MOST} rows and "
-            "columns without a mask"
+            f"{'' if keep is None else ' under a mask'}, but the coder needs a matrix of 2 to 2^{MOST} rows "
+            "and columns without a mask"
         )
     shape = (width, count // width) if transposed else (count // width, width)
     rows, at = read_levels(data, 2, shape[0])
@@ -255,8 +256,8 @@ def read_predictive(
             )  # fmt: skip
     if used != len(words) or (states != LOW).any():
         raise FormatError(
-            f"coded stream: damaged, or not of {count} symbols: {used} of {len(words)} words were used, or the "
-            "final states are not the encoder's initial ones"
+            f"coded stream: damaged, or not of {count} symbols: {used} of {len(words)} words were used, or "
+            "the final states are not the encoder's initial ones"
         )
     plain = codes.T if transposed else codes
     return np.ascontiguousarray(plain).view(np.uint8).reshape(-1) + np.uint8(data[1])

@@ -20,12 +20,12 @@ from tersor.coders.vector_loops import (
     LONG,
     SHORT,
     WORD,
-    alike,
+    broadcast,
+    constant,
+    data_pointer,
     fold,
     load,
     multiply_pairs,
-    spread,
-    start_of,
     store,
     vector,
 )
@@ -54,11 +54,11 @@ def add_tile(typing_context, pairs, row, column, total):
     """
     signature = types.void(pairs, types.int64, types.int64, total)
 
-    def generate(context, build, signature, given):
-        start, sums = (start_of(context, build, signature.args[k], given[k]) for k in (0, 3))
-        side = context.make_array(signature.args[3])(context, build, given[3]).shape
+    def generate(context, build, signature, args):
+        start, sums = (data_pointer(context, build, signature.args[k], args[k]) for k in (0, 3))
+        side = context.make_array(signature.args[3])(context, build, args[3]).shape
         side = build.extract_value(side, 0)
-        row, column = given[1], given[2]
+        row, column = args[1], args[2]
 
         def step(pair, held):
             first = build.mul(pair, side)
@@ -73,7 +73,7 @@ def add_tile(typing_context, pairs, row, column, total):
                 found.append(build.add(held[k], multiply_pairs(build, ones, other)))
             return found
 
-        zero = alike(0, vector(WORD, ROUND))
+        zero = constant(0, vector(WORD, ROUND))
         found = fold(build, LONG(BLOCK // 2), [zero] * TILE, step)
         for k in range(TILE):
             at = build.add(build.mul(build.add(row, LONG(k)), side), column)
@@ -102,14 +102,14 @@ def subtract_panel(typing_context, row, at, pivots, first, f0, f1, f2, f3, f4, f
     numbers = [types.float64] * PANEL
     signature = types.void(row, types.int64, pivots, types.int64, *numbers)
 
-    def generate(context, build, signature, given):
-        to, start = (start_of(context, build, signature.args[k], given[k]) for k in (0, 2))
+    def generate(context, build, signature, args):
+        to, start = (data_pointer(context, build, signature.args[k], args[k]) for k in (0, 2))
         kind = vector(DOUBLE, 8)
-        value = load(build, to, given[1], kind)
+        value = load(build, to, args[1], kind)
         for k in range(PANEL):
-            pivot = load(build, start, build.add(given[3], LONG(k * PITCH)), kind)
-            value = build.fsub(value, build.fmul(spread(build, given[4 + k], 8), pivot))
-        store(build, value, to, given[1])
+            pivot = load(build, start, build.add(args[3], LONG(k * PITCH)), kind)
+            value = build.fsub(value, build.fmul(broadcast(build, args[4 + k], 8), pivot))
+        store(build, value, to, args[1])
         return context.get_dummy_value()
 
     return signature, generate

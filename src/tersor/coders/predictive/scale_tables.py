@@ -3,8 +3,8 @@
 common   one shape for all scales, exp(-slope * n - bend * n^2) at n scales from the mean: two parameters
 own      a separate table for some groups of scales, if that pays: few symbols, or clipped codes
 
-A scale can have several tables, by the distance of the mean from the nearest code. Means below the nearest code
-are mirrored.
+A scale can have several tables, by the distance of the mean from the nearest code. Means below the nearest
+code are mirrored.
 """
 
 from __future__ import annotations
@@ -142,7 +142,8 @@ def best_shape(pools: np.ndarray, groups: list[int]) -> Shape:
 
 
 def own_cost(group: np.ndarray) -> tuple[float, int]:
-    """(bits, bins) of counts [FRACTIONS, 256] with own tables; infinite bits if they have too many symbols."""
+    """(bits, bins) of counts [FRACTIONS, 256] with own tables; infinite bits if they have too many
+    symbols."""
     return min((sum(map(pool_cost, pools_of(group, bins))), bins) for bins in BINS)
 
 
@@ -166,7 +167,8 @@ class TableRun(NamedTuple):
 
 
 def runs_of(counts: np.ndarray, common: dict[int, float]) -> list[TableRun]:
-    """All groups in runs, merged as long as that saves bits. `common`: bits of each group with common tables."""
+    """All groups in runs, merged as long as that saves bits. `common`: bits of each group with common
+    tables."""
     runs: list[TableRun] = []
     done = 0
     for group, shared in common.items():
@@ -192,8 +194,8 @@ def runs_of(counts: np.ndarray, common: dict[int, float]) -> list[TableRun]:
 
 
 def plan_tables(spec: BitWriter, counts: np.ndarray, span: range) -> Tables | None:
-    """Tables for counts [GROUPS, FRACTIONS, 256], and their text in `spec`; None where they would be
-    more than a reader takes. span: groups that may occur."""
+    """Choose tables for counts [GROUPS, FRACTIONS, 256] and write them to `spec`. None if they exceed the
+    reader's limit. span: the groups that can occur."""
     groups = np.flatnonzero(counts.any((1, 2))).tolist()
     pools = common_pools(counts, groups)
     shape = best_shape(pools, groups)
@@ -280,7 +282,9 @@ def read_tables(data: memoryview, at: int, span: range) -> tuple[Tables, int]:
             found += (own := [read_own(source) for _ in range(BINS[code])])
             slots += slots_in(own)
             if slots > OWN_SLOTS:
-                raise FormatError(f"coded stream: own tables of {slots} slots, but at most {OWN_SLOTS} is allowed")
+                raise FormatError(
+                    f"coded stream: own tables of {slots} slots, but at most {OWN_SLOTS} is allowed"
+                )
         group += size
     return Tables(found, table_of.reshape(-1)), source.byte_end()
 
