@@ -133,11 +133,11 @@ def test_lessons_are_those_of_a_plain_elimination() -> None:
 @pytest.mark.parametrize(
     ("width", "keep", "says"),
     [
-        (7, None, "width=7, but it divides the 100 elements"),
+        (7, None, "width=7, but it must divide the 100 elements"),
         (-5, None, "width=-5"),
-        (10, np.ones((10, 11), dtype=bool), "keeps 110 of 110, for 100 symbols"),
-        (10, np.ones((10, 10), dtype=np.uint8), "mask of type uint8"),
-        (3, np.arange(200) < 100, "divides the 200"),
+        (10, np.ones((10, 11), dtype=bool), "keeps 110 of 110 elements, but it must be bool and keep 100"),
+        (10, np.ones((10, 10), dtype=np.uint8), "mask of dtype uint8"),
+        (3, np.arange(200) < 100, "must divide the 200"),
     ],
 )
 def test_matrices_that_cannot_be(width: int, keep: np.ndarray | None, says: str) -> None:

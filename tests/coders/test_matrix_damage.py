@@ -122,8 +122,8 @@ STATE = b"\0\0\1\0"
 @pytest.mark.parametrize(
     ("stream", "says"),
     [
-        (head(settings_=20), "settings 20; 0 to 19"),
-        (head(rows=b"\5\0\0\0\0\0"), "not of a static coder"),
+        (head(settings_=20), "settings 20, but 0 to 19"),
+        (head(rows=b"\5\0\0\0\0\0"), "not by a static coder"),
         (head(rows=b""), "empty"),
         (head(rows=b"\1\x80"), "a level of 128"),
         (head()[:4], "bytes of levels"),
@@ -136,7 +136,7 @@ STATE = b"\0\0\1\0"
         (head() + b"\x01\x00\xc0\x00" + STATE * 7 + b"\0\0\0\0", "a state of 0"),
         (head() + b"\x01\x00\xc0\x00" + STATE * 8 + b"\0", "inside a word"),
         (head() + b"\x01\x00\xc0\x00" + STATE * 8 + b"\0\0", "0 of 1 words"),
-        (b"\5\0\0\0", "4 bytes of mixed bits"),
+        (b"\5\0\0\0", "4 bytes of mixing"),
         (b"\5\0\0\0\0" + bytes(99), "damaged"),
     ],
 )

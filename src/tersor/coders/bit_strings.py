@@ -58,7 +58,7 @@ class BitReader:
     def bits(self, width: int) -> int:
         end = self.at + width
         if end > 8 * len(self.data):
-            raise FormatError(f"coded stream: it ends inside its table, after {len(self.data)} bytes")
+            raise FormatError(f"coded stream: it ends after {len(self.data)} bytes, inside its table")
         chunk = int.from_bytes(self.data[self.at >> 3 : (end + 7) >> 3], "big")
         self.at = end
         return chunk >> (-end % 8) & ((1 << width) - 1)
