@@ -248,7 +248,7 @@ def test_what_does_not_fit_together_never_reaches_the_loop() -> None:
 
 def test_moments_that_say_nothing_are_refused() -> None:
     for bad in (torch.tensor([1.0, torch.nan]), torch.full((2, 2), torch.inf)):
-        with pytest.raises(RefusedError, match="some site: what its error weighs is NaN or infinite"):
+        with pytest.raises(RefusedError, match="some site: the weights of its error are NaN or infinite"):
             factor(bad, 2, who="some site")
     with pytest.raises(RefusedError, match="have no inverse with damp=1e-30"):
         factor(torch.ones(3, 3), 3, damp=1e-30)

@@ -22,7 +22,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 LN2 = math.log(2)
-PRIOR = 0.1  # precision of the normal prior on each factor, in nats: short rows and columns stay near the mean
+PRIOR = (
+    0.1  # precision of the normal prior on each factor, in nats: short rows and columns stay near the mean
+)
 STEP = 1.5  # largest change of a factor in one sweep: Newton's step overshoots for an empty row
 
 
@@ -32,7 +34,9 @@ class Density(NamedTuple):
     common: Tensor  # [1, 1]
     row: Tensor  # [O, 1]
     column: Tensor  # [1, I]
-    levels: Tensor  # [3]: cost of |q| = 1 given q != 0; extra cost of |q| = 2; extra cost of each further level
+    levels: (
+        Tensor  # [3]: cost of |q| = 1 given q != 0; extra cost of |q| = 2; extra cost of each further level
+    )
 
     @property
     def odds(self) -> Tensor:
@@ -58,9 +62,9 @@ def flat(codes: Tensor) -> Density:
 def fit(density: Density, codes: Tensor, sweeps: int = 1) -> Density:
     """Fit the density to codes [O, I] (integers of any dtype), starting from the given one.
 
-    Each sweep takes one bounded Newton step in common, rows and columns towards the maximum a posteriori, with
-    a normal prior on the factors and pseudo-counts of half a zero and half a nonzero code. A single row or
-    column has only the common factor, since other factors would only memorize the codes.
+    Each sweep takes one bounded Newton step in common, rows and columns towards the maximum a posteriori,
+    with a normal prior on the factors and pseudo-counts of half a zero and half a nonzero code. A single row
+    or column has only the common factor, since other factors would only memorize the codes.
     """
     used = (codes != 0).float()
     for _ in range(sweeps if codes.numel() else 0):

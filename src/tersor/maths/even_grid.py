@@ -4,8 +4,9 @@ w[o, i] ~ (codes[o, i] - zero[o, g]) * scale[o, g]     round to nearest; a symme
 range "mse"   the clipping range that minimizes sum (w - decoded)^2, by search; other ranges: ranges.py
 cost          one pass over the weights; for "mse" about 60 (symmetric) or 80 passes (asymmetric)
 
-With one bit the levels are 0 and one end of the range, the farther one (for "mse" the better one). A symmetric
-grid with one bit would only have the level 0 and is refused; signs.binary has the levels -scale and +scale.
+With one bit the levels are 0 and one end of the range, the farther one (for "mse" the better one). A
+symmetric grid with one bit would only have the level 0 and is refused; signs.binary has the levels -scale and
++scale.
 """
 
 from __future__ import annotations
@@ -77,8 +78,8 @@ def even_grid(
     check_choice("even_grid", "range", range, RANGES)
     if symmetric and bits == 1:
         raise SettingError(
-            "even_grid: bits=1 with symmetric=True has only the code 0. Use symmetric=False (levels 0 and one "
-            "end), or binary weights (levels -scale and +scale)"
+            "even_grid: bits=1 with symmetric=True has only the code 0. Use symmetric=False (levels 0 and "
+            "one end), or binary weights (levels -scale and +scale)"
         )
     if range == "percentile" and not 50 < percentile <= 100:
         raise SettingError(
@@ -107,7 +108,9 @@ def even_grid(
 
 def fixed(ends: tuple[float, float] | None) -> tuple[float, float]:
     if ends is None or not ends[0] <= 0 <= ends[1]:
-        raise SettingError(f"even_grid: ends={ends}, but a fixed range needs (low, high) with low <= 0 <= high")
+        raise SettingError(
+            f"even_grid: ends={ends}, but a fixed range needs (low, high) with low <= 0 <= high"
+        )
     return ends
 
 
@@ -171,7 +174,8 @@ def _least_squares(x: Tensor, mask: Tensor | None, bits: int, symmetric: bool) -
 
 
 def _search(x: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor]:
-    """Shrink both ends, then each end, then refit the scale to the codes. Never worse than the start, minmax."""
+    """Shrink both ends, then each end, then refit the scale to the codes. Never worse than the start,
+    minmax."""
     power = exponent(x)
     x = shift(x, -power[:, None])
     first, last = limits(bits, symmetric)

@@ -52,7 +52,9 @@ def cluster(
     if entries < 1:
         raise SettingError(f"cluster: entries={entries}, but a codebook has 1 entry or more")
     if values.ndim != 1:
-        raise SettingError(f"cluster: values have shape {list(values.shape)}, but must be flat. Flatten them to [N]")
+        raise SettingError(
+            f"cluster: values have shape {list(values.shape)}, but must be flat. Flatten them to [N]"
+        )
     values = finite("cluster", values)
     points, mass = _points(values, weights)
     if len(points) <= entries:
@@ -72,13 +74,15 @@ def cluster(
 
 
 def assign(values: Tensor, book: Tensor) -> Tensor:
-    """Index int64 of the nearest entry of a sorted book, in the shape of `values`. Ties go to the lower entry."""
+    """Index int64 of the nearest entry of a sorted book, in the shape of `values`. Ties go to the lower
+    entry."""
     book = book.detach().double()
     return torch.bucketize(values.detach().double(), (book[1:] + book[:-1]) / 2)
 
 
 def _points(values: Tensor, weights: Tensor | None) -> tuple[Floats, Floats]:
-    """(distinct values, sorted, total weight of each). Without values: one point at 0, so that a book exists."""
+    """(distinct values, sorted, total weight of each). Without values: one point at 0, so that a book
+    exists."""
     if weights is None:
         points, mass = torch.unique(values, return_counts=True)
     else:
@@ -136,7 +140,8 @@ def _cube_root(points: Floats, mass: Floats, entries: int) -> Floats:
 
 
 def _plus_plus(points: Floats, mass: Floats, entries: int, seed: int) -> Floats:
-    """Draw each next entry with probability proportional to mass times squared distance to earlier entries."""
+    """Draw each next entry with probability proportional to mass times squared distance to earlier
+    entries."""
     if len(points) > DRAW:
         edges = np.arange(DRAW) * len(points) // DRAW
         mass = np.add.reduceat(mass, edges)
@@ -160,7 +165,8 @@ def _means(points: Floats, mass: Floats, cuts: NDArray[np.int64]) -> Floats:
 
 
 def _lloyd(points: Floats, mass: Floats, book: Floats, iterations: int) -> Floats:
-    """Lloyd's algorithm until no point changes its entry. An empty entry moves to an interval of large error."""
+    """Lloyd's algorithm until no point changes its entry. An empty entry moves to an interval of large
+    error."""
     middle = points.mean()  # cumulative sums of centered values lose fewer digits
     x = points - middle
     scale = np.abs(x).max()

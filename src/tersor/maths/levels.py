@@ -71,9 +71,9 @@ def log_grid(
 ) -> tuple[Tensor, Tensor]:
     """Quantize w [O, I] to (codes int8 [O, I], scale float32 [1, 1], [O, 1] or [O, G]).
 
-    A code is the sign times the level's index. range "minmax": the top level is the largest weight. "mse": the
-    scale with the least squared error, searched from there, so never worse. Weights with `keep` False do not
-    influence the grid. SettingError for bad settings, NaN or infinity.
+    A code is the sign times the level's index. range "minmax": the top level is the largest weight. "mse":
+    the scale with the least squared error, searched from there, so never worse. Weights with `keep` False do
+    not influence the grid. SettingError for bad settings, NaN or infinity.
     """
     levels = log_levels(bits, terms).to(w.device)
     check_units("log_grid", w.shape, per, group, keep)
@@ -113,7 +113,8 @@ def _nearest(size: Tensor, levels: Tensor) -> Tensor:
 
 
 def _search(x: Tensor, levels: Tensor, scale: Tensor) -> Tensor:
-    """Scale [U] with the least squared error for magnitudes x [U, S]: coarse, then fine steps, then refits."""
+    """Scale [U] with the least squared error for magnitudes x [U, S]: coarse, then fine steps, then
+    refits."""
 
     def steps(s: Tensor) -> Tensor:
         return levels[_nearest(x / s[:, None], levels)]

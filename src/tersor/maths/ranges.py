@@ -28,7 +28,8 @@ def minmax_range(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
 def percentile_range(
     x: Tensor, mask: Tensor | None, percentile: float, symmetric: bool
 ) -> tuple[Tensor, Tensor]:
-    """Clip at a percentile, interpolated between neighbors. A unit whose range would be empty is not clipped."""
+    """Clip at a percentile, interpolated between neighbors. A unit whose range would be empty is not
+    clipped."""
     low, high = minmax_range(x, mask)
     if symmetric:
         top = _quantile(x.abs(), mask, percentile / 100).clamp_min(0)
@@ -101,9 +102,9 @@ def _histogram(size: Tensor, count: Tensor) -> Tensor:
 def _threshold(histogram: Tensor, levels: int) -> Tensor:
     """Fraction of the range to keep, [U]. histogram [U, BINS].
 
-    P is the first n bins, with all later counts added to the last one. Q distributes each level's count evenly
-    over its nonempty bins. Sums over bins are differences of cumulative sums, so a threshold costs O(levels):
-    KL(P, Q) = sum_bins P log P - sum_levels P_level log(Q_level / nonempty_level).
+    P is the first n bins, with all later counts added to the last one. Q distributes each level's count
+    evenly over its nonempty bins. Sums over bins are differences of cumulative sums, so a threshold costs
+    O(levels): KL(P, Q) = sum_bins P log P - sum_levels P_level log(Q_level / nonempty_level).
     """
     start = histogram.new_zeros(len(histogram), 1)
     total = histogram.sum(1)

@@ -41,10 +41,10 @@ def whitened_factors(w: Tensor, gram: Tensor, rank: int) -> tuple[Tensor, Tensor
 
 
 def rank_for_energy(w: Tensor, energy: float) -> int:
-    """The lowest rank that keeps this fraction of the sum of squares."""
+    """The lowest rank that keeps this share of the sum of squares."""
     if not 0 < energy <= 1:
         raise SettingError(
-            f"rank_for_energy: energy={energy}, but it is the fraction of |W|^2 kept: 0 < energy <= 1"
+            f"rank_for_energy: energy={energy}, but it is the share of |W|^2 kept: 0 < energy <= 1"
         )
     _check("rank_for_energy", w, 1)
     values = torch.linalg.svdvals(w.detach().double())
@@ -58,7 +58,7 @@ def rank_for_keep(o: int, i: int, keep: float) -> int:
     """The largest rank with R * (O + I) <= keep * O * I, at least 1."""
     if not 0 < keep <= 1:
         raise SettingError(
-            f"rank_for_keep: keep={keep}, but it is the fraction of parameters kept: 0 < keep <= 1"
+            f"rank_for_keep: keep={keep}, but it is the share of parameters kept: 0 < keep <= 1"
         )
     budget = keep * o * i
     rank = int(budget / (o + i)) + 1
@@ -68,7 +68,8 @@ def rank_for_keep(o: int, i: int, keep: float) -> int:
 
 
 def energy_error(w: Tensor, left: Tensor, right: Tensor, gram: Tensor | None = None) -> float:
-    """|W - LR|^2 / |W|^2, or with a gram E |(W - LR) x|^2 / E |W x|^2. 0 if the error is 0, also for W = 0."""
+    """|W - LR|^2 / |W|^2, or with a gram E |(W - LR) x|^2 / E |W x|^2. 0 if the error is 0, also for W =
+    0."""
     w64 = w.detach().double()
     gap = w64 - left.detach().double() @ right.detach().double()
     if gram is None:

@@ -77,7 +77,7 @@ def candidates(views: list[np.ndarray]) -> list[Options]:
     found = [Options(False, 0)]
     for transposed, codes in enumerate(views):
         rows, columns = codes.shape
-        if len(matrix_model.lessons(rows, columns)) > 2:
+        if len(matrix_model.update_rows(rows, columns)) > 2:
             found += [Options(bool(transposed), ridge) for ridge in ((2, 3) if rows > columns else (3, 4))]
     return found
 
