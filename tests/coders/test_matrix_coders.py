@@ -116,7 +116,7 @@ def test_moments_are_exact_beyond_32_bits() -> None:
     assert abs(total).max() > 1 << 32
 
 
-def test_lessons_are_those_of_a_plain_elimination() -> None:
+def test_regression_equals_a_plain_elimination() -> None:
     """The reference's, by numpy, bit for bit: widths that fill panels and vectors, and that do not."""
     rng = np.random.default_rng(0)
     for width in (1, 2, 7, 8, 9, 16, 31, 100, 256):

@@ -1,6 +1,7 @@
 """Exact k-means: the optimal partition of sorted points into K intervals, by dynamic programming.
 
-best[k, i]   min_j best[k - 1, j] + cost(j, i);   cost(j, i) = squared error of points j..i-1 around their mean
+best[k, i]   min_j best[k - 1, j] + cost(j, i)
+cost(j, i)   squared error of points j..i-1 around their mean
 cost         O(K N log N) time, K * N numbers of 4 bytes to trace back
 
 The optimal j does not decrease as i grows, so solving the middle i first halves the search range of the

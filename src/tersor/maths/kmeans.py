@@ -5,8 +5,8 @@ init "exact"     optimal, by dynamic programming (exact_kmeans.py), for up to 20
 init "linear"    Lloyd from K entries evenly spaced from min to max       Han, Mao, Dally 2016, section 3.2
 init "density"   Lloyd from K quantiles
 init "kmeans++"  Lloyd from K values drawn by squared distance            Arthur, Vassilvitskii 2007
-cost             one sort of N values; a Lloyd iteration is K binary searches, since a cluster of sorted values
-                 is an interval and its sums are differences of cumulative sums
+cost             one sort of N values; a Lloyd iteration is K binary searches, since a cluster of sorted
+                 values is an interval and its sums are differences of cumulative sums
 """
 
 from __future__ import annotations
