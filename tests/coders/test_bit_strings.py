@@ -1,4 +1,4 @@
-"""Numbers, lists and alphabets as bits: round trips, and lengths as planned."""
+"""Codes of numbers, lists and alphabets: round trips, and lengths as planned."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Damaged and invented streams: refused with FormatError or decoded, as the second decoder does."""
+"""Damaged and random streams: both decoders raise an error, or both give the same symbols."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from tersor.errors import FormatError
 
 
 def agree(stream: bytes, count: int) -> bool:
-    """Both decoders accept and give the same, or both refuse. True if they accept."""
+    """Check that both decoders give the same symbols or both refuse. True if they accept."""
     try:
         expected = reference.decode(stream, count)
     except reference.BadStream:
@@ -53,7 +53,7 @@ def test_damage(case: tuple[bytes, int]) -> None:
 
 @settings(max_examples=400)
 @given(st.sampled_from([2, 3, 3 + 64, 3 + 128, 3 + 8, 3 + 64 + 24, 3 + 128 + 40]), st.binary(max_size=300))
-def test_invented_streams(first: int, rest: bytes) -> None:
+def test_random_streams(first: int, rest: bytes) -> None:
     for count in (1, 5, 100):
         agree(bytes([first]) + rest, count)
 
@@ -67,14 +67,14 @@ def test_every_truncation_is_refused(coder: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize("coder", ["raw", "constant", "huffman", "rans"])
-def test_nothing_may_follow(coder: str) -> None:
+def test_extra_bytes_are_refused(coder: str) -> None:
     symbols = make("one symbol" if coder == "constant" else "ternary", 200)
     stream = encode(symbols, coder)
     for more in (b"\0", b"\0\0", b"\xff\xff", b"\0\0\0\0"):
         assert not agree(stream + more, 200)
 
 
-def test_rans_notices_nearly_every_flipped_bit() -> None:
+def test_rans_detects_nearly_every_flipped_bit() -> None:
     symbols = make("normal 30", 2000)
     stream = encode(symbols, "rans")
     missed = 0
@@ -86,7 +86,7 @@ def test_rans_notices_nearly_every_flipped_bit() -> None:
             missed += 1
         except FormatError:
             pass
-    # Of 1,992; symbols of equal frequency can be exchanged without a trace in the state.
+    # Out of 1,992. Exchanging symbols of equal frequency does not change the state.
     assert missed <= 60
 
 
@@ -116,7 +116,7 @@ def test_rans_notices_nearly_every_flipped_bit() -> None:
         (b"\x07\x00", 3, "A newer tersor may read it"),
     ],
 )
-def test_refusals_say_why(stream: bytes, count: int, says: str) -> None:
+def test_errors_state_the_reason(stream: bytes, count: int, says: str) -> None:
     assert not agree(stream, count)
     with pytest.raises(FormatError, match=says):
         decode(stream, count)
