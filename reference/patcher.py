@@ -210,7 +210,7 @@ class Patch:
         """The old codes, rounded to the new grid."""
         stem, settings = name.removesuffix("codes"), SETTINGS["affine"] | leaf.above
         even = not (settings["runs"] or old.settings["runs"] or "member" in (*leaf.above, *old.children))
-        check(even, "its groups have unequal sizes")
+        check(even, "its groups are not even")
         rows = rows_of(codes, settings["axis"])
         was = {key: decoded(child) for key, child in old.children.items() if key != "codes"}
         now = {key: self.value(stem + key) for key in ("scale", "zero") if key in leaf.above}

@@ -511,9 +511,9 @@ def test_only_even_groups_can_move(kind: str, tmp_path: Path) -> None:
     assert b'"grid"' not in text
     document["parts"]["w:codes"] = {"grid": True, "coder": "max"}
     (tmp_path / "p").write_bytes(put_together(metadata, json.dumps(document).encode(), streams, head_of(old)))
-    with pytest.raises(FormatError, match="its groups have unequal sizes"):
+    with pytest.raises(FormatError, match="its groups are not even"):
         patch(old, tmp_path / "p", tmp_path / "out")
-    with pytest.raises(reference.BadFile, match="its groups have unequal sizes"):
+    with pytest.raises(reference.BadFile, match="its groups are not even"):
         patcher.patched(old, tmp_path / "p")
 
 
