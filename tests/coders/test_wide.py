@@ -48,14 +48,14 @@ PROCESSORS = [
 
 
 @pytest.mark.skipif(platform.machine() not in {"x86_64", "AMD64"}, reason="LLVM may not know x86 here")
-@pytest.mark.parametrize(("cpu", "features", "way"), PROCESSORS)
-def test_the_variant_follows_from_the_code_of_llvm(cpu: str, features: str, way: str) -> None:
-    assert cpu_loops.way_of("x86_64-unknown-linux-gnu", cpu, features) == way
+@pytest.mark.parametrize(("cpu", "features", "variant"), PROCESSORS)
+def test_the_variant_follows_from_the_code_of_llvm(cpu: str, features: str, variant: str) -> None:
+    assert cpu_loops.variant_of("x86_64-unknown-linux-gnu", cpu, features) == variant
 
 
 @pytest.mark.parametrize("triple", ["aarch64-unknown-linux-gnu", "arm64-apple-darwin", "riscv64-linux-gnu"])
 def test_other_architectures_use_no_x86_instructions(triple: str) -> None:
-    assert cpu_loops.way_of(triple, "", "+avx512f,+avx2") == "any"
+    assert cpu_loops.variant_of(triple, "", "+avx512f,+avx2") == "any"
 
 
 def test_only_intrinsics_of_this_processor_are_used() -> None:
@@ -67,7 +67,7 @@ def test_only_intrinsics_of_this_processor_are_used() -> None:
     found = set(
         re.findall(r"@llvm\.x86\.((?!atomic)\w+)", text)
     )  # numba uses atomic ones to count references
-    assert found == {"AVX-512": {"avx512"}, "AVX2": {"avx2"}, "any": set()}[cpu_loops.HERE]
+    assert found == {"AVX-512": {"avx512"}, "AVX2": {"avx2"}, "any": set()}[cpu_loops.VARIANT]
 
 
 @pytest.mark.parametrize("kind", sorted(set(KINDS) - {"one symbol"}))

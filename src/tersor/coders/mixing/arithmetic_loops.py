@@ -30,18 +30,9 @@ def code_bit(bit, contexts, n, first, second, coder):
     Its probability is mixed with the weight sets `first` and `second`, averaged in the logistic domain.
     """
     (
-        probabilities,
-        counts,
-        weights,
-        inputs,
-        squash,
-        stretch,
-        context_rates,
-        weight_rates,
-        ends,
-        data,
+        probabilities, counts, weights, inputs, squash, stretch, context_rates, weight_rates, ends, data,
         decoding,
-    ) = coder
+    ) = coder  # fmt: skip
     parent = contexts[n - 1]
     dot1 = dot2 = np.int64(0)
     for k in range(n):

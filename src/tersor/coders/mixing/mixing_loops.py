@@ -182,27 +182,15 @@ def mix(
         weights[k, :INPUTS] = SUM // STARTS[k // 16]
     contexts, inputs, ends = np.zeros(INPUTS, np.int64), np.zeros(INPUTS, np.int64), np.zeros(4, np.uint64)
     coder = (
-        probabilities,
-        counts,
-        weights,
-        inputs,
-        squash,
-        stretch,
-        context_rates,
-        weight_rates,
-        ends,
-        data,
+        probabilities, counts, weights, inputs, squash, stretch, context_rates, weight_rates, ends, data,
         decoding,
-    )
+    )  # fmt: skip
     open_coder(ends, data, decoding)
     period = lag_b if lag_b > 0 else max(lag_a, 1)
     room = min(rows, HISTORY)
     history, slogs = np.zeros((columns, room), np.int32), np.zeros((columns, room), np.int8)
-    seen, row_weights, row_slogs = (
-        np.zeros(columns, np.int64),
-        np.zeros(rows, np.int64),
-        np.zeros(columns, np.int8),
-    )
+    seen, row_weights = np.zeros(columns, np.int64), np.zeros(rows, np.int64)
+    row_slogs = np.zeros(columns, np.int8)
     # Statistics of each column, of the row so far and of all: codes seen, nonzero codes, a running mean of
     # magnitudes with 8 fractional bits (not for all), the sum of magnitudes.
     column_seen, column_count = np.zeros(columns, np.int64), np.zeros(columns, np.int64)
@@ -226,16 +214,14 @@ def mix(
             near = min(bit_length(around), 7)
             column_scale, row_scale = min(bit_length(column_size[i]), 15), min(bit_length(row_size), 15)
             predicted, squares = predict(i, history, slogs, seen, row_weights)
-            level = min(max(bit_length(predicted * predicted) - QUIET, 0), 15)
-            certainty = (
-                min(bit_length(64 * predicted * predicted // (squares + 1)), 15) if predicted != 0 else 0
-            )
+            square = predicted * predicted
+            level = min(max(bit_length(square) - QUIET, 0), 15)
+            certainty = min(bit_length(64 * square // (squares + 1)), 15) if predicted != 0 else 0
             here = column_count[i]
             value = np.int64(matrix[o, i])
             nonzero = 1
             if zeros:
-                # Adjacent columns and those at a lag have similar densities. Outside, this column replaces
-                # them.
+                # Neighboring columns have similar densities. This column replaces those outside the matrix.
                 sides = column_count[i - 1] if i > 0 else here
                 sides += column_count[i + 1] if i + 1 < columns else here
                 sides += column_count[i - lag_a] if i >= lag_a else here

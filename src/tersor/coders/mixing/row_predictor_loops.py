@@ -1,12 +1,12 @@
 """Row predictor loops: predict a code from earlier rows with an adaptive linear filter, compiled.
 
 prediction for column i = sum over earlier rows r of weight[r] * slog[r, i]
-slog                      sign(code) * bit length of |code|
-weights                   learned along each row, from 0: normalized least mean squares (Widrow, Hoff 1960)
-error                     slog - prediction / 2;   weight[r] += error * slog[r, i] / (100 + sum of slog^2)
+slog      the signed log of a code: sign(code) * bit length of |code|
+weights   learned along each row, from 0: normalized least mean squares (NLMS; Widrow, Hoff 1960)
+error     slog - prediction / 2;   weight[r] += error * slog[r, i] / (100 + sum of slog^2)
 
-Rows of a weight matrix lie near few directions, and pruning preserves the signs. Only the last HISTORY rows
-with a nonzero code in the column are used, so sparse matrices cost little. Integers only.
+A weight matrix has approximately low rank, and so have the signs of the weights that pruning keeps. Only the
+last HISTORY rows with a nonzero code in the column are used, so sparse matrices cost little. Integers only.
 """
 # ruff: noqa: PLR0917  compiled functions take no keywords
 # mypy: disable-error-code="no-untyped-def"
@@ -34,7 +34,7 @@ def predict(i, history, slogs, seen, row_weights):
 
 @njit
 def update(slog, total, i, history, slogs, seen, row_weights):
-    """One NLMS step after column i: `slog` is the slog of its code, `total` the prediction."""
+    """One NLMS step after column i: `slog` is the signed log of its code, `total` the prediction."""
     n = min(seen[i], HISTORY)
     mass = np.int64(RIDGE)
     for k in range(n):

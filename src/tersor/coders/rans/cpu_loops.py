@@ -5,7 +5,7 @@ expand   give the next words, in order, to the lanes of a mask   AVX-512: one in
          from a table of all 2^8 masks (Giesen 2014, there 2^4)
 
 LLVM compiles everything else for any processor. LLVM aborts the process if an intrinsic needs an instruction
-that the processor lacks, so `way_of` asks LLVM what the processor that numba compiles for has.
+that the processor lacks, so `variant_of` asks LLVM what the processor that numba compiles for has.
 """
 # mypy: disable-error-code="no-untyped-call"
 
@@ -125,7 +125,7 @@ def advanced(build: ir.IRBuilder, at: ir.Value, mask: ir.Value) -> ir.Value:
     return build.add(at, build.zext(taken, LONG))
 
 
-class Way(NamedTuple):
+class Variant(NamedTuple):
     """The variant of both operations for a class of processors."""
 
     register: str  # x86 register name for LANES or LANES / 2 lanes; empty: any processor
@@ -134,15 +134,15 @@ class Way(NamedTuple):
     expand: Callable[[ir.IRBuilder, ir.Value, ir.Value, ir.Value], tuple[ir.Value, ir.Value]]
 
 
-WAYS = {  # the fastest first
-    "AVX-512": Way("zmm", 16, gather_at_once, expand_at_once),
-    "AVX2": Way("ymm", 8, gather_singly, expand_permuted),
-    "any": Way("", 4, gather_singly, expand_singly),
+VARIANTS = {  # the fastest first
+    "AVX-512": Variant("zmm", 16, gather_at_once, expand_at_once),
+    "AVX2": Variant("ymm", 8, gather_singly, expand_permuted),
+    "any": Variant("", 4, gather_singly, expand_singly),
 }
 
 
-def way_of(triple: str, cpu: str, features: str) -> str:
-    """Name of the first of WAYS that a processor supports. The arguments are those that numba gives LLVM.
+def variant_of(triple: str, cpu: str, features: str) -> str:
+    """Name of the first of VARIANTS that a processor supports. The arguments are those that numba gives LLVM.
 
     The name of a processor implies features, and some features imply others, so the text is not searched.
     Instead, LLVM compiles the sum of two vectors. It uses registers of 512 bits only with AVX-512, and of 256
@@ -153,12 +153,12 @@ def way_of(triple: str, cpu: str, features: str) -> str:
         kind = f"<{LANES} x i32>"
         sum_of_two = f"define {kind} @f({kind} %a, {kind} %b) {{ %c = add {kind} %a, %b \n ret {kind} %c }}"
         found = machine.emit_assembly(binding.parse_assembly(sum_of_two))
-        for name, way in WAYS.items():
-            if way.register and re.search(rf"\bvpaddd\b.*%{way.register}", found):
+        for name, variant in VARIANTS.items():
+            if variant.register and re.search(rf"\bvpaddd\b.*%{variant.register}", found):
                 return name
     return "any"
 
 
 # numba's cache key contains the same values, so code cached for one processor is never loaded on another.
-HERE = way_of(*cpu_target.target_context.codegen().magic_tuple())
-AT_ONCE, gather, expand = WAYS[HERE][1:]
+VARIANT = variant_of(*cpu_target.target_context.codegen().magic_tuple())
+AT_ONCE, gather, expand = VARIANTS[VARIANT][1:]
