@@ -1,5 +1,4 @@
-"""Formulas: section 6 of docs/format.md, how each form is decoded, in plain numpy. reader.py does the
-rest."""
+"""Formulas: section 6 of docs/format.md, the decoding of each form in plain numpy."""
 
 from __future__ import annotations
 

@@ -94,8 +94,7 @@ class Mixer:
         self.updates: dict[tuple[str, int], int] = {}
 
     def bit(self, contexts: list[object], *sets: tuple[str, int, int]) -> int:
-        """Decode a bit. contexts: the most general one last. sets: two weight sets, each (name, number,
-        w)."""
+        """Decode a bit. contexts: the most general one last. sets: two of (name, number, w)."""
         for c in contexts:
             if c not in self.seen:
                 inherits = c != contexts[-1]

@@ -92,8 +92,7 @@ def test_correlated_columns() -> None:
 
 
 def test_signs_are_predicted_from_earlier_rows() -> None:
-    """Sparse codes whose signs have rank 1: the signs cost a bit for each row and column, not for each
-    code."""
+    """Sparse codes whose signs have rank 1: a sign costs a bit for each row and column, not each code."""
     rng = np.random.default_rng(0)
     nonzero = rng.random((300, 400)) < 0.05
     signs = np.outer(rng.choice((-1, 1), 300), rng.choice((-1, 1), 400))

@@ -79,8 +79,7 @@ def test_random_tables(settings_: int, rest: bytes) -> None:
 
 @pytest.mark.parametrize(("coder", "most"), [("predictive", 0), ("mixing", 6)])
 def test_truncations_are_refused(coder: str, most: int) -> None:
-    """Every truncation is refused, except a few in the last bytes of mixing, which are valid for other
-    symbols."""
+    """Truncations are refused, except a few in the last bytes of mixing: they are valid for other symbols."""
     symbols = np.rint(np.random.default_rng(0).normal(0, 9, 4160)).astype(np.int8).view(np.uint8)
     stream = encode(symbols, coder, width=32)
     accepted = 0

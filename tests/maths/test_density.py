@@ -62,8 +62,7 @@ def test_probabilities_of_all_codes_add_up_to_one():
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.floats(-6, 6), min_size=12, max_size=12))
 def test_expected_is_the_integral_over_the_noise(values):
-    """Each code changes at one value of the noise. Between these values the bits are constant, so the sum is
-    exact."""
+    """Each code changes at one value of the noise. In between the bits are constant, so the sum is exact."""
     exact, density = torch.tensor(values, dtype=torch.float64).reshape(3, 4), some((3, 4))
     moves = (0.5 - (exact - exact.floor()).flatten() + 0.5) % 1 - 0.5
     ends = torch.cat([torch.tensor([-0.5, 0.5]).double(), moves]).sort().values

@@ -80,8 +80,7 @@ class BitReader:
 
 
 def steps_of(values: np.ndarray) -> np.ndarray:
-    """Differences between neighbors, zigzag coded: 0, -1, 1, -2, 2 become 0, 1, 2, 3, 4. The first value
-    stays."""
+    """The first value, then differences in zigzag code: 0, -1, 1, -2, 2 become 0, 1, 2, 3, 4."""
     step = np.diff(values, axis=-1)  # [..., K - 1]
     folded = np.where(step < 0, -2 * step - 1, 2 * step)
     return np.concatenate([values[..., :1], folded], axis=-1)  # [..., K]

@@ -74,8 +74,7 @@ def encode(
 def encode_onto(
     out: Output, symbols: Symbols, coder: str, *, width: int = 0, keep: np.ndarray | None = None
 ) -> None:
-    """Append the stream of `symbols`. A stream in pieces reads them in parts, so they need not fit in
-    memory."""
+    """Append the stream of `symbols`. A stream in pieces reads them in parts, to save memory."""
     if not len(symbols):
         out.append(EMPTY)
         return

@@ -79,8 +79,7 @@ def write_pieces(out: Output, symbols: Symbols, counts: np.ndarray) -> bool:
 
 
 def count_units(symbols: Symbols) -> np.ndarray:
-    """Histogram of each unit, [U, 256]. The last unit may be short. A stream too short for pieces is one
-    unit."""
+    """Histogram of each unit, [U, 256]. A stream too short for pieces is one unit."""
     if len(symbols) < 2 * UNIT:
         return histogram(symbols[:])[None]
     from tersor.coders.bytes import planes_loops

@@ -174,8 +174,7 @@ def _least_squares(x: Tensor, mask: Tensor | None, bits: int, symmetric: bool) -
 
 
 def _search(x: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor]:
-    """Shrink both ends, then each end, then refit the scale to the codes. Never worse than the start,
-    minmax."""
+    """Shrink both ends, then each end, then refit the scale to the codes. Never worse than minmax."""
     power = exponent(x)
     x = shift(x, -power[:, None])
     first, last = limits(bits, symmetric)

@@ -74,15 +74,13 @@ def cluster(
 
 
 def assign(values: Tensor, book: Tensor) -> Tensor:
-    """Index int64 of the nearest entry of a sorted book, in the shape of `values`. Ties go to the lower
-    entry."""
+    """Index int64 of the nearest entry of a sorted book, in the shape of `values`. Ties go down."""
     book = book.detach().double()
     return torch.bucketize(values.detach().double(), (book[1:] + book[:-1]) / 2)
 
 
 def _points(values: Tensor, weights: Tensor | None) -> tuple[Floats, Floats]:
-    """(distinct values, sorted, total weight of each). Without values: one point at 0, so that a book
-    exists."""
+    """(distinct values, sorted, total weight of each). Without values: one point at 0."""
     if weights is None:
         points, mass = torch.unique(values, return_counts=True)
     else:
@@ -131,8 +129,7 @@ def _quantiles(points: Floats, mass: Floats, entries: int) -> Floats:
 
 
 def _cube_root(points: Floats, mass: Floats, entries: int) -> Floats:
-    """Entries with a density of the cube root of the values' density: asymptotically optimal (Panter, Dite
-    1951)."""
+    """Entry density = cube root of the values' density: asymptotically optimal (Panter, Dite 1951)."""
     edges = np.concatenate([points[:1], _quantiles(points, mass, BINS // 4), points[-1:]])
     # A bin of mass m gets entries in proportion to (m / width)^(1/3) * width.
     place = np.concatenate([[0.0], (np.diff(edges) ** (2 / 3)).cumsum()])
@@ -140,8 +137,7 @@ def _cube_root(points: Floats, mass: Floats, entries: int) -> Floats:
 
 
 def _plus_plus(points: Floats, mass: Floats, entries: int, seed: int) -> Floats:
-    """Draw each next entry with probability proportional to mass times squared distance to earlier
-    entries."""
+    """Draw each next entry with odds of mass times squared distance to the earlier entries."""
     if len(points) > DRAW:
         edges = np.arange(DRAW) * len(points) // DRAW
         mass = np.add.reduceat(mass, edges)
@@ -165,8 +161,7 @@ def _means(points: Floats, mass: Floats, cuts: NDArray[np.int64]) -> Floats:
 
 
 def _lloyd(points: Floats, mass: Floats, book: Floats, iterations: int) -> Floats:
-    """Lloyd's algorithm until no point changes its entry. An empty entry moves to an interval of large
-    error."""
+    """Lloyd's algorithm until no point changes its entry. Empty entries move to intervals of large error."""
     middle = points.mean()  # cumulative sums of centered values lose fewer digits
     x = points - middle
     scale = np.abs(x).max()

@@ -113,8 +113,7 @@ def _nearest(size: Tensor, levels: Tensor) -> Tensor:
 
 
 def _search(x: Tensor, levels: Tensor, scale: Tensor) -> Tensor:
-    """Scale [U] with the least squared error for magnitudes x [U, S]: coarse, then fine steps, then
-    refits."""
+    """Scale [U] with the least squared error for magnitudes x [U, S]: coarse steps, fine steps, refits."""
 
     def steps(s: Tensor) -> Tensor:
         return levels[_nearest(x / s[:, None], levels)]

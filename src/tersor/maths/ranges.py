@@ -28,8 +28,7 @@ def minmax_range(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
 def percentile_range(
     x: Tensor, mask: Tensor | None, percentile: float, symmetric: bool
 ) -> tuple[Tensor, Tensor]:
-    """Clip at a percentile, interpolated between neighbors. A unit whose range would be empty is not
-    clipped."""
+    """Clip at a percentile, interpolated between neighbors. Units with an empty range are not clipped."""
     low, high = minmax_range(x, mask)
     if symmetric:
         top = _quantile(x.abs(), mask, percentile / 100).clamp_min(0)

@@ -68,8 +68,7 @@ def rank_for_keep(o: int, i: int, keep: float) -> int:
 
 
 def energy_error(w: Tensor, left: Tensor, right: Tensor, gram: Tensor | None = None) -> float:
-    """|W - LR|^2 / |W|^2, or with a gram E |(W - LR) x|^2 / E |W x|^2. 0 if the error is 0, also for W =
-    0."""
+    """|W - LR|^2 / |W|^2, or with a gram E |(W - LR) x|^2 / E |W x|^2. 0 / 0 is 0."""
     w64 = w.detach().double()
     gap = w64 - left.detach().double() @ right.detach().double()
     if gram is None:

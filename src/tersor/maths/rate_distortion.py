@@ -87,8 +87,7 @@ def factor(moment: Tensor | None, count: int, *, damp: float = DAMP, who: str = 
 
 
 def steps(rows: Factor, columns: Factor, price: float, per: str, scale: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Steps (row [O, 1], column [1, I]) for a price of a bit. `per`: "both", "channel", "input" or
-    "tensor"."""
+    """Steps (row [O, 1], column [1, I]) for a price. `per`: "both", "channel", "input" or "tensor"."""
     size = scale * THETA * math.sqrt(price)
     own_row, own_column = per in ("both", "channel"), per in ("both", "input")
     row, column = (side.weight.double().rsqrt() for side in (rows, columns))

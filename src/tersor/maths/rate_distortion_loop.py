@@ -36,8 +36,7 @@ def compiled(signature: Any) -> Callable[[Callable[..., Any]], Any]:
 
 @compiled(types.void(COUNT, F2, types.boolean[::1]))
 def refresh(counts: np.ndarray, cost: np.ndarray, seen: np.ndarray) -> None:
-    """Update the bits of each magnitude from the counts, in contexts seen since the last call. A sign is 1
-    bit."""
+    """Update the bits of magnitudes from counts, in contexts seen since the last call. A sign is 1 bit."""
     for context in range(counts.shape[0]):
         if not seen[context]:
             continue

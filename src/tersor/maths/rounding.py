@@ -19,8 +19,7 @@ from tersor.maths.units import TINY
 
 
 def on_grid(x: Tensor, scale: Tensor, zero: Tensor, limits: tuple[int, int]) -> Tensor:
-    """y in x's dtype. scale and zero are broadcast to x. Infinities become the ends of the grid, NaN
-    stays."""
+    """y in x's dtype. scale and zero are broadcast to x. Infinities are clipped, NaN stays."""
     v = _wide(x)
     s, z = scale.to(v.dtype), zero.to(v.dtype)
     return (v / s).round_().add_(z).clamp_(*limits).sub_(z).mul_(s).to(x.dtype)

@@ -66,8 +66,7 @@ def global_keep(scores: Sequence[Tensor], keep: float) -> list[Tensor]:
 
 
 def lamp_scores(w: Tensor) -> Tensor:
-    """LAMP scores float32 in the shape of w, 0 to 1; 1 for the largest. Among equal weights the first is
-    higher."""
+    """LAMP scores float32 in the shape of w, 0 to 1; 1 for the largest. Ties: the first is higher."""
     flat = finite("lamp_scores", w).reshape(1, -1)
     size = shift(flat, -exponent(flat)[:, None])[0].double().square()  # scores are scale invariant
     ordered, order = size.sort(descending=True, stable=True)
@@ -77,8 +76,7 @@ def lamp_scores(w: Tensor) -> Tensor:
 
 
 def n_m_keep(w: Tensor, n: int, m: int) -> Tensor:
-    """Mask bool [O, I] of the n largest of each m consecutive columns. A last block of L keeps ceil(n * L /
-    m)."""
+    """Mask bool [O, I] of the n largest of each m consecutive columns. A last block of L keeps ceil(n L / m)."""
     if not 1 <= n <= m:
         raise SettingError(f"n_m_keep: n={n}, m={m}, but n of every m weights are kept: 1 <= n <= m")
     check_units("n_m_keep", w.shape, "group", m)
@@ -98,8 +96,7 @@ def n_m_along(w: Tensor, n: int, m: int, axis: int, groups: int = 1) -> Tensor:
 
 
 def cubic(step: int, begin: int, end: int, start_keep: float, end_keep: float) -> float:
-    """Share kept at a step: start_keep until `begin`, end_keep from `end` on, with most of the change
-    early."""
+    """Share kept at a step: start_keep until `begin`, end_keep from `end` on, changing mostly early."""
     if step >= end:
         return end_keep
     if step <= begin:

@@ -138,8 +138,7 @@ def read_huffman(settings: int, data: memoryview, out: np.ndarray) -> None:
 
 
 def lookup_tables(owners: np.ndarray, lengths: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """For each pattern of `width` bits: the symbols of its whole codes, and their number << 8 | their
-    bits."""
+    """For each pattern of `width` bits: symbols of its whole codes, their number << 8 | their bits."""
     from tersor.coders.bytes import huffman_loops
 
     strings, steps = np.empty(1 << width, dtype=np.uint64), np.empty(1 << width, dtype=np.uint16)

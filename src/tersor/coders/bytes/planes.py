@@ -48,8 +48,7 @@ def plane_of(data: np.ndarray, itemsize: int, k: int, *, turned: bool) -> np.nda
 
 
 def join(planes: Sequence[np.ndarray], itemsize: int, out: np.ndarray, *, turned: bool) -> None:
-    """Inverse of the split: fill `out`, bytes uint8 [N * itemsize], from all planes [N], lowest byte
-    first."""
+    """Inverse: fill `out`, bytes uint8 [N * itemsize], from all planes [N], lowest byte first."""
     if any(len(plane) * itemsize != len(out) for plane in planes):
         raise FormatError(
             f"coded array: planes of {[len(plane) for plane in planes]} symbols do not make {len(out)} bytes"

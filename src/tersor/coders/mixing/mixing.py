@@ -69,8 +69,7 @@ class Signs(NamedTuple):
 
 
 def plan_mixing(symbols: np.ndarray, width: int, keep: np.ndarray | None = None) -> bytes:
-    """The stream of symbols uint8 [N]: the elements of a matrix with `width` columns, or those that `keep`
-    keeps."""
+    """The stream of symbols uint8 [N]: all or the kept elements of a matrix with `width` columns."""
     signs = signs_of(symbols)
     values = signs.values(symbols)
     part, part_width, part_keep = sample(values, width, keep, SAMPLE)

@@ -24,8 +24,7 @@ STEPS, NODES = 16, 256  # distinguished magnitudes of the unary code; nodes of a
 QUIET = 14  # low binary digits of the squared prediction that are ignored
 SIGNED, MIDDLE = 33, 16  # values of signed_level: level 1 to 16 with either sign, or 0
 
-# Number of contexts of each kind: of "is it zero", signs, magnitudes. Those by row and column come after
-# them.
+# Number of contexts of each kind: of "is it zero", signs, magnitudes. Contexts by row and column follow.
 ZERO_PLACES = (256, 256, 128, 432, 2048, 1024, 256, 1)
 SIGN_PLACES = (81, 27, SIGNED, SIGNED, SIGNED * 16, 1)
 STEP_PLACES, NODE_PLACES = (16, 8, 4, 64, SIGNED, 27, 1), (9, 64, SIGNED, 33, 1)

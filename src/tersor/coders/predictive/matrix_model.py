@@ -29,8 +29,7 @@ NORMAL = 20  # fractional bits of the table of inverse scales
 GROUPS = 64  # distinguished scales: two levels each
 FRACTIONS = (1 << FINE) // 2 + 1  # distances of a mean from the nearest code
 
-# 2^(k / 8) for k = 0 .. 7 with 30 fractional bits, as literals because math libraries round powers
-# differently.
+# 2^(k / 8) for k = 0 .. 7 with 30 fractional bits, as literals: libraries round powers differently.
 EIGHTHS = (
     1073741824, 1170923762, 1276901417, 1392470869, 1518500250, 1655936265, 1805811301, 1969251188
 )  # fmt: skip
@@ -38,8 +37,7 @@ EIGHTHS = (
 
 @functools.cache
 def scales() -> tuple[np.ndarray, np.ndarray]:
-    """(1 / scale with NORMAL bits, scale with COEF bits) for levels 0 to 127, where scale = 2^(level / 8 -
-    4)."""
+    """(1 / scale with NORMAL bits, scale with COEF bits) of levels 0 to 127: scale = 2^(level / 8 - 4)."""
     up = np.array([EIGHTHS[k % OCTAVE] << (k // OCTAVE) for k in range(LEVELS)], dtype=object)
     scale = up >> 24  # 2^(k / 8 - 4) * 2^10
     # The reversed table: 2^(-k / 8) = 2^((LEVELS - k) / 8) / 2^(LEVELS / 8)

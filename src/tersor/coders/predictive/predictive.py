@@ -83,8 +83,8 @@ def candidates(views: list[np.ndarray]) -> list[Options]:
 
 
 def estimated_bits(codes: np.ndarray, options: Options) -> float:
-    """Bits a code up to a constant, for normal prediction errors: the mean log2 of their scale. A large
-    matrix is judged by its first rows."""
+    """Bits a code plus a constant, for normal prediction errors: the mean log2 of their scale. Only the first
+    rows of a large matrix are used."""
     codes = codes[: max(BLOCK, TRIED // codes.shape[1])]
     rows, columns = fitted_levels(codes.astype(np.float32))
     if options.ridge:
@@ -128,8 +128,7 @@ def fit_with(codes: np.ndarray, options: Options, rows: np.ndarray, columns: np.
 
 
 def fitted_levels(rest: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Levels of rows and columns such that the product of their scales fits `rest` [R, C] float32, which is
-    overwritten."""
+    """Levels of rows and columns whose scales fit `rest` [R, C] float32. Overwrites `rest`."""
     squares = np.square(rest, out=rest)
     column = np.ones(rest.shape[1], dtype=np.float32)
     row = np.sqrt(squares.mean(1) + 0.02)
@@ -180,8 +179,7 @@ def fitted_counts(fitted: Fit) -> np.ndarray:
 
 
 def write(fitted: Fit, center: int) -> bytes | None:
-    """The stream: head, center, levels, tables, states, words. None if its tables exceed the reader's
-    limit."""
+    """The stream: head, center, levels, tables, states, words. None if its tables are too large."""
     from tersor.coders.predictive import predictive_loops
 
     spec = BitWriter()

@@ -142,8 +142,7 @@ def best_shape(pools: np.ndarray, groups: list[int]) -> Shape:
 
 
 def own_cost(group: np.ndarray) -> tuple[float, int]:
-    """(bits, bins) of counts [FRACTIONS, 256] with own tables; infinite bits if they have too many
-    symbols."""
+    """(bits, bins) of counts [FRACTIONS, 256] with own tables; infinite for too many symbols."""
     return min((sum(map(pool_cost, pools_of(group, bins))), bins) for bins in BINS)
 
 
@@ -167,8 +166,7 @@ class TableRun(NamedTuple):
 
 
 def runs_of(counts: np.ndarray, common: dict[int, float]) -> list[TableRun]:
-    """All groups in runs, merged as long as that saves bits. `common`: bits of each group with common
-    tables."""
+    """All groups in runs, merged as long as that saves bits. `common`: bits with common tables, by group."""
     runs: list[TableRun] = []
     done = 0
     for group, shared in common.items():

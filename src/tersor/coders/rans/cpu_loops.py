@@ -41,8 +41,7 @@ PERMUTATIONS = "tersor.permutations"  # the table of `expand_permuted`: a global
 def gather_singly(
     build: ir.IRBuilder, start: ir.Value, index: ir.Value, result_type: ir.VectorType
 ) -> ir.Value:
-    """Load elements by `index` (32 bits each), one by one. The gather of AVX2 was slower, measured on Zen
-    4."""
+    """Load elements by `index` (32 bits), one by one. The gather of AVX2 was slower on Zen 4."""
     found = ir.Constant(result_type, ir.Undefined)
     for k in range(result_type.count):
         at = build.zext(build.extract_element(index, WORD(k)), LONG)

@@ -104,8 +104,7 @@ def precision(n: np.ndarray) -> int:
 def depths_for(n: np.ndarray, bits: int) -> np.ndarray:
     """The depths [8, K] nearest to counts [K] at each detail."""
     free = (1 << bits) - len(n)
-    # Each symbol has a frequency of 1 anyway; the weights divide the rest. Shares below 0.5 make no
-    # difference.
+    # Each symbol has a frequency of 1 anyway; weights divide the rest. Shares below 0.5 are equal.
     share = np.maximum(n / n.sum() * (1 << bits) - 1, 0.5) / free
     octave = np.clip(OCTAVES + np.log2(share / share.max()), 0, OCTAVES)  # [K]
     whole = np.floor(octave)
@@ -115,8 +114,7 @@ def depths_for(n: np.ndarray, bits: int) -> np.ndarray:
 
 
 def listed(n: np.ndarray, alphabet: Alphabet, bits: int) -> Choice:
-    """The list with the best detail for counts [K]: a coarse list is short, a fine one makes a short
-    payload."""
+    """The list with the best detail for counts [K]: finer lists are longer, but their payload is shorter."""
     depths = depths_for(n, bits)  # [8, K]
     sizes = list_bits(depths).min(axis=(1, 2, 3))  # [8]
     f = [tables.frequencies(depths[d], d, bits) for d in DETAILS.tolist()]

@@ -13,8 +13,7 @@ I64_2 = types.Array(types.int64, 2, "C", readonly=True)
 
 @compiled(types.int64[:, ::1](I64_2, INT, INT, INT), brief=True)
 def apportion(depths: np.ndarray, octaves: int, detail: int, bits: int) -> np.ndarray:
-    """Depths [T, K] to frequencies [T, K]: 1 for each symbol, and the rest of 2^bits in proportion to
-    weights."""
+    """Depths [T, K] to frequencies [T, K]: 1 for each symbol, the rest of 2^bits by weight."""
     rows, size = depths.shape
     found = np.empty((rows, size), np.int64)
     part = (1 << detail) - 1

@@ -36,8 +36,7 @@ WORDS, LONGS = vector(WORD, LANES), vector(LONG, LANES)
 
 
 def on_arrays(generate: Callable[..., ir.Value], *kinds: Any) -> Any:
-    """The result of an intrinsic: its signature, and `generate` called with data pointers instead of
-    arrays."""
+    """The result of an intrinsic: (signature, `generate` with data pointers instead of arrays)."""
 
     def lowered(context, build, signature, args):
         return generate(
