@@ -66,7 +66,7 @@ def read_alphabet(source: BitReader) -> Alphabet:
 
 
 def alphabets(counts: np.ndarray) -> list[Alphabet]:
-    """Candidate alphabets for the symbols that occur in `counts` [256]: several starts, gaps kept or filled."""
+    """Candidate alphabets for the symbols that occur in `counts` [256]: several starts, gaps or none."""
     present = np.flatnonzero(counts)  # [K]
     gaps = np.diff(present, append=present[0] + SYMBOLS)
     starts = {int(present[(gaps.argmax() + 1) % len(present)])}

@@ -76,7 +76,7 @@ def lamp_scores(w: Tensor) -> Tensor:
 
 
 def n_m_keep(w: Tensor, n: int, m: int) -> Tensor:
-    """Mask bool [O, I] of the n largest of each m consecutive columns. A last block of L keeps ceil(n L / m)."""
+    """Mask bool [O, I]: n largest of each m consecutive columns, ceil(n * L / m) of a last block of L."""
     if not 1 <= n <= m:
         raise SettingError(f"n_m_keep: n={n}, m={m}, but n of every m weights are kept: 1 <= n <= m")
     check_units("n_m_keep", w.shape, "group", m)
