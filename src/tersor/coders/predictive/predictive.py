@@ -31,7 +31,7 @@ TRIED = 1 << 19  # codes used to choose the options
 PIECE = 1 << 18  # codes counted at a time
 FEWEST = 4096  # codes: below, tables and levels cost more than they can save
 MOST = 28  # log2 of the largest number of rows or columns
-STATES = (8, 16)  # possible numbers of states: 16 decode faster and cost 2 bytes more each
+STATES = (8, 16)  # numbers of states: more of them decode faster and cost 2 bytes each
 CHOICES = 2 * (1 + len(RIDGES))  # number of Options, which the settings store
 ROUNDS = 3  # alternations of fitting the row scales and the column scales
 NO_PREDICTION, NO_MOMENTS = np.zeros((0, 0), dtype=np.int16), np.zeros((0, 0))

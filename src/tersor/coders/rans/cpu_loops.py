@@ -57,19 +57,10 @@ def gather_at_once(
     kind = vector(result_type.element, 512 // width)
     name = f"llvm.x86.avx512.mask.gather.dp{'i' if width == 32 else 'q'}.512"
     base, every = build.bitcast(start, BYTE.as_pointer()), constant(1, vector(BIT, kind.count))
-    size = WORD(width // 8)
+    size, zeros, lanes = WORD(width // 8), constant(0, kind), kind.count
     found = [
-        call(
-            build,
-            name,
-            kind,
-            constant(0, kind),
-            base,
-            slice_lanes(build, index, first, kind.count),
-            every,
-            size,
-        )
-        for first in range(0, result_type.count, kind.count)
+        call(build, name, kind, zeros, base, slice_lanes(build, index, first, lanes), every, size)
+        for first in range(0, result_type.count, lanes)
     ]
     return concatenated(build, found)
 
