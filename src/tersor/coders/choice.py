@@ -36,10 +36,7 @@ DENSE = 2  # bits a symbol: streams above this count as dense
 SHORTEST = 12  # bytes: a coder with a header cannot shorten such a stream
 WORTH = 20  # on dense codes mixing must save 1 / WORTH of the bytes
 NEAR = 0.97  # and 3 % on a sample, where adaptation costs relatively more
-MIXING_BITS, MIXING_COUNT = (
-    4.5,
-    1 << 15,
-)  # bits a symbol, symbols: above both, mixing is slow and gains little
+MIXING_BITS, MIXING_COUNT = 4.5, 1 << 15  # bits a symbol, symbols: above both, mixing gains too little
 
 
 def encode(
@@ -202,7 +199,7 @@ def decode(
 def decode_parts(
     data: np.ndarray, count: int, *, width: int = 0, keep: np.ndarray | None = None
 ) -> Iterator[np.ndarray]:
-    """Like `decode`, in parts. Pieces are decoded one after the other, and raw bytes are not copied."""
+    """Like `decode`, in parts. Only the pieces in work are in memory, and raw bytes are not copied."""
     if count > 0 and coder_of(data) == "pieces":
         mismatch = mismatch_in(count, width, keep)
         if mismatch:

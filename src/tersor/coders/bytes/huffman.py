@@ -19,10 +19,7 @@ from tersor.errors import FormatError
 
 HUFFMAN = 2
 MAX_LENGTH = 15
-LOOKUP, SMALL_LOOKUP = (
-    12,
-    8,
-)  # bits of a lookup: a table of 2^12 stays in L1 cache; one of 2^8 is built faster
+LOOKUP, SMALL_LOOKUP = 12, 8  # bits of a lookup: 2^12 entries stay in L1 cache; 2^8 are built faster
 
 
 def code_lengths(counts: np.ndarray, limit: int = MAX_LENGTH) -> np.ndarray:

@@ -24,10 +24,7 @@ HEAD = 5  # bytes before the arithmetic code
 LAGS = 64  # largest lag tried: columns at a lag can be neighbors, as in rows of an image or taps of a kernel
 SAMPLE = 1 << 18  # codes used to choose the options
 TRANSPOSED, TREE, ZEROS = 1, 2, 4  # bits of the settings
-RATE, RATES = (
-    2,
-    (0, 1, 3),
-)  # learning rates: the first one tried, and the others; noisy codes need the slowest
+RATE, RATES = 2, (0, 1, 3)  # learning rates: the first one tried, and the others; noise needs the slowest
 SMALL = 1 << 15  # codes: below, the learning rate matters more, and all rates are tried
 SIGNED = 192  # a larger range of symbols means signed bytes
 
