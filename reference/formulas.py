@@ -1,4 +1,4 @@
-"""Section 6 of docs/format.md: what each form stands for, in plain numpy. reader.py does the rest."""
+"""Formulas: section 6 of docs/format.md, the decoding of each form in plain numpy."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class BadFile(ValueError):
 
 
 class Array(NamedTuple):
-    """A tensor. numpy has no bfloat16 and no 8-bit floats: their values are bits, as unsigned integers."""
+    """A tensor. numpy has no bfloat16 and no 8-bit floats: their values are stored as unsigned integers."""
 
-    dtype: str  # in PyTorch's words
+    dtype: str  # PyTorch's name of the dtype
     values: np.ndarray
 
 
@@ -41,7 +41,7 @@ CODED = (
 )  # fmt: skip
 
 
-CHILDREN: dict[str, dict[str, bool]] = {  # children in order, and whether each is aligned
+CHILDREN: dict[str, dict[str, bool]] = {  # children in order, and whether each is aligned with its parent
     "dense": {}, "coded": {}, "masked": {"keep": True, "body": True},
     "affine": {"codes": True, "scale": False, "zero": False, "member": False},
     "codebook": {"index": True, "book": False, "scale": False},
@@ -51,7 +51,7 @@ CHILDREN: dict[str, dict[str, bool]] = {  # children in order, and whether each 
 OPTIONAL = {
     ("affine", "zero"), ("affine", "member"), ("loggrid", "member"), ("codebook", "scale"), ("grid", "zero"),
 }  # fmt: skip
-SETTINGS: dict[str, dict[str, Any]] = {  # with defaults
+SETTINGS: dict[str, dict[str, Any]] = {  # settings and their defaults
     "dense": {}, "coded": {"pack": False, "kept": False, "turned": False, "coder": "max"}, "masked": {},
     "affine": {"bits": 8, "group": 0, "axis": 0, "runs": []}, "codebook": {"axis": 0},
     "loggrid": {"bits": 4, "terms": 1, "group": 0, "axis": 0, "runs": []}, "lowrank": {}, "sum": {},
@@ -67,7 +67,7 @@ class Node(NamedTuple):
     form: str
     settings: dict[str, Any]
     children: dict[str, Node]
-    leaf: Array | None  # of a dense node its array, of a coded one its streams
+    leaf: Array | None  # the array of a dense node, the streams of a coded node
 
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
@@ -75,14 +75,14 @@ INTEGERS = ("uint8", "int8", "int16", "int32", "int64")
 
 
 def widened(x: Array) -> np.ndarray:
-    """Floats that numpy can reckon with: bfloat16 and float16 as float32, which holds them exactly."""
+    """Floats that numpy can compute with: bfloat16 and float16 as float32, which is exact."""
     if x.dtype == "bfloat16":
         return (x.values.astype("<u4") << 16).view("<f4")
     return x.values.astype("<f4") if x.dtype == "float16" else x.values
 
 
 def rounded(x: np.ndarray, dtype: str) -> Array:
-    """Numbers as `dtype`, to nearest, ties to even; what is 16 bits wide comes by way of float32."""
+    """Round to `dtype`, to nearest, ties to even. 16-bit floats are rounded to float32 first."""
     with np.errstate(over="ignore"):
         if dtype in ("float16", "bfloat16"):
             x = x.astype("<f4")
@@ -94,7 +94,7 @@ def rounded(x: np.ndarray, dtype: str) -> Array:
 
 
 def operate(operation: Any, a: Array, b: Array) -> Array:
-    """One operation on floats, rounded to the wider dtype of the two."""
+    """One operation on floats, rounded to the wider of their two dtypes."""
     dtype = wider(a.dtype, b.dtype)
     wide = "float64" if dtype == "float64" else "float32"
     with np.errstate(over="ignore", invalid="ignore"):
@@ -108,7 +108,7 @@ def wider(a: str, b: str) -> str:
 
 
 def rows_of(x: Array, axis: int) -> Array:
-    """Seen as a matrix [O, I]."""
+    """The array as a matrix [O, I], where O is the given axis."""
     if x.values.ndim <= 1:
         return Array(x.dtype, x.values.reshape(1, -1))
     check(axis < x.values.ndim, "bad axis")
@@ -124,7 +124,7 @@ def from_rows(rows: Array, shape: tuple[int, ...], axis: int) -> Array:
 
 
 def spread(table: Array, shape: tuple[int, ...], group: int, member: np.ndarray | None = None) -> Array:
-    """A table [1, 1], [O, 1] or [O, G] with one entry for each element of [O, I]; member: see member_of."""
+    """Expand a table [1, 1], [O, 1] or [O, G] to the elements of [O, I]. member: see member_of."""
     rows, columns = shape
     if member is not None and table.values.shape not in ((1, 1), (rows, 1)):
         check(table.values.ndim == 2 and len(table.values) == rows, "a table of the wrong shape")
@@ -136,25 +136,27 @@ def spread(table: Array, shape: tuple[int, ...], group: int, member: np.ndarray 
 
 
 def member_of(s: dict[str, Any], child: dict[str, Array], columns: int) -> np.ndarray | None:
-    """The group of each column, where the groups are not even."""
-    check(child["scale"].values.ndim == 2, "a scale is a matrix")
-    told = (s["group"] > 0) + bool(s["runs"]) + ("member" in child)
-    check(told <= 1, "groups are told in two ways")
+    """The group of each column, if the groups have unequal sizes."""
+    check(child["scale"].values.ndim == 2, "a scale must be a matrix")
+    given = (s["group"] > 0) + bool(s["runs"]) + ("member" in child)
+    check(given <= 1, "groups are given in two ways")
     if s["runs"]:
-        check(min(s["runs"]) >= 1 and sum(s["runs"]) == columns, "runs that do not make a row")
-        check(child["scale"].values.shape[-1] in (1, len(s["runs"])), "as many runs as columns of the scale")
+        check(min(s["runs"]) >= 1 and sum(s["runs"]) == columns, "the runs do not add up to a row")
+        check(
+            child["scale"].values.shape[-1] in (1, len(s["runs"])), "not one run for each column of the scale"
+        )
         return np.repeat(np.arange(len(s["runs"])), s["runs"])
     if "member" not in child:
         return None
     member = child["member"]
     fine = member.dtype in ("uint8", "int16", "int32") and member.values.shape == (columns,)
-    check(fine and (not columns or member.values.min() >= 0), "member: a group for each column")
+    check(fine and (not columns or member.values.min() >= 0), "member: not one group for each column")
     check(not columns or member.values.max() < child["scale"].values.shape[1], "member: no such group")
     return member.values.astype(int)
 
 
 def decoded(node: Node, keep: np.ndarray | None = None) -> Array:
-    """What a node stands for. `keep` is the mask above, if this node is aligned with it."""
+    """Decode a node. `keep` is the mask above, if this node is aligned with it."""
     child = {}
     for key, inner in node.children.items():
         below = keep if CHILDREN[node.form][key] else None
@@ -162,7 +164,7 @@ def decoded(node: Node, keep: np.ndarray | None = None) -> Array:
             below = None
             if key == "body":
                 mask = child["keep"]
-                check(mask.dtype == "bool", "a mask is bool")
+                check(mask.dtype == "bool", "a mask must be bool")
                 check(keep is None or keep.shape == mask.values.shape, "a mask of another shape")
                 below = mask.values if keep is None else mask.values & keep
         child[key] = decoded(inner, below)
@@ -172,9 +174,9 @@ def decoded(node: Node, keep: np.ndarray | None = None) -> Array:
 def coded(node: Node, child: dict[str, Array], keep: np.ndarray | None) -> Array:
     s, dtype = node.settings, np.dtype(NUMPY[node.settings["dtype"]])
     size, planes = tuple(s["size"]), s["planes"]
-    check(len(planes) == dtype.itemsize, "streams do not fit the dtype")
-    check(not s["pack"] or s["dtype"] == "bool", "only bool is packed")
-    check(not s["turned"] or "float" in s["dtype"], "only floats are turned")
+    check(len(planes) == dtype.itemsize, "the number of streams does not fit the dtype")
+    check(not s["pack"] or s["dtype"] == "bool", "only bool can be packed")
+    check(not s["turned"] or "float" in s["dtype"], "only floats can be turned")
     check(not s["kept"] or (keep is not None and keep.shape == size), "no mask above")
     count = int(keep.sum()) if s["kept"] else math.prod(size)
     columns, mask = math.prod(size[1:]) if len(size) > 1 else 0, keep.ravel() if s["kept"] else None
@@ -227,9 +229,10 @@ def codebook(node: Node, child: dict[str, Array], keep: np.ndarray | None) -> Ar
     check(index.dtype in ("uint8", "int16") and book.dtype in FLOATS, "codebook")
     rows = rows_of(index, s["axis"]).values.astype(int)
     check(book.values.ndim in (1, 2) and book.values.shape[-1] >= 1, "codebook: a table without entries")
-    check(book.values.ndim == 1 or len(book.values) == len(rows), "codebook: one table a row")
+    check(book.values.ndim == 1 or len(book.values) == len(rows), "codebook: not one table for each row")
     check(
-        not rows.size or 0 <= rows.min() <= rows.max() < book.values.shape[-1], "codebook: an index outside"
+        not rows.size or 0 <= rows.min() <= rows.max() < book.values.shape[-1],
+        "codebook: an index outside of the table",
     )
     values = book.values[rows] if book.values.ndim == 1 else np.take_along_axis(book.values, rows, 1)
     w = Array(book.dtype, values)
@@ -244,7 +247,7 @@ def loggrid(node: Node, child: dict[str, Array], keep: np.ndarray | None) -> Arr
     check(codes.dtype == "int8" and scale.dtype in FLOATS, "loggrid")
     check(2 <= s["bits"] <= 8 and s["terms"] in (1, 2), "loggrid: bits or terms")
     rows, levels = rows_of(codes, s["axis"]).values.astype(int), levels_of(s["bits"], s["terms"])
-    check(not rows.size or np.abs(rows).max() < len(levels), "loggrid: a code outside the levels")
+    check(not rows.size or np.abs(rows).max() < len(levels), "loggrid: a code outside of the levels")
     signed = rounded(np.sign(rows) * levels[np.abs(rows)], "float32")
     steps = spread(scale, rows.shape, s["group"], member_of(s, child, rows.shape[1]))
     w = operate(np.multiply, rounded(signed.values, scale.dtype), steps)
@@ -286,17 +289,19 @@ FORMS = {
 
 
 def check_grid(node: Node) -> None:
-    """Refuse a grid that rounds nothing."""
+    """Refuse an invalid grid of an edge."""
     s = node.settings
-    check(all(child.form in ("dense", "coded") for child in node.children.values()), "grid: leaves alone")
+    check(
+        all(child.form in ("dense", "coded") for child in node.children.values()), "grid: only leaves allowed"
+    )
     child = {key: decoded(inner) for key, inner in node.children.items()}
     scale = child["scale"]
     check(scale.dtype == "float32" and scale.values.ndim == 1 and scale.values.size > 0, "grid: scale")
-    check(bool(np.isfinite(scale.values).all() and (scale.values > 0).all()), "grid: a scale that is no step")
+    check(bool(np.isfinite(scale.values).all() and (scale.values > 0).all()), "grid: a scale is not positive")
     check(1 <= s["bits"] <= 16, "grid: bits")
     if "zero" in child:
         zero = child["zero"]
         check(zero.dtype in INTEGERS and zero.values.shape == scale.values.shape, "grid: zero")
         low = -(2 ** (s["bits"] - 1)) if s["signed"] else 0
         fine = low <= int(zero.values.min()) and int(zero.values.max()) < low + 2 ** s["bits"]
-        check(fine, "grid: a zero that is no code")
+        check(fine, "grid: a zero point is no code")

@@ -1,8 +1,10 @@
-"""Section 12 of docs/format.md: the arrays that a patch makes of a file. No part of Tersor or PyTorch.
+"""Patcher: section 12 of docs/format.md, the arrays of the file that a patch makes. Without Tersor or
+PyTorch.
 
-patched(OLD, PATCH)    {name: Array}: tensors, or the values of leaves, of the file that is made
-It codes nothing, so it makes no file, and leaves that are told by their bytes stay bytes. Old files: .tersor,
-or one .safetensors; not NEW of the very text of OLD.
+patched(OLD, PATCH)    {name: Array}: tensors, or the values of leaves, of the new file
+
+It has no encoder, so it writes no file, and leaves that the patch stores as bytes stay bytes. OLD is a
+.tersor file or one .safetensors file. Patches whose new file has exactly the text of OLD are not supported.
 """
 
 from __future__ import annotations
@@ -43,12 +45,12 @@ PIECE, LEAST = 4_194_304, 4096
 
 
 class Old(NamedTuple):
-    """An old file."""
+    """The old file."""
 
     head: bytes
-    values: dict[str, Array]  # by the names of its arrays
-    bytes: dict[str, Array]  # of coded leaves, as they are stored
-    nodes: dict[str, Node]  # the nodes that own leaves, by the leaf's name
+    values: dict[str, Array]  # decoded arrays by name
+    bytes: dict[str, Array]  # the stored bytes of coded leaves
+    nodes: dict[str, Node]  # the parent node of each leaf, by the leaf's name
 
 
 def old_file(path: Path) -> Old:
@@ -75,7 +77,7 @@ def compact(document: Any) -> bytes:
 
 
 def walk(old: Old, node: Node, name: str, keep: np.ndarray | None = None, above: Node | None = None) -> None:
-    """Note the leaves below a node; `keep` is the mask above it."""
+    """Record the leaves below a node. `keep` is the mask above it."""
     if node.leaf is not None:
         old.values[name] = decoded(node, keep if node.settings.get("kept") else None)
         if node.form == "coded":
@@ -95,16 +97,16 @@ def below_name(name: str, key: str, root: bool) -> str:
 
 
 class Leaf(NamedTuple):
-    """A leaf of the file that is made."""
+    """A leaf of the new file."""
 
     dtype: str  # of its value
     shape: tuple[int, ...]
     stored: int | None  # bytes, if it is coded
-    above: dict[str, Any]  # the node that owns it
+    above: dict[str, Any]  # its parent node
 
 
 class Place(NamedTuple):
-    """What follows from a node's place: section 5."""
+    """Properties that a node inherits from its position in the tree: section 5."""
 
     name: str
     shape: Any
@@ -112,34 +114,37 @@ class Place(NamedTuple):
     above: dict[str, Any] | None = None
 
 
-def leaves(told: Any, place: Place, large: dict[str, Any]) -> Iterator[tuple[str, Leaf]]:
+def leaves(tree: Any, place: Place, large: dict[str, Any]) -> Iterator[tuple[str, Leaf]]:
     """The leaves of a tree of the new file."""
-    told = {"form": told} if isinstance(told, str) else told
+    tree = {"form": tree} if isinstance(tree, str) else tree
     name, shape, dtype, above = place
-    if told["form"] == "coded":
-        size = check_shape(told.get("size", shape))
-        yield name, Leaf(told.get("dtype", dtype), size, sum(told["planes"]), above or {})
-    elif told["form"] == "dense":
-        kind, size = large.get(name, (told.get("dtype", dtype), told.get("shape", shape)))
+    if tree["form"] == "coded":
+        size = check_shape(tree.get("size", shape))
+        yield name, Leaf(tree.get("dtype", dtype), size, sum(tree["planes"]), above or {})
+    elif tree["form"] == "dense":
+        kind, size = large.get(name, (tree.get("dtype", dtype), tree.get("shape", shape)))
         yield name, Leaf(kind, check_shape(size), None, above or {})
-    for key, aligned in CHILDREN[told["form"]].items():
-        if key in told:
+    for key, aligned in CHILDREN[tree["form"]].items():
+        if key in tree:
             inner = Place(
                 below_name(name, key, above is None),
                 shape if aligned else None,
                 BY_NAME.get(key, dtype),
-                told,
+                tree,
             )
-            yield from leaves(told[key], inner, large)
+            yield from leaves(tree[key], inner, large)
 
 
 class Patch:
-    """A patch, and the arrays that it has made so far."""
+    """A patch, and the arrays decoded so far."""
 
     def __init__(self, path: Path, old_path: Path) -> None:
         tensors, metadata = container(path.read_bytes())
-        check(metadata.get("tersor-patch") == "1", "no patch, or one of another number")
-        check(metadata["old"] == hashlib.sha256(old_path.read_bytes()).hexdigest(), "another old file")
+        check(metadata.get("tersor-patch") == "1", "not a patch of format 1")
+        check(
+            metadata["old"] == hashlib.sha256(old_path.read_bytes()).hexdigest(),
+            "not the old file of the patch",
+        )
         self.old, self.nbytes = old_file(old_path), old_path.stat().st_size
         text, _ = inflated(
             tensors["patch"].values.tobytes(), int(metadata["size"]), DICTIONARY + self.old.head
@@ -150,9 +155,9 @@ class Patch:
         self.at, end = {}, 0
         for name, part in self.text["parts"].items():
             self.at[name], end = end, end + sum(part.get("n", []))
-        check(end == len(self.streams), "streams of another length")
+        check(end == len(self.streams), "the streams have a wrong length")
         self.leaves: dict[str, Leaf] = {}
-        self.made: dict[str, Array] = {}
+        self.values: dict[str, Array] = {}
 
     def arrays(self) -> dict[str, Array]:
         if self.text["kind"] == "safetensors":
@@ -162,7 +167,7 @@ class Patch:
             for name, entry in header.items():
                 self.leaves[name] = Leaf(DTYPES[entry["dtype"]][0], tuple(entry["shape"]), None, {})
             return {name: self.value(aliases.get(name, name)) for name in header}
-        large = self.text["large"]  # it is there wherever the text is
+        large = self.text["large"]  # present whenever "text" is
         text, nbytes = self.text["text"], len(self.streams) + self.nbytes
         lists = lists_of(text.get("indices", []), nbytes)
         for name, site in text["sites"].items():
@@ -176,16 +181,16 @@ class Patch:
         return {name: self.value(name) for name in self.leaves}
 
     def value(self, name: str) -> Array:
-        if name not in self.made:
-            self.made[name] = self.told(
+        if name not in self.values:
+            self.values[name] = self.decode_part(
                 name, self.text["parts"].get(name, {"how": "same"}), self.leaves[name]
             )
-        return self.made[name]
+        return self.values[name]
 
-    def told(self, name: str, part: dict[str, Any], leaf: Leaf) -> Array:
+    def decode_part(self, name: str, part: dict[str, Any], leaf: Leaf) -> Array:
         how, other = part.get("how", "change"), part.get("of", name)
         if leaf.stored is not None and "coder" not in part:
-            if how == "same":  # stored as it was, so it means what it meant
+            if how == "same":  # the stored bytes are the same, so the value is the same
                 return self.old.values[other]
             leaf = Leaf("uint8", (leaf.stored,), None, {})
         if how == "same":
@@ -202,7 +207,7 @@ class Patch:
         return Array(leaf.dtype, words.view(NUMPY[leaf.dtype]).reshape(leaf.shape))
 
     def moved(self, name: str, codes: Array, old: Node, leaf: Leaf) -> Array:
-        """Codes on the new grid."""
+        """The old codes, rounded to the new grid."""
         stem, settings = name.removesuffix("codes"), SETTINGS["affine"] | leaf.above
         even = not (settings["runs"] or old.settings["runs"] or "member" in (*leaf.above, *old.children))
         check(even, "its groups are not even")
@@ -224,7 +229,7 @@ class Patch:
 
 
 def fitted(old: Array, leaf: Leaf) -> Array:
-    """The old array cut, or filled up with zeros."""
+    """The old array, cut or padded with zeros to the new shape."""
     if old.dtype != leaf.dtype:
         old = rounded(widened(old), leaf.dtype)
     base = np.zeros(leaf.shape, NUMPY[leaf.dtype])
@@ -234,7 +239,7 @@ def fitted(old: Array, leaf: Leaf) -> Array:
 
 
 def rebuilt(streams: Iterator[bytes], base: Array | None, keep: np.ndarray | None, leaf: Leaf) -> np.ndarray:
-    """The elements as unsigned words."""
+    """The elements as unsigned integers."""
     size, count = np.dtype(NUMPY[leaf.dtype]).itemsize, math.prod(leaf.shape)
     flat = np.zeros(count, f"<u{size}")
     keep = np.ones(count, bool) if keep is None else keep
@@ -296,7 +301,7 @@ def disordered(words: np.ndarray, floats: bool) -> np.ndarray:
 
 
 def patched(old: str | Path, patch: str | Path) -> dict[str, Array]:
-    """The arrays of the file that a patch makes of an old one."""
+    """The arrays of the new file, from the old file and the patch."""
     return Patch(Path(patch), Path(old)).arrays()
 
 

@@ -1,6 +1,6 @@
-"""The coder of section 10 of docs/streams.md. Slow and plain.
+"""Predictive: a simple, slow decoder for section 10 of docs/streams.md.
 
-predictive(settings, data, count, width, keep)      the symbols, or BadStream with the reason
+predictive(settings, data, count, width, keep)      returns the symbols, or raises BadStream with the reason
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def bands(columns: int) -> list[tuple[int, int]]:
     return [(columns * k // n, columns * (k + 1) // n) for k in range(n)]
 
 
-def lessons(rows: int, columns: int) -> list[tuple[int, int]]:
+def row_ranges(rows: int, columns: int) -> list[tuple[int, int]]:
     widest = max(end - begin for begin, end in bands(columns))
     at = [0, 64 * -(-widest // 192)]
     while at[-1] < rows:
@@ -35,14 +35,14 @@ def lessons(rows: int, columns: int) -> list[tuple[int, int]]:
 def levels(data: bytes, at: int, count: int) -> tuple[list[int], int]:
     check(at + 4 < len(data), "no levels")
     end = at + 4 + int.from_bytes(data[at : at + 4], "little")
-    check(at + 4 < end <= len(data) and data[at + 4] % 8 < 4, "levels beyond the end, or no static stream")
+    check(at + 4 < end <= len(data) and data[at + 4] % 8 < 4, "levels beyond the end, or not a static stream")
     found = static(data[at + 4 : end], count).tolist()
     check(max(found) < 128, "a level above 127")
     return found, end
 
 
 class Tables:
-    """The table of each group and distance; a common one is made when it is first wanted."""
+    """The table of each group and distance. Common tables are computed on first use."""
 
     def __init__(self, source: Bits) -> None:
         self.shape: tuple[int, ...] = ()
@@ -91,7 +91,7 @@ def own_table(source: Bits) -> Table:
 
 
 def learn(total: np.ndarray, rows: int, ridge: float) -> np.ndarray:
-    """L as whole numbers. Every operation on floats is one of IEEE 754, rounded by itself."""
+    """L as integers. Every float operation is an IEEE 754 operation with its own rounding."""
     a = total / rows
     width = len(a) - 1
     squares = 0.0
@@ -111,8 +111,8 @@ def learn(total: np.ndarray, rows: int, ridge: float) -> np.ndarray:
 def predictive(settings: int, data: bytes, count: int, width: int, keep: np.ndarray | None) -> np.ndarray:
     many, way = divmod(settings, 10)
     ridge, transposed = divmod(way, 2)
-    check(many <= 1 and keep is None and len(data) >= 2, "predictive has settings 0 to 19 and no mask")
-    check(count % width == 0 and 2 <= width <= 2**28 and 2 <= count // width <= 2**28, "no matrix")
+    check(many <= 1 and keep is None and len(data) >= 2, "predictive needs settings 0 to 19 and no mask")
+    check(count % width == 0 and 2 <= width <= 2**28 and 2 <= count // width <= 2**28, "not a matrix")
     rows, columns = (width, count // width) if transposed else (count // width, width)
     row_level, at = levels(data, 2, rows)
     column_level, at = levels(data, at, columns)
@@ -127,7 +127,7 @@ def predictive(settings: int, data: bytes, count: int, width: int, keep: np.ndar
     for begin, end in bands(columns):
         total = np.zeros((end - begin + 1,) * 2)
         lower = np.zeros(total.shape, dtype=np.int64)
-        for first, last in lessons(rows, columns):
+        for first, last in row_ranges(rows, columns):
             if ridge and first:
                 lower = learn(total, first, (0.5, 1.0, 4.0, 16.0)[ridge - 1])
             for top in range(first, last, 64):
@@ -178,4 +178,4 @@ class Payload:
 
     def end(self) -> None:
         check(self.at == len(self.words), "words are left")
-        check(all(x == 2**16 for x in self.states), "the states are not the first ones")
+        check(all(x == 2**16 for x in self.states), "the final states are not 2^16")

@@ -1,7 +1,7 @@
-"""A second reader of .tersor files, by docs/format.md and in its order. No part of Tersor or PyTorch.
+"""Reader: a second reader of .tersor files, in the order of docs/format.md. Does not use Tersor or PyTorch.
 
-read(path)       {name: Array} of the decoded tensors, aliases too, or BadFile with the reason
-python reader.py FILE      their names, dtypes, shapes
+read(path)             returns {name: Array}, decoded tensors and aliases, or raises BadFile with the reason
+python reader.py FILE  prints their names, dtypes and shapes
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def container(data: bytes) -> tuple[dict[str, Array], dict[str, str]]:
     (length,) = struct.unpack("<Q", data[:8])
     check(length <= min(100_000_000, len(data) - 8), "the header is cut off")
     header = parse(data[8 : 8 + length])
-    check(isinstance(header, dict), "the header is no object")
+    check(isinstance(header, dict), "the header is not an object")
     metadata = header.pop("__metadata__", {})
     check(isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values()), "bad metadata")
     tensors, ranges = {}, []
@@ -69,21 +69,21 @@ def container(data: bytes) -> tuple[dict[str, Array], dict[str, str]]:
         check(offsets[1] <= len(data) - 8 - length, "cut off")
         tensors[name] = array(data[8 + length + offsets[0] : 8 + length + offsets[1]], dtype, shape)
     ends = [0, *(end for _, end in sorted(ranges))]
-    check([begin for begin, _ in sorted(ranges)] == ends[:-1], "ranges overlap or leave holes")
-    check(ends[-1] == len(data) - 8 - length, "bytes are missing, or too many")
+    check([begin for begin, _ in sorted(ranges)] == ends[:-1], "ranges overlap or leave gaps")
+    check(ends[-1] == len(data) - 8 - length, "too few or too many bytes")
     return tensors, metadata
 
 
 def array(raw: bytes, dtype: str, shape: tuple[int, ...]) -> Array:
     if dtype == "bool":
-        check(not raw or max(raw) <= 1, "a bool is 0 or 1")
+        check(not raw or max(raw) <= 1, "a bool must be 0 or 1")
     return Array(dtype, np.frombuffer(raw, NUMPY[dtype]).reshape(shape))
 
 
 # 2. The metadata, 3. The text
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "format.md"
-# The page's two blocks marked as text: the dictionaries of sections 3 and 11.
+# The two blocks of the page that are marked as text are the dictionaries of sections 3 and 11.
 BLOCKS = re.findall(r"^```text\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
 DICTIONARY, TINY_DICTIONARY = (block.replace("\n", "").encode() for block in BLOCKS)
 SHORT = {"sites", "aliases", "indices", "changes", "grids"}  # keys of a file with the short header
@@ -92,28 +92,28 @@ KEYS = SHORT | {"attachments", "base", "past", "recipe", "ledger"}
 
 def text_of(tensors: dict[str, Array], metadata: dict[str, str]) -> tuple[dict[str, Any], bytes]:
     """(the text, the bytes of the small leaves)."""
-    check("tersor" in metadata, "a safetensors file, but no .tersor file")
-    check(metadata["tersor"] == "1", f"format {metadata['tersor']}; this reader knows 1")
+    check("tersor" in metadata, "a safetensors file, but not a .tersor file")
+    check(metadata["tersor"] == "1", f"format {metadata['tersor']}, but this reader knows only 1")
     check(re.fullmatch("[0-9]{1,18}", metadata.get("size", "")) is not None, "no size")
     size, holder = int(metadata["size"]), tensors.get("tersor")
     check(holder is not None and holder.dtype == "uint8" and holder.values.ndim == 1, "no tensor 'tersor'")
     raw = holder.values.tobytes()
-    check(2 <= size <= 65536 + 32 * len(raw), "more text than the bytes justify")
+    check(2 <= size <= 65536 + 32 * len(raw), "more text than the tensor's size allows")
     text, small = inflated(raw, size, DICTIONARY)
-    check(len(text) == size, "a text of another length")
+    check(len(text) == size, "the text has a wrong length")
     check(metadata.get("crc") == f"{zlib.crc32(text):08x}", "the text is damaged")
     return document_of(text, KEYS), small
 
 
 def inflated(raw: bytes, most: int, dictionary: bytes) -> tuple[bytes, bytes]:
-    """(the text, what follows it)."""
+    """(the text, the bytes after it)."""
     unpacker = zlib.decompressobj(-15, dictionary)
     try:
         text = unpacker.decompress(raw, most)
         rest = unpacker.decompress(unpacker.unconsumed_tail, 1) if not unpacker.eof else b""
     except zlib.error as error:
         raise BadFile(f"deflate: {error}") from None
-    check(not rest and unpacker.eof, "a text of another length")
+    check(not rest and unpacker.eof, "the text has a wrong length")
     return text, unpacker.unused_data
 
 
@@ -131,7 +131,7 @@ MAGIC = bytes.fromhex("54535201")
 
 def short(data: bytes) -> tuple[dict[str, Any], bytes]:
     """(the text, the bytes of the leaves)."""
-    check(8 < len(data) <= 67_108_864, "the short header is of small files")
+    check(8 < len(data) <= 67_108_864, "the short header is only for small files")
     body = data[8:]
     check(zlib.crc32(body) == struct.unpack("<I", data[4:8])[0], "damaged")
     text, leaves = inflated(body, 65536 + 32 * len(body), TINY_DICTIONARY)
@@ -142,32 +142,32 @@ def short(data: bytes) -> tuple[dict[str, Any], bytes]:
 
 
 class Trees:
-    """Builds the trees of a file in order, and takes the small leaves as they come."""
+    """Builds the trees of a file in order, and reads the small leaves in the same order."""
 
     def __init__(self, tensors: dict[str, Array], small: bytes) -> None:
         self.tensors, self.small, self.at, self.used = tensors, small, 0, {"tersor"}
 
-    def grid(self, told: Any, edge: str) -> Node:
-        """The grid of an edge, checked but for its values."""
-        check(isinstance(told, dict), f"{edge}: no grid")
-        return self.build(told, None, "", edge, edge=True)
+    def grid(self, tree: Any, edge: str) -> Node:
+        """The grid of an edge, checked except for its values."""
+        check(isinstance(tree, dict), f"{edge}: no grid")
+        return self.build(tree, None, "", edge, edge=True)
 
     def build(
-        self, told: Any, shape: Any, dtype: str, site: str, path: tuple[str, ...] = (), *, edge: bool = False
+        self, tree: Any, shape: Any, dtype: str, site: str, path: tuple[str, ...] = (), *, edge: bool = False
     ) -> Node:
-        told = {"form": told} if isinstance(told, str) else told
-        check(isinstance(told, dict) and isinstance(told.get("form"), str), f"{site}: no form")
-        form = told["form"]
+        tree = {"form": tree} if isinstance(tree, str) else tree
+        check(isinstance(tree, dict) and isinstance(tree.get("form"), str), f"{site}: no form")
+        form = tree["form"]
         check(form in CHILDREN and (form != "grid" or edge), f"{site}: form {form}")
         check(len(path) <= 8 and (form == "grid" or not edge), f"{site}: nested too deep, or no grid")
         name = f"{site}:{'.'.join(path)}" if path else site
-        keys, extra = told.keys() - {"form"}, ()
+        keys, extra = tree.keys() - {"form"}, ()
         if form == "coded":
             extra = ("planes", "size", "dtype")
         if form == "dense" and name not in self.tensors:
             extra = ("shape", "dtype")
         check(keys <= {*CHILDREN[form], *SETTINGS[form], *extra}, f"{name}: unknown keys")
-        settings = SETTINGS[form] | {key: told[key] for key in SETTINGS[form] if key in told}
+        settings = SETTINGS[form] | {key: tree[key] for key in SETTINGS[form] if key in tree}
         for key, default in SETTINGS[form].items():
             check(type(settings[key]) is type(default), f"{name}: {key}")
             numbers = settings[key] if type(default) is list else [settings[key]]
@@ -176,13 +176,13 @@ class Trees:
         check(settings.get("coder", "max") in ("max", "fast", "huffman", "rans"), f"{name}: coder")
         leaf = None
         if form == "dense":
-            word = told.get("dtype", dtype)
+            word = tree.get("dtype", dtype)
             check(isinstance(word, str) and word in NUMPY, f"{name}: dtype")
             named = name in self.tensors
-            leaf = self.take(name, word, () if named else check_shape(told.get("shape", shape)))
+            leaf = self.take(name, word, () if named else check_shape(tree.get("shape", shape)))
             check(not path or leaf.dtype in CODED, f"{name}: dtype")
         if form == "coded":
-            planes, size, word = told.get("planes"), told.get("size", shape), told.get("dtype", dtype)
+            planes, size, word = tree.get("planes"), tree.get("size", shape), tree.get("dtype", dtype)
             check(isinstance(planes, list) and all(map(natural, planes)), f"{name}: planes")
             check(isinstance(word, str) and word in CODED, f"{name}: dtype")
             settings |= {"planes": planes, "size": list(check_shape(size)), "dtype": word}
@@ -190,21 +190,21 @@ class Trees:
             check(leaf.dtype == "uint8" and leaf.values.shape == (sum(planes),), f"{name}: streams")
         children = {}
         for key, aligned in CHILDREN[form].items():
-            if key in told:
+            if key in tree:
                 inner = shape if aligned else None
-                children[key] = self.build(told[key], inner, BY_NAME.get(key, dtype), site, (*path, key))
+                children[key] = self.build(tree[key], inner, BY_NAME.get(key, dtype), site, (*path, key))
             else:
                 check((form, key) in OPTIONAL, f"{name}: {key} is missing")
         return Node(form, settings, children, leaf)
 
     def take(self, name: str, dtype: str, shape: tuple[int, ...]) -> Array:
-        """The tensor of this name, or the next small leaf."""
-        check(name not in self.used, f"{name}: two leaves")
+        """The tensor with this name, or the next small leaf."""
+        check(name not in self.used, f"{name}: two leaves with this name")
         self.used.add(name)
         if name in self.tensors:
             return self.tensors[name]
         begin, self.at = self.at, self.at + math.prod(shape) * np.dtype(NUMPY[dtype]).itemsize
-        check(self.at <= len(self.small), f"{name}: behind the end of the small leaves")
+        check(self.at <= len(self.small), f"{name}: beyond the end of the small leaves")
         return array(self.small[begin : self.at], dtype, shape)
 
 
@@ -233,8 +233,8 @@ def whole(nodes: dict[str, Node], kept: Any, changes: list[Any], grids: dict[str
     text = "\n".join(f"{name} {digest(node)}" for name, node in sorted(nodes.items()))
     if kept or changes or grids:
         keys = {"set": ("module", "attribute", "value"), "replace": ("module", "stock", "settings")}
-        told = [[kind.capitalize(), dict(zip(keys[kind], parts, strict=True))] for kind, *parts in changes]
-        rest = {"kept": kept, "changes": told, "grids": {edge: digest(grid) for edge, grid in grids.items()}}
+        named = [[kind.capitalize(), dict(zip(keys[kind], parts, strict=True))] for kind, *parts in changes]
+        rest = {"kept": kept, "changes": named, "grids": {edge: digest(grid) for edge, grid in grids.items()}}
         text += json.dumps(rest, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -242,11 +242,11 @@ def whole(nodes: dict[str, Node], kept: Any, changes: list[Any], grids: dict[str
 # 8. The ledger: records.py
 
 
-# 9. What a reader takes, and all of it together
+# 9. Limits of a reader, and reading a whole file
 
 
 def elements(node: Node, shape: tuple[int, ...]) -> int:
-    """Elements of all nodes, from what is told; a shape that does not fit is refused when it is decoded."""
+    """Number of elements of all nodes, from the stated shapes. A wrong shape is refused in decoding."""
     count = math.prod(shape)
     for child in node.children.values():
         count += elements(child, shape_of(child))
@@ -264,25 +264,25 @@ def shape_of(node: Node) -> tuple[int, ...]:
 
 
 class File(NamedTuple):
-    """All that a file says."""
+    """The contents of a file."""
 
-    tensors: dict[str, Array]  # decoded, under the names of sites and aliases
-    kept: dict[str, dict[int, list[int]]]  # of the sites that were cut: what is left, by axis
+    tensors: dict[str, Array]  # decoded, by site or alias
+    kept: dict[str, dict[int, list[int]]]  # for sites that were cut: the indices kept of each axis
     changes: list[Any]
     grids: dict[str, Node]
     attachments: dict[str, bytes]
     events: list[dict[str, Any]]
-    ledger: str  # its digest
-    digest: str  # of what is stored, section 7
+    ledger: str  # digest of the ledger
+    digest: str  # digest of the model, section 7
 
 
 def read(path: str | Path) -> dict[str, Array]:
-    """All tensors of a file, decoded."""
+    """Decode all tensors of a file."""
     return opened(path).tensors
 
 
 def opened(path: str | Path) -> File:
-    """A file, all of it checked."""
+    """Read a file and check all of it."""
     data = Path(path).read_bytes()
     signed, tensors = data[:4] != MAGIC, {}
     if signed:
@@ -299,23 +299,23 @@ def opened(path: str | Path) -> File:
     changes = document.get("changes", [])
     check_changes(changes)
     edges = check_grids(document.get("grids", {}), sites, signed=signed)
-    grids = {edge: trees.grid(told["form"], edge) for edge, told in edges.items()}
+    grids = {edge: trees.grid(grid["form"], edge) for edge, grid in edges.items()}
     attachments = attachments_of(document.get("attachments", {}), trees)
     check(trees.used >= set(tensors), "a tensor that no form uses")
-    check(trees.at == len(small), "bytes behind the small leaves")
+    check(trees.at == len(small), "extra bytes after the small leaves")
     claimed = sum(elements(node, shape_of(node)) for node in nodes.values())
     leaves = [leaf for grid in grids.values() for leaf in grid.children.values()]
     claimed += sum(elements(leaf, shape_of(leaf)) for leaf in leaves)
-    check(claimed <= 16_777_216 + 1024 * len(data), "more elements than the bytes justify")
-    for name, told in (sites | edges).items():
-        check(not signed or digest((nodes | grids)[name]) == told["digest"], f"{name}: damaged")
+    check(claimed <= 16_777_216 + 1024 * len(data), "more elements than the file's size allows")
+    for name, entry in (sites | edges).items():
+        check(not signed or digest((nodes | grids)[name]) == entry["digest"], f"{name}: damaged")
     found = {name: tensor_of(name, site, nodes[name]) for name, site in sites.items()}
     for edge, grid in grids.items():
         safely(edge, check_grid, grid)
     aliases = document.get("aliases", {})
     check(isinstance(aliases, dict), "bad aliases")
     for alias, name in aliases.items():
-        check(isinstance(name, str) and alias not in sites and name in sites, f"{alias}: an alias of nothing")
+        check(isinstance(name, str) and alias not in sites and name in sites, f"{alias}: an alias of no site")
         found[alias] = found[name]
     kept = {
         name: {int(axis): lists[number] for axis, number in site["kept"].items()}
@@ -326,13 +326,13 @@ def opened(path: str | Path) -> File:
     return File(found, kept, changes, grids, attachments, events, ledger, whole(nodes, kept, changes, grids))
 
 
-def attachments_of(told: Any, trees: Trees) -> dict[str, bytes]:
-    check(isinstance(told, dict), "attachments is an object")
+def attachments_of(entries: Any, trees: Trees) -> dict[str, bytes]:
+    check(isinstance(entries, dict), "attachments must be an object")
     found = {}
-    for name, one in told.items():
-        check(f"attachment:{name}" not in trees.used, f"{name}: a leaf too")
+    for name, entry in entries.items():
+        check(f"attachment:{name}" not in trees.used, f"{name}: both a leaf and an attachment")
         trees.used.add(f"attachment:{name}")
-        found[name] = attachment_of(name, one, trees.tensors, lambda raw, n: inflated(raw, n, DICTIONARY))
+        found[name] = attachment_of(name, entry, trees.tensors, lambda raw, n: inflated(raw, n, DICTIONARY))
     return found
 
 

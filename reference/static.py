@@ -1,6 +1,6 @@
-"""The static coders of docs/streams.md, sections 1 and 3 to 8, in its order. Slow, and no part of Tersor.
+"""Static: simple, slow decoders for sections 1 and 3 to 8 of docs/streams.md, in its order, without Tersor.
 
-static(data, count)      symbols as a numpy array of uint8, or BadStream with the reason
+static(data, count)      returns symbols as a numpy array of uint8, or raises BadStream with the reason
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import numpy as np
 
 
 class BadStream(ValueError):
-    """Not a stream of so many symbols."""
+    """Not a stream of `count` symbols."""
 
 
 def check(holds: bool, otherwise: str) -> None:
@@ -21,7 +21,7 @@ def check(holds: bool, otherwise: str) -> None:
 
 
 class Bits:
-    """The bits of `data` from byte `start` on, first bit highest."""
+    """The bits of `data` from byte `start` on, most significant bit first."""
 
     def __init__(self, data: bytes, start: int) -> None:
         self.data, self.at = data, 8 * start
@@ -67,14 +67,14 @@ class Bits:
         return values
 
     def padding(self) -> int:
-        """The next whole byte, after bits that are zero."""
+        """Index of the next whole byte. The bits before it must be zero."""
         while self.at % 8:
             check(self.bit() == 0, "padding is not zero")
         return self.at // 8
 
 
 def wrap(number: int, bits: int) -> int:
-    """As a signed number of so many bits."""
+    """The signed number of so many bits that equals `number` modulo 2^bits."""
     half = 1 << (bits - 1)
     return (number + half) % (2 * half) - half
 
@@ -87,9 +87,9 @@ def clip(number: int, low: int, high: int) -> int:
 
 
 def raw(settings: int, data: bytes, count: int) -> list[int]:
-    check(settings <= 7, "raw has settings 0 to 7")
+    check(settings <= 7, "raw needs settings 0 to 7")
     width = 8 - settings
-    check(len(data) == 1 + (count * width + 7) // 8, "raw of another length")
+    check(len(data) == 1 + (count * width + 7) // 8, "raw has a wrong length")
     source = Bits(data, 1)
     symbols = [source.bits(width) for _ in range(count)]
     source.padding()
@@ -100,7 +100,7 @@ def raw(settings: int, data: bytes, count: int) -> list[int]:
 
 
 def constant(settings: int, data: bytes, count: int) -> list[int]:
-    check(settings == 0 and len(data) == 2, "a constant has settings 0 and 2 bytes")
+    check(settings == 0 and len(data) == 2, "a constant needs settings 0 and 2 bytes")
     return [data[1]] * count
 
 
@@ -125,7 +125,7 @@ def alphabet(source: Bits) -> tuple[int, list[int]]:
 
 
 def huffman(settings: int, data: bytes, count: int) -> list[int]:
-    check(settings == 0, "huffman has settings 0")
+    check(settings == 0, "huffman needs settings 0")
     source = Bits(data, 1)
     start, offsets = alphabet(source)
     lengths = [1 + n for n in source.list(len(offsets), 14)]
@@ -204,7 +204,7 @@ def from_depths(depths: list[int], d: int, p: int) -> list[int]:
 
 def rans(settings: int, data: bytes, count: int) -> list[int]:
     kind, lanes = divmod(settings, 8)
-    check(lanes <= 5 and kind <= 2, "rans has lanes 0 to 5 and kinds 0 to 2")
+    check(lanes <= 5 and kind <= 2, "rans needs lanes 0 to 5 and kind 0 to 2")
     source = Bits(data, 1)
     p, symbols, frequencies = frequency_table(source, kind)
     rest = data[source.padding() :]
@@ -221,7 +221,7 @@ def rans(settings: int, data: bytes, count: int) -> list[int]:
             at += 1
         states[i % 2**lanes] = x
     check(at == len(words), "words are left")
-    check(all(x == (2**16 if lanes else 2**p) for x in states), "the states are not the first ones")
+    check(all(x == (2**16 if lanes else 2**p) for x in states), "the final states are not the initial ones")
     return decoded
 
 
@@ -241,10 +241,10 @@ def initial_states(rest: bytes, lanes: int) -> tuple[list[int], np.ndarray]:
     return states, np.frombuffer(rest[size:], dtype="<u2")
 
 
-CODERS = (raw, constant, huffman, rans)  # by the lower three bits of the first byte
+CODERS = (raw, constant, huffman, rans)  # indexed by the low three bits of the first byte
 
 
 def static(data: bytes, count: int) -> np.ndarray:
-    """A stream whose first byte names one of them."""
+    """Decode a stream of one of these coders."""
     settings, coder = divmod(data[0], 8)
     return np.array(CODERS[coder](settings, data, count), dtype=np.uint8)

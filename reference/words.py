@@ -1,4 +1,4 @@
-"""What a file says in JSON, and the numbers, shapes and digests in it: docs/format.md section 3."""
+"""Words: section 3 of docs/format.md, strict JSON, and checks of numbers, shapes and digests."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ def natural(value: Any) -> bool:
 
 
 def parse(raw: bytes) -> Any:
-    """JSON without double keys and without NaN, brackets at most 64 deep."""
+    """Parse JSON. Refuses duplicate keys, NaN, infinity, and brackets nested more than 64 deep."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        check(len(dict(pairs)) == len(pairs), "a key is there twice")
+        check(len(dict(pairs)) == len(pairs), "a duplicate key")
         return dict(pairs)
 
     def number(digits: str) -> float:
@@ -30,9 +30,9 @@ def parse(raw: bytes) -> Any:
         depth = 0
         for mark in re.findall(r"[\[\]{}]", re.sub(r'"(?:[^"\\]|\\.)*"', "", text)):
             depth += 1 if mark in "[{" else -1
-            check(depth <= 64, "brackets nest too deep")
+            check(depth <= 64, "brackets are nested too deep")
         value = json.loads(text, object_pairs_hook=unique, parse_constant=number, parse_float=number)
-        json.dumps(value, ensure_ascii=False).encode("utf-8")  # no half characters
+        json.dumps(value, ensure_ascii=False).encode("utf-8")  # refuses lone surrogates
     except BadFile:
         raise
     except ValueError as error:
@@ -46,7 +46,7 @@ def below_31_bits(value: Any) -> bool:
 
 def check_shape(shape: Any) -> tuple[int, ...]:
     fine = isinstance(shape, list) and len(shape) <= 16 and all(natural(n) for n in shape)
-    check(fine and math.prod(n for n in shape if n) < 2**62, f"no shape: {shape}")
+    check(fine and math.prod(n for n in shape if n) < 2**62, f"not a shape: {shape}")
     return tuple(shape)
 
 

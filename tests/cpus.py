@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from tersor.coders.rans.cpu_loops import HERE, WAYS
+from tersor.coders.rans.cpu_loops import VARIANT, VARIANTS
 
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = ("tests/io/test_golden.py", "tests/coders/test_coder_golden.py", "tests/coders/test_wide.py")
@@ -25,9 +25,9 @@ COMMANDS = (("-m", "pytest", "-p", "no:cacheprovider", *TESTS), ("tests/coders/e
 
 
 class Cpu(NamedTuple):
-    """How numba is told of a processor, and which of WAYS rANS then takes."""
+    """How numba is told of a processor, and which of VARIANTS rANS then takes."""
 
-    way: str
+    variant: str
     settings: dict[str, str]
 
 
@@ -37,14 +37,14 @@ def named(name: str) -> dict[str, str]:
 
 
 CPUS = {  # the one at hand first: what the others write is compared with it
-    f"this one ({HERE})": Cpu(HERE, {}),
+    f"this one ({VARIANT})": Cpu(VARIANT, {}),
     "AVX2": Cpu("AVX2", named("haswell")),
     "SSE2": Cpu("any", named("generic")),  # and where this one is no x86, the least of its kind
 }
 
 
 def runs_here(cpu: Cpu) -> bool:
-    return list(WAYS).index(cpu.way) >= list(WAYS).index(HERE)
+    return list(VARIANTS).index(cpu.variant) >= list(VARIANTS).index(VARIANT)
 
 
 class Outcome(NamedTuple):
@@ -69,7 +69,8 @@ def run(cpu: Cpu) -> Outcome:
                 return Outcome(time.perf_counter() - start, fault, {})
             found.append(done.stdout)
     streams = json.loads(found[-1])
-    fault = "" if streams["way"] == cpu.way else f"rANS went the way of {streams['way']}, not of {cpu.way}"
+    used = streams["variant"]
+    fault = "" if used == cpu.variant else f"rANS uses the variant {used}, not {cpu.variant}"
     return Outcome(time.perf_counter() - start, fault, streams["digests"])
 
 

@@ -1,4 +1,4 @@
-"""What the tests of coders share: streams of many kinds, and the second decoder."""
+"""Shared by the tests of coders: symbols of many distributions, and the second decoder."""
 
 import sys
 from collections.abc import Callable
@@ -23,8 +23,8 @@ def as_bytes(values: np.ndarray) -> np.ndarray:
     return (values.astype(np.int64) % 256).astype(np.uint8)
 
 
-def bell(spread: float, center: float) -> Draw:
-    return lambda rng, n: as_bytes(np.rint(rng.normal(center, spread, n)))
+def normal(deviation: float, center: float) -> Draw:
+    return lambda rng, n: as_bytes(np.rint(rng.normal(center, deviation, n)))
 
 
 def coin(share: float) -> Draw:
@@ -32,12 +32,12 @@ def coin(share: float) -> Draw:
 
 
 def pruned(rng: np.random.Generator, n: int) -> np.ndarray:
-    """Codes of weights of which most are zero, int8 seen as bytes."""
+    """Codes of mostly zero weights: int8 as bytes."""
     return as_bytes(np.where(rng.random(n) < 0.8, 0, np.rint(rng.normal(0, 30, n)).clip(-127, 127)))
 
 
 def sparse(rng: np.random.Generator, n: int) -> np.ndarray:
-    """Few symbols far apart, of very unequal frequency."""
+    """Few distant symbols of very unequal frequencies."""
     symbols = rng.choice(256, rng.integers(2, 12), replace=False).astype(np.uint8)
     share = rng.dirichlet(np.full(len(symbols), 0.3))
     return rng.choice(symbols, n, p=share)
@@ -51,9 +51,9 @@ KINDS: dict[str, Draw] = {
     "coin 0.05": coin(0.05),
     "coin 0.001": coin(0.001),
     "ternary": lambda rng, n: rng.choice(np.array([0, 1, 2], dtype=np.uint8), n, p=[0.2, 0.65, 0.15]),
-    "normal 30": bell(30, 128),
-    "normal 30, signed": bell(30, 0),
-    "normal 2": bell(2, 7.5),
+    "normal 30": normal(30, 128),
+    "normal 30, signed": normal(30, 0),
+    "normal 2": normal(2, 7.5),
     "Laplace": lambda rng, n: as_bytes(np.rint(rng.laplace(0, 20, n)).clip(-127, 127)),
     "geometric": lambda rng, n: as_bytes(rng.geometric(0.3, n).clip(1, 200)),
     "pruned": pruned,
@@ -67,7 +67,7 @@ def make(kind: str, length: int, seed: int = 0) -> np.ndarray:
 
 @st.composite
 def symbol_streams(draw: st.DrawFn) -> np.ndarray:
-    """Short streams byte by byte, and longer ones by kind, length and seed."""
+    """Short streams of arbitrary bytes, and longer ones by kind, length and seed."""
     if draw(st.booleans()):
         return np.frombuffer(draw(st.binary(max_size=40)), dtype=np.uint8)
     kind = draw(st.sampled_from(sorted(KINDS)))

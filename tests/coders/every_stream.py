@@ -1,7 +1,7 @@
-"""The digests of streams by every coder, each of which is read again: python tests/coders/every_stream.py
+"""Print the digests of streams by every coder, after decoding each one: python tests/coders/every_stream.py
 
-For `make test-cpus`, which compares what processes for different processors print. Every compiled loop of the
-coders must run, so a new one asks for a case here.
+`make test-cpus` compares the output of processes for different processors. Every compiled loop of the coders
+must run here, so a new loop needs a case here.
 """
 
 import hashlib
@@ -24,14 +24,14 @@ from tersor.coders.rans import cpu_loops
 from tersor.compiled import Compiled
 from tersor.errors import SettingError
 
-INNER = {"add_moments", "eliminate"}  # which only other loops call
-LENGTHS = (1, 2, 257, 9001, 50000, 150001)  # from one state to 32, from one piece to several
+INNER = {"add_moments", "eliminate"}  # loops that only other loops call
+LENGTHS = (1, 2, 257, 9001, 50000, 150001)  # from 1 to 32 states, from one piece to several
 SHAPES = ((24, 40), (200, 21), (129, 64), (300, 40), (70, 260), (2, 3000), (1000, 7))
-SHARES = (None, 0.1, 0.6)  # of the elements that a mask keeps
+SHARES = (None, 0.1, 0.6)  # fraction of the elements that the mask keeps
 
 
 def streams() -> Iterator[tuple[str, bytes]]:
-    """(name, stream) of everything that can be written."""
+    """(name, stream) of all cases."""
     for kind, length, coder in product(coder_cases.KINDS, LENGTHS, ("raw", "huffman", "rans", "fast")):
         yield from written(f"{coder}: {length} x {kind}", coder, coder_cases.make(kind, length))
     for kind, shape, share in product(matrix_cases.KINDS, SHAPES, SHARES):
@@ -47,7 +47,7 @@ def streams() -> Iterator[tuple[str, bytes]]:
 def written(
     name: str, coder: str, symbols: np.ndarray, width: int = 0, keep: np.ndarray | None = None
 ) -> Iterator[tuple[str, bytes]]:
-    """One stream, or none where this coder cannot hold the symbols."""
+    """One stream, or none if the coder cannot code the symbols."""
     try:
         stream = encode(symbols, coder, width=width, keep=keep)
     except SettingError:
@@ -57,7 +57,7 @@ def written(
 
 
 def floats(itemsize: int, count: int, coder: str) -> bytes:
-    """The streams of normal floats, of 2 bytes the upper half of 4."""
+    """The streams of normal floats. Floats of 2 bytes are the upper halves of float32."""
     values = np.random.default_rng(0).normal(0, 0.1, count)
     whole = values if itemsize == 8 else values.astype(np.float32)
     data = np.ascontiguousarray(whole.view(np.uint8).reshape(count, -1)[:, -itemsize:]).ravel()
@@ -70,24 +70,24 @@ def floats(itemsize: int, count: int, coder: str) -> bytes:
 
 def expect(name: str, found: np.ndarray, given: np.ndarray) -> None:
     if not np.array_equal(found, given):
-        sys.exit(f"{name}: it is not read as it was written")
+        sys.exit(f"{name}: the decoded symbols differ")
 
 
 def watched() -> dict[str, int]:
-    """Calls of each compiled loop, counted from here on."""
+    """Count the calls of each compiled loop from now on."""
     calls: dict[str, int] = {}
 
     def counted(name: str, loop: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*given: Any) -> Any:
+        def call(*args: Any) -> Any:
             calls[name] += 1
-            return loop(*given)
+            return loop(*args)
 
         return call
 
     folder = Path(tersor.coders.__path__[0])
     paths = [path.relative_to(folder).with_suffix("") for path in folder.rglob("*_loops.py")]
     names = [".".join(("tersor.coders", *path.parts)) for path in paths]
-    for module in [importlib.import_module(name) for name in names]:  # all of them first
+    for module in [importlib.import_module(name) for name in names]:  # import all before patching any
         for name, loop in list(vars(module).items()):
             if isinstance(loop, Compiled) and loop.module == module.__name__:
                 calls[name] = 0
@@ -99,5 +99,5 @@ if __name__ == "__main__":
     calls = watched()
     digests = {name: hashlib.sha256(stream).hexdigest() for name, stream in streams()}
     if idle := {name for name, count in calls.items() if not count} - INNER:
-        sys.exit(f"no stream here needs {', '.join(sorted(idle))}: add one to streams()")
-    print(json.dumps({"way": cpu_loops.HERE, "digests": digests}))
+        sys.exit(f"no stream here uses {', '.join(sorted(idle))}: add one to streams()")
+    print(json.dumps({"variant": cpu_loops.VARIANT, "digests": digests}))

@@ -1,4 +1,4 @@
-"""Matrices of codes, masks of what is kept, and every way in which the grid coders can look at them."""
+"""Matrices of codes, masks, and all options of the matrix coders."""
 
 from dataclasses import dataclass
 
@@ -10,8 +10,8 @@ from tersor.coders.mixing import mixing
 from tersor.coders.predictive import predictive
 
 SHAPES = ((1, 1), (1, 2), (2, 1), (1, 90), (90, 1), (3, 5), (7, 31), (31, 7), (66, 9), (9, 66), (24, 40))
-LONG = ((66, 2), (130, 12), (200, 21), (129, 64))  # more than one block, more than one lesson
-TALL = ((300, 2), (3, 290))  # more rows than may vote on a column, as they are or transposed
+LONG = ((66, 2), (130, 12), (200, 21), (129, 64))  # more than one block, more than one update of L
+TALL = ((300, 2), (3, 290))  # more rows than the history of the row predictor, plain or transposed
 WIDE = ((70, 260), (2, 515))  # more than one band of columns
 
 
@@ -37,7 +37,7 @@ def drawn(kind: str, shape: tuple[int, int], seed: int) -> np.ndarray:
 
 
 def linear(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
-    """Columns that the others foretell."""
+    """Columns that can be predicted from other columns."""
     return 20 * rng.normal(size=(shape[0], 3)) @ rng.normal(size=(3, shape[1])) + rng.normal(size=shape)
 
 
@@ -48,7 +48,7 @@ KINDS = (
 
 @dataclass(frozen=True)
 class Case:
-    """What encode is given, and how it was drawn."""
+    """The arguments of encode, and the name of the case."""
 
     symbols: np.ndarray
     width: int
@@ -72,25 +72,25 @@ def cases(draw: st.DrawFn, shapes: tuple[tuple[int, int], ...] = SHAPES, masked:
 
 @st.composite
 def mixing_streams(draw: st.DrawFn, shapes: tuple[tuple[int, int], ...] = SHAPES) -> tuple[Case, bytes]:
-    """A stream by any settings, and not only by those that an encoder finds best."""
+    """A stream with any settings, not only with those that the encoder would choose."""
     case = draw(cases(shapes).filter(lambda case: len(case.symbols) > 0))
     lags = draw(st.tuples(st.integers(0, 255), st.integers(0, 9)))
-    way = mixing.Way(draw(st.booleans()), draw(st.booleans()), draw(st.integers(0, 3)), lags)
+    options = mixing.Options(draw(st.booleans()), draw(st.booleans()), draw(st.integers(0, 3)), lags)
     signs = mixing.signs_of(case.symbols)
-    return case, mixing.write(signs.values(case.symbols), case.width, case.keep, way, signs)
+    return case, mixing.write(signs.values(case.symbols), case.width, case.keep, options, signs)
 
 
 @st.composite
 def predictive_streams(draw: st.DrawFn, shapes: tuple[tuple[int, int], ...] = LONG) -> tuple[Case, bytes]:
-    """The same; at times with levels that have nothing to do with the codes, so that sums and means wrap."""
+    """The same, sometimes with levels that do not fit the codes, so that sums and means wrap."""
     case = draw(cases(shapes, masked=False))
-    way = predictive.Way(draw(st.booleans()), draw(st.integers(0, 4)))
+    options = predictive.Options(draw(st.booleans()), draw(st.integers(0, 4)))
     center = draw(st.integers(0, 255))
     codes = (case.symbols - np.uint8(center)).view(np.int8).reshape(-1, case.width)
-    codes = np.ascontiguousarray(codes.T if way.transposed else codes)
+    codes = np.ascontiguousarray(codes.T if options.transposed else codes)
     if draw(st.booleans()):
-        return case, predictive.write(predictive.fit(codes, way), center)
+        return case, predictive.write(predictive.fit(codes, options), center)
     rng = np.random.default_rng(draw(st.integers(0, 99)))
     low, high = draw(st.sampled_from(((0, 128), (0, 3), (120, 128))))
     rows, columns = (rng.integers(low, high, n).astype(np.uint8) for n in codes.shape)
-    return case, predictive.write(predictive.fit_levels(codes, way, rows, columns), center)
+    return case, predictive.write(predictive.fit_with(codes, options, rows, columns), center)

@@ -1,4 +1,4 @@
-"""Arrays in parts: the same bytes as when all is in memory, whatever the parts are, and no more than they."""
+"""Arrays in parts: the same bytes as in one part, for parts of any size, without reading more than a part."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ COUNTS = (0, 1, 7, UNIT - 1, 2 * UNIT, 2 * UNIT + 1, 5 * UNIT + 11, (LARGEST + 2
 
 
 def numbers(count: int, itemsize: int) -> np.ndarray:
-    """Bytes of `count` elements: noise below, a bell above, and from the middle on another one."""
+    """Bytes of `count` elements: noise in the low bytes, normal high bytes that change in the middle."""
     rng = np.random.default_rng(count + itemsize)
     data = rng.integers(0, 256, (count, itemsize)).astype(np.uint8)
     data[:, -1] = np.rint(rng.normal(60, 4, count)).astype(np.int64) % 256
@@ -28,7 +28,7 @@ def numbers(count: int, itemsize: int) -> np.ndarray:
 
 @pytest.mark.parametrize("count", COUNTS)
 @pytest.mark.parametrize(("itemsize", "turned"), KINDS)
-def test_planes_taken_in_parts_give_the_same_bytes(
+def test_planes_read_in_parts_give_the_same_bytes(
     itemsize: int, turned: bool, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, most = numbers(count, itemsize), 0
@@ -40,7 +40,7 @@ def test_planes_taken_in_parts_give_the_same_bytes(
 
     whole, lengths = encode_array(read, count, itemsize, turned=turned, coder="fast", width=0)
     monkeypatch.setattr(arrays, "LONG", 0)
-    monkeypatch.setattr("tersor.coders.bytes.planes.AT_ONCE", 50_000)  # divides nothing
+    monkeypatch.setattr("tersor.coders.bytes.planes.AT_ONCE", 50_000)  # divides none of the counts
     most = 0
     found, again = encode_array(read, count, itemsize, turned=turned, coder="fast", width=0)
     assert (found.tobytes(), again) == (whole.tobytes(), lengths)
@@ -61,7 +61,7 @@ def test_damaged_streams_are_refused_in_parts_too(wrong: str) -> None:
     streams, lengths = encode_array(
         lambda a, b: data[2 * a : 2 * b], count, 2, turned=True, coder="fast", width=0
     )
-    if wrong == "flipped":  # the end of a stream of rANS or Huffman's code, or the zeros of its head
+    if wrong == "flipped":  # the end of a rANS or Huffman stream, or the zeros of its head
         streams = streams.copy()
         streams[lengths[0]] ^= 0x40
     elif wrong == "planes":
@@ -75,8 +75,8 @@ def test_damaged_streams_are_refused_in_parts_too(wrong: str) -> None:
 
 
 @pytest.mark.parametrize("itemsize", [1, 2])
-def test_what_is_decoded_shares_no_memory_with_its_stream(itemsize: int) -> None:
-    """Raw bytes are looked at where they are, and must not be handed out."""
+def test_decoded_arrays_share_no_memory_with_their_stream(itemsize: int) -> None:
+    """Raw bytes are read without a copy, but must not be returned without one."""
     data = np.random.default_rng(0).integers(0, 256, 5000 * itemsize).astype(np.uint8)
     streams, lengths = encode_array(
         lambda a, b: data[itemsize * a : itemsize * b], 5000, itemsize, turned=False, coder="raw", width=0
@@ -89,7 +89,7 @@ def test_what_is_decoded_shares_no_memory_with_its_stream(itemsize: int) -> None
 
 
 @given(st.lists(st.integers(0, 9)), st.lists(st.integers(0, 9)), st.integers(0, 99))
-def test_parts_of_any_size_are_taken_in_any_other(sizes: list[int], wanted: list[int], seed: int) -> None:
+def test_symbol_queue_regroups_parts(sizes: list[int], wanted: list[int], seed: int) -> None:
     symbols = np.random.default_rng(seed).integers(0, 256, sum(sizes)).astype(np.uint8)
     parts = SymbolQueue(iter([np.empty(0, np.uint8), *np.split(symbols, np.cumsum(sizes))]))
     at = 0
@@ -101,7 +101,7 @@ def test_parts_of_any_size_are_taken_in_any_other(sizes: list[int], wanted: list
 
 @pytest.mark.parametrize("count", [1, 2 * UNIT - 1, 5 * UNIT + 3])
 @pytest.mark.parametrize("high", [1, 16, 256])
-def test_decoded_in_parts_as_at_once(count: int, high: int) -> None:
+def test_decode_parts_equals_decode(count: int, high: int) -> None:
     symbols = np.random.default_rng(count).integers(0, high, count).astype(np.uint8)
     symbols[: count // 2] //= 2
     stream = np.frombuffer(encode(symbols, "fast"), np.uint8)
@@ -112,14 +112,14 @@ def test_decoded_in_parts_as_at_once(count: int, high: int) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 255, 2 * UNIT - 1, 2 * UNIT, 3 * UNIT + 1, (LARGEST + 1) * UNIT + 9])
-def test_units_are_counted_as_numpy_counts(count: int) -> None:
+def test_count_units_equals_bincount(count: int) -> None:
     symbols = np.random.default_rng(count).integers(0, 250, count).astype(np.uint8)
     counts = count_units(symbols)
     units = [symbols] if count < 2 * UNIT else np.split(symbols, range(UNIT, count, UNIT))
     assert [row.tolist() for row in counts] == [np.bincount(u, minlength=256).tolist() for u in units]
 
 
-def test_only_some_are_begun_before_they_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_a_few_items_are_computed_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 4)
     begun: list[int] = []
 
@@ -135,7 +135,7 @@ def test_only_some_are_begun_before_they_are_taken(monkeypatch: pytest.MonkeyPat
 
 @settings(max_examples=50)
 @given(st.lists(st.tuples(st.floats(0, 1), st.binary(max_size=30))), st.integers(0, 100))
-def test_output_is_a_string_of_bytes(inserted: list[tuple[float, bytes]], most: int) -> None:
+def test_output_behaves_like_bytes(inserted: list[tuple[float, bytes]], most: int) -> None:
     out, plain = Output(most), b""
     for place, stream in inserted:
         at = round(place * len(plain))
@@ -143,8 +143,8 @@ def test_output_is_a_string_of_bytes(inserted: list[tuple[float, bytes]], most: 
         plain = plain[:at] + stream + plain[at:]
         out.append(np.frombuffer(stream, np.uint8))
         plain += stream
-        assert (len(out), out.tobytes(), out.found().tobytes()) == (len(plain), plain, plain)
-    out.cut(len(plain) // 2)
+        assert (len(out), out.tobytes(), out.view().tobytes()) == (len(plain), plain, plain)
+    out.truncate(len(plain) // 2)
     assert out.tobytes() == plain[: len(plain) // 2]
 
 

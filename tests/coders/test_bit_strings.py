@@ -1,4 +1,4 @@
-"""Numbers, lists and alphabets as bits: round trips, and lengths as planned."""
+"""Codes of numbers, lists and alphabets: round trips, and lengths as planned."""
 
 import numpy as np
 import pytest
@@ -52,7 +52,7 @@ def test_lists(numbers: list[int], calm: int) -> None:
 def test_long_codes_are_refused() -> None:
     with pytest.raises(FormatError, match="leading zeros"):
         BitReader(bytes(9)).golomb()
-    with pytest.raises(FormatError, match="do not hold"):  # a list by Rice's code, all ones
+    with pytest.raises(FormatError, match="no list of 1 numbers"):  # a list in a Rice code, all ones
         read_list(BitReader(b"\x07" + b"\xff" * 9), 1, 2560)
     with pytest.raises(FormatError, match="ends after 1 bytes"):
         BitReader(b"\0").bits(9)

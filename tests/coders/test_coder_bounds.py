@@ -1,4 +1,4 @@
-"""Sizes against what no coder of single symbols can beat: N * H, and log2 C(N, k) for masks."""
+"""Sizes against lower bounds of order-0 coders: N * H, and log2 C(N, k) for masks."""
 
 from math import comb, log2
 
@@ -22,17 +22,17 @@ def test_long_streams_are_within_one_percent(kind: str) -> None:
 
 
 @pytest.mark.parametrize("share", [1e-5, 1e-4, 0.003, 0.02, 0.3])
-def test_rare_symbols_cost_what_they_must(share: float) -> None:
+def test_rare_symbols_are_near_the_bound(share: float) -> None:
     symbols = (np.random.default_rng(1).random(1_000_000) < share).astype(np.uint8) * 9
     bound = order0_bits(symbols) / 8
-    # The rarest a frequency can say is 2^-16: below that, precision costs a little too.
+    # The smallest frequency is 2^-16: for rarer symbols the precision costs a little.
     assert len(encode(symbols)) <= (1.01 if share > 2e-5 else 1.1) * bound + 7
 
 
 @pytest.mark.parametrize(
     ("size", "ones"), [(200, 10), (2000, 100), (30000, 1500), (30000, 27000), (65537, 3)]
 )
-def test_masks_are_near_the_number_of_masks(size: int, ones: int) -> None:
+def test_masks_are_near_log2_of_the_number_of_masks(size: int, ones: int) -> None:
     symbols = np.zeros(size, dtype=np.uint8)
     symbols[np.random.default_rng(2).choice(size, ones, replace=False)] = 1
     assert len(encode(symbols)) <= 1.01 * log2(comb(size, ones)) / 8 + 7
@@ -48,7 +48,7 @@ def test_a_table_of_two_symbols_takes_four_bytes(symbols: tuple[int, int]) -> No
 
 @pytest.mark.parametrize(
     ("kind", "length", "most"),
-    # Bytes over N * H: the first byte, table, state, and what a table that short misses.
+    # Bytes above N * H: the first byte, the table, the state, and the loss of a short table.
     [
         ("ternary", 200, 8),
         ("normal 2", 200, 13),
@@ -77,7 +77,7 @@ def test_frequencies(bits: int, detail: int, parts: list[float]) -> None:
 
 
 @given(st.lists(st.integers(1, 10**7), min_size=3, max_size=256))
-def test_tables_hold_every_symbol_and_cost_as_planned(numbers: list[int]) -> None:
+def test_tables_contain_every_symbol_and_cost_as_planned(numbers: list[int]) -> None:
     counts = np.zeros(256, dtype=np.int64)
     counts[: len(numbers)] = numbers
     choice = best_table(counts)

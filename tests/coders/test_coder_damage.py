@@ -1,4 +1,4 @@
-"""Damaged and invented streams: refused with FormatError or decoded, as the second decoder does."""
+"""Damaged and random streams: both decoders raise an error, or both give the same symbols."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from tersor.errors import FormatError
 
 
 def agree(stream: bytes, count: int) -> bool:
-    """Both decoders accept and give the same, or both refuse. True if they accept."""
+    """Check that both decoders give the same symbols or both refuse. True if they accept."""
     try:
         expected = reference.decode(stream, count)
     except reference.BadStream:
@@ -53,7 +53,7 @@ def test_damage(case: tuple[bytes, int]) -> None:
 
 @settings(max_examples=400)
 @given(st.sampled_from([2, 3, 3 + 64, 3 + 128, 3 + 8, 3 + 64 + 24, 3 + 128 + 40]), st.binary(max_size=300))
-def test_invented_streams(first: int, rest: bytes) -> None:
+def test_random_streams(first: int, rest: bytes) -> None:
     for count in (1, 5, 100):
         agree(bytes([first]) + rest, count)
 
@@ -67,14 +67,14 @@ def test_every_truncation_is_refused(coder: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize("coder", ["raw", "constant", "huffman", "rans"])
-def test_nothing_may_follow(coder: str) -> None:
+def test_extra_bytes_are_refused(coder: str) -> None:
     symbols = make("one symbol" if coder == "constant" else "ternary", 200)
     stream = encode(symbols, coder)
     for more in (b"\0", b"\0\0", b"\xff\xff", b"\0\0\0\0"):
         assert not agree(stream + more, 200)
 
 
-def test_rans_notices_nearly_every_flipped_bit() -> None:
+def test_rans_detects_nearly_every_flipped_bit() -> None:
     symbols = make("normal 30", 2000)
     stream = encode(symbols, "rans")
     missed = 0
@@ -86,7 +86,7 @@ def test_rans_notices_nearly_every_flipped_bit() -> None:
             missed += 1
         except FormatError:
             pass
-    # Of 1,992; symbols of equal frequency can be exchanged without a trace in the state.
+    # Out of 1,992. Exchanging symbols of equal frequency does not change the state.
     assert missed <= 60
 
 
@@ -96,7 +96,7 @@ def test_rans_notices_nearly_every_flipped_bit() -> None:
         (b"\x80", 3, "settings 16"),
         (b"\x38", 3, "1 bytes, but 3 raw symbols of 1 bits take 2"),
         (b"\x38\x1f", 3, "not zero"),
-        (b"\x01", 3, "a constant takes 2 bytes"),
+        (b"\x01", 3, "a constant has 2 bytes"),
         (b"\x09\x05", 3, "settings 0"),
         (b"\x0a\x05", 3, "huffman with settings 1"),
         (b"\x33\x05", 3, r"2\^6 states"),
@@ -104,7 +104,7 @@ def test_rans_notices_nearly_every_flipped_bit() -> None:
         (b"\x02\x40\x10\x00", 9, "code space"),
         (b"\x83\x08\x00", 3, "frequency 0"),
         (b"\x83\x0c\x00", 3, "state is missing"),
-        (b"\x83\x0c\x00\x01\x00", 3, "begins with a zero"),
+        (b"\x83\x0c\x00\x01\x00", 3, "highest byte of the state is zero"),
         (b"\x8b\x0c\x00" + b"\0\0\1\0" * 2 + b"\0", 2, "inside a word"),
         (b"\x8b\x0c\x00" + b"\0\0\1\0\0\0\0\1", 3, "damaged"),
         (b"\x8b\x0c\x00" + b"\0\0\1\0\0\0\0\0", 3, "a state of 0"),
@@ -116,7 +116,7 @@ def test_rans_notices_nearly_every_flipped_bit() -> None:
         (b"\x07\x00", 3, "A newer tersor may read it"),
     ],
 )
-def test_refusals_say_why(stream: bytes, count: int, says: str) -> None:
+def test_errors_state_the_reason(stream: bytes, count: int, says: str) -> None:
     assert not agree(stream, count)
     with pytest.raises(FormatError, match=says):
         decode(stream, count)

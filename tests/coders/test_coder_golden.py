@@ -1,4 +1,4 @@
-"""Fixed streams: the layout does not change. The examples of docs/streams.md, and each kind of table."""
+"""Golden streams: the format does not change. The examples of docs/streams.md, and each kind of table."""
 
 import json
 import re
@@ -9,13 +9,13 @@ from coder_cases import ROOT, reference
 
 from tersor.coders import coder_of, decode, encode
 
-# Stream and symbols in hex. Any encoder might write these; decoders must read them for good.
+# Stream and symbols in hex. Encoders may write other streams; decoders must always read these.
 GOLDEN = {
-    "huffman, lengths to 15 by steps, every third symbol": (
+    "huffman, lengths up to 15 as differences, every third symbol": (
         "02b212b6db6db6db6f2217fffffffffefffffff2fffdbe00",
         "64676a918e648b8291",
     ),
-    "rans, pair over the end, P = 16, 8 lanes": (
+    "rans, pair that wraps around, P = 16, 8 lanes": (
         "9bfff261a800b03c060090d00500b03c0100b03c0100b03c0100b03c0100b03c0100b03c0100",
         "ff03ffffffffffff03ff",
     ),
@@ -23,7 +23,7 @@ GOLDEN = {
         "0b2d2c06131e80fdc00dd802001b669e9f8a23",
         "000506c8050500060605050505c8060500",
     ),
-    "rans, list of detail 7 over the end": ("031feeef33c6b201b63320834f3cef", "000001fffe0002000001"),
+    "rans, list of detail 7 that wraps around": ("031feeef33c6b201b63320834f3cef", "000001fffe0002000001"),
     "rans, shape with bend": (
         "437f01104002a8b0838404351b2e23b461a7401595",
         "fdfbff020500fefd030701fbfc0601f900fbfdfefd0200fe",
@@ -43,23 +43,23 @@ def test_golden(name: str) -> None:
     assert coder_of(stream) == name.split(",", maxsplit=1)[0]
 
 
-# The same of the coders that see a matrix; `keep` is the mask, eight elements to a byte.
-GRID = json.loads((ROOT / "tests" / "coders" / "golden_matrix.json").read_text())
+# The same for the matrix coders; `keep` is the mask, with eight elements in a byte.
+MATRIX = json.loads((ROOT / "tests" / "coders" / "golden_matrix.json").read_text())
 
 
-@pytest.mark.parametrize("name", GRID)
+@pytest.mark.parametrize("name", MATRIX)
 def test_golden_matrix(name: str) -> None:
-    stream, symbols = bytes.fromhex(GRID[name]["stream"]), bytes.fromhex(GRID[name]["symbols"])
-    width, keep = GRID[name]["width"], None
-    if "keep" in GRID[name]:
-        keep = np.unpackbits(np.frombuffer(bytes.fromhex(GRID[name]["keep"]), np.uint8)).astype(bool)
+    stream, symbols = bytes.fromhex(MATRIX[name]["stream"]), bytes.fromhex(MATRIX[name]["symbols"])
+    width, keep = MATRIX[name]["width"], None
+    if "keep" in MATRIX[name]:
+        keep = np.unpackbits(np.frombuffer(bytes.fromhex(MATRIX[name]["keep"]), np.uint8)).astype(bool)
     assert decode(stream, len(symbols), width=width, keep=keep).tobytes() == symbols
     assert reference.decode(stream, len(symbols), width, keep).tobytes() == symbols
     assert coder_of(stream) == name.split(",", maxsplit=1)[0]
 
 
 def test_golden_pieces() -> None:
-    """32768 times 7 and 5 times 9, each piece a constant."""
+    """32768 symbols 7 and 5 symbols 9: each piece is a constant."""
     stream = bytes.fromhex("06e0008001070109")
     symbols = np.repeat(np.array([7, 9], np.uint8), [32768, 5])
     assert (decode(stream, 32773) == symbols).all()

@@ -1,4 +1,4 @@
-"""encode and decode: round trips through every coder, the choice among them, and what is refused."""
+"""encode and decode: round trips with every coder, the choice of a coder, and errors."""
 
 import subprocess
 import sys
@@ -14,12 +14,12 @@ from tersor.errors import FormatError, SettingError
 
 
 def able(symbols: np.ndarray) -> list[str]:
-    """The coders that take these symbols."""
+    """The coders that can code these symbols."""
     return [name for name in CODERS if name != "constant" or len(set(symbols.tolist())) < 2]
 
 
 @given(symbol_streams())
-def test_every_coder_returns_what_it_was_given(symbols: np.ndarray) -> None:
+def test_every_coder_round_trips(symbols: np.ndarray) -> None:
     for name in able(symbols):
         stream = encode(symbols, name)
         assert decode(stream, len(symbols)).tolist() == symbols.tolist()
@@ -46,7 +46,7 @@ def test_long_streams(kind: str, coder: str) -> None:
 
 
 @given(symbol_streams())
-def test_plans_tell_the_size(symbols: np.ndarray) -> None:
+def test_plans_predict_the_size(symbols: np.ndarray) -> None:
     counts = np.bincount(symbols, minlength=256)
     for name, coder in CODERS.items():
         if len(symbols) and (plan := coder.plan(counts)):
@@ -56,7 +56,7 @@ def test_plans_tell_the_size(symbols: np.ndarray) -> None:
             assert name == "rans" or length == plan.nbytes
 
 
-def test_sizes_of_the_simplest() -> None:
+def test_sizes_of_the_simplest_streams() -> None:
     assert encode(np.zeros(0, dtype=np.uint8)) == b"\0"
     assert len(encode(np.full(1000, 200, dtype=np.uint8))) == 2
     assert len(encode(make("4 bits", 1000), "raw")) == 501
@@ -71,7 +71,7 @@ def test_coder_of() -> None:
         "rans",
     ]
     assert coder_of(encode(np.full(9, 3, dtype=np.uint8))) == "constant"
-    # What needs two symbols falls back where there is one.
+    # Coders that need two symbols fall back to a constant.
     assert coder_of(encode(np.full(9, 3, dtype=np.uint8), "rans")) == "constant"
     with pytest.raises(FormatError, match="coder 7 is unknown"):
         coder_of(b"\x07abc")
@@ -79,7 +79,7 @@ def test_coder_of() -> None:
         coder_of(b"")
 
 
-def test_arrays_are_taken_as_bytes() -> None:
+def test_streams_may_be_arrays() -> None:
     symbols = make("normal 30", 500)
     stream = np.frombuffer(encode(symbols), dtype=np.uint8)
     assert (decode(stream, 500) == symbols).all()
@@ -100,7 +100,7 @@ def test_arrays_are_taken_as_bytes() -> None:
         (np.arange(3, dtype=np.uint8), "constant", "3 different"),
     ],
 )
-def test_calls_that_cannot_be_meant(symbols: np.ndarray, coder: str, says: str) -> None:
+def test_wrong_arguments_are_refused(symbols: np.ndarray, coder: str, says: str) -> None:
     with pytest.raises(SettingError, match=says):
         encode(symbols, coder)
 
@@ -109,14 +109,11 @@ def test_calls_that_cannot_be_meant(symbols: np.ndarray, coder: str, says: str) 
     ("coder", "counts"),
     [
         ("raw", [-1, 0, 1, 50, 150, 10**6, 10**15]),
-        ("huffman", [-1, 0, 1, 50, 150, 10**6, 10**15]),  # the padding may pass for one symbol more
-        (
-            "rans",
-            [-1, 0, 1, 50, 99, 101, 102, 150, 10**6],
-        ),  # a larger count is taken at its word, and its memory
+        ("huffman", [-1, 0, 1, 50, 150, 10**6, 10**15]),  # the padding can look like one more symbol
+        ("rans", [-1, 0, 1, 50, 99, 101, 102, 150, 10**6]),  # a larger count would allocate its memory
     ],
 )
-def test_another_count_is_refused(coder: str, counts: list[int]) -> None:
+def test_a_wrong_count_is_refused(coder: str, counts: list[int]) -> None:
     stream = encode(make("ternary", 100), coder)
     for count in counts:
         with pytest.raises(FormatError):
@@ -137,8 +134,8 @@ def test_order0_bits(symbols: np.ndarray) -> None:
     assert order0_bits(symbols) == pytest.approx(slow, rel=1e-9, abs=1e-6)
 
 
-def test_numba_waits_for_the_first_need() -> None:
-    """Streams without loops of ours, and the import itself, do without the compiler."""
+def test_numba_is_imported_on_first_use() -> None:
+    """The import of the package, and streams without compiled loops, do not import numba."""
     code = (
         "import sys, numpy as np; from tersor.coders import encode, decode\n"
         "decode(encode(np.zeros(5, np.uint8)), 5); decode(encode(np.arange(5, dtype=np.uint8), 'raw'), 5)\n"

@@ -1,4 +1,4 @@
-"""Code lengths: as good as an independent Huffman, and as the best of all codes where they are limited."""
+"""Code lengths: optimal like those of an independent Huffman code, and optimal among limited codes."""
 
 import heapq
 import itertools
@@ -14,7 +14,7 @@ from tersor.coders.bytes.huffman import canonical, code_lengths, package_merge
 
 
 def huffman_cost(counts: list[int]) -> int:
-    """The sum of all joint weights, which is the length of the coded message."""
+    """The sum of the weights of all inner nodes, which is the length of the coded message."""
     heap = list(counts)
     heapq.heapify(heap)
     total = 0
@@ -26,7 +26,7 @@ def huffman_cost(counts: list[int]) -> int:
 
 
 def cheapest(counts: list[int], limit: int) -> int:
-    """By trying all lengths up to the limit that fit into the code space."""
+    """The least cost, by trying all lengths up to the limit that fit into the code space."""
     fits = (
         lengths
         for lengths in itertools.combinations_with_replacement(range(1, limit + 1), len(counts))
@@ -62,7 +62,7 @@ def test_limited_lengths_are_optimal(numbers: list[int], limit: int) -> None:
 
 
 @given(counts_lists)
-def test_no_code_begins_another(numbers: list[int]) -> None:
+def test_no_code_is_a_prefix_of_another(numbers: list[int]) -> None:
     lengths = code_lengths(np.array(numbers))
     codes = sorted(
         f"{code:0{n}b}" for code, n in zip(canonical(lengths).tolist(), lengths.tolist(), strict=True)
@@ -71,7 +71,7 @@ def test_no_code_begins_another(numbers: list[int]) -> None:
 
 
 def test_lengths_above_twelve_bits_round_trip() -> None:
-    """Fibonacci's numbers make the deepest tree; the longest codes do not fit the decoder's short look."""
+    """Fibonacci numbers give the deepest tree. The longest codes do not fit into the decoder's lookup."""
     counts = [1, 1]
     while len(counts) < 20:
         counts.append(counts[-1] + counts[-2])
@@ -84,7 +84,7 @@ def test_lengths_above_twelve_bits_round_trip() -> None:
 
 
 @pytest.mark.parametrize("kind", sorted(set(KINDS) - {"one symbol"}))
-def test_stream_is_the_code_and_little_more(kind: str) -> None:
+def test_streams_have_little_overhead(kind: str) -> None:
     symbols = make(kind, 20000)
     counts = np.unique(symbols, return_counts=True)[1]
     payload = huffman_cost(counts.tolist()) / 8

@@ -1,4 +1,4 @@
-"""Sizes of the grid coders against what theory allows: log2 C(N, k), the entropy of a known distribution."""
+"""Sizes of the matrix coders against theory: log2 C(N, k), and the entropy of known distributions."""
 
 from math import erf, lgamma, log
 
@@ -14,9 +14,9 @@ def mask_bytes(size: int, ones: int) -> float:
     return (lgamma(size + 1) - lgamma(ones + 1) - lgamma(size - ones + 1)) / log(2) / 8
 
 
-def code_entropy(spread: float) -> float:
-    """Bits of a normal number, rounded and clipped to int8."""
-    edges = np.array([-np.inf, *np.arange(-127.5, 127), np.inf]) / spread / np.sqrt(2)
+def code_entropy(deviation: float) -> float:
+    """Bits of a normal number of this standard deviation, rounded and clipped to int8."""
+    edges = np.array([-np.inf, *np.arange(-127.5, 127), np.inf]) / deviation / np.sqrt(2)
     share = np.diff([0.5 * (1 + erf(edge)) for edge in edges])
     share = share[share > 0]
     return float(-(share * np.log2(share)).sum())
@@ -24,24 +24,26 @@ def code_entropy(spread: float) -> float:
 
 @pytest.mark.parametrize("share", [0.0005, 0.003, 0.01, 0.05, 0.2, 0.5, 0.97])
 @pytest.mark.parametrize("width", [0, 300])
-def test_random_masks_are_near_the_number_of_masks(share: float, width: int) -> None:
+def test_random_masks_are_near_log2_of_the_number_of_masks(share: float, width: int) -> None:
     size, ones = 120_000, round(120_000 * share)
     symbols = np.zeros(size, dtype=np.uint8)
     symbols[np.random.default_rng(0).choice(size, ones, replace=False)] = 1
     bound = mask_bytes(size, ones)
     assert len(encode(symbols, "max", width=width)) <= 1.005 * bound + 8
-    # Mixing alone learns what the others are told.
+    # Mixing has to learn the density, which the other coders store.
     assert len(encode(symbols, "mixing", width=width)) <= 1.01 * bound + 20
 
 
 def test_structured_zeros_are_almost_free() -> None:
     rng = np.random.default_rng(0)
     rows = np.ones((400, 500), dtype=np.uint8)
-    rows[rng.choice(400, 120, replace=False)] = 0  # 44 bytes to say which
+    rows[rng.choice(400, 120, replace=False)] = 0  # 44 bytes for the choice of rows
     assert len(encode(rows.ravel(), "max", width=500)) <= 100
     columns = np.ascontiguousarray(rows.T)
     assert len(encode(columns.ravel(), "max", width=400)) <= 100
-    blocks = np.kron(rng.random((25, 32)) < 0.5, np.ones((16, 16))).astype(np.uint8)  # 100 bytes to say which
+    blocks = np.kron(rng.random((25, 32)) < 0.5, np.ones((16, 16))).astype(
+        np.uint8
+    )  # 100 bytes for the choice
     assert len(encode(blocks.ravel(), "max", width=512)) <= 520
     assert len(encode(np.zeros(200_000, dtype=np.uint8), "max", width=500)) == 2
 
@@ -63,21 +65,21 @@ def test_codes_under_a_mask_cost_no_more_than_alone() -> None:
     assert len(encode(symbols, "max", width=400, keep=keep)) <= len(encode(symbols))
 
 
-def test_normal_codes_with_spreads_of_rows_and_columns() -> None:
+def test_normal_codes_with_scales_of_rows_and_columns() -> None:
     rng = np.random.default_rng(0)
-    spread = np.outer(np.exp2(rng.uniform(0, 3, 600)), np.exp2(rng.normal(0, 0.4, 400))).clip(0.5, 30)
-    codes = as_bytes(np.rint(rng.normal(size=spread.shape) * spread).clip(-128, 127)).ravel()
+    scale = np.outer(np.exp2(rng.uniform(0, 3, 600)), np.exp2(rng.normal(0, 0.4, 400))).clip(0.5, 30)
+    codes = as_bytes(np.rint(rng.normal(size=scale.shape) * scale).clip(-128, 127)).ravel()
     known = np.exp2(np.arange(-1, 5, 0.05))
-    bits = np.interp(np.log2(spread.ravel()), np.log2(known), [code_entropy(s) for s in known]).sum()
+    bits = np.interp(np.log2(scale.ravel()), np.log2(known), [code_entropy(s) for s in known]).sum()
     stream = encode(codes, "max", width=400)
     assert coder_of(stream) == "predictive"
-    # The thousand spreads are not known to a decoder: half the log2 of a row's codes each, 4 bits.
+    # The decoder does not know the 1000 scales: each costs half the log2 of a row's length, 4 bits.
     assert bits / 8 <= len(stream) <= 1.01 * bits / 8
     assert len(stream) < 0.93 * len(encode(codes))
 
 
-def test_columns_that_foretell_each_other() -> None:
-    """Nearly the gain that theory promises, half the log2 of the ratio of determinants."""
+def test_correlated_columns() -> None:
+    """Nearly the theoretical gain, half the log2 of the ratio of determinants."""
     rng = np.random.default_rng(0)
     factors = rng.normal(size=(16, 64)) * 3
     covariance = factors.T @ factors + 9 * np.eye(64)
@@ -89,12 +91,12 @@ def test_columns_that_foretell_each_other() -> None:
     assert alone - stream >= 0.88 * (alone - bits / 8)
 
 
-def test_rows_that_were_alike_foretell_signs() -> None:
-    """Sparse codes whose signs have rank 1: a sign is told for each row and column, not each code."""
+def test_signs_are_predicted_from_earlier_rows() -> None:
+    """Sparse codes whose signs have rank 1: a sign costs a bit for each row and column, not each code."""
     rng = np.random.default_rng(0)
-    there = rng.random((300, 400)) < 0.05
+    nonzero = rng.random((300, 400)) < 0.05
     signs = np.outer(rng.choice((-1, 1), 300), rng.choice((-1, 1), 400))
-    alike, free = np.where(there, signs, 0), np.where(there, rng.choice((-1, 1), there.shape), 0)
-    size = [len(encode(as_bytes(codes).ravel(), "mixing", width=400)) for codes in (alike, free)]
-    assert there.sum() * 0.99 < 8 * (size[1] - mask_bytes(there.size, int(there.sum())))
-    assert 8 * (size[1] - size[0]) > 0.65 * there.sum()
+    rank1, free = np.where(nonzero, signs, 0), np.where(nonzero, rng.choice((-1, 1), nonzero.shape), 0)
+    size = [len(encode(as_bytes(codes).ravel(), "mixing", width=400)) for codes in (rank1, free)]
+    assert nonzero.sum() * 0.99 < 8 * (size[1] - mask_bytes(nonzero.size, int(nonzero.sum())))
+    assert 8 * (size[1] - size[0]) > 0.65 * nonzero.sum()

@@ -1,4 +1,4 @@
-"""The coders that see a matrix: round trips in every way, the second decoder, and what is refused."""
+"""The matrix coders: round trips with all options, the second decoder, and errors."""
 
 import numpy as np
 import pytest
@@ -24,19 +24,19 @@ def returns(case: Case, stream: bytes, also_slow: bool = True) -> None:
 
 @settings(max_examples=60)
 @given(mixing_streams())
-def test_mixing_returns_what_it_was_given(made: tuple[Case, bytes]) -> None:
+def test_mixing_round_trips(made: tuple[Case, bytes]) -> None:
     returns(*made, also_slow=len(made[0].symbols) < 300)
 
 
 @settings(max_examples=6)
 @given(mixing_streams(TALL))
-def test_mixing_with_more_rows_than_may_vote(made: tuple[Case, bytes]) -> None:
+def test_mixing_with_more_rows_than_the_history(made: tuple[Case, bytes]) -> None:
     returns(*made)
 
 
 @settings(max_examples=30)
 @given(predictive_streams(SHAPES[5:] + LONG))
-def test_predictive_returns_what_it_was_given(made: tuple[Case, bytes]) -> None:
+def test_predictive_round_trips(made: tuple[Case, bytes]) -> None:
     returns(*made, also_slow=len(made[0].symbols) < 2000)
 
 
@@ -55,8 +55,8 @@ def test_max_is_never_longer_than_fast(case: Case) -> None:
     returns(case, stream, also_slow=False)
 
 
-def test_a_dead_start() -> None:
-    """The chance of what was never seen goes to zero, and nothing is divided by it."""
+def test_a_long_run_of_zeros_at_the_start() -> None:
+    """The probability of an unseen symbol goes to zero, and is never a divisor."""
     symbols = np.zeros(200_000, dtype=np.uint8)
     symbols[150_000::97] = 1
     for width in (1000, 0):
@@ -64,7 +64,7 @@ def test_a_dead_start() -> None:
         assert (decode(stream, len(symbols), width=width) == symbols).all()
 
 
-def test_a_sample_of_which_nothing_is_kept() -> None:
+def test_a_sample_without_kept_elements() -> None:
     keep = np.zeros((1100, 1024), dtype=bool)
     keep[-550:] = np.random.default_rng(0).random((550, 1024)) < 0.6
     symbols = np.random.default_rng(1).integers(0, 3, int(keep.sum())).astype(np.uint8)
@@ -73,7 +73,7 @@ def test_a_sample_of_which_nothing_is_kept() -> None:
     assert (decode(stream, len(symbols), width=1024, keep=keep) == symbols).all()
 
 
-def test_an_encoder_without_room_says_how_much_it_needs() -> None:
+def test_an_encoder_with_a_short_buffer_returns_the_size_it_needs() -> None:
     matrix = np.random.default_rng(0).integers(-128, 128, (40, 50)).astype(np.int8)
     none = np.zeros((0, 0), dtype=np.uint8)
     room, short = np.zeros(9000, dtype=np.uint8), np.zeros(100, dtype=np.uint8)
@@ -88,13 +88,13 @@ def test_an_encoder_without_room_says_how_much_it_needs() -> None:
 
 
 def test_a_damaged_stream_ends_soon() -> None:
-    """A decoder whose bytes have run out must not go on to a count that was only claimed."""
+    """At the end of its data, a decoder must stop, whatever the count is."""
     stream = encode(np.random.default_rng(0).integers(0, 7, 500).astype(np.uint8), "mixing", width=10)
     with pytest.raises(FormatError, match="damaged"):
         decode(stream, 50_000_000, width=10)
 
 
-def test_curves_are_those_of_the_formula() -> None:
+def test_logistic_tables_equal_the_formula() -> None:
     squash, stretch = logistic_tables()
     odds = np.arange(-STRETCH_MAX, STRETCH_MAX + 1) / 256
     assert abs(squash - 65536 / (1 + np.exp(-odds))).max() < 1
@@ -116,8 +116,8 @@ def test_moments_are_exact_beyond_32_bits() -> None:
     assert abs(total).max() > 1 << 32
 
 
-def test_lessons_are_those_of_a_plain_elimination() -> None:
-    """The reference's, by numpy, bit for bit: widths that fill panels and vectors, and that do not."""
+def test_regression_equals_a_plain_elimination() -> None:
+    """Bit for bit equal to numpy in the reference, for widths that fill panels and vectors or do not."""
     rng = np.random.default_rng(0)
     for width in (1, 2, 7, 8, 9, 16, 31, 100, 256):
         z = rng.normal(size=(2 * BLOCK, width)) @ rng.normal(size=(width, width)) * 200 / width**0.5
@@ -133,14 +133,14 @@ def test_lessons_are_those_of_a_plain_elimination() -> None:
 @pytest.mark.parametrize(
     ("width", "keep", "says"),
     [
-        (7, None, "width=7, but it divides the 100 elements"),
+        (7, None, "width=7, but it must divide the 100 elements"),
         (-5, None, "width=-5"),
-        (10, np.ones((10, 11), dtype=bool), "keeps 110 of 110, for 100 symbols"),
-        (10, np.ones((10, 10), dtype=np.uint8), "mask of type uint8"),
-        (3, np.arange(200) < 100, "divides the 200"),
+        (10, np.ones((10, 11), dtype=bool), "keeps 110 of 110 elements, but it must be bool and keep 100"),
+        (10, np.ones((10, 10), dtype=np.uint8), "mask of dtype uint8"),
+        (3, np.arange(200) < 100, "must divide the 200"),
     ],
 )
-def test_matrices_that_cannot_be(width: int, keep: np.ndarray | None, says: str) -> None:
+def test_inconsistent_matrices_are_refused(width: int, keep: np.ndarray | None, says: str) -> None:
     symbols = np.random.default_rng(0).integers(0, 9, 100).astype(np.uint8)
     with pytest.raises(SettingError, match=says):
         encode(symbols, "mixing", width=width, keep=keep)
@@ -149,20 +149,20 @@ def test_matrices_that_cannot_be(width: int, keep: np.ndarray | None, says: str)
         decode(stream, 100, width=width, keep=keep)
 
 
-def test_what_predictive_cannot_hold() -> None:
+def test_predictive_refuses_small_matrices() -> None:
     symbols = np.random.default_rng(0).normal(0, 9, 100).astype(np.int8).view(np.uint8)
     for width in (0, 1, 10, 100):
         with pytest.raises(SettingError, match="Use coder='max'"):
             encode(symbols, "predictive", width=width)
 
 
-def test_coders_know_their_streams() -> None:
+def test_coder_of_matrix_coders() -> None:
     symbols = np.rint(np.random.default_rng(0).normal(0, 20, 8192)).astype(np.int8).view(np.uint8)
     for name in ("predictive", "mixing"):
         assert coder_of(encode(symbols, name, width=64)) == name
 
 
-def test_pieces_are_told_apart() -> None:
+def test_pieces_follow_changes_of_the_statistics() -> None:
     rng = np.random.default_rng(0)
     parts = [rng.normal(0, 3, 70_000), rng.normal(60, 20, 70_000), np.full(40_000, 7.0), rng.normal(0, 3, 9)]
     symbols = np.rint(np.concatenate(parts)).clip(-128, 127).astype(np.int8).view(np.uint8)

@@ -1,4 +1,4 @@
-"""Damaged and invented streams of the grid coders: both decoders refuse them, or both give the same."""
+"""Damaged and random streams of the matrix coders: both decoders refuse, or both give the same symbols."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ TWO = ((2, 2), (3, 5), (66, 3), (130, 2))
 
 
 def agree(stream: bytes, case: Case, count: int, width: int) -> bool:
-    """True if both accept."""
+    """Check that both decoders give the same symbols or both refuse. True if they accept."""
     try:
         expected = reference.decode(stream, count, width, case.keep)
     except reference.BadStream:
@@ -63,15 +63,15 @@ def test_predictive(given_: tuple[bytes, Case, int, int]) -> None:
 
 @settings(max_examples=100)
 @given(st.integers(0, 31), st.binary(max_size=80))
-def test_invented_mixing(first: int, rest: bytes) -> None:
+def test_random_mixing(first: int, rest: bytes) -> None:
     case = Case(np.zeros(30, np.uint8), 6, None, "invented")
     agree(bytes([5 | first << 3]) + rest, case, 30, 6)
 
 
 @settings(max_examples=100)
 @given(st.integers(0, 10), st.binary(min_size=45, max_size=120))
-def test_invented_tables(settings_: int, rest: bytes) -> None:
-    """Good levels, then anything."""
+def test_random_tables(settings_: int, rest: bytes) -> None:
+    """Valid levels, then random bytes."""
     levels = b"\2\0\0\0\1\x28" * 2
     case = Case(np.zeros(260, np.uint8), 2, None, "invented")
     agree(bytes([4 | settings_ << 3, 0]) + levels + rest, case, 260, 2)
@@ -79,7 +79,7 @@ def test_invented_tables(settings_: int, rest: bytes) -> None:
 
 @pytest.mark.parametrize(("coder", "most"), [("predictive", 0), ("mixing", 6)])
 def test_truncations_are_refused(coder: str, most: int) -> None:
-    """All but a few of the last bytes of mixed bits: a shorter stream of other symbols is a stream."""
+    """Truncations are refused, except a few in the last bytes of mixing: they are valid for other symbols."""
     symbols = np.rint(np.random.default_rng(0).normal(0, 9, 4160)).astype(np.int8).view(np.uint8)
     stream = encode(symbols, coder, width=32)
     accepted = 0
@@ -96,13 +96,13 @@ def test_truncations_are_refused(coder: str, most: int) -> None:
 
 
 def head(rows: bytes = b"\1\x28", columns: bytes = b"\1\x40", settings_: int = 0) -> bytes:
-    """A predictive stream of 3 x 2 codes up to its tables."""
+    """The start of a predictive stream of 3 x 2 codes, up to its tables."""
     parts = [len(part).to_bytes(4, "little") + part for part in (rows, columns)]
     return bytes([4 | settings_ << 3, 0]) + parts[0] + parts[1]
 
 
 def wide_tables(groups: int) -> bytes:
-    """The own tables of some groups, four pairs with 2^16 slots each."""
+    """Own tables for some groups: four pairs with 2^16 slots each."""
     bits = BitWriter()
     bits.bits(0, 1)
     for _ in range(groups):
@@ -122,8 +122,8 @@ STATE = b"\0\0\1\0"
 @pytest.mark.parametrize(
     ("stream", "says"),
     [
-        (head(settings_=20), "settings 20; 0 to 19"),
-        (head(rows=b"\5\0\0\0\0\0"), "not of a static coder"),
+        (head(settings_=20), "settings 20, but 0 to 19"),
+        (head(rows=b"\5\0\0\0\0\0"), "not by a static coder"),
         (head(rows=b""), "empty"),
         (head(rows=b"\1\x80"), "a level of 128"),
         (head()[:4], "bytes of levels"),
@@ -136,11 +136,11 @@ STATE = b"\0\0\1\0"
         (head() + b"\x01\x00\xc0\x00" + STATE * 7 + b"\0\0\0\0", "a state of 0"),
         (head() + b"\x01\x00\xc0\x00" + STATE * 8 + b"\0", "inside a word"),
         (head() + b"\x01\x00\xc0\x00" + STATE * 8 + b"\0\0", "0 of 1 words"),
-        (b"\5\0\0\0", "4 bytes of mixed bits"),
+        (b"\5\0\0\0", "4 bytes of mixing"),
         (b"\5\0\0\0\0" + bytes(99), "damaged"),
     ],
 )
-def test_refusals_say_why(stream: bytes, says: str) -> None:
+def test_errors_state_the_reason(stream: bytes, says: str) -> None:
     case = Case(np.zeros(6, np.uint8), 2, None, "")
     assert not agree(stream, case, 6, 2)
     with pytest.raises(FormatError, match=says):

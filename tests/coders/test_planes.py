@@ -1,4 +1,4 @@
-"""Planes: elements of 1 to 8 bytes cut into their bytes and put together again, turned or not."""
+"""Planes: elements of 1 to 8 bytes split into byte planes and joined again, rotated or not."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from tersor.coders.bytes.planes import Plane, join, plane_of
 
 
 def slow(data: bytes, itemsize: int, turned: bool) -> list[list[int]]:
-    """Each element as a number, turned by one bit, byte by byte."""
+    """The bytes of each element as an integer, rotated left by one bit if `turned`."""
     found: list[list[int]] = [[] for _ in range(itemsize)]
     for at in range(0, len(data), itemsize):
         number, bits = int.from_bytes(data[at : at + itemsize], "little"), 8 * itemsize
@@ -23,7 +23,7 @@ def slow(data: bytes, itemsize: int, turned: bool) -> list[list[int]]:
 @pytest.mark.parametrize(
     ("itemsize", "turned"), [(1, False), (2, False), (4, False), (8, False), (2, True), (4, True), (8, True)]
 )
-def test_join_is_the_inverse_of_taking_each_plane(itemsize: int, turned: bool) -> None:
+def test_join_is_the_inverse_of_plane_of(itemsize: int, turned: bool) -> None:
     @given(st.integers(0, 70), st.integers(0, 2**32 - 1))
     def check(count: int, seed: int) -> None:
         data = np.random.default_rng(seed).integers(0, 256, count * itemsize).astype(np.uint8)
@@ -37,7 +37,7 @@ def test_join_is_the_inverse_of_taking_each_plane(itemsize: int, turned: bool) -
 
 
 @given(st.integers(0, 40), st.integers(-3, 45), st.integers(-3, 45))
-def test_a_part_of_a_plane_is_that_part(count: int, begin: int, end: int) -> None:
+def test_slices_of_a_plane(count: int, begin: int, end: int) -> None:
     data = np.random.default_rng(count).integers(0, 256, count * 4).astype(np.uint8)
     asked = []
 

@@ -1,4 +1,4 @@
-"""The learned density against slow loops, numerical integration and scipy."""
+"""The density model against slow loops, numerical integration and scipy."""
 
 import math
 
@@ -15,7 +15,7 @@ SHAPES = [(1, 1), (1, 9), (9, 1), (7, 13)]
 
 
 def some(shape: tuple[int, int], seed: int = 0) -> Density:
-    """A density in which 0 is likelier than 1 everywhere, so that no price is cut off at 0."""
+    """A density in which 0 is more probable than 1 everywhere, so that no cost is clipped to 0."""
     g = torch.Generator().manual_seed(seed)
     rows, columns = shape
     return Density(
@@ -25,7 +25,7 @@ def some(shape: tuple[int, int], seed: int = 0) -> Density:
 
 
 def slow_bits(density: Density, codes: torch.Tensor) -> float:
-    """Code by code, from probabilities."""
+    """Bits of each code, from probabilities."""
     first, second, third = density.levels.tolist()
     total = 0.0
     for o, row in enumerate(codes.tolist()):
@@ -62,7 +62,7 @@ def test_probabilities_of_all_codes_add_up_to_one():
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.floats(-6, 6), min_size=12, max_size=12))
 def test_expected_is_the_integral_over_the_noise(values):
-    """Codes move at one place of the noise each: between these places the bits stay, and the sum is exact."""
+    """Each code changes at one value of the noise. In between the bits are constant, so the sum is exact."""
     exact, density = torch.tensor(values, dtype=torch.float64).reshape(3, 4), some((3, 4))
     moves = (0.5 - (exact - exact.floor()).flatten() + 0.5) % 1 - 0.5
     ends = torch.cat([torch.tensor([-0.5, 0.5]).double(), moves]).sort().values
@@ -100,13 +100,13 @@ def test_fit_finds_the_most_probable_density(share):
 
 @pytest.mark.parametrize("fill", [0, 1])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_codes_that_are_all_alike_stay_finite(shape, fill):
+def test_constant_codes_stay_finite(shape, fill):
     learned = fit(flat(torch.zeros(shape)), torch.full(shape, fill), 300)
     assert all(torch.isfinite(value).all() for value in learned)
     assert torch.isfinite(slopes(learned, torch.full(shape, float(fill)))).all()
 
 
-def test_an_empty_row_has_cheaper_zeros_and_dearer_codes():
+def test_an_empty_row_has_cheaper_zeros_and_more_expensive_codes():
     codes = torch.randint(-1, 2, (20, 30), generator=torch.Generator().manual_seed(4))
     codes[5] = 0
     codes[:, 7] = 0
@@ -127,7 +127,7 @@ def test_a_vector_has_one_density_for_all():
 
 
 def test_levels_by_hand():
-    # 2 ones, 1 two, 1 four, and half a one of each kind: 2.5 of 4; steps beyond two: 2.5 of 4
+    # 2 ones, 1 two, 1 four, plus 1/2 for each: P(one) = 2.5 / 4; P(a further step after two) = 2.5 / 4
     one, second, third = levels(torch.tensor([0, 1, 1, 2, 4])).tolist()
     assert one == pytest.approx(-math.log(2.5 / 5))
     assert third == pytest.approx(-math.log(2.5 / 5))

@@ -1,4 +1,4 @@
-"""Even grids against slow loops, bounds, numpy's percentile and a plain reading of Migacz's method."""
+"""Uniform grids against slow loops, bounds, numpy's percentile and a direct version of Migacz's method."""
 
 import math
 
@@ -91,7 +91,7 @@ def test_minmax_rounds_by_at_most_half_a_step(case, bits, per, group, symmetric)
 
 
 def slow(w, bits, symmetric):
-    """One unit as a list of floats, minmax, by the textbook."""
+    """The textbook algorithm for one unit, a list of floats, with range minmax."""
     first, last = limits(bits, symmetric)
     if symmetric:
         scale = max(abs(v) for v in w) / last or 1.0
@@ -105,7 +105,7 @@ def slow(w, bits, symmetric):
 @pytest.mark.parametrize("bits", [2, 3, 4, 8, 11])
 @pytest.mark.parametrize("ends", [(-0.75, 0.75), (-0.2, 0.9), (0.0, 0.5), (-3.0, 0.0)])
 def test_a_fixed_range_is_that_of_weights_that_span_it(bits, ends):
-    """The textbook's grid of the two ends stands for weights that do not reach them, or go beyond."""
+    """The grid is the textbook grid of the two ends, for weights inside or outside of the range."""
     w = torch.randn(3, 17, generator=torch.Generator().manual_seed(bits)) * 0.5
     symmetric = ends[0] == -ends[1]
     codes, scale, zero = even_grid(w, bits, per="channel", symmetric=symmetric, range="fixed", ends=ends)
@@ -179,7 +179,7 @@ def test_mse_is_near_the_best_of_a_dense_search(bits, symmetric):
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_mse_leaves_nothing_to_gain_by_scaling_alone(symmetric):
+def test_mse_cannot_be_improved_by_rescaling(symmetric):
     w = torch.randn(20, 64, generator=torch.Generator().manual_seed(9)).double()
     codes, scale, zero = even_grid(w.float(), 3, symmetric=symmetric, range="mse")
     steps = codes.double() - (0 if zero is None else zero.double())
@@ -187,7 +187,7 @@ def test_mse_leaves_nothing_to_gain_by_scaling_alone(symmetric):
     assert torch.allclose(scale[:, 0].double(), best, rtol=5e-3)
 
 
-def test_mse_helps_where_there_are_outliers():
+def test_mse_helps_with_outliers():
     w = torch.randn(4, 2000, generator=torch.Generator().manual_seed(0)) ** 3
     plain, fitted = even_grid(w, 4), even_grid(w, 4, range="mse")
     errors = [(dequantize(*g, 64) - w).square().sum() for g in (plain, fitted)]
@@ -217,7 +217,7 @@ def test_percentile_does_not_empty_a_sparse_row():
 
 
 def migacz(values, levels):
-    """The method as its slides say it, in loops; tries the same thresholds."""
+    """The method of the slides, in loops, with the same thresholds."""
     histogram, _ = np.histogram(values, bins=2048, range=(0, values.max()))
     best, share = math.inf, 1.0
     for n in range(2048, max(levels, 16) - 1, -16):
@@ -262,7 +262,7 @@ def test_entropy_clips_and_short_rows_share_a_threshold():
     assert torch.equal(far, even_grid(w, 12)[1])
 
 
-def test_masked_weights_do_not_shape_the_grid():
+def test_masked_weights_do_not_influence_the_grid():
     w = torch.randn(4, 10, generator=torch.Generator().manual_seed(0))
     keep = torch.ones_like(w, dtype=torch.bool)
     keep[:, 3] = False

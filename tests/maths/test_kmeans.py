@@ -1,4 +1,4 @@
-"""k-means against every partition, a quadratic dynamic program, and plain Lloyd in loops."""
+"""k-means against all partitions, a quadratic dynamic program, and Lloyd in loops."""
 
 import itertools
 
@@ -53,7 +53,7 @@ def test_exact_is_the_best_of_all_partitions(pairs, entries, weighted):
 
 
 def quadratic(x: np.ndarray, entries: int) -> float:
-    """The same dynamic program without its shortcut."""
+    """The same dynamic program without the divide and conquer."""
     n = len(x)
     s1, s2 = (np.concatenate([[0], (x**p).cumsum()]) for p in (1, 2))
     i, j = np.arange(n + 1)[:, None], np.arange(n + 1)[None]
@@ -79,7 +79,7 @@ def test_exact_matches_the_quadratic_program(entries, kind):
     assert error(values, index, book) == pytest.approx(want, rel=1e-4)
 
 
-def test_far_from_zero_no_digits_are_lost():
+def test_values_far_from_zero_lose_no_precision():
     x = np.sort(np.random.default_rng(0).random(200))
     weight = np.ones(200)
     assert np.array_equal(optimal_cuts(x + 1e7, weight, 20), optimal_cuts(x, weight, 20))
@@ -93,7 +93,7 @@ def test_far_from_zero_no_digits_are_lost():
     st.sampled_from([0, 1, 50]),
     st.sampled_from([1.0, 1e-38, 1e33]),
 )
-def test_every_start_gives_a_sound_table(values, entries, start, iterations, size):
+def test_every_init_gives_a_valid_codebook(values, entries, start, iterations, size):
     values = torch.tensor(values) * size
     index, book = cluster(values, entries, init=start, iterations=iterations)
     assert index.dtype == torch.int64
@@ -108,7 +108,7 @@ def test_every_start_gives_a_sound_table(values, entries, start, iterations, siz
 
 
 @pytest.mark.parametrize("start", ["linear", "density", "kmeans++"])
-def test_starts_converge_to_a_fixed_point_near_the_optimum(start):
+def test_inits_converge_to_a_fixed_point_near_the_optimum(start):
     values = torch.randn(3000, generator=torch.Generator().manual_seed(0))
     index, book = cluster(values, 16, init=start, iterations=500)
     means = torch.stack([values[index == k].double().mean() for k in range(16)])
@@ -141,14 +141,14 @@ def test_many_values_come_within_a_percent_of_the_optimum(monkeypatch):
     assert best * (1 - 1e-9) <= near <= best * 1.001
 
 
-def test_many_entries_come_near_the_theory():
+def test_many_entries_are_near_the_asymptotic_optimum():
     values = torch.randn(30_000, generator=torch.Generator().manual_seed(0))
     index, book = cluster(values, 2048)
     assert len(book) == 2048
     assert error(values, index, book) / len(values) < 3**0.5 * torch.pi / 2 / 2048**2  # Panter, Dite 1951
 
 
-def test_seed_decides_kmeans_plus_plus_alone():
+def test_seed_only_affects_kmeans_plus_plus():
     values = torch.randn(2000, generator=torch.Generator().manual_seed(0))
     state = torch.get_rng_state()
     books = [cluster(values, 32, init="kmeans++", iterations=2, seed=s)[1] for s in (0, 0, 1)]

@@ -1,4 +1,4 @@
-"""Log grids against the papers' level sets, a slow nearest search and a dense scan of scales."""
+"""Logarithmic grids against the papers' level sets, a slow nearest search and a dense scan of scales."""
 
 import math
 
@@ -92,7 +92,7 @@ def test_mse_is_near_the_best_of_a_dense_scan(bits, terms):
     assert (got <= best * 1.03).all()
 
 
-def test_masked_weights_do_not_shape_the_grid():
+def test_masked_weights_do_not_influence_the_grid():
     w = torch.randn(3, 10, generator=torch.Generator().manual_seed(0))
     keep = torch.ones_like(w, dtype=torch.bool)
     keep[:, 9] = False

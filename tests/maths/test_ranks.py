@@ -1,4 +1,4 @@
-"""Factors against the theory's bounds, random and trained rivals."""
+"""Low-rank factors against theoretical bounds, and against random and fitted factors."""
 
 import math
 
@@ -18,7 +18,7 @@ def matrix(shape, seed):
 
 
 def moment(columns, seed, rank=None):
-    """A skewed second moment, of full or lesser rank."""
+    """A second moment with unequal eigenvalues, of full or lower rank."""
     g = torch.Generator().manual_seed(seed)
     x = torch.randn(50, rank or columns, generator=g) * torch.logspace(0, -2, rank or columns)
     x = x @ torch.randn(rank or columns, columns, generator=g)
@@ -48,7 +48,7 @@ def test_svd_beats_random_and_fitted_factors():
 
 @pytest.mark.parametrize("rank", [1, 2, 4])
 @pytest.mark.parametrize("deficient", [None, 3, 1])
-def test_whitened_is_best_where_the_data_are(rank, deficient):
+def test_whitened_is_best_for_the_data(rank, deficient):
     w, gram = matrix((8, 6), 1), moment(6, 2, deficient)
     best = energy_error(w, *whitened_factors(w, gram, rank), gram)
     plain = energy_error(w, *svd_factors(w, rank), gram)
@@ -68,7 +68,7 @@ def test_whitened_is_best_where_the_data_are(rank, deficient):
         assert energy_error(w, left, right, gram) >= best - 1e-7
 
 
-def test_whitened_error_is_that_of_samples():
+def test_whitened_error_equals_the_error_on_samples():
     x = matrix((500, 6), 3) @ matrix((6, 6), 4)
     w = matrix((5, 6), 5)
     left, right = whitened_factors(w, x.T @ x / 500, 3)
@@ -113,7 +113,7 @@ def test_rank_for_energy_is_the_least(shape, seed, energy):
         assert energy_error(w, *svd_factors(w.double(), rank - 1)) > 1 - energy - 1e-9
 
 
-def test_rank_for_energy_ignores_what_holds_nothing():
+def test_rank_for_energy_ignores_empty_ranks():
     assert rank_for_energy(matrix((8, 2), 0).double() @ matrix((2, 9), 1).double(), 1.0) == 2
     assert rank_for_energy(torch.zeros(3, 4), 1.0) == 1
 

@@ -1,4 +1,4 @@
-"""Rate-distortion rounding: against a slow loop, against plain GPTQ, and what a price must do."""
+"""Rate-distortion optimized quantization: against a slow loop, against GPTQ, and the effect of the price."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from tersor.maths.rate_distortion import Factor, coarse, factor, rdoq, steps
 
 
 def moment(count: int, seed: int) -> Tensor:
-    """A second moment with a spread of eigenvalues."""
+    """A second moment with unequal eigenvalues."""
     x = torch.randn(3 * count, count, generator=torch.Generator().manual_seed(seed))
     x = (x + 0.7 * x.roll(1, 1)) * torch.linspace(0.2, 2, count)
     return x.T @ x / len(x)
@@ -29,8 +29,8 @@ SHAPES = [(1, 1), (1, 9), (7, 1), (5, 130), (70, 65), (3, 64)]
 
 
 @pytest.mark.parametrize(("outs", "ins"), SHAPES)
-def test_nearly_free_bits_give_gptq_as_a_slow_loop_has_it(outs: int, ins: int) -> None:
-    """Both sides: an error moves all columns behind it and all rows below it, by the inverses."""
+def test_nearly_free_bits_give_the_codes_of_a_slow_gptq(outs: int, ins: int) -> None:
+    """With both sides, an error is compensated in all later columns and rows, by the inverses."""
     w, f, h = weights(outs, ins), moment(outs, 1), moment(ins, 2)
     rows, columns = factor(f, outs, damp=1e-6), factor(h, ins, damp=1e-6)
     step = torch.full((1, 1), 0.5)
@@ -39,7 +39,7 @@ def test_nearly_free_bits_give_gptq_as_a_slow_loop_has_it(outs: int, ins: int) -
     target, codes = w.double().numpy().copy(), np.zeros((outs, ins))
     f_, h_ = (m.double().numpy() + 1e-6 * np.mean(np.diag(m)) * np.eye(len(m)) for m in (f, h))
     for j in range(ins):
-        ahead = np.linalg.inv(h_[j:, j:])  # of the columns that are left
+        ahead = np.linalg.inv(h_[j:, j:])  # of the remaining columns
         column = target[:, j].copy()
         for i in range(outs):
             codes[i, j] = np.round(column[i] / 0.5)
@@ -62,7 +62,7 @@ def test_without_curvature_and_price_it_rounds_to_the_nearest() -> None:
 
 
 @pytest.mark.parametrize("per", ["tensor", "channel", "input", "both"])
-def test_the_error_told_is_the_weighed_error(per: str) -> None:
+def test_the_reported_error_is_the_weighted_error(per: str) -> None:
     w, f, h = weights(33, 129), moment(33, 1), moment(129, 2)
     rows, columns = factor(f, 33, damp=1e-6), factor(h, 129, damp=1e-6)
     row, column = steps(rows, columns, 0.01, per)
@@ -72,7 +72,7 @@ def test_the_error_told_is_the_weighed_error(per: str) -> None:
     assert column.shape == ((1, 129) if per in ("input", "both") else (1, 1))
 
 
-def test_feedback_lowers_the_weighed_error() -> None:
+def test_compensation_lowers_the_weighted_error() -> None:
     w, f, h = weights(64, 96), moment(64, 1), moment(96, 2)
     step = {"row": torch.full((1, 1), 0.5), "column": torch.ones(1, 1)}
     errors = []
@@ -84,7 +84,7 @@ def test_feedback_lowers_the_weighed_error() -> None:
 
 
 @pytest.mark.parametrize("per", ["tensor", "both"])
-def test_a_higher_price_buys_fewer_bits_and_more_error(per: str) -> None:
+def test_a_higher_price_gives_fewer_bits_and_more_error(per: str) -> None:
     w, rows, columns = weights(64, 200), factor(moment(64, 1), 64), factor(moment(200, 2), 200)
     made = []
     for price in (1e-4, 1e-3, 1e-2, 1e-1, 1.0):
@@ -94,8 +94,8 @@ def test_a_higher_price_buys_fewer_bits_and_more_error(per: str) -> None:
     assert all(a.error < b.error for a, b in zip(made, made[1:], strict=False))
 
 
-def test_a_price_on_one_grid_is_worth_it() -> None:
-    """On one grid, codes chosen at a price have the lower error + price * bits at that price."""
+def test_codes_for_a_price_are_best_at_that_price() -> None:
+    """On one grid, codes chosen for a price have the lower error + price * bits at that price."""
     w, rows, columns = weights(64, 200), factor(moment(64, 1), 64), factor(moment(200, 2), 200)
     row, column = steps(rows, columns, 0.05, "both")
     paid, free = (rdoq(w, rows, columns, price, row=row, column=column) for price in (0.05, 1e-12))
@@ -117,7 +117,7 @@ def test_steps_of_rows_and_columns_beat_one_step_where_weights_differ() -> None:
 
 
 def test_bits_are_near_the_entropy_of_the_codes() -> None:
-    """An adaptive model learns a histogram: within 3 % of it, and below it where rows differ in scale."""
+    """The adaptive model is within 3 % of the histogram's entropy, and below it if rows differ in scale."""
     even, spread = weights(300, 300), weights(300, 300) * torch.logspace(-1, 1, 300)[:, None]
     for w, low, high in ((even, 0.97, 1.03), (spread, 0.3, 0.9)):
         made = rdoq(
@@ -133,7 +133,7 @@ def test_bits_are_near_the_entropy_of_the_codes() -> None:
         assert low * entropy < made.bits < high * entropy
 
 
-def test_a_mask_is_kept_and_the_rest_makes_up_for_it() -> None:
+def test_a_mask_is_kept_and_compensated() -> None:
     w, h = weights(40, 60), moment(60, 2)
     keep = torch.rand(40, 60, generator=torch.Generator().manual_seed(3)) < 0.5
     step = {"row": torch.full((1, 1), 0.01), "column": torch.ones(1, 1)}
@@ -151,7 +151,7 @@ def test_codes_stay_within_the_limit() -> None:
     assert int(made.codes.abs().max()) == 127
 
 
-def test_dead_columns_and_zero_weights_are_no_trouble() -> None:
+def test_dead_columns_and_zero_weights() -> None:
     h = moment(20, 2)
     h[3], h[:, 3] = 0, 0
     for columns in (h, torch.zeros(20, 20), torch.zeros(20)):
@@ -170,8 +170,8 @@ def test_coarse_steps_have_few_mantissas() -> None:
 
 
 @pytest.mark.parametrize("power", [-110, -30, 100, 118])
-def test_weights_of_any_size_are_rounded_alike(power: int) -> None:
-    """Powers of two change no digit: weights, steps and price scaled together give the same codes."""
+def test_codes_do_not_depend_on_the_scale_of_weights(power: int) -> None:
+    """Weights, steps and price scaled together by powers of two give the same codes."""
     w, f, h = weights(33, 70), moment(33, 1), moment(70, 2)
     made = []
     for unit in (1.0, 2.0**power):
@@ -184,7 +184,7 @@ def test_weights_of_any_size_are_rounded_alike(power: int) -> None:
 
 
 @pytest.mark.parametrize("power", [-200, -60, 60, 200])
-def test_a_curvature_of_any_size_gives_the_same_codes(power: int) -> None:
+def test_codes_do_not_depend_on_the_scale_of_the_curvature(power: int) -> None:
     w, f, h = weights(20, 30), moment(20, 1), moment(30, 2)
     made = []
     for unit in (1.0, 2.0**power):
@@ -194,8 +194,8 @@ def test_a_curvature_of_any_size_gives_the_same_codes(power: int) -> None:
     assert torch.equal(made[0].codes, made[1].codes)
 
 
-def test_steps_grow_where_codes_would_be_too_large() -> None:
-    """At a price that is next to nothing for weights so large, codes are as fine as 16 bits can be."""
+def test_steps_grow_if_codes_would_be_too_large() -> None:
+    """With a price that is negligible for such large weights, codes use all 16 bits."""
     w = weights(64, 64) * 5e37
     for price in (0.1, 1e-30, 1e-280):
         row, column = steps(factor(None, 64), factor(None, 64), price, "both")
@@ -205,7 +205,7 @@ def test_steps_grow_where_codes_would_be_too_large() -> None:
         assert float(worst) <= 0.501 * float(w.abs().max()) / 32767
 
 
-def test_no_decoded_weight_is_beyond_the_dtype() -> None:
+def test_no_decoded_weight_overflows_the_dtype() -> None:
     top = torch.finfo(torch.float16).max
     w = torch.full((4, 6), top)
     made = rdoq(
@@ -215,7 +215,7 @@ def test_no_decoded_weight_is_beyond_the_dtype() -> None:
     assert (made.codes == 5).all(), "6 steps are 66000"
 
 
-def test_what_is_hidden_does_not_spoil_the_rest() -> None:
+def test_masked_weights_do_not_affect_the_others() -> None:
     w, keep = weights(8, 30), torch.ones(8, 30, dtype=torch.bool)
     step = {"row": torch.full((1, 1), 0.1), "column": torch.ones(1, 1)}
     keep[2, 3] = False
@@ -225,7 +225,7 @@ def test_what_is_hidden_does_not_spoil_the_rest() -> None:
     assert torch.equal(made.codes, plain.codes)
 
 
-def test_what_does_not_fit_together_never_reaches_the_loop() -> None:
+def test_wrong_shapes_never_reach_the_loop() -> None:
     w, row, column = weights(6, 20), torch.ones(1, 1), torch.ones(1, 1)
     for change, says in (
         ({"rows": factor(None, 5)}, r"rows has shape \[5\]"),
@@ -246,9 +246,9 @@ def test_what_does_not_fit_together_never_reaches_the_loop() -> None:
     assert empty.codes.shape == (0, 20)
 
 
-def test_moments_that_say_nothing_are_refused() -> None:
+def test_singular_and_infinite_moments_are_refused() -> None:
     for bad in (torch.tensor([1.0, torch.nan]), torch.full((2, 2), torch.inf)):
-        with pytest.raises(RefusedError, match="some site: what its error weighs is NaN or infinite"):
+        with pytest.raises(RefusedError, match="some site: the weights of its error are NaN or infinite"):
             factor(bad, 2, who="some site")
     with pytest.raises(RefusedError, match="have no inverse with damp=1e-30"):
         factor(torch.ones(3, 3), 3, damp=1e-30)

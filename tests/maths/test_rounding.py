@@ -1,4 +1,4 @@
-"""Rounding: against a loop over elements, and gradients against finite differences of what they stand for."""
+"""Rounding: against a loop over elements, and gradients against finite differences of a surrogate."""
 
 import math
 
@@ -15,7 +15,7 @@ LIMITS = [code_limits(bits, signed) for bits in (1, 2, 4, 8, 16) for signed in (
 
 
 def one(x: float, scale: float, zero: int, low: int, high: int) -> float:
-    """One element, in Python's doubles; rounds half to even."""
+    """One element, in Python floats; rounds half to even."""
     return (min(max(round(x / scale) + zero, low), high) - zero) * scale
 
 
@@ -28,7 +28,7 @@ def one(x: float, scale: float, zero: int, low: int, high: int) -> float:
 def test_each_element_is_rounded_by_the_formula(
     halves: list[int], limits: tuple[int, int], at: int, scale: float
 ) -> None:
-    """Multiples of a quarter step: ties among them, which must go to even before the zero is added."""
+    """Multiples of a quarter step. They include ties, which must round to even before the zero is added."""
     zero = min(limits[0] + at, limits[1])
     x = torch.tensor(halves) * scale / 4
     want = torch.tensor([one(float(v), scale, zero, *limits) for v in x])
@@ -66,8 +66,8 @@ def test_infinities_become_the_ends_and_nan_stays() -> None:
 def surrogate(
     x: Tensor, scale: Tensor, zero: Tensor, limits: tuple[int, int], at: tuple[Tensor, Tensor]
 ) -> Tensor:
-    """What the straight-through gradient is the true gradient of: near `at`, rounding moves x / scale by a
-    constant amount, or the code is stuck at an end."""
+    """The function whose true gradient is the straight-through gradient: near `at`, rounding adds a constant
+    to x / scale, or the code stays at an end of the grid."""
     exact = at[0] / at[1] + zero
     moved = at[0].div(at[1]).round() - at[0] / at[1]
     inside = (exact >= limits[0]) & (exact <= limits[1])
@@ -100,7 +100,7 @@ def test_gradients_are_finite_differences_of_the_surrogate(
             assert float(grad.reshape(-1)[i]) == pytest.approx(want, rel=1e-5, abs=1e-6)
 
 
-def test_a_scale_of_either_sign_or_none_has_finite_gradients() -> None:
+def test_positive_negative_and_zero_scales_have_finite_gradients() -> None:
     for size in (-0.5, 0.5, 0.0):
         x, scale = torch.randn(7).requires_grad_(), torch.tensor(size, requires_grad=True)
         y = learned(x, scale, torch.tensor(3), (0, 7), 0.1)
@@ -110,7 +110,7 @@ def test_a_scale_of_either_sign_or_none_has_finite_gradients() -> None:
         assert scale.grad.isfinite()
 
 
-def test_the_ease_is_lsqs() -> None:
+def test_the_ease_is_the_factor_of_lsq() -> None:
     assert ease_of(torch.Size((8, 3, 4)), 1, 255) == pytest.approx((12 * 255) ** -0.5)
     assert ease_of(torch.Size((8, 3, 4)), 3, 127) == pytest.approx((4 * 127) ** -0.5)
     assert ease_of(torch.Size(()), 1, 0) == 1.0

@@ -1,4 +1,4 @@
-"""Masks against slow loops over sorted python lists."""
+"""Masks against slow loops over sorted Python lists."""
 
 import math
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tersor.errors import SettingError
 from tersor.maths.scores import cubic, global_keep, lamp_scores, magnitude_keep, n_m_keep, threshold_keep
 
-# Few distinct values, so that ties are the rule.
+# Few distinct values, so that ties are frequent.
 shapes = st.tuples(st.integers(1, 7), st.integers(1, 9))
 shares = st.floats(0.01, 1)
 
@@ -21,7 +21,7 @@ def matrix(shape, seed, ties=True):
 
 
 def slow_largest(values, count):
-    """The first `count` by falling |value|, then by index."""
+    """The first `count` by decreasing |value|, then by index."""
     order = sorted(range(len(values)), key=lambda k: (-abs(values[k]), k))
     return [k in order[:count] for k in range(len(values))]
 
@@ -60,7 +60,7 @@ def test_magnitude_matches_a_slow_loop(shape, seed, keep, per, group, ties):  # 
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(shapes, min_size=1, max_size=4), st.integers(0, 99), shares)
-def test_global_is_one_list(shapes, seed, keep):
+def test_global_equals_one_concatenated_list(shapes, seed, keep):
     ws = [matrix(shape, seed + k) for k, shape in enumerate(shapes)]
     got = global_keep(ws, keep)
     flat = torch.cat([w.flatten() for w in ws]).tolist()
@@ -93,7 +93,7 @@ def test_lamp_matches_its_formula(shape, seed, size):
     assert got.max() == 1
 
 
-def test_lamp_saves_each_layer():
+def test_lamp_keeps_a_weight_of_each_layer():
     layers = [torch.randn(4, 5, generator=torch.Generator().manual_seed(k)) * 10.0**-k for k in range(4)]
     assert not global_keep(layers, 0.2)[3].any()
     masks = global_keep([lamp_scores(w) for w in layers], 0.2)
@@ -108,7 +108,7 @@ def test_threshold():
     assert threshold_keep(w, 0).all()
 
 
-def test_cubic_is_the_papers():
+def test_cubic_equals_the_paper():
     assert cubic(0, 5, 25, 1.0, 0.1) == 1.0
     assert cubic(25, 5, 25, 1.0, 0.1) == cubic(99, 5, 25, 1.0, 0.1) == 0.1
     for step in range(5, 26):

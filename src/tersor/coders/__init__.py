@@ -1,14 +1,14 @@
-"""Coders: integers to bytes and back, exactly.
+"""Coders: lossless entropy coders for integers.
 
-choice.py     the door: `encode` tries coders and keeps the fewest bytes, `decode` reads any of their streams
-bytes/        coders of single symbols with whole bits (raw, constant, Huffman); elements as planes of bytes
-rans/         rANS: near the entropy of single symbols, with its frequency table
-predictive/   rANS for a dense matrix: each code predicted from its row, its column and the codes before it
-mixing/       context mixing for a sparse matrix and for masks
-pieces.py     a long stream cut into pieces, each coded on a core of its own
-arrays.py     arrays of any element size, a plane of bytes at a time
+choice.py     the entry point: `encode` tries coders and keeps the shortest stream, `decode` reads any stream
+bytes/        order-0 coders with whole bits for each symbol (raw, constant, Huffman); byte planes
+rans/         rANS: close to the order-0 entropy, with a stored frequency table
+predictive/   rANS for a dense matrix: each code is predicted from its row, its column and earlier codes
+mixing/       context mixing for sparse matrices and masks
+pieces.py     a long stream cut into pieces, which are coded and decoded in parallel
+arrays.py     arrays of any element size, one stream for each byte plane
 
-A stream names its coder in its first byte and stores neither its length nor its count: docs/streams.md.
+The first byte of a stream names its coder. A stream does not store its length or its count: docs/streams.md.
 """
 
 from tersor.coders.choice import (

@@ -1,7 +1,8 @@
-"""Alphabet: which of the 256 symbols occur, told in few bits.
+"""Alphabet: a compact code for the set of symbols that occur, out of 256.
 
-symbol[j] = (start + offset[j]) mod 256: a run costs nothing but its length, a gap g costs 2 log2(g) + 1 bits.
-Cyclic, so that int8 codes seen as bytes (254, 255, 0, 1) are one run. docs/streams.md section 5.
+symbol[j] = (start + offset[j]) mod 256. A run of symbols costs only its length; a gap g costs 2 log2(g) + 1
+bits. The order is cyclic, so that int8 codes seen as bytes (254, 255, 0, 1) form one run. docs/streams.md
+section 5.
 """
 
 from __future__ import annotations
@@ -14,15 +15,15 @@ from tersor.coders.bit_strings import GOLOMB, BitReader, BitWriter, read_numbers
 from tersor.errors import FormatError
 
 SYMBOLS = 256
-SIZE_ORDER = 2  # of the exp-Golomb code of K - 2
+SIZE_ORDER = 2  # order of the exp-Golomb code of K - 2
 
 
 @dataclass(frozen=True, eq=False)
 class Alphabet:
-    """K >= 2 symbols in an order of their own."""
+    """K >= 2 symbols in cyclic order from a start."""
 
     start: int
-    offsets: np.ndarray  # [K] int64, from 0 upward, at most 255
+    offsets: np.ndarray  # [K] int64, increasing from 0, at most 255
 
     @property
     def symbols(self) -> np.ndarray:
@@ -52,24 +53,27 @@ def read_alphabet(source: BitReader) -> Alphabet:
     start = read_start(source)
     size = source.golomb(SIZE_ORDER) + 2
     if size > SYMBOLS:
-        raise FormatError(f"coded stream: an alphabet of {size} symbols, but there are {SYMBOLS}")
+        raise FormatError(f"coded stream: an alphabet of {size} symbols, but at most {SYMBOLS} are allowed")
     offsets = np.arange(size)
     if source.bits(1):
         offsets[1:] = (1 + read_numbers(source, size - 1, GOLOMB, 0)).cumsum()
         if offsets[-1] >= SYMBOLS:
-            raise FormatError(f"coded stream: an alphabet whose last symbol is {offsets[-1]} above the first")
+            raise FormatError(
+                f"coded stream: the last offset of the alphabet is {offsets[-1]}, but at most {SYMBOLS - 1} "
+                "is allowed"
+            )
     return Alphabet(start, offsets)
 
 
 def alphabets(counts: np.ndarray) -> list[Alphabet]:
-    """Ways to name the symbols that occur in `counts` [256]: where to start, whether to fill the holes."""
+    """Candidate alphabets for the symbols that occur in `counts` [256]: several starts, gaps or none."""
     present = np.flatnonzero(counts)  # [K]
     gaps = np.diff(present, append=present[0] + SYMBOLS)
     starts = {int(present[(gaps.argmax() + 1) % len(present)])}
     if counts[0]:
-        starts.add(0)  # saves the 8 bits that name another start
+        starts.add(0)  # start 0 saves the 8 bits that store any other start
     if len(present) == SYMBOLS:
-        starts.add(SYMBOLS // 2)  # signed bytes: the rarest are in the middle
+        starts.add(SYMBOLS // 2)  # signed bytes: the rarest symbols are near 128
     found = []
     for start in sorted(starts):
         offsets = np.sort((present - start) % SYMBOLS)

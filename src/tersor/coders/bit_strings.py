@@ -1,8 +1,10 @@
-"""Bits: numbers of unequal length in one string of bits, and lists of small numbers in few of them.
+"""Bit strings: variable-length codes for numbers, and compact lists of small numbers.
 
 exp-Golomb order k   2 * floor(log2((v >> k) + 1)) + 1 + k bits      Teuhola 1978
 Rice order k         (v >> k) + 1 + k bits                           Golomb 1966, Rice and Plaunt 1971
-A list tries both codes, eight orders each, on the values and on their steps. docs/streams.md section 1.
+
+A list tries both codes, with eight orders each, on the values and on their differences. docs/streams.md
+section 1.
 """
 
 from __future__ import annotations
@@ -12,15 +14,15 @@ import numpy as np
 from tersor.errors import FormatError
 
 RICE, GOLOMB = 0, 1
-MAX_ONES = 63  # of a Rice code: longer runs of ones are damage
-MAX_ZEROS = 16  # of an exp-Golomb code
+MAX_ONES = 63  # in a Rice code; a longer run of ones means damage
+MAX_ZEROS = 16  # in an exp-Golomb code
 ORDERS = np.arange(8)
-LIST_HEAD = 5  # bits: steps, code, order
-TOO_LONG = 1 << 40  # bits; more than any list that can be stored
+LIST_HEAD = 5  # bits: 1 for differences, 1 for the code, 3 for the order
+TOO_LONG = 1 << 40  # bits, more than any list that can be stored: excludes a code
 
 
 class BitWriter:
-    """Bits, first bit highest."""
+    """A growing string of bits, most significant bit first."""
 
     def __init__(self) -> None:
         self.value = 0
@@ -41,13 +43,13 @@ class BitWriter:
         self.bits(int(number) & ((1 << order) - 1), order)
 
     def to_bytes(self) -> bytes:
-        """The bits, and zeros up to the end of the last byte."""
+        """The bits, padded with zeros to a whole byte."""
         spare = -self.length % 8
         return (self.value << spare).to_bytes((self.length + spare) // 8, "big")
 
 
 class BitReader:
-    """The other way round, from a place in `data` on; refuses to run over its end."""
+    """Reads bits from byte `start` of `data` on. FormatError at the end of the data."""
 
     def __init__(self, data: memoryview, start: int = 0) -> None:
         self.data = data
@@ -71,21 +73,21 @@ class BitReader:
         return high << order | self.bits(order) if order else high
 
     def byte_end(self) -> int:
-        """The next whole byte; what is left of this one must be zeros."""
+        """Index of the next whole byte. The remaining bits of the current byte must be zero."""
         if self.bits(-self.at % 8):
-            raise FormatError("coded stream: the bits after its table are not zero")
+            raise FormatError("coded stream: the padding after its table is not zero")
         return self.at >> 3
 
 
 def steps_of(values: np.ndarray) -> np.ndarray:
-    """From each value to the next as numbers >= 0: 0, -1, 1, -2, 2 become 0, 1, 2, 3, 4. The first stays."""
+    """The first value, then differences in zigzag code: 0, -1, 1, -2, 2 become 0, 1, 2, 3, 4."""
     step = np.diff(values, axis=-1)  # [..., K - 1]
     folded = np.where(step < 0, -2 * step - 1, 2 * step)
     return np.concatenate([values[..., :1], folded], axis=-1)  # [..., K]
 
 
 def list_bits(values: np.ndarray) -> np.ndarray:
-    """Length of each list [..., K] in bits for each steps, code and order: [..., 2, 2, 8]."""
+    """Bits of each list [..., K] for each choice of differences, code and order: [..., 2, 2, 8]."""
     both = np.stack([values, steps_of(values)], axis=-2)[..., None, :]  # [..., 2, 1, K]
     high = both >> ORDERS[:, None]  # [..., 2, 8, K]
     rice = (high + 1 + ORDERS[:, None]).sum(-1)
@@ -96,7 +98,7 @@ def list_bits(values: np.ndarray) -> np.ndarray:
 
 
 def write_list(out: BitWriter, values: np.ndarray) -> None:
-    """The values [K] in the cheapest way there is; the first of equally cheap ones."""
+    """Write the values [K] in the cheapest code; on a tie, in the first one."""
     costs = list_bits(values)
     steps, code, order = (int(i) for i in np.unravel_index(int(costs.argmin()), costs.shape))
     out.bits(steps, 1)
@@ -108,20 +110,20 @@ def write_list(out: BitWriter, values: np.ndarray) -> None:
 
 
 def read_numbers(source: BitReader, length: int, code: int, order: int) -> np.ndarray:
-    """`length` numbers >= 0 in one code."""
+    """Read `length` numbers >= 0 of one code."""
     from tersor.coders import bit_strings_loops
 
     values = np.empty(length, dtype=np.int64)
     data = np.frombuffer(source.data, dtype=np.uint8)
     end = bit_strings_loops.read_numbers(data, source.at, code, order, MAX_ONES, MAX_ZEROS, values)
     if end < 0:
-        raise FormatError(f"coded stream: a list of {length} numbers that its bits do not hold")
+        raise FormatError(f"coded stream: its bits are no list of {length} numbers")
     source.at = end
     return values
 
 
 def read_list(source: BitReader, length: int, top: int) -> np.ndarray:
-    """`length` values, each 0 to `top`."""
+    """Read a list of `length` values. FormatError if one is not in 0..top."""
     steps, code, order = source.bits(1), source.bits(1), source.bits(3)
     values = read_numbers(source, length, code, order)
     if steps:
@@ -129,5 +131,5 @@ def read_list(source: BitReader, length: int, top: int) -> np.ndarray:
         values = values.cumsum()
     if length and not 0 <= values.min() <= values.max() <= top:
         wrong = values[(values < 0) | (values > top)][0]
-        raise FormatError(f"coded stream: its table holds {wrong}, but 0 to {top} are allowed")
+        raise FormatError(f"coded stream: a value of {wrong} in its table, but 0 to {top} is allowed")
     return values  # [K]

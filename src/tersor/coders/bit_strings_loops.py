@@ -1,4 +1,4 @@
-"""Bits loops: reading many numbers of unequal length, compiled."""
+"""Bit strings loops: read many variable-length numbers, compiled."""
 # ruff: noqa: PLR0917  compiled functions take no keywords
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from tersor.compiled import compiled
 def read_numbers(
     data: np.ndarray, at: int, golomb: int, order: int, most_ones: int, most_zeros: int, out: np.ndarray
 ) -> np.int64:
-    """Fill `out` with numbers of an exp-Golomb code, or else of a Rice code, from bit `at` on.
+    """Fill `out` with numbers from bit `at` on: exp-Golomb codes if `golomb` is 1, else Rice codes.
 
-    Returns the first bit not used, or -1 where the bits are none of such numbers.
+    Returns the index of the first unused bit, or -1 if the bits are no such codes.
     """
     end = 8 * data.size
     for n in range(out.size):
-        run, longest = 0, most_zeros if golomb else most_ones
-        while True:  # zeros before a one, or ones before a zero
-            if at >= end or run > longest:
+        run, most = 0, most_zeros if golomb else most_ones
+        while True:  # count the zeros before a one (exp-Golomb), or the ones before a zero (Rice)
+            if at >= end or run > most:
                 return np.int64(-1)
             bit = (data[at >> 3] >> (7 - (at & 7))) & 1
             at += 1
@@ -30,7 +30,7 @@ def read_numbers(
                 break
             run += 1
         width = order + run if golomb else order
-        if run > longest or at + width > end:
+        if run > most or at + width > end:
             return np.int64(-1)
         low = 0
         for _ in range(width):

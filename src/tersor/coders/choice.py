@@ -1,9 +1,12 @@
-"""Choice: which coder writes a stream, and reading what any of them wrote.
+"""Choice: choose the coder for a stream, and decode streams of any coder.
 
-encode(symbols) tries coders and keeps the fewest bytes; decode(data, count) trusts nothing it reads.
-    "fast"   static coders: a table for all symbols or for long pieces, about 1 GB/s a core
-    "max"    also those that see the symbols as a matrix: 3 to 120 million symbols a second a core
-A stream names its coder in its first byte and knows neither its length nor its count: docs/streams.md.
+encode(symbols) tries the coders of a profile and keeps the shortest stream. decode(data, count) checks all it
+reads.
+
+"fast"   static coders, with one table for all symbols or for each long piece: about 1 GB/s a core
+"max"    also the matrix coders: 3 to 120 million symbols a second on a core
+
+The first byte of a stream names its coder. A stream does not store its length or its count: docs/streams.md.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import numpy as np
 from tersor.coders.bytes.plain import RAW, plan_constant, write_raw
 from tersor.coders.mixing.mixing import MIXING, plan_mixing, read_mixing, sample
 from tersor.coders.pieces import PIECES, count_units, each_piece, plan_pieces, read_pieces, write_pieces
-from tersor.coders.plan import ID_BITS, Coder, MatrixCoder, Output, Plan, Symbols, longest
+from tersor.coders.plan import ID_BITS, Coder, MatrixCoder, Output, Plan, Symbols, longest_stream
 from tersor.coders.predictive.predictive import PREDICTIVE, plan_predictive, read_predictive
 from tersor.coders.static import CODERS, NOISE, fewest, histogram, is_noise, order0
 from tersor.errors import FormatError, SettingError, did_you_mean
@@ -29,21 +32,22 @@ MATRIX_CODERS: dict[str, MatrixCoder] = {
 }
 PROFILES = ("max", "fast")
 EMPTY = bytes([RAW])
-DENSE = 2  # bits a symbol: above, few symbols are alike
-SHORTEST = 12  # bytes: what no coder with a head can shorten
-WORTH = 20  # what it must save then: a twentieth
-NEAR = 0.97  # and on a part, which has more to learn for its size: 3 %
-MIXING_BITS, MIXING_COUNT = 4.5, 1 << 15  # bits a symbol: above, mixing is slow and gains little
+DENSE = 2  # bits a symbol: streams above this count as dense
+SHORTEST = 12  # bytes: a coder with a header cannot shorten such a stream
+WORTH = 20  # on dense codes mixing must save 1 / WORTH of the bytes
+NEAR = 0.97  # and 3 % on a sample, where adaptation costs relatively more
+MIXING_BITS, MIXING_COUNT = 4.5, 1 << 15  # bits a symbol, symbols: above both, mixing gains too little
 
 
 def encode(
     symbols: np.ndarray, coder: str = "fast", *, width: int = 0, keep: np.ndarray | None = None
 ) -> bytes:
-    """Symbols [N] uint8 as bytes, by a profile ("max": the fewest bytes; "fast") or by one coder.
+    """Encode symbols [N] uint8 with a profile ("max": fewest bytes; "fast") or with one named coder.
 
-    The same symbols give the same bytes. `width` is the number of columns where the symbols are a matrix in
-    row-major order (0: one row). `keep`: bool, where the symbols are what it keeps of a matrix of its size.
-    No symbols at all are raw, and one symbol alone is a constant even where another coder was asked for.
+    Equal symbols give equal bytes. `width`: columns of the matrix, whose elements in row-major order are the
+    symbols (0: one row). `keep` (bool): mask of the matrix; then the symbols are only the kept elements.
+    No symbols at all are stored raw, and a single repeated symbol as a constant, with every coder.
+    SettingError for an unknown coder, another dtype or shape, or a matrix that the coder does not accept.
     """
     known = [*PROFILES, *CODERS, *MATRIX_CODERS]
     if coder not in known:
@@ -51,15 +55,15 @@ def encode(
     symbols = np.asarray(symbols)
     if symbols.dtype != np.uint8 or symbols.ndim != 1:
         raise SettingError(
-            f"encode: symbols of type {symbols.dtype} and shape {list(symbols.shape)}, but it codes uint8 "
-            "in one dimension. Shift the values to 0..255 and call .astype(np.uint8).ravel()"
+            f"encode: symbols of dtype {symbols.dtype} and shape {list(symbols.shape)}, but they must be "
+            "uint8 in one dimension. Shift the values to 0..255 and call .astype(np.uint8).ravel()"
         )
-    misfit = misfits(len(symbols), width, keep)
-    if misfit:
-        raise SettingError(f"encode: {misfit}")
+    mismatch = mismatch_in(len(symbols), width, keep)
+    if mismatch:
+        raise SettingError(f"encode: {mismatch}")
     if not len(symbols):
         return EMPTY
-    out = Output(longest(len(symbols)))
+    out = Output(longest_stream(len(symbols)))
     encode_onto(out, np.ascontiguousarray(symbols), coder, width=width, keep=keep)
     return out.tobytes()
 
@@ -67,7 +71,7 @@ def encode(
 def encode_onto(
     out: Output, symbols: Symbols, coder: str, *, width: int = 0, keep: np.ndarray | None = None
 ) -> None:
-    """Append the stream of symbols that need not be in memory all at once; what is coded in pieces is not."""
+    """Append the stream of `symbols`. A stream in pieces reads them in parts, to save memory."""
     if not len(symbols):
         out.append(EMPTY)
         return
@@ -84,7 +88,7 @@ def encode_onto(
         stream = MATRIX_CODERS[coder].plan(whole, columns, keep)
         if stream is None:
             raise SettingError(
-                f"encode: coder={coder!r} cannot hold {len(symbols)} symbols in rows of {width}. "
+                f"encode: coder={coder!r} cannot code {len(symbols)} symbols in rows of {width}. "
                 "Use coder='max'"
             )
         out.append(stream)
@@ -93,7 +97,7 @@ def encode_onto(
         plan = CODERS[coder].plan(counts)
     if plan is None:
         raise SettingError(
-            f"encode: coder={coder!r} holds one symbol, but {np.count_nonzero(counts)} different ones "
+            f"encode: coder={coder!r} codes one symbol, but {np.count_nonzero(counts)} different symbols "
             "were given. Use coder='fast'"
         )
     out.append(plan.write(whole))
@@ -102,10 +106,10 @@ def encode_onto(
 def by_profile(
     out: Output, symbols: Symbols, units: np.ndarray, *, profile: str, width: int, keep: np.ndarray | None
 ) -> None:
-    """Append the fewest bytes of the coders that a profile has. `units` [U, 256]: counts of each unit."""
+    """Append the shortest stream of a profile's coders. `units` [U, 256]: a histogram of each unit."""
     counts, start = units.sum(0, dtype=np.int64), len(out)
     if np.count_nonzero(counts) > 1 and write_pieces(out, symbols, units):
-        pass  # hardly ever longer than a whole
+        pass  # pieces are hardly ever longer than one static stream
     elif profile == "fast" and is_noise(counts):
         write_raw(out, symbols)
     else:
@@ -116,18 +120,18 @@ def by_profile(
         nbytes = len(out) - start
         if not promising(name, nbytes, counts):
             continue
-        # Of many dense codes mixing must save 5 %, for it takes twenty times as long to read.
+        # For many dense codes mixing must save 5 %, since it decodes twenty times as slowly.
         slow = name == "mixing" and len(symbols) > MIXING_COUNT and 8 * nbytes > DENSE * len(symbols)
         if slow and not mixes_well(symbols[:], width, keep, 8 * nbytes / order0(counts)):
             continue
         stream = MATRIX_CODERS[name].plan(symbols[:], width, keep)
         if stream is not None and len(stream) < nbytes - (nbytes // WORTH if slow else 0):
-            out.cut(start)
+            out.truncate(start)
             out.append(stream)
 
 
 def promising(name: str, nbytes: int, counts: np.ndarray) -> bool:
-    """Whether a coder may win over so many bytes: noise costs much time to find that it is noise."""
+    """Whether a coder may beat `nbytes` and is worth a try. Trying it on noise would only cost time."""
     bits = 8 * nbytes / counts.sum()
     if name == "mixing":
         return bool(bits < MIXING_BITS or counts.sum() <= MIXING_COUNT)
@@ -135,19 +139,26 @@ def promising(name: str, nbytes: int, counts: np.ndarray) -> bool:
 
 
 def mixes_well(symbols: np.ndarray, width: int, keep: np.ndarray | None, others: float) -> bool:
-    """Whether mixing does so on some of the symbols, the others on all of them, both as shares of order 0."""
+    """Whether mixing beats the other coders on a sample.
+
+    `others`: bits of the best other stream, as a fraction of its order-0 bits. Mixing on the sample is
+    measured in the same way.
+    """
     part, part_width, part_keep = sample(symbols, width, keep, MIXING_COUNT)
     bits = 8 * len(plan_mixing(part, part_width, part_keep))
     return bits < NEAR * others * order0(histogram(part))
 
 
-def misfits(count: int, width: int, keep: np.ndarray | None) -> str:
-    """What is wrong with a matrix of `count` symbols, or an empty text."""
+def mismatch_in(count: int, width: int, keep: np.ndarray | None) -> str:
+    """What is wrong with a matrix of `count` symbols, or an empty string."""
     if keep is not None and (keep.dtype != np.bool_ or int(keep.sum()) != count):
-        return f"a mask of type {keep.dtype} that keeps {int(keep.sum())} of {keep.size}, for {count} symbols"
+        return (
+            f"a mask of dtype {keep.dtype} that keeps {int(keep.sum())} of {keep.size} elements, but it must "
+            f"be bool and keep {count}"
+        )
     total = count if keep is None else keep.size
     if width < 0 or (width and total % width):
-        return f"width={width}, but it divides the {total} elements of the matrix"
+        return f"width={width}, but it must divide the {total} elements of the matrix"
     return ""
 
 
@@ -158,29 +169,29 @@ def size_of(symbols: Symbols, keep: np.ndarray | None) -> int:
 def decode(
     data: bytes | np.ndarray, count: int, *, width: int = 0, keep: np.ndarray | None = None
 ) -> np.ndarray:
-    """The `count` symbols of a stream, uint8 [count]; FormatError if it is not a stream of so many.
+    """Decode a stream to its `count` symbols, uint8 [count]. `width` and `keep` as given to `encode`.
 
-    `width` and `keep` as they were given to encode.
+    FormatError if the data is not a stream of `count` symbols.
     """
     stream = as_bytes(data)
     name = coder_of(stream)
     if count < 0:
-        raise FormatError(f"coded stream: a count of {count} symbols; at least 0 is allowed")
+        raise FormatError(f"coded stream: a count of {count} symbols, but it is 0 or more")
     if (count == 0) != (stream == EMPTY):
-        raise FormatError(f"coded stream: {len(stream)} bytes of {name} for {count} symbols")
+        raise FormatError(f"coded stream: {len(stream)} bytes of {name} are no stream of {count} symbols")
     if not count:
         return np.empty(0, dtype=np.uint8)
     settings = stream[0] >> ID_BITS
     if name in CODERS:
         try:
             out = np.empty(count, dtype=np.uint8)
-        except (MemoryError, ValueError):  # numpy's words for too much and for far too much
-            raise FormatError(f"coded stream: {count} symbols are more than memory holds") from None
+        except (MemoryError, ValueError):  # numpy raises ValueError for sizes beyond any address space
+            raise FormatError(f"coded stream: {count} symbols do not fit in memory") from None
         CODERS[name].read(settings, stream, out)
         return out
-    misfit = misfits(count, width, keep)
-    if misfit:
-        raise FormatError(f"coded stream: {misfit}")
+    mismatch = mismatch_in(count, width, keep)
+    if mismatch:
+        raise FormatError(f"coded stream: {mismatch}")
     columns = width or (count if keep is None else keep.size)
     return MATRIX_CODERS[name].read(settings, stream, count, columns, keep)
 
@@ -188,12 +199,11 @@ def decode(
 def decode_parts(
     data: np.ndarray, count: int, *, width: int = 0, keep: np.ndarray | None = None
 ) -> Iterator[np.ndarray]:
-    """What decode returns, in parts: of a stream in pieces only those in work are in memory, and raw bytes
-    are looked at where they are."""
+    """Like `decode`, in parts. Only the pieces in work are in memory, and raw bytes are not copied."""
     if count > 0 and coder_of(data) == "pieces":
-        misfit = misfits(count, width, keep)
-        if misfit:
-            raise FormatError(f"coded stream: {misfit}")
+        mismatch = mismatch_in(count, width, keep)
+        if mismatch:
+            raise FormatError(f"coded stream: {mismatch}")
         yield from each_piece(int(data[0]) >> ID_BITS, data.data, count)
     elif count > 0 and data[0] == RAW and len(data) == 1 + count:
         yield data[1:]
@@ -202,9 +212,9 @@ def decode_parts(
 
 
 def coder_of(data: bytes | memoryview | np.ndarray) -> str:
-    """The name of the coder that wrote this stream, from its first byte."""
+    """Name of the coder that wrote a stream, from the stream's first byte."""
     if not len(data):
-        raise FormatError("coded stream: it is empty; the shortest has 1 byte")
+        raise FormatError("coded stream: it is empty, but the shortest stream has 1 byte")
     number = int(data[0]) & ((1 << ID_BITS) - 1)
     known: dict[str, Coder | MatrixCoder] = {**CODERS, **MATRIX_CODERS}
     for name, coder in known.items():
@@ -217,17 +227,17 @@ def coder_of(data: bytes | memoryview | np.ndarray) -> str:
 
 
 def as_bytes(data: bytes | np.ndarray) -> memoryview:
-    """Without a copy: a part of it is none either."""
+    """A memoryview: slices of it are no copies."""
     if isinstance(data, np.ndarray):
         if data.dtype != np.uint8 or data.ndim != 1:
             raise FormatError(
-                f"coded stream: given as {data.dtype} of shape {list(data.shape)}, "
-                "but it is uint8 in one dimension"
+                f"coded stream: got {data.dtype} of shape {list(data.shape)}, but it must be uint8 in one "
+                "dimension"
             )
         return np.ascontiguousarray(data).data
     return memoryview(data)
 
 
 def order0_bits(symbols: np.ndarray) -> float:
-    """N * H(histogram) in bits: the least for a code of single symbols, its table not counted."""
+    """N * H(histogram) in bits: the lower bound for an order-0 coder, without its table."""
     return order0(histogram(np.asarray(symbols).ravel()))

@@ -1,7 +1,7 @@
-"""Pages: large arrays straight from the system.
+"""Pages: large arrays allocated directly from the operating system.
 
-A page of them takes memory when it is first written, not before, and all of it goes back when the array is
-dropped; what the C library hands out it may keep for later, as much again for every thread.
+A page takes memory only when it is first written, and all memory goes back when the array is freed. The C
+library's allocator may keep freed memory instead, separately for every thread.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ import mmap
 
 import numpy as np
 
-LARGE = 4 << 20  # bytes: smaller arrays come often, and are quicker to have from the C library
+LARGE = 4 << 20  # bytes: smaller arrays are frequent, and the C library allocates them faster
 
 
 def pages(nbytes: int) -> np.ndarray:
-    """An array uint8 [nbytes], not set to anything."""
+    """An uninitialized array uint8 [nbytes]."""
     if nbytes < LARGE:
         return np.empty(nbytes, dtype=np.uint8)
-    # Python's own choice would be memory that child processes share.
+    # By default Python's mmap would share the memory with child processes.
     private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
     return np.frombuffer(mmap.mmap(-1, nbytes, **private), dtype=np.uint8)

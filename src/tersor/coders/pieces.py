@@ -1,7 +1,8 @@
-"""Pieces: a long stream cut where its statistics change, each piece coded by itself, all cores decoding.
+"""Pieces: a long stream cut where its statistics change; pieces are coded and decoded in parallel.
 
-bits ~ sum of N * H(histogram) over the pieces, and a table for each
-Rows that were rounded, or never trained, are told apart from the rest; and pieces have a largest size, so
+bits ~ sum of N * H(histogram) over the pieces, and one table for each
+
+Rows that were rounded or never trained, for example, get tables of their own. Pieces have a maximum size, so
 that one tensor keeps every core busy.
 """
 
@@ -19,7 +20,7 @@ import numpy as np
 from tersor.coders.alphabet import SYMBOLS
 from tersor.coders.bit_strings import BitReader, BitWriter
 from tersor.coders.bytes.plain import RAW
-from tersor.coders.plan import Output, Symbols, first_byte, longest
+from tersor.coders.plan import Output, Symbols, first_byte, longest_stream
 from tersor.coders.static import NOISE, fewest, histogram, is_noise, order0, read_static
 from tersor.errors import FormatError
 from tersor.threads import threads
@@ -27,28 +28,28 @@ from tersor.threads import threads
 Found = TypeVar("Found")
 
 PIECES = 6
-UNIT = 1 << 15  # symbols: pieces are whole numbers of units, but for the last
-LARGEST = 32  # units of a piece, where a stream is long enough for more than one core
-TABLE = 2000.0  # bits that another table must save: it takes 600, and time to read
+UNIT = 1 << 15  # symbols: every piece but the last is a whole number of units
+LARGEST = 32  # units of a piece, at most
+TABLE = 2000.0  # bits that another table must save: it takes 600 bits, and time to decode
 ORDER = 15  # of the exp-Golomb code of a stream's bytes
-PARALLEL = 1 << 18  # symbols from which threads are worth their start
+PARALLEL = 1 << 18  # symbols: below, starting threads costs more than it saves
 
 
 def plan_pieces(symbols: np.ndarray, width: int, keep: np.ndarray | None = None) -> bytes | None:
-    """The stream of symbols uint8 [N]; None where there is one piece only, or all of it is noise."""
-    out = Output(longest(len(symbols)))
+    """The stream of symbols uint8 [N]. None if there is only one piece, or all pieces are noise."""
+    out = Output(longest_stream(len(symbols)))
     return out.tobytes() if write_pieces(out, symbols, count_units(symbols)) else None
 
 
 def write_pieces(out: Output, symbols: Symbols, counts: np.ndarray) -> bool:
-    """Append the stream, piece by piece; False, and nothing, where there is one piece only, or all is noise:
-    as one piece that is read without a copy.
+    """Append the stream, piece by piece. Returns False and appends nothing if there is only one piece, or if
+    all pieces are noise: one raw stream is then as short, and is decoded without a copy.
 
-    `counts` [U, 256] of each unit. Neither the symbols nor their streams are ever held a second time.
+    `counts` [U, 256]: a histogram of each unit. No second copy of the symbols or the streams is held.
     """
     if len(symbols) < 2 * UNIT:
         return False
-    sizes = cut(symbols, counts)
+    sizes = piece_sizes(symbols, counts)
     if len(sizes) < 2:
         return False
     ends = np.cumsum([0, *sizes]).tolist()
@@ -65,7 +66,7 @@ def write_pieces(out: Output, symbols: Symbols, counts: np.ndarray) -> bool:
         lengths.append(len(stream))
         raw = raw and stream[0] == RAW
     if raw:
-        out.cut(start)
+        out.truncate(start)
         return False
     head = BitWriter()
     head.golomb(len(sizes) - 2)
@@ -73,13 +74,12 @@ def write_pieces(out: Output, symbols: Symbols, counts: np.ndarray) -> bool:
         head.golomb(size - 1)
     for length in lengths[:-1]:
         head.golomb(length, ORDER)
-    out.insert(start, first_byte(PIECES) + head.to_bytes())  # only now its length is known
+    out.insert(start, first_byte(PIECES) + head.to_bytes())  # its length is known only now
     return True
 
 
 def count_units(symbols: Symbols) -> np.ndarray:
-    """How often each symbol occurs in each unit, [U, 256]; the last unit may be short. What is too short for
-    pieces is one unit."""
+    """Histogram of each unit, [U, 256]. A stream too short for pieces is one unit."""
     if len(symbols) < 2 * UNIT:
         return histogram(symbols[:])[None]
     from tersor.coders.bytes import planes_loops
@@ -95,9 +95,9 @@ def count_units(symbols: Symbols) -> np.ndarray:
     return counts
 
 
-def cut(symbols: Symbols, counts: np.ndarray) -> list[int]:
-    """The units of each piece: neighbors are merged as long as that costs less than a table."""
-    counts = counts[: len(symbols) // UNIT]  # the whole ones
+def piece_sizes(symbols: Symbols, counts: np.ndarray) -> list[int]:
+    """Number of units of each piece: neighbors are merged as long as that costs less than a table."""
+    counts = counts[: len(symbols) // UNIT]  # whole units only
     sizes, pools, costs = [1], [counts[0]], [order0(counts[0])]
     for row in counts[1:]:
         own, both = order0(row), pools[-1] + row
@@ -108,13 +108,16 @@ def cut(symbols: Symbols, counts: np.ndarray) -> list[int]:
             sizes.append(1)
             pools.append(row)
             costs.append(own)
-    sizes[-1] += len(symbols) % UNIT > 0  # the rest goes to the last
+    sizes[-1] += len(symbols) % UNIT > 0  # a short last unit belongs to the last piece
     return sizes
 
 
 def on_all_cores(work: Callable[[int], Found], items: Sequence[int], size: int) -> Iterator[Found]:
-    """work(item) of each item in order, some ahead of whoever takes them; the compiled loops run side by
-    side."""
+    """Yield work(item) for each item in order, computed ahead by one thread for each core. The compiled loops
+    release the GIL.
+
+    Below PARALLEL symbols (`size`) everything runs in the calling thread.
+    """
     cores = os.cpu_count() or 1
     if cores < 2 or len(items) < 2 or size < PARALLEL:
         yield from map(work, items)
@@ -144,7 +147,7 @@ def read_pieces(
 
 
 def each_piece(settings: int, data: memoryview, count: int) -> Iterator[np.ndarray]:
-    """The symbols of each piece, in order."""
+    """Yield the symbols of each piece, in order."""
     pieces = pieces_in(settings, data, count)
 
     def work(k: int) -> np.ndarray:
@@ -157,18 +160,21 @@ def each_piece(settings: int, data: memoryview, count: int) -> Iterator[np.ndarr
 
 
 def pieces_in(settings: int, data: memoryview, count: int) -> list[tuple[int, int, memoryview]]:
-    """Of each piece where its symbols begin and end, and its stream."""
+    """(first symbol, end, stream) of each piece."""
     source = BitReader(data, 1)
     units = -(-count // UNIT)
     number = source.golomb() + 2
     if settings or number > units:
-        raise FormatError(f"coded stream: settings {settings} and {number} pieces for {count} symbols")
+        raise FormatError(
+            f"coded stream: pieces with settings {settings} and {number} pieces, but {count} symbols allow "
+            f"settings 0 and at most {units} pieces"
+        )
     sizes = [source.golomb() + 1 for _ in range(number - 1)]
     lengths = [source.golomb(ORDER) for _ in range(number - 1)]
     at = source.byte_end()
     ends = (np.cumsum([0, *sizes]) * UNIT).tolist()
     places = np.cumsum([at, *lengths]).tolist()
     if ends[-1] >= count or places[-1] >= len(data):
-        raise FormatError(f"coded stream: pieces of more than {count} symbols or {len(data)} bytes")
+        raise FormatError(f"coded stream: its pieces need more than {count} symbols or {len(data)} bytes")
     ranges = zip(pairwise([*ends, count]), pairwise([*places, len(data)]), strict=True)
     return [(begin, end, data[first:last]) for (begin, end), (first, last) in ranges]

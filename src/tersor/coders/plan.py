@@ -1,6 +1,7 @@
-"""Plan: what a coder would make of a histogram, before it codes a symbol. Coder: how to plan and to read.
+"""Plan: the size of a stream, computed from a histogram before any symbol is coded.
 
-Sizes are known before coding (of rANS, a little less than the truth): choosing costs one coding, not four.
+Sizes are exact, except that the plan of rANS is slightly below the real size. So usually only one coder has
+to code the symbols, and not all four. The module also defines Coder, MatrixCoder and Output.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ import numpy as np
 from tersor.coders.pages import pages
 from tersor.errors import StorageError
 
-ID_BITS = 3  # of the first byte; the coder's settings are above
+ID_BITS = 3  # low bits of the first byte; the high bits are the coder's settings
 
 
 class Symbols(Protocol):
-    """Symbols uint8 [N], whose parts are made when they are asked for: an array, or a plane of elements."""
+    """Symbols uint8 [N] that are sliced on demand: an array, or a plane of elements."""
 
     def __len__(self) -> int: ...
 
@@ -25,7 +26,7 @@ class Symbols(Protocol):
 
 
 class Output:
-    """Bytes that grow at their end, at most so many. Memory is taken as they come."""
+    """A growing byte buffer of at most `most` bytes. Pages take memory when they are first written."""
 
     def __init__(self, most: int) -> None:
         self.data, self.size = pages(most), 0
@@ -37,43 +38,43 @@ class Output:
         self.insert(self.size, stream)
 
     def insert(self, at: int, stream: bytes | np.ndarray) -> None:
-        """Put bytes before what follows from `at` on."""
+        """Insert bytes at index `at`."""
         end = self.size + len(stream)
-        if end > len(self.data):  # of a coder that was asked for by name, and makes its symbols longer
+        if end > len(self.data):  # a coder chosen by name may make the symbols longer
             self.data = np.concatenate([self.data[: self.size], np.empty(end, dtype=np.uint8)])
-        data = self.data.data  # numpy would copy what it moves
+        data = self.data.data  # a memoryview moves overlapping bytes without the temporary copy of numpy
         data[at + len(stream) : end] = data[at : self.size]
         data[at : at + len(stream)] = memoryview(stream)  # type: ignore[arg-type]
         self.size = end
 
-    def cut(self, at: int) -> None:
+    def truncate(self, at: int) -> None:
         self.size = at
 
     def tobytes(self) -> bytes:
-        return self.found().tobytes()
+        return self.view().tobytes()
 
-    def found(self) -> np.ndarray:
+    def view(self) -> np.ndarray:
         return self.data[: self.size]
 
 
-def longest(count: int) -> int:
-    """Bytes of a stream of so many symbols, but for unwise coders."""
+def longest_stream(count: int) -> int:
+    """Maximum bytes of a stream of `count` symbols, for a coder that suits them."""
     return count + (count >> 12) + 512
 
 
 class Plan(NamedTuple):
     """One way to code a given stream."""
 
-    nbytes: int  # the stream will not be shorter
+    nbytes: int  # lower bound for the length of the stream
     write: Callable[[np.ndarray], bytes]  # symbols [N] uint8 -> the whole stream
 
 
 class Coder(NamedTuple):
-    """One row of the table CODERS: a static coder, which sees single symbols."""
+    """One row of the table CODERS: an order-0 coder."""
 
     id: int
-    plan: Callable[[np.ndarray], Plan | None]  # counts [256], N >= 1 in all; None where this coder cannot
-    read: Callable[[int, memoryview, np.ndarray], None]  # settings, the whole stream, where its symbols go
+    plan: Callable[[np.ndarray], Plan | None]  # counts [256], N >= 1 in all; None: the coder cannot code them
+    read: Callable[[int, memoryview, np.ndarray], None]  # settings, the whole stream, output [N]
 
 
 def first_byte(coder_id: int, settings: int = 0) -> bytes:
@@ -81,15 +82,15 @@ def first_byte(coder_id: int, settings: int = 0) -> bytes:
 
 
 def changed() -> StorageError:
-    """What is taken from a file twice, to be counted and to be coded, must be the same."""
+    """Weights are read from their file twice, for the histogram and for coding. Both must be equal."""
     return StorageError(
-        "the weights changed while they were coded: another program writes their file. Try again when it is "
-        "done, or with a copy of the file"
+        "the weights changed while they were coded: another program writes to their file. Try again when it "
+        "has finished, or use a copy of the file"
     )
 
 
 class MatrixCoder(NamedTuple):
-    """One row of the table GRID_CODERS: a coder that sees symbols as a matrix, perhaps masked."""
+    """One row of the table MATRIX_CODERS: a coder for symbols of a matrix, which may be masked."""
 
     id: int
     plan: Callable[[np.ndarray, int, np.ndarray | None], bytes | None]  # symbols [N], columns, mask -> stream

@@ -1,6 +1,7 @@
-"""Static: the coders that see single symbols, each with one table for the whole stream.
+"""Static: the order-0 coders, each with one table for the whole stream.
 
-The fewest bytes of all of them, by plans: a coder whose plan is no shorter than what is there is not run.
+`fewest` tries them in order of planned size. A coder whose plan is no shorter than the best stream is not
+run.
 """
 
 from __future__ import annotations
@@ -14,23 +15,23 @@ from tersor.coders.plan import ID_BITS, Coder
 from tersor.coders.rans.rans import RANS, plan_rans, read_rans
 from tersor.errors import FormatError
 
-CODERS: dict[str, Coder] = {  # the fastest to decode first: it wins where sizes are equal
+CODERS: dict[str, Coder] = {  # the fastest to decode first: it wins a tie
     "raw": Coder(RAW, plan_raw, read_raw),
     "constant": Coder(CONSTANT, plan_constant, read_constant),
     "huffman": Coder(HUFFMAN, plan_huffman, read_huffman),
     "rans": Coder(RANS, plan_rans, read_rans),
 }
-NOISE = 7.95  # bits a symbol: above, raw reads faster than what the rest would save is worth
-CHUNK = 1 << 20  # symbols counted at a time: numpy counts in 8 bytes each
+NOISE = 7.95  # bits a symbol: above, the bytes saved are not worth slower decoding than raw
+CHUNK = 1 << 20  # symbols counted at a time: numpy converts each to 8 bytes
 
 
 def fewest(symbols: np.ndarray, counts: np.ndarray, noise: float = 8.0) -> bytes:
-    """The shortest static stream of symbols [N] uint8, N >= 1, which occur counts [256] times.
+    """The shortest static stream of symbols uint8 [N], N >= 1, with histogram `counts` [256].
 
-    Symbols that would take `noise` bits or more, of 8, are left raw.
+    Symbols with an entropy of `noise` bits or more are stored raw.
     """
     if noise < 8 and is_noise(counts, noise):
-        return plan_raw(counts).write(symbols)  # no table needs to be drawn up to know that
+        return plan_raw(counts).write(symbols)  # needs no other plan
     plans = [plan for coder in CODERS.values() if (plan := coder.plan(counts))]
     best = b""
     for plan in sorted(plans, key=lambda plan: plan.nbytes):
@@ -51,14 +52,14 @@ def order0(counts: np.ndarray) -> float:
 
 
 def read_static(stream: memoryview, out: np.ndarray) -> None:
-    """Fill `out` [count], count >= 1, with the symbols of a static stream inside another one."""
+    """Fill `out` [count], count >= 1, with the symbols of a static stream that is part of another stream."""
     for coder in CODERS.values():
         if stream and coder.id == stream[0] & ((1 << ID_BITS) - 1):
             coder.read(stream[0] >> ID_BITS, stream, out)
             return
     raise FormatError(
-        f"coded stream: a stream of {len(stream)} bytes inside it is empty or not of a static coder; "
-        f"those are {', '.join(CODERS)}"
+        f"coded stream: an inner stream of {len(stream)} bytes is empty or not by a static coder "
+        f"({', '.join(CODERS)})"
     )
 
 

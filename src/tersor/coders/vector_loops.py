@@ -1,7 +1,7 @@
-"""Vector loops: words for LLVM's vectors, for the few inner loops that do not become vectors by themselves.
+"""Vector loops: helpers to write LLVM vector code for inner loops that are not vectorized automatically.
 
-They make the body of a numba intrinsic, and mean the same on every machine: LLVM cuts a vector that is wider
-than the machine's into several. What it makes of `multiply_pairs` is one instruction on x86, and few on Arm.
+They generate the body of a numba intrinsic. The result is the same on every machine: LLVM splits a vector
+that is wider than the machine's registers. `multiply_pairs` becomes one instruction on x86, and a few on Arm.
 """
 
 from __future__ import annotations
@@ -20,49 +20,49 @@ def vector(kind: ir.Type, lanes: int) -> ir.VectorType:
     return ir.VectorType(kind, lanes)
 
 
-def alike(number: float, kind: ir.VectorType) -> ir.Constant:
-    """A vector of one number."""
+def constant(number: float, kind: ir.VectorType) -> ir.Constant:
+    """A constant vector with one number in all lanes."""
     return ir.Constant(kind, [number] * kind.count)
 
 
-def spread(build: ir.IRBuilder, value: ir.Value, lanes: int) -> ir.Value:
-    """A vector of one value."""
+def broadcast(build: ir.IRBuilder, value: ir.Value, lanes: int) -> ir.Value:
+    """A vector with one value in all lanes."""
     first = build.insert_element(ir.Constant(vector(value.type, lanes), ir.Undefined), value, WORD(0))
-    return build.shuffle_vector(first, first, alike(0, vector(WORD, lanes)))
+    return build.shuffle_vector(first, first, constant(0, vector(WORD, lanes)))
 
 
-def part(build: ir.IRBuilder, value: ir.Value, first: int, lanes: int) -> ir.Value:
-    """Some lanes of a vector, next to each other."""
+def slice_lanes(build: ir.IRBuilder, value: ir.Value, first: int, lanes: int) -> ir.Value:
+    """Lanes first : first + lanes of a vector."""
     which = ir.Constant(vector(WORD, lanes), list(range(first, first + lanes)))
     return build.shuffle_vector(value, value, which)
 
 
-def joined(build: ir.IRBuilder, parts: Sequence[ir.Value]) -> ir.Value:
-    """Vectors of the same size as one: a power of two of them."""
+def concatenated(build: ir.IRBuilder, parts: Sequence[ir.Value]) -> ir.Value:
+    """Concatenate vectors of equal size; their number is a power of two."""
     while len(parts) > 1:
         every = ir.Constant(vector(WORD, 2 * parts[0].type.count), list(range(2 * parts[0].type.count)))
         parts = [build.shuffle_vector(*two, every) for two in zip(parts[::2], parts[1::2], strict=True)]
     return parts[0]
 
 
-def start_of(context: Any, build: ir.IRBuilder, kind: Any, array: ir.Value) -> ir.Value:
-    """Where the elements of a numba array begin."""
+def data_pointer(context: Any, build: ir.IRBuilder, kind: Any, array: ir.Value) -> ir.Value:
+    """Pointer to the first element of a numba array."""
     return context.make_array(kind)(context, build, array).data
 
 
-def place(build: ir.IRBuilder, start: ir.Value, at: ir.Value, kind: ir.Type) -> ir.Value:
+def pointer_to(build: ir.IRBuilder, start: ir.Value, at: ir.Value, kind: ir.Type) -> ir.Value:
     return build.bitcast(build.gep(start, [at]), kind.as_pointer())
 
 
 def load(build: ir.IRBuilder, start: ir.Value, at: ir.Value, kind: ir.Type) -> ir.Value:
-    """What lies `at` so many elements behind the start, as one value or vector."""
-    found = build.load(place(build, start, at, kind))
+    """Load a value or vector from element `at`, aligned to an element only."""
+    found = build.load(pointer_to(build, start, at, kind))
     found.align = size_of(start.type.pointee)
     return found
 
 
 def store(build: ir.IRBuilder, value: ir.Value, start: ir.Value, at: ir.Value) -> None:
-    put = build.store(value, place(build, start, at, value.type))
+    put = build.store(value, pointer_to(build, start, at, value.type))
     put.align = size_of(start.type.pointee)
 
 
@@ -70,9 +70,9 @@ def size_of(kind: ir.Type) -> int:
     return 8 if kind == DOUBLE else kind.width // 8
 
 
-def call(build: ir.IRBuilder, name: str, gives: ir.Type, *values: ir.Value) -> ir.Value:
-    """An instruction that LLVM knows by name."""
-    kind = ir.FunctionType(gives, [value.type for value in values])
+def call(build: ir.IRBuilder, name: str, result_type: ir.Type, *values: ir.Value) -> ir.Value:
+    """Call an LLVM intrinsic by name."""
+    kind = ir.FunctionType(result_type, [value.type for value in values])
     return build.call(cgutils.get_or_insert_function(build.module, kind, name), values)
 
 
@@ -82,7 +82,7 @@ def fold(
     values: Sequence[ir.Value],
     step: Callable[[ir.Value, Sequence[ir.Value]], Sequence[ir.Value]],
 ) -> Sequence[ir.Value]:
-    """values = step(i, values) for i = 0 .. count - 1, `count` at least 1; they stay in registers."""
+    """Loop: values = step(i, values) for i = 0 .. count - 1, count >= 1. The values stay in registers."""
     before, body = build.block, build.append_basic_block("body")
     after = build.append_basic_block("after")
     build.branch(body)
@@ -100,10 +100,10 @@ def fold(
 
 
 def multiply_pairs(build: ir.IRBuilder, pairs: ir.Value, by: ir.Value) -> ir.Value:
-    """a * c + b * d of each pair (a, b) of int16 in <32 x i16> and one pair (c, d) in an i32: <16 x i32>."""
+    """a * c + b * d for each pair (a, b) of int16 in <32 x i16> and one pair (c, d) in an i32: <16 x i32>."""
     lanes = pairs.type.count
     wide, half = vector(WORD, lanes), lanes // 2
-    factors = build.bitcast(spread(build, by, half), pairs.type)
+    factors = build.bitcast(broadcast(build, by, half), pairs.type)
     products = build.mul(build.sext(pairs, wide), build.sext(factors, wide))
     even, odd = (
         build.shuffle_vector(products, products, ir.Constant(vector(WORD, half), list(range(k, lanes, 2))))

@@ -1,4 +1,4 @@
-"""The encode side of forms, which only decode: weights stored anew, leaves as streams."""
+"""The encoding side of forms, which can only decode: store weights again, and code leaves as streams."""
 
 from tersor.encode.leaves import coded, recoded, shortened
 from tersor.encode.refine import Store, refine

@@ -1,6 +1,6 @@
-"""Leaves: plain leaves of a form as streams, without loss, and a tree's leaves coded as those of another.
+"""Leaves: code the plain leaves of a form as lossless streams, or as the leaves of another form are coded.
 
-bits ~ N * H(leaf)        or fewer, where a coder sees rows and columns; the mask above says what counts
+bits ~ N * H(leaf)        or fewer, with a matrix coder; elements hidden by the mask above are left out
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from tersor.dtypes import CODED
 from tersor.forms import PROFILES, At, Coded, Dense, Form
 from tersor.forms.coded import columns
 
-WORTH = 32  # bytes: what naming a coder costs in the file, about
-MANY_FLOATS = 1 << 16  # elements: above, floats are coded fast
+WORTH = 32  # bytes that a stream must save: the approximate cost of its description in the file
+MANY_FLOATS = 1 << 16  # elements: larger arrays of floats use the profile "fast"
 
 
 def coded(leaf: Dense | Tensor, keep: Tensor | None = None, coder: str = "max") -> Coded:
-    """The leaf as a stream; with `keep` (bool, its shape) only what is kept is in it.
+    """Code a leaf as a stream. With a mask `keep` (bool, the leaf's shape), only kept elements are stored.
 
-    `coder` is a profile, which it keeps, or another coder of tersor.coders. A mask is tried both ways: an
-    element a symbol, or 8. Many floats are coded by the static coders: contexts save 0.3 % of them, and
-    take a hundred times as long.
+    `coder` is a profile, which the result stores, or a coder of tersor.coders. For a bool leaf, both 1 and 8
+    elements in a symbol are tried. Many floats use static coders: contexts would save 0.3 % and take a
+    hundred times as long.
     """
     from tersor.coders import encode
     from tersor.coders.arrays import encode_array
@@ -52,7 +52,7 @@ def coded(leaf: Dense | Tensor, keep: Tensor | None = None, coder: str = "max") 
 
 
 def shortened(at: At, coder: str) -> Coded | None:
-    """A plain leaf as a stream, without what the mask above hides; None where that saves nothing."""
+    """A plain leaf as a stream, without the elements hidden by the mask above. None if that saves nothing."""
     leaf = at.node
     if not isinstance(leaf, Dense) or leaf.dtype not in CODED.values():
         return None
@@ -61,8 +61,11 @@ def shortened(at: At, coder: str) -> Coded | None:
 
 
 def recoded(form: Form, like: Form) -> Form:
-    """A form with plain leaves, coded as `like` is: a leaf that is coded there by its own profile, one that
-    is plain there not, and one that is new here by the profile of the first that is coded there."""
+    """Code the plain leaves of `form` as those of `like` are coded.
+
+    A leaf that is coded in `like` uses the same profile. A leaf that is plain in `like` stays plain. A leaf
+    that `like` does not have uses the profile of the first coded leaf of `like`.
+    """
     old = dict(like.walk())
     profiles = [node.coder for node in old.values() if isinstance(node, Coded)]
 

@@ -1,7 +1,7 @@
-"""Refine: store a form's weights anew and let the structure around them stand.
+"""Refine: store the weights inside a form in a new way, and keep the structure around them.
 
-A mask stays a mask, factors stay factors: only what holds the numbers is replaced. A grid that is already
-there is decoded and encoded anew, which loses it: that is `absorb`, and the caller is told.
+Masks and factors stay; only the nodes that hold the numbers are replaced. Weights that are already quantized
+are decoded and encoded again, which loses the old grid. The result is then marked `absorb`.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from tersor.forms.at import At
 from tersor.forms.dense import Dense
 from tersor.forms.form import Form
 
-# (weights, mask of those that count or None, axis of rows) -> how to store them
+# (weights, mask of the weights that count or None, axis of rows) -> the new form
 Store = Callable[[Tensor, Tensor | None, int], Form]
 
 
 def refine(form: Form, store: Store, axis: int = 0) -> tuple[Form, str]:
-    """`form` with its weights stored by `store`, and how: "refine", or "absorb" where a grid was given up."""
+    """(`form` with its weights stored by `store`, "refine", or "absorb" if an old grid was lost)."""
     plain = True
 
     def change(at: At) -> Form | None:

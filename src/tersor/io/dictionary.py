@@ -1,8 +1,8 @@
 """Dictionary: preset dictionaries for deflate: strings that most texts contain.
 
 Saves some 500 of 1,000 bytes for a network of six tensors, pruned, clustered and coded. The lines are part
-of format number 1 and are repeated in docs/format.md; changing them changes the format. Settings that were renamed
-since (per=channel, teacher_weight, init) cost 20 bytes more. Unused strings cost nothing.
+of format number 1 and are repeated in docs/format.md; changing them changes the format. Settings that were
+renamed since (per=channel, teacher_weight, init) cost 20 bytes more. Unused strings cost nothing.
 The most frequent ones are at the end, where deflate refers to them in the fewest bits.
 """
 

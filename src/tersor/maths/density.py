@@ -1,15 +1,15 @@
-"""Density: what a context-adaptive coder will need for integer codes, learned from the codes themselves.
+"""Density: a probability model of integer codes that estimates the bits of a context-adaptive coder.
 
-P(q[o, i] = 0) = sigmoid(z[o, i]),  z = common + row[o] + column[i]     what is not 0: a sign, one of two
+P(q[o, i] = 0) = sigmoid(z[o, i]),  z = common + row[o] + column[i]     nonzero codes: the sign takes one bit
 P(|q| = 1), then P(|q| = 2), then a geometric tail                      levels shared by the tensor
 cost           one sigmoid a code for each factor and sweep; slopes and bits are a few sums a code
 
-A coder whose contexts see how full a row and a column are comes close to this cost. As a penalty it empties
-rows and columns: what is left in a row that empties gets dearer, and its zeros cheaper. Oktay 2019 (EPR) has
-one density for each tensor.
+A coder with contexts for the density of rows and columns comes close to this cost. Used as a penalty, it
+empties rows and columns: as a row empties, its nonzero codes get more expensive and its zeros cheaper. Oktay
+2019 (EPR) uses one density for each tensor.
 
-`expected` is the mean of the bits of round(t + u), u uniform in [-1/2, 1/2): EPR's noise, integrated. Between
-two codes it is a straight line, so its slope at 0 < |t| < 1 is the whole price of a code that is not 0.
+`expected` is the mean bits of round(t + u), u uniform in [-1/2, 1/2): EPR's noise, integrated. It is linear
+between two codes, so its slope at 0 < |t| < 1 is the whole cost of a nonzero code.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 LN2 = math.log(2)
-PRIOR = 0.1  # precision of each factor, in nats: a row or column that is seldom seen stays near the others
-STEP = 1.5  # the farthest that a factor moves in one sweep: Newton's step overshoots where a row is empty
+PRIOR = (
+    0.1  # precision of the normal prior on each factor, in nats: short rows and columns stay near the mean
+)
+STEP = 1.5  # largest change of a factor in one sweep: Newton's step overshoots for an empty row
 
 
 class Density(NamedTuple):
@@ -32,7 +34,9 @@ class Density(NamedTuple):
     common: Tensor  # [1, 1]
     row: Tensor  # [O, 1]
     column: Tensor  # [1, I]
-    levels: Tensor  # [3]: |q| = 1 given that it is not 0; what |q| = 2 costs more; each further level
+    levels: (
+        Tensor  # [3]: cost of |q| = 1 given q != 0; extra cost of |q| = 2; extra cost of each further level
+    )
 
     @property
     def odds(self) -> Tensor:
@@ -41,12 +45,12 @@ class Density(NamedTuple):
 
     @property
     def first(self) -> Tensor:
-        """What a code of 1 or -1 costs more than a code of 0, in nats [O, I], at least 0."""
+        """Cost of a code of 1 or -1 minus the cost of a code of 0, in nats [O, I], clipped to 0 or more."""
         return (self.odds + (LN2 + self.levels[0])).clamp_min_(0)
 
 
 def flat(codes: Tensor) -> Density:
-    """A density that knows nothing yet, for codes [O, I]: fit it before it is used."""
+    """An initial density for codes [O, I], all factors 0. Call `fit` before using it."""
     rows, columns = codes.shape
     new = codes.new_zeros
     return Density(
@@ -56,11 +60,11 @@ def flat(codes: Tensor) -> Density:
 
 
 def fit(density: Density, codes: Tensor, sweeps: int = 1) -> Density:
-    """Move the density towards the most probable one for these codes [O, I] (integers of any dtype).
+    """Fit the density to codes [O, I] (integers of any dtype), starting from the given one.
 
-    Each sweep takes one bounded Newton step in common, rows and columns: maximum a posteriori, with a normal
-    prior on the factors and half a zero and half a one more than were seen. A single row or column has no
-    factors but the common one, for these would only learn the codes by heart.
+    Each sweep takes one bounded Newton step in common, rows and columns towards the maximum a posteriori,
+    with a normal prior on the factors and pseudo-counts of half a zero and half a nonzero code. A single row
+    or column has only the common factor, since other factors would only memorize the codes.
     """
     used = (codes != 0).float()
     for _ in range(sweeps if codes.numel() else 0):
@@ -72,7 +76,7 @@ def fit(density: Density, codes: Tensor, sweeps: int = 1) -> Density:
 
 
 def _common(density: Density, used: Tensor) -> Tensor:
-    free = torch.sigmoid(-density.odds)  # probability of a code that is not 0
+    free = torch.sigmoid(-density.odds)  # probability of a nonzero code
     half = torch.sigmoid(-density.common)
     pull = (free - used).sum() + half - 0.5
     curve = (free * (1 - free)).sum() + half * (1 - half)
@@ -87,7 +91,7 @@ def _factor(density: Density, used: Tensor, factor: Tensor, axis: int) -> Tensor
 
 
 def levels(size: Tensor) -> Tensor:
-    """Costs of magnitudes in nats, [3], from counts and a half; a higher level is never cheaper."""
+    """Costs of magnitudes in nats, [3], from counts plus 1/2. A higher level is never cheaper."""
     ones, more = (size == 1).sum() + 0.5, (size >= 2).sum() + 0.5
     steps = (size - 2).clamp_min(0).sum() + 0.5
     one, on = ones / (ones + more), steps / (steps + more)
@@ -98,7 +102,7 @@ def levels(size: Tensor) -> Tensor:
 
 
 def bits(density: Density, codes: Tensor) -> Tensor:
-    """Bits of these codes [O, I], a scalar: their exact cost under the density."""
+    """Exact bits of codes [O, I] under the density, a scalar."""
     size = codes.abs().float()
     zero = F.softplus(torch.where(size > 0, density.odds, -density.odds)).sum()
     first, second, third = density.levels
@@ -116,7 +120,7 @@ def expected(density: Density, exact: Tensor) -> Tensor:
 
 
 def slopes(density: Density, exact: Tensor) -> Tensor:
-    """The gradient of `expected` in each code before rounding, [O, I], in bits."""
+    """Gradient of `expected` with respect to each code before rounding, [O, I], in bits."""
     size = exact.abs()
     slope = torch.where(size < 1, density.first, torch.where(size < 2, density.levels[1], density.levels[2]))
     return slope.mul_(exact.sign()).div_(LN2)

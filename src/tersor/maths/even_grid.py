@@ -1,11 +1,12 @@
-"""Even grids: small integers times a scale.
+"""Even grids: uniform quantization, small integers times a scale.
 
-w[o, i] ~ (codes[o, i] - zero[o, g]) * scale[o, g]     round to nearest; zero is absent on a symmetric grid
-range "mse"   the clipping that makes sum (w - decoded)^2 least, by search; other ranges: see ranges.py
-cost          one pass over the weights; "mse" about 60 (symmetric) or 80 (not)
+w[o, i] ~ (codes[o, i] - zero[o, g]) * scale[o, g]     round to nearest; a symmetric grid has no zero point
+range "mse"   the clipping range that minimizes sum (w - decoded)^2, by search; other ranges: ranges.py
+cost          one pass over the weights; for "mse" about 60 (symmetric) or 80 passes (asymmetric)
 
-One bit has two levels: 0 and one end, the farther one (or the better one, for "mse"). A symmetric grid of one
-bit would be 0 alone and is refused: for plus and minus one scale there is signs.binary.
+With one bit the levels are 0 and one end of the range, the farther one (for "mse" the better one). A
+symmetric grid with one bit would only have the level 0 and is refused; signs.binary has the levels -scale and
++scale.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ __all__ = [
 ]  # fmt: skip
 
 RANGES = ("minmax", "percentile", "mse", "entropy", "fixed")
-SHRINK = 0.92  # ratio of neighbors among the coarse ranges that "mse" tries
-COARSE = 48  # down to 0.92**47 = 2 % of the range
+SHRINK = 0.92  # ratio of neighboring ranges in the coarse search of "mse"
+COARSE = 48  # number of coarse ranges, down to 0.92**47 = 2 % of the full range
 
 
 def limits(bits: int, symmetric: bool) -> tuple[int, int]:
@@ -48,7 +49,7 @@ def limits(bits: int, symmetric: bool) -> tuple[int, int]:
 
 
 def code_limits(bits: int, signed: bool) -> tuple[int, int]:
-    """The lowest and highest code on an edge, where signed codes use their whole range."""
+    """The lowest and highest code on an edge. Signed codes use the full range, with -2^(bits - 1)."""
     low = -(2 ** (bits - 1)) if signed else 0
     return low, low + 2**bits - 1
 
@@ -65,23 +66,24 @@ def even_grid(
     ends: tuple[float, float] | None = None,
     keep: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """codes [O, I] (int8, from 9 bits int16), scale float32 and zero [1, 1], [O, 1] or [O, G].
+    """Quantize w [O, I] to (codes [O, I], scale, zero); scale and zero are [1, 1], [O, 1] or [O, G].
 
-    zero is None where symmetric, else int16 (from 9 bits int32, so that codes - zero cannot overflow).
-    The range always holds 0, so 0 is decoded exactly. `ends` are those of range "fixed". Where `keep` is
-    False a weight does not shape the grid.
+    codes int8 (from 9 bits int16); scale float32; zero None if symmetric, else int16 (from 9 bits int32, so
+    that codes - zero cannot overflow). The range always contains 0, and 0 is decoded exactly. `ends`: (low,
+    high) of range "fixed". Weights with `keep` False do not influence the grid. SettingError for settings out
+    of range, and for NaN or infinity.
     """
     check_bits("even_grid", bits, 1, 16)
     check_units("even_grid", w.shape, per, group, keep)
     check_choice("even_grid", "range", range, RANGES)
     if symmetric and bits == 1:
         raise SettingError(
-            "even_grid: bits=1 with symmetric=True leaves only the code 0. Use symmetric=False (0 and one "
-            "end), or binary weights (plus and minus one scale)"
+            "even_grid: bits=1 with symmetric=True has only the code 0. Use symmetric=False (levels 0 and "
+            "one end), or binary weights (levels -scale and +scale)"
         )
     if range == "percentile" and not 50 < percentile <= 100:
         raise SettingError(
-            f"even_grid: percentile={percentile}, but it is in percent: 50 < percentile <= 100"
+            f"even_grid: percentile={percentile}, but it must be in percent: 50 < percentile <= 100"
         )
     w = finite("even_grid", w)
     x, mask = to_units(w, per, group), unit_mask(w, keep, per, group)
@@ -106,18 +108,20 @@ def even_grid(
 
 def fixed(ends: tuple[float, float] | None) -> tuple[float, float]:
     if ends is None or not ends[0] <= 0 <= ends[1]:
-        raise SettingError(f"even_grid: ends={ends}, but a fixed range is low <= 0 <= high")
+        raise SettingError(
+            f"even_grid: ends={ends}, but a fixed range needs (low, high) with low <= 0 <= high"
+        )
     return ends
 
 
-def requantize(  # noqa: PLR0917  a grid is its five numbers
+def requantize(  # noqa: PLR0917  a grid has five parameters
     w: Tensor, scale: Tensor, zero: Tensor | None, bits: int, group: int | Tensor, symmetric: bool
 ) -> Tensor:
-    """Codes [O, I] of w on a grid that stands."""
+    """Codes [O, I] of w on a given grid."""
     low, high = limits(bits, symmetric)
     found = torch.empty(w.shape, dtype=torch.int8 if bits <= 8 else torch.int16, device=w.device)
     step = max(1, AT_ONCE // max(w.shape[1], 1))
-    for first in range(0, len(w), step):  # rows at a time: their floats stay in the cache, and are few
+    for first in range(0, len(w), step):  # in blocks of rows, whose float copies stay in cache
         block = slice(first, first + step)
         codes = w[block].detach().float().div(expand(rows_of(scale, block), group, w.shape[1])).round_()
         if zero is not None:
@@ -127,7 +131,7 @@ def requantize(  # noqa: PLR0917  a grid is its five numbers
 
 
 def rows_of(table: Tensor, block: slice) -> Tensor:
-    """These rows of a table; one row serves all."""
+    """These rows of a table. A table with one row applies to all rows."""
     return table if len(table) == 1 else table[block]
 
 
@@ -137,12 +141,12 @@ def dequantize(codes: Tensor, scale: Tensor, zero: Tensor | None, group: int | T
     if zero is not None:
         steps -= expand(zero, group, codes.shape[1])
     factors = expand(scale, group, codes.shape[1])
-    # In place: of a layer with 400 MB of weights no second copy is held. A scale that learns needs the steps.
+    # In place, to avoid a second copy of a large layer. The gradient of a trained scale needs the steps.
     return steps * factors if factors.requires_grad else steps.mul_(factors)
 
 
 def spanning(low: Tensor, high: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor]:
-    """The grid that spans low..high [U], float64 with low <= 0 <= high: scale and zero, float32 [U]."""
+    """(scale, zero) float32 [U] of the grid that spans low..high [U], float64 with low <= 0 <= high."""
     first, last = limits(bits, symmetric)
     if symmetric:
         scale = _storable(torch.maximum(-low, high) / last, bits, symmetric)
@@ -155,22 +159,22 @@ def spanning(low: Tensor, high: Tensor, bits: int, symmetric: bool) -> tuple[Ten
 
 
 def _storable(scale: Tensor, bits: int, symmetric: bool) -> Tensor:
-    """As float32, never 0, never so large that a decoded weight overflows (this can clip beyond 1.7e38)."""
+    """scale as float32, above 0, and small enough that no decoded weight overflows (clips beyond 1.7e38)."""
     first, last = limits(bits, symmetric)
     return scale.clamp(TINY, HUGE * (1 - 1e-6) / (last if symmetric else last - first)).float()
 
 
 def _least_squares(x: Tensor, mask: Tensor | None, bits: int, symmetric: bool) -> tuple[Tensor, Tensor]:
-    """scale, zero [U] of least squared error, searched a block of units at a time."""
+    """(scale, zero) [U] with the least squared error, searched for a block of units at a time."""
     step = max(1, AT_ONCE // x.shape[1])
     if mask is not None:
-        x = x * mask  # zero is decoded exactly, so what does not count adds no error
+        x = x * mask  # 0 is decoded exactly, so masked weights add no error
     parts = [_search(x[u : u + step], bits, symmetric) for u in range(0, len(x), step)]
     return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
 
 
 def _search(x: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor]:
-    """Shrink both ends, then each end, then refit the scale to the codes. Starts at minmax: never worse."""
+    """Shrink both ends, then each end, then refit the scale to the codes. Never worse than minmax."""
     power = exponent(x)
     x = shift(x, -power[:, None])
     first, last = limits(bits, symmetric)

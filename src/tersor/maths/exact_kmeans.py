@@ -1,9 +1,11 @@
-"""The best K intervals of sorted points: one-dimensional k-means without local optima.
+"""Exact k-means: the optimal partition of sorted points into K intervals, by dynamic programming.
 
-best[k, i] = min_j best[k - 1, j] + cost(j, i)       cost = squared error of points j..i-1 around their mean
-The best j does not fall as i grows, so the middle i is solved first and halves the search of its neighbors
-(Wang, Song 2011; Groenlund et al. 2017). Here all i of one depth are solved together, as arrays.
-cost    O(K N log N) time, K * N numbers of 4 bytes to trace back
+best[k, i]   min_j best[k - 1, j] + cost(j, i)
+cost(j, i)   squared error of points j..i-1 around their mean
+cost         O(K N log N) time, K * N numbers of 4 bytes to trace back
+
+The optimal j does not decrease as i grows, so solving the middle i first halves the search range of the
+others (Wang, Song 2011; Groenlund et al. 2017). All i of one recursion depth are solved together, as arrays.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ Ints = NDArray[np.int64]
 
 
 def optimal_cuts(points: Floats, mass: Floats, entries: int) -> Ints:
-    """Where each of the K intervals begins. points sorted and distinct [N], mass > 0 [N], K <= N."""
+    """First index of each of the K intervals. points sorted and distinct [N], mass > 0 [N], K <= N."""
     count = len(points)
     x = points - (points * mass).sum() / mass.sum()  # centered, so that the sums below lose few digits
     x = x / max(np.abs(x).max(), np.finfo(np.float64).tiny)
@@ -35,10 +37,10 @@ def optimal_cuts(points: Floats, mass: Floats, entries: int) -> Ints:
 
 
 def _layer(before: Floats, sums: tuple[Floats, ...], k: int) -> tuple[Floats, NDArray[np.int32]]:
-    """best[k] and the j that gives it, for every i in k + 1..N, from best[k - 1]."""
+    """(best[k], optimal j) for every i in k + 1..N, from best[k - 1]."""
     count = len(before) - 1
     best = np.full(count + 1, np.inf)
-    where = np.full(count + 2, count, np.int64)  # a bound from above until solved; the last is for none
+    where = np.full(count + 2, count, np.int64)  # an upper bound until solved; the last entry is a sentinel
     where[: k + 1] = k
     step = 1 << max(0, (count - k).bit_length() - 1)
     while step:
@@ -51,7 +53,7 @@ def _layer(before: Floats, sums: tuple[Floats, ...], k: int) -> tuple[Floats, ND
 
 
 def _solve(before: Floats, sums: tuple[Floats, ...], i: Ints, low: Ints, high: Ints) -> tuple[Floats, Ints]:
-    """The least before[j] + cost(j, i) over low..high of each i, and its j: all ranges laid end to end."""
+    """(least before[j] + cost(j, i) over j in low..high, its j) for each i. All ranges are concatenated."""
     length = high - low + 1
     begin = length.cumsum() - length
     j = np.arange(length.sum()) + np.repeat(low - begin, length)

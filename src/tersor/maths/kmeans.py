@@ -1,12 +1,12 @@
-"""k-means in one dimension: values into K entries of a table, by least squared error.
+"""K-means: one-dimensional clustering of values into a codebook of K entries, by least squared error.
 
-init "exact"     optimal, by dynamic programming (exact_kmeans.py), while distinct values * K is affordable;
-                  beyond that optimal on a fine histogram, then Lloyd on all values
+init "exact"     optimal, by dynamic programming (exact_kmeans.py), for up to 20,000 distinct values; for more
+                 values, optimal on a fine histogram, then Lloyd on all values
 init "linear"    Lloyd from K entries evenly spaced from min to max       Han, Mao, Dally 2016, section 3.2
 init "density"   Lloyd from K quantiles
 init "kmeans++"  Lloyd from K values drawn by squared distance            Arthur, Vassilvitskii 2007
-cost              one sort of N values; then a Lloyd iteration is K searches, for a cluster of sorted values
-                  is an interval and its sums are differences of running sums
+cost             one sort of N values; a Lloyd iteration is K binary searches, since a cluster of sorted
+                 values is an interval and its sums are differences of cumulative sums
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from tersor.maths.exact_kmeans import optimal_cuts
 from tersor.maths.units import check_choice, finite
 
 INITS = ("exact", "linear", "density", "kmeans++")
-DISTINCT = 20_000  # up to so many distinct values "exact" is exact
-WORK = DISTINCT * 256  # and up to this product of distinct values and entries
+DISTINCT = 20_000  # largest number of distinct values for which "exact" is exact
+WORK = DISTINCT * 256  # largest product of distinct values and entries for which "exact" is exact
 BINS = 4096
-DRAW = 1 << 16  # kmeans++ draws from at most so many points
+DRAW = 1 << 16  # points that kmeans++ draws from, at most
 
 Floats = NDArray[np.float64]
 
@@ -38,20 +38,23 @@ def cluster(
     weights: Tensor | None = None,
     seed: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """index int64 [N] and book float32 [K], sorted; values ~ book[index]. values and weights are 1-D.
+    """Cluster values [N] to (index int64 [N], book float32 [K], sorted), with values ~ book[index].
 
-    K = entries, or fewer where there are fewer distinct values (then nothing is lost). `weights` say how much
-    each value counts; values of weight 0 do not shape the book, yet get their nearest entry. With "exact" and
-    up to 20,000 distinct values (fewer for more than 256 entries) the result is the optimum. Above that it
-    starts from the optimum of a histogram of about 4096 bins; above 1250 entries, from the density that suits
-    many entries best. Then, as for the other starts, `iterations` rounds of Lloyd lead to a local optimum.
-    `seed` matters to "kmeans++" only.
+    K = entries, or the number of distinct values if that is smaller (then nothing is lost). `weights` [N]:
+    weight of each value's squared error. Values of weight 0 do not influence the book and get the nearest
+    entry. With "exact" and up to 20,000 distinct values (fewer for more than 256 entries) the result is
+    optimal. For more values it starts from the optimum of a histogram of about 4096 bins, and above 1250
+    entries from the density that is asymptotically optimal. From there, and for the other inits, at most
+    `iterations` rounds of Lloyd lead to a local optimum. `seed` only affects "kmeans++". SettingError for bad
+    arguments, NaN or infinity.
     """
     check_choice("cluster", "init", init, INITS)
     if entries < 1:
-        raise SettingError(f"cluster: entries={entries}, but a table holds 1 or more")
+        raise SettingError(f"cluster: entries={entries}, but a codebook has 1 entry or more")
     if values.ndim != 1:
-        raise SettingError(f"cluster: got values of shape {list(values.shape)}; flatten them to [N]")
+        raise SettingError(
+            f"cluster: values have shape {list(values.shape)}, but must be flat. Flatten them to [N]"
+        )
     values = finite("cluster", values)
     points, mass = _points(values, weights)
     if len(points) <= entries:
@@ -71,13 +74,13 @@ def cluster(
 
 
 def assign(values: Tensor, book: Tensor) -> Tensor:
-    """Index int64, the shape of `values`, of the nearest entry of a sorted book; halfway goes down."""
+    """Index int64 of the nearest entry of a sorted book, in the shape of `values`. Ties go down."""
     book = book.detach().double()
     return torch.bucketize(values.detach().double(), (book[1:] + book[:-1]) / 2)
 
 
 def _points(values: Tensor, weights: Tensor | None) -> tuple[Floats, Floats]:
-    """Distinct values, sorted, and what each weighs. No values: one point at 0, so that a book exists."""
+    """(distinct values, sorted, total weight of each). Without values: one point at 0."""
     if weights is None:
         points, mass = torch.unique(values, return_counts=True)
     else:
@@ -86,13 +89,13 @@ def _points(values: Tensor, weights: Tensor | None) -> tuple[Floats, Floats]:
             or not bool((weights >= 0).all())
             or not bool(weights.isfinite().all())
         ):
-            raise SettingError("cluster: weights must be finite, not negative, and one for each value")
+            raise SettingError("cluster: weights must be finite and not negative, one for each value")
         points, where = torch.unique(values, return_inverse=True)
         mass = torch.zeros(len(points), dtype=torch.float64, device=values.device)
         mass.index_add_(0, where, weights.detach().double())
         if len(points) and not bool((mass > 0).any()):
             raise SettingError(
-                "cluster: all weights are 0, so no value counts. Leave weights out, or mask less"
+                "cluster: all weights are 0, so no value counts. Omit the weights, or mask fewer values"
             )
         points, mass = points[mass > 0], mass[mass > 0]
     if not len(points):
@@ -101,12 +104,12 @@ def _points(values: Tensor, weights: Tensor | None) -> tuple[Floats, Floats]:
 
 
 def _exact(points: Floats, mass: Floats, entries: int, iterations: int) -> Floats:
-    """Dynamic programming on the points, or on a histogram of them with Lloyd after it."""
+    """Dynamic programming on the points, or on a histogram of them followed by Lloyd."""
     if len(points) <= DISTINCT and len(points) * entries <= WORK:
         return _means(points, mass, optimal_cuts(points, mass, entries))
     if entries * BINS > WORK:
         return _lloyd(points, mass, _cube_root(points, mass, entries), iterations)
-    # Half the bins hold equal counts, half are equally wide: the first alone would lump the tails together.
+    # Half of the bins have equal counts, half have equal widths: equal counts alone would merge the tails.
     filled = mass.cumsum()
     counts = np.searchsorted(filled, np.linspace(0, filled[-1], BINS // 2 + 1)[1:-1])
     widths = np.searchsorted(points, np.linspace(points[0], points[-1], BINS // 2 + 1)[1:-1])
@@ -119,22 +122,22 @@ def _exact(points: Floats, mass: Floats, entries: int, iterations: int) -> Float
 
 
 def _quantiles(points: Floats, mass: Floats, entries: int) -> Floats:
-    """The middle of each of K equal shares of the mass. Repeats are harmless: Lloyd moves empty entries."""
+    """The middle of each of K equal parts of the mass. Duplicates are harmless: Lloyd moves empty entries."""
     filled = mass.cumsum()
     at = np.searchsorted(filled, (np.arange(entries) + 0.5) / entries * filled[-1])
     return points[np.minimum(at, len(points) - 1)]
 
 
 def _cube_root(points: Floats, mass: Floats, entries: int) -> Floats:
-    """Entries as dense as the cube root of the values: the best for many entries (Panter, Dite 1951)."""
+    """Entry density = cube root of the values' density: asymptotically optimal (Panter, Dite 1951)."""
     edges = np.concatenate([points[:1], _quantiles(points, mass, BINS // 4), points[-1:]])
-    # Bins of equal mass m: a share (m / width)^(1/3) * width of the entries.
+    # A bin of mass m gets entries in proportion to (m / width)^(1/3) * width.
     place = np.concatenate([[0.0], (np.diff(edges) ** (2 / 3)).cumsum()])
     return np.interp((np.arange(entries) + 0.5) / entries * place[-1], place, edges)
 
 
 def _plus_plus(points: Floats, mass: Floats, entries: int, seed: int) -> Floats:
-    """Each next entry is drawn with odds of its mass times its squared distance to those before."""
+    """Draw each next entry with odds of mass times squared distance to the earlier entries."""
     if len(points) > DRAW:
         edges = np.arange(DRAW) * len(points) // DRAW
         mass = np.add.reduceat(mass, edges)
@@ -142,7 +145,7 @@ def _plus_plus(points: Floats, mass: Floats, entries: int, seed: int) -> Floats:
     draw = np.random.Generator(np.random.PCG64(seed)).random(entries)
     book = np.empty(entries)
     gap = np.ones_like(points)
-    scale = max(abs(points[0]), abs(points[-1]))  # squares of tiny differences must not vanish
+    scale = max(abs(points[0]), abs(points[-1]))  # squares of tiny differences must not underflow
     for k in range(entries):
         odds = (mass * gap).cumsum()
         place = int(np.searchsorted(odds, draw[k] * odds[-1], side="right"))
@@ -158,8 +161,8 @@ def _means(points: Floats, mass: Floats, cuts: NDArray[np.int64]) -> Floats:
 
 
 def _lloyd(points: Floats, mass: Floats, book: Floats, iterations: int) -> Floats:
-    """Nearest entry, mean, again, until no point moves. An empty entry is put where it helps most."""
-    middle = points.mean()  # running sums of centered values lose fewer digits
+    """Lloyd's algorithm until no point changes its entry. Empty entries move to intervals of large error."""
+    middle = points.mean()  # cumulative sums of centered values lose fewer digits
     x = points - middle
     scale = np.abs(x).max()
     x = x / scale
@@ -179,7 +182,7 @@ def _lloyd(points: Floats, mass: Floats, book: Floats, iterations: int) -> Float
 
 
 def _nearest(x: Floats, book: Floats) -> NDArray[np.int64]:
-    """Entry k is nearest to x[cuts[k]:cuts[k + 1]]."""
+    """Cuts such that entry k is nearest to x[cuts[k]:cuts[k + 1]]."""
     cuts = np.searchsorted(x, (book[1:] + book[:-1]) / 2, side="right")
     return np.concatenate([[0], cuts, [len(x)]])
 
@@ -187,7 +190,7 @@ def _nearest(x: Floats, book: Floats) -> NDArray[np.int64]:
 def _revive(
     x: Floats, cuts: NDArray[np.int64], book: Floats, some: NDArray[np.bool_], error: Floats
 ) -> Floats:
-    """Move each empty entry to the far end of one of the worst intervals, which it then shares."""
+    """Move each empty entry to the far end of one of the intervals of largest error."""
     book = book.copy()
     wide = np.flatnonzero(some & (np.diff(cuts) > 1))
     worst = wide[np.argsort(-error[wide], kind="stable")]

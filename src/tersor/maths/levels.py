@@ -1,11 +1,11 @@
-"""Log grids: powers of two, and sums of two of them, times a scale.
+"""Levels: logarithmic grids, whose levels are powers of two or sums of two powers of two, times a scale.
 
 w ~ sign(code) * levels[|code|] * scale            levels sorted, from 0 to 1
 terms=1   0 and 2^0, 2^-1, ... 2^-(L - 2)          Miyashita, Lee, Murmann 2016
 terms=2   p + q, p and q each 0 or a power of two  APoT: Li, Dong, Wang 2020, section 2.2
-stored    1 bit of sign and bits - 1 of level, so L = 2^(bits - 1); a product needs shifts and adds only
+stored    1 bit of sign and bits - 1 of level, so L = 2^(bits - 1); a product needs only shifts and adds
 
-A weight goes to the level nearest in w itself, not in log w: squared error is what later layers feel.
+A weight is rounded to the nearest level in w, not in log w, because squared error affects later layers.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ from tersor.maths.units import (
 )
 
 LOG_RANGES = ("minmax", "mse")
-STRETCH = 1.35  # powers of two are sparse: the best top level may lie above the largest weight
+STRETCH = 1.35  # the search starts above the largest weight, since powers of two are far apart
 SHRINK = 0.93
-FINE = 6  # finer steps to each side of the best coarse one
-COARSE = 56  # 1.35 * 0.93**55 = 2.5 % of the largest weight
+FINE = 6  # finer steps on each side of the best coarse step
+COARSE = 56  # coarse steps, down to 1.35 * 0.93**55 = 2.5 % of the largest weight
 
 
 def log_levels(bits: int, terms: int) -> Tensor:
-    """The magnitudes, float32 [L], sorted, first 0 and last 1.
+    """The magnitudes, float32 [L], sorted from 0 to 1.
 
-    Two terms draw from disjoint exponents, so every sum occurs once. With an even number of magnitude bits
-    the terms take turns, as in the paper; with an odd number the first term has one bit more and takes two
-    exponents of every three, which for 3 bits are the magnitudes of the authors' code.
+    Two terms use disjoint sets of exponents, so every sum occurs once. With an even number of magnitude bits
+    the exponents alternate between the terms, as in the paper. With an odd number the first term has one bit
+    more and takes two of every three exponents; for 3 bits these are the magnitudes of the authors' code.
     """
     check_bits("log_levels", bits, 2, 8)
     if terms not in (1, 2):
         raise SettingError(
-            f"log_levels: terms={terms}, but a level is one power of two or the sum of two: 1 or 2"
+            f"log_levels: terms={terms}, but a level is one power of two or the sum of two: use 1 or 2"
         )
     count = 2 ** (bits - 1)
     if terms == 1:
@@ -69,10 +69,11 @@ def log_grid(
     range: str = "mse",
     keep: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """codes int8 [O, I], sign times level index; scale float32 [1, 1], [O, 1] or [O, G].
+    """Quantize w [O, I] to (codes int8 [O, I], scale float32 [1, 1], [O, 1] or [O, G]).
 
-    range "minmax": the largest weight is the top level. "mse": the scale of least squared error, by
-    search from there, so never worse. Where `keep` is False a weight does not shape the grid.
+    A code is the sign times the level's index. range "minmax": the top level is the largest weight. "mse":
+    the scale with the least squared error, searched from there, so never worse. Weights with `keep` False do
+    not influence the grid. SettingError for bad settings, NaN or infinity.
     """
     levels = log_levels(bits, terms).to(w.device)
     check_units("log_grid", w.shape, per, group, keep)
@@ -80,7 +81,7 @@ def log_grid(
     w = finite("log_grid", w)
     x, mask = to_units(w, per, group), unit_mask(w, keep, per, group)
     if mask is not None:
-        x = x * mask  # 0 is a level, so what does not count adds no error
+        x = x * mask  # 0 is a level, so masked weights add no error
     power = exponent(x)
     x = shift(x.abs(), -power[:, None])
     scale = x.amax(1).clamp_min(TINY)
@@ -92,7 +93,7 @@ def log_grid(
 
 
 def to_levels(w: Tensor, scale: Tensor, bits: int, terms: int, group: int | Tensor) -> Tensor:
-    """Codes [O, I] of w on a grid that stands."""
+    """Codes [O, I] of w on a given grid."""
     levels = log_levels(bits, terms).to(w.device)
     w = w.detach().float()
     index = _nearest(w.abs() / expand(scale, group, w.shape[1]), levels)
@@ -102,17 +103,17 @@ def to_levels(w: Tensor, scale: Tensor, bits: int, terms: int, group: int | Tens
 def from_levels(codes: Tensor, scale: Tensor, bits: int, terms: int, group: int | Tensor) -> Tensor:
     """sign(code) * levels[|code|] * scale, float32 [O, I]."""
     levels = log_levels(bits, terms).to(codes.device)
-    both = torch.cat([-levels[1:].flip(0), levels])  # [2 L - 1], so that one lookup gives sign and size
+    both = torch.cat([-levels[1:].flip(0), levels])  # [2 L - 1]: one lookup gives sign and magnitude
     return both[codes.long() + len(levels) - 1].to(scale.dtype) * expand(scale, group, codes.shape[1])
 
 
 def _nearest(size: Tensor, levels: Tensor) -> Tensor:
-    """Index of the nearest level; size >= 0, in units of the scale."""
+    """Index of the nearest level. size >= 0, in units of the scale."""
     return torch.bucketize(size.contiguous(), (levels[1:] + levels[:-1]) / 2)
 
 
 def _search(x: Tensor, levels: Tensor, scale: Tensor) -> Tensor:
-    """Scale [U] of least squared error for sizes x [U, S]: coarse steps, fine steps, refits to the codes."""
+    """Scale [U] with the least squared error for magnitudes x [U, S]: coarse steps, fine steps, refits."""
 
     def steps(s: Tensor) -> Tensor:
         return levels[_nearest(x / s[:, None], levels)]

@@ -1,11 +1,11 @@
-"""Ranges: where to clip a weight before it is cut into even steps.
+"""Ranges: clipping ranges for uniform grids.
 
-minmax      nothing is clipped
-percentile  |w| (or each side) beyond a percentile is clipped
+minmax      no clipping
+percentile  |w| (or each side) is clipped at a percentile
 entropy     the threshold whose quantized histogram has the least KL divergence from the original
             (Migacz 2017, "8-bit inference with TensorRT"): 2048 bins, about 128 thresholds, O(levels) each
 
-All work on units [U, S] and return low <= 0 <= high, float64 [U]: zero is always in range.
+All functions take units [U, S] and return low <= 0 <= high, float64 [U]: zero is always in range.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 BINS = 2048
-STRIDE = 16  # bins between two thresholds that are tried
-AT_ONCE = 256  # units whose histograms are in memory together
+STRIDE = 16  # bins between two candidate thresholds
+AT_ONCE = 256  # units whose histograms are held in memory together
 
 
 def minmax_range(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """low, high [U] of what counts."""
+    """(low, high) [U] of the unmasked weights."""
     if mask is not None:
         x = x * mask
     return x.amin(1).double().clamp_max(0), x.amax(1).double().clamp_min(0)
@@ -28,7 +28,7 @@ def minmax_range(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
 def percentile_range(
     x: Tensor, mask: Tensor | None, percentile: float, symmetric: bool
 ) -> tuple[Tensor, Tensor]:
-    """Clip at a percentile, interpolated between neighbors. A unit it would empty keeps its whole range."""
+    """Clip at a percentile, interpolated between neighbors. Units with an empty range are not clipped."""
     low, high = minmax_range(x, mask)
     if symmetric:
         top = _quantile(x.abs(), mask, percentile / 100).clamp_min(0)
@@ -43,7 +43,7 @@ def percentile_range(
 
 
 def _quantile(x: Tensor, mask: Tensor | None, share: float) -> Tensor:
-    """As numpy.quantile, over what counts; torch.quantile refuses large tensors and knows no mask."""
+    """Like numpy.quantile, over unmasked weights. torch.quantile refuses large tensors and has no mask."""
     size = x.shape[1]
     if mask is None:
         count = torch.full((x.shape[0],), size, device=x.device)
@@ -60,12 +60,12 @@ def _quantile(x: Tensor, mask: Tensor | None, share: float) -> Tensor:
 
 
 def entropy_range(x: Tensor, mask: Tensor | None, bits: int) -> tuple[Tensor, Tensor]:
-    """Clip |w| where KL(histogram, quantized histogram) is least.
+    """Clip |w| at the threshold with the least KL(histogram, quantized histogram).
 
-    A unit with fewer values than bins has no histogram to speak of. Such units are divided by their root mean
-    square and share one histogram, hence one threshold in units of it. From 12 bits on there are as many
-    steps as bins, nothing is to be gained, and the range is minmax. The divergence counts clipped weights,
-    not how far they are clipped: with heavy tails and many bits its squared error is larger than minmax's.
+    Units with fewer values than bins are divided by their root mean square and share one histogram, so they
+    share one threshold in units of it. From 12 bits on there are as many steps as bins, and the range is
+    minmax. The divergence counts clipped weights, but not how far they are clipped: with heavy tails and many
+    bits its squared error is larger than that of minmax.
     """
     low, high = minmax_range(x, mask)
     levels = 2 ** (bits - 1)
@@ -99,11 +99,11 @@ def _histogram(size: Tensor, count: Tensor) -> Tensor:
 
 
 def _threshold(histogram: Tensor, levels: int) -> Tensor:
-    """Share of the range [U] to keep. histogram [U, BINS].
+    """Fraction of the range to keep, [U]. histogram [U, BINS].
 
-    P is the first n bins with all that lies beyond added to the last one; Q spreads each level's count evenly
-    over its nonempty bins. Sums over bins come from running sums, so a threshold costs levels, not bins:
-    KL(P, Q) = sum_bins P log P - sum_levels P_level log(Q_level / nonempty_level).
+    P is the first n bins, with all later counts added to the last one. Q distributes each level's count
+    evenly over its nonempty bins. Sums over bins are differences of cumulative sums, so a threshold costs
+    O(levels): KL(P, Q) = sum_bins P log P - sum_levels P_level log(Q_level / nonempty_level).
     """
     start = histogram.new_zeros(len(histogram), 1)
     total = histogram.sum(1)
@@ -121,7 +121,7 @@ def _threshold(histogram: Tensor, levels: int) -> Tensor:
         spread[:, -1] += (last == 0) & (beyond > 0)
         p = level.clone()
         p[:, -1] += beyond
-        # A level of P that Q says is empty costs much, yet not infinitely much: half a count stands in.
+        # A level of P that is empty in Q gets half a count: its cost is large but finite.
         q = torch.where(level > 0, level, 0.5) / spread.clamp_min(1)
         self_term = inside[:, bins - 1] + torch.xlogy(last + beyond, last + beyond)
         kl = (self_term - torch.xlogy(p, q).sum(1)) / total.clamp_min(1)

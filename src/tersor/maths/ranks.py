@@ -1,12 +1,12 @@
-"""Ranks: a matrix as the product of two thin ones.
+"""Ranks: low-rank factorization of a weight matrix.
 
 W [O, I] ~ left [O, R] right [R, I]           stored  R * (O + I) numbers instead of O * I
 plain       best in |W - LR|                  truncated SVD: Eckart, Young 1936
 whitened    best in E |(W - LR) x|^2          x with second moment C = A A^T: the SVD of W A gives U, and
             L = U, R = U^T W                  Chen et al. 2021 (DRONE), Wang et al. 2024 (SVD-LLM)
 
-No inverse of A is needed, so rank-deficient moments are as good as any. Both factors carry the square roots
-of the singular values: equal in norm, they quantize and train alike.
+No inverse of A is needed, so rank-deficient moments are allowed. Each factor gets the square roots of the
+singular values: with equal norms, both quantize and train equally well.
 cost  O(O * I * min(O, I)), and O(I^3) for A, in float64
 """
 
@@ -17,18 +17,21 @@ from torch import Tensor
 
 from tersor.errors import SettingError
 
-DAMP = 1e-9  # directions without data count this much of the average one, so that they follow plain W
+DAMP = 1e-9  # weight of directions without data, relative to the mean: there LR approximates W itself
 
 
 def svd_factors(w: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """left [O, R], right [R, I], in w's dtype."""
+    """(left [O, R], right [R, I]) in w's dtype: the truncated SVD. SettingError for a bad shape or rank."""
     _check("svd_factors", w, rank)
     u, d, v = torch.linalg.svd(w.detach().double(), full_matrices=False)
     return _balanced(u, d, v, rank, w.dtype)
 
 
 def whitened_factors(w: Tensor, gram: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """left [O, R], right [R, I], in w's dtype. gram [I, I] = E[x x^T], in any scale."""
+    """(left [O, R], right [R, I]) in w's dtype, for inputs x with gram [I, I] = E[x x^T], in any scale.
+
+    SettingError for a bad shape, rank or gram.
+    """
     _check("whitened_factors", w, rank)
     root = _root("whitened_factors", w, gram)
     w64 = w.detach().double()
@@ -38,7 +41,7 @@ def whitened_factors(w: Tensor, gram: Tensor, rank: int) -> tuple[Tensor, Tensor
 
 
 def rank_for_energy(w: Tensor, energy: float) -> int:
-    """The least rank that keeps this share of the sum of squares."""
+    """The lowest rank that keeps this share of the sum of squares."""
     if not 0 < energy <= 1:
         raise SettingError(
             f"rank_for_energy: energy={energy}, but it is the share of |W|^2 kept: 0 < energy <= 1"
@@ -47,7 +50,7 @@ def rank_for_energy(w: Tensor, energy: float) -> int:
     values = torch.linalg.svdvals(w.detach().double())
     values = values / values[0].clamp_min(torch.finfo(torch.float64).tiny)
     kept = values.square().cumsum(0)
-    # The last digits of a sum are noise: without slack, energy=1 would keep ranks that hold nothing.
+    # The last digits of a sum are rounding noise: without slack, energy=1 would keep empty ranks.
     return min(len(values), 1 + int((kept < kept[-1] * (energy - 1e-13)).sum()))
 
 
@@ -65,7 +68,7 @@ def rank_for_keep(o: int, i: int, keep: float) -> int:
 
 
 def energy_error(w: Tensor, left: Tensor, right: Tensor, gram: Tensor | None = None) -> float:
-    """|W - LR|^2 / |W|^2, or with a gram E |(W - LR) x|^2 / E |W x|^2; 0 where W is 0 and so is the error."""
+    """|W - LR|^2 / |W|^2, or with a gram E |(W - LR) x|^2 / E |W x|^2. 0 / 0 is 0."""
     w64 = w.detach().double()
     gap = w64 - left.detach().double() @ right.detach().double()
     if gram is None:
@@ -84,11 +87,12 @@ def _balanced(u: Tensor, d: Tensor, v: Tensor, rank: int, dtype: torch.dtype) ->
 
 
 def _root(who: str, w: Tensor, gram: Tensor) -> Tensor:
-    """A [I, I] with A A^T = gram, a little damped."""
+    """A [I, I] with A A^T = gram, slightly damped."""
     columns = w.shape[1]
     if gram.shape != (columns, columns) or not bool(torch.isfinite(gram).all()):
         raise SettingError(
-            f"{who}: gram is {list(gram.shape)}; it is E[x x^T] of inputs, finite, [{columns}, {columns}]"
+            f"{who}: gram has shape {list(gram.shape)} or is not finite, but it is E[x x^T] of the inputs, "
+            f"[{columns}, {columns}]"
         )
     c = gram.detach().double()
     c = (c + c.T) / 2
@@ -101,6 +105,8 @@ def _root(who: str, w: Tensor, gram: Tensor) -> Tensor:
 
 def _check(who: str, w: Tensor, rank: int) -> None:
     if w.ndim != 2 or 0 in w.shape or not bool(torch.isfinite(w).all()):
-        raise SettingError(f"{who}: got a tensor of shape {list(w.shape)}; a weight is [O, I] and finite")
+        raise SettingError(
+            f"{who}: got a tensor of shape {list(w.shape)}, but a weight must be [O, I] and finite"
+        )
     if not 1 <= rank <= min(w.shape):
-        raise SettingError(f"{who}: rank={rank}, but {list(w.shape)} has ranks 1 to {min(w.shape)}")
+        raise SettingError(f"{who}: rank={rank}, but {list(w.shape)} allows ranks 1 to {min(w.shape)}")

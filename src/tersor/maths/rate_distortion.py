@@ -1,13 +1,14 @@
-"""Rate-distortion optimized quantization: codes that are worth their bits.
+"""Rate-distortion optimized quantization: choose codes by squared error plus the price of their bits.
 
 min tr(F E H E^T) + price * bits(codes)      E [O, I] = W - codes * step, F [O, O] and H [I, I] curvature
-Column after column, row after row, each weight takes the level of least error + price * bits under an
-adaptive model of its neighbors. What is left over is pushed to the weights still to come, exactly, by the
-Cholesky factors of both inverses (OBS, Hassibi 1993; GPTQ, Frantar 2022; both sides: YAQA, Tseng 2025; with
-the price of bits: CERWU, Conzelmann 2025). A step is wide where an error weighs little: step[o, i]^2 * a[o] *
-b[i] is the same for all weights, a and b being what an error weighs once later weights have made up for it.
-The loop sees weights near 1 and a weight of the error near 1, by powers of two, so that nothing in it leaves
-float32. Cost: O * I * (O + I) / 2 multiplications, O^3 + I^3 for the factors.
+
+Column by column and row by row, each weight takes the level with the least error + price * bits, under an
+adaptive model of its neighbors. Its rounding error is compensated in the weights that are not yet rounded,
+with the Cholesky factors of both inverses (OBS, Hassibi 1993; GPTQ, Frantar 2022; both sides: YAQA, Tseng
+2025; with the price of bits: CERWU, Conzelmann 2025). Steps are wider for errors of low weight:
+step[o, i]^2 * a[o] * b[i] is constant, where a and b are the weights of an error after compensation. The loop
+works on weights and error weights scaled to near 1 by powers of two, so that float32 does not overflow.
+Cost: O * I * (O + I) / 2 multiplications, O^3 + I^3 for the factors.
 """
 
 from __future__ import annotations
@@ -23,53 +24,53 @@ from tersor.errors import RefusedError, SettingError
 from tersor.maths.units import HUGE, exponent, shift
 from tersor.maths.units import TINY as SMALLEST
 
-DAMP = 1e-2  # of the mean diagonal, added to the diagonal: what the data did not show
-TINY = 1e-100  # what an error weighs at least: where the data show nothing
-WIDEST = 2.0**60  # a step over the largest weight: all codes are 0 long before
-POWERS = 280  # prices keep to 2^-280 .. 2^280 in the loop, errors and prices of a caller to 2^-900 .. 2^900
-BLOCK = 64  # columns rounded before the rest is updated in one product
+DAMP = 1e-2  # fraction of the mean diagonal added to the diagonal, for directions without data
+TINY = 1e-100  # smallest weight of an error, for directions without data
+WIDEST = 2.0**60  # largest ratio of a step and the largest weight: all codes are 0 long before
+POWERS = (
+    280  # prices are clipped to 2^-280 .. 2^280 in the loop; outside, errors and prices to 2^-900 .. 2^900
+)
+BLOCK = 64  # columns rounded before the others are updated by one matrix product
 MAGNITUDES = 128
-LARGEST = 64  # running magnitudes told apart
+LARGEST = 64  # largest running magnitude with a context of its own
 LIMIT = 32767
-SIDE = 5.0  # bits of a step in the file, about
-# Step over sqrt(price): where bits are many the error grows by the price of each bit less; found best a bit
-# above that, because where they are few the levels beside 0 are chosen less often.
+SIDE = 5.0  # approximate bits of a step in the file
+# Step / sqrt(price). At high rates the optimum is where one bit less costs its price in error. The best value
+# found is slightly larger, because at low rates the levels next to 0 are chosen less often.
 THETA = 1.15 * math.sqrt(6 / math.log(2))
 
 
 @dataclass(frozen=True)
 class Factor:
-    """One side of the curvature: what an error weighs, and what it takes from the weights that follow."""
+    """One side of the curvature: weights of errors, and how an error is compensated in later weights."""
 
     weight: Tensor  # [N] float64
-    push: Tensor | None = (
-        None  # [N, N] float32, upper triangle with a diagonal of ones; None: nothing follows
-    )
+    push: Tensor | None = None  # [N, N] float32, unit upper triangular; None: no compensation
 
 
 @dataclass(frozen=True)
 class Rounded:
-    """What rounding one weight gave."""
+    """The result of rounding a weight matrix."""
 
     codes: Tensor  # int16 [O, I]
-    row: Tensor  # step by row, float32 [O, 1] or [1, 1]
-    column: Tensor  # step by column, [1, I] or [1, 1]; a weight is codes * row * column
+    row: Tensor  # row steps, float32 [O, 1] or [1, 1]
+    column: Tensor  # column steps, [1, I] or [1, 1]; decoded = codes * row * column
     error: float  # tr(F E H E^T)
-    bits: float  # of the codes under the adaptive model, with about what the steps take
+    bits: float  # of the codes under the adaptive model, plus an estimate for the steps
 
     def decode(self) -> Tensor:
         return self.codes * self.row * self.column
 
 
 def factor(moment: Tensor | None, count: int, *, damp: float = DAMP, who: str = "rdoq") -> Factor:
-    """The factor of a second moment [N, N], of its diagonal [N], or of nothing: all weigh 1. RefusedError for
-    a moment with NaN or infinity, or one that has no inverse."""
+    """The factor of a second moment [N, N], of its diagonal [N], or of None (all weights 1). RefusedError for
+    a moment with NaN or infinity, or without an inverse."""
     if moment is None:
         return Factor(torch.ones(count, dtype=torch.float64))
     if not torch.isfinite(moment).all():
         raise RefusedError(
-            f"{who}: what its error weighs is NaN or infinite: activations or gradients of the calibration "
-            f"batches are beyond float32. Give weigh='none', or leave it out with where='!NAME'"
+            f"{who}: the weights of its error are NaN or infinite, because activations or gradients of the "
+            f"calibration batches overflow float32. Use weigh='none', or exclude the site with where='!NAME'"
         )
     m = moment.double()
     if m.ndim == 1:
@@ -79,20 +80,20 @@ def factor(moment: Tensor | None, count: int, *, damp: float = DAMP, who: str = 
         upper = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(m)), upper=True)
     except torch.linalg.LinAlgError:
         raise RefusedError(
-            f"{who}: the second moments of the data have no inverse with damp={damp:g}. Give a larger one"
+            f"{who}: the second moments of the data have no inverse with damp={damp:g}. Use a larger damp"
         ) from None
     diagonal = upper.diagonal()
     return Factor(1 / diagonal.square(), (upper / diagonal[:, None]).float().contiguous())
 
 
 def steps(rows: Factor, columns: Factor, price: float, per: str, scale: float = 1.0) -> tuple[Tensor, Tensor]:
-    """(row [O, 1], column [1, I]) of steps for a price; `per` "both", "channel", "input" or "tensor"."""
+    """Steps (row [O, 1], column [1, I]) for a price. `per`: "both", "channel", "input" or "tensor"."""
     size = scale * THETA * math.sqrt(price)
     own_row, own_column = per in ("both", "channel"), per in ("both", "input")
     row, column = (side.weight.double().rsqrt() for side in (rows, columns))
     row = row if own_row else row.log().mean().exp().reshape(1)
     column = column if own_column else column.log().mean().exp().reshape(1)
-    # One side near 1, the other in units of weights: either alone may be beyond float32.
+    # One side is scaled to near 1, the other has the unit of weights, so that both fit in float32.
     if per == "channel":
         power = power_of(column)
         row, column = row * power * size, column / power
@@ -105,12 +106,12 @@ def steps(rows: Factor, columns: Factor, price: float, per: str, scale: float = 
 
 
 def power_of(x: Tensor) -> float:
-    """A power of two near the largest."""
+    """A power of two near the largest element."""
     return 2.0 ** math.frexp(float(x.max()))[1]
 
 
 def coarse(x: Tensor) -> Tensor:
-    """To 3 significant bits: a step of its own is then cheap to store."""
+    """Round to 3 significant bits, so that separate steps for each row or column are cheap to store."""
     mantissa, exponent = torch.frexp(x.double())
     return torch.ldexp((mantissa * 8).round() / 8, exponent).float()
 
@@ -120,9 +121,13 @@ def rdoq(
     row: Tensor, column: Tensor, keep: Tensor | None = None, limit: int = LIMIT, top: float = HUGE,
     who: str = "rdoq",
 ) -> Rounded:  # fmt: skip
-    """Codes for w [O, I] on the grid of these steps. Where `keep` is False the code is 0, and the others make
-    up for that too. `price`: of a bit, in units of the error. Steps are widened where codes would be beyond
-    `limit`, or steps below the least normal float32. `top`: no decoded weight is larger."""
+    """Round w [O, I] to codes on a grid with the given steps.
+
+    `price`: price of a bit in units of the error. Codes with `keep` False are 0, which the other codes
+    compensate for too. `limit`: largest |code|; steps are widened to meet it, and if they are below the
+    smallest normal float32. `top`: largest decoded |weight|. SettingError for shapes or settings that do not
+    fit, RefusedError if the compensation overflows.
+    """
     from tersor.maths.rate_distortion_loop import FINE, LEFTS, refresh, sweep  # brings numba
 
     outs, ins = w.shape
@@ -134,15 +139,15 @@ def rdoq(
     targets = w.T.contiguous().clone()  # [I, O]
     free = torch.ones_like(targets, dtype=torch.bool) if keep is None else keep.T.contiguous()
     if keep is not None and rows.push is None and columns.push is None:
-        targets *= free  # nothing makes up for what is hidden, however large it is
+        targets *= free  # without compensation, masked weights are ignored, however large
     row, column, begin = storable(row, column, targets, free, limit)
-    # In units of 2^k, exactly: so the arithmetic below is the same for weights of any size.
+    # In exact units of 2^k, so that the arithmetic below does not depend on the scale of the weights.
     targets = shift(targets, torch.tensor(-k))
     tilt = power_of(row)
     high = (row / tilt).reshape(-1).expand(outs).contiguous().numpy()
     wide = (column.double() * (tilt * 2.0**-k)).float().reshape(-1).expand(ins).contiguous().numpy()
     (weigh_row, up), (weigh_column, across) = (evened(side.weight) for side in (rows, columns))
-    unit = 2 * k + up + across  # the power of two that errors are counted in
+    unit = 2 * k + up + across  # errors in the loop are in units of 2^unit
     codes = np.zeros((ins, outs), np.int16)
     down = (torch.zeros(0, 0) if rows.push is None else rows.push).numpy()
     levels, counts = contexts(FINE, LEFTS)
@@ -165,18 +170,18 @@ def rdoq(
             targets[b:] -= columns.push[a:b, b:].T @ block
     if not math.isfinite(state[4]):
         raise RefusedError(
-            f"{who}: what rounding leaves over grows beyond float32 as it is pushed on: its second moments "
-            f"have next to no inverse. Give a larger damp, or weigh='none'"
+            f"{who}: compensating rounding errors overflows float32, because its second moments are nearly "
+            f"singular. Use a larger damp, or weigh='none'"
         )
     side = SIDE * (row.numel() * (row.numel() > 1) + column.numel() * (column.numel() > 1))
     found = below(torch.from_numpy(codes).T, row, column, top)
     return Rounded(found, row, column, times(float(state[4]), unit), float(state[3]) + side)
 
 
-def check_shapes(  # noqa: PLR0917  all that the loop indexes
+def check_shapes(  # noqa: PLR0917  all arrays that the loop indexes
     w: Tensor, rows: Factor, columns: Factor, row: Tensor, column: Tensor, keep: Tensor | None, limit: int
 ) -> None:
-    """Refuse what does not fit together: the compiled loop looks at no length but that of w."""
+    """Refuse arrays of the wrong shape: the compiled loop only checks the shape of w."""
     outs, ins = w.shape
     found: list[tuple[str, tuple[int, ...], set[tuple[int, ...]]]] = [
         ("rows", rows.weight.shape, {(outs,)}), ("columns", columns.weight.shape, {(ins,)}),
@@ -190,51 +195,53 @@ def check_shapes(  # noqa: PLR0917  all that the loop indexes
     ]
     for name, shape, allowed in found:
         if tuple(shape) not in allowed:
-            raise SettingError(f"rdoq: {name} has shape {list(shape)} for weights of {[outs, ins]}")
+            raise SettingError(
+                f"rdoq: {name} has shape {list(shape)}, which does not fit weights of {[outs, ins]}"
+            )
     if keep is not None and keep.dtype != torch.bool:
-        raise SettingError(f"rdoq: keep is {keep.dtype}, not a bool mask")
+        raise SettingError(f"rdoq: keep is {keep.dtype}, but must be a bool mask")
     if not 1 <= limit <= LIMIT:
-        raise SettingError(f"rdoq: limit={limit}, but codes are int16: 1 to {LIMIT}")
+        raise SettingError(f"rdoq: limit={limit}, but codes are int16, so it is 1 to {LIMIT}")
     if not torch.isfinite(w).all():
-        raise SettingError("rdoq: weights are NaN, or beyond float32. Repair the weights first")
+        raise SettingError("rdoq: some weights are NaN or beyond float32. Repair the weights first")
 
 
 def storable(
     row: Tensor, column: Tensor, targets: Tensor, free: Tensor, limit: int
 ) -> tuple[Tensor, Tensor, float]:
-    """(row, column, mean code to begin with): steps that float32 holds with all their digits, and as wide as
-    the largest of the weights [I, O] that are free needs for a code within the limit."""
+    """(row, column, mean |code|): steps that are normal float32 numbers, and wide enough that the largest
+    unmasked weight [I, O] has a code within the limit. The mean |code| initializes the model."""
     peak = float((targets.abs() * free).max())
     most = min(HUGE / 4, max(peak, SMALLEST) * WIDEST)
     row = row.clamp(SMALLEST, HUGE / 4)
     least, widest = SMALLEST / float(row.min()), most / float(row.max())
     column = column.double().nan_to_num(nan=math.inf).clamp(least, max(least, widest)).float()
-    size = (targets.abs() / (column.T * row.T)).mul_(free)  # [I, O], 0 where it is hidden
+    size = (targets.abs() / (column.T * row.T)).mul_(free)  # [I, O], 0 for masked weights
     beyond = float(size.max()) / limit
     if beyond > 1:
         column, size = (column.double() * beyond).float(), size / beyond
     if not SMALLEST / 2 < float(row.min() * column.min()) <= float(row.max() * column.max()) < HUGE / 2:
-        # Steps that differ by more than float32 spans: one for all.
+        # The steps differ by more than the range of float32: use one step for all.
         row, column = torch.ones(1, 1), torch.full((1, 1), max(peak / limit, SMALLEST))
         size = (targets.abs() / column).mul_(free)
     return row, column, float(size.clamp_(max=limit).round().mean())
 
 
 def evened(weight: Tensor) -> tuple[np.ndarray, int]:
-    """(weights of the error [N] float32, the largest near 1; the even power of two that they were in)."""
+    """(weights of the error [N] float32, scaled so that the largest is near 1; log2 of the scale, even)."""
     power = math.frexp(float(weight.max()))[1] // 2 * 2
     return (weight.double() * 2.0**-power).clamp_min(SMALLEST).float().numpy(), power
 
 
 def times(x: float, power: int, most: int = 900) -> float:
-    """x * 2^power, never beyond 2^most, nor nearer to 0 than 2^-most."""
+    """x * 2^power, clipped to about 2^-most .. 2^most."""
     mantissa, exponent = math.frexp(x)
     return math.ldexp(mantissa, max(-most, min(most, exponent + power)))
 
 
 def below(codes: Tensor, row: Tensor, column: Tensor, top: float) -> Tensor:
-    """The codes, smaller by what would decode to more than `top`: a weight near the end of float32, or of
-    the 16 bits that it will be stored in, is rounded towards 0."""
+    """Clip the codes so that no decoded |weight| is above `top`: the largest number of float32, or of the
+    16-bit dtype that the weights are stored in."""
     step = row.double() * column.double()
     if int(codes.abs().max()) * float(step.max()) <= top:
         return codes
@@ -243,8 +250,8 @@ def below(codes: Tensor, row: Tensor, column: Tensor, top: float) -> Tensor:
 
 
 def contexts(fine: int, lefts: int) -> tuple[np.ndarray, np.ndarray]:
-    """(level of a running magnitude, counts to begin with): each context begins as the geometric
-    distribution of its magnitude, worth a few weights."""
+    """(level of each running magnitude, initial counts): each context starts with the geometric distribution
+    of its magnitude, with the weight of a few codes."""
     magnitude = np.arange(fine * LARGEST) / fine
     levels = np.floor(4 * np.log2(1 + 4 * magnitude)).astype(np.int16)
     count = int(levels[-1]) + 1

@@ -1,9 +1,9 @@
-"""Loop: the column sweep of rate-distortion optimized quantization, compiled. The only maths with numba.
+"""Rate-distortion loop: the column sweep of rate-distortion optimized quantization, compiled with numba.
 
-Everything lies as [columns, rows], so that one column of weights is one run of memory. A column is rounded
-row by row; what is left over is pushed to the rows below by `down`, and to the columns behind by `ahead`.
-Shapes are checked by the caller; no number is cast to an index before it was compared with both ends, and NaN
-is compared as IEEE 754 has it: it takes the last place.
+All arrays are [columns, rows], so that a column of weights is contiguous. A column is rounded row by row; its
+rounding errors are compensated in later rows by `down`, and in later columns by `ahead`. The caller checks
+shapes. No float is cast to an index before it is compared with both bounds; these comparisons follow IEEE
+754, so NaN gets the last index.
 """
 # ruff: noqa: PLR0917  compiled functions take no keywords
 
@@ -18,16 +18,16 @@ from tersor.compiled import compiled
 
 F1, F2 = types.float32[::1], types.float32[:, ::1]
 COUNT = types.float64[:, ::1]
-SLOW, QUICK = 1 / 32, 1 / 12  # how quickly running magnitudes follow, along a row and down a column
-LEFTS = 3  # left neighbors told apart: 0, 1, more
-FINE = 16  # steps of the table of levels, per unit of magnitude
-# All that may change the order of sums, but not what lets a compiler assume that there is no NaN.
+SLOW, QUICK = 1 / 32, 1 / 12  # update rates of running magnitudes, along a row and down a column
+LEFTS = 3  # classes of the left neighbor: 0, 1, more
+FINE = 16  # entries of the table of levels per unit of magnitude
+# Flags that let the compiler reorder sums, without those that let it assume that there is no NaN.
 FAST = {"reassoc", "nsz", "arcp", "contract", "afn"}
 
 
 @compiled(types.void(COUNT, F2, types.boolean[::1]), fastmath=FAST)
 def refresh(counts: np.ndarray, cost: np.ndarray, seen: np.ndarray) -> None:
-    """Bits of each magnitude in each context that was seen, from how often it was; a sign is one bit."""
+    """Update the bits of magnitudes from counts, in contexts seen since the last call. A sign is 1 bit."""
     for context in range(counts.shape[0]):
         if not seen[context]:
             continue
@@ -51,26 +51,26 @@ REFRESH = refresh.dispatcher  # for the call from the other loop
     fastmath=FAST,
 )  # fmt: skip
 def sweep(
-    targets: np.ndarray,  # [n, O] weights as they stand; changed
-    free: np.ndarray,  # [n, O] False: the code is 0 whatever it costs
-    codes: np.ndarray,  # [n, O] out
-    ahead: np.ndarray,  # [n, n] unit upper triangle: what a column's error takes from the columns behind it
-    column: np.ndarray,  # [n] what an error weighs by its column
-    wide: np.ndarray,  # [n] step by column
-    down: np.ndarray,  # [O, O] the same as `ahead` for rows, or [0, 0]
-    row: np.ndarray,  # [O]
-    high: np.ndarray,  # [O] step by row
-    price: float,  # of a bit
+    targets: np.ndarray,  # [n, O] weights with compensation so far; changed
+    free: np.ndarray,  # [n, O] False: the code is 0
+    codes: np.ndarray,  # [n, O] output
+    ahead: np.ndarray,  # [n, n] unit upper triangular: compensation of a column's error in later columns
+    column: np.ndarray,  # [n] weight of an error by column
+    wide: np.ndarray,  # [n] column steps
+    down: np.ndarray,  # [O, O] like `ahead`, for rows; or [0, 0]
+    row: np.ndarray,  # [O] weight of an error by row
+    high: np.ndarray,  # [O] row steps
+    price: float,  # price of a bit
     limit: int,  # largest magnitude
-    left: np.ndarray,  # [O] magnitudes in the column before; changed
+    left: np.ndarray,  # [O] magnitudes of the previous column; changed
     counts: np.ndarray,  # [contexts, magnitudes]; changed
     cost: np.ndarray,  # [contexts, magnitudes] bits; changed
     running: np.ndarray,  # [O] running magnitude of each row; changed
-    levels: np.ndarray,  # [FINE * largest] level of a magnitude
-    seen: np.ndarray,  # [contexts] since their cost was refreshed; changed
-    state: np.ndarray,  # mean magnitude, weights seen, when to refresh, bits, weighted error; changed
+    levels: np.ndarray,  # [FINE * largest] level of each magnitude
+    seen: np.ndarray,  # [contexts] seen since the last refresh; changed
+    state: np.ndarray,  # mean magnitude, weights seen, next refresh, bits, weighted error; changed
 ) -> None:
-    """Round `n` columns, one after the other. `targets` then hold what is left of each weight."""
+    """Round `n` columns, one after the other. Afterwards `targets` holds the rounding errors."""
     n, rows = targets.shape
     top, last = levels.size - 1, cost.shape[1] - 1
     t = np.empty(rows, np.float32)

@@ -1,11 +1,11 @@
-"""Rounding: a tensor seen through an even grid, and how the grid's step size learns.
+"""Rounding: fake quantization of a tensor on a uniform grid, and gradients to train the step size.
 
 q = clamp(round(x / s) + z, low, high)      y = (q - z) * s
 dy/dx = 1 inside the grid's range, else 0                          straight-through (Bengio 2013)
 dy/ds = round(x / s) - x / s inside, low - z or high - z outside   learned step size (LSQ, Esser 2020)
 
-The zero is added after rounding, as runtimes do it: before, other ties would round up. All is computed in
-float32 (float64 for float64), and both functions give the same bits.
+The zero point is added after rounding, as in runtimes; added before, it would change how ties are rounded.
+Computed in float32 (float64 for float64). Both functions give the same bits.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from tersor.maths.units import TINY
 
 
 def on_grid(x: Tensor, scale: Tensor, zero: Tensor, limits: tuple[int, int]) -> Tensor:
-    """y in x's dtype; scale and zero are broadcast to x. Infinities become the grid's ends, NaN stays."""
+    """y in x's dtype. scale and zero are broadcast to x. Infinities are clipped, NaN stays."""
     v = _wide(x)
     s, z = scale.to(v.dtype), zero.to(v.dtype)
     return (v / s).round_().add_(z).clamp_(*limits).sub_(z).mul_(s).to(x.dtype)
 
 
 def learned(x: Tensor, scale: Tensor, zero: Tensor, limits: tuple[int, int], ease: float) -> Tensor:
-    """The same y with gradients to x and scale, that to scale times `ease`.
+    """The same y, with gradients for x and scale. The gradient of scale is multiplied by `ease`.
 
-    Any sign of scale will do: its size counts. The gradients are written out in plain operators, which every
-    transformation of torch understands, and not left to the division: near a scale of 0 that gives 0 * inf.
+    Only |scale| is used. The gradients are written explicitly with plain operators, which all transformations
+    of torch support. Autograd of the division would give 0 * inf near a scale of 0.
     """
     v = _wide(x)
     size = scale.abs().to(v.dtype)
@@ -44,8 +44,8 @@ def learned(x: Tensor, scale: Tensor, zero: Tensor, limits: tuple[int, int], eas
 
 
 def ease_of(shape: torch.Size, scales: int, high: int) -> float:
-    """What LSQ multiplies the gradient of a scale with: one over the root of the features that it moves in
-    one sample, x being [B, ...], times its highest code. Else a scale would outrun each of them."""
+    """LSQ's factor for the gradient of a scale: 1 / sqrt(N * highest code), where N is the number of features
+    of one sample of x [B, ...] that share the scale. Without it a scale would change faster than weights."""
     return (max(math.prod(shape[1:]) // scales, 1) * max(high, 1)) ** -0.5
 
 

@@ -1,14 +1,14 @@
-"""Scores: which weights stay.
+"""Scores: pruning criteria, and masks of the weights to keep.
 
-magnitude   |w|                                                   Han et al. 2015
-LAMP        w^2 / sum of the squares of all that are not smaller  Lee et al. 2021; comparable across layers
-n of m      the n largest of each m consecutive inputs            Mishra et al. 2021 (2:4); of a kernel those
-            are input channels, at each place of it
-schedule    the share kept falls along a cubic                    Zhu, Gupta 2017
+magnitude   |w|                                              Han et al. 2015
+LAMP        w^2 / sum of the squares of all weights >= |w|   Lee et al. 2021; comparable across layers
+n of m      the n largest of each m consecutive inputs       Mishra et al. 2021 (2:4); for a kernel, input
+            channels at each kernel position
+schedule    the share kept decreases along a cubic        Zhu, Gupta 2017
+cost        one sort, or one selection for a single threshold
 
-A mask is bool, True where the weight stays. Functions take weights or any scores that are not negative, since
-only |w| counts. A share keeps exactly round(keep * n) of n; of equal scores the first in memory stay.
-cost    one sort, or one selection where a single threshold is asked for
+A mask is bool, True for weights to keep. Functions take weights or any nonnegative scores, since only |w| is
+used. Exactly round(keep * n) of n weights are kept; ties are kept in memory order.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from tersor.maths.units import check_units, exponent, finite, from_units, shift,
 
 
 def magnitude_keep(w: Tensor, keep: float, per: str = "tensor", group: int = 64) -> Tensor:
-    """bool [O, I]: round(keep * n) of each tensor, row or group of n, halves up.
+    """Mask bool [O, I] that keeps the round(keep * n) largest of each tensor, row or group of n, halves up.
 
-    A short row or group may keep none, but the tensor keeps at least one: where every unit rounds to none,
-    the largest weight of all stays.
+    A short row or group may keep none. The tensor keeps at least its largest weight. SettingError for keep
+    outside of 0 < keep <= 1, for a bad shape, NaN or infinity.
     """
     check_units("magnitude_keep", w.shape, per, group)
     _check_share("magnitude_keep", keep)
@@ -42,16 +42,18 @@ def magnitude_keep(w: Tensor, keep: float, per: str = "tensor", group: int = 64)
 
 
 def threshold_keep(w: Tensor, threshold: float) -> Tensor:
-    """bool, the shape of w: what lies below the threshold goes; threshold 0 keeps all."""
+    """Mask bool in the shape of w that keeps |w| >= threshold; 0 keeps all."""
     if not threshold >= 0:
-        raise SettingError(f"threshold_keep: threshold={threshold}, but it is compared with |w|: 0 or more")
+        raise SettingError(
+            f"threshold_keep: threshold={threshold}, but it must be 0 or more: it is a bound of |w|"
+        )
     return w.detach().abs() >= threshold
 
 
 def global_keep(scores: Sequence[Tensor], keep: float) -> list[Tensor]:
-    """One mask a tensor, any shapes: round(keep * n) of all n together, at least one.
+    """Masks for several tensors of any shapes that keep round(keep * n) of all n scores, at least one.
 
-    A tensor may lose all its weights. LAMP scores prevent that: the largest of each tensor scores 1.
+    A tensor may lose all its weights, except with LAMP scores, where the largest of each tensor has score 1.
     """
     _check_share("global_keep", keep)
     if not scores:
@@ -64,9 +66,9 @@ def global_keep(scores: Sequence[Tensor], keep: float) -> list[Tensor]:
 
 
 def lamp_scores(w: Tensor) -> Tensor:
-    """float32, the shape of w, in 0..1; 1 for the largest. Of equal weights the first scores higher."""
+    """LAMP scores float32 in the shape of w, 0 to 1; 1 for the largest. Ties: the first is higher."""
     flat = finite("lamp_scores", w).reshape(1, -1)
-    size = shift(flat, -exponent(flat)[:, None])[0].double().square()  # the score knows no scale
+    size = shift(flat, -exponent(flat)[:, None])[0].double().square()  # scores are scale invariant
     ordered, order = size.sort(descending=True, stable=True)
     scores = torch.empty_like(size)
     scores[order] = ordered / ordered.cumsum(0).clamp_min(torch.finfo(torch.float64).tiny)
@@ -74,9 +76,9 @@ def lamp_scores(w: Tensor) -> Tensor:
 
 
 def n_m_keep(w: Tensor, n: int, m: int) -> Tensor:
-    """bool [O, I]: the n largest of each m consecutive columns; a last block of L keeps ceil(n * L / m)."""
+    """Mask bool [O, I]: n largest of each m consecutive columns, ceil(n * L / m) of a last block of L."""
     if not 1 <= n <= m:
-        raise SettingError(f"n_m_keep: n={n}, m={m}, but n of every m weights stay: 1 <= n <= m")
+        raise SettingError(f"n_m_keep: n={n}, m={m}, but n of every m weights are kept: 1 <= n <= m")
     check_units("n_m_keep", w.shape, "group", m)
     mask = unit_mask(w, None, "group", m)
     units = to_units(finite("n_m_keep", w).abs(), "group", m, fill=-1)
@@ -85,8 +87,8 @@ def n_m_keep(w: Tensor, n: int, m: int) -> Tensor:
 
 
 def n_m_along(w: Tensor, n: int, m: int, axis: int, groups: int = 1) -> Tensor:
-    """bool, the shape of w: the n largest of each m consecutive ones along an axis, at each place of the
-    others; blocks end where one of the `groups` does that divide the axis."""
+    """Mask bool in the shape of w: the n largest of each m consecutive elements along an axis, separately for
+    each index of the other axes. Blocks do not cross the `groups` that the axis is divided into."""
     moved = w.movedim(axis, -1)  # [..., I]
     size = moved.shape[-1] // groups if moved.shape[-1] % groups == 0 else moved.shape[-1]
     keep = n_m_keep(moved.reshape(-1, size), n, m)
@@ -94,7 +96,7 @@ def n_m_along(w: Tensor, n: int, m: int, axis: int, groups: int = 1) -> Tensor:
 
 
 def cubic(step: int, begin: int, end: int, start_keep: float, end_keep: float) -> float:
-    """Share kept at a step: start_keep until `begin`, end_keep from `end` on, most of the way early."""
+    """Share kept at a step: start_keep until `begin`, end_keep from `end` on, changing mostly early."""
     if step >= end:
         return end_keep
     if step <= begin:
@@ -109,9 +111,9 @@ def _check_share(who: str, keep: float) -> None:
 
 
 def _largest(scores: Tensor, count: Tensor) -> Tensor:
-    """bool [U, S]: exactly count[u] of each row of scores, the first among equals."""
+    """Mask bool [U, S] of the count[u] largest scores of each row; among equals, the first."""
     units, size = scores.shape
-    if units == 1:  # selection is faster than a sort, and long rows are single ones
+    if units == 1:  # selection is faster than a sort; only single rows are long
         place = size - int(count[0]) + 1
         edge = scores.kthvalue(min(place, size), dim=1, keepdim=True).values
     else:

@@ -1,11 +1,11 @@
-"""Signs: weights of one scale, with two values or three.
+"""Signs: binary and ternary weights with a scale.
 
 binary    w ~ scale * {-1, 1}       scale = mean |w|, the least-squares optimum     Rastegari et al. 2016
 ternary   w ~ scale * {-1, 0, 1}    scale = mean |w| of those above a threshold     Li, Liu 2016
-stored    1 bit or log2(3) bits a weight and 32 a row
+stored    1 bit or log2(3) bits a weight, and 32 bits for each scale
 
-Index k stands for book[k]; the books are BINARY and TERNARY. Ternary rules: "twn" takes the threshold
-0.7 * mean |w|; "exact" the optimum: the k largest with the greatest (sum of them)^2 / k, by one sort.
+Index k means book[k]; the books are BINARY and TERNARY. Ternary rules: "twn" uses the threshold
+0.7 * mean |w|; "exact" is optimal: it keeps the k largest with maximal (their sum)^2 / k, by one sort.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ RULES = ("twn", "exact")
 def binary(
     w: Tensor, per: str = "channel", keep: Tensor | None = None, *, group: int = 64
 ) -> tuple[Tensor, Tensor]:
-    """index uint8 {0, 1} [O, I]; scale float32 [1, 1], [O, 1] or [O, G]. Zero counts as plus."""
+    """(index uint8 {0, 1} [O, I], scale float32 [1, 1], [O, 1] or [O, G]). Zero counts as positive."""
     check_units("binary", w.shape, per, group, keep)
     w = finite("binary", w)
     size, mask = to_units(w.abs(), per, group), unit_mask(w, keep, per, group)
@@ -44,7 +44,7 @@ def binary(
 def ternary(
     w: Tensor, per: str = "channel", keep: Tensor | None = None, rule: str = "twn", *, group: int = 64
 ) -> tuple[Tensor, Tensor]:
-    """index uint8 {0, 1, 2} [O, I]; scale float32 [1, 1], [O, 1] or [O, G]."""
+    """(index uint8 {0, 1, 2} [O, I], scale float32 [1, 1], [O, 1] or [O, G])."""
     check_units("ternary", w.shape, per, group, keep)
     check_choice("ternary", "rule", rule, RULES)
     w = finite("ternary", w)
@@ -62,13 +62,13 @@ def ternary(
 
 
 def _mean(size: Tensor, mask: Tensor) -> Tensor:
-    """Mean of what counts [U], float32; TINY where nothing does, for a scale is never 0."""
+    """Mean of the unmasked elements, float32 [U]. TINY if there are none, since a scale is never 0."""
     mean = (size * mask).sum(1, dtype=torch.float64) / mask.sum(1).clamp_min(1)
     return mean.clamp(TINY, HUGE).float()
 
 
 def _best_threshold(size: Tensor) -> Tensor:
-    """The smallest weight kept [U]. The optimum never parts equal weights."""
+    """Smallest magnitude kept, [U]. The optimum never separates equal magnitudes."""
     ordered = size.sort(1, descending=True).values
     unit = ordered[:, :1].double().clamp_min(torch.finfo(torch.float64).tiny)
     total = (ordered.double() / unit).cumsum(1)

@@ -1,8 +1,9 @@
-"""Huffman: a whole number of bits a symbol, the fewest that can be; decoded several symbols at a look.
+"""Huffman: optimal prefix codes with a whole number of bits; one lookup decodes several symbols.
 
-lengths   Huffman 1952; where a code grows longer than allowed, package-merge (Larmore, Hirschberg 1990)
-codes     canonical (Schwartz, Kallick 1964): the lengths tell all; table + sum of n * length bits
-Costs up to 1 bit a symbol more than the entropy: near nothing for 200 symbols, too much for 2.
+lengths   Huffman 1952; if a code is longer than 15 bits, package-merge (Larmore, Hirschberg 1990)
+codes     canonical (Schwartz, Kallick 1964): the lengths determine the codes
+cost      the table, and sum of n * length bits: at most 1 bit a symbol above the entropy, which is little for
+          an alphabet of 200 symbols and too much for one of 2
 """
 
 from __future__ import annotations
@@ -18,17 +19,17 @@ from tersor.errors import FormatError
 
 HUFFMAN = 2
 MAX_LENGTH = 15
-LOOK, SMALL_LOOK = 12, 8  # bits looked up at once: 2^12 strings stay in the first cache; 2^8 are sooner made
+LOOKUP, SMALL_LOOKUP = 12, 8  # bits of a lookup: 2^12 entries stay in L1 cache; 2^8 are built faster
 
 
 def code_lengths(counts: np.ndarray, limit: int = MAX_LENGTH) -> np.ndarray:
-    """Lengths [K] of the best code for counts [K] >= 1 with no length above `limit`; K from 2 to 2^limit."""
+    """Lengths [K] of the best code for counts [K] >= 1 with lengths up to `limit`; K from 2 to 2^limit."""
     free = free_lengths(counts)
     return free if free.max() <= limit else package_merge(counts, limit)
 
 
 def free_lengths(counts: np.ndarray) -> np.ndarray:
-    """Join the two rarest trees until one is left; a symbol's length is its depth."""
+    """Huffman's algorithm: merge the two rarest trees until one is left. A code's length is its depth."""
     size = len(counts)
     heap = [(count, j) for j, count in enumerate(counts.tolist())]
     heapq.heapify(heap)
@@ -45,8 +46,11 @@ def free_lengths(counts: np.ndarray) -> np.ndarray:
 
 
 def package_merge(counts: np.ndarray, limit: int) -> np.ndarray:
-    """`limit - 1` times, pair the cheapest items and add all symbols anew. A length is a symbol's uses."""
-    single = np.eye(len(counts), dtype=np.int64)  # [K, K]: what symbols an item is made of
+    """Package-merge: `limit - 1` times, pair the cheapest items and merge the pairs with all symbols.
+
+    A symbol's length is the number of chosen items that contain it.
+    """
+    single = np.eye(len(counts), dtype=np.int64)  # [K, K]: how often each item contains each symbol
     order = counts.argsort(kind="stable")
     items, uses = counts[order], single[order]
     for _ in range(limit - 1):
@@ -59,10 +63,10 @@ def package_merge(counts: np.ndarray, limit: int) -> np.ndarray:
 
 
 def canonical(lengths: np.ndarray) -> np.ndarray:
-    """Codes [K] in order of length, equal lengths in order of place."""
+    """Canonical codes [K]: ordered by length, then by index."""
     order = lengths.argsort(kind="stable")
     ranks = lengths[order]
-    room = 1 << (MAX_LENGTH - ranks)  # what each takes of the code space
+    room = 1 << (MAX_LENGTH - ranks)  # each code's part of the code space, in 2^-15
     codes = np.empty_like(lengths)
     codes[order] = (room.cumsum() - room) >> (MAX_LENGTH - ranks)
     return codes
@@ -108,30 +112,32 @@ def read_huffman(settings: int, data: memoryview, out: np.ndarray) -> None:
     from tersor.coders.bytes import huffman_loops
 
     if settings:
-        raise FormatError(f"coded stream: huffman with settings {settings}, but only 0 is defined")
+        raise FormatError(f"coded stream: huffman with settings {settings}, but only 0 is allowed")
     source = BitReader(data, 1)
     alphabet = read_alphabet(source)
     lengths = 1 + read_list(source, len(alphabet.offsets), MAX_LENGTH - 1)  # [K]
     if (1 << (MAX_LENGTH - lengths)).sum() != 1 << MAX_LENGTH:
-        raise FormatError("coded stream: the lengths of its Huffman codes do not fill the code space exactly")
+        raise FormatError("coded stream: its Huffman code lengths do not fill the code space exactly")
     count = len(out)
     if count * int(lengths.min()) > 8 * len(data) - source.at:
-        raise FormatError(f"coded stream: {len(data)} bytes are too few for {count} Huffman codes")
+        raise FormatError(f"coded stream: {len(data)} bytes are too short for {count} Huffman codes")
     order = lengths.argsort(kind="stable")
     owners = np.repeat(alphabet.symbols[order], 1 << (MAX_LENGTH - lengths[order]))  # [2^15]
     by_symbol = np.zeros(SYMBOLS, dtype=np.uint8)
     by_symbol[alphabet.symbols] = lengths
-    strings, steps = looks(owners, by_symbol, LOOK if count > 1 << LOOK else SMALL_LOOK)
+    strings, steps = lookup_tables(owners, by_symbol, LOOKUP if count > 1 << LOOKUP else SMALL_LOOKUP)
     words = np.frombuffer(bytes(data) + bytes(-len(data) % 4), dtype=">u4").astype(np.uint32)
     source.at = huffman_loops.huffman_decode(words, source.at, strings, steps, owners, by_symbol, out)
     if source.at > 8 * len(data) or source.byte_end() != len(data):
-        raise FormatError(f"coded stream: {count} Huffman codes take {source.at} bits of {8 * len(data)}")
+        raise FormatError(
+            f"coded stream: {count} Huffman codes end at bit {source.at}, but the stream has {8 * len(data)}"
+        )
 
 
-def looks(owners: np.ndarray, lengths: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """For each pattern of `width` bits: the symbols it starts with, and their number << 8 | their bits."""
+def lookup_tables(owners: np.ndarray, lengths: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """For each pattern of `width` bits: symbols of its whole codes, their number << 8 | their bits."""
     from tersor.coders.bytes import huffman_loops
 
     strings, steps = np.empty(1 << width, dtype=np.uint64), np.empty(1 << width, dtype=np.uint16)
-    huffman_loops.huffman_looks(owners, lengths, width, strings, steps)
+    huffman_loops.huffman_lookup(owners, lengths, width, strings, steps)
     return strings, steps

@@ -1,4 +1,4 @@
-"""Huffman loops: codes into words, and several symbols at a look, compiled."""
+"""Huffman loops: write codes, and decode several symbols with one lookup, compiled."""
 # ruff: noqa: PLR0917  compiled functions take no keywords
 
 from __future__ import annotations
@@ -34,8 +34,10 @@ from tersor.compiled import compiled
 def huffman_encode(
     symbols: np.ndarray, codes: np.ndarray, lengths: np.ndarray, head: int, have: int, words: np.ndarray
 ) -> np.int64:
-    """Append codes to the `have` < 32 bits of `head`, 32 bits a word; return the number of bits in all, of
-    which those beyond the words are not written."""
+    """Append codes to the `have` < 32 bits of `head`, as words of 32 bits. Returns the total number of bits.
+
+    Bits beyond the end of `words` are counted but not written.
+    """
     buffer, filled = np.uint64(head), np.uint64(have)
     at, room = N0, np.uint64(words.size)
     for i in range(np.uint64(symbols.size)):
@@ -63,20 +65,21 @@ def huffman_decode(
     lengths: np.ndarray,
     out: np.ndarray,
 ) -> np.int64:
-    """Fill `out` from bit `start` on; return the first bit not used, beyond the end if the words are too few.
+    """Fill `out` from bit `start` on. Returns the first unused bit, beyond the end if there are too few
+    words.
 
-    For each short pattern, `strings` holds up to 8 symbols and `steps` their number << 8 | their bits, or 0
-    where the first code is longer than the pattern. `owners` [2^15] names the first symbol of each 15 bits.
+    For each short pattern, `strings` holds up to 8 symbols, and `steps` holds their number << 8 | their bits,
+    or 0 if the first code is longer than the pattern. `owners` [2^15]: the first symbol of each 15 bits.
     """
     count, length = np.uint64(out.size), np.uint64(words.size)
-    look = N64
+    drop = N64  # the shift that leaves the bits of a pattern
     patterns = np.uint64(steps.size)
     while patterns > N1:
         patterns >>= N1
-        look -= N1
+        drop -= N1
     skip = np.uint64(start)
     at = skip >> np.uint64(5)
-    buffer = filled = N0  # the next bits stand highest in the buffer
+    buffer = filled = N0  # the next bits are the highest bits of the buffer
     if at < length:
         filled = N32 - (skip & np.uint64(31))
         buffer = np.uint64(words[at]) << (N64 - filled)
@@ -87,8 +90,8 @@ def huffman_decode(
             buffer |= np.uint64(words[at]) << (N32 - filled)
             filled += N32
             at += N1
-        for _ in range(2):  # 32 bits hold two codes at least
-            pattern = buffer >> look
+        for _ in range(2):  # 32 bits hold at least two codes
+            pattern = buffer >> drop
             string, step = strings[pattern], np.uint64(steps[pattern])
             if step == N0:
                 symbol = owners[buffer >> N49]
@@ -116,17 +119,17 @@ def huffman_decode(
 
 
 @compiled(types.void(U8, U8, INT, U64_OUT, U16_OUT))
-def huffman_looks(
+def huffman_lookup(
     owners: np.ndarray, lengths: np.ndarray, width: int, strings: np.ndarray, steps: np.ndarray
 ) -> None:
-    """Fill `strings` and `steps` [2^width] of huffman_decode: of each pattern its whole codes."""
+    """Fill `strings` and `steps` [2^width] for huffman_decode with the whole codes of each pattern."""
     wide, most = np.uint64(width), np.uint64(strings.size - 1)
     for pattern in range(np.uint64(strings.size)):
         used = number = string = N0
         while number < N8:
             symbol = owners[((pattern << used) & most) << (N15 - wide)]
             length = np.uint64(lengths[symbol])
-            if used + length > wide:  # the rest tells only part of a code
+            if used + length > wide:  # the remaining bits are only part of a code
                 break
             string |= np.uint64(symbol) << (N8 * number)
             used += length

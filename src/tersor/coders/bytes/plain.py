@@ -1,6 +1,6 @@
-"""Plain: symbols in 1 to 8 bits each, and streams of one symbol.
+"""Plain: symbols in 1 to 8 bits each, and streams of a single symbol.
 
-raw        1 + N * bits / 8 bytes, bits by the largest symbol
+raw        1 + N * bits / 8 bytes; the largest symbol determines the bits
 constant   2 bytes
 """
 
@@ -12,7 +12,7 @@ from tersor.coders.plan import Output, Plan, Symbols, first_byte
 from tersor.errors import FormatError
 
 RAW, CONSTANT = 0, 1
-CHUNK = 1 << 20  # symbols taken at a time
+CHUNK = 1 << 20  # symbols copied at a time
 
 
 def plan_raw(counts: np.ndarray) -> Plan:
@@ -27,14 +27,14 @@ def plan_raw(counts: np.ndarray) -> Plan:
 
 
 def write_raw(out: Output, symbols: Symbols) -> None:
-    """Append symbols in 8 bits each, a part at a time."""
+    """Append symbols in 8 bits each, one chunk at a time."""
     out.append(first_byte(RAW))
     for at in range(0, len(symbols), CHUNK):
         out.append(symbols[at : at + CHUNK])
 
 
 def squeeze(symbols: np.ndarray, bits: int) -> np.ndarray:
-    """8 symbols into `bits` bytes, first symbol highest: [N] -> [ceil(N * bits / 8)]."""
+    """Pack symbols of `bits` bits, most significant bit first: [N] -> [ceil(N * bits / 8)]."""
     groups = np.zeros((-(-len(symbols) // 8), 8), dtype=np.uint8)
     groups.reshape(-1)[: len(symbols)] = symbols
     packed = np.zeros((len(groups), bits), dtype=np.uint8)
@@ -48,7 +48,7 @@ def squeeze(symbols: np.ndarray, bits: int) -> np.ndarray:
 
 
 def spread(data: np.ndarray, bits: int, count: int) -> np.ndarray:
-    """The other way round: [ceil(count * bits / 8)] -> [count]."""
+    """Inverse of `squeeze`: [ceil(count * bits / 8)] -> [count]."""
     packed = np.zeros((-(-count // 8), bits), dtype=np.uint8)
     packed.reshape(-1)[: len(data)] = data
     groups = np.empty((len(packed), 8), dtype=np.uint8)
@@ -63,7 +63,7 @@ def spread(data: np.ndarray, bits: int, count: int) -> np.ndarray:
 
 def read_raw(settings: int, data: memoryview, out: np.ndarray) -> None:
     if settings > 7:
-        raise FormatError(f"coded stream: raw with settings {settings}, but 0 to 7 are defined")
+        raise FormatError(f"coded stream: raw with settings {settings}, but 0 to 7 is allowed")
     bits = 8 - settings
     count = len(out)
     nbytes = 1 + -(-count * bits // 8)
@@ -73,7 +73,7 @@ def read_raw(settings: int, data: memoryview, out: np.ndarray) -> None:
         )
     body = np.frombuffer(data, np.uint8, offset=1)
     if bits < 8 and data[-1] & ((1 << -count * bits % 8) - 1):
-        raise FormatError("coded stream: the bits after its last symbol are not zero")
+        raise FormatError("coded stream: the padding after its last symbol is not zero")
     out[:] = body if bits == 8 else spread(body, bits, count)
 
 
@@ -87,6 +87,7 @@ def plan_constant(counts: np.ndarray) -> Plan | None:
 def read_constant(settings: int, data: memoryview, out: np.ndarray) -> None:
     if settings or len(data) != 2:
         raise FormatError(
-            f"coded stream: a constant takes 2 bytes and settings 0, but this has {len(data)} and {settings}"
+            f"coded stream: a constant has 2 bytes and settings 0, but this one has {len(data)} bytes and "
+            f"settings {settings}"
         )
     out[:] = data[1]

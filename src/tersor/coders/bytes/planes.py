@@ -1,8 +1,9 @@
-"""Planes: elements wider than a byte as streams of bytes that are alike, and back.
+"""Planes: split elements of several bytes into byte planes, and join them again.
 
-Floats are turned by one bit first, the sign to the lowest place: the highest byte is then the exponent, which
-codes well, and signs keep company with the mantissas, which hardly code at all.
-Cost: one pass over the elements for each plane, compiled; a plane is taken a part at a time, never held.
+Plane k is byte k of every element, since equal bytes of different elements have similar statistics. Floats
+are first rotated left by one bit, which moves the sign to the lowest bit. The highest byte is then the
+exponent, which compresses well, and the sign is in a plane of mantissa bits, which hardly compress. Cost: one
+compiled pass over the elements for each plane. A plane is read in parts and never held whole.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ import numpy as np
 
 from tersor.errors import FormatError
 
-AT_ONCE = 1 << 18  # elements that are read for a part: they stay in the cache, and many threads take parts
-Read = Callable[[int, int], np.ndarray]  # elements from here to there as bytes uint8, low bytes first
+AT_ONCE = 1 << 18  # elements read at a time: they stay in cache, also when several threads read
+Read = Callable[[int, int], np.ndarray]  # (begin, end) -> bytes uint8 of these elements, little-endian
 
 
 class Plane:
-    """One byte of each element, as symbols: plane[a:b] is taken when it is asked for."""
+    """Byte k of each element, as symbols. plane[a:b] is read on access."""
 
     def __init__(self, read: Read, count: int, itemsize: int, k: int, *, turned: bool) -> None:
         self.read, self.count, self.itemsize, self.k, self.turned = read, count, itemsize, k, turned
@@ -38,7 +39,7 @@ class Plane:
 
 
 def plane_of(data: np.ndarray, itemsize: int, k: int, *, turned: bool) -> np.ndarray:
-    """Byte k of each element [N], from bytes uint8 [N * itemsize]; of single bytes they are the plane."""
+    """Byte k of each element [N], from bytes uint8 [N * itemsize]. Elements of one byte are not rotated."""
     if not turned or itemsize == 1:
         return np.ascontiguousarray(data[k::itemsize])
     from tersor.coders.bytes import planes_loops
@@ -47,9 +48,11 @@ def plane_of(data: np.ndarray, itemsize: int, k: int, *, turned: bool) -> np.nda
 
 
 def join(planes: Sequence[np.ndarray], itemsize: int, out: np.ndarray, *, turned: bool) -> None:
-    """The inverse: fill `out`, bytes uint8 [N * itemsize], from all planes [N], the lowest first."""
+    """Inverse: fill `out`, bytes uint8 [N * itemsize], from all planes [N], lowest byte first."""
     if any(len(plane) * itemsize != len(out) for plane in planes):
-        raise FormatError(f"planes of {[len(plane) for plane in planes]} symbols for {len(out)} bytes")
+        raise FormatError(
+            f"coded array: planes of {[len(plane) for plane in planes]} symbols do not make {len(out)} bytes"
+        )
     if turned and itemsize in (2, 4):
         from tersor.coders.bytes import planes_loops
 

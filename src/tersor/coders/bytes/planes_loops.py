@@ -1,4 +1,4 @@
-"""Planes loops: the bytes of floats taken apart, counted and joined, compiled."""
+"""Planes loops: split floats into byte planes, count symbols, and join planes, compiled."""
 # ruff: noqa: PLR0917  compiled functions take no keywords
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from tersor.compiled import compiled
 
 @compiled([types.uint8[::1](words, INT) for words in (U16, U32, U64)])
 def take(words: np.ndarray, k: int) -> np.ndarray:
-    """Byte k of every word, turned."""
+    """Byte k of every word rotated left by one bit."""
     kind = words.dtype.type
     out = np.empty(words.size, np.uint8)
     if k:
@@ -28,8 +28,9 @@ def take(words: np.ndarray, k: int) -> np.ndarray:
 
 @compiled(types.void(U8, INT, types.int32[:, ::1]))
 def count_units(symbols: np.ndarray, unit: int, counts: np.ndarray) -> None:
-    """Add to counts [U, 256] how often each symbol occurs in each unit of so many; the last may be short."""
-    even = np.zeros(256, np.int32)  # two tables by turns: a symbol is rarely counted twice in a row
+    """Add a histogram of each block of `unit` symbols to counts [U, 256]. The last block may be short."""
+    # Two alternating tables: incrementing the same counter twice in a row would stall.
+    even = np.zeros(256, np.int32)
     odd = np.zeros(256, np.int32)
     for row in range(counts.shape[0]):
         even[:] = 0

@@ -1,8 +1,10 @@
-"""Mixing, the bits: an arithmetic coder, and the chance of each bit mixed from contexts. Integers only.
+"""Arithmetic loops: a binary arithmetic coder, and the probability of a bit mixed from its contexts.
 
-chance of a 1 = squash(sum of weight * stretch(chance of each context))       two sets of weights, the mean
-A context is a place in two arrays: the chance of a one (22 bits) and how often it was seen. One function
-codes and decodes, so that both learn the same. docs/streams.md section 11.
+P(bit is 1) = squash(sum of weight * stretch(P of each context))       averaged over two weight sets
+
+A context is an index into two arrays: the probability of a 1 (22 bits) and the number of bits seen. One
+function both encodes and decodes, so that both adapt in the same way. Integers only. docs/streams.md section
+11.
 """
 # ruff: noqa: PLR0917  compiled functions take no keywords
 # mypy: disable-error-code="assignment, return-value, call-overload, operator, arg-type, no-untyped-def"
@@ -15,52 +17,60 @@ from numba import njit
 from tersor.coders.mixing.logistic import COUNTED, LIMIT, STRETCH_MAX
 
 INPUTS = 10  # contexts of a bit, at most
-TRUST = 2  # bits that a chance taken from the parent is worth
-EVEN = 1 << 21  # a chance of one half
-AHEAD = 4  # bytes that a decoder looks ahead
+INHERITED = 2  # the count that a probability copied from the general context starts with
+HALF = 1 << 21  # a probability of one half
+AHEAD = 4  # bytes that a decoder reads ahead
 TOP = np.uint64(0xFFFFFFFF)
 
 
 @njit
-def code_bit(bit, where, n, first, second, coder):
-    """Code or decode one bit with the contexts where[:n], the most general of them last; return it.
+def code_bit(bit, contexts, n, first, second, coder):
+    """Encode or decode one bit in contexts[:n], the most general one last. Returns the bit.
 
-    The chance is the mean of two mixes, by the weights of the sets `first` and `second`.
+    Its probability is mixed with the weight sets `first` and `second`, averaged in the logistic domain.
     """
-    chances, counts, weights, inputs, squash, stretch, shares, paces, ends, data, decoding = coder
-    parent = where[n - 1]
+    (
+        probabilities, counts, weights, inputs, squash, stretch, context_rates, weight_rates, ends, data,
+        decoding,
+    ) = coder  # fmt: skip
+    parent = contexts[n - 1]
     dot1 = dot2 = np.int64(0)
     for k in range(n):
-        place = where[k]
-        if counts[place] == 0 and place != parent:  # nothing is known here but what is known in general
-            chances[place] = chances[parent]
-            counts[place] = TRUST
-        inputs[k] = stretch[chances[place] >> 10]
+        context = contexts[k]
+        if counts[context] == 0 and context != parent:  # a new context starts from the general one
+            probabilities[context] = probabilities[parent]
+            counts[context] = INHERITED
+        inputs[k] = stretch[probabilities[context] >> 10]
         dot1 += weights[first, k] * inputs[k]
         dot2 += weights[second, k] * inputs[k]
-    chance = np.int64(squash[min(max((dot1 + dot2) >> 17, -STRETCH_MAX), STRETCH_MAX) + STRETCH_MAX])
-    bit = code_chance(bit, chance, ends, data, decoding)
+    probability = np.int64(squash[min(max((dot1 + dot2) >> 17, -STRETCH_MAX), STRETCH_MAX) + STRETCH_MAX])
+    bit = code_step(bit, probability, ends, data, decoding)
     for chosen, dot in ((first, dot1), (second, dot2)):
         mixed = np.int64(squash[min(max(dot >> 16, -STRETCH_MAX), STRETCH_MAX) + STRETCH_MAX])
         seen = weights[chosen, INPUTS]
-        error = ((bit << 16) - mixed) * paces[seen]
+        error = ((bit << 16) - mixed) * weight_rates[seen]
         weights[chosen, INPUTS] = min(seen + 1, COUNTED)
         for k in range(n):
             weights[chosen, k] += (inputs[k] * error + (1 << 19)) >> 20
-    target = np.int64(2 * EVEN - 1) if bit else np.int64(0)
+    target = np.int64(2 * HALF - 1) if bit else np.int64(0)
     for k in range(n):
-        place = where[k]
-        count = counts[place]
-        chances[place] += np.int32(((target - np.int64(chances[place])) * shares[count]) >> 16)
-        counts[place] = min(count + 1, LIMIT)
+        context = contexts[k]
+        count = counts[context]
+        probabilities[context] += np.int32(
+            ((target - np.int64(probabilities[context])) * context_rates[count]) >> 16
+        )
+        counts[context] = min(count + 1, LIMIT)
     return bit
 
 
 @njit(forceinline=True)
-def code_chance(bit, chance, ends, data, decoding):
-    """A step of the arithmetic coder. chance: of a one, in 2^16    ends: low, high, code, place in `data`"""
+def code_step(bit, probability, ends, data, decoding):
+    """One step of the arithmetic coder.
+
+    probability: P(bit is 1) * 2^16      ends: low, high, code, index in `data`
+    """
     low, high = ends[0], ends[1]
-    middle = low + (((high - low) * np.uint64(chance)) >> np.uint64(16))
+    middle = low + (((high - low) * np.uint64(probability)) >> np.uint64(16))
     if decoding:
         bit = 1 if ends[2] <= middle else 0
     if bit:
@@ -93,9 +103,9 @@ def open_coder(ends, data, decoding):
 
 @njit
 def close_coder(ends, data, decoding):
-    """One byte more, which with zeros behind it names a number between low and high: low's first byte plus 1.
+    """Write or check the last byte: the first byte of low plus 1. Followed by zeros it lies in low..high.
 
-    Returns how many bytes there are in all; -1 if a decoder finds another byte there.
+    Returns the number of bytes in all, or -1 if a decoder finds another last byte.
     """
     byte = np.uint8((ends[0] >> np.uint64(24)) + np.uint64(1))
     place = np.int64(ends[3]) - (AHEAD if decoding else 0)

@@ -1,11 +1,12 @@
-"""Mixing: binary arithmetic coding with mixed contexts, for matrices of small and sparse codes and for masks.
+"""Mixing: context mixing with a binary arithmetic coder, for masks and matrices of small, sparse codes.
 
-code = is it zero? its sign, its size bit by bit      the chance of a bit is mixed from contexts, each with
-    a rate of its own (logistic mixing, Mahoney 2005; contexts as in CABAC, Marpe 2003, and DeepCABAC,
-    Wiedemann 2019): neighbors to the left, above and a lag away, row and column so far, and votes of the
-    rows above that were like this one
-Costs 5 bytes and what is learned on the way: there is no table, so small leaves pay little.
-Time: 0.2 us a zero, 0.5 to 1 us any other code, to write or to read.
+A code becomes binary decisions: is it zero, its sign, its magnitude bit by bit. The probability of each bit
+is mixed from several contexts (logistic mixing, Mahoney 2005; contexts as in CABAC, Marpe 2003, and
+DeepCABAC, Wiedemann 2019): neighbors to the left, above and at a lag, statistics of the row and the column so
+far, and a prediction from similar earlier rows.
+
+cost   5 bytes, and the adaptation of the contexts; there is no table, which suits small leaves
+time   0.2 us for a zero, 0.5 to 1 us for any other code, to encode or decode
 """
 
 from __future__ import annotations
@@ -20,25 +21,25 @@ from tersor.errors import FormatError
 
 MIXING = 5
 HEAD = 5  # bytes before the arithmetic code
-LAGS = 64  # tried, at most; columns a lag away are neighbors too: rows of an image, taps of a kernel
-SAMPLE = 1 << 18  # codes looked at to choose a way
-TRANSPOSED, TREE, ZEROS = 1, 2, 4  # settings
-RATE, RATES = 2, (0, 1, 3)  # how fast the mixer learns: tried first, and then; noise wants the slowest
-SMALL = 1 << 15  # codes: with so few it matters, and all rates are tried
-SIGNED = 192  # symbols farther apart than this are signed numbers
+LAGS = 64  # largest lag tried: columns at a lag can be neighbors, as in rows of an image or taps of a kernel
+SAMPLE = 1 << 18  # codes used to choose the options
+TRANSPOSED, TREE, ZEROS = 1, 2, 4  # bits of the settings
+RATE, RATES = 2, (0, 1, 3)  # learning rates: the first one tried, and the others; noise needs the slowest
+SMALL = 1 << 15  # codes: below, the learning rate matters more, and all rates are tried
+SIGNED = 192  # a larger range of symbols means signed bytes
 
 
-class Way(NamedTuple):
-    """How a matrix is looked at."""
+class Options(NamedTuple):
+    """Options of the coder for one matrix."""
 
     transposed: bool
-    tree: bool  # sizes as 7 bits, not one by one
-    rate: int  # 0 to 3: how fast the mixer learns
+    tree: bool  # magnitudes as 7 bits; else in unary
+    rate: int  # learning rate of the mixer, 0 to 3
     lags: tuple[int, int]  # columns; 0 for none
 
 
 class Signs(NamedTuple):
-    """What symbols stand for: one for zero, those below a pivot for negative numbers, the rest positive."""
+    """Mapping from symbols to signed values: one symbol is zero, symbols below the pivot are negative."""
 
     zero: int | None
     pivot: int
@@ -65,12 +66,12 @@ class Signs(NamedTuple):
 
 
 def plan_mixing(symbols: np.ndarray, width: int, keep: np.ndarray | None = None) -> bytes:
-    """The stream of symbols uint8 [N]: a matrix with rows of `width`, or what `keep` keeps of it."""
+    """The stream of symbols uint8 [N]: all or the kept elements of a matrix with `width` columns."""
     signs = signs_of(symbols)
     values = signs.values(symbols)
     part, part_width, part_keep = sample(values, width, keep, SAMPLE)
     best, stream = shortest(
-        ways(laid_out(part, part_width, part_keep), part), part, part_width, part_keep, signs
+        candidates(laid_out(part, part_width, part_keep), part), part, part_width, part_keep, signs
     )
     others = [best._replace(rate=rate) for rate in (RATES if len(values) < SMALL else RATES[:1])]
     other, shorter = shortest(others, part, part_width, part_keep, signs)
@@ -80,17 +81,17 @@ def plan_mixing(symbols: np.ndarray, width: int, keep: np.ndarray | None = None)
 
 
 def shortest(
-    tried: list[Way], values: np.ndarray, width: int, keep: np.ndarray | None, signs: Signs
-) -> tuple[Way, bytes]:
-    """The way of the fewest bytes, the first of them, and its stream."""
-    streams = [(way, write(values, width, keep, way, signs)) for way in tried]
+    tried: list[Options], values: np.ndarray, width: int, keep: np.ndarray | None, signs: Signs
+) -> tuple[Options, bytes]:
+    """The options with the shortest stream, and this stream. On a tie, the first ones."""
+    streams = [(options, write(values, width, keep, options, signs)) for options in tried]
     return min(streams, key=lambda found: len(found[1]))
 
 
 def sample(
     values: np.ndarray, width: int, keep: np.ndarray | None, most: int
 ) -> tuple[np.ndarray, int, np.ndarray | None]:
-    """The first rows, or a part of the first, with about `most` codes, their width and mask."""
+    """(codes, width, mask) of the first rows, or of a part of the first row, with about `most` codes."""
     if len(values) <= most:
         return values, width, keep
     if keep is None:
@@ -103,9 +104,11 @@ def sample(
 
 
 def signs_of(symbols: np.ndarray) -> Signs:
-    """The most frequent symbol is zero, if it is frequent, and half of the others are negative.
+    """Choose the mapping: the most frequent symbol is zero if it is a quarter of all, and the pivot is the
+    median of the others.
 
-    Symbols that look like signed bytes, or are too far apart for a pivot, stay in their order around zero.
+    Symbols that look like signed bytes, or whose range is too wide for a pivot, keep their cyclic order
+    around zero.
     """
     counts = np.bincount(symbols, minlength=256)
     present = np.flatnonzero(counts)
@@ -125,7 +128,7 @@ def signs_of(symbols: np.ndarray) -> Signs:
 
 
 def laid_out(values: np.ndarray, width: int, keep: np.ndarray | None) -> np.ndarray:
-    """The matrix [R, width] int8, zero where nothing is kept."""
+    """The matrix [R, width] int8, with zeros where the mask is False."""
     if keep is None:
         return values.reshape(-1, width)
     matrix = np.zeros(keep.size, dtype=np.int8)
@@ -133,27 +136,27 @@ def laid_out(values: np.ndarray, width: int, keep: np.ndarray | None) -> np.ndar
     return matrix.reshape(-1, width)
 
 
-def ways(matrix: np.ndarray, values: np.ndarray) -> list[Way]:
-    """What is worth a try."""
+def candidates(matrix: np.ndarray, values: np.ndarray) -> list[Options]:
+    """Options worth trying."""
     sizes = abs(values.astype(np.int16))
     trees = (False,) if sizes.max() <= 2 else (True,) if sizes.mean() > 24 else (False, True)
     found = []
     for transposed in (False, True) if min(matrix.shape) > 1 else (False,):
         lags = best_lags(matrix.T if transposed else matrix)
-        found += [Way(transposed, tree, RATE, lags) for tree in trees]
+        found += [Options(transposed, tree, RATE, lags) for tree in trees]
     return found
 
 
 def best_lags(matrix: np.ndarray) -> tuple[int, int]:
-    """The two numbers of columns, 2 to LAGS, after which codes are most alike; 0 where none stands out."""
+    """The two lags in columns, 2 to LAGS, with the highest correlation of codes; 0 if none is positive."""
     rows = max(1, SAMPLE // matrix.shape[1])
-    there = (matrix[:rows] != 0).astype(np.float32)
-    density = there.mean()
+    nonzero = (matrix[:rows] != 0).astype(np.float32)
+    density = nonzero.mean()
     signs = np.sign(matrix[:rows]).astype(np.float32)
     scores = np.zeros(max(2, min(LAGS, matrix.shape[1] - 1) + 1))
     for lag in range(2, len(scores)):
-        alike = (there[:, lag:] * there[:, :-lag]).mean() - density**2
-        scores[lag] = alike + abs((signs[:, lag:] * signs[:, :-lag]).mean())
+        covariance = (nonzero[:, lag:] * nonzero[:, :-lag]).mean() - density**2
+        scores[lag] = covariance + abs((signs[:, lag:] * signs[:, :-lag]).mean())
     first = int(scores.argmax())
     if scores[first] <= 0:
         return 0, 0
@@ -162,24 +165,24 @@ def best_lags(matrix: np.ndarray) -> tuple[int, int]:
     return first, second if scores[second] > 0 else 0
 
 
-def write(values: np.ndarray, width: int, keep: np.ndarray | None, way: Way, signs: Signs) -> bytes:
+def write(values: np.ndarray, width: int, keep: np.ndarray | None, options: Options, signs: Signs) -> bytes:
     from tersor.coders.mixing import mixing_loops
 
-    matrix, kept = arranged(laid_out(values, width, keep), keep, way.transposed)
+    matrix, kept = arranged(laid_out(values, width, keep), keep, options.transposed)
     zeros = signs.zero is not None
     data = np.zeros(2 * len(values) + 64, dtype=np.uint8)
-    tables = (*logistic_tables(), *adaptation_rates(way.rate))
-    used = mixing_loops.mix(matrix, kept, data, *way.lags, way.tree, zeros, False, *tables)
-    if used > len(data):  # what the mixer is sure of and is not so may cost 2 bytes a bit
+    tables = (*logistic_tables(), *adaptation_rates(options.rate))
+    used = mixing_loops.mix(matrix, kept, data, *options.lags, options.tree, zeros, False, *tables)
+    if used > len(data):  # a confident wrong prediction may cost 2 bytes a bit
         data = np.zeros(used, dtype=np.uint8)
-        mixing_loops.mix(matrix, kept, data, *way.lags, way.tree, zeros, False, *tables)
-    settings = way.transposed * TRANSPOSED | way.tree * TREE | zeros * ZEROS | way.rate << 3
-    head = bytes([signs.zero or 0, signs.pivot, *way.lags])
+        mixing_loops.mix(matrix, kept, data, *options.lags, options.tree, zeros, False, *tables)
+    settings = options.transposed * TRANSPOSED | options.tree * TREE | zeros * ZEROS | options.rate << 3
+    head = bytes([signs.zero or 0, signs.pivot, *options.lags])
     return first_byte(MIXING, settings) + head + data[:used].tobytes()
 
 
 def arranged(matrix: np.ndarray, keep: np.ndarray | None, transposed: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Matrix and mask as they are scanned, the mask [0, 0] where all is kept."""
+    """Matrix and mask in scan order. The mask is [0, 0] if all elements are kept."""
     kept = np.zeros((0, 0), dtype=np.uint8) if keep is None else keep.reshape(matrix.shape).view(np.uint8)
     if transposed:
         matrix, kept = matrix.T, kept.T
@@ -194,7 +197,7 @@ def read_mixing(
     total = count if keep is None else keep.size
     if len(data) < HEAD or total % width:
         raise FormatError(
-            f"coded stream: {len(data)} bytes of mixed bits for a matrix of {total} in rows of {width}"
+            f"coded stream: {len(data)} bytes of mixing are no matrix of {total} elements in rows of {width}"
         )
     transposed, tree, zeros = bool(settings & TRANSPOSED), bool(settings & TREE), bool(settings & ZEROS)
     signs = Signs(data[1] if zeros else None, data[2])
@@ -204,8 +207,8 @@ def read_mixing(
     used = mixing_loops.mix(matrix, kept, body, data[3], data[4], tree, zeros, True, *tables)
     if used != len(body):
         raise FormatError(
-            f"coded stream: damaged, or not of {count} symbols: {len(body)} bytes of mixed bits are not what "
-            "an encoder of these symbols writes"
+            f"coded stream: damaged, or not of {count} symbols: its {len(body)} bytes of arithmetic code do "
+            "not end with the last symbol"
         )
     plain = np.ascontiguousarray(matrix.T if transposed else matrix).reshape(-1)
     return signs.symbols(plain if keep is None else plain[keep.reshape(-1)])

@@ -1,10 +1,12 @@
-"""Mixing, the votes: rows that were like this one so far foretell the rest of it. Integers only.
+"""Row predictor loops: predict a code from earlier rows with an adaptive linear filter, compiled.
 
-vote of row r on column i = trust[r] * said[r, i]      said: the sign of a code and its length in bits
-    trust is learned along a row, and anew for each: normalized least mean squares (Widrow, Hoff 1960)
-    error = said - sum of votes / 2,   trust[r] += error * said[r, i] / (100 + sum of said^2)
-Weight matrices lie near few directions, and so do the signs of what pruning leaves. Only rows whose code
-in the column is not zero have a say, the last VOTERS of them, so sparse matrices pay little.
+prediction for column i = sum over earlier rows r of weight[r] * slog[r, i]
+slog      the signed log of a code: sign(code) * bit length of |code|
+weights   learned along each row, from 0: normalized least mean squares (NLMS; Widrow, Hoff 1960)
+error     slog - prediction / 2;   weight[r] += error * slog[r, i] / (100 + sum of slog^2)
+
+A weight matrix has approximately low rank, and so have the signs of the weights that pruning keeps. Only the
+last HISTORY rows with a nonzero code in the column are used, so sparse matrices cost little. Integers only.
 """
 # ruff: noqa: PLR0917  compiled functions take no keywords
 # mypy: disable-error-code="no-untyped-def"
@@ -14,44 +16,44 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-VOTERS = 256  # rows that have a say in a column
-RIDGE = 100  # squares of codes that trust is slowed by
-MOST = 1 << 20  # of trust, which has 16 bits after the point
+HISTORY = 256  # earlier rows used for a column
+RIDGE = 100  # regularizes the step size
+MOST = 1 << 20  # largest weight, with 16 fractional bits
 
 
 @njit(forceinline=True)
-def hear(i, voters, said, heard, trust):
-    """The sum of the votes on column i, 12 bits after the point, and the sum of their squares."""
+def predict(i, history, slogs, seen, row_weights):
+    """(prediction for column i with 12 fractional bits, sum of the squares of its terms)."""
     total = squares = np.int64(0)
-    for k in range(min(heard[i], VOTERS)):
-        vote = (trust[voters[i, k]] * said[i, k]) >> 4
-        total += vote
-        squares += vote * vote
+    for k in range(min(seen[i], HISTORY)):
+        term = (row_weights[history[i, k]] * slogs[i, k]) >> 4
+        total += term
+        squares += term * term
     return total, squares
 
 
 @njit
-def learn(word, total, i, voters, said, heard, trust):
-    """Trust those who said of column i what came true."""
-    n = min(heard[i], VOTERS)
+def update(slog, total, i, history, slogs, seen, row_weights):
+    """One NLMS step after column i: `slog` is the signed log of its code, `total` the prediction."""
+    n = min(seen[i], HISTORY)
     mass = np.int64(RIDGE)
     for k in range(n):
-        mass += np.int64(said[i, k]) * said[i, k]
-    step = ((word << 16) - 8 * total) // mass
+        mass += np.int64(slogs[i, k]) * slogs[i, k]
+    step = ((slog << 16) - 8 * total) // mass
     for k in range(n):
-        r = voters[i, k]
-        trust[r] = min(max(trust[r] + step * said[i, k], -MOST), MOST)
+        r = history[i, k]
+        row_weights[r] = min(max(row_weights[r] + step * slogs[i, k], -MOST), MOST)
 
 
 @njit
-def end_row(o, words, voters, said, heard, trust):
-    """Forget the trusts of row o, whose words are given; its words are heard from now on."""
-    for i in range(words.size):
-        if words[i] != 0:
-            for k in range(min(heard[i], VOTERS)):
-                trust[voters[i, k]] = 0
-            place = heard[i] % VOTERS
-            voters[i, place] = o
-            said[i, place] = words[i]
-            heard[i] += 1
-            words[i] = 0
+def append_row(o, row_slogs, history, slogs, seen, row_weights):
+    """Append row o to the history, and reset the weights to 0."""
+    for i in range(row_slogs.size):
+        if row_slogs[i] != 0:
+            for k in range(min(seen[i], HISTORY)):
+                row_weights[history[i, k]] = 0
+            place = seen[i] % HISTORY
+            history[i, place] = o
+            slogs[i, place] = row_slogs[i]
+            seen[i] += 1
+            row_slogs[i] = 0

@@ -1,14 +1,16 @@
-"""Predictive: rANS for matrices of codes, each code told by its row, its column and the codes before it.
+"""Predictive: rANS for dense matrices of codes, with a mean and a scale predicted for each code.
 
-code = mean + scale * noise      the mean by linear prediction from earlier columns (as in lossless audio, but
-    learned from earlier rows: grid.py), the scale from levels of row and column; one table for each spread
-Costs the levels (about 3 bits a row and a column) and a few tables; nothing of the prediction is stored.
-Weights are near to normal, so this is near to what there is to gain: 0.1 to 0.4 bits a code below order 0.
+code = mean + scale * noise
+mean    linear prediction from earlier columns, fitted to earlier rows (matrix_model.py), as in lossless audio
+scale   from the levels of the row and the column; one frequency table for each scale
+cost    the levels (about 3 bits for each row and column) and a few tables; the prediction is not stored
+
+Weights are nearly normal, so this is close to the possible gain: 0.1 to 0.4 bits a code below order 0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -25,93 +27,93 @@ from tersor.coders.static import fewest, histogram, read_static
 from tersor.errors import FormatError
 
 PREDICTIVE = 4
-TRIED = 1 << 19  # codes that tell which way of looking is best
+TRIED = 1 << 19  # codes used to choose the options
 PIECE = 1 << 18  # codes counted at a time
 FEWEST = 4096  # codes: below, tables and levels cost more than they can save
-MOST = 28  # rows and columns, as a power of two
-STATES = (8, 16)  # how many there may be; more are sooner read, and 2 bytes each
-WAYS = 2 * (1 + len(RIDGES))  # ways to look at a matrix, as the settings tell them
-ROUNDS = 3  # of fitting rows to columns and columns to rows
-NO_LESSON, NO_MOMENTS = np.zeros((0, 0), dtype=np.int16), np.zeros((0, 0))
+MOST = 28  # log2 of the largest number of rows or columns
+STATES = (8, 16)  # numbers of states: more of them decode faster and cost 2 bytes each
+CHOICES = 2 * (1 + len(RIDGES))  # number of Options, which the settings store
+ROUNDS = 3  # alternations of fitting the row scales and the column scales
+NO_PREDICTION, NO_MOMENTS = np.zeros((0, 0), dtype=np.int16), np.zeros((0, 0))
 
 
-class Way(NamedTuple):
-    """How a matrix is looked at."""
+class Options(NamedTuple):
+    """Options of the coder for one matrix."""
 
     transposed: bool
-    ridge: int  # 0: nothing is foreseen; else 1 + index of RIDGES
+    ridge: int  # 0: no prediction; else 1 + index into RIDGES
 
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """One way of looking at a matrix, fitted."""
+    """The model of one matrix with some options, and the symbols that remain to be coded."""
 
-    way: Way
+    options: Options
     rows: np.ndarray  # levels [R] uint8
     columns: np.ndarray  # levels [C] uint8
-    symbols: np.ndarray  # [R, C] uint8: distance from the mean, away from it
+    symbols: np.ndarray  # [R, C] uint8: code - rounded mean; its sign is flipped if the mean was rounded up
     kinds: np.ndarray  # [R, C] int16: group * FRACTIONS + distance of the mean from the nearest code
 
 
 def plan_predictive(symbols: np.ndarray, width: int, keep: np.ndarray | None = None) -> bytes | None:
-    """The stream, or None where this coder cannot gain. `width`: columns of the matrix in row-major order."""
+    """The stream, or None if this coder cannot save anything. `width`: columns of the matrix (row-major)."""
     count = len(symbols)
     if keep is not None or count < FEWEST or not fits(count, width):
         return None
-    center = middle(symbols)
+    center = center_of(symbols)
     matrix = (symbols - np.uint8(center)).view(np.int8).reshape(-1, width)
     views = [matrix, np.ascontiguousarray(matrix.T)]
-    way = min(ways(views), key=lambda way: guess(views[way.transposed], way))
-    return write(fit(views[way.transposed], way), center)
+    best = min(candidates(views), key=lambda options: estimated_bits(views[options.transposed], options))
+    return write(fit(views[best.transposed], best), center)
 
 
 def fits(count: int, width: int) -> bool:
-    """Whether so many codes are a matrix whose second moments are whole numbers that a double holds."""
+    """Whether `count` codes make a matrix whose second moments are integers below 2^53, exact in float64."""
     return width >= 2 and count % width == 0 and 2 <= count // width <= 1 << MOST and width <= 1 << MOST
 
 
-def ways(views: list[np.ndarray]) -> list[Way]:
-    """What is worth a try: few rows need a strong prior."""
-    found = [Way(False, 0)]
+def candidates(views: list[np.ndarray]) -> list[Options]:
+    """Options worth trying: a matrix with few rows needs a strong prior."""
+    found = [Options(False, 0)]
     for transposed, codes in enumerate(views):
         rows, columns = codes.shape
-        if len(matrix_model.lessons(rows, columns)) > 2:
-            found += [Way(bool(transposed), ridge) for ridge in ((2, 3) if rows > columns else (3, 4))]
+        if len(matrix_model.update_rows(rows, columns)) > 2:
+            found += [Options(bool(transposed), ridge) for ridge in ((2, 3) if rows > columns else (3, 4))]
     return found
 
 
-def guess(codes: np.ndarray, way: Way) -> float:
-    """Bits a code, but for a constant, if what is left were normal: the mean log2 of its spread. Of a large
-    matrix the first rows tell."""
+def estimated_bits(codes: np.ndarray, options: Options) -> float:
+    """Bits a code plus a constant, for normal prediction errors: the mean log2 of their scale. Only the first
+    rows of a large matrix are used."""
     codes = codes[: max(BLOCK, TRIED // codes.shape[1])]
-    rows, columns = spreads(codes.astype(np.float32))
-    if way.ridge:
-        mean = foreseen(codes, rows, RIDGES[way.ridge - 1])
-        rows, columns = spreads(codes - mean * np.float32(2.0**-FINE))
+    rows, columns = fitted_levels(codes.astype(np.float32))
+    if options.ridge:
+        mean = predicted_means(codes, rows, RIDGES[options.ridge - 1])
+        rows, columns = fitted_levels(codes - mean * np.float32(2.0**-FINE))
     return float(rows.mean(dtype=np.float64) + columns.mean(dtype=np.float64)) / matrix_model.OCTAVE
 
 
-def middle(symbols: np.ndarray) -> int:
-    """What stands for zero: 0 where bytes are signed numbers, else the middle of those that occur."""
+def center_of(symbols: np.ndarray) -> int:
+    """The symbol of code 0: 0 for signed bytes, else the middle of the range of symbols."""
     present = np.flatnonzero(np.bincount(symbols, minlength=256))
     low, high = int(present[0]), int(present[-1])
     return 0 if high - low > 192 or high < 2 else (low + high + 1) // 2
 
 
-def fit(codes: np.ndarray, way: Way) -> Fit:
-    """Levels for codes [R, C] int8, found again after a first prediction, and what they leave to code."""
-    rows, columns = spreads(codes.astype(np.float32))
-    if way.ridge:
-        mean = foreseen(codes, rows, RIDGES[way.ridge - 1])
-        rows, columns = spreads(codes - mean * np.float32(2.0**-FINE))
-    return fit_levels(codes, way, rows, columns)
+def fit(codes: np.ndarray, options: Options) -> Fit:
+    """The model of codes [R, C] int8: levels, fitted again to the errors of a first prediction."""
+    rows, columns = fitted_levels(codes.astype(np.float32))
+    if options.ridge:
+        mean = predicted_means(codes, rows, RIDGES[options.ridge - 1])
+        rows, columns = fitted_levels(codes - mean * np.float32(2.0**-FINE))
+    return fit_with(codes, options, rows, columns)
 
 
-def fit_levels(codes: np.ndarray, way: Way, rows: np.ndarray, columns: np.ndarray) -> Fit:
-    """What is left to code of codes [R, C] int8 with these levels."""
+def fit_with(codes: np.ndarray, options: Options, rows: np.ndarray, columns: np.ndarray) -> Fit:
+    """The model of codes [R, C] int8 with given levels."""
     mean = np.zeros(codes.shape, dtype=np.int16)
-    if way.ridge:
-        mean = foreseen(codes, rows, RIDGES[way.ridge - 1])
+    if options.ridge:
+        mean = predicted_means(codes, rows, RIDGES[options.ridge - 1])
     symbols, kinds = np.empty(codes.shape, dtype=np.uint8), np.empty(codes.shape, dtype=np.int16)
     step = max(1, PIECE // codes.shape[1])
     for top in range(0, len(codes), step):
@@ -122,11 +124,11 @@ def fit_levels(codes: np.ndarray, way: Way, rows: np.ndarray, columns: np.ndarra
         symbols[part] = np.where(off < 0, -away, away)
         group = np.clip((rows[part, None].astype(np.int16) + columns - MIDDLE) >> 1, 0, GROUPS - 1)
         kinds[part] = group * FRACTIONS + abs(off)
-    return Fit(way, rows, columns, symbols, kinds)
+    return Fit(options, rows, columns, symbols, kinds)
 
 
-def spreads(rest: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Levels of rows and columns whose product fits the sizes of `rest` [R, C], float32 and written over."""
+def fitted_levels(rest: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Levels of rows and columns whose scales fit `rest` [R, C] float32. Overwrites `rest`."""
     squares = np.square(rest, out=rest)
     column = np.ones(rest.shape[1], dtype=np.float32)
     row = np.sqrt(squares.mean(1) + 0.02)
@@ -137,37 +139,39 @@ def spreads(rest: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return matrix_model.level_of(row), np.clip(relative, 0, matrix_model.LEVELS - 1).astype(np.uint8)
 
 
-def foreseen(codes: np.ndarray, rows: np.ndarray, ridge: float) -> np.ndarray:
-    """Means [R, C] int16 as the decoder will know them."""
+def predicted_means(codes: np.ndarray, rows: np.ndarray, ridge: float) -> np.ndarray:
+    """Means [R, C] int16 in 1 / 2^FINE codes, as the decoder will compute them."""
     from tersor.coders.predictive import predictive_loops
 
     inverse, scale = (table[rows] for table in matrix_model.scales())
     mean = np.zeros(codes.shape, dtype=np.int16)
     height, columns = codes.shape
     for begin, end in matrix_model.bands(columns):
-        for first, last, lower, total in taught(height, columns, end - begin, ridge):
+        for first, last, lower, total in regressions(height, columns, end - begin, ridge):
             predictive_loops.means(codes, inverse, scale, lower, first, last, begin, end, mean, total)
     return mean
 
 
-def taught(
+def regressions(
     rows: int, columns: int, width: int, ridge: float
 ) -> Iterator[tuple[int, int, np.ndarray, np.ndarray]]:
-    """(first, last, L, moments) of the rows between two lessons of a band of `width` columns: L has no rows
-    before the first lesson, the moments none where no lesson is to come. Whoever takes them adds to these.
+    """(first, last, L, moments) for each range of rows with one L, in a band of `width` columns.
+
+    The caller must add the range's rows to the moments, from which the next L is computed. L is empty in the
+    first range, and the moments are empty in the last one.
     """
     from tersor.coders.predictive import regression_loops
 
     total = np.zeros((regression_loops.rounded(width),) * 2)
-    for first, last in pairwise(matrix_model.lessons(rows, columns)):
-        lower = regression_loops.learn(total, width, first, ridge) if first else NO_LESSON
+    for first, last in pairwise(matrix_model.update_rows(rows, columns)):
+        lower = regression_loops.learn(total, width, first, ridge) if first else NO_PREDICTION
         yield first, last, lower, total if last < rows else NO_MOMENTS
 
 
 def fitted_counts(fitted: Fit) -> np.ndarray:
-    """How often each symbol occurs with each kind, [GROUPS, FRACTIONS, 256]."""
+    """Histogram of the symbols of each kind, [GROUPS, FRACTIONS, 256]."""
     counts = np.zeros(GROUPS * FRACTIONS * 256, dtype=np.int64)
-    step = max(1, PIECE // fitted.kinds.shape[1])  # rows: numpy counts in 8 bytes each
+    step = max(1, PIECE // fitted.kinds.shape[1])  # rows at a time: numpy converts each element to 8 bytes
     for top in range(0, len(fitted.kinds), step):
         joint = fitted.kinds[top : top + step].astype(np.int32) * 256 + fitted.symbols[top : top + step]
         counts += np.bincount(joint.ravel(), minlength=len(counts))
@@ -175,7 +179,7 @@ def fitted_counts(fitted: Fit) -> np.ndarray:
 
 
 def write(fitted: Fit, center: int) -> bytes | None:
-    """The stream: head, center, levels, tables, states, words; None if its tables are too many to read."""
+    """The stream: head, center, levels, tables, states, words. None if its tables are too large."""
     from tersor.coders.predictive import predictive_loops
 
     spec = BitWriter()
@@ -188,7 +192,8 @@ def write(fitted: Fit, center: int) -> bytes | None:
     states = np.full(STATES[1], LOW, dtype=np.uint64)
     words = np.empty(len(symbols), dtype=np.uint16)
     first = predictive_loops.encode_tables(symbols, used, shifts, frequencies, starts, states, words)
-    head = first_byte(PREDICTIVE, fitted.way.transposed + 2 * fitted.way.ridge + WAYS) + bytes([center])
+    options = fitted.options
+    head = first_byte(PREDICTIVE, options.transposed + 2 * options.ridge + CHOICES) + bytes([center])
     for levels in (fitted.rows, fitted.columns):
         stream = fewest(levels, histogram(levels))
         head += len(stream).to_bytes(4, "little") + stream
@@ -196,10 +201,10 @@ def write(fitted: Fit, center: int) -> bytes | None:
 
 
 def as_read(matrix: np.ndarray) -> np.ndarray:
-    """The elements [R, C] in the order in which they are coded, [R * C]."""
+    """The elements [R, C] in coding order, [R * C]."""
     found = []
     for begin, end in matrix_model.bands(matrix.shape[1]):
-        for first, last in pairwise(matrix_model.lessons(*matrix.shape)):
+        for first, last in pairwise(matrix_model.update_rows(*matrix.shape)):
             for top in range(first, last, BLOCK):
                 found.append(matrix[top : min(top + BLOCK, last), begin:end].T.ravel())
     return np.concatenate(found)
@@ -211,17 +216,17 @@ def read_predictive(
     from tersor.coders.predictive import predictive_loops
     from tersor.coders.rans import wide_loops
 
-    many, way = divmod(settings, WAYS)
-    transposed, ridge = way & 1, way >> 1
+    many, choice = divmod(settings, CHOICES)
+    transposed, ridge = choice & 1, choice >> 1
     if many >= len(STATES):
         raise FormatError(
-            f"coded stream: predictive with settings {settings}; 0 to {2 * WAYS - 1} are defined"
+            f"coded stream: predictive with settings {settings}, but 0 to {2 * CHOICES - 1} is allowed"
         )
     if keep is not None or not fits(count, width) or len(data) < 2:
         raise FormatError(
             f"coded stream: {len(data)} bytes of predicted codes for {count} codes in rows of {width}"
-            f"{'' if keep is None else ' under a mask'}; it takes whole matrices of 2 to 2^{MOST} rows and "
-            "columns"
+            f"{'' if keep is None else ' under a mask'}, but the coder needs a matrix of 2 to 2^{MOST} rows "
+            "and columns without a mask"
         )
     shape = (width, count // width) if transposed else (count // width, width)
     rows, at = read_levels(data, 2, shape[0])
@@ -237,31 +242,35 @@ def read_predictive(
     codes = np.zeros(shape, dtype=np.int8)
     used = turn = 0
     for begin, end in matrix_model.bands(shape[1]):
-        whole = [(0, shape[0], NO_LESSON, NO_MOMENTS)]
-        for first, last, lower, total in taught(*shape, end - begin, RIDGES[ridge - 1]) if ridge else whole:
+        ranges: Iterable[tuple[int, int, np.ndarray, np.ndarray]] = (
+            regressions(*shape, end - begin, RIDGES[ridge - 1])
+            if ridge
+            else [(0, shape[0], NO_PREDICTION, NO_MOMENTS)]
+        )
+        for first, last, lower, total in ranges:
             used, turn = predictive_loops.decode_rows(
                 words, used, states, turn, wide, codes, inverse, scale, rows.astype(np.int16),
                 columns.astype(np.int16) - MIDDLE, lower, first, last, begin, end, table_of, slots, total,
             )  # fmt: skip
     if used != len(words) or (states != LOW).any():
         raise FormatError(
-            f"coded stream: damaged, or not of {count} symbols: {used} of {len(words)} words were used, "
-            "and the states are not those that every encoder begins with"
+            f"coded stream: damaged, or not of {count} symbols: {used} of {len(words)} words were used, or "
+            "the final states are not the encoder's initial ones"
         )
     plain = codes.T if transposed else codes
     return np.ascontiguousarray(plain).view(np.uint8).reshape(-1) + np.uint8(data[1])
 
 
 def read_levels(data: memoryview, at: int, count: int) -> tuple[np.ndarray, int]:
-    """The levels [count] and where they end."""
+    """(levels [count], index of the byte after them)."""
     size = int.from_bytes(data[at : at + 4], "little")
     at += 4
     if at + size > len(data):
-        raise FormatError(f"coded stream: {size} bytes of levels, but {len(data) - at} are left")
+        raise FormatError(f"coded stream: {size} bytes of levels, but only {len(data) - at} bytes are left")
     levels = np.empty(count, dtype=np.uint8)
     read_static(data[at : at + size], levels)
     if levels.max() >= matrix_model.LEVELS:
         raise FormatError(
-            f"coded stream: a level of {levels.max()}, but {matrix_model.LEVELS - 1} is the highest"
+            f"coded stream: a level of {levels.max()}, but 0 to {matrix_model.LEVELS - 1} is allowed"
         )
     return levels, at + size

@@ -1,6 +1,6 @@
-"""Grid loops: the inner loops of the predictive coder, compiled. Integers only.
+"""Predictive loops: the inner loops of the predictive coder, compiled. Integers only.
 
-Rows are coded in blocks, column by column, so that the rows of a block do not wait for each other.
+Rows are coded in blocks, column by column, so that the rows of a block are independent and can be vectorized.
 """
 # ruff: noqa: PLR0917  compiled functions take no keywords
 # mypy: disable-error-code="assignment, return-value, call-overload, call-arg, arg-type, no-untyped-def"
@@ -29,16 +29,16 @@ from tersor.coders.loops import (
 )
 from tersor.coders.predictive.matrix_model import BLOCK, COEF, FAR, FINE, FRACTIONS, GROUPS, NORMAL, ONE
 from tersor.coders.predictive.regression_loops import ADD_MOMENTS, F64_2, rounded
-from tersor.coders.rans.wide_loops import LANES, take16_of
+from tersor.coders.rans.wide_loops import LANES, decode16_tables
 from tersor.coders.vector_loops import (
     LONG,
     SHORT,
     WORD,
-    alike,
+    constant,
+    data_pointer,
     fold,
     load,
     multiply_pairs,
-    start_of,
     store,
     vector,
 )
@@ -63,26 +63,26 @@ def normalized(value, inverse):
 
 @njit(forceinline=True)
 def buffers(width):
-    """(surprises, normalized codes, sums) of a block, with the constant before the first column."""
-    surprises = np.zeros((width // 2 + 1, BLOCK, 2), np.int16)
+    """(prediction errors, normalized codes, sums) of a block, with a constant before the first column."""
+    errors = np.zeros((width // 2 + 1, BLOCK, 2), np.int16)
     pairs = np.zeros((BLOCK // 2, rounded(width), 2), np.int16)
     for r in range(BLOCK):
-        surprises[0, r, 0] = pairs[r >> 1, 0, r & 1] = 1 << ONE
-    return surprises, pairs, np.zeros(BLOCK, np.int32)
+        errors[0, r, 0] = pairs[r >> 1, 0, r & 1] = 1 << ONE
+    return errors, pairs, np.zeros(BLOCK, np.int32)
 
 
 @intrinsic
-def foretell(typing_context, lower, surprises, sums, column):
-    """sums [BLOCK] = sum over j <= column of lower[column + 1, j] * surprises[j], wrapped to 32 bits.
+def predict(typing_context, lower, errors, sums, column):
+    """sums [BLOCK] = sum over j <= column of lower[column + 1, j] * errors[j], wrapped to 32 bits.
 
-    surprises [W / 2 + 1, BLOCK, 2]: columns by twos; L is zero where one of two is not foretold from.
+    errors [W / 2 + 1, BLOCK, 2]: columns in pairs. L is zero for the unused column of the last pair.
     """
-    signature = types.void(lower, surprises, sums, types.int64)
+    signature = types.void(lower, errors, sums, types.int64)
 
-    def generate(context, build, signature, given):
-        weights, start, out = (start_of(context, build, signature.args[k], given[k]) for k in range(3))
-        shape = context.make_array(signature.args[0])(context, build, given[0]).shape
-        row = build.mul(build.add(given[3], LONG(1)), build.extract_value(shape, 1))
+    def generate(context, build, signature, args):
+        weights, start, out = (data_pointer(context, build, signature.args[k], args[k]) for k in range(3))
+        shape = context.make_array(signature.args[0])(context, build, args[0]).shape
+        row = build.mul(build.add(args[3], LONG(1)), build.extract_value(shape, 1))
 
         def step(pair, held):
             by = load(build, weights, build.add(row, build.shl(pair, LONG(1))), WORD)
@@ -93,8 +93,8 @@ def foretell(typing_context, lower, surprises, sums, column):
                 found.append(build.add(before, multiply_pairs(build, pairs, by)))
             return found
 
-        count = build.add(build.lshr(given[3], LONG(1)), LONG(1))
-        zeros = [alike(0, vector(WORD, LANES))] * (BLOCK // LANES)
+        count = build.add(build.lshr(args[3], LONG(1)), LONG(1))
+        zeros = [constant(0, vector(WORD, LANES))] * (BLOCK // LANES)
         for k, value in enumerate(fold(build, count, zeros, step)):
             store(build, value, out, LONG(LANES * k))
         return context.get_dummy_value()
@@ -115,30 +115,31 @@ def means(
     out: np.ndarray,
     total: np.ndarray,
 ) -> None:
-    """Means in 1 / 2^FINE of rows first:last and columns begin:end, 0 if `lower` has no rows. `total`, if it
-    has any, grows by the second moments of what is read, whole blocks then.
+    """Means in 1 / 2^FINE codes of rows first:last and columns begin:end; 0 if `lower` is empty.
+
+    Unless `total` is empty, the second moments of the rows, which are whole blocks then, are added to it.
     """
     width = end - begin
-    surprises, pairs, sums = buffers(width)
+    errors, pairs, sums = buffers(width)
     for top in range(first, last, BLOCK):
         rows = min(BLOCK, last - top)
         for i in range(width):
             if lower.shape[0]:
-                foretell(lower, surprises, sums, i)
+                predict(lower, errors, sums, i)
             for r in range(rows):
                 row = top + r
-                foreseen = min(max(sums[r] >> COEF, -FAR), FAR)
-                out[row, begin + i] = (np.int64(foreseen) * scale[row]) >> MEAN_SHIFT
+                predicted = min(max(sums[r] >> COEF, -FAR), FAR)
+                out[row, begin + i] = (np.int64(predicted) * scale[row]) >> MEAN_SHIFT
                 z = normalized(codes[row, begin + i], inverse[row])
                 pairs[r >> 1, i + 1, r & 1] = z
-                surprises[(i + 1) >> 1, r, (i + 1) & 1] = z - foreseen
+                errors[(i + 1) >> 1, r, (i + 1) & 1] = z - predicted
         if total.shape[0]:
             ADD_MOMENTS(pairs, total)
 
 
 @njit(forceinline=True)
-def begin_with(states, turn):
-    """Turn the ring of states so that the next one comes first; what remains to turn is nothing."""
+def rotate_states(states, turn):
+    """Rotate the states so that the next one comes first. Returns the new index of the next one, 0."""
     if turn:
         held = states.copy()
         for k in range(states.size):
@@ -171,24 +172,25 @@ def decode_rows(
     slots: np.ndarray,
     total: np.ndarray,
 ) -> tuple[int, int]:
-    """Fill codes[first:last, begin:end]; return how many words were used in all, and whose turn it is.
+    """Fill codes[first:last, begin:end]. Returns (number of words used in all, index of the next state).
 
-    `wide`: the states are 16 and may be taken at once. `tables`, `slots` as in wide_loops.take16_of, where a
-    kind is group * FRACTIONS + distance. `lower` and `total` as in `means`.
+    `wide`: there are 16 states, which one vector can decode. `tables` and `slots` as in
+    wide_loops.decode16_tables, where a kind is group * FRACTIONS + distance. `lower` and `total` as in
+    `means`.
     """
     width = end - begin
-    predicted, noted = lower.shape[0] > 0, total.shape[0] > 0
-    surprises, pairs, sums = buffers(width)
-    foreseen, whole, rest = np.empty((3, BLOCK), np.int32)
+    predicting, collecting = lower.shape[0] > 0, total.shape[0] > 0
+    errors, pairs, sums = buffers(width)
+    predicted, whole, rest = np.empty((3, BLOCK), np.int32)
     kind, step = np.empty((2, BLOCK), np.int32)
     for top in range(first, last, BLOCK):
         rows = min(BLOCK, last - top)
         for i in range(width):
-            if predicted:
-                foretell(lower, surprises, sums, i)
-            for r in range(rows):  # without a jump, so that it runs side by side
-                foreseen[r] = min(max(sums[r] >> COEF, -FAR), FAR)
-                mean = np.int32(np.int16((np.int64(foreseen[r]) * scale[top + r]) >> MEAN_SHIFT))
+            if predicting:
+                predict(lower, errors, sums, i)
+            for r in range(rows):  # without branches, so that it is vectorized
+                predicted[r] = min(max(sums[r] >> COEF, -FAR), FAR)
+                mean = np.int32(np.int16((np.int64(predicted[r]) * scale[top + r]) >> MEAN_SHIFT))
                 whole[r] = (mean + HALF) >> FINE
                 rest[r] = mean - (whole[r] << FINE)
                 group = (np.int32(row_level[top + r]) + np.int32(column_level[begin + i])) >> 1
@@ -196,9 +198,9 @@ def decode_rows(
                 kind[r] = group * FRACTIONS + abs(rest[r])
             done = 0
             if wide and at + BLOCK <= words.size:
-                turn = begin_with(states, turn)
+                turn = rotate_states(states, turn)
                 while done + LANES <= rows:
-                    at = take16_of(words, at, states, tables, slots, kind, step, done)
+                    at = decode16_tables(words, at, states, tables, slots, kind, step, done)
                     done += LANES
             for r in range(done, rows):
                 table = tables[kind[r]]
@@ -215,11 +217,11 @@ def decode_rows(
             for r in range(rows):
                 code = np.int8(whole[r] - step[r] if rest[r] < 0 else whole[r] + step[r])
                 codes[top + r, begin + i] = code
-                if predicted or noted:
+                if predicting or collecting:
                     z = normalized(code, inverse[top + r])
                     pairs[r >> 1, i + 1, r & 1] = z
-                    surprises[(i + 1) >> 1, r, (i + 1) & 1] = z - foreseen[r]
-        if noted:
+                    errors[(i + 1) >> 1, r, (i + 1) & 1] = z - predicted[r]
+        if collecting:
             ADD_MOMENTS(pairs, total)
     return at, turn
 
@@ -234,7 +236,7 @@ def encode_tables(
     states: np.ndarray,
     words: np.ndarray,
 ) -> int:
-    """rANS with a table for each symbol: fill `words` from its end, return the place of the first."""
+    """rANS with a table for each symbol: fill `words` from its end. Returns the index of the first word."""
     lanes = np.int64(states.size - 1)
     at = words.size
     for i in range(symbols.size - 1, -1, -1):

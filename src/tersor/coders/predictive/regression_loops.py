@@ -1,6 +1,7 @@
-"""Learn loops: how columns foretell each other, from the second moments of the rows so far, compiled.
+"""Regression loops: linear regression of each column on earlier columns, from second moments, compiled.
 
 L D L' = moments / rows + ridge on the diagonal      L unit lower triangular, D diagonal
+
 Cost: W^2 / 2 products a row for the moments, W^3 / 6 for the elimination, W at most 256.
 """
 # ruff: noqa: PLR0917  compiled functions take no keywords
@@ -19,21 +20,21 @@ from tersor.coders.vector_loops import (
     LONG,
     SHORT,
     WORD,
-    alike,
+    broadcast,
+    constant,
+    data_pointer,
     fold,
     load,
     multiply_pairs,
-    spread,
-    start_of,
     store,
     vector,
 )
 from tersor.compiled import compiled
 
-ROUND = 16  # matrices have so many rows and columns, or a multiple
-PITCH = -(-(BAND + 1) // ROUND) * ROUND  # of the pivots: a constant, so that all of them are in one array
-PANEL = 8  # pivots that are worked off together
-TILE = 8  # rows of moments that are summed together
+ROUND = 16  # matrix sizes are multiples of this
+PITCH = -(-(BAND + 1) // ROUND) * ROUND  # elements from one pivot column to the next: a compile-time constant
+PANEL = 8  # pivots eliminated together
+TILE = 8  # rows of moments summed together
 
 F64_2_IN = types.Array(types.float64, 2, "C", readonly=True)
 F64_2 = types.float64[:, ::1]
@@ -42,7 +43,7 @@ PAIRS = types.int16[:, :, ::1]
 
 @njit(forceinline=True)
 def rounded(columns):
-    """Rows and columns of the moments of so many columns and the constant before them."""
+    """Size of the moment matrix of `columns` columns and a constant, rounded up."""
     return -(-(columns + 1) // ROUND) * ROUND
 
 
@@ -50,15 +51,15 @@ def rounded(columns):
 def add_tile(typing_context, pairs, row, column, total):
     """total[row : row + 8, column : column + 16] += sums over BLOCK rows of products of their codes.
 
-    Codes are at most 2^12, so 64 products are below 2^31.
+    |code| <= 2^12, so a sum of 64 products fits in 32 bits.
     """
     signature = types.void(pairs, types.int64, types.int64, total)
 
-    def generate(context, build, signature, given):
-        start, sums = (start_of(context, build, signature.args[k], given[k]) for k in (0, 3))
-        side = context.make_array(signature.args[3])(context, build, given[3]).shape
+    def generate(context, build, signature, args):
+        start, sums = (data_pointer(context, build, signature.args[k], args[k]) for k in (0, 3))
+        side = context.make_array(signature.args[3])(context, build, args[3]).shape
         side = build.extract_value(side, 0)
-        row, column = given[1], given[2]
+        row, column = args[1], args[2]
 
         def step(pair, held):
             first = build.mul(pair, side)
@@ -73,7 +74,7 @@ def add_tile(typing_context, pairs, row, column, total):
                 found.append(build.add(held[k], multiply_pairs(build, ones, other)))
             return found
 
-        zero = alike(0, vector(WORD, ROUND))
+        zero = constant(0, vector(WORD, ROUND))
         found = fold(build, LONG(BLOCK // 2), [zero] * TILE, step)
         for k in range(TILE):
             at = build.add(build.mul(build.add(row, LONG(k)), side), column)
@@ -86,10 +87,10 @@ def add_tile(typing_context, pairs, row, column, total):
 
 @compiled(types.void(PAIRS, F64_2))
 def add_moments(pairs: np.ndarray, total: np.ndarray) -> None:
-    """Add the second moments of BLOCK rows of normalized codes to the lower half of total [N, N].
+    """Add the second moments of BLOCK rows of normalized codes to the lower triangle of total [N, N].
 
-    pairs [BLOCK / 2, N, 2]: rows by twos, a constant as the first column. Sums are whole numbers below 2^52,
-    which a double holds, so any order gives the same.
+    pairs [BLOCK / 2, N, 2]: rows in pairs, with a constant as the first column. Sums are integers below 2^52,
+    exact in float64, so their order does not matter.
     """
     for row in range(0, total.shape[0], TILE):
         for column in range(0, row + TILE, ROUND):
@@ -98,18 +99,18 @@ def add_moments(pairs: np.ndarray, total: np.ndarray) -> None:
 
 @intrinsic
 def subtract_panel(typing_context, row, at, pivots, first, f0, f1, f2, f3, f4, f5, f6, f7):
-    """row[at : at + 8] -= f_k * pivots[k * PITCH + first : ... + 8] for k = 0 .. 7, one after the other."""
+    """row[at : at + 8] -= f_k * pivots[k * PITCH + first : ... + 8] for k = 0 .. 7, in this order."""
     numbers = [types.float64] * PANEL
     signature = types.void(row, types.int64, pivots, types.int64, *numbers)
 
-    def generate(context, build, signature, given):
-        to, start = (start_of(context, build, signature.args[k], given[k]) for k in (0, 2))
+    def generate(context, build, signature, args):
+        to, start = (data_pointer(context, build, signature.args[k], args[k]) for k in (0, 2))
         kind = vector(DOUBLE, 8)
-        value = load(build, to, given[1], kind)
+        value = load(build, to, args[1], kind)
         for k in range(PANEL):
-            pivot = load(build, start, build.add(given[3], LONG(k * PITCH)), kind)
-            value = build.fsub(value, build.fmul(spread(build, given[4 + k], 8), pivot))
-        store(build, value, to, given[1])
+            pivot = load(build, start, build.add(args[3], LONG(k * PITCH)), kind)
+            value = build.fsub(value, build.fmul(broadcast(build, args[4 + k], 8), pivot))
+        store(build, value, to, args[1])
         return context.get_dummy_value()
 
     return signature, generate
@@ -117,7 +118,7 @@ def subtract_panel(typing_context, row, at, pivots, first, f0, f1, f2, f3, f4, f
 
 @njit(forceinline=True)
 def subtract(row, factor, pivot):
-    """row -= factor * pivot, counted from 0 so that it runs side by side."""
+    """row -= factor * pivot. Indices start at 0, so that the loop is vectorized."""
     for j in range(row.size):
         row[j] -= factor * pivot[j]
 
@@ -130,11 +131,11 @@ def divided(row, pivot, out):
 
 @compiled(types.void(F64_2, INT))
 def eliminate(a: np.ndarray, size: int) -> None:
-    """a [N, N] symmetric -> the unit lower factor of its first `size` rows below the diagonal, in place.
+    """Replace a [N, N], symmetric, by its unit lower factor below the diagonal, for the first `size` rows.
 
-    By outer products, each number by one multiplication and one subtraction for each pivot in order, rounded
-    as IEEE 754 says: the same bits everywhere. By panels of pivots, whose columns are worked on as rows.
-    Above the diagonal is what nobody reads.
+    Right-looking elimination: each element takes one multiplication and one subtraction for each pivot, in
+    order and rounded as IEEE 754 says, so all machines get the same bits. Works in panels of pivots, whose
+    columns are copied to rows. The upper triangle of the result is undefined.
     """
     pivots, factors = np.zeros(PANEL * PITCH), np.zeros(PANEL * PITCH)
     for first in range(0, size, PANEL):
@@ -166,12 +167,12 @@ ADD_MOMENTS, ELIMINATE = add_moments.dispatcher, eliminate.dispatcher  # for cal
 
 @compiled(types.int16[:, ::1](F64_2_IN, INT, INT, types.float64))
 def learn(total: np.ndarray, columns: int, rows: int, ridge: float) -> np.ndarray:
-    """L [N, N] int16, below the diagonal, from second moments [N, N] summed over `rows` rows."""
+    """L [N, N] int16, below the diagonal, from second moments total [N, N] summed over `rows` rows."""
     a = total / rows
     squares = 0.0
     for k in range(1, columns + 1):  # one by one: the order of a sum decides its last bits
         squares += a[k, k]
-    # The 1 keeps every pivot away from zero, also where a column never moved.
+    # The 1 keeps every pivot away from zero, also if a column is constant.
     shrink = ridge * columns / rows * (squares / columns) + 1.0
     for k in range(1, columns + 1):
         a[k, k] += shrink

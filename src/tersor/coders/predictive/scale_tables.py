@@ -1,8 +1,10 @@
-"""Spreads: the tables of the predictive coder, one for each spread of a code around its mean.
+"""Scale tables: the frequency tables of the predictive coder, for each scale of a code around its mean.
 
-common   all spreads have one shape, exp(-slope * n - bend * n^2) at n spreads from the mean: two numbers
-own      a table for some groups of spreads, where that pays: few symbols, or clipped ones
-A table may differ by where between two codes the mean lies; distances are mirrored to be upward.
+common   one shape for all scales, exp(-slope * n - bend * n^2) at n scales from the mean: two parameters
+own      a separate table for some groups of scales, if that pays: few symbols, or clipped codes
+
+A scale can have several tables, by the distance of the mean from the nearest code. Means below the nearest
+code are mirrored.
 """
 
 from __future__ import annotations
@@ -24,40 +26,40 @@ from tersor.coders.rans.tables import OCTAVES, PAIR, SHAPE_DETAIL, Table, read_t
 from tersor.coders.static import order0
 from tersor.errors import FormatError
 
-BINS = (1, 2, 4)  # tables for a spread, by the distance of the mean from the nearest code
-COMMON = 3  # in place of a number of bins: tables of the common shape
-SINGLE = 3  # in place of a kind of table: one symbol alone
-COARSE, MEDIUM = 28, 20  # groups from which one table, or two, will do: a spread of 8 codes, of 2
-COMMON_BITS = 12  # precision of common tables, plus 0 to 3
-OWN_SLOTS = 1 << 22  # of all own tables, at most: a few bytes must not ask for more than 32 MB
-LISTED = 32  # symbols in a table of its own, at most: a longer list takes longer to read than to decode with
-BLENDS = tuple((16 * k, 46 - 3 * k) for k in range(9))  # from normal towards Laplace
+BINS = (1, 2, 4)  # number of own tables of a scale, by the distance of the mean from the nearest code
+COMMON = 3  # stored instead of an index into BINS: tables of the common shape
+SINGLE = 3  # stored instead of a kind of table: a single symbol
+COARSE, MEDIUM = 28, 20  # from these groups on, one or two tables are enough: a scale of 8 codes, of 2 codes
+COMMON_BITS = 12  # lowest precision of common tables; 0 to 3 is added
+OWN_SLOTS = 1 << 22  # slots of all own tables, at most: a short stream must not allocate more than 32 MB
+LISTED = 32  # symbols of an own table, at most: a longer list takes more time to read than it saves
+BLENDS = tuple((16 * k, 46 - 3 * k) for k in range(9))  # (slope, bend) from normal to nearly Laplace
 
 
 class Shape(NamedTuple):
-    """The common shape: depths in 1/64 octaves, at 1 spread from the mean."""
+    """The common shape: depths in 1/64 octaves, at 1 scale from the mean."""
 
     slope: int
     bend: int
-    low: int  # symbols from -low to high occur
+    low: int  # symbols are -low .. high
     high: int
     bits: int
 
 
 @dataclass(frozen=True, eq=False)
 class Tables:
-    """All tables, and which of them each kind (group * FRACTIONS + distance) means."""
+    """All tables, and the table of each kind (group * FRACTIONS + distance)."""
 
     tables: list[Table]
     table_of: np.ndarray  # [GROUPS * FRACTIONS] int16
 
     def by_symbol(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """What an encoder looks up: bits [T], frequencies and starts [T * 256]."""
+        """Lookup tables of an encoder: bits [T], frequencies and starts [T * 256]."""
         frequencies, starts = np.concatenate([by_symbol(table) for table in self.tables], axis=1)
         return np.array([table.bits for table in self.tables], dtype=np.int32), frequencies, starts
 
     def by_slot(self) -> tuple[np.ndarray, np.ndarray]:
-        """What a decoder looks up: where the slots of each kind begin << 5 | its bits, and all slots."""
+        """Lookup tables of a decoder: first slot << 5 | bits, for each kind, and all slots."""
         ends = np.cumsum([0, *(1 << table.bits for table in self.tables)]).tolist()
         slots = np.empty(ends[-1], dtype=np.uint64)
         for table, (begin, end) in zip(self.tables, pairwise(ends), strict=True):
@@ -68,17 +70,17 @@ class Tables:
 
 @functools.cache
 def bin_of(bins: int) -> np.ndarray:
-    """Which of `bins` tables a distance 0 .. 8 means, [FRACTIONS]."""
+    """The bin of each distance 0 .. 8, out of `bins`: [FRACTIONS]."""
     return np.minimum(np.arange(FRACTIONS) * bins // (FRACTIONS - 1), bins - 1)
 
 
 def bins_for(group: int) -> int:
-    """How many tables of the common shape a group has."""
+    """Number of tables of the common shape for a group."""
     return 1 if group >= COARSE else 2 if group >= MEDIUM else 4
 
 
 def pools_of(counts: np.ndarray, bins: int) -> np.ndarray:
-    """Counts [FRACTIONS, 256] by bin, [bins, 256]."""
+    """Sum counts [FRACTIONS, 256] over each bin: [bins, 256]."""
     return np.stack([counts[bin_of(bins) == b].sum(0) for b in range(bins)])
 
 
@@ -89,28 +91,28 @@ def centers(bins: int) -> np.ndarray:
 
 
 def frequencies_of(shape: Shape, groups: Sequence[int]) -> np.ndarray:
-    """Frequencies [T, low + 1 + high] of the symbols -low .. high: for each group, for each of its bins."""
+    """Frequencies [T, low + 1 + high] of the symbols -low .. high, for each bin of each group."""
     center = np.concatenate([centers(bins_for(group)) for group in groups])  # [T]
     inverse = np.repeat(scales()[0][2 * np.array(groups)].astype(np.int64), [bins_for(g) for g in groups])
     away = abs(16 * np.arange(-shape.low, shape.high + 1) - center[:, None])  # 1/16 codes
-    n = (away * inverse[:, None]) >> 12  # 1/256 spreads
+    n = (away * inverse[:, None]) >> 12  # 1/256 scales
     depths = (shape.slope * n + ((shape.bend * n * n) >> 8)) >> 8
     return tables.frequencies(np.minimum(depths, OCTAVES << SHAPE_DETAIL), SHAPE_DETAIL, shape.bits)
 
 
 def spanned(rows: np.ndarray, columns: np.ndarray) -> range:
-    """The groups that levels of rows and columns can make."""
+    """The range of groups that these levels of rows and columns can give."""
     low, high = ((int(end(rows)) + int(end(columns)) - MIDDLE) >> 1 for end in (np.min, np.max))
     return range(min(max(low, 0), GROUPS - 1), min(max(high, 0), GROUPS - 1) + 1)
 
 
 def common_pools(counts: np.ndarray, groups: list[int]) -> np.ndarray:
-    """Counts [T, 256] for the common tables: for each group, for each of its bins."""
+    """Counts [T, 256] for the common tables, for each bin of each group."""
     return np.concatenate([pools_of(counts[group], bins_for(group)) for group in groups])
 
 
 def common_cost(pools: np.ndarray, shape: Shape, groups: list[int]) -> np.ndarray:
-    """Bits of each group's codes, pooled [T, 256], with common tables, [len(groups)]."""
+    """Bits of each group with common tables, [len(groups)], from pooled counts [T, 256]."""
     inside = np.arange(-shape.low, shape.high + 1) & 255
     bits = cost_of(pools[:, inside], frequencies_of(shape, groups), shape.bits) / UNIT  # [T]
     first = np.cumsum([0, *(bins_for(group) for group in groups)])[:-1]
@@ -118,7 +120,7 @@ def common_cost(pools: np.ndarray, shape: Shape, groups: list[int]) -> np.ndarra
 
 
 def best_shape(pools: np.ndarray, groups: list[int]) -> Shape:
-    """The common shape for counts [T, 256]: a blend of normal and Laplace, then descent."""
+    """The common shape for counts [T, 256]: the best blend of normal and Laplace, then a local search."""
     present = np.flatnonzero(pools.sum(0))
     signed = np.where(present < 128, present, present - 256)
     low, high = max(0, -int(signed.min())), max(0, int(signed.max()))
@@ -140,12 +142,12 @@ def best_shape(pools: np.ndarray, groups: list[int]) -> Shape:
 
 
 def own_cost(group: np.ndarray) -> tuple[float, int]:
-    """(bits, bins) of counts [FRACTIONS, 256] with tables of their own; dear where there are many symbols."""
+    """(bits, bins) of counts [FRACTIONS, 256] with own tables; infinite for too many symbols."""
     return min((sum(map(pool_cost, pools_of(group, bins))), bins) for bins in BINS)
 
 
 def pool_cost(counts: np.ndarray) -> float:
-    """Bits of these symbols and of their table, about."""
+    """Approximate bits of the symbols and of their table."""
     n = counts[counts > 0]
     if len(n) < 2:
         return 12.0
@@ -155,20 +157,20 @@ def pool_cost(counts: np.ndarray) -> float:
 
 
 class TableRun(NamedTuple):
-    """Groups next to each other with tables of one kind."""
+    """Neighboring groups that share their tables."""
 
     groups: int
-    bins: int  # 1, 2 or 4 tables of their own; 0: common ones
-    counts: np.ndarray  # [FRACTIONS, 256] of all of them
+    bins: int  # 1, 2 or 4 own tables; 0: common tables
+    counts: np.ndarray  # [FRACTIONS, 256], summed over the groups
     cost: float
 
 
 def runs_of(counts: np.ndarray, common: dict[int, float]) -> list[TableRun]:
-    """All groups in runs, merged as long as that costs less. `common`: bits of each with common tables."""
+    """All groups in runs, merged as long as that saves bits. `common`: bits with common tables, by group."""
     runs: list[TableRun] = []
     done = 0
     for group, shared in common.items():
-        size = group + 1 - done  # groups without codes cost nothing: they join the next
+        size = group + 1 - done  # groups without codes cost nothing: they join the next group
         done = group + 1
         own, bins = own_cost(counts[group])
         here = TableRun(size, 0, counts[group], shared)
@@ -190,8 +192,8 @@ def runs_of(counts: np.ndarray, common: dict[int, float]) -> list[TableRun]:
 
 
 def plan_tables(spec: BitWriter, counts: np.ndarray, span: range) -> Tables | None:
-    """Tables for counts [GROUPS, FRACTIONS, 256], and their text in `spec`; None where they would be
-    more than a reader takes. span: groups that may occur."""
+    """Choose tables for counts [GROUPS, FRACTIONS, 256] and write them to `spec`. None if they exceed the
+    reader's limit. span: the groups that can occur."""
     groups = np.flatnonzero(counts.any((1, 2))).tolist()
     pools = common_pools(counts, groups)
     shape = best_shape(pools, groups)
@@ -259,7 +261,7 @@ def single(symbol: int) -> Table:
 
 
 def read_tables(data: memoryview, at: int, span: range) -> tuple[Tables, int]:
-    """The tables, and where they end."""
+    """(the tables, index of the byte after them)."""
     source = BitReader(data, at)
     shape = read_shape(source) if source.bits(1) else None
     found: list[Table] = []
@@ -268,9 +270,9 @@ def read_tables(data: memoryview, at: int, span: range) -> tuple[Tables, int]:
     while group < GROUPS:
         size, code = source.golomb() + 1, source.bits(2)
         if group + size > GROUPS:
-            raise FormatError(f"coded stream: tables for {group + size} spreads, but there are {GROUPS}")
+            raise FormatError(f"coded stream: tables for {group + size} groups, but there are {GROUPS}")
         if code == COMMON and shape is None:
-            raise FormatError("coded stream: common tables, but their shape is missing")
+            raise FormatError("coded stream: it uses common tables, but their shape is missing")
         if code == COMMON and shape is not None:
             add_common(found, table_of, shape, within(span, group, group + size))
         else:
@@ -278,7 +280,9 @@ def read_tables(data: memoryview, at: int, span: range) -> tuple[Tables, int]:
             found += (own := [read_own(source) for _ in range(BINS[code])])
             slots += slots_in(own)
             if slots > OWN_SLOTS:
-                raise FormatError(f"coded stream: own tables of {slots} slots, but {OWN_SLOTS} are the most")
+                raise FormatError(
+                    f"coded stream: own tables of {slots} slots, but at most {OWN_SLOTS} is allowed"
+                )
         group += size
     return Tables(found, table_of.reshape(-1)), source.byte_end()
 
@@ -286,7 +290,7 @@ def read_tables(data: memoryview, at: int, span: range) -> tuple[Tables, int]:
 def read_shape(source: BitReader) -> Shape:
     slope, bend, low, high = (source.bits(8) for _ in range(4))
     if low > 128 or high > 127:
-        raise FormatError(f"coded stream: symbols from -{low} to {high}, but -128 to 127 are the widest")
+        raise FormatError(f"coded stream: symbols from -{low} to {high}, but -128 to 127 is allowed")
     return Shape(slope, bend, low, high, COMMON_BITS + source.bits(2))
 
 
@@ -295,5 +299,5 @@ def read_own(source: BitReader) -> Table:
     if kind == SINGLE:
         return single(source.bits(8))
     if kind > PAIR:
-        raise FormatError(f"coded stream: a table of kind {kind}, but 0 to {PAIR} are defined")
+        raise FormatError(f"coded stream: a table of kind {kind}, but 0 to {PAIR} is allowed")
     return read_table(source, kind)

@@ -1,10 +1,11 @@
-"""CPU loops: the two steps of rANS that some processors do in one instruction, and how others do without it.
+"""CPU loops: the two operations of rANS for which some processors have an instruction, in all variants.
 
-gather   what lies at 16 places                                  AVX-512: an instruction
-deal     the next words in order to those of 16 that want one    AVX-512: an expansion; AVX2: a permutation,
-         by a table of all 2^8 ways to want (Giesen 2014, there of 2^4)
-LLVM compiles the rest for any processor. It aborts the process where an intrinsic needs an instruction that
-the processor lacks, so it is asked what the processor has for which numba compiles.
+gather   load 16 elements by index                               AVX-512: one instruction
+expand   give the next words, in order, to the lanes of a mask   AVX-512: one instruction; AVX2: a permutation
+         from a table of all 2^8 masks (Giesen 2014, there 2^4)
+
+LLVM compiles everything else for any processor. LLVM aborts the process if an intrinsic needs an instruction
+that the processor lacks, so `variant_of` asks LLVM what the processor that numba compiles for has.
 """
 # mypy: disable-error-code="no-untyped-call"
 
@@ -25,47 +26,50 @@ from tersor.coders.vector_loops import (
     LONG,
     SHORT,
     WORD,
-    alike,
     call,
-    joined,
+    concatenated,
+    constant,
     load,
-    part,
+    slice_lanes,
     vector,
 )
 
-LANES = 16  # of the vectors that rANS is told in: 32 bits each
-DEALT = "tersor.dealt"  # the table of `deal_permuted`, once in a module
+LANES = 16  # lanes of a vector of rANS states, 32 bits each
+PERMUTATIONS = "tersor.permutations"  # the table of `expand_permuted`: a global of the LLVM module
 
 
-def gather_singly(build: ir.IRBuilder, start: ir.Value, index: ir.Value, gives: ir.VectorType) -> ir.Value:
-    """What lies at the places `index` (32 bits each) behind the start. The gathers of AVX2 were slower where
-    they were measured, on Zen 4."""
-    found = ir.Constant(gives, ir.Undefined)
-    for k in range(gives.count):
+def gather_singly(
+    build: ir.IRBuilder, start: ir.Value, index: ir.Value, result_type: ir.VectorType
+) -> ir.Value:
+    """Load elements by `index` (32 bits), one by one. The gather of AVX2 was slower on Zen 4."""
+    found = ir.Constant(result_type, ir.Undefined)
+    for k in range(result_type.count):
         at = build.zext(build.extract_element(index, WORD(k)), LONG)
-        found = build.insert_element(found, load(build, start, at, gives.element), WORD(k))
+        found = build.insert_element(found, load(build, start, at, result_type.element), WORD(k))
     return found
 
 
-def gather_at_once(build: ir.IRBuilder, start: ir.Value, index: ir.Value, gives: ir.VectorType) -> ir.Value:
-    """The same by AVX-512, 512 bits at a time."""
-    width = gives.element.width
-    kind = vector(gives.element, 512 // width)
+def gather_at_once(
+    build: ir.IRBuilder, start: ir.Value, index: ir.Value, result_type: ir.VectorType
+) -> ir.Value:
+    """Load elements by index with AVX-512, 512 bits at a time."""
+    width = result_type.element.width
+    kind = vector(result_type.element, 512 // width)
     name = f"llvm.x86.avx512.mask.gather.dp{'i' if width == 32 else 'q'}.512"
-    base, every = build.bitcast(start, BYTE.as_pointer()), alike(1, vector(BIT, kind.count))
-    size = WORD(width // 8)
+    base, every = build.bitcast(start, BYTE.as_pointer()), constant(1, vector(BIT, kind.count))
+    size, zeros, lanes = WORD(width // 8), constant(0, kind), kind.count
     found = [
-        call(build, name, kind, alike(0, kind), base, part(build, index, first, kind.count), every, size)
-        for first in range(0, gives.count, kind.count)
+        call(build, name, kind, zeros, base, slice_lanes(build, index, first, lanes), every, size)
+        for first in range(0, result_type.count, lanes)
     ]
-    return joined(build, found)
+    return concatenated(build, found)
 
 
-def deal_singly(
+def expand_singly(
     build: ir.IRBuilder, words: ir.Value, at: ir.Value, needy: ir.Value
 ) -> tuple[ir.Value, ir.Value]:
-    """(words as 32 bits each, the place behind those that are wanted): who wants one has the next, the others
-    have any. `needy`: a bit each, who wants one. As many words are read from `at` on as might be wanted."""
+    """(a word of 32 bits for each lane, index of the next unused word): lanes of the mask `needy` get the
+    next words in order, the others get any word. Reads as many words from `at` on as there are lanes."""
     kind = vector(WORD, needy.type.count)
     wanted, found = build.zext(needy, kind), ir.Constant(kind, ir.Undefined)
     for k in range(kind.count):
@@ -75,75 +79,76 @@ def deal_singly(
     return found, at
 
 
-def deal_permuted(
+def expand_permuted(
     build: ir.IRBuilder, words: ir.Value, at: ir.Value, needy: ir.Value
 ) -> tuple[ir.Value, ir.Value]:
-    """The same of 8 by AVX2: which word is whose stands in a table of 2 kB."""
+    """Like `expand_singly` for 8 lanes with AVX2: a table of 2 kB has the permutation for each mask."""
     ranks = bytearray(rank for mask in range(256) for rank in ranks_of(mask))
-    table = build.module.globals.get(DEALT) or cgutils.global_constant(
-        build.module, DEALT, ir.Constant(ir.ArrayType(BYTE, len(ranks)), ranks)
+    table = build.module.globals.get(PERMUTATIONS) or cgutils.global_constant(
+        build.module, PERMUTATIONS, ir.Constant(ir.ArrayType(BYTE, len(ranks)), ranks)
     )
     mask, kind = build.bitcast(needy, BYTE), vector(WORD, 8)
     row = build.mul(build.zext(mask, LONG), LONG(8))
     which = build.zext(load(build, build.bitcast(table, BYTE.as_pointer()), row, vector(BYTE, 8)), kind)
     found = build.zext(load(build, words, at, vector(SHORT, 8)), kind)
-    return call(build, "llvm.x86.avx2.permd", kind, found, which), behind(build, at, mask)
+    return call(build, "llvm.x86.avx2.permd", kind, found, which), advanced(build, at, mask)
 
 
-def deal_expanded(
+def expand_at_once(
     build: ir.IRBuilder, words: ir.Value, at: ir.Value, needy: ir.Value
 ) -> tuple[ir.Value, ir.Value]:
-    """The same of 16 by AVX-512."""
+    """Like `expand_singly` for 16 lanes with AVX-512."""
     kind = vector(WORD, 16)
     found = build.zext(load(build, words, at, vector(SHORT, 16)), kind)
-    found = call(build, "llvm.x86.avx512.mask.expand.v16i32", kind, found, alike(0, kind), needy)
-    return found, behind(build, at, build.bitcast(needy, SHORT))
+    found = call(build, "llvm.x86.avx512.mask.expand.v16i32", kind, found, constant(0, kind), needy)
+    return found, advanced(build, at, build.bitcast(needy, SHORT))
 
 
 def ranks_of(mask: int) -> list[int]:
-    """How many of the 8 bits below each are set."""
+    """For each of 8 bits, the number of set bits below it."""
     return [0, *accumulate(mask >> k & 1 for k in range(7))]
 
 
-def behind(build: ir.IRBuilder, at: ir.Value, mask: ir.Value) -> ir.Value:
-    """The place behind as many words as bits are set."""
+def advanced(build: ir.IRBuilder, at: ir.Value, mask: ir.Value) -> ir.Value:
+    """`at` plus the number of set bits."""
     taken = call(build, f"llvm.ctpop.i{mask.type.width}", mask.type, mask)
     return build.add(at, build.zext(taken, LONG))
 
 
-class Way(NamedTuple):
-    """How these steps are done on some processors."""
+class Variant(NamedTuple):
+    """The variant of both operations for a class of processors."""
 
-    register: str  # x86's name of one that holds all LANES or half of them; none: on any processor
-    lanes: int  # that words are dealt to at a time
+    register: str  # x86 register name for LANES or LANES / 2 lanes; empty: any processor
+    lanes: int  # lanes of one `expand`
     gather: Callable[[ir.IRBuilder, ir.Value, ir.Value, ir.VectorType], ir.Value]
-    deal: Callable[[ir.IRBuilder, ir.Value, ir.Value, ir.Value], tuple[ir.Value, ir.Value]]
+    expand: Callable[[ir.IRBuilder, ir.Value, ir.Value, ir.Value], tuple[ir.Value, ir.Value]]
 
 
-WAYS = {  # the fastest first
-    "AVX-512": Way("zmm", 16, gather_at_once, deal_expanded),
-    "AVX2": Way("ymm", 8, gather_singly, deal_permuted),
-    "any": Way("", 4, gather_singly, deal_singly),
+VARIANTS = {  # the fastest first
+    "AVX-512": Variant("zmm", 16, gather_at_once, expand_at_once),
+    "AVX2": Variant("ymm", 8, gather_singly, expand_permuted),
+    "any": Variant("", 4, gather_singly, expand_singly),
 }
 
 
-def way_of(triple: str, cpu: str, features: str) -> str:
-    """The name of the first of WAYS that a processor has. It is told as numba tells LLVM of it.
+def variant_of(triple: str, cpu: str, features: str) -> str:
+    """Name of the first of VARIANTS that a processor supports. The arguments are those that numba gives LLVM.
 
-    A processor's name implies features, and one feature another, so the words are not searched: LLVM adds two
-    vectors. In registers of 256 bits it can do so in AVX2, not in AVX, and of 512 bits in AVX-512.
+    The name of a processor implies features, and some features imply others, so the text is not searched.
+    Instead, LLVM compiles the sum of two vectors. It uses registers of 512 bits only with AVX-512, and of 256
+    bits only with AVX2, not with AVX.
     """
     if triple.startswith("x86_64"):
         machine = binding.Target.from_triple(triple).create_target_machine(cpu=cpu, features=features)
         kind = f"<{LANES} x i32>"
         sum_of_two = f"define {kind} @f({kind} %a, {kind} %b) {{ %c = add {kind} %a, %b \n ret {kind} %c }}"
         found = machine.emit_assembly(binding.parse_assembly(sum_of_two))
-        for name, way in WAYS.items():
-            if way.register and re.search(rf"\bvpaddd\b.*%{way.register}", found):
+        for name, variant in VARIANTS.items():
+            if variant.register and re.search(rf"\bvpaddd\b.*%{variant.register}", found):
                 return name
     return "any"
 
 
-# From what numba keys its cache by: code that was kept for one processor is never loaded on another.
-HERE = way_of(*cpu_target.target_context.codegen().magic_tuple())
-AT_ONCE, gather, deal = WAYS[HERE][1:]
+# numba's cache key contains the same values, so code cached for one processor is never loaded on another.
+VARIANT = variant_of(*cpu_target.target_context.codegen().magic_tuple())
+AT_ONCE, gather, expand = VARIANTS[VARIANT][1:]

@@ -1,7 +1,8 @@
-"""rANS: as near to the entropy as the table allows, in one multiplication a symbol.
+"""rANS: entropy coding with a static frequency table, with one multiplication to decode a symbol.
 
 x -> f * (x div M) + x mod M - S      Duda 2013; interleaved as in Giesen 2014; states of 32 bits, words of 16
-Costs the table, and 2 bytes for one lane or 3 a lane for several; the states at the end betray damage.
+
+Overhead: the table, and 2 bytes for one lane, or 3 bytes a lane for several. The final states reveal damage.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from tersor.coders.rans.tables import PAIR, Table, read_table
 from tersor.errors import FormatError
 
 RANS = 3
-LOW = 1 << 16  # a state below this takes a word
-MAX_LANES = 5  # as a power of two, in a stream
-LANE_WORTH = 1024  # bytes of payload that make another lane's 3 bytes a trifle
+LOW = 1 << 16  # a state below this reads a word
+MAX_LANES = 5  # log2 of the largest number of lanes
+LANE_WORTH = 1024  # bytes of payload for each lane: its 3 bytes of overhead are then negligible
 
 
 def plan_rans(counts: np.ndarray) -> Plan | None:
@@ -33,15 +34,16 @@ def plan_rans(counts: np.ndarray) -> Plan | None:
     def write(symbols: np.ndarray) -> bytes:
         return head + payload_of(symbols, choice.table, 1 << lanes)
 
-    # The cost is what the frequencies promise, and luck with the states may beat it by a little.
+    # The real payload can be slightly below the cost, depending on the states.
     return Plan(len(head) + payload - payload // 1024 - 2, write)
 
 
 def first_state(table: Table, lanes: int) -> int:
-    """What an encoder begins with and a decoder must end with.
+    """The initial state of an encoder, and the final state of a decoder.
 
-    One lane begins low, which saves bits: until a word is written, a state may be below LOW. But not below M,
-    where the first symbol of the alphabet leaves it as it is, and a wrong count would go unnoticed.
+    A single lane starts below LOW, which saves bits and is allowed until a word is written. It does not start
+    below M: there the first symbol of the alphabet does not change the state, so a wrong count would not be
+    detected.
     """
     return LOW if lanes > 1 else 1 << table.bits
 
@@ -62,7 +64,7 @@ def payload_of(symbols: np.ndarray, table: Table, lanes: int) -> bytes:
     words = np.empty(len(symbols), dtype=np.uint16)
     try:
         at = rans_loops.rans_encode(symbols, frequencies, starts, table.bits, states, words)
-    except ZeroDivisionError:  # the frequency of a symbol that was not there when they were counted
+    except ZeroDivisionError:  # frequency 0: the symbol did not occur when the symbols were counted
         raise changed() from None
     if lanes == 1:
         state = int(states[0])
@@ -79,7 +81,7 @@ def read_rans(settings: int, data: memoryview, out: np.ndarray) -> None:
     if lanes > MAX_LANES or kind > PAIR:
         raise FormatError(
             f"coded stream: rans with 2^{lanes} states and a table of kind {kind}, "
-            f"but 2^0 to 2^{MAX_LANES} and 0 to {PAIR} are defined"
+            f"but 2^0 to 2^{MAX_LANES} states and kinds 0 to {PAIR} are allowed"
         )
     source = BitReader(data, 1)
     table = read_table(source, kind)
@@ -97,21 +99,21 @@ def read_rans(settings: int, data: memoryview, out: np.ndarray) -> None:
     if used != len(words) or (states != first_state(table, len(states))).any():
         raise FormatError(
             f"coded stream: damaged, or not of {len(out)} symbols: {used} of {len(words)} words were used, "
-            "and the states are not those that every encoder begins with"
+            "or the final states are not the encoder's initial ones"
         )
 
 
 def read_states(data: memoryview, at: int, lanes: int) -> tuple[np.ndarray, int]:
-    """The states [lanes], and where the words begin."""
+    """(states [lanes], index of the first word's byte)."""
     left = len(data) - at
     if lanes > 1:
         if left < 4 * lanes:
             raise FormatError(f"coded stream: it ends inside its {lanes} states")
         states = np.frombuffer(data, dtype="<u4", offset=at, count=lanes).astype(np.uint64)
         if states.min() < LOW:
-            raise FormatError(f"coded stream: a state of {states.min()}, but the least is {LOW}")
+            raise FormatError(f"coded stream: a state of {states.min()}, but {LOW} or more is required")
         return states, at + 4 * lanes
     width = left if left <= 4 else 4 - left % 2
     if not width or not data[at + width - 1]:
-        raise FormatError("coded stream: its state is missing, or begins with a zero")
+        raise FormatError("coded stream: its state is missing, or the highest byte of the state is zero")
     return np.array([int.from_bytes(data[at : at + width], "little")], dtype=np.uint64), at + width

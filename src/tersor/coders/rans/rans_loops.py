@@ -1,4 +1,4 @@
-"""rANS loops: one state after the other, compiled. A decoder returns how far it came."""
+"""rANS loops: encode and decode one state after the other, compiled."""
 # ruff: noqa: PLR0917  compiled functions take no keywords
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def rans_encode(
     states: np.ndarray,
     words: np.ndarray,
 ) -> np.int64:
-    """Fill `words` from its end, last symbol first; return the place of the first word. `states` [lanes]."""
+    """Fill `words` from its end, last symbol first. Returns the index of the first word. `states` [lanes]."""
     shift = np.uint64(bits)
     room = np.uint64(32 - bits)
     lanes = np.uint64(states.size)
@@ -59,8 +59,8 @@ def rans_encode(
 
 
 @njit(forceinline=True)
-def taken(x, slots, mask, shift):  # type: ignore[no-untyped-def]
-    """(symbol, state before any word is read) after one symbol of state x."""
+def decode_symbol(x, slots, mask, shift):  # type: ignore[no-untyped-def]
+    """Decode one symbol from state x: (symbol, new state before a word is read)."""
     slot = slots[x & mask]
     return np.uint8(slot & BYTE), ((slot >> N8) & THREE_BYTES) * (x >> shift) + (slot >> N32)
 
@@ -69,17 +69,17 @@ def taken(x, slots, mask, shift):  # type: ignore[no-untyped-def]
 def rans_decode(
     words: np.ndarray, states: np.ndarray, slots: np.ndarray, bits: int, out: np.ndarray
 ) -> np.int64:
-    """Fill `out`; return the number of words read. `slots` [2^bits] as in tables_loops.slots_of."""
+    """Fill `out`. Returns the number of words read. `slots` [2^bits] as in tables_loops.slots_of."""
     shift = np.uint64(bits)
     mask = (N1 << shift) - N1
     lanes = np.uint64(states.size)
     count, length = np.uint64(out.size), np.uint64(words.size)
     i = at = N0
-    # Whole rounds first: a round reads at most one word a lane, so one look at the end serves all lanes, and
-    # the choice whether to read needs no jump (it is as good as random: a wrong guess costs 15 cycles).
+    # Whole rounds first: a round reads at most one word a lane, so one bounds check is enough for all lanes.
+    # Whether to read is decided without a branch: it is nearly random, and a misprediction costs 15 cycles.
     while i + lanes <= count and at + lanes <= length:
         for turn in range(lanes):
-            out[i + turn], x = taken(states[turn], slots, mask, shift)
+            out[i + turn], x = decode_symbol(states[turn], slots, mask, shift)
             word = np.uint64(words[at])
             needy = x < LOW
             states[turn] = (x << N16) | word if needy else x
@@ -87,7 +87,7 @@ def rans_decode(
         i += lanes
     while i < count:
         lane = i & (lanes - N1)
-        out[i], x = taken(states[lane], slots, mask, shift)
+        out[i], x = decode_symbol(states[lane], slots, mask, shift)
         if x < LOW and at < length:
             x = (x << N16) | np.uint64(words[at])
             at += N1

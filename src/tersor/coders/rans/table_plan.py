@@ -1,8 +1,9 @@
-"""Fit: the table that makes table and payload together shortest. Encoder only; a decoder needs none of this.
+"""Table plan: choose the frequency table that minimizes table plus payload. Encoder only.
 
-cost   sum of n[j] * (bits - log2 f[j]), counted in whole 2^-24 bits so that ties break alike everywhere
-A finer table saves payload and costs itself: half the log2 of a symbol's count is about what its depth is
-worth (Rissanen 1983). So all details are tried, and shapes wherever a list would weigh.
+cost   sum of n[j] * (bits - log2 f[j]), in integer units of 2^-24 bits so that ties break equally everywhere
+
+A finer table makes the payload shorter and the table longer: a symbol's depth is worth about half the log2 of
+its count in bits (Rissanen 1983). All details are tried, and shapes too if a list is not negligibly short.
 """
 
 from __future__ import annotations
@@ -18,18 +19,18 @@ from tersor.coders.bit_strings import BitWriter, list_bits, write_list
 from tersor.coders.rans import tables
 from tersor.coders.rans.tables import LIST, MAX_BITS, MIN_BITS, OCTAVES, PAIR, SHAPE, Table
 
-UNIT = 1 << 24  # costs count in 1 / UNIT bits: a symbol of frequency 65535 costs 2^-15.5
+UNIT = 1 << 24  # costs are in 1 / UNIT bits: a symbol of frequency 65535 costs 2^-15.5 bits
 DETAILS = np.arange(8)
-TRIFLE = 11  # a table or a gain below 2^-11 of the payload is not worth a search
-PRECISE = 9  # below 2^-9 of it not another bit of precision: 2^12 slots stay in the first cache
-SHAPE_BITS = 36  # of the smallest shape, its precision and alphabet included
+NEGLIGIBLE = 11  # a list below 2^-11 of the payload is not worth a search for a shape
+PRECISE = 9  # a gain below 2^-9 is not worth another bit of precision: 2^12 slots stay in L1 cache
+SHAPE_BITS = 36  # bits of the smallest shape, with its precision and alphabet
 STRIDES = (8, 4, 2, 1)
-MOVES = 8  # a search goes at most so far at each stride
+MOVES = 8  # moves of a search at each stride, at most
 
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """A table, how it is written, and what the payload will cost with it."""
+    """A table, its encoding, and the cost of the payload with it."""
 
     kind: int
     table: Table
@@ -38,34 +39,34 @@ class Choice:
 
     @property
     def total(self) -> int:
-        # A lone state begins at 2^bits: so many bits are spent before the first symbol.
+        # A single state starts at 2^bits, which costs this many bits.
         return self.cost + UNIT * (8 * -(-self.head.length // 8) + self.table.bits)
 
 
 @functools.cache
 def log2_table() -> np.ndarray:
-    """log2(f) in 1 / UNIT for f up to 2^16; entry 0 is not used."""
+    """log2(f) in 1 / UNIT, for f up to 2^16; entry 0 is unused."""
     return np.rint(np.log2(np.maximum(np.arange((1 << MAX_BITS) + 1), 1)) * UNIT).astype(np.int64)
 
 
 def cost_of(counts: np.ndarray, frequencies: np.ndarray, bits: int) -> np.ndarray:
-    """Payload of counts [K] coded by frequencies [..., K].
+    """Payload in 1 / UNIT bits of counts [K] with frequencies [..., K].
 
-    States of 32 bits round, the more the finer the table: 0.15 % of the payload at 16 bits (measured), a
-    quarter of it at 15, and so on.
+    Rounding of 32-bit states is included: 0.15 % of the payload at 16 bits (measured), a quarter of that at
+    15 bits, and so on.
     """
     cost = (counts * (bits * UNIT - log2_table()[frequencies])).sum(-1)
     return cost + (3 * cost >> (11 + 2 * (MAX_BITS - bits)))
 
 
 def best_table(counts: np.ndarray) -> Choice:
-    """For counts [256] of at least two symbols."""
+    """The best table for counts [256] of at least two symbols."""
     if np.count_nonzero(counts) == 2:
         return pair(counts)
     bits = precision(counts[counts > 0])
     names = alphabets(counts)
     best = min((listed(counts[a.symbols], a, bits) for a in names), key=lambda choice: choice.total)
-    if best.head.length > SHAPE_BITS and best.head.length * UNIT << TRIFLE > best.cost:
+    if best.head.length > SHAPE_BITS and best.head.length * UNIT << NEGLIGIBLE > best.cost:
         found = min(shaped(counts, names, bits), key=lambda choice: choice.total)
         best = min(best, found, key=lambda choice: choice.total)
     return best
@@ -90,7 +91,7 @@ def pair(counts: np.ndarray) -> Choice:
 
 
 def precision(n: np.ndarray) -> int:
-    """Bits of precision for counts [K]: the fewest that do nearly as well as any: small tables are fast."""
+    """The lowest precision in bits that is nearly optimal for counts [K]: small tables are fast."""
     costs = {}
     for bits in range(MIN_BITS, MAX_BITS + 1):
         finest = int(DETAILS[-1])
@@ -103,7 +104,7 @@ def precision(n: np.ndarray) -> int:
 def depths_for(n: np.ndarray, bits: int) -> np.ndarray:
     """The depths [8, K] nearest to counts [K] at each detail."""
     free = (1 << bits) - len(n)
-    # Each symbol has 1 for nothing, so the weights share out the rest; below half a unit all are alike.
+    # Each symbol has a frequency of 1 anyway; weights divide the rest. Shares below 0.5 are equal.
     share = np.maximum(n / n.sum() * (1 << bits) - 1, 0.5) / free
     octave = np.clip(OCTAVES + np.log2(share / share.max()), 0, OCTAVES)  # [K]
     whole = np.floor(octave)
@@ -113,7 +114,7 @@ def depths_for(n: np.ndarray, bits: int) -> np.ndarray:
 
 
 def listed(n: np.ndarray, alphabet: Alphabet, bits: int) -> Choice:
-    """The best detail for counts [K]; a coarse list costs few bits, a fine one wastes few."""
+    """The list with the best detail for counts [K]: finer lists are longer, but their payload is shorter."""
     depths = depths_for(n, bits)  # [8, K]
     sizes = list_bits(depths).min(axis=(1, 2, 3))  # [8]
     f = [tables.frequencies(depths[d], d, bits) for d in DETAILS.tolist()]
@@ -128,69 +129,73 @@ def listed(n: np.ndarray, alphabet: Alphabet, bits: int) -> Choice:
 
 
 def shaped(counts: np.ndarray, names: list[Alphabet], bits: int) -> list[Choice]:
-    """Shapes with and without a peak, fitted in the order in which the counts lie closest together."""
-    near = min(names, key=lambda a: spread_of(counts[a.symbols], a.offsets)[1])
+    """Shapes with and without a peak, fitted in the cyclic order with the smallest variance."""
+    near = min(names, key=lambda a: moments_of(counts[a.symbols], a.offsets)[1])
     n = counts[near.symbols]
-    alike = [a for a in names if a.start == near.start]
+    same_start = [a for a in names if a.start == near.start]
     choices = []
     for peak in (False, True):
-        dials = search(n, near.offsets, bits, peak)
-        choices += [write_shape(counts[a.symbols], a, bits, dials, peak) for a in alike]
+        parameters = search(n, near.offsets, bits, peak)
+        choices += [write_shape(counts[a.symbols], a, bits, parameters, peak) for a in same_start]
     return choices
 
 
-def spread_of(n: np.ndarray, offsets: np.ndarray) -> tuple[float, float, float]:
-    """Mean, variance and mean distance from the mean of offsets [K] that occur n [K] times."""
+def moments_of(n: np.ndarray, offsets: np.ndarray) -> tuple[float, float, float]:
+    """Mean, variance and mean absolute deviation of offsets [K] that occur n [K] times."""
     mean = float(n @ offsets / n.sum())
     away = offsets - mean
     return mean, float(n @ away**2 / n.sum()), float(n @ abs(away) / n.sum())
 
 
-def nearest_dial(value: float) -> int:
-    return int(abs(tables.dial(np.arange(tables.MAX_DIAL + 1)) - value).argmin())
+def nearest_float7(value: float) -> int:
+    return int(abs(tables.float7(np.arange(tables.MAX_FLOAT7 + 1)) - value).argmin())
 
 
 def shape_frequencies(
-    n: np.ndarray, offsets: np.ndarray, bits: int, dials: np.ndarray, peak: bool
+    n: np.ndarray, offsets: np.ndarray, bits: int, parameters: np.ndarray, peak: bool
 ) -> np.ndarray:
-    """Frequencies [..., K] of dials [..., 4]: center, slope, bend, height of the peak at the largest n."""
-    depths = tables.shape_depths(offsets, dials[:, 0], dials[:, 1], dials[:, 2])
+    """Frequencies [..., K] of shapes with parameters [..., 4]: center, slope, bend, height of the peak.
+
+    The peak is the symbol with the largest n.
+    """
+    depths = tables.shape_depths(offsets, parameters[:, 0], parameters[:, 1], parameters[:, 2])
     if peak:
-        depths += tables.PEAK_SCALE * dials[:, 3:] * (np.arange(len(n)) != n.argmax())
+        depths += tables.PEAK_SCALE * parameters[:, 3:] * (np.arange(len(n)) != n.argmax())
     return tables.frequencies(np.minimum(depths, OCTAVES << tables.SHAPE_DETAIL), tables.SHAPE_DETAIL, bits)
 
 
 def search(n: np.ndarray, offsets: np.ndarray, bits: int, peak: bool) -> np.ndarray:
-    """Dials [4] by descent with shrinking strides from the best of a normal, a Laplace and a mixed shape."""
+    """Parameters [4] by a local search with shrinking strides, from a normal, a Laplace or a mixed shape."""
 
     def cheapest(candidates: np.ndarray) -> np.ndarray:
         return candidates[cost_of(n, shape_frequencies(n, offsets, bits, candidates, peak), bits).argmin()]
 
     rest = np.where(np.arange(len(n)) == n.argmax(), 0, n) if peak else n
-    mean, variance, distance = spread_of(rest, offsets)
+    mean, variance, distance = moments_of(rest, offsets)
     octave = (1 << tables.SHAPE_DETAIL) * np.log2(np.e)
     unit = 1 << tables.SHAPE_SHIFT
-    bend = nearest_dial(octave * unit / (8 * max(variance, 0.1)))  # depth = octave * (t / 2)^2 / (2 variance)
-    slope = nearest_dial(octave * unit / (2 * tables.SLOPE_SCALE * max(distance, 0.1)))
+    # A normal distribution has depth = octave * (t / 2)^2 / (2 variance).
+    bend = nearest_float7(octave * unit / (8 * max(variance, 0.1)))
+    slope = nearest_float7(octave * unit / (2 * tables.SLOPE_SCALE * max(distance, 0.1)))
     center, height = round(2 * mean), 16
     points = [(center, 0, bend, height), (center, slope, 0, height), (center, slope - 8, bend - 8, height)]
-    most = np.array([tables.MAX_CENTER, tables.MAX_DIAL, tables.MAX_DIAL, tables.MAX_HEIGHT])
-    dials = cheapest(np.clip(points, 0, most))
+    most = np.array([tables.MAX_CENTER, tables.MAX_FLOAT7, tables.MAX_FLOAT7, tables.MAX_HEIGHT])
+    parameters = cheapest(np.clip(points, 0, most))
     cross = np.array(
         list(itertools.product((0, -1, 1), (0, -1, 1), (0, -1, 1), (0, -1, 1) if peak else (0,)))
     )
     for stride in STRIDES:
         for _ in range(MOVES):
-            nearby = cheapest(np.clip(dials + stride * cross, 0, most))
-            if (nearby == dials).all():
+            nearby = cheapest(np.clip(parameters + stride * cross, 0, most))
+            if (nearby == parameters).all():
                 break
-            dials = nearby
-    return dials
+            parameters = nearby
+    return parameters
 
 
-def write_shape(n: np.ndarray, alphabet: Alphabet, bits: int, dials: np.ndarray, peak: bool) -> Choice:
-    f = shape_frequencies(n, alphabet.offsets, bits, dials[None], peak)[0]
-    center, slope, bend, height = dials.tolist()
+def write_shape(n: np.ndarray, alphabet: Alphabet, bits: int, parameters: np.ndarray, peak: bool) -> Choice:
+    f = shape_frequencies(n, alphabet.offsets, bits, parameters[None], peak)[0]
+    center, slope, bend, height = parameters.tolist()
     head = BitWriter()
     head.bits(bits - MIN_BITS, 3)
     write_alphabet(head, alphabet)

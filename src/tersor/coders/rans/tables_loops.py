@@ -1,4 +1,4 @@
-"""Tables loops: frequencies from depths, and what each slot means, compiled: short streams wait for these."""
+"""Tables loops: frequencies from depths, and the decoder's slots, compiled: they dominate short streams."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ I64_2 = types.Array(types.int64, 2, "C", readonly=True)
 
 
 @compiled(types.int64[:, ::1](I64_2, INT, INT, INT), brief=True)
-def shared(depths: np.ndarray, octaves: int, detail: int, bits: int) -> np.ndarray:
+def apportion(depths: np.ndarray, octaves: int, detail: int, bits: int) -> np.ndarray:
     """Depths [T, K] to frequencies [T, K]: 1 for each symbol, the rest of 2^bits by weight."""
     rows, size = depths.shape
     found = np.empty((rows, size), np.int64)
@@ -34,7 +34,7 @@ def shared(depths: np.ndarray, octaves: int, detail: int, bits: int) -> np.ndarr
 
 @compiled(types.uint64[::1](U8, I64, INT), brief=True)
 def slots_of(symbols: np.ndarray, frequencies: np.ndarray, bits: int) -> np.ndarray:
-    """What each of 2^bits slots means: symbol | frequency << 8 | place among the symbol's slots << 32."""
+    """For each of 2^bits slots: symbol | frequency << 8 | index among the symbol's slots << 32."""
     slots = np.empty(1 << bits, np.uint64)
     at = 0
     for j in range(symbols.size):
@@ -47,7 +47,7 @@ def slots_of(symbols: np.ndarray, frequencies: np.ndarray, bits: int) -> np.ndar
 
 @compiled(types.uint32[::1](U8, I64, INT), brief=True)
 def narrow_slots_of(symbols: np.ndarray, frequencies: np.ndarray, bits: int) -> np.ndarray:
-    """The same in 32 bits: symbol | frequency << 8 | place << 20; empty where a frequency does not fit."""
+    """The same in 32 bits: symbol | frequency << 8 | index << 20. Empty if a frequency is 2^12 or more."""
     slots = np.empty(1 << bits, np.uint32)
     at = 0
     for j in range(symbols.size):

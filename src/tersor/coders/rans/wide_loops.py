@@ -1,7 +1,7 @@
-"""Wide loops: rANS with its states side by side in vectors of 16, as Giesen 2014 does in vectors of 4.
+"""Wide loops: decode rANS with 16 states in one vector; Giesen 2014 does so with 4.
 
-A vector looks up 16 symbols, and takes words in order for those states that want one (cpu_loops.py). The
-stream is that of any 16 or 32 states, which can be taken one after the other too: at half the speed.
+A vector looks up 16 symbols, and the states that need a word get the next words in order (cpu_loops.py). The
+stream is the same as for a decoder that takes one state after the other, at half the speed.
 """
 # ruff: noqa: PLR0917  compiled functions take no keywords
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, call-arg, attr-defined"
@@ -17,17 +17,17 @@ from numba import types
 from numba.extending import intrinsic
 
 from tersor.coders.loops import INT, LOW, N16, U8_OUT, U16, U32, U32_OUT
-from tersor.coders.rans.cpu_loops import AT_ONCE, LANES, deal, gather
+from tersor.coders.rans.cpu_loops import AT_ONCE, LANES, expand, gather
 from tersor.coders.vector_loops import (
     BYTE,
     LONG,
     WORD,
-    alike,
-    joined,
+    broadcast,
+    concatenated,
+    constant,
+    data_pointer,
     load,
-    part,
-    spread,
-    start_of,
+    slice_lanes,
     store,
     vector,
 )
@@ -37,14 +37,14 @@ WORDS, LONGS = vector(WORD, LANES), vector(LONG, LANES)
 
 
 def on_arrays(generate: Callable[..., ir.Value], *kinds: Any) -> Any:
-    """What an intrinsic returns: its signature, and `generate` with places in place of arrays."""
+    """The result of an intrinsic: (signature, `generate` with data pointers instead of arrays)."""
 
-    def lowered(context, build, signature, given):
+    def lowered(context, build, signature, args):
         return generate(
             build,
             *(
-                start_of(context, build, kind, value) if isinstance(kind, types.Array) else value
-                for kind, value in zip(kinds, given, strict=True)
+                data_pointer(context, build, kind, value) if isinstance(kind, types.Array) else value
+                for kind, value in zip(kinds, args, strict=True)
             ),
         )
 
@@ -52,33 +52,34 @@ def on_arrays(generate: Callable[..., ir.Value], *kinds: Any) -> Any:
 
 
 def refill(build: ir.IRBuilder, state: ir.Value, words: ir.Value, at: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """States of which those below 2^16 have taken a word each, in order, and the place behind these."""
+    """(states, next word): each state below 2^16 shifts in one word, in order."""
     kind, found = vector(WORD, AT_ONCE), []
     for first in range(0, LANES, AT_ONCE):
-        before = part(build, state, first, AT_ONCE)
-        needy = build.icmp_unsigned("<", before, alike(1 << 16, kind))
-        fresh, at = deal(build, words, at, needy)
-        fresh = build.or_(build.shl(before, alike(16, kind)), fresh)
+        before = slice_lanes(build, state, first, AT_ONCE)
+        needy = build.icmp_unsigned("<", before, constant(1 << 16, kind))
+        fresh, at = expand(build, words, at, needy)
+        fresh = build.or_(build.shl(before, constant(16, kind)), fresh)
         found.append(build.select(needy, fresh, before))
-    return joined(build, found), at
+    return concatenated(build, found), at
 
 
 @intrinsic
-def take16(typing_context, words, at, states, first, slots, bits, out, place):
-    """One symbol of each of states[first : first + 16] to out[place:]; the place behind the words they take.
+def decode16(typing_context, words, at, states, first, slots, bits, out, place):
+    """Decode one symbol from each of states[first : first + 16] to out[place:]. Returns the next word's
+    index.
 
-    Reads 16 words from `at` on, whether it needs them or not, as does `take16_of`.
+    Always reads 16 words from `at` on, as does `decode16_tables`.
     """
 
     def generate(build, words, at, states, first, slots, bits, out, place):
-        shift = spread(build, build.trunc(bits, WORD), LANES)
-        one = alike(1, WORDS)
+        shift = broadcast(build, build.trunc(bits, WORD), LANES)
+        one = constant(1, WORDS)
         state = load(build, states, first, WORDS)
         slot = gather(build, slots, build.and_(state, build.sub(build.shl(one, shift), one)), WORDS)
         store(build, build.trunc(slot, vector(BYTE, LANES)), out, place)
-        frequency = build.and_(build.lshr(slot, alike(8, WORDS)), alike(0xFFF, WORDS))
+        frequency = build.and_(build.lshr(slot, constant(8, WORDS)), constant(0xFFF, WORDS))
         state = build.mul(frequency, build.lshr(state, shift))
-        state = build.add(state, build.lshr(slot, alike(20, WORDS)))
+        state = build.add(state, build.lshr(slot, constant(20, WORDS)))
         state, behind = refill(build, state, words, at)
         store(build, state, states, first)
         return behind
@@ -88,24 +89,24 @@ def take16(typing_context, words, at, states, first, slots, bits, out, place):
 
 
 @intrinsic
-def take16_of(typing_context, words, at, states, tables, slots, kinds, out, place):
-    """The same of states[:16], each by a table of its own: that of its kind in kinds[place:].
+def decode16_tables(typing_context, words, at, states, tables, slots, kinds, out, place):
+    """Like `decode16` for states[:16], each with its own table: that of its kind in kinds[place:].
 
-    tables[kind]: where its slots begin << 5 | its bits. `slots` uint64 as in tables_loops.slots_of.
+    tables[kind]: first slot << 5 | bits. `slots` uint64 as in tables_loops.slots_of.
     """
 
     def generate(build, words, at, states, tables, slots, kinds, out, place):
-        one = alike(1, WORDS)
+        one = constant(1, WORDS)
         table = gather(build, tables, load(build, kinds, place, WORDS), WORDS)
-        shift = build.and_(table, alike(31, WORDS))
+        shift = build.and_(table, constant(31, WORDS))
         state = load(build, states, LONG(0), WORDS)
         index = build.and_(state, build.sub(build.shl(one, shift), one))
-        index = build.add(index, build.lshr(table, alike(5, WORDS)))
+        index = build.add(index, build.lshr(table, constant(5, WORDS)))
         slot = gather(build, slots, index, LONGS)
-        low, high = (build.trunc(build.lshr(slot, alike(shift, LONGS)), WORDS) for shift in (0, 32))
+        low, high = (build.trunc(build.lshr(slot, constant(shift, LONGS)), WORDS) for shift in (0, 32))
         symbol = build.trunc(low, vector(BYTE, LANES))
         store(build, build.sext(symbol, WORDS), out, place)
-        state = build.mul(build.lshr(low, alike(8, WORDS)), build.lshr(state, shift))
+        state = build.mul(build.lshr(low, constant(8, WORDS)), build.lshr(state, shift))
         state, behind = refill(build, build.add(state, high), words, at)
         store(build, state, states, LONG(0))
         return behind
@@ -117,16 +118,16 @@ def take16_of(typing_context, words, at, states, tables, slots, kinds, out, plac
 def rans_decode_wide(
     words: np.ndarray, states: np.ndarray, slots: np.ndarray, bits: int, out: np.ndarray
 ) -> np.int64:
-    """loops.rans_decode for 16 or 32 states, with slots as in tables_loops.narrow_slots_of."""
+    """rans_loops.rans_decode for 16 or 32 states, with slots as in tables_loops.narrow_slots_of."""
     i = at = 0
     if states.size == 32:
         while i + 32 <= out.size and at + 32 <= words.size:
-            at = take16(words, at, states, 0, slots, bits, out, i)
-            at = take16(words, at, states, 16, slots, bits, out, i + 16)
+            at = decode16(words, at, states, 0, slots, bits, out, i)
+            at = decode16(words, at, states, 16, slots, bits, out, i + 16)
             i += 32
     else:
         while i + 16 <= out.size and at + 16 <= words.size:
-            at = take16(words, at, states, 0, slots, bits, out, i)
+            at = decode16(words, at, states, 0, slots, bits, out, i)
             i += 16
     mask = np.uint32((1 << bits) - 1)
     for k in range(i, out.size):
