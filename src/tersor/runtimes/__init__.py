@@ -1,6 +1,6 @@
-"""Runtimes: where a compressed model runs. One file each, with `write`, `open` and `compare`.
+"""Runtimes: where a compressed model can run. One file each, with `write`, `open` and `compare`.
 
-The table names modules, so that looking at it imports none of them.
+The table holds names of modules, so that reading it imports none of them.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Rdoq: rate-distortion optimized quantization, for a size, an accuracy, or a price of a bit.
 
-min E |dy|^2 + lam * bits       dy: change of the model's output. One lam for all layers, so that each bit is
-spent
-                                where it helps most. Bits: under an adaptive model of neighbors, as the
-                                entropy coder codes them
+min E |dy|^2 + lam * bits      dy: change of the model's output; bits: under an adaptive model of neighbors,
+as
+                               the entropy coder codes them; one lam for all layers spends each bit where it
+                               helps most
 weigh   output: curvature of the output (model/curvature.py); inputs: second moments of each layer's inputs,
         as in GPTQ and CERWU; none: each tensor's error over its power, without data
 Nothing is trained. Cost: one pass forward and backward over the calibration batches, then a few seconds per
@@ -50,8 +50,10 @@ class Rdoq:
     }
     bits: float | None = None  # a weight, on average, before the entropy step; 4 if no target is given
     nbytes: int | None = None  # of the whole model after the entropy step
-    max_drop: float | None = None  # allowed loss of the task's metric on its evaluation set, in points or its
-    unit lam: float | None = None  # the price of a bit, in units of the weighted error
+    max_drop: float | None = (
+        None  # allowed loss of the task's metric on the evaluation set, in points if a share
+    )
+    lam: float | None = None  # the price of a bit, in units of the weighted error
     weigh: str = "auto"  # an error's weight: "output", "inputs" or "none"; auto: output if there is data
     # What shares a step: "tensor", "channel", "input", "both" (row times column); auto: the cheapest.
     per: str = "auto"
@@ -101,8 +103,9 @@ class Rdoq:
             return
         roundings = site_roundings(view, sites, self.weighing(view), self.damp, self.passes)
         lam = self.search(view, roundings)
-        yield Group("all", tuple(event for rounding in roundings for event in self.events(view, rounding,
-        lam)))
+        yield Group(
+            "all", tuple(event for rounding in roundings for event in self.events(view, rounding, lam))
+        )
 
     def sites(self, view: View) -> list[Site]:
         """The weights that `where` picks, and the other parameters if it is "*"."""
