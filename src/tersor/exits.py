@@ -1,7 +1,10 @@
 """Exits: the end of a command: its result on stdout or its error on stderr, and the exit code.
 
-exit 0  done      1  understood and refused (errors.py)      2  a wrong call: a misspelt word or setting
-     130  stopped by Ctrl-C      141  the reader of the output, such as head, has closed the pipe
+exit 0      done
+exit 1      understood and refused (errors.py)
+exit 2      a wrong call: a misspelt word or setting
+exit 130    stopped by Ctrl-C
+exit 141    the reader of the output, such as head, has closed the pipe
 With --json stdout is one JSON document, also for an error: {"error": text, "kind": class}.
 """
 

@@ -1,8 +1,7 @@
 """Apply: a group of events on a state, checked, all or none.
 
-An edit must start from the current form, and its new form must relate to that as `how` says
-(record/relation.py). A cut names given indices that are still present. An event that changes an output marks
-the grids of edges stale.
+An edit must start from the current form and change it as `how` says (record/relation.py). A cut names given
+indices that are still present. An event that can change an output makes the grids of edges stale.
 """
 
 from __future__ import annotations
@@ -86,9 +85,7 @@ def restructured(state: State, event: Set | Replace, who: str) -> State:
     if isinstance(event, Set):
         return replace(state, changes=(*state.changes, event))
     if state.given is None:
-        raise RefusedError(
-            f"{who}: {event.module}: replacing a module needs the model, and there are only its weights"
-        )
+        raise RefusedError(f"{who}: {event.module}: replacing a module needs the model, not only its weights")
     module = changed(state.given, state.changes)
     removed, added, aliases = born(event, state.sites, state.forms, state.aliases, module)
 

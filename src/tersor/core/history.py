@@ -1,7 +1,6 @@
 """History: undo and replay, from a ledger, a journal and the first weights.
 
-undo      of lossless steps: from the state alone; of all steps: the first weights; else from the run's
-          journal
+undo      of lossless steps: from the state; of all steps: the first weights; else from the run's journal
 replay    apply the groups of a journal to the model that its run began with, without computing them again
 """
 
@@ -64,9 +63,8 @@ def first_given(state: State) -> State:
 
 
 def without_coding(state: State, first: int, before: dict[str, str]) -> State:
-    """The forms before lossless edits; `before`: their digests. Coding does not store hidden elements, so
-    these are zero now: such a form decodes to the same bits but has another digest, which goes into the
-    ledger.
+    """The forms before lossless edits; `before`: their digests. Coding drops hidden elements, which are zero
+    now: such a form decodes to the same bits but has another digest, which goes into the ledger.
     """
     forms, ledger = dict(state.forms), state.ledger.until(first)
     for site, digest in before.items():

@@ -44,10 +44,10 @@ def run(
     """Compress a model by a recipe: a Recipe, a step, or a list of steps.
 
     The given model is not changed. A state (from another run or a file) is continued: its ledger goes on, and
-    results are still compared with the model as it was first given. `task` gives batches, scores and a loss;
-    steps that need none of them run without it. With `journal` (a folder) every applied group is kept on
-    disk, and `resume` continues after the last one. Files that steps write (exports) go to `out`.
-    RefusedError if the recipe is the lock of another model, or the result differs from the lock.
+    results are compared with the model as it was first given. `task` gives batches, scores and a loss; steps
+    that need none run without it. With `journal` (a folder) every applied group is kept on disk, and `resume`
+    continues after the last one. Files that steps write (exports) go to `out`. RefusedError for a recipe that
+    is the lock of another model or another result.
     """
     recipe, observer = as_recipe(recipe, seed), observer or Observer()
     state = model if isinstance(model, State) else start(model, task)
@@ -111,8 +111,7 @@ class Executor:
             if CAME not in done:
                 self.put(number, step.name, masks)
         seen: set[str] = set()
-        # No reference to the view is kept: it refers to the executor for trials, and such a cycle would keep
-        # past forms in memory.
+        # The view is not kept: it refers to the executor (for trials), and a cycle keeps past forms in memory.
         for group in step.run(self.view_of(number, step, begin, done)):
             if group.key in seen or group.key in ("", AGAIN, CAME, LEFT):
                 raise RefusedError(f"{step.name}: the key {group.key!r} is not unique, which --resume needs")
@@ -149,8 +148,7 @@ class Executor:
         self.observer.ended(name, seconds)
 
     def zeros(self, number: int, step: Any, begin: State) -> Group | None:
-        """Masks for the zeros that weights were given with: of all sites, or of the sites of a step that
-        works site by site."""
+        """Masks for zeros in the given weights: of all sites, or only the step's if it works site by site."""
         where = step.where if step.needs is Needs.NOTHING else "*"
         zeros = NONE if getattr(step, "lossless", False) else self.recipe.zeros_of(number)
         events: list[Event] = []

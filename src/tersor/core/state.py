@@ -92,8 +92,7 @@ class State:
 
     @property
     def trail(self) -> str:
-        """Digests of the state and its history. A journal is resumed only from a state with the same
-        trail."""
+        """Digests of the state and its history. A journal resumes only from a state with the same trail."""
         return f"{self.digest} {self.ledger.digest}" if self.ledger.count else self.digest
 
     @property

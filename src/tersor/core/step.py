@@ -1,10 +1,10 @@
 """Step: one technique with its settings.
 
-class Quantize:                                      a frozen dataclass; its fields are the settings
-    name = "quantize"                                its word in YAML and on the command line
-    where = "*"                                      which sites, as a glob
-    needs, lossless                                  the inputs that it requires; True if it changes no weight
-    def run(self, view) -> Iterator[Group]           reads the view, yields groups; changes nothing
+class Quantize                          a frozen dataclass; its fields are the settings
+name = "quantize"                       its word in YAML and on the command line
+where = "*"                             which sites, as a glob
+needs, lossless                         the inputs that it requires; True if it changes no weight
+run(self, view) -> Iterator[Group]      reads the view, yields groups; changes nothing
 """
 
 from __future__ import annotations

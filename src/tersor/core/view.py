@@ -65,7 +65,7 @@ class View:
         return self.state.forms
 
     def weights(self, where: str | Iterable[str] = "*") -> list[Site]:
-        """The sites that a glob matches, in the model's order. SiteError with near misses if it matches
+        """The sites that a glob matches, in the model's order. SiteError with near misses if there are
         none."""
         return select(self.sites, where, self.step_name)
 

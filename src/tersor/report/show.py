@@ -1,7 +1,7 @@
 """Show: how a file's bytes are used: each site's form and bytes against the order-0 entropy, and the ledger.
 
-distance = stored / order 0 - 1              of the site's leaves; below 0 if a coder used more than one symbol
-share    = bytes of the site / of the file   the rest is text (names, trees, ledger), header and attachments
+distance = stored / order 0 - 1             of the site's leaves; below 0 if a coder used neighbors
+share = bytes of the site / of the file     the rest is text (names, trees, ledger), header and attachments
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Budget: search for the price of a bit that meets a target.
 
-least(bits, budget)      the least price whose bits are within the budget; when the price doubles, bits fall
-by
-                         about half a bit a weight
+least(bits, budget)      the least price whose bits are within the budget; bits fall by about half a bit a
+                         weight when the price doubles
 largest(loss, limit)     the largest price whose loss is within the limit, by bisection of its logarithm and a
                          few tries beyond the result
 """

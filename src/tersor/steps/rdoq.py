@@ -1,9 +1,8 @@
 """Rdoq: rate-distortion optimized quantization, for a size, an accuracy, or a price of a bit.
 
 min E |dy|^2 + lam * bits      dy: change of the model's output; bits: under an adaptive model of neighbors,
-as
-                               the entropy coder codes them; one lam for all layers spends each bit where it
-                               helps most
+                               as the entropy coder codes them; one lam for all layers spends each bit where
+                               it helps most
 weigh   output: curvature of the output (model/curvature.py); inputs: second moments of each layer's inputs,
         as in GPTQ and CERWU; none: each tensor's error over its power, without data
 Nothing is trained. Cost: one pass forward and backward over the calibration batches, then a few seconds per
