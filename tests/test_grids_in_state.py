@@ -184,5 +184,5 @@ def test_trained_by_a_plain_loop_through_the_modules_own_signature(given: Call) 
 def test_what_cannot_take_grids_says_so() -> None:
     call = nets()["resnet20"]
     result = run(call[0], Calibrate(three_edges(call)), task_of(call))
-    with pytest.raises(RefusedError, match="export: 3 edges have grids, and no runtime here takes them yet"):
+    with pytest.raises(RefusedError, match="export: 3 edges have grids, which no runtime here supports yet"):
         run(result, Export(), task_of(call))

@@ -20,7 +20,7 @@ RECIPE = Recipe((Prune(keep=0.5),))
 
 def test_the_file_is_what_is_returned(tmp_path: Path) -> None:
     t = tiny("mlp")
-    result, _ = tersor.pipeline.job(start(t.model), RECIPE, t.task, tmp_path)
+    result, _ = tersor.pipeline.run_pipeline(start(t.model), RECIPE, t.task, tmp_path)
     assert load(tmp_path / "model.tersor").digest == result.digest == run(t.model, RECIPE).digest
 
 
@@ -34,8 +34,8 @@ def test_a_file_that_reads_back_as_another_model_does_not_count(
         return save(other, path, **more)
 
     monkeypatch.setattr(tersor.pipeline, "save", wrong)
-    with pytest.raises(RefusedError, match=r"model\.tersor: what was written does not read back"):
-        tersor.pipeline.job(start(t.model), RECIPE, t.task, tmp_path)
+    with pytest.raises(RefusedError, match=r"model\.tersor: the written file does not read back"):
+        tersor.pipeline.run_pipeline(start(t.model), RECIPE, t.task, tmp_path)
     assert not (tmp_path / "recipe.lock.yaml").exists()
     assert not (tmp_path / "report.json").exists()
 
@@ -45,9 +45,9 @@ def test_force_leaves_the_journal_of_a_run_that_goes_on(tmp_path: Path) -> None:
     with Journal(journal, {}, resume=False):
         there = sorted(journal.iterdir())
         with pytest.raises(JournalError, match="another run is writing here"):
-            tersor.pipeline.job(start(t.model), RECIPE, t.task, tmp_path, force=True)
+            tersor.pipeline.run_pipeline(start(t.model), RECIPE, t.task, tmp_path, force=True)
         assert sorted(journal.iterdir()) == there
-    tersor.pipeline.job(start(t.model), RECIPE, t.task, tmp_path, force=True)
+    tersor.pipeline.run_pipeline(start(t.model), RECIPE, t.task, tmp_path, force=True)
     assert not journal.exists()
 
 
@@ -55,5 +55,5 @@ def test_folders_of_trials_in_the_journal_are_no_outputs(tmp_path: Path) -> None
     t = tiny("mlp")
     run(t.model, RECIPE, t.task, journal=tmp_path / "journal")
     (tmp_path / "journal" / "trial-0.0").mkdir()
-    result, _ = tersor.pipeline.job(start(t.model), RECIPE, t.task, tmp_path, resume=True)
+    result, _ = tersor.pipeline.run_pipeline(start(t.model), RECIPE, t.task, tmp_path, resume=True)
     assert result.digest == run(t.model, RECIPE).digest

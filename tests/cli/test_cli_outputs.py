@@ -98,7 +98,7 @@ def test_an_input_is_never_written(files: Command, line: str, given: str, how: s
     before = contents()
     done = files(line.format(name))
     assert done.code == 2, done.err
-    assert f"error: {Path(name)}: is the file itself that is read" in done.err
+    assert f"error: {Path(name)}: is also the input" in done.err
     assert contents() == before
 
 
@@ -121,7 +121,7 @@ def test_a_run_does_not_write_what_it_read(files: Command, line: str, given: str
     before = contents()
     done = files(f"{line} -q")
     assert done.code == 2, done.err
-    assert f"{given}: is the file itself that is read" in done.err
+    assert f"{given}: is also the input" in done.err
     assert contents() == before
 
 

@@ -47,7 +47,7 @@ def test_pack_rounds_without_a_model(weights: Command) -> None:
         ("pack w.safetensors -o m.tersor --task mine.py:task", "are for --max-drop"),
         (
             "pack w.safetensors -o m.tersor --max-drop 1 --model mine.py:net --task mine.py:task entropy",
-            "rounds and codes by itself",
+            "includes rounding and coding",
         ),
         ("pack w.safetensors -o m.tersor --max-drop -1 --model mine.py:net --task mine.py:task", "0 or more"),
         ("pack w.safetensors -o m.tersor rdoq nbytes=100", "needs the whole model"),

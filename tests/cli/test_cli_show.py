@@ -81,7 +81,7 @@ def test_what_else_a_file_holds_is_shown(tersor: Command) -> None:
         ("grids", ("conv/conv2d:0", "stale", "-2048", "of edges of the graph")),
         ("replaced", ("replaced: product layers=2", "num_heads = 1", "the model")),
         ("attachments", ("config.json", "1,234", "onnx/model of café.onnx", "files that go with")),
-        ("history", ("2 quantize", "its name is all that is left", "3 prune", "keep=0.25")),
+        ("history", ("2 quantize", "only its name is kept", "3 prune", "keep=0.25")),
         ("tiny-grids", ("conv/relu:0", "12")),
     ):
         file = GOLDEN / f"{name}.tersor"

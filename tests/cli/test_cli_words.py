@@ -51,7 +51,7 @@ def test_version(tersor: Command) -> None:
         ("run mine.py:net --out o prun", "did you mean 'prune'?"),
         ("run mine.py:net --out o prune keap=0.5", "no setting 'keap'; did you mean 'keep'?"),
         ("run mine.py:net --out o prune keep=2", "0 < keep <= 1"),
-        ("run mine.py:net --out o keep=0.5 prune", "stands before any step"),
+        ("run mine.py:net --out o keep=0.5 prune", "comes before any step"),
         ("run mine.py:net --out o prune where=*.wight", "matches no weight; did you mean"),
         ("run mine.py:nut --out o prune", "did you mean 'net'?"),
         ("run mini.py:net --out o prune", "did you mean 'mine.py'?"),

@@ -77,7 +77,7 @@ def test_a_grid_is_changed_only_from_the_one_that_is_there() -> None:
         == grid(2.0).digest
     )
     for before in (None, grid(3.0)):
-        with pytest.raises(RefusedError, match="starts from a grid that is not there"):
+        with pytest.raises(RefusedError, match="starts from another grid"):
             after(state, Edit("0/linear", before, grid(2.0), "wrap"))
 
 

@@ -156,7 +156,7 @@ def test_errors_name_the_file(tmp_path: Path) -> None:
 
 
 WORDS_REFUSED: list[tuple[list[str], str]] = [
-    (["keep=0.5"], "'keep=0.5' stands before any step; begin with one of cluster, distill"),
+    (["keep=0.5"], "'keep=0.5' comes before any step; begin with one of cluster, distill"),
     (["prume"], "no step 'prume'; did you mean 'prune'?"),
     (["prune", "kepe=1"], "prune: no setting 'kepe'; did you mean 'keep'?"),
     (["prune", "keep=0"], "prune: keep=0.0, but"),

@@ -77,6 +77,6 @@ def test_bytes_that_were_given_are_told_or_not_known(
     assert found.given_nbytes is None
     (note,) = run(found, Measure()).ledger.notes("nbytes")
     assert note.data == {"after": result.nbytes}
-    assert "what was given is not known" in note.text
+    assert "the given bytes are unknown" in note.text
     (note,) = run(found.on(model), Measure(), TASK).ledger.notes("nbytes")
     assert note.data == {"before": given, "after": result.nbytes}

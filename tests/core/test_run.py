@@ -87,8 +87,8 @@ BAD: dict[str, tuple[Callable[[View], Edit], str]] = {
     "wrong shape": (lambda v: edit(v, Dense(torch.zeros(5, 7))), "shape [7, 5] became [5, 7]"),
     "NaN": (lambda v: edit(v, changed(v, torch.nan)), "decodes to NaN or infinity"),
     "infinity": (lambda v: edit(v, changed(v, -torch.inf), "absorb"), "decodes to NaN or infinity"),
-    "stale before": (lambda v: edit(v, half(v), before=half(v)), "starts from a form that is not there"),
-    "no such site": (lambda v: edit(v, half(v), site="nowhere", before=half(v)), "form that is not there"),
+    "stale before": (lambda v: edit(v, half(v), before=half(v)), "starts from another form"),
+    "no such site": (lambda v: edit(v, half(v), site="nowhere", before=half(v)), "starts from another form"),
     "unknown relation": (lambda v: edit(v, half(v), "replace"), "an edit is one of wrap, refine"),
     "false wrap": (lambda v: edit(v, Masked(Dense(bits(v) > 0), half(v)), "wrap"), "must hold the old form"),
     "false lossless": (lambda v: edit(v, half(v), "lossless"), "must decode to the same bits"),
@@ -151,7 +151,7 @@ def test_a_group_is_applied_whole_or_not_at_all() -> None:
 
     given = start(t.model)
     forms = dict(given.forms)
-    with pytest.raises(RefusedError, match="not there"):
+    with pytest.raises(RefusedError, match="starts from another form"):
         run(given, [Fake(groups)])
     assert seen == {"ran": "yes"}
     assert given.forms == forms
@@ -270,7 +270,7 @@ def test_lossless_steps_are_undone_without_a_journal_and_others_are_not(
 ) -> None:
     _, result = whole
     assert undo(result, 1).digest == undo(result, 1, journal=journal).digest
-    with pytest.raises(RefusedError, match=r"undo: steps=2 .* by a journal only.*journal=FOLDER"):
+    with pytest.raises(RefusedError, match=r"undo: steps=2 .* only a journal keeps.*journal=FOLDER"):
         undo(result, 2)
     assert undo(result, 3).digest == result.ledger.base
 
@@ -297,7 +297,7 @@ def test_of_several_codings_the_first_plain_form_comes_back() -> None:
     assert undo(twice, 2).digest == plain.digest
     assert undo(twice, 2).ledger.digest == plain.ledger.digest
     with pytest.raises(
-        RefusedError, match=r"undo: weight: its form before held another coding.*journal=FOLDER"
+        RefusedError, match=r"undo: weight: the earlier form was coded in another way.*journal=FOLDER"
     ):
         undo(twice, 1)
 
@@ -324,7 +324,7 @@ def wide() -> nn.Module:
 def test_a_journal_of_another_run_does_not_undo(whole: tuple[Any, State], tmp_path: Path) -> None:
     t, result = whole
     run(t.model, [Prune(keep=0.25), Cluster(entries=4)], t.task, journal=tmp_path)
-    with pytest.raises(JournalError, match="this journal is of another run"):
+    with pytest.raises(JournalError, match="this journal belongs to another run"):
         undo(result, 2, journal=tmp_path)
 
 
@@ -433,11 +433,11 @@ def test_a_lock_refuses_another_result(whole: tuple[Any, State]) -> None:
     t, result = whole
     document = copy.deepcopy(lock(result))
     document["steps"][0]["prune"]["keep"] = 0.25
-    with pytest.raises(RefusedError, match=r"lock: layers\.0\.weight came out as .*, the lock says"):
+    with pytest.raises(RefusedError, match=r"lock: the result for layers\.0\.weight is .*, the lock says"):
         run(t.model, from_yaml(dump(document), STEPS), t.task)
     document = lock(result)
     document["result"]["layers.9.weight"] = "0" * 16
-    with pytest.raises(RefusedError, match=r"lock: layers\.9\.weight came out as no such site"):
+    with pytest.raises(RefusedError, match=r"lock: the result for layers\.9\.weight is no such site"):
         run(t.model, from_yaml(dump(document), STEPS), t.task)
 
 
@@ -490,7 +490,7 @@ def test_weights_alone_can_be_compressed_but_not_trained() -> None:
     assert torch.equal(t.out(result.model(t.model)), t.out(run(t.model, [Prune(), Quantize()]).model()))
     with pytest.raises(SettingError, match=r"a file holds weights, not code: give the model"):
         result.model()
-    with pytest.raises(RefusedError, match="finetune: needs the model itself"):
+    with pytest.raises(RefusedError, match="finetune: needs the model, and"):
         run(bare, [STEPS["finetune"]()], t.task)
 
 

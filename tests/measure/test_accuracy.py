@@ -87,8 +87,8 @@ def test_no_drop_has_no_sign() -> None:
         ([], "no scores"),
         (torch.zeros(0), "no scores"),
         ([1.0, math.nan], "1 scores are not finite"),
-        (torch.zeros(2, 2), "a row of numbers"),
-        (torch.tensor(1.0), "a row of numbers"),
+        (torch.zeros(2, 2), "a flat list of numbers"),
+        (torch.tensor(1.0), "a flat list of numbers"),
     ],
 )
 def test_scores_that_are_none(scores: Any, words: str) -> None:

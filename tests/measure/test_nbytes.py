@@ -73,5 +73,5 @@ def test_files_and_folders(tmp_path: Path) -> None:
     assert file_nbytes(str(tmp_path)) == 12
     assert file_nbytes(tmp_path / "a", tmp_path, tmp_path / "sub") == 12
     assert file_nbytes() == 0
-    with pytest.raises(StorageError, match="nowhere: there is no such file"):
+    with pytest.raises(StorageError, match="nowhere: no such file"):
         file_nbytes(tmp_path / "nowhere")

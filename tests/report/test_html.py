@@ -220,12 +220,12 @@ def test_a_histogram_is_as_high_as_its_largest_count() -> None:
 
 def test_the_page_does_not_take_the_place_of_the_file(file: Path) -> None:
     before = file.read_bytes()
-    with pytest.raises(SettingError, match="is the file itself"):
+    with pytest.raises(SettingError, match="is also the input"):
         html.write(facts_of(file), file, file)
     assert file.read_bytes() == before
     out = file.with_name("page.html")
-    told = html.write(facts_of(file), out, file)
-    assert told == {"name": str(out), "nbytes": out.stat().st_size}
+    written = html.write(facts_of(file), out, file)
+    assert written == {"name": str(out), "nbytes": out.stat().st_size}
     assert out.read_bytes().startswith(b"<!doctype html>")
 
 

@@ -161,13 +161,13 @@ def test_what_was_there_is_absorbed_and_told() -> None:
 
 def test_vectors_are_skipped_and_told() -> None:
     result = run(tiny("conv").model, Factorize(where="*.bias"))
-    assert all(e.text == f"shape {list(result.sites[e.site].shape)} has no two sides to factorize"
+    assert all(e.text == f"shape {list(result.sites[e.site].shape)} cannot be factorized as a matrix"
                for e in result.ledger.notes("skipped"))  # fmt: skip
     assert len(list(result.ledger.notes("skipped"))) == 4
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
-    ({"keep": 0.5, "rank": 2}, "factorize: keep and rank given, but one of keep, rank, energy decides"),
+    ({"keep": 0.5, "rank": 2}, "factorize: keep and rank given, but only one of keep, rank, energy can set"),
     ({"keep": 1}, "keep=1"),
     ({"rank": 0}, "rank=0"),
     ({"energy": 0}, "energy=0"),

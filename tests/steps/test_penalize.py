@@ -159,7 +159,7 @@ def test_units_change_places_and_the_network_computes_the_same(given):
     left = run(model, [Prune(keep=0.6), replace(step, arrange=False), Entropy()], task)
     moved = run(model, [Prune(keep=0.6), step, Entropy()], task)
     assert moved.nbytes < left.nbytes
-    assert [note.text for note in notes(moved, "arranged")] == ["hidden units in order: those of 0, 2"]
+    assert [note.text for note in notes(moved, "arranged")] == ["hidden units reordered: those of 0, 2"]
     assert not notes(left, "arranged")
     x = torch.randn(300, 24, generator=torch.Generator().manual_seed(4))
     torch.testing.assert_close(moved.model()(x), left.model()(x), rtol=1e-5, atol=1e-5)
@@ -198,8 +198,8 @@ class Branching(nn.Module):
 def test_a_model_that_cannot_be_looked_through_is_left_as_it_is():
     result = run(Branching(), Penalize(epochs=1), tiny("mlp").task)
     idle, order = notes(result, "skipped")
-    assert idle.text.startswith("idle units are left in: torch.export cannot trace the model: ")
-    assert order.text.startswith("hidden units keep their places: torch.export cannot trace the model: ")
+    assert idle.text.startswith("dead units are not cleared: torch.export cannot trace the model: ")
+    assert order.text.startswith("hidden units are not reordered: torch.export cannot trace the model: ")
 
 
 def test_a_transformer_is_looked_through():
@@ -208,8 +208,7 @@ def test_a_transformer_is_looked_through():
     assert notes(result, "cleared")
     (order,) = notes(result, "skipped")
     assert (
-        order.text
-        == "hidden units keep their places: none were found that one layer makes and only one other reads"
+        order.text == "hidden units are not reordered: no layer's units are read by exactly one other layer"
     )
 
 

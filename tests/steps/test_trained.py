@@ -253,7 +253,7 @@ def test_what_comes_back_goes_on_and_goes_into_a_file(tmp_path: Path) -> None:
     loop(on, t, 2)
     assert folded(on).ledger.step_names()[-1] == "trained"
     text = dump(lock(whole))
-    with pytest.raises(SettingError, match="'trained' was a training loop of one's own"):
+    with pytest.raises(SettingError, match="'trained' was a user's own training loop"):
         from_yaml(text, STEPS)
 
 

@@ -46,8 +46,7 @@ def run(
     The given model is not changed. A state (from another run or a file) is continued: its ledger goes on, and
     results are compared with the model as it was first given. `task` gives batches, scores and a loss; steps
     that need none run without it. With `journal` (a folder) every applied group is kept on disk, and `resume`
-    continues after the last one. Files that steps write (exports) go to `out`. RefusedError for a recipe that
-    is the lock of another model or another result.
+    continues after the last one. Files that steps write (exports) go to `out`.
     """
     recipe, observer = as_recipe(recipe, seed), observer or Observer()
     state = model if isinstance(model, State) else start(model, task)
@@ -111,10 +110,10 @@ class Executor:
             if CAME not in done:
                 self.put(number, step.name, masks)
         seen: set[str] = set()
-        # The view is not kept: it refers to the executor (for trials), and a cycle keeps past forms in memory.
+        # The view is not kept: it refers to the executor, for trials, and a cycle keeps past forms in memory.
         for group in step.run(self.view_of(number, step, begin, done)):
             if group.key in seen or group.key in ("", AGAIN, CAME, LEFT):
-                raise RefusedError(f"{step.name}: the key {group.key!r} is not unique, which --resume needs")
+                raise RefusedError(f"{step.name}: the key {group.key!r} is taken; a resume needs unique keys")
             seen.add(group.key)
             if group.key not in done:
                 self.put(number, step.name, group)

@@ -65,8 +65,7 @@ class View:
         return self.state.forms
 
     def weights(self, where: str | Iterable[str] = "*") -> list[Site]:
-        """The sites that a glob matches, in the model's order. SiteError with near misses if there are
-        none."""
+        """The sites that a glob matches, in the model's order. SiteError with near misses if none match."""
         return select(self.sites, where, self.step_name)
 
     def each(self, where: str | Iterable[str] = "*") -> Iterator[Site]:
@@ -153,10 +152,10 @@ class View:
         """Train the current model, with `forms` in place of the forms of some sites. Returns (the forms that
         changed, the facts of the training).
 
-        `begin`: more exact forms of some sites, from whose weights the rounded ones continue to learn.
-        `where`: the sites that learn (default: all parameters). `teacher`: default the base model. `makers`:
-        trainable parts of some sites, if not the usual ones. `key`: identifies the training in a resumed run,
-        for steps that yield between trainings; without it, trainings are identified by their number.
+        `begin`: more exact forms of some sites, whose weights the rounded ones start from. `where`: the sites
+        that learn (default: all parameters). `teacher`: default the base model. `makers`: trainable parts of
+        some sites, if not the usual ones. `key`: identifies the training in a resumed run, for steps that
+        yield between trainings (default: its number).
         """
         after = {**self.forms, **(forms or {})}
         # A fitted module has the shapes of cut and replaced modules; its values may be old.
