@@ -1,4 +1,4 @@
-"""tersor demo: the main job. A short training by default; test-long runs it as users do."""
+"""tersor demo: the whole pipeline. A short training by default; test-long runs it as users do."""
 
 import json
 import re

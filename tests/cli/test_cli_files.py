@@ -1,4 +1,4 @@
-"""tersor show, pack, unpack and verify: what they print is what is in the files."""
+"""tersor show, pack, unpack and verify: their output agrees with the files."""
 
 from pathlib import Path
 
@@ -84,7 +84,7 @@ def test_unpacked_weights_score_the_same(packed: Command) -> None:
     task = "--task mine.py:task -q --json"
     again = packed(f"run mine.py:net --weights back.safetensors {task} --out o3 measure").json["accuracy"]
     first = packed(f"run m.tersor --arch mine.py:net {task} --out o4 measure").json["accuracy"]
-    assert again["before"] == first["after"]  # of a file the first weights are what was before
+    assert again["before"] == first["after"]  # for a file, "before" is the first weights
 
 
 def test_verify_finds_a_sound_file_sound(packed: Command) -> None:
@@ -135,7 +135,7 @@ def test_pack_tells_what_it_leaves_out(packed: Command) -> None:
 
 
 def test_what_is_left_out_counts_in_no_ratio(packed: Command) -> None:
-    """A file with an optimizer was called 4 times smaller, of which 3 were the optimizer."""
+    """A file with an optimizer was reported as 4 times smaller, and a factor of 3 was the optimizer."""
     state = resolve_model("mine.py:net").state_dict()
     moments = {n: {"exp_avg": torch.rand(999)} for n in range(3)}
     torch.save({"model": state, "adam": {"state": moments, "param_groups": []}}, "w.pt")

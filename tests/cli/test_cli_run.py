@@ -29,7 +29,7 @@ def test_run_writes_its_folder(tersor: Command) -> None:
     assert facts == json.loads(Path("o/report.json").read_text())
     assert facts["files"]["result"]["nbytes"] == Path("o/model.tersor").stat().st_size
     assert list(facts["sites"]) == SITES
-    assert "latency" not in facts  # not measured, so not there
+    assert "latency" not in facts  # not measured, so absent
 
 
 def test_the_facts_agree_with_the_file_and_the_model(tersor: Command) -> None:
@@ -207,7 +207,7 @@ def test_a_compressed_model_goes_on_from_its_forms(tersor: Command) -> None:
 
 
 def test_what_was_lost_is_not_known_without_the_first_weights(tersor: Command) -> None:
-    """Not +0.00: the weights that the file began with are not those of the code, unless they are given."""
+    """Not +0.00: the weights in the code are not the first weights of the file, unless they are given."""
     first = {name: value + 0.5 for name, value in resolve_model("mine.py:net").state_dict().items()}
     safetensors.torch.save_file(first, "w.safetensors")
     tersor(f"{RUN} o1 --weights w.safetensors prune keep=0.1")

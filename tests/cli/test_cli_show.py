@@ -1,4 +1,4 @@
-"""tersor show --html: the page is written, its path is told, and the file is not overwritten."""
+"""tersor show --html: the page is written, its path is printed, and the file is not overwritten."""
 
 from pathlib import Path
 
@@ -42,7 +42,7 @@ def test_the_tables_tell_bytes_entropy_distance_and_what_is_no_payload(tersor: C
 def test_long_names_are_shown_to_their_ends(
     tersor: Command, monkeypatch: pytest.MonkeyPatch, columns: str
 ) -> None:
-    """Where no terminal limits the line they are in one piece."""
+    """Without a terminal, lines have no width limit and names are in one piece."""
     names = [f"encoder.layer.0.attention.self.{part}.of.a.very.long.module.in.a.long.{part}.weight"
              for part in ("query", "query.key", "query.key.value")]  # fmt: skip
     safetensors.torch.save_file({name: torch.randn(20, 30) for name in names}, "w.safetensors")
@@ -76,7 +76,7 @@ def test_cuts_are_shown_with_the_shape_as_given(tersor: Command) -> None:
 
 
 def test_what_else_a_file_holds_is_shown(tersor: Command) -> None:
-    """Its bytes add up to the file's."""
+    """The bytes of all parts add up to the file's."""
     for name, said in (
         ("grids", ("conv/conv2d:0", "stale", "-2048", "of edges of the graph")),
         ("replaced", ("replaced: product layers=2", "num_heads = 1", "the model")),

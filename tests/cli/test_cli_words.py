@@ -1,4 +1,4 @@
-"""Words and options, exit codes, and what goes to which stream."""
+"""Words and options, exit codes, stdout and stderr."""
 
 import json
 import os

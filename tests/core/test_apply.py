@@ -1,4 +1,4 @@
-"""Apply: cuts name given indices whatever was cut before; what is gone leaves nothing behind."""
+"""Apply: cuts name given indices regardless of earlier cuts; removed sites leave nothing behind."""
 
 from dataclasses import replace
 from pathlib import Path

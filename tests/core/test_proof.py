@@ -1,4 +1,4 @@
-"""Proof: what a structural group may stand on, and how small an error is one."""
+"""Proof: which structural groups are accepted, and how small an error is found."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class Does:
 
 
 class Net(nn.Module):
-    """Two layers, an integer that scales the answers, and a dtype that forward may insist on."""
+    """Two layers, an integer that scales the outputs, and a dtype that forward may require."""
 
     def __init__(self, between: nn.Module | None = None, dtype: torch.dtype | None = None) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ TASK = Task(evaluate=[(X, torch.zeros(8, dtype=torch.int64))])
 
 
 def after(model: nn.Module, *events: Cut | Set, proof: str = "") -> tuple[State, str]:
-    """(what became of the model, what was said of the group)."""
+    """(the model after the group, the note on the group)."""
     result = run(model, Does(Group("group", events, proof)), TASK)
     (note,) = result.ledger.notes()
     assert (note.kind == "refused") == (result.digest == result.ledger.base)
@@ -67,7 +67,7 @@ def unit(*kept: int) -> list[Cut]:
     "between", [nn.ReLU(), nn.Sigmoid(), nn.Sequential(nn.Tanh(), nn.Sigmoid())], ids=str
 )
 def test_zeros_stand_where_units_are_read(between: nn.Module) -> None:
-    """A sigmoid makes 0.5 of a unit whose weights are zero; a reader of zeros reads nothing."""
+    """A sigmoid turns a unit with zero weights into 0.5; zero columns in the reader ignore the unit."""
     model = Net(between)
     result, said = after(model, *unit(0, 2, 3))
     assert said == "proved"
@@ -79,7 +79,7 @@ def test_zeros_stand_where_units_are_read(between: nn.Module) -> None:
 @pytest.mark.parametrize("dtype", [None, torch.float32], ids=["in float64", "in the model's own dtype"])
 @pytest.mark.parametrize("share", [1e-1, 1e-3])
 def test_a_small_error_is_one(dtype: torch.dtype | None, share: float) -> None:
-    """Two units that are nearly alike change places, and their readers do not."""
+    """Two nearly equal units are swapped, and their readers are not."""
     model = Net(dtype=dtype)
     with torch.no_grad():
         for tensor in (model.a.weight, model.a.bias):
@@ -109,13 +109,13 @@ def test_answers_that_are_not_finite_are_taken_back_always() -> None:
 
 
 def test_a_proof_that_is_none_is_refused() -> None:
-    """A misspelt one would ask for less than was meant."""
+    """A misspelt proof would check less than intended."""
     with pytest.raises(SettingError, match="masked"):
         Group("group", unit(0, 1, 2), proof="maskd")
 
 
 class Avoided(nn.Module):
-    """Its error speaks of what is void."""
+    """A layer whose error contains the word "void"."""
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[1] != 4:

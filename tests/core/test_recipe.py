@@ -1,4 +1,4 @@
-"""Recipes: Python, YAML and words say the same; what cannot be meant is refused with the near miss."""
+"""Recipes: Python, YAML and words give the same recipe; wrong input is refused with the near miss."""
 
 import itertools
 import json

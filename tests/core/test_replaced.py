@@ -1,4 +1,4 @@
-"""A layer that is replaced by two: what the lock, the file and the sizes say of sites that went and came."""
+"""A layer that is replaced by two: lock, file and sizes with removed and new sites."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -66,7 +66,7 @@ def test_the_file_is_sound_and_knows_what_was_given(
 def test_bytes_that_were_given_are_told_or_not_known(
     replaced: tuple[nn.Module, State], tmp_path: Path
 ) -> None:
-    """A file does not have the sites that went: alone it does not know what they took."""
+    """A file does not have the removed sites, so it does not know their bytes."""
     model, result = replaced
     given = sum(value.nbytes for value in model.state_dict().values())
     assert result.given_nbytes == given

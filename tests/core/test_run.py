@@ -1,4 +1,4 @@
-"""Run, undo, replay, lock: the only writer refuses what is not as it says, and leaves what was given."""
+"""Run, undo, replay, lock: the executor refuses untrue edits, and does not change its inputs."""
 
 import copy
 import gc
@@ -34,7 +34,7 @@ W = "layers.0.weight"
 
 @dataclass(frozen=True)
 class Fake:
-    """A step that yields what it is told."""
+    """A step that yields given groups."""
 
     name: ClassVar[str] = "fake"
     where: ClassVar[str] = "*"
@@ -172,7 +172,7 @@ def test_a_step_sees_the_state_at_its_beginning() -> None:
 
 
 def state_of(model: nn.Module) -> list[Any]:
-    """All that a run might change on a module."""
+    """Everything that a run might change in a module."""
     state: list[Any] = []
     for name, module in model.named_modules():
         state.append((name, module.training, sorted(vars(module))))
@@ -315,7 +315,7 @@ def test_coding_that_leaves_out_what_a_mask_hides_is_undone_to_the_same_weights(
 
 
 def wide() -> nn.Module:
-    """A layer on which coders pay, the later one more."""
+    """A layer that coders shorten, the later coder more."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return nn.Linear(64, 96)
@@ -543,7 +543,7 @@ def test_forms_are_shared_not_copied_when_they_stay() -> None:
 
 
 def test_forms_of_a_codebook_and_a_product_pass_the_check() -> None:
-    """check_edit asks forms, not their kind."""
+    """Edits are checked through methods of forms, not by their kind."""
     book = Codebook(Dense(torch.zeros(7, 5, dtype=torch.uint8)), Dense(torch.ones(1)))
     thin = LowRank(Dense(torch.ones(7, 1)), Dense(torch.ones(1, 5)))
     grid = Affine(Dense(torch.ones(7, 5, dtype=torch.int8)), coded(torch.ones(7, 1)))
@@ -561,7 +561,8 @@ def test_steps_that_look_at_weights_alone_do_not_care_for_the_task() -> None:
 
 @pytest.mark.parametrize("word", ["prune", "entropy", "measure", "finetune"])
 def test_a_run_leaves_nothing_that_waits_for_the_garbage_collector(word: str) -> None:
-    """pack runs an executor for each tensor: in a circle, past forms stay until Python looks for circles."""
+    """pack runs an executor for each tensor: a reference cycle would keep past forms in memory until the
+    garbage collector runs."""
     t = tiny("mlp")
     gc.collect()
     gc.disable()

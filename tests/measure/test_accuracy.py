@@ -1,4 +1,4 @@
-"""Estimates and drops against scipy, simulation and plain arithmetic."""
+"""Estimates and drops compared with scipy, simulation and plain arithmetic."""
 
 import json
 import math
@@ -70,7 +70,7 @@ def test_the_drop_of_other_scores() -> None:
 
 
 def test_pairs_are_surer_than_two_intervals() -> None:
-    """9 of 1000 lost, nothing won: real, though the two intervals overlap widely."""
+    """9 of 1000 lost and none won is significant, although the two intervals overlap widely."""
     before = np.r_[np.ones(900), np.zeros(100)]
     after = np.r_[np.ones(891), np.zeros(109)]
     assert accuracy(after).high > accuracy(before).low

@@ -1,4 +1,4 @@
-"""Leaves against counting by hand."""
+"""Leaf costs compared with counts by hand."""
 
 import math
 from collections import Counter

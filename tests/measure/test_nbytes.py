@@ -1,4 +1,4 @@
-"""Bytes against sums by hand and against what safetensors writes."""
+"""Bytes compared with sums by hand and with files of safetensors."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""tersor check: what is said of a recipe is what a real run of it does."""
+"""tersor check: the report on a recipe agrees with a real run of it."""
 
 import itertools
 from contextlib import suppress
@@ -68,8 +68,8 @@ EDITING = [word for word in STEPS if word not in ("measure", "export")]
 
 @pytest.mark.parametrize("pair", list(itertools.product(EDITING, repeat=2)), ids="-".join)
 def test_every_pair_is_told_as_it_runs(pair: tuple[str, str]) -> None:
-    """What a real run absorbs and what it leaves uncoded is what was told of the model beforehand. Whether a
-    coder shortens a small bias depends on its values, so weights alone are compared."""
+    """A real run absorbs forms and leaves leaves uncoded as the check reported. Whether a coder shortens a
+    small bias depends on its values, so only weights are compared."""
     model = nn.Sequential(nn.Linear(5, 64), nn.ReLU(), nn.Linear(64, CLASSES))
     task, recipe = tiny("mlp").task, recipe_from_words(list(pair))
     said: dict[str, set[str]] = {"absorbs": set(), "stores": set()}
@@ -111,7 +111,7 @@ def test_with_a_model_the_sites_are_named() -> None:
 
 
 def test_cuts_are_told_without_a_task_to_prove_them_on() -> None:
-    """A dry run says what the groups would cut; the run itself proves them."""
+    """A dry run reports what the groups would cut; only a real run proves them."""
     (facts,) = check(Recipe((Halving("mlp"),)), tiny("mlp").model)
     cut = [f"layers.{number}.{word}" for number in (0, 4) for word in ("weight", "bias")]
     assert set(facts["sites"]) == {*cut, "layers.2.weight", "layers.6.weight"}
@@ -124,7 +124,7 @@ def test_with_a_model_globs_and_layers_are_checked() -> None:
     with pytest.raises(SettingError, match="no layer 'steam'; did you mean 'stem'"):
         check(recipe_from_words(["distill", "features=steam"]), model)
     assert check(recipe_from_words(["distill", "features=stem"]), model)
-    assert check(recipe_from_words(["distill", "features=steam"]))  # nobody knows without a model
+    assert check(recipe_from_words(["distill", "features=steam"]))  # cannot be checked without a model
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -166,7 +166,7 @@ def test_a_glob_means_its_example(pattern: str) -> None:
 
 @pytest.mark.parametrize("words", ["distill features=fc.weight", "prune where=fc1 distill features=fc1"])
 def test_a_layer_with_the_name_of_a_weight_is_told_and_no_crash(words: str) -> None:
-    """The stand-in has no room for both."""
+    """The stand-in cannot have both."""
     with suppress(TersorError):
         assert check(recipe_from_words(words.split()))
 

@@ -1,4 +1,4 @@
-"""The page of `tersor show --html`: one file, well formed, offline, and safe whatever a file's names are."""
+"""The page of `tersor show --html`: one file, well formed, offline, and safe for any names in a file."""
 
 import re
 from html import unescape
@@ -33,7 +33,7 @@ HOSTILE = (
 
 
 class Page(HTMLParser):
-    """What a browser would find: elements with attributes, and text. Tags that do not match fail."""
+    """The elements with attributes, and the text, of a page. Tags that do not match fail."""
 
     def __init__(self, source: str) -> None:
         super().__init__(convert_charrefs=True)

@@ -1,4 +1,4 @@
-"""Progress goes to stderr: bars in a terminal, lines elsewhere, nothing where nothing is wanted."""
+"""Progress goes to stderr: bars in a terminal, lines elsewhere, nothing if quiet."""
 
 import io
 import sys

@@ -1,4 +1,4 @@
-"""The facts of a run, and the tables that are made of them."""
+"""The facts of a run, and the tables made from them."""
 
 import copy
 import json
@@ -44,7 +44,7 @@ def text_of(facts: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def row(text: str, name: str) -> str:
-    """The row of a table that begins with a name, its words one space apart."""
+    """The row of a table that begins with a name, with single spaces between words."""
     found = next(line for line in text.splitlines() if line.startswith(f" {name} "))
     return " ".join(found.split())
 
@@ -194,7 +194,7 @@ def test_layers_with_long_names_are_told_apart(
 def test_a_few_of_many_skipped_layers_are_named(
     facts: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """33 counters of batches were one line."""
+    """33 batch counters used to fill one line."""
     step = facts["steps"][0]
     step["sites"] = {f"bn{n}.count": {"did": "skipped", "text": "int64"} for n in range(33)}
     text = text_of(facts, capsys)

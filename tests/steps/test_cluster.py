@@ -1,4 +1,4 @@
-"""Cluster: few shared values, the best there are; trained by the summed gradients of those that share one."""
+"""Cluster: the optimal shared values, trained by the summed gradients of the weights that share each."""
 
 import itertools
 from typing import Any
@@ -38,7 +38,7 @@ def test_a_tensor_has_at_most_so_many_values(start: str, entries: int) -> None:
 
 
 def best_split(w: np.ndarray, entries: int) -> float:
-    """The least squared error of all ways to cut the sorted values into so many runs."""
+    """The least squared error over all splits of the sorted values into this number of runs."""
     x = np.sort(w.astype(np.float64).ravel())
     best = np.inf
     for cuts in itertools.combinations(range(1, len(x)), entries - 1):

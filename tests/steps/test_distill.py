@@ -1,4 +1,4 @@
-"""Finetune and distill: who learns, from whom, and what stays in force."""
+"""Finetune and distill: which sites learn, from which teacher, and which structure is kept."""
 
 import copy
 from pathlib import Path
@@ -43,7 +43,7 @@ def test_where_says_who_learns() -> None:
 
 
 def test_finetuning_is_plain_training() -> None:
-    """One epoch against torch's own loop on the same batches."""
+    """One epoch, compared with a plain torch loop on the same batches."""
     t, lr = tiny("mlp"), 0.05
     batches = list(t.task.batches("calibrate"))
     from dataclasses import replace
@@ -94,7 +94,7 @@ def test_the_student_comes_nearer_to_its_teacher(name: str) -> None:
 
 
 def test_share_1_needs_no_labels() -> None:
-    """The soft targets are all there is: other labels, the same student."""
+    """Only soft targets are used: other labels give the same student."""
     from dataclasses import replace
 
     t = tiny("mlp")
@@ -169,7 +169,7 @@ def test_features_are_checked_before_anything_trains() -> None:
 
 @pytest.mark.parametrize("features", ["block=", "=block", "stem, block="])
 def test_half_a_pair_of_layers_is_refused(features: str) -> None:
-    """Without a name it would mean the whole model."""
+    """An empty name would mean the whole model."""
     with pytest.raises(SettingError, match="distill: features=.*, but it is names of layers"):
         Distill(features=features)
 

@@ -1,4 +1,4 @@
-"""Entropy: the same bits in fewer bytes, never in more, for every leaf of everything."""
+"""Entropy: the same bits in fewer bytes, never in more, for every leaf."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ def test_lossless_and_never_larger(model: str, coder: str) -> None:
 
 
 class Wide(nn.Module):
-    """Enough weights for a code to pay."""
+    """A model with enough weights for a coder to shorten them."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Factorize: the best product of its rank, by plain or by whitened error; what would not shrink is left."""
+"""Factorize: the best product of its rank, by plain or whitened error; layers that would not shrink stay."""
 
 from typing import Any
 
@@ -59,7 +59,7 @@ def test_the_share_kept_is_a_budget(model: str, keep: float) -> None:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_plain_is_the_best_product_there_is(model: str) -> None:
-    """Eckart, Young 1936: what is lost are the singular values left out."""
+    """Eckart, Young 1936: the error is that of the singular values left out."""
     t = tiny(model)
     result = run(t.model, Factorize(keep=0.5), t.task)
     plain = run(t.model, Factorize(keep=0.5, whiten=False), t.task)
@@ -94,7 +94,7 @@ def test_a_rank_is_a_rank(rank: int) -> None:
 
 
 def inputs_of(t: Any, layer: str) -> Tensor:
-    """What a layer is multiplied with, [N, I], seen from outside."""
+    """The inputs of a layer, [N, I], recorded by a hook."""
     seen: list[Tensor] = []
     hook = t.model.get_submodule(layer).register_forward_pre_hook(lambda m, args: seen.append(args[0]))
     with torch.no_grad():

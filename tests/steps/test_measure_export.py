@@ -1,4 +1,4 @@
-"""Measure and export: what they note is what is there; a file is run before it counts."""
+"""Measure and export: notes agree with the model; an exported file is run before it is accepted."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -77,7 +77,7 @@ def test_latency_is_timed_in_turn() -> None:
 
 
 def test_a_model_of_one_batch_size_is_exported_and_timed_at_that(tmp_path: Path) -> None:
-    """As models are whose shapes are numbers in their code, or in what torch.export makes of it."""
+    """Like models with shapes as constants in their code or in their exported graph."""
 
     class Eight(nn.Module):
         def __init__(self) -> None:
@@ -98,8 +98,8 @@ def test_a_model_of_one_batch_size_is_exported_and_timed_at_that(tmp_path: Path)
 
 
 class Runtime:
-    """A runtime with a clock of its own: a model runs a millisecond for each hundredth of its weights that is
-    not zero. Keeps what it was asked for."""
+    """A runtime with a simulated clock: a model takes a millisecond for each hundredth of its weights that is
+    not zero. It records its arguments."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, differs: Difference | None = None) -> None:
         self.now, self.differs = 0, differs
@@ -132,7 +132,7 @@ class Runtime:
 def test_latency_is_that_of_the_given_model_over_that_of_the_compressed_one(
     batch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of so many samples a call, though the example has 8."""
+    """With this number of samples a call, although the example has 8."""
     runtime, t = Runtime(monkeypatch), tiny("mlp")
     steps = [Prune(keep=0.25, per="global"), Measure(latency=True, threads=3, batch=batch)]
     said = note(run(t.model, steps, t.task), "latency")
@@ -206,7 +206,7 @@ def test_bad_settings(kind: Any, settings: dict[str, Any], says: str) -> None:
 
 
 def test_notes_are_json() -> None:
-    """Files and journals keep them."""
+    """Files and journals store notes."""
     import json
 
     t = tiny("mlp")

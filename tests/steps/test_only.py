@@ -1,4 +1,4 @@
-"""Each setting of each step does something where it is accepted, and is refused where it would not."""
+"""Each setting of each step has an effect if it is accepted, and is refused if it would have none."""
 
 from dataclasses import fields
 from functools import cache
@@ -13,7 +13,7 @@ from tersor.errors import SettingError
 from tersor.steps import STEPS
 from tersor.steps.words import from_words
 
-# What each setting is tried at, beside the usual others.
+# The value at which each setting is tried; the others are at their defaults.
 OTHER: dict[str, Any] = {
     "keep": 0.3, "rank": 1, "energy": 0.6, "whiten": False, "per": "tensor", "group": 3, "threshold": 0.2,
     "pattern": "1:4", "ramp": 0.5, "rounds": 2, "rewind": "weights", "scheme": "log", "bits": 3,
@@ -30,12 +30,12 @@ ELSE = {word: {"per": "channel"} for word in ("prune", "cluster", "rdoq", "penal
     "rdoq": {"per": "channel", "nbytes": 3000}, "penalize": {"per": "channel", "nbytes": 9000, "bits": 8.0}
 }  # fmt: skip
 UNMET = {"scheme": "binary", "weigh": "none", "where": "s*"}  # values at which others have no effect
-# The tests of these say what they do: of speed and places alone, of long trainings, of larger models.
+# Other tests show the effect of these: on speed or paths only, in long trainings, in larger models.
 NOT_HERE = {
     "where", "channels_last", "frozen", "teacher", "features", "arrange", "to", "path", "dynamic_batch",
     "warm", "passes", "vectors",
 }  # fmt: skip
-# What both runs have, where the usual settings leave too little to see.
+# Settings of both runs, if the defaults would hide the effect.
 BOTH: dict[tuple[str, str], dict[str, Any]] = {
     ("quantize", "low"): {"low": -0.3, "high": 0.2},
     ("quantize", "high"): {"high": 0.1},
@@ -47,7 +47,7 @@ CASES = [(word, f.name) for word, kind in STEPS.items() for f in fields(kind) if
 
 @cache
 def outcome(word: str, **settings: Any) -> Any:
-    """What can be seen of a run: the forms, and what measure notes."""
+    """The visible results of a run: the forms, and the notes of measure."""
     t = tiny("conv")
     result = run(t.model, STEPS[word](**settings), t.task)
     timed = [e.data for e in result.ledger.entries if e.kind == "latency"]
@@ -55,7 +55,7 @@ def outcome(word: str, **settings: Any) -> Any:
 
 
 def going(word: str, key: str) -> dict[str, Any]:
-    """Settings beside which this one is accepted, by what the step declares."""
+    """Settings with which this one is accepted, from the step's declarations."""
     found: dict[str, Any] = {}
     for other, wanted in only(STEPS[word]).get(key, {}).items():
         if getattr(STEPS[word](), other) not in wanted:

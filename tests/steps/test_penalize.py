@@ -1,4 +1,4 @@
-"""Penalize: sizes follow prices and targets, the network survives it, idle units go without a trace."""
+"""Penalize: sizes follow prices and targets, accuracy is kept, and dead units are cleared."""
 
 import math
 from dataclasses import replace
@@ -25,7 +25,7 @@ from tersor.steps.penalize import Prices
 
 @pytest.fixture(scope="module")
 def given() -> tuple[nn.Module, Task]:
-    """A trained network of 1,500 weights that needs some 300 of them."""
+    """A trained network of 1,500 weights that needs about 300 of them."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(24, 40), nn.ReLU(), nn.Linear(40, 12), nn.ReLU(), nn.Linear(12, 4))
@@ -77,7 +77,7 @@ def test_the_price_falls_before_the_size_is_too_small(monkeypatch, lag, least):
     for at in range(0, total, 10):
         part.nbytes = size
         part.price.fill_(prices.towards(SimpleNamespace(fold=dict), [part], at, total))
-        holding = 1e-4 * 8000 / size  # the price at which it would stay
+        holding = 1e-4 * 8000 / size  # the price at which the size would not change
         size *= math.exp(-lag * math.tanh(math.log(float(part.price) / holding) / 2))
         lowest = min(lowest, size)
     assert lowest > least
@@ -137,7 +137,7 @@ def test_a_layer_that_is_left_out_is_not_cleared(given):
     model, task = given
     model = run(model, Finetune(epochs=1, lr=1e-9), task).model()
     with torch.no_grad():
-        model[0].weight[5], model[0].bias[5] = 0, -1.0  # constant 0 after ReLU: no one needs column 5
+        model[0].weight[5], model[0].bias[5] = 0, -1.0  # constant 0 after ReLU: column 5 has no effect
     result = run(model, Penalize(epochs=1, where="0.weight", lr=1e-6, price=0.0), task)
     assert result.forms["2.weight"].decode()[:, 5].any()
 
@@ -153,7 +153,7 @@ def test_a_mask_stays_in_force(given):
 
 
 def test_units_change_places_and_the_network_computes_the_same(given):
-    """Bytes fall, the score and how many codes are not zero stay, and a mask moves with what it hides."""
+    """Bytes fall, the score and the number of nonzero codes stay, and a mask moves with its weights."""
     model, task = given
     step = Penalize(price=0.003, epochs=3, lr=5e-3)
     left = run(model, [Prune(keep=0.6), replace(step, arrange=False), Entropy()], task)

@@ -1,4 +1,4 @@
-"""Rdoq: budgets and drops are kept, data helps, structure stands, and what is misfit is refused."""
+"""Rdoq: budgets and drops are met, data helps, structure is kept, and wrong settings are refused."""
 
 from dataclasses import replace
 
@@ -20,7 +20,7 @@ MODELS = ("mlp", "conv", "attention", "lstm", "mixed")
 
 
 class Wide(nn.Module):
-    """Large enough for bits to be worth counting; its inputs differ in size and depend on each other."""
+    """A model large enough for its bits to matter, with inputs of different size that are correlated."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -191,7 +191,7 @@ def test_the_largest_price_within_a_limit() -> None:
 
 
 def test_a_few_codes_beyond_a_byte_are_stored_apart(tmp_path) -> None:
-    """One huge weight does not make all codes two bytes wide, and is not cut off."""
+    """One huge weight does not make all codes two bytes wide, and is not clipped."""
     layer = nn.Linear(100, 80, bias=False)
     with torch.no_grad():
         layer.weight[3, 7] = 500.0

@@ -1,4 +1,4 @@
-"""A training loop of one's own: what was decided stays in force, and what was learned comes back."""
+"""A user's own training loop: the structure is kept, and the learned values come back."""
 
 import copy
 import inspect
@@ -46,7 +46,7 @@ EACH = pytest.mark.parametrize("name", MODELS)
 
 
 def loop(module: nn.Module, t: Tiny, steps: int = 20, lr: float = 0.02) -> None:
-    """Any loop: Adam on the training data."""
+    """An example of a loop: Adam on the training data."""
     x, y = (torch.cat(part) for part in zip(*t.task.batches("calibrate"), strict=True))
     optimizer = torch.optim.Adam(module.parameters(), lr=lr, weight_decay=0.01)
     module.train()
@@ -332,7 +332,7 @@ def test_lightning_trains_it(tmp_path: Path) -> None:
 def test_the_hugging_face_trainer_trains_it(
     thrifty: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "environ", os.environ.copy())  # Accelerate notes there what it was told
+    monkeypatch.setattr(os, "environ", os.environ.copy())  # Accelerate stores its arguments there
     transformers = pytest.importorskip("transformers")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
