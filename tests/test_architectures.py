@@ -1,6 +1,6 @@
-"""Kinds of models through the sweep of bench/architectures.py; and each of its checks, on what is unsound.
+"""Kinds of models in the sweep of bench/architectures.py, and each of its checks on a faulty model.
 
-Stand-ins always; one of each kind of torchvision and transformers, in tiny, where they are installed.
+Stand-ins always; one tiny model of each kind of torchvision and transformers, if these are installed.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ def texts() -> dict[str, Tensor]:
 
 
 def cases(zoo: ModuleType) -> dict[str, Any]:
-    """The stand-ins as the sweep takes them."""
+    """The stand-ins as cases of the sweep."""
     features = {"teacher_weight": 0.0, "features": "backbone.1"}
     pair = {"logits": lambda output: output[0]}
     return {
@@ -50,7 +50,7 @@ def test_a_stand_in_comes_back_as_it_was_compressed(bench: Take, name: str) -> N
     assert outcome.done == outcome.weights > 0
 
 
-# A kind in tiny -> how it is made.
+# Tiny models of each kind.
 def depthwise(zoo: ModuleType) -> Any:
     return zoo.Case("", zoo.torchvision_model("mobilenet_v2", width_mult=0.1, inverted_residual_setting=[
         [1, 8, 1, 1], [2, 8, 2, 2],
@@ -112,7 +112,7 @@ def test_a_model_of_timm_comes_back(bench: Take) -> None:
     assert outcome.verdict == "right", outcome.said
 
 
-# The checks, each on a model that is sound but for one thing.
+# The checks, each on a model with a single fault.
 
 
 class Subject(nn.Module):
@@ -167,7 +167,7 @@ def test_one_weight_that_was_not_pruned_is_seen(done: Done) -> None:
 
 
 def test_one_weight_too_many_is_seen_whichever_it_is(done: Done) -> None:
-    """Of equal weights any may go, but no fewer than were to."""
+    """Any of several equal weights may be pruned, but not fewer than required."""
     same, sound = torch.ones(10), done.sound
     assert sound.unpruned(same, torch.tensor([1.0, 0.0] * 5), 0.5) == ""
     assert "6 weights are not zero, and 5" in sound.unpruned(same, torch.tensor([1.0] * 6 + [0.0] * 4), 0.5)
@@ -190,7 +190,7 @@ def test_grids_of_the_wrong_axis_are_seen(done: Done) -> None:
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_grids_are_told_from_what_lies_beside_them(done: Done, bits: int) -> None:
-    """By a slow search over all steps that the largest value allows."""
+    """Compared with a slow search over all steps that the largest value allows."""
     top, draw = 2 ** (bits - 1) - 1, torch.Generator().manual_seed(bits)
     for size, moved in itertools.product((1, 2, 9, 50), (0.0, 0.003)):
         rows = torch.randint(-top, top + 1, (20, size), generator=draw) * torch.rand(20, 1, generator=draw)

@@ -1,4 +1,4 @@
-"""The docs run: each Python block is executed, each `$ tersor` line names commands and options that exist.
+"""The docs: each Python block is executed, and each `$ tersor` line names commands and options that exist.
 
 Blocks of one page share a namespace, in order, and run in an empty folder. A block right after the comment
 <!-- not run --> is left out; a few such blocks are allowed in all.
@@ -95,7 +95,7 @@ def commands(page: str) -> list[Command]:
 
 @functools.cache
 def shown_help(subcommand: str) -> str | None:
-    """What `tersor SUBCOMMAND --help` prints, or None where it is refused."""
+    """The output of `tersor SUBCOMMAND --help`, or None if it is refused."""
     from tersor.cli import main
 
     out = io.StringIO()
@@ -114,7 +114,7 @@ def shown_help(subcommand: str) -> str | None:
 
 
 def unknown(command: Command, helps: Callable[[str], str | None]) -> list[str]:
-    """The words of a command that its help does not know."""
+    """The words of a command that are not in its help."""
     options = [word.split("=")[0] for word in command.words if re.match(r"--?[A-Za-z]", word)]
     subcommand = next((word for word in command.words if not word.startswith("-")), "")
     text = helps(subcommand)

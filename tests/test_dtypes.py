@@ -1,5 +1,5 @@
-"""Every dtype that this PyTorch has, as parameter and as buffer, through everything: worked on, or stored to
-the bit and named, or refused by name with a way out that works before anything is written."""
+"""Every dtype of the installed PyTorch, as parameter and as buffer: worked on, or stored bit for bit and
+noted, or refused before anything is written, with a way out that works."""
 
 import itertools
 import json
@@ -34,7 +34,7 @@ HELD = [dtype for dtype in EVERY if dtype in CODES]
 UNHELD = [dtype for dtype in EVERY if dtype not in CODES]
 LEFT = [dtype for dtype in HELD if not BY_DTYPE[dtype].worked]
 KINDS = ("parameter", "buffer")
-QUANTIZED = (torch.qint8, torch.quint8, torch.qint32)  # that can be made; the packed ones have no maker
+QUANTIZED = (torch.qint8, torch.quint8, torch.qint32)  # packed ones cannot be made
 RECIPE = tersor.Recipe((tersor.Prune(), tersor.Quantize(), tersor.Entropy()))
 
 pytestmark = [
@@ -44,7 +44,7 @@ pytestmark = [
 
 
 def value(dtype: torch.dtype, *shape: int, seed: int = 0) -> Tensor:
-    """Random bits, of which none is NaN or infinite."""
+    """Random bits without NaN and infinity."""
     random = np.random.default_rng(seed)
     if dtype in QUANTIZED:
         return torch._empty_affine_quantized(shape, scale=1.0, zero_point=0, dtype=dtype)
@@ -57,7 +57,7 @@ def value(dtype: torch.dtype, *shape: int, seed: int = 0) -> Tensor:
     if dtype.is_complex or (dtype.is_floating_point and dtype not in UNHELD):
         wide = data.view(torch.float32 if dtype.is_complex else dtype)
         bad = ~(wide.float() if wide.dtype.itemsize == 1 else wide).isfinite()
-        data.view(-1, wide.dtype.itemsize)[bad] = 1  # the least but some subnormals
+        data.view(-1, wide.dtype.itemsize)[bad] = 1  # a small subnormal
     return data.view(dtype).reshape(shape)
 
 
@@ -232,7 +232,7 @@ def test_nan_is_refused_whatever_the_dtype(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", LEFT, ids=str)
 def test_a_buffer_that_training_moves_is_stored_as_it_became(dtype: torch.dtype) -> None:
-    """Such as a running scale. PyTorch compares not all dtypes with each other."""
+    """Such as a running scale. PyTorch cannot compare all dtypes with each other."""
 
     class Moving(Net):
         def forward(self, x: Tensor) -> Tensor:
@@ -249,7 +249,7 @@ def test_a_buffer_that_training_moves_is_stored_as_it_became(dtype: torch.dtype)
 
 
 def test_a_killed_run_notes_it_once(tmp_path: Path) -> None:
-    """The executor's own notes are in the journal, and a run that goes on from it has them once."""
+    """The executor's own notes are in the journal, and a resumed run has them once."""
     model, steps = net(torch.complex64), [tersor.Prune(), tersor.Quantize()]
     whole = tersor.run(model, steps, journal=tmp_path / "j")
     count = len(list((tmp_path / "j").glob("*.group")))
@@ -317,7 +317,7 @@ def test_packs_of_it(dtype: torch.dtype, tmp_path: Path) -> None:
 @pytest.mark.parametrize("short", [False, True], ids=["", "tiny"])
 @pytest.mark.parametrize("dtype", UNHELD, ids=str)
 def test_nothing_is_written_that_cannot_be_read(dtype: torch.dtype, short: bool, tmp_path: Path) -> None:
-    """Not even of a state that was made by hand; the file that was there stays."""
+    """Not even from a state that was made by hand; the earlier file stays."""
     state, path = start(net(torch.float32)), tmp_path / "m.tersor"
     tersor.save(state, path, tiny=short)
     before, site = path.read_bytes(), state.sites["w"]
@@ -347,7 +347,7 @@ SHAPES = ((), (1,), (0,), (3, 0, 2), (2, 1, 3, 1, 2), (1, 1, 1, 1, 1), (300,), (
 
 
 def odd_bits(dtype: torch.dtype) -> Tensor:
-    """Zeros of both signs, the least and the largest numbers, infinities; of whole numbers the ends."""
+    """Zeros of both signs, the smallest and the largest numbers, infinities; for integers both ends."""
     wide = dtype.itemsize // (2 if dtype.is_complex else 1)
     patterns = {
         0,

@@ -1,4 +1,4 @@
-"""The examples run as they stand, and all three skins of one recipe leave the same ledger."""
+"""The examples run unchanged, and a recipe in Python, YAML and words gives the same ledger."""
 
 import json
 import os
@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of examples/, where the scripts have run."""
+    """A copy of examples/ in which the scripts have run."""
     here = tmp_path_factory.mktemp("user") / "examples"
     shutil.copytree(ROOT / "examples", here, ignore=shutil.ignore_patterns("out", "__pycache__"))
     return here
@@ -36,7 +36,7 @@ def test_python_yaml_and_words_leave_one_ledger(folder: Path) -> None:
     assert words["ledger"] == file["ledger"]
     assert f"ledger {words['ledger']}" in shell
 
-    # Small, sound, and still good at what it does.
+    # Small, sound, and still accurate.
     assert "0 warnings" in shell
     assert "6 parts, sound" in shell
     assert words["files"]["given"]["nbytes"] > 6 * words["files"]["result"]["nbytes"]

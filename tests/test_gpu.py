@@ -1,4 +1,4 @@
-"""On a GPU: training, cuts, timing and grids end as they do on a CPU, and stay on the device."""
+"""On a GPU: training, cuts, timing and grids give the same results as on a CPU, and stay on the device."""
 
 from pathlib import Path
 

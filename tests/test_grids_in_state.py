@@ -30,7 +30,7 @@ from tersor.steps import STEPS, Entropy, Export, Prune
 
 @dataclass(frozen=True)
 class Calibrate:
-    """Put grids on three edges, from the ranges that calibration batches show."""
+    """Put grids on three edges, with ranges from calibration batches."""
 
     name: ClassVar[str] = "calibrate"
     edges: tuple[str, ...]
@@ -147,7 +147,7 @@ def test_a_cut_makes_them_stale_and_lossless_coding_does_not() -> None:
 
 
 def test_trained_by_a_plain_loop_through_the_modules_own_signature(given: Call) -> None:
-    """Twenty steps towards the model's own answers without grids: the scales learn, and are grids again."""
+    """Twenty steps towards the model's outputs without grids: the scales learn, and are stored as grids."""
     model, args, kwargs = given
     state = run(model, Calibrate(three_edges(given)), task_of(given))
     wanted = answer(model, given)
@@ -163,7 +163,7 @@ def test_trained_by_a_plain_loop_through_the_modules_own_signature(given: Call) 
         edge_grids=coarse,
         example=lambda net: net(*args, **kwargs),
     )
-    # A scale moves by its own size: Adam's steps do not know it.
+    # A scale moves by a fraction of its own value, unlike Adam's steps.
     groups = [{"params": [p], "lr": 0.02 * float(p.detach().mean())} for p in tuned.grids.parameters()]
     optimizer = torch.optim.Adam(groups)
     losses = []

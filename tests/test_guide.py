@@ -1,4 +1,4 @@
-"""README and guide say of the steps what the steps say of themselves."""
+"""README and guide agree with the steps' own docstrings and settings."""
 
 import dataclasses
 import re
@@ -16,7 +16,7 @@ README, GUIDE = (ROOT / "README.md").read_text(), (ROOT / "docs/guide.md").read_
 
 
 def shown(default: Any) -> str:
-    """A default as the tables write it."""
+    """A default in the style of the tables."""
     text = "none" if default is None else str(default).lower() if isinstance(default, bool) else str(default)
     return f"`{text}`" if text else ""
 

@@ -1,4 +1,4 @@
-"""Job: what is written is read back before anything else is said of it."""
+"""Pipeline: the written file is read back before the run reports success."""
 
 from pathlib import Path
 from typing import Any

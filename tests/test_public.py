@@ -1,4 +1,4 @@
-"""The public names: all there, none twice, each found lazily."""
+"""The public names: complete, without duplicates, each imported lazily."""
 
 import ast
 import subprocess
@@ -29,7 +29,7 @@ def test_every_step_and_every_error_is_public() -> None:
 
 
 def test_a_state_is_told_in_a_line() -> None:
-    """A dataclass tells its fields, and these are the module and every weight."""
+    """The default repr of a dataclass would print the module and every weight."""
     net = nn.Sequential(nn.Linear(30, 40), nn.ReLU(), nn.Linear(40, 2))
     result = tersor.run(net, [tersor.Prune(), tersor.Entropy()])
     said = f"State {result.digest}: 4 sites, {result.nbytes:,} bytes, 2 steps"

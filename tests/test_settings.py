@@ -1,4 +1,4 @@
-"""Settings from text and back: what YAML, the command line and Python write comes out as one typed value."""
+"""Settings from text and back: YAML, the command line and Python give the same typed value."""
 
 import typing
 from dataclasses import dataclass, fields
@@ -98,7 +98,7 @@ def test_far_words_get_no_guess() -> None:
     assert did_you_mean("rwo", ["row", "group"]) == "did you mean 'row'? Allowed: group, row"
 
 
-# By the type that a setting states: what Python may be given that is of none of its types.
+# For each declared type: Python values of other types.
 NO_NUMBER: list[Any] = ["1", "x", "", "none", True, [1], {}, object()]
 ODD: dict[Any, list[Any]] = {
     float: [*NO_NUMBER, None, 10**400], float | None: NO_NUMBER,

@@ -1,4 +1,4 @@
-"""Outputs that are inputs, or not files: every command refuses at once and leaves earlier files as they were."""
+"""Outputs that are inputs, or not files: every command refuses at once and keeps earlier files."""
 
 import json
 import os

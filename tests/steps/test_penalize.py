@@ -66,9 +66,9 @@ def test_the_target_is_met(given, nbytes):
 
 @pytest.mark.parametrize(("lag", "least"), [(0.03, 400), (0.05, 980)])
 def test_the_price_falls_before_the_size_is_too_small(monkeypatch, lag, least):
-    """A size that follows its price slowly: what is lost once may not come back when the rate is low.
+    """A size that follows its price slowly: weights lost once may not come back at a low learning rate.
 
-    Without a look ahead it falls to 184 and 937 bytes, of 1,000 that are wanted.
+    Without prediction the size falls to 184 and 937 bytes, with a target of 1,000.
     """
     size, lowest, total = 8000.0, math.inf, 2000
     monkeypatch.setattr(penalize, "nbytes_of", lambda forms: size)

@@ -1,4 +1,4 @@
-"""Models whose outputs are no tensor train, distill and are measured: those of libraries, and of one's own.
+"""Models whose output is not a single tensor train, distill and are measured: from libraries and users.
 
 Losses are compared with the model's own, computed by hand; weights must move and the loss must fall.
 """
