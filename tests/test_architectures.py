@@ -189,7 +189,7 @@ def test_grids_of_the_wrong_axis_are_seen(done: Done) -> None:
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
-def test_grids_are_told_from_what_lies_beside_them(done: Done, bits: int) -> None:
+def test_grids_are_distinguished_from_other_values(done: Done, bits: int) -> None:
     """Compared with a slow search over all steps that the largest value allows."""
     top, draw = 2 ** (bits - 1) - 1, torch.Generator().manual_seed(bits)
     for size, moved in itertools.product((1, 2, 9, 50), (0.0, 0.003)):
@@ -212,7 +212,7 @@ def test_a_grid_of_more_bits_is_seen(done: Done, bits: int) -> None:
     assert bool(done.sound.on_grid(rows, bits + 1).all())
 
 
-def test_a_change_that_no_step_owns_is_seen(done: Done) -> None:
+def test_a_change_that_no_step_made_is_found(done: Done) -> None:
     model = done.result.model()
     model.spare[2] += 1
     assert done.faults(model) == ["spare: changed, and no step says so"]
@@ -220,7 +220,7 @@ def test_a_change_that_no_step_owns_is_seen(done: Done) -> None:
     assert done.faults(model) == ["more: only one of the given and the loaded model has it"]
 
 
-def test_what_is_frozen_and_trained_is_seen(done: Done) -> None:
+def test_a_trained_frozen_tensor_is_found(done: Done) -> None:
     was = done.was._replace(frozen=("norm.bias",))
     assert done.faults(done.result.model(), was=was) == ["norm.bias: frozen, and trained all the same"]
 
@@ -252,7 +252,7 @@ def test_a_note_about_the_whole_model_counts_for_the_weights_that_it_names(done:
         assert found == ["second.weight: prune says nothing of it"] * count
 
 
-def test_answers_that_differ_or_show_nothing_are_seen(done: Done) -> None:
+def test_outputs_that_differ_or_are_constant_are_found(done: Done) -> None:
     differing, model, other = done.sound.differing, done.result.model(), done.result.model()
     other.second.bias.data[0] += 1e-6
     assert differing(done.task, model, other) == "the loaded model answers otherwise"
@@ -271,7 +271,7 @@ def test_a_given_model_that_was_changed_is_seen(done: Done) -> None:
     assert done.sound.untouched(done.was, model) == "norm.weight: the given model was changed"
 
 
-def test_answers_are_looked_at_wherever_they_are(done: Done) -> None:
+def test_outputs_in_any_container_are_compared(done: Done) -> None:
     one, two, three = torch.ones(1), torch.ones(2), torch.ones(3)
     output = {"a": (one, [two]), "b": stand_ins.Answer(three), "c": "text", "d": None}
     assert [len(t) for t in done.sound.tensors_of(output)] == [1, 2, 3]

@@ -183,7 +183,7 @@ def test_optional_packages_are_optional(name: str, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("name", STEPS)
-def test_a_step_tells_what_it_is(name: str) -> None:
+def test_a_step_has_a_description(name: str) -> None:
     kind = STEPS[name]
     header = (inspect.getmodule(kind).__doc__ or "").strip().splitlines()
     assert len([line for line in header if line.strip()]) >= 3, "a file opens with the idea in a few lines"

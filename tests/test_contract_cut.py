@@ -56,7 +56,7 @@ PROVED = {
 
 
 @pytest.mark.parametrize("name", CUTTABLE)
-def test_every_group_is_proved_or_taken_back_whole(name: str) -> None:
+def test_every_group_is_proved_or_undone_as_a_whole(name: str) -> None:
     given = cuttable(name)
     result = run(given.model, Halving(name), given.task)
     assert sorted(notes(result, "proved")) == sorted(PROVED[name])
@@ -85,7 +85,7 @@ BY_HAND = {
 
 
 @pytest.mark.parametrize("name", BY_HAND)
-def test_answers_are_those_of_a_network_masked_by_hand(name: str) -> None:
+def test_outputs_are_those_of_a_network_masked_by_hand(name: str) -> None:
     given = cuttable(name)
     result = run(given.model, Halving(name), given.task)
     want = given.out(zeroed(cuttable(name).model, **BY_HAND[name]))
@@ -136,7 +136,7 @@ def test_a_second_cut_names_given_indices(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["conv", "heads"])
-def test_killed_after_any_group_it_goes_on(name: str, tmp_path: Path) -> None:
+def test_it_resumes_after_a_kill_at_any_group(name: str, tmp_path: Path) -> None:
     given, recipe = cuttable(name), Recipe((Prune(keep=0.6), Halving(name), Entropy()))
     whole = run(given.model, recipe, given.task, journal=tmp_path / "whole")
     files = sorted((tmp_path / "whole").glob("[0-9]*.group"))
@@ -218,7 +218,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("what", WRONG)
-def test_a_wrong_group_is_taken_back_whole(what: str) -> None:
+def test_a_wrong_group_is_undone_as_a_whole(what: str) -> None:
     given = cuttable("mlp")
     result = run(given.model, halved("mlp", *WRONG[what]), given.task)
     assert result.digest == result.ledger.base
@@ -260,7 +260,7 @@ def test_a_unit_that_moves_nothing_is_proved_on_weights_moved_at_random() -> Non
     assert notes(result, "proved") == ["first", "last"]
 
 
-def test_what_a_dead_unit_is_wrongly_paired_with_is_seen() -> None:
+def test_a_wrong_pairing_with_a_dead_unit_is_found() -> None:
     """Unit 5 is read in place of 6, and neither changes an output now; with live units the group is wrong."""
     given = dead(-1)
     with torch.no_grad():
@@ -274,7 +274,7 @@ def test_what_a_dead_unit_is_wrongly_paired_with_is_seen() -> None:
     assert not result.kept  # the zeros of its dead units are under a mask
 
 
-def test_where_no_unit_can_move_the_answers_the_proof_is_void_and_the_cut_taken_back() -> None:
+def test_if_no_unit_can_change_the_outputs_the_proof_is_void_and_the_cut_undone() -> None:
     """The outputs do not depend on the model's second half at all."""
 
     class Idle(nn.Module):
@@ -312,7 +312,7 @@ class Filled(nn.Module):
 
 
 @pytest.mark.parametrize(("fill", "large"), [(-1e9, 1.0), (torch.finfo().min, 1.0), (0.0, 1e9), (1e9, 1e12)])
-def test_large_answers_do_not_hide_a_wrong_cut_in_others(fill: float, large: float) -> None:
+def test_large_outputs_do_not_hide_a_wrong_cut_in_others(fill: float, large: float) -> None:
     x = torch.randn(16, 4, generator=torch.Generator().manual_seed(1))
     task = type(cuttable("mlp").task)(
         evaluate=[(x, torch.zeros(16, dtype=torch.int64))],
@@ -353,6 +353,6 @@ def test_a_cut_is_checked_where_it_is_made(cut: Callable[[], Cut]) -> None:
         (Cut("nowhere", 0, (0,)), "no such weight to cut"),
     ],
 )
-def test_cuts_that_cannot_be_meant(cut: Cut, says: str) -> None:
+def test_wrong_cuts_are_refused(cut: Cut, says: str) -> None:
     with pytest.raises(Exception, match=says):
         run(cuttable("mlp").model, halved("mlp", cut), cuttable("mlp").task)

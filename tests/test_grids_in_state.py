@@ -111,7 +111,7 @@ def test_they_are_saved_undone_and_made_stale(given: Call, tmp_path: Path) -> No
     assert undo(loaded.on(model)).digest == result.ledger.base
 
 
-def test_a_run_cut_off_between_two_grids_goes_on(given: Call, tmp_path: Path) -> None:
+def test_an_interrupted_run_resumes_between_two_grids(given: Call, tmp_path: Path) -> None:
     model, task, step = given[0], task_of(given), Calibrate(three_edges(given))
     whole = run(model, step, task, journal=tmp_path / "whole")
     (tmp_path / "cut").mkdir()
@@ -181,7 +181,7 @@ def test_trained_by_a_plain_loop_through_the_modules_own_signature(given: Call) 
     assert torch.equal(answer(learned.model(), given), answer(tuned, given))
 
 
-def test_what_cannot_take_grids_says_so() -> None:
+def test_operations_without_grid_support_refuse_them() -> None:
     call = nets()["resnet20"]
     result = run(call[0], Calibrate(three_edges(call)), task_of(call))
     with pytest.raises(RefusedError, match="export: 3 edges have grids, which no runtime here supports yet"):

@@ -56,7 +56,7 @@ def test_the_guide_lists_the_settings_of_training() -> None:
 
 
 @pytest.mark.parametrize("name", STEPS)
-def test_the_guide_says_what_goes_with_what(name: str) -> None:
+def test_the_guide_names_dependencies_of_settings(name: str) -> None:
     training, section = (GUIDE.split(f"\n{head}\n", 1)[1] for head in ("## Steps", f"### {name}"))
     assert "All but `where` have an effect with `epochs` above 0 alone" in training
     told = {**table(training), **table(section)}

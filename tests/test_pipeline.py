@@ -40,7 +40,7 @@ def test_a_file_that_reads_back_as_another_model_does_not_count(
     assert not (tmp_path / "report.json").exists()
 
 
-def test_force_leaves_the_journal_of_a_run_that_goes_on(tmp_path: Path) -> None:
+def test_force_keeps_the_journal_of_an_active_run(tmp_path: Path) -> None:
     t, journal = tiny("mlp"), tmp_path / "journal"
     with Journal(journal, {}, resume=False):
         there = sorted(journal.iterdir())

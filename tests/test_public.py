@@ -28,7 +28,7 @@ def test_every_step_and_every_error_is_public() -> None:
     )
 
 
-def test_a_state_is_told_in_a_line() -> None:
+def test_the_repr_of_a_state_is_one_line() -> None:
     """The default repr of a dataclass would print the module and every weight."""
     net = nn.Sequential(nn.Linear(30, 40), nn.ReLU(), nn.Linear(40, 2))
     result = tersor.run(net, [tersor.Prune(), tersor.Entropy()])
@@ -44,7 +44,7 @@ def test_type_checkers_see_the_same_names() -> None:
     assert seen == tersor.HOMES
 
 
-def test_a_name_that_is_not_there() -> None:
+def test_an_unknown_name() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'compres'"):
         tersor.compres  # noqa: B018
 

@@ -117,7 +117,7 @@ def test_a_setting_of_another_type_is_refused(kind: Any, key: str) -> None:
 
 
 @pytest.mark.parametrize("kind", STEPS.values())
-def test_numbers_of_numpy_and_lists_are_as_python_s_own(kind: Any) -> None:
+def test_numbers_of_numpy_and_lists_become_python_values(kind: Any) -> None:
     usual = settings_of(kind())
     wrapped = {int: np.int64, float: np.float64, bool: np.bool_}
     given = {key: wrapped.get(type(value), lambda x: x)(value) for key, value in usual.items()}

@@ -107,7 +107,7 @@ def test_the_padding_row_answers_as_before() -> None:
     assert run(t.model, Recipe((Cluster(entries=3),), zeros="none")).model().embed.weight[0].all()
 
 
-def test_a_product_says_what_it_loses() -> None:
+def test_a_product_notes_lost_zeros() -> None:
     t = sparse()
     count = int(zeros(t)["head.weight"].sum())
     note = next(e for e in run(t.model, Factorize(rank=1)).ledger.notes("done") if e.site == "head.weight")
@@ -148,7 +148,7 @@ def test_undo_replay_and_two_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("lines", [1, 2, 3])
-def test_a_run_that_was_killed_goes_on_to_the_same_end(lines: int, tmp_path: Path) -> None:
+def test_a_killed_run_resumes_to_the_same_end(lines: int, tmp_path: Path) -> None:
     """Killed after the masks, and in the middle of the step that needed them."""
 
     class Killed(Exception):
@@ -181,7 +181,7 @@ def test_the_first_step_after_a_coded_weight() -> None:
 # --- the way out ---
 
 
-def test_zeros_may_move_where_that_is_said() -> None:
+def test_zeros_may_change_if_the_recipe_allows_it() -> None:
     t = sparse()
     free = run(t.model, Recipe((Finetune(epochs=1, lr=0.1),), zeros="none"), t.task).state_dict()
     assert all(free[site][where].all() for site, where in zeros(t).items())
@@ -273,7 +273,7 @@ def rows(w: Tensor, *index: int) -> Tensor:
     ],
     ids=lambda x: x if isinstance(x, str) else "",
 )
-def test_zeros_that_nobody_put_there(weight: Tensor, why: str) -> None:
+def test_accidental_zeros(weight: Tensor, why: str) -> None:
     assert kept(Dense(weight)) is None, why
 
 
@@ -290,7 +290,7 @@ def test_zeros_that_nobody_put_there(weight: Tensor, why: str) -> None:
     ],
     ids=lambda x: x if isinstance(x, str) else "",
 )
-def test_zeros_that_somebody_put_there(weight: Tensor, why: str) -> None:
+def test_deliberate_zeros(weight: Tensor, why: str) -> None:
     keep = kept(Dense(weight))
     assert keep is not None, why
     assert torch.equal(keep, weight != 0)
@@ -365,7 +365,7 @@ class Holder(nn.Module):
         return dict(self.state_dict())
 
 
-def test_a_pack_and_a_run_tell_the_same(tmp_path: Path) -> None:
+def test_a_pack_and_a_run_give_the_same_notes(tmp_path: Path) -> None:
     weights = {f"{n}.weight": with_zeros(random(20, 20, seed=n), 200) for n in range(3)}
     save_file(weights, tmp_path / "w.safetensors")
     recipe = Recipe((Quantize(symmetric=False), Cluster(where="1*")))

@@ -195,7 +195,7 @@ def test_a_folder_that_cannot_be(tersor: Command) -> None:
     assert resource.getrlimit(resource.RLIMIT_FSIZE)  # unchanged here: limits are set in other processes only
 
 
-def test_recipes_that_are_none(tersor: Command) -> None:
+def test_files_that_are_not_recipes(tersor: Command) -> None:
     cases = {
         "steps: [": "is not YAML", "[]": "expected a mapping", "tersor: 2\nsteps: [entropy]": "has format 2",
         "steps: [prun]": "did you mean 'prune'?", "steps: [prune: {keep: 3}]": "0 < keep <= 1",

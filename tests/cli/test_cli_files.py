@@ -72,7 +72,7 @@ def test_pack_with_steps(packed: Command) -> None:
     assert 0 < worst.abs().max() < 0.2
 
 
-def test_sizes_are_told_in_words(packed: Command) -> None:
+def test_sizes_are_printed(packed: Command) -> None:
     out = packed("pack w.safetensors -o q.tersor -q quantize bits=4 entropy").out
     small, large = (Path(name).stat().st_size for name in ("q.tersor", "w.safetensors"))
     assert out.splitlines()[1] == f"q.tersor: {small:,} bytes, {large / small:.2f} x smaller"
@@ -121,7 +121,7 @@ def test_pack_refuses_what_needs_the_model(packed: Command) -> None:
     assert not Path("n.tersor").exists()
 
 
-def test_pack_tells_what_it_leaves_out(packed: Command) -> None:
+def test_pack_reports_what_it_leaves_out(packed: Command) -> None:
     state = resolve_model("mine.py:net").state_dict()
     torch.save(
         {"state_dict": state, "epoch": 3, "optimizer": {"state": [state["0.bias"], state["2.bias"]]}}, "w.pt"
@@ -170,7 +170,7 @@ def test_some_tensors_are_not_compared_with_all(packed: Command) -> None:
     assert "share" not in packed("unpack m.tersor -o b.safetensors --only 2.bias -q --json").json
 
 
-def test_pack_tells_what_is_stored_once(packed: Command) -> None:
+def test_pack_reports_what_is_stored_once(packed: Command) -> None:
     weight = torch.ones(3, 3)
     torch.save({"a": weight, **{f"b{n}": weight for n in range(8)}}, "w.pt")
     said = packed("pack w.pt -o t.tersor -q").out.splitlines()[-1]
@@ -242,7 +242,7 @@ def test_diff_and_patch_refuse(packed: Command, line: str, code: int, says: str)
     assert not Path("n").exists()
 
 
-def test_of_several_networks_all_are_packed_or_the_one_of_a_key(packed: Command) -> None:
+def test_all_networks_are_packed_or_the_one_of_a_key(packed: Command) -> None:
     state = resolve_model("mine.py:net").state_dict()
     torch.save({"g": state, "g_ema": state, "optim": {"s": [torch.ones(2)]}, "mean": torch.ones(3)}, "w.pt")
     facts = packed("pack w.pt -o t.tersor -q --json").json

@@ -23,7 +23,7 @@ def start(words: str) -> subprocess.Popen[str]:
     return subprocess.Popen(line, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_a_killed_run_goes_on(tersor: Command) -> None:
+def test_a_killed_run_resumes(tersor: Command) -> None:
     tersor("--version")  # makes the folder
     killed, journal = start(RUN.format("killed", "")), Path("killed/journal")
     until = time.monotonic() + PATIENCE

@@ -323,7 +323,7 @@ def test_a_folder_with_the_name_of_a_task_is_not_read(files: Command) -> None:
     assert resolve_files("digits") == [Path("digits")]
 
 
-def test_workers_are_not_passed_over_where_there_are_none(files: Command) -> None:
+def test_workers_are_refused_if_there_are_none(files: Command) -> None:
     done = files(f"pack a.safetensors {ROUND} --workers 2 -q -o n.tersor")
     assert done.code == 2
     assert "--workers" in done.err

@@ -53,7 +53,7 @@ def test_pack_rounds_without_a_model(weights: Command) -> None:
         ("pack w.safetensors -o m.tersor rdoq nbytes=100", "needs the whole model"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(weights: Command, line: str, says: str) -> None:
+def test_wrong_options_are_refused(weights: Command, line: str, says: str) -> None:
     done = weights(line)
     assert done.code in (1, 2)
     assert says in done.err

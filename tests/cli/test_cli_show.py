@@ -28,7 +28,7 @@ def test_the_page_is_written_beside_the_tables(tersor: Command) -> None:
     assert facts["html"] == {"name": "page.html", "nbytes": Path("page.html").stat().st_size}
 
 
-def test_the_tables_tell_bytes_entropy_distance_and_what_is_no_payload(tersor: Command) -> None:
+def test_the_tables_show_bytes_entropy_distance_and_the_rest_of_the_file(tersor: Command) -> None:
     done = packed(tersor)("show m.tersor")
     for word in ("bytes", "bits", "order 0", "distance", "share", "all of these", "text", "header"):
         assert word in done.out

@@ -60,7 +60,7 @@ def test_version(tersor: Command) -> None:
         ("run mine.py:net --out o --seed -1 prune", "0 or more"),
     ],
 )
-def test_what_cannot_be_meant_is_2(tersor: Command, line: str, says: str) -> None:
+def test_a_wrong_call_exits_with_2(tersor: Command, line: str, says: str) -> None:
     done = tersor(line)
     assert done.code == 2
     assert says in done.err

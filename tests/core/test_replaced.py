@@ -45,14 +45,14 @@ def replaced() -> tuple[nn.Module, State]:
     return model, run(model, [Factorize(rank=2, where="0.weight"), Parts()], TASK)
 
 
-def test_the_lock_names_what_came(replaced: tuple[nn.Module, State]) -> None:
+def test_the_lock_names_new_sites(replaced: tuple[nn.Module, State]) -> None:
     model, result = replaced
     assert [entry.kind for entry in result.ledger.notes(first=-1)] == ["proved"]
     assert set(lock(result)["result"]) == {"0.0.weight", "0.1.weight", "0.1.bias"}
     assert undo(result).digest == start(model).digest
 
 
-def test_the_file_is_sound_and_knows_what_was_given(
+def test_the_file_is_sound_and_knows_the_given_model(
     replaced: tuple[nn.Module, State], tmp_path: Path
 ) -> None:
     model, result = replaced
@@ -63,9 +63,7 @@ def test_the_file_is_sound_and_knows_what_was_given(
     assert torch.equal(found.model(model)(X), result.model()(X))
 
 
-def test_bytes_that_were_given_are_told_or_not_known(
-    replaced: tuple[nn.Module, State], tmp_path: Path
-) -> None:
+def test_given_bytes_are_reported_or_unknown(replaced: tuple[nn.Module, State], tmp_path: Path) -> None:
     """A file does not have the removed sites, so it does not know their bytes."""
     model, result = replaced
     given = sum(value.nbytes for value in model.state_dict().values())

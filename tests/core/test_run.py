@@ -119,7 +119,7 @@ def test_the_sign_of_zero_is_a_bit() -> None:
 
 
 @pytest.mark.parametrize(("how", "value"), [("lossless", 0.5), ("refine", torch.nan)])
-def test_the_last_slice_is_looked_at_too(how: str, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_last_slice_is_checked_too(how: str, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tersor.forms.form.SLICE", 4)
 
     def last(view: View) -> Form:
@@ -131,7 +131,7 @@ def test_the_last_slice_is_looked_at_too(how: str, value: float, monkeypatch: py
         run(tiny("mlp").model, [Fake(lambda view: [(edit(view, last(view), how),)])])
 
 
-def test_what_overflows_in_the_models_own_dtype_is_refused() -> None:
+def test_overflow_in_the_models_dtype_is_refused() -> None:
     model = nn.Linear(2, 2).half()
     with pytest.raises(RefusedError, match="infinity"):
         run(model, [Fake(lambda v: [(edit(v, Dense(torch.full((2, 2), 1e5)), site="weight"),)])])
@@ -240,7 +240,7 @@ def test_undo_step_by_step_is_the_run_step_by_step(whole: tuple[Any, State], jou
         assert torch.equal(value, t.model.state_dict()[key])
 
 
-def test_what_was_undone_can_be_run_on(whole: tuple[Any, State]) -> None:
+def test_an_undone_state_can_be_run_again(whole: tuple[Any, State]) -> None:
     t, result = whole
     again = run(undo(result, 1), [Entropy()], t.task)
     assert again.digest == result.digest
@@ -275,7 +275,7 @@ def test_lossless_steps_are_undone_without_a_journal_and_others_are_not(
     assert undo(result, 3).digest == result.ledger.base
 
 
-def test_runs_that_went_on_are_undone_by_their_journals_in_order(
+def test_continued_runs_are_undone_with_their_journals_in_order(
     whole: tuple[Any, State], tmp_path: Path
 ) -> None:
     t, result = whole
@@ -290,7 +290,7 @@ def test_runs_that_went_on_are_undone_by_their_journals_in_order(
         replay(t.model, both.ledger, folders[:1])
 
 
-def test_of_several_codings_the_first_plain_form_comes_back() -> None:
+def test_undo_of_several_codings_gives_the_first_plain_form() -> None:
     plain = run(wide(), Quantize(bits=4))
     twice = run(plain, [Entropy(coder="huffman"), Entropy(coder="max")])
     assert [entry.how for entry in twice.ledger.edits() if entry.site == "weight"][1:] == ["lossless"] * 2
@@ -388,7 +388,7 @@ def test_the_keys_of_the_executor_are_its_own(key: str) -> None:
         run(tiny("mlp").model, Taking())
 
 
-def test_a_trial_changes_nothing_and_says_what_would_be() -> None:
+def test_a_trial_changes_nothing_and_returns_its_result() -> None:
     t, found = tiny("mlp"), {}
 
     def groups(view: View) -> Iterator[Any]:
@@ -506,7 +506,7 @@ def test_tied_tensors_stay_tied() -> None:
     assert model.head.weight is model.embed.weight
 
 
-def test_the_watch_is_told() -> None:
+def test_the_observer_is_called() -> None:
     told: list[Any] = []
 
     class Teller(Observer):
@@ -523,7 +523,7 @@ def test_the_watch_is_told() -> None:
     ]  # fmt: skip
 
 
-def test_the_seed_counts_where_something_is_drawn() -> None:
+def test_the_seed_changes_random_steps() -> None:
     model, step = tiny("conv").model, Cluster(init="kmeans++", iterations=1)
     digests = [run(model, [step], seed=seed).digest for seed in (0, 0, 1)]
     assert digests[0] == digests[1] != digests[2]
@@ -553,7 +553,7 @@ def test_forms_of_a_codebook_and_a_product_pass_the_check() -> None:
         ).all()
 
 
-def test_steps_that_look_at_weights_alone_do_not_care_for_the_task() -> None:
+def test_steps_that_use_only_weights_ignore_the_task() -> None:
     t = tiny("conv")
     steps = [Prune(keep=0.3), Quantize(bits=4), Entropy()]
     assert run(t.model, steps).digest == run(t.model, steps, Task(evaluate=t.task.evaluate)).digest

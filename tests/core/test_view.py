@@ -98,7 +98,7 @@ def test_facts_of_a_trial_are_its_own() -> None:
     assert facts[1]["accuracy"]["after"][0] == pytest.approx(float(scores.mean()))
 
 
-def test_every_step_site_and_trial_draws_otherwise() -> None:
+def test_every_step_site_and_trial_has_its_own_random_numbers() -> None:
     model, seeds = tiny("mlp").model, []
 
     def look(view: View) -> None:
@@ -125,7 +125,7 @@ def test_every_step_site_and_trial_draws_otherwise() -> None:
     assert result.digest == result.ledger.base
 
 
-def test_a_trial_goes_on_from_what_was_done_before_the_step() -> None:
+def test_a_trial_continues_from_the_steps_before_it() -> None:
     """Its ledger is that of a run of these steps, independent of later steps of the recipe."""
     t, found = tiny("mlp"), []
 

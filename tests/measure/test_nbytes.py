@@ -44,11 +44,11 @@ def test_other_kinds_of_numbers() -> None:
     assert fp32_nbytes(nn.ReLU()) == 0
 
 
-def test_tensors_without_memory_are_told_apart() -> None:
+def test_tensors_without_memory_are_distinct() -> None:
     assert fp32_nbytes(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)).to("meta")) == 4 * 40
 
 
-def test_parts_of_one_memory_are_told_apart() -> None:
+def test_parts_of_one_memory_are_distinct() -> None:
     model = nn.Module()
     whole = torch.zeros(10)
     model.a, model.b = nn.Parameter(whole[:5]), nn.Parameter(whole[5:])

@@ -56,7 +56,7 @@ def test_sound_recipes_have_no_warning(words: str) -> None:
         ("cluster entropy quantize", 2, "absorbs what step 1 cluster made (codebook)"),
     ],
 )
-def test_what_is_given_up_is_told(words: str, step: int, says: str) -> None:
+def test_losses_are_reported(words: str, step: int, says: str) -> None:
     found = warnings(words)
     assert any(says in text for text in found[step])
     assert not any(found[:step])
@@ -67,7 +67,7 @@ EDITING = [word for word in STEPS if word not in ("measure", "export")]
 
 
 @pytest.mark.parametrize("pair", list(itertools.product(EDITING, repeat=2)), ids="-".join)
-def test_every_pair_is_told_as_it_runs(pair: tuple[str, str]) -> None:
+def test_every_pair_is_reported_as_it_runs(pair: tuple[str, str]) -> None:
     """A real run absorbs forms and leaves leaves uncoded as the check reported. Whether a coder shortens a
     small bias depends on its values, so only weights are compared."""
     model = nn.Sequential(nn.Linear(5, 64), nn.ReLU(), nn.Linear(64, CLASSES))
@@ -110,7 +110,7 @@ def test_with_a_model_the_sites_are_named() -> None:
     assert finetune["sites"] == ["head.weight"]
 
 
-def test_cuts_are_told_without_a_task_to_prove_them_on() -> None:
+def test_cuts_are_reported_without_a_task_to_prove_them_on() -> None:
     """A dry run reports what the groups would cut; only a real run proves them."""
     (facts,) = check(Recipe((Halving("mlp"),)), tiny("mlp").model)
     cut = [f"layers.{number}.{word}" for number in (0, 4) for word in ("weight", "bias")]
@@ -165,7 +165,7 @@ def test_a_glob_means_its_example(pattern: str) -> None:
 
 
 @pytest.mark.parametrize("words", ["distill features=fc.weight", "prune where=fc1 distill features=fc1"])
-def test_a_layer_with_the_name_of_a_weight_is_told_and_no_crash(words: str) -> None:
+def test_a_layer_with_the_name_of_a_weight_is_an_error_without_a_crash(words: str) -> None:
     """The stand-in cannot have both."""
     with suppress(TersorError):
         assert check(recipe_from_words(words.split()))

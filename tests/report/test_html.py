@@ -129,7 +129,7 @@ def test_every_tensor_has_a_row_and_a_place_on_the_map(file: Path) -> None:
     assert share == pytest.approx(masks / file.stat().st_size, rel=0.15)  # but for the gaps
 
 
-def test_colors_are_told_in_words_too(file: Path) -> None:
+def test_colors_have_words_too(file: Path) -> None:
     page = Page(html.page(facts_of(file)))
     assert [m for m in page.all("svg") if m.get("role") == "img" and m.get("aria-labelledby")]
     for svg in page.all("svg"):
@@ -170,7 +170,7 @@ def test_a_lone_surrogate_can_be_written() -> None:
     assert html.text("\ud800") == "\\u{d800}"
 
 
-def test_one_tensor_of_many_stands_beside_the_others(file: Path) -> None:
+def test_one_tensor_of_many_is_shown_beside_the_others(file: Path) -> None:
     facts = facts_of(file, "grid*")
     page = Page(html.page(facts))
     assert any(text.startswith("other tensors: ") for text in page.texts)

@@ -132,7 +132,7 @@ def test_headline(facts: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> 
         ((1.06, 1.04, 1.08), "no clear difference"),
     ],
 )
-def test_faster_is_said_only_where_it_is(
+def test_faster_needs_a_clear_difference(
     facts: dict[str, Any], capsys: pytest.CaptureFixture[str], ratio: tuple[float, ...], says: str
 ) -> None:
     text = text_of({**facts, **HEAD, "latency": {**HEAD["latency"], "ratio": list(ratio)}}, capsys)
@@ -178,7 +178,7 @@ def test_large_models_are_cut_and_say_so(facts: dict[str, Any], capsys: pytest.C
     assert f"layer{ROWS}.weight" not in text
 
 
-def test_layers_with_long_names_are_told_apart(
+def test_layers_with_long_names_are_distinct(
     facts: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = [f"{'encoder.layers.' * 6}{n}.weight" for n in range(3)]

@@ -363,7 +363,7 @@ def test_a_session_has_the_threads_that_were_asked_for(
     assert [o.inter_op_num_threads for o in options] == [1, 1]
 
 
-def test_differences_are_what_they_say() -> None:
+def test_differences_are_measured_correctly() -> None:
     a = np.array([[1.0, 4.0], [3.0, 0.0], [0.0, 1.0]])
     b = np.array([[1.0, 3.5], [0.0, 3.0], [0.0, 1.0]])
     comparison = Comparison()

@@ -48,7 +48,7 @@ def best_split(w: np.ndarray, entries: int) -> float:
 
 
 @pytest.mark.parametrize("entries", [2, 3, 4])
-def test_exact_is_the_best_there_is(entries: int) -> None:
+def test_exact_is_optimal(entries: int) -> None:
     t = tiny("mlp")
     result = run(t.model, Cluster(entries=entries, where="layers.0.weight"))
     w = t.model.state_dict()["layers.0.weight"]
@@ -79,7 +79,7 @@ def test_rows_have_tables_of_their_own(model: str) -> None:
                 assert error == pytest.approx(best_split(row.numpy(), min(3, len(row))), rel=1e-3, abs=1e-9)
 
 
-def test_what_a_mask_hides_has_no_part() -> None:
+def test_masked_weights_are_ignored() -> None:
     t = tiny("conv")
     cut = run(t.model, Prune(keep=0.3))
     result = run(cut, Cluster(entries=4))

@@ -29,7 +29,7 @@ def test_all_parameters_and_moving_buffers_learn() -> None:
     assert moved(result) == set(t.model.state_dict()) - {"mask", "head.weight"}
 
 
-def test_where_says_who_learns() -> None:
+def test_where_picks_the_sites_that_learn() -> None:
     t = tiny("mlp")
     for where, want in (
         ("layers.0.weight", {"layers.0.weight"}),
@@ -59,7 +59,7 @@ def test_finetuning_is_plain_training() -> None:
         torch.testing.assert_close(result.state_dict()[name], value, rtol=1e-4, atol=1e-6)
 
 
-def test_structure_stays_in_force() -> None:
+def test_structure_is_kept() -> None:
     t = tiny("conv")
     steps = [Prune(keep=0.4), Cluster(entries=4), Entropy(coder="huffman")]
     before = run(t.model, steps, t.task)
@@ -93,7 +93,7 @@ def test_the_student_comes_nearer_to_its_teacher(name: str) -> None:
     assert distance(t, whole.model(), t.model) < 0.6 * distance(t, cut.model(), t.model)
 
 
-def test_share_1_needs_no_labels() -> None:
+def test_teacher_weight_1_needs_no_labels() -> None:
     """Only soft targets are used: other labels give the same student."""
     from dataclasses import replace
 

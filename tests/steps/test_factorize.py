@@ -58,7 +58,7 @@ def test_the_share_kept_is_a_budget(model: str, keep: float) -> None:
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_plain_is_the_best_product_there_is(model: str) -> None:
+def test_plain_is_the_best_product(model: str) -> None:
     """Eckart, Young 1936: the error is that of the singular values left out."""
     t = tiny(model)
     result = run(t.model, Factorize(keep=0.5), t.task)
@@ -122,7 +122,7 @@ def test_whitened_loses_least_on_the_layers_own_inputs(model: str, layer: str) -
     assert errors[1] < errors[0]
 
 
-def test_without_calibration_it_is_plain_and_says_so() -> None:
+def test_without_calibration_it_is_plain_and_noted() -> None:
     t = tiny("conv")
     with_task = run(t.model, Factorize(), Task(evaluate=t.task.evaluate))
     without = run(t.model, Factorize())
@@ -152,14 +152,14 @@ def test_training_starts_from_the_product_and_keeps_its_rank() -> None:
     assert factored(tuned) == factored(result)
 
 
-def test_what_was_there_is_absorbed_and_told() -> None:
+def test_earlier_forms_are_absorbed_and_noted() -> None:
     t = tiny("conv")
     for first, how in ((Prune(), "absorb"), (Quantize(), "absorb"), (Entropy(coder="huffman"), "refine")):
         result = run(t.model, [first, Factorize(rank=1)])
         assert {e.how for e in result.ledger.edits() if e.step == 1} == {how}
 
 
-def test_vectors_are_skipped_and_told() -> None:
+def test_vectors_are_skipped_and_noted() -> None:
     result = run(tiny("conv").model, Factorize(where="*.bias"))
     assert all(e.text == f"shape {list(result.sites[e.site].shape)} cannot be factorized as a matrix"
                for e in result.ledger.notes("skipped"))  # fmt: skip

@@ -145,7 +145,7 @@ def test_latency_is_that_of_the_given_model_over_that_of_the_compressed_one(
     assert runtime.shapes == {(batch, 5)}
 
 
-def test_the_export_tells_what_the_comparison_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_export_note_has_the_comparison(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     Runtime(monkeypatch, Difference(max_abs=0.25, max_rel=0.5, agree=0.75, samples=4))
     t = tiny("mlp")
     said = note(run(t.model, Export(), t.task, out=tmp_path), "written")
@@ -161,7 +161,7 @@ def test_measuring_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("model", ["mlp", "attention"])
-def test_the_file_answers_as_the_compressed_model(model: str, tmp_path: Path) -> None:
+def test_the_files_outputs_are_those_of_the_compressed_model(model: str, tmp_path: Path) -> None:
     t = tiny(model)
     result = run(t.model, [Quantize(bits=3), Export(path="net.onnx")], t.task, out=tmp_path)
     path = tmp_path / "net.onnx"

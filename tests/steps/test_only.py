@@ -82,7 +82,7 @@ def other_than_usual(word: str, key: str) -> Any:
 
 
 @pytest.mark.parametrize(("word", "key"), CASES)
-def test_a_setting_that_is_accepted_does_something(word: str, key: str) -> None:
+def test_an_accepted_setting_has_an_effect(word: str, key: str) -> None:
     both = going(word, key) | ({"epochs": 1.0} if word == "penalize" else {}) | BOTH.get((word, key), {})
     there = both | {key: other_than_usual(word, key)}
     assert outcome(word, **there) != outcome(word, **both)
@@ -92,7 +92,7 @@ def test_a_setting_that_is_accepted_does_something(word: str, key: str) -> None:
     ("word", "key", "other"),
     [(word, key, other) for word in STEPS for key, needs in only(STEPS[word]).items() for other in needs],
 )
-def test_and_is_refused_where_it_would_not(word: str, key: str, other: str) -> None:
+def test_a_setting_without_effect_is_refused(word: str, key: str, other: str) -> None:
     beside = going(word, key) | going(word, other)
     there = unmet(word, other, only(STEPS[word])[key][other])
     with pytest.raises(SettingError):

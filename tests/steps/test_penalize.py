@@ -152,7 +152,7 @@ def test_a_mask_stays_in_force(given):
             assert not uncoded(result.forms[name]).decode()[form.decode() == 0].any()
 
 
-def test_units_change_places_and_the_network_computes_the_same(given):
+def test_units_are_reordered_and_the_function_is_the_same(given):
     """Bytes fall, the score and the number of nonzero codes stay, and a mask moves with its weights."""
     model, task = given
     step = Penalize(price=0.003, epochs=3, lr=5e-3)
@@ -168,7 +168,7 @@ def test_units_change_places_and_the_network_computes_the_same(given):
         assert isinstance(moved.forms[name], type(form))
 
 
-def test_idle_units_go_and_the_network_computes_the_same(given, monkeypatch):
+def test_dead_units_are_cleared_and_the_function_is_the_same(given, monkeypatch):
     model, task = given
     step = Penalize(price=0.03, epochs=3, lr=5e-3)
     with monkeypatch.context() as patch:
@@ -195,14 +195,14 @@ class Branching(nn.Module):
         return x if x.sum() < 1e9 else -x
 
 
-def test_a_model_that_cannot_be_looked_through_is_left_as_it_is():
+def test_a_model_that_cannot_be_traced_is_left_as_it_is():
     result = run(Branching(), Penalize(epochs=1), tiny("mlp").task)
     idle, order = notes(result, "skipped")
     assert idle.text.startswith("dead units are not cleared: torch.export cannot trace the model: ")
     assert order.text.startswith("hidden units are not reordered: torch.export cannot trace the model: ")
 
 
-def test_a_transformer_is_looked_through():
+def test_a_transformer_is_traced():
     t = tiny("attention")
     result = run(t.model, Penalize(epochs=1), t.task)
     assert notes(result, "cleared")
@@ -229,7 +229,7 @@ class Dying(Observer):
             raise KeyboardInterrupt
 
 
-def test_a_training_that_was_killed_goes_on_to_the_same_codes(given, tmp_path: Path):
+def test_a_killed_training_resumes_to_the_same_codes(given, tmp_path: Path):
     model, task = given
     step = Penalize(nbytes=500, epochs=3)
     whole = run(model, step, task, journal=tmp_path / "whole")
@@ -244,7 +244,7 @@ class Stubborn(nn.Module):
         return torch.tensor([9.0, 0, 0, 0]).expand(len(x), 4)
 
 
-def test_the_teacher_is_listened_to(given):
+def test_the_teacher_is_used(given):
     model, task = given
     result = run(model, Penalize(bits=6.0, epochs=6, teacher_weight=1.0, teacher=Stubborn(), lr=0.01), task)
     with torch.no_grad():

@@ -156,7 +156,7 @@ def test_the_exact_ternary_rule_is_no_worse_than_any_threshold() -> None:
     ],
     ids=str,
 )
-def test_what_a_mask_hides_stays_zero_and_shapes_nothing(settings: dict[str, Any]) -> None:
+def test_masked_weights_stay_zero_and_do_not_change_the_grid(settings: dict[str, Any]) -> None:
     t = tiny("conv")
     cut = run(t.model, Prune(keep=0.4))
     result = run(cut, Quantize(**settings))
@@ -207,7 +207,7 @@ def test_the_note_says_how_much_noise_there_is() -> None:
         assert entry.text == f"4 bits, signal to noise {want:.1f} dB"
 
 
-def test_what_is_exact_is_said_to_be() -> None:
+def test_exact_results_are_noted_as_exact() -> None:
     result = run(tiny("mlp").model, [Quantize(bits=8), Quantize(bits=8)])
     texts = [entry.text for entry in result.ledger.notes("done") if entry.step == 1]
     assert texts == ["8 bits, exact"] * 4

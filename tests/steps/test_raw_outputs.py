@@ -247,7 +247,7 @@ def cascade() -> tuple[nn.Module, list[Any]]:
     return Cascade().eval(), [(a, ((a[:, 0] > 0).long(), a[:, 1:5], a.repeat(1, 2)[:, :10])) for a in x]
 
 
-def test_a_tuple_of_answers_trains_with_the_tasks_own_loss() -> None:
+def test_a_tuple_of_outputs_trains_with_the_tasks_own_loss() -> None:
     model, batches = seeded(cascade)
     right = lambda output, target: (output[0].argmax(1) == target[0]).float()  # noqa: E731
     task = Task("faces", evaluate=batches, train=batches, loss=cascade_loss, metric=right)
@@ -376,7 +376,7 @@ def never(*_: Any) -> Any:
     raise AssertionError("nobody asked for it")
 
 
-def test_steps_that_need_no_loss_ask_for_none() -> None:
+def test_steps_without_a_loss_do_not_require_one() -> None:
     model = seeded(lambda: nn.Linear(4, 3))
     batches = [(torch.randn(5, 4), torch.zeros(5, dtype=torch.int64))]
     task = Task("scored", evaluate=batches, train=batches, loss=never)

@@ -114,7 +114,7 @@ class Twisted(Turned):
         return torch.tanh(x) @ self.weight + self.bias
 
 
-def test_second_moments_of_what_is_no_plain_product_are_not_guessed() -> None:
+def test_second_moments_of_other_products_are_not_guessed() -> None:
     _, turned, task = pair()
     turned.first = Twisted(torch.randn(20, 12))
     view = View(start(turned, task), task, "look", "0", 0, Observer())
