@@ -156,7 +156,7 @@ def test_what_is_left_out_counts_in_no_ratio(packed: Command) -> None:
 
     torch.save({name: torch.zeros_like(value) for name, value in state.items()}, "old.pt")
     first, second, *_ = packed("diff old.pt w.pt -o p -q").out.splitlines()
-    assert first == f"w.pt: {file:,} bytes, {tensors:,} in the tensors that were told"
+    assert first == f"w.pt: {file:,} bytes, {tensors:,} in the tensors that were compared"
     assert second.endswith(f"{share('p'):.1%} of these tensors")
     assert packed("diff old.pt w.pt -o p -q --json").json["share"] == share("p")
 
@@ -203,7 +203,7 @@ def test_unpack_some_tensors_and_shards(packed: Command) -> None:
     assert facts["to"]["nbytes"] == sum(path.stat().st_size for path in Path("shards").iterdir())
     assert len(list(Path("shards").glob("model-*-of-*.safetensors"))) > 1
     done = packed("unpack l.tersor -o shards -q --shard 1kB")
-    assert (done.code, "is there already" in done.err) == (1, True)
+    assert (done.code, "exists already" in done.err) == (1, True)
     assert packed("unpack l.tersor -o more -q --shard 1XB").code == 2
     assert packed("pack w.safetensors -o n.tersor -q --workers 0").code == 2
     assert not Path("n.tersor").exists()
@@ -256,7 +256,7 @@ def test_all_networks_are_packed_or_the_one_of_a_key(packed: Command) -> None:
     done = packed("pack w.pt -o t.tersor -q --key g_emma")
     assert (done.code, "did you mean 'g_ema'" in done.err) == (2, True)
     done = packed("run mine.py:net -q --weights w.pt --out o5 entropy")
-    assert (done.code, "choose by --key g or --key g_ema" in done.err) == (1, True)
+    assert (done.code, "choose it with --key g or --key g_ema" in done.err) == (1, True)
     assert packed("run mine.py:net -q --weights w.pt --key g_ema --out o5 entropy").code == 0
     done = packed("run mine.py:net -q --key g_ema --out o6 entropy")
     assert (done.code, "goes with --weights" in done.err) == (2, True)

@@ -153,7 +153,7 @@ ODD: list[Odd] = [
     ("shards/", lambda: None, 1, "is a folder"),
     ("new/", lambda: None, 0, ""),
     ("new/deep/file", lambda: None, 0, ""),
-    ("missing/..", lambda: None, 1, "is no name of a file"),
+    ("missing/..", lambda: None, 1, "is not a file name"),
     ("/dev/null", lambda: None, 1, "is a device or a pipe"),
     ("pipe", pipe, 1, "is a device or a pipe"),
     ("n" * 256, lambda: None, 1, "File name too long"),

@@ -62,7 +62,7 @@ def test_the_file_itself_is_not_taken_for_the_page(tersor: Command) -> None:
     before = Path("m.tersor").read_bytes()
     done = tersor("show m.tersor --html m.tersor")
     assert done.code == 2
-    assert "is the file itself" in done.err
+    assert "is also the input" in done.err
     assert Path("m.tersor").read_bytes() == before
 
 

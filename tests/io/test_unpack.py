@@ -215,7 +215,7 @@ def test_sizes_that_are_none(text: int | str, packed: Path, tmp_path: Path) -> N
 def test_folder_that_is_there_is_left_alone(packed: Path, tmp_path: Path) -> None:
     (tmp_path / "f").mkdir()
     (tmp_path / "f" / "mine").write_text("")
-    with pytest.raises(StorageError, match="is there already"):
+    with pytest.raises(StorageError, match="exists already"):
         unpack(packed, tmp_path / "f", shard="1GB")
     assert [path.name for path in (tmp_path / "f").iterdir()] == ["mine"]
 

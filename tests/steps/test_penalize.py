@@ -89,7 +89,7 @@ def test_it_says_what_the_file_will_need(given, tmp_path: Path):
     result = run(model, [Penalize(bits=1.5, epochs=4), Entropy()], task)
     (trained,) = notes(result, "trained")
     assert trained.data["nbytes"] == result.nbytes
-    assert "; wanted 290" in trained.text  # 1.5 bits for 1,544 weights and biases
+    assert "; target 290" in trained.text  # 1.5 bits for 1,544 weights and biases
     assert result.nbytes < save(result, tmp_path / "file.tersor")
 
 

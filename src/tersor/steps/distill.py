@@ -25,7 +25,7 @@ from tersor.steps.retrain import check_teacher, teacher_of
 
 @dataclass(frozen=True, kw_only=True)
 class Distill(Finetune):
-    """Train towards a teacher's answers: soft targets, features, or both."""
+    """Train towards a teacher's outputs: soft targets, features, or both."""
 
     name: ClassVar[str] = "distill"
     only: ClassVar[Only] = {"feature_weight": {"features": GIVEN}}

@@ -21,7 +21,7 @@ from tersor.settings import check_settings, check_word
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """Write the model for a runtime and prove that it answers the same there."""
+    """Write the model for a runtime and check that its outputs are the same there."""
 
     name: ClassVar[str] = "export"
     lossless: ClassVar[bool] = True

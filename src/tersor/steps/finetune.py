@@ -20,7 +20,7 @@ from tersor.steps.retrain import Retrain
 
 @dataclass(frozen=True, kw_only=True)
 class Finetune(Retrain):
-    """Train the stored values; masks, tables and grids stay in force."""
+    """Train the stored values; masks, tables and grids are kept."""
 
     name: ClassVar[str] = "finetune"
     epochs: float = 1.0  # passes over the training batches

@@ -26,7 +26,7 @@ from tersor.settings import check, check_settings
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """Note the task's metric, bytes and bits as they stand, with intervals and tests."""
+    """Note the task's metric, bytes and bits, with intervals and tests."""
 
     name: ClassVar[str] = "measure"
     only: ClassVar[Only] = {"threads": {"latency": (True,)}, "batch": {"latency": (True,)}}

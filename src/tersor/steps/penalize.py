@@ -55,7 +55,7 @@ FAR = 0.3  # log of size over target at which the price changes fastest
 
 @dataclass(frozen=True, kw_only=True)
 class Penalize(Retrain):
-    """Train under the price of every bit, towards a size: few, small and clustered codes."""
+    """Train with a price on every bit, to reach a size: few, small and clustered codes."""
 
     name: ClassVar[str] = "penalize"
     only: ClassVar[Only] = {
