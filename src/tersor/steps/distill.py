@@ -29,11 +29,11 @@ class Distill(Finetune):
 
     name: ClassVar[str] = "distill"
     only: ClassVar[Only] = {"feature_weight": {"features": GIVEN}}
-    teacher_weight: float = 0.7  # of the teacher in the loss, 0 to 1
+    teacher_weight: float = 0.7  # weight of the teacher in the loss, 0 to 1
     lr: float = 1e-3
     teacher: Any = ""  # "" for the model as it was given; "file.py:factory"; in Python also a module
-    features: str = ""  # layers whose outputs are matched: "a,b", or "a,b=c" where the teacher's b is its c
-    feature_weight: float = 1.0
+    features: str = ""  # layers whose outputs are matched: "a,b", or "a,b=c" if b is c in the teacher
+    feature_weight: float = 1.0  # weight of the features in the loss
 
     def __post_init__(self) -> None:
         super().__post_init__()

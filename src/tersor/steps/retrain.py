@@ -48,7 +48,7 @@ class Retrain:
     schedule: str = "cosine"  # "cosine", "linear", "step", "onecycle" or "constant"
     optimizer: str = "adamw"  # "adamw", "adam" or "sgd" (Nesterov momentum 0.9)
     weight_decay: float = 0.0
-    teacher_weight: float = 0.0  # of the teacher in the loss, 0 to 1
+    teacher_weight: float = 0.0  # weight of the teacher in the loss, 0 to 1
     temperature: float = 4.0  # of the soft targets
     bf16: bool = False  # forward passes in bfloat16: faster if the CPU or GPU supports it
     # Convolutions in channels-last layout: faster on CPUs, for models that do not view() their outputs.
