@@ -117,22 +117,22 @@ PEERS: dict[str, Callable[[Arrays, str], Prepared | None]] = {
 def prepare(arrays: Arrays, kind: str) -> tuple[dict[str, Prepared], dict[str, dict[str, Any]]]:
     """The peers that can decode, and the report on all peers that support this kind."""
     ready: dict[str, Prepared] = {}
-    said: dict[str, dict[str, Any]] = {}
+    reports: dict[str, dict[str, Any]] = {}
     for name, make in PEERS.items():
         began = time.perf_counter()
         try:
             peer = make(arrays, kind)
         except ImportError as error:
-            said[name] = {"missing": f"not installed: {error}"}
+            reports[name] = {"missing": f"not installed: {error}"}
             continue
         if peer is None:
             continue
         took = time.perf_counter() - began
         if not peer.same(peer.decode()):
-            said[name] = {"missing": "it did not return what it was given"}
+            reports[name] = {"missing": "it did not return what it was given"}
             continue
-        ready[name], said[name] = peer, {"nbytes": peer.nbytes, "seconds": took}
-    return ready, said
+        ready[name], reports[name] = peer, {"nbytes": peer.nbytes, "seconds": took}
+    return ready, reports
 
 
 def timed(call: Callable[[], Any]) -> dict[str, float]:
@@ -152,8 +152,8 @@ def main(argv: list[str]) -> int:
 
     with np.load(path) as file:
         arrays = {name: file[name] for name in file.files}
-    ready, said = prepare(arrays, kind)
-    answer(said)
+    ready, reports = prepare(arrays, kind)
+    answer(reports)
     for line in sys.stdin:
         answer(timed(ready[line.strip()].decode))
     return 0

@@ -79,12 +79,12 @@ def measure(name: str) -> Iterator[Row]:
     result = run(net, recipe_for(name, taught(on)), on)
     model, nbytes = read_back(result, name, tiny=True)
     seconds = time.process_time() - began
-    _, told = read_back(result, name)
+    _, size = read_back(result, name)
     scores = on.scores(model)
     _, note = lost(on.scores(net), scores)
     whole = weights(name).stat().st_size
     yield row(name, "file", nbytes, "B", f"<= {most}", note=f"fp32 {whole} B")
-    yield row(name, "file with recipe and ledger", told, "B")
+    yield row(name, "file with recipe and ledger", size, "B")
     yield row(name, "times smaller than fp32", round(whole / nbytes, 1), "x")
     yield row(name, "accuracy", percent(scores), "%", f">= {least}", note=note)
     yield row(name, "processor time", round(seconds), "s", f"<= {SECONDS}")

@@ -116,14 +116,14 @@ def edited(result: State) -> dict[str, set[str]]:
 def unaccounted(was: Given, result: State) -> Iterator[str]:
     """Weights without an edit or a note in a step. A note about the whole model may name them."""
     entries = result.ledger.entries
-    told = {(entry.step, entry.site) for entry in entries}
+    noted = {(entry.step, entry.site) for entry in entries}
     for step, name in enumerate(result.ledger.step_names()):
         whole = [e for e in entries if not e.site and (e.step == step or e.name == "start")]
         words = {word.strip(",;:()") for entry in whole for word in entry.text.split()}
         still = was.frozen if any(entry.kind == "frozen" for entry in whole) else ()
         for weight in was.weights:
             site = result.aliases.get(weight, weight)
-            if (step, site) not in told and site not in words and weight not in still:
+            if (step, site) not in noted and site not in words and weight not in still:
                 yield f"{weight}: {name} says nothing of it"
 
 

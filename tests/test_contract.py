@@ -249,11 +249,11 @@ def speaks(result: State) -> None:
     """Every step has a note on every weight: done, measured, or skipped with the reason."""
     weights = {name for name, site in result.sites.items() if site.is_weight and not site.origin}
     for number, name in enumerate(result.ledger.step_names()):
-        told = [entry for entry in result.ledger.entries if entry.step == number]
-        assert told, f"{name} said nothing"
-        silent = weights - {entry.site for entry in told}
+        recorded = [entry for entry in result.ledger.entries if entry.step == number]
+        assert recorded, f"{name} said nothing"
+        silent = weights - {entry.site for entry in recorded}
         assert not silent or name in OF_THE_WHOLE, f"{name} said nothing of {silent}"
-        skipped = [entry for entry in told if entry.kind == "skipped"]
+        skipped = [entry for entry in recorded if entry.kind == "skipped"]
         assert all(len(entry.text) > 10 for entry in skipped), "why?"
 
 

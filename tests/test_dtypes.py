@@ -138,10 +138,10 @@ def outcome(row: Dtype) -> tuple[str, ...]:
 def test_the_page_has_the_table() -> None:
     page = (ROOT / "docs" / "concepts.md").read_text()
     lines = re.findall(r"^\| (`.*) \|$", page.partition("## Dtypes")[2].partition("\n## ")[0], re.MULTILINE)
-    told = {}
+    found_rows = {}
     for names, *rest in (line.split("|") for line in lines):
-        told |= dict.fromkeys(re.findall(r"`(\w+)`", names), tuple(cell.strip() for cell in rest))
-    assert told == {row.name: outcome(row) for row in ROWS}
+        found_rows |= dict.fromkeys(re.findall(r"`(\w+)`", names), tuple(cell.strip() for cell in rest))
+    assert found_rows == {row.name: outcome(row) for row in ROWS}
 
 
 # --- runs ---
@@ -164,15 +164,15 @@ def test_each_step_leaves_it_and_says_so_once(dtype: torch.dtype, kind: str) -> 
             done = tersor.run(model, STEPS[name](**settings), task)
             assert data_of(done.state_dict()["w"]) == data_of(model.w)
             assert data_of(done.model().state_dict()["w"]) == data_of(model.w)
-            said = skips(done)
+            texts = skips(done)
             if name == "measure" or (kind == "buffer" and name != "entropy"):
-                assert not said, name
+                assert not texts, name
             elif name == "entropy" and word in CODED:
-                assert len(said) <= 1
-                assert all("no coder shortens" in text for text in said)
+                assert len(texts) <= 1
+                assert all("no coder shortens" in text for text in texts)
             else:
-                assert len(said) == 1, name
-                assert said[0].startswith(f"{word} is stored as it is: "), name
+                assert len(texts) == 1, name
+                assert texts[0].startswith(f"{word} is stored as it is: "), name
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
@@ -207,8 +207,8 @@ def test_what_no_file_holds_is_refused_before_anything_is_written(
 
 
 def test_a_glob_of_such_weights_alone_is_refused_by_its_dtype() -> None:
-    said = "prune: where='w' matches no weight; w: complex64 is stored as it is: steps work on float16, "
-    with pytest.raises(SiteError, match=re.escape(said)):
+    message = "prune: where='w' matches no weight; w: complex64 is stored as it is: steps work on float16, "
+    with pytest.raises(SiteError, match=re.escape(message)):
         tersor.run(net(torch.complex64), tersor.Prune(where="w"))
     with pytest.raises(SiteError, match="where='!w' excludes nothing; w: complex64 is stored as it is"):
         tersor.run(net(torch.complex64), tersor.Prune(where="*,!w"))
@@ -474,7 +474,7 @@ def test_reports_and_checks_name_them(
         assert main() == 0
         return " ".join(capsys.readouterr().out.split())
 
-    said = call("run mine.py:Net --task mine.py:task --out o -q prune keep=0.5 epochs=1 finetune measure")
+    output = call("run mine.py:Net --task mine.py:task --out o -q prune keep=0.5 epochs=1 finetune measure")
     report = json.loads(Path("o/report.json").read_text())
     for number, name in enumerate(("prune", "finetune")):
         for site, dtype in (("w", "complex64"), ("eight", "float8_e4m3fn")):
@@ -482,8 +482,8 @@ def test_reports_and_checks_name_them(
             assert found["did"] == "skipped", name
             assert found["text"].startswith(f"{dtype} is stored as it is")
     assert report["steps"][2]["sites"].keys() == {"fc.weight"}  # measure changes nothing
-    assert said.count("w skipped: complex64 is stored as it is: steps work on float16") == 2
+    assert output.count("w skipped: complex64 is stored as it is: steps work on float16") == 2
     Path("r.yaml").write_text("tersor: 1\nsteps:\n- prune: {keep: 0.5}\n")
-    told = call("check r.yaml --model mine.py:Net")
-    assert "w: complex64 is stored as it is" in told
-    assert "eight: float8_e4m3fn is stored as it is" in told
+    checked = call("check r.yaml --model mine.py:Net")
+    assert "w: complex64 is stored as it is" in checked
+    assert "eight: float8_e4m3fn is stored as it is" in checked

@@ -35,8 +35,8 @@ def test_cuts_are_proved_on_the_gpu(name: str, tmp_path: Path) -> None:
     result = run(given.model, [Halving(name), Entropy(), Measure()], given.task)
     on_cpu = run(tiny(name, models=CUTTABLE).model, [Halving(name), Entropy(), Measure()], given.task)
     assert devices(result.model()) == {"cuda"}
-    said, wanted = ([e.text for e in r.ledger.notes("refused")] for r in (result, on_cpu))
-    assert said == wanted
+    texts, wanted = ([e.text for e in r.ledger.notes("refused")] for r in (result, on_cpu))
+    assert texts == wanted
     assert result.digest == on_cpu.digest
     save(result, tmp_path / "m.tersor")
     assert torch.equal(given.out(load(tmp_path / "m.tersor").model(given.model)), given.out(result.model()))

@@ -59,10 +59,10 @@ def test_the_guide_lists_the_settings_of_training() -> None:
 def test_the_guide_names_dependencies_of_settings(name: str) -> None:
     training, section = (GUIDE.split(f"\n{head}\n", 1)[1] for head in ("## Steps", f"### {name}"))
     assert "All but `where` have an effect with `epochs` above 0 alone" in training
-    told = {**table(training), **table(section)}
+    cells = {**table(training), **table(section)}
     for key, needs in only(STEPS[name]).items():
         for other in needs:
-            assert (key in TRAINING and other == "epochs") or f"`{other}" in told[key][1], (key, other)
+            assert (key in TRAINING and other == "epochs") or f"`{other}" in cells[key][1], (key, other)
 
 
 def test_the_readme_is_short_and_its_links_lead_somewhere() -> None:

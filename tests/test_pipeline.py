@@ -43,10 +43,10 @@ def test_a_file_that_reads_back_as_another_model_does_not_count(
 def test_force_keeps_the_journal_of_an_active_run(tmp_path: Path) -> None:
     t, journal = tiny("mlp"), tmp_path / "journal"
     with Journal(journal, {}, resume=False):
-        there = sorted(journal.iterdir())
+        before = sorted(journal.iterdir())
         with pytest.raises(JournalError, match="another run is writing here"):
             tersor.pipeline.run_pipeline(start(t.model), RECIPE, t.task, tmp_path, force=True)
-        assert sorted(journal.iterdir()) == there
+        assert sorted(journal.iterdir()) == before
     tersor.pipeline.run_pipeline(start(t.model), RECIPE, t.task, tmp_path, force=True)
     assert not journal.exists()
 

@@ -32,8 +32,8 @@ def test_the_repr_of_a_state_is_one_line() -> None:
     """The default repr of a dataclass would print the module and every weight."""
     net = nn.Sequential(nn.Linear(30, 40), nn.ReLU(), nn.Linear(40, 2))
     result = tersor.run(net, [tersor.Prune(), tersor.Entropy()])
-    said = f"State {result.digest}: 4 sites, {result.nbytes:,} bytes, 2 steps"
-    assert (repr(result), str(result)) == (said, said)
+    expected = f"State {result.digest}: 4 sites, {result.nbytes:,} bytes, 2 steps"
+    assert (repr(result), str(result)) == (expected, expected)
     assert len(repr(result.base)) < 100
 
 

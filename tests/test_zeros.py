@@ -228,8 +228,8 @@ def test_it_survives_yaml_and_chains() -> None:
     first = run(t.model, Recipe((Quantize(where="head*"),), zeros="none"))
     second = run(first, Quantize(where="stem*"))
     assert second.ledger.recipe["zeros"] == ["none", "*"]
-    told = from_yaml(dump(lock(second)), STEPS)
-    assert run(t.model, told).digest == second.digest
+    reread = from_yaml(dump(lock(second)), STEPS)
+    assert run(t.model, reread).digest == second.digest
     assert undo(first).ledger.recipe.get("zeros") is None
 
 

@@ -173,8 +173,8 @@ def test_some_tensors_are_not_compared_with_all(packed: Command) -> None:
 def test_pack_reports_what_is_stored_once(packed: Command) -> None:
     weight = torch.ones(3, 3)
     torch.save({"a": weight, **{f"b{n}": weight for n in range(8)}}, "w.pt")
-    said = packed("pack w.pt -o t.tersor -q").out.splitlines()[-1]
-    assert said == "stored once: b0 = a, b1 = a, b2 = a, b3 = a, b4 = a, b5 = a and 2 more"
+    last = packed("pack w.pt -o t.tersor -q").out.splitlines()[-1]
+    assert last == "stored once: b0 = a, b1 = a, b2 = a, b3 = a, b4 = a, b5 = a and 2 more"
 
 
 def test_tiny_files(packed: Command) -> None:

@@ -507,18 +507,18 @@ def test_tied_tensors_stay_tied() -> None:
 
 
 def test_the_observer_is_called() -> None:
-    told: list[Any] = []
+    calls: list[Any] = []
 
     class Teller(Observer):
         def step(self, number: int, total: int, name: str) -> None:
-            told.append((number, total, name))
+            calls.append((number, total, name))
 
         def progress(self, done: int, total: int, text: str = "") -> None:
-            told.append((done, total))
+            calls.append((done, total))
 
     t = tiny("mlp")
     run(t.model, [Quantize(), STEPS["finetune"](epochs=3)], t.task, observer=Teller())
-    assert told == [
+    assert calls == [
         (1, 2, "quantize"), (1, 4), (2, 4), (3, 4), (4, 4), (2, 2, "finetune"), (6, 6),
     ]  # fmt: skip
 

@@ -72,14 +72,14 @@ def test_every_pair_is_reported_as_it_runs(pair: tuple[str, str]) -> None:
     small bias depends on its values, so only weights are compared."""
     model = nn.Sequential(nn.Linear(5, 64), nn.ReLU(), nn.Linear(64, CLASSES))
     task, recipe = tiny("mlp").task, recipe_from_words(list(pair))
-    said: dict[str, set[str]] = {"absorbs": set(), "stores": set()}
+    reported: dict[str, set[str]] = {"absorbs": set(), "stores": set()}
     for warning in check(recipe, model)[1]["warnings"]:
-        said[warning["text"].split()[0]] |= set(warning["sites"]) & WEIGHTS
+        reported[warning["text"].split()[0]] |= set(warning["sites"]) & WEIGHTS
     first = run(model, Recipe(recipe.steps[:1]), task)
     both = run(model, recipe, task)
     absorbed = {e.site for e in both.ledger.edits() if e.step == 1 and e.how == "absorb"} & WEIGHTS
     uncoded = {name for name in WEIGHTS if coded(first.forms[name]) and not coded(both.forms[name])}
-    assert said == {"absorbs": absorbed, "stores": uncoded}
+    assert reported == {"absorbs": absorbed, "stores": uncoded}
 
 
 WEIGHTS = {"0.weight", "2.weight"}
@@ -143,11 +143,11 @@ def test_the_recipes_that_come_with_us_have_no_warning() -> None:
 
 
 def test_lines_for_people() -> None:
-    told = "\n".join(lines({"steps": check(recipe_from_words(["quantize", "bits=4", "cluster"]))}))
-    assert "1 quantize: Store weights as small integers" in told
-    assert "  bits=4" in told
-    assert "  warning: absorbs what step 1 quantize made" in told
-    assert told.endswith("2 steps, 1 warning")
+    page = "\n".join(lines({"steps": check(recipe_from_words(["quantize", "bits=4", "cluster"]))}))
+    assert "1 quantize: Store weights as small integers" in page
+    assert "  bits=4" in page
+    assert "  warning: absorbs what step 1 quantize made" in page
+    assert page.endswith("2 steps, 1 warning")
     assert counted(list("abcdefghij")) == "10 of them: a, b, c, d, e, f and 4 more"
 
 

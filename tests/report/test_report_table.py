@@ -237,10 +237,10 @@ def test_unusual_settings() -> None:
 
 
 def test_numbers() -> None:
-    told = settings(
+    words = settings(
         {"keep": 0.1, "epochs": 40.0, "rank": None, "bf16": True, "where": ("a*", "!b"), "bits": 8}
     )
-    assert told == "keep=0.1 epochs=40 rank=none bf16=true where=a*,!b bits=8"
+    assert words == "keep=0.1 epochs=40 rank=none bf16=true where=a*,!b bits=8"
     assert whole(1234567) == "1,234,567"
     assert [seconds(s) for s in (0.04, 59.96, 300)] == ["0.0 s", "60.0 s", "5.0 min"]
     assert [p_value(p) for p in (1e-9, 0.0123, 0.5, 1.0)] == ["p < 0.001", "p = 0.012", "p = 0.5", "p = 1"]
@@ -257,5 +257,5 @@ def test_another_metric_has_its_own_unit(facts: dict[str, Any], capsys: pytest.C
     assert "points" not in text.split("file, bytes")[0].split("bits a weight")[0]
     share = {**found, "before": [0.5, 0.4, 0.6], "after": [0.45, 0.4, 0.5], "drop": [5.0, 1.0, 9.0],
              "metric": "mean_iou", "unit": "points", "better": "higher"}  # fmt: skip
-    said = row(text_of({**facts, "accuracy": share}, capsys), "mean_iou, %")
-    assert said == "mean_iou, % 50.00 45.00 drop 5.00 points (95 %: 1.00 to 9.00)"
+    table_row = row(text_of({**facts, "accuracy": share}, capsys), "mean_iou, %")
+    assert table_row == "mean_iou, % 50.00 45.00 drop 5.00 points (95 %: 1.00 to 9.00)"

@@ -139,8 +139,8 @@ def test_a_module_as_teacher_is_left_alone_and_named_in_the_recipe(tmp_path: Pat
     assert all(torch.equal(value, before[key]) for key, value in teacher.state_dict().items())
     assert all(p.is_contiguous() for p in teacher.parameters())
     assert not any(m._forward_hooks for m in teacher.modules())
-    said = result.ledger.recipe["steps"][0]["distill"]["teacher"]
-    assert said.startswith("Conv ")
+    teacher_text = result.ledger.recipe["steps"][0]["distill"]["teacher"]
+    assert teacher_text.startswith("Conv ")
     assert len(result.ledger.digest) == 16
     again = run(t.model, step, t.task, journal=tmp_path, resume=True)
     assert again.ledger.digest == result.ledger.digest

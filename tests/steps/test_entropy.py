@@ -134,8 +134,8 @@ def test_dtypes_that_have_no_code_stay_as_they_are(dtype: torch.dtype) -> None:
     result = run(model, [Quantize(bits=4), Entropy(coder="huffman")])
     assert isinstance(result.forms["other"], Dense)
     assert result.model().get_buffer("other").dtype is dtype
-    told = [entry.kind for entry in result.ledger.entries if entry.site == "other"]
-    assert told == ["skipped"]
+    kinds = [entry.kind for entry in result.ledger.entries if entry.site == "other"]
+    assert kinds == ["skipped"]
 
 
 def test_bad_coder() -> None:

@@ -80,8 +80,8 @@ def all_finite(result: State) -> bool:
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("kind", WEIGHTS)
 def test_finite_weights_stay_finite_or_are_refused(kind: str, recipe: str) -> None:
-    said, result = refused_or(lambda: compressed(WEIGHTS[kind], recipe))
-    assert not said or recipe == "nbytes" or "weight" in said, "it names the site"
+    refusal, result = refused_or(lambda: compressed(WEIGHTS[kind], recipe))
+    assert not refusal or recipe == "nbytes" or "weight" in refusal, "it names the site"
     assert result is None or all_finite(result)
 
 
@@ -138,8 +138,8 @@ def test_data_of_any_size_too(size: str, inputs: str, recipe: str) -> None:
         "extreme", train=data, evaluate=data, calibrate=data, loss=nn.functional.cross_entropy,
         metric="accuracy",
     )  # fmt: skip
-    said, result = refused_or(lambda: run(model, TRAINED[recipe](), task))
-    assert not said or (size, inputs) != ("usual", "usual") or recipe == "no damp"
+    refusal, result = refused_or(lambda: run(model, TRAINED[recipe](), task))
+    assert not refusal or (size, inputs) != ("usual", "usual") or recipe == "no damp"
     assert result is None or all_finite(result)
 
 

@@ -36,7 +36,7 @@ def test_the_share_kept_is_a_budget(model: str, keep: float) -> None:
     """The largest rank within the budget, at least 1, or no cut at all."""
     t = tiny(model)
     result = run(t.model, Factorize(keep=keep))
-    told = {entry.site: entry for entry in result.ledger.entries if entry.kind in ("done", "skipped")}
+    noted = {entry.site: entry for entry in result.ledger.entries if entry.kind in ("done", "skipped")}
     for name, site in result.sites.items():
         if not site.is_weight:
             continue
@@ -45,7 +45,7 @@ def test_the_share_kept_is_a_budget(model: str, keep: float) -> None:
         rank = max(1, int(keep * outs * ins / (outs + ins) + 1e-9))
         if rank * (outs + ins) >= outs * ins:
             assert result.forms[name].name == "dense"
-            assert told[name].text == (
+            assert noted[name].text == (
                 f"rank {rank} stores {rank * (outs + ins)} numbers, the weight {outs * ins}"
             )
             continue
@@ -54,7 +54,7 @@ def test_the_share_kept_is_a_budget(model: str, keep: float) -> None:
         assert form.left.shape == (outs, rank)
         assert form.right.shape == (rank, *w.shape[1:])
         assert form.nbytes == 4 * rank * (outs + ins)
-        assert told[name].data["rank"] == rank
+        assert noted[name].data["rank"] == rank
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -133,9 +133,9 @@ def test_without_calibration_it_is_plain_and_noted() -> None:
 def test_layers_whose_inputs_are_not_seen_are_plain() -> None:
     t = tiny("lstm")
     result = run(t.model, Factorize(), t.task)
-    told = {entry.site: entry.data["whitened"] for entry in result.ledger.notes("done")}
-    assert told["cell.weight_ih_l0"] is False
-    assert all(told[name] is False for name in told if name.startswith("cell"))
+    noted = {entry.site: entry.data["whitened"] for entry in result.ledger.notes("done")}
+    assert noted["cell.weight_ih_l0"] is False
+    assert all(noted[name] is False for name in noted if name.startswith("cell"))
 
 
 def test_training_starts_from_the_product_and_keeps_its_rank() -> None:

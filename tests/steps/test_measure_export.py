@@ -55,9 +55,9 @@ def test_bytes_and_bits_are_those_of_the_forms() -> None:
     assert note(result, "nbytes").data == {"before": before, "after": result.nbytes}
     for name, site in result.sites.items():
         if site.is_weight:
-            said = note(result, "bits", name)
-            assert said.data["stored"] == 8 * result.forms[name].nbytes
-            assert said.data["bound"] <= said.data["stored"]
+            noted = note(result, "bits", name)
+            assert noted.data["stored"] == 8 * result.forms[name].nbytes
+            assert noted.data["bound"] <= noted.data["stored"]
 
 
 def test_without_a_task_it_says_what_is_missing() -> None:
@@ -135,12 +135,12 @@ def test_latency_is_that_of_the_given_model_over_that_of_the_compressed_one(
     """With this number of samples a call, although the example has 8."""
     runtime, t = Runtime(monkeypatch), tiny("mlp")
     steps = [Prune(keep=0.25, per="global"), Measure(latency=True, threads=3, batch=batch)]
-    said = note(run(t.model, steps, t.task), "latency")
-    assert said.data["before"] == [pytest.approx(100)] * 3
-    assert said.data["after"] == [pytest.approx(25, abs=1)] * 3
-    assert said.data["ratio"] == [pytest.approx(4, abs=0.2)] * 3
-    assert f"{70 / 18:.2f}x as fast" in said.text  # 18 of 70 weights are left
-    assert (said.data["threads"], said.data["batch"]) == ([3], [batch])
+    noted = note(run(t.model, steps, t.task), "latency")
+    assert noted.data["before"] == [pytest.approx(100)] * 3
+    assert noted.data["after"] == [pytest.approx(25, abs=1)] * 3
+    assert noted.data["ratio"] == [pytest.approx(4, abs=0.2)] * 3
+    assert f"{70 / 18:.2f}x as fast" in noted.text  # 18 of 70 weights are left
+    assert (noted.data["threads"], noted.data["batch"]) == ([3], [batch])
     assert runtime.threads == [3, 3]
     assert runtime.shapes == {(batch, 5)}
 
@@ -148,9 +148,9 @@ def test_latency_is_that_of_the_given_model_over_that_of_the_compressed_one(
 def test_the_export_note_has_the_comparison(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     Runtime(monkeypatch, Difference(max_abs=0.25, max_rel=0.5, agree=0.75, samples=4))
     t = tiny("mlp")
-    said = note(run(t.model, Export(), t.task, out=tmp_path), "written")
-    assert (said.data["max_abs"], said.data["agree"]) == (0.25, 0.75)
-    assert "differs from PyTorch by at most 0.25" in said.text
+    noted = note(run(t.model, Export(), t.task, out=tmp_path), "written")
+    assert (noted.data["max_abs"], noted.data["agree"]) == (0.25, 0.75)
+    assert "differs from PyTorch by at most 0.25" in noted.text
 
 
 def test_measuring_changes_nothing() -> None:
@@ -165,9 +165,9 @@ def test_the_files_outputs_are_those_of_the_compressed_model(model: str, tmp_pat
     t = tiny(model)
     result = run(t.model, [Quantize(bits=3), Export(path="net.onnx")], t.task, out=tmp_path)
     path = tmp_path / "net.onnx"
-    said = note(result, "written").data
-    assert said["nbytes"] == path.stat().st_size
-    assert said["path"] == "net.onnx"
+    noted = note(result, "written").data
+    assert noted["nbytes"] == path.stat().st_size
+    assert noted["path"] == "net.onnx"
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     for count in (1, 3):
         x = t.x[:count]

@@ -84,8 +84,8 @@ def other_than_usual(word: str, key: str) -> Any:
 @pytest.mark.parametrize(("word", "key"), CASES)
 def test_an_accepted_setting_has_an_effect(word: str, key: str) -> None:
     both = going(word, key) | ({"epochs": 1.0} if word == "penalize" else {}) | BOTH.get((word, key), {})
-    there = both | {key: other_than_usual(word, key)}
-    assert outcome(word, **there) != outcome(word, **both)
+    changed = both | {key: other_than_usual(word, key)}
+    assert outcome(word, **changed) != outcome(word, **both)
 
 
 @pytest.mark.parametrize(
@@ -94,9 +94,9 @@ def test_an_accepted_setting_has_an_effect(word: str, key: str) -> None:
 )
 def test_a_setting_without_effect_is_refused(word: str, key: str, other: str) -> None:
     beside = going(word, key) | going(word, other)
-    there = unmet(word, other, only(STEPS[word])[key][other])
+    needed = unmet(word, other, only(STEPS[word])[key][other])
     with pytest.raises(SettingError):
-        STEPS[word](**beside | {key: other_than_usual(word, key), other: there})
+        STEPS[word](**beside | {key: other_than_usual(word, key), other: needed})
 
 
 REFUSED = {
