@@ -148,11 +148,11 @@ def losses(edits: Iterable[Edit], makers: Makers) -> dict[str, list[str]]:
             inner = before - LEAVES
             gone = sorted(((inner - standing()) | (inner - after)) or inner)
             made = " and ".join(sorted({makers.get((edit.site, kind), "an earlier step") for kind in gone}))
-            why = f"absorbs what {made} made ({', '.join(gone)}): it is decoded and encoded anew"
+            why = f"absorbs the result of {made} ({', '.join(gone)}): it is decoded and encoded again"
             found.setdefault(why, []).append(edit.site)
         if "coded" in before - after:
             coder = makers.get((edit.site, "coded"), "an earlier step")
-            why = f"stores plain again what {coder} coded: put {coder.split()[-1]} after it"
+            why = f"stores decoded what {coder} coded: put {coder.split()[-1]} after it"
             found.setdefault(why, []).append(edit.site)
     return found
 

@@ -43,17 +43,17 @@ def test_sound_recipes_have_no_warning(words: str) -> None:
 @pytest.mark.parametrize(
     ("words", "step", "says"),
     [
-        ("quantize quantize bits=4", 1, "absorbs what step 1 quantize made (affine)"),
-        ("cluster quantize", 1, "absorbs what step 1 cluster made (codebook)"),
-        ("quantize scheme=log cluster epochs=3", 1, "absorbs what step 1 quantize made (loggrid)"),
-        ("prune factorize", 1, "absorbs what step 1 prune made (masked)"),
-        ("prune quantize cluster", 2, "absorbs what step 2 quantize made (affine)"),
-        ("factorize factorize keep=0.3", 1, "absorbs what step 1 factorize made (lowrank)"),
-        ("quantize where=conv* cluster where=*", 1, "absorbs what step 1 quantize made (affine)"),
-        ("entropy finetune", 1, "stores plain again what step 1 entropy coded"),
-        ("quantize entropy distill", 2, "stores plain again what step 2 entropy coded"),
-        ("entropy prune", 1, "stores plain again what step 1 entropy coded"),
-        ("cluster entropy quantize", 2, "absorbs what step 1 cluster made (codebook)"),
+        ("quantize quantize bits=4", 1, "absorbs the result of step 1 quantize (affine)"),
+        ("cluster quantize", 1, "absorbs the result of step 1 cluster (codebook)"),
+        ("quantize scheme=log cluster epochs=3", 1, "absorbs the result of step 1 quantize (loggrid)"),
+        ("prune factorize", 1, "absorbs the result of step 1 prune (masked)"),
+        ("prune quantize cluster", 2, "absorbs the result of step 2 quantize (affine)"),
+        ("factorize factorize keep=0.3", 1, "absorbs the result of step 1 factorize (lowrank)"),
+        ("quantize where=conv* cluster where=*", 1, "absorbs the result of step 1 quantize (affine)"),
+        ("entropy finetune", 1, "stores decoded what step 1 entropy coded"),
+        ("quantize entropy distill", 2, "stores decoded what step 2 entropy coded"),
+        ("entropy prune", 1, "stores decoded what step 1 entropy coded"),
+        ("cluster entropy quantize", 2, "absorbs the result of step 1 cluster (codebook)"),
     ],
 )
 def test_losses_are_reported(words: str, step: int, says: str) -> None:
@@ -146,7 +146,7 @@ def test_lines_for_people() -> None:
     page = "\n".join(lines({"steps": check(recipe_from_words(["quantize", "bits=4", "cluster"]))}))
     assert "1 quantize: Store weights as small integers" in page
     assert "  bits=4" in page
-    assert "  warning: absorbs what step 1 quantize made" in page
+    assert "  warning: absorbs the result of step 1 quantize" in page
     assert page.endswith("2 steps, 1 warning")
     assert counted(list("abcdefghij")) == "10 of them: a, b, c, d, e, f and 4 more"
 
