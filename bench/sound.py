@@ -124,7 +124,7 @@ def unaccounted(was: Given, result: State) -> Iterator[str]:
         for weight in was.weights:
             site = result.aliases.get(weight, weight)
             if (step, site) not in noted and site not in words and weight not in still:
-                yield f"{weight}: {name} says nothing of it"
+                yield f"{weight}: {name} has no note on it"
 
 
 def unpruned(first: Tensor, now: Tensor, keep: float) -> str:

@@ -239,7 +239,7 @@ def test_a_weight_that_a_step_passes_over_in_silence_is_seen(done: Done, step: i
     result = dataclasses.replace(done.result, ledger=dataclasses.replace(ledger, entries=left))
     name = ("prune", "quantize", "distill")[step]
     found = done.faults(done.result.model(), result=result)
-    assert f"second.weight: {name} says nothing of it" in found
+    assert f"second.weight: {name} has no note on it" in found
 
 
 def test_a_note_about_the_whole_model_counts_for_the_weights_that_it_names(done: Done) -> None:
@@ -249,7 +249,7 @@ def test_a_note_about_the_whole_model_counts_for_the_weights_that_it_names(done:
         note = dataclasses.replace(ledger.entries[0], site="", how="", kind="left", text=said)
         result = dataclasses.replace(done.result, ledger=dataclasses.replace(ledger, entries=[*left, note]))
         found = done.faults(done.result.model(), result=result)
-        assert found == ["second.weight: prune says nothing of it"] * count
+        assert found == ["second.weight: prune has no note on it"] * count
 
 
 def test_outputs_that_differ_or_are_constant_are_found(done: Done) -> None:
