@@ -1,13 +1,13 @@
-"""Architectures: many through prune, quantize, entropy, distill, a file and back; what each did.
+"""Architectures: many models through prune, quantize, entropy, distill, a file and back, with a verdict each.
 
 python bench/architectures.py [--record] [NAME ...]     a name of bench/zoo.py, a glob, a family
-    right      all of bench/sound.py holds of the loaded model: zeros, grids, what no step touched, ledger,
-               answers to the bit
-    refused    Tersor said what it cannot do, and the way out
-    wrong      something does not hold, or a crash with no error of Tersor's
+    right      the loaded model passes all checks of bench/sound.py: zeros, grids, untouched tensors, ledger,
+               outputs bit for bit
+    refused    Tersor's error says what it cannot do and what to do instead
+    wrong      a check fails, or a crash without an error of Tersor's
 One process a model, two at a time, each with a limit of processor time. Entropy runs before distill, so that
-coded leaves are trained, and after it, so that they are in the file. Untrained weights: nothing here is
-accuracy.
+coded leaves are trained, and after it, so that they are in the file. Weights are untrained, so accuracy is
+not measured here.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ from zoo import CASES, Case
 import tersor
 from tersor.errors import TersorError
 
-SECONDS, AT_ONCE = 600, 2  # of processor time, for a machine may do other things too
-PATIENCE = 20  # times as long by the clock
+SECONDS, AT_ONCE = 600, 2  # of processor time, which other load on the machine does not change
+PATIENCE = 20  # limit of wall-clock time, in units of SECONDS
 ASKED = Asked(keep=0.5, bits=4)
 NOISE = 0.02
-FAULTS = 3  # that are printed of one model
+FAULTS = 3  # printed for one model
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one model did."""
+    """The result of one model."""
 
     name: str
     verdict: str  # "right", "refused", "wrong" or "missing"
@@ -59,7 +59,7 @@ class Outcome:
 
 
 def fresh(case: Case, seed: int) -> nn.Module:
-    """A model whose tensors are no constants, for ones and zeros hide what is mixed up."""
+    """A model without constant tensors: ones and zeros would hide tensors that are mixed up."""
     torch.manual_seed(seed)
     model = case.make()
     with torch.no_grad():
@@ -70,7 +70,7 @@ def fresh(case: Case, seed: int) -> nn.Module:
 
 
 def swept(name: str, case: Case) -> Outcome:
-    """One model through all of it, here."""
+    """Run one model through all steps in this process."""
     try:
         model = fresh(case, seed=0)
     except ImportError as error:
@@ -78,7 +78,7 @@ def swept(name: str, case: Case) -> Outcome:
     was, task = given(model), case.task()
     weights, done = len(was.weights), 0
     try:
-        task.check(model)  # the metric too, of which no step has need
+        task.check(model)  # the metric too, which no step needs
         entropy = tersor.Entropy(coder="fast")
         steps = [
             tersor.Prune(keep=ASKED.keep), tersor.Quantize(bits=ASKED.bits), entropy,
@@ -110,7 +110,7 @@ def listing(found: list[str]) -> str:
 
 
 def apart(name: str, seconds: int = SECONDS, patience: float = PATIENCE) -> Outcome:
-    """The same in a process of its own."""
+    """The same in a separate process."""
     command = [sys.executable, __file__, "--here", "--seconds", str(seconds), name]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     late = Outcome(name, "wrong", f"not done after {seconds} s", seconds=seconds)
@@ -147,7 +147,7 @@ def chosen(words: list[str]) -> list[str]:
 
 
 def rows(outcomes: list[Outcome]) -> Iterator[Row]:
-    """How many are right of each family that was swept whole."""
+    """How many models are right in each family that was swept completely."""
     for family in dict.fromkeys(case.family for case in CASES.values()):
         mine = [outcome for outcome in outcomes if CASES[outcome.name].family == family]
         count = sum(case.family == family for case in CASES.values())

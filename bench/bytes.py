@@ -1,12 +1,12 @@
-"""Bytes: Tersor's lossless streams and their speed, beside zstd, zipnn, ANS and nncodec on the same tensors.
+"""Bytes: Tersor's lossless streams and their speed, compared with zstd, zipnn, ANS and nncodec.
 
 python bench/bytes.py [--peers PYTHON] [--rounds 7] [--record] [SUBJECT ...]
-PYTHON is an interpreter that has the peers (`pip install 'tersor[peers]'`; nncodec wants numpy 1), by default
+PYTHON is an interpreter with the peers (`pip install 'tersor[peers]'`; nncodec needs numpy 1), by default
 TERSOR_PEERS or this one. Bytes are those of whole leaves, headers and tables included; "file" is a .tersor
-file of them all. Speeds are of the clock, in one run: each round everybody decodes once, one after the other,
-and what counts is the median of the rounds, for ratios that of the rounds' ratios. A code counts as a byte.
-Tersor decodes as `load` does, leaf by leaf on all cores; the peers have one. Notes give the speed by CPU
-time, which other work on the machine disturbs less.
+file of all leaves. Speeds are wall-clock, from one run: in each round every coder decodes once, one after the
+other, and the result is the median of the rounds; for ratios, the median of the rounds' ratios. A code counts
+as a byte. Tersor decodes like `load`, leaf by leaf on all cores; the peers use one. Notes give the speed by
+CPU time, which other load on the machine changes less.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ from tersor.io.pool import in_order
 from tersor.steps.entropy import Entropy
 
 HERE = Path(__file__).resolve().parent
-PROFILES = ("max", "fast")  # what a leaf is coded for: fewest bytes, or speed
+PROFILES = ("max", "fast")  # fewest bytes, or speed
 ROUNDS = 7
 # Most bits a weight, by subject.
 MOST = {"minilm_int8": 7.09, "minilm_int4": 3.285, "lenet300": 0.465, "lenet5": 0.495}
-DENSE = ("minilm_int8", "minilm_int4")  # whose speed is a target
+DENSE = ("minilm_int8", "minilm_int4")  # subjects with a target for speed
 
 
 class Subject(NamedTuple):
-    """Tensors, and the peers' word for what is in them."""
+    """Tensors, and the peers' name for their format."""
 
     kind: str
     tensors: Callable[[], dict[str, Tensor]]
@@ -75,14 +75,14 @@ SUBJECTS = {
 
 
 class Took(NamedTuple):
-    """Seconds of one decoding, by the clock and of all cores."""
+    """Seconds of one decoding: wall-clock, and CPU time of all cores."""
 
     wall: float
     cpu: float
 
 
 class Peers:
-    """The process with the peers: what they made of the tensors, and one decoding at a time."""
+    """The process with the peers: their results on the tensors, and one decoding at a time."""
 
     def __init__(self, python: str, tensors: dict[str, Tensor], kind: str) -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -114,7 +114,7 @@ class Peers:
 
 
 def as_numbers(array: Tensor) -> np.ndarray:
-    """For numpy, which has no bfloat16: floats as their bytes."""
+    """Floats as bytes, since numpy has no bfloat16."""
     return array.view(torch.uint8).numpy() if array.is_floating_point() else array.numpy()
 
 
@@ -145,7 +145,7 @@ def proved(leaves: list[Coded], tensors: dict[str, Tensor]) -> None:
 
 
 def turns(leaves: dict[str, list[Coded]], peers: Peers, rounds: int) -> dict[str, list[Took]]:
-    """Seconds of decoding all tensors, of each of the rounds."""
+    """Seconds of decoding all tensors, for each round."""
     took: dict[str, list[Took]] = {name: [] for name in (*leaves, *peers.ready)}
     for _ in range(rounds):
         for profile, streams in leaves.items():
@@ -220,7 +220,7 @@ def speed_rows(
 
 
 def ratio(took: dict[str, list[Took]], other: str, ours: str) -> float:
-    """How many times as fast we are: the median of the rounds' ratios."""
+    """How many times as fast Tersor is: the median of the rounds' ratios."""
     return statistics.median(a.wall / b.wall for a, b in zip(took[other], took[ours], strict=True))
 
 

@@ -1,4 +1,4 @@
-"""Coders: bytes against the order-0 bound, and speed against a plain copy, side by side with zstandard.
+"""Coders: bytes compared with the order-0 bound, and speed compared with a plain copy and zstandard.
 
 python bench/coders.py [--symbols 4000000] [--rounds 7] [--record]
 Speed is in millions of symbols a second of one core's time, the best of several rounds, taken in turns.
@@ -19,9 +19,9 @@ from table import Row, record
 from tersor.coders import decode, encode, order0_bits
 
 HEAD = f"{'stream':24} {'coder':8} {'bytes':>9} {'over bound':>10} {'encode':>8} {'decode':>8} {'of copy':>8}"
-LONG = 100_000  # symbols; for streams above, the target is 1 % over the bound
+LONG = 100_000  # symbols; for longer streams, the target is 1 % over the bound
 SHORT = 2000
-TIMED = "int8 normal"  # the stream whose speed is a target
+TIMED = "int8 normal"  # the stream with a target for speed
 
 
 class Contestant(NamedTuple):
@@ -30,7 +30,7 @@ class Contestant(NamedTuple):
 
 
 def streams(symbols: int) -> dict[str, np.ndarray]:
-    """What quantized, pruned and clustered weights look like."""
+    """Streams like those of quantized, pruned and clustered weights."""
     rng = np.random.default_rng(0)
 
     def signed(values: np.ndarray) -> np.ndarray:
@@ -80,7 +80,7 @@ def seconds(call: Callable[[], object]) -> float:
 
 
 def measure(stream: np.ndarray, rounds: int) -> tuple[float, dict[str, Result]]:
-    """Seconds of a copy, and each contestant's best."""
+    """Seconds of a copy, and the best of each coder."""
     target = np.empty_like(stream)
     copy = float("inf")
     results: dict[str, Result] = {}

@@ -1,4 +1,4 @@
-"""Codes: what the benches of bytes are given, built from public weights and data, kept in a cache folder.
+"""Codes: the inputs of the benches of bytes, built from public weights and data, kept in a cache folder.
 
 minilm_int8   q[o, i] = round(w[o, i] / s[o]), s = absmax / 127            one scale a row
 minilm_int4   q = round(w / s), s = absmax / 7 of 128 weights in a row      along the flattened tensor
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from tersor.errors import MissingError
 
-CACHE = "TERSOR_BENCH_CACHE"  # the environment's word for the folder
+CACHE = "TERSOR_BENCH_CACHE"  # environment variable with the folder
 WORDS = 4096  # rows of the word embeddings that are coded
 GROUP = 128  # weights that share a scale of int4
 LAYERS = ("encoder.layer.0.", "encoder.layer.1.")
@@ -79,7 +79,7 @@ SETS = (*BUILD, *LENETS)
 
 
 def built(name: str) -> dict[str, Arrays]:
-    """The set of this name, and those that are made with it."""
+    """The set of this name, and the sets that are made together with it."""
     if name in BUILD:
         return {name: BUILD[name]()}
     from lenets import codes
@@ -88,7 +88,7 @@ def built(name: str) -> dict[str, Arrays]:
 
 
 def codes_file(name: str) -> Path:
-    """The .npz of a set of code tensors, built where the cache has none. Trained ones take minutes."""
+    """The .npz of a set of code tensors, built if the cache has none. Trained sets take minutes."""
     path = cache_folder() / f"{name}.npz"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)

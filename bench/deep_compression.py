@@ -1,4 +1,4 @@
-"""Deep compression: prune, cluster and entropy-code two LeNets; what counts is the file on disk.
+"""Deep compression: prune, cluster and entropy-code two LeNets; the result is the file on disk.
 
 ratio = bytes of the fp32 safetensors file / bytes of model.tersor, header and ledger included
 Han, Mao, Dally 2016, with the recipe in bench/recipes/deep-compression.yaml. The accuracy is that of the
@@ -24,8 +24,8 @@ from tersor.steps import read_recipe
 RECIPE = ROOT / "bench" / "recipes" / "deep-compression.yaml"
 TARGETS = {"lenet300": (60, 89.43), "lenet5": (55, 91.67)}  # ratio; percent: 0.2 points below the given
 SECONDS = 900
-# Where pruning is not set as the recipe has it: the convolutions of LeNet-5 need more of their weights than
-# the layers behind them, which LAMP sees and one threshold for all does not.
+# Settings of pruning that differ from the recipe: the convolutions of LeNet-5 need a larger share of their
+# weights than the later layers, which LAMP takes into account and one threshold for all does not.
 PRUNE: dict[str, dict[str, Any]] = {"lenet5": {"per": "lamp", "keep": 0.055}}
 
 

@@ -1,10 +1,10 @@
-"""Distillation: a student with a quarter of the teacher's parameters, taught and alone.
+"""Distillation: a student with a quarter of the teacher's parameters, with and without the teacher.
 
-gain = accuracy taught - accuracy alone, in points, in pairs by seed: the same first weights, the same order
-of batches, the same epochs. Hinton, Vinyals, Dean 2015. The whole training set, no augmentation.
+gain = accuracy with - accuracy without, in points, paired by seed: the same first weights, order of batches
+and number of epochs. Hinton, Vinyals, Dean 2015. The whole training set, no augmentation.
 
-Each arm has its own learning rate, the best of the same few: that with the highest accuracy on 10,000
-training images that are held out for this alone, at another seed. The test images choose nothing.
+Each of the two has its own learning rate, the best of the same candidates: that with the highest accuracy on
+10,000 held-out training images, at another seed. Nothing is chosen by the test images.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ def student(seed: int) -> nn.Module:
 
 
 class Remembered(nn.Module):
-    """A teacher that answers for each image once, and then from memory: the images come again every epoch."""
+    """A teacher that computes the output of each image once and then caches it: epochs repeat the images."""
 
     def __init__(self, teacher: nn.Module, images: Tensor) -> None:
         super().__init__()
         drawn = torch.Generator().manual_seed(0)
-        # Products of integers wrap around and add up to the same sum in any order: a key is exact.
+        # Integer products wrap around and have the same sum in any order: a key is exact.
         self.factors = torch.randint(-(2**62), 2**62, (images[0].numel(),), generator=drawn)
         with torch.no_grad():
             answers = torch.cat([teacher(batch) for batch in images.split(256)])  # [N, K]
@@ -99,7 +99,7 @@ def measure(name: str) -> Iterator[Row]:
 
 
 def held_out(on: Task, images: Tensor, labels: Tensor) -> Task:
-    """The same task on training images alone: some to score, the others to train."""
+    """The same task on training images only: some for evaluation, the others for training."""
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(SCAN_SEED))
     test, train = order[:HELD_OUT], order[HELD_OUT:]
     return replace(
@@ -111,7 +111,7 @@ def held_out(on: Task, images: Tensor, labels: Tensor) -> Task:
 
 
 def trained(seed: int, on: Task, step: Finetune) -> float:
-    """The student's accuracy after one step, from the first weights of this seed."""
+    """The student's accuracy after one step of the recipe, from the first weights of this seed."""
     return percent(on.scores(run(student(seed), step, on, seed=seed).model()))
 
 

@@ -1,4 +1,4 @@
-"""Job: what the benches of accuracy share: a command line, rows as they come, files that are read back.
+"""Job: the shared code of the benches of accuracy: command line, output of rows, files that are read back.
 
 python bench/NAME.py [--record] [SUBJECT ...]
 """
@@ -29,7 +29,7 @@ def main(
 ) -> int:  # fmt: skip
     """Measure the subjects named on the command line (default: all), and print or record the rows.
 
-    `parents`: parsers of options of the bench's own, for its --help.
+    `parents`: parsers with the bench's own options, for its --help.
     """
     parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0], parents=list(parents))
     parser.add_argument("subjects", nargs="*", metavar="SUBJECT", help=f"of {', '.join(subjects)}")
@@ -60,7 +60,7 @@ def line(row: Row) -> str:
 
 
 def read_back(result: State, name: str, *, tiny: bool = False) -> tuple[nn.Module, int]:
-    """A new, untrained network with the weights of the written and read file, and the bytes of that file."""
+    """A new network with the weights read back from the written file, and the bytes of that file."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{name}.tersor"
         save(result, path, tiny=tiny)

@@ -1,10 +1,10 @@
-"""LeNets: code tensors of 95 % sparse networks with 32 shared values a layer, as the peers' figures had them.
+"""LeNets: code tensors of 95 % sparse networks with 32 shared values a layer, as in the peers' results.
 
 ramp   s(t) = 0.95 * (1 - (1 - t)^3), from 35 to 75 % of the steps       Zhu, Gupta 2017, section 3
 one threshold for all layers, of |w| / std of the layer; the last layer keeps 30 % of its own
-share  k-means of the weights that are left, then an epoch that trains the shared values
+share  k-means of the remaining weights, then an epoch that trains the shared values
 code   0 where pruned, else 1 + the index of the shared value            Han, Mao, Dally 2016
-Both networks come from one stream of random numbers, one after the other. Cost: minutes, on one thread.
+Both networks use one stream of random numbers, one after the other. Cost: minutes, on one thread.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ RATE, LEAST, SHARED_RATE = 2e-3, 1e-5, 1e-4
 
 
 def codes() -> dict[str, dict[str, np.ndarray]]:
-    """Of each network its code tensors, uint8 in the weights' shapes."""
+    """The code tensors of each network, uint8 in the weights' shapes."""
     x, y = task(batch=BATCH).train.dataset.tensors
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # sums, and so trainings, depend on it
+    torch.set_num_threads(1)  # sums, and therefore trainings, depend on it
     torch.manual_seed(0)
     try:
         return {name: codes_of(NETWORKS[name](), epochs, x, y) for name, epochs in EPOCHS.items()}
@@ -41,7 +41,7 @@ def codes_of(net: nn.Module, epochs: int, x: Tensor, y: Tensor) -> dict[str, np.
     prune(net, epochs, x, y)
     names = [name for name, p in net.named_parameters() if p.ndim > 1]
     indices, books = zip(*(shared(p.detach()) for p in weights(net)), strict=True)
-    tune(net, indices, books, x, y)  # the values do not change the codes, but they draw random numbers
+    tune(net, indices, books, x, y)  # does not change the codes, but advances the random numbers
     return dict(zip(names, (index.numpy() for index in indices), strict=True))
 
 
@@ -50,7 +50,7 @@ def weights(net: nn.Module) -> list[nn.Parameter]:
 
 
 def prune(net: nn.Module, epochs: int, x: Tensor, y: Tensor) -> None:
-    """Train from scratch, and prune on the way."""
+    """Train from scratch, and prune during the training."""
     steps = len(x) // BATCH
     total = epochs * steps
     begin, end = (int(total * share) for share in RAMP)
@@ -75,7 +75,7 @@ def prune(net: nn.Module, epochs: int, x: Tensor, y: Tensor) -> None:
 
 
 def masks_at(ws: list[nn.Parameter], share: float) -> list[Tensor]:
-    """What is kept of each weight, bool, where `share` of all is pruned."""
+    """The mask of each weight, bool, with `share` of all weights pruned."""
     scores = [(w.detach() / w.detach().std()).abs() for w in ws]
     limit = threshold(torch.cat([score.flatten() for score in scores]), share)
     last = ws[-1].detach().abs()
@@ -104,7 +104,7 @@ def shared(w: Tensor) -> tuple[Tensor, Tensor]:
 def tune(
     net: nn.Module, indices: tuple[Tensor, ...], books: tuple[Tensor, ...], x: Tensor, y: Tensor
 ) -> None:
-    """An epoch for the shared values; a value's gradient is the sum of its members'."""
+    """Train the shared values for an epoch; a value's gradient is the sum over its weights."""
     for book in books:
         book.requires_grad_()
     optimizer = torch.optim.Adam(books, SHARED_RATE)

@@ -1,9 +1,9 @@
 """Low rank: LeNet-300-100's two large layers at half their parameters, by plain and by whitened SVD.
 
-whitened beats plain where both are cut alike and not yet tuned: accuracy, and the squared error of the
-outputs, on the test images. A quarter is there to show the gap where the cut is deeper.
-Whitening takes the second moment of the inputs from 3,000 training images. Tuning is one epoch with the
-defaults of `finetune`. Scored are the weights read back from the file.
+Compared before fine-tuning, at the same rank: accuracy, and the squared error of the outputs, on the test
+images. A quarter of the parameters shows the gap at a lower rank. Whitening uses the second moment of the
+inputs of 3,000 training images. Fine-tuning is one epoch with the defaults of `finetune`. The scored weights
+are read back from the file.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def measure(name: str) -> Iterator[Row]:
 
 
 def error(net: nn.Module, other: nn.Module, on: Task) -> float:
-    """Mean squared difference of the outputs, over that of the given network's from 0."""
+    """Mean squared difference of the outputs, over the mean square of the given network's outputs."""
     gap, whole = 0.0, 0.0
     with torch.no_grad():
         for batch in on.batches("evaluate"):

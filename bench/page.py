@@ -17,7 +17,7 @@ BEGIN, END = "<!-- results: written by bench/page.py -->", "<!-- end of results 
 
 
 def page(text: str, rows: list[Row]) -> str:
-    """The page with its results in place of those that were there."""
+    """The page with its results replaced."""
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
@@ -26,7 +26,7 @@ def page(text: str, rows: list[Row]) -> str:
 
 
 def results(rows: list[Row]) -> str:
-    """First the targets, then all that was measured, bench by bench."""
+    """First the targets, then all measurements, bench by bench."""
     aimed = [row for row in rows if row.target]
     met = sum(row.met == "yes" for row in aimed)
     parts = [f"{met} of {len(aimed)} targets are met.\n"]

@@ -1,14 +1,14 @@
-"""Peers: other coders' bytes and seconds, in an interpreter that has them; bench/bytes.py starts it.
+"""Peers: bytes and seconds of other coders, in an interpreter that has them; bench/bytes.py starts it.
 
 PYTHON bench/peers.py FILE.npz FORMAT          FORMAT: int8, int4 or indices (codes), bf16, fp16 or fp32
 First a line of JSON: {peer: {"nbytes", "seconds" of encoding} or {"missing": why}}. Then for each name of a
 peer on stdin it decodes once and prints {"wall", "cpu"} in seconds. It needs numpy; a peer that cannot be
-imported is missing. Every peer's result is compared with what it was given before its figures count.
+imported is missing. Every peer's decoded result is compared with its input before its figures count.
 
 zstd-3        all tensors behind each other; int4 two to a byte, floats as they are
 zipnn         the same bytes, one thread; floats only
 constriction  ANS, one static model a tensor, whose table counts 2 bytes a symbol
-nncodec       its entropy coder on integers (int32, as it wants them), one stream for all tensors
+nncodec       its entropy coder on integers (int32, as it requires), one stream for all tensors
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TABLE = 2  # bytes a symbol
 
 
 class Prepared(NamedTuple):
-    """What a peer made of the arrays, and how it reads that."""
+    """A peer's encoding of the arrays, and its decoder."""
 
     nbytes: int
     decode: Callable[[], Any]
@@ -37,7 +37,7 @@ class Prepared(NamedTuple):
 
 
 def plain(arrays: Arrays, kind: str) -> bytes:
-    """All tensors as bytes, in the fewest that need no coder."""
+    """All tensors as bytes, as few as possible without a coder."""
     flat = np.concatenate([array.reshape(-1).view(np.uint8) for array in arrays.values()])
     if kind != "int4":
         return flat.tobytes()
@@ -115,24 +115,24 @@ PEERS: dict[str, Callable[[Arrays, str], Prepared | None]] = {
 
 
 def prepare(arrays: Arrays, kind: str) -> tuple[dict[str, Prepared], dict[str, dict[str, Any]]]:
-    """The peers that can decode, and what is said of all but those that are not for this kind."""
+    """The peers that can decode, and the report on all peers that support this kind."""
     ready: dict[str, Prepared] = {}
-    said: dict[str, dict[str, Any]] = {}
+    reports: dict[str, dict[str, Any]] = {}
     for name, make in PEERS.items():
         began = time.perf_counter()
         try:
             peer = make(arrays, kind)
         except ImportError as error:
-            said[name] = {"missing": f"not installed: {error}"}
+            reports[name] = {"missing": f"not installed: {error}"}
             continue
         if peer is None:
             continue
         took = time.perf_counter() - began
         if not peer.same(peer.decode()):
-            said[name] = {"missing": "it did not return what it was given"}
+            reports[name] = {"missing": "it did not return what it was given"}
             continue
-        ready[name], said[name] = peer, {"nbytes": peer.nbytes, "seconds": took}
-    return ready, said
+        ready[name], reports[name] = peer, {"nbytes": peer.nbytes, "seconds": took}
+    return ready, reports
 
 
 def timed(call: Callable[[], Any]) -> dict[str, float]:
@@ -144,7 +144,7 @@ def timed(call: Callable[[], Any]) -> dict[str, float]:
 def main(argv: list[str]) -> int:
     path, kind = argv
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a peer prints, from C too, must not get among the answers
+    os.dup2(2, 1)  # output of a peer, from C too, must not mix with the results
 
     def answer(document: Any) -> None:
         answers.write(json.dumps(document) + "\n")
@@ -152,8 +152,8 @@ def main(argv: list[str]) -> int:
 
     with np.load(path) as file:
         arrays = {name: file[name] for name in file.files}
-    ready, said = prepare(arrays, kind)
-    answer(said)
+    ready, reports = prepare(arrays, kind)
+    answer(reports)
     for line in sys.stdin:
         answer(timed(ready[line.strip()].decode))
     return 0

@@ -1,10 +1,11 @@
-"""Quantization: what 8 bits, 4 bits and three values cost in accuracy, in all layers, first and last too.
+"""Quantization: accuracy lost with 8 bits, 4 bits and three values in all layers, first and last too.
 
-int8      one scale a row, nothing trained
-4 bits    one scale a row, trained for a part of an epoch through the grid, half of the loss from the teacher
-ternary   {-1, 0, 1} times one scale a row, trained for some epochs
-Biases and norms stay floats, and are trained along. The settings are the same for all networks; only the
-epochs follow from what a pass costs on two cores. Scored are the weights read back from the file.
+int8      one scale a channel, nothing trained
+4 bits    one scale a channel, trained through the grid for part of an epoch, half of the loss from the
+          teacher
+ternary   {-1, 0, 1} times one scale a channel, trained for some epochs
+Biases and norms stay floats and are trained too. The settings are the same for all networks, except the
+epochs, which depend on the time of a pass on two cores. The scored weights are read back from the file.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def measure(name: str) -> Iterator[Row]:
     yield Row("quantization", name, "fp32, accuracy", percent(given), "%")
 
     def quantized(what: str, step: Quantize, target: str = "") -> Iterator[Row]:
-        """The drop and the file's size; both of what was read back."""
+        """The drop and the file's size, both for the weights that were read back."""
         began = time.perf_counter()
         result = run(net, [step, Entropy()], on)
         seconds = time.perf_counter() - began

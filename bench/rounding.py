@@ -1,10 +1,9 @@
-"""Rounding: the smallest files without any training, codes chosen by what they cost and what they do.
+"""Rounding: the smallest files without training, with codes chosen by bits and by error of the output.
 
-lenet300, lenet5   the smallest file that loses at most 0.1 point, by tersor's own search on the test images
+lenet300, lenet5   the smallest file that loses at most 0.1 point, by Tersor's own search on the test images
 minilm             all weights, embeddings too, at two sizes: mean cosine to fp32 on 500 held-out sentences
-Whole files, everything included; scored are the weights read back from them. nncodec, the MPEG reference,
-needs 75.0 and 205.9 kB for the first two at its best rate, and 12.4 MB at 0.987 and 18.1 MB at 0.999 for
-MiniLM.
+Sizes are those of whole files; the scored weights are read back from them. nncodec, the MPEG reference, needs
+75.0 and 205.9 kB for the first two at its best rate, and 12.4 MB at 0.987 and 18.1 MB at 0.999 for MiniLM.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from tersor.steps import Entropy, Rdoq
 
 CALIBRATE, PASSES = 60_000, 1  # training images: all of them, and passes over them
 MOST = {"lenet300": 52.0, "lenet5": 144.0}  # kB
-# Bits a weight, the mean cosine wanted, and the MB allowed.
+# Bits a weight, target of the mean cosine, and MB allowed.
 POINTS = ((2.35, 0.98, 9.5), (4.5, 0.999, 16.0))
 
 

@@ -1,9 +1,8 @@
-"""Run: every bench in order, one process each; then what was met and what was not.
+"""Run: every bench in order, one process each; then the targets that were met and missed.
 
 python bench/run.py [--quick] [NAME ...]        NAME of deep_compression, distillation, ...
-A process of its own gives each bench its own threads and memory. Numbers go into bench/results.csv as they
-come, and bench/README.md is written anew from it. The exit code is 1 only where a bench crashed: a target
-that is missed is a result.
+Separate processes give each bench its own threads and memory. Numbers go into bench/results.csv at once, and
+bench/README.md is generated from it. The exit code is 1 only if a bench crashed: a missed target is a result.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def finished(name: str) -> bool:
-    """Run one bench; whether it came to its end."""
+    """Run one bench. Returns whether it finished."""
     print(f"\n== {name}", flush=True)
     began = time.perf_counter()
     command = [sys.executable, str(FOLDER / f"{name}.py"), "--record"]

@@ -1,12 +1,12 @@
-"""Sound: what must hold of a compressed network in its own tensors, whatever the network is.
+"""Sound: checks of the tensors of any compressed network.
 
-A fault is a sentence. They are looked for in the parameters and buffers of a model that was loaded from the
-file, and against the tensors of the model as it was given:
-    zeros       where a step pruned: the smallest weights as given, and no fewer than it was told
-    grids       where a step quantized: each row is whole multiples, up to the highest code, of one step
-    untouched   what no step edited has its bits as given; what is frozen was not trained
-    accounted   each weight has an edit or a note in each step, or a reason is missing
-    answers     loaded and compressed model agree to the bit, are finite, and say something
+A fault is a sentence. The checks compare the parameters and buffers of a model loaded from the file with the
+tensors of the given model:
+    zeros       after pruning: the smallest given weights are zero, and no fewer than the setting says
+    grids       after quantizing: each row is integer multiples of one step, up to the highest code
+    untouched   tensors that no step edited have their given bits; frozen ones were not trained
+    accounted   each weight has an edit or a note in each step
+    answers     outputs of loaded and compressed model agree bit for bit, are finite, and are not constant
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TURNED = ("Conv1D", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d")  # 
 
 
 class Asked(NamedTuple):
-    """What the steps were told."""
+    """The settings of the steps."""
 
     keep: float  # share of each weight that is kept
     bits: int
@@ -38,20 +38,20 @@ class Given(NamedTuple):
     """A model as it was before any step."""
 
     raw: Tensors
-    tensors: Tensors  # the same, but that weights which layers compute are plain
-    weights: tuple[str, ...]  # parameters of floats with two axes or more, each under its first name
+    tensors: Tensors  # the same, but with computed weights as plain ones
+    weights: tuple[str, ...]  # float parameters with two axes or more, each under its first name
     frozen: tuple[str, ...]
-    axes: Mapping[str, int | None]  # of outputs, as the layer's class says; None where it says nothing
+    axes: Mapping[str, int | None]  # of outputs, from the layer's class; None if that is unknown
 
 
 def own(model: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and buffer under each of its names, as the modules hold them."""
+    """Every parameter and buffer under each of its names in the modules."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     return parameters | dict(model.named_buffers(remove_duplicate=False))
 
 
 def given(model: nn.Module) -> Given:
-    """Weights that layers compute from other parameters (weight norm) go by their own name, as plain ones."""
+    """The tensors with computed weights (weight norm) as plain ones, under their own names."""
     computed = {
         f"{path}.{name}" if path else name: getattr(module, name)
         for path, module in model.named_modules()
@@ -64,7 +64,7 @@ def given(model: nn.Module) -> Given:
     for name in weights:
         layer = type(model.get_submodule(name.rpartition(".")[0]))
         if name in computed:
-            layer = layer.__mro__[1]  # the class made for the layer stands before its own
+            layer = layer.__mro__[1]  # a parametrized layer has a generated class before its own
         stock = layer.__module__.startswith("torch.nn.modules") or layer.__name__ in TURNED
         axes[name] = (1 if layer.__name__ in TURNED else 0) if stock else None
     raw = copied(own(model))
@@ -73,7 +73,7 @@ def given(model: nn.Module) -> Given:
 
 
 def behind(name: str) -> bool:
-    """Whether a tensor is one that a weight is computed from."""
+    """Whether a weight is computed from this tensor."""
     return "parametrizations" in name.split(".")
 
 
@@ -82,7 +82,7 @@ def copied(tensors: Tensors) -> Tensors:
 
 
 def faults(was: Given, result: State, loaded: nn.Module, asked: Asked) -> Iterator[str]:
-    """All that is wrong with the tensors of a loaded model."""
+    """All faults in the tensors of a loaded model."""
     now, done = own(loaded), edited(result)
     names = {name: result.aliases.get(name, name) for name in now}  # -> site
     if odd := sorted(was.tensors.keys() ^ now.keys()):
@@ -105,7 +105,7 @@ def faults(was: Given, result: State, loaded: nn.Module, asked: Asked) -> Iterat
 
 
 def edited(result: State) -> dict[str, set[str]]:
-    """Site -> the steps that gave it other values."""
+    """Site -> the steps that changed its values."""
     found: dict[str, set[str]] = {}
     for entry in result.ledger.edits():
         if entry.how != "lossless":
@@ -114,21 +114,21 @@ def edited(result: State) -> dict[str, set[str]]:
 
 
 def unaccounted(was: Given, result: State) -> Iterator[str]:
-    """Weights on which a step says nothing, done or not: by itself, or in a note about the whole model."""
+    """Weights without an edit or a note in a step. A note about the whole model may name them."""
     entries = result.ledger.entries
-    told = {(entry.step, entry.site) for entry in entries}
+    noted = {(entry.step, entry.site) for entry in entries}
     for step, name in enumerate(result.ledger.step_names()):
         whole = [e for e in entries if not e.site and (e.step == step or e.name == "start")]
         words = {word.strip(",;:()") for entry in whole for word in entry.text.split()}
         still = was.frozen if any(entry.kind == "frozen" for entry in whole) else ()
         for weight in was.weights:
             site = result.aliases.get(weight, weight)
-            if (step, site) not in told and site not in words and weight not in still:
-                yield f"{weight}: {name} says nothing of it"
+            if (step, site) not in noted and site not in words and weight not in still:
+                yield f"{weight}: {name} has no note on it"
 
 
 def unpruned(first: Tensor, now: Tensor, keep: float) -> str:
-    """What is wrong with the zeros of one weight, of which the smallest were to go."""
+    """Faults in the zeros of one weight, whose smallest elements were to be pruned."""
     kept = max(1, math.floor(keep * first.numel() + 0.5))
     sizes = first.detach().abs().flatten()
     edge = sizes.kthvalue(len(sizes) - kept + 1).values
@@ -140,7 +140,7 @@ def unpruned(first: Tensor, now: Tensor, keep: float) -> str:
 
 
 def off_grid(was: Given, name: str, result: State, now: Tensor, bits: int) -> str:
-    """What is wrong with the grids of one weight, one a row."""
+    """Faults in the grids of one weight, one grid a row."""
     site = result.aliases.get(name, name)
     axis = was.axes.get(name, None)
     axis = result.sites[site].axis if axis is None else axis
@@ -151,20 +151,20 @@ def off_grid(was: Given, name: str, result: State, now: Tensor, bits: int) -> st
 
 
 def on_grid(rows: Tensor, bits: int) -> Tensor:
-    """Whether each row [O, I] is whole multiples of one step, of at most the highest code of `bits`. [O]"""
+    """Whether each row [O, I] is integer multiples of one step, up to the highest code of `bits`. [O]"""
     top = 2 ** (bits - 1) - 1
     near = 4 * top * torch.finfo(rows.dtype).eps
     rows = rows.double()
     largest = rows.abs().amax(1, keepdim=True)
     fits = largest[:, 0] == 0
-    for code in range(1, top + 1):  # of the largest weight: what learned need not use the ends
+    for code in range(1, top + 1):  # the code of the largest weight: trained weights need not reach the ends
         steps = rows / largest.clamp_min(torch.finfo(torch.float64).tiny) * code
         fits |= (steps - steps.round()).abs().amax(1) < near
     return fits
 
 
 def differing(task: Task, one: nn.Module, other: nn.Module) -> str:
-    """What is wrong with the answers of two models that must be the same, on the evaluation batches."""
+    """Faults in the outputs of two models that must agree, on the evaluation batches."""
     batches = list(task.batches("evaluate"))
     with evaluating(one), evaluating(other):
         for batch in batches:
@@ -180,7 +180,7 @@ def differing(task: Task, one: nn.Module, other: nn.Module) -> str:
 
 
 def tensors_of(output: Any) -> list[Tensor]:
-    """The tensors of an answer, whatever it is wrapped in."""
+    """The tensors of an output in any container."""
     if isinstance(output, Tensor):
         return [output]
     if dataclasses.is_dataclass(output) and not isinstance(output, Mapping):
@@ -200,7 +200,7 @@ def same(one: Tensor, other: Tensor) -> bool:
 
 
 def untouched(was: Given, model: nn.Module) -> str:
-    """Whether the given model is still what it was."""
+    """Whether the given model is unchanged."""
     now = own(model)
     moved = [name for name, tensor in was.raw.items() if not same(tensor, now[name])]
     return f"{moved[0]}: the given model was changed" if moved else ""

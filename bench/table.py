@@ -1,7 +1,7 @@
-"""The results table: bench/results.csv, one measured number a line.
+"""Table: the results in bench/results.csv, one measured number a line.
 
-A row replaces the row with the same bench, subject and measure, and the file is sorted: a run changes the
-lines of what it measured, and nothing else.
+A row replaces the row with the same bench, subject and measure, and the file is sorted: a run changes only
+the lines of its own measurements.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 RESULTS = Path(__file__).resolve().parent / "results.csv"
-DIGITS = 4  # significant ones: more would only be noise in the diff
+DIGITS = 4  # significant digits: more would only be noise in the diff
 
 
 class Row(NamedTuple):
-    """One number: which bench measured what of which subject, and what it should be."""
+    """One number: its bench, subject and measure, and its target."""
 
     bench: str
     subject: str
@@ -34,7 +34,7 @@ class Row(NamedTuple):
 
 
 def judged(row: Row) -> Row:
-    """With the value as it is written, and whether it meets the target."""
+    """The row with the value as it is written, and whether it meets the target."""
     value = row.value
     if not isinstance(value, str):
         whole = isinstance(value, int) or float(value).is_integer()
@@ -59,7 +59,7 @@ def read(path: Path = RESULTS) -> list[Row]:
 
 
 def record(rows: Iterable[Row], path: Path = RESULTS) -> None:
-    """Put rows into the table, in place of earlier ones of the same key."""
+    """Put rows into the table; earlier rows with the same key are replaced."""
     table = {row.key: row for row in read(path)}
     table.update((row.key, judged(row)) for row in rows)
     draft = path.with_suffix(".tmp")

@@ -1,11 +1,11 @@
-"""Zoo: the models of the sweep (bench/architectures.py), each with tiny batches and the task that it is for.
+"""Zoo: the models of the sweep (bench/architectures.py), each with a task and tiny batches.
 
 CASES: name -> Case(family, make, task, distill)     make() is an untrained model, task() two batches of two
 torchvision     the smallest member of each family of classifiers, 3 segmenters, 3 detectors
-timm            the smallest member of 40 families that are used much and torchvision lacks
+timm            the smallest member of 40 common families that torchvision lacks
 transformers    text, images and speech, in tiny configurations
-recurrent       LSTM, both ways too, and GRU
-Nothing is downloaded: weights are random. Images have 64 pixels a side where the model takes them so small.
+recurrent       LSTM, bidirectional too, and GRU
+Nothing is downloaded: weights are random. Images have 64 pixels a side if the model takes such small ones.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Case:
     family: str
     make: Make
     task: Callable[[], Task]
-    distill: Mapping[str, Any] = field(default_factory=dict)  # settings of the step, where not the defaults
+    distill: Mapping[str, Any] = field(default_factory=dict)  # settings of the step, if not the defaults
 
 
 def case(name: str, cases: Mapping[str, Case] | None = None) -> Case:
@@ -41,7 +41,7 @@ def case(name: str, cases: Mapping[str, Case] | None = None) -> Case:
 
 
 def task_of(draw: Callable[[], Any], **settings: Any) -> Task:
-    """A task with two batches of what `draw` gives, the same each time."""
+    """A task with two batches from `draw`, the same each time."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         batches = [draw() for _ in range(BATCHES)]
@@ -60,7 +60,7 @@ def labels(*shape: int, most: int = CLASSES) -> Tensor:
 
 
 def classify(side: int) -> Task:
-    """Labels and nothing else: the loss and the metric are the task's defaults."""
+    """Batches with only labels: the loss and the metric are the task's defaults."""
     return task_of(lambda: (images(side), labels(BATCH)))
 
 
@@ -74,7 +74,7 @@ def segment(side: int) -> Task:
 
 
 def detect(side: int) -> Task:
-    """Boxes with labels. The model computes its losses itself, in training mode and from the targets."""
+    """Boxes with labels. The model computes its losses itself from the targets, in training mode."""
 
     def draw() -> tuple[list[Tensor], list[dict[str, Tensor]]]:
         corners = torch.rand(BATCH, 3, 2) * side / 2
@@ -111,7 +111,7 @@ def segmenter(name: str) -> Make:
 
 
 def detector(name: str, side: int, **settings: Any) -> Make:
-    """All boxes count, however unsure the untrained model is of them."""
+    """All boxes count, also those with a low score, since the model is untrained."""
     size = {} if name.startswith("ssd") else {"min_size": side, "max_size": side}
     return torchvision_model(name, weights_backbone=None, **size, **settings)
 
@@ -169,12 +169,12 @@ def classify_pixels(side: int) -> Task:
 
 
 def write_speech() -> Task:
-    """Whisper: a spectrogram, and the tokens that were said."""
+    """Whisper: a spectrogram, and the spoken tokens."""
     return task_of(lambda: {"input_features": torch.randn(BATCH, MELS, FRAMES), "labels": words(5)})
 
 
 def align_speech() -> Task:
-    """wav2vec2 with CTC: a wave, and the letters that were said, which are fewer than the answers."""
+    """wav2vec2 with CTC: a wave, and the spoken letters, which are fewer than the outputs."""
     return task_of(
         lambda: {"input_values": torch.randn(BATCH, 2000), "labels": labels(BATCH, 5, most=WORDS - 1) + 1},
         metric=lambda output, target: output.logits.argmax(-1).eq(target[:, :1]).float().mean(1),
@@ -259,7 +259,7 @@ def classify_text() -> Task:
 def classifiers(
     family: str, model: Callable[..., Make], names: Iterable[str], special: Mapping[str, dict[str, Any]]
 ) -> dict[str, Case]:
-    """Cases of classifiers. `special`: settings of some, and the "side" of their images where not 64."""
+    """Cases of classifiers. `special`: settings of some, and the "side" of their images if not 64."""
     found = {}
     for name in names:
         settings = dict(special.get(name, {}))
@@ -284,7 +284,7 @@ starnet_s1 twins_pcpvt_small xception41 xcit_nano_12_p16_224
 SIZED = """
 coat_lite_tiny deit_tiny_patch16_224 eva02_tiny_patch14_224 gcvit_xxtiny hiera_tiny_224 levit_128s
 mixer_s32_224 mvitv2_tiny twins_pcpvt_small xcit_nano_12_p16_224 botnet26t_256 mobilevit_xxs
-"""  # of timm, that are told the side of their images
+"""  # models of timm that take the side of their images as a setting
 SPECIAL_TORCHVISION: dict[str, dict[str, Any]] = {
     "inception_v3": {"side": 299, "init_weights": False, "aux_logits": True},
     "googlenet": {"init_weights": False, "aux_logits": True},

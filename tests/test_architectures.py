@@ -1,6 +1,6 @@
-"""Kinds of models through the sweep of bench/architectures.py; and each of its checks, on what is unsound.
+"""Kinds of models in the sweep of bench/architectures.py, and each of its checks on a faulty model.
 
-Stand-ins always; one of each kind of torchvision and transformers, in tiny, where they are installed.
+Stand-ins always; one tiny model of each kind of torchvision and transformers, if these are installed.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ def texts() -> dict[str, Tensor]:
 
 
 def cases(zoo: ModuleType) -> dict[str, Any]:
-    """The stand-ins as the sweep takes them."""
+    """The stand-ins as cases of the sweep."""
     features = {"teacher_weight": 0.0, "features": "backbone.1"}
     pair = {"logits": lambda output: output[0]}
     return {
@@ -50,7 +50,7 @@ def test_a_stand_in_comes_back_as_it_was_compressed(bench: Take, name: str) -> N
     assert outcome.done == outcome.weights > 0
 
 
-# A kind in tiny -> how it is made.
+# Tiny models of each kind.
 def depthwise(zoo: ModuleType) -> Any:
     return zoo.Case("", zoo.torchvision_model("mobilenet_v2", width_mult=0.1, inverted_residual_setting=[
         [1, 8, 1, 1], [2, 8, 2, 2],
@@ -115,7 +115,7 @@ def test_a_model_of_timm_comes_back(bench: Take) -> None:
     assert outcome.verdict == "right", outcome.said
 
 
-# The checks, each on a model that is sound but for one thing.
+# The checks, each on a model with a single fault.
 
 
 class Subject(nn.Module):
@@ -170,7 +170,7 @@ def test_one_weight_that_was_not_pruned_is_seen(done: Done) -> None:
 
 
 def test_one_weight_too_many_is_seen_whichever_it_is(done: Done) -> None:
-    """Of equal weights any may go, but no fewer than were to."""
+    """Any of several equal weights may be pruned, but not fewer than required."""
     same, sound = torch.ones(10), done.sound
     assert sound.unpruned(same, torch.tensor([1.0, 0.0] * 5), 0.5) == ""
     assert "6 weights are not zero, and 5" in sound.unpruned(same, torch.tensor([1.0] * 6 + [0.0] * 4), 0.5)
@@ -192,8 +192,8 @@ def test_grids_of_the_wrong_axis_are_seen(done: Done) -> None:
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
-def test_grids_are_told_from_what_lies_beside_them(done: Done, bits: int) -> None:
-    """By a slow search over all steps that the largest value allows."""
+def test_grids_are_distinguished_from_other_values(done: Done, bits: int) -> None:
+    """Compared with a slow search over all steps that the largest value allows."""
     top, draw = 2 ** (bits - 1) - 1, torch.Generator().manual_seed(bits)
     for size, moved in itertools.product((1, 2, 9, 50), (0.0, 0.003)):
         rows = torch.randint(-top, top + 1, (20, size), generator=draw) * torch.rand(20, 1, generator=draw)
@@ -215,7 +215,7 @@ def test_a_grid_of_more_bits_is_seen(done: Done, bits: int) -> None:
     assert bool(done.sound.on_grid(rows, bits + 1).all())
 
 
-def test_a_change_that_no_step_owns_is_seen(done: Done) -> None:
+def test_a_change_that_no_step_made_is_found(done: Done) -> None:
     model = done.result.model()
     model.spare[2] += 1
     assert done.faults(model) == ["spare: changed, and no step says so"]
@@ -223,7 +223,7 @@ def test_a_change_that_no_step_owns_is_seen(done: Done) -> None:
     assert done.faults(model) == ["more: only one of the given and the loaded model has it"]
 
 
-def test_what_is_frozen_and_trained_is_seen(done: Done) -> None:
+def test_a_trained_frozen_tensor_is_found(done: Done) -> None:
     was = done.was._replace(frozen=("norm.bias",))
     assert done.faults(done.result.model(), was=was) == ["norm.bias: frozen, and trained all the same"]
 
@@ -242,7 +242,7 @@ def test_a_weight_that_a_step_passes_over_in_silence_is_seen(done: Done, step: i
     result = dataclasses.replace(done.result, ledger=dataclasses.replace(ledger, entries=left))
     name = ("prune", "quantize", "distill")[step]
     found = done.faults(done.result.model(), result=result)
-    assert f"second.weight: {name} says nothing of it" in found
+    assert f"second.weight: {name} has no note on it" in found
 
 
 def test_a_note_about_the_whole_model_counts_for_the_weights_that_it_names(done: Done) -> None:
@@ -252,10 +252,10 @@ def test_a_note_about_the_whole_model_counts_for_the_weights_that_it_names(done:
         note = dataclasses.replace(ledger.entries[0], site="", how="", kind="left", text=said)
         result = dataclasses.replace(done.result, ledger=dataclasses.replace(ledger, entries=[*left, note]))
         found = done.faults(done.result.model(), result=result)
-        assert found == ["second.weight: prune says nothing of it"] * count
+        assert found == ["second.weight: prune has no note on it"] * count
 
 
-def test_answers_that_differ_or_show_nothing_are_seen(done: Done) -> None:
+def test_outputs_that_differ_or_are_constant_are_found(done: Done) -> None:
     differing, model, other = done.sound.differing, done.result.model(), done.result.model()
     other.second.bias.data[0] += 1e-6
     assert differing(done.task, model, other) == "the loaded model answers otherwise"
@@ -274,7 +274,7 @@ def test_a_given_model_that_was_changed_is_seen(done: Done) -> None:
     assert done.sound.untouched(done.was, model) == "norm.weight: the given model was changed"
 
 
-def test_answers_are_looked_at_wherever_they_are(done: Done) -> None:
+def test_outputs_in_any_container_are_compared(done: Done) -> None:
     one, two, three = torch.ones(1), torch.ones(2), torch.ones(3)
     output = {"a": (one, [two]), "b": stand_ins.Answer(three), "c": "text", "d": None}
     assert [len(t) for t in done.sound.tensors_of(output)] == [1, 2, 3]

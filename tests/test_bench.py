@@ -1,4 +1,4 @@
-"""The results table parses, says what it judges, and is what the page shows."""
+"""The results table parses, its verdicts follow from its values, and the page shows it."""
 
 import os
 import subprocess
@@ -88,7 +88,7 @@ def test_networks_have_the_sizes_that_are_said(bench):
 
 @pytest.mark.parametrize("name", ["lenet300", "resnet20"])
 def test_what_is_scored_is_what_the_file_holds(bench, name):
-    """The way from a result to a new network that all benches take."""
+    """All benches score a new network with the weights of the file."""
     given = bench("networks").NETWORKS[name]()
     result = run(given, Quantize(bits=8))
     model, nbytes = bench("job").read_back(result, name)

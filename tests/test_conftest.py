@@ -1,4 +1,4 @@
-"""The guards in conftest.py catch what they are there for."""
+"""The guards in conftest.py catch their faults."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def loaded() -> None:
 
 @pytest.fixture
 def inner(loaded: None, pytester: pytest.Pytester) -> pytest.Pytester:
-    """A folder of its own with this folder's conftest.py."""
+    """A separate folder with this folder's conftest.py."""
     pytester.makeconftest((Path(__file__).parent / "conftest.py").read_text())
     return pytester
 

@@ -1,7 +1,7 @@
-"""The contract suite: what holds for every step of STEPS, alone, in pairs and in random orders.
+"""The contract suite: properties of every step of STEPS, alone, in pairs and in random orders.
 
-A step that is added to the table is tested by being there. Cheap settings for steps that train stand in
-tests/tiny.py; without them a step runs with its defaults only.
+A step is tested as soon as it is in the table. Cheap settings for steps that train are in tests/tiny.py;
+without them a step runs only with its defaults.
 """
 
 import contextlib
@@ -41,11 +41,11 @@ from tersor.steps.words import dump, from_words, from_yaml
 
 pytestmark = pytest.mark.usefixtures("onnx_functions_read_once")
 
-DEAR = ("export",)  # seconds each: they meet every other step, but on the smallest model
-OF_THE_WHOLE = ("export",)  # speaks of the model, not of its weights
+DEAR = ("export",)  # seconds each: combined with every other step, but only on the smallest model
+OF_THE_WHOLE = ("export",)  # its notes are on the model, not on its weights
 ALONE = [(name, False) for name in STEPS] + [(name, True) for name in TRAINED]
 PAIRS = list(itertools.product(STEPS, repeat=2))
-# Each night other orders: a red one names its seed.
+# Other orders each night: a failing one names its seed.
 NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
 ORDERS = random.Random().sample(range(10**6), 40) if NIGHTLY else range(2)
 
@@ -55,14 +55,14 @@ def step(name: str, *, trained: bool = False) -> Any:
 
 
 def model_for(*names: str) -> str:
-    """One of the tiny models, another one for another combination, the same in each process."""
+    """One of the tiny models, which depends only on the combination of steps."""
     if set(names) & set(DEAR):
         return "mlp"
     return list(MODELS)[zlib.crc32("/".join(names).encode()) % len(MODELS)]
 
 
 def outcome(given: Tiny, steps: list[Any], folder: Path) -> State:
-    """What a run comes to; its journal lies in the folder."""
+    """The result of a run, with a journal in the folder."""
     shutil.rmtree(folder / "journal", ignore_errors=True)
     recipe = Recipe(tuple(steps))
     return run(given.model, recipe, given.task, journal=folder / "journal", out=folder)
@@ -128,8 +128,8 @@ def test_events_are_the_same_in_another_process() -> None:
 
 
 def digests() -> dict[str, str]:
-    """The ledger digest of every cheap step, with training where it can."""
-    torch.set_num_threads(1)  # sums in another order would be other sums
+    """The ledger digest of every cheap step, with training if it can train."""
+    torch.set_num_threads(1)  # sums in another order would differ
     found = {}
     for name in STEPS:
         if name not in DEAR:
@@ -174,7 +174,7 @@ OPTIONAL = ("accelerate", "sklearn", "torchvision", "zstandard")
 
 @pytest.mark.parametrize("name", [name for name in STEPS if name not in DEAR])
 def test_optional_packages_are_optional(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """With default settings a step runs without them; one that trains by nature says which it needs."""
+    """With default settings a step runs without them; one that always trains says which it needs."""
     for package in OPTIONAL:
         monkeypatch.setitem(sys.modules, package, None)
     trains = getattr(step(name), "epochs", 0) > 0
@@ -183,7 +183,7 @@ def test_optional_packages_are_optional(name: str, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("name", STEPS)
-def test_a_step_tells_what_it_is(name: str) -> None:
+def test_a_step_has_a_description(name: str) -> None:
     kind = STEPS[name]
     header = (inspect.getmodule(kind).__doc__ or "").strip().splitlines()
     assert len([line for line in header if line.strip()]) >= 3, "a file opens with the idea in a few lines"
@@ -192,7 +192,7 @@ def test_a_step_tells_what_it_is(name: str) -> None:
 
 
 def state_of(given: Tiny) -> tuple[Any, ...]:
-    """All that a run must leave as it was."""
+    """Everything that a run must not change."""
     model = given.model
     return (
         start(model).digest,
@@ -206,7 +206,7 @@ def state_of(given: Tiny) -> tuple[Any, ...]:
 
 
 def sound(result: State, given: Tiny, journal: Path | None = None) -> None:
-    """Shapes, dtypes and values are fit to use, and each edit is what it says."""
+    """Shapes, dtypes and values are valid, and each edit is as its `how` says."""
     for name, value in result.state_dict().items():
         if name in given.model.state_dict():
             wanted = given.model.state_dict()[name]
@@ -241,19 +241,19 @@ def edits_of(given: Tiny, journal: Path) -> Iterator[Edit]:
 
 
 def frame(form: Form) -> set[tuple[str, str]]:
-    """The nodes around the leaves, with their paths: what refine must let stand."""
+    """The nodes around the leaves, with their paths: refine must keep them."""
     return {(path, node.name) for path, node in form.walk() if isinstance(node, (Masked, LowRank, Sum))}
 
 
 def speaks(result: State) -> None:
-    """No step is silent, and none passes over a weight without a word: done, measured, skipped and why."""
+    """Every step has a note on every weight: done, measured, or skipped with the reason."""
     weights = {name for name, site in result.sites.items() if site.is_weight and not site.origin}
     for number, name in enumerate(result.ledger.step_names()):
-        told = [entry for entry in result.ledger.entries if entry.step == number]
-        assert told, f"{name} said nothing"
-        silent = weights - {entry.site for entry in told}
+        recorded = [entry for entry in result.ledger.entries if entry.step == number]
+        assert recorded, f"{name} said nothing"
+        silent = weights - {entry.site for entry in recorded}
         assert not silent or name in OF_THE_WHOLE, f"{name} said nothing of {silent}"
-        skipped = [entry for entry in told if entry.kind == "skipped"]
+        skipped = [entry for entry in recorded if entry.kind == "skipped"]
         assert all(len(entry.text) > 10 for entry in skipped), "why?"
 
 
@@ -269,7 +269,7 @@ def there_and_back(result: State, given: Tiny, journal: Path) -> None:
 
 
 def on_disk(result: State, folder: Path) -> None:
-    """Save and load give it back, aliases and ledger too, and bytes are counted as they lie on disk."""
+    """Save and load return the same state, aliases and ledger too, and reported bytes equal those on disk."""
     nbytes = save(result, folder / "model.tersor")
     assert nbytes == (folder / "model.tersor").stat().st_size >= result.nbytes
     loaded = load(folder / "model.tersor")

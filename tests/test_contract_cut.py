@@ -1,5 +1,5 @@
-"""The contract of steps that cut: tests/halving.py alone, with every other step in both orders, undone,
-replayed, killed, resumed, saved, loaded, locked. What it cuts is compared with networks masked by hand."""
+"""The contract of steps that cut: tests/halving.py alone and with every other step in both orders, undone,
+replayed, killed, resumed, saved, loaded, locked. Cut networks are compared with networks masked by hand."""
 
 import json
 import shutil
@@ -56,12 +56,12 @@ PROVED = {
 
 
 @pytest.mark.parametrize("name", CUTTABLE)
-def test_every_group_is_proved_or_taken_back_whole(name: str) -> None:
+def test_every_group_is_proved_or_undone_as_a_whole(name: str) -> None:
     given = cuttable(name)
     result = run(given.model, Halving(name), given.task)
     assert sorted(notes(result, "proved")) == sorted(PROVED[name])
     assert notes(result, "refused") == (["plain"] if name == "heads" else [])
-    if name == "heads":  # of the plain cut nothing is left: its sites are those that the later groups cut
+    if name == "heads":  # nothing of the plain cut is left: later groups cut the same sites
         assert [e.how for e in result.ledger.entries if e.site == "multi"] == ["replace", "set"]
         assert result.model().get_submodule("multi").num_heads == 1
         assert result.model().num_heads == 2
@@ -85,7 +85,7 @@ BY_HAND = {
 
 
 @pytest.mark.parametrize("name", BY_HAND)
-def test_answers_are_those_of_a_network_masked_by_hand(name: str) -> None:
+def test_outputs_are_those_of_a_network_masked_by_hand(name: str) -> None:
     given = cuttable(name)
     result = run(given.model, Halving(name), given.task)
     want = given.out(zeroed(cuttable(name).model, **BY_HAND[name]))
@@ -94,7 +94,7 @@ def test_answers_are_those_of_a_network_masked_by_hand(name: str) -> None:
 
 
 def pairs() -> list[tuple[str, str]]:
-    """Each step before and after the cut, on one of the models, so that each meets several."""
+    """Each step before and after the cut, each on one of the models."""
     return [(names[i % len(names)], other) for i, other in enumerate(OTHERS) for names in (list(CUTTABLE),)]
 
 
@@ -136,7 +136,7 @@ def test_a_second_cut_names_given_indices(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["conv", "heads"])
-def test_killed_after_any_group_it_goes_on(name: str, tmp_path: Path) -> None:
+def test_it_resumes_after_a_kill_at_any_group(name: str, tmp_path: Path) -> None:
     given, recipe = cuttable(name), Recipe((Prune(keep=0.6), Halving(name), Entropy()))
     whole = run(given.model, recipe, given.task, journal=tmp_path / "whole")
     files = sorted((tmp_path / "whole").glob("[0-9]*.group"))
@@ -160,7 +160,7 @@ def test_a_lock_runs_again(name: str) -> None:
 
 @pytest.mark.parametrize("first", [Quantize(bits=4), Rdoq(bits=4.0), Prune(keep=0.5)], ids=lambda s: s.name)
 def test_coded_leaves_are_coded_again_with_their_profile(first: object, tmp_path: Path) -> None:
-    """A wide model, on which coders pay: after the cut the same leaves are coded, by the same coder."""
+    """A wide model that coders shorten: after the cut the same leaves are coded, by the same coder."""
     model = nn.Sequential(nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 64)).eval()
     x = torch.randn(32, 64, generator=torch.Generator().manual_seed(1))
     task = type(cuttable("mlp").task)(evaluate=[(x, torch.zeros(32, dtype=torch.int64))])
@@ -218,7 +218,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("what", WRONG)
-def test_a_wrong_group_is_taken_back_whole(what: str) -> None:
+def test_a_wrong_group_is_undone_as_a_whole(what: str) -> None:
     given = cuttable("mlp")
     result = run(given.model, halved("mlp", *WRONG[what]), given.task)
     assert result.digest == result.ledger.base
@@ -247,7 +247,7 @@ def test_without_a_task_nothing_is_proved_and_nothing_cut() -> None:
 
 
 def dead(unit: int) -> Tiny:
-    """A model of which nothing reads one hidden unit now."""
+    """A model in which nothing reads one of the hidden units."""
     given = cuttable("mlp")
     with torch.no_grad():
         given.model.get_parameter("layers.2.weight")[:, unit] = 0
@@ -260,8 +260,8 @@ def test_a_unit_that_moves_nothing_is_proved_on_weights_moved_at_random() -> Non
     assert notes(result, "proved") == ["first", "last"]
 
 
-def test_what_a_dead_unit_is_wrongly_paired_with_is_seen() -> None:
-    """Unit 5 is read for 6, and neither moves an answer now; of live weights the group would be wrong."""
+def test_a_wrong_pairing_with_a_dead_unit_is_found() -> None:
+    """Unit 5 is read in place of 6, and neither changes an output now; with live units the group is wrong."""
     given = dead(-1)
     with torch.no_grad():
         given.model.get_parameter("layers.2.weight")[:, 5] = 0
@@ -274,8 +274,8 @@ def test_what_a_dead_unit_is_wrongly_paired_with_is_seen() -> None:
     assert not result.kept  # the zeros of its dead units are under a mask
 
 
-def test_where_no_unit_can_move_the_answers_the_proof_is_void_and_the_cut_taken_back() -> None:
-    """The answers do not depend on the model's second half at all."""
+def test_if_no_unit_can_change_the_outputs_the_proof_is_void_and_the_cut_undone() -> None:
+    """The outputs do not depend on the model's second half at all."""
 
     class Idle(nn.Module):
         def __init__(self) -> None:
@@ -300,7 +300,7 @@ def test_where_no_unit_can_move_the_answers_the_proof_is_void_and_the_cut_taken_
 
 
 class Filled(nn.Module):
-    """Answers of which one column is a huge constant, and with a second one of another size."""
+    """Outputs with one column that is a huge constant, and a second output of another size."""
 
     def __init__(self, fill: float, large: float) -> None:
         super().__init__()
@@ -312,7 +312,7 @@ class Filled(nn.Module):
 
 
 @pytest.mark.parametrize(("fill", "large"), [(-1e9, 1.0), (torch.finfo().min, 1.0), (0.0, 1e9), (1e9, 1e12)])
-def test_large_answers_do_not_hide_a_wrong_cut_in_others(fill: float, large: float) -> None:
+def test_large_outputs_do_not_hide_a_wrong_cut_in_others(fill: float, large: float) -> None:
     x = torch.randn(16, 4, generator=torch.Generator().manual_seed(1))
     task = type(cuttable("mlp").task)(
         evaluate=[(x, torch.zeros(16, dtype=torch.int64))],
@@ -333,7 +333,7 @@ def test_large_answers_do_not_hide_a_wrong_cut_in_others(fill: float, large: flo
     "cut", [lambda: Cut("a", 0, [1, 0]), lambda: Cut("a", True, (0,)), lambda: Cut("a", 0, (True,))]
 )
 def test_a_cut_is_checked_where_it_is_made(cut: Callable[[], Cut]) -> None:
-    """A list of indices would be another event than the one that a journal brings back."""
+    """An event with a list of indices would differ from the event that a journal gives back."""
     try:
         made = cut()
     except TersorError:
@@ -350,9 +350,9 @@ def test_a_cut_is_checked_where_it_is_made(cut: Callable[[], Cut]) -> None:
         (Cut("layers.0.weight", 0, (0, 0)), "keeps no index, or one twice"),
         (Cut("layers.0.weight", 0, ()), "keeps no index, or one twice"),
         (Cut("layers.0.weight", 2, (0,)), "axis 2 of 2 cannot be cut"),
-        (Cut("nowhere", 0, (0,)), "there is no such weight to cut"),
+        (Cut("nowhere", 0, (0,)), "no such weight to cut"),
     ],
 )
-def test_cuts_that_cannot_be_meant(cut: Cut, says: str) -> None:
+def test_wrong_cuts_are_refused(cut: Cut, says: str) -> None:
     with pytest.raises(Exception, match=says):
         run(cuttable("mlp").model, halved("mlp", cut), cuttable("mlp").task)

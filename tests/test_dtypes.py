@@ -1,5 +1,5 @@
-"""Every dtype that this PyTorch has, as parameter and as buffer, through everything: worked on, or stored to
-the bit and named, or refused by name with a way out that works before anything is written."""
+"""Every dtype of the installed PyTorch, as parameter and as buffer: worked on, or stored bit for bit and
+noted, or refused before anything is written, with a way out that works."""
 
 import itertools
 import json
@@ -34,7 +34,7 @@ HELD = [dtype for dtype in EVERY if dtype in CODES]
 UNHELD = [dtype for dtype in EVERY if dtype not in CODES]
 LEFT = [dtype for dtype in HELD if not BY_DTYPE[dtype].worked]
 KINDS = ("parameter", "buffer")
-QUANTIZED = (torch.qint8, torch.quint8, torch.qint32)  # that can be made; the packed ones have no maker
+QUANTIZED = (torch.qint8, torch.quint8, torch.qint32)  # packed ones cannot be made
 RECIPE = tersor.Recipe((tersor.Prune(), tersor.Quantize(), tersor.Entropy()))
 
 pytestmark = [
@@ -44,7 +44,7 @@ pytestmark = [
 
 
 def value(dtype: torch.dtype, *shape: int, seed: int = 0) -> Tensor:
-    """Random bits, of which none is NaN or infinite."""
+    """Random bits without NaN and infinity."""
     random = np.random.default_rng(seed)
     if dtype in QUANTIZED:
         return torch._empty_affine_quantized(shape, scale=1.0, zero_point=0, dtype=dtype)
@@ -57,7 +57,7 @@ def value(dtype: torch.dtype, *shape: int, seed: int = 0) -> Tensor:
     if dtype.is_complex or (dtype.is_floating_point and dtype not in UNHELD):
         wide = data.view(torch.float32 if dtype.is_complex else dtype)
         bad = ~(wide.float() if wide.dtype.itemsize == 1 else wide).isfinite()
-        data.view(-1, wide.dtype.itemsize)[bad] = 1  # the least but some subnormals
+        data.view(-1, wide.dtype.itemsize)[bad] = 1  # a small subnormal
     return data.view(dtype).reshape(shape)
 
 
@@ -138,10 +138,10 @@ def outcome(row: Dtype) -> tuple[str, ...]:
 def test_the_page_has_the_table() -> None:
     page = (ROOT / "docs" / "concepts.md").read_text()
     lines = re.findall(r"^\| (`.*) \|$", page.partition("## Dtypes")[2].partition("\n## ")[0], re.MULTILINE)
-    told = {}
+    found_rows = {}
     for names, *rest in (line.split("|") for line in lines):
-        told |= dict.fromkeys(re.findall(r"`(\w+)`", names), tuple(cell.strip() for cell in rest))
-    assert told == {row.name: outcome(row) for row in ROWS}
+        found_rows |= dict.fromkeys(re.findall(r"`(\w+)`", names), tuple(cell.strip() for cell in rest))
+    assert found_rows == {row.name: outcome(row) for row in ROWS}
 
 
 # --- runs ---
@@ -164,15 +164,15 @@ def test_each_step_leaves_it_and_says_so_once(dtype: torch.dtype, kind: str) -> 
             done = tersor.run(model, STEPS[name](**settings), task)
             assert data_of(done.state_dict()["w"]) == data_of(model.w)
             assert data_of(done.model().state_dict()["w"]) == data_of(model.w)
-            said = skips(done)
+            texts = skips(done)
             if name == "measure" or (kind == "buffer" and name != "entropy"):
-                assert not said, name
+                assert not texts, name
             elif name == "entropy" and word in CODED:
-                assert len(said) <= 1
-                assert all("no coder shortens" in text for text in said)
+                assert len(texts) <= 1
+                assert all("no coder shortens" in text for text in texts)
             else:
-                assert len(said) == 1, name
-                assert said[0].startswith(f"{word} is stored as it is: "), name
+                assert len(texts) == 1, name
+                assert texts[0].startswith(f"{word} is stored as it is: "), name
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
@@ -207,8 +207,8 @@ def test_what_no_file_holds_is_refused_before_anything_is_written(
 
 
 def test_a_glob_of_such_weights_alone_is_refused_by_its_dtype() -> None:
-    said = "prune: where='w' matches no weight; w: complex64 is stored as it is: steps work on float16, "
-    with pytest.raises(SiteError, match=re.escape(said)):
+    message = "prune: where='w' matches no weight; w: complex64 is stored as it is: steps work on float16, "
+    with pytest.raises(SiteError, match=re.escape(message)):
         tersor.run(net(torch.complex64), tersor.Prune(where="w"))
     with pytest.raises(SiteError, match="where='!w' excludes nothing; w: complex64 is stored as it is"):
         tersor.run(net(torch.complex64), tersor.Prune(where="*,!w"))
@@ -232,7 +232,7 @@ def test_nan_is_refused_whatever_the_dtype(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", LEFT, ids=str)
 def test_a_buffer_that_training_moves_is_stored_as_it_became(dtype: torch.dtype) -> None:
-    """Such as a running scale. PyTorch compares not all dtypes with each other."""
+    """Such as a running scale. PyTorch cannot compare all dtypes with each other."""
 
     class Moving(Net):
         def forward(self, x: Tensor) -> Tensor:
@@ -249,7 +249,7 @@ def test_a_buffer_that_training_moves_is_stored_as_it_became(dtype: torch.dtype)
 
 
 def test_a_killed_run_notes_it_once(tmp_path: Path) -> None:
-    """The executor's own notes are in the journal, and a run that goes on from it has them once."""
+    """The executor's own notes are in the journal, and a resumed run has them once."""
     model, steps = net(torch.complex64), [tersor.Prune(), tersor.Quantize()]
     whole = tersor.run(model, steps, journal=tmp_path / "j")
     count = len(list((tmp_path / "j").glob("*.group")))
@@ -317,7 +317,7 @@ def test_packs_of_it(dtype: torch.dtype, tmp_path: Path) -> None:
 @pytest.mark.parametrize("short", [False, True], ids=["", "tiny"])
 @pytest.mark.parametrize("dtype", UNHELD, ids=str)
 def test_nothing_is_written_that_cannot_be_read(dtype: torch.dtype, short: bool, tmp_path: Path) -> None:
-    """Not even of a state that was made by hand; the file that was there stays."""
+    """Not even from a state that was made by hand; the earlier file stays."""
     state, path = start(net(torch.float32)), tmp_path / "m.tersor"
     tersor.save(state, path, tiny=short)
     before, site = path.read_bytes(), state.sites["w"]
@@ -347,7 +347,7 @@ SHAPES = ((), (1,), (0,), (3, 0, 2), (2, 1, 3, 1, 2), (1, 1, 1, 1, 1), (300,), (
 
 
 def odd_bits(dtype: torch.dtype) -> Tensor:
-    """Zeros of both signs, the least and the largest numbers, infinities; of whole numbers the ends."""
+    """Zeros of both signs, the smallest and the largest numbers, infinities; for integers both ends."""
     wide = dtype.itemsize // (2 if dtype.is_complex else 1)
     patterns = {
         0,
@@ -474,7 +474,7 @@ def test_reports_and_checks_name_them(
         assert main() == 0
         return " ".join(capsys.readouterr().out.split())
 
-    said = call("run mine.py:Net --task mine.py:task --out o -q prune keep=0.5 epochs=1 finetune measure")
+    output = call("run mine.py:Net --task mine.py:task --out o -q prune keep=0.5 epochs=1 finetune measure")
     report = json.loads(Path("o/report.json").read_text())
     for number, name in enumerate(("prune", "finetune")):
         for site, dtype in (("w", "complex64"), ("eight", "float8_e4m3fn")):
@@ -482,8 +482,8 @@ def test_reports_and_checks_name_them(
             assert found["did"] == "skipped", name
             assert found["text"].startswith(f"{dtype} is stored as it is")
     assert report["steps"][2]["sites"].keys() == {"fc.weight"}  # measure changes nothing
-    assert said.count("w skipped: complex64 is stored as it is: steps work on float16") == 2
+    assert output.count("w skipped: complex64 is stored as it is: steps work on float16") == 2
     Path("r.yaml").write_text("tersor: 1\nsteps:\n- prune: {keep: 0.5}\n")
-    told = call("check r.yaml --model mine.py:Net")
-    assert "w: complex64 is stored as it is" in told
-    assert "eight: float8_e4m3fn is stored as it is" in told
+    checked = call("check r.yaml --model mine.py:Net")
+    assert "w: complex64 is stored as it is" in checked
+    assert "eight: float8_e4m3fn is stored as it is" in checked

@@ -1,4 +1,4 @@
-"""On a GPU: training, cuts, timing and grids end as they do on a CPU, and stay on the device."""
+"""On a GPU: training, cuts, timing and grids give the same results as on a CPU, and stay on the device."""
 
 from pathlib import Path
 
@@ -30,13 +30,13 @@ def on_gpu(given: Tiny) -> Tiny:
 
 
 @pytest.mark.parametrize("name", CUTTABLE)
-def test_cuts_are_proved_there(name: str, tmp_path: Path) -> None:
+def test_cuts_are_proved_on_the_gpu(name: str, tmp_path: Path) -> None:
     given = on_gpu(tiny(name, models=CUTTABLE))
     result = run(given.model, [Halving(name), Entropy(), Measure()], given.task)
     on_cpu = run(tiny(name, models=CUTTABLE).model, [Halving(name), Entropy(), Measure()], given.task)
     assert devices(result.model()) == {"cuda"}
-    said, wanted = ([e.text for e in r.ledger.notes("refused")] for r in (result, on_cpu))
-    assert said == wanted
+    texts, wanted = ([e.text for e in r.ledger.notes("refused")] for r in (result, on_cpu))
+    assert texts == wanted
     assert result.digest == on_cpu.digest
     save(result, tmp_path / "m.tersor")
     assert torch.equal(given.out(load(tmp_path / "m.tersor").model(given.model)), given.out(result.model()))
@@ -45,7 +45,7 @@ def test_cuts_are_proved_there(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("word", TRAINED)
 @pytest.mark.parametrize("name", ["conv", "attention", "lstm"])
-def test_steps_that_train_run_there(word: str, name: str) -> None:
+def test_steps_that_train_run_on_the_gpu(word: str, name: str) -> None:
     given = on_gpu(tiny(name))
     before = {key: value.clone() for key, value in given.model.state_dict().items()}
     result = run(given.model, [STEPS[word](**TRAINED[word]), Entropy(), Measure()], given.task)
@@ -55,7 +55,7 @@ def test_steps_that_train_run_there(word: str, name: str) -> None:
     assert all(torch.equal(v, before[k]) for k, v in given.model.state_dict().items())
 
 
-def test_a_loop_of_ones_own_runs_there() -> None:
+def test_a_users_loop_runs_on_the_gpu() -> None:
     """From there, and moved there."""
     found = []
     for given, module in (
@@ -75,7 +75,7 @@ def test_a_loop_of_ones_own_runs_there() -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet20", "gpt"])
-def test_grids_are_simulated_there(name: str) -> None:
+def test_grids_are_simulated_on_the_gpu(name: str) -> None:
     model, args, kwargs = nets()[name]
     on_cpu = run(model, Calibrate(three_edges((model, args, kwargs))), task_of((model, args, kwargs)))
     call = (

@@ -30,7 +30,7 @@ from tersor.steps import STEPS, Entropy, Export, Prune
 
 @dataclass(frozen=True)
 class Calibrate:
-    """Put grids on three edges, from the ranges that calibration batches show."""
+    """Put grids on three edges, with ranges from calibration batches."""
 
     name: ClassVar[str] = "calibrate"
     edges: tuple[str, ...]
@@ -111,7 +111,7 @@ def test_they_are_saved_undone_and_made_stale(given: Call, tmp_path: Path) -> No
     assert undo(loaded.on(model)).digest == result.ledger.base
 
 
-def test_a_run_cut_off_between_two_grids_goes_on(given: Call, tmp_path: Path) -> None:
+def test_an_interrupted_run_resumes_between_two_grids(given: Call, tmp_path: Path) -> None:
     model, task, step = given[0], task_of(given), Calibrate(three_edges(given))
     whole = run(model, step, task, journal=tmp_path / "whole")
     (tmp_path / "cut").mkdir()
@@ -147,7 +147,7 @@ def test_a_cut_makes_them_stale_and_lossless_coding_does_not() -> None:
 
 
 def test_trained_by_a_plain_loop_through_the_modules_own_signature(given: Call) -> None:
-    """Twenty steps towards the model's own answers without grids: the scales learn, and are grids again."""
+    """Twenty steps towards the model's outputs without grids: the scales learn, and are stored as grids."""
     model, args, kwargs = given
     state = run(model, Calibrate(three_edges(given)), task_of(given))
     wanted = answer(model, given)
@@ -163,7 +163,7 @@ def test_trained_by_a_plain_loop_through_the_modules_own_signature(given: Call) 
         edge_grids=coarse,
         example=lambda net: net(*args, **kwargs),
     )
-    # A scale moves by its own size: Adam's steps do not know it.
+    # A scale moves by a fraction of its own value, unlike Adam's steps.
     groups = [{"params": [p], "lr": 0.02 * float(p.detach().mean())} for p in tuned.grids.parameters()]
     optimizer = torch.optim.Adam(groups)
     losses = []
@@ -181,8 +181,8 @@ def test_trained_by_a_plain_loop_through_the_modules_own_signature(given: Call) 
     assert torch.equal(answer(learned.model(), given), answer(tuned, given))
 
 
-def test_what_cannot_take_grids_says_so() -> None:
+def test_operations_without_grid_support_refuse_them() -> None:
     call = nets()["resnet20"]
     result = run(call[0], Calibrate(three_edges(call)), task_of(call))
-    with pytest.raises(RefusedError, match="export: 3 edges have grids, and no runtime here takes them yet"):
+    with pytest.raises(RefusedError, match="export: 3 edges have grids, which no runtime here supports yet"):
         run(result, Export(), task_of(call))

@@ -1,4 +1,4 @@
-"""Habits that stay out of the source: assert, broad except, mutable defaults, leftovers, stray prints."""
+"""Habits that are not allowed in the source: assert, broad except, mutable defaults, leftovers, prints."""
 
 import ast
 import re
@@ -9,7 +9,7 @@ from source_tree import Rule, Tree, fake, findings
 
 PRINTERS = {"cli", "report"}
 
-# Who may catch everything, and must raise it again or hand it on to whoever waits, each with its reason.
+# Modules that may catch everything, with the reason. They must raise it again or pass it to a future.
 BROAD_AND_RAISED: dict[str, str] = {
     "tersor.model.graph": "torch.export raises whatever the model or it likes; it is refused with its text",
     "tersor.model.import_object": "runs the user's own file, which may raise anything; reported as theirs",
@@ -18,7 +18,7 @@ BROAD_AND_RAISED: dict[str, str] = {
 
 
 def asserts(tree: Tree) -> Iterator[str]:
-    """An assert vanishes under -O and tells users nothing."""
+    """Under -O an assert is removed, and its message does not help users."""
     for module in tree.values():
         for node in ast.walk(module.tree):
             if isinstance(node, ast.Assert):
@@ -74,7 +74,7 @@ def leftovers(tree: Tree) -> Iterator[str]:
 
 
 def prints(tree: Tree) -> Iterator[str]:
-    """Only the outermost layer talks; the rest returns, yields or raises."""
+    """Only the outermost layer prints; the rest returns, yields or raises."""
     for module in tree.values():
         for node in ast.walk(module.tree):
             called = (
@@ -96,13 +96,13 @@ def silent_modules(tree: Tree) -> Iterator[str]:
 
 
 def columns(line: str) -> set[int]:
-    """Where the cells of a table's line begin, and the place of an equals sign, where a sum may go on."""
+    """The columns at which cells of a table's line begin, and that of an equals sign, for sums."""
     return {match.end() for match in re.finditer(r"  +(?=\S)", line)} | {line.find("=")}
 
 
 def headers(tree: Tree) -> Iterator[str]:
-    """A module's docstring opens with its name, in one sentence of one line. A table's line that goes on does
-    so under its own cell: formatters and hurried edits move it to the left."""
+    """A module's docstring opens with its name, in one sentence on one line. A continuation line in a table
+    is indented to its cell; formatters and quick edits often move it to the left."""
     for module in tree.values():
         text = ast.get_docstring(module.tree)
         name = module.name.split(".")[-1]
@@ -123,7 +123,7 @@ def plain(text: str) -> str:
 
 
 def adrift(lines: list[str]) -> Iterator[tuple[int, str]]:
-    """Indented lines under no cell of the line before, nor of the last one that is not indented."""
+    """Indented lines that are under no cell of the previous line or of the last line without indent."""
     head = before = ""
     for at, line in enumerate(lines, 2):
         indent = len(line) - len(line.lstrip())
@@ -153,7 +153,7 @@ def test_source_has_none(rule: Rule) -> None:
     assert not found, f"\n{found}"
 
 
-# Each bad example: the rule, a file, its text, a part of what the rule must say. Each is found exactly once.
+# Each bad example: the rule, a file, its text, a part of the finding. Each is found exactly once.
 BAD: list[tuple[Rule, str, str, str]] = [
     (asserts, "io/a.py", "def f(x):\n    assert x", "a.py:2"),
     (broad_excepts, "io/a.py", "try:\n    f()\nexcept:\n    pass", "a.py:3"),
@@ -193,7 +193,7 @@ def test_every_rule_has_a_bad_example() -> None:
     assert {rule for rule, *_ in BAD} == set(RULES)
 
 
-# What looks like the bad examples and is allowed.
+# Allowed code that looks like the bad examples.
 GOOD = {
     "io/tables.py": '"""Tables: two.\n\nx    y\n     z\n\nloss = a\n     + b\n"""',
     "io/a.py": "try:\n    f()\nexcept (OSError, ValueError):\n    pass\nwith suppress(OSError):\n    f()",

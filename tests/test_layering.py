@@ -1,4 +1,4 @@
-"""The source keeps its shape: imports go one way, files stay small, and `import tersor` stays light."""
+"""The structure of the source: imports go one way, files are short, and `import tersor` is fast."""
 
 import ast
 import graphlib
@@ -56,7 +56,7 @@ LINES_A_FILE = 350
 # one line begins to compile what steps will need.
 LINES_OF_THE_HEART = 1972
 
-# Packages that only some calls need: a plain import of tersor must not pay for them.
+# Packages that only some calls need: a plain import of tersor must not load them.
 HEAVY = {
     "accelerate", "matplotlib", "numba", "onnx", "onnxruntime", "onnxscript", "rich", "sklearn", "typer"
 }  # fmt: skip
@@ -65,7 +65,7 @@ HEAVY = {
 class Import(NamedTuple):
     target: str
     line: int
-    late: bool  # inside a function: runs when that is called
+    late: bool  # inside a function: runs when it is called
     typing: bool  # under TYPE_CHECKING: never runs
 
 
@@ -115,7 +115,7 @@ def folder_of(target: str) -> str:
 
 
 def wrong_way(tree: Tree) -> Iterator[str]:
-    """Imports against the order, wherever they stand and whether or not they run."""
+    """Imports against the order, anywhere in a file, whether or not they run."""
     for module in tree.values():
         mine = level(module.folder)
         if mine is None:
@@ -134,7 +134,8 @@ def wrong_way(tree: Tree) -> Iterator[str]:
 
 
 def cycles(tree: Tree) -> Iterator[str]:
-    """A circle of modules that import each other, imports for types included: a reader goes in it."""
+    """Cycles of modules that import each other, type-only imports included, since readers follow these
+    too."""
     graph = {module.name: {item.target for item in imports(module, tree)} for module in tree.values()}
     try:
         graphlib.TopologicalSorter(graph).prepare()
@@ -164,7 +165,7 @@ def test_source_keeps(rule: Rule) -> None:
     assert not found, f"\n{found}"
 
 
-# Each bad example: the rule, the files, a part of what it must say. Each is found exactly once.
+# Each bad example: the rule, the files, a part of the finding. Each is found exactly once.
 BAD: list[tuple[Rule, dict[str, str], str]] = [
     (wrong_way, {"forms/a.py": "from tersor.core import run"}, "forms may not import core"),
     (wrong_way, {"forms/a.py": "import tersor.core.run as r"}, "forms may not import core"),
@@ -207,7 +208,7 @@ def test_every_rule_has_a_bad_example() -> None:
     assert {rule for rule, _, _ in BAD} == set(RULES)
 
 
-# What looks like the bad examples and is allowed.
+# Allowed code that looks like the bad examples.
 GOOD: list[dict[str, str]] = [
     {"core/a.py": "from tersor.forms import Dense\nfrom .b import c\nimport torch", "core/b.py": "c = 1"},
     {"report/a.py": "from tersor.measure import nbytes"},
@@ -239,14 +240,14 @@ def test_a_heavy_import_would_be_seen() -> None:
 
 
 def test_the_second_reader_stands_alone() -> None:
-    """reference/ proves docs/format.md only as long as it shares nothing with the first reader."""
+    """reference/ checks docs/format.md only if it shares no code with the first reader."""
     for path in sorted((ROOT / "reference").rglob("*.py")):
         module = Module(path.stem, str(path.relative_to(ROOT)), path.read_text(), False)
         assert not [module.at(node, "") for node in ast.walk(module.tree) if borrowed(node)]
 
 
 def test_the_second_reader_has_no_circle() -> None:
-    """Nor one that a late import hides."""
+    """Cycles through late imports are found too."""
     paths = {path.stem: path for path in (ROOT / "reference").glob("*.py")}
     needs = {name: asked(path.read_text()) & paths.keys() for name, path in paths.items()}
     list(graphlib.TopologicalSorter(needs).static_order())  # CycleError names a circle
@@ -254,7 +255,7 @@ def test_the_second_reader_has_no_circle() -> None:
 
 
 def asked(source: str) -> set[str]:
-    """The modules that a file imports, wherever it does."""
+    """The modules that a file imports, anywhere in it."""
     nodes = list(ast.walk(ast.parse(source)))
     plain = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     return plain | {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}

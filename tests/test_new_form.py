@@ -1,7 +1,7 @@
-"""A new form is its class, its trainable part and two lines in tables: nothing else has to know of it.
+"""A new form needs its class, its trainable part and two lines in tables, and nothing else.
 
-The forms of toy_forms.py are registered for the time of a test. With them every step must do its work, before
-and after, and files, the journal of undo and replay, and what measures a form must take them as their own.
+The forms of toy_forms.py are registered during a test. Every step must work before and after them, and files,
+journals, undo, replay and measurements must support them.
 """
 
 import re
@@ -57,7 +57,7 @@ def test_every_step_takes_it(name: str, model: str, tmp_path: Path) -> None:
     on_disk(result, tmp_path)
     skipped = {entry.text for entry in result.ledger.entries if entry.step == 1 and entry.kind == "skipped"}
     assert not any(re.search("scaled|fixed", text, re.IGNORECASE) for text in skipped)
-    if name != "factorize":  # which makes factors of the whole
+    if name != "factorize":  # factorize replaces the whole form by factors
         assert "scaled" in kinds(result)
 
 

@@ -1,4 +1,4 @@
-"""Job: what is written is read back before anything else is said of it."""
+"""Pipeline: the written file is read back before the run reports success."""
 
 from pathlib import Path
 from typing import Any
@@ -40,10 +40,10 @@ def test_a_file_that_reads_back_as_another_model_does_not_count(
     assert not (tmp_path / "report.json").exists()
 
 
-def test_force_leaves_the_journal_of_a_run_that_goes_on(tmp_path: Path) -> None:
+def test_force_keeps_the_journal_of_an_active_run(tmp_path: Path) -> None:
     t, journal = tiny("mlp"), tmp_path / "journal"
     with Journal(journal, {}, resume=False):
-        there = sorted(journal.iterdir())
+        before = sorted(journal.iterdir())
         with pytest.raises(JournalError, match="another run is writing here"):
             tersor.pipeline.run_pipeline(start(t.model), RECIPE, t.task, tmp_path, force=True)
         assert sorted(journal.iterdir()) == there

@@ -1,4 +1,4 @@
-"""The public names: all there, none twice, each found lazily."""
+"""The public names: complete, without duplicates, each imported lazily."""
 
 import ast
 import subprocess
@@ -28,12 +28,12 @@ def test_every_step_and_every_error_is_public() -> None:
     )
 
 
-def test_a_state_is_told_in_a_line() -> None:
-    """A dataclass tells its fields, and these are the module and every weight."""
+def test_the_repr_of_a_state_is_one_line() -> None:
+    """The default repr of a dataclass would print the module and every weight."""
     net = nn.Sequential(nn.Linear(30, 40), nn.ReLU(), nn.Linear(40, 2))
     result = tersor.run(net, [tersor.Prune(), tersor.Entropy()])
-    said = f"State {result.digest}: 4 sites, {result.nbytes:,} bytes, 2 steps"
-    assert (repr(result), str(result)) == (said, said)
+    expected = f"State {result.digest}: 4 sites, {result.nbytes:,} bytes, 2 steps"
+    assert (repr(result), str(result)) == (expected, expected)
     assert len(repr(result.base)) < 100
 
 
@@ -44,7 +44,7 @@ def test_type_checkers_see_the_same_names() -> None:
     assert seen == tersor.HOMES
 
 
-def test_a_name_that_is_not_there() -> None:
+def test_an_unknown_name() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'compres'"):
         tersor.compres  # noqa: B018
 

@@ -1,4 +1,4 @@
-"""Settings from text and back: what YAML, the command line and Python write comes out as one typed value."""
+"""Settings from text and back: YAML, the command line and Python give the same typed value."""
 
 import typing
 from dataclasses import dataclass, fields
@@ -98,7 +98,7 @@ def test_far_words_get_no_guess() -> None:
     assert did_you_mean("rwo", ["row", "group"]) == "did you mean 'row'? Allowed: group, row"
 
 
-# By the type that a setting states: what Python may be given that is of none of its types.
+# For each declared type: Python values of other types.
 NO_NUMBER: list[Any] = ["1", "x", "", "none", True, [1], {}, object()]
 ODD: dict[Any, list[Any]] = {
     float: [*NO_NUMBER, None, 10**400], float | None: NO_NUMBER,
@@ -117,7 +117,7 @@ def test_a_setting_of_another_type_is_refused(kind: Any, key: str) -> None:
 
 
 @pytest.mark.parametrize("kind", STEPS.values())
-def test_numbers_of_numpy_and_lists_are_as_python_s_own(kind: Any) -> None:
+def test_numbers_of_numpy_and_lists_become_python_values(kind: Any) -> None:
     usual = settings_of(kind())
     wrapped = {int: np.int64, float: np.float64, bool: np.bool_}
     given = {key: wrapped.get(type(value), lambda x: x)(value) for key, value in usual.items()}

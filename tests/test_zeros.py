@@ -1,6 +1,6 @@
-"""Zeros that came with a model stay zero through every step of STEPS, alone and in pairs, in the files too.
+"""Zeros in the given weights stay zero through every step of STEPS, alone and in pairs, in the files too.
 
-A model that is 90 % zero, as one whose pruning was made permanent, and one whose padding row is zero.
+The models: one that is 90 % zero because its pruning was made permanent, and one whose padding row is zero.
 """
 
 import copy
@@ -32,20 +32,20 @@ from tersor.record.journal import Journal
 from tersor.steps import STEPS, Cluster, Factorize, Finetune, Prune, Quantize
 from tersor.steps.words import dump, from_yaml, lock
 
-LOSES = "factorize"  # a product keeps no zeros, and says so
-# What moves zeros most; hidden units keep their places, for a place is what is compared.
+LOSES = "factorize"  # a product keeps no zeros, and its note says so
+# Settings that move zeros most. Hidden units are not reordered, since zeros are compared by position.
 HARD: dict[str, dict[str, Any]] = {
     "quantize": {"symmetric": False, "bits": 3}, "cluster": {"entries": 3}, "penalize": {"arrange": False},
     "finetune": {"lr": 0.1}, "prune": {"keep": 0.9},
 }  # fmt: skip
 ALONE = [(name, False) for name in STEPS] + [(name, True) for name in TRAINED]
-# What is without loss has no part in a pair: alone, and before and after it, tests of its own have it.
+# Lossless steps are not in pairs: other tests run them alone, and before and after other steps.
 CHANGING = [name for name, kind in STEPS.items() if name != LOSES and not getattr(kind, "lossless", False)]
 PAIRS = list(itertools.product(CHANGING, repeat=2))
 
 
 def sparse() -> Tiny:
-    """A tenth of each matrix is left, by torch's own pruning, made permanent: plain tensors with zeros."""
+    """Torch's own pruning keeps a tenth of each matrix and is made permanent: plain tensors with zeros."""
     t = tiny("conv")
     for layer in (t.model.stem, t.model.block, t.model.head):
         torch_prune.l1_unstructured(layer, "weight", amount=0.7)
@@ -75,7 +75,7 @@ def zeros(t: Tiny) -> dict[str, Tensor]:
 
 
 def loaded(t: Tiny, steps: Any, folder: Path) -> dict[str, Tensor]:
-    """The tensors of the module that a file gives after these steps."""
+    """The tensors of the module loaded from the file that these steps give."""
     result = run(t.model, steps, t.task, out=folder)
     save(result, folder / "a.tersor")
     return load(folder / "a.tersor").model(copy.deepcopy(t.model)).state_dict()
@@ -101,13 +101,13 @@ def test_zeros_stay_through_two_steps(names: tuple[str, str], tmp_path: Path) ->
 
 
 def test_the_padding_row_answers_as_before() -> None:
-    """Three shared values leave none at zero but by a mask."""
+    """With three shared values, only a mask keeps zeros."""
     t = padded()
     assert run(t.model, Cluster(entries=3), t.task).model().embed.weight[0].count_nonzero() == 0
     assert run(t.model, Recipe((Cluster(entries=3),), zeros="none")).model().embed.weight[0].all()
 
 
-def test_a_product_says_what_it_loses() -> None:
+def test_a_product_notes_lost_zeros() -> None:
     t = sparse()
     count = int(zeros(t)["head.weight"].sum())
     note = next(e for e in run(t.model, Factorize(rank=1)).ledger.notes("done") if e.site == "head.weight")
@@ -118,14 +118,14 @@ def test_a_product_says_what_it_loses() -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Own:
-    """A step of a user's own, but for what it does."""
+    """A user's own step, without `run`."""
 
     name: ClassVar[str] = "own"
     where: ClassVar[str] = "*"
     needs: ClassVar[Needs] = Needs.NOTHING
 
 
-# --- what is told, undone, resumed ---
+# --- events, undo, resume ---
 
 
 def test_the_mask_is_an_event_of_the_step() -> None:
@@ -148,8 +148,8 @@ def test_undo_replay_and_two_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("lines", [1, 2, 3])
-def test_a_run_that_was_killed_goes_on_to_the_same_end(lines: int, tmp_path: Path) -> None:
-    """After the masks, and in the middle of the step that they were made for."""
+def test_a_killed_run_resumes_to_the_same_end(lines: int, tmp_path: Path) -> None:
+    """Killed after the masks, and in the middle of the step that needed them."""
 
     class Killed(Exception):
         pass
@@ -181,7 +181,7 @@ def test_the_first_step_after_a_coded_weight() -> None:
 # --- the way out ---
 
 
-def test_zeros_may_move_where_that_is_said() -> None:
+def test_zeros_may_change_if_the_recipe_allows_it() -> None:
     t = sparse()
     free = run(t.model, Recipe((Finetune(epochs=1, lr=0.1),), zeros="none"), t.task).state_dict()
     assert all(free[site][where].all() for site, where in zeros(t).items())
@@ -228,8 +228,8 @@ def test_it_survives_yaml_and_chains() -> None:
     first = run(t.model, Recipe((Quantize(where="head*"),), zeros="none"))
     second = run(first, Quantize(where="stem*"))
     assert second.ledger.recipe["zeros"] == ["none", "*"]
-    told = from_yaml(dump(lock(second)), STEPS)
-    assert run(t.model, told).digest == second.digest
+    reread = from_yaml(dump(lock(second)), STEPS)
+    assert run(t.model, reread).digest == second.digest
     assert undo(first).ledger.recipe.get("zeros") is None
 
 
@@ -241,7 +241,7 @@ def test_a_file_keeps_the_setting(tmp_path: Path) -> None:
     assert (again.recipe, again.digest) == (result.ledger.recipe, result.ledger.digest)
 
 
-# --- what is no decision ---
+# --- accidental zeros ---
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -273,7 +273,7 @@ def rows(w: Tensor, *index: int) -> Tensor:
     ],
     ids=lambda x: x if isinstance(x, str) else "",
 )
-def test_zeros_that_nobody_put_there(weight: Tensor, why: str) -> None:
+def test_accidental_zeros(weight: Tensor, why: str) -> None:
     assert kept(Dense(weight)) is None, why
 
 
@@ -290,7 +290,7 @@ def test_zeros_that_nobody_put_there(weight: Tensor, why: str) -> None:
     ],
     ids=lambda x: x if isinstance(x, str) else "",
 )
-def test_zeros_that_somebody_put_there(weight: Tensor, why: str) -> None:
+def test_deliberate_zeros(weight: Tensor, why: str) -> None:
     keep = kept(Dense(weight))
     assert keep is not None, why
     assert torch.equal(keep, weight != 0)
@@ -325,7 +325,7 @@ def test_a_matrix_of_zeros_learns() -> None:
 
 @pytest.mark.parametrize("name", ["quantize", "cluster", "rdoq", "factorize", "prune"])
 def test_packed_weights(name: str, tmp_path: Path) -> None:
-    """As a run on the whole model does it, tensor by tensor, from a file."""
+    """Packing tensor by tensor from a file gives the same as a run on the whole model."""
     t = sparse()
     weights = {name: value.clone() for name, value in t.model.state_dict().items()}
     weights["large.weight"] = with_zeros(random(1200, 1000), 10**6)  # it stays in its file
@@ -365,7 +365,7 @@ class Holder(nn.Module):
         return dict(self.state_dict())
 
 
-def test_a_pack_and_a_run_tell_the_same(tmp_path: Path) -> None:
+def test_a_pack_and_a_run_give_the_same_notes(tmp_path: Path) -> None:
     weights = {f"{n}.weight": with_zeros(random(20, 20, seed=n), 200) for n in range(3)}
     save_file(weights, tmp_path / "w.safetensors")
     recipe = Recipe((Quantize(symmetric=False), Cluster(where="1*")))

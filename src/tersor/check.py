@@ -1,8 +1,8 @@
 """Check: what a recipe will do, need and give up, before anything runs.
 
-The recipe is run dry: on a stand-in with small random weights, its training left out and everything else
-done. So what is said of steps that absorb each other comes from the steps and forms themselves. With a model,
-names and kinds are the model's own, and shapes at most 64 along each axis. Cost: seconds.
+The recipe runs on a stand-in with small random weights, and only training is left out. The warnings about
+steps that absorb each other therefore come from the steps and forms themselves. With a model, the stand-in
+has the model's names and kinds, and at most 64 elements along each axis. Cost: seconds.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ Makers = dict[tuple[str, str], str]  # (site, kind of form) -> the step that mad
 
 
 @dataclass
-class Dry(View):
-    """A view that trains nothing, and tells what was asked of it."""
+class DryView(View):
+    """A view that trains nothing and reports which missing inputs a step asks for."""
 
     @property
     def task(self) -> Task:
@@ -50,7 +50,8 @@ class Dry(View):
         where: Iterable[Site] | None = None,
         on_step: Callable[[TrainableForms, int, int], None] | None = None, **more: Any,
     ) -> tuple[dict[str, Form], dict[str, float]]:  # fmt: skip
-        """What training would give back of values that stay as they are; one step of it for the masks."""
+        """The result of a training that changes no values. The hook runs for two steps, so that masks
+        narrow."""
         self.lacks("a task with training batches")
         learn = [s.name for s in (self.sites.values() if where is None else where) if s.is_parameter]
         tuned = TrainableForms(
@@ -62,12 +63,12 @@ class Dry(View):
         return {n: form for n, form in tuned.fold().items() if form.digest != self.forms[n].digest}, {}
 
     def lacks(self, what: str, again: bool = True) -> None:
-        if isinstance(self.observer, Heard) and (again or self.observer.needs is None):
+        if isinstance(self.observer, Recorder) and (again or self.observer.needs is None):
             self.observer.needs = what
 
 
-class Heard(Observer):
-    """Keeps what was applied, and what a step asked for that a dry run lacks."""
+class Recorder(Observer):
+    """Keep the applied events, and the input that a step asked for and a dry run does not have."""
 
     def __init__(self) -> None:
         self.begin()
@@ -76,7 +77,7 @@ class Heard(Observer):
         """Forget the step before."""
         self.needs: str | None = None
         self.events: list[Event] = []
-        self.left: list[str] = []  # what a step passes over for its dtype
+        self.left: list[str] = []  # sites that a step skips because of their dtype
 
     def applied(self, group: Group) -> None:
         if group.key == LEFT:
@@ -86,28 +87,29 @@ class Heard(Observer):
 
 
 def check(recipe: Recipe, model: nn.Module | State | None = None) -> list[Facts]:
-    """Each step's facts: what it does, needs and gives up. A step that cannot work raises its own error."""
+    """The facts of each step: what it does, needs and gives up. A step that cannot run raises its own
+    error."""
     given = start(model) if isinstance(model, nn.Module) else model
     stand = stand_in(recipe) if given is None else stand_in_for(given)
-    makers, found, heard = Makers(), [], Heard()
-    executor = Executor(stand, recipe, observer=heard, view=Dry, prove=False)
+    makers, found, recorder = Makers(), [], Recorder()
+    executor = Executor(stand, recipe, observer=recorder, view=DryView, prove=False)
     for number, step in enumerate(recipe.steps):
-        heard.begin()
+        recorder.begin()
         try:
             executor.step(number, step)
         except RefusedError:
-            if heard.needs is None:  # then it is the recipe's fault, not the missing task's
+            if recorder.needs is None:  # the recipe is at fault, not the missing task
                 raise
-        events = list(heard.events)
+        events = list(recorder.events)
         edits = [event for event in events if isinstance(event, Edit)]
         facts: Facts = {
             "step": step.name,
             "what": (type(step).__doc__ or "").strip().splitlines()[0],
             "settings": unusual({"step": step.name, "settings": settings_of(step)}),
-            "needs": heard.needs,
+            "needs": recorder.needs,
             "notes": [
                 *(e.text for e in events if isinstance(e, Note) and e.kind == "skipped" and not e.site),
-                *heard.left,
+                *recorder.left,
             ],
             "warnings": [
                 {"text": why, "sites": sites if given else []} for why, sites in losses(edits, makers).items()
@@ -121,7 +123,7 @@ def check(recipe: Recipe, model: nn.Module | State | None = None) -> list[Facts]
 
 
 def touched(step: Any, events: Iterable[Event], sites: Mapping[str, Site]) -> list[str]:
-    """The sites that a step works on: those it speaks of, or those that its `where` picks."""
+    """The sites that a step works on: those in its events, or those that its `where` picks."""
     spoken = {event.site for event in events if isinstance(event, (Edit, Cut, Note)) and event.site}
     if not spoken:
         spoken = {site.name for site in select(sites, step.where, step.name)}
@@ -129,7 +131,7 @@ def touched(step: Any, events: Iterable[Event], sites: Mapping[str, Site]) -> li
 
 
 def standing() -> set[str]:
-    """What refine lets stand around new leaves."""
+    """The kinds of forms that refine keeps around new leaves."""
     return {name for name, form in FORMS.items() if form.inner}
 
 
@@ -138,7 +140,7 @@ def kinds(form: Node | None) -> set[str]:
 
 
 def losses(edits: Iterable[Edit], makers: Makers) -> dict[str, list[str]]:
-    """What a step's edits give up: the reason, and the sites it is true of."""
+    """What a step's edits give up: each reason, with its sites."""
     found: dict[str, list[str]] = {}
     for edit in edits:
         before, after = kinds(edit.before), kinds(edit.after)
@@ -146,17 +148,17 @@ def losses(edits: Iterable[Edit], makers: Makers) -> dict[str, list[str]]:
             inner = before - LEAVES
             gone = sorted(((inner - standing()) | (inner - after)) or inner)
             made = " and ".join(sorted({makers.get((edit.site, kind), "an earlier step") for kind in gone}))
-            why = f"absorbs what {made} made ({', '.join(gone)}): it is decoded and encoded anew"
+            why = f"absorbs the result of {made} ({', '.join(gone)}): it is decoded and encoded again"
             found.setdefault(why, []).append(edit.site)
         if "coded" in before - after:
             coder = makers.get((edit.site, "coded"), "an earlier step")
-            why = f"stores plain again what {coder} coded: put {coder.split()[-1]} after it"
+            why = f"stores decoded what {coder} coded: put {coder.split()[-1]} after it"
             found.setdefault(why, []).append(edit.site)
     return found
 
 
 def remember(edits: Iterable[Edit], makers: Makers, who: str) -> None:
-    """Note which step made which kind of form."""
+    """Record which step made which kind of form."""
     for edit in edits:
         before, after = kinds(edit.before), kinds(edit.after)
         if edit.how == "absorb":

@@ -1,7 +1,7 @@
-"""Demo: the main job, end to end, on real data: train a small conv net, compress, measure, unpack, compare.
+"""Demo: the whole pipeline on real data: train a small conv net, compress, measure, unpack, compare.
 
 data    1,797 images of handwritten digits inside scikit-learn: 1,000 to train, 797 to evaluate
-recipe  recipes/demo.yaml, through the same calls as `tersor run`; every number is measured in this run
+recipe  recipes/demo.yaml, with the same calls as `tersor run`; every number is measured in this run
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 RECIPE = Path(__file__).parent / "recipes" / "demo.yaml"
-EPOCHS = 20  # of training the given network
+EPOCHS = 20  # of the training of the given network
 GIVEN, UNPACKED = "given.safetensors", "unpacked.safetensors"
 
 
@@ -52,14 +52,14 @@ def net() -> nn.Module:
 
 
 def demo(out: Path, observer: Observer | None = None) -> dict[str, Any]:
-    """Do it all; the facts of the run, with what came of the unpacked weights."""
-    output(out / GIVEN)  # a folder that cannot be is told before the training
+    """Run the demo. Returns the facts of the run, with those of the unpacked weights."""
+    output(out / GIVEN)  # an impossible folder is an error before the training
     observer, task, recipe = observer or Observer(), digits(), read_recipe(RECIPE)
-    # A net this small is no faster on more threads, and much slower where other programs want them.
+    # More threads make a net this small no faster, and much slower if other programs use the cores.
     with one_thread():
         given = trained(task, observer)
         write_plain(given, out / GIVEN)
-        # No journal: the whole takes a minute, and a second demo in the same folder begins anew.
+        # No journal: the demo takes a minute, and a second one in the same folder starts from the beginning.
         result, facts = run_pipeline(given, recipe, task, out, journal=False, force=True, observer=observer)
         facts["unpacked"] = unpacked(out, result, task)
     write_text(out / REPORT, to_json(facts) + "\n")
@@ -67,14 +67,14 @@ def demo(out: Path, observer: Observer | None = None) -> dict[str, Any]:
 
 
 def trained(task: Task, observer: Observer) -> State:
-    """The network to compress, trained by the step that fine-tunes others."""
+    """The network to compress, trained by the step Finetune."""
     step = Finetune(epochs=EPOCHS, lr=0.003)
     net_trained = run(net(), step, task, observer=Training(observer)).model()
-    return start(net_trained, task)  # what is given is the trained net
+    return start(net_trained, task)  # the trained net is the given model
 
 
 class Training(Observer):
-    """Calls the training of the given network by its name."""
+    """An observer that names the training of the given network as such."""
 
     def __init__(self, observer: Observer):
         self.observer = observer
@@ -99,7 +99,7 @@ def unpacked(out: Path, result: State, task: Task) -> dict[str, Any]:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Torch on one thread inside, as before outside."""
+    """Torch uses one thread inside the block."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -109,7 +109,7 @@ def one_thread() -> Iterator[None]:
 
 
 def report(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
-    """What `run` prints, and the unpacked weights."""
+    """The output of `run`, and a line on the unpacked weights."""
     yield from tables(facts)
     found = facts["unpacked"]
     yield (

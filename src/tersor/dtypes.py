@@ -1,11 +1,11 @@
-"""Dtypes: what becomes of a tensor of each dtype that PyTorch has. The one table; all others follow from it.
+"""Dtypes: how tensors of each dtype of PyTorch are treated. All other tables of dtypes follow from this one.
 
-code      its word in a file's header, as safetensors has it; without one no file holds it, and whoever gives
-          such a tensor is told a way out before anything is written
+code      its word in a file's header, as in safetensors. A dtype without one cannot be stored: such a tensor
+          is refused before anything is written, and the message names another way to store it
 worked    steps rewrite weights of it, and training moves them; others are stored as they are, and noted
 coded     entropy coders write it as streams; others stay plain
 exported  it may be in a graph for a runtime; a model that computes with others is refused
-A dtype that is not here is held by no file. tests/test_dtypes.py walks those of the PyTorch that is there.
+A dtype that is not listed cannot be stored. tests/test_dtypes.py checks every dtype of the installed PyTorch.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ NUMBERS = "x.dequantize(), or its numbers and scales: x.int_repr(), x.q_scale()"
 
 @dataclass(frozen=True)
 class Dtype:
-    """What is done with one dtype."""
+    """How tensors of one dtype are treated."""
 
     name: str  # "float32"
-    code: str = ""  # "F32"; "": no file holds it
+    code: str = ""  # "F32"; "": it cannot be stored
     worked: bool = False
     coded: bool = False
     exported: bool = True  # tensors of it may be in the graph that is written for ONNX Runtime
-    way: str = ""  # what to store instead, where no file holds it
+    way: str = ""  # what to store instead, if it cannot be stored
 
     @property
     def torch(self) -> torch.dtype:
@@ -64,19 +64,19 @@ ROWS = (
     *(Dtype(name, way=NUMBERS) for name in ("qint8", "quint8", "qint32", "quint4x2", "quint2x4")),
 )
 
-# Of an older PyTorch some are missing, and so are their tensors.
+# An older PyTorch lacks some of them, and has no such tensors.
 BY_NAME = {row.name: row for row in ROWS if isinstance(getattr(torch, row.name, None), torch.dtype)}
 BY_DTYPE = {row.torch: row for row in BY_NAME.values()}
 
-CODES = {row.torch: row.code for row in BY_NAME.values() if row.code}  # what files hold
+CODES = {row.torch: row.code for row in BY_NAME.values() if row.code}  # dtypes that files hold
 NAMED = {row.name: row.torch for row in BY_NAME.values() if row.code}
-FLOATS = tuple(row.torch for row in BY_NAME.values() if row.worked)  # what tables, scales and factors are
+FLOATS = tuple(row.torch for row in BY_NAME.values() if row.worked)  # dtypes of tables, scales and factors
 INTEGERS = tuple(row.torch for row in BY_NAME.values() if row.coded and not row.worked and row.name != "bool")
 CODED = {row.name: row.torch for row in BY_NAME.values() if row.coded}
 
 
 def unheld(dtype: torch.dtype) -> str:
-    """Why no file holds this dtype, and the way out; empty where files do."""
+    """Why this dtype cannot be stored, and what to store instead. Empty if it can be stored."""
     if dtype in CODES:
         return ""
     way = BY_DTYPE[dtype].way if dtype in BY_DTYPE else BYTES
@@ -84,7 +84,7 @@ def unheld(dtype: torch.dtype) -> str:
 
 
 def unexported(tensors: Mapping[str, Tensor]) -> str:
-    """The tensors that no exported graph can compute with, and the way out; empty where there are none."""
+    """The tensors that no exported graph can compute with, and what to do. Empty if there are none."""
     names = {
         name: value.dtype for name, value in tensors.items()
         if value.dtype in BY_DTYPE and not BY_DTYPE[value.dtype].exported
@@ -93,9 +93,9 @@ def unexported(tensors: Mapping[str, Tensor]) -> str:
 
 
 def left_as(dtype: str, *, coders: bool = False) -> str:
-    """What is said of a tensor that a step, or an entropy coder, leaves alone for its dtype."""
-    who = f"coders know {', '.join(CODED)}" if coders else f"steps work on {listed(FLOATS)}"
-    return f"{dtype} is stored as it is: {who}"
+    """The note on a tensor that a step, or an entropy coder, leaves alone because of its dtype."""
+    reason = f"coders know {', '.join(CODED)}" if coders else f"steps work on {listed(FLOATS)}"
+    return f"{dtype} is stored as it is: {reason}"
 
 
 def listed(dtypes: Iterable[torch.dtype]) -> str:
@@ -103,5 +103,5 @@ def listed(dtypes: Iterable[torch.dtype]) -> str:
 
 
 def as_numbers(value: Tensor) -> Tensor:
-    """The same in a dtype that PyTorch can ask what its values are: it cannot ask floats of 8 bits."""
+    """The tensor in a dtype that PyTorch can test for NaN and infinity; it cannot test floats of 8 bits."""
     return value.float() if value.dtype.is_floating_point and value.dtype.itemsize == 1 else value

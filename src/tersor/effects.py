@@ -1,8 +1,8 @@
-"""Effects: which settings go with which, and a refusal of those that would do nothing.
+"""Effects: which settings depend on which, and a refusal of settings that would do nothing.
 
 only = {"percentile": {"range": ("percentile",)}, "lr": {"epochs": Above(0)}, "keep": {"pattern": LEFT_OUT}}
-A step's class may have such a table: a setting, and the values of others at which it has an effect. All of
-them must hold, and the tables of its bases hold too.
+A step's class may have such a table. It maps a setting to the values of other settings at which it has an
+effect. All of these conditions must hold, and those in the tables of the base classes too.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Above:
 
 
 class Given:
-    """Whatever is not left out."""
+    """Any value except None and the empty text."""
 
     def __contains__(self, value: Any) -> bool:
         return value not in (None, "")
@@ -39,15 +39,15 @@ GIVEN = Given()
 
 
 def only(kind: type) -> dict[str, dict[str, Wanted]]:
-    """What a step's class and its bases declare."""
+    """The conditions that a step's class and its base classes declare."""
     found: dict[str, dict[str, Wanted]] = {}
-    for one in reversed(kind.__mro__):
-        for key, needs in vars(one).get("only", {}).items():
+    for base in reversed(kind.__mro__):
+        for key, needs in vars(base).get("only", {}).items():
             found[key] = {**found.get(key, {}), **needs}
     return found
 
 
-def said(key: str, wanted: Wanted) -> str:
+def condition(key: str, wanted: Wanted) -> str:
     """A condition in words: "range=percentile", "epochs above 0", "no pattern", "features"."""
     if isinstance(wanted, Above):
         return f"{key} above {wanted.number:g}"
@@ -57,15 +57,17 @@ def said(key: str, wanted: Wanted) -> str:
 
 
 def check_effect(step: Any) -> None:
-    """Refuse a setting that does nothing beside the others; last in a step's __post_init__."""
+    """Refuse a setting that has no effect, given the others. Call it last in a step's __post_init__."""
     usual = {f.name: f.default for f in dataclasses.fields(step)}
     for key, needs in only(type(step)).items():
         if (given := getattr(step, key)) == usual[key]:
             continue
         for other, wanted in needs.items():
-            if (there := getattr(step, other)) not in wanted:
-                way = "leave out one of the two" if wanted == LEFT_OUT else f"give that, or leave out {key}"
+            if (value := getattr(step, other)) not in wanted:
+                way_out = (
+                    "leave out one of the two" if wanted == LEFT_OUT else f"give that, or leave out {key}"
+                )
                 raise SettingError(
-                    f"{step.name}: {key}={given!r} has no effect where {other}={there!r}. It needs "
-                    f"{said(other, wanted)}: {way}"
+                    f"{step.name}: {key}={given!r} has no effect if {other}={value!r}. It needs "
+                    f"{condition(other, wanted)}: {way_out}"
                 )

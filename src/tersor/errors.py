@@ -1,7 +1,7 @@
-"""Errors: every mistake a user can make has a class here, and prints as one message without a traceback.
+"""Errors: a class for every mistake that a user can make. Each prints as one message without a traceback.
 
-A message says who, what was given, what is allowed, and the way out. `exit_code` is what the command line
-returns: 2 for a call that cannot be meant (a misspelt option), 1 for a request understood and refused.
+A message says who refuses, what was given, what is allowed, and what to do. `exit_code` is the exit code of
+the command line: 2 for a wrong call (a misspelt option), 1 for a request that is understood and refused.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ class TaskError(TersorError):
 
 
 class FormatError(TersorError):
-    """A file or byte stream that is not what it claims to be."""
+    """A file or byte stream that is damaged or has another format."""
 
 
 class RefusedError(TersorError):
-    """A request that is understood and cannot be granted: NaN weights, a step without the data it needs."""
+    """A valid request that cannot be carried out: NaN weights, a step without the data it needs."""
 
 
 class StorageError(TersorError):
@@ -48,19 +48,19 @@ class StorageError(TersorError):
 
 
 class JournalError(TersorError):
-    """A journal that belongs to another model, recipe or data set, or that is in the way."""
+    """A journal that is damaged, in use, or of another model, recipe or data set, or would be overwritten."""
 
 
 class BudgetError(TersorError):
-    """A budget that no result within reach meets."""
+    """A budget that no result meets."""
 
 
 class MissingError(TersorError):
-    """An optional package that is needed for this call and not installed."""
+    """An optional package that this call needs and that is not installed."""
 
 
 def did_you_mean(word: str, allowed: Iterable[str]) -> str:
-    """'did you mean "channel"? Allowed: group, row, tensor' for a misspelt word."""
+    """'did you mean "channel"? Allowed: channel, group, tensor' for a misspelt word."""
     names = sorted(str(name) for name in allowed)
     near = difflib.get_close_matches(str(word), names, n=1, cutoff=0.5)
     guess = f"did you mean {near[0]!r}? " if near else ""
@@ -68,7 +68,7 @@ def did_you_mean(word: str, allowed: Iterable[str]) -> str:
 
 
 def near_few(word: str, names: Collection[str], there_are: str) -> str:
-    """The same for names of a model, with a list that stays short where there are many."""
+    """The same for names in a model. If there are many, only some are listed."""
     text = did_you_mean(word, names)
     if len(names) <= FEW:
         return text
@@ -76,17 +76,17 @@ def near_few(word: str, names: Collection[str], there_are: str) -> str:
 
 
 def few(names: Iterable[str], most: int = 4) -> str:
-    """Some names, and how many more there are."""
+    """The first names, and the number of the others."""
     names = list(names)
     more = len(names) - most
     return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def first_line(error: Exception) -> str:
-    """What another's error says, in a line."""
+    """The first line of an error's text, or its class name."""
     return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
 
 
 def need(package: str, extra: str, why: str) -> MissingError:
-    """The error for an optional package that is not there."""
+    """The error for an optional package that is not installed."""
     return MissingError(f"{why} needs the package {package}. Install it with: pip install 'tersor[{extra}]'")

@@ -1,7 +1,10 @@
-"""Exits: how a command ends: what it answers on stdout, or its error on stderr, and the exit code.
+"""Exits: the end of a command: its result on stdout or its error on stderr, and the exit code.
 
-exit 0  done      1  understood and refused (errors.py)      2  cannot be meant: a misspelt word or setting
-     130  stopped by Ctrl-C      141  the reader of the output has gone, such as head
+exit 0      done
+exit 1      understood and refused (errors.py)
+exit 2      a wrong call: a misspelt word or setting
+exit 130    stopped by Ctrl-C
+exit 141    the reader of the output, such as head, has closed the pipe
 With --json stdout is one JSON document, also for an error: {"error": text, "kind": class}.
 """
 
@@ -23,7 +26,7 @@ STOPPED, UNREAD = 130, 141  # by Ctrl-C, by a reader that is gone: as shells hav
 
 @dataclass(frozen=True)
 class Answer:
-    """What a command found, and how to show it to people."""
+    """The result of a command, and how to show it to people."""
 
     facts: dict[str, Any]
     json: bool
@@ -31,7 +34,7 @@ class Answer:
     code: int = 0
 
     def deliver(self) -> int:
-        """Print it on stdout; the exit code."""
+        """Print it on stdout and return the exit code."""
         from tersor.report.console import show, show_json
 
         if self.json:
@@ -42,12 +45,12 @@ class Answer:
 
 
 def ended(app: typer.Typer) -> int:
-    """Run the words of sys.argv; returns the exit code."""
+    """Run the words of sys.argv and return the exit code."""
     try:
         code = answered(app)
-        sys.stdout.flush()  # or what is left is written when Python ends, and an error told then
+        sys.stdout.flush()  # else Python flushes at its end and prints an error there
         return code
-    except (BrokenPipeError, SystemExit) as error:  # typer makes the one into the other
+    except (BrokenPipeError, SystemExit) as error:  # typer turns a BrokenPipeError into a SystemExit
         if not isinstance(error, BrokenPipeError) and not isinstance(error.__context__, BrokenPipeError):
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -55,10 +58,10 @@ def ended(app: typer.Typer) -> int:
 
 
 def answered(app: typer.Typer) -> int:
-    """The same, but for a reader that has gone."""
+    """The same without the check for a closed pipe."""
     words = sys.argv[1:] or ["--help"]
     try:
-        # What a user's own file prints must not get into the document.
+        # The output of a user's own file must not get into the document.
         with redirect_stdout(sys.stderr) if "--json" in words else nullcontext():
             answer = app(words, prog_name="tersor", standalone_mode=False)
     except TersorError as error:
@@ -73,7 +76,7 @@ def answered(app: typer.Typer) -> int:
     except (KeyboardInterrupt, typer.Abort):
         answer = STOPPED
     if answer == STOPPED:
-        return refuse("stopped; a run goes on with --resume", "KeyboardInterrupt", STOPPED, words)
+        return refuse("stopped; --resume continues a run", "KeyboardInterrupt", STOPPED, words)
     return answer.deliver() if isinstance(answer, Answer) else 0
 
 

@@ -1,9 +1,9 @@
 """Files: written whole or not at all.
 
-A file has no name while it is written, where the system knows such files (O_TMPFILE of Linux), else it is
-.NAME.PID.part beside its place; it is moved there when it is complete. So a full disk, a kill or an error
-leaves what was there before, and what a killed process left besides the next one that writes NAME removes.
-A link is followed to the file that it means, and a file that is written anew keeps its permissions and owner.
+While it is written, a file has no name (O_TMPFILE of Linux), or is .NAME.PID.part in the same folder on
+systems without such files. It is moved into place when it is complete. A full disk, a kill or an error
+therefore leaves the earlier file as it was. The next process that writes NAME removes the parts of killed
+processes. A link is followed to its target, and a file that is overwritten keeps its permissions and owner.
 """
 
 from __future__ import annotations
@@ -22,47 +22,46 @@ from tersor.errors import JournalError, SettingError, StorageError
 
 try:
     import fcntl
-except ImportError:  # Windows has no such locks, and nothing is removed there
+except ImportError:  # Windows has no such locks, so nothing is removed there
     fcntl = None  # type: ignore[assignment]
 
-FDS = "/proc/self/fd"  # where an open file without a name can be named
-LONGEST = 200  # bytes of a name that is part of the name of its temporary file; names end at 255
+FDS = "/proc/self/fd"  # has a path for an open file without a name
+LONGEST = 200  # bytes of a name that its temporary file's name contains; file systems allow 255
 
 Paths = Iterable[str | os.PathLike[str]]
 
 
 def output(path: str | os.PathLike[str], inputs: Paths = ()) -> Path:
-    """The file that is written where `path` is asked for: links are followed.
+    """The file to write for `path`, with links followed.
 
-    SettingError where it is one of the `inputs`, by whatever name. StorageError where no file can be written
-    there: a folder, a device, a name that is none.
+    SettingError if it is one of the `inputs`, also under another name. StorageError if no file can be written
+    there: a folder, a device, an invalid name.
     """
     found = status(path)
     path = Path(path)
     if found is None:
         if path.name in ("", ".."):
-            raise StorageError(f"{path}: is no name of a file. Give the file to write")
+            raise StorageError(f"{path}: is not a file name. Give the file to write")
         return followed(path)
     if stat.S_ISDIR(found.st_mode):
         raise StorageError(f"{path}: is a folder. Name a file in it, such as {path / 'NAME'}")
     if not stat.S_ISREG(found.st_mode):
         raise StorageError(
-            f"{path}: is a device or a pipe. Files are moved into place when they are whole: name a file"
+            f"{path}: is a device or a pipe. Complete files are moved into place, so name a file"
         )
     for given in inputs:
         if same(found, given):
-            raise SettingError(
-                f"{path}: is the file itself that is read, {os.fspath(given)}. Name another file to write"
-            )
+            raise SettingError(f"{path}: is also the input {os.fspath(given)}. Name another file to write")
     if not os.access(path, os.W_OK):
         raise StorageError(f"{path}: cannot be written: it is read-only; the earlier file is as it was")
     return followed(path)
 
 
 def status(path: str | os.PathLike[str]) -> os.stat_result | None:
-    """What is at the end of a path's links; None where nothing is. StorageError where nothing can be."""
+    """The status of a path's target, or None if nothing exists there. StorageError if nothing can exist
+    there."""
     if "\0" in os.fspath(path):
-        raise StorageError(f"{os.fspath(path)!r}: is no name of a file: it has a zero byte")
+        raise StorageError(f"{os.fspath(path)!r}: is not a file name: it has a zero byte")
     try:
         return os.stat(path)
     except FileNotFoundError:
@@ -72,27 +71,27 @@ def status(path: str | os.PathLike[str]) -> os.stat_result | None:
 
 
 def same(found: os.stat_result, path: str | os.PathLike[str]) -> bool:
-    """Whether a path leads to what was found."""
+    """Whether a path leads to the file with this status."""
     try:
         return os.path.samestat(found, os.stat(path))
-    except (OSError, ValueError):  # an input that cannot be read is told by whoever reads it
+    except (OSError, ValueError):  # an input that cannot be read is reported when it is read
         return False
 
 
 def followed(path: Path) -> Path:
-    """Where a link leads, also where nothing is there yet; any other path as it was given."""
+    """The target of a link, which need not exist yet. Any other path is returned as it was given."""
     return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
 def part_of(path: Path) -> str:
-    """What the names of a file's temporary files begin with."""
+    """The beginning of the names of a file's temporary files."""
     raw = os.fsencode(path.name)
     return f".{path.name if len(raw) <= LONGEST else f'{zlib.crc32(raw):08x}'}."
 
 
 @contextmanager
 def atomic(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """A binary file that appears at `path` when the block ends well. StorageError where it cannot be
+    """A binary file that appears at `path` when the block ends without an error. StorageError if it cannot be
     written."""
     target = output(path)
     temporary = target.with_name(f"{part_of(target)}{os.getpid()}.part")
@@ -118,13 +117,13 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 @contextmanager
 def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A new folder that appears at `path`, with all that was put into it, when the block ends well.
-    StorageError where it cannot be written, or where something is there: no system swaps folders at once."""
+    """A new folder that appears at `path`, with its content, when the block ends without an error.
+    StorageError if it cannot be written or if `path` exists: no system replaces a folder atomically."""
     found, target = status(path), followed(Path(path))
     if target.name in ("", ".."):
-        raise StorageError(f"{path}: is no name of a new folder. Name a folder that is not there yet")
+        raise StorageError(f"{path}: is not the name of a new folder. Name a folder that does not exist yet")
     if found is not None and not (stat.S_ISDIR(found.st_mode) and is_empty(target)):
-        raise StorageError(f"{path}: is there already. Name a folder that is not there yet, or an empty one")
+        raise StorageError(f"{path}: exists already. Name a folder that does not exist yet, or an empty one")
     temporary = target.with_name(f"{part_of(target)}{os.getpid()}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -145,7 +144,7 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def is_empty(folder: Path) -> bool:
-    """Whether a folder is known to hold nothing."""
+    """Whether a folder is empty. False if it cannot be read."""
     try:
         return not any(folder.iterdir())
     except OSError:
@@ -153,8 +152,8 @@ def is_empty(folder: Path) -> bool:
 
 
 def keep_owner(descriptor: int, earlier: Path) -> None:
-    """Give an open file or folder the permissions of what it takes the place of, and the owner where that is
-    allowed: a file that only its owner could read stays so from the first byte on."""
+    """Give an open file or folder the permissions of the one that it replaces, and the owner where that is
+    allowed. A private file is then never readable by others, not even while it is written."""
     if not hasattr(os, "fchmod"):  # Windows has neither
         return
     with suppress(FileNotFoundError):
@@ -165,10 +164,10 @@ def keep_owner(descriptor: int, earlier: Path) -> None:
 
 
 def create(temporary: Path) -> tuple[BinaryIO, bool]:
-    """(a new file, whether it has the temporary name already). It is locked for as long as it is open."""
+    """(a new file, whether it has the temporary name already). It is locked while it is open."""
     file, named = None, False
     if hasattr(os, "O_TMPFILE") and os.path.isdir(FDS):
-        with suppress(OSError):  # a file system that has no such files
+        with suppress(OSError):  # a file system without such files
             file = open(temporary.parent, "w+b", opener=nameless)  # noqa: SIM115  closed by atomic()
     if file is None:
         file, named = open(temporary, "w+b"), True  # noqa: SIM115
@@ -177,7 +176,7 @@ def create(temporary: Path) -> tuple[BinaryIO, bool]:
 
 
 def nameless(folder: str, _: int) -> int:
-    return os.open(folder, os.O_TMPFILE | os.O_RDWR, 0o666)  # as open() has it: the umask takes away
+    return os.open(folder, os.O_TMPFILE | os.O_RDWR, 0o666)  # as in open(), the umask removes bits
 
 
 def give_name(file: BinaryIO, name: Path) -> None:
@@ -186,9 +185,9 @@ def give_name(file: BinaryIO, name: Path) -> None:
         name.unlink()
     folder = os.open(name.parent, os.O_RDONLY)
     try:
-        # With folders given Python calls linkat, which alone can follow the link to the open file.
+        # Given a folder, Python calls linkat. Only linkat can follow the link to the open file.
         os.link(f"{FDS}/{file.fileno()}", name.name, src_dir_fd=folder, dst_dir_fd=folder)
-    except OSError:  # such files can be made there, but not named: what is in it may be the work of hours
+    except OSError:  # the file system makes such files but cannot name them: copy, to lose no results
         file.seek(0)
         with open(name, "w+b") as copy:
             os.fchmod(copy.fileno(), stat.S_IMODE(os.fstat(file.fileno()).st_mode))
@@ -200,7 +199,7 @@ def give_name(file: BinaryIO, name: Path) -> None:
 
 
 def lock(file: IO[bytes] | int) -> bool:
-    """Whether no other process has the file locked; from then on this one has, until the file is closed."""
+    """Lock a file until it is closed. False if another process has it locked."""
     if fcntl is None:
         return False
     try:
@@ -211,8 +210,8 @@ def lock(file: IO[bytes] | int) -> bool:
 
 
 def sweep(path: Path) -> None:
-    """Remove what processes that are gone left of this file: no such process, and no lock on the file, for a
-    process of another machine or container is not seen here."""
+    """Remove the temporary files that ended processes left of this file. The process must not exist and the
+    file must not be locked: a process of another machine or container cannot be seen here."""
     begin = part_of(path)
     for left in path.parent.glob(f"{glob.escape(begin)}*.part"):
         number = left.name.removeprefix(begin).removesuffix(".part")
@@ -222,7 +221,7 @@ def sweep(path: Path) -> None:
 
 
 def remove(left: Path) -> None:
-    """Remove a file or folder, unless somebody has it locked."""
+    """Remove a file or folder, unless it is locked."""
     file = os.open(left, os.O_RDONLY)
     try:
         if lock(file):
@@ -232,9 +231,9 @@ def remove(left: Path) -> None:
 
 
 def lives(process: int) -> bool:
-    """Whether there is a process of this number. Yes, where that cannot be told."""
+    """Whether a process of this number exists. True if that cannot be determined."""
     if os.name != "posix":
-        return True  # os.kill would end it there
+        return True  # os.kill would end the process there
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
@@ -250,8 +249,8 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def claim(path: str | os.PathLike[str]) -> IO[bytes]:
-    """An open lock file: whoever holds it has the folder for itself. JournalError where somebody else does.
-    StorageError where it cannot be made."""
+    """An open lock file, which reserves its folder for this process. JournalError if another process has
+    reserved it. StorageError if the file cannot be made."""
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

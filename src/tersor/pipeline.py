@@ -1,9 +1,9 @@
-"""Job: one compression, from a model and a recipe to a folder of results. `tersor run` and the demo call it.
+"""Pipeline: compress one model by a recipe and write a folder of results. `tersor run` and the demo call it.
 
-DIR/model.tersor       the compressed model; it is read back and compared before it counts
-DIR/recipe.lock.yaml   the recipe with every setting and every outcome spelled out
+DIR/model.tersor       the compressed model; it is read back and compared
+DIR/recipe.lock.yaml   the recipe with every setting, and the digest of every site that changed
 DIR/report.json        what was done to each layer, and what was measured
-DIR/journal/           every applied group, so that a killed run can go on; it goes when all is written
+DIR/journal/           every applied group, so that a killed run can resume; removed at the end
 """
 
 from __future__ import annotations
@@ -42,31 +42,31 @@ def run_pipeline(
 ) -> tuple[State, dict[str, Any]]:  # fmt: skip
     """Run the recipe and write the folder of results; (result, facts).
 
-    Accuracy is measured at the end where a task is given and the recipe has not measured it there. Under a
-    launcher of many processes each runs the recipe, and the first one writes. `export` comes last, so that
-    a model that cannot be exported is still compressed. `tiny` as in io.save. A folder with a finished run is
-    refused unless `force`. `keep_journal`: it stays, for undo and replay of single steps.
+    If there is a task, accuracy is measured at the end, unless the recipe has measured it there. Under a
+    launcher of many processes, each runs the recipe and the first one writes. `export` comes last, so that
+    a model that cannot be exported is still compressed. `tiny`: as in io.save. A folder with a finished run
+    is refused unless `force`. `keep_journal`: keep the journal, for undo and replay of single steps.
     """
     if export and task is None:
         raise SettingError("--export needs a task, for inputs to compare with. Give --task")
-    for step in recipe.steps:  # a misspelt glob is told now, not after hours of training
+    for step in recipe.steps:  # a misspelt glob is an error now, not after hours of training
         if step.where != "*":
             select(given.sites, step.where, step.name)
     out, inputs = Path(out), list(inputs)
     for name in (MODEL, LOCK, REPORT):
         output(out / name, inputs)
     for path in (out / JOURNAL).rglob("*"):
-        if not path.is_dir():  # those of trials
+        if not path.is_dir():  # trials have folders of their own
             output(path, inputs)
     kept = out / JOURNAL if journal else None
     finished = all((out / name).exists() for name in (MODEL, LOCK, REPORT)) and not (out / JOURNAL).exists()
     if first() and finished and not force:
-        raise RefusedError(f"{out} holds a finished run. Name another folder, or run it anew with --force")
+        raise RefusedError(f"{out} holds a finished run. Name another folder, or run it again with --force")
     if first() and force and not resume and (out / JOURNAL).exists():
-        with claim(out / JOURNAL / "lock"):  # refused where another run writes
+        with claim(out / JOURNAL / "lock"):  # refused if another run is writing
             shutil.rmtree(out / JOURNAL, ignore_errors=True)
     if task is not None and given.given is not None:
-        task.check(given.plain(), Needs.SCORES)  # it is measured at the end, whatever the recipe needs
+        task.check(given.plain(), Needs.SCORES)  # accuracy is measured at the end in any case
     result = run(given, recipe, task, journal=kept, resume=resume, observer=observer, out=out)
     facts = facts_of(result)
     if task is not None:
@@ -84,7 +84,7 @@ def run_pipeline(
         "result": {"nbytes": save(result, out / MODEL, tiny=tiny), "name": MODEL},
     }
     if load(out / MODEL).digest != result.digest:
-        raise RefusedError(f"{out / MODEL}: what was written does not read back as what was meant")
+        raise RefusedError(f"{out / MODEL}: the written file does not read back as the result of this run")
     write_text(out / LOCK, dump(lock(result)))
     write_text(out / REPORT, to_json(facts) + "\n")
     if export:
@@ -101,9 +101,9 @@ def rounded(
     max_drop: float, zeros: str = "*", tiny: bool = False, observer: Observer | None = None,
     inputs: Paths = (),
 ) -> dict[str, Any]:  # fmt: skip
-    """Round the weights for the smallest file that loses at most `max_drop`, and write it: the facts.
+    """Round the weights for the smallest file that loses at most `max_drop`, write it, and return the facts.
 
-    What is written is read back and measured. `inputs` as in job().
+    The written file is read back and measured. `inputs`: as in run_pipeline().
     """
     output(out, inputs)
     recipe = Recipe((Rdoq(max_drop=max_drop), Entropy()), zeros=zeros)
@@ -115,13 +115,13 @@ def rounded(
 
 
 def plain_nbytes(result: State) -> int:
-    """Bytes of a file of the tensors as they were first given; of those that a file holds, where it came
-    without them."""
+    """Bytes of a plain file of the tensors as they were first given, or as they are now if the first ones are
+    not known."""
     return len(plain(result if result.base is None else first_given(result)))
 
 
 def write_plain(given: State, path: Path) -> int:
-    """Write the decoded tensors as safetensors, tied ones once; the bytes of the file."""
+    """Write the decoded tensors as safetensors, tied ones once. Returns the file's bytes."""
     with atomic(path) as file:
         return file.write(plain(given))
 

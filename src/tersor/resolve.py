@@ -1,8 +1,8 @@
-"""Given: the model and the recipe that words on the command line name.
+"""Resolve: the model and the recipe that words on the command line name.
 
 file.py:factory, package.module:factory      the user's own code: the module, or a function that returns it
-torchvision:NAME                             an architecture of torchvision; its weights come by --weights
-FILE.tersor with --arch file.py:factory      a compressed model goes on from its forms
+torchvision:NAME                             an architecture of torchvision; --weights gives its weights
+FILE.tersor with --arch file.py:factory      a compressed model, which continues from its forms
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ def resolve_model(
     base: str | None = None, task: Task | None = None,
 ) -> State:  # fmt: skip
     """The model that words name: file.py:factory, package.module:factory, torchvision:NAME, or a .tersor file
-    with the code that it is for. `weights`: .safetensors, or a state dict saved by torch.save; with `key`
-    only what stands under it. `base`: the weights that the .tersor file began with, where `arch` does not
-    give them: what is lost is measured against these. `task`: its inputs tell what each tensor is for."""
+    with its code (`arch`). `weights`: .safetensors, or a state dict saved by torch.save; with `key`, only the
+    entry of that name. `base`: the weights that the .tersor file was made from, if `arch` does not give them;
+    losses are measured against them. `task`: its inputs show the role of each tensor."""
     if key is not None and weights is None:
         raise SettingError(f"model: --key {key} goes with --weights; give both, or leave it out")
     if text.endswith(".tersor"):
@@ -43,7 +43,7 @@ def resolve_model(
             )
         if weights is not None:
             raise SettingError(
-                f"model: {text} holds the weights; leave out --weights. The weights it began with are --base"
+                f"model: {text} holds the weights; leave out --weights. For the first weights use --base"
             )
         module = import_object(arch, "arch", SettingError, nn.Module)
         if base is not None:
@@ -51,13 +51,13 @@ def resolve_model(
         loaded = load(text).on(module)
         if base is not None and loaded.base is None:
             raise RefusedError(
-                f"model: --base {base} holds other weights than those that {text} began with (their digest "
-                f"is {loaded.ledger.base}). Give the ones it was made from, or leave out --base"
+                f"model: --base {base} does not hold the weights that {text} was made from (digest "
+                f"{loaded.ledger.base}). Give those, or leave out --base"
             )
         return loaded
     for word, value in (("--arch", arch), ("--base", base)):
         if value is not None:
-            raise SettingError(f"model: {word} goes with a .tersor file; {text!r} is the code already")
+            raise SettingError(f"model: {word} goes with a .tersor file; {text!r} already names the code")
     word, _, name = text.partition(":")
     module = (
         torchvision_model(name)
@@ -70,8 +70,8 @@ def resolve_model(
 
 
 def resolve_files(*words: str | Path | None, weights: Iterable[str | Path | None] = ()) -> list[Path]:
-    """The files that words name: paths, file.py:factory, fashion-mnist:FOLDER. Of `weights` all files that
-    are read."""
+    """The files that words name: paths, file.py:factory, fashion-mnist:FOLDER; and all files that reading
+    `weights` opens."""
     paths = [Path(path) for path in weights if path]
     found = [file for path in paths if path.exists() for file in read_from(path)]
     for text in map(str, filter(None, words)):
@@ -91,22 +91,22 @@ def resolve_rounding(
     key: str | None = None,
     workers: int | None = None,
 ) -> tuple[State, Task] | None:
-    """The model with these weights, and the task that measures what rounding them loses; None where no limit
-    of loss is given. SettingError where one is given without the others."""
+    """The model with these weights, and the task that measures the loss from rounding them. None if
+    `max_drop` is not given. SettingError if the options do not go together."""
     if max_drop is None:
         if model is not None or task is not None:
             raise SettingError("pack: --model and --task are for --max-drop; give it too, or leave them out")
         return None
     if model is None or task is None:
         raise SettingError(
-            "pack: --max-drop is measured, which needs the model and a task. Give them too: --model "
+            "pack: measuring --max-drop needs the model and a task. Give them too: --model "
             "file.py:factory --task TASK. Without them: rdoq bits=4 entropy"
         )
     if workers is not None:
         raise SettingError("pack: --workers is for packing without --max-drop; leave it out")
     if words:
         raise SettingError(
-            f"pack: --max-drop rounds and codes by itself; leave out {' '.join(words)!r}, or run it with "
+            f"pack: --max-drop includes rounding and coding; leave out {' '.join(words)!r}, or use run with "
             f"the model: tersor run MODEL --task TASK --out DIR ... rdoq max_drop={max_drop:g} entropy"
         )
     data = task_from(task)
@@ -116,7 +116,7 @@ def resolve_rounding(
 def resolve_recipe(
     path: Path | None, words: list[str] | None, *, seed: int | None = None, zeros: str | None = None
 ) -> Recipe:
-    """The recipe in a file or in words, with another seed or other `zeros` where they are given."""
+    """The recipe in a file or in words, with `seed` and `zeros` replaced if they are given."""
     if path is not None and words:
         raise SettingError(f"recipe: both {path} and words ({' '.join(words)}) are given; give one of them")
     if path is None and not words:
@@ -147,10 +147,10 @@ def put_in(module: nn.Module, path: str, key: str | None = None) -> None:
     with Checkpoint(path, key) as file:
         names = {**{name: name for name in file.slots}, **file.aliases}  # in the model -> in the file
         for pair in (pair for item in tied.items() for pair in (item, item[::-1])):
-            if pair[0] not in names and pair[1] in names:  # of tied tensors a file may hold one
+            if pair[0] not in names and pair[1] in names:  # a file may hold only one of tied tensors
                 names[pair[0]] = names[pair[1]]
         if lacking := [name for name in own if name not in names]:
-            hint = way_to(lacking[0], names)
+            hint = key_hint(lacking[0], names)
             raise RefusedError(f"{path}: it lacks {lacking[0]}, which the model has; {hint}")
         if extra := [name for name in names if name not in own]:
             hint = did_you_mean(extra[0], own)
@@ -164,11 +164,11 @@ def put_in(module: nn.Module, path: str, key: str | None = None) -> None:
                 )
         for name in own:
             own[name] = file.read(names[name])
-        module.load_state_dict(own)  # with the versions that its modules note there
+        module.load_state_dict(own)  # `own` keeps the version numbers of the modules
 
 
-def way_to(name: str, names: Iterable[str]) -> str:
-    """Where else a name stands, in a checkpoint of several networks."""
+def key_hint(name: str, names: Iterable[str]) -> str:
+    """The --key options under which a checkpoint of several networks has this name."""
     keys = [other.removesuffix(f".{name}") for other in names if other.endswith(f".{name}")]
-    ways = " or ".join(f"--key {key}" for key in keys[:3])
-    return f"it has {keys[0]}.{name}: choose by {ways}" if keys else did_you_mean(name, names)
+    options = " or ".join(f"--key {key}" for key in keys[:3])
+    return f"it has {keys[0]}.{name}: choose it with {options}" if keys else did_you_mean(name, names)

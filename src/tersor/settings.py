@@ -1,7 +1,8 @@
-"""Settings: frozen dataclasses from text and back, checked at birth.
+"""Settings: frozen dataclasses from text and back, checked when they are made.
 
 A step that exists is valid: unknown keys, words that are not allowed, numbers out of range and settings
-without an effect are refused, with what is allowed. YAML, the command line and Python meet here.
+without an effect are refused, and the message says what is allowed. YAML, the command line and Python all use
+these checks.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from tersor.errors import SettingError, did_you_mean
 
 
 def settings_of(step: Any) -> dict[str, Any]:
-    """All settings of a step as JSON values. Where a float is meant 2 is 2.0, as YAML and words read it: a
-    recipe has one digest in all three."""
+    """All settings of a step as JSON values. An int in a float setting becomes a float, as in YAML and words:
+    a recipe has the same digest in Python, YAML and words."""
     hints = typing.get_type_hints(type(step))
     settings = {f.name: plain(getattr(step, f.name)) for f in dataclasses.fields(step)}
     for name, value in settings.items():
@@ -33,7 +34,7 @@ def settings_of(step: Any) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    if isinstance(value, nn.Module):  # a teacher: a text that changes when its weights do
+    if isinstance(value, nn.Module):  # a teacher: a text that changes when the weights change
         crc = 0
         for name, tensor in value.state_dict().items():
             raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
@@ -43,8 +44,8 @@ def plain(value: Any) -> Any:
 
 
 def make(kind: Any, settings: Mapping[str, Any]) -> Any:
-    """A step from its class and settings, as read from YAML or the command line; unknown or misfit ones
-    refused."""
+    """A step from its class and settings, as read from YAML or the command line. SettingError for settings
+    that are unknown or of a wrong type."""
     hints = typing.get_type_hints(kind)
     allowed = [f.name for f in dataclasses.fields(kind)]
     values = {}
@@ -56,8 +57,8 @@ def make(kind: Any, settings: Mapping[str, Any]) -> Any:
 
 
 def convert(value: Any, hint: Any, who: str) -> Any:
-    """`value` as the hinted type: text becomes a number where a number is meant, an int a float, a list a
-    tuple."""
+    """`value` as the hinted type. If the hint asks for it, text becomes a number, an int a float, and a list
+    a tuple."""
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if Any in options:
         return value
@@ -90,11 +91,11 @@ def misfit(value: Any, options: Iterable[Any], who: str) -> SettingError:
 
 
 def check_settings(step: Any) -> None:
-    """What holds for every step, first of all in its __post_init__: each setting is of the type that it
-    states, and `where` says something.
+    """The checks of every step: each setting has its declared type, and `where` is not empty. Call it first
+    in __post_init__.
 
-    Here a text is no number, for Python has numbers. numpy's become Python's and lists tuples: files and
-    digests hold no others.
+    Text is not converted to numbers here, since Python has numbers. Numbers of numpy become Python's and
+    lists become tuples, because files and digests hold only these.
     """
     hints = typing.get_type_hints(type(step))
     for name in (f.name for f in dataclasses.fields(step)):
@@ -103,21 +104,20 @@ def check_settings(step: Any) -> None:
         meant = convert(given, hints[name], who)
         if isinstance(given, str) != isinstance(meant, str):
             raise misfit(value, typing.get_args(hints[name]) or (hints[name],), who)
-        # An int that is meant as a float stays as it was written, for messages; settings_of makes it one.
+        # An int in a float setting stays as it was written, for messages; settings_of converts it.
         object.__setattr__(step, name, given if isinstance(meant, float) else meant)
     if not step.where:
         raise SettingError(f"{step.name}: where={step.where!r}, but it is a glob such as '*' or 'blocks.*'")
 
 
 def check(fine: bool, step: Any, key: str, allowed: str) -> None:
-    """Refuse a setting that is out of range, in one line: check(0 < self.keep <= 1, self, "keep", "0 < keep
-    <= 1")."""
+    """Refuse a setting that is out of range: check(0 < self.keep <= 1, self, "keep", "0 < keep <= 1")."""
     if not fine:
         raise SettingError(f"{step.name}: {key}={getattr(step, key)!r}, but {allowed}")
 
 
 def check_word(step: Any, key: str, allowed: Iterable[str]) -> None:
-    """Refuse a word that is not in the list, with the nearest one."""
+    """Refuse a word that is not in the list, and name the nearest one."""
     if getattr(step, key) not in allowed:
         raise SettingError(
             f"{step.name}: {key}={getattr(step, key)!r}; {did_you_mean(getattr(step, key), allowed)}"

@@ -1,6 +1,6 @@
-"""Stand-in: a small model for dry runs, with the names that a recipe speaks of, or those of a real model.
+"""Stand-in: a small model for dry runs, with names that a recipe's globs match, or those of a real model.
 
-Without a model nobody knows which sites two globs share. The stand-in has, beside the usual names, one name
+Without a model, the sites that two globs share are unknown. The stand-in has the usual names, and one name
 for each glob in the recipe: "blocks.*" gives "blocks.0.weight", "*.bias" gives "x.bias".
 """
 
@@ -19,13 +19,13 @@ from tersor.model.features import pairs_of
 from tersor.model.zeros import NONE
 from tersor.settings import settings_of
 
-LONGEST = 64  # of an axis: large enough that a coder is worth its while
-# What most models have something like.
+LONGEST = 64  # elements along an axis: enough for a coder to shorten the tensor
+# Tensors like those of most models.
 USUAL = {"conv.weight": (16, 8, 3, 3), "fc.weight": (64, 64), "fc.bias": (64,), "norm.weight": (64,)}
 
 
 class Named(nn.Module):
-    """Tensors under dotted names, and layers that do nothing under others."""
+    """A module with tensors under dotted names, and with empty layers under others."""
 
     def __init__(
         self, tensors: Mapping[str, Tensor], buffers: Iterable[str] = (), layers: Iterable[str] = ()
@@ -42,7 +42,7 @@ class Named(nn.Module):
                 owner.register_parameter(last, nn.Parameter(tensor, tensor.is_floating_point()))
 
     def at(self, path: str) -> nn.Module:
-        """The module of this name, made where it is missing."""
+        """The module of this name, which is made if it is missing."""
         module: nn.Module = self
         for word in filter(None, path.split(".")):
             if word not in module._modules:
@@ -52,7 +52,7 @@ class Named(nn.Module):
 
 
 def stand_in(recipe: Recipe) -> State:
-    """A model that has whatever the recipe's globs and layer names ask for."""
+    """A model with a name for every glob and every layer name in the recipe."""
     shapes = dict(USUAL)
     kept = [recipe.zeros_of(number) for number, _ in enumerate(recipe.steps)]
     for where in (*(step.where for step in recipe.steps), *(glob for glob in kept if glob != NONE)):
@@ -68,13 +68,13 @@ def stand_in(recipe: Recipe) -> State:
 
 
 def stand_in_for(given: State) -> State:
-    """A model with the names, kinds and dtypes of `given`, and axes cut to a length that costs nothing."""
+    """A model with the names, kinds and dtypes of `given`, and axes of at most LONGEST elements."""
     random = torch.Generator().manual_seed(0)
     sites = {
         name: dataclasses.replace(site, shape=tuple(min(length, LONGEST) for length in given.shape(name)))
         for name, site in given.sites.items()
     }
-    # Not every dtype has negative numbers, and of those that no step works on the values do not matter.
+    # Not every dtype has negative numbers, and the values of dtypes that no step works on do not matter.
     tensors = {
         name: torch.randn(site.shape, generator=random).to(site.torch_dtype)
         if site.floating
@@ -92,7 +92,7 @@ def globs(where: str | Iterable[str]) -> list[str]:
 
 
 def example(glob: str) -> str:
-    """A name that the glob means."""
+    """A name that the glob matches."""
     name = re.sub(r"\.\*$", ".0.weight", glob)
     name = re.sub(r"\*$", ".weight", name) if name.strip("*") else USUAL_NAME
     name = re.sub(r"\[!?(.)[^]]*\]", r"\1", name)
@@ -100,7 +100,7 @@ def example(glob: str) -> str:
 
 
 def clash(name: str, other: str) -> bool:
-    """Whether two names cannot be in one model, or are one."""
+    """Whether two names are equal or cannot both be in one model."""
     return name == other or name.startswith(f"{other}.") or other.startswith(f"{name}.")
 
 

@@ -1,7 +1,7 @@
-"""Threads and processes: pools that stay, for to start threads takes as long as to decode a small tensor;
-which of the processes of a launcher this is.
+"""Threads: pools that stay open, and whether this process is the first one of a launcher.
 
-A pool for each kind of work, so that a job of one kind may wait for jobs of another, never for its own.
+Starting threads takes as long as decoding a small tensor, so pools are kept. Each kind of work has its own
+pool: a task of one kind may wait for tasks of another kind, never for tasks of its own.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 @functools.cache
 def threads(kind: str, count: int = 0) -> ThreadPoolExecutor:
-    """`count` threads, one for each core if it is 0, that do this kind of work."""
+    """The pool for this kind of work: `count` threads, or one for each core if it is 0."""
     return ThreadPoolExecutor(count or os.cpu_count() or 1, thread_name_prefix=f"tersor-{kind}")
 
 
 def first() -> bool:
-    """Whether this process is the one that writes and speaks: under torchrun or accelerate launch each of
-    several runs the recipe."""
+    """Whether this process writes files and prints. Under torchrun or accelerate launch, each of several
+    processes runs the recipe."""
     return int(os.environ.get("RANK", "0")) == 0
 
 

@@ -1,4 +1,4 @@
-"""Commands run in this process: what they leave, and a user's own file with a model and a task."""
+"""Commands run in this process, with their results, and a user's own file with a model and a task."""
 
 import json
 from collections.abc import Callable
@@ -32,7 +32,7 @@ SITES = ["0.weight", "0.bias", "2.weight", "2.bias"]
 
 @dataclass(frozen=True)
 class Done:
-    """What a command left: exit code, stdout, stderr."""
+    """The result of a command: exit code, stdout, stderr."""
 
     code: int
     out: str

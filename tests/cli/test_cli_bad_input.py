@@ -1,5 +1,5 @@
-"""Bad input from a user's side: the message names what and where, the exit code is right, and what was there
-before is as it was. Misspelt words and settings are in test_cli_words.py."""
+"""Bad input from users: the message names what and where, the exit code is right, and earlier files stay as
+they were. Misspelt words and settings are in test_cli_words.py."""
 
 import pickle
 import resource
@@ -166,7 +166,7 @@ sys.exit(main())
     ],
 )
 def test_a_full_disk_leaves_the_earlier_file(tersor: Command, line: str, kept: str) -> None:
-    """A limit on the size of files, as the system sets it, is what a full disk is to a program."""
+    """A system limit on file size gives a program the same error as a full disk."""
     weights = {**resolve_model("mine.py:net").state_dict(), "more": torch.randn(9000)}
     safetensors.torch.save_file(weights, "w.safetensors")
     assert tersor("pack w.safetensors -o m.tersor -q").code == 0
@@ -195,7 +195,7 @@ def test_a_folder_that_cannot_be(tersor: Command) -> None:
     assert resource.getrlimit(resource.RLIMIT_FSIZE)  # unchanged here: limits are set in other processes only
 
 
-def test_recipes_that_are_none(tersor: Command) -> None:
+def test_files_that_are_not_recipes(tersor: Command) -> None:
     cases = {
         "steps: [": "is not YAML", "[]": "expected a mapping", "tersor: 2\nsteps: [entropy]": "has format 2",
         "steps: [prun]": "did you mean 'prune'?", "steps: [prune: {keep: 3}]": "0 < keep <= 1",

@@ -1,4 +1,4 @@
-"""tersor demo: the main job. A short training by default; test-long runs it as users do."""
+"""tersor demo: the whole pipeline. A short training by default; test-long runs it as users do."""
 
 import json
 import re
@@ -92,7 +92,7 @@ def test_weights_that_score_differently_would_be_seen(short: None, tmp_path: Pat
         demo.unpacked(tmp_path, run(given, Prune(keep=0.05)), task)
 
 
-def test_the_recipe_is_the_one_that_is_told() -> None:
+def test_the_recipe_is_the_documented_one() -> None:
     assert [step.name for step in read_recipe(demo.RECIPE).steps] == [
         "prune", "cluster", "quantize", "entropy", "measure"
     ]  # fmt: skip

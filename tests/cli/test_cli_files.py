@@ -1,4 +1,4 @@
-"""tersor show, pack, unpack and verify: what they print is what is in the files."""
+"""tersor show, pack, unpack and verify: their output agrees with the files."""
 
 from pathlib import Path
 
@@ -72,7 +72,7 @@ def test_pack_with_steps(packed: Command) -> None:
     assert 0 < worst.abs().max() < 0.2
 
 
-def test_sizes_are_told_in_words(packed: Command) -> None:
+def test_sizes_are_printed(packed: Command) -> None:
     out = packed("pack w.safetensors -o q.tersor -q quantize bits=4 entropy").out
     small, large = (Path(name).stat().st_size for name in ("q.tersor", "w.safetensors"))
     assert out.splitlines()[1] == f"q.tersor: {small:,} bytes, {large / small:.2f} x smaller"
@@ -84,7 +84,7 @@ def test_unpacked_weights_score_the_same(packed: Command) -> None:
     task = "--task mine.py:task -q --json"
     again = packed(f"run mine.py:net --weights back.safetensors {task} --out o3 measure").json["accuracy"]
     first = packed(f"run m.tersor --arch mine.py:net {task} --out o4 measure").json["accuracy"]
-    assert again["before"] == first["after"]  # of a file the first weights are what was before
+    assert again["before"] == first["after"]  # for a file, "before" is the first weights
 
 
 def test_verify_finds_a_sound_file_sound(packed: Command) -> None:
@@ -121,7 +121,7 @@ def test_pack_refuses_what_needs_the_model(packed: Command) -> None:
     assert not Path("n.tersor").exists()
 
 
-def test_pack_tells_what_it_leaves_out(packed: Command) -> None:
+def test_pack_reports_what_it_leaves_out(packed: Command) -> None:
     state = resolve_model("mine.py:net").state_dict()
     torch.save(
         {"state_dict": state, "epoch": 3, "optimizer": {"state": [state["0.bias"], state["2.bias"]]}}, "w.pt"
@@ -135,7 +135,7 @@ def test_pack_tells_what_it_leaves_out(packed: Command) -> None:
 
 
 def test_what_is_left_out_counts_in_no_ratio(packed: Command) -> None:
-    """A file with an optimizer was called 4 times smaller, of which 3 were the optimizer."""
+    """A file with an optimizer was reported as 4 times smaller, and a factor of 3 was the optimizer."""
     state = resolve_model("mine.py:net").state_dict()
     moments = {n: {"exp_avg": torch.rand(999)} for n in range(3)}
     torch.save({"model": state, "adam": {"state": moments, "param_groups": []}}, "w.pt")
@@ -156,7 +156,7 @@ def test_what_is_left_out_counts_in_no_ratio(packed: Command) -> None:
 
     torch.save({name: torch.zeros_like(value) for name, value in state.items()}, "old.pt")
     first, second, *_ = packed("diff old.pt w.pt -o p -q").out.splitlines()
-    assert first == f"w.pt: {file:,} bytes, {tensors:,} in the tensors that were told"
+    assert first == f"w.pt: {file:,} bytes, {tensors:,} in the tensors that were compared"
     assert second.endswith(f"{share('p'):.1%} of these tensors")
     assert packed("diff old.pt w.pt -o p -q --json").json["share"] == share("p")
 
@@ -170,11 +170,11 @@ def test_some_tensors_are_not_compared_with_all(packed: Command) -> None:
     assert "share" not in packed("unpack m.tersor -o b.safetensors --only 2.bias -q --json").json
 
 
-def test_pack_tells_what_is_stored_once(packed: Command) -> None:
+def test_pack_reports_what_is_stored_once(packed: Command) -> None:
     weight = torch.ones(3, 3)
     torch.save({"a": weight, **{f"b{n}": weight for n in range(8)}}, "w.pt")
-    said = packed("pack w.pt -o t.tersor -q").out.splitlines()[-1]
-    assert said == "stored once: b0 = a, b1 = a, b2 = a, b3 = a, b4 = a, b5 = a and 2 more"
+    last = packed("pack w.pt -o t.tersor -q").out.splitlines()[-1]
+    assert last == "stored once: b0 = a, b1 = a, b2 = a, b3 = a, b4 = a, b5 = a and 2 more"
 
 
 def test_tiny_files(packed: Command) -> None:
@@ -203,7 +203,7 @@ def test_unpack_some_tensors_and_shards(packed: Command) -> None:
     assert facts["to"]["nbytes"] == sum(path.stat().st_size for path in Path("shards").iterdir())
     assert len(list(Path("shards").glob("model-*-of-*.safetensors"))) > 1
     done = packed("unpack l.tersor -o shards -q --shard 1kB")
-    assert (done.code, "is there already" in done.err) == (1, True)
+    assert (done.code, "exists already" in done.err) == (1, True)
     assert packed("unpack l.tersor -o more -q --shard 1XB").code == 2
     assert packed("pack w.safetensors -o n.tersor -q --workers 0").code == 2
     assert not Path("n.tersor").exists()
@@ -242,7 +242,7 @@ def test_diff_and_patch_refuse(packed: Command, line: str, code: int, says: str)
     assert not Path("n").exists()
 
 
-def test_of_several_networks_all_are_packed_or_the_one_of_a_key(packed: Command) -> None:
+def test_all_networks_are_packed_or_the_one_of_a_key(packed: Command) -> None:
     state = resolve_model("mine.py:net").state_dict()
     torch.save({"g": state, "g_ema": state, "optim": {"s": [torch.ones(2)]}, "mean": torch.ones(3)}, "w.pt")
     facts = packed("pack w.pt -o t.tersor -q --json").json
@@ -256,7 +256,7 @@ def test_of_several_networks_all_are_packed_or_the_one_of_a_key(packed: Command)
     done = packed("pack w.pt -o t.tersor -q --key g_emma")
     assert (done.code, "did you mean 'g_ema'" in done.err) == (2, True)
     done = packed("run mine.py:net -q --weights w.pt --out o5 entropy")
-    assert (done.code, "choose by --key g or --key g_ema" in done.err) == (1, True)
+    assert (done.code, "choose it with --key g or --key g_ema" in done.err) == (1, True)
     assert packed("run mine.py:net -q --weights w.pt --key g_ema --out o5 entropy").code == 0
     done = packed("run mine.py:net -q --key g_ema --out o6 entropy")
     assert (done.code, "goes with --weights" in done.err) == (2, True)

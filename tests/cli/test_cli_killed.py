@@ -1,4 +1,4 @@
-"""kill -9 in the middle of tersor run, then --resume: the same file as if nothing had happened."""
+"""kill -9 in the middle of tersor run, then --resume: the same file as without the kill."""
 
 import json
 import os
@@ -14,7 +14,7 @@ import tersor as package
 
 STEPS = "prune keep=0.4 entropy finetune epochs=40 lr=0.01 cluster entropy"
 RUN = f"run mine.py:net --task mine.py:task --json --out {{}} {{}} {STEPS}"
-PATIENCE = 120  # seconds that a loaded machine may take to come to the training
+PATIENCE = 120  # seconds that a loaded machine may take to reach the training
 
 
 def start(words: str) -> subprocess.Popen[str]:
@@ -23,7 +23,7 @@ def start(words: str) -> subprocess.Popen[str]:
     return subprocess.Popen(line, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_a_killed_run_goes_on(tersor: Command) -> None:
+def test_a_killed_run_resumes(tersor: Command) -> None:
     tersor("--version")  # makes the folder
     killed, journal = start(RUN.format("killed", "")), Path("killed/journal")
     until = time.monotonic() + PATIENCE
@@ -38,7 +38,7 @@ def test_a_killed_run_goes_on(tersor: Command) -> None:
 
     whole, resumed = start(RUN.format("whole", "")), start(RUN.format("killed", "--resume"))
     first, second = (json.loads(process.communicate()[0]) for process in (whole, resumed))
-    assert groups  # what was in the journal was read, not done again
+    assert groups  # groups in the journal were read, not computed again
     assert not journal.exists()
     for key in ("base", "result", "ledger"):
         assert first[key] == second[key]

@@ -1,4 +1,4 @@
-"""Outputs that are inputs, or no files: every verb says so at once, and what was there is as it was."""
+"""Outputs that are inputs, or not files: every command refuses at once and keeps earlier files."""
 
 import json
 import os
@@ -47,7 +47,7 @@ def contents() -> dict[str, bytes]:
 
 SHARD, INDEX = "shards/model-00001-of-00003.safetensors", "shards/model.safetensors.index.json"
 ROUND = "--max-drop 1 --model mine.py:net --task mine.py:task"
-# The command with {} for the output, and the inputs that must not be it.
+# The command with {} for the output, and the inputs that the output must not be.
 VERBS = [
     ("pack a.safetensors quantize bits=2 -q -o {}", ["a.safetensors"]),
     ("pack a.safetensors -q -o {}", ["a.safetensors"]),
@@ -88,7 +88,7 @@ NAMES: dict[str, Make] = {
     ids=str,
 )  # fmt: skip
 def test_an_input_is_never_written(files: Command, line: str, given: str, how: str) -> None:
-    if line.startswith("unpack"):  # it refuses the suffix by itself
+    if line.startswith("unpack"):  # it refuses the suffix first
         shutil.copy("a.tersor", "a.safetensors")
         line = line.replace("a.tersor", "a.safetensors")
     NAMES[how](given)
@@ -98,7 +98,7 @@ def test_an_input_is_never_written(files: Command, line: str, given: str, how: s
     before = contents()
     done = files(line.format(name))
     assert done.code == 2, done.err
-    assert f"error: {Path(name)}: is the file itself that is read" in done.err
+    assert f"error: {Path(name)}: is also the input" in done.err
     assert contents() == before
 
 
@@ -121,7 +121,7 @@ def test_a_run_does_not_write_what_it_read(files: Command, line: str, given: str
     before = contents()
     done = files(f"{line} -q")
     assert done.code == 2, done.err
-    assert f"{given}: is the file itself that is read" in done.err
+    assert f"{given}: is also the input" in done.err
     assert contents() == before
 
 
@@ -132,7 +132,7 @@ def test_a_lock_file_runs_into_another_folder(files: Command) -> None:
 
 @pytest.mark.parametrize("line", [line for line, _ in VERBS if ROUND not in line and "unpack" not in line])
 def test_a_file_beside_the_inputs_is_written_again(files: Command, line: str) -> None:
-    """An earlier result may lie in the folder of a checkpoint."""
+    """An earlier result may be in the folder of a checkpoint."""
     for _ in range(2):
         done = files(line.format("shards/out.tersor"))
         assert done.code == 0, done.err
@@ -142,7 +142,7 @@ def pipe() -> None:
     os.mkfifo("pipe")
 
 
-# What is asked for, what makes it, the exit code (0: it is written), what is said.
+# The output, the function that makes it, the exit code (0: it is written), the message.
 Odd = tuple[str, Callable[[], object], int, str]
 ODD: list[Odd] = [
     ("", lambda: None, 1, "is a folder"),
@@ -153,7 +153,7 @@ ODD: list[Odd] = [
     ("shards/", lambda: None, 1, "is a folder"),
     ("new/", lambda: None, 0, ""),
     ("new/deep/file", lambda: None, 0, ""),
-    ("missing/..", lambda: None, 1, "is no name of a file"),
+    ("missing/..", lambda: None, 1, "is not a file name"),
     ("/dev/null", lambda: None, 1, "is a device or a pipe"),
     ("pipe", pipe, 1, "is a device or a pipe"),
     ("n" * 256, lambda: None, 1, "File name too long"),
@@ -296,7 +296,7 @@ def test_an_input_with_a_name_that_is_none(files: Command) -> None:
     ],
 )
 def test_a_reader_that_goes_away_is_no_error(files: Command, line: str) -> None:
-    """tersor show --json FILE | head: it ended in a traceback."""
+    """tersor show --json FILE | head used to end in a traceback."""
     reading, writing = os.pipe()
     os.close(reading)
     words = [sys.executable, "-m", "tersor", *line.split()]
@@ -323,7 +323,7 @@ def test_a_folder_with_the_name_of_a_task_is_not_read(files: Command) -> None:
     assert resolve_files("digits") == [Path("digits")]
 
 
-def test_workers_are_not_passed_over_where_there_are_none(files: Command) -> None:
+def test_workers_are_refused_if_there_are_none(files: Command) -> None:
     done = files(f"pack a.safetensors {ROUND} --workers 2 -q -o n.tersor")
     assert done.code == 2
     assert "--workers" in done.err

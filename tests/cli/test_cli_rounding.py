@@ -47,13 +47,13 @@ def test_pack_rounds_without_a_model(weights: Command) -> None:
         ("pack w.safetensors -o m.tersor --task mine.py:task", "are for --max-drop"),
         (
             "pack w.safetensors -o m.tersor --max-drop 1 --model mine.py:net --task mine.py:task entropy",
-            "rounds and codes by itself",
+            "includes rounding and coding",
         ),
         ("pack w.safetensors -o m.tersor --max-drop -1 --model mine.py:net --task mine.py:task", "0 or more"),
         ("pack w.safetensors -o m.tersor rdoq nbytes=100", "needs the whole model"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(weights: Command, line: str, says: str) -> None:
+def test_wrong_options_are_refused(weights: Command, line: str, says: str) -> None:
     done = weights(line)
     assert done.code in (1, 2)
     assert says in done.err

@@ -29,7 +29,7 @@ def test_run_writes_its_folder(tersor: Command) -> None:
     assert facts == json.loads(Path("o/report.json").read_text())
     assert facts["files"]["result"]["nbytes"] == Path("o/model.tersor").stat().st_size
     assert list(facts["sites"]) == SITES
-    assert "latency" not in facts  # not measured, so not there
+    assert "latency" not in facts  # not measured, so absent
 
 
 def test_the_facts_agree_with_the_file_and_the_model(tersor: Command) -> None:
@@ -75,7 +75,7 @@ def test_the_lock_is_a_recipe_and_holds_the_run_to_its_result(tersor: Command) -
     assert "the lock says 0000000000000000" in done.json["error"]
 
 
-def test_a_finished_run_is_in_the_way(tersor: Command) -> None:
+def test_a_finished_run_is_not_overwritten(tersor: Command) -> None:
     first = tersor(f"{RUN} o {WORDS}")
     before = Path("o/model.tersor").read_bytes()
     for words in ("", "--resume "):
@@ -98,7 +98,7 @@ def test_the_same_run_gives_the_same_file(tersor: Command) -> None:
     assert "latency" in json.loads(Path("o1/report.json").read_text())
 
 
-def test_a_journal_is_in_the_way_and_resume_reports_again(tersor: Command) -> None:
+def test_a_journal_is_not_overwritten_and_resume_reports_again(tersor: Command) -> None:
     first = tersor(f"{RUN} o --keep-journal {WORDS}")
     before = Path("o/model.tersor").read_bytes()
     done = tersor(f"{RUN} o {WORDS}")
@@ -194,7 +194,7 @@ def test_weights_come_from_a_file(tersor: Command, suffix: str) -> None:
     assert all(torch.equal(found[name], value) for name, value in weights.items())
 
 
-def test_a_compressed_model_goes_on_from_its_forms(tersor: Command) -> None:
+def test_a_compressed_model_continues_from_its_forms(tersor: Command) -> None:
     first = tersor(f"{RUN} o1 prune keep=0.4").json
     second = tersor(
         "run o1/model.tersor --arch mine.py:net --task mine.py:task -q --json --out o2 entropy"
@@ -206,21 +206,21 @@ def test_a_compressed_model_goes_on_from_its_forms(tersor: Command) -> None:
         assert second[key] == whole[key]
 
 
-def test_what_was_lost_is_not_known_without_the_first_weights(tersor: Command) -> None:
-    """Not +0.00: the weights that the file began with are not those of the code, unless they are given."""
+def test_the_drop_is_unknown_without_the_first_weights(tersor: Command) -> None:
+    """Not +0.00: the weights in the code are not the first weights of the file, unless they are given."""
     first = {name: value + 0.5 for name, value in resolve_model("mine.py:net").state_dict().items()}
     safetensors.torch.save_file(first, "w.safetensors")
     tersor(f"{RUN} o1 --weights w.safetensors prune keep=0.1")
     go_on = "run o1/model.tersor --arch mine.py:net --task mine.py:task -q --json --out"
     unknown = tersor(f"{go_on} o2 measure").json
     assert "accuracy" not in unknown
-    assert "what was lost is not known" in unknown["steps"][-1]["notes"][-1]["text"]
+    assert "the drop is unknown" in unknown["steps"][-1]["notes"][-1]["text"]
     known = tersor(f"{go_on} o3 --base w.safetensors measure").json
     assert known["accuracy"] == tersor(f"{RUN} o4 --weights w.safetensors prune keep=0.1").json["accuracy"]
     safetensors.torch.save_file({k: v + 1 for k, v in first.items()}, "other.safetensors")
     done = tersor(f"{go_on} o5 --base other.safetensors measure")
     assert done.code == 1
-    assert "holds other weights than those that o1/model.tersor began with" in done.json["error"]
+    assert "does not hold the weights that o1/model.tersor was made from" in done.json["error"]
     assert tersor(f"{go_on} o6 distill").code == 1  # its teacher would be the first model
 
 
@@ -271,7 +271,7 @@ def test_torchvision_gives_architectures() -> None:
         resolve_model("torchvision:resnet81")
 
 
-def test_a_metric_of_ones_own_has_its_name_and_its_own_unit(tersor: Command) -> None:
+def test_a_users_metric_has_its_name_and_unit(tersor: Command) -> None:
     text = Path("mine.py").read_text().replace('"thirds", ', '"thirds", metric=likelihood, ')
     Path("mine.py").write_text(
         text + "\ndef likelihood(output, target):\n"

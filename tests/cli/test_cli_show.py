@@ -1,4 +1,4 @@
-"""tersor show --html: the page is written, its path is told, and the file is not overwritten."""
+"""tersor show --html: the page is written, its path is printed, and the file is not overwritten."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def test_the_page_is_written_beside_the_tables(tersor: Command) -> None:
     assert facts["html"] == {"name": "page.html", "nbytes": Path("page.html").stat().st_size}
 
 
-def test_the_tables_tell_bytes_entropy_distance_and_what_is_no_payload(tersor: Command) -> None:
+def test_the_tables_show_bytes_entropy_distance_and_the_rest_of_the_file(tersor: Command) -> None:
     done = packed(tersor)("show m.tersor")
     for word in ("bytes", "bits", "order 0", "distance", "share", "all of these", "text", "header"):
         assert word in done.out
@@ -42,7 +42,7 @@ def test_the_tables_tell_bytes_entropy_distance_and_what_is_no_payload(tersor: C
 def test_long_names_are_shown_to_their_ends(
     tersor: Command, monkeypatch: pytest.MonkeyPatch, columns: str
 ) -> None:
-    """Where no terminal limits the line they are in one piece."""
+    """Without a terminal, lines have no width limit and names are in one piece."""
     names = [f"encoder.layer.0.attention.self.{part}.of.a.very.long.module.in.a.long.{part}.weight"
              for part in ("query", "query.key", "query.key.value")]  # fmt: skip
     safetensors.torch.save_file({name: torch.randn(20, 30) for name in names}, "w.safetensors")
@@ -62,7 +62,7 @@ def test_the_file_itself_is_not_taken_for_the_page(tersor: Command) -> None:
     before = Path("m.tersor").read_bytes()
     done = tersor("show m.tersor --html m.tersor")
     assert done.code == 2
-    assert "is the file itself" in done.err
+    assert "is also the input" in done.err
     assert Path("m.tersor").read_bytes() == before
 
 
@@ -76,12 +76,12 @@ def test_cuts_are_shown_with_the_shape_as_given(tersor: Command) -> None:
 
 
 def test_what_else_a_file_holds_is_shown(tersor: Command) -> None:
-    """Its bytes add up to the file's."""
+    """The bytes of all parts add up to the file's."""
     for name, said in (
         ("grids", ("conv/conv2d:0", "stale", "-2048", "of edges of the graph")),
         ("replaced", ("replaced: product layers=2", "num_heads = 1", "the model")),
         ("attachments", ("config.json", "1,234", "onnx/model of café.onnx", "files that go with")),
-        ("history", ("2 quantize", "its name is all that is left", "3 prune", "keep=0.25")),
+        ("history", ("2 quantize", "only its name is kept", "3 prune", "keep=0.25")),
         ("tiny-grids", ("conv/relu:0", "12")),
     ):
         file = GOLDEN / f"{name}.tersor"

@@ -1,4 +1,4 @@
-"""Words and options, exit codes, and what goes to which stream."""
+"""Words and options, exit codes, stdout and stderr."""
 
 import json
 import os
@@ -51,7 +51,7 @@ def test_version(tersor: Command) -> None:
         ("run mine.py:net --out o prun", "did you mean 'prune'?"),
         ("run mine.py:net --out o prune keap=0.5", "no setting 'keap'; did you mean 'keep'?"),
         ("run mine.py:net --out o prune keep=2", "0 < keep <= 1"),
-        ("run mine.py:net --out o keep=0.5 prune", "stands before any step"),
+        ("run mine.py:net --out o keep=0.5 prune", "comes before any step"),
         ("run mine.py:net --out o prune where=*.wight", "matches no weight; did you mean"),
         ("run mine.py:nut --out o prune", "did you mean 'net'?"),
         ("run mini.py:net --out o prune", "did you mean 'mine.py'?"),
@@ -60,7 +60,7 @@ def test_version(tersor: Command) -> None:
         ("run mine.py:net --out o --seed -1 prune", "0 or more"),
     ],
 )
-def test_what_cannot_be_meant_is_2(tersor: Command, line: str, says: str) -> None:
+def test_a_wrong_call_exits_with_2(tersor: Command, line: str, says: str) -> None:
     done = tersor(line)
     assert done.code == 2
     assert says in done.err

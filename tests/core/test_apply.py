@@ -1,4 +1,4 @@
-"""Apply: cuts name given indices whatever was cut before; what is gone leaves nothing behind."""
+"""Apply: cuts name given indices regardless of earlier cuts; removed sites leave nothing behind."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -46,7 +46,7 @@ def test_cuts_along_two_axes_commute() -> None:
     assert torch.equal(one.forms["0.weight"].decode(), want)
 
 
-def test_of_sites_that_are_gone_no_cut_is_left(tmp_path: Path) -> None:
+def test_removed_sites_leave_no_cuts(tmp_path: Path) -> None:
     state = after(given(), Cut("0.weight", 0, (0, 1)), Cut("0.bias", 0, (0, 1)), Cut("2.weight", 1, (0, 1)))
     factors = LowRank(Dense(torch.ones(2, 1)), Dense(torch.ones(1, 5)))
     state = after(state, Edit("0.weight", state.forms["0.weight"], factors, "absorb"))
@@ -58,7 +58,7 @@ def test_of_sites_that_are_gone_no_cut_is_left(tmp_path: Path) -> None:
     assert load(tmp_path / "m.tersor").digest == state.digest
 
 
-def test_what_is_born_says_where_it_comes_from() -> None:
+def test_new_sites_have_an_origin() -> None:
     state = after(given(), Replace("2", "identity"))
     assert list(state.sites) == ["0.weight", "0.bias"]
     bare = start(nn.Sequential(nn.Linear(5, 6, bias=False)))
@@ -70,14 +70,14 @@ def grid(scale: float) -> Grid:
     return Grid(Dense(torch.tensor([[scale]])), Dense(torch.zeros(1, 1, dtype=torch.int16)), 8, False, 1)
 
 
-def test_a_grid_is_changed_only_from_the_one_that_is_there() -> None:
+def test_a_grid_is_changed_only_from_the_current_one() -> None:
     state = after(given(), Edit("0/linear", None, grid(1.0), "wrap"))
     assert (
         after(state, Edit("0/linear", grid(1.0), grid(2.0), "wrap")).grids["0/linear"].digest
         == grid(2.0).digest
     )
     for before in (None, grid(3.0)):
-        with pytest.raises(RefusedError, match="starts from a grid that is not there"):
+        with pytest.raises(RefusedError, match="starts from another grid"):
             after(state, Edit("0/linear", before, grid(2.0), "wrap"))
 
 
@@ -90,7 +90,7 @@ def test_a_change_of_a_module_makes_grids_stale(event: Any) -> None:
     assert after(state, event).grids["0/linear"].stale
 
 
-def test_the_digest_tells_every_part_of_a_state() -> None:
+def test_the_digest_depends_on_every_part_of_a_state() -> None:
     state = given()
     parts: list[State] = [
         state,

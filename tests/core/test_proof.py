@@ -1,4 +1,4 @@
-"""Proof: what a structural group may stand on, and how small an error is one."""
+"""Proof: which structural groups are accepted, and how small an error is found."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class Does:
 
 
 class Net(nn.Module):
-    """Two layers, an integer that scales the answers, and a dtype that forward may insist on."""
+    """Two layers, an integer that scales the outputs, and a dtype that forward may require."""
 
     def __init__(self, between: nn.Module | None = None, dtype: torch.dtype | None = None) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ TASK = Task(evaluate=[(X, torch.zeros(8, dtype=torch.int64))])
 
 
 def after(model: nn.Module, *events: Cut | Set, proof: str = "") -> tuple[State, str]:
-    """(what became of the model, what was said of the group)."""
+    """(the model after the group, the note on the group)."""
     result = run(model, Does(Group("group", events, proof)), TASK)
     (note,) = result.ledger.notes()
     assert (note.kind == "refused") == (result.digest == result.ledger.base)
@@ -66,8 +66,8 @@ def unit(*kept: int) -> list[Cut]:
 @pytest.mark.parametrize(
     "between", [nn.ReLU(), nn.Sigmoid(), nn.Sequential(nn.Tanh(), nn.Sigmoid())], ids=str
 )
-def test_zeros_stand_where_units_are_read(between: nn.Module) -> None:
-    """A sigmoid makes 0.5 of a unit whose weights are zero; a reader of zeros reads nothing."""
+def test_zeros_are_put_where_units_are_read(between: nn.Module) -> None:
+    """A sigmoid turns a unit with zero weights into 0.5; zero columns in the reader ignore the unit."""
     model = Net(between)
     result, said = after(model, *unit(0, 2, 3))
     assert said == "proved"
@@ -78,8 +78,8 @@ def test_zeros_stand_where_units_are_read(between: nn.Module) -> None:
 
 @pytest.mark.parametrize("dtype", [None, torch.float32], ids=["in float64", "in the model's own dtype"])
 @pytest.mark.parametrize("share", [1e-1, 1e-3])
-def test_a_small_error_is_one(dtype: torch.dtype | None, share: float) -> None:
-    """Two units that are nearly alike change places, and their readers do not."""
+def test_a_small_error_is_found(dtype: torch.dtype | None, share: float) -> None:
+    """Two nearly equal units are swapped, and their readers are not."""
     model = Net(dtype=dtype)
     with torch.no_grad():
         for tensor in (model.a.weight, model.a.bias):
@@ -91,31 +91,31 @@ def test_a_small_error_is_one(dtype: torch.dtype | None, share: float) -> None:
     assert after(model, *unit(0, 2, 3))[1] == "proved"
 
 
-def test_a_cut_of_the_answers_is_taken_back() -> None:
+def test_a_cut_of_the_outputs_is_undone() -> None:
     cuts = [Cut("b.weight", 0, (0, 1)), Cut("b.bias", 0, (0, 1))]
     assert after(Net(), *cuts)[1] == "refused"
     assert after(Net(), *cuts, proof="runs")[1] == "refused"
 
 
-def test_an_integer_that_changes_answers_is_taken_back_unless_it_is_meant() -> None:
+def test_an_integer_that_changes_outputs_is_undone_unless_intended() -> None:
     assert after(Net(), Set("", "times", 3))[1] == "refused"
     result, said = after(Net(), Set("", "times", 3), proof="runs")
     assert said == "proved"
     torch.testing.assert_close(result.model()(X), Net()(X) * 2 / 3)
 
 
-def test_answers_that_are_not_finite_are_taken_back_always() -> None:
+def test_outputs_that_are_not_finite_are_always_undone() -> None:
     assert after(Net(), Set("", "times", 0), proof="runs")[1] == "refused"
 
 
-def test_a_proof_that_is_none_is_refused() -> None:
-    """A misspelt one would ask for less than was meant."""
+def test_an_unknown_proof_is_refused() -> None:
+    """A misspelt proof would check less than intended."""
     with pytest.raises(SettingError, match="masked"):
         Group("group", unit(0, 1, 2), proof="maskd")
 
 
 class Avoided(nn.Module):
-    """Its error speaks of what is void."""
+    """A layer whose error contains the word "void"."""
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[1] != 4:
@@ -123,5 +123,5 @@ class Avoided(nn.Module):
         return x
 
 
-def test_an_error_that_speaks_of_void_is_refused_as_any_other() -> None:
+def test_an_error_with_the_word_void_is_an_error() -> None:
     assert after(Net(Avoided()), *unit(0, 1, 2))[1] == "refused"

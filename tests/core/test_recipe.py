@@ -1,4 +1,4 @@
-"""Recipes: Python, YAML and words say the same; what cannot be meant is refused with the near miss."""
+"""Recipes: Python, YAML and words give the same recipe; wrong input is refused with the near miss."""
 
 import itertools
 import json
@@ -27,7 +27,7 @@ steps:
 WORDS = ["prune", "keep=0.1", "per=channel", "where=a.*,!a.b", "quantize", "bits=4", "entropy"]
 
 
-def test_three_skins_one_recipe() -> None:
+def test_python_yaml_and_words_give_one_recipe() -> None:
     assert from_yaml(YAML, STEPS) == PYTHON
     assert from_yaml(YAML, STEPS).digest == PYTHON.digest
     # On the command line a list of globs is one text with commas; it means the same sites.
@@ -80,7 +80,7 @@ def test_settings_may_be_left_out() -> None:
         assert from_yaml(text, STEPS).steps == (Entropy(),)
 
 
-def test_the_digest_tells_steps_settings_order_and_seed() -> None:
+def test_the_digest_depends_on_steps_settings_order_and_seed() -> None:
     recipes = [
         Recipe(steps, seed)
         for steps in ((Prune(),), (Prune(keep=0.4),), (Prune(), Entropy()), (Entropy(), Prune()))
@@ -156,7 +156,7 @@ def test_errors_name_the_file(tmp_path: Path) -> None:
 
 
 WORDS_REFUSED: list[tuple[list[str], str]] = [
-    (["keep=0.5"], "'keep=0.5' stands before any step; begin with one of cluster, distill"),
+    (["keep=0.5"], "'keep=0.5' comes before any step; begin with one of cluster, distill"),
     (["prume"], "no step 'prume'; did you mean 'prune'?"),
     (["prune", "kepe=1"], "prune: no setting 'kepe'; did you mean 'keep'?"),
     (["prune", "keep=0"], "prune: keep=0.0, but"),

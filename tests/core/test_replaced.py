@@ -1,4 +1,4 @@
-"""A layer that is replaced by two: what the lock, the file and the sizes say of sites that went and came."""
+"""A layer that is replaced by two: lock, file and sizes with removed and new sites."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -45,14 +45,14 @@ def replaced() -> tuple[nn.Module, State]:
     return model, run(model, [Factorize(rank=2, where="0.weight"), Parts()], TASK)
 
 
-def test_the_lock_names_what_came(replaced: tuple[nn.Module, State]) -> None:
+def test_the_lock_names_new_sites(replaced: tuple[nn.Module, State]) -> None:
     model, result = replaced
     assert [entry.kind for entry in result.ledger.notes(first=-1)] == ["proved"]
     assert set(lock(result)["result"]) == {"0.0.weight", "0.1.weight", "0.1.bias"}
     assert undo(result).digest == start(model).digest
 
 
-def test_the_file_is_sound_and_knows_what_was_given(
+def test_the_file_is_sound_and_knows_the_given_model(
     replaced: tuple[nn.Module, State], tmp_path: Path
 ) -> None:
     model, result = replaced
@@ -63,10 +63,8 @@ def test_the_file_is_sound_and_knows_what_was_given(
     assert torch.equal(found.model(model)(X), result.model()(X))
 
 
-def test_bytes_that_were_given_are_told_or_not_known(
-    replaced: tuple[nn.Module, State], tmp_path: Path
-) -> None:
-    """A file does not have the sites that went: alone it does not know what they took."""
+def test_given_bytes_are_reported_or_unknown(replaced: tuple[nn.Module, State], tmp_path: Path) -> None:
+    """A file does not have the removed sites, so it does not know their bytes."""
     model, result = replaced
     given = sum(value.nbytes for value in model.state_dict().values())
     assert result.given_nbytes == given
@@ -77,6 +75,6 @@ def test_bytes_that_were_given_are_told_or_not_known(
     assert found.given_nbytes is None
     (note,) = run(found, Measure()).ledger.notes("nbytes")
     assert note.data == {"after": result.nbytes}
-    assert "what was given is not known" in note.text
+    assert "the given bytes are unknown" in note.text
     (note,) = run(found.on(model), Measure(), TASK).ledger.notes("nbytes")
     assert note.data == {"before": given, "after": result.nbytes}

@@ -1,4 +1,4 @@
-"""Run, undo, replay, lock: the only writer refuses what is not as it says, and leaves what was given."""
+"""Run, undo, replay, lock: the executor refuses untrue edits, and does not change its inputs."""
 
 import copy
 import gc
@@ -34,7 +34,7 @@ W = "layers.0.weight"
 
 @dataclass(frozen=True)
 class Fake:
-    """A step that yields what it is told."""
+    """A step that yields given groups."""
 
     name: ClassVar[str] = "fake"
     where: ClassVar[str] = "*"
@@ -87,8 +87,8 @@ BAD: dict[str, tuple[Callable[[View], Edit], str]] = {
     "wrong shape": (lambda v: edit(v, Dense(torch.zeros(5, 7))), "shape [7, 5] became [5, 7]"),
     "NaN": (lambda v: edit(v, changed(v, torch.nan)), "decodes to NaN or infinity"),
     "infinity": (lambda v: edit(v, changed(v, -torch.inf), "absorb"), "decodes to NaN or infinity"),
-    "stale before": (lambda v: edit(v, half(v), before=half(v)), "starts from a form that is not there"),
-    "no such site": (lambda v: edit(v, half(v), site="nowhere", before=half(v)), "form that is not there"),
+    "stale before": (lambda v: edit(v, half(v), before=half(v)), "starts from another form"),
+    "no such site": (lambda v: edit(v, half(v), site="nowhere", before=half(v)), "starts from another form"),
     "unknown relation": (lambda v: edit(v, half(v), "replace"), "an edit is one of wrap, refine"),
     "false wrap": (
         lambda v: edit(v, Masked(Dense(bits(v) > 0), half(v)), "wrap"),
@@ -122,7 +122,7 @@ def test_the_sign_of_zero_is_a_bit() -> None:
 
 
 @pytest.mark.parametrize(("how", "value"), [("lossless", 0.5), ("refine", torch.nan)])
-def test_the_last_slice_is_looked_at_too(how: str, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_last_slice_is_checked_too(how: str, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tersor.forms.form.SLICE", 4)
 
     def last(view: View) -> Form:
@@ -134,7 +134,7 @@ def test_the_last_slice_is_looked_at_too(how: str, value: float, monkeypatch: py
         run(tiny("mlp").model, [Fake(lambda view: [(edit(view, last(view), how),)])])
 
 
-def test_what_overflows_in_the_models_own_dtype_is_refused() -> None:
+def test_overflow_in_the_models_dtype_is_refused() -> None:
     model = nn.Linear(2, 2).half()
     with pytest.raises(RefusedError, match="infinity"):
         run(model, [Fake(lambda v: [(edit(v, Dense(torch.full((2, 2), 1e5)), site="weight"),)])])
@@ -154,7 +154,7 @@ def test_a_group_is_applied_whole_or_not_at_all() -> None:
 
     given = start(t.model)
     forms = dict(given.forms)
-    with pytest.raises(RefusedError, match="not there"):
+    with pytest.raises(RefusedError, match="starts from another form"):
         run(given, [Fake(groups)])
     assert seen == {"ran": "yes"}
     assert given.forms == forms
@@ -175,7 +175,7 @@ def test_a_step_sees_the_state_at_its_beginning() -> None:
 
 
 def state_of(model: nn.Module) -> list[Any]:
-    """All that a run might change on a module."""
+    """Everything that a run might change in a module."""
     state: list[Any] = []
     for name, module in model.named_modules():
         state.append((name, module.training, sorted(vars(module))))
@@ -243,7 +243,7 @@ def test_undo_step_by_step_is_the_run_step_by_step(whole: tuple[Any, State], jou
         assert torch.equal(value, t.model.state_dict()[key])
 
 
-def test_what_was_undone_can_be_run_on(whole: tuple[Any, State]) -> None:
+def test_an_undone_state_can_be_run_again(whole: tuple[Any, State]) -> None:
     t, result = whole
     again = run(undo(result, 1), [Entropy()], t.task)
     assert again.digest == result.digest
@@ -273,12 +273,12 @@ def test_lossless_steps_are_undone_without_a_journal_and_others_are_not(
 ) -> None:
     _, result = whole
     assert undo(result, 1).digest == undo(result, 1, journal=journal).digest
-    with pytest.raises(RefusedError, match=r"undo: steps=2 .* by a journal only.*journal=FOLDER"):
+    with pytest.raises(RefusedError, match=r"undo: steps=2 .* only a journal keeps.*journal=FOLDER"):
         undo(result, 2)
     assert undo(result, 3).digest == result.ledger.base
 
 
-def test_runs_that_went_on_are_undone_by_their_journals_in_order(
+def test_continued_runs_are_undone_with_their_journals_in_order(
     whole: tuple[Any, State], tmp_path: Path
 ) -> None:
     t, result = whole
@@ -293,14 +293,14 @@ def test_runs_that_went_on_are_undone_by_their_journals_in_order(
         replay(t.model, both.ledger, folders[:1])
 
 
-def test_of_several_codings_the_first_plain_form_comes_back() -> None:
+def test_undo_of_several_codings_gives_the_first_plain_form() -> None:
     plain = run(wide(), Quantize(bits=4))
     twice = run(plain, [Entropy(coder="huffman"), Entropy(coder="max")])
     assert [entry.how for entry in twice.ledger.edits() if entry.site == "weight"][1:] == ["lossless"] * 2
     assert undo(twice, 2).digest == plain.digest
     assert undo(twice, 2).ledger.digest == plain.ledger.digest
     with pytest.raises(
-        RefusedError, match=r"undo: weight: its form before held another coding.*journal=FOLDER"
+        RefusedError, match=r"undo: weight: the earlier form was coded in another way.*journal=FOLDER"
     ):
         undo(twice, 1)
 
@@ -318,7 +318,7 @@ def test_coding_that_leaves_out_what_a_mask_hides_is_undone_to_the_same_weights(
 
 
 def wide() -> nn.Module:
-    """A layer on which coders pay, the later one more."""
+    """A layer that coders shorten, the later coder more."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return nn.Linear(64, 96)
@@ -327,7 +327,7 @@ def wide() -> nn.Module:
 def test_a_journal_of_another_run_does_not_undo(whole: tuple[Any, State], tmp_path: Path) -> None:
     t, result = whole
     run(t.model, [Prune(keep=0.25), Cluster(entries=4)], t.task, journal=tmp_path)
-    with pytest.raises(JournalError, match="this journal is of another run"):
+    with pytest.raises(JournalError, match="this journal belongs to another run"):
         undo(result, 2, journal=tmp_path)
 
 
@@ -391,7 +391,7 @@ def test_the_keys_of_the_executor_are_its_own(key: str) -> None:
         run(tiny("mlp").model, Taking())
 
 
-def test_a_trial_changes_nothing_and_says_what_would_be() -> None:
+def test_a_trial_changes_nothing_and_returns_its_result() -> None:
     t, found = tiny("mlp"), {}
 
     def groups(view: View) -> Iterator[Any]:
@@ -436,11 +436,11 @@ def test_a_lock_refuses_another_result(whole: tuple[Any, State]) -> None:
     t, result = whole
     document = copy.deepcopy(lock(result))
     document["steps"][0]["prune"]["keep"] = 0.25
-    with pytest.raises(RefusedError, match=r"lock: layers\.0\.weight came out as .*, the lock says"):
+    with pytest.raises(RefusedError, match=r"lock: the result for layers\.0\.weight is .*, the lock says"):
         run(t.model, from_yaml(dump(document), STEPS), t.task)
     document = lock(result)
     document["result"]["layers.9.weight"] = "0" * 16
-    with pytest.raises(RefusedError, match=r"lock: layers\.9\.weight came out as no such site"):
+    with pytest.raises(RefusedError, match=r"lock: the result for layers\.9\.weight is no such site"):
         run(t.model, from_yaml(dump(document), STEPS), t.task)
 
 
@@ -493,7 +493,7 @@ def test_weights_alone_can_be_compressed_but_not_trained() -> None:
     assert torch.equal(t.out(result.model(t.model)), t.out(run(t.model, [Prune(), Quantize()]).model()))
     with pytest.raises(SettingError, match=r"a file holds weights, not code: give the model"):
         result.model()
-    with pytest.raises(RefusedError, match="finetune: needs the model itself"):
+    with pytest.raises(RefusedError, match="finetune: needs the model, and"):
         run(bare, [STEPS["finetune"]()], t.task)
 
 
@@ -509,24 +509,24 @@ def test_tied_tensors_stay_tied() -> None:
     assert model.head.weight is model.embed.weight
 
 
-def test_the_watch_is_told() -> None:
-    told: list[Any] = []
+def test_the_observer_is_called() -> None:
+    calls: list[Any] = []
 
     class Teller(Observer):
         def step(self, number: int, total: int, name: str) -> None:
-            told.append((number, total, name))
+            calls.append((number, total, name))
 
         def progress(self, done: int, total: int, text: str = "") -> None:
-            told.append((done, total))
+            calls.append((done, total))
 
     t = tiny("mlp")
     run(t.model, [Quantize(), STEPS["finetune"](epochs=3)], t.task, observer=Teller())
-    assert told == [
+    assert calls == [
         (1, 2, "quantize"), (1, 4), (2, 4), (3, 4), (4, 4), (2, 2, "finetune"), (6, 6),
     ]  # fmt: skip
 
 
-def test_the_seed_counts_where_something_is_drawn() -> None:
+def test_the_seed_changes_random_steps() -> None:
     model, step = tiny("conv").model, Cluster(init="kmeans++", iterations=1)
     digests = [run(model, [step], seed=seed).digest for seed in (0, 0, 1)]
     assert digests[0] == digests[1] != digests[2]
@@ -546,7 +546,7 @@ def test_forms_are_shared_not_copied_when_they_stay() -> None:
 
 
 def test_forms_of_a_codebook_and_a_product_pass_the_check() -> None:
-    """check_edit asks forms, not their kind."""
+    """Edits are checked through methods of forms, not by their kind."""
     book = Codebook(Dense(torch.zeros(7, 5, dtype=torch.uint8)), Dense(torch.ones(1)))
     thin = LowRank(Dense(torch.ones(7, 1)), Dense(torch.ones(1, 5)))
     grid = Affine(Dense(torch.ones(7, 5, dtype=torch.int8)), coded(torch.ones(7, 1)))
@@ -556,7 +556,7 @@ def test_forms_of_a_codebook_and_a_product_pass_the_check() -> None:
         ).all()
 
 
-def test_steps_that_look_at_weights_alone_do_not_care_for_the_task() -> None:
+def test_steps_that_use_only_weights_ignore_the_task() -> None:
     t = tiny("conv")
     steps = [Prune(keep=0.3), Quantize(bits=4), Entropy()]
     assert run(t.model, steps).digest == run(t.model, steps, Task(evaluate=t.task.evaluate)).digest
@@ -564,7 +564,8 @@ def test_steps_that_look_at_weights_alone_do_not_care_for_the_task() -> None:
 
 @pytest.mark.parametrize("word", ["prune", "entropy", "measure", "finetune"])
 def test_a_run_leaves_nothing_that_waits_for_the_garbage_collector(word: str) -> None:
-    """pack runs an executor for each tensor: in a circle, past forms stay until Python looks for circles."""
+    """pack runs an executor for each tensor: a reference cycle would keep past forms in memory until the
+    garbage collector runs."""
     t = tiny("mlp")
     gc.collect()
     gc.disable()

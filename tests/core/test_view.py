@@ -1,4 +1,4 @@
-"""View: statistics and seeds are of the state that is seen, trials are runs of their own."""
+"""View: statistics and seeds belong to the visible state, and trials are separate runs."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from tersor.steps import STEPS, Cluster, Finetune, Prune, Quantize
 
 @dataclass(frozen=True)
 class Looks:
-    """A step that does this with its view, and yields what comes of it."""
+    """A step that calls a function with its view, and yields the result."""
 
     does: Callable[[View], Any]
     name: ClassVar[str] = "looks"
@@ -98,7 +98,7 @@ def test_facts_of_a_trial_are_its_own() -> None:
     assert facts[1]["accuracy"]["after"][0] == pytest.approx(float(scores.mean()))
 
 
-def test_every_step_site_and_trial_draws_otherwise() -> None:
+def test_every_step_site_and_trial_has_its_own_random_numbers() -> None:
     model, seeds = tiny("mlp").model, []
 
     def look(view: View) -> None:
@@ -125,8 +125,8 @@ def test_every_step_site_and_trial_draws_otherwise() -> None:
     assert result.digest == result.ledger.base
 
 
-def test_a_trial_goes_on_from_what_was_done_before_the_step() -> None:
-    """Its ledger is that of a run of these steps, whatever the recipe has in store."""
+def test_a_trial_continues_from_the_steps_before_it() -> None:
+    """Its ledger is that of a run of these steps, independent of later steps of the recipe."""
     t, found = tiny("mlp"), []
 
     def tries(view: View) -> None:
@@ -169,7 +169,7 @@ TRIALS = {
 
 @pytest.mark.parametrize("what", TRIALS)
 def test_trials_have_journals_of_their_own(what: str, tmp_path: Path) -> None:
-    """With and without a journal, cut off between two trials or not: the same trials."""
+    """The trials are the same with and without a journal, interrupted between two trials or not."""
     t = tiny("conv")
 
     def tried(stop: int, found: list[str]) -> Any:

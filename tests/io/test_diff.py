@@ -341,7 +341,7 @@ def test_the_old_file_is_not_overwritten(files: Path, tmp_path: Path) -> None:
     path.write_bytes((files / "old.int8.tersor").read_bytes())
     diff(path, files / "new.int8.tersor", tmp_path / "p")
     for taken in (path, tmp_path / "p"):
-        with pytest.raises(SettingError, match="is the file itself that is read"):
+        with pytest.raises(SettingError, match="is also the input"):
             patch(path, tmp_path / "p", taken)
     assert path.read_bytes() == (files / "old.int8.tersor").read_bytes()
 

@@ -65,9 +65,9 @@ def test_as_few_steps_as_necessary_become_a_line(tmp_path: Path) -> None:
     save(state_of(20, 4, "w" * 400), tmp_path / "large.tersor")
     large = load(tmp_path / "large.tersor")
     assert 0 < len(large.ledger.past) < 20
-    with pytest.raises(RefusedError, match=f"undo: of the first {len(large.ledger.past)} steps only names"):
+    with pytest.raises(RefusedError, match=f"names of the first {len(large.ledger.past)} steps"):
         undo(large, 19)
-    with pytest.raises(RefusedError, match="lock: the settings of the oldest steps"):
+    with pytest.raises(RefusedError, match="lock: this ledger no longer has the settings"):
         lock(large)
 
 

@@ -414,11 +414,9 @@ def test_a_chain_of_runs_through_files(tmp_path: Path) -> None:
     save(memory, tmp_path / "at-once.tersor")
     assert (tmp_path / "at-once.tersor").read_bytes() == path.read_bytes()
 
-    with pytest.raises(RefusedError, match="past weights are kept by a journal only"):
+    with pytest.raises(RefusedError, match="only a journal keeps past weights"):
         undo(after, 1)
-    with pytest.raises(
-        RefusedError, match=f"of the first {lines} steps only names are left.*at most {60 - lines} "
-    ):
+    with pytest.raises(RefusedError, match=f"names of the first {lines} steps.*at most {60 - lines} "):
         undo(after, 60 - lines + 1)
     with pytest.raises(RefusedError, match="needs the model as it was first given"):
         undo(after)

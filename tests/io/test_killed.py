@@ -266,7 +266,7 @@ def test_folder_appears_complete(tmp_path: Path) -> None:
         assert {entry.name for entry in tmp_path.iterdir()} == {folder.name}
     assert read_all(path) == {"x": b"1"}
     assert list(tmp_path.iterdir()) == [path]
-    with pytest.raises(StorageError, match="is there already"), atomic_folder(path):
+    with pytest.raises(StorageError, match="exists already"), atomic_folder(path):
         pass
     assert read_all(path) == {"x": b"1"}
 

@@ -216,7 +216,7 @@ def test_invalid_sizes(text: int | str, packed: Path, tmp_path: Path) -> None:
 def test_an_existing_folder_is_left_alone(packed: Path, tmp_path: Path) -> None:
     (tmp_path / "f").mkdir()
     (tmp_path / "f" / "mine").write_text("")
-    with pytest.raises(StorageError, match="is there already"):
+    with pytest.raises(StorageError, match="exists already"):
         unpack(packed, tmp_path / "f", shard="1GB")
     assert [path.name for path in (tmp_path / "f").iterdir()] == ["mine"]
 

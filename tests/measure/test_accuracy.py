@@ -1,4 +1,4 @@
-"""Estimates and drops against scipy, simulation and plain arithmetic."""
+"""Estimates and drops compared with scipy, simulation and plain arithmetic."""
 
 import json
 import math
@@ -69,8 +69,8 @@ def test_the_drop_of_other_scores() -> None:
     assert not other.significant, "a gain is no drop"
 
 
-def test_pairs_are_surer_than_two_intervals() -> None:
-    """9 of 1000 lost, nothing won: real, though the two intervals overlap widely."""
+def test_pairs_are_sharper_than_two_intervals() -> None:
+    """9 of 1000 lost and none won is significant, although the two intervals overlap widely."""
     before = np.r_[np.ones(900), np.zeros(100)]
     after = np.r_[np.ones(891), np.zeros(109)]
     assert accuracy(after).high > accuracy(before).low
@@ -87,11 +87,11 @@ def test_no_drop_has_no_sign() -> None:
         ([], "no scores"),
         (torch.zeros(0), "no scores"),
         ([1.0, math.nan], "1 scores are not finite"),
-        (torch.zeros(2, 2), "a row of numbers"),
-        (torch.tensor(1.0), "a row of numbers"),
+        (torch.zeros(2, 2), "a flat list of numbers"),
+        (torch.tensor(1.0), "a flat list of numbers"),
     ],
 )
-def test_scores_that_are_none(scores: Any, words: str) -> None:
+def test_wrong_scores_are_refused(scores: Any, words: str) -> None:
     with pytest.raises(SettingError, match=words):
         accuracy(scores)
     with pytest.raises(SettingError, match=words):

@@ -1,4 +1,4 @@
-"""Bits a form stores, and the order-0 bound, against counting by hand."""
+"""The bits that a form stores, and the order-0 bound, compared with counts by hand."""
 
 import math
 from collections import Counter
@@ -67,7 +67,7 @@ def big(form: str) -> Form:
 
 @pytest.mark.parametrize("form", ["dense", "affine", "lowrank", "masked"])
 def test_coding_comes_near_the_bound_and_never_below(form: str) -> None:
-    """But for headers of streams: at most 64 bytes each here."""
+    """Except for stream headers: at most 64 bytes each here."""
     found = bits_of(big(form))
     assert found.bound <= found.stored <= 1.02 * found.bound + 8 * 64 * 2
     assert found.per_weight == found.stored / (64 * 64)

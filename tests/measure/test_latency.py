@@ -1,4 +1,4 @@
-"""Latency on a machine with a clock of its own: what is called when, and what the numbers then have to be."""
+"""Latency with a simulated clock: the order of calls, and the numbers that follow from it."""
 
 import gc
 import time
@@ -17,7 +17,7 @@ MS = 1_000_000
 
 
 class Machine:
-    """A clock in ns that only the candidates move, each by its cost times the drift of the moment."""
+    """A clock in ns that only the candidates advance, each by its cost times the current drift."""
 
     def __init__(self, drift: Callable[[int], float] = lambda now: 1.0):
         self.now, self.drift, self.calls = 0, drift, [""][:0]
@@ -74,7 +74,7 @@ def test_the_order_of_calls(machine: Machine) -> None:
 
 
 def test_drift_cancels_in_the_ratio(machine: Machine) -> None:
-    """A machine that gets three times slower: medians wander, the ratio does not."""
+    """The machine gets three times slower: medians change, the ratio does not."""
     machine.drift = lambda now: 1 + 2 * now / (1200 * MS)
     runs = {"slow": machine.candidate("slow", 0.2), "fast": machine.candidate("fast", 0.1)}
     found = interleave(runs, rounds=41)
@@ -110,7 +110,7 @@ def test_outliers_do_not_move_the_median(machine: Machine) -> None:
 def test_a_call_too_short_for_the_clock(machine: Machine) -> None:
     found = interleave({"a": lambda: None, "b": machine.candidate("b", 1.0)}, rounds=1, warmup_ms=0)
     assert found["a"].calls == latency.MOST_CALLS
-    with pytest.raises(SettingError, match="rounds of no time"):
+    with pytest.raises(SettingError, match="rounds of 0 ms"):
         ratio(found["b"], found["a"])
 
 

@@ -1,4 +1,4 @@
-"""Leaves against counting by hand."""
+"""Leaf costs compared with counts by hand."""
 
 import math
 from collections import Counter
@@ -33,7 +33,7 @@ def test_a_leaf_of_codes_has_their_entropy_and_their_histogram(codes: list[int])
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=60))
-def test_what_a_mask_hides_is_not_counted(keep: list[bool]) -> None:
+def test_masked_elements_are_not_counted(keep: list[bool]) -> None:
     index = torch.arange(len(keep)).remainder(4).to(torch.uint8)[None]
     mask = torch.tensor([keep])
     for form in (

@@ -1,4 +1,4 @@
-"""Bytes against sums by hand and against what safetensors writes."""
+"""Bytes compared with sums by hand and with files of safetensors."""
 
 from pathlib import Path
 
@@ -44,11 +44,11 @@ def test_other_kinds_of_numbers() -> None:
     assert fp32_nbytes(nn.ReLU()) == 0
 
 
-def test_tensors_without_memory_are_told_apart() -> None:
+def test_tensors_without_memory_are_distinct() -> None:
     assert fp32_nbytes(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)).to("meta")) == 4 * 40
 
 
-def test_parts_of_one_memory_are_told_apart() -> None:
+def test_parts_of_one_memory_are_distinct() -> None:
     model = nn.Module()
     whole = torch.zeros(10)
     model.a, model.b = nn.Parameter(whole[:5]), nn.Parameter(whole[5:])
@@ -73,5 +73,5 @@ def test_files_and_folders(tmp_path: Path) -> None:
     assert file_nbytes(str(tmp_path)) == 12
     assert file_nbytes(tmp_path / "a", tmp_path, tmp_path / "sub") == 12
     assert file_nbytes() == 0
-    with pytest.raises(StorageError, match="nowhere: there is no such file"):
+    with pytest.raises(StorageError, match="nowhere: no such file"):
         file_nbytes(tmp_path / "nowhere")

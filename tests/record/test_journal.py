@@ -317,7 +317,7 @@ def test_other_code_is_refused_and_unseen_code_is_named(tmp_path: Path) -> None:
     assert not said
     builtin = replace(t.task, target=operator.itemgetter(1))
     run(t.model, [Quantize()], builtin, journal=tmp_path / "b", observer=Hears())
-    assert said == ["journal: a change of this code would not be seen: task: target"]
+    assert said == ["journal: a change of this code would not be noticed: task: target"]
 
 
 def test_the_same_weights_with_another_past_are_refused(tmp_path: Path) -> None:

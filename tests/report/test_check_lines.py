@@ -1,4 +1,4 @@
-"""tersor check: what is said of a recipe is what a real run of it does."""
+"""tersor check: the report on a recipe agrees with a real run of it."""
 
 import itertools
 from contextlib import suppress
@@ -43,20 +43,20 @@ def test_sound_recipes_have_no_warning(words: str) -> None:
 @pytest.mark.parametrize(
     ("words", "step", "says"),
     [
-        ("quantize quantize bits=4", 1, "absorbs what step 1 quantize made (affine)"),
-        ("cluster quantize", 1, "absorbs what step 1 cluster made (codebook)"),
-        ("quantize scheme=log cluster epochs=3", 1, "absorbs what step 1 quantize made (loggrid)"),
-        ("prune factorize", 1, "absorbs what step 1 prune made (masked)"),
-        ("prune quantize cluster", 2, "absorbs what step 2 quantize made (affine)"),
-        ("factorize factorize keep=0.3", 1, "absorbs what step 1 factorize made (lowrank)"),
-        ("quantize where=conv* cluster where=*", 1, "absorbs what step 1 quantize made (affine)"),
-        ("entropy finetune", 1, "stores plain again what step 1 entropy coded"),
-        ("quantize entropy distill", 2, "stores plain again what step 2 entropy coded"),
-        ("entropy prune", 1, "stores plain again what step 1 entropy coded"),
-        ("cluster entropy quantize", 2, "absorbs what step 1 cluster made (codebook)"),
+        ("quantize quantize bits=4", 1, "absorbs the result of step 1 quantize (affine)"),
+        ("cluster quantize", 1, "absorbs the result of step 1 cluster (codebook)"),
+        ("quantize scheme=log cluster epochs=3", 1, "absorbs the result of step 1 quantize (loggrid)"),
+        ("prune factorize", 1, "absorbs the result of step 1 prune (masked)"),
+        ("prune quantize cluster", 2, "absorbs the result of step 2 quantize (affine)"),
+        ("factorize factorize keep=0.3", 1, "absorbs the result of step 1 factorize (lowrank)"),
+        ("quantize where=conv* cluster where=*", 1, "absorbs the result of step 1 quantize (affine)"),
+        ("entropy finetune", 1, "stores decoded what step 1 entropy coded"),
+        ("quantize entropy distill", 2, "stores decoded what step 2 entropy coded"),
+        ("entropy prune", 1, "stores decoded what step 1 entropy coded"),
+        ("cluster entropy quantize", 2, "absorbs the result of step 1 cluster (codebook)"),
     ],
 )
-def test_what_is_given_up_is_told(words: str, step: int, says: str) -> None:
+def test_losses_are_reported(words: str, step: int, says: str) -> None:
     found = warnings(words)
     assert any(says in text for text in found[step])
     assert not any(found[:step])
@@ -67,19 +67,19 @@ EDITING = [word for word in STEPS if word not in ("measure", "export")]
 
 
 @pytest.mark.parametrize("pair", list(itertools.product(EDITING, repeat=2)), ids="-".join)
-def test_every_pair_is_told_as_it_runs(pair: tuple[str, str]) -> None:
-    """What a real run absorbs and what it leaves uncoded is what was told of the model beforehand. Whether a
-    coder shortens a small bias depends on its values, so weights alone are compared."""
+def test_every_pair_is_reported_as_it_runs(pair: tuple[str, str]) -> None:
+    """A real run absorbs forms and leaves leaves uncoded as the check reported. Whether a coder shortens a
+    small bias depends on its values, so only weights are compared."""
     model = nn.Sequential(nn.Linear(5, 64), nn.ReLU(), nn.Linear(64, CLASSES))
     task, recipe = tiny("mlp").task, recipe_from_words(list(pair))
-    said: dict[str, set[str]] = {"absorbs": set(), "stores": set()}
+    reported: dict[str, set[str]] = {"absorbs": set(), "stores": set()}
     for warning in check(recipe, model)[1]["warnings"]:
-        said[warning["text"].split()[0]] |= set(warning["sites"]) & WEIGHTS
+        reported[warning["text"].split()[0]] |= set(warning["sites"]) & WEIGHTS
     first = run(model, Recipe(recipe.steps[:1]), task)
     both = run(model, recipe, task)
     absorbed = {e.site for e in both.ledger.edits() if e.step == 1 and e.how == "absorb"} & WEIGHTS
     uncoded = {name for name in WEIGHTS if coded(first.forms[name]) and not coded(both.forms[name])}
-    assert said == {"absorbs": absorbed, "stores": uncoded}
+    assert reported == {"absorbs": absorbed, "stores": uncoded}
 
 
 WEIGHTS = {"0.weight", "2.weight"}
@@ -110,8 +110,8 @@ def test_with_a_model_the_sites_are_named() -> None:
     assert finetune["sites"] == ["head.weight"]
 
 
-def test_cuts_are_told_without_a_task_to_prove_them_on() -> None:
-    """A dry run says what the groups would cut; the run itself proves them."""
+def test_cuts_are_reported_without_a_task_to_prove_them_on() -> None:
+    """A dry run reports what the groups would cut; only a real run proves them."""
     (facts,) = check(Recipe((Halving("mlp"),)), tiny("mlp").model)
     cut = [f"layers.{number}.{word}" for number in (0, 4) for word in ("weight", "bias")]
     assert set(facts["sites"]) == {*cut, "layers.2.weight", "layers.6.weight"}
@@ -124,7 +124,7 @@ def test_with_a_model_globs_and_layers_are_checked() -> None:
     with pytest.raises(SettingError, match="no layer 'steam'; did you mean 'stem'"):
         check(recipe_from_words(["distill", "features=steam"]), model)
     assert check(recipe_from_words(["distill", "features=stem"]), model)
-    assert check(recipe_from_words(["distill", "features=steam"]))  # nobody knows without a model
+    assert check(recipe_from_words(["distill", "features=steam"]))  # cannot be checked without a model
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -143,11 +143,11 @@ def test_the_recipes_that_come_with_us_have_no_warning() -> None:
 
 
 def test_lines_for_people() -> None:
-    told = "\n".join(lines({"steps": check(recipe_from_words(["quantize", "bits=4", "cluster"]))}))
-    assert "1 quantize: Store weights as small integers" in told
-    assert "  bits=4" in told
-    assert "  warning: absorbs what step 1 quantize made" in told
-    assert told.endswith("2 steps, 1 warning")
+    page = "\n".join(lines({"steps": check(recipe_from_words(["quantize", "bits=4", "cluster"]))}))
+    assert "1 quantize: Store weights as small integers" in page
+    assert "  bits=4" in page
+    assert "  warning: absorbs the result of step 1 quantize" in page
+    assert page.endswith("2 steps, 1 warning")
     assert counted(list("abcdefghij")) == "10 of them: a, b, c, d, e, f and 4 more"
 
 
@@ -165,8 +165,8 @@ def test_a_glob_means_its_example(pattern: str) -> None:
 
 
 @pytest.mark.parametrize("words", ["distill features=fc.weight", "prune where=fc1 distill features=fc1"])
-def test_a_layer_with_the_name_of_a_weight_is_told_and_no_crash(words: str) -> None:
-    """The stand-in has no room for both."""
+def test_a_layer_with_the_name_of_a_weight_is_an_error_without_a_crash(words: str) -> None:
+    """The stand-in cannot have both."""
     with suppress(TersorError):
         assert check(recipe_from_words(words.split()))
 

@@ -1,4 +1,4 @@
-"""The page of `tersor show --html`: one file, well formed, offline, and safe whatever a file's names are."""
+"""The page of `tersor show --html`: one file, well formed, offline, and safe for any names in a file."""
 
 import re
 from html import unescape
@@ -33,7 +33,7 @@ HOSTILE = (
 
 
 class Page(HTMLParser):
-    """What a browser would find: elements with attributes, and text. Tags that do not match fail."""
+    """The elements with attributes, and the text, of a page. Tags that do not match fail."""
 
     def __init__(self, source: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -129,7 +129,7 @@ def test_every_tensor_has_a_row_and_a_place_on_the_map(file: Path) -> None:
     assert share == pytest.approx(masks / file.stat().st_size, rel=0.15)  # but for the gaps
 
 
-def test_colors_are_told_in_words_too(file: Path) -> None:
+def test_colors_have_words_too(file: Path) -> None:
     page = Page(html.page(facts_of(file)))
     assert [m for m in page.all("svg") if m.get("role") == "img" and m.get("aria-labelledby")]
     for svg in page.all("svg"):
@@ -177,7 +177,7 @@ def test_the_template_marks_nothing_as_safe() -> None:
     assert set(re.findall(r'include "(.*?)"', source)) == {"show.css", "show.js"}
 
 
-def test_one_tensor_of_many_stands_beside_the_others(file: Path) -> None:
+def test_one_tensor_of_many_is_shown_beside_the_others(file: Path) -> None:
     facts = facts_of(file, "grid*")
     page = Page(html.page(facts))
     assert any(text.startswith("other tensors: ") for text in page.texts)
@@ -227,12 +227,12 @@ def test_a_histogram_is_as_high_as_its_largest_count() -> None:
 
 def test_the_page_does_not_take_the_place_of_the_file(file: Path) -> None:
     before = file.read_bytes()
-    with pytest.raises(SettingError, match="is the file itself"):
+    with pytest.raises(SettingError, match="is also the input"):
         html.write(facts_of(file), file, file)
     assert file.read_bytes() == before
     out = file.with_name("page.html")
-    told = html.write(facts_of(file), out, file)
-    assert told == {"name": str(out), "nbytes": out.stat().st_size}
+    written = html.write(facts_of(file), out, file)
+    assert written == {"name": str(out), "nbytes": out.stat().st_size}
     assert out.read_bytes().startswith(b"<!doctype html>")
 
 

@@ -1,4 +1,4 @@
-"""Progress goes to stderr: bars in a terminal, lines elsewhere, nothing where nothing is wanted."""
+"""Progress goes to stderr: bars in a terminal, lines elsewhere, nothing if quiet."""
 
 import io
 import sys
@@ -55,7 +55,7 @@ def bars() -> tuple[Bars, Progress]:
     return Bars(progress), progress
 
 
-def test_a_bar_follows_what_it_is_told() -> None:
+def test_a_bar_follows_the_progress() -> None:
     watch, progress = bars()
     watch.progress(1, 2, "before any step: nothing to show")
     watch.step(1, 2, "prune")

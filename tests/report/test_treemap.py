@@ -1,4 +1,4 @@
-"""The rectangles of a treemap tile the box, and each has its share of it."""
+"""The rectangles of a treemap tile the box, and each has the area of its share."""
 
 import itertools
 
@@ -31,7 +31,7 @@ def test_areas_are_proportional_and_tile_the_box(areas: list[float], w: float, h
         assert box.y >= 5 - 1e-6
         assert box.x + box.w <= 3 + w + 1e-6
         assert box.y + box.h <= 5 + h + 1e-6
-    # Inside, of the whole area, and nowhere two: so there is no hole either.
+    # All are inside, their areas sum to the box, and none overlap: there is no hole either.
     for a, b in itertools.combinations(boxes, 2):
         assert overlap(a, b) <= 1e-6 * w * h
 

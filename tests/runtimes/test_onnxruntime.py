@@ -1,4 +1,4 @@
-"""ONNX files against torch and against the onnx package's own evaluator, for the layers that users bring."""
+"""ONNX files compared with torch and with the evaluator of the onnx package, for common layers."""
 
 import copy
 import logging
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("onnx_functions_read_once")
 
 
 class Conv(nn.Module):
-    """Convolutions, one of them depthwise, batch norm with a history, and a skip."""
+    """Convolutions, one of them depthwise, batch norm with running statistics, and a skip."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class Attention(nn.Module):
 
 
 class Language(nn.Module):
-    """Whole numbers in, embedding tied to the output."""
+    """Integer inputs, and an embedding tied to the output."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -155,7 +155,7 @@ def test_exports_agree_and_leave_the_model_alone(
             assert a.shape == b.shape
             assert np.abs(a - b).max() <= 1e-5 * max(1, np.abs(a).max())
 
-    # Another implementation, the onnx package's in plain numpy, and its checker read the file alike.
+    # The onnx package's numpy implementation and its checker agree on the file.
     onnx.checker.check_model(str(written.path), full_check=True)
     feed = example if isinstance(example, dict) else dict(zip(session.inputs, example, strict=True))
     feed = {key: item.numpy() for key, item in feed.items()}
@@ -190,12 +190,12 @@ def test_a_fixed_batch(tmp_path: Path) -> None:
 
 
 class Cache:
-    """What torch.export has no type for."""
+    """An output that torch.export has no type for."""
 
 
 @dataclass
 class Answer:
-    """A container that it has no type for."""
+    """A container that torch.export has no type for."""
 
     scores: Tensor
     cache: Cache
@@ -228,7 +228,7 @@ def test_outputs_without_a_type_are_left_out_by_name(tmp_path: Path) -> None:
 
 
 class Counts(nn.Module):
-    """Traced, its first answer is frozen; called again, it answers otherwise."""
+    """A model whose traced output is constant, and whose output changes with each call."""
 
     def __init__(self, step: float) -> None:
         super().__init__()
@@ -265,7 +265,7 @@ def test_what_cannot_be_traced_is_refused(tmp_path: Path, capfd: pytest.CaptureF
 
 
 def test_a_full_disk(tmp_path: Path) -> None:
-    """A limit on file sizes stands in for it: the same error of the system, after some bytes are written."""
+    """A limit on file sizes gives the same system error, after some bytes are written."""
     path = tmp_path / "m.onnx"
     before = b"the earlier file"
     path.write_bytes(before)
@@ -363,7 +363,7 @@ def test_a_session_has_the_threads_that_were_asked_for(
     assert [o.inter_op_num_threads for o in options] == [1, 1]
 
 
-def test_differences_are_what_they_say() -> None:
+def test_differences_are_measured_correctly() -> None:
     a = np.array([[1.0, 4.0], [3.0, 0.0], [0.0, 1.0]])
     b = np.array([[1.0, 3.5], [0.0, 3.0], [0.0, 1.0]])
     comparison = Comparison()

@@ -1,4 +1,4 @@
-"""Cluster: few shared values, the best there are; trained by the summed gradients of those that share one."""
+"""Cluster: the optimal shared values, trained by the summed gradients of the weights that share each."""
 
 import itertools
 from typing import Any
@@ -38,7 +38,7 @@ def test_a_tensor_has_at_most_so_many_values(start: str, entries: int) -> None:
 
 
 def best_split(w: np.ndarray, entries: int) -> float:
-    """The least squared error of all ways to cut the sorted values into so many runs."""
+    """The least squared error over all splits of the sorted values into this number of runs."""
     x = np.sort(w.astype(np.float64).ravel())
     best = np.inf
     for cuts in itertools.combinations(range(1, len(x)), entries - 1):
@@ -48,7 +48,7 @@ def best_split(w: np.ndarray, entries: int) -> float:
 
 
 @pytest.mark.parametrize("entries", [2, 3, 4])
-def test_exact_is_the_best_there_is(entries: int) -> None:
+def test_exact_is_optimal(entries: int) -> None:
     t = tiny("mlp")
     result = run(t.model, Cluster(entries=entries, where="layers.0.weight"))
     w = t.model.state_dict()["layers.0.weight"]
@@ -79,7 +79,7 @@ def test_rows_have_tables_of_their_own(model: str) -> None:
                 assert error == pytest.approx(best_split(row.numpy(), min(3, len(row))), rel=1e-3, abs=1e-9)
 
 
-def test_what_a_mask_hides_has_no_part() -> None:
+def test_masked_weights_are_ignored() -> None:
     t = tiny("conv")
     cut = run(t.model, Prune(keep=0.3))
     result = run(cut, Cluster(entries=4))

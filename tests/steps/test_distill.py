@@ -1,4 +1,4 @@
-"""Finetune and distill: who learns, from whom, and what stays in force."""
+"""Finetune and distill: which sites learn, from which teacher, and which structure is kept."""
 
 import copy
 from pathlib import Path
@@ -29,7 +29,7 @@ def test_all_parameters_and_moving_buffers_learn() -> None:
     assert moved(result) == set(t.model.state_dict()) - {"mask", "head.weight"}
 
 
-def test_where_says_who_learns() -> None:
+def test_where_picks_the_sites_that_learn() -> None:
     t = tiny("mlp")
     for where, want in (
         ("layers.0.weight", {"layers.0.weight"}),
@@ -43,7 +43,7 @@ def test_where_says_who_learns() -> None:
 
 
 def test_finetuning_is_plain_training() -> None:
-    """One epoch against torch's own loop on the same batches."""
+    """One epoch, compared with a plain torch loop on the same batches."""
     t, lr = tiny("mlp"), 0.05
     batches = list(t.task.batches("calibrate"))
     from dataclasses import replace
@@ -59,7 +59,7 @@ def test_finetuning_is_plain_training() -> None:
         torch.testing.assert_close(result.state_dict()[name], value, rtol=1e-4, atol=1e-6)
 
 
-def test_structure_stays_in_force() -> None:
+def test_structure_is_kept() -> None:
     t = tiny("conv")
     steps = [Prune(keep=0.4), Cluster(entries=4), Entropy(coder="huffman")]
     before = run(t.model, steps, t.task)
@@ -93,8 +93,8 @@ def test_the_student_comes_nearer_to_its_teacher(name: str) -> None:
     assert distance(t, whole.model(), t.model) < 0.6 * distance(t, cut.model(), t.model)
 
 
-def test_share_1_needs_no_labels() -> None:
-    """The soft targets are all there is: other labels, the same student."""
+def test_teacher_weight_1_needs_no_labels() -> None:
+    """Only soft targets are used: other labels give the same student."""
     from dataclasses import replace
 
     t = tiny("mlp")
@@ -139,8 +139,8 @@ def test_a_module_as_teacher_is_left_alone_and_named_in_the_recipe(tmp_path: Pat
     assert all(torch.equal(value, before[key]) for key, value in teacher.state_dict().items())
     assert all(p.is_contiguous() for p in teacher.parameters())
     assert not any(m._forward_hooks for m in teacher.modules())
-    said = result.ledger.recipe["steps"][0]["distill"]["teacher"]
-    assert said.startswith("Conv ")
+    teacher_text = result.ledger.recipe["steps"][0]["distill"]["teacher"]
+    assert teacher_text.startswith("Conv ")
     assert len(result.ledger.digest) == 16
     again = run(t.model, step, t.task, journal=tmp_path, resume=True)
     assert again.ledger.digest == result.ledger.digest
@@ -169,7 +169,7 @@ def test_features_are_checked_before_anything_trains() -> None:
 
 @pytest.mark.parametrize("features", ["block=", "=block", "stem, block="])
 def test_half_a_pair_of_layers_is_refused(features: str) -> None:
-    """Without a name it would mean the whole model."""
+    """An empty name would mean the whole model."""
     with pytest.raises(SettingError, match="distill: features=.*, but it is names of layers"):
         Distill(features=features)
 

@@ -1,4 +1,4 @@
-"""Entropy: the same bits in fewer bytes, never in more, for every leaf of everything."""
+"""Entropy: the same bits in fewer bytes, never in more, for every leaf."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ def test_lossless_and_never_larger(model: str, coder: str) -> None:
 
 
 class Wide(nn.Module):
-    """Enough weights for a code to pay."""
+    """A model with enough weights for a coder to shorten them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ def test_stacks_shrink_to_near_their_entropy(name: str) -> None:
         assert result.forms["fc.weight"].index.nbytes <= bits / 8 * 1.1 + 32
 
 
-def test_what_a_mask_hides_is_not_stored() -> None:
+def test_masked_elements_are_not_stored() -> None:
     given = run(wide(), [Prune(keep=0.1), Cluster(entries=4)])
     form = run(given, Entropy(coder="huffman")).forms["fc.weight"]
     assert isinstance(form, Masked)
@@ -83,7 +83,7 @@ def test_what_a_mask_hides_is_not_stored() -> None:
     assert index.nbytes <= kept * 2 / 8 + 40
 
 
-def test_a_second_time_there_is_nothing_left() -> None:
+def test_a_second_run_changes_nothing() -> None:
     once = run(wide(), [Quantize(bits=4), Entropy()])
     twice = run(once, Entropy())
     assert not list(twice.ledger.edits(-1))
@@ -106,7 +106,7 @@ def test_a_better_coder_replaces_a_worse_one() -> None:
     assert again.digest == whole.digest
 
 
-def test_notes_tell_bytes() -> None:
+def test_notes_have_bytes() -> None:
     given = run(wide(), Quantize(bits=4))
     result = run(given, Entropy(coder="huffman"))
     note = next(entry for entry in result.ledger.notes("done", -1) if entry.site == "fc.weight")
@@ -114,7 +114,7 @@ def test_notes_tell_bytes() -> None:
     assert (note.text, note.data) == (f"{before} to {after} bytes", {"before": before, "after": after})
 
 
-def test_everything_unless_told_otherwise() -> None:
+def test_everything_is_coded_by_default() -> None:
     model = wide()
     model.register_buffer("table", torch.zeros(500, dtype=torch.int64))
     model.register_buffer("flags", torch.zeros(4000, dtype=torch.bool))
@@ -134,8 +134,8 @@ def test_dtypes_that_have_no_code_stay_as_they_are(dtype: torch.dtype) -> None:
     result = run(model, [Quantize(bits=4), Entropy(coder="huffman")])
     assert isinstance(result.forms["other"], Dense)
     assert result.model().get_buffer("other").dtype is dtype
-    told = [entry.kind for entry in result.ledger.entries if entry.site == "other"]
-    assert told == ["skipped"]
+    kinds = [entry.kind for entry in result.ledger.entries if entry.site == "other"]
+    assert kinds == ["skipped"]
 
 
 def test_bad_coder() -> None:

@@ -1,4 +1,4 @@
-"""Extremes: finite weights of any size are rounded right or refused by name; nothing crashes or turns NaN."""
+"""Extremes: finite weights of any size are rounded correctly or refused by name, without crashes and NaN."""
 
 from collections.abc import Callable
 
@@ -80,14 +80,15 @@ def all_finite(result: State) -> bool:
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("kind", WEIGHTS)
 def test_finite_weights_stay_finite_or_are_refused(kind: str, recipe: str) -> None:
-    said, result = refused_or(lambda: compressed(WEIGHTS[kind], recipe))
-    assert not said or recipe == "nbytes" or "weight" in said, "it names the site"
+    refusal, result = refused_or(lambda: compressed(WEIGHTS[kind], recipe))
+    assert not refusal or recipe == "nbytes" or "weight" in refusal, "it names the site"
     assert result is None or all_finite(result)
 
 
 @pytest.mark.parametrize("kind", WEIGHTS)
 def test_where_bits_cost_nothing_weights_are_as_fine_as_codes_can_be(kind: str) -> None:
-    """Half a step of 16 bits, or of the smallest step that float32 holds, or what the dtype rounds by."""
+    """The error is at most half a step of 16 bits, half the smallest step of float32, or the dtype's
+    rounding."""
     w = WEIGHTS[kind]
     found = compressed(w, "free").forms["weight"].decode().double()
     peak = float(w.double().abs().max())
@@ -96,7 +97,7 @@ def test_where_bits_cost_nothing_weights_are_as_fine_as_codes_can_be(kind: str) 
 
 
 def test_the_weights_that_ended_in_a_segmentation_fault() -> None:
-    """NaN was an index there."""
+    """NaN was used as an index."""
     w = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
     layers = []
     for unit in (1.0, 2.0**125):
@@ -123,7 +124,7 @@ TRAINED = {
 @pytest.mark.parametrize("inputs", SCALES)
 @pytest.mark.parametrize("size", ["zero", "tiny", "usual", "large"])
 def test_data_of_any_size_too(size: str, inputs: str, recipe: str) -> None:
-    """A curvature of zero, and one beyond float32: a result, or a message."""
+    """A curvature of zero, and one beyond float32, give a result or a message."""
     g = torch.Generator().manual_seed(2)
     model = nn.Sequential(nn.Linear(INS, OUTS), nn.ReLU(), nn.Linear(OUTS, 4))
     with torch.no_grad():
@@ -137,13 +138,13 @@ def test_data_of_any_size_too(size: str, inputs: str, recipe: str) -> None:
         "extreme", train=data, evaluate=data, calibrate=data, loss=nn.functional.cross_entropy,
         metric="accuracy",
     )  # fmt: skip
-    said, result = refused_or(lambda: run(model, TRAINED[recipe](), task))
-    assert not said or (size, inputs) != ("usual", "usual") or recipe == "no damp"
+    refusal, result = refused_or(lambda: run(model, TRAINED[recipe](), task))
+    assert not refusal or (size, inputs) != ("usual", "usual") or recipe == "no damp"
     assert result is None or all_finite(result)
 
 
 def test_bits_of_weights_that_are_all_alike_are_found() -> None:
-    """Their bits stay the same for octaves of the price, and then are next to none."""
+    """Their bits stay the same for octaves of the price, and then fall to almost none."""
     layer = nn.Linear(INS, OUTS, bias=False)
     with torch.no_grad():
         layer.weight.fill_(0.3)

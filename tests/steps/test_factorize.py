@@ -1,4 +1,4 @@
-"""Factorize: the best product of its rank, by plain or by whitened error; what would not shrink is left."""
+"""Factorize: the best product of its rank, by plain or whitened error; layers that would not shrink stay."""
 
 from typing import Any
 
@@ -36,7 +36,7 @@ def test_the_share_kept_is_a_budget(model: str, keep: float) -> None:
     """The largest rank within the budget, at least 1, or no cut at all."""
     t = tiny(model)
     result = run(t.model, Factorize(keep=keep))
-    told = {entry.site: entry for entry in result.ledger.entries if entry.kind in ("done", "skipped")}
+    noted = {entry.site: entry for entry in result.ledger.entries if entry.kind in ("done", "skipped")}
     for name, site in result.sites.items():
         if not site.is_weight:
             continue
@@ -45,7 +45,7 @@ def test_the_share_kept_is_a_budget(model: str, keep: float) -> None:
         rank = max(1, int(keep * outs * ins / (outs + ins) + 1e-9))
         if rank * (outs + ins) >= outs * ins:
             assert result.forms[name].name == "dense"
-            assert told[name].text == (
+            assert noted[name].text == (
                 f"rank {rank} stores {rank * (outs + ins)} numbers, the weight {outs * ins}"
             )
             continue
@@ -54,12 +54,12 @@ def test_the_share_kept_is_a_budget(model: str, keep: float) -> None:
         assert form.left.shape == (outs, rank)
         assert form.right.shape == (rank, *w.shape[1:])
         assert form.nbytes == 4 * rank * (outs + ins)
-        assert told[name].data["rank"] == rank
+        assert noted[name].data["rank"] == rank
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_plain_is_the_best_product_there_is(model: str) -> None:
-    """Eckart, Young 1936: what is lost are the singular values left out."""
+def test_plain_is_the_best_product(model: str) -> None:
+    """Eckart, Young 1936: the error is that of the singular values left out."""
     t = tiny(model)
     result = run(t.model, Factorize(keep=0.5), t.task)
     plain = run(t.model, Factorize(keep=0.5, whiten=False), t.task)
@@ -94,7 +94,7 @@ def test_a_rank_is_a_rank(rank: int) -> None:
 
 
 def inputs_of(t: Any, layer: str) -> Tensor:
-    """What a layer is multiplied with, [N, I], seen from outside."""
+    """The inputs of a layer, [N, I], recorded by a hook."""
     seen: list[Tensor] = []
     hook = t.model.get_submodule(layer).register_forward_pre_hook(lambda m, args: seen.append(args[0]))
     with torch.no_grad():
@@ -122,7 +122,7 @@ def test_whitened_loses_least_on_the_layers_own_inputs(model: str, layer: str) -
     assert errors[1] < errors[0]
 
 
-def test_without_calibration_it_is_plain_and_says_so() -> None:
+def test_without_calibration_it_is_plain_and_noted() -> None:
     t = tiny("conv")
     with_task = run(t.model, Factorize(), Task(evaluate=t.task.evaluate))
     without = run(t.model, Factorize())
@@ -133,9 +133,9 @@ def test_without_calibration_it_is_plain_and_says_so() -> None:
 def test_layers_whose_inputs_are_not_seen_are_plain() -> None:
     t = tiny("lstm")
     result = run(t.model, Factorize(), t.task)
-    told = {entry.site: entry.data["whitened"] for entry in result.ledger.notes("done")}
-    assert told["cell.weight_ih_l0"] is False
-    assert all(told[name] is False for name in told if name.startswith("cell"))
+    noted = {entry.site: entry.data["whitened"] for entry in result.ledger.notes("done")}
+    assert noted["cell.weight_ih_l0"] is False
+    assert all(noted[name] is False for name in noted if name.startswith("cell"))
 
 
 def test_training_starts_from_the_product_and_keeps_its_rank() -> None:
@@ -152,22 +152,22 @@ def test_training_starts_from_the_product_and_keeps_its_rank() -> None:
     assert factored(tuned) == factored(result)
 
 
-def test_what_was_there_is_absorbed_and_told() -> None:
+def test_earlier_forms_are_absorbed_and_noted() -> None:
     t = tiny("conv")
     for first, how in ((Prune(), "absorb"), (Quantize(), "absorb"), (Entropy(coder="huffman"), "refine")):
         result = run(t.model, [first, Factorize(rank=1)])
         assert {e.how for e in result.ledger.edits() if e.step == 1} == {how}
 
 
-def test_vectors_are_skipped_and_told() -> None:
+def test_vectors_are_skipped_and_noted() -> None:
     result = run(tiny("conv").model, Factorize(where="*.bias"))
-    assert all(e.text == f"shape {list(result.sites[e.site].shape)} has no two sides to factorize"
+    assert all(e.text == f"shape {list(result.sites[e.site].shape)} cannot be factorized as a matrix"
                for e in result.ledger.notes("skipped"))  # fmt: skip
     assert len(list(result.ledger.notes("skipped"))) == 4
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
-    ({"keep": 0.5, "rank": 2}, "factorize: keep and rank given, but one of keep, rank, energy decides"),
+    ({"keep": 0.5, "rank": 2}, "factorize: keep and rank given, but only one of keep, rank, energy can set"),
     ({"keep": 1}, "keep=1"),
     ({"rank": 0}, "rank=0"),
     ({"energy": 0}, "energy=0"),

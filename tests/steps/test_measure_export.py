@@ -1,4 +1,4 @@
-"""Measure and export: what they note is what is there; a file is run before it counts."""
+"""Measure and export: notes agree with the model; an exported file is run before it is accepted."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -55,9 +55,9 @@ def test_bytes_and_bits_are_those_of_the_forms() -> None:
     assert note(result, "nbytes").data == {"before": before, "after": result.nbytes}
     for name, site in result.sites.items():
         if site.is_weight:
-            said = note(result, "bits", name)
-            assert said.data["stored"] == 8 * result.forms[name].nbytes
-            assert said.data["bound"] <= said.data["stored"]
+            noted = note(result, "bits", name)
+            assert noted.data["stored"] == 8 * result.forms[name].nbytes
+            assert noted.data["bound"] <= noted.data["stored"]
 
 
 def test_without_a_task_it_says_what_is_missing() -> None:
@@ -77,7 +77,7 @@ def test_latency_is_timed_in_turn() -> None:
 
 
 def test_a_model_of_one_batch_size_is_exported_and_timed_at_that(tmp_path: Path) -> None:
-    """As models are whose shapes are numbers in their code, or in what torch.export makes of it."""
+    """Like models with shapes as constants in their code or in their exported graph."""
 
     class Eight(nn.Module):
         def __init__(self) -> None:
@@ -98,8 +98,8 @@ def test_a_model_of_one_batch_size_is_exported_and_timed_at_that(tmp_path: Path)
 
 
 class Runtime:
-    """A runtime with a clock of its own: a model runs a millisecond for each hundredth of its weights that is
-    not zero. Keeps what it was asked for."""
+    """A runtime with a simulated clock: a model takes a millisecond for each hundredth of its weights that is
+    not zero. It records its arguments."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, differs: Difference | None = None) -> None:
         self.now, self.differs = 0, differs
@@ -132,25 +132,25 @@ class Runtime:
 def test_latency_is_that_of_the_given_model_over_that_of_the_compressed_one(
     batch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of so many samples a call, though the example has 8."""
+    """With this number of samples a call, although the example has 8."""
     runtime, t = Runtime(monkeypatch), tiny("mlp")
     steps = [Prune(keep=0.25, per="global"), Measure(latency=True, threads=3, batch=batch)]
-    said = note(run(t.model, steps, t.task), "latency")
-    assert said.data["before"] == [pytest.approx(100)] * 3
-    assert said.data["after"] == [pytest.approx(25, abs=1)] * 3
-    assert said.data["ratio"] == [pytest.approx(4, abs=0.2)] * 3
-    assert f"{70 / 18:.2f}x as fast" in said.text  # 18 of 70 weights are left
-    assert (said.data["threads"], said.data["batch"]) == ([3], [batch])
+    noted = note(run(t.model, steps, t.task), "latency")
+    assert noted.data["before"] == [pytest.approx(100)] * 3
+    assert noted.data["after"] == [pytest.approx(25, abs=1)] * 3
+    assert noted.data["ratio"] == [pytest.approx(4, abs=0.2)] * 3
+    assert f"{70 / 18:.2f}x as fast" in noted.text  # 18 of 70 weights are left
+    assert (noted.data["threads"], noted.data["batch"]) == ([3], [batch])
     assert runtime.threads == [3, 3]
     assert runtime.shapes == {(batch, 5)}
 
 
-def test_the_export_tells_what_the_comparison_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_export_note_has_the_comparison(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     Runtime(monkeypatch, Difference(max_abs=0.25, max_rel=0.5, agree=0.75, samples=4))
     t = tiny("mlp")
-    said = note(run(t.model, Export(), t.task, out=tmp_path), "written")
-    assert (said.data["max_abs"], said.data["agree"]) == (0.25, 0.75)
-    assert "differs from PyTorch by at most 0.25" in said.text
+    noted = note(run(t.model, Export(), t.task, out=tmp_path), "written")
+    assert (noted.data["max_abs"], noted.data["agree"]) == (0.25, 0.75)
+    assert "differs from PyTorch by at most 0.25" in noted.text
 
 
 def test_measuring_changes_nothing() -> None:
@@ -161,13 +161,13 @@ def test_measuring_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("model", ["mlp", "attention"])
-def test_the_file_answers_as_the_compressed_model(model: str, tmp_path: Path) -> None:
+def test_the_files_outputs_are_those_of_the_compressed_model(model: str, tmp_path: Path) -> None:
     t = tiny(model)
     result = run(t.model, [Quantize(bits=3), Export(path="net.onnx")], t.task, out=tmp_path)
     path = tmp_path / "net.onnx"
-    said = note(result, "written").data
-    assert said["nbytes"] == path.stat().st_size
-    assert said["path"] == "net.onnx"
+    noted = note(result, "written").data
+    assert noted["nbytes"] == path.stat().st_size
+    assert noted["path"] == "net.onnx"
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     for count in (1, 3):
         x = t.x[:count]
@@ -206,7 +206,7 @@ def test_bad_settings(kind: Any, settings: dict[str, Any], says: str) -> None:
 
 
 def test_notes_are_json() -> None:
-    """Files and journals keep them."""
+    """Files and journals store notes."""
     import json
 
     t = tiny("mlp")

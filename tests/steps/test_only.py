@@ -1,4 +1,4 @@
-"""Each setting of each step does something where it is accepted, and is refused where it would not."""
+"""Each setting of each step has an effect if it is accepted, and is refused if it would have none."""
 
 from dataclasses import fields
 from functools import cache
@@ -13,7 +13,7 @@ from tersor.errors import SettingError
 from tersor.steps import STEPS
 from tersor.steps.words import from_words
 
-# What each setting is tried at, beside the usual others.
+# The value at which each setting is tried; the others are at their defaults.
 OTHER: dict[str, Any] = {
     "keep": 0.3, "rank": 1, "energy": 0.6, "whiten": False, "per": "tensor", "group": 3, "threshold": 0.2,
     "pattern": "1:4", "ramp": 0.5, "rounds": 2, "rewind": "weights", "scheme": "log", "bits": 3,
@@ -30,12 +30,12 @@ ELSE = {word: {"per": "channel"} for word in ("prune", "cluster", "rdoq", "penal
     "rdoq": {"per": "channel", "nbytes": 3000}, "penalize": {"per": "channel", "nbytes": 9000, "bits": 8.0}
 }  # fmt: skip
 UNMET = {"scheme": "binary", "weigh": "none", "where": "s*"}  # values at which others have no effect
-# The tests of these say what they do: of speed and places alone, of long trainings, of larger models.
+# Other tests show the effect of these: on speed or paths only, in long trainings, in larger models.
 NOT_HERE = {
     "where", "channels_last", "frozen", "teacher", "features", "arrange", "to", "path", "dynamic_batch",
     "warm", "passes", "vectors",
 }  # fmt: skip
-# What both runs have, where the usual settings leave too little to see.
+# Settings of both runs, if the defaults would hide the effect.
 BOTH: dict[tuple[str, str], dict[str, Any]] = {
     ("quantize", "low"): {"low": -0.3, "high": 0.2},
     ("quantize", "high"): {"high": 0.1},
@@ -47,7 +47,7 @@ CASES = [(word, f.name) for word, kind in STEPS.items() for f in fields(kind) if
 
 @cache
 def outcome(word: str, **settings: Any) -> Any:
-    """What can be seen of a run: the forms, and what measure notes."""
+    """The visible results of a run: the forms, and the notes of measure."""
     t = tiny("conv")
     result = run(t.model, STEPS[word](**settings), t.task)
     timed = [e.data for e in result.ledger.entries if e.kind == "latency"]
@@ -55,7 +55,7 @@ def outcome(word: str, **settings: Any) -> Any:
 
 
 def going(word: str, key: str) -> dict[str, Any]:
-    """Settings beside which this one is accepted, by what the step declares."""
+    """Settings with which this one is accepted, from the step's declarations."""
     found: dict[str, Any] = {}
     for other, wanted in only(STEPS[word]).get(key, {}).items():
         if getattr(STEPS[word](), other) not in wanted:
@@ -82,47 +82,47 @@ def other_than_usual(word: str, key: str) -> Any:
 
 
 @pytest.mark.parametrize(("word", "key"), CASES)
-def test_a_setting_that_is_accepted_does_something(word: str, key: str) -> None:
+def test_an_accepted_setting_has_an_effect(word: str, key: str) -> None:
     both = going(word, key) | ({"epochs": 1.0} if word == "penalize" else {}) | BOTH.get((word, key), {})
-    there = both | {key: other_than_usual(word, key)}
-    assert outcome(word, **there) != outcome(word, **both)
+    changed = both | {key: other_than_usual(word, key)}
+    assert outcome(word, **changed) != outcome(word, **both)
 
 
 @pytest.mark.parametrize(
     ("word", "key", "other"),
     [(word, key, other) for word in STEPS for key, needs in only(STEPS[word]).items() for other in needs],
 )
-def test_and_is_refused_where_it_would_not(word: str, key: str, other: str) -> None:
+def test_a_setting_without_effect_is_refused(word: str, key: str, other: str) -> None:
     beside = going(word, key) | going(word, other)
-    there = unmet(word, other, only(STEPS[word])[key][other])
+    needed = unmet(word, other, only(STEPS[word])[key][other])
     with pytest.raises(SettingError):
-        STEPS[word](**beside | {key: other_than_usual(word, key), other: there})
+        STEPS[word](**beside | {key: other_than_usual(word, key), other: needed})
 
 
 REFUSED = {
-    "quantize bits=4 group=32": "group=32 has no effect where per='channel'. It needs per=group: give that",
-    "quantize scheme=binary bits=2": "bits=2 has no effect where scheme='binary'. It needs scheme=uniform ",
-    "quantize percentile=99": "percentile=99.0 has no effect where range='minmax'. It needs range=percentile",
-    "quantize scheme=ternary symmetric=false": "symmetric=False has no effect where scheme='ternary'",
+    "quantize bits=4 group=32": "group=32 has no effect if per='channel'. It needs per=group: give that",
+    "quantize scheme=binary bits=2": "bits=2 has no effect if scheme='binary'. It needs scheme=uniform ",
+    "quantize percentile=99": "percentile=99.0 has no effect if range='minmax'. It needs range=percentile",
+    "quantize scheme=ternary symmetric=false": "symmetric=False has no effect if scheme='ternary'",
     "quantize scheme=log range=percentile": "range='percentile'",
-    "quantize terms=2": "terms=2 has no effect where scheme='uniform'",
-    "quantize rule=exact": "rule='exact' has no effect where scheme='uniform'",
-    "quantize high=1": "high=1.0 has no effect where range='minmax'",
+    "quantize terms=2": "terms=2 has no effect if scheme='uniform'",
+    "quantize rule=exact": "rule='exact' has no effect if scheme='uniform'",
+    "quantize high=1": "high=1.0 has no effect if range='minmax'",
     "quantize range=fixed": "range=fixed with low=None and high=None, but low <= 0 <= high",
-    "quantize range=fixed high=1 low=-1": "low=-1.0 has no effect where symmetric=True. It needs symm",
+    "quantize range=fixed high=1 low=-1": "low=-1.0 has no effect if symmetric=True. It needs symm",
     "quantize range=fixed symmetric=false low=0.5 high=1": "low <= 0 <= high",
-    "quantize lr=0.1": "lr=0.1 has no effect where epochs=0.0. It needs epochs above 0: give that, or",
-    "prune keep=0.1 pattern=2:4": "keep=0.1 has no effect where pattern='2:4'. It needs no pattern: leave",
-    "prune threshold=0.1 per=channel": "per='channel' has no effect where threshold=0.1",
-    "prune threshold=0.1 pattern=2:4": "threshold=0.1 has no effect where pattern='2:4'",
-    "prune epochs=1 rewind=weights": "rewind='weights' has no effect where rounds=1",
-    "prune rounds=3": "rounds=3 has no effect where epochs=0.0",
-    "cluster iterations=9": "iterations=9 has no effect where init='exact'. It needs init=linear or ",
-    "cluster epochs=1 temperature=2": "temperature=2.0 has no effect where teacher_weight=0.0",
-    "distill feature_weight=2": "feature_weight=2.0 has no effect where features=''. It needs features: give",
-    "penalize nbytes=900 bits=2": "bits=2.0 has no effect where nbytes=900",
-    "rdoq weigh=none damp=0.1": "damp=0.1 has no effect where weigh='none'",
-    "measure threads=2": "threads=2 has no effect where latency=False. It needs latency=true",
+    "quantize lr=0.1": "lr=0.1 has no effect if epochs=0.0. It needs epochs above 0: give that, or",
+    "prune keep=0.1 pattern=2:4": "keep=0.1 has no effect if pattern='2:4'. It needs no pattern: leave",
+    "prune threshold=0.1 per=channel": "per='channel' has no effect if threshold=0.1",
+    "prune threshold=0.1 pattern=2:4": "threshold=0.1 has no effect if pattern='2:4'",
+    "prune epochs=1 rewind=weights": "rewind='weights' has no effect if rounds=1",
+    "prune rounds=3": "rounds=3 has no effect if epochs=0.0",
+    "cluster iterations=9": "iterations=9 has no effect if init='exact'. It needs init=linear or ",
+    "cluster epochs=1 temperature=2": "temperature=2.0 has no effect if teacher_weight=0.0",
+    "distill feature_weight=2": "feature_weight=2.0 has no effect if features=''. It needs features: give",
+    "penalize nbytes=900 bits=2": "bits=2.0 has no effect if nbytes=900",
+    "rdoq weigh=none damp=0.1": "damp=0.1 has no effect if weigh='none'",
+    "measure threads=2": "threads=2 has no effect if latency=False. It needs latency=true",
 }
 
 

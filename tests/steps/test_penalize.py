@@ -1,4 +1,4 @@
-"""Penalize: sizes follow prices and targets, the network survives it, idle units go without a trace."""
+"""Penalize: sizes follow prices and targets, accuracy is kept, and dead units are cleared."""
 
 import math
 from dataclasses import replace
@@ -25,7 +25,7 @@ from tersor.steps.penalize import Prices
 
 @pytest.fixture(scope="module")
 def given() -> tuple[nn.Module, Task]:
-    """A trained network of 1,500 weights that needs some 300 of them."""
+    """A trained network of 1,500 weights that needs about 300 of them."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(24, 40), nn.ReLU(), nn.Linear(40, 12), nn.ReLU(), nn.Linear(12, 4))
@@ -66,9 +66,9 @@ def test_the_target_is_met(given, nbytes):
 
 @pytest.mark.parametrize(("lag", "least"), [(0.03, 400), (0.05, 980)])
 def test_the_price_falls_before_the_size_is_too_small(monkeypatch, lag, least):
-    """A size that follows its price slowly: what is lost once may not come back when the rate is low.
+    """A size that follows its price slowly: weights lost once may not come back at a low learning rate.
 
-    Without a look ahead it falls to 184 and 937 bytes, of 1,000 that are wanted.
+    Without prediction the size falls to 184 and 937 bytes, with a target of 1,000.
     """
     size, lowest, total = 8000.0, math.inf, 2000
     monkeypatch.setattr(penalize, "nbytes_of", lambda forms: size)
@@ -77,7 +77,7 @@ def test_the_price_falls_before_the_size_is_too_small(monkeypatch, lag, least):
     for at in range(0, total, 10):
         part.nbytes = size
         part.price.fill_(prices.towards(SimpleNamespace(fold=dict), [part], at, total))
-        holding = 1e-4 * 8000 / size  # the price at which it would stay
+        holding = 1e-4 * 8000 / size  # the price at which the size would not change
         size *= math.exp(-lag * math.tanh(math.log(float(part.price) / holding) / 2))
         lowest = min(lowest, size)
     assert lowest > least
@@ -89,7 +89,7 @@ def test_it_says_what_the_file_will_need(given, tmp_path: Path):
     result = run(model, [Penalize(bits=1.5, epochs=4), Entropy()], task)
     (trained,) = notes(result, "trained")
     assert trained.data["nbytes"] == result.nbytes
-    assert "; wanted 290" in trained.text  # 1.5 bits for 1,544 weights and biases
+    assert "; target 290" in trained.text  # 1.5 bits for 1,544 weights and biases
     assert result.nbytes < save(result, tmp_path / "file.tersor")
 
 
@@ -137,7 +137,7 @@ def test_a_layer_that_is_left_out_is_not_cleared(given):
     model, task = given
     model = run(model, Finetune(epochs=1, lr=1e-9), task).model()
     with torch.no_grad():
-        model[0].weight[5], model[0].bias[5] = 0, -1.0  # constant 0 after ReLU: no one needs column 5
+        model[0].weight[5], model[0].bias[5] = 0, -1.0  # constant 0 after ReLU: column 5 has no effect
     result = run(model, Penalize(epochs=1, where="0.weight", lr=1e-6, price=0.0), task)
     assert result.forms["2.weight"].decode()[:, 5].any()
 
@@ -152,14 +152,14 @@ def test_a_mask_stays_in_force(given):
             assert not uncoded(result.forms[name]).decode()[form.decode() == 0].any()
 
 
-def test_units_change_places_and_the_network_computes_the_same(given):
-    """Bytes fall, the score and how many codes are not zero stay, and a mask moves with what it hides."""
+def test_units_are_reordered_and_the_function_is_the_same(given):
+    """Bytes fall, the score and the number of nonzero codes stay, and a mask moves with its weights."""
     model, task = given
     step = Penalize(price=0.003, epochs=3, lr=5e-3)
     left = run(model, [Prune(keep=0.6), replace(step, arrange=False), Entropy()], task)
     moved = run(model, [Prune(keep=0.6), step, Entropy()], task)
     assert moved.nbytes < left.nbytes
-    assert [note.text for note in notes(moved, "arranged")] == ["hidden units in order: those of 0, 2"]
+    assert [note.text for note in notes(moved, "arranged")] == ["hidden units reordered: those of 0, 2"]
     assert not notes(left, "arranged")
     x = torch.randn(300, 24, generator=torch.Generator().manual_seed(4))
     torch.testing.assert_close(moved.model()(x), left.model()(x), rtol=1e-5, atol=1e-5)
@@ -168,7 +168,7 @@ def test_units_change_places_and_the_network_computes_the_same(given):
         assert isinstance(moved.forms[name], type(form))
 
 
-def test_idle_units_go_and_the_network_computes_the_same(given, monkeypatch):
+def test_dead_units_are_cleared_and_the_function_is_the_same(given, monkeypatch):
     model, task = given
     step = Penalize(price=0.03, epochs=3, lr=5e-3)
     with monkeypatch.context() as patch:
@@ -195,21 +195,20 @@ class Branching(nn.Module):
         return x if x.sum() < 1e9 else -x
 
 
-def test_a_model_that_cannot_be_looked_through_is_left_as_it_is():
+def test_a_model_that_cannot_be_traced_is_left_as_it_is():
     result = run(Branching(), Penalize(epochs=1), tiny("mlp").task)
     idle, order = notes(result, "skipped")
-    assert idle.text.startswith("idle units are left in: torch.export cannot trace the model: ")
-    assert order.text.startswith("hidden units keep their places: torch.export cannot trace the model: ")
+    assert idle.text.startswith("dead units are not cleared: torch.export cannot trace the model: ")
+    assert order.text.startswith("hidden units are not reordered: torch.export cannot trace the model: ")
 
 
-def test_a_transformer_is_looked_through():
+def test_a_transformer_is_traced():
     t = tiny("attention")
     result = run(t.model, Penalize(epochs=1), t.task)
     assert notes(result, "cleared")
     (order,) = notes(result, "skipped")
     assert (
-        order.text
-        == "hidden units keep their places: none were found that one layer makes and only one other reads"
+        order.text == "hidden units are not reordered: no layer's units are read by exactly one other layer"
     )
 
 
@@ -230,7 +229,7 @@ class Dying(Observer):
             raise KeyboardInterrupt
 
 
-def test_a_training_that_was_killed_goes_on_to_the_same_codes(given, tmp_path: Path):
+def test_a_killed_training_resumes_to_the_same_codes(given, tmp_path: Path):
     model, task = given
     step = Penalize(nbytes=500, epochs=3)
     whole = run(model, step, task, journal=tmp_path / "whole")
@@ -245,7 +244,7 @@ class Stubborn(nn.Module):
         return torch.tensor([9.0, 0, 0, 0]).expand(len(x), 4)
 
 
-def test_the_teacher_is_listened_to(given):
+def test_the_teacher_is_used(given):
     model, task = given
     result = run(model, Penalize(bits=6.0, epochs=6, teacher_weight=1.0, teacher=Stubborn(), lr=0.01), task)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Prune: exact counts, the largest stay, N of every M, schedules and rounds as they are written."""
+"""Prune: exact counts, the largest weights stay, N of every M, schedules and rounds as published."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -158,7 +158,7 @@ def test_the_note_counts() -> None:
         assert entry.text == f"kept {count} of {total} weights ({count / total:.1%})"
 
 
-# --- with what is there already ---
+# --- on compressed weights ---
 
 
 def test_a_mask_only_narrows() -> None:
@@ -288,7 +288,7 @@ def test_gradual_pruning_follows_the_cubic_and_ends_at_keep(
 
 @pytest.mark.parametrize("ramp", [0.0, 0.5])
 def test_rows_are_outputs_while_training_too(ramp: float) -> None:
-    """Of transposed convolutions the outputs lie along axis 1, and each keeps its share of weights."""
+    """Outputs of transposed convolutions are on axis 1, and each keeps its share of weights."""
     t = tiny("mixed")
     result = run(t.model, Prune(keep=0.3, per="channel", ramp=ramp, epochs=2, lr=1e-3), t.task)
     assert {result.sites[name].axis for name in weights_of(result)} == {0, 1}
@@ -318,7 +318,7 @@ def test_pruned_at_once_and_then_trained() -> None:
 
 
 class Trainings:
-    """What each training was given, and what it gave back."""
+    """The arguments and the result of each training."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch):
         self.given: list[Mapping[str, Form]] = []
@@ -361,11 +361,11 @@ def test_rounds_cut_on_the_way_to_keep(rewind: str, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_rewound_round_keeps_what_training_made_large() -> None:
-    """The second mask follows the weights after the first training, not those it is rewound to."""
+    """The second mask is chosen from the weights after the first training, not from the rewound ones."""
     model = nn.Linear(4, 2, bias=False)
     with torch.no_grad():
         model.weight.copy_(torch.tensor([[0.4, 0.3, 0.2, 0.1], [0.4, 0.3, 0.2, 0.1]]))
-    x, y = torch.eye(4)[1:].repeat(4, 1), torch.tensor([0, 1, 1]).repeat(4)  # the first input is never there
+    x, y = torch.eye(4)[1:].repeat(4, 1), torch.tensor([0, 1, 1]).repeat(4)  # the first input is always 0
     step = Prune(keep=0.25, rounds=2, epochs=100, lr=0.1, rewind="weights", optimizer="sgd", per="channel")
     result = run(model, step, Task(evaluate=[(x, y)], train=[(x, y)]))
     assert kept(result.forms["weight"]).tolist() == [[False, True, False, False]] * 2

@@ -1,4 +1,4 @@
-"""Quantize: what is stored is the grid that was asked for, within its bound, for every scheme and axis."""
+"""Quantize: the requested grid is stored within its error bound, for every scheme and axis."""
 
 import math
 from typing import Any
@@ -25,7 +25,7 @@ def weights_of(result: State) -> list[str]:
 
 
 def rows(w: Tensor, name: str) -> Tensor:
-    """[O, I], whatever the layer calls its outputs."""
+    """[O, I], for every layout of the layer."""
     return w.movedim(1 if name in TRANSPOSED else 0, 0).flatten(1)
 
 
@@ -142,7 +142,7 @@ def test_the_exact_ternary_rule_is_no_worse_than_any_threshold() -> None:
         assert found == pytest.approx(best, rel=1e-4)
 
 
-# --- with what is there already ---
+# --- on compressed weights ---
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_the_exact_ternary_rule_is_no_worse_than_any_threshold() -> None:
     ],
     ids=str,
 )
-def test_what_a_mask_hides_stays_zero_and_shapes_nothing(settings: dict[str, Any]) -> None:
+def test_masked_weights_stay_zero_and_do_not_change_the_grid(settings: dict[str, Any]) -> None:
     t = tiny("conv")
     cut = run(t.model, Prune(keep=0.4))
     result = run(cut, Quantize(**settings))
@@ -167,7 +167,7 @@ def test_what_a_mask_hides_stays_zero_and_shapes_nothing(settings: dict[str, Any
         assert torch.equal(mask, cut.forms[name].keep.decode())
         assert not form.decode()[~mask].any()
         assert next(e.how for e in result.ledger.edits(-1) if e.site == name) == "refine"
-        # Hidden weights that are ten times as large change neither scale nor what is kept.
+        # Hidden weights that are ten times as large change neither the scale nor the visible weights.
         step, w = Quantize(**settings), cut.forms[name].decode()
         loud, quiet = (step.store(torch.where(mask, w, hidden), mask, 0) for hidden in (10.0, 0.0))
         assert torch.equal(scale_of(loud), scale_of(quiet))
@@ -207,7 +207,7 @@ def test_the_note_says_how_much_noise_there_is() -> None:
         assert entry.text == f"4 bits, signal to noise {want:.1f} dB"
 
 
-def test_what_is_exact_is_said_to_be() -> None:
+def test_exact_results_are_noted_as_exact() -> None:
     result = run(tiny("mlp").model, [Quantize(bits=8), Quantize(bits=8)])
     texts = [entry.text for entry in result.ledger.notes("done") if entry.step == 1]
     assert texts == ["8 bits, exact"] * 4
@@ -270,7 +270,7 @@ def test_coded_grids_are_tuned_as_plain_ones() -> None:
         run(t.model, [Quantize(bits=4), *extra, Finetune(epochs=1, lr=0.01)], t.task)
         for extra in ([], [Entropy(coder="huffman")])
     )
-    # Other seeds, for the training is another step of the recipe; the same structure.
+    # Other seeds, since the training is another step of the recipe; the same structure.
     assert {n: f.name for n, f in plain.forms.items()} == {n: f.name for n, f in coded.forms.items()}
 
 

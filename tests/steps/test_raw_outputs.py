@@ -1,4 +1,4 @@
-"""Models whose outputs are no tensor train, distill and are measured: those of libraries, and of one's own.
+"""Models whose output is not a single tensor train, distill and are measured: from libraries and users.
 
 Losses are compared with the model's own, computed by hand; weights must move and the loss must fall.
 """
@@ -31,7 +31,7 @@ def moved(result: tersor.State, model: nn.Module) -> bool:
 
 
 def mean_loss(model: nn.Module, batches: list[dict[str, Tensor]]) -> float:
-    """By the model's own hand."""
+    """The model's own loss."""
     model.eval()
     with torch.no_grad():
         return sum(float(model(**batch).loss) for batch in batches) / len(batches)
@@ -148,7 +148,7 @@ def test_fine_tuning_lowers_the_loss(language: Any) -> None:
 
 @pytest.mark.extra
 def test_a_student_of_tokens_comes_nearer_to_its_teacher(language: Any) -> None:
-    """teacher_weight=1: soft targets alone, over the vocabulary; over the tokens' axis nothing would move."""
+    """teacher_weight=1: only soft targets over the vocabulary. A softmax over the tokens would not train."""
     _, model, batches, task = language
 
     def apart(other: nn.Module) -> float:
@@ -223,15 +223,15 @@ def test_a_detector_trains_with_its_own_losses() -> None:
         after = sum(float(loss) for loss in trained.model().train()(*batch).values())
     assert after < by_hand
     assert moved(trained, model)
-    with pytest.raises(TaskError, match="logits="):  # losses are nothing to compare with a teacher's answers
+    with pytest.raises(TaskError, match="logits="):  # losses cannot be compared with a teacher's outputs
         tersor.run(model, tersor.Distill(epochs=1), task)
 
 
-# --- one's own ---
+# --- a user's own models ---
 
 
 class Cascade(nn.Module):
-    """MTCNN's three answers: face or not, a box, five landmarks (Zhang 2016)."""
+    """MTCNN's three outputs: face or not, a box, five landmarks (Zhang 2016)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -254,7 +254,7 @@ def cascade() -> tuple[nn.Module, list[Any]]:
     return Cascade().eval(), [(a, ((a[:, 0] > 0).long(), a[:, 1:5], a.repeat(1, 2)[:, :10])) for a in x]
 
 
-def test_a_tuple_of_answers_trains_with_the_tasks_own_loss() -> None:
+def test_a_tuple_of_outputs_trains_with_the_tasks_own_loss() -> None:
     model, batches = seeded(cascade)
     right = lambda output, target: (output[0].argmax(1) == target[0]).float()  # noqa: E731
     task = Task("faces", evaluate=batches, train=batches, loss=cascade_loss, metric=right)
@@ -315,7 +315,7 @@ def test_several_heads_distill() -> None:
     taught = tersor.run(cut, tersor.Distill(epochs=20, teacher_weight=1.0, lr=0.02, temperature=1.0), task)
     for mine, was in zip(apart(taught.model()), apart(cut.model()), strict=True):
         assert mine < 0.7 * was
-    # The default loss of several logits: a target each, summed.
+    # The default loss of several logits: the sum of one loss for each target.
     plain = replace(task, loss=tersor.Task(evaluate=[0]).loss)
     x, (face, box, landmarks) = batches[0]
     with torch.no_grad():
@@ -325,7 +325,7 @@ def test_several_heads_distill() -> None:
 
 
 class Auxiliary(nn.Module):
-    """Two answers in training, one in evaluation, as Inception and GoogLeNet have it."""
+    """Two outputs in training, one in evaluation, like Inception and GoogLeNet."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -354,7 +354,7 @@ def test_outputs_that_differ_between_training_and_evaluation() -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert torch.equal(state, torch.get_rng_state())
     assert model.training
-    with pytest.raises(TaskError, match="logits= does not fit"):  # a teacher answers as in evaluation
+    with pytest.raises(TaskError, match="logits= does not fit"):  # a teacher runs in eval mode
         Task("t", evaluate=batches, train=batches, logits=lambda output: output.get("main")).check(
             model, Needs.SOFT
         )
@@ -376,14 +376,14 @@ def test_bfloat16_parts_are_cast_in_their_containers() -> None:
     )
 
 
-# --- what is asked for, and what is not ---
+# --- what steps need, and what they do not ---
 
 
 def never(*_: Any) -> Any:
     raise AssertionError("nobody asked for it")
 
 
-def test_steps_that_need_no_loss_ask_for_none() -> None:
+def test_steps_without_a_loss_do_not_require_one() -> None:
     model = seeded(lambda: nn.Linear(4, 3))
     batches = [(torch.randn(5, 4), torch.zeros(5, dtype=torch.int64))]
     task = Task("scored", evaluate=batches, train=batches, loss=never)
@@ -405,7 +405,7 @@ def test_a_teacher_alone_needs_no_targets() -> None:
 
 
 def test_a_loss_is_tried_in_training_mode_before_anything_starts() -> None:
-    """It fits what the model answers in evaluation only: told before the steps that come first."""
+    """The loss fits only the output in eval mode, which is an error before the first step."""
     model = seeded(Auxiliary)
     batches = [(torch.randn(5, 6), torch.zeros(5, dtype=torch.int64))]
     task = Task("two", evaluate=batches, train=batches, loss=F.cross_entropy)

@@ -1,4 +1,4 @@
-"""Rdoq: budgets and drops are kept, data helps, structure stands, and what is misfit is refused."""
+"""Rdoq: budgets and drops are met, data helps, structure is kept, and wrong settings are refused."""
 
 from dataclasses import replace
 
@@ -20,7 +20,7 @@ MODELS = ("mlp", "conv", "attention", "lstm", "mixed")
 
 
 class Wide(nn.Module):
-    """Large enough for bits to be worth counting; its inputs differ in size and depend on each other."""
+    """A model large enough for its bits to matter, with inputs of different size that are correlated."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ def test_the_metric_drops_by_no_more_than_allowed(wide: tuple[nn.Module, Task], 
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_structure_above_stands(name: str) -> None:
+def test_structure_is_kept_above_leaves(name: str) -> None:
     t = tiny(name)
     pruned = run(t.model, [Prune(keep=0.5), Rdoq(bits=3)], t.task)
     for site, form in pruned.forms.items():
@@ -147,7 +147,7 @@ def test_vectors_are_rounded_finely_and_on_request() -> None:
         assert left.forms["2.weight"].digest == given.forms["2.weight"].digest
 
 
-def test_settings_that_cannot_be_meant_are_refused() -> None:
+def test_wrong_settings_are_refused() -> None:
     for settings, says in (
         ({"bits": 3.0, "nbytes": 100}, "bits and nbytes given"),
         ({"lam": 0.0}, "lam=0.0"),
@@ -161,7 +161,7 @@ def test_settings_that_cannot_be_meant_are_refused() -> None:
             Rdoq(**settings)
 
 
-def test_what_is_not_there_is_said(wide: tuple[nn.Module, Task]) -> None:
+def test_missing_inputs_are_named(wide: tuple[nn.Module, Task]) -> None:
     model, task = wide
     with pytest.raises(RefusedError, match="needs a task"):
         run(model, Rdoq(max_drop=1.0))
@@ -191,7 +191,7 @@ def test_the_largest_price_within_a_limit() -> None:
 
 
 def test_a_few_codes_beyond_a_byte_are_stored_apart(tmp_path) -> None:
-    """One huge weight does not make all codes two bytes wide, and is not cut off."""
+    """One huge weight does not make all codes two bytes wide, and is not clipped."""
     layer = nn.Linear(100, 80, bias=False)
     with torch.no_grad():
         layer.weight[3, 7] = 500.0
@@ -205,7 +205,7 @@ def test_a_few_codes_beyond_a_byte_are_stored_apart(tmp_path) -> None:
     assert nbytes > 0
 
 
-def test_a_search_that_leaves_what_floats_hold_ends_in_a_message() -> None:
+def test_a_search_beyond_the_range_of_floats_ends_in_a_message() -> None:
     for start_at in (1e-290, 1e290):
         with pytest.raises(RefusedError, match="fewest found"):
             least(lambda price: 1000.0, 1, start_at, slope=1e-9, near=0.01, who="x")

@@ -1,4 +1,4 @@
-"""Steps follow the axes that roles tell: one matrix as [O, I] and as [I, O] comes out with the same error."""
+"""Steps use the axes of roles: one matrix as [O, I] and as [I, O] is compressed with the same error."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ class Linears(nn.Module):
 
 
 class Turned(nn.Module):
-    """As transformers' Conv1D: weight [I, O]."""
+    """Like transformers' Conv1D: weight [I, O]."""
 
     def __init__(self, w: Tensor):
         super().__init__()
@@ -86,7 +86,7 @@ def test_a_matrix_as_inputs_by_outputs_loses_no_more(name: str) -> None:
 
 
 def test_a_product_of_a_turned_matrix_is_rounded_by_its_own_sides() -> None:
-    """A square matrix: the curvature of outputs fits the wrong factor too, and nothing would say so."""
+    """A square matrix: the curvature of outputs also fits the wrong factor, without an error."""
     random = torch.Generator().manual_seed(0)
     w, v = torch.randn(12, 12, generator=random), torch.randn(5, 12, generator=random)
     x = torch.randn(64, 12, generator=random) * torch.logspace(-2, 1, 12)
@@ -114,7 +114,7 @@ class Twisted(Turned):
         return torch.tanh(x) @ self.weight + self.bias
 
 
-def test_second_moments_of_what_is_no_plain_product_are_not_guessed() -> None:
+def test_second_moments_of_other_products_are_not_guessed() -> None:
     _, turned, task = pair()
     turned.first = Twisted(torch.randn(20, 12))
     view = View(start(turned, task), task, "look", "0", 0, Observer())

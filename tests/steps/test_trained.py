@@ -1,4 +1,4 @@
-"""A training loop of one's own: what was decided stays in force, and what was learned comes back."""
+"""A user's own training loop: the structure is kept, and the learned values come back."""
 
 import copy
 import inspect
@@ -46,7 +46,7 @@ EACH = pytest.mark.parametrize("name", MODELS)
 
 
 def loop(module: nn.Module, t: Tiny, steps: int = 20, lr: float = 0.02) -> None:
-    """Any loop: Adam on the training data."""
+    """An example of a loop: Adam on the training data."""
     x, y = (torch.cat(part) for part in zip(*t.task.batches("calibrate"), strict=True))
     optimizer = torch.optim.Adam(module.parameters(), lr=lr, weight_decay=0.01)
     module.train()
@@ -97,7 +97,7 @@ STEPS_OF: dict[str, tuple[Any, type]] = {
 
 
 @pytest.mark.parametrize("kind", STEPS_OF)
-def test_every_structure_is_in_force(kind: str) -> None:
+def test_every_structure_is_kept(kind: str) -> None:
     t, (steps, form) = tiny("conv"), STEPS_OF[kind]
     state = run(t.model, steps)
     after = folded(loopy(state, t))
@@ -235,7 +235,7 @@ def test_grids_on_edges_are_in_force_learn_and_come_back_fresh() -> None:
 # --- a step in the ledger ---
 
 
-def test_what_comes_back_goes_on_and_goes_into_a_file(tmp_path: Path) -> None:
+def test_the_folded_state_can_be_continued_and_saved(tmp_path: Path) -> None:
     t = tiny("mlp")
     state = run(t.model, Prune(keep=0.5))
     after = folded(loopy(state, t))
@@ -253,7 +253,7 @@ def test_what_comes_back_goes_on_and_goes_into_a_file(tmp_path: Path) -> None:
     loop(on, t, 2)
     assert folded(on).ledger.step_names()[-1] == "trained"
     text = dump(lock(whole))
-    with pytest.raises(SettingError, match="'trained' was a training loop of one's own"):
+    with pytest.raises(SettingError, match="'trained' was a user's own training loop"):
         from_yaml(text, STEPS)
 
 
@@ -280,7 +280,7 @@ def test_what_is_not_finite_is_refused() -> None:
         folded(module)
 
 
-def test_what_is_no_such_module_is_refused_with_the_way_out() -> None:
+def test_other_modules_are_refused_with_the_way_out() -> None:
     t = tiny("mlp")
     state = run(t.model, Prune(keep=0.5))
     with pytest.raises(SettingError, match=r"given a Mlp, .* Give what trainable\(\.\.\.\) made"):
@@ -334,7 +334,7 @@ def test_lightning_trains_it(tmp_path: Path) -> None:
 def test_the_hugging_face_trainer_trains_it(
     thrifty: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "environ", os.environ.copy())  # Accelerate notes there what it was told
+    monkeypatch.setattr(os, "environ", os.environ.copy())  # Accelerate stores its arguments there
     transformers = pytest.importorskip("transformers")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -379,7 +379,7 @@ def test_a_weight_that_is_no_number_is_refused_though_codes_would_hide_it(steps:
         folded(module)
 
 
-def test_zeros_that_came_stay_in_a_loop_of_ones_own_too() -> None:
+def test_given_zeros_stay_in_a_users_loop_too() -> None:
     t = tiny("mlp")
     weight = next(p for p in t.model.parameters() if p.ndim == 2)
     with torch.no_grad():

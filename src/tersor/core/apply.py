@@ -1,7 +1,7 @@
 """Apply: a group of events on a state, checked, all or none.
 
-An edit names the form that is there and is what it says (record/relation.py). A cut names given indices that
-are still present. What changes an answer marks the grids of edges stale.
+An edit must start from the current form and change it as `how` says (record/relation.py). A cut names given
+indices that are still present. An event that can change an output makes the grids of edges stale.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Digests = tuple[str, str]  # before and after
 
 
 def apply(state: State, group: Group, who: str) -> tuple[State, list[Digests]]:
-    """The state after a group, and what each of its events changed."""
+    """The state after a group, and for each event the digests before and after it."""
     digests = []
     for event in group.events:
         if isinstance(event, Note):
@@ -40,33 +40,33 @@ def apply(state: State, group: Group, who: str) -> tuple[State, list[Digests]]:
             state, found = restructured(state, event, who), ("", "")
         digests.append(found)
         if not (isinstance(event, Edit) and (event.how == "lossless" or isinstance(event.after, Grid))):
-            # Without a graph nobody knows which edges lie behind this one, so all of them count as such.
+            # Without a graph, the edges downstream of this weight are unknown: all grids become stale.
             stale = {edge: grid.replace(stale=True) for edge, grid in state.grids.items()}
             state = replace(state, grids=stale)
     return state, digests
 
 
 def edited(state: State, edit: Edit, who: str) -> tuple[State, Digests]:
-    stands = state.nodes.get(edit.site) if edit.before is STANDING else edit.before
-    before = "" if stands is None else stands.digest
+    given = state.nodes.get(edit.site) if edit.before is STANDING else edit.before
+    before = "" if given is None else given.digest
     if isinstance(edit.after, Grid):
         grid = state.grids.get(edit.site)
         if before != ("" if grid is None else grid.digest):
-            raise RefusedError(f"{who}: {edit.site}: the edit starts from a grid that is not there")
+            raise RefusedError(f"{who}: {edit.site}: the edit starts from another grid than the current one")
         return replace(state, grids={**state.grids, edit.site: edit.after}), (before, edit.after.digest)
-    after, there = edit.after, state.forms.get(edit.site)
-    if there is None or not isinstance(after, Form) or there.digest != before:
-        raise RefusedError(f"{who}: {edit.site}: the edit starts from a form that is not there")
-    if why := untrue(edit.how, there, after, state.sites[edit.site].torch_dtype):
+    after, current = edit.after, state.forms.get(edit.site)
+    if current is None or not isinstance(after, Form) or current.digest != before:
+        raise RefusedError(f"{who}: {edit.site}: the edit starts from another form than the current one")
+    if why := untrue(edit.how, current, after, state.sites[edit.site].torch_dtype):
         raise RefusedError(f"{who}: {edit.site}: {why}")
     return replace(state, forms={**state.forms, edit.site: after}), (before, after.digest)
 
 
 def cut(state: State, event: Cut, who: str) -> tuple[State, Digests]:
-    """Whatever form stands, its indices along one axis that are named by those the tensor was given with."""
+    """Keep some indices of the current form along one axis. The event names indices of the given tensor."""
     if event.site not in state.forms:
         tied = f"; it is tied to {state.aliases[event.site]}" if event.site in state.aliases else ""
-        raise RefusedError(f"{who}: {event.site}: there is no such weight to cut{tied}")
+        raise RefusedError(f"{who}: {event.site}: no such weight to cut{tied}")
     before, axes = state.forms[event.site], len(state.sites[event.site].shape)
     if not 0 <= event.axis < axes:
         raise RefusedError(f"{who}: {event.site}: axis {event.axis} of {axes} cannot be cut")
@@ -81,18 +81,18 @@ def cut(state: State, event: Cut, who: str) -> tuple[State, Digests]:
 
 
 def restructured(state: State, event: Set | Replace, who: str) -> State:
-    """A module's integer, or a module in place of another: its weights die, others are born of them."""
+    """Set a module's integer, or replace a module: its sites are removed, and new ones are made from them."""
     if isinstance(event, Set):
         return replace(state, changes=(*state.changes, event))
     if state.given is None:
-        raise RefusedError(f"{who}: {event.module}: a module is replaced, and there are only its weights")
+        raise RefusedError(f"{who}: {event.module}: replacing a module needs the model, not only its weights")
     module = changed(state.given, state.changes)
-    dead, fresh, aliases = born(event, state.sites, state.forms, state.aliases, module)
+    removed, added, aliases = born(event, state.sites, state.forms, state.aliases, module)
 
-    def living(table: Mapping[str, T]) -> dict[str, T]:
-        return {name: value for name, value in table.items() if name not in dead}
+    def rest(table: Mapping[str, T]) -> dict[str, T]:
+        return {name: value for name, value in table.items() if name not in removed}
 
-    sites = {**living(state.sites), **{name: site for name, (site, _) in fresh.items()}}
-    forms = {**living(state.forms), **{name: form for name, (_, form) in fresh.items()}}
+    sites = {**rest(state.sites), **{name: site for name, (site, _) in added.items()}}
+    forms = {**rest(state.forms), **{name: form for name, (_, form) in added.items()}}
     changes = (*state.changes, event)
-    return replace(state, sites=sites, forms=forms, aliases=aliases, kept=living(state.kept), changes=changes)
+    return replace(state, sites=sites, forms=forms, aliases=aliases, kept=rest(state.kept), changes=changes)

@@ -1,7 +1,7 @@
-"""History: undo and replay: what a ledger, a journal and the first weights bring back.
+"""History: undo and replay, from a ledger, a journal and the first weights.
 
-undo      of lossless steps: from the state alone; of all: the first weights; else from the run's journal
-replay    the groups of a journal on the model that its run began with, without computing them again
+undo      of lossless steps: from the state; of all steps: the first weights; else from the run's journal
+replay    apply the groups of a journal to the model that its run began with, without computing them again
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ Journals = str | Path | Sequence[str | Path]
 def undo(state: State, steps: int | None = None, *, journal: Journals = ()) -> State:
     """The state before the last `steps` steps of the ledger (default: before all), bit for bit.
 
-    Past forms are not held in memory: other than lossless steps, or all of them, need the `journal` of the
-    run that began with the model (of runs that went on from runs, all theirs in order), or RefusedError says
-    so.
+    Past forms are not held in memory. Unless the steps are lossless, or all steps are undone, this needs the
+    `journal` of the run that began with the model. If runs continued earlier runs, it needs the journals of
+    all of them in order. RefusedError without them.
     """
     ledger = state.ledger
     first = 0 if steps is None else ledger.count - steps
@@ -40,8 +40,8 @@ def undo(state: State, steps: int | None = None, *, journal: Journals = ()) -> S
         return first_given(state)
     if first < len(ledger.past):
         raise RefusedError(
-            f"undo: of the first {len(ledger.past)} steps only names are left: a file keeps no more. Undo at "
-            f"most {ledger.count - len(ledger.past)} steps, or all of them with the first weights"
+            f"undo: the file keeps only the names of the first {len(ledger.past)} steps. Undo at most "
+            f"{ledger.count - len(ledger.past)} steps, or all of them with the first weights"
         )
     if journal:
         return rebuilt(state, first, journal)
@@ -51,20 +51,20 @@ def undo(state: State, steps: int | None = None, *, journal: Journals = ()) -> S
     if first == 0:
         return first_given(state)
     raise RefusedError(
-        f"undo: steps={steps} reaches back over steps that changed weights, and past weights are kept by a "
-        f"journal only. Give it: undo(state, {steps}, journal=FOLDER); or undo all with the first weights"
+        f"undo: steps={steps} includes steps that changed weights, and only a journal keeps past weights. "
+        f"Give it: undo(state, {steps}, journal=FOLDER); or undo all steps with the first weights"
     )
 
 
 def first_given(state: State) -> State:
-    """Nothing done yet. RefusedError where a file came without its first weights."""
+    """The state before the first step. RefusedError for a file without its first weights."""
     base = known_base(state, "undo")
     return State(base.sites, base.forms, base.aliases, state.ledger.until(0), state.given, base)
 
 
 def without_coding(state: State, first: int, before: dict[str, str]) -> State:
-    """The forms that stood before lossless edits; `before`: their digests. What a mask hid is zero now, for
-    coding leaves it out: such a form decodes to the same bits and has another digest, which the ledger takes.
+    """The forms before lossless edits; `before`: their digests. Coding drops hidden elements, which are zero
+    now: such a form decodes to the same bits but has another digest, which goes into the ledger.
     """
     forms, ledger = dict(state.forms), state.ledger.until(first)
     for site, digest in before.items():
@@ -72,7 +72,7 @@ def without_coding(state: State, first: int, before: dict[str, str]) -> State:
         masked = any(node.mask for _, node in plain.walk())
         if digest not in (plain.digest, forms[site].digest) and not masked:
             raise RefusedError(
-                f"undo: {site}: its form before held another coding; give the journal: journal=FOLDER"
+                f"undo: {site}: the earlier form was coded in another way; give the journal: journal=FOLDER"
             )
         forms[site] = forms[site] if forms[site].digest == digest else plain
         ledger = ledger.ending(site, forms[site].digest)
@@ -80,31 +80,31 @@ def without_coding(state: State, first: int, before: dict[str, str]) -> State:
 
 
 def rebuilt(state: State, first: int, journal: Journals) -> State:
-    """The state after the ledger's first steps, from the journals of the runs from the model on."""
+    """The state after the ledger's first steps, from the journals of all runs since the given model."""
     begun, done = first_given(state), 0
     wanted, names = state.ledger.until(first), state.ledger.step_names()
-    told = replace(wanted, entries=[entry for entry in wanted.entries if entry.name == START])
+    found = replace(wanted, entries=[entry for entry in wanted.entries if entry.name == START])
     for folder in [journal] if isinstance(journal, (str, Path)) else journal:
         lines = lines_of(folder)
         for line in lines:
             if done + line.step < first:
                 group = line.group()
                 begun, digests = apply(begun, group, "undo")
-                told.record(done + line.step, names[done + line.step], group, digests)
+                found.record(done + line.step, names[done + line.step], group, digests)
         done += sum(line.seconds is not None for line in lines)
     if done < first:
         raise JournalError(
-            f"undo: the journals hold {done} finished steps, and {first} are needed. Give those of all runs "
-            f"from the model on, in order"
+            f"undo: the journals hold {done} finished steps, and {first} are needed. Give the journals of "
+            f"all runs since the given model, in order"
         )
-    if told.digest != wanted.digest:
-        raise JournalError("undo: this journal is of another run: what it tells is not what the ledger says")
+    if found.digest != wanted.digest:
+        raise JournalError("undo: this journal belongs to another run: its groups differ from the ledger")
     return replace(begun, ledger=wanted, attachments=state.attachments)
 
 
 def replay(model: nn.Module | State, ledger: Ledger, journal: Journals) -> State:
-    """Apply the groups of journals to the model that their first run began with, without computing them
-    again."""
+    """Apply the groups of journals to the model that their first run began with. Nothing is computed again.
+    RefusedError for another model."""
     given = model if isinstance(model, State) else start(model)
     if given.digest != ledger.base:
         raise RefusedError(f"replay: the ledger begins with model {ledger.base}, this one is {given.digest}")
@@ -112,10 +112,10 @@ def replay(model: nn.Module | State, ledger: Ledger, journal: Journals) -> State
 
 
 def compare_lock(recipe: Recipe, result: State) -> None:
-    """Refuse a result that is not the one that the lock names."""
+    """Refuse a result that differs from the lock."""
     for site, digest in recipe.result:
         found = result.forms[site].digest if site in result.forms else "no such site"
         if found != digest:
             raise RefusedError(
-                f"lock: {site} came out as {found}, the lock says {digest}: not the same machine or data"
+                f"lock: the result for {site} is {found}, the lock says {digest}: another machine or data"
             )

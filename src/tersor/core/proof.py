@@ -1,12 +1,12 @@
-"""Proof: whether a group that changes a module's structure did what it says, on calibration batches.
+"""Proof: check on calibration batches that a group that changes a module's structure changes it as stated.
 
 masked   after(x) == before(x) with zeros in the columns that read what was cut
 same     after(x) == before(x)
 runs     after(x) runs, and has the tensors of before(x)
-Zeros stand where units are read, not where they are made: a batch norm makes a constant of a zero channel.
-In float64, where the module runs in it: then nothing but an error is left between the two; once more in its
-own precision; and on weights moved at random, for a unit that is dead on these batches hides what it is
-paired with.
+Zeros are put where cut units are read, not where they are made: a batch norm turns a zero channel into a
+constant. Outputs are compared in float64 if the module runs in it, so that only an error can make them
+differ, and once in its own precision. A second proof uses weights moved at random: a unit that is dead on
+these batches would hide a wrong pairing.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tersor.record.events import Cut, Group, Note, Set
 
 
 def proved(before: State, group: Group, task: Task | None, who: str) -> tuple[bool, Note]:
-    """(whether the group may stand, what is said of it)."""
+    """(whether the group is accepted, a note on it)."""
     kind, why, data = "refused", "", {}
     try:
         if before.given is None or task is None:
@@ -34,24 +34,24 @@ def proved(before: State, group: Group, task: Task | None, who: str) -> tuple[bo
                 f"not proved: there is no {'model' if before.given is None else 'task to draw batches from'}"
             )
         elif any("parametrizations." in cut.site for cut in cuts(group) if cut.reads):
-            why = "not proved: a parametrization computes anew what reads the cut units"
+            why = "not proved: a parametrization recomputes a weight that reads the cut units"
         else:
             found = [verdict_of(before, group, task, who)]
             if all(isinstance(event, (Cut, Set, Note)) for event in group.events):
                 found.append(verdict_of(moved_at_random(before), group, task, who))
             data = {"differs": max(v.differs for v in found), "largest": found[0].largest}
             if not all(v.fits for v in found):
-                why = f"answers differ by {data['differs']:.3g} of {data['largest']:.3g} from those wanted"
+                why = f"outputs differ by {data['differs']:.3g} of {data['largest']:.3g} from those expected"
             elif group.proof == "masked" and removes(before, group) and not any(v.moved for v in found):
-                kind, why = "void", "the proof is void: what is cut does not move the answers"
+                kind, why = "void", "the proof is void: the cut units do not change the outputs"
     except (*MISFIT, RefusedError, SiteError) as error:
         why = f"the changed model does not run: {type(error).__name__}: {error}"
     if why:
         return False, Note("", kind, f"{group.key}: taken back: {why}", data)
-    said = "it runs, and answers on purpose otherwise" if group.proof == "runs" else (
-        f"answers differ by {data['differs']:.2g} of {data['largest']:.3g} from those wanted"
+    text = "it runs; its outputs are meant to differ" if group.proof == "runs" else (
+        f"outputs differ by {data['differs']:.2g} of {data['largest']:.3g} from those expected"
     )  # fmt: skip
-    return True, Note("", "proved", f"{group.key}: {said}", data)
+    return True, Note("", "proved", f"{group.key}: {text}", data)
 
 
 def verdict_of(before: State, group: Group, task: Task, who: str) -> Verdict:
@@ -66,7 +66,7 @@ def moved_at_random(state: State) -> State:
 
 
 def masked(before: State, group: Group) -> nn.Module:
-    """The model before, with zeros where what is cut is read."""
+    """The model before the group, with zeros where cut units are read."""
     model = before.plain()
     for cut in cuts(group):
         if cut.reads:
@@ -80,5 +80,5 @@ def cuts(group: Group) -> Iterator[Cut]:
 
 
 def removes(before: State, group: Group) -> bool:
-    """Whether anything goes: a reordering removes nothing."""
+    """Whether the group removes any index. A reordering removes none."""
     return any(len(cut.kept) < len(before.present(cut.site, cut.axis)) for cut in cuts(group))

@@ -1,4 +1,4 @@
-"""Recipe: a list of steps, a seed and a format number; the same in Python and in words (steps/words.py)."""
+"""Recipe: a list of steps, a seed and a format number, in Python or in words (steps/words.py)."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ NUMBER = 1
 
 @dataclass(frozen=True)
 class Recipe:
-    """What to do, in order. `result` maps sites to digests in a lock file: a run that ends elsewhere is
-    refused. `zeros`: the weights whose zeros stay if they came with zeros, as a glob, or "none"."""
+    """Steps in order. In a lock file, `result` maps sites to digests: a run with another result is refused.
+    `zeros`: the weights that keep the zeros that they were given with, as a glob, or "none"."""
 
     steps: tuple[Any, ...]
     seed: int | tuple[int, ...] = 0  # one for all steps, or one for each: a lock of several runs
     base: str | None = None
     result: tuple[tuple[str, str], ...] = ()
-    zeros: str | tuple[str, ...] = "*"  # as the seed: for all steps, or for each
+    zeros: str | tuple[str, ...] = "*"  # like the seed: one for all steps, or one for each
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "steps", tuple(self.steps))
@@ -35,7 +35,7 @@ class Recipe:
                 lacks = [key for key in ("name", "where", "needs", "run") if not hasattr(step, key)]
                 raise SettingError(
                     f"recipe: step {number} is {step!r}, but it must be a step, such as Prune(keep=0.5)"
-                    + (f": it states no {', '.join(lacks)}" if 0 < len(lacks) < 4 else "")
+                    + (f": it has no {', '.join(lacks)}" if 0 < len(lacks) < 4 else "")
                 )
         if not self.steps:
             raise SettingError("recipe: no steps. Name at least one, such as: prune keep=0.5")
@@ -58,10 +58,10 @@ class Recipe:
         """Every setting spelled out, defaults too."""
         seed = list(self.seed) if isinstance(self.seed, tuple) else self.seed
         more = {} if self.zeros == "*" else {"zeros": list(z) if isinstance(z := self.zeros, tuple) else z}
-        return {"tersor": NUMBER, "seed": seed, **more, "steps": list(self._told)}
+        return {"tersor": NUMBER, "seed": seed, **more, "steps": list(self._settings)}
 
     @cached_property
-    def _told(self) -> tuple[dict[str, Any], ...]:
+    def _settings(self) -> tuple[dict[str, Any], ...]:
         return tuple({step.name: settings_of(step)} for step in self.steps)
 
     @property
@@ -70,7 +70,7 @@ class Recipe:
 
 
 def as_recipe(recipe: Recipe | Iterable[Any] | Any, seed: int = 0, zeros: str = "*") -> Recipe:
-    """A recipe as it is; a step or a list of steps as a recipe."""
+    """A Recipe from a Recipe (returned as it is), a step, or a list of steps."""
     if isinstance(recipe, Recipe):
         return recipe
     return Recipe(tuple(recipe) if isinstance(recipe, (list, tuple)) else (recipe,), seed, zeros=zeros)

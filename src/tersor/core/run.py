@@ -1,7 +1,7 @@
 """Run: the one loop. Steps yield groups of events; the executor applies them and keeps the ledger.
 
-    state -> step, step, step -> state, with the ledger of all that happened since the model was first given
-Runs, packs, dry checks and trials are all driven by the executor, and nothing else writes to a state.
+    state -> step, step, step -> state, with the ledger of all events since the model was first given
+Runs, packs, dry checks and trials all use the executor, and nothing else writes to a state.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ def run(
 ) -> State:  # fmt: skip
     """Compress a model by a recipe: a Recipe, a step, or a list of steps.
 
-    The model is left as it is. A state (what another run returned, or a file) is gone on from: its ledger
-    continues, and the model as it was first given stays the one that is compared with. `task` feeds, scores
-    and trains it; steps that need none run without. With `journal` (a folder) every applied group is kept on
-    disk, and `resume` goes on after the last one. Files that steps write (exports) go to `out`.
+    The given model is not changed. A state (from another run or a file) is continued: its ledger goes on, and
+    results are compared with the model as it was first given. `task` gives batches, scores and a loss; steps
+    that need none run without it. With `journal` (a folder) every applied group is kept on disk, and `resume`
+    continues after the last one. Files that steps write (exports) go to `out`.
     """
     recipe, observer = as_recipe(recipe, seed), observer or Observer()
     state = model if isinstance(model, State) else start(model, task)
@@ -62,14 +62,14 @@ def run(
             prints, unseen = fingerprints(state.given, task, recipe.steps)
             prints |= {"model": state.trail, "recipe": recipe.digest}
             if unseen:
-                observer.said(f"journal: a change of this code would not be seen: {', '.join(unseen)}")
+                observer.said(f"journal: a change of this code would not be noticed: {', '.join(unseen)}")
             kept = stack.enter_context(Journal(journal, prints, resume=resume, writes=first()))
         result = Executor(state, recipe, task, observer=observer, out=Path(out), journal=kept).run()
     compare_lock(recipe, result)
     return result
 
 
-AGAIN, CAME = "coded again", "zeros that came"  # the executor's own groups
+AGAIN, CAME = "coded again", "zeros that came"  # keys of the executor's own groups; journals hold them
 
 
 class Executor:
@@ -81,9 +81,9 @@ class Executor:
         view: type[View] = View, prove: bool = True, done: frozenset[str] = frozenset(),
         path: str = "", statistics: dict[str, Tensor] | None = None,
     ):  # fmt: skip
-        """`view`: what steps are shown. `prove`: cuts are proved on the task's batches; a dry check has none.
-        `done`: keys of groups that are passed over. `path`: of the step whose trial this is. `statistics`: of
-        this state, as far as they are known."""
+        """`view`: the class of views that steps get. `prove`: prove cuts on the task's batches; a dry check
+        has none. `done`: keys of groups to skip. `path`: place of the step whose trial this is. `statistics`:
+        those of this state that are known already."""
         self.recipe, self.task, self.observer, self.out = recipe, task, observer or Observer(), out
         self.journal, self.view_type, self.prove, self.done, self.path = journal, view, prove, done, path
         self.first = state.ledger.count
@@ -97,7 +97,7 @@ class Executor:
         return self.state
 
     def step(self, number: int, step: Any) -> None:
-        """One step: what the journal has of it, then the rest."""
+        """One step: first its groups in the journal, then the rest."""
         began, begin, at = time.perf_counter(), self.state, self.first + number
         self.state = replace(begin, ledger=begin.ledger.until(begin.ledger.count))  # the view keeps its own
         lines = [] if self.journal is None else [line for line in self.journal.lines if line.step == number]
@@ -107,15 +107,15 @@ class Executor:
             self.end(at, step.name, lines[-1].seconds)
             return
         done = self.done | {line.key for line in lines}
-        if (came := self.zeros(number, step, begin)) is not None:
-            begin = apply(begin, came, step.name)[0]  # the step sees the masks
+        if (masks := self.zeros(number, step, begin)) is not None:
+            begin = apply(begin, masks, step.name)[0]  # the step sees the masks
             if CAME not in done:
-                self.put(number, step.name, came)
+                self.put(number, step.name, masks)
         seen: set[str] = set()
-        # The view is not kept: it holds the executor, for trials, and a circle keeps past forms in memory.
+        # The view is not kept: it refers to the executor, for trials, and a cycle keeps past forms in memory.
         for group in step.run(self.view_of(number, step, begin, done)):
             if group.key in seen or group.key in ("", AGAIN, CAME, LEFT):
-                raise RefusedError(f"{step.name}: the key {group.key!r} is taken: a resume loses a group")
+                raise RefusedError(f"{step.name}: the key {group.key!r} is taken; a resume needs unique keys")
             seen.add(group.key)
             if group.key not in done:
                 self.put(number, step.name, group)
@@ -129,11 +129,11 @@ class Executor:
         self.end(at, step.name, seconds)
 
     def put(self, number: int, name: str, group: Group) -> None:
-        """Apply a new group if it may stand, else note why not."""
+        """Apply a new group. If its proof fails, record only a note with the reason."""
         if group.proof and self.prove:
-            apply(self.state, group, name)  # what cannot be meant is an error, not a failed proof
-            stands, note = proved(self.state, group, self.task, name)
-            group = replace(group, events=(*group.events, note)) if stands else Group(group.key, (note,))
+            apply(self.state, group, name)  # an invalid group is an error, not a failed proof
+            accepted, note = proved(self.state, group, self.task, name)
+            group = replace(group, events=(*group.events, note)) if accepted else Group(group.key, (note,))
         self.record(self.first + number, name, group)
         if self.journal is not None:
             self.journal.append(number, group)
@@ -149,7 +149,7 @@ class Executor:
         self.observer.ended(name, seconds)
 
     def zeros(self, number: int, step: Any, begin: State) -> Group | None:
-        """Masks for zeros that weights came with: all, or those of a step that works site by site."""
+        """Masks for zeros in the given weights: of all sites, or only the step's if it works site by site."""
         where = step.where if step.needs is Needs.NOTHING else "*"
         zeros = NONE if getattr(step, "lossless", False) else self.recipe.zeros_of(number)
         events: list[Event] = []
@@ -158,7 +158,7 @@ class Executor:
         return Group(CAME, tuple(events)) if events else None
 
     def coded_again(self, begin: State) -> Group | None:
-        """A cut decodes the leaves that an entropy coder had made: they are coded again, with its profile."""
+        """Edits that code leaves again with their earlier profile: a cut decodes coded leaves."""
         edits = [
             Edit(name, now, after, "lossless")
             for name, kept in self.state.kept.items() if kept != begin.kept.get(name) and name in begin.forms
@@ -170,7 +170,7 @@ class Executor:
         known, found = self.statistics
         if known != begin.digest:
             self.statistics = known, found = begin.digest, {}
-        # What the recipe has in store is no past: a trial neither tells of it nor draws by it.
+        # Later steps of the recipe are left out: a trial must not depend on them.
         at = self.first + number
         begin = replace(begin, ledger=begin.ledger.until(at))
         place = f"{self.path}{number}" if self.path else f"{at}"
@@ -180,7 +180,7 @@ class Executor:
         )  # fmt: skip
 
     def trial(self, zeros: str, view: View, steps: Iterable[Any]) -> tuple[dict[str, Any], State]:
-        """Run steps on the side, with the `zeros` of the step that asks; see View.trial."""
+        """Run steps as a trial, with the `zeros` of the step that asks for it; see View.trial."""
         recipe, path = as_recipe(steps, view.seed, zeros), f"{view.step}.{view.place}"
         with ExitStack() as stack:
             kept = None

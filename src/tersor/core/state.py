@@ -1,7 +1,7 @@
-"""State: a model as forms: what runs start from and return, and what a file holds.
+"""State: a model as forms. Runs start from a state and return one, and a file holds one.
 
-It chains: a run that starts from a state goes on with its ledger, and what is measured is compared with the
-model as it was first given (`base`), never with what another run had made of it.
+A run that starts from a state continues its ledger. Measurements are compared with the model as it was first
+given (`base`), never with the result of an earlier run.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ class Base:
 
 @dataclass(frozen=True)
 class State:
-    """A compressed model. Nothing in it is ever changed: the executor makes the next one."""
+    """A compressed model. It is never changed: the executor makes a new one."""
 
-    sites: Mapping[str, Site]  # shapes as given; a site that a replacement bore says where it comes from
+    sites: Mapping[str, Site]  # shapes as given; a site that a replacement made has an `origin`
     forms: Mapping[str, Form]
     aliases: Mapping[str, str]  # other names of tied tensors -> site
     ledger: Ledger
-    given: nn.Module | None = None  # the module as it was first given: its code; a file has none
-    base: Base | None = None  # None: a file whose first weights were not given with it
-    kept: Mapping[str, Kept] = field(default_factory=dict)  # of the sites that were cut
+    given: nn.Module | None = None  # the module as it was first given; None for a file, which has no code
+    base: Base | None = None  # None for a file whose first weights were not given with it
+    kept: Mapping[str, Kept] = field(default_factory=dict)  # by site, for sites that were cut
     changes: tuple[Set | Replace, ...] = ()  # of modules, in order
     grids: Mapping[str, Grid] = field(default_factory=dict)  # by edge
     attachments: Mapping[str, bytes] = field(default_factory=dict)  # named files that go with the weights
@@ -59,7 +59,7 @@ class State:
         return f"State {self.digest}: {len(self.sites)} sites, {self.nbytes:,} bytes, {steps} steps"
 
     def shape(self, site: str) -> tuple[int, ...]:
-        """The shape now; Site.shape is the one that was given."""
+        """The current shape; Site.shape is the given one."""
         return tuple(self.forms[site].shape)
 
     def present(self, site: str, axis: int) -> tuple[int, ...]:
@@ -67,19 +67,19 @@ class State:
         return self.kept.get(site, {}).get(axis) or tuple(range(self.sites[site].shape[axis]))
 
     def plain(self, given: nn.Module | None = None) -> nn.Module:
-        """A copy of the given model with the decoded weights, cuts and replacements, without grids."""
+        """A copy of the given model with the decoded weights, cuts and replacements, without the grids."""
         module = self.given if given is None else given
         if module is None:
             raise SettingError("a file holds weights, not code: give the model, model(MyNet())")
         return fitted(inside(module), self.forms, self.sites, self.aliases, self.changes)
 
     def model(self, given: nn.Module | None = None) -> nn.Module:
-        """A model that answers as this state does: plain where no edge has a grid, else one that simulates
-        them. A state from a file needs `given`: a model of the class that was compressed, any weights."""
+        """The model of this state. If edges have grids, it simulates them. A state from a file needs `given`:
+        a model of the class that was compressed, with any weights."""
         return with_grids(self.plain(given), self.grids)
 
     def on(self, module: nn.Module) -> Self:
-        """A state from a file with its code; its base too where the module has the weights that the ledger
+        """A state from a file with its code. It gets a base too if the module has the weights that the ledger
         began with."""
         found = start(module)
         same = found.digest == self.ledger.base
@@ -92,7 +92,7 @@ class State:
 
     @property
     def trail(self) -> str:
-        """What it is and how it came to be: a run from here is another one than a run from elsewhere."""
+        """Digests of the state and its history. A journal resumes only from a state with the same trail."""
         return f"{self.digest} {self.ledger.digest}" if self.ledger.count else self.digest
 
     @property
@@ -107,7 +107,7 @@ class State:
 
     @property
     def given_nbytes(self) -> int | None:
-        """Bytes of the tensors as first given; None for a file without them where modules were replaced."""
+        """Bytes of the tensors as first given. None for a file without them if modules were replaced."""
         if self.base is not None:
             return sum(form.nbytes for form in self.base.forms.values())
         if any(isinstance(change, Replace) for change in self.changes):
@@ -116,7 +116,7 @@ class State:
 
     @property
     def digest(self) -> str:
-        """Changes when any weight, cut, replacement or grid does."""
+        """Changes when any weight, cut, replacement or grid changes."""
         rest: dict[str, Any] = {}
         if self.kept or self.changes or self.grids:
             rest = {"kept": self.kept, "changes": [[type(c).__name__, vars(c)] for c in self.changes]}
@@ -125,17 +125,17 @@ class State:
 
 
 def digest_of(digests: Mapping[str, str], rest: Mapping[str, Any] | None = None) -> str:
-    """One digest for all forms, from theirs by name, and for what else there is."""
+    """One digest of all forms (from their digests by name) and of `rest`."""
     text = "\n".join(f"{name} {digest}" for name, digest in sorted(digests.items()))
     text += json.dumps(rest, sort_keys=True, default=dict) if rest else ""
     return hashlib.sha256(text.encode()).hexdigest()[:DIGEST]
 
 
 def start(model: nn.Module, task: Task | None = None) -> State:
-    """A model as it is: every tensor Dense, or Masked where it comes in pruned; NaN and infinite weights are
-    refused. The inputs of `task` show what each tensor is for; without it the classes of layers say so. Of a
-    model in torch.compile's or data parallelism's wrapper the model is taken."""
-    # The forms are its tensors: one copy serves both, for neither is changed.
+    """The state of a model as it is: every tensor Dense, or Masked if the model has it pruned. NaN and
+    infinite weights are refused. Roles of tensors are found with the inputs of `task`, else from the classes
+    of layers. Wrappers of torch.compile and data parallelism are removed."""
+    # The forms share the module's tensors, since neither is ever changed.
     found = opened(inside(model), task)
     forms: dict[str, Form] = {name: Dense(tensor.cpu()) for name, tensor in found.tensors.items()}
     forms |= {name: Masked(Dense(mask.cpu()), forms[name]) for name, mask in found.masks.items()}
@@ -148,11 +148,11 @@ def start(model: nn.Module, task: Task | None = None) -> State:
 
 
 def known_base(state: State, who: str) -> Base:
-    """The weights as they were first given; RefusedError where a file came without them."""
+    """The weights as they were first given. RefusedError for a file without them."""
     if state.base is None:
         raise RefusedError(
-            f"{who}: needs the model as it was first given (digest {state.ledger.base}), and what is there "
-            f"is a file that holds only what became of it. Give the model with those weights: "
+            f"{who}: needs the model as it was first given (digest {state.ledger.base}), and the file holds "
+            f"only the compressed one. Give the model with the first weights: "
             f"load(file).on(model), or --base WEIGHTS on the command line"
         )
     return state.base

@@ -1,10 +1,10 @@
 """Step: one technique with its settings.
 
-class Quantize:                                      a frozen dataclass; its fields are the settings
-    name = "quantize"                                its word in YAML and on the command line
-    where = "*"                                      which sites, as a glob
-    needs, lossless                                  what it cannot work without; True: it changes no weight
-    def run(self, view) -> Iterator[Group]           looks at the view, yields groups; changes nothing
+class Quantize                          a frozen dataclass; its fields are the settings
+name = "quantize"                       its word in YAML and on the command line
+where = "*"                             which sites, as a glob
+needs, lossless                         the inputs that it requires; True if it changes no weight
+run(self, view) -> Iterator[Group]      reads the view, yields groups; changes nothing
 """
 
 from __future__ import annotations
@@ -32,4 +32,4 @@ class Step(Protocol):
     def needs(self) -> Needs: ...
 
     def run(self, view: View) -> Iterator[Group]:
-        """Look at the view; yield keyed groups of events. Each is applied whole, at once."""
+        """Read the view and yield keyed groups of events. Each group is applied as a whole, at once."""

@@ -1,7 +1,7 @@
-"""View: what a step may look at: forms, sites, statistics, the task, trials. Read-only.
+"""View: the read-only interface of a step to the state: forms, sites, statistics, the task, trials.
 
-A step sees the state as it was when the step began, never its own events: so a run that is resumed in the
-middle of a step decides as it would have.
+A step sees the state as it was when the step began, never its own events. A run that is resumed in the middle
+of a step therefore takes the same decisions.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from tersor.record.events import Edit
 from tersor.record.journal import Journal
 from tersor.record.observer import Observer
 
-GRAM_BYTES = 512 << 20  # of second moments held at once: layers beyond it take another pass over the data
+GRAM_BYTES = 512 << 20  # of second moments held at once; more layers need another pass over the data
 
 Trial = Callable[["View", Iterable[Any]], tuple[dict[str, Any], State]]
 
@@ -44,7 +44,7 @@ class View:
     state: State
     maybe_task: Task | None
     step_name: str
-    step: str  # where it stands among all steps, "3", and in a trial "3.1.0": what seeds are drawn from
+    step: str  # its place among all steps, "3", and in a trial "3.1.0"; seeds depend on it
     seed: int
     observer: Observer
     out: Path = Path()  # folder for files that steps write
@@ -54,7 +54,7 @@ class View:
     run_trial: Trial | None = None
     _trainings: int = 0
     _trials: int = 0
-    place: str = ""  # of the last trial among those of this step
+    place: str = ""  # the last trial's place among the trials of this step
 
     @property
     def sites(self) -> Mapping[str, Site]:
@@ -65,12 +65,12 @@ class View:
         return self.state.forms
 
     def weights(self, where: str | Iterable[str] = "*") -> list[Site]:
-        """The sites that a glob means, in the model's order; SiteError with near misses for none."""
+        """The sites that a glob matches, in the model's order. SiteError with near misses if none match."""
         return select(self.sites, where, self.step_name)
 
     def each(self, where: str | Iterable[str] = "*") -> Iterator[Site]:
-        """The same, one by one, for steps whose sites do not depend on each other and whose groups have
-        their names as keys: what a resumed run has already done is passed over, and progress is told."""
+        """The same, one by one, for steps that work site by site with the sites' names as keys of groups.
+        Skips the sites that a resumed run has already done, and reports progress."""
         sites = self.weights(where)
         for number, site in enumerate(sites, 1):
             if site.name not in self.done:
@@ -78,20 +78,20 @@ class View:
             self.observer.progress(number, len(sites), site.name)
 
     def form(self, site: Site | str) -> Form:
-        """How the site is stored."""
+        """The current form of the site."""
         return self.forms[site if isinstance(site, str) else site.name]
 
     def shape(self, site: Site | str) -> tuple[int, ...]:
-        """The shape now; Site.shape is the one that was given."""
+        """The current shape; Site.shape is the given one."""
         return tuple(self.form(site).shape)
 
     def present(self, site: Site | str, axis: int) -> tuple[int, ...]:
-        """The given index of each index that is present along an axis: what cuts name."""
+        """The given index of each index that is present along an axis. Cuts name given indices."""
         return self.state.present(site if isinstance(site, str) else site.name, axis)
 
     @property
     def task(self) -> Task:
-        """What the model is for; RefusedError where the run has none."""
+        """The run's task. RefusedError if the run has none."""
         if self.maybe_task is None:
             raise RefusedError(
                 f"{self.step_name}: needs a task (batches, loss, metric). Give --task, or run(task=...)"
@@ -99,34 +99,34 @@ class View:
         return self.maybe_task
 
     def model(self, forms: Mapping[str, Form] | None = None) -> nn.Module:
-        """The model as it stands, with `forms` put in by site where given, and the grids on its edges."""
+        """The current model with the grids on its edges. `forms` replaces the forms of some sites."""
         return with_grids(self.plain(forms), self.state.grids)
 
     def plain(self, forms: Mapping[str, Form] | None = None) -> nn.Module:
-        """The same without grids: its modules have the names that sites have."""
+        """The same without grids. Its modules have the names that the sites have."""
         state = self.state
         return fitted(
             self._module(), {**state.forms, **(forms or {})}, state.sites, state.aliases, state.changes
         )
 
     def base(self) -> nn.Module:
-        """A copy of the model as it was first given: the teacher unless another is named. RefusedError where
-        only a file of what became of it is there."""
+        """A copy of the model as it was first given: the default teacher. RefusedError for a file without the
+        first weights."""
         base = known_base(self.state, self.step_name)
         return fitted(self._module(), base.forms, base.sites, base.aliases)
 
     def _module(self) -> nn.Module:
         if self.state.given is None:
-            raise RefusedError(f"{self.step_name}: needs the model itself, and there are only its weights")
+            raise RefusedError(f"{self.step_name}: needs the model, and there are only its weights")
         return self.state.given
 
     def seed_for(self, site: Site | str = "") -> int:
-        """The same on every machine: hash() is salted anew in each process."""
+        """A seed that is the same on every machine. hash() has another salt in each process."""
         name = site if isinstance(site, str) else site.name
         return zlib.crc32(f"{self.seed}/{self.step}/{name}".encode())
 
     def gram(self, site: Site) -> Tensor | None:
-        """Second moment of the inputs of a site's layer, [I, I]; None where its inputs cannot be seen."""
+        """Second moment of the inputs of a site's layer, [I, I]. None if they cannot be observed."""
         if not has_gram(site):
             return None
         if site.name not in self.statistics:
@@ -149,16 +149,16 @@ class View:
         on_step: Callable[[TrainableForms, int, int], None] | None = None, text: str = "training",
         makers: Mapping[str, MakePart] | None = None, key: str = "",
     ) -> tuple[dict[str, Form], dict[str, float]]:  # fmt: skip
-        """Train the model as it stands (with `forms` put in); returns the sites whose form moved, and what
-        fit says.
+        """Train the current model, with `forms` in place of the forms of some sites. Returns (the forms that
+        changed, the facts of the training).
 
-        `begin`: finer forms of some sites, whose weights the rounded ones learn on from. `where`: the sites
-        that learn (default: all parameters). The teacher is the base model unless given. `makers`: how even
-        grids of some sites learn, where not as usual. `key`: for steps that yield between trainings: a
-        resumed run, which passes over what is done, knows a training by it (others by their number).
+        `begin`: more exact forms of some sites, whose weights the rounded ones start from. `where`: the sites
+        that learn (default: all parameters). `teacher`: default the base model. `makers`: trainable parts of
+        some sites, if not the usual ones. `key`: identifies the training in a resumed run, for steps that
+        yield between trainings (default: its number).
         """
         after = {**self.forms, **(forms or {})}
-        # Of cut and replaced modules a fitted one has the shapes; it need not have the new values.
+        # A fitted module has the shapes of cut and replaced modules; its values may be old.
         module = self.plain() if self.state.kept or self.state.changes else self._module()
         frozen = frozen_in(module, self.sites) if plan.frozen == "stay" else Frozen()
         learn = frozen.learning(self.sites.values() if where is None else where, self.step_name)
@@ -178,18 +178,18 @@ class View:
             tuned, self.task, plan, seed=self.seed_for(f"training {part}"), teacher=teacher,
             on_step=None if on_step is None else (lambda step, total: on_step(tuned, step, total)),
             checkpoint=None if self.journal is None else self.journal.training(self.step, part),
-            watch=lambda done, total, said: self.observer.progress(done, total, f"{text}, {said}"),
+            watch=lambda done, total, state: self.observer.progress(done, total, f"{text}, {state}"),
         )  # fmt: skip
         moved = {name: form for name, form in tuned.fold().items() if form.digest != self.forms[name].digest}
         return moved, facts
 
     def trial(self, steps: Iterable[Any], key: str = "") -> tuple[dict[str, Any], State]:
-        """Run steps on the side, from the state as it is seen here: (facts, what became of it). Facts are the
-        data of the notes about the whole model, by kind, and "nbytes". It has a journal of its own where the
-        run has one, and shares this state's statistics. Nothing of it counts until the step yields it. `key`:
-        as in train."""
+        """Run steps as a trial, from this view's state: (facts, the new state). Facts are the data of the
+        notes about the whole model, by kind, and "nbytes". If the run has a journal, the trial has one too.
+        It shares this state's statistics, and has no effect on the run until the step yields its results.
+        `key`: as in train."""
         if self.run_trial is None:
-            raise RefusedError(f"{self.step_name}: trials are not run here")
+            raise RefusedError(f"{self.step_name}: no trials can be run here")
         self._trials += 1
         self.place = f"{zlib.crc32(key.encode()):08x}" if key else f"{self._trials}"
         return self.run_trial(self, steps)

@@ -1,10 +1,11 @@
-"""Accuracy: a metric's value with how sure it is, and the drop between two models on the same samples.
+"""Accuracy: a metric's value with its interval, and the drop between two models on the same samples.
 
-one number a sample   value = their mean     interval: Wilson 1927 where all are 0 or 1, else mean +- 1.96 s /
-    sqrt(N)     drop: paired sample by sample, so what both models get right or wrong cancels: surer than the
-    difference of two intervals (McNemar 1947; Student 1908). Cost: one pass over the scores
-of a whole set        value = f(sums), f(list)   interval, drop and p: paired bootstrap (maths/bootstrap.py)
-whichever of higher and lower is better.
+one number a sample    value: the mean. interval: Wilson 1927 if all are 0 or 1, else mean +- 1.96 s /
+                       sqrt(N). drop: paired by sample, so samples that both models get right or wrong cancel;
+                       sharper than the difference of two intervals (McNemar 1947; Student 1908). Cost: one
+                       pass over the scores
+of a whole set         value = f(sums), f(list). interval, drop and p: paired bootstrap (maths/bootstrap.py)
+A metric may be better when higher or when lower.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from tersor.maths.statistics import Z95, paired, wilson
 from tersor.model.metric import LISTED, Metric, Scores
 from tersor.model.metrics import METRICS
 
-SIGNIFICANT = 0.05  # p below which a difference counts as real
+SIGNIFICANT = 0.05  # p below which a difference is significant
 ACCURACY = METRICS["accuracy"]
 
 
@@ -38,9 +39,9 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Drop:
-    """What was lost: positive is worse, negative is better."""
+    """The loss of a metric: positive is worse, negative is better."""
 
-    amount: float  # in points where the metric is a share, else in its own unit
+    amount: float  # in points if the metric is a share, else in its own unit
     low: float  # 95 % interval
     high: float
     p: float  # of "no difference"
@@ -48,8 +49,8 @@ class Drop:
 
 
 def accuracy(scores: Iterable[float]) -> Estimate:
-    """The mean of scores, one a sample. One score other than 0 or 1 says nothing of its spread: the interval
-    is then infinite. SettingError without scores or with one that is not finite.
+    """The mean of scores, one a sample. The interval of a single score other than 0 or 1 is infinite, since
+    it has no spread. SettingError without scores or with one that is not finite.
     """
     found = listed("accuracy", scores)
     n = len(found)
@@ -64,22 +65,22 @@ def accuracy(scores: Iterable[float]) -> Estimate:
 
 
 def drop(before: Any, after: Any, metric: Metric = ACCURACY) -> Drop:
-    """What `after` lost against `before`, both the scores of the same samples in the same order."""
+    """The drop from `before` to `after`: scores of the same samples in the same order."""
     return estimates(before, after, metric)[2]
 
 
 def lost(before: Any, after: Any, metric: Metric) -> float:
-    """The amount alone, without how sure it is."""
+    """The amount of the drop, without interval and p."""
     return metric.sign * factor(metric) * (value_of(before, metric) - value_of(after, metric)) + 0.0
 
 
 def factor(metric: Metric) -> float:
-    """From the metric's own unit to that of drops."""
+    """Factor from the metric's own unit to the unit of drops."""
     return 100.0 if metric.percent else 1.0
 
 
 def estimated(scores: Any, metric: Metric = ACCURACY) -> Estimate:
-    """A metric's value on its own."""
+    """A metric's value for one model, with its interval."""
     if metric.value is None:
         return accuracy(scores)
     (values,) = redrawn([scores], metric)
@@ -87,7 +88,7 @@ def estimated(scores: Any, metric: Metric = ACCURACY) -> Estimate:
 
 
 def estimates(before: Any, after: Any, metric: Metric) -> tuple[Estimate, Estimate, Drop]:
-    """Both models' values, and what the second one lost."""
+    """The values of both models, and the drop of the second one."""
     times = metric.sign * factor(metric)
     if metric.value is None:
         mean, low, high, p = paired(listed("drop", before), listed("drop", after))
@@ -95,7 +96,7 @@ def estimates(before: Any, after: Any, metric: Metric) -> tuple[Estimate, Estima
     else:
         if len(before) != len(after) or not len(before):
             raise SettingError(
-                f"drop: {len(before)} samples before, {len(after)} after; the same ones, at least 1"
+                f"drop: {len(before)} samples before, {len(after)} after; give the same samples, at least 1"
             )
         first, second = redrawn([before, after], metric)
         was, now = estimate(before, metric, first), estimate(after, metric, second)
@@ -108,7 +109,7 @@ def estimates(before: Any, after: Any, metric: Metric) -> tuple[Estimate, Estima
 
 
 def redrawn(sets: list[Scores], metric: Metric) -> bootstrap.Floats:
-    """The metric's values of each set, its samples drawn anew many times, all sets alike: [sets, R]."""
+    """The metric's values of each set, resampled R times with the same samples for all sets: [sets, R]."""
     if isinstance(sets[0], list):
         return bootstrap.of_lists(cast(list[list[Any]], sets), metric.number, metric.resamples or LISTED)
     return bootstrap.of_sums(
@@ -125,7 +126,7 @@ def estimate(scores: Scores, metric: Metric, values: bootstrap.Floats) -> Estima
 
 
 def value_of(scores: Any, metric: Metric) -> float:
-    """The value of a set; TaskError where it has none."""
+    """The value of a set. TaskError if it is not finite."""
     value = accuracy(scores).value if metric.value is None else metric.of(scores)
     if not math.isfinite(value):
         raise TaskError(f"metric {metric.name!r}: its value on the evaluation set is {value}, not a number")
@@ -134,19 +135,19 @@ def value_of(scores: Any, metric: Metric) -> float:
 
 def compared(before: Any, after: Any, metric: Metric = ACCURACY) -> dict[str, Any]:
     """Two models' scores on the same samples, as JSON: values and drop, each with its interval, the drop's p
-    and the number of samples. The end of an interval that has none (one sample) is None. Of another metric
-    than accuracy also its name, the unit of its drops, and whether higher or lower is better."""
+    and the number of samples. An infinite end of an interval (one sample) is None. Metrics other than
+    accuracy add their name, the unit of their drops, and whether higher or lower is better."""
     was, now, fall = estimates(before, after, metric)
     rows = {
         "before": [was.value, was.low, was.high], "after": [now.value, now.low, now.high],
         "drop": [fall.amount, fall.low, fall.high],
     }  # fmt: skip
-    told = {key: [value if math.isfinite(value) else None for value in row] for key, row in rows.items()}
-    return {**told, "p": fall.p, "n": now.n, **named(metric)}
+    finite = {key: [value if math.isfinite(value) else None for value in row] for key, row in rows.items()}
+    return {**finite, "p": fall.p, "n": now.n, **named(metric)}
 
 
 def named(metric: Metric) -> dict[str, str]:
-    """How a metric is told where it is not accuracy."""
+    """The name, unit and direction of a metric other than accuracy, as JSON."""
     return {} if metric is ACCURACY else {"metric": metric.name, "unit": metric.unit, "better": metric.better}
 
 
@@ -162,10 +163,10 @@ def listed(who: str, scores: Iterable[float]) -> list[float]:
     """Plain floats, at least one, all finite."""
     values = scores.tolist() if hasattr(scores, "tolist") else list(scores)
     if not isinstance(values, list) or any(isinstance(value, list) for value in values):
-        raise SettingError(f"{who}: scores are a row of numbers, one a sample")
+        raise SettingError(f"{who}: scores must be a flat list of numbers, one a sample")
     found = [float(value) for value in values]
     if not found:
-        raise SettingError(f"{who}: there are no scores; the evaluation set gave no sample")
+        raise SettingError(f"{who}: no scores; the evaluation set has no samples")
     if not all(map(math.isfinite, found)):
         raise SettingError(f"{who}: {sum(not math.isfinite(value) for value in found)} scores are not finite")
     return found

@@ -1,7 +1,8 @@
-"""Bits: what a form stores against the least that order-0 coding of its leaves could.
+"""Bits: the bits that a form stores, and the lower bound for order-0 coding of its leaves.
 
-bound = sum over leaves of N * H(histogram of its symbols)      masks log2 C(N, k); what a mask hides is free
-Floats count as they are stored, coded or not: hardly two are equal, so their histogram says nothing.
+bound = sum over leaves of N * H(histogram of its symbols)      masks: log2 C(N, k); hidden elements are free
+Floats count as they are stored, coded or not: hardly any two are equal, so their histogram is no useful
+bound.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from tersor.maths.statistics import entropy_bits, log2_choose
 
 @dataclass(frozen=True)
 class Bits:
-    """Bits of one site. `weights` counts what it decodes to."""
+    """Bits of one site. `weights`: number of decoded elements."""
 
     weights: int
     stored: int
@@ -39,7 +40,7 @@ def bits_of(form: Form) -> Bits:
 
 
 def bound(at: At) -> float:
-    """The bound of a leaf, of what the mask above leaves of it; 0 for a node that has children."""
+    """The bound of a leaf, without the elements that the mask above hides. 0 for a node with children."""
     if at.node.children():
         return 0.0
     array = at.node.decode(at.keep)

@@ -1,9 +1,9 @@
-"""Latency: which candidate is faster, on a machine that is never quiet.
+"""Latency: compare the speed of candidates on a machine with other load.
 
 each round: one burst of every candidate in turn, the order reversed in every second round
 time[r] = burst / calls, ratio[r] = a[r] / b[r]; medians with intervals by order statistics
-All in one process, because clock speed, caches and neighbors drift over seconds and would be taken for a
-difference between files: within a round they are nearly the same for all, and the ratio cancels them.
+All run in one process: clock speed, caches and other load drift over seconds and would look like a difference
+between candidates. Within a round they are nearly the same for all, and the ratio cancels them.
 Cost: rounds * (burst + one call) for each candidate.
 """
 
@@ -20,7 +20,7 @@ from typing import NamedTuple
 from tersor.errors import SettingError
 from tersor.maths.statistics import median_interval
 
-MOST_CALLS = 1_000_000  # in a burst, where a call is shorter than the clock can see
+MOST_CALLS = 1_000_000  # in a burst, if a call is shorter than the clock's resolution
 NS_A_MS = 1_000_000
 
 
@@ -36,7 +36,7 @@ class Timing:
 
 
 class Ratio(NamedTuple):
-    """How many times longer one takes than another; 95 % interval."""
+    """The ratio of two candidates' times, with its 95 % interval."""
 
     middle: float
     low: float
@@ -65,7 +65,7 @@ def interleave(
             f"interleave: burst_ms={burst_ms}, warmup_ms={warmup_ms}, but these are milliseconds, "
             "the first above 0, the second from 0 on"
         )
-    # A collection in the middle of a burst would be charged to whoever happens to run.
+    # A collection in the middle of a burst would count for the candidate that happens to run.
     collecting = gc.isenabled()
     gc.disable()
     try:
@@ -88,20 +88,20 @@ def interleave(
 def ratio(a: Timing, b: Timing) -> Ratio:
     """How many times longer `a` takes than `b`: the median of the rounds' ratios, 95 % interval.
 
-    Both come from one call of `interleave`; SettingError where their rounds differ in number.
+    Both must come from one call of `interleave`. SettingError if their numbers of rounds differ.
     """
     if len(a.rounds) != len(b.rounds) or not a.rounds:
         raise SettingError(
             f"ratio: {len(a.rounds)} and {len(b.rounds)} rounds; take both from one call of interleave"
         )
     if min(b.rounds) <= 0:
-        raise SettingError("ratio: the second timing has rounds of no time at all; use a longer burst_ms")
-    each = [one / other for one, other in zip(a.rounds, b.rounds, strict=True)]
+        raise SettingError("ratio: the second timing has rounds of 0 ms; use a longer burst_ms")
+    each = [first / second for first, second in zip(a.rounds, b.rounds, strict=True)]
     return Ratio(median(each), *median_interval(each))
 
 
 def _warm(run: Callable[[], object], warmup_ms: float) -> int:
-    """Run until caches are filled and kernels chosen; the shortest call, in ns."""
+    """Run until caches are filled and kernels are chosen. Returns the shortest call in ns."""
     begin, shortest, count = perf_counter_ns(), 1 << 62, 0
     while count < 3 or perf_counter_ns() - begin < warmup_ms * NS_A_MS:
         start = perf_counter_ns()
@@ -116,7 +116,8 @@ def _calls(shortest_ns: int, burst_ms: float) -> int:
 
 
 def _burst(run: Callable[[], object], calls: int) -> float:
-    """ms a call. The first call is not timed: it pays for the caches the candidate before has emptied."""
+    """ms a call. The first call is not timed, since it refills the caches that the previous candidate
+    used."""
     run()
     repeats = range(calls)
     start = perf_counter_ns()

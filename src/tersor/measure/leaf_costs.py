@@ -1,8 +1,8 @@
-"""Leaves: what each array of a form costs, against the order-0 entropy of what is in it.
+"""Leaf costs: the bytes of each array of a form, compared with the order-0 entropy of its elements.
 
 order0 = sum over byte planes of N * H(histogram of the plane)      a code or a mask has one plane
-A coder that looks at neighbors may go below it; a table, a state and a header are above it. What a mask hides
-is not counted. A few floats count as they are: their histogram would say less than it costs.
+A coder that uses neighbors may go below it; frequency tables, coder states and headers go above it. Hidden
+elements are not counted. Short float arrays count as they are: their histogram would be no fair bound.
 Cost: the leaf is decoded.
 """
 
@@ -17,9 +17,9 @@ from torch import Tensor
 from tersor.forms import At, Form
 from tersor.forms.form import as_bytes
 
-FEW = 4096  # floats: below, 256 counts a plane are no fair bound
+FEW = 4096  # floats; with fewer, 256 counts a plane are no fair bound
 LARGEST = 1e307
-BINS = 48  # of a histogram, where there are more values
+BINS = 48  # of a histogram, if there are more values
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,12 @@ class LeafCost:
     path: str  # "" for the root, else "body.index"
     form: str  # its kind: "coded", "dense"
     dtype: str
-    count: int  # elements that are stored
+    count: int  # stored elements
     nbytes: int
     order0: float  # bits
     low: float  # of the histogram's first bin
     high: float  # of its last
-    counts: tuple[int, ...]  # elements in bins of one width; a value a bin where there are few
+    counts: tuple[int, ...]  # elements in bins of equal width; one bin for each value if there are few
 
 
 def leaf_costs_of(form: Form) -> Iterator[LeafCost]:
@@ -50,7 +50,7 @@ def leaf_costs_of(form: Form) -> Iterator[LeafCost]:
 
 def order0_bits(array: Tensor) -> float:
     """Order-0 entropy of the elements' bytes, plane by plane, in bits."""
-    from tersor.coders import order0_bits as bits_of  # brings numba, which `import tersor` must not
+    from tersor.coders import order0_bits as bits_of  # imports numba, which `import tersor` must not
 
     if array.numel() < FEW and (array.is_floating_point() or array.is_complex()):
         return 8.0 * array.nbytes
@@ -59,7 +59,8 @@ def order0_bits(array: Tensor) -> float:
 
 
 def histogram(array: Tensor) -> tuple[float, float, tuple[int, ...]]:
-    """(middle of the first bin, middle of the last, counts) of the finite values; complex ones have none."""
+    """(middle of the first bin, middle of the last, counts) of the finite values. No bins for complex
+    ones."""
     if array.is_complex():
         return 0.0, 0.0, ()
     values = as_doubles(array)
@@ -68,7 +69,7 @@ def histogram(array: Tensor) -> tuple[float, float, tuple[int, ...]]:
     low, high = float(values.min()), float(values.max())
     if low == high:
         return low, high, (len(values),)
-    if high / 2 - low / 2 > LARGEST:  # bins would be wider than a number can tell
+    if high / 2 - low / 2 > LARGEST:  # the width of the bins would overflow
         return low, high, ()
     whole = not array.is_floating_point()
     bins = int(high - low) + 1 if whole and high - low < BINS else BINS

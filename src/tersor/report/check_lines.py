@@ -1,4 +1,4 @@
-"""Check: what a dry run found of a recipe, as lines for people."""
+"""Check lines: the facts of a dry run, as lines for people."""
 
 from __future__ import annotations
 
@@ -33,5 +33,5 @@ def lines(checked: Facts) -> Iterator[str]:
 
 
 def counted(sites: list[str]) -> str:
-    """Some of the names, and how many there are."""
+    """Some of the names, and their number if not all are shown."""
     return (f"{len(sites)} of them: " if len(sites) > FEW else "") + few(sites, FEW)

@@ -1,7 +1,7 @@
-"""Console: data on stdout, talk on stderr, numbers in words of one style.
+"""Console: data on stdout, messages on stderr, numbers in one style.
 
-With --json stdout holds one JSON document and nothing else; what is not finite becomes null, as JSON has no
-word for it. Color never carries meaning alone, so plain text says it all.
+With --json, stdout holds one JSON document and nothing else. Numbers that are not finite become null, since
+JSON cannot hold them. Color never carries meaning alone, so plain text is complete.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from tersor.threads import first
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-NARROWEST = 100  # columns where the output is no terminal: a pipe has no width of its own
-SMALLEST = 80  # of a terminal: in a narrower one it breaks the lines, or columns would vanish
+NARROWEST = 100  # columns if the output is no terminal: a pipe has no width of its own
+SMALLEST = 80  # columns of a terminal: a narrower one breaks the lines, else columns would vanish
 
 
 def stdout() -> Console:
@@ -26,7 +26,7 @@ def stdout() -> Console:
 
     class Ours(Console):
         def on_broken_pipe(self) -> None:
-            raise  # noqa: PLE0704  to exits.ended, where all commands end; rich would exit with 1
+            raise  # noqa: PLE0704  exits.ended handles it; rich would exit with 1
 
     # Looked up at each call: tests and callers may have put another stream in its place.
     width = None if sys.stdout.isatty() else NARROWEST
@@ -43,7 +43,7 @@ def show(parts: Iterable[RenderableType]) -> None:
     width, wide = max(console.width, SMALLEST), not sys.stdout.isatty()
     console.width = width
     for part in parts:
-        if wide and isinstance(part, Table):  # nothing limits a line: names are whole and can be searched for
+        if wide and isinstance(part, Table):  # no width limit: whole names can be searched for
             names = part.columns[0]
             names.no_wrap = True
             console.width = width + max((len(str(name)) for name in names.cells), default=0)
@@ -67,7 +67,7 @@ def talk(text: str) -> None:
 
 
 def finite(value: Any) -> Any:
-    """The same with None for what is infinite or not a number."""
+    """The value with None in place of infinities and NaN."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

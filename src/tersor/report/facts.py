@@ -1,7 +1,7 @@
-"""Facts: what a run did and what was measured of it, as one JSON document. Tables and report.json show it.
+"""Facts: what a run did and its measurements, as one JSON document. Tables and report.json show it.
 
-A number that was not measured is absent, never zero. Accuracy and latency count only where they were measured
-after the last edit: what a recipe measured halfway stays with its step.
+A number that was not measured is absent, never zero. The report's accuracy and latency are those measured
+after the last edit: earlier measurements of a recipe are shown with their step.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from tersor.model.sites import Site
 from tersor.record.ledger import Entry, Ledger
 from tersor.steps import STEPS
 
-MEASURED = ("accuracy", "latency")  # kinds of notes about the whole model that head the report
+MEASURED = ("accuracy", "latency")  # kinds of notes about the whole model at the top of the report
 
 
 def facts_of(result: State) -> dict[str, Any]:
-    """All that the result and its ledger tell. Files and what is measured later are added by `job`."""
+    """The facts in a result and its ledger. pipeline.py adds files and later measurements."""
     ledger = result.ledger
     sites = {
         name: site_facts(site, result.forms[name])
@@ -46,8 +46,8 @@ def facts_of(result: State) -> dict[str, Any]:
 
 
 def besides(result: State) -> dict[str, Any]:
-    """What a state holds besides forms: changes of modules, grids of edges, attachments, steps of which only
-    names are left."""
+    """The rest of a state besides forms: changes of modules, grids of edges, attachments, and steps whose
+    names alone are known."""
     return {
         "past": [name for name, _ in result.ledger.past],
         "changes": [
@@ -66,7 +66,7 @@ def besides(result: State) -> dict[str, Any]:
 
 
 def grid_facts(grid: Grid) -> dict[str, Any]:
-    """One edge: on how many grids of how many bits its values are rounded."""
+    """One edge: the bits, number and kind of its grids."""
     return {
         "bits": grid.bits, "signed": grid.signed, "scales": grid.scale.shape[0],
         "symmetric": grid.zero is None, "stale": grid.stale, "nbytes": grid.nbytes,
@@ -74,7 +74,7 @@ def grid_facts(grid: Grid) -> dict[str, Any]:
 
 
 def site_facts(site: Site, form: Form) -> dict[str, Any]:
-    """One site: how it is stored, and in how many bits; `given` is its shape before it was cut."""
+    """One site: its form and bits; `given` is its shape before it was cut."""
     bits = bits_of(form)
     facts = {
         "shape": list(form.shape), "dtype": site.dtype, "kind": site.kind, "form": outline(form),
@@ -96,7 +96,7 @@ def outline(form: Form) -> str:
 
 
 def total_bits(sites: Mapping[str, Mapping[str, Any]], given: Mapping[str, Site]) -> dict[str, Any]:
-    """Sums over everything that is stored, buffers too; `given` is what the same cost before."""
+    """Sums over everything stored, buffers too; `given`: bits of the same weights in their dtypes."""
     return {
         "weights": sum(site["weights"] for site in sites.values()),
         "given": sum(8 * given[name].torch_dtype.itemsize * site["weights"] for name, site in sites.items()),
@@ -106,7 +106,7 @@ def total_bits(sites: Mapping[str, Mapping[str, Any]], given: Mapping[str, Site]
 
 
 def latest(ledger: Ledger, kind: str) -> Entry | None:
-    """The last note of this kind about the whole model that no edit came after."""
+    """The last note of this kind about the whole model, if no edit follows it."""
     for entry in reversed(ledger.entries):
         if entry.changes:
             return None
@@ -116,7 +116,7 @@ def latest(ledger: Ledger, kind: str) -> Entry | None:
 
 
 def step_facts(ledger: Ledger) -> list[dict[str, Any]]:
-    """Each step: its settings, its time, what it says of the whole model, what it did to each site."""
+    """Each step: its settings, its time, its notes on the whole model, what it did to each site."""
     found = []
     for number, step in enumerate(ledger.recipe.get("steps", []), len(ledger.past)):
         ((name, settings),) = step.items()
@@ -135,14 +135,14 @@ def step_facts(ledger: Ledger) -> list[dict[str, Any]]:
 
 
 def site_events(entries: list[Entry]) -> dict[str, dict[str, Any]]:
-    """What one step did to each site: `did` in one word, `how` for edits, the text of its notes."""
+    """What one step did to each site: `did` in one word, `how` for edits, and the text of its notes."""
     sites: dict[str, dict[str, Any]] = {}
     for entry in entries:
         if entry.site:
             facts = sites.setdefault(entry.site, {})
             if entry.changes:
                 facts |= {"how": entry.how} | ({"after": entry.after} if entry.after else {})
-            elif entry.kind == "masked":  # the executor's word, before those of the step
+            elif entry.kind == "masked":  # the executor's note, which precedes those of the step
                 facts["masked"] = entry.text
             else:
                 facts |= {"did": entry.kind, "text": entry.text}
@@ -153,6 +153,6 @@ def site_events(entries: list[Entry]) -> dict[str, dict[str, Any]]:
 
 
 def unusual(step: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a step's facts that are not at their default; all of them where the step is unknown."""
+    """The settings of a step's facts that are not at their default; all of them if the step is unknown."""
     usual = {} if step["step"] not in STEPS else {f.name: f.default for f in fields(STEPS[step["step"]])}
     return {key: value for key, value in step["settings"].items() if value != usual.get(key, ...)}

@@ -1,4 +1,4 @@
-"""Files: what `pack`, `unpack`, `diff`, `patch` and `verify` say: files made of others, with their sizes."""
+"""File sizes: the facts and lines of `pack`, `unpack`, `diff`, `patch` and `verify`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ SHOWN = 6  # names in a line
 
 
 def sizes(before: Path, after: Path, tensors: int | None = None) -> dict[str, Any]:
-    """Two files (or folders), one made from the other; from some of its tensors, if their bytes are given."""
+    """Two files (or folders), one made from the other. `tensors`: bytes of its tensors, if only some were
+    used."""
     found: dict[str, Any] = {
         "from": {"name": str(before), "nbytes": file_nbytes(before)},
         "to": {"name": str(after), "nbytes": file_nbytes(after)},
@@ -28,27 +29,27 @@ def sizes(before: Path, after: Path, tensors: int | None = None) -> dict[str, An
 
 
 def share(of: Facts, part: Facts) -> float:
-    """What a file has of the bytes of another, or of its tensors where only they are meant."""
+    """A file's bytes as a fraction of another file's, or of its tensors' if only these were used."""
     return float(part["nbytes"] / max(of.get("tensors_nbytes", of["nbytes"]), 1))
 
 
 def named(file: Facts, word: str) -> str:
-    """A file and its bytes; where only some of its tensors are meant, theirs too, for they are compared."""
-    said = f"{file['name']}: {whole(file['nbytes'])} bytes"
+    """A file and its bytes; and those of its tensors if only some were used, since these are compared."""
+    text = f"{file['name']}: {whole(file['nbytes'])} bytes"
     return (
-        f"{said}, {whole(file['tensors_nbytes'])} in the tensors that were {word}"
+        f"{text}, {whole(file['tensors_nbytes'])} in the tensors that were {word}"
         if "tensors_nbytes" in file
-        else said
+        else text
     )
 
 
 def meant(nbytes: int, ignored: Mapping[str, int | None]) -> int | None:
-    """Bytes of the tensors where others were left out, for the file's own are no measure then."""
+    """Bytes of the tensors if others were left out, since the file's own bytes cannot be compared then."""
     return nbytes if any(count != 0 for count in ignored.values()) else None
 
 
 def packed(before: Path, after: Path, done: Any) -> dict[str, Any]:
-    """The same, with what io.pack says that it did."""
+    """The sizes, with the results of io.pack."""
     return sizes(before, after, meant(done.before, done.ignored)) | {
         "tensors": done.tensors,
         "aliases": dict(done.aliases),
@@ -75,7 +76,7 @@ def left_out(ignored: Mapping[str, int | None]) -> Iterator[str]:
 
 
 def counted(name: str, tensors: int | None) -> str:
-    """What was left out: a key with the tensors under it, or a file that was not opened."""
+    """One part that was left out: a key with the number of its tensors, or a file that was not opened."""
     if tensors is None:
         return f"{name} (a file)"
     return f"{name} ({tensors} tensor{'s' * (tensors > 1)})" if tensors else name
@@ -95,12 +96,12 @@ def lines(facts: Facts) -> Iterator[str]:
 
 
 def unpacked_lines(facts: Facts) -> Iterator[str]:
-    """Of some of the tensors alone it says nothing to compare their bytes with those of all."""
+    """Two files. If only some tensors were unpacked, their bytes are not compared with those of all."""
     yield from ((named(facts[word], "") for word in ("from", "to")) if facts["only"] else lines(facts))
 
 
 def told(old: Path, new: Path, patch: Path, done: Any) -> dict[str, Any]:
-    """A patch, with what io.diff says that it did."""
+    """A patch, with the results of io.diff."""
     files = {"old": old, "new": new, "patch": patch}
     found: dict[str, Any] = {
         word: {"name": str(path), "nbytes": file_nbytes(path)} for word, path in files.items()
@@ -115,20 +116,20 @@ def told(old: Path, new: Path, patch: Path, done: Any) -> dict[str, Any]:
 def told_lines(facts: Facts) -> Iterator[str]:
     new, patch, arrays = facts["new"], facts["patch"], facts["arrays"]
     of = "these tensors" if "tensors_nbytes" in new else "it"
-    yield named(new, "told")
+    yield named(new, "compared")
     yield f"{named(patch, '')}, {facts['share']:.1%} of {of}"
-    told = {"the same": "same", "told by an old one": "changed", "told alone": "alone"}
-    yield "arrays: " + ", ".join(f"{whole(arrays[key])} {words}" for words, key in told.items())
+    kinds = {"the same": "same", "stored as residuals": "changed", "stored whole": "alone"}
+    yield "arrays: " + ", ".join(f"{whole(arrays[key])} {words}" for words, key in kinds.items())
     yield from left_out(facts["ignored"])
 
 
 def patched(old: Path, patch: Path, new: Path) -> dict[str, Any]:
-    """The file that a patch made."""
+    """The facts of a file that a patch made."""
     return sizes(old, new) | {"patch": {"name": str(patch), "nbytes": file_nbytes(patch)}}
 
 
 def patched_lines(facts: Facts) -> Iterator[str]:
-    yield f"{facts['to']['name']}: {whole(facts['to']['nbytes'])} bytes, as they were given to diff"
+    yield f"{facts['to']['name']}: {whole(facts['to']['nbytes'])} bytes, the same as given to diff"
 
 
 def verified(path: Path, checks: Iterable[Any]) -> dict[str, Any]:
@@ -142,7 +143,7 @@ def verified(path: Path, checks: Iterable[Any]) -> dict[str, Any]:
 
 
 def verified_lines(facts: Facts) -> Iterator[str]:
-    """What is damaged, one line each; then how the file is as a whole."""
+    """One line for each damaged part, then one for the whole file."""
     damaged = [check for check in facts["checks"] if not check["sound"]]
     yield from (f"damaged: {check['site'] or 'the file'}: {check['text']}" for check in damaged)
     parts = sum(bool(check["site"]) for check in facts["checks"])  # weights, grids, attachments

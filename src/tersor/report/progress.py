@@ -1,6 +1,6 @@
-"""Progress: bars on stderr while a terminal watches, a plain line for each step where none does.
+"""Progress: bars on stderr if it is a terminal, else a plain line for each step.
 
-What a run says goes through Observer (record/observer.py); these are for people. Nothing here touches stdout.
+Runs report to an Observer (record/observer.py); the observers here print for people. Nothing goes to stdout.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def watching(*, quiet: bool = False, plain: bool = False) -> Iterator[Observer]:
-    """Bars where a terminal watches, lines where none does or `plain` is asked for, silence if `quiet`."""
+    """An observer that shows bars on a terminal, lines elsewhere or if `plain`, and nothing if `quiet`."""
     if quiet or not first():
         yield Observer()
     elif plain or not sys.stderr.isatty():
@@ -31,8 +31,8 @@ def watching(*, quiet: bool = False, plain: bool = False) -> Iterator[Observer]:
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
         columns = (TextColumn("{task.fields[label]}", markup=False), BarColumn(24), TimeElapsedColumn())
-        said = TextColumn("{task.description}", markup=False)
-        with Progress(*columns, said, console=Console(file=sys.stderr), transient=True) as bars:
+        text = TextColumn("{task.description}", markup=False)
+        with Progress(*columns, text, console=Console(file=sys.stderr), transient=True) as bars:
             observer = Bars(bars)
             yield observer
             observer.end()
@@ -49,7 +49,7 @@ class Lines(Observer):
 
 
 class Bars(Observer):
-    """A bar for each step, which becomes a line with its time when the step has ended."""
+    """A bar for each step. When the step ends, a line with its time replaces the bar."""
 
     def __init__(self, bars: Progress):
         self.bars = bars
@@ -69,7 +69,7 @@ class Bars(Observer):
         self.bars.console.print(text, markup=False, highlight=False)
 
     def end(self) -> None:
-        """The step before is finished: its bar goes, a line stays."""
+        """Replace the bar of the finished step by a line."""
         if self.now is not None:
             self.bars.remove_task(self.now)
             self.now = None

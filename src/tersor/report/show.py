@@ -1,8 +1,7 @@
-"""Show: where a file's bytes are: each site's form and bytes against the order-0 entropy, and the ledger.
+"""Show: how a file's bytes are used: each site's form and bytes against the order-0 entropy, and the ledger.
 
-distance = stored / order 0 - 1      of all the site's leaves; below 0 where a coder saw more than one symbol
-share = the site's bytes over the file's      what remains is the text (names, trees, ledger), the header
-    and attachments
+distance = stored / order 0 - 1             of the site's leaves; below 0 if a coder used neighbors
+share = bytes of the site / of the file     the rest is text (names, trees, ledger), header and attachments
 """
 
 from __future__ import annotations
@@ -32,15 +31,15 @@ REST = {
     "header": "of safetensors: names, places",
     "grids": "of edges of the graph",
     "attachments": "files that go with the weights",
-}  # beside the payload
-ATTACHMENT = "attachment:"  # before the name of one, in the name of its tensor
+}  # besides the payload
+ATTACHMENT = "attachment:"  # prefix of an attachment's name in the name of its tensor
 
 
 def shown(result: State, path: Path, site: str | None = None) -> dict[str, Any]:
-    """The facts of a file that was loaded, of the sites that the glob `site` means (default: all).
+    """The facts of a loaded file, for the sites that the glob `site` matches (default: all).
 
-    To those of facts_of come `nbytes`, `order0` (bits), `share` and `leaves` of each site, `parts` of the
-    file in bytes, and `sum` of the sites that are shown.
+    Adds to those of facts_of: `nbytes`, `order0` (bits), `share` and `leaves` of each site, `parts` of the
+    file in bytes, and `sum` over the shown sites. SiteError if the glob matches nothing.
     """
     nbytes = path.stat().st_size
     facts: dict[str, Any] = {"file": {"name": path.name, "nbytes": nbytes}, **facts_of(result)}
@@ -63,7 +62,7 @@ def shown(result: State, path: Path, site: str | None = None) -> dict[str, Any]:
 
 
 def parts(path: Path, result: State) -> dict[str, int]:
-    """Bytes of the file by what they are for; one with the short header has text alone."""
+    """Bytes of the file by purpose. A file with the short header has only text."""
     header, attached = header_of(path)
     grids = sum(edge.nbytes for edge in result.grids.values())
     text = path.stat().st_size - result.nbytes - header - attached
@@ -73,7 +72,7 @@ def parts(path: Path, result: State) -> dict[str, int]:
 
 
 def header_of(path: Path) -> tuple[int, int]:
-    """Bytes of a safetensors header, and of the attachments by what it says; the file was read before."""
+    """Bytes of a safetensors header, and of the attachments in it. The file has been checked before."""
     with path.open("rb") as file:
         start = file.read(9)
         size = int.from_bytes(start[:8], "little")
@@ -85,17 +84,17 @@ def header_of(path: Path) -> tuple[int, int]:
 
 
 def distance(nbytes: int, order0: float) -> float | None:
-    """How far above the order-0 entropy the bytes are, as a share of it; None where it is 0."""
+    """Bytes above the order-0 entropy, as a fraction of it. None if the entropy is 0."""
     return 8 * nbytes / order0 - 1 if order0 > 0 else None
 
 
 def signed(share: float | None) -> str:
-    """+0.31 %, and "-" where there is nothing to compare with."""
+    """+0.31 %, or "-" if there is nothing to compare with."""
     return "-" if share is None else f"{100 * share:+.2f} %"
 
 
 def tables(facts: Facts) -> Iterator[RenderableType]:
-    """The same for a terminal."""
+    """The facts for a terminal."""
     file = facts["file"]
     yield f"{file['name']}: {whole(file['nbytes'])} bytes, {whole(facts['bits']['weights'])} weights"
     for label, before, after, _ in bit_rows(facts):
@@ -116,10 +115,10 @@ def sites(facts: Facts) -> RenderableType:
         table.add_row(name, f"{shape(site['shape'])}{of}", site["form"], *costs(site, facts))
     table.add_section()
     table.add_row("all of these", "", "", *costs(facts["sum"], facts))
-    for word, said in REST.items():
+    for word, text in REST.items():
         if word in facts["parts"]:
             nbytes = facts["parts"][word]
-            table.add_row(word, "", said, whole(nbytes), "", "", "", percent(share(nbytes, facts), 1))
+            table.add_row(word, "", text, whole(nbytes), "", "", "", percent(share(nbytes, facts), 1))
     return table
 
 
@@ -128,7 +127,7 @@ def shape(lengths: Iterable[int]) -> str:
 
 
 def besides(facts: Facts) -> Iterator[RenderableType]:
-    """What the file holds besides sites: grids of edges, modules that changed, files that go with it."""
+    """The other content of the file: grids of edges, changed modules, attached files."""
     if "grids" in facts:
         table = grid("edge", ">bits", ">grids", "from", ">bytes", "")
         table.columns[0].overflow = "fold"
@@ -154,7 +153,7 @@ def besides(facts: Facts) -> Iterator[RenderableType]:
 
 
 def costs(found: Facts, facts: Facts) -> tuple[str, ...]:
-    """Bytes, bits a weight, their order-0 entropy, how far apart they are, and the share of the file."""
+    """Bytes, bits a weight, their order-0 entropy, the distance between them, and the share of the file."""
     count, nbytes, order0 = max(found["weights"], 1), found["nbytes"], found["order0"]
     return (
         whole(nbytes), f"{8 * nbytes / count:.3f}", f"{order0 / count:.3f}",
@@ -167,10 +166,10 @@ def share(nbytes: int, facts: Facts) -> float:
 
 
 def ledger(facts: Facts) -> RenderableType:
-    table = grid("step", "settings", "said", ">time")
+    table = grid("step", "settings", "notes", ">time")
     past = facts.get("past", ())
     for number, name in enumerate(past, 1):
-        table.add_row(f"{number} {name}", "", "its name is all that is left", "")
+        table.add_row(f"{number} {name}", "", "only its name is kept", "")
     for number, step in enumerate(facts["steps"], 1 + len(past)):
         table.add_row(
             f"{number} {step['step']}",

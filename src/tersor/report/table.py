@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 Facts = Mapping[str, Any]
-SLIGHT = 0.05  # a change of latency that is not called one
-ROWS = 60  # layers that a terminal is shown; report.json has them all
+SLIGHT = 0.05  # relative change of latency that counts as none
+ROWS = 60  # layers shown on a terminal; report.json has them all
 
-# A step's fact about a site in as few letters as a narrow column wants: by the name of the fact.
+# A step's fact about a site, short enough for a narrow column, by the name of the fact.
 BRIEF: dict[str, Callable[[Any, Facts], str]] = {
     "kept": lambda kept, site: f"{kept / max(site['weights'], 1):.1%} kept",
     "entries": lambda entries, site: f"{entries} values",
@@ -34,7 +34,7 @@ BRIEF: dict[str, Callable[[Any, Facts], str]] = {
 
 
 def report(facts: Facts) -> Iterator[RenderableType]:
-    """Everything that `run` prints."""
+    """The whole output of `run`."""
     yield headline(facts)
     yield layers(facts)
     if len(facts["sites"]) > ROWS:
@@ -47,8 +47,8 @@ def report(facts: Facts) -> Iterator[RenderableType]:
 
 
 def grid(*columns: str) -> Table:
-    """A table of our kind: no frame, a line under the head; a column named ">..." stands to the right. The
-    first has names, which go on in the next line where a terminal is narrow: a part of one names nothing."""
+    """A table in the house style: no frame, a line under the head. A column named ">..." is right-aligned.
+    The first column has names, which are folded on a narrow terminal, never cut off."""
     from rich import box
     from rich.table import Table
 
@@ -61,7 +61,7 @@ def grid(*columns: str) -> Table:
 
 
 def headline(facts: Facts) -> Table:
-    """Before and after, one quantity a row, and what it means at the end."""
+    """Before and after, one quantity a row, with its meaning in the last column."""
     table = grid("", ">before", ">after", "")
     for row in (*accuracy_rows(facts), *file_rows(facts), *bit_rows(facts), *latency_rows(facts)):
         table.add_row(*row)
@@ -73,7 +73,7 @@ def accuracy_rows(facts: Facts) -> Iterator[tuple[str, ...]]:
     if found is None:
         return
     metric, percent = found.get("metric", "accuracy"), found.get("unit", "points") == "points"
-    # The unit of another metric than a share is its own.
+    # A metric that is not a share has its own unit.
     label, times, digits, unit = (f"{metric}, %", 100, 2, " points") if percent else (metric, 1, 4, "")
     label += ", lower is better" if found.get("better") == "lower" else ""
     (was, *was_within), (now, *now_within) = (scaled(found[key], times) for key in ("before", "after"))
@@ -115,17 +115,17 @@ def latency_rows(facts: Facts) -> Iterator[tuple[str, ...]]:
 
 
 def verdict(low: float, high: float) -> str:
-    """What an interval of speed-ups says; where a file lies in memory makes a per cent by itself."""
+    """A speed-up's interval in words. The place of a file in memory alone changes times by about 1 %."""
     if low > 1 + SLIGHT or high < 1 - SLIGHT:
         return "faster" if low > 1 else "slower"
     if low > 1 - SLIGHT and high < 1 + SLIGHT:
         return f"the same within {SLIGHT:.0%}"
-    return "no difference that can be told"
+    return "no clear difference"
 
 
 def layers(facts: Facts) -> Table:
-    """One row a layer, one column a step that did something to layers; "-" where it was not meant to."""
-    columns = [(number, step) for number, step in enumerate(facts["steps"], 1) if doings(step)]
+    """One row a layer, one column for each step that worked on layers; "-" if the step left a layer out."""
+    columns = [(number, step) for number, step in enumerate(facts["steps"], 1) if actions(step)]
     table = grid("layer", *(f"{number} {step['step']}" for number, step in columns), ">bits", ">bound")
     for name, site in list(facts["sites"].items())[:ROWS]:
         cells = [cell(step, name, site) for _, step in columns]
@@ -134,14 +134,14 @@ def layers(facts: Facts) -> Table:
     return table
 
 
-def doings(step: Facts) -> dict[str, Facts]:
-    """What a step did, by site; what it merely measured is no doing."""
+def actions(step: Facts) -> dict[str, Facts]:
+    """What a step did, by site. Measurements are left out."""
     return {name: event for name, event in step["sites"].items() if event["did"] != "bits"}
 
 
 def cell(step: Facts, name: str, site: Facts) -> str:
     """What a step did to a layer in a word or two."""
-    event = doings(step).get(name)
+    event = actions(step).get(name)
     if event is None:
         return "-"
     if event["did"] != "done":
@@ -155,15 +155,15 @@ def cell(step: Facts, name: str, site: Facts) -> str:
 
 
 def steps(facts: Facts) -> Iterator[str]:
-    """A line for each step: counts, what it says of the whole model, its time; then whatever it left out."""
+    """A line for each step: counts, notes on the whole model, its time; then the sites that it left out."""
     for number, step in enumerate(facts["steps"], 1):
-        did = [event["did"] for event in doings(step).values()]
+        did = [event["did"] for event in actions(step).values()]
         counts = ", ".join(f"{did.count(word)} {word}" for word in dict.fromkeys(did))
-        said = [counts, *(note["text"] for note in step["notes"])]
-        said += [seconds(step["seconds"])] if "seconds" in step else []
-        yield f"{number} {step['step']}: {'; '.join(filter(None, said))}"
+        texts = [counts, *(note["text"] for note in step["notes"])]
+        texts += [seconds(step["seconds"])] if "seconds" in step else []
+        yield f"{number} {step['step']}: {'; '.join(filter(None, texts))}"
         reasons: dict[str, list[str]] = {}
-        for name, event in doings(step).items():
+        for name, event in actions(step).items():
             if event["did"] != "done":
                 reasons.setdefault(f"{event['did']}: {event.get('text', '')}", []).append(name)
             if "masked" in event:

@@ -1,7 +1,7 @@
-"""Treemap: areas as rectangles that tile a box, as near to squares as may be.
+"""Treemap: areas as rectangles that tile a box and are nearly squares.
 
-squarified: rows along the shorter side, each as long as that helps     Bruls, Huizing, van Wijk 2000
-area of a rectangle / area of the box = its area / sum of the areas; cost N log N
+squarified: rows along the shorter side, extended while aspect ratios improve     Bruls, Huizing, van Wijk
+2000 area of a rectangle / area of the box = its area / sum of the areas; cost N log N
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 
 class Box(NamedTuple):
-    """A rectangle: its left upper corner, width, height."""
+    """A rectangle: its upper left corner, width, height."""
 
     x: float
     y: float
@@ -19,12 +19,12 @@ class Box(NamedTuple):
     h: float
 
     def shrunk(self, gap: float) -> Box:
-        """With a gap on each side, or nothing of it where it is too small for that."""
+        """The box with a gap on each side, or with size 0 if it is too small for that."""
         return Box(self.x + gap, self.y + gap, max(self.w - 2 * gap, 0), max(self.h - 2 * gap, 0))
 
 
 def squarify(areas: Sequence[float], box: Box) -> list[Box]:
-    """A rectangle for each area, in the order of the areas; none is negative. Those of 0 have no size."""
+    """A rectangle for each area, in the order of the areas, which are 0 or more. An area of 0 has no size."""
     found = [Box(box.x, box.y, 0, 0)] * len(areas)
     order = [n for n in sorted(range(len(areas)), key=lambda n: -areas[n]) if areas[n] > 0]
     left = float(sum(areas[n] for n in order))  # not placed yet
@@ -42,8 +42,8 @@ def squarify(areas: Sequence[float], box: Box) -> list[Box]:
 
 
 def row_length(areas: Sequence[float], side: float) -> int:
-    """How many of the areas, largest first, stand best in one row along the side: the worst ratio of two
-    sides stops falling there."""
+    """How many of the areas, largest first, go into one row along the side: areas are added while the worst
+    aspect ratio falls."""
     total, best = 0.0, float("inf")
     for count, area in enumerate(areas):
         total += area
@@ -55,7 +55,8 @@ def row_length(areas: Sequence[float], side: float) -> int:
 
 
 def cut(box: Box, share: float, upright: bool) -> tuple[Box, Box]:
-    """(a strip with this share of the box, the rest); an upright one is cut off the left, else the top."""
+    """(a strip with this share of the box, the rest). An upright strip is cut off the left, else off the
+    top."""
     x, y, w, h = box
     if upright:
         wide = w * share
@@ -65,7 +66,7 @@ def cut(box: Box, share: float, upright: bool) -> tuple[Box, Box]:
 
 
 def divided(shares: Sequence[float], strip: Box, upright: bool) -> list[Box]:
-    """The strip in pieces, one behind the other along it."""
+    """The strip in pieces, one after the other along it."""
     x, y, w, h = strip
     found, at = [], 0.0
     for share in shares:

@@ -1,4 +1,4 @@
-"""Runtimes: where a compressed model runs. One file each, with `write`, `open` and `compare`.
+"""Runtimes: where a compressed model can run. One file each, with `write`, `open` and `compare`.
 
 The table names modules and packages, so that reading it imports none of them. Each runtime is an extra of the
 same name: pip install 'tersor[onnxruntime]'.

@@ -1,8 +1,9 @@
-"""Agreement: whether what a runtime computes is what the model computes.
+"""Agreement: whether a runtime computes the same outputs as the model.
 
 max_abs = max |a - b|      max_rel = max |a - b| / max |a|      agree = share of samples with the same argmax
-a is torch's output, b the runtime's. The relative error is measured against the largest output, not against
-each: an output that should be zero has no relative error worth a refusal. Cost: one pass over the outputs.
+a is torch's output, b the runtime's. The relative error is taken against the largest output, not against each
+one: an output near zero would otherwise have a large error that does not matter. Cost: one pass over the
+outputs.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from tersor.errors import RefusedError, TaskError
 from tersor.model.batches import device_of, evaluating, move, shapes
 from tersor.model.outputs import exportable
 
-Inputs = tuple | dict[str, Any]  # what the model is called with: in order, or by name
+Inputs = tuple | dict[str, Any]  # arguments of the model: in order, or by name
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How far a runtime's outputs are from torch's, over all samples compared."""
+    """The difference of a runtime's outputs from torch's, over all compared samples."""
 
     max_abs: float  # in units of the output
     max_rel: float  # against the largest output of torch
@@ -42,7 +43,7 @@ class Comparison:
         self.hits, self.judged, self.samples = 0, 0, 0
 
     def add(self, ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> None:
-        """One batch's outputs of torch and of the runtime. RefusedError where their shapes differ."""
+        """Add one batch's outputs of torch and of the runtime. RefusedError if their shapes differ."""
         if [a.shape for a in ours] != [b.shape for b in theirs]:
             raise RefusedError(
                 f"compare: torch gives outputs of {[list(a.shape) for a in ours]}, "
@@ -67,21 +68,22 @@ class Comparison:
             self.judged += same.size
 
     def result(self) -> Difference:
-        """Everything that was added. RefusedError where that is nothing."""
+        """The difference over all batches. RefusedError if there was none."""
         if not self.samples:
-            raise RefusedError("compare: there was no batch to compare on.")
+            raise RefusedError("compare: no batch to compare on.")
         relative = self.max_abs / self.largest if self.largest else (0.0 if self.max_abs == 0 else np.inf)
         agree = self.hits / self.judged if self.judged else None
         return Difference(self.max_abs, float(relative), agree, self.samples)
 
 
 def outputs(model: nn.Module, inputs: Inputs) -> list[np.ndarray]:
-    """The tensors among the model's outputs, in order, as arrays; in eval mode, the model left as it was."""
+    """The tensors in the model's output, in order, as arrays. Runs in eval mode; the model's mode is
+    restored."""
     inputs = move(inputs, device_of(model))
     with evaluating(model):
         found = model(**inputs) if isinstance(inputs, dict) else model(*inputs)
     found, _ = exportable(found)
-    if isinstance(found, dict):  # Hugging Face's outputs are dicts that hide what is None
+    if isinstance(found, dict):  # Hugging Face's outputs are dicts that hide entries of None
         found = {key: item for key, item in found.items() if item is not None}
     return [
         item.float().cpu().numpy() if item.dtype is torch.bfloat16 else item.cpu().numpy()
@@ -95,8 +97,8 @@ def tensors(value: Any) -> list[Tensor]:
 
 
 def sized(inputs: Inputs, samples: int) -> Inputs:
-    """The inputs with so many samples, repeated where there are fewer. The batch is the first dimension of
-    the first tensor, and of all others where it is as long."""
+    """The inputs with this number of samples, repeated if there are fewer. The batch is the first dimension
+    of the first tensor, and of all others with the same length there."""
     size = tensors(inputs)[0].shape[:1]
 
     def change(item: Any) -> Any:
@@ -109,7 +111,7 @@ def sized(inputs: Inputs, samples: int) -> Inputs:
 
 
 def as_inputs(batch: Any) -> Inputs:
-    """Inputs as given by a caller: a tuple or list in order, a dict by name, one tensor alone."""
+    """Inputs from a caller's tuple or list (in order), dict (by name) or single tensor."""
     if isinstance(batch, Tensor):
         return (batch,)
     if isinstance(batch, dict):

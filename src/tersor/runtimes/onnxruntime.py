@@ -1,8 +1,8 @@
-"""ONNX Runtime: a model as one .onnx file through torch.export, run, and proved to compute the same.
+"""ONNX Runtime: write a model to an .onnx file through torch.export, run it, and compare it with PyTorch.
 
 model -> torch.export (ATen graph) -> ONNX operators -> file -> ONNX Runtime on the CPU
 Cost: seconds of tracing, a copy of the model, one run of the example in torch and in the runtime. A file that
-does not agree with the model is not left behind.
+does not agree with the model is removed.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from tersor.model.outputs import exportable
 from tersor.runtimes.agree import Comparison, Difference, Inputs, as_inputs, outputs, sized, tensors
 from tersor.runtimes.written import Written, into_place, workshop
 
-TOLERANCE = 1e-3  # largest difference allowed, against the largest output: float32 sums in another order
-ONE_FILE = 1 << 31  # bytes; protobuf cannot hold more, so weights beyond it go to a file beside the model
+TOLERANCE = 1e-3  # largest allowed difference over the largest output: float32 sums in another order
+ONE_FILE = 1 << 31  # bytes; protobuf cannot hold more, so larger weights go to a file beside the model
 
-# What the tracer raises for a model it cannot take; it reports the user's own errors as these, too.
+# The tracer's errors for a model that it cannot trace. It reports errors of the user's code as these, too.
 UNTRACEABLE = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError)
 BROKEN = (
     states.InvalidProtobuf,
@@ -57,17 +57,19 @@ def write(
 ) -> Written:
     """Write the model to `path` (.onnx) and run it there once.
 
-    `example` is what the model is called with: a tuple, a dict by name, or one tensor; the first dimension B
-    of each tensor is the batch. With `dynamic_batch` the file takes any B. `tolerance` bounds the difference
-    to torch's outputs, relative to the largest. The model is copied; its mode and random state stay as they
-    were. RefusedError where the model cannot be exported or the file disagrees with it; StorageError for the
-    disk. In both cases an earlier file at `path` is as it was.
+    `example`: inputs of the model: a tuple, a dict by name, or one tensor. The first dimension B of each
+    tensor is the batch. With `dynamic_batch` the file takes any B. `tolerance` bounds the difference from
+    torch's outputs, relative to the largest. The model is copied; its mode and the random state stay as they
+    were. RefusedError if the model cannot be exported or the file disagrees with it; StorageError for the
+    disk. In both cases an earlier file at `path` stays as it was.
     """
     path, inputs = Path(path), as_inputs(example)
     if not isinstance(model, nn.Module):
-        raise SettingError(f"onnxruntime: the model is a {type(model).__name__}, but it is a torch.nn.Module")
+        raise SettingError(
+            f"onnxruntime: the model is a {type(model).__name__}, but it must be a torch.nn.Module"
+        )
     if path.suffix != ".onnx":
-        raise SettingError(f"onnxruntime: {path.name!r} is to be an ONNX file; name it {path.stem}.onnx")
+        raise SettingError(f"onnxruntime: {path.name!r} must be an ONNX file; name it {path.stem}.onnx")
     if not tensors(inputs):
         raise SettingError(f"onnxruntime: the example holds no tensor: {shapes(inputs)}")
     inputs = move(inputs, device_of(model))
@@ -77,10 +79,10 @@ def write(
             traced = sized(inputs, 2)
         program, left = _export(model, traced, dynamic_batch)
         _without_traces(program)
-        # The weights' bytes decide; the graph around them is small beside the limit.
+        # Only the weights' bytes count: the graph is small compared with the limit.
         large = sum(item.numel() * item.element_size() for item in model.state_dict().values()) >= ONE_FILE
         program.save(str(folder / path.name), external_data=large)
-        # Another batch size than the one that was traced, so that a size frozen into the graph shows.
+        # Another batch size than the traced one, so that a size frozen into the graph is found.
         batches = [inputs, sized(inputs, 1)] if dynamic_batch else [inputs]
         try:
             compare(model, folder / path.name, batches, tolerance=tolerance)
@@ -93,15 +95,15 @@ def write(
 
 
 def open(path: str | Path, threads: int = 1) -> Session:
-    """Load an ONNX file to run on `threads` CPU threads. FormatError for a file that is not one."""
+    """Load an ONNX file to run on `threads` CPU threads. FormatError if it is not an ONNX file."""
     if not isinstance(threads, int) or threads < 1:
         raise SettingError(f"onnxruntime: threads={threads!r}, but it is a number of CPU threads, 1 or more")
     path = Path(path)
     if not path.is_file():
-        raise StorageError(f"{path}: there is no such file")
+        raise StorageError(f"{path}: no such file")
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 4  # errors come back as exceptions; nothing is printed besides
+    options.log_severity_level = 4  # errors are raised as exceptions; nothing else is printed
     try:
         session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except (*BROKEN, states.NoSuchFile) as error:
@@ -118,11 +120,11 @@ class Session:
         self.outputs = [item.name for item in session.get_outputs()]
 
     def run(self, *arrays: np.ndarray | Tensor, **named: np.ndarray | Tensor) -> list[np.ndarray]:
-        """All outputs, as arrays. Inputs in the file's order, or by name. SettingError where they misfit."""
+        """All outputs, as arrays. Inputs in the file's order, or by name. SettingError if they do not fit."""
         feed = dict(zip(self.inputs, arrays, strict=False)) | named
         if len(arrays) + len(named) != len(self.inputs) or set(feed) != set(self.inputs):
             raise SettingError(
-                f"{self.path.name}: it takes {len(self.inputs)} inputs ({', '.join(self.inputs)}), given "
+                f"{self.path.name}: it takes {len(self.inputs)} inputs ({', '.join(self.inputs)}), but given "
                 f"were {len(arrays)} in order and {', '.join(named) or 'none'} by name."
             )
         plain = {
@@ -143,7 +145,8 @@ def compare(
 ) -> Difference:
     """Run batches of inputs through the model and through the file.
 
-    RefusedError where they differ by more than `tolerance`, relative to the largest output; None allows all.
+    RefusedError if they differ by more than `tolerance`, relative to the largest output; None allows any
+    difference.
     """
     session, comparison = open(path), Comparison()
     for batch in batches:
@@ -163,8 +166,8 @@ def compare(
 
 
 def _export(model: nn.Module, inputs: Inputs, dynamic_batch: bool) -> tuple[Any, tuple[str, ...]]:
-    """An ONNX program in memory, made from a copy: tracing may leave tensors of its own in modules. And the
-    outputs that it lacks, for torch.export has no type for them."""
+    """(an ONNX program in memory, the outputs that it lacks because torch.export has no type for them). It is
+    made from a copy of the model, since tracing may leave its own tensors in modules."""
     batch = torch.export.Dim("batch")
     size = tensors(inputs)[0].shape[:1]
 
@@ -176,8 +179,8 @@ def _export(model: nn.Module, inputs: Inputs, dynamic_batch: bool) -> tuple[Any,
     dynamic = tree_map(dims, inputs) if dynamic_batch else None
     with _quiet():
         try:
-            twin, left = copy.deepcopy(model).eval(), {}
-            forward = twin.forward
+            clone, left = copy.deepcopy(model).eval(), {}
+            forward = clone.forward
 
             @wraps(forward)
             def known(*args: Any, **kwargs: Any) -> Any:
@@ -187,9 +190,9 @@ def _export(model: nn.Module, inputs: Inputs, dynamic_batch: bool) -> tuple[Any,
                     raise TypeError("its output holds no tensor that torch.export has a type for")
                 return made
 
-            twin.forward = known
+            clone.forward = known
             program = torch.onnx.export(
-                twin,
+                clone,
                 args,
                 kwargs=kwargs,
                 dynamo=True,
@@ -208,7 +211,7 @@ def _export(model: nn.Module, inputs: Inputs, dynamic_batch: bool) -> tuple[Any,
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No warnings, log lines or dumped graphs from the exporter: what goes wrong is raised."""
+    """No warnings, log lines or dumped graphs from the exporter: errors are raised."""
     before, nowhere = logging.root.manager.disable, io.StringIO()
     with warnings.catch_warnings(), redirect_stdout(nowhere), redirect_stderr(nowhere):
         warnings.simplefilter("ignore")
@@ -220,7 +223,8 @@ def _quiet() -> Iterator[None]:
 
 
 def _without_traces(program: Any) -> None:
-    """Remove where each operator came from: several times the graph's size, and the paths of this machine."""
+    """Remove the stack trace of each operator: these take several times the graph's bytes, and hold paths of
+    this machine."""
     for graph in (program.model.graph, *(function.graph for function in program.model.functions.values())):
         graph.metadata_props.clear()
         for node in graph.all_nodes():
@@ -233,7 +237,7 @@ def _without_traces(program: Any) -> None:
 
 
 def _brief(error: BaseException) -> str:
-    """The innermost cause in one line: exporters wrap it in pages of advice."""
+    """The innermost cause in one line: exporters add pages of advice around it."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

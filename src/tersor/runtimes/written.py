@@ -1,7 +1,7 @@
-"""Files that a runtime's writer makes: all of them whole and in place, or none.
+"""Written: the files that a runtime's writer makes, all of them complete and in place, or none.
 
-They are written to a folder of their own beside the target, checked there, and moved over the target with
-os.replace: a reader sees the old file or the new one, never half of one. Cost: one more read, for the hash.
+They are written to a temporary folder beside the target, checked there, and moved into place with os.replace:
+a reader sees the old file or the new one, never a part of one. Cost: one more read, for the hash.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class Written:
-    """What was written: the main file, and bytes and hash with the files it needs beside it."""
+    """The written files: the main file, and bytes and hash including the files that it needs beside it."""
 
     path: Path
     nbytes: int  # of all files together
@@ -33,7 +33,7 @@ class Written:
 
 @contextmanager
 def workshop(path: Path) -> Iterator[Path]:
-    """A hidden folder beside `path` that is gone afterwards. StorageError where nothing can be written."""
+    """A hidden folder beside `path` that is removed afterwards. StorageError if nothing can be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
@@ -48,7 +48,8 @@ def workshop(path: Path) -> Iterator[Path]:
 
 
 def into_place(folder: Path, path: Path) -> Written:
-    """Move every file of the folder beside `path`, which comes last: it may need the others."""
+    """Move every file of the folder to the folder of `path`; `path` itself is last, since it may need the
+    others."""
     names = sorted(item.name for item in folder.iterdir())
     digest, nbytes = hashlib.sha256(), 0
     for name in names:

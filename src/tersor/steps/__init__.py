@@ -1,4 +1,4 @@
-"""One technique, one file; this is the one table of them. The command line, YAML, tests and docs walk it."""
+"""The table of steps: one technique a file. The command line, YAML, tests and docs use this table."""
 
 from __future__ import annotations
 

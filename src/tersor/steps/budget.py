@@ -1,9 +1,9 @@
-"""Budget: the price of a bit that a target asks for, found by trying.
+"""Budget: search for the price of a bit that meets a target.
 
 least(bits, budget)      the least price whose bits are within the budget; bits fall by about half a bit a
-    weight where the price doubles
-largest(loss, limit)     the largest price whose loss is within the limit, by bisection of its logarithm, and
-    a few tries beyond
+                         weight when the price doubles
+largest(loss, limit)     the largest price whose loss is within the limit, by bisection of its logarithm and a
+                         few tries beyond the result
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from tersor.errors import RefusedError
 
 TRIES = 16
 PATIENCE = 4  # tries on one side of a budget, after which steps double
-OCTAVES = 3.0  # how far a search for a limit steps at first
-FARTHEST = 1000.0  # octaves of a price from 1
-CLOSE = 0.12  # of an octave: then a limit is found
-FARTHER, MISSES = 0.2, 3  # octaves between prices beyond it that are tried, until so many in a row fail
+OCTAVES = 3.0  # first step of a search for a limit
+FARTHEST = 1000.0  # largest distance of a price from 1, in octaves
+CLOSE = 0.12  # octaves between the bounds at which a limit is found
+FARTHER, MISSES = 0.2, 3  # octaves between the tries beyond a limit; failures in a row that end them
 
 
 def power(at: float) -> float:
-    """The price of this logarithm, within what a float holds."""
+    """The price with this logarithm, within the range of floats."""
     return 2.0 ** max(-FARTHEST, min(FARTHEST, at))
 
 
 def least(
     measure: Callable[[float], float], budget: float, start: float, *, slope: float, near: float, who: str
 ) -> float:
-    """The least price found with measure(price) <= budget; stops within a share `near` of the budget.
+    """The least price found with measure(price) <= budget; stops within a fraction `near` of the budget.
 
-    `slope`: by how much the measure falls per octave, about. RefusedError where no price is enough.
+    `slope`: about how much the measure falls per octave. RefusedError if no price is enough.
     """
-    over: tuple[float, float] | None = None  # log price and measure, beyond the budget and within it
+    over: tuple[float, float] | None = None  # log price and measure, above the budget and within it
     under: tuple[float, float] | None = None
     at = math.log2(start)
     found = math.inf
@@ -52,13 +52,13 @@ def least(
                 break
         else:
             step = (found - budget) / slope
-            # Of weights that are all alike the bits do not fall for many octaves, and then at once.
+            # If all weights are alike, the bits do not fall for many octaves, and then fall at once.
             least_step = 0.05 * 2.0 ** max(0, turn - PATIENCE)
             at += min(12.0, max(-12.0, step + math.copysign(least_step, step)))
     if under is None:
         raise RefusedError(
-            f"{who}: {budget / 8:.0f} bytes are asked of these weights, and the fewest found are "
-            f"{found / 8:.0f}. Ask for more, or prune first."
+            f"{who}: the budget for these weights is {budget / 8:.0f} bytes, and the fewest found are "
+            f"{found / 8:.0f}. Allow more, or prune first."
         )
     return power(under[0])
 
@@ -66,7 +66,7 @@ def least(
 def largest(
     measure: Callable[[float], float], limit: float, start: float, *, who: str, unit: str = "points"
 ) -> float:
-    """The largest price found with measure(price) <= limit; RefusedError where no price has it."""
+    """The largest price found with measure(price) <= limit. RefusedError if no price meets it."""
     good = bad = None
     at, loss = math.log2(start), math.inf
     for _ in range(TRIES):
@@ -85,10 +85,10 @@ def largest(
             at = (good + bad) / 2
     if good is None:
         raise RefusedError(
-            f"{who}: max_drop={limit:g} is not met even where bits cost next to nothing: the loss is still "
-            f"{loss:g}{unit and f' {unit}'}. Allow more, or leave out what is delicate with where='!NAME'."
+            f"{who}: max_drop={limit:g} is not met even at the lowest price of a bit: the loss is still "
+            f"{loss:g}{unit and f' {unit}'}. Allow more, or leave out sensitive weights with where='!NAME'."
         )
-    # A score of whole samples goes up and down: a little farther on it may be met again.
+    # A score that counts samples is not monotonic: a slightly higher price may meet the limit again.
     misses, ahead = 0, good
     while bad is not None and misses < MISSES and ahead - good < OCTAVES:
         ahead += FARTHER

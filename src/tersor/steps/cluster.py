@@ -1,9 +1,10 @@
 """Cluster: store each weight as an index into a short table of shared values.
 
-w[o, i] ~ book[index[o, i]]        Han, Mao, Dally 2016, section 3; k-means in one dimension, exact where
-    affordable
-stored  log2(K) bits a weight before coding, 32 * K bits of table; with epochs the table is trained: the
-gradients of all weights that share an entry add up in it. What a mask hides has no part in it.
+w[o, i] ~ book[index[o, i]]      Han, Mao, Dally 2016, section 3; k-means in one dimension, exact if
+affordable
+stored     log2(K) bits a weight before coding, and 32 * K bits of table
+With epochs the table is trained: the gradients of all weights that share an entry are added. Masked weights
+take no part.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Cluster(Retrain):
     """Share weights: k-means indices into a short table, which can be trained."""
 
     name: ClassVar[str] = "cluster"
-    only: ClassVar[Only] = {"iterations": {"init": tuple(way for way in INITS if way != "exact")}}
+    only: ClassVar[Only] = {"iterations": {"init": tuple(init for init in INITS if init != "exact")}}
     entries: int = 16  # values in a table
     per: str = "tensor"  # what shares a table: "tensor" or "channel"
     init: str = (
@@ -81,7 +82,7 @@ class Cluster(Retrain):
         return store
 
     def table(self, w: Tensor, mask: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-        """(index like w, book) of the weights under the mask; all hidden: one entry, zero."""
+        """(index of w's shape, book) of the weights under the mask. If all are hidden: one entry, zero."""
         index = torch.zeros(w.shape, dtype=torch.int64)
         if not mask.any():
             return index, torch.zeros(1)

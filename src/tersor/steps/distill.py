@@ -1,9 +1,10 @@
-"""Distill: train the compressed model to answer as its teacher does.
+"""Distill: train the compressed model to match the outputs of a teacher.
 
-loss = (1 - share) * task loss + share * T^2 * KL(teacher / T || student / T)       Hinton, Vinyals, Dean 2015
-     + feature_weight * mean squared difference of the named layers' outputs        FitNets, Romero 2015
-Where widths differ a linear map from the student's to the teacher's is learned along: model/features.py.
-The teacher is the model as it was given, or another one. Masks, tables and grids stay in force.
+loss = (1 - a) * task loss + a * T^2 * KL(teacher / T || student / T)           Hinton, Vinyals, Dean 2015
+     + feature_weight * mean squared difference of the named layers' outputs    FitNets, Romero 2015
+a is `teacher_weight`, T the temperature. If widths differ, a linear map from the student's to the teacher's
+is learned too: model/features.py. The teacher is the model as it was given, or another one. Masks, tables and
+grids stay as they are.
 """
 
 from __future__ import annotations
@@ -24,15 +25,15 @@ from tersor.steps.retrain import check_teacher, teacher_of
 
 @dataclass(frozen=True, kw_only=True)
 class Distill(Finetune):
-    """Train towards a teacher's answers: soft targets, features, or both."""
+    """Train towards a teacher's outputs: soft targets, features, or both."""
 
     name: ClassVar[str] = "distill"
     only: ClassVar[Only] = {"feature_weight": {"features": GIVEN}}
-    teacher_weight: float = 0.7  # of the teacher in the loss, 0 to 1
+    teacher_weight: float = 0.7  # weight of the teacher in the loss, 0 to 1
     lr: float = 1e-3
-    teacher: Any = ""  # "" the model as it was given; "file.py:factory"; in Python also a module
-    features: str = ""  # layers whose outputs are matched: "a,b", or "a,b=c" where the teacher's b is its c
-    feature_weight: float = 1.0
+    teacher: Any = ""  # "" for the model as it was given; "file.py:factory"; in Python also a module
+    features: str = ""  # layers whose outputs are matched: "a,b", or "a,b=c" if b is c in the teacher
+    feature_weight: float = 1.0  # weight of the features in the loss
 
     def __post_init__(self) -> None:
         super().__post_init__()

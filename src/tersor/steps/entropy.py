@@ -1,9 +1,9 @@
 """Entropy: store every leaf as the bytes of an entropy coder, without loss.
 
-bits ~ N * H(leaf)        canonical Huffman (Huffman 1952) or rANS (Duda 2013), and at coder="max" also coders
-    that see rows, columns and neighbors: whichever is fewest bytes for this leaf
-A mask is coded by itself, and of what it hides nothing is stored. A leaf that no coder shortens stays as it
-is.
+bits ~ N * H(leaf)        canonical Huffman (Huffman 1952) or rANS (Duda 2013); coder="max" also tries coders
+                          that use rows, columns and neighbors, and takes the fewest bytes for each leaf
+A mask is coded by itself, and elements that it hides are not stored. A leaf that no coder shortens stays as
+it is.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ class Entropy:
                 form = view.form(site)
                 if after.nbytes >= form.nbytes:
                     alone = "" if site.dtype in CODED else left_as(site.dtype, coders=True)
-                    said = alone or f"no coder shortens its {form.nbytes} bytes"
-                    yield of(site.name, Note(site.name, "skipped", said))
+                    text = alone or f"no coder shortens its {form.nbytes} bytes"
+                    yield of(site.name, Note(site.name, "skipped", text))
                 else:
-                    said = f"{plain.nbytes} to {after.nbytes} bytes"
-                    note = Note(site.name, "done", said, {"before": plain.nbytes, "after": after.nbytes})
+                    text = f"{plain.nbytes} to {after.nbytes} bytes"
+                    note = Note(site.name, "done", text, {"before": plain.nbytes, "after": after.nbytes})
                     yield of(site.name, Edit(site.name, form, after, "lossless"), note)
                 view.observer.progress(len(sites) - len(left) + number, len(sites), site.name)
 
@@ -74,8 +74,8 @@ class Entropy:
 
 @contextmanager
 def side_by_side(work: Callable[[Site], Result], sites: Sequence[Site]) -> Iterator[Iterator[Result]]:
-    """work(site) for each site in order, on all cores: coders run without the interpreter's lock."""
-    if len(sites) < 2:  # as when a file is packed, where other tensors are next door
+    """work(site) for each site in order, on all cores: coders release the GIL."""
+    if len(sites) < 2:  # as in packing a file, where other threads code the other tensors
         yield map(work, sites)
         return
     pool = ThreadPoolExecutor(os.cpu_count() or 1)

@@ -1,7 +1,7 @@
 """Export: write the model for a runtime, run it there, and compare with PyTorch.
 
-Weights are decoded to floats: the file is as large as the given model's, its answers are the compressed
-one's. A file whose answers differ is not left behind.
+Weights are decoded to floats: the file is as large as the given model's, and its outputs are those of the
+compressed model. A file whose outputs differ is removed.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from tersor.settings import check_settings, check_word
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """Write the model for a runtime and prove that it answers the same there."""
+    """Write the model for a runtime and check that its outputs are the same there."""
 
     name: ClassVar[str] = "export"
     lossless: ClassVar[bool] = True
     where: ClassVar[str] = "*"  # a file holds the whole model
     to: str = "onnxruntime"  # the runtime
-    path: str = "model.onnx"  # beside the other results
-    dynamic_batch: bool = True  # the file takes batches of any size; else those of the example's alone
+    path: str = "model.onnx"  # in the folder of results
+    dynamic_batch: bool = True  # the file takes batches of any size; else only of the example's size
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -48,7 +48,7 @@ class Export:
 
         if view.state.grids:
             raise RefusedError(
-                f"export: {len(view.state.grids)} edges have grids, and no runtime here takes them yet; they "
+                f"export: {len(view.state.grids)} edges have grids, which no runtime here supports yet; they "
                 f"are simulated in PyTorch only"
             )
         writer = runtime(self.to)

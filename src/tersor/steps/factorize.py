@@ -1,10 +1,10 @@
 """Factorize: store a weight as the product of two thin factors.
 
 w [O, I] ~ left [O, R] right [R, I]      truncated SVD (Denton 2014)
-whitened  least error on the layer's own inputs, E|(w - left right) x|^2, by the second moment of x from
+whitened  least error on the layer's own inputs, E|(w - left right) x|^2, from the second moment of x on
           calibration batches (SVD-LLM 2024)
-stored    R * (O + I) numbers in place of O * I. A layer where that is not fewer is left alone, with a note.
-          A note says too where a mask is lost
+stored    R * (O + I) numbers instead of O * I. If that is not fewer, the layer is left alone, with a note.
+          A lost mask is noted too
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ class Factorize(Retrain):
     """Store weights as low-rank products, by SVD."""
 
     name: ClassVar[str] = "factorize"
-    keep: float | None = None  # share of the parameters kept; 0.5 where neither rank nor energy is given
+    keep: float | None = None  # share of the parameters kept; 0.5 if neither rank nor energy is given
     rank: int | None = None  # or the rank itself
     energy: float | None = None  # or the share of squared singular values kept
-    whiten: bool = True  # weigh errors by the layer's inputs, where the task has calibration batches
+    whiten: bool = True  # weigh errors by the layer's inputs, if the task has calibration batches
 
     def __post_init__(self) -> None:
         super().__post_init__()
         given = [key for key in ("keep", "rank", "energy") if getattr(self, key) is not None]
         if len(given) > 1:
             raise SettingError(
-                f"factorize: {' and '.join(given)} given, but one of keep, rank, energy decides the rank"
+                f"factorize: {' and '.join(given)} given, but only one of keep, rank, energy can set the rank"
             )
         check(
             self.keep is None or 0 < self.keep < 1,
@@ -63,12 +63,12 @@ class Factorize(Retrain):
         yield Group("all", (*events, *(event for event in made if isinstance(event, Note))))
 
     def factored(self, view: View, site: Site) -> tuple[Edit | Note, ...]:
-        """One site's events: the product, or why not."""
+        """One site's events: an edit with a note, or a note with the reason for leaving it alone."""
         form = view.form(site)
         w = form.decode().float()
         if w.ndim < 2 or w.numel() == 0:
-            return (Note(site.name, "skipped", f"shape {list(w.shape)} has no two sides to factorize"),)
-        rows = w.flatten(1)  # [O, I]; a transposed convolution is split along its inputs just as well
+            return (Note(site.name, "skipped", f"shape {list(w.shape)} cannot be factorized as a matrix"),)
+        rows = w.flatten(1)  # [O, I]; in a transposed convolution the rows are inputs, which works as well
         rank = self.rank_for(rows)
         outs, ins = rows.shape
         if rank * (outs + ins) >= outs * ins:
@@ -83,11 +83,11 @@ class Factorize(Retrain):
             left, right = svd_factors(rows, rank) if gram is None else whitened_factors(rows, gram, rank)
         after = LowRank(Dense(left.contiguous()), Dense(right.reshape(rank, *w.shape[1:]).contiguous()))
         how = "refine" if isinstance(uncoded(form), Dense) else "absorb"
-        said = f"rank {rank} of {min(outs, ins)}, {'plain' if gram is None else 'whitened'} SVD"
+        text = f"rank {rank} of {min(outs, ins)}, {'plain' if gram is None else 'whitened'} SVD"
         lost = int((w == 0).sum()) if any(node.mask for _, node in form.walk()) else 0
-        said += f"; {lost} zeros of its mask are lost, for a product keeps none" if lost else ""
+        text += f"; {lost} zeros of its mask are lost, since a product keeps none" if lost else ""
         data = {"rank": rank, "whitened": gram is not None} | ({"lost": lost} if lost else {})
-        note = Note(site.name, "done", said, data)
+        note = Note(site.name, "done", text, data)
         return (Edit(site.name, form, after, how), note)
 
     def rank_for(self, rows: Tensor) -> int:

@@ -1,6 +1,6 @@
-"""Finetune: train what is stored, and nothing that is decided.
+"""Finetune: train the stored values of the compressed model.
 
-Masks, shared values, grids and factors stay in force: only leaf values move (model/trainable.py).
+Masks, indices, grids and the shapes of factors are kept; only leaf values change (model/trainable.py).
 Cost: `epochs` passes.
 """
 
@@ -20,7 +20,7 @@ from tersor.steps.retrain import Retrain
 
 @dataclass(frozen=True, kw_only=True)
 class Finetune(Retrain):
-    """Train the stored values; masks, tables and grids stay in force."""
+    """Train the stored values; masks, tables and grids are kept."""
 
     name: ClassVar[str] = "finetune"
     epochs: float = 1.0  # passes over the training batches
@@ -38,5 +38,5 @@ class Finetune(Retrain):
         yield Group("all", (*view.edits(moved), trained, *self.left(view, moved, learning)))
 
     def learning(self, view: View) -> list[Site] | None:
-        """The sites that learn: all parameters, biases and norms too, unless `where` says which."""
+        """The sites that learn: those of `where`, or None for all parameters, biases and norms too."""
         return None if self.where == "*" else view.weights(self.where)

@@ -1,6 +1,6 @@
-"""Measure: what the model scores and stores as it stands, beside what was given. Notes only.
+"""Measure: scores and bytes of the current model, compared with the given one. Yields notes only.
 
-the task's metric with a 95 % interval, the paired drop and its test; bytes and bits a weight against the
+The task's metric with a 95 % interval, the paired drop and its test; bytes and bits a weight against the
 entropy bound; with latency=true the median time in ONNX Runtime, both models in turn in one process.
 """
 
@@ -29,7 +29,7 @@ RUNTIME = "onnxruntime"  # that latency is measured in
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """Note the task's metric, bytes and bits as they stand, with intervals and tests."""
+    """Note the task's metric, bytes and bits, with intervals and tests."""
 
     name: ClassVar[str] = "measure"
     only: ClassVar[Only] = {"threads": {"latency": (True,)}, "batch": {"latency": (True,)}}
@@ -60,7 +60,7 @@ class Measure:
             notes.append(Note(site.name, "bits", text, {"stored": bits.stored, "bound": bits.bound}))
         before, after = view.state.given_nbytes, view.state.nbytes
         if before is None:
-            text = f"{after} bytes of arrays now; what was given is not known, for modules were replaced"
+            text = f"{after} bytes of arrays now; the given bytes are unknown, since modules were replaced"
             notes.append(Note("", "nbytes", text, {"after": after}))
         else:
             text = f"{before} to {after} bytes of arrays"
@@ -71,9 +71,9 @@ class Measure:
                 notes.append(self.times(view))
             elif self.latency:
                 why = (
-                    "edges have grids, which run simulated"
+                    "edges have grids, which are only simulated"
                     if view.state.grids
-                    else "no first weights to time"
+                    else "there are no first weights to time"
                 )
                 notes.append(Note("", "skipped", f"latency is not measured: {why}"))
         else:
@@ -86,7 +86,7 @@ class Measure:
         task, metric = view.task, view.task.scored
         if view.state.base is None:
             now = estimated(task.scores(view.model()), metric)
-            text = f"{now.value:.4f} now; what was lost is not known, for the first weights are not there"
+            text = f"{now.value:.4f} now; the drop is unknown, since the first weights are missing"
             return [Note("", "scored", text, {"after": now.value, "n": now.n, **named(metric)})]
         found = compared(task.scores(view.base()), task.scores(view.model()), metric)
         return [Note("", "accuracy", f"{in_words(found)} (p = {found['p']:.3g})", found)]

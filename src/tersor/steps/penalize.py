@@ -1,12 +1,13 @@
-"""Penalize: train under the price of every bit, towards a size.
+"""Penalize: train with a price on every bit, to reach a target size.
 
-loss + price * bits(codes)    w = scale * codes, rounded straight through; bits under a density that is
-                              learned, with a factor for each row and column: model/rate_penalized.py
-price     the one that leads to `nbytes`: the size wanted falls, by the same share each step, over the first
-          `warm` of the training, then stands; the price rises where there is more, and falls where less
-after it  constant units are folded away, those that nothing reads are cleared: model/dead_units.py
-order     hidden units lie as they code best, in what is measured too: model/channel_order.py
-cost     `epochs` passes; an entropy coder asked 12 times what the codes need       Oktay 2019, LilNetX 2023
+loss + price * bits(codes)    w = scale * codes, rounded straight through; bits under a learned density with a
+                              factor for each row and column: model/rate_penalized.py
+price    controlled to reach `nbytes`: the target size falls geometrically over the first `warm` of the
+         training and is constant afterwards; the price rises if the size is above it, and falls if it is
+         below
+after    dead units: constant ones are folded into a bias, unread ones are cleared: model/dead_units.py
+order    hidden units are put in the order that codes best, in measurements too: model/channel_order.py
+cost     `epochs` passes; 12 runs of an entropy coder to measure the size           Oktay 2019, LilNetX 2023
 """
 
 from __future__ import annotations
@@ -41,20 +42,20 @@ from tersor.steps.retrain import Retrain, check_teacher, teacher_of
 
 BITS = 8  # of a code, before it is coded
 TOP = limits(BITS, True)[1]
-EVERY = 10  # training steps between two looks at the size
-ASKED = 12  # times that a training asks the coder
-FIRST = 0.1  # the first price of a bit, over the number of weights: too low to be felt
-PACE = 60.0  # natural logarithms that the price can move in a training
-FASTEST = 0.1  # and in one step of a short one
-AHEAD = 0.1  # of a training: the size is predicted so far on, or a price that had to fall would come too late
-FINER = 8  # a bias moves every output of its unit
-EMPTY = 0.01  # the size that weights are taken to have where all are 0
-FAR = 0.3  # logarithm of the distance to the size that is wanted, from which the pace is highest
+EVERY = 10  # training steps between two measurements of the size
+ASKED = 12  # runs of the coder in a training
+FIRST = 0.1  # the first price of a bit, over the number of weights: too low to have an effect
+PACE = 60.0  # largest change of the price's natural logarithm in a training
+FASTEST = 0.1  # and in one step of a short training
+AHEAD = 0.1  # of a training: how far ahead the size is predicted; without it the price would overshoot
+FINER = 8  # the steps of biases are finer: a bias changes every output of its unit
+EMPTY = 0.01  # assumed root mean square of weights that are all 0
+FAR = 0.3  # log of size over target at which the price changes fastest
 
 
 @dataclass(frozen=True, kw_only=True)
 class Penalize(Retrain):
-    """Train under the price of every bit, towards a size: few, small and clustered codes."""
+    """Train with a price on every bit, to reach a size: few, small and clustered codes."""
 
     name: ClassVar[str] = "penalize"
     only: ClassVar[Only] = {
@@ -62,14 +63,14 @@ class Penalize(Retrain):
         "teacher": {"teacher_weight": Above(0)},
     }
     nbytes: int | None = None  # of all stored arrays after entropy coding: the file without its header
-    bits: float = 1.0  # or so many for each weight that is priced, where nbytes is not given
-    price: float | None = None  # or a fixed price of a bit in the loss, in place of a size
-    warm: float = 0.3  # share of the training over which size or price reach what is wanted
+    bits: float = 1.0  # or the bits for each priced weight, if nbytes is not given
+    price: float | None = None  # or a fixed price of a bit in the loss, instead of a size
+    warm: float = 0.3  # share of the training over which size or price reach their target
     per: str = "tensor"  # what shares a learned step: "tensor" or "channel"
-    step: float = 0.5  # the first step of weights, in their standard deviations; of biases an 8th of it
+    step: float = 0.5  # the first step of weights, in their standard deviations; biases have an 8th of it
     vectors: bool = True  # biases and norms of the layers too
-    arrange: bool = True  # hidden units change places, so that like ones are neighbors: the same function
-    teacher: Any = ""  # "" the model as it was given; "file.py:factory"; in Python also a module
+    arrange: bool = True  # reorder hidden units so that similar ones are neighbors: the same function
+    teacher: Any = ""  # "" for the model as it was given; "file.py:factory"; in Python also a module
     epochs: float = 10.0
     lr: float = 2e-3
     teacher_weight: float = 0.5
@@ -107,7 +108,7 @@ class Penalize(Retrain):
             text=self.name,
         )  # fmt: skip
         after = {name: form for name, (form, _) in edits.items()} | moved
-        after, said = cleared(view, after, layers)
+        after, note = cleared(view, after, layers)
         after |= arranged({**view.forms, **after}, found)
         hows = {name: how for name, (_, how) in edits.items()}
         events = [Edit(n, view.forms[n], after[n], hows.get(n, "refine")) for n in view.sites if n in after]
@@ -115,17 +116,17 @@ class Penalize(Retrain):
         now = nbytes_of({**view.forms, **after})
         text = f"{self.epochs:g} epochs, about {now} bytes once entropy-coded"
         if self.price is None:
-            text += f"; wanted {round(prices.target)}"
+            text += f"; target {round(prices.target)}"
         order = [order_of(found, alone)] if self.arrange else []
         trained = Note("", "trained", text, facts | {"nbytes": now})
-        yield Group("all", (*events, *notes, said, *order, trained, *self.stayed(view)))
+        yield Group("all", (*events, *notes, note, *order, trained, *self.stayed(view)))
 
     def priced(self, view: View) -> list[Site]:
-        """The weights that `where` means and, with `vectors`, the biases and norms of their layers."""
+        """The weights that `where` picks and, with `vectors`, the biases and norms of their layers."""
         chosen = view.weights(self.where)
         names = {site.name for site in chosen}
         layers = {site.layer for site in chosen}
-        every = self.where in ("*", ("*",))  # norms stand in layers of their own
+        every = self.where in ("*", ("*",))  # norms are layers of their own
         vectors = [
             site for site in view.sites.values()
             if self.vectors and site.is_parameter and len(site.shape) == 1 and 0 not in site.shape
@@ -134,26 +135,26 @@ class Penalize(Retrain):
         return [*chosen, *vectors]
 
     def links(self, view: View, layers: set[str]) -> tuple[list[Link], str]:
-        """Between which of these layers hidden units may change places; if between none, why."""
+        """Pairs of these layers whose hidden units may be reordered, and the reason if there are none."""
         if not self.arrange:
             return [], ""
-        model = view.plain().eval().cpu()  # as the forms are
+        model = view.plain().eval().cpu()  # the forms are on the CPU too
         try:
             every = links(model, move(example_inputs(view.task, model), torch.device("cpu")))
         except RefusedError as error:
             return [], str(error)
         free = {site.name for site in view.sites.values() if site.layer in layers}
-        found = [one for one in every if free >= {*one.rows, one.columns}]
-        return found, "none were found that one layer makes and only one other reads"
+        found = [link for link in every if free >= {*link.rows, link.columns}]
+        return found, "no layer's units are read by exactly one other layer"
 
     def grid(self, w: Tensor, keep: Tensor | None, axis: int) -> Form:
-        """Codes on a first grid, coarse for weights and fine for biases and norms."""
+        """Codes on the first grid, coarse for weights and fine for biases and norms."""
         rows = to_rows(w.detach().float(), axis)
         rows = rows if keep is None else rows * to_rows(keep, axis)
         spread = rows if self.per == "tensor" or w.ndim < 2 else rows.unsqueeze(1)
-        whole = float(rows.square().mean().sqrt()) or EMPTY  # an empty row must be able to fill again
+        whole = float(rows.square().mean().sqrt()) or EMPTY  # an empty row must be able to learn again
         size = spread.square().mean((-2, -1)).sqrt().reshape(-1, 1).clamp_min(whole / 16)
-        farthest = spread.abs().amax((-2, -1)).reshape(-1, 1)  # it must have a code too
+        farthest = spread.abs().amax((-2, -1)).reshape(-1, 1)  # the largest weight must have a code too
         scale = torch.maximum(size * self.step / (1 if w.ndim > 1 else FINER), farthest / TOP).clamp_min(TINY)
         codes = requantize(rows, scale, None, BITS, 0, True)
         codes = from_rows(codes, tuple(w.shape), axis).contiguous()
@@ -161,7 +162,7 @@ class Penalize(Retrain):
 
 
 class Prices:
-    """The hook that sets the price of a bit while training; its state is in the parts, for resumed runs."""
+    """The training hook that sets the price of a bit. Its state is stored in the parts, for resumed runs."""
 
     def __init__(self, step: Penalize, view: View, target: float, count: int, found: list[Link]):
         self.step, self.view, self.target, self.count, self.links = step, view, target, count, found
@@ -181,7 +182,7 @@ class Prices:
             part.price.fill_(price)
 
     def towards(self, tuned: TrainableForms, parts: list[RatePenalizedPart], at: int, total: int) -> float:
-        """The price that leads to the size wanted by now."""
+        """The price that leads to the current target size."""
         predicted = sum(part.nbytes for part in parts)
         first = parts[0]
         if at // EVERY % max(1, total // EVERY // ASKED) == 0:
@@ -195,23 +196,24 @@ class Prices:
             return FIRST / self.count
         first.was += (now - first.was) * min(1.0, EVERY / ahead)
         soon = now + (now - float(first.was))
-        way = min(1.0, (at + ahead) / (self.step.warm * total)) if self.step.warm else 1.0
-        wanted = math.log(float(first.began)) * (1 - way) + math.log(self.target) * way
+        reached = min(1.0, (at + ahead) / (self.step.warm * total)) if self.step.warm else 1.0
+        wanted = math.log(float(first.began)) * (1 - reached) + math.log(self.target) * reached
         off = max(-FAR, min(FAR, soon - wanted)) / FAR
         pace = min(PACE / total, FASTEST) * min(EVERY, total)
         return float(first.price) * math.exp(pace * off)
 
 
 def order_of(found: list[Link], alone: str) -> Note:
-    """What was done about the order of hidden units, or why nothing."""
+    """A note on the reordered hidden units, or on the reason why none were."""
     if not found:
-        return Note("", "skipped", f"hidden units keep their places: {alone}")
-    first = ", ".join(one.rows[0].removesuffix(".weight") for one in found)
-    return Note("", "arranged", f"hidden units in order: those of {first}")
+        return Note("", "skipped", f"hidden units are not reordered: {alone}")
+    first = ", ".join(link.rows[0].removesuffix(".weight") for link in found)
+    return Note("", "arranged", f"hidden units reordered: those of {first}")
 
 
 def cleared(view: View, forms: Mapping[str, Form], layers: Collection[str]) -> tuple[dict[str, Form], Note]:
-    """The forms without what is idle in these layers, where the model can be looked through; and a count."""
+    """The forms without the dead units of these layers, if the model can be traced; and a note with the
+    count."""
     model = view.plain(forms).eval().cpu()
     state = {name: uncoded(form) for name, form in {**view.forms, **forms}.items()}
     found = [site.name for site in view.sites.values() if site.layer in layers]
@@ -220,16 +222,16 @@ def cleared(view: View, forms: Mapping[str, Form], layers: Collection[str]) -> t
     try:
         changed = clear(model, move(example_inputs(view.task, model), torch.device("cpu")), names, movable)
     except RefusedError as error:
-        return dict(forms), Note("", "skipped", f"idle units are left in: {error}")
+        return dict(forms), Note("", "skipped", f"dead units are not cleared: {error}")
     count = sum(int(((state[name].decode() != 0) & (value == 0)).sum()) for name, value in changed.items())
     new = {n: form for n, value in changed.items() if (form := zeroed(state[n], value)) is not None}
-    said = f"{count} weights and biases of idle units set to zero"
-    return {**forms, **new}, Note("", "cleared", said, {"count": count})
+    text = f"{count} weights and biases of dead units set to zero"
+    return {**forms, **new}, Note("", "cleared", text, {"count": count})
 
 
 def zeroed(form: Form, value: Tensor) -> Form | None:
-    """The form with zeros where `value` has them; a Dense one takes all of it. None where a form's elements
-    cannot be made zero one by one."""
+    """The form with zeros where `value` has zeros; a Dense form takes all of `value`. None if single elements
+    of the form cannot be set to zero."""
     return Dense(value.cpu().clone()) if isinstance(form, Dense) else form.zeroed(value == 0)
 
 

@@ -1,11 +1,11 @@
 """Prune: set the least important weights to zero.
 
-w[o, i] -> w[o, i] where |w| is among the largest, else 0       stored: a mask, and what is kept
-among     a tensor, a row, a group (one threshold each); all layers (one for all), by LAMP score (Lee 2021) or
-          in units of each layer; or N of every M inputs
-gradual   the share kept falls by the cubic rule while training, then the mask stands still (Zhu, Gupta 2017)
-rounds    prune, retrain, prune on; each round has the learning rate's whole schedule (Renda 2020) or begins
-          again from the weights this step was given (Frankle 2019)
+w[o, i] -> w[o, i] where |w| is among the largest, else 0       stored: a mask, and the weights kept
+among     a tensor, a channel, a group (one threshold each); all layers together, by |w|, by LAMP score (Lee
+          2021) or in units of each layer; or N of every M inputs
+gradual   the share kept falls by the cubic rule while training, then the mask is fixed (Zhu, Gupta 2017)
+rounds    prune, retrain, prune further; each round has the whole learning rate schedule (Renda 2020), and can
+          begin again from the weights that this step was given (Frankle 2019)
 """
 
 from __future__ import annotations
@@ -60,17 +60,16 @@ class Prune(Retrain):
         "rewind": {"rounds": Above(1)},
     }
     keep: float = 0.5  # share of weights kept, 0 < keep <= 1
-    # What shares a threshold: "tensor", "channel", "group"; all layers together: by |w| "global", by |w| over
-    # the layer's own root mean square "spread", by LAMP score "lamp".
+    # What shares a threshold: "tensor", "channel", "group"; or all layers together, by |w| ("global"), by |w|
+    # over the layer's root mean square ("spread"), or by LAMP score ("lamp").
     per: str = "tensor"
-    group: int = 64  # weights that share a threshold, where per is "group"
-    threshold: float | None = None  # cut what is smaller than this, in place of keep and per
-    pattern: str | None = (
-        None  # "2:4" keeps 2 of every 4 inputs (of a kernel at each place), not keep and per
-    )
-    ramp: float = 0.0  # share of the training over which the mask narrows; 0 cuts at once and then trains
-    rounds: int = 1  # times to prune and retrain on the way to keep
-    rewind: str = "none"  # each round begins from: "none" the last round's weights, "weights" this step's own
+    group: int = 64  # weights that share a threshold, if per is "group"
+    threshold: float | None = None  # prune weights smaller than this, instead of keep and per
+    # "2:4" keeps 2 of every 4 inputs (in a kernel, at each position), instead of keep and per.
+    pattern: str | None = None
+    ramp: float = 0.0  # share of the training over which the mask narrows; 0 prunes at once and then trains
+    rounds: int = 1  # times to prune and retrain until keep is reached
+    rewind: str = "none"  # each round begins from: "none" the last round's weights, "weights" the given ones
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -120,7 +119,7 @@ class Prune(Retrain):
             first, last = (self.keep ** (n / self.rounds) for n in (number - 1, number))
             if self.ramp == 0:
                 state |= self.narrowed(sites, state, last)
-            if self.rewind == "weights" and number > 1:  # after the cut: what was trained says what stays
+            if self.rewind == "weights" and number > 1:  # after pruning: trained weights decide what is kept
                 state = {**view.forms, **{s.name: rewound(state[s.name], forms[s.name]) for s in sites}}
             moved, facts = view.train(
                 self.plan(), forms=state, text=f"prune {number}/{self.rounds}",
@@ -153,16 +152,16 @@ class Prune(Retrain):
         return {site.name: each_mask(forms[site.name], narrow, site.axis) for site in sites}
 
     def patterned(self, site: Site, at: At) -> Tensor:
-        """N of every M inputs, bool of the mask's shape; where nobody knows them, of every M in a row."""
+        """N of every M inputs, bool of the mask's shape. If the inputs are unknown, N of every M in a row."""
         w, (n, m) = at.node.decode().abs(), self.n_m()
-        whole = at.axis == site.axis and w.ndim == len(site.shape)  # no factor of a product
+        whole = at.axis == site.axis and w.ndim == len(site.shape)  # not a factor of a product
         along = site.contracted if whole else 1 if w.ndim > 1 else None
         if along is None:
             return from_rows(n_m_keep(to_rows(w, at.axis), n, m), at.node.shape, at.axis)
         return n_m_along(w, n, m, along, site.groups if site.kind == "convtranspose" and whole else 1)
 
     def choose(self, rows: list[Tensor], share: float) -> list[Tensor]:
-        """What to keep of each matrix of magnitudes, bool [O, I]."""
+        """The weights to keep in each matrix of magnitudes, bool [O, I]."""
         if self.threshold is not None:
             return [threshold_keep(w, self.threshold) for w in rows]
         if self.per == "lamp":
@@ -176,7 +175,7 @@ class Prune(Retrain):
     def narrowing(
         self, sites: list[Site], first: float, last: float
     ) -> Callable[[TrainableForms, int, int], None]:
-        """The hook that narrows masks by the cubic rule while training."""
+        """The training hook that narrows masks by the cubic rule."""
 
         def on_step(tuned: TrainableForms, step: int, total: int) -> None:
             end = min(round(self.ramp * total), total - 1)  # the last step at the latest
@@ -194,13 +193,13 @@ class Prune(Retrain):
 
 
 def spread(w: Tensor) -> Tensor:
-    """Root mean square of what is not zero: the layer's own unit, whatever was cut before."""
+    """Root mean square of the nonzero weights: a layer's unit, independent of earlier pruning."""
     return w[w > 0].square().mean().sqrt() if (w > 0).any() else w.new_ones(())
 
 
 def mask_all(form: Form) -> Form:
-    """The form with a mask over each part that holds weights; masks that are there stay, and nothing is
-    hidden yet."""
+    """The form with a mask over each part that holds weights. Existing masks stay, and new ones hide nothing
+    yet."""
 
     def change(at: At) -> Form | None:
         if at.body:

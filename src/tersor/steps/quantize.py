@@ -2,9 +2,11 @@
 
 uniform    w ~ (codes - zero) * scale       1 to 16 bits; range by min-max, percentile, least squares, entropy
 log        w ~ sign * 2^-k * scale          powers of two (Miyashita 2016), or sums of two (APoT, Li 2020)
-binary   w ~ +-scale   Rastegari 2016   ternary   w ~ {-1, 0, 1} * scale   Li 2016 (TWN)
-stored  bits a weight before coding, 32 bits a scale; needs no data, but with epochs it trains through the
-grid by straight-through gradients (Bengio 2013), uniform grids with learned steps (LSQ, Esser 2020)
+binary     w ~ +-scale                      Rastegari 2016
+ternary    w ~ {-1, 0, 1} * scale           Li 2016 (TWN)
+stored     bits a weight before coding, 32 bits a scale
+Needs no data. With epochs it trains through the grid by straight-through gradients (Bengio 2013), and learns
+the steps of uniform grids (LSQ, Esser 2020).
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ SCHEMES = ("uniform", "log", "binary", "ternary")
 
 @dataclass(frozen=True, kw_only=True)
 class Quantize(Retrain):
-    """Store weights as small integers: even grids, powers of two, binary or ternary."""
+    """Store weights as small integers: uniform grids, powers of two, binary or ternary."""
 
     name: ClassVar[str] = "quantize"
     only: ClassVar[Only] = {
@@ -53,12 +55,12 @@ class Quantize(Retrain):
     scheme: str = "uniform"  # "uniform", "log", "binary" or "ternary"
     bits: int = 8  # bits a weight: 1 to 16 uniform, 2 to 8 log
     per: str = "channel"  # what shares a scale: "tensor", "channel" (an output channel) or "group"
-    group: int = 64  # inputs that share a scale, where per is "group"
+    group: int = 64  # inputs that share a scale, if per is "group"
     symmetric: bool = True  # no zero point
-    # How a grid's ends are found: "minmax" or "mse", and uniform ones by "percentile", "entropy" or "fixed".
+    # How a grid's ends are found: "minmax" or "mse"; for uniform grids also "percentile", "entropy", "fixed".
     range: str = "minmax"
-    percentile: float = 99.9  # of |w| inside the grid, where range is "percentile"
-    low: float | None = None  # the grid's ends where range is "fixed"; a symmetric one begins at -high
+    percentile: float = 99.9  # of |w| inside the grid, if range is "percentile"
+    low: float | None = None  # the grid's ends if range is "fixed"; a symmetric one begins at -high
     high: float | None = None
     terms: int = 1  # powers of two in a log level: 1 or 2
     rule: str = "twn"  # ternary threshold: "twn" (0.7 * mean |w|) or "exact" (least squares)
@@ -73,7 +75,7 @@ class Quantize(Retrain):
         check(low <= self.bits <= high, self, "bits", f"{self.scheme} stores {low} to {high}")
         if self.scheme == "uniform" and self.bits == 1 and self.symmetric:
             raise SettingError(
-                "quantize: bits=1 has no symmetric even grid. Use scheme=binary (two levels around 0), "
+                "quantize: bits=1 has no symmetric uniform grid. Use scheme=binary (two levels around 0), "
                 "or symmetric=false (0 and one end)."
             )
         check(self.group >= 1, self, "group", "it is a number of weights: 1 or more")
@@ -84,7 +86,7 @@ class Quantize(Retrain):
             self.ends()
 
     def ends(self) -> tuple[float, float] | None:
-        """Of a fixed range; 0 is always in it, so that 0 is decoded exactly."""
+        """(low, high) of a fixed range, else None. The range contains 0, so that 0 is decoded exactly."""
         if self.range != "fixed":
             return None
         high = math.nan if self.high is None else self.high
@@ -92,7 +94,7 @@ class Quantize(Retrain):
         if not -math.inf < low <= 0 <= high < math.inf or low == high:
             raise SettingError(
                 f"quantize: range=fixed with low={self.low!r} and high={self.high!r}, but low <= 0 <= high "
-                f"and not both 0; where symmetric=true give high alone"
+                f"and not both 0; with symmetric=true give only high"
             )
         return low, high
 
@@ -150,10 +152,10 @@ class Quantize(Retrain):
             10 * torch.log10(torch.tensor(power / error)).item() if error > 0 and power > 0 else float("inf")
         )
         text = "exact" if decibels == float("inf") else f"signal to noise {decibels:.1f} dB"
-        said = f"{self.bits} bits" if self.scheme in ("uniform", "log") else self.scheme
+        grid = f"{self.bits} bits" if self.scheme in ("uniform", "log") else self.scheme
         return Note(
             site,
             "done",
-            f"{said}, {text}",
+            f"{grid}, {text}",
             {} if decibels == float("inf") else {"decibels": round(decibels, 3)},
         )

@@ -1,11 +1,12 @@
 """Rdoq: rate-distortion optimized quantization, for a size, an accuracy, or a price of a bit.
 
-min E |dy|^2 + lam * bits       dy what the model's output moves; one lam for all layers, so that a bit is
-    spent where it helps most; bits under an adaptive model of neighbors, as the entropy coder will code them
+min E |dy|^2 + lam * bits      dy: change of the model's output; bits: under an adaptive model of neighbors,
+                               as the entropy coder codes them; one lam for all layers spends each bit where
+                               it helps most
 weigh   output: curvature of the output (model/curvature.py); inputs: second moments of each layer's inputs,
-    as GPTQ and CERWU have it; none: each tensor's error over its power, without data
-Nothing is trained. Cost: a pass forward and backward over the calibration batches, then for each lam tried a
-few seconds for 20 million weights.
+        as in GPTQ and CERWU; none: each tensor's error over its power, without data
+Nothing is trained. Cost: one pass forward and backward over the calibration batches, then a few seconds per
+20 million weights for each lam that is tried.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ from tersor.steps.site_rounding import MORE, PER, SiteRounding, site_roundings
 
 TARGETS = ("bits", "nbytes", "max_drop", "lam")
 WEIGH = ("auto", "output", "inputs", "none")
-BITS = 4.0  # a weight, where no target is given
-BEGIN = 5.0  # bits a weight where the search for an accuracy begins
-NODE = 48  # bytes about that the file's header needs for a form's array
-TRIES = 4  # times a file's size is measured and corrected
+BITS = 4.0  # a weight, if no target is given
+BEGIN = 5.0  # bits a weight at which the search for an accuracy begins
+NODE = 48  # approximate bytes of the file's header for one array of a form
+TRIES = 4  # times that a file's size is measured and corrected
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,17 +47,18 @@ class Rdoq:
         "passes": {"weigh": ("auto", "output")},
         "vectors": {"where": ("*",)},
     }
-    bits: float | None = None  # a weight, on average, before the entropy step; 4 where no target is given
-    nbytes: int | None = None  # of the whole model once the entropy step has coded it
-    max_drop: float | None = None  # what the task's metric may lose on its evaluation set: points of a share
-    lam: float | None = None  # the price of a bit, in units of the weighed error
-    weigh: str = "auto"  # an error's weight: "output", "inputs" or "none"; auto: output where there is data
-    per: str = (
-        "auto"  # what shares a step: "tensor", "channel", "input", "both" (row times column); auto: cheapest
+    bits: float | None = None  # a weight, on average, before the entropy step; 4 if no target is given
+    nbytes: int | None = None  # of the whole model after the entropy step
+    max_drop: float | None = (
+        None  # allowed loss of the task's metric on the evaluation set, in points if a share
     )
-    damp: float = 0.05  # share of the mean curvature that is added to it: for what the data did not show
-    passes: int = 1  # over the calibration batches, for the curvature: more are steadier
-    vectors: bool = True  # biases, norms and positions too, where where is "*"
+    lam: float | None = None  # the price of a bit, in units of the weighted error
+    weigh: str = "auto"  # an error's weight: "output", "inputs" or "none"; auto: output if there is data
+    # What shares a step: "tensor", "channel", "input", "both" (row times column); auto: the cheapest.
+    per: str = "auto"
+    damp: float = 0.05  # share of the mean curvature added to it, for directions that the data did not show
+    passes: int = 1  # over the calibration batches, for the curvature: more give less noise
+    vectors: bool = True  # biases, norms and positions too, if where is "*"
     where: str | tuple[str, ...] = "*"  # which sites, as a glob; "!" excludes
 
     def __post_init__(self) -> None:
@@ -64,7 +66,7 @@ class Rdoq:
         given = [key for key in TARGETS if getattr(self, key) is not None]
         if len(given) > 1:
             raise SettingError(
-                f"rdoq: {' and '.join(given)} given, but one of {', '.join(TARGETS)} is the target"
+                f"rdoq: {' and '.join(given)} given, but only one of {', '.join(TARGETS)} can be the target"
             )
         check(self.bits is None or 0 < self.bits <= 16, self, "bits", "it is bits a weight: above 0, to 16")
         check(self.nbytes is None or self.nbytes >= 1, self, "nbytes", "it is a count of bytes: 1 or more")
@@ -83,7 +85,7 @@ class Rdoq:
 
     @property
     def needs(self) -> Needs:
-        """Without data a tensor is rounded by itself, unless all share one budget."""
+        """Without data, each tensor is rounded by itself, unless all share one budget."""
         if self.max_drop is not None:
             return Needs.MODEL | Needs.TASK | Needs.WHOLE | Needs.SCORES
         if self.weigh not in ("auto", "none"):
@@ -98,14 +100,16 @@ class Rdoq:
                     yield of(site.name, *self.alone(view, site))
                 view.observer.progress(number, len(sites), site.name)
             return
-        made = site_roundings(view, sites, self.weighing(view), self.damp, self.passes)
-        lam = self.search(view, made)
-        yield Group("all", tuple(event for plan in made for event in self.events(view, plan, lam)))
+        roundings = site_roundings(view, sites, self.weighing(view), self.damp, self.passes)
+        lam = self.search(view, roundings)
+        yield Group(
+            "all", tuple(event for rounding in roundings for event in self.events(view, rounding, lam))
+        )
 
     def sites(self, view: View) -> list[Site]:
-        """The weights that are meant, and the other parameters where everything is."""
+        """The weights that `where` picks, and the other parameters if it is "*"."""
         chosen = {site.name for site in view.weights(self.where)}
-        # A mask says yes or no; and what a file without its model calls a scale, codes are multiplied with.
+        # Masks are binary. In a file without its model, a scale may be the scale of codes.
         left = ("mask",) if view.state.given is not None else ("mask", "scale")
         if self.vectors and self.where == "*":
             chosen |= {
@@ -115,67 +119,68 @@ class Rdoq:
         return [site for site in view.sites.values() if site.name in chosen]
 
     def weighing(self, view: View) -> str:
-        """How errors are weighed; RefusedError where that needs what is not there."""
+        """The weighting of errors. RefusedError if it needs data and there is none."""
         if self.weigh == "auto":
             task = view.maybe_task
-            there = view.state.given is not None and task is not None and task.calibrate is not None
-            return "output" if there else "none"
+            has_data = view.state.given is not None and task is not None and task.calibrate is not None
+            return "output" if has_data else "none"
         if self.weigh != "none":
             view.task.batches("calibrate")
         return self.weigh
 
     def alone(self, view: View, site: Site) -> tuple[Edit | Note, ...]:
-        """One tensor by itself, without data."""
-        (plan,) = site_roundings(view, [site], "none", self.damp)
-        return self.events(view, plan, self.search(view, [plan], 0 if site.is_weight else MORE))
+        """The events of one tensor that is rounded by itself, without data."""
+        (rounding,) = site_roundings(view, [site], "none", self.damp)
+        return self.events(view, rounding, self.search(view, [rounding], 0 if site.is_weight else MORE))
 
-    def events(self, view: View, plan: SiteRounding, lam: float) -> tuple[Edit | Note, ...]:
-        before = view.form(plan.site)
-        if not plan.fits:
-            return (Note(plan.site.name, "skipped", plan.why),)
-        after, how, bits = plan.form(lam, self.per)
+    def events(self, view: View, rounding: SiteRounding, lam: float) -> tuple[Edit | Note, ...]:
+        before = view.form(rounding.site)
+        if not rounding.fits:
+            return (Note(rounding.site.name, "skipped", rounding.why),)
+        after, how, bits = rounding.form(lam, self.per)
         count = max(1, before.decode().numel())
         text = f"{bits / count:.3f} bits a weight expected, lam {lam:.3g}"
-        note = Note(plan.site.name, "done", text, {"bits": round(bits, 1), "lam": lam})
-        return Edit(plan.site.name, before, after, how), note
+        note = Note(rounding.site.name, "done", text, {"bits": round(bits, 1), "lam": lam})
+        return Edit(rounding.site.name, before, after, how), note
 
-    def search(self, view: View, made: list[SiteRounding], more: float = 0.0) -> float:
-        """The price that the target asks for; `more` bits a weight than it says."""
-        made = [plan for plan in made if plan.fits]
-        if self.lam is not None or not made:
+    def search(self, view: View, roundings: list[SiteRounding], more: float = 0.0) -> float:
+        """The price that meets the target. `more`: additional bits a weight."""
+        roundings = [rounding for rounding in roundings if rounding.fits]
+        if self.lam is not None or not roundings:
             return self.lam or 0.0
-        count = sum(plan.count for plan in made)
+        count = sum(rounding.count for rounding in roundings)
 
         def bits(lam: float) -> float:
-            return sum(plan.bits(lam, self.per) for plan in made)
+            return sum(rounding.bits(lam, self.per) for rounding in roundings)
 
         def priced(bits_a_weight: float, near: float = 0.005) -> float:
-            start = sum(plan.price(bits_a_weight) * plan.count for plan in made) / count
+            start = sum(rounding.price(bits_a_weight) * rounding.count for rounding in roundings) / count
             return least(bits, count * bits_a_weight, start, slope=count / 2, near=near, who=self.name)
 
         if self.max_drop is not None:
-            return self.accurate(view, made, priced(BEGIN, near=0.2))
+            return self.accurate(view, roundings, priced(BEGIN, near=0.2))
         if self.nbytes is not None:
-            return self.small(view, made, count, priced)
+            return self.small(view, roundings, count, priced)
         return priced(more + (BITS if self.bits is None else self.bits))
 
-    def accurate(self, view: View, made: list[SiteRounding], start: float) -> float:
-        """The largest price at which the task loses no more than it may."""
+    def accurate(self, view: View, roundings: list[SiteRounding], start: float) -> float:
+        """The largest price at which the metric loses at most `max_drop`."""
         task, metric = view.task, view.task.scored
         before = task.scores(view.model())
 
         def measured(lam: float) -> float:
-            fall = lost(before, task.scores(view.model(self.forms(made, lam))), metric)
+            fall = lost(before, task.scores(view.model(self.forms(roundings, lam))), metric)
             view.observer.progress(0, 1, f"lam {lam:.3g} loses {fall:+.4g} {metric.unit}")
             return fall
 
         return largest(measured, self.max_drop or 0.0, start, who=self.name, unit=metric.unit)
 
     def small(
-        self, view: View, made: list[SiteRounding], count: int, priced: Callable[[float], float]
+        self, view: View, roundings: list[SiteRounding], count: int, priced: Callable[[float], float]
     ) -> float:
-        """The price at which what the entropy step leaves fits the budget: measured, and corrected."""
-        fixed = {name: form for name, form in view.forms.items() if name not in {p.site.name for p in made}}
+        """The price at which the coded file fits the budget: predicted, measured and corrected."""
+        names = {rounding.site.name for rounding in roundings}
+        fixed = {name: form for name, form in view.forms.items() if name not in names}
         rest = coded_nbytes(fixed)
         budget = (self.nbytes or 0) - rest
         wanted, best, found = 8 * budget / count, None, 0
@@ -183,7 +188,7 @@ class Rdoq:
             if wanted <= 0:
                 break
             lam = priced(wanted)
-            found = coded_nbytes(self.forms(made, lam))
+            found = coded_nbytes(self.forms(roundings, lam))
             view.observer.progress(0, 1, f"lam {lam:.3g} gives {found + rest} bytes")
             if found <= budget:
                 best = lam
@@ -192,16 +197,16 @@ class Rdoq:
             wanted *= min(1.5, 0.998 * budget / found)
         if best is None:
             raise RefusedError(
-                f"rdoq: nbytes={self.nbytes} is too small: {rest} bytes are of tensors that stay as they "
-                f"are, and the others came to {found or 'more'}. Give more bytes, or prune first."
+                f"rdoq: nbytes={self.nbytes} is too small: tensors that stay as they are have {rest} bytes, "
+                f"and the others need {found or 'more'}. Allow more bytes, or prune first."
             )
         return best
 
-    def forms(self, made: list[SiteRounding], lam: float) -> dict[str, Form]:
-        return {plan.site.name: plan.form(lam, self.per)[0] for plan in made}
+    def forms(self, roundings: list[SiteRounding], lam: float) -> dict[str, Form]:
+        return {rounding.site.name: rounding.form(lam, self.per)[0] for rounding in roundings}
 
 
 def coded_nbytes(forms: Mapping[str, Form]) -> int:
-    """Bytes that these forms take in a file once the entropy step has coded them."""
+    """Bytes of these forms in a file after the entropy step."""
     coded = [Entropy().code(form) for form in forms.values()]
     return sum(form.nbytes + NODE * sum(1 for _, node in form.walk() if node.arrays()) for form in coded)

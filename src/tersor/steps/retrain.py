@@ -1,7 +1,7 @@
-"""Retrain: the settings of steps that can train afterwards, and what they have in common.
+"""Retrain: the settings and the code that steps with training share.
 
-Training is off at epochs=0. `teacher_weight` mixes the teacher (the model as it was given) into the loss:
-distillation repairs what a step costs, with labels or, at teacher_weight=1, without them (Hinton 2015).
+epochs=0 does not train. `teacher_weight` mixes the teacher (the model as it was given) into the loss:
+distillation recovers accuracy, with labels or, at teacher_weight=1, without them (Hinton 2015).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ TRAINING = (
 
 @dataclass(frozen=True, kw_only=True)
 class Retrain:
-    """How to train after (or while) compressing."""
+    """The settings of training after (or while) compressing."""
 
     name: ClassVar[str]
     only: ClassVar[Only] = {
@@ -48,15 +48,15 @@ class Retrain:
     schedule: str = "cosine"  # "cosine", "linear", "step", "onecycle" or "constant"
     optimizer: str = "adamw"  # "adamw", "adam" or "sgd" (Nesterov momentum 0.9)
     weight_decay: float = 0.0
-    teacher_weight: float = 0.0  # of the teacher in the loss, 0 to 1
+    teacher_weight: float = 0.0  # weight of the teacher in the loss, 0 to 1
     temperature: float = 4.0  # of the soft targets
-    bf16: bool = False  # forward passes in bfloat16: faster where the CPU or GPU has it
+    bf16: bool = False  # forward passes in bfloat16: faster if the CPU or GPU supports it
     # Convolutions in channels-last layout: faster on CPUs, for models that do not view() their outputs.
     channels_last: bool = False
-    max_grad_norm: float | None = None  # largest norm of all gradients together; none does not clip
+    max_grad_norm: float | None = None  # largest norm of all gradients together; none: no clipping
     # Globs of weights with factors of lr: "head.*=10,*.bias=0.5"; in YAML and Python also {"head.*": 10}.
     lr_of: Any = ""
-    # What the model has frozen (requires_grad=False, modules in eval mode): "stay", or "train" all the same.
+    # What the model has frozen (requires_grad=False, modules in eval mode): "stay" frozen, or "train".
     frozen: str = "stay"
     where: str | tuple[str, ...] = field(default="*")  # which sites, as a glob; "!" excludes
 
@@ -68,7 +68,7 @@ class Retrain:
             0 <= self.teacher_weight <= 1,
             self,
             "teacher_weight",
-            "it is the teacher's part of the loss: 0 to 1",
+            "it is the teacher's weight in the loss: 0 to 1",
         )
         check(0 < self.temperature < math.inf, self, "temperature", "it is a temperature: above 0")
         check(0 <= self.weight_decay < math.inf, self, "weight_decay", "it is 0 or more")
@@ -91,14 +91,14 @@ class Retrain:
         )  # fmt: skip
 
     def still(self, view: View) -> Frozen:
-        """What is frozen in the model as it stands."""
+        """The frozen tensors and modules of the current model."""
         given = view.state.given
         found = Frozen() if given is None else frozen_in(changed(given, view.state.changes), view.sites)
         return found if self.frozen == "stay" else Frozen(outside=found.outside)
 
     def stayed(self, view: View, learning: Sequence[Site] | None = None) -> tuple[Note, ...]:
-        """A word on what is frozen, or of a dtype that nothing trains: of the sites that were to learn, where
-        these are named."""
+        """A note on tensors that are frozen or of a dtype that is not trained. If `learning` is given, only
+        on these sites."""
         found = self.still(view)
         if learning is not None:
             names = {site.name for site in learning}
@@ -109,7 +109,8 @@ class Retrain:
     def retrained(
         self, view: View, edits: Mapping[str, Edit]
     ) -> tuple[dict[str, Form], tuple[Edit | Note, ...]]:
-        """Train with these edits in force: the forms after it, and the events of all that moved."""
+        """Train with these edits applied. Returns the forms after it, and the events of everything that
+        changed."""
         forms = {site: cast(Form, edit.after) for site, edit in edits.items()}
         begin = {site: view.forms[site] for site in edits}
         moved, facts = view.train(self.plan(), forms=forms, begin=begin, text=self.name)
@@ -122,8 +123,8 @@ class Retrain:
     def left(
         self, view: View, moved: Mapping[str, Form], learning: Sequence[Site] | None
     ) -> tuple[Note, ...]:
-        """A word on each weight that was to learn and did not, such as one that is zero everywhere, and on
-        what is frozen."""
+        """Notes on weights that should have learned and did not, such as one that is zero everywhere, and on
+        frozen ones."""
         sites = list(view.sites.values()) if learning is None else learning
         still = self.still(view).tensors
         notes = (
@@ -135,10 +136,10 @@ class Retrain:
 
     @property
     def needs(self) -> Needs:
-        """Without training each site can be done alone, without the others and without the model."""
+        """Without training, each site is compressed alone, without the others and without the model."""
         if not self.epochs:
             return Needs.NOTHING
-        loss = Needs.LOSS if self.teacher_weight < 1 else Needs.NOTHING  # a teacher alone needs no targets
+        loss = Needs.LOSS if self.teacher_weight < 1 else Needs.NOTHING  # only soft targets need no labels
         soft = Needs.SOFT if self.teacher_weight > 0 else Needs.NOTHING
         return Needs.TRAINING | Needs.WHOLE | loss | soft
 
@@ -152,8 +153,8 @@ def check_teacher(step: Any) -> None:
 
 
 def teacher_of(given: Any, view: View) -> nn.Module:
-    """The teacher that a setting names: "" is the model as it was given. A module is copied, for training
-    moves it and puts it in eval mode."""
+    """The teacher that a setting names: "" is the model as it was given. A module is copied, since training
+    moves it to a device and puts it in eval mode."""
     if isinstance(given, nn.Module):
         return copy.deepcopy(given)
     return import_object(given, "teacher", SettingError, nn.Module) if given else view.base()

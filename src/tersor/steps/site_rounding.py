@@ -1,7 +1,7 @@
-"""Grids: how one site is rounded at a price, leaf by leaf of its form: what rdoq works with.
+"""Site rounding: rdoq's rounding of one site at a price of a bit, leaf by leaf of its form.
 
-dW of a leaf weighs tr(F dW H dW^T): under a mask as above it; of a product left * right the left factor has
-    F, R H R^T and the right one L^T F L, H.
+An error dW costs tr(F dW H dW^T). A leaf under a mask has the F and H of the masked tensor. In a product L R,
+the left factor has F and R H R^T, the right one L^T F L and H.
 """
 
 from __future__ import annotations
@@ -24,23 +24,21 @@ from tersor.model.curvature import curvatures
 from tersor.model.sites import Site
 
 PER = ("tensor", "channel", "input", "both")
-SMALL = 1 << 16  # weights below which all ways to share steps are tried; above, steps cost next to nothing
-FAR = 8.0  # times a price: from there on the ways are tried anew
-FEW = 16  # numbers that are not worth a grid
+SMALL = 1 << 16  # weights below which every way to share steps is tried; above, steps need hardly any bits
+FAR = 8.0  # ratio of prices from which the ways to share steps are tried again
+FEW = 16  # numbers that a grid does not shorten
 BYTE = 127  # largest code in one byte
-APART = 44  # bits of a code stored apart: where it is, and a float
-APART_AT_ALL = 1600  # bits of the form around them
-MORE = (
-    4.0  # bits a number that a bias, norm or position has beyond a weight, where nothing is known of either
-)
+APART = 44  # bits of an outlier that is stored apart: its position and a float
+APART_AT_ALL = 1600  # bits of the form that holds outliers
+MORE = 4.0  # bits that each number of a bias, norm or position has more than a weight, without data
 
-FINEST = 32.0  # bits a weight from which the price of a bit is not reckoned any lower
-LEAST = 1e-280  # of a price, and 1 / LEAST the most: beyond any error of floats
+FINEST = 32.0  # bits a weight above which the price of a bit does not fall any further
+LEAST = 1e-280  # of a price; 1 / LEAST is the most: beyond any error of floats
 
 
 @dataclass(frozen=True, eq=False)
 class LeafRounding:
-    """One leaf's weights as rows, and what an error in them weighs."""
+    """One leaf's weights as rows, and the moments that weigh an error in them."""
 
     w: Tensor  # [O, I]
     keep: Tensor | None
@@ -49,15 +47,15 @@ class LeafRounding:
     shape: tuple[int, ...]
     axis: int
     who: str  # for messages
-    top: float  # the largest number that is one of its dtype
-    found: dict[str, Any] = field(default_factory=dict)  # what earlier prices gave
+    top: float  # the largest number of its dtype
+    found: dict[str, Any] = field(default_factory=dict)  # results for earlier prices
 
     @property
     def vector(self) -> bool:
         return len(self.shape) <= 1
 
     def rounded(self, lam: float, per: str) -> Rounded:
-        """The codes at this price; with per="auto" the steps whose error + lam * bits is least."""
+        """The codes at this price. With per="auto", the steps with the least error + lam * bits."""
         lam = min(max(lam, LEAST), 1 / LEAST)
         if self.found.get("last", (None, None))[:2] != (lam, per):
             tried = {word: self.shared(lam, word) for word in self.choice(lam, per)}
@@ -69,7 +67,7 @@ class LeafRounding:
         return made
 
     def choice(self, lam: float, per: str) -> tuple[str, ...]:
-        """What may share a step; what was found best is kept for prices that are not far away."""
+        """The ways to share steps that are tried. The best one is kept for prices nearby."""
         if self.vector:
             return ("tensor",)
         if per != "auto":
@@ -87,8 +85,8 @@ class LeafRounding:
         )  # fmt: skip
 
     def form(self, made: Rounded) -> Form:
-        """The codes and steps as a form. A few codes beyond a byte are stored apart (as SpQR does, Dettmers
-        2023): two bytes a code would cost all the others a bit."""
+        """The codes and steps as a form. If few codes exceed a byte, they are stored apart (SpQR, Dettmers
+        2023): two bytes a code would cost every other code a bit."""
         beyond = made.codes.abs() > BYTE
         count = int(beyond.sum())
         if not count or APART * count + APART_AT_ALL > beyond.numel():
@@ -99,7 +97,7 @@ class LeafRounding:
         return Sum(self.affine(made, near), Masked(*apart))
 
     def affine(self, made: Rounded, codes: Tensor) -> Affine:
-        """Two steps a weight are a product of one column and one row."""
+        """The codes with their steps. If rows and columns have steps, the scale is a product of the two."""
         most = int(codes.abs().max()) if codes.numel() else 0
         bits = max(2, most.bit_length() + 1)
         small = codes.to(torch.int8 if bits <= 8 else torch.int16)
@@ -112,13 +110,13 @@ class LeafRounding:
 
 @dataclass
 class SiteRounding:
-    """All there is to know of one site before a price is named."""
+    """One site with everything that its rounding needs except the price."""
 
     site: Site
     before: Form
     how: str = "refine"
     leaves: list[LeafRounding] = field(default_factory=list)
-    why: str = ""  # it is left as it is
+    why: str = ""  # the reason for leaving it as it is
 
     @property
     def fits(self) -> bool:
@@ -129,10 +127,10 @@ class SiteRounding:
         return sum(leaf.w.numel() for leaf in self.leaves)
 
     def price(self, bits: float) -> float:
-        """About what a bit is worth where a weight has so many."""
+        """Approximate price of a bit at which a weight gets this many bits."""
         powers = [
             float(leaf.rows.weight.log().mean() + leaf.columns.weight.log().mean())
-            + math.log(mean_square(leaf.w) or 1.0)  # of zeros any price will do
+            + math.log(mean_square(leaf.w) or 1.0)  # for zeros any price will do
             for leaf in self.leaves
         ]
         mean = sum(powers) / len(powers)
@@ -144,15 +142,15 @@ class SiteRounding:
     def form(self, lam: float, per: str) -> tuple[Form, str, float]:
         """(the new form, how it treats the old one, bits of its codes)."""
         made = [leaf.rounded(lam, per) for leaf in self.leaves]
-        forms = iter([leaf.form(one) for leaf, one in zip(self.leaves, made, strict=True)])
+        forms = iter([leaf.form(codes) for leaf, codes in zip(self.leaves, made, strict=True)])
         after, how = refine(self.before, lambda w, keep, axis: next(forms), self.site.axis)
-        return after, how, sum(one.bits for one in made)
+        return after, how, sum(codes.bits for codes in made)
 
 
 def site_roundings(
     view: View, sites: list[Site], weigh: str, damp: float, passes: int = 1
 ) -> list[SiteRounding]:
-    """A plan for each site, in the model's order."""
+    """A SiteRounding for each site, in the model's order."""
     found = moments(view, sites, weigh, passes)
     typical = torch.tensor(
         [power(view, site, *found[site.name]) for site in sites if site.name in found], dtype=torch.float64
@@ -162,10 +160,10 @@ def site_roundings(
 
 
 def moments(view: View, sites: list[Site], weigh: str, passes: int) -> dict[str, Moments]:
-    """The curvature of each site that the data shows."""
+    """(F, H) of each site whose curvature the data shows."""
     if weigh == "output":
         made = curvatures(view.plain(), view.task, sites, passes=passes)
-        return {name: (one.rows, one.columns) for name, one in made.items()}
+        return {name: (c.rows, c.columns) for name, c in made.items()}
     if weigh == "inputs":
         grams = {site.name: view.gram(site) for site in sites if len(site.shape) > 1}
         return {name: scaled(view, name, gram) for name, gram in grams.items() if gram is not None}
@@ -173,7 +171,7 @@ def moments(view: View, sites: list[Site], weigh: str, passes: int) -> dict[str,
 
 
 def mean_square(w: Tensor) -> float:
-    """The mean of squares, which of large or small float32 are none. 0 of no weights."""
+    """The mean of squares, without overflow or underflow of float32. 0 if there are no weights."""
     if not w.numel():
         return 0.0
     w = w.float().reshape(1, -1)
@@ -182,7 +180,7 @@ def mean_square(w: Tensor) -> float:
 
 
 def scaled(view: View, name: str, gram: Tensor) -> Moments:
-    """Second moments in units of the layer's own output, so that layers compare."""
+    """Second moments in units of the layer's own output, so that layers can be compared."""
     w = to_rows(view.form(name).decode().float(), view.sites[name].axis)
     power, most = exponent(w.reshape(1, -1)), float(gram.abs().max()) or 1.0
     w = shift(w, -power)
@@ -192,7 +190,7 @@ def scaled(view: View, name: str, gram: Tensor) -> Moments:
 
 
 def power(view: View, site: Site, rows: Tensor | None, columns: Tensor | None) -> float:
-    """What an error as large as the weights themselves would weigh, on average over the weights."""
+    """The cost of an error as large as the weights, on average over the weights."""
     parts = [
         1.0 if m is None else float((m.diagonal() if m.ndim == 2 else m).double().mean())
         for m in (rows, columns)
@@ -211,22 +209,22 @@ def site_rounding(view: View, site: Site, found: Moments | None, level: float, d
 
     made.how = refine(before, collect, site.axis)[1]
     if not site.is_weight and math.prod(before.shape) < FEW:
-        made.why = f"{math.prod(before.shape)} numbers are not worth a grid"
+        made.why = f"{math.prod(before.shape)} numbers are too few for a grid"
         return made
     who = f"rdoq: {site.name}"
     form = uncoded(before)
     if found and site.axis and any(isinstance(node, LowRank) for _, node in form.walk()):
-        # A product is split along its first axis, whatever the axis of outputs.
+        # A product is split along its first axis, also if outputs are on another axis.
         found = found[::-1] if len(site.shape) == 2 else (None, None)
     sides = leaf_moments(form, *found) if found else iter([(None, None)] * len(shapes))
     for (w, keep, axis), (rows, columns) in zip(shapes, sides, strict=True):
         flat = to_rows(w.float(), axis).contiguous()
         outs, ins = flat.shape
         if not fits(rows, outs) or not fits(columns, ins):
-            rows = columns = None  # a product's factors that do not lie along the rows of the whole
+            rows = columns = None  # factors of a product whose rows are not those of the whole tensor
         if rows is None and columns is None:
-            dear = 1.0 if site.is_weight else 4.0**MORE
-            columns = torch.full((ins,), dear * level / (mean_square(flat) or level), dtype=torch.float64)
+            weight = 1.0 if site.is_weight else 4.0**MORE
+            columns = torch.full((ins,), weight * level / (mean_square(flat) or level), dtype=torch.float64)
         kept = None if keep is None else to_rows(keep, axis)
         made.leaves.append(
             LeafRounding(
@@ -244,7 +242,8 @@ def site_rounding(view: View, site: Site, found: Moments | None, level: float, d
 
 
 def largest_of(dtype: torch.dtype) -> float:
-    """Beyond its largest number a dtype rounds down for half a step; decoded is in float32."""
+    """The largest float32 that rounds to a finite number of the dtype. Decoding computes in float32, and
+    rounding goes down to the dtype's largest number for half a step above it."""
     info = torch.finfo(dtype)
     return min(info.max * (1 + info.eps / 8), HUGE)
 
@@ -254,7 +253,7 @@ def fits(moment: Tensor | None, count: int) -> bool:
 
 
 def leaf_moments(form: Form, rows: Tensor | None, columns: Tensor | None) -> Iterator[Moments]:
-    """F and H of each leaf, in the order in which refine visits them."""
+    """(F, H) of each leaf, in the order in which refine visits them."""
     if not form.inner:
         yield rows, columns
     for key, moments in zip(form.inner, form.weigh(rows, columns), strict=True):

@@ -1,8 +1,9 @@
-"""Own: a training loop of one's own, between a state and the next.
+"""Trained: the step that a user's own training loop stands for, between two states.
 
-module = trainable(state)     an nn.Module with the model's signature: masks, tables, grids, factors in force
-state = folded(module)        the state with what was learned, and a step "trained" in its ledger
-Between the two any loop, optimizer and trainer: the executor checks what came of it as it does for steps.
+module = trainable(state)     an nn.Module with the model's signature, with masks, tables, grids and factors
+state = folded(module)        the state with the learned values, and a step "trained" in its ledger
+Any loop, optimizer or trainer can run between the two calls. The executor checks the result as it does for
+steps.
 """
 
 from __future__ import annotations
@@ -34,15 +35,16 @@ def trainable(
 ) -> Trainable:  # fmt: skip
     """The state's model for a loop of your own, in training mode; the state and the model stay as they are.
 
-    `model`: the module of a state from a file. `frozen`: what the model has frozen (requires_grad=False,
-    modules in eval mode) is to "stay", or to "train" all the same. `zeros`: the weights whose zeros stay if
-    they came with zeros, as in a recipe: a glob, or "none". `example` runs the model once, such as
-    lambda net: net(x): a state with grids on edges needs it, to see that they are the same in training.
+    `model`: the module of a state from a file. `frozen`: whether what the model has frozen
+    (requires_grad=False, modules in eval mode) is to "stay" frozen or to "train". `zeros`: the weights that
+    keep the zeros that they were given with, as in a recipe: a glob, or "none". `example` runs the model
+    once, such as lambda net: net(x). A state with grids on edges needs it, to check that training has the
+    same edges. SettingError for wrong arguments.
     """
     if not isinstance(state, State):
         raise SettingError(
-            f"trainable: given a {type(state).__name__}, but it takes a state, such as run(...) or load(...) "
-            f"return. For a model as it is: trainable(run(model, steps))"
+            f"trainable: given a {type(state).__name__}, but it takes a state, as run(...) and load(...) "
+            f"return. For a model: trainable(run(model, steps))"
         )
     if frozen not in FROZEN:
         raise SettingError(f"trainable: frozen={frozen!r}; {did_you_mean(frozen, FROZEN)}")
@@ -54,12 +56,12 @@ def trainable(
             "trainable: a file holds weights, not code: give the model too, trainable(state, model)"
         )
     fresh(state.grids)
-    # A module that does not fit a file is refused here, and not in the middle of a loop.
+    # A module that does not fit a file is refused here, not in the middle of a loop.
     plain = state.kept or state.changes or model is not None
     module = state.plain() if plain else state.given
     still = frozen_in(module, state.sites) if frozen == "stay" else Frozen()
     learn = still.learning(state.sites.values(), "trainable")
-    forms = {**state.forms, **masked(state.sites, state.forms, zeros)}  # as the executor does, at the fold
+    forms = {**state.forms, **masked(state.sites, state.forms, zeros)}  # the executor does the same in folded
     made = Trainable(
         module, forms, state.sites, learn, resting=still.modules, edge_grids=state.grids,
         example=example,
@@ -70,8 +72,8 @@ def trainable(
 
 
 def folded(module: nn.Module) -> State:
-    """The state that a module made by trainable(...) stands for now. The module stays as it is, and may be
-    wrapped (DistributedDataParallel, torch.compile)."""
+    """The state with the current values of a module made by trainable(...). The module is not changed, and
+    may be wrapped (DistributedDataParallel, torch.compile)."""
     inner = unwrapped(module)
     state: State = inner.source.state
     return Executor(state, Recipe((Trained(inner),), zeros=inner.zeros)).run()
@@ -79,7 +81,7 @@ def folded(module: nn.Module) -> State:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a loop of one's own made of the state: a step that has happened already."""
+    """A step that has happened already: the result of a user's own training loop."""
 
     name: ClassVar[str] = "trained"
     where: ClassVar[str] = "*"
@@ -93,7 +95,7 @@ class Trained:
         after = module.fold()
         moved = {name: form for name, form in after.items() if differ(form, view.form(name))}
         events: list[Edit | Note] = list(view.edits(moved))
-        # The weights' edits have made the grids stale; these were in force while the weights learned.
+        # Edits of weights make grids stale, but these grids were simulated while the weights learned.
         for edge, grid in module.fold_grids().items():
             before = view.state.grids[edge].replace(stale=bool(events))
             if events or grid.digest != before.digest:
@@ -106,5 +108,5 @@ class Trained:
 
 
 def differ(after: Form, before: Form) -> bool:
-    """Whether two forms decode to other numbers; what a mask hides is no number."""
+    """Whether two forms decode to different numbers. Hidden elements do not count."""
     return after.digest != before.digest and not torch.equal(after.decode(), before.decode())

@@ -1,10 +1,10 @@
-"""Words: recipes as text, YAML or the words of a command line, and back.
+"""Words: recipes as YAML or as words of a command line, and back.
 
-tersor: 1                          run prune keep=0.1 entropy
-seed: 0
-steps:                             Recipe([Prune(keep=0.1), Entropy()])
-  - prune: {keep: 0.1}
-  - entropy
+YAML             tersor: 1
+                 seed: 0
+                 steps: [prune: {keep: 0.1}, entropy]
+command line     prune keep=0.1 entropy
+Python           Recipe([Prune(keep=0.1), Entropy()])
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tersor.core.state import State
 from tersor.errors import RefusedError, SettingError, did_you_mean
 from tersor.settings import make
 
-KEYS = ("tersor", "seed", "zeros", "steps", "base", "result")  # base and result are written by the lock file
+KEYS = ("tersor", "seed", "zeros", "steps", "base", "result")  # base and result are in lock files
 
 
 def dump(document: Mapping[str, Any]) -> str:
@@ -28,7 +28,7 @@ def dump(document: Mapping[str, Any]) -> str:
 
 
 class Loader(yaml.SafeLoader):
-    """YAML 1.1 without its numbers of base 60: the pattern 2:4 is a text."""
+    """YAML 1.1 without its numbers of base 60: the pattern 2:4 is text."""
 
     def number(self, node: yaml.ScalarNode) -> int | float | str:
         if ":" in node.value:
@@ -42,7 +42,7 @@ for _tag in ("int", "float"):
 
 
 def from_yaml(text: str, table: Mapping[str, type], name: str = "recipe") -> Recipe:
-    """Read a recipe; `name` is what errors call it."""
+    """Read a recipe. `name`: its name in errors."""
     try:
         document = yaml.load(text, Loader)
     except yaml.YAMLError as error:
@@ -94,7 +94,7 @@ def from_words(words: Sequence[str], table: Mapping[str, type], seed: int = 0) -
             steps.append((step_class(word, table), {}))
         elif not steps:
             raise SettingError(
-                f"{word!r} stands before any step; begin with one of {', '.join(sorted(table))}"
+                f"{word!r} comes before any step; begin with one of {', '.join(sorted(table))}"
             )
         else:
             steps[-1][1][key] = value
@@ -104,8 +104,8 @@ def from_words(words: Sequence[str], table: Mapping[str, type], seed: int = 0) -
 def step_class(word: str, table: Mapping[str, type]) -> type:
     if word == "trained":
         raise SettingError(
-            "recipe: 'trained' was a training loop of one's own, which no recipe holds. Run the steps before "
-            "it, train, and run those behind it on what came out"
+            "recipe: 'trained' was a user's own training loop, which a recipe cannot hold. Run the steps "
+            "before it, train, and run the steps after it on the result"
         )
     if word not in table:
         raise SettingError(f"recipe: no step {word!r}; {did_you_mean(word, table)}")
@@ -113,10 +113,10 @@ def step_class(word: str, table: Mapping[str, type]) -> type:
 
 
 def lock(state: State) -> dict[str, Any]:
-    """The lock file: the recipe with every setting spelled out, where it began and what came of each site."""
+    """The lock file: the recipe with every setting, the base digest, and the digest of each changed site."""
     if state.ledger.past:
         raise RefusedError(
-            "lock: the settings of the oldest steps are not in this ledger any more: a file keeps some"
+            "lock: this ledger no longer has the settings of its oldest steps, since a file keeps only some"
         )
     touched = {entry.site for entry in state.ledger.entries if entry.changes}
     touched |= {name for name, site in state.sites.items() if site.origin}
