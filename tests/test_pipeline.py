@@ -34,7 +34,7 @@ def test_a_file_that_reads_back_as_another_model_does_not_count(
         return save(other, path, **more)
 
     monkeypatch.setattr(tersor.pipeline, "save", wrong)
-    with pytest.raises(RefusedError, match=r"model\.tersor: what was written does not read back"):
+    with pytest.raises(RefusedError, match=r"model\.tersor: the written file does not read back"):
         tersor.pipeline.run_pipeline(start(t.model), RECIPE, t.task, tmp_path)
     assert not (tmp_path / "recipe.lock.yaml").exists()
     assert not (tmp_path / "report.json").exists()
@@ -46,7 +46,7 @@ def test_force_keeps_the_journal_of_an_active_run(tmp_path: Path) -> None:
         before = sorted(journal.iterdir())
         with pytest.raises(JournalError, match="another run is writing here"):
             tersor.pipeline.run_pipeline(start(t.model), RECIPE, t.task, tmp_path, force=True)
-        assert sorted(journal.iterdir()) == there
+        assert sorted(journal.iterdir()) == before
     tersor.pipeline.run_pipeline(start(t.model), RECIPE, t.task, tmp_path, force=True)
     assert not journal.exists()
 

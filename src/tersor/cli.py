@@ -1,4 +1,4 @@
-"""The command line: words to calls, results to stdout, talk to stderr. No logic lives here.
+"""CLI: the command line calls functions, prints results on stdout and messages on stderr. It has no logic.
 
 How a command ends, with which exit code, is in exits.py.
 """

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from tersor.effects import only, said
+from tersor.effects import condition, only
 from tersor.errors import SettingError, did_you_mean
 from tersor.report.console import setting as word
 from tersor.settings import plain
@@ -44,7 +44,10 @@ def own_first(kind: type) -> list[dataclasses.Field[Any]]:
 def setting(kind: type, field: dataclasses.Field[Any]) -> dict[str, Any]:
     """A setting's default, and the other settings that it has an effect with."""
     needs = only(kind).get(field.name, {})
-    return {"default": plain(field.default), "with": [said(key, wanted) for key, wanted in needs.items()]}
+    return {
+        "default": plain(field.default),
+        "with": [condition(key, wanted) for key, wanted in needs.items()],
+    }
 
 
 def tables(facts: Facts) -> Iterator[RenderableType]:
