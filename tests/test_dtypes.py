@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import tersor
 from tersor.cli import main
 from tersor.core.state import start
-from tersor.dtypes import BY_DTYPE, CODED, CODES, FLOATS, INTEGERS, ROWS, Dtype, unheld
+from tersor.dtypes import BY_DTYPE, CODED, CODES, FLOATS, INTEGERS, ROWS, Dtype, unsupported
 from tersor.errors import FormatError, RefusedError, SiteError
 from tersor.forms import Dense
 from tersor.io.safetensors_file import TensorFile
@@ -124,7 +124,7 @@ def test_the_way_out_leads_out(dtype: torch.dtype) -> None:
         assert given is None or torch.equal(given.dequantize(), torch.ones(3))
         return
     found = eval(way.split(",")[0], {"torch": torch, "x": value(dtype, 4, 6)})
-    assert not unheld(found.dtype)
+    assert not unsupported(found.dtype)
     assert data_of(found) == data_of(value(dtype, 4, 6).view(torch.uint8))
 
 

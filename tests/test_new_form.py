@@ -20,7 +20,7 @@ from tersor.core.run import run
 from tersor.core.state import State
 from tersor.core.step import Needs
 from tersor.core.view import View
-from tersor.encode import coded, recoded
+from tersor.encode import coded, coded_like
 from tersor.errors import FormatError
 from tersor.forms import FORMS, Affine, Dense, Form, LowRank, Masked, Sum, uncoded
 from tersor.io import load, save
@@ -29,7 +29,7 @@ from tersor.measure.bits import bits_of
 from tersor.measure.leaf_costs import leaf_costs_of
 from tersor.model.sites import Site
 from tersor.model.trainable_parts import PARTS, part
-from tersor.record.events import Edit, Group, of
+from tersor.record.events import Edit, Group, site_group
 from tersor.steps import STEPS
 
 W = torch.linspace(-1, 1, 20).reshape(4, 5)
@@ -110,7 +110,7 @@ def test_it_is_cut_coded_measured_and_stored(name: str, tmp_path: Path) -> None:
         )
     plain = uncoded(form)
     assert torch.equal(plain.decode(), form.decode())
-    assert torch.equal(recoded(plain, form).decode(), form.decode())
+    assert torch.equal(coded_like(plain, form).decode(), form.decode())
     assert bits_of(form).bound > 0
     assert [leaf.path for leaf in leaf_costs_of(form)] == [
         path for path, node in form.walk() if node.arrays()
@@ -139,7 +139,7 @@ class Put:
 
     def run(self, view: View) -> Iterator[Group]:
         for site, form in self.forms.items():
-            yield of(site, Edit(site, view.form(site), form, "absorb"))
+            yield site_group(site, Edit(site, view.form(site), form, "absorb"))
 
 
 @pytest.mark.parametrize(

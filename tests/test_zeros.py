@@ -26,7 +26,7 @@ from tersor.errors import RefusedError, SettingError, SiteError
 from tersor.forms import Dense, Masked
 from tersor.io import load, pack, save
 from tersor.model.task import Task
-from tersor.model.zeros import kept
+from tersor.model.zeros import keep_mask
 from tersor.record.events import Group, Note
 from tersor.record.journal import Journal
 from tersor.steps import STEPS, Cluster, Factorize, Finetune, Prune, Quantize
@@ -274,7 +274,7 @@ def rows(w: Tensor, *index: int) -> Tensor:
     ids=lambda x: x if isinstance(x, str) else "",
 )
 def test_accidental_zeros(weight: Tensor, why: str) -> None:
-    assert kept(Dense(weight)) is None, why
+    assert keep_mask(Dense(weight)) is None, why
 
 
 @pytest.mark.parametrize(
@@ -291,16 +291,16 @@ def test_accidental_zeros(weight: Tensor, why: str) -> None:
     ids=lambda x: x if isinstance(x, str) else "",
 )
 def test_deliberate_zeros(weight: Tensor, why: str) -> None:
-    keep = kept(Dense(weight))
+    keep = keep_mask(Dense(weight))
     assert keep is not None, why
     assert torch.equal(keep, weight != 0)
 
 
 def test_slices_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = rows(random(2000, 8), 0)
-    whole = kept(Dense(weight))
+    whole = keep_mask(Dense(weight))
     monkeypatch.setattr("tersor.forms.form.SLICE", 7)
-    assert torch.equal(kept(Dense(weight)), whole)
+    assert torch.equal(keep_mask(Dense(weight)), whole)
 
 
 class LoRA(nn.Module):

@@ -22,7 +22,7 @@ from tersor.forms import Dense, Form
 from tersor.forms.form import Fact, Facts, Shape, demand, from_rows, to_rows
 from tersor.forms.ongrid import rows_of
 from tersor.model.trainable_parts import Part, RoundedPart, Structure
-from tersor.record.events import Edit, Group, Note, of
+from tersor.record.events import Edit, Group, Note, site_group
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -129,4 +129,4 @@ class Rescale:
         for site in view.each(self.where):
             after, how = refine(view.form(site), lambda w, keep, axis: scaled(w, axis), site.axis)
             edit = Edit(site.name, view.form(site), after, how)
-            yield of(site.name, edit, Note(site.name, "done", "rescaled"))
+            yield site_group(site.name, edit, Note(site.name, "done", "rescaled"))

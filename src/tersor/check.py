@@ -24,8 +24,8 @@ from tersor.model.task import Task
 from tersor.model.trainable import TrainableForms
 from tersor.model.training_loop import TrainingPlan
 from tersor.record.events import Cut, Edit, Event, Group, Note
-from tersor.record.left import LEFT
 from tersor.record.observer import Observer
+from tersor.record.skipped import LEFT
 from tersor.report.facts import unusual
 from tersor.settings import settings_of
 from tersor.standin import stand_in, stand_in_for

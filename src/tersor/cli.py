@@ -276,13 +276,13 @@ def diff(
 ) -> Answer:
     """Write what changed from one file to the next."""
     from tersor import io
-    from tersor.report.file_sizes import told, told_lines
+    from tersor.report.file_sizes import diffed, diffed_lines
     from tersor.report.progress import watching
 
     with watching(quiet=quiet, plain=json) as observer:
         observer.step(1, 1, "diff")
         done = io.diff(old, new, out, observer=observer)
-    return Answer(told(old, new, out, done), json, told_lines)
+    return Answer(diffed(old, new, out, done), json, diffed_lines)
 
 
 @app.command()

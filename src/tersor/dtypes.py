@@ -75,7 +75,7 @@ INTEGERS = tuple(row.torch for row in BY_NAME.values() if row.coded and not row.
 CODED = {row.name: row.torch for row in BY_NAME.values() if row.coded}
 
 
-def unheld(dtype: torch.dtype) -> str:
+def unsupported(dtype: torch.dtype) -> str:
     """Why this dtype cannot be stored, and what to store instead. Empty if it can be stored."""
     if dtype in CODES:
         return ""
@@ -92,7 +92,7 @@ def unexported(tensors: Mapping[str, Tensor]) -> str:
     return "".join(f" {name} is {dtype}: give the model x.float()." for name, dtype in names.items())
 
 
-def left_as(dtype: str, *, coders: bool = False) -> str:
+def skip_reason(dtype: str, *, coders: bool = False) -> str:
     """The note on a tensor that a step, or an entropy coder, leaves alone because of its dtype."""
     reason = f"coders know {', '.join(CODED)}" if coders else f"steps work on {listed(FLOATS)}"
     return f"{dtype} is stored as it is: {reason}"

@@ -10,7 +10,7 @@ from random_forms import SHAPES, Shape, forms
 from torch import Tensor
 
 from tersor.dtypes import CODED
-from tersor.encode import coded, recoded
+from tersor.encode import coded, coded_like
 from tersor.errors import FormatError
 from tersor.forms import Affine, Coded, Dense, Form, LowRank, Masked, Sum, uncoded
 from tersor.forms.form import as_bytes
@@ -105,7 +105,7 @@ def test_recoded_codes_only_leaves_that_were_coded() -> None:
     zeros = Dense(torch.zeros(64, 64, dtype=torch.int8))
     form = Sum(Sum(zeros, zeros), zeros)
     like = Sum(Sum(coded(zeros, coder="fast"), zeros), coded(zeros, coder="huffman"))
-    found = recoded(form, like)
+    found = coded_like(form, like)
     assert isinstance(found, Sum)
     assert isinstance(found.a, Sum)
     assert [getattr(leaf, "coder", None) for leaf in (found.a.a, found.a.b, found.b)] == [
@@ -113,7 +113,7 @@ def test_recoded_codes_only_leaves_that_were_coded() -> None:
         None,
         "huffman",
     ]
-    assert recoded(form, form) is form
+    assert coded_like(form, form) is form
 
 
 def test_uncoded_keeps_a_plain_tree_as_it_is() -> None:
@@ -190,13 +190,13 @@ LIKE = Masked(
 
 def test_recoded_is_the_inverse_of_uncoded() -> None:
     plain = uncoded(LIKE)
-    again = recoded(plain, LIKE)
+    again = coded_like(plain, LIKE)
     assert again.digest == LIKE.digest
-    assert recoded(plain, plain) is plain
+    assert coded_like(plain, plain) is plain
 
 
 def test_a_cut_form_is_coded_with_the_same_profile() -> None:
-    cut = recoded(LIKE.take(1, torch.arange(7, 98)), LIKE)
+    cut = coded_like(LIKE.take(1, torch.arange(7, 98)), LIKE)
     nodes = dict(cut.walk())
     coders = {path: node.coder for path, node in nodes.items() if isinstance(node, Coded)}
     assert coders == {"keep": "huffman", "body.codes": "rans", "body.zero": "max"}
@@ -207,11 +207,11 @@ def test_a_cut_form_is_coded_with_the_same_profile() -> None:
 
 def test_new_leaves_are_coded_like_the_first() -> None:
     both = Sum(Affine(Dense(W), Dense(STEPS), group=5), Dense(torch.zeros(90, 100)))
-    assert {node.coder for _, node in recoded(both, LIKE).walk() if isinstance(node, Coded)} == {"huffman"}
+    assert {node.coder for _, node in coded_like(both, LIKE).walk() if isinstance(node, Coded)} == {"huffman"}
 
 
 def test_leaves_that_no_coder_shortens_stay_dense() -> None:
-    assert isinstance(recoded(Dense(torch.arange(4)), coded(torch.zeros(4000))), Dense)
+    assert isinstance(coded_like(Dense(torch.arange(4)), coded(torch.zeros(4000))), Dense)
 
 
 def test_an_unknown_profile_is_refused() -> None:

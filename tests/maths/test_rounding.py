@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tersor.maths.even_grid import code_limits
-from tersor.maths.rounding import ease_of, learned, on_grid
+from tersor.maths.rounding import learned, on_grid, scale_gradient_factor
+from tersor.maths.uniform_grid import code_limits
 
 LIMITS = [code_limits(bits, signed) for bits in (1, 2, 4, 8, 16) for signed in (False, True)]
 
@@ -111,6 +111,6 @@ def test_positive_negative_and_zero_scales_have_finite_gradients() -> None:
 
 
 def test_the_ease_is_the_factor_of_lsq() -> None:
-    assert ease_of(torch.Size((8, 3, 4)), 1, 255) == pytest.approx((12 * 255) ** -0.5)
-    assert ease_of(torch.Size((8, 3, 4)), 3, 127) == pytest.approx((4 * 127) ** -0.5)
-    assert ease_of(torch.Size(()), 1, 0) == 1.0
+    assert scale_gradient_factor(torch.Size((8, 3, 4)), 1, 255) == pytest.approx((12 * 255) ** -0.5)
+    assert scale_gradient_factor(torch.Size((8, 3, 4)), 3, 127) == pytest.approx((4 * 127) ** -0.5)
+    assert scale_gradient_factor(torch.Size(()), 1, 0) == 1.0

@@ -12,8 +12,8 @@ from torch import nn
 from tersor.forms import Dense, Form
 from tersor.model.changes import Change, Replace
 from tersor.model.fitted import fitted
-from tersor.model.replaced_sites import born
-from tersor.model.restructured import changed
+from tersor.model.replaced_sites import site_changes
+from tersor.model.restructured import changed_structure
 from tersor.model.sites import Site, sites_of
 
 
@@ -34,10 +34,12 @@ class State:
     def change(self, *changes: Change) -> State:
         for change in changes:
             if isinstance(change, Replace):
-                new = born(change, self.sites, self.forms, self.aliases, changed(self.given, self.changes))
-                for name in new.dead:
+                new = site_changes(
+                    change, self.sites, self.forms, self.aliases, changed_structure(self.given, self.changes)
+                )
+                for name in new.removed:
                     del self.sites[name], self.forms[name]
-                for name, (site, form) in new.born.items():
+                for name, (site, form) in new.added.items():
                     self.sites[name], self.forms[name] = site, form
                 self.aliases = new.aliases
             self.changes.append(change)

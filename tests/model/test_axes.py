@@ -9,7 +9,7 @@ from random_forms import Draw
 from tersor.encode import coded
 from tersor.errors import RefusedError
 from tersor.forms import Affine, Codebook, Coded, Dense, Form, LogGrid, LowRank, Masked, Sum
-from tersor.model.axes import turned, with_ones
+from tersor.model.axes import transposed, with_ones
 
 SHAPES = ((1, 1), (7, 1), (1, 7), (4, 10), (5, 3), (0, 3), (3, 0))
 
@@ -40,14 +40,14 @@ def test_axes_of_length_one_are_appended(data: st.DataObject, count: int) -> Non
 @settings(max_examples=150, deadline=None)
 def test_a_matrix_is_transposed(data: st.DataObject) -> None:
     form = drawn(data)
-    new = turned(form)
+    new = transposed(form)
     assert new.shape == form.shape[::-1]
     if any(node.name == "lowrank" for _, node in form.walk()):  # a product may sum in another order
         assert torch.allclose(new.decode(), form.decode().T, atol=1e-5, rtol=1e-4)
     else:
         assert torch.equal(new.decode(), form.decode().T)
     assert kinds(new) == kinds(form)
-    twice = turned(new)
+    twice = transposed(new)
     assert torch.equal(twice.decode(), form.decode())
 
 
@@ -72,10 +72,10 @@ GRIDS = {
 @pytest.mark.parametrize("what", GRIDS)
 def test_grids_stay_grids(what: str) -> None:
     form = GRIDS[what]
-    assert type(turned(form)) is type(with_ones(form, 2)) is type(form)
-    assert turned(form).axis == 1 - form.axis
+    assert type(transposed(form)) is type(with_ones(form, 2)) is type(form)
+    assert transposed(form).axis == 1 - form.axis
     assert with_ones(form, 2).axis == form.axis
-    assert torch.equal(turned(form).decode(), form.decode().T)
+    assert torch.equal(transposed(form).decode(), form.decode().T)
     assert torch.equal(with_ones(form, 2).decode()[..., 0, 0], form.decode())
 
 
@@ -88,7 +88,7 @@ def test_streams_stay_streams() -> None:
     assert isinstance(new.body, Coded)
     assert new.body.data is form.body.data
     assert torch.equal(new.decode(), form.decode()[..., None, None])
-    over = turned(form)
+    over = transposed(form)
     assert isinstance(over.body, Dense)
     assert torch.equal(over.decode(), form.decode().T)
 
@@ -96,7 +96,7 @@ def test_streams_stay_streams() -> None:
 def test_the_parts_of_products_and_sums_are_transposed() -> None:
     a, b, c = torch.randn(4, 2), torch.randn(2, 3), torch.randn(4, 3)
     form = Sum(LowRank(Dense(a), Dense(b)), Dense(c))
-    over, pixel = turned(form), with_ones(form, 1)
+    over, pixel = transposed(form), with_ones(form, 1)
     assert isinstance(over, Sum)
     assert isinstance(over.a, LowRank)
     assert torch.equal(over.a.left.decode(), b.T)
@@ -107,4 +107,4 @@ def test_the_parts_of_products_and_sums_are_transposed() -> None:
 
 def test_only_matrices_can_be_transposed() -> None:
     with pytest.raises(RefusedError, match=r"a form of shape \[2, 3, 1\] is not a matrix"):
-        turned(Dense(torch.ones(2, 3, 1)))
+        transposed(Dense(torch.ones(2, 3, 1)))

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from tersor.core.run import run
 from tersor.model.counters import Counters, unmoved
-from tersor.model.snapshot import lent
+from tersor.model.snapshot import restoring
 from tersor.model.task import Task
 from tersor.record.journal import Training
 from tersor.steps import Finetune, Quantize
@@ -177,7 +177,7 @@ def test_set_epoch_gets_each_epoch() -> None:
 
 def test_a_generator_that_is_set_on_a_sampler_is_removed_again() -> None:
     loader = DataLoader(Rows(), batch_size=BATCH, shuffle=True)
-    with lent(loader):
+    with restoring(loader):
         loader.sampler.generator = torch.Generator()  # as Accelerate does with several processes
     assert loader.sampler.generator is None
 

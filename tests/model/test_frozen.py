@@ -155,7 +155,7 @@ def test_a_module_in_eval_mode_is_named_by_its_outermost() -> None:
     model = nn.Sequential(tiny("conv").model, nn.Linear(3, 3))
     found = frozen_in(model, {})
     assert len(found.modules) == 7
-    assert found.said()[0] == "7 modules kept in eval mode: 0"
+    assert found.summary()[0] == "7 modules kept in eval mode: 0"
 
 
 def test_where_with_only_frozen_weights_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""Stock: replacements compute the same as the layer, and their sites are those of replaced_sites.born."""
+"""Stock: replacements compute the same as the layer, and their sites are those of replaced_sites."""
 
 import copy
 import dataclasses
@@ -19,8 +19,8 @@ from tersor.forms import Affine, Dense, Form, LowRank, Masked
 from tersor.model.attention import Attention
 from tersor.model.changes import Replace, Set
 from tersor.model.product import TRANSPOSED, factors
-from tersor.model.replaced_sites import born
-from tersor.model.restructured import changed
+from tersor.model.replaced_sites import site_changes
+from tersor.model.restructured import changed_structure
 from tersor.model.sites import sites_of
 from tersor.model.stock import STOCK
 
@@ -742,14 +742,16 @@ def test_born_changes_none_of_its_arguments() -> None:
     model = Tied()
     state = State(model)
     before = dict(state.sites), dict(state.forms), dict(state.aliases), copy.deepcopy(model.state_dict())
-    born(Replace("head", "untie", {"tensor": "weight"}), state.sites, state.forms, state.aliases, model)
+    site_changes(
+        Replace("head", "untie", {"tensor": "weight"}), state.sites, state.forms, state.aliases, model
+    )
     assert (state.sites, state.forms, state.aliases) == before[:3]
     assert model.head.weight is model.embed.weight
 
 
 def test_a_changed_model_takes_no_memory() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
-    twin = changed(model, [Replace("0", "identity")])
+    twin = changed_structure(model, [Replace("0", "identity")])
     assert {value.device.type for value in twin.state_dict().values()} == {"meta"}
     assert {value.device.type for value in model.state_dict().values()} == {"cpu"}
 

@@ -14,9 +14,9 @@ from tersor import Finetune, Task, run
 from tersor.core.state import start
 from tersor.encode import refine
 from tersor.forms import FORMS, Affine, At, Codebook, Dense, Form, LogGrid, LowRank, Masked, Sum, uncoded
-from tersor.maths.even_grid import even_grid, limits
 from tersor.maths.levels import log_grid
 from tersor.maths.signs import binary, ternary
+from tersor.maths.uniform_grid import limits, uniform_grid
 from tersor.model.trainable import TrainableForms
 from tersor.model.trainable_parts import PARTS, MaskedPart, part
 from tersor.steps import Quantize
@@ -182,7 +182,7 @@ def test_a_uniform_grid_has_the_gradients_of_lsq(per: str, symmetric: bool) -> N
     """
     bits, group = 3, 2
     w = torch.tensor([[0.53, -1.07, 2.1], [0.04, 3.1, -0.27]])
-    codes, scale, zero = even_grid(w, bits, per=per, group=group, symmetric=symmetric)
+    codes, scale, zero = uniform_grid(w, bits, per=per, group=group, symmetric=symmetric)
     form = Affine(
         Dense(codes),
         Dense(scale),
@@ -216,7 +216,7 @@ def test_a_uniform_grid_has_the_gradients_of_lsq(per: str, symmetric: bool) -> N
 def test_weights_at_the_ends_of_a_grid_get_gradients(bits: int) -> None:
     """A weight stored at an end of the grid may be one unit in the last place outside."""
     w = torch.randn(16, 32, generator=torch.Generator().manual_seed(bits))
-    codes, scale, zero = even_grid(w, bits, per="channel", symmetric=False)
+    codes, scale, zero = uniform_grid(w, bits, per="channel", symmetric=False)
     here = part(Affine(Dense(codes), Dense(scale), Dense(zero), bits))
     here.value().sum().backward()
     assert torch.equal(here.w.grad, torch.ones(16, 32))
@@ -278,7 +278,7 @@ def test_training_keeps_the_tree_and_the_frozen_arrays(name: str) -> None:
 def test_training_changes_every_kind_of_form() -> None:
     """The test above would also pass for parts that never change."""
     w = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
-    codes, scale, _ = even_grid(w, 4)
+    codes, scale, _ = uniform_grid(w, 4)
     log, log_scale = log_grid(w, 4)
     index, sign_scale = ternary(w)
     thin = LowRank(Dense(w[:, :2]), Dense(w[:2]))
@@ -325,7 +325,7 @@ def test_leaves_keep_their_dtype(dtype: torch.dtype) -> None:
 def test_tiny_weights_keep_their_grid() -> None:
     """Scales below 1e-12 work."""
     w = torch.randn(3, 4, generator=torch.Generator().manual_seed(0)) * 1e-20
-    codes, scale, _ = even_grid(w, 8)
+    codes, scale, _ = uniform_grid(w, 8)
     form = Affine(Dense(codes), Dense(scale))
     torch.testing.assert_close(part(form).fold().decode(), form.decode(), rtol=1e-5, atol=0)
     torch.testing.assert_close(part(form).value().detach(), form.decode(), rtol=1e-5, atol=0)

@@ -29,7 +29,7 @@ from tersor.files import claim
 from tersor.forms import Dense, Sum
 from tersor.model.sites import Site
 from tersor.model.training_loop import TrainingPlan
-from tersor.record.events import Edit, Group, Note, of
+from tersor.record.events import Edit, Group, Note, site_group
 from tersor.record.journal import lines_of
 from tersor.record.observer import Observer
 from tersor.steps import STEPS, Cluster, Entropy, Factorize, Finetune, Measure, Prune, Quantize
@@ -308,7 +308,7 @@ def test_other_code_is_refused_and_unseen_code_is_named(tmp_path: Path) -> None:
     t, said = tiny("mlp"), []
 
     class Hears(Observer):
-        def said(self, text: str) -> None:
+        def message(self, text: str) -> None:
             said.append(text)
 
     run(t.model, [Quantize()], t.task, journal=tmp_path / "a", observer=Hears())
@@ -384,7 +384,7 @@ class Halves:
         for site in view.each():
             half = Dense(view.form(site).decode() / 2)
             note = Note(site.name, "done", "twice a half", {"parts": [0.5, 0.5], "why": None})
-            yield of(site.name, Edit(site.name, view.form(site), Sum(half, half), "refine"), note)
+            yield site_group(site.name, Edit(site.name, view.form(site), Sum(half, half), "refine"), note)
 
 
 def test_tensors_that_share_memory_are_kept(tmp_path: Path) -> None:

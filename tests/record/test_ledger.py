@@ -7,12 +7,12 @@ import torch
 
 from tersor.forms import Dense, Masked
 from tersor.model.changes import Replace, Set
-from tersor.record.events import Cut, Edit, Group, Note, of
+from tersor.record.events import Cut, Edit, Group, Note, site_group
 from tersor.record.ledger import Entry, Ledger
 
 A, B = Dense(torch.zeros(2, 2)), Dense(torch.ones(2, 2))
 EDIT, NOTE = Edit("w", A, B, "refine"), Note("w", "done", "kept 4 of 4", {"kept": 4})
-GROUP = of("w", EDIT, NOTE)
+GROUP = site_group("w", EDIT, NOTE)
 
 
 def ledger(*groups: Group) -> Ledger:
@@ -38,21 +38,21 @@ def test_entries_follow_the_events() -> None:
 
 def test_measured_numbers_and_words_do_not_change_the_digest() -> None:
     quiet = ledger(
-        of("w", Edit("w", A, B, "refine"), Note("w", "done", "other words", {"kept": 3, "ms": 0.1}))
+        site_group("w", Edit("w", A, B, "refine"), Note("w", "done", "other words", {"kept": 3, "ms": 0.1}))
     )
     assert quiet.digest == ledger().digest
 
 
 CHANGES: dict[str, Ledger] = {
-    "another result": ledger(of("w", Edit("w", A, Masked(A, B), "refine"), NOTE)),
-    "another start": ledger(of("w", Edit("w", B, B, "refine"), NOTE)),
-    "another relation": ledger(of("w", Edit("w", A, B, "absorb"), NOTE)),
-    "another site": ledger(of("w", Edit("v", A, B, "refine"), NOTE)),
-    "another kind of note": ledger(of("w", EDIT, Note("w", "skipped", "kept 4 of 4", {"kept": 4}))),
-    "a note at another site": ledger(of("w", EDIT, Note("v", "done", "kept 4 of 4", {"kept": 4}))),
-    "no note": ledger(of("w", EDIT)),
-    "another order": ledger(of("w", NOTE, EDIT)),
-    "a step later": ledger(of("w"), GROUP),
+    "another result": ledger(site_group("w", Edit("w", A, Masked(A, B), "refine"), NOTE)),
+    "another start": ledger(site_group("w", Edit("w", B, B, "refine"), NOTE)),
+    "another relation": ledger(site_group("w", Edit("w", A, B, "absorb"), NOTE)),
+    "another site": ledger(site_group("w", Edit("v", A, B, "refine"), NOTE)),
+    "another kind of note": ledger(site_group("w", EDIT, Note("w", "skipped", "kept 4 of 4", {"kept": 4}))),
+    "a note at another site": ledger(site_group("w", EDIT, Note("v", "done", "kept 4 of 4", {"kept": 4}))),
+    "no note": ledger(site_group("w", EDIT)),
+    "another order": ledger(site_group("w", NOTE, EDIT)),
+    "a step later": ledger(site_group("w"), GROUP),
     "twice": ledger(GROUP, GROUP),
 }
 
@@ -129,12 +129,12 @@ def test_steps_shortened_to_a_line_do_not_change_the_digest() -> None:
 
 
 def test_a_changed_line_changes_the_digest() -> None:
-    one, other = ledger(GROUP, GROUP).brief(1), ledger(of("w", EDIT), GROUP).brief(1)
+    one, other = ledger(GROUP, GROUP).brief(1), ledger(site_group("w", EDIT), GROUP).brief(1)
     assert one.entries == other.entries
     assert one.digest != other.digest
 
 
 def test_timed_notes_are_not_in_the_digest() -> None:
-    timed = ledger(of("w", EDIT, NOTE, Note("", "latency", "0.1 ms", {"ms": 0.1}, timed=True)))
+    timed = ledger(site_group("w", EDIT, NOTE, Note("", "latency", "0.1 ms", {"ms": 0.1}, timed=True)))
     assert timed.digest == ledger().digest
     assert timed.brief(0).entries == ledger().entries

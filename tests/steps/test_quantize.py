@@ -13,7 +13,7 @@ from tersor.core.run import run
 from tersor.core.state import State
 from tersor.errors import SettingError
 from tersor.forms import Affine, Codebook, Form, LogGrid, LowRank, Masked
-from tersor.maths.even_grid import RANGES
+from tersor.maths.uniform_grid import RANGES
 from tersor.steps import Cluster, Entropy, Factorize, Finetune, Prune, Quantize
 
 TRANSPOSED = ("up.weight", "back.weight")

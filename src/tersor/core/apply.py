@@ -16,10 +16,10 @@ from tersor.core.state import State
 from tersor.errors import RefusedError
 from tersor.forms import Form, Grid
 from tersor.model.changes import Replace, Set
-from tersor.model.replaced_sites import born
-from tersor.model.restructured import changed
-from tersor.record.events import STANDING, Cut, Edit, Group, Note
-from tersor.record.relation import untrue
+from tersor.model.replaced_sites import site_changes
+from tersor.model.restructured import changed_structure
+from tersor.record.events import CURRENT, Cut, Edit, Group, Note
+from tersor.record.relation import relation_error
 
 T = TypeVar("T")
 Digests = tuple[str, str]  # before and after
@@ -47,7 +47,7 @@ def apply(state: State, group: Group, who: str) -> tuple[State, list[Digests]]:
 
 
 def edited(state: State, edit: Edit, who: str) -> tuple[State, Digests]:
-    given = state.nodes.get(edit.site) if edit.before is STANDING else edit.before
+    given = state.nodes.get(edit.site) if edit.before is CURRENT else edit.before
     before = "" if given is None else given.digest
     if isinstance(edit.after, Grid):
         grid = state.grids.get(edit.site)
@@ -57,7 +57,7 @@ def edited(state: State, edit: Edit, who: str) -> tuple[State, Digests]:
     after, current = edit.after, state.forms.get(edit.site)
     if current is None or not isinstance(after, Form) or current.digest != before:
         raise RefusedError(f"{who}: {edit.site}: the edit starts from another form than the current one")
-    if why := untrue(edit.how, current, after, state.sites[edit.site].torch_dtype):
+    if why := relation_error(edit.how, current, after, state.sites[edit.site].torch_dtype):
         raise RefusedError(f"{who}: {edit.site}: {why}")
     return replace(state, forms={**state.forms, edit.site: after}), (before, after.digest)
 
@@ -86,8 +86,8 @@ def restructured(state: State, event: Set | Replace, who: str) -> State:
         return replace(state, changes=(*state.changes, event))
     if state.given is None:
         raise RefusedError(f"{who}: {event.module}: replacing a module needs the model, not only its weights")
-    module = changed(state.given, state.changes)
-    removed, added, aliases = born(event, state.sites, state.forms, state.aliases, module)
+    module = changed_structure(state.given, state.changes)
+    removed, added, aliases = site_changes(event, state.sites, state.forms, state.aliases, module)
 
     def rest(table: Mapping[str, T]) -> dict[str, T]:
         return {name: value for name, value in table.items() if name not in removed}

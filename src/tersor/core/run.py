@@ -25,15 +25,15 @@ from tersor.core.recipe import Recipe, as_recipe
 from tersor.core.state import State, start
 from tersor.core.step import Needs
 from tersor.core.view import View
-from tersor.encode import recoded
+from tersor.encode import coded_like
 from tersor.errors import RefusedError
 from tersor.model.code import fingerprints
 from tersor.model.task import Task
-from tersor.model.zeros import HELD, NONE, masked
+from tersor.model.zeros import HELD, NONE, with_masks
 from tersor.record.events import Edit, Event, Group, Note
 from tersor.record.journal import Journal
-from tersor.record.left import LEFT, left_alone
 from tersor.record.observer import Observer
+from tersor.record.skipped import LEFT, skipped_sites
 from tersor.threads import first
 
 
@@ -62,7 +62,7 @@ def run(
             prints, unseen = fingerprints(state.given, task, recipe.steps)
             prints |= {"model": state.trail, "recipe": recipe.digest}
             if unseen:
-                observer.said(f"journal: a change of this code would not be noticed: {', '.join(unseen)}")
+                observer.message(f"journal: a change of this code would not be noticed: {', '.join(unseen)}")
             kept = stack.enter_context(Journal(journal, prints, resume=resume, writes=first()))
         result = Executor(state, recipe, task, observer=observer, out=Path(out), journal=kept).run()
     compare_lock(recipe, result)
@@ -120,7 +120,7 @@ class Executor:
             if group.key not in done:
                 self.put(number, step.name, group)
         sites, ledger = self.state.sites, self.state.ledger
-        for own in (left_alone(step, sites, ledger, at, self.done), self.coded_again(begin)):
+        for own in (skipped_sites(step, sites, ledger, at, self.done), self.coded_again(begin)):
             if own is not None and own.key not in done:
                 self.put(number, step.name, own)
         seconds = time.perf_counter() - began
@@ -153,7 +153,7 @@ class Executor:
         where = step.where if step.needs is Needs.NOTHING else "*"
         zeros = NONE if getattr(step, "lossless", False) else self.recipe.zeros_of(number)
         events: list[Event] = []
-        for name, after in masked(begin.sites, begin.forms, zeros, where, step.name).items():
+        for name, after in with_masks(begin.sites, begin.forms, zeros, where, step.name).items():
             events += [Edit(name, begin.forms[name], after, "wrap"), Note(name, "masked", HELD)]
         return Group(CAME, tuple(events)) if events else None
 
@@ -162,7 +162,7 @@ class Executor:
         edits = [
             Edit(name, now, after, "lossless")
             for name, kept in self.state.kept.items() if kept != begin.kept.get(name) and name in begin.forms
-            if (after := recoded(now := self.state.forms[name], begin.forms[name])) is not now
+            if (after := coded_like(now := self.state.forms[name], begin.forms[name])) is not now
         ]  # fmt: skip
         return Group(AGAIN, tuple(edits)) if edits else None
 

@@ -51,7 +51,7 @@ def coded(leaf: Dense | Tensor, keep: Tensor | None = None, coder: str = "max") 
     return Coded(torch.from_numpy(data), size, word, tuple(lengths), pack, keep is not None, turned, profile)
 
 
-def shortened(at: At, coder: str) -> Coded | None:
+def coded_if_shorter(at: At, coder: str) -> Coded | None:
     """A plain leaf as a stream, without the elements hidden by the mask above. None if that saves nothing."""
     leaf = at.node
     if not isinstance(leaf, Dense) or leaf.dtype not in CODED.values():
@@ -60,7 +60,7 @@ def shortened(at: At, coder: str) -> Coded | None:
     return stream if stream.nbytes + WORTH < leaf.nbytes else None
 
 
-def recoded(form: Form, like: Form) -> Form:
+def coded_like(form: Form, like: Form) -> Form:
     """Code the plain leaves of `form` as those of `like` are coded.
 
     A leaf that is coded in `like` uses the same profile. A leaf that is plain in `like` stays plain. A leaf
@@ -73,6 +73,6 @@ def recoded(form: Form, like: Form) -> Form:
         was = old.get(at.path)
         if not profiles or isinstance(was, Dense):
             return None
-        return shortened(at, was.coder if isinstance(was, Coded) else profiles[0])
+        return coded_if_shorter(at, was.coder if isinstance(was, Coded) else profiles[0])
 
     return At(form).rebuilt(change)

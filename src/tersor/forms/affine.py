@@ -17,7 +17,7 @@ from tersor.dtypes import INTEGERS
 from tersor.forms.dense import Dense
 from tersor.forms.form import Fact, Facts, Form, Shape, demand, from_rows, to_rows
 from tersor.forms.ongrid import OnGrid
-from tersor.maths.even_grid import dequantize
+from tersor.maths.uniform_grid import dequantize
 
 
 @dataclass(frozen=True, eq=False, repr=False)

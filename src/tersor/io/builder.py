@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tersor.core.state import Kept, State
-from tersor.dtypes import unheld
+from tersor.dtypes import unsupported
 from tersor.errors import RefusedError
 from tersor.files import atomic, output
 from tersor.forms import Form, Grid, Node
@@ -75,7 +75,7 @@ class Builder:
         self.attached: dict[str, Any] = {}
 
     def add(self, site: Site, form: Form, kept: Kept | None = None) -> None:
-        if why := unheld(getattr(torch, site.dtype)):
+        if why := unsupported(getattr(torch, site.dtype)):
             raise RefusedError(f"{site.name}: it is {why}")
         structure(form, site, shape_of(site, kept or {}))
         small = self._leaves(form, site.name)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from tersor.coders.pages import pages
-from tersor.dtypes import as_numbers, unheld
+from tersor.dtypes import as_numbers, unsupported
 from tersor.errors import FormatError, RefusedError, StorageError
 from tersor.forms import Dense
 from tersor.forms.form import as_bytes
@@ -166,7 +166,7 @@ class TensorWriter:
     def add(self, name: str, tensor: Tensor) -> None:
         """Add a tensor. Its bytes are copied, so the caller may drop it."""
         data = as_bytes(tensor)
-        if why := unheld(tensor.dtype):
+        if why := unsupported(tensor.dtype):
             raise RefusedError(f"{name}: it is {why}")
         if len(data) > IN_MEMORY:
             self.spool.rollover()  # to disk now, else it would be copied into memory first

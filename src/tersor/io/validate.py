@@ -18,7 +18,7 @@ from tersor.errors import FormatError
 from tersor.forms import At, Coded, Dense, Form, Grid, uncoded
 from tersor.forms.form import SLICE, Fact, Shape
 from tersor.io.header import AXES
-from tersor.maths.even_grid import code_limits
+from tersor.maths.uniform_grid import code_limits
 from tersor.model.sites import Site
 from tersor.record.node_json import DEPTH
 

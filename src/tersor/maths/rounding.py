@@ -43,7 +43,7 @@ def learned(x: Tensor, scale: Tensor, zero: Tensor, limits: tuple[int, int], eas
     return torch.addcmul(y, slope, (size - size.detach()) * ease).to(x.dtype)
 
 
-def ease_of(shape: torch.Size, scales: int, high: int) -> float:
+def scale_gradient_factor(shape: torch.Size, scales: int, high: int) -> float:
     """LSQ's factor for the gradient of a scale: 1 / sqrt(N * highest code), where N is the number of features
     of one sample of x [B, ...] that share the scale. Without it a scale would change faster than weights."""
     return (max(math.prod(shape[1:]) // scales, 1) * max(high, 1)) ** -0.5

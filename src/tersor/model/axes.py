@@ -33,7 +33,7 @@ def with_ones(form: Form, count: int) -> Form:
     return _Moved(place, coded, product, lambda axis: axis).form(form) if count else form
 
 
-def turned(form: Form) -> Form:
+def transposed(form: Form) -> Form:
     """The form of decode().T, for a matrix. RefusedError for other shapes."""
     if len(form.shape) != 2:
         raise RefusedError(f"a form of shape {list(form.shape)} is not a matrix and cannot be transposed")
@@ -45,7 +45,7 @@ def turned(form: Form) -> Form:
         return Dense(place(leaf.decode(keep)))  # a stream depends on the order of elements
 
     def product(form: LowRank) -> Form:
-        return LowRank(turned(form.right), turned(form.left))
+        return LowRank(transposed(form.right), transposed(form.left))
 
     return _Moved(place, coded, product, lambda axis: 1 - axis).form(form)
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from tersor.forms.form import DIGEST
 from tersor.model.batches import hash_batch
-from tersor.model.metric import Metric, counts_up
+from tersor.model.metric import Metric, is_torchmetric
 from tersor.model.task import Task
 
 SIMPLE = (str, bytes, int, float, bool, complex, type(None), torch.dtype)
@@ -64,7 +64,7 @@ def metric_parts(task: Task) -> dict[str, Any]:
     if isinstance(metric, Metric):
         fields = (metric.name, metric.better, metric.percent, metric.kind, metric.resamples)
         return {"metric": repr(fields), "statistics": metric.statistics, "value": metric.value}
-    if counts_up(metric):  # torchmetrics: a library class, so only its name and settings count
+    if is_torchmetric(metric):  # torchmetrics: a library class, so only its name and settings count
         return {"metric": f"{type(metric).__module__}.{type(metric).__qualname__} {settings_of(metric)}"}
     return {"metric": metric}
 

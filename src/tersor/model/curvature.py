@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from tersor.forms.form import to_rows
 from tersor.model.batches import device_of, evaluating, move, steady
-from tersor.model.logits import answer
+from tersor.model.logits import first_tensor
 from tersor.model.sites import Site
 from tersor.model.task import Task
 
@@ -89,7 +89,7 @@ def estimate(model: nn.Module, task: Task, sites: list[Site], passes: int) -> di
     with evaluating(model), steady(task.calibrate), torch.enable_grad():
         while batches < FEWEST or done < passes:
             for batch in task.batches("calibrate"):
-                output = answer(task.run(model, move(batch, device_of(model))), task.logits)
+                output = first_tensor(task.run(model, move(batch, device_of(model))), task.logits)
                 if output is None or not output.requires_grad:
                     return {}
                 probe(output, task).backward()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tersor.errors import RefusedError
 from tersor.model.answers import once
 from tersor.model.batches import device_of, evaluating, seeded, shapes
-from tersor.model.logits import paired, unpadded
+from tersor.model.logits import is_encoder_decoder, unpadded
 from tersor.model.losses import mean
 from tersor.model.outputs import tensors_of
 from tersor.model.task import Task
@@ -128,7 +128,7 @@ def token_mask(layer: str, x: Tensor, batch: Any, output: Any = None) -> Tensor 
     """Which tokens of [B, T, C] are not padding, bool [B, T]; None if the batch has no mask that fits."""
     if x.ndim != 3:
         return None
-    decoder = "encoder" not in layer.split(".") and paired(output, batch)
+    decoder = "encoder" not in layer.split(".") and is_encoder_decoder(output, batch)
     mask = unpadded(batch, tuple(x.shape[:2]), x.device, decoder=decoder)
     return None if mask is None or bool(mask.all()) else mask
 

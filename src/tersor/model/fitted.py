@@ -19,7 +19,7 @@ from tersor.errors import RefusedError, SiteError, did_you_mean
 from tersor.forms import Form
 from tersor.model.changes import Change
 from tersor.model.effective import plain_of
-from tersor.model.restructured import Twin, twin_of
+from tersor.model.restructured import ChangedCopy, changed_copy
 from tersor.model.sites import Site
 from tersor.model.sizes import sizes_of
 from tersor.model.state_dicts import same
@@ -47,7 +47,7 @@ def fitted(
     model = plain_of(model, names_of(forms, aliases))
     pairs = replacements(model, forms, sites, aliases)
     given = {memory(old) for _, old, _ in pairs} - {0}
-    twin = twin_of(model, changes, {id(old): new for _, old, new in pairs})
+    twin = changed_copy(model, changes, {id(old): new for _, old, new in pairs})
     tensors, tied = held(twin.model)
     source = sources(tensors, tied, forms, aliases)
     for name, old, _ in pairs:
@@ -148,7 +148,7 @@ def write(name: str, tensor: Tensor, forms: Sequence[tuple[str, Form, torch.dtyp
         tensor.copy_(value)
 
 
-def set_sizes(twin: Twin, moved: set[int]) -> None:
+def set_sizes(twin: ChangedCopy, moved: set[int]) -> None:
     """Set the integers of stock layers that follow from the shapes of their tensors, if those have changed.
     RefusedError if a Set gave one another value."""
     modules = list(twin.model.named_modules())

@@ -43,7 +43,7 @@ class Frozen:
             raise SettingError(f"{who}: no parameter is left to train")
         return left
 
-    def said(self) -> tuple[str, dict[str, Any]]:
+    def summary(self) -> tuple[str, dict[str, Any]]:
         """(text, data) for a note; the text is "" if nothing is frozen."""
         tops = outermost(self.modules)
         count = len(self.modules)

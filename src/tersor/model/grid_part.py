@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from tersor.errors import RefusedError, SettingError
 from tersor.forms import Dense
 from tersor.forms.grid import Grid
-from tersor.maths.even_grid import code_limits
-from tersor.maths.rounding import ease_of, learned, on_grid
+from tersor.maths.rounding import learned, on_grid, scale_gradient_factor
+from tersor.maths.uniform_grid import code_limits
 from tersor.maths.units import TINY, check_bits
 
 
@@ -41,7 +41,7 @@ class GridPart(nn.Module):
             return torch.ops.tersor.grid(x, self.scale, self.zero, grid.bits, grid.signed, grid.axis)
         scale, zero = (spread(self.name, values, x, grid.axis) for values in (self.scale, self.zero))
         if torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad):
-            ease = ease_of(x.shape, self.scale.numel(), self.limits[1])
+            ease = scale_gradient_factor(x.shape, self.scale.numel(), self.limits[1])
             return learned(x, scale, zero, self.limits, ease)
         return on_grid(x, scale.abs().clamp_min(TINY), zero, self.limits)
 

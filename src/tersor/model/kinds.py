@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tersor.dtypes import BY_DTYPE, unheld
+from tersor.dtypes import BY_DTYPE, unsupported
 
 
 def unfit(value: Any, *, meta: bool = False) -> str:
@@ -29,7 +29,7 @@ def unfit(value: Any, *, meta: bool = False) -> str:
         return f"a tensor of layout {value.layout}; only plain tensors can be stored. Store x.to_dense()"
     if value.is_meta and not meta:
         return "a meta tensor: it has no values. Load its values before storing it"
-    return unheld(value.dtype)
+    return unsupported(value.dtype)
 
 
 def repeats(value: Tensor) -> bool:

@@ -111,7 +111,7 @@ def compared(output: Any, kind: str | None, who: str) -> tuple[Any, bool]:
     )
 
 
-def answer(output: Any, given: Given) -> Tensor | None:
+def first_tensor(output: Any, given: Given) -> Tensor | None:
     """The first floating tensor that would be compared, of any kind; None if there is none."""
     found = given(output) if callable(given) else next(
         (item for name in ("logits", VECTORS) if isinstance(item := part(output, name), Tensor)), output
@@ -162,10 +162,10 @@ def not_padding(logits: Logits, output: Any, batch: Any) -> Tensor | None:
     """
     if len(logits.places) < 2:
         return None
-    return unpadded(batch, logits.places, logits.tensor.device, decoder=paired(output, batch))
+    return unpadded(batch, logits.places, logits.tensor.device, decoder=is_encoder_decoder(output, batch))
 
 
-def paired(output: Any, batch: Any) -> bool:
+def is_encoder_decoder(output: Any, batch: Any) -> bool:
     """Whether a model is an encoder-decoder, by the names in its batch and its output."""
     given = isinstance(batch, Mapping) and any(str(key).startswith("decoder_") for key in batch)
     return given or part(output, "encoder_last_hidden_state") is not None

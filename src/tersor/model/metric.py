@@ -109,7 +109,7 @@ class Metric:
 STATISTICS = "statistics(output, target) -> [B], [B, S], or a list of B, one entry a sample"
 
 
-def counts_up(given: Any) -> TypeIs[nn.Module]:
+def is_torchmetric(given: Any) -> TypeIs[nn.Module]:
     """Whether this is a torchmetrics object, or has the same methods."""
     return isinstance(given, nn.Module) and all(
         callable(getattr(given, word, None)) for word in ("update", "compute", "reset")

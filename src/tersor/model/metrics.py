@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from tersor.errors import TaskError, did_you_mean
 from tersor.model.batches import shapes
 from tersor.model.logits import IGNORED
-from tersor.model.metric import Metric, counts_up, from_torchmetric
+from tersor.model.metric import Metric, from_torchmetric, is_torchmetric
 
 
 def accuracy(output: Tensor, target: Tensor) -> Tensor:
@@ -177,7 +177,7 @@ def metric_of(given: Any, who: str) -> Metric:
         raise TaskError(
             f"{who}: metric={given!r}; {did_you_mean(given, METRICS)}, or a function, or a tersor.Metric"
         )
-    if counts_up(given):
+    if is_torchmetric(given):
         return from_torchmetric(given)
     if not callable(given):
         raise TaskError(

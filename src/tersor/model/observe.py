@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from tersor.errors import RefusedError, SettingError, SiteError
 from tersor.forms import Dense
 from tersor.forms.grid import Grid
-from tersor.maths.even_grid import code_limits, limits, spanning
 from tersor.maths.ranges import minmax_range
+from tersor.maths.uniform_grid import code_limits, limits, spanning
 from tersor.maths.units import check_bits
 from tersor.model.batches import device_of, evaluating, move, steady
 from tersor.model.edges import near, parse

@@ -18,7 +18,7 @@ from torch import nn
 
 from tersor.errors import RefusedError
 from tersor.forms import Form, LowRank
-from tersor.model.axes import turned, with_ones
+from tersor.model.axes import transposed, with_ones
 
 MOST = 4
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -95,7 +95,7 @@ def factor_forms(layer: Any, path: str, count: int, forms: Mapping[str, Form]) -
         # transposed convolution.
         plain = 0 if kind is nn.Embedding else count - 1
         weights = [
-            form if k == plain else with_ones(turned(form), pixels) for k, (_, form) in enumerate(found)
+            form if k == plain else with_ones(transposed(form), pixels) for k, (_, form) in enumerate(found)
         ]
         origins = [where for where, _ in found]
     pairs = enumerate(zip(weights, origins, strict=True))

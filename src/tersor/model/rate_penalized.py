@@ -19,7 +19,7 @@ from torch.autograd import Function
 from tersor.forms import Affine, Dense, Form
 from tersor.forms.form import from_rows, to_rows
 from tersor.maths.density import Density, bits, fit, flat, slopes
-from tersor.maths.even_grid import limits
+from tersor.maths.uniform_grid import limits
 from tersor.maths.units import TINY
 from tersor.model.trainable_parts import RoundedPart
 

@@ -19,18 +19,18 @@ from tersor.model.sites import Site, describe
 from tersor.model.stock import Untie, module_at, names_of, stock_of
 
 
-class Born(NamedTuple):
+class SiteChanges(NamedTuple):
     """The effect of a Replace on the sites."""
 
-    dead: tuple[str, ...]  # sites that are removed
-    born: dict[str, tuple[Site, Form]]  # sites that are added
+    removed: tuple[str, ...]  # sites that are removed
+    added: dict[str, tuple[Site, Form]]  # sites that are added
     aliases: dict[str, str]  # all aliases afterwards
 
 
-def born(
+def site_changes(
     change: Replace, sites: Mapping[str, Site], forms: Mapping[str, Form], aliases: Mapping[str, str],
     model: nn.Module,
-) -> Born:  # fmt: skip
+) -> SiteChanges:  # fmt: skip
     """The sites that are removed and added by `change`, with the forms of the added ones.
 
     `model`: the model after all earlier changes, as `restructured.changed` returns it; its values are not
@@ -64,13 +64,13 @@ def born(
         new_site = describe(first, meta(form, like), new.get_submodule(above), join(paths[0], above))
         added[first] = (replace(new_site, origin=join(change.module, origin)), form)
         left |= dict.fromkeys(more, first)
-    return Born(dead, added, left)
+    return SiteChanges(dead, added, left)
 
 
 def untied(
     change: Replace, sites: Mapping[str, Site], forms: Mapping[str, Form], aliases: Mapping[str, str],
     *, paths: list[str], layer: nn.Module,
-) -> Born:  # fmt: skip
+) -> SiteChanges:  # fmt: skip
     """The effect of untying: an alias becomes a site. Other names of its module become aliases of it."""
     name = str(change.settings["tensor"])
     first, *more = (join(path, name) for path in paths)
@@ -82,7 +82,7 @@ def untied(
     value = meta(forms[site], sites[site].torch_dtype)
     new = describe(first, value, layer if name in layer._parameters else None, paths[0])
     others = {alias: of for alias, of in aliases.items() if alias not in (first, *more)}
-    return Born(
+    return SiteChanges(
         (), {first: (replace(new, origin=f"{site} untied"), forms[site])}, others | dict.fromkeys(more, first)
     )
 

@@ -23,14 +23,14 @@ Memo = dict[int, Any]  # id of an object of the given module -> its substitute i
 
 
 @dataclass
-class Twin:
+class ChangedCopy:
     """A changed copy."""
 
     model: nn.Module
     asked: dict[str, set[str]] = field(default_factory=dict)  # module -> its attributes that were set
 
 
-def changed(model: nn.Module, changes: Sequence[Change] = ()) -> nn.Module:
+def changed_structure(model: nn.Module, changes: Sequence[Change] = ()) -> nn.Module:
     """The model's structure after these changes, with meta tensors, as replaced_sites.born needs it."""
     bare = {}
     for _, _, _, tensor in registered(model):
@@ -38,12 +38,12 @@ def changed(model: nn.Module, changes: Sequence[Change] = ()) -> nn.Module:
             bare[id(tensor)] = blank(tensor.detach().to("meta"), tuple(tensor.shape), tensor.dtype)
             if isinstance(tensor, nn.Parameter):
                 bare[id(tensor)] = nn.Parameter(bare[id(tensor)], tensor.requires_grad)
-    return twin_of(model, changes, bare).model
+    return changed_copy(model, changes, bare).model
 
 
-def twin_of(model: nn.Module, changes: Sequence[Change], memo: Memo) -> Twin:
+def changed_copy(model: nn.Module, changes: Sequence[Change], memo: Memo) -> ChangedCopy:
     """A copy with the changes made in order. `memo`: substitutes for tensors of the model, by id."""
-    twin, swapped = Twin(copied(model, memo)), []
+    twin, swapped = ChangedCopy(copied(model, memo)), []
     for change in changes:
         if isinstance(change, Set):
             put_integer(module_at(twin.model, change.module), change)

@@ -195,11 +195,11 @@ def gridded(model: nn.Module, grids: Mapping[str, Grid]) -> Simulated:
 
 def with_grids(model: nn.Module, grids: Mapping[str, Grid]) -> nn.Module:
     """The given model itself, not a copy, with grids on its edges; RefusedError if one is stale."""
-    fresh(grids)
+    refuse_stale(grids)
     return Simulated(model, grids).requires_grad_(False) if grids else model
 
 
-def fresh(grids: Mapping[str, Grid]) -> None:
+def refuse_stale(grids: Mapping[str, Grid]) -> None:
     """RefusedError if a grid is stale."""
     stale = [edge for edge, grid in grids.items() if grid.stale]
     if stale:

@@ -18,7 +18,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
-from tersor.dtypes import FLOATS, as_numbers, left_as
+from tersor.dtypes import FLOATS, as_numbers, skip_reason
 from tersor.errors import RefusedError, SettingError, SiteError, near_few
 from tersor.forms.form import SLICE
 from tersor.model.attention import Attention
@@ -183,7 +183,7 @@ def missed(pattern: str, sites: Mapping[str, Site], others: list[Site]) -> str:
     other = [
         site for site in matching(sites.values(), pattern) if site.kind != "buffer" and not site.floating
     ]
-    return f"{other[0].name}: {left_as(other[0].dtype)}" if other else near(pattern, others)
+    return f"{other[0].name}: {skip_reason(other[0].dtype)}" if other else near(pattern, others)
 
 
 def near(pattern: str, sites: list[Site]) -> str:

@@ -66,7 +66,7 @@ def restore(
 
 
 @contextlib.contextmanager
-def lent(batches: object) -> Iterator[Counters]:
+def restoring(batches: object) -> Iterator[Counters]:
     """Lend a loader to a training: its counters and its own generators are restored on exit."""
     counters = Counters(batches)
     sampler = getattr(batches, "sampler", None)

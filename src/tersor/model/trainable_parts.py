@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from tersor.forms import Affine, At, Codebook, Dense, Form, LogGrid, LowRank, Masked, Sum
 from tersor.forms.form import from_rows, to_rows
-from tersor.maths.even_grid import expand, limits
 from tersor.maths.levels import from_levels, to_levels
 from tersor.maths.signs import BINARY, TERNARY, binary, ternary
+from tersor.maths.uniform_grid import expand, limits
 from tersor.maths.units import TINY
 
 

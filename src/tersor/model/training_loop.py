@@ -21,7 +21,7 @@ from tersor.model.batches import device_of, generators_of, length_of, move, seed
 from tersor.model.features import Features, features_of
 from tersor.model.groups import groups_of
 from tersor.model.outputs import as_floats
-from tersor.model.snapshot import lent, restore, snapshot
+from tersor.model.snapshot import restore, restoring, snapshot
 from tersor.model.task import MISFIT, Task
 from tersor.model.trainable import TrainableForms
 from tersor.model.unlisted import check_unlisted
@@ -90,7 +90,7 @@ def fit(
     accelerator = make_accelerator(tuned)
     batches = task.batches("train")
     per_epoch = length_of(batches)
-    with seeded(seed), lent(batches) as counters, torch.enable_grad(), contextlib.ExitStack() as stack:
+    with seeded(seed), restoring(batches) as counters, torch.enable_grad(), contextlib.ExitStack() as stack:
         teacher = teacher.to(device_of(tuned)).eval() if teacher is not None else None
         features = features_of(plan.features, tuned, teacher, task, seed)
         stack.enter_context(features.beside(tuned))

@@ -24,7 +24,7 @@ HELD = "it was given with zeros, which a mask keeps"  # the text of the note on 
 NONE = "none"  # instead of a glob: no weight keeps its zeros
 
 
-def masked(
+def with_masks(
     sites: Mapping[str, Site], forms: Mapping[str, Form], zeros: str = "*", where: str | Iterable[str] = "*",
     who: str = "zeros",
 ) -> dict[str, Masked]:  # fmt: skip
@@ -42,11 +42,11 @@ def masked(
     if where != "*" and plain:
         chosen = {site.name for site in select(sites, where, who)}
         plain = {name: form for name, form in plain.items() if name in chosen}
-    keeps = {name: kept(form) for name, form in plain.items()}
+    keeps = {name: keep_mask(form) for name, form in plain.items()}
     return {name: Masked(Dense(keep), plain[name]) for name, keep in keeps.items() if keep is not None}
 
 
-def kept(form: Form) -> Tensor | None:
+def keep_mask(form: Form) -> Tensor | None:
     """Which elements of a weight are not zero, bool of its shape; None if its zeros need no mask."""
     count = math.prod(form.shape)
     zeros = count - sum(int(part.count_nonzero()) for part in form.slices())

@@ -21,13 +21,13 @@ from tersor.model.changes import Replace, Set
 PROOFS = ("masked", "same", "runs")
 
 
-class Standing(Node):
+class Current(Node):
     """As `before` of an edit: the current form, unchecked. Edits that are read from a journal have it."""
 
     name = "standing"
 
 
-STANDING = Standing()
+CURRENT = Current()
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +107,6 @@ class Group:
             object.__setattr__(self, "proof", "masked" if cuts else "same")
 
 
-def of(site: str, *events: Event) -> Group:
+def site_group(site: str, *events: Event) -> Group:
     """A group about one site, with the site's name as its key."""
     return Group(site, events)

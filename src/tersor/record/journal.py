@@ -29,7 +29,7 @@ from tersor.files import atomic, claim, write_text
 from tersor.forms import NODES
 from tersor.forms.form import DIGEST
 from tersor.model.changes import Replace, Set
-from tersor.record.events import STANDING, Cut, Edit, Event, Group, Note
+from tersor.record.events import CURRENT, Cut, Edit, Event, Group, Note
 from tersor.record.node_json import flatten, unflatten
 
 NUMBER = 2
@@ -61,7 +61,7 @@ class Line:
             ((word, fields),) = event.items()
             if word == "edit":
                 after = unflatten(fields["tree"], str(number), tensors.__getitem__, NODES)
-                yield Edit(fields["site"], STANDING, after, fields["how"])
+                yield Edit(fields["site"], CURRENT, after, fields["how"])
             else:
                 fields = {**fields, "kept": tuple(fields["kept"])} if word == "cut" else fields
                 yield PLAIN[word](**fields)

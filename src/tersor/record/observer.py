@@ -14,7 +14,7 @@ class Observer:
     def progress(self, done: int, total: int, text: str = "") -> None:
         """Progress of a long operation: `done` of `total` units."""
 
-    def said(self, text: str) -> None:
+    def message(self, text: str) -> None:
         """A message for the user."""
 
     def applied(self, group: Group) -> None:

@@ -16,7 +16,7 @@ from tersor.forms.form import as_bytes
 HOW = ("wrap", "refine", "lossless", "absorb")
 
 
-def untrue(how: str, before: Form, after: Form, dtype: torch.dtype) -> str:
+def relation_error(how: str, before: Form, after: Form, dtype: torch.dtype) -> str:
     """Why `how` is wrong for this edit of a site of this dtype; "" if it is right."""
     if how not in HOW:
         return f"an edit is one of {', '.join(HOW)}, not {how!r}"

@@ -100,7 +100,7 @@ def unpacked_lines(facts: Facts) -> Iterator[str]:
     yield from ((named(facts[word], "") for word in ("from", "to")) if facts["only"] else lines(facts))
 
 
-def told(old: Path, new: Path, patch: Path, done: Any) -> dict[str, Any]:
+def diffed(old: Path, new: Path, patch: Path, done: Any) -> dict[str, Any]:
     """A patch, with the results of io.diff."""
     files = {"old": old, "new": new, "patch": patch}
     found: dict[str, Any] = {
@@ -113,7 +113,7 @@ def told(old: Path, new: Path, patch: Path, done: Any) -> dict[str, Any]:
     return found | {"arrays": arrays, "ignored": dict(done.ignored)}
 
 
-def told_lines(facts: Facts) -> Iterator[str]:
+def diffed_lines(facts: Facts) -> Iterator[str]:
     new, patch, arrays = facts["new"], facts["patch"], facts["arrays"]
     of = "these tensors" if "tensors_nbytes" in new else "it"
     yield named(new, "compared")

@@ -44,7 +44,7 @@ class Lines(Observer):
     def step(self, number: int, total: int, name: str) -> None:
         talk(f"[{number}/{total}] {name}")
 
-    def said(self, text: str) -> None:
+    def message(self, text: str) -> None:
         talk(text)
 
 
@@ -65,7 +65,7 @@ class Bars(Observer):
         if self.now is not None:
             self.bars.update(self.now, completed=done, total=total, description=text)
 
-    def said(self, text: str) -> None:
+    def message(self, text: str) -> None:
         self.bars.console.print(text, markup=False, highlight=False)
 
     def end(self) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from tersor.core.state import State
 from tersor.errors import SiteError
-from tersor.maths.even_grid import code_limits
+from tersor.maths.uniform_grid import code_limits
 from tersor.measure.leaf_costs import leaf_costs_of
 from tersor.model.sites import near
 from tersor.report.console import percent, seconds, settings, whole

@@ -23,7 +23,7 @@ from tersor.forms import Codebook, Dense, Form
 from tersor.forms.form import from_rows, to_rows
 from tersor.maths.kmeans import INITS, cluster
 from tersor.model.sites import Site
-from tersor.record.events import Edit, Group, Note, of
+from tersor.record.events import Edit, Group, Note, site_group
 from tersor.settings import check, check_word
 from tersor.steps.retrain import Retrain
 
@@ -53,7 +53,7 @@ class Cluster(Retrain):
         if self.epochs == 0:
             for site in view.each(self.where):
                 edit = self.edit(view, site)
-                yield of(site.name, edit, self.note(site.name, cast(Form, edit.after)))
+                yield site_group(site.name, edit, self.note(site.name, cast(Form, edit.after)))
             return
         edits = {site.name: self.edit(view, site) for site in view.weights(self.where)}
         after, events = self.retrained(view, edits)

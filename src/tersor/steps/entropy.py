@@ -17,11 +17,11 @@ from typing import ClassVar, TypeVar
 
 from tersor.core.step import Needs
 from tersor.core.view import View
-from tersor.dtypes import CODED, left_as
-from tersor.encode import shortened
+from tersor.dtypes import CODED, skip_reason
+from tersor.encode import coded_if_shorter
 from tersor.forms import PROFILES, At, Form, uncoded
 from tersor.model.sites import Site, select
-from tersor.record.events import Edit, Group, Note, of
+from tersor.record.events import Edit, Group, Note, site_group
 from tersor.settings import check_settings, check_word
 
 Result = TypeVar("Result")
@@ -53,13 +53,13 @@ class Entropy:
             for number, (site, (plain, after)) in enumerate(zip(left, found, strict=True), 1):
                 form = view.form(site)
                 if after.nbytes >= form.nbytes:
-                    alone = "" if site.dtype in CODED else left_as(site.dtype, coders=True)
+                    alone = "" if site.dtype in CODED else skip_reason(site.dtype, coders=True)
                     text = alone or f"no coder shortens its {form.nbytes} bytes"
-                    yield of(site.name, Note(site.name, "skipped", text))
+                    yield site_group(site.name, Note(site.name, "skipped", text))
                 else:
                     text = f"{plain.nbytes} to {after.nbytes} bytes"
                     note = Note(site.name, "done", text, {"before": plain.nbytes, "after": after.nbytes})
-                    yield of(site.name, Edit(site.name, form, after, "lossless"), note)
+                    yield site_group(site.name, Edit(site.name, form, after, "lossless"), note)
                 view.observer.progress(len(sites) - len(left) + number, len(sites), site.name)
 
     def both(self, form: Form) -> tuple[Form, Form]:
@@ -69,7 +69,7 @@ class Entropy:
 
     def code(self, form: Form) -> Form:
         """The tree with its leaves coded."""
-        return At(form).rebuilt(lambda at: shortened(at, self.coder))
+        return At(form).rebuilt(lambda at: coded_if_shorter(at, self.coder))
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from tersor.errors import SettingError
 from tersor.forms import Dense, LowRank, uncoded
 from tersor.maths.ranks import rank_for_energy, rank_for_keep, svd_factors, whitened_factors
 from tersor.model.sites import Site
-from tersor.record.events import Edit, Group, Note, of
+from tersor.record.events import Edit, Group, Note, site_group
 from tersor.settings import check
 from tersor.steps.retrain import Retrain
 
@@ -56,7 +56,7 @@ class Factorize(Retrain):
     def run(self, view: View) -> Iterator[Group]:
         if self.epochs == 0:
             for site in view.each(self.where):
-                yield of(site.name, *self.factored(view, site))
+                yield site_group(site.name, *self.factored(view, site))
             return
         made = [event for site in view.weights(self.where) for event in self.factored(view, site)]
         _, events = self.retrained(view, {event.site: event for event in made if isinstance(event, Edit)})

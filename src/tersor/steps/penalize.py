@@ -26,7 +26,7 @@ from tersor.encode import refine
 from tersor.errors import RefusedError, SettingError
 from tersor.forms import Affine, Dense, Form, uncoded
 from tersor.forms.form import from_rows, to_rows
-from tersor.maths.even_grid import limits, requantize
+from tersor.maths.uniform_grid import limits, requantize
 from tersor.maths.units import TINY
 from tersor.model.batches import move
 from tersor.model.channel_order import Link, arranged, links

@@ -36,7 +36,7 @@ from tersor.maths.scores import (
 from tersor.model.sites import Site
 from tersor.model.trainable import TrainableForms
 from tersor.model.trainable_parts import MaskedPart
-from tersor.record.events import Edit, Group, Note, of
+from tersor.record.events import Edit, Group, Note, site_group
 from tersor.settings import check, check_word
 from tersor.steps.retrain import Retrain
 
@@ -103,7 +103,7 @@ class Prune(Retrain):
             for site in view.each(self.where):
                 form = view.form(site)
                 after, how = self.wrapped(form, site)
-                yield of(site.name, Edit(site.name, form, after, how), kept_note(site, after))
+                yield site_group(site.name, Edit(site.name, form, after, how), kept_note(site, after))
             return
         sites = view.weights(self.where)
         forms = {site.name: mask_all(view.form(site)) for site in sites}
@@ -112,7 +112,7 @@ class Prune(Retrain):
             for site in sites:
                 form, after = view.form(site), narrow[site.name]
                 how = "wrap" if holds(after, form) else "refine"
-                yield of(site.name, Edit(site.name, form, after, how), kept_note(site, after))
+                yield site_group(site.name, Edit(site.name, form, after, how), kept_note(site, after))
             return
         state: dict[str, Form] = {**view.forms, **forms}
         for number in range(1, self.rounds + 1):

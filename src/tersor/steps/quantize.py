@@ -25,11 +25,11 @@ from tersor.encode import refine
 from tersor.errors import SettingError
 from tersor.forms import Affine, Codebook, Dense, Form, LogGrid
 from tersor.forms.form import from_rows, to_rows
-from tersor.maths.even_grid import PER, RANGES, even_grid
 from tersor.maths.levels import LOG_RANGES, log_grid
 from tersor.maths.signs import binary, ternary
+from tersor.maths.uniform_grid import PER, RANGES, uniform_grid
 from tersor.model.sites import Site
-from tersor.record.events import Edit, Group, Note, of
+from tersor.record.events import Edit, Group, Note, site_group
 from tersor.settings import check, check_word
 from tersor.steps.retrain import Retrain
 
@@ -102,7 +102,9 @@ class Quantize(Retrain):
         if self.epochs == 0:
             for site in view.each(self.where):
                 edit = self.edit(view, site)
-                yield of(site.name, edit, self.note(site.name, view.form(site), cast(Form, edit.after)))
+                yield site_group(
+                    site.name, edit, self.note(site.name, view.form(site), cast(Form, edit.after))
+                )
             return
         edits = {site.name: self.edit(view, site) for site in view.weights(self.where)}
         after, events = self.retrained(view, edits)
@@ -124,7 +126,7 @@ class Quantize(Retrain):
             return Dense(from_rows(codes, shape, axis).contiguous())
 
         if self.scheme == "uniform":
-            codes, scale, zero = even_grid(
+            codes, scale, zero = uniform_grid(
                 rows, self.bits, per=self.per, group=self.group, symmetric=self.symmetric,
                 range=self.range, percentile=self.percentile, ends=self.ends(), keep=within,
             )  # fmt: skip

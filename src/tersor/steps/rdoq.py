@@ -23,7 +23,7 @@ from tersor.errors import RefusedError, SettingError
 from tersor.forms import Form
 from tersor.measure.accuracy import lost
 from tersor.model.sites import Site
-from tersor.record.events import Edit, Group, Note, of
+from tersor.record.events import Edit, Group, Note, site_group
 from tersor.settings import check, check_settings, check_word
 from tersor.steps.budget import largest, least
 from tersor.steps.entropy import Entropy
@@ -97,7 +97,7 @@ class Rdoq:
         if self.nbytes is None and self.max_drop is None and self.weighing(view) == "none":
             for number, site in enumerate(sites, 1):
                 if site.name not in view.done:
-                    yield of(site.name, *self.alone(view, site))
+                    yield site_group(site.name, *self.alone(view, site))
                 view.observer.progress(number, len(sites), site.name)
             return
         roundings = site_roundings(view, sites, self.weighing(view), self.damp, self.passes)

@@ -22,7 +22,7 @@ from tersor.forms import Form
 from tersor.model.frozen import FROZEN, Frozen, frozen_in
 from tersor.model.groups import factors_of
 from tersor.model.import_object import import_object
-from tersor.model.restructured import changed
+from tersor.model.restructured import changed_structure
 from tersor.model.sites import Site
 from tersor.model.training_loop import OPTIMIZERS, SCHEDULES, TrainingPlan
 from tersor.record.events import Edit, Note
@@ -93,7 +93,9 @@ class Retrain:
     def still(self, view: View) -> Frozen:
         """The frozen tensors and modules of the current model."""
         given = view.state.given
-        found = Frozen() if given is None else frozen_in(changed(given, view.state.changes), view.sites)
+        found = (
+            Frozen() if given is None else frozen_in(changed_structure(given, view.state.changes), view.sites)
+        )
         return found if self.frozen == "stay" else Frozen(outside=found.outside)
 
     def stayed(self, view: View, learning: Sequence[Site] | None = None) -> tuple[Note, ...]:
@@ -103,7 +105,7 @@ class Retrain:
         if learning is not None:
             names = {site.name for site in learning}
             found = replace(found, tensors=tuple(name for name in found.tensors if name in names), outside=())
-        text, data = found.said()
+        text, data = found.summary()
         return (Note("", "frozen", text, data),) if text else ()
 
     def retrained(

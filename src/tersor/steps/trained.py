@@ -24,8 +24,8 @@ from tersor.errors import SettingError, did_you_mean
 from tersor.forms import Form
 from tersor.model.frozen import FROZEN, Frozen, frozen_in
 from tersor.model.own_loop import Source, Trainable, unwrapped
-from tersor.model.simulate import fresh
-from tersor.model.zeros import masked
+from tersor.model.simulate import refuse_stale
+from tersor.model.zeros import with_masks
 from tersor.record.events import Edit, Group, Note
 
 
@@ -55,13 +55,16 @@ def trainable(
         raise SettingError(
             "trainable: a file holds weights, not code: give the model too, trainable(state, model)"
         )
-    fresh(state.grids)
+    refuse_stale(state.grids)
     # A module that does not fit a file is refused here, not in the middle of a loop.
     plain = state.kept or state.changes or model is not None
     module = state.plain() if plain else state.given
     still = frozen_in(module, state.sites) if frozen == "stay" else Frozen()
     learn = still.learning(state.sites.values(), "trainable")
-    forms = {**state.forms, **masked(state.sites, state.forms, zeros)}  # the executor does the same in folded
+    forms = {
+        **state.forms,
+        **with_masks(state.sites, state.forms, zeros),
+    }  # the executor does the same in folded
     made = Trainable(
         module, forms, state.sites, learn, resting=still.modules, edge_grids=state.grids,
         example=example,
@@ -101,7 +104,7 @@ class Trained:
             if events or grid.digest != before.digest:
                 events.append(Edit(edge, before, grid, "refine"))
         count = len({event.site for event in events})
-        text, data = module.frozen.said()
+        text, data = module.frozen.summary()
         notes = [Note("", "trained", f"in a loop of one's own: {count} moved")]
         notes += [Note("", "frozen", text, data)] if text else []
         yield Group("all", (*events, *notes))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tersor.errors import SettingError
 from tersor.maths import ranges
-from tersor.maths.even_grid import RANGES, dequantize, even_grid, expand, limits, requantize
+from tersor.maths.uniform_grid import RANGES, dequantize, expand, limits, requantize, uniform_grid
 from tersor.maths.units import PER, TINY
 
 SHAPES = [(1, 1), (7, 1), (1, 7), (3, 5), (4, 8), (5, 13)]
@@ -54,7 +54,7 @@ def test_grids_are_well_formed(case, bits, per, group, options):
     symmetric = symmetric and bits > 1
     w = weights(**case)
     keep = torch.rand(w.shape, generator=torch.Generator().manual_seed(1)) < 0.5 if masked else None
-    codes, scale, zero = even_grid(
+    codes, scale, zero = uniform_grid(
         w, bits, per=per, group=group, symmetric=symmetric, range=range_, ends=(-0.5, 2.0), keep=keep
     )
     rows, columns = w.shape
@@ -84,7 +84,7 @@ def test_minmax_rounds_by_at_most_half_a_step(case, bits, per, group, symmetric)
     w = weights(**case)
     if (case["kind"] == "huge" and not symmetric) or bits == 1:
         return
-    codes, scale, zero = even_grid(w, bits, per=per, group=group, symmetric=symmetric)
+    codes, scale, zero = uniform_grid(w, bits, per=per, group=group, symmetric=symmetric)
     half = expand(scale, group, w.shape[1]) / 2
     gap = (dequantize(codes, scale, zero, group).double() - w.double()).abs()
     assert (gap <= half.double() + w.abs().amax().double() * 3e-7).all()
@@ -108,7 +108,7 @@ def test_a_fixed_range_is_that_of_weights_that_span_it(bits, ends):
     """The grid is the textbook grid of the two ends, for weights inside or outside of the range."""
     w = torch.randn(3, 17, generator=torch.Generator().manual_seed(bits)) * 0.5
     symmetric = ends[0] == -ends[1]
-    codes, scale, zero = even_grid(w, bits, per="channel", symmetric=symmetric, range="fixed", ends=ends)
+    codes, scale, zero = uniform_grid(w, bits, per="channel", symmetric=symmetric, range="fixed", ends=ends)
     got = dequantize(codes, scale, zero, 0)
     for row, decoded in zip(w.tolist(), got.tolist(), strict=True):
         clipped = [min(max(v, ends[0]), ends[1]) for v in row]
@@ -118,14 +118,14 @@ def test_a_fixed_range_is_that_of_weights_that_span_it(bits, ends):
 @pytest.mark.parametrize("ends", [None, (0.1, 1.0), (-1.0, -0.1)])
 def test_a_fixed_range_holds_zero(ends):
     with pytest.raises(SettingError, match="low <= 0 <= high"):
-        even_grid(torch.ones(2, 2), 4, range="fixed", ends=ends)
+        uniform_grid(torch.ones(2, 2), 4, range="fixed", ends=ends)
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 7, 8, 11, 16])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_groups_match_a_slow_loop(bits, symmetric):
     w = torch.randn(5, 13, generator=torch.Generator().manual_seed(bits)) + 0.5
-    codes, scale, zero = even_grid(w, bits, per="group", group=4, symmetric=symmetric)
+    codes, scale, zero = uniform_grid(w, bits, per="group", group=4, symmetric=symmetric)
     got = dequantize(codes, scale, zero, 4)
     for row in range(5):
         for g in range(0, 13, 4):
@@ -135,10 +135,10 @@ def test_groups_match_a_slow_loop(bits, symmetric):
 
 def test_one_bit_is_zero_and_the_farther_end():
     w = torch.tensor([[-0.2, 1.0, 0.6, 0.3], [0.2, -1.0, -0.6, -0.3]])
-    codes, scale, zero = even_grid(w, 1, symmetric=False)
+    codes, scale, zero = uniform_grid(w, 1, symmetric=False)
     assert dequantize(codes, scale, zero, 64).tolist() == [[0, 1, 1, 0], [0, -1, -1, 0]]
     with pytest.raises(SettingError, match="symmetric=False"):
-        even_grid(w, 1)
+        uniform_grid(w, 1)
 
 
 @settings(max_examples=150, deadline=None)
@@ -152,7 +152,7 @@ def test_mse_is_never_worse_than_minmax(case, bits, per, symmetric, masked):
     counts = torch.ones_like(w) if keep is None else keep
 
     def error(range_):
-        grid = even_grid(w, bits, per=per, group=4, symmetric=symmetric, range=range_, keep=keep)
+        grid = uniform_grid(w, bits, per=per, group=4, symmetric=symmetric, range=range_, keep=keep)
         return ((dequantize(*grid, 4).double() - w.double()).square() * counts).sum()
 
     assert error("mse") <= error("minmax") * (1 + 1e-5) + 1e-80
@@ -164,7 +164,7 @@ def test_mse_is_near_the_best_of_a_dense_search(bits, symmetric):
     if bits == 1 and symmetric:
         return
     w = torch.randn(6, 101, generator=torch.Generator().manual_seed(bits)) ** 3 + 0.1
-    codes, scale, zero = even_grid(w, bits, symmetric=symmetric, range="mse")
+    codes, scale, zero = uniform_grid(w, bits, symmetric=symmetric, range="mse")
     got = (dequantize(codes, scale, zero, 64) - w).square().sum(1)
     first, last = limits(bits, symmetric)
     top = w.abs().amax(1, keepdim=True)
@@ -181,7 +181,7 @@ def test_mse_is_near_the_best_of_a_dense_search(bits, symmetric):
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_mse_cannot_be_improved_by_rescaling(symmetric):
     w = torch.randn(20, 64, generator=torch.Generator().manual_seed(9)).double()
-    codes, scale, zero = even_grid(w.float(), 3, symmetric=symmetric, range="mse")
+    codes, scale, zero = uniform_grid(w.float(), 3, symmetric=symmetric, range="mse")
     steps = codes.double() - (0 if zero is None else zero.double())
     best = (steps * w).sum(1) / steps.square().sum(1)
     assert torch.allclose(scale[:, 0].double(), best, rtol=5e-3)
@@ -189,7 +189,7 @@ def test_mse_cannot_be_improved_by_rescaling(symmetric):
 
 def test_mse_helps_with_outliers():
     w = torch.randn(4, 2000, generator=torch.Generator().manual_seed(0)) ** 3
-    plain, fitted = even_grid(w, 4), even_grid(w, 4, range="mse")
+    plain, fitted = uniform_grid(w, 4), uniform_grid(w, 4, range="mse")
     errors = [(dequantize(*g, 64) - w).square().sum() for g in (plain, fitted)]
     assert errors[1] < errors[0] * 0.7
 
@@ -198,8 +198,8 @@ def test_mse_helps_with_outliers():
 def test_percentile_is_numpys(masked):
     w = torch.randn(4, 999, generator=torch.Generator().manual_seed(0))
     keep = torch.rand(w.shape, generator=torch.Generator().manual_seed(1)) < 0.7 if masked else None
-    _, scale, _ = even_grid(w, 8, range="percentile", percentile=97.3, keep=keep)
-    _, wide, zero = even_grid(w, 8, range="percentile", percentile=97.3, keep=keep, symmetric=False)
+    _, scale, _ = uniform_grid(w, 8, range="percentile", percentile=97.3, keep=keep)
+    _, wide, zero = uniform_grid(w, 8, range="percentile", percentile=97.3, keep=keep, symmetric=False)
     for row in range(4):
         values = (w[row] if keep is None else w[row][keep[row]]).double().numpy()
         assert math.isclose(scale[row, 0], np.percentile(abs(values), 97.3) / 127, rel_tol=1e-5)
@@ -212,7 +212,7 @@ def test_percentile_does_not_empty_a_sparse_row():
     w = torch.zeros(1, 5000)
     w[0, 3] = 2.0
     for symmetric in (True, False):
-        codes, scale, zero = even_grid(w, 8, range="percentile", percentile=99, symmetric=symmetric)
+        codes, scale, zero = uniform_grid(w, 8, range="percentile", percentile=99, symmetric=symmetric)
         assert torch.allclose(dequantize(codes, scale, zero, 64), w)
 
 
@@ -254,12 +254,12 @@ def test_entropy_threshold_is_migaczs(bits, tail):
 
 def test_entropy_clips_and_short_rows_share_a_threshold():
     w = torch.randn(300, 64, generator=torch.Generator().manual_seed(3)) ** 3
-    _, plain, _ = even_grid(w, 4)
-    _, fitted, _ = even_grid(w, 4, range="entropy")
+    _, plain, _ = uniform_grid(w, 4)
+    _, fitted, _ = uniform_grid(w, 4, range="entropy")
     assert (fitted <= plain).all()
     assert (fitted < plain * 0.999).float().mean() > 0.2
-    _, far, _ = even_grid(w, 12, range="entropy")
-    assert torch.equal(far, even_grid(w, 12)[1])
+    _, far, _ = uniform_grid(w, 12, range="entropy")
+    assert torch.equal(far, uniform_grid(w, 12)[1])
 
 
 def test_masked_weights_do_not_influence_the_grid():
@@ -270,8 +270,8 @@ def test_masked_weights_do_not_influence_the_grid():
     loud[:, 3] = 1e6
     for range_ in RANGES:
         for per in PER:
-            a = even_grid(w, 4, per=per, group=4, range=range_, ends=(-1.0, 1.0), keep=keep)[1]
-            b = even_grid(loud, 4, per=per, group=4, range=range_, ends=(-1.0, 1.0), keep=keep)[1]
+            a = uniform_grid(w, 4, per=per, group=4, range=range_, ends=(-1.0, 1.0), keep=keep)[1]
+            b = uniform_grid(loud, 4, per=per, group=4, range=range_, ends=(-1.0, 1.0), keep=keep)[1]
             assert torch.equal(a, b), (range_, per)
 
 
@@ -296,16 +296,16 @@ def test_expand_repeats_groups():
 )
 def test_refusals(options, text):
     with pytest.raises(SettingError, match=text):
-        even_grid(torch.ones(2, 3), **options)
+        uniform_grid(torch.ones(2, 3), **options)
 
 
 def test_nan_is_refused():
     with pytest.raises(SettingError, match="1 of 2 weights are NaN"):
-        even_grid(torch.tensor([[1.0, torch.nan]]), 8)
+        uniform_grid(torch.tensor([[1.0, torch.nan]]), 8)
 
 
 def test_low_precision_inputs_work():
     w = torch.randn(3, 9, generator=torch.Generator().manual_seed(0))
     for dtype in (torch.float16, torch.bfloat16, torch.float64):
-        codes, scale, zero = even_grid(w.to(dtype), 8)
+        codes, scale, zero = uniform_grid(w.to(dtype), 8)
         assert torch.allclose(dequantize(codes, scale, zero, 64), w, atol=0.02)

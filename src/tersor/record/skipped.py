@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
-from tersor.dtypes import left_as
+from tersor.dtypes import skip_reason
 from tersor.model.sites import Site, globs_of
 from tersor.record.events import Group, Note
 from tersor.record.ledger import Ledger
@@ -18,7 +18,7 @@ from tersor.record.ledger import Ledger
 LEFT = "left as they are"  # the key of the executor's group of such notes
 
 
-def left_alone(
+def skipped_sites(
     step: Any, sites: Mapping[str, Site], ledger: Ledger, at: int, done: Collection[str]
 ) -> Group | None:
     """The notes for step number `at`, after it ran; None if there are none. `done`: sites to leave out."""
@@ -26,7 +26,7 @@ def left_alone(
         return None
     noted = {entry.site for entry in ledger.entries if entry.step == at} | set(done)
     notes = [
-        Note(site.name, "skipped", left_as(site.dtype))
+        Note(site.name, "skipped", skip_reason(site.dtype))
         for site in sites.values()
         if site.kind != "buffer" and not site.floating and site.name not in noted
         if selected(step.where, site.name)

@@ -34,7 +34,7 @@ from tersor.maths.units import (
 )
 
 __all__ = [
-    "PER", "RANGES", "code_limits", "dequantize", "even_grid", "expand", "limits", "requantize", "spanning"
+    "PER", "RANGES", "code_limits", "dequantize", "uniform_grid", "expand", "limits", "requantize", "spanning"
 ]  # fmt: skip
 
 RANGES = ("minmax", "percentile", "mse", "entropy", "fixed")
@@ -54,7 +54,7 @@ def code_limits(bits: int, signed: bool) -> tuple[int, int]:
     return low, low + 2**bits - 1
 
 
-def even_grid(
+def uniform_grid(
     w: Tensor,
     bits: int,
     *,
@@ -73,19 +73,19 @@ def even_grid(
     high) of range "fixed". Weights with `keep` False do not influence the grid. SettingError for settings out
     of range, and for NaN or infinity.
     """
-    check_bits("even_grid", bits, 1, 16)
-    check_units("even_grid", w.shape, per, group, keep)
-    check_choice("even_grid", "range", range, RANGES)
+    check_bits("uniform_grid", bits, 1, 16)
+    check_units("uniform_grid", w.shape, per, group, keep)
+    check_choice("uniform_grid", "range", range, RANGES)
     if symmetric and bits == 1:
         raise SettingError(
-            "even_grid: bits=1 with symmetric=True has only the code 0. Use symmetric=False (levels 0 and "
+            "uniform_grid: bits=1 with symmetric=True has only the code 0. Use symmetric=False (levels 0 and "
             "one end), or binary weights (levels -scale and +scale)"
         )
     if range == "percentile" and not 50 < percentile <= 100:
         raise SettingError(
-            f"even_grid: percentile={percentile}, but it must be in percent: 50 < percentile <= 100"
+            f"uniform_grid: percentile={percentile}, but it must be in percent: 50 < percentile <= 100"
         )
-    w = finite("even_grid", w)
+    w = finite("uniform_grid", w)
     x, mask = to_units(w, per, group), unit_mask(w, keep, per, group)
     if range == "mse":
         scale, zero = _least_squares(x, mask, bits, symmetric)
@@ -109,7 +109,7 @@ def even_grid(
 def fixed(ends: tuple[float, float] | None) -> tuple[float, float]:
     if ends is None or not ends[0] <= 0 <= ends[1]:
         raise SettingError(
-            f"even_grid: ends={ends}, but a fixed range needs (low, high) with low <= 0 <= high"
+            f"uniform_grid: ends={ends}, but a fixed range needs (low, high) with low <= 0 <= high"
         )
     return ends
 
