@@ -32,28 +32,28 @@ Weights = Annotated[
 ]
 Key = Annotated[
     str | None,
-    typer.Option("--key", metavar="KEY", help="of several networks in a checkpoint the one under this key"),
+    typer.Option("--key", metavar="KEY", help="the network under this key, of a checkpoint with several"),
 ]
 Arch = Annotated[
-    str | None, typer.Option("--arch", metavar="FILE.py:NAME", help="the code that FILE.tersor is for")
+    str | None, typer.Option("--arch", metavar="FILE.py:NAME", help="the code of the model in FILE.tersor")
 ]
 Base = Annotated[
-    str | None, typer.Option("--base", metavar="FILE", help="the weights that FILE.tersor began with")
+    str | None, typer.Option("--base", metavar="FILE", help="the original weights of FILE.tersor")
 ]
 Folder = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="folder of the results")]
 Tiny = Annotated[
     bool, typer.Option("--tiny", help="the short header, for files of a few kB: no ledger, one checksum")
 ]
 Workers = Annotated[
-    int | None, typer.Option("--workers", metavar="N", help="threads; left out: one for each core")
+    int | None, typer.Option("--workers", metavar="N", help="threads; default: one for each core")
 ]
 Zeros = Annotated[
     str | None,
     typer.Option(
-        "--zeros", metavar="GLOB", help="the weights whose zeros stay zero; 'none': steps move them"
+        "--zeros", metavar="GLOB", help="weights whose zeros stay zero; 'none': steps may change them"
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="one JSON document on stdout, and nothing else there")]
+Json = Annotated[bool, typer.Option("--json", help="print one JSON document on stdout")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress on stderr")]
 
 
@@ -86,12 +86,12 @@ def run(
     key: Key = None,
     arch: Arch = None,
     base: Base = None,
-    resume: Annotated[bool, typer.Option("--resume", help="go on with the run in DIR/journal")] = False,
-    force: Annotated[bool, typer.Option("--force", help="run anew in a folder with a finished run")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="continue the run in DIR/journal")] = False,
+    force: Annotated[bool, typer.Option("--force", help="run again in a folder with a finished run")] = False,
     keep_journal: Annotated[
-        bool, typer.Option("--keep-journal", help="DIR/journal stays, for undo and replay of single steps")
+        bool, typer.Option("--keep-journal", help="keep DIR/journal, for undo and replay of single steps")
     ] = False,
-    seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="not the recipe's own")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="instead of the recipe's")] = None,
     zeros: Zeros = None,
     export: Annotated[bool, typer.Option("--export", help="also write DIR/model.onnx")] = False,
     tiny: Tiny = False,
@@ -121,7 +121,8 @@ def run(
 def check(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="recipe.yaml")],
     model: Annotated[
-        str | None, typer.Option("--model", metavar="MODEL", help=f"also name the weights meant: {MODEL}")
+        str | None,
+        typer.Option("--model", metavar="MODEL", help=f"also list the weights of each step: {MODEL}"),
     ] = None,
     *,
     weights: Weights = None,
@@ -129,7 +130,7 @@ def check(
     arch: Arch = None,
     json: Json = False,
 ) -> Answer:
-    """Say what a recipe does, needs and gives up."""
+    """Report what a recipe does, needs and loses."""
     from tersor.check import check as examine
     from tersor.report.check_lines import lines
     from tersor.resolve import resolve_model, resolve_recipe
@@ -162,7 +163,7 @@ def show(
     ] = None,
     html: Annotated[
         Path | None,
-        typer.Option("--html", metavar="OUT.html", help="also draw where the bytes are, in a page"),
+        typer.Option("--html", metavar="OUT.html", help="also write a page that draws where the bytes are"),
     ] = None,
     json: Json = False,
 ) -> Answer:
@@ -188,13 +189,15 @@ def pack(
     key: Key = None,
     max_drop: Annotated[
         float | None,
-        typer.Option("--max-drop", metavar="DROP", help="round, and lose no more of the task's metric"),
+        typer.Option(
+            "--max-drop", metavar="DROP", help="quantize, with at most this loss of the task's metric"
+        ),
     ] = None,
     model: Annotated[
-        str | None, typer.Option("--model", metavar="MODEL", help="for --max-drop: the weights' code")
+        str | None, typer.Option("--model", metavar="MODEL", help="for --max-drop: the code of the model")
     ] = None,
     task: Annotated[
-        str | None, typer.Option("--task", metavar="TASK", help="for --max-drop: what is measured")
+        str | None, typer.Option("--task", metavar="TASK", help="for --max-drop: the task that measures it")
     ] = None,
     zeros: Zeros = None,
     tiny: Tiny = False,
@@ -202,7 +205,7 @@ def pack(
     json: Json = False,
     quiet: Quiet = False,
 ) -> Answer:
-    """Compress weights, losslessly unless told more."""
+    """Compress a weights file; lossless without steps."""
     from tersor import io
     from tersor.pipeline import rounded
     from tersor.report.file_sizes import packed, packed_lines, rounded_lines, sizes
@@ -217,7 +220,7 @@ def pack(
                 *rounding, out, max_drop=max_drop or 0.0, zeros=zeros or "*", tiny=tiny, observer=observer,
                 inputs=inputs,
             )  # fmt: skip
-            # The file may hold more than the model took of it.
+            # The file may hold more than the model uses.
             found = sizes(weights, out, rounding[0].given_nbytes)
             return Answer(found | facts, json, rounded_lines)
         observer.step(1, 1, "pack")
@@ -238,11 +241,11 @@ def unpack(
     *,
     only: Annotated[
         list[str] | None,
-        typer.Option("--only", metavar="GLOB", help="only these tensors; the others are not read"),
+        typer.Option("--only", metavar="GLOB", help="read and write only these tensors"),
     ] = None,
     shard: Annotated[
         str | None,
-        typer.Option("--shard", metavar="SIZE", help="a folder of files of so much each: 2GB"),
+        typer.Option("--shard", metavar="SIZE", help="a folder of files of at most this size: 2GB"),
     ] = None,
     workers: Workers = None,
     json: Json = False,
@@ -268,13 +271,13 @@ OLD = "a .tersor file, .safetensors, a saved state dict or a checkpoint folder"
 @app.command()
 def diff(
     old: Annotated[Path, typer.Argument(metavar="OLD", help=OLD)],
-    new: Annotated[Path, typer.Argument(metavar="NEW", help="what it became, of any of these kinds")],
+    new: Annotated[Path, typer.Argument(metavar="NEW", help="the new file, of any of these kinds")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="PATCH", help="the patch to write")],
     *,
     json: Json = False,
     quiet: Quiet = False,
 ) -> Answer:
-    """Write what changed from one file to the next."""
+    """Write the difference between two files."""
     from tersor import io
     from tersor.report.file_sizes import diffed, diffed_lines
     from tersor.report.progress import watching
@@ -287,14 +290,14 @@ def diff(
 
 @app.command()
 def patch(
-    old: Annotated[Path, typer.Argument(metavar="OLD", help="the file that diff was given")],
-    changes: Annotated[Path, typer.Argument(metavar="PATCH", help="what diff wrote")],
+    old: Annotated[Path, typer.Argument(metavar="OLD", help="the old file given to diff")],
+    changes: Annotated[Path, typer.Argument(metavar="PATCH", help="the patch that diff wrote")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="NEW", help="the file to write")],
     *,
     json: Json = False,
     quiet: Quiet = False,
 ) -> Answer:
-    """Make the next file of the earlier one and a patch."""
+    """Make the new file from the old one and a patch."""
     from tersor import io
     from tersor.report.file_sizes import patched, patched_lines
     from tersor.report.progress import watching
@@ -327,5 +330,5 @@ def about(
 
 
 def main() -> int:
-    """Run the words of sys.argv; returns the exit code."""
+    """Run the command in sys.argv and return the exit code."""
     return ended(app)
