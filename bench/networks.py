@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tersor.errors import MissingError, TaskError
+from tersor.model.builtin_tasks import fashion_mnist
 from tersor.model.task import Task
-from tersor.model.tasks import fashion_mnist
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = (ROOT / "bench" / "networks", ROOT.parent / "shared" / "bench" / "models")

@@ -140,9 +140,9 @@ def structure(model: Any, inputs: Any) -> bytes | None:
 def traced_once() -> Iterator[None]:
     """torch.export takes 60 ms, and tests begin some thousand runs with models of few structures: each
     structure is traced once a worker."""
-    from tersor.model import opened
+    from tersor.model import given_model
 
-    traced, graphs = opened.traced, dict[bytes, Any]()
+    traced, graphs = given_model.traced, dict[bytes, Any]()
 
     def remembered(model: Any, inputs: Any) -> Any:
         key = structure(model, inputs)
@@ -152,9 +152,9 @@ def traced_once() -> Iterator[None]:
             graphs[key] = traced(model, inputs)
         return graphs[key]
 
-    opened.traced = remembered
+    given_model.traced = remembered
     yield
-    opened.traced = traced
+    given_model.traced = traced
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tersor.model import opened
+from tersor.model import given_model
 
 pytest_plugins = ["pytester"]
 
@@ -23,7 +23,7 @@ CHANGES = {
 @pytest.fixture(scope="module")
 def loaded() -> None:
     """pytester forgets what was first imported under it, and parts of torch cannot be imported twice."""
-    opened.traced(nn.Linear(1, 1), (torch.ones(1, 1),))
+    given_model.traced(nn.Linear(1, 1), (torch.ones(1, 1),))
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_only_what_has_the_same_trace_is_traced_once(inner: pytest.Pytester) -> 
         import torch
         from torch import nn
 
-        from tersor.model import opened
+        from tersor.model import given_model
 
         X = (torch.randn(2, 3),)
 
@@ -105,7 +105,7 @@ def test_only_what_has_the_same_trace_is_traced_once(inner: pytest.Pytester) -> 
             return model
 
         def test_other_numbers_change_no_trace():
-            assert opened.traced(net(), X) is opened.traced(net(), (torch.randn(2, 3),))
+            assert given_model.traced(net(), X) is given_model.traced(net(), (torch.randn(2, 3),))
 
         @pytest.mark.parametrize(("model", "x"), [
             (net(negative_slope=0.5), X), (net().train(), X), (net(), (torch.randn(4, 3),)), (tied(), X),
@@ -113,13 +113,13 @@ def test_only_what_has_the_same_trace_is_traced_once(inner: pytest.Pytester) -> 
             (nn.Sequential(*net(), nn.Linear(3, 3)), X), (net(), (torch.randn(3, 2).T,)),
         ])
         def test_other_structures_do(model, x):
-            assert opened.traced(model, x) is not opened.traced(net(), X)
+            assert given_model.traced(model, x) is not given_model.traced(net(), X)
 
         def test_so_do_other_settings_of_torch():
             model, x = net(), (X[0].clone(),)
-            before = opened.traced(model, x)
+            before = given_model.traced(model, x)
             torch.set_default_dtype(torch.float64)
-            after = opened.traced(model, x)
+            after = given_model.traced(model, x)
             torch.set_default_dtype(torch.float32)
             assert before is not after
 
@@ -133,7 +133,7 @@ def test_only_what_has_the_same_trace_is_traced_once(inner: pytest.Pytester) -> 
                 return x.relu() if self.hidden else x.tanh()
 
         def names(model):
-            return [node.target._opname for node in opened.traced(model, X).nodes]
+            return [node.target._opname for node in given_model.traced(model, X).nodes]
 
         def test_so_does_code_of_a_test(monkeypatch):
             model = Own()

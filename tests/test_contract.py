@@ -37,7 +37,7 @@ from tersor.record.events import Edit
 from tersor.record.journal import lines_of
 from tersor.settings import make, settings_of
 from tersor.steps import STEPS
-from tersor.steps.words import dump, from_words, from_yaml
+from tersor.steps.recipe_text import dump, from_words, from_yaml
 
 pytestmark = pytest.mark.usefixtures("onnx_functions_read_once")
 

@@ -22,7 +22,7 @@ from tersor.forms import Coded, uncoded
 from tersor.io import load
 from tersor.record.events import Cut, Group
 from tersor.steps import STEPS, Entropy, Prune, Quantize, Rdoq
-from tersor.steps.words import dump, from_yaml, lock
+from tersor.steps.recipe_text import dump, from_yaml, lock
 
 TABLE = STEPS | {"halving": Halving}
 OTHERS = [name for name in STEPS if name not in DEAR]

@@ -12,7 +12,7 @@ from tersor.core.history import undo
 from tersor.core.run import run
 from tersor.io import load, save
 from tersor.steps import STEPS, Entropy, Measure, Prune
-from tersor.steps.trained import folded, trainable
+from tersor.steps.own_training import folded, trainable
 
 pytestmark = [
     pytest.mark.gpu,

@@ -23,7 +23,7 @@ from tersor.model.edges import edges_of
 from tersor.model.observe import observed
 from tersor.model.simulate import gridded
 from tersor.model.task import Task
-from tersor.model.trainable import TrainableForms
+from tersor.model.trainable_forms import TrainableForms
 from tersor.record.events import Cut, Edit, Group, Note
 from tersor.steps import STEPS, Entropy, Export, Prune
 

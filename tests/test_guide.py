@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tersor.effects import only
+from tersor.setting_effects import only
 from tersor.steps import STEPS
 from tersor.steps.retrain import TRAINING, Retrain
 

@@ -17,7 +17,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     (
         "files",
         "settings",
-        "effects",
+        "setting_effects",
         "threads",
         "dtypes",
         "compiled",

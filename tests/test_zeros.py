@@ -25,12 +25,12 @@ from tersor.core.step import Needs
 from tersor.errors import RefusedError, SettingError, SiteError
 from tersor.forms import Dense, Masked
 from tersor.io import load, pack, save
+from tersor.model.given_masks import keep_mask
 from tersor.model.task import Task
-from tersor.model.zeros import keep_mask
 from tersor.record.events import Group, Note
 from tersor.record.journal import Journal
 from tersor.steps import STEPS, Cluster, Factorize, Finetune, Prune, Quantize
-from tersor.steps.words import dump, from_yaml, lock
+from tersor.steps.recipe_text import dump, from_yaml, lock
 
 LOSES = "factorize"  # a product keeps no zeros, and its note says so
 # Settings that move zeros most. Hidden units are not reordered, since zeros are compared by position.

@@ -32,13 +32,13 @@ if TYPE_CHECKING:
         TersorError,
     )
     from tersor.io import diff, load, pack, patch, save, unpack, verify
+    from tersor.model.builtin_metrics import METRICS
+    from tersor.model.builtin_tasks import digits, fashion_mnist
     from tersor.model.changes import Replace, Set
     from tersor.model.loader import TensorBatches
     from tersor.model.logits import Logits
     from tersor.model.metric import Metric
-    from tersor.model.metrics import METRICS
     from tersor.model.task import Task
-    from tersor.model.tasks import digits, fashion_mnist
     from tersor.record.events import Cut, Edit, Group, Note
     from tersor.record.ledger import Ledger
     from tersor.record.observer import Observer
@@ -57,8 +57,8 @@ if TYPE_CHECKING:
         Rdoq,
         read_recipe,
     )
-    from tersor.steps.trained import folded, trainable
-    from tersor.steps.words import lock
+    from tersor.steps.own_training import folded, trainable
+    from tersor.steps.recipe_text import lock
 
 # Where each public name lives.
 MODULES: dict[str, tuple[str, ...]] = {
@@ -80,11 +80,11 @@ MODULES: dict[str, tuple[str, ...]] = {
     "tersor.model.loader": ("TensorBatches",),
     "tersor.model.logits": ("Logits",),
     "tersor.model.metric": ("Metric",),
-    "tersor.model.metrics": ("METRICS",),
+    "tersor.model.builtin_metrics": ("METRICS",),
     "tersor.model.task": ("Task",),
-    "tersor.model.tasks": ("digits", "fashion_mnist"),
-    "tersor.steps.trained": ("folded", "trainable"),
-    "tersor.steps.words": ("lock",),
+    "tersor.model.builtin_tasks": ("digits", "fashion_mnist"),
+    "tersor.steps.own_training": ("folded", "trainable"),
+    "tersor.steps.recipe_text": ("lock",),
     "tersor.steps": (
         "STEPS", "Cluster", "Distill", "Entropy", "Export", "Factorize", "Finetune", "Measure", "Penalize",
         "Prune", "Quantize", "Rdoq", "read_recipe",

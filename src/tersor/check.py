@@ -1,8 +1,8 @@
-"""Check: what a recipe will do, need and give up, before anything runs.
+"""Check: what a recipe will do, need and lose, before anything runs.
 
 The recipe runs on a stand-in with small random weights, and only training is left out. The warnings about
-steps that absorb each other therefore come from the steps and forms themselves. With a model, the stand-in
-has the model's names and kinds, and at most 64 elements along each axis. Cost: seconds.
+steps that absorb the result of another therefore come from the steps and forms themselves. With a model, the
+stand-in has the model's names and kinds, and at most 64 elements along each axis. Cost: seconds.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tersor.errors import RefusedError
 from tersor.forms import FORMS, Form, Node
 from tersor.model.sites import Site, select
 from tersor.model.task import Task
-from tersor.model.trainable import TrainableForms
+from tersor.model.trainable_forms import TrainableForms
 from tersor.model.training_loop import TrainingPlan
 from tersor.record.events import Cut, Edit, Event, Group, Note
 from tersor.record.observer import Observer

@@ -99,7 +99,7 @@ def run(
     quiet: Quiet = False,
 ) -> Answer:
     """Compress a model by a recipe, into a folder."""
-    from tersor.model.tasks import task_from
+    from tersor.model.builtin_tasks import task_from
     from tersor.pipeline import run_pipeline
     from tersor.report.progress import watching
     from tersor.report.table import report

@@ -3,8 +3,9 @@
 folder   the first that can be written: NUMBA_CACHE_DIR, __pycache__ here, the user's cache folder, a private
          folder for temporary files. In it loops-HASH, the hash of all sources that loops are made of: after a
          change of any of them everything is compiled anew, and no old code can run
-beside   `begin` compiles a module's loops in a process of its own, while this one does something else
-Cost: some 12 s of one core for all loops, once; then 0.1 s a process. The logger "tersor" says when it waits.
+beside   `begin` compiles a module's loops in a process in the background
+Cost: some 12 s of one core for all loops, once; then 0.1 s a process. The logger "tersor" says when it waits
+for it.
 """
 
 from __future__ import annotations

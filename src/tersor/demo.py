@@ -21,8 +21,8 @@ from tersor.errors import RefusedError
 from tersor.files import output, write_text
 from tersor.io import unpack
 from tersor.model.batches import seeded
+from tersor.model.builtin_tasks import digits
 from tersor.model.task import Task
-from tersor.model.tasks import digits
 from tersor.pipeline import MODEL, REPORT, run_pipeline, write_plain
 from tersor.record.observer import Observer
 from tersor.report.console import percent, to_json, whole

@@ -1,4 +1,4 @@
-"""Exits: the end of a command: its result on stdout or its error on stderr, and the exit code.
+"""Exits: what a command prints when it ends, result or error, and its exit code.
 
 exit 0      done
 exit 1      understood and refused (errors.py)

@@ -29,7 +29,7 @@ from tersor.record.observer import Observer
 from tersor.report.console import to_json
 from tersor.report.facts import facts_of
 from tersor.steps import Entropy, Export, Rdoq
-from tersor.steps.words import dump, lock
+from tersor.steps.recipe_text import dump, lock
 from tersor.threads import first
 
 MODEL, LOCK, REPORT, JOURNAL = "model.tersor", "recipe.lock.yaml", "report.json", "journal"

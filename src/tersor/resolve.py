@@ -19,10 +19,10 @@ from tersor.core.state import State, start
 from tersor.errors import RefusedError, SettingError, did_you_mean, need
 from tersor.io import load
 from tersor.io.checkpoint import Checkpoint, read_from
+from tersor.model.builtin_tasks import task_from
 from tersor.model.import_object import import_object
 from tersor.model.sites import sites_of
 from tersor.model.task import Task
-from tersor.model.tasks import task_from
 from tersor.steps import read_recipe, recipe_from_words
 
 

@@ -1,8 +1,8 @@
 """Settings: frozen dataclasses from text and back, checked when they are made.
 
-A step that exists is valid: unknown keys, words that are not allowed, numbers out of range and settings
-without an effect are refused, and the message says what is allowed. YAML, the command line and Python all use
-these checks.
+A step that exists is valid: unknown keys, words that are not allowed, numbers out of range and (by
+setting_effects.py) settings without an effect are refused, and the message says what is allowed. YAML, the
+command line and Python all use these checks.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Stand-in: a small model for dry runs, with names that a recipe's globs match, or those of a real model.
 
-Without a model, the sites that two globs share are unknown. The stand-in has the usual names, and one name
+Without a model, it is unknown which sites match two globs. The stand-in has the usual names, and one name
 for each glob in the recipe: "blocks.*" gives "blocks.0.weight", "*.bias" gives "x.bias".
 """
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tersor.core.recipe import Recipe
 from tersor.core.state import State, start
 from tersor.model.features import pairs_of
-from tersor.model.zeros import NONE
+from tersor.model.given_masks import NONE
 from tersor.settings import settings_of
 
 LONGEST = 64  # elements along an axis: enough for a coder to shorten the tensor

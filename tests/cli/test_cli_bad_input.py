@@ -150,7 +150,7 @@ FULL = """
 import resource, sys
 from tersor.cli import main
 sys.argv = ["tersor", *sys.argv[2:]]
-import tersor.resolve, tersor.io, tersor.pipeline, tersor.model.tasks
+import tersor.resolve, tersor.io, tersor.pipeline, tersor.model.builtin_tasks
 import tersor.report.file_sizes, tersor.report.table
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop()), resource.RLIM_INFINITY))
 sys.exit(main())

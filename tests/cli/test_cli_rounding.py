@@ -8,7 +8,7 @@ from command_line import Command
 
 import tersor as package
 from tersor.io import load
-from tersor.model.tasks import task_from
+from tersor.model.builtin_tasks import task_from
 from tersor.resolve import resolve_model
 
 

@@ -48,7 +48,7 @@ def test_the_facts_agree_with_the_file_and_the_model(tersor: Command) -> None:
 
 
 def given_task() -> package.Task:
-    from tersor.model.tasks import task_from
+    from tersor.model.builtin_tasks import task_from
 
     return task_from("mine.py:task")
 

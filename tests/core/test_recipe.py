@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tersor.core.recipe import Recipe, as_recipe
 from tersor.errors import SettingError, StorageError
 from tersor.steps import STEPS, Entropy, Prune, Quantize, read_recipe
-from tersor.steps.words import dump, from_words, from_yaml
+from tersor.steps.recipe_text import dump, from_words, from_yaml
 
 PYTHON = Recipe((Prune(keep=0.1, per="channel", where=("a.*", "!a.b")), Quantize(bits=4), Entropy()), seed=3)
 YAML = """

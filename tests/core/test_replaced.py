@@ -19,7 +19,7 @@ from tersor.model.changes import Replace
 from tersor.model.task import Task
 from tersor.record.events import Group
 from tersor.steps import Factorize, Measure
-from tersor.steps.words import lock
+from tersor.steps.recipe_text import lock
 
 X = torch.randn(8, 5, generator=torch.Generator().manual_seed(1))
 TASK = Task(evaluate=[(X, torch.zeros(8, dtype=torch.int64))])

@@ -27,7 +27,7 @@ from tersor.model.task import Task
 from tersor.record.events import Edit, Event, Group, Note
 from tersor.record.observer import Observer
 from tersor.steps import STEPS, Cluster, Entropy, Prune, Quantize
-from tersor.steps.words import dump, from_yaml, lock
+from tersor.steps.recipe_text import dump, from_yaml, lock
 
 W = "layers.0.weight"
 

@@ -19,7 +19,7 @@ from tersor.io.json_text import dump
 from tersor.model.sites import Site
 from tersor.record.events import Cut, Edit, Group, Note
 from tersor.record.ledger import Ledger
-from tersor.steps.words import lock
+from tersor.steps.recipe_text import lock
 
 
 def state_of(steps: int, sites: int, text: str) -> State:

@@ -29,7 +29,7 @@ from tersor.forms import Coded, Dense, Form, Grid
 from tersor.io import TersorFile, diff, load, patch, save, verify
 from tersor.io.document import INDICES, runs_of
 from tersor.io.json_text import dump
-from tersor.io.records import history_to_json
+from tersor.io.ledger_json import history_to_json
 from tersor.model.changes import Replace, Set
 from tersor.model.sites import Site
 from tersor.record.ledger import Entry, Ledger

@@ -20,7 +20,7 @@ from tersor.io import load, pack, unpack, verify
 from tersor.model.sites import Site
 from tersor.record.observer import Observer
 from tersor.steps import STEPS, Cluster, Entropy, Factorize, Finetune, Measure, Prune, Quantize
-from tersor.steps.words import lock
+from tersor.steps.recipe_text import lock
 
 LOSSLESS = Recipe((Entropy(),))
 

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from tersor.forms import Dense, Form
+from tersor.model.changed_copy import changed_structure
 from tersor.model.changes import Change, Replace
-from tersor.model.fitted import fitted
+from tersor.model.module_writer import write_module
 from tersor.model.replaced_sites import site_changes
-from tersor.model.restructured import changed_structure
 from tersor.model.sites import Site, sites_of
 
 
@@ -54,4 +54,4 @@ class State:
         return self
 
     def model(self, given: nn.Module | None = None) -> Any:
-        return fitted(given or self.given, self.forms, self.sites, self.aliases, self.changes)
+        return write_module(given or self.given, self.forms, self.sites, self.aliases, self.changes)

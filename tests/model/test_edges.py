@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tersor.errors import RefusedError, SiteError
-from tersor.model.edges import Edge, edges_of, known, parse, trainable
+from tersor.model.edges import Edge, check_same_in_training, edges_of, known, parse
 from tersor.model.ops import LISTED
 from tersor.model.watch import WatchedRun, active, hooked, running
 
@@ -208,7 +208,7 @@ def test_listing_edges_changes_nothing() -> None:
     model.train()
     before, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     edges_of(model, *args, **kwargs)
-    trainable(model, ["stem/conv2d:0"], lambda net: net(*args, **kwargs))
+    check_same_in_training(model, ["stem/conv2d:0"], lambda net: net(*args, **kwargs))
     assert model.training
     assert torch.equal(torch.get_rng_state(), random)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
@@ -240,14 +240,14 @@ def test_names_are_the_same_in_training_except_after_branches(call: Callable[[],
     names = [name for name, edge in edges_of(model, *args, **kwargs).items()]
     if model.__class__.__name__ == "Branch":
         names.remove("/add:0")
-    trainable(model, names, lambda net: net(*args, **kwargs))
+    check_same_in_training(model, names, lambda net: net(*args, **kwargs))
 
 
 def test_an_edge_with_another_name_in_training_is_refused() -> None:
     model, args, kwargs = nets()["branch"]
     with pytest.raises(RefusedError, match=r"/add:0: the model itself runs other operators in training"):
-        trainable(model, ["first/linear:0", "/add:0"], lambda net: net(*args, **kwargs))
-    trainable(model, ["/input:x", "second/linear:0"], lambda net: net(*args, **kwargs))
+        check_same_in_training(model, ["first/linear:0", "/add:0"], lambda net: net(*args, **kwargs))
+    check_same_in_training(model, ["/input:x", "second/linear:0"], lambda net: net(*args, **kwargs))
 
 
 # --- the run itself ---

@@ -18,7 +18,7 @@ from tersor.check import check
 from tersor.core.recipe import Recipe
 from tersor.core.state import start
 from tersor.model.features import channel_map, features_of, first_tensor, pairs_of, token_mask
-from tersor.model.trainable import TrainableForms
+from tersor.model.trainable_forms import TrainableForms
 from tersor.model.training_loop import TrainingPlan, fit
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from tersor import STEPS, Finetune, Prune, SettingError, SiteError, run
 from tersor.core.recipe import Recipe
 from tersor.settings import settings_of
-from tersor.steps.words import dump, from_words, from_yaml
+from tersor.steps.recipe_text import dump, from_words, from_yaml
 
 SPELLINGS: list[Any] = [
     "layers.0.*=10,*.bias=0.5", " layers.0.* = 10 , *.bias=.5", {"layers.0.*": 10, "*.bias": 0.5},

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from tersor.core.run import run
 from tersor.core.state import start
+from tersor.model.axis_origins import axes_of, of_shape, viewed
 from tersor.model.graph import traced
-from tersor.model.labels import axes_of, of_shape, viewed
 from tersor.model.roles import roles
 from tersor.model.sites import select
 from tersor.model.task import Task

@@ -26,7 +26,7 @@ from tersor.forms.grid import Grid
 from tersor.model.edges import edges_of
 from tersor.model.observe import Ranges, grid_of
 from tersor.model.simulate import Simulated, exported, gridded
-from tersor.model.trainable import TrainableForms
+from tersor.model.trainable_forms import TrainableForms
 from tersor.model.watch import active, hooked, running
 
 CALLS: dict[str, Callable[[], Call]] = {

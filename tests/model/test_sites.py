@@ -11,7 +11,7 @@ from torch import nn
 from tersor.core.run import run
 from tersor.core.state import start
 from tersor.errors import RefusedError, SettingError, SiteError
-from tersor.model.fitted import fitted
+from tersor.model.module_writer import write_module
 from tersor.model.sites import Site, finite, select, sites_of
 from tersor.steps import Prune
 
@@ -102,7 +102,7 @@ def test_two_parameters_that_share_memory_are_two_sites() -> None:
     assert torch.equal(result.model()[0].weight, result.model()[1].weight)
     x = torch.randn(2, 3)
     plain = start(model)
-    assert torch.equal(fitted(model, plain.forms, plain.sites)(x), model(x))
+    assert torch.equal(write_module(model, plain.forms, plain.sites)(x), model(x))
 
 
 def test_a_view_of_another_tensor_is_a_separate_site() -> None:

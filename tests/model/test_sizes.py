@@ -14,7 +14,7 @@ from tersor.core.state import start
 from tersor.errors import RefusedError, SettingError, SiteError
 from tersor.forms import Dense, Form
 from tersor.model.changes import Change, Replace, Set
-from tersor.model.fitted import fitted
+from tersor.model.module_writer import write_module
 from tersor.model.sites import sites_of
 from tersor.model.sizes import TABLE
 
@@ -322,7 +322,7 @@ def test_a_cut_layer_equals_a_layer_of_that_size(what: str) -> None:
     before = copy.deepcopy(model.state_dict()), integers(model[0])
     plain = start(model)
     forms = cut(dict(plain.forms), {f"0.{name}": each for name, each in case.cuts.items()})
-    twin = fitted(model, forms, plain.sites, changes=case.changes)
+    twin = write_module(model, forms, plain.sites, changes=case.changes)
     hand = nn.Sequential(case.by_hand())
     hand.load_state_dict({name: form.decode() for name, form in forms.items()})
     assert integers(twin[0]) == integers(hand[0])
@@ -339,7 +339,7 @@ def test_a_cut_layer_equals_a_layer_of_that_size(what: str) -> None:
 def test_layers_that_are_not_cut_do_not_change(what: str) -> None:
     model = nn.Sequential(randomized(CASES[what].layer()))
     plain = start(model)
-    twin = fitted(model, plain.forms, plain.sites)
+    twin = write_module(model, plain.forms, plain.sites)
     assert integers(twin[0]) == integers(model[0])
     assert {name: value.stride() for name, value in twin.state_dict().items()} == {
         name: value.stride() for name, value in model.state_dict().items()
@@ -350,7 +350,7 @@ def test_bilinear() -> None:
     model = nn.Bilinear(4, 3, 5)
     plain = start(model)
     forms = cut(dict(plain.forms), {"weight": ((0, ROWS), (1, IN), (2, [0, 2])), "bias": ((0, ROWS),)})
-    twin, hand = fitted(model, forms, plain.sites), nn.Bilinear(2, 2, 3)
+    twin, hand = write_module(model, forms, plain.sites), nn.Bilinear(2, 2, 3)
     hand.load_state_dict({name: form.decode() for name, form in forms.items()})
     assert integers(twin) == integers(hand)
     x, y = torch.randn(2, 2), torch.randn(2, 2)
@@ -379,7 +379,7 @@ def test_multihead_attention_narrower_with_its_stream() -> None:
             "bias_v": ((2, stay),), "out_proj.weight": ((0, stay), (1, stay)), "out_proj.bias": ((0, stay),),
         },
     )  # fmt: skip
-    twin = fitted(model, forms, plain.sites, changes=[Set("", "num_heads", 2)])
+    twin = write_module(model, forms, plain.sites, changes=[Set("", "num_heads", 2)])
     hand = nn.MultiheadAttention(4, 2, batch_first=True, add_bias_kv=True)
     hand.load_state_dict({name: form.decode() for name, form in forms.items()})
     assert integers(twin) == integers(hand)
@@ -393,7 +393,7 @@ def test_multihead_attention_with_other_keys() -> None:
     model = nn.MultiheadAttention(4, 2, kdim=6, vdim=5)
     plain = start(model)
     forms = cut(dict(plain.forms), {"k_proj_weight": ((1, [0, 5]),), "v_proj_weight": ((1, [0, 2, 4]),)})
-    twin, hand = fitted(model, forms, plain.sites), nn.MultiheadAttention(4, 2, kdim=2, vdim=3)
+    twin, hand = write_module(model, forms, plain.sites), nn.MultiheadAttention(4, 2, kdim=2, vdim=3)
     hand.load_state_dict({name: form.decode() for name, form in forms.items()})
     assert integers(twin) == integers(hand)
 
@@ -412,7 +412,7 @@ def test_weight_norm(dim: int) -> None:
         **({g: ((0, ROWS),)} if dim == 0 else {}),
     }  # fmt: skip
     forms = cut({name: Dense(value.clone()) for name, value in tensors.items()}, cuts)
-    twin = fitted(model, forms, sites)
+    twin = write_module(model, forms, sites)
     hand = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 3), dim=dim), nn.Linear(3, 2))
     hand.load_state_dict({name: form.decode() for name, form in forms.items()})
     x = torch.randn(2, 4)
@@ -429,9 +429,9 @@ def test_the_older_weight_norm() -> None:
     sites, tensors, _ = sites_of(model)
     forms = {name: Dense(value.clone()) for name, value in tensors.items()}
     x = torch.randn(3, 2, 4)
-    assert torch.equal(fitted(model, forms, sites)(x)[0], model(x)[0])
+    assert torch.equal(write_module(model, forms, sites)(x)[0], model(x)[0])
     cuts: Cuts = {"0.weight_v": ((1, IN),)}
-    twin = fitted(model, cut(forms, cuts), sites)
+    twin = write_module(model, cut(forms, cuts), sites)
     assert (twin[0].in_features, twin[0].out_features) == (2, 5)
     v, g = forms["0.weight_v"].decode()[:, IN], forms["0.weight_g"].decode()
     want = x[..., :2] @ (g * v / v.norm(dim=1, keepdim=True)).T + model[0].bias
@@ -449,10 +449,10 @@ def test_pruned_and_spectral_layers() -> None:
     forms = {name: Dense(value.clone()) for name, value in tensors.items()}
     x = torch.randn(3, 4)
     with torch.no_grad():
-        assert torch.equal(fitted(model, forms, sites)(x), model(x))
+        assert torch.equal(write_module(model, forms, sites)(x), model(x))
         cuts: Cuts = norm("0.weight_orig", "0.weight_mask", "0.bias")
         cuts |= {"1.weight_orig": ((1, ROWS),), "1.weight_v": ((0, ROWS),)}
-        twin = fitted(model, cut(forms, cuts), sites)
+        twin = write_module(model, cut(forms, cuts), sites)
         assert twin(x).shape == (3, 6)
     assert (twin[0].out_features, twin[1].in_features) == (3, 3)
 
@@ -607,7 +607,7 @@ def test_cuts_and_settings_that_do_not_fit_are_refused(what: str) -> None:
     plain = start(model)
     forms = cut(dict(plain.forms), {f"0.{name}": each for name, each in cuts.items()})
     with pytest.raises(error) as caught:
-        fitted(model, forms, plain.sites, changes=changes)
+        write_module(model, forms, plain.sites, changes=changes)
     assert says in str(caught.value)
 
 
@@ -626,7 +626,7 @@ def test_integers_of_other_modules_are_set() -> None:
         Set("0", "sizes.1", 7), Set("0", "deep.1.0", 8), Set("0", "deep.0.1", 9), Set("0", "width", 5),
         Set("1", "heads", 1), Set("1", "heads", 3),
     ]  # fmt: skip
-    twin = fitted(model, {}, {}, changes=changes)
+    twin = write_module(model, {}, {}, changes=changes)
     assert (twin[0].sizes, twin[0].deep, twin[0].width, twin[1].heads) == ((1, 7), [[1, 9], (8, 4)], 5, 3)
     assert (model[0].sizes, model[0].deep, model[0].width, model[1].heads) == ((1, 2), [[1, 2], (3, 4)], 4, 2)
     assert (Heads.width, twin[1].width) == (4, 4)
@@ -642,7 +642,7 @@ def test_an_integer_that_the_module_computes_is_refused() -> None:
         def heads(self, value: int) -> None: ...
 
     with pytest.raises(RefusedError, match="heads was set to 3, but is 2: the module computes it itself"):
-        fitted(Fixed(), {}, {}, changes=[Set("", "heads", 3)])
+        write_module(Fixed(), {}, {}, changes=[Set("", "heads", 3)])
 
 
 @pytest.mark.parametrize("value", [1.0, True, "2", None])

@@ -17,10 +17,10 @@ from tersor.encode import coded
 from tersor.errors import RefusedError, SettingError, SiteError, TersorError
 from tersor.forms import Affine, Dense, Form, LowRank, Masked
 from tersor.model.attention import Attention
+from tersor.model.changed_copy import changed_structure
 from tersor.model.changes import Replace, Set
 from tersor.model.product import TRANSPOSED, factors
 from tersor.model.replaced_sites import site_changes
-from tersor.model.restructured import changed_structure
 from tersor.model.sites import sites_of
 from tersor.model.stock import STOCK
 

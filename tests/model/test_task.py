@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 import tersor
 from tersor.errors import TaskError
 from tersor.model.batches import evaluating, hash_batch, move, shapes, steady
+from tersor.model.builtin_metrics import accuracy
 from tersor.model.example import example_inputs
-from tersor.model.metrics import accuracy
 from tersor.model.task import Task
 
 SAMPLES, FEATURES, CLASSES = 23, 5, 3

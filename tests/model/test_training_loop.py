@@ -22,7 +22,7 @@ from tersor.errors import MissingError, RefusedError, TaskError, TersorError
 from tersor.model import training_loop as module
 from tersor.model.losses import soften
 from tersor.model.task import Task
-from tersor.model.trainable import TrainableForms
+from tersor.model.trainable_forms import TrainableForms
 from tersor.model.training_loop import OPTIMIZERS, SCHEDULES, TrainingPlan, fit, rate
 
 STEPS = TRAIN // BATCH

@@ -6,9 +6,9 @@ import io
 import pytest
 from rich.console import Console
 
-from tersor.effects import only
 from tersor.errors import SettingError
 from tersor.report.steps_table import described, tables
+from tersor.setting_effects import only
 from tersor.steps import STEPS
 
 

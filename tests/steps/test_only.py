@@ -8,10 +8,10 @@ import pytest
 from tiny import tiny
 
 from tersor.core.run import run
-from tersor.effects import Above, Given, only
 from tersor.errors import SettingError
+from tersor.setting_effects import Above, Given, only
 from tersor.steps import STEPS
-from tersor.steps.words import from_words
+from tersor.steps.recipe_text import from_words
 
 # The value at which each setting is tried; the others are at their defaults.
 OTHER: dict[str, Any] = {

@@ -16,7 +16,7 @@ from tersor.core.view import View
 from tersor.errors import SettingError
 from tersor.forms import Dense, Form, LowRank, Masked, Sum
 from tersor.model.task import Task
-from tersor.model.trainable import TrainableForms
+from tersor.model.trainable_forms import TrainableForms
 from tersor.model.trainable_parts import MaskedPart
 from tersor.steps import Cluster, Entropy, Factorize, Finetune, Prune, Quantize
 from tersor.steps.prune import EVERY, mask_all

@@ -14,7 +14,7 @@ from tersor.forms import Affine, LowRank, Masked, Sum, uncoded
 from tersor.io import save
 from tersor.model.task import Task
 from tersor.steps import Entropy, Factorize, Prune, Quantize, Rdoq
-from tersor.steps.budget import largest, least
+from tersor.steps.price_search import largest, least
 
 MODELS = ("mlp", "conv", "attention", "lstm", "mixed")
 

@@ -1,7 +1,8 @@
 """Plan: the size of a stream, computed from a histogram before any symbol is coded.
 
 Sizes are exact, except that the plan of rANS is slightly below the real size. So usually only one coder has
-to code the symbols, and not all four. The module also defines Coder, MatrixCoder and Output.
+to code the symbols, and not raw, constant, Huffman and rANS. The module also defines Coder, MatrixCoder and
+Output.
 """
 
 from __future__ import annotations

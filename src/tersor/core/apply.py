@@ -1,7 +1,7 @@
 """Apply: a group of events on a state, checked, all or none.
 
-An edit must start from the current form and change it as `how` says (record/relation.py). A cut names given
-indices that are still present. An event that can change an output makes the grids of edges stale.
+An edit must start from the current form and change it as its `how` states (record/relation.py). A cut names
+given indices that are still present. An event that can change an output makes the grids of edges stale.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import torch
 from tersor.core.state import State
 from tersor.errors import RefusedError
 from tersor.forms import Form, Grid
+from tersor.model.changed_copy import changed_structure
 from tersor.model.changes import Replace, Set
 from tersor.model.replaced_sites import site_changes
-from tersor.model.restructured import changed_structure
 from tersor.record.events import CURRENT, Cut, Edit, Group, Note
 from tersor.record.relation import relation_error
 

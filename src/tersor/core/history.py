@@ -1,6 +1,7 @@
 """History: undo and replay, from a ledger, a journal and the first weights.
 
-undo      of lossless steps: from the state; of all steps: the first weights; else from the run's journal
+undo      lossless steps are undone from the state, all steps from the first weights, others from the
+          journal of the run
 replay    apply the groups of a journal to the model that its run began with, without computing them again
 """
 

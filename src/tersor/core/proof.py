@@ -2,7 +2,7 @@
 
 masked   after(x) == before(x) with zeros in the columns that read what was cut
 same     after(x) == before(x)
-runs     after(x) runs, and has the tensors of before(x)
+runs     after(x) runs, and returns tensors of the shapes and dtypes of before(x)
 Zeros are put where cut units are read, not where they are made: a batch norm turns a zero channel into a
 constant. Outputs are compared in float64 if the module runs in it, so that only an error can make them
 differ, and once in its own precision. A second proof uses weights moved at random: a unit that is dead on
@@ -20,7 +20,7 @@ from tersor.core.apply import apply
 from tersor.core.state import State
 from tersor.errors import RefusedError, SiteError
 from tersor.forms import Dense
-from tersor.model.answers import Verdict, judged, shaken, zero
+from tersor.model.output_comparison import Verdict, judged, shaken, zero
 from tersor.model.task import MISFIT, Task
 from tersor.record.events import Cut, Group, Note, Set
 

@@ -1,4 +1,4 @@
-"""Recipe: a list of steps, a seed and a format number, in Python or in words (steps/words.py)."""
+"""Recipe: a list of steps, a seed and a format number, in Python or in words (steps/recipe_text.py)."""
 
 from __future__ import annotations
 

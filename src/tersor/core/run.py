@@ -1,4 +1,4 @@
-"""Run: the one loop. Steps yield groups of events; the executor applies them and keeps the ledger.
+"""Run: the executor, which applies the groups of events that steps yield, and keeps the ledger.
 
     state -> step, step, step -> state, with the ledger of all events since the model was first given
 Runs, packs, dry checks and trials all use the executor, and nothing else writes to a state.
@@ -28,8 +28,8 @@ from tersor.core.view import View
 from tersor.encode import coded_like
 from tersor.errors import RefusedError
 from tersor.model.code import fingerprints
+from tersor.model.given_masks import HELD, NONE, with_masks
 from tersor.model.task import Task
-from tersor.model.zeros import HELD, NONE, with_masks
 from tersor.record.events import Edit, Event, Group, Note
 from tersor.record.journal import Journal
 from tersor.record.observer import Observer

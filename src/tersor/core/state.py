@@ -19,8 +19,8 @@ from tersor.errors import RefusedError, SettingError
 from tersor.forms import Dense, Form, Grid, Masked, Node
 from tersor.forms.form import DIGEST
 from tersor.model.changes import Replace, Set
-from tersor.model.fitted import fitted
-from tersor.model.opened import opened
+from tersor.model.given_model import given_model
+from tersor.model.module_writer import write_module
 from tersor.model.simulate import with_grids
 from tersor.model.sites import Site
 from tersor.model.task import Task
@@ -71,7 +71,7 @@ class State:
         module = self.given if given is None else given
         if module is None:
             raise SettingError("a file holds weights, not code: give the model, model(MyNet())")
-        return fitted(inside(module), self.forms, self.sites, self.aliases, self.changes)
+        return write_module(inside(module), self.forms, self.sites, self.aliases, self.changes)
 
     def model(self, given: nn.Module | None = None) -> nn.Module:
         """The model of this state. If edges have grids, it simulates them. A state from a file needs `given`:
@@ -136,7 +136,7 @@ def start(model: nn.Module, task: Task | None = None) -> State:
     infinite weights are refused. Roles of tensors are found with the inputs of `task`, else from the classes
     of layers. Wrappers of torch.compile and data parallelism are removed."""
     # The forms share the module's tensors, since neither is ever changed.
-    found = opened(inside(model), task)
+    found = given_model(inside(model), task)
     forms: dict[str, Form] = {name: Dense(tensor.cpu()) for name, tensor in found.tensors.items()}
     forms |= {name: Masked(Dense(mask.cpu()), forms[name]) for name, mask in found.masks.items()}
     digest = digest_of({name: form.digest for name, form in forms.items()})

@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from tersor.core.state import State, known_base
 from tersor.errors import RefusedError
 from tersor.forms import Form
-from tersor.model.answers import once
-from tersor.model.fitted import fitted
 from tersor.model.frozen import Frozen, frozen_in
+from tersor.model.module_writer import write_module
+from tersor.model.output_comparison import once
 from tersor.model.simulate import with_grids
 from tersor.model.sites import Site, select
 from tersor.model.stats import grams, has_gram
 from tersor.model.task import Task
-from tersor.model.trainable import TrainableForms
+from tersor.model.trainable_forms import TrainableForms
 from tersor.model.trainable_parts import MakePart
 from tersor.model.training_loop import TrainingPlan, fit
 from tersor.record.events import Edit
@@ -105,7 +105,7 @@ class View:
     def plain(self, forms: Mapping[str, Form] | None = None) -> nn.Module:
         """The same without grids. Its modules have the names that the sites have."""
         state = self.state
-        return fitted(
+        return write_module(
             self._module(), {**state.forms, **(forms or {})}, state.sites, state.aliases, state.changes
         )
 
@@ -113,7 +113,7 @@ class View:
         """A copy of the model as it was first given: the default teacher. RefusedError for a file without the
         first weights."""
         base = known_base(self.state, self.step_name)
-        return fitted(self._module(), base.forms, base.sites, base.aliases)
+        return write_module(self._module(), base.forms, base.sites, base.aliases)
 
     def _module(self) -> nn.Module:
         if self.state.given is None:

@@ -1,4 +1,4 @@
-"""Leaves: code the plain leaves of a form as lossless streams, or as the leaves of another form are coded.
+"""Leaves: code the plain leaves of a form as lossless streams, or with the profiles of another form.
 
 bits ~ N * H(leaf)        or fewer, with a matrix coder; elements hidden by the mask above are left out
 """

@@ -1,6 +1,6 @@
-"""At: a node with its context. All code that traverses a tree of forms does it here.
+"""At: a place in a tree of forms, with its context. All code that traverses such a tree does it here.
 
-keep    the mask above, passed down to aligned children and narrowed by each mask on the path
+keep    the mask above, passed down to children of the same shape, and narrowed by each mask on the path
 axis    the axis of the node's rows; the factors of a product have their own
 """
 

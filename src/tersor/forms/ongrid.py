@@ -1,4 +1,4 @@
-"""OnGrid: base of forms with codes and tables; a table has one entry per tensor, row or group of columns.
+"""OnGrid: base of forms with integer codes and tables (of scales), with an entry per tensor, row or group.
 
 table[o, g]     g is the group of column i:   i // group     equal groups; the last one may be shorter
                                               from `runs`    adjacent groups of any length, after a cut

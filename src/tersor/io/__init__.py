@@ -1,7 +1,7 @@
 """Read, write, check, pack, unpack, compare and patch .tersor files and checkpoints."""
 
-from tersor.io.builder import save
 from tersor.io.container import TersorFile, load, read_tensor
+from tersor.io.container_writer import save
 from tersor.io.pack import Packed, pack
 from tersor.io.patch.diff import Delta, diff
 from tersor.io.patch.patch import patch

@@ -1,7 +1,8 @@
 """Container: the reader of .tersor files: safetensors files with one tensor that describes the others.
 
 header, text, then for each site: its leaves, digest, structure and contents     docs/format.md
-Header and text are checked when the file is opened, sites when they are read. builder.py is the writer.
+Header and text are checked when the file is opened, sites when they are read. The writer is
+container_writer.py.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ from tersor.io.document import (
 from tersor.io.form_json import Places
 from tersor.io.header import natural
 from tersor.io.json_text import inflate, inflate_up_to, of_type, only, parse
+from tersor.io.ledger_json import ledger_from_json
 from tersor.io.pool import in_order
-from tersor.io.records import ledger_from_json
 from tersor.io.safetensors_file import as_tensor, bytes_tensor
 from tersor.io.short_header import Source, read_short_header
 from tersor.io.sniff import PACK

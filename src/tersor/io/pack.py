@@ -18,8 +18,8 @@ from tersor.dtypes import as_numbers
 from tersor.errors import RefusedError
 from tersor.files import atomic, output
 from tersor.forms import Dense, Form
-from tersor.io.builder import Builder
 from tersor.io.checkpoint import Checkpoint, read_from
+from tersor.io.container_writer import Builder
 from tersor.io.name_hints import describe, is_causal, is_mask, left_alone, left_text
 from tersor.io.pool import in_order
 from tersor.io.safetensors_file import TensorWriter, is_finite

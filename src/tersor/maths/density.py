@@ -1,8 +1,8 @@
 """Density: a probability model of integer codes that estimates the bits of a context-adaptive coder.
 
 P(q[o, i] = 0) = sigmoid(z[o, i]),  z = common + row[o] + column[i]     nonzero codes: the sign takes one bit
-P(|q| = 1), then P(|q| = 2), then a geometric tail                      levels shared by the tensor
-cost           one sigmoid a code for each factor and sweep; slopes and bits are a few sums a code
+P(|q| = 1), then P(|q| = 2), then a geometric tail                      the same for the whole tensor
+cost           one sigmoid a code for each factor and sweep; gradient and bits take a few additions a code
 
 A coder with contexts for the density of rows and columns comes close to this cost. Used as a penalty, it
 empties rows and columns: as a row empties, its nonzero codes get more expensive and its zeros cheaper. Oktay

@@ -5,7 +5,7 @@ dy/dx = 1 inside the grid's range, else 0                          straight-thro
 dy/ds = round(x / s) - x / s inside, low - z or high - z outside   learned step size (LSQ, Esser 2020)
 
 The zero point is added after rounding, as in runtimes; added before, it would change how ties are rounded.
-Computed in float32 (float64 for float64). Both functions give the same bits.
+Computed in float32 (float64 for float64). `on_grid` and `learned` return the same bits.
 """
 
 from __future__ import annotations

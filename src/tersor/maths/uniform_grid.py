@@ -1,4 +1,4 @@
-"""Even grids: uniform quantization, small integers times a scale.
+"""Uniform grid: uniform quantization, small integers times a scale.
 
 w[o, i] ~ (codes[o, i] - zero[o, g]) * scale[o, g]     round to nearest; a symmetric grid has no zero point
 range "mse"   the clipping range that minimizes sum (w - decoded)^2, by search; other ranges: ranges.py

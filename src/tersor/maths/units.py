@@ -1,4 +1,4 @@
-"""Units: split a weight [O, I] into the parts that share one scale or one threshold.
+"""Units: split a weight [O, I] into quantization units, the parts that share one scale or threshold.
 
 per="tensor"    one unit [1, O * I]
 per="channel"   O units [O, I]

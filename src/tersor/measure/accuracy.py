@@ -20,8 +20,8 @@ from torch import Tensor
 from tersor.errors import SettingError, TaskError
 from tersor.maths import bootstrap
 from tersor.maths.statistics import Z95, paired, wilson
+from tersor.model.builtin_metrics import METRICS
 from tersor.model.metric import LISTED, Metric, Scores
-from tersor.model.metrics import METRICS
 
 SIGNIFICANT = 0.05  # p below which a difference is significant
 ACCURACY = METRICS["accuracy"]

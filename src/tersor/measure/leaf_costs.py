@@ -2,7 +2,7 @@
 
 order0 = sum over byte planes of N * H(histogram of the plane)      a code or a mask has one plane
 A coder that uses neighbors may go below it; frequency tables, coder states and headers go above it. Hidden
-elements are not counted. Short float arrays count as they are: their histogram would be no fair bound.
+elements are not counted. Short float arrays count at their raw size: their histogram would be no fair bound.
 Cost: the leaf is decoded.
 """
 

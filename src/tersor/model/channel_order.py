@@ -19,8 +19,8 @@ from torch import Tensor, fx, nn
 from tersor.forms import Form
 from tersor.model.dead_units import HiddenLayer, layers_of, units_axis
 from tersor.model.graph import Inputs, arguments, value
-from tersor.model.known import Followed, followed
-from tersor.model.passing import EACH, POOLS, RESHAPES, base
+from tersor.model.nan_propagation import Followed, followed
+from tersor.model.nan_rules import EACH, POOLS, RESHAPES, base
 
 NEXT = 0.3  # weight of the columns that read a unit, against 1 for the row that makes it; best in experiments
 

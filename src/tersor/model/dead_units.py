@@ -5,8 +5,8 @@ constant   all weights into unit i are 0, so its output c[i] does not depend on 
 unread     no output depends on the unit: its own weights and bias = 0    the network computes the same
 repeated until nothing changes, because clearing one unit can make another one dead
 
-Both are found by an evaluation in which NaN means "depends on the input": model/known.py. Shapes do not
-change. c is computed for the shape of the example.
+Both are found by an evaluation in which NaN means "depends on the input": model/nan_propagation.py. Shapes do
+not change. c is computed for the shape of the example.
 Cost per round: one pass of one batch for the constants; one pass for every B units for the unread ones.
 """
 
@@ -21,8 +21,8 @@ from torch import Tensor, fx, nn
 
 from tersor.errors import RefusedError
 from tersor.model.graph import Inputs, arguments, floating, value
-from tersor.model.known import DEPENDS, Followed, depending, followed
-from tersor.model.passing import LAYERS, base
+from tersor.model.nan_propagation import DEPENDS, Followed, depending, followed
+from tersor.model.nan_rules import LAYERS, base
 
 
 class HiddenLayer(NamedTuple):

@@ -102,7 +102,7 @@ def near(name: str, names: Iterable[str]) -> str:
     return near_few(name, [other or "''" for other in names], "there are")
 
 
-def trainable(model: nn.Module, names: Iterable[str], call: Call | None) -> None:
+def check_same_in_training(model: nn.Module, names: Iterable[str], call: Call | None) -> None:
     """Refuse edges that `call(model)` does not meet, or whose names may mean another edge in training mode.
 
     A module's branch on `training` shifts the counts of later edges. A name means the same edge in both modes

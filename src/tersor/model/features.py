@@ -16,13 +16,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from tersor.errors import RefusedError
-from tersor.model.answers import once
 from tersor.model.batches import device_of, evaluating, seeded, shapes
 from tersor.model.logits import is_encoder_decoder, unpadded
 from tersor.model.losses import mean
+from tersor.model.output_comparison import once
 from tersor.model.outputs import tensors_of
 from tersor.model.task import Task
-from tersor.model.trainable import TrainableForms
+from tersor.model.trainable_forms import TrainableForms
 
 
 def pairs_of(text: str) -> list[tuple[str, str]]:

@@ -21,9 +21,9 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from tersor.errors import RefusedError, first_line
-from tersor.model.answers import tensors_of
 from tersor.model.batches import evaluating, steady
 from tersor.model.ops import OPS
+from tersor.model.output_comparison import tensors_of
 
 Inputs = tuple[Any, ...] | dict[str, Any]  # a model's arguments: in order, or by name
 

@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from tersor.errors import SettingError, SiteError, near_few
-from tersor.model.trainable import TrainableForms
+from tersor.model.trainable_forms import TrainableForms
 
 
 def factors_of(given: Any, who: str) -> str:

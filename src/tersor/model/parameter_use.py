@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx
 
-from tersor.model.labels import Labels
+from tersor.model.axis_origins import Labels
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from tersor.model.axis_origins import Labels, blurred, of_shape, together
 from tersor.model.graph import Graph, arguments, op_name, value, values
-from tersor.model.labels import Labels, blurred, of_shape, together
 from tersor.model.parameter_use import Role, Use
 from tersor.model.rules import RULES
 from tersor.model.sites import LEFT, Site

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from torch import fx
 
-from tersor.model import moves
+from tersor.model import axis_rules
+from tersor.model.axis_origins import Dim, axes_of
 from tersor.model.graph import op_name
-from tersor.model.labels import Dim, axes_of
 from tersor.model.parameter_use import Decides, Moves, Role, Rule, Use
 
 
@@ -173,27 +173,28 @@ RULES: dict[str, Rule] = {
     **rules("einsum", decides=einsum),
     **rules("conv1d conv2d conv3d convolution", decides=convolution),
     **rules("conv_transpose1d conv_transpose2d conv_transpose3d", decides=convolution),
-    **rules("embedding index index_select gather", moves.looked_up, table),
+    **rules("embedding index index_select gather", axis_rules.looked_up, table),
     **rules("embedding_bag _embedding_bag", decides=table),
-    **rules("layer_norm batch_norm group_norm instance_norm rms_norm", moves.same, normalized),
+    **rules("layer_norm batch_norm group_norm instance_norm rms_norm", axis_rules.same, normalized),
     **rules("prelu", decides=prelu),
     **rules("lstm gru rnn_tanh rnn_relu", decides=recurrent),
     **rules("lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell", decides=recurrent),
     **rules("scaled_dot_product_attention", decides=attention),
-    **rules("add sub rsub", moves.same, additions),
-    **rules("mul div pow maximum minimum addcmul addcdiv lerp", moves.same, multiplies),
-    **rules("where masked_fill", moves.same, chosen),
-    **rules("cat", moves.resized, concatenated),
-    **rules("stack", moves.stack, concatenated),
-    **rules("view reshape flatten unflatten squeeze unsqueeze view_as reshape_as _unsafe_view", moves.view),
-    **rules("permute", moves.permute),
-    **rules("transpose swapaxes swapdims t mT adjoint", moves.transpose),
-    **rules("numpy_T", moves.reverse),
-    **rules("movedim moveaxis", moves.movedim),
-    **rules("select", moves.select),
-    **rules("slice narrow flip roll pad constant_pad_nd repeat tile", moves.resized),
-    **rules("split split_with_sizes chunk tensor_split", moves.parts),
-    **rules("unbind", moves.unbind),
-    **rules("expand expand_as broadcast_to", moves.same),
-    **rules("sum mean amax amin std var norm linalg_vector_norm logsumexp prod", moves.reduced),
+    **rules("add sub rsub", axis_rules.same, additions),
+    **rules("mul div pow maximum minimum addcmul addcdiv lerp", axis_rules.same, multiplies),
+    **rules("where masked_fill", axis_rules.same, chosen),
+    **rules("cat", axis_rules.resized, concatenated),
+    **rules("stack", axis_rules.stack, concatenated),
+    **rules("view reshape flatten unflatten squeeze unsqueeze view_as reshape_as", axis_rules.view),
+    **rules("_unsafe_view", axis_rules.view),
+    **rules("permute", axis_rules.permute),
+    **rules("transpose swapaxes swapdims t mT adjoint", axis_rules.transpose),
+    **rules("numpy_T", axis_rules.reverse),
+    **rules("movedim moveaxis", axis_rules.movedim),
+    **rules("select", axis_rules.select),
+    **rules("slice narrow flip roll pad constant_pad_nd repeat tile", axis_rules.resized),
+    **rules("split split_with_sizes chunk tensor_split", axis_rules.parts),
+    **rules("unbind", axis_rules.unbind),
+    **rules("expand expand_as broadcast_to", axis_rules.same),
+    **rules("sum mean amax amin std var norm linalg_vector_norm logsumexp prod", axis_rules.reduced),
 }  # fmt: skip

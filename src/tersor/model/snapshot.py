@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tersor.model.batches import generators_of
 from tersor.model.counters import Counters
-from tersor.model.trainable import TrainableForms
+from tersor.model.trainable_forms import TrainableForms
 
 
 def snapshot(

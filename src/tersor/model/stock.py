@@ -1,9 +1,9 @@
-"""Stock: the closed table of modules that may replace a module, and the forms of their tensors.
+"""Stock: the fixed list of modules that may replace a module, and the forms of their tensors.
 
 identity    nn.Identity: all sites of the module are removed
 bias        the same layer with a bias of zeros
 product     one layer for each factor of the weight: product.py
-attention   nn.MultiheadAttention with a free head width: attention.py
+attention   nn.MultiheadAttention whose head width need not be embed_dim / num_heads: attention.py
 untie       an alias becomes a tensor of its own
 `replaced` changes the module; replaced_sites.py gives the sites that are removed and added. Both depend on
 nothing but the change, so the same change to a fresh model and a file's forms has the same result.

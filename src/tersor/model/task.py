@@ -33,11 +33,11 @@ from tersor.model.batches import (
     shapes,
     steady,
 )
+from tersor.model.builtin_metrics import metric_of
 from tersor.model.frozen import as_trained
 from tersor.model.logits import KINDS, Given, Logits, logits_of
 from tersor.model.losses import batch_loss, default_loss, soft_loss, takes_labels
 from tersor.model.metric import Metric
-from tersor.model.metrics import metric_of
 from tersor.model.needs import Needs
 from tersor.model.outputs import as_floats, own_loss
 from tersor.model.scoring import score

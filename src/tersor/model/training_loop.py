@@ -20,11 +20,11 @@ from tersor.errors import RefusedError, TaskError, need
 from tersor.model.batches import device_of, generators_of, length_of, move, seeded, shapes
 from tersor.model.features import Features, features_of
 from tersor.model.groups import groups_of
+from tersor.model.hidden_state import check_unlisted
 from tersor.model.outputs import as_floats
 from tersor.model.snapshot import restore, restoring, snapshot
 from tersor.model.task import MISFIT, Task
-from tersor.model.trainable import TrainableForms
-from tersor.model.unlisted import check_unlisted
+from tersor.model.trainable_forms import TrainableForms
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

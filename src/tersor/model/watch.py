@@ -4,10 +4,10 @@
     path/op:k.j     its j-th output, where it returns a tuple                      cell/lstm:0.0
     /input:NAME     an argument of the module itself; NAME.j inside a container    /input:x
 
-A function mode is entered for one forward; hooks on a private copy keep track of the running module. `path`
-is that module's first name, and k starts at 0 in each call: the calls of a shared module share names as they
-share weights, and neither the length of a loop nor recomputation changes a name. Hooks alone would miss
-additions and attention; a dispatch mode gets decomposed operators, below autograd.
+A TorchFunctionMode is entered for one forward; hooks on a private copy keep track of the running module.
+`path` is the module's first name in named_modules, and k starts at 0 in each call: the calls of a shared
+module share names as they share weights, and neither the length of a loop nor recomputation changes a name.
+Hooks alone would miss additions and attention; a TorchDispatchMode gets decomposed operators, below autograd.
 
 Cost: a few microseconds a function call. The mode is left after the forward, also after an error.
 """

@@ -1,8 +1,8 @@
 """Ledger: what happened since the model was first given, in order, by site name.
 
 An entry is one event of one step. The digest is a chain over the steps: it covers decisions (settings, edits,
-cuts, kinds of notes), not measurements. Two runs of one recipe have the same digest. One run
-of two steps has that of two runs of one step. Old steps may be shortened to a line: name and chain digest.
+cuts, kinds of notes), not measurements. Two runs of one recipe have the same digest, and so have two steps in
+one run and the same steps in two runs. Old steps may be shortened to a line: name and chain digest.
 """
 
 from __future__ import annotations

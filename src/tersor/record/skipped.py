@@ -1,4 +1,4 @@
-"""Left: notes on the parameters that a step's `where` selects but that it skips because of their dtype.
+"""Skipped: notes on the parameters that a step's `where` selects but that it skips because of their dtype.
 
 No step and no training changes integers, complex numbers and 8-bit floats (dtypes.py). The executor notes
 each of them once per step, after the step's own events, so that nothing is skipped in silence.

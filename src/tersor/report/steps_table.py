@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from tersor.effects import condition, only
 from tersor.errors import SettingError, did_you_mean
 from tersor.report.console import setting as word
+from tersor.setting_effects import condition, only
 from tersor.settings import plain
 from tersor.steps import STEPS
 from tersor.steps.retrain import Retrain

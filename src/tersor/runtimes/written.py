@@ -1,4 +1,4 @@
-"""Written: the files that a runtime's writer makes, all of them complete and in place, or none.
+"""Written: the files of an export, all of them complete and in place, or none.
 
 They are written to a temporary folder beside the target, checked there, and moved into place with os.replace:
 a reader sees the old file or the new one, never a part of one. Cost: one more read, for the hash.

@@ -18,7 +18,7 @@ from tersor.steps.penalize import Penalize
 from tersor.steps.prune import Prune
 from tersor.steps.quantize import Quantize
 from tersor.steps.rdoq import Rdoq
-from tersor.steps.words import from_words, from_yaml
+from tersor.steps.recipe_text import from_words, from_yaml
 
 STEPS: dict[str, type[Any]] = {
     step.name: step

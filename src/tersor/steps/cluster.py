@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from tersor.core.view import View
-from tersor.effects import Only, check_effect
 from tersor.encode import Store, refine
 from tersor.forms import Codebook, Dense, Form
 from tersor.forms.form import from_rows, to_rows
 from tersor.maths.kmeans import INITS, cluster
 from tersor.model.sites import Site
 from tersor.record.events import Edit, Group, Note, site_group
+from tersor.setting_effects import Only, check_effect
 from tersor.settings import check, check_word
 from tersor.steps.retrain import Retrain
 

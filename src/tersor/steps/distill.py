@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from tersor.core.view import View
-from tersor.effects import GIVEN, Only, check_effect
 from tersor.errors import SettingError, did_you_mean
 from tersor.model.features import pairs_of
 from tersor.record.events import Group, Note
+from tersor.setting_effects import GIVEN, Only, check_effect
 from tersor.settings import check
 from tersor.steps.finetune import Finetune
 from tersor.steps.retrain import check_teacher, teacher_of

@@ -16,12 +16,12 @@ from typing import ClassVar
 from torch import Tensor
 
 from tersor.core.view import View
-from tersor.effects import check_effect
 from tersor.errors import SettingError
 from tersor.forms import Dense, LowRank, uncoded
 from tersor.maths.ranks import rank_for_energy, rank_for_keep, svd_factors, whitened_factors
 from tersor.model.sites import Site
 from tersor.record.events import Edit, Group, Note, site_group
+from tersor.setting_effects import check_effect
 from tersor.settings import check
 from tersor.steps.retrain import Retrain
 

@@ -1,6 +1,6 @@
 """Finetune: train the stored values of the compressed model.
 
-Masks, indices, grids and the shapes of factors are kept; only leaf values change (model/trainable.py).
+Masks, indices, grids and the shapes of factors are kept; only leaf values change (model/trainable_forms.py).
 Cost: `epochs` passes.
 """
 
@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from tersor.core.view import View
-from tersor.effects import check_effect
 from tersor.model.sites import Site
 from tersor.record.events import Group, Note
+from tersor.setting_effects import check_effect
 from tersor.settings import check
 from tersor.steps.retrain import Retrain
 

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from tersor.core.step import Needs
 from tersor.core.view import View
-from tersor.effects import Only, check_effect
 from tersor.measure.bits import bits_of
 from tersor.model.sites import select
 from tersor.record.events import Group, Note
 from tersor.runtimes import check_runtime, runtime
+from tersor.setting_effects import Only, check_effect
 from tersor.settings import check, check_settings
 
 RUNTIME = "onnxruntime"  # that latency is measured in

@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from tersor.core.view import View
-from tersor.effects import LEFT_OUT, Above, Only, check_effect
 from tersor.encode import refine
 from tersor.errors import RefusedError, SettingError
 from tersor.forms import Affine, Dense, Form, uncoded
@@ -34,8 +33,9 @@ from tersor.model.dead_units import clear
 from tersor.model.example import example_inputs
 from tersor.model.rate_penalized import RatePenalizedPart
 from tersor.model.sites import Site
-from tersor.model.trainable import TrainableForms
+from tersor.model.trainable_forms import TrainableForms
 from tersor.record.events import Edit, Group, Note
+from tersor.setting_effects import LEFT_OUT, Above, Only, check_effect
 from tersor.settings import check, check_word
 from tersor.steps.entropy import Entropy
 from tersor.steps.retrain import Retrain, check_teacher, teacher_of

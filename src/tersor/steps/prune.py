@@ -20,7 +20,6 @@ from torch import Tensor
 
 from tersor.core.step import Needs
 from tersor.core.view import View
-from tersor.effects import LEFT_OUT, Above, Only, check_effect
 from tersor.errors import SettingError
 from tersor.forms import At, Dense, Form, Masked, uncoded
 from tersor.forms.form import from_rows, to_rows
@@ -34,9 +33,10 @@ from tersor.maths.scores import (
     threshold_keep,
 )
 from tersor.model.sites import Site
-from tersor.model.trainable import TrainableForms
+from tersor.model.trainable_forms import TrainableForms
 from tersor.model.trainable_parts import MaskedPart
 from tersor.record.events import Edit, Group, Note, site_group
+from tersor.setting_effects import LEFT_OUT, Above, Only, check_effect
 from tersor.settings import check, check_word
 from tersor.steps.retrain import Retrain
 

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from tersor.core.view import View
-from tersor.effects import Only, check_effect
 from tersor.encode import refine
 from tersor.errors import SettingError
 from tersor.forms import Affine, Codebook, Dense, Form, LogGrid
@@ -30,6 +29,7 @@ from tersor.maths.signs import binary, ternary
 from tersor.maths.uniform_grid import PER, RANGES, uniform_grid
 from tersor.model.sites import Site
 from tersor.record.events import Edit, Group, Note, site_group
+from tersor.setting_effects import Only, check_effect
 from tersor.settings import check, check_word
 from tersor.steps.retrain import Retrain
 

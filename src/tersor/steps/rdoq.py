@@ -4,7 +4,7 @@ min E |dy|^2 + lam * bits      dy: change of the model's output; bits: under an 
                                as the entropy coder codes them; one lam for all layers spends each bit where
                                it helps most
 weigh   output: curvature of the output (model/curvature.py); inputs: second moments of each layer's inputs,
-        as in GPTQ and CERWU; none: each tensor's error over its power, without data
+        as in GPTQ and CERWU; none: each tensor's squared error over its sum of squares, without data
 Nothing is trained. Cost: one pass forward and backward over the calibration batches, then a few seconds per
 20 million weights for each lam that is tried.
 """
@@ -18,15 +18,15 @@ from typing import ClassVar
 
 from tersor.core.step import Needs
 from tersor.core.view import View
-from tersor.effects import Only, check_effect
 from tersor.errors import RefusedError, SettingError
 from tersor.forms import Form
 from tersor.measure.accuracy import lost
 from tersor.model.sites import Site
 from tersor.record.events import Edit, Group, Note, site_group
+from tersor.setting_effects import Only, check_effect
 from tersor.settings import check, check_settings, check_word
-from tersor.steps.budget import largest, least
 from tersor.steps.entropy import Entropy
+from tersor.steps.price_search import largest, least
 from tersor.steps.site_rounding import MORE, PER, SiteRounding, site_roundings
 
 TARGETS = ("bits", "nbytes", "max_drop", "lam")

@@ -1,4 +1,4 @@
-"""Retrain: the settings and the code that steps with training share.
+"""Retrain: the base of all steps that can train: their settings and their code.
 
 epochs=0 does not train. `teacher_weight` mixes the teacher (the model as it was given) into the loss:
 distillation recovers accuracy, with labels or, at teacher_weight=1, without them (Hinton 2015).
@@ -16,16 +16,16 @@ from torch import nn
 
 from tersor.core.step import Needs
 from tersor.core.view import View
-from tersor.effects import Above, Only
 from tersor.errors import SettingError
 from tersor.forms import Form
+from tersor.model.changed_copy import changed_structure
 from tersor.model.frozen import FROZEN, Frozen, frozen_in
 from tersor.model.groups import factors_of
 from tersor.model.import_object import import_object
-from tersor.model.restructured import changed_structure
 from tersor.model.sites import Site
 from tersor.model.training_loop import OPTIMIZERS, SCHEDULES, TrainingPlan
 from tersor.record.events import Edit, Note
+from tersor.setting_effects import Above, Only
 from tersor.settings import check, check_settings, check_word
 
 TRAINING = (

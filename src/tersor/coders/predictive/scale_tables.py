@@ -1,10 +1,10 @@
 """Scale tables: the frequency tables of the predictive coder, for each scale of a code around its mean.
 
-common   one shape for all scales, exp(-slope * n - bend * n^2) at n scales from the mean: two parameters
+common   one distribution for all scales, exp(-slope * n - bend * n^2) at n scales from the mean
 own      a separate table for some groups of scales, if that pays: few symbols, or clipped codes
 
-A scale can have several tables, by the distance of the mean from the nearest code. Means below the nearest
-code are mirrored.
+A scale can have several tables, by the distance of the mean from the nearest code. If the mean is
+below the nearest code, the table is mirrored.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
 cost   sum of n[j] * (bits - log2 f[j]), in integer units of 2^-24 bits so that ties break equally everywhere
 
-A finer table makes the payload shorter and the table longer: a symbol's depth is worth about half the log2 of
-its count in bits (Rissanen 1983). All details are tried, and shapes too if a list is not negligibly short.
+A finer table makes the payload shorter and the table longer: a parameter is worth about half the log2 of the
+count in bits (minimum description length, Rissanen 1983). Pair, list and shape, and the detail of their
+depths, are those of tables.py. All details are tried, and shapes too unless the list is short.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Tables: compact encodings of the frequencies of a rANS stream.
 
-depth[j]   how much rarer symbol j is than a fixed weight, in steps of 2^-detail octaves
+depth[j]   log2 of how much rarer symbol j is than a fixed reference, in steps of 2^-detail
 f[j]       1 + the part of M - K that belongs to symbol j, rounded by cumulative sums: f[j] >= 1, sum f = M
+           for K symbols and a table of M = 2^bits slots
 
 A pair stores one frequency, a list stores K depths, and a shape stores the parameters of a curve.
 docs/streams.md section 7.

@@ -1,7 +1,7 @@
 """Wide loops: decode rANS with 16 states in one vector; Giesen 2014 does so with 4.
 
-A vector looks up 16 symbols, and the states that need a word get the next words in order (cpu_loops.py). The
-stream is the same as for a decoder that takes one state after the other, at half the speed.
+A vector looks up 16 symbols, and the states that are below their lower bound get the next words in order
+(cpu_loops.py). A decoder that takes one state after the other reads the same stream at half the speed.
 """
 # ruff: noqa: PLR0917  compiled functions take no keywords
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, call-arg, attr-defined"

@@ -24,10 +24,10 @@ from tersor.errors import FormatError, RefusedError
 from tersor.files import atomic, output
 from tersor.forms import FORMS, NODES, Grid
 from tersor.forms.form import as_bytes
-from tersor.io.builder import Builder
 from tersor.io.checkpoint import read_from
 from tersor.io.container import TEXT as OWN
 from tersor.io.container import TersorFile
+from tersor.io.container_writer import Builder
 from tersor.io.document import (
     ATTACHMENT,
     TINY,
@@ -43,9 +43,9 @@ from tersor.io.document import KEYS as DOCUMENT
 from tersor.io.form_json import Places
 from tersor.io.header import Slot, check_shape, natural, parse_header
 from tersor.io.json_text import inflate, of_type, only, parse
+from tersor.io.ledger_json import ledger_from_json
 from tersor.io.patch.named_arrays import PATCH, NamedArrays
 from tersor.io.patch.patch_reader import PatchReader, SiteLeaves
-from tersor.io.records import ledger_from_json
 from tersor.io.safetensors_file import CHUNK, TensorFile, TensorWriter
 from tersor.io.short_header import Source
 from tersor.record.node_json import unflatten

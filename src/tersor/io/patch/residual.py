@@ -1,8 +1,8 @@
 """Residual: streams that code an array as its difference from an earlier array, the base.
 
-bytes    new - base mod 256; elements with base 0 are coded apart, since pruned weights mostly stay zero
+bytes    new - base mod 256; elements with base 0 have their own stream: pruned weights mostly stay zero
 wider    differences of words that are ordered by value, sign in the lowest bit, one stream per plane; floats
-         are grouped by the exponent of the base, since training moves floats of like size by like amounts
+         are grouped by the exponent of the base, since training moves similar floats by similar amounts
 cost     about that of coders.encode; about 50 bytes of memory per element of a piece
 """
 

@@ -1,4 +1,4 @@
-"""Answers: a model's outputs on a few calibration batches, and how far two models' outputs differ.
+"""Output comparison: how far the outputs of two models differ on a few calibration batches.
 
 Both models run in float64 if they can, else in float32, else in their own precision. Outputs are compared
 element by element, with a tolerance for rounding that depends on the precision.

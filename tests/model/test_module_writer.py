@@ -22,7 +22,7 @@ from tersor.core.state import State, start
 from tersor.errors import RefusedError, SiteError
 from tersor.forms import Affine, Dense
 from tersor.io import load, pack
-from tersor.model.fitted import fitted
+from tersor.model.module_writer import write_module
 from tersor.model.sites import sites_of
 from tersor.steps import Prune, Quantize
 
@@ -31,7 +31,7 @@ from tersor.steps import Prune, Quantize
 def test_undone_forms_give_the_outputs_of_the_model(name: str) -> None:
     t = tiny(name)
     plain = start(t.model)
-    assert torch.equal(t.out(fitted(t.model, plain.forms, plain.sites)), t.out())
+    assert torch.equal(t.out(write_module(t.model, plain.forms, plain.sites)), t.out())
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -43,7 +43,7 @@ def test_the_copy_has_the_decoded_weights_and_the_model_does_not_change(name: st
         key: Dense(form.decode() + 1) if form.decode().is_floating_point() else form
         for key, form in plain.forms.items()
     }
-    twin = fitted(t.model, forms, plain.sites)
+    twin = write_module(t.model, forms, plain.sites)
     assert type(twin) is type(t.model)
     for key, value in twin.state_dict().items():
         assert torch.equal(value, before[key] + 1 if value.is_floating_point() else before[key])
@@ -56,7 +56,7 @@ def test_a_fitted_model_trains_without_changing_its_forms() -> None:
     t = tiny("conv")
     plain = start(t.model)
     digests = {name: form.digest for name, form in plain.forms.items()}
-    twin = fitted(t.model, plain.forms, plain.sites)
+    twin = write_module(t.model, plain.forms, plain.sites)
     twin.train()
     twin(t.x).sum().backward()
     with torch.no_grad():
@@ -70,7 +70,7 @@ def test_grids_come_back_in_the_models_dtype(dtype: torch.dtype) -> None:
     model = nn.Linear(4, 2).to(dtype)
     plain = start(model)
     grid = Affine(Dense(torch.ones(2, 4, dtype=torch.int8)), Dense(torch.tensor([[0.1], [3.0]])))
-    twin = fitted(model, {**plain.forms, "weight": grid}, plain.sites)
+    twin = write_module(model, {**plain.forms, "weight": grid}, plain.sites)
     assert twin.weight.dtype is dtype
     assert torch.equal(twin.weight, torch.tensor([[0.1], [3.0]]).to(dtype).expand(2, 4))
     result = run(model, [Prune(keep=0.5)])
@@ -81,7 +81,7 @@ def test_grids_come_back_in_the_models_dtype(dtype: torch.dtype) -> None:
 def test_tied_weights_are_filled_once_and_stay_tied() -> None:
     t = tiny("attention")
     plain = start(t.model)
-    twin = fitted(t.model, plain.forms | {"embed.weight": Dense(torch.ones(11, 8))}, plain.sites)
+    twin = write_module(t.model, plain.forms | {"embed.weight": Dense(torch.ones(11, 8))}, plain.sites)
     assert twin.head.weight is twin.embed.weight
     assert (twin.head.weight == 1).all()
 
@@ -116,7 +116,7 @@ def test_a_refused_model_does_not_change() -> None:
     model = Longer(3, 4, 5)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with pytest.raises(SiteError):
-        fitted(model, plain.forms, plain.sites)
+        write_module(model, plain.forms, plain.sites)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
@@ -202,7 +202,7 @@ class Odds(nn.Module):
 def test_everything_besides_weights_is_copied() -> None:
     model, x = Odds(), torch.randn(2, 3)
     plain = start(model)
-    twin = fitted(model, plain.forms, plain.sites, plain.aliases)
+    twin = write_module(model, plain.forms, plain.sites, plain.aliases)
     with torch.no_grad():
         assert torch.equal(twin(x), model(x))
     assert twin.again is twin.a
@@ -228,7 +228,7 @@ def test_the_order_of_axes_in_memory_survives_a_cut() -> None:
     model = nn.Conv2d(4, 6, 3).to(memory_format=torch.channels_last)
     plain = start(model)
     forms = {name: form.take(0, torch.tensor([0, 2, 5])) for name, form in plain.forms.items()}
-    twin = fitted(model, forms, plain.sites)
+    twin = write_module(model, forms, plain.sites)
     assert twin.weight.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(twin.weight, model.weight[[0, 2, 5]])
 
@@ -240,7 +240,7 @@ def test_cut_in_every_dtype(dtype: torch.dtype) -> None:
     forms = dict(plain.forms)
     for name in ("0.weight", "0.bias", "1.weight", "1.bias"):
         forms[name] = forms[name].take(0, torch.tensor([1, 4]))
-    twin = fitted(model, forms, plain.sites)
+    twin = write_module(model, forms, plain.sites)
     assert {value.dtype for value in twin.state_dict().values()} == {dtype}
     assert (twin[0].out_features, twin[1].normalized_shape) == (2, (2,))
     assert torch.equal(twin[0].weight, model[0].weight[[1, 4]])
@@ -249,7 +249,7 @@ def test_cut_in_every_dtype(dtype: torch.dtype) -> None:
 def test_the_dtype_is_that_of_the_site() -> None:
     """Forms of a half model in a fresh float32 one: the copy runs with the stored values and dtype."""
     plain = start(nn.Linear(3, 2).half())
-    twin = fitted(nn.Linear(3, 2), plain.forms, plain.sites)
+    twin = write_module(nn.Linear(3, 2), plain.forms, plain.sites)
     assert twin.weight.dtype is torch.float16
     assert torch.equal(twin.weight, plain.forms["weight"].decode())
     whole = start(nn.Linear(3, 2))
@@ -258,7 +258,7 @@ def test_the_dtype_is_that_of_the_site() -> None:
     model.register_buffer("bias", torch.ones(2))
     says = r"weight: the model has shape \[2, 3\] of torch.int8, the form \[2, 3\] of torch.float32"
     with pytest.raises(SiteError, match=says):
-        fitted(model, whole.forms, whole.sites)
+        write_module(model, whole.forms, whole.sites)
 
 
 def test_tensors_stay_on_their_device() -> None:
@@ -267,7 +267,7 @@ def test_tensors_stay_on_their_device() -> None:
     forms = {
         name: form.take(0, torch.tensor([1, 4])) if form.shape else form for name, form in plain.forms.items()
     }
-    twin = fitted(model.to("meta"), forms, plain.sites)
+    twin = write_module(model.to("meta"), forms, plain.sites)
     assert {value.device.type for value in twin.state_dict().values()} == {"meta"}
     assert twin(torch.empty(2, 4, device="meta")).shape == (2, 2)
 
@@ -277,7 +277,7 @@ def test_tensors_stay_on_their_device() -> None:
 def test_tensors_stay_on_a_gpu() -> None:
     model = nn.ModuleDict({"a": nn.Linear(4, 6), "b": nn.LSTM(6, 5)}).cuda()
     plain = start(model)
-    twin = fitted(model, plain.forms, plain.sites)
+    twin = write_module(model, plain.forms, plain.sites)
     assert {value.device.type for value in twin.state_dict().values()} == {"cuda"}
     x = torch.randn(3, 2, 6, device="cuda")
     assert torch.equal(twin["b"](x)[0], model["b"](x)[0])
@@ -288,7 +288,7 @@ def test_tied_weights_are_cut_together() -> None:
     t = tiny("attention")
     plain = start(nn.ModuleDict({"embed": t.model.embed, "head": t.model.head}))
     forms = {"embed.weight": plain.forms["embed.weight"].take(1, torch.tensor([0, 3, 7]))}
-    twin = fitted(plain.given, forms, plain.sites, plain.aliases)
+    twin = write_module(plain.given, forms, plain.sites, plain.aliases)
     assert twin["head"].weight is twin["embed"].weight
     assert (twin["embed"].embedding_dim, twin["head"].in_features, twin["head"].out_features) == (3, 3, 11)
 
@@ -338,7 +338,7 @@ def test_cut_channels_of_blocks_equal_zero_channels() -> None:
     cuts += [(f"bn{k}.{name}", 0, wide) for name in norms for k in (4, 5)]
     for name, axis, kept in cuts:
         forms[name] = forms[name].take(axis, torch.tensor(kept))
-    twin = fitted(model, forms, plain.sites)
+    twin = write_module(model, forms, plain.sites)
     zero = copy.deepcopy(model)
     with torch.no_grad():
         zero.conv2.weight[:, 1] = 0  # it reads channels 1 and 3 of conv1, the second channel of each group
@@ -452,7 +452,7 @@ def test_hooks_that_change_no_value_are_fine(change: Any) -> None:
     model = with_hook(change)
     plain = start(model)
     forms = {**plain.forms, "weight": Dense(torch.ones(2, 3))}
-    assert torch.equal(fitted(model, forms, plain.sites).weight, torch.ones(2, 3))
+    assert torch.equal(write_module(model, forms, plain.sites).weight, torch.ones(2, 3))
 
 
 class Master(nn.Module):
@@ -472,7 +472,7 @@ def test_weights_that_the_state_dict_computes_are_refused() -> None:
     plain = start(model)
     forms = {"weight": Dense(torch.ones(4, 3))}
     with pytest.raises(RefusedError, match="weight: the written value is changed in its state dict"):
-        fitted(model, forms, plain.sites)
+        write_module(model, forms, plain.sites)
 
 
 def test_a_module_whose_copy_is_newly_initialized() -> None:
@@ -484,7 +484,7 @@ def test_a_module_whose_copy_is_newly_initialized() -> None:
     model = Anew(3, 2)
     plain = start(model)
     forms = {"weight": Dense(torch.ones(2, 3)), "bias": Dense(torch.zeros(2))}
-    assert torch.equal(fitted(model, forms, plain.sites)(torch.ones(1, 3)), torch.full((1, 2), 3.0))
+    assert torch.equal(write_module(model, forms, plain.sites)(torch.ones(1, 3)), torch.full((1, 2), 3.0))
 
 
 class Single(nn.Linear):
@@ -500,7 +500,7 @@ def test_a_module_that_cannot_be_copied_is_refused_and_does_not_change() -> None
     sites, _, _ = sites_of(model)
     forms = {"0.weight": Dense(torch.ones(2, 3)), "0.bias": Dense(torch.zeros(2))}
     with pytest.raises(RefusedError, match="0: copy.deepcopy of this Single returns the module"):
-        fitted(model, forms, sites)
+        write_module(model, forms, sites)
     assert torch.equal(model[0].weight, before)
 
 
@@ -518,7 +518,7 @@ def test_a_module_whose_copies_share_its_tensors_gets_new_ones() -> None:
     model = nn.Sequential(Sharing(3, 2))
     before, (sites, _, _) = model[0].weight.clone(), sites_of(model)
     forms = {"0.weight": Dense(torch.ones(2, 3)), "0.bias": Dense(torch.zeros(2))}
-    twin = fitted(model, forms, sites)
+    twin = write_module(model, forms, sites)
     assert torch.equal(twin(torch.ones(1, 3)), torch.full((1, 2), 3.0))
     assert torch.equal(model[0].weight, before)
 
@@ -531,7 +531,7 @@ def test_a_form_with_a_wrong_shape_is_refused() -> None:
     plain = start(nn.Linear(3, 2))
     forms = {**plain.forms, "weight": Liar(torch.ones(2, 3))}
     with pytest.raises(RefusedError, match=r"weight: a form of shape \[2, 3\] decodes to \[1, 3\]"):
-        fitted(plain.given, forms, plain.sites)
+        write_module(plain.given, forms, plain.sites)
 
 
 def test_a_hook_may_change_names() -> None:
@@ -550,7 +550,7 @@ def test_a_hook_may_change_names() -> None:
     model = Wrapper()
     plain = start(model)
     forms = {name: form.take(0, torch.tensor([1])) for name, form in plain.forms.items()}
-    twin = fitted(model, forms, plain.sites)
+    twin = write_module(model, forms, plain.sites)
     assert twin.inner.weight.shape == (1, 3)
     assert twin.inner.out_features == 1
 
@@ -560,7 +560,7 @@ def test_buffers_that_share_memory_are_separated() -> None:
     model.register_buffer("whole", torch.arange(6.0))
     model.register_buffer("part", model.whole[:3])
     plain = start(model)
-    twin = fitted(model, {**plain.forms, "part": Dense(torch.ones(2))}, plain.sites)
+    twin = write_module(model, {**plain.forms, "part": Dense(torch.ones(2))}, plain.sites)
     assert torch.equal(twin.whole, torch.arange(6.0))
     assert torch.equal(twin.part, torch.ones(2))
 
@@ -576,8 +576,8 @@ def test_other_kinds_of_modules() -> None:
     for kind in kinds:
         plain = sites_of(kind)
         forms = {name: Dense(value * 2) for name, value in plain[1].items()}
-        twin = fitted(kind, forms, plain[0])
-        want = fitted(model, forms, sites_of(model)[0])
+        twin = write_module(kind, forms, plain[0])
+        want = write_module(model, forms, sites_of(model)[0])
         assert torch.equal(twin(x), want(x))
         assert torch.equal(kind(x), model(x))
 
@@ -616,7 +616,9 @@ def test_given_forms_equal_the_model_to_the_bit(data: st.DataObject) -> None:
     model = randomized(nn.Sequential(*parts))
     model.to(data.draw(st.sampled_from([torch.float32, torch.float64, torch.bfloat16])))
     sites, tensors, aliases = sites_of(model)  # for computed weights, the tensors they are computed from
-    twin = fitted(model, {name: Dense(value.clone()) for name, value in tensors.items()}, sites, aliases)
+    twin = write_module(
+        model, {name: Dense(value.clone()) for name, value in tensors.items()}, sites, aliases
+    )
     x = torch.randn(2, 3, 5).to(next(iter(model.parameters())).dtype)
     with torch.no_grad():
         assert torch.equal(twin(x), model(x))
@@ -678,9 +680,9 @@ def test_changes_to_the_copys_tensors_change_no_form(data: st.DataObject) -> Non
     model = nn.Linear(*reversed(form.shape), bias=False)
     model.to(data.draw(st.sampled_from([torch.float32, torch.float16, torch.float64])))
     sites, _, _ = sites_of(model)
-    twin, before = fitted(model, {"weight": form}, sites), form.decode().clone()
+    twin, before = write_module(model, {"weight": form}, sites), form.decode().clone()
     assert torch.equal(twin.weight, before.to(twin.weight.dtype))
     with torch.no_grad():
         twin.weight.fill_(7)
     assert torch.equal(form.decode(), before)
-    assert (fitted(model, {"weight": form}, sites).weight != 7).any()
+    assert (write_module(model, {"weight": form}, sites).weight != 7).any()

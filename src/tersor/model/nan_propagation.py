@@ -1,10 +1,9 @@
-"""Known: evaluate a model's graph with NaN for "depends on the input", to find values that are constant.
+"""NaN propagation: find constant values by evaluating a graph with NaN for "depends on the input".
 
-A NaN passes through every operator that keeps NaNs (model/passing.py), except where a weight is 0. The
-outputs and in-place writes of all other operators become NaN entirely. A value that is not a float and
-depends on the input is DEPENDS. Shapes are those of the example. In-place writes are carried out, views
-included.
-Cost: one pass of at most BATCH samples per evaluation.
+A NaN passes through every operator that keeps NaNs (model/nan_rules.py), except where a weight is 0. All
+other operators turn their whole output, and whatever they write in place, to NaN. A value that is not a float
+and depends on the input is DEPENDS. Shapes are those of the example. In-place writes are carried out, views
+included. Cost: one pass of at most BATCH samples per evaluation.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves, tree_map
 
 from tersor.errors import RefusedError, first_line
-from tersor.model.answers import tensors_of
 from tersor.model.batches import evaluating
 from tersor.model.graph import Graph, Inputs, arguments, floating, traced, value, values, written
-from tersor.model.passing import APART, FACTORS, PASSING, SHAPES, base
+from tersor.model.nan_rules import APART, FACTORS, PASSING, SHAPES, base
+from tersor.model.output_comparison import tensors_of
 from tersor.model.task import MISFIT
 
 BATCH = 128  # most samples used of the example

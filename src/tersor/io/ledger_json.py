@@ -1,4 +1,4 @@
-"""Records: the ledger as JSON in a file, and back. docs/format.md section 8.
+"""Ledger JSON: the ledger as JSON in a file, and back. docs/format.md section 8.
 
 [17, "wrap", before, after]     an edit of the 18th site
 [17, "", "done", "kept 72 of 144 weights", {"kept": 72}]     a note

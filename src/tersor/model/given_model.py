@@ -1,8 +1,8 @@
-"""Opened: a private copy of a given model with plain weights, its sites with their roles, and notes.
+"""Given model: a private copy with plain weights, its sites with their roles, and notes for the ledger.
 
-The model is copied, weights that its layers compute become plain (effective.py), and the graph of its forward
-on the task's inputs determines the role of each tensor (roles.py). Without a task, or if the model cannot be
-traced, the classes of its layers determine the kinds, as far as they are known.
+The model is copied, weights that its layers compute become plain (parametrizations.py), and the graph of its
+forward on the task's inputs determines the role of each tensor (roles.py). Without a task, or if the model
+cannot be traced, the classes of its layers determine the kinds, as far as they are known.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from torch import Tensor, nn
 
 from tersor.errors import RefusedError, TaskError
 from tersor.model.batches import device_of, move
-from tersor.model.effective import settled
+from tersor.model.changed_copy import own_copy
 from tersor.model.example import example_inputs
 from tersor.model.graph import traced
-from tersor.model.restructured import own_copy
+from tersor.model.parametrizations import materialized
 from tersor.model.roles import roles, with_role
 from tersor.model.sites import LEFT, Site, finite, sites_of
 from tersor.model.task import Task
 
 
-class Opened(NamedTuple):
+class GivenModel(NamedTuple):
     """A model to start from."""
 
     module: nn.Module
@@ -34,13 +34,13 @@ class Opened(NamedTuple):
     notes: dict[str, str]  # notes for the ledger, by kind
 
 
-def opened(model: nn.Module, task: Task | None = None) -> Opened:
+def given_model(model: nn.Module, task: Task | None = None) -> GivenModel:
     """A copy of `model` to start from. RefusedError if its state dict cannot be stored, or holds NaN or
     infinity."""
     sites, tensors, _ = sites_of(model)
     finite(tensors, sites)
     module = own_copy(model)
-    masks, by = settled(module)
+    masks, by = materialized(module)
     sites, tensors, aliases = sites_of(module)
     finite(tensors, sites)
     notes = {}
@@ -55,7 +55,7 @@ def opened(model: nn.Module, task: Task | None = None) -> Opened:
     if left := left_alone(sites):
         listed = "; ".join(f"{word}: {', '.join(names)}" for word, names in left.items())
         notes["left"] = f"left alone unless where names them: {listed}"
-    return Opened(module, sites, tensors, aliases, {n: masks[n] for n in masks if n in sites}, notes)
+    return GivenModel(module, sites, tensors, aliases, {n: masks[n] for n in masks if n in sites}, notes)
 
 
 def with_roles(

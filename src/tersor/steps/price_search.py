@@ -1,4 +1,4 @@
-"""Budget: search for the price of a bit that meets a target.
+"""Price search: find the price of a bit (the Lagrange multiplier lambda) that meets a target.
 
 least(bits, budget)      the least price whose bits are within the budget; bits fall by about half a bit a
                          weight when the price doubles

@@ -1,4 +1,4 @@
-"""Trainable: a model whose forms can be trained in a training loop and then folded back to forms.
+"""Trainable forms: a module whose parameters are the leaves of forms, for training; then forms again.
 
 The leaves of each form are parameters (trainable_parts.py), and the user's modules are called with the
 weights computed from them, so no layer is wrapped and no class is patched. The scales of grids on edges are
@@ -19,7 +19,7 @@ from tersor.forms import At, Dense, Form, Masked, uncoded
 from tersor.forms.grid import Grid
 from tersor.model.batches import device_of
 from tersor.model.checkpointing import show, transformed
-from tersor.model.edges import Call, trainable
+from tersor.model.edges import Call, check_same_in_training
 from tersor.model.simulate import Simulated, key, tensors_of
 from tersor.model.sites import Site
 from tersor.model.state_dicts import same
@@ -45,7 +45,7 @@ class TrainableForms(Simulated):
         AffinePart. `edge_grids`: grids whose scales are trained, by the names of their edges; `example` then
         runs the model once, such as lambda net: net(x), to check that the edges exist and are the same in
         training."""
-        trainable(model, edge_grids or (), example)
+        check_same_in_training(model, edge_grids or (), example)
         super().__init__(copy.deepcopy(model), edge_grids)
         for module in self.net.modules():  # the same gradients, but dense: Adam and forms need dense ones
             if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):

@@ -1,4 +1,4 @@
-"""Tasks: the built-in tasks digits and fashion-mnist:FOLDER, and the user's by file.py:function.
+"""Built-in tasks: digits and fashion-mnist:FOLDER, and the user's by file.py:function.
 
 digits          1,797 images of 8 x 8, 10 classes, inside scikit-learn; 1,000 to train, 797 to evaluate
 fashion-mnist   60,000 + 10,000 images of 28 x 28, 10 classes, Xiao, Rasul, Vollgraf 2017; four IDX files

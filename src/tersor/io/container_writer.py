@@ -1,4 +1,4 @@
-"""Builder: the writer of .tersor files. container.py is the reader, docs/format.md the format.
+"""Container writer: writes .tersor files. container.py is the reader, docs/format.md the format.
 
 Sites are written one by one to a temporary file, then header and payload to another one, which is moved into
 place when complete. Equal states give equal bytes.
@@ -33,7 +33,7 @@ from tersor.io.document import (
 )
 from tersor.io.form_json import SMALL, leaves, terse, terse_grid
 from tersor.io.json_text import deflate, dump
-from tersor.io.records import history_to_json
+from tersor.io.ledger_json import history_to_json
 from tersor.io.safetensors_file import TensorWriter, bytes_tensor
 from tersor.io.short_header import write_short_header
 from tersor.io.validate import grid_contents, grid_structure, structure

@@ -1,8 +1,8 @@
-"""Labels: for each axis of a value computed from a parameter, the axes of the parameter that it holds.
+"""Axis origins: for each axis of a value computed from a parameter, the parameter axes that it holds.
 
-A dimension is a tuple of factors (axes of the parameter, size), slowest first: [O, I, 3, 3] viewed as
-[O, I * 9] is (({0}, O),), (({1}, I), ({2}, 3), ({3}, 3)), and a view back restores the first labels. A factor
-with several axes holds one of them, but it is unknown which. A factor without an axis is constant.
+A dimension is a tuple of factors (axes of the parameter, size), slowest first: [O, I, 3, 3] viewed as [O, I *
+9] is (({0}, O),), (({1}, I), ({2}, 3), ({3}, 3)), and a view back restores the first origins. A factor with
+several axes holds one of them, but it is unknown which. A factor without an axis is constant.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Unlisted: refuse, before training, modules with state that training changes and no state dict lists.
+"""Hidden state: refuse, before training, modules with training state that their state dict does not have.
 
 Such state is in non-persistent buffers, and in tensors and numbers in plain attributes: no form or file holds
 it, and a resumed training starts with its first values. Tables that are computed from settings are fine, and
@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from tersor.errors import RefusedError
-from tersor.model.answers import tensors_of
 from tersor.model.batches import device_of, move, seeded, steady
 from tersor.model.counters import unmoved
+from tersor.model.output_comparison import tensors_of
 from tersor.model.state_dicts import registered, same
 from tersor.model.task import MISFIT, Task
-from tersor.model.trainable import TrainableForms
+from tersor.model.trainable_forms import TrainableForms
 
 DEEP = 3  # the search stops at this depth of nested lists
 INNER = frozenset(vars(nn.Module()))  # attributes that every module has

@@ -1,4 +1,4 @@
-"""Fitted: a copy of a module that holds the decoded forms; the only code that writes to modules.
+"""Module writer: write decoded forms into a copy of a module; no other code does so.
 
 given module, changes, forms -> a new module with tensors of new shapes, new integers, replaced layers
 The given module's tensors are not copied: the copy gets empty tensors of the forms' shapes, and each is
@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from tersor.errors import RefusedError, SiteError, did_you_mean
 from tersor.forms import Form
+from tersor.model.changed_copy import ChangedCopy, changed_copy
 from tersor.model.changes import Change
-from tersor.model.effective import plain_of
-from tersor.model.restructured import ChangedCopy, changed_copy
+from tersor.model.parametrizations import plain_of
 from tersor.model.sites import Site
 from tersor.model.sizes import sizes_of
 from tersor.model.state_dicts import same
@@ -29,7 +29,7 @@ from tersor.model.tensors import blank, checksum, held, memory, put
 NONE: Mapping[str, str] = MappingProxyType({})
 
 
-def fitted(
+def write_module(
     model: nn.Module, forms: Mapping[str, Form], sites: Mapping[str, Site], aliases: Mapping[str, str] = NONE,
     changes: Sequence[Change] = (),
 ) -> nn.Module:  # fmt: skip

@@ -1,4 +1,4 @@
-"""Trained: the step that a user's own training loop stands for, between two states.
+"""Own training: the step in the ledger that records a user's own training loop.
 
 module = trainable(state)     an nn.Module with the model's signature, with masks, tables, grids and factors
 state = folded(module)        the state with the learned values, and a step "trained" in its ledger
@@ -23,9 +23,9 @@ from tersor.core.view import View
 from tersor.errors import SettingError, did_you_mean
 from tersor.forms import Form
 from tersor.model.frozen import FROZEN, Frozen, frozen_in
-from tersor.model.own_loop import Source, Trainable, unwrapped
+from tersor.model.given_masks import with_masks
 from tersor.model.simulate import refuse_stale
-from tersor.model.zeros import with_masks
+from tersor.model.trainable_module import Source, Trainable, unwrapped
 from tersor.record.events import Edit, Group, Note
 
 

@@ -1,11 +1,11 @@
-"""Moves: the labels of a parameter after an operator that passes it on."""
+"""Axis rules: how an operator that passes a parameter on changes the origins of its axes."""
 
 from __future__ import annotations
 
 from torch import fx
 
+from tersor.model.axis_origins import NONE, Labels, aligned, axes_of, blurred, of_size, viewed
 from tersor.model.graph import values
-from tersor.model.labels import NONE, Labels, aligned, axes_of, blurred, of_size, viewed
 from tersor.model.parameter_use import Use
 
 

@@ -1,4 +1,4 @@
-"""Words: recipes as YAML or as words of a command line, and back.
+"""Recipe text: recipes as YAML or as words of a command line, and back.
 
 YAML             tersor: 1
                  seed: 0

@@ -1,4 +1,4 @@
-"""Zeros: masks for the zeros of weights that were pruned before they were given.
+"""Given masks: masks for the zeros of weights that were pruned before they were given.
 
 A trained float is almost never exactly zero: zeros are pruned weights, the row of a padding token, a block
 that was cut. Without a mask the next step would change them. Not masked: a few zeros among thousands, values

@@ -14,7 +14,7 @@ from tersor.core.state import start
 from tersor.errors import RefusedError
 from tersor.forms import Masked
 from tersor.io import load, save
-from tersor.model.effective import computed
+from tersor.model.parametrizations import computed
 from tersor.model.task import Task
 from tersor.steps import Finetune, Prune, Quantize
 

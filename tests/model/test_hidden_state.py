@@ -13,8 +13,8 @@ from tersor.core.run import run
 from tersor.core.state import start
 from tersor.errors import RefusedError
 from tersor.model import unlisted
-from tersor.model.trainable import TrainableForms
-from tersor.model.unlisted import check_unlisted
+from tersor.model.hidden_state import check_unlisted
+from tersor.model.trainable_forms import TrainableForms
 from tersor.steps import Finetune, Measure
 
 

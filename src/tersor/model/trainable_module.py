@@ -1,8 +1,9 @@
-"""Own loop: Trainable, a state's model as a module for the user's own training loop.
+"""Trainable module: the module that a user trains in a loop of their own, made of a state.
 
 forward       the model's own signature; computes with masks, codebooks, factors and grids on edges
 parameters()  the leaves of forms and the scales of grids on edges, for any optimizer and trainer
-It can be pickled, copied, moved and synchronized like other modules. steps/trained.py makes it and folds it.
+It can be pickled, copied, moved and synchronized like other modules.
+steps/own_training.py makes it and folds it back to a state.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import nn
 from tersor.errors import SettingError
 from tersor.model.checkpointing import rerun
 from tersor.model.frozen import Frozen
-from tersor.model.trainable import TrainableForms
+from tersor.model.trainable_forms import TrainableForms
 from tersor.model.wrapped import inside
 
 # Attributes that trainers read besides forward: a Hugging Face configuration, gradient checkpointing.

@@ -1,4 +1,4 @@
-"""Metrics: the table of metrics by name. -100 marks a target that does not count.
+"""Built-in metrics: the table of metrics by name. -100 marks a target that does not count.
 
 accuracy         fraction of a sample's positions whose largest score is the target's; mean over samples
 token_accuracy   the same fraction over all positions of the set

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 import tersor
 from tersor.errors import SettingError, TaskError
 from tersor.measure.accuracy import compared, drop, estimated, in_words, lost
+from tersor.model.builtin_metrics import METRICS, metric_of
 from tersor.model.metric import Metric
-from tersor.model.metrics import METRICS, metric_of
 from tersor.model.task import Task
 
 CLASSES, PLACES = 4, 6

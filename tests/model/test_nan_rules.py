@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tersor.model.passing import EACH, OTHERS, PASSING, POOLS, RESHAPES
+from tersor.model.nan_rules import EACH, OTHERS, PASSING, POOLS, RESHAPES
 
 aten = torch.ops.aten
 W = 9  # not divisible by the vector width of processors

@@ -1,4 +1,4 @@
-"""Restructured: a copy of a module with a changed structure: integers set, layers replaced.
+"""Changed copy: a copy of a module with integers set and layers replaced.
 
 Tensors that the caller provides substitutes for are not copied: wherever the module refers to one, also in a
 list or an attribute, the copy refers to the substitute. The same holds for replaced layers.

@@ -1,9 +1,10 @@
-"""Effective: replace weights that a layer computes from other tensors by plain parameters of the same value.
+"""Parametrizations: plain parameters in place of weights that a layer computes from other tensors.
 
 torch.nn.utils.parametrize (weight_norm, spectral_norm, orthogonal, custom ones), the older weight_norm and
 spectral_norm, and torch.nn.utils.prune. Compression must act on the weight that runs: a direction of
 weight_norm with a row pruned to zero gives 0 / 0, and a coarse grid on it changes the whole row.
-A pruned weight keeps its mask. Later training no longer has the constraint (a spectral norm of 1).
+A pruned weight keeps its mask. Later training no longer has the constraint, such as a
+spectral norm of 1.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from tersor.errors import RefusedError
 from tersor.model.batches import evaluating
-from tersor.model.restructured import own_copy
+from tersor.model.changed_copy import own_copy
 
 Work = tuple[str, nn.Module, str, str]  # (path of a layer, the layer, its weight's name, what computes it)
 
@@ -41,7 +42,7 @@ def computed(model: nn.Module) -> list[Work]:
     return pruned + found
 
 
-def settled(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+def materialized(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Make computed weights plain parameters of `model`, which must be a private copy. Returns (masks of
     pruned weights, what computed each weight), by name. RefusedError for shared or random ones."""
     masks: dict[str, Tensor] = {}
@@ -86,7 +87,7 @@ def plain_of(model: nn.Module, names: Container[str]) -> nn.Module:
     if not any((f"{path}.{name}" if path else name) in names for path, _, name, _ in computed(model)):
         return model
     copy = own_copy(model)
-    settled(copy)
+    materialized(copy)
     return copy
 
 

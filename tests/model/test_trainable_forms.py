@@ -17,7 +17,7 @@ from tersor.forms import FORMS, Affine, At, Codebook, Dense, Form, LogGrid, LowR
 from tersor.maths.levels import log_grid
 from tersor.maths.signs import binary, ternary
 from tersor.maths.uniform_grid import limits, uniform_grid
-from tersor.model.trainable import TrainableForms
+from tersor.model.trainable_forms import TrainableForms
 from tersor.model.trainable_parts import PARTS, MaskedPart, part
 from tersor.steps import Quantize
 

@@ -40,7 +40,7 @@ from tersor.core.state import start
 from tersor.errors import SiteError
 from tersor.forms import Affine, Codebook, Dense, LowRank, Masked
 from tersor.forms.grid import Grid
-from tersor.steps.words import dump, from_yaml
+from tersor.steps.recipe_text import dump, from_yaml
 
 EACH = pytest.mark.parametrize("name", MODELS)
 

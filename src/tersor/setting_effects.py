@@ -1,4 +1,4 @@
-"""Effects: which settings depend on which, and a refusal of settings that would do nothing.
+"""Setting effects: which settings depend on which, and a refusal of settings that would do nothing.
 
 only = {"percentile": {"range": ("percentile",)}, "lr": {"epochs": Above(0)}, "keep": {"pattern": LEFT_OUT}}
 A step's class may have such a table. It maps a setting to the values of other settings at which it has an

@@ -1,4 +1,4 @@
-"""Passing: how ATen operators propagate NaN ("depends on the input") and treat a permutation of units.
+"""NaN rules: how ATen operators propagate NaN ("depends on the input") and carry a permutation of channels.
 
 Keyed by an operator's name; its in-place spelling (`relu_`) is the same. An operator in no table is assumed
 to mix all elements. Views need no entry: they are recognized by the memory that they share.
