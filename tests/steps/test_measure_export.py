@@ -12,12 +12,14 @@ import torch
 from tiny import tiny
 from torch import Tensor, nn
 
+from tersor import runtimes
 from tersor.core.run import run
 from tersor.core.state import State
-from tersor.errors import RefusedError, SettingError
+from tersor.errors import MissingError, RefusedError, SettingError
 from tersor.measure import latency
 from tersor.model.task import Task
 from tersor.record.events import Note
+from tersor.runtimes import RUNTIMES
 from tersor.runtimes.agree import Difference
 from tersor.runtimes.written import Written
 from tersor.steps import Entropy, Export, Measure, Prune, Quantize
@@ -106,8 +108,8 @@ class Runtime:
         self.written: dict[Path, float] = {}  # ms a call
         self.threads: list[int] = []
         self.shapes: set[tuple[int, ...]] = set()
-        monkeypatch.setattr("tersor.runtimes.runtime", lambda name: self)
-        monkeypatch.setattr("tersor.steps.export.runtime", lambda name: self)
+        for step in ("measure", "export"):
+            monkeypatch.setattr(f"tersor.steps.{step}.runtime", lambda name: self)
         monkeypatch.setattr(latency, "perf_counter_ns", lambda: self.now)
 
     def write(self, model: nn.Module, example: Any, path: Path, dynamic_batch: bool) -> Written:
@@ -214,3 +216,16 @@ def test_notes_are_json() -> None:
     for entry in result.ledger.notes():
         assert json.loads(json.dumps(dict(entry.data))) == entry.data
     assert Note("", "x", "y").data == {}
+
+
+@pytest.mark.parametrize(("step", "settings"), [(Export, {}), (Measure, {"latency": True})])
+@pytest.mark.parametrize("package", RUNTIMES["onnxruntime"].packages)
+def test_a_missing_package_is_reported_before_anything_runs(
+    step: Any, settings: dict[str, Any], package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtimes, "find_spec", lambda name: None if name == package else object())
+    with pytest.raises(
+        MissingError, match=rf"needs the package {package}\..*pip install 'tersor\[onnxruntime\]'"
+    ):
+        step(**settings)
+    Measure()  # without latency, it needs no runtime
