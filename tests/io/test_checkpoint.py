@@ -286,7 +286,7 @@ def not_weights(path: Path) -> None:
         (bare_pickle, "it cannot be read as a PyTorch checkpoint|it holds Python objects"),
         (cut, "damaged zip|cannot be read as a PyTorch checkpoint"),
         (other_zip, "cannot be read as a PyTorch checkpoint"),
-        (overlapping, "w shows the same memory more than once"),
+        (overlapping, "w: some of its elements share memory"),
         (
             sparse,
             r"w is a tensor of layout torch.sparse_coo; .* Store x.to_dense\(\)",

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 from unit_cases import UNITS, net
 
 from tersor.errors import RefusedError
-from tersor.model import graph, known
+from tersor.model import graph, nan_propagation
 from tersor.model.dead_units import clear
 
 
@@ -531,7 +531,7 @@ def test_a_view_that_real_strides_do_not_allow_becomes_a_reshape(monkeypatch: py
         return found
 
     seen: dict[str, bool] = {}
-    monkeypatch.setattr(known, "traced", with_views)
+    monkeypatch.setattr(nan_propagation, "traced", with_views)
     model, x = Turned().eval(), torch.randn(6, 3, 4)
     with torch.no_grad():
         model.first.weight[2], model.first.bias[2] = 0, 1.5  # a constant unit

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tersor.core.run import run
 from tersor.core.state import start
 from tersor.errors import RefusedError
-from tersor.model import unlisted
+from tersor.model import hidden_state
 from tersor.model.hidden_state import check_unlisted
 from tersor.model.trainable_forms import TrainableForms
 from tersor.steps import Finetune, Measure
@@ -105,7 +105,7 @@ def test_an_error_of_the_search_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -
     def broken(*_: Any) -> bool:
         raise TypeError("broken")
 
-    monkeypatch.setattr(unlisted, "alike", broken)
+    monkeypatch.setattr(hidden_state, "alike", broken)
     with pytest.raises(TypeError, match="broken"):
         check_unlisted(tuned_of(Whitened("number")), tiny("mlp").task)
 

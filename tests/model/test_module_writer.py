@@ -635,8 +635,7 @@ import sys
 import torch
 from torch import nn
 from tersor.forms import Affine, Dense
-from tersor.model.fitted import fitted
-from tersor.model.sites import sites_of
+from tersor.model.module_writer import write_module
 from tersor.model.sites import sites_of
 
 def peak():
@@ -652,9 +651,9 @@ forms = {
     for name, value in tensors.items()
 }
 one = nn.Sequential(nn.Linear(1024, 1024, bias=False))  # memory set up on the first call is not counted
-fitted(one, {"0.weight": forms["0.weight"]}, {"0.weight": sites["0.weight"]})
+write_module(one, {"0.weight": forms["0.weight"]}, {"0.weight": sites["0.weight"]})
 before = peak()
-twin = fitted(model, forms, sites)
+twin = write_module(model, forms, sites)
 print(peak() - before)
 """
 

@@ -168,7 +168,7 @@ def test_a_layer_with_several_outputs_is_matched_by_its_first() -> None:
 
 def test_a_layer_that_never_runs_is_refused() -> None:
     t, teacher = tiny("attention"), tiny("attention", seed=3).model
-    with pytest.raises(RefusedError, match=r"features: multi\.out_proj .* gave no output"):
+    with pytest.raises(RefusedError, match=r"features: multi\.out_proj exists, but .* does not call it"):
         one_loss(t, TrainingPlan(features="multi.out_proj"), teacher)
 
 

@@ -254,7 +254,7 @@ class TorchCheckpoint:
             own[name], slots[name] = tensor, Slot(tensor.dtype, tuple(tensor.shape), *place)
             if tensor.nbytes > tensor.untyped_storage().nbytes():
                 raise FormatError(
-                    f"{self.path}: {name} shows the same memory more than once. Save a copy: x.contiguous()"
+                    f"{self.path}: {name}: some of its elements share memory. Save a copy: x.contiguous()"
                 )
         return own, slots, aliases
 

@@ -240,10 +240,18 @@ class Encoder:
         if not isinstance(leaf.stored, Coded):
             return Target(leaf.array, {})
         keep = self.after.array(leaf.keep) if leaf.keep else None
-        profile = "" if leaf.keep == "" else profile_of(leaf.stored, leaf.array, keep)
+        known = leaf.keep is None or (leaf.keep != "" and self.is_decoded(leaf.keep))
+        profile = profile_of(leaf.stored, leaf.array, keep) if known else ""
         if not profile:
             return Target(leaf.stored.data, {})
         return Target(leaf.array, {"coder": profile} | ({"keep": leaf.keep} if leaf.keep else {}), keep)
+
+    def is_decoded(self, mask: str) -> bool:
+        """Whether the reader of the patch has a mask's elements, and not only its stored bytes."""
+        stored = self.after.leaf(mask).stored
+        return (
+            not isinstance(stored, Coded) or stored.digest in self.twins or "coder" in self.target(mask).part
+        )
 
     def nearest(self, name: str, target: Target) -> tuple[Tensor | None, Json]:
         """(the base with the fewest bytes, the entries of the part that name it)."""
