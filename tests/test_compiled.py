@@ -1,6 +1,7 @@
 """Compiled loops: where their code is kept, when it is compiled anew, and who is told."""
 
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -52,10 +53,46 @@ def test_the_first_process_compiles_and_says_so_and_the_second_does_not(tmp_path
     assert second == first[1:]
 
 
+DAMAGE = {
+    "emptied": lambda data: b"",
+    "cut": lambda data: data[:100],
+    "random": lambda data: os.urandom(len(data)),
+    "one byte": lambda data: (
+        data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :]
+    ),
+}
+
+
+@pytest.mark.parametrize("marks", [True, False])
+@pytest.mark.parametrize("kind", ["nbi", "nbc"])
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_code_is_removed_and_compiled_again(
+    damage: str, kind: str, marks: bool, tmp_path: Path
+) -> None:
+    """Without its mark a file is only known to be damaged when it cannot be loaded."""
+    if damage == "one byte" and not marks:
+        pytest.skip("code without a mark is of a process that was stopped: its files are whole")
+    first = python(CODE, NUMBA_CACHE_DIR=str(tmp_path))
+    for path in tmp_path.rglob(f"*.{kind}"):
+        path.write_bytes(DAMAGE[damage](path.read_bytes()))
+    for path in () if marks else tmp_path.glob("loops-*/tersor.*"):
+        path.unlink()
+    assert python(CODE, NUMBA_CACHE_DIR=str(tmp_path)) == first
+    assert python(CODE, NUMBA_CACHE_DIR=str(tmp_path)) == first[1:]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="limits of POSIX")
+def test_a_full_disk_keeps_nothing_and_stops_nothing(tmp_path: Path) -> None:
+    limit = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+    limit += "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, resource.RLIM_INFINITY))\n"
+    full = python(limit + CODE, NUMBA_CACHE_DIR=str(tmp_path))
+    assert full[:2] == [compiled.WAITING, "True"]
+    assert python(CODE, NUMBA_CACHE_DIR=str(tmp_path)) == full
+    assert python(CODE, NUMBA_CACHE_DIR=str(tmp_path)) == full[1:]
+
+
 def copied(tmp_path: Path) -> Path:
     """The package, copied: its root."""
-    import shutil
-
     shutil.copytree(compiled.HERE, tmp_path / "lib" / "tersor", ignore=shutil.ignore_patterns("__pycache__"))
     return tmp_path / "lib"
 
@@ -177,3 +214,37 @@ def test_every_loop_of_the_package_is_one() -> None:
             assert all(isinstance(loop, Compiled) for loop in loops_of(module))
             assert "cache=" not in path.read_text()
     assert list(bases())
+
+
+@pytest.mark.parametrize("program", ["no/such/python", ""])
+def test_a_process_beside_that_cannot_start_is_no_matter(program: str, tmp_path: Path) -> None:
+    code = f"{SAY}\nimport os, sys, tersor.compiled as c\nos.cpu_count = lambda: 2\n"
+    code += f"sys.executable = {program!r}\n"
+    assert "True" in python(f"{code}c.begin([{MODULE!r}])\n{CODE}", NUMBA_CACHE_DIR=str(tmp_path))
+
+
+def test_a_process_beside_imports_nothing_from_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("numba", "queue", "tersor"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    code = f"""import os, sys
+sys.path.remove("")
+import tersor.compiled as c
+os.cpu_count = lambda: 2
+c.begin([{MODULE!r}]); c.wait_for({MODULE!r})
+print((c.folder() / {MODULE!r}).exists())
+"""
+    monkeypatch.chdir(tmp_path)
+    root = str(compiled.HERE.parent)
+    assert python(code, Path(root), NUMBA_CACHE_DIR=str(tmp_path / "cache"))[-1] == "True"
+    assert not (tmp_path / "ran").exists()
+
+
+def test_from_a_zip_nothing_is_kept(tmp_path: Path) -> None:
+    """Its sources are no files, so nothing would tell when the code is stale."""
+    root = copied(tmp_path)
+    shutil.make_archive(str(tmp_path / "t"), "zip", root)
+    said = python(CODE, tmp_path / "t.zip", NUMBA_CACHE_DIR=str(tmp_path / "cache"))
+    assert said == [compiled.WAITING, "True", "None"]
+    assert not list(tmp_path.glob("cache/*"))

@@ -14,6 +14,7 @@ import functools
 import hashlib
 import logging
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,11 @@ SOURCES = (
 )  # what compiled code depends on, in this package
 UNUSED = 30 * 24 * 3600.0  # seconds after which a folder of other sources is removed
 WAITING = "tersor: compiling loops for this processor. This happens once and takes some seconds"
+# What loading damaged code raises, and OSError where it cannot be written.
+DAMAGED = (
+    OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, ImportError, RuntimeError,
+    pickle.UnpicklingError,
+)  # fmt: skip
 LOCK = threading.RLock()
 beside: dict[str, subprocess.Popen[bytes]] = {}  # by module: the process that compiles its loops
 
@@ -60,18 +67,58 @@ class Compiled:
             if self.ready is None:
                 wait_for(self.module)
                 path = folder()
-                mark = None if path is None else path / f"{self.module}.{self.name}"
-                if mark is None or not mark.exists():
+                if path is None or not self.is_kept(path):
                     announce()
                 if path is not None:
                     keep_in(path, self.dispatcher)
                 for signature in self.signatures:
-                    self.dispatcher.compile(signature)
+                    self.build(signature, path)
                 self.dispatcher.disable_compile()
-                if mark is not None:
-                    touch(mark)
                 self.ready = self.dispatcher
             return self.ready
+
+    def build(self, signature: Any, path: Path | None) -> None:
+        """Compile for one signature, or load the code. Damaged code on disk is removed first. Code that
+        cannot be written serves this process alone: numba has compiled it by then."""
+        try:
+            self.dispatcher.compile(signature)
+        except DAMAGED:
+            if path is None:
+                raise
+            self.remove(path)
+            with suppress(OSError):
+                self.dispatcher.compile(signature)
+            self.dispatcher.compile(signature)
+        if path is not None and any(file.suffix == ".nbc" for file in self.files(path)):
+            write(self.mark(path), self.hash_of(path))
+
+    def files(self, path: Path) -> list[Path]:
+        """The files that hold the loop's code: numba names them by function and line."""
+        return sorted(path.glob(f"*/*{self.name}-*.nb[ic]"))
+
+    def hash_of(self, path: Path) -> str:
+        found = hashlib.sha256()
+        for file in self.files(path):
+            found.update(file.name.encode() + file.read_bytes())
+        return found.hexdigest()
+
+    def mark(self, path: Path) -> Path:
+        return path / f"{self.module}.{self.name}"
+
+    def is_kept(self, path: Path) -> bool:
+        """Whether the code is on disk. Code that has changed since it was written is removed."""
+        try:
+            if self.mark(path).read_text() == self.hash_of(path):
+                return True
+        except (OSError, ValueError):
+            return False  # without a mark, of a process that was stopped or is at work
+        self.remove(path)
+        return False
+
+    def remove(self, path: Path) -> None:
+        for file in (self.mark(path), *self.files(path)):
+            with suppress(OSError):
+                file.unlink()
 
 
 def compiled(
@@ -107,13 +154,17 @@ def begin(modules: Iterable[str]) -> None:
     with LOCK:
         wanted = [name for name in modules if name not in beside and not (path / name).exists()]
         if wanted:
+            # Without the current folder, whose files the parent need not import either.
+            flags = ["-I"] if sys.flags.isolated else ["-P"]
             code = (
-                f"import sys; sys.path.insert(0, {str(HERE.parent)!r}); "
+                f"import sys; sys.path.append({str(HERE.parent)!r}); "
                 f"from tersor.compiled import compile_module; [compile_module(name) for name in {wanted!r}]"
             )
             null = subprocess.DEVNULL
-            child = subprocess.Popen([sys.executable, "-c", code], stdin=null, stdout=null, stderr=null)
-            beside.update(dict.fromkeys(wanted, child))
+            with suppress(OSError):  # it only saves time
+                words = [sys.executable, *flags, "-c", code]
+                child = subprocess.Popen(words, stdin=null, stdout=null, stderr=null)
+                beside.update(dict.fromkeys(wanted, child))
 
 
 def wait_for(module: str) -> None:
@@ -163,12 +214,15 @@ def folder() -> Path | None:
 
 
 def digest() -> str:
-    """The hash of the sources that compiled code depends on, and of the compiler's version."""
+    """The hash of the sources of compiled code and of the compiler's version. OSError in a zip."""
     import llvmlite
     import numba
 
     found = hashlib.sha256(f"{numba.__version__} {llvmlite.__version__} {sys.version}".encode())
-    for path in sorted(path for glob in SOURCES for path in HERE.glob(glob)):
+    paths = sorted(path for glob in SOURCES for path in HERE.glob(glob))
+    if not paths:
+        raise FileNotFoundError(HERE)
+    for path in paths:
         found.update(path.relative_to(HERE).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return found.hexdigest()[:16]
 
@@ -223,7 +277,10 @@ def last_use(path: Path) -> float:
 
 
 def touch(path: Path) -> None:
-    try:
+    with suppress(OSError):  # a mark saves time and nothing else
         path.touch()
-    except OSError:  # a mark saves time and nothing else
-        return
+
+
+def write(path: Path, text: str) -> None:
+    with suppress(OSError):
+        path.write_text(text)

@@ -20,6 +20,11 @@ from torch import nn
 
 from tersor.errors import SettingError, did_you_mean
 
+# Words of earlier versions: docs/format-changes.md. Recipes that have them are refused with the new word.
+RENAMED = {
+    "share": "teacher_weight", "clip": "max_grad_norm", "start": "init", "row": "channel", "column": "input",
+}  # fmt: skip
+
 
 def settings_of(step: Any) -> dict[str, Any]:
     """All settings of a step as JSON values. An int in a float setting becomes a float, as in YAML and words:
@@ -51,7 +56,7 @@ def make(kind: Any, settings: Mapping[str, Any]) -> Any:
     values = {}
     for key, value in settings.items():
         if key not in allowed:
-            raise SettingError(f"{kind.name}: no setting {key!r}; {did_you_mean(key, allowed)}")
+            raise SettingError(f"{kind.name}: no setting {key!r}; {now_called(key, allowed)}")
         values[key] = convert(value, hints[key], f"{kind.name}: {key}")
     return kind(**values)
 
@@ -116,9 +121,17 @@ def check(fine: bool, step: Any, key: str, allowed: str) -> None:
         raise SettingError(f"{step.name}: {key}={getattr(step, key)!r}, but {allowed}")
 
 
+def now_called(word: str, allowed: Iterable[str]) -> str:
+    """The new name of a setting or word that was renamed, else the nearest one that is allowed."""
+    allowed = list(allowed)
+    return (
+        f"it is now called {RENAMED[word]!r}" if RENAMED.get(word) in allowed else did_you_mean(word, allowed)
+    )
+
+
 def check_word(step: Any, key: str, allowed: Iterable[str]) -> None:
     """Refuse a word that is not in the list, and name the nearest one."""
     if getattr(step, key) not in allowed:
         raise SettingError(
-            f"{step.name}: {key}={getattr(step, key)!r}; {did_you_mean(getattr(step, key), allowed)}"
+            f"{step.name}: {key}={getattr(step, key)!r}; {now_called(getattr(step, key), allowed)}"
         )

@@ -93,3 +93,17 @@ def test_what_else_a_file_holds_is_shown(tersor: Command) -> None:
         assert facts["parts"]["payload"] == facts["sum"]["nbytes"]
     replaced = tersor(f"show {GOLDEN / 'replaced.tersor'} --json").json
     assert replaced["sites"]["fc.1.weight"]["origin"] == "fc.weight left"
+
+
+def test_names_do_not_reach_the_terminal_raw(tersor: Command, tmp_path: Path) -> None:
+    names = ("\x1b[31mred\x1b[0m", "x\u202egnp.exe", "bell\x07")
+    safetensors.torch.save_file({name: torch.randn(40, 40) for name in names}, tmp_path / "w.safetensors")
+    assert tersor(f"pack {tmp_path}/w.safetensors -o {tmp_path}/m.tersor -q").code == 0
+    for line in (
+        f"show {tmp_path}/m.tersor",
+        f"verify {tmp_path}/m.tersor",
+        f"show {tmp_path}/m.tersor nosuch",
+    ):
+        done = tersor(line)
+        assert not set("\x1b\u202e\x07") & set(done.out + done.err), line
+    assert "\\u{1b}[31mred" in tersor(f"show {tmp_path}/m.tersor").out

@@ -107,6 +107,14 @@ REFUSED: list[tuple[str, str]] = [
     ("steps: [prune: {keep: .nan}]", "prune: keep=nan"),
     ("steps: [finetune: {epochs: .inf}]", "finetune: epochs=inf"),
     ("steps: [finetune: {lr: .inf}]", "finetune: lr=inf"),
+    ("steps: [prune: {per: row}]", "prune: per='row'; it is now called 'channel'"),
+    ("steps: [prune: {share: 0.3}]", "prune: no setting 'share'; it is now called 'teacher_weight'"),
+    ("steps: [cluster: {start: linear}]", "no setting 'start'; it is now called 'init'"),
+    ("steps: [rdoq: {per: column}]", "per='column'; it is now called 'input'"),
+    ("steps: [finetune: {clip: 1}]", "no setting 'clip'; it is now called 'max_grad_norm'"),
+    ("steps: [quantize: {per: column}]", "per='column'; Allowed: channel, group, tensor"),
+    ("steps: [prune]\nsteps: [entropy]", "'steps' is given twice"),
+    ("steps: [quantize: {bits: 4, bits: 8}]", "'bits' is given twice"),
     ("steps: [prune: {per: chanel}]", "prune: per='chanel'; did you mean 'channel'?"),
     ("steps: [prune: {1: 2}]", "prune: no setting 1"),
     ("steps: [prune: {where: [1, 2]}]", "prune: where=[1, 2]"),
@@ -156,6 +164,7 @@ def test_errors_name_the_file(tmp_path: Path) -> None:
 
 
 WORDS_REFUSED: list[tuple[list[str], str]] = [
+    (["quantize", "bits=4", "bits=8"], "quantize: bits is given twice"),
     (["keep=0.5"], "'keep=0.5' comes before any step; begin with one of cluster, distill"),
     (["prume"], "no step 'prume'; did you mean 'prune'?"),
     (["prune", "kepe=1"], "prune: no setting 'kepe'; did you mean 'keep'?"),

@@ -1,6 +1,7 @@
 """Training loop: schedules, losses and seeds agree with formulas; nothing outside it changes."""
 
 import math
+import os
 import random
 import sys
 from collections.abc import Callable
@@ -388,3 +389,26 @@ def test_the_trained_model_is_left_in_eval_mode() -> None:
     tuned = tuned_of(t)
     fit(tuned, t.task, TrainingPlan(), seed=0)
     assert not any(m.training for m in (*tuned.modules(), *tuned.net.modules()))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, {"ACCELERATE_MIXED_PRECISION": "bf16"}],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_the_environment_does_not_change_the_training(
+    settings: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a recipe says is what runs, whatever Accelerate's launcher or configuration sets."""
+
+    def trained() -> dict[str, torch.Tensor]:
+        t = tiny("mlp")
+        fit(tuned := tuned_of(t), t.task, TrainingPlan(1, lr=0.5, optimizer="sgd"), seed=0)
+        return {name: value.clone() for name, value in tuned.state_dict().items()}
+
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    plain = trained()
+    for key, value in settings.items():
+        monkeypatch.setitem(os.environ, key, value)
+    found = trained()
+    assert all(torch.equal(found[name], value) for name, value in plain.items())

@@ -148,7 +148,7 @@ def test_lines_for_people() -> None:
     assert "  bits=4" in page
     assert "  warning: absorbs the result of step 1 quantize" in page
     assert page.endswith("2 steps, 1 warning")
-    assert counted(list("abcdefghij")) == "10 of them: a, b, c, d, e, f and 4 more"
+    assert counted(list("abcdefghij")) == "10 sites: a, b, c, d, e, f and 4 more"
 
 
 @pytest.mark.parametrize(

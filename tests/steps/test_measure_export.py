@@ -1,5 +1,6 @@
 """Measure and export: notes agree with the model; an exported file is run before it is accepted."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,6 @@ import torch
 from tiny import tiny
 from torch import Tensor, nn
 
-from tersor import runtimes
 from tersor.core.run import run
 from tersor.core.state import State
 from tersor.errors import MissingError, RefusedError, SettingError
@@ -223,7 +223,7 @@ def test_notes_are_json() -> None:
 def test_a_missing_package_is_reported_before_anything_runs(
     step: Any, settings: dict[str, Any], package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runtimes, "find_spec", lambda name: None if name == package else object())
+    monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(
         MissingError, match=rf"needs the package {package}\..*pip install 'tersor\[onnxruntime\]'"
     ):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from tiny import tiny
-from torch import Tensor
+from torch import Tensor, nn
 
 from tersor.core.run import run
 from tersor.core.state import State
@@ -38,6 +38,8 @@ def test_uniform_rows_are_within_half_a_step(model: str, bits: int, symmetric: b
     for name in weights_of(result):
         form, w = result.forms[name], rows(t.model.state_dict()[name], name)
         assert isinstance(form, Affine)
+        if name in TRANSPOSED and result.sites[name].groups > 1:
+            continue  # its channels are not rows: see the test of transposed convolutions
         assert (form.bits, form.group, form.zero is None) == (bits, 0, symmetric)
         assert form.axis == (1 if name in TRANSPOSED else 0)
         assert form.codes.shape == tuple(t.model.state_dict()[name].shape)
@@ -302,3 +304,27 @@ def test_bad_settings(settings: dict[str, Any], says: str) -> None:
         Quantize(**settings)
     assert str(caught.value).startswith("quantize: ")
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("scheme", ["uniform", "log"])
+@pytest.mark.parametrize(("inputs", "outputs", "groups"), [(8, 6, 2), (4, 4, 4), (6, 12, 3), (6, 4, 1)])
+def test_each_output_channel_of_a_transposed_convolution_has_a_scale(
+    inputs: int, outputs: int, groups: int, scheme: str
+) -> None:
+    """Compared with channels quantized one by one: channel c is index c % n of axis 1, in group c // n."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.ConvTranspose2d(inputs, outputs, 3, groups=groups))
+        each = outputs // groups
+        size = torch.logspace(0, -4, outputs)  # channels of very different size
+        for c in range(outputs):
+            part = slice(c // each * (inputs // groups), (c // each + 1) * (inputs // groups))
+            model[0].weight[part, c % each] *= size[c]
+    found = run(model, Quantize(bits=4, scheme=scheme)).state_dict()["0.weight"]
+    for c in range(outputs):
+        part = slice(c // each * (inputs // groups), (c // each + 1) * (inputs // groups))
+        alone = nn.Sequential(nn.Linear(inputs // groups * 9, 1))
+        with torch.no_grad():
+            alone[0].weight.copy_(model[0].weight[part, c % each].reshape(1, -1))
+        wanted = run(alone, Quantize(bits=4, scheme=scheme)).state_dict()["0.weight"]
+        torch.testing.assert_close(found[part, c % each].reshape(1, -1), wanted)

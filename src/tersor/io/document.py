@@ -1,7 +1,7 @@
 """Document: the JSON of a file: sites, cuts, changes, attachments, aliases. docs/format.md section 4.
 
-Values that follow from others are left out, such as a layer's name that follows from the site's. records.py
-reads and writes the ledger, form_json.py the trees of forms.
+Values that follow from others are left out, such as a layer's name that follows from the site's.
+ledger_json.py reads and writes the ledger, form_json.py the trees of forms.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Rules: how each operator uses a parameter, in one table.
 
-moves      the operator passes on the parameter or a part of it: the labels of its result (labels.py)
+moves      the operator passes on the parameter or a part of it: the origins of its axes (axis_origins.py)
 decides    the operator uses it: the role of the parameter (roles.py), by the argument that it is
 An operator without a rule makes a parameter "unknown" if it depends on an input of the model. If not, it
 passes the parameter on, and the labels are blurred if the shape changes. Further knowledge about operators

@@ -172,10 +172,13 @@ def fit(
 def make_accelerator(tuned: TrainableForms) -> Accelerator:
     try:
         from accelerate import Accelerator
+        from accelerate.utils import GradientAccumulationPlugin
     except ImportError:
         raise need("accelerate", "train", "training") from None
     on_cpu = all(p.device.type == "cpu" for p in tuned.parameters())
-    return Accelerator(cpu=on_cpu)
+    # Said here and not left to the environment or Accelerate's configuration: the recipe says how to train.
+    every_batch = GradientAccumulationPlugin(num_steps=1)
+    return Accelerator(cpu=on_cpu, mixed_precision="no", gradient_accumulation_plugin=every_batch)
 
 
 class Shard:

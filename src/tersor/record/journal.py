@@ -34,6 +34,7 @@ from tersor.record.node_json import flatten, unflatten
 
 NUMBER = 2
 HASH = 32  # bytes
+WEIGHTS = " If its function makes random weights, give them: --weights FILE, or seed it"
 PLAIN = {"cut": Cut, "set": Set, "replace": Replace, "note": Note}  # events without tensors
 
 
@@ -124,7 +125,7 @@ class Journal:
                 raise JournalError(
                     f"--resume: the {name} changed since the run in {self.folder} began "
                     f"({head.get(name)}, now {value}). Use the same {name}, or remove the folder to "
-                    f"start again."
+                    f"start again.{WEIGHTS if name == 'model' else ''}"
                 )
         return hashlib.sha256(raw).digest()
 

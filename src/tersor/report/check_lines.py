@@ -34,4 +34,4 @@ def lines(checked: Facts) -> Iterator[str]:
 
 def counted(sites: list[str]) -> str:
     """Some of the names, and their number if not all are shown."""
-    return (f"{len(sites)} of them: " if len(sites) > FEW else "") + few(sites, FEW)
+    return (f"{len(sites)} sites: " if len(sites) > FEW else "") + few(sites, FEW)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from tersor.threads import first
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
+HIDDEN = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")  # Unicode categories that are shown as \u{...}
 NARROWEST = 100  # columns if the output is no terminal: a pipe has no width of its own
 SMALLEST = 80  # columns of a terminal: a narrower one breaks the lines, else columns would vanish
 
@@ -43,11 +45,24 @@ def show(parts: Iterable[RenderableType]) -> None:
     width, wide = max(console.width, SMALLEST), not sys.stdout.isatty()
     console.width = width
     for part in parts:
+        if isinstance(part, Table):
+            for column in part.columns:
+                column._cells = [visible(cell) for cell in column._cells]
+        elif isinstance(part, str):
+            part = "\n".join(map(visible, part.split("\n")))
         if wide and isinstance(part, Table):  # no width limit: whole names can be searched for
             names = part.columns[0]
             names.no_wrap = True
             console.width = width + max((len(str(name)) for name in names.cells), default=0)
         console.print(part, soft_wrap=isinstance(part, str))
+
+
+def visible(value: Any) -> Any:
+    """Text with its invisible and direction-changing characters replaced by their number, as \\u{202e}: names
+    come from files, and could rewrite a terminal."""
+    if not isinstance(value, str) or value.isprintable():
+        return value
+    return "".join(f"\\u{{{ord(c):x}}}" if unicodedata.category(c) in HIDDEN else c for c in value)
 
 
 def show_json(document: Mapping[str, Any]) -> None:
@@ -63,7 +78,7 @@ def to_json(document: Mapping[str, Any]) -> str:
 def talk(text: str) -> None:
     """A line for people, on stderr."""
     if first():
-        print(text, file=sys.stderr, flush=True)
+        print("\n".join(map(visible, text.split("\n"))), file=sys.stderr, flush=True)
 
 
 def finite(value: Any) -> Any:

@@ -9,13 +9,12 @@ come from the file, so the template escapes every value. Cost: about 2 kB a tens
 from __future__ import annotations
 
 import functools
-import unicodedata
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tersor.files import atomic, output
-from tersor.report.console import percent, settings, whole
+from tersor.report.console import percent, settings, visible, whole
 from tersor.report.facts import unusual
 from tersor.report.show import REST, distance, signed
 from tersor.report.treemap import Box, squarify
@@ -37,7 +36,6 @@ HEADINGS = (
 )  # fmt: skip
 NUMBERS = range(3, 9)  # columns that are aligned to the right
 DRAWN = range(9, 11)  # columns that cannot be sorted
-HIDDEN = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")  # Unicode categories that are shown as \u{...}
 
 
 class Piece(NamedTuple):
@@ -94,14 +92,6 @@ def page(facts: Facts) -> str:
             rows=[row(name, site, facts, widest) for name, site in facts["sites"].items()],
         )
     )  # fmt: skip
-
-
-def visible(value: Any) -> Any:
-    """Text with its invisible and direction-changing characters replaced by their number, as \\u{202e}."""
-    if not isinstance(value, str):
-        return value
-    seen = [f"\\u{{{ord(c):x}}}" if unicodedata.category(c) in HIDDEN else c for c in value]
-    return value if len(seen) == len(value) and all(map(str.__eq__, seen, value)) else "".join(seen)
 
 
 def summary(facts: Facts) -> str:

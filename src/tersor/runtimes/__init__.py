@@ -7,11 +7,10 @@ same name: pip install 'tersor[onnxruntime]'.
 from __future__ import annotations
 
 import importlib
-from importlib.util import find_spec
 from types import ModuleType
 from typing import NamedTuple
 
-from tersor.errors import SettingError, did_you_mean, need
+from tersor.errors import SettingError, did_you_mean, first_line, need
 
 
 class Runtime(NamedTuple):
@@ -28,12 +27,19 @@ RUNTIMES: dict[str, Runtime] = {
 
 def check_runtime(name: str, who: str) -> None:
     """Refuse a runtime that cannot be used, before hours of training: SettingError for a name that is not in
-    the table, MissingError for a package that is not installed. `who` is the step that asks."""
+    the table, MissingError for a package that cannot be imported. `who` is the step that asks."""
     if name not in RUNTIMES:
         raise SettingError(f"{who}: runtime {name!r}; {did_you_mean(name, RUNTIMES)}")
     for package in RUNTIMES[name].packages:
-        if find_spec(package) is None:
-            raise need(package, name, f"{who} with {name}")
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            text = (
+                ""
+                if isinstance(error, ModuleNotFoundError) and error.name == package
+                else f" ({first_line(error)})"
+            )
+            raise need(f"{package}{text}", name, f"{who} with {name}") from None
 
 
 def runtime(name: str) -> ModuleType:

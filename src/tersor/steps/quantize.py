@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, cast
 
 import torch
@@ -112,22 +113,28 @@ class Quantize(Retrain):
         yield Group("all", (*events, *notes))
 
     def edit(self, view: View, site: Site) -> Edit:
-        after, how = refine(view.form(site), self.store, site.axis)
+        """The site's weights on this step's grid."""
+        store = partial(self.store, groups=site.groups if site.axis else 1)
+        after, how = refine(view.form(site), store, site.axis)
         return Edit(site.name, view.form(site), after, how)
 
-    def store(self, w: Tensor, keep: Tensor | None, axis: int) -> Form:
-        """The weights on this step's grid."""
+    def store(self, w: Tensor, keep: Tensor | None, axis: int, *, groups: int = 1) -> Form:
+        """The weights on this step's grid. In a transposed convolution [I, O / groups, ...] an output channel
+        is an index of axis 1 in a group of inputs, so a scale per channel is one for each such group."""
         rows = to_rows(w.float(), axis)
         within = None if keep is None else to_rows(keep, axis)
         shape = tuple(w.shape)
-        group = self.group if self.per == "group" else 0
+        per, size = self.per, self.group
+        if per == "channel" and groups > 1 and self.scheme in ("uniform", "log"):
+            per, size = "group", rows.shape[1] // groups
+        group = size if per == "group" else 0
 
         def leaf(codes: Tensor) -> Dense:
             return Dense(from_rows(codes, shape, axis).contiguous())
 
         if self.scheme == "uniform":
             codes, scale, zero = uniform_grid(
-                rows, self.bits, per=self.per, group=self.group, symmetric=self.symmetric,
+                rows, self.bits, per=per, group=size, symmetric=self.symmetric,
                 range=self.range, percentile=self.percentile, ends=self.ends(), keep=within,
             )  # fmt: skip
             return Affine(
@@ -135,7 +142,7 @@ class Quantize(Retrain):
             )
         if self.scheme == "log":
             codes, scale = log_grid(
-                rows, self.bits, terms=self.terms, per=self.per, group=self.group, range=self.range,
+                rows, self.bits, terms=self.terms, per=per, group=size, range=self.range,
                 keep=within,
             )  # fmt: skip
             return LogGrid(leaf(codes), Dense(scale), self.bits, self.terms, group, axis)

@@ -36,6 +36,15 @@ class Loader(yaml.SafeLoader):
         is_int = node.tag.endswith("int")
         return self.construct_yaml_int(node) if is_int else self.construct_yaml_float(node)
 
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping. A key that occurs twice is an error, and not overridden."""
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        if double := [key for n, key in enumerate(keys) if key in keys[:n]]:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{double[0]!r} is given twice", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
 
 for _tag in ("int", "float"):
     Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", Loader.number)
@@ -96,6 +105,8 @@ def from_words(words: Sequence[str], table: Mapping[str, type], seed: int = 0) -
             raise SettingError(
                 f"{word!r} comes before any step; begin with one of {', '.join(sorted(table))}"
             )
+        elif key in steps[-1][1]:
+            raise SettingError(f"{steps[-1][0].name}: {key} is given twice; leave out one of the two")  # type: ignore[attr-defined]
         else:
             steps[-1][1][key] = value
     return Recipe(tuple(make(kind, settings) for kind, settings in steps), seed)
