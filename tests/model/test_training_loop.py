@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
+from tersor.core.run import run
 from tersor.core.state import start
 from tersor.errors import MissingError, RefusedError, TaskError, TersorError
 from tersor.model import training_loop as module
@@ -25,6 +26,8 @@ from tersor.model.losses import soften
 from tersor.model.task import Task
 from tersor.model.trainable_forms import TrainableForms
 from tersor.model.training_loop import OPTIMIZERS, SCHEDULES, TrainingPlan, fit, rate
+from tersor.record.observer import Observer
+from tersor.steps import Finetune, Quantize
 
 STEPS = TRAIN // BATCH
 
@@ -412,3 +415,17 @@ def test_the_environment_does_not_change_the_training(
         monkeypatch.setitem(os.environ, key, value)
     found = trained()
     assert all(torch.equal(found[name], value) for name, value in plain.items())
+
+
+def test_a_missing_package_is_reported_before_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    t, seen = tiny("mlp"), []
+
+    class Seen(Observer):
+        def step(self, number: int, total: int, name: str) -> None:
+            seen.append(name)
+
+    with pytest.raises(MissingError, match=r"training needs the package accelerate\..*tersor\[train\]"):
+        run(t.model, [Quantize(), Finetune(epochs=1)], t.task, observer=Seen())
+    assert seen == []
+    run(t.model, [Quantize()], t.task)

@@ -13,13 +13,14 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from tersor.errors import TaskError, did_you_mean
+from tersor.errors import TaskError, did_you_mean, need
 from tersor.model.batches import (
     MISFIT,
     Again,
@@ -225,8 +226,11 @@ class Task:
     def check(self, model: nn.Module, needs: Needs | None = None) -> None:
         """TaskError if the task does not fit the model: it must run, and for SCORES, LOSS and SOFT the
         metric, the loss and the logits must accept its output. Each is tried in the mode and on a batch of
-        the set that it is used with; training on a copy. None: SCORES, and LOSS if `train` is given."""
+        the set that it is used with; training on a copy. None: SCORES, and LOSS if `train` is given.
+        MissingError if TRAINING lacks its package."""
         self._check_model(model)
+        if needs is not None and Needs.TRAINING in needs and find_spec("accelerate") is None:
+            raise need("accelerate", "train", "training")
         if needs is None:
             needs = Needs.SCORES | (Needs.NOTHING if self.train is None else Needs.LOSS)
         word = "evaluate" if Needs.SCORES in needs else self.shown

@@ -10,14 +10,13 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.util import find_spec
 from typing import Any, ClassVar, cast
 
 from torch import nn
 
 from tersor.core.step import Needs
 from tersor.core.view import View
-from tersor.errors import SettingError, need
+from tersor.errors import SettingError
 from tersor.forms import Form
 from tersor.model.changed_copy import changed_structure
 from tersor.model.frozen import FROZEN, Frozen, frozen_in
@@ -76,8 +75,6 @@ class Retrain:
         check_word(self, "schedule", SCHEDULES)
         check_word(self, "optimizer", OPTIMIZERS)
         check_word(self, "frozen", FROZEN)
-        if self.epochs and find_spec("accelerate") is None:
-            raise need("accelerate", "train", f"{self.name} with epochs")
         check(
             self.max_grad_norm is None or 0 < self.max_grad_norm < math.inf,
             self,
