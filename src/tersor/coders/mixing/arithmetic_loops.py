@@ -63,7 +63,7 @@ def code_bit(bit, contexts, n, first, second, coder):
     return bit
 
 
-@njit(forceinline=True)
+@njit(inline="always")
 def code_step(bit, probability, ends, data, decoding):
     """One step of the arithmetic coder.
 

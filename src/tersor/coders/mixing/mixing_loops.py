@@ -130,7 +130,7 @@ def code_steps(size, contexts, a, b, c, beside, near, column_scale, expected, ag
         contexts[4] = STEP[4] + agreement * STEPS + k
         contexts[5] = STEP[5] + beside * STEPS + k
         contexts[6] = STEP[6] + k
-        more = code_bit(1 if size > step else 0, contexts, np.int64(7), 32 + k, 112 + column_scale, coder)
+        more = code_bit(1 if size > step else 0, contexts, 7, 32 + k, 112 + column_scale, coder)
         step += more
     return step
 
@@ -146,7 +146,7 @@ def code_tree(size, contexts, negative, away, left, column_scale, expected, agre
         contexts[2] = NODE[2] + agreement * NODES + at_node
         contexts[3] = NODE[3] + left * NODES + at_node
         contexts[4] = NODE[4] + at_node
-        bit = code_bit(((size - 1) >> (6 - k)) & 1, contexts, np.int64(5), 16 + k, 96 + column_scale, coder)
+        bit = code_bit(((size - 1) >> (6 - k)) & 1, contexts, 5, 16 + k, 96 + column_scale, coder)
         node = 2 * node + bit
     return (node & 127) + 1
 
@@ -245,9 +245,7 @@ def mix(
                 contexts[7] = ZERO[5] + level * 64 + density_level
                 contexts[8] = ZERO[6] + certainty * 16 + level
                 contexts[9] = ZERO[7]
-                nonzero = code_bit(
-                    1 if value != 0 else 0, contexts, np.int64(10), near, 64 + density_level // 4, coder
-                )
+                nonzero = code_bit(1 if value != 0 else 0, contexts, 10, near, 64 + density_level // 4, coder)
             size = 0
             if nonzero:
                 sl, su, sp, sq = sign(l1), sign(u1), sign(p1), sign(q1)
@@ -258,9 +256,7 @@ def mix(
                 contexts[4] = SIGN[3] + signed_level(certainty, predicted)
                 contexts[5] = SIGN[4] + signed_level(certainty, predicted) * 16 + level
                 contexts[6] = SIGN[5]
-                negative = code_bit(
-                    1 if value < 0 else 0, contexts, np.int64(7), 48 + (sp != 1), 80 + su, coder
-                )
+                negative = code_bit(1 if value < 0 else 0, contexts, 7, 48 + (sp != 1), 80 + su, coder)
                 mean = (16 * all_sum + 16) // (all_count + 1)
                 likely = mean_size(column_sum[i], here, mean) * mean_size(row_sum, row_count, mean) // mean
                 expected, agreement = fine(min(likely, 65535)), agrees(level, predicted, negative)

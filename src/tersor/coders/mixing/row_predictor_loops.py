@@ -21,7 +21,7 @@ RIDGE = 100  # regularizes the step size
 MOST = 1 << 20  # largest weight, with 16 fractional bits
 
 
-@njit(forceinline=True)
+@njit(inline="always")
 def predict(i, history, slogs, seen, row_weights):
     """(prediction for column i with 12 fractional bits, sum of the squares of its terms)."""
     total = squares = np.int64(0)
