@@ -73,6 +73,8 @@ class Compiled:
                     keep_in(path, self.dispatcher)
                 for signature in self.signatures:
                     self.build(signature, path)
+                if path is not None and not self.mark(path).exists():
+                    self.write_mark(path)
                 self.dispatcher.disable_compile()
                 self.ready = self.dispatcher
             return self.ready
@@ -89,8 +91,6 @@ class Compiled:
             with suppress(OSError):
                 self.dispatcher.compile(signature)
             self.dispatcher.compile(signature)
-        if path is not None and any(file.suffix == ".nbc" for file in self.files(path)):
-            write(self.mark(path), self.hash_of(path))
 
     def files(self, path: Path) -> list[Path]:
         """The files that hold the loop's code: numba names them by function and line."""
@@ -104,6 +104,12 @@ class Compiled:
 
     def mark(self, path: Path) -> Path:
         return path / f"{self.module}.{self.name}"
+
+    def write_mark(self, path: Path) -> None:
+        """Note the hash of the loop's code, if there is any: a full disk may have kept the index alone."""
+        with suppress(OSError):
+            if any(file.suffix == ".nbc" for file in self.files(path)):
+                self.mark(path).write_text(self.hash_of(path))
 
     def is_kept(self, path: Path) -> bool:
         """Whether the code is on disk. Code that has changed since it was written is removed."""
@@ -279,8 +285,3 @@ def last_use(path: Path) -> float:
 def touch(path: Path) -> None:
     with suppress(OSError):  # a mark saves time and nothing else
         path.touch()
-
-
-def write(path: Path, text: str) -> None:
-    with suppress(OSError):
-        path.write_text(text)
