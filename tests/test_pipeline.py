@@ -10,10 +10,10 @@ import tersor.pipeline
 from tersor.core.recipe import Recipe
 from tersor.core.run import run
 from tersor.core.state import State, start
-from tersor.errors import JournalError, RefusedError
+from tersor.errors import JournalError, RefusedError, SiteError
 from tersor.io import load, save
 from tersor.record.journal import Journal
-from tersor.steps import Prune
+from tersor.steps import Finetune, Prune
 
 RECIPE = Recipe((Prune(keep=0.5),))
 
@@ -57,3 +57,14 @@ def test_folders_of_trials_in_the_journal_are_no_outputs(tmp_path: Path) -> None
     (tmp_path / "journal" / "trial-0.0").mkdir()
     result, _ = tersor.pipeline.run_pipeline(start(t.model), RECIPE, t.task, tmp_path, resume=True)
     assert result.digest == run(t.model, RECIPE).digest
+
+
+def test_a_misspelt_glob_of_a_later_step_is_reported_before_any_training(tmp_path: Path) -> None:
+    t = tiny("mlp")
+    recipe = Recipe((Prune(epochs=1), Finetune(lr_of="nothing.*=3")))
+    with pytest.raises(SiteError, match=r"finetune: lr_of: 'nothing\.\*' matches no weight"):
+        tersor.pipeline.run_pipeline(start(t.model), recipe, t.task, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    name = next(iter(start(t.model).sites))
+    recipe = Recipe((Prune(epochs=1), Finetune(lr_of=f"{name}=3")))
+    tersor.pipeline.run_pipeline(start(t.model), recipe, t.task, tmp_path / "out")

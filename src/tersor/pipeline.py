@@ -22,6 +22,7 @@ from tersor.errors import RefusedError, SettingError
 from tersor.files import Paths, atomic, claim, output, write_text
 from tersor.io import load, save
 from tersor.measure.accuracy import compared
+from tersor.model.groups import check_globs
 from tersor.model.needs import Needs
 from tersor.model.sites import select
 from tersor.model.task import Task
@@ -52,6 +53,8 @@ def run_pipeline(
     for step in recipe.steps:  # a misspelt glob is an error now, not after hours of training
         if step.where != "*":
             select(given.sites, step.where, step.name)
+        names = [name for name, site in given.sites.items() if site.is_parameter]
+        check_globs(getattr(step, "lr_of", ""), names, step.name, "weight", "the model has")
     out, inputs = Path(out), list(inputs)
     for name in (MODEL, LOCK, REPORT):
         output(out / name, inputs)

@@ -7,7 +7,7 @@ Matrices and convolutions have weight decay; vectors do not. Frozen parameters a
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -51,16 +51,18 @@ def pairs(lr_of: str) -> list[tuple[str, float]]:
     return [(glob, float(factor)) for glob, _, factor in halves]
 
 
+def check_globs(lr_of: str, sites: Collection[str], who: str, noun: str, plural: str) -> None:
+    """SiteError for a glob of lr_of that matches none of the sites."""
+    for glob, _ in pairs(lr_of):
+        if not any(fnmatchcase(site, glob) for site in sites):
+            raise SiteError(f"{who}: lr_of: {glob!r} matches no {noun}; {near_few(glob, sites, plural)}")
+
+
 def groups_of(trainable: TrainableForms, lr_of: str, weight_decay: float) -> list[dict[str, Any]]:
     """Parameter groups for an optimizer, each with its "factor". SiteError for a glob that matches no site in
     training."""
     table, sites = pairs(lr_of), trainable.learning
-    for glob, _ in table:
-        if not any(fnmatchcase(site, glob) for site in sites):
-            raise SiteError(
-                f"training: lr_of: {glob!r} matches no weight that learns; "
-                f"{near_few(glob, sites, 'those that learn are')}"
-            )
+    check_globs(lr_of, sites, "training", "weight that learns", "those that learn are")
     factor_of = {}
     for site in sites:
         factor = next((factor for glob, factor in table if fnmatchcase(site, glob)), 1.0)
