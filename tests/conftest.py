@@ -43,17 +43,10 @@ def pytest_configure(config: pytest.Config) -> None:
     """Loops are compiled before tests begin, and not by each worker; no test sees the line about it."""
     if "PYTEST_XDIST_WORKER" in os.environ or config.option.collectonly:
         return
-    from tersor.compiled import begin, compile_module
+    from tersor.compiled import begin, compile_module, loop_modules
 
-    slow, *others = (
-        "tersor.coders.mixing.mixing_loops", "tersor.coders.predictive.predictive_loops",
-        "tersor.coders.predictive.regression_loops", "tersor.coders.rans.tables_loops",
-        "tersor.coders.rans.rans_loops", "tersor.coders.rans.wide_loops", "tersor.coders.bytes.planes_loops",
-        "tersor.coders.bytes.huffman_loops", "tersor.coders.bit_strings_loops",
-        "tersor.maths.rate_distortion_loop",
-    )  # fmt: skip
-    begin([slow])
-    for module in (*others, slow):
+    begin(loop_modules()[-1:])
+    for module in loop_modules():
         compile_module(module)
 
 

@@ -11,11 +11,10 @@ import pytest
 
 from tersor import compiled
 from tersor.compiled import (
-    Compiled,
-    bases,
     begin,
-    compile_module,
     digest,
+    keep_in,
+    loop_modules,
     loops_of,
     ours,
     tidy,
@@ -168,11 +167,20 @@ def test_folders_of_other_sources_go_after_a_month(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"loops-new", "loops-mine", "loops-bare", "else"}
 
 
-def test_numba_is_left_as_it_was() -> None:
+@pytest.mark.parametrize("fails", [False, True])
+def test_numba_is_left_as_it_was(fails: bool, tmp_path: Path) -> None:
     from numba import config
 
-    before = config.CACHE_DIR
-    compile_module(MODULE)
+    before, seen = config.CACHE_DIR, []
+
+    class Dispatcher:
+        def enable_caching(self) -> None:
+            seen.append(config.CACHE_DIR)
+            if fails:
+                raise RuntimeError
+
+    keep_in(tmp_path, Dispatcher())
+    assert seen == [str(tmp_path)]
     assert before == config.CACHE_DIR
 
 
@@ -213,14 +221,12 @@ def test_one_core_compiles_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     wait_for("a.module.that.is.not.there")
 
 
-def test_every_loop_of_the_package_is_one() -> None:
-    """`compiled` is the only way to a loop that is called from Python, so none escapes the folder's hash."""
-    for glob in ("coders/**/*_loops.py", "maths/*_loop.py"):
-        for path in compiled.HERE.glob(glob):
-            module = ".".join(("tersor", *path.relative_to(compiled.HERE).with_suffix("").parts))
-            assert all(isinstance(loop, Compiled) for loop in loops_of(module))
-            assert "cache=" not in path.read_text()
-    assert list(bases())
+@pytest.mark.parametrize("module", loop_modules())
+def test_every_loop_of_a_module_is_compiled_in_one_way(module: str) -> None:
+    """`compiled` is the only way to a loop that Python calls: its code is under the hash of the sources."""
+    path = compiled.HERE.parent.joinpath(*module.split(".")).with_suffix(".py")
+    assert len(list(loops_of(module))) == path.read_text().count("\n@compiled(")
+    assert "cache=" not in path.read_text()
 
 
 @pytest.mark.parametrize("program", ["no/such/python", ""])

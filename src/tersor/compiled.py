@@ -28,11 +28,8 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-SOURCES = (
-    "coders/**/*.py",
-    "maths/*_loop.py",
-    "compiled.py",
-)  # what compiled code depends on, in this package
+# What compiled code depends on, in this package.
+SOURCES = ("coders/**/*.py", "maths/*_loop.py", "compiled.py")
 UNUSED = 30 * 24 * 3600.0  # seconds after which a folder of other sources is removed
 WAITING = "tersor: compiling loops for this processor. This happens once and takes some seconds"
 # What loading damaged code raises, and OSError where it cannot be written.
@@ -136,6 +133,13 @@ def compiled(
     return lambda loop: Compiled(loop, signatures, {"nogil": not brief, **options})
 
 
+def loop_modules() -> list[str]:
+    """The modules of this package that have loops, the slowest to compile last."""
+    paths = [path for glob in ("coders/**/*_loops.py", "maths/*_loop.py") for path in HERE.glob(glob)]
+    names = [".".join((HERE.name, *path.relative_to(HERE).with_suffix("").parts)) for path in paths]
+    return sorted(names, key=lambda name: ("mixing_loops" in name, name))
+
+
 def loops_of(module: str) -> Iterator[Compiled]:
     """The loops that a module defines."""
     for loop in vars(import_module(module)).values():
@@ -186,7 +190,7 @@ def wait_for(module: str) -> None:
 
 @functools.cache
 def announce() -> None:
-    """Say once a process that it waits."""
+    """Log, once in a process, that it waits."""
     logging.getLogger("tersor").warning(WAITING)
 
 

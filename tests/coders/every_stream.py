@@ -10,18 +10,16 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import coder_cases
 import matrix_cases
 import numpy as np
 
-import tersor.coders
 from tersor.coders import decode, encode
 from tersor.coders.arrays import decode_array, encode_array
 from tersor.coders.rans import cpu_loops
-from tersor.compiled import Compiled
+from tersor.compiled import Compiled, loop_modules
 from tersor.errors import SettingError
 
 INNER = {"add_moments", "eliminate"}  # loops that only other loops call
@@ -84,9 +82,7 @@ def watched() -> dict[str, int]:
 
         return call
 
-    folder = Path(tersor.coders.__path__[0])
-    paths = [path.relative_to(folder).with_suffix("") for path in folder.rglob("*_loops.py")]
-    names = [".".join(("tersor.coders", *path.parts)) for path in paths]
+    names = [name for name in loop_modules() if name.startswith("tersor.coders.")]
     for module in [importlib.import_module(name) for name in names]:  # import all before patching any
         for name, loop in list(vars(module).items()):
             if isinstance(loop, Compiled) and loop.module == module.__name__:

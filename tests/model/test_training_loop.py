@@ -3,9 +3,11 @@
 import math
 import os
 import random
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -394,27 +396,44 @@ def test_the_trained_model_is_left_in_eval_mode() -> None:
     assert not any(m.training for m in (*tuned.modules(), *tuned.net.modules()))
 
 
+TRAINED = """
+import sys
+import torch
+sys.path.insert(0, sys.argv[1])
+from tiny import tiny
+from tersor.core.run import run
+from tersor.steps import Finetune
+if "first" in sys.argv:  # what a trainer of the user's has left in this process
+    from accelerate import Accelerator
+    Accelerator(cpu=True, mixed_precision="bf16")
+t = tiny("mlp")
+print(run(t.model, Finetune(epochs=1, lr=0.5, optimizer="sgd"), t.task).digest)
+"""
+
+
+@pytest.fixture(scope="module")
+def plainly_trained() -> str:
+    return trained_elsewhere({})
+
+
+def trained_elsewhere(settings: dict[str, str], *words: str) -> str:
+    """The digest of a training in a process of its own: Accelerate's state is one for each process."""
+    words = (sys.executable, "-c", TRAINED, str(Path(__file__).resolve().parents[1]), *words)
+    done = subprocess.run(words, env=os.environ | settings, capture_output=True, text=True, check=True)
+    return done.stdout
+
+
 @pytest.mark.parametrize(
-    "settings",
-    [{"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, {"ACCELERATE_MIXED_PRECISION": "bf16"}],
-    ids=lambda settings: next(iter(settings)),
-)
+    ("settings", "words"),
+    [({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, ()), ({"ACCELERATE_MIXED_PRECISION": "bf16"}, ()),
+     ({}, ("first",))],
+    ids=["accumulation", "precision", "another Accelerator"],
+)  # fmt: skip
 def test_the_environment_does_not_change_the_training(
-    settings: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    settings: dict[str, str], words: tuple[str, ...], plainly_trained: str
 ) -> None:
     """What a recipe says is what runs, whatever Accelerate's launcher or configuration sets."""
-
-    def trained() -> dict[str, torch.Tensor]:
-        t = tiny("mlp")
-        fit(tuned := tuned_of(t), t.task, TrainingPlan(1, lr=0.5, optimizer="sgd"), seed=0)
-        return {name: value.clone() for name, value in tuned.state_dict().items()}
-
-    monkeypatch.setattr(os, "environ", os.environ.copy())
-    plain = trained()
-    for key, value in settings.items():
-        monkeypatch.setitem(os.environ, key, value)
-    found = trained()
-    assert all(torch.equal(found[name], value) for name, value in plain.items())
+    assert trained_elsewhere(settings, *words) == plainly_trained
 
 
 def test_a_missing_package_is_reported_before_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Progress goes to stderr: bars in a terminal, lines elsewhere, nothing if quiet."""
 
 import io
+import logging
 import sys
 
 import pytest
@@ -84,3 +85,13 @@ def test_a_failing_run_leaves_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     (watch,) = seen
     assert isinstance(watch, Bars)
     assert not watch.bars.live.is_started
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_quiet_is_quiet_about_compiling_too(quiet: bool, caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("tersor")
+    before = logger.level
+    with watching(quiet=quiet, plain=True):
+        logger.warning("compiling")
+    assert ("compiling" in caplog.text) is not quiet
+    assert logger.level == before

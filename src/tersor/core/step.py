@@ -3,7 +3,7 @@
 class Quantize                          a frozen dataclass; its fields are the settings
 name = "quantize"                       its word in YAML and on the command line
 where = "*"                             which sites, as a glob
-needs, lossless                         the inputs that it requires; True if it changes no weight
+needs, lossless, loops                  what it requires; True if it changes no weight; modules it compiles
 run(self, view) -> Iterator[Group]      reads the view, yields groups; changes nothing
 """
 

@@ -176,9 +176,12 @@ def make_accelerator(tuned: TrainableForms) -> Accelerator:
     except ImportError:
         raise need("accelerate", "train", "training") from None
     on_cpu = all(p.device.type == "cpu" for p in tuned.parameters())
-    # Said here and not left to the environment or Accelerate's configuration: the recipe says how to train.
+    # The recipe says how to train; the environment, Accelerate's configuration and other Accelerators of this
+    # process do not. Their precision is shared, and asking for another one would be an error.
     every_batch = GradientAccumulationPlugin(num_steps=1)
-    return Accelerator(cpu=on_cpu, mixed_precision="no", gradient_accumulation_plugin=every_batch)
+    accelerator = Accelerator(cpu=on_cpu, gradient_accumulation_plugin=every_batch)
+    accelerator.native_amp, accelerator.scaler = False, None
+    return accelerator
 
 
 class Shard:

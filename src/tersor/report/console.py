@@ -30,6 +30,10 @@ def stdout() -> Console:
         def on_broken_pipe(self) -> None:
             raise  # noqa: PLE0704  exits.ended handles it; rich would exit with 1
 
+        def render_str(self, text: str, **more: Any) -> Any:
+            """Every text goes through here, of lines and of cells."""
+            return super().render_str(shown(text), **more)
+
     # Looked up at each call: tests and callers may have put another stream in its place.
     width = None if sys.stdout.isatty() else NARROWEST
     return Ours(file=sys.stdout, width=width, markup=False, highlight=False, emoji=False)
@@ -45,15 +49,10 @@ def show(parts: Iterable[RenderableType]) -> None:
     width, wide = max(console.width, SMALLEST), not sys.stdout.isatty()
     console.width = width
     for part in parts:
-        if isinstance(part, Table):
-            for column in part.columns:
-                column._cells = [visible(cell) for cell in column._cells]
-        elif isinstance(part, str):
-            part = "\n".join(map(visible, part.split("\n")))
         if wide and isinstance(part, Table):  # no width limit: whole names can be searched for
             names = part.columns[0]
             names.no_wrap = True
-            console.width = width + max((len(str(name)) for name in names.cells), default=0)
+            console.width = width + max((len(shown(str(name))) for name in names.cells), default=0)
         console.print(part, soft_wrap=isinstance(part, str))
 
 
@@ -63,6 +62,11 @@ def visible(value: Any) -> Any:
     if not isinstance(value, str) or value.isprintable():
         return value
     return "".join(f"\\u{{{ord(c):x}}}" if unicodedata.category(c) in HIDDEN else c for c in value)
+
+
+def shown(text: str) -> str:
+    """Text of several lines, each of them visible."""
+    return "\n".join(map(visible, text.split("\n")))
 
 
 def show_json(document: Mapping[str, Any]) -> None:
@@ -78,7 +82,7 @@ def to_json(document: Mapping[str, Any]) -> str:
 def talk(text: str) -> None:
     """A line for people, on stderr."""
     if first():
-        print("\n".join(map(visible, text.split("\n"))), file=sys.stderr, flush=True)
+        print(shown(text), file=sys.stderr, flush=True)
 
 
 def finite(value: Any) -> Any:

@@ -5,6 +5,7 @@ Runs report to an Observer (record/observer.py); the observers here print for pe
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Iterator
@@ -23,7 +24,13 @@ if TYPE_CHECKING:
 def watching(*, quiet: bool = False, plain: bool = False) -> Iterator[Observer]:
     """An observer that shows bars on a terminal, lines elsewhere or if `plain`, and nothing if `quiet`."""
     if quiet or not first():
-        yield Observer()
+        logger = logging.getLogger("tersor")
+        before = logger.level
+        logger.setLevel(logging.ERROR)
+        try:
+            yield Observer()
+        finally:
+            logger.setLevel(before)
     elif plain or not sys.stderr.isatty():
         yield Lines()
     else:

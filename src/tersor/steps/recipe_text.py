@@ -96,7 +96,7 @@ def from_yaml(text: str, table: Mapping[str, type], name: str = "recipe") -> Rec
 def from_words(words: Sequence[str], table: Mapping[str, type], seed: int = 0) -> Recipe:
     """Read `prune keep=0.5 quantize bits=8`: a word starts a step, key=value belongs to the step before
     it."""
-    steps: list[tuple[type, dict[str, Any]]] = []
+    steps: list[tuple[Any, dict[str, Any]]] = []
     for word in words:
         key, equals, value = word.partition("=")
         if not equals:
@@ -106,7 +106,7 @@ def from_words(words: Sequence[str], table: Mapping[str, type], seed: int = 0) -
                 f"{word!r} comes before any step; begin with one of {', '.join(sorted(table))}"
             )
         elif key in steps[-1][1]:
-            raise SettingError(f"{steps[-1][0].name}: {key} is given twice; leave out one of the two")  # type: ignore[attr-defined]
+            raise SettingError(f"{steps[-1][0].name}: {key} is given twice; leave out one of the two")
         else:
             steps[-1][1][key] = value
     return Recipe(tuple(make(kind, settings) for kind, settings in steps), seed)
