@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import MODELS, TRAINED, Tiny, tiny
+from tiny import MODELS, SMALL, TRAINED, Tiny, tiny
 
 from tersor.check import check
 from tersor.core.apply import apply
@@ -51,7 +51,7 @@ ORDERS = random.Random().sample(range(10**6), 40) if NIGHTLY else range(2)
 
 
 def step(name: str, *, trained: bool = False) -> Any:
-    return STEPS[name](**(TRAINED[name] if trained else {}))
+    return STEPS[name](**(TRAINED[name] if trained else SMALL.get(name, {})))
 
 
 def model_for(*names: str) -> str:

@@ -22,7 +22,7 @@ from tersor.errors import RefusedError, SettingError
 from tersor.files import Paths, atomic, claim, output, write_text
 from tersor.io import load, save
 from tersor.measure.accuracy import compared
-from tersor.model.groups import check_globs
+from tersor.model.learning_rates import check_globs
 from tersor.model.needs import Needs
 from tersor.model.sites import select
 from tersor.model.task import Task

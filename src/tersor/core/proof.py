@@ -1,6 +1,7 @@
 """Proof: check on calibration batches that a group that changes a module's structure changes it as stated.
 
 masked   after(x) == before(x) with zeros in the columns that read what was cut
+counted  the same, and each normalizer sees only the kept units: model/channels/counted_run.py
 same     after(x) == before(x)
 runs     after(x) runs, and returns tensors of the shapes and dtypes of before(x)
 Zeros are put where cut units are read, not where they are made: a batch norm turns a zero channel into a
@@ -20,6 +21,7 @@ from tersor.core.apply import apply
 from tersor.core.state import State
 from tersor.errors import RefusedError, SiteError
 from tersor.forms import Dense
+from tersor.model.channels.counted_run import CountedRun
 from tersor.model.output_comparison import Verdict, judged, shaken, zero
 from tersor.model.task import MISFIT, Task
 from tersor.record.events import Cut, Group, Note, Set
@@ -42,7 +44,11 @@ def proved(before: State, group: Group, task: Task | None, who: str) -> tuple[bo
             data = {"differs": max(v.differs for v in found), "largest": found[0].largest}
             if not all(v.fits for v in found):
                 why = f"outputs differ by {data['differs']:.3g} of {data['largest']:.3g} from those expected"
-            elif group.proof == "masked" and removes(before, group) and not any(v.moved for v in found):
+            elif (
+                group.proof in ("masked", "counted")
+                and removes(before, group)
+                and not any(v.moved for v in found)
+            ):
                 kind, why = "void", "the proof is void: the cut units do not change the outputs"
     except (*MISFIT, RefusedError, SiteError) as error:
         why = f"the changed model does not run: {type(error).__name__}: {error}"
@@ -56,7 +62,10 @@ def proved(before: State, group: Group, task: Task | None, who: str) -> tuple[bo
 
 def verdict_of(before: State, group: Group, task: Task, who: str) -> Verdict:
     after = apply(before, group, who)[0]
-    wanted = {"masked": lambda: masked(before, group), "same": before.plain}.get(group.proof)
+    wanted = {
+        "masked": lambda: masked(before, group), "same": before.plain,
+        "counted": lambda: counted(before, group),
+    }.get(group.proof)  # fmt: skip
     return judged(before.plain, after.plain, wanted, task)
 
 
@@ -73,6 +82,15 @@ def masked(before: State, group: Group) -> nn.Module:
             places = enumerate(before.present(cut.site, cut.axis))
             zero(model, cut.site, cut.axis, [at for at, index in places if index not in set(cut.kept)])
     return model
+
+
+def counted(before: State, group: Group) -> nn.Module:
+    """The same, evaluated so that normalizers count only the kept units."""
+    places = {}
+    for cut in cuts(group):
+        place = {index: at for at, index in enumerate(before.present(cut.site, cut.axis))}
+        places[cut.site, cut.axis] = [place[index] for index in cut.kept]
+    return CountedRun(before.plain(), places)
 
 
 def cuts(group: Group) -> Iterator[Cut]:

@@ -69,6 +69,7 @@ def run(
     return result
 
 
+REFUSED = ("refused", "void")  # notes on a group whose proof failed
 AGAIN, CAME = "coded again", "zeros that came"  # keys of the executor's own groups; journals hold them
 
 
@@ -113,12 +114,17 @@ class Executor:
                 self.put(number, step.name, masks)
         seen: set[str] = set()
         # The view is not kept: it refers to the executor, for trials, and a cycle keeps past forms in memory.
-        for group in step.run(self.view_of(number, step, begin, done)):
+        view = self.view_of(number, step, begin, done)
+        for line in lines:  # a group that was taken back holds nothing but the note on it
+            if any(isinstance(e, Note) and e.kind in REFUSED for e in line.group().events):
+                view.refused.add(line.key)
+        for group in step.run(view):
             if group.key in seen or group.key in ("", AGAIN, CAME, LEFT):
                 raise RefusedError(f"{step.name}: the key {group.key!r} is taken; a resume needs unique keys")
             seen.add(group.key)
-            if group.key not in done:
-                self.put(number, step.name, group)
+            if group.key not in done and not self.put(number, step.name, group):
+                view.refused.add(group.key)
+        del view
         sites, ledger = self.state.sites, self.state.ledger
         for own in (skipped_sites(step, sites, ledger, at, self.done), self.coded_again(begin)):
             if own is not None and own.key not in done:
@@ -128,8 +134,9 @@ class Executor:
             self.journal.append(number, Group("", ()), seconds=seconds)
         self.end(at, step.name, seconds)
 
-    def put(self, number: int, name: str, group: Group) -> None:
-        """Apply a new group. If its proof fails, record only a note with the reason."""
+    def put(self, number: int, name: str, group: Group) -> bool:
+        """Apply a new group, and whether its proof holds. If not, record only a note with the reason."""
+        accepted = True
         if group.proof and self.prove:
             apply(self.state, group, name)  # an invalid group is an error, not a failed proof
             accepted, note = proved(self.state, group, self.task, name)
@@ -138,6 +145,7 @@ class Executor:
         if self.journal is not None:
             self.journal.append(number, group)
         self.observer.applied(group)
+        return accepted
 
     def record(self, at: int, name: str, group: Group) -> None:
         after, digests = apply(self.state, group, name)

@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor, nn
 
+from tersor.core.apply import apply
 from tersor.core.state import State, known_base
 from tersor.errors import RefusedError
 from tersor.forms import Form
@@ -28,7 +29,7 @@ from tersor.model.task import Task
 from tersor.model.trainable_forms import TrainableForms
 from tersor.model.trainable_parts import MakePart
 from tersor.model.training_loop import TrainingPlan, fit
-from tersor.record.events import Edit
+from tersor.record.events import Edit, Group
 from tersor.record.journal import Journal
 from tersor.record.observer import Observer
 
@@ -52,6 +53,7 @@ class View:
     done: frozenset[str] = frozenset()  # keys of this step's groups that are in the journal already
     statistics: dict[str, Tensor] = field(default_factory=dict)  # of this state, shared with trials
     run_trial: Trial | None = None
+    refused: set[str] = field(default_factory=set)  # keys of this step's groups whose proof has failed
     _trainings: int = 0
     _trials: int = 0
     place: str = ""  # the last trial's place among the trials of this step
@@ -119,6 +121,11 @@ class View:
         if self.state.given is None:
             raise RefusedError(f"{self.step_name}: needs the model, and there are only its weights")
         return self.state.given
+
+    def after(self, group: Group) -> Self:
+        """The view as it will be after this group, for a step whose next groups build on it. The group itself
+        has to be yielded, and may be refused: then its key is in `refused`."""
+        return replace(self, state=apply(self.state, group, self.step_name)[0], statistics={})
 
     def seed_for(self, site: Site | str = "") -> int:
         """A seed that is the same on every machine. hash() has another salt in each process."""

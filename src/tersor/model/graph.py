@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -107,11 +107,12 @@ class Graph:
         return frozenset(set(self.tensors.values()) - {self.tensors[n] for n in live if n in self.tensors})
 
 
-def traced(model: nn.Module, inputs: Inputs) -> Graph:
-    """The graph of `model(*inputs)`, or of `model(**inputs)`, in eval mode. The model, its modes and all
-    random state do not change. RefusedError if the model cannot be traced."""
+def traced(model: nn.Module, inputs: Inputs, *, training: bool = False) -> Graph:
+    """The graph of `model(*inputs)`, or of `model(**inputs)`, in eval mode, or in training mode. The model,
+    its modes and all random state do not change. RefusedError if the model cannot be traced."""
     args, kwargs = ((), inputs) if isinstance(inputs, dict) else (tuple(inputs), {})
     with evaluating(model), steady(), quiet():
+        model.train(training)
         try:
             program = torch.export.export(TensorOutputs(model), args, kwargs, strict=False)
         except Exception as error:  # any class: torch.export has many of its own and runs the user's code
@@ -169,6 +170,11 @@ def value(node: fx.Node) -> Any:
     return node.meta.get("val")
 
 
+def first(node: fx.Node) -> fx.Node:
+    """The operator's first argument, where that is a tensor."""
+    return cast(fx.Node, node.args[0])
+
+
 def values(node: fx.Node) -> list[Any]:
     output = value(node)
     return list(output) if isinstance(output, (tuple, list)) else [output]
@@ -179,12 +185,13 @@ def floating(output: Any) -> bool:
 
 
 def arguments(node: fx.Node) -> dict[str, Any]:
-    """An operator's arguments by name, defaults included. For a function without a schema the names are the
-    positions: "0"."""
+    """An operator's arguments by name, in its order, defaults included. For a function without a schema the
+    names are the positions: "0"."""
     schema = getattr(getattr(node.target, "_schema", None), "arguments", ())
     defaults = {a.name: a.default_value for a in schema if a.has_default_value()}
     names = [a.name for a in schema] or [str(at) for at in range(len(node.args))]
-    return {**defaults, **dict(zip(names, node.args, strict=False)), **node.kwargs}
+    given = {**defaults, **dict(zip(names, node.args, strict=False)), **node.kwargs}
+    return {name: given[name] for name in (*names, *given) if name in given}
 
 
 def written(node: fx.Node) -> list[fx.Node]:

@@ -87,7 +87,11 @@ def judged(
     if width == "own" and not wide_enough(was):
         raise RefusedError("it runs in 16 bits only, and their rounding hides the effect of a cut")
     with torch.no_grad():
-        once(task, after().train(), task.shown)
+        try:
+            once(task, after().train(), task.shown)
+        except MISFIT:
+            if trains(before(), task):  # a batch norm refuses a batch of one value, before and after
+                raise
     now = outputs(after(), task, width)
     if wanted is None:
         fits = [a.shape for a in now] == [a.shape for a in was]
@@ -100,6 +104,15 @@ def judged(
         fits = not wide_enough(want) or verdict(want, outputs(after(), task, "own"), want, EXACT["own"]).fits
         return found._replace(fits=fits)
     return found
+
+
+def trains(model: nn.Module, task: Task) -> bool:
+    """Whether the model runs in training mode on the task's batches."""
+    try:
+        once(task, model.train(), task.shown)
+    except MISFIT:
+        return False
+    return True
 
 
 def no_new_infinity(was: Tensor, now: Tensor) -> bool:

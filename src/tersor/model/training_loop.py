@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader
 from tersor.errors import RefusedError, TaskError, need
 from tersor.model.batches import device_of, generators_of, length_of, move, seeded, shapes
 from tersor.model.features import Features, features_of
-from tersor.model.groups import groups_of
 from tersor.model.hidden_state import check_unlisted
+from tersor.model.learning_rates import groups_of
 from tersor.model.outputs import as_floats
 from tersor.model.snapshot import restore, restoring, snapshot
 from tersor.model.task import MISFIT, Task

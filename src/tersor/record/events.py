@@ -18,7 +18,7 @@ from tersor.errors import SettingError, did_you_mean
 from tersor.forms import Node
 from tersor.model.changes import Replace, Set
 
-PROOFS = ("masked", "same", "runs")
+PROOFS = ("masked", "counted", "same", "runs")
 
 
 class Current(Node):
@@ -46,7 +46,8 @@ class Cut:
     it was first given. So cuts of one site along different axes commute. A reordering is a cut too.
 
     `reads`: along this axis the weight reads outputs of other layers (inputs of a product, of a convolution).
-    The proof puts zeros there in the model that the cut one is compared with.
+    The proof puts zeros there in the model that the cut one is compared with. A cut of whole units has it in
+    every slice: their zeros must be everywhere.
     """
 
     site: str
@@ -88,6 +89,7 @@ class Group:
     `key` is unique in its step and the same when the step runs again, so a resumed run skips groups that are
     in its journal. `proof` is the check of a group that changes a module's structure:
         masked   outputs equal those before with zeros where cut units are read (default for cuts)
+        counted  the same, and normalizers count only what is kept; evaluated in the traced graph
         same     outputs equal those before (default for sets and replacements)
         runs     outputs may change; they have the same shape and are finite
     """

@@ -19,11 +19,13 @@ from tersor.steps.prune import Prune
 from tersor.steps.quantize import Quantize
 from tersor.steps.rdoq import Rdoq
 from tersor.steps.recipe_text import from_words, from_yaml
+from tersor.steps.slim import Slim
 
 STEPS: dict[str, type[Any]] = {
     step.name: step
     for step in (
         Prune,
+        Slim,
         Quantize,
         Rdoq,
         Cluster,
@@ -54,5 +56,5 @@ def recipe_from_words(words: list[str], seed: int = 0) -> Recipe:
 
 __all__ = [
     "STEPS", "Cluster", "Distill", "Entropy", "Export", "Factorize", "Finetune", "Measure", "Penalize",
-    "Prune", "Quantize", "Rdoq", "read_recipe", "recipe_from_words",
+    "Prune", "Quantize", "Rdoq", "Slim", "read_recipe", "recipe_from_words",
 ]  # fmt: skip

@@ -20,8 +20,8 @@ from tersor.errors import SettingError
 from tersor.forms import Form
 from tersor.model.changed_copy import changed_structure
 from tersor.model.frozen import FROZEN, Frozen, frozen_in
-from tersor.model.groups import factors_of
 from tersor.model.import_object import import_object
+from tersor.model.learning_rates import factors_of
 from tersor.model.sites import Site
 from tersor.model.training_loop import OPTIMIZERS, SCHEDULES, TrainingPlan
 from tersor.record.events import Edit, Note

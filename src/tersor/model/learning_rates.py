@@ -1,4 +1,4 @@
-"""Groups: parameter groups of the optimizer, each with one learning rate factor and one weight decay.
+"""Learning rates: parameter groups of the optimizer, each with one learning rate factor and weight decay.
 
 lr of a parameter = lr * schedule * factor      factor: that of the first glob that matches its site's name
 Matrices and convolutions have weight decay; vectors do not. Frozen parameters are in no group.

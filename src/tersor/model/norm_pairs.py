@@ -1,0 +1,124 @@
+"""Norm pairs: batch norms that alone read the output of one linear layer or convolution, from the graph.
+
+y = gamma * (W x + b - mean) / sqrt(var + eps) + beta
+  = (f W) x + f b + shift          f = gamma / sqrt(var + eps), shift = beta - f * mean, one for each output
+A pair holds f and shift, in float64. Statistics are those of eval mode. A norm that cannot be folded has a
+reason. Cost: none beyond the trace.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+
+from tersor.model.graph import Graph, arguments, op_name, value
+
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+class NormPair(NamedTuple):
+    """A layer and the norm after it."""
+
+    layer: str  # module paths
+    norm: str
+    weight: str  # the layer's tensors; bias "" if it has none
+    bias: str
+    factor: Tensor  # [O], float64
+    shift: Tensor  # [O], float64
+    turned: int = 0  # groups of a transposed convolution, whose weight is [I, O / G, ...]; 0 for others
+
+
+def norm_pairs(
+    model: nn.Module, graph: Graph, tied: Collection[str]
+) -> tuple[list[NormPair], dict[str, str]]:
+    """(the pairs in the order of the graph, norm -> why it cannot be folded). `tied`: tensors with several
+    names."""
+    finder = Finder(model, graph, tied)
+    pairs, left = [], {}
+    norms = [node for node in graph.nodes if op_name(node) == "batch_norm"]
+    calls = Counter(graph.path(node) for node in norms)
+    for node in norms:
+        path = graph.path(node)
+        found = finder.pair(node) if calls[path] == 1 else f"it is called {calls[path]} times"
+        if isinstance(found, NormPair):
+            pairs.append(found)
+        else:
+            left[path] = found
+    for path, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and path not in calls:
+            left[path] = "the trace does not show it"
+    return pairs, left
+
+
+class Finder:
+    """What is known of the model's modules and of how often its tensors are read."""
+
+    def __init__(self, model: nn.Module, graph: Graph, tied: Collection[str]):
+        self.graph, self.tied = graph, tied
+        self.modules: dict[str, Any] = dict(model.named_modules())
+        self.names = Counter(id(m) for _, m in model.named_modules(remove_duplicate=False))
+        self.reads = Counter(name for node, name in graph.tensors.items() for _ in node.users)
+        self.tensors = dict((*model.named_parameters(), *model.named_buffers()))
+
+    def pair(self, node: fx.Node) -> NormPair | str:
+        """The pair of this norm, or the reason why there is none."""
+        given, path = arguments(node), self.graph.path(node)
+        before = given["input"]
+        layer = self.graph.path(before)
+        if type(self.modules.get(path)) not in NORMS:
+            return f"a {type(self.modules.get(path)).__name__} may do more than normalize"
+        if given["running_mean"] is None or given["training"]:
+            return "it normalizes with the statistics of the batch"
+        if not isinstance(self.modules.get(layer), LAYERS):
+            return f"it reads {op_name(before)}, and not a linear layer or a convolution"
+        if len(before.users) > 1:
+            return f"the output of {layer} is read elsewhere too"
+        if why := self.unsafe(path) or self.unsafe(layer):
+            return why
+        own = arguments(before)
+        weight, bias = (self.name(own.get(key)) for key in ("weight", "bias"))
+        if weight != f"{layer}.weight" or bias not in ("", f"{layer}.bias"):
+            return f"the weight of {layer} is computed"
+        if not bias and self.modules[layer]._parameters.get("bias") is not None:
+            return f"{layer} does not use its bias"
+        at, wide = 1, value(before).ndim
+        if wide != (2 if isinstance(self.modules[layer], nn.Linear) else self.tensors[weight].ndim):
+            return f"axis {at} of its input holds no outputs of {layer}"
+        keys = ("weight", "bias", "running_mean", "running_var")
+        for name in (weight, bias, *(self.name(given[key]) for key in keys)):
+            if name and (self.reads[name] > 1 or name in self.tied):
+                return f"{name} is used elsewhere too"
+        factor, shift = self.numbers(given)
+        turned = self.modules[layer].groups if getattr(self.modules[layer], "transposed", False) else 0
+        return NormPair(layer, path, weight, bias, factor, shift, turned)
+
+    def unsafe(self, path: str) -> str:
+        module = self.modules[path]
+        if self.names[id(module)] > 1:
+            return f"{path} has several names"
+        if any(getattr(module, key, None) for key in HOOKS):
+            return f"{path} has a hook, which may see other values"
+        return ""
+
+    def name(self, node: Any) -> str:
+        return self.graph.tensors.get(node, "computed") if isinstance(node, fx.Node) else ""
+
+    def numbers(self, given: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        gamma, beta, mean, var = (
+            None if given[key] is None else self.tensors[self.name(given[key])].detach().double().cpu()
+            for key in ("weight", "bias", "running_mean", "running_var")
+        )
+        factor = (torch.ones_like(var) if gamma is None else gamma) / (var + given["eps"]).sqrt()
+        return factor, (torch.zeros_like(factor) if beta is None else beta) - factor * mean
+
+
+def spread(factor: Tensor, groups: int, shape: tuple[int, ...]) -> Tensor:
+    """The factors of a transposed convolution's outputs as [I, O / G, 1, ...]: group g has I / G inputs."""
+    each = factor.reshape(groups, shape[1]).repeat_interleave(shape[0] // groups, 0)
+    return each.reshape(*shape[:2], *[1] * (len(shape) - 2))

@@ -1,0 +1,120 @@
+"""Slim units: what a view's model consists of: families that may be cut, and the layers that read units."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import fx
+from torch.utils._pytree import tree_map
+
+from tersor.core.view import View
+from tersor.model.batches import MISFIT, device_of, move
+from tersor.model.changes import Set
+from tersor.model.channels.atoms import Array
+from tersor.model.channels.groups import Family, Groups, walked
+from tersor.model.channels.own_module import Cuts, OwnModule
+from tersor.model.example import example_inputs
+from tersor.model.graph import Inputs, arguments, op_name
+from tersor.record.events import Cut, Group
+
+LEAST = 2  # units that stay in a family: a dimension of size 1 may be squeezed or broadcast
+SAMPLES = 2  # of the example: enough for a graph, few enough for a large model
+
+
+@dataclass(frozen=True, eq=False)
+class Units:
+    """The units of a view's model that may be cut."""
+
+    view: View
+    own: OwnModule
+    groups: Groups
+    families: list[Family]
+    chosen: frozenset[str]  # the weights that `where` picks
+
+
+def units_of(view: View, where: str | tuple[str, ...], exact: bool) -> Units:
+    """The families that the model's own code allows, and all of whose makers `where` picks."""
+    own = own_module(view, exact)
+    groups, chosen = own.fit(), frozenset(site.name for site in view.weights(where))
+    return Units(view, own, groups, eligible(groups, view, chosen), chosen)
+
+
+def eligible(groups: Groups, view: View, chosen: frozenset[str]) -> list[Family]:
+    found = []
+    for family in groups.families:
+        weights = [s for s in family.slices if view.sites[s.tensor].is_weight]
+        makers = {s.tensor for s in weights if s.axis == view.sites[s.tensor].axis}
+        makers = makers or {s.tensor for s in weights}
+        if family.size > LEAST and makers and makers <= chosen:
+            found.append(family)
+    return found
+
+
+def own_module(view: View, exact: bool) -> OwnModule:
+    """The model of this view, walked. RefusedError if it cannot be traced."""
+
+    def build(cuts: Cuts, sets: Sequence[Set]) -> object:
+        events = [
+            Cut(name, axis, tuple(view.present(name, axis)[int(at)] for at in kept))
+            for (name, axis), kept in cuts.items()
+        ]
+        return view.after(Group("trial", (*events, *sets))).plain() if events or sets else view.plain()
+
+    model = view.plain()
+    inputs = move(example_inputs(view.task, model), device_of(model))
+    few = shortened(inputs)
+    try:
+        walk = walked(model, few, set(view.forms))
+    except MISFIT:  # its inputs have other first axes than the batch
+        few, walk = inputs, walked(model, inputs, set(view.forms))
+    return OwnModule(walk, few, build, exact)  # type: ignore[arg-type]
+
+
+def shortened(inputs: Inputs) -> Inputs:
+    """The first samples of inputs that all have a batch axis of one size."""
+    sizes: set[int] = set()
+    tree_map(lambda x: sizes.add(len(x)) if getattr(x, "ndim", 0) else None, inputs)
+    if len(sizes) != 1:
+        return inputs
+    found: Inputs = tree_map(lambda x: x[:SAMPLES] if getattr(x, "ndim", 0) else x, inputs)
+    return found
+
+
+class UnitReader(NamedTuple):
+    """A stock layer's product, with the atoms that it reads and makes."""
+
+    path: str
+    weight: str
+    columns: Array  # atoms of its inputs
+    rows: Array  # of its outputs
+    norm: str = ""  # the batch norm that alone reads its outputs
+
+
+def readers_of(groups: Groups, view: View) -> list[UnitReader]:
+    """The linear layers and ungrouped convolutions, in the order of the graph."""
+    return list(found_readers(groups, view))
+
+
+def found_readers(groups: Groups, view: View) -> Iterator[UnitReader]:
+    graph, walk = groups.graph, groups.walk
+    for node in groups.nodes():
+        given = arguments(node)
+        read = given.get("weight")
+        weight = graph.tensors.get(read) if isinstance(read, fx.Node) else None
+        if weight is None or op_name(node) not in ("linear", "conv1d", "conv2d"):
+            continue
+        site = view.sites.get(weight)
+        if site is None or (path := graph.path(node)) != weight.rpartition(".")[0] or not path:
+            continue
+        if given.get("groups", 1) != 1 or len(walk.tensors[weight]) < 2:
+            continue
+        label = walk.tensors[weight]
+        norms = [user for user in node.users if op_name(user) == "batch_norm"]
+        alone = len(norms) == len(node.users) == 1 and graph.path(norms[0]) in paths_with_statistics(view)
+        yield UnitReader(path, weight, label[1], label[0], graph.path(norms[0]) if alone else "")
+
+
+def paths_with_statistics(view: View) -> set[str]:
+    return {name.rpartition(".")[0] for name in view.forms if name.endswith("running_mean")}
