@@ -157,7 +157,7 @@ def steps(
 
 @app.command()
 def show(
-    file: File,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="a .tersor file; with --groups a model")],
     site: Annotated[
         str | None, typer.Argument(metavar="[SITE]", help="a name or a glob: conv1.weight, 'conv*'")
     ] = None,
@@ -165,9 +165,20 @@ def show(
         Path | None,
         typer.Option("--html", metavar="OUT.html", help="also write a page that draws where the bytes are"),
     ] = None,
+    *,
+    groups: Annotated[
+        bool, typer.Option("--groups", help=f"what can be cut from a model instead: {MODEL}")
+    ] = False,
+    task: Annotated[
+        str | None, typer.Option("--task", metavar="TASK", help="for --groups: its inputs trace the model")
+    ] = None,
+    weights: Weights = None,
+    arch: Arch = None,
     json: Json = False,
 ) -> Answer:
-    """Show forms, bytes and history of a file."""
+    """Show forms, bytes and history of a file, or the groups of a model's units."""
+    if groups:
+        return shown_groups(str(file), task, weights, arch, json=json)
     from tersor.io import load
     from tersor.report.html import write
     from tersor.report.show import shown, tables
@@ -176,6 +187,17 @@ def show(
     if html is not None:
         facts["html"] = write(facts, html, file)
     return Answer(facts, json, tables)
+
+
+def shown_groups(
+    model: str, task: str | None, weights: str | None, arch: str | None, *, json: bool
+) -> Answer:
+    from tersor.model.builtin_tasks import task_from
+    from tersor.report.unit_groups import described, tables
+    from tersor.resolve import resolve_model
+
+    data = None if task is None else task_from(task)
+    return Answer(described(resolve_model(model, weights=weights, arch=arch, task=data), data), json, tables)
 
 
 @app.command()

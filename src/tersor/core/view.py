@@ -19,6 +19,7 @@ from tersor.core.apply import apply
 from tersor.core.state import State, known_base
 from tersor.errors import RefusedError
 from tersor.forms import Form
+from tersor.model.changes import Set
 from tersor.model.frozen import Frozen, frozen_in
 from tersor.model.module_writer import write_module
 from tersor.model.output_comparison import once
@@ -86,6 +87,12 @@ class View:
     def shape(self, site: Site | str) -> tuple[int, ...]:
         """The current shape; Site.shape is the given one."""
         return tuple(self.form(site).shape)
+
+    def groups(self, site: Site) -> int:
+        """The groups of the site's convolution now; Site.groups are the given ones."""
+        changes = (c for c in reversed(self.state.changes) if isinstance(c, Set))
+        set_to = (c.value for c in changes if (c.module, c.attribute) == (site.layer, "groups"))
+        return next(set_to, site.groups)
 
     def present(self, site: Site | str, axis: int) -> tuple[int, ...]:
         """The given index of each index that is present along an axis. Cuts name given indices."""

@@ -1,11 +1,11 @@
 """Constant channels: channels with one value for every input, gone from what reads them, padding or not.
 
-all readers   channel is 0          W[:, i] = 0                                     the network computes the same
-several       channels are c[i]     W[:, k] = sum_i W[:, i] c[i] / c[k], others 0   the same
-one           c[i] into a bias: only where nothing is padded, in model/dead_units.py
-At a border a padded convolution reads zeros in place of a constant, so its bias cannot take the constant. But
-there all constant channels change together: one of them can stand for all. Which channels are constant is
-found by an evaluation with NaN for "depends on the input". Cost: one pass of one batch.
+zero       W[:, i] = 0                                     for every product
+c[i]       W[:, k] = sum_i W[:, i] c[i] / c[k], others 0   if several are constant
+one c[i]   into a bias, only where nothing is padded       in model/dead_units.py
+The network computes the same. At a border a padded convolution reads zeros in place of a constant, so its
+bias cannot take the constant; but all constant channels change together there, and one can stand for all.
+Which channels are constant is found with NaN for "depends on the input". Cost: one pass of one batch.
 """
 
 from __future__ import annotations
@@ -56,14 +56,19 @@ def without_constants(
     model: nn.Module, inputs: Inputs, names: Collection[str], movable: Collection[str],
     mergeable: Collection[str],
 ) -> None:  # fmt: skip
-    """Clear dead units and constant channels, in place, until nothing changes. `names`: parameters that may
-    get zeros. `movable`: biases, and `mergeable`: weights, that may get any value. RefusedError as in clear."""
+    """Clear dead units and constant channels, in place, until nothing changes.
+
+    `names`: parameters that may get zeros. `movable`: biases, and `mergeable`: weights, that may get any
+    value. RefusedError as in dead_units.clear.
+    """
     changed = True
     while changed:
         clear(model, inputs, names, movable)
         seen = followed(model, inputs)
         found = constants_of(seen, [reader for reader in readers(seen) if reader.name in names])
-        changed = any([cleared(reader, values, reader.name in mergeable) for reader, values in found])
+        changed = False
+        for reader, values in found:
+            changed |= cleared(reader, values, reader.name in mergeable)
 
 
 def readers(model: Followed) -> Iterator[Reader]:

@@ -110,12 +110,12 @@ class Finder:
         return self.graph.tensors.get(node, "computed") if isinstance(node, fx.Node) else ""
 
     def numbers(self, given: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        gamma, beta, mean, var = (
-            None if given[key] is None else self.tensors[self.name(given[key])].detach().double().cpu()
-            for key in ("weight", "bias", "running_mean", "running_var")
-        )
-        factor = (torch.ones_like(var) if gamma is None else gamma) / (var + given["eps"]).sqrt()
-        return factor, (torch.zeros_like(factor) if beta is None else beta) - factor * mean
+        def number(key: str, missing: float) -> Tensor:
+            name = self.name(given[key])
+            return self.tensors[name].detach().double().cpu() if name else torch.full((1,), missing).double()
+
+        factor = number("weight", 1.0) / (number("running_var", 1.0) + given["eps"]).sqrt()
+        return factor, number("bias", 0.0) - factor * number("running_mean", 0.0)
 
 
 def spread(factor: Tensor, groups: int, shape: tuple[int, ...]) -> Tensor:

@@ -153,9 +153,10 @@ def shaken(values: Mapping[str, Tensor], sites: Mapping[str, Site]) -> dict[str,
         noise = torch.randn(value.shape, generator=random)
         if value.is_floating_point() and sites[name].kind != "buffer":
             spread = float(value.float().std()) if value.numel() > 1 else 0.0
-            value = (value.float() + noise * (spread or 0.1)).to(value.dtype)
+            begin = 0.0 if name.endswith("bias") else value.float()  # a large bias may silence a unit
+            value = (begin + noise * (spread or 0.1)).to(value.dtype)
         elif name.endswith("running_mean"):
-            value = (value.float() + 0.1 * noise).to(value.dtype)
+            value = (0.1 * noise).to(value.dtype)
         elif name.endswith("running_var"):
             value = (value.float() * noise.exp() + 0.1).to(value.dtype)
         found[name] = value

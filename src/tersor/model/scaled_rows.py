@@ -57,8 +57,7 @@ def along(factor: Tensor, axis: int, axes: int) -> Tensor:
 def scaled_grid(form: Affine | LogGrid, factor: Tensor) -> Form | None:
     rows = to_rows(form.codes.decode(), form.axis)  # [O, I]
     zero = None if not isinstance(form, Affine) or form.zero is None else form.zero.decode()
-    sign = factor.sign().to(torch.int32)[:, None]  # a factor of 0 leaves codes of 0 on the old grid
-    codes = rows.to(torch.int32) * sign
+    codes = turned(rows, factor, 0 if zero is None else 1)
     low, high = limits(form.bits, zero is None)
     if codes.numel() and not low <= int(codes.min()) <= int(codes.max()) <= high:
         return None
@@ -67,11 +66,17 @@ def scaled_grid(form: Affine | LogGrid, factor: Tensor) -> Form | None:
         "scale": own_rows(form.scale, torch.where(factor == 0, 1.0, factor.abs())),
     }
     if zero is not None:
-        turned = zero.to(torch.int32).expand(len(rows), -1) * sign
-        if turned.numel() and int(turned.abs().max()) > torch.iinfo(zero.dtype).max:
-            return None
-        fields["zero"] = Dense(turned.to(zero.dtype).contiguous())
+        fields["zero"] = Dense(turned(zero.expand(len(rows), -1), factor, 1).to(zero.dtype).contiguous())
     return form.replace(**fields)
+
+
+def turned(codes: Tensor, factor: Tensor, shift: int) -> Tensor:
+    """int32 codes [O, N], or zero points, with the sign of the row's factor; 0 where that is 0.
+
+    Beside a zero point the lowest code has no negative: there c becomes -1 - c, and so does the zero point.
+    """
+    sign, codes = factor.sign()[:, None], codes.to(torch.int32)
+    return torch.where(sign < 0, -shift - codes, codes).masked_fill(sign == 0, 0)
 
 
 def scaled_codebook(form: Codebook, factor: Tensor) -> Form:

@@ -13,6 +13,7 @@ from tersor.steps.entropy import Entropy
 from tersor.steps.export import Export
 from tersor.steps.factorize import Factorize
 from tersor.steps.finetune import Finetune
+from tersor.steps.fold import Fold
 from tersor.steps.measure import Measure
 from tersor.steps.penalize import Penalize
 from tersor.steps.prune import Prune
@@ -26,6 +27,7 @@ STEPS: dict[str, type[Any]] = {
     for step in (
         Prune,
         Slim,
+        Fold,
         Quantize,
         Rdoq,
         Cluster,
@@ -55,6 +57,6 @@ def recipe_from_words(words: list[str], seed: int = 0) -> Recipe:
 
 
 __all__ = [
-    "STEPS", "Cluster", "Distill", "Entropy", "Export", "Factorize", "Finetune", "Measure", "Penalize",
-    "Prune", "Quantize", "Rdoq", "Slim", "read_recipe", "recipe_from_words",
+    "STEPS", "Cluster", "Distill", "Entropy", "Export", "Factorize", "Finetune", "Fold", "Measure",
+    "Penalize", "Prune", "Quantize", "Rdoq", "Slim", "read_recipe", "recipe_from_words",
 ]  # fmt: skip

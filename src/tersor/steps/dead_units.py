@@ -30,7 +30,9 @@ from tersor.model.graph import Inputs
 from tersor.model.nan_propagation import followed
 from tersor.model.output_comparison import float_caster
 from tersor.record.events import Note
-from tersor.steps.slim_layers import shortened
+from tersor.steps.slim_units import shortened
+
+SAMPLES = 32  # of the example, each of which tries one unit in a pass
 
 
 @dataclass
@@ -97,7 +99,7 @@ class Emptied:
             if count:
                 kept = groups.kept(label[view.sites[name].axis], gone)
                 each = int(kept.sum()) * int(np.prod(view.shape(name))) // (len(kept) * len(given))
-                text = f"{count} of {int(given.sum())} inputs are read by no unit; they stay, with their weights"
+                text = f"{count} of {int(given.sum())} inputs are read by no unit; they stay, as arguments"
                 yield Note(name, "unread", text, {"inputs": count, "parameters": count * each})
 
 
@@ -106,6 +108,7 @@ def emptied(view: View, chosen: Collection[str], merge: bool) -> Emptied:
     followed."""
     model = view.plain().cpu().eval()
     inputs = move(example_inputs(view.task, model), torch.device("cpu"))
+    inputs = tree_map(lambda x: x[:SAMPLES] if isinstance(x, Tensor) and x.ndim else x, inputs)
     names, movable, mergeable = holding(view, chosen)
     work = Emptied(view, model, inputs, names, movable, mergeable if merge else frozenset())
     double = Emptied(
@@ -118,6 +121,18 @@ def emptied(view: View, chosen: Collection[str], merge: bool) -> Emptied:
     except RefusedError:  # its forward may use a fixed dtype
         work.clear()
         return work
+
+
+def anything_empty(view: View) -> bool:
+    """Whether any parameter has an empty row or column, or any norm a factor of 0. Else no unit is dead."""
+    for site in view.sites.values():
+        if not site.is_parameter or site.name.endswith("bias") or 0 in view.shape(site):
+            continue
+        live = view.form(site).decode() != 0
+        axes = (live.movedim(k, 0).reshape(live.shape[k], -1).any(1) for k in range(min(live.ndim, 2)))
+        if not all(bool(each.all()) for each in axes):
+            return True
+    return False
 
 
 def holding(view: View, chosen: Collection[str]) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:

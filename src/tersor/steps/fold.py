@@ -10,35 +10,37 @@ NaN for "depends on the input" (model/nan_propagation.py). A folded net cannot t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from tersor.core.step import Needs
 from tersor.core.view import View
 from tersor.encode import coded_like
-from tersor.errors import RefusedError, SettingError, few
+from tersor.errors import RefusedError, SettingError
 from tersor.forms import Dense, Form, uncoded
-from tersor.model.batches import move
+from tersor.model.batches import MISFIT, device_of, move
 from tersor.model.changes import Replace
 from tersor.model.channels.dead_channels import LEAST
 from tersor.model.channels.groups import Family, Groups
-from tersor.model.channels.own_module import OwnModule
+from tersor.model.channels.own_module import OwnModule, Plan
 from tersor.model.example import example_inputs
 from tersor.model.graph import traced
 from tersor.model.norm_pairs import NormPair, norm_pairs, spread
+from tersor.model.output_comparison import outputs
 from tersor.model.scaled_rows import multiplied, scaled
-from tersor.record.events import Edit, Event, Group, Note
+from tersor.record.events import Cut, Edit, Event, Group, Note
 from tersor.setting_effects import Only, check_effect
 from tersor.settings import check_settings
-from tersor.steps.dead_units import Emptied, emptied
-from tersor.steps.slim import cut_group
-from tersor.steps.slim_layers import own_module
+from tersor.steps.dead_units import Emptied, anything_empty, emptied
+from tersor.steps.slim_units import own_module
 
+ROUNDING = 1e-5  # of the largest output: allowed for the rounding of folded weights
 TRIES = 8  # cuts of dead units, each after more of the module's code was found to be fixed
 Yields = Generator[Group, None, View]
 
@@ -79,31 +81,38 @@ class Fold:
 
     def remove_dead(self, view: View, chosen: set[str], report: Report) -> Yields:
         """The groups that fold and cut dead units; the view after them."""
-        own = own_module(view, exact=True)
-        own.fit()
+        if not anything_empty(view):
+            report.why = "no unit is dead: no weight has an empty row or column"
+            return view
+        with needing_a_graph():
+            own = own_module(view, exact=True)
         groups, gone, found = self.found(view, own, chosen)
         report.groups = groups
         if isinstance(found, str):
             report.notes.append(Note("", "skipped", f"dead units are not looked for: {found}"))
             return view
-        now = view
-        if found.forms:
-            count = sum(found.zeros.values())
-            note = Note("", "cleared", f"{count} weights and biases of dead units set to zero", {"count": count})
-            told = [Note(n, "done", f"dead units folded: {k} zeros") for n, k in found.zeros.items()]
-            group = Group("dead units", (*now.edits(found.forms), *told, note), "same")
+        now, forms, zeros = view, found.forms, found.zeros
+        if forms:
+            count = sum(zeros.values())
+            text = f"{count} weights and biases of dead units set to zero"
+            note = Note("", "cleared", text, {"count": count})
+            told = [
+                Note(name, "done", f"dead units folded: {zeros[name]} zeros")
+                for name in forms if view.sites[name].is_weight
+            ]  # fmt: skip
+            group = Group("dead units", (*now.edits(forms), *told, note), "same")
             yield group
             if group.key in view.refused:
                 report.why = "the fold of dead units was taken back"
                 return view
             now = now.after(group)
-            report.told |= set(found.forms)
+            report.told |= set(forms)
         report.notes += found.unread(groups, now, gone)
         if not gone.any():
             return now
         units = int(gone.sum())
         note = Note("", "cut", f"{units} dead units", {"units": units})
-        group = cut_group("cut", now, own.plan(groups, gone), groups, note)
+        group = cut_group("cut", now, own.plan(groups, gone), note)
         yield group
         if group.key in view.refused:
             report.why = "the cut of dead units was taken back"
@@ -115,8 +124,8 @@ class Fold:
     def found(
         self, view: View, own: OwnModule, chosen: set[str]
     ) -> tuple[Groups, NDArray[np.bool_], Emptied | str]:
-        """(groups, the mask of units that can be cut, the weights without dead units or why there are none)."""
-        groups = own.groups()
+        """(groups, units that can be cut, the weights without dead units or why they are unknown)."""
+        groups = own.fit()
         gone = groups.removed([])
         try:
             work = emptied(view, chosen, self.merge)
@@ -160,6 +169,14 @@ class Report:
         return f"its outputs cannot be cut ({kept})" if kept else "no unit of it is dead"
 
 
+@contextmanager
+def needing_a_graph() -> Iterator[None]:
+    try:
+        yield
+    except RefusedError as error:
+        raise RefusedError(f"fold: it needs the graph of the forward: {error}") from error
+
+
 def parameters(view: View) -> int:
     return sum(int(np.prod(view.shape(site))) for site in view.sites.values() if site.kind != "buffer")
 
@@ -174,13 +191,33 @@ def eligible(groups: Groups, view: View, chosen: set[str]) -> list[Family]:
     return found
 
 
+def cut_group(key: str, view: View, plan: Plan, note: Note) -> Group:
+    """The events of a cut, with given indices. Its proof moves all weights at random, so no unit is dead."""
+    events: list[Event] = []
+    shapes: dict[str, list[int]] = {}
+    for (name, axis), kept in plan.cuts.items():
+        present, reads = view.present(name, axis), view.sites[name].kind != "buffer"
+        events.append(Cut(name, axis, tuple(present[int(at)] for at in kept), reads))
+        shapes.setdefault(name, list(view.shape(name)))[axis] = len(kept)
+    for name, shape in shapes.items():
+        if view.sites[name].is_weight:
+            events.append(Note(name, "done", f"{list(view.shape(name))} -> {shape}", {"shape": shape}))
+    return Group(key, (*events, *plan.sets, note), "masked")
+
+
 # Batch norms
 
 
 def fold_norms(view: View, chosen: set[str], report: Report) -> Yields:
-    """Fold all norms at once. If that is refused, one by one: rounding adds up over layers."""
+    """Fold all norms at once; if the weights' dtype is too coarse for all, one by one.
+
+    The proof compares the smallest outputs too. Where terms cancel there, float32 is too coarse for it.
+    Such a fold is made if no output moves by more than ROUNDING of the largest.
+    """
     model = view.plain()
-    graph = traced(model, move(example_inputs(view.task, model), device(model)))
+    inputs = move(example_inputs(view.task, model), device_of(model))
+    with needing_a_graph():
+        graph = traced(model, inputs)
     pairs, left = norm_pairs(model, graph, {*view.state.aliases, *view.state.aliases.values()})
     fits, now = [], view
     for pair in pairs:
@@ -190,21 +227,22 @@ def fold_norms(view: View, chosen: set[str], report: Report) -> Yields:
             left[pair.norm] = f"the form of {pair.weight} cannot be scaled for each output"
         else:
             fits.append(pair)
-    if fits:
-        group = norm_group("norms", view, fits)
+    groups = [("norms", fits)] if fits else []
+    for key, some in groups:
+        group = norm_group(key, now, some)
         yield group
+        if group.key in view.refused and (rounding := difference(now, group)) <= ROUNDING:
+            text = f"the outputs move by {rounding:.1g} of the largest, by rounding of the stored weights"
+            group = replace(group, key=f"{key}, rounded", proof="runs")
+            group = replace(group, events=(*group.events, Note("", "rounded", text, {"relative": rounding})))
+            yield group
         if group.key not in view.refused:
-            now, report.norms = view.after(group), len(fits)
-            report.told |= {pair.weight for pair in fits}
+            now, report.norms = now.after(group), report.norms + len(some)
+            report.told |= {pair.weight for pair in some}
+        elif len(some) > 1:
+            groups += [(f"norm {pair.norm}", [pair]) for pair in some]
         else:
-            for pair in fits:
-                group = norm_group(f"norm {pair.norm}", now, [pair])
-                yield group
-                if group.key in view.refused:
-                    left[pair.norm] = "its proof failed"
-                    continue
-                now, report.norms = now.after(group), report.norms + 1
-                report.told.add(pair.weight)
+            left[some[0].norm] = f"its rounding changes the outputs by {rounding:.1g} of the largest"
     if left:
         text = "; ".join(f"{path}: {why}" for path, why in left.items())
         report.notes.append(Note("", "left", f"{len(left)} batch norms stay: {text}", {"norms": len(left)}))
@@ -243,5 +281,12 @@ def scaled_weight(view: View, pair: NormPair) -> Form | None:
     return None if after is None else coded_like(after, form)
 
 
-def device(model: Any) -> torch.device:
-    return next((tensor.device for tensor in model.state_dict().values()), torch.device("cpu"))
+def difference(view: View, group: Group) -> float:
+    """How far a group moves the outputs for calibration batches, relative to the largest, in float64."""
+    try:
+        was, now = (outputs(each.plain(), view.task, "double") for each in (view, view.after(group)))
+    except MISFIT:  # its forward uses a fixed dtype
+        return math.inf
+    largest = max((float(x.abs().max()) for x in was if x.numel()), default=0.0)
+    apart = max((float((x - y).abs().max()) for x, y in zip(was, now, strict=True) if x.numel()), default=0.0)
+    return apart / largest if largest else math.inf

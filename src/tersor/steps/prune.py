@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -102,10 +102,10 @@ class Prune(Retrain):
         if self.needs is Needs.NOTHING:
             for site in view.each(self.where):
                 form = view.form(site)
-                after, how = self.wrapped(form, site)
+                after, how = self.wrapped(form, replace(site, groups=view.groups(site)))
                 yield site_group(site.name, Edit(site.name, form, after, how), kept_note(site, after))
             return
-        sites = view.weights(self.where)
+        sites = [replace(site, groups=view.groups(site)) for site in view.weights(self.where)]
         forms = {site.name: mask_all(view.form(site)) for site in sites}
         if self.epochs == 0:
             narrow = self.narrowed(sites, forms, self.keep)

@@ -114,7 +114,7 @@ class Quantize(Retrain):
 
     def edit(self, view: View, site: Site) -> Edit:
         """The site's weights on this step's grid."""
-        store = partial(self.store, groups=site.groups if site.axis else 1)
+        store = partial(self.store, groups=view.groups(site) if site.axis else 1)
         after, how = refine(view.form(site), store, site.axis)
         return Edit(site.name, view.form(site), after, how)
 
@@ -125,7 +125,8 @@ class Quantize(Retrain):
         within = None if keep is None else to_rows(keep, axis)
         shape = tuple(w.shape)
         per, size = self.per, self.group
-        if per == "channel" and groups > 1 and self.scheme in ("uniform", "log"):
+        whole = rows.shape[1] % groups == 0  # not a factor of a product
+        if per == "channel" and groups > 1 and whole and self.scheme in ("uniform", "log"):
             per, size = "group", rows.shape[1] // groups
         group = size if per == "group" else 0
 

@@ -26,7 +26,7 @@ from tersor.errors import RefusedError
 from tersor.forms import Dense, Form
 from tersor.model.changes import Replace
 from tersor.model.channels.groups import Groups
-from tersor.model.channels.reconstruct import Layer, refitted, settled_norms
+from tersor.model.channels.reconstruct import Layer, apart, refitted, settled_norms
 from tersor.record.events import Cut, Event, Group, Note
 from tersor.runtimes import check_runtime
 from tersor.setting_effects import Above, Only, check_effect
@@ -177,9 +177,12 @@ def corrected(key: str, before: View, now: View, groups: Groups, gone: NDArray[n
         for reader in readers_of(groups, now) if not groups.kept(reader.columns, gone).all()
     ]  # fmt: skip
     plain = [layer for layer in layers if isinstance(now.form(f"{layer.path}.weight"), Dense)]
-    after = now.plain()
-    values = refitted(before.plain(), after, now.task, plain, now.observer.progress)
-    values |= settled_norms(after, now.task)
+    given, after = before.plain(), now.plain()
+    values = refitted(given, after, now.task, plain, now.observer.progress)
+    error = apart(given, after, now.task)
+    settled = settled_norms(after, now.task)
+    if settled and apart(given, after, now.task) < error:  # few batches may tell less than the statistics had
+        values |= settled
     forms: dict[str, Form] = {}
     for name, value in values.items():
         if name in now.forms and isinstance(now.form(name), Dense):

@@ -48,7 +48,11 @@ class Widths:
                 found.append(width)
             else:
                 constant *= width.fixed
-        return Term(constant, tuple(found))
+        return Term(constant, tuple(found), product if len(found) > 2 else None)
+
+
+def product(*widths: float) -> float:
+    return math.prod(widths)
 
 
 def macs(groups: Groups, families: Sequence[Family]) -> Cost:
@@ -79,6 +83,14 @@ def mac_terms(groups: Groups, widths: Widths) -> Iterator[Term]:
             result = labels[node] or []
             if left and right:
                 yield widths.term(1.0, [*result, left[-1]])
+        elif name == "einsum" and len(given["tensors"]) == 2:
+            words = str(given["equation"]).replace(" ", "").partition("->")[0].split(",")
+            letters: dict[str, Array] = {}
+            for item, word in zip(given["tensors"], words, strict=True):
+                for letter, atoms in zip(word, labels[item], strict=False):
+                    if len(letters.get(letter, ())) <= 1:  # a size of 1 is broadcast
+                        letters[letter] = atoms
+            yield widths.term(1.0, list(letters.values()))
         elif name == "scaled_dot_product_attention":
             query, key, seen = (labels[given[word]] for word in ("query", "key", "value"))
             yield widths.term(1.0, [*query, key[-2]])

@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten, tree_leaves
 
 from tersor.errors import RefusedError
 from tersor.model.channels.groups import removal, walked
 from tersor.model.channels.run_graph import GraphRun
 from tersor.model.channels.walk import Walk
+from tersor.model.graph import Inputs
 from tersor.model.outputs import changed
 
 
@@ -37,25 +38,31 @@ class CountedRun(nn.Module):
         output = self.model(*args, **kwargs)
         if self.training:
             return output
-        groups, gone = removal(self.walk_for(args, kwargs), self.kept)
+        inputs: Inputs = bound(self.model, args, kwargs) if kwargs else args
+        groups, gone = removal(self.walk_for(inputs), self.kept)
         implied = groups.cuts(gone)
-        if implied.keys() != self.kept.keys() or any((implied[k] != self.kept[k]).any() for k in implied):
+        alike = implied.keys() == self.kept.keys()
+        if not alike or not all(np.array_equal(implied[key], self.kept[key]) for key in implied):
             raise RefusedError("the cut leaves out slices that belong to its units")
         tensors = dict((*self.model.named_parameters(), *self.model.named_buffers()))
         wide = any(tensor.dtype is torch.float64 for tensor in tensors.values())
-        found = GraphRun(groups, gone, cut=False, wide=wide).outputs(tensors, tree_leaves((args, kwargs)))
+        found = GraphRun(groups, gone, cut=False, wide=wide).outputs(tensors, tree_leaves(inputs))
         answers: Iterator[Tensor] = iter(found)
         return changed(output, lambda tensor: next(answers))
 
-    def walk_for(self, args: Any, kwargs: Any) -> Walk:
-        leaves = tree_leaves((args, kwargs))
-        key = tuple((tuple(x.shape), x.dtype) if isinstance(x, Tensor) else x for x in leaves)
+    def walk_for(self, inputs: Inputs) -> Walk:
+        leaves, structure = tree_flatten(inputs)
+        key = (structure, *((tuple(x.shape), x.dtype) if isinstance(x, Tensor) else x for x in leaves))
         if key not in self.walks:
-            inputs = args if not kwargs else bound(self.model, args, kwargs)
             self.walks[key] = walked(self.model, inputs, set(self.model.state_dict()))
         return self.walks[key]
 
 
 def bound(model: nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:
-    """All arguments by name."""
-    return dict(inspect.signature(model.forward).bind(*args, **kwargs).arguments)
+    """All arguments by name, in the order of the signature: so the graph has them, and so they are fed."""
+    found = inspect.signature(model.forward).bind(*args, **kwargs)
+    named: dict[str, Any] = {}
+    for name, item in found.arguments.items():
+        rest = found.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
+        named |= item if rest else {name: item}
+    return named

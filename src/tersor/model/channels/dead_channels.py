@@ -35,7 +35,7 @@ def dead_channels(
         [unread(family, model.tensors, sites) for family in families] or [np.array([], int)]
     )
     gone, tried = groups.removed([]), 0
-    queue = [units] if len(units) else []
+    queue = [units] if len(units) and known(model) else []
     while queue and tried < MOST:
         some, tried = queue.pop(), tried + 1
         trial = gone.copy()
@@ -81,12 +81,18 @@ def independent(groups: Groups, gone: NDArray[np.bool_], model: Followed) -> boo
                     return False
                 saved[name] = tensor.detach().clone()
                 tensor.masked_fill_(hit, torch.nan)
-        outputs = model.outputs(model.leaves, lambda node, x, out: out) if saved else []
-    except RefusedError:  # a view, or a value of another dtype, would depend on them
-        return False
+        return known(model)
     finally:
         for name, tensor in saved.items():
             model.tensors[name].copy_(tensor)
+
+
+def known(model: Followed) -> bool:
+    """Whether the outputs for the example are free of NaN."""
+    try:
+        outputs = model.outputs(model.leaves, lambda node, x, out: out)
+    except RefusedError:  # a view, or a value of another dtype, would depend on a NaN
+        return False
     return not any(x is DEPENDS or (floating(x) and bool(x.isnan().any())) for x in outputs)
 
 

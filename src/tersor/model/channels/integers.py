@@ -214,7 +214,9 @@ def settings_of(run: GraphRun, uses: Uses) -> list[Set]:
     disagree none is set; the comparison with the graph then fails."""
     calls: dict[tuple[str, str], list[fx.Node]] = {}
     for node in run.groups.nodes():
-        calls.setdefault((run.groups.graph.path(node), op_name(node).removesuffix("_")), []).append(node)
+        name = op_name(node).removesuffix("_")
+        name = "split" if name == "split_with_sizes" else name  # one function of the code
+        calls.setdefault((run.groups.graph.path(node), name), []).append(node)
     wanted = list(dict.fromkeys(pair for use in uses.found for pair in demands(run, use, calls)))
     after = solved(wanted, uses.values)
     return [
@@ -232,7 +234,7 @@ def demands(
         if use.place < len(pairs) and pairs[use.place][0] == use.was:
             yield use.formula, pairs[use.place][1]
             return
-    kinds = ("slice", "narrow") if use.op == "__getitem__" else (use.op, "split_with_sizes")
+    kinds = ("slice", "narrow") if use.op == "__getitem__" else (use.op,)
     nodes = (node for kind in kinds for node in calls.get((use.path, kind), []))
     found = {after for node in nodes for before, after in literals(run, node) if before == use.was}
     if len(found) == 1:

@@ -157,7 +157,9 @@ def embedding(call: Call) -> Labels:
 
 
 def reduced(call: Call) -> Labels:
-    """sum drops a dimension; mean, maximum and kin count its elements."""
+    """sum drops a dimension; mean, maximum and kin count its elements. The larger of two tensors has none."""
+    if "other" in call.given:
+        return elementwise(call.atoms, tensors(list(call.given.values())), call.shape)
     gone = call.dims()
     if call.name not in ("sum", "linalg_vector_norm"):
         for d in gone:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from tersor.forms.form import to_rows
 from tersor.model.batches import device_of, evaluating, move, steady
+from tersor.model.outputs import tensors_of
 from tersor.model.stats import POSITIONS, STOCK, inputs_of
 from tersor.model.task import Task
 
@@ -102,9 +104,7 @@ def moments(before: nn.Module, after: nn.Module, task: Task, layers: list[Layer]
         handles += [old.register_forward_hook(keep), new.register_forward_hook(see)]
     try:
         with evaluating(before), evaluating(after), steady(task.calibrate):
-            for number, batch in enumerate(task.batches(task.shown)):
-                if number == BATCHES:
-                    break
+            for batch in islice(task.batches(task.shown), BATCHES):
                 wanted.clear()
                 for model in (before, after):
                     with suppress(Passed):
@@ -141,6 +141,19 @@ def refit(after: nn.Module, layer: Layer, sums: Sums) -> dict[str, Tensor]:
         norm.running_mean.sub_(shift.to(norm.running_mean))
         found[f"{layer.norm}.running_mean"] = norm.running_mean.detach().clone()
     return found
+
+
+def apart(before: nn.Module, after: nn.Module, task: Task) -> float:
+    """The squared difference of their outputs over the square of the first one's, on calibration batches."""
+    error = power = 0.0
+    with evaluating(before), evaluating(after), steady(task.calibrate):
+        for batch in islice(task.batches(task.shown), BATCHES):
+            old, new = (tensors_of(task.run(m, move(batch, device_of(m)))) for m in (before, after))
+            for x, y in zip(old, new, strict=True):
+                if x.is_floating_point():
+                    error += float((x - y).double().square().sum())
+                    power += float(x.double().square().sum())
+    return error / max(power, 1e-300)
 
 
 @torch.no_grad()

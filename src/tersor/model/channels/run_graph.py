@@ -10,6 +10,7 @@ Cost: one evaluation of the graph.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,8 @@ See = Callable[[fx.Node, Any], None]
 NARROW = (torch.float32, torch.float16, torch.bfloat16)
 RESHAPES = ("view", "reshape", "_unsafe_view", "flatten", "unflatten", "view_as", "reshape_as", "ravel")
 COUNTING = ("layer_norm", "rms_norm", "group_norm", "mean", "var", "std", "amax", "amin", "softmax",
-            "log_softmax", "_softmax", "logsumexp", "batch_norm", "instance_norm")  # fmt: skip
+            "log_softmax", "_softmax", "logsumexp", "batch_norm", "instance_norm", "max", "min", "prod",
+            "var_mean", "all", "any")  # fmt: skip
 
 
 class GraphRun:
@@ -85,7 +87,8 @@ class GraphRun:
                 inner, given = inside(node, graph.owning_module)
                 if inner is not None:
                     values = (fetch(arg, env) for arg in given)
-                    env[node] = self.run(inner, dict(zip(holders(inner), values, strict=True)), see)
+                    with self.region(node):
+                        env[node] = self.run(inner, dict(zip(holders(inner), values, strict=True)), see)
                 else:
                     env[node] = self.call(node, env)
                 if see is not None:
@@ -95,6 +98,13 @@ class GraphRun:
             for used in last.get(node, ()):
                 env.pop(used, None)
         return None
+
+    def region(self, node: fx.Node) -> AbstractContextManager[Any]:
+        """What a wrapper of a region switches on; everything is in float64 if `wide`."""
+        if op_name(node) != "wrap_with_autocast" or self.wide:
+            return nullcontext()
+        device, dtype, enabled, cached = node.args[:4]
+        return torch.autocast(device, dtype=dtype, enabled=enabled, cache_enabled=cached)
 
     def call(self, node: fx.Node, env: dict[fx.Node, Any]) -> Any:
         if op_name(node).startswith("_assert"):
@@ -164,7 +174,7 @@ class GraphRun:
     def counted(self, node: fx.Node, name: str, given: dict[str, Any]) -> Any:
         """A normalizer that sees only what is kept, with zeros at the rest; None if nothing is removed."""
         label, mine = self.label(first(node)), self.label(node)
-        if not label or isinstance(value(node), (tuple, list)):
+        if not label or "other" in given:  # the larger of two tensors counts nothing
             return None
         if name == "batch_norm" and given["running_mean"] is not None and not given["training"]:
             return None
@@ -192,8 +202,14 @@ class GraphRun:
         if node in self.groups.walk.groups:
             given["num_groups"] = self.count(self.groups.walk.groups[node])
         found = called(node, given)
-        whole = found.new_zeros([len(atoms) for atoms in mine])
-        places = [torch.from_numpy(np.flatnonzero(kept)) for kept in self.keeps(mine)]
+        if isinstance(found, (tuple, list)):
+            return [self.spread(each, own) for each, own in zip(found, mine, strict=True)]
+        return self.spread(found, mine)
+
+    def spread(self, found: Tensor, label: Label) -> Tensor:
+        """What was made of the kept indices at their places, with zeros at the rest."""
+        whole = found.new_zeros([len(atoms) for atoms in label])
+        places = [torch.from_numpy(np.flatnonzero(kept)) for kept in self.keeps(label)]
         if not places:
             return found
         whole[torch.meshgrid(*places, indexing="ij")] = found

@@ -86,7 +86,7 @@ def expand(call: Call) -> Labels:
         elif len(array) == 1:
             found.append(call.atoms.fresh(size))
         else:
-            found.append(merged(call.atoms, [call.atoms.fresh(size // len(array)), array]))
+            found.append(merged(call.atoms, [call.atoms.dead("copies", size // len(array)), array]))
     return found
 
 

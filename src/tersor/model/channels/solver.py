@@ -63,9 +63,7 @@ def solve(
         tried = {}
         for side in ("outer", "inner"):
             trial, _ = settled(chosen(now, tables, dict.fromkeys(kinds, side), kinds, policy), tables)
-            tried[side] = [
-                sum(int((trial.of(tables[k].cells) < 0).sum()) for k in members) for members in kinds.values()
-            ]
+            tried[side] = [sum(spared(trial, tables[k].cells) for k in members) for members in kinds.values()]
         sides = {
             kind: "inner" if inner > outer else "outer"
             for kind, outer, inner in zip(kinds, tried["outer"], tried["inner"], strict=True)
@@ -125,6 +123,12 @@ def settled(now: Solution, tables: list[Table]) -> tuple[Solution, list[Table]]:
     return now, tables
 
 
+def spared(now: Solution, cells: Array) -> int:
+    """How many of these cells may still be cut. None, if all of them only together."""
+    free = now.component[cells[now.of(cells) < 0]]
+    return len(free) if len(np.unique(free)) > 1 else 0
+
+
 def living_axes(now: Solution, table: Table) -> list[int]:
     return [k for k, axis in enumerate(table.axes) if (now.of(axis) < 0).any()]
 
@@ -153,7 +157,9 @@ def chosen(
     after = replace(now, frozen=now.frozen.copy())
     for kind, members in kinds.items():
         for number in members:
-            living = living_axes(now, tables[number])
+            living = living_axes(after, tables[number])  # a table before it may have frozen one already
+            if len(living) < 2:
+                continue
             keep = living[0 if sides[kind] == "outer" else -1]
             for k in living:
                 if k != keep:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 
@@ -39,6 +40,20 @@ class Walk:
             self.atoms.freeze_all(tensors(self.of(self.graph.output.args)), "output")
         for name in set.intersection(*(set(each.unread) for each in every)) & set(self.tensors):
             self.atoms.freeze_all([self.tensors[name]], "no output depends on it")
+        self.freeze_sliced_off()
+
+    def freeze_sliced_off(self) -> None:
+        """Indices that each reader slices off, as positions after the last token: longer inputs read them."""
+        read = np.zeros(self.atoms.count, bool)
+        for node in self.labels:
+            if op_name(node) not in ("slice", "narrow"):
+                for label in tensors([self.of(used) for used in node.all_input_nodes]):
+                    for array in label:
+                        read[array] = True
+        for label in self.tensors.values():
+            for array in label:
+                if read[array].any():
+                    self.atoms.freeze(array[~read[array]], "it is sliced off in the example")
 
     def placed(self, node: fx.Node, stored: Collection[str]) -> Any:
         shape, name = sizes(value(node)), self.graph.tensors.get(node)

@@ -1,0 +1,104 @@
+"""Unit groups: what may be cut from a model, as a table: families of units, and what keeps the rest.
+
+family    units with the same slices: their number, the parameters that a unit has, the tensors it is cut from
+exact     its removal equals a zero; counted: a normalizer counts it, so only exact=false cuts it
+kept      the indices that cannot be cut, by the reason
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from tersor.core.state import State
+from tersor.core.view import View
+from tersor.errors import SettingError
+from tersor.model.channels.groups import Family
+from tersor.model.task import Task
+from tersor.record.observer import Observer
+from tersor.report.console import percent, whole
+from tersor.report.table import grid
+from tersor.steps.slim_units import Units, units_of
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+Facts = Mapping[str, Any]
+ROWS = 60  # families on a terminal; --json has them all
+TENSORS = 4  # named for each family
+
+
+def described(given: State, task: Task | None) -> dict[str, Any]:
+    """The facts: families that `slim` may cut, exact and counted ones, and the reasons of what stays."""
+    if task is None:
+        raise SettingError("show --groups: needs inputs to trace the model with. Give --task")
+    view = View(given, task, "show", "0", 0, Observer())
+    exact, every = (units_of(view, "*", exact) for exact in (True, False))
+    known = {tensor for family in exact.families for tensor in places(family)}
+    families = [*(fact(exact, f) for f in exact.families),
+                *(fact(every, f) for f in every.families if not set(places(f)) <= known)]  # fmt: skip
+    return {
+        "model": {"parameters": sum(math.prod(view.shape(name)) for name in parameters(view))},
+        "families": families,
+        "kept": kept(every),
+        "faults": [{"module": fault.path, "why": fault.why} for fault in every.own.faults],
+        "without_rule": dict(every.groups.walk.unknown),
+    }  # fmt: skip
+
+
+def parameters(view: View) -> list[str]:
+    return [name for name, site in view.sites.items() if site.is_parameter]
+
+
+def places(family: Family) -> list[tuple[str, int, int]]:
+    return [(each.tensor, each.axis, int(each.at.min())) for each in family.slices]
+
+
+def fact(units: Units, family: Family) -> dict[str, Any]:
+    view = units.view
+    each = 0
+    for tensor, axis, at in family.slices:
+        shape = view.shape(tensor)
+        each += (
+            math.prod(shape) // max(shape[axis], 1) * at.shape[1] if view.sites[tensor].is_parameter else 0
+        )
+    return {
+        "family": family.name, "units": family.size, "parameters": each,
+        "counted": list(family.flags), "tensors": [f"{s.tensor}:{s.axis}" for s in family.slices],
+    }  # fmt: skip
+
+
+def kept(units: Units) -> dict[str, int]:
+    """Indices of weights that stay, by the reason, the most frequent first."""
+    found: dict[str, int] = {}
+    for name, label in units.groups.walk.tensors.items():
+        for axis in range(len(label)) if units.view.sites[name].is_weight else ():
+            for reason, count in units.groups.why_frozen(name, axis).items():
+                found[reason] = found.get(reason, 0) + count
+    for reason in ("kernel", "size 1"):
+        found.pop(reason, None)
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def tables(facts: Facts) -> Iterator[RenderableType]:
+    """The facts as tables for people."""
+    total = max(facts["model"]["parameters"], 1)
+    table = grid("family", ">units", ">parameters a unit", ">share", "cut", "of")
+    for family in facts["families"][:ROWS]:
+        share = family["units"] * family["parameters"] / total
+        how = f"counted by {', '.join(family['counted'])}" if family["counted"] else "exact"
+        more = len(family["tensors"]) - TENSORS
+        names = ", ".join(family["tensors"][:TENSORS]) + (f" and {more} more" if more > 0 else "")
+        counts = whole(family["units"]), whole(family["parameters"]), percent(share)
+        table.add_row(family["family"], *counts, how, names)
+    yield table
+    if len(facts["families"]) > ROWS:
+        yield f"and {len(facts['families']) - ROWS} more families: --json lists all"
+    if not facts["families"]:
+        yield "no unit can be cut"
+    if facts["kept"]:
+        listed = (f"{reason} ({whole(count)})" for reason, count in facts["kept"].items())
+        yield f"indices that stay: {', '.join(listed)}"
+    for fault in facts["faults"]:
+        yield f"kept for the code of {fault['module'] or 'the model'}: {fault['why']}"

@@ -1,0 +1,384 @@
+"""Slim: units are really gone, the rest computes what it did, budgets are hit, undo and files bring all back."""
+
+import copy
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import tiny
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tersor.core.history import undo
+from tersor.core.run import run
+from tersor.core.state import State
+from tersor.errors import RefusedError, SettingError
+from tersor.io import load, save
+from tersor.model.output_comparison import zero
+from tersor.model.task import Task
+from tersor.steps import Entropy, Finetune, Prune, Quantize, Slim
+from tersor.steps.unit_ranking import BY
+
+CLASSES = 4
+
+
+class Block(nn.Module):
+    def __init__(self, width: int, inner: int):
+        super().__init__()
+        self.a, self.b = (
+            nn.Conv2d(width, inner, 3, padding=1, bias=False),
+            nn.Conv2d(inner, width, 3, padding=1),
+        )
+        self.na, self.nb = nn.BatchNorm2d(inner), nn.BatchNorm2d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.nb(self.b(F.relu(self.na(self.a(x))))))
+
+
+class Residual(nn.Module):
+    """A stream of 12 channels with two blocks, and a depthwise layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(2, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12)
+        self.blocks = nn.Sequential(Block(12, 16), Block(12, 10))
+        self.deep = nn.Conv2d(12, 12, 3, padding=1, groups=12)
+        self.head = nn.Linear(12, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:  # [B, 2, 6, 6]
+        return self.head(self.deep(self.blocks(F.relu(self.norm(self.stem(x))))).mean((2, 3)))
+
+
+class Heads(nn.Module):
+    """Attention of 6 heads with its own integers, a feed-forward layer, and LayerNorm, which counts channels."""
+
+    def __init__(self, fixed: bool = False):
+        super().__init__()
+        self.heads, self.width, self.fixed = 6, 24, fixed
+        self.norm, self.qkv, self.out = nn.LayerNorm(24), nn.Linear(24, 72), nn.Linear(24, 24)
+        self.up, self.down, self.head = nn.Linear(24, 40), nn.Linear(40, 24), nn.Linear(24, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:  # [B, 5, 24]
+        b, t, _ = x.shape
+        shape = (b, t, 3, 6, 4) if self.fixed else (b, t, 3, self.heads, self.width // self.heads)
+        q, k, v = self.qkv(self.norm(x)).view(shape).permute(2, 0, 3, 1, 4)
+        seen = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, t, -1)
+        x = x + self.out(seen)
+        return self.head((x + self.down(F.gelu(self.up(x)))).mean(1))
+
+
+INPUTS: dict[str, tuple[Any, tuple[int, ...]]] = {
+    "residual": (Residual, (2, 6, 6)),
+    "heads": (Heads, (5, 24)),
+}
+
+
+def given(name: str) -> tuple[nn.Module, Task]:
+    """A model with all statistics and biases at random, and a task that it solves by definition."""
+    kind, shape = INPUTS[name]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = kind().eval()
+        x = torch.randn(96, *shape)
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.bias.data.normal_(0, 0.3)
+                module.momentum = None  # the statistics of the data
+        with torch.no_grad():
+            model.train()(x)
+        model.eval()
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    batches = [(x[i : i + 32], y[i : i + 32]) for i in range(0, 96, 32)]
+    return model, Task(name, evaluate=batches, calibrate=batches, train=batches)
+
+
+def answers(model: nn.Module, task: Task) -> Tensor:
+    model = copy.deepcopy(model).double().eval()
+    with torch.no_grad():
+        return torch.cat([model(x.double()) for x, _ in task.batches("evaluate")])
+
+
+def kinds(result: State, kind: str) -> list[str]:
+    return [entry.text for entry in result.ledger.entries if entry.kind == kind]
+
+
+def budget(result: State) -> Any:
+    (note,) = (entry for entry in result.ledger.entries if entry.kind == "budget")
+    return note.data
+
+
+def macs(model: nn.Module, task: Task) -> int:
+    """Multiply-accumulates of one batch, by hooks."""
+    total = 0
+
+    def conv(module: Any, args: Any, out: Tensor) -> None:
+        nonlocal total
+        total += out.numel() * module.weight[0].numel()
+
+    def linear(module: Any, args: Any, out: Tensor) -> None:
+        nonlocal total
+        total += out.numel() * module.in_features
+
+    model = copy.deepcopy(model).eval()
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            module.register_forward_hook(conv if isinstance(module, nn.Conv2d) else linear)
+    with torch.no_grad():
+        model(next(iter(task.batches("evaluate")))[0][:1])
+    return total
+
+
+@pytest.mark.parametrize("by", BY)
+@pytest.mark.parametrize("name", INPUTS)
+def test_what_is_left_computes_what_zeros_would(name: str, by: str) -> None:
+    """Independent of the proof: zeros in every slice that the ledger says is gone, in the given model."""
+    model, task = given(name)
+    result = run(model, Slim(keep=0.6, of="parameters", by=by, correct=False), task)
+    masked = copy.deepcopy(model).double()
+    for site, axes in result.kept.items():
+        if result.sites[site].kind != "buffer":
+            for axis, kept in axes.items():
+                gone = sorted(set(range(result.sites[site].shape[axis])) - set(kept))
+                zero(masked, site, axis, gone)
+    slim = result.model()
+    assert type(slim) is type(model)
+    assert torch.allclose(answers(slim, task), answers(masked, task), rtol=1e-9, atol=1e-9)
+    assert sum(p.numel() for p in slim.parameters()) < 0.7 * sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("per", ["global", "family"])
+@pytest.mark.parametrize("keep", [0.8, 0.5, 0.3])
+def test_the_budget_is_what_the_cut_model_costs(keep: float, per: str) -> None:
+    model, task = given("residual")
+    result = run(model, Slim(keep=keep, per=per, by="l2", correct=False, unmet="nearest"), task)
+    share = macs(result.model(), task) / macs(model, task)
+    assert share == pytest.approx(budget(result)["after"] / budget(result)["before"], rel=1e-9)
+    assert keep * 0.8 <= share <= keep * 1.001  # families of ten units are coarse
+
+
+def test_each_family_keeps_a_multiple() -> None:
+    model, task = given("residual")
+    slim = run(model, Slim(keep=0.6, multiple=4, by="l2", correct=False), task).model()
+    widths = {slim.stem.out_channels, slim.blocks[0].a.out_channels, slim.blocks[1].a.out_channels}
+    assert all(width % 4 == 0 or width == 10 for width in widths)
+    assert widths != {12, 16, 10}
+
+
+def test_refitting_brings_back_what_the_cut_lost() -> None:
+    """Half the units of a layer copy the other half, so nothing need be lost."""
+    model, task = given("residual")
+    block = model.blocks[0]
+    with torch.no_grad():
+        for layer in (block.a, block.na):
+            for tensor in (*layer.parameters(), *layer.buffers()):
+                if tensor.ndim:
+                    tensor[8:] = tensor[:8]
+    where = "blocks.0.a.*"
+    wanted = answers(model, task)
+    cut = run(model, Slim(keep=0.51, of="units", where=where, correct=False), task)
+    fixed = run(model, Slim(keep=0.51, of="units", where=where), task)
+    assert fixed.model().blocks[0].a.out_channels == 8
+    lost, rest = ((answers(r.model(), task) - wanted).norm() / wanted.norm() for r in (cut, fixed))
+    assert rest < 0.02 < 0.1 < lost
+
+
+def test_redundancy_spares_what_cannot_be_rebuilt() -> None:
+    """One of a pair of equal units goes, whatever its size; single ones stay."""
+    model, task = given("residual")
+    block = model.blocks[0]
+    with torch.no_grad():
+        for layer in (block.a, block.na):
+            for tensor in (*layer.parameters(), *layer.buffers()):
+                if tensor.ndim:
+                    tensor[13:] = tensor[:3]
+    result = run(model, Slim(keep=13 / 16, of="units", where="blocks.0.a.*", correct=False), task)
+    gone = set(range(16)) - set(result.kept["blocks.0.a.weight"][0])
+    assert {at % 13 for at in gone} == {0, 1, 2}
+
+
+def test_heads_and_their_integers() -> None:
+    model, task = given("heads")
+    result = run(model, Slim(keep=0.5, of="units", per="family", by="l2", correct=False), task)
+    slim: Any = result.model()
+    assert (slim.heads, slim.qkv.out_features, slim.out.in_features, slim.up.out_features) == (3, 36, 12, 20)
+    assert slim.width // slim.heads == 4
+    assert slim.norm.normalized_shape == (24,), "LayerNorm counts its channels: not in exact mode"
+
+
+def test_counted_units_go_only_when_asked() -> None:
+    model, task = given("heads")
+    exact = run(model, Slim(keep=0.7, of="parameters", by="l2"), task).model()
+    every = run(model, Slim(keep=0.4, of="parameters", by="l2", exact=False), task)
+    assert exact.norm.normalized_shape == (24,)
+    slim: Any = every.model()
+    assert slim.norm.normalized_shape[0] == 24, "the stream is an input of the model, so it stays"
+
+
+def test_code_with_numbers_in_it_keeps_its_heads() -> None:
+    _, task = given("heads")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Heads(fixed=True).eval()
+    result = run(model, Slim(keep=0.8, of="parameters", by="l2", correct=False), task)
+    slim: Any = result.model()
+    assert (slim.heads, slim.qkv.out_features) == (6, 72)
+    assert slim.up.out_features < 40
+
+
+def test_a_budget_that_cannot_be_met_names_the_nearest() -> None:
+    model, task = given("residual")
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(
+        RefusedError, match=r"The nearest that can be had keeps .*: give keep=0\.\d+.*held by"
+    ):
+        run(model, Slim(keep=0.001, of="parameters"), task)
+    near = run(model, Slim(keep=0.001, of="parameters", unmet="nearest", by="l2"), task)
+    assert near.model().stem.out_channels == 2
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_nothing_to_cut_says_why() -> None:
+    _, task = given("heads")
+    model = nn.Sequential(nn.Linear(24, 24), nn.LayerNorm(24), nn.Flatten(), nn.Linear(120, CLASSES)).eval()
+    with pytest.raises(RefusedError, match="layer_norm counts it.*exact=false also cuts"):
+        run(model, Slim(), task)
+
+
+def test_a_model_that_cannot_be_traced_is_refused() -> None:
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(24, CLASSES)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(x.mean(1)) if x.sum() > 0 else -self.fc(x.mean(1))
+
+    _, task = given("heads")
+    with pytest.raises(RefusedError, match="torch.export cannot trace the model"):
+        run(Branches().eval(), Slim(), task)
+
+
+def test_where_picks_the_layers_that_make_units() -> None:
+    model, task = given("residual")
+    slim: Any = run(model, Slim(keep=0.5, of="units", where="blocks.1.a.*", by="l2"), task).model()
+    assert (slim.blocks[0].a.out_channels, slim.blocks[1].a.out_channels, slim.stem.out_channels) == (
+        16,
+        5,
+        12,
+    )
+    kept: Any = run(model, Slim(keep=0.5, of="units", where="*,!stem.*", by="l2"), task).model()
+    assert kept.stem.out_channels == 12, "the stream is made by the stem too"
+
+
+def test_rounds_train_in_between() -> None:
+    model, task = given("residual")
+    result = run(model, Slim(keep=0.4, rounds=2, epochs=1, by="l2", lr=0.001, teacher_weight=0.5), task)
+    assert len(kinds(result, "trained")) == 2
+    shares = [
+        entry.data["after"] / entry.data["before"]
+        for entry in result.ledger.entries
+        if entry.kind == "budget"
+    ]
+    assert shares[0] == pytest.approx(0.4**0.5, abs=0.08)
+    assert shares[1] == pytest.approx(0.4, abs=0.08)
+
+
+def test_undo_file_and_a_second_cut(tmp_path: Path) -> None:
+    model, task = given("residual")
+    result = run(model, Slim(keep=0.6, by="l2"), task, journal=tmp_path / "journal")
+    assert undo(result).digest == undo(result, 1, journal=tmp_path / "journal").digest
+    back = undo(result).model().state_dict()
+    assert all(torch.equal(value, back[name]) for name, value in model.state_dict().items())
+    save(result, tmp_path / "slim.tersor")
+    read = load(tmp_path / "slim.tersor")
+    with torch.random.fork_rng(devices=[]):
+        fresh = read.model(Residual().eval())
+    assert torch.equal(answers(fresh, task), answers(result.model(), task))
+    again = run(result, Slim(keep=0.6, by="l2"), task)
+    assert macs(again.model(), task) == pytest.approx(0.36 * macs(model, task), rel=0.2)
+    fresh.train()
+    F.cross_entropy(
+        fresh(next(iter(task.batches("train")))[0]), torch.zeros(32, dtype=torch.int64)
+    ).backward()
+    assert fresh.stem.weight.grad is not None
+
+
+CHAINS = {
+    "quantized after": [Slim(keep=0.6, by="l2"), Quantize(bits=8), Entropy()],
+    "quantized before": [Quantize(bits=8), Slim(keep=0.6, by="l2"), Entropy()],
+    "pruned before": [Prune(keep=0.3), Slim(keep=0.6, by="l2"), Entropy()],
+    "coded before": [Entropy(), Slim(keep=0.6, by="l2")],
+    "trained after": [Slim(keep=0.6, by="l2"), Finetune(epochs=1, lr=1e-4), Prune(keep=0.5)],
+}
+
+
+@pytest.mark.parametrize("steps", CHAINS.values(), ids=CHAINS)
+def test_it_composes(steps: list[Any], tmp_path: Path) -> None:
+    model, task = given("residual")
+    result = run(model, steps, task)
+    assert macs(result.model(), task) < 0.65 * macs(model, task)
+    save(result, tmp_path / "m.tersor")
+    fresh = load(tmp_path / "m.tersor").model(Residual().eval())
+    assert torch.equal(answers(fresh, task), answers(result.model(), task))
+
+
+def test_a_killed_run_decides_the_same(tmp_path: Path) -> None:
+    """Groups in the journal are applied from it; the rest is computed again."""
+    model, task = given("residual")
+    step = Slim(keep=0.5, by="l2", epochs=1, lr=1e-3, rounds=2)
+    whole = run(model, step, task, journal=tmp_path / "a")
+    run(model, step, task, journal=tmp_path / "b")
+    groups = sorted((tmp_path / "b").glob("*.group"))
+    assert len(groups) > 5
+    for path in groups[3:]:
+        path.unlink()
+    assert run(model, step, task, journal=tmp_path / "b", resume=True).digest == whole.digest
+
+
+def test_multihead_attention_of_torch() -> None:
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.TransformerEncoderLayer(24, 6, 40, batch_first=True, dropout=0.0)
+            self.head = nn.Linear(24, CLASSES)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.layer(x).mean(1))
+
+    _, task = given("heads")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model = Encoder().eval()
+    slim: Any = run(model, Slim(keep=0.5, of="units", per="family", by="l2"), task).model()
+    assert (slim.layer.self_attn.num_heads, slim.layer.self_attn.head_dim) == (3, 4)
+    assert slim.layer.linear1.out_features == 20
+
+
+def test_a_half_trained_net_of_the_contract_suite_keeps_its_class() -> None:
+    t = tiny("lstm")
+    slim: Any = run(t.model, Slim(keep=0.5, by="l2"), t.task).model()
+    assert slim.cell.hidden_size < 5
+    assert slim.head.in_features == 2 * slim.cell.hidden_size
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"keep": 1.0}, "keep=1.0"), ({"keep": 0.0}, "keep=0.0"), ({"of": "flops"}, "of='flops'"),
+        ({"by": "l3"}, "by='l3'"), ({"multiple": 0}, "multiple=0"), ({"rounds": 2}, "rounds=2 has no effect"),
+        ({"threads": 2}, "threads=2 has no effect"), ({"unmet": "maybe"}, "unmet='maybe'"),
+    ],
+)  # fmt: skip
+def test_wrong_settings_are_refused(settings: dict[str, Any], text: str) -> None:
+    with pytest.raises(SettingError, match=text):
+        Slim(**settings)
+
+
+def test_the_same_run_twice_is_the_same() -> None:
+    model, task = given("residual")
+    step = Slim(keep=0.5)
+    assert run(model, step, task).ledger.digest == run(model, step, task).ledger.digest
+    assert dataclasses.replace(step, by="random") != step
