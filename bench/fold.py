@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,7 @@ def latency(name: str, before: nn.Module, after: nn.Module) -> Iterator[Row]:
             sessions[word] = onnxruntime.open(path)
         for batch in BATCHES:
             array = x[:batch].numpy()
-            runs = {word: lambda s=session: s.run(array) for word, session in sessions.items()}
+            runs = {word: partial(session.run, array) for word, session in sessions.items()}
             times = interleave(runs, rounds=ROUNDS)
             found = ratio(times["sparse"], times["folded"])
             for word, timing in times.items():

@@ -50,11 +50,13 @@ if TYPE_CHECKING:
         Export,
         Factorize,
         Finetune,
+        Fold,
         Measure,
         Penalize,
         Prune,
         Quantize,
         Rdoq,
+        Slim,
         read_recipe,
     )
     from tersor.steps.own_training import folded, trainable
@@ -86,8 +88,8 @@ MODULES: dict[str, tuple[str, ...]] = {
     "tersor.steps.own_training": ("folded", "trainable"),
     "tersor.steps.recipe_text": ("lock",),
     "tersor.steps": (
-        "STEPS", "Cluster", "Distill", "Entropy", "Export", "Factorize", "Finetune", "Measure", "Penalize",
-        "Prune", "Quantize", "Rdoq", "read_recipe",
+        "STEPS", "Cluster", "Distill", "Entropy", "Export", "Factorize", "Finetune", "Fold", "Measure",
+        "Penalize", "Prune", "Quantize", "Rdoq", "Slim", "read_recipe",
     ),
 }  # fmt: skip
 HOMES = {name: module for module, names in MODULES.items() for name in names}

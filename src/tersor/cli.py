@@ -99,14 +99,13 @@ def run(
     quiet: Quiet = False,
 ) -> Answer:
     """Compress a model by a recipe, into a folder."""
-    from tersor.model.builtin_tasks import task_from
     from tersor.pipeline import run_pipeline
     from tersor.report.progress import watching
     from tersor.report.table import report
-    from tersor.resolve import resolve_files, resolve_model, resolve_recipe
+    from tersor.resolve import resolve_files, resolve_model, resolve_recipe, resolve_task
 
     steps = resolve_recipe(recipe, words, seed=seed, zeros=zeros)
-    data = None if task is None else task_from(task)
+    data = resolve_task(task)
     given = resolve_model(model, weights=weights, key=key, arch=arch, base=base, task=data)
     inputs = resolve_files(model, arch, recipe, task, weights=[weights, base])
     with watching(quiet=quiet, plain=json) as observer:
@@ -178,7 +177,12 @@ def show(
 ) -> Answer:
     """Show forms, bytes and history of a file, or the groups of a model's units."""
     if groups:
-        return shown_groups(str(file), task, weights, arch, json=json)
+        from tersor.report import unit_groups
+        from tersor.resolve import resolve_model, resolve_task
+
+        data = resolve_task(task)
+        given = resolve_model(str(file), weights=weights, arch=arch, task=data)
+        return Answer(unit_groups.described(given, data), json, unit_groups.tables)
     from tersor.io import load
     from tersor.report.html import write
     from tersor.report.show import shown, tables
@@ -187,17 +191,6 @@ def show(
     if html is not None:
         facts["html"] = write(facts, html, file)
     return Answer(facts, json, tables)
-
-
-def shown_groups(
-    model: str, task: str | None, weights: str | None, arch: str | None, *, json: bool
-) -> Answer:
-    from tersor.model.builtin_tasks import task_from
-    from tersor.report.unit_groups import described, tables
-    from tersor.resolve import resolve_model
-
-    data = None if task is None else task_from(task)
-    return Answer(described(resolve_model(model, weights=weights, arch=arch, task=data), data), json, tables)
 
 
 @app.command()

@@ -19,7 +19,7 @@ from tersor.core.run import run
 from tersor.core.state import State, start
 from tersor.errors import RefusedError
 from tersor.files import output, write_text
-from tersor.io import unpack
+from tersor.io import load, unpack
 from tersor.model.batches import seeded
 from tersor.model.builtin_tasks import digits
 from tersor.model.task import Task
@@ -89,7 +89,10 @@ class Training(Observer):
 def unpacked(out: Path, result: State, task: Task) -> dict[str, Any]:
     """Unpack the file, put the weights into a fresh network, and compare its scores with the result's."""
     nbytes = unpack(out / MODEL, out / UNPACKED)
-    module = net()
+    module = load(out / MODEL).model(net())  # a fresh network with the widths of the slim one
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.zero_()
     put_in(module, str(out / UNPACKED))
     scores, wanted = task.scores(module), task.scores(result.model())
     if not torch.equal(scores, wanted):

@@ -26,6 +26,11 @@ from tersor.model.task import Task
 from tersor.steps import read_recipe, recipe_from_words
 
 
+def resolve_task(text: str | None) -> Task | None:
+    """The task that words name; None without words."""
+    return None if text is None else task_from(text)
+
+
 def resolve_model(
     text: str, *, weights: str | None = None, key: str | None = None, arch: str | None = None,
     base: str | None = None, task: Task | None = None,

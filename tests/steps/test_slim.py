@@ -1,4 +1,4 @@
-"""Slim: units are really gone, the rest computes what it did, budgets are hit, undo and files bring all back."""
+"""Slim: units are really gone, the rest computes what it did, budgets are hit, undo and files work."""
 
 import copy
 import dataclasses
@@ -52,7 +52,7 @@ class Residual(nn.Module):
 
 
 class Heads(nn.Module):
-    """Attention of 6 heads with its own integers, a feed-forward layer, and LayerNorm, which counts channels."""
+    """Attention of 6 heads with its own integers, a feed-forward layer; LayerNorm counts channels."""
 
     def __init__(self, fixed: bool = False):
         super().__init__()
@@ -182,7 +182,8 @@ def test_refitting_brings_back_what_the_cut_lost() -> None:
     fixed = run(model, Slim(keep=0.51, of="units", where=where), task)
     assert fixed.model().blocks[0].a.out_channels == 8
     lost, rest = ((answers(r.model(), task) - wanted).norm() / wanted.norm() for r in (cut, fixed))
-    assert rest < 0.02 < 0.1 < lost
+    assert rest < 0.02
+    assert lost > 0.1
 
 
 def test_redundancy_spares_what_cannot_be_rebuilt() -> None:

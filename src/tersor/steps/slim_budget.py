@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,34 +22,13 @@ from tersor.model.channels.groups import Groups
 from tersor.model.channels.own_module import Plan
 from tersor.record.events import Note
 from tersor.steps.slim_latency import Latency
-from tersor.steps.slim_units import Units
+from tersor.steps.slim_units import Settings, Units
 from tersor.steps.unit_ranking import Ranking
 
 LEAST = 2  # units that stay in a family: a dimension of size 1 may be squeezed or broadcast
 WITHIN = {"latency": 0.05}  # of the target; 2 % for the others
 TRIES = 4  # cut networks that are timed
 TIMED = 16  # counts of one family that are timed
-
-
-class Settings(Protocol):
-    """The settings of Slim that say what is asked."""
-
-    @property
-    def keep(self) -> float: ...
-    @property
-    def of(self) -> str: ...
-    @property
-    def per(self) -> str: ...
-    @property
-    def multiple(self) -> int: ...
-    @property
-    def unmet(self) -> str: ...
-    @property
-    def runtime(self) -> str: ...
-    @property
-    def threads(self) -> int: ...
-    @property
-    def batch(self) -> int: ...
 
 
 class Choice(NamedTuple):

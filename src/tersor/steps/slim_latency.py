@@ -29,8 +29,7 @@ from tersor.runtimes.agree import sized, tensors
 from tersor.runtimes.latency_table import LatencyTable, Operator
 
 if TYPE_CHECKING:
-    from tersor.steps.slim_budget import Settings
-    from tersor.steps.slim_units import Units
+    from tersor.steps.slim_units import Settings, Units
 
 ROUNDS, BURST_MS = 15, 4.0
 

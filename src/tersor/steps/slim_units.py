@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from torch import fx
 from torch.utils._pytree import tree_map
@@ -21,6 +21,27 @@ from tersor.record.events import Cut, Group
 
 LEAST = 2  # units that stay in a family: a dimension of size 1 may be squeezed or broadcast
 SAMPLES = 2  # of the example: enough for a graph, few enough for a large model
+
+
+class Settings(Protocol):
+    """The settings of Slim that say what is asked."""
+
+    @property
+    def keep(self) -> float: ...
+    @property
+    def of(self) -> str: ...
+    @property
+    def per(self) -> str: ...
+    @property
+    def multiple(self) -> int: ...
+    @property
+    def unmet(self) -> str: ...
+    @property
+    def runtime(self) -> str: ...
+    @property
+    def threads(self) -> int: ...
+    @property
+    def batch(self) -> int: ...
 
 
 @dataclass(frozen=True, eq=False)

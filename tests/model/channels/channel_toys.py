@@ -371,6 +371,16 @@ def pixel_shuffle() -> nn.Module:
     )
 
 
+@toy((2, 3, 6, 6), exact={"b.weight:0": 6}, frozen={("a.weight", 0): "pixel_shuffle"})
+def pixel_shuffle_to_one() -> nn.Module:
+    """The four channels are places of one."""
+
+    def run(self: Any, x: Tensor) -> Tensor:
+        return self.head(relu(self.b(F.pixel_shuffle(self.a(x), 2))).mean((2, 3)))
+
+    return Net(run, a=nn.Conv2d(3, 4, 3), b=nn.Conv2d(1, 6, 3), head=nn.Linear(6, 5))
+
+
 @toy((2, 3, 6, 6), exact={"a.weight:0": 5, "b.weight:0": 6})
 def pixel_unshuffle() -> nn.Module:
     def run(self: Any, x: Tensor) -> Tensor:
@@ -433,6 +443,17 @@ def uneven_chunk() -> nn.Module:
         return self.head(relu(self.c(torch.cat([three, one * two], 1))))
 
     return Net(run, a=nn.Linear(6, 8), c=nn.Linear(5, 9), head=nn.Linear(9, 3))
+
+
+@toy((2, 6), exact={"a.weight:0": 4})
+def halves() -> nn.Module:
+    """Read by different layers; but the code asks for parts of one size."""
+
+    def run(self: Any, x: Tensor) -> Tensor:
+        one, two = relu(self.a(x)).chunk(2, 1)
+        return self.b(one) * self.c(two)
+
+    return Net(run, a=nn.Linear(6, 8), b=nn.Linear(4, 3), c=nn.Linear(4, 3))
 
 
 @toy((2, 6), exact={"a.weight:0": 3, "a.weight:0/2": 5})

@@ -27,7 +27,7 @@ from tersor.model.channels.run_graph import GraphRun
 A, B, C = ("m", "a"), ("m", "b"), ("m", "c")
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(st.data())
 def test_arithmetic_is_that_of_integers(data):
     """Random programs, with ordinary integers on either side; the formula gives other values as well."""

@@ -43,7 +43,7 @@ def labelled(atoms, shape, living):
     ]
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=120)
 @given(shapes(count=3), st.data())
 def test_what_is_removed_is_the_same_elements_before_and_after(some, data):
     """Elements are numbered. After two reshapes and any removal of units that are free, the elements that
@@ -68,7 +68,7 @@ def test_what_is_removed_is_the_same_elements_before_and_after(some, data):
         left = here
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(shapes(), st.data())
 def test_a_dimension_that_is_flattened_and_restored_lives(some, data):
     """Only one dimension lives: flat and back it has all its units, and the other dimensions none. Through
@@ -93,7 +93,7 @@ def test_a_dimension_that_is_flattened_and_restored_lives(some, data):
     assert tuple(map(len, via)) == shape
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(shapes())
 def test_segments_are_the_smallest_with_equal_products(some):
     before, after = some

@@ -123,7 +123,7 @@ def free_of(atoms, now):
     return set(map(frozenset, found.values()))
 
 
-@settings(deadline=None, max_examples=250)
+@settings(deadline=None, max_examples=100)
 @given(problems(), st.booleans(), st.integers(0, 99))
 def test_any_removal_of_free_units_is_consistent(atoms, exact, seed):
     """Whatever the choice of axes: edges have one fate, tables hold, nothing frozen goes."""
@@ -141,7 +141,7 @@ def test_any_removal_of_free_units_is_consistent(atoms, exact, seed):
             assert lost[cells[place]] == any(lost[axis[i]] for axis, i in zip(axes, place, strict=True))
 
 
-@settings(deadline=None, max_examples=250)
+@settings(deadline=None, max_examples=100)
 @given(problems(), st.booleans())
 def test_before_any_choice_it_is_the_slow_fixed_point(atoms, exact):
     """Where no table is left to choose an axis of, the free components are equal."""
@@ -155,7 +155,7 @@ def test_before_any_choice_it_is_the_slow_fixed_point(atoms, exact):
         assert not held & set().union(*free_of(atoms, now), set())
 
 
-@settings(deadline=None, max_examples=250)
+@settings(deadline=None, max_examples=100)
 @given(problems(tables=1), st.booleans())
 def test_one_table_keeps_the_axis_with_more_cells(atoms, exact):
     """Against both choices, made by the slow one. In doubt the outer axis lives."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -103,7 +103,7 @@ class GraphRun:
         """What a wrapper of a region switches on; everything is in float64 if `wide`."""
         if op_name(node) != "wrap_with_autocast" or self.wide:
             return nullcontext()
-        device, dtype, enabled, cached = node.args[:4]
+        device, dtype, enabled, cached = cast(Any, node.args[:4])
         return torch.autocast(device, dtype=dtype, enabled=enabled, cache_enabled=cached)
 
     def call(self, node: fx.Node, env: dict[fx.Node, Any]) -> Any:
