@@ -91,6 +91,7 @@ SOLVED = [
     ("a product with one unknown", [(lambda a, b, c: c, 3), (lambda a, b, c: b * c, 6)], {B: 2}),
     ("a quotient", [(lambda a, b, c: b, 2), (lambda a, b, c: a // b, 3)], {B: 2, A: 7}),
     ("a quotient, in the other order", [(lambda a, b, c: a // b, 3), (lambda a, b, c: b, 2)], {B: 2, A: 7}),
+    ("one unknown before two", [(lambda a, b, c: a // b, 3), (lambda a, b, c: 2 * b, 4)], {B: 2, A: 7}),
     ("a sum and a remainder", [(lambda a, b, c: a + 2 * b, 16), (lambda a, b, c: b, 3)], {B: 3, A: 10}),
     ("two unknowns, one is as before", [(lambda a, b, c: a // b, 2)], {A: 11}),
     ("three times", [(lambda a, b, c: 3 * a, 21)], {A: 7}),
