@@ -532,6 +532,32 @@ def test_units_that_a_normalizer_counts_stay(norm: nn.Module) -> None:
     assert apart(result, model, 2, 5, 5) < EXACT
 
 
+def test_a_unit_that_only_a_sum_reads_stays() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        x = self.a(x).relu()
+        return self.b(x) + x.sum(1, keepdim=True)
+
+    model = scrambled(net(forward, a=nn.Linear(4, 6), b=nn.Linear(6, 3)))
+    with torch.no_grad():
+        model.b.weight[:, [1, 2]] = 0
+        model.a.weight[2] = model.a.bias[2] = 0
+    result = run(model, Fold(), task_for(4))
+    assert result.kept["b.weight"][1] == (0, 1, 3, 4, 5)
+    assert apart(result, model, 4) < EXACT
+
+
+@pytest.mark.parametrize("padding", [0, 1])
+def test_constants_of_two_groups_are_not_merged(padding: int) -> None:
+    last = nn.Conv2d(6, 4, 3, padding=padding, groups=2)
+    model = scrambled(nn.Sequential(nn.Conv2d(2, 6, 3, padding=1), nn.ELU(), last))
+    with torch.no_grad():
+        for channel, bias in {1: 2.0, 4: 3.0}.items():
+            model[0].weight[channel], model[0].bias[channel] = 0, bias
+    result = run(model, Fold(), task_for(2, 5, 5))
+    assert not notes(result, "refused")
+    assert apart(result, model, 2, 5, 5) < EXACT
+
+
 def test_depthwise_channels_go_with_the_channels_around_them() -> None:
     model = scrambled(Mobile())
     with torch.no_grad():

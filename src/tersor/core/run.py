@@ -116,14 +116,15 @@ class Executor:
         # The view is not kept: it refers to the executor, for trials, and a cycle keeps past forms in memory.
         view = self.view_of(number, step, begin, done)
         for line in lines:  # a group that was taken back holds nothing but the note on it
-            if any(isinstance(e, Note) and e.kind in REFUSED for e in line.group().events):
-                view.refused.add(line.key)
+            for note in line.group().events:
+                if isinstance(note, Note) and note.kind in REFUSED:
+                    view.refused[line.key] = note.text
         for group in step.run(view):
             if group.key in seen or group.key in ("", AGAIN, CAME, LEFT):
                 raise RefusedError(f"{step.name}: the key {group.key!r} is taken; a resume needs unique keys")
             seen.add(group.key)
-            if group.key not in done and not self.put(number, step.name, group):
-                view.refused.add(group.key)
+            if group.key not in done and (why := self.put(number, step.name, group)):
+                view.refused[group.key] = why
         del view
         sites, ledger = self.state.sites, self.state.ledger
         for own in (skipped_sites(step, sites, ledger, at, self.done), self.coded_again(begin)):
@@ -134,18 +135,19 @@ class Executor:
             self.journal.append(number, Group("", ()), seconds=seconds)
         self.end(at, step.name, seconds)
 
-    def put(self, number: int, name: str, group: Group) -> bool:
-        """Apply a new group, and whether its proof holds. If not, record only a note with the reason."""
-        accepted = True
+    def put(self, number: int, name: str, group: Group) -> str:
+        """Apply a new group. If its proof fails, record only a note with the reason, which is returned."""
+        why = ""
         if group.proof and self.prove:
             apply(self.state, group, name)  # an invalid group is an error, not a failed proof
             accepted, note = proved(self.state, group, self.task, name)
             group = replace(group, events=(*group.events, note)) if accepted else Group(group.key, (note,))
+            why = "" if accepted else note.text
         self.record(self.first + number, name, group)
         if self.journal is not None:
             self.journal.append(number, group)
         self.observer.applied(group)
-        return accepted
+        return why
 
     def record(self, at: int, name: str, group: Group) -> None:
         after, digests = apply(self.state, group, name)

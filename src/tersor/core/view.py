@@ -54,7 +54,7 @@ class View:
     done: frozenset[str] = frozenset()  # keys of this step's groups that are in the journal already
     statistics: dict[str, Tensor] = field(default_factory=dict)  # of this state, shared with trials
     run_trial: Trial | None = None
-    refused: set[str] = field(default_factory=set)  # keys of this step's groups whose proof has failed
+    refused: dict[str, str] = field(default_factory=dict)  # groups of this step that were taken back: why
     _trainings: int = 0
     _trials: int = 0
     place: str = ""  # the last trial's place among the trials of this step

@@ -62,6 +62,7 @@ class Work:
 
     def __init__(self, reader: Reader) -> None:
         h = reader.moment.double()
+        h = (h + h.T) / 2  # of what is not symmetric, the inverse makes much more
         h = h + (DAMP * float(h.diagonal().mean()) + 1e-12) * torch.eye(len(h), dtype=h.dtype)
         self.inverse = torch.linalg.inv(h)
         self.weight, self.columns = reader.weight.double().clone(), reader.columns

@@ -104,7 +104,7 @@ class Slim(Retrain):
             cut = cut_group(f"cut {number}", units, choice)
             yield cut
             if cut.key in view.refused:
-                return
+                raise RefusedError(f"slim: {view.refused[cut.key]}. Leave layers out with where='*,!NAME'")
             before, now = now, now.after(cut)
             if self.correct:
                 fixed = corrected(f"corrected {number}", before, now, units.groups, choice.gone)

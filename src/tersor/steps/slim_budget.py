@@ -29,6 +29,7 @@ LEAST = 2  # units that stay in a family: a dimension of size 1 may be squeezed 
 WITHIN = {"latency": 0.05}  # of the target; 2 % for the others
 TRIES = 4  # cut networks that are timed
 TIMED = 16  # counts of one family that are timed
+OPTIONS, FEWEST = 1024, 16  # counts of all families together, and at least of each
 
 
 class Choice(NamedTuple):
@@ -48,7 +49,8 @@ def chosen(
     groups, families = units.groups, units.families
     latency = Latency(units, step) if step.of == "latency" else None
     cost = latency.cost if latency is not None else cost_of(step.of, units)
-    options = [allowed(family.size, step.multiple, latency is not None) for family in families]
+    most = TIMED if latency is not None else max(OPTIONS // len(families), FEWEST)
+    options = [allowed(family.size, step.multiple, most, latency is not None) for family in families]
     damages = [
         [float(ranking.damage[f.name][f.size - n]) for n in some]
         for f, some in zip(families, options, strict=True)
@@ -113,12 +115,10 @@ def cost_of(of: str, units: Units) -> Cost:
     return costs.parameters(units.groups, units.families, each)
 
 
-def allowed(size: int, multiple: int, few: bool) -> list[int]:
-    """The counts of units that a family may keep; `few` where each has to be timed."""
-    step = multiple
-    if few:
-        step = math.lcm(multiple, 8 if size > TIMED else 1)
-        step *= -(-size // (TIMED * step))
+def allowed(size: int, multiple: int, most: int, timed: bool) -> list[int]:
+    """The counts of units that a family may keep, about `most`. Where each is timed, multiples of 8."""
+    step = math.lcm(multiple, 8 if timed and size > most else 1)
+    step *= -(-size // (most * step))
     found = [n for n in range(min(LEAST, size), size) if n % step == 0]
     return [*found, size]
 
