@@ -64,9 +64,9 @@ class GraphRun:
             if kept.all():
                 continue
             if self.cut:
-                item = item.index_select(axis, torch.from_numpy(np.flatnonzero(kept)))
+                item = item.index_select(axis, places(kept, item))
             elif item.is_floating_point():
-                item.index_fill_(axis, torch.from_numpy(np.flatnonzero(~kept)), 0)
+                item.index_fill_(axis, places(~kept, item), 0)
         return item
 
     def keeps(self, label: Label) -> list[NDArray[np.bool_]]:
@@ -181,14 +181,14 @@ class GraphRun:
         keeps = self.keeps(label)
         if all(kept.all() for kept in keeps):
             return None
-        index = [torch.from_numpy(np.flatnonzero(kept)) for kept in keeps]
+        key = next(iter(given))
+        index = [places(kept, given[key]) for kept in keeps]
 
         def some(item: Tensor, index: list[Tensor]) -> Tensor:
             for axis, at in enumerate(index):
                 item = item.index_select(axis, at)
             return item
 
-        key = next(iter(given))
         given[key] = x = some(given[key], index)
         if "normalized_shape" in given:
             k = len(given["normalized_shape"])
@@ -196,9 +196,9 @@ class GraphRun:
             own = index[-k:]
         else:
             own = index[1:2]
-        for key in ("weight", "bias", "running_mean", "running_var"):
-            if isinstance(given.get(key), Tensor):
-                given[key] = some(given[key], own)
+        for word in ("weight", "bias", "running_mean", "running_var"):
+            if isinstance(given.get(word), Tensor):
+                given[word] = some(given[word], own)
         if node in self.groups.walk.groups:
             given["num_groups"] = self.count(self.groups.walk.groups[node])
         found = called(node, given)
@@ -209,11 +209,16 @@ class GraphRun:
     def spread(self, found: Tensor, label: Label) -> Tensor:
         """What was made of the kept indices at their places, with zeros at the rest."""
         whole = found.new_zeros([len(atoms) for atoms in label])
-        places = [torch.from_numpy(np.flatnonzero(kept)) for kept in self.keeps(label)]
-        if not places:
+        index = [places(kept, found) for kept in self.keeps(label)]
+        if not index:
             return found
-        whole[torch.meshgrid(*places, indexing="ij")] = found
+        whole[torch.meshgrid(*index, indexing="ij")] = found
         return whole
+
+
+def places(kept: NDArray[np.bool_], like: Tensor) -> Tensor:
+    """The indices that are kept, on the tensor's device."""
+    return torch.from_numpy(np.flatnonzero(kept)).to(like.device)
 
 
 def called(node: fx.Node, given: dict[str, Any]) -> Any:
