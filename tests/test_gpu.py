@@ -11,7 +11,7 @@ from tiny import TRAINED, Tiny, tiny
 from tersor.core.history import undo
 from tersor.core.run import run
 from tersor.io import load, save
-from tersor.steps import STEPS, Entropy, Measure, Prune
+from tersor.steps import STEPS, Entropy, Fold, Measure, Prune, Slim
 from tersor.steps.own_training import folded, trainable
 
 pytestmark = [
@@ -72,6 +72,19 @@ def test_a_users_loop_runs_on_the_gpu() -> None:
         assert all(p.device.type == "cuda" for p in (*module.parameters(), *module.buffers()))
     assert torch.equal(found[0].state_dict()["head.weight"], found[1].state_dict()["head.weight"])
     assert found[0].digest != run(tiny("conv").model, Prune(keep=0.4)).digest
+
+
+@pytest.mark.parametrize("name", ["conv", "attention", "lstm", "mixed"])
+def test_slim_and_fold_on_the_gpu(name: str) -> None:
+    """The same units go, whichever device ranks them by their weights."""
+    steps = [Slim(keep=0.7, by="l2", unmet="nearest"), Fold()]
+    here, there = tiny(name), on_gpu(tiny(name))
+    on_cpu, result = run(here.model, steps, here.task), run(there.model, steps, there.task)
+    assert result.kept == on_cpu.kept
+    assert devices(result.model()) == {"cuda"}
+    torch.testing.assert_close(
+        there.out(result.model()).cpu(), here.out(on_cpu.model()), rtol=1e-2, atol=1e-3
+    )
 
 
 @pytest.mark.parametrize("name", ["resnet20", "gpt"])

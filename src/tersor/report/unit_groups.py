@@ -19,7 +19,7 @@ from tersor.model.task import Task
 from tersor.record.observer import Observer
 from tersor.report.console import percent, whole
 from tersor.report.table import grid
-from tersor.steps.slim_units import Units, units_of
+from tersor.steps.units import Units, units_of
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -30,7 +30,7 @@ from tersor.model.graph import Inputs
 from tersor.model.nan_propagation import followed
 from tersor.model.output_comparison import float_caster
 from tersor.record.events import Note
-from tersor.steps.slim_units import shortened
+from tersor.steps.units import shortened
 
 SAMPLES = 32  # of the example, each of which tries one unit in a pass
 

@@ -38,7 +38,7 @@ from tersor.record.events import Cut, Edit, Event, Group, Note
 from tersor.setting_effects import Only, check_effect
 from tersor.settings import check_settings
 from tersor.steps.dead_units import Emptied, anything_empty, emptied
-from tersor.steps.slim_units import own_module
+from tersor.steps.units import own_module
 
 ROUNDING = 1e-5  # of the largest output: allowed for the rounding of folded weights
 TRIES = 8  # cuts of dead units, each after more of the module's code was found to be fixed

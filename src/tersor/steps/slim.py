@@ -33,8 +33,8 @@ from tersor.setting_effects import Above, Only, check_effect
 from tersor.settings import check, check_word
 from tersor.steps.retrain import Retrain
 from tersor.steps.slim_budget import Choice, chosen, held
-from tersor.steps.slim_units import Units, readers_of, units_of
 from tersor.steps.unit_ranking import BY, rank
+from tersor.steps.units import Units, readers_of, units_of
 
 OF = ("macs", "parameters", "bytes", "units", "latency")
 

@@ -22,8 +22,8 @@ from tersor.model.channels.groups import Groups
 from tersor.model.channels.own_module import Plan
 from tersor.record.events import Note
 from tersor.steps.slim_latency import Latency
-from tersor.steps.slim_units import Settings, Units
 from tersor.steps.unit_ranking import Ranking
+from tersor.steps.units import Settings, Units
 
 LEAST = 2  # units that stay in a family: a dimension of size 1 may be squeezed or broadcast
 WITHIN = {"latency": 0.05}  # of the target; 2 % for the others

@@ -29,7 +29,7 @@ from tersor.runtimes.agree import sized, tensors
 from tersor.runtimes.latency_table import LatencyTable, Operator
 
 if TYPE_CHECKING:
-    from tersor.steps.slim_units import Settings, Units
+    from tersor.steps.units import Settings, Units
 
 ROUNDS, BURST_MS = 15, 4.0
 

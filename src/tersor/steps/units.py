@@ -1,4 +1,4 @@
-"""Slim units: what a view's model consists of: families that may be cut, and the layers that read units."""
+"""Units: what a view's model consists of: families that may be cut, and the layers that read units."""
 
 from __future__ import annotations
 
