@@ -107,3 +107,32 @@ def test_names_do_not_reach_the_terminal_raw(tersor: Command, tmp_path: Path) ->
         done = tersor(line)
         assert not set("\x1b\u202e\x07") & set(done.out + done.err), line
     assert "\\u{1b}[31mred" in tersor(f"show {tmp_path}/m.tersor").out
+
+
+def test_groups_lists_what_can_be_cut_and_what_stays(tersor: Command) -> None:
+    facts = tersor("show mine.py:net --groups --task mine.py:task --json").json
+    assert facts["families"] == [
+        {"family": "0.weight:0", "units": 48, "parameters": 6 + 1 + 3, "counted": [],
+         "tensors": ["0.weight:0", "0.bias:0", "2.weight:1"]}
+    ]  # fmt: skip
+    assert facts["kept"] == {"input": 6, "output": 3}
+    assert facts["model"]["parameters"] == 6 * 48 + 48 + 48 * 3 + 3
+    done = tersor("show mine.py:net --groups --task mine.py:task")
+    assert "0.weight:0" in done.out
+    assert "exact" in done.out
+    refused = tersor("show mine.py:net --groups")
+    assert refused.code == 2
+    assert "Give --task" in refused.err
+
+
+def test_a_slim_network_from_the_command_line(tersor: Command) -> None:
+    words = "slim keep=0.5 epochs=1 lr=0.01 entropy"
+    done = tersor(f"run mine.py:net --task mine.py:task --out out --json {words}")
+    assert done.code == 0
+    assert done.json["sites"]["0.weight"]["weights"] == 24 * 6
+    shown = tersor("show out/model.tersor")
+    assert "slim" in shown.out
+    again = tersor(
+        "run out/model.tersor --arch mine.py:net --task mine.py:task --out out2 --json finetune epochs=1"
+    )
+    assert again.code == 0

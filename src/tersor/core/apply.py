@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 import torch
+from torch import nn
 
 from tersor.core.state import State
 from tersor.errors import RefusedError
@@ -27,7 +28,7 @@ Digests = tuple[str, str]  # before and after
 
 def apply(state: State, group: Group, who: str) -> tuple[State, list[Digests]]:
     """The state after a group, and for each event the digests before and after it."""
-    digests = []
+    digests, structure = [], None
     for event in group.events:
         if isinstance(event, Note):
             digests.append(("", ""))
@@ -37,7 +38,11 @@ def apply(state: State, group: Group, who: str) -> tuple[State, list[Digests]]:
         elif isinstance(event, Cut):
             state, found = cut(state, event, who)
         else:
-            state, found = restructured(state, event, who), ("", "")
+            if isinstance(event, Replace) and structure is None and state.given is not None:
+                structure = changed_structure(state.given, state.changes)
+            state, found = restructured(state, event, who, structure), ("", "")
+            # One more change to the structure; all earlier ones again would take a square of their number.
+            structure = None if structure is None else changed_structure(structure, [event])
         digests.append(found)
         if not (isinstance(event, Edit) and (event.how == "lossless" or isinstance(event.after, Grid))):
             # Without a graph, the edges downstream of this weight are unknown: all grids become stale.
@@ -80,13 +85,13 @@ def cut(state: State, event: Cut, who: str) -> tuple[State, Digests]:
     return replace(state, forms={**state.forms, event.site: after}, kept=kept), (before.digest, after.digest)
 
 
-def restructured(state: State, event: Set | Replace, who: str) -> State:
-    """Set a module's integer, or replace a module: its sites are removed, and new ones are made from them."""
+def restructured(state: State, event: Set | Replace, who: str, module: nn.Module | None) -> State:
+    """Set a module's integer, or replace a module: its sites are removed, and new ones are made from them.
+    `module`: the structure before a replacement."""
     if isinstance(event, Set):
         return replace(state, changes=(*state.changes, event))
-    if state.given is None:
+    if module is None:
         raise RefusedError(f"{who}: {event.module}: replacing a module needs the model, not only its weights")
-    module = changed_structure(state.given, state.changes)
     removed, added, aliases = site_changes(event, state.sites, state.forms, state.aliases, module)
 
     def rest(table: Mapping[str, T]) -> dict[str, T]:
