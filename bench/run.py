@@ -29,6 +29,11 @@ BENCHES = {
     "bytes": True,
     "memory": False,
     "architectures": True,
+    "slim": True,
+    "slim_coverage": True,
+    "slim_compose": True,
+    "slim_minilm": True,
+    "fold": True,
 }
 
 
