@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from tersor.core.history import undo
 from tersor.core.run import run
 from tersor.core.state import State
-from tersor.errors import RefusedError, SettingError
+from tersor.errors import RefusedError, SettingError, TaskError
 from tersor.io import load, save
 from tersor.model.output_comparison import zero
 from tersor.model.task import Task
@@ -233,7 +233,7 @@ def test_a_budget_that_cannot_be_met_names_the_nearest() -> None:
     model, task = given("residual")
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(
-        RefusedError, match=r"The nearest that can be had keeps .*: give keep=0\.\d+.*held by"
+        RefusedError, match=r"The nearest that can be had keeps .*: give keep=0\.\d+.*for these reasons"
     ):
         run(model, Slim(keep=0.001, of="parameters"), task)
     near = run(model, Slim(keep=0.001, of="parameters", unmet="nearest", by="l2"), task)
@@ -383,3 +383,131 @@ def test_the_same_run_twice_is_the_same() -> None:
     step = Slim(keep=0.5)
     assert run(model, step, task).ledger.digest == run(model, step, task).ledger.digest
     assert dataclasses.replace(step, by="random") != step
+
+
+class Detector(nn.Module):
+    """A list of images in, a list of dicts out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.deep, self.box = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(8, 4)
+
+    def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
+        h = self.deep(self.body(torch.stack(images)).relu()).relu().mean((2, 3))
+        return [{"boxes": box} for box in self.box(h)]
+
+
+class OneWay(nn.Module):
+    """Attention whose stream is not added to its output, a constant, a weight of another name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.w = nn.Linear(24, 16), nn.Parameter(torch.randn(12, 16) * 0.3)
+        self.seen, self.head = nn.MultiheadAttention(16, 4, batch_first=True), nn.Linear(12, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tril(torch.ones(5, 5)) @ self.up(x)
+        return self.head(F.linear(self.seen(x, x, x, need_weights=False)[0], self.w).relu().mean(1))
+
+
+class Halves(nn.Module):
+    """One attribute names the size of both parts of a split."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width, self.a, self.p = width, nn.Linear(24, 2 * width), nn.Linear(width, width)
+        self.head = nn.Linear(2 * width, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        u, v = self.a(x.mean(1)).split([self.width, self.width], 1)
+        return self.head(torch.cat([u, self.p(v)], 1).relu())
+
+
+class Auxiliary(nn.Module):
+    """A head that only training reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.aux, self.head = nn.Linear(24, 16), nn.Linear(16, 3), nn.Linear(16, CLASSES)
+
+    def forward(self, x: Tensor) -> Any:
+        h = self.a(x.mean(1)).relu()
+        return (self.head(h), self.aux(h)) if self.training else self.head(h)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [OneWay, lambda: Halves(32), lambda: Halves(48), Auxiliary],
+    ids=["one way", "32", "48", "auxiliary"],
+)
+def test_models_that_were_refused_or_crashed(make: Any) -> None:
+    _, task = given("heads")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        model = make().eval()
+    result = run(model, Slim(keep=0.6, of="parameters", by="l2"), task)
+    slim = result.model()
+    assert type(slim) is type(model)
+    assert sum(p.numel() for p in slim.parameters()) <= 0.61 * sum(p.numel() for p in model.parameters())
+    slim.train()(torch.randn(2, 5, 24))
+
+
+def test_a_list_of_images_is_a_batch() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model, images = Detector().eval(), [torch.randn(3, 8, 8) for _ in range(6)]
+    batches = [(images, [{"boxes": torch.zeros(4)} for _ in images])]
+    task = Task(
+        "boxes", evaluate=batches, calibrate=batches, feed=lambda net, batch: net(batch[0]),
+        metric=lambda output, target: -torch.stack([o["boxes"].square().mean() for o in output]),
+    )  # fmt: skip
+    slim: Any = run(model, Slim(keep=0.5), task).model()
+    assert slim.body.out_channels < 8
+
+
+def test_a_batch_of_one_value_and_a_batch_of_another_shape() -> None:
+    model = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, CLASSES)).eval()
+    x = torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
+    y = torch.zeros(8, dtype=torch.int64)
+    last = [(x, y), (x[:1], y[:1])]
+    slim: Any = run(model, Slim(), Task("t", evaluate=last, calibrate=last)).model()
+    assert slim[0].out_features < 16
+    wrong = [(x, y), (torch.randn(4, 5), y[:4])]
+    with pytest.raises(TaskError, match="batches do not fit the model"):
+        run(model, Slim(), Task("t", evaluate=last, calibrate=wrong))
+
+
+def test_a_tied_weight_is_not_refitted_for_one_of_its_uses() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head, self.embed, self.f = (
+                nn.Linear(12, 30, bias=False),
+                nn.Embedding(30, 12),
+                nn.Linear(12, 12),
+            )
+            self.embed.weight = self.head.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.embed(x)
+            return self.head(h + self.f(h).relu()).mean(1)
+
+    random = torch.Generator().manual_seed(1)
+    batches = [(torch.randint(0, 30, (64, 7), generator=random), torch.zeros(64, dtype=torch.int64))]
+    task = Task("tied", evaluate=batches, calibrate=batches)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model = Tied().eval()
+    step = Slim(keep=0.7, by="l2", unmet="nearest")
+    apart = []
+    for correct in (False, True):
+        net = run(model, dataclasses.replace(step, correct=correct), task).model()
+        with torch.no_grad():
+            apart.append(float((net(batches[0][0]) - model(batches[0][0])).norm()))
+    assert apart[1] <= apart[0]
+
+
+def test_where_that_names_only_some_makers_says_so() -> None:
+    model, task = given("residual")
+    with pytest.raises(RefusedError, match="where leaves out layers that make the same units"):
+        run(model, Slim(where="stem.*"), task)

@@ -89,7 +89,7 @@ def estimate(model: nn.Module, task: Task, sites: list[Site], passes: int) -> di
     with evaluating(model), steady(task.calibrate), torch.enable_grad():
         while batches < FEWEST or done < passes:
             for batch in task.batches("calibrate"):
-                output = first_tensor(task.run(model, move(batch, device_of(model))), task.logits)
+                output = first_tensor(task.answer(model, move(batch, device_of(model))), task.logits)
                 if output is None or not output.requires_grad:
                     return {}
                 probe(output, task).backward()

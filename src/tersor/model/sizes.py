@@ -175,7 +175,7 @@ def projections(layer: LayerSizes) -> tuple[int, int, Sizes]:
     seen, made = out.along(weight=1), out.along(weight=0, bias=0)
     if own not in (None, inner) or seen not in (None, inner):
         layer.refuse(f"heads have {inner} channels, out_proj reads {seen}: they must be cut together")
-    if made not in (None, stream):
+    if made not in (None, stream) and not isinstance(layer.module, Attention):
         layer.refuse(f"queries read {stream} channels, out_proj writes {made}: they must be cut together")
     others = {"kdim": layer.along(k_proj_weight=1) or stream, "vdim": layer.along(v_proj_weight=1) or stream}
     return stream or 0, inner or 0, others

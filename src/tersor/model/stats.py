@@ -74,7 +74,7 @@ def grams(model: nn.Module, task: Task, sites: Iterable[Site]) -> dict[str, Tens
     try:
         with evaluating(model), steady(task.calibrate):
             for batch in task.batches("calibrate"):
-                task.run(model, move(batch, device_of(model)))
+                task.answer(model, move(batch, device_of(model)))
     finally:
         for hook in hooks:
             hook.remove()

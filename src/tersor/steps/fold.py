@@ -86,6 +86,10 @@ class Fold:
             return view
         with needing_a_graph():
             own = own_module(view, exact=True)
+        if own.walk.trains_more:
+            text = "dead units are not looked for: training reads tensors that eval mode does not"
+            report.notes.append(Note("", "skipped", text))
+            return view
         groups, gone, found = self.found(view, own, chosen)
         report.groups = groups
         if isinstance(found, str):

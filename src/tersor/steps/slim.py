@@ -137,7 +137,12 @@ def attention_replaced(view: View) -> Group | None:
 
 
 def why_nothing(units: Units, exact: bool) -> str:
-    advice = "; exact=false also cuts what a normalizer counts" if exact else ""
+    if units.groups.families:
+        first = units.groups.families[0]
+        makers = ", ".join(each.tensor for each in first.slices)[:200]
+        return f"where leaves out layers that make the same units; those of {first.name} are in {makers}"
+    counted = any("counts it" in reason for reason in held(units.groups))
+    advice = "; exact=false also cuts what a normalizer counts" if exact and counted else ""
     faults = "".join(f"; {fault.path or 'the model'}: {fault.why}" for fault in units.own.faults[:2])
     return f"every unit is kept by {', '.join(held(units.groups)[:4])}{advice}{faults}"
 
@@ -166,6 +171,8 @@ def left(units: Units, shapes: dict[str, list[int]]) -> tuple[Note, ...]:
             label = units.groups.walk.tensors.get(name, [])
             why = [f"axis {axis}: {', '.join(reasons)}" for axis in range(min(len(label), 2))
                    if (reasons := units.groups.why_frozen(name, axis))]  # fmt: skip
+            if any(each.tensor == name for family in units.families for each in family.slices):
+                why = ["the budget keeps its units"]
             notes.append(Note(name, "skipped", f"nothing is cut: {'; '.join(why) or 'its units all stay'}"))
     return tuple(notes)
 
@@ -178,17 +185,22 @@ def corrected(key: str, before: View, now: View, groups: Groups, gone: NDArray[n
     ]  # fmt: skip
     plain = [layer for layer in layers if isinstance(now.form(f"{layer.path}.weight"), Dense)]
     given, after = before.plain(), now.plain()
+    cut = apart(given, after, now.task)
     values = refitted(given, after, now.task, plain, now.observer.progress)
     error = apart(given, after, now.task)
     settled = settled_norms(after, now.task)
     if settled and apart(given, after, now.task) < error:  # few batches may tell less than the statistics had
         values |= settled
+    elif error >= cut:
+        values = {}
     forms: dict[str, Form] = {}
     for name, value in values.items():
         if name in now.forms and isinstance(now.form(name), Dense):
             forms[name] = Dense(value.to(now.sites[name].torch_dtype))
     forms = {name: form for name, form in forms.items() if form.digest != now.forms[name].digest}
     text = f"{len(plain)} layers refitted to what they gave before, on calibration batches"
+    if not forms:
+        text = "refitting does not bring the outputs nearer to those before, so nothing is refitted"
     if len(plain) < len(layers):
         text += f"; {len(layers) - len(plain)} left: they are masked or quantized"
     return Group(key, (*now.edits(forms), Note("", "corrected", text, {"layers": len(plain)})))

@@ -72,18 +72,23 @@ def chosen(
         start = latency.ms
         reached *= start
     least = cost.total([some[0] for some in options]) / whole
+    samples = units.own.samples if step.of == "macs" else 1  # the trace is of a few samples at once
     within = WITHIN.get(step.of, 0.02)
     text = f"{step.of}: {reached / start:.1%} kept, {share:.1%} asked"
-    facts = {"of": step.of, "before": start, "after": reached, "asked": start * share, "least": least}
+    facts = {"of": step.of, "before": start / samples, "after": reached / samples,
+             "asked": start * share / samples, "least": least}  # fmt: skip
     if latency is not None:
         text += f"; {start:.4f} ms before, {reached:.4f} after in {step.runtime}, batch {step.batch}"
     if reached > start * share * (1 + within):
-        text += f"; removing all units that may go leaves {least:.1%}"
+        text += "" if latency is not None else f"; removing all units that may go leaves {least:.1%}"
+        if step.multiple > 1 and all(len(some) == 1 for some in options):
+            text += f"; no family has more than multiple={step.multiple} units"
         if step.unmet == "refuse":
+            keep = min(math.ceil(100 * reached / start), 99) / 100
             raise RefusedError(
-                f"slim: {text}. The nearest that can be had keeps {reached / start:.1%}: give keep="
-                f"{math.ceil(100 * reached / start) / 100:g}, or unmet=nearest. Most is held by "
-                f"{', '.join(held(groups)[:4])}"
+                f"slim: {text}. The nearest that can be had keeps {reached / start:.1%}: give keep={keep:g}, "
+                f"or unmet=nearest. Most of the rest stays for these reasons: "
+                f"{', '.join(held(groups)[:4])}{more(groups)}"
             )
     return choice._replace(note=Note("", "budget", text, facts, timed=latency is not None)), start
 
@@ -149,6 +154,11 @@ def nearest(options: list[int], share: float) -> int:
     return min(options, key=lambda n: abs(n - share * options[-1]))
 
 
+def more(groups: Groups) -> str:
+    counted = any("counts it" in reason for reason in held(groups))
+    return "; exact=false also cuts what a normalizer counts" if counted else ""
+
+
 def held(groups: Groups) -> list[str]:
     """The reasons for which indices stay, the most frequent first."""
     reasons: dict[str, int] = {}
@@ -156,5 +166,6 @@ def held(groups: Groups) -> list[str]:
         for axis in range(len(label)):
             for reason, count in groups.why_frozen(name, axis).items():
                 reasons[reason] = reasons.get(reason, 0) + count
-    reasons.pop("size 1", None)
+    for reason in ("size 1", "kernel"):  # of no unit's
+        reasons.pop(reason, None)
     return sorted(reasons, key=lambda reason: -reasons[reason]) or ["where"]

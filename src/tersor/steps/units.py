@@ -6,11 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from torch import fx
+from torch import Tensor, fx
 from torch.utils._pytree import tree_map
 
 from tersor.core.view import View
-from tersor.model.batches import MISFIT, device_of, move
+from tersor.errors import RefusedError
+from tersor.model.batches import device_of, move
 from tersor.model.changes import Set
 from tersor.model.channels.atoms import Array
 from tersor.model.channels.groups import Family, Groups, walked
@@ -88,16 +89,17 @@ def own_module(view: View, exact: bool) -> OwnModule:
     few = shortened(inputs)
     try:
         walk = walked(model, few, set(view.forms))
-    except MISFIT:  # its inputs have other first axes than the batch
+    except RefusedError:  # its inputs have other first axes than the batch
         few, walk = inputs, walked(model, inputs, set(view.forms))
     return OwnModule(walk, few, build, exact)  # type: ignore[arg-type]
 
 
 def shortened(inputs: Inputs) -> Inputs:
-    """The first samples of inputs that all have a batch axis of one size."""
-    sizes: set[int] = set()
-    tree_map(lambda x: sizes.add(len(x)) if getattr(x, "ndim", 0) else None, inputs)
-    if len(sizes) != 1:
+    """The first samples of inputs that are tensors with a batch axis of one size. In a list of images each
+    image is a tensor, and the list is the batch: it stays."""
+    every = list(inputs.values() if isinstance(inputs, dict) else inputs)
+    sizes = {len(x) for x in every if isinstance(x, Tensor) and x.ndim}
+    if len(sizes) != 1 or any(isinstance(x, (list, tuple, dict)) for x in every):
         return inputs
     found: Inputs = tree_map(lambda x: x[:SAMPLES] if getattr(x, "ndim", 0) else x, inputs)
     return found
@@ -127,8 +129,9 @@ def found_readers(groups: Groups, view: View) -> Iterator[UnitReader]:
         if weight is None or op_name(node) not in ("linear", "conv1d", "conv2d"):
             continue
         site = view.sites.get(weight)
-        if site is None or (path := graph.path(node)) != weight.rpartition(".")[0] or not path:
-            continue
+        path = graph.path(node)
+        if site is None or weight != f"{path}.weight" or weight in view.state.aliases.values():
+            continue  # a weight that others use too cannot be refitted for one of them
         if given.get("groups", 1) != 1 or len(walk.tensors[weight]) < 2:
             continue
         label = walk.tensors[weight]

@@ -17,7 +17,7 @@ from torch import fx
 
 from tersor.maths.allocation import Cost, Term, Width
 from tersor.model.channels.atoms import Array, Label
-from tersor.model.channels.groups import Family, Groups
+from tersor.model.channels.groups import Family, Groups, own_parameter
 from tersor.model.graph import arguments, first, op_name, value
 
 PRODUCTS = ("linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "mv")
@@ -103,13 +103,12 @@ def mac_terms(groups: Groups, widths: Widths) -> Iterator[Term]:
 
 
 def parameters(groups: Groups, families: Sequence[Family], each: Mapping[str, float] | None = None) -> Cost:
-    """Elements of all parameters and buffers in the state dict, or `each` times their elements."""
+    """Elements of all parameters, or `each` times the elements of these tensors."""
     widths = Widths(groups, families)
-    own = groups.walk.tensors.items()
-    terms = (
-        widths.term(1.0 if each is None else each[n], label) for n, label in own if each is None or n in each
-    )
-    return Cost(list(terms))
+    own = groups.walk.tensors
+    learned = set(groups.graph.program.graph_signature.parameters)
+    price = {name: 1.0 for name in own if own_parameter(name, learned)} if each is None else each
+    return Cost([widths.term(price[name], label) for name, label in own.items() if name in price])
 
 
 def units(families: Sequence[Family]) -> Cost:

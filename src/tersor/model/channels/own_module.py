@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
-from tersor.errors import first_line
+from tersor.errors import RefusedError, first_line
 from tersor.model.batches import MISFIT, evaluating
 from tersor.model.changes import Set
 from tersor.model.channels.atoms import Array
@@ -76,6 +76,12 @@ class OwnModule:
         with evaluating(model):
             return model(**self.inputs) if isinstance(self.inputs, dict) else model(*self.inputs)
 
+    @property
+    def samples(self) -> int:
+        """Samples in the traced inputs."""
+        leaves = tree_leaves(self.inputs)
+        return next((len(x) for x in leaves if isinstance(x, Tensor) and x.ndim), 1)
+
     def groups(self) -> Groups:
         """The groups as far as it is known what the code allows."""
         return groups_of(self.walk, exact=self.exact, rigid=self.rigid, still=self.still)
@@ -111,6 +117,10 @@ class OwnModule:
                 fault = self.check(groups, gone, self.plan(groups, gone))
             except MISFIT as error:  # a shape that no copy of the module can have
                 fault = Fault("", first_line(error))
+            except (
+                RefusedError
+            ) as error:  # tensors of one layer that are not cut alike; it begins with its name
+                fault = Fault(str(error).partition(":")[0], first_line(error))
             if fault is None:
                 if not (strange := self.unequal(groups, gone)):
                     return groups
@@ -129,12 +139,16 @@ class OwnModule:
     def unequal(self, groups: Groups, gone: NDArray[np.bool_]) -> list[Family]:
         """The families whose removal is not the same as zeros, though no flag says so: exp(x).sum()."""
 
-        def differs(gone: NDArray[np.bool_]) -> bool:
+        def both(gone: NDArray[np.bool_], wide: bool) -> list[list[Tensor]]:
             leaves = tree_leaves(self.inputs)
-            cut, masked = (
-                GraphRun(groups, gone, cut=cut, wide=True).outputs(self.tensors, leaves)
-                for cut in (True, False)
-            )
+            runs = (GraphRun(groups, gone, cut=cut, wide=wide) for cut in (True, False))
+            return [run.outputs(self.tensors, leaves) for run in runs]
+
+        def differs(gone: NDArray[np.bool_]) -> bool:
+            try:
+                cut, masked = both(gone, wide=True)
+            except MISFIT:  # the code fixes a dtype
+                cut, masked = both(gone, wide=False)
             return not all(close(x, y) for x, y in zip(cut, masked, strict=True) if x.is_floating_point())
 
         if not differs(gone):

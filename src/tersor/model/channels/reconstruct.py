@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from tersor.errors import TaskError
 from tersor.forms.form import to_rows
 from tersor.model.batches import device_of, evaluating, move, steady
 from tersor.model.outputs import tensors_of
@@ -108,7 +109,7 @@ def moments(before: nn.Module, after: nn.Module, task: Task, layers: list[Layer]
                 wanted.clear()
                 for model in (before, after):
                     with suppress(Passed):
-                        task.run(model, move(batch, device_of(model)))
+                        task.answer(model, move(batch, device_of(model)))
     finally:
         for handle in handles:
             handle.remove()
@@ -148,7 +149,7 @@ def apart(before: nn.Module, after: nn.Module, task: Task) -> float:
     error = power = 0.0
     with evaluating(before), evaluating(after), steady(task.calibrate):
         for batch in islice(task.batches(task.shown), BATCHES):
-            old, new = (tensors_of(task.run(m, move(batch, device_of(m)))) for m in (before, after))
+            old, new = (tensors_of(task.answer(m, move(batch, device_of(m)))) for m in (before, after))
             for x, y in zip(old, new, strict=True):
                 if x.is_floating_point():
                     error += float((x - y).double().square().sum())
@@ -172,8 +173,11 @@ def settled_norms(model: nn.Module, task: Task) -> dict[str, Tensor]:
             norm.reset_running_stats()
             norm.momentum = None  # the plain mean of all batches
             norm.train()
-        for batch in task.batches(task.shown):
-            task.run(model, move(batch, device_of(model)))
+        try:
+            for batch in task.batches(task.shown):
+                task.answer(model, move(batch, device_of(model)))
+        except TaskError:  # a batch norm refuses a batch of one value
+            return {}
     found = {}
     for path, norm in norms.items():
         norm.momentum = momenta[path]

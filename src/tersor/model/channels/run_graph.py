@@ -90,7 +90,9 @@ class GraphRun:
                     with self.region(node):
                         env[node] = self.run(inner, dict(zip(holders(inner), values, strict=True)), see)
                 else:
-                    env[node] = self.call(node, env)
+                    found = self.call(node, env)
+                    made = not node.all_input_nodes and self.wide  # a constant of the code, in its own dtype
+                    env[node] = self.widened(found) if made else found
                 if see is not None:
                     see(node, env[node])
             elif node.op == "get_attr":

@@ -127,7 +127,10 @@ def split(call: Call) -> Labels:
         part = call.x[at][start : start + shape[at]]
         found.append([*call.x[:at], part, *call.x[at + 1 :]])
         start += shape[at]
-    sizes = call.given.get("split_size", call.given.get("chunks", call.given.get("sections")))
+    names = ("split_size", "split_sizes", "chunks", "sections")
+    sizes = next((call.given[name] for name in names if name in call.given), None)
+    if isinstance(sizes, list) and len(set(sizes)) == 1:
+        sizes = sizes[0]  # the code may name one size for all: split((c, c), 1)
     if isinstance(sizes, int):
         for label in found[1:]:
             if len(label[at]) == len(found[0][at]):

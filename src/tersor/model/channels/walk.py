@@ -27,6 +27,7 @@ class Walk:
         """`stored`: names of the tensors in the state dict; others cannot be cut. `training`: the graph in
         training mode, if tensors are unread in `graph`."""
         self.graph, self.atoms = graph, Atoms()
+        self.trains_more = training is not None  # training reads tensors that are unread in `graph`
         self.labels: dict[fx.Node, Any] = {}  # a label, a list of labels, or None
         self.tensors: dict[str, Label] = {}  # of the model, by first name
         self.groups: dict[fx.Node, Array] = {}  # of operators with groups: the atoms of that axis
