@@ -1,10 +1,11 @@
 """Slim MiniLM: a quarter of the heads and neurons of a sentence encoder removed, and tuned without labels.
 
 python bench/slim_minilm.py [--peers PYTHON] [--record]
-Each layer keeps 9 of 12 heads and about 1,150 of 1,536 neurons; the residual stream stays, since LayerNorm
-counts its channels. Then it is tuned towards the given model's embeddings, on sentences of package
-descriptions and verses (bench/minilm.py), none of them held out. cosine = to the given model's embeddings
-of 500 held-out sentences.
+python bench/slim_minilm.py --make [INDEX]     writes train.txt beside calib.txt and heldout.txt
+Each layer keeps 9 of 12 heads and 1,140 of 1,536 neurons; the residual stream stays, since LayerNorm counts
+its channels. Then it is tuned towards the given model's outputs, on sentences of package descriptions and
+verses (bench/minilm.py), none of them held out. cosine = to the given model's embeddings of 500 held-out
+sentences.
 Times are of one .onnx file each, ids [B, T] to embeddings, in ONNX Runtime and OpenVINO, float32, one thread,
 in turns: medians of the rounds' ratios. PYTHON is an interpreter with both runtimes, by default
 TERSOR_SLIM_PEERS or this one.
@@ -36,17 +37,18 @@ from table import Row
 from torch import Tensor, nn
 
 from tersor.core.run import run
-from tersor.errors import TersorError
+from tersor.errors import MissingError, TersorError
 from tersor.measure.latency import interleave, ratio
 from tersor.model.logits import Logits
 from tersor.model.task import Task
 from tersor.steps import Distill, Slim
 
-CALIBRATE, TRAIN = 512, 1024  # sentences
+CALIBRATE, TRAIN = 1024, 16384  # sentences
+CALIBRATION_BATCH = 128  # slim refits on 8 batches at most
 CUT: dict[str, Any] = {"keep": 0.75, "of": "units", "per": "family"}
 TUNING: dict[str, Any] = {
-    "epochs": 3,
-    "lr": 2e-4,
+    "epochs": 1,
+    "lr": 3e-4,
     "schedule": "onecycle",
     "teacher_weight": 1.0,
     "bf16": True,
@@ -78,18 +80,56 @@ class Shuffled:
         return (self.batches[at] for at in torch.randperm(len(self.batches)).tolist())
 
 
+def given() -> nn.Module:
+    """The encoder without dropout: a student that drops a tenth of its numbers cannot match the teacher's."""
+    net = minilm.load()
+    for module in net.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return net
+
+
 def task(net: nn.Module) -> Task:
-    texts = minilm.sentences("calib")
     return replace(
         minilm.task(net, BATCH),
-        calibrate=ordered(texts[:CALIBRATE], BATCH),
-        train=Shuffled(ordered(texts[:TRAIN], BATCH)),
+        calibrate=ordered(minilm.sentences("calib")[:CALIBRATE], CALIBRATION_BATCH),
+        train=Shuffled(ordered(training()[:TRAIN], BATCH)),
         logits=lambda output: Logits(SPREAD * output, "embedding"),
     )
 
 
+def training() -> list[str]:
+    try:
+        return minilm.sentences("train")
+    except MissingError:
+        raise MissingError(
+            "bench: no sentences to tune MiniLM. Make calib.txt and heldout.txt with python bench/minilm.py "
+            "FOLDER, name the folder in TERSOR_SENTENCES, and make train.txt with python "
+            "bench/slim_minilm.py --make."
+        ) from None
+
+
+def make(index: str | None = None) -> None:
+    """Write train.txt: calib.txt and all other sentences, without those that begin as a held-out one does."""
+    calibration, held = minilm.sentences("calib"), minilm.sentences("heldout")
+    known = {start(text) for text in (*calibration, *held)}
+    verses = [verse for verse in minilm.bible() if 8 <= len(verse.split()) <= 60]
+    more = [
+        text
+        for text in (*minilm.unique(minilm.descriptions(index)), *minilm.unique(iter(verses)))
+        if start(text) not in known
+    ]
+    random.Random(1).shuffle(more)
+    path = Path(os.environ["TERSOR_SENTENCES"]).expanduser() / "train.txt"
+    path.write_text("\n".join([*calibration, *more]) + "\n")
+
+
+def start(text: str) -> str:
+    return " ".join(text.split()[:6]).lower()
+
+
 def measure(name: str, peers: str) -> Iterator[Row]:
-    net = minilm.load()
+    net = given()
     on = task(net)
     began = time.process_time()
     cut = run(net, [Slim(**CUT)], on)
@@ -179,6 +219,9 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["--time"]:
         timed(Path(argv[1]), argv[2:])
+        return 0
+    if argv[:1] == ["--make"]:
+        make(*argv[1:2])
         return 0
     mine = argparse.ArgumentParser(add_help=False)
     mine.add_argument(

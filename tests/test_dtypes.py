@@ -179,7 +179,7 @@ def test_each_step_leaves_it_and_says_so_once(dtype: torch.dtype, kind: str) -> 
 def test_floats_are_worked_on(dtype: torch.dtype) -> None:
     model, task = net(dtype), tiny("mlp").task
     for name in STEPS:
-        if name not in ("measure", "export", "entropy"):
+        if name not in ("measure", "export", "entropy", "slim", "fold"):  # the last two need layers
             step = STEPS[name](**TRAINED.get(name, {}) | {"where": "w"})  # a scale, which has to be named
             done = tersor.run(model, step, task)
             assert data_of(done.state_dict()["w"]) != data_of(model.w), name

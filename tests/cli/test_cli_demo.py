@@ -49,8 +49,10 @@ def test_the_demo_measures_what_it_prints(tersor: Command, short: None) -> None:
     assert files["given"]["nbytes"] > 20 * files["result"]["nbytes"]
 
     # Both models again, from their files, by torch alone.
-    task, net = digits(), demo.net()
-    for word, path in (("before", "d/given.safetensors"), ("after", "d/unpacked.safetensors")):
+    task, slim = digits(), package.load("d/model.tersor").model(demo.net())
+    for word, net, path in (
+        ("before", demo.net(), "d/given.safetensors"), ("after", slim, "d/unpacked.safetensors")
+    ):  # fmt: skip
         net.load_state_dict(safetensors.torch.load_file(path))
         with torch.no_grad():
             hits = [net(x).argmax(1) == y for x, y in task.batches("evaluate")]
@@ -66,7 +68,7 @@ def test_the_demo_prints_one_report_and_can_be_repeated(
     first, again = tersor("demo --out d"), tersor("demo --out d")
     assert first.code == again.code == 0
     assert "[1/1] train the network to compress" in first.err
-    for text in ("accuracy, %", "file, bytes", "bits a weight", "ONNX Runtime, ms", "1 prune", "skipped",
+    for text in ("accuracy, %", "file, bytes", "bits a weight", "ONNX Runtime, ms", "2 prune", "skipped",
                  "the same on each of 797 samples"):  # fmt: skip
         assert text in first.out
     digests = [json.loads(Path("d/report.json").read_text())["result"]]
@@ -94,7 +96,7 @@ def test_weights_that_score_differently_would_be_seen(short: None, tmp_path: Pat
 
 def test_the_recipe_is_the_documented_one() -> None:
     assert [step.name for step in read_recipe(demo.RECIPE).steps] == [
-        "prune", "cluster", "quantize", "entropy", "measure"
+        "slim", "prune", "cluster", "quantize", "entropy", "measure"
     ]  # fmt: skip
     assert 60_000 <= sum(p.numel() for p in demo.net().parameters()) <= 150_000
 

@@ -104,7 +104,8 @@ class Fold:
                 Note(name, "done", f"dead units folded: {zeros[name]} zeros")
                 for name in forms if view.sites[name].is_weight
             ]  # fmt: skip
-            group = Group("dead units", (*now.edits(forms), *told, note), "same")
+            edits = [replace(edit, how=how(edit)) for edit in now.edits(forms)]
+            group = Group("dead units", (*edits, *told, note), "same")
             yield group
             if group.key in view.refused:
                 report.why = "the fold of dead units was taken back"
@@ -251,6 +252,13 @@ def fold_norms(view: View, chosen: set[str], report: Report) -> Yields:
         text = "; ".join(f"{path}: {why}" for path, why in left.items())
         report.notes.append(Note("", "left", f"{len(left)} batch norms stay: {text}", {"norms": len(left)}))
     return now
+
+
+def how(edit: Edit) -> str:
+    """ "absorb" where a structure is lost: a grid's scale that was a product of two."""
+    both = (form for form in (edit.before, edit.after) if isinstance(form, Form))
+    before, after = ({(path, node.name) for path, node in form.walk()} for form in both)
+    return "refine" if {p for p in before if p[1] == "lowrank"} <= after else "absorb"
 
 
 def norm_group(key: str, view: View, pairs: list[NormPair]) -> Group:

@@ -27,6 +27,7 @@ from tersor.forms import Dense, Form
 from tersor.model.changes import Replace
 from tersor.model.channels.groups import Groups
 from tersor.model.channels.reconstruct import Layer, apart, refitted, settled_norms
+from tersor.model.frozen import Frozen
 from tersor.record.events import Cut, Event, Group, Note
 from tersor.runtimes import check_runtime
 from tersor.setting_effects import Above, Only, check_effect
@@ -107,7 +108,9 @@ class Slim(Retrain):
                 raise RefusedError(f"slim: {view.refused[cut.key]}. Leave layers out with where='*,!NAME'")
             before, now = now, now.after(cut)
             if self.correct:
-                fixed = corrected(f"corrected {number}", before, now, units.groups, choice.gone)
+                fixed = corrected(
+                    f"corrected {number}", before, now, units.groups, choice.gone, self.still(now)
+                )
                 yield fixed
                 now = now.after(fixed)
             if self.epochs:
@@ -177,13 +180,18 @@ def left(units: Units, shapes: dict[str, list[int]]) -> tuple[Note, ...]:
     return tuple(notes)
 
 
-def corrected(key: str, before: View, now: View, groups: Groups, gone: NDArray[np.bool_]) -> Group:
-    """Edits of what reads fewer units, refitted, and of the statistics of batch norms."""
+def corrected(  # noqa: PLR0917  all six come from the step
+    key: str, before: View, now: View, groups: Groups, gone: NDArray[np.bool_], still: Frozen
+) -> Group:
+    """Edits of what reads fewer units, refitted, and of the statistics of batch norms; frozen ones stay."""
     layers = [
         Layer(reader.path, torch.from_numpy(np.flatnonzero(groups.kept(reader.rows, gone))), reader.norm)
         for reader in readers_of(groups, now) if not groups.kept(reader.columns, gone).all()
     ]  # fmt: skip
-    plain = [layer for layer in layers if isinstance(now.form(f"{layer.path}.weight"), Dense)]
+    plain = [
+        layer for layer in layers
+        if isinstance(now.form(f"{layer.path}.weight"), Dense) and f"{layer.path}.weight" not in still.tensors
+    ]  # fmt: skip
     given, after = before.plain(), now.plain()
     cut = apart(given, after, now.task)
     values = refitted(given, after, now.task, plain, now.observer.progress)
@@ -195,12 +203,13 @@ def corrected(key: str, before: View, now: View, groups: Groups, gone: NDArray[n
         values = {}
     forms: dict[str, Form] = {}
     for name, value in values.items():
-        if name in now.forms and isinstance(now.form(name), Dense):
+        rests = name in still.tensors or name.rpartition(".")[0] in still.modules
+        if name in now.forms and isinstance(now.form(name), Dense) and not rests:
             forms[name] = Dense(value.to(now.sites[name].torch_dtype))
     forms = {name: form for name, form in forms.items() if form.digest != now.forms[name].digest}
     text = f"{len(plain)} layers refitted to what they gave before, on calibration batches"
     if not forms:
         text = "refitting does not bring the outputs nearer to those before, so nothing is refitted"
     if len(plain) < len(layers):
-        text += f"; {len(layers) - len(plain)} left: they are masked or quantized"
+        text += f"; {len(layers) - len(plain)} left: they are masked, quantized or frozen"
     return Group(key, (*now.edits(forms), Note("", "corrected", text, {"layers": len(plain)})))
