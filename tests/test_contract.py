@@ -241,8 +241,12 @@ def edits_of(given: Tiny, journal: Path) -> Iterator[Edit]:
 
 
 def frame(form: Form) -> set[tuple[str, str]]:
-    """The nodes around the leaves, with their paths: refine must keep them."""
-    return {(path, node.name) for path, node in form.walk() if isinstance(node, (Masked, LowRank, Sum))}
+    """The nodes around the leaves, with their paths: refine must keep them. A scale that is a product is part
+    of a grid, and moves with it under a new mask."""
+    return {
+        (path, node.name) for path, node in form.walk()
+        if isinstance(node, (Masked, LowRank, Sum)) and "scale" not in path.split(".")
+    }  # fmt: skip
 
 
 def speaks(result: State) -> None:
