@@ -168,6 +168,10 @@ def latency(name: str, models: dict[str, nn.Module], peers: str) -> Iterator[Row
 
     ids = minilm.batches(minilm.sentences("heldout")[:100], 100)[0]["input_ids"]
     full = ids[ids[:, TOKENS - 1] != 0][: max(BATCHES), :TOKENS]
+    if len(full) < max(BATCHES):
+        raise TersorError(
+            f"bench: {len(full)} of 100 held-out sentences have {TOKENS} tokens; {max(BATCHES)} are timed"
+        )
     with tempfile.TemporaryDirectory() as folder:
         for word, model in models.items():
             onnxruntime.write(Encoder(model), (full[:2],), Path(folder) / f"{word}.onnx")

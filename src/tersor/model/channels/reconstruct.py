@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
@@ -25,7 +24,6 @@ from tersor.model.stats import POSITIONS, STOCK, inputs_of
 from tersor.model.task import Task
 
 DAMP = 1e-3  # of the mean of the inputs' second moments
-BATCHES = 8  # calibration batches for one layer
 LAYERS = 96  # refitted one after the other; more are refitted in rounds of several
 
 
@@ -105,7 +103,7 @@ def moments(before: nn.Module, after: nn.Module, task: Task, layers: list[Layer]
         handles += [old.register_forward_hook(keep), new.register_forward_hook(see)]
     try:
         with evaluating(before), evaluating(after), steady(task.calibrate):
-            for batch in islice(task.batches(task.shown), BATCHES):
+            for batch in task.batches(task.shown):
                 wanted.clear()
                 for model in (before, after):
                     with suppress(Passed):
@@ -148,7 +146,7 @@ def apart(before: nn.Module, after: nn.Module, task: Task) -> float:
     """The squared difference of their outputs over the square of the first one's, on calibration batches."""
     error = power = 0.0
     with evaluating(before), evaluating(after), steady(task.calibrate):
-        for batch in islice(task.batches(task.shown), BATCHES):
+        for batch in task.batches(task.shown):
             old, new = (tensors_of(task.answer(m, move(batch, device_of(m)))) for m in (before, after))
             for x, y in zip(old, new, strict=True):
                 if x.is_floating_point():
