@@ -30,6 +30,7 @@ BRIEF: dict[str, Callable[[Any, Facts], str]] = {
     "decibels": lambda decibels, site: f"{decibels:.1f} dB",
     "rank": lambda rank, site: f"rank {rank}",
     "after": lambda after, site: f"{whole(after)} bytes",
+    "shape": lambda shape, site: "x".join(map(str, shape)),
 }
 
 
