@@ -18,7 +18,7 @@ from tersor.errors import RefusedError, SettingError, TaskError
 from tersor.io import load, save
 from tersor.model.output_comparison import zero
 from tersor.model.task import Task
-from tersor.steps import Entropy, Finetune, Prune, Quantize, Slim
+from tersor.steps import Entropy, Finetune, Fold, Prune, Quantize, Slim
 from tersor.steps.unit_ranking import BY
 
 CLASSES = 4
@@ -511,3 +511,37 @@ def test_where_that_names_only_some_makers_says_so() -> None:
     model, task = given("residual")
     with pytest.raises(RefusedError, match="where leaves out layers that make the same units"):
         run(model, Slim(where="stem.*"), task)
+
+
+class Borrowed(nn.Module):
+    """A layer whose weight is read, and whose bias is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(24, 16), nn.Linear(16, 16), nn.Linear(16, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.linear(self.a(x.mean(1)).relu(), self.b.weight).relu())
+
+
+def test_a_bias_that_nothing_reads_keeps_its_layer_whole() -> None:
+    _, task = given("heads")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        model = Borrowed().eval()
+    slim: Any = run(model, Slim(keep=0.8, of="parameters", by="l2"), task).model()
+    assert slim.a.out_features < 16
+    assert slim.b.bias.shape == (16,)
+
+
+def test_fold_leaves_what_only_training_reads() -> None:
+    _, task = given("heads")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        model = Auxiliary().eval()
+    with torch.no_grad():
+        model.head.weight[:, :8] = 0
+    folded = run(model, Fold(), task).model().train()
+    x = torch.randn(3, 5, 24)
+    for now, was in zip(folded(x), copy.deepcopy(model).train()(x), strict=True):
+        assert torch.equal(now, was)

@@ -119,8 +119,10 @@ class OwnModule:
                 fault = Fault("", first_line(error))
             except (
                 RefusedError
-            ) as error:  # tensors of one layer that are not cut alike; it begins with its name
-                fault = Fault(str(error).partition(":")[0], first_line(error))
+            ) as error:  # tensors of a layer that are not cut alike; it begins with its name
+                fault = Fault(str(error).partition(":")[0], str(error).partition(": ")[2])
+                if self.keep_whole(groups, fault):
+                    continue
             if fault is None:
                 if not (strange := self.unequal(groups, gone)):
                     return groups
@@ -135,6 +137,16 @@ class OwnModule:
             if not self.stiffen(groups, gone, fault):
                 break
         return replace(groups, families=())
+
+    def keep_whole(self, groups: Groups, fault: Fault) -> bool:
+        """Freeze the tensors of a layer: a bias that nothing reads is cut with its weight, or not at all.
+        First along their first axis, mostly that of outputs, then along all."""
+        own = [label for name, label in self.walk.tensors.items() if name.startswith(f"{fault.path}.")]
+        living = [label[0] for label in own if label and self.free(groups, label[0])]
+        living = living or [array for label in own for array in label if self.free(groups, array)]
+        self.still += [(array, f"{fault.path} is not cut alike") for array in living]
+        self.faults += [fault] if living else []
+        return bool(living)
 
     def unequal(self, groups: Groups, gone: NDArray[np.bool_]) -> list[Family]:
         """The families whose removal is not the same as zeros, though no flag says so: exp(x).sum()."""
