@@ -545,3 +545,20 @@ def test_fold_leaves_what_only_training_reads() -> None:
     x = torch.randn(3, 5, 24)
     for now, was in zip(folded(x), copy.deepcopy(model).train()(x), strict=True):
         assert torch.equal(now, was)
+
+
+def test_rounds_share_one_latency_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each round is asked for what is left of the first model's time: here time is the number of weights."""
+
+    def ms(self: Any, net: nn.Module) -> tuple[float, float]:
+        now, cut = (sum(p.numel() for p in m.parameters()) for m in (self.own.build({}, ()), net))
+        return float(now), cut / now
+
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr("tersor.steps.slim_latency.Latency.against", ms)
+    monkeypatch.setattr("tersor.steps.slim_latency.Latency.time", lambda self, make, i, o: i * o)
+    model, task = given("heads")
+    step = Slim(keep=0.5, of="latency", by="l2", rounds=2, epochs=1, lr=1e-4, unmet="nearest")
+    slim = run(model, step, task).model()
+    share = sum(p.numel() for p in slim.parameters()) / sum(p.numel() for p in model.parameters())
+    assert share == pytest.approx(0.5, abs=0.08)

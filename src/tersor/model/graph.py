@@ -45,7 +45,7 @@ class Graph:
     def inputs(self) -> list[fx.Node]:
         """The placeholders of the model's arguments, in order."""
         names = set(self.program.graph_signature.user_inputs)
-        return [node for node in placeholders(self.program) if node.name in names]
+        return [node for node in placeholders(self.program.graph) if node.name in names]
 
     @property
     def output(self) -> fx.Node:
@@ -59,7 +59,7 @@ class Graph:
         return {
             node: tensors[self.tensors[node]] if node in self.tensors
             else self.program.constants[constants[node.name]] if node.name in constants else next(rest)
-            for node in placeholders(self.program)
+            for node in placeholders(self.program.graph)
         }  # fmt: skip
 
     def path(self, node: fx.Node) -> str:
@@ -120,7 +120,7 @@ def traced(model: nn.Module, inputs: Inputs, *, training: bool = False) -> Graph
             raise RefusedError(f"torch.export cannot trace the model: {reason}") from error
     signature, first = program.graph_signature, first_names(model)
     names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-    named = {node: own_name(names[node.name]) for node in placeholders(program) if node.name in names}
+    named = {node: own_name(names[node.name]) for node in placeholders(program.graph) if node.name in names}
     tensors = {node: first.get(name, name) for node, name in named.items()}
     once = {id(module): path for path, module in model.named_modules()}
     paths = {path: once[id(module)] for path, module in model.named_modules(remove_duplicate=False)}
@@ -139,9 +139,9 @@ class TensorOutputs(nn.Module):
         return tuple(tensors_of(self.model(*args, **kwargs)))
 
 
-def placeholders(program: ExportedProgram) -> list[fx.Node]:
-    """The placeholders of the model's tensors and arguments, in order."""
-    return [node for node in program.graph.nodes if node.op == "placeholder"]
+def placeholders(graph: fx.Graph) -> list[fx.Node]:
+    """The placeholders of a graph, in order: of the model's tensors and arguments, for that of a program."""
+    return [node for node in graph.nodes if node.op == "placeholder"]
 
 
 def own_name(name: str) -> str:

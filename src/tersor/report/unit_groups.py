@@ -41,7 +41,7 @@ def described(given: State, task: Task | None) -> dict[str, Any]:
     return {
         "model": {"parameters": sum(math.prod(view.shape(name)) for name in parameters(view))},
         "families": families,
-        "kept": kept(every),
+        "kept": every.groups.stays(name for name, site in view.sites.items() if site.is_weight),
         "faults": [{"module": fault.path, "why": fault.why} for fault in every.own.faults],
         "without_rule": dict(every.groups.walk.unknown),
     }  # fmt: skip
@@ -67,18 +67,6 @@ def fact(units: Units, family: Family) -> dict[str, Any]:
         "family": family.name, "units": family.size, "parameters": each,
         "counted": list(family.flags), "tensors": [f"{s.tensor}:{s.axis}" for s in family.slices],
     }  # fmt: skip
-
-
-def kept(units: Units) -> dict[str, int]:
-    """Indices of weights that stay, by the reason, the most frequent first."""
-    found: dict[str, int] = {}
-    for name, label in units.groups.walk.tensors.items():
-        for axis in range(len(label)) if units.view.sites[name].is_weight else ():
-            for reason, count in units.groups.why_frozen(name, axis).items():
-                found[reason] = found.get(reason, 0) + count
-    for reason in ("kernel", "size 1"):
-        found.pop(reason, None)
-    return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
 def tables(facts: Facts) -> Iterator[RenderableType]:

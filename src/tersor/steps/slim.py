@@ -89,9 +89,8 @@ class Slim(Retrain):
         now, start = view, None
         if (stock := attention_replaced(now)) is not None:
             yield stock
-            if stock.key in view.refused:
-                return
-            now = now.after(stock)
+            if stock.key not in view.refused:  # else its heads stay
+                now = now.after(stock)
         for number in range(1, self.rounds + 1):
             units = units_of(now, self.where, self.exact)
             if not units.families:
@@ -115,9 +114,8 @@ class Slim(Retrain):
                 now = now.after(fixed)
             if self.epochs:
                 moved, facts = now.train(
-                    self.plan(), text=f"slim {number}/{self.rounds}", key=f"slim {number}",
-                    teacher=view.base() if self.teacher_weight > 0 else None,
-                )  # fmt: skip
+                    self.plan(), text=f"slim {number}/{self.rounds}", key=f"slim {number}"
+                )
                 tuned = Group(
                     f"tuned {number}",
                     (

@@ -56,7 +56,7 @@ def chosen(
         for f, some in zip(families, options, strict=True)
     ]
     whole = cost.total([family.size for family in families])
-    start = whole if start is None else start
+    before, start = start, whole if start is None else start
 
     def at(target: float) -> Choice:
         counts = shared(step.per, options, damages, cost, target)
@@ -68,9 +68,9 @@ def chosen(
         choice = at(start * share)
         reached = cost.total(choice.counts)
     else:
-        choice, reached = timed(latency, at, whole, share)
-        start = latency.ms
-        reached *= start
+        start = latency.ms if before is None else before  # rounds share one budget, of the first model
+        choice, ratio = timed(latency, at, whole, min(share * start / latency.ms, 1.0))
+        reached = ratio * latency.ms
     least = cost.total([some[0] for some in options]) / whole
     samples = units.own.samples if step.of == "macs" else 1  # the trace is of a few samples at once
     within = WITHIN.get(step.of, 0.02)
@@ -161,11 +161,4 @@ def more(groups: Groups) -> str:
 
 def held(groups: Groups) -> list[str]:
     """The reasons for which indices stay, the most frequent first."""
-    reasons: dict[str, int] = {}
-    for name, label in groups.walk.tensors.items():
-        for axis in range(len(label)):
-            for reason, count in groups.why_frozen(name, axis).items():
-                reasons[reason] = reasons.get(reason, 0) + count
-    for reason in ("size 1", "kernel"):  # of no unit's
-        reasons.pop(reason, None)
-    return sorted(reasons, key=lambda reason: -reasons[reason]) or ["where"]
+    return list(groups.stays(groups.walk.tensors)) or ["where"]

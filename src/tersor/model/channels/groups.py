@@ -9,7 +9,7 @@ From one trace of the model's forward (walk.py, solver.py). Cost: the trace, and
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -52,15 +52,10 @@ class Groups:
     walk: Walk
     solution: Solution
     families: tuple[Family, ...]
-    by_component: NDArray[np.bool_] = field(repr=False)  # of each component: whether it is a unit
 
     @property
     def graph(self) -> Graph:
         return self.walk.graph
-
-    @property
-    def flagged(self) -> bool:
-        return any(family.flags for family in self.families)
 
     def kept(self, atoms: Array, gone: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Which of these atoms stay, for a mask of removed components."""
@@ -89,6 +84,17 @@ class Groups:
         numbers, counts = np.unique(dead[dead >= 0], return_counts=True)
         reasons = self.walk.atoms.reasons
         return {reasons[n]: int(count) for n, count in zip(numbers, counts, strict=True)}
+
+    def stays(self, tensors: Iterable[str]) -> dict[str, int]:
+        """How many indices of these tensors stay, by the reason, the most frequent first."""
+        found: dict[str, int] = {}
+        for name in tensors:
+            for axis in range(len(self.walk.tensors.get(name, ()))):
+                for reason, count in self.why_frozen(name, axis).items():
+                    found[reason] = found.get(reason, 0) + count
+        for reason in ("size 1", "kernel"):  # of no unit
+            found.pop(reason, None)
+        return dict(sorted(found.items(), key=lambda item: -item[1]))
 
     def nodes(self) -> list[fx.Node]:
         return [node for node in self.walk.labels if node.op == "call_function"]
@@ -138,14 +144,14 @@ def groups_of(
     ]
     place = {name: at for at, name in enumerate(walk.tensors)}
     families.sort(key=lambda f: (place[f.slices[0].tensor], f.slices[0].axis, int(f.slices[0].at.min())))
-    return Groups(walk, solution, tuple(unique(families)), number >= 0)
+    return Groups(walk, solution, tuple(unique(families)))
 
 
 def removal(walk: Walk, cuts: Mapping[tuple[str, int], Array]) -> tuple[Groups, NDArray[np.bool_]]:
     """What these cuts remove, without any choice of axes: (groups without families, the mask of components).
     The mask cuts more than was asked if the cuts leave out slices of their units."""
     of = components(walk.atoms.edges, walk.atoms.count)
-    groups = Groups(walk, Solution(of, np.full(int(of.max()) + 1, -1)), (), np.zeros(0, bool))
+    groups = Groups(walk, Solution(of, np.full(int(of.max()) + 1, -1)), ())
     gone = np.zeros(len(groups.solution.frozen), bool)
     for (name, axis), kept in cuts.items():
         lost = np.ones(len(walk.tensors[name][axis]), bool)

@@ -20,8 +20,8 @@ from torch import Tensor, fx
 
 from tersor.model.channels.atoms import Array, Label
 from tersor.model.channels.groups import Groups
-from tersor.model.channels.walk import holders, inside
-from tersor.model.graph import arguments, first, op_name, value
+from tersor.model.channels.walk import inside
+from tersor.model.graph import arguments, first, op_name, placeholders, value
 
 See = Callable[[fx.Node, Any], None]
 NARROW = (torch.float32, torch.float16, torch.bfloat16)
@@ -88,7 +88,7 @@ class GraphRun:
                 if inner is not None:
                     values = (fetch(arg, env) for arg in given)
                     with self.region(node):
-                        env[node] = self.run(inner, dict(zip(holders(inner), values, strict=True)), see)
+                        env[node] = self.run(inner, dict(zip(placeholders(inner), values, strict=True)), see)
                 else:
                     found = self.call(node, env)
                     made = not node.all_input_nodes and self.wide  # a constant of the code, in its own dtype

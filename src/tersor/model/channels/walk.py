@@ -35,7 +35,7 @@ class Walk:
         every = ([] if training is None else [training]) + [graph]
         for self.graph in every:  # the last one's labels stay
             self.labels, self.groups = {}, {}
-            for node in placeholders(self.graph.program):
+            for node in placeholders(self.graph.program.graph):
                 self.labels[node] = self.placed(node, stored)
             self.run(self.graph.program.graph)
             self.atoms.freeze_all(tensors(self.of(self.graph.output.args)), "output")
@@ -83,7 +83,7 @@ class Walk:
                 if inner is None:
                     self.labels[node] = self.ruled(node)
                     continue
-                for place, arg in zip(holders(inner), given, strict=True):
+                for place, arg in zip(placeholders(inner), given, strict=True):
                     self.labels[place] = self.of(arg)
                 self.run(inner)
                 self.labels[node] = self.of(next(n for n in inner.nodes if n.op == "output").args[0])
@@ -153,10 +153,10 @@ def inside(node: fx.Node, owner: Any) -> tuple[fx.Graph | None, tuple[Any, ...]]
             inner = getattr(owner, str(arg.target), None)
             rest = node.args[at + 1 :]
             several = any(isinstance(item, fx.Node) and item.op == "get_attr" for item in rest)
-            if isinstance(inner, fx.GraphModule) and not several and len(rest) == len(holders(inner.graph)):
+            if (
+                isinstance(inner, fx.GraphModule)
+                and not several
+                and len(rest) == len(placeholders(inner.graph))
+            ):
                 return inner.graph, rest
     return None, ()
-
-
-def holders(graph: fx.Graph) -> list[fx.Node]:
-    return [node for node in graph.nodes if node.op == "placeholder"]
