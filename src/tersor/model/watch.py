@@ -143,6 +143,24 @@ def through(see: See, name: str, value: Any) -> Any:
     return value
 
 
+def input_names(model: nn.Module, inputs: Any) -> list[str]:
+    """The edge of each leaf of `model(*inputs)` or `model(**inputs)`, in the order of torch's tree_leaves."""
+    if isinstance(inputs, dict):
+        given = inputs
+    else:
+        given = inspect.signature(model.forward).bind(*inputs).arguments
+    return [f"/input:{leaf}" for name, value in given.items() for leaf in leaf_names(name, value)]
+
+
+def leaf_names(name: str, value: Any) -> list[str]:
+    """The names that `through` gives the leaves of an argument."""
+    if isinstance(value, dict):
+        return [leaf for key, item in value.items() for leaf in leaf_names(f"{name}.{key}", item)]
+    if isinstance(value, (tuple, list)):
+        return [leaf for j, item in enumerate(value) for leaf in leaf_names(f"{name}.{j}", item)]
+    return [name]
+
+
 def hooked(net: nn.Module, needed: bool = True) -> nn.Module:
     """The given module, a private copy, with hooks that track the running module. `needed`: see Enter."""
     for path, module in net.named_modules():

@@ -1,6 +1,7 @@
 """Agreement: whether a runtime computes the same outputs as the model.
 
-max_abs = max |a - b|      max_rel = max |a - b| / max |a|      agree = share of samples with the same argmax
+max_abs = max |a - b|      max_rel = max |a - b| / max |a|      rms_rel = |a - b| / |a|, Euclidean norms
+agree = share of samples with the same argmax
 a is torch's output, b the runtime's. The relative error is taken against the largest output, not against each
 one: an output near zero would otherwise have a large error that does not matter. Cost: one pass over the
 outputs.
@@ -31,6 +32,7 @@ class Difference:
 
     max_abs: float  # in units of the output
     max_rel: float  # against the largest output of torch
+    rms_rel: float  # root mean square of the difference over that of torch's outputs
     agree: float | None  # share of samples whose first output has its largest entry in the same place
     samples: int
 
@@ -40,6 +42,7 @@ class Comparison:
 
     def __init__(self) -> None:
         self.max_abs, self.largest = 0.0, 0.0
+        self.apart, self.power = 0.0, 0.0  # sums of squares
         self.hits, self.judged, self.samples = 0, 0, 0
 
     def add(self, ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> None:
@@ -57,7 +60,9 @@ class Comparison:
                 apart = np.abs(a - b)
             apart[(a == b) | (np.isnan(a) & np.isnan(b))] = 0  # equal infinities have no distance
             self.max_abs = max(self.max_abs, float(np.where(np.isnan(apart), np.inf, apart).max()))
+            self.apart += float(np.square(apart).sum())
             finite = a[np.isfinite(a)]
+            self.power += float(np.square(finite).sum())
             self.largest = max(self.largest, float(np.abs(finite).max(initial=0.0)))
         first, other = ours[0], theirs[0]
         if first.ndim:
@@ -73,7 +78,8 @@ class Comparison:
             raise RefusedError("compare: no batch to compare on.")
         relative = self.max_abs / self.largest if self.largest else (0.0 if self.max_abs == 0 else np.inf)
         agree = self.hits / self.judged if self.judged else None
-        return Difference(self.max_abs, float(relative), agree, self.samples)
+        rms = math.sqrt(self.apart / self.power) if self.power else (0.0 if self.apart == 0 else math.inf)
+        return Difference(self.max_abs, float(relative), rms, agree, self.samples)
 
 
 def outputs(model: nn.Module, inputs: Inputs) -> list[np.ndarray]:

@@ -67,14 +67,10 @@ class Measure:
             notes.append(Note("", "nbytes", text, {"before": before, "after": after}))
         if view.maybe_task is not None and view.state.given is not None:
             notes += self.scores(view)
-            if self.latency and view.state.base is not None and not view.state.grids:
+            if self.latency and view.state.base is not None:
                 notes.append(self.times(view))
             elif self.latency:
-                why = (
-                    "edges have grids, which are only simulated"
-                    if view.state.grids
-                    else "there are no first weights to time"
-                )
+                why = "there are no first weights to time"
                 notes.append(Note("", "skipped", f"latency is not measured: {why}"))
         else:
             notes.append(Note("", "skipped", "no task or no model: accuracy and latency are not measured"))
@@ -103,7 +99,7 @@ class Measure:
         by_name = {name: value for name, value in named.items() if isinstance(value, Tensor)}
         with tempfile.TemporaryDirectory() as folder:
             runs = {}
-            for word, model in (("before", view.base()), ("after", view.model())):
+            for word, model in (("before", view.base()), ("after", view.deployed())):
                 path = Path(folder) / f"{word}.onnx"
                 written = writer.write(model, inputs, path, dynamic_batch=False)
                 session = writer.open(written.path, threads=self.threads)

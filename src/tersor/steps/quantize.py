@@ -5,7 +5,8 @@ log        w ~ sign * 2^-k * scale          powers of two (Miyashita 2016), or s
 binary     w ~ +-scale                      Rastegari 2016
 ternary    w ~ {-1, 0, 1} * scale           Li 2016 (TWN)
 stored     bits a weight before coding, 32 bits a scale
-Needs no data. With epochs it trains through the grid by straight-through gradients (Bengio 2013), and learns
+activations=8 also rounds what layers read, as integer kernels do: steps/activations.py. It needs data.
+Weights alone need none. With epochs it trains through the grid by straight-through gradients (Bengio 2013), and learns
 the steps of uniform grids (LSQ, Esser 2020).
 """
 
@@ -20,6 +21,7 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor
 
+from tersor.core.step import Needs
 from tersor.core.view import View
 from tersor.encode import refine
 from tersor.errors import SettingError
@@ -28,10 +30,13 @@ from tersor.forms.form import from_rows, to_rows
 from tersor.maths.levels import LOG_RANGES, log_grid
 from tersor.maths.signs import binary, ternary
 from tersor.maths.uniform_grid import PER, RANGES, uniform_grid
+from tersor.model.integer_weights import integer_weight
+from tersor.model.observe import RANGES as ACTIVATION_RANGES
 from tersor.model.sites import Site
 from tersor.record.events import Edit, Group, Note, site_group
-from tersor.setting_effects import Only, check_effect
+from tersor.setting_effects import Above, Only, check_effect
 from tersor.settings import check, check_word
+from tersor.steps.activations import Calibration, calibrated, folded
 from tersor.steps.retrain import Retrain
 
 SCHEMES = ("uniform", "log", "binary", "ternary")
@@ -52,6 +57,8 @@ class Quantize(Retrain):
         "high": {"range": ("fixed",)},
         "terms": {"scheme": ("log",)},
         "rule": {"scheme": ("ternary",)},
+        "activation_range": {"activations": Above(0)},
+        "activation_percentile": {"activation_range": ("percentile",)},
     }
     scheme: str = "uniform"  # "uniform", "log", "binary" or "ternary"
     bits: int = 8  # bits a weight: 1 to 16 uniform, 2 to 8 log
@@ -64,6 +71,11 @@ class Quantize(Retrain):
     low: float | None = None  # the grid's ends if range is "fixed"; a symmetric one begins at -high
     high: float | None = None
     terms: int = 1  # powers of two in a log level: 1 or 2
+    # Bits of activations: 0 leaves them in float, 8 for kernels that compute with integers.
+    activations: int = 0
+    # How the range of activations is found: "minmax", "average", "percentile", "mse" or "entropy".
+    activation_range: str = "minmax"
+    activation_percentile: float = 99.99  # of the values inside, if activation_range is "percentile"
     rule: str = "twn"  # ternary threshold: "twn" (0.7 * mean |w|) or "exact" (least squares)
 
     def __post_init__(self) -> None:
@@ -82,6 +94,12 @@ class Quantize(Retrain):
         check(self.group >= 1, self, "group", "it is a number of weights: 1 or more")
         check(50 < self.percentile <= 100, self, "percentile", "it is above 50 and up to 100")
         check(self.terms in (1, 2), self, "terms", "a level is 1 power of two or a sum of 2")
+        check(self.activations in (0, 8), self, "activations", "it is 8 bits, or 0 for floats")
+        check_word(self, "activation_range", ACTIVATION_RANGES)
+        fine = 50 < self.activation_percentile <= 100
+        check(fine, self, "activation_percentile", "it is above 50 and up to 100")
+        if self.activations:
+            self.check_integers()
         check_effect(self)
         if self.range == "fixed":
             self.ends()
@@ -99,7 +117,24 @@ class Quantize(Retrain):
             )
         return low, high
 
+    def check_integers(self) -> None:
+        """Refuse weights that integer kernels do not take beside integer activations."""
+        wanted = {"scheme": ("uniform",), "symmetric": (True,), "per": ("channel", "tensor"), "bits": range(2, 9)}
+        for key, values in wanted.items():
+            if (value := getattr(self, key)) not in values:
+                raise SettingError(
+                    f"quantize: {key}={value!r} with activations={self.activations}, but integer kernels take "
+                    f"weights with scheme=uniform, symmetric=true, per=channel or tensor, bits=2 to 8"
+                )
+
+    @property
+    def needs(self) -> Needs:
+        return super().needs | (Needs.MODEL | Needs.TASK | Needs.WHOLE if self.activations else Needs.NOTHING)
+
     def run(self, view: View) -> Iterator[Group]:
+        if self.activations:
+            yield from self.integers(view)
+            return
         if self.epochs == 0:
             for site in view.each(self.where):
                 edit = self.edit(view, site)
@@ -111,6 +146,31 @@ class Quantize(Retrain):
         after, events = self.retrained(view, edits)
         notes = (self.note(name, view.forms[name], after[name]) for name in edits)
         yield Group("all", (*events, *notes))
+
+    def integers(self, view: View) -> Iterator[Group]:
+        """Weights and activations as integers. Weights that are integers already keep their codes."""
+        chosen = {site.name for site in view.weights(self.where)}
+        now = yield from folded(view, chosen)
+        edits = {
+            site.name: self.edit(now, site) for site in now.weights(self.where)
+            if isinstance(integer_weight(now.form(site)), str)
+        }  # fmt: skip
+        after = {name: cast(Form, edit.after) for name, edit in edits.items()}
+        ranges = Calibration(self.activations, self.activation_range, self.activation_percentile)
+        rounded = calibrated(now, after, chosen, ranges)
+        trained: tuple[Note, ...] = ()
+        if self.epochs:
+            grids = Group("grids", tuple(rounded.events({}, forms=False)))
+            yield grids
+            now = now.after(grids)
+            after, events = self.retrained(now, edits)
+            trained = tuple(event for event in events if isinstance(event, Note))
+            rounded = rounded.after_training(now, after)
+        for layer in rounded.layers:
+            rounded.bias(layer)
+        notes = [self.note(name, view.form(name), rounded.form(name)) for name in chosen if name in view.forms]
+        hows = {name: edit.how for name, edit in edits.items()}
+        yield Group("all", (*rounded.events(hows), *notes, *rounded.notes(), *trained))
 
     def edit(self, view: View, site: Site) -> Edit:
         """The site's weights on this step's grid."""

@@ -1,0 +1,213 @@
+"""Integer edges: which edges need a grid, so that a runtime computes with integers.
+
+weighted   convolutions, linear layers, matrix products: the activations that they read need grids
+conv       needs a grid on its output too: integer kernels of convolutions have no float output
+joins      additions, products, concatenations, average pools: if all that they read has grids, and an integer
+           operator reads the result
+clipped    a grid after relu or clamp clips as they do, so the operator before them needs none
+The rest computes in float between two grids. Views and max pools pass values on as they are. Read from one
+trace (graph.py). Presets for other kernels would be other tables of the same kind.
+Source: the patterns that ONNX Runtime's and OpenVINO's optimizers replace by integer kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import fx
+
+from tersor.model.graph import Graph, arguments, floating, op_name, value, values
+from tersor.model.ops import OPS
+
+CONVS = ("conv1d", "conv2d", "conv3d")
+WEIGHTED = (*CONVS, "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear", "matmul")
+# Of `mean` only means over all positions, as in a pool: joined().
+POOLS = (*(f"{kind}{n}d" for kind in ("avg_pool", "adaptive_avg_pool") for n in (1, 2, 3)), "mean")
+JOINS = ("add", "mul", "cat", *POOLS)
+CLIPS = ("relu", "hardtanh", "clamp")
+PASSED = ("max_pool1d", "max_pool2d", "max_pool3d")  # edges whose values are some of those that they read
+# Operators without an edge of their own, that move values and do not change them.
+MOVES = {
+    "view", "reshape", "_unsafe_view", "flatten", "unflatten", "permute", "transpose", "t", "squeeze", "unsqueeze",
+    "contiguous", "clone", "alias", "detach", "slice", "select", "narrow", "expand", "expand_as", "repeat",
+    "chunk", "split", "split_with_sizes", "unbind", "getitem", "dropout", "feature_dropout", "roll", "pad",
+    "constant_pad_nd", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "movedim", "swapaxes", "index_select",
+    "to", "_to_copy", "type_as",
+}  # fmt: skip
+MULTIPLIED = ("weight", "self", "mat2", "other")  # the arguments of an operator that are its weight
+ACTIVATION = {"matmul": 2}  # how many of the first arguments are activations, where it is not 1
+
+
+@dataclass(frozen=True, eq=False)
+class IntegerLayer:
+    """A layer that computes with integers: its tensors by name, and the edge that it reads."""
+
+    weight: str
+    bias: str | None
+    edge: str
+
+
+@dataclass(eq=False)
+class IntegerEdges:
+    """The choice for one graph."""
+
+    graph: Graph
+    inputs: Sequence[str]  # the edges of the model's arguments: watch.input_names
+    chosen: frozenset[str]  # the weights that are integers
+    refused: frozenset[str] = frozenset()  # edges that no grid can hold
+
+    @cached_property
+    def names(self) -> dict[fx.Node, str]:
+        """The edge that each operator or argument makes, where it makes one."""
+        found = {node: name for name, (node, _) in reversed(self.graph.edges.items())}
+        places = dict(zip(self.graph.program.graph_signature.user_inputs, self.inputs, strict=True))
+        return found | {node: places[node.name] for node in self.graph.inputs if floats(node)}
+
+    def op(self, node: fx.Node) -> str | None:
+        return OPS.get(op_name(node)) if node.op == "call_function" else None
+
+    def source(self, node: fx.Node) -> fx.Node:
+        """The operator or argument whose values this node passes on."""
+        while node.op == "call_function" and (op_name(node) in MOVES or self.op(node) in PASSED):
+            before = node.args[0]
+            if not isinstance(before, fx.Node):
+                break
+            node = before
+        return node
+
+    def reads(self, node: fx.Node) -> list[fx.Node]:
+        """The sources of the activations that an operator reads."""
+        op = self.op(node) or ""
+        if op == "cat":
+            given = arguments(node).get("tensors", ())
+            return [self.source(item) for item in given if isinstance(item, fx.Node)]
+        count = ACTIVATION.get(op, 2 if op in JOINS and op not in POOLS else 1)
+        return [self.source(item) for item in node.args[:count] if isinstance(item, fx.Node)]
+
+    @cached_property
+    def readers(self) -> dict[fx.Node, list[fx.Node]]:
+        """For each source, the operators with edges that read it, and the output of the graph."""
+        found: dict[fx.Node, list[fx.Node]] = {}
+        for node in (*self.graph.nodes, self.graph.output):
+            if node.op == "output" or (self.op(node) not in PASSED and op_name(node) not in MOVES):
+                for source in dict.fromkeys(self.source(item) for item in node.all_input_nodes):
+                    found.setdefault(source, []).append(node)
+        return found
+
+    @cached_property
+    def weighted(self) -> dict[fx.Node, list[fx.Node]]:
+        """Operators that multiply activations, and their operands that depend on the input."""
+        found = {}
+        for node in self.graph.nodes:
+            if self.op(node) in WEIGHTED and node not in self.graph.constant:
+                operands = [item for item in self.reads(node) if self.moving(item)]
+                weights = {name for name, word in self.tensors(node) if word in MULTIPLIED}
+                holds = all(self.names.get(item, "") not in ("", *self.refused) for item in operands)
+                if operands and holds and weights <= self.chosen:
+                    found[node] = operands
+        return found
+
+    def moving(self, node: fx.Node) -> bool:
+        """Whether a node's values depend on the model's arguments."""
+        return node in self.graph.inputs or (node.op == "call_function" and node not in self.graph.constant)
+
+    def clipped(self, node: fx.Node) -> bool:
+        """Whether only operators that clip read this node."""
+        readers = self.readers.get(node, [])
+        return bool(readers) and all(self.op(reader) in CLIPS for reader in readers)
+
+    def unclipped(self, node: fx.Node) -> fx.Node:
+        """The operator before those that clip."""
+        while self.op(node) in CLIPS:
+            before = self.source(node.args[0])  # type: ignore[arg-type]
+            if not self.clipped(before):
+                break
+            node = before
+        return node
+
+    @cached_property
+    def joins(self) -> set[fx.Node]:
+        """Joins that compute with integers: what they read comes from integer operators, and an integer
+        operator reads them. Found by removing others until none is left."""
+        found = {
+            node for node in self.graph.nodes
+            if joined(node, self.op(node)) and node not in self.graph.constant
+            and self.names.get(node, "") not in ("", *self.refused)
+        }  # fmt: skip
+        while True:
+            whole = {*self.weighted, *found}
+            fits = {node for node in found if self.from_integers(node, whole) and self.into(node, whole)}
+            if fits == found:
+                return found
+            found = fits
+
+    def from_integers(self, node: fx.Node, whole: set[fx.Node]) -> bool:
+        reads, given = self.reads(node), node.args[0] if self.op(node) == "cat" else node.args[:2]
+        several = self.op(node) not in POOLS
+        if several and len(reads) < len(given):  # a number, or an argument by name
+            return False
+        return bool(reads) and all(item in self.graph.inputs or self.unclipped(item) in whole for item in reads)
+
+    def into(self, node: fx.Node, whole: set[fx.Node]) -> bool:
+        """Whether an integer operator reads this node, directly or after clipping."""
+        todo, seen = [node], set()
+        while todo:
+            for reader in self.readers.get(todo.pop(), []):
+                if reader in whole:
+                    return True
+                if self.op(reader) in CLIPS and reader not in seen:
+                    seen.add(reader)
+                    todo.append(reader)
+        return False
+
+    @cached_property
+    def edges(self) -> list[str]:
+        """The edges that get a grid, in the order of the forward."""
+        wanted: set[fx.Node] = set()
+        for node, operands in self.weighted.items():
+            wanted.update(operands)
+            if self.op(node) in CONVS:
+                wanted.update(self.after(node))
+        for node in self.joins:
+            wanted.update((*self.reads(node), *self.after(node)))
+        order = [*self.graph.inputs, *self.graph.nodes]
+        names = [self.names[node] for node in order if node in wanted and node in self.names]
+        return [name for name in dict.fromkeys(names) if name not in self.refused]
+
+    def after(self, node: fx.Node) -> list[fx.Node]:
+        """Where the grid of an operator's output goes: after it, or after what clips it."""
+        if not self.clipped(node):
+            return [node]
+        return [found for reader in self.readers[node] for found in self.after(reader)]
+
+    @cached_property
+    def layers(self) -> list[IntegerLayer]:
+        """Layers whose weight can be integers: what multiplies an edge that has a grid."""
+        edges, found = set(self.edges), []
+        for node, operands in self.weighted.items():
+            weights = [name for name, word in self.tensors(node) if word in MULTIPLIED]
+            bias = next((name for name, word in self.tensors(node) if word == "bias"), None)
+            if weights and self.names[operands[0]] in edges:
+                found.append(IntegerLayer(weights[0], bias, self.names[operands[0]]))
+        return found
+
+    def tensors(self, node: fx.Node) -> Iterator[tuple[str, str]]:
+        """The model's tensors that an operator reads, with the names of the arguments."""
+        for word, item in arguments(node).items():
+            if isinstance(item, fx.Node) and (source := self.source(item)) in self.graph.tensors:
+                yield self.graph.tensors[source], word
+
+
+def joined(node: fx.Node, op: str | None) -> bool:
+    """Whether an operator can be a join, by its name and arguments."""
+    if op != "mean":
+        return op in JOINS
+    axes, source = arguments(node).get("dim"), node.args[0]
+    ndim = value(source).ndim if isinstance(source, fx.Node) else 0
+    return ndim > 2 and axes is not None and sorted(at % ndim for at in axes) == list(range(2, ndim))
+
+
+def floats(node: fx.Node) -> bool:
+    return any(map(floating, values(node)))

@@ -1,0 +1,225 @@
+"""ONNX integers: grids and integer weights as QuantizeLinear and DequantizeLinear, as integer kernels want them.
+
+Runtimes replace DequantizeLinear -> operator -> QuantizeLinear by one integer kernel if the pattern is exactly
+theirs. Each function here changes one thing that would hide it, and none changes what the file computes:
+
+clip       a clamp before QuantizeLinear goes where the grid clips alike
+pool       ReduceMean over height and width is GlobalAveragePool
+turned     a transposed integer weight is stored transposed
+bias       biases become int32, in units of input scale * weight scale, as accumulators are
+table      of an integer embedding only the rows that are read are decoded
+Source: the quantized patterns of ONNX Runtime's and OpenVINO's optimizers, found by trying.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from onnxscript import opset18 as op
+
+INT32 = 2**31 - 1
+
+
+def grid(x: Any, scale: Any, zero: Any, bits: int, signed: bool, axis: int) -> Any:
+    return op.DequantizeLinear(op.QuantizeLinear(x, scale, zero, axis=axis), scale, zero, axis=axis)
+
+
+def dequantize(codes: Any, scale: Any, axis: int) -> Any:
+    return op.DequantizeLinear(codes, scale, axis=axis)
+
+
+def table() -> dict[Any, Callable[..., Any]]:
+    """For torch.onnx.export: our operators in ONNX."""
+    return {torch.ops.tersor.grid.default: grid, torch.ops.tersor.dequantize.default: dequantize}
+
+
+def tidy(model: ir.Model) -> int:
+    """Bring the Q/DQ pairs of a model into the form that runtimes replace. Returns the number of grids."""
+    graph = model.graph
+    grids = sum(node.op_type == "QuantizeLinear" for node in graph)
+    for change in (scalar, clip, pool, turned, embedded, bias):
+        for node in list(graph):
+            if node.graph is graph:
+                change(graph, node)
+    unused(graph)
+    return grids
+
+
+def constant(value: ir.Value | None) -> np.ndarray | None:
+    """The array of an initializer or of a Constant, None for anything else."""
+    found = ir.convenience.get_const_tensor(value) if value is not None else None
+    return None if found is None else found.numpy()
+
+
+def initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    name = next(other for other in names(name) if other not in graph.initializers)
+    made = ir.Value(name=name, const_value=ir.tensor(array, name=name))
+    made.shape, made.dtype = ir.Shape(array.shape), ir.DataType.from_numpy(array.dtype)
+    graph.register_initializer(made)
+    return made
+
+
+def names(name: str) -> Iterator[str]:
+    yield name
+    at = 1
+    while True:
+        yield f"{name}_{at}"
+        at += 1
+
+
+def made_by(value: ir.Value | None, kind: str) -> ir.Node | None:
+    node = None if value is None else value.producer()
+    return node if node is not None and node.op_type == kind else None
+
+
+def attribute(node: ir.Node, name: str, default: Any) -> Any:
+    found = node.attributes.get(name)
+    return default if found is None else found.value
+
+
+def add_before(graph: ir.Graph, node: ir.Node, kind: str, inputs: list[ir.Value], **settings: Any) -> ir.Value:
+    """The output of a new operator that runs before `node`."""
+    made = ir.node(kind, inputs, attributes=settings)
+    graph.insert_before(node, made)
+    return made.outputs[0]
+
+
+def scalar(graph: ir.Graph, node: ir.Node) -> None:
+    """One scale for a tensor is a scalar: of a vector some patterns assume an axis."""
+    if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+        return
+    for at in (1, 2):
+        value = node.inputs[at] if at < len(node.inputs) else None
+        array = constant(value)
+        if value is None or array is None or array.shape != (1,):
+            continue
+        name = f"{value.name}_scalar"
+        made = graph.initializers.get(name)
+        node.replace_input_with(at, initializer(graph, name, array.reshape(())) if made is None else made)
+    if constant(node.inputs[1]) is not None and constant(node.inputs[1]).ndim == 0:  # type: ignore[union-attr]
+        node.attributes.pop("axis", None)
+
+
+def clip(graph: ir.Graph, node: ir.Node) -> None:
+    if node.op_type != "QuantizeLinear":
+        return
+    while (before := made_by(node.inputs[0], "Relu") or made_by(node.inputs[0], "Clip")) is not None:
+        if len(before.outputs[0].uses()) > 1 or before.outputs[0].is_graph_output():
+            return
+        low, high = limits_of(before)
+        scale, zero = constant(node.inputs[1]), constant(node.inputs[2])
+        if scale is None or zero is None or scale.ndim or low is None or high is None:
+            return
+        codes = np.iinfo(zero.dtype)
+        with np.errstate(over="ignore"):
+            first, last = (float(np.rint(np.float32(end) / scale)) + float(zero) for end in (low, high))
+        if first > codes.min or last < codes.max:
+            return
+        node.replace_input_with(0, before.inputs[0])
+
+
+def limits_of(node: ir.Node) -> tuple[float | None, float | None]:
+    """The ends of a Relu or Clip; None where they are not constants."""
+    if node.op_type == "Relu":
+        return 0.0, np.inf
+    ends: list[float | None] = []
+    for at, open_end in ((1, -np.inf), (2, np.inf)):
+        value = node.inputs[at] if at < len(node.inputs) else None
+        array = constant(value)
+        ends.append(open_end if value is None else None if array is None else float(array.reshape(())))
+    return ends[0], ends[1]
+
+
+def pool(graph: ir.Graph, node: ir.Node) -> None:
+    if node.op_type != "ReduceMean" or made_by(node.inputs[0], "DequantizeLinear") is None:
+        return
+    axes = constant(node.inputs[1]) if len(node.inputs) > 1 else None
+    shape = node.inputs[0].shape
+    if axes is None or shape is None or len(shape) < 3:
+        return
+    if sorted(int(at) % len(shape) for at in axes) == list(range(2, len(shape))):
+        found = add_before(graph, node, "GlobalAveragePool", [node.inputs[0]])
+        if attribute(node, "keepdims", 1) != 1:
+            made = initializer(graph, f"{found.name}_axes", np.arange(2, len(shape)))
+            found = add_before(graph, node, "Squeeze", [found, made])
+        replaced(node, found)
+
+
+def replaced(node: ir.Node, found: ir.Value) -> None:
+    """Let all that reads this operator's output read another value."""
+    old = node.outputs[0]
+    found.shape, found.dtype = old.shape, old.dtype
+    old.replace_all_uses_with(found, replace_graph_outputs=True)
+
+
+def weight_of(value: ir.Value | None) -> tuple[ir.Node, np.ndarray, np.ndarray] | None:
+    """(DequantizeLinear, codes, scale) of an integer weight."""
+    node = made_by(value, "DequantizeLinear")
+    codes = None if node is None else constant(node.inputs[0])
+    scale = None if node is None else constant(node.inputs[1])
+    return None if node is None or codes is None or scale is None else (node, codes, scale)
+
+
+def turned(graph: ir.Graph, node: ir.Node) -> None:
+    weight = weight_of(node.inputs[0]) if node.op_type == "Transpose" else None
+    if weight is None:
+        return
+    before, codes, scale = weight
+    order = list(attribute(node, "perm", range(codes.ndim)[::-1]))
+    name = str(before.inputs[0].name)
+    stored = initializer(graph, f"{name}_turned", np.ascontiguousarray(codes.transpose(order)))
+    settings = {"axis": order.index(attribute(before, "axis", 1) % codes.ndim)} if scale.ndim else {}
+    replaced(node, add_before(graph, node, "DequantizeLinear", [stored, before.inputs[1]], **settings))
+
+
+def embedded(graph: ir.Graph, node: ir.Node) -> None:
+    weight = weight_of(node.inputs[0]) if node.op_type == "Gather" else None
+    if weight is None or attribute(node, "axis", 0) != 0:
+        return
+    before, codes, scale = weight
+    if scale.ndim and (attribute(before, "axis", 1) % codes.ndim or codes.ndim != 2):
+        return
+    rows = add_before(graph, node, "Gather", [before.inputs[0], node.inputs[1]], axis=0)
+    values = add_before(graph, node, "Cast", [rows], to=int(ir.DataType.FLOAT))
+    factor = before.inputs[1]
+    if scale.ndim:
+        column = initializer(graph, f"{factor.name}_column", scale.reshape(-1, 1))
+        factor = add_before(graph, node, "Gather", [column, node.inputs[1]], axis=0)
+    replaced(node, add_before(graph, node, "Mul", [values, factor]))
+
+
+def bias(graph: ir.Graph, node: ir.Node) -> None:
+    if node.op_type not in ("Conv", "Gemm") or len(node.inputs) < 3 or node.inputs[2] is None:
+        return
+    floats, weight = constant(node.inputs[2]), weight_of(node.inputs[1])
+    reads = made_by(node.inputs[0], "DequantizeLinear")
+    scale = None if reads is None else constant(reads.inputs[1])
+    if floats is None or weight is None or scale is None or scale.ndim or floats.ndim != 1:
+        return
+    if any(attribute(node, word, 1.0) != 1.0 for word in ("alpha", "beta")):
+        return
+    units = (scale.astype(np.float32) * weight[2].astype(np.float32)).astype(np.float32)  # [] or [O]
+    if units.ndim and units.shape != floats.shape:
+        return
+    codes = np.rint(floats.astype(np.float64) / units)
+    if np.abs(codes).max(initial=0) > INT32:
+        return
+    name = str(node.inputs[2].name)
+    stored = initializer(graph, f"{name}_codes", codes.astype(np.int32))
+    unit = initializer(graph, f"{name}_unit", units)
+    settings = {"axis": 0} if units.ndim else {}
+    node.replace_input_with(2, add_before(graph, node, "DequantizeLinear", [stored, unit], **settings))
+
+
+def unused(graph: ir.Graph) -> None:
+    """Remove operators and weights that nothing reads any more."""
+    for node in reversed(list(graph)):
+        if not any(out.uses() or out.is_graph_output() for out in node.outputs):
+            graph.remove(node, safe=True)
+    for name in [name for name, value in graph.initializers.items() if not value.uses()]:
+        if not graph.initializers[name].is_graph_output():
+            del graph.initializers[name]

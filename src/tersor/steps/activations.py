@@ -1,0 +1,171 @@
+"""Activations: grids on the edges that integer kernels read and write, from calibration batches.
+
+edges    where a runtime reads or writes integers                          model/integer_edges.py
+ranges   of the values on each edge, of the model with its new weights     model/observe.py
+biases   multiples of input scale * weight scale, as accumulators are: 32 bits
+Batch norms are folded first. An edge that no grid can hold, and a layer whose weight is not integers, stay in
+float and are named. Cost: two passes over the calibration batches, without gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from tersor.core.view import View
+from tersor.errors import RefusedError, few
+from tersor.forms import Affine, Dense, Form, uncoded
+from tersor.forms.at import At
+from tersor.forms.form import from_rows, to_rows
+from tersor.forms.grid import Grid
+from tersor.maths.uniform_grid import requantize
+from tersor.model.batches import device_of, move
+from tersor.model.example import example_inputs
+from tersor.model.graph import traced
+from tersor.model.integer_edges import IntegerEdges, IntegerLayer
+from tersor.model.integer_weights import integer_weight
+from tersor.model.observe import Range, grid_of, values_of
+from tersor.model.task import Task
+from tersor.model.watch import input_names
+from tersor.record.events import Edit, Event, Group, Note
+from tersor.steps.fold import Report, fold_norms
+
+ACCUMULATOR = 2**30  # largest code of a bias: half of what 32 bits hold, the rest is for the sum
+
+
+def folded(view: View, chosen: set[str]) -> Generator[Group, None, View]:
+    """The groups that fold batch norms into the layers before them; the view after them."""
+    report = Report()
+    now = yield from fold_norms(view, chosen, report)
+    if report.notes:
+        yield Group("norms that stay", tuple(report.notes))
+    return now
+
+
+def choice(view: View, chosen: set[str]) -> IntegerEdges:
+    """The edges for grids and the layers for integers, among the layers with these weights."""
+    model = view.plain()
+    inputs = move(example_inputs(view.task, model), device_of(model))
+    return IntegerEdges(traced(model, inputs), input_names(model, inputs), frozenset(chosen))
+
+
+class Calibration(NamedTuple):
+    """How grids of activations are found."""
+
+    bits: int
+    range: str
+    percentile: float
+
+
+def calibrated(view: View, after: Mapping[str, Form], chosen: set[str], how: Calibration) -> Rounded:
+    """Grids for the edges around the chosen layers. `after`: new forms of weights."""
+    forms = {**view.forms, **after}
+    left = {name: why for name in chosen if isinstance(why := integer_weight(forms[name]), str)}
+    found = choice(view, chosen - set(left))
+    ranges, refused = ranges_or_refusals(view.plain(after), view.task, found.edges, how)
+    if refused:
+        found = replace(found, refused=frozenset(refused))
+    grids = {edge: grid_of(ranges[edge], bits=how.bits) for edge in found.edges}
+    if not grids:
+        why = few(sorted({*left.values(), *refused.values()})) or "no layer reads an edge of the graph"
+        raise RefusedError(f"quantize: no layer can compute with integers: {why}")
+    integers = {layer.weight for layer in found.layers}
+    rest = {name: "no operator of the graph multiplies by it" for name in chosen - integers - set(left)}
+    return Rounded(view, dict(after), grids, found.layers, {**rest, **left}, refused)
+
+
+def ranges_or_refusals(
+    model: nn.Module, task: Task, edges: Iterable[str], how: Calibration
+) -> tuple[dict[str, Range], dict[str, str]]:
+    """(the range of each edge, why the others have none). An attention mask in the values would be clipped
+    by a grid, and then it would not mask any more."""
+    refused: dict[str, str] = {}
+    seen = values_of(model, task, edges, range=how.range, refused=refused)
+    ranges: dict[str, Range] = {}
+    for edge, values in seen.items():
+        found = values.range(bits=how.bits, percentile=how.percentile)
+        if values.masked:
+            refused[edge] = "it holds an additive attention mask"
+        elif edge not in refused and found is not None:
+            ranges[edge] = found
+    return ranges, refused
+
+
+@dataclass
+class Rounded:
+    """Weights, biases and grids of a model that computes with integers."""
+
+    view: View
+    forms: dict[str, Form]  # new forms of weights, and then of biases
+    grids: dict[str, Grid]
+    layers: list[IntegerLayer]
+    left: dict[str, str]  # weights whose layers stay in float: why
+    refused: dict[str, str]  # edges that no grid can hold: why
+
+    def after_training(self, view: View, forms: Mapping[str, Form]) -> Rounded:
+        """The same with trained weights, on a view that has the grids."""
+        return replace(self, view=view, forms=dict(forms))
+
+    def notes(self) -> Iterator[Note]:
+        count, whole = len(self.layers), len(self.layers) + len(self.left)
+        text = f"{count} of {whole} weights multiply integers; {len(self.grids)} edges have grids"
+        if self.left:
+            text += "; in float: " + few(f"{name} ({why})" for name, why in self.left.items())
+        if self.refused:
+            text += "; no grid on " + few(f"{edge} ({why})" for edge, why in self.refused.items())
+        facts = {"layers": count, "edges": len(self.grids), "float": self.left, "refused": self.refused}
+        yield Note("", "integers", text, facts)
+
+    def bias(self, layer: IntegerLayer) -> None:
+        """Round a layer's bias to multiples of input scale * weight scale.
+
+        Where the weights of an output are so small that its bias would overflow, their scale grows.
+        """
+        weight, name = self.form(layer.weight), layer.bias
+        integers = integer_weight(weight)
+        if name is None or isinstance(integers, str) or not isinstance(uncoded(self.form(name)), Dense):
+            return
+        bias, step = self.form(name).decode().double(), self.grids[layer.edge].scale.decode().double()
+        least = (bias.abs() / (ACCUMULATOR * step)).float()
+        small = integers.scale.expand_as(least) < least
+        scale = integers.scale
+        if small.any():
+            self.forms[layer.weight] = rescaled(weight, least)
+            scale = torch.maximum(scale.expand_as(least), least)
+        unit = (step.float() * scale).double()
+        value = (bias / unit).round() * unit
+        self.forms[name] = Dense(value.to(self.view.sites[name].torch_dtype))
+
+    def form(self, name: str) -> Form:
+        return self.forms.get(name) or self.view.form(name)
+
+    def events(self, hows: Mapping[str, str], *, forms: bool = True) -> list[Event]:
+        """Edits of weights and biases, then of grids: an edit of a weight makes older grids stale."""
+        view, found = self.view, list[Event]()
+        for name, form in self.forms.items() if forms else ():
+            if form.digest != view.form(name).digest:
+                found.append(Edit(name, view.form(name), form, hows.get(name, "absorb")))
+        stale = any(isinstance(event, Edit) for event in found)
+        for edge, grid in self.grids.items():
+            before = view.state.grids.get(edge)
+            found.append(Edit(edge, before.replace(stale=True) if before and stale else before, grid, "refine"))
+        return found
+
+
+def rescaled(form: Form, least: Tensor) -> Form:
+    """The integer weight with scales of at least `least` [O]."""
+
+    def change(at: At) -> Form | None:
+        grid = at.node
+        if not isinstance(grid, Affine):
+            return None
+        scale = torch.maximum(grid.scale.decode().expand(len(least), 1), least[:, None])
+        codes = requantize(to_rows(grid.decode(), grid.axis), scale, None, grid.bits, 0, True)
+        codes = from_rows(codes, tuple(grid.shape), grid.axis).contiguous()
+        return grid.replace(codes=Dense(codes), scale=Dense(scale))
+
+    return At(uncoded(form)).rebuilt(change)

@@ -1,0 +1,83 @@
+"""Integer edges: the choice for nets whose answer is written down by hand."""
+
+import pytest
+import torch
+from integer_nets import NETS, made
+from torch import Tensor, nn
+
+from tersor.model.graph import traced
+from tersor.model.integer_edges import IntegerEdges
+from tersor.model.watch import input_names
+
+
+def choice(net: nn.Module, *inputs: Tensor, refused: frozenset[str] = frozenset()) -> IntegerEdges:
+    weights = frozenset(name for name, item in net.named_parameters() if item.ndim > 1)
+    return IntegerEdges(traced(net, inputs), input_names(net, inputs), weights, refused)
+
+
+EDGES = {
+    "residual": [
+        "/input:x", "/relu:0", "/relu:1", "b/conv2d:0", "/relu:2", "/mean:0"
+    ],
+    "inverted": [
+        "/input:x", "stem.1/hardtanh:0", "depth.0/conv2d:0", "/adaptive_avg_pool2d:0", "/relu:0",
+        "excite/conv2d:0", "/mul:0", "/hardtanh:0", "/adaptive_avg_pool2d:1",  # hardswish * x is in float
+    ],
+    "branches": [
+        "/input:x", "/relu:0", "/relu:1", "right/conv2d:0", "/cat:0", "last/conv2d:0", "/avg_pool2d:0", "/relu:2"
+    ],
+    "mlp": ["/input:x", "/gelu:0", "/mean:0"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_edges_by_hand(name: str) -> None:
+    net, task = made(name)
+    if name == "residual":
+        net.norm = nn.Identity()
+    found = choice(net, *task.example)
+    assert found.edges == EDGES[name]
+    weights = [item for item, tensor in net.named_parameters() if tensor.ndim > 1]
+    assert sorted(layer.weight for layer in found.layers) == sorted(weights)
+
+
+def test_an_edge_that_no_grid_can_hold_takes_its_layer_with_it() -> None:
+    net, task = made("branches")
+    found = choice(net, *task.example, refused=frozenset({"right/conv2d:0"}))
+    assert "right/conv2d:0" not in found.edges
+    assert "/cat:0" in found.edges  # the last convolution still reads it
+    assert found.edges == [edge for edge in EDGES["branches"] if edge != "right/conv2d:0"]
+
+
+class Scores(nn.Module):
+    """Attention in its own words: a product of activations, a scale, a mask, softmax, a second product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        scores = self.q(x) @ self.k(x).transpose(1, 2) / 3 + mask
+        return scores.softmax(2) @ self.v(x)
+
+
+def test_products_of_activations_are_integers_and_the_mask_stays_out() -> None:
+    net, x = Scores(), torch.randn(2, 4, 8)
+    mask = torch.full((4, 4), torch.finfo(torch.float32).min).triu(1)
+    found = choice(net, x, mask)
+    assert found.edges == ["/input:x", "q/linear:0", "k/linear:0", "v/linear:0", "/softmax:0"]
+    assert [layer.edge for layer in found.layers] == ["/input:x"] * 3
+
+
+def test_arguments_are_named_as_a_run_names_them() -> None:
+    class Nested(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 3), nn.Linear(4, 3)
+
+        def forward(self, pair: dict[str, Tensor], *rest: Tensor) -> Tensor:
+            return self.a(pair["left"]) + self.b(rest[1])
+
+    x = torch.randn(2, 4)
+    found = choice(Nested(), {"left": x, "right": x}, x, x)
+    assert found.edges == ["/input:pair.left", "/input:rest.1"]

@@ -1,0 +1,148 @@
+"""quantize activations=8: what it changes, what it refuses, and that the result stays a state like others."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from integer_nets import NETS, made
+from torch import nn
+
+from tersor.core.history import undo
+from tersor.core.run import run
+from tersor.errors import RefusedError, SettingError
+from tersor.io import load, save
+from tersor.model.loader import TensorBatches
+from tersor.model.task import Task
+from tersor.steps import Entropy, Fold, Prune, Quantize, Rdoq
+
+
+def note(result: Any, kind: str = "integers") -> Any:
+    *_, found = result.ledger.notes(kind)
+    return found
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_batch_norms_are_folded_and_every_layer_computes_with_integers(name: str) -> None:
+    net, task = made(name)
+    result = run(net, [Quantize(activations=8)], task)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in result.plain().modules())
+    weights = [site.name for site in result.sites.values() if site.is_weight]
+    assert note(result).data["layers"] == len(weights)
+    assert note(result).data["float"] == {}
+    x = task.example[0]
+    exact, rounded = net(x), result.model()(x)
+    assert 0 < (exact - rounded).norm() / exact.norm() < 0.05
+
+
+def test_weights_that_are_integers_already_keep_their_codes() -> None:
+    net, task = made("branches")
+    four = run(net, [Rdoq(bits=4.0, vectors=False)], task)
+    result = run(four, [Quantize(activations=8)], task)
+    for name, form in four.forms.items():
+        if four.sites[name].is_weight:
+            assert torch.equal(form.decode(), result.forms[name].decode())
+
+
+def test_masks_stay_and_their_weights_are_integers() -> None:
+    net, task = made("branches")
+    result = run(net, [Prune(keep=0.3), Quantize(activations=8)], task)
+    assert note(result).data["float"] == {}
+    for name, form in result.forms.items():
+        if result.sites[name].is_weight:
+            assert (form.decode() == 0).float().mean() >= 0.6
+
+
+def test_a_layer_that_no_integers_fit_stays_in_float_and_is_named() -> None:
+    net, task = made("branches")
+    result = run(net, [Quantize(activations=8, where=("*", "!right.weight"))], task)
+    assert result.forms["right.weight"].name == "dense"
+    assert "right/conv2d:0" not in result.grids
+    assert note(result).data["layers"] == 5
+
+
+def test_the_result_is_saved_reloaded_coded_and_undone(tmp_path: Path) -> None:
+    net, task = made("residual")
+    result = run(net, [Quantize(activations=8), Entropy()], task)
+    save(result, tmp_path / "m.tersor")
+    again = load(tmp_path / "m.tersor").model(made("residual")[0])
+    x = task.example[0]
+    assert torch.equal(again(x), result.model()(x))
+    back = undo(result)
+    assert torch.equal(back.model()(x), net(x))
+
+
+def test_it_calibrates_again_after_other_steps() -> None:
+    net, task = made("residual")
+    once = run(net, [Quantize(activations=8)], task)
+    twice = run(once, [Prune(keep=0.9), Quantize(activations=8)], task)
+    assert not any(grid.stale for grid in twice.grids.values())
+    assert set(twice.grids) == set(once.grids)
+    twice.model()(task.example[0])
+
+
+def test_training_sees_the_grids() -> None:
+    net, task = made("residual")
+    settings: dict[str, Any] = {"activations": 8, "bits": 2, "epochs": 4, "lr": 1e-2}
+    trained = run(net, [Quantize(**settings)], task)
+    rounded = run(net, [Quantize(activations=8, bits=2)], task)
+    assert not any(grid.stale for grid in trained.grids.values())
+    assert float(task.scores(trained.model()).mean()) > float(task.scores(rounded.model()).mean())
+
+
+class Masked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.q, self.k = nn.Embedding(11, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        x = self.embed(tokens)
+        fill = torch.full((5, 5), torch.finfo(torch.float32).min).triu(1)
+        scores = self.q(x) @ self.k(x).transpose(1, 2) + fill
+        return self.head((scores @ x).softmax(2).mean(1))  # the mask itself is multiplied
+
+
+def test_an_attention_mask_gets_no_grid() -> None:
+    torch.manual_seed(0)
+    net, x = Masked().eval(), torch.randint(11, (16, 5))
+    loader = TensorBatches(x, torch.zeros(16, dtype=torch.int64), batch=8)
+    task = Task(evaluate=loader, calibrate=loader, train=loader)
+    result = run(net, [Quantize(activations=8)], task)
+    assert "/add:0" not in result.grids
+    assert "/add:0" in note(result).data["refused"]
+    assert "attention mask" in note(result).text
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"activations": 4}, "8 bits, or 0"),
+        ({"activations": 8, "bits": 9}, "bits=2 to 8"),
+        ({"activations": 8, "scheme": "binary"}, "scheme=uniform"),
+        ({"activations": 8, "symmetric": False}, "symmetric=true"),
+        ({"activations": 8, "per": "group"}, "per=channel or tensor"),
+        ({"activation_range": "mse"}, "has no effect"),
+        ({"activations": 8, "activation_range": "widest"}, "activation_range"),
+        ({"activations": 8, "activation_range": "percentile", "activation_percentile": 10.0}, "above 50"),
+    ],
+)
+def test_settings_that_are_wrong_are_refused(settings: dict[str, Any], text: str) -> None:
+    with pytest.raises(SettingError, match=text):
+        Quantize(**settings)
+
+
+def test_a_model_without_integer_layers_is_refused() -> None:
+    net = nn.Sequential(nn.Embedding(11, 8), nn.LayerNorm(8))
+    x = torch.randint(11, (16, 5))
+    loader = TensorBatches(x, torch.zeros(16, dtype=torch.int64), batch=8)
+    with pytest.raises(RefusedError, match="no layer can compute with integers"):
+        run(net, [Quantize(activations=8)], Task(evaluate=loader, calibrate=loader, train=loader))
+
+
+@pytest.mark.parametrize("method", ["minmax", "average", "percentile", "mse", "entropy"])
+def test_ranges_by_each_method(method: str) -> None:
+    net, task = made("residual")
+    result = run(net, [Fold(dead=False), Quantize(activations=8, activation_range=method)], task)
+    x = task.example[0]
+    assert 0 < (net(x) - result.model()(x)).norm() / net(x).norm() < 0.1
