@@ -123,7 +123,7 @@ class Arguments:
             return None
         bound = inspect.signature(module.forward).bind(*args, **kwargs)
         kinds = bound.signature.parameters
-        # The mode is on here, unlike in __torch_function__. Without a frame it counts nothing that `see` runs.
+        # The mode is on here, unlike in __torch_function__. Without a frame it counts no call of `see`.
         frames, run.frames = run.frames, []
         try:
             for name, value in bound.arguments.items():
