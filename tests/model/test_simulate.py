@@ -154,6 +154,33 @@ def test_inputs_are_rounded_by_name() -> None:
     assert_equal(exported(simulated, *args, **kwargs).module()(*args, **kwargs), want)
 
 
+def test_rounding_an_input_counts_no_operators_of_the_model() -> None:
+    """The grid on the input adds, multiplies and clamps outside of any operator of the model."""
+
+    class Sum(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return ((x + 1.0) * 2.0).clamp(max=3.0) - 0.5
+
+    x = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
+    here: Call = (Sum(), (x,), {})
+    names = list(edges_of(*here[:1], *here[1]))
+    assert names == ["/input:x", "/add:0", "/mul:0", "/clamp:0", "/sub:0"]
+    grids = spanned(here, names, bits=4)
+    with running(run := Ranges(names, None, "mse")), torch.no_grad():
+        hooked(Sum())(x)
+    assert list(run.seen) == names
+    want = slow_grid(x, grids["/input:x"])
+    for name, change in (
+        ("/add:0", lambda x: x + 1.0),
+        ("/mul:0", lambda x: x * 2.0),
+        ("/clamp:0", lambda x: x.clamp(max=3.0)),
+        ("/sub:0", lambda x: x - 0.5),
+    ):
+        want = slow_grid(change(want), grids[name])
+    assert_equal(gridded(Sum(), grids)(x), want)
+    assert_equal(exported(gridded(Sum(), grids), x).module()(x), want)
+
+
 def test_without_grids_outputs_are_those_of_the_model() -> None:
     for model, args, kwargs in nets().values():
         assert_equal(Simulated(model)(*args, **kwargs), model(*args, **kwargs))

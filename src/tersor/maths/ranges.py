@@ -10,11 +10,14 @@ All functions take units [U, S] and return low <= 0 <= high, float64 [U]: zero i
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 BINS = 2048
 STRIDE = 16  # bins between two candidate thresholds
+MARGIN = 1e-12  # a threshold replaces a wider one only if its divergence is smaller by this
 AT_ONCE = 256  # units whose histograms are held in memory together
 
 
@@ -99,35 +102,61 @@ def _histogram(size: Tensor, count: Tensor) -> Tensor:
 
 
 def _threshold(histogram: Tensor, levels: int) -> Tensor:
-    """Fraction of the range to keep, [U]. histogram [U, BINS].
-
-    P is the first n bins, with all later counts added to the last one. Q distributes each level's count
-    evenly over its nonempty bins. Sums over bins are differences of cumulative sums, so a threshold costs
-    O(levels): KL(P, Q) = sum_bins P log P - sum_levels P_level log(Q_level / nonempty_level).
-    """
-    start = histogram.new_zeros(len(histogram), 1)
-    total = histogram.sum(1)
-    mass = torch.cat([start, histogram.cumsum(1)], 1)  # [U, BINS + 1]
-    filled = torch.cat([start, (histogram > 0).double().cumsum(1)], 1)
-    inside = torch.cat([start, torch.xlogy(histogram, histogram).cumsum(1)], 1)
-    best = torch.full_like(total, torch.inf)
-    share = torch.ones_like(total)
-    steps = torch.arange(levels + 1, device=histogram.device)
+    """Fraction of the range to keep, [U]. histogram [U, BINS]."""
+    sums = Sums.of(histogram)
+    best = torch.full_like(sums.total, torch.inf)
+    share = torch.ones_like(sums.total)
+    edge = torch.ones(1, dtype=torch.int64, device=histogram.device)
     for bins in range(BINS, max(levels, STRIDE) - 1, -STRIDE):
-        edges = steps * bins // levels
-        level, spread = mass[:, edges].diff(dim=1), filled[:, edges].diff(dim=1)  # [U, levels]
-        beyond = total - mass[:, bins]
-        last = histogram[:, bins - 1]
-        spread[:, -1] += (last == 0) & (beyond > 0)
-        p = level.clone()
-        p[:, -1] += beyond
-        # A level of P that is empty in Q gets half a count: its cost is large but finite.
-        q = torch.where(level > 0, level, 0.5) / spread.clamp_min(1)
-        self_term = inside[:, bins - 1] + torch.xlogy(last + beyond, last + beyond)
-        kl = (self_term - torch.xlogy(p, q).sum(1)) / total.clamp_min(1)
-        kl += (mass[:, bins].clamp_min(1) / total.clamp_min(1)).log()
-        kl = torch.where(mass[:, bins] > 0, kl, torch.inf)
-        better = kl < best - 1e-12
+        kl = divergence(sums, edge.new_zeros(1), edge * bins, levels)[:, 0]
+        better = kl < best - MARGIN
         best = torch.where(better, kl, best)
         share = torch.where(better, bins / BINS, share)
     return share
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Cumulative sums of histograms [U, N], float64: sums over bins are differences of them."""
+
+    histogram: Tensor  # [U, N]
+    mass: Tensor  # counts, [U, N + 1]
+    filled: Tensor  # bins that are not empty, [U, N + 1]
+    inside: Tensor  # count * log(count), [U, N + 1]
+
+    @classmethod
+    def of(cls, histogram: Tensor) -> Sums:
+        start = histogram.new_zeros(len(histogram), 1)
+        parts = histogram, (histogram > 0).double(), torch.xlogy(histogram, histogram)
+        return cls(histogram, *(torch.cat([start, part.cumsum(1)], 1) for part in parts))
+
+    @property
+    def total(self) -> Tensor:
+        return self.mass[:, -1]
+
+
+def divergence(sums: Sums, first: Tensor, last: Tensor, levels: int) -> Tensor:
+    """KL(P, Q) of clipping histograms to the bins first .. last - 1, int64 [K], and quantizing them, [U, K].
+    It is inf if these bins are empty.
+
+    P is these bins, with all counts beyond an end added to the bin at that end. Q distributes each level's
+    count evenly over its nonempty bins. It costs O(levels):
+    KL(P, Q) = sum_bins P log P - sum_levels P_level log(Q_level / nonempty_level).
+    """
+    histogram, mass, filled, inside = sums.histogram, sums.mass, sums.filled, sums.inside
+    steps = torch.arange(levels + 1, device=histogram.device)
+    edges = first[:, None] + steps * (last - first)[:, None] // levels  # [K, levels + 1]
+    level, spread = mass[:, edges].diff(dim=2), filled[:, edges].diff(dim=2)  # [U, K, levels]
+    within, total = mass[:, last] - mass[:, first], sums.total[:, None]
+    p = level.clone()
+    self_term = inside[:, last] - inside[:, first]
+    for at, column, beyond in ((0, first, mass[:, first]), (-1, last - 1, total - mass[:, last])):
+        end = histogram[:, column]
+        spread[..., at] += (end == 0) & (beyond > 0)
+        p[..., at] += beyond
+        self_term = self_term + torch.xlogy(end + beyond, end + beyond) - torch.xlogy(end, end)
+    # A level of P that is empty in Q gets half a count: its cost is large but finite.
+    q = torch.where(level > 0, level, 0.5) / spread.clamp_min(1)
+    kl = (self_term - torch.xlogy(p, q).sum(2)) / total.clamp_min(1)
+    kl += (within.clamp_min(1) / total.clamp_min(1)).log()
+    return torch.where(within > 0, kl, torch.inf)

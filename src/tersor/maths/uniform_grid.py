@@ -23,6 +23,7 @@ from tersor.maths.units import (
     TINY,
     check_bits,
     check_choice,
+    check_percentile,
     check_units,
     expand,
     exponent,
@@ -81,10 +82,8 @@ def uniform_grid(
             "uniform_grid: bits=1 with symmetric=True has only the code 0. Use symmetric=False (levels 0 and "
             "one end), or binary weights (levels -scale and +scale)"
         )
-    if range == "percentile" and not 50 < percentile <= 100:
-        raise SettingError(
-            f"uniform_grid: percentile={percentile}, but it must be in percent: 50 < percentile <= 100"
-        )
+    if range == "percentile":
+        check_percentile("uniform_grid", percentile)
     w = finite("uniform_grid", w)
     x, mask = to_units(w, per, group), unit_mask(w, keep, per, group)
     if range == "mse":

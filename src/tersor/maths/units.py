@@ -34,6 +34,14 @@ def check_bits(who: str, bits: int, low: int, high: int) -> None:
         raise SettingError(f"{who}: bits={bits}, but {low} to {high} is allowed")
 
 
+def check_percentile(who: str, percentile: float) -> None:
+    """Refuse a percentile out of range, such as a share."""
+    if not 50 < percentile <= 100:
+        raise SettingError(
+            f"{who}: percentile={percentile}, but it must be in percent: 50 < percentile <= 100"
+        )
+
+
 def check_units(who: str, shape: torch.Size, per: str, group: int, keep: Tensor | None = None) -> None:
     """Refuse a shape that is not [O, I], an unknown `per`, an empty group, a mask of another shape."""
     check_choice(who, "per", per, PER)

@@ -123,12 +123,17 @@ class Arguments:
             return None
         bound = inspect.signature(module.forward).bind(*args, **kwargs)
         kinds = bound.signature.parameters
-        for name, value in bound.arguments.items():
-            if kinds[name].kind is inspect.Parameter.VAR_KEYWORD:
-                seen = {key: through(run.see, key, item) for key, item in value.items()}
-            else:
-                seen = through(run.see, name, value)
-            bound.arguments[name] = seen
+        # The mode is on here, unlike in __torch_function__. Without a frame it counts no call of `see`.
+        frames, run.frames = run.frames, []
+        try:
+            for name, value in bound.arguments.items():
+                if kinds[name].kind is inspect.Parameter.VAR_KEYWORD:
+                    seen = {key: through(run.see, key, item) for key, item in value.items()}
+                else:
+                    seen = through(run.see, name, value)
+                bound.arguments[name] = seen
+        finally:
+            run.frames = frames
         return bound.args, bound.kwargs
 
 
