@@ -1,5 +1,7 @@
 """Integer edges: the choice for nets whose answer is written down by hand."""
 
+from typing import Any
+
 import pytest
 import torch
 from integer_nets import NETS, made
@@ -10,7 +12,7 @@ from tersor.model.integer_edges import IntegerEdges
 from tersor.model.watch import input_names
 
 
-def choice(net: nn.Module, *inputs: Tensor, refused: frozenset[str] = frozenset()) -> IntegerEdges:
+def choice(net: nn.Module, *inputs: Any, refused: frozenset[str] = frozenset()) -> IntegerEdges:
     weights = frozenset(name for name, item in net.named_parameters() if item.ndim > 1)
     return IntegerEdges(traced(net, inputs), input_names(net, inputs), weights, refused)
 
@@ -65,7 +67,7 @@ def test_products_of_activations_are_integers_and_the_mask_stays_out() -> None:
     net, x = Scores(), torch.randn(2, 4, 8)
     mask = torch.full((4, 4), torch.finfo(torch.float32).min).triu(1)
     found = choice(net, x, mask)
-    assert found.edges == ["/input:x", "q/linear:0", "k/linear:0", "v/linear:0", "/softmax:0"]
+    assert found.edges == ["/input:x", "q/linear:0", "k/linear:0", "/softmax:0", "v/linear:0"]
     assert [layer.edge for layer in found.layers] == ["/input:x"] * 3
 
 
@@ -78,6 +80,6 @@ def test_arguments_are_named_as_a_run_names_them() -> None:
         def forward(self, pair: dict[str, Tensor], *rest: Tensor) -> Tensor:
             return self.a(pair["left"]) + self.b(rest[1])
 
-    x = torch.randn(2, 4)
-    found = choice(Nested(), {"left": x, "right": x}, x, x)
+    left, right, a, b = (torch.randn(2, 4) for _ in range(4))
+    found = choice(Nested(), {"left": left, "right": right}, a, b)
     assert found.edges == ["/input:pair.left", "/input:rest.1"]

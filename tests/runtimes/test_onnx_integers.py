@@ -104,13 +104,17 @@ def test_a_bias_beside_vanishing_weights_still_fits_32_bits(tmp_path: Path) -> N
 # Single changes of the graph, on graphs made by hand
 
 
-def graph_of(nodes: list[Any], arrays: dict[str, np.ndarray], shape: list[Any], out: list[Any]) -> onnx.ModelProto:
+def graph_of(
+    nodes: list[Any], arrays: dict[str, np.ndarray], shape: list[Any], out: list[Any]
+) -> onnx.ModelProto:
     graph = helper.make_graph(
         nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, out)],
         [numpy_helper.from_array(array, name) for name, array in arrays.items()],
     )  # fmt: skip
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    model = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", onnx_integers.OPSET)], ir_version=10
+    )
     return onnx.shape_inference.infer_shapes(model)
 
 
@@ -210,11 +214,15 @@ def test_only_the_rows_of_an_embedding_that_are_read_are_decoded(scales: int) ->
     assert np.array_equal(answer(model, x), answer(after, x))
 
 
-def test_a_file_that_computes_something_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_computes_something_else_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     net, task = made("residual")
     result = run(net, [Quantize(activations=8)], task)
     before = onnx_integers.dequantize
-    monkeypatch.setattr(onnx_integers, "dequantize", lambda codes, scale, axis: before(codes, scale + scale, axis))
+    monkeypatch.setattr(
+        onnx_integers, "dequantize", lambda codes, scale, axis: before(codes, scale + scale, axis)
+    )
     with pytest.raises(RefusedError, match="does not compute what"):
         run(result, [Export()], task, out=tmp_path)
     assert not list(tmp_path.glob("*.onnx"))

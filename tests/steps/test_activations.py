@@ -37,7 +37,7 @@ def test_batch_norms_are_folded_and_every_layer_computes_with_integers(name: str
 
 def test_weights_that_are_integers_already_keep_their_codes() -> None:
     net, task = made("branches")
-    four = run(net, [Rdoq(bits=4.0, vectors=False)], task)
+    four = run(net, [Rdoq(bits=4.0, vectors=False, per="channel")], task)
     result = run(four, [Quantize(activations=8)], task)
     for name, form in four.forms.items():
         if four.sites[name].is_weight:

@@ -16,7 +16,7 @@ from torch import nn
 from tersor.core.state import State
 from tersor.errors import RefusedError
 from tersor.forms import Form, Grid
-from tersor.model.changed_copy import changed_structure
+from tersor.model.changed_copy import changed_in_place, changed_structure
 from tersor.model.changes import Replace, Set
 from tersor.model.replaced_sites import site_changes
 from tersor.record.events import CURRENT, Cut, Edit, Group, Note
@@ -41,8 +41,8 @@ def apply(state: State, group: Group, who: str) -> tuple[State, list[Digests]]:
             if isinstance(event, Replace) and structure is None and state.given is not None:
                 structure = changed_structure(state.given, state.changes)
             state, found = restructured(state, event, who, structure), ("", "")
-            # One more change to the structure; all earlier ones again would take a square of their number.
-            structure = None if structure is None else changed_structure(structure, [event])
+            # A copy for each change would take a square of their number.
+            structure = None if structure is None else changed_in_place(structure, event)
         digests.append(found)
         if not (isinstance(event, Edit) and (event.how == "lossless" or isinstance(event.after, Grid))):
             # Without a graph, the edges downstream of this weight are unknown: all grids become stale.

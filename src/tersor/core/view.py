@@ -125,7 +125,9 @@ class View:
         if not self.state.grids:
             return self.plain()
         refuse_stale(self.state.grids)
-        found = {name: integer_weight(form) for name, form in self.forms.items() if self.sites[name].is_weight}
+        found = {
+            name: integer_weight(form) for name, form in self.forms.items() if self.sites[name].is_weight
+        }
         weights = {name: weight for name, weight in found.items() if isinstance(weight, IntegerWeight)}
         return Deployed(self.plain(), self.state.grids, weights)
 

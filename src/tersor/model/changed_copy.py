@@ -41,6 +41,15 @@ def changed_structure(model: nn.Module, changes: Sequence[Change] = ()) -> nn.Mo
     return changed_copy(model, changes, bare).model
 
 
+def changed_in_place(model: nn.Module, change: Change) -> nn.Module:
+    """A private structure after one more change. Layers that are kept in lists or attributes, and not only as
+    submodules, are still the old ones there."""
+    if isinstance(change, Set):
+        put_integer(module_at(model, change.module), change)
+        return model
+    return replaced(model, change)[0]
+
+
 def changed_copy(model: nn.Module, changes: Sequence[Change], memo: Memo) -> ChangedCopy:
     """A copy with the changes made in order. `memo`: substitutes for tensors of the model, by id."""
     twin, swapped = ChangedCopy(copied(model, memo)), []

@@ -25,7 +25,9 @@ class Deployed(Simulated):
 
     spelled = False
 
-    def __init__(self, model: nn.Module, edge_grids: Mapping[str, Grid], weights: Mapping[str, IntegerWeight]):
+    def __init__(
+        self, model: nn.Module, edge_grids: Mapping[str, Grid], weights: Mapping[str, IntegerWeight]
+    ):
         """`model` is a private copy with decoded weights. `weights`: its tensors that are integers, by name."""
         super().__init__(model, edge_grids)
         self.axes = {name: weight.axis for name, weight in weights.items()}
@@ -50,6 +52,8 @@ class Deployed(Simulated):
         if not self.spelled:
             return {}
         return {
-            name: torch.ops.tersor.dequantize(getattr(self, f"codes_{at}"), getattr(self, f"scale_{at}"), axis)
+            name: torch.ops.tersor.dequantize(
+                getattr(self, f"codes_{at}"), getattr(self, f"scale_{at}"), axis
+            )
             for at, (name, axis) in enumerate(self.axes.items())
         }

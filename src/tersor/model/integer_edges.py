@@ -148,7 +148,9 @@ class IntegerEdges:
         several = self.op(node) not in POOLS
         if several and len(reads) < len(given):  # a number, or an argument by name
             return False
-        return bool(reads) and all(item in self.graph.inputs or self.unclipped(item) in whole for item in reads)
+        return bool(reads) and all(
+            item in self.graph.inputs or self.unclipped(item) in whole for item in reads
+        )
 
     def into(self, node: fx.Node, whole: set[fx.Node]) -> bool:
         """Whether an integer operator reads this node, directly or after clipping."""

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tersor.errors import SiteError
+from tersor.errors import RefusedError, SiteError
 from tersor.forms import Dense
 from tersor.forms.grid import Grid
 from tersor.maths.activation_ranges import Range
@@ -35,12 +35,14 @@ __all__ = ["RANGES", "Range", "Ranges", "grid_of", "observed", "ranges_of", "val
 class Ranges(WatchedRun):
     """A run that keeps what ranges need of the named edges, over all batches."""
 
-    def __init__(self, names: Iterable[str], axis: int | None, range: str = "minmax", pair: bool = False):
-        """`pair`: the model is an encoder-decoder that computes the decoder's inputs itself."""
+    def __init__(self, names: Iterable[str], axis: int | None, range: str = "minmax", pair: bool = False,
+                 refused: dict[str, str] | None = None):  # fmt: skip
+        """`pair`: the model is an encoder-decoder that computes the decoder's inputs itself. `refused`: takes
+        the edges whose values no range holds, with the reason."""
         super().__init__(self.observe, inputs=True)
         self.values = {name: EdgeValues(name, axis, range) for name in names}
         self.seen: dict[str, None] = {}  # every edge, chosen or not, in order
-        self.pair = pair
+        self.pair, self.refused = pair, refused
         self.batch: Any = None  # the present one
 
     @property
@@ -51,7 +53,12 @@ class Ranges(WatchedRun):
     def observe(self, name: str, x: Tensor) -> Tensor:
         self.seen[name] = None
         if name in self.values:
-            self.values[name].add(x, self.tokens(name, x))
+            try:
+                self.values[name].add(x, self.tokens(name, x))
+            except RefusedError as error:
+                if self.refused is None:
+                    raise
+                self.refused[name] = str(error).removeprefix(f"{name}: ")
         return x
 
     def tokens(self, name: str, x: Tensor) -> Tensor | None:
@@ -75,17 +82,19 @@ def values_of(
     axis: int | None = None,
     range: str = "minmax",
     data: str = "calibrate",
+    refused: dict[str, str] | None = None,
 ) -> dict[str, EdgeValues]:
     """What ranges need of the values on each named edge, over the batches of a set of the task, in eval mode.
 
-    SiteError if no batch has values on an edge. The model and all random state are left as they were.
+    SiteError if no batch has values on an edge, RefusedError for values that no range holds; with `refused`,
+    such an edge is put there with the reason. The model and all random state are left as they were.
     """
     check_range(range, axis)
     for name in (wanted := list(names)):
         parse(name)
     net = hooked(copy.deepcopy(model))
     pair = bool(getattr(getattr(net, "config", None), "is_encoder_decoder", False))
-    run = Ranges(wanted, axis, range, pair)
+    run = Ranges(wanted, axis, range, pair, refused)
     with evaluating(net), steady(getattr(task, data, None)):
         for batch in task.batches(data):
             run.batch = move(batch, device_of(net))
@@ -94,7 +103,7 @@ def values_of(
     for name, values in run.values.items():
         if name not in run.seen:
             raise SiteError(f"calibration: no batch reaches the edge {name!r}; {near(name, run.seen)}")
-        if values.ends is None:
+        if values.ends is None and name not in (refused or {}):
             why = "all its tokens are padding" if values.padded else "it is empty in every batch"
             raise SiteError(f"calibration: the edge {name!r} has no values: {why}. Leave this edge out.")
     return run.values

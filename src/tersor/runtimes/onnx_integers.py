@@ -6,6 +6,7 @@ theirs. Each function here changes one thing that would hide it, and none change
 clip       a clamp before QuantizeLinear goes where the grid clips alike
 pool       ReduceMean over height and width is GlobalAveragePool
 turned     a transposed integer weight is stored transposed
+zeros      weights of Gemm and MatMul have zero points, all 0: without them ONNX Runtime computes in float
 bias       biases become int32, in units of input scale * weight scale, as accumulators are
 table      of an integer embedding only the rows that are read are decoded
 Source: the quantized patterns of ONNX Runtime's and OpenVINO's optimizers, found by trying.
@@ -19,8 +20,22 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import torch
-from onnxscript import opset18 as op
+from onnxscript import opset21 as op
 
+# Operators whose outputs are some of their inputs' numbers.
+MOVES = (
+    "Reshape",
+    "Flatten",
+    "Transpose",
+    "Squeeze",
+    "Unsqueeze",
+    "Slice",
+    "Split",
+    "Identity",
+    "MaxPool",
+    "Gather",
+)
+OPSET = 21  # of ONNX: the first with 16-bit codes
 INT32 = 2**31 - 1
 
 
@@ -41,7 +56,7 @@ def tidy(model: ir.Model) -> int:
     """Bring the Q/DQ pairs of a model into the form that runtimes replace. Returns the number of grids."""
     graph = model.graph
     grids = sum(node.op_type == "QuantizeLinear" for node in graph)
-    for change in (scalar, clip, pool, turned, embedded, bias):
+    for change in (scalar, clip, pool, turned, embedded, bias, zeros):
         for node in list(graph):
             if node.graph is graph:
                 change(graph, node)
@@ -81,7 +96,9 @@ def attribute(node: ir.Node, name: str, default: Any) -> Any:
     return default if found is None else found.value
 
 
-def add_before(graph: ir.Graph, node: ir.Node, kind: str, inputs: list[ir.Value], **settings: Any) -> ir.Value:
+def add_before(
+    graph: ir.Graph, node: ir.Node, kind: str, inputs: list[ir.Value], **settings: Any
+) -> ir.Value:
     """The output of a new operator that runs before `node`."""
     made = ir.node(kind, inputs, attributes=settings)
     graph.insert_before(node, made)
@@ -135,7 +152,7 @@ def limits_of(node: ir.Node) -> tuple[float | None, float | None]:
 
 
 def pool(graph: ir.Graph, node: ir.Node) -> None:
-    if node.op_type != "ReduceMean" or made_by(node.inputs[0], "DequantizeLinear") is None:
+    if node.op_type != "ReduceMean" or decoded(node.inputs[0]) is None:
         return
     axes = constant(node.inputs[1]) if len(node.inputs) > 1 else None
     shape = node.inputs[0].shape
@@ -162,6 +179,14 @@ def weight_of(value: ir.Value | None) -> tuple[ir.Node, np.ndarray, np.ndarray] 
     codes = None if node is None else constant(node.inputs[0])
     scale = None if node is None else constant(node.inputs[1])
     return None if node is None or codes is None or scale is None else (node, codes, scale)
+
+
+def decoded(value: ir.Value | None) -> ir.Node | None:
+    """The DequantizeLinear whose numbers a value has, perhaps in another shape or order."""
+    node = None if value is None else value.producer()
+    while node is not None and node.op_type in MOVES:
+        node = None if node.inputs[0] is None else node.inputs[0].producer()
+    return node if node is not None and node.op_type == "DequantizeLinear" else None
 
 
 def turned(graph: ir.Graph, node: ir.Node) -> None:
@@ -196,7 +221,7 @@ def bias(graph: ir.Graph, node: ir.Node) -> None:
     if node.op_type not in ("Conv", "Gemm") or len(node.inputs) < 3 or node.inputs[2] is None:
         return
     floats, weight = constant(node.inputs[2]), weight_of(node.inputs[1])
-    reads = made_by(node.inputs[0], "DequantizeLinear")
+    reads = decoded(node.inputs[0])
     scale = None if reads is None else constant(reads.inputs[1])
     if floats is None or weight is None or scale is None or scale.ndim or floats.ndim != 1:
         return
@@ -213,6 +238,17 @@ def bias(graph: ir.Graph, node: ir.Node) -> None:
     unit = initializer(graph, f"{name}_unit", units)
     settings = {"axis": 0} if units.ndim else {}
     node.replace_input_with(2, add_before(graph, node, "DequantizeLinear", [stored, unit], **settings))
+
+
+def zeros(graph: ir.Graph, node: ir.Node) -> None:
+    weight = weight_of(node.inputs[1]) if node.op_type in ("Gemm", "MatMul") else None
+    if weight is None or len(weight[0].inputs) > 2:
+        return
+    before, codes, scale = weight
+    name = f"zeros_{'x'.join(map(str, scale.shape)) or 'scalar'}"
+    points = graph.initializers.get(name) or initializer(graph, name, np.zeros(scale.shape, codes.dtype))
+    before.resize_inputs(3)
+    before.replace_input_with(2, points)
 
 
 def unused(graph: ir.Graph) -> None:

@@ -207,7 +207,7 @@ def _export(model: nn.Module, inputs: Inputs, dynamic_batch: bool) -> tuple[Any,
                 return made
 
             clone.forward = known
-            if isinstance(clone, Deployed):
+            if integers := isinstance(clone, Deployed):
                 clone.spell()
             program = torch.onnx.export(
                 clone,
@@ -218,6 +218,7 @@ def _export(model: nn.Module, inputs: Inputs, dynamic_batch: bool) -> tuple[Any,
                 verbose=False,
                 external_data=False,
                 custom_translation_table=onnx_integers.table(),
+                opset_version=onnx_integers.OPSET if integers else None,
             )
         except UNTRACEABLE as error:
             way_out = " If its batch size cannot vary, give dynamic_batch=false." if dynamic_batch else ""

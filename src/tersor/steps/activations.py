@@ -152,7 +152,9 @@ class Rounded:
         stale = any(isinstance(event, Edit) for event in found)
         for edge, grid in self.grids.items():
             before = view.state.grids.get(edge)
-            found.append(Edit(edge, before.replace(stale=True) if before and stale else before, grid, "refine"))
+            found.append(
+                Edit(edge, before.replace(stale=True) if before and stale else before, grid, "refine")
+            )
         return found
 
 

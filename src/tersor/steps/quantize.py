@@ -119,7 +119,12 @@ class Quantize(Retrain):
 
     def check_integers(self) -> None:
         """Refuse weights that integer kernels do not take beside integer activations."""
-        wanted = {"scheme": ("uniform",), "symmetric": (True,), "per": ("channel", "tensor"), "bits": range(2, 9)}
+        wanted = {
+            "scheme": ("uniform",),
+            "symmetric": (True,),
+            "per": ("channel", "tensor"),
+            "bits": range(2, 9),
+        }
         for key, values in wanted.items():
             if (value := getattr(self, key)) not in values:
                 raise SettingError(
@@ -168,7 +173,9 @@ class Quantize(Retrain):
             rounded = rounded.after_training(now, after)
         for layer in rounded.layers:
             rounded.bias(layer)
-        notes = [self.note(name, view.form(name), rounded.form(name)) for name in chosen if name in view.forms]
+        notes = [
+            self.note(name, view.form(name), rounded.form(name)) for name in chosen if name in view.forms
+        ]
         hows = {name: edit.how for name, edit in edits.items()}
         yield Group("all", (*rounded.events(hows), *notes, *rounded.notes(), *trained))
 
