@@ -30,6 +30,7 @@ from tersor.errors import FormatError, RefusedError, SettingError, StorageError
 from tersor.model.batches import device_of, move, shapes, steady
 from tersor.model.outputs import exportable
 from tersor.runtimes.agree import Comparison, Difference, Inputs, as_inputs, outputs, sized, tensors
+from tersor.runtimes.output_names import name_outputs, names_of
 from tersor.runtimes.written import Written, into_place, workshop
 
 TOLERANCE = 1e-3  # largest allowed difference over the largest output: float32 sums in another order
@@ -180,18 +181,20 @@ def _export(model: nn.Module, inputs: Inputs, dynamic_batch: bool) -> tuple[Any,
     with _quiet():
         try:
             clone, left = copy.deepcopy(model).eval(), {}
+            names: list[str] = []
             forward = clone.forward
 
             @wraps(forward)
             def known(*args: Any, **kwargs: Any) -> Any:
                 made, odd = exportable(forward(*args, **kwargs))
                 left.update(odd)
+                names[:] = names_of(made)
                 if not tensors(made):
                     raise TypeError("its output holds no tensor that torch.export has a type for")
                 return made
 
             clone.forward = known
-            program = torch.onnx.export(
+            program: Any = torch.onnx.export(
                 clone,
                 args,
                 kwargs=kwargs,
@@ -206,6 +209,7 @@ def _export(model: nn.Module, inputs: Inputs, dynamic_batch: bool) -> tuple[Any,
                 f"onnxruntime: {type(model).__name__} cannot be exported with inputs {shapes(inputs)}: "
                 f"{_brief(error)}.{unexported(model.state_dict())}{way_out}"
             ) from error
+    name_outputs(program.model.graph, names)
     return program, tuple(f"{name} ({kind})" for name, kind in left.items())
 
 
