@@ -216,7 +216,9 @@ def test_export_writes_what_runs(files: Command, to: str, example: str) -> None:
     assert done.json["from"]["nbytes"] == os.stat("a.tersor").st_size
     session = onnxruntime.InferenceSession("made.onnx", providers=["CPUExecutionProvider"])
     x = data()[0][: 5 if "no-dynamic" in example else 80]
-    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    given = session.get_inputs()[0]
+    assert (given.shape[0] == 5) == ("no-dynamic" in example)
+    (found,) = session.run(None, {given.name: x.numpy()})
     assert np.allclose(found, net("a.safetensors")(x).detach(), atol=1e-5)
 
 
