@@ -77,7 +77,8 @@ class Mlp(nn.Module):
 
 IMAGE, TOKENS = (3, 16, 16), (6, 16)
 NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
-    "residual": (Residual, IMAGE), "inverted": (Inverted, IMAGE), "branches": (Branches, IMAGE), "mlp": (Mlp, TOKENS),
+    "residual": (Residual, IMAGE), "inverted": (Inverted, IMAGE), "branches": (Branches, IMAGE),
+    "mlp": (Mlp, TOKENS),
 }  # fmt: skip
 
 

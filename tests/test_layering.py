@@ -37,8 +37,10 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "pipeline",
         "check",
     ),  # words to a model and a recipe, these to a folder of results
-    ("exits",),  # how a command ends
+    ("candidates",),  # files and models to export, score and compare
+    ("exits", "options"),  # how a command ends; words that commands share
     ("tersor",),
+    ("commands",),
     ("cli", "demo", "__main__"),
 )
 

@@ -1,6 +1,7 @@
 """CLI: the command line calls functions, prints results on stdout and messages on stderr. It has no logic.
 
-How a command ends, with which exit code, is in exits.py.
+Commands that run a file in a runtime or score it are in commands.py. How a command ends, with which exit
+code, is in exits.py.
 """
 
 from __future__ import annotations
@@ -10,51 +11,29 @@ from typing import Annotated
 
 import typer
 
+from tersor import commands
 from tersor.exits import Answer, ended
+from tersor.options import (
+    MODEL,
+    Arch,
+    Base,
+    File,
+    Folder,
+    Json,
+    Key,
+    Model,
+    Quiet,
+    Tiny,
+    Weights,
+    Words,
+    Workers,
+    Zeros,
+)
 
 app = typer.Typer(
     name="tersor", help="Terse tensors: compress trained PyTorch models, with measured proof.",
     add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
 )  # fmt: skip
-
-MODEL = "file.py:factory, package.module:factory, torchvision:NAME, or FILE.tersor with --arch"
-Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL)]
-Words = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[STEP KEY=VALUE ...]",
-        help="a recipe in words: prune keep=0.1 entropy. tersor steps lists them",
-    ),
-]
-File = Annotated[Path, typer.Argument(metavar="FILE", help="a .tersor file")]
-Weights = Annotated[
-    str | None, typer.Option("--weights", metavar="FILE", help=".safetensors, or a saved state dict")
-]
-Key = Annotated[
-    str | None,
-    typer.Option("--key", metavar="KEY", help="the network under this key, of a checkpoint with several"),
-]
-Arch = Annotated[
-    str | None, typer.Option("--arch", metavar="FILE.py:NAME", help="the code of the model in FILE.tersor")
-]
-Base = Annotated[
-    str | None, typer.Option("--base", metavar="FILE", help="the original weights of FILE.tersor")
-]
-Folder = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="folder of the results")]
-Tiny = Annotated[
-    bool, typer.Option("--tiny", help="the short header, for files of a few kB: no ledger, one checksum")
-]
-Workers = Annotated[
-    int | None, typer.Option("--workers", metavar="N", help="threads; default: one for each core")
-]
-Zeros = Annotated[
-    str | None,
-    typer.Option(
-        "--zeros", metavar="GLOB", help="weights whose zeros stay zero; 'none': steps may change them"
-    ),
-]
-Json = Annotated[bool, typer.Option("--json", help="print one JSON document on stdout")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress on stderr")]
 
 
 @app.command()
@@ -331,6 +310,11 @@ def verify(file: File, workers: Workers = None, json: Json = False) -> Answer:
 
     facts = verified(file, io.verify(file, workers=workers))
     return Answer(facts, json, verified_lines, code=0 if facts["sound"] else 1)
+
+
+app.command("export")(commands.export)
+app.command("eval")(commands.evaluate)
+app.command("compare")(commands.compare)
 
 
 @app.callback(invoke_without_command=True)

@@ -63,15 +63,19 @@ def resolve_model(
     for word, value in (("--arch", arch), ("--base", base)):
         if value is not None:
             raise SettingError(f"model: {word} goes with a .tersor file; {text!r} already names the code")
-    word, _, name = text.partition(":")
-    module = (
-        torchvision_model(name)
-        if word == "torchvision"
-        else import_object(text, "model", SettingError, nn.Module)
-    )
+    module = resolve_module(text)
     if weights is not None:
         put_in(module, weights, key)
     return start(module, task)
+
+
+def resolve_module(text: str) -> nn.Module:
+    """The code that words name: file.py:factory, package.module:factory or torchvision:NAME."""
+    word, _, name = text.partition(":")
+    if word == "torchvision":
+        return torchvision_model(name)
+    module: nn.Module = import_object(text, "model", SettingError, nn.Module)
+    return module
 
 
 def resolve_files(*words: str | Path | None, weights: Iterable[str | Path | None] = ()) -> list[Path]:

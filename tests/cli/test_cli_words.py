@@ -13,7 +13,9 @@ import tersor as package
 from tersor import errors
 from tersor.steps import STEPS
 
-COMMANDS = ("demo", "run", "check", "show", "pack", "unpack", "verify")
+COMMANDS = (
+    "demo", "run", "check", "show", "pack", "unpack", "verify", "export", "eval", "compare"
+)  # fmt: skip
 
 
 def test_help_names_every_command(tersor: Command) -> None:

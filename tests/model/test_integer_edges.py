@@ -26,7 +26,8 @@ EDGES = {
         "excite/conv2d:0", "/mul:0", "/hardtanh:0", "/adaptive_avg_pool2d:1",  # hardswish * x is in float
     ],
     "branches": [
-        "/input:x", "/relu:0", "/relu:1", "right/conv2d:0", "/cat:0", "last/conv2d:0", "/avg_pool2d:0", "/relu:2"
+        "/input:x", "/relu:0", "/relu:1", "right/conv2d:0", "/cat:0", "last/conv2d:0", "/avg_pool2d:0",
+        "/relu:2",
     ],
     "mlp": ["/input:x", "/gelu:0", "/mean:0"],
 }  # fmt: skip

@@ -17,9 +17,7 @@ from onnx.reference import ReferenceEvaluator
 
 from tersor.core.run import run
 from tersor.core.state import State
-from tersor.core.view import View
 from tersor.errors import RefusedError
-from tersor.model.deployed import Deployed
 from tersor.runtimes import onnx_integers, onnxruntime
 from tersor.steps import Export, Quantize
 
@@ -41,7 +39,8 @@ def kernels(path: Path, tmp_path: Path) -> collections.Counter:
 
 
 FLOAT = {
-    "residual": [], "branches": [], "inverted": ["HardSwish", "HardSigmoid", "Mul"], "mlp": ["LayerNormalization"],
+    "residual": [], "branches": [], "inverted": ["HardSwish", "HardSigmoid", "Mul"],
+    "mlp": ["LayerNormalization"],
 }  # fmt: skip
 
 

@@ -28,7 +28,7 @@ class Deployed(Simulated):
     def __init__(
         self, model: nn.Module, edge_grids: Mapping[str, Grid], weights: Mapping[str, IntegerWeight]
     ):
-        """`model` is a private copy with decoded weights. `weights`: its tensors that are integers, by name."""
+        """`model`: a private copy with decoded weights. `weights`: its tensors that are integers, by name."""
         super().__init__(model, edge_grids)
         self.axes = {name: weight.axis for name, weight in weights.items()}
         for at, weight in enumerate(weights.values()):

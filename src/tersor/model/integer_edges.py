@@ -30,11 +30,11 @@ CLIPS = ("relu", "hardtanh", "clamp")
 PASSED = ("max_pool1d", "max_pool2d", "max_pool3d")  # edges whose values are some of those that they read
 # Operators without an edge of their own, that move values and do not change them.
 MOVES = {
-    "view", "reshape", "_unsafe_view", "flatten", "unflatten", "permute", "transpose", "t", "squeeze", "unsqueeze",
-    "contiguous", "clone", "alias", "detach", "slice", "select", "narrow", "expand", "expand_as", "repeat",
+    "view", "reshape", "_unsafe_view", "flatten", "unflatten", "permute", "transpose", "t", "squeeze",
+    "unsqueeze", "contiguous", "clone", "alias", "detach", "slice", "select", "narrow", "expand", "expand_as", "repeat",
     "chunk", "split", "split_with_sizes", "unbind", "getitem", "dropout", "feature_dropout", "roll", "pad",
-    "constant_pad_nd", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "movedim", "swapaxes", "index_select",
-    "to", "_to_copy", "type_as",
+    "constant_pad_nd", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "movedim", "swapaxes",
+    "index_select", "to", "_to_copy", "type_as",
 }  # fmt: skip
 MULTIPLIED = ("weight", "self", "mat2", "other")  # the arguments of an operator that are its weight
 ACTIVATION = {"matmul": 2}  # how many of the first arguments are activations, where it is not 1

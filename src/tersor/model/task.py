@@ -186,12 +186,16 @@ class Task:
             f"{self._who}: logits= does not fit: output {shapes(output)}",
         )
 
-    def scores(self, model: nn.Module, watch: Callable[[int, int | None], None] | None = None) -> Any:
+    def scores(
+        self, model: nn.Module, watch: Callable[[int, int | None], None] | None = None,
+        see: Callable[[Any, Any], None] | None = None,
+    ) -> Any:  # fmt: skip
         """The metric's statistics of each evaluation sample, on the CPU, in a fixed order: [N] float32, or
         for a metric of the whole set [N, S] or a list; `scored.of` computes the value from them.
 
         The model runs in eval mode without gradients on its own device; its modes and all random state are
         left as they were. `watch(done, total)` is called after each batch; total is None if unknown.
+        `see(output, batch)` gets the raw output of each batch.
         """
         self._check_model(model)
         batches = self.batches("evaluate")
@@ -200,7 +204,10 @@ class Task:
         with evaluating(model), steady(self.evaluate):
             for done, batch in enumerate(batches, 1):
                 here = move(batch, device)
-                found.append(self._score(self.answer(model, here), here))
+                output = self.answer(model, here)
+                if see is not None:
+                    see(output, here)
+                found.append(self._score(output, here))
                 if watch is not None:
                     watch(done, total)
         if isinstance(found[0], list):

@@ -1,7 +1,8 @@
-"""ONNX integers: grids and integer weights as QuantizeLinear and DequantizeLinear, as integer kernels want them.
+"""ONNX integers: grids and integer weights as QuantizeLinear and DequantizeLinear, for integer kernels.
 
-Runtimes replace DequantizeLinear -> operator -> QuantizeLinear by one integer kernel if the pattern is exactly
-theirs. Each function here changes one thing that would hide it, and none changes what the file computes:
+Runtimes replace DequantizeLinear -> operator -> QuantizeLinear by one integer kernel if the pattern is
+exactly theirs. Each function here changes one thing that would hide it, and none changes what the file
+computes:
 
 clip       a clamp before QuantizeLinear goes where the grid clips alike
 pool       ReduceMean over height and width is GlobalAveragePool
@@ -39,7 +40,9 @@ OPSET = 21  # of ONNX: the first with 16-bit codes
 INT32 = 2**31 - 1
 
 
-def grid(x: Any, scale: Any, zero: Any, bits: int, signed: bool, axis: int) -> Any:
+def grid(  # noqa: PLR0917  an operator has no keywords
+    x: Any, scale: Any, zero: Any, bits: int, signed: bool, axis: int
+) -> Any:
     return op.DequantizeLinear(op.QuantizeLinear(x, scale, zero, axis=axis), scale, zero, axis=axis)
 
 

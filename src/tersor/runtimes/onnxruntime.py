@@ -32,11 +32,12 @@ from tersor.model.deployed import Deployed
 from tersor.model.outputs import exportable
 from tersor.runtimes import onnx_integers
 from tersor.runtimes.agree import Comparison, Difference, Inputs, as_inputs, outputs, sized, tensors
+from tersor.runtimes.output_names import name_outputs, names_of
 from tersor.runtimes.written import Written, into_place, workshop
 
 TOLERANCE = 1e-3  # largest allowed difference over the largest output: float32 sums in another order
-# Allowed root mean square of the difference over that of the outputs, where edges have grids: a sum in another
-# order can round to the next step, and each later layer sees it. A wrong grid or weight moves far more.
+# Allowed root mean square of the difference over that of the outputs, where edges have grids: a sum in
+# another order can round to the next step, and each later layer sees it. A wrong grid or weight moves more.
 INTEGERS = 0.05
 ONE_FILE = 1 << 31  # bytes; protobuf cannot hold more, so larger weights go to a file beside the model
 
@@ -196,12 +197,14 @@ def _export(model: nn.Module, inputs: Inputs, dynamic_batch: bool) -> tuple[Any,
     with _quiet():
         try:
             clone, left = copy.deepcopy(model).eval(), {}
+            names: list[str] = []
             forward = clone.forward
 
             @wraps(forward)
             def known(*args: Any, **kwargs: Any) -> Any:
                 made, odd = exportable(forward(*args, **kwargs))
                 left.update(odd)
+                names[:] = names_of(made)
                 if not tensors(made):
                     raise TypeError("its output holds no tensor that torch.export has a type for")
                 return made
@@ -209,7 +212,7 @@ def _export(model: nn.Module, inputs: Inputs, dynamic_batch: bool) -> tuple[Any,
             clone.forward = known
             if integers := isinstance(clone, Deployed):
                 clone.spell()
-            program = torch.onnx.export(
+            program: Any = torch.onnx.export(
                 clone,
                 args,
                 kwargs=kwargs,
@@ -226,6 +229,7 @@ def _export(model: nn.Module, inputs: Inputs, dynamic_batch: bool) -> tuple[Any,
                 f"onnxruntime: {type(model).__name__} cannot be exported with inputs {shapes(inputs)}: "
                 f"{_brief(error)}.{unexported(model.state_dict())}{way_out}"
             ) from error
+    name_outputs(program.model.graph, names)
     return program, tuple(f"{name} ({kind})" for name, kind in left.items())
 
 

@@ -74,7 +74,7 @@ def calibrated(view: View, after: Mapping[str, Form], chosen: set[str], how: Cal
         why = few(sorted({*left.values(), *refused.values()})) or "no layer reads an edge of the graph"
         raise RefusedError(f"quantize: no layer can compute with integers: {why}")
     integers = {layer.weight for layer in found.layers}
-    rest = {name: "no operator of the graph multiplies by it" for name in chosen - integers - set(left)}
+    rest = dict.fromkeys(chosen - integers - set(left), "no operator of the graph multiplies by it")
     return Rounded(view, dict(after), grids, found.layers, {**rest, **left}, refused)
 
 

@@ -6,8 +6,8 @@ binary     w ~ +-scale                      Rastegari 2016
 ternary    w ~ {-1, 0, 1} * scale           Li 2016 (TWN)
 stored     bits a weight before coding, 32 bits a scale
 activations=8 also rounds what layers read, as integer kernels do: steps/activations.py. It needs data.
-Weights alone need none. With epochs it trains through the grid by straight-through gradients (Bengio 2013), and learns
-the steps of uniform grids (LSQ, Esser 2020).
+Weights alone need none. With epochs it trains through the grid by straight-through gradients (Bengio 2013),
+and learns the steps of uniform grids (LSQ, Esser 2020).
 """
 
 from __future__ import annotations
@@ -128,8 +128,8 @@ class Quantize(Retrain):
         for key, values in wanted.items():
             if (value := getattr(self, key)) not in values:
                 raise SettingError(
-                    f"quantize: {key}={value!r} with activations={self.activations}, but integer kernels take "
-                    f"weights with scheme=uniform, symmetric=true, per=channel or tensor, bits=2 to 8"
+                    f"quantize: {key}={value!r} with activations={self.activations}, but integer kernels "
+                    f"take weights with scheme=uniform, symmetric=true, per=channel or tensor, bits=2 to 8"
                 )
 
     @property

@@ -1,0 +1,133 @@
+"""Commands: `tersor export`, `eval` and `compare`, which run a file in a runtime or score it.
+
+As in cli.py, they call functions and have no logic.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tersor.exits import Answer
+from tersor.options import Json, Key, Quiet
+
+CANDIDATE = "a .tersor file, a checkpoint, or base: the model itself"
+RUNNING = "a .tersor file, a checkpoint, an .onnx file, or base: the model itself"
+Code = Annotated[
+    str | None, typer.Option("--model", metavar="MODEL", help="the code: file.py:factory, torchvision:NAME")
+]
+TaskOf = Annotated[
+    str, typer.Option("--task", metavar="TASK", help="digits, fashion-mnist:FOLDER or file.py:function")
+]
+RuntimeOf = Annotated[str, typer.Option("--runtime", metavar="RUNTIME", help="that runs .onnx files")]
+
+
+def export(
+    file: Annotated[str, typer.Argument(metavar="FILE", help=CANDIDATE)],
+    *,
+    model: Code = None,
+    task: Annotated[
+        str | None, typer.Option("--task", metavar="TASK", help="its first calibration batch is the example")
+    ] = None,
+    shape: Annotated[
+        list[str] | None,
+        typer.Option("--shape", metavar="SIZES", help="without a task: 1x3x224x224, for each input"),
+    ] = None,
+    to: Annotated[str, typer.Option("--to", metavar="RUNTIME", help="the runtime")] = "onnxruntime",
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="OUT", help="the file to write; default: FILE's name with .onnx"),
+    ] = None,
+    dynamic_batch: Annotated[
+        bool,
+        typer.Option(
+            "--dynamic-batch/--no-dynamic-batch", help="batches of any size, or only of the example's"
+        ),
+    ] = True,
+    key: Key = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> Answer:
+    """Write a file for a runtime, and compare its outputs with PyTorch's."""
+    from tersor.candidates.candidate import candidate
+    from tersor.candidates.export import export as written
+    from tersor.candidates.export import path_for
+    from tersor.report.comparison import exported_lines
+    from tersor.report.progress import watching
+    from tersor.resolve import resolve_files, resolve_task
+
+    data = resolve_task(task)
+    of = candidate(file, model, key=key, who="export")
+    inputs = resolve_files(model, task, weights=[of.path])
+    with watching(quiet=quiet, plain=json) as observer:
+        facts = written(
+            of, out or path_for(of), data, shapes=shape or (), to=to, dynamic_batch=dynamic_batch,
+            observer=observer, inputs=inputs,
+        )  # fmt: skip
+    return Answer(facts, json, exported_lines)
+
+
+def evaluate(
+    file: Annotated[str, typer.Argument(metavar="FILE", help=RUNNING)],
+    *,
+    task: TaskOf,
+    model: Code = None,
+    runtime: RuntimeOf = "onnxruntime",
+    key: Key = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> Answer:
+    """Measure a file's accuracy on a task."""
+    from tersor.candidates.candidate import candidate
+    from tersor.candidates.evaluate import evaluate as scored
+    from tersor.model.builtin_tasks import task_from
+    from tersor.report.comparison import evaluated_lines
+    from tersor.report.progress import watching
+
+    data = task_from(task)
+    of = candidate(file, model, key=key, runtime=runtime, who="eval")
+    with watching(quiet=quiet, plain=json) as observer:
+        facts = scored(of, data, observer)
+    return Answer(facts, json, evaluated_lines)
+
+
+def compare(
+    a: Annotated[str, typer.Argument(metavar="A", help=RUNNING)],
+    b: Annotated[str, typer.Argument(metavar="B", help="the other one, of any of these kinds")],
+    *,
+    task: TaskOf,
+    model: Code = None,
+    model_b: Annotated[
+        str | None, typer.Option("--model-b", metavar="MODEL", help="the code of B; default: that of A")
+    ] = None,
+    latency: Annotated[
+        bool, typer.Option("--latency", help="also time both in a runtime, in turn, and A against itself")
+    ] = False,
+    batch: Annotated[
+        int | None, typer.Option("--batch", metavar="N", help="for --latency: samples in a call")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option("--threads", metavar="N", help="for --latency: CPU threads")
+    ] = None,
+    runtime: RuntimeOf = "onnxruntime",
+    key: Key = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> Answer:
+    """Compare two files on a task: accuracy in pairs, equal decisions, bytes, speed."""
+    from tersor.candidates.candidate import pair
+    from tersor.candidates.compare import compare as compared
+    from tersor.model.builtin_tasks import task_from
+    from tersor.report.comparison import compared_tables
+    from tersor.report.progress import watching
+
+    data = task_from(task)
+    first, second = pair(a, b, model, model_b, key=key, runtime=runtime)
+    with watching(quiet=quiet, plain=json) as observer:
+        facts = compared(
+            first, second, data, latency=latency, batch=batch, threads=threads, runtime=runtime,
+            observer=observer,
+        )  # fmt: skip
+    return Answer(facts, json, compared_tables)

@@ -1,0 +1,45 @@
+"""Output names: the outputs of a written file are named as in the model's own output.
+
+{"logits": a, "states": (b, c)}  ->  logits, states.0, states.1
+torch's exporter names outputs after the operators that compute them: add_3. Outputs that the model itself
+does not name (a tensor, a tuple) keep those names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from tersor.model.outputs import parts_of
+
+
+def names_of(output: Any) -> list[str]:
+    """The name of each tensor of a model's output, in order; none unless the output is a mapping."""
+    return list(paths(output)) if isinstance(output, Mapping) else []
+
+
+def paths(output: Any, path: str = "") -> Iterator[str]:
+    """The keys that lead to each tensor, joined by dots."""
+    if isinstance(output, Tensor):
+        yield path
+    for key, part in parts_of(output).items():
+        yield from paths(part, f"{path}.{key}".lstrip("."))
+
+
+def name_outputs(graph: Any, names: Sequence[str]) -> None:
+    """Rename the outputs of an onnx_ir graph. All keep their names if one of the new ones has another meaning
+    in the graph, or if the graph has other outputs than the model."""
+    values = list(graph.outputs)
+    if len(names) != len(values) or len({*map(id, values)}) != len(values):
+        return
+    inside = [*graph.inputs, *graph.initializers.values()]
+    inside += [value for node in graph.all_nodes() for value in node.outputs]
+    others = {value.name for value in inside if not any(value is output for output in values)}
+    # An input that is also an output must keep its name, since it is given by it.
+    given = any(value is output for value in graph.inputs for output in values)
+    if given or others & set(names) or len({*names}) != len(names):
+        return
+    for value, name in zip(values, names, strict=True):
+        value.name = name
