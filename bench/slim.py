@@ -17,7 +17,6 @@ import argparse
 import copy
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -31,11 +30,11 @@ from typing import Any, NamedTuple
 import job
 import numpy as np
 import torch
+from child import replies
 from networks import load, task
 from slim_peer import (
     BATCH,
     DECAY,
-    NOT_INSTALLED,
     Outcome,
     answers,
     ended,
@@ -48,7 +47,6 @@ from torch import Tensor, nn
 
 from tersor.core.run import run
 from tersor.core.state import State
-from tersor.errors import TersorError
 from tersor.maths.statistics import paired
 from tersor.model.loader import TensorBatches
 from tersor.model.task import Task
@@ -158,18 +156,8 @@ def command(python: str, subject: str, factor: float, method: str, *, multiple: 
 
 def outcome(words: list[str]) -> Outcome | None:
     """The result of one run, None if its library is not installed."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    try:
-        ran = subprocess.run(
-            words, env=environment, capture_output=True, text=True, timeout=LIMIT, check=False
-        )
-    except subprocess.TimeoutExpired:
-        raise TersorError(f"bench: not done after {LIMIT} s: {' '.join(words)}") from None
-    if ran.returncode == NOT_INSTALLED:
-        return None
-    if ran.returncode:
-        raise TersorError(f"bench: {' '.join(words)} ended with {ran.returncode}:\n{ran.stderr[-2000:]}")
-    return Outcome(**json.loads(ran.stdout.strip().splitlines()[-1]))
+    found = replies(words, LIMIT)
+    return Outcome(**found[-1]) if found else None
 
 
 class Runs(NamedTuple):
@@ -305,11 +293,7 @@ def latency_rows(subject: str, python: str, runs: dict[Runs, Outcome], out: Path
     out.mkdir(parents=True, exist_ok=True)
     export(copy.deepcopy(load(subject)), files["unpruned"])
     words = [python, str(HERE / "slim_latency.py"), *(f"{name}={path}" for name, path in files.items())]
-    ran = subprocess.run(words, capture_output=True, text=True, timeout=LIMIT, check=False)
-    if ran.returncode:
-        raise TersorError(f"bench: {' '.join(words)} ended with {ran.returncode}:\n{ran.stderr[-2000:]}")
-    for line in ran.stdout.splitlines():
-        found = json.loads(line)
+    for found in replies(words, LIMIT) or ():
         if "missing" in found:
             print(f"{subject:14} {found['runtime']}: {found['missing']}")
             continue
