@@ -20,11 +20,11 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import job
 import numpy as np
@@ -121,8 +121,11 @@ def one(words: list[str]) -> Made | None:
     return Made(**found[-1]) if found else None
 
 
-def race(python: str, files: dict[str, Path], test: Path, out: Path, rounds: int = ROUNDS) -> Raced:
-    """Run all files in all runtimes. The first file is the float network's."""
+def race(
+    python: str, files: dict[str, Path], test: Path, out: Path, *, rounds: int = ROUNDS,
+    peers: Collection[str] = tuple(METHODS),
+) -> Raced:  # fmt: skip
+    """Run all files in all runtimes. The first one is the float network's; those of `peers` may fail."""
     words = [python, str(HERE / "integers_runtimes.py"), str(test), str(out), "--rounds", f"{rounds}"]
     raced = Raced({}, {}, {})
     for found in replies([*words, *(f"{name}={path}" for name, path in files.items())], LIMIT) or ():
@@ -130,7 +133,7 @@ def race(python: str, files: dict[str, Path], test: Path, out: Path, rounds: int
         if "missing" in found:
             print(f"{runtime}: {found['missing']}")
         elif "failed" in found:
-            if found["name"] not in METHODS:
+            if found["name"] not in peers:
                 raise TersorError(f"bench: {found['name']} does not run in {runtime}: {found['failed']}")
             print(f"{found['name']} in {runtime}: {found['failed']}")
         elif "outputs" in found:
@@ -147,22 +150,38 @@ def timing(rounds: list[float]) -> Timing:
     return Timing(float(np.median(rounds)), *median_interval(rounds), tuple(rounds), calls=1)
 
 
+class Inputs(NamedTuple):
+    """What all files of a subject are made from and judged by."""
+
+    images: Path  # to calibrate with, [300, 1, 28, 28]
+    test: Path  # [10000, 1, 28, 28]
+    given: Path  # the float network
+    labels: np.ndarray  # of the test images
+
+
+def inputs(subject: str, out: Path) -> Inputs:
+    on = task(calibrate=CALIBRATE)
+    out.mkdir(parents=True, exist_ok=True)
+    found = Inputs(
+        out / "calibrate.npy", out / "test.npy", out / "float.onnx", on.evaluate.dataset.tensors[1].numpy()
+    )
+    np.save(found.images, on.calibrate.dataset.tensors[0].numpy())
+    np.save(found.test, on.evaluate.dataset.tensors[0].numpy())
+    export(load(subject), found.given)
+    return found
+
+
 def measure(subject: str, options: argparse.Namespace) -> Iterator[Row]:
-    on, limits = task(calibrate=CALIBRATE), SUBJECTS[subject]
-    labels = on.evaluate.dataset.tensors[1].numpy()
+    limits = SUBJECTS[subject]
     with tempfile.TemporaryDirectory() as folder:
         out = (options.out or Path(folder)) / subject
-        out.mkdir(parents=True, exist_ok=True)
-        images, test, given = out / "calibrate.npy", out / "test.npy", out / "float.onnx"
-        np.save(images, on.calibrate.dataset.tensors[0].numpy())
-        np.save(test, on.evaluate.dataset.tensors[0].numpy())
-        export(load(subject), given)
+        images, test, given, labels = inputs(subject, out)
         tried = [] if options.peers_only else [our_file(subject, images, test, out / OURS)]
         tried += [peer_file(options.peers, method, given, images, out / "peers") for method in METHODS]
         files = [found for found in tried if found]
         yield from file_rows(subject, nbytes(given), files, limits)
         paths = {FLOAT: given} | {found.method: Path(found.path) for found in files}
-        raced = race(options.peers, paths, test, out, QUICK_ROUNDS if options.quick else ROUNDS)
+        raced = race(options.peers, paths, test, out, rounds=QUICK_ROUNDS if options.quick else ROUNDS)
         yield from accuracy_rows(subject, raced, labels, limits)
         yield from speed_rows(subject, raced, limits)
         if files and files[0].simulated:

@@ -3,7 +3,7 @@
 PYTHON bench/integers_runtimes.py IMAGES.npy FOLDER [--rounds 40] NAME=FILE ...
 The first file is the float network's. All run with one thread. Lines of JSON, for each runtime:
     {"runtime", "name", "outputs"}          a file's outputs for all images, .npy [N, classes] in FOLDER
-    {"runtime", "name", "failed"}           why a file does not run; no .xml does in ONNX Runtime
+    {"runtime", "name", "failed"}           why a file does not run
     {"runtime", "batch", "load", "times"}   ms a call, for each file and round; a round has all in turn
     {"runtime", "missing"}
 The float file is opened a second time, as an A/A check, and in OpenVINO a third time in the precision that it
@@ -49,8 +49,7 @@ def opened(runtime: str, files: dict[str, str]) -> dict[str, Call | str]:
     found: dict[str, Call | str] = {}
     for name, path in {first: files[first], AGAIN: files[first], **files}.items():
         if runtime != "OpenVINO" and Path(path).suffix == ".xml":
-            found[name] = "a file of OpenVINO"
-            continue
+            continue  # a file of OpenVINO
         try:
             found[name] = RUNTIMES[runtime](path)
         except ImportError:

@@ -103,17 +103,22 @@ def slimmed(
 def own(options: argparse.Namespace) -> Outcome:
     """One run of ours: pruned, scored, and tuned from there."""
     given, on = load(options.subject), flipping(task(batch=BATCH, calibrate=CALIBRATE))
+    found, state = tuned(given, on, options)
+    return ended(found, given, state.model(), on, options)
+
+
+def tuned(given: nn.Module, on: Task, options: argparse.Namespace) -> tuple[Outcome, State]:
+    """The pruned network, tuned if there are seconds for it."""
     began, fast = time.process_time(), options.method == FAST
-    pruned = slimmed(given, on, options.factor, multiple=options.multiple, seed=options.seed, fast=fast)
+    state = slimmed(given, on, options.factor, multiple=options.multiple, seed=options.seed, fast=fast)
     pruning = time.process_time() - began
-    net = pruned.model()
     found = Outcome(options.subject, options.method, options.factor, options.seed, pruning=pruning)
-    found = replace(found, before=percent(answers(net, on)))
+    found = replace(found, before=percent(answers(state.model(), on)))
     if options.seconds:
-        epochs, began = affordable(pruned, on, options.seconds), time.process_time()
-        net = run(pruned, [Finetune(epochs=epochs, **TUNING)], on, seed=options.seed).model()
+        epochs, began = affordable(state, on, options.seconds), time.process_time()
+        state = run(state, [Finetune(epochs=epochs, **TUNING)], on, seed=options.seed)
         found = replace(found, tuning=time.process_time() - began, epochs=epochs)
-    return ended(found, given, net, on, options)
+    return found, state
 
 
 def flipping(on: Task) -> Task:
