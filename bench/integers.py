@@ -1,6 +1,7 @@
 """Integers: int8 files by Tersor, ONNX Runtime and NNCF: bytes, accuracy, speed, parity, memory.
 
-python bench/integers.py [--peers PYTHON] [--peers-only] [--quick] [--out FOLDER] [--record] [SUBJECT ...]
+python bench/integers.py [--peers PYTHON] [--peers-only] [--quick] [--rounds 40] [--out FOLDER] [--record]
+                         [SUBJECT ...]
 PYTHON is an interpreter with the peers (bench/integers_peer.py), by default TERSOR_INTEGER_PEERS or this one.
 Each file is made in a process of its own from the same float network and the same 300 images. Then all run
 side by side in one process (bench/integers_runtimes.py), with one thread.
@@ -60,7 +61,7 @@ from tersor.steps import Export, Fold, Quantize
 HERE = Path(__file__).resolve().parent
 FILE, NO_FILE = "model.onnx", "-"
 CALIBRATE, FEW, MANY = 300, 32, 2000  # images
-ROUNDS, QUICK_ROUNDS = 40, 10
+ROUNDS = 40
 LIMIT = 1800  # seconds of a process
 HEAVY = ("ort-minmax", "ort-percentile")  # peers whose memory is measured
 MEMORY = "<= 300"  # MB
@@ -181,7 +182,7 @@ def measure(subject: str, options: argparse.Namespace) -> Iterator[Row]:
         files = [found for found in tried if found]
         yield from file_rows(subject, nbytes(given), files, limits)
         paths = {FLOAT: given} | {found.method: Path(found.path) for found in files}
-        raced = race(options.peers, paths, test, out, rounds=QUICK_ROUNDS if options.quick else ROUNDS)
+        raced = race(options.peers, paths, test, out, rounds=options.rounds)
         yield from accuracy_rows(subject, raced, labels, limits)
         yield from speed_rows(subject, raced, limits)
         if files and files[0].simulated:
@@ -236,7 +237,10 @@ def main(argv: list[str] | None = None) -> int:
         "--peers", metavar="PYTHON", default=os.environ.get("TERSOR_INTEGER_PEERS", sys.executable)
     )
     mine.add_argument("--peers-only", action="store_true", help="without our file")
-    mine.add_argument("--quick", action="store_true", help=f"{QUICK_ROUNDS} rounds, without memory")
+    mine.add_argument("--quick", action="store_true", help="without memory")
+    mine.add_argument(
+        "--rounds", type=int, default=ROUNDS, help="of timing; more on a machine with other load"
+    )
     mine.add_argument("--out", type=Path, help="keep the files and their outputs here")
     options, _ = mine.parse_known_args(argv)
     return job.main(__doc__, partial(measure, options=options), tuple(SUBJECTS), argv, (mine,))

@@ -1,7 +1,7 @@
 """Integers slim: channels removed, tuned, then int8: ours, and Torch-Pruning with NNCF.
 
-python bench/integers_slim.py [--pruners PYTHON] [--peers PYTHON] [--quick] [--out FOLDER] [--record]
-                              [SUBJECT ...]
+python bench/integers_slim.py [--pruners PYTHON] [--peers PYTHON] [--quick] [--rounds 40] [--out FOLDER]
+                              [--record] [SUBJECT ...]
 ours    slim to 1/2 and 1/4 of the MACs in multiples of 16 channels, tuned, folded, quantized, exported
 peers   bench/slim_peer.py, in multiples of 1, 8 and 16, tuned for the same seconds; then NNCF on its .onnx
         file, or on OpenVINO's model of it
@@ -95,7 +95,7 @@ def measure(subject: str, options: argparse.Namespace) -> Iterator[Row]:
         theirs = list(peer_files(subject, seconds, images, out, options))
         names = {found.method for found in theirs}
         paths = {FLOAT: given} | {found.method: Path(found.path) for found in (*mine, *theirs)}
-        raced = integers.race(options.peers, paths, test, out, peers=names)
+        raced = integers.race(options.peers, paths, test, out, rounds=options.rounds, peers=names)
         rows = [
             *file_rows(subject, nbytes(given), [*mine, *theirs], Limits()),
             *accuracy_rows(subject, raced, labels, Limits()),
@@ -155,6 +155,7 @@ def main(argv: list[str] | None = None) -> int:
         mine.add_argument(word, metavar="PYTHON", default=os.environ.get(variable, sys.executable))
     mine.add_argument("--peers-only", action="store_true", help="without our files")
     mine.add_argument("--quick", action="store_true", help=f"{slim.QUICK_SECONDS:g} s of tuning")
+    mine.add_argument("--rounds", type=int, default=integers.ROUNDS, help="of timing")
     mine.add_argument("--out", type=Path, help="keep the files and their outputs here")
     options, _ = mine.parse_known_args(argv)
     return job.main(__doc__, partial(measure, options=options), tuple(SPEED), argv, (mine,))
