@@ -34,6 +34,8 @@ BENCHES = {
     "slim_compose": True,
     "slim_minilm": True,
     "fold": True,
+    "integers": True,
+    "integers_slim": True,
 }
 
 

@@ -17,7 +17,6 @@ import argparse
 import copy
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -31,11 +30,11 @@ from typing import Any, NamedTuple
 import job
 import numpy as np
 import torch
+from child import replies
 from networks import load, task
 from slim_peer import (
     BATCH,
     DECAY,
-    NOT_INSTALLED,
     Outcome,
     answers,
     ended,
@@ -48,7 +47,6 @@ from torch import Tensor, nn
 
 from tersor.core.run import run
 from tersor.core.state import State
-from tersor.errors import TersorError
 from tersor.maths.statistics import paired
 from tersor.model.loader import TensorBatches
 from tersor.model.task import Task
@@ -105,17 +103,22 @@ def slimmed(
 def own(options: argparse.Namespace) -> Outcome:
     """One run of ours: pruned, scored, and tuned from there."""
     given, on = load(options.subject), flipping(task(batch=BATCH, calibrate=CALIBRATE))
+    found, state = tuned(given, on, options)
+    return ended(found, given, state.model(), on, options)
+
+
+def tuned(given: nn.Module, on: Task, options: argparse.Namespace) -> tuple[Outcome, State]:
+    """The pruned network, tuned if there are seconds for it."""
     began, fast = time.process_time(), options.method == FAST
-    pruned = slimmed(given, on, options.factor, multiple=options.multiple, seed=options.seed, fast=fast)
+    state = slimmed(given, on, options.factor, multiple=options.multiple, seed=options.seed, fast=fast)
     pruning = time.process_time() - began
-    net = pruned.model()
     found = Outcome(options.subject, options.method, options.factor, options.seed, pruning=pruning)
-    found = replace(found, before=percent(answers(net, on)))
+    found = replace(found, before=percent(answers(state.model(), on)))
     if options.seconds:
-        epochs, began = affordable(pruned, on, options.seconds), time.process_time()
-        net = run(pruned, [Finetune(epochs=epochs, **TUNING)], on, seed=options.seed).model()
+        epochs, began = affordable(state, on, options.seconds), time.process_time()
+        state = run(state, [Finetune(epochs=epochs, **TUNING)], on, seed=options.seed)
         found = replace(found, tuning=time.process_time() - began, epochs=epochs)
-    return ended(found, given, net, on, options)
+    return found, state
 
 
 def flipping(on: Task) -> Task:
@@ -158,18 +161,8 @@ def command(python: str, subject: str, factor: float, method: str, *, multiple: 
 
 def outcome(words: list[str]) -> Outcome | None:
     """The result of one run, None if its library is not installed."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    try:
-        ran = subprocess.run(
-            words, env=environment, capture_output=True, text=True, timeout=LIMIT, check=False
-        )
-    except subprocess.TimeoutExpired:
-        raise TersorError(f"bench: not done after {LIMIT} s: {' '.join(words)}") from None
-    if ran.returncode == NOT_INSTALLED:
-        return None
-    if ran.returncode:
-        raise TersorError(f"bench: {' '.join(words)} ended with {ran.returncode}:\n{ran.stderr[-2000:]}")
-    return Outcome(**json.loads(ran.stdout.strip().splitlines()[-1]))
+    found = replies(words, LIMIT)
+    return Outcome(**found[-1]) if found else None
 
 
 class Runs(NamedTuple):
@@ -305,11 +298,7 @@ def latency_rows(subject: str, python: str, runs: dict[Runs, Outcome], out: Path
     out.mkdir(parents=True, exist_ok=True)
     export(copy.deepcopy(load(subject)), files["unpruned"])
     words = [python, str(HERE / "slim_latency.py"), *(f"{name}={path}" for name, path in files.items())]
-    ran = subprocess.run(words, capture_output=True, text=True, timeout=LIMIT, check=False)
-    if ran.returncode:
-        raise TersorError(f"bench: {' '.join(words)} ended with {ran.returncode}:\n{ran.stderr[-2000:]}")
-    for line in ran.stdout.splitlines():
-        found = json.loads(line)
+    for found in replies(words, LIMIT) or ():
         if "missing" in found:
             print(f"{subject:14} {found['runtime']}: {found['missing']}")
             continue

@@ -17,7 +17,6 @@ import argparse
 import json
 import os
 import random
-import subprocess
 import sys
 import tempfile
 import time
@@ -31,7 +30,8 @@ import job
 import minilm
 import numpy as np
 import torch
-from networks import ROOT, parameters
+from child import replies
+from networks import parameters
 from slim_latency import RUNTIMES, same
 from table import Row
 from torch import Tensor, nn
@@ -177,14 +177,8 @@ def latency(name: str, models: dict[str, nn.Module], peers: str) -> Iterator[Row
             onnxruntime.write(Encoder(model), (full[:2],), Path(folder) / f"{word}.onnx")
         np.save(Path(folder) / "ids.npy", full.numpy())
         words = [peers, str(Path(__file__).resolve()), "--time", folder, *models]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'src'}"}
-        ran = subprocess.run(
-            words, env=environment, capture_output=True, text=True, timeout=LIMIT, check=False
-        )
-    if ran.returncode:
-        raise TersorError(f"bench: {' '.join(words)} ended with {ran.returncode}:\n{ran.stderr[-2000:]}")
-    for line in ran.stdout.splitlines():
-        found = json.loads(line)
+        answers = replies(words, LIMIT) or ()
+    for found in answers:
         if "missing" in found:
             print(f"{name:14} {found['runtime']}: {found['missing']}")
             continue

@@ -17,7 +17,6 @@ import argparse
 import copy
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -33,6 +32,7 @@ HERE = Path(__file__).resolve().parent
 if str(HERE.parent / "src") not in sys.path:
     sys.path.append(str(HERE.parent / "src"))  # networks.py needs tersor's reader of IDX files, nothing else
 
+from child import NOT_INSTALLED, answer  # noqa: E402
 from networks import load, task  # noqa: E402
 
 from tersor.model.task import Task  # noqa: E402
@@ -41,7 +41,6 @@ STEPS, MOST = 200, 0.9  # of pruning: each removes 1 / STEPS of the channels; th
 BATCH, LR, MOMENTUM, DECAY = 128, 0.05, 0.9, 5e-4
 RISE = 0.25  # share of the tuning in which the learning rate rises
 CLASSES = 10
-NOT_INSTALLED = 3  # exit code
 
 
 @dataclass(frozen=True)
@@ -254,8 +253,7 @@ def tag_of(options: argparse.Namespace) -> str:
 
 def main(argv: list[str]) -> int:
     options = options_of(__doc__, list(PRUNERS)).parse_args(argv)
-    reply = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # a library's output must not mix with the result
+    lines = answer()
     torch.set_num_threads(1)
     torch.manual_seed(options.seed)
     given, on = load(options.subject), task(batch=BATCH)
@@ -271,7 +269,7 @@ def main(argv: list[str]) -> int:
         tuning, epochs = tune(net, on, options.seconds, options.seed)
         found = replace(found, tuning=tuning, epochs=epochs)
     found = ended(found, given, net, on, options)
-    reply.write(json.dumps(asdict(found)) + "\n")
+    lines.write(json.dumps(asdict(found)) + "\n")
     return 0
 
 
