@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import cast
 
 from torch import fx
 
@@ -31,8 +32,8 @@ PASSED = ("max_pool1d", "max_pool2d", "max_pool3d")  # edges whose values are so
 # Operators without an edge of their own, that move values and do not change them.
 MOVES = {
     "view", "reshape", "_unsafe_view", "flatten", "unflatten", "permute", "transpose", "t", "squeeze",
-    "unsqueeze", "contiguous", "clone", "alias", "detach", "slice", "select", "narrow", "expand", "expand_as", "repeat",
-    "chunk", "split", "split_with_sizes", "unbind", "getitem", "dropout", "feature_dropout", "roll", "pad",
+    "unsqueeze", "contiguous", "clone", "alias", "detach", "slice", "select", "narrow", "expand", "expand_as",
+    "repeat", "chunk", "split", "split_with_sizes", "unbind", "getitem", "dropout", "feature_dropout", "roll", "pad",
     "constant_pad_nd", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "movedim", "swapaxes",
     "index_select", "to", "_to_copy", "type_as",
 }  # fmt: skip
@@ -144,9 +145,9 @@ class IntegerEdges:
             found = fits
 
     def from_integers(self, node: fx.Node, whole: set[fx.Node]) -> bool:
-        reads, given = self.reads(node), node.args[0] if self.op(node) == "cat" else node.args[:2]
-        several = self.op(node) not in POOLS
-        if several and len(reads) < len(given):  # a number, or an argument by name
+        reads, op = self.reads(node), self.op(node)
+        wanted = 1 if op in POOLS else len(cast(list, node.args[0])) if op == "cat" else 2
+        if len(reads) < wanted:  # a number, or an argument by name
             return False
         return bool(reads) and all(
             item in self.graph.inputs or self.unclipped(item) in whole for item in reads

@@ -16,7 +16,7 @@ Source: the quantized patterns of ONNX Runtime's and OpenVINO's optimizers, foun
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx_ir as ir
@@ -94,6 +94,11 @@ def made_by(value: ir.Value | None, kind: str) -> ir.Node | None:
     return node if node is not None and node.op_type == kind else None
 
 
+def given(node: ir.Node, at: int) -> ir.Value:
+    """An input that this kind of operator always has."""
+    return cast(ir.Value, node.inputs[at])
+
+
 def attribute(node: ir.Node, name: str, default: Any) -> Any:
     found = node.attributes.get(name)
     return default if found is None else found.value
@@ -158,11 +163,11 @@ def pool(graph: ir.Graph, node: ir.Node) -> None:
     if node.op_type != "ReduceMean" or decoded(node.inputs[0]) is None:
         return
     axes = constant(node.inputs[1]) if len(node.inputs) > 1 else None
-    shape = node.inputs[0].shape
+    shape = given(node, 0).shape
     if axes is None or shape is None or len(shape) < 3:
         return
     if sorted(int(at) % len(shape) for at in axes) == list(range(2, len(shape))):
-        found = add_before(graph, node, "GlobalAveragePool", [node.inputs[0]])
+        found = add_before(graph, node, "GlobalAveragePool", [given(node, 0)])
         if attribute(node, "keepdims", 1) != 1:
             made = initializer(graph, f"{found.name}_axes", np.arange(2, len(shape)))
             found = add_before(graph, node, "Squeeze", [found, made])
@@ -172,7 +177,7 @@ def pool(graph: ir.Graph, node: ir.Node) -> None:
 def replaced(node: ir.Node, found: ir.Value) -> None:
     """Let all that reads this operator's output read another value."""
     old = node.outputs[0]
-    found.shape, found.dtype = old.shape, old.dtype
+    found.shape, found.type = old.shape, old.type
     old.replace_all_uses_with(found, replace_graph_outputs=True)
 
 
@@ -198,10 +203,10 @@ def turned(graph: ir.Graph, node: ir.Node) -> None:
         return
     before, codes, scale = weight
     order = list(attribute(node, "perm", range(codes.ndim)[::-1]))
-    name = str(before.inputs[0].name)
+    name = str(given(before, 0).name)
     stored = initializer(graph, f"{name}_turned", np.ascontiguousarray(codes.transpose(order)))
     settings = {"axis": order.index(attribute(before, "axis", 1) % codes.ndim)} if scale.ndim else {}
-    replaced(node, add_before(graph, node, "DequantizeLinear", [stored, before.inputs[1]], **settings))
+    replaced(node, add_before(graph, node, "DequantizeLinear", [stored, given(before, 1)], **settings))
 
 
 def embedded(graph: ir.Graph, node: ir.Node) -> None:
@@ -211,12 +216,12 @@ def embedded(graph: ir.Graph, node: ir.Node) -> None:
     before, codes, scale = weight
     if scale.ndim and (attribute(before, "axis", 1) % codes.ndim or codes.ndim != 2):
         return
-    rows = add_before(graph, node, "Gather", [before.inputs[0], node.inputs[1]], axis=0)
+    rows = add_before(graph, node, "Gather", [given(before, 0), given(node, 1)], axis=0)
     values = add_before(graph, node, "Cast", [rows], to=int(ir.DataType.FLOAT))
-    factor = before.inputs[1]
+    factor = given(before, 1)
     if scale.ndim:
         column = initializer(graph, f"{factor.name}_column", scale.reshape(-1, 1))
-        factor = add_before(graph, node, "Gather", [column, node.inputs[1]], axis=0)
+        factor = add_before(graph, node, "Gather", [column, given(node, 1)], axis=0)
     replaced(node, add_before(graph, node, "Mul", [values, factor]))
 
 
@@ -236,7 +241,7 @@ def bias(graph: ir.Graph, node: ir.Node) -> None:
     codes = np.rint(floats.astype(np.float64) / units)
     if np.abs(codes).max(initial=0) > INT32:
         return
-    name = str(node.inputs[2].name)
+    name = str(given(node, 2).name)
     stored = initializer(graph, f"{name}_codes", codes.astype(np.int32))
     unit = initializer(graph, f"{name}_unit", units)
     settings = {"axis": 0} if units.ndim else {}
