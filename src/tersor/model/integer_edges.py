@@ -33,8 +33,8 @@ PASSED = ("max_pool1d", "max_pool2d", "max_pool3d")  # edges whose values are so
 MOVES = {
     "view", "reshape", "_unsafe_view", "flatten", "unflatten", "permute", "transpose", "t", "squeeze",
     "unsqueeze", "contiguous", "clone", "alias", "detach", "slice", "select", "narrow", "expand", "expand_as",
-    "repeat", "chunk", "split", "split_with_sizes", "unbind", "getitem", "dropout", "feature_dropout", "roll", "pad",
-    "constant_pad_nd", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "movedim", "swapaxes",
+    "repeat", "chunk", "split", "split_with_sizes", "unbind", "getitem", "dropout", "feature_dropout", "roll",
+    "pad", "constant_pad_nd", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "movedim", "swapaxes",
     "index_select", "to", "_to_copy", "type_as",
 }  # fmt: skip
 MULTIPLIED = ("weight", "self", "mat2", "other")  # the arguments of an operator that are its weight
