@@ -9,8 +9,9 @@ outputs.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,11 @@ from torch.utils._pytree import tree_leaves, tree_map
 from tersor.errors import RefusedError, TaskError
 from tersor.model.batches import device_of, evaluating, move, shapes
 from tersor.model.outputs import exportable
+from tersor.runtimes import RUNTIMES
+from tersor.runtimes.contained import contained
+from tersor.runtimes.sessions import Feed, as_array, first_run, opened
+
+TOLERANCE = 1e-3  # largest allowed difference over the largest output: float32 sums in another order
 
 Inputs = tuple | dict[str, Any]  # arguments of the model: in order, or by name
 
@@ -74,6 +80,56 @@ class Comparison:
         relative = self.max_abs / self.largest if self.largest else (0.0 if self.max_abs == 0 else np.inf)
         agree = self.hits / self.judged if self.judged else None
         return Difference(self.max_abs, float(relative), agree, self.samples)
+
+
+def compared(
+    runtime: str,
+    model: nn.Module,
+    path: str | Path,
+    batches: Iterable[Any],
+    tolerance: float | None,
+    *,
+    first: bool = False,
+) -> Difference:
+    """Run batches of inputs through the model and through the file in a runtime of the table.
+
+    `first`: the runtime has not seen this file, so it runs in a child process (contained.py), which gets all
+    batches at once. RefusedError if the outputs differ by more than `tolerance`, relative to the largest
+    output; None allows any difference.
+    """
+    path, comparison = Path(path), Comparison()
+    for inputs, theirs in runs(runtime, path, map(as_inputs, batches), first):
+        comparison.add(outputs(model, inputs), theirs)
+    difference = comparison.result()
+    if tolerance is not None and not difference.max_rel <= tolerance:
+        raise RefusedError(
+            f"{runtime}: {path.name} does not compute what {type(model).__name__} does: they differ by "
+            f"{difference.max_abs:.3g}, {difference.max_rel:.3g} of the largest; allowed: {tolerance:.3g}."
+        )
+    return difference
+
+
+def runs(
+    runtime: str, path: Path, batches: Iterable[Inputs], first: bool
+) -> Iterator[tuple[Inputs, list[np.ndarray]]]:
+    """Each batch with the runtime's outputs."""
+    if first:
+        batches = list(batches)
+        who = f"{runtime}: {RUNTIMES[runtime].title} cannot run {path.name}"
+        found = contained(first_run, runtime, path, list(map(feed_of, batches)), who=who)
+        yield from zip(batches, found, strict=True)
+        return
+    session = opened(runtime, path)
+    for inputs in batches:
+        arrays, named = feed_of(inputs)
+        yield inputs, session.run(*arrays, **named)
+
+
+def feed_of(inputs: Inputs) -> Feed:
+    """What a runtime gets: the tensors in order, or by name."""
+    if isinstance(inputs, dict):
+        return [], {name: as_array(item) for name, item in inputs.items() if isinstance(item, Tensor)}
+    return [as_array(item) for item in tensors(inputs)], {}
 
 
 def outputs(model: nn.Module, inputs: Inputs) -> list[np.ndarray]:
