@@ -2,7 +2,7 @@
 
 For a file that a runtime loads for the first time: native code may end its process or never return.
 Not multiprocessing: it runs the user's script anew in the child, torch included. A child that imports numpy
-and a runtime takes 0.4 to 0.6 s (child.py), some 50 MB, and copies of arguments and result.
+and a runtime takes 0.1 to 0.5 s (child.py), some 50 MB, and copies of arguments and result.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """OpenVINO: run the ONNX file that is also ONNX Runtime's, and compare it with PyTorch.
 
 model -> onnxruntime.write -> the same file, loaded by OpenVINO on the CPU -> outputs compared with torch's
-Cost: that of onnxruntime.write, and one more load and run in a child process, about 0.7 s for a small model.
+Cost: that of onnxruntime.write, and one more load and run in a child process, 0.2 to 0.5 s for a small model.
 """
 
 from __future__ import annotations
