@@ -61,7 +61,8 @@ LINES_OF_THE_HEART = 2020
 
 # Packages that only some calls need: a plain import of tersor must not load them.
 HEAVY = {
-    "accelerate", "matplotlib", "numba", "onnx", "onnxruntime", "onnxscript", "rich", "sklearn", "typer"
+    "accelerate", "matplotlib", "numba", "onnx", "onnxruntime", "onnxscript", "openvino", "rich", "sklearn",
+    "typer",
 }  # fmt: skip
 
 

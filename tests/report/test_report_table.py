@@ -123,6 +123,12 @@ def test_headline(facts: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> 
     assert " faster" in text
 
 
+def test_latency_names_its_runtime(facts: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    text = text_of({**facts, **HEAD, "latency": {**HEAD["latency"], "runtime": "openvino"}}, capsys)
+    assert "1.20 x as fast" in row(text, "OpenVINO, ms")
+    assert "ONNX" not in text
+
+
 @pytest.mark.parametrize(
     ("ratio", "says"),
     [

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tersor.errors import FormatError, RefusedError, SettingError, StorageError
-from tersor.runtimes import RUNTIMES, onnxruntime, runtime
+from tersor.runtimes import onnxruntime, runtime
 from tersor.runtimes.agree import Comparison
 
 pytestmark = pytest.mark.usefixtures("onnx_functions_read_once")
@@ -398,9 +398,3 @@ def test_comparisons_of_nothing_or_of_other_shapes(tmp_path: Path) -> None:
     with pytest.raises(RefusedError, match="does not compute what Linear does"):
         onnxruntime.compare(other, path, [x(2, 3)])
     assert onnxruntime.compare(other, path, [x(2, 3)], tolerance=None).max_abs > 0
-
-
-def test_every_runtime_of_the_table_is_there() -> None:
-    for name in RUNTIMES:
-        module = runtime(name)
-        assert all(callable(getattr(module, word)) for word in ("write", "open", "compare"))

@@ -1,5 +1,6 @@
 """Measure and export: notes agree with the model; an exported file is run before it is accepted."""
 
+import importlib.util
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from tersor.record.events import Note
 from tersor.runtimes import RUNTIMES
 from tersor.runtimes.agree import Difference
 from tersor.runtimes.written import Written
-from tersor.steps import Entropy, Export, Measure, Prune, Quantize
+from tersor.steps import Entropy, Export, Measure, Prune, Quantize, Slim
 
 pytestmark = pytest.mark.usefixtures("onnx_functions_read_once")
 
@@ -107,10 +108,16 @@ class Runtime:
         self.now, self.differs = 0, differs
         self.written: dict[Path, float] = {}  # ms a call
         self.threads: list[int] = []
+        self.names: list[str] = []
         self.shapes: set[tuple[int, ...]] = set()
         for step in ("measure", "export"):
-            monkeypatch.setattr(f"tersor.steps.{step}.runtime", lambda name: self)
+            monkeypatch.setattr(f"tersor.steps.{step}.runtime", self.named)
+            monkeypatch.setattr(f"tersor.steps.{step}.check_runtime", lambda name, who: None)
         monkeypatch.setattr(latency, "perf_counter_ns", lambda: self.now)
+
+    def named(self, name: str) -> "Runtime":
+        self.names.append(name)
+        return self
 
     def write(self, model: nn.Module, example: Any, path: Path, dynamic_batch: bool) -> Written:
         weights = torch.cat([p.detach().flatten() for p in model.parameters() if p.ndim > 1])
@@ -145,6 +152,37 @@ def test_latency_is_that_of_the_given_model_over_that_of_the_compressed_one(
     assert (noted.data["threads"], noted.data["batch"]) == ([3], [batch])
     assert runtime.threads == [3, 3]
     assert runtime.shapes == {(batch, 5)}
+
+
+@pytest.mark.parametrize(("name", "title"), [("onnxruntime", "ONNX Runtime"), ("openvino", "OpenVINO")])
+def test_the_runtime_is_the_one_that_is_named(
+    name: str, title: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    runtime, t = Runtime(monkeypatch, Difference(0.0, 0.0, None, 4)), tiny("mlp")
+    steps = [Measure(latency=True, runtime=name), Export(to=name)]
+    noted = note(run(t.model, steps, t.task, out=tmp_path), "latency")
+    assert runtime.names == [name, name]
+    assert noted.data["runtime"] == name
+    assert f" ms in {title}, batch 1, 1.00x as fast" in noted.text
+
+
+@pytest.mark.extra
+def test_openvino_times_and_runs_the_compressed_model(tmp_path: Path) -> None:
+    if importlib.util.find_spec("openvino") is None:
+        pytest.importorskip("openvino")
+    t = tiny("conv")
+    steps = [Quantize(bits=4), Measure(latency=True, runtime="openvino"), Export(to="openvino")]
+    result = run(t.model, steps, t.task, out=tmp_path)
+    assert 0 < note(result, "latency").data["ratio"][0] < 100
+    found = openvino_session(tmp_path / "model.onnx").run(t.x)[0]
+    np.testing.assert_allclose(found, t.out(result.model()).numpy(), rtol=1e-3, atol=1e-4)
+    assert note(result, "written").data["max_abs"] < 1e-4
+
+
+def openvino_session(path: Path) -> Any:
+    from tersor.runtimes import openvino
+
+    return openvino.open(path)
 
 
 def test_the_export_note_has_the_comparison(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -191,7 +229,14 @@ def test_an_earlier_file_stays_where_the_export_fails(
 
 
 BAD: list[tuple[type, dict[str, Any], str]] = [
-    (Export, {"to": "onnxruntme"}, "did you mean 'onnxruntime'?"),
+    (Export, {"to": "onnxruntme"}, "did you mean 'onnxruntime'? Allowed: onnxruntime, openvino"),
+    (
+        Measure,
+        {"latency": True, "runtime": "openvine"},
+        "measure: runtime='openvine'; did you mean 'openvino'?",
+    ),
+    (Measure, {"runtime": "openvino"}, "runtime='openvino' has no effect if latency=False"),
+    (Slim, {"of": "latency", "runtime": "openvino"}, "slim: runtime='openvino'; Allowed: onnxruntime"),
     (Export, {"path": ""}, "path='', but it is a file name inside the folder of results"),
     (Export, {"path": "../x.onnx"}, "path='../x.onnx'"),
     (Export, {"path": "/x.onnx"}, "path='/x.onnx'"),
@@ -218,14 +263,16 @@ def test_notes_are_json() -> None:
     assert Note("", "x", "y").data == {}
 
 
-@pytest.mark.parametrize(("step", "settings"), [(Export, {}), (Measure, {"latency": True})])
-@pytest.mark.parametrize("package", RUNTIMES["onnxruntime"].packages)
+@pytest.mark.parametrize(
+    "make", [lambda name: Export(to=name), lambda name: Measure(latency=True, runtime=name)]
+)
+@pytest.mark.parametrize(
+    ("name", "package"), [*(("onnxruntime", p) for p in RUNTIMES["onnxruntime"].packages), ("openvino",) * 2]
+)
 def test_a_missing_package_is_reported_before_anything_runs(
-    step: Any, settings: dict[str, Any], package: str, monkeypatch: pytest.MonkeyPatch
+    make: Any, name: str, package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(
-        MissingError, match=rf"needs the package {package}\..*pip install 'tersor\[onnxruntime\]'"
-    ):
-        step(**settings)
+    with pytest.raises(MissingError, match=rf"needs the package {package}\..*pip install 'tersor\[{name}\]'"):
+        make(name)
     Measure()  # without latency, it needs no runtime

@@ -24,7 +24,7 @@ OTHER: dict[str, Any] = {
     "bf16": True, "max_grad_norm": 1e-3, "lr_of": "*=0.1", "features": "block", "feature_weight": 0.1,
     "nbytes": 300,
     "price": 0.01, "step": 0.2, "max_drop": 0.1, "lam": 0.01, "weigh": "inputs", "damp": 0.5,
-    "coder": "huffman", "threads": 2, "batch": 2, "latency": True, "vectors": False,
+    "coder": "huffman", "threads": 2, "batch": 2, "latency": True, "runtime": "openvino", "vectors": False,
 }  # fmt: skip
 ELSE = {word: {"per": "channel"} for word in ("prune", "cluster", "rdoq", "penalize")} | {
     "rdoq": {"per": "channel", "nbytes": 3000}, "penalize": {"per": "channel", "nbytes": 9000, "bits": 8.0}
@@ -33,7 +33,7 @@ UNMET = {"scheme": "binary", "weigh": "none", "where": "s*"}  # values at which 
 # Other tests show the effect of these: on speed or paths only, in long trainings, in larger models.
 NOT_HERE = {
     "where", "channels_last", "frozen", "teacher", "features", "arrange", "to", "path", "dynamic_batch",
-    "warm", "passes", "vectors",
+    "warm", "passes", "vectors", "runtime",
 }  # fmt: skip
 # Settings of both runs, if the defaults would hide the effect.
 BOTH: dict[tuple[str, str], dict[str, Any]] = {

@@ -14,6 +14,7 @@ from tersor.errors import few
 from tersor.measure.accuracy import SIGNIFICANT
 from tersor.report.console import p_value, ranged, seconds, whole
 from tersor.report.file_sizes import SHOWN
+from tersor.runtimes import RUNTIMES
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -111,8 +112,9 @@ def latency_rows(facts: Facts) -> Iterator[tuple[str, ...]]:
     ratio, low, high = found["ratio"]
     digits = 4 if max(was, now) < 1 else 3
     speed = f"{ratio:.2f} x as fast (95 %: {ranged((low, high), 2, 'to')})"
-    label = found.get("runtime", "ONNX Runtime")
-    yield f"{label}, ms", f"{was:.{digits}f}", f"{now:.{digits}f}", speed
+    name = found.get("runtime", "onnxruntime")  # notes of earlier versions do not name it
+    title = RUNTIMES[name].title if name in RUNTIMES else name
+    yield f"{title}, ms", f"{was:.{digits}f}", f"{now:.{digits}f}", speed
     means = "not known: too noisy" if found.get("noisy") else verdict(low, high)
     yield "  95 % interval", ranged(was_within, digits), ranged(now_within, digits), means
 

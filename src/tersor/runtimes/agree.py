@@ -10,8 +10,9 @@ outputs.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,16 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from tersor.errors import RefusedError, TaskError
 from tersor.model.batches import device_of, evaluating, move, shapes
+from tersor.model.deployed import Deployed
 from tersor.model.outputs import exportable
+from tersor.runtimes import RUNTIMES
+from tersor.runtimes.contained import contained
+from tersor.runtimes.sessions import Feed, as_array, first_run, opened
+
+TOLERANCE = 1e-3  # largest allowed difference over the largest output: float32 sums in another order
+# Allowed root mean square of the difference over that of the outputs, where edges have grids: a sum in
+# another order can round to the next step, and each later layer sees it. A wrong grid or weight moves more.
+INTEGERS = 0.05
 
 Inputs = tuple | dict[str, Any]  # arguments of the model: in order, or by name
 
@@ -80,6 +90,66 @@ class Comparison:
         agree = self.hits / self.judged if self.judged else None
         rms = math.sqrt(self.apart / self.power) if self.power else (0.0 if self.apart == 0 else math.inf)
         return Difference(self.max_abs, float(relative), rms, agree, self.samples)
+
+
+def compared(
+    runtime: str,
+    model: nn.Module,
+    path: str | Path,
+    batches: Iterable[Any],
+    tolerance: float | None,
+    *,
+    first: bool = False,
+) -> Difference:
+    """Run batches of inputs through the model and through the file in a runtime of the table.
+
+    `first`: the runtime has not seen this file, so it runs in a child process (contained.py), which gets all
+    batches at once. RefusedError if the outputs differ by more than `tolerance`, relative to the largest
+    output; by more than INTEGERS if edges have grids. None allows any difference.
+    """
+    path, comparison = Path(path), Comparison()
+    for inputs, theirs in runs(runtime, path, map(as_inputs, batches), first):
+        comparison.add(outputs(model, inputs), theirs)
+    difference = comparison.result()
+    if tolerance is None:
+        return difference
+    apart, of = difference.max_rel, "the largest"
+    if isinstance(model, Deployed):
+        apart, of, tolerance = difference.rms_rel, "their size (root mean square)", INTEGERS
+    if not apart <= tolerance:
+        raise RefusedError(
+            f"{runtime}: {path.name} does not compute what {name_of(model)} does: they differ by "
+            f"{difference.max_abs:.3g}, {apart:.3g} of {of}; allowed: {tolerance:.3g}."
+        )
+    return difference
+
+
+def name_of(model: nn.Module) -> str:
+    """The class that the user knows."""
+    return type(model.net if isinstance(model, Deployed) else model).__name__
+
+
+def runs(
+    runtime: str, path: Path, batches: Iterable[Inputs], first: bool
+) -> Iterator[tuple[Inputs, list[np.ndarray]]]:
+    """Each batch with the runtime's outputs."""
+    if first:
+        batches = list(batches)
+        who = f"{runtime}: {RUNTIMES[runtime].title} cannot run {path.name}"
+        found = contained(first_run, runtime, path, list(map(feed_of, batches)), who=who)
+        yield from zip(batches, found, strict=True)
+        return
+    session = opened(runtime, path)
+    for inputs in batches:
+        arrays, named = feed_of(inputs)
+        yield inputs, session.run(*arrays, **named)
+
+
+def feed_of(inputs: Inputs) -> Feed:
+    """What a runtime gets: the tensors in order, or by name."""
+    if isinstance(inputs, dict):
+        return [], {name: as_array(item) for name, item in inputs.items() if isinstance(item, Tensor)}
+    return [as_array(item) for item in tensors(inputs)], {}
 
 
 def outputs(model: nn.Module, inputs: Inputs) -> list[np.ndarray]:

@@ -1,7 +1,7 @@
 """Measure: scores and bytes of the current model, compared with the given one. Yields notes only.
 
 The task's metric with a 95 % interval, the paired drop and its test; bytes and bits a weight against the
-entropy bound; with latency=true the median time in ONNX Runtime, both models in turn in one process.
+entropy bound; with latency=true the median time in a runtime, both models in turn in one process.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -20,11 +20,9 @@ from tersor.core.view import View
 from tersor.measure.bits import bits_of
 from tersor.model.sites import select
 from tersor.record.events import Group, Note
-from tersor.runtimes import check_runtime, runtime
+from tersor.runtimes import RUNTIMES, check_runtime, runtime
 from tersor.setting_effects import Only, check_effect
-from tersor.settings import check, check_settings
-
-RUNTIME = "onnxruntime"  # that latency is measured in
+from tersor.settings import check, check_settings, check_word
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,20 +30,22 @@ class Measure:
     """Note the task's metric, bytes and bits, with intervals and tests."""
 
     name: ClassVar[str] = "measure"
-    only: ClassVar[Only] = {"threads": {"latency": (True,)}, "batch": {"latency": (True,)}}
+    only: ClassVar[Only] = dict.fromkeys(("runtime", "threads", "batch"), {"latency": (True,)})
     lossless: ClassVar[bool] = True
-    latency: bool = False  # also time both models in ONNX Runtime
-    threads: int = 1  # of ONNX Runtime
+    latency: bool = False  # also time both models in a runtime
+    runtime: str = "onnxruntime"  # that latency is measured in
+    threads: int = 1  # of the runtime
     batch: int = 1  # samples a call
     where: str | tuple[str, ...] = "*"  # sites whose bits are noted one by one
 
     def __post_init__(self) -> None:
         check_settings(self)
+        check_word(self, "runtime", RUNTIMES)
         check(self.threads >= 1, self, "threads", "it is a count: 1 or more")
         check(self.batch >= 1, self, "batch", "it is a count of samples: 1 or more")
         check_effect(self)
         if self.latency:
-            check_runtime(RUNTIME, self.name)
+            check_runtime(self.runtime, self.name)
 
     @property
     def needs(self) -> Needs:
@@ -92,7 +92,7 @@ class Measure:
         from tersor.model.example import example_inputs
         from tersor.runtimes.agree import sized, tensors
 
-        writer = runtime(RUNTIME)
+        writer = runtime(self.runtime)
         inputs = sized(example_inputs(view.task, view.model()), self.batch)
         named = inputs if isinstance(inputs, dict) else {}
         arrays = [] if named else tensors(inputs)
@@ -106,8 +106,10 @@ class Measure:
                 runs[word] = partial(session.run, *arrays, **by_name)
             timings = interleave(runs)
         middle, low, high = ratio(timings["before"], timings["after"])
-        data = {word: [t.median_ms, t.low, t.high] for word, t in timings.items()}
+        data: dict[str, Any] = {word: [t.median_ms, t.low, t.high] for word, t in timings.items()}
         data |= {"ratio": [middle, low, high], "batch": [self.batch], "threads": [self.threads]}
+        data |= {"runtime": self.runtime}
         was, now = timings["before"].median_ms, timings["after"].median_ms
-        text = f"{was:.4f} to {now:.4f} ms in ONNX Runtime, batch {self.batch}, {middle:.2f}x as fast"
+        where = f"{RUNTIMES[self.runtime].title}, batch {self.batch}"
+        text = f"{was:.4f} to {now:.4f} ms in {where}, {middle:.2f}x as fast"
         return Note("", "latency", text, data, timed=True)

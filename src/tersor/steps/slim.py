@@ -30,6 +30,7 @@ from tersor.model.channels.reconstruct import Layer, apart, refitted, settled_no
 from tersor.model.frozen import Frozen
 from tersor.record.events import Cut, Event, Group, Note
 from tersor.runtimes import check_runtime
+from tersor.runtimes.latency_table import ORT
 from tersor.setting_effects import Above, Only, check_effect
 from tersor.settings import check, check_word
 from tersor.steps.retrain import Retrain
@@ -78,6 +79,7 @@ class Slim(Retrain):
         check(self.batch >= 1, self, "batch", "it is a count of samples: 1 or more")
         check_effect(self)
         if self.of == "latency":
+            check_word(self, "runtime", (ORT,))  # in which single operators can be timed
             check_runtime(self.runtime, self.name)
 
     @property
