@@ -3,10 +3,11 @@ by what changes weights, then refused, trained by a plain loop through the modul
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import onnx
 import pytest
 import torch
 from nets import Call, benched, floats, nets
@@ -181,8 +182,14 @@ def test_trained_by_a_plain_loop_through_the_modules_own_signature(given: Call) 
     assert torch.equal(answer(learned.model(), given), answer(tuned, given))
 
 
-def test_operations_without_grid_support_refuse_them() -> None:
+def test_exported_edges_are_rounded_in_the_file_too(tmp_path: Path) -> None:
+    """Also where the weights are floats."""
     call = nets()["resnet20"]
-    result = run(call[0], Calibrate(three_edges(call)), task_of(call))
-    with pytest.raises(RefusedError, match="export: 3 edges have grids, which no runtime here supports yet"):
-        run(result, Export(), task_of(call))
+    model, args, kwargs = call
+    on = replace(task_of(call), example=args)
+    result = run(run(model, Calibrate(three_edges(call)), on), Export(dynamic_batch=False), on, out=tmp_path)
+    (note,) = result.ledger.notes("written")
+    kinds = [node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node]
+    assert kinds.count("QuantizeLinear") == 3
+    rounded, exact = (floats(net(*args, **kwargs))[0] for net in (result.model(), model))
+    assert note.data["max_abs"] < 0.5 * float((rounded - exact).abs().max())

@@ -12,6 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 from command_line import MINE, Command
+from present import EACH, present
 from torch import Tensor, nn
 
 import tersor as package
@@ -23,7 +24,6 @@ from tersor.maths.statistics import mcnemar, wilson
 from tersor.measure.latency import Timing
 from tersor.report.comparison import evaluated_lines
 from tersor.resolve import resolve_model
-from tersor.runtimes import RUNTIMES
 from tersor.runtimes import onnxruntime as writer
 
 pytestmark = pytest.mark.usefixtures("onnx_functions_read_once")
@@ -204,9 +204,10 @@ def test_the_ratio_and_a_noisy_machine(
     assert "2.00 x as fast" in done.out
 
 
-@pytest.mark.parametrize("to", RUNTIMES)
+@pytest.mark.parametrize("to", EACH)
 @pytest.mark.parametrize("example", ["--task mine.py:task", "--shape 1x6", "--shape 5x6 --no-dynamic-batch"])
 def test_export_writes_what_runs(files: Command, to: str, example: str) -> None:
+    present(to)
     done = files(f"export a.tersor {WITH} {example} --to {to} --out made.onnx -q --json")
     assert done.code == 0, done.err
     assert done.json["to"] == {

@@ -29,7 +29,7 @@ EDGES = {
         "/input:x", "/relu:0", "/relu:1", "right/conv2d:0", "/cat:0", "last/conv2d:0", "/avg_pool2d:0",
         "/relu:2",
     ],
-    "mlp": ["/input:x", "/gelu:0", "/mean:0"],
+    "mlp": ["up/linear:0<0", "/gelu:0", "/mean:0"],  # the residual stream stays exact
 }  # fmt: skip
 
 

@@ -158,7 +158,7 @@ def test_latency_is_that_of_the_given_model_over_that_of_the_compressed_one(
 def test_the_runtime_is_the_one_that_is_named(
     name: str, title: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    runtime, t = Runtime(monkeypatch, Difference(0.0, 0.0, None, 4)), tiny("mlp")
+    runtime, t = Runtime(monkeypatch, Difference(0.0, 0.0, 0.0, None, 4)), tiny("mlp")
     steps = [Measure(latency=True, runtime=name), Export(to=name)]
     noted = note(run(t.model, steps, t.task, out=tmp_path), "latency")
     assert runtime.names == [name, name]
@@ -186,7 +186,7 @@ def openvino_session(path: Path) -> Any:
 
 
 def test_the_export_note_has_the_comparison(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    Runtime(monkeypatch, Difference(max_abs=0.25, max_rel=0.5, agree=0.75, samples=4))
+    Runtime(monkeypatch, Difference(max_abs=0.25, max_rel=0.5, rms_rel=0.1, agree=0.75, samples=4))
     t = tiny("mlp")
     noted = note(run(t.model, Export(), t.task, out=tmp_path), "written")
     assert (noted.data["max_abs"], noted.data["agree"]) == (0.25, 0.75)

@@ -20,12 +20,11 @@ from tersor.core.state import State, known_base
 from tersor.errors import RefusedError
 from tersor.forms import Form
 from tersor.model.changes import Set
-from tersor.model.deployed import Deployed
+from tersor.model.deployed import deployed
 from tersor.model.frozen import Frozen, frozen_in
-from tersor.model.integer_weights import IntegerWeight, integer_weight
 from tersor.model.module_writer import write_module
 from tersor.model.output_comparison import once
-from tersor.model.simulate import refuse_stale, with_grids
+from tersor.model.simulate import with_grids
 from tersor.model.sites import Site, select
 from tersor.model.stats import grams, has_gram
 from tersor.model.task import Task
@@ -122,14 +121,8 @@ class View:
 
     def deployed(self) -> nn.Module:
         """The current model as a runtime gets it: with grids and integer weights if its edges have grids."""
-        if not self.state.grids:
-            return self.plain()
-        refuse_stale(self.state.grids)
-        found = {
-            name: integer_weight(form) for name, form in self.forms.items() if self.sites[name].is_weight
-        }
-        weights = {name: weight for name, weight in found.items() if isinstance(weight, IntegerWeight)}
-        return Deployed(self.plain(), self.state.grids, weights)
+        weights = {name: form for name, form in self.forms.items() if self.sites[name].is_weight}
+        return deployed(self.plain(), self.state.grids, weights)
 
     def base(self) -> nn.Module:
         """A copy of the model as it was first given: the default teacher. RefusedError for a file without the

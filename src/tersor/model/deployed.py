@@ -13,11 +13,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from tersor.forms import Form
 from tersor.forms.grid import Grid
 from tersor.model.edges import edges_of
 from tersor.model.grid_part import GridPart
-from tersor.model.integer_weights import IntegerWeight
-from tersor.model.simulate import Simulated
+from tersor.model.integer_weights import IntegerWeight, integer_weight
+from tersor.model.simulate import Simulated, refuse_stale
+from tersor.model.watch import made_at
 
 
 class Deployed(Simulated):
@@ -46,7 +48,7 @@ class Deployed(Simulated):
         """How often a forward with these inputs rounds an edge."""
         given = ((), inputs) if isinstance(inputs, dict) else (inputs, {})
         edges = edges_of(self.net, *given[0], **given[1])
-        return sum(edges[name].uses for name in self.table)
+        return sum(edges[made_at(name)].uses for name in self.table)
 
     def values(self) -> dict[str, Tensor]:
         if not self.spelled:
@@ -57,3 +59,13 @@ class Deployed(Simulated):
             )
             for at, (name, axis) in enumerate(self.axes.items())
         }
+
+
+def deployed(model: nn.Module, grids: Mapping[str, Grid], forms: Mapping[str, Form]) -> nn.Module:
+    """The given model itself, not a copy, as a runtime gets it. `forms`: of its weights, by name. Without
+    grids nothing is an integer. RefusedError if a grid is stale."""
+    if not grids:
+        return model
+    refuse_stale(grids)
+    found = {name: integer_weight(form) for name, form in forms.items()}
+    return Deployed(model, grids, {name: w for name, w in found.items() if isinstance(w, IntegerWeight)})

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tersor.errors import RefusedError, SettingError, SiteError, near_few
 from tersor.model.batches import evaluating, steady
 from tersor.model.ops import LISTED
-from tersor.model.watch import WatchedRun, hooked, running
+from tersor.model.watch import WatchedRun, hooked, made_at, running
 
 Call = Callable[[nn.Module], Any]  # how a model is run once: lambda net: net(x)
 
@@ -45,11 +45,12 @@ class Edge:
 def parse(name: str) -> tuple[str, str]:
     """(path, op) of an edge's name."""
     path, slash, rest = name.rpartition("/")
-    op, colon, count = rest.partition(":")
+    op, colon, count = made_at(rest).partition(":")
     argument = op == "input" and not path and count
     if not slash or not colon or not (argument or (op in LISTED and count.replace(".", "", 1).isdigit())):
         raise SiteError(
-            f"{name!r} is no edge name: it must be path/op:k, such as layer1.0/add:0, or /input:x"
+            f"{name!r} is no edge name: it must be path/op:k, such as layer1.0/add:0, path/op:k<j, or "
+            f"/input:x"
         )
     return path, op
 
@@ -93,7 +94,7 @@ def known(edges: Mapping[str, Edge], names: Iterable[str], who: str) -> None:
     """SiteError with near misses for a name that is not an edge of this model."""
     for name in names:
         parse(name)
-        if name not in edges:
+        if made_at(name) not in edges:
             raise SiteError(f"{who}: the model has no edge {name!r}; {near(name, edges)}")
 
 
@@ -121,7 +122,7 @@ def check_same_in_training(model: nn.Module, names: Iterable[str], call: Call | 
         now, then = _sequences(listed(net, call)), _sequences(shown)
     for name in names:
         path, op = parse(name)
-        until = then[path].index(name) + 1
+        until = then[path].index(made_at(name)) + 1
         if op != "input" and now.get(path, [])[:until] != then[path][:until]:
             raise RefusedError(
                 f"{name}: {path or 'the model itself'} runs other operators in training ({_ops(now, path)}) "

@@ -4,6 +4,7 @@ weighted   convolutions, linear layers, matrix products: the activations that th
 conv       needs a grid on its output too: integer kernels of convolutions have no float output
 joins      additions, products, concatenations, average pools: if all that they read has grids, and an integer
            operator reads the result
+read       where a float operator reads an edge too, only what the integer operator reads gets the grid
 clipped    a grid after relu or clamp clips as they do, so the operator before them needs none
 The rest computes in float between two grids. Views and max pools pass values on as they are. Read from one
 trace (graph.py). Presets for other kernels would be other tables of the same kind.
@@ -175,9 +176,29 @@ class IntegerEdges:
                 wanted.update(self.after(node))
         for node in self.joins:
             wanted.update((*self.reads(node), *self.after(node)))
-        order = [*self.graph.inputs, *self.graph.nodes]
-        names = [self.names[node] for node in order if node in wanted and node in self.names]
-        return [name for name in dict.fromkeys(names) if name not in self.refused]
+        found = []
+        for node in (*self.graph.inputs, *self.graph.nodes):
+            if node in wanted and node in self.names and self.whole(node):
+                found.append(self.names[node])
+            found += [self.read(node, item) for item in self.weighted.get(node, ()) if not self.whole(item)]
+        return [name for name in dict.fromkeys(found) if name not in self.refused]
+
+    def whole(self, node: fx.Node) -> bool:
+        """Whether a node's values are rounded for all that read them. If a float operator reads them too, and
+        no integer operator makes them, only what integer operators read is: a residual stream stays exact."""
+        integers = {*self.weighted, *self.joins}
+        if self.unclipped(node) in integers:
+            return True
+        return all(reader in integers for reader in self.readers.get(node, []))
+
+    def read(self, node: fx.Node, source: fx.Node) -> str:
+        """The name of the edge where an operator reads a source."""
+        if self.whole(source):
+            return self.names[source]
+        at = next(
+            j for j, item in enumerate(node.args) if isinstance(item, fx.Node) and self.source(item) is source
+        )
+        return f"{self.names[node]}<{at}"
 
     def after(self, node: fx.Node) -> list[fx.Node]:
         """Where the grid of an operator's output goes: after it, or after what clips it."""
@@ -192,8 +213,8 @@ class IntegerEdges:
         for node, operands in self.weighted.items():
             weights = [name for name, word in self.tensors(node) if word in MULTIPLIED]
             bias = next((name for name, word in self.tensors(node) if word == "bias"), None)
-            if weights and self.names[operands[0]] in edges:
-                found.append(IntegerLayer(weights[0], bias, self.names[operands[0]]))
+            if weights and (edge := self.read(node, operands[0])) in edges:
+                found.append(IntegerLayer(weights[0], bias, edge))
         return found
 
     def tensors(self, node: fx.Node) -> Iterator[tuple[str, str]]:

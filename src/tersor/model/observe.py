@@ -39,7 +39,7 @@ class Ranges(WatchedRun):
                  refused: dict[str, str] | None = None):  # fmt: skip
         """`pair`: the model is an encoder-decoder that computes the decoder's inputs itself. `refused`: takes
         the edges whose values no range holds, with the reason."""
-        super().__init__(self.observe, inputs=True)
+        super().__init__(self.observe, inputs=True, wanted=(names := list(names)))
         self.values = {name: EdgeValues(name, axis, range) for name in names}
         self.seen: dict[str, None] = {}  # every edge, chosen or not, in order
         self.pair, self.refused = pair, refused

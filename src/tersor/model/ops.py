@@ -26,6 +26,12 @@ LISTED = (
     "rnn_tanh_cell", "rnn_relu_cell",
 )  # fmt: skip
 
+# What these read can be named, too: each multiplies its first arguments with weights or with each other.
+READERS = (
+    "linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
+    "matmul",
+)  # fmt: skip
+
 # Other spellings. A run calls relu6 what an exported graph may call hardtanh: both have one name here.
 ALIASES = {
     "matmul": "mm bmm __matmul__ __rmatmul__",

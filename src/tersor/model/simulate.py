@@ -25,7 +25,7 @@ from tersor.model.batches import device_of
 from tersor.model.checkpointing import refuse_reentry, rerun
 from tersor.model.edges import edges_of, known, near, parse
 from tersor.model.grid_part import GridPart
-from tersor.model.watch import WatchedRun, active, hooked, running
+from tersor.model.watch import WatchedRun, active, hooked, made_at, running
 
 
 class Simulated(nn.Module):
@@ -138,7 +138,7 @@ class Values(WatchedRun):
     def __init__(self, simulated: Simulated, values: dict[str, Tensor], frames: Any = None):
         table = simulated.table
         inputs = any(name.startswith("/input:") for name in table)
-        super().__init__(simulated.see if table else None, frames, inputs)
+        super().__init__(simulated.see if table else None, frames, inputs, table)
         self.values, self.simulated, self.learns = values, simulated, torch.is_grad_enabled()
 
 
@@ -225,7 +225,7 @@ def exported(simulated: Simulated, *args: Any, **kwargs: Any) -> ExportedProgram
     with torch.no_grad():
         program = torch.export.export(marked, args, kwargs, strict=False)
     nodes = sum(node.target is torch.ops.tersor.grid.default for node in program.graph.nodes)
-    uses = sum(edges[name].uses for name in simulated.table)
+    uses = sum(edges[made_at(name)].uses for name in simulated.table)
     if nodes != uses:
         raise RefusedError(f"export: grids are used {uses} times, but the graph has {nodes} of them")
     return program

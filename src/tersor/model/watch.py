@@ -2,6 +2,7 @@
 
     path/op:k       the k-th call of op within one call of the module at path      layer1.0/add:0
     path/op:k.j     its j-th output, where it returns a tuple                      cell/lstm:0.0
+    path/op:k<j     what its j-th argument reads, where only this reader is meant  fc/linear:0<0
     /input:NAME     an argument of the module itself; NAME.j inside a container    /input:x
 
 A TorchFunctionMode is entered for one forward; hooks on a private copy keep track of the running module.
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from tersor.errors import RefusedError
-from tersor.model.ops import OPENED, op_of
+from tersor.model.ops import OPENED, READERS, op_of
 
 See = Callable[[str, Tensor], Tensor]  # (name of the edge, its value) -> the value that replaces it
 Frame = tuple[str, dict[str, int]]  # a running module's path, and the index of the last call of each op
@@ -36,18 +37,24 @@ _here = threading.local()  # .run: the run of this thread's present forward
 class WatchedRun(TorchFunctionMode):
     """One forward. `frames` are the modules that are running, innermost last."""
 
-    def __init__(self, see: See | None, frames: list[Frame] | None = None, inputs: bool = False):
+    def __init__(
+        self, see: See | None, frames: list[Frame] | None = None, inputs: bool = False,
+        wanted: Iterable[str] = (),
+    ):  # fmt: skip
         """`see` is called on each edge; with None, hooks only track modules. `inputs`: arguments are edges
-        too."""
+        too. Of what single operators read, `see` is called on those in `wanted`."""
         super().__init__()
         self.see, self.frames, self.inputs = see, frames or [], inputs
+        self.reads = frozenset(name for name in wanted if made_at(name) != name)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in OPENED:
             with self:
                 return OPENED[func](*args, **kwargs or {})
-        out = func(*args, **kwargs or {})  # torch turns the mode off here, also while `see` runs
         op = op_of(func)
+        if self.reads and op in READERS and self.frames:
+            args = tuple(self.read(op, j, arg) for j, arg in enumerate(args))
+        out = func(*args, **kwargs or {})  # torch turns the mode off here, also while `see` runs
         if op is None or not self.frames or self.see is None:
             return out
         single = isinstance(out, Tensor)
@@ -60,6 +67,17 @@ class WatchedRun(TorchFunctionMode):
         return tuple(
             self.see(f"{path}/{op}:{k}.{j}", item) if floating(item) else item for j, item in enumerate(out)
         )
+
+    def read(self, op: str, j: int, value: Any) -> Any:
+        """The j-th argument of the next call of `op`, as it is to be read."""
+        path, counts = self.frames[-1]
+        name = f"{path}/{op}:{counts.get(op, -1) + 1}<{j}"
+        return self.see(name, value) if name in self.reads and self.see is not None else value
+
+
+def made_at(name: str) -> str:
+    """The edge that is made where this name is read; of the name of an edge the name itself."""
+    return name.partition("<")[0]
 
 
 def floating(value: Any) -> bool:

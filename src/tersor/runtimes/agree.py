@@ -29,8 +29,9 @@ from tersor.runtimes.contained import contained
 from tersor.runtimes.sessions import Feed, as_array, first_run, opened
 
 TOLERANCE = 1e-3  # largest allowed difference over the largest output: float32 sums in another order
-# Allowed root mean square of the difference over that of the outputs, where edges have grids: a sum in
-# another order can round to the next step, and each later layer sees it. A wrong grid or weight moves more.
+# Where edges have grids, the root mean square of the difference over that of the outputs may be this, or as
+# much as the rounding of the edges itself. A sum in another order can round to the next step, and each later
+# layer sees it: two correct programs then differ almost as much as each differs from the exact one.
 INTEGERS = 0.05
 
 Inputs = tuple | dict[str, Any]  # arguments of the model: in order, or by name
@@ -105,17 +106,20 @@ def compared(
 
     `first`: the runtime has not seen this file, so it runs in a child process (contained.py), which gets all
     batches at once. RefusedError if the outputs differ by more than `tolerance`, relative to the largest
-    output; by more than INTEGERS if edges have grids. None allows any difference.
+    output; if edges have grids, by more than INTEGERS or the rounding. None allows any difference.
     """
-    path, comparison = Path(path), Comparison()
+    path, comparison, rounding = Path(path), Comparison(), Comparison()
     for inputs, theirs in runs(runtime, path, map(as_inputs, batches), first):
-        comparison.add(outputs(model, inputs), theirs)
+        comparison.add(ours := outputs(model, inputs), theirs)
+        if isinstance(model, Deployed):
+            rounding.add(outputs(model.net, inputs), ours)
     difference = comparison.result()
     if tolerance is None:
         return difference
     apart, of = difference.max_rel, "the largest"
     if isinstance(model, Deployed):
-        apart, of, tolerance = difference.rms_rel, "their size (root mean square)", INTEGERS
+        apart, of = difference.rms_rel, "their size (root mean square)"
+        tolerance = max(INTEGERS, rounding.result().rms_rel)
     if not apart <= tolerance:
         raise RefusedError(
             f"{runtime}: {path.name} does not compute what {name_of(model)} does: they differ by "

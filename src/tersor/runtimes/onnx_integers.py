@@ -8,6 +8,7 @@ clip       a clamp before QuantizeLinear goes where the grid clips alike
 pool       ReduceMean over height and width is GlobalAveragePool
 turned     a transposed integer weight is stored transposed
 zeros      weights of Gemm and MatMul have zero points, all 0: without them ONNX Runtime computes in float
+shared     equal grids of one value are one
 bias       biases become int32, in units of input scale * weight scale, as accumulators are
 table      of an integer embedding only the rows that are read are decoded
 Source: the quantized patterns of ONNX Runtime's and OpenVINO's optimizers, found by trying.
@@ -22,6 +23,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 from onnxscript import opset21 as op
+from torch.export import ExportedProgram
 
 # Operators whose outputs are some of their inputs' numbers.
 MOVES = (
@@ -55,16 +57,19 @@ def table() -> dict[Any, Callable[..., Any]]:
     return {torch.ops.tersor.grid.default: grid, torch.ops.tersor.dequantize.default: dequantize}
 
 
-def tidy(model: ir.Model) -> int:
-    """Bring the Q/DQ pairs of a model into the form that runtimes replace. Returns the number of grids."""
+def grids(program: ExportedProgram) -> int:
+    """How often a traced program rounds an edge."""
+    return sum(node.target is torch.ops.tersor.grid.default for node in program.graph.nodes)
+
+
+def tidy(model: ir.Model) -> None:
+    """Bring the Q/DQ pairs of a model into the form that runtimes replace."""
     graph = model.graph
-    grids = sum(node.op_type == "QuantizeLinear" for node in graph)
-    for change in (scalar, clip, pool, turned, embedded, bias, zeros):
+    for change in (scalar, clip, pool, turned, embedded, bias, zeros, shared):
         for node in list(graph):
             if node.graph is graph:
                 change(graph, node)
     unused(graph)
-    return grids
 
 
 def constant(value: ir.Value | None) -> np.ndarray | None:
@@ -257,6 +262,25 @@ def zeros(graph: ir.Graph, node: ir.Node) -> None:
     points = graph.initializers.get(name) or initializer(graph, name, np.zeros(scale.shape, codes.dtype))
     before.resize_inputs(3)
     before.replace_input_with(2, points)
+
+
+def shared(graph: ir.Graph, node: ir.Node) -> None:
+    """Let readers of one value with equal grids read one pair of operators."""
+    if node.op_type not in ("QuantizeLinear", "DequantizeLinear") or node.inputs[0] is None:
+        return
+    for use in list(given(node, 0).uses()):
+        other = use.node
+        if other is node or other.op_type != node.op_type or other.graph is not graph:
+            continue
+        if all(equal(node.inputs[at], other.inputs[at]) for at in (1, 2) if at < len(node.inputs)):
+            other.outputs[0].replace_all_uses_with(node.outputs[0], replace_graph_outputs=True)
+
+
+def equal(a: ir.Value | None, b: ir.Value | None) -> bool:
+    one, two = constant(a), constant(b)
+    return a is b or (
+        one is not None and two is not None and np.array_equal(one, two) and one.dtype == two.dtype
+    )
 
 
 def unused(graph: ir.Graph) -> None:

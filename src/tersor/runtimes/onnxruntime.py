@@ -84,7 +84,8 @@ def write(
             traced = sized(inputs, 2)
         program, left = _export(model, traced, dynamic_batch)
         if isinstance(model, Deployed):
-            grids, uses = onnx_integers.tidy(program.model), model.uses(traced)
+            onnx_integers.tidy(program.model)
+            grids, uses = onnx_integers.grids(program.exported_program), model.uses(traced)
             if grids != uses:
                 raise RefusedError(
                     f"onnxruntime: {type(model.net).__name__} rounds an edge {uses} times, and the exported "

@@ -64,17 +64,21 @@ class Calibration(NamedTuple):
 def calibrated(view: View, after: Mapping[str, Form], chosen: set[str], how: Calibration) -> Rounded:
     """Grids for the edges around the chosen layers. `after`: new forms of weights."""
     forms = {**view.forms, **after}
-    left = {name: why for name in chosen if isinstance(why := integer_weight(forms[name]), str)}
+    names = [name for name in view.sites if name in chosen]
+    left = {name: why for name in names if isinstance(why := integer_weight(forms[name]), str)}
     found = choice(view, chosen - set(left))
-    ranges, refused = ranges_or_refusals(view.plain(after), view.task, found.edges, how)
-    if refused:
-        found = replace(found, refused=frozenset(refused))
+    model, ranges, refused = view.plain(after), dict[str, Range](), dict[str, str]()
+    while missing := [edge for edge in found.edges if edge not in ranges]:
+        more, out = ranges_or_refusals(model, view.task, missing, how)
+        ranges, refused = ranges | more, refused | out
+        found = replace(found, refused=frozenset(refused))  # other edges may be needed now
     grids = {edge: grid_of(ranges[edge], bits=how.bits) for edge in found.edges}
     if not grids:
         why = few(sorted({*left.values(), *refused.values()})) or "no layer reads an edge of the graph"
         raise RefusedError(f"quantize: no layer can compute with integers: {why}")
     integers = {layer.weight for layer in found.layers}
-    rest = dict.fromkeys(chosen - integers - set(left), "no operator of the graph multiplies by it")
+    alone = [name for name in names if name not in integers and name not in left]
+    rest = dict.fromkeys(alone, "no integer operator multiplies by it")
     return Rounded(view, dict(after), grids, found.layers, {**rest, **left}, refused)
 
 

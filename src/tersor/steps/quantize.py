@@ -155,7 +155,7 @@ class Quantize(Retrain):
     def integers(self, view: View) -> Iterator[Group]:
         """Weights and activations as integers. Weights that are integers already keep their codes."""
         chosen = {site.name for site in view.weights(self.where)}
-        now = yield from folded(view, chosen)
+        exact = now = yield from folded(view, chosen)
         edits = {
             site.name: self.edit(now, site) for site in now.weights(self.where)
             if isinstance(integer_weight(now.form(site)), str)
@@ -174,7 +174,7 @@ class Quantize(Retrain):
         for layer in rounded.layers:
             rounded.bias(layer)
         notes = [
-            self.note(name, view.form(name), rounded.form(name)) for name in chosen if name in view.forms
+            self.note(name, exact.form(name), rounded.form(name)) for name in exact.forms if name in chosen
         ]
         hows = {name: edit.how for name, edit in edits.items()}
         yield Group("all", (*rounded.events(hows), *notes, *rounded.notes(), *trained))
