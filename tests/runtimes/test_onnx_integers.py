@@ -225,3 +225,15 @@ def test_a_file_that_computes_something_else_is_refused(
     with pytest.raises(RefusedError, match="does not compute what"):
         run(result, [Export()], task, out=tmp_path)
     assert not list(tmp_path.glob("*.onnx"))
+
+
+def test_the_operators_left_in_float_are_listed_with_their_times(tmp_path: Path) -> None:
+    result, task = quantized("inverted")
+    done = run(result, [Export()], task, out=tmp_path)
+    *_, note = done.ledger.notes("operators")
+    kinds = {item["op"] for item in note.data["float"]}
+    assert "HardSigmoid" in kinds
+    assert not {"QLinearConv", "QGemm", "QuantizeLinear"} & kinds
+    assert all(item["ms"] >= 0 for item in note.data["float"])
+    assert sum(item["ms"] for item in note.data["float"]) <= note.data["ms"]
+    assert "compute in float" in note.text

@@ -2,22 +2,26 @@
 
 If edges have grids (quantize activations=8), weights are integers in the file and the runtime computes with
 integers. Otherwise weights are decoded to floats, and the file is as large as the given model's. Outputs are
-those of the compressed model; a file whose outputs differ is removed.
+those of the compressed model; a file whose outputs differ is removed. Operators that the runtime still
+computes in float are listed with their times.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from tersor.core.step import Needs
 from tersor.core.view import View
-from tersor.errors import SettingError
+from tersor.errors import SettingError, few
 from tersor.record.events import Group, Note
 from tersor.runtimes import RUNTIMES, check_runtime, runtime
+from tersor.runtimes.operators import Operator, left_integers
 from tersor.settings import check_settings, check_word
+
+MOST = 8  # operators that are named in a note; all are in its data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,4 +64,18 @@ class Export:
         text = f"{self.path}, {written.nbytes} bytes, differs from PyTorch by at most {differs.max_abs:.2g}"
         if written.left_out:
             text += f"; without the outputs {', '.join(written.left_out)}, for which torch.export has no type"
-        yield Group("all", (Note("", "written", text, data),))
+        notes = [Note("", "written", text, data)]
+        if view.state.grids:
+            notes.append(operators_note(writer.operators(path, inputs)))
+        yield Group("all", tuple(notes))
+
+
+def operators_note(found: Sequence[Operator]) -> Note:
+    """Which operators the runtime computes in float, and how long they take."""
+    floats, whole = left_integers(found), sum(item.ms for item in found)
+    ms = sum(item.ms for item in floats)
+    text = f"{len(floats)} of {len(found)} operators compute in float: {ms:.3g} of {whole:.3g} ms"
+    if floats:
+        text += "; " + few((f"{item.name} ({item.op}, {item.ms:.2g} ms)" for item in floats), MOST)
+    facts = [{"name": item.name, "op": item.op, "ms": item.ms} for item in floats]
+    return Note("", "operators", text, {"float": facts, "ms": whole, "operators": len(found)}, timed=True)
