@@ -237,3 +237,28 @@ def test_the_operators_left_in_float_are_listed_with_their_times(tmp_path: Path)
     assert all(item["ms"] >= 0 for item in note.data["float"])
     assert sum(item["ms"] for item in note.data["float"]) <= note.data["ms"]
     assert "compute in float" in note.text
+
+
+@pytest.mark.parametrize("outputs", [3, onnx_integers.FEW + 6])
+def test_biases_become_codes_in_units_of_the_accumulator(outputs: int) -> None:
+    """Stored units, or units that the file multiplies."""
+    draw = np.random.default_rng(0)
+    scales = draw.uniform(0.01, 0.02, outputs).astype(np.float32)
+    codes = draw.integers(-1000, 1000, outputs)
+    arrays = {
+        "s": np.float32(0.05), "z": np.uint8(7), "w": draw.integers(-127, 128, (outputs, 4)).astype(np.int8),
+        "ws": scales, "b": (codes * (np.float32(0.05) * scales)).astype(np.float32),
+    }  # fmt: skip
+    nodes = [
+        *qdq("x", "a"), helper.make_node("DequantizeLinear", ["w", "ws"], ["wf"], axis=0),
+        helper.make_node("Gemm", ["a", "wf", "b"], ["y"], transB=1),
+    ]  # fmt: skip
+    model = graph_of(nodes, arrays, [5, 4], [5, outputs])  # type: ignore[arg-type]
+    after = tidied(model)
+    stored = [
+        array for item in after.graph.initializer if (array := numpy_helper.to_array(item)).dtype == np.int32
+    ]
+    assert [array.tolist() for array in stored] == [codes.tolist()]
+    assert ("Mul" in kinds(after)) == (outputs > onnx_integers.FEW)
+    x = draw.normal(size=(5, 4)).astype(np.float32)
+    assert np.allclose(answer(model, x), answer(after, x), atol=1e-5)

@@ -40,6 +40,7 @@ MOVES = (
 )
 OPSET = 21  # of ONNX: the first with 16-bit codes
 INT32 = 2**31 - 1
+FEW = 24  # scales, in bytes about as long as the operator that computes them
 
 
 def grid(  # noqa: PLR0917  an operator has no keywords
@@ -236,7 +237,7 @@ def bias(graph: ir.Graph, node: ir.Node) -> None:
     floats, weight = constant(node.inputs[2]), weight_of(node.inputs[1])
     reads = decoded(node.inputs[0])
     scale = None if reads is None else constant(reads.inputs[1])
-    if floats is None or weight is None or scale is None or scale.ndim or floats.ndim != 1:
+    if reads is None or floats is None or weight is None or scale is None or scale.ndim or floats.ndim != 1:
         return
     if any(attribute(node, word, 1.0) != 1.0 for word in ("alpha", "beta")):
         return
@@ -248,7 +249,10 @@ def bias(graph: ir.Graph, node: ir.Node) -> None:
         return
     name = str(given(node, 2).name)
     stored = initializer(graph, f"{name}_codes", codes.astype(np.int32))
-    unit = initializer(graph, f"{name}_unit", units)
+    if units.size > FEW:  # a runtime multiplies once, when it loads the file
+        unit = add_before(graph, node, "Mul", [given(weight[0], 1), given(reads, 1)])
+    else:
+        unit = initializer(graph, f"{name}_unit", units)
     settings = {"axis": 0} if units.ndim else {}
     node.replace_input_with(2, add_before(graph, node, "DequantizeLinear", [stored, unit], **settings))
 
