@@ -64,4 +64,5 @@ class Distill(Finetune):
         learning = self.learning(view)
         moved, facts = view.train(plan, where=learning, teacher=teacher, text=self.name)
         trained = Note("", "trained", f"{self.epochs:g} epochs of distillation", facts)
-        yield Group("all", (*view.edits(moved), trained, *self.left(view, moved, learning)))
+        edits = (*view.edits(moved), *self.trained_with(view, moved))
+        yield Group("all", (*edits, trained, *self.left(view, moved, learning)))

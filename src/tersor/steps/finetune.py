@@ -35,7 +35,8 @@ class Finetune(Retrain):
         learning = self.learning(view)
         moved, facts = view.train(self.plan(), where=learning, text=self.name)
         trained = Note("", "trained", f"{self.epochs:g} epochs", facts)
-        yield Group("all", (*view.edits(moved), trained, *self.left(view, moved, learning)))
+        edits = (*view.edits(moved), *self.trained_with(view, moved))
+        yield Group("all", (*edits, trained, *self.left(view, moved, learning)))
 
     def learning(self, view: View) -> list[Site] | None:
         """The sites that learn: those of `where`, or None for all parameters, biases and norms too."""

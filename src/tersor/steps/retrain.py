@@ -120,7 +120,13 @@ class Retrain:
         hows = {site: edit.how for site, edit in edits.items()}
         found = [Edit(s, view.forms[s], after[s], hows.get(s, "refine")) for s in view.sites if s in after]
         trained = Note("", "trained", f"{self.epochs:g} epochs", facts)
-        return after, (*found, trained, *self.stayed(view))
+        return after, (*found, *self.trained_with(view, after), trained, *self.stayed(view))
+
+    def trained_with(self, view: View, moved: Mapping[str, Form]) -> tuple[Edit, ...]:
+        """Edits that keep the grids of edges: they were simulated while the weights learned, and an edit of a
+        weight has made them stale."""
+        grids = view.state.grids if moved else {}
+        return tuple(Edit(edge, grid.replace(stale=True), grid, "refine") for edge, grid in grids.items())
 
     def left(
         self, view: View, moved: Mapping[str, Form], learning: Sequence[Site] | None
