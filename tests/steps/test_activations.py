@@ -14,7 +14,7 @@ from tersor.errors import RefusedError, SettingError
 from tersor.io import load, save
 from tersor.model.loader import TensorBatches
 from tersor.model.task import Task
-from tersor.steps import Cluster, Distill, Entropy, Finetune, Fold, Prune, Quantize, Rdoq
+from tersor.steps import Distill, Entropy, Finetune, Fold, Prune, Quantize, Rdoq
 
 
 def note(result: Any, kind: str = "integers") -> Any:
@@ -90,7 +90,7 @@ def test_training_sees_the_grids() -> None:
     assert float(task.scores(trained.model()).mean()) > float(task.scores(rounded.model()).mean())
 
 
-@pytest.mark.parametrize("step", [Finetune(epochs=2, lr=1e-3), Distill(epochs=2), Cluster(k=16, epochs=1)])
+@pytest.mark.parametrize("step", [Finetune(epochs=2, lr=1e-3), Distill(epochs=2)])
 def test_steps_that_train_under_grids_keep_them(step: Any) -> None:
     net, task = made("residual")
     before = run(net, [Quantize(activations=8)], task)

@@ -34,7 +34,7 @@ from tersor.model.integer_weights import integer_weight
 from tersor.model.observe import RANGES as ACTIVATION_RANGES
 from tersor.model.sites import Site
 from tersor.record.events import Edit, Group, Note, site_group
-from tersor.setting_effects import Above, Only, check_effect
+from tersor.setting_effects import Only, check_effect
 from tersor.settings import check, check_word
 from tersor.steps.activations import Calibration, calibrated, folded
 from tersor.steps.retrain import Retrain
@@ -57,7 +57,7 @@ class Quantize(Retrain):
         "high": {"range": ("fixed",)},
         "terms": {"scheme": ("log",)},
         "rule": {"scheme": ("ternary",)},
-        "activation_range": {"activations": Above(0)},
+        "activation_range": {"activations": (8,)},
         "activation_percentile": {"activation_range": ("percentile",)},
     }
     scheme: str = "uniform"  # "uniform", "log", "binary" or "ternary"
