@@ -46,6 +46,12 @@ def export(
             "--dynamic-batch/--no-dynamic-batch", help="batches of any size, or only of the example's"
         ),
     ] = True,
+    dynamic_axes: Annotated[
+        str,
+        typer.Option(
+            "--dynamic-axes", metavar="AXES", help="of any size too: 1 for tokens, 2,3 for height and width"
+        ),
+    ] = "",
     key: Key = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -64,7 +70,7 @@ def export(
     with watching(quiet=quiet, plain=json) as observer:
         facts = written(
             of, out or path_for(of), data, shapes=shape or (), to=to, dynamic_batch=dynamic_batch,
-            observer=observer, inputs=inputs,
+            dynamic_axes=dynamic_axes, observer=observer, inputs=inputs,
         )  # fmt: skip
     return Answer(facts, json, exported_lines)
 

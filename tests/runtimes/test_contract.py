@@ -25,7 +25,14 @@ pytestmark = pytest.mark.usefixtures("onnx_functions_read_once")
 
 ROOT = Path(__file__).resolve().parents[2]
 SIGNATURES = {
-    "write": {"model": None, "example": None, "path": None, "dynamic_batch": True, "tolerance": 1e-3},
+    "write": {
+        "model": None,
+        "example": None,
+        "path": None,
+        "dynamic_batch": True,
+        "dynamic_axes": (),
+        "tolerance": 1e-3,
+    },
     "open": {"path": None, "threads": 1},
     "compare": {"model": None, "path": None, "batches": None, "tolerance": 1e-3},
     "operators": {"path": None, "inputs": None, "threads": 1},

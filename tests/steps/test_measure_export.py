@@ -119,7 +119,9 @@ class Runtime:
         self.names.append(name)
         return self
 
-    def write(self, model: nn.Module, example: Any, path: Path, dynamic_batch: bool) -> Written:
+    def write(
+        self, model: nn.Module, example: Any, path: Path, dynamic_batch: bool, dynamic_axes: Any = ()
+    ) -> Written:
         weights = torch.cat([p.detach().flatten() for p in model.parameters() if p.ndim > 1])
         self.written[path] = 100 * float((weights != 0).float().mean())
         return Written(path, 1, "0" * 64, (path.name,))

@@ -34,7 +34,7 @@ UNMET = {"scheme": "binary", "weigh": "none", "where": "s*"}  # values at which 
 # Other tests show the effect of these: on speed or paths only, in long trainings, in larger models.
 NOT_HERE = {
     "where", "channels_last", "frozen", "teacher", "features", "arrange", "to", "path", "dynamic_batch",
-    "warm", "passes", "vectors", "runtime",
+    "dynamic_axes", "warm", "passes", "vectors", "runtime",
 }  # fmt: skip
 # Settings of both runs, if the defaults would hide the effect.
 BOTH: dict[tuple[str, str], dict[str, Any]] = {

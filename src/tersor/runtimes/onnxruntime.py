@@ -11,7 +11,7 @@ import copy
 import io
 import logging
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from functools import wraps
@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch import nn
 
 from tersor.dtypes import unexported
 from tersor.errors import RefusedError, SettingError
@@ -38,6 +37,7 @@ from tersor.runtimes.agree import (
     sized,
     tensors,
 )
+from tersor.runtimes.dynamic import dims, variants
 from tersor.runtimes.onnxruntime_session import Session, open
 from tersor.runtimes.operators import Operator
 from tersor.runtimes.output_names import name_outputs, names_of
@@ -58,14 +58,15 @@ def write(
     path: str | Path,
     *,
     dynamic_batch: bool = True,
+    dynamic_axes: Sequence[int] = (),
     tolerance: float = TOLERANCE,
 ) -> Written:
     """Write the model to `path` (.onnx) and run it there once.
 
     `example`: inputs of the model: a tuple, a dict by name, or one tensor. The first dimension B of each
-    tensor is the batch. With `dynamic_batch` the file takes any B. `tolerance` bounds the difference from
-    torch's outputs, relative to the largest. The model is copied; its mode and the random state stay as they
-    were. RefusedError if the model cannot be exported or the file disagrees with it; StorageError for the
+    tensor is the batch. With `dynamic_batch` the file takes any B, and any size along `dynamic_axes`
+    (dynamic.py). `tolerance` bounds the difference from torch's outputs, relative to the largest. The model
+    is copied; its mode and the random state stay as they were. RefusedError if the model cannot be exported or the file disagrees with it; StorageError for the
     disk. In both cases an earlier file at `path` stays as it was.
     """
     path, inputs = Path(path), as_inputs(example)
@@ -82,7 +83,7 @@ def write(
         traced = inputs
         if dynamic_batch and tensors(inputs)[0].shape[:1] == (1,):  # tracing takes a size of 1 for a constant
             traced = sized(inputs, 2)
-        program, left = _export(model, traced, dynamic_batch)
+        program, left = _export(model, traced, dynamic_batch, dynamic_axes)
         if isinstance(model, Deployed):
             onnx_integers.tidy(program.model)
             grids, uses = onnx_integers.grids(program.exported_program), model.uses(traced)
@@ -95,8 +96,7 @@ def write(
         # Only the weights' bytes count: the graph is small compared with the limit.
         large = nbytes(program) >= ONE_FILE
         program.save(str(folder / path.name), external_data=large)
-        # Another batch size than the traced one, so that a size frozen into the graph is found.
-        batches = [inputs, sized(inputs, 1)] if dynamic_batch else [inputs]
+        batches = variants(model, inputs, dynamic_batch, dynamic_axes)
         try:
             compared("onnxruntime", model, folder / path.name, batches, tolerance, first=True)
         except (SettingError, *UNTRACEABLE) as error:
@@ -119,18 +119,13 @@ def operators(path: str | Path, inputs: Any, threads: int = 1) -> list[Operator]
     return onnxruntime_session.operators(path, feed_of(as_inputs(inputs)), threads)
 
 
-def _export(model: nn.Module, inputs: Inputs, dynamic_batch: bool) -> tuple[Any, tuple[str, ...]]:
+def _export(
+    model: nn.Module, inputs: Inputs, dynamic_batch: bool, axes: Sequence[int]
+) -> tuple[Any, tuple[str, ...]]:
     """(an ONNX program in memory, the outputs that it lacks because torch.export has no type for them). It is
     made from a copy of the model, since tracing may leave its own tensors in modules."""
-    batch = torch.export.Dim("batch")
-    size = tensors(inputs)[0].shape[:1]
-
-    def dims(item: Any) -> dict[int, Any] | None:
-        moves = isinstance(item, Tensor) and item.ndim > 0 and item.shape[:1] == size
-        return {0: batch} if moves and dynamic_batch else None
-
     args, kwargs = ((), inputs) if isinstance(inputs, dict) else (inputs, None)
-    dynamic = tree_map(dims, inputs) if dynamic_batch else None
+    dynamic = dims(inputs, dynamic_batch, axes)
     with _quiet():
         try:
             clone, left = copy.deepcopy(model).eval(), {}
@@ -162,6 +157,7 @@ def _export(model: nn.Module, inputs: Inputs, dynamic_batch: bool) -> tuple[Any,
             )
         except UNTRACEABLE as error:
             way_out = " If its batch size cannot vary, give dynamic_batch=false." if dynamic_batch else ""
+            way_out = " If its sizes cannot vary, leave dynamic_axes out." if axes else way_out
             raise RefusedError(
                 f"onnxruntime: {type(model).__name__} cannot be exported with inputs {shapes(inputs)}: "
                 f"{brief(error)}.{unexported(model.state_dict())}{way_out}"

@@ -6,7 +6,7 @@ Cost: that of onnxruntime.write, and one more load and run in a child process, 0
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from torch import nn
 from tersor.errors import FormatError, RefusedError, SettingError
 from tersor.model.batches import steady
 from tersor.runtimes import onnxruntime, openvino_session
-from tersor.runtimes.agree import TOLERANCE, Difference, Inputs, as_inputs, compared, feed_of, sized
+from tersor.runtimes.agree import TOLERANCE, Difference, Inputs, as_inputs, compared, feed_of
+from tersor.runtimes.dynamic import variants
 from tersor.runtimes.openvino_session import Session, open
 from tersor.runtimes.operators import Operator
 from tersor.runtimes.written import Written, into_place, workshop
@@ -30,6 +31,7 @@ def write(
     path: str | Path,
     *,
     dynamic_batch: bool = True,
+    dynamic_axes: Sequence[int] = (),
     tolerance: float = TOLERANCE,
 ) -> Written:
     """Write the model to `path` (.onnx) as onnxruntime.write does, and run it in OpenVINO too, in float32.
@@ -39,10 +41,11 @@ def write(
     path = Path(path)
     with workshop(path) as folder, steady():
         written = onnxruntime.write(
-            model, example, folder / path.name, dynamic_batch=dynamic_batch, tolerance=tolerance
-        )
+            model, example, folder / path.name, dynamic_batch=dynamic_batch, dynamic_axes=dynamic_axes,
+            tolerance=tolerance,
+        )  # fmt: skip
         inputs = as_inputs(example)
-        batches = [inputs, sized(inputs, 1)] if dynamic_batch else [inputs]
+        batches = variants(model, inputs, dynamic_batch, dynamic_axes)
         try:
             compared("openvino", model, written.path, batches, tolerance, first=True)
         except (SettingError, FormatError) as error:

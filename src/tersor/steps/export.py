@@ -18,6 +18,7 @@ from tersor.core.view import View
 from tersor.errors import SettingError, few
 from tersor.record.events import Group, Note
 from tersor.runtimes import RUNTIMES, check_runtime, runtime
+from tersor.runtimes.dynamic import axes_of
 from tersor.runtimes.operators import Operator, left_integers
 from tersor.settings import check_settings, check_word
 
@@ -33,12 +34,14 @@ class Export:
     where: ClassVar[str] = "*"  # a file holds the whole model
     to: str = "onnxruntime"  # the runtime
     path: str = "model.onnx"  # in the folder of results
+    dynamic_axes: str = ""  # further axes of any size: 1 for tokens [B, T], 2,3 for height and width
     dynamic_batch: bool = True  # the file takes batches of any size; else only of the example's size
 
     def __post_init__(self) -> None:
         check_settings(self)
         check_word(self, "to", RUNTIMES)
         check_runtime(self.to, self.name)
+        axes_of(self.dynamic_axes, self.name)
         if not self.path or Path(self.path).is_absolute() or ".." in Path(self.path).parts:
             raise SettingError(
                 f"export: path={self.path!r}, but it is a file name inside the folder of results"
@@ -55,7 +58,13 @@ class Export:
         model = view.deployed()
         path = view.out / self.path
         inputs = example_inputs(view.task, model)
-        written = writer.write(model, inputs, path, dynamic_batch=self.dynamic_batch)
+        written = writer.write(
+            model,
+            inputs,
+            path,
+            dynamic_batch=self.dynamic_batch,
+            dynamic_axes=axes_of(self.dynamic_axes, self.name),
+        )
         differs = writer.compare(model, path, [inputs])
         data = {
             "path": self.path, "nbytes": written.nbytes, "sha256": written.sha256,
