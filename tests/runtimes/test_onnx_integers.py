@@ -18,8 +18,9 @@ from onnx.reference import ReferenceEvaluator
 from tersor.core.run import run
 from tersor.core.state import State
 from tersor.errors import RefusedError
+from tersor.io import load, save
 from tersor.runtimes import onnx_integers, onnxruntime
-from tersor.steps import Export, Quantize
+from tersor.steps import Entropy, Export, Quantize
 
 pytestmark = pytest.mark.usefixtures("onnx_functions_read_once")
 
@@ -262,3 +263,14 @@ def test_biases_become_codes_in_units_of_the_accumulator(outputs: int) -> None:
     assert ("Mul" in kinds(after)) == (outputs > onnx_integers.FEW)
     x = draw.normal(size=(5, 4)).astype(np.float32)
     assert np.allclose(answer(model, x), answer(after, x), atol=1e-5)
+
+
+def test_the_coded_file_gives_the_same_runtime_file_byte_for_byte(tmp_path: Path) -> None:
+    """So a small .tersor can be shipped, and the file that was timed is made from it."""
+    net, task = made("inverted")
+    result = run(net, [Quantize(activations=8), Entropy(), Export()], task, out=tmp_path)
+    save(result, tmp_path / "m.tersor")
+    again = load(tmp_path / "m.tersor").on(made("inverted")[0])
+    run(again, [Export(path="again.onnx")], task, out=tmp_path)
+    assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "model.onnx").read_bytes()
+    assert (tmp_path / "m.tersor").stat().st_size < (tmp_path / "model.onnx").stat().st_size

@@ -66,8 +66,9 @@ def write(
     `example`: inputs of the model: a tuple, a dict by name, or one tensor. The first dimension B of each
     tensor is the batch. With `dynamic_batch` the file takes any B, and any size along `dynamic_axes`
     (dynamic.py). `tolerance` bounds the difference from torch's outputs, relative to the largest. The model
-    is copied; its mode and the random state stay as they were. RefusedError if the model cannot be exported or the file disagrees with it; StorageError for the
-    disk. In both cases an earlier file at `path` stays as it was.
+    is copied; its mode and the random state stay as they were. RefusedError if the model cannot be exported
+    or the file disagrees with it; StorageError for the disk. In both cases an earlier file at `path` stays as
+    it was.
     """
     path, inputs = Path(path), as_inputs(example)
     if not isinstance(model, nn.Module):
