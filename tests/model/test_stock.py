@@ -761,7 +761,7 @@ def test_every_stock_is_tested_on_a_fresh_model_and_a_files_forms() -> None:
     changes = {
         "identity": Replace("norm", "identity"), "attention": Replace("attention", "attention"),
         "product": Replace("wide", "product", {"layers": 2}), "bias": Replace("wide", "bias"),
-        "untie": Replace("tied", "untie", {"tensor": "weight"}),
+        "untie": Replace("tied", "untie", {"tensor": "weight"}), "scaled": Replace("plain", "scaled"),
     }  # fmt: skip
     assert changes.keys() == STOCK.keys()
 
@@ -770,7 +770,7 @@ def test_every_stock_is_tested_on_a_fresh_model_and_a_files_forms() -> None:
             {
                 "attention": nn.MultiheadAttention(4, 2), "norm": nn.LayerNorm(4),
                 "wide": nn.Linear(4, 6, bias=False), "embed": nn.Embedding(6, 4),
-                "tied": nn.Linear(4, 6, bias=False),
+                "tied": nn.Linear(4, 6, bias=False), "plain": nn.Linear(4, 6),
             }
         )  # fmt: skip
         parts["tied"].weight = parts["embed"].weight
@@ -778,7 +778,7 @@ def test_every_stock_is_tested_on_a_fresh_model_and_a_files_forms() -> None:
 
     state = State(factory())
     state.edit("wide.weight", lambda w: low_rank(tuple(w.shape), (2,)))
-    state.change(*(changes[name] for name in ("attention", "bias", "product", "untie", "identity")))
+    state.change(*(changes[name] for name in ("attention", "bias", "product", "untie", "identity", "scaled")))
     first, second = sound(state), state.model(factory())
     assert repr(first) == repr(second)
     assert first.state_dict().keys() == second.state_dict().keys()

@@ -49,6 +49,10 @@ class IntegerLayer:
     weight: str
     bias: str | None
     edge: str
+    op: str  # "linear", "conv2d"
+    read: str  # the edge as it reads it, in its own shape
+    ndim: int  # of that
+    source: str  # what it reads, in the graph: equal for layers that read the same
 
 
 @dataclass(eq=False)
@@ -193,12 +197,13 @@ class IntegerEdges:
 
     def read(self, node: fx.Node, source: fx.Node) -> str:
         """The name of the edge where an operator reads a source."""
-        if self.whole(source):
-            return self.names[source]
-        at = next(
-            j for j, item in enumerate(node.args) if isinstance(item, fx.Node) and self.source(item) is source
-        )
-        return f"{self.names[node]}<{at}"
+        return self.names[source] if self.whole(source) else self.place(node, source)[0]
+
+    def place(self, node: fx.Node, source: fx.Node) -> tuple[str, fx.Node]:
+        """(the name of what an operator itself reads of a source, the node that it reads)."""
+        items = enumerate(node.args)
+        at, item = next((j, a) for j, a in items if isinstance(a, fx.Node) and self.source(a) is source)
+        return f"{self.names[node]}<{at}", item
 
     def after(self, node: fx.Node) -> list[fx.Node]:
         """Where the grid of an operator's output goes: after it, or after what clips it."""
@@ -214,7 +219,9 @@ class IntegerEdges:
             weights = [name for name, word in self.tensors(node) if word in MULTIPLIED]
             bias = next((name for name, word in self.tensors(node) if word == "bias"), None)
             if weights and (edge := self.read(node, operands[0])) in edges:
-                found.append(IntegerLayer(weights[0], bias, edge))
+                name, item = self.place(node, operands[0])
+                op = self.op(node) or ""
+                found.append(IntegerLayer(weights[0], bias, edge, op, name, value(item).ndim, item.name))
         return found
 
     def tensors(self, node: fx.Node) -> Iterator[tuple[str, str]]:

@@ -4,6 +4,7 @@ identity    nn.Identity: all sites of the module are removed
 bias        the same layer with a bias of zeros
 product     one layer for each factor of the weight: product.py
 attention   nn.MultiheadAttention whose head width need not be embed_dim / num_heads: attention.py
+scaled      a linear layer with a factor, of ones, for each input: scaled_inputs.py
 untie       an alias becomes a tensor of its own
 `replaced` changes the module; replaced_sites.py gives the sites that are removed and added. Both depend on
 nothing but the change, so the same change to a fresh model and a file's forms has the same result.
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from tersor.errors import RefusedError, SettingError, SiteError, did_you_mean
 from tersor.forms import Dense, Form
-from tersor.model import product
+from tersor.model import product, scaled_inputs
 from tersor.model.attention import Attention
 from tersor.model.changes import Replace
 from tersor.model.sites import Site
@@ -101,6 +102,17 @@ class Heads(Stock):
         return Attention(layer, **now)
 
 
+class Scaled(Stock):
+    def build(self, layer: Any, change: Replace) -> nn.Module:
+        weight = layer._parameters.get("weight")
+        return scaled_inputs.build(layer, change.module, None if weight is None else empty(weight))
+
+    def forms(self, layer: Any, change: Replace, old: Old) -> New:
+        site, weight = old["weight"]
+        ones = Dense(torch.ones(weight.shape[1], dtype=site.torch_dtype))
+        return {"factor": (ones, "weight ones"), **super().forms(layer, change, old)}
+
+
 class Untie(Stock):
     needs: ClassVar[Mapping[str, type]] = {"tensor": str}
 
@@ -117,7 +129,8 @@ class Untie(Stock):
 
 
 STOCK: dict[str, Stock] = {
-    "identity": Identity(), "bias": Bias(), "product": Product(), "attention": Heads(), "untie": Untie(),
+    "identity": Identity(), "bias": Bias(), "product": Product(), "attention": Heads(), "scaled": Scaled(),
+    "untie": Untie(),
 }  # fmt: skip
 
 
@@ -193,7 +206,8 @@ def unfuse(model: nn.Module) -> None:
         if isinstance(module, nn.TransformerEncoderLayer):
             parts = [(module.self_attn, nn.MultiheadAttention), (module.linear1, nn.Linear)]
             parts += [(module.linear2, nn.Linear), (module.norm1, nn.LayerNorm), (module.norm2, nn.LayerNorm)]
-            if not all(isinstance(part, kind) for part, kind in parts):
+            scaled = any(isinstance(part, scaled_inputs.ScaledInputs) for part, _ in parts)
+            if scaled or not all(isinstance(part, kind) for part, kind in parts):
                 module.activation_relu_or_gelu = 0
                 fused.append(module)
     for module in model.modules():

@@ -8,7 +8,7 @@ clip       a clamp before QuantizeLinear goes where the grid clips alike
 pool       ReduceMean over height and width is GlobalAveragePool
 turned     a transposed integer weight is stored transposed
 zeros      weights of Gemm and MatMul have zero points, all 0: without them ONNX Runtime computes in float
-shared     equal grids of one value are one
+shared     equal grids and factors of one value are one
 bias       biases become int32, in units of input scale * weight scale, as accumulators are
 table      of an integer embedding only the rows that are read are decoded
 Source: the quantized patterns of ONNX Runtime's and OpenVINO's optimizers, found by trying.
@@ -269,14 +269,15 @@ def zeros(graph: ir.Graph, node: ir.Node) -> None:
 
 
 def shared(graph: ir.Graph, node: ir.Node) -> None:
-    """Let readers of one value with equal grids read one pair of operators."""
-    if node.op_type not in ("QuantizeLinear", "DequantizeLinear") or node.inputs[0] is None:
+    """Let readers of one value with equal grids, or equal factors, read one operator."""
+    if node.op_type not in ("QuantizeLinear", "DequantizeLinear", "Mul") or node.inputs[0] is None:
         return
     for use in list(given(node, 0).uses()):
         other = use.node
         if other is node or other.op_type != node.op_type or other.graph is not graph:
             continue
-        if all(equal(node.inputs[at], other.inputs[at]) for at in (1, 2) if at < len(node.inputs)):
+        same = len(node.inputs) == len(other.inputs) and node.attributes == other.attributes
+        if same and all(equal(a, b) for a, b in zip(node.inputs, other.inputs, strict=True)):
             other.outputs[0].replace_all_uses_with(node.outputs[0], replace_graph_outputs=True)
 
 

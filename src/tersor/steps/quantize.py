@@ -36,8 +36,9 @@ from tersor.model.sites import Site
 from tersor.record.events import Edit, Group, Note, site_group
 from tersor.setting_effects import Only, check_effect
 from tersor.settings import check, check_word
-from tersor.steps.activations import Calibration, calibrated, folded
+from tersor.steps.activations import Calibration, calibrated, choice, folded
 from tersor.steps.retrain import Retrain
+from tersor.steps.smoothing import smoothed
 
 SCHEMES = ("uniform", "log", "binary", "ternary")
 
@@ -59,6 +60,7 @@ class Quantize(Retrain):
         "rule": {"scheme": ("ternary",)},
         "activation_range": {"activations": (8,)},
         "activation_percentile": {"activation_range": ("percentile",)},
+        "smooth": {"activations": (8,)},
     }
     scheme: str = "uniform"  # "uniform", "log", "binary" or "ternary"
     bits: int = 8  # bits a weight: 1 to 16 uniform, 2 to 8 log
@@ -76,6 +78,7 @@ class Quantize(Retrain):
     # How the range of activations is found: "minmax", "average", "percentile", "mse" or "entropy".
     activation_range: str = "minmax"
     activation_percentile: float = 99.99  # of the values inside, if activation_range is "percentile"
+    smooth: bool = True  # multiply inputs of linear layers, where outliers would need coarse steps
     rule: str = "twn"  # ternary threshold: "twn" (0.7 * mean |w|) or "exact" (least squares)
 
     def __post_init__(self) -> None:
@@ -155,7 +158,11 @@ class Quantize(Retrain):
     def integers(self, view: View) -> Iterator[Group]:
         """Weights and activations as integers. Weights that are integers already keep their codes."""
         chosen = {site.name for site in view.weights(self.where)}
-        exact = now = yield from folded(view, chosen)
+        now = yield from folded(view, chosen)
+        if self.smooth:
+            layers = choice(now, chosen).layers
+            now = yield from smoothed(now, layers, self.bits, self.activations)
+        exact = now
         edits = {
             site.name: self.edit(now, site) for site in now.weights(self.where)
             if isinstance(integer_weight(now.form(site)), str)

@@ -1,0 +1,108 @@
+"""Smoothing: linear layers whose inputs have outliers get factors of their inputs, before activations become
+integers: maths/smoothing.py.
+
+A layer is replaced by one that multiplies its inputs (model/scaled_inputs.py), its weight by the inverse.
+That computes the same; what changes is how well 8 bits fit. Layers that read the same values share their
+factors, so a runtime multiplies once. Layers whose noise does not shrink to WORTH are left alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from tersor.core.view import View
+from tersor.forms import Dense, uncoded
+from tersor.maths.smoothing import smoothing
+from tersor.model.changes import Replace
+from tersor.model.integer_edges import IntegerLayer
+from tersor.model.observe import Range, values_of
+from tersor.model.scaled_inputs import LINEAR
+from tersor.record.events import Edit, Event, Group, Note
+from tersor.steps.fold import ROUNDING, difference
+
+WORTH = 0.7  # of the noise: less must be left, or a layer is not worth another multiplication
+
+
+def smoothed(
+    view: View, layers: list[IntegerLayer], bits: int, input_bits: int
+) -> Generator[Group, None, View]:
+    """The groups that smooth these layers; the view after them."""
+    shared: dict[str, list[IntegerLayer]] = {}
+    for layer in fitting(view, layers):
+        shared.setdefault(layer.source, []).append(layer)
+    ranges = channel_ranges(view, [layer for some in shared.values() for layer in some])
+    events: list[Event] = []
+    gains = {}
+    for some in shared.values():
+        some = [layer for layer in some if layer.read in ranges]
+        gram = view.gram(view.sites[some[0].weight]) if some else None
+        if gram is None:
+            continue
+        weights = [view.form(layer.weight).decode() for layer in some]
+        low, high = ranges[some[0].read]
+        s, gain = smoothing(torch.cat(weights), low, high, gram.diagonal(), bits=bits, input_bits=input_bits)
+        if gain < WORTH:
+            for layer, weight in zip(some, weights, strict=True):
+                events += scaled(view, layer, weight, s)
+                gains[view.sites[layer.weight].layer] = round(gain, 4)
+    if not events:
+        return view
+    text = f"{len(gains)} layers multiply their inputs, so that outliers need no coarser steps"
+    group = Group("smoothed", (*events, Note("", "smoothed", text, {"noise": gains})))
+    yield group
+    if group.key in view.refused and (moved := difference(view, group)) <= ROUNDING:
+        note = Note("", "rounded", f"the outputs move by {moved:.1g} of the largest", {"relative": moved})
+        group = replace(group, key="smoothed, rounded", proof="runs", events=(*group.events, note))
+        yield group
+    return view if group.key in view.refused else view.after(group)
+
+
+def fitting(view: View, layers: list[IntegerLayer]) -> list[IntegerLayer]:
+    """The layers that can be replaced: plain linear ones with a weight of their own, read once."""
+    modules = dict(view.plain().named_modules())
+    tied = {*view.state.aliases, *view.state.aliases.values()}
+    inside = {
+        name for path, module in modules.items() if isinstance(module, nn.MultiheadAttention)
+        for name in (f"{path}.out_proj".lstrip("."), path)
+    }  # fmt: skip
+    count: dict[str, int] = {}
+    for layer in layers:
+        count[layer.weight] = count.get(layer.weight, 0) + 1
+    return [
+        layer for layer in layers
+        if layer.op == "linear" and type(modules.get(path := view.sites[layer.weight].layer)) in LINEAR
+        and path not in inside and layer.weight not in tied and count[layer.weight] == 1
+        and isinstance(uncoded(view.form(layer.weight)), Dense)
+    ]  # fmt: skip
+
+
+def channel_ranges(view: View, layers: list[IntegerLayer]) -> Mapping[str, Range]:
+    """The range of each input of the layers, by the name of what they read."""
+    found: dict[str, Range] = {}
+    model = view.plain()
+    for ndim in sorted({layer.ndim for layer in layers}):
+        names = dict.fromkeys(layer.read for layer in layers if layer.ndim == ndim)
+        refused: dict[str, str] = {}
+        seen = values_of(model, view.task, names, axis=ndim - 1, refused=refused)
+        found |= {
+            name: values.ends for name, values in seen.items()
+            if values.ends is not None and name not in refused and not values.masked
+        }  # fmt: skip
+    return found
+
+
+def scaled(view: View, layer: IntegerLayer, weight: Tensor, s: Tensor) -> list[Event]:
+    """The events that give one layer its factors."""
+    path, dtype = view.sites[layer.weight].layer, view.sites[layer.weight].torch_dtype
+    change = Replace(path, "scaled")
+    factor = f"{path}.factor".lstrip(".")
+    ones = view.after(Group("factor", (change,))).form(factor)
+    return [
+        change,
+        Edit(factor, ones, Dense((1 / s).to(dtype)), "refine"),
+        Edit(layer.weight, view.form(layer.weight), Dense((weight.double() * s).to(dtype)), "refine"),
+    ]
