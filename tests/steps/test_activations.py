@@ -14,7 +14,8 @@ from tersor.errors import RefusedError, SettingError
 from tersor.io import load, save
 from tersor.model.loader import TensorBatches
 from tersor.model.task import Task
-from tersor.steps import Entropy, Fold, Prune, Quantize, Rdoq
+from tersor.runtimes import onnxruntime
+from tersor.steps import Entropy, Export, Fold, Prune, Quantize, Rdoq
 
 
 def note(result: Any, kind: str = "integers") -> Any:
@@ -88,6 +89,35 @@ def test_training_sees_the_grids() -> None:
     rounded = run(net, [Quantize(activations=8, bits=2)], task)
     assert not any(grid.stale for grid in trained.grids.values())
     assert float(task.scores(trained.model()).mean()) > float(task.scores(rounded.model()).mean())
+
+
+class Again(nn.Module):
+    """Layers that are called several times, the second time on other values and with a float reader."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv, self.norm = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 3, padding=1), nn.GroupNorm(2, 6)
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        for _ in range(3):
+            x = (x + self.conv(x)).relu()
+        return self.head((x + self.conv(self.norm(x))).mean((2, 3)))
+
+
+def test_a_layer_that_is_called_again_computes_with_integers_each_time(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, x = Again(), torch.randn(16, 3, 8, 8)
+    loader = TensorBatches(x, torch.zeros(16, dtype=torch.int64), batch=8)
+    task = Task(evaluate=loader, calibrate=loader, train=loader, example=(x,))
+    result = run(net, [Quantize(activations=8), Export()], task, out=tmp_path)
+    assert note(result).data["layers"] == 3  # weights, not calls
+    assert note(result).data["float"] == {}
+    exact, rounded = net(x), result.model()(x)
+    assert 0 < (exact - rounded).norm() / exact.norm() < 0.02
+    file = torch.from_numpy(onnxruntime.open(tmp_path / "model.onnx").run(x)[0])
+    assert (file - rounded).norm() < 0.5 * (exact - rounded).norm()
 
 
 class Masked(nn.Module):

@@ -115,7 +115,8 @@ class Rounded:
         return replace(self, view=view, forms=dict(forms))
 
     def notes(self) -> Iterator[Note]:
-        count, whole = len(self.layers), len(self.layers) + len(self.left)
+        count = len({layer.weight for layer in self.layers})  # a shared layer is listed once for each call
+        whole = count + len(self.left)
         text = f"{count} of {whole} weights multiply integers; {len(self.grids)} edges have grids"
         if self.left:
             text += "; in float: " + few(f"{name} ({why})" for name, why in self.left.items())
