@@ -18,6 +18,7 @@ from onnx.reference import ReferenceEvaluator
 from tersor.core.run import run
 from tersor.core.state import State
 from tersor.errors import RefusedError
+from tersor.model.task import Task
 from tersor.runtimes import onnx_integers, onnxruntime
 from tersor.steps import Export, Quantize
 
@@ -223,5 +224,17 @@ def test_a_file_that_computes_something_else_is_refused(
         onnx_integers, "dequantize", lambda codes, scale, axis: before(codes, scale + scale, axis)
     )
     with pytest.raises(RefusedError, match="does not compute what"):
+        run(result, [Export()], task, out=tmp_path)
+    assert not list(tmp_path.glob("*.onnx"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_edges_of_another_type_than_float32_are_refused(dtype: torch.dtype, tmp_path: Path) -> None:
+    net, task = made("branches")
+    x = task.example[0].to(dtype)
+    task = Task(evaluate=[(x, torch.zeros(len(x), dtype=torch.int64))], calibrate=[(x,)], example=(x,))
+    result = run(net.to(dtype), [Quantize(activations=8)], task)
+    assert result.model()(x).dtype == dtype
+    with pytest.raises(RefusedError, match=rf"/input:x is {str(dtype)[6:]}.*model.float\(\)"):
         run(result, [Export()], task, out=tmp_path)
     assert not list(tmp_path.glob("*.onnx"))

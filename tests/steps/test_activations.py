@@ -1,5 +1,6 @@
 """quantize activations=8: what it changes, what it refuses, and that the result stays a state like others."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,32 @@ def test_a_model_without_integer_layers_is_refused() -> None:
     loader = TensorBatches(x, torch.zeros(16, dtype=torch.int64), batch=8)
     with pytest.raises(RefusedError, match="no layer can compute with integers"):
         run(net, [Quantize(activations=8)], Task(evaluate=loader, calibrate=loader, train=loader))
+
+
+def test_a_broken_calibration_batch_is_named_with_the_argument() -> None:
+    net, task = made("branches")
+    x = task.example[0].clone()
+    x[1] = torch.nan
+    with pytest.raises(RefusedError, match=r"/input:x: .*NaN.*Calibrate with other batches") as error:
+        run(net, [Quantize(activations=8)], replace(task, calibrate=[task.example, (x,)]))
+    assert "Leave this edge out" not in str(error.value)
+
+
+def test_an_edge_of_zeros_alone_gets_no_grid() -> None:
+    """Its range is unknown: a grid for it would make every other value 0."""
+    net, task = made("branches")
+    x = task.example[0]
+    zeros = [(torch.zeros_like(x),)]
+    result = run(net, [Quantize(activations=8)], replace(task, calibrate=zeros))
+    why = "all its values are 0 in the calibration batches"
+    assert note(result).data["refused"]["/input:x"] == why
+    assert "stem.weight" in note(result).data["float"]
+    with torch.no_grad():
+        net.right.weight.zero_()
+        net.right.bias.zero_()
+    result = run(net, [Quantize(activations=8)], task)
+    assert "right/conv2d:0" in note(result).data["refused"]
+    assert 0 < (net(x) - result.model()(x)).norm() / net(x).norm() < 0.05
 
 
 @pytest.mark.parametrize("method", ["minmax", "average", "percentile", "mse", "entropy"])

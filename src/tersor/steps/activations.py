@@ -74,8 +74,10 @@ def calibrated(view: View, after: Mapping[str, Form], chosen: set[str], how: Cal
         found = replace(found, refused=frozenset(refused))  # other edges may be needed now
     grids = {edge: grid_of(ranges[edge], bits=how.bits) for edge in found.edges}
     if not grids:
-        why = few(sorted({*left.values(), *refused.values()})) or "no layer reads an edge of the graph"
-        raise RefusedError(f"quantize: no layer can compute with integers: {why}")
+        reasons = {**left, **refused}
+        why = few(f"{name}: {why}" for name, why in reasons.items()) or "no layer reads an edge of the graph"
+        way_out = " Calibrate with other batches, or" if refused else " To round weights alone,"
+        raise RefusedError(f"quantize: no layer can compute with integers: {why}.{way_out} leave out activations")
     integers = {layer.weight for layer in found.layers}
     alone = [name for name in names if name not in integers and name not in left]
     rest = dict.fromkeys(alone, "no integer operator multiplies by it")
@@ -86,7 +88,7 @@ def ranges_or_refusals(
     model: nn.Module, task: Task, edges: Iterable[str], how: Calibration
 ) -> tuple[dict[str, Range], dict[str, str]]:
     """(the range of each edge, why the others have none). An attention mask in the values would be clipped
-    by a grid, and then it would not mask any more."""
+    by a grid, and then it would not mask any more. Zeros alone show no range."""
     refused: dict[str, str] = {}
     seen = values_of(model, task, edges, range=how.range, refused=refused)
     ranges: dict[str, Range] = {}
@@ -94,6 +96,8 @@ def ranges_or_refusals(
         found = values.range(bits=how.bits, percentile=how.percentile)
         if values.masked:
             refused[edge] = "it holds an additive attention mask"
+        elif found is not None and not any(end.any() for end in found):
+            refused[edge] = "all its values are 0 in the calibration batches"  # others would become 0 too
         elif edge not in refused and found is not None:
             ranges[edge] = found
     return ranges, refused
