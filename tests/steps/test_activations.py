@@ -16,7 +16,7 @@ from tersor.io import load, save
 from tersor.model.loader import TensorBatches
 from tersor.model.task import Task
 from tersor.runtimes import onnxruntime
-from tersor.steps import Entropy, Export, Fold, Prune, Quantize, Rdoq
+from tersor.steps import Entropy, Export, Factorize, Fold, Prune, Quantize, Rdoq
 
 
 def note(result: Any, kind: str = "integers") -> Any:
@@ -81,6 +81,29 @@ def test_it_calibrates_again_after_other_steps() -> None:
     assert not any(grid.stale for grid in twice.grids.values())
     assert set(twice.grids) == set(once.grids)
     twice.model()(task.example[0])
+
+
+def test_layer_after_layer_is_as_good_as_all_at_once() -> None:
+    """A second step changes what the first step's grids hold, so it finds their ranges again."""
+    net, task = made("residual")
+    net.norm = nn.Identity()
+    x = task.example[0]
+    steps = [Quantize(activations=8, where="head.weight"), Quantize(activations=8, where=("*", "!head*"))]
+    parts, whole = run(net, steps, task), run(net, [Quantize(activations=8)], task)
+    assert set(parts.grids) == set(whole.grids)
+    assert note(parts).data["layers"] == 4
+    assert torch.allclose(parts.model()(x), whole.model()(x), rtol=0, atol=1e-2 * float(net(x).std()))
+
+
+def test_a_grid_whose_layer_is_no_integer_any_more_is_calibrated_too() -> None:
+    net, task = made("residual")
+    steps = [Quantize(activations=8), Factorize(keep=0.5, where="head.weight"), Quantize(activations=8)]
+    result = run(net, steps, task)
+    assert "head.weight" in note(result).data["float"]
+    assert not any(grid.stale for grid in result.grids.values())
+    x = task.example[0]
+    plain = result.plain()(x)
+    assert (result.model()(x) - plain).norm() < 0.05 * plain.norm()
 
 
 def test_training_sees_the_grids() -> None:

@@ -30,7 +30,7 @@ from tersor.model.integer_edges import IntegerEdges, IntegerLayer
 from tersor.model.integer_weights import integer_weight
 from tersor.model.observe import Range, grid_of, values_of
 from tersor.model.task import Task
-from tersor.model.watch import input_names
+from tersor.model.watch import input_names, made_at
 from tersor.record.events import Edit, Event, Group, Note
 from tersor.steps.fold import Report, fold_norms
 
@@ -53,6 +53,14 @@ def choice(view: View, chosen: set[str]) -> IntegerEdges:
     return IntegerEdges(traced(model, inputs), input_names(model, inputs), frozenset(chosen))
 
 
+def rounded_before(view: View) -> set[str]:
+    """The integer weights that read an edge with a grid of an earlier step."""
+    if not view.state.grids:
+        return set()
+    integers = {name for name, form in view.forms.items() if not isinstance(integer_weight(form), str)}
+    return {layer.weight for layer in choice(view, integers).layers if layer.edge in view.state.grids}
+
+
 class Calibration(NamedTuple):
     """How grids of activations are found."""
 
@@ -66,14 +74,22 @@ def calibrated(view: View, after: Mapping[str, Form], chosen: set[str], how: Cal
     forms = {**view.forms, **after}
     names = [name for name in view.sites if name in chosen]
     left = {name: why for name in names if isinstance(why := integer_weight(forms[name]), str)}
-    found = choice(view, chosen - set(left))
+    found = choice(view, chosen - set(left) | rounded_before(view))
     model, ranges, refused = view.plain(after), dict[str, Range](), dict[str, str]()
     while missing := [edge for edge in found.edges if edge not in ranges]:
         more, out = ranges_or_refusals(model, view.task, missing, how)
         ranges, refused = ranges | more, refused | out
         found = replace(found, refused=frozenset(refused))  # other edges may be needed now
-    grids = {edge: grid_of(ranges[edge], bits=how.bits) for edge in found.edges}
-    if not grids:
+    wanted = list(found.edges)
+    if wanted:
+        # What only an earlier step's layers need gets new ranges too, or it would stay stale.
+        there = {*found.names.values()}
+        old = [edge for edge in view.state.grids if edge not in wanted and made_at(edge) in there]
+        more, out = ranges_or_refusals(model, view.task, old, how) if old else ({}, {})
+        ranges, refused = ranges | more, refused | out
+        wanted += [edge for edge in old if edge in more]
+    grids = {edge: grid_of(ranges[edge], bits=how.bits) for edge in wanted}
+    if not wanted:
         reasons = {**left, **refused}
         why = few(f"{name}: {why}" for name, why in reasons.items()) or "no layer reads an edge of the graph"
         way_out = " Calibrate with other batches, or" if refused else " To round weights alone,"
