@@ -12,7 +12,7 @@ from torch import nn
 from tersor.core.history import undo
 from tersor.core.run import run
 from tersor.errors import RefusedError, SettingError
-from tersor.io import load, save
+from tersor.io import load, save, verify
 from tersor.model.loader import TensorBatches
 from tersor.model.task import Task
 from tersor.runtimes import onnxruntime
@@ -104,6 +104,22 @@ def test_a_grid_whose_layer_is_no_integer_any_more_is_calibrated_too() -> None:
     x = task.example[0]
     plain = result.plain()(x)
     assert (result.model()(x) - plain).norm() < 0.05 * plain.norm()
+
+
+def test_the_grid_of_a_norm_that_is_folded_later_goes_with_it(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Conv2d(6, 6, 3), nn.Flatten(), nn.Linear(96, 4))
+    x = torch.randn(16, 3, 8, 8)
+    task = Task(evaluate=[(x, torch.zeros(16, dtype=torch.int64))], calibrate=[(x,)], example=(x,))
+    before = run(net, [Quantize(activations=8, where=("*", "!0.weight"))], task, journal=tmp_path / "one")
+    assert "1/batch_norm:0" in before.grids
+    result = run(before, [Quantize(activations=8)], task, journal=tmp_path / "two")
+    assert "1/batch_norm:0" not in result.grids
+    assert 0 < (result.model()(x) - net.eval()(x)).norm() < 0.05 * net(x).norm()
+    save(result, tmp_path / "m.tersor")
+    assert all(check.sound for check in verify(tmp_path / "m.tersor"))
+    assert torch.equal(load(tmp_path / "m.tersor").model(net)(x), result.model()(x))
+    assert undo(result, steps=1, journal=tmp_path / "two").grids.keys() == before.grids.keys()
 
 
 def test_training_sees_the_grids() -> None:
