@@ -111,15 +111,16 @@ def test_the_grid_of_a_norm_that_is_folded_later_goes_with_it(tmp_path: Path) ->
     net = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Conv2d(6, 6, 3), nn.Flatten(), nn.Linear(96, 4))
     x = torch.randn(16, 3, 8, 8)
     task = Task(evaluate=[(x, torch.zeros(16, dtype=torch.int64))], calibrate=[(x,)], example=(x,))
-    before = run(net, [Quantize(activations=8, where=("*", "!0.weight"))], task, journal=tmp_path / "one")
-    assert "1/batch_norm:0" in before.grids
-    result = run(before, [Quantize(activations=8)], task, journal=tmp_path / "two")
+    steps = [Quantize(activations=8, where=("*", "!0.weight")), Quantize(activations=8)]
+    result = run(net, steps, task, journal=tmp_path / "journal")
     assert "1/batch_norm:0" not in result.grids
     assert 0 < (result.model()(x) - net.eval()(x)).norm() < 0.05 * net(x).norm()
     save(result, tmp_path / "m.tersor")
     assert all(check.sound for check in verify(tmp_path / "m.tersor"))
     assert torch.equal(load(tmp_path / "m.tersor").model(net)(x), result.model()(x))
-    assert undo(result, steps=1, journal=tmp_path / "two").grids.keys() == before.grids.keys()
+    before = undo(result, steps=1, journal=tmp_path / "journal")
+    assert "1/batch_norm:0" in before.grids
+    assert before.digest == run(net, steps[:1], task).digest
 
 
 def test_training_sees_the_grids() -> None:
