@@ -9,14 +9,16 @@ import torch
 from integer_nets import NETS, made
 from torch import nn
 
+from tersor.check import check
 from tersor.core.history import undo
+from tersor.core.recipe import Recipe
 from tersor.core.run import run
 from tersor.errors import RefusedError, SettingError
 from tersor.io import load, save, verify
 from tersor.model.loader import TensorBatches
 from tersor.model.task import Task
 from tersor.runtimes import onnxruntime
-from tersor.steps import Entropy, Export, Factorize, Fold, Prune, Quantize, Rdoq
+from tersor.steps import Entropy, Export, Factorize, Finetune, Fold, Measure, Prune, Quantize, Rdoq
 
 
 def note(result: Any, kind: str = "integers") -> Any:
@@ -108,7 +110,9 @@ def test_a_grid_whose_layer_is_no_integer_any_more_is_calibrated_too() -> None:
 
 def test_the_grid_of_a_norm_that_is_folded_later_goes_with_it(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Conv2d(6, 6, 3), nn.Flatten(), nn.Linear(96, 4))
+    net = nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Conv2d(6, 6, 3), nn.Flatten(), nn.Linear(96, 4)
+    )
     x = torch.randn(16, 3, 8, 8)
     task = Task(evaluate=[(x, torch.zeros(16, dtype=torch.int64))], calibrate=[(x,)], example=(x,))
     steps = [Quantize(activations=8, where=("*", "!0.weight")), Quantize(activations=8)]
@@ -137,7 +141,11 @@ class Again(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.conv, self.norm = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 3, padding=1), nn.GroupNorm(2, 6)
+        self.stem, self.conv, self.norm = (
+            nn.Conv2d(3, 6, 3),
+            nn.Conv2d(6, 6, 3, padding=1),
+            nn.GroupNorm(2, 6),
+        )
         self.head = nn.Linear(6, 5)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -243,3 +251,15 @@ def test_ranges_by_each_method(method: str) -> None:
     result = run(net, [Fold(dead=False), Quantize(activations=8, activation_range=method)], task)
     x = task.example[0]
     assert 0 < (net(x) - result.model()(x)).norm() / net(x).norm() < 0.1
+
+
+def test_a_dry_run_warns_of_later_steps_that_make_the_ranges_stale() -> None:
+    def warned(*steps: Any) -> list[list[str]]:
+        return [[warning["text"] for warning in facts["warnings"]] for facts in check(Recipe(steps))]
+
+    rounded = Quantize(activations=8)
+    first, *rest = warned(rounded, Finetune(epochs=1), Entropy(), Finetune(epochs=1))
+    assert first == []
+    assert rest[0] == ["makes the ranges of activations of step 1 quantize stale: put that step after it"]
+    assert not any("stale" in text for text in (*rest[1], *rest[2]))
+    assert not any(warned(Finetune(epochs=1), rounded, Entropy(), Measure()))

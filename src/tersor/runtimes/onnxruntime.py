@@ -124,7 +124,7 @@ def operators(path: str | Path, inputs: Any, threads: int = 1) -> list[Operator]
 
 
 def _rounded(model: Deployed, inputs: Inputs) -> dict[str, Edge]:
-    """The edges with grids. RefusedError for one of another type than the integer operators read and write."""
+    """The edges with grids. RefusedError for one that is no float32, as operators on integers need."""
     edges = model.rounded(inputs)
     for name, edge in edges.items():
         if edge.dtype != "float32":

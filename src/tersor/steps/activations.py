@@ -93,7 +93,9 @@ def calibrated(view: View, after: Mapping[str, Form], chosen: set[str], how: Cal
         reasons = {**left, **refused}
         why = few(f"{name}: {why}" for name, why in reasons.items()) or "no layer reads an edge of the graph"
         way_out = " Calibrate with other batches, or" if refused else " To round weights alone,"
-        raise RefusedError(f"quantize: no layer can compute with integers: {why}.{way_out} leave out activations")
+        raise RefusedError(
+            f"quantize: no layer can compute with integers: {why}.{way_out} leave out activations"
+        )
     integers = {layer.weight for layer in found.layers}
     alone = [name for name in names if name not in integers and name not in left]
     rest = dict.fromkeys(alone, "no integer operator multiplies by it")
