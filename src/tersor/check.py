@@ -92,6 +92,7 @@ def check(recipe: Recipe, model: nn.Module | State | None = None) -> list[Facts]
     given = start(model) if isinstance(model, nn.Module) else model
     stand = stand_in(recipe) if given is None else stand_in_for(given)
     makers, found, recorder = Makers(), [], Recorder()
+    rounded = ""  # the step whose grids on edges are not stale
     executor = Executor(stand, recipe, observer=recorder, view=DryView, prove=False)
     for number, step in enumerate(recipe.steps):
         recorder.begin()
@@ -115,10 +116,17 @@ def check(recipe: Recipe, model: nn.Module | State | None = None) -> list[Facts]
                 {"text": why, "sites": sites if given else []} for why, sites in losses(edits, makers).items()
             ],
         }
+        who = f"step {number + 1} {step.name}"
+        if getattr(step, "activations", 0):
+            rounded = who
+        elif rounded and not getattr(step, "lossless", False):
+            text = f"makes the ranges of activations of {rounded} stale: put that step after it"
+            facts["warnings"].append({"text": text, "sites": []})
+            rounded = ""
         if given is not None:
             facts["sites"] = touched(step, events, stand.sites)
         found.append(facts)
-        remember(edits, makers, f"step {number + 1} {step.name}")
+        remember(edits, makers, who)
     return found
 
 

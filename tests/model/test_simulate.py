@@ -528,3 +528,55 @@ def test_a_grid_of_other_channels_is_refused() -> None:
         RefusedError, match=r"/relu:0: a grid of 5 channels on axis 1, but the edge is now \[3, 4, 8, 8\]"
     ):
         gridded(model, {"/relu:0": grid})(*args, **kwargs)
+
+
+class Fresh(nn.Module):
+    """Operators that return their result."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x).relu()
+        y = y.add(1.0)
+        y = y + x
+        y = F.leaky_relu(y, 0.3)
+        y = F.hardtanh(y, -0.5, 3.0)
+        return self.b(y.mul(0.5))
+
+
+class InPlace(Fresh):
+    """The same operators, which write their result where they read, and whose return is not used."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        shown = y
+        y.relu_()
+        y.add_(1.0)
+        y += x
+        F.leaky_relu(y, 0.3, inplace=True)
+        F.hardtanh(y, -0.5, 3.0, True)
+        y.mul_(0.5)
+        return self.b(shown)
+
+
+def test_what_an_operator_writes_in_place_is_rounded_for_all_that_read_it_later() -> None:
+    torch.manual_seed(0)
+    fresh, written, x = Fresh(), InPlace(), torch.randn(16, 6)
+    written.load_state_dict(fresh.state_dict())
+    names = [f"/{op}:{k}" for op, k in (("relu", 0), ("add", 0), ("add", 1), ("leaky_relu", 0),
+                                        ("hardtanh", 0), ("mul", 0))]  # fmt: skip
+    grids = spanned((fresh, (x,), {}), names, bits=3)
+    grids["a/linear:0"] = grids["/mul:0"]
+    one, other = (gridded(net, grids) for net in (fresh, written))
+    assert torch.equal(one(x), other(x))
+    assert not torch.equal(one(x), fresh(x))
+    assert torch.equal(exported(other, x).module()(x), one(x))
+    gradients = []
+    for net in (one, other):
+        net.requires_grad_(True)
+        net(x).square().sum().backward()
+        gradients.append([item.grad for item in net.parameters()])
+    assert all(map(torch.equal, *gradients))
+    assert all(bool(item.any()) for item in gradients[0][:4])

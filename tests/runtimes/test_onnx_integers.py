@@ -19,6 +19,7 @@ from tersor.core.run import run
 from tersor.core.state import State
 from tersor.errors import RefusedError
 from tersor.io import load, save
+from tersor.model.task import Task
 from tersor.runtimes import onnx_integers, onnxruntime
 from tersor.steps import Entropy, Export, Quantize
 
@@ -274,3 +275,15 @@ def test_the_coded_file_gives_the_same_runtime_file_byte_for_byte(tmp_path: Path
     run(again, [Export(path="again.onnx")], task, out=tmp_path)
     assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "model.onnx").read_bytes()
     assert (tmp_path / "m.tersor").stat().st_size < (tmp_path / "model.onnx").stat().st_size
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_edges_of_another_type_than_float32_are_refused(dtype: torch.dtype, tmp_path: Path) -> None:
+    net, task = made("branches")
+    x = task.example[0].to(dtype)
+    task = Task(evaluate=[(x, torch.zeros(len(x), dtype=torch.int64))], calibrate=[(x,)], example=(x,))
+    result = run(net.to(dtype), [Quantize(activations=8)], task)
+    assert result.model()(x).dtype == dtype
+    with pytest.raises(RefusedError, match=rf"/input:x is {str(dtype)[6:]}.*model.float\(\)"):
+        run(result, [Export()], task, out=tmp_path)
+    assert not list(tmp_path.glob("*.onnx"))

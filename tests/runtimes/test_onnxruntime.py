@@ -189,6 +189,17 @@ def test_a_fixed_batch(tmp_path: Path) -> None:
         session.run(np.zeros((3, 3), np.float32))
 
 
+def test_arguments_in_order_that_share_one_name(tmp_path: Path) -> None:
+    class Several(nn.Module):
+        def forward(self, *images: Tensor, **rest: Any) -> Tensor:
+            return images[0] * images[1]
+
+    onnxruntime.write(Several(), (x(2, 3), x(2, 3)), tmp_path / "m.onnx")
+    one, two = x(5, 3), x(5, 3) + 1
+    session = onnxruntime.open(tmp_path / "m.onnx")
+    assert np.allclose(session.run(one, two)[0], (one * two).numpy())
+
+
 class Cache:
     """An output that torch.export has no type for."""
 

@@ -1,5 +1,6 @@
 """quantize activations=8: what it changes, what it refuses, and that the result stays a state like others."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,27 @@ import torch
 from integer_nets import NETS, made
 from torch import nn
 
+from tersor.check import check
 from tersor.core.history import undo
+from tersor.core.recipe import Recipe
 from tersor.core.run import run
 from tersor.errors import RefusedError, SettingError
-from tersor.io import load, save
+from tersor.io import load, save, verify
 from tersor.model.loader import TensorBatches
 from tersor.model.task import Task
-from tersor.steps import Distill, Entropy, Finetune, Fold, Prune, Quantize, Rdoq
+from tersor.runtimes import onnxruntime
+from tersor.steps import (
+    Distill,
+    Entropy,
+    Export,
+    Factorize,
+    Finetune,
+    Fold,
+    Measure,
+    Prune,
+    Quantize,
+    Rdoq,
+)  # fmt: skip
 
 
 def note(result: Any, kind: str = "integers") -> Any:
@@ -81,6 +96,48 @@ def test_it_calibrates_again_after_other_steps() -> None:
     twice.model()(task.example[0])
 
 
+def test_layer_after_layer_is_as_good_as_all_at_once() -> None:
+    """A second step changes what the first step's grids hold, so it finds their ranges again."""
+    net, task = made("residual")
+    net.norm = nn.Identity()
+    x = task.example[0]
+    steps = [Quantize(activations=8, where="head.weight"), Quantize(activations=8, where=("*", "!head*"))]
+    parts, whole = run(net, steps, task), run(net, [Quantize(activations=8)], task)
+    assert set(parts.grids) == set(whole.grids)
+    assert note(parts).data["layers"] == 4
+    assert torch.allclose(parts.model()(x), whole.model()(x), rtol=0, atol=1e-2 * float(net(x).std()))
+
+
+def test_a_grid_whose_layer_is_no_integer_any_more_is_calibrated_too() -> None:
+    net, task = made("residual")
+    steps = [Quantize(activations=8), Factorize(keep=0.5, where="head.weight"), Quantize(activations=8)]
+    result = run(net, steps, task)
+    assert "head.weight" in note(result).data["float"]
+    assert not any(grid.stale for grid in result.grids.values())
+    x = task.example[0]
+    plain = result.plain()(x)
+    assert (result.model()(x) - plain).norm() < 0.05 * plain.norm()
+
+
+def test_the_grid_of_a_norm_that_is_folded_later_goes_with_it(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Conv2d(6, 6, 3), nn.Flatten(), nn.Linear(96, 4)
+    )
+    x = torch.randn(16, 3, 8, 8)
+    task = Task(evaluate=[(x, torch.zeros(16, dtype=torch.int64))], calibrate=[(x,)], example=(x,))
+    steps = [Quantize(activations=8, where=("*", "!0.weight")), Quantize(activations=8)]
+    result = run(net, steps, task, journal=tmp_path / "journal")
+    assert "1/batch_norm:0" not in result.grids
+    assert 0 < (result.model()(x) - net.eval()(x)).norm() < 0.05 * net(x).norm()
+    save(result, tmp_path / "m.tersor")
+    assert all(check.sound for check in verify(tmp_path / "m.tersor"))
+    assert torch.equal(load(tmp_path / "m.tersor").model(net)(x), result.model()(x))
+    before = undo(result, steps=1, journal=tmp_path / "journal")
+    assert "1/batch_norm:0" in before.grids
+    assert before.digest == run(net, steps[:1], task).digest
+
+
 def test_training_sees_the_grids() -> None:
     net, task = made("residual")
     settings: dict[str, Any] = {"activations": 8, "bits": 2, "epochs": 4, "lr": 1e-2}
@@ -98,6 +155,39 @@ def test_steps_that_train_under_grids_keep_them(step: Any) -> None:
     assert not any(grid.stale for grid in result.grids.values())
     x = task.example[0]
     assert not torch.equal(result.model()(x), before.model()(x))
+
+
+class Again(nn.Module):
+    """Layers that are called several times, the second time on other values and with a float reader."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv, self.norm = (
+            nn.Conv2d(3, 6, 3),
+            nn.Conv2d(6, 6, 3, padding=1),
+            nn.GroupNorm(2, 6),
+        )
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        for _ in range(3):
+            x = (x + self.conv(x)).relu()
+        return self.head((x + self.conv(self.norm(x))).mean((2, 3)))
+
+
+def test_a_layer_that_is_called_again_computes_with_integers_each_time(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, x = Again(), torch.randn(16, 3, 8, 8)
+    loader = TensorBatches(x, torch.zeros(16, dtype=torch.int64), batch=8)
+    task = Task(evaluate=loader, calibrate=loader, train=loader, example=(x,))
+    result = run(net, [Quantize(activations=8), Export()], task, out=tmp_path)
+    assert note(result).data["layers"] == 3  # weights, not calls
+    assert note(result).data["float"] == {}
+    exact, rounded = net(x), result.model()(x)
+    assert 0 < (exact - rounded).norm() / exact.norm() < 0.02
+    file = torch.from_numpy(onnxruntime.open(tmp_path / "model.onnx").run(x)[0])
+    assert (file - rounded).norm() < 0.5 * (exact - rounded).norm()
 
 
 class Masked(nn.Module):
@@ -150,9 +240,47 @@ def test_a_model_without_integer_layers_is_refused() -> None:
         run(net, [Quantize(activations=8)], Task(evaluate=loader, calibrate=loader, train=loader))
 
 
+def test_a_broken_calibration_batch_is_named_with_the_argument() -> None:
+    net, task = made("branches")
+    x = task.example[0].clone()
+    x[1] = torch.nan
+    with pytest.raises(RefusedError, match=r"/input:x: .*NaN.*Calibrate with other batches") as error:
+        run(net, [Quantize(activations=8)], replace(task, calibrate=[task.example, (x,)]))
+    assert "Leave this edge out" not in str(error.value)
+
+
+def test_an_edge_of_zeros_alone_gets_no_grid() -> None:
+    """Its range is unknown: a grid for it would make every other value 0."""
+    net, task = made("branches")
+    x = task.example[0]
+    zeros = [(torch.zeros_like(x),)]
+    result = run(net, [Quantize(activations=8)], replace(task, calibrate=zeros))
+    why = "all its values are 0 in the calibration batches"
+    assert note(result).data["refused"]["/input:x"] == why
+    assert "stem.weight" in note(result).data["float"]
+    with torch.no_grad():
+        net.right.weight.zero_()
+        net.right.bias.zero_()
+    result = run(net, [Quantize(activations=8)], task)
+    assert "right/conv2d:0" in note(result).data["refused"]
+    assert 0 < (net(x) - result.model()(x)).norm() / net(x).norm() < 0.05
+
+
 @pytest.mark.parametrize("method", ["minmax", "average", "percentile", "mse", "entropy"])
 def test_ranges_by_each_method(method: str) -> None:
     net, task = made("residual")
     result = run(net, [Fold(dead=False), Quantize(activations=8, activation_range=method)], task)
     x = task.example[0]
     assert 0 < (net(x) - result.model()(x)).norm() / net(x).norm() < 0.1
+
+
+def test_a_dry_run_warns_of_later_steps_that_make_the_ranges_stale() -> None:
+    def warned(*steps: Any) -> list[list[str]]:
+        return [[warning["text"] for warning in facts["warnings"]] for facts in check(Recipe(steps))]
+
+    rounded = Quantize(activations=8)
+    first, *rest = warned(rounded, Finetune(epochs=1), Entropy(), Finetune(epochs=1))
+    assert first == []
+    assert rest[0] == ["makes the ranges of activations of step 1 quantize stale: put that step after it"]
+    assert not any("stale" in text for text in (*rest[1], *rest[2]))
+    assert not any(warned(Finetune(epochs=1), rounded, Entropy(), Measure()))

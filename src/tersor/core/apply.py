@@ -99,5 +99,8 @@ def restructured(state: State, event: Set | Replace, who: str, module: nn.Module
 
     sites = {**rest(state.sites), **{name: site for name, (site, _) in added.items()}}
     forms = {**rest(state.forms), **{name: form for name, (_, form) in added.items()}}
-    changes = (*state.changes, event)
-    return replace(state, sites=sites, forms=forms, aliases=aliases, kept=rest(state.kept), changes=changes)
+    state = replace(state, sites=sites, forms=forms, aliases=aliases, kept=rest(state.kept))
+    grids = state.grids
+    if event.stock == "identity":  # it makes no edges, so their grids could never be calibrated again
+        grids = {edge: grid for edge, grid in grids.items() if edge.partition("/")[0] != event.module}
+    return replace(state, grids=grids, changes=(*state.changes, event))

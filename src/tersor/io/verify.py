@@ -66,7 +66,7 @@ def last_forms(ledger: Ledger) -> dict[str, str]:
     last: dict[str, str] = {}
     for entry in ledger.entries:
         if entry.how == "replace":
-            inside = f"{entry.site}." if entry.site else ""
+            inside = (f"{entry.site}.", f"{entry.site}/") if entry.site else ""  # of sites, of edges
             last = {name: digest for name, digest in last.items() if not name.startswith(inside)}
         elif entry.after:
             last[entry.site] = entry.after

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tersor.forms import Form
 from tersor.forms.grid import Grid
-from tersor.model.edges import edges_of
+from tersor.model.edges import Edge, edges_of
 from tersor.model.grid_part import GridPart
 from tersor.model.integer_weights import IntegerWeight, integer_weight
 from tersor.model.simulate import Simulated, refuse_stale
@@ -44,11 +44,11 @@ class Deployed(Simulated):
         for part in self.grids.values():
             cast(GridPart, part).marked = True
 
-    def uses(self, inputs: tuple[Any, ...] | dict[str, Any]) -> int:
-        """How often a forward with these inputs rounds an edge."""
+    def rounded(self, inputs: tuple[Any, ...] | dict[str, Any]) -> dict[str, Edge]:
+        """The edges with grids, by the names of the grids, as a forward with these inputs meets them."""
         given = ((), inputs) if isinstance(inputs, dict) else (inputs, {})
         edges = edges_of(self.net, *given[0], **given[1])
-        return sum(edges[made_at(name)].uses for name in self.table)
+        return {name: edges[made_at(name)] for name in self.table}
 
     def values(self) -> dict[str, Tensor]:
         if not self.spelled:

@@ -69,11 +69,11 @@ class Graph:
         return self.paths[own_name(path)]
 
     @cached_property
-    def edges(self) -> dict[str, tuple[fx.Node, int | None]]:
-        """For each edge name of watch.py, `path/op:k`, the operator that makes the edge and the index of the
-        output, or None if the operator has only one."""
+    def made(self) -> list[tuple[str, fx.Node, int | None]]:
+        """Each edge with its name of watch.py, `path/op:k`, the operator that makes it and the index of the
+        output, or None if the operator has only one. The calls of a shared module repeat names."""
         counts: dict[Any, dict[str, int]] = {}
-        found: dict[str, tuple[fx.Node, int | None]] = {}
+        found: list[tuple[str, fx.Node, int | None]] = []
         for node in self.nodes:
             op, outputs = OPS.get(op_name(node)), values(node)
             if op is None or not any(map(floating, outputs)):
@@ -84,7 +84,15 @@ class Graph:
             name, several = f"{self.path(node)}/{op}:{count[op]}", isinstance(value(node), (tuple, list))
             for j, output in enumerate(outputs):
                 if floating(output):
-                    found.setdefault(f"{name}.{j}" if several else name, (node, j if several else None))
+                    found.append((f"{name}.{j}" if several else name, node, j if several else None))
+        return found
+
+    @cached_property
+    def edges(self) -> dict[str, tuple[fx.Node, int | None]]:
+        """For each edge name the operator and the index in its first use."""
+        found: dict[str, tuple[fx.Node, int | None]] = {}
+        for name, node, at in self.made:
+            found.setdefault(name, (node, at))
         return found
 
     @cached_property

@@ -67,7 +67,7 @@ class IntegerEdges:
     @cached_property
     def names(self) -> dict[fx.Node, str]:
         """The edge that each operator or argument makes, where it makes one."""
-        found = {node: name for name, (node, _) in reversed(self.graph.edges.items())}
+        found = {node: name for name, node, _ in reversed(self.graph.made)}
         places = dict(zip(self.graph.program.graph_signature.user_inputs, self.inputs, strict=True))
         return found | {node: places[node.name] for node in self.graph.inputs if floats(node)}
 

@@ -58,7 +58,8 @@ class Ranges(WatchedRun):
             except RefusedError as error:
                 if self.refused is None:
                     raise
-                self.refused[name] = str(error).removeprefix(f"{name}: ")
+                text = str(error).removeprefix(f"{name}: ")
+                self.refused[name] = text.removesuffix(". Leave this edge out.")
         return x
 
     def tokens(self, name: str, x: Tensor) -> Tensor | None:

@@ -7,7 +7,7 @@ a name.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import FunctionType
 from typing import Any
 
@@ -55,12 +55,29 @@ ALIASES = {
 
 OPS: dict[str, str] = {name: name for name in LISTED if name != "interpolate"}
 OPS |= {word: name for name, words in ALIASES.items() for word in words.split()}
-OPS |= {f"{word}_": name for word, name in OPS.items() if not word.startswith("_")}  # in place
+WRITES = {f"{word}_": name for word, name in OPS.items() if not word.startswith("_")}  # in place
+WRITES |= {word: name for word, name in OPS.items() if word.startswith("__i")}
+OPS |= WRITES
+
+# The place of the argument `inplace` of functions that have one.
+INPLACE_AT = {
+    "relu": 1, "relu6": 1, "silu": 1, "mish": 1, "hardswish": 1, "hardsigmoid": 1, "leaky_relu": 2, "elu": 2,
+    "hardtanh": 3,
+}  # fmt: skip
 
 
 def op_of(func: Callable[..., Any]) -> str | None:
     """The name of this function's operator, or None if its outputs are not edges."""
     return OPS.get(getattr(func, "__name__", ""))
+
+
+def writes(func: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> bool:
+    """Whether this call writes its result to its first argument: x.relu_(), x += y, relu(x, inplace=True)."""
+    name = getattr(func, "__name__", "")
+    if name in WRITES:
+        return True
+    at = INPLACE_AT.get(name)
+    return at is not None and bool(kwargs.get("inplace", len(args) > at and args[at]))
 
 
 def _never(*args: Any) -> bool:

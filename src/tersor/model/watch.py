@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from tersor.errors import RefusedError
-from tersor.model.ops import OPENED, READERS, op_of
+from tersor.model.ops import OPENED, READERS, op_of, writes
 
 See = Callable[[str, Tensor], Tensor]  # (name of the edge, its value) -> the value that replaces it
 Frame = tuple[str, dict[str, int]]  # a running module's path, and the index of the last call of each op
@@ -45,7 +45,8 @@ class WatchedRun(TorchFunctionMode):
         too. Of what single operators read, `see` is called on those in `wanted`."""
         super().__init__()
         self.see, self.frames, self.inputs = see, frames or [], inputs
-        self.reads = frozenset(name for name in wanted if made_at(name) != name)
+        self.wanted = frozenset(wanted)
+        self.reads = frozenset(name for name in self.wanted if made_at(name) != name)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in OPENED:
@@ -54,6 +55,14 @@ class WatchedRun(TorchFunctionMode):
         op = op_of(func)
         if self.reads and op in READERS and self.frames:
             args = tuple(self.read(op, j, arg) for j, arg in enumerate(args))
+        if op is not None and self.see is not None and self.frames and self.wanted:
+            path, counts = self.frames[-1]
+            name = f"{path}/{op}:{counts.get(op, -1) + 1}"
+            if name in self.wanted and args and floating(args[0]) and writes(func, args, kwargs or {}):
+                counts[op] = counts.get(op, -1) + 1
+                # Later code may read the tensor that it writes to, not the one that it returns. The operator
+                # gets a copy: its gradients need what it wrote, unrounded.
+                return args[0].copy_(self.see(name, func(args[0].clone(), *args[1:], **kwargs or {})))
         out = func(*args, **kwargs or {})  # torch turns the mode off here, also while `see` runs
         if op is None or not self.frames or self.see is None:
             return out

@@ -8,6 +8,7 @@ does not agree with the model is removed.
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 import logging
 import warnings
@@ -25,6 +26,7 @@ from tersor.dtypes import unexported
 from tersor.errors import RefusedError, SettingError
 from tersor.model.batches import device_of, move, shapes, steady
 from tersor.model.deployed import Deployed
+from tersor.model.edges import Edge
 from tersor.model.outputs import exportable
 from tersor.runtimes import onnx_integers, onnxruntime_session
 from tersor.runtimes.agree import (
@@ -84,10 +86,12 @@ def write(
         traced = inputs
         if dynamic_batch and tensors(inputs)[0].shape[:1] == (1,):  # tracing takes a size of 1 for a constant
             traced = sized(inputs, 2)
+        rounded = _rounded(model, traced) if isinstance(model, Deployed) else {}
         program, left = _export(model, traced, dynamic_batch, dynamic_axes)
         if isinstance(model, Deployed):
             onnx_integers.tidy(program.model)
-            grids, uses = onnx_integers.grids(program.exported_program), model.uses(traced)
+            uses = sum(edge.uses for edge in rounded.values())
+            grids = onnx_integers.grids(program.exported_program)
             if grids != uses:
                 raise RefusedError(
                     f"onnxruntime: {type(model.net).__name__} rounds an edge {uses} times, and the exported "
@@ -120,13 +124,27 @@ def operators(path: str | Path, inputs: Any, threads: int = 1) -> list[Operator]
     return onnxruntime_session.operators(path, feed_of(as_inputs(inputs)), threads)
 
 
+def _rounded(model: Deployed, inputs: Inputs) -> dict[str, Edge]:
+    """The edges with grids. RefusedError for one that is no float32, as operators on integers need."""
+    edges = model.rounded(inputs)
+    for name, edge in edges.items():
+        if edge.dtype != "float32":
+            raise RefusedError(
+                f"onnxruntime: the edge {name} is {edge.dtype}, and operators on integers read and write "
+                f"float32. Quantize the model in float32: model.float(), with inputs of float32"
+            )
+    return edges
+
+
 def _export(
     model: nn.Module, inputs: Inputs, dynamic_batch: bool, axes: Sequence[int]
 ) -> tuple[Any, tuple[str, ...]]:
     """(an ONNX program in memory, the outputs that it lacks because torch.export has no type for them). It is
     made from a copy of the model, since tracing may leave its own tensors in modules."""
     args, kwargs = ((), inputs) if isinstance(inputs, dict) else (inputs, None)
-    dynamic = dims(inputs, dynamic_batch, axes)
+    # By name: arguments in order may all belong to one name, as of forward(*images).
+    by_name = kwargs or dict(inspect.signature(model.forward).bind(*args).arguments)
+    dynamic = dims(by_name, dynamic_batch, axes)
     with _quiet():
         try:
             clone, left = copy.deepcopy(model).eval(), {}

@@ -30,7 +30,7 @@ from tersor.model.integer_edges import IntegerEdges, IntegerLayer
 from tersor.model.integer_weights import integer_weight
 from tersor.model.observe import Range, grid_of, values_of
 from tersor.model.task import Task
-from tersor.model.watch import input_names
+from tersor.model.watch import input_names, made_at
 from tersor.record.events import Edit, Event, Group, Note
 from tersor.steps.fold import Report, fold_norms
 
@@ -53,6 +53,14 @@ def choice(view: View, chosen: set[str]) -> IntegerEdges:
     return IntegerEdges(traced(model, inputs), input_names(model, inputs), frozenset(chosen))
 
 
+def rounded_before(view: View) -> set[str]:
+    """The integer weights that read an edge with a grid of an earlier step."""
+    if not view.state.grids:
+        return set()
+    integers = {name for name, form in view.forms.items() if not isinstance(integer_weight(form), str)}
+    return {layer.weight for layer in choice(view, integers).layers if layer.edge in view.state.grids}
+
+
 class Calibration(NamedTuple):
     """How grids of activations are found."""
 
@@ -66,16 +74,28 @@ def calibrated(view: View, after: Mapping[str, Form], chosen: set[str], how: Cal
     forms = {**view.forms, **after}
     names = [name for name in view.sites if name in chosen]
     left = {name: why for name in names if isinstance(why := integer_weight(forms[name]), str)}
-    found = choice(view, chosen - set(left))
+    found = choice(view, chosen - set(left) | rounded_before(view))
     model, ranges, refused = view.plain(after), dict[str, Range](), dict[str, str]()
     while missing := [edge for edge in found.edges if edge not in ranges]:
         more, out = ranges_or_refusals(model, view.task, missing, how)
         ranges, refused = ranges | more, refused | out
         found = replace(found, refused=frozenset(refused))  # other edges may be needed now
-    grids = {edge: grid_of(ranges[edge], bits=how.bits) for edge in found.edges}
-    if not grids:
-        why = few(sorted({*left.values(), *refused.values()})) or "no layer reads an edge of the graph"
-        raise RefusedError(f"quantize: no layer can compute with integers: {why}")
+    wanted = list(found.edges)
+    if wanted:
+        # What only an earlier step's layers need gets new ranges too, or it would stay stale.
+        there = {*found.names.values()}
+        old = [edge for edge in view.state.grids if edge not in wanted and made_at(edge) in there]
+        more, out = ranges_or_refusals(model, view.task, old, how) if old else ({}, {})
+        ranges, refused = ranges | more, refused | out
+        wanted += [edge for edge in old if edge in more]
+    grids = {edge: grid_of(ranges[edge], bits=how.bits) for edge in wanted}
+    if not wanted:
+        reasons = {**left, **refused}
+        why = few(f"{name}: {why}" for name, why in reasons.items()) or "no layer reads an edge of the graph"
+        way_out = " Calibrate with other batches, or" if refused else " To round weights alone,"
+        raise RefusedError(
+            f"quantize: no layer can compute with integers: {why}.{way_out} leave out activations"
+        )
     integers = {layer.weight for layer in found.layers}
     alone = [name for name in names if name not in integers and name not in left]
     rest = dict.fromkeys(alone, "no integer operator multiplies by it")
@@ -86,7 +106,7 @@ def ranges_or_refusals(
     model: nn.Module, task: Task, edges: Iterable[str], how: Calibration
 ) -> tuple[dict[str, Range], dict[str, str]]:
     """(the range of each edge, why the others have none). An attention mask in the values would be clipped
-    by a grid, and then it would not mask any more."""
+    by a grid, and then it would not mask any more. Zeros alone show no range."""
     refused: dict[str, str] = {}
     seen = values_of(model, task, edges, range=how.range, refused=refused)
     ranges: dict[str, Range] = {}
@@ -94,6 +114,8 @@ def ranges_or_refusals(
         found = values.range(bits=how.bits, percentile=how.percentile)
         if values.masked:
             refused[edge] = "it holds an additive attention mask"
+        elif found is not None and not any(end.any() for end in found):
+            refused[edge] = "all its values are 0 in the calibration batches"  # others would become 0 too
         elif edge not in refused and found is not None:
             ranges[edge] = found
     return ranges, refused
@@ -115,7 +137,8 @@ class Rounded:
         return replace(self, view=view, forms=dict(forms))
 
     def notes(self) -> Iterator[Note]:
-        count, whole = len(self.layers), len(self.layers) + len(self.left)
+        count = len({layer.weight for layer in self.layers})  # a shared layer is listed once for each call
+        whole = count + len(self.left)
         text = f"{count} of {whole} weights multiply integers; {len(self.grids)} edges have grids"
         if self.left:
             text += "; in float: " + few(f"{name} ({why})" for name, why in self.left.items())
