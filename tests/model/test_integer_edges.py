@@ -70,6 +70,23 @@ def test_weights_that_stay_in_float_have_a_reason() -> None:
     assert lstm.why_float("weight_ih_l0") == "lstm computes in float"
 
 
+class Unlisted(nn.Module):
+    """Operators whose outputs are no edges by themselves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.sin(self.conv(x.abs())).flip(1))
+
+
+def test_layers_that_read_what_has_no_name_get_a_grid_of_their_own() -> None:
+    found = choice(Unlisted(), torch.randn(2, 4, 3, 3))
+    assert found.edges == ["conv/conv2d:0<0", "conv/conv2d:0", "head/conv2d:0<0", "head/conv2d:0"]
+    assert [layer.edge for layer in found.layers] == ["conv/conv2d:0<0", "head/conv2d:0<0"]
+
+
 class Twice(nn.Module):
     """A layer with weights that runs twice: both calls share names, and so grids."""
 

@@ -111,8 +111,8 @@ class IntegerEdges:
             if self.op(node) in WEIGHTED and node not in self.graph.constant and node in self.graph.live:
                 operands = [item for item in self.reads(node) if self.moving(item)]
                 weights = {*self.multiplied(node)}
-                holds = all(self.names.get(item, "") not in ("", *self.refused) for item in operands)
-                if operands and holds and weights <= self.chosen:
+                held = {self.names.get(item) or self.place(node, item) for item in operands}
+                if operands and not held & self.refused and weights <= self.chosen:
                     found[node] = operands
         return found
 
@@ -183,23 +183,26 @@ class IntegerEdges:
             wanted.update((*self.reads(node), *self.after(node)))
         found = []
         for node in (*self.graph.inputs, *self.graph.nodes):
+            found += [self.read(node, item) for item in self.weighted.get(node, ()) if not self.whole(item)]
             if node in wanted and node in self.names and self.whole(node):
                 found.append(self.names[node])
-            found += [self.read(node, item) for item in self.weighted.get(node, ()) if not self.whole(item)]
         return [name for name in dict.fromkeys(found) if name not in self.refused]
 
     def whole(self, node: fx.Node) -> bool:
         """Whether a node's values are rounded for all that read them. If a float operator reads them too, and
-        no integer operator makes them, only what integer operators read is: a residual stream stays exact."""
+        no integer operator makes them, or if they have no name, only what integer operators read is: a residual
+        stream stays exact."""
         integers = {*self.weighted, *self.joins}
         if self.unclipped(node) in integers:
             return True
-        return all(reader in integers for reader in self.readers.get(node, []))
+        return node in self.names and all(reader in integers for reader in self.readers.get(node, []))
 
     def read(self, node: fx.Node, source: fx.Node) -> str:
         """The name of the edge where an operator reads a source."""
-        if self.whole(source):
-            return self.names[source]
+        return self.names[source] if self.whole(source) else self.place(node, source)
+
+    def place(self, node: fx.Node, source: fx.Node) -> str:
+        """The name of what this operator alone reads."""
         at = next(
             j for j, item in enumerate(node.args) if isinstance(item, fx.Node) and self.source(item) is source
         )
@@ -234,6 +237,8 @@ class IntegerEdges:
         ops = sorted({self.op(node) or op_name(node) for node in readers})
         if ops == ["embedding"]:
             return "its rows are looked up, not multiplied"
+        if ops and self.graph.constant.issuperset(readers):
+            return "its layer reads what does not depend on the input"
         if ops and set(ops) <= {*WEIGHTED}:
             return "no grid can hold what its layer reads"
         return f"{' and '.join(ops) or 'what reads it'} computes in float"
