@@ -36,6 +36,7 @@ BENCHES = {
     "fold": True,
     "integers": True,
     "integers_slim": True,
+    "integers_coverage": True,
 }
 
 

@@ -17,23 +17,20 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import os
 import resource
-import signal
-import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from slim_zoo import CASES, Case
+from sweep import answered, chosen
 from table import Row, record
 from torch import Tensor, nn
 
@@ -44,7 +41,6 @@ from tersor.model.outputs import tensors_of
 from tersor.model.task import Task
 
 SECONDS, AT_ONCE = 300, 2  # of processor time for one model, which other load does not change; processes
-PATIENCE = 20  # limit of wall-clock time, in units of the seconds
 KEEP = 0.7  # share of all parameters that slim is asked to keep
 ENOUGH = 0.25  # share of the parameters of products that has to go
 LEAST = {"proved": 78, "enough": 72, "own": 66}  # models, the targets
@@ -287,21 +283,7 @@ def relative(x: Tensor, y: Tensor) -> float:
 
 def apart(name: str, seconds: int) -> Outcome:
     """One model in a process of its own."""
-    command = [sys.executable, __file__, "--here", "--seconds", str(seconds), name]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    late = Outcome(name, "crashed", said=f"not done after {seconds} s", seconds=seconds)
-    try:
-        ran = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=PATIENCE * seconds, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return late
-    if ran.returncode == -signal.SIGXCPU:
-        return late
-    if ran.returncode:
-        last = (ran.stderr.strip().splitlines() or [""])[-1]
-        return Outcome(name, "crashed", said=f"the process ended with {ran.returncode}: {last}")
-    return Outcome(**json.loads(ran.stdout.strip().splitlines()[-1]))
+    return Outcome(**answered(__file__, name, seconds))
 
 
 def line(found: Outcome) -> str:
@@ -309,17 +291,6 @@ def line(found: Outcome) -> str:
     shares = f"gone {found.gone:6.1%} frozen {found.frozen:6.1%} apart {found.apart:7.1e}"
     times = f"export {found.export:5.1f} groups {found.groups:5.1f} cut {found.cut:6.1f} s"
     return f"{found.name:44} {found.verdict:8}{found.mode:8}{words}{shares}  {times}  {found.said}".rstrip()
-
-
-def chosen(words: list[str]) -> list[str]:
-    """The names that words mean: a family, or a glob. KeyError for a word without any."""
-    found: dict[str, None] = {}
-    for word in words or ["*"]:
-        names = [name for name, case in CASES.items() if word == case.family or fnmatchcase(name, word)]
-        if not names:
-            raise KeyError(word)
-        found |= dict.fromkeys(names)
-    return list(found)
 
 
 def rows(found: list[Outcome]) -> Iterator[Row]:
@@ -360,7 +331,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=int, default=SECONDS, help="processor time that a model may take")
     options = parser.parse_args(argv)
     try:
-        names = chosen(options.names)
+        names = chosen(options.names, CASES)
     except KeyError as error:
         parser.error(f"no model {error}; there are {', '.join(CASES)}")
     if options.here:

@@ -1,4 +1,4 @@
-"""Slim zoo: the 78 models of bench/slim_coverage.py, each with one example, in their published sizes.
+"""Slim zoo: the 78 models of bench/slim_coverage.py and integers_coverage.py, in published sizes.
 
 CASES: name -> Case(family, make, example)      make() is an untrained model, example() the tensor it takes
 torchvision    24 classifiers       segmentation   3, detection   2 without the choice of boxes

@@ -75,10 +75,44 @@ class Mlp(nn.Module):
         return self.head(self.norm(x + self.down(F.gelu(self.up(x)))).mean(1))
 
 
+class Shuffled(nn.Module):
+    """One relu for all layers, in-place dropout, channels split and shuffled, a rolled and padded map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.side, self.join = nn.Conv2d(3, 8, 3, 2), nn.Conv2d(4, 4, 1), nn.Conv2d(8, 8, 1)
+        self.act, self.drop, self.head = nn.ReLU(), nn.Dropout(0.2, inplace=True), nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = self.act(self.stem(x)).chunk(2, 1)
+        x = torch.cat([left, self.act(self.side(right))], 1)
+        x = x.unflatten(1, (2, 4)).transpose(1, 2).flatten(1, 2)
+        x = self.act(self.join(F.pad(x.roll(1, 2), (0, 1, 1, 0)))).flatten(2)
+        return self.head(self.drop(x[:, :, 3]))
+
+
+class Columns(nn.Module):
+    """Weights stored as [inputs, outputs], as in GPT-2; an embedding; a linear layer that nothing reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(11, 16)
+        self.up, self.down = (nn.Parameter(torch.randn(*shape) / 4) for shape in ((16, 32), (32, 16)))
+        self.bias, self.pooler = nn.Parameter(torch.randn(32)), nn.Linear(16, 16)
+        self.head = nn.Linear(16, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.embed.weight[:6]
+        hidden = torch.addmm(self.bias, x.reshape(-1, 16), self.up).relu()
+        x = (hidden @ self.down).view(x.shape)
+        self.pooler(x)
+        return self.head(x.mean(1))
+
+
 IMAGE, TOKENS = (3, 16, 16), (6, 16)
 NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "residual": (Residual, IMAGE), "inverted": (Inverted, IMAGE), "branches": (Branches, IMAGE),
-    "mlp": (Mlp, TOKENS),
+    "mlp": (Mlp, TOKENS), "shuffled": (Shuffled, IMAGE), "columns": (Columns, TOKENS),
 }  # fmt: skip
 
 

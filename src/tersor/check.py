@@ -119,7 +119,7 @@ def check(recipe: Recipe, model: nn.Module | State | None = None) -> list[Facts]
         who = f"step {number + 1} {step.name}"
         if getattr(step, "activations", 0):
             rounded = who
-        elif rounded and not getattr(step, "lossless", False):
+        elif rounded and not getattr(step, "lossless", False) and not getattr(step, "epochs", 0):
             text = f"makes the ranges of activations of {rounded} stale: put that step after it"
             facts["warnings"].append({"text": text, "sites": []})
             rounded = ""

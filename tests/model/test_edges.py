@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from tersor.errors import RefusedError, SiteError
 from tersor.model.edges import Edge, check_same_in_training, edges_of, known, parse
+from tersor.model.graph import traced
 from tersor.model.ops import LISTED
 from tersor.model.watch import WatchedRun, active, hooked, running
 
@@ -302,3 +303,23 @@ def test_two_threads_do_not_see_each_other() -> None:
     for thread in threads:
         thread.join()
     assert got == [[want[0]] * 20, [want[1]] * 20]
+
+
+class OneRelu(nn.Module):
+    """One activation for several layers, also inside a layer that runs twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.act = nn.ReLU()
+        self.inner = nn.Sequential(nn.Linear(4, 4), self.act, nn.Linear(4, 4), self.act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(self.act(self.inner(self.act(x))))
+
+
+def test_calls_of_a_module_without_tensors_are_counted_over_a_call_of_its_parent() -> None:
+    found = edges_of(OneRelu(), torch.randn(2, 4))
+    uses = {name: edge.uses for name, edge in found.items() if edge.op == "relu"}
+    # The first calls of the model and of its inner part share a name, as the second ones do.
+    assert uses == {"act/relu:0": 3, "act/relu:1": 3}
+    assert list(traced(OneRelu(), (torch.randn(2, 4),)).edges) == list(found)[1:]

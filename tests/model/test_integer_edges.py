@@ -30,7 +30,15 @@ EDGES = {
         "/relu:2",
     ],
     "mlp": ["up/linear:0<0", "/gelu:0", "/mean:0"],  # the residual stream stays exact
+    "shuffled": ["/input:x", "act/relu:0", "act/relu:1", "/cat:0", "act/relu:2"],
+    "columns": ["/add:0", "/relu:0", "/mean:0"],
 }  # fmt: skip
+
+
+LEFT = {
+    "embed.weight": "add computes in float",
+    "pooler.weight": "no output depends on it",
+}  # of "columns"
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -40,7 +48,7 @@ def test_edges_by_hand(name: str) -> None:
         net.norm = nn.Identity()
     found = choice(net, *task.example)
     assert found.edges == EDGES[name]
-    weights = [item for item, tensor in net.named_parameters() if tensor.ndim > 1]
+    weights = [item for item, tensor in net.named_parameters() if tensor.ndim > 1 and item not in LEFT]
     assert sorted(layer.weight for layer in found.layers) == sorted(weights)
 
 
@@ -50,6 +58,50 @@ def test_an_edge_that_no_grid_can_hold_takes_its_layer_with_it() -> None:
     assert "right/conv2d:0" not in found.edges
     assert "/cat:0" in found.edges  # the last convolution still reads it
     assert found.edges == [edge for edge in EDGES["branches"] if edge != "right/conv2d:0"]
+
+
+def test_weights_that_stay_in_float_have_a_reason() -> None:
+    net, task = made("columns")
+    found = choice(net, *task.example)
+    assert {name: found.why_float(name) for name in LEFT} == LEFT
+    embedding = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 3))
+    assert "looked up" in choice(embedding, torch.tensor([[1, 2]])).why_float("0.weight")
+    lstm = choice(nn.LSTM(4, 3), torch.randn(2, 4))
+    assert lstm.why_float("weight_ih_l0") == "lstm computes in float"
+
+
+class Unlisted(nn.Module):
+    """Operators whose outputs are no edges by themselves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.sin(self.conv(x.abs())).flip(1))
+
+
+def test_layers_that_read_what_has_no_name_get_a_grid_of_their_own() -> None:
+    found = choice(Unlisted(), torch.randn(2, 4, 3, 3))
+    assert found.edges == ["conv/conv2d:0<0", "conv/conv2d:0", "head/conv2d:0<0", "head/conv2d:0"]
+    assert [layer.edge for layer in found.layers] == ["conv/conv2d:0<0", "head/conv2d:0<0"]
+
+
+class Twice(nn.Module):
+    """A layer with weights that runs twice: both calls share names, and so grids."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.conv(self.conv(x)))
+
+
+def test_all_calls_of_a_shared_layer_are_integers() -> None:
+    found = choice(Twice(), torch.randn(2, 4, 3, 3))
+    assert found.edges == ["/input:x", "conv/conv2d:0", "head/conv2d:0"]
+    assert [layer.weight for layer in found.layers] == ["conv.weight", "conv.weight", "head.weight"]
 
 
 class Scores(nn.Module):

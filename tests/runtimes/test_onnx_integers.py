@@ -42,7 +42,7 @@ def kernels(path: Path, tmp_path: Path) -> collections.Counter:
 
 FLOAT = {
     "residual": [], "branches": [], "inverted": ["HardSwish", "HardSigmoid", "Mul"],
-    "mlp": ["LayerNormalization"],
+    "mlp": ["LayerNormalization"], "shuffled": [], "columns": [],
 }  # fmt: skip
 
 
@@ -185,16 +185,69 @@ def test_means_over_all_positions_are_pools(axes: list[int], keepdims: int) -> N
 def test_a_transposed_weight_is_stored_transposed(axis: int) -> None:
     codes = np.random.default_rng(0).integers(-127, 128, (3, 4)).astype(np.int8)
     arrays = {"w": codes, "ws": np.float32([0.1, 0.2, 0.3, 0.4][: codes.shape[axis]])}
+    arrays |= {"s": np.float32(0.1), "z": np.uint8(128)}  # type: ignore[dict-item]
     nodes = [
+        *qdq("x", "a"),
         helper.make_node("DequantizeLinear", ["w", "ws"], ["wf"], axis=axis),
         helper.make_node("Transpose", ["wf"], ["wt"], perm=[1, 0]),
-        helper.make_node("MatMul", ["x", "wt"], ["y"]),
+        helper.make_node("MatMul", ["a", "wt"], ["y"]),
     ]
     model = graph_of(nodes, arrays, [2, 4], [2, 3])
     after = tidied(model)
-    assert kinds(after) == ["DequantizeLinear", "MatMul"]
+    assert sorted(kinds(after)) == ["DequantizeLinear", "DequantizeLinear", "MatMul", "QuantizeLinear"]
     x = np.random.default_rng(1).normal(size=(2, 4)).astype(np.float32)
     assert np.allclose(answer(model, x), answer(after, x), atol=1e-6)
+
+
+def test_parts_of_codes_are_decoded_apart() -> None:
+    arrays = {"s": np.float32(0.1), "z": np.uint8(128), "i": np.int64(1)}
+    nodes = [
+        *qdq("x", "a"),
+        helper.make_node("Split", ["a"], ["b", "c"], axis=0, num_outputs=2),
+        helper.make_node("Gather", ["c", "i"], ["d"], axis=0),
+        helper.make_node("Add", ["b", "d"], ["y"]),
+    ]
+    model = graph_of(nodes, arrays, [4, 3], [2, 3])  # type: ignore[arg-type]
+    after = tidied(model)
+    before = {out: node.op_type for node in after.graph.node for out in node.output}
+    add = next(node for node in after.graph.node if node.op_type == "Add")
+    assert [before[name] for name in add.input] == ["DequantizeLinear"] * 2
+    x = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+    assert np.array_equal(answer(model, x), answer(after, x))
+
+
+@pytest.mark.parametrize(("value", "apart"), [(0.0, True), (0.25, False)])
+def test_padded_codes_are_decoded_apart_where_the_padding_is_on_the_grid(value: float, apart: bool) -> None:
+    arrays = {"s": np.float32(0.1), "z": np.uint8(128), "p": np.int64([0, 1, 0, 1]), "v": np.float32(value)}
+    nodes = [
+        *qdq("x", "a"),
+        helper.make_node("Pad", ["a", "p", "v"], ["b"]),
+        helper.make_node("Add", ["b", "b"], ["y"]),
+    ]
+    model = graph_of(nodes, arrays, [4, 3], [4, 5])  # type: ignore[arg-type]
+    after = tidied(model)
+    assert kinds(after).count("DequantizeLinear") == 1 + apart
+    x = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+    assert np.array_equal(answer(model, x), answer(after, x))
+
+
+@pytest.mark.parametrize("axis", [0, 1, None])
+def test_a_weight_that_float_operators_read_is_decoded_when_a_runtime_loads(
+    axis: int | None, tmp_path: Path
+) -> None:
+    codes = np.random.default_rng(0).integers(-127, 128, (3, 3)).astype(np.int8)
+    scale = np.float32(0.1) if axis is None else np.float32([0.1, 0.2, 0.3])
+    settings = {} if axis is None else {"axis": axis}
+    nodes = [
+        helper.make_node("DequantizeLinear", ["w", "ws"], ["wf"], **settings),  # type: ignore[arg-type]
+        helper.make_node("MatMul", ["x", "wf"], ["y"]),  # x has no grid
+    ]
+    model = graph_of(nodes, {"w": codes, "ws": scale}, [2, 3], [2, 3])  # type: ignore[dict-item]
+    after = tidied(model)
+    x = np.random.default_rng(1).normal(size=(2, 3)).astype(np.float32)
+    assert np.array_equal(answer(model, x), answer(after, x))
+    onnx.save(after, tmp_path / "model.onnx")
+    assert kernels(tmp_path / "model.onnx", tmp_path) == {"MatMul": 1}
 
 
 @pytest.mark.parametrize("scales", [1, 5])

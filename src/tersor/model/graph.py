@@ -24,6 +24,7 @@ from tersor.errors import RefusedError, first_line
 from tersor.model.batches import evaluating, steady
 from tersor.model.ops import OPS
 from tersor.model.output_comparison import tensors_of
+from tersor.model.watch import holds_tensors
 
 Inputs = tuple[Any, ...] | dict[str, Any]  # a model's arguments: in order, or by name
 
@@ -35,6 +36,7 @@ class Graph:
     program: ExportedProgram
     paths: Mapping[str, str]  # every name of a module -> its first
     tensors: Mapping[fx.Node, str]  # placeholders of parameters and buffers -> the first of their names
+    bare: frozenset[str] = frozenset()  # modules without tensors, by their first names
 
     @property
     def nodes(self) -> list[fx.Node]:
@@ -65,34 +67,43 @@ class Graph:
     def path(self, node: fx.Node) -> str:
         """The module whose forward calls this operator, by its first name; "" for the model itself."""
         stack = node.meta.get("nn_module_stack") or {}
-        path = [path for path, _ in stack.values()][-1].split("@")[0] if stack else ""
-        return self.paths[own_name(path)]
+        return self.first_name(list(stack.values())[-1][0]) if stack else self.paths[""]
+
+    def first_name(self, path: str) -> str:
+        """The first name of a module on the trace's stack."""
+        return self.paths[own_name(path.partition("@")[0])]
+
+    def call(self, node: fx.Node) -> tuple[tuple[str, str], ...]:
+        """The call in which edges are counted: of the innermost module with tensors."""
+        stack = [(key, path) for key, (path, _) in (node.meta.get("nn_module_stack") or {}).items()]
+        while stack and self.first_name(stack[-1][1]) in self.bare:
+            stack.pop()
+        return tuple(stack)
 
     @cached_property
-    def made(self) -> list[tuple[str, fx.Node, int | None]]:
-        """Each edge with its name of watch.py, `path/op:k`, the operator that makes it and the index of the
-        output, or None if the operator has only one. The calls of a shared module repeat names."""
-        counts: dict[Any, dict[str, int]] = {}
-        found: list[tuple[str, fx.Node, int | None]] = []
+    def made(self) -> dict[tuple[fx.Node, int | None], str]:
+        """The edge name of watch.py, `path/op:k`, of each output of each operator that makes edges; the index
+        is None if the operator has only one output. Calls of a shared module make edges of the same name."""
+        counts: dict[Any, int] = {}
+        found: dict[tuple[fx.Node, int | None], str] = {}
         for node in self.nodes:
             op, outputs = OPS.get(op_name(node)), values(node)
             if op is None or not any(map(floating, outputs)):
                 continue
-            stack = node.meta.get("nn_module_stack") or {}
-            count = counts.setdefault(tuple((key, path) for key, (path, _) in stack.items()), {})
-            count[op] = count.get(op, -1) + 1
-            name, several = f"{self.path(node)}/{op}:{count[op]}", isinstance(value(node), (tuple, list))
+            made, call = f"{self.path(node)}/{op}", self.call(node)
+            k = counts[call, made] = counts.get((call, made), -1) + 1
+            several = isinstance(value(node), (tuple, list))
             for j, output in enumerate(outputs):
                 if floating(output):
-                    found.append((f"{name}.{j}" if several else name, node, j if several else None))
+                    found[node, j if several else None] = f"{made}:{k}.{j}" if several else f"{made}:{k}"
         return found
 
     @cached_property
     def edges(self) -> dict[str, tuple[fx.Node, int | None]]:
-        """For each edge name the operator and the index in its first use."""
+        """For each edge name the operator that first makes the edge, and the index of the output."""
         found: dict[str, tuple[fx.Node, int | None]] = {}
-        for name, node, at in self.made:
-            found.setdefault(name, (node, at))
+        for made, name in self.made.items():
+            found.setdefault(name, made)
         return found
 
     @cached_property
@@ -106,13 +117,20 @@ class Graph:
         return frozenset(node for node in self.nodes if node not in reached)
 
     @cached_property
+    def live(self) -> frozenset[fx.Node]:
+        """What outputs depend on."""
+        found = {self.output}
+        for node in reversed(list(self.program.graph.nodes)):
+            if node in found or written(node):  # a written tensor may be read through another node
+                found |= {node, *node.all_input_nodes}
+        return frozenset(found)
+
+    @cached_property
     def unread(self) -> frozenset[str]:
         """Parameters and buffers that no output depends on."""
-        live = {self.output}
-        for node in reversed(list(self.program.graph.nodes)):
-            if node in live or written(node):  # a written tensor may be read through another node
-                live |= set(node.all_input_nodes)
-        return frozenset(set(self.tensors.values()) - {self.tensors[n] for n in live if n in self.tensors})
+        return frozenset(
+            set(self.tensors.values()) - {self.tensors[n] for n in self.live if n in self.tensors}
+        )
 
 
 def traced(model: nn.Module, inputs: Inputs, *, training: bool = False) -> Graph:
@@ -132,7 +150,8 @@ def traced(model: nn.Module, inputs: Inputs, *, training: bool = False) -> Graph
     tensors = {node: first.get(name, name) for node, name in named.items()}
     once = {id(module): path for path, module in model.named_modules()}
     paths = {path: once[id(module)] for path, module in model.named_modules(remove_duplicate=False)}
-    return Graph(program, paths, tensors)
+    bare = frozenset(path for path, module in model.named_modules() if not holds_tensors(module))
+    return Graph(program, paths, tensors, bare)
 
 
 class TensorOutputs(nn.Module):

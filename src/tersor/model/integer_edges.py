@@ -24,7 +24,7 @@ from tersor.model.graph import Graph, arguments, floating, op_name, value, value
 from tersor.model.ops import OPS
 
 CONVS = ("conv1d", "conv2d", "conv3d")
-WEIGHTED = (*CONVS, "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear", "matmul")
+WEIGHTED = (*CONVS, "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear", "matmul", "addmm")
 # Of `mean` only means over all positions, as in a pool: joined().
 POOLS = (*(f"{kind}{n}d" for kind in ("avg_pool", "adaptive_avg_pool") for n in (1, 2, 3)), "mean")
 JOINS = ("add", "mul", "cat", *POOLS)
@@ -32,14 +32,19 @@ CLIPS = ("relu", "hardtanh", "clamp")
 PASSED = ("max_pool1d", "max_pool2d", "max_pool3d")  # edges whose values are some of those that they read
 # Operators without an edge of their own, that move values and do not change them.
 MOVES = {
-    "view", "reshape", "_unsafe_view", "flatten", "unflatten", "permute", "transpose", "t", "squeeze",
-    "unsqueeze", "contiguous", "clone", "alias", "detach", "slice", "select", "narrow", "expand", "expand_as",
-    "repeat", "chunk", "split", "split_with_sizes", "unbind", "getitem", "dropout", "feature_dropout", "roll",
-    "pad", "constant_pad_nd", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "movedim", "swapaxes",
-    "index_select", "to", "_to_copy", "type_as",
+    "view", "view_as", "reshape", "reshape_as", "_unsafe_view", "flatten", "unflatten", "permute",
+    "transpose", "t", "squeeze", "unsqueeze", "contiguous", "clone", "alias", "detach", "slice", "select",
+    "narrow", "expand", "expand_as", "repeat", "chunk", "split", "split_with_sizes", "unbind", "getitem",
+    "roll", "pad", "constant_pad_nd", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "movedim",
+    "swapaxes", "index_select", "to", "_to_copy", "type_as",
+    *(f"{kind}dropout{place}" for kind in ("", "feature_", "alpha_") for place in ("", "_")),
 }  # fmt: skip
 MULTIPLIED = ("weight", "self", "mat2", "other")  # the arguments of an operator that are its weight
-ACTIVATION = {"matmul": 2}  # how many of the first arguments are activations, where it is not 1
+BIASES = {"addmm": "self"}  # the argument that is its bias, where it is not "bias"
+ACTIVATIONS = {
+    "matmul": (0, 2),
+    "addmm": (1, 2),
+}  # which arguments are activations, where it is not the first
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +72,7 @@ class IntegerEdges:
     @cached_property
     def names(self) -> dict[fx.Node, str]:
         """The edge that each operator or argument makes, where it makes one."""
-        found = {node: name for name, node, _ in reversed(self.graph.made)}
+        found = {node: name for (node, _), name in reversed(self.graph.made.items())}
         places = dict(zip(self.graph.program.graph_signature.user_inputs, self.inputs, strict=True))
         return found | {node: places[node.name] for node in self.graph.inputs if floats(node)}
 
@@ -89,8 +94,8 @@ class IntegerEdges:
         if op == "cat":
             given = arguments(node).get("tensors", ())
             return [self.source(item) for item in given if isinstance(item, fx.Node)]
-        count = ACTIVATION.get(op, 2 if op in JOINS and op not in POOLS else 1)
-        return [self.source(item) for item in node.args[:count] if isinstance(item, fx.Node)]
+        first, last = ACTIVATIONS.get(op, (0, 2 if op in JOINS and op not in POOLS else 1))
+        return [self.source(item) for item in node.args[first:last] if isinstance(item, fx.Node)]
 
     @cached_property
     def readers(self) -> dict[fx.Node, list[fx.Node]]:
@@ -107,11 +112,11 @@ class IntegerEdges:
         """Operators that multiply activations, and their operands that depend on the input."""
         found = {}
         for node in self.graph.nodes:
-            if self.op(node) in WEIGHTED and node not in self.graph.constant:
+            if self.op(node) in WEIGHTED and node not in self.graph.constant and node in self.graph.live:
                 operands = [item for item in self.reads(node) if self.moving(item)]
-                weights = {name for name, word in self.tensors(node) if word in MULTIPLIED}
-                holds = all(self.names.get(item, "") not in ("", *self.refused) for item in operands)
-                if operands and holds and weights <= self.chosen:
+                weights = {*self.multiplied(node)}
+                held = {self.names.get(item) or self.place(node, item) for item in operands}
+                if operands and not held & self.refused and weights <= self.chosen:
                     found[node] = operands
         return found
 
@@ -140,7 +145,7 @@ class IntegerEdges:
         found = {
             node for node in self.graph.nodes
             if joined(node, self.op(node)) and node not in self.graph.constant
-            and self.names.get(node, "") not in ("", *self.refused)
+            and node in self.graph.live and self.names.get(node, "") not in ("", *self.refused)
         }  # fmt: skip
         while True:
             whole = {*self.weighted, *found}
@@ -182,28 +187,31 @@ class IntegerEdges:
             wanted.update((*self.reads(node), *self.after(node)))
         found = []
         for node in (*self.graph.inputs, *self.graph.nodes):
+            found += [self.read(node, item) for item in self.weighted.get(node, ()) if not self.whole(item)]
             if node in wanted and node in self.names and self.whole(node):
                 found.append(self.names[node])
-            found += [self.read(node, item) for item in self.weighted.get(node, ()) if not self.whole(item)]
         return [name for name in dict.fromkeys(found) if name not in self.refused]
 
     def whole(self, node: fx.Node) -> bool:
         """Whether a node's values are rounded for all that read them. If a float operator reads them too, and
-        no integer operator makes them, only what integer operators read is: a residual stream stays exact."""
+        no integer operator makes them, or if they have no name, only what integer operators read is: a
+        residual stream stays exact."""
         integers = {*self.weighted, *self.joins}
         if self.unclipped(node) in integers:
             return True
-        return all(reader in integers for reader in self.readers.get(node, []))
+        return node in self.names and all(reader in integers for reader in self.readers.get(node, []))
 
     def read(self, node: fx.Node, source: fx.Node) -> str:
         """The name of the edge where an operator reads a source."""
-        return self.names[source] if self.whole(source) else self.place(node, source)[0]
+        return self.names[source] if self.whole(source) else self.place(node, source)
 
-    def place(self, node: fx.Node, source: fx.Node) -> tuple[str, fx.Node]:
-        """(the name of what an operator itself reads of a source, the node that it reads)."""
-        items = enumerate(node.args)
-        at, item = next((j, a) for j, a in items if isinstance(a, fx.Node) and self.source(a) is source)
-        return f"{self.names[node]}<{at}", item
+    def item(self, node: fx.Node, source: fx.Node) -> fx.Node:
+        """What an operator itself reads of a source: perhaps a view of it."""
+        return next(a for a in node.args if isinstance(a, fx.Node) and self.source(a) is source)
+
+    def place(self, node: fx.Node, source: fx.Node) -> str:
+        """The name of what this operator alone reads."""
+        return f"{self.names[node]}<{node.args.index(self.item(node, source))}"
 
     def after(self, node: fx.Node) -> list[fx.Node]:
         """Where the grid of an operator's output goes: after it, or after what clips it."""
@@ -216,13 +224,36 @@ class IntegerEdges:
         """Layers whose weight can be integers: what multiplies an edge that has a grid."""
         edges, found = set(self.edges), []
         for node, operands in self.weighted.items():
-            weights = [name for name, word in self.tensors(node) if word in MULTIPLIED]
-            bias = next((name for name, word in self.tensors(node) if word == "bias"), None)
+            weights, word = self.multiplied(node), BIASES.get(self.op(node) or "", "bias")
+            bias = next((name for name, at in self.tensors(node) if at == word), None)
             if weights and (edge := self.read(node, operands[0])) in edges:
-                name, item = self.place(node, operands[0])
+                name, item = self.place(node, operands[0]), self.item(node, operands[0])
                 op = self.op(node) or ""
                 found.append(IntegerLayer(weights[0], bias, edge, op, name, value(item).ndim, item.name))
         return found
+
+    def why_float(self, name: str) -> str:
+        """Why no integer operator multiplies by this weight."""
+        if name in self.graph.unread:
+            return "no output depends on it"
+        places = {node for node, other in self.graph.tensors.items() if other == name}
+        readers = [
+            node for node in self.graph.nodes
+            if op_name(node) not in MOVES and places & {self.source(item) for item in node.all_input_nodes}
+        ]  # fmt: skip
+        ops = sorted({self.op(node) or op_name(node) for node in readers})
+        if ops == ["embedding"]:
+            return "its rows are looked up, not multiplied"
+        if ops and self.graph.constant.issuperset(readers):
+            return "its layer reads what does not depend on the input"
+        if ops and set(ops) <= {*WEIGHTED}:
+            return "no grid can hold what its layer reads"
+        return f"{' and '.join(ops) or 'what reads it'} computes in float"
+
+    def multiplied(self, node: fx.Node) -> list[str]:
+        """The model's tensors that an operator multiplies by."""
+        bias = BIASES.get(self.op(node) or "")
+        return [name for name, word in self.tensors(node) if word in MULTIPLIED and word != bias]
 
     def tensors(self, node: fx.Node) -> Iterator[tuple[str, str]]:
         """The model's tensors that an operator reads, with the names of the arguments."""

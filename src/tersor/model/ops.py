@@ -29,7 +29,7 @@ LISTED = (
 # What these read can be named, too: each multiplies its first arguments with weights or with each other.
 READERS = (
     "linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
-    "matmul",
+    "matmul", "addmm",
 )  # fmt: skip
 
 # Other spellings. A run calls relu6 what an exported graph may call hardtanh: both have one name here.

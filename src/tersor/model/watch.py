@@ -8,6 +8,7 @@
 A TorchFunctionMode is entered for one forward; hooks on a private copy keep track of the running module.
 `path` is the module's first name in named_modules, and k starts at 0 in each call: the calls of a shared
 module share names as they share weights, and neither the length of a loop nor recomputation changes a name.
+Of a module without tensors k counts on over one call of its parent: one nn.ReLU often stands for many.
 Hooks alone would miss additions and attention; a TorchDispatchMode gets decomposed operators, below autograd.
 
 Cost: a few microseconds a function call. The mode is left after the forward, also after an error.
@@ -29,7 +30,7 @@ from tersor.errors import RefusedError
 from tersor.model.ops import OPENED, READERS, op_of, writes
 
 See = Callable[[str, Tensor], Tensor]  # (name of the edge, its value) -> the value that replaces it
-Frame = tuple[str, dict[str, int]]  # a running module's path, and the index of the last call of each op
+Frame = tuple[str, dict[str, int]]  # a running module's path, and the last k of each path/op
 
 _here = threading.local()  # .run: the run of this thread's present forward
 
@@ -56,10 +57,10 @@ class WatchedRun(TorchFunctionMode):
         if self.reads and op in READERS and self.frames:
             args = tuple(self.read(op, j, arg) for j, arg in enumerate(args))
         if op is not None and self.see is not None and self.frames and self.wanted:
-            path, counts = self.frames[-1]
-            name = f"{path}/{op}:{counts.get(op, -1) + 1}"
+            made, k = self.next(op)
+            name = f"{made}:{k}"
             if name in self.wanted and args and floating(args[0]) and writes(func, args, kwargs or {}):
-                counts[op] = counts.get(op, -1) + 1
+                self.frames[-1][1][made] = k
                 # Later code may read the tensor that it writes to, not the one that it returns. The operator
                 # gets a copy: its gradients need what it wrote, unrounded.
                 return args[0].copy_(self.see(name, func(args[0].clone(), *args[1:], **kwargs or {})))
@@ -69,18 +70,24 @@ class WatchedRun(TorchFunctionMode):
         single = isinstance(out, Tensor)
         if not (floating(out) if single else type(out) is tuple and any(map(floating, out))):
             return out
-        path, counts = self.frames[-1]
-        k = counts[op] = counts.get(op, -1) + 1
+        made, k = self.next(op)
+        self.frames[-1][1][made] = k
         if single:
-            return self.see(f"{path}/{op}:{k}", out)
+            return self.see(f"{made}:{k}", out)
         return tuple(
-            self.see(f"{path}/{op}:{k}.{j}", item) if floating(item) else item for j, item in enumerate(out)
+            self.see(f"{made}:{k}.{j}", item) if floating(item) else item for j, item in enumerate(out)
         )
+
+    def next(self, op: str) -> tuple[str, int]:
+        """(path/op, k) of the next call of `op`."""
+        path, counts = self.frames[-1]
+        made = f"{path}/{op}"
+        return made, counts.get(made, -1) + 1
 
     def read(self, op: str, j: int, value: Any) -> Any:
         """The j-th argument of the next call of `op`, as it is to be read."""
-        path, counts = self.frames[-1]
-        name = f"{path}/{op}:{counts.get(op, -1) + 1}<{j}"
+        made, k = self.next(op)
+        name = f"{made}:{k}<{j}"
         return self.see(name, value) if name in self.reads and self.see is not None else value
 
 
@@ -116,20 +123,31 @@ def running(run: WatchedRun) -> Iterator[WatchedRun]:
 class Enter:
     """Hook before a module's forward. A class and not a closure, so that the hooked copy can be pickled."""
 
-    def __init__(self, path: str, needed: bool):
-        """`needed`: refuse recomputation in backward outside of a run: its results would differ."""
-        self.path, self.needed = path, needed
+    def __init__(self, path: str, needed: bool, holds: bool):
+        """`needed`: refuse recomputation in backward outside of a run: its results would differ. `holds`:
+        whether the module holds tensors."""
+        self.path, self.needed, self.holds = path, needed, holds
 
     def __call__(self, module: nn.Module, args: Any) -> None:
         run = active()
         if run is not None:
-            run.frames.append((self.path, {}))
+            run.frames.append(frame(run, self.path, self.holds))
         elif self.needed and torch._C._current_graph_task_id() != -1:  # inside backward: recomputation
             raise RefusedError(
                 f"{self.path or 'the model'}: gradient checkpointing runs it again without the grids on its "
                 f"edges, so the gradients would be wrong. Give checkpoint use_reentrant=False and "
                 f"context_fn=tuned.resume, or train without checkpointing"
             )
+
+
+def frame(run: WatchedRun, path: str, holds: bool) -> Frame:
+    """The frame of a module that begins to run. `holds`: whether it holds tensors."""
+    return path, {} if holds or not run.frames else run.frames[-1][1]
+
+
+def holds_tensors(module: nn.Module) -> bool:
+    """Whether a module or one inside it has a parameter or a buffer."""
+    return any(True for each in (module.parameters, module.buffers) for _ in each())
 
 
 class Leave:
@@ -198,6 +216,6 @@ def hooked(net: nn.Module, needed: bool = True) -> nn.Module:
     for path, module in net.named_modules():
         if not path:
             module.register_forward_pre_hook(Arguments(), prepend=True, with_kwargs=True)
-        module.register_forward_pre_hook(Enter(path, needed), prepend=True)
+        module.register_forward_pre_hook(Enter(path, needed, holds_tensors(module)), prepend=True)
         module.register_forward_hook(Leave(), always_call=True)
     return net

@@ -8,16 +8,18 @@ clip       a clamp before QuantizeLinear goes where the grid clips alike
 pool       ReduceMean over height and width is GlobalAveragePool
 turned     a transposed integer weight is stored transposed
 zeros      weights of Gemm and MatMul have zero points, all 0: without them ONNX Runtime computes in float
+parted     what Split, Pad and others make of decoded codes has a pair of its own
 shared     equal grids and factors of one value are one
 bias       biases become int32, in units of input scale * weight scale, as accumulators are
-table      of an integer embedding only the rows that are read are decoded
+embedded   of an integer embedding only the rows that are read are decoded
+floated    a weight that float operators read is decoded by Cast and Mul, once, when a runtime loads the file
 Source: the quantized patterns of ONNX Runtime's and OpenVINO's optimizers, found by trying.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -25,19 +27,21 @@ import torch
 from onnxscript import opset21 as op
 from torch.export import ExportedProgram
 
-# Operators whose outputs are some of their inputs' numbers.
-MOVES = (
-    "Reshape",
-    "Flatten",
-    "Transpose",
-    "Squeeze",
-    "Unsqueeze",
-    "Slice",
-    "Split",
-    "Identity",
-    "MaxPool",
-    "Gather",
+from tersor.runtimes.onnx_graphs import (
+    add_before,
+    attribute,
+    constant,
+    decoded,
+    equal,
+    given,
+    initializer,
+    made_by,
+    replaced,
+    weight_of,
 )
+
+# Operators that take or join such numbers, across which a runtime does not see the grid by itself.
+PARTS = ("Split", "Slice", "Gather", "Pad", "Concat", "Expand", "Tile", "DepthToSpace", "SpaceToDepth")
 OPSET = 21  # of ONNX: the first with 16-bit codes
 INT32 = 2**31 - 1
 FEW = 24  # scales, in bytes about as long as the operator that computes them
@@ -66,57 +70,11 @@ def grids(program: ExportedProgram) -> int:
 def tidy(model: ir.Model) -> None:
     """Bring the Q/DQ pairs of a model into the form that runtimes replace."""
     graph = model.graph
-    for change in (scalar, clip, pool, turned, embedded, bias, zeros, shared):
+    for change in (scalar, clip, pool, turned, embedded, parted, bias, zeros, shared, floated):
         for node in list(graph):
             if node.graph is graph:
                 change(graph, node)
     unused(graph)
-
-
-def constant(value: ir.Value | None) -> np.ndarray | None:
-    """The array of an initializer or of a Constant, None for anything else."""
-    found = ir.convenience.get_const_tensor(value) if value is not None else None
-    return None if found is None else found.numpy()
-
-
-def initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
-    name = next(other for other in names(name) if other not in graph.initializers)
-    made = ir.Value(name=name, const_value=ir.tensor(array, name=name))
-    made.shape, made.dtype = ir.Shape(array.shape), ir.DataType.from_numpy(array.dtype)
-    graph.register_initializer(made)
-    return made
-
-
-def names(name: str) -> Iterator[str]:
-    yield name
-    at = 1
-    while True:
-        yield f"{name}_{at}"
-        at += 1
-
-
-def made_by(value: ir.Value | None, kind: str) -> ir.Node | None:
-    node = None if value is None else value.producer()
-    return node if node is not None and node.op_type == kind else None
-
-
-def given(node: ir.Node, at: int) -> ir.Value:
-    """An input that this kind of operator always has."""
-    return cast(ir.Value, node.inputs[at])
-
-
-def attribute(node: ir.Node, name: str, default: Any) -> Any:
-    found = node.attributes.get(name)
-    return default if found is None else found.value
-
-
-def add_before(
-    graph: ir.Graph, node: ir.Node, kind: str, inputs: list[ir.Value], **settings: Any
-) -> ir.Value:
-    """The output of a new operator that runs before `node`."""
-    made = ir.node(kind, inputs, attributes=settings)
-    graph.insert_before(node, made)
-    return made.outputs[0]
 
 
 def scalar(graph: ir.Graph, node: ir.Node) -> None:
@@ -178,29 +136,6 @@ def pool(graph: ir.Graph, node: ir.Node) -> None:
             made = initializer(graph, f"{found.name}_axes", np.arange(2, len(shape)))
             found = add_before(graph, node, "Squeeze", [found, made])
         replaced(node, found)
-
-
-def replaced(node: ir.Node, found: ir.Value) -> None:
-    """Let all that reads this operator's output read another value."""
-    old = node.outputs[0]
-    found.shape, found.type = old.shape, old.type
-    old.replace_all_uses_with(found, replace_graph_outputs=True)
-
-
-def weight_of(value: ir.Value | None) -> tuple[ir.Node, np.ndarray, np.ndarray] | None:
-    """(DequantizeLinear, codes, scale) of an integer weight."""
-    node = made_by(value, "DequantizeLinear")
-    codes = None if node is None else constant(node.inputs[0])
-    scale = None if node is None else constant(node.inputs[1])
-    return None if node is None or codes is None or scale is None else (node, codes, scale)
-
-
-def decoded(value: ir.Value | None) -> ir.Node | None:
-    """The DequantizeLinear whose numbers a value has, perhaps in another shape or order."""
-    node = None if value is None else value.producer()
-    while node is not None and node.op_type in MOVES:
-        node = None if node.inputs[0] is None else node.inputs[0].producer()
-    return node if node is not None and node.op_type == "DequantizeLinear" else None
 
 
 def turned(graph: ir.Graph, node: ir.Node) -> None:
@@ -268,6 +203,76 @@ def zeros(graph: ir.Graph, node: ir.Node) -> None:
     before.replace_input_with(2, points)
 
 
+def parted(graph: ir.Graph, node: ir.Node) -> None:
+    """A pair after an operator that takes or joins decoded codes, which changes no value."""
+    pair = kept_grid(node)
+    if pair is None:
+        return
+    for out in node.outputs:
+        uses = list(out.uses())
+        if not uses or out.is_graph_output() or all(use.node.op_type == "QuantizeLinear" for use in uses):
+            continue
+        codes = ir.node("QuantizeLinear", [out, *pair])
+        floats = ir.node("DequantizeLinear", [codes.outputs[0], *pair])
+        graph.insert_after(node, [codes, floats])
+        floats.outputs[0].shape, floats.outputs[0].type = out.shape, out.type
+        for use in uses:
+            use.node.replace_input_with(use.idx, floats.outputs[0])
+
+
+def kept_grid(node: ir.Node) -> list[ir.Value] | None:
+    """(scale, zero point) of the grid that all values of an operator of PARTS are on, those of an edge."""
+    if node.op_type not in PARTS or (node.op_type == "Pad" and not pads_with_zero(node)):
+        return None
+    found: list[ir.Value] = []
+    for value in node.inputs if node.op_type == "Concat" else node.inputs[:1]:
+        before = decoded(value)
+        if before is None or constant(before.inputs[0]) is not None or len(before.inputs) < 3:
+            return None
+        pair = [given(before, 1), given(before, 2)]
+        scale = constant(pair[0])
+        if scale is None or scale.ndim or (found and not all(map(equal, pair, found))):
+            return None
+        found = found or pair
+    return found or None
+
+
+def pads_with_zero(node: ir.Node) -> bool:
+    """Whether what a Pad adds is on every grid: 0, or values that it has read."""
+    value = node.inputs[2] if len(node.inputs) > 2 else None
+    added = constant(value)
+    return (
+        value is None
+        or attribute(node, "mode", "constant") != "constant"
+        or (added is not None and not added.any())
+    )
+
+
+def floated(graph: ir.Graph, node: ir.Node) -> None:
+    weight = weight_of(node.outputs[0]) if node.op_type == "DequantizeLinear" else None
+    if (
+        weight is None
+        or weight[1].ndim < 2
+        or any(integer(use.node, use.idx) for use in node.outputs[0].uses())
+    ):
+        return
+    _, codes, scale = weight
+    factor = given(node, 1)
+    if scale.ndim:
+        axis = attribute(node, "axis", 1) % codes.ndim
+        shape = [-1 if at == axis else 1 for at in range(codes.ndim)]
+        factor = initializer(graph, f"{factor.name}_column", scale.reshape(shape))
+    values = add_before(graph, node, "Cast", [given(node, 0)], to=int(ir.DataType.FLOAT))
+    replaced(node, add_before(graph, node, "Mul", [values, factor]))
+
+
+def integer(node: ir.Node, at: int) -> bool:
+    """Whether an operator that reads a weight at this place may compute with integers."""
+    if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+        return False
+    return decoded(node.inputs[1 - at] if at < 2 else None) is not None
+
+
 def shared(graph: ir.Graph, node: ir.Node) -> None:
     """Let readers of one value with equal grids, or equal factors, read one operator."""
     if node.op_type not in ("QuantizeLinear", "DequantizeLinear", "Mul") or node.inputs[0] is None:
@@ -279,13 +284,6 @@ def shared(graph: ir.Graph, node: ir.Node) -> None:
         same = len(node.inputs) == len(other.inputs) and node.attributes == other.attributes
         if same and all(equal(a, b) for a, b in zip(node.inputs, other.inputs, strict=True)):
             other.outputs[0].replace_all_uses_with(node.outputs[0], replace_graph_outputs=True)
-
-
-def equal(a: ir.Value | None, b: ir.Value | None) -> bool:
-    one, two = constant(a), constant(b)
-    return a is b or (
-        one is not None and two is not None and np.array_equal(one, two) and one.dtype == two.dtype
-    )
 
 
 def unused(graph: ir.Graph) -> None:

@@ -98,7 +98,7 @@ def calibrated(view: View, after: Mapping[str, Form], chosen: set[str], how: Cal
         )
     integers = {layer.weight for layer in found.layers}
     alone = [name for name in names if name not in integers and name not in left]
-    rest = dict.fromkeys(alone, "no integer operator multiplies by it")
+    rest = {name: found.why_float(name) for name in alone}
     return Rounded(view, dict(after), grids, found.layers, {**rest, **left}, refused)
 
 

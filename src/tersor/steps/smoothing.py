@@ -1,9 +1,9 @@
-"""Smoothing: linear layers whose inputs have outliers get factors of their inputs, before activations become
-integers: maths/smoothing.py.
+"""Smoothing: linear layers get factors of their inputs where outliers would need coarse steps.
 
 A layer is replaced by one that multiplies its inputs (model/scaled_inputs.py), its weight by the inverse.
-That computes the same; what changes is how well 8 bits fit. Layers that read the same values share their
-factors, so a runtime multiplies once. Layers whose noise does not shrink to WORTH are left alone.
+That computes the same; what changes is how well integers fit: maths/smoothing.py. Layers that read the same
+values share their factors, so a runtime multiplies once. Layers whose rounding noise does not shrink to WORTH
+are left alone. Cost: one or two passes over the calibration batches.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from tersor.model.channels.integers import Uses, literals, settings_of, uses_of
 from tersor.model.channels.run_graph import GraphRun
 from tersor.model.channels.walk import Walk
 from tersor.model.graph import Inputs
-from tersor.model.watch import WatchedRun, running
+from tersor.model.watch import WatchedRun, frame, holds_tensors, running
 
 Cuts = Mapping[tuple[str, int], Array]  # (tensor, axis) -> indices that stay
 Build = Callable[[Cuts, Sequence[Set]], nn.Module]  # a private copy of the model with these changes
@@ -265,7 +265,7 @@ def compared(model: nn.Module, run: Callable[[nn.Module], Any], edges: Mapping[s
         return value
 
     def enter(path: str) -> Callable[[Any, Any], None]:
-        return lambda module, args: watched.frames.append((path, {}))
+        return lambda module, args: watched.frames.append(frame(watched, path, holds_tensors(module)))
 
     watched = WatchedRun(see)
 
