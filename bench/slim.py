@@ -96,8 +96,8 @@ def slimmed(
     """The network with that many times fewer MACs, or that much faster. All settings of slim are here."""
     from tersor.steps import Slim
 
-    # On a busy machine the time that was reached may not be confirmed. Hours of other runs must not end there;
-    # slim_latency.py times the result again, beside the others.
+    # On a busy machine the time that was reached may not be confirmed, and that must not end the other runs:
+    # slim_latency.py times the result again, beside theirs.
     fastest = {"of": "latency", "batch": FAST_BATCH, "unmet": "nearest"}
     budget: dict[str, Any] = fastest if fast else {"of": "macs"}
     return run(net, [Slim(keep=1 / factor, multiple=multiple, **budget)], on, seed=seed)
