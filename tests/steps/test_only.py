@@ -30,7 +30,7 @@ OTHER: dict[str, Any] = {
 ELSE = {word: {"per": "channel"} for word in ("prune", "cluster", "rdoq", "penalize")} | {
     "rdoq": {"per": "channel", "nbytes": 3000}, "penalize": {"per": "channel", "nbytes": 9000, "bits": 8.0}
 }  # fmt: skip
-UNMET = {"scheme": "binary", "weigh": "none", "where": "s*"}  # values at which others have no effect
+UNMET = {"activations": 0, "scheme": "binary", "weigh": "none", "where": "s*"}  # values at which others have no effect
 # Other tests show the effect of these: on speed or paths only, in long trainings, in larger models.
 NOT_HERE = {
     "where", "channels_last", "frozen", "teacher", "features", "arrange", "to", "path", "dynamic_batch",
