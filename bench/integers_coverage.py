@@ -91,10 +91,12 @@ def fresh(case: Case, side: int) -> tuple[nn.Module, Tensor]:
 
 
 def fits(model: nn.Module, example: Tensor) -> bool:
-    """Whether the model runs on images of this size; some have it in their code."""
+    """Whether the model runs on images of this size, in training too; some have it in their code."""
+    model = copy.deepcopy(model)
     try:
         with torch.no_grad():
-            model(example[:1])
+            for training in (False, True):
+                model.train(training)(example[:2])
     except (RuntimeError, AssertionError, ValueError):
         return False
     return True

@@ -190,8 +190,8 @@ class IntegerEdges:
 
     def whole(self, node: fx.Node) -> bool:
         """Whether a node's values are rounded for all that read them. If a float operator reads them too, and
-        no integer operator makes them, or if they have no name, only what integer operators read is: a residual
-        stream stays exact."""
+        no integer operator makes them, or if they have no name, only what integer operators read is: a
+        residual stream stays exact."""
         integers = {*self.weighted, *self.joins}
         if self.unclipped(node) in integers:
             return True
