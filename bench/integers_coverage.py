@@ -64,7 +64,7 @@ class Outcome:
     layers: str = ""  # "20 of 21": weights that the step made integers
     parity: float = 0.0
     rounding: float = 0.0  # root mean square of simulation - float network, relative to the latter
-    speed: float = 0.0  # times as fast as float
+    speed: float = 0.0  # times as fast as float; 0 if the float network cannot be exported
     quantize: float = 0.0  # seconds
     export: float = 0.0  # seconds
     seconds: float = 0.0  # of processor time, everything included
@@ -91,10 +91,12 @@ def fresh(case: Case, side: int) -> tuple[nn.Module, Tensor]:
 
 
 def fits(model: nn.Module, example: Tensor) -> bool:
-    """Whether the model runs on images of this size; some have it in their code."""
+    """Whether the model runs on images of this size, in training too; some have it in their code."""
+    model = copy.deepcopy(model)
     try:
         with torch.no_grad():
-            model(example[:1])
+            for training in (False, True):
+                model.train(training)(example[:2])
     except (RuntimeError, AssertionError, ValueError):
         return False
     return True
@@ -147,17 +149,19 @@ def judged(found: Outcome, state: State, model: nn.Module, task: Task, folder: P
     """The file beside the simulation and beside the float network."""
     x = task.example[0]
     found = exported(found, state, task, folder, "int8.onnx")
-    exported(found, model, task, folder, "float.onnx")
     ours, given = outputs(state.model().eval(), x), outputs(model, x)
-    floats, integers = (onnxruntime.open(folder / name) for name in ("float.onnx", "int8.onnx"))
+    integers = onnxruntime.open(folder / "int8.onnx")
+    try:
+        exported(found, model, task, folder, "float.onnx")
+        found = replace(found, speed=speed(onnxruntime.open(folder / "float.onnx"), integers, x))
+    except TersorError as error:  # the int8 file is judged without a time beside it
+        found = replace(found, said=f"{found.said}; the float file: {error}")
     theirs = [item for item in integers.run(x) if item.dtype.kind == "f"]
     parts = products(folder / "int8.onnx", {integers.inputs[0]: x.numpy()})
     rounding, apart = rms(ours, given), rms(theirs, ours)
     share, left = shares(parts)
-    found = replace(
-        found, integers=share, left=left, rounding=rounding, parity=apart / max(rounding, 1e-12),
-        speed=speed(floats, integers, x),
-    )  # fmt: skip
+    parity = apart / max(rounding, 1e-12)
+    found = replace(found, integers=share, left=left, rounding=rounding, parity=parity)
     return replace(found, verdict="wrong") if not found.parity <= PARITY else found
 
 
@@ -224,7 +228,7 @@ def rows(found: list[Outcome]) -> Iterator[Row]:
     late = [one for one in found if one.quantize > MINUTE]
     note = ", ".join(f"{one.name} {one.quantize:.0f} s" for one in late)
     yield Row(bench, "all", "quantize takes more than a minute", len(late), of, note=note)
-    speeds = sorted((one.speed, one.name) for one in done)
+    speeds = sorted((one.speed, one.name) for one in done if one.speed)
     if speeds:
         middle, note = speeds[len(speeds) // 2][0], f"least {speeds[0][0]:.2f}, {speeds[0][1]}"
         yield Row(bench, "all", "times as fast as float, median", round(middle, 2), note=note)

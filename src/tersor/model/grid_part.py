@@ -38,9 +38,6 @@ class GridPart(nn.Module):
         """x rounded to the grid, with x's shape and dtype."""
         grid = self.grid
         if self.marked:
-            # Attention's output has another layout once an exporter has decomposed it. Without a layout of
-            # its own the node needs no view of the former.
-            x = x.contiguous()
             return torch.ops.tersor.grid(x, self.scale, self.zero, grid.bits, grid.signed, grid.axis)
         scale, zero = (spread(self.name, values, x, grid.axis) for values in (self.scale, self.zero))
         if torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad):
