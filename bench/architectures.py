@@ -14,10 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import resource
-import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,13 +22,13 @@ import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 
 import torch
 from sound import Asked, differing, edited, faults, given, untouched
-from table import Row, record
+from sweep import PATIENCE, answered, chosen, told
+from table import Row
 from torch import nn
 from zoo import CASES, Case
 
@@ -39,7 +36,6 @@ import tersor
 from tersor.errors import TersorError
 
 SECONDS, AT_ONCE = 600, 2  # of processor time, which other load on the machine does not change
-PATIENCE = 20  # limit of wall-clock time, in units of SECONDS
 ASKED = Asked(keep=0.5, bits=4)
 NOISE = 0.02
 FAULTS = 3  # printed for one model
@@ -111,21 +107,8 @@ def listing(found: list[str]) -> str:
 
 def apart(name: str, seconds: int = SECONDS, patience: float = PATIENCE) -> Outcome:
     """The same in a separate process."""
-    command = [sys.executable, __file__, "--here", "--seconds", str(seconds), name]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    late = Outcome(name, "wrong", f"not done after {seconds} s", seconds=seconds)
-    try:
-        ran = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=patience * seconds, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return late
-    if ran.returncode == -signal.SIGXCPU:
-        return late
-    if ran.returncode:
-        last = (ran.stderr.strip().splitlines() or [""])[-1]
-        return Outcome(name, "wrong", f"the process ended with {ran.returncode}: {last}")
-    return Outcome(**json.loads(ran.stdout.strip().splitlines()[-1]))
+    found = answered(__file__, name, seconds, patience=patience)
+    return Outcome(**found | {"verdict": {"crashed": "wrong"}.get(found["verdict"], found["verdict"])})
 
 
 def line(outcome: Outcome) -> str:
@@ -133,17 +116,6 @@ def line(outcome: Outcome) -> str:
     numbers = f"{done:>9} {outcome.seconds:6.1f} s {outcome.megabytes:6.0f} MB"
     who = f"{CASES[outcome.name].family:13} {outcome.name:38} {outcome.verdict:8}"
     return f"{who} {numbers}  {outcome.said}".rstrip()
-
-
-def chosen(words: list[str]) -> list[str]:
-    """The names that words mean: a family, or a glob. KeyError for a word without any."""
-    found: dict[str, None] = {}
-    for word in words or ["*"]:
-        names = [name for name, case in CASES.items() if word == case.family or fnmatchcase(name, word)]
-        if not names:
-            raise KeyError(word)
-        found |= dict.fromkeys(names)
-    return list(found)
 
 
 def rows(outcomes: list[Outcome]) -> Iterator[Row]:
@@ -173,7 +145,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=int, default=SECONDS, help="processor time that a model may take")
     options = parser.parse_args(argv)
     try:
-        names = chosen(options.names)
+        names = chosen(options.names, CASES)
     except KeyError as error:
         parser.error(f"no model {error}; there are {', '.join(CASES)}")
     if options.here:
@@ -187,13 +159,7 @@ def main(argv: list[str] | None = None) -> int:
         for outcome in pool.map(partial(apart, seconds=options.seconds), names):
             outcomes.append(outcome)
             print(line(outcome), flush=True)
-    for row in rows(outcomes):
-        print(f"{row.subject}: {row.value} {row.unit} {row.measure}")
-    if options.record:
-        import page
-
-        record(rows(outcomes))
-        page.write()
+    told(list(rows(outcomes)), options.record)
     return 0
 
 

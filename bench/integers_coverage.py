@@ -30,8 +30,8 @@ import numpy as np
 import torch
 from integers_kernels import Product, products
 from slim_zoo import CASES, Case
-from sweep import answered, chosen
-from table import Row, record
+from sweep import answered, chosen, told
+from table import Row
 from torch import Tensor, nn
 
 from tersor.core.run import run
@@ -259,13 +259,7 @@ def main(argv: list[str] | None = None) -> int:
     for name in names:  # one at a time: they are timed
         found.append(Outcome(**answered(__file__, name, options.seconds, f"--side={options.side}")))
         print(line(found[-1]), flush=True)
-    for row in rows(found):
-        print(f"{row.measure}: {row.value} {row.unit} {row.target} {row.note}".rstrip())
-    if options.record:
-        import page
-
-        record(rows(found))
-        page.write()
+    told(list(rows(found)), options.record)
     return 0
 
 

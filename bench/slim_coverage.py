@@ -30,8 +30,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from slim_zoo import CASES, Case
-from sweep import answered, chosen
-from table import Row, record
+from sweep import answered, chosen, told
+from table import Row
 from torch import Tensor, nn
 
 from tersor.core.run import run
@@ -345,13 +345,7 @@ def main(argv: list[str] | None = None) -> int:
         for one in pool.map(partial(apart, seconds=options.seconds), names):
             found.append(one)
             print(line(one), flush=True)
-    for row in rows(found):
-        print(f"{row.measure}: {row.value} {row.unit} {row.target} {row.note}".rstrip())
-    if options.record:
-        import page
-
-        record(rows(found))
-        page.write()
+    told(list(rows(found)), options.record)
     return 0
 
 

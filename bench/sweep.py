@@ -11,9 +11,11 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Protocol
+
+from table import Row, record
 
 PATIENCE = 20  # limit of wall-clock time, in units of the seconds
 
@@ -34,7 +36,7 @@ def chosen(words: Iterable[str], cases: Mapping[str, HasFamily]) -> list[str]:
     return list(found)
 
 
-def answered(script: str, name: str, seconds: int, *more: str) -> dict[str, Any]:
+def answered(script: str, name: str, seconds: int, *more: str, patience: float = PATIENCE) -> dict[str, Any]:
     """The last line of JSON of `script --here --seconds SECONDS NAME`, in a process with one thread.
 
     {"name", "verdict": "crashed", "said"} if there is none.
@@ -44,7 +46,7 @@ def answered(script: str, name: str, seconds: int, *more: str) -> dict[str, Any]
     late = {"name": name, "verdict": "crashed", "said": f"not done after {seconds} s", "seconds": seconds}
     try:
         ran = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=PATIENCE * seconds, check=False
+            command, env=environment, capture_output=True, text=True, timeout=patience * seconds, check=False
         )
     except subprocess.TimeoutExpired:
         return late
@@ -56,3 +58,14 @@ def answered(script: str, name: str, seconds: int, *more: str) -> dict[str, Any]
         return {"name": name, "verdict": "crashed", "said": said}
     found: dict[str, Any] = json.loads(ran.stdout.strip().splitlines()[-1])
     return found
+
+
+def told(rows: Sequence[Row], keep: bool) -> None:
+    """Print the rows, and with `keep` put them into bench/results.csv and its page."""
+    for row in rows:
+        print(f"{row.subject}: {row.measure}: {row.value} {row.unit} {row.target} {row.note}".rstrip())
+    if keep:
+        import page
+
+        record(rows)
+        page.write()

@@ -318,11 +318,11 @@ def test_a_model_that_takes_too_long_is_wrong(bench: Take, seconds: int, patienc
 
 
 def test_names_are_models_globs_and_families(bench: Take) -> None:
-    architectures = bench("architectures")
-    assert architectures.chosen(["gru", "lstm*"]) == ["gru", "lstm", "lstm_both_ways"]
-    assert set(architectures.chosen(["recurrent"])) == {"gru", "lstm", "lstm_both_ways"}
+    architectures, models = bench("architectures"), bench("zoo").CASES
+    assert architectures.chosen(["gru", "lstm*"], models) == ["gru", "lstm", "lstm_both_ways"]
+    assert set(architectures.chosen(["recurrent"], models)) == {"gru", "lstm", "lstm_both_ways"}
     with pytest.raises(KeyError, match="nothing"):
-        architectures.chosen(["nothing"])
+        architectures.chosen(["nothing"], models)
 
 
 def test_rows_count_families_that_were_swept_whole(bench: Take) -> None:

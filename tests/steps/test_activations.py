@@ -19,6 +19,7 @@ from tersor.model.loader import TensorBatches
 from tersor.model.task import Task
 from tersor.runtimes import onnxruntime
 from tersor.steps import (
+    Cluster,
     Distill,
     Entropy,
     Export,
@@ -26,6 +27,7 @@ from tersor.steps import (
     Finetune,
     Fold,
     Measure,
+    Penalize,
     Prune,
     Quantize,
     Rdoq,
@@ -148,7 +150,13 @@ def test_training_sees_the_grids() -> None:
     assert float(task.scores(trained.model()).mean()) > float(task.scores(rounded.model()).mean())
 
 
-@pytest.mark.parametrize("step", [Finetune(epochs=2, lr=1e-3), Distill(epochs=2)])
+@pytest.mark.parametrize(
+    "step",
+    [
+        Finetune(epochs=2, lr=1e-3), Distill(epochs=2), Prune(keep=0.5, epochs=2), Cluster(epochs=1),
+        Penalize(epochs=2), Factorize(keep=0.5, epochs=1), Quantize(bits=4, epochs=1),
+    ],
+)  # fmt: skip
 def test_steps_that_train_under_grids_keep_them(step: Any) -> None:
     net, task = made("residual")
     before = run(net, [Quantize(activations=8)], task)

@@ -112,6 +112,7 @@ class Penalize(Retrain):
         after |= arranged({**view.forms, **after}, found)
         hows = {name: how for name, (_, how) in edits.items()}
         events = [Edit(n, view.forms[n], after[n], hows.get(n, "refine")) for n in view.sites if n in after]
+        events += self.trained_with(view, after)
         notes = [zeros(site, after[site.name]) for site in priced]
         now = nbytes_of({**view.forms, **after})
         text = f"{self.epochs:g} epochs, about {now} bytes once entropy-coded"

@@ -129,7 +129,8 @@ class Prune(Retrain):
         changed = {name: form for name, form in state.items() if form.digest != view.forms[name].digest}
         notes = (kept_note(site, state[site.name]) for site in sites)
         trained = Note("", "trained", f"{self.rounds} x {self.epochs:g} epochs", facts)
-        yield Group("all", (*view.edits(changed), *notes, trained, *self.stayed(view)))
+        edits = (*view.edits(changed), *self.trained_with(view, changed))
+        yield Group("all", (*edits, *notes, trained, *self.stayed(view)))
 
     def wrapped(self, form: Form, site: Site) -> tuple[Form, str]:
         after = self.narrowed([site], {site.name: mask_all(form)}, self.keep)[site.name]
