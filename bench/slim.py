@@ -1,13 +1,15 @@
 """Slim: channels removed by Tersor and by Torch-Pruning: accuracy at equal MACs and equal time of tuning.
 
-python bench/slim.py [--peers PYTHON] [--quick] [--seconds 80] [--out FOLDER] [--record] [SUBJECT ...]
+python bench/slim.py [--peers PYTHON] [--quick] [--seconds 80] [--out FOLDER] [--at-once 2] [--untimed]
+                    [--record] [SUBJECT ...]
 PYTHON is an interpreter with the peers (bench/slim_peer.py), by default TERSOR_SLIM_PEERS or this one.
 ours     redundancy, refitted without labels; tuned with labels and the unpruned network as the teacher
 peers    Torch-Pruning's magnitude and Taylor; tuned with labels
-Each run is a process with one thread, and two run at a time. All tune for the same seconds of processor time,
-the teacher's passes included; optimizer, schedule, batches, precision and flips are the same. The peer prunes
-first, to about 2 and 4 times fewer MACs; ours is asked for the same number. gain = our accuracy - the peer's,
-in points, on the same test images: the mean of the seeds for each image, then a paired interval over images.
+Each run is a process with one thread, and two run at a time; FOLDER keeps their results, and those that are
+there are not run again. All tune for the same seconds of processor time, the teacher's passes included;
+optimizer, schedule, batches, precision and flips are the same. The peer prunes first, to about 2 and 4 times
+fewer MACs; ours is asked for the same number. gain = our accuracy - the peer's, in points, on the same test
+images: the mean of the seeds for each image, then a paired interval over images.
 At last the networks of seed 0 are timed side by side in ONNX Runtime and OpenVINO (bench/slim_latency.py).
 """
 
@@ -57,15 +59,14 @@ HERE = Path(__file__).resolve().parent
 SECONDS = {"resnet20": 80.0, "vgg": 60.0}
 QUICK_SECONDS = 10.0
 FACTORS, SEEDS, MULTIPLES = (2, 4), (0, 1, 2), (8, 16)
-OURS, PEERS = "slim", ("magnitude",)
+OURS, BASIS = "slim", "magnitude"  # BASIS: the peer whose MACs ours is asked for, and whose file is timed
 FAST = "slim by latency"  # ours, asked for half the measured time of ONNX Runtime, in the place of 2x
-BASIS = PEERS[0]  # the peer whose MACs ours is asked for, and whose file is timed
 SLOW = ("taylor", "kirigami")  # pruned once a point, not tuned
 CALIBRATE, FAST_BATCH = 512, 64  # images without labels; a batch that is timed
 AT_ONCE, LIMIT = 2, 1800  # processes; seconds of one
+RUNS = "runs"  # folder of their results
 BEFORE = {2: ">= 75"}  # accuracy of ours before any tuning
 PROBES = (10, 40)  # steps: the second less the first gives the time of a step
-AIM = 0.97  # of the seconds: two probes are not exact, and ours must not take longer than the peers
 TUNING: dict[str, Any] = {
     "lr": 0.02,
     "optimizer": "sgd",
@@ -147,7 +148,7 @@ def affordable(pruned: State, on: Task, seconds: float) -> float:
         took.append(time.process_time() - began)
     step = (took[1] - took[0]) / (PROBES[1] - PROBES[0])
     begin = max(0.0, took[0] - PROBES[0] * step)  # of any training: the teacher, the optimizer, the check
-    return max(1.0, (AIM * seconds - begin) / step) / steps
+    return max(1.0, (seconds - begin) / step) / steps
 
 
 # All runs of a subject
@@ -162,10 +163,15 @@ def command(python: str, subject: str, factor: float, method: str, *, multiple: 
     return [*words, "--seconds", f"{seconds}", *(["--out", str(out)] if out else [])]
 
 
-def outcome(words: list[str]) -> Outcome | None:
-    """The result of one run, None if its library is not installed."""
-    found = replies(words, LIMIT)
-    return Outcome(**found[-1]) if found else None
+def outcome(words: list[str], kept: Path) -> Outcome | None:
+    """The result of one run, from the file `kept` if it is there. None if its library is not installed."""
+    if kept.exists():
+        return Outcome(**json.loads(kept.read_text()))
+    if not (found := replies(words, LIMIT)):
+        return None
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.write_text(json.dumps(found[-1]))
+    return Outcome(**found[-1])
 
 
 class Runs(NamedTuple):
@@ -175,40 +181,47 @@ class Runs(NamedTuple):
     method: str
     seed: int
 
+    def __str__(self) -> str:
+        return f"{self.point.factor}x-{self.point.multiple}-{self.method}-{self.seed}".replace(" ", "-")
+
 
 def all_runs(
     subject: str, options: argparse.Namespace, seconds: float, out: Path, factors: dict[Point, float]
 ) -> dict[Runs, Outcome]:
-    """Every run of a subject, two at a time, ours and the peers' of a point next to each other.
+    """Every run of a subject, two at a time; the peers' follow ours of their point and seed.
 
     `factors`: each point, and the peer's real number of MACs, which ours is asked for.
     """
     seeds = SEEDS[:1] if options.quick else SEEDS
-    asked = [
-        Runs(point, method, seed)
+    asked = [] if options.untimed else [[Runs(Point(FACTORS[0]), FAST, seed)] for seed in seeds]
+    asked += [
+        [Runs(point, method, seed) for method in (OURS, BASIS)]
         for point in factors
         for seed in (seeds if point.multiple == 1 else (0,))
-        for method in (OURS, *(PEERS if point.multiple == 1 else (BASIS,)))
     ]
-    asked += [Runs(Point(FACTORS[0]), FAST, seed) for seed in seeds]
-    asked += [
-        Runs(point, method, 0)
-        for point in factors
-        for method in SLOW
-        if point.multiple == 1 and not options.quick
-    ]
+    if not options.quick:
+        asked += [[Runs(point, slow, 0)] for point in factors for slow in SLOW if point.multiple == 1]
 
-    def one(ask: Runs) -> Outcome | None:
+    def one(ask: Runs, given: float) -> Outcome | None:
         factor = factors[ask.point] if ask.method == OURS else ask.point.factor
-        slow, kept = ask.method in SLOW, out / f"{ask.point.factor}-{ask.method}".replace(" ", "-")
+        files = out / f"{ask.point.factor}-{ask.method}".replace(" ", "-") if given else None
         words = command(
             options.peers, subject, factor, ask.method, multiple=ask.point.multiple, seed=ask.seed,
-            seconds=0.0 if slow else seconds, out=None if slow else kept,
+            seconds=given, out=files,
         )  # fmt: skip
-        return outcome(words)
+        return outcome(words, out / RUNS / f"{ask}{f'-{seconds:g}' if given else ''}.json")
 
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        return {ask: found for ask, found in zip(asked, pool.map(one, asked), strict=True) if found}
+    def together(asks: list[Runs]) -> list[tuple[Runs, Outcome]]:
+        """Ours trains for steps that are foreseen to take `seconds`; the peer, by the clock, for as long."""
+        found, given = [], seconds
+        for ask in asks:
+            if reply := one(ask, 0.0 if ask.method in SLOW else given):
+                found.append((ask, reply))
+                given = reply.tuning if ask.method == OURS else given
+        return found
+
+    with ThreadPoolExecutor(options.at_once) as pool:
+        return dict(item for found in pool.map(together, asked) for item in found)
 
 
 def measure(subject: str, options: argparse.Namespace) -> Iterator[Row]:
@@ -217,15 +230,25 @@ def measure(subject: str, options: argparse.Namespace) -> Iterator[Row]:
     points += [] if options.quick else [Point(FACTORS[0], multiple) for multiple in MULTIPLES]
     with tempfile.TemporaryDirectory() as folder:
         out = (options.out or Path(folder)) / subject
-        factors = {}
-        for point in points:  # what the peer reaches: its steps are whole channels of every layer
-            found = outcome(command(options.peers, subject, point.factor, BASIS, multiple=point.multiple))
-            factors[point] = found.macs if found else float(point.factor)
+        factors = reached(subject, points, options, out)
         runs = all_runs(subject, options, seconds, out, factors)
         for point in points:
             mine = {ask: found for ask, found in runs.items() if ask.point == point}
             yield from accuracy_rows(subject, point, mine)
-        yield from latency_rows(subject, options.peers, runs, out)
+        if not options.untimed:
+            yield from latency_rows(subject, options.peers, runs, out)
+
+
+def reached(subject: str, points: list[Point], options: argparse.Namespace, out: Path) -> dict[Point, float]:
+    """The MACs that the peer reaches at each point: its steps are whole channels of every layer."""
+
+    def one(point: Point) -> float:
+        words = command(options.peers, subject, point.factor, BASIS, multiple=point.multiple)
+        found = outcome(words, out / RUNS / f"{Runs(point, BASIS, 0)}.json")
+        return found.macs if found else float(point.factor)
+
+    with ThreadPoolExecutor(options.at_once) as pool:
+        return dict(zip(points, pool.map(one, points), strict=True))
 
 
 # Rows
@@ -247,24 +270,18 @@ def accuracy_rows(subject: str, point: Point, runs: dict[Runs, Outcome]) -> Iter
             note += f"{spread(found, 'tuning')} s, {spread(found, 'epochs')} epochs; "
             note += "seeds " + ", ".join(f"{one.after:.2f}" for one in found)
             yield row(subject, f"{point}, {method}, accuracy", round(mean, 2), "%", note=note)
-    if OURS not in by_method:
+    if OURS not in by_method or BASIS not in by_method or point.multiple > 1:
         return
-    ours = by_method[OURS]
-    for peer in PEERS:
-        if peer not in by_method or point.multiple > 1:
-            continue
-        theirs = by_method[peer]
-        mean, low, high = gain([scores(one) for one in ours], [scores(one) for one in theirs])
-        each = ", ".join(f"{a.after - b.after:+.2f}" for a, b in zip(ours, theirs, strict=True))
-        note = f"mean {mean:+.2f}, 95 % interval {low:+.2f} to {high:+.2f}; seeds {each}"
-        yield row(
-            subject, f"{point}, gain over {peer}, at least", round(low, 3), "points", ">= 0.001", note=note
-        )
-        if peer == BASIS:
-            more = 100 * (theirs[0].macs / ours[0].macs - 1)
-            yield row(subject, f"{point}, MACs over {peer}'s", round(more, 2), "%", "<= 1")
-            longer = 100 * (sum(o.tuning for o in ours) / sum(t.tuning for t in theirs) - 1)
-            yield row(subject, f"{point}, time of tuning over {peer}'s", round(longer, 2), "%", "<= 2")
+    ours, theirs = by_method[OURS], by_method[BASIS]
+    mean, low, high = gain([scores(one) for one in ours], [scores(one) for one in theirs])
+    each = ", ".join(f"{a.after - b.after:+.2f}" for a, b in zip(ours, theirs, strict=True))
+    note = f"mean {mean:+.2f}, 95 % interval {low:+.2f} to {high:+.2f}; seeds {each}"
+    what = f"{point}, gain over {BASIS}, at least"
+    yield row(subject, what, round(low, 3), "points", ">= 0.001", note=note)
+    more = 100 * (theirs[0].macs / ours[0].macs - 1)
+    yield row(subject, f"{point}, MACs over {BASIS}'s", round(more, 2), "%", "<= 1")
+    longer = 100 * (sum(o.tuning for o in ours) / sum(t.tuning for t in theirs) - 1)
+    yield row(subject, f"{point}, time of tuning over {BASIS}'s", round(longer, 2), "%", "<= 2")
 
 
 def spread(found: list[Outcome], word: str) -> str:
@@ -335,7 +352,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     mine.add_argument("--quick", action="store_true", help=f"one seed, {QUICK_SECONDS:g} s of tuning")
     mine.add_argument("--seconds", type=float, help="processor time of one tuning")
-    mine.add_argument("--out", type=Path, help="keep the answers and the .onnx files here")
+    mine.add_argument("--out", type=Path, help="keep the results here, and continue from those there")
+    mine.add_argument("--at-once", type=int, default=AT_ONCE, help="processes")
+    mine.add_argument("--untimed", action="store_true", help="no latency: for a machine with other load")
     options, _ = mine.parse_known_args(argv)
     return job.main(__doc__, partial(measure, options=options), tuple(SECONDS), argv, (mine,))
 

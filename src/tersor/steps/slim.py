@@ -205,7 +205,7 @@ def corrected(  # noqa: PLR0917  all six come from the step
     for name, value in values.items():
         rests = name in still.tensors or name.rpartition(".")[0] in still.modules
         if name in now.forms and isinstance(now.form(name), Dense) and not rests:
-            forms[name] = Dense(value.to(now.sites[name].torch_dtype))
+            forms[name] = Dense(value.to("cpu", now.sites[name].torch_dtype))  # forms live there
     forms = {name: form for name, form in forms.items() if form.digest != now.forms[name].digest}
     text = f"{len(plain)} layers refitted to what they gave before, on calibration batches"
     if not forms:
