@@ -15,6 +15,7 @@ from tersor import commands
 from tersor.exits import Answer, ended
 from tersor.options import (
     MODEL,
+    TASKS,
     Arch,
     Base,
     File,
@@ -56,7 +57,11 @@ def run(
     out: Folder,
     task: Annotated[
         str | None,
-        typer.Option("--task", metavar="TASK", help="digits, fashion-mnist:FOLDER or file.py:function"),
+        typer.Option(
+            "--task",
+            metavar="TASK",
+            help=TASKS,
+        ),
     ] = None,
     recipe: Annotated[
         Path | None, typer.Option("--recipe", metavar="FILE", help="recipe.yaml, or a lock file")
@@ -131,6 +136,19 @@ def steps(
     from tersor.report.steps_table import described, tables
 
     return Answer(described(step), json, tables)
+
+
+@app.command()
+def zoo(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="an architecture: mobilenet_v2")
+    ] = None,
+    json: Json = False,
+) -> Answer:
+    """List the architectures that come with their task, or show one."""
+    from tersor.report.zoo_table import described, tables
+
+    return Answer(described(name), json, tables)
 
 
 @app.command()
