@@ -27,7 +27,7 @@ def whole() -> None:
 @pytest.mark.parametrize("name", ZOO)
 def test_each_is_compressed_and_runs_as_integers(name: str, fashion_mnist: Path, tmp_path: Path) -> None:
     whole()
-    task = scene_task(ZOO[name].task, fashion_mnist, train=48, test=8, calibrate=8, batch=16)
+    task = scene_task(ZOO[name].task, fashion_mnist, train=16, test=4, calibrate=8, batch=8)
     net = zoo_model(name)
     steps = [Finetune(epochs=1), Quantize(activations=8), Entropy(), Export(path="m.onnx"), Measure()]
     result = run(net, steps, task, out=tmp_path)
