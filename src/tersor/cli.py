@@ -1,6 +1,6 @@
 """CLI: the command line calls functions, prints results on stdout and messages on stderr. It has no logic.
 
-Commands that run a file in a runtime or score it are in commands.py. How a command ends, with which exit
+Commands that run a file in a runtime, score it or list the zoo are in commands.py. How a command ends, with which exit
 code, is in exits.py.
 """
 
@@ -136,19 +136,6 @@ def steps(
     from tersor.report.steps_table import described, tables
 
     return Answer(described(step), json, tables)
-
-
-@app.command()
-def zoo(
-    name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="an architecture: mobilenet_v2")
-    ] = None,
-    json: Json = False,
-) -> Answer:
-    """List the architectures that come with their task, or show one."""
-    from tersor.report.zoo_table import described, tables
-
-    return Answer(described(name), json, tables)
 
 
 @app.command()
@@ -333,6 +320,7 @@ def verify(file: File, workers: Workers = None, json: Json = False) -> Answer:
 app.command("export")(commands.export)
 app.command("eval")(commands.evaluate)
 app.command("compare")(commands.compare)
+app.command("zoo")(commands.zoo)
 
 
 @app.callback(invoke_without_command=True)

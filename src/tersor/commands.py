@@ -1,4 +1,4 @@
-"""Commands: `tersor export`, `eval` and `compare`, which run a file in a runtime or score it.
+"""Commands: `tersor export`, `eval` and `compare`, which run a file in a runtime or score it, and `zoo`.
 
 As in cli.py, they call functions and have no logic.
 """
@@ -142,3 +142,15 @@ def compare(
             observer=observer,
         )  # fmt: skip
     return Answer(facts, json, compared_tables)
+
+
+def zoo(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="an architecture: mobilenet_v2")
+    ] = None,
+    json: Json = False,
+) -> Answer:
+    """List the architectures that come with their task, or show one."""
+    from tersor.report.zoo_table import described, tables
+
+    return Answer(described(name), json, tables)
