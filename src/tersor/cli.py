@@ -1,7 +1,7 @@
 """CLI: the command line calls functions, prints results on stdout and messages on stderr. It has no logic.
 
-Commands that run a file in a runtime, score it or list the zoo are in commands.py. How a command ends, with which exit
-code, is in exits.py.
+Commands that run a file in a runtime, score it or list the zoo are in commands.py. How a command ends, with
+which exit code, is in exits.py.
 """
 
 from __future__ import annotations

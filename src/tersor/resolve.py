@@ -173,7 +173,7 @@ def timm_model(name: str) -> nn.Module:
 
 def zoo_model(name: str) -> nn.Module:
     """An architecture of the zoo, without weights."""
-    from tersor.zoo.table import zoo_model as made
+    from tersor.zoo.architectures import zoo_model as made
 
     return made(name)
 

@@ -12,8 +12,8 @@ from tersor.core.run import run
 from tersor.errors import MissingError, SettingError, TaskError
 from tersor.resolve import resolve_module, task_of
 from tersor.steps import Entropy, Export, Finetune, Measure, Quantize
+from tersor.zoo.architectures import ZOO, zoo_model
 from tersor.zoo.scene_tasks import METRICS, scene_task
-from tersor.zoo.table import ZOO, zoo_model
 
 NEEDS = ("torchvision", "timm", "segmentation_models_pytorch", "skimage", "torchmetrics", "pycocotools")
 

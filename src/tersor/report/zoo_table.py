@@ -13,9 +13,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from tersor.errors import MissingError
+from tersor.zoo.architectures import ZOO, entry, zoo_model
 from tersor.zoo.scene_tasks import METRICS
 from tersor.zoo.scenes import SIZE
-from tersor.zoo.table import ZOO, entry, zoo_model
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -23,9 +23,9 @@ from torch.utils.data import DataLoader
 from tersor.errors import TaskError, did_you_mean
 from tersor.model import idx
 from tersor.model.task import Logits, Task
+from tersor.zoo.architectures import entry
 from tersor.zoo.boxes import average_precision, cells, detection_loss
 from tersor.zoo.scenes import BORDER, GARMENTS, SIZE, Scene, Scenes, photographs
-from tersor.zoo.table import entry
 
 METRICS = {"labels": "accuracy", "boxes": "AP50", "masks": "mean IoU"}  # of each kind
 TRAIN, TEST, CALIBRATE, BATCH = 10_000, 1_000, 300, 24  # scenes; scenes a training batch

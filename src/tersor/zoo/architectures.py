@@ -1,4 +1,4 @@
-"""Zoo: architectures by name, with the task that suits each. Thin over torchvision, timm and others.
+"""Architectures: networks by name, with the task that suits each. Thin over torchvision, timm and others.
 
 MODEL zoo:NAME builds one, untrained; TASK zoo:NAME is its task on composed scenes (scene_tasks.py)
 Each is built for images of 96 x 96 pixels and for 10 classes (11 with the background), so that it trains on
