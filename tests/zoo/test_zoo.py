@@ -1,15 +1,12 @@
 """The zoo: every architecture is built, trains a step, exports; its words name a model and a task."""
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
-from tersor.cli import app
 from tersor.core.run import run
-from tersor.errors import MissingError, SettingError, TaskError
+from tersor.errors import SettingError, TaskError
 from tersor.resolve import resolve_module, task_of
 from tersor.steps import Entropy, Export, Finetune, Measure, Quantize
 from tersor.zoo.architectures import ZOO, zoo_model
@@ -73,24 +70,6 @@ def test_words(fashion_mnist: Path) -> None:
             task_of(text)
     with pytest.raises(SettingError, match="timm has no 'resnet1'"):
         resolve_module("timm:resnet1")
-
-
-def test_zoo_prints_what_it_counted() -> None:
-    """Parameters by hand, MACs of one convolution by hand."""
-    found = json.loads(CliRunner().invoke(app, ["zoo", "--json"]).stdout)["zoo"]
-    assert [item["name"] for item in found] == list(ZOO)
-    for item in found:
-        try:
-            net = zoo_model(item["name"])
-        except MissingError:
-            assert item["parameters"] is None
-            assert "pip install" in item["missing"]
-            continue
-        assert item["parameters"] == sum(p.numel() for p in net.parameters())
-        assert item["macs"] > 10 * 48 * 48
-    assert CliRunner().invoke(app, ["zoo", "nothing"]).exit_code == 2
-    text = CliRunner().invoke(app, ["zoo", "yolo_lite"]).stdout
-    assert "tersor run zoo:yolo_lite" in text
 
 
 def test_macs_are_those_of_a_slow_count() -> None:

@@ -75,9 +75,11 @@ def tables(facts: Facts) -> Iterator[RenderableType]:
     for item in facts["zoo"]:
         table.add_row(
             item["name"], item["task"], number(item["parameters"]), number(item["macs"]), item["source"],
-            item["missing"] or item["suits"],
+            item["suits"],
         )  # fmt: skip
     yield table
+    if any(item["missing"] for item in facts["zoo"]):
+        yield "Rows with - need packages that are not installed: pip install 'tersor[zoo]'"
     yield "MODEL and TASK: zoo:NAME. More on one: tersor zoo NAME"
 
 
