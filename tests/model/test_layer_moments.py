@@ -1,4 +1,4 @@
-"""Layer moments: agree with slow loops, of two models that differ, for every kind of layer that is observed."""
+"""Layer moments: agree with slow loops, of two models that differ, for each kind of layer."""
 
 import copy
 import math
@@ -109,7 +109,8 @@ def test_a_layer_that_runs_twice_counts_twice_and_layers_come_in_the_order_of_us
         both = torch.cat([x, net.shared(x).relu()])
     assert found.count == 12
     torch.testing.assert_close(found.xx[0, -1, :-1].float(), both.mean(0), rtol=1e-4, atol=1e-5)
-    assert not net.shared._forward_hooks and not net.last._forward_hooks
+    assert not net.shared._forward_hooks
+    assert not net.last._forward_hooks
 
 
 class Standardized(nn.Conv2d):

@@ -1,6 +1,6 @@
 """Layer moments: what rounding a layer needs to know, from the model before and the one rounded so far.
 
-xx [G, I + 1, I + 1]   mean of x x^T; x: what a group of the layer reads in the rounded model, and a constant 1
+xx [G, I + 1, I + 1]   mean of x x^T; x: what a group of the layer reads in the rounded model, and a 1
 yx [G, O, I + 1]       mean of y x^T; y: what the layer computes from the same sample in the model before
 Both models run side by side over the calibration batches, each only as far as the layers. Of a convolution,
 POSITIONS positions of a batch count, spread evenly over the images, borders included.
@@ -172,8 +172,8 @@ def output_rows(module: Any, y: Tensor) -> Tensor:
 
 
 def stride_of(images: int, positions: int) -> int:
-    """Every how many positions one counts, so that about POSITIONS of all do. It has no divisor in common with
-    the positions of an image: a multiple of the width would always meet the same column."""
+    """Every how many positions one counts, so that about POSITIONS of all do. It has no divisor in common
+    with the positions of an image: a multiple of the width would always meet the same column."""
     step = max(1, -(-images * positions // POSITIONS))
     while math.gcd(step, positions) > 1:
         step += 1

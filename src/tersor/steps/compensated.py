@@ -89,7 +89,7 @@ class Compensated:
         """Whether the layer's inputs can be observed. If not, it is put into `left`."""
         names = {*self.view.state.aliases.values()}
         if not isinstance(module, STOCK) or site.name.rpartition(".")[2] != "weight":
-            why = f"the inputs of a {type(module).__name__} are not observed"
+            why = f"the inputs of {type(module).__name__} are not observed"
         elif site.name in names:
             why = "several layers share it"
         elif leaf_of(self.view.form(site), site) is None:
@@ -112,7 +112,7 @@ class Compensated:
             h, c = h - mean_x[:, :, None] * mean_x[:, None], c - mean_y[:, :, None] * mean_x[:, None]
         elif module.bias is not None:
             c = c - grouped(module.bias.detach().cpu().double()[:, None], groups) * mean_x[:, None]
-        made = self.rounded(site, refit(w, h, c), h)
+        self.rounded(site, refit(w, h, c), h)
         with torch.no_grad():
             module.weight.copy_(self.forms[site.name].decode())
         if bias:
@@ -159,9 +159,9 @@ class Compensated:
     def notes(self) -> Iterator[Note]:
         count = len(self.gains)
         mean = sum(self.gains.values()) / max(count, 1)
-        text = f"{count} weights compensated, error of their outputs {mean:.1f} dB below nearest on average"
+        text = f"{count} weight{'s' * (count != 1)} compensated, error of outputs {mean:.1f} dB below nearest"
         if self.biases:
-            text += f"; {len(self.biases)} biases corrected"
+            text += f"; {len(self.biases)} bias{'es' * (len(self.biases) != 1)} corrected"
         if self.left:
             text += "; rounded to the nearest: " + few(f"{name} ({why})" for name, why in self.left.items())
         yield Note("", "compensated", text, {"decibels": self.gains, "nearest": self.left})

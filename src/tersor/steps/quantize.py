@@ -7,8 +7,8 @@ ternary    w ~ {-1, 0, 1} * scale           Li 2016 (TWN)
 stored     bits a weight before coding, 32 bits a scale
 rounding   to the nearest, or gptq: by the error of each layer's outputs, with data: steps/compensated.py
 activations=8 also rounds what layers read, as integer kernels do: steps/activations.py. It needs data.
-Weights alone, rounded to the nearest, need none. With epochs it trains through the grid by straight-through gradients (Bengio 2013),
-and learns the steps of uniform grids (LSQ, Esser 2020).
+Weights alone, rounded to the nearest, need none. With epochs it trains through the grid by straight-through
+gradients (Bengio 2013), and learns the steps of uniform grids (LSQ, Esser 2020).
 """
 
 from __future__ import annotations
@@ -170,9 +170,9 @@ class Quantize(Retrain):
             return
         if self.rounding == "gptq":
             made = self.compensated(view, view.weights(self.where))
-            edits = [Edit(name, view.form(name), form, made.hows[name]) for name, form in made.forms.items()]
+            new = [Edit(name, view.form(name), form, made.hows[name]) for name, form in made.forms.items()]
             done = [self.note(s.name, view.form(s), made.forms[s.name]) for s in view.weights(self.where)]
-            yield Group("all", (*edits, *done, *made.notes()))
+            yield Group("all", (*new, *done, *made.notes()))
             return
         if self.epochs == 0:
             for site in view.each(self.where):
