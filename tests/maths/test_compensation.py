@@ -124,14 +124,17 @@ def test_no_single_code_is_better_after_descent() -> None:
             assert rows.cost(other.decode())[g, o] >= costs[g, o] * (1 - 1e-5)
 
 
-@pytest.mark.parametrize("per", ["channel", "tensor"])
-def test_the_fitted_scale_is_the_minimum(per: str) -> None:
-    rows = rows_of(1, 4, 8)
-    made = refitted(rows, nearest(rows, 3, per=per))
+@pytest.mark.parametrize("per", ["channel", "tensor", "group"])
+def test_the_fitted_scales_are_the_minimum(per: str) -> None:
+    rows = rows_of(2, 4, 8)
+    made = refitted(rows, nearest(rows, 3, per=per, group=3))
     least = rows.cost(made.decode()).sum()
-    for factor in (0.99, 1.01):
-        other = OnGrid(made.codes, made.scale * factor, None, 3, per, 8)
-        assert rows.cost(other.decode()).sum() > least
+    for at in itertools.product(*map(range, made.scale.shape)):
+        for factor in (0.99, 1.01):
+            scale = made.scale.clone()
+            scale[at] *= factor
+            other = OnGrid(made.codes, scale, None, 3, per, 3)
+            assert rows.cost(other.decode()).sum() > least
 
 
 @pytest.mark.parametrize("per", ["channel", "group"])

@@ -103,7 +103,7 @@ def test_a_layer_that_runs_twice_counts_twice_and_layers_come_in_the_order_of_us
     net, x = Twice(), torch.randn(6, 4)
     on = task_of(x)
     calls = calls_of(net, on, ["last", "shared"])
-    assert list(calls.items()) == [("shared", 2), ("last", 1)]
+    assert calls == [{"shared": 2}, {"last": 1}]
     found = layer_moments(net, copy.deepcopy(net), on, {"shared": 2})["shared"]
     with torch.no_grad():
         both = torch.cat([x, net.shared(x).relu()])
@@ -132,3 +132,34 @@ def test_the_inputs_of_a_layer_with_factors_are_what_its_weight_sees() -> None:
     found = layer_moments(net, copy.deepcopy(net), task_of(x), {"0": 1})["0"]
     expected = (x * torch.tensor([1.0, 2.0, 4.0])).mean(0)
     torch.testing.assert_close(found.xx[0, -1, :-1].float(), expected, rtol=1e-4, atol=1e-6)
+
+
+class Texts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.q, self.k, self.out = (
+            nn.Embedding(9, 4),
+            nn.Linear(4, 3),
+            nn.Linear(4, 3),
+            nn.Linear(3, 2),
+        )
+
+    def forward(self, words: Tensor, attention_mask: Tensor) -> Tensor:
+        x = self.words(words)
+        return self.out(self.q(x) * self.k(x))
+
+
+def test_layers_that_read_the_same_are_together_and_padding_does_not_count() -> None:
+    torch.manual_seed(0)
+    net = Texts()
+    mask = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0]])
+    batch = {"words": torch.randint(0, 9, (2, 4)), "attention_mask": mask}
+    on = Task("t", evaluate=[batch], calibrate=[batch], feed=lambda model, given: model(**given))
+    calls = calls_of(net, on, ["q", "k", "out"])
+    assert calls == [{"q": 1, "k": 1}, {"out": 1}]
+    found = layer_moments(net, copy.deepcopy(net), on, calls[0])
+    with torch.no_grad():
+        x = net.words(batch["words"])[mask.bool()]
+    for path in ("q", "k"):
+        assert found[path].count == 4
+        torch.testing.assert_close(found[path].xx[0, -1, :-1].float(), x.mean(0), rtol=1e-4, atol=1e-6)

@@ -128,7 +128,7 @@ def compensated(rows: Rows, base: OnGrid, *, search: bool) -> OnGrid:
     for tried in shrunk(rows, base) if search else ():
         best = better(rows, best, gptq(rows, tried))
     best = better(rows, best, descent(rows, best))
-    if search and best.scale.shape[-1] == 1:
+    if search:
         for _ in range(REFITS):
             fitted = refitted(rows, best)
             for made in (fitted, descent(rows, fitted), gptq(rows, fitted)):
@@ -194,16 +194,32 @@ def descent(rows: Rows, grid: OnGrid) -> OnGrid:
 
 
 def refitted(rows: Rows, grid: OnGrid) -> OnGrid:
-    """The scale of each row, or of all, that costs least with these codes."""
+    """The scales of each row, or the one of all, that cost least with these codes."""
     steps = (grid.codes - grid.shift).double()
     pulled = steps @ rows.moment
-    fit, size = (pulled * rows.w).sum(-1), (pulled * steps).sum(-1)
-    if grid.per == "tensor":
-        fit, size = fit.sum(), size.sum()
-    scale = (fit / size.clamp_min(1e-300)).float().reshape(grid.scale.shape)
+    if grid.scale.shape[-1] > 1:
+        scale = each_group(rows, grid, steps)
+    else:
+        fit, size = (pulled * rows.w).sum(-1), (pulled * steps).sum(-1)
+        if grid.per == "tensor":
+            fit, size = fit.sum(), size.sum()
+        scale = fit / size.clamp_min(1e-300)
+    scale = scale.float().reshape(grid.scale.shape)
     # Far from the old one it would only fit the noise of an input that is nearly constant.
     fine = (scale > grid.scale / 4) & (scale < grid.scale * 4)
     return replace(grid, scale=torch.where(fine, scale, grid.scale))
+
+
+def each_group(rows: Rows, grid: OnGrid, steps: Tensor) -> Tensor:
+    """The scales [G, O, n] of a row's n groups of columns, which depend on each other: n equations a row."""
+    spans = range(0, steps.shape[-1], grid.group)
+    parts = [slice(a, a + grid.group) for a in spans]
+    each = torch.stack([steps[..., p] @ rows.moment[:, p] for p in parts], -2)  # [G, O, n, I]
+    fit = (each * rows.w[:, :, None]).sum(-1)  # [G, O, n]
+    size = torch.stack([(each[..., p] * steps[:, :, None, p]).sum(-1) for p in parts], -1)  # [G, O, n, n]
+    mean = size.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
+    size = size + (1e-6 * mean + 1e-300) * torch.eye(len(parts), dtype=size.dtype)
+    return torch.linalg.solve(size, fit[..., None])[..., 0]
 
 
 def shrunk(rows: Rows, base: OnGrid) -> list[OnGrid]:

@@ -3,8 +3,8 @@
 xx [G, I + 1, I + 1]   mean of x x^T; x: what a group of the layer reads in the rounded model, and a 1
 yx [G, O, I + 1]       mean of y x^T; y: what the layer computes from the same sample in the model before
 Both models run side by side over the calibration batches, each only as far as the layers. Of a convolution,
-POSITIONS positions of a batch count, spread evenly over the images, borders included.
-Cost for each call: a pass of both models up to the layers, and a product of POSITIONS * I^2 a batch.
+POSITIONS positions of a batch count, spread evenly over the images, borders included. Padding tokens do not.
+Cost: for each call a pass of both models up to the layers, and a product of POSITIONS * I^2 a batch.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tersor.model.batches import device_of, evaluating, move, steady
+from tersor.model.logits import is_encoder_decoder, unpadded
 from tersor.model.scaled_inputs import ScaledInputs
 from tersor.model.stats import POSITIONS, TOLERANCE
 from tersor.model.task import Task
@@ -52,26 +53,39 @@ class Moments:
     def yx(self) -> Tensor:
         return (self.sums[1] / self.count).cpu()
 
+    @property
+    def finite(self) -> bool:
+        return all(bool(part.isfinite().all()) for part in self.sums)
 
-def calls_of(model: nn.Module, task: Task, paths: Iterable[str]) -> dict[str, int]:
-    """How often the first calibration batch runs each layer, in the order of the first calls."""
+
+def calls_of(model: nn.Module, task: Task, paths: Iterable[str]) -> list[dict[str, int]]:
+    """How often the first calibration batch runs each layer, in the order of the first calls. Layers that
+    read the same tensor one after the other are together."""
     calls: dict[str, int] = {}
+    found: list[dict[str, int]] = []
     modules = dict(model.named_modules())
+    read: Any = None  # by the last layer
 
     def counting(path: str) -> Any:
-        def hook(*_: Any) -> None:
-            calls[path] = calls.get(path, 0) + 1
+        def hook(module: Any, args: Any, kwargs: Any, y: Any) -> None:
+            nonlocal read
+            x = next(iter((*args, *kwargs.values())), None)
+            if path not in calls:
+                if x is not read or not found:
+                    found.append({})
+                found[-1][path] = 0
+            read, calls[path] = x, calls.get(path, 0) + 1
 
         return hook
 
-    handles = [modules[path].register_forward_hook(counting(path)) for path in paths]
+    handles = [modules[path].register_forward_hook(counting(path), with_kwargs=True) for path in paths]
     try:
         with evaluating(model), steady(task.calibrate):
             task.answer(model, move(next(iter(task.batches("calibrate"))), device_of(model)))
     finally:
         for handle in handles:
             handle.remove()
-    return calls
+    return [{path: calls[path] for path in together} for together in found]
 
 
 def layer_moments(
@@ -87,6 +101,7 @@ def layer_moments(
     outputs: dict[str, list[Tensor]] = {}
     left: dict[str, int] = {}
     strange: set[str] = set()
+    batch: Any = None  # the present one
 
     def passed(path: str) -> None:
         left[path] -= 1
@@ -95,16 +110,16 @@ def layer_moments(
 
     def keeping(path: str) -> Any:
         def hook(module: Any, args: Any, y: Tensor) -> None:
-            outputs.setdefault(path, []).append(output_rows(module, y.detach().float()))
+            outputs.setdefault(path, []).append(output_rows(module, y.detach().float(), batch))
             passed(path)
 
         return hook
 
     def adding(path: str) -> Any:
         def hook(module: Any, args: Any, kwargs: Any, y: Tensor) -> None:
-            x = input_rows(module, next(iter((*args, *kwargs.values()))).detach().float())
+            x = input_rows(module, next(iter((*args, *kwargs.values()))).detach().float(), batch)
             queue = outputs.get(path)
-            if not queue or len(queue[0]) != len(x) or not is_product(module, x, y):
+            if not queue or len(queue[0]) != len(x) or not is_product(module, x, y, batch):
                 strange.add(path)
             if path not in strange and queue:
                 found[path].add(x, queue.pop(0))
@@ -129,21 +144,26 @@ def layer_moments(
     return {path: each for path, each in found.items() if each.count and path not in strange}
 
 
-def is_product(module: Any, x: Tensor, y: Tensor) -> bool:
+def is_product(module: Any, x: Tensor, y: Tensor, batch: Any) -> bool:
     """Whether a layer's output is its weight times x, plus its bias. x [N, G, I], a few samples are tried."""
     weight = module.weight.detach().float().flatten(1).unflatten(0, (x.shape[1], -1))  # [G, O, I]
     expected = torch.einsum("ngi,goi->ngo", x[:16], weight)
     if module.bias is not None:
         expected = expected + module.bias.detach().float().reshape(expected.shape[1:])
-    gap = output_rows(module, y.detach().float())[:16] - expected
+    gap = output_rows(module, y.detach().float(), batch)[:16] - expected
     return bool(gap.abs().max() <= TOLERANCE * expected.abs().max() + 1e-30) if gap.numel() else True
 
 
-def input_rows(module: Any, x: Tensor) -> Tensor:
+def tokens(x: Tensor, batch: Any) -> Tensor:
+    """[N, 1, C] of x [..., C], without padding."""
+    mask = unpadded(batch, tuple(x.shape[:2]), x.device, decoder=False) if x.ndim == 3 else None
+    return (x if mask is None or is_encoder_decoder(None, batch) else x[mask]).reshape(-1, 1, x.shape[-1])
+
+
+def input_rows(module: Any, x: Tensor, batch: Any = None) -> Tensor:
     """What each group's weight is multiplied with, [N, G, I]."""
     if isinstance(module, nn.Linear):
-        x = x * module.factor if isinstance(module, ScaledInputs) else x
-        return x.reshape(-1, 1, x.shape[-1])
+        return tokens(x * module.factor if isinstance(module, ScaledInputs) else x, batch)
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
     # The layer's own argument for F.pad, which it has for every padding mode.
     image = F.pad(x, module._reversed_padding_repeated_twice, mode)
@@ -162,10 +182,10 @@ def input_rows(module: Any, x: Tensor) -> Tensor:
     return torch.cat(rows).unflatten(1, (module.groups, -1))
 
 
-def output_rows(module: Any, y: Tensor) -> Tensor:
+def output_rows(module: Any, y: Tensor, batch: Any = None) -> Tensor:
     """[N, G, O], at the same positions."""
     if isinstance(module, nn.Linear):
-        return y.reshape(-1, 1, y.shape[-1])
+        return tokens(y, batch)
     rows = y.flatten(2).transpose(1, 2)  # [B, P, O]
     step = stride_of(*rows.shape[:2])
     return rows.reshape(-1, rows.shape[2])[::step].unflatten(1, (module.groups, -1))

@@ -6,7 +6,8 @@ rounding   q on its grid, min (q - w') H (q - w')^T                          mat
 bias       b' = E y - q E x': the mean error of each output is 0 (bias correction, Nagel 2019). H is then the
            covariance, because a bias takes what errors have in common
 Layers whose inputs cannot be observed are rounded to the nearest and named.
-Cost: for each layer, both models run over the calibration batches up to it, then the sweeps of the rounding.
+Cost: for each layer, or several that read the same, both models run over the calibration batches up to it,
+then the sweeps of the rounding.
 """
 
 from __future__ import annotations
@@ -63,27 +64,42 @@ class Compensated:
     left: dict[str, str] = field(default_factory=dict)  # weights that are rounded to the nearest: why
 
     def run(self, sites: list[Site]) -> Compensated:
-        """Round these weights, in the order in which the model uses them."""
-        before, after = self.view.plain(), self.view.plain()
-        modules: dict[str, Any] = dict(after.named_modules())
-        fixed = frozen(after, self.view)
+        """Round these weights: those without statistics, then the others in the order in which the model uses
+        them."""
+        before = self.view.plain()
+        modules: dict[str, Any] = dict(before.named_modules())
         layers = {site.layer: site for site in sites if self.fits(site, modules.get(site.layer))}
-        calls = calls_of(after, self.view.task, layers)
-        for number, (path, count) in enumerate(calls.items(), 1):
-            site, module = layers.pop(path), modules[path]
-            moments = layer_moments(before, after, self.view.task, {path: count}).get(path)
-            if moments is None:
-                self.left[site.name] = "its output is not its weight times its input plus its bias"
-            else:
-                self.layer(site, module, moments, movable(self.view, module, path, fixed))
-            self.view.observer.progress(number, len(calls), site.name)
-        self.left |= {site.name: "no calibration batch reaches it" for site in layers.values()}
+        calls = calls_of(before, self.view.task, layers)
+        reached = {path for together in calls for path in together}
+        for path, site in layers.items():
+            if path not in reached:
+                self.left[site.name] = "no calibration batch reaches it"
         for site in sites:
             if site.name in self.left and not self.alone(site):
-                edit = self.plain(self.view, site)
-                self.forms[site.name], self.hows[site.name] = cast(Form, edit.after), edit.how
+                self.nearest(site)
+        after = self.view.plain(self.forms)
+        modules, fixed = dict(after.named_modules()), frozen(after, self.view)
+        for number, together in enumerate(calls, 1):
+            found = layer_moments(before, after, self.view.task, together)
+            for path in together:
+                site, module = layers[path], modules[path]
+                if path not in found:
+                    self.left[site.name] = "its output is not its weight times its input plus its bias"
+                elif not found[path].finite:
+                    self.left[site.name] = "its inputs or outputs are NaN or infinite"
+                else:
+                    self.layer(site, module, found[path], movable(self.view, module, path, fixed))
+                    continue
+                self.nearest(site)
+                with torch.no_grad():
+                    module.weight.copy_(self.forms[site.name].decode())
+            self.view.observer.progress(number, len(calls), ", ".join(together))
         self.left = {name: why for name, why in self.left.items() if name not in self.gains}
         return self
+
+    def nearest(self, site: Site) -> None:
+        edit = self.plain(self.view, site)
+        self.forms[site.name], self.hows[site.name] = cast(Form, edit.after), edit.how
 
     def fits(self, site: Site, module: Any) -> bool:
         """Whether the layer's inputs can be observed. If not, it is put into `left`."""
@@ -104,9 +120,6 @@ class Compensated:
         groups = getattr(module, "groups", 1)
         w = grouped(to_rows(module.weight.detach().cpu(), 0).double(), groups)
         xx, yx = moments.xx, moments.yx
-        if not xx.isfinite().all() or not yx.isfinite().all():
-            self.left[site.name] = "its inputs or outputs are NaN or infinite"
-            return
         mean_x, mean_y, h, c = xx[:, -1, :-1], yx[:, :, -1], xx[:, :-1, :-1], yx[:, :, :-1]
         if bias:
             h, c = h - mean_x[:, :, None] * mean_x[:, None], c - mean_y[:, :, None] * mean_x[:, None]
