@@ -32,8 +32,9 @@ PARENTS = (nn.MultiheadAttention, Attention)  # have weights and layers, and do 
 
 
 class PackedTensor(nn.Module):
-    """The codes of a weight: uint8, several to a byte. `dtype`: of the decoded weight."""
+    """The codes of a weight: uint8, several to a byte."""
 
+    like: Tensor  # empty, of the dtype of the decoded weight
     codes: Tensor
     scale: Tensor
     zero: Tensor | None
@@ -42,7 +43,7 @@ class PackedTensor(nn.Module):
     def __init__(self, plain: Affine, keep: Tensor | None, dtype: torch.dtype):
         super().__init__()
         self.shape: Shape = tuple(plain.codes.shape)
-        self.axis, self.middle, self.dtype = plain.axis, 2 ** (plain.bits - 1), dtype
+        self.axis, self.middle = plain.axis, 2 ** (plain.bits - 1)
         self.bits = next(bits for bits in WIDTHS if bits >= plain.bits)
         codes, grouping = to_rows(plain.codes.decode(), plain.axis), plain.grouping
         zero = None if plain.zero is None else plain.zero.decode()
@@ -51,24 +52,24 @@ class PackedTensor(nn.Module):
         if keep is not None:  # what a mask removes is decoded to 0
             nothing = codes.new_zeros(()) if zero is None else expand(zero, grouping, self.columns)
             codes = torch.where(to_rows(keep, plain.axis), codes, nothing)
+        self.register_buffer("like", torch.empty(0, dtype=dtype), persistent=False)
         self.register_buffer("codes", packed((codes.int() + self.middle).to(torch.uint8), self.bits))
         self.register_buffer("scale", plain.scale.decode())
         self.register_buffer("zero", zero)
         self.register_buffer("member", grouping if isinstance(grouping, Tensor) else None)
 
     def decode(self) -> Tensor:
-        """The weight, in `dtype`."""
+        """The weight, in the dtype that the module was moved to."""
         codes = unpacked(self.codes, self.bits, self.rows * self.columns).view(self.rows, self.columns)
         steps = codes.to(self.scale.dtype).sub_(self.middle)
         rows = dequantize(steps, self.scale, self.zero, self.group if self.member is None else self.member)
-        return from_rows(rows, self.shape, self.axis).to(self.dtype).contiguous()
+        return from_rows(rows, self.shape, self.axis).to(self.like.dtype).contiguous()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Scales keep their dtype, the decoded weight takes the new one: half() rounds the same weight."""
         scale = self.scale
         super()._apply(fn, recurse)
         if self.scale.dtype != scale.dtype:
-            self.dtype = self.scale.dtype
             self.scale = scale.to(self.scale.device)
         return self
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from tersor.core.step import Needs
 from tersor.core.view import View
@@ -71,28 +71,32 @@ class Export:
             dynamic_axes=axes_of(self.dynamic_axes, self.name),
         )
         differs = writer.compare(model, path, [inputs])
-        data = {
+        data: dict[str, Any] = {
             "path": self.path, "nbytes": written.nbytes, "sha256": written.sha256,
             "max_abs": differs.max_abs, "agree": differs.agree,
         }  # fmt: skip
         text = f"{self.path}, {written.nbytes} bytes, differs from PyTorch by at most {differs.max_abs:.2g}"
         if written.left_out:
             text += f"; without the outputs {', '.join(written.left_out)}, for which torch.export has no type"
+        if why := written.floats:
+            data |= {
+                "packed": [name for name in why if not why[name]],
+                "float": {name: text for name, text in why.items() if text},
+            }
+            text += f"; {in_words(why)}"
         notes = [Note("", "written", text, data)]
-        if written.floats:
-            notes.append(floats_note(written.floats))
         if view.state.grids:
             notes.append(operators_note(writer.operators(path, inputs)))
         yield Group("all", tuple(notes))
 
 
-def floats_note(floats: Mapping[str, str]) -> Note:
-    """Which weights stay packed in the runtime, and why others do not."""
-    why = {name: text for name, text in floats.items() if text}
-    text = f"{len(floats) - len(why)} of {len(floats)} weights stay packed in the runtime"
-    if why:
-        text += "; floats there: " + few((f"{name} ({text})" for name, text in why.items()), MOST)
-    return Note("", "packed", text, {"packed": [name for name in floats if name not in why], "float": why})
+def in_words(why: Mapping[str, str]) -> str:
+    """How many weights stay packed in the runtime, and why others do not."""
+    floats = {name: text for name, text in why.items() if text}
+    text = f"{len(why) - len(floats)} of {len(why)} weights stay packed in the runtime"
+    if floats:
+        text += "; floats there: " + few((f"{name} ({text})" for name, text in floats.items()), MOST)
+    return text
 
 
 def operators_note(found: Sequence[Operator]) -> Note:
