@@ -228,6 +228,7 @@ def test_blocks(groups: list[int], bits: int, block: int | None) -> None:
 FORMS = {
     "groups": ({"bits": 4, "per": "group", "group": 32}, ""),
     "rows": ({"bits": 3, "symmetric": False}, ""),
+    "eight bits": ({"bits": 8, "symmetric": False}, ""),
     "one scale": ({"bits": 2, "per": "tensor"}, ""),
     "tiny groups": ({"bits": 4, "per": "group", "group": 2}, "not adjacent blocks of 4 or more"),
     "nine bits": ({"bits": 9}, "its codes have 9 bits, more than 8"),

@@ -73,10 +73,12 @@ def packed_weight(form: Form, dtype: torch.dtype = torch.float32) -> PackedWeigh
     if keep is not None:
         columns_of = torch.arange(columns) // block
         codes = torch.where(to_rows(keep, plain.axis), codes.int(), zero[:, columns_of])
+    up = []
     for word, values in (("codes", codes), ("zero points", zero)):
-        if values.min() < -half or values.max() >= half:
+        moved = values.int() + half
+        if moved.min() < 0 or moved.max() >= 2**plain.bits:
             return f"it has {word} outside of its {plain.bits} bits"
-    up = [(values.int() + half).to(torch.uint8).contiguous() for values in (codes, zero)]
+        up.append(moved.to(torch.uint8).contiguous())
     return PackedWeight(
         up[0], scale.contiguous(), up[1], block, plain.bits, tuple(plain.codes.shape), plain.axis
     )

@@ -178,8 +178,10 @@ class Writer:
         bits = next(b for b in (bits, 4, 8) if b >= weight.bits and columns * b % 8 == 0)
         zero = self.zeros(bits)
         groups = weight.scale.shape[1]
-        if self.openvino and (columns % weight.block or (zero is not None and groups * bits % 8)):
+        if self.openvino and columns % weight.block:
             return f"rows of {columns} are not whole blocks of {weight.block}"
+        if self.openvino and zero is not None and groups * bits % 8:
+            return f"the {groups} zero points of a row do not fill whole bytes"
         inputs = [
             self.table(bits),
             given(node, 1),
