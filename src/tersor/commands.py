@@ -45,6 +45,9 @@ def export(
         Path | None,
         typer.Option("--out", "-o", metavar="OUT", help="the file to write; default: FILE's name with .onnx"),
     ] = None,
+    weights: Annotated[
+        str, typer.Option("--weights", metavar="WORD", help="packed: codes stay codes; float: decoded")
+    ] = "packed",
     dynamic_batch: Annotated[
         bool,
         typer.Option(
@@ -74,8 +77,8 @@ def export(
     inputs = resolve_files(model, task, weights=[of.path])
     with watching(quiet=quiet, plain=json) as observer:
         facts = written(
-            of, out or path_for(of), data, shapes=shape or (), to=to, dynamic_batch=dynamic_batch,
-            dynamic_axes=dynamic_axes, observer=observer, inputs=inputs,
+            of, out or path_for(of), data, shapes=shape or (), to=to, weights=weights,
+            dynamic_batch=dynamic_batch, dynamic_axes=dynamic_axes, observer=observer, inputs=inputs,
         )  # fmt: skip
     return Answer(facts, json, exported_lines)
 
