@@ -149,7 +149,7 @@ def moments_of(n: np.ndarray, offsets: np.ndarray) -> tuple[float, float, float]
 
 
 def nearest_float7(value: float) -> int:
-    return int(abs(tables.float7(np.arange(tables.MAX_FLOAT7 + 1)) - value).argmin())
+    return int(abs(tables.float7() - value).argmin())
 
 
 def shape_frequencies(
