@@ -58,15 +58,15 @@ def cost_of(counts: np.ndarray, frequencies: np.ndarray, bits: int) -> np.ndarra
     return cost + (3 * cost >> (11 + 2 * (MAX_BITS - bits)))
 
 
-def best_table(counts: np.ndarray) -> Choice:
-    """The best table for counts [256] of at least two symbols."""
+def best_table(counts: np.ndarray, *, shapes: bool = True) -> Choice:
+    """The best table for counts [256] of at least two symbols. `shapes`: try them too."""
     if np.count_nonzero(counts) == 2:
         return pair(counts)
     bits = precision(counts[counts > 0])
     names = alphabets(counts)
     lists = (listed(counts[a.symbols], a, bits) for a in names)
     best = write_listed(min(lists, key=lambda found: found.cost + UNIT * (8 * -(-found.nbits // 8))), bits)
-    if best.head.length > SHAPE_BITS and best.head.length * UNIT << NEGLIGIBLE > best.cost:
+    if shapes and best.head.length > SHAPE_BITS and best.head.length * UNIT << NEGLIGIBLE > best.cost:
         best = min(best, shaped(counts, names, bits), key=lambda choice: choice.total)
     return best
 
