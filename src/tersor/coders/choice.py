@@ -114,7 +114,7 @@ def by_profile(
     plain = floats and profile == "fast"
     if np.count_nonzero(counts) > 1 and write_pieces(out, symbols, units, floats=plain):
         pass  # pieces are hardly ever longer than one static stream
-    elif profile == "fast" and is_noise(counts, floats=plain):
+    elif profile == "fast" and is_noise(counts):
         write_raw(out, symbols)
     else:
         out.append(fewest(symbols[:], counts, 8.0 if profile == "max" else NOISE, floats=plain))

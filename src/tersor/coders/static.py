@@ -46,10 +46,10 @@ def fewest(
 
 
 def is_noise(counts: np.ndarray, noise: float = NOISE, *, floats: bool = False) -> bool:
-    """Whether the entropy is `noise` bits or more. `floats`: of the source, since a histogram of few symbols
-    looks shorter by (K - 1) / 2 ln 2 bits than their source is (Miller 1955), and a table takes more."""
-    hidden = np.count_nonzero(counts) / (2 * np.log(2)) if floats else 0.0
-    return order0(counts) + hidden >= noise * int(counts.sum())
+    """Whether the entropy is `noise` bits or more. `floats`: or below, but the histogram of few symbols saves
+    less than a table takes, which has a bit or more for each symbol if it is no shape."""
+    count, bits = int(counts.sum()), order0(counts)
+    return bits >= noise * count or (floats and bits + np.count_nonzero(counts) >= 8 * count)
 
 
 def order0(counts: np.ndarray) -> float:
