@@ -66,9 +66,7 @@ def zipnn(arrays: Arrays, kind: str) -> Prepared | None:
     def encode() -> int:
         return len(every.compress(fresh))
 
-    return Prepared(
-        len(data), lambda: coder.decompress(data), lambda found: bytes(found) == raw, encode
-    )
+    return Prepared(len(data), lambda: coder.decompress(data), lambda found: bytes(found) == raw, encode)
 
 
 def constriction(arrays: Arrays, kind: str) -> Prepared | None:

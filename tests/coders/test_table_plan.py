@@ -16,7 +16,9 @@ from tersor.coders.rans import table_plan_loops, tables
 from tersor.coders.rans.table_plan import cost_of, log2_table
 from tersor.coders.static import is_noise
 
-counts_lists = st.lists(st.integers(0, 10**6), min_size=3, max_size=256).filter(lambda n: sum(map(bool, n)) > 2)
+counts_lists = st.lists(st.integers(0, 10**6), min_size=3, max_size=256).filter(
+    lambda n: sum(map(bool, n)) > 2
+)
 
 
 def nearest_depths(n: np.ndarray, detail: int, bits: int) -> np.ndarray:
@@ -29,7 +31,9 @@ def nearest_depths(n: np.ndarray, detail: int, bits: int) -> np.ndarray:
 
 
 @given(counts_lists, st.integers(tables.MIN_BITS, tables.MAX_BITS))
-def test_depths_are_the_nearest_and_costs_are_those_of_their_frequencies(numbers: list[int], bits: int) -> None:
+def test_depths_are_the_nearest_and_costs_are_those_of_their_frequencies(
+    numbers: list[int], bits: int
+) -> None:
     n = np.array(numbers)
     depths, costs = np.empty((8, len(n)), np.int64), np.empty(8, np.int64)
     table_plan_loops.lists_of(n, bits, log2_table(), depths, costs)

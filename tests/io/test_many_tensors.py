@@ -125,7 +125,8 @@ def test_a_diff_walks_the_names_a_few_times(tmp_path: Path, monkeypatch: pytest.
 def test_globs_pick_from_a_part_as_from_the_whole() -> None:
     kinds = {"a.weight": "linear", "a.bias": "bias", "b.weight": "linear", "b.scale": "scale"}
     sites = {
-        name: Site(name, (4, 4) if kind == "linear" else (4,), "float32", kind) for name, kind in kinds.items()
+        name: Site(name, (4, 4) if kind == "linear" else (4,), "float32", kind)
+        for name, kind in kinds.items()
     }
     whole = Selections(sites)
     for where in ("*", "a.*", "*.bias", "*,!a.*", ("b.*", "*.bias"), "*.scale"):

@@ -70,7 +70,7 @@ class Node:
             sha.update(data.data)
         return sha.hexdigest()[:DIGEST]
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         """Bytes of all arrays in this tree."""
         return sum(

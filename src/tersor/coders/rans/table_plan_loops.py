@@ -104,9 +104,7 @@ def lists_of(n: np.ndarray, bits: int, logs: np.ndarray, depths: np.ndarray, cos
     octaves_of(n, bits, whole, part)
     for detail in range(costs.size):
         depths_at(whole, part, detail, depths[detail])
-        costs[detail] = with_rounding(
-            payload_cost(n, depths[detail], detail, bits, logs, most, sums), bits
-        )
+        costs[detail] = with_rounding(payload_cost(n, depths[detail], detail, bits, logs, most, sums), bits)
 
 
 @njit

@@ -74,7 +74,9 @@ def components(edges: list[tuple[Array, Array]], count: int) -> Array:
     if not edges:
         return np.arange(count)
     a, b = (np.concatenate([edge[k] for edge in edges]) for k in (0, 1))
-    from scipy.sparse import coo_matrix  # a quarter of a second, which commands that cut nothing need not wait
+    from scipy.sparse import (
+        coo_matrix,
+    )  # a quarter of a second, which commands that cut nothing need not wait
     from scipy.sparse.csgraph import connected_components
 
     graph = coo_matrix((np.ones(len(a), bool), (a, b)), shape=(count, count))
