@@ -6,8 +6,8 @@ TERSOR_PEERS or this one. Bytes are those of whole leaves, headers and tables in
 file of all leaves. Speeds are wall-clock, from one run: in each round every coder decodes once, one after the
 other, and the result is the median of the rounds; for ratios, the median of the rounds' ratios. A code counts
 as a byte. Tersor decodes like `load`, leaf by leaf on all cores; the peers use one. Encoding is timed for
-floats, in memory, Tersor (with the profile that takes fewer bytes) and zipnn on all cores. Notes give the speed by
-CPU time, which other load on the machine changes less.
+floats, in memory, Tersor (with the profile that takes fewer bytes) and zipnn on all cores. Notes give the
+speed by CPU time, which other load on the machine changes less.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ def cost_of_shape(n, offsets, bits, peak, parameters):
     return int(cost_of(n, tables.frequencies(depths, tables.SHAPE_DETAIL, bits), bits))
 
 
-def searched(n, offsets, bits, peak, points, most):
+def searched(n, offsets, bits, peak, points, most):  # noqa: PLR0917  the loop takes them in this order
     """The search with every neighbor computed anew, in the order in which ties are decided."""
 
     def cheapest(candidates):

@@ -75,8 +75,6 @@ class Seen(dict[str, Site]):
 def test_twice_the_tensors_are_twice_the_work(
     steps: tuple[Any, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tersor.io import pack as module
-
     given = {count: weights(tmp_path / f"{count}.safetensors", count) for count in (FEW, MANY)}
     module = sys.modules["tersor.io.pack"]
     plain = module.Packing.__init__

@@ -45,7 +45,8 @@ def write_pieces(out: Output, symbols: Symbols, counts: np.ndarray, *, floats: b
     """Append the stream, piece by piece. Returns False and appends nothing if there is only one piece, or if
     all pieces are noise: one raw stream is then as short, and is decoded without a copy.
 
-    `counts` [U, 256]: a histogram of each unit. `floats` as in static.fewest. No second copy of the symbols or the streams is held.
+    `counts` [U, 256]: a histogram of each unit. `floats` as in static.fewest. No second copy of the
+    symbols or the streams is held.
     """
     if len(symbols) < 2 * UNIT:
         return False

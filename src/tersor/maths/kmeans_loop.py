@@ -21,8 +21,8 @@ def layers(
 ) -> None:
     """Fill origin [K, N + 1]: the start of the last of k + 1 intervals, for each end i.
 
-    `best` [N + 1]: the cost of one interval from 0 to i; it is overwritten. `mass`, `first`, `second` [N + 1]:
-    cumulative sums of mass, mass * x and mass * x^2.
+    `best` [N + 1]: the cost of one interval from 0 to i; it is overwritten. `mass`, `first` and `second`
+    [N + 1]: cumulative sums of mass, mass * x and mass * x^2.
     """
     count = best.size - 1
     after = np.empty(count + 1)
