@@ -3,7 +3,8 @@
 PYTHON bench/peers.py FILE.npz FORMAT          FORMAT: int8, int4 or indices (codes), bf16, fp16 or fp32
 First a line of JSON: {peer: {"nbytes", "seconds" of encoding} or {"missing": why}}. Then for each name of a
 peer on stdin it decodes once, and for "encode NAME" encodes once, and prints {"wall", "cpu"} in seconds. It
-needs numpy; a peer that cannot be imported is missing. Every peer's decoded result is compared with its input before its figures count.
+needs numpy; a peer that cannot be imported is missing. Every peer's decoded result is compared with its input
+before its figures count.
 
 zstd-3        all tensors behind each other; int4 two to a byte, floats as they are
 zipnn         the same bytes; decodes in one thread, encodes on all cores; floats only
