@@ -23,7 +23,7 @@ from tersor.io.container_writer import Builder
 from tersor.io.name_hints import describe, is_causal, is_mask, left_alone, left_text
 from tersor.io.pool import in_order
 from tersor.io.safetensors_file import TensorWriter, is_finite
-from tersor.model.sites import Site, finite
+from tersor.model.sites import PartOf, Selections, Site, finite
 from tersor.record.ledger import START, Entry, Ledger
 from tersor.record.observer import Observer
 
@@ -119,12 +119,14 @@ class Packing:
         self.stored: dict[tuple[str, str], str] = {}  # digests before and after -> site
         self.found: dict[str, Site] = {}  # sites, with kinds corrected from values
         self.before = self.kept = 0
-        self.names = frozenset(self.sites)
         # With all sites done, a step only checks that its `where` matches something.
-        self.run(self.sites, {}, self.names)
+        self.run(self.sites, {}, frozenset(self.sites))
+        self.selections = Selections(self.sites)
 
-    def run(self, sites: Mapping[str, Site], forms: Mapping[str, Form], done: frozenset[str]) -> State:
-        """Run the recipe on the sites that are not done; `forms` has their forms. Steps see all names."""
+    def run(
+        self, sites: Mapping[str, Site], forms: Mapping[str, Form], done: frozenset[str] = frozenset()
+    ) -> State:
+        """Run the recipe on the sites that are not done; `forms` has their forms. Globs see all names."""
         state = State(sites, forms, self.source.aliases, Ledger(""))
         return Executor(state, self.recipe, done=done).run()
 
@@ -133,18 +135,22 @@ class Packing:
 
     def work(self, name: str, given: Dense) -> Result:
         """Compress one tensor. Called from several threads, so it does not change `self`."""
-        sites = self.sites
+        site = self.sites[name]
         if not all(map(is_finite, given.slices())):
             wide = as_numbers(given.array)
             if is_mask(wide):
-                sites = {**sites, name: replace(sites[name], kind="buffer")}
-            finite({name: wide}, sites)
-        elif sites[name].is_weight and is_causal(given):
-            sites = {**sites, name: replace(sites[name], kind="mask")}
-        result = self.run(sites, {name: given}, self.names - {name})
+                site = replace(site, kind="buffer")
+            finite({name: wide}, {name: site})
+        elif site.is_weight and is_causal(given):
+            site = replace(site, kind="mask")
+        if site is self.sites[name]:
+            result = self.run(PartOf({name: site}, self.selections), {name: given})
+        else:  # with another kind globs may pick other sites
+            sites = {**self.sites, name: site}
+            result = self.run(sites, {name: given}, frozenset(sites) - {name})
         form, entries = result.forms[name], result.ledger.entries
         form.digest  # noqa: B018  computed in this thread, then cached
-        return Result(sites[name], given.digest, given.nbytes, form, entries)
+        return Result(site, given.digest, given.nbytes, form, entries)
 
     def keep(self, result: Result, builder: Builder) -> None:
         """Write a compressed tensor, or add an alias if an equal one was written."""

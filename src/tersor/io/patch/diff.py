@@ -213,7 +213,11 @@ class Encoder:
             self.twins.setdefault(digest_array(array), name)
             if before.tersor is not None:
                 self.twins.setdefault(before.leaf(name).stored.digest, name)
-        self.gone = [name for name in before.names if name not in set(after.names)]
+        kept = set(after.names)
+        self.gone: dict[tuple[torch.dtype, tuple[int, ...]], list[str]] = {}  # by kind: names that NEW lacks
+        for name in before.names:
+            if name not in kept:
+                self.gone.setdefault(self.kinds[name], []).append(name)
 
     def part(self, name: str) -> tuple[Json, Iterator[bytes]]:
         """(the part of an array, its streams)."""
@@ -272,8 +276,7 @@ class Encoder:
         """The OLD array of this name, else some that NEW lacks: the array may have been renamed."""
         if name in self.kinds:
             return [name]
-        kind = array.dtype, tuple(array.shape)
-        return [other for other in self.gone if self.kinds[other] == kind][:MOST]
+        return self.gone.get((array.dtype, tuple(array.shape)), [])[:MOST]
 
     def regridded(self, name: str, other: str, found: Tensor, named: Json) -> Iterator[tuple[Tensor, Json]]:
         """Old codes rounded to the new grid, if both are codes on uniform grids."""
