@@ -193,6 +193,10 @@ def pack(
     task: Annotated[
         str | None, typer.Option("--task", metavar="TASK", help="for --max-drop: the task that measures it")
     ] = None,
+    attach: Annotated[
+        bool,
+        typer.Option("--attach/--no-attach", help="with a folder's configuration, tokenizer and licence"),
+    ] = True,
     zeros: Zeros = None,
     tiny: Tiny = False,
     workers: Workers = None,
@@ -204,9 +208,11 @@ def pack(
     from tersor.pipeline import rounded
     from tersor.report.file_sizes import packed, packed_lines, rounded_lines, sizes
     from tersor.report.progress import watching
-    from tersor.resolve import resolve_files, resolve_recipe, resolve_rounding
+    from tersor.resolve import resolve_files, resolve_recipe, resolve_rounding, rounded_from
 
-    rounding = resolve_rounding(weights, max_drop, model, task, words, key=key, workers=workers)
+    rounding = resolve_rounding(
+        weights, max_drop, model, task, words, key=key, workers=workers, attach=attach and not tiny
+    )
     with watching(quiet=quiet, plain=json) as observer:
         if rounding is not None:
             inputs = resolve_files(model, task, weights=[weights])
@@ -215,11 +221,13 @@ def pack(
                 inputs=inputs,
             )  # fmt: skip
             # The file may hold more than the model uses.
-            found = sizes(weights, out, rounding[0].given_nbytes)
+            found = sizes(weights, out, *rounded_from(rounding[0], weights))
             return Answer(found | facts, json, rounded_lines)
         observer.step(1, 1, "pack")
         recipe = resolve_recipe(None, words or ["entropy"], zeros=zeros)
-        done = io.pack(weights, out, recipe, key=key, tiny=tiny, workers=workers, observer=observer)
+        done = io.pack(
+            weights, out, recipe, key=key, attach=attach, tiny=tiny, workers=workers, observer=observer
+        )
     return Answer(packed(weights, out, done), json, packed_lines)
 
 
@@ -227,9 +235,9 @@ def pack(
 def unpack(
     file: File,
     out: Annotated[
-        Path,
+        str,  # a Path would lose the slash of a folder
         typer.Option(
-            "--out", "-o", metavar="WEIGHTS", help="the .safetensors file to write, or a new folder"
+            "--out", "-o", metavar="WEIGHTS", help="the .safetensors file to write, or a new folder: DIR/"
         ),
     ],
     *,
@@ -253,7 +261,7 @@ def unpack(
     with watching(quiet=quiet, plain=json) as observer:
         observer.step(1, 1, "unpack")
         io.unpack(file, out, only=only or "*", shard=shard, workers=workers, observer=observer)
-    facts = sizes(file, out) | {"only": only or []}
+    facts = sizes(file, Path(out)) | {"only": only or []}
     if only:
         del facts["share"]
     return Answer(facts, json, unpacked_lines)

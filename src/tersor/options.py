@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-MODEL = "file.py:factory, package.module:factory, torchvision:NAME, or FILE.tersor with --arch"
+MODEL = "file.py:factory, package.module:factory, torchvision:NAME, hf:FOLDER, or FILE.tersor with --arch"
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL)]
 Words = Annotated[
     list[str] | None,
