@@ -165,7 +165,7 @@ def network(found: Any, path: Path) -> tuple[Names, set[str]]:
             if len(networks) == 1 and not any(getattr(item, "ndim", 1) for item in loose.values()):
                 loose = {}
         kept = {*networks, *loose}
-        if not kept:
+        if not kept or (not begin and is_optimizer(found)):
             raise NotWeights(
                 f"{path}: all of its tensors are training state, under {listing(parts)}. To use one of them "
                 f"anyway, name it: --key {next(iter(parts))}"

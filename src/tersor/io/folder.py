@@ -96,9 +96,8 @@ def walk(path: Path, others: dict[str, str]) -> Iterator[tuple[str, Path]]:
         for word in list(inside):
             if word.startswith(".") or (here / word).is_symlink():
                 inside.remove(word)
-                others[f"{relative(here / word, path)}/"] = (
-                    "a hidden folder" if word.startswith(".") else "a link"
-                )
+                why = "a hidden folder" if word.startswith(".") else "a linked folder"
+                others[f"{relative(here / word, path)}/"] = why
         for word in sorted(files):
             name = relative(here / word, path)
             if word.startswith("."):

@@ -18,7 +18,7 @@ from tersor.dtypes import as_numbers
 from tersor.errors import RefusedError
 from tersor.files import atomic, output
 from tersor.forms import Dense, Form
-from tersor.io.attached import OURS, attachments_of, notes_of
+from tersor.io.attached import FILES, OURS, attachments_of, notes_of
 from tersor.io.checkpoint import Checkpoint
 from tersor.io.container_writer import Builder
 from tersor.io.folder import inputs_of
@@ -78,7 +78,10 @@ def pack(
     out = output(out, inputs_of(weights))
     with Checkpoint(weights, key) as source:
         packing = Packing(source, recipe, observer or Observer())
-        attached = {} if tiny else attachments_of(source) if attach else notes_of(source)
+        attached = attachments_of(source) if attach and not tiny else notes_of(source)
+        if tiny and FILES in attached:
+            source.ignored["metadata of the .safetensors"] = 0
+        attached = {} if tiny else attached
         with atomic(out) as file, TensorWriter(out.parent) as tensors:
             builder = Builder(tensors, tiny=tiny)
             for result in in_order(source.slots, packing.nbytes, source.form, packing.work, workers):

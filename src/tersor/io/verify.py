@@ -17,7 +17,6 @@ from torch import Tensor
 from tersor.dtypes import as_numbers
 from tersor.errors import FormatError
 from tersor.forms import Form
-from tersor.io.attached import check_notes
 from tersor.io.container import NUMBER, TersorFile
 from tersor.io.document import ATTACHMENT
 from tersor.io.pool import in_order
@@ -101,7 +100,6 @@ def check_grid(file: TersorFile, edge: str) -> Check:
 def check_attachment(file: TersorFile, name: str) -> Check:
     try:
         data = file.attachment(name)
-        check_notes(name, data)
     except FormatError as error:
         return Check(f"{ATTACHMENT}{name}", False, str(error))
     return Check(

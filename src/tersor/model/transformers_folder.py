@@ -80,6 +80,7 @@ def class_of(transformers: Any, config: Any, folder: Path) -> Any:
     if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
         raise FormatError(
             f"model: hf:{folder}: transformers {transformers.__version__} has no model "
-            f"{str(names[0])[:80]!r}. If the folder brings its own code, import it in a file of yours: file.py:factory"
+            f"{str(names[0])[:80]!r}. If the folder brings its own code, import it in a file of yours: "
+            f"file.py:factory"
         )
     return kind

@@ -33,8 +33,8 @@ def recipe_of(given: Given, seed: int = 0) -> Recipe:
         word = next(iter(given.split()), "")
         step = STEPS.get(word, STEPS["prune"]).__name__
         raise SettingError(
-            f"recipe: {given[:100]!r} is no file. A text is the path of a recipe file. Give steps as objects: "
-            f"[tersor.{step}(), tersor.Entropy()]"
+            f"recipe: {given[:100]!r} is no file. A text is the path of a recipe file. Give steps as "
+            f"objects: [tersor.{step}(), tersor.Entropy()]"
         )
     return read_recipe(Path(given))
 
