@@ -1,4 +1,4 @@
-"""Folders: what is packed, what goes along and what is left out; metadata and files come back as they were."""
+"""Folders: what is packed, what goes along, what is left out; metadata and files come back as they were."""
 
 import json
 import os
@@ -420,7 +420,7 @@ NAMES = st.lists(PARTS, min_size=1, max_size=3).map("/".join)
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(files=st.dictionaries(NAMES, st.binary(max_size=300), max_size=5))
 def test_attachments_come_back_bit_for_bit_or_are_refused(files: dict[str, bytes], tmp_path: Path) -> None:
-    """Names are compared with a plain rule: what unpack writes is in the folder, whole, and nothing else is."""
+    """Names are checked by a plain rule: what is written is in the folder, whole, and nothing else is."""
     from dataclasses import replace
     from shutil import rmtree
 
@@ -449,9 +449,9 @@ def test_attachments_come_back_bit_for_bit_or_are_refused(files: dict[str, bytes
 @pytest.mark.parametrize(
     "name",
     [
-        "/etc/passwd", "../up", "a/../../up", "..", "a//b", "C:\\x", "a\\b", "a:b", "a\nb", "a\x00b", ".git/config",
-        "sub/.git/config", ".bashrc", "model.safetensors", "MODEL.safetensors", "model.safetensors/x", "x" * 300,
-        "end.", "end ", "a*b",
+        "/etc/passwd", "../up", "a/../../up", "..", "a//b", "C:\\x", "a\\b", "a:b", "a\nb", "a\x00b",
+        ".git/config", "sub/.git/config", ".bashrc", "model.safetensors", "MODEL.safetensors",
+        "model.safetensors/x", "x" * 300, "end.", "end ", "a*b",
     ],
 )  # fmt: skip
 def test_a_malicious_name_writes_nothing(name: str, tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ class CheckpointFile(Protocol):
     metadata: Mapping[str, str]  # of a .safetensors
     versions: Mapping[str, int] | None  # of modules, which a state dict may state
     aliases: Mapping[str, str]  # other names of one tensor -> the first
+    training: bool  # whether it is the state of an optimizer
     key: str  # the key that its tensors are under; "" if they are all of the file
     ignored: Mapping[str, int | None]  # parts left out, such as an optimizer -> tensors in it
 
@@ -81,6 +82,8 @@ class Checkpoint:
             for file, names in self._files():
                 try:
                     part = stack.enter_context(open_checkpoint_file(file, key))
+                    if part.training and names is None and self.folder:
+                        raise NotWeights(f"{file}: it is the state of an optimizer. Name the file to pack it")
                 except (NoSuchKey, NotWeights) as error:
                     if isinstance(error, NotWeights) and names is not None:
                         raise
@@ -161,6 +164,7 @@ class SafetensorsCheckpoint(TensorFile):
     aliases: Mapping[str, str] = {}
     ignored: Mapping[str, int | None] = {}
     versions: Mapping[str, int] | None = None
+    training = False
 
     def __init__(self, path: Path, key: str | None = None) -> None:
         super().__init__(path)
@@ -191,7 +195,8 @@ class TorchCheckpoint:
         try:
             self.records = records_of(path)
             found = self._load(key)
-            self.key, self.ignored, self.versions = found.key, found.ignored, found.versions
+            self.key, self.ignored = found.key, found.ignored
+            self.versions, self.training = found.versions, found.training
             self.tensors, self.slots, self.aliases = self._sort(found.tensors)
         except (FormatError, SettingError):
             self.close()

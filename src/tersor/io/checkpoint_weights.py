@@ -51,6 +51,7 @@ class Chosen(NamedTuple):
     key: str  # that they are under; "" if they are all of it or of several networks
     ignored: dict[str, int]  # parts left out -> tensors in them
     versions: dict[str, int] | None = None  # of modules, by name; None if the state dict does not state them
+    training: bool = False  # it is an optimizer's state, and no part of it
 
 
 def choose(found: Any, path: Path, key: str | None = None) -> Chosen:
@@ -72,7 +73,8 @@ def choose(found: Any, path: Path, key: str | None = None) -> Chosen:
     chosen = {names for names in weights if names[:depth] == begin and names[depth] in parts}
     tensors = named({names[depth:]: leaf for names, leaf in flat.items() if names in chosen}, path)
     stated = versions(inner(found, ".".join(begin)))
-    return Chosen(tensors, ".".join(begin), left_out(found, path, flat, chosen), stated)
+    ignored = left_out(found, path, flat, chosen)
+    return Chosen(tensors, ".".join(begin), ignored, stated, is_optimizer(found))
 
 
 def flattened(found: Any, path: Path, *, optimizers: bool = True) -> dict[Names, Any]:
@@ -165,7 +167,7 @@ def network(found: Any, path: Path) -> tuple[Names, set[str]]:
             if len(networks) == 1 and not any(getattr(item, "ndim", 1) for item in loose.values()):
                 loose = {}
         kept = {*networks, *loose}
-        if not kept or (not begin and is_optimizer(found)):
+        if not kept:
             raise NotWeights(
                 f"{path}: all of its tensors are training state, under {listing(parts)}. To use one of them "
                 f"anyway, name it: --key {next(iter(parts))}"
