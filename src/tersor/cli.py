@@ -133,9 +133,12 @@ def steps(
     return Answer(described(step), json, tables)
 
 
+SHOWN = "a .tersor file, weights, a folder of them, a run's folder or report.json; with --groups a model"
+
+
 @app.command()
 def show(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="a .tersor file; with --groups a model")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help=SHOWN)],
     site: Annotated[
         str | None, typer.Argument(metavar="[SITE]", help="a name or a glob: conv1.weight, 'conv*'")
     ] = None,
@@ -152,6 +155,7 @@ def show(
     ] = None,
     weights: Weights = None,
     arch: Arch = None,
+    key: Key = None,
     json: Json = False,
 ) -> Answer:
     """Show forms, bytes and history of a file, or the groups of a model's units."""
@@ -162,13 +166,9 @@ def show(
         data = resolve_task(task)
         given = resolve_model(str(file), weights=weights, arch=arch, task=data)
         return Answer(unit_groups.described(given, data), json, unit_groups.tables)
-    from tersor.io import load
-    from tersor.report.html import write
-    from tersor.report.show import shown, tables
+    from tersor.described import described
 
-    facts = shown(load(file), file, site)
-    if html is not None:
-        facts["html"] = write(facts, html, file)
+    facts, tables = described(file, site, html, key=key)
     return Answer(facts, json, tables)
 
 

@@ -21,12 +21,10 @@ import torch, tersor
 from transformers import AutoTokenizer
 
 def task():
-    tokens = AutoTokenizer.from_pretrained("given")(%r, padding=True, return_tensors="pt")
-    batch = {name: tokens[name] for name in ("input_ids", "attention_mask")}
-    return tersor.Task(
-        "words", evaluate=[(batch, torch.tensor([0, 1, 2]))], calibrate=[(batch, torch.tensor([0, 1, 2]))]
-    )
-""" % (SENTENCES,)
+    tokens = AutoTokenizer.from_pretrained("given")(SENTENCES, padding=True, return_tensors="pt")
+    batch = {name: tokens[name] for name in ("input_ids", "attention_mask")} | {"labels": torch.arange(3)}
+    return tersor.Task("words", evaluate=[batch], calibrate=[batch])
+""".replace("SENTENCES", repr(SENTENCES))
 
 
 @pytest.fixture
@@ -210,11 +208,8 @@ def test_a_folder_made_by_hand(tersor: Command) -> None:
         "left out: training_args.bin (a file), video.mp4 (a file)",
     ]
     assert tersor("unpack m.tersor -o back/ -q").code == 0
-    assert sorted(path.name for path in Path("back").iterdir()) == [
-        "config.json",
-        "model.safetensors",
-        "vocab.txt",
-    ]
+    names = ["config.json", "model.safetensors", "vocab.txt"]
+    assert sorted(path.name for path in Path("back").iterdir()) == names
     done = tersor("unpack m.tersor -o w.safetensors")
     assert "not written: config.json, vocab.txt" in done.err
     assert tersor("unpack m.tersor -o back/").code == 1  # it is there already

@@ -81,7 +81,7 @@ class Checkpoint:
         with ExitStack() as stack:
             for file, names in self._files():
                 try:
-                    part = stack.enter_context(open_checkpoint_file(file, key))
+                    part: Any = stack.enter_context(open_checkpoint_file(file, key))
                     if part.training and names is None and self.folder:
                         raise NotWeights(f"{file}: it is the state of an optimizer. Name the file to pack it")
                 except (NoSuchKey, NotWeights) as error:
