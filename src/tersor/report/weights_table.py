@@ -37,7 +37,7 @@ def tables(facts: Facts) -> Iterator[RenderableType]:
     table.add_row("all of these", "", "", whole(every["nbytes"]), "", *([""] if several else []))
     yield table
     for name, metadata in facts["metadata"].items():
-        words = (f"{key}={value[:60]}" for key, value in metadata.items())
+        words = (f"{key}={value[:60]}" for key, value in sorted(metadata.items()))
         yield f"metadata of {name}: {few(words, SHOWN)}"
     if facts["aliases"]:
         yield f"the same tensor: {few((f'{a} = {b}' for a, b in facts['aliases'].items()), SHOWN)}"
