@@ -598,3 +598,41 @@ def test_an_older_version_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     torch.save(state, tmp_path / "w.pt")
     with pytest.raises(RefusedError, match="another version of Picky, whose code cannot load it: .*fc.bias"):
         put_in(Picky(), str(tmp_path / "w.pt"))
+
+
+def test_files_of_earlier_versions_make_folders(tmp_path: Path) -> None:
+    golden = Path(__file__).parents[1] / "golden"
+    unpack(golden / "attachments.tersor", f"{tmp_path}/one/")
+    held = load(golden / "attachments.tersor").attachments
+    found = contents(tmp_path / "one")
+    assert {name: found[name] for name in held} == held
+    assert found.keys() == {*held, "model.safetensors"}
+    unpack(golden / "model.tersor", f"{tmp_path}/two/")
+    assert contents(tmp_path / "two").keys() == {"model.safetensors"}
+
+
+@pytest.mark.extra
+def test_mnasnet(tmp_path: Path) -> None:
+    models = pytest.importorskip("torchvision").models
+    net = models.mnasnet0_5(weights=None)
+    result = run(net, Recipe((Quantize(bits=8),)))
+    save(result, tmp_path / "run.tersor")
+    torch.save(net.state_dict(), tmp_path / "w.pt")
+    pack(tmp_path / "w.pt", tmp_path / "packed.tersor")
+    for file, expected in (("run.tersor", result.model().state_dict()), ("packed.tersor", net.state_dict())):
+        again = models.mnasnet0_5(weights=None)
+        again.load_state_dict(load(tmp_path / file).state_dict())
+        assert same(dict(again.state_dict()), dict(expected))
+    put_in(loaded := models.mnasnet0_5(weights=None), str(tmp_path / "w.pt"))
+    assert same(dict(loaded.state_dict()), dict(net.state_dict()))
+    # Version 1 had a stem of full width, which torchvision's own code makes.
+    old = models.mnasnet0_5(weights=None)
+    old._load_from_state_dict({}, "", {"version": 1}, False, [], [], [])
+    assert old.state_dict()._metadata[""]["version"] == 1
+    torch.save(old.state_dict(), tmp_path / "old.pt")
+    plain, ours = models.mnasnet0_5(weights=None), models.mnasnet0_5(weights=None)
+    plain.load_state_dict(torch.load(tmp_path / "old.pt"))
+    put_in(ours, str(tmp_path / "old.pt"))
+    assert same(dict(ours.state_dict()), dict(old.state_dict()))
+    assert same(dict(ours.state_dict()), dict(plain.state_dict()))
+    assert ours.state_dict()["layers.0.weight"].shape[0] == 32
