@@ -25,7 +25,8 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("coders", "maths"),
     ("forms",),
     ("encode",),  # forms only decode
-    ("model", "zoo"),
+    ("model",),
+    ("zoo",),  # architectures and their tasks
     ("runtimes", "measure"),  # below the steps: measuring and exporting are steps too
     ("record",),  # what happened, and how it is kept: events, ledger, journal
     ("core",),

@@ -1,7 +1,7 @@
 """CLI: the command line calls functions, prints results on stdout and messages on stderr. It has no logic.
 
-Commands that run a file in a runtime or score it are in commands.py. How a command ends, with which exit
-code, is in exits.py.
+Commands that run a file in a runtime, score it or list the zoo are in commands.py. How a command ends, with
+which exit code, is in exits.py.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from tersor import commands
 from tersor.exits import Answer, ended
 from tersor.options import (
     MODEL,
+    TASKS,
     Arch,
     Base,
     File,
@@ -56,7 +57,11 @@ def run(
     out: Folder,
     task: Annotated[
         str | None,
-        typer.Option("--task", metavar="TASK", help="digits, fashion-mnist:FOLDER or file.py:function"),
+        typer.Option(
+            "--task",
+            metavar="TASK",
+            help=TASKS,
+        ),
     ] = None,
     recipe: Annotated[
         Path | None, typer.Option("--recipe", metavar="FILE", help="recipe.yaml, or a lock file")
@@ -323,6 +328,7 @@ def verify(file: File, workers: Workers = None, json: Json = False) -> Answer:
 app.command("export")(commands.export)
 app.command("eval")(commands.evaluate)
 app.command("compare")(commands.compare)
+app.command("zoo")(commands.zoo)
 
 
 @app.callback(invoke_without_command=True)

@@ -2,7 +2,8 @@
 
 file.py:factory, package.module:factory      the user's own code: the module, or a function that returns it
 hf:FOLDER                                    a folder of Hugging Face's transformers, with its weights
-torchvision:NAME                             an architecture of torchvision; --weights gives its weights
+torchvision:NAME, timm:NAME                  an architecture of that library; --weights gives its weights
+zoo:NAME                                     one of the zoo, and its task
 FILE.tersor with --arch file.py:factory      a compressed model, which continues from its forms
 """
 
@@ -35,7 +36,16 @@ from tersor.steps import read_recipe, recipe_from_words
 
 def resolve_task(text: str | None) -> Task | None:
     """The task that words name; None without words."""
-    return None if text is None else task_from(text)
+    return None if text is None else task_of(text)
+
+
+def task_of(text: str) -> Task:
+    """The task that words name: a built-in one, the user's, scenes:KIND or zoo:NAME, each with :FOLDER."""
+    if text.partition(":")[0] in SCENES:
+        from tersor.zoo.scene_tasks import scene_task_from
+
+        return scene_task_from(text)
+    return task_from(text)
 
 
 def resolve_model(
@@ -85,10 +95,11 @@ def resolve_model(
 
 
 def resolve_module(text: str, noun: str = "model") -> nn.Module:
-    """The code that words name: file.py:factory, package.module:factory, torchvision:NAME or hf:FOLDER."""
+    """The code that words name: file.py:factory, package.module:factory, hf:FOLDER, or the name of a
+    library's."""
     word, _, name = text.partition(":")
-    if word == "torchvision":
-        return torchvision_model(name)
+    if word in BUILDERS:
+        return BUILDERS[word](name)
     if (folder := folder_of(text)) is not None:
         return transformers_model(folder)
     module: nn.Module = import_object(text, noun, SettingError, nn.Module)
@@ -145,7 +156,7 @@ def resolve_rounding(
             f"pack: --max-drop includes rounding and coding; leave out {' '.join(words)!r}, or use run with "
             f"the model: tersor run MODEL --task TASK --out DIR ... rdoq max_drop={max_drop:g} entropy"
         )
-    data = task_from(task)
+    data = task_of(task)
     state = resolve_model(model, weights=str(weights), key=key, task=data)
     with Checkpoint(weights, key) as source:
         return replace(state, attachments=attachments_of(source) if attach else {}), data
@@ -182,6 +193,29 @@ def torchvision_model(name: str) -> nn.Module:
         raise SettingError(f"model: torchvision has no {name!r}; {did_you_mean(name, models.list_models())}")
     module: nn.Module = models.get_model(name, weights=None)
     return module
+
+
+def timm_model(name: str) -> nn.Module:
+    """An architecture of timm, without weights."""
+    try:
+        from timm import create_model, is_model, list_models
+    except ImportError:
+        raise need("timm", "zoo", f"model timm:{name}") from None
+    if not is_model(name):
+        raise SettingError(f"model: timm has no {name!r}; {did_you_mean(name, list_models())}")
+    module: nn.Module = create_model(name, pretrained=False)
+    return module
+
+
+def zoo_model(name: str) -> nn.Module:
+    """An architecture of the zoo, without weights."""
+    from tersor.zoo.architectures import zoo_model as made
+
+    return made(name)
+
+
+SCENES = ("scenes", "zoo")  # words of tasks on composed scenes
+BUILDERS = {"torchvision": torchvision_model, "timm": timm_model, "zoo": zoo_model}  # word -> name -> network
 
 
 def put_in(module: nn.Module, path: str, key: str | None = None) -> None:
