@@ -38,6 +38,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "pipeline",
         "check",
     ),  # words to a model and a recipe, these to a folder of results
+    ("described",),  # what a file or folder holds
     ("candidates",),  # files and models to export, score and compare
     ("exits", "options"),  # how a command ends; words that commands share
     ("tersor",),

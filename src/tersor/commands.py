@@ -16,7 +16,8 @@ from tersor.options import TASKS, Json, Key, Quiet
 CANDIDATE = "a .tersor file, a checkpoint, or base: the model itself"
 RUNNING = "a .tersor file, a checkpoint, an .onnx file, or base: the model itself"
 Code = Annotated[
-    str | None, typer.Option("--model", metavar="MODEL", help="the code: file.py:factory, torchvision:NAME")
+    str | None,
+    typer.Option("--model", metavar="MODEL", help="the code: file.py:factory, torchvision:NAME, hf:FOLDER"),
 ]
 TaskOf = Annotated[
     str,

@@ -25,6 +25,7 @@ from tersor.model.packed_module import styled
 from tersor.model.simulate import with_grids
 from tersor.model.sites import Site
 from tersor.model.task import Task
+from tersor.model.versions import with_versions
 from tersor.model.wrapped import inside
 from tersor.record.ledger import START, Entry, Ledger
 
@@ -90,7 +91,8 @@ class State:
     def state_dict(self) -> dict[str, Tensor]:
         """The decoded weights by their names in the model, aliases too."""
         decoded = {name: form.decode().to(self.sites[name].torch_dtype) for name, form in self.forms.items()}
-        return decoded | {alias: decoded[name] for alias, name in self.aliases.items()}
+        decoded |= {alias: decoded[name] for alias, name in self.aliases.items()}
+        return with_versions(decoded, self.given, self.attachments)
 
     @property
     def trail(self) -> str:
