@@ -7,6 +7,7 @@ FILE.tersor with --arch file.py:factory      a compressed model, which continues
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable
 from dataclasses import replace
@@ -154,6 +155,11 @@ def put_in(module: nn.Module, path: str, key: str | None = None) -> None:
     own = module.state_dict()
     tied = sites_of(module)[2]
     with Checkpoint(path, key) as file:
+        if file.stripped:
+            logging.getLogger("tersor").warning(
+                "%s: names are used without the prefix %r, which a wrapper had given to all of them",
+                path, file.stripped,
+            )  # fmt: skip
         names = {**{name: name for name in file.slots}, **file.aliases}  # in the model -> in the file
         for pair in (pair for item in tied.items() for pair in (item, item[::-1])):
             if pair[0] not in names and pair[1] in names:  # a file may hold only one of tied tensors

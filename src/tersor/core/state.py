@@ -15,6 +15,7 @@ from typing import Any, Self
 
 from torch import Tensor, nn
 
+from tersor.boundary import entrances
 from tersor.errors import RefusedError, SettingError
 from tersor.forms import Dense, Form, Grid, Masked, Node
 from tersor.forms.form import DIGEST
@@ -25,6 +26,7 @@ from tersor.model.simulate import with_grids
 from tersor.model.sites import Site
 from tersor.model.task import Task
 from tersor.model.wrapped import inside
+from tersor.record.brief import BriefState
 from tersor.record.ledger import START, Entry, Ledger
 
 Kept = Mapping[int, tuple[int, ...]]  # axis -> the given index of each index that is present
@@ -39,8 +41,9 @@ class Base:
     aliases: Mapping[str, str]
 
 
-@dataclass(frozen=True)
-class State:
+@entrances("plain", "model", "on", "state_dict")
+@dataclass(frozen=True, repr=False)
+class State(BriefState):
     """A compressed model. It is never changed: the executor makes a new one."""
 
     sites: Mapping[str, Site]  # shapes as given; a site that a replacement made has an `origin`
@@ -53,10 +56,6 @@ class State:
     changes: tuple[Set | Replace, ...] = ()  # of modules, in order
     grids: Mapping[str, Grid] = field(default_factory=dict)  # by edge
     attachments: Mapping[str, bytes] = field(default_factory=dict)  # named files that go with the weights
-
-    def __repr__(self) -> str:
-        steps = self.ledger.count
-        return f"State {self.digest}: {len(self.sites)} sites, {self.nbytes:,} bytes, {steps} steps"
 
     def shape(self, site: str) -> tuple[int, ...]:
         """The current shape; Site.shape is the given one."""

@@ -12,7 +12,7 @@ import pickle
 import re
 import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
@@ -35,6 +35,7 @@ from tersor.model.kinds import resolved, unfit
 FILES = ("*.safetensors", "*.bin", "*.pt", "*.pth")  # in a folder: the first of these that matches
 # Files of a folder that a training saves beside its weights.
 BESIDE = re.compile(r"(optim|optimizer|scheduler|scaler|sampler|rng_state|random_states?|training_args)\b")
+WRAPPERS = ("_orig_mod.", "module.")  # prefixes that torch.compile and data parallelism give to all names
 # What torch.load raises for a damaged file.
 DAMAGED = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError, AssertionError)
 
@@ -61,6 +62,7 @@ class Checkpoint:
     def __init__(self, path: str | os.PathLike[str], key: str | None = None) -> None:
         self.path, self.key = Path(path), ""
         self.where: dict[str, CheckpointFile] = {}
+        self.full: dict[str, str] = {}  # name -> its name in the file, if prefixes were stripped
         self.slots: dict[str, Slot] = {}
         self.aliases: dict[str, str] = {}
         self.ignored: dict[str, int | None] = {}  # None: a file that was not opened
@@ -75,7 +77,17 @@ class Checkpoint:
                     self.ignored[file.name] = None
                 else:
                     self._add(file, part, names if key is None else None)
+            self._strip()
             self.parts = stack.pop_all()
+
+    def _strip(self) -> None:
+        """Take the wrappers' prefixes off the names, if all of them have these."""
+        self.stripped = prefix_of([*self.slots, *self.aliases])
+        if cut := len(self.stripped):
+            self.full = {name[cut:]: name for name in self.slots}
+            self.slots = {name[cut:]: slot for name, slot in self.slots.items()}
+            self.where = {name[cut:]: part for name, part in self.where.items()}
+            self.aliases = {name[cut:]: site[cut:] for name, site in self.aliases.items()}
 
     def _files(self) -> list[tuple[Path, set[str] | None]]:
         """(file, names that it must have) pairs; None for the names if there is no index."""
@@ -115,11 +127,11 @@ class Checkpoint:
         self.key = self.key or part.key
 
     def read(self, name: str) -> Tensor:
-        return self.where[name].read(name)
+        return self.where[name].read(self.full.get(name, name))
 
     def form(self, name: str) -> Dense:
         """A tensor as a dense form. A large contiguous one stays in its file."""
-        return self.where[name].form(name)
+        return self.where[name].form(self.full.get(name, name))
 
     def __enter__(self) -> Self:
         return self
@@ -128,6 +140,14 @@ class Checkpoint:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.parts.close()
+
+
+def prefix_of(names: Sequence[str]) -> str:
+    """The prefixes of wrappers that all names have: "module._orig_mod."; "" if some name has none."""
+    found = ""
+    while names and (word := next((w for w in WRAPPERS if all(n.startswith(found + w) for n in names)), "")):
+        found += word
+    return found if all(len(name) > len(found) for name in names) else ""
 
 
 def read_from(path: str | os.PathLike[str]) -> list[Path]:

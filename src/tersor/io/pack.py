@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from tersor.core.recipe import Recipe
 from tersor.core.run import Executor
@@ -38,10 +38,11 @@ class Packed:
     aliases: Mapping[str, str]  # tied or equal tensors, stored once
     before: int  # bytes of the tensors
     nbytes: int  # bytes of the file
-    ledger: Ledger  # without forms
+    ledger: Ledger = field(repr=False)  # without forms
     key: str  # the checkpoint's key of the tensors; "" if they are all of it
     left: Mapping[str, list[str]]  # by guessed kind: names of tensors that no step changed because of it
     ignored: Mapping[str, int | None]  # other contents -> tensors in them; None: a file not opened
+    stripped: str = ""  # prefixes of wrappers that all names had: "module."
 
 
 def pack(
@@ -82,6 +83,7 @@ def pack(
             source.key,
             packing.left(),
             source.ignored,
+            source.stripped,
         )
 
 

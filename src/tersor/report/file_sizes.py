@@ -56,6 +56,7 @@ def packed(before: Path, after: Path, done: Any) -> dict[str, Any]:
         "key": done.key,
         "left": {kind: list(names) for kind, names in done.left.items()},
         "ignored": dict(done.ignored),
+        **({"stripped": done.stripped} if done.stripped else {}),
     }
 
 
@@ -67,6 +68,8 @@ def packed_lines(facts: Facts) -> Iterator[str]:
         yield f"left as it is ({kind}): {few(names, SHOWN)}"
     if facts["key"]:
         yield f"of the checkpoint: {facts['key']}"
+    if "stripped" in facts:
+        yield f"names without the prefix {facts['stripped']!r}, which a wrapper had given to all of them"
     yield from left_out(facts["ignored"])
 
 
