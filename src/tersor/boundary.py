@@ -89,7 +89,9 @@ def check_kinds(who: str, signature: inspect.Signature, given: dict[str, Any]) -
             continue
         has, what = KINDS[annotation]
         if isinstance(value, type) or not any(hasattr(value, word) for word in has):
-            raise SettingError(f"{who}: {name} is {described(value)}, but it is {what}{hint(who, value, what)}")
+            raise SettingError(
+                f"{who}: {name} is {described(value)}, but it is {what}{hint(who, value, what)}"
+            )
 
 
 def described(value: Any) -> str:
@@ -110,11 +112,12 @@ def hint(who: str, value: Any, what: str) -> str:
 
 @contextmanager
 def bounded(who: str, *, passes: tuple[type[BaseException], ...] = (), wrap: bool = False) -> Iterator[None]:
-    """Errors of the block are raised as this file says; those of `passes` as they are. `wrap`: an error of the
-    user's code too becomes one of ours, UserCodeError."""
+    """Errors of the block are raised as this file says; those of `passes` as they are. `wrap`: an error of
+    the user's code too becomes one of ours, UserCodeError."""
+    as_it_is: tuple[type[BaseException], ...] = (TersorError, BrokenPipeError, *passes)
     try:
         yield
-    except (TersorError, BrokenPipeError, *passes):
+    except as_it_is:
         raise
     except Exception as error:
         tb = error.__traceback__

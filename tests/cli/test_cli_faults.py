@@ -106,7 +106,11 @@ COMMANDS = [
     ("diff out/model.tersor out/model.tersor -q -o d.patch", "tersor.io.patch.diff", "output"),
     ("patch out/model.tersor d.patch -q -o n.tersor", "tersor.io.patch.patch", "output"),
     ("verify out/model.tersor", "tersor.io.verify", "TersorFile"),
-    ("export out/model.tersor --model mine.py:net --task mine.py:task -q", "tersor.candidates.export", "Export"),
+    (
+        "export out/model.tersor --model mine.py:net --task mine.py:task -q",
+        "tersor.candidates.export",
+        "Export",
+    ),
     ("eval base --model mine.py:net --task mine.py:task -q", "tersor.candidates.evaluate", "estimated"),
     ("compare base base --model mine.py:net --task mine.py:task -q", "tersor.candidates.compare", "compared"),
     ("demo -q --out demo", "tersor.demo", "trained"),
@@ -126,7 +130,7 @@ def test_a_fault_in_any_command(
     done = broken(line)
     assert done.code == 3, done.err
     said = done.err.splitlines()[-1]
-    assert said.startswith(f"error: tersor {line.split()[0]}: ")
+    assert said.startswith(f"error: tersor {line.split(maxsplit=1)[0]}: ")
     assert "TypeError" in said
     assert "Please report it" in said
 

@@ -77,7 +77,7 @@ def test_a_wrong_call_exits_with_2(tersor: Command, line: str, says: str) -> Non
         ("run mine.py:net --out o prune keap=1", "SettingError", 2),
         ("run mine.py:net --out o prune where=x", "SiteError", 2),
         ("run mine.py:net --out o finetune", "RefusedError", 1),
-        ("run mine.py:net --out o --task digitz prune", "TaskError", 1),
+        ("run mine.py:net --out o --task digitz prune", "SettingError", 2),
         ("show nothing.tersor", "StorageError", 1),
         ("run", "UsageError", 2),
     ],

@@ -12,7 +12,7 @@ import pickle
 import re
 import struct
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from tersor.errors import FormatError, SettingError, first_line
 from tersor.forms import Dense
-from tersor.io.checkpoint_weights import Chosen, NoSuchKey, choose, under
+from tersor.io.checkpoint_weights import Chosen, NoSuchKey, choose, prefix_of, under
 from tersor.io.header import Slot
 from tersor.io.json_text import parse
 from tersor.io.on_disk import OnDisk
@@ -35,7 +35,6 @@ from tersor.model.kinds import resolved, unfit
 FILES = ("*.safetensors", "*.bin", "*.pt", "*.pth")  # in a folder: the first of these that matches
 # Files of a folder that a training saves beside its weights.
 BESIDE = re.compile(r"(optim|optimizer|scheduler|scaler|sampler|rng_state|random_states?|training_args)\b")
-WRAPPERS = ("_orig_mod.", "module.")  # prefixes that torch.compile and data parallelism give to all names
 # What torch.load raises for a damaged file.
 DAMAGED = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError, AssertionError)
 
@@ -140,14 +139,6 @@ class Checkpoint:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.parts.close()
-
-
-def prefix_of(names: Sequence[str]) -> str:
-    """The prefixes of wrappers that all names have: "module._orig_mod."; "" if some name has none."""
-    found = ""
-    while names and (word := next((w for w in WRAPPERS if all(n.startswith(found + w) for n in names)), "")):
-        found += word
-    return found if all(len(name) > len(found) for name in names) else ""
 
 
 def read_from(path: str | os.PathLike[str]) -> list[Path]:

@@ -27,8 +27,8 @@ def own_tensors(model: nn.Module, *, meta: bool = False) -> dict[str, Tensor]:
     for path, module in model.named_modules():
         if type(module).__module__.startswith(QUANTIZED):
             raise RefusedError(
-                f"{path or 'the model'}: a quantized {type(module).__name__} of torch.ao keeps its values where "
-                f"no state dict shows them as tensors. Give the model as it was before, with float weights"
+                f"{path or 'the model'}: a quantized {type(module).__name__} of torch.ao keeps its values "
+                f"where no state dict shows them as tensors. Give the model as it was before, with float weights"
             )
     every = list(registered(model))
     own = {name: tensor for name, _, _, tensor in every}

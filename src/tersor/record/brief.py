@@ -1,8 +1,7 @@
 """Brief: a state and a ledger in at most ten lines, as text for a prompt and as HTML for a notebook.
 
-State 3f2a91c0d4e5b678: 10 sites, 5,934 bytes, 6 steps; 60.7 x smaller than 360,472 bytes as given
-  fc1.weight    112 x 160    1,049 bytes  Masked(Codebook)        the largest sites first
-  7 others                   2,871 bytes
+state     digest, sites, bytes, steps; then the largest sites, and the others in one line
+ledger    digest, steps, entries; then a line for each step, of many the first and the last ones
 Names come from files: what is not printable is shown by its number.
 """
 
@@ -64,7 +63,7 @@ class BriefState(Brief):
             title += f"; {given / nbytes:.1f} x smaller than {given:,} bytes as given"
         sizes = sorted(((form.nbytes, name) for name, form in self.forms.items()), key=lambda s: -s[0])
         most = ROWS if len(sizes) == ROWS + 1 else ROWS - 1
-        rows = [
+        rows: list[tuple[str, ...]] = [
             (
                 printable(name), " x ".join(map(str, self.forms[name].shape)) or "scalar", f"{size:,} bytes",
                 outlined(self.forms[name]),
@@ -81,7 +80,7 @@ class BriefLedger(Brief):
 
     def summary(self: Any) -> Table:
         title = f"Ledger {self.digest}: {counted(self.count, 'step')}, {counted(len(self.entries), 'entry')}"
-        rows = []
+        rows: list[tuple[str, ...]] = []
         for number, name in enumerate(self.step_names()):
             entries = [entry for entry in self.entries if entry.step == number and entry.name == name]
             edits = sum(entry.changes for entry in entries)
