@@ -6,6 +6,7 @@ code, is in exits.py.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,7 @@ from tersor import commands
 from tersor.exits import Answer, ended
 from tersor.options import (
     MODEL,
+    All,
     Arch,
     Base,
     File,
@@ -74,6 +76,7 @@ def run(
     zeros: Zeros = None,
     export: Annotated[bool, typer.Option("--export", help="also write DIR/model.onnx")] = False,
     tiny: Tiny = False,
+    every: All = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> Answer:
@@ -92,7 +95,7 @@ def run(
             given, steps, data, out, resume=resume, force=force, keep_journal=keep_journal, export=export,
             tiny=tiny, observer=observer, inputs=inputs,
         )  # fmt: skip
-    return Answer(facts, json, report)
+    return Answer(facts, json, partial(report, every=every))
 
 
 @app.command()
@@ -152,6 +155,7 @@ def show(
     ] = None,
     weights: Weights = None,
     arch: Arch = None,
+    every: All = False,
     json: Json = False,
 ) -> Answer:
     """Show forms, bytes and history of a file, or the groups of a model's units."""
@@ -161,7 +165,7 @@ def show(
 
         data = resolve_task(task)
         given = resolve_model(str(file), weights=weights, arch=arch, task=data)
-        return Answer(unit_groups.described(given, data), json, unit_groups.tables)
+        return Answer(unit_groups.described(given, data), json, partial(unit_groups.tables, every=every))
     from tersor.io import load
     from tersor.report.html import write
     from tersor.report.show import shown, tables
@@ -169,7 +173,7 @@ def show(
     facts = shown(load(file), file, site)
     if html is not None:
         facts["html"] = write(facts, html, file)
-    return Answer(facts, json, tables)
+    return Answer(facts, json, partial(tables, every=every or site is not None))
 
 
 @app.command()

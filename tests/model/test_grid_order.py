@@ -40,7 +40,7 @@ def test_others_pass(words: str) -> None:
 
 
 def test_without_a_measurement_a_result_may_be_stale() -> None:
-    steps = recipe_from_words("quantize activations=8 prune entropy".split()).steps
+    steps = recipe_from_words(["quantize", "activations=8", "prune", "entropy"]).steps
     refuse_order(steps)
     with pytest.raises(SettingError, match="the result is measured at the end"):
         refuse_order(steps, measured=True)

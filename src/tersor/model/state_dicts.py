@@ -28,7 +28,7 @@ def own_tensors(model: nn.Module, *, meta: bool = False) -> dict[str, Tensor]:
         if type(module).__module__.startswith(QUANTIZED):
             raise RefusedError(
                 f"{path or 'the model'}: a quantized {type(module).__name__} of torch.ao keeps its values "
-                f"where no state dict shows them as tensors. Give the model as it was before, with float weights"
+                f"where no state dict shows them as tensors. Give the model as it was, with float weights"
             )
     every = list(registered(model))
     own = {name: tensor for name, _, _, tensor in every}
