@@ -10,7 +10,7 @@ from __future__ import annotations
 from html import escape
 from typing import Any, NamedTuple
 
-ROWS = 8  # of the ten lines, after the title and before the last one
+ROWS = 9  # of the ten lines, after the title; the last one counts the others
 LONGEST = 300  # letters of a cell
 
 
@@ -62,7 +62,7 @@ class BriefState(Brief):
         if given and nbytes and self.ledger.count:
             title += f"; {given / nbytes:.1f} x smaller than {given:,} bytes as given"
         sizes = sorted(((form.nbytes, name) for name, form in self.forms.items()), key=lambda s: -s[0])
-        most = ROWS if len(sizes) == ROWS + 1 else ROWS - 1
+        most = ROWS if len(sizes) <= ROWS else ROWS - 1
         rows: list[tuple[str, ...]] = [
             (
                 printable(name), " x ".join(map(str, self.forms[name].shape)) or "scalar", f"{size:,} bytes",
