@@ -10,8 +10,6 @@ from __future__ import annotations
 import os
 import pickle
 import re
-import struct
-import zipfile
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from functools import partial
@@ -30,6 +28,7 @@ from tersor.io.json_text import parse
 from tersor.io.on_disk import OnDisk
 from tersor.io.safetensors_file import HELD, Ranges, TensorFile, cannot_read
 from tersor.io.short_header import MAGIC
+from tersor.io.torch_records import records_of
 from tersor.model.kinds import resolved, unfit
 
 FILES = ("*.safetensors", "*.bin", "*.pt", "*.pth")  # in a folder: the first of these that matches
@@ -309,29 +308,6 @@ class TorchCheckpoint:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def records_of(path: Path) -> dict[int, int]:
-    """Records of a checkpoint: offset -> bytes, for a zip that is not compressed and is little-endian. Empty
-    for other files, which must be loaded whole."""
-    if not zipfile.is_zipfile(path):
-        return {}
-    found = {}
-    try:
-        with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
-            orders = [archive.read(name) for name in archive.namelist() if name.endswith("/byteorder")]
-            if orders not in ([], [b"little"]):
-                return {}
-            for entry in archive.infolist():
-                if entry.compress_type != zipfile.ZIP_STORED:
-                    return {}
-                # The central directory points to a record's own header: 30 bytes, a name, extra fields.
-                file.seek(entry.header_offset)
-                name, extra = struct.unpack("<26x2H", file.read(30))
-                found[entry.header_offset + 30 + name + extra] = entry.file_size
-    except (zipfile.BadZipFile, RuntimeError, EOFError, struct.error) as error:
-        raise FormatError(f"{path}: it is a damaged zip file: {error}") from None
-    return found
 
 
 def load_torch(path: Path, device: str) -> Any:
