@@ -128,7 +128,7 @@ def bounded(who: str, *, passes: tuple[type[BaseException], ...] = (), wrap: boo
         frames = frames_of(tb)
         step, site = place(frames)
         if is_theirs(frames):
-            said = f"{who}: your code raised it{line_of(tb)}{f' while {step} ran it' if step else ''}"
+            said = f"{who}: your code raised it{line_of(error)}{f' while {step} ran it' if step else ''}"
             if wrap:
                 raise UserCodeError(f"{type(error).__name__}: {first_line(error)} ({said})") from error
             error.add_note(said)
@@ -175,8 +175,9 @@ def stands_for_theirs(frame: FrameType) -> bool:
     return named or package(frame) not in (LIBRARIES | {"", OURS})
 
 
-def line_of(tb: TracebackType) -> str:
-    """' (mine.py, line 12)': the last line of the user's code."""
+def line_of(error: BaseException) -> str:
+    """' (mine.py, line 12)': the last line of the user's code in a traceback; "" if there is none."""
+    tb = error.__traceback__
     lines = [(f, n) for f, n in traceback.walk_tb(tb) if package(f) not in (LIBRARIES | {"", OURS})]
     return f" ({os.path.basename(lines[-1][0].f_code.co_filename)}, line {lines[-1][1]})" if lines else ""
 

@@ -22,8 +22,8 @@ from typing import Any
 
 import typer
 
-from tersor.boundary import bounded, theirs_first
-from tersor.errors import InternalError, TersorError, UserCodeError, first_line
+from tersor.boundary import bounded, line_of, theirs_first
+from tersor.errors import InternalError, TaskError, TersorError, UserCodeError, first_line
 
 STOPPED, UNREAD = 130, 141  # by Ctrl-C, by a reader that is gone: as shells have it
 
@@ -78,6 +78,10 @@ def answered(app: typer.Typer) -> int:
                 return answer.deliver() if isinstance(answer, Answer) else 0
     except (InternalError, UserCodeError) as error:
         return refuse_with_traceback(error, words)
+    except TaskError as error:
+        if (cause := error.__cause__) is not None and line_of(cause):  # a loss that is being debugged
+            say_traceback(theirs_first(cause))
+        return refuse(str(error), type(error).__name__, error.exit_code, words)
     except TersorError as error:
         return refuse(str(error), type(error).__name__, error.exit_code, words)
     except MemoryError as error:
@@ -96,12 +100,16 @@ def answered(app: typer.Typer) -> int:
 
 def refuse_with_traceback(error: TersorError, words: list[str]) -> int:
     """For a fault of ours all of its traceback; for an error of the user's code the part in that code."""
-    from tersor.report.console import talk
-
     cause = error.__cause__ or error
     own = isinstance(error, UserCodeError)
-    talk("".join(traceback.format_exception(theirs_first(cause) if own else cause)).rstrip())
+    say_traceback(theirs_first(cause) if own else cause)
     return refuse(str(error), type(cause if own else error).__name__, error.exit_code, words)
+
+
+def say_traceback(error: BaseException) -> None:
+    from tersor.report.console import talk
+
+    talk("".join(traceback.format_exception(error)).rstrip())
 
 
 def refuse(text: str, kind: str, code: int, words: list[str]) -> int:

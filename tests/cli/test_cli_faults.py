@@ -42,6 +42,12 @@ def full():
     x, y = data(64)
     return tersor.Task("full", evaluate=[(x, y)], train=[(x, y)], loss=loss)
 
+def misfit():
+    def loss(output, target):
+        raise TypeError("wrong")
+    x, y = data(64)
+    return tersor.Task("misfit", evaluate=[(x, y)], train=[(x, y)], loss=loss)
+
 def gives_up():
     raise Mine("here")
 """
@@ -75,6 +81,16 @@ def test_an_error_of_the_users_file_when_it_is_imported(broken: Command) -> None
     assert done.code == 1
     assert "in gives_up" in done.err
     assert done.err.splitlines()[-1].startswith("error: Mine: here")
+
+
+def test_a_misfit_in_the_users_loss_has_its_traceback(broken: Command) -> None:
+    done = broken("run mine.py:net --task broken.py:misfit --out out -q finetune epochs=1")
+    assert done.code == 1
+    first, second, *_, last = done.err.splitlines()
+    assert first == "Traceback (most recent call last):"
+    assert 'broken.py", line ' in second
+    assert "the loss does not fit" in last
+    assert "TypeError: wrong" in last
 
 
 def test_no_memory(broken: Command) -> None:
