@@ -88,7 +88,7 @@ def shaped(of: Candidate, shapes: Sequence[str]) -> Task:
         with evaluating(of.module):
             of.module(*example)
 
-    given = ", ".join(str(kind).removeprefix("torch.") for kind, _ in kinds)
+    given = ", ".join(dict.fromkeys(str(kind).removeprefix("torch.") for kind, _ in kinds))
     fits(once, f"export: inputs of --shape {' '.join(shapes)} ({given}) do not fit the model "
                f"{type(of.module).__name__}; token ids are int64:1x128; for others give --task")  # fmt: skip
     return Task("--shape", evaluate=[(*example, torch.zeros(len(example[0])))], example=example)
