@@ -32,6 +32,7 @@ def test_a_step_that_would_run_under_stale_ranges_is_refused(words: str, says: s
         "quantize activations=8 finetune epochs=1 measure",
         "quantize activations=8 prune quantize activations=8 measure",
         "quantize activations=8 fold measure",
+        "quantize activations=8 prune slim quantize activations=8",
         "prune measure",
     ],
 )

@@ -20,6 +20,12 @@ def changes_ranges(step: Any) -> bool:
     return not getattr(step, "lossless", False) and not getattr(step, "epochs", 0)
 
 
+def runs_grids(step: Any) -> bool:
+    """Whether a step runs the model with its grids: it scores, trains or exports. Others run without."""
+    exports = getattr(step, "lossless", False) and step.needs & (Needs.MODEL | Needs.TASK)
+    return bool(exports or step.needs & (Needs.SCORES | Needs.TRAINING))
+
+
 def refuse_order(steps: Sequence[Any], measured: bool = False) -> None:
     """SettingError for a recipe in which a step needs the model while its ranges are stale. `measured`: the
     result is measured at the end."""
@@ -28,7 +34,7 @@ def refuse_order(steps: Sequence[Any], measured: bool = False) -> None:
         here = f"step {number} {step.name}"
         if getattr(step, "activations", 0):
             rounded, after = here, ""
-        elif after and step.needs is not Needs.NOTHING:
+        elif after and runs_grids(step):
             raise refusal(rounded, after, f"{here} needs the model")
         elif rounded and changes_ranges(step) and step.name not in KEEPS:
             after = after or here
