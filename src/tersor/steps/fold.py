@@ -237,9 +237,7 @@ def fold_norms(view: View, chosen: set[str], report: Report) -> Yields:
         group = norm_group(key, now, some)
         yield group
         if group.key in view.refused and (rounding := difference(now, group)) <= ROUNDING:
-            text = (
-                f"{key}: folded: the outputs move by {rounding:.1g} of the largest, as much as float rounding"
-            )
+            text = f"{key}: folded; outputs move by {rounding:.1g} of the largest, as by float rounding"
             group = replace(group, key=f"{key}, rounded", proof="runs")
             group = replace(group, events=(*group.events, Note("", "rounded", text, {"relative": rounding})))
             yield group
