@@ -223,7 +223,7 @@ def test_a_wrong_group_is_undone_as_a_whole(what: str) -> None:
     result = run(given.model, halved("mlp", *WRONG[what]), given.task)
     assert result.digest == result.ledger.base
     assert notes(result, "refused") == ["wrong"]
-    assert "taken back" in next(result.ledger.notes("refused")).text
+    assert "not kept" in next(result.ledger.notes("refused")).text
 
 
 def test_a_reordering_is_a_cut_and_is_proved() -> None:
@@ -295,7 +295,7 @@ def test_if_no_unit_can_change_the_outputs_the_proof_is_void_and_the_cut_undone(
     task = type(cuttable("mlp").task)(evaluate=[(x, torch.zeros(16, dtype=torch.int64))])
     result = run(Idle(), halved("mlp", *cuts, proof="masked"), task)
     assert notes(result, "void") == ["wrong"]
-    assert "taken back" in next(result.ledger.notes("void")).text
+    assert "not kept" in next(result.ledger.notes("void")).text
     assert result.digest == result.ledger.base
 
 

@@ -13,6 +13,8 @@ PRINTERS = {"cli", "report"}
 BROAD_AND_RAISED: dict[str, str] = {
     "tersor.model.graph": "torch.export raises whatever the model or it likes; it is refused with its text",
     "tersor.model.import_object": "runs the user's own file, which may raise anything; reported as theirs",
+    "tersor.boundary": "makes an error of ours from any that is not the user's",
+    "tersor.model.changed_copy": "copies the user's modules, which may raise anything; refused with its text",
     "tersor.io.pool": "does a job in a thread's place; its error is raised when its turn comes",
 }
 

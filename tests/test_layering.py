@@ -21,7 +21,8 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "threads",
         "dtypes",
         "compiled",
-    ),  # files whole or not; settings; pools; what dtypes do; loops that numba compiles
+        "boundary",
+    ),  # files whole or not; settings; pools; what dtypes do; loops that numba compiles; errors that leave
     ("coders", "maths"),
     ("forms",),
     ("encode",),  # forms only decode

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tersor.errors import (
         BudgetError,
         FormatError,
+        InternalError,
         JournalError,
         MissingError,
         RefusedError,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
         StorageError,
         TaskError,
         TersorError,
+        UserCodeError,
     )
     from tersor.io import diff, load, pack, patch, save, unpack, verify
     from tersor.model.builtin_metrics import METRICS
@@ -73,8 +75,8 @@ MODULES: dict[str, tuple[str, ...]] = {
     "tersor.core.step": ("Needs", "Step"),
     "tersor.core.view": ("View",),
     "tersor.errors": (
-        "BudgetError", "FormatError", "JournalError", "MissingError", "RefusedError", "SettingError",
-        "SiteError", "StorageError", "TaskError", "TersorError",
+        "BudgetError", "FormatError", "InternalError", "JournalError", "MissingError", "RefusedError",
+        "SettingError", "SiteError", "StorageError", "TaskError", "TersorError", "UserCodeError",
     ),
     "tersor.io": ("diff", "load", "pack", "patch", "save", "unpack", "verify"),
     "tersor.model.changes": ("Replace", "Set"),
@@ -94,6 +96,12 @@ MODULES: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 HOMES = {name: module for module, names in MODULES.items() for name in names}
 
+# Functions that check the kinds of their arguments, and raise errors of our own: boundary.py.
+ENTRANCES = frozenset({
+    "diff", "digits", "fashion_mnist", "folded", "load", "lock", "pack", "patch", "read_recipe", "replay",
+    "run", "save", "trainable", "undo", "unpack", "verify",
+})  # fmt: skip
+
 __all__ = ["__version__", *HOMES]  # noqa: PLE0604, PLE0605 (the table is the list)
 
 
@@ -101,6 +109,11 @@ def __getattr__(name: str) -> Any:
     if name not in HOMES:
         raise AttributeError(f"module 'tersor' has no attribute {name!r}")
     value = getattr(importlib.import_module(HOMES[name]), name)
+    if name in ENTRANCES:
+        from tersor.boundary import entrance
+
+        value = entrance(value)
+        value.__module__ = __name__  # pickle finds it here
     globals()[name] = value  # found without this function from now on
     return value
 

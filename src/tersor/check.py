@@ -19,6 +19,7 @@ from tersor.core.state import State, start
 from tersor.core.view import View
 from tersor.errors import RefusedError
 from tersor.forms import FORMS, Form, Node
+from tersor.model.grid_order import changes_ranges
 from tersor.model.sites import Site, select
 from tersor.model.task import Task
 from tersor.model.trainable_forms import TrainableForms
@@ -119,7 +120,7 @@ def check(recipe: Recipe, model: nn.Module | State | None = None) -> list[Facts]
         who = f"step {number + 1} {step.name}"
         if getattr(step, "activations", 0):
             rounded = who
-        elif rounded and not getattr(step, "lossless", False) and not getattr(step, "epochs", 0):
+        elif rounded and changes_ranges(step):
             text = f"makes the ranges of activations of {rounded} stale: put that step after it"
             facts["warnings"].append({"text": text, "sites": []})
             rounded = ""

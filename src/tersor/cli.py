@@ -6,6 +6,7 @@ which exit code, is in exits.py.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,7 @@ from tersor.exits import Answer, ended
 from tersor.options import (
     MODEL,
     TASKS,
+    All,
     Arch,
     Base,
     File,
@@ -79,6 +81,7 @@ def run(
     zeros: Zeros = None,
     export: Annotated[bool, typer.Option("--export", help="also write DIR/model.onnx")] = False,
     tiny: Tiny = False,
+    every: All = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> Answer:
@@ -97,7 +100,7 @@ def run(
             given, steps, data, out, resume=resume, force=force, keep_journal=keep_journal, export=export,
             tiny=tiny, observer=observer, inputs=inputs,
         )  # fmt: skip
-    return Answer(facts, json, report)
+    return Answer(facts, json, partial(report, every=every))
 
 
 @app.command()
@@ -144,9 +147,7 @@ SHOWN = "a .tersor file, weights, a folder of them, a run's folder or report.jso
 @app.command()
 def show(
     file: Annotated[Path, typer.Argument(metavar="FILE", help=SHOWN)],
-    site: Annotated[
-        str | None, typer.Argument(metavar="[SITE]", help="a name or a glob: conv1.weight, 'conv*'")
-    ] = None,
+    site: Annotated[str | None, typer.Argument(metavar="[SITE]", help="a name or a glob: 'conv*'")] = None,
     html: Annotated[
         Path | None,
         typer.Option("--html", metavar="OUT.html", help="also write a page that draws where the bytes are"),
@@ -161,6 +162,7 @@ def show(
     weights: Weights = None,
     arch: Arch = None,
     key: Key = None,
+    every: All = False,
     json: Json = False,
 ) -> Answer:
     """Show forms, bytes and history of a file, or the groups of a model's units."""
@@ -170,10 +172,10 @@ def show(
 
         data = resolve_task(task)
         given = resolve_model(str(file), weights=weights, arch=arch, task=data)
-        return Answer(unit_groups.described(given, data), json, unit_groups.tables)
+        return Answer(unit_groups.described(given, data), json, partial(unit_groups.tables, every=every))
     from tersor.described import described
 
-    facts, tables = described(file, site, html, key=key)
+    facts, tables = described(file, site, html, key=key, every=every or site is not None)
     return Answer(facts, json, tables)
 
 

@@ -39,7 +39,9 @@ def export(
     ] = None,
     shape: Annotated[
         list[str] | None,
-        typer.Option("--shape", metavar="SIZES", help="without a task: 1x3x224x224, for each input"),
+        typer.Option(
+            "--shape", metavar="SIZES", help="without a task, for each input: 1x3x224x224, int64:1x128"
+        ),
     ] = None,
     to: Annotated[str, typer.Option("--to", metavar="RUNTIME", help="the runtime")] = "onnxruntime",
     out: Annotated[

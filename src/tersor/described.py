@@ -12,6 +12,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,16 @@ RESULT = ("base", "result", "ledger", "bits", "steps", "sites")  # keys of every
 
 
 def described(
-    path: Path, site: str | None = None, html: Path | None = None, *, key: str | None = None
+    path: Path,
+    site: str | None = None,
+    html: Path | None = None,
+    *,
+    key: str | None = None,
+    every: bool = False,
 ) -> tuple[dict[str, Any], Tables]:
     """(the facts of a file or folder, the function that makes tables of them). `site`: a glob of names.
-    `html`: also write a page, of a .tersor file. `key`: of a checkpoint with several networks. FormatError
-    for a file that is none of these, SiteError for a glob that matches nothing."""
+    `html`: also write a page, of a .tersor file. `key`: of a checkpoint with several networks. `every`: tables with a row for each
+    tensor. FormatError for a file that is none of these, SiteError for a glob that matches nothing."""
     if path.is_dir() and all((path / name).is_file() for name in (MODEL, REPORT)):
         path /= MODEL
     kind = "weights" if path.is_dir() else kind_of(path)
@@ -53,13 +59,13 @@ def described(
     if key is not None and kind != "weights":
         raise SettingError(f"show: --key is for a checkpoint with several networks, and not for {path}")
     if kind == "report":
-        return of_report(path, site), report
+        return of_report(path, site), partial(report, every=every)
     if kind == "weights":
         return of_weights(path, site, key), weights_table.tables
     facts = shown(load(path), path, site)
     if html is not None:
         facts["html"] = write(facts, html, path)
-    return facts, tables
+    return facts, partial(tables, every=every)
 
 
 def is_json(path: Path) -> bool:

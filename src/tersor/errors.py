@@ -1,7 +1,8 @@
 """Errors: a class for every mistake that a user can make. Each prints as one message without a traceback.
 
 A message says who refuses, what was given, what is allowed, and what to do. `exit_code` is the exit code of
-the command line: 2 for a wrong call (a misspelt option), 1 for a request that is understood and refused.
+the command line: 2 for a wrong call (a misspelt option), 1 for a request that is understood and refused, 3
+for a fault in Tersor itself.
 """
 
 from __future__ import annotations
@@ -57,6 +58,16 @@ class BudgetError(TersorError):
 
 class MissingError(TersorError):
     """An optional package that this call needs and that is not installed."""
+
+
+class UserCodeError(TersorError):
+    """On the command line, an error that the user's own code raised. It is the __cause__."""
+
+
+class InternalError(TersorError):
+    """A fault in Tersor itself, with the step and the site that it was at. The original is the __cause__."""
+
+    exit_code = 3
 
 
 def did_you_mean(word: str, allowed: Iterable[str]) -> str:

@@ -48,4 +48,5 @@ Zeros = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON document on stdout")]
+All = Annotated[bool, typer.Option("--all", help="every row of the tables, not only the largest")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress on stderr")]

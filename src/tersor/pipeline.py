@@ -22,6 +22,7 @@ from tersor.errors import RefusedError, SettingError
 from tersor.files import Paths, atomic, claim, output, write_text
 from tersor.io import load, save
 from tersor.measure.accuracy import compared
+from tersor.model.grid_order import refuse_order
 from tersor.model.learning_rates import check_globs
 from tersor.model.needs import Needs
 from tersor.model.sites import select
@@ -48,6 +49,7 @@ def run_pipeline(
     a model that cannot be exported is still compressed. `tiny`: as in io.save. A folder with a finished run
     is refused unless `force`. `keep_journal`: keep the journal, for undo and replay of single steps.
     """
+    refuse_order(recipe.steps, measured=task is not None or export)
     if export and task is None:
         raise SettingError("--export needs a task, for inputs to compare with. Give --task")
     for step in recipe.steps:  # a misspelt glob is an error now, not after hours of training

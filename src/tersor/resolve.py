@@ -9,6 +9,7 @@ FILE.tersor with --arch file.py:factory      a compressed model, which continues
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
@@ -223,6 +224,11 @@ def put_in(module: nn.Module, path: str, key: str | None = None) -> None:
     own = module.state_dict()
     tied = sites_of(module)[2]
     with Checkpoint(path, key) as file:
+        if file.stripped:
+            logging.getLogger("tersor").warning(
+                "%s: names are used without the prefix %r, which a wrapper had given to all of them",
+                path, file.stripped,
+            )  # fmt: skip
         if file.versions is not None and differ(file.versions, versions_of(module)):
             load_older(module, file)
             return

@@ -69,7 +69,7 @@ def spent():
         ),
         ("theirs.py:fails", "mine.py:task", 2, "failed with KeyError: 'weights' (theirs.py, line"),
         ("theirs.py", "mine.py:task", 2, "is not file.py:name"),
-        ("mine.py:net", "theirs.py:number", 1, "returned a int, but it has to return a Task"),
+        ("mine.py:net", "theirs.py:number", 2, "returned a int, but it has to return a Task"),
         (
             "mine.py:net",
             "theirs.py:wide",

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import tersor as package
 from tersor.candidates import timed
-from tersor.candidates.candidate import pair
+from tersor.candidates.candidate import candidate, pair
 from tersor.candidates.compare import compare
 from tersor.errors import SettingError
 from tersor.maths.statistics import mcnemar, wilson
@@ -39,6 +39,18 @@ def numbers():
 
 def lines():
     return tersor.Task("lines", evaluate=[(data(20)[0], data(20)[1].float())])
+
+class Words(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.kind, self.head = nn.Embedding(30, 8), nn.Embedding(2, 8), nn.Linear(8, 3)
+
+    def forward(self, ids):
+        return self.head((self.table(ids) + self.kind(ids % 2)).mean(1))
+
+def words():
+    torch.manual_seed(0)
+    return Words()
 
 def nine():
     return tersor.Task("nine", evaluate=[(torch.randn(4, 9), torch.zeros(4, dtype=torch.int64))])
@@ -223,6 +235,45 @@ def test_export_writes_what_runs(files: Command, to: str, example: str) -> None:
     assert np.allclose(found, net("a.safetensors")(x).detach(), atol=1e-5)
 
 
+def test_token_ids_are_an_input_of_whole_numbers(files: Command) -> None:
+    """They are rows of the largest table that the model runs with."""
+    done = files("export base --model mine.py:words --shape int64:1x16 -o w.onnx -q --json")
+    assert done.code == 0, done.err
+    session = onnxruntime.InferenceSession("w.onnx", providers=["CPUExecutionProvider"])
+    (given,) = session.get_inputs()
+    assert given.type == "tensor(int64)"
+    ids = torch.randint(30, (5, 16))
+    (found,) = session.run(None, {given.name: ids.numpy()})
+    assert np.allclose(found, resolve_model("mine.py:words").given(ids).detach(), atol=1e-5)
+
+
+@pytest.mark.parametrize("runtime", EACH)
+def test_a_file_with_a_fixed_batch_is_scored_in_parts(files: Command, runtime: str) -> None:
+    """80 samples in batches of 32, 32 and 16, to a file that takes 2; and in one of 7 that leaves a rest."""
+    present(runtime)
+    state = package.run(resolve_model("mine.py:net"), [package.Quantize(bits=2)])
+    writer.write(state.model(), (torch.zeros(7, 6),), Path("seven.onnx"), dynamic_batch=False)
+    whole = files(f"eval a.onnx {OF} --runtime {runtime}").json
+    for name in ("fixed.onnx", "seven.onnx"):
+        found = files(f"eval {name} {OF} --runtime {runtime}").json
+        assert found["n"] == 80
+        assert found["value"] == whole["value"]
+
+
+def test_parts_are_as_the_whole_and_outputs_without_samples_are_refused(files: Command) -> None:
+    class Mean(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.mean(0)
+
+    x = data()[0]
+    module = candidate("fixed.onnx").module
+    assert torch.allclose(module(x[:5]), net("a.safetensors")(x[:5]), atol=1e-5)
+    assert module(x[:1]).shape == (1, 3)
+    writer.write(Mean(), (torch.zeros(2, 6),), Path("mean.onnx"), dynamic_batch=False)
+    with pytest.raises(package.TaskError, match="takes batches of 2 alone, and its output 'mean'.*cannot be"):
+        candidate("mean.onnx").module(x[:4])
+
+
 def test_export_names_the_file_itself(files: Command) -> None:
     Path("a.onnx").unlink()
     done = files(f"export a.tersor {WITH} --shape 2x6")
@@ -248,7 +299,6 @@ def test_export_names_the_file_itself(files: Command) -> None:
         ("eval broken.onnx --task mine.py:task", 1, "broken.onnx: ONNX Runtime cannot load it"),
         ("eval broken.tersor --model mine.py:net --task mine.py:task", 1, "broken.tersor"),
         ("eval a.onnx --task mine.py:nine", 1, "float32 [4, 9]} do not run"),
-        ("eval fixed.onnx --task mine.py:task", 1, "export it with a dynamic batch"),
         ("eval a.onnx --task mine.py:lines", 1, "task 'lines'"),
         ("eval two.onnx --task mine.py:task", 1, "ambiguous which tensor to compare"),
         ("compare a.tersor a.onnx --task mine.py:task", 2, "Give the code too: --model file.py:factory"),
@@ -256,7 +306,8 @@ def test_export_names_the_file_itself(files: Command) -> None:
         ("compare a.onnx a.onnx --task mine.py:task --model-b mine.py:net", 2, "leave out --model-b"),
         ("compare base a.onnx --task mine.py:task --model mine.py:net --batch 4", 2, "give --latency too"),
         ("compare a.onnx a.onnx --task mine.py:task --latency --batch 0", 2, "batch=0, but it is a count"),
-        ("compare fixed.onnx a.onnx --task mine.py:task --latency", 1, "export it with a dynamic batch"),
+        ("export base --model mine.py:words --shape int8:1x16", 2, "did you mean 'int64'"),
+        ("export base --model mine.py:words --shape 1x16", 1, "token ids are int64:1x128"),
         ("export a.tersor --model mine.py:net", 2, "an example input is needed. Give: --task TASK, or"),
         ("export a.tersor --shape 1x6", 2, "Give the code too: --model"),
         ("export a.tersor --model mine.py:net --shape 1x7", 1, "inputs of --shape 1x7 (float32) do not fit"),

@@ -231,3 +231,78 @@ def test_a_patch_is_named_as_one(tersor: Command) -> None:
     assert tersor("diff w.safetensors m.tersor -o p -q").code == 0
     done = tersor("show p")
     assert (done.code, "it is a patch, which changes another file" in done.err) == (1, True), done.err
+
+
+def test_the_largest_are_shown_and_all_on_request(tersor: Command) -> None:
+    weights = {f"layer{n}.weight": torch.randn(n + 2, 8) for n in range(30)}
+    weights |= {f"norm{n}.running_mean": torch.randn(8) for n in range(30)}
+    safetensors.torch.save_file(weights, "w.safetensors")
+    assert tersor("pack w.safetensors -o m.tersor -q quantize bits=4").code == 0
+    done = tersor("show m.tersor")
+    rows = [line.split()[0] for line in done.out.splitlines() if line.startswith(" layer")]
+    assert rows == [f"layer{n}.weight" for n in range(29, 4, -1)]
+    (more,) = [line for line in done.out.splitlines() if line.startswith(" 5 more sites ")]
+    (buffers,) = [line for line in done.out.splitlines() if line.startswith(" 30 buffers ")]
+    assert buffers.split()[2] == "960"
+    facts = tersor("show m.tersor --json").json
+    assert more.split()[3] == f"{sum(facts['sites'][f'layer{n}.weight']['nbytes'] for n in range(5))}"
+    assert "Affine(4 bits) " in done.out
+    assert "--all shows every row" in done.out
+    assert len(done.out.splitlines()) < 48, "a screen"
+    every = tersor("show m.tersor --all").out
+    assert all(f" {name} " in every for name in weights)
+    assert "Dense int8" in every
+    assert "Dense int8" not in done.out
+    some = tersor("show", "m.tersor", "layer*").out
+    assert all(f" layer{n}.weight " in some for n in range(30))
+
+
+def test_a_run_has_a_row_for_every_layer_on_request(tersor: Command) -> None:
+    Path("deep.py").write_text(
+        "from torch import nn\ndef net(): return nn.Sequential(*(nn.Linear(4, 4) for _ in range(20)))\n"
+    )
+    done = tersor("run deep.py:net --out a -q quantize bits=4")
+    assert "15 more layers, 240 bytes" in done.out
+    every = tersor("run deep.py:net --out b -q --all quantize bits=4").out
+    assert all(f" {n}.{word} " in every for n in range(20) for word in ("weight", "bias"))
+
+
+@pytest.mark.parametrize("columns", ["60", "80", "200"])
+def test_names_of_groups_are_never_cut(
+    tersor: Command, monkeypatch: pytest.MonkeyPatch, columns: str
+) -> None:
+    """Their ends tell them apart."""
+    name = "encoder_with_a_long_name_in_many_words_of_letters"
+    Path("long.py").write_text(
+        "import torch\nfrom torch import nn\nimport tersor\n"
+        f"class Inner(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        f"        self.{name}_first_projection = nn.Linear(6, 8)\n"
+        f"        self.{name}_second_projection = nn.Linear(8, 3)\n"
+        f"    def forward(self, x):\n"
+        f"        return self.{name}_second_projection(self.{name}_first_projection(x).relu())\n"
+        "def net(): return nn.Sequential(Inner())\n"
+        "def task(): return tersor.Task('t', evaluate=[(torch.randn(4, 6), torch.zeros(4).long())])\n"
+    )
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setenv("TERM", "dumb")
+    out = tersor("show long.py:net --groups --task long.py:task").out
+    assert "\u2026" not in out
+    letters = "".join(out.split())
+    shown = tersor("show long.py:net --groups --task long.py:task --json").json["families"][0]["tensors"]
+    assert len(shown) == 3
+    cells = {"".join(piece for piece in column) for column in columns_of(out)}
+    assert all(any(tensor in cell for cell in cells) for tensor in shown), (letters, cells)
+
+
+def columns_of(out: str) -> list[list[str]]:
+    """The pieces of each column of the first table, from top to bottom."""
+    lines = out.splitlines()
+    (at,) = [n for n, line in enumerate(lines) if set(line.strip()) == {"\u2500"}][:1]
+    head = lines[at - 1]
+    starts = [n for n, letter in enumerate(head) if letter != " " and (n == 0 or head[n - 2 : n].isspace())]
+    found: list[list[str]] = []
+    for start, end in zip(starts, [*starts[1:], None], strict=True):
+        rows = [line[start:end].strip() for line in lines[at + 1 :]]
+        found.append([row for row in rows if row])
+    return found

@@ -54,7 +54,7 @@ def after(model: nn.Module, *events: Cut | Set, proof: str = "") -> tuple[State,
     result = run(model, Does(Group("group", events, proof)), TASK)
     (note,) = result.ledger.notes()
     assert (note.kind == "refused") == (result.digest == result.ledger.base)
-    assert note.kind != "refused" or "taken back" in note.text
+    assert note.kind != "refused" or "not kept" in note.text
     return result, note.kind
 
 

@@ -370,3 +370,45 @@ def test_files_that_a_trainer_writes_beside_the_weights(tmp_path: Path) -> None:
     with Checkpoint(tmp_path) as source:
         assert list(source.slots) == ["w"]
         assert source.ignored == dict.fromkeys(beside)
+
+
+PREFIXES = {
+    "module.": "module.", "_orig_mod.": "_orig_mod.", "_orig_mod.module.": "_orig_mod.module.",
+    "module._orig_mod.": "module._orig_mod.", "modules.": "", "body.": "", "": "",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["torch", "safetensors", "nested", "folder"])
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_prefixes_of_wrappers_are_taken_off(prefix: str, kind: str, tmp_path: Path) -> None:
+    """All names have them in what a wrapped module saved. Values, large ones and ties too, are its own."""
+    given = {"a.weight": torch.randn(300, 400), "module.b": torch.randn(3)}
+    found = {f"{prefix}{name}": tensor for name, tensor in given.items()}
+    path = tmp_path / "w"
+    if kind == "folder":
+        path.mkdir()
+        for number, (name, tensor) in enumerate(found.items()):
+            save_file({name: tensor}, path / f"{number}.safetensors")
+    elif kind == "safetensors":
+        save_file(found, path)
+    else:
+        found[f"{prefix}tied"] = found[f"{prefix}a.weight"]
+        torch.save({"model": found, "epoch": 3} if kind == "nested" else found, path)
+    with Checkpoint(path) as file:
+        stripped = PREFIXES[prefix]
+        assert file.stripped == stripped
+        left = prefix.removeprefix(stripped) if stripped else prefix
+        assert set(file.slots) == {f"{left}{name}" for name in given}
+        for name, tensor in given.items():
+            assert torch.equal(file.read(f"{left}{name}"), tensor)
+            assert torch.equal(file.form(f"{left}{name}").decode(), tensor)
+        if kind in ("torch", "nested"):
+            assert file.aliases == {f"{left}tied": f"{left}a.weight"}
+
+
+def test_a_prefix_that_some_names_lack_or_that_is_a_whole_name_stays(tmp_path: Path) -> None:
+    for names in (("module.a", "b"), ("module.", "module.a"), ("a.module.b",)):
+        torch.save({name: torch.ones(n + 1) for n, name in enumerate(names)}, tmp_path / "w.pt")
+        with Checkpoint(tmp_path / "w.pt") as file:
+            assert file.stripped == ""
+            assert set(file.slots) == set(names)

@@ -15,7 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tersor.errors import RefusedError, TaskError
+from tersor.errors import RefusedError, SettingError, TaskError
 from tersor.model import idx
 from tersor.model.builtin_tasks import TASKS, digits, fashion_mnist, task_from
 from tersor.model.import_object import import_object
@@ -307,7 +307,7 @@ def test_names_without_a_task_are_refused(user: Path, text: str, words: str) -> 
     (user.parent / "imports.py").write_text("\nimport nowhere_at_all\n")
     (user.parent / "notes.txt").write_text("notes")
     for _ in range(2):  # the second call does not find a partly executed module
-        with pytest.raises(TaskError, match=words):
+        with pytest.raises(SettingError, match=words):
             task_from(text.format(folder=user.parent))
 
 

@@ -580,3 +580,38 @@ def test_what_an_operator_writes_in_place_is_rounded_for_all_that_read_it_later(
         gradients.append([item.grad for item in net.parameters()])
     assert all(map(torch.equal, *gradients))
     assert all(bool(item.any()) for item in gradients[0][:4])
+
+
+class Keywords(nn.Module):
+    """Calls with their inputs by keyword, or in order."""
+
+    def __init__(self, keywords: bool) -> None:
+        super().__init__()
+        self.keywords = keywords
+        self.body, self.conv = nn.Linear(6, 6), nn.Conv1d(1, 2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        w, b, c = self.body.weight, self.body.bias, self.conv.weight
+        if self.keywords:
+            x = x + F.linear(input=x, weight=w, bias=b)
+            x = x + torch.matmul(input=x, other=w)
+            x = x + torch.mm(mat2=w, input=x)
+            x = x + torch.addmm(mat2=w, mat1=x, input=b)
+            return F.conv1d(bias=None, weight=c, input=x[:, None])
+        x = x + F.linear(x, w, b)
+        x = x + torch.matmul(x, w)
+        x = x + torch.mm(x, w)
+        x = x + torch.addmm(b, x, w)
+        return F.conv1d(x[:, None], c, None)
+
+
+def test_what_is_read_by_keyword_is_rounded_too() -> None:
+    torch.manual_seed(0)
+    plain, named = Keywords(False), Keywords(True)
+    named.load_state_dict(plain.state_dict())
+    x = torch.randn(5, 6)
+    for edge in ("/linear:0<0", "/matmul:0<0", "/matmul:1<0", "/addmm:0<1", "/conv1d:0<0"):
+        grid = Grid(Dense(torch.tensor([0.25])), None, bits=4, signed=True)
+        found = [gridded(copy.deepcopy(each), {edge: grid})(x) for each in (plain, named)]
+        assert torch.equal(*found), edge
+        assert not torch.allclose(found[0], plain(x), atol=1e-3), edge

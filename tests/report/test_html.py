@@ -129,6 +129,41 @@ def test_every_tensor_has_a_row_and_a_place_on_the_map(file: Path) -> None:
     assert share == pytest.approx(masks / file.stat().st_size, rel=0.15)  # but for the gaps
 
 
+def test_the_largest_come_first_and_buffers_are_one_row(tmp_path: Path) -> None:
+    forms: dict[str, Any] = {f"w{n}": Dense(torch.zeros(10 * n + 1)) for n in range(40)}
+    forms |= {f"mean{n}": Dense(torch.zeros(9)) for n in range(5)}
+    facts = facts_of(written(forms, tmp_path / "m.tersor"))
+    for n in range(5):
+        facts["sites"][f"mean{n}"]["kind"] = "buffer"
+    source = html.page(facts)
+    Page(source)  # well formed
+    names = re.findall(r'<th scope="row">(.*?)</th>', source)
+    assert names == [*(f"w{n}" for n in range(39, -1, -1)), "5 buffers", "text", "header"]
+    assert re.search(r"5 buffers</th>.*?>180<", source, re.S)  # 5 * 9 floats
+
+
+def test_the_page_fits_in_1200_pixels(tmp_path: Path) -> None:
+    """Widths that are fixed, in pixels of a font of 15: those of the table's columns add up."""
+    name = "encoder.layers.11.self_attention.query_key_value.projection.weight" * 3
+    source = html.page(facts_of(written({name: Dense(torch.zeros(1000, 1000))}, tmp_path / "m.tersor")))
+    style = re.findall(r"<style>(.*?)</style>", source, re.S)[0]
+    rem = 16
+    fixed = {
+        (key, value, unit): float(value) * {"px": 1, "rem": rem, "em": 15}[unit]
+        for key, value, unit in re.findall(r"((?:min-|max-)?width): ([\d.]+)(px|rem|em)", style)
+    }
+    assert fixed
+    assert max(fixed.values()) <= 1200
+    numbers = sum(7.2 * max(len(h), len("1,000,000")) for h in html.HEADINGS[3:9])  # 13.5 pixel digits
+    columns = 11 * rem + 6 * rem + 6 * rem + numbers + html.BAR.w + html.SPARK.w
+    padding = len(html.HEADINGS) * 2 * 0.35 * rem
+    assert "min-width: 11rem" in style
+    assert "min-width: 6rem" in style
+    assert "overflow-wrap: anywhere" in style
+    assert columns + padding + 2 * 1.25 * rem <= 1200
+    assert all(float(str(svg.get("width", 0))) <= 200 for svg in Page(source).all("svg"))
+
+
 def test_colors_have_words_too(file: Path) -> None:
     page = Page(html.page(facts_of(file)))
     assert [m for m in page.all("svg") if m.get("role") == "img" and m.get("aria-labelledby")]

@@ -11,7 +11,7 @@ from tiny import tiny
 
 from tersor.core.run import run
 from tersor.record.observer import Observer
-from tersor.report.progress import Bars, Lines, watching
+from tersor.report.progress import EVERY, Bars, Lines, watching
 from tersor.steps import Prune, Quantize
 
 
@@ -30,6 +30,36 @@ def test_lines(capsys: pytest.CaptureFixture[str]) -> None:
         two_steps(watch)
     out, err = capsys.readouterr()
     assert (out, err) == ("", "[1/2] prune\n[2/2] quantize\n")
+
+
+def test_a_line_every_ten_seconds(capsys: pytest.CaptureFixture[str]) -> None:
+    now = [0.0]
+    watch = Lines(EVERY, lambda: now[0])
+    watch.progress(1, 2, "before any step")
+    watch.step(1, 2, "prune")
+    for second in range(26):
+        now[0] = second
+        watch.progress(second, 40, "epoch 1" if second > 15 else "")
+    watch.step(2, 2, "quantize")
+    now[0] = 34
+    watch.progress(1, 2)
+    assert capsys.readouterr().err.splitlines() == [
+        "[1/2] prune", "[1/2] prune: 10 of 40, 10.0 s", "[1/2] prune: 20 of 40, epoch 1, 20.0 s",
+        "[2/2] quantize",
+    ]  # fmt: skip
+
+
+def test_a_program_that_reads_the_answer_gets_no_progress(capsys: pytest.CaptureFixture[str]) -> None:
+    with watching(plain=True) as watch:
+        assert isinstance(watch, Lines)
+        assert watch.every is None
+        watch.step(1, 1, "prune")
+        watch.told -= 100
+        watch.progress(1, 2)
+    assert capsys.readouterr().err == "[1/1] prune\n"
+    with watching() as watch:
+        assert isinstance(watch, Lines)
+        assert watch.every == EVERY
 
 
 def test_quiet(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,8 @@ from tersor.core.state import State
 from tersor.forms import Coded
 from tersor.report.console import finite, p_value, ranged, seconds, settings, show, show_json, whole
 from tersor.report.facts import facts_of, outline, unusual
-from tersor.report.table import ROWS, report
+from tersor.report.largest import ROWS
+from tersor.report.table import report
 from tersor.steps import Cluster, Entropy, Factorize, Finetune, Measure, Prune, Quantize
 
 STEPS = (
@@ -177,11 +178,65 @@ def test_an_interval_that_is_not_known(facts: dict[str, Any], capsys: pytest.Cap
 
 
 def test_large_models_are_cut_and_say_so(facts: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
-    facts["sites"] = {f"layer{n}.weight": facts["sites"]["0.weight"] for n in range(ROWS + 5)}
+    site = facts["sites"]["0.weight"]
+    facts["sites"] = {f"layer{n}.weight": {**site, "stored": 8000 - 8 * n} for n in range(ROWS + 5)}
+    facts["sites"] |= {f"bn{n}.mean": {**site, "kind": "buffer", "stored": 4000} for n in range(4)}
     text = text_of(facts, capsys)
-    assert "and 5 more, in report.json" in text
+    rest = sum(1000 - n for n in range(ROWS, ROWS + 5))
+    assert f"\n5 more layers, {rest:,} bytes\n4 buffers, 2,000 bytes\n--all shows every row\n" in text
     assert f"layer{ROWS - 1}.weight" in text
     assert f"layer{ROWS}.weight" not in text
+    assert "bn0" not in text
+    capsys.readouterr()
+    show(report(facts, every=True))
+    every = capsys.readouterr().out
+    assert all(f" {name} " in every for name in facts["sites"])
+    assert "--all" not in every
+
+
+GOLDEN = """
+                 before    after
+ ───────────────────────────────────────────────────────────────
+ bits a weight   32.000   11.527   entropy bound 3.450 (order 0)
+
+
+ layer         1 quantize    bits   bound
+ ────────────────────────────────────────
+ fc.weight     16 values     4.00    3.90
+ conv.weight   2.0% kept     8.00    3.00
+ conv.bias     -            32.00   32.00
+
+2 buffers, 16 bytes
+--all shows every row
+1 quantize: 2 done, 2 skipped; cut 1 to 2: outputs differ by 1e-15 of 3 (2 times); trained; 1.5 s
+    a.mean, b.mean skipped: its 8 to 12 bytes stay
+"""
+
+
+def test_a_whole_report(capsys: pytest.CaptureFixture[str]) -> None:
+    def site(weights: int, bits: float, bound: float, kind: str = "conv") -> dict[str, Any]:
+        return {"weights": weights, "stored": bits * weights, "bound": bound * weights, "kind": kind}
+
+    said = [f"cut {n}: outputs differ by 1e-15 of 3" for n in (1, 2)]
+    step = {
+        "step": "quantize", "settings": {}, "seconds": 1.5,
+        "notes": [{"kind": "proved", "text": text} for text in [*said, "trained"]],
+        "sites": {
+            "conv.weight": {"did": "done", "how": "refine", "data": {"kept": 2}},
+            "fc.weight": {"did": "done", "how": "refine", "data": {"entries": 16}},
+            "a.mean": {"did": "skipped", "text": "its 8 bytes stay"},
+            "b.mean": {"did": "skipped", "text": "its 12 bytes stay"},
+        },
+    }  # fmt: skip
+    facts = {
+        "bits": {"weights": 1000, "given": 32_000, "stored": 11_527, "bound": 3450}, "steps": [step],
+        "sites": {
+            "conv.weight": site(100, 8, 3), "conv.bias": site(10, 32, 32), "fc.weight": site(400, 4, 3.9),
+            "a.mean": site(2, 32, 32, "buffer"), "b.mean": site(2, 32, 32, "buffer"),
+        },
+    }  # fmt: skip
+    lines = [line.rstrip() for line in text_of(facts, capsys).splitlines()]
+    assert "\n".join(lines) + "\n" == GOLDEN
 
 
 def test_layers_with_long_names_are_distinct(

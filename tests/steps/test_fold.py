@@ -209,7 +209,7 @@ def test_rounding_that_shows_in_small_outputs_alone_is_allowed() -> None:
     result = run(model, Fold(), task_for(6, dtype=torch.float32))
     assert notes(result, "refused")
     assert facts(result)["norms"] == 1
-    assert notes(result, "rounded")[0].endswith("by rounding of the stored weights")
+    assert notes(result, "rounded")[0].endswith("of the largest, as by float rounding")
     assert 1e-9 < apart(result, model, 6) < 1e-6
 
 

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from tersor.candidates.candidate import Candidate
 from tersor.core.run import run
 from tersor.core.state import State
-from tersor.errors import RefusedError, SettingError
+from tersor.errors import RefusedError, SettingError, did_you_mean
 from tersor.files import Paths, output
-from tersor.model.batches import evaluating, fits
+from tersor.model.batches import MISFIT, evaluating, fits
 from tersor.model.task import Task
 from tersor.record.observer import Observer
 from tersor.steps import Export
+
+KINDS = {str(kind).removeprefix("torch."): kind for kind in (
+    torch.float32, torch.float16, torch.float64, torch.int64, torch.int32, torch.bool
+)}  # fmt: skip
+TABLE = 2  # whole numbers in an input of a model without an embedding: 0 and 1
 
 
 def export(
@@ -64,16 +73,43 @@ def write(
 def shaped(of: Candidate, shapes: Sequence[str]) -> Task:
     """A task whose only use is its example: inputs of these shapes, of normal numbers that are the same each
     time. TaskError if the model does not run on them."""
-    drawn = torch.Generator().manual_seed(0)
-    example = tuple(torch.randn(sizes(text), generator=drawn) for text in shapes)
+    kinds = [kind_of(text) for text in shapes]
+    example = tuple(starmap(partial(drawn, TABLE), kinds))
+    # Token ids must be in the table that they select rows of: the largest first.
+    tables = {each.num_embeddings for each in of.module.modules() if isinstance(each, nn.Embedding)}
+    for largest in (
+        sorted(tables, reverse=True) if any(not kind.is_floating_point for kind, _ in kinds) else ()
+    ):
+        tried = tuple(starmap(partial(drawn, largest), kinds))
+        with suppress(*MISFIT), evaluating(of.module):
+            of.module(*tried)
+            example = tried
+            break
 
     def once() -> None:
         with evaluating(of.module):
             of.module(*example)
 
-    fits(once, f"export: inputs of --shape {' '.join(shapes)} (float32) do not fit the model "
-               f"{type(of.module).__name__}; for other inputs give --task")  # fmt: skip
+    given = ", ".join(dict.fromkeys(str(kind).removeprefix("torch.") for kind, _ in kinds))
+    fits(once, f"export: inputs of --shape {' '.join(shapes)} ({given}) do not fit the model "
+               f"{type(of.module).__name__}; token ids are int64:1x128; for others give --task")  # fmt: skip
     return Task("--shape", evaluate=[(*example, torch.zeros(len(example[0])))], example=example)
+
+
+def drawn(largest: int, kind: torch.dtype, shape: list[int]) -> Tensor:
+    """An input: normal numbers, or whole ones from 0 to `largest` - 1; the same each time."""
+    generator = torch.Generator().manual_seed(0)
+    if kind.is_floating_point:
+        return torch.randn(shape, generator=generator).to(kind)
+    return torch.randint(2 if kind is torch.bool else largest, shape, generator=generator).to(kind)
+
+
+def kind_of(text: str) -> tuple[torch.dtype, list[int]]:
+    """The dtype and the sizes in "1x3x224x224" or "int64:1x128"."""
+    word, colon, rest = text.rpartition(":")
+    if colon and word not in KINDS:
+        raise SettingError(f"export: --shape {text!r}: no input of {word!r}; {did_you_mean(word, KINDS)}")
+    return KINDS[word] if colon else torch.float32, sizes(rest)
 
 
 def sizes(text: str) -> list[int]:
@@ -82,7 +118,7 @@ def sizes(text: str) -> list[int]:
     if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
         raise SettingError(
             f"export: --shape {text!r}, but it is the sizes of one input joined by x, the batch first: "
-            "1x3x224x224"
+            "1x3x224x224, or int64:1x128 for token ids"
         )
     return [int(part) for part in parts]
 

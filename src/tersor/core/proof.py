@@ -53,7 +53,7 @@ def proved(before: State, group: Group, task: Task | None, who: str) -> tuple[bo
     except (*MISFIT, RefusedError, SiteError) as error:
         why = f"the changed model does not run: {type(error).__name__}: {error}"
     if why:
-        return False, Note("", kind, f"{group.key}: taken back: {why}", data)
+        return False, Note("", kind, f"{group.key}: not kept: {why}", data)
     text = "it runs; its outputs are meant to differ" if group.proof == "runs" else (
         f"outputs differ by {data['differs']:.2g} of {data['largest']:.3g} from those expected"
     )  # fmt: skip

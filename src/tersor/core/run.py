@@ -29,6 +29,7 @@ from tersor.encode import coded_like
 from tersor.errors import RefusedError
 from tersor.model.code import fingerprints
 from tersor.model.given_masks import HELD, NONE, with_masks
+from tersor.model.grid_order import refuse_order
 from tersor.model.task import Task
 from tersor.record.events import Edit, Event, Group, Note
 from tersor.record.journal import Journal
@@ -50,6 +51,7 @@ def run(
     continues after the last one. Files that steps write (exports) go to `out`.
     """
     recipe, observer = as_recipe(recipe, seed), observer or Observer()
+    refuse_order(recipe.steps)
     state = model if isinstance(model, State) else start(model, task)
     if recipe.base is not None and recipe.base != state.digest:
         raise RefusedError(f"recipe: the lock is for base {recipe.base}, this model is {state.digest}")

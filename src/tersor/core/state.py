@@ -15,6 +15,7 @@ from typing import Any, Self
 
 from torch import Tensor, nn
 
+from tersor.boundary import entrances
 from tersor.errors import RefusedError, SettingError
 from tersor.forms import Dense, Form, Grid, Masked, Node
 from tersor.forms.form import DIGEST
@@ -27,6 +28,7 @@ from tersor.model.sites import Site
 from tersor.model.task import Task
 from tersor.model.versions import with_versions
 from tersor.model.wrapped import inside
+from tersor.record.brief import BriefState
 from tersor.record.ledger import START, Entry, Ledger
 
 Kept = Mapping[int, tuple[int, ...]]  # axis -> the given index of each index that is present
@@ -41,8 +43,9 @@ class Base:
     aliases: Mapping[str, str]
 
 
-@dataclass(frozen=True)
-class State:
+@entrances("plain", "model", "on", "state_dict")
+@dataclass(frozen=True, repr=False)
+class State(BriefState):
     """A compressed model. It is never changed: the executor makes a new one."""
 
     sites: Mapping[str, Site]  # shapes as given; a site that a replacement made has an `origin`
@@ -55,10 +58,6 @@ class State:
     changes: tuple[Set | Replace, ...] = ()  # of modules, in order
     grids: Mapping[str, Grid] = field(default_factory=dict)  # by edge
     attachments: Mapping[str, bytes] = field(default_factory=dict)  # named files that go with the weights
-
-    def __repr__(self) -> str:
-        steps = self.ledger.count
-        return f"State {self.digest}: {len(self.sites)} sites, {self.nbytes:,} bytes, {steps} steps"
 
     def shape(self, site: str) -> tuple[int, ...]:
         """The current shape; Site.shape is the given one."""

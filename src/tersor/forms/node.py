@@ -96,7 +96,7 @@ class Node:
 
 
 @cache
-def defaults_of(kind: type[Node]) -> dict[str, Any]:
+def defaults_of(kind: Any) -> dict[str, Any]:
     """The fields of a class and their defaults, in order."""
     return {field.name: field.default for field in dataclasses.fields(kind)}
 

@@ -10,8 +10,6 @@ from __future__ import annotations
 import os
 import pickle
 import re
-import struct
-import zipfile
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from functools import partial
@@ -24,12 +22,13 @@ from torch import Tensor
 
 from tersor.errors import FormatError, SettingError, first_line
 from tersor.forms import Dense
-from tersor.io.checkpoint_weights import Chosen, NoSuchKey, NotWeights, choose, under
+from tersor.io.checkpoint_weights import Chosen, NoSuchKey, NotWeights, choose, prefix_of, under
 from tersor.io.folder import scan
 from tersor.io.header import Slot
 from tersor.io.on_disk import OnDisk
 from tersor.io.safetensors_file import HELD, Ranges, TensorFile, cannot_read
 from tersor.io.short_header import MAGIC
+from tersor.io.torch_records import records_of
 from tersor.model.kinds import resolved, unfit
 
 # What torch.load raises for a damaged file.
@@ -70,6 +69,7 @@ class Checkpoint:
     def __init__(self, path: str | os.PathLike[str], key: str | None = None) -> None:
         self.path, self.key = Path(path), ""
         self.where: dict[str, CheckpointFile] = {}
+        self.full: dict[str, str] = {}  # name -> its name in the file, if prefixes were stripped
         self.slots: dict[str, Slot] = {}
         self.aliases: dict[str, str] = {}
         self.ignored: dict[str, int | None] = {}  # None: a file that was not opened
@@ -94,7 +94,23 @@ class Checkpoint:
                     self._add(file, part, names if key is None else None)
             if failed and not self.slots:
                 raise next((error for error in failed[::-1] if isinstance(error, NoSuchKey)), failed[0])
+            self._strip()
             self.parts = stack.pop_all()
+
+    def _strip(self) -> None:
+        """Take the wrappers' prefixes off the names, if all of them have these."""
+        self.stripped = prefix_of([*self.slots, *self.aliases])
+        if cut := len(self.stripped):
+            self.full = {name[cut:]: name for name in self.slots}
+            self.slots = {name[cut:]: slot for name, slot in self.slots.items()}
+            self.where = {name[cut:]: part for name, part in self.where.items()}
+            self.aliases = {name[cut:]: site[cut:] for name, site in self.aliases.items()}
+            if self.versions is not None:
+                below = {f"{name}.": number for name, number in self.versions.items()}
+                self.versions = {
+                    name[cut:].removesuffix("."): number
+                    for name, number in below.items() if name.startswith(self.stripped)
+                }  # fmt: skip
 
     def _files(self) -> list[tuple[Path, set[str] | None]]:
         """(file, names that it must have) pairs; None for the names if there is no index."""
@@ -129,11 +145,11 @@ class Checkpoint:
         return sum(file.stat().st_size for file in (*opened, *([index] if index else [])))
 
     def read(self, name: str) -> Tensor:
-        return self.where[name].read(name)
+        return self.where[name].read(self.full.get(name, name))
 
     def form(self, name: str) -> Dense:
         """A tensor as a dense form. A large contiguous one stays in its file."""
-        return self.where[name].form(name)
+        return self.where[name].form(self.full.get(name, name))
 
     def __enter__(self) -> Self:
         return self
@@ -286,29 +302,6 @@ class TorchCheckpoint:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def records_of(path: Path) -> dict[int, int]:
-    """Records of a checkpoint: offset -> bytes, for a zip that is not compressed and is little-endian. Empty
-    for other files, which must be loaded whole."""
-    if not zipfile.is_zipfile(path):
-        return {}
-    found = {}
-    try:
-        with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
-            orders = [archive.read(name) for name in archive.namelist() if name.endswith("/byteorder")]
-            if orders not in ([], [b"little"]):
-                return {}
-            for entry in archive.infolist():
-                if entry.compress_type != zipfile.ZIP_STORED:
-                    return {}
-                # The central directory points to a record's own header: 30 bytes, a name, extra fields.
-                file.seek(entry.header_offset)
-                name, extra = struct.unpack("<26x2H", file.read(30))
-                found[entry.header_offset + 30 + name + extra] = entry.file_size
-    except (zipfile.BadZipFile, RuntimeError, EOFError, struct.error) as error:
-        raise FormatError(f"{path}: it is a damaged zip file: {error}") from None
-    return found
 
 
 def load_torch(path: Path, device: str) -> Any:

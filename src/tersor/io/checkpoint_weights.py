@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -27,6 +27,7 @@ RANDOM = re.compile(r"rng|random", re.IGNORECASE)
 DEPTH = 32  # levels of nested dicts and lists
 MOST = 1_000_000  # dicts, lists and tensors, counted each time that one is reached
 STORAGES = (torch.TypedStorage, torch.UntypedStorage)  # storages of tensors, saved without their tensor
+WRAPPERS = ("_orig_mod.", "module.")  # prefixes that torch.compile and data parallelism give to all names
 SHOWN = 12  # keys in a message
 Names = tuple[str, ...]
 Item = TypeVar("Item")
@@ -239,3 +240,11 @@ def versions(found: Any, above: str = "") -> dict[str, int] | None:
 def listing(names: Mapping[Any, Any]) -> str:
     """Keys as a short text."""
     return few((repr(str(name)[:60]) for name in names), SHOWN)
+
+
+def prefix_of(names: Sequence[str]) -> str:
+    """The prefixes of wrappers that all names have: "module._orig_mod."; "" if some name has none."""
+    found = ""
+    while names and (word := next((w for w in WRAPPERS if all(n.startswith(found + w) for n in names)), "")):
+        found += word
+    return found if all(len(name) > len(found) for name in names) else ""

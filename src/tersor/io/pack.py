@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from tersor.core.recipe import Recipe
 from tersor.core.run import Executor
@@ -43,13 +43,14 @@ class Packed:
     aliases: Mapping[str, str]  # tied or equal tensors, stored once
     before: int  # bytes of the tensors
     nbytes: int  # bytes of the file
-    ledger: Ledger  # without forms
+    ledger: Ledger = field(repr=False)  # without forms
     key: str  # the checkpoint's key of the tensors; "" if they are all of it
     left: Mapping[str, list[str]]  # by guessed kind: names of tensors that no step changed because of it
     ignored: Mapping[str, int | None]  # other contents -> tensors in them; None: a file not opened
     reasons: Mapping[str, str]  # why some of these were left out
     attached: Mapping[str, int]  # files that went along -> bytes
     read: int  # bytes of the files with the weights, the index too
+    stripped: str = ""  # prefixes of wrappers that all names had: "module."
 
 
 def pack(
@@ -96,7 +97,7 @@ def pack(
             len(source.slots), packing.aliases, packing.before, nbytes, ledger, source.key, packing.left(),
             {name: count for name, count in source.ignored.items() if name not in attached}, source.reasons,
             {name: len(data) for name, data in attached.items() if not name.startswith(OURS)},
-            source.read_nbytes,
+            source.read_nbytes, source.stripped,
         )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
+from tersor.boundary import no_memory
 from tersor.errors import TaskError
 
 # What a model, loss or metric raises for an input that does not fit it.
@@ -66,6 +67,8 @@ def fits(call: Callable[[], Result], message: str) -> Result:
     try:
         return call()
     except MISFIT as error:
+        if no_memory(error):
+            raise
         raise TaskError(f"{message}. {type(error).__name__}: {error}") from error
 
 

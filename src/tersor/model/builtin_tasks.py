@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tersor.errors import TaskError, did_you_mean, need
+from tersor.errors import SettingError, TaskError, did_you_mean, need
 from tersor.model import idx
 from tersor.model.import_object import import_object
 from tersor.model.loader import TensorBatches
@@ -104,21 +104,22 @@ TASKS: dict[str, Callable[..., Task]] = {"digits": digits, "fashion-mnist": fash
 def task_from(text: str) -> Task:
     """The task of this name: "digits", "fashion-mnist:FOLDER", "file.py:function", "package.module:function".
 
-    A function is called without arguments and returns a Task. TaskError if there is no such task.
+    A function is called without arguments and returns a Task. SettingError if there is no such task, as for a
+    model; TaskError if its data cannot be read.
     """
     word, colon, rest = text.partition(":")
     if word == "digits":
         if colon:
-            raise TaskError(f"task: {text!r}, but digits takes no argument")
+            raise SettingError(f"task: {text!r}, but digits takes no argument")
         return digits()
     if word == "fashion-mnist":
         if not rest:
-            raise TaskError(f"task: {text!r} needs the folder of the four IDX files: fashion-mnist:FOLDER")
+            raise SettingError(f"task: {text!r} needs the folder of the four IDX files: fashion-mnist:FOLDER")
         return fashion_mnist(rest)
     if not colon:
-        raise TaskError(
+        raise SettingError(
             f"task: {text!r} is not a built-in task; {did_you_mean(text, TASKS)}. A task of your own is "
             "file.py:function or package.module:function, with a function that returns a Task."
         )
-    task: Task = import_object(text, "task", TaskError, Task)
+    task: Task = import_object(text, "task", SettingError, Task)
     return task

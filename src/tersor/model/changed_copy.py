@@ -19,6 +19,8 @@ from tersor.model.state_dicts import registered
 from tersor.model.stock import module_at, names_of, replaced, unfuse
 from tersor.model.tensors import blank
 
+# What deepcopy raises for locks, files, generators, tensors with a graph, and a __deepcopy__ of the user's.
+UNCOPIED = (RuntimeError, TypeError, ValueError, ArithmeticError, AttributeError, LookupError, copy.Error)
 Memo = dict[int, Any]  # id of an object of the given module -> its substitute in the copy
 
 
@@ -75,14 +77,32 @@ def changed_copy(model: nn.Module, changes: Sequence[Change], memo: Memo) -> Cha
 
 
 def own_copy(model: nn.Module) -> nn.Module:
-    """A deep copy; RefusedError for a module that cannot be copied: with lazy parameters, or scripted."""
+    """A deep copy; RefusedError for a module that cannot be copied, with what in it cannot be."""
     try:
         return copied(model, {})
-    except (RuntimeError, TypeError, copy.Error) as error:
+    except (RefusedError, MemoryError):
+        raise
+    except Exception as error:
         raise RefusedError(
-            f"the model cannot be copied, and the given one must not change: {error}. Run a batch through "
-            f"lazy layers first; give scripted parts as plain modules"
+            f"the model cannot be copied, and the given one must not change: {uncopied(model)}"
+            f"{type(error).__name__}: {error}. Keep such objects outside of the module, or give their "
+            f"class a __deepcopy__; give scripted parts as plain modules"
         ) from error
+
+
+def uncopied(model: nn.Module) -> str:
+    """'body.lock is a lock: ', for the first attribute that cannot be copied alone; "" if all can be."""
+    for path, module in model.named_modules():
+        inside = {**vars(module), **module._parameters, **module._buffers}
+        for name, value in inside.items():
+            if isinstance(value, nn.Module) or (name.startswith("_") and isinstance(value, dict)):
+                continue
+            try:
+                copy.deepcopy(value)
+            except UNCOPIED:
+                what = type(value).__name__
+                return f"{f'{path}.' if path else ''}{name} is a {what}: "
+    return ""
 
 
 def copied(model: nn.Module, memo: Memo) -> nn.Module:
@@ -93,6 +113,11 @@ def copied(model: nn.Module, memo: Memo) -> nn.Module:
                 if isinstance(each, Tensor) and not each.is_leaf:
                     memo.setdefault(id(each), each.detach().clone())
     twin = copy.deepcopy(model, memo)
+    if not isinstance(twin, nn.Module):
+        raise RefusedError(
+            f"the model cannot be copied: copy.deepcopy of this {type(model).__name__} returns a "
+            f"{type(twin).__name__}, so its __deepcopy__ is wrong. Remove it."
+        )
     mine = {id(module) for module in model.modules()}
     for path, module in twin.named_modules():
         if id(module) in mine:

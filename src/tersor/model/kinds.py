@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from tersor.dtypes import BY_DTYPE, unsupported
 
@@ -18,6 +19,8 @@ def unfit(value: Any, *, meta: bool = False) -> str:
     data is elsewhere."""
     if not isinstance(value, Tensor):
         return f"a {type(value).__name__}; only tensors can be stored. Make it one: torch.tensor(x)"
+    if isinstance(value, (UninitializedParameter, UninitializedBuffer)):
+        return "a lazy tensor: it has no shape yet. Run a batch through the model first"
     if value.is_quantized:
         return (
             f"a quantized tensor ({value.dtype}); only plain tensors can be stored. "
@@ -25,6 +28,11 @@ def unfit(value: Any, *, meta: bool = False) -> str:
         )
     if value.is_nested:
         return "a nested tensor; only plain tensors can be stored. Store its parts: x.unbind()"
+    if type(value).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+        return (
+            f"a {type(value).__name__}, a class of tensors that holds its values elsewhere; only plain "
+            f"tensors can be stored. Give plain ones, such as x.full_tensor() of a DTensor, or x.dequantize()"
+        )
     if value.layout is not torch.strided:
         return f"a tensor of layout {value.layout}; only plain tensors can be stored. Store x.to_dense()"
     if value.is_meta and not meta:

@@ -32,6 +32,10 @@ READERS = (
     "matmul", "addmm",
 )  # fmt: skip
 
+# Keywords of their first arguments, in order: F.linear(input=x, weight=w), torch.mm(a, mat2=b).
+KEYWORDS = (("input", "self", "vec"), ("weight", "other", "mat2"))
+ADDMM = (("input",), ("mat1",), ("mat2",))  # and of addmm, which adds its first argument to a product
+
 # Other spellings. A run calls relu6 what an exported graph may call hardtanh: both have one name here.
 ALIASES = {
     "matmul": "mm bmm __matmul__ __rmatmul__",
@@ -69,6 +73,12 @@ INPLACE_AT = {
 def op_of(func: Callable[..., Any]) -> str | None:
     """The name of this function's operator, or None if its outputs are not edges."""
     return OPS.get(getattr(func, "__name__", ""))
+
+
+def place_of(op: str, keyword: str) -> int | None:
+    """The place of an argument that one of READERS was given by keyword."""
+    places = enumerate(ADDMM if op == "addmm" else KEYWORDS)
+    return next((place for place, words in places if keyword in words), None)
 
 
 def writes(func: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> bool:

@@ -16,12 +16,20 @@ from tersor.errors import RefusedError
 from tersor.forms.form import as_bytes
 from tersor.model.kinds import unfit
 
+QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")  # packages of layers
+
 
 def own_tensors(model: nn.Module, *, meta: bool = False) -> dict[str, Tensor]:
     """The module's own tensors by the names of its state dict. `meta`: allow meta tensors.
 
     RefusedError if the state dict returns other tensors, or lacks one that the module has.
     """
+    for path, module in model.named_modules():
+        if type(module).__module__.startswith(QUANTIZED):
+            raise RefusedError(
+                f"{path or 'the model'}: a quantized {type(module).__name__} of torch.ao keeps its values "
+                f"where no state dict shows them as tensors. Give the model as it was, with float weights"
+            )
     every = list(registered(model))
     own = {name: tensor for name, _, _, tensor in every}
     ids = {id(tensor) for tensor in own.values()}

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from tersor.boundary import no_memory
 from tersor.errors import TaskError, did_you_mean, need
 from tersor.model.batches import (
     MISFIT,
@@ -297,6 +298,8 @@ class Task:
         try:
             return self.run(model, batch)
         except MISFIT as error:
+            if no_memory(error):
+                raise
             raise TaskError(
                 f"{self._who}: batches do not fit the model {type(model).__name__}: a batch is "
                 f"{shapes(batch)}. {type(error).__name__}: {error}{hint(model, batch)}"

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from tersor.boundary import no_memory
 from tersor.errors import RefusedError, TaskError, need
 from tersor.model.batches import device_of, generators_of, length_of, move, seeded, shapes
 from tersor.model.features import Features, features_of
@@ -128,6 +129,8 @@ def fit(
                         try:
                             loss = loss_of(net, teacher, task, plan, batch, features)
                         except MISFIT as error:
+                            if no_memory(error):
+                                raise
                             raise TaskError(
                                 f"training: a batch, {shapes(batch)}, does not fit the model or its loss. "
                                 f"{type(error).__name__}: {error}"

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from tersor.errors import RefusedError
-from tersor.model.ops import OPENED, READERS, op_of, writes
+from tersor.model.ops import OPENED, READERS, op_of, place_of, writes
 
 See = Callable[[str, Tensor], Tensor]  # (name of the edge, its value) -> the value that replaces it
 Frame = tuple[str, dict[str, int]]  # a running module's path, and the last k of each path/op
@@ -56,6 +56,7 @@ class WatchedRun(TorchFunctionMode):
         op = op_of(func)
         if self.reads and op in READERS and self.frames:
             args = tuple(self.read(op, j, arg) for j, arg in enumerate(args))
+            kwargs = {key: self.read(op, place_of(op, key), arg) for key, arg in (kwargs or {}).items()}
         if op is not None and self.see is not None and self.frames and self.wanted:
             made, k = self.next(op)
             name = f"{made}:{k}"
@@ -84,7 +85,7 @@ class WatchedRun(TorchFunctionMode):
         made = f"{path}/{op}"
         return made, counts.get(made, -1) + 1
 
-    def read(self, op: str, j: int, value: Any) -> Any:
+    def read(self, op: str, j: int | None, value: Any) -> Any:
         """The j-th argument of the next call of `op`, as it is to be read."""
         made, k = self.next(op)
         name = f"{made}:{k}<{j}"

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tersor.forms.form import DIGEST
+from tersor.record.brief import BriefLedger
 from tersor.record.events import Cut, Edit, Group, Note, Set
 from tersor.record.relation import HOW
 
@@ -48,8 +49,8 @@ class Entry:
         return bool(self.how)
 
 
-@dataclass
-class Ledger:
+@dataclass(repr=False)
+class Ledger(BriefLedger):
     """The entries of all runs. For the steps in `past` only names and digests are kept."""
 
     base: str  # digest of the model as it was first given

@@ -59,6 +59,7 @@ def packed(before: Path, after: Path, done: Any) -> dict[str, Any]:
         "attached": dict(done.attached),
         "ignored": dict(done.ignored),
         "reasons": dict(done.reasons),
+        **({"stripped": done.stripped} if done.stripped else {}),
     }
 
 
@@ -70,6 +71,8 @@ def packed_lines(facts: Facts) -> Iterator[str]:
         yield f"left as it is ({kind}): {few(names, SHOWN)}"
     if facts["key"]:
         yield f"of the checkpoint: {facts['key']}"
+    if "stripped" in facts:
+        yield f"names without the prefix {facts['stripped']!r}, which a wrapper had given to all of them"
     if facts["attached"]:
         total = whole(sum(facts["attached"].values()))
         yield f"attached: {few(facts['attached'], SHOWN)} ({total} bytes)"

@@ -1,7 +1,8 @@
 """HTML: one offline page that draws where the bytes of a file are.
 
 treemap    a rectangle for each tensor, divided into its leaves; area = bytes       treemap.py
-table      bits a weight as a bar, the order-0 entropy as a mark, a histogram of the codes; headings sort it
+table      the largest first, buffers in one row; bits a weight as a bar, the order-0 entropy as a mark, a
+           histogram of the codes; headings sort it
 The page has no script, font or picture from elsewhere, and its content-security policy forbids them. Names
 come from the file, so the template escapes every value. Cost: about 2 kB a tensor.
 """
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 from tersor.files import atomic, output
 from tersor.report.console import percent, settings, visible, whole
 from tersor.report.facts import unusual
+from tersor.report.largest import largest
 from tersor.report.show import REST, distance, signed
 from tersor.report.treemap import Box, squarify
 
@@ -24,7 +26,7 @@ MAP = Box(0, 0, 1000, 440)
 LETTER, LINE = 6.4, 15  # width of a letter of a label, and height of its line
 SHORTEST = 6  # letters of a label
 SMALL = 0.01  # of the largest tensor's bytes
-BAR, SPARK = Box(0, 0, 140, 14), Box(0, 0, 96, 22)
+BAR, SPARK = Box(0, 0, 120, 14), Box(0, 0, 72, 22)  # the table is to be at most 1,200 pixels wide
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 CONTENTS = {
     "codes": "codes, indices", "masks": "masks", "floats": "floats: tables, scales, plain",
@@ -76,7 +78,14 @@ def template() -> Any:
 def page(facts: Facts) -> str:
     """The page for the facts of report.show.shown."""
     widest = scale_of(facts)
+    order = largest(facts["sites"])
+    names = [*order.shown, *order.more]
     rest = [
+        (f"{len(order.buffers)} buffers", "running statistics and others", whole(held), share_of(held, facts))
+        for held in [sum(facts["sites"][name]["nbytes"] for name in order.buffers)]
+        if order.buffers
+    ]
+    rest += [
         (word, REST[word], whole(nbytes), share_of(nbytes, facts))
         for word, nbytes in facts["parts"].items()
         if word in REST
@@ -89,7 +98,7 @@ def page(facts: Facts) -> str:
         template().render(
             facts=facts, policy=POLICY, summary=summary(facts), map=MAP, blocks=list(blocks(facts)),
             contents=CONTENTS, widest=widest, headings=headings, bar=BAR, spark=SPARK, rest=rest, steps=steps,
-            rows=[row(name, site, facts, widest) for name, site in facts["sites"].items()],
+            rows=[row(name, facts["sites"][name], facts, widest) for name in names],
         )
     )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Progress: bars on stderr if it is a terminal, else a plain line for each step.
+"""Progress: bars on stderr if it is a terminal, else plain lines: one for each step, and one every 10 s.
 
 Runs report to an Observer (record/observer.py); the observers here print for people. Nothing goes to stdout.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -16,13 +16,16 @@ from tersor.record.observer import Observer
 from tersor.report.console import seconds, talk
 from tersor.threads import first
 
+EVERY = 10.0  # seconds between lines
+
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 
 @contextmanager
 def watching(*, quiet: bool = False, plain: bool = False) -> Iterator[Observer]:
-    """An observer that shows bars on a terminal, lines elsewhere or if `plain`, and nothing if `quiet`."""
+    """An observer that shows bars on a terminal, lines elsewhere (a log, a notebook), and nothing if `quiet`.
+    `plain`: a line for each step alone, on terminals too; the answer is read by a program then."""
     if quiet or not first():
         logger = logging.getLogger("tersor")
         before = logger.level
@@ -32,7 +35,7 @@ def watching(*, quiet: bool = False, plain: bool = False) -> Iterator[Observer]:
         finally:
             logger.setLevel(before)
     elif plain or not sys.stderr.isatty():
-        yield Lines()
+        yield Lines(None if plain else EVERY)
     else:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -46,10 +49,23 @@ def watching(*, quiet: bool = False, plain: bool = False) -> Iterator[Observer]:
 
 
 class Lines(Observer):
-    """One line on stderr for each step."""
+    """One line on stderr for each step, and one every `every` seconds of a step; None: only for each step."""
+
+    def __init__(self, every: float | None = None, clock: Callable[[], float] = time.monotonic):
+        self.every, self.clock = every, clock
+        self.label, self.began, self.told = "", clock(), clock()
 
     def step(self, number: int, total: int, name: str) -> None:
-        talk(f"[{number}/{total}] {name}")
+        self.label, self.began = f"[{number}/{total}] {name}", self.clock()
+        self.told = self.began
+        talk(self.label)
+
+    def progress(self, done: int, total: int, text: str = "") -> None:
+        if self.every is None or not self.label or (now := self.clock()) - self.told < self.every:
+            return
+        self.told = now
+        part = f"{done} of {total}" + (f", {text}" if text else "")
+        talk(f"{self.label}: {part}, {seconds(now - self.began)}")
 
     def message(self, text: str) -> None:
         talk(text)

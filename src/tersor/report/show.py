@@ -7,6 +7,7 @@ share = bytes of the site / of the file     the rest is text (names, trees, ledg
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from fnmatch import fnmatchcase
@@ -20,6 +21,7 @@ from tersor.measure.leaf_costs import leaf_costs_of
 from tersor.model.sites import near
 from tersor.report.console import percent, seconds, settings, whole
 from tersor.report.facts import facts_of, unusual
+from tersor.report.largest import Rows, largest, summed
 from tersor.report.table import bit_rows, grid
 
 if TYPE_CHECKING:
@@ -32,6 +34,8 @@ REST = {
     "grids": "of edges of the graph",
     "attachments": "files that go with the weights",
 }  # besides the payload
+# A leaf inside of a form: Dense float32. Alone it is the form.
+LEAF = re.compile(r"(?<=[( ])(?:Dense|Coded) \w+")
 ATTACHMENT = "attachment:"  # prefix of an attachment's name in the name of its tensor
 
 
@@ -55,10 +59,14 @@ def shown(result: State, path: Path, site: str | None = None) -> dict[str, Any]:
         found["share"] = found["nbytes"] / max(nbytes, 1)
         found["leaves"] = leaves
     facts["parts"] = parts(path, result)
-    facts["sum"] = {
-        key: sum(found[key] for found in facts["sites"].values()) for key in ("weights", "nbytes", "order0")
-    }
+    facts["sum"] = total_of(facts["sites"].values())
     return facts
+
+
+def total_of(sites: Iterable[Facts]) -> dict[str, Any]:
+    """Weights, bytes and entropy of several sites."""
+    found = list(sites)
+    return {key: sum(site[key] for site in found) for key in ("weights", "nbytes", "order0")}
 
 
 def parts(path: Path, result: State) -> dict[str, int]:
@@ -93,13 +101,16 @@ def signed(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:+.2f} %"
 
 
-def tables(facts: Facts) -> Iterator[RenderableType]:
-    """The facts for a terminal."""
+def tables(facts: Facts, every: bool = False) -> Iterator[RenderableType]:
+    """The facts for a terminal; `every`: with a row for every site."""
     file = facts["file"]
     yield f"{file['name']}: {whole(file['nbytes'])} bytes, {whole(facts['bits']['weights'])} weights"
     for label, before, after, _ in bit_rows(facts):
         yield f"{label}: {before} as given, {after} stored"
-    yield sites(facts)
+    rows = largest(facts["sites"], every)
+    yield sites(facts, rows, every)
+    if rows.more or rows.buffers:
+        yield "--all shows every row"
     yield from besides(facts)
     if facts["steps"] or "past" in facts:
         yield ledger(facts)
@@ -108,11 +119,17 @@ def tables(facts: Facts) -> Iterator[RenderableType]:
     yield f"base {facts['base']}, result {facts['result']}, ledger {facts['ledger']}"
 
 
-def sites(facts: Facts) -> RenderableType:
+def sites(facts: Facts, rows: Rows, every: bool) -> RenderableType:
     table = grid("site", "shape", "form", ">bytes", ">bits", ">order 0", ">distance", ">share")
-    for name, site in facts["sites"].items():
+    for name in rows.shown:
+        site = facts["sites"][name]
         of = f" of {shape(site['given'])}" if "given" in site else ""
-        table.add_row(name, f"{shape(site['shape'])}{of}", site["form"], *costs(site, facts))
+        form = site["form"] if every else shorter(site["form"])
+        table.add_row(name, f"{shape(site['shape'])}{of}", form, *costs(site, facts))
+    for names, what in ((rows.more, "more sites"), (rows.buffers, "buffers")):
+        if names:
+            total = total_of(facts["sites"][name] for name in names)
+            table.add_row(f"{whole(len(names))} {what}", "", "", *costs(total, facts))
     table.add_section()
     table.add_row("all of these", "", "", *costs(facts["sum"], facts))
     for word, text in REST.items():
@@ -120,6 +137,12 @@ def sites(facts: Facts) -> RenderableType:
             nbytes = facts["parts"][word]
             table.add_row(word, "", text, whole(nbytes), "", "", "", percent(share(nbytes, facts), 1))
     return table
+
+
+def shorter(form: str) -> str:
+    """A form without its leaves, for a row of one line: Masked(Affine(4 bits))."""
+    inner = LEAF.sub("", form)  # leaves the commas beside them
+    return re.sub(r"(, )+(?=[)])|(?<=[(])(, )+", "", inner).replace("()", "")
 
 
 def shape(lengths: Iterable[int]) -> str:
@@ -130,7 +153,6 @@ def besides(facts: Facts) -> Iterator[RenderableType]:
     """The other content of the file: grids of edges, changed modules, attached files."""
     if "grids" in facts:
         table = grid("edge", ">bits", ">grids", "from", ">bytes", "")
-        table.columns[0].overflow = "fold"
         for edge, found in facts["grids"].items():
             low, _ = code_limits(found["bits"], found["signed"])
             word = "stale" if found["stale"] else ""
@@ -174,7 +196,7 @@ def ledger(facts: Facts) -> RenderableType:
         table.add_row(
             f"{number} {step['step']}",
             settings(unusual(step)),
-            "; ".join(note["text"] for note in step["notes"]),
+            "; ".join(summed(note["text"] for note in step["notes"])),
             seconds(step["seconds"]) if "seconds" in step else "",
         )
     return table

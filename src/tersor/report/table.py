@@ -14,6 +14,8 @@ from tersor.errors import few
 from tersor.measure.accuracy import SIGNIFICANT
 from tersor.report.console import p_value, ranged, seconds, whole
 from tersor.report.file_sizes import SHOWN
+from tersor.report.largest import folded, largest, summed, words
+from tersor.report.largest import ranged as numbers
 from tersor.runtimes import RUNTIMES
 
 if TYPE_CHECKING:
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
 
 Facts = Mapping[str, Any]
 SLIGHT = 0.05  # relative change of latency that counts as none
-ROWS = 60  # layers shown on a terminal; report.json has them all
 
 # A step's fact about a site, short enough for a narrow column, by the name of the fact.
 BRIEF: dict[str, Callable[[Any, Facts], str]] = {
@@ -35,12 +36,12 @@ BRIEF: dict[str, Callable[[Any, Facts], str]] = {
 }
 
 
-def report(facts: Facts) -> Iterator[RenderableType]:
-    """The whole output of `run`."""
+def report(facts: Facts, every: bool = False) -> Iterator[RenderableType]:
+    """The whole output of `run`; `every`: with a row for every layer."""
+    rows = largest(facts["sites"], every)
     yield headline(facts)
-    yield layers(facts)
-    if len(facts["sites"]) > ROWS:
-        yield f"and {len(facts['sites']) - ROWS} more, in report.json"
+    yield layers(facts, rows.shown)
+    yield from folded(rows, facts["sites"], "layer")
     yield from steps(facts)
     if "export" in facts:
         yield f"exported: {facts['export']['text']}"
@@ -50,15 +51,16 @@ def report(facts: Facts) -> Iterator[RenderableType]:
 
 def grid(*columns: str) -> Table:
     """A table in the house style: no frame, a line under the head. A column named ">..." is right-aligned.
-    The first column has names, which are folded on a narrow terminal, never cut off."""
+    Others have names and words, which are folded on a narrow terminal, never cut off."""
     from rich import box
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     for column in columns:
         right = column.startswith(">")
-        table.add_column(column.removeprefix(">"), justify="right" if right else "left", no_wrap=right)
-    table.columns[0].overflow = "fold"
+        table.add_column(
+            column.removeprefix(">"), justify="right" if right else "left", no_wrap=right, overflow="fold"
+        )
     return table
 
 
@@ -128,11 +130,13 @@ def verdict(low: float, high: float) -> str:
     return "no clear difference"
 
 
-def layers(facts: Facts) -> Table:
-    """One row a layer, one column for each step that worked on layers; "-" if the step left a layer out."""
+def layers(facts: Facts, names: Iterable[str]) -> Table:
+    """One row for each of these layers, one column for each step that worked on layers; "-" if the step left
+    a layer out."""
     columns = [(number, step) for number, step in enumerate(facts["steps"], 1) if actions(step)]
     table = grid("layer", *(f"{number} {step['step']}" for number, step in columns), ">bits", ">bound")
-    for name, site in list(facts["sites"].items())[:ROWS]:
+    for name in names:
+        site = facts["sites"][name]
         cells = [cell(step, name, site) for _, step in columns]
         count = max(site["weights"], 1)
         table.add_row(name, *cells, f"{site['stored'] / count:.2f}", f"{site['bound'] / count:.2f}")
@@ -164,13 +168,15 @@ def steps(facts: Facts) -> Iterator[str]:
     for number, step in enumerate(facts["steps"], 1):
         did = [event["did"] for event in actions(step).values()]
         counts = ", ".join(f"{did.count(word)} {word}" for word in dict.fromkeys(did))
-        texts = [counts, *(note["text"] for note in step["notes"])]
+        texts = [counts, *summed(note["text"] for note in step["notes"])]
         texts += [seconds(step["seconds"])] if "seconds" in step else []
         yield f"{number} {step['step']}: {'; '.join(filter(None, texts))}"
-        reasons: dict[str, list[str]] = {}
+        reasons: dict[str, dict[str, str]] = {}
         for name, event in actions(step).items():
             if event["did"] != "done":
-                reasons.setdefault(f"{event['did']}: {event.get('text', '')}", []).append(name)
+                why = f"{event['did']}: {event.get('text', '')}"
+                reasons.setdefault(words(why), {})[name] = why
             if "masked" in event:
-                reasons.setdefault(f"masked: {event['masked']}", []).append(name)
-        yield from (f"    {few(names, SHOWN)} {why}" for why, names in reasons.items())
+                why = f"masked: {event['masked']}"
+                reasons.setdefault(words(why), {})[name] = why
+        yield from (f"    {few(said, SHOWN)} {numbers(list(said.values()))}" for said in reasons.values())

@@ -18,6 +18,7 @@ from tersor.model.channels.groups import Family
 from tersor.model.task import Task
 from tersor.record.observer import Observer
 from tersor.report.console import percent, whole
+from tersor.report.largest import ROWS
 from tersor.report.table import grid
 from tersor.steps.units import Units, units_of
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 Facts = Mapping[str, Any]
-ROWS = 60  # families on a terminal; --json has them all
 TENSORS = 4  # named for each family
 
 
@@ -69,11 +69,12 @@ def fact(units: Units, family: Family) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def tables(facts: Facts) -> Iterator[RenderableType]:
-    """The facts as tables for people."""
+def tables(facts: Facts, every: bool = False) -> Iterator[RenderableType]:
+    """The facts as tables for people: the families with the most parameters first, or `every` family."""
     total = max(facts["model"]["parameters"], 1)
     table = grid("family", ">units", ">parameters a unit", ">share", "cut", "of")
-    for family in facts["families"][:ROWS]:
+    families = sorted(facts["families"], key=lambda family: -family["units"] * family["parameters"])
+    for family in families if every else families[:ROWS]:
         share = family["units"] * family["parameters"] / total
         how = f"counted by {', '.join(family['counted'])}" if family["counted"] else "exact"
         more = len(family["tensors"]) - TENSORS
@@ -81,8 +82,8 @@ def tables(facts: Facts) -> Iterator[RenderableType]:
         counts = whole(family["units"]), whole(family["parameters"]), percent(share)
         table.add_row(family["family"], *counts, how, names)
     yield table
-    if len(facts["families"]) > ROWS:
-        yield f"and {len(facts['families']) - ROWS} more families: --json lists all"
+    if len(families) > ROWS and not every:
+        yield f"{len(families) - ROWS} more families: --all shows them"
     if not facts["families"]:
         yield "no unit can be cut"
     if facts["kept"]:

@@ -24,6 +24,7 @@ class Session(Protocol):
 
     inputs: list[str]
     outputs: list[str]
+    batch: int | None  # the only batch that it takes; None for any
 
     def run(self, *arrays: np.ndarray | Tensor, **named: np.ndarray | Tensor) -> list[np.ndarray]: ...
 
@@ -65,10 +66,11 @@ class SessionModule(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Tensors go in as given, in order or by name; other values were constants of the export and are left
-        out. TaskError if they do not fit the file, or if an output is no tensor of numbers."""
+        out. A file with a fixed batch gets its samples in parts of that size. TaskError if they do not fit
+        the file, or if an output is no tensor of numbers."""
         named = {key: value for key, value in kwargs.items() if isinstance(value, Tensor)}
         try:
-            found = self.session.run(*tensors(args), **named)
+            found = self.in_parts(tensors(args), named)
         except SettingError as error:
             raise TaskError(
                 f"{error}. A file takes the inputs that it was exported with: export it with a dynamic "
@@ -76,6 +78,33 @@ class SessionModule(nn.Module):
             ) from error
         outputs = [self._tensor(*item) for item in zip(self.session.outputs, found, strict=True)]
         return outputs[0] if len(outputs) == 1 else Outputs(outputs, self.session.outputs)
+
+    def in_parts(self, given: list[Tensor], named: dict[str, Tensor]) -> list[np.ndarray]:
+        """The outputs of all samples: in one call, or in calls of the file's fixed batch. The last part is
+        filled up with its last sample, whose outputs are left out."""
+        first = given[0] if given else named.get(self.session.inputs[0])
+        size, count = self.session.batch, len(first) if first is not None and first.ndim else 0
+        if not size or not count or count == size:
+            return self.session.run(*given, **named)
+
+        def part(item: Tensor) -> Tensor:
+            if not item.ndim or len(item) != count:
+                return item
+            rows = item[begin : begin + size]
+            return torch.cat([rows, rows[-1:].expand(size - len(rows), *rows.shape[1:])])
+
+        parts = []
+        for begin in range(0, count, size):
+            some = self.session.run(*map(part, given), **{key: part(item) for key, item in named.items()})
+            if alone := [
+                n for n, out in zip(self.session.outputs, some, strict=True) if out.shape[:1] != (size,)
+            ]:
+                raise TaskError(
+                    f"{self.name}: it takes batches of {size} alone, and its output {alone[0]!r} is not one "
+                    f"item a sample, so batches of {count} cannot be split. Give the task batches of {size}"
+                )
+            parts.append([out[: count - begin] for out in some])
+        return [np.concatenate(outs) for outs in zip(*parts, strict=True)]
 
     def _tensor(self, name: str, value: Any) -> Tensor:
         if not isinstance(value, np.ndarray) or value.dtype.kind not in "biufc":

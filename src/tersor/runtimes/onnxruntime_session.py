@@ -50,7 +50,9 @@ class Session(sessions.Session):
 
     def __init__(self, session: ort.InferenceSession, path: Path):
         inputs, outputs = session.get_inputs(), session.get_outputs()
-        super().__init__(path, [item.name for item in inputs], [item.name for item in outputs])
+        first = inputs[0].shape[0] if inputs and inputs[0].shape else None
+        batch = first if isinstance(first, int) else None  # a size that varies is a name, or None
+        super().__init__(path, [item.name for item in inputs], [item.name for item in outputs], batch)
         self._session = session
 
     def call(self, feed: dict[str, np.ndarray]) -> list[np.ndarray]:

@@ -46,8 +46,12 @@ class Session(sessions.Session):
     broken = (*FAILED, TypeError, ValueError)
 
     def __init__(self, compiled: Any, path: Path):
-        names = [[item.get_any_name() for item in side] for side in (compiled.inputs, compiled.outputs)]
-        super().__init__(path, *names)
+        inputs, outputs = (
+            [item.get_any_name() for item in side] for side in (compiled.inputs, compiled.outputs)
+        )
+        sizes = list(compiled.inputs[0].partial_shape) if inputs else []
+        fixed = bool(sizes) and sizes[0].is_static
+        super().__init__(path, inputs, outputs, sizes[0].get_length() if fixed else None)
         self._request = compiled.create_infer_request()
         self._dtypes = {item.get_any_name(): item.element_type.to_dtype() for item in compiled.inputs}
 

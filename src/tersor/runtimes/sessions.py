@@ -24,8 +24,9 @@ class Session(ABC):
 
     broken: tuple[type[Exception], ...]  # what the runtime raises for inputs that do not fit
 
-    def __init__(self, path: Path, inputs: list[str], outputs: list[str]):
-        self.path, self.inputs, self.outputs = path, inputs, outputs
+    def __init__(self, path: Path, inputs: list[str], outputs: list[str], batch: int | None = None):
+        """`batch`: the fixed size of axis 0 of the first input; None for any size."""
+        self.path, self.inputs, self.outputs, self.batch = path, inputs, outputs, batch
 
     def why(self, error: Exception) -> str:
         """Such an error in one line."""

@@ -108,7 +108,7 @@ class Fold:
             group = Group("dead units", (*edits, *told, note), "same")
             yield group
             if group.key in view.refused:
-                report.why = "the fold of dead units was taken back"
+                report.why = "folding the dead units changed the outputs"
                 return view
             now = now.after(group)
             report.told |= set(forms)
@@ -120,7 +120,7 @@ class Fold:
         group = cut_group("cut", now, own.plan(groups, gone), note)
         yield group
         if group.key in view.refused:
-            report.why = "the cut of dead units was taken back"
+            report.why = "cutting the dead units changed the outputs"
             return now
         report.told |= {event.site for event in group.events if isinstance(event, Note)}
         report.units = units
@@ -237,7 +237,7 @@ def fold_norms(view: View, chosen: set[str], report: Report) -> Yields:
         group = norm_group(key, now, some)
         yield group
         if group.key in view.refused and (rounding := difference(now, group)) <= ROUNDING:
-            text = f"the outputs move by {rounding:.1g} of the largest, by rounding of the stored weights"
+            text = f"{key}: folded; outputs move by {rounding:.1g} of the largest, as by float rounding"
             group = replace(group, key=f"{key}, rounded", proof="runs")
             group = replace(group, events=(*group.events, Note("", "rounded", text, {"relative": rounding})))
             yield group

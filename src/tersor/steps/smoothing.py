@@ -55,7 +55,8 @@ def smoothed(
     group = Group("smoothed", (*events, Note("", "smoothed", text, {"noise": gains})))
     yield group
     if group.key in view.refused and (moved := difference(view, group)) <= ROUNDING:
-        note = Note("", "rounded", f"the outputs move by {moved:.1g} of the largest", {"relative": moved})
+        text = f"smoothed; outputs move by {moved:.1g} of the largest, as by float rounding"
+        note = Note("", "rounded", text, {"relative": moved})
         group = replace(group, key="smoothed, rounded", proof="runs", events=(*group.events, note))
         yield group
     return view if group.key in view.refused else view.after(group)
