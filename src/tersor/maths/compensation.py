@@ -112,12 +112,9 @@ def nearest(
         rows.w.flatten(0, 1), bits, per=per, group=group, symmetric=symmetric, range=range,
         percentile=percentile, ends=ends, keep=keep,
     )  # fmt: skip
-    tables = [
-        None if t is None else t.float().reshape((1, 1, 1) if per == "tensor" else (-1, outs, t.shape[1]))
-        for t in (scale, zero)
-    ]
-    assert tables[0] is not None
-    made = OnGrid(codes.float().reshape(rows.w.shape), tables[0], tables[1], bits, per, group)
+    shape = (1, 1, 1) if per == "tensor" else (-1, outs, scale.shape[1])
+    shift = None if zero is None else zero.float().reshape(shape)
+    made = OnGrid(codes.float().reshape(rows.w.shape), scale.reshape(shape), shift, bits, per, group)
     return made if rows.keep is None else replace(made, codes=torch.where(rows.keep, made.codes, made.shift))
 
 

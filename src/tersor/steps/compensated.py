@@ -223,9 +223,9 @@ def leaf_of(form: Form, site: Site) -> Tensor | None:
 
 def as_form(made: OnGrid, shape: tuple[int, ...], axis: int) -> Affine:
     codes = made.codes.flatten(0, 1).to(torch.int8 if made.bits <= 8 else torch.int16)
-    scale, zero = (None if t is None else t.reshape(-1, t.shape[-1]) for t in (made.scale, made.zero))
-    assert scale is not None
-    shift = None if zero is None else Dense(zero.to(torch.int16 if made.bits <= 8 else torch.int32))
+    scale = made.scale.reshape(-1, made.scale.shape[-1])
+    kind = torch.int16 if made.bits <= 8 else torch.int32
+    shift = None if made.zero is None else Dense(made.zero.reshape(scale.shape).to(kind))
     group = made.group if made.per == "group" else 0
     leaf = Dense(from_rows(codes, shape, axis).contiguous())
     return Affine(leaf, Dense(scale.contiguous()), shift, made.bits, group, axis)

@@ -237,8 +237,7 @@ class Quantize(Retrain):
         if not data or self.bits > FEW or self.scheme != "uniform" or self.epochs or self.range == "fixed":
             return ()
         text = (
-            f"{self.bits} bits are rounded to the nearest, without data; rounding=gptq uses the calibration "
-            f"batches of the task and loses less"
+            f"{self.bits} bits are rounded to the nearest; rounding=gptq loses less, with calibration batches"
         )
         return (Note("", "advice", text),)
 
