@@ -1,5 +1,4 @@
-"""Packed weights: codes of a few bits and a scale for each block of inputs, as kernels for packed weights
-take them.
+"""Packed weights: codes of a few bits and a scale for each block of inputs, as runtimes' kernels take them.
 
 w[o, i] = (codes[o, i] - zero[o, g]) * scale[o, g]        g = i // block; codes and zero from 0 to 2^bits - 1
 Rows with one scale, or one scale for the whole weight, have equal scales in all their blocks. Exported, such
