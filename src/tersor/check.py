@@ -19,6 +19,7 @@ from tersor.core.state import State, start
 from tersor.core.view import View
 from tersor.errors import RefusedError
 from tersor.forms import FORMS, Form, Node
+from tersor.model.needs import Needs
 from tersor.model.sites import Site, select
 from tersor.model.task import Task
 from tersor.model.trainable_forms import TrainableForms
@@ -31,6 +32,7 @@ from tersor.settings import settings_of
 from tersor.standin import stand_in, stand_in_for
 
 LEAVES = {"dense", "coded"}
+TASK, EXAMPLE = "a task", "a task with an example of the model's inputs, and no data"  # what a step may need
 
 Facts = dict[str, Any]
 Makers = dict[tuple[str, str], str]  # (site, kind of form) -> the step that made it
@@ -42,7 +44,7 @@ class DryView(View):
 
     @property
     def task(self) -> Task:
-        self.lacks("a task", again=False)
+        self.lacks(TASK, again=False)
         raise RefusedError(f"{self.step_name}: needs a task")
 
     def train(
@@ -107,7 +109,7 @@ def check(recipe: Recipe, model: nn.Module | State | None = None) -> list[Facts]
             "step": step.name,
             "what": (type(step).__doc__ or "").strip().splitlines()[0],
             "settings": unusual({"step": step.name, "settings": settings_of(step)}),
-            "needs": recorder.needs,
+            "needs": EXAMPLE if recorder.needs == TASK and Needs.EXAMPLE in step.needs else recorder.needs,
             "notes": [
                 *(e.text for e in events if isinstance(e, Note) and e.kind == "skipped" and not e.site),
                 *recorder.left,
@@ -118,7 +120,7 @@ def check(recipe: Recipe, model: nn.Module | State | None = None) -> list[Facts]
         }
         who = f"step {number + 1} {step.name}"
         if getattr(step, "activations", 0):
-            rounded = who
+            rounded = who if Needs.TASK in step.needs else ""  # dynamic ranges do not become stale
         elif rounded and not getattr(step, "lossless", False) and not getattr(step, "epochs", 0):
             text = f"makes the ranges of activations of {rounded} stale: put that step after it"
             facts["warnings"].append({"text": text, "sites": []})

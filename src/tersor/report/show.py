@@ -133,7 +133,7 @@ def besides(facts: Facts) -> Iterator[RenderableType]:
         table.columns[0].overflow = "fold"
         for edge, found in facts["grids"].items():
             low, _ = code_limits(found["bits"], found["signed"])
-            word = "stale" if found["stale"] else ""
+            word = "stale" if found["stale"] else "dynamic" if found["dynamic"] else ""
             table.add_row(
                 edge, str(found["bits"]), whole(found["scales"]), str(low), whole(found["nbytes"]), word
             )

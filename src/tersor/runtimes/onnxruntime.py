@@ -27,6 +27,7 @@ from tersor.errors import RefusedError, SettingError
 from tersor.model.batches import device_of, move, shapes, steady
 from tersor.model.deployed import Deployed
 from tersor.model.edges import Edge
+from tersor.model.grid_part import uses
 from tersor.model.outputs import exportable
 from tersor.runtimes import onnx_integers, onnxruntime_session
 from tersor.runtimes.agree import (
@@ -90,12 +91,12 @@ def write(
         program, left = _export(model, traced, dynamic_batch, dynamic_axes)
         if isinstance(model, Deployed):
             onnx_integers.tidy(program.model)
-            uses = sum(edge.uses for edge in rounded.values())
-            grids = onnx_integers.grids(program.exported_program)
-            if grids != uses:
+            wanted = sum(edge.uses for edge in rounded.values())
+            grids = uses(program.exported_program)
+            if grids != wanted:
                 raise RefusedError(
-                    f"onnxruntime: {type(model.net).__name__} rounds an edge {uses} times, and the exported "
-                    f"graph {grids} times"
+                    f"onnxruntime: {type(model.net).__name__} rounds an edge {wanted} times, and the "
+                    f"exported graph {grids} times"
                 )
         _without_traces(program)
         # Only the weights' bytes count: the graph is small compared with the limit.
