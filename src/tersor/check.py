@@ -32,7 +32,8 @@ from tersor.settings import settings_of
 from tersor.standin import stand_in, stand_in_for
 
 LEAVES = {"dense", "coded"}
-TASK, EXAMPLE = "a task", "a task with an example of the model's inputs, and no data"  # what a step may need
+TASK = "a task"
+EXAMPLE = "a task with an example of the model's inputs; no data, except to smooth"
 
 Facts = dict[str, Any]
 Makers = dict[tuple[str, str], str]  # (site, kind of form) -> the step that made it

@@ -62,7 +62,7 @@ class Quantize(Retrain):
         "rule": {"scheme": ("ternary",)},
         "activation_range": {"activations": (8,)},
         "activation_percentile": {"activation_range": ("percentile",)},
-        "smooth": {"activations": (8,), "activation_range": tuple(ACTIVATION_RANGES)},
+        "smooth": {"activations": (8,)},
     }
     scheme: str = "uniform"  # "uniform", "log", "binary" or "ternary"
     bits: int = 8  # bits a weight: 1 to 16 uniform, 2 to 8 log
@@ -81,7 +81,7 @@ class Quantize(Retrain):
     # calibration batches, or "dynamic": anew for each tensor when the model runs.
     activation_range: str = "minmax"
     activation_percentile: float = 99.99  # of the values inside, if activation_range is "percentile"
-    # Multiply inputs of linear layers, where outliers would need coarse steps. Not with dynamic ranges.
+    # Multiply inputs of linear layers, where outliers would need coarse steps. It needs calibration batches.
     smooth: bool = True
     rule: str = "twn"  # ternary threshold: "twn" (0.7 * mean |w|) or "exact" (least squares)
 
@@ -169,8 +169,11 @@ class Quantize(Retrain):
         check_grids(view, moving)
         if not moving:
             now = yield from folded(view, chosen)
-        if self.smooth and not moving:
-            layers = choice(now, chosen).layers
+        if self.smooth and moving and view.task.calibrate is None:
+            text = "inputs are not smoothed: that needs calibration batches, and the task has none"
+            yield Group("not smoothed", (Note("", "smoothed", text, {"noise": {}}),))
+        elif self.smooth:
+            layers = choice(now, chosen, dynamic=moving).layers
             now = yield from smoothed(now, layers, self.bits, self.activations)
         exact = now
         edits = {
