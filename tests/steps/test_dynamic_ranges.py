@@ -170,7 +170,7 @@ def test_steps_that_train_keep_the_grids(step: Any) -> None:
 
 def test_training_sees_the_grids() -> None:
     net, task = plain()
-    trained = run(net, [replace(STEP, bits=2, epochs=4, lr=1e-2)], task)
+    trained = run(net, [replace(STEP, bits=2, epochs=20, lr=1e-2)], task)
     rounded = run(net, [replace(STEP, bits=2)], task)
     assert float(task.scores(trained.model()).mean()) > float(task.scores(rounded.model()).mean())
 

@@ -49,10 +49,10 @@ def product(graph: ir.Graph, node: ir.Node) -> None:
     name = str(stored.name)
     if turned:
         stored = initializer(graph, f"{name}_turned", np.ascontiguousarray(codes.T))
-    outputs = stored.shape[1] if stored.shape is not None else codes.shape[0 if turned else 1]
     scales = given(before, 1)
     if not scale.ndim:
-        scales = initializer(graph, f"{name}_scales", np.full(int(outputs), scale, np.float32))
+        outputs = codes.shape[0 if turned else 1]
+        scales = initializer(graph, f"{name}_scales", np.full(outputs, scale, np.float32))
     codes_of, step, zero = rounds.outputs
     sums = add_before(graph, node, "MatMulInteger", [codes_of, stored, zero])
     floats = add_before(graph, node, "Cast", [sums], to=int(ir.DataType.FLOAT))
