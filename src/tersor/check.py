@@ -121,7 +121,7 @@ def check(recipe: Recipe, model: nn.Module | State | None = None) -> list[Facts]
         }
         who = f"step {number + 1} {step.name}"
         if getattr(step, "activations", 0):
-            rounded = who if Needs.TASK in step.needs else ""  # dynamic ranges do not become stale
+            rounded = "" if step.activation_range == "dynamic" else who  # dynamic ranges never become stale
         elif rounded and not getattr(step, "lossless", False) and not getattr(step, "epochs", 0):
             text = f"makes the ranges of activations of {rounded} stale: put that step after it"
             facts["warnings"].append({"text": text, "sites": []})

@@ -6,9 +6,9 @@ joins      additions, products, concatenations, average pools: if all that they 
            operator reads the result
 read       where a float operator reads an edge too, only what the integer operator reads gets the grid
 clipped    a grid after relu or clamp clips as they do, so the operator before them needs none
-dynamic    with ranges of each batch only products with a weight on the right, as in linear layers. Each rounds
-           what it reads, and gives floats. ConvInteger of ONNX Runtime is 1.6 times slower than float in
-           ResNet-20, and its products with int8 weights 2 to 18 times: convolutions stay in float
+dynamic    with ranges of each batch only products with a weight on the right, as in linear layers. Each one
+           rounds what it reads, and gives floats. ConvInteger is 1.6 times slower than float
+           in ResNet-20, and its products with int8 weights 2 to 18 times: convolutions stay in float
 The rest computes in float between two grids. Views and max pools pass values on as they are. Read from one
 trace (graph.py). Presets for other kernels would be other tables of the same kind.
 Source: the patterns that ONNX Runtime's and OpenVINO's optimizers replace by integer kernels.

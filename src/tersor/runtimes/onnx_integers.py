@@ -57,12 +57,16 @@ def dequantize(codes: Any, scale: Any, axis: int) -> Any:
     return op.DequantizeLinear(codes, scale, axis=axis)
 
 
+def dequantize_blocks(codes: Any, scale: Any, zero: Any, block: int) -> Any:
+    return op.DequantizeLinear(codes, scale, zero, axis=1, block_size=block)
+
+
 def table() -> dict[Any, Callable[..., Any]]:
     """For torch.onnx.export: our operators in ONNX."""
     ours = torch.ops.tersor
     return {
         ours.grid.default: grid, ours.dequantize.default: dequantize,
-        ours.dynamic_grid.default: onnx_dynamic.grid,
+        ours.dequantize_blocks.default: dequantize_blocks, ours.dynamic_grid.default: onnx_dynamic.grid,
     }  # fmt: skip
 
 

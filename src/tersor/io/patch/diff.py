@@ -26,7 +26,7 @@ from tersor.errors import FormatError, RefusedError
 from tersor.files import atomic, output
 from tersor.forms import PROFILES, Coded
 from tersor.forms.form import as_bytes
-from tersor.io.checkpoint import read_from
+from tersor.io.folder import inputs_of
 from tersor.io.header import build_header
 from tersor.io.json_text import Json, deflate, dump, parse
 from tersor.io.patch.named_arrays import PATCH, NamedArrays, regrid
@@ -49,7 +49,9 @@ class Delta:
     changed: int  # arrays coded against one of OLD
     alone: int  # arrays coded without OLD
     ignored: Mapping[str, int | None]  # other contents of NEW -> tensors in them; None: a file not opened
+    reasons: Mapping[str, str]  # why some of these were left out
     tensors: int = 0  # bytes of the tensors of NEW if it is a checkpoint
+    read: int = 0  # bytes of the files of NEW that were read
 
 
 def diff(
@@ -64,7 +66,7 @@ def diff(
     The patch is applied once before it is put in place, to check that it makes NEW. FormatError for a damaged
     file, RefusedError if no patch can make NEW.
     """
-    out, observer = output(out, [*read_from(old), *read_from(new)]), observer or Observer()
+    out, observer = output(out, [*inputs_of(old), *inputs_of(new)]), observer or Observer()
     folder = out.parent
     with ExitStack() as stack:
         before = stack.enter_context(NamedArrays(old))
@@ -84,7 +86,7 @@ def diff(
         hows = [draft.parts.get(name, {"how": SAME}).get("how", CHANGE) for name in after.names]
         same, changed, alone = (hows.count(how) for how in (SAME, CHANGE, ALONE))
         tensors = sum(math.prod(slot.shape) * slot.dtype.itemsize for slot in after.slots.values())
-        return Delta(nbytes, same, changed, alone, after.ignored, tensors)
+        return Delta(nbytes, same, changed, alone, after.ignored, after.reasons, tensors, after.nbytes)
 
 
 class Draft(NamedTuple):
@@ -213,7 +215,11 @@ class Encoder:
             self.twins.setdefault(digest_array(array), name)
             if before.tersor is not None:
                 self.twins.setdefault(before.leaf(name).stored.digest, name)
-        self.gone = [name for name in before.names if name not in set(after.names)]
+        kept = set(after.names)
+        self.gone: dict[tuple[torch.dtype, tuple[int, ...]], list[str]] = {}  # by kind: names that NEW lacks
+        for name in before.names:
+            if name not in kept:
+                self.gone.setdefault(self.kinds[name], []).append(name)
 
     def part(self, name: str) -> tuple[Json, Iterator[bytes]]:
         """(the part of an array, its streams)."""
@@ -272,8 +278,7 @@ class Encoder:
         """The OLD array of this name, else some that NEW lacks: the array may have been renamed."""
         if name in self.kinds:
             return [name]
-        kind = array.dtype, tuple(array.shape)
-        return [other for other in self.gone if self.kinds[other] == kind][:MOST]
+        return self.gone.get((array.dtype, tuple(array.shape)), [])[:MOST]
 
     def regridded(self, name: str, other: str, found: Tensor, named: Json) -> Iterator[tuple[Tensor, Json]]:
         """Old codes rounded to the new grid, if both are codes on uniform grids."""
