@@ -50,6 +50,7 @@ CHILDREN: dict[str, dict[str, bool]] = {  # children in order, and whether each 
 }  # fmt: skip
 OPTIONAL = {
     ("affine", "zero"), ("affine", "member"), ("loggrid", "member"), ("codebook", "scale"), ("grid", "zero"),
+    ("grid", "scale"),
 }  # fmt: skip
 SETTINGS: dict[str, dict[str, Any]] = {  # settings and their defaults
     "dense": {}, "coded": {"pack": False, "kept": False, "turned": False, "coder": "max"}, "masked": {},
@@ -295,6 +296,9 @@ def check_grid(node: Node) -> None:
         all(child.form in ("dense", "coded") for child in node.children.values()), "grid: only leaves allowed"
     )
     child = {key: decoded(inner) for key, inner in node.children.items()}
+    if "scale" not in child:
+        check(not child and s == SETTINGS["grid"] | {"stale": s["stale"]}, "grid: a dynamic one has 8 bits")
+        return
     scale = child["scale"]
     check(scale.dtype == "float32" and scale.values.ndim == 1 and scale.values.size > 0, "grid: scale")
     check(bool(np.isfinite(scale.values).all() and (scale.values > 0).all()), "grid: a scale is not positive")

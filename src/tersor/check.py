@@ -20,6 +20,7 @@ from tersor.core.view import View
 from tersor.errors import RefusedError
 from tersor.forms import FORMS, Form, Node
 from tersor.model.grid_order import changes_ranges
+from tersor.model.needs import Needs
 from tersor.model.sites import Site, select
 from tersor.model.task import Task
 from tersor.model.trainable_forms import TrainableForms
@@ -32,6 +33,8 @@ from tersor.settings import settings_of
 from tersor.standin import stand_in, stand_in_for
 
 LEAVES = {"dense", "coded"}
+TASK = "a task"
+EXAMPLE = "a task with an example of the model's inputs; no data, except to smooth"
 
 Facts = dict[str, Any]
 Makers = dict[tuple[str, str], str]  # (site, kind of form) -> the step that made it
@@ -43,7 +46,7 @@ class DryView(View):
 
     @property
     def task(self) -> Task:
-        self.lacks("a task", again=False)
+        self.lacks(TASK, again=False)
         raise RefusedError(f"{self.step_name}: needs a task")
 
     def train(
@@ -108,7 +111,7 @@ def check(recipe: Recipe, model: nn.Module | State | None = None) -> list[Facts]
             "step": step.name,
             "what": (type(step).__doc__ or "").strip().splitlines()[0],
             "settings": unusual({"step": step.name, "settings": settings_of(step)}),
-            "needs": recorder.needs,
+            "needs": EXAMPLE if recorder.needs == TASK and Needs.EXAMPLE in step.needs else recorder.needs,
             "notes": [
                 *(e.text for e in events if isinstance(e, Note) and e.kind == "skipped" and not e.site),
                 *recorder.left,
@@ -119,7 +122,7 @@ def check(recipe: Recipe, model: nn.Module | State | None = None) -> list[Facts]
         }
         who = f"step {number + 1} {step.name}"
         if getattr(step, "activations", 0):
-            rounded = who
+            rounded = "" if step.activation_range == "dynamic" else who  # dynamic ranges never become stale
         elif rounded and changes_ranges(step):
             text = f"makes the ranges of activations of {rounded} stale: put that step after it"
             facts["warnings"].append({"text": text, "sites": []})

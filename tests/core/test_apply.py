@@ -90,6 +90,21 @@ def test_a_change_of_a_module_makes_grids_stale(event: Any) -> None:
     assert after(state, event).grids["0/linear"].stale
 
 
+def test_a_dynamic_grid_is_never_stale_and_goes_with_its_layer() -> None:
+    state = after(given(), Edit("0/linear:0<0", None, Grid(), "refine"))
+    weight = Edit("0.weight", state.forms["0.weight"], Dense(torch.ones(6, 5)), "refine")
+    for event in (weight, Set("0", "in_features", 5), Replace("1", "identity"), Replace("2", "scaled")):
+        assert after(state, event).grids["0/linear:0<0"].digest == Grid().digest
+    factors = LowRank(Dense(torch.ones(6, 1)), Dense(torch.ones(1, 5)))
+    events = (
+        Edit("0.weight", state.forms["0.weight"], factors, "absorb"),
+        Replace("0", "product", {"layers": 2}),
+    )
+    assert not after(state, *events).grids
+    static = after(given(), Edit("0/linear:0<0", None, grid(1.0), "refine"))
+    assert after(static, *events).grids["0/linear:0<0"].stale
+
+
 def test_the_digest_depends_on_every_part_of_a_state() -> None:
     state = given()
     parts: list[State] = [

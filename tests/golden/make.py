@@ -316,6 +316,12 @@ def grids() -> State:
     return replace(compressed, grids=edges, ledger=ledger)
 
 
+def dynamic() -> State:
+    """Grids without a scale, beside one that has a scale."""
+    edges = {"fc/linear:0<0": Grid(), "": Grid(stale=True), "/input:0": Grid(scale(1))}
+    return replace(result({"fc.weight": Dense(whole(3, 2))}), grids=edges)
+
+
 def attachments() -> State:
     """A stored attachment, a deflated one, an empty one, one in a folder."""
     files = {
@@ -349,9 +355,10 @@ def to_read() -> dict[str, State]:
     composed = result({**COMPOSED, "": Dense(whole(2)), "large": Dense(whole(16, 17))})
     tiny = {"tiny-model": model(), "tiny-composed": composed, "tiny-none": result({})}
     tiny |= {"tiny-cuts": cuts(), "tiny-replaced": replaced(), "tiny-grids": grids()}
+    tiny["tiny-dynamic"] = dynamic()
     states = {
         "cuts": cuts(), "replaced": replaced(), "grids": grids(), "attachments": attachments(),
-        "history": history(),
+        "history": history(), "dynamic": dynamic(),
     }  # fmt: skip
     return alone | {"dtypes": dtypes(), "halves": halves(), "model": model()} | states | tiny
 

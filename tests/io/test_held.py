@@ -68,6 +68,9 @@ def cut_sites(draw: Any) -> tuple[dict[str, Site], dict[str, Form], dict[str, di
 def some_grids(draw: Any) -> dict[str, Grid]:
     found = {}
     for edge in draw(st.lists(WORD, max_size=3, unique=True)):
+        if draw(st.integers(0, 3)) == 0:
+            found[f"{edge}/op:0"] = Grid(stale=draw(st.booleans()))  # dynamic
+            continue
         count, bits, signed = (
             draw(st.sampled_from((1, 3, 300))),
             draw(st.integers(1, 16)),
@@ -342,6 +345,9 @@ def test_names_that_leave_a_folder_are_not_written(name: str, tmp_path: Path) ->
         (Grid(Dense(torch.ones(1)), Dense(torch.tensor([256]))), "a zero is one of the codes 0 to 255"),
         (Grid(Dense(torch.ones(2)), Dense(torch.tensor([1]))), r"a zero of torch.int64 \[1\]"),
         (Grid(Dense(torch.ones(1)), bits=0), "bits 0"),
+        (Grid(bits=4), "a grid without a scale is dynamic: it has 8 bits, and no other setting"),
+        (Grid(signed=True), "without a scale"),
+        (Grid(zero=Dense(torch.ones(1, dtype=torch.int16))), "without a scale"),
     ],
 )
 def test_a_grid_that_readers_refuse_is_not_written(grid: Grid, says: str, tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from tersor.errors import RefusedError
 from tersor.forms import Form, Grid
 from tersor.model.changed_copy import changed_in_place, changed_structure
 from tersor.model.changes import Replace, Set
-from tersor.model.replaced_sites import site_changes
+from tersor.model.grid_part import outdated
+from tersor.model.replaced_sites import edge_gone, site_changes
 from tersor.record.events import CURRENT, Cut, Edit, Group, Note
 from tersor.record.relation import relation_error
 
@@ -46,8 +47,7 @@ def apply(state: State, group: Group, who: str) -> tuple[State, list[Digests]]:
         digests.append(found)
         if not (isinstance(event, Edit) and (event.how == "lossless" or isinstance(event.after, Grid))):
             # Without a graph, the edges downstream of this weight are unknown: all grids become stale.
-            stale = {edge: grid.replace(stale=True) for edge, grid in state.grids.items()}
-            state = replace(state, grids=stale)
+            state = replace(state, grids={edge: outdated(grid) for edge, grid in state.grids.items()})
     return state, digests
 
 
@@ -100,7 +100,5 @@ def restructured(state: State, event: Set | Replace, who: str, module: nn.Module
     sites = {**rest(state.sites), **{name: site for name, (site, _) in added.items()}}
     forms = {**rest(state.forms), **{name: form for name, (_, form) in added.items()}}
     state = replace(state, sites=sites, forms=forms, aliases=aliases, kept=rest(state.kept))
-    grids = state.grids
-    if event.stock == "identity":  # it makes no edges, so their grids could never be calibrated again
-        grids = {edge: grid for edge, grid in grids.items() if edge.partition("/")[0] != event.module}
+    grids = {edge: grid for edge, grid in state.grids.items() if not edge_gone(event, edge, grid)}
     return replace(state, grids=grids, changes=(*state.changes, event))

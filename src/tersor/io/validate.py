@@ -53,6 +53,10 @@ def structure(form: Form, site: Site, expected: Shape | None = None) -> int:
 
 def grid_structure(grid: Grid, edge: str) -> int:
     """Refuse a grid that no edge can have. Returns its number of elements."""
+    if grid.scale is None:
+        fine = grid.zero is None and grid.replace(stale=False).settings() == {}
+        demand(fine, edge, "a grid without a scale is dynamic: it has 8 bits, and no other setting")
+        return 0
     scale = structure_of(grid.scale, edge)
     fine = scale.dtype is torch.float32 and len(scale.shape) == 1 and scale.shape[0] > 0
     demand(fine, edge, f"a scale of {scale.dtype} {list(scale.shape)}, but it is float32 of one axis")
@@ -66,6 +70,8 @@ def grid_structure(grid: Grid, edge: str) -> int:
 
 def grid_contents(grid: Grid, edge: str) -> None:
     """FormatError for a scale that is not finite and above 0, and for a zero point that is not a code."""
+    if grid.scale is None:
+        return
     scale = grid.scale.decode()
     demand(bool((scale.isfinite() & (scale > 0)).all()), edge, "a scale that is not a number above 0")
     if grid.zero is not None:

@@ -1,7 +1,9 @@
 """Grid parts: a grid on an edge while a model runs, trains or is exported.
 
 simulated   x rounded in float, with gradients for x and the scale        see maths/rounding.py
-exported    one node tersor::grid(x, scale, zero, bits, signed, axis), which a runtime's writer converts
+dynamic     the same with the scale that spans each x; gradients for x
+exported    one node tersor::grid(x, scale, zero, bits, signed, axis), which a runtime's writer converts;
+            of a dynamic grid tersor::dynamic_grid(x)
 """
 
 from __future__ import annotations
@@ -10,24 +12,28 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from tersor.errors import RefusedError, SettingError
 from tersor.forms import Dense
 from tersor.forms.grid import Grid
-from tersor.maths.rounding import learned, on_grid, scale_gradient_factor
+from tersor.maths.rounding import dynamic, learned, on_grid, scale_gradient_factor
 from tersor.maths.uniform_grid import code_limits
 from tersor.maths.units import TINY, check_bits
 
 
 class GridPart(nn.Module):
-    """A Grid as a module: `scale` [1] or [C] is trained, `zero` is fixed."""
+    """A Grid as a module: `scale` [1] or [C] is trained, `zero` is fixed. A dynamic one has neither."""
 
+    scale: Tensor
     zero: Tensor
 
     def __init__(self, name: str, grid: Grid):
         super().__init__()
         self.name, self.grid, self.limits = name, grid, code_limits(grid.bits, grid.signed)
         self.marked = False  # True in a copy for export: the grid is one node
+        if grid.scale is None:
+            return
         scale = grid.scale.decode().float().clone()
         zero = torch.zeros(scale.shape) if grid.zero is None else grid.zero.decode().clone()
         check(name, grid, scale, zero)
@@ -37,6 +43,8 @@ class GridPart(nn.Module):
     def value(self, x: Tensor) -> Tensor:
         """x rounded to the grid, with x's shape and dtype."""
         grid = self.grid
+        if grid.scale is None:
+            return torch.ops.tersor.dynamic_grid(x) if self.marked else dynamic(x)
         if self.marked:
             return torch.ops.tersor.grid(x, self.scale, self.zero, grid.bits, grid.signed, grid.axis)
         scale, zero = (spread(self.name, values, x, grid.axis) for values in (self.scale, self.zero))
@@ -47,7 +55,14 @@ class GridPart(nn.Module):
 
     def fold(self) -> Grid:
         """The grid with the trained scale."""
+        if self.grid.scale is None:
+            return self.grid
         return self.grid.replace(scale=Dense(self.scale.detach().cpu().abs().clamp_min(TINY)))
+
+
+def outdated(grid: Grid) -> Grid:
+    """The grid after a change of the model. Of a dynamic one nothing was calibrated."""
+    return grid if grid.scale is None else grid.replace(stale=True)
 
 
 def spread(name: str, values: Tensor, x: Tensor, axis: int) -> Tensor:
@@ -86,6 +101,17 @@ def check(name: str, grid: Grid, scale: Tensor, zero: Tensor) -> None:
         raise SettingError(f"{name}: a grid's zero point must be one of its codes, {low} to {high}")
 
 
+@torch.library.custom_op("tersor::dynamic_grid", mutates_args=())
+def dynamic_op(x: Tensor) -> Tensor:
+    """x rounded to the grid that spans it, as one operator of an exported graph."""
+    return dynamic(x.detach()).clone()
+
+
+@dynamic_op.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
 @torch.library.custom_op("tersor::grid", mutates_args=())
 def grid_op(  # noqa: PLR0917  an operator has no keywords
     x: Tensor, scale: Tensor, zero: Tensor, bits: int, signed: bool, axis: int
@@ -99,3 +125,9 @@ def grid_op(  # noqa: PLR0917  an operator has no keywords
 @grid_op.register_fake
 def _(x: Tensor, *grid: Any) -> Tensor:
     return torch.empty_like(x)
+
+
+def uses(program: ExportedProgram) -> int:
+    """How often a traced program rounds an edge."""
+    marks = (torch.ops.tersor.grid.default, torch.ops.tersor.dynamic_grid.default)
+    return sum(node.target in marks for node in program.graph.nodes)

@@ -15,4 +15,5 @@ class Needs(enum.Flag):
     WHOLE = enum.auto()  # all weights at once
     LOSS = enum.auto()  # the task's loss, in training
     SOFT = enum.auto()  # logits that can be compared with a teacher's, in training
+    EXAMPLE = enum.auto()  # inputs of the model, to trace it with; no data
     SCORES = enum.auto()  # evaluation batches and a metric, if the run has a task

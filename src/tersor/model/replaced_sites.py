@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tersor.errors import RefusedError, SiteError, did_you_mean
-from tersor.forms import Form
+from tersor.forms import Form, Grid
 from tersor.model.changes import Replace
 from tersor.model.sites import Site, describe
 from tersor.model.stock import Untie, module_at, names_of, stock_of
@@ -106,3 +106,11 @@ def join(path: str, name: str) -> str:
 def meta(form: Form, dtype: torch.dtype) -> Tensor:
     """A tensor of a form's shape, without memory."""
     return torch.empty(form.shape, dtype=dtype, device="meta")
+
+
+def edge_gone(change: Replace, edge: str, grid: Grid) -> bool:
+    """Whether a replacement takes an edge away, so that its grid could never be calibrated again. Other grids
+    become stale, except dynamic ones, which go where a layer computes differently."""
+    if edge.partition("/")[0] != change.module:
+        return False
+    return change.stock == "identity" or (grid.scale is None and change.stock in ("product", "attention"))

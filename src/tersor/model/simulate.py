@@ -24,7 +24,7 @@ from tersor.forms.grid import Grid
 from tersor.model.batches import device_of
 from tersor.model.checkpointing import refuse_reentry, rerun
 from tersor.model.edges import edges_of, known, near, parse
-from tersor.model.grid_part import GridPart
+from tersor.model.grid_part import GridPart, uses
 from tersor.model.watch import WatchedRun, active, hooked, made_at, running
 
 
@@ -224,8 +224,7 @@ def exported(simulated: Simulated, *args: Any, **kwargs: Any) -> ExportedProgram
         part.marked = True  # type: ignore[assignment]
     with torch.no_grad():
         program = torch.export.export(marked, args, kwargs, strict=False)
-    nodes = sum(node.target is torch.ops.tersor.grid.default for node in program.graph.nodes)
-    uses = sum(edges[made_at(name)].uses for name in simulated.table)
-    if nodes != uses:
-        raise RefusedError(f"export: grids are used {uses} times, but the graph has {nodes} of them")
+    nodes, wanted = uses(program), sum(edges[made_at(name)].uses for name in simulated.table)
+    if nodes != wanted:
+        raise RefusedError(f"export: grids are used {wanted} times, but the graph has {nodes} of them")
     return program

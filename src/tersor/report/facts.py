@@ -68,8 +68,9 @@ def besides(result: State) -> dict[str, Any]:
 def grid_facts(grid: Grid) -> dict[str, Any]:
     """One edge: the bits, number and kind of its grids."""
     return {
-        "bits": grid.bits, "signed": grid.signed, "scales": grid.scale.shape[0],
-        "symmetric": grid.zero is None, "stale": grid.stale, "nbytes": grid.nbytes,
+        "bits": grid.bits, "signed": grid.signed, "scales": grid.scale.shape[0] if grid.scale else 0,
+        "symmetric": grid.zero is None and grid.scale is not None, "dynamic": grid.scale is None,
+        "stale": grid.stale, "nbytes": grid.nbytes,
     }  # fmt: skip
 
 

@@ -155,7 +155,7 @@ def besides(facts: Facts) -> Iterator[RenderableType]:
         table = grid("edge", ">bits", ">grids", "from", ">bytes", "")
         for edge, found in facts["grids"].items():
             low, _ = code_limits(found["bits"], found["signed"])
-            word = "stale" if found["stale"] else ""
+            word = "stale" if found["stale"] else "dynamic" if found["dynamic"] else ""
             table.add_row(
                 edge, str(found["bits"]), whole(found["scales"]), str(low), whole(found["nbytes"]), word
             )

@@ -25,8 +25,8 @@ import numpy as np
 import onnx_ir as ir
 import torch
 from onnxscript import opset21 as op
-from torch.export import ExportedProgram
 
+from tersor.runtimes import onnx_dynamic
 from tersor.runtimes.onnx_graphs import (
     add_before,
     attribute,
@@ -65,21 +65,28 @@ def table() -> dict[Any, Callable[..., Any]]:
     """For torch.onnx.export: our operators in ONNX."""
     ours = torch.ops.tersor
     return {
-        ours.grid.default: grid,
-        ours.dequantize.default: dequantize,
-        ours.dequantize_blocks.default: dequantize_blocks,
-    }
-
-
-def grids(program: ExportedProgram) -> int:
-    """How often a traced program rounds an edge."""
-    return sum(node.target is torch.ops.tersor.grid.default for node in program.graph.nodes)
+        ours.grid.default: grid, ours.dequantize.default: dequantize,
+        ours.dequantize_blocks.default: dequantize_blocks, ours.dynamic_grid.default: onnx_dynamic.grid,
+    }  # fmt: skip
 
 
 def tidy(model: ir.Model) -> None:
     """Bring the Q/DQ pairs of a model into the form that runtimes replace."""
     graph = model.graph
-    for change in (scalar, clip, pool, turned, embedded, parted, bias, zeros, shared, floated):
+    changes = (
+        scalar,
+        clip,
+        pool,
+        turned,
+        embedded,
+        parted,
+        onnx_dynamic.product,
+        bias,
+        zeros,
+        shared,
+        floated,
+    )
+    for change in changes:
         for node in list(graph):
             if node.graph is graph:
                 change(graph, node)
@@ -284,7 +291,8 @@ def integer(node: ir.Node, at: int) -> bool:
 
 def shared(graph: ir.Graph, node: ir.Node) -> None:
     """Let readers of one value with equal grids, or equal factors, read one operator."""
-    if node.op_type not in ("QuantizeLinear", "DequantizeLinear", "Mul") or node.inputs[0] is None:
+    kinds = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "Mul")
+    if node.op_type not in kinds or node.inputs[0] is None:
         return
     for use in list(given(node, 0).uses()):
         other = use.node
@@ -292,7 +300,8 @@ def shared(graph: ir.Graph, node: ir.Node) -> None:
             continue
         same = len(node.inputs) == len(other.inputs) and node.attributes == other.attributes
         if same and all(equal(a, b) for a, b in zip(node.inputs, other.inputs, strict=True)):
-            other.outputs[0].replace_all_uses_with(node.outputs[0], replace_graph_outputs=True)
+            for theirs, ours in zip(other.outputs, node.outputs, strict=True):
+                theirs.replace_all_uses_with(ours, replace_graph_outputs=True)
 
 
 def unused(graph: ir.Graph) -> None:

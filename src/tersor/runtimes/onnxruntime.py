@@ -27,6 +27,7 @@ from tersor.errors import RefusedError, SettingError
 from tersor.model.batches import device_of, move, shapes, steady
 from tersor.model.deployed import Deployed
 from tersor.model.edges import Edge
+from tersor.model.grid_part import uses
 from tersor.model.outputs import exportable
 from tersor.runtimes import onnx_integers, onnx_packed, onnxruntime_session
 from tersor.runtimes.agree import (
@@ -94,12 +95,12 @@ def write(
         if isinstance(model, Deployed):
             floats = model.left | onnx_packed.pack(program.model, model.packed, openvino)
             onnx_integers.tidy(program.model)
-            uses = sum(edge.uses for edge in rounded.values())
-            grids = onnx_integers.grids(program.exported_program)
-            if grids != uses:
+            wanted = sum(edge.uses for edge in rounded.values())
+            grids = uses(program.exported_program)
+            if grids != wanted:
                 raise RefusedError(
-                    f"onnxruntime: {type(model.net).__name__} rounds an edge {uses} times, and the exported "
-                    f"graph {grids} times"
+                    f"onnxruntime: {type(model.net).__name__} rounds an edge {wanted} times, and the "
+                    f"exported graph {grids} times"
                 )
         _without_traces(program)
         # Only the weights' bytes count: the graph is small compared with the limit.

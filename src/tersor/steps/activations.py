@@ -26,6 +26,7 @@ from tersor.maths.uniform_grid import requantize
 from tersor.model.batches import device_of, move
 from tersor.model.example import example_inputs
 from tersor.model.graph import traced
+from tersor.model.grid_part import outdated
 from tersor.model.integer_edges import IntegerEdges, IntegerLayer
 from tersor.model.integer_weights import integer_weight
 from tersor.model.observe import Range, grid_of, values_of
@@ -46,11 +47,23 @@ def folded(view: View, chosen: set[str]) -> Generator[Group, None, View]:
     return now
 
 
-def choice(view: View, chosen: set[str]) -> IntegerEdges:
+def choice(view: View, chosen: set[str], *, dynamic: bool = False) -> IntegerEdges:
     """The edges for grids and the layers for integers, among the layers with these weights."""
     model = view.plain()
     inputs = move(example_inputs(view.task, model), device_of(model))
-    return IntegerEdges(traced(model, inputs), input_names(model, inputs), frozenset(chosen))
+    names = input_names(model, inputs)
+    return IntegerEdges(traced(model, inputs), names, frozenset(chosen), dynamic=dynamic)
+
+
+def check_grids(view: View, dynamic: bool) -> None:
+    """RefusedError if edges have grids of the other kind: a layer would round twice."""
+    for edge, grid in view.state.grids.items():
+        if (grid.scale is None) != dynamic:
+            given = "dynamic" if grid.scale is None else "from calibration batches"
+            raise RefusedError(
+                f"quantize: the range of {edge} is {given} already, and all ranges are of one kind. Give "
+                f"all layers the same activation_range, or undo the earlier step"
+            )
 
 
 def rounded_before(view: View) -> set[str]:
@@ -96,10 +109,30 @@ def calibrated(view: View, after: Mapping[str, Form], chosen: set[str], how: Cal
         raise RefusedError(
             f"quantize: no layer can compute with integers: {why}.{way_out} leave out activations"
         )
+    return Rounded(view, dict(after), grids, found.layers, in_float(found, names, left), refused)
+
+
+def dynamic(view: View, after: Mapping[str, Form], chosen: set[str]) -> Rounded:
+    """Dynamic grids for what the chosen layers read. `after`: new forms of weights."""
+    forms = {**view.forms, **after}
+    names = [name for name in view.sites if name in chosen]
+    left = {name: why for name in names if isinstance(why := integer_weight(forms[name]), str)}
+    found = choice(view, chosen - set(left), dynamic=True)
+    reasons = in_float(found, names, left)
+    if not found.edges:
+        why = few(f"{name}: {why}" for name, why in reasons.items())
+        raise RefusedError(
+            f"quantize: no layer can compute with integers: {why}. Dynamic ranges are for linear layers: "
+            f"leave out activation_range=dynamic, or to round weights alone, leave out activations too"
+        )
+    return Rounded(view, dict(after), {edge: Grid() for edge in found.edges}, found.layers, reasons, {})
+
+
+def in_float(found: IntegerEdges, names: list[str], left: dict[str, str]) -> dict[str, str]:
+    """The weights that multiply no integers, and why. `left`: those whose form is not integers."""
     integers = {layer.weight for layer in found.layers}
     alone = [name for name in names if name not in integers and name not in left]
-    rest = {name: found.why_float(name) for name in alone}
-    return Rounded(view, dict(after), grids, found.layers, {**rest, **left}, refused)
+    return {name: found.why_float(name) for name in alone} | left
 
 
 def ranges_or_refusals(
@@ -140,6 +173,8 @@ class Rounded:
         count = len({layer.weight for layer in self.layers})  # a shared layer is listed once for each call
         whole = count + len(self.left)
         text = f"{count} of {whole} weights multiply integers; {len(self.grids)} edges have grids"
+        if any(grid.scale is None for grid in self.grids.values()):
+            text += ", with the range of each batch"
         if self.left:
             text += "; in float: " + few(f"{name} ({why})" for name, why in self.left.items())
         if self.refused:
@@ -152,11 +187,13 @@ class Rounded:
 
         Where the weights of an output are so small that its bias would overflow, their scale grows.
         """
-        weight, name = self.form(layer.weight), layer.bias
+        weight, name, grid = self.form(layer.weight), layer.bias, self.grids[layer.edge]
         integers = integer_weight(weight)
         if name is None or isinstance(integers, str) or not isinstance(uncoded(self.form(name)), Dense):
             return
-        bias, step = self.form(name).decode().double(), self.grids[layer.edge].scale.decode().double()
+        if grid.scale is None:  # the unit is not known before the model runs
+            return
+        bias, step = self.form(name).decode().double(), grid.scale.decode().double()
         least = (bias.abs() / (ACCUMULATOR * step)).float()
         small = integers.scale.expand_as(least) < least
         scale = integers.scale
@@ -179,9 +216,9 @@ class Rounded:
         stale = any(isinstance(event, Edit) for event in found)
         for edge, grid in self.grids.items():
             before = view.state.grids.get(edge)
-            found.append(
-                Edit(edge, before.replace(stale=True) if before and stale else before, grid, "refine")
-            )
+            before = outdated(before) if before and stale else before
+            if before is None or before.digest != grid.digest:
+                found.append(Edit(edge, before, grid, "refine"))
         return found
 
 

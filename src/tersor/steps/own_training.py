@@ -24,6 +24,7 @@ from tersor.errors import SettingError, did_you_mean
 from tersor.forms import Form
 from tersor.model.frozen import FROZEN, Frozen, frozen_in
 from tersor.model.given_masks import with_masks
+from tersor.model.grid_part import outdated
 from tersor.model.simulate import refuse_stale
 from tersor.model.trainable_module import Source, Trainable, unwrapped
 from tersor.record.events import Edit, Group, Note
@@ -100,8 +101,9 @@ class Trained:
         events: list[Edit | Note] = list(view.edits(moved))
         # Edits of weights make grids stale, but these grids were simulated while the weights learned.
         for edge, grid in module.fold_grids().items():
-            before = view.state.grids[edge].replace(stale=bool(events))
-            if events or grid.digest != before.digest:
+            before = view.state.grids[edge]
+            before = outdated(before) if events else before
+            if grid.digest != before.digest:
                 events.append(Edit(edge, before, grid, "refine"))
         count = len({event.site for event in events})
         text, data = module.frozen.summary()

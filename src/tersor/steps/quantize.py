@@ -6,7 +6,8 @@ binary     w ~ +-scale                      Rastegari 2016
 ternary    w ~ {-1, 0, 1} * scale           Li 2016 (TWN)
 stored     bits a weight before coding, 32 bits a scale
 rounding   to the nearest, or gptq: by the error of each layer's outputs, with data: steps/compensated.py
-activations=8 also rounds what layers read, as integer kernels do: steps/activations.py. It needs data.
+activations=8 also rounds what layers read, as integer kernels do: steps/activations.py. It needs data, except
+with activation_range=dynamic, where the range of each tensor is taken when the model runs.
 Weights alone, rounded to the nearest, need none. With epochs it trains through the grid by straight-through
 gradients (Bengio 2013), and learns the steps of uniform grids (LSQ, Esser 2020).
 """
@@ -37,12 +38,13 @@ from tersor.model.sites import Site
 from tersor.record.events import Edit, Group, Note, site_group
 from tersor.setting_effects import Only, check_effect
 from tersor.settings import check, check_word
-from tersor.steps.activations import Calibration, calibrated, choice, folded
+from tersor.steps.activations import Calibration, calibrated, check_grids, choice, dynamic, folded
 from tersor.steps.compensated import Compensated, Grids
 from tersor.steps.retrain import Retrain
 from tersor.steps.smoothing import smoothed
 
 SCHEMES = ("uniform", "log", "binary", "ternary")
+DYNAMIC = "dynamic"  # ranges of activations that are found when the model runs
 ROUNDING = ("nearest", "gptq")
 FEW = 4  # bits from which on data makes rounding clearly better
 
@@ -85,10 +87,12 @@ class Quantize(Retrain):
     terms: int = 1  # powers of two in a log level: 1 or 2
     # Bits of activations: 0 leaves them in float, 8 for kernels that compute with integers.
     activations: int = 0
-    # How the range of activations is found: "minmax", "average", "percentile", "mse" or "entropy".
+    # How the range of activations is found: "minmax", "average", "percentile", "mse" or "entropy" from
+    # calibration batches, or "dynamic": anew for each tensor when the model runs.
     activation_range: str = "minmax"
     activation_percentile: float = 99.99  # of the values inside, if activation_range is "percentile"
-    smooth: bool = True  # multiply inputs of linear layers, where outliers would need coarse steps
+    # Multiply inputs of linear layers, where outliers would need coarse steps. It needs calibration batches.
+    smooth: bool = True
     rule: str = "twn"  # ternary threshold: "twn" (0.7 * mean |w|) or "exact" (least squares)
 
     def __post_init__(self) -> None:
@@ -115,7 +119,7 @@ class Quantize(Retrain):
         check(50 < self.percentile <= 100, self, "percentile", "it is above 50 and up to 100")
         check(self.terms in (1, 2), self, "terms", "a level is 1 power of two or a sum of 2")
         check(self.activations in (0, 8), self, "activations", "it is 8 bits, or 0 for floats")
-        check_word(self, "activation_range", ACTIVATION_RANGES)
+        check_word(self, "activation_range", (*ACTIVATION_RANGES, DYNAMIC))
         fine = 50 < self.activation_percentile <= 100
         check(fine, self, "activation_percentile", "it is above 50 and up to 100")
         if self.activations:
@@ -154,8 +158,11 @@ class Quantize(Retrain):
 
     @property
     def needs(self) -> Needs:
-        data = self.activations or self.rounding != "nearest"
-        return super().needs | (Needs.MODEL | Needs.TASK | Needs.WHOLE if data else Needs.NOTHING)
+        if not self.activations and self.rounding == "nearest":
+            return super().needs
+        moving = self.activation_range == DYNAMIC and self.rounding == "nearest"
+        task = Needs.EXAMPLE if moving else Needs.TASK
+        return super().needs | Needs.MODEL | task | Needs.WHOLE
 
     @property
     def plain_range(self) -> str:
@@ -191,9 +198,15 @@ class Quantize(Retrain):
     def integers(self, view: View) -> Iterator[Group]:
         """Weights and activations as integers. Weights that are integers already keep their codes."""
         chosen = {site.name for site in view.weights(self.where)}
-        now = yield from folded(view, chosen)
-        if self.smooth:
-            layers = choice(now, chosen).layers
+        moving, now = self.activation_range == DYNAMIC, view
+        check_grids(view, moving)
+        if not moving:
+            now = yield from folded(view, chosen)
+        if self.smooth and moving and view.task.calibrate is None:
+            text = "inputs are not smoothed: that needs calibration batches, and the task has none"
+            yield Group("not smoothed", (Note("", "smoothed", text, {"noise": {}}),))
+        elif self.smooth:
+            layers = choice(now, chosen, dynamic=moving).layers
             now = yield from smoothed(now, layers, self.bits, self.activations)
         exact = now
         sites = [s for s in now.weights(self.where) if isinstance(integer_weight(now.form(s)), str)]
@@ -205,8 +218,11 @@ class Quantize(Retrain):
             edits = {site.name: self.edit(now, site) for site in sites}
             after = {name: cast(Form, edit.after) for name, edit in edits.items()}
             hows = {name: edit.how for name, edit in edits.items()}
-        ranges = Calibration(self.activations, self.activation_range, self.activation_percentile)
-        rounded = calibrated(now, after, chosen, ranges)
+        if moving:
+            rounded = dynamic(now, after, chosen)
+        else:
+            ranges = Calibration(self.activations, self.activation_range, self.activation_percentile)
+            rounded = calibrated(now, after, chosen, ranges)
         trained: tuple[Note, ...] = ()
         if self.epochs:
             grids = Group("grids", tuple(rounded.events({}, forms=False)))

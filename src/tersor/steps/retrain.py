@@ -20,6 +20,7 @@ from tersor.errors import SettingError
 from tersor.forms import Form
 from tersor.model.changed_copy import changed_structure
 from tersor.model.frozen import FROZEN, Frozen, frozen_in
+from tersor.model.grid_part import outdated
 from tersor.model.import_object import import_object
 from tersor.model.learning_rates import factors_of
 from tersor.model.sites import Site
@@ -126,7 +127,10 @@ class Retrain:
         """Edits that keep the grids of edges: they were simulated while the weights learned, and an edit of a
         weight has made them stale."""
         grids = view.state.grids if moved else {}
-        return tuple(Edit(edge, grid.replace(stale=True), grid, "refine") for edge, grid in grids.items())
+        return tuple(
+            Edit(edge, stale, grid, "refine") for edge, grid in grids.items()
+            if (stale := outdated(grid)) is not grid
+        )  # fmt: skip
 
     def left(
         self, view: View, moved: Mapping[str, Form], learning: Sequence[Site] | None
