@@ -28,6 +28,7 @@ from tersor.io.checkpoint_weights import Chosen, NoSuchKey, choose, under
 from tersor.io.header import Slot
 from tersor.io.json_text import parse
 from tersor.io.on_disk import OnDisk
+from tersor.io.pickle_claims import check_claims
 from tersor.io.safetensors_file import HELD, Ranges, TensorFile, cannot_read
 from tersor.io.short_header import MAGIC
 from tersor.model.kinds import resolved, unfit
@@ -206,6 +207,7 @@ class TorchCheckpoint:
         self.path = path
         self.file = Ranges(path)
         try:
+            check_claims(path)
             self.records = records_of(path)
             found = self._load(key)
             self.key, self.ignored = found.key, found.ignored

@@ -19,6 +19,7 @@ from tersor.core.state import State
 from tersor.errors import RefusedError, SettingError, did_you_mean
 from tersor.settings import make
 
+MOST = 100_000  # values of a recipe
 KEYS = ("tersor", "seed", "zeros", "steps", "base", "result")  # base and result are in lock files
 
 
@@ -50,12 +51,26 @@ for _tag in ("int", "float"):
     Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", Loader.number)
 
 
+def too_large(document: Any) -> bool:
+    """Whether a document has too many values, or itself inside. A short text may stand for billions: its
+    aliases may have aliases inside."""
+    left, waiting = MOST, [document]
+    while waiting and left > 0:
+        value = waiting.pop()
+        left -= 1
+        if isinstance(value, (dict, list)):
+            waiting += value.values() if isinstance(value, dict) else value
+    return bool(waiting)
+
+
 def from_yaml(text: str, table: Mapping[str, type], name: str = "recipe") -> Recipe:
     """Read a recipe. `name`: its name in errors."""
     try:
         document = yaml.load(text, Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, TypeError, LookupError, RecursionError) as error:  # PyYAML's own, too
         raise SettingError(f"{name} is not YAML: {' '.join(str(error).split())}") from None
+    if too_large(document):
+        raise SettingError(f"{name}: it has more than {MOST:,} values, aliases counted each time")
     if not isinstance(document, dict):
         raise SettingError(f"{name}: expected a mapping with 'steps', found {type(document).__name__}")
     for key in document:
