@@ -1,6 +1,7 @@
 """Small files that ask for much: time, memory, long messages, the terminal. Each is refused, and says why."""
 
 import io
+import itertools
 import pickle
 import time
 import zipfile
@@ -19,7 +20,8 @@ from tersor.io.checkpoint import Checkpoint
 from tersor.io.container import read_tensor
 from tersor.io.patch.diff import diff
 from tersor.io.patch.patch import patch
-from tersor.steps import Entropy
+from tersor.steps import STEPS, Entropy
+from tersor.steps.recipe_text import from_yaml
 
 SECONDS = 5  # of processor time, on a slow machine
 
@@ -134,7 +136,7 @@ BOMBS = {
     "bytearray": lambda: saved({"w": Call(bytearray, 3_000_000_000)}),
     "bytearray, older": lambda: saved({"w": Call(bytearray, 3_000_000_000)}, zipped=False),
     "tensor": lambda: saved({"w": Call(torch.Tensor, 30_000, 30_000)}, zipped=False),
-    "storage": lambda: storage_of(700_000_000), "zip": inflating, "wide": lambda: saved({"w": wide(2000)}),
+    "storage": lambda: storage_of(700_000_000), "zip": inflating, "wide": lambda: saved({"w": wide(500)}),
 }  # fmt: skip
 
 
@@ -166,6 +168,43 @@ def test_ordinary_checkpoints_are_read(zipped: bool, tmp_path: Path) -> None:
     torch.save({"model": net.state_dict(), **more}, tmp_path / "w.pt", _use_new_zipfile_serialization=zipped)
     with Checkpoint(tmp_path / "w.pt") as found:
         assert found.slots.keys() == net.state_dict().keys()
+
+
+def test_a_zip_whose_names_are_not_text_is_refused(tmp_path: Path) -> None:
+    data = saved({"w": torch.zeros(3)})
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        name = archive.namelist()[0].encode()
+    at = data.rindex(b"PK\x01\x02")
+    flagged = bytearray(data[:at] + data[at:])
+    begin = data.index(b"PK\x01\x02")
+    flagged[begin + 9] |= 8  # the name is UTF-8
+    flagged[begin + 46 : begin + 46 + len(name)] = b"\xb4" * len(name)
+    (tmp_path / "w.pt").write_bytes(bytes(flagged))
+    with pytest.raises(FormatError, match="damaged zip file|cannot be read as a PyTorch checkpoint"):
+        Checkpoint(tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 6000,
+        "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1]\n"
+        + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in itertools.pairwise("abcdefghi")),
+        "steps: &a [*a]",
+        "steps: [{? [a] : b}]",
+        "tersor: 9" + "9" * 5000,
+        "- " * 3000,
+        "steps: [2001-13-45]",
+    ],
+    ids=["brackets", "laughs", "itself", "list as key", "digits", "deep", "date"],
+)
+def test_recipes_are_bounded(text: str) -> None:
+    """PyYAML takes the square of open brackets, and raises errors of many kinds."""
+    began = time.process_time()
+    with pytest.raises(TersorError) as caught:
+        from_yaml(text, STEPS)
+    assert len(str(caught.value)) < LONGEST + 100
+    assert time.process_time() - began < SECONDS
 
 
 # --- messages and the terminal ---

@@ -321,7 +321,7 @@ def records_of(path: Path) -> dict[int, int]:
                 file.seek(entry.header_offset)
                 name, extra = struct.unpack("<26x2H", file.read(30))
                 found[entry.header_offset + 30 + name + extra] = entry.file_size
-    except (zipfile.BadZipFile, struct.error, zlib.error, *DAMAGED) as error:
+    except (zipfile.BadZipFile, struct.error, zlib.error, OSError, *DAMAGED) as error:
         raise FormatError(f"{path}: it is a damaged zip file: {error}") from None
     return found
 

@@ -9,7 +9,9 @@ Python           Recipe([Prune(keep=0.1), Entropy()])
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import yaml
@@ -20,6 +22,7 @@ from tersor.errors import RefusedError, SettingError, did_you_mean
 from tersor.settings import make
 
 MOST = 100_000  # values of a recipe
+NESTED = 100  # brackets of a recipe that are open at one place
 KEYS = ("tersor", "seed", "zeros", "steps", "base", "result")  # base and result are in lock files
 
 
@@ -51,6 +54,12 @@ for _tag in ("int", "float"):
     Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", Loader.number)
 
 
+def open_brackets(text: str) -> int:
+    """The most brackets that are open at one place; those in strings count too."""
+    steps = (1 if letter in "[{" else -1 for letter in re.findall(r"[\[\]{}]", text))
+    return max(accumulate(steps), default=0)
+
+
 def too_large(document: Any) -> bool:
     """Whether a document has too many values, or itself inside. A short text may stand for billions: its
     aliases may have aliases inside."""
@@ -65,6 +74,8 @@ def too_large(document: Any) -> bool:
 
 def from_yaml(text: str, table: Mapping[str, type], name: str = "recipe") -> Recipe:
     """Read a recipe. `name`: its name in errors."""
+    if open_brackets(text) > NESTED:  # PyYAML takes the square of their number
+        raise SettingError(f"{name}: more than {NESTED} brackets are open at one place")
     try:
         document = yaml.load(text, Loader)
     except (yaml.YAMLError, ValueError, TypeError, LookupError, RecursionError) as error:  # PyYAML's own, too
