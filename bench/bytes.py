@@ -5,8 +5,9 @@ PYTHON is an interpreter with the peers (`pip install 'tersor[peers]'`; nncodec 
 TERSOR_PEERS or this one. Bytes are those of whole leaves, headers and tables included; "file" is a .tersor
 file of all leaves. Speeds are wall-clock, from one run: in each round every coder decodes once, one after the
 other, and the result is the median of the rounds; for ratios, the median of the rounds' ratios. A code counts
-as a byte. Tersor decodes like `load`, leaf by leaf on all cores; the peers use one. Notes give the speed by
-CPU time, which other load on the machine changes less.
+as a byte. Tersor decodes like `load`, leaf by leaf on all cores; the peers use one. Encoding is timed for
+floats, in memory, Tersor (with the profile that takes fewer bytes) and zipnn on all cores. Notes give the
+speed by CPU time, which other load on the machine changes less.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from tersor.steps.entropy import Entropy
 
 HERE = Path(__file__).resolve().parent
 PROFILES = ("max", "fast")  # fewest bytes, or speed
+OURS = "Tersor"
 ROUNDS = 7
 # Most bits a weight, by subject.
 MOST = {"minilm_int8": 7.09, "minilm_int4": 3.285, "lenet300": 0.465, "lenet5": 0.495}
@@ -94,6 +96,7 @@ class Peers:
             )
             self.said: dict[str, dict[str, Any]] = self.answer()
         self.ready = [name for name, facts in self.said.items() if "nbytes" in facts]
+        self.encoders = [name for name in self.ready if self.said[name]["encodes"]]
 
     def answer(self) -> Any:
         found = self.process.stdout.readline()
@@ -103,8 +106,9 @@ class Peers:
             )
         return json.loads(found)
 
-    def decode(self, name: str) -> Took:
-        self.process.stdin.write(f"{name}\n")
+    def time(self, job: str) -> Took:
+        """Seconds of a job: the name of a peer to decode, or "encode PEER"."""
+        self.process.stdin.write(f"{job}\n")
         self.process.stdin.flush()
         return Took(**self.answer())
 
@@ -127,12 +131,15 @@ def measure(name: str, python: str, rounds: int) -> Iterator[Row]:
     peers = Peers(python, tensors, subject.kind)
     try:
         took = turns(leaves, peers, rounds)
+        best = min(PROFILES, key=lambda profile: sum(leaf.nbytes for leaf in leaves[profile]))
+        encoding = encoding_turns(tensors, best, peers, rounds) if peers.encoders else {}
     finally:
         peers.close()
     sizes = {profile: sum(leaf.nbytes for leaf in streams) for profile, streams in leaves.items()}
     sizes |= {peer: peers.said[peer]["nbytes"] for peer in peers.ready}
     yield from size_rows(name, tensors, sizes)
     yield from speed_rows(name, tensors, sizes, took)
+    yield from encoding_rows(name, tensors, encoding)
     for peer, facts in peers.said.items():
         if "missing" in facts:
             print(f"{name:14} {peer}: {facts['missing']}")
@@ -154,7 +161,26 @@ def turns(leaves: dict[str, list[Coded]], peers: Peers, rounds: int) -> dict[str
                 pass
             took[profile].append(Took(time.perf_counter() - wall, time.process_time() - cpu))
         for peer in peers.ready:
-            took[peer].append(peers.decode(peer))
+            took[peer].append(peers.time(peer))
+    return took
+
+
+def encoding_turns(
+    tensors: dict[str, Tensor], profile: str, peers: Peers, rounds: int
+) -> dict[str, list[Took]]:
+    """Seconds of encoding all tensors in memory, for each round: Tersor like `pack`, on all cores."""
+
+    def encoded(array: Tensor, _: Tensor) -> int:
+        return coded(array, coder=profile).nbytes
+
+    took: dict[str, list[Took]] = {name: [] for name in (OURS, *peers.encoders)}
+    for _ in range(rounds):
+        wall, cpu = time.perf_counter(), time.process_time()
+        for _ in in_order(tensors.values(), lambda array: array.nbytes, lambda array: array, encoded):
+            pass
+        took[OURS].append(Took(time.perf_counter() - wall, time.process_time() - cpu))
+        for peer in peers.encoders:
+            took[peer].append(peers.time(f"encode {peer}"))
     return took
 
 
@@ -217,6 +243,17 @@ def speed_rows(
             ">= 0.5",
             note=f"{cores} cores",
         )
+
+
+def encoding_rows(name: str, tensors: dict[str, Tensor], took: dict[str, list[Took]]) -> Iterator[Row]:
+    """Encoding speeds, and the ratio that is a target."""
+    nbytes = sum(array.nbytes for array in tensors.values())
+    cores = f"{len(os.sched_getaffinity(0))} cores"
+    for who, seconds in took.items():
+        wall, cpu = (nbytes / statistics.median(each) / 1e6 for each in zip(*seconds, strict=True))
+        yield row(name, f"encode, {who}", wall, "MB/s", note=f"{cores}; {cpu:.4g} MB/s a core by CPU time")
+    if "zipnn" in took:
+        yield row(name, "encode, times zipnn's speed", ratio(took, "zipnn", OURS), "x", ">= 0.8", note=cores)
 
 
 def ratio(took: dict[str, list[Took]], other: str, ours: str) -> float:

@@ -2,11 +2,12 @@
 
 PYTHON bench/peers.py FILE.npz FORMAT          FORMAT: int8, int4 or indices (codes), bf16, fp16 or fp32
 First a line of JSON: {peer: {"nbytes", "seconds" of encoding} or {"missing": why}}. Then for each name of a
-peer on stdin it decodes once and prints {"wall", "cpu"} in seconds. It needs numpy; a peer that cannot be
-imported is missing. Every peer's decoded result is compared with its input before its figures count.
+peer on stdin it decodes once, and for "encode NAME" encodes once, and prints {"wall", "cpu"} in seconds. It
+needs numpy; a peer that cannot be imported is missing. Every peer's decoded result is compared with its input
+before its figures count.
 
 zstd-3        all tensors behind each other; int4 two to a byte, floats as they are
-zipnn         the same bytes, one thread; floats only
+zipnn         the same bytes; decodes in one thread, encodes on all cores; floats only
 constriction  ANS, one static model a tensor, whose table counts 2 bytes a symbol
 nncodec       its entropy coder on integers (int32, as it requires), one stream for all tensors
 """
@@ -29,11 +30,12 @@ TABLE = 2  # bytes a symbol
 
 
 class Prepared(NamedTuple):
-    """A peer's encoding of the arrays, and its decoder."""
+    """A peer's encoding of the arrays, its decoder, and its encoder where that is timed."""
 
     nbytes: int
     decode: Callable[[], Any]
     same: Callable[[Any], bool]
+    encode: Callable[[], Any] | None = None
 
 
 def plain(arrays: Arrays, kind: str) -> bytes:
@@ -59,7 +61,13 @@ def zipnn(arrays: Arrays, kind: str) -> Prepared | None:
     raw = plain(arrays, kind)
     coder = module.ZipNN(bytearray_dtype=FLOATS[kind], input_format="byte", threads=1)
     data = coder.compress(bytearray(raw))
-    return Prepared(len(data), lambda: coder.decompress(data), lambda found: bytes(found) == raw)
+    every = module.ZipNN(bytearray_dtype=FLOATS[kind], input_format="byte", threads=os.cpu_count() or 1)
+    fresh = bytearray(raw)  # compress() may write to what it is given; the copy is no part of its time
+
+    def encode() -> int:
+        return len(every.compress(fresh))
+
+    return Prepared(len(data), lambda: coder.decompress(data), lambda found: bytes(found) == raw, encode)
 
 
 def constriction(arrays: Arrays, kind: str) -> Prepared | None:
@@ -131,7 +139,8 @@ def prepare(arrays: Arrays, kind: str) -> tuple[dict[str, Prepared], dict[str, d
         if not peer.same(peer.decode()):
             reports[name] = {"missing": "it did not return what it was given"}
             continue
-        ready[name], reports[name] = peer, {"nbytes": peer.nbytes, "seconds": took}
+        ready[name] = peer
+        reports[name] = {"nbytes": peer.nbytes, "seconds": took, "encodes": peer.encode is not None}
     return ready, reports
 
 
@@ -155,7 +164,8 @@ def main(argv: list[str]) -> int:
     ready, reports = prepare(arrays, kind)
     answer(reports)
     for line in sys.stdin:
-        answer(timed(ready[line.strip()].decode))
+        *verb, name = line.split()
+        answer(timed(ready[name].encode if verb else ready[name].decode))
     return 0
 
 

@@ -35,6 +35,7 @@ BENCHES = {
     "slim_minilm": True,
     "fold": True,
     "integers": True,
+    "integers_low": True,
     "integers_slim": True,
     "integers_coverage": True,
 }

@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
 import fuzz  # noqa: E402
+import fuzz_inputs  # noqa: E402
 
 from tersor.core.recipe import Recipe  # noqa: E402
 from tersor.dtypes import NAMED  # noqa: E402

@@ -25,7 +25,8 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("coders", "maths"),
     ("forms",),
     ("encode",),  # forms only decode
-    ("model", "zoo"),
+    ("model",),
+    ("zoo",),  # architectures and their tasks
     ("runtimes", "measure"),  # below the steps: measuring and exporting are steps too
     ("record",),  # what happened, and how it is kept: events, ledger, journal
     ("core",),
@@ -37,6 +38,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "pipeline",
         "check",
     ),  # words to a model and a recipe, these to a folder of results
+    ("described",),  # what a file or folder holds
     ("candidates",),  # files and models to export, score and compare
     ("exits", "options"),  # how a command ends; words that commands share
     ("tersor",),

@@ -15,7 +15,6 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from tersor.core.history import replay, undo
     from tersor.core.recipe import Recipe
-    from tersor.core.run import run
     from tersor.core.state import State
     from tersor.core.step import Needs, Step
     from tersor.core.view import View
@@ -59,6 +58,7 @@ if TYPE_CHECKING:
         Slim,
         read_recipe,
     )
+    from tersor.steps.given_recipe import run
     from tersor.steps.own_training import folded, trainable
     from tersor.steps.recipe_text import lock
 
@@ -69,7 +69,6 @@ MODULES: dict[str, tuple[str, ...]] = {
     "tersor.record.ledger": ("Ledger",),
     "tersor.record.observer": ("Observer",),
     "tersor.core.recipe": ("Recipe",),
-    "tersor.core.run": ("run",),
     "tersor.core.state": ("State",),
     "tersor.core.step": ("Needs", "Step"),
     "tersor.core.view": ("View",),
@@ -85,6 +84,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "tersor.model.builtin_metrics": ("METRICS",),
     "tersor.model.task": ("Task",),
     "tersor.model.builtin_tasks": ("digits", "fashion_mnist"),
+    "tersor.steps.given_recipe": ("run",),
     "tersor.steps.own_training": ("folded", "trainable"),
     "tersor.steps.recipe_text": ("lock",),
     "tersor.steps": (

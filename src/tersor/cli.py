@@ -1,7 +1,7 @@
 """CLI: the command line calls functions, prints results on stdout and messages on stderr. It has no logic.
 
-Commands that run a file in a runtime or score it are in commands.py. How a command ends, with which exit
-code, is in exits.py.
+Commands that run a file in a runtime, score it or list the zoo are in commands.py. How a command ends, with
+which exit code, is in exits.py.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from tersor import commands
 from tersor.exits import Answer, ended
 from tersor.options import (
     MODEL,
+    TASKS,
     Arch,
     Base,
     File,
@@ -56,7 +57,11 @@ def run(
     out: Folder,
     task: Annotated[
         str | None,
-        typer.Option("--task", metavar="TASK", help="digits, fashion-mnist:FOLDER or file.py:function"),
+        typer.Option(
+            "--task",
+            metavar="TASK",
+            help=TASKS,
+        ),
     ] = None,
     recipe: Annotated[
         Path | None, typer.Option("--recipe", metavar="FILE", help="recipe.yaml, or a lock file")
@@ -133,9 +138,12 @@ def steps(
     return Answer(described(step), json, tables)
 
 
+SHOWN = "a .tersor file, weights, a folder of them, a run's folder or report.json; with --groups a model"
+
+
 @app.command()
 def show(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="a .tersor file; with --groups a model")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help=SHOWN)],
     site: Annotated[
         str | None, typer.Argument(metavar="[SITE]", help="a name or a glob: conv1.weight, 'conv*'")
     ] = None,
@@ -152,6 +160,7 @@ def show(
     ] = None,
     weights: Weights = None,
     arch: Arch = None,
+    key: Key = None,
     json: Json = False,
 ) -> Answer:
     """Show forms, bytes and history of a file, or the groups of a model's units."""
@@ -162,13 +171,9 @@ def show(
         data = resolve_task(task)
         given = resolve_model(str(file), weights=weights, arch=arch, task=data)
         return Answer(unit_groups.described(given, data), json, unit_groups.tables)
-    from tersor.io import load
-    from tersor.report.html import write
-    from tersor.report.show import shown, tables
+    from tersor.described import described
 
-    facts = shown(load(file), file, site)
-    if html is not None:
-        facts["html"] = write(facts, html, file)
+    facts, tables = described(file, site, html, key=key)
     return Answer(facts, json, tables)
 
 
@@ -193,6 +198,10 @@ def pack(
     task: Annotated[
         str | None, typer.Option("--task", metavar="TASK", help="for --max-drop: the task that measures it")
     ] = None,
+    attach: Annotated[
+        bool,
+        typer.Option("--attach/--no-attach", help="with a folder's configuration, tokenizer and licence"),
+    ] = True,
     zeros: Zeros = None,
     tiny: Tiny = False,
     workers: Workers = None,
@@ -204,9 +213,11 @@ def pack(
     from tersor.pipeline import rounded
     from tersor.report.file_sizes import packed, packed_lines, rounded_lines, sizes
     from tersor.report.progress import watching
-    from tersor.resolve import resolve_files, resolve_recipe, resolve_rounding
+    from tersor.resolve import resolve_files, resolve_recipe, resolve_rounding, rounded_from
 
-    rounding = resolve_rounding(weights, max_drop, model, task, words, key=key, workers=workers)
+    rounding = resolve_rounding(
+        weights, max_drop, model, task, words, key=key, workers=workers, attach=attach and not tiny
+    )
     with watching(quiet=quiet, plain=json) as observer:
         if rounding is not None:
             inputs = resolve_files(model, task, weights=[weights])
@@ -215,11 +226,13 @@ def pack(
                 inputs=inputs,
             )  # fmt: skip
             # The file may hold more than the model uses.
-            found = sizes(weights, out, rounding[0].given_nbytes)
+            found = sizes(weights, out, *rounded_from(rounding[0], weights))
             return Answer(found | facts, json, rounded_lines)
         observer.step(1, 1, "pack")
         recipe = resolve_recipe(None, words or ["entropy"], zeros=zeros)
-        done = io.pack(weights, out, recipe, key=key, tiny=tiny, workers=workers, observer=observer)
+        done = io.pack(
+            weights, out, recipe, key=key, attach=attach, tiny=tiny, workers=workers, observer=observer
+        )
     return Answer(packed(weights, out, done), json, packed_lines)
 
 
@@ -227,9 +240,9 @@ def pack(
 def unpack(
     file: File,
     out: Annotated[
-        Path,
+        str,  # a Path would lose the slash of a folder
         typer.Option(
-            "--out", "-o", metavar="WEIGHTS", help="the .safetensors file to write, or a new folder"
+            "--out", "-o", metavar="WEIGHTS", help="the .safetensors file to write, or a new folder: DIR/"
         ),
     ],
     *,
@@ -253,7 +266,7 @@ def unpack(
     with watching(quiet=quiet, plain=json) as observer:
         observer.step(1, 1, "unpack")
         io.unpack(file, out, only=only or "*", shard=shard, workers=workers, observer=observer)
-    facts = sizes(file, out) | {"only": only or []}
+    facts = sizes(file, Path(out)) | {"only": only or []}
     if only:
         del facts["share"]
     return Answer(facts, json, unpacked_lines)
@@ -315,6 +328,7 @@ def verify(file: File, workers: Workers = None, json: Json = False) -> Answer:
 app.command("export")(commands.export)
 app.command("eval")(commands.evaluate)
 app.command("compare")(commands.compare)
+app.command("zoo")(commands.zoo)
 
 
 @app.callback(invoke_without_command=True)

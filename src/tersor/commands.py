@@ -1,4 +1,4 @@
-"""Commands: `tersor export`, `eval` and `compare`, which run a file in a runtime or score it.
+"""Commands: `tersor export`, `eval` and `compare`, which run a file in a runtime or score it, and `zoo`.
 
 As in cli.py, they call functions and have no logic.
 """
@@ -11,15 +11,21 @@ from typing import Annotated
 import typer
 
 from tersor.exits import Answer
-from tersor.options import Json, Key, Quiet
+from tersor.options import TASKS, Json, Key, Quiet
 
 CANDIDATE = "a .tersor file, a checkpoint, or base: the model itself"
 RUNNING = "a .tersor file, a checkpoint, an .onnx file, or base: the model itself"
 Code = Annotated[
-    str | None, typer.Option("--model", metavar="MODEL", help="the code: file.py:factory, torchvision:NAME")
+    str | None,
+    typer.Option("--model", metavar="MODEL", help="the code: file.py:factory, torchvision:NAME, hf:FOLDER"),
 ]
 TaskOf = Annotated[
-    str, typer.Option("--task", metavar="TASK", help="digits, fashion-mnist:FOLDER or file.py:function")
+    str,
+    typer.Option(
+        "--task",
+        metavar="TASK",
+        help=TASKS,
+    ),
 ]
 RuntimeOf = Annotated[str, typer.Option("--runtime", metavar="RUNTIME", help="that runs .onnx files")]
 
@@ -40,6 +46,9 @@ def export(
         Path | None,
         typer.Option("--out", "-o", metavar="OUT", help="the file to write; default: FILE's name with .onnx"),
     ] = None,
+    weights: Annotated[
+        str, typer.Option("--weights", metavar="WORD", help="packed: codes stay codes; float: decoded")
+    ] = "packed",
     dynamic_batch: Annotated[
         bool,
         typer.Option(
@@ -69,8 +78,8 @@ def export(
     inputs = resolve_files(model, task, weights=[of.path])
     with watching(quiet=quiet, plain=json) as observer:
         facts = written(
-            of, out or path_for(of), data, shapes=shape or (), to=to, dynamic_batch=dynamic_batch,
-            dynamic_axes=dynamic_axes, observer=observer, inputs=inputs,
+            of, out or path_for(of), data, shapes=shape or (), to=to, weights=weights,
+            dynamic_batch=dynamic_batch, dynamic_axes=dynamic_axes, observer=observer, inputs=inputs,
         )  # fmt: skip
     return Answer(facts, json, exported_lines)
 
@@ -88,11 +97,11 @@ def evaluate(
     """Measure a file's accuracy on a task."""
     from tersor.candidates.candidate import candidate
     from tersor.candidates.evaluate import evaluate as scored
-    from tersor.model.builtin_tasks import task_from
     from tersor.report.comparison import evaluated_lines
     from tersor.report.progress import watching
+    from tersor.resolve import task_of
 
-    data = task_from(task)
+    data = task_of(task)
     of = candidate(file, model, key=key, runtime=runtime, who="eval")
     with watching(quiet=quiet, plain=json) as observer:
         facts = scored(of, data, observer)
@@ -125,11 +134,11 @@ def compare(
     """Compare two files on a task: accuracy in pairs, equal decisions, bytes, speed."""
     from tersor.candidates.candidate import pair
     from tersor.candidates.compare import compare as compared
-    from tersor.model.builtin_tasks import task_from
     from tersor.report.comparison import compared_tables
     from tersor.report.progress import watching
+    from tersor.resolve import task_of
 
-    data = task_from(task)
+    data = task_of(task)
     first, second = pair(a, b, model, model_b, key=key, runtime=runtime)
     with watching(quiet=quiet, plain=json) as observer:
         facts = compared(
@@ -137,3 +146,15 @@ def compare(
             observer=observer,
         )  # fmt: skip
     return Answer(facts, json, compared_tables)
+
+
+def zoo(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="an architecture: mobilenet_v2")
+    ] = None,
+    json: Json = False,
+) -> Answer:
+    """List the architectures that come with their task, or show one."""
+    from tersor.report.zoo_table import described, tables
+
+    return Answer(described(name), json, tables)

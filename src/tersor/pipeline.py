@@ -81,9 +81,11 @@ def run_pipeline(
             )
     if not first():
         return result, facts
+    along = sum(map(len, result.attachments.values()))
+    what = "safetensors, and the files that go along" if along else "safetensors"
     facts["out"] = str(out)
     facts["files"] = {
-        "given": {"nbytes": plain_nbytes(result), "what": "its tensors as they are, in safetensors"},
+        "given": {"nbytes": plain_nbytes(result) + along, "what": f"its tensors as they are, in {what}"},
         "result": {"nbytes": save(result, out / MODEL, tiny=tiny), "name": MODEL},
     }
     if load(out / MODEL).digest != result.digest:

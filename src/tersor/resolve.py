@@ -1,14 +1,17 @@
 """Resolve: the model and the recipe that words on the command line name.
 
 file.py:factory, package.module:factory      the user's own code: the module, or a function that returns it
-torchvision:NAME                             an architecture of torchvision; --weights gives its weights
+hf:FOLDER                                    a folder of Hugging Face's transformers, with its weights
+torchvision:NAME, timm:NAME                  an architecture of that library; --weights gives its weights
+zoo:NAME                                     one of the zoo, and its task
 FILE.tersor with --arch file.py:factory      a compressed model, which continues from its forms
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,27 +21,42 @@ from tersor.core.recipe import Recipe
 from tersor.core.state import State, start
 from tersor.errors import RefusedError, SettingError, did_you_mean, need
 from tersor.io import load
-from tersor.io.checkpoint import Checkpoint, read_from
+from tersor.io.attached import OURS, attachments_of
+from tersor.io.checkpoint import Checkpoint
+from tersor.io.folder import inputs_of, read_from
+from tersor.measure.nbytes import file_nbytes
 from tersor.model.builtin_tasks import task_from
 from tersor.model.import_object import import_object
 from tersor.model.sites import sites_of
 from tersor.model.task import Task
+from tersor.model.transformers_folder import transformers_model
+from tersor.model.versions import versions_of
 from tersor.steps import read_recipe, recipe_from_words
 
 
 def resolve_task(text: str | None) -> Task | None:
     """The task that words name; None without words."""
-    return None if text is None else task_from(text)
+    return None if text is None else task_of(text)
+
+
+def task_of(text: str) -> Task:
+    """The task that words name: a built-in one, the user's, scenes:KIND or zoo:NAME, each with :FOLDER."""
+    if text.partition(":")[0] in SCENES:
+        from tersor.zoo.scene_tasks import scene_task_from
+
+        return scene_task_from(text)
+    return task_from(text)
 
 
 def resolve_model(
     text: str, *, weights: str | None = None, key: str | None = None, arch: str | None = None,
     base: str | None = None, task: Task | None = None,
 ) -> State:  # fmt: skip
-    """The model that words name: file.py:factory, package.module:factory, torchvision:NAME, or a .tersor file
-    with its code (`arch`). `weights`: .safetensors, or a state dict saved by torch.save; with `key`, only the
-    entry of that name. `base`: the weights that the .tersor file was made from, if `arch` does not give them;
-    losses are measured against them. `task`: its inputs show the role of each tensor."""
+    """The model that words name: file.py:factory, package.module:factory, torchvision:NAME, hf:FOLDER, or a
+    .tersor file with its code (`arch`, in the same words). `weights`: .safetensors, or a state dict saved by
+    torch.save; with `key`, only the entry of that name. `base`: the weights that the .tersor file was made
+    from, if `arch` does not give them; losses are measured against them. `task`: its inputs show the role of
+    each tensor."""
     if key is not None and weights is None:
         raise SettingError(f"model: --key {key} goes with --weights; give both, or leave it out")
     if text.endswith(".tersor"):
@@ -50,7 +68,7 @@ def resolve_model(
             raise SettingError(
                 f"model: {text} holds the weights; leave out --weights. For the first weights use --base"
             )
-        module = import_object(arch, "arch", SettingError, nn.Module)
+        module = resolve_module(arch, "arch")
         if base is not None:
             put_in(module, base)
         loaded = load(text).on(module)
@@ -66,24 +84,42 @@ def resolve_model(
     module = resolve_module(text)
     if weights is not None:
         put_in(module, weights, key)
-    return start(module, task)
+    state = start(module, task)
+    if (folder := folder_of(text)) is None:
+        return state
+    with Checkpoint(folder) as source:
+        along = attachments_of(source)
+    return replace(
+        state, attachments={name: data for name, data in along.items() if not name.startswith(OURS)}
+    )
 
 
-def resolve_module(text: str) -> nn.Module:
-    """The code that words name: file.py:factory, package.module:factory or torchvision:NAME."""
+def resolve_module(text: str, noun: str = "model") -> nn.Module:
+    """The code that words name: file.py:factory, package.module:factory, hf:FOLDER, or the name of a
+    library's."""
     word, _, name = text.partition(":")
-    if word == "torchvision":
-        return torchvision_model(name)
-    module: nn.Module = import_object(text, "model", SettingError, nn.Module)
+    if word in BUILDERS:
+        return BUILDERS[word](name)
+    if (folder := folder_of(text)) is not None:
+        return transformers_model(folder)
+    module: nn.Module = import_object(text, noun, SettingError, nn.Module)
     return module
+
+
+def folder_of(text: str) -> Path | None:
+    """The folder that hf:FOLDER names; None for other words."""
+    word, _, name = text.partition(":")
+    return Path(name) if word == "hf" else None
 
 
 def resolve_files(*words: str | Path | None, weights: Iterable[str | Path | None] = ()) -> list[Path]:
     """The files that words name: paths, file.py:factory, fashion-mnist:FOLDER; and all files that reading
     `weights` opens."""
     paths = [Path(path) for path in weights if path]
-    found = [file for path in paths if path.exists() for file in read_from(path)]
+    found = [file for path in paths if path.exists() for file in inputs_of(path)]
     for text in map(str, filter(None, words)):
+        if (folder := folder_of(text)) is not None and folder.is_dir():
+            found += inputs_of(folder)
         head, tail = text.rpartition(":")[0], text.partition(":")[2]
         for path in (Path(part) for part in (text, head, tail) if part):
             found += [path] if os.path.exists(path) else []
@@ -99,9 +135,11 @@ def resolve_rounding(
     *,
     key: str | None = None,
     workers: int | None = None,
+    attach: bool = True,
 ) -> tuple[State, Task] | None:
     """The model with these weights, and the task that measures the loss from rounding them. None if
-    `max_drop` is not given. SettingError if the options do not go together."""
+    `max_drop` is not given. `attach`: with the files that go along with a folder. SettingError if the options
+    do not go together."""
     if max_drop is None:
         if model is not None or task is not None:
             raise SettingError("pack: --model and --task are for --max-drop; give it too, or leave them out")
@@ -118,8 +156,16 @@ def resolve_rounding(
             f"pack: --max-drop includes rounding and coding; leave out {' '.join(words)!r}, or use run with "
             f"the model: tersor run MODEL --task TASK --out DIR ... rdoq max_drop={max_drop:g} entropy"
         )
-    data = task_from(task)
-    return resolve_model(model, weights=str(weights), key=key, task=data), data
+    data = task_of(task)
+    state = resolve_model(model, weights=str(weights), key=key, task=data)
+    with Checkpoint(weights, key) as source:
+        return replace(state, attachments=attachments_of(source) if attach else {}), data
+
+
+def rounded_from(state: State, weights: Path) -> tuple[int, int]:
+    """(bytes of the tensors as given and of what goes along, bytes of the files that these were read from)"""
+    along = sum(len(data) for name, data in state.attachments.items() if not name.startswith(OURS))
+    return (state.given_nbytes or 0) + along, file_nbytes(*read_from(weights)) + along
 
 
 def resolve_recipe(
@@ -149,11 +195,37 @@ def torchvision_model(name: str) -> nn.Module:
     return module
 
 
+def timm_model(name: str) -> nn.Module:
+    """An architecture of timm, without weights."""
+    try:
+        from timm import create_model, is_model, list_models
+    except ImportError:
+        raise need("timm", "zoo", f"model timm:{name}") from None
+    if not is_model(name):
+        raise SettingError(f"model: timm has no {name!r}; {did_you_mean(name, list_models())}")
+    module: nn.Module = create_model(name, pretrained=False)
+    return module
+
+
+def zoo_model(name: str) -> nn.Module:
+    """An architecture of the zoo, without weights."""
+    from tersor.zoo.architectures import zoo_model as made
+
+    return made(name)
+
+
+SCENES = ("scenes", "zoo")  # words of tasks on composed scenes
+BUILDERS = {"torchvision": torchvision_model, "timm": timm_model, "zoo": zoo_model}  # word -> name -> network
+
+
 def put_in(module: nn.Module, path: str, key: str | None = None) -> None:
     """Load the weights of a file; RefusedError names what does not fit."""
     own = module.state_dict()
     tied = sites_of(module)[2]
     with Checkpoint(path, key) as file:
+        if file.versions is not None and differ(file.versions, versions_of(module)):
+            load_older(module, file)
+            return
         names = {**{name: name for name in file.slots}, **file.aliases}  # in the model -> in the file
         for pair in (pair for item in tied.items() for pair in (item, item[::-1])):
             if pair[0] not in names and pair[1] in names:  # a file may hold only one of tied tensors
@@ -174,6 +246,25 @@ def put_in(module: nn.Module, path: str, key: str | None = None) -> None:
         for name in own:
             own[name] = file.read(names[name])
         module.load_state_dict(own)  # `own` keeps the version numbers of the modules
+
+
+def differ(stated: Mapping[str, int], own: Mapping[str, int]) -> bool:
+    """Whether weights are of other versions of the modules than the model's."""
+    return any(name in stated and stated[name] != version for name, version in own.items())
+
+
+def load_older(module: nn.Module, file: Checkpoint) -> None:
+    """Load weights of other versions by the modules' own code, which may rename or rescale tensors."""
+    names = {**{name: name for name in file.slots}, **file.aliases}
+    state = OrderedDict((name, file.read(own)) for name, own in names.items())
+    state._metadata = {name: {"version": n} for name, n in (file.versions or {}).items()}  # type: ignore[attr-defined]
+    try:
+        module.load_state_dict(state)
+    except (RuntimeError, ValueError, LookupError) as error:
+        raise RefusedError(
+            f"{file.path}: it is of another version of {type(module).__name__}, whose code cannot load it: "
+            f"{' '.join(str(error).split())[:400]}"
+        ) from None
 
 
 def key_hint(name: str, names: Iterable[str]) -> str:

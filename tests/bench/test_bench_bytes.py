@@ -78,6 +78,7 @@ def test_rows_without_peers_are_our_own_and_the_sizes_are_of_whole_leaves(bench,
     class NoPeers:
         said = {"nncodec": {"missing": "not installed"}}
         ready: list[str] = []
+        encoders: list[str] = []
 
         def __init__(self, *given: object) -> None: ...
 
@@ -92,3 +93,23 @@ def test_rows_without_peers_are_our_own_and_the_sizes_are_of_whole_leaves(bench,
     leaf = min(byte.coded(tensors["w"], coder=profile).nbytes for profile in byte.PROFILES)
     scale = 8 / w.numel() if kind == "int8" else 100 / tensors["w"].nbytes
     assert size == pytest.approx(leaf * scale, rel=1e-3)
+
+
+def test_encoding_is_timed_beside_a_peer_in_each_round(bench):
+    """The ratio is the median over rounds of the peer's seconds by ours, and the peer is asked to encode."""
+    byte, asked = bench("bytes"), []
+
+    class OnePeer:
+        encoders = ("zipnn",)
+
+        def time(self, job: str):
+            asked.append(job)
+            return byte.Took(10.0, 20.0)
+
+    tensors = {"w": torch.randn(64, 96, generator=torch.Generator().manual_seed(0))}
+    took = byte.encoding_turns(tensors, "fast", OnePeer(), 3)
+    rows = {row.measure: row for row in byte.encoding_rows("minilm_fp32", tensors, took)}
+    assert asked == ["encode zipnn"] * 3
+    ours = sorted(each.wall for each in took["Tersor"])[1]
+    assert float(rows["encode, times zipnn's speed"].value) == pytest.approx(10 / ours, rel=1e-3)
+    assert rows["encode, times zipnn's speed"].target == ">= 0.8"

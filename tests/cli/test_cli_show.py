@@ -136,3 +136,98 @@ def test_a_slim_network_from_the_command_line(tersor: Command) -> None:
         "run out/model.tersor --arch mine.py:net --task mine.py:task --out out2 --json finetune epochs=1"
     )
     assert again.code == 0
+
+
+# --- what is no .tersor file ---
+
+
+def checkpoint(path: Path) -> dict[str, torch.Tensor]:
+    path.mkdir()
+    tensors = {
+        "fc.weight": torch.randn(20, 30), "fc.bias": torch.zeros(20, dtype=torch.float16),
+        "bn.running_mean": torch.zeros(20), "fc.scales": torch.ones(3, 4),
+    }  # fmt: skip
+    safetensors.torch.save_file(tensors, path / "model.safetensors", {"format": "pt", "r": "8"})
+    torch.save(tensors, path.with_suffix(".pt"))
+    (path / "config.json").write_text("{}")
+    (path / "video.mp4").write_bytes(b"0" * 1000)
+    return tensors
+
+
+@pytest.mark.parametrize("name", ["given", "given/model.safetensors", "given.pt"])
+def test_weights_are_shown_with_what_pack_would_do(name: str, tersor: Command) -> None:
+    tensors = checkpoint(Path("given"))
+    facts = tersor(f"show {name} --json").json
+    assert {
+        n: (found["shape"], found["dtype"], found["nbytes"]) for n, found in facts["tensors"].items()
+    } == {n: (list(t.shape), str(t.dtype).removeprefix("torch."), t.nbytes) for n, t in tensors.items()}
+    assert {n: found["steps"] for n, found in facts["tensors"].items()} == {
+        "fc.weight": "change it", "fc.bias": "only code it", "fc.scales": "leave it: scale",
+        "bn.running_mean": "leave it: running statistics",
+    }  # fmt: skip
+    # What it says of pack is what pack does.
+    done = tersor(f"pack {name} -o m.tersor --json -q quantize bits=4").json
+    assert (done["attached"], done["ignored"]) == (facts["attached"], facts["ignored"])
+    assert done["left"] == {"running statistics": ["bn.running_mean"], "scale": ["fc.scales"]}
+    sites = tersor("show m.tersor --json").json["sites"]
+    assert {name for name, site in sites.items() if site["form"].startswith("Affine")} == {"fc.weight"}
+    text = tersor(f"show {name}").out
+    for word in ("20 x 30", "float16", "2,400", "leave it: scale", "tersor pack WEIGHTS"):
+        assert word in text
+    assert ("metadata of model.safetensors: format=pt, r=8" in text) == (name != "given.pt")
+    assert ("left out: video.mp4 (a file)" in text) == (name == "given")
+    assert ("pack attaches: config.json" in text) == (name == "given")
+
+
+def test_some_of_the_weights(tersor: Command) -> None:
+    checkpoint(Path("given"))
+    found = tersor("show given fc.* --json").json["tensors"]
+    assert sorted(found) == ["fc.bias", "fc.scales", "fc.weight"]
+    done = tersor("show given fd.*")
+    assert (done.code, "no site 'fd.*'" in done.err) == (2, True)
+    assert tersor("show given --html p.html").code == 2
+    assert not Path("p.html").exists()
+
+
+def test_one_of_several_networks(tersor: Command) -> None:
+    torch.save({"g": {"w": torch.ones(2, 2)}, "d": {"v": torch.ones(3)}}, "gan.pt")
+    assert list(tersor("show gan.pt --json").json["tensors"]) == ["g.w", "d.v"]
+    facts = tersor("show gan.pt --key g --json").json
+    assert (list(facts["tensors"]), facts["key"]) == (["w"], "g")
+    assert tersor(f"show {GOLDEN / 'model.tersor'} --key g").code == 2
+
+
+def test_a_report_and_the_folder_of_a_run(tersor: Command) -> None:
+    ran = tersor("run mine.py:net --out out -q prune keep=0.3 entropy").out
+    assert tersor("show out/report.json").out == ran
+    facts = tersor("show out/report.json 0.* --json").json
+    assert list(facts["sites"]) == ["0.weight", "0.bias"]
+    assert tersor("show out --json").json == tersor("show out/model.tersor --json").json
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{}", "it lacks base, result, ledger, bits and 2 more"),
+        ('{"base": 1, "result": 1, "ledger": 1, "bits": 1, "steps": 1, "sites": 1}', "not the report.json"),
+        (
+            '{"base": 1, "result": 1, "ledger": 1, "bits": {}, "steps": [], "sites": {}}',
+            "not the report.json",
+        ),
+        ('{"base": ', "not the report.json"),
+        ('{"a": "\xff"', "not the report.json"),
+        ('{"a":' * 100_000, "not the report.json"),
+    ],
+    ids=["empty", "numbers", "no bits", "cut", "no utf-8", "deep"],
+)
+def test_another_json_is_refused(text: str, said: str, tersor: Command) -> None:
+    Path("report.json").write_text(text, encoding="latin-1")
+    done = tersor("show report.json")
+    assert (done.code, said in done.err) == (1, True), done.err
+
+
+def test_a_patch_is_named_as_one(tersor: Command) -> None:
+    packed(tersor)
+    assert tersor("diff w.safetensors m.tersor -o p -q").code == 0
+    done = tersor("show p")
+    assert (done.code, "it is a patch, which changes another file" in done.err) == (1, True), done.err

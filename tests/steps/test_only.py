@@ -25,7 +25,8 @@ OTHER: dict[str, Any] = {
     "nbytes": 300,
     "price": 0.01, "step": 0.2, "max_drop": 0.1, "lam": 0.01, "weigh": "inputs", "damp": 0.5,
     "coder": "huffman", "threads": 2, "batch": 2, "latency": True, "runtime": "openvino", "vectors": False,
-    "activations": 8, "smooth": False, "activation_range": "percentile", "activation_percentile": 80.0,
+    "activations": 8, "smooth": False, "rounding": "gptq",
+    "activation_range": "percentile", "activation_percentile": 80.0,
 }  # fmt: skip
 ELSE = {word: {"per": "channel"} for word in ("prune", "cluster", "rdoq", "penalize")} | {
     "rdoq": {"per": "channel", "nbytes": 3000}, "penalize": {"per": "channel", "nbytes": 9000, "bits": 8.0}
@@ -108,12 +109,18 @@ def test_a_setting_without_effect_is_refused(word: str, key: str, other: str) ->
 REFUSED = {
     "quantize bits=4 group=32": "group=32 has no effect if per='channel'. It needs per=group: give that",
     "quantize scheme=binary bits=2": "bits=2 has no effect if scheme='binary'. It needs scheme=uniform ",
-    "quantize percentile=99": "percentile=99.0 has no effect if range='minmax'. It needs range=percentile",
+    "quantize percentile=99": "percentile=99.0 has no effect if range='auto'. It needs range=percentile",
     "quantize scheme=ternary symmetric=false": "symmetric=False has no effect if scheme='ternary'",
     "quantize scheme=log range=percentile": "range='percentile'",
     "quantize terms=2": "terms=2 has no effect if scheme='uniform'",
     "quantize rule=exact": "rule='exact' has no effect if scheme='uniform'",
-    "quantize high=1": "high=1.0 has no effect if range='minmax'",
+    "quantize high=1": "high=1.0 has no effect if range='auto'",
+    "quantize damp=0.1": "damp=0.1 has no effect if rounding='nearest'. It needs rounding=gptq",
+    "quantize rounding=gptq epochs=2": "rounding='gptq' has no effect if epochs=2.0. It needs epochs=0",
+    "quantize rounding=gptq scheme=log": "rounding='gptq' has no effect if scheme='log'",
+    "quantize rounding=best": "rounding='best'",
+    "quantize range=output": "the error of outputs is known to rounding=gptq alone",
+    "quantize rounding=gptq damp=2": "damp=2.0, but it is a share: 0 < damp <= 1",
     "quantize range=fixed": "range=fixed with low=None and high=None, but low <= 0 <= high",
     "quantize range=fixed high=1 low=-1": "low=-1.0 has no effect if symmetric=True. It needs symm",
     "quantize range=fixed symmetric=false low=0.5 high=1": "low <= 0 <= high",

@@ -22,18 +22,20 @@ from tersor.steps import Export
 
 def export(
     of: Candidate, path: str | Path, task: Task | None = None, *,
-    shapes: Sequence[str] = (), to: str = "onnxruntime", dynamic_batch: bool = True, dynamic_axes: str = "",
+    shapes: Sequence[str] = (), to: str = "onnxruntime", weights: str = "packed",
+    dynamic_batch: bool = True, dynamic_axes: str = "",
     observer: Observer | None = None, inputs: Paths = (),
 ) -> dict[str, Any]:  # fmt: skip
     """Write `of` to `path` for the runtime `to` and return the facts, as JSON: from, to, sha256, max_abs,
-    agree and text (the step's own words).
+    agree and text (the step's own words); of weights stored as codes, packed: those that stay so in the
+    runtime, and float: why others do not.
 
     The example input comes from the task, or has the `shapes` ("1x3x224x224", one for each input). With
     `dynamic_batch` the file takes batches of any size, with `dynamic_axes` ("1", "2,3") other sizes too.
     `inputs`: files that must not be overwritten. An earlier file stays as it was if the export is refused.
     """
     # An unknown runtime is refused first.
-    check = Export(to=to, dynamic_batch=dynamic_batch, dynamic_axes=dynamic_axes)
+    check = Export(to=to, weights=weights, dynamic_batch=dynamic_batch, dynamic_axes=dynamic_axes)
     if of.state is None:
         raise RefusedError(
             f"export: {of.name} is a file for {of.kind} already. Give a .tersor file or a checkpoint"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tersor.coders.bit_strings import GOLOMB, BitReader, BitWriter, read_numbers
+from tersor.coders.bit_strings import GOLOMB, BitReader, BitWriter, read_numbers, write_numbers
 from tersor.errors import FormatError
 
 SYMBOLS = 256
@@ -41,12 +41,23 @@ def read_start(source: BitReader) -> int:
 
 def write_alphabet(out: BitWriter, alphabet: Alphabet) -> None:
     write_start(out, alphabet.start)
-    gaps = np.diff(alphabet.offsets) - 1  # [K - 1]
+    gaps = np.diff(alphabet.offsets)  # [K - 1], from 1
     out.golomb(len(gaps) - 1, SIZE_ORDER)
-    out.bits(bool(gaps.any()), 1)
-    if gaps.any():
-        for gap in gaps.tolist():
-            out.golomb(gap)
+    out.bits(bool((gaps > 1).any()), 1)
+    if nbits := gap_bits(gaps):
+        write_numbers(out, gaps - 1, GOLOMB, 0, nbits)
+
+
+def alphabet_bits(alphabet: Alphabet) -> int:
+    """The number of bits that `write_alphabet` writes."""
+    gaps = np.diff(alphabet.offsets)  # [K - 1], from 1
+    size = (len(gaps) - 1 >> SIZE_ORDER) + 1
+    return (9 if alphabet.start else 1) + 2 * size.bit_length() + SIZE_ORDER + gap_bits(gaps)
+
+
+def gap_bits(gaps: np.ndarray) -> int:
+    """Bits of the gaps between symbols, gaps - 1 in the code G(0); 0 if all are 1."""
+    return int((2 * np.frexp(gaps)[1] - 1).sum()) if (gaps > 1).any() else 0
 
 
 def read_alphabet(source: BitReader) -> Alphabet:

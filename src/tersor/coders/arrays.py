@@ -33,7 +33,8 @@ def encode_array(
     streams, ends = Output(itemsize * longest_stream(count)), [0]
     for k in range(itemsize):
         plane = Plane(read, count, itemsize, k, turned=turned)
-        encode_onto(streams, plane if count > LONG else plane[:], coder, width=width, keep=keep)
+        symbols = plane if count > LONG else plane[:]
+        encode_onto(streams, symbols, coder, width=width, keep=keep, floats=turned)
         ends.append(len(streams))
     found = streams.view()
     # A small buffer is copied to free its unused end. The unused pages of a large one were never allocated.

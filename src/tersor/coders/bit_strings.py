@@ -88,13 +88,12 @@ def steps_of(values: np.ndarray) -> np.ndarray:
 
 def list_bits(values: np.ndarray) -> np.ndarray:
     """Bits of each list [..., K] for each choice of differences, code and order: [..., 2, 2, 8]."""
-    both = np.stack([values, steps_of(values)], axis=-2)[..., None, :]  # [..., 2, 1, K]
-    high = both >> ORDERS[:, None]  # [..., 2, 8, K]
-    rice = (high + 1 + ORDERS[:, None]).sum(-1)
-    rice = np.where(high.max(-1) > MAX_ONES, TOO_LONG, rice)
-    digits = np.frexp(high + 1.0)[1]
-    golomb = (2 * digits - 1 + ORDERS[:, None]).sum(-1)
-    return np.stack([rice, golomb], axis=-2) + LIST_HEAD  # [..., 2, 2, 8]
+    from tersor.coders import bit_strings_loops
+
+    rows = np.ascontiguousarray(values.reshape(-1, values.shape[-1]))
+    found = np.empty((len(rows), 2, 2, len(ORDERS)), dtype=np.int64)
+    bit_strings_loops.list_bits(rows, MAX_ONES, TOO_LONG, found)
+    return found.reshape(*values.shape[:-1], 2, 2, len(ORDERS)) + LIST_HEAD
 
 
 def write_list(out: BitWriter, values: np.ndarray) -> None:
@@ -104,9 +103,16 @@ def write_list(out: BitWriter, values: np.ndarray) -> None:
     out.bits(steps, 1)
     out.bits(code, 1)
     out.bits(order, 3)
-    put = out.golomb if code == GOLOMB else out.rice
-    for number in (steps_of(values) if steps else values).tolist():
-        put(number, order)
+    write_numbers(out, steps_of(values) if steps else values, code, order, int(costs.min()) - LIST_HEAD)
+
+
+def write_numbers(out: BitWriter, numbers: np.ndarray, code: int, order: int, nbits: int) -> None:
+    """Write numbers >= 0 in one code, in `nbits` bits."""
+    from tersor.coders import bit_strings_loops
+
+    data = np.zeros(-(-nbits // 8), dtype=np.uint8)
+    bit_strings_loops.write_numbers(numbers, code, order, data)
+    out.bits(int.from_bytes(data.tobytes(), "big") >> (-nbits % 8), nbits)
 
 
 def read_numbers(source: BitReader, length: int, code: int, order: int) -> np.ndarray:

@@ -69,9 +69,11 @@ def encode(
 
 
 def encode_onto(
-    out: Output, symbols: Symbols, coder: str, *, width: int = 0, keep: np.ndarray | None = None
-) -> None:
-    """Append the stream of `symbols`. A stream in pieces reads them in parts, to save memory."""
+    out: Output, symbols: Symbols, coder: str, *, width: int = 0, keep: np.ndarray | None = None,
+    floats: bool = False,
+) -> None:  # fmt: skip
+    """Append the stream of `symbols`. A stream in pieces reads them in parts, to save memory. `floats`: they
+    are a byte of each float; those that no histogram shortens are noise."""
     if not len(symbols):
         out.append(EMPTY)
         return
@@ -79,7 +81,7 @@ def encode_onto(
     counts = units.sum(0, dtype=np.int64)
     columns = width or size_of(symbols, keep)
     if coder in PROFILES:
-        by_profile(out, symbols, units, profile=coder, width=columns, keep=keep)
+        by_profile(out, symbols, units, profile=coder, width=columns, keep=keep, floats=floats)
         return
     whole = symbols[:]
     if np.count_nonzero(counts) == 1:
@@ -104,21 +106,23 @@ def encode_onto(
 
 
 def by_profile(
-    out: Output, symbols: Symbols, units: np.ndarray, *, profile: str, width: int, keep: np.ndarray | None
-) -> None:
+    out: Output, symbols: Symbols, units: np.ndarray, *, profile: str, width: int, keep: np.ndarray | None,
+    floats: bool,
+) -> None:  # fmt: skip
     """Append the shortest stream of a profile's coders. `units` [U, 256]: a histogram of each unit."""
     counts, start = units.sum(0, dtype=np.int64), len(out)
-    if np.count_nonzero(counts) > 1 and write_pieces(out, symbols, units):
+    plain = floats and profile == "fast"
+    if np.count_nonzero(counts) > 1 and write_pieces(out, symbols, units, floats=plain):
         pass  # pieces are hardly ever longer than one static stream
     elif profile == "fast" and is_noise(counts):
         write_raw(out, symbols)
     else:
-        out.append(fewest(symbols[:], counts, 8.0 if profile == "max" else NOISE))
+        out.append(fewest(symbols[:], counts, 8.0 if profile == "max" else NOISE, floats=plain))
     if len(out) - start <= SHORTEST:
         return
     for name in ("predictive", "mixing") if profile == "max" else ():
         nbytes = len(out) - start
-        if not promising(name, nbytes, counts):
+        if not promising(name, nbytes, counts, floats):
             continue
         # For many dense codes mixing must save 5 %, since it decodes twenty times as slowly.
         slow = name == "mixing" and len(symbols) > MIXING_COUNT and 8 * nbytes > DENSE * len(symbols)
@@ -130,11 +134,11 @@ def by_profile(
             out.append(stream)
 
 
-def promising(name: str, nbytes: int, counts: np.ndarray) -> bool:
+def promising(name: str, nbytes: int, counts: np.ndarray, floats: bool) -> bool:
     """Whether a coder may beat `nbytes` and is worth a try. Trying it on noise would only cost time."""
     bits = 8 * nbytes / counts.sum()
-    if name == "mixing":
-        return bool(bits < MIXING_BITS or counts.sum() <= MIXING_COUNT)
+    if name == "mixing":  # few symbols may have an order that no histogram shows, but not those of floats
+        return bool(bits < MIXING_BITS or (counts.sum() <= MIXING_COUNT and (bits < 8 or not floats)))
     return bool(bits < NOISE)
 
 

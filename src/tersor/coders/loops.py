@@ -15,6 +15,8 @@ U16 = types.Array(types.uint16, 1, "C", readonly=True, aligned=False)  # from an
 U32 = types.Array(types.uint32, 1, "C", readonly=True)
 U64 = types.Array(types.uint64, 1, "C", readonly=True)
 U8_OUT, U16_OUT, U32_OUT, U64_OUT = types.uint8[::1], types.uint16[::1], types.uint32[::1], types.uint64[::1]
+I64 = types.Array(types.int64, 1, "C", readonly=True)
+I64_2 = types.Array(types.int64, 2, "C", readonly=True)
 INT = types.int64
 
 N0, N1, N8, N16, N32, N49, N64 = (np.uint64(n) for n in (0, 1, 8, 16, 32, 49, 64))

@@ -41,11 +41,12 @@ def plan_pieces(symbols: np.ndarray, width: int, keep: np.ndarray | None = None)
     return out.tobytes() if write_pieces(out, symbols, count_units(symbols)) else None
 
 
-def write_pieces(out: Output, symbols: Symbols, counts: np.ndarray) -> bool:
+def write_pieces(out: Output, symbols: Symbols, counts: np.ndarray, *, floats: bool = False) -> bool:
     """Append the stream, piece by piece. Returns False and appends nothing if there is only one piece, or if
     all pieces are noise: one raw stream is then as short, and is decoded without a copy.
 
-    `counts` [U, 256]: a histogram of each unit. No second copy of the symbols or the streams is held.
+    `counts` [U, 256]: a histogram of each unit. `floats` as in static.fewest. No second copy of the
+    symbols or the streams is held.
     """
     if len(symbols) < 2 * UNIT:
         return False
@@ -54,11 +55,11 @@ def write_pieces(out: Output, symbols: Symbols, counts: np.ndarray) -> bool:
         return False
     ends = np.cumsum([0, *sizes]).tolist()
     pools = [counts[a:b].sum(0, dtype=np.int64) for a, b in pairwise(ends)]
-    if all(is_noise(pool) for pool in pools):
+    if all(is_noise(pool, floats=floats) for pool in pools):
         return False
 
     def coded(k: int) -> bytes:
-        return fewest(symbols[ends[k] * UNIT : ends[k + 1] * UNIT], pools[k], NOISE)
+        return fewest(symbols[ends[k] * UNIT : ends[k + 1] * UNIT], pools[k], NOISE, floats=floats)
 
     start, lengths, raw = len(out), [], True
     for stream in on_all_cores(coded, range(len(sizes)), len(symbols)):

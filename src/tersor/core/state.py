@@ -21,9 +21,11 @@ from tersor.forms.form import DIGEST
 from tersor.model.changes import Replace, Set
 from tersor.model.given_model import given_model
 from tersor.model.module_writer import write_module
+from tersor.model.packed_module import styled
 from tersor.model.simulate import with_grids
 from tersor.model.sites import Site
 from tersor.model.task import Task
+from tersor.model.versions import with_versions
 from tersor.model.wrapped import inside
 from tersor.record.ledger import START, Entry, Ledger
 
@@ -73,10 +75,11 @@ class State:
             raise SettingError("a file holds weights, not code: give the model, model(MyNet())")
         return write_module(inside(module), self.forms, self.sites, self.aliases, self.changes)
 
-    def model(self, given: nn.Module | None = None) -> nn.Module:
+    def model(self, given: nn.Module | None = None, *, style: str = "plain") -> nn.Module:
         """The model of this state. If edges have grids, it simulates them. A state from a file needs `given`:
-        a model of the class that was compressed, with any weights."""
-        return with_grids(self.plain(given), self.grids)
+        a model of the class that was compressed, with any weights. `style`: "packed" keeps weights on uniform
+        grids as codes and decodes a layer at a time (packed_module.py)."""
+        return with_grids(styled(self.plain(given), self.forms, style, self.grids), self.grids)
 
     def on(self, module: nn.Module) -> Self:
         """A state from a file with its code. It gets a base too if the module has the weights that the ledger
@@ -88,7 +91,8 @@ class State:
     def state_dict(self) -> dict[str, Tensor]:
         """The decoded weights by their names in the model, aliases too."""
         decoded = {name: form.decode().to(self.sites[name].torch_dtype) for name, form in self.forms.items()}
-        return decoded | {alias: decoded[name] for alias, name in self.aliases.items()}
+        decoded |= {alias: decoded[name] for alias, name in self.aliases.items()}
+        return with_versions(decoded, self.given, self.attachments)
 
     @property
     def trail(self) -> str:

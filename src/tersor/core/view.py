@@ -119,10 +119,10 @@ class View:
             self._module(), {**state.forms, **(forms or {})}, state.sites, state.aliases, state.changes
         )
 
-    def deployed(self) -> nn.Module:
-        """The current model as a runtime gets it: with grids and integer weights if its edges have grids."""
-        weights = {name: form for name, form in self.forms.items() if self.sites[name].is_weight}
-        return deployed(self.plain(), self.state.grids, weights)
+    def deployed(self, weights: str = "packed") -> nn.Module:
+        """The current model as a runtime gets it: with grids, and weights as codes. See model/deployed.py."""
+        forms = {name: form for name, form in self.forms.items() if self.sites[name].is_weight}
+        return deployed(self.plain(), self.state.grids, forms, weights)
 
     def base(self) -> nn.Module:
         """A copy of the model as it was first given: the default teacher. RefusedError for a file without the

@@ -16,7 +16,8 @@ from tersor.forms import PROFILES, At, Coded, Dense, Form
 from tersor.forms.coded import columns
 
 WORTH = 32  # bytes that a stream must save: the approximate cost of its description in the file
-MANY_FLOATS = 1 << 16  # elements: larger arrays of floats use the profile "fast"
+MANY_FLOATS = 1 << 16  # elements: larger arrays of floats use the profile "fast",
+MANY_WIDE = 1 << 9  # and those of 4 bytes or more from here on: contexts see little besides their mantissas
 
 
 def coded(leaf: Dense | Tensor, keep: Tensor | None = None, coder: str = "max") -> Coded:
@@ -33,7 +34,7 @@ def coded(leaf: Dense | Tensor, keep: Tensor | None = None, coder: str = "max") 
     size, dtype, profile = leaf.shape, leaf.dtype, coder if coder in PROFILES else "max"
     elements = leaf if keep is None else Dense(leaf.array[keep])
     count, turned = math.prod(elements.shape), dtype.is_floating_point
-    if turned and coder == "max" and count > MANY_FLOATS:
+    if turned and coder == "max" and count > (MANY_FLOATS if dtype.itemsize < 4 else MANY_WIDE):
         coder = "fast"
     mask = None if keep is None else keep.reshape(-1).cpu().numpy()
     read = elements.reader()

@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -45,7 +45,7 @@ class Node:
 
     def settings(self) -> dict[str, Any]:
         """Fields that are neither children nor arrays nor at their default: this node's entries in JSON."""
-        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        defaults = defaults_of(type(self))
         return {
             key: value
             for key, value in self._fields()
@@ -53,8 +53,7 @@ class Node:
         }
 
     def _fields(self) -> Iterator[tuple[str, Any]]:
-        for field in dataclasses.fields(self):
-            yield field.name, getattr(self, field.name)
+        return ((key, getattr(self, key)) for key in defaults_of(type(self)))
 
     @cached_property
     def digest(self) -> str:
@@ -71,7 +70,7 @@ class Node:
             sha.update(data.data)
         return sha.hexdigest()[:DIGEST]
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         """Bytes of all arrays in this tree."""
         return sum(
@@ -94,6 +93,12 @@ class Node:
         inside += [f"{key}={value!r}" for key, value in self.settings().items()]
         inside += [f"{str(array.dtype)[6:]}{list(array.shape)}" for array in self.arrays().values()]
         return f"{type(self).__name__}({', '.join(inside)})"
+
+
+@cache
+def defaults_of(kind: type[Node]) -> dict[str, Any]:
+    """The fields of a class and their defaults, in order."""
+    return {field.name: field.default for field in dataclasses.fields(kind)}
 
 
 def child_names(kind: type[Node]) -> list[str]:

@@ -18,25 +18,22 @@ from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
 
 from tersor.errors import FormatError, SettingError, first_line
 from tersor.forms import Dense
-from tersor.io.checkpoint_weights import Chosen, NoSuchKey, choose, under
+from tersor.io.checkpoint_weights import Chosen, NoSuchKey, NotWeights, choose, under
+from tersor.io.folder import scan
 from tersor.io.header import Slot
-from tersor.io.json_text import parse
 from tersor.io.on_disk import OnDisk
 from tersor.io.pickle_claims import check_claims
 from tersor.io.safetensors_file import HELD, Ranges, TensorFile, cannot_read
 from tersor.io.short_header import MAGIC
 from tersor.model.kinds import resolved, unfit
 
-FILES = ("*.safetensors", "*.bin", "*.pt", "*.pth")  # in a folder: the first of these that matches
-# Files of a folder that a training saves beside its weights.
-BESIDE = re.compile(r"(optim|optimizer|scheduler|scaler|sampler|rng_state|random_states?|training_args)\b")
 # What torch.load raises for a damaged file.
 DAMAGED = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError, AssertionError)
 
@@ -44,8 +41,12 @@ DAMAGED = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOF
 class CheckpointFile(Protocol):
     """One file of a checkpoint."""
 
+    path: Path
     slots: Mapping[str, Slot]
+    metadata: Mapping[str, str]  # of a .safetensors
+    versions: Mapping[str, int] | None  # of modules, which a state dict may state
     aliases: Mapping[str, str]  # other names of one tensor -> the first
+    training: bool  # whether it is the state of an optimizer
     key: str  # the key that its tensors are under; "" if they are all of the file
     ignored: Mapping[str, int | None]  # parts left out, such as an optimizer -> tensors in it
 
@@ -54,6 +55,14 @@ class CheckpointFile(Protocol):
     def form(self, name: str) -> Dense: ...
 
     def close(self) -> None: ...
+
+
+class Part(NamedTuple):
+    """One file of a checkpoint, and the tensors that it holds under any name."""
+
+    name: str
+    metadata: Mapping[str, str]  # of a .safetensors
+    names: tuple[str, ...]
 
 
 class Checkpoint:
@@ -66,41 +75,36 @@ class Checkpoint:
         self.slots: dict[str, Slot] = {}
         self.aliases: dict[str, str] = {}
         self.ignored: dict[str, int | None] = {}  # None: a file that was not opened
+        self.reasons: dict[str, str] = {}  # of some of the ignored
+        self.files: list[Part] = []
+        self.versions: dict[str, int] | None = None  # of modules, by name; None if no file states them
+        self.folder = scan(self.path) if os.path.isdir(self.path) else None
+        failed: list[NoSuchKey | NotWeights] = []
         with ExitStack() as stack:
-            files = self._files()
-            for number, (file, names) in enumerate(files, 1):
+            for file, names in self._files():
                 try:
-                    part = stack.enter_context(open_checkpoint_file(file, key))
-                except NoSuchKey:
-                    if number == len(files) and not self.slots:
+                    part: Any = stack.enter_context(open_checkpoint_file(file, key))
+                    if part.training and names is None and self.folder:
+                        raise NotWeights(f"{file}: it is the state of an optimizer. Name the file to pack it")
+                except (NoSuchKey, NotWeights) as error:
+                    if isinstance(error, NotWeights) and names is not None:
                         raise
+                    failed.append(error)
                     self.ignored[file.name] = None
+                    self.reasons[file.name] = error.brief
                 else:
                     self._add(file, part, names if key is None else None)
+            if failed and not self.slots:
+                raise next((error for error in failed[::-1] if isinstance(error, NoSuchKey)), failed[0])
             self.parts = stack.pop_all()
 
     def _files(self) -> list[tuple[Path, set[str] | None]]:
         """(file, names that it must have) pairs; None for the names if there is no index."""
-        if not os.path.isdir(self.path):
+        if self.folder is None:
             return [(self.path, None)]
-        indexes = sorted(self.path.glob("*.index.json"))
-        if len(indexes) > 1:
-            raise FormatError(f"{self.path}: {len(indexes)} index files; give one file, or a folder with one")
-        every = {kind: sorted(self.path.rglob(kind)) for kind in FILES}
-        found: list[tuple[Path, set[str] | None]] = []
-        if indexes:
-            found = sorted(read_index(indexes[0]).items())
-        for kind in FILES:
-            matching = [
-                file for file in every[kind] if file.parent == self.path and not BESIDE.match(file.name)
-            ]
-            found = found or [(file, None) for file in matching]
-        taken = {file for file, _ in found}
-        others = [file for files in every.values() for file in files if file not in taken]
-        self.ignored |= {str(file.relative_to(self.path)): None for file in others}
-        if found:
-            return found
-        raise FormatError(f"{self.path}: the folder holds no weights; known are {', '.join(FILES)}")
+        self.ignored |= dict.fromkeys((*self.folder.others, *self.folder.along))
+        self.reasons |= {name: why for name, why in self.folder.others.items() if why}
+        return self.folder.weights
 
     def _add(self, file: Path, part: Any, names: set[str] | None) -> None:
         missing = (names or set()) - part.slots.keys() - part.aliases.keys()
@@ -112,9 +116,19 @@ class Checkpoint:
         self.where |= dict.fromkeys(part.slots, part)
         self.slots |= part.slots
         self.aliases |= part.aliases
+        self.files.append(Part(file.name, part.metadata, (*part.slots, *part.aliases)))
         for name, count in part.ignored.items():
             self.ignored[name] = (self.ignored.get(name) or 0) + (count or 0)
         self.key = self.key or part.key
+        if part.versions is not None:
+            self.versions = (self.versions or {}) | dict(part.versions)
+
+    @property
+    def read_nbytes(self) -> int:
+        """Bytes of the files that were read, the index too."""
+        index = self.folder.index if self.folder else None
+        opened = {file.path for file in self.where.values()}
+        return sum(file.stat().st_size for file in (*opened, *([index] if index else [])))
 
     def read(self, name: str) -> Tensor:
         return self.where[name].read(name)
@@ -130,37 +144,6 @@ class Checkpoint:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.parts.close()
-
-
-def read_from(path: str | os.PathLike[str]) -> list[Path]:
-    """The files that a file or a folder of weights is read from. They must not be overwritten."""
-    path = Path(path)
-    if not os.path.isdir(path):  # False, too, for an invalid path
-        return [path]
-    indexes = sorted(path.glob("*.index.json"))
-    listed = read_index(indexes[0]) if len(indexes) == 1 else {}
-    return [*indexes, *listed, *(file for kind in FILES for file in sorted(path.glob(kind)))]
-
-
-def read_index(path: Path) -> dict[Path, set[str]]:
-    """Files of a sharded checkpoint -> names of their tensors."""
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise cannot_read(path, error) from None
-    index = parse(raw, f"{path}: it")
-    weights = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(weights, dict) or not weights:
-        raise FormatError(f"{path}: an index must have a weight_map: tensor -> file")
-    files: dict[Path, set[str]] = {}
-    for name, file in weights.items():
-        # A path with folders could reach any file of this machine.
-        if not isinstance(file, str) or Path(file).name != file or file in ("", ".", ".."):
-            raise FormatError(
-                f"{path}: {name[:100]} is in {str(file)[:100]!r}, which is not a file in the same folder"
-            )
-        files.setdefault(path.parent / file, set()).add(name)
-    return files
 
 
 def open_checkpoint_file(path: Path, key: str | None = None) -> SafetensorsCheckpoint | TorchCheckpoint:
@@ -182,6 +165,8 @@ class SafetensorsCheckpoint(TensorFile):
 
     aliases: Mapping[str, str] = {}
     ignored: Mapping[str, int | None] = {}
+    versions: Mapping[str, int] | None = None
+    training = False
 
     def __init__(self, path: Path, key: str | None = None) -> None:
         super().__init__(path)
@@ -204,6 +189,8 @@ def packed_already(path: Path) -> SettingError:
 class TorchCheckpoint:
     """A state dict written by torch.save, or a training checkpoint that holds one."""
 
+    metadata: Mapping[str, str] = {}
+
     def __init__(self, path: Path, key: str | None = None) -> None:
         self.path = path
         self.file = Ranges(path)
@@ -212,6 +199,7 @@ class TorchCheckpoint:
             self.records = records_of(path)
             found = self._load(key)
             self.key, self.ignored = found.key, found.ignored
+            self.versions, self.training = found.versions, found.training
             self.tensors, self.slots, self.aliases = self._sort(found.tensors)
         except (FormatError, SettingError):
             self.close()
@@ -333,13 +321,13 @@ def load_torch(path: Path, device: str) -> Any:
     except pickle.UnpicklingError as error:
         found = re.search(r"(?:Unsupported|disallowed) \w+: GLOBAL ([\w.]+)|GLOBAL ([\w.]+)", str(error))
         what = f" ({found[1] or found[2]})" if found else ""
-        raise FormatError(
+        raise NotWeights(
             f"{path}: it holds Python objects{what}, and loading them would run code from the file. "
             f"Save only its tensors, where the model is: torch.save(model.state_dict(), 'weights.pt')"
         ) from None
     except DAMAGED as error:
         if "TorchScript" in str(error):
-            raise FormatError(
+            raise NotWeights(
                 f"{path}: it is a TorchScript archive (torch.jit.save), which holds code. Load it and save "
                 f"only its tensors: torch.save(model.state_dict(), 'weights.pt')"
             ) from None

@@ -37,6 +37,14 @@ Item = TypeVar("Item")
 class NoSuchKey(SettingError):
     """No tensor is under the key. With several files one of them may lack it."""
 
+    brief = "nothing under the key"
+
+
+class NotWeights(FormatError):
+    """A sound file of something else than weights. In a folder it may lie beside them."""
+
+    brief = "no weights"
+
 
 class Chosen(NamedTuple):
     """The weights of a checkpoint."""
@@ -44,6 +52,8 @@ class Chosen(NamedTuple):
     tensors: dict[str, Any]  # by name; values may be storages
     key: str  # that they are under; "" if they are all of it or of several networks
     ignored: dict[str, int]  # parts left out -> tensors in them
+    versions: dict[str, int] | None = None  # of modules, by name; None if the state dict does not state them
+    training: bool = False  # it is an optimizer's state, and no part of it
 
 
 def choose(found: Any, path: Path, key: str | None = None) -> Chosen:
@@ -51,20 +61,22 @@ def choose(found: Any, path: Path, key: str | None = None) -> Chosen:
     flat = flattened(found, path)
     if () in flat or not flat:
         keys = f" with the keys {listing(found)}" if isinstance(found, Mapping) and found else ""
-        raise FormatError(
+        raise NotWeights(
             f"{path}: it holds a {type(found).__name__}{keys}, but a state dict is expected: tensors "
             f"by name. Save one: torch.save({{'weight': tensor}}, 'weights.pt')"
         )
     if key is not None:
         tensors = under(key, named(flat, path), path, named(flattened(found, path, optimizers=False), path))
         chosen = {names for names in flat if ".".join(names).startswith(f"{key}.")}
-        return Chosen(tensors, key, left_out(found, path, flat, chosen))
+        return Chosen(tensors, key, left_out(found, path, flat, chosen), versions(inner(found, key)))
     begin, parts = network(found, path)
     depth = len(begin)
     weights = flattened(found, path, optimizers=False)
     chosen = {names for names in weights if names[:depth] == begin and names[depth] in parts}
     tensors = named({names[depth:]: leaf for names, leaf in flat.items() if names in chosen}, path)
-    return Chosen(tensors, ".".join(begin), left_out(found, path, flat, chosen))
+    stated = versions(inner(found, ".".join(begin)))
+    ignored = left_out(found, path, flat, chosen)
+    return Chosen(tensors, ".".join(begin), ignored, stated, is_optimizer(found))
 
 
 def flattened(found: Any, path: Path, *, optimizers: bool = True) -> dict[Names, Any]:
@@ -165,7 +177,7 @@ def network(found: Any, path: Path) -> tuple[Names, set[str]]:
                 loose = {}
         kept = {*networks, *loose}
         if not kept:
-            raise FormatError(
+            raise NotWeights(
                 f"{path}: all of its tensors are training state, under {listing(parts)}. To use one of them "
                 f"anyway, name it: --key {next(iter(parts))}"
             )
@@ -201,6 +213,36 @@ def left_out(found: Any, path: Path, flat: Mapping[Names, Any], chosen: set[Name
             elif at not in chosen:
                 waiting.append((at, item))
     return counts
+
+
+def inner(found: Any, key: str) -> Any:
+    """The dict under a key, whose parts may have dots in them; None if there is none."""
+    if not key or not isinstance(found, Mapping):
+        return found
+    for name, item in found.items():
+        if key == str(name):
+            return item
+        if key.startswith(f"{name}.") and (below := inner(item, key[len(str(name)) + 1 :])) is not None:
+            return below
+    return None
+
+
+def versions(found: Any, above: str = "") -> dict[str, int] | None:
+    """The versions of modules that a state dict states, or those in a dict. PyTorch keeps them in its
+    attribute `_metadata`, and some layers read old tensors by them."""
+    stated = getattr(found, "_metadata", None)
+    known: dict[str, int] | None = None
+    if isinstance(stated, Mapping):
+        known = {
+            f"{above}{name}".removesuffix("."): local["version"]
+            for name, local in stated.items()
+            if isinstance(local, Mapping) and type(local.get("version")) is int
+        }
+    elif isinstance(found, Mapping) and above.count(".") < DEPTH:
+        for name, item in found.items():
+            if (more := versions(item, f"{above}{name}.")) is not None:
+                known = (known or {}) | more
+    return known
 
 
 def listing(names: Mapping[Any, Any]) -> str:

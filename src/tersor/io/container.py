@@ -23,6 +23,7 @@ from torch import Tensor
 from tersor.core.state import State
 from tersor.errors import FormatError, SiteError, did_you_mean
 from tersor.forms import FORMS, NODES, Form, Grid, Node
+from tersor.io.attached import check_notes
 from tersor.io.dictionary import DICTIONARY
 from tersor.io.document import (
     ATTACHMENT,
@@ -258,6 +259,7 @@ class TersorFile:
                 raise FormatError(
                     f"attachments: {name[:100]} is damaged: its SHA-256 is not the one in the text"
                 )
+            check_notes(name, data)
             return data
 
     def tensor(self, name: str) -> Tensor:

@@ -39,6 +39,7 @@ from tersor.io.short_header import write_short_header
 from tersor.io.validate import grid_contents, grid_structure, structure
 from tersor.model.changes import Replace, Set
 from tersor.model.sites import Site
+from tersor.model.versions import VERSIONS, unusual_of
 from tersor.record.ledger import Ledger
 
 
@@ -56,9 +57,18 @@ def save(result: State, path: str | os.PathLike[str], *, ledger: bool = True, ti
             builder.add(site, result.forms[name], result.kept.get(name))
         for edge, grid in result.grids.items():
             builder.grid(edge, grid)
-        for name, data in result.attachments.items():
+        for name, data in attached(result, tiny=tiny).items():
             builder.attach(name, data)
         return builder.finish(out, result.aliases, result.ledger, changes=result.changes, history=ledger)
+
+
+def attached(result: State, *, tiny: bool) -> Mapping[str, bytes]:
+    """The attachments, with the unusual versions of the model's modules."""
+    if result.given is None or tiny:
+        return result.attachments
+    stated = unusual_of(result.given, {*result.sites, *result.aliases})
+    rest = {name: data for name, data in result.attachments.items() if name != VERSIONS}
+    return rest | ({VERSIONS: dump(stated)} if stated else {})
 
 
 class Builder:

@@ -18,15 +18,20 @@ from tersor.dtypes import as_numbers
 from tersor.errors import RefusedError
 from tersor.files import atomic, output
 from tersor.forms import Dense, Form
-from tersor.io.checkpoint import Checkpoint, read_from
+from tersor.io.attached import FILES, OURS, attachments_of, notes_of
+from tersor.io.checkpoint import Checkpoint
 from tersor.io.container_writer import Builder
+from tersor.io.folder import inputs_of
 from tersor.io.name_hints import describe, is_causal, is_mask, left_alone, left_text
 from tersor.io.pool import in_order
 from tersor.io.safetensors_file import TensorWriter, is_finite
-from tersor.model.sites import Site, finite
+from tersor.model.sites import PartOf, Selections, Site, finite
 from tersor.record.ledger import START, Entry, Ledger
 from tersor.record.observer import Observer
+from tersor.steps import Entropy
+from tersor.steps.given_recipe import Given, recipe_of
 
+LOSSLESS = Entropy()
 TIED = 65536  # bytes from which equal tensors are stored once; zero biases, say, are equal by chance
 
 
@@ -42,14 +47,19 @@ class Packed:
     key: str  # the checkpoint's key of the tensors; "" if they are all of it
     left: Mapping[str, list[str]]  # by guessed kind: names of tensors that no step changed because of it
     ignored: Mapping[str, int | None]  # other contents -> tensors in them; None: a file not opened
+    reasons: Mapping[str, str]  # why some of these were left out
+    attached: Mapping[str, int]  # files that went along -> bytes
+    read: int  # bytes of the files with the weights, the index too
 
 
 def pack(
     weights: str | os.PathLike[str],
     out: str | os.PathLike[str],
-    recipe: Recipe,
+    recipe: Given = LOSSLESS,
     *,
     key: str | None = None,
+    seed: int = 0,
+    attach: bool = True,
     tiny: bool = False,
     workers: int | None = None,
     observer: Observer | None = None,
@@ -57,14 +67,21 @@ def pack(
     """Write the tensors of `weights` (a .safetensors, a folder of them, a .pt state dict) to a .tersor file;
     with `key` only those under it: key="g_ema" for {"g_ema": {...}, "d": {...}}.
 
-    The same weights and recipe give the same bytes for any number of `workers` (threads; default: one per
-    core). `tiny` writes the short header, as in save(). Refused, with nothing written: a step that needs the
-    whole model, a `where` that matches nothing, weights with NaN, an `out` that is a file of `weights`.
+    `recipe`: as for run(); lossless by default. With `attach` the configuration, tokenizer and licence of a
+    folder go along, and unpack() writes them again; never with `tiny`, which writes the short header, as in
+    save(). The same weights and recipe give the same bytes for any number of `workers` (threads; default: one
+    per core). Refused, with nothing written: a step that needs the whole model, a `where` that matches
+    nothing, weights with NaN, an `out` that is a file of `weights`.
     """
+    recipe = recipe_of(recipe, seed)
     check_steps(recipe)
-    out = output(out, read_from(weights))
+    out = output(out, inputs_of(weights))
     with Checkpoint(weights, key) as source:
         packing = Packing(source, recipe, observer or Observer())
+        attached = attachments_of(source) if attach and not tiny else notes_of(source)
+        if tiny and FILES in attached:
+            source.ignored["metadata of the .safetensors"] = 0
+        attached = {} if tiny else attached
         with atomic(out) as file, TensorWriter(out.parent) as tensors:
             builder = Builder(tensors, tiny=tiny)
             for result in in_order(source.slots, packing.nbytes, source.form, packing.work, workers):
@@ -72,17 +89,15 @@ def pack(
                 del result  # frees its memory before the next one is awaited
             ledger = packing.ledger()
             packing.check_lock(ledger.base, builder.digests)
+            for name, data in attached.items():
+                builder.attach(name, data)
             nbytes = builder.finish(file, packing.aliases, ledger)
         return Packed(
-            len(source.slots),
-            packing.aliases,
-            packing.before,
-            nbytes,
-            ledger,
-            source.key,
-            packing.left(),
-            source.ignored,
-        )
+            len(source.slots), packing.aliases, packing.before, nbytes, ledger, source.key, packing.left(),
+            {name: count for name, count in source.ignored.items() if name not in attached}, source.reasons,
+            {name: len(data) for name, data in attached.items() if not name.startswith(OURS)},
+            source.read_nbytes,
+        )  # fmt: skip
 
 
 def check_steps(recipe: Recipe) -> None:
@@ -119,12 +134,14 @@ class Packing:
         self.stored: dict[tuple[str, str], str] = {}  # digests before and after -> site
         self.found: dict[str, Site] = {}  # sites, with kinds corrected from values
         self.before = self.kept = 0
-        self.names = frozenset(self.sites)
         # With all sites done, a step only checks that its `where` matches something.
-        self.run(self.sites, {}, self.names)
+        self.run(self.sites, {}, frozenset(self.sites))
+        self.selections = Selections(self.sites)
 
-    def run(self, sites: Mapping[str, Site], forms: Mapping[str, Form], done: frozenset[str]) -> State:
-        """Run the recipe on the sites that are not done; `forms` has their forms. Steps see all names."""
+    def run(
+        self, sites: Mapping[str, Site], forms: Mapping[str, Form], done: frozenset[str] = frozenset()
+    ) -> State:
+        """Run the recipe on the sites that are not done; `forms` has their forms. Globs see all names."""
         state = State(sites, forms, self.source.aliases, Ledger(""))
         return Executor(state, self.recipe, done=done).run()
 
@@ -133,18 +150,22 @@ class Packing:
 
     def work(self, name: str, given: Dense) -> Result:
         """Compress one tensor. Called from several threads, so it does not change `self`."""
-        sites = self.sites
+        site = self.sites[name]
         if not all(map(is_finite, given.slices())):
             wide = as_numbers(given.array)
             if is_mask(wide):
-                sites = {**sites, name: replace(sites[name], kind="buffer")}
-            finite({name: wide}, sites)
-        elif sites[name].is_weight and is_causal(given):
-            sites = {**sites, name: replace(sites[name], kind="mask")}
-        result = self.run(sites, {name: given}, self.names - {name})
+                site = replace(site, kind="buffer")
+            finite({name: wide}, {name: site})
+        elif site.is_weight and is_causal(given):
+            site = replace(site, kind="mask")
+        if site is self.sites[name]:
+            result = self.run(PartOf({name: site}, self.selections), {name: given})
+        else:  # with another kind globs may pick other sites
+            sites = {**self.sites, name: site}
+            result = self.run(sites, {name: given}, frozenset(sites) - {name})
         form, entries = result.forms[name], result.ledger.entries
         form.digest  # noqa: B018  computed in this thread, then cached
-        return Result(sites[name], given.digest, given.nbytes, form, entries)
+        return Result(site, given.digest, given.nbytes, form, entries)
 
     def keep(self, result: Result, builder: Builder) -> None:
         """Write a compressed tensor, or add an alias if an equal one was written."""

@@ -1,5 +1,6 @@
-"""Unpack: decode a .tersor file to .safetensors: one file, or shards with an index as in Hugging Face.
+"""Unpack: decode a .tersor file to .safetensors: one file, or a folder with the files that go with it.
 
+A folder has the weights files that were packed, or shards of a given size with an index as in Hugging Face.
 For each site: read it, decode it, write it under its old name; several at a time, on all cores. The text has
 all shapes, so the header is written first, and each slice is written to its place as soon as it is decoded.
 """
@@ -9,8 +10,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from threading import Lock
@@ -18,17 +19,17 @@ from typing import BinaryIO
 
 from torch import Tensor
 
-from tersor.errors import SettingError, SiteError, did_you_mean
+from tersor.errors import SettingError, SiteError, did_you_mean, few
 from tersor.files import atomic, atomic_folder, output, write_text
 from tersor.forms.form import as_bytes
+from tersor.io.attached import FILES, METADATA, OURS, SINGLE, SUFFIX, Layout, layout_from, put, to_write
 from tersor.io.container import TersorFile
+from tersor.io.folder import INDEX
 from tersor.io.header import build_header
 from tersor.record.observer import Observer
 
 OTHERS = (".pt", ".pth", ".bin", ".ckpt", ".onnx", ".tersor")
-METADATA = {"format": "pt"}  # required by transformers
 UNITS = ("", "k", "M", "G", "T")
-INDEX = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class Shard:
 
     names: dict[str, list[str]]
     nbytes: int
+    name: str = ""  # of the file, in a folder
+    metadata: Mapping[str, str] = field(default_factory=lambda: METADATA)
 
 
 def unpack(
@@ -49,32 +52,47 @@ def unpack(
     workers: int | None = None,
     observer: Observer | None = None,
 ) -> int:
-    """Write the decoded tensors of a .tersor file as .safetensors, with the original names and dtypes.
-    Returns the bytes written.
+    """Write the decoded tensors of a .tersor file as .safetensors, with the original names, dtypes and
+    metadata. Returns the bytes written.
 
-    `only`: a glob, or several, that select tensors; the others are not read. `shard`: `out` is a new folder
-    of files with at most this many bytes of tensors (a number, or "2GB") and an index. FormatError if a part
-    of the file is damaged; nothing is written then. `limit` as in load().
+    `out` is a new folder if it ends with a slash, is an empty folder, or `shard` is given: then the weights
+    files of a packed folder have their names again, and configuration and tokenizer are written too. `only`:
+    a glob, or several, that select tensors; nothing else is read. `shard`: files with at most this many bytes
+    of tensors (a number, or "2GB") and an index. FormatError if a part of the file is damaged, or the name of
+    an attachment is unsafe; nothing is written then. `limit` as in load().
     """
-    out, observer = Path(out), observer or Observer()
-    size = None if shard is None else read_size(shard)
+    observer = observer or Observer()
+    folder = shard is not None or os.fspath(out).endswith(("/", os.sep)) or os.path.isdir(out)
+    out, size = Path(out), None if shard is None else read_size(shard)
     with TersorFile(path, limit=limit) as file:
         chosen = select(file, only)
         if only == "*":  # unpacking all of a file checks all of it
             file.check_rest()
-        if size is None and out.suffix in OTHERS:
+        if not folder and out.suffix in OTHERS:
             raise SettingError(
                 f"unpack: writes safetensors, so name it {out.stem}.safetensors, not {out.name}"
             )
-        if size is None:
+        if not folder:
             output(out, [path])
-        parts = parts_of(file, chosen, size)
+        layout = layout_from(file.attachment(FILES) if FILES in file.attachments else None)
+        if folder and size is None:
+            parts, index = files_of(file, chosen, layout), layout.index
+        else:
+            parts, index = parts_of(file, chosen, size, layout)
+        attached = to_write(file.attachments, [*(part.name for part in parts), index]) if folder else []
         unpacking = Unpacking(file, parts, workers, observer)
-        if size is None:
+        if not folder:
             with atomic(out) as target:
-                return unpacking.write(parts[0], target)
-        with atomic_folder(out) as folder:
-            return write_shards(unpacking, parts, folder)
+                nbytes = unpacking.write(parts[0], target)
+            if left := [name for name in file.attachments if not name.startswith(OURS)]:
+                observer.message(f"not written: {few(left)}. Name a folder to have them too: -o {out.stem}/")
+            return nbytes
+        with atomic_folder(out) as into:
+            nbytes = write_files(unpacking, parts, index, into)
+            for name in attached if only == "*" else ():
+                nbytes += len(data := file.attachment(name))
+                put(into, name, data)
+            return nbytes
 
 
 def read_size(text: int | str) -> int:
@@ -100,18 +118,49 @@ def select(file: TersorFile, only: str | Sequence[str]) -> dict[str, list[str]]:
     return held
 
 
-def parts_of(file: TersorFile, chosen: dict[str, list[str]], shard: int | None) -> list[Shard]:
-    """The tensors of each file, in the model's order. A tensor larger than `shard` gets its own file."""
+def parts_of(
+    file: TersorFile, chosen: dict[str, list[str]], size: int | None, layout: Layout
+) -> tuple[list[Shard], str]:
+    """(the tensors of each file in the model's order, the name of the index). A tensor larger than `size`
+    gets its own file. Names are those that Hugging Face uses."""
     parts = [Shard({}, 0)]
     for site, names in chosen.items():
         nbytes = len(names) * file.nbytes(site)
-        if shard is not None and parts[-1].names and parts[-1].nbytes + nbytes > shard:
+        if size is not None and parts[-1].names and parts[-1].nbytes + nbytes > size:
             parts.append(Shard({}, 0))
         parts[-1] = Shard(parts[-1].names | {site: names}, parts[-1].nbytes + nbytes)
-    for number, part in enumerate(parts):  # wide elements first, so that all are aligned
-        order = sorted(part.names, key=lambda site: -file.sites[site].torch_dtype.itemsize)
-        parts[number] = Shard({site: part.names[site] for site in order}, part.nbytes)
-    return parts
+    stems = {re.sub(r"-\d+-of-\d+$", "", part.name.removesuffix(SUFFIX)) for part in layout.files}
+    stem = stems.pop() if len(stems) == 1 else SINGLE.removesuffix(SUFFIX)
+    metadata = layout.metadata or METADATA
+    for number, part in enumerate(parts, 1):
+        word = f"-{number:05d}-of-{len(parts):05d}" if len(parts) > 1 else ""
+        parts[number - 1] = Shard(aligned(file, part.names), part.nbytes, f"{stem}{word}{SUFFIX}", metadata)
+    return parts, f"{stem}{SUFFIX}{INDEX}" if len(parts) > 1 else ""
+
+
+def files_of(file: TersorFile, chosen: dict[str, list[str]], layout: Layout) -> list[Shard]:
+    """The tensors of each weights file of the packed folder. Tensors that the folder did not have, from a
+    later run, are in its last file."""
+    place = {name: number for number, part in enumerate(layout.files) for name in part.tensors or ()}
+    rest = next((n for n, part in enumerate(layout.files) if part.tensors is None), len(layout.files) - 1)
+    held: list[dict[str, list[str]]] = [{} for _ in layout.files]
+    for site, names in chosen.items():
+        for name in names:
+            held[place.get(name, rest)].setdefault(site, []).append(name)
+    return [
+        Shard(
+            aligned(file, names), sum(len(every) * file.nbytes(site) for site, every in names.items()),
+            part.name, part.metadata,
+        )
+        for part, names in zip(layout.files, held, strict=True)
+        if names or len(layout.files) == 1
+    ]  # fmt: skip
+
+
+def aligned(file: TersorFile, names: dict[str, list[str]]) -> dict[str, list[str]]:
+    """The tensors of one file, wide elements first, so that all are aligned."""
+    order = sorted(names, key=lambda site: -file.sites[site].torch_dtype.itemsize)
+    return {site: names[site] for site in order}
 
 
 class Unpacking:
@@ -128,7 +177,7 @@ class Unpacking:
             for site, names in part.names.items()
             for name in names
         ]
-        header = build_header(entries, METADATA)
+        header = build_header(entries, part.metadata)
         target.write(header)
         places, at = {}, len(header)
         for site, names in part.names.items():
@@ -153,19 +202,17 @@ class Unpacking:
         return len(header) + part.nbytes
 
 
-def write_shards(unpacking: Unpacking, parts: list[Shard], folder: Path) -> int:
-    """Write the parts and the index, with the names that Hugging Face uses. Returns the bytes written."""
+def write_files(unpacking: Unpacking, parts: list[Shard], index: str, folder: Path) -> int:
+    """Write the weights files, and their index if it has a name. Returns the bytes written."""
     where: dict[str, str] = {}
     total = 0
-    for number, part in enumerate(parts, 1):
-        shard = f"-{number:05d}-of-{len(parts):05d}" if len(parts) > 1 else ""
-        name = f"model{shard}.safetensors"
-        with atomic(folder / name) as target:
+    for part in parts:
+        with atomic(folder / part.name) as target:
             total += unpacking.write(part, target)
-        where |= {tensor: name for names in part.names.values() for tensor in names}
-    if len(parts) > 1:
-        index = {"metadata": {"total_size": sum(part.nbytes for part in parts)}, "weight_map": where}
-        text = json.dumps(index, indent=2, sort_keys=True) + "\n"
-        write_text(folder / INDEX, text)
+        where |= {tensor: part.name for names in part.names.values() for tensor in names}
+    if index:
+        document = {"metadata": {"total_size": sum(part.nbytes for part in parts)}, "weight_map": where}
+        text = json.dumps(document, indent=2, sort_keys=True) + "\n"
+        write_text(folder / index, text)
         total += len(text.encode())
     return total

@@ -3,13 +3,13 @@
 w = codes * scale        codes int8, symmetric; one scale, or one for each index of an axis
 Exported, such a weight is one operator tersor::dequantize(codes, scale, axis), which a runtime's writer turns
 into its own. Grids with zero points, groups of inputs, more than 8 bits, and tables of values have no integer
-kernel: these weights are written as floats.
+kernel; some of these are packed (packed_weights.py).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from tersor.forms import Affine, Form, Masked, uncoded
 class IntegerWeight:
     """codes int8, of the weight's shape; scale float32 [1], or [C] along `axis`."""
 
+    tensors: ClassVar[tuple[str, ...]] = ("codes", "scale")
     codes: Tensor
     scale: Tensor
     axis: int
@@ -31,11 +32,7 @@ class IntegerWeight:
 
 def integer_weight(form: Form) -> IntegerWeight | str:
     """The codes of a weight, or why it has none that integer kernels take."""
-    plain = uncoded(form)
-    keep = None
-    while isinstance(plain, Masked):
-        keep = plain.within(keep)
-        plain = plain.body
+    plain, keep = under_masks(form)
     if not isinstance(plain, Affine):
         return f"its form is {plain.name}, not integers on a uniform grid"
     if plain.bits > 8:
@@ -48,6 +45,15 @@ def integer_weight(form: Form) -> IntegerWeight | str:
     if keep is not None:
         codes = torch.where(keep, codes, codes.new_zeros(()))
     return IntegerWeight(codes.to(torch.int8).contiguous(), scale[:, 0].contiguous(), plain.axis)
+
+
+def under_masks(form: Form) -> tuple[Form, Tensor | None]:
+    """The form under its masks, without coded leaves, and where it is kept; None if there is no mask."""
+    plain, keep = uncoded(form), None
+    while isinstance(plain, Masked):
+        keep = plain.within(keep)
+        plain = plain.body
+    return plain, keep
 
 
 @torch.library.custom_op("tersor::dequantize", mutates_args=())

@@ -137,11 +137,37 @@ def finite(tensors: Mapping[str, Tensor], sites: Mapping[str, Site]) -> None:
                 )
 
 
+class Selections:
+    """What globs pick from all sites of a model, found once for each `where`."""
+
+    def __init__(self, sites: Mapping[str, Site]) -> None:
+        self.sites = sites
+        self.found: dict[tuple[str, ...], frozenset[str]] = {}
+
+    def names(self, where: str | Iterable[str], who: str) -> frozenset[str]:
+        key = (where,) if isinstance(where, str) else tuple(where)
+        if key not in self.found:
+            self.found[key] = frozenset(site.name for site in select(self.sites, where, who))
+        return self.found[key]
+
+
+class PartOf(dict[str, Site]):
+    """Some sites of a model, from which `select` picks as if all were there: a file is packed tensor by
+    tensor, and the time for one must not grow with their number."""
+
+    def __init__(self, sites: Mapping[str, Site], model: Selections) -> None:
+        super().__init__(sites)
+        self.model = model
+
+
 def select(sites: Mapping[str, Site], where: str | Iterable[str], who: str) -> list[Site]:
     """The sites that `where` picks, in the model's order. `where` is a glob or several (a list, or one string
     with commas); "!" excludes. Globs pick weights; a glob that matches no weight picks from the other
     parameters (biases, norms). SiteError for a glob that matches nothing.
     """
+    if isinstance(sites, PartOf):
+        names = sites.model.names(where, who)
+        return [site for name, site in sites.items() if name in names]
     wanted, unwanted = globs_of(where)
     weights = [site for site in sites.values() if site.is_weight]
     others = [site for site in sites.values() if site.is_parameter and not site.is_weight]

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from tersor.forms.form import to_rows
 from tersor.model.batches import device_of, evaluating, move, steady
+from tersor.model.scaled_inputs import ScaledInputs
 from tersor.model.sites import Site
 from tersor.model.task import Task
 
@@ -96,6 +97,7 @@ def is_product(x: Any, w: Tensor, output: Any) -> bool:
 def inputs_of(module: Any, x: Tensor) -> Tensor:
     """The input vectors that this layer's weight is multiplied with, [N, I]."""
     if isinstance(module, nn.Linear):
+        x = x * module.factor if isinstance(module, ScaledInputs) else x
         return x.reshape(-1, x.shape[-1])
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
     # The layer's own argument for F.pad, which it has for every padding mode.

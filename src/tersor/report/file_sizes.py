@@ -16,11 +16,11 @@ Facts = Mapping[str, Any]
 SHOWN = 6  # names in a line
 
 
-def sizes(before: Path, after: Path, tensors: int | None = None) -> dict[str, Any]:
+def sizes(before: Path, after: Path, tensors: int | None = None, nbytes: int | None = None) -> dict[str, Any]:
     """Two files (or folders), one made from the other. `tensors`: bytes of its tensors, if only some were
-    used."""
+    used. `nbytes`: of the files that were read, if a folder has others."""
     found: dict[str, Any] = {
-        "from": {"name": str(before), "nbytes": file_nbytes(before)},
+        "from": {"name": str(before), "nbytes": file_nbytes(before) if nbytes is None else nbytes},
         "to": {"name": str(after), "nbytes": file_nbytes(after)},
     }
     if tensors is not None:
@@ -45,17 +45,20 @@ def named(file: Facts, word: str) -> str:
 
 def meant(nbytes: int, ignored: Mapping[str, int | None]) -> int | None:
     """Bytes of the tensors if others were left out, since the file's own bytes cannot be compared then."""
-    return nbytes if any(count != 0 for count in ignored.values()) else None
+    return nbytes if any(ignored.values()) else None
 
 
 def packed(before: Path, after: Path, done: Any) -> dict[str, Any]:
-    """The sizes, with the results of io.pack."""
-    return sizes(before, after, meant(done.before, done.ignored)) | {
+    """The sizes, with the results of io.pack. Only files that were packed count."""
+    along = sum(done.attached.values())
+    return sizes(before, after, meant(done.before + along, done.ignored), done.read + along) | {
         "tensors": done.tensors,
         "aliases": dict(done.aliases),
         "key": done.key,
         "left": {kind: list(names) for kind, names in done.left.items()},
+        "attached": dict(done.attached),
         "ignored": dict(done.ignored),
+        "reasons": dict(done.reasons),
     }
 
 
@@ -67,18 +70,22 @@ def packed_lines(facts: Facts) -> Iterator[str]:
         yield f"left as it is ({kind}): {few(names, SHOWN)}"
     if facts["key"]:
         yield f"of the checkpoint: {facts['key']}"
-    yield from left_out(facts["ignored"])
+    if facts["attached"]:
+        total = whole(sum(facts["attached"].values()))
+        yield f"attached: {few(facts['attached'], SHOWN)} ({total} bytes)"
+    yield from left_out(facts["ignored"], facts["reasons"])
 
 
-def left_out(ignored: Mapping[str, int | None]) -> Iterator[str]:
+def left_out(ignored: Mapping[str, int | None], reasons: Mapping[str, str]) -> Iterator[str]:
     if ignored:
-        yield f"left out: {few((counted(*item) for item in ignored.items()), SHOWN)}"
+        parts = (counted(name, tensors, reasons.get(name, "a file")) for name, tensors in ignored.items())
+        yield f"left out: {few(parts, SHOWN)}"
 
 
-def counted(name: str, tensors: int | None) -> str:
+def counted(name: str, tensors: int | None, why: str = "a file") -> str:
     """One part that was left out: a key with the number of its tensors, or a file that was not opened."""
     if tensors is None:
-        return f"{name} (a file)"
+        return f"{name} ({why})"
     return f"{name} ({tensors} tensor{'s' * (tensors > 1)})" if tensors else name
 
 
@@ -106,11 +113,12 @@ def diffed(old: Path, new: Path, patch: Path, done: Any) -> dict[str, Any]:
     found: dict[str, Any] = {
         word: {"name": str(path), "nbytes": file_nbytes(path)} for word, path in files.items()
     }
+    found["new"]["nbytes"] = done.read
     if (tensors := meant(done.tensors, done.ignored)) is not None:
         found["new"]["tensors_nbytes"] = tensors
     found["share"] = share(found["new"], found["patch"])
     arrays = {"same": done.same, "changed": done.changed, "alone": done.alone}
-    return found | {"arrays": arrays, "ignored": dict(done.ignored)}
+    return found | {"arrays": arrays, "ignored": dict(done.ignored), "reasons": dict(done.reasons)}
 
 
 def diffed_lines(facts: Facts) -> Iterator[str]:
@@ -120,7 +128,7 @@ def diffed_lines(facts: Facts) -> Iterator[str]:
     yield f"{named(patch, '')}, {facts['share']:.1%} of {of}"
     kinds = {"the same": "same", "stored as residuals": "changed", "stored whole": "alone"}
     yield "arrays: " + ", ".join(f"{whole(arrays[key])} {words}" for words, key in kinds.items())
-    yield from left_out(facts["ignored"])
+    yield from left_out(facts["ignored"], facts["reasons"])
 
 
 def patched(old: Path, patch: Path, new: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -109,15 +109,16 @@ def compared(
     output; if edges have grids, by more than INTEGERS or the rounding. None allows any difference.
     """
     path, comparison, rounding = Path(path), Comparison(), Comparison()
+    rounded = isinstance(model, Deployed) and model.table
     for inputs, theirs in runs(runtime, path, map(as_inputs, batches), first):
         comparison.add(ours := outputs(model, inputs), theirs)
-        if isinstance(model, Deployed):
-            rounding.add(outputs(model.net, inputs), ours)
+        if rounded:
+            rounding.add(outputs(cast(Deployed, model).net, inputs), ours)
     difference = comparison.result()
     if tolerance is None:
         return difference
     apart, of = difference.max_rel, "the largest"
-    if isinstance(model, Deployed):
+    if rounded:
         apart, of = difference.rms_rel, "their size (root mean square)"
         tolerance = max(INTEGERS, rounding.result().rms_rel)
     if not apart <= tolerance:

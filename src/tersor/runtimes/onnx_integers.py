@@ -57,9 +57,18 @@ def dequantize(codes: Any, scale: Any, axis: int) -> Any:
     return op.DequantizeLinear(codes, scale, axis=axis)
 
 
+def dequantize_blocks(codes: Any, scale: Any, zero: Any, block: int) -> Any:
+    return op.DequantizeLinear(codes, scale, zero, axis=1, block_size=block)
+
+
 def table() -> dict[Any, Callable[..., Any]]:
     """For torch.onnx.export: our operators in ONNX."""
-    return {torch.ops.tersor.grid.default: grid, torch.ops.tersor.dequantize.default: dequantize}
+    ours = torch.ops.tersor
+    return {
+        ours.grid.default: grid,
+        ours.dequantize.default: dequantize,
+        ours.dequantize_blocks.default: dequantize_blocks,
+    }
 
 
 def grids(program: ExportedProgram) -> int:

@@ -28,7 +28,7 @@ from tersor.model.batches import device_of, move, shapes, steady
 from tersor.model.deployed import Deployed
 from tersor.model.edges import Edge
 from tersor.model.outputs import exportable
-from tersor.runtimes import onnx_integers, onnxruntime_session
+from tersor.runtimes import onnx_integers, onnx_packed, onnxruntime_session
 from tersor.runtimes.agree import (
     TOLERANCE,
     Difference,
@@ -36,6 +36,7 @@ from tersor.runtimes.agree import (
     as_inputs,
     compared,
     feed_of,
+    name_of,
     sized,
     tensors,
 )
@@ -62,8 +63,9 @@ def write(
     dynamic_batch: bool = True,
     dynamic_axes: Sequence[int] = (),
     tolerance: float = TOLERANCE,
+    openvino: bool = False,
 ) -> Written:
-    """Write the model to `path` (.onnx) and run it there once.
+    """Write the model to `path` (.onnx) and run it there once. `openvino`: OpenVINO must load it too.
 
     `example`: inputs of the model: a tuple, a dict by name, or one tensor. The first dimension B of each
     tensor is the batch. With `dynamic_batch` the file takes any B, and any size along `dynamic_axes`
@@ -88,7 +90,9 @@ def write(
             traced = sized(inputs, 2)
         rounded = _rounded(model, traced) if isinstance(model, Deployed) else {}
         program, left = _export(model, traced, dynamic_batch, dynamic_axes)
+        floats: dict[str, str] = {}
         if isinstance(model, Deployed):
+            floats = model.left | onnx_packed.pack(program.model, model.packed, openvino)
             onnx_integers.tidy(program.model)
             uses = sum(edge.uses for edge in rounded.values())
             grids = onnx_integers.grids(program.exported_program)
@@ -106,10 +110,11 @@ def write(
             compared("onnxruntime", model, folder / path.name, batches, tolerance, first=True)
         except (SettingError, *UNTRACEABLE) as error:
             way_out = "; if its batch size cannot vary, give dynamic_batch=false" if dynamic_batch else ""
+            way_out += "; weights=float writes only operators of the standard" if floats else ""
             raise RefusedError(
-                f"onnxruntime: {type(model).__name__} exports and does not run: {error}{way_out}"
+                f"onnxruntime: {name_of(model)} exports and does not run: {error}{way_out}"
             ) from error
-        return replace(into_place(folder, path), left_out=left)
+        return replace(into_place(folder, path), left_out=left, floats=floats)
 
 
 def compare(
@@ -161,7 +166,7 @@ def _export(
                 return made
 
             clone.forward = known
-            if integers := isinstance(clone, Deployed):
+            if codes := isinstance(clone, Deployed):
                 clone.spell()
             program: Any = torch.onnx.export(
                 clone,
@@ -172,13 +177,13 @@ def _export(
                 verbose=False,
                 external_data=False,
                 custom_translation_table=onnx_integers.table(),
-                opset_version=onnx_integers.OPSET if integers else None,
+                opset_version=onnx_integers.OPSET if codes else None,
             )
         except UNTRACEABLE as error:
             way_out = " If its batch size cannot vary, give dynamic_batch=false." if dynamic_batch else ""
             way_out = " If its sizes cannot vary, leave dynamic_axes out." if axes else way_out
             raise RefusedError(
-                f"onnxruntime: {type(model).__name__} cannot be exported with inputs {shapes(inputs)}: "
+                f"onnxruntime: {name_of(model)} cannot be exported with inputs {shapes(inputs)}: "
                 f"{brief(error)}.{unexported(model.state_dict())}{way_out}"
             ) from error
     name_outputs(program.model.graph, names)

@@ -16,7 +16,7 @@ from torch import nn
 from tersor.errors import FormatError, RefusedError, SettingError
 from tersor.model.batches import steady
 from tersor.runtimes import onnxruntime, openvino_session
-from tersor.runtimes.agree import TOLERANCE, Difference, Inputs, as_inputs, compared, feed_of
+from tersor.runtimes.agree import TOLERANCE, Difference, Inputs, as_inputs, compared, feed_of, name_of
 from tersor.runtimes.dynamic import variants
 from tersor.runtimes.openvino_session import Session, open
 from tersor.runtimes.operators import Operator
@@ -42,7 +42,7 @@ def write(
     with workshop(path) as folder, steady():
         written = onnxruntime.write(
             model, example, folder / path.name, dynamic_batch=dynamic_batch, dynamic_axes=dynamic_axes,
-            tolerance=tolerance,
+            tolerance=tolerance, openvino=True,
         )  # fmt: skip
         inputs = as_inputs(example)
         batches = variants(model, inputs, dynamic_batch, dynamic_axes)
@@ -51,9 +51,9 @@ def write(
         except (SettingError, FormatError) as error:
             text = str(error).replace(str(written.path), path.name)
             raise RefusedError(
-                f"openvino: {type(model).__name__} runs in ONNX Runtime and not in OpenVINO: {text}"
+                f"openvino: {name_of(model)} runs in ONNX Runtime and not in OpenVINO: {text}"
             ) from error
-        return replace(into_place(folder, path), left_out=written.left_out)
+        return replace(into_place(folder, path), left_out=written.left_out, floats=written.floats)
 
 
 def compare(

@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tersor.errors import StorageError
@@ -29,6 +29,8 @@ class Written:
     sha256: str  # hex, of the files' bytes in the order of their names
     files: tuple[str, ...]  # names in the folder of `path`
     left_out: tuple[str, ...] = ()  # outputs of the model that the file does not have, with their types
+    # Weights stored in few bits -> why they are floats in the runtime; "" for those that stay packed there.
+    floats: Mapping[str, str] = field(default_factory=dict)
 
 
 @contextmanager

@@ -33,6 +33,7 @@ class Cluster(Retrain):
     """Share weights: k-means indices into a short table, which can be trained."""
 
     name: ClassVar[str] = "cluster"
+    loops: ClassVar[tuple[str, ...]] = ("tersor.maths.kmeans_loop",)
     only: ClassVar[Only] = {"iterations": {"init": tuple(init for init in INITS if init != "exact")}}
     entries: int = 16  # values in a table
     per: str = "tensor"  # what shares a table: "tensor" or "channel"

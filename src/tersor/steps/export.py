@@ -1,17 +1,19 @@
 """Export: write the model for a runtime, run it there, and compare with PyTorch.
 
 If edges have grids (quantize activations=8), weights are integers in the file and the runtime computes with
-integers. Otherwise weights are decoded to floats, and the file is as large as the given model's. Outputs are
-those of the compressed model; a file whose outputs differ is removed. Operators that the runtime still
-computes in float are listed with their times.
+integers. Other weights on uniform grids are codes in the file, in blocks of inputs with a scale each. Layers
+of up to 4 bits and tables run so (com.microsoft::MatMulNBits, GatherBlockQuantized); other weights are
+decoded when the runtime loads the file. weights=float writes all of them as floats, and the file is as large
+as the given model's. Outputs are those of the compressed model; a file whose outputs differ is removed.
+Operators that the runtime still computes in float are listed with their times.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from tersor.core.step import Needs
 from tersor.core.view import View
@@ -22,6 +24,7 @@ from tersor.runtimes.dynamic import axes_of
 from tersor.runtimes.operators import Operator, left_integers
 from tersor.settings import check_settings, check_word
 
+WEIGHTS = ("packed", "float")
 MOST = 8  # operators that are named in a note; all are in its data
 
 
@@ -35,11 +38,13 @@ class Export:
     to: str = "onnxruntime"  # the runtime
     path: str = "model.onnx"  # in the folder of results
     dynamic_axes: str = ""  # further axes of any size: 1 for tokens [B, T], 2,3 for height and width
+    weights: str = "packed"  # "packed": codes of up to 8 bits stay codes; "float": weights are decoded
     dynamic_batch: bool = True  # the file takes batches of any size; else only of the example's size
 
     def __post_init__(self) -> None:
         check_settings(self)
         check_word(self, "to", RUNTIMES)
+        check_word(self, "weights", WEIGHTS)
         check_runtime(self.to, self.name)
         axes_of(self.dynamic_axes, self.name)
         if not self.path or Path(self.path).is_absolute() or ".." in Path(self.path).parts:
@@ -55,7 +60,7 @@ class Export:
         from tersor.model.example import example_inputs
 
         writer = runtime(self.to)
-        model = view.deployed()
+        model = view.deployed(self.weights)
         path = view.out / self.path
         inputs = example_inputs(view.task, model)
         written = writer.write(
@@ -66,17 +71,32 @@ class Export:
             dynamic_axes=axes_of(self.dynamic_axes, self.name),
         )
         differs = writer.compare(model, path, [inputs])
-        data = {
+        data: dict[str, Any] = {
             "path": self.path, "nbytes": written.nbytes, "sha256": written.sha256,
             "max_abs": differs.max_abs, "agree": differs.agree,
         }  # fmt: skip
         text = f"{self.path}, {written.nbytes} bytes, differs from PyTorch by at most {differs.max_abs:.2g}"
         if written.left_out:
             text += f"; without the outputs {', '.join(written.left_out)}, for which torch.export has no type"
+        if why := written.floats:
+            data |= {
+                "packed": [name for name in why if not why[name]],
+                "float": {name: text for name, text in why.items() if text},
+            }
+            text += f"; {in_words(why)}"
         notes = [Note("", "written", text, data)]
         if view.state.grids:
             notes.append(operators_note(writer.operators(path, inputs)))
         yield Group("all", tuple(notes))
+
+
+def in_words(why: Mapping[str, str]) -> str:
+    """How many weights stay packed in the runtime, and why others do not."""
+    floats = {name: text for name, text in why.items() if text}
+    text = f"{len(why) - len(floats)} of {len(why)} weights stay packed in the runtime"
+    if floats:
+        text += "; floats there: " + few((f"{name} ({text})" for name, text in floats.items()), MOST)
+    return text
 
 
 def operators_note(found: Sequence[Operator]) -> Note:

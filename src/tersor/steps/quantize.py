@@ -5,9 +5,10 @@ log        w ~ sign * 2^-k * scale          powers of two (Miyashita 2016), or s
 binary     w ~ +-scale                      Rastegari 2016
 ternary    w ~ {-1, 0, 1} * scale           Li 2016 (TWN)
 stored     bits a weight before coding, 32 bits a scale
+rounding   to the nearest, or gptq: by the error of each layer's outputs, with data: steps/compensated.py
 activations=8 also rounds what layers read, as integer kernels do: steps/activations.py. It needs data.
-Weights alone need none. With epochs it trains through the grid by straight-through gradients (Bengio 2013),
-and learns the steps of uniform grids (LSQ, Esser 2020).
+Weights alone, rounded to the nearest, need none. With epochs it trains through the grid by straight-through
+gradients (Bengio 2013), and learns the steps of uniform grids (LSQ, Esser 2020).
 """
 
 from __future__ import annotations
@@ -37,10 +38,13 @@ from tersor.record.events import Edit, Group, Note, site_group
 from tersor.setting_effects import Only, check_effect
 from tersor.settings import check, check_word
 from tersor.steps.activations import Calibration, calibrated, choice, folded
+from tersor.steps.compensated import Compensated, Grids
 from tersor.steps.retrain import Retrain
 from tersor.steps.smoothing import smoothed
 
 SCHEMES = ("uniform", "log", "binary", "ternary")
+ROUNDING = ("nearest", "gptq")
+FEW = 4  # bits from which on data makes rounding clearly better
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +58,8 @@ class Quantize(Retrain):
         "symmetric": {"scheme": ("uniform",)},
         "range": {"scheme": ("uniform", "log")},
         "percentile": {"range": ("percentile",)},
+        "rounding": {"scheme": ("uniform",), "epochs": (0,)},  # training begins at the exact weights
+        "damp": {"rounding": ("gptq",)},
         "low": {"range": ("fixed",), "symmetric": (False,)},
         "high": {"range": ("fixed",)},
         "terms": {"scheme": ("log",)},
@@ -67,11 +73,15 @@ class Quantize(Retrain):
     per: str = "channel"  # what shares a scale: "tensor", "channel" (an output channel) or "group"
     group: int = 64  # inputs that share a scale, if per is "group"
     symmetric: bool = True  # no zero point
-    # How a grid's ends are found: "minmax" or "mse"; for uniform grids also "percentile", "entropy", "fixed".
-    range: str = "minmax"
+    # How a grid's ends are found: "minmax" or "mse"; for uniform grids also "percentile", "entropy", "fixed";
+    # with rounding=gptq "output". auto: that, or minmax.
+    range: str = "auto"
     percentile: float = 99.9  # of |w| inside the grid, if range is "percentile"
     low: float | None = None  # the grid's ends if range is "fixed"; a symmetric one begins at -high
     high: float | None = None
+    # How weights are rounded to uniform grids: to the "nearest", or "gptq": so that outputs change least.
+    rounding: str = "nearest"
+    damp: float = 0.01  # share of the mean curvature added to it, for inputs that the data did not show
     terms: int = 1  # powers of two in a log level: 1 or 2
     # Bits of activations: 0 leaves them in float, 8 for kernels that compute with integers.
     activations: int = 0
@@ -85,7 +95,14 @@ class Quantize(Retrain):
         super().__post_init__()
         check_word(self, "scheme", SCHEMES)
         check_word(self, "per", PER if self.scheme in ("uniform", "log") else ("tensor", "channel"))
-        check_word(self, "range", LOG_RANGES if self.scheme == "log" else RANGES)
+        check_word(self, "range", ("auto", *(LOG_RANGES if self.scheme == "log" else (*RANGES, "output"))))
+        check_word(self, "rounding", ROUNDING)
+        check(0 < self.damp <= 1, self, "damp", "it is a share: 0 < damp <= 1")
+        if self.range == "output" and self.rounding == "nearest":
+            raise SettingError(
+                "quantize: range='output' with rounding='nearest', but the error of outputs is known to "
+                "rounding=gptq alone. Give that, or range=mse"
+            )
         check_word(self, "rule", ("twn", "exact"))
         low, high = (2, 8) if self.scheme == "log" else (1, 16)
         check(low <= self.bits <= high, self, "bits", f"{self.scheme} stores {low} to {high}")
@@ -137,11 +154,25 @@ class Quantize(Retrain):
 
     @property
     def needs(self) -> Needs:
-        return super().needs | (Needs.MODEL | Needs.TASK | Needs.WHOLE if self.activations else Needs.NOTHING)
+        data = self.activations or self.rounding != "nearest"
+        return super().needs | (Needs.MODEL | Needs.TASK | Needs.WHOLE if data else Needs.NOTHING)
+
+    @property
+    def plain_range(self) -> str:
+        """How the ends of a grid are found without data."""
+        if self.range in ("auto", "output"):
+            return "minmax" if self.rounding == "nearest" else "mse"
+        return self.range
 
     def run(self, view: View) -> Iterator[Group]:
         if self.activations:
             yield from self.integers(view)
+            return
+        if self.rounding == "gptq":
+            made = self.compensated(view, view.weights(self.where))
+            new = [Edit(name, view.form(name), form, made.hows[name]) for name, form in made.forms.items()]
+            done = [self.note(s.name, view.form(s), made.forms[s.name]) for s in view.weights(self.where)]
+            yield Group("all", (*new, *done, *made.notes()))
             return
         if self.epochs == 0:
             for site in view.each(self.where):
@@ -149,6 +180,8 @@ class Quantize(Retrain):
                 yield site_group(
                     site.name, edit, self.note(site.name, view.form(site), cast(Form, edit.after))
                 )
+            if advice := self.advice(view):
+                yield Group("advice", advice)
             return
         edits = {site.name: self.edit(view, site) for site in view.weights(self.where)}
         after, events = self.retrained(view, edits)
@@ -163,11 +196,15 @@ class Quantize(Retrain):
             layers = choice(now, chosen).layers
             now = yield from smoothed(now, layers, self.bits, self.activations)
         exact = now
-        edits = {
-            site.name: self.edit(now, site) for site in now.weights(self.where)
-            if isinstance(integer_weight(now.form(site)), str)
-        }  # fmt: skip
-        after = {name: cast(Form, edit.after) for name, edit in edits.items()}
+        sites = [s for s in now.weights(self.where) if isinstance(integer_weight(now.form(s)), str)]
+        edits, about = dict[str, Edit](), self.advice(view)
+        if self.rounding == "gptq":
+            made = self.compensated(now, sites)
+            after, hows, about = made.forms, made.hows, tuple(made.notes())
+        else:
+            edits = {site.name: self.edit(now, site) for site in sites}
+            after = {name: cast(Form, edit.after) for name, edit in edits.items()}
+            hows = {name: edit.how for name, edit in edits.items()}
         ranges = Calibration(self.activations, self.activation_range, self.activation_percentile)
         rounded = calibrated(now, after, chosen, ranges)
         trained: tuple[Note, ...] = ()
@@ -183,8 +220,27 @@ class Quantize(Retrain):
         notes = [
             self.note(name, exact.form(name), rounded.form(name)) for name in exact.forms if name in chosen
         ]
-        hows = {name: edit.how for name, edit in edits.items()}
-        yield Group("all", (*rounded.events(hows), *notes, *rounded.notes(), *trained))
+        yield Group("all", (*rounded.events(hows), *notes, *about, *rounded.notes(), *trained))
+
+    def compensated(self, view: View, sites: list[Site]) -> Compensated:
+        """The sites' weights rounded by the error of outputs, on this step's grids."""
+        found = "output" if self.range == "auto" else self.range
+        grids = Grids(
+            self.bits, self.per, self.group, self.symmetric, found, self.percentile, self.ends(), self.damp
+        )
+        return Compensated(view, grids, self.edit).run(sites)
+
+    def advice(self, view: View) -> tuple[Note, ...]:
+        """A note that names the better way, where few bits are rounded to the nearest and there is data."""
+        task = view.maybe_task
+        data = task is not None and task.calibrate is not None and view.state.given is not None
+        if not data or self.bits > FEW or self.scheme != "uniform" or self.epochs or self.range == "fixed":
+            return ()
+        text = (
+            f"{self.bits} bits are rounded to the nearest, without data; rounding=gptq uses the calibration "
+            f"batches of the task and loses less"
+        )
+        return (Note("", "advice", text),)
 
     def edit(self, view: View, site: Site) -> Edit:
         """The site's weights on this step's grid."""
@@ -210,14 +266,14 @@ class Quantize(Retrain):
         if self.scheme == "uniform":
             codes, scale, zero = uniform_grid(
                 rows, self.bits, per=per, group=size, symmetric=self.symmetric,
-                range=self.range, percentile=self.percentile, ends=self.ends(), keep=within,
+                range=self.plain_range, percentile=self.percentile, ends=self.ends(), keep=within,
             )  # fmt: skip
             return Affine(
                 leaf(codes), Dense(scale), None if zero is None else Dense(zero), self.bits, group, axis
             )
         if self.scheme == "log":
             codes, scale = log_grid(
-                rows, self.bits, terms=self.terms, per=per, group=size, range=self.range,
+                rows, self.bits, terms=self.terms, per=per, group=size, range=self.plain_range,
                 keep=within,
             )  # fmt: skip
             return LogGrid(leaf(codes), Dense(scale), self.bits, self.terms, group, axis)

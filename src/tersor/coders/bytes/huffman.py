@@ -8,12 +8,10 @@ cost      the table, and sum of n * length bits: at most 1 bit a symbol above th
 
 from __future__ import annotations
 
-import heapq
-
 import numpy as np
 
-from tersor.coders.alphabet import SYMBOLS, Alphabet, alphabets, read_alphabet, write_alphabet
-from tersor.coders.bit_strings import BitReader, BitWriter, read_list, write_list
+from tersor.coders.alphabet import SYMBOLS, Alphabet, alphabet_bits, alphabets, read_alphabet, write_alphabet
+from tersor.coders.bit_strings import BitReader, BitWriter, list_bits, read_list, write_list
 from tersor.coders.plan import Plan, changed, first_byte
 from tersor.errors import FormatError
 
@@ -30,19 +28,10 @@ def code_lengths(counts: np.ndarray, limit: int = MAX_LENGTH) -> np.ndarray:
 
 def free_lengths(counts: np.ndarray) -> np.ndarray:
     """Huffman's algorithm: merge the two rarest trees until one is left. A code's length is its depth."""
-    size = len(counts)
-    heap = [(count, j) for j, count in enumerate(counts.tolist())]
-    heapq.heapify(heap)
-    parent = [0] * (2 * size - 1)
-    for node in range(size, 2 * size - 1):
-        left = heapq.heappop(heap)
-        right = heap[0]
-        parent[left[1]] = parent[right[1]] = node
-        heapq.heapreplace(heap, (left[0] + right[0], node))
-    depth = [0] * (2 * size - 1)
-    for node in range(2 * size - 3, -1, -1):
-        depth[node] = depth[parent[node]] + 1
-    return np.array(depth[:size])  # [K]
+    from tersor.coders.bytes import huffman_loops
+
+    order = counts.argsort(kind="stable")
+    return huffman_loops.tree_depths(counts, order)  # [K]
 
 
 def package_merge(counts: np.ndarray, limit: int) -> np.ndarray:
@@ -79,7 +68,8 @@ def plan_huffman(counts: np.ndarray) -> Plan | None:
     lengths = np.zeros(SYMBOLS, dtype=np.int64)
     lengths[present] = code_lengths(counts[present])
     exact = [a for a in alphabets(counts) if len(a.offsets) == len(present)]
-    head, alphabet = min(((head_of(a, lengths), a) for a in exact), key=lambda pair: pair[0].length)
+    alphabet = min(exact, key=lambda a: alphabet_bits(a) + int(list_bits(lengths[a.symbols] - 1).min()))
+    head = head_of(alphabet, lengths)
     total = head.length + int(counts @ lengths)
     codes = np.zeros(SYMBOLS, dtype=np.uint32)
     codes[alphabet.symbols] = canonical(lengths[alphabet.symbols])

@@ -1,4 +1,4 @@
-"""Huffman loops: write codes, and decode several symbols with one lookup, compiled."""
+"""Huffman loops: lengths of codes, write codes, decode several symbols with one lookup, compiled."""
 # ruff: noqa: PLR0917  compiled functions take no keywords
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from numba import types
 
 from tersor.coders.loops import (
     BYTE,
+    I64,
     INT,
     N0,
     N1,
@@ -28,6 +29,37 @@ from tersor.coders.loops import (
     U64_OUT,
 )
 from tersor.compiled import compiled
+
+
+@compiled(types.int64[::1](I64, I64), brief=True)
+def tree_depths(counts: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Depths [K] of a tree that merges the two rarest trees until one is left, leaves first on a tie.
+
+    `order` sorts counts [K]. Merged trees come in the order of their counts, so no heap is needed.
+    """
+    size = counts.size
+    weight = np.empty(2 * size - 1, np.int64)  # leaves in their order, then merged trees
+    parent = np.zeros(2 * size - 1, np.int64)
+    for place in range(size):
+        weight[place] = counts[order[place]]
+    leaf, tree = 0, size
+    for node in range(size, 2 * size - 1):
+        weight[node] = 0
+        for _ in range(2):
+            if leaf < size and (tree >= node or weight[leaf] <= weight[tree]):
+                rarest = leaf
+                leaf += 1
+            else:
+                rarest = tree
+                tree += 1
+            parent[rarest] = node
+            weight[node] += weight[rarest]
+    for node in range(2 * size - 3, -1, -1):
+        parent[node] = 1 + (parent[parent[node]] if parent[node] < 2 * size - 2 else 0)
+    depths = np.empty(size, np.int64)
+    for place in range(size):
+        depths[order[place]] = parent[place]
+    return depths
 
 
 @compiled(INT(U8, U32, U8, INT, INT, U32_OUT))

@@ -149,14 +149,11 @@ def candidates(matrix: np.ndarray, values: np.ndarray) -> list[Options]:
 
 def best_lags(matrix: np.ndarray) -> tuple[int, int]:
     """The two lags in columns, 2 to LAGS, with the highest correlation of codes; 0 if none is positive."""
+    from tersor.coders.mixing import lags_loops
+
     rows = max(1, SAMPLE // matrix.shape[1])
-    nonzero = (matrix[:rows] != 0).astype(np.float32)
-    density = nonzero.mean()
-    signs = np.sign(matrix[:rows]).astype(np.float32)
     scores = np.zeros(max(2, min(LAGS, matrix.shape[1] - 1) + 1))
-    for lag in range(2, len(scores)):
-        covariance = (nonzero[:, lag:] * nonzero[:, :-lag]).mean() - density**2
-        scores[lag] = covariance + abs((signs[:, lag:] * signs[:, :-lag]).mean())
+    lags_loops.lag_scores(np.ascontiguousarray(np.sign(matrix[:rows])), scores)
     first = int(scores.argmax())
     if scores[first] <= 0:
         return 0, 0

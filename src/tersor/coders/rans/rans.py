@@ -22,10 +22,10 @@ MAX_LANES = 5  # log2 of the largest number of lanes
 LANE_WORTH = 1024  # bytes of payload for each lane: its 3 bytes of overhead are then negligible
 
 
-def plan_rans(counts: np.ndarray) -> Plan | None:
+def plan_rans(counts: np.ndarray, *, shapes: bool = True) -> Plan | None:
     if np.count_nonzero(counts) < 2:
         return None
-    choice = best_table(counts)
+    choice = best_table(counts, shapes=shapes)
     payload = choice.cost // (8 * UNIT)
     lanes = min(max((payload // LANE_WORTH).bit_length() - 1, 0), MAX_LANES)
     settings = lanes | choice.kind << 3

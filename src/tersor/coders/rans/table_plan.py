@@ -10,12 +10,12 @@ depths, are those of tables.py. All details are tried, and shapes too unless the
 from __future__ import annotations
 
 import functools
-import itertools
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-from tersor.coders.alphabet import Alphabet, alphabets, write_alphabet, write_start
+from tersor.coders.alphabet import Alphabet, alphabet_bits, alphabets, write_alphabet, write_start
 from tersor.coders.bit_strings import BitWriter, list_bits, write_list
 from tersor.coders.rans import tables
 from tersor.coders.rans.tables import LIST, MAX_BITS, MIN_BITS, OCTAVES, PAIR, SHAPE, Table
@@ -25,8 +25,6 @@ DETAILS = np.arange(8)
 NEGLIGIBLE = 11  # a list below 2^-11 of the payload is not worth a search for a shape
 PRECISE = 9  # a gain below 2^-9 is not worth another bit of precision: 2^12 slots stay in L1 cache
 SHAPE_BITS = 36  # bits of the smallest shape, with its precision and alphabet
-STRIDES = (8, 4, 2, 1)
-MOVES = 8  # moves of a search at each stride, at most
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,16 +58,16 @@ def cost_of(counts: np.ndarray, frequencies: np.ndarray, bits: int) -> np.ndarra
     return cost + (3 * cost >> (11 + 2 * (MAX_BITS - bits)))
 
 
-def best_table(counts: np.ndarray) -> Choice:
-    """The best table for counts [256] of at least two symbols."""
+def best_table(counts: np.ndarray, *, shapes: bool = True) -> Choice:
+    """The best table for counts [256] of at least two symbols. `shapes`: try them too."""
     if np.count_nonzero(counts) == 2:
         return pair(counts)
     bits = precision(counts[counts > 0])
     names = alphabets(counts)
-    best = min((listed(counts[a.symbols], a, bits) for a in names), key=lambda choice: choice.total)
-    if best.head.length > SHAPE_BITS and best.head.length * UNIT << NEGLIGIBLE > best.cost:
-        found = min(shaped(counts, names, bits), key=lambda choice: choice.total)
-        best = min(best, found, key=lambda choice: choice.total)
+    lists = (listed(counts[a.symbols], a, bits) for a in names)
+    best = write_listed(min(lists, key=lambda found: found.cost + UNIT * (8 * -(-found.nbits // 8))), bits)
+    if shapes and best.head.length > SHAPE_BITS and best.head.length * UNIT << NEGLIGIBLE > best.cost:
+        best = min(best, shaped(counts, names, bits), key=lambda choice: choice.total)
     return best
 
 
@@ -93,44 +91,46 @@ def pair(counts: np.ndarray) -> Choice:
 
 def precision(n: np.ndarray) -> int:
     """The lowest precision in bits that is nearly optimal for counts [K]: small tables are fast."""
-    costs = {}
-    for bits in range(MIN_BITS, MAX_BITS + 1):
-        finest = int(DETAILS[-1])
-        f = tables.frequencies(depths_for(n, bits)[finest], finest, bits)
-        costs[bits] = int(cost_of(n, f, bits))
-    least = min(costs.values())
-    return min(bits for bits, cost in costs.items() if cost <= least + (least >> PRECISE))
+    from tersor.coders.rans import table_plan_loops
+
+    costs = table_plan_loops.costs_by_bits(n, MIN_BITS, MAX_BITS, int(DETAILS[-1]), log2_table()).tolist()
+    least = min(costs)
+    return MIN_BITS + next(k for k, cost in enumerate(costs) if cost <= least + (least >> PRECISE))
 
 
-def depths_for(n: np.ndarray, bits: int) -> np.ndarray:
-    """The depths [8, K] nearest to counts [K] at each detail."""
-    free = (1 << bits) - len(n)
-    # Each symbol has a frequency of 1 anyway; weights divide the rest. Shares below 0.5 are equal.
-    share = np.maximum(n / n.sum() * (1 << bits) - 1, 0.5) / free
-    octave = np.clip(OCTAVES + np.log2(share / share.max()), 0, OCTAVES)  # [K]
-    whole = np.floor(octave)
-    part = np.rint((np.exp2(octave - whole) - 1) * 2.0 ** DETAILS[:, None]).astype(np.int64)  # [8, K]
-    level = (whole.astype(np.int64) << DETAILS[:, None]) + part
-    return (OCTAVES << DETAILS[:, None]) - level
+class List(NamedTuple):
+    """The list with the best detail for an alphabet, not yet written."""
+
+    alphabet: Alphabet
+    detail: int
+    depths: np.ndarray  # [K]
+    nbits: int  # of the table
+    cost: int  # of the payload, in 1 / UNIT bits
 
 
-def listed(n: np.ndarray, alphabet: Alphabet, bits: int) -> Choice:
+def listed(n: np.ndarray, alphabet: Alphabet, bits: int) -> List:
     """The list with the best detail for counts [K]: finer lists are longer, but their payload is shorter."""
-    depths = depths_for(n, bits)  # [8, K]
+    from tersor.coders.rans import table_plan_loops
+
+    depths, costs = np.empty((len(DETAILS), len(n)), np.int64), np.empty(len(DETAILS), np.int64)
+    table_plan_loops.lists_of(n, bits, log2_table(), depths, costs)
     sizes = list_bits(depths).min(axis=(1, 2, 3))  # [8]
-    f = [tables.frequencies(depths[d], d, bits) for d in DETAILS.tolist()]
-    costs = np.array([cost_of(n, row, bits) for row in f])
     d = int((costs + sizes * UNIT).argmin())
+    return List(alphabet, d, depths[d], 6 + alphabet_bits(alphabet) + int(sizes[d]), int(costs[d]))
+
+
+def write_listed(found: List, bits: int) -> Choice:
     head = BitWriter()
     head.bits(bits - MIN_BITS, 3)
-    write_alphabet(head, alphabet)
-    head.bits(d, 3)
-    write_list(head, depths[d])
-    return Choice(LIST, Table(bits, alphabet.symbols, f[d]), head, int(costs[d]))
+    write_alphabet(head, found.alphabet)
+    head.bits(found.detail, 3)
+    write_list(head, found.depths)
+    f = tables.frequencies(found.depths, found.detail, bits)
+    return Choice(LIST, Table(bits, found.alphabet.symbols, f), head, found.cost)
 
 
-def shaped(counts: np.ndarray, names: list[Alphabet], bits: int) -> list[Choice]:
-    """Shapes with and without a peak, fitted in the cyclic order with the smallest variance."""
+def shaped(counts: np.ndarray, names: list[Alphabet], bits: int) -> Choice:
+    """The best shape, with a peak or without, fitted in the cyclic order with the smallest variance."""
     near = min(names, key=lambda a: moments_of(counts[a.symbols], a.offsets)[1])
     n = counts[near.symbols]
     same_start = [a for a in names if a.start == near.start]
@@ -138,7 +138,7 @@ def shaped(counts: np.ndarray, names: list[Alphabet], bits: int) -> list[Choice]
     for peak in (False, True):
         parameters = search(n, near.offsets, bits, peak)
         choices += [write_shape(counts[a.symbols], a, bits, parameters, peak) for a in same_start]
-    return choices
+    return min(choices, key=lambda choice: choice.total)
 
 
 def moments_of(n: np.ndarray, offsets: np.ndarray) -> tuple[float, float, float]:
@@ -149,7 +149,7 @@ def moments_of(n: np.ndarray, offsets: np.ndarray) -> tuple[float, float, float]
 
 
 def nearest_float7(value: float) -> int:
-    return int(abs(tables.float7(np.arange(tables.MAX_FLOAT7 + 1)) - value).argmin())
+    return int(abs(tables.float7() - value).argmin())
 
 
 def shape_frequencies(
@@ -167,9 +167,7 @@ def shape_frequencies(
 
 def search(n: np.ndarray, offsets: np.ndarray, bits: int, peak: bool) -> np.ndarray:
     """Parameters [4] by a local search with shrinking strides, from a normal, a Laplace or a mixed shape."""
-
-    def cheapest(candidates: np.ndarray) -> np.ndarray:
-        return candidates[cost_of(n, shape_frequencies(n, offsets, bits, candidates, peak), bits).argmin()]
+    from tersor.coders.rans import table_plan_loops
 
     rest = np.where(np.arange(len(n)) == n.argmax(), 0, n) if peak else n
     mean, variance, distance = moments_of(rest, offsets)
@@ -181,17 +179,8 @@ def search(n: np.ndarray, offsets: np.ndarray, bits: int, peak: bool) -> np.ndar
     center, height = round(2 * mean), 16
     points = [(center, 0, bend, height), (center, slope, 0, height), (center, slope - 8, bend - 8, height)]
     most = np.array([tables.MAX_CENTER, tables.MAX_FLOAT7, tables.MAX_FLOAT7, tables.MAX_HEIGHT])
-    parameters = cheapest(np.clip(points, 0, most))
-    cross = np.array(
-        list(itertools.product((0, -1, 1), (0, -1, 1), (0, -1, 1), (0, -1, 1) if peak else (0,)))
-    )
-    for stride in STRIDES:
-        for _ in range(MOVES):
-            nearby = cheapest(np.clip(parameters + stride * cross, 0, most))
-            if (nearby == parameters).all():
-                break
-            parameters = nearby
-    return parameters
+    top = int(n.argmax()) if peak else -1
+    return table_plan_loops.search(n, offsets, bits, top, np.clip(points, 0, most), most, log2_table())
 
 
 def write_shape(n: np.ndarray, alphabet: Alphabet, bits: int, parameters: np.ndarray, peak: bool) -> Choice:

@@ -10,6 +10,7 @@ docs/streams.md section 7.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,10 +51,11 @@ def frequencies(depths: np.ndarray, detail: int, bits: int) -> np.ndarray:
     return tables_loops.apportion(rows, OCTAVES, detail, bits).reshape(depths.shape)
 
 
-def float7(code: np.ndarray | int) -> np.ndarray:
-    """The value of a slope or bend of 7 bits, 3 of mantissa: 0, 8, 9, ..., 15, 16, 18, ..., 30, 32, ..."""
-    below = np.maximum(np.asarray(code, dtype=np.int64) - 1, 0)
-    return np.where(np.asarray(code) > 0, (8 + below % 8) << (below // 8), 0)
+@functools.cache
+def float7() -> np.ndarray:
+    """The values of a slope or bend of 7 bits, 3 of mantissa: 0, 8, 9, ..., 15, 16, 18, ..., 30, 32, ..."""
+    below = np.arange(MAX_FLOAT7)
+    return np.concatenate([[0], (8 + below % 8) << (below // 8)])
 
 
 def shape_depths(
@@ -61,7 +63,7 @@ def shape_depths(
 ) -> np.ndarray:
     """Depths [..., K] of the symbols at `offsets` [K] in 2^-6 octaves, without a peak and not yet clipped."""
     t = abs(2 * offsets - np.asarray(center)[..., None])
-    return (SLOPE_SCALE * float7(slope)[..., None] * t + float7(bend)[..., None] * t * t) >> SHAPE_SHIFT
+    return (SLOPE_SCALE * float7()[slope][..., None] * t + float7()[bend][..., None] * t * t) >> SHAPE_SHIFT
 
 
 def read_table(source: BitReader, kind: int) -> Table:

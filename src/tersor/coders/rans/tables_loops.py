@@ -5,11 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numba import types
 
-from tersor.coders.loops import INT, U8
+from tersor.coders.loops import I64, I64_2, INT, U8
 from tersor.compiled import compiled
-
-I64 = types.Array(types.int64, 1, "C", readonly=True)
-I64_2 = types.Array(types.int64, 2, "C", readonly=True)
 
 
 @compiled(types.int64[:, ::1](I64_2, INT, INT, INT), brief=True)

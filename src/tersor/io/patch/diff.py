@@ -24,7 +24,7 @@ import torch
 from tersor.errors import FormatError
 from tersor.files import atomic, output
 from tersor.forms.form import as_bytes
-from tersor.io.checkpoint import read_from
+from tersor.io.folder import inputs_of
 from tersor.io.header import build_header
 from tersor.io.json_text import Json, deflate, dump, parse
 from tersor.io.patch.encoder import Encoder
@@ -46,7 +46,9 @@ class Delta:
     changed: int  # arrays coded against one of OLD
     alone: int  # arrays coded without OLD
     ignored: Mapping[str, int | None]  # other contents of NEW -> tensors in them; None: a file not opened
+    reasons: Mapping[str, str]  # why some of these were left out
     tensors: int = 0  # bytes of the tensors of NEW if it is a checkpoint
+    read: int = 0  # bytes of the files of NEW that were read
     whole: bool = False  # the patch carries NEW as it is: nothing else was shorter
 
 
@@ -62,7 +64,7 @@ def diff(
     The patch is applied once before it is put in place, to check that it makes NEW. FormatError for a damaged
     file.
     """
-    out, observer = output(out, [*read_from(old), *read_from(new)]), observer or Observer()
+    out, observer = output(out, [*inputs_of(old), *inputs_of(new)]), observer or Observer()
     folder = out.parent
     with ExitStack() as stack:
         before = stack.enter_context(NamedArrays(old))
@@ -83,7 +85,10 @@ def diff(
         hows = [draft.parts.get(name, {"how": SAME}).get("how", CHANGE) for name in after.names]
         same, changed, alone = (0 if whole else hows.count(how) for how in (SAME, CHANGE, ALONE))
         tensors = sum(math.prod(slot.shape) * slot.dtype.itemsize for slot in after.slots.values())
-        return Delta(nbytes, same, changed, len(hows) if whole else alone, after.ignored, tensors, whole)
+        alone = len(hows) if whole else alone
+        return Delta(
+            nbytes, same, changed, alone, after.ignored, after.reasons, tensors, after.nbytes, whole
+        )  # fmt: skip
 
 
 class Draft(NamedTuple):

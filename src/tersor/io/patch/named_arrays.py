@@ -53,6 +53,7 @@ class NamedArrays:
         self.tensors: Checkpoint | TensorFile | None = None
         self.aliases: dict[str, str] = {}
         self.ignored: dict[str, int | None] = {}  # parts of a checkpoint that are left out
+        self.reasons: dict[str, str] = {}  # why, of some of them
         self.files = [self.path]
         self.site: tuple[str, dict[str, StoredLeaf]] = ("", {})
         if plain:
@@ -66,8 +67,8 @@ class NamedArrays:
             )
         else:
             self.tensors = found = Checkpoint(self.path)
-            self.aliases, self.ignored = found.aliases, found.ignored
-            self.files = sorted({Path(part.path) for part in found.where.values()})  # type: ignore[attr-defined]
+            self.aliases, self.ignored, self.reasons = found.aliases, found.ignored, found.reasons
+            self.files = sorted({Path(part.path) for part in found.where.values()})
         self.names = list(self.slots)
         if self.tersor is not None:
             self.names = [

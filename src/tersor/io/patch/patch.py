@@ -24,7 +24,6 @@ from tersor.errors import FormatError, RefusedError
 from tersor.files import atomic, output
 from tersor.forms import FORMS, NODES, Grid
 from tersor.forms.form import as_bytes
-from tersor.io.checkpoint import read_from
 from tersor.io.container import TEXT as OWN
 from tersor.io.container import TersorFile
 from tersor.io.container_writer import Builder
@@ -40,6 +39,7 @@ from tersor.io.document import (
     site_from_json,
 )
 from tersor.io.document import KEYS as DOCUMENT
+from tersor.io.folder import inputs_of
 from tersor.io.form_json import Places
 from tersor.io.header import Slot, check_shape, natural, parse_header
 from tersor.io.json_text import inflate, of_type, only, parse
@@ -68,7 +68,7 @@ def patch(
 
     RefusedError if the patch was made for another OLD, FormatError if the patch is damaged.
     """
-    out = output(out, [*read_from(old), changes])
+    out = output(out, [*inputs_of(old), changes])
     with NamedArrays(old) as before, Source(changes) as file, naming(file.path, before.path):
         check_base(file, before)
         reader = open_patch(file, before)

@@ -16,8 +16,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
 from tersor.model.channels.atoms import DEAD, Array, Atoms, Table, along
 
@@ -76,6 +74,11 @@ def components(edges: list[tuple[Array, Array]], count: int) -> Array:
     if not edges:
         return np.arange(count)
     a, b = (np.concatenate([edge[k] for edge in edges]) for k in (0, 1))
+    from scipy.sparse import (
+        coo_matrix,
+    )  # a quarter of a second, which commands that cut nothing need not wait
+    from scipy.sparse.csgraph import connected_components
+
     graph = coo_matrix((np.ones(len(a), bool), (a, b)), shape=(count, count))
     found: Array = connected_components(graph, directed=False)[1].astype(np.int64)
     return found

@@ -1,0 +1,8 @@
+"""Zoo: architectures by name, and tasks on composed scenes to train and judge them.
+
+scenes.py          garments on photographs: images, boxes, masks
+scene_tasks.py     three tasks from them
+boxes.py           what surrounds a detector: targets, loss, decoding, average precision
+yolo_lite.py       the one architecture of our own
+architectures.py   all of them
+"""

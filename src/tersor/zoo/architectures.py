@@ -1,0 +1,128 @@
+"""Architectures: networks by name, with the task that suits each. Thin over torchvision, timm and others.
+
+MODEL zoo:NAME builds one, untrained; TASK zoo:NAME is its task on composed scenes (scene_tasks.py)
+Each is built for images of 96 x 96 pixels and for 10 classes (11 with the background), so that it trains on
+one CPU in minutes. Weights come from a file (--weights) or a training (`tersor run zoo:NAME ... finetune`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from tersor.errors import SettingError, did_you_mean, need
+from tersor.zoo.scenes import CLASSES, SIZE
+from tersor.zoo.yolo_lite import YoloLite
+
+# Of batch norms. With torchvision's 0.01 in MobileNetV3, statistics lag behind for 1,000 steps.
+MOMENTUM = 0.1
+
+
+class Entry(NamedTuple):
+    """An architecture."""
+
+    make: Callable[[int], nn.Module]  # number of classes -> the untrained network
+    task: str  # a kind of scene_tasks.py
+    source: str  # package
+    licence: str  # of the code that defines it
+    paper: str
+    suits: str  # which targets, and why
+
+
+def torchvision(name: str, **given: Any) -> Callable[[int], nn.Module]:
+    def make(classes: int) -> nn.Module:
+        try:
+            from torchvision import models
+        except ImportError:
+            raise need("torchvision", "zoo", f"zoo:{name}") from None
+        net: nn.Module = models.get_model(name, weights=None, num_classes=classes, **given)
+        return net
+
+    return make
+
+
+def timm(name: str) -> Callable[[int], nn.Module]:
+    def make(classes: int) -> nn.Module:
+        try:
+            from timm import create_model
+        except ImportError:
+            raise need("timm", "zoo", f"zoo:{name}") from None
+        net: nn.Module = create_model(name, pretrained=False, num_classes=classes)
+        return net
+
+    return make
+
+
+def deeplab(classes: int) -> nn.Module:
+    """DeepLabV3+ on MobileNetV3-small: features of stride 16, atrous pyramid, a skip of stride 4."""
+    try:
+        from segmentation_models_pytorch import DeepLabV3Plus
+    except ImportError:
+        raise need("segmentation-models-pytorch", "zoo", "zoo:deeplab_v3plus") from None
+    net: nn.Module = DeepLabV3Plus(
+        "tu-mobilenetv3_small_100", encoder_weights=None, classes=classes, decoder_channels=64,
+        encoder_output_stride=16, decoder_atrous_rates=(2, 3, 4),
+    )  # fmt: skip
+    return net
+
+
+ZOO: dict[str, Entry] = {
+    "squeezenet": Entry(
+        torchvision("squeezenet1_1"), "labels", "torchvision", "BSD-3", "Iandola 2016",
+        "few bytes; no batch norm, so it trains slowly",
+    ),
+    "mobilenet_v2": Entry(
+        torchvision("mobilenet_v2"), "labels", "torchvision", "BSD-3", "Sandler 2018",
+        "int8 in every runtime: only ReLU6, no squeeze-and-excitation",
+    ),
+    "mobilenet_v3_small": Entry(
+        torchvision("mobilenet_v3_small"), "labels", "torchvision", "BSD-3", "Howard 2019",
+        "fewest MACs in float; hard swish and squeeze-and-excitation gain little from int8",
+    ),
+    "shufflenet_v2": Entry(
+        torchvision("shufflenet_v2_x1_0"), "labels", "torchvision", "BSD-3", "Ma 2018",
+        "few MACs; shuffles are copies in most runtimes",
+    ),
+    "efficientnet_lite0": Entry(
+        timm("tf_efficientnet_lite0"), "labels", "timm", "Apache-2.0", "Tan 2019; Lite: Liu 2020",
+        "int8 on phones: ReLU6, no squeeze-and-excitation",
+    ),
+    "resnet18": Entry(
+        torchvision("resnet18"), "labels", "torchvision", "BSD-3", "He 2016",
+        "the most to prune and to gain from int8; wide plain convolutions",
+    ),
+    "yolo_lite": Entry(
+        YoloLite, "boxes", "tersor", "Apache-2.0", "after Redmon 2016, Tian 2019, Liu 2018",
+        "detection on CPUs; decoding is outside the network",
+    ),
+    "yolo_lite_mobilenet": Entry(
+        lambda classes: YoloLite(classes, "mobilenet"), "boxes", "tersor", "Apache-2.0",
+        "after Redmon 2016, Tian 2019, Liu 2018", "the same on MobileNetV3-small",
+    ),
+    "deeplab_v3plus": Entry(
+        deeplab, "masks", "segmentation-models-pytorch", "MIT", "Chen 2018; Howard 2019",
+        "segmentation on CPUs, a MobileNetV3-small with an atrous pyramid",
+    ),
+}  # fmt: skip
+
+
+def entry(name: str) -> Entry:
+    if name not in ZOO:
+        raise SettingError(f"zoo: it has no {name!r}; {did_you_mean(name, ZOO)}. All: tersor zoo")
+    return ZOO[name]
+
+
+def zoo_model(name: str) -> nn.Module:
+    """The untrained network of this name, for its task on scenes. SettingError, or MissingError."""
+    found = entry(name)
+    net = found.make(len(CLASSES) + (found.task == "masks"))
+    for part in net.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.momentum = MOMENTUM
+    return net
+
+
+def example_shape(batch: int = 1) -> tuple[int, ...]:
+    return (batch, 3, SIZE, SIZE)

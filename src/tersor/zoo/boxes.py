@@ -1,0 +1,141 @@
+"""Boxes: what surrounds an anchor-free detector: the cells' targets, its loss, and decoding.
+
+loss = quality focal loss of the classes + 2 * (1 - GIoU) of the boxes, per assigned cell
+The target of an assigned cell's class is the IoU of its box (Li et al. 2020); GIoU: Rezatofighi et al. 2019.
+A cell is assigned to the smallest box whose middle is near it, within RADIUS strides, on every level, as in
+FCOS (Tian et al. 2019).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tersor.errors import TaskError, need
+from tersor.model.metric import Metric
+from tersor.zoo.scenes import BORDER
+from tersor.zoo.yolo_lite import STRIDES
+
+RADIUS = 1.5  # strides
+BETA = 2.0  # of the quality focal loss: how much less what is right already counts
+BOX_WEIGHT = 2.0
+SCORE, OVERLAP, MOST = 0.05, 0.6, 100  # detections kept: least score, largest IoU of two, number
+RESAMPLES = 100  # of the bootstrap: each ranks all detections again
+# COCO's twelve figures in the order of its summary; the library calls them so
+FIGURES = {"AP50": "map_50", "mAP": "map"}
+
+
+def cells(height: int, width: int, strides: Sequence[int] = STRIDES) -> Tensor:
+    """[N, 3]: x and y of each cell's center in pixels, and its stride. Row by row, level by level."""
+    found = []
+    for stride in strides:
+        y, x = torch.meshgrid(
+            (torch.arange(height // stride) + 0.5) * stride,
+            (torch.arange(width // stride) + 0.5) * stride,
+            indexing="ij",
+        )
+        found.append(torch.stack([x.flatten(), y.flatten(), torch.full((x.numel(),), float(stride))], 1))
+    return torch.cat(found)
+
+
+def decoded(distances: Tensor, at: Tensor) -> Tensor:
+    """Boxes [..., N, 4] in pixels from a detector's distances [..., N, 4] and the cells [N, 3]."""
+    far = F.softplus(distances) * at[:, 2:]
+    return torch.cat([at[:, :2] - far[..., :2], at[:, :2] + far[..., 2:]], -1)
+
+
+def assigned(boxes: Tensor, classes: Tensor, at: Tensor) -> Tensor:
+    """[B, N]: the index of the box of each cell, -1 for none. `boxes` [B, G, 4], `classes` [B, G]."""
+    x, y, stride = at.to(boxes).unbind(1)
+    middle = (boxes[..., :2] + boxes[..., 2:]) / 2  # [B, G, 2]
+    near = (x - middle[..., :1]).abs().maximum((y - middle[..., 1:]).abs()) < RADIUS * stride  # [B, G, N]
+    inside = (x > boxes[..., :1]) & (y > boxes[..., 1:2]) & (x < boxes[..., 2:3]) & (y < boxes[..., 3:])
+    area = ((boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1]))[..., None]  # [B, G, 1]
+    fits = near & inside & (classes != BORDER)[..., None]
+    smallest, which = torch.where(fits, area, torch.inf).min(1)
+    return torch.where(smallest.isfinite(), which, -1)
+
+
+def detection_loss(at: Tensor, output: tuple[Tensor, Tensor], target: tuple[Tensor, Tensor]) -> Tensor:
+    """The loss of a batch. `output`: distances [B, N, 4], logits [B, N, K]; `target`: boxes [B, G, 4] in
+    pixels, classes [B, G], -1 in rows that pad."""
+    ops = torchvision_ops("the loss of a detector")
+    (distances, logits), (boxes, classes) = output, target
+    check(logits, boxes, classes, at)
+    at = at.to(distances)
+    which = assigned(boxes, classes, at)
+    positive = which >= 0
+    sample, cell = positive.nonzero(as_tuple=True)
+    chosen = which[sample, cell]
+    found, wanted = decoded(distances, at)[sample, cell], boxes[sample, chosen]
+    misses = ops.generalized_box_iou_loss(found, wanted, reduction="sum")
+    quality = torch.zeros_like(logits)
+    overlap = torch.diagonal(ops.box_iou(found.detach(), wanted)) if len(found) else found.new_zeros(0)
+    quality[sample, cell, classes[sample, chosen]] = overlap.to(quality)
+    weight = (logits.sigmoid() - quality).abs() ** BETA
+    scores = (F.binary_cross_entropy_with_logits(logits, quality, reduction="none") * weight).sum()
+    return (scores + BOX_WEIGHT * misses) / max(1, len(cell))
+
+
+def check(logits: Tensor, boxes: Tensor, classes: Tensor, at: Tensor) -> None:
+    if logits.ndim != 3 or logits.shape[1] != len(at):
+        raise TaskError(f"detector: logits {list(logits.shape)} for {len(at)} cells; give [B, {len(at)}, K]")
+    if boxes.shape != (*classes.shape, 4) or len(boxes) != len(logits):
+        raise TaskError(
+            f"detector: boxes {list(boxes.shape)} and classes {list(classes.shape)} for {len(logits)} "
+            "images; give [B, G, 4] and [B, G]"
+        )
+    if len(classes) and int(classes.max()) >= logits.shape[2]:
+        raise TaskError(
+            f"detector: a class is {int(classes.max())}, but the detector has {logits.shape[2]}: "
+            f"0 to {logits.shape[2] - 1}"
+        )
+
+
+def detections(at: Tensor, output: tuple[Tensor, Tensor]) -> list[dict[str, Tensor]]:
+    """What is seen in each image: "boxes" [D, 4] in pixels, "scores" [D], "labels" [D], best first."""
+    ops = torchvision_ops("decoding a detector's outputs")
+    found = []
+    for boxes, logits in zip(decoded(output[0], at.to(output[0])), output[1].sigmoid(), strict=True):
+        cell, label = (logits > SCORE).nonzero(as_tuple=True)
+        score = logits[cell, label]
+        kept = ops.batched_nms(boxes[cell].float(), score.float(), label, OVERLAP)[:MOST]
+        found.append({"boxes": boxes[cell[kept]], "scores": score[kept], "labels": label[kept]})
+    return found
+
+
+def average_precision(at: Tensor, figure: str = "AP50") -> Metric:
+    """Mean average precision over the classes, by torchmetrics: at an IoU of 0.5, or "mAP": 0.5 to 0.95."""
+
+    def statistics(output: Any, target: tuple[Tensor, Tensor]) -> list[Any]:
+        seen = detections(at, output)
+        wanted = [
+            {"boxes": boxes[classes != BORDER], "labels": classes[classes != BORDER]}
+            for boxes, classes in zip(*target, strict=True)
+        ]
+        return [{"found": a, "wanted": b} for a, b in zip(seen, wanted, strict=True)]
+
+    def value(samples: list[Any]) -> float:
+        try:
+            from torchmetrics.detection import MeanAveragePrecision
+
+            metric = MeanAveragePrecision(max_detection_thresholds=[1, 10, MOST])
+        except ImportError:
+            raise need("torchmetrics[detection]", "zoo", f"the metric {figure}") from None
+        metric.warn_on_many_detections = False
+        metric.update([item["found"] for item in samples], [item["wanted"] for item in samples])
+        return float(metric.compute()[FIGURES[figure]])
+
+    return Metric(figure, statistics=statistics, value=value, percent=True, resamples=RESAMPLES)
+
+
+def torchvision_ops(why: str) -> Any:
+    try:
+        from torchvision import ops
+    except ImportError:
+        raise need("torchvision", "zoo", why) from None
+    return ops

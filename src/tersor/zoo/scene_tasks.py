@@ -1,0 +1,137 @@
+"""Scene tasks: three tasks on composed scenes. Words: scenes:KIND:FOLDER, FOLDER holds Fashion-MNIST.
+
+labels    one garment a scene; the class is asked                     accuracy
+boxes     1 to 3 garments; their boxes and classes                    AP50 (mAP for task(..., figure="mAP"))
+masks     1 to 3 garments; the class of each pixel, 0 the background  mean IoU
+Training scenes are composed when they are read, about 800 a second on one core, the same in each epoch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from tersor.errors import TaskError, did_you_mean
+from tersor.model import idx
+from tersor.model.task import Logits, Task
+from tersor.zoo.architectures import entry
+from tersor.zoo.boxes import average_precision, cells, detection_loss
+from tersor.zoo.scenes import BORDER, GARMENTS, SIZE, Scene, Scenes, photographs
+
+METRICS = {"labels": "accuracy", "boxes": "AP50", "masks": "mean IoU"}  # of each kind
+TRAIN, TEST, CALIBRATE, BATCH = 10_000, 1_000, 300, 24  # scenes; scenes a training batch
+ALONE = (0.5, 0.9)  # side of a garment that is alone, as a share of the scene's
+PARTS = {"train": "train", "test": "t10k"}
+MEAN, DEVIATION = 0.45, 0.25  # of the pixels, about
+BACKGROUND = 0.25  # weight of the background in the loss of masks: most pixels are background
+DEBIAN = "/usr/share/datasets/fashion-mnist"
+
+
+def scene_task(
+    kind: str, folder: str | Path = DEBIAN, *, train: int = TRAIN, test: int = TEST,
+    calibrate: int = CALIBRATE, batch: int = BATCH, size: int = SIZE, seed: int = 0, figure: str = "AP50",
+) -> Task:  # fmt: skip
+    """The task `kind` with so many scenes of `size` x `size` pixels.
+
+    Inputs are [B, 3, size, size] float32, mean 0 and deviation 1. Targets: labels [B]; boxes a tuple of
+    [B, 3, 4] in pixels and classes [B, 3], -1 in rows that pad; masks [B, size, size], 0 to 10.
+    TaskError if the folder lacks Fashion-MNIST's files, MissingError without scikit-image.
+    """
+    if kind not in METRICS:
+        raise TaskError(f"scenes: {kind!r} is none of its tasks; {did_you_mean(kind, METRICS)}")
+    if calibrate > train:
+        raise TaskError(f"scenes: calibrate={calibrate}, but there are train={train} training scenes")
+    folder = Path(folder).expanduser()
+    shape: dict[str, Any] = {"most": 1, "sides": ALONE} if kind == "labels" else {}
+    digest = hashlib.sha256(f"scenes {kind} {train} {test} {calibrate} {batch} {size} {seed}".encode())
+    sets: dict[str, Scenes] = {}
+    for part, count in (("train", train), ("test", test)):
+        garments, labels = garments_of(folder, PARTS[part])
+        photos = photographs(part)
+        for tensor in (garments, labels, *photos):
+            digest.update(tensor.contiguous().numpy().data)
+        own = 2 * seed + (part == "test")
+        sets[part] = Scenes(garments, labels, photos, count, seed=own, size=size, **shape)
+    few = torch.utils.data.Subset(sets["train"], range(calibrate))
+    collate = COLLATE[kind]
+    return Task(
+        f"scenes {kind}",
+        train=DataLoader(sets["train"], batch, shuffle=True, drop_last=True, collate_fn=collate),
+        calibrate=DataLoader(few, min(100, calibrate), collate_fn=collate),
+        evaluate=DataLoader(sets["test"], 50, collate_fn=collate),
+        fingerprint=digest.hexdigest(),
+        **settings(kind, size, figure),
+    )
+
+
+def scene_task_from(text: str) -> Task:
+    """The task of the words scenes:KIND, or zoo:NAME for an architecture's; :FOLDER may follow."""
+    word, _, rest = text.partition(":")
+    name, _, folder = rest.partition(":")
+    return scene_task(entry(name).task if word == "zoo" else name, folder or DEBIAN)
+
+
+def settings(kind: str, size: int, figure: str) -> dict[str, Any]:
+    """Loss, metric and logits of a kind."""
+    if kind == "boxes":
+        at = cells(size, size)
+        return {
+            "loss": partial(detection_loss, at),
+            "metric": average_precision(at, figure),
+            "logits": compared,
+        }
+    return {"loss": mask_loss, "metric": "mean_iou"} if kind == "masks" else {}
+
+
+def compared(output: tuple[Tensor, Tensor]) -> tuple[Logits, Logits]:
+    """What distillation compares of a detector: scores of yes or no, and distances."""
+    return Logits(output[1], "binary"), Logits(output[0], "regression")
+
+
+def mask_loss(output: Tensor, target: Tensor) -> Tensor:
+    weight = output.new_ones(output.shape[1])
+    weight[0] = BACKGROUND
+    return F.cross_entropy(output, target, weight)
+
+
+def garments_of(folder: Path, part: str) -> tuple[Tensor, Tensor]:
+    """Fashion-MNIST's images [N, 28, 28] uint8 and labels [N]."""
+    images = idx.read(idx.find(folder, f"{part}-images-idx3-ubyte"), ndim=3)
+    labels = idx.read(idx.find(folder, f"{part}-labels-idx1-ubyte"), ndim=1)
+    return torch.from_numpy(images.copy()), torch.from_numpy(labels.astype(np.int64))
+
+
+def normalized(scenes: list[Scene]) -> Tensor:
+    return torch.stack([scene.image for scene in scenes]).sub_(MEAN).div_(DEVIATION)
+
+
+def with_label(scenes: list[Scene]) -> tuple[Tensor, Tensor]:
+    return normalized(scenes), torch.stack([scene.classes[0] for scene in scenes])
+
+
+def with_mask(scenes: list[Scene]) -> tuple[Tensor, Tensor]:
+    return normalized(scenes), torch.stack([scene.mask for scene in scenes])
+
+
+def with_boxes(scenes: list[Scene]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    boxes = torch.zeros(len(scenes), GARMENTS, 4)
+    classes = torch.full((len(scenes), GARMENTS), BORDER)
+    for row, scene in enumerate(scenes):
+        boxes[row, : len(scene.boxes)], classes[row, : len(scene.boxes)] = scene.boxes, scene.classes
+    return normalized(scenes), (boxes, classes)
+
+
+COLLATE: dict[str, Callable[[list[Scene]], Any]] = {
+    "labels": with_label,
+    "boxes": with_boxes,
+    "masks": with_mask,
+}

@@ -1,0 +1,82 @@
+"""The zoo: every architecture is built, trains a step, exports; its words name a model and a task."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tersor.core.run import run
+from tersor.errors import SettingError, TaskError
+from tersor.resolve import resolve_module, task_of
+from tersor.steps import Entropy, Export, Finetune, Measure, Quantize
+from tersor.zoo.architectures import ZOO, zoo_model
+from tersor.zoo.scene_tasks import METRICS, scene_task
+
+NEEDS = ("torchvision", "timm", "segmentation_models_pytorch", "skimage", "torchmetrics", "pycocotools")
+
+
+def whole() -> None:
+    for name in NEEDS:
+        pytest.importorskip(name)
+
+
+@pytest.mark.extra
+@pytest.mark.parametrize("name", ZOO)
+def test_each_is_compressed_and_runs_as_integers(name: str, fashion_mnist: Path, tmp_path: Path) -> None:
+    whole()
+    task = scene_task(ZOO[name].task, fashion_mnist, train=16, test=4, calibrate=8, batch=8)
+    net = zoo_model(name)
+    steps = [Finetune(epochs=1), Quantize(activations=8), Entropy(), Export(path="m.onnx"), Measure()]
+    result = run(net, steps, task, out=tmp_path)
+    assert (tmp_path / "m.onnx").stat().st_size < 0.6 * 4 * sum(p.numel() for p in net.parameters())
+    assert not list(result.ledger.notes("refused"))
+
+
+@pytest.mark.extra
+@pytest.mark.parametrize("kind", METRICS)
+def test_the_tasks_give_what_they_say(kind: str, fashion_mnist: Path) -> None:
+    whole()
+    task = scene_task(kind, fashion_mnist, train=30, test=10, calibrate=6, batch=10)
+    for images, target in (next(iter(task.train)), next(iter(task.evaluate)), next(iter(task.calibrate))):
+        assert images.shape[1:] == (3, 96, 96)
+        assert images.dtype == torch.float32
+        if kind == "boxes":
+            boxes, classes = target
+            assert boxes.shape == (len(images), 3, 4)
+            assert classes.shape == (len(images), 3)
+        elif kind == "masks":
+            assert target.shape == (len(images), 96, 96)
+            assert target.max() <= 10
+        else:
+            assert target.shape == (len(images),)
+    again = scene_task(kind, fashion_mnist, train=30, test=10, calibrate=6, batch=10)
+    assert again.fingerprint == task.fingerprint
+    assert scene_task(kind, fashion_mnist, train=31, test=10, calibrate=6).fingerprint != task.fingerprint
+
+
+@pytest.mark.extra
+def test_words(fashion_mnist: Path) -> None:
+    whole()
+    assert type(resolve_module("zoo:yolo_lite")).__name__ == "YoloLite"
+    assert type(resolve_module("timm:mobilenetv3_small_050")).__name__ == "MobileNetV3"
+    assert task_of(f"zoo:yolo_lite:{fashion_mnist}").name == "scenes boxes"
+    assert task_of(f"scenes:masks:{fashion_mnist}").name == "scenes masks"
+    for text, error in (
+        ("zoo:yolo", SettingError),
+        ("scenes:box", TaskError),
+        ("scenes:boxes:/no", TaskError),
+    ):
+        with pytest.raises(error):
+            task_of(text)
+    with pytest.raises(SettingError, match="timm has no 'resnet1'"):
+        resolve_module("timm:resnet1")
+
+
+def test_macs_are_those_of_a_slow_count() -> None:
+    from tersor.report.zoo_table import macs
+
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3, 2, 1), torch.nn.Conv2d(8, 8, 3, groups=8), torch.nn.Flatten(),
+        torch.nn.Linear(8 * 46 * 46, 5),
+    )  # fmt: skip
+    assert macs(net) == 27 * 8 * 48 * 48 + 9 * 8 * 46 * 46 + 8 * 46 * 46 * 5
