@@ -53,8 +53,7 @@ class Old(NamedTuple):
     nodes: dict[str, Node]  # the parent node of each leaf, by the leaf's name
 
 
-def old_file(path: Path) -> Old:
-    data = path.read_bytes()
+def read_old(data: bytes) -> Old:
     tiny = data[:4] == MAGIC
     tensors, metadata = ({}, {"tersor": "1"}) if tiny else container(data)
     if "tersor" not in metadata:
@@ -145,7 +144,7 @@ class Patch:
             metadata["old"] == hashlib.sha256(old_path.read_bytes()).hexdigest(),
             "not the old file of the patch",
         )
-        self.old, self.nbytes = old_file(old_path), old_path.stat().st_size
+        self.old, self.nbytes = read_old(old_path.read_bytes()), old_path.stat().st_size
         text, _ = inflated(
             tensors["patch"].values.tobytes(), int(metadata["size"]), DICTIONARY + self.old.head
         )
@@ -155,11 +154,14 @@ class Patch:
         self.at, end = {}, 0
         for name, part in self.text["parts"].items():
             self.at[name], end = end, end + sum(part.get("n", []))
-        check(end == len(self.streams), "the streams have a wrong length")
+        check(end == len(self.streams) or self.text["kind"] == "file", "the streams have a wrong length")
         self.leaves: dict[str, Leaf] = {}
         self.values: dict[str, Array] = {}
 
     def arrays(self) -> dict[str, Array]:
+        if self.text["kind"] == "file":
+            check(not self.text["parts"], "a file that is carried as it is has no parts")
+            return read_old(self.streams).values
         if self.text["kind"] == "safetensors":
             header = parse(self.text["head"].encode() if "head" in self.text else self.old.head)
             header.pop("__metadata__", None)
@@ -206,6 +208,15 @@ class Patch:
         words = rebuilt(iter(streams), base, keep, leaf)
         return Array(leaf.dtype, words.view(NUMPY[leaf.dtype]).reshape(leaf.shape))
 
+    def table(self, name: str, node: Any) -> Array:
+        """A scale or zero of NEW: a leaf, or a product of leaves with one term."""
+        if name in self.leaves:
+            return self.value(name)
+        check(node["form"] == "lowrank", "its scale is neither a leaf nor a product")
+        sides = [self.value(f"{name}.{side}") for side in ("left", "right")]
+        check(sides[0].values.shape[1] == 1, "its scale is a product with several terms")
+        return rounded(widened(sides[0]) * widened(sides[1]), sides[0].dtype)
+
     def moved(self, name: str, codes: Array, old: Node, leaf: Leaf) -> Array:
         """The old codes, rounded to the new grid."""
         stem, settings = name.removesuffix("codes"), SETTINGS["affine"] | leaf.above
@@ -213,7 +224,7 @@ class Patch:
         check(even, "its groups are not even")
         rows = rows_of(codes, settings["axis"])
         was = {key: decoded(child) for key, child in old.children.items() if key != "codes"}
-        now = {key: self.value(stem + key) for key in ("scale", "zero") if key in leaf.above}
+        now = {key: self.table(stem + key, leaf.above[key]) for key in ("scale", "zero") if key in leaf.above}
         wide = []
         for tables, group in ((was, old.settings["group"]), (now, settings["group"])):
             for key in ("scale", "zero"):

@@ -248,6 +248,16 @@ def whole(nodes: dict[str, Node], kept: Any, changes: list[Any], grids: dict[str
 def elements(node: Node, shape: tuple[int, ...]) -> int:
     """Number of elements of all nodes, from the stated shapes. A wrong shape is refused in decoding."""
     count = math.prod(shape)
+    if node.form == "lowrank":  # its multiplications
+        sides = [shape_of(node.children[side]) for side in ("left", "right")]
+        count += math.prod(sides[0]) * math.prod(sides[1][1:]) // 32
+    count += sum(node.settings.get("runs", ()))
+    if node.form == "coded":
+        at = 0
+        for n in node.settings["planes"]:
+            slow = bool(node.leaf.values[at : at + 1].tobytes()) and node.leaf.values[at] & 7 == 5
+            count += 3 * math.prod(shape) if slow else 0
+            at += n
     for child in node.children.values():
         count += elements(child, shape_of(child))
     return count

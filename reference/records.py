@@ -25,6 +25,7 @@ def ledger_of(document: dict[str, Any]) -> tuple[list[dict[str, Any]], str]:
     check(isinstance(recipe, dict) and isinstance(recipe.get("steps", []), list), "bad recipe")
     steps, seed = recipe.get("steps", []), recipe.get("seed", 0)
     check(all(isinstance(step, dict) and len(step) == 1 for step in steps), "bad steps")
+    check(all(isinstance(value, dict) for step in steps for value in step.values()), "bad settings")
     check(
         natural(seed) or (isinstance(seed, list) and len(seed) == len(steps)),
         "neither one seed nor one a step",

@@ -215,10 +215,13 @@ def examine(path: Path, rng: random.Random) -> str:
         loaded = load(path)
         loaded.state_dict()
         loaded.ledger.digest, loaded.digest  # noqa: B018  what is read can be reckoned with
-        return "read"
     except FormatError as error:
         if not str(error).startswith(str(path)):
             raise ValueError(f"the file is not named: {error}") from None
+    else:
+        if rng.random() < 0.4:
+            shown_and_compared(path, path.parent)  # what is sound can be shown and compared
+        return "read"
     other = rng.randrange(30)
     if other == 0 and all(row.sound for row in verify(path) if "NaN" not in row.text):
         raise ValueError("load refuses it, verify finds nothing")
@@ -236,36 +239,66 @@ def examine(path: Path, rng: random.Random) -> str:
     return "refused"
 
 
+def shown_and_compared(path: Path, folder: Path) -> None:
+    """Print a file's tables, write its page, and make a patch from another file to it."""
+    from tersor.io import diff, load, patch
+    from tersor.report.console import to_json
+    from tersor.report.html import page
+    from tersor.report.show import shown, tables
+
+    facts = shown(load(path), path)
+    list(tables(facts)), page(facts), to_json(facts)
+    other, made, again = folder / "other.tersor", folder / "p", folder / "again"
+    other.write_bytes(SEEDS["pruned-clustered-coded"])
+    diff(other, path, made)
+    patch(other, made, again)
+    if again.read_bytes() != path.read_bytes():
+        raise ValueError("the patch makes another file")
+
+
 def batch(folder: Path, first: int, last: int, seed: int) -> None:
     """Read files `first` to `last` and print the outcomes. What is being read lies in the folder."""
     import torch
 
     from tersor.io import load
-    from tersor.io.validate import limit_for
 
     torch.set_num_threads(1)
     seeds = SEEDS | stream_files()
-    case, at = folder / "case.tersor", folder / "at"
+    case = folder / "case.tersor"
     for data in seeds.values():  # all loops are loaded before memory is measured
         case.write_bytes(data)
         load(case).state_dict()
+    shown_and_compared(case, folder)
+
+    def check(path: Path, rng: random.Random) -> str:
+        kind, data = mutant(seeds, rng)
+        path.write_bytes(data)
+        return f"{kind} {examine(path, rng)}"
+
+    limited(folder, first, last, seed, check)
+
+
+def limited(
+    folder: Path, first: int, last: int, seed: int, check: Callable[[Path, random.Random], str]
+) -> None:
+    """Check files `first` to `last` with limits of time and memory, and print the outcomes."""
+    from tersor.io.validate import limit_for
+
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     most = size + 24 * limit_for(1 << 16) + ROOM
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
     counts: Counter[str] = Counter()
     for number in range(first, last):
         rng = random.Random(f"{seed}/{number}")
-        kind, data = mutant(seeds, rng)
-        case.write_bytes(data)
-        at.write_text(str(number))
+        (folder / "at").write_text(str(number))
         faulthandler.dump_traceback_later(SECONDS, exit=True)
-        counts[f"{kind} {examine(case, rng)}"] += 1
+        counts[check(folder / "case.tersor", rng)] += 1
         faulthandler.cancel_dump_traceback_later()
     print(json.dumps(counts))
 
 
 def run(
-    files: int, seed: int, keep: Path, say: Callable[[str], Any] = print
+    files: int, seed: int, keep: Path, say: Callable[[str], Any] = print, script: str | None = None
 ) -> tuple[Counter[str], list[str]]:
     """(outcomes by kind, what was found)."""
     counts: Counter[str] = Counter()
@@ -276,7 +309,10 @@ def run(
             last = min(first + BATCH, files)
             words = [str(folder), str(first), str(last), str(seed)]
             done = subprocess.run(
-                [sys.executable, __file__, "--batch", *words], check=False, capture_output=True, text=True
+                [sys.executable, script or __file__, "--batch", *words],
+                check=False,
+                capture_output=True,
+                text=True,
             )
             if done.returncode == 0:
                 counts.update(json.loads(done.stdout))
@@ -293,7 +329,7 @@ def run(
     return counts, found
 
 
-def main() -> int:
+def main(script: str = __file__, work: Callable[[Path, int, int, int], None] = batch) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--files", type=int, default=200_000)
     parser.add_argument("--seed", type=int, default=1)
@@ -304,9 +340,9 @@ def main() -> int:
     options = parser.parse_args()
     if options.batch:
         folder, first, last, seed = options.batch
-        batch(Path(folder), int(first), int(last), int(seed))
+        work(Path(folder), int(first), int(last), int(seed))
         return 0
-    _, found = run(options.files, options.seed, options.keep)
+    _, found = run(options.files, options.seed, options.keep, script=script)
     return 1 if found else 0
 
 

@@ -41,8 +41,9 @@ def described(
     every: bool = False,
 ) -> tuple[dict[str, Any], Tables]:
     """(the facts of a file or folder, the function that makes tables of them). `site`: a glob of names.
-    `html`: also write a page, of a .tersor file. `key`: of a checkpoint with several networks. `every`: tables with a row for each
-    tensor. FormatError for a file that is none of these, SiteError for a glob that matches nothing."""
+    `html`: also write a page, of a .tersor file. `key`: of a checkpoint with several networks. `every`:
+    tables with a row for each tensor. FormatError for a file that is none of these, SiteError for a glob
+    that matches nothing."""
     if path.is_dir() and all((path / name).is_file() for name in (MODEL, REPORT)):
         path /= MODEL
     kind = "weights" if path.is_dir() else kind_of(path)

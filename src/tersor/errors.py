@@ -8,16 +8,28 @@ for a fault in Tersor itself.
 from __future__ import annotations
 
 import difflib
+import re
+import unicodedata
 from collections.abc import Collection, Iterable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 FEW = 12  # names that a message lists
+MANY = 60  # words of Tersor's own that it lists
+WORD = 200  # characters of a word in a message: names come from files, and may have 100,000
+LONGEST = 4000  # characters of a message
+HIDDEN = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")  # Unicode categories that are shown as \u{...}
+BREAKS = re.compile(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*")
+LONG_WORDS = re.compile(rf"\S{{{WORD + 1},}}")
 
 
 class TersorError(Exception):
-    """Base of all errors that Tersor raises on purpose."""
+    """Base of all errors that Tersor raises on purpose. Its message is one line of limited length, and names
+    in it cannot control a terminal."""
 
     exit_code: ClassVar[int] = 1
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*(one_line(arg) if isinstance(arg, str) else arg for arg in args))
 
 
 class SettingError(TersorError):
@@ -70,12 +82,33 @@ class InternalError(TersorError):
     exit_code = 3
 
 
+def visible(value: Any) -> Any:
+    """Text with its invisible and direction-changing characters replaced by their number, as \\u{202e}: names
+    come from files, and could rewrite a terminal."""
+    if not isinstance(value, str) or value.isprintable():
+        return value
+    return "".join(f"\\u{{{ord(c):x}}}" if unicodedata.category(c) in HIDDEN else c for c in value)
+
+
+def one_line(text: str) -> str:
+    """A message as one line without invisible characters; long words and a long text are shortened."""
+    if len(text) <= WORD and text.isprintable():
+        return text
+    text = LONG_WORDS.sub(lambda word: shortened(word[0]), visible(BREAKS.sub(" ", text)))
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}... ({len(text) - LONGEST:,} characters more)"
+
+
+def shortened(name: str) -> str:
+    """A name of at most about 200 characters: its beginning and its end."""
+    return name if len(name) <= WORD else f"{name[: WORD - 60]}...{name[-50:]}"
+
+
 def did_you_mean(word: str, allowed: Iterable[str]) -> str:
     """'did you mean "channel"? Allowed: channel, group, tensor' for a misspelt word."""
-    names = sorted(str(name) for name in allowed)
-    near = difflib.get_close_matches(str(word), names, n=1, cutoff=0.5)
+    names = sorted(shortened(str(name)) for name in allowed)  # a search takes the square of their length
+    near = difflib.get_close_matches(shortened(str(word)), names, n=1, cutoff=0.5)
     guess = f"did you mean {near[0]!r}? " if near else ""
-    return f"{guess}Allowed: {', '.join(names)}"
+    return f"{guess}Allowed: {few(names, MANY)}"
 
 
 def near_few(word: str, names: Collection[str], there_are: str) -> str:
@@ -83,14 +116,15 @@ def near_few(word: str, names: Collection[str], there_are: str) -> str:
     text = did_you_mean(word, names)
     if len(names) <= FEW:
         return text
-    return f"{text.split('Allowed:')[0]}{there_are} {len(names)}, such as {', '.join(list(names)[:6])}"
+    some = ", ".join(map(shortened, list(names)[:6]))
+    return f"{text.split('Allowed:')[0]}{there_are} {len(names)}, such as {some}"
 
 
 def few(names: Iterable[str], most: int = 4) -> str:
     """The first names, and the number of the others."""
     names = list(names)
     more = len(names) - most
-    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(map(shortened, names[:most])) + (f" and {more} more" if more > 0 else "")
 
 
 def first_line(error: Exception) -> str:

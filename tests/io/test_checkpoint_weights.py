@@ -220,7 +220,7 @@ def many() -> Any:
         ({"a": {"b": LATENT}, "a.b": LATENT}, "two of its tensors would be called a.b"),
         ({0: LATENT, "0": LATENT}, "two of its keys are written '0'"),
         (circle(), "more than 32 deep"),
-        (many(), "more than 1,000,000"),
+        (many(), "more than [\\d,]+"),
         ({}, "it holds a dict, but a state dict is expected"),
         ([], "it holds a list, but a state dict is expected"),
         (3, "it holds a int, but a state dict is expected"),

@@ -10,6 +10,7 @@ import signal
 import struct
 import subprocess
 import sys
+import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -203,6 +204,57 @@ def test_a_changed_grid_costs_only_its_table(tmp_path: Path) -> None:
     (tmp_path / "o").mkdir()
     assert there_and_back(tmp_path / "old.tersor", tmp_path / "new.tersor", tmp_path / "o") < 2500
     assert b'"grid":true' in text_of(tmp_path / "o" / "p", tmp_path / "old.tersor")
+
+
+@pytest.mark.parametrize("tiny", [False, True])
+def test_a_grid_of_rows_times_columns_moves_too(tiny: bool, tmp_path: Path) -> None:
+    """The scales of rdoq: a product of a row and a column. The old codes are moved to the new product."""
+    import patcher
+
+    rng = torch.Generator().manual_seed(0)
+    codes = torch.randint(-100, 101, (120, 200), generator=rng, dtype=torch.int8)
+    row, column = torch.rand(120, 1, generator=rng) + 0.1, torch.rand(1, 200, generator=rng) + 0.1
+    moved, grown = codes.clone(), row.clone()
+    moved[::2], grown[::2] = (codes[::2] * 1.2).round().clamp(-127, 127), row[::2] / 1.2
+    for word, values, left in (("old", codes, row), ("new", moved, grown)):
+        scale = LowRank(coded(left), Dense(column))
+        save(one(Affine(coded(values), scale, group=1)), tmp_path / f"{word}.tersor", tiny=tiny)
+    (tmp_path / "o").mkdir()
+    old, new = tmp_path / "old.tersor", tmp_path / "new.tersor"
+    assert there_and_back(old, new, tmp_path / "o") < 2500
+    assert b'"grid":true' in text_of(tmp_path / "o" / "p", old)
+    found = patcher.patched(old, tmp_path / "o" / "p")
+    assert {name: value.values.tobytes() for name, value in found.items()} == stored(new)
+
+
+@pytest.mark.parametrize("terms", [2, 0])
+def test_a_product_of_several_terms_does_not_move(terms: int, tmp_path: Path) -> None:
+    """The order of its sums is not fixed, so another machine might move the codes elsewhere."""
+    codes = (floats(3, 60, 80) * 30).clamp(-100, 100).to(torch.int8)
+    for n, word in enumerate(("old", "new")):
+        factors = (floats(n, 60, 2).abs(), floats(n, 2, 80).abs())
+        scale = (
+            LowRank(*map(Dense, factors))
+            if terms
+            else Masked(Dense(codes > -200), Dense(factors[0] @ factors[1]))
+        )
+        save(one(Affine(coded(codes), scale, group=1)), tmp_path / word)
+    (tmp_path / "o").mkdir()
+    there_and_back(tmp_path / "old", tmp_path / "new", tmp_path / "o")
+    assert b'"grid"' not in text_of(tmp_path / "o" / "p", tmp_path / "old")
+
+
+def test_many_arrays_take_time_in_proportion(tmp_path: Path) -> None:
+    """Names that only one of the files has were compared with all others: quadratic."""
+    spent = {}
+    for many in (300, 1200):
+        for word in ("old", "new"):
+            values = {f"{word}.{n}": torch.full((2,), n + len(word)) for n in range(many)}
+            save_file(values, tmp_path / word)
+        began = time.process_time()
+        diff(tmp_path / "old", tmp_path / "new", tmp_path / "p")
+        spent[many] = time.process_time() - began
+    assert spent[1200] < 10 * spent[300]
 
 
 def one(form: Form, **more: Form) -> State:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import fuzz
+import fuzz_inputs
 import pytest
 import torch
 from forge import ROOT, reference, take_apart
@@ -99,6 +100,17 @@ def test_many_files(files: int, tmp_path: Path) -> None:
     assert counts.total() == files
     assert {kind for kind in fuzz.KINDS if counts[f"{kind} refused"]} == set(fuzz.KINDS)
     assert {kind for kind in fuzz.KINDS[:2] if counts[f"{kind} read"]} == set(fuzz.KINDS[:2])
+
+
+@needs_limits
+@pytest.mark.parametrize("files", [1500, pytest.param(150_000, marks=pytest.mark.long)])
+def test_many_other_inputs(files: int, tmp_path: Path) -> None:
+    """Patches, safetensors files, pickles and recipes, likewise."""
+    counts, found = fuzz.run(files, 4, tmp_path / "keep", say=lambda _: None, script=fuzz_inputs.__file__)
+    assert not found
+    assert counts.total() == files
+    assert {f"{kind} refused" for kind in fuzz_inputs.KINDS} <= counts.keys()
+    assert {f"{kind} read" for kind in ("safetensors", "pt", "recipe")} <= counts.keys()
 
 
 @pytest.mark.long

@@ -14,7 +14,6 @@ from scipy import stats
 from tersor.errors import SettingError
 from tersor.maths.statistics import (
     entropy_bits,
-    log2_choose,
     mcnemar,
     median_interval,
     paired,
@@ -152,13 +151,6 @@ def test_median_interval_known():
     assert median_interval(torch.tensor([3.0])) == (3, 3)
     with pytest.raises(SettingError, match="no values"):
         median_interval([])
-
-
-@settings(deadline=None)
-@given(st.integers(0, 300), st.integers(0, 300))
-def test_log2_choose(a, b):
-    n, k = max(a, b), min(a, b)
-    assert math.isclose(log2_choose(n, k), math.log2(math.comb(n, k)), rel_tol=1e-9, abs_tol=1e-9)
 
 
 def test_entropy():

@@ -2,16 +2,24 @@
 
 import math
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
+from tersor.core.recipe import Recipe
+from tersor.core.run import run
 from tersor.encode import coded
-from tersor.forms import Affine, Codebook, Dense, Form, LowRank, Masked
+from tersor.forms import Affine, At, Codebook, Dense, Form, LowRank, Masked
+from tersor.io import load, save
 from tersor.measure.bits import bits_of
+from tersor.report.html import page
+from tersor.report.show import shown
+from tersor.report.table import bit_rows
+from tersor.steps import Entropy, Measure, Prune, Quantize
 
 
 def entropy(symbols: list[int]) -> float:
@@ -37,17 +45,49 @@ def test_a_mask_costs_its_choice_and_hides_for_free(keep: list[bool]) -> None:
     index = torch.arange(len(keep)).remainder(4).to(torch.uint8)[None]
     form = Masked(Dense(torch.tensor([keep])), book(index))
     kept = [n % 4 for n, here in enumerate(keep) if here]
-    choice = math.log2(math.comb(len(keep), len(kept)))
+    choice = entropy([int(here) for here in keep])
     assert bits_of(form).bound == pytest.approx(choice + entropy(kept) + 4 * 32)
 
 
-def test_floats_count_as_they_are_stored() -> None:
+def test_few_floats_count_as_they_are_and_many_by_their_bytes() -> None:
     w, keep = torch.randn(8, 8), torch.rand(8, 8) < 0.4
     assert bits_of(Dense(w)).bound == 32 * 64
-    hidden = math.log2(math.comb(64, int(keep.sum())))
+    hidden = entropy(keep.flatten().tolist())
     assert bits_of(Masked(Dense(keep), Dense(w))).bound == pytest.approx(hidden + 32 * int(keep.sum()))
-    stream = coded(torch.ones(64, 64))
-    assert bits_of(stream).bound == bits_of(stream).stored < 32 * 64
+    many = torch.randn(64, 65, generator=torch.Generator().manual_seed(0)).bfloat16()
+    planes = many.view(torch.uint8).reshape(-1, 2).T.tolist()
+    assert bits_of(Dense(many)).bound == pytest.approx(sum(map(entropy, planes)))
+    assert bits_of(coded(torch.ones(64, 64))).bound == 0
+
+
+def test_the_tables_of_run_and_show_and_the_note_of_measure_agree(tmp_path: Path) -> None:
+    """Two numbers were both called order 0: 5.565 and 6.152 bits for one file."""
+    rng = torch.Generator().manual_seed(0)
+    net = nn.Sequential(nn.Linear(70, 80), nn.Linear(2, 5000))
+    with torch.no_grad():
+        for value in net.parameters():
+            value.copy_(torch.randn(value.shape, generator=rng))
+    steps = (Prune(keep=0.6), Quantize(bits=12, where="0.weight"), Entropy(), Measure())
+    save(run(net, Recipe(steps)), tmp_path / "m")
+    result = load(tmp_path / "m")
+    facts = shown(result, tmp_path / "m")
+    slow = 0.0
+    for form in result.forms.values():
+        for at in At(form).down():
+            if not at.node.children():
+                array = at.node.decode(at.keep)
+                array = (array if at.keep is None else array[at.keep]).contiguous()
+                planes = array.view(torch.uint8).reshape(-1, array.dtype.itemsize).T.tolist()
+                raw = array.is_floating_point() and array.numel() < 4096
+                slow += 8 * array.nbytes if raw else sum(map(entropy, planes))
+    assert facts["sum"]["order0"] == pytest.approx(slow)
+    assert facts["bits"]["bound"] == pytest.approx(slow)
+    assert sum(note.data["bound"] for note in result.ledger.notes("bits")) + sum(
+        site["bound"] for name, site in facts["sites"].items() if name.endswith("bias")
+    ) == pytest.approx(slow)
+    per = f"{slow / sum(value.numel() for value in net.parameters()):.3f}"
+    assert per in page(facts)
+    assert [row[3] for row in bit_rows(facts)] == [f"entropy bound {per} (order 0)"]
 
 
 def big(form: str) -> Form:

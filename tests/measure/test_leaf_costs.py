@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from tersor.encode import coded
 from tersor.forms import Affine, Codebook, Dense, LowRank, Masked
 from tersor.measure.bits import bits_of
-from tersor.measure.leaf_costs import BINS, FEW, leaf_costs_of
+from tersor.measure.leaf_costs import BINS, leaf_costs_of
+from tersor.measure.order0 import FEW
 
 
 def entropy(symbols: list[int]) -> float:

@@ -20,6 +20,7 @@ from tersor.forms.at import At
 from tersor.forms.dense import Dense
 from tersor.forms.form import SLICE, Fact, Facts, Form, Shape, demand
 
+MIXING, SLOW = 5, 4  # the id of the coder that mixes contexts, and how much longer it takes than the others
 PROFILES = ("max", "fast", "huffman", "rans")  # how a leaf may be coded, and coded again after a cut
 
 
@@ -89,6 +90,13 @@ class Coded(Form):
         fine = self.coder in PROFILES
         demand(fine, f"coder {self.coder[:40]!r} is not known; known are {', '.join(PROFILES)}")
         return Fact(self.shape, dtype)
+
+    def work(self, facts: Facts) -> int:
+        ids, at = [], 0
+        for nbytes in self.planes:
+            ids += [int(byte) & 7 for byte in self.data[at : at + 1]]
+            at += nbytes
+        return (SLOW - 1) * math.prod(self.size) * ids.count(MIXING)
 
 
 def as_elements(data: np.ndarray, dtype: torch.dtype) -> Tensor:

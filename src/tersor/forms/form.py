@@ -69,6 +69,10 @@ class Form(Node):
         FormatError if they do not fit. `keep`: the shape of the mask above."""
         raise FormatError(f"no rule for the form {self.name}")
 
+    def work(self, facts: Facts) -> int:
+        """What decoding costs besides one step for each element of this form, in elements. `fact` holds."""
+        return 0
+
     def bounds(self) -> dict[str, tuple[int, int, str]]:
         """Allowed elements by child: (lowest, highest, what they index, for the message)."""
         return {}

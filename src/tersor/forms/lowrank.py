@@ -7,6 +7,7 @@ stored  R * (O + I) numbers instead of O * I; the factors are forms, so they can
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import ClassVar
 
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from tersor.dtypes import FLOATS
 from tersor.forms.form import Fact, Facts, Form, Moments, Shape, demand
+
+TERMS = 32  # multiplications that cost as much as an element of another form, about
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -37,6 +40,9 @@ class LowRank(Form):
     @property
     def shape(self) -> Shape:
         return (self.left.shape[0], *self.right.shape[1:])
+
+    def work(self, facts: Facts) -> int:
+        return prod(facts["left"].shape) * prod(facts["right"].shape[1:]) // TERMS
 
     def weigh(self, rows: Tensor | None, columns: Tensor | None) -> tuple[Moments, ...]:
         """(F, R H R^T) for the left factor, (L^T F L, H) for the right one. (F, None) and (None, H) if the

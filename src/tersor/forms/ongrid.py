@@ -115,6 +115,9 @@ class OnGrid(Form):
             group, runs, member = 0, (), None
         return self.replace(group=group, runs=runs, member=member, **found)
 
+    def work(self, facts: Facts) -> int:
+        return sum(self.runs)  # the group of each column, also if there are no rows
+
     def bounds(self) -> dict[str, tuple[int, int, str]]:
         return {} if self.member is None else {"member": (0, self.children()["scale"].shape[1] - 1, "groups")}
 

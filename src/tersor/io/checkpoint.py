@@ -26,13 +26,11 @@ from tersor.io.checkpoint_weights import Chosen, NoSuchKey, NotWeights, choose, 
 from tersor.io.folder import scan
 from tersor.io.header import Slot
 from tersor.io.on_disk import OnDisk
+from tersor.io.pickle_claims import check_claims
 from tersor.io.safetensors_file import HELD, Ranges, TensorFile, cannot_read
 from tersor.io.short_header import MAGIC
-from tersor.io.torch_records import records_of
+from tersor.io.torch_records import DAMAGED, records_of
 from tersor.model.kinds import resolved, unfit
-
-# What torch.load raises for a damaged file.
-DAMAGED = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError, AssertionError)
 
 
 class CheckpointFile(Protocol):
@@ -209,6 +207,7 @@ class TorchCheckpoint:
         self.path = path
         self.file = Ranges(path)
         try:
+            check_claims(path)
             self.records = records_of(path)
             found = self._load(key)
             self.key, self.ignored = found.key, found.ignored

@@ -26,6 +26,8 @@ TRAINING = re.compile(r"optim|sched|scaler|sampler|callbacks|loops|rng|random_st
 RANDOM = re.compile(r"rng|random", re.IGNORECASE)
 DEPTH = 32  # levels of nested dicts and lists
 MOST = 1_000_000  # dicts, lists and tensors, counted each time that one is reached
+FREE = 1000  # of them, besides one per byte of the file
+ITEMS = 32  # entries of these per byte of the file: it may be compressed
 STORAGES = (torch.TypedStorage, torch.UntypedStorage)  # storages of tensors, saved without their tensor
 WRAPPERS = ("_orig_mod.", "module.")  # prefixes that torch.compile and data parallelism give to all names
 SHOWN = 12  # keys in a message
@@ -83,7 +85,10 @@ def flattened(found: Any, path: Path, *, optimizers: bool = True) -> dict[Names,
     optimizers."""
     flat: dict[Names, Any] = {}
     waiting: list[tuple[Names, Any]] = [((), found)]
-    for _ in range(MOST):
+    nbytes = path.stat().st_size
+    most = min(MOST, FREE + nbytes)  # a dict in a file of 400 bytes may be reached 2^30 times
+    items = FREE + ITEMS * nbytes  # in all dicts and lists, numbers too
+    for _ in range(most):
         if not waiting:
             return flat
         names, value = waiting.pop()
@@ -92,14 +97,18 @@ def flattened(found: Any, path: Path, *, optimizers: bool = True) -> dict[Names,
             continue
         if len(names) > DEPTH:
             break
+        inside = children(value, path)
+        items -= len(inside)
+        if items < 0:
+            break
         inner = [
             (name, item)
-            for name, item in children(value, path).items()
+            for name, item in inside.items()
             if holds(item) and (optimizers or not is_optimizer(item))
         ]
         waiting += [((*names, name), item) for name, item in reversed(inner)]
     raise FormatError(
-        f"{path}: its dicts and lists are nested more than {DEPTH} deep, or there are more than {MOST:,}: it "
+        f"{path}: its dicts and lists are nested more than {DEPTH} deep, or there are more than {most:,}: it "
         f"is not a checkpoint"
     )
 

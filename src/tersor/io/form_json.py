@@ -71,6 +71,7 @@ class Places:
     def __init__(self, slots: Mapping[str, Slot]) -> None:
         self.slots = slots
         self.found: dict[str, Place] = {}
+        self.owner: dict[str, str] = {}  # the site or edge of each leaf
         self.blobs: set[str] = set()
         self.at = 0  # where the next small leaf begins
 
@@ -95,6 +96,8 @@ class Places:
             )
         if kind in (Coded, Dense) and (name in self.found or name == "tersor"):
             raise FormatError(f"{name[:200]}: two leaves have this name")
+        if kind in (Coded, Dense):
+            self.owner[name] = site
         if kind is Coded:
             return self._coded({"size": _listed(shape), "dtype": dtype} | node, name)
         if kind is Dense:

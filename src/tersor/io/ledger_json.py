@@ -89,6 +89,8 @@ def ledger_from_json(document: Json, digests: Mapping[str, str]) -> Ledger:
     steps = of_type(recipe.get("steps", []), list, "recipe: steps")
     if not all(isinstance(step, dict) and len(step) == 1 for step in steps):
         raise FormatError("recipe: a step is an object with one key, its name")
+    if not all(isinstance(settings, dict) for step in steps for settings in step.values()):
+        raise FormatError("recipe: the settings of a step are an object")
     seed = recipe.get("seed", 0)
     if not natural_numbers(seed, len(steps)):
         raise FormatError(f"recipe: seed is a whole number or one for each step, not {str(seed)[:60]}")

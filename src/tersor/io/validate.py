@@ -27,10 +27,12 @@ GRACE, JUSTIFIED = 1 << 24, 1024  # elements that any file may declare, and elem
 
 def structure(form: Form, site: Site, expected: Shape | None = None) -> int:
     """Refuse a tree that does not decode to its site's dtype and the shape `expected` (default: as given).
-    Returns the number of elements of all its nodes."""
+    Returns the number of elements of all its nodes, and of what their decoding costs besides."""
     found: dict[str, Fact] = {}
+    work = 0
 
     def visit(at: At, depth: int) -> Fact:
+        nonlocal work
         where = f"{site.name}:{at.path}" if at.path else site.name
         demand(depth <= DEPTH, where, f"forms nested deeper than {DEPTH}")
         facts = {key: visit(child, depth + 1) for key, child in at.below()}
@@ -41,6 +43,7 @@ def structure(form: Form, site: Site, expected: Shape | None = None) -> int:
         demand(not at.path or fact.dtype in CODED.values(), where, f"{fact.dtype} is for the root only")
         demand(len(fact.shape) <= AXES, where, f"{len(fact.shape)} axes, but at most {AXES} are read")
         found[at.path] = fact
+        work += math.prod(fact.shape) + at.node.work(facts)
         return fact
 
     shape, dtype = visit(At(form), 0)
@@ -48,7 +51,7 @@ def structure(form: Form, site: Site, expected: Shape | None = None) -> int:
     demand(shape == expected, site.name, f"decodes to {list(shape)}, the site has {list(expected)}")
     same = dtype is site.torch_dtype or (dtype in FLOATS and site.torch_dtype in FLOATS)
     demand(same, site.name, f"decodes to {dtype}, the site has torch.{site.dtype}")
-    return sum(math.prod(fact.shape) for fact in found.values())
+    return work
 
 
 def grid_structure(grid: Grid, edge: str) -> int:
@@ -65,7 +68,8 @@ def grid_structure(grid: Grid, edge: str) -> int:
         fine = zero.shape == scale.shape and zero.dtype in INTEGERS
         demand(fine, edge, f"a zero of {zero.dtype} {list(zero.shape)} for a scale of {list(scale.shape)}")
     demand(1 <= grid.bits <= 16, edge, f"bits {grid.bits}, but 1 to 16 are read")
-    return scale.shape[0] * (1 if grid.zero is None else 2)
+    leaves = [leaf for leaf in (grid.scale, grid.zero) if leaf is not None]
+    return scale.shape[0] * len(leaves) + sum(leaf.work({}) for leaf in leaves)
 
 
 def grid_contents(grid: Grid, edge: str) -> None:

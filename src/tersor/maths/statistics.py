@@ -83,13 +83,6 @@ def median_interval(values: Iterable[float], level: float = 0.95) -> tuple[float
     return ordered[k - 1], ordered[n - k]
 
 
-def log2_choose(n: int, k: int) -> float:
-    """Bits that identify one subset of k out of n elements, if all subsets are equally likely."""
-    if not 0 <= k <= n:
-        raise SettingError(f"log2_choose: {k} of {n}")
-    return float(special.gammaln(n + 1) - special.gammaln(k + 1) - special.gammaln(n - k + 1)) / math.log(2)
-
-
 def entropy_bits(counts: Iterable[float]) -> float:
     """Entropy in bits a symbol, from the count of each symbol. Times the sum of the counts: of the stream."""
     some = [c for c in _floats(counts) if c]

@@ -1,9 +1,7 @@
 """Leaf costs: the bytes of each array of a form, compared with the order-0 entropy of its elements.
 
-order0 = sum over byte planes of N * H(histogram of the plane)      a code or a mask has one plane
-A coder that uses neighbors may go below it; frequency tables, coder states and headers go above it. Hidden
-elements are not counted. Short float arrays count at their raw size: their histogram would be no fair bound.
-Cost: the leaf is decoded.
+order0      as in bits.py, by order0.py: frequency tables, coder states and headers go above it
+Hidden elements are not counted. Cost: the leaf is decoded.
 """
 
 from __future__ import annotations
@@ -15,9 +13,8 @@ import numpy as np
 from torch import Tensor
 
 from tersor.forms import At, Form
-from tersor.forms.form import as_bytes
+from tersor.measure.order0 import order0_bits
 
-FEW = 4096  # floats; with fewer, 256 counts a plane are no fair bound
 LARGEST = 1e307
 BINS = 48  # of a histogram, if there are more values
 
@@ -46,16 +43,6 @@ def leaf_costs_of(form: Form) -> Iterator[LeafCost]:
             dtype, nbytes = str(array.dtype).removeprefix("torch."), at.node.nbytes
             order0, bins = order0_bits(array), histogram(array)
             yield LeafCost(at.path, at.node.name, dtype, array.numel(), nbytes, order0, *bins)
-
-
-def order0_bits(array: Tensor) -> float:
-    """Order-0 entropy of the elements' bytes, plane by plane, in bits."""
-    from tersor.coders import order0_bits as bits_of  # imports numba, which `import tersor` must not
-
-    if array.numel() < FEW and (array.is_floating_point() or array.is_complex()):
-        return 8.0 * array.nbytes
-    planes = as_bytes(array).reshape(array.numel(), array.dtype.itemsize)
-    return sum(bits_of(plane) for plane in planes.T)
 
 
 def histogram(array: Tensor) -> tuple[float, float, tuple[int, ...]]:

@@ -7,7 +7,9 @@ knows what its parts mean. Cost: one pass over the tensors of a batch.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import random
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
@@ -23,6 +25,11 @@ from tersor.errors import TaskError
 # What a model, loss or metric raises for an input that does not fit it.
 MISFIT = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError)
 
+WAITING = (
+    "tersor: another thread of this process is using its random state. This one waits, so that both give the "
+    "results that they give alone; processes run side by side"
+)
+TURN = threading.RLock()  # the random state of torch, numpy and random belongs to the process
 Result = TypeVar("Result")
 
 
@@ -128,21 +135,41 @@ def steady(loader: object = None) -> Iterator[None]:
 
     A shuffled evaluation set then comes in the same order each time, so that scores pair up sample by sample.
     """
-    before = [(item, item.get_state()) for item in generators_of(loader)]
-    try:
-        for item, _ in before:
-            item.manual_seed(0)
-        with seeded(0):
-            yield
-    finally:
-        for item, state in before:
-            item.set_state(state)
+    with turn():
+        before = [(item, item.get_state()) for item in generators_of(loader)]
+        try:
+            for item, _ in before:
+                item.manual_seed(0)
+            with seeded(0):
+                yield
+        finally:
+            for item, state in before:
+                item.set_state(state)
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Random draws inside the context start from `seed`, on all devices; afterwards all random state is
-    restored."""
+    restored. Threads take turns: torch, numpy and random have one such state for the whole process."""
+    with turn(), own_state(seed):
+        yield
+
+
+@contextmanager
+def turn() -> Iterator[None]:
+    """Only one thread of the process is inside; it may enter again."""
+    if not TURN.acquire(blocking=False):
+        logging.getLogger("tersor").warning(WAITING)
+        TURN.acquire()
+    try:
+        yield
+    finally:
+        TURN.release()
+
+
+@contextmanager
+def own_state(seed: int) -> Iterator[None]:
+    """`seeded` for a process of one thread."""
     python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 (users' data sets draw from it)
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     # torch.manual_seed formats a stack trace for each device type that is not initialized yet: 5 ms.

@@ -33,7 +33,7 @@ def refuse_order(steps: Sequence[Any], measured: bool = False) -> None:
     for number, step in enumerate(steps, 1):
         here = f"step {number} {step.name}"
         if getattr(step, "activations", 0):
-            rounded, after = here, ""
+            rounded, after = "" if step.activation_range == "dynamic" else here, ""  # those stay true
         elif after and runs_grids(step):
             raise refusal(rounded, after, f"{here} needs the model")
         elif rounded and changes_ranges(step) and step.name not in KEEPS:

@@ -9,16 +9,15 @@ from __future__ import annotations
 import json
 import math
 import sys
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from tersor.errors import one_line, visible
 from tersor.threads import first
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-HIDDEN = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")  # Unicode categories that are shown as \u{...}
 NARROWEST = 100  # columns if the output is no terminal: a pipe has no width of its own
 SMALLEST = 80  # columns of a terminal: a narrower one breaks the lines, else columns would vanish
 
@@ -31,8 +30,8 @@ def stdout() -> Console:
             raise  # noqa: PLE0704  exits.ended handles it; rich would exit with 1
 
         def render_str(self, text: str, **more: Any) -> Any:
-            """Every text goes through here, of lines and of cells."""
-            return super().render_str(shown(text), **more)
+            """Every text goes through here, of lines and of cells: each is one line."""
+            return super().render_str(visible(text), **more)
 
     # Looked up at each call: tests and callers may have put another stream in its place.
     width = None if sys.stdout.isatty() else NARROWEST
@@ -52,21 +51,8 @@ def show(parts: Iterable[RenderableType]) -> None:
         if wide and isinstance(part, Table):  # no width limit: whole names can be searched for
             names = part.columns[0]
             names.no_wrap = True
-            console.width = width + max((len(shown(str(name))) for name in names.cells), default=0)
+            console.width = width + max((len(visible(str(name))) for name in names.cells), default=0)
         console.print(part, soft_wrap=isinstance(part, str))
-
-
-def visible(value: Any) -> Any:
-    """Text with its invisible and direction-changing characters replaced by their number, as \\u{202e}: names
-    come from files, and could rewrite a terminal."""
-    if not isinstance(value, str) or value.isprintable():
-        return value
-    return "".join(f"\\u{{{ord(c):x}}}" if unicodedata.category(c) in HIDDEN else c for c in value)
-
-
-def shown(text: str) -> str:
-    """Text of several lines, each of them visible."""
-    return "\n".join(map(visible, text.split("\n")))
 
 
 def show_json(document: Mapping[str, Any]) -> None:
@@ -82,7 +68,7 @@ def to_json(document: Mapping[str, Any]) -> str:
 def talk(text: str) -> None:
     """A line for people, on stderr."""
     if first():
-        print(shown(text), file=sys.stderr, flush=True)
+        print(one_line(text), file=sys.stderr, flush=True)
 
 
 def finite(value: Any) -> Any:

@@ -14,8 +14,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tersor.errors import visible
 from tersor.files import atomic, output
-from tersor.report.console import percent, settings, visible, whole
+from tersor.report.console import percent, settings, whole
 from tersor.report.facts import unusual
 from tersor.report.largest import largest
 from tersor.report.show import REST, distance, signed

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from tersor.errors import one_line
 from tersor.record.observer import Observer
 from tersor.report.console import seconds, talk
 from tersor.threads import first
@@ -81,15 +82,15 @@ class Bars(Observer):
 
     def step(self, number: int, total: int, name: str) -> None:
         self.end()
-        self.label, self.began = f"[{number}/{total}] {name}", time.perf_counter()
+        self.label, self.began = f"[{number}/{total}] {one_line(name)}", time.perf_counter()
         self.now = self.bars.add_task("", total=None, label=self.label)
 
     def progress(self, done: int, total: int, text: str = "") -> None:
         if self.now is not None:
-            self.bars.update(self.now, completed=done, total=total, description=text)
+            self.bars.update(self.now, completed=done, total=total, description=one_line(text))
 
     def message(self, text: str) -> None:
-        self.bars.console.print(text, markup=False, highlight=False)
+        self.bars.console.print(one_line(text), markup=False, highlight=False)
 
     def end(self) -> None:
         """Replace the bar of the finished step by a line."""

@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tersor.errors import StorageError
+from tersor.files import lock, part_of, sweep
 
 CHUNK = 1 << 20
 
@@ -38,11 +38,20 @@ def workshop(path: Path) -> Iterator[Path]:
     """A hidden folder beside `path` that is removed afterwards. StorageError if nothing can be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        sweep(path)  # what a killed process left
+        folder = path.with_name(f"{part_of(path)}{os.getpid()}.part")
+        folder.mkdir()
     except OSError as error:
         raise StorageError(f"{path}: cannot be written: {error.strerror or error}") from error
     try:
-        yield folder
+        held = os.open(folder, os.O_RDONLY) if os.name == "posix" else None
+        try:
+            if held is not None:
+                lock(held)
+            yield folder
+        finally:
+            if held is not None:
+                os.close(held)
     except OSError as error:
         raise StorageError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:

@@ -9,7 +9,9 @@ Python           Recipe([Prune(keep=0.1), Entropy()])
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import yaml
@@ -19,6 +21,8 @@ from tersor.core.state import State
 from tersor.errors import RefusedError, SettingError, did_you_mean
 from tersor.settings import make
 
+MOST = 100_000  # values of a recipe
+NESTED = 100  # brackets of a recipe that are open at one place
 KEYS = ("tersor", "seed", "zeros", "steps", "base", "result")  # base and result are in lock files
 
 
@@ -50,12 +54,34 @@ for _tag in ("int", "float"):
     Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", Loader.number)
 
 
+def open_brackets(text: str) -> int:
+    """The most brackets that are open at one place; those in strings count too."""
+    steps = (1 if letter in "[{" else -1 for letter in re.findall(r"[\[\]{}]", text))
+    return max(accumulate(steps), default=0)
+
+
+def too_large(document: Any) -> bool:
+    """Whether a document has too many values, or itself inside. A short text may stand for billions: its
+    aliases may have aliases inside."""
+    left, waiting = MOST, [document]
+    while waiting and left > 0:
+        value = waiting.pop()
+        left -= 1
+        if isinstance(value, (dict, list)):
+            waiting += value.values() if isinstance(value, dict) else value
+    return bool(waiting)
+
+
 def from_yaml(text: str, table: Mapping[str, type], name: str = "recipe") -> Recipe:
     """Read a recipe. `name`: its name in errors."""
+    if open_brackets(text) > NESTED:  # PyYAML takes the square of their number
+        raise SettingError(f"{name}: more than {NESTED} brackets are open at one place")
     try:
         document = yaml.load(text, Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, TypeError, LookupError, RecursionError) as error:  # PyYAML's own, too
         raise SettingError(f"{name} is not YAML: {' '.join(str(error).split())}") from None
+    if too_large(document):
+        raise SettingError(f"{name}: it has more than {MOST:,} values, aliases counted each time")
     if not isinstance(document, dict):
         raise SettingError(f"{name}: expected a mapping with 'steps', found {type(document).__name__}")
     for key in document:

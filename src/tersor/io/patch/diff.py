@@ -1,7 +1,8 @@
 """Diff: write a patch that makes a later file of weights from an earlier one. docs/format.md section 12.
 
 diff    codes each array of NEW against the OLD array that gives the fewest bytes: same name, else same shape
-size    equal arrays cost nothing; a changed code or float costs about the bits of its difference
+size    equal arrays cost nothing; a changed code or float costs about the bits of its difference; never more
+        than NEW and HEAD bytes, since a patch may also carry NEW as it is
 A .tersor file or a single .safetensors is restored byte for byte, another checkpoint as one .safetensors.
 """
 
@@ -16,28 +17,24 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
-from torch import Tensor
 
-from tersor.encode import coded
-from tersor.errors import FormatError, RefusedError
+from tersor.errors import FormatError
 from tersor.files import atomic, output
-from tersor.forms import PROFILES, Coded
 from tersor.forms.form import as_bytes
 from tersor.io.folder import inputs_of
 from tersor.io.header import build_header
 from tersor.io.json_text import Json, deflate, dump, parse
-from tersor.io.patch.named_arrays import PATCH, NamedArrays, regrid
-from tersor.io.patch.patch import NUMBER, STREAMS, TEXT, Hashing, in_order, large_of, slots_of, write
-from tersor.io.patch.patch_reader import ALONE, CHANGE, SAME, PatchReader, movable
-from tersor.io.patch.residual import fitted, residual_streams
+from tersor.io.patch.encoder import Encoder
+from tersor.io.patch.named_arrays import PATCH, NamedArrays
+from tersor.io.patch.patch import FILE, NUMBER, STREAMS, TEXT, Hashing, in_order, large_of, slots_of, write
+from tersor.io.patch.patch_reader import ALONE, CHANGE, SAME, PatchReader
 from tersor.io.safetensors_file import CHUNK, IN_MEMORY
 from tersor.record.observer import Observer
 
-SAMPLE = 1 << 14  # elements sampled to estimate the bytes of an array
-MOST = 4  # OLD arrays with another name that are tried
+HEAD = 512  # bytes that a patch has at most besides those of NEW
 
 
 @dataclass(frozen=True)
@@ -52,6 +49,7 @@ class Delta:
     reasons: Mapping[str, str]  # why some of these were left out
     tensors: int = 0  # bytes of the tensors of NEW if it is a checkpoint
     read: int = 0  # bytes of the files of NEW that were read
+    whole: bool = False  # the patch carries NEW as it is: nothing else was shorter
 
 
 def diff(
@@ -64,7 +62,7 @@ def diff(
     """Write a patch from OLD to NEW; each is a .tersor file or a checkpoint.
 
     The patch is applied once before it is put in place, to check that it makes NEW. FormatError for a damaged
-    file, RefusedError if no patch can make NEW.
+    file.
     """
     out, observer = output(out, [*inputs_of(old), *inputs_of(new)]), observer or Observer()
     folder = out.parent
@@ -77,16 +75,20 @@ def diff(
             # Another version wrote NEW, and this one writes its text differently: patch its bytes instead.
             after = stack.enter_context(NamedArrays(new, plain=True))
             draft = stack.enter_context(Spool(folder)).fill(before, after, observer)
-        if draft is None:
-            raise RefusedError(
-                f"{new}: this version of tersor would write it differently. Write it again: "
-                "tersor.save(tersor.load(NEW), NEW, tiny=True)"
-            )
+        carried = stack.enter_context(Spool(folder))
+        whole = draft is None or size_of(draft, before) > new_nbytes(after)
+        if draft is None or whole:
+            other = carried.carry(after)
+            whole = draft is None or size_of(other, before) < size_of(draft, before)
+            draft = other if draft is None or whole else draft
         nbytes = write_patch(file, draft, before)
         hows = [draft.parts.get(name, {"how": SAME}).get("how", CHANGE) for name in after.names]
-        same, changed, alone = (hows.count(how) for how in (SAME, CHANGE, ALONE))
+        same, changed, alone = (0 if whole else hows.count(how) for how in (SAME, CHANGE, ALONE))
         tensors = sum(math.prod(slot.shape) * slot.dtype.itemsize for slot in after.slots.values())
-        return Delta(nbytes, same, changed, alone, after.ignored, after.reasons, tensors, after.nbytes)
+        alone = len(hows) if whole else alone
+        return Delta(
+            nbytes, same, changed, alone, after.ignored, after.reasons, tensors, after.nbytes, whole
+        )  # fmt: skip
 
 
 class Draft(NamedTuple):
@@ -106,7 +108,7 @@ class Spool:
         self.folder = folder
         self.nbytes = self.crc = 0
 
-    def add(self, stream: bytes) -> int:
+    def add(self, stream: Any) -> int:
         """Add a stream. Returns its number of bytes."""
         self.file.write(stream)
         self.crc = zlib.crc32(stream, self.crc)
@@ -136,9 +138,17 @@ class Spool:
                 folder,
                 SecondHalf(observer),
             )
-        except FormatError as error:
-            raise RefusedError(f"{after.path}: no patch can make it: {error}") from None
+        except FormatError:  # an encoder of another version made NEW
+            return None
         return Draft(text, parts, digest, self) if again.sha.hexdigest() == digest else None
+
+    def carry(self, after: NamedArrays) -> Draft:
+        """NEW as it is."""
+        sha = hashlib.sha256()
+        for piece in bytes_of(after):
+            sha.update(piece)
+            self.add(piece)
+        return Draft(dump({"kind": FILE, "parts": {}}), {}, sha.hexdigest(), self)
 
     def __enter__(self) -> Spool:
         return self
@@ -166,9 +176,9 @@ def facts_of(before: NamedArrays, after: NamedArrays) -> tuple[Json, str]:
             before.tersor is not None and large == large_of(before.tersor) and before.head() == after.head()
         )
         facts |= {} if alike else {"text": after.tersor.text, "large": large}
-        return facts, after.digest()
+        return facts, after.digest
     head = after.head()
-    facts, digest = {"kind": "safetensors"}, after.digest() if head else ""
+    facts, digest = {"kind": "safetensors"}, after.digest if head else ""
     if not head:
         head = single_header(after)
         digest = digest_of(after, head)
@@ -188,141 +198,57 @@ def single_header(after: NamedArrays) -> bytes:
 
 def digest_of(after: NamedArrays, head: bytes) -> str:
     """SHA-256 of a checkpoint's tensors as one safetensors file with this header."""
-    sha = hashlib.sha256(len(head).to_bytes(8, "little") + head)
+    sha = hashlib.sha256()
+    for piece in as_one_file(after, head):
+        sha.update(piece)
+    return sha.hexdigest()
+
+
+def as_one_file(after: NamedArrays, head: bytes) -> Iterator[Any]:
+    """The bytes of a checkpoint's tensors as one safetensors file with this header."""
+    yield len(head).to_bytes(8, "little") + head
     for name in in_order(slots_of(head)):
-        sha.update(as_bytes(after.array(after.aliases.get(name, name))).data)
-    return sha.hexdigest()
+        yield as_bytes(after.array(after.aliases.get(name, name))).data
 
 
-class Target(NamedTuple):
-    """An array of NEW to be coded."""
-
-    array: Tensor
-    part: Json  # entries of its part that do not depend on the base
-    keep: Tensor | None = None
-
-
-class Encoder:
-    """Codes each array of NEW against the OLD array that gives the fewest bytes."""
-
-    def __init__(self, before: NamedArrays, after: NamedArrays) -> None:
-        self.before, self.after = before, after
-        self.kinds: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
-        self.twins: dict[str, str] = {}  # digest of an array, or of a stored leaf -> its name in OLD
-        for name in before.names:
-            array = before.array(name)
-            self.kinds[name] = array.dtype, tuple(array.shape)
-            self.twins.setdefault(digest_array(array), name)
-            if before.tersor is not None:
-                self.twins.setdefault(before.leaf(name).stored.digest, name)
-        kept = set(after.names)
-        self.gone: dict[tuple[torch.dtype, tuple[int, ...]], list[str]] = {}  # by kind: names that NEW lacks
-        for name in before.names:
-            if name not in kept:
-                self.gone.setdefault(self.kinds[name], []).append(name)
-
-    def part(self, name: str) -> tuple[Json, Iterator[bytes]]:
-        """(the part of an array, its streams)."""
-        if self.after.tersor is not None:
-            stored = self.after.leaf(name).stored
-            if isinstance(stored, Coded) and stored.digest in self.twins:
-                return self.same(name, stored.digest), iter(())
-        target = self.target(name)
-        digest = digest_array(target.array)
-        if digest in self.twins:
-            return target.part | self.same(name, digest), iter(())
-        base, found = self.nearest(name, target)
-        return target.part | found, residual_streams(target.array, base, target.keep)
-
-    def same(self, name: str, digest: str) -> Json:
-        twin = self.twins[digest]
-        return {"how": SAME} | ({} if twin == name else {"of": twin})
-
-    def target(self, name: str) -> Target:
-        """An array of NEW; a coded leaf is decoded if coding it again gives the same bytes."""
-        if self.after.tersor is None:
-            return Target(self.after.array(name), {})
-        leaf = self.after.leaf(name)
-        if not isinstance(leaf.stored, Coded):
-            return Target(leaf.array, {})
-        keep = self.after.array(leaf.keep) if leaf.keep else None
-        known = leaf.keep is None or (leaf.keep != "" and self.is_decoded(leaf.keep))
-        profile = profile_of(leaf.stored, leaf.array, keep) if known else ""
-        if not profile:
-            return Target(leaf.stored.data, {})
-        return Target(leaf.array, {"coder": profile} | ({"keep": leaf.keep} if leaf.keep else {}), keep)
-
-    def is_decoded(self, mask: str) -> bool:
-        """Whether the reader of the patch has a mask's elements, and not only its stored bytes."""
-        stored = self.after.leaf(mask).stored
-        return (
-            not isinstance(stored, Coded) or stored.digest in self.twins or "coder" in self.target(mask).part
-        )
-
-    def nearest(self, name: str, target: Target) -> tuple[Tensor | None, Json]:
-        """(the base with the fewest bytes, the entries of the part that name it)."""
-        best: tuple[Tensor | None, Json] = (None, {"how": ALONE})
-        least = cost(target, None)
-        for other in self.candidates(name, target.array):
-            found = fitted(self.before.array(other), tuple(target.array.shape), target.array.dtype)
-            if found is None:
-                continue
-            named = {} if other == name else {"of": other}
-            for base, entries in ((found, named), *self.regridded(name, other, found, named)):
-                nbytes = cost(target, base)
-                if nbytes < least:
-                    least, best = nbytes, (base, entries)
-        return best
-
-    def candidates(self, name: str, array: Tensor) -> list[str]:
-        """The OLD array of this name, else some that NEW lacks: the array may have been renamed."""
-        if name in self.kinds:
-            return [name]
-        return self.gone.get((array.dtype, tuple(array.shape)), [])[:MOST]
-
-    def regridded(self, name: str, other: str, found: Tensor, named: Json) -> Iterator[tuple[Tensor, Json]]:
-        """Old codes rounded to the new grid, if both are codes on uniform grids."""
-        if self.before.tersor is None or self.after.tersor is None:
-            return
-        old, new = self.before.leaf(other).grid, self.after.leaf(name).grid
-        if old is not None and new is not None and movable(found, old, new):
-            yield regrid(found, old, new), named | {"grid": True}
+def bytes_of(after: NamedArrays) -> Iterator[Any]:
+    """The bytes of NEW; a checkpoint of another kind or of several files is one safetensors file."""
+    if after.tersor is None and not after.head():
+        yield from as_one_file(after, single_header(after))
+        return
+    with open(after.path, "rb") as file:
+        while piece := file.read(CHUNK):
+            yield piece
 
 
-def digest_array(array: Tensor) -> str:
-    sha = hashlib.sha256(f"{array.dtype} {tuple(array.shape)} ".encode())
-    sha.update(as_bytes(array).data)
-    return sha.hexdigest()
+def new_nbytes(after: NamedArrays) -> int:
+    """The size of the file that bytes_of gives."""
+    if after.tersor is not None or after.head():
+        return after.nbytes
+    head = single_header(after)
+    return 8 + len(head) + sum(slot.nbytes for slot in slots_of(head).values())
 
 
-def cost(target: Target, base: Tensor | None) -> int:
-    """Estimated bytes with this base: those of a sample of rows."""
-    array, _, keep = target
-    step = max(1, array.numel() // SAMPLE)
-    if step > 1 and array.ndim and array.shape[0] > step:
-        array = array[::step].contiguous()
-        base = None if base is None else base[::step].contiguous()
-        keep = None if keep is None else keep[::step].contiguous()
-    return sum(map(len, residual_streams(array, base, keep, "fast")))
+def size_of(draft: Draft, before: NamedArrays) -> int:
+    """Bytes of the patch of a draft."""
+    header, text = beginning(draft, before)
+    return len(header) + len(text) + draft.streams.nbytes
 
 
-def profile_of(stored: Coded, array: Tensor, keep: Tensor | None) -> str:
-    """The profile that codes the array to the stored bytes; "" if none does."""
-    for profile in dict.fromkeys((stored.coder, *PROFILES)):
-        if coded(array, keep, profile).replace(coder=stored.coder).digest == stored.digest:
-            return profile
-    return ""
+def beginning(draft: Draft, before: NamedArrays) -> tuple[bytes, bytes]:
+    """(the header of a patch, its deflated text)."""
+    text, streams = deflate(draft.text, head=before.head()), draft.streams
+    metadata = {
+        PATCH: str(NUMBER), "old": before.digest, "new": draft.new, "size": str(len(draft.text)),
+        "crc": f"{zlib.crc32(draft.text):08x}{streams.crc:08x}",
+    }  # fmt: skip
+    sizes = {TEXT: len(text), STREAMS: streams.nbytes}
+    return build_header([(name, torch.uint8, (n,), n) for name, n in sizes.items()], metadata), text
 
 
 def write_patch(file: BinaryIO, draft: Draft, before: NamedArrays) -> int:
     """Write text and streams as a safetensors file. Returns its size in bytes."""
-    text, streams = deflate(draft.text, head=before.head()), draft.streams
-    metadata = {
-        PATCH: str(NUMBER), "old": before.digest(), "new": draft.new, "size": str(len(draft.text)),
-        "crc": f"{zlib.crc32(draft.text):08x}{streams.crc:08x}",
-    }  # fmt: skip
-    sizes = {TEXT: len(text), STREAMS: streams.nbytes}
-    header = build_header([(name, torch.uint8, (n,), n) for name, n in sizes.items()], metadata)
+    (header, text), streams = beginning(draft, before), draft.streams
     file.write(header + text)
     for begin in range(0, streams.nbytes, CHUNK):
         file.write(streams.read(begin, min(begin + CHUNK, streams.nbytes)))

@@ -6,6 +6,7 @@ its tensors. One site or tensor is in memory at a time.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from collections.abc import Iterator
@@ -14,54 +15,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
-import torch
 from torch import Tensor
 
 from tersor.errors import FormatError, SettingError
 from tersor.forms import Affine, At, Coded, Dense, Form, uncoded
-from tersor.forms.form import from_rows, to_rows
 from tersor.io.checkpoint import Checkpoint
 from tersor.io.container import TersorFile
 from tersor.io.document import ATTACHMENT
 from tersor.io.form_json import leaves
 from tersor.io.json_text import dump
+from tersor.io.patch.uniform_grids import UniformGrid, table_of
 from tersor.io.safetensors_file import CHUNK, TensorFile
 from tersor.io.short_header import Source
 
 PATCH = "tersor-patch"  # the key in a patch's metadata that holds its format number
-
-
-class UniformGrid(NamedTuple):
-    """A uniform grid: codes represent (codes - zero) * scale."""
-
-    scale: Tensor  # [1, 1], [O, 1] or [O, G]
-    zero: Tensor | None
-    group: int
-    axis: int
-
-    def fits(self, shape: tuple[int, ...]) -> bool:
-        """Whether codes of this shape can be on this grid."""
-        if self.axis >= max(len(shape), 1) or (self.zero is not None and self.zero.shape != self.scale.shape):
-            return False
-        rows, inputs = to_rows(torch.empty(shape, device="meta"), self.axis).shape
-        allowed = {(1, 1), (rows, 1)} | ({(rows, -(-inputs // self.group))} if self.group > 0 else set())
-        return tuple(self.scale.shape) in allowed
-
-    def tables(self, inputs: int) -> tuple[Tensor, Tensor]:
-        """(scale, zero) that broadcast over [O, inputs], in float64."""
-        both = [self.scale, torch.zeros_like(self.scale) if self.zero is None else self.zero]
-        if self.group and self.scale.shape[1] > 1:
-            both = [table.repeat_interleave(self.group, 1)[:, :inputs] for table in both]
-        return both[0].double(), both[1].double()
-
-
-def regrid(codes: Tensor, old: UniformGrid, new: UniformGrid) -> Tensor:
-    """Codes on the grid `old`, rounded to `new`; both fit them. In float64, rounded half to even."""
-    rows, limits = to_rows(codes, new.axis), torch.iinfo(codes.dtype)
-    (scale, zero), (scale_new, zero_new) = (grid.tables(rows.shape[1]) for grid in (old, new))
-    moved = ((rows.double() - zero) * scale / scale_new + zero_new).round()
-    moved = moved.nan_to_num(0.0).clamp(limits.min, limits.max).to(codes.dtype)
-    return from_rows(moved, tuple(codes.shape), new.axis)
 
 
 class StoredLeaf(NamedTuple):
@@ -71,6 +38,7 @@ class StoredLeaf(NamedTuple):
     array: Tensor  # decoded
     keep: str | None  # name of the mask's leaf that hides elements; "" if the mask is not one leaf
     grid: UniformGrid | None  # the grid of these codes
+    tables: tuple[str, ...] = ()  # names of the leaves of that grid
 
 
 class NamedArrays:
@@ -125,7 +93,7 @@ class NamedArrays:
         if name not in self.tersor.places.found:  # an attachment
             data = Dense(self.tersor.source.read(name))
             return StoredLeaf(data, data.array, None, None)
-        site = name if name in self.tersor.sites else name.rpartition(":")[0]
+        site = self.tersor.places.owner[name]
         if site in self.tersor.grids:
             grid = self.tersor.grid(site)
             return {n: StoredLeaf(node, node.decode(), None, None) for _, n, node in leaves(grid, site)}[name]
@@ -146,6 +114,7 @@ class NamedArrays:
                     return first[8:] + file.read(int.from_bytes(first[:8], "little") - 1)
         return b""
 
+    @functools.cached_property
     def digest(self) -> str:
         """SHA-256 of the file. For a folder it covers names, sizes and bytes of its files."""
         sha = hashlib.sha256()
@@ -181,17 +150,21 @@ def kind_of(path: Path) -> str:
 def leaves_of(form: Form, site: str) -> Iterator[tuple[str, StoredLeaf]]:
     """(name, leaf) of each leaf of a site."""
     plain, nodes = dict(uncoded(form).walk()), {at.path: at for at in At(form).down()}
-    for path, name, stored in leaves(form, site):
+    found = list(leaves(form, site))
+    for path, name, stored in found:
         above, _, word = path.rpartition(".")
         parent, dense = nodes[above].node, plain[path]
         if not isinstance(dense, Dense):
             raise FormatError(f"{name[:200]}: the leaf is not an array")
         keep = mask_above(nodes, path, site) if isinstance(stored, Coded) and stored.kept else None
-        grid = None
+        grid, tables = None, ()
         if isinstance(parent, Affine) and word == "codes" and not parent.runs and parent.member is None:
-            zero = None if parent.zero is None else parent.zero.decode()
-            grid = UniformGrid(parent.scale.decode(), zero, parent.group, parent.axis)
-        yield name, StoredLeaf(stored, dense.array, keep, grid)
+            scale, zero = table_of(parent.scale), None if parent.zero is None else table_of(parent.zero)
+            if scale is not None and (zero is not None or parent.zero is None):
+                grid = UniformGrid(scale, zero, parent.group, parent.axis)
+                stem = path.removesuffix(word)
+                tables = tuple(n for p, n, _ in found if p.startswith((f"{stem}scale", f"{stem}zero")))
+        yield name, StoredLeaf(stored, dense.array, keep, grid, tables)
 
 
 def mask_above(nodes: dict[str, At], path: str, site: str) -> str:

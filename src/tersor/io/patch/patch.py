@@ -53,6 +53,7 @@ from tersor.record.observer import Observer
 
 NUMBER = 1
 TEXT, STREAMS = "patch", "streams"  # the two tensors of a patch
+FILE = "file"  # the kind of a patch that carries NEW as it is
 KEYS = ("kind", "tiny", "text", "large", "head", "aliases", "parts")
 
 
@@ -116,7 +117,7 @@ def check_base(file: TensorFile, before: NamedArrays) -> None:
     for key in ("old", "new"):
         if not re.fullmatch("[0-9a-f]{64}", file.metadata.get(key, "")):
             raise FormatError(f"its metadata has no SHA-256 {key!r}: it is damaged")
-    digest, wanted = before.digest(), file.metadata["old"]
+    digest, wanted = before.digest, file.metadata["old"]
     if digest != wanted and digest == file.metadata["new"]:
         raise RefusedError(f"{before.path}: {file.path} makes this very file: there is nothing to do")
     if digest != wanted:
@@ -224,6 +225,14 @@ def write_safetensors(reader: PatchReader, target: Any, folder: Path, observer: 
     return 8 + len(head) + sum(slot.nbytes for slot in slots.values())
 
 
+def write_file(reader: PatchReader, target: Any, folder: Path, observer: Observer) -> int:
+    """Write NEW, which the patch carries as it is."""
+    for begin in range(0, reader.nbytes, CHUNK):
+        target.write(reader.read(begin, min(begin + CHUNK, reader.nbytes)))
+        observer.progress(min(begin + CHUNK, reader.nbytes), reader.nbytes)
+    return reader.nbytes
+
+
 def slots_of(head: bytes) -> dict[str, Slot]:
     """The tensors of a safetensors file, from its header alone."""
     sizes = of_type(parse(head, "its header of the new file"), dict, "its header of the new file")
@@ -247,4 +256,4 @@ def text_or_old(reader: PatchReader, key: str) -> Any:
     return head.decode() if key == "head" else parse(head, "the text of the old file")
 
 
-WRITERS = {"tersor": write_tersor, "safetensors": write_safetensors}
+WRITERS = {"tersor": write_tersor, "safetensors": write_safetensors, FILE: write_file}

@@ -16,11 +16,12 @@ from torch import Tensor
 from tersor.dtypes import NAMED
 from tersor.encode import coded
 from tersor.errors import FormatError
-from tersor.forms import PROFILES, Affine, Coded
+from tersor.forms import PROFILES, Affine, Coded, Dense, LowRank
 from tersor.io.form_json import Places
 from tersor.io.json_text import Json, of_type, only
-from tersor.io.patch.named_arrays import NamedArrays, UniformGrid, regrid
+from tersor.io.patch.named_arrays import NamedArrays
 from tersor.io.patch.residual import fitted, rebuild
+from tersor.io.patch.uniform_grids import UniformGrid, movable, regrid
 from tersor.io.validate import limit_for
 
 SAME, CHANGE, ALONE = "same", "change", "alone"
@@ -45,7 +46,7 @@ class PatchReader:
             self._check(name, part)
             self.at[name] = at, part.get("n", [])
             at += sum(part.get("n", []))
-        if at != nbytes:
+        if at != nbytes and text.get("kind") != "file":
             raise FormatError(f"its streams have {nbytes:,} bytes, but its parts state {at:,}")
 
     def _check(self, name: str, part: Any) -> None:
@@ -140,19 +141,13 @@ class PatchReader:
             yield self.read(begin, end)
 
 
-def movable(codes: Tensor, old: UniformGrid, new: UniformGrid) -> bool:
-    """Whether codes on the old grid can be rounded to the new one."""
-    shape = tuple(codes.shape)
-    whole = codes.dtype in (torch.int8, torch.int16)
-    return whole and old.axis == new.axis and old.fits(shape) and new.fits(shape)
-
-
 class SiteLeaves:
     """The leaves of one site of NEW, decoded and as stored."""
 
     def __init__(self, reader: PatchReader, places: Places, tree: Any, site: str) -> None:
         self.reader, self.places = reader, places
         self.nodes = dict(nodes_of(tree, site, ""))
+        self.order = {name: number for number, name in enumerate(self.nodes)}
         self.arrays: dict[str, Tensor] = {}
 
     def stored(self, name: str) -> Tensor:
@@ -199,11 +194,7 @@ class SiteLeaves:
         if keep is None:
             return None
         mask = self.arrays.get(keep)
-        if (
-            mask is None
-            and keep in self.nodes
-            and list(self.nodes).index(keep) < list(self.nodes).index(name)
-        ):
+        if mask is None and keep in self.nodes and self.order[keep] < self.order[name]:
             mask = self.array(keep)
         if mask is None or mask.dtype is not torch.bool or tuple(mask.shape) != self.kind(name)[1]:
             raise FormatError(f"{name[:200]}: {keep[:200]!r} is not its mask")
@@ -220,11 +211,24 @@ class SiteLeaves:
         group, axis = node.get("group", 0), node.get("axis", 0)
         if type(group) is not int or type(axis) is not int or min(group, axis) < 0:
             raise FormatError(f"group {str(group)[:20]} or axis {str(axis)[:20]} is not a whole number")
-        zero = self.array(f"{above}zero") if "zero" in node else None
-        scale = self.array(f"{above}scale")
+        zero = self.table(f"{above}zero") if "zero" in node else None
+        scale = self.table(f"{above}scale")
         if not scale.dtype.is_floating_point or scale.ndim != 2:
             raise FormatError("the scale of its grid is not a table of floats")
         return UniformGrid(scale, zero, group, axis)
+
+    def table(self, name: str) -> Tensor:
+        """A scale or zero: a leaf, or a product with one term."""
+        if name in self.nodes:
+            return self.array(name)
+        if self.nodes.get(f"{name}.", {}).get("form") != LowRank.name:
+            raise FormatError("its new grid is neither a leaf nor a product of leaves")
+        left, right = (self.array(f"{name}.{side}") for side in LowRank.inner)
+        one = left.ndim == right.ndim == 2 and left.shape[1] == right.shape[0] == 1
+        if not one or left.dtype != right.dtype or not left.dtype.is_floating_point:
+            raise FormatError("the scale of its grid is not a product with one term")
+        self.reader.count((left.shape[0], right.shape[1]))
+        return LowRank(Dense(left), Dense(right)).decode()
 
     def _stored_before(self, name: str) -> Tensor:
         old = self.reader.before.leaf(self.reader.other(name)).stored
