@@ -92,8 +92,59 @@ def test_a_file_is_no_larger_than_the_budget(wide: tuple[nn.Module, Task], nbyte
 @pytest.mark.parametrize("most", [0.005, 0.05])  # in the metric's own unit
 def test_the_metric_drops_by_no_more_than_allowed(wide: tuple[nn.Module, Task], most: float) -> None:
     model, task = wide
-    result = run(model, Rdoq(max_drop=most), task)
-    assert 0.5 * most < loss(result, task) <= most
+    metric = task.metric
+    shifted = replace(task, metric=lambda *given: metric(*given) - 0.5)  # scores of 0 and 1 are answers
+    result = run(model, Rdoq(max_drop=most), shifted)
+    (note,) = result.ledger.notes("decided")
+    found, judged = note.data["found"], note.data["judged"]
+    assert (found["n"], judged["n"]) == (300, 200), "half of the calibration samples; the evaluation set"
+    assert 0.7 * most < found["drop"][0] <= most
+    assert found["drop"][2] < 1.15 * most, "the interval ends at the limit, up to the noise of one rounding"
+    assert judged["drop"][0] == pytest.approx(loss(result, task), rel=1e-3)
+    assert judged["drop"][1] < most
+
+
+def test_the_evaluation_set_decides_nothing(wide: tuple[nn.Module, Task]) -> None:
+    """Other evaluation batches give the same codes, and the batches that decide are not those that weigh."""
+    model, task = wide
+    metric = lambda *given: task.metric(*given) - 0.5  # noqa: E731
+    shuffled = [(x, y.flip(0)) for x, y in task.evaluate]
+    forms = [
+        run(model, Rdoq(max_drop=0.02), replace(task, metric=metric, evaluate=batches)).digest
+        for batches in (task.evaluate, shuffled)
+    ]
+    assert forms[0] == forms[1]
+    swapped = [
+        batch for pair in zip(task.calibrate[1::2], task.calibrate[::2], strict=True) for batch in pair
+    ]
+    other = run(model, Rdoq(max_drop=0.02), replace(task, metric=metric, calibrate=swapped))
+    assert other.digest != forms[0]
+
+
+def answers(count: int, seed: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    x = torch.randn(count, 64, generator=torch.Generator().manual_seed(seed))
+    return [(x[i : i + 100], x[i : i + 100, :4].argmax(1)) for i in range(0, count, 100)]
+
+
+def test_which_set_decides(wide: tuple[nn.Module, Task]) -> None:
+    """Calibration batches with targets if they can show the drop, else training batches, else a refusal."""
+    model, _ = wide
+    sets = {"evaluate": answers(300, 0), "calibrate": answers(400, 1)}
+    for limit, train, says in (
+        (5.0, None, "decided by 200 calibration samples"),
+        (5.0, answers(1000, 2), "decided by 200 calibration samples"),
+        (1.5, answers(1000, 2), "decided by 1000 training samples"),
+    ):
+        task = Task("answers", **sets, train=train)
+        (note,) = run(model, Rdoq(max_drop=limit), task).ledger.notes("decided")
+        assert says in note.text
+    with pytest.raises(RefusedError, match="200 calibration samples cannot show a drop within max_drop=0.5"):
+        run(model, Rdoq(max_drop=0.5), Task("answers", **sets))
+    bare = [(x,) for x, _ in sets["calibrate"]]
+    for calibrate in (None, bare, sets["calibrate"][:1]):
+        only = Task("answers", evaluate=sets["evaluate"], calibrate=calibrate)
+        with pytest.raises(RefusedError, match=r"only its evaluation set. Give Task\(calibrate="):
+            run(model, Rdoq(max_drop=5.0), only)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -183,9 +234,15 @@ def test_the_least_price_within_a_budget() -> None:
 def test_the_largest_price_within_a_limit() -> None:
     for start_at in (1e-6, 1.0, 1e6):
         found = largest(lambda price: price**0.5, 3.0, start_at, who="x")
-        assert 8 < found <= 9
-    found = largest(lambda price: price + (price > 1.5) - (2.2 < price < 2.9), 3.0, 1.0, who="x")
-    assert 2.2 < found < 2.9, "met again beyond where it is first missed"
+        assert found == pytest.approx(9, rel=1e-9)
+    noise = torch.Generator().manual_seed(0)
+    found = [
+        largest(lambda price: price * 2 ** float(0.15 * torch.randn((), generator=noise)), 3.0, 1.0, who="x")
+        for _ in range(20)
+    ]
+    assert 0.85 < min(found) / 3 < max(found) / 3 < 1.18, "less than the noise of one try, 2 ** 0.3"
+    step = largest(lambda price: 0.0 if price < 7 else 4.0, 3.0, 1.0, who="x")
+    assert 6 < step < 7, "no power law: by bisection"
     with pytest.raises(RefusedError, match="max_drop=3 is not met"):
         largest(lambda price: 4.0, 3.0, 1.0, who="x")
 
