@@ -34,12 +34,15 @@ from tersor.model.integer_weights import integer_weight
 from tersor.model.observe import RANGES as ACTIVATION_RANGES
 from tersor.model.sites import Site
 from tersor.record.events import Edit, Group, Note, site_group
-from tersor.setting_effects import Only, check_effect
+from tersor.setting_effects import GIVEN, LEFT_OUT, Only, check_effect
 from tersor.settings import check, check_word
 from tersor.steps.activations import Calibration, calibrated, choice, folded
+from tersor.steps.mixed_bits import mixed
 from tersor.steps.retrain import Retrain
 from tersor.steps.smoothing import smoothed
 
+FEW = 4  # bits from which rounding to the nearest is far from the best
+BETTER = "at {0} bits rounding to the nearest loses much: rdoq bits={0} entropy keeps more in fewer bytes"
 SCHEMES = ("uniform", "log", "binary", "ternary")
 
 
@@ -49,7 +52,10 @@ class Quantize(Retrain):
 
     name: ClassVar[str] = "quantize"
     only: ClassVar[Only] = {
-        "bits": {"scheme": ("uniform", "log")},
+        "bits": {"scheme": ("uniform", "log"), "allowed": LEFT_OUT},
+        "allowed": {"scheme": ("uniform", "log"), "activations": (0,)},
+        "mean_bits": {"allowed": GIVEN, "max_drop": LEFT_OUT},
+        "max_drop": {"allowed": GIVEN, "mean_bits": LEFT_OUT},
         "group": {"per": ("group",)},
         "symmetric": {"scheme": ("uniform",)},
         "range": {"scheme": ("uniform", "log")},
@@ -64,6 +70,10 @@ class Quantize(Retrain):
     }
     scheme: str = "uniform"  # "uniform", "log", "binary" or "ternary"
     bits: int = 8  # bits a weight: 1 to 16 uniform, 2 to 8 log
+    allowed: str | None = None  # bits that a layer may have, as "8,4": each gets those that its errors need
+    mean_bits: float | None = None  # of all weights, with `allowed`; by default midway between the ends
+    # With `allowed`: loss of the metric, searched on calibration or training batches; layers may stay floats.
+    max_drop: float | None = None
     per: str = "channel"  # what shares a scale: "tensor", "channel" (an output channel) or "group"
     group: int = 64  # inputs that share a scale, if per is "group"
     symmetric: bool = True  # no zero point
@@ -94,6 +104,7 @@ class Quantize(Retrain):
                 "quantize: bits=1 has no symmetric uniform grid. Use scheme=binary (two levels around 0), "
                 "or symmetric=false (0 and one end)."
             )
+        self.check_allowed(low, high)
         check(self.group >= 1, self, "group", "it is a number of weights: 1 or more")
         check(50 < self.percentile <= 100, self, "percentile", "it is above 50 and up to 100")
         check(self.terms in (1, 2), self, "terms", "a level is 1 power of two or a sum of 2")
@@ -106,6 +117,30 @@ class Quantize(Retrain):
         check_effect(self)
         if self.range == "fixed":
             self.ends()
+
+    def check_allowed(self, low: int, high: int) -> None:
+        """Refuse lists of bits that are not numbers in order, and targets that they cannot meet."""
+        drop, mean = self.max_drop, self.mean_bits
+        check(drop is None or 0 < drop < math.inf, self, "max_drop", "it is a loss of the metric: above 0")
+        if self.allowed is None:
+            return
+        words = self.allowed.replace(" ", "").split(",")
+        least = max(low, 1 + (self.scheme == "uniform" and self.symmetric))
+        fine = all(word.isdigit() and least <= int(word) <= high for word in words) and len(set(words)) > 1
+        check(fine, self, "allowed", f"it is two or more numbers of bits, {least} to {high}, such as '8,4'")
+        ends = self.levels[0], self.levels[-1]
+        text = f"allowed={self.allowed} gives {ends[0]} to {ends[1]} bits a weight"
+        check(mean is None or ends[0] <= mean <= ends[1], self, "mean_bits", text)
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """The bits that a layer may have, ascending."""
+        return tuple(sorted({int(word) for word in (self.allowed or str(self.bits)).split(",")}))
+
+    @property
+    def few(self) -> bool:
+        """Whether weights are rounded to the nearest with few bits."""
+        return self.scheme in ("uniform", "log") and self.bits <= FEW
 
     def ends(self) -> tuple[float, float] | None:
         """(low, high) of a fixed range, else None. The range contains 0, so that 0 is decoded exactly."""
@@ -137,13 +172,21 @@ class Quantize(Retrain):
 
     @property
     def needs(self) -> Needs:
-        return super().needs | (Needs.MODEL | Needs.TASK | Needs.WHOLE if self.activations else Needs.NOTHING)
+        found = super().needs | (Needs.NOTHING if self.allowed is None else Needs.WHOLE)
+        if self.max_drop is not None:
+            found |= Needs.MODEL | Needs.TASK | Needs.SCORES
+        return found | (Needs.MODEL | Needs.TASK | Needs.WHOLE if self.activations else Needs.NOTHING)
 
     def run(self, view: View) -> Iterator[Group]:
         if self.activations:
             yield from self.integers(view)
             return
+        if self.allowed is not None:
+            yield from mixed(self, view)
+            return
         if self.epochs == 0:
+            if self.few and view.state.given is not None and "hint" not in view.done:
+                yield Group("hint", (Note("", "hint", BETTER.format(self.bits)),))
             for site in view.each(self.where):
                 edit = self.edit(view, site)
                 yield site_group(
@@ -230,16 +273,15 @@ class Quantize(Retrain):
     def note(self, site: str, before: Form, after: Form) -> Note:
         power = error = 0.0
         for old, new in zip(before.slices(), after.slices(), strict=True):
-            power += float(old.float().square().sum(dtype=torch.float64))
-            error += float((old.float() - new.float()).square().sum(dtype=torch.float64))
-        decibels = (
-            10 * torch.log10(torch.tensor(power / error)).item() if error > 0 and power > 0 else float("inf")
-        )
-        text = "exact" if decibels == float("inf") else f"signal to noise {decibels:.1f} dB"
+            old, new = old.double(), new.double()  # squares of float32 may overflow or underflow
+            power += float(old.square().sum())
+            error += float((old - new).square().sum())
+        decibels = 10 * math.log10(power / error) if error > 0 and power > 0 else math.inf
+        text = "exact" if decibels == math.inf else f"signal to noise {decibels:.1f} dB"
         grid = f"{self.bits} bits" if self.scheme in ("uniform", "log") else self.scheme
         return Note(
             site,
             "done",
             f"{grid}, {text}",
-            {} if decibels == float("inf") else {"decibels": round(decibels, 3)},
+            {} if decibels == math.inf else {"decibels": round(decibels, 3)},
         )
