@@ -1,7 +1,9 @@
 """Rdoq: budgets and drops are met, data helps, structure is kept, and wrong settings are refused."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from tiny import tiny
@@ -231,20 +233,42 @@ def test_the_least_price_within_a_budget() -> None:
         least(lambda price: 1000.0, 700, 1.0, slope=80, near=0.01, who="x")
 
 
+def exact(loss: Callable[[float], float]) -> Callable[[float], tuple[float, float]]:
+    """A loss without an interval."""
+    return lambda price: (loss(price), loss(price))
+
+
 def test_the_largest_price_within_a_limit() -> None:
     for start_at in (1e-6, 1.0, 1e6):
-        found = largest(lambda price: price**0.5, 3.0, start_at, who="x")
-        assert found == pytest.approx(9, rel=1e-9)
-    noise = torch.Generator().manual_seed(0)
-    found = [
-        largest(lambda price: price * 2 ** float(0.15 * torch.randn((), generator=noise)), 3.0, 1.0, who="x")
-        for _ in range(20)
-    ]
-    assert 0.85 < min(found) / 3 < max(found) / 3 < 1.18, "less than the noise of one try, 2 ** 0.3"
-    step = largest(lambda price: 0.0 if price < 7 else 4.0, 3.0, 1.0, who="x")
+        found = largest(exact(lambda price: price**0.5), 3.0, start_at, who="x")
+        assert found == pytest.approx(9, rel=0.02)
+        # loss + half = price + 2 * price^0.5 = 3 at a price of 1
+        found = largest(lambda price: (price, price + 2 * price**0.5), 3.0, start_at, who="x")
+        assert found == pytest.approx(1, rel=0.02)
+    step = largest(exact(lambda price: 0.0 if price < 7 else 4.0), 3.0, 1.0, who="x")
     assert 6 < step < 7, "no power law: by bisection"
     with pytest.raises(RefusedError, match="max_drop=3 is not met"):
-        largest(lambda price: 4.0, 3.0, 1.0, who="x")
+        largest(exact(lambda price: 4.0), 3.0, 1.0, who="x")
+
+
+def test_noise_of_a_loss_moves_the_price_little() -> None:
+    """The drop counts 40 answers at the limit, with a noise of their square root: the price found varies much
+    less than the largest of the tries within the limit would."""
+    random = np.random.default_rng(0)
+
+    def noisy(price: float) -> tuple[float, float]:
+        changed = 40 * price
+        loss = changed + 0.7 * changed**0.5 * random.standard_normal()
+        return loss, loss + 1.96 * changed**0.5
+
+    limit = 40 + 1.96 * 40**0.5
+    found = np.log2([largest(noisy, limit, 1.0, who="x") for _ in range(40)])
+    luckiest = np.log2(
+        [max(p for p in 2 ** np.linspace(-1, 1, 12) if noisy(p)[1] <= limit) for _ in range(40)]
+    )
+    assert abs(found.mean()) < 0.05
+    assert found.std() < 0.12
+    assert found.std() < 0.7 * luckiest.std()
 
 
 def test_a_few_codes_beyond_a_byte_are_stored_apart(tmp_path) -> None:
@@ -267,5 +291,5 @@ def test_a_search_beyond_the_range_of_floats_ends_in_a_message() -> None:
         with pytest.raises(RefusedError, match="fewest found"):
             least(lambda price: 1000.0, 1, start_at, slope=1e-9, near=0.01, who="x")
         with pytest.raises(RefusedError, match="is not met"):
-            largest(lambda price: 4.0, 3.0, start_at, who="x")
-        assert 0 < largest(lambda price: 2.0, 3.0, start_at, who="x") < float("inf")
+            largest(exact(lambda price: 4.0), 3.0, start_at, who="x")
+        assert 0 < largest(exact(lambda price: 2.0), 3.0, start_at, who="x") < float("inf")

@@ -2,10 +2,10 @@
 
 least(bits, budget)      the least price whose bits are within the budget; bits fall by about half a bit a
                          weight when the price doubles
-largest(loss, limit)     the largest price whose loss is within the limit, by a power law through the losses
+largest(loss, limit)     the largest price whose loss is within the limit, by power laws through the losses
                          around it
 A loss that counts samples is noisy: the last bit of a sum changes some codes, and then some answers. The best
-of the prices tried would be the luckiest one. The power law averages the noise of all tries near the limit.
+of the prices tried would be the luckiest one. Power laws average the noise of all tries.
 """
 
 from __future__ import annotations
@@ -22,9 +22,13 @@ PATIENCE = 4  # tries on one side of a budget, after which steps double
 OCTAVES = 3.0  # first step of a search for a limit
 FARTHEST = 1000.0  # largest distance of a price from 1, in octaves
 CLOSE = 0.12  # octaves between the bounds at which a limit is found without a power law
-NEAR = 1.0  # octaves between the bounds within which the power law is fitted
-AROUND = (-0.75, -0.45, -0.15, 0.15, 0.45, 0.75)  # octaves from the limit at which a power law is fitted
-LEAST, FLATTEST = 3, 0.1  # tries, and slope, of a power law
+NEAR = 0.5  # octaves between the bounds around which power laws are fitted
+BELOW, ABOVE, AROUND = -0.8, 2.2, 12  # first and last octave of the tries for them, and their number
+LEAST = 4  # tries of a power law
+EXPONENTS = tuple(0.1 * 1.05**k for k in range(76))  # of a loss: 0.1 to 4
+STEP = 1e-3  # octaves, within which a limit is found on a power law
+
+Loss = tuple[float, float]  # a loss, and the end of its interval
 
 
 def power(at: float) -> float:
@@ -70,32 +74,32 @@ def least(
 
 
 def largest(
-    measure: Callable[[float], float], limit: float, start: float, *, who: str, unit: str = "points"
+    measure: Callable[[float], Loss], limit: float, start: float, *, who: str, unit: str = "points"
 ) -> float:
-    """The largest price with measure(price) <= limit, by a power law fitted to some ten tries around it.
+    """The largest price at which the end of the loss's interval is within the limit, by power laws fitted to
+    some fifteen tries around it.
 
-    If the tries follow none (a loss of 0 that rises at once), the largest price found to be within the limit.
-    RefusedError if no price is.
+    `measure`: price -> (loss, end of its interval). If the tries follow no power law (a loss of 0 that rises
+    at once), the largest price found to be within the limit. RefusedError if no price is.
     """
-    tried: dict[float, float] = {}  # log2 of the price: the measure
+    tried: dict[float, Loss] = {}  # log2 of the price: what was measured
 
     def sought(at: float) -> bool:
         tried[at] = measure(power(at))
-        return tried[at] <= limit
+        return tried[at][1] <= limit
 
     good, bad = bracket(sought, math.log2(start), NEAR)
     if good is None:
         raise RefusedError(
             f"{who}: max_drop={limit:g} is not met even at the lowest price of a bit: the loss is still "
-            f"{tried[min(tried)]:g}{unit and f' {unit}'}. Allow more, or leave out sensitive weights with "
+            f"{tried[min(tried)][1]:g}{unit and f' {unit}'}. Allow more, or leave out sensitive weights with "
             f"where='!NAME'."
         )
     if bad is None:
         return power(good)
-    middle = crossing(tried, limit, (good + bad) / 2)
-    middle = (good + bad) / 2 if middle is None else middle
-    for offset in AROUND:
-        sought(middle + offset)
+    middle = (good + bad) / 2
+    for number in range(AROUND):
+        sought(middle + BELOW + (ABOVE - BELOW) * number / (AROUND - 1))
     found = crossing(tried, limit, middle)
     if found is not None:
         return power(found)
@@ -123,14 +127,29 @@ def bracket(
     return good, bad
 
 
-def crossing(tried: Mapping[float, float], limit: float, middle: float) -> float | None:
-    """The log price at which log loss = a + b * log price reaches the limit, by least squares over the tries
-    near `middle`. None if these tries do not follow such a law."""
-    reach = AROUND[-1] + NEAR / 2
-    near = {at: loss for at, loss in tried.items() if abs(at - middle) <= reach and loss > 0}
-    if len(near) < LEAST or not min(near.values()) <= limit < max(near.values()):
+def crossing(tried: Mapping[float, Loss], limit: float, middle: float) -> float | None:
+    """The log price at which fitted loss + fitted half of its interval reach the limit, from the tries around
+    `middle`. None if these follow no power law.
+
+    loss = a * price^b by weighted least squares, since it may be negative; half = c * price^d by least
+    squares of logarithms. Tries above the limit count too: their loss has less noise in relation to its size.
+    """
+    near = {at - middle: loss for at, loss in tried.items() if BELOW <= at - middle <= ABOVE}
+    known = all(math.isfinite(end) for _, end in near.values())
+    ends = [end for _, end in near.values()]
+    if not known or len(near) < LEAST or not min(ends) <= limit < max(ends):
         return None
-    at, loss = np.array(list(near)), np.log2(list(near.values()))
-    slope, offset = np.polyfit(at, loss, 1)
-    found = float((math.log2(limit) - offset) / max(slope, 1e-9))
-    return found if slope >= FLATTEST and abs(found - middle) <= reach else None
+    at, loss = np.array(list(near)), np.array([amount for amount, _ in near.values()])
+    half = np.array(ends) - loss
+    sure = half > 0
+    weight = 1 / np.where(sure, half, np.maximum(np.abs(loss), 1e-6 * np.abs(loss).max())) ** 2
+    best = (math.inf, 0.0, 1.0)
+    for exponent in EXPONENTS:
+        x = 2.0 ** (exponent * at)
+        size = float((weight * x * loss).sum() / (weight * x * x).sum())
+        best = min(best, (float((weight * (loss - size * x) ** 2).sum()), size, exponent))
+    slope, offset = np.polyfit(at[sure], np.log2(half[sure]), 1) if sure.sum() >= LEAST else (0.0, -math.inf)
+    fine = np.arange(BELOW, ABOVE, STEP)
+    end = best[1] * 2.0 ** (best[2] * fine) + 2.0 ** (slope * fine + offset)
+    over = np.flatnonzero(end > limit)
+    return middle + float(fine[over[0]]) if len(over) and over[0] else None

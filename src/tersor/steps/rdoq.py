@@ -183,7 +183,11 @@ class Rdoq:
             view.observer.progress(0, 1, f"lam {lam:.3g} loses {fall.amount:+.4g} {unit}")
             return fall
 
-        lam = largest(lambda lam: measured(lam).high, decide.limit, start, who=self.name, unit=unit)
+        def ends(lam: float) -> tuple[float, float]:
+            fall = measured(lam)
+            return fall.amount, fall.high
+
+        lam = largest(ends, decide.limit, start, who=self.name, unit=unit)
         # The price is that of a fit. The codes themselves must lose no more either.
         while measured(lam).amount > decide.limit:
             lam *= LOWER
