@@ -42,7 +42,7 @@ from tersor.steps.retrain import Retrain
 from tersor.steps.smoothing import smoothed
 
 FEW = 4  # bits from which rounding to the nearest is far from the best
-BETTER = "at {0} bits rounding to the nearest loses much: rdoq bits={0} entropy keeps more in fewer bytes"
+BETTER = "at {0} bits rounding to the nearest loses much; rdoq bits={0} keeps more: docs/which.md"
 SCHEMES = ("uniform", "log", "binary", "ternary")
 
 
