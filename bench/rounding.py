@@ -28,7 +28,7 @@ from tersor.io import load as load_file
 from tersor.io import save
 from tersor.steps import Entropy, Rdoq
 
-CALIBRATE, PASSES = 60_000, 1  # training images: all of them, and passes over them
+CALIBRATE, PASSES = 10_000, 1  # training images for the curvature, and passes over them; all of them decide
 MOST = {"lenet300": 52.0, "lenet5": 144.0}  # kB
 PEER = {"lenet300": 75.0, "lenet5": 205.9}  # kB: nncodec's
 HEADER = 2500  # bytes of a file's ledger at most, for these networks

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 import tersor
 from tersor.errors import SettingError, TaskError
 from tersor.maths import bootstrap
-from tersor.measure.accuracy import compared, drop, estimated, in_words, lost
+from tersor.measure.accuracy import compared, drop, estimated, in_words
 from tersor.model.builtin_metrics import METRICS, metric_of
 from tersor.model.metric import Metric
 from tersor.model.task import Task
@@ -165,7 +165,6 @@ def test_a_worse_value_is_a_positive_drop_for_higher_and_lower_metrics(
     assert drop(before, after, metric).significant
     assert not drop(after, before, metric).significant, "a gain is not a drop"
     assert drop(before, before, metric).p == 1.0
-    assert lost(before, after, metric) == pytest.approx(amount)
     assert compared(before, after, metric) == found, "a second call gives the same"
     assert estimated(before, metric).low == pytest.approx(found["before"][1])
 

@@ -30,9 +30,8 @@ from tersor.model.task import Task
 from tersor.record.events import Note
 
 MOST = 1 << 16  # samples
-ROOM = (
-    0.5  # of a limit: the interval of no change must end within it, or another set is taken if there is one
-)
+# Of a limit: the interval of no change at all must end within it, or another set is taken if there is one.
+ROOM = 0.1
 FEW = 50  # resamples of a metric of lists, whose value takes long to compute
 
 

@@ -23,9 +23,8 @@ OCTAVES = 3.0  # first step of a search for a limit
 FARTHEST = 1000.0  # largest distance of a price from 1, in octaves
 CLOSE = 0.12  # octaves between the bounds at which a limit is found without a power law
 NEAR = 0.5  # octaves between the bounds around which power laws are fitted
-BELOW, ABOVE, AROUND = -0.8, 2.2, 12  # first and last octave of the tries for them, and their number
+BELOW, ABOVE, AROUND = -0.8, 1.3, 12  # first and last octave of the tries for them, and their number
 LEAST = 4  # tries of a power law
-EXPONENTS = tuple(0.1 * 1.05**k for k in range(76))  # of a loss: 0.1 to 4
 STEP = 1e-3  # octaves, within which a limit is found on a power law
 
 Loss = tuple[float, float]  # a loss, and the end of its interval
@@ -131,8 +130,10 @@ def crossing(tried: Mapping[float, Loss], limit: float, middle: float) -> float 
     """The log price at which fitted loss + fitted half of its interval reach the limit, from the tries around
     `middle`. None if these follow no power law.
 
-    loss = a * price^b by weighted least squares, since it may be negative; half = c * price^d by least
-    squares of logarithms. Tries above the limit count too: their loss has less noise in relation to its size.
+    loss = a * price by weighted least squares: a small loss is quadratic in the rounding errors, whose
+    squares are proportional to the price. Exponents that are fitted too make the result vary three times as much.
+    half = b * price^c by least squares of logarithms. Tries above the limit count too: their loss has less
+    noise in relation to its size.
     """
     near = {at - middle: loss for at, loss in tried.items() if BELOW <= at - middle <= ABOVE}
     known = all(math.isfinite(end) for _, end in near.values())
@@ -143,13 +144,10 @@ def crossing(tried: Mapping[float, Loss], limit: float, middle: float) -> float 
     half = np.array(ends) - loss
     sure = half > 0
     weight = 1 / np.where(sure, half, np.maximum(np.abs(loss), 1e-6 * np.abs(loss).max())) ** 2
-    best = (math.inf, 0.0, 1.0)
-    for exponent in EXPONENTS:
-        x = 2.0 ** (exponent * at)
-        size = float((weight * x * loss).sum() / (weight * x * x).sum())
-        best = min(best, (float((weight * (loss - size * x) ** 2).sum()), size, exponent))
+    x = 2.0**at
+    size = float((weight * x * loss).sum() / (weight * x * x).sum())
     slope, offset = np.polyfit(at[sure], np.log2(half[sure]), 1) if sure.sum() >= LEAST else (0.0, -math.inf)
     fine = np.arange(BELOW, ABOVE, STEP)
-    end = best[1] * 2.0 ** (best[2] * fine) + 2.0 ** (slope * fine + offset)
+    end = size * 2.0**fine + 2.0 ** (slope * fine + offset)
     over = np.flatnonzero(end > limit)
     return middle + float(fine[over[0]]) if len(over) and over[0] else None
