@@ -131,7 +131,7 @@ def crossing(tried: Mapping[float, Loss], limit: float, middle: float) -> float 
     `middle`. None if these follow no power law.
 
     loss = a * price by weighted least squares: a small loss is quadratic in the rounding errors, whose
-    squares are proportional to the price. Exponents that are fitted too make the result vary three times as much.
+    squares are proportional to the price. With a fitted exponent the result varies twice as much.
     half = b * price^c by least squares of logarithms. Tries above the limit count too: their loss has less
     noise in relation to its size.
     """
