@@ -24,6 +24,7 @@ BENCHES = {
     "distillation": True,
     "quantization": True,
     "rounding": True,
+    "recipes": True,
     "lowrank": False,
     "coders": False,
     "bytes": True,

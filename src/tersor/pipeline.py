@@ -118,7 +118,8 @@ def rounded(
     save(result, out, tiny=tiny)
     now = task.scores(load(out).model(given.given))
     found = compared(task.scores(given.model()), now, task.scored)
-    return {"task": task.name, "max_drop": max_drop, "accuracy": found}
+    *_, decided = result.ledger.notes("decided")
+    return {"task": task.name, "max_drop": max_drop, "accuracy": found, "decided": dict(decided.data)}
 
 
 def plain_nbytes(result: State) -> int:

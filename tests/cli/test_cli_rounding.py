@@ -49,7 +49,7 @@ def test_pack_rounds_without_a_model(weights: Command) -> None:
             "pack w.safetensors -o m.tersor --max-drop 1 --model mine.py:net --task mine.py:task entropy",
             "includes rounding and coding",
         ),
-        ("pack w.safetensors -o m.tersor --max-drop -1 --model mine.py:net --task mine.py:task", "0 or more"),
+        ("pack w.safetensors -o m.tersor --max-drop -1 --model mine.py:net --task mine.py:task", "above 0"),
         ("pack w.safetensors -o m.tersor rdoq nbytes=100", "needs the whole model"),
     ],
 )

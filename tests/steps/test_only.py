@@ -23,10 +23,11 @@ OTHER: dict[str, Any] = {
     "temperature": 2.5,
     "bf16": True, "max_grad_norm": 1e-3, "lr_of": "*=0.1", "features": "block", "feature_weight": 0.1,
     "nbytes": 300,
-    "price": 0.01, "step": 0.2, "max_drop": 0.1, "lam": 0.01, "weigh": "inputs", "damp": 0.5,
+    "price": 0.01, "step": 0.2, "max_drop": 40.0, "lam": 0.01, "weigh": "inputs", "damp": 0.5,
     "coder": "huffman", "threads": 2, "batch": 2, "latency": True, "runtime": "openvino", "vectors": False,
     "activations": 8, "smooth": False, "rounding": "gptq",
     "activation_range": "percentile", "activation_percentile": 80.0,
+    "allowed": "2,4", "mean_bits": 2.0,
 }  # fmt: skip
 ELSE = {word: {"per": "channel"} for word in ("prune", "cluster", "rdoq", "penalize")} | {
     "rdoq": {"per": "channel", "nbytes": 3000}, "penalize": {"per": "channel", "nbytes": 9000, "bits": 8.0}

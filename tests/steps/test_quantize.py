@@ -328,3 +328,24 @@ def test_each_output_channel_of_a_transposed_convolution_has_a_scale(
             alone[0].weight.copy_(model[0].weight[part, c % each].reshape(1, -1))
         wanted = run(alone, Quantize(bits=4, scheme=scheme)).state_dict()["0.weight"]
         torch.testing.assert_close(found[part, c % each].reshape(1, -1), wanted)
+
+
+def test_the_error_of_large_weights_does_not_overflow() -> None:
+    """Squares of 1e30 are no float32. The decibels are those of the same weights near 1."""
+    w = torch.randn(8, 40, generator=torch.Generator().manual_seed(0))
+    found = []
+    for scale in (1.0, 2.0**100, 2.0**-100):
+        layer = nn.Linear(40, 8, bias=False)
+        layer.weight.data = w * scale
+        (note,) = [e for e in run(layer, Quantize(bits=5)).ledger.entries if e.kind == "done"]
+        found.append(note.data["decibels"])
+    assert found == pytest.approx([found[0]] * 3, abs=1e-3)
+
+
+def test_advice_names_the_better_way_at_few_bits() -> None:
+    layer = nn.Linear(40, 8)
+    for bits, count in ((4, 1), (5, 0)):
+        notes = list(run(layer, Quantize(bits=bits)).ledger.notes("advice"))
+        assert len(notes) == count
+        assert all(f"rdoq bits={bits}" in note.text for note in notes)
+    assert not list(run(layer, Quantize(scheme="ternary")).ledger.notes("advice"))

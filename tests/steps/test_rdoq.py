@@ -1,7 +1,9 @@
 """Rdoq: budgets and drops are met, data helps, structure is kept, and wrong settings are refused."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from tiny import tiny
@@ -92,8 +94,59 @@ def test_a_file_is_no_larger_than_the_budget(wide: tuple[nn.Module, Task], nbyte
 @pytest.mark.parametrize("most", [0.005, 0.05])  # in the metric's own unit
 def test_the_metric_drops_by_no_more_than_allowed(wide: tuple[nn.Module, Task], most: float) -> None:
     model, task = wide
-    result = run(model, Rdoq(max_drop=most), task)
-    assert 0.5 * most < loss(result, task) <= most
+    metric = task.metric
+    shifted = replace(task, metric=lambda *given: metric(*given) - 0.5)  # scores of 0 and 1 are answers
+    result = run(model, Rdoq(max_drop=most), shifted)
+    (note,) = result.ledger.notes("decided")
+    found, judged = note.data["found"], note.data["judged"]
+    assert (found["n"], judged["n"]) == (300, 200), "half of the calibration samples; the evaluation set"
+    assert 0.7 * most < found["drop"][0] <= most
+    assert found["drop"][2] < 1.15 * most, "the interval ends at the limit, up to the noise of one rounding"
+    assert judged["drop"][0] == pytest.approx(loss(result, task), rel=1e-3)
+    assert judged["drop"][1] < most
+
+
+def test_the_evaluation_set_decides_nothing(wide: tuple[nn.Module, Task]) -> None:
+    """Other evaluation batches give the same codes, and the batches that decide are not those that weigh."""
+    model, task = wide
+    metric = lambda *given: task.metric(*given) - 0.5  # noqa: E731
+    shuffled = [(x, y.flip(0)) for x, y in task.evaluate]
+    forms = [
+        run(model, Rdoq(max_drop=0.02), replace(task, metric=metric, evaluate=batches)).digest
+        for batches in (task.evaluate, shuffled)
+    ]
+    assert forms[0] == forms[1]
+    swapped = [
+        batch for pair in zip(task.calibrate[1::2], task.calibrate[::2], strict=True) for batch in pair
+    ]
+    other = run(model, Rdoq(max_drop=0.02), replace(task, metric=metric, calibrate=swapped))
+    assert other.digest != forms[0]
+
+
+def answers(count: int, seed: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    x = torch.randn(count, 64, generator=torch.Generator().manual_seed(seed))
+    return [(x[i : i + 100], x[i : i + 100, :4].argmax(1)) for i in range(0, count, 100)]
+
+
+def test_which_set_decides(wide: tuple[nn.Module, Task]) -> None:
+    """Calibration batches with targets if they can show the drop, else training batches, else a refusal."""
+    model, _ = wide
+    sets = {"evaluate": answers(300, 0), "calibrate": answers(400, 1)}
+    for limit, train, says in (
+        (15.0, None, "decided by 200 calibration samples"),
+        (15.0, answers(1000, 2), "decided by 200 calibration samples"),
+        (5.0, answers(1000, 2), "decided by 1000 training samples"),
+    ):
+        task = Task("answers", **sets, train=train)
+        (note,) = run(model, Rdoq(max_drop=limit), task).ledger.notes("decided")
+        assert says in note.text
+    with pytest.raises(RefusedError, match="200 calibration samples cannot show a drop within max_drop=0.5"):
+        run(model, Rdoq(max_drop=0.5), Task("answers", **sets))
+    bare = [(x,) for x, _ in sets["calibrate"]]
+    for calibrate in (None, bare, sets["calibrate"][:1]):
+        only = Task("answers", evaluate=sets["evaluate"], calibrate=calibrate)
+        with pytest.raises(RefusedError, match=r"only its evaluation set. Give Task\(calibrate="):
+            run(model, Rdoq(max_drop=5.0), only)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -180,14 +233,42 @@ def test_the_least_price_within_a_budget() -> None:
         least(lambda price: 1000.0, 700, 1.0, slope=80, near=0.01, who="x")
 
 
+def exact(loss: Callable[[float], float]) -> Callable[[float], tuple[float, float]]:
+    """A loss without an interval."""
+    return lambda price: (loss(price), loss(price))
+
+
 def test_the_largest_price_within_a_limit() -> None:
     for start_at in (1e-6, 1.0, 1e6):
-        found = largest(lambda price: price**0.5, 3.0, start_at, who="x")
-        assert 8 < found <= 9
-    found = largest(lambda price: price + (price > 1.5) - (2.2 < price < 2.9), 3.0, 1.0, who="x")
-    assert 2.2 < found < 2.9, "met again beyond where it is first missed"
+        found = largest(exact(lambda price: price / 3), 3.0, start_at, who="x")
+        assert found == pytest.approx(9, rel=0.02)
+        # loss + half = price + 2 * price^0.5 = 3 at a price of 1
+        found = largest(lambda price: (price, price + 2 * price**0.5), 3.0, start_at, who="x")
+        assert found == pytest.approx(1, rel=0.02)
+    step = largest(exact(lambda price: 0.0 if price < 7 else 4.0), 3.0, 1.0, who="x")
+    assert 6 < step < 7, "no power law: by bisection"
     with pytest.raises(RefusedError, match="max_drop=3 is not met"):
-        largest(lambda price: 4.0, 3.0, 1.0, who="x")
+        largest(exact(lambda price: 4.0), 3.0, 1.0, who="x")
+
+
+def test_noise_of_a_loss_moves_the_price_little() -> None:
+    """The drop counts 40 answers at the limit, with a noise of their square root: the price found varies much
+    less than the largest of the tries within the limit would."""
+    random = np.random.default_rng(0)
+
+    def noisy(price: float) -> tuple[float, float]:
+        changed = 40 * price
+        loss = changed + 0.7 * changed**0.5 * random.standard_normal()
+        return loss, loss + 1.96 * changed**0.5
+
+    limit = 40 + 1.96 * 40**0.5
+    found = np.log2([largest(noisy, limit, 1.0, who="x") for _ in range(40)])
+    luckiest = np.log2(
+        [max(p for p in 2 ** np.linspace(-1, 1, 12) if noisy(p)[1] <= limit) for _ in range(40)]
+    )
+    assert abs(found.mean()) < 0.05
+    assert found.std() < 0.12
+    assert found.std() < 0.7 * luckiest.std()
 
 
 def test_a_few_codes_beyond_a_byte_are_stored_apart(tmp_path) -> None:
@@ -210,5 +291,5 @@ def test_a_search_beyond_the_range_of_floats_ends_in_a_message() -> None:
         with pytest.raises(RefusedError, match="fewest found"):
             least(lambda price: 1000.0, 1, start_at, slope=1e-9, near=0.01, who="x")
         with pytest.raises(RefusedError, match="is not met"):
-            largest(lambda price: 4.0, 3.0, start_at, who="x")
-        assert 0 < largest(lambda price: 2.0, 3.0, start_at, who="x") < float("inf")
+            largest(exact(lambda price: 4.0), 3.0, start_at, who="x")
+        assert 0 < largest(exact(lambda price: 2.0), 3.0, start_at, who="x") < float("inf")

@@ -562,3 +562,15 @@ def test_rounds_share_one_latency_budget(monkeypatch: pytest.MonkeyPatch) -> Non
     slim = run(model, step, task).model()
     share = sum(p.numel() for p in slim.parameters()) / sum(p.numel() for p in model.parameters())
     assert share == pytest.approx(0.5, abs=0.08)
+
+
+def test_it_says_on_which_batches_it_refits() -> None:
+    """Without calibration batches, only the evaluation batches are left, which then judge too well."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3)).eval()
+    batches = [(torch.randn(20, 8, generator=torch.Generator().manual_seed(1)), torch.zeros(20).long())]
+    for calibrate, says in ((batches, "on calibration batches"), (None, r"Give Task(calibrate=...)")):
+        task = Task("t", evaluate=batches, calibrate=calibrate)
+        (note,) = run(net, Slim(by="l2"), task).ledger.notes("corrected")
+        assert says in note.text

@@ -45,7 +45,7 @@ class Node:
 
     def settings(self) -> dict[str, Any]:
         """Fields that are neither children nor arrays nor at their default: this node's entries in JSON."""
-        defaults = defaults_of(type(self))
+        defaults = defaults_of(type(self))  # type: ignore[arg-type]
         return {
             key: value
             for key, value in self._fields()
@@ -53,7 +53,7 @@ class Node:
         }
 
     def _fields(self) -> Iterator[tuple[str, Any]]:
-        return ((key, getattr(self, key)) for key in defaults_of(type(self)))
+        return ((key, getattr(self, key)) for key in defaults_of(type(self)))  # type: ignore[arg-type]
 
     @cached_property
     def digest(self) -> str:

@@ -69,11 +69,6 @@ def drop(before: Any, after: Any, metric: Metric = ACCURACY) -> Drop:
     return estimates(before, after, metric)[2]
 
 
-def lost(before: Any, after: Any, metric: Metric) -> float:
-    """The amount of the drop, without interval and p."""
-    return metric.sign * factor(metric) * (value_of(before, metric) - value_of(after, metric)) + 0.0
-
-
 def factor(metric: Metric) -> float:
     """Factor from the metric's own unit to the unit of drops."""
     return 100.0 if metric.percent else 1.0

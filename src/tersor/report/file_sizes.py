@@ -94,7 +94,12 @@ def counted(name: str, tensors: int | None, why: str = "a file") -> str:
 
 def rounded_lines(facts: Facts) -> Iterator[str]:
     yield from lines(facts)
+    decided = facts["decided"]
+    samples = (
+        f"{decided['found']['n']} {'calibration' if decided['set'] == 'calibrate' else 'training'} samples"
+    )
     yield f"{facts['task']}: {in_words(facts['accuracy'])}, {facts['max_drop']:g} allowed"
+    yield f"{samples} decided, the evaluation set only judged"
 
 
 def lines(facts: Facts) -> Iterator[str]:

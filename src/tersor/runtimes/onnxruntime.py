@@ -54,6 +54,11 @@ ONE_FILE = 1 << 31  # bytes; protobuf cannot hold more, so larger weights go to 
 
 # The tracer's errors for a model that it cannot trace. It reports errors of the user's code as these, too.
 UNTRACEABLE = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError)
+# Where the setting is given depends on what was called.
+FIXED_BATCH = (
+    "if its batch size cannot vary, give dynamic_batch=false to the step export, or --no-dynamic-batch to "
+    "tersor export"
+)
 
 
 def write(
@@ -110,7 +115,7 @@ def write(
         try:
             compared("onnxruntime", model, folder / path.name, batches, tolerance, first=True)
         except (SettingError, *UNTRACEABLE) as error:
-            way_out = "; if its batch size cannot vary, give dynamic_batch=false" if dynamic_batch else ""
+            way_out = f"; {FIXED_BATCH}" if dynamic_batch else ""
             way_out += "; weights=float writes only operators of the standard" if floats else ""
             raise RefusedError(
                 f"onnxruntime: {name_of(model)} exports and does not run: {error}{way_out}"
@@ -181,7 +186,7 @@ def _export(
                 opset_version=onnx_integers.OPSET if codes else None,
             )
         except UNTRACEABLE as error:
-            way_out = " If its batch size cannot vary, give dynamic_batch=false." if dynamic_batch else ""
+            way_out = f" {FIXED_BATCH[0].upper()}{FIXED_BATCH[1:]}." if dynamic_batch else ""
             way_out = " If its sizes cannot vary, leave dynamic_axes out." if axes else way_out
             raise RefusedError(
                 f"onnxruntime: {name_of(model)} cannot be exported with inputs {shapes(inputs)}: "

@@ -36,17 +36,18 @@ from tersor.model.integer_weights import integer_weight
 from tersor.model.observe import RANGES as ACTIVATION_RANGES
 from tersor.model.sites import Site
 from tersor.record.events import Edit, Group, Note, site_group
-from tersor.setting_effects import Only, check_effect
+from tersor.setting_effects import GIVEN, LEFT_OUT, Only, check_effect
 from tersor.settings import check, check_word
 from tersor.steps.activations import Calibration, calibrated, check_grids, choice, dynamic, folded
 from tersor.steps.compensated import Compensated, Grids
+from tersor.steps.few_bits import advice
+from tersor.steps.mixed_bits import check_allowed, mixed
 from tersor.steps.retrain import Retrain
 from tersor.steps.smoothing import smoothed
 
 SCHEMES = ("uniform", "log", "binary", "ternary")
 DYNAMIC = "dynamic"  # ranges of activations that are found when the model runs
 ROUNDING = ("nearest", "gptq")
-FEW = 4  # bits from which on data makes rounding clearly better
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,10 @@ class Quantize(Retrain):
 
     name: ClassVar[str] = "quantize"
     only: ClassVar[Only] = {
-        "bits": {"scheme": ("uniform", "log")},
+        "bits": {"scheme": ("uniform", "log"), "allowed": LEFT_OUT},
+        "allowed": {"scheme": ("uniform", "log"), "activations": (0,), "rounding": ("nearest",)},
+        "mean_bits": {"allowed": GIVEN, "max_drop": LEFT_OUT},
+        "max_drop": {"allowed": GIVEN, "mean_bits": LEFT_OUT},
         "group": {"per": ("group",)},
         "symmetric": {"scheme": ("uniform",)},
         "range": {"scheme": ("uniform", "log")},
@@ -72,6 +76,10 @@ class Quantize(Retrain):
     }
     scheme: str = "uniform"  # "uniform", "log", "binary" or "ternary"
     bits: int = 8  # bits a weight: 1 to 16 uniform, 2 to 8 log
+    allowed: str | None = None  # bits that a layer may have, as "8,4": each gets those that its errors need
+    mean_bits: float | None = None  # of all weights, with `allowed`; by default midway between the ends
+    # With `allowed`: loss of the metric, searched on calibration or training batches; layers may stay floats.
+    max_drop: float | None = None
     per: str = "channel"  # what shares a scale: "tensor", "channel" (an output channel) or "group"
     group: int = 64  # inputs that share a scale, if per is "group"
     symmetric: bool = True  # no zero point
@@ -115,6 +123,7 @@ class Quantize(Retrain):
                 "quantize: bits=1 has no symmetric uniform grid. Use scheme=binary (two levels around 0), "
                 "or symmetric=false (0 and one end)."
             )
+        check_allowed(self, low, high)
         check(self.group >= 1, self, "group", "it is a number of weights: 1 or more")
         check(50 < self.percentile <= 100, self, "percentile", "it is above 50 and up to 100")
         check(self.terms in (1, 2), self, "terms", "a level is 1 power of two or a sum of 2")
@@ -127,6 +136,11 @@ class Quantize(Retrain):
         check_effect(self)
         if self.range == "fixed":
             self.ends()
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """The bits that a layer may have, ascending."""
+        return tuple(sorted({int(word) for word in (self.allowed or str(self.bits)).split(",")}))
 
     def ends(self) -> tuple[float, float] | None:
         """(low, high) of a fixed range, else None. The range contains 0, so that 0 is decoded exactly."""
@@ -158,6 +172,9 @@ class Quantize(Retrain):
 
     @property
     def needs(self) -> Needs:
+        if self.allowed is not None:
+            scored = Needs.MODEL | Needs.TASK | Needs.SCORES if self.max_drop is not None else Needs.NOTHING
+            return super().needs | Needs.WHOLE | scored
         if not self.activations and self.rounding == "nearest":
             return super().needs
         moving = self.activation_range == DYNAMIC and self.rounding == "nearest"
@@ -181,14 +198,17 @@ class Quantize(Retrain):
             done = [self.note(s.name, view.form(s), made.forms[s.name]) for s in view.weights(self.where)]
             yield Group("all", (*new, *done, *made.notes()))
             return
+        if self.allowed is not None:
+            yield from mixed(self, view)
+            return
         if self.epochs == 0:
             for site in view.each(self.where):
                 edit = self.edit(view, site)
                 yield site_group(
                     site.name, edit, self.note(site.name, view.form(site), cast(Form, edit.after))
                 )
-            if advice := self.advice(view):
-                yield Group("advice", advice)
+            if (better := advice(self, view)) and "advice" not in view.done:
+                yield Group("advice", better)
             return
         edits = {site.name: self.edit(view, site) for site in view.weights(self.where)}
         after, events = self.retrained(view, edits)
@@ -210,7 +230,7 @@ class Quantize(Retrain):
             now = yield from smoothed(now, layers, self.bits, self.activations)
         exact = now
         sites = [s for s in now.weights(self.where) if isinstance(integer_weight(now.form(s)), str)]
-        edits, about = dict[str, Edit](), self.advice(view)
+        edits, about = dict[str, Edit](), advice(self, view)
         if self.rounding == "gptq":
             made = self.compensated(now, sites)
             after, hows, about = made.forms, made.hows, tuple(made.notes())
@@ -245,17 +265,6 @@ class Quantize(Retrain):
             self.bits, self.per, self.group, self.symmetric, found, self.percentile, self.ends(), self.damp
         )
         return Compensated(view, grids, self.edit).run(sites)
-
-    def advice(self, view: View) -> tuple[Note, ...]:
-        """A note that names the better way, where few bits are rounded to the nearest and there is data."""
-        task = view.maybe_task
-        data = task is not None and task.calibrate is not None and view.state.given is not None
-        if not data or self.bits > FEW or self.scheme != "uniform" or self.epochs or self.range == "fixed":
-            return ()
-        text = (
-            f"{self.bits} bits are rounded to the nearest; rounding=gptq loses less, with calibration batches"
-        )
-        return (Note("", "advice", text),)
 
     def edit(self, view: View, site: Site) -> Edit:
         """The site's weights on this step's grid."""
@@ -301,16 +310,15 @@ class Quantize(Retrain):
     def note(self, site: str, before: Form, after: Form) -> Note:
         power = error = 0.0
         for old, new in zip(before.slices(), after.slices(), strict=True):
-            power += float(old.float().square().sum(dtype=torch.float64))
-            error += float((old.float() - new.float()).square().sum(dtype=torch.float64))
-        decibels = (
-            10 * torch.log10(torch.tensor(power / error)).item() if error > 0 and power > 0 else float("inf")
-        )
-        text = "exact" if decibels == float("inf") else f"signal to noise {decibels:.1f} dB"
+            old, new = old.double(), new.double()  # squares of float32 may overflow or underflow
+            power += float(old.square().sum())
+            error += float((old - new).square().sum())
+        decibels = 10 * math.log10(power / error) if error > 0 and power > 0 else math.inf
+        text = "exact" if decibels == math.inf else f"signal to noise {decibels:.1f} dB"
         grid = f"{self.bits} bits" if self.scheme in ("uniform", "log") else self.scheme
         return Note(
             site,
             "done",
             f"{grid}, {text}",
-            {} if decibels == float("inf") else {"decibels": round(decibels, 3)},
+            {} if decibels == math.inf else {"decibels": round(decibels, 3)},
         )

@@ -13,18 +13,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, cast
 
 from tersor.core.step import Needs
 from tersor.core.view import View
 from tersor.errors import RefusedError, SettingError
 from tersor.forms import Form
-from tersor.measure.accuracy import lost
+from tersor.measure.accuracy import Drop
 from tersor.model.sites import Site
 from tersor.record.events import Edit, Group, Note, site_group
 from tersor.setting_effects import Only, check_effect
 from tersor.settings import check, check_settings, check_word
+from tersor.steps.drop_search import Deciding, deciding
 from tersor.steps.entropy import Entropy
 from tersor.steps.price_search import largest, least
 from tersor.steps.site_rounding import MORE, PER, SiteRounding, site_roundings
@@ -34,6 +35,7 @@ WEIGH = ("auto", "output", "inputs", "none")
 BITS = 4.0  # a weight, if no target is given
 BEGIN = 5.0  # bits a weight at which the search for an accuracy begins
 NODE = 48  # approximate bytes of the file's header for one array of a form
+LOWER = 0.84  # factor of a price whose codes lose more than the fit says
 TRIES = 4  # times that a file's size is measured and corrected
 
 
@@ -49,9 +51,8 @@ class Rdoq:
     }
     bits: float | None = None  # a weight, on average, before the entropy step; 4 if no target is given
     nbytes: int | None = None  # of the whole model after the entropy step
-    max_drop: float | None = (
-        None  # allowed loss of the task's metric on the evaluation set, in points if a share
-    )
+    # Allowed loss of the task's metric, in points if a share; searched on calibration or training batches.
+    max_drop: float | None = None
     lam: float | None = None  # the price of a bit, in units of the weighted error
     weigh: str = "auto"  # an error's weight: "output", "inputs" or "none"; auto: output if there is data
     # What shares a step: "tensor", "channel", "input", "both" (row times column); auto: the cheapest.
@@ -71,10 +72,10 @@ class Rdoq:
         check(self.bits is None or 0 < self.bits <= 16, self, "bits", "it is bits a weight: above 0, to 16")
         check(self.nbytes is None or self.nbytes >= 1, self, "nbytes", "it is a count of bytes: 1 or more")
         check(
-            self.max_drop is None or 0 <= self.max_drop < math.inf,
+            self.max_drop is None or 0 < self.max_drop < math.inf,
             self,
             "max_drop",
-            "it is a loss of the metric: 0 or more",
+            "it is a loss of the metric, above 0: no set of samples shows a loss of 0",
         )
         check(self.lam is None or 0 < self.lam < math.inf, self, "lam", "it is a price: above 0")
         check(0 < self.damp <= 1, self, "damp", "it is a share: 0 < damp <= 1")
@@ -100,11 +101,19 @@ class Rdoq:
                     yield site_group(site.name, *self.alone(view, site))
                 view.observer.progress(number, len(sites), site.name)
             return
-        roundings = site_roundings(view, sites, self.weighing(view), self.damp, self.passes)
-        lam = self.search(view, roundings)
-        yield Group(
-            "all", tuple(event for rounding in roundings for event in self.events(view, rounding, lam))
-        )
+        weigh, shown = self.weighing(view), view
+        decide = None if self.max_drop is None else deciding(view, self.max_drop, self.name)
+        if (
+            decide is not None
+        ):  # codes fitted to the samples that decide would lose less on them than on others
+            shown = replace(view, maybe_task=decide.rest, statistics={})
+        roundings = site_roundings(shown, sites, weigh, self.damp, self.passes)
+        lam = self.search(view, roundings, decide=decide)
+        events = [event for rounding in roundings for event in self.events(view, rounding, lam)]
+        if decide is not None:
+            after = {e.site: e.after for e in events if isinstance(e, Edit)}
+            events.append(decide.note(view.task, view.model(), view.model(cast(dict[str, Form], after))))
+        yield Group("all", tuple(events))
 
     def sites(self, view: View) -> list[Site]:
         """The weights that `where` picks, and the other parameters if it is "*"."""
@@ -143,8 +152,10 @@ class Rdoq:
         note = Note(rounding.site.name, "done", text, {"bits": round(bits, 1), "lam": lam})
         return Edit(rounding.site.name, before, after, how), note
 
-    def search(self, view: View, roundings: list[SiteRounding], more: float = 0.0) -> float:
-        """The price that meets the target. `more`: additional bits a weight."""
+    def search(
+        self, view: View, roundings: list[SiteRounding], more: float = 0.0, decide: Deciding | None = None
+    ) -> float:
+        """The price that meets the target. `more`: additional bits a weight. `decide`: measures a drop."""
         roundings = [rounding for rounding in roundings if rounding.fits]
         if self.lam is not None or not roundings:
             return self.lam or 0.0
@@ -157,23 +168,30 @@ class Rdoq:
             start = sum(rounding.price(bits_a_weight) * rounding.count for rounding in roundings) / count
             return least(bits, count * bits_a_weight, start, slope=count / 2, near=near, who=self.name)
 
-        if self.max_drop is not None:
-            return self.accurate(view, roundings, priced(BEGIN, near=0.2))
+        if decide is not None:
+            return self.accurate(view, roundings, priced(BEGIN, near=0.2), decide)
         if self.nbytes is not None:
             return self.small(view, roundings, count, priced)
         return priced(more + (BITS if self.bits is None else self.bits))
 
-    def accurate(self, view: View, roundings: list[SiteRounding], start: float) -> float:
-        """The largest price at which the metric loses at most `max_drop`."""
-        task, metric = view.task, view.task.scored
-        before = task.scores(view.model())
+    def accurate(self, view: View, roundings: list[SiteRounding], start: float, decide: Deciding) -> float:
+        """The largest price at which the metric loses at most `max_drop`: see drop_search.py."""
+        unit = view.task.scored.unit
 
-        def measured(lam: float) -> float:
-            fall = lost(before, task.scores(view.model(self.forms(roundings, lam))), metric)
-            view.observer.progress(0, 1, f"lam {lam:.3g} loses {fall:+.4g} {metric.unit}")
+        def measured(lam: float) -> Drop:
+            fall = decide.drop(view.model(self.forms(roundings, lam)))
+            view.observer.progress(0, 1, f"lam {lam:.3g} loses {fall.amount:+.4g} {unit}")
             return fall
 
-        return largest(measured, self.max_drop or 0.0, start, who=self.name, unit=metric.unit)
+        def ends(lam: float) -> tuple[float, float]:
+            fall = measured(lam)
+            return fall.amount, fall.high
+
+        lam = largest(ends, decide.limit, start, who=self.name, unit=unit)
+        # The price is that of a fit. The codes themselves must lose no more either.
+        while measured(lam).amount > decide.limit:
+            lam *= LOWER
+        return lam
 
     def small(
         self, view: View, roundings: list[SiteRounding], count: int, priced: Callable[[float], float]

@@ -28,6 +28,7 @@ from tersor.model.changes import Replace
 from tersor.model.channels.groups import Groups
 from tersor.model.channels.reconstruct import Layer, apart, refitted, settled_norms
 from tersor.model.frozen import Frozen
+from tersor.model.task import Task
 from tersor.record.events import Cut, Event, Group, Note
 from tersor.runtimes import check_runtime
 from tersor.runtimes.latency_table import ORT
@@ -180,6 +181,16 @@ def left(units: Units, shapes: dict[str, list[int]]) -> tuple[Note, ...]:
     return tuple(notes)
 
 
+def on_which(task: Task) -> str:
+    """The batches that layers are refitted on, in words. The evaluation set should not be among them."""
+    if task.shown == "calibrate":
+        return "on calibration batches"
+    return (
+        "on evaluation batches, as the task has no others for it: scores on them are then too good. Give "
+        "Task(calibrate=...)"
+    )
+
+
 def corrected(  # noqa: PLR0917  all six come from the step
     key: str, before: View, now: View, groups: Groups, gone: NDArray[np.bool_], still: Frozen
 ) -> Group:
@@ -207,7 +218,7 @@ def corrected(  # noqa: PLR0917  all six come from the step
         if name in now.forms and isinstance(now.form(name), Dense) and not rests:
             forms[name] = Dense(value.to("cpu", now.sites[name].torch_dtype))  # forms live there
     forms = {name: form for name, form in forms.items() if form.digest != now.forms[name].digest}
-    text = f"{len(plain)} layers refitted to what they gave before, on calibration batches"
+    text = f"{len(plain)} layers refitted to what they gave before, {on_which(now.task)}"
     if not forms:
         text = "refitting does not bring the outputs nearer to those before, so nothing is refitted"
     if len(plain) < len(layers):

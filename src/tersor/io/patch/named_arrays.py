@@ -157,7 +157,8 @@ def leaves_of(form: Form, site: str) -> Iterator[tuple[str, StoredLeaf]]:
         if not isinstance(dense, Dense):
             raise FormatError(f"{name[:200]}: the leaf is not an array")
         keep = mask_above(nodes, path, site) if isinstance(stored, Coded) and stored.kept else None
-        grid, tables = None, ()
+        grid: UniformGrid | None = None
+        tables: tuple[str, ...] = ()
         if isinstance(parent, Affine) and word == "codes" and not parent.runs and parent.member is None:
             scale, zero = table_of(parent.scale), None if parent.zero is None else table_of(parent.zero)
             if scale is not None and (zero is not None or parent.zero is None):
