@@ -59,8 +59,8 @@ LINES_A_FILE = 350
 # An hour of reading: cuts, proofs, chained runs and trials came to it; what happened and the encode side went
 # to rooms of their own. Zeros that came with a model are made masks by the executor, which took 20 more;
 # one line begins to compile what steps will need. Steps that cut, refit and train in turn see the state after
-# their own groups (View.after), and learn which were refused: 48 more. Grids whose range moves, forms that say
-# what decoding them costs, before it is done, and fields of a class looked up once: 30 more.
+# their own groups (View.after), and learn which were refused: 48 more. Grids whose range moves, forms that
+# say what decoding costs before it is done, and fields of a class looked up once: 30 more.
 LINES_OF_THE_HEART = 2060
 
 # Packages that only some calls need: a plain import of tersor must not load them.
