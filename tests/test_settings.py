@@ -64,7 +64,8 @@ WRONG: list[tuple[Any, Any]] = [
 def test_misfits_are_refused_with_what_was_given(hint: Any, given: Any) -> None:
     with pytest.raises(SettingError) as caught:
         convert(given, hint, "toy: x")
-    assert str(caught.value).startswith(f"toy: x={given!r}, but it must be ")
+    assert str(caught.value).startswith(f"toy: x={given!r}"[:100])
+    assert ", but it must be " in str(caught.value)
 
 
 @given(st.floats(0.001, 1), st.integers(1, 16), st.one_of(st.none(), st.integers(1, 99)), st.booleans())

@@ -109,7 +109,8 @@ def refuse_with_traceback(error: TersorError, words: list[str]) -> int:
 def say_traceback(error: BaseException) -> None:
     from tersor.report.console import talk
 
-    talk("".join(traceback.format_exception(error)).rstrip())
+    for line in "".join(traceback.format_exception(error)).rstrip().splitlines():
+        talk(line)
 
 
 def refuse(text: str, kind: str, code: int, words: list[str]) -> int:

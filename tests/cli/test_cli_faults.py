@@ -114,6 +114,7 @@ def test_a_fault_of_ours(broken: Command, monkeypatch: pytest.MonkeyPatch) -> No
 COMMANDS = [
     ("run mine.py:net --out o -q entropy", "tersor.pipeline", "run"),
     ("check r.yaml --model mine.py:net", "tersor.check", "stand_in_for"),
+    ("zoo", "tersor.report.zoo_table", "facts_of"),
     ("steps", "tersor.report.steps_table", "own_first"),
     ("show out/model.tersor", "tersor.report.show", "facts_of"),
     ("show mine.py:net --groups --task mine.py:task", "tersor.report.unit_groups", "units_of"),

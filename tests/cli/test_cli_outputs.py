@@ -145,12 +145,12 @@ def pipe() -> None:
 # The output, the function that makes it, the exit code (0: it is written), the message.
 Odd = tuple[str, Callable[[], object], int, str]
 ODD: list[Odd] = [
-    ("", lambda: None, 1, "is a folder"),
-    (".", lambda: None, 1, "is a folder"),
-    ("..", lambda: None, 1, "is a folder"),
-    ("/", lambda: None, 1, "is a folder"),
-    ("shards", lambda: None, 1, "is a folder"),
-    ("shards/", lambda: None, 1, "is a folder"),
+    ("", lambda: None, 1, "folder"),
+    (".", lambda: None, 1, "folder"),
+    ("..", lambda: None, 1, "folder"),
+    ("/", lambda: None, 1, "folder"),
+    ("shards", lambda: None, 1, "folder"),
+    ("shards/", lambda: None, 1, "folder"),
     ("new/", lambda: None, 0, ""),
     ("new/deep/file", lambda: None, 0, ""),
     ("missing/..", lambda: None, 1, "is not a file name"),
@@ -183,6 +183,8 @@ FEW = (".", "/dev/null", "loop", "dangling")  # for each verb; all of them for t
 )
 def test_odd_outputs(files: Command, words: str, odd: Odd) -> None:
     name, make, code, says = odd
+    if "\0" in name and words.startswith("unpack"):
+        code, says = 1, "zero byte"  # the name may be a folder's, so it is looked at later
     if ROUND in words and not code:
         pytest.skip("it takes long to round, and the file is written as by the others")
     make()

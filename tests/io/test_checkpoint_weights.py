@@ -54,7 +54,7 @@ CASES: dict[str, tuple[Any, list[str], str, dict[str, int]]] = {
     "under a key of its own": ({"netG": A, "step": 3}, NAMES, "netG", {"step": 0}),
     "parallel": ({"module": A}, NAMES, "module", {}),
     "parallel, bare": (
-        {f"module.{name}": value for name, value in A.items()}, under("module"), "", {}),
+        {f"module.{name}": value for name, value in A.items()}, NAMES, "", {}),
     "networks": ({"g": A, "d": B, "step": 3}, under("g", "d"), "", {"step": 0}),
     "networks, optimizers and a loose tensor": (
         {"g": A, "g_ema": B, "g_optim": STATE, "latent_avg": LATENT},
@@ -105,7 +105,8 @@ def test_what_is_chosen(case: str, tmp_path: Path) -> None:
         assert source.key == key
         assert source.ignored == ignored
         for name in names:
-            assert torch.equal(source.read(name), at(saved, f"{key}.{name}" if key else name))
+            prefix = f"{key}." if key else source.stripped
+            assert torch.equal(source.read(name), at(saved, f"{prefix}{name}"))
 
 
 def tensors_in(value: Any) -> int:

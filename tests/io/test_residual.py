@@ -13,8 +13,8 @@ from torch import Tensor
 from tersor.dtypes import CODES
 from tersor.errors import FormatError
 from tersor.io.patch import residual
-from tersor.io.patch.named_arrays import UniformGrid, regrid
 from tersor.io.patch.residual import fitted, groups, ordered, rebuild, residual_streams, unordered
+from tersor.io.patch.uniform_grids import UniformGrid, regrid
 
 SHAPES = ((), (0,), (1,), (7,), (0, 3), (3, 0), (5, 3), (2, 3, 4), (64, 33), (9, 1))
 SPECIAL = (math.nan, -math.nan, math.inf, -math.inf, 0.0, -0.0, 1e-45, 3e38)

@@ -292,7 +292,7 @@ def test_rdoq_with_a_perplexity() -> None:
     task = Task(evaluate=[(x, y)], calibrate=[(x[:50],)], train=[(x, y)], metric="perplexity")
     result = tersor.run(model, [tersor.Rdoq(max_drop=0.05), tersor.Measure()], task)
     (note,) = result.ledger.notes("decided")
-    assert note.data["found"]["drop"][2] == pytest.approx(0.05, rel=0.2), "the end of a bootstrap interval"
+    assert 0.03 < note.data["found"]["drop"][2] <= 0.05, "the end of a bootstrap interval is near the limit"
     with torch.no_grad():
         was, now = (float(F.cross_entropy(net(x), y).exp()) for net in (model, result.model()))
     (note,) = result.ledger.notes("accuracy")

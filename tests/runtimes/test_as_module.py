@@ -111,7 +111,7 @@ def test_one_output_is_a_tensor_and_wrong_inputs_are_named(tmp_path: Path) -> No
 
 def test_outputs_that_are_no_tensors_are_refused() -> None:
     class Odd:
-        inputs, outputs = ["x"], ["label", "classes"]
+        inputs, outputs, batch = ["x"], ["label", "classes"], None
 
         def __init__(self, value: Any):
             self.value = value

@@ -30,11 +30,12 @@ OTHER: dict[str, Any] = {
     "allowed": "2,4", "mean_bits": 2.0,
 }  # fmt: skip
 ELSE = {word: {"per": "channel"} for word in ("prune", "cluster", "rdoq", "penalize")} | {
-    "rdoq": {"per": "channel", "nbytes": 3000}, "penalize": {"per": "channel", "nbytes": 9000, "bits": 8.0}
+    "rdoq": {"per": "channel", "nbytes": 3000},
+    "penalize": {"per": "channel", "nbytes": 9000, "bits": 8.0}
 }  # fmt: skip
 UNMET = {"scheme": "binary", "weigh": "none", "where": "s*"}  # values at which others have no effect
 # Other tests show the effect of these: on speed or paths only, in long trainings, in larger models.
-NOT_HERE = {
+NOT_HERE = {"weights", 
     "where", "channels_last", "frozen", "teacher", "features", "arrange", "to", "path", "dynamic_batch",
     "dynamic_axes", "smooth", "warm", "passes", "vectors", "runtime",
 }  # fmt: skip

@@ -287,7 +287,7 @@ def test_other_modules_are_refused_with_the_way_out() -> None:
         folded(t.model)
     with pytest.raises(SettingError, match=r"given a Sequential, .* Give the submodule that"):
         folded(nn.Sequential(trainable(state)))
-    with pytest.raises(SettingError, match="given a Mlp, but it takes a state"):
+    with pytest.raises(SettingError, match="state is a Mlp, but it is a state"):
         trainable(t.model)
     with pytest.raises(SettingError, match=r"frozen='sta'; did you mean 'stay'"):
         trainable(state, frozen="sta")

@@ -12,10 +12,8 @@ SCHEMES = ("uniform", "log")
 
 
 def advice(step: Any, view: View) -> tuple[Note, ...]:
-    """The note of a Quantize step; none where nothing better is known, or the model is not given."""
+    """The note of a Quantize step; none where nothing better is known."""
     if step.scheme not in SCHEMES or step.bits > FEW or step.epochs or step.range == "fixed":
-        return ()
-    if view.state.given is None:
         return ()
     task, better = view.maybe_task, f"rdoq bits={step.bits}"
     if task is not None and task.calibrate is not None and step.scheme == "uniform":
