@@ -17,7 +17,7 @@ FEW = 12  # names that a message lists
 MANY = 60  # words of Tersor's own that it lists
 WORD = 200  # characters of a word in a message: names come from files, and may have 100,000
 LONGEST = 4000  # characters of a message
-HIDDEN = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")  # Unicode categories that are shown as \u{...}
+HIDDEN = ("Cc", "Cf", "Cn", "Cs", "Co", "Zl", "Zp")  # Unicode categories that are shown as \u{...}
 BREAKS = re.compile(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*")
 LONG_WORDS = re.compile(rf"\S{{{WORD + 1},}}")
 
