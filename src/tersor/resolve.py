@@ -20,7 +20,7 @@ from torch import nn
 
 from tersor.core.recipe import Recipe
 from tersor.core.state import State, start
-from tersor.errors import RefusedError, SettingError, did_you_mean, need
+from tersor.errors import RefusedError, SettingError, did_you_mean
 from tersor.io import load
 from tersor.io.attached import OURS, attachments_of
 from tersor.io.checkpoint import Checkpoint
@@ -33,6 +33,8 @@ from tersor.model.task import Task
 from tersor.model.transformers_folder import transformers_model
 from tersor.model.versions import versions_of
 from tersor.steps import read_recipe, recipe_from_words
+from tersor.zoo.architectures import zoo_model
+from tersor.zoo.libraries import timm_model, torchvision_model
 
 
 def resolve_task(text: str | None) -> Task | None:
@@ -182,37 +184,6 @@ def resolve_recipe(
     recipe = recipe_from_words(words or []) if path is None else read_recipe(path)
     recipe = recipe if seed is None else replace(recipe, seed=seed)
     return recipe if zeros is None else replace(recipe, zeros=zeros)
-
-
-def torchvision_model(name: str) -> nn.Module:
-    """An architecture of torchvision, without weights."""
-    try:
-        from torchvision import models
-    except ImportError:
-        raise need("torchvision", "vision", f"model torchvision:{name}") from None
-    if name not in models.list_models():
-        raise SettingError(f"model: torchvision has no {name!r}; {did_you_mean(name, models.list_models())}")
-    module: nn.Module = models.get_model(name, weights=None)
-    return module
-
-
-def timm_model(name: str) -> nn.Module:
-    """An architecture of timm, without weights."""
-    try:
-        from timm import create_model, is_model, list_models
-    except ImportError:
-        raise need("timm", "zoo", f"model timm:{name}") from None
-    if not is_model(name):
-        raise SettingError(f"model: timm has no {name!r}; {did_you_mean(name, list_models())}")
-    module: nn.Module = create_model(name, pretrained=False)
-    return module
-
-
-def zoo_model(name: str) -> nn.Module:
-    """An architecture of the zoo, without weights."""
-    from tersor.zoo.architectures import zoo_model as made
-
-    return made(name)
 
 
 SCENES = ("scenes", "zoo")  # words of tasks on composed scenes

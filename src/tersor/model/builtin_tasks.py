@@ -53,22 +53,27 @@ def fashion_mnist(folder: str | Path, *, batch: int = 128, calibrate: int = CALI
     folder = Path(folder).expanduser()
     sets = []
     for part in ("train", "t10k"):
-        image_file = idx.find(folder, f"{part}-images-idx3-ubyte")
-        label_file = idx.find(folder, f"{part}-labels-idx1-ubyte")
-        images, labels = idx.read(image_file, ndim=3), idx.read(label_file, ndim=1)
-        if images.shape[1:] != (28, 28) or not len(images):
-            raise TaskError(f"{image_file}: it holds {list(images.shape)}, but needs images of 28 x 28.")
-        if len(labels) != len(images):
-            raise TaskError(
-                f"{label_file}: {len(labels)} labels for the {len(images)} images of {image_file.name}."
-            )
-        if labels.max() >= CLASSES:
-            raise TaskError(f"{label_file}: a label is {labels.max()}, but the {CLASSES} classes are 0 to 9.")
-        pixels = (
-            torch.from_numpy(images).float().div_(255).sub_(FASHION_MEAN).div_(FASHION_STD)
-        )  # [N, 28, 28]
-        sets.append((pixels[:, None], torch.from_numpy(labels.astype(np.int64))))
+        images, labels = garments(folder, part)
+        pixels = images.float().div_(255).sub_(FASHION_MEAN).div_(FASHION_STD)  # [N, 28, 28]
+        sets.append((pixels[:, None], labels))
     return _images("fashion-mnist", sets[0], sets[1], batch=batch, calibrate=calibrate, seed=seed)
+
+
+def garments(folder: Path, part: str) -> tuple[Tensor, Tensor]:
+    """Fashion-MNIST's images [N, 28, 28] uint8 and labels [N], of "train" or "t10k". TaskError names a file
+    that is missing, truncated or of another kind than its name."""
+    image_file = idx.find(folder, f"{part}-images-idx3-ubyte")
+    label_file = idx.find(folder, f"{part}-labels-idx1-ubyte")
+    images, labels = idx.read(image_file, ndim=3), idx.read(label_file, ndim=1)
+    if images.shape[1:] != (28, 28) or not len(images):
+        raise TaskError(f"{image_file}: it holds {list(images.shape)}, but needs images of 28 x 28.")
+    if len(labels) != len(images):
+        raise TaskError(
+            f"{label_file}: {len(labels)} labels for the {len(images)} images of {image_file.name}."
+        )
+    if labels.max() >= CLASSES:
+        raise TaskError(f"{label_file}: a label is {labels.max()}, but the {CLASSES} classes are 0 to 9.")
+    return torch.from_numpy(images.copy()), torch.from_numpy(labels.astype(np.int64))
 
 
 def _images(

@@ -40,7 +40,7 @@ def facts_of(name: str) -> dict[str, Any]:
     of = entry(name)
     facts: dict[str, Any] = {
         "name": name, "task": of.task, "metric": METRICS[of.task], "source": of.source, "licence": of.licence,
-        "paper": of.paper, "suits": of.suits, "parameters": None, "macs": None, "missing": None,
+        "paper": of.paper, "about": of.about, "parameters": None, "macs": None, "missing": None,
     }  # fmt: skip
     try:
         net = zoo_model(name)
@@ -64,18 +64,18 @@ def tables(facts: Facts) -> Iterator[RenderableType]:
     if facts["one"]:
         (found,) = facts["zoo"]
         rows = Table(show_header=False, box=None)
-        for key in ("task", "metric", "source", "licence", "paper", "suits", "parameters", "macs"):
+        for key in ("task", "metric", "source", "licence", "paper", "about", "parameters", "macs"):
             rows.add_row(key, number(found[key]) if key in {"parameters", "macs"} else found[key])
         yield rows
         if found["missing"]:
             yield found["missing"]
         yield EXAMPLE.format(name=found["name"])
         return
-    table = Table("zoo:", "task", "parameters", f"MACs, {facts['size']} px", "source", "suits", box=None)
+    table = Table("zoo:", "task", "parameters", f"MACs, {facts['size']} px", "source", "about", box=None)
     for item in facts["zoo"]:
         table.add_row(
             item["name"], item["task"], number(item["parameters"]), number(item["macs"]), item["source"],
-            item["suits"],
+            item["about"],
         )  # fmt: skip
     yield table
     if any(item["missing"] for item in facts["zoo"]):

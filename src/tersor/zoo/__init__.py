@@ -5,4 +5,5 @@ scene_tasks.py     three tasks from them
 boxes.py           what surrounds a detector: targets, loss, decoding, average precision
 yolo_lite.py       the one architecture of our own
 architectures.py   all of them
+libraries.py       those of torchvision and timm, by name
 """

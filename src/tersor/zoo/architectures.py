@@ -8,12 +8,13 @@ one CPU in minutes. Weights come from a file (--weights) or a training (`tersor 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import nn
 
 from tersor.errors import SettingError, did_you_mean, need
-from tersor.zoo.scenes import CLASSES, SIZE
+from tersor.zoo.libraries import timm_model, torchvision_model
+from tersor.zoo.scenes import CLASSES
 from tersor.zoo.yolo_lite import YoloLite
 
 # Of batch norms. With torchvision's 0.01 in MobileNetV3, statistics lag behind for 1,000 steps.
@@ -28,31 +29,15 @@ class Entry(NamedTuple):
     source: str  # package
     licence: str  # of the code that defines it
     paper: str
-    suits: str  # which targets, and why
+    about: str  # what matters for compressing it
 
 
-def torchvision(name: str, **given: Any) -> Callable[[int], nn.Module]:
-    def make(classes: int) -> nn.Module:
-        try:
-            from torchvision import models
-        except ImportError:
-            raise need("torchvision", "zoo", f"zoo:{name}") from None
-        net: nn.Module = models.get_model(name, weights=None, num_classes=classes, **given)
-        return net
-
-    return make
+def torchvision(name: str) -> Callable[[int], nn.Module]:
+    return lambda classes: torchvision_model(name, num_classes=classes)
 
 
 def timm(name: str) -> Callable[[int], nn.Module]:
-    def make(classes: int) -> nn.Module:
-        try:
-            from timm import create_model
-        except ImportError:
-            raise need("timm", "zoo", f"zoo:{name}") from None
-        net: nn.Module = create_model(name, pretrained=False, num_classes=classes)
-        return net
-
-    return make
+    return lambda classes: timm_model(name, num_classes=classes)
 
 
 def deeplab(classes: int) -> nn.Module:
@@ -71,31 +56,31 @@ def deeplab(classes: int) -> nn.Module:
 ZOO: dict[str, Entry] = {
     "squeezenet": Entry(
         torchvision("squeezenet1_1"), "labels", "torchvision", "BSD-3", "Iandola 2016",
-        "few bytes; no batch norm, so it trains slowly",
+        "few parameters, no batch norms",
     ),
     "mobilenet_v2": Entry(
         torchvision("mobilenet_v2"), "labels", "torchvision", "BSD-3", "Sandler 2018",
-        "int8 in every runtime: only ReLU6, no squeeze-and-excitation",
+        "only ReLU6 and no squeeze-and-excitation: all of it can be int8",
     ),
     "mobilenet_v3_small": Entry(
         torchvision("mobilenet_v3_small"), "labels", "torchvision", "BSD-3", "Howard 2019",
-        "fewest MACs in float; hard swish and squeeze-and-excitation gain little from int8",
+        "the fewest MACs; hard swish and squeeze-and-excitation stay in float",
     ),
     "shufflenet_v2": Entry(
         torchvision("shufflenet_v2_x1_0"), "labels", "torchvision", "BSD-3", "Ma 2018",
-        "few MACs; shuffles are copies in most runtimes",
+        "few MACs; channels are shuffled, so they are cut in groups",
     ),
     "efficientnet_lite0": Entry(
         timm("tf_efficientnet_lite0"), "labels", "timm", "Apache-2.0", "Tan 2019; Lite: Liu 2020",
-        "int8 on phones: ReLU6, no squeeze-and-excitation",
+        "only ReLU6 and no squeeze-and-excitation: all of it can be int8",
     ),
     "resnet18": Entry(
         torchvision("resnet18"), "labels", "torchvision", "BSD-3", "He 2016",
-        "the most to prune and to gain from int8; wide plain convolutions",
+        "wide plain convolutions: the most to prune",
     ),
     "yolo_lite": Entry(
         YoloLite, "boxes", "tersor", "Apache-2.0", "after Redmon 2016, Tian 2019, Liu 2018",
-        "detection on CPUs; decoding is outside the network",
+        "detection; decoding is outside the network",
     ),
     "yolo_lite_mobilenet": Entry(
         lambda classes: YoloLite(classes, "mobilenet"), "boxes", "tersor", "Apache-2.0",
@@ -103,7 +88,7 @@ ZOO: dict[str, Entry] = {
     ),
     "deeplab_v3plus": Entry(
         deeplab, "masks", "segmentation-models-pytorch", "MIT", "Chen 2018; Howard 2019",
-        "segmentation on CPUs, a MobileNetV3-small with an atrous pyramid",
+        "segmentation: MobileNetV3-small with an atrous pyramid",
     ),
 }  # fmt: skip
 
@@ -122,7 +107,3 @@ def zoo_model(name: str) -> nn.Module:
         if isinstance(part, nn.BatchNorm2d):
             part.momentum = MOMENTUM
     return net
-
-
-def example_shape(batch: int = 1) -> tuple[int, ...]:
-    return (batch, 3, SIZE, SIZE)

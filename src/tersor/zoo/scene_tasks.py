@@ -14,14 +14,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from tersor.errors import TaskError, did_you_mean
-from tersor.model import idx
+from tersor.model.builtin_tasks import garments
 from tersor.model.task import Logits, Task
 from tersor.zoo.architectures import entry
 from tersor.zoo.boxes import average_precision, cells, detection_loss
@@ -55,12 +54,12 @@ def scene_task(
     digest = hashlib.sha256(f"scenes {kind} {train} {test} {calibrate} {batch} {size} {seed}".encode())
     sets: dict[str, Scenes] = {}
     for part, count in (("train", train), ("test", test)):
-        garments, labels = garments_of(folder, PARTS[part])
+        images, labels = garments(folder, PARTS[part])
         photos = photographs(part)
-        for tensor in (garments, labels, *photos):
+        for tensor in (images, labels, *photos):
             digest.update(tensor.contiguous().numpy().data)
         own = 2 * seed + (part == "test")
-        sets[part] = Scenes(garments, labels, photos, count, seed=own, size=size, **shape)
+        sets[part] = Scenes(images, labels, photos, count, seed=own, size=size, **shape)
     few = torch.utils.data.Subset(sets["train"], range(calibrate))
     collate = COLLATE[kind]
     return Task(
@@ -101,13 +100,6 @@ def mask_loss(output: Tensor, target: Tensor) -> Tensor:
     weight = output.new_ones(output.shape[1])
     weight[0] = BACKGROUND
     return F.cross_entropy(output, target, weight)
-
-
-def garments_of(folder: Path, part: str) -> tuple[Tensor, Tensor]:
-    """Fashion-MNIST's images [N, 28, 28] uint8 and labels [N]."""
-    images = idx.read(idx.find(folder, f"{part}-images-idx3-ubyte"), ndim=3)
-    labels = idx.read(idx.find(folder, f"{part}-labels-idx1-ubyte"), ndim=1)
-    return torch.from_numpy(images.copy()), torch.from_numpy(labels.astype(np.int64))
 
 
 def normalized(scenes: list[Scene]) -> Tensor:
