@@ -235,7 +235,7 @@ def pack(
         done = io.pack(
             weights, out, recipe, key=key, attach=attach, tiny=tiny, workers=workers, observer=observer
         )
-    return Answer(packed(weights, out, done), json, packed_lines)
+    return Answer(packed(weights, out, done, recipe.steps), json, packed_lines)
 
 
 @app.command()

@@ -58,6 +58,13 @@ def test_under_a_mask_only_kept_elements_round_trip(dtype: torch.dtype) -> None:
     check()
 
 
+def test_a_lone_signaling_nan_under_a_mask_keeps_its_bits() -> None:
+    """torch fills a single place through a double, which makes the NaN quiet."""
+    array = torch.tensor([0, 0x7CEC, 0], dtype=torch.int16).view(torch.float16)
+    keep = torch.tensor([False, True, False])
+    assert coded(array, keep).decode(keep).view(torch.int16).tolist() == [0, 0x7CEC, 0]
+
+
 def test_strides_do_not_matter() -> None:
     array = torch.arange(24, dtype=torch.int16).reshape(2, 3, 4).permute(2, 0, 1)
     assert torch.equal(coded(array).decode(), array)

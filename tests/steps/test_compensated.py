@@ -17,6 +17,7 @@ from tersor.model.integer_weights import integer_weight
 from tersor.model.loader import TensorBatches
 from tersor.model.task import Task
 from tersor.steps import Factorize, Fold, Prune, Quantize
+from tersor.steps.few_bits import better
 
 
 def task_of(x: Tensor, batch: int = 16) -> Task:
@@ -248,16 +249,24 @@ def test_two_runs_are_equal_and_the_given_model_stays_as_it_was() -> None:
 def test_few_bits_to_the_nearest_come_with_advice_if_there_is_data() -> None:
     net, x = net_of_many(), draw(32, 3, 8, 8)
     (note,) = notes(run(net, Quantize(bits=4), task_of(x)), "advice")
-    assert note.text.startswith("4 bits are rounded to the nearest")
-    assert "rounding=gptq or rdoq bits=4" in note.text
-    (note,) = notes(run(net, Quantize(bits=4)), "advice")
-    assert "gptq" not in note.text
+    assert note.text.startswith("4 bits are rounded to the nearest; rounding=gptq or rdoq bits=4 loses less")
     (note,) = notes(run(net, Quantize(bits=3, activations=8), task_of(x)), "advice")
     for result in (
+        run(net, Quantize(bits=4)),
         run(net, Quantize(bits=5), task_of(x)),
+        run(net, Quantize(scheme="ternary"), task_of(x)),
+        run(net, Quantize(allowed="2,4"), task_of(x)),
         run(net, Quantize(bits=4, rounding="gptq"), task_of(x)),
     ):
         assert not notes(result, "advice")
+
+
+def test_without_data_pack_names_the_other_way() -> None:
+    assert (
+        better(Quantize(bits=4)) == "4 bits are rounded to the nearest; rdoq bits=4 loses less: docs/which.md"
+    )
+    for step in (Quantize(bits=5), Quantize(scheme="binary"), Quantize(bits=4, rounding="gptq")):
+        assert not better(step)
 
 
 def test_inputs_that_are_not_finite_leave_a_layer_to_the_nearest() -> None:

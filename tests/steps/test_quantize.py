@@ -340,12 +340,3 @@ def test_the_error_of_large_weights_does_not_overflow() -> None:
         (note,) = [e for e in run(layer, Quantize(bits=5)).ledger.entries if e.kind == "done"]
         found.append(note.data["decibels"])
     assert found == pytest.approx([found[0]] * 3, abs=1e-3)
-
-
-def test_advice_names_the_better_way_at_few_bits() -> None:
-    layer = nn.Linear(40, 8)
-    for bits, count in ((4, 1), (5, 0)):
-        notes = list(run(layer, Quantize(bits=bits)).ledger.notes("advice"))
-        assert len(notes) == count
-        assert all(f"rdoq bits={bits}" in note.text for note in notes)
-    assert not list(run(layer, Quantize(scheme="ternary")).ledger.notes("advice"))

@@ -43,7 +43,8 @@ class Coded(Form):
         if not self.kept or keep is None:
             return self._elements(math.prod(self.size), dtype).reshape(self.size)
         flat, mask = torch.zeros(math.prod(self.size), dtype=dtype), keep.reshape(-1).cpu()
-        flat[mask] = self._elements(int(mask.sum()), dtype, mask.numpy())
+        # Not flat[mask] = ...: for a lone element that fills through a double, which quiets a signaling NaN.
+        flat.masked_scatter_(mask, self._elements(int(mask.sum()), dtype, mask.numpy()))
         return flat.reshape(self.size)
 
     def slices(self) -> Iterator[Tensor]:

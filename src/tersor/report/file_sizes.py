@@ -11,6 +11,7 @@ from tersor.errors import few
 from tersor.measure.accuracy import in_words
 from tersor.measure.nbytes import file_nbytes
 from tersor.report.console import whole
+from tersor.steps.few_bits import better
 
 Facts = Mapping[str, Any]
 SHOWN = 6  # names in a line
@@ -48,8 +49,8 @@ def meant(nbytes: int, ignored: Mapping[str, int | None]) -> int | None:
     return nbytes if any(ignored.values()) else None
 
 
-def packed(before: Path, after: Path, done: Any) -> dict[str, Any]:
-    """The sizes, with the results of io.pack. Only files that were packed count."""
+def packed(before: Path, after: Path, done: Any, steps: Iterable[Any]) -> dict[str, Any]:
+    """The sizes, with the results of io.pack. Only files that were packed count. `steps`: what was done."""
     along = sum(done.attached.values())
     return sizes(before, after, meant(done.before + along, done.ignored), done.read + along) | {
         "tensors": done.tensors,
@@ -60,6 +61,7 @@ def packed(before: Path, after: Path, done: Any) -> dict[str, Any]:
         "ignored": dict(done.ignored),
         "reasons": dict(done.reasons),
         **({"stripped": done.stripped} if done.stripped else {}),
+        "advice": [text for step in steps if step.name == "quantize" and (text := better(step))],
     }
 
 
@@ -77,6 +79,7 @@ def packed_lines(facts: Facts) -> Iterator[str]:
         total = whole(sum(facts["attached"].values()))
         yield f"attached: {few(facts['attached'], SHOWN)} ({total} bytes)"
     yield from left_out(facts["ignored"], facts["reasons"])
+    yield from facts["advice"]
 
 
 def left_out(ignored: Mapping[str, int | None], reasons: Mapping[str, str]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Few bits: the note that names a better way where few bits are rounded to the nearest."""
+"""Few bits: what is said where few bits are rounded to the nearest, and a better way is known."""
 
 from __future__ import annotations
 
@@ -11,12 +11,22 @@ FEW = 4  # bits from which on rounding to the nearest is far from the best
 SCHEMES = ("uniform", "log")
 
 
-def advice(step: Any, view: View) -> tuple[Note, ...]:
-    """The note of a Quantize step; none where nothing better is known."""
+def better(step: Any, data: bool = False) -> str:
+    """The better way than a Quantize step, as a sentence; "" if none is known. `data`: whether there are
+    calibration batches."""
     if step.scheme not in SCHEMES or step.bits > FEW or step.epochs or step.range == "fixed":
-        return ()
-    task, better = view.maybe_task, f"rdoq bits={step.bits}"
-    if task is not None and task.calibrate is not None and step.scheme == "uniform":
-        better = f"rounding=gptq or {better}"
-    text = f"{step.bits} bits are rounded to the nearest; {better} loses less: docs/which.md"
-    return (Note("", "advice", text),)
+        return ""
+    if step.rounding != "nearest" or step.allowed is not None:
+        return ""
+    way = f"rdoq bits={step.bits}"
+    if data and step.scheme == "uniform":
+        way = f"rounding=gptq or {way}"
+    return f"{step.bits} bits are rounded to the nearest; {way} loses less: docs/which.md"
+
+
+def advice(step: Any, view: View) -> tuple[Note, ...]:
+    """The note of a Quantize step. Only a task with calibration batches brings it into the ledger, which is
+    the same for a model, for its file, and for tensors that are packed one by one."""
+    task = view.maybe_task
+    text = better(step, data=True) if task is not None and task.calibrate is not None else ""
+    return (Note("", "advice", text),) if text else ()

@@ -207,8 +207,8 @@ class Quantize(Retrain):
                 yield site_group(
                     site.name, edit, self.note(site.name, view.form(site), cast(Form, edit.after))
                 )
-            if (better := advice(self, view)) and "advice" not in view.done:
-                yield Group("advice", better)
+            if (about := advice(self, view)) and "advice" not in view.done:
+                yield Group("advice", about)
             return
         edits = {site.name: self.edit(view, site) for site in view.weights(self.where)}
         after, events = self.retrained(view, edits)
