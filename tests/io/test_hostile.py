@@ -176,6 +176,23 @@ def test_the_last_pickle_of_an_older_file_is_looked_at(tmp_path: Path) -> None:
         Checkpoint(tmp_path / "w.pt")
 
 
+@pytest.mark.parametrize("decoy", [b"no pickle", b""], ids=["no pickle", "damaged"])
+def test_a_pickle_behind_one_that_cannot_be_read_is_looked_at(decoy: bytes, tmp_path: Path) -> None:
+    plain, path = io.BytesIO(saved({"w": Call(bytearray, 3_000_000_000)})), tmp_path / "w.pt"
+    with zipfile.ZipFile(plain) as old, zipfile.ZipFile(path, "w") as new:
+        kind = zipfile.ZIP_STORED if decoy else zipfile.ZIP_DEFLATED
+        new.writestr("archive/decoy.pkl", decoy or b"decoy" * 99, kind)
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    if not decoy:
+        data = bytearray(path.read_bytes())
+        at = data.index(b"decoy.pkl") + len("decoy.pkl")
+        data[at : at + 4] = b"\xff" * 4
+        path.write_bytes(data)
+    with pytest.raises(FormatError, match="bytearray in it asks for more memory"):
+        Checkpoint(path)
+
+
 def test_no_memory_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "w.pt").write_bytes(saved({"w": torch.zeros(7)}))
 
