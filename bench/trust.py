@@ -1,6 +1,6 @@
 """Trust: how many damaged files, kills and dtypes were tried, for docs/trust.md.
 
-python bench/trust.py [--files 200000] [--inputs 150000] [--kills 200] [--write]
+python bench/trust.py [--files 20000] [--inputs 10000] [--kills 50] [--write]
 
 files     damaged and forged .tersor files (tests/fuzz.py); what is read is also shown and compared
 inputs    damaged patches, safetensors files, pickles and recipes (tests/fuzz_inputs.py)
@@ -134,9 +134,9 @@ def figures(options: argparse.Namespace) -> Iterator[tuple[str, str, bool]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--files", type=int, default=200_000)
-    parser.add_argument("--inputs", type=int, default=150_000)
-    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--files", type=int, default=20_000)
+    parser.add_argument("--inputs", type=int, default=10_000)
+    parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--keep", type=Path, default=Path("out/fuzz"), help="folder for files with faults")
     parser.add_argument("--write", action="store_true", help="put the figures into docs/trust.md")

@@ -244,6 +244,16 @@ def test_a_product_of_several_terms_does_not_move(terms: int, tmp_path: Path) ->
     assert b'"grid"' not in text_of(tmp_path / "o" / "p", tmp_path / "old")
 
 
+def test_a_tensor_whose_name_is_empty(tmp_path: Path) -> None:
+    for word, seed in (("old", 0), ("new", 1)):
+        state = State(
+            {"": Site("", (20, 30), "float32", "linear")}, {"": Dense(floats(seed, 20, 30))}, {}, Ledger("")
+        )
+        save(state, tmp_path / f"{word}.tersor")
+    (tmp_path / "made").mkdir()
+    there_and_back(tmp_path / "old.tersor", tmp_path / "new.tersor", tmp_path / "made")
+
+
 def test_many_arrays_take_time_in_proportion(tmp_path: Path) -> None:
     """Names that only one of the files has were compared with all others: quadratic."""
     spent = {}

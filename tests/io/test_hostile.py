@@ -155,6 +155,55 @@ def test_memory_is_bounded_by_the_size_of_the_checkpoint(what: str, tmp_path: Pa
     assert time.process_time() - began < SECONDS
 
 
+@pytest.mark.parametrize("nbytes", [400, 1000])
+def test_a_pickle_that_ends_in_a_number_is_refused(nbytes: int, tmp_path: Path) -> None:
+    """Torch raises struct.error, which is no ValueError."""
+    data = saved({f"layer{n}": torch.zeros(3) for n in range(30)}, zipped=False)
+    at = data.index(b"X", nbytes)  # a text, and the 4 bytes of its length
+    (tmp_path / "w.pt").write_bytes(data[: at + 2])
+    with pytest.raises(FormatError, match=r"w\.pt: it cannot be read as a PyTorch checkpoint"):
+        Checkpoint(tmp_path / "w.pt")
+
+
+def test_the_last_pickle_of_an_older_file_is_looked_at(tmp_path: Path) -> None:
+    """The list of storages: torch read whatever it asks for."""
+    data = saved({"w": torch.zeros(7)}, zipped=False)
+    at = data.rindex(b"]q") - 2
+    assert data[at : at + 2] == b"\x80\x02"
+    ask = pickle.dumps([Call(bytearray, 3_000_000_000)], protocol=2)
+    (tmp_path / "w.pt").write_bytes(data[:at] + ask + data[at:])
+    with pytest.raises(FormatError, match="bytearray in it asks for more memory"):
+        Checkpoint(tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize("decoy", [b"no pickle", b""], ids=["no pickle", "damaged"])
+def test_a_pickle_behind_one_that_cannot_be_read_is_looked_at(decoy: bytes, tmp_path: Path) -> None:
+    plain, path = io.BytesIO(saved({"w": Call(bytearray, 3_000_000_000)})), tmp_path / "w.pt"
+    with zipfile.ZipFile(plain) as old, zipfile.ZipFile(path, "w") as new:
+        kind = zipfile.ZIP_STORED if decoy else zipfile.ZIP_DEFLATED
+        new.writestr("archive/decoy.pkl", decoy or b"decoy" * 99, kind)
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    if not decoy:
+        data = bytearray(path.read_bytes())
+        at = data.index(b"decoy.pkl") + len("decoy.pkl")
+        data[at : at + 4] = b"\xff" * 4
+        path.write_bytes(data)
+    with pytest.raises(FormatError, match="bytearray in it asks for more memory"):
+        Checkpoint(path)
+
+
+def test_no_memory_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "w.pt").write_bytes(saved({"w": torch.zeros(7)}))
+
+    def load(*args: Any, **named: Any) -> Any:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        Checkpoint(tmp_path / "w.pt")
+
+
 @pytest.mark.parametrize("zipped", [False, True])
 def test_ordinary_checkpoints_are_read(zipped: bool, tmp_path: Path) -> None:
     net = torch.nn.Sequential(torch.nn.Linear(300, 40), torch.nn.BatchNorm1d(40))

@@ -43,7 +43,8 @@ def run(
     seed: int = 0, journal: str | Path | None = None, resume: bool = False,
     observer: Observer | None = None, out: str | Path = ".",
 ) -> State:  # fmt: skip
-    """Compress a model by a recipe: a Recipe, a step, or a list of steps.
+    """Compress a model by a recipe: a Recipe, a step, or a list of steps; tersor.run also takes the path of a
+    recipe file.
 
     The given model is not changed. A state (from another run or a file) is continued: its ledger goes on, and
     results are compared with the model as it was first given. `task` gives batches, scores and a loss; steps

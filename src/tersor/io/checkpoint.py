@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, Protocol, Self
 import torch
 from torch import Tensor
 
+from tersor.boundary import no_memory
 from tersor.errors import FormatError, SettingError, first_line
 from tersor.forms import Dense
 from tersor.io.checkpoint_weights import Chosen, NoSuchKey, NotWeights, choose, prefix_of, under
@@ -315,6 +316,8 @@ def load_torch(path: Path, device: str) -> Any:
             f"Save only its tensors, where the model is: torch.save(model.state_dict(), 'weights.pt')"
         ) from None
     except DAMAGED as error:
+        if no_memory(error):
+            raise
         if "TorchScript" in str(error):
             raise NotWeights(
                 f"{path}: it is a TorchScript archive (torch.jit.save), which holds code. Load it and save "

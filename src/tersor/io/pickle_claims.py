@@ -11,9 +11,7 @@ import io
 import math
 import pickle
 import re
-import struct
 import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -23,17 +21,12 @@ from tersor.errors import FormatError
 from tersor.io.torch_records import DAMAGED
 
 FREE, RATIO = 1 << 24, 32  # bytes that any file may ask for, and those per byte of the file
-LEGACY = 4  # pickles at the start of a file that is no zip: magic number, version, system, objects
+# Pickles at the start of a file that is no zip: magic number, version, system, objects, keys of storages.
+LEGACY = 5
 SIZES = {"Double": 8, "Long": 8, "ComplexDouble": 16, "ComplexFloat": 8, "Float": 4, "Int": 4, "Half": 2,
          "BFloat16": 2, "Short": 2}  # bytes of an element of FloatStorage and so on; of others 1  # fmt: skip
 ALLOCATES = re.compile(r"bytearray|Tensor|\w*Storage|_rebuild_qtensor|_rebuild_sparse\w*|_rebuild_nested\w*")
-
-
-# What reading a pickle raises that is none, or is damaged.
-UNREADABLE = (
-    pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, struct.error, OSError, ArithmeticError,
-    ImportError, *DAMAGED,
-)  # fmt: skip
+UNREADABLE = (pickle.UnpicklingError, OSError, *DAMAGED)  # raised for what is no pickle, or is damaged
 
 
 class Stub(dict[Any, Any]):
@@ -104,7 +97,8 @@ def check_claims(path: Path) -> None:
     room = FREE + RATIO * nbytes
     try:
         for file in pickles(path, room):
-            Dry(file, room).load()
+            with suppress(*UNREADABLE):  # the next one is looked at, too: torch may read no other
+                Dry(file, room).load()
     except TooMuch as error:
         refuse(path, nbytes, f"{error.args[0]} in it asks for more memory")
     except MemoryError:  # a number that an object has in it: the reader keeps a table of these
@@ -125,7 +119,7 @@ def pickles(path: Path, room: int) -> Iterator[BinaryIO]:
             raise TooMuch("a record")
         for name in archive.namelist():
             if name.endswith((".pkl", "/data.pkl")):
-                with suppress(RuntimeError, NotImplementedError, zipfile.BadZipFile):
+                with suppress(*UNREADABLE):
                     yield io.BytesIO(archive.read(name))
 
 

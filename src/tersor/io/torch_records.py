@@ -10,7 +10,10 @@ from pathlib import Path
 from tersor.errors import FormatError
 
 # What reading a damaged file of torch.save raises.
-DAMAGED = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError, AssertionError)
+DAMAGED = (
+    RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError, AssertionError,
+    ArithmeticError, ImportError, struct.error, zlib.error, zipfile.BadZipFile,
+)  # fmt: skip
 
 
 def records_of(path: Path) -> dict[int, int]:
@@ -31,6 +34,6 @@ def records_of(path: Path) -> dict[int, int]:
                 file.seek(entry.header_offset)
                 name, extra = struct.unpack("<26x2H", file.read(30))
                 found[entry.header_offset + 30 + name + extra] = entry.file_size
-    except (zipfile.BadZipFile, struct.error, zlib.error, OSError, *DAMAGED) as error:
+    except (OSError, *DAMAGED) as error:
         raise FormatError(f"{path}: it is a damaged zip file: {error}") from None
     return found

@@ -6,22 +6,20 @@ core/run.py takes the first two; a path needs the table of steps, which is above
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
-
-from torch import nn
+from typing import Any, TypeVar, cast
 
 from tersor.core import run as core
 from tersor.core.recipe import Recipe, as_recipe
 from tersor.core.state import State
 from tersor.errors import SettingError
-from tersor.model.task import Task
-from tersor.record.observer import Observer
 from tersor.steps import STEPS, read_recipe
 
 Given = Recipe | Iterable[Any] | Any
+Run = TypeVar("Run", bound=Callable[..., State])
 
 
 def recipe_of(given: Given, seed: int = 0) -> Recipe:
@@ -39,18 +37,14 @@ def recipe_of(given: Given, seed: int = 0) -> Recipe:
     return read_recipe(Path(given))
 
 
-def run(
-    model: nn.Module | State, recipe: Given, task: Task | None = None, *,
-    seed: int = 0, journal: str | Path | None = None, resume: bool = False,
-    observer: Observer | None = None, out: str | Path = ".",
-) -> State:  # fmt: skip
-    """Compress a model by a recipe: a Recipe, a step, a list of steps, or the path of recipe.yaml.
+def taking_paths(call: Run) -> Run:
+    """The same function; its recipe may also be the path of a recipe file."""
 
-    The given model is not changed. A state (from another run or a file) is continued: its ledger goes on, and
-    results are compared with the model as it was first given. `task` gives batches, scores and a loss; steps
-    that need none run without it. With `journal` (a folder) every applied group is kept on disk, and `resume`
-    continues after the last one. Files that steps write (exports) go to `out`.
-    """
-    return core.run(
-        model, recipe_of(recipe, seed), task, journal=journal, resume=resume, observer=observer, out=out
-    )
+    @functools.wraps(call)
+    def taking(model: Any, recipe: Given, *args: Any, seed: int = 0, **named: Any) -> State:
+        return call(model, recipe_of(recipe, seed), *args, **named)
+
+    return cast(Run, taking)
+
+
+run = taking_paths(core.run)

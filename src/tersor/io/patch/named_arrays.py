@@ -55,7 +55,7 @@ class NamedArrays:
         self.ignored: dict[str, int | None] = {}  # parts of a checkpoint that are left out
         self.reasons: dict[str, str] = {}  # why, of some of them
         self.files = [self.path]
-        self.site: tuple[str, dict[str, StoredLeaf]] = ("", {})
+        self.site: tuple[str | None, dict[str, StoredLeaf]] = (None, {})  # the last one that was read
         if plain:
             self.tensors = TensorFile(self.path)
         elif kind_of(self.path) == "tersor":
