@@ -16,6 +16,8 @@ def advice(step: Any, view: View) -> tuple[Note, ...]:
     if step.scheme not in SCHEMES or step.bits > FEW or step.epochs or step.range == "fixed":
         return ()
     task, better = view.maybe_task, f"rdoq bits={step.bits}"
+    if step.activations:  # integer kernels take one scale for each channel
+        better += " per=channel before this step"
     if task is not None and task.calibrate is not None and step.scheme == "uniform":
         better = f"rounding=gptq or {better}"
     text = f"{step.bits} bits are rounded to the nearest; {better} loses less: docs/which.md"
