@@ -4,6 +4,7 @@ Batch norms have statistics of their own; weights are large enough that a wrong 
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -131,3 +132,9 @@ def made(name: str, seed: int = 0) -> tuple[nn.Module, Task]:
         y = net.eval()(x).argmax(1)
     loader = TensorBatches(x, y, batch=16)
     return net, Task(train=loader, evaluate=loader, calibrate=loader, example=(x[:4],))
+
+
+def note(result: Any, kind: str = "integers") -> Any:
+    """The last note of a kind in a result's ledger."""
+    *_, found = result.ledger.notes(kind)
+    return found

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from integer_nets import NETS, made
+from integer_nets import NETS, made, note
 from torch import nn
 
 from tersor.check import check
@@ -32,11 +32,6 @@ from tersor.steps import (
     Quantize,
     Rdoq,
 )  # fmt: skip
-
-
-def note(result: Any, kind: str = "integers") -> Any:
-    *_, found = result.ledger.notes(kind)
-    return found
 
 
 @pytest.mark.parametrize("name", NETS)

@@ -250,7 +250,9 @@ def test_few_bits_to_the_nearest_come_with_advice_if_there_is_data() -> None:
     net, x = net_of_many(), draw(32, 3, 8, 8)
     (note,) = notes(run(net, Quantize(bits=4), task_of(x)), "advice")
     assert note.text.startswith("4 bits are rounded to the nearest; rounding=gptq or rdoq bits=4 loses less")
-    (note,) = notes(run(net, Quantize(bits=3, activations=8), task_of(x)), "advice")
+    whole = Quantize(bits=3, activations=8)
+    (note,) = notes(run(net, whole, task_of(x)), "advice")
+    assert "rdoq bits=3 per=channel before this step" in note.text, "the grids that integer kernels take"
     for result in (
         run(net, Quantize(bits=4)),
         run(net, Quantize(bits=5), task_of(x)),
@@ -262,11 +264,22 @@ def test_few_bits_to_the_nearest_come_with_advice_if_there_is_data() -> None:
 
 
 def test_without_data_pack_names_the_other_way() -> None:
-    assert (
-        better(Quantize(bits=4)) == "4 bits are rounded to the nearest; rdoq bits=4 loses less: docs/which.md"
-    )
+    said = "4 bits are rounded to the nearest; rdoq bits=4 loses less: docs/which.md"
+    assert better(Quantize(bits=4)) == said
     for step in (Quantize(bits=5), Quantize(scheme="binary"), Quantize(bits=4, rounding="gptq")):
         assert not better(step)
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "gptq"])
+def test_weights_that_are_integers_already_are_neither_rounded_nor_advised(rounding: str) -> None:
+    net, x = nn.Sequential(nn.Linear(7, 5), nn.ReLU(), nn.Linear(5, 3)), draw(40, 7)
+    before = run(net, Quantize(bits=3, rounding="gptq"), task_of(x))
+    result = run(before, Quantize(bits=3, activations=8, rounding=rounding), task_of(x))
+    for name in ("0.weight", "2.weight"):
+        assert torch.equal(result.forms[name].codes.decode(), before.forms[name].codes.decode())
+    assert not notes(result, "advice")
+    text = {"nearest": [], "gptq": ["0 weights compensated"]}[rounding]
+    assert [note.text for note in notes(result, "compensated")[1:]] == text
 
 
 def test_inputs_that_are_not_finite_leave_a_layer_to_the_nearest() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from integer_nets import made
+from integer_nets import made, note
 from torch import Tensor, nn
 
 from tersor.check import check
@@ -33,11 +33,6 @@ from tersor.steps import (
 )  # fmt: skip
 
 STEP = Quantize(activations=8, activation_range="dynamic")
-
-
-def note(result: Any, kind: str = "integers") -> Any:
-    *_, found = result.ledger.notes(kind)
-    return found
 
 
 def plain(name: str = "mlp") -> tuple[nn.Module, Task]:

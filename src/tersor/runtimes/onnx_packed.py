@@ -3,11 +3,9 @@
 MatMulNBits            com.microsoft; a linear layer of up to 4 bits, in blocks of its inputs
 GatherBlockQuantized   com.microsoft; a table of up to 8 bits: only the rows that are read are decoded
 Cast, Sub, Mul         any other weight: codes in the file, decoded once when a runtime loads it
-Inputs stay float32 (accuracy_level 0), so that the file computes what the decoded weights do. Measured on one
-core with AVX-512, one call of a layer against its float one: 4 bits take 0.5 to 0.7 of the time for one row
-of inputs, 1.0 to 1.3 for 16, 1.0 for 128 and more. 2 and 8 bits have kernels only for rounded inputs: with
-float ones ONNX Runtime decodes them again in each call, 5 to 40 times as slow for one row. So 2 bits are
-stored as 4 for a linear layer, and 8 bits are decoded when the file is loaded.
+Inputs stay float32 (accuracy_level 0), so that the file computes what the decoded weights do. 2 and 8 bits
+have kernels only for rounded inputs: with float ones ONNX Runtime decodes them again in each call. So 2 bits
+are stored as 4 for a linear layer, and 8 bits are decoded when the file is loaded.
 The standard's own DequantizeLinear with 4-bit codes is not used: in each call ONNX Runtime either decodes the
 weight again or rounds inputs to 8 bits. OpenVINO reads both and keeps 4 bits in memory for both.
 """

@@ -172,7 +172,9 @@ class Compensated:
     def notes(self) -> Iterator[Note]:
         count = len(self.gains)
         mean = sum(self.gains.values()) / max(count, 1)
-        text = f"{count} weight{'s' * (count != 1)} compensated, error of outputs {mean:.1f} dB below nearest"
+        text = f"{count} weight{'s' * (count != 1)} compensated"
+        if count:
+            text += f", error of outputs {mean:.1f} dB below nearest"
         if self.biases:
             text += f"; {len(self.biases)} bias{'es' * (len(self.biases) != 1)} corrected"
         if self.left:

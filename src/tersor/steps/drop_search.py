@@ -111,16 +111,16 @@ def deciding(view: View, limit: float, who: str) -> Deciding:
         found = Deciding(limit, "train", decide, decide.scores(model), task)
     if found is None:
         raise RefusedError(
-            f"{who}: max_drop is searched on batches with targets that do not judge the result, and task "
+            f"{who}: max_drop is searched on batches with targets that do not judge the result, and "
             f"task {task.name!r} has only its evaluation set. Give Task(calibrate=...), two batches or more, "
-            f"best held out from training, or Task(train=...); or set bits or nbytes, which need none"
+            f"best held out from training, or Task(train=...); or leave out max_drop: other targets need none"
         )
     if found.least > limit:
         unit = task.scored.unit
         raise RefusedError(
             f"{who}: {found.name} cannot show a drop within max_drop={limit:g}: without any change the "
             f"95 % interval ends at {found.least:.3g}{unit and f' {unit}'}. Give more batches with targets, "
-            f"Task(calibrate=...) or Task(train=...); allow a larger drop, or set bits or nbytes"
+            f"Task(calibrate=...) or Task(train=...); allow a larger drop, or leave out max_drop"
         )
     return found
 

@@ -19,6 +19,8 @@ def better(step: Any, data: bool = False) -> str:
     if step.rounding != "nearest" or step.allowed is not None:
         return ""
     way = f"rdoq bits={step.bits}"
+    if step.activations:  # integer kernels take one scale for each channel
+        way += " per=channel before this step"
     if data and step.scheme == "uniform":
         way = f"rounding=gptq or {way}"
     return f"{step.bits} bits are rounded to the nearest; {way} loses less: docs/which.md"

@@ -230,7 +230,7 @@ class Quantize(Retrain):
             now = yield from smoothed(now, layers, self.bits, self.activations)
         exact = now
         sites = [s for s in now.weights(self.where) if isinstance(integer_weight(now.form(s)), str)]
-        edits, about = dict[str, Edit](), advice(self, view)
+        edits, about = dict[str, Edit](), advice(self, view) if sites else ()
         if self.rounding == "gptq":
             made = self.compensated(now, sites)
             after, hows, about = made.forms, made.hows, tuple(made.notes())

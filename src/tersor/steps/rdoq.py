@@ -103,9 +103,8 @@ class Rdoq:
             return
         weigh, shown = self.weighing(view), view
         decide = None if self.max_drop is None else deciding(view, self.max_drop, self.name)
-        if (
-            decide is not None
-        ):  # codes fitted to the samples that decide would lose less on them than on others
+        if decide is not None:
+            # Codes fitted to the samples that decide would lose less on them than on others.
             shown = replace(view, maybe_task=decide.rest, statistics={})
         roundings = site_roundings(shown, sites, weigh, self.damp, self.passes)
         lam = self.search(view, roundings, decide=decide)
