@@ -90,9 +90,12 @@ $(DEV): pyproject.toml constraints.txt | $(BIN)/python
 	  m.version("torch"), "on Python", sys.version.split()[0], file=sys.stderr)'
 	@touch $@
 
-$(EXTRAS): pyproject.toml constraints.txt | $(BIN)/python
-	@echo "Installing what test-extras needs into $(EXTRAS_VENV): some minutes." >&2
-	@$(BIN)/python -m venv $(EXTRAS_VENV)
+# It stands on .venv's packages: a second PyTorch would take six gigabytes more.
+$(EXTRAS): $(DEV)
+	@echo "Installing what test-extras needs beside $(VENV) into $(EXTRAS_VENV): a minute." >&2
+	@$(BIN)/python -m venv --clear $(EXTRAS_VENV)
+	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > \
+	  "$$($(EXTRAS_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/below.pth"
 	@$(EXTRAS_VENV)/bin/python -m pip install --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt \
 	  --editable '.[integrations]'
 	@touch $@
