@@ -7,6 +7,7 @@ import json
 import os
 import random
 import signal
+import string
 import struct
 import subprocess
 import sys
@@ -169,6 +170,20 @@ def test_the_same_file_takes_less_than_a_kilobyte(kind: str, files: Path, tmp_pa
 def test_counts(files: Path, tmp_path: Path) -> None:
     done = diff(files / "old.safetensors", files / "new.safetensors", tmp_path / "p")
     assert (done.same, done.changed, done.alone) == (1, 3, 1)  # conv; weight, bias, renamed; added
+
+
+def test_a_patch_that_would_be_larger_carries_the_new_file(tmp_path: Path) -> None:
+    """Long names without a pattern: the header and what is said of each array have them, the file once."""
+    letters, rng = random.Random(5), torch.Generator().manual_seed(5)
+    names = ["".join(letters.choices(string.ascii_letters + string.digits, k=300)) for _ in range(400)]
+    old, new = tmp_path / "old.safetensors", tmp_path / "new.safetensors"
+    save_file({"one": torch.zeros(3)}, old)
+    save_file({name: torch.randint(0, 256, (3,), generator=rng, dtype=torch.uint8) for name in names}, new)
+    delta = diff(old, new, tmp_path / "p.patch")
+    assert delta.whole
+    assert delta.nbytes == (tmp_path / "p.patch").stat().st_size <= new.stat().st_size + 512
+    patch(old, tmp_path / "p.patch", tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == new.read_bytes()
 
 
 def test_a_fine_tuned_model_is_far_smaller(tmp_path: Path) -> None:

@@ -33,7 +33,9 @@ def within(
     if not found.fits:
         least = sum(n * each[0] for n, each in zip(counts, bits, strict=True))
         raise SettingError(f"bits: the budget is {budget:g} bits, and the fewest allowed are {least:g}")
-    return tuple(list(each).index(b) for each, b in zip(bits, found.counts, strict=True))
+    chosen = [list(each).index(b) for each, b in zip(bits, found.counts, strict=True)]
+    # Where more bits do more damage, the ones meant are fewer: those that the falling damage comes from.
+    return tuple(int(np.argmin(each[: at + 1])) for each, at in zip(damages, chosen, strict=True))
 
 
 def ladder(
