@@ -27,14 +27,11 @@ from tersor.io.checkpoint import Checkpoint
 from tersor.io.folder import inputs_of, read_from
 from tersor.measure.nbytes import file_nbytes
 from tersor.model.builtin_tasks import task_from
-from tersor.model.import_object import import_object
 from tersor.model.sites import sites_of
 from tersor.model.task import Task
-from tersor.model.transformers_folder import transformers_model
 from tersor.model.versions import versions_of
 from tersor.steps import read_recipe, recipe_from_words
-from tersor.zoo.architectures import zoo_model
-from tersor.zoo.libraries import timm_model, torchvision_model
+from tersor.zoo.words import folder_of, network_of
 
 
 def resolve_task(text: str | None) -> Task | None:
@@ -71,7 +68,7 @@ def resolve_model(
             raise SettingError(
                 f"model: {text} holds the weights; leave out --weights. For the first weights use --base"
             )
-        module = resolve_module(arch, "arch")
+        module = network_of(arch, "arch")
         if base is not None:
             put_in(module, base)
         loaded = load(text).on(module)
@@ -84,7 +81,7 @@ def resolve_model(
     for word, value in (("--arch", arch), ("--base", base)):
         if value is not None:
             raise SettingError(f"model: {word} goes with a .tersor file; {text!r} already names the code")
-    module = resolve_module(text)
+    module = network_of(text)
     if weights is not None:
         put_in(module, weights, key)
     state = start(module, task)
@@ -95,24 +92,6 @@ def resolve_model(
     return replace(
         state, attachments={name: data for name, data in along.items() if not name.startswith(OURS)}
     )
-
-
-def resolve_module(text: str, noun: str = "model") -> nn.Module:
-    """The code that words name: file.py:factory, package.module:factory, hf:FOLDER, or the name of a
-    library's."""
-    word, _, name = text.partition(":")
-    if word in BUILDERS:
-        return BUILDERS[word](name)
-    if (folder := folder_of(text)) is not None:
-        return transformers_model(folder)
-    module: nn.Module = import_object(text, noun, SettingError, nn.Module)
-    return module
-
-
-def folder_of(text: str) -> Path | None:
-    """The folder that hf:FOLDER names; None for other words."""
-    word, _, name = text.partition(":")
-    return Path(name) if word == "hf" else None
 
 
 def resolve_files(*words: str | Path | None, weights: Iterable[str | Path | None] = ()) -> list[Path]:
@@ -187,7 +166,6 @@ def resolve_recipe(
 
 
 SCENES = ("scenes", "zoo")  # words of tasks on composed scenes
-BUILDERS = {"torchvision": torchvision_model, "timm": timm_model, "zoo": zoo_model}  # word -> name -> network
 
 
 def put_in(module: nn.Module, path: str, key: str | None = None) -> None:

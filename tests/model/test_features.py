@@ -17,7 +17,8 @@ from tersor import Distill, RefusedError, SettingError, Task, run
 from tersor.check import check
 from tersor.core.recipe import Recipe
 from tersor.core.state import start
-from tersor.model.features import channel_map, features_of, first_tensor, pairs_of, token_mask
+from tersor.model.feature_loss import feature_loss, match
+from tersor.model.features import features_of, first_tensor, pairs_of, token_mask
 from tersor.model.trainable_forms import TrainableForms
 from tersor.model.training_loop import TrainingPlan, fit
 
@@ -105,19 +106,102 @@ def test_same_widths_have_no_map() -> None:
     assert not found.maps
 
 
-def test_the_map_is_along_the_axis_that_differs() -> None:
-    assert channel_map("a", "b", (8, 7, 6, 6), (8, 13, 6, 6)) == (1, 7, 13)
-    assert channel_map("a", "b", (8, 6, 16), (8, 6, 20)) == (2, 16, 20)
-    assert channel_map("a", "b", (8, 16), (8, 20)) == (1, 16, 20)
-    assert channel_map("a", "b", (8, 16), (8, 16)) is None
-    for a, b in (
-        ((8, 7, 6, 6), (8, 13, 3, 3)),
-        ((8, 7, 6, 6), (8, 7, 3, 6)),
-        ((8, 7), (8, 7, 1)),
-        ((8, 7), (4, 7)),
+def test_shapes_correspond_in_channels_and_size() -> None:
+    for a, b, want in (
+        ((8, 7, 6, 6), (8, 13, 6, 6), (1, (7, 13), None)),
+        ((8, 6, 16), (8, 6, 20), (2, (16, 20), None)),
+        ((8, 16, 6), (8, 20, 6), (1, (16, 20), None)),
+        ((8, 16), (8, 20), (1, (16, 20), None)),
+        ((8, 6, 6, 7), (8, 6, 6, 13), (3, (7, 13), None)),
+        ((8, 7, 6, 6), (8, 13, 3, 12), (1, (7, 13), (3, 6))),
+        ((8, 7, 6, 6), (8, 7, 3, 6), (1, None, (3, 6))),
     ):
-        with pytest.raises(RefusedError, match="outputs may differ only in the number of channels"):
-            channel_map("a", "b", a, b)
+        assert match("a", "b", a, b) == want
+    assert match("a", "b", (8, 16), (8, 16)).widths is None
+    for a, b in (((8, 7), (8, 7, 1)), ((8, 7), (4, 7)), ((8, 7, 5), (8, 6, 4)), ((8,), (8,))):
+        with pytest.raises(RefusedError, match="outputs may differ in the number of channels"):
+            match("a", "b", a, b)
+
+
+NAMES = ("a", "b")
+
+
+def loss(kind: str, x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
+    return feature_loss(kind, NAMES, x, y, along=nn.Identity(), mask=mask)
+
+
+def test_larger_maps_are_averaged_to_the_smaller() -> None:
+    x, y = torch.randn(4, 7, 6, 6), torch.randn(4, 7, 3, 6)
+    small = x.reshape(4, 7, 3, 2, 6).mean(3)
+    torch.testing.assert_close(loss("outputs", x, y), F.mse_loss(small, y))
+
+
+def test_attention_compares_where_maps_are_active() -> None:
+    """Against loops over samples and positions; widths and sizes differ."""
+    x, y = torch.randn(3, 5, 4, 4), torch.randn(3, 8, 2, 2)
+    want = 0.0
+    for n in range(3):
+        maps = []
+        for z, side in ((x, 2), (y, 1)):
+            at = [
+                sum(
+                    float((z[n, :, i, j] ** 2).mean())
+                    for i in range(side * row, side * (row + 1))
+                    for j in range(side * column, side * (column + 1))
+                ) / side**2
+                for row in range(2)
+                for column in range(2)
+            ]  # fmt: skip
+            norm = sum(value**2 for value in at) ** 0.5
+            maps.append([value / norm for value in at])
+        want += sum((p - q) ** 2 for p, q in zip(*maps, strict=True))
+    assert float(loss("attention", x, y)) == pytest.approx(want / 3, rel=1e-4)
+    torch.testing.assert_close(loss("attention", 3 * x, x), torch.tensor(0.0), atol=1e-6, rtol=0)
+    with pytest.raises(RefusedError, match="no positions to attend to"):
+        loss("attention", torch.randn(3, 5), torch.randn(3, 5))
+
+
+def test_relation_compares_which_samples_are_alike() -> None:
+    x, y = torch.randn(4, 5, 2), torch.randn(4, 9)
+    grams = []
+    for z in (x.flatten(1), y):
+        gram = [[float(p @ q) for q in z] for p in z]
+        grams.append([[v / sum(w**2 for w in row) ** 0.5 for v in row] for row in gram])
+    want = sum((grams[0][i][j] - grams[1][i][j]) ** 2 for i in range(4) for j in range(4)) / 16
+    assert float(loss("relation", x, y)) == pytest.approx(want, rel=1e-4)
+    turned = y @ torch.linalg.qr(torch.randn(9, 9))[0]  # a rotation changes no product of two samples
+    torch.testing.assert_close(loss("relation", turned, y), torch.tensor(0.0), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["outputs", "attention", "relation"])
+def test_padded_tokens_do_not_count(kind: str) -> None:
+    x, y = torch.randn(2, 4, 3), torch.randn(2, 4, 3)
+    mask = torch.tensor([[True, True, False, False], [True, True, True, False]])
+    other = torch.where(mask[..., None], x, 7 * torch.randn(2, 4, 3))
+    torch.testing.assert_close(loss(kind, x, y, mask), loss(kind, other, y, mask))
+    assert not torch.allclose(loss(kind, x, y), loss(kind, other, y))
+
+
+@pytest.mark.parametrize("kind", ["attention", "relation"])
+def test_a_student_learns_where_a_teacher_of_another_size_is_active(kind: str) -> None:
+    """Without soft targets and labels: only the layers' outputs teach. No map is learned."""
+    t, teacher = tiny("conv"), wide(stride=2)
+    t.model.drop.p = 0.0
+    step = Distill(
+        teacher=teacher, features="stem=first", feature_loss=kind, feature_weight=100.0, teacher_weight=1.0,
+        epochs=20, lr=0.02,
+    )  # fmt: skip
+    assert not features_of("stem=first", tuned_of(t), teacher, t.task, 0, kind=kind).maps
+    x = next(iter(t.task.batches("calibrate")))[0]
+
+    def apart(net: nn.Module) -> float:
+        stem: list[Tensor] = []
+        with net.get_submodule("stem").register_forward_hook(lambda m, a, out: stem.append(out)):
+            net.eval()(x)
+        return float(loss(kind, stem[0], teacher.eval().first(x)).detach())
+
+    taught = run(t.model, step, t.task).model()
+    assert apart(taught) < 0.6 * apart(copy.deepcopy(t.model))
 
 
 @pytest.mark.parametrize("name", ["attention", "lstm"])
@@ -138,10 +222,12 @@ def test_maps_of_sequences_are_along_the_last_axis(name: str) -> None:
 
 def test_what_cannot_be_matched_is_refused_before_anything_trains() -> None:
     t = tiny("conv")
-    with pytest.raises(
-        RefusedError, match=r"stem returns \[8, 7, 6, 6\], the teacher's first \[8, 13, 3, 3\]"
-    ):
-        run(t.model, Distill(features="stem=first", teacher=wide(stride=2)), t.task)
+    with pytest.raises(RefusedError, match=r"stem returns \[8, 7, 6, 6\], the teacher's last \[8, 3\]"):
+        run(t.model, Distill(features="stem=last", teacher=wide()), t.task)
+    with pytest.raises(RefusedError, match="no positions to attend to"):
+        run(t.model, Distill(features="head=last", feature_loss="attention", teacher=wide()), t.task)
+    with pytest.raises(SettingError, match="feature_loss='atention'"):
+        Distill(features="head=last", feature_loss="atention")
     with pytest.raises(
         SettingError, match=r"features: the teacher has no layer 'frist'; did you mean 'first'"
     ):

@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from tiny import Tiny, tiny
 from torch import nn
 
 from tersor.core.run import run
 from tersor.core.state import State
-from tersor.errors import SettingError, SiteError
+from tersor.errors import RefusedError, SettingError, SiteError
 from tersor.model.losses import soften
 from tersor.steps import Cluster, Distill, Entropy, Finetune, Prune, Quantize
 
@@ -155,6 +156,29 @@ def test_a_teacher_by_name(tmp_path: Path) -> None:
     assert "layers.0.weight" in moved(result)
     with pytest.raises(SettingError, match=r"nett"):
         run(t.model, Distill(epochs=1, teacher=f"{tmp_path / 'mine.py'}:nett"), t.task)
+
+
+def test_a_teachers_weights_come_from_a_file(tmp_path: Path) -> None:
+    """The file's weights teach, not those of the factory; the same as the module itself does."""
+    (tmp_path / "mine.py").write_text("import torch\ndef net():\n    return torch.nn.Linear(5, 3)\n")
+    t, teacher = tiny("mlp"), nn.Linear(5, 3)
+    name, file = f"{tmp_path / 'mine.py'}:net", tmp_path / "t.safetensors"
+    save_file(teacher.state_dict(), file)
+    named = run(t.model, Distill(teacher=name, teacher_file=str(file)), t.task)
+    given = run(t.model, Distill(teacher=teacher), t.task)
+    assert all(torch.equal(a, given.state_dict()[key]) for key, a in named.state_dict().items())
+    save_file({"weight": torch.zeros(3, 5)}, tmp_path / "part.safetensors")
+    (tmp_path / "damaged.safetensors").write_bytes(b"abc")
+    for other, error, message in (
+        ("none.safetensors", SettingError, "cannot be read"),
+        ("t.pt", SettingError, r"is no \.safetensors file"),
+        ("part.safetensors", RefusedError, "does not fit: .*bias"),
+        ("damaged.safetensors", RefusedError, "does not fit"),
+    ):
+        with pytest.raises(error, match=message):
+            run(t.model, Distill(teacher=name, teacher_file=str(tmp_path / other)), t.task)
+    with pytest.raises(SettingError, match="has no effect if teacher=''"):
+        Distill(teacher_file=str(file))
 
 
 def test_features_are_checked_before_anything_trains() -> None:

@@ -21,7 +21,8 @@ OTHER: dict[str, Any] = {
     "rule": "exact", "entries": 3, "init": "linear", "iterations": 1, "epochs": 2.0, "lr": 0.02,
     "schedule": "constant", "optimizer": "sgd", "weight_decay": 0.3, "teacher_weight": 0.3,
     "temperature": 2.5,
-    "bf16": True, "max_grad_norm": 1e-3, "lr_of": "*=0.1", "features": "block", "feature_weight": 0.1,
+    "bf16": True, "max_grad_norm": 1e-3, "lr_of": "*=0.1", "teacher": "zoo:resnet18", "features": "block", "feature_weight": 0.1,
+    "feature_loss": "relation",
     "nbytes": 300,
     "price": 0.01, "step": 0.2, "max_drop": 40.0, "lam": 0.01, "weigh": "inputs", "damp": 0.5,
     "coder": "huffman", "threads": 2, "batch": 2, "latency": True, "runtime": "openvino", "vectors": False,
@@ -36,8 +37,8 @@ ELSE = {word: {"per": "channel"} for word in ("prune", "cluster", "rdoq", "penal
 UNMET = {"scheme": "binary", "weigh": "none", "where": "s*"}  # values at which others have no effect
 # Other tests show the effect of these: on speed or paths only, in long trainings, in larger models.
 NOT_HERE = {
-    "where", "weights", "channels_last", "frozen", "teacher", "features", "arrange", "to", "path",
-    "dynamic_batch", "dynamic_axes", "smooth", "warm", "passes", "vectors", "runtime",
+    "where", "weights", "channels_last", "frozen", "teacher", "teacher_file", "features", "arrange", "to",
+    "path", "dynamic_batch", "dynamic_axes", "smooth", "warm", "passes", "vectors", "runtime",
 }  # fmt: skip
 # Settings of both runs, if the defaults would hide the effect.
 BOTH: dict[tuple[str, str], dict[str, Any]] = {

@@ -8,10 +8,11 @@ from onnxruntime import InferenceSession
 
 from tersor.core.run import run
 from tersor.errors import SettingError, TaskError
-from tersor.resolve import resolve_module, task_of
+from tersor.resolve import task_of
 from tersor.steps import Entropy, Export, Finetune, Measure, Quantize
 from tersor.zoo.architectures import ZOO, zoo_model
 from tersor.zoo.scene_tasks import METRICS, scene_task
+from tersor.zoo.words import network_of
 
 NEEDS = ("torchvision", "timm", "segmentation_models_pytorch", "skimage", "torchmetrics", "pycocotools")
 
@@ -69,8 +70,8 @@ def test_the_tasks_give_what_they_say(kind: str, fashion_mnist: Path) -> None:
 @pytest.mark.extra
 def test_words(fashion_mnist: Path) -> None:
     whole()
-    assert type(resolve_module("zoo:yolo_lite")).__name__ == "YoloLite"
-    assert type(resolve_module("timm:mobilenetv3_small_050")).__name__ == "MobileNetV3"
+    assert type(network_of("zoo:yolo_lite")).__name__ == "YoloLite"
+    assert type(network_of("timm:mobilenetv3_small_050")).__name__ == "MobileNetV3"
     assert task_of(f"zoo:yolo_lite:{fashion_mnist}").name == "scenes boxes"
     assert task_of(f"scenes:masks:{fashion_mnist}").name == "scenes masks"
     for text, error in (
@@ -81,7 +82,7 @@ def test_words(fashion_mnist: Path) -> None:
         with pytest.raises(error):
             task_of(text)
     with pytest.raises(SettingError, match="timm has no 'resnet1'"):
-        resolve_module("timm:resnet1")
+        network_of("timm:resnet1")
 
 
 def test_macs_are_those_of_a_slow_count() -> None:

@@ -21,11 +21,12 @@ from tersor.io import load
 from tersor.io.folder import read_from
 from tersor.measure.nbytes import file_nbytes
 from tersor.pipeline import plain_nbytes
-from tersor.resolve import put_in, resolve_module
+from tersor.resolve import put_in
 from tersor.runtimes import check_runtime
 from tersor.runtimes import runtime as runtime_named
 from tersor.runtimes.as_module import SessionModule
 from tersor.runtimes.onnx_files import files_of
+from tersor.zoo.words import network_of
 
 BASE = "base"  # the word for the model itself
 ONNX = ".onnx"
@@ -82,7 +83,7 @@ def candidate(
     if model is None:
         what = "is the model itself. Give its" if text == BASE else "holds weights, not code. Give the"
         raise SettingError(f"{who}: {text} {what} code too: {option} file.py:factory")
-    module = resolve_module(model) if isinstance(model, str) else model
+    module = network_of(model) if isinstance(model, str) else model
     if text == BASE:
         state = start(module)
         return Candidate(text, "model", plain_nbytes(state), state.model(), state)

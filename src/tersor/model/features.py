@@ -1,10 +1,8 @@
 """Features: train the outputs of a student's layers to match those of a teacher's layers.
 
-mean squared difference of W x and y      W: the identity if both have the same width; else a linear map of
-                                          the channel axis (1x1 on feature maps), from the student's width to
-                                          the teacher's, trained too and removed afterwards
-For tokens [B, T, C] the mean leaves out padding, by the batch's attention mask.
-Romero 2015 (FitNets). Cost: one batch through both models beforehand, for the shapes.
+The losses are those of feature_loss.py. One of them maps the student's channels to the teacher's width with a
+linear map, which is trained too and removed afterwards. For tokens [B, T, C] padding is left out, by the
+batch's attention mask. Cost: one batch through both models beforehand, for the shapes.
 """
 
 from __future__ import annotations
@@ -13,12 +11,13 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tersor.errors import RefusedError
 from tersor.model.batches import device_of, evaluating, seeded, shapes
+from tersor.model.feature_loss import feature_loss, match
 from tersor.model.logits import is_encoder_decoder, unpadded
-from tersor.model.losses import mean
 from tersor.model.output_comparison import once
 from tersor.model.outputs import tensors_of
 from tersor.model.task import Task
@@ -46,8 +45,8 @@ class AxisLinear(nn.Linear):
 class Features:
     """The outputs of the named layers of both models in the last forward, and the maps between them."""
 
-    def __init__(self, pairs: list[tuple[str, str]]):
-        self.pairs = pairs
+    def __init__(self, pairs: list[tuple[str, str]], kind: str = "outputs"):
+        self.pairs, self.kind = pairs, kind
         self.mine: list[list[Tensor]] = [[] for _ in pairs]  # a layer may run more than once
         self.theirs: list[list[Tensor]] = [[] for _ in pairs]
         self.maps = nn.ModuleDict()
@@ -57,13 +56,14 @@ class Features:
             found.clear()
 
     def distance(self, batch: Any = None, output: Any = None) -> list[Tensor]:
-        """Mean squared differences, one per call of a layer, without the batch's padding."""
+        """The losses, one per call of a layer, without the batch's padding."""
         found = []
         for number, (mine, theirs) in enumerate(self.checked()):
             along = self.maps[f"{number}"] if f"{number}" in self.maps else nn.Identity()
+            pair = self.pairs[number]
             for x, y in zip(mine, theirs, strict=True):
-                apart = (along(x.float()) - y.float()).square()
-                found.append(mean(apart, token_mask(self.pairs[number][0], x, batch, output)))
+                mask = token_mask(pair[0], x, batch, output)
+                found.append(feature_loss(self.kind, pair, x, y, along=along, mask=mask))
         return found
 
     def checked(self) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
@@ -134,43 +134,32 @@ def token_mask(layer: str, x: Tensor, batch: Any, output: Any = None) -> Tensor 
 
 
 def features_of(
-    text: str, trainable: TrainableForms, teacher: nn.Module | None, task: Task, seed: int
-) -> Features:
-    """The features that a setting names, with the maps they need. RefusedError if shapes differ in more than
-    the number of channels."""
-    found = Features(pairs_of(text) if teacher is not None else [])
+    text: str, trainable: TrainableForms, teacher: nn.Module | None, task: Task, seed: int, *,
+    kind: str = "outputs",
+) -> Features:  # fmt: skip
+    """The features that a setting names, with the maps they need. `kind`: of the loss. RefusedError if two
+    layers' outputs cannot be compared."""
+    found = Features(pairs_of(text) if teacher is not None else [], kind)
     if not found.pairs:
         return found
-    with found.catching(trainable, teacher), evaluating(trainable):
+    with found.catching(trainable, teacher), evaluating(trainable), torch.no_grad():
         for model in (trainable, teacher):
             once(task, model, "train")  # type: ignore[arg-type]
+        if kind != "outputs":
+            found.distance()
+            return found
         shapes = [
             [(tuple(x.shape), tuple(y.shape)) for x, y in zip(*pair, strict=True)] for pair in found.checked()
         ]
     for number, (pair, runs) in enumerate(zip(found.pairs, shapes, strict=True)):
-        differ = {channel_map(*pair, *run) for run in runs}
-        if len(differ) > 1:
+        differ = {(how.axis, how.widths) for how in (match(*pair, *run) for run in runs)}
+        axis, widths = differ.pop()
+        if differ and (widths or any(other for _, other in differ)):
             raise RefusedError(
                 f"features: {pair[0]} and the teacher's {pair[1]} run {len(runs)} times with outputs of "
                 f"different widths. Name layers of one width"
             )
-        if axis_and_widths := differ.pop():
+        if widths is not None:
             with seeded(seed + number):
-                found.maps[f"{number}"] = AxisLinear(*axis_and_widths)
+                found.maps[f"{number}"] = AxisLinear(axis, *widths)
     return found
-
-
-def channel_map(
-    mine: str, theirs: str, a: tuple[int, ...], b: tuple[int, ...]
-) -> tuple[int, int, int] | None:  # fmt: skip
-    """(axis, student's width, teacher's width) if the shapes differ only in the channel axis; None if they
-    are equal. RefusedError otherwise."""
-    axes = [axis for axis in range(min(len(a), len(b))) if a[axis] != b[axis]]
-    if len(a) == len(b) and not axes:
-        return None
-    if len(a) != len(b) or len(axes) != 1 or axes[0] not in (1, len(a) - 1):
-        raise RefusedError(
-            f"features: {mine} returns {list(a)}, the teacher's {theirs} {list(b)}: outputs may differ only "
-            f"in the number of channels (axis 1, or the last). Name layers of the same resolution"
-        )
-    return axes[0], a[axes[0]], b[axes[0]]

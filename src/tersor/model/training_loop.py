@@ -47,6 +47,7 @@ class TrainingPlan:
     temperature: float = 4.0
     features: str = ""  # layers whose outputs are matched to the teacher's: see features.py
     feature_weight: float = 1.0
+    feature_loss: str = "outputs"  # see feature_loss.py
     bf16: bool = False  # forward passes in bfloat16
     channels_last: bool = False  # convolutions in channels-last layout, which is faster on CPUs
     max_grad_norm: float | None = None  # limit for the norm of all gradients together (Pascanu 2013)
@@ -93,7 +94,7 @@ def fit(
     per_epoch = length_of(batches)
     with seeded(seed), restoring(batches) as counters, torch.enable_grad(), contextlib.ExitStack() as stack:
         teacher = teacher.to(device_of(tuned)).eval() if teacher is not None else None
-        features = features_of(plan.features, tuned, teacher, task, seed)
+        features = features_of(plan.features, tuned, teacher, task, seed, kind=plan.feature_loss)
         stack.enter_context(features.beside(tuned))
         groups = groups_of(tuned, plan.lr_of, plan.weight_decay)
         optimizer = make_optimizer(groups, plan)

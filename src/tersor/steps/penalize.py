@@ -35,7 +35,7 @@ from tersor.model.rate_penalized import RatePenalizedPart
 from tersor.model.sites import Site
 from tersor.model.trainable_forms import TrainableForms
 from tersor.record.events import Edit, Group, Note
-from tersor.setting_effects import LEFT_OUT, Above, Only, check_effect
+from tersor.setting_effects import GIVEN, LEFT_OUT, Above, Only, check_effect
 from tersor.settings import check, check_word
 from tersor.steps.entropy import Entropy
 from tersor.steps.retrain import Retrain, check_teacher, teacher_of
@@ -61,6 +61,7 @@ class Penalize(Retrain):
     only: ClassVar[Only] = {
         "bits": {"nbytes": LEFT_OUT, "price": LEFT_OUT},
         "teacher": {"teacher_weight": Above(0)},
+        "teacher_file": {"teacher": GIVEN},
     }
     nbytes: int | None = None  # of all stored arrays after entropy coding: the file without its header
     bits: float = 1.0  # or the bits for each priced weight, if nbytes is not given
@@ -70,7 +71,8 @@ class Penalize(Retrain):
     step: float = 0.5  # the first step of weights, in their standard deviations; biases have an 8th of it
     vectors: bool = True  # biases and norms of the layers too
     arrange: bool = True  # reorder hidden units so that similar ones are neighbors: the same function
-    teacher: Any = ""  # "" for the model as it was given; "file.py:factory"; in Python also a module
+    teacher: Any = ""  # "": the model as it was given; "file.py:factory", "zoo:NAME"; in Python a module
+    teacher_file: str = ""  # the teacher's weights, a .safetensors file
     epochs: float = 10.0
     lr: float = 2e-3
     teacher_weight: float = 0.5
@@ -101,7 +103,7 @@ class Penalize(Retrain):
         layers = {site.layer for site in priced}
         found, alone = self.links(view, layers)
         prices = Prices(self, view, self.nbytes or self.bits * count / 8, count, found)
-        teacher = teacher_of(self.teacher, view) if self.teacher_weight > 0 else None
+        teacher = teacher_of(self, view) if self.teacher_weight > 0 else None
         moved, facts = view.train(
             self.plan(), forms={n: form for n, (form, _) in edits.items()}, teacher=teacher, on_step=prices,
             begin={n: view.forms[n] for n in edits}, makers=dict.fromkeys(edits, RatePenalizedPart),

@@ -21,13 +21,13 @@ from tersor.forms import Form
 from tersor.model.changed_copy import changed_structure
 from tersor.model.frozen import FROZEN, Frozen, frozen_in
 from tersor.model.grid_part import outdated
-from tersor.model.import_object import import_object
 from tersor.model.learning_rates import factors_of
 from tersor.model.sites import Site
 from tersor.model.training_loop import OPTIMIZERS, SCHEDULES, TrainingPlan
 from tersor.record.events import Edit, Note
 from tersor.setting_effects import Above, Only
 from tersor.settings import check, check_settings, check_word
+from tersor.zoo.words import load_weights, network_of
 
 TRAINING = (
     "lr", "schedule", "optimizer", "weight_decay", "teacher_weight", "bf16", "channels_last",
@@ -159,14 +159,18 @@ class Retrain:
 def check_teacher(step: Any) -> None:
     if not isinstance(step.teacher, (str, nn.Module)):
         raise SettingError(
-            f"{step.name}: teacher={step.teacher!r}, but it is '' (the given model), 'file.py:factory' or a "
-            "module"
+            f"{step.name}: teacher={step.teacher!r}, but it is '' (the given model), 'file.py:factory', the "
+            "words of a model such as 'zoo:resnet18', or a module"
         )
 
 
-def teacher_of(given: Any, view: View) -> nn.Module:
-    """The teacher that a setting names: "" is the model as it was given. A module is copied, since training
+def teacher_of(step: Any, view: View) -> nn.Module:
+    """The teacher that a step names: "" is the model as it was given. A module is copied, since training
     moves it to a device and puts it in eval mode."""
-    if isinstance(given, nn.Module):
-        return copy.deepcopy(given)
-    return import_object(given, "teacher", SettingError, nn.Module) if given else view.base()
+    given = step.teacher
+    if not given:
+        return view.base()
+    teacher = copy.deepcopy(given) if isinstance(given, nn.Module) else network_of(given, "teacher")
+    if step.teacher_file:
+        load_weights(teacher, step.teacher_file, "teacher_file")
+    return teacher
