@@ -52,6 +52,21 @@ def test_the_first_process_compiles_and_says_so_and_the_second_does_not(tmp_path
     assert second == first[1:]
 
 
+def test_the_code_of_each_loop_is_its_own(tmp_path: Path) -> None:
+    """Loops whose name is the end of another's: slots_of and narrow_slots_of had removed each other's code,
+    so that every process compiled both."""
+    lines = (
+        "from tersor.coders.rans.tables_loops import narrow_slots_of, slots_of",
+        "found = [loop.compile() and [f.name for f in loop.files(folder())] for loop in (narrow_slots_of, "
+        "slots_of)]",
+        "print(not set(found[0]) & set(found[1]), min(map(len, found)) > 1)",
+    )
+    code = "\n".join((SAY, "from tersor.compiled import folder", *lines))
+    first, second = (python(code, NUMBA_CACHE_DIR=str(tmp_path)) for _ in range(2))
+    assert first == [compiled.WAITING, "True True"]
+    assert second == ["True True"]
+
+
 DAMAGE = {
     "emptied": lambda data: b"",
     "cut": lambda data: data[:100],

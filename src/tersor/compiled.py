@@ -90,8 +90,9 @@ class Compiled:
             self.dispatcher.compile(signature)
 
     def files(self, path: Path) -> list[Path]:
-        """The files that hold the loop's code: numba names them by function and line."""
-        return sorted(path.glob(f"*/*{self.name}-*.nb[ic]"))
+        """The files that hold the loop's code: numba names them by folder, module, function and line."""
+        *_, parent, module = self.module.split(".")
+        return sorted(path.glob(f"{parent}_*/{module}.{self.name}-*.nb[ic]"))
 
     def hash_of(self, path: Path) -> str:
         found = hashlib.sha256()
