@@ -219,6 +219,50 @@ def test_no_random_numbers_are_used() -> None:
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
+# --- tucker, cp, spatial ---
+
+CONVOLUTIONS = ("conv1d", "conv2d", "conv2d, circular", "conv2d, same", "conv3d")
+
+
+def inner_product(shape: tuple[int, ...], how: str) -> LowRank:
+    """A product of rank 4 whose right factor has rank 2 in its inputs, or slices of rank 1."""
+    o, i, *kernel = shape
+    kinds = {"tucker": "rs...,si->ri...", "cp": "r...,ri->ri..."}
+    core = torch.randn(4, *([2] if how == "tucker" else []), *kernel, dtype=torch.float64)
+    inputs = torch.randn(2 if how == "tucker" else 4, i, dtype=torch.float64)
+    right = torch.einsum(kinds[how], core, inputs)
+    return LowRank(Dense(torch.randn(o, 4, dtype=torch.float64)), Dense(right))
+
+
+@pytest.mark.parametrize("how", ["tucker", "cp", "spatial"])
+@pytest.mark.parametrize("what", CONVOLUTIONS)
+def test_factors_of_a_convolution_compute_the_same(what: str, how: str) -> None:
+    layer, shape = LAYERS[what]
+    model = double(layer())
+    if how == "spatial" and "2d" not in what:
+        with pytest.raises(RefusedError, match="has no spatial factors; convolutions in two dimensions have"):
+            State(model).change(Replace("0", how, {"rank": 2}))
+        return
+    state, rank = State(model), {"tucker": 2, "cp": 4, "spatial": 3}[how]
+    if how == "spatial":
+        o, i, h, w = model[0].weight.shape
+        state.edit("0.weight", lambda _: Dense(torch.einsum(
+            "orw,rih->oihw", torch.randn(o, rank, w).double(), torch.randn(rank, i, h).double()
+        )))  # fmt: skip
+    else:
+        state.edit("0.weight", lambda w: inner_product(tuple(w.shape), how))
+    x, whole = example(model, shape), state.model()
+    state.change(Replace("0", how, {"rank": rank}))
+    twin = sound(state)
+    assert len(twin[0]) == (2 if how == "spatial" else 3)
+    assert (
+        sum(p.numel() for p in twin.parameters()) < sum(p.numel() for p in model.parameters()) or "1d" in what
+    )
+    with torch.no_grad():
+        close(twin(x), whole(x))
+    close(alive(twin, x), whole(x))
+
+
 # --- bias, identity, untie ---
 
 
@@ -689,6 +733,30 @@ WRONG: dict[str, tuple[Callable[[], nn.Module], Replace, type[TersorError], str]
         RefusedError,
         "max_norm rescales",
     ),
+    "factors of a linear layer": (
+        lambda: nn.Linear(2, 2),
+        Replace("", "tucker", {"rank": 1}),
+        RefusedError,
+        "a Linear has no tucker factors; convolutions have",
+    ),
+    "factors of groups": (
+        lambda: nn.Conv1d(4, 4, 3, groups=2),
+        Replace("", "cp", {"rank": 1}),
+        RefusedError,
+        "2 groups; cp factors have one",
+    ),
+    "factors of no product": (
+        lambda: nn.Conv2d(4, 4, 3),
+        Replace("", "tucker", {"rank": 1}),
+        RefusedError,
+        "tucker factors start from a product",
+    ),
+    "factors of rank 0": (
+        lambda: nn.Conv2d(4, 4, 3),
+        Replace("", "spatial", {"rank": 0}),
+        RefusedError,
+        "is 1 or more, not 0",
+    ),
     "product of a weight that is computed": (
         weight_normed,
         Replace("0", "product", PRODUCT),
@@ -762,6 +830,7 @@ def test_every_stock_is_tested_on_a_fresh_model_and_a_files_forms() -> None:
         "identity": Replace("norm", "identity"), "attention": Replace("attention", "attention"),
         "product": Replace("wide", "product", {"layers": 2}), "bias": Replace("wide", "bias"),
         "untie": Replace("tied", "untie", {"tensor": "weight"}), "scaled": Replace("plain", "scaled"),
+        **{how: Replace(how, how, {"rank": 2}) for how in ("tucker", "cp", "spatial")},
     }  # fmt: skip
     assert changes.keys() == STOCK.keys()
 
@@ -771,6 +840,7 @@ def test_every_stock_is_tested_on_a_fresh_model_and_a_files_forms() -> None:
                 "attention": nn.MultiheadAttention(4, 2), "norm": nn.LayerNorm(4),
                 "wide": nn.Linear(4, 6, bias=False), "embed": nn.Embedding(6, 4),
                 "tied": nn.Linear(4, 6, bias=False), "plain": nn.Linear(4, 6),
+                **{how: nn.Conv2d(3, 4, 3) for how in ("tucker", "cp", "spatial")},
             }
         )  # fmt: skip
         parts["tied"].weight = parts["embed"].weight
@@ -778,7 +848,12 @@ def test_every_stock_is_tested_on_a_fresh_model_and_a_files_forms() -> None:
 
     state = State(factory())
     state.edit("wide.weight", lambda w: low_rank(tuple(w.shape), (2,)))
-    state.change(*(changes[name] for name in ("attention", "bias", "product", "untie", "identity", "scaled")))
+    for how in ("tucker", "cp"):
+        state.edit(
+            f"{how}.weight", lambda w: LowRank(Dense(torch.randn(4, 2)), Dense(torch.randn(2, 3, 3, 3)))
+        )
+    first = ("attention", "bias", "product", "untie", "identity", "scaled")
+    state.change(*(changes[name] for name in (*first, "tucker", "cp", "spatial")))
     first, second = sound(state), state.model(factory())
     assert repr(first) == repr(second)
     assert first.state_dict().keys() == second.state_dict().keys()

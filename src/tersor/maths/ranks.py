@@ -33,7 +33,7 @@ def whitened_factors(w: Tensor, gram: Tensor, rank: int) -> tuple[Tensor, Tensor
     SettingError for a bad shape, rank or gram.
     """
     _check("whitened_factors", w, rank)
-    root = _root("whitened_factors", w, gram)
+    root = root_of(gram, w.shape[1])
     w64 = w.detach().double()
     u = torch.linalg.svd(w64 @ root, full_matrices=False).U[:, :rank]  # [O, R]
     p, d, q = torch.linalg.svd(u.T @ w64, full_matrices=False)  # [R, R], [R], [R, I]
@@ -86,12 +86,11 @@ def _balanced(u: Tensor, d: Tensor, v: Tensor, rank: int, dtype: torch.dtype) ->
     return (u[:, :rank] * half).to(dtype).contiguous(), (half[:, None] * v[:rank]).to(dtype).contiguous()
 
 
-def _root(who: str, w: Tensor, gram: Tensor) -> Tensor:
-    """A [I, I] with A A^T = gram, slightly damped."""
-    columns = w.shape[1]
+def root_of(gram: Tensor, columns: int) -> Tensor:
+    """A [I, I] with A A^T = gram, slightly damped. SettingError for a gram that is none of `columns`."""
     if gram.shape != (columns, columns) or not bool(torch.isfinite(gram).all()):
         raise SettingError(
-            f"{who}: gram has shape {list(gram.shape)} or is not finite, but it is E[x x^T] of the inputs, "
+            f"gram: it has shape {list(gram.shape)} or is not finite, but it is E[x x^T] of the inputs, "
             f"[{columns}, {columns}]"
         )
     c = gram.detach().double()

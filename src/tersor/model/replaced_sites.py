@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tersor.errors import RefusedError, SiteError, did_you_mean
 from tersor.forms import Form, Grid
 from tersor.model.changes import Replace
+from tersor.model.convolution_factors import FACTORS
 from tersor.model.sites import Site, describe
 from tersor.model.stock import Untie, module_at, names_of, stock_of
 
@@ -113,4 +114,5 @@ def edge_gone(change: Replace, edge: str, grid: Grid) -> bool:
     become stale, except dynamic ones, which go where a layer computes differently."""
     if edge.partition("/")[0] != change.module:
         return False
-    return change.stock == "identity" or (grid.scale is None and change.stock in ("product", "attention"))
+    remade = ("product", "attention", *FACTORS)
+    return change.stock == "identity" or (grid.scale is None and change.stock in remade)

@@ -3,6 +3,8 @@
 identity    nn.Identity: all sites of the module are removed
 bias        the same layer with a bias of zeros
 product     one layer for each factor of the weight: product.py
+tucker, cp, spatial
+            two or three convolutions for one whose kernel is such a product: convolution_factors.py
 attention   nn.MultiheadAttention whose head width need not be embed_dim / num_heads: attention.py
 scaled      a linear layer with a factor, of ones, for each input: scaled_inputs.py
 untie       an alias becomes a tensor of its own
@@ -20,7 +22,7 @@ from torch import Tensor, nn
 
 from tersor.errors import RefusedError, SettingError, SiteError, did_you_mean
 from tersor.forms import Dense, Form
-from tersor.model import product, scaled_inputs
+from tersor.model import convolution_factors, product, scaled_inputs
 from tersor.model.attention import Attention
 from tersor.model.changes import Replace
 from tersor.model.sites import Site
@@ -76,17 +78,31 @@ class Product(Stock):
     needs: ClassVar[Mapping[str, type]] = {"layers": int}
 
     def build(self, layer: Any, change: Replace) -> nn.Module:
-        new = product.build(layer, product.checked(layer, change.module, change.settings["layers"]))
-        for child in new:
-            for name in [name for name, value in child._parameters.items() if value is not None]:
-                child._parameters[name] = empty(layer._parameters[name])  # type: ignore[assignment]
-        return new
+        return emptied(
+            product.build(layer, product.checked(layer, change.module, change.settings["layers"])), layer
+        )
 
     def forms(self, layer: Any, change: Replace, old: Old) -> New:
         count = product.checked(layer, change.module, change.settings["layers"])
         return product.factor_forms(
             layer, change.module, count, {name: form for name, (_, form) in old.items()}
         )
+
+
+class Factors(Stock):
+    needs: ClassVar[Mapping[str, type]] = {"rank": int}  # tucker: of the inputs
+
+    def __init__(self, how: str):
+        self.how = how
+
+    def build(self, layer: Any, change: Replace) -> nn.Module:
+        rank = convolution_factors.checked(layer, change.module, self.how, change.settings["rank"])
+        return emptied(convolution_factors.build(layer, self.how, rank), layer)
+
+    def forms(self, layer: Any, change: Replace, old: Old) -> New:
+        rank = convolution_factors.checked(layer, change.module, self.how, change.settings["rank"])
+        own = {name: form for name, (_, form) in old.items()}
+        return convolution_factors.factor_forms(layer, change.module, self.how, rank, own)
 
 
 class Heads(Stock):
@@ -130,7 +146,7 @@ class Untie(Stock):
 
 STOCK: dict[str, Stock] = {
     "identity": Identity(), "bias": Bias(), "product": Product(), "attention": Heads(), "scaled": Scaled(),
-    "untie": Untie(),
+    "untie": Untie(), **{how: Factors(how) for how in convolution_factors.FACTORS},
 }  # fmt: skip
 
 
@@ -219,6 +235,14 @@ def empty(like: Tensor) -> Tensor:
     """A tensor without elements, of the same dtype and device. Its form gives it a shape later."""
     new = torch.empty(0, dtype=like.dtype, device=like.device)
     return nn.Parameter(new, like.requires_grad) if isinstance(like, nn.Parameter) else new
+
+
+def emptied(new: nn.Sequential, layer: nn.Module) -> nn.Sequential:
+    """New layers with empty parameters like those of the layer that they replace."""
+    for child in new:
+        for name in [name for name, value in child._parameters.items() if value is not None]:
+            child._parameters[name] = empty(layer._parameters[name])  # type: ignore[assignment, arg-type]
+    return new
 
 
 def shallow_copy(layer: nn.Module) -> Any:

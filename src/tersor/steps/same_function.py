@@ -1,0 +1,45 @@
+"""Same function: a group that changes a module's structure and keeps its outputs, up to float rounding.
+
+The executor's proof compares the smallest outputs too. Where terms cancel there, the weights' float32 is too
+coarse for it. Such a group is made if no output moves by more than ROUNDING of the largest, and says so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator
+from dataclasses import replace
+
+from tersor.core.view import View
+from tersor.model.batches import MISFIT
+from tersor.model.output_comparison import outputs
+from tersor.record.events import Group, Note
+
+ROUNDING = 1e-5  # of the largest output
+
+
+def same_function(view: View, group: Group, what: str) -> Generator[Group, None, tuple[View | None, float]]:
+    """Yield a group with the proof "same". Returns the view after it, or None, and by how much of the largest
+    output it moves the outputs: 0 if the proof passed. `what` the group does, in a word."""
+    yield group
+    if group.key not in view.refused:
+        return view.after(group), 0.0
+    moved = difference(view, group)
+    if moved > ROUNDING:
+        return None, moved
+    text = f"{what}; outputs move by {moved:.1g} of the largest, as by float rounding"
+    note = Note("", "rounded", text, {"relative": moved})
+    group = replace(group, key=f"{group.key}, rounded", proof="runs", events=(*group.events, note))
+    yield group
+    return (None if group.key in view.refused else view.after(group)), moved
+
+
+def difference(view: View, group: Group) -> float:
+    """How far a group moves the outputs for calibration batches, relative to the largest, in float64."""
+    try:
+        was, now = (outputs(each.plain(), view.task, "double") for each in (view, view.after(group)))
+    except MISFIT:  # its forward uses a fixed dtype
+        return math.inf
+    largest = max((float(x.abs().max()) for x in was if x.numel()), default=0.0)
+    apart = max((float((x - y).abs().max()) for x, y in zip(was, now, strict=True) if x.numel()), default=0.0)
+    return apart / largest if largest else math.inf
