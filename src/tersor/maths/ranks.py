@@ -88,6 +88,13 @@ def _balanced(u: Tensor, d: Tensor, v: Tensor, rank: int, dtype: torch.dtype) ->
 
 def root_of(gram: Tensor, columns: int) -> Tensor:
     """A [I, I] with A A^T = gram, slightly damped. SettingError for a gram that is none of `columns`."""
+    values, vectors = torch.linalg.eigh(damped(gram, columns))
+    return vectors * values.clamp_min(0).sqrt()
+
+
+def damped(gram: Tensor, columns: int) -> Tensor:
+    """The gram over its mean, in float64, with a little of the identity; the identity if it is zero.
+    SettingError for a gram that is none of `columns`."""
     if gram.shape != (columns, columns) or not bool(torch.isfinite(gram).all()):
         raise SettingError(
             f"gram: it has shape {list(gram.shape)} or is not finite, but it is E[x x^T] of the inputs, "
@@ -98,8 +105,7 @@ def root_of(gram: Tensor, columns: int) -> Tensor:
     mean = float(c.diagonal().mean())
     c = c / mean if mean > 0 else torch.zeros_like(c)
     c.diagonal().add_(DAMP if mean > 0 else 1.0)
-    values, vectors = torch.linalg.eigh(c)
-    return vectors * values.clamp_min(0).sqrt()
+    return c
 
 
 def _check(who: str, w: Tensor, rank: int) -> None:

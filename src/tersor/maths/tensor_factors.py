@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tersor.errors import SettingError
-from tersor.maths.ranks import root_of, svd_factors, whitened_factors
+from tersor.maths.ranks import damped, root_of, svd_factors, whitened_factors
 
 ROUNDS = 100  # of alternating least squares, at most
 STILL = 1e-5  # relative gain of a round below which it ends
@@ -41,7 +41,7 @@ def tucker_factors(
     check(w, ins, w.shape[1])
     o, i, k = w.shape
     w64 = w.detach().double()
-    moment = None if gram is None else gram.detach().double()
+    moment = None if gram is None else damped(gram, i * k)
     by_input = None if moment is None else root_of(channels(moment, i, k), i)
     left, core, right = w64, w64, w64
     kept = w64
@@ -53,10 +53,7 @@ def tucker_factors(
             left, core = svd_factors(flat @ wide.T, min(outs, ins * k))
         else:
             inner = wide @ moment @ wide.T
-            scale = float(inner.diagonal().mean()) or 1.0
-            best = torch.linalg.solve(
-                inner + 1e-9 * scale * torch.eye(len(inner), dtype=torch.float64), wide @ moment @ flat.T
-            ).T
+            best = torch.linalg.solve(inner, wide @ moment @ flat.T).T
             left, core = whitened_factors(best, inner, min(outs, ins * k))
         basis = torch.linalg.qr(left).Q
         kept = (basis.T @ flat).reshape(-1, i, k)

@@ -1,40 +1,46 @@
-"""Factorize: store a weight as the product of two thin factors.
+"""Factorize: store a weight as a product of thin factors, or make a layer of each factor.
 
-w [O, I] ~ left [O, R] right [R, I]      truncated SVD (Denton 2014)
-whitened  least error on the layer's own inputs, E|(w - left right) x|^2, from the second moment of x on
-          calibration batches (SVD-LLM 2024)
-stored    R * (O + I) numbers instead of O * I. If that is not fewer, the layer is left alone, with a note.
-          A lost mask is noted too
+factors   by SVD, Tucker-2, CP or spatial: factor_ranks.py. With calibration batches, SVD and Tucker have the
+          least error on the layer's own inputs, E|(w - w') x|^2 (SVD-LLM 2024)
+stored    fewer numbers; if a product does not have fewer, the layer is left alone, with a note
+layers    each factor becomes a layer of its own: fewer operations too. Proved to compute what products do
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
+from tersor.core.step import Needs
 from tersor.core.view import View
-from tersor.errors import SettingError
-from tersor.forms import Dense, LowRank, uncoded
-from tersor.maths.ranks import rank_for_energy, rank_for_keep, svd_factors, whitened_factors
+from tersor.errors import RefusedError, SettingError, SiteError
+from tersor.forms import Dense, uncoded
+from tersor.model.changes import Replace
 from tersor.model.sites import Site
 from tersor.record.events import Edit, Group, Note, site_group
-from tersor.setting_effects import check_effect
-from tersor.settings import check
+from tersor.setting_effects import Only, check_effect
+from tersor.settings import check, check_word
+from tersor.steps.factor_ranks import METHODS, Factored, factored, method_for, ranks_for
 from tersor.steps.retrain import Retrain
+from tersor.steps.same_function import ROUNDING, difference, same_function
 
 
 @dataclass(frozen=True, kw_only=True)
 class Factorize(Retrain):
-    """Store weights as low-rank products, by SVD."""
+    """Store weights as low-rank products, or make smaller layers of them: SVD, Tucker, CP, spatial."""
 
     name: ClassVar[str] = "factorize"
+    only: ClassVar[Only] = {"method": {"layers": (True,)}}
     keep: float | None = None  # share of the parameters kept; 0.5 if neither rank nor energy is given
     rank: int | None = None  # or the rank itself
     energy: float | None = None  # or the share of squared singular values kept
+    multiple: int = 1  # ranks are a multiple of this, where there are as many: 8 or 16 suit kernels
     whiten: bool = True  # weigh errors by the layer's inputs, if the task has calibration batches
+    layers: bool = False  # each factor becomes a layer: fewer operations, not only fewer numbers
+    method: str = "svd"  # of kernels, with layers: "svd", "tucker", "cp" or "spatial"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,48 +57,109 @@ class Factorize(Retrain):
         )
         check(self.rank is None or self.rank >= 1, self, "rank", "it is a count: 1 or more")
         check(self.energy is None or 0 < self.energy <= 1, self, "energy", "it is a share: 0 < energy <= 1")
+        check(self.multiple >= 1, self, "multiple", "it is a rank: 1 or more")
+        check_word(self, "method", METHODS)
         check_effect(self)
 
+    @property
+    def needs(self) -> Needs:
+        return super().needs | (Needs.MODEL | Needs.TASK | Needs.WHOLE if self.layers else Needs.NOTHING)
+
     def run(self, view: View) -> Iterator[Group]:
+        if self.layers:
+            yield from self.as_layers(view)
+            return
         if self.epochs == 0:
             for site in view.each(self.where):
-                yield site_group(site.name, *self.factored(view, site))
+                yield site_group(site.name, *self.events(view, site)[0])
             return
-        made = [event for site in view.weights(self.where) for event in self.factored(view, site)]
+        made = [event for site in view.weights(self.where) for event in self.events(view, site)[0]]
         _, events = self.retrained(view, {event.site: event for event in made if isinstance(event, Edit)})
         yield Group("all", (*events, *(event for event in made if isinstance(event, Note))))
 
-    def factored(self, view: View, site: Site) -> tuple[Edit | Note, ...]:
-        """One site's events: an edit with a note, or a note with the reason for leaving it alone."""
+    def events(self, view: View, site: Site) -> tuple[tuple[Note] | tuple[Edit, Note], Factored | None]:
+        """One site's events, an edit with a note, or a note with the reason for leaving it alone; and the
+        product."""
         form = view.form(site)
         w = form.decode().float()
         if w.ndim < 2 or w.numel() == 0:
-            return (Note(site.name, "skipped", f"shape {list(w.shape)} cannot be factorized as a matrix"),)
-        rows = w.flatten(1)  # [O, I]; in a transposed convolution the rows are inputs, which works as well
-        rank = self.rank_for(rows)
-        outs, ins = rows.shape
-        if rank * (outs + ins) >= outs * ins:
-            why = f"rank {rank} stores {rank * (outs + ins)} numbers, the weight {outs * ins}"
-            return (Note(site.name, "skipped", why),)
-        gram = None
-        if self.whiten and view.maybe_task is not None and view.maybe_task.calibrate is not None:
-            gram = view.gram(site)
-        if gram is not None and site.axis:  # [I, O]: the inputs are the rows here
-            right, left = (factor.T for factor in whitened_factors(rows.T, gram, rank))
-        else:
-            left, right = svd_factors(rows, rank) if gram is None else whitened_factors(rows, gram, rank)
-        after = LowRank(Dense(left.contiguous()), Dense(right.reshape(rank, *w.shape[1:]).contiguous()))
+            return skipped(site, f"shape {list(w.shape)} cannot be factorized as a matrix"), None
+        method = method_for(self.method, w)
+        ranks = ranks_for(self, method, w)
+        made = factored(method, w, ranks, self.gram(view, site), bool(site.axis))
+        if made.stored >= w.numel():
+            rank = "ranks" if len(ranks) > 1 else "rank"
+            numbers = f"{rank} {' and '.join(map(str, ranks))} stores {made.stored} numbers"
+            return skipped(site, f"{numbers}, the weight {w.numel()}"), None
         how = "refine" if isinstance(uncoded(form), Dense) else "absorb"
-        text = f"rank {rank} of {min(outs, ins)}, {'plain' if gram is None else 'whitened'} SVD"
         lost = int((w == 0).sum()) if any(node.mask for _, node in form.walk()) else 0
+        text = made.text
         text += f"; {lost} zeros of its mask are lost, since a product keeps none" if lost else ""
-        data = {"rank": rank, "whitened": gram is not None} | ({"lost": lost} if lost else {})
+        data = {"rank": ranks[0], "whitened": "whitened" in made.text} | ({"lost": lost} if lost else {})
         note = Note(site.name, "done", text, data)
-        return (Edit(site.name, form, after, how), note)
+        return (Edit(site.name, form, made.form, how), note), made
 
-    def rank_for(self, rows: Tensor) -> int:
-        if self.rank is not None:
-            return self.rank
-        if self.energy is not None:
-            return rank_for_energy(rows, self.energy)
-        return rank_for_keep(rows.shape[0], rows.shape[1], 0.5 if self.keep is None else self.keep)
+    def gram(self, view: View, site: Site) -> Tensor | None:
+        if not self.whiten or view.maybe_task is None or view.maybe_task.calibrate is None:
+            return None
+        return view.gram(site)
+
+    # Each factor as a layer
+
+    def as_layers(self, view: View) -> Iterator[Group]:
+        """Products in place of the weights, then layers in place of the products; then they train."""
+        notes, splits = list[Note](), dict[str, Split]()
+        for site in view.weights(self.where):
+            if not site.is_weight:
+                continue
+            found, made = self.events(view, site)
+            edits = [event for event in found if isinstance(event, Edit)]
+            if made is None or not edits:
+                notes += [event for event in found if isinstance(event, Note)]
+            else:
+                splits[site.name] = Split(edits[0], Replace(site.layer, made.stock, made.settings), found[-1])
+        if why_not(view, splits.values()):
+            for name, split in list(splits.items()):
+                if why := why_not(view, [split]):
+                    notes += skipped(view.sites[name], f"it stays one layer: {why}")
+                    del splits[name]
+        told = [split.note for split in splits.values()]
+        products = Group("products", (*(split.edit for split in splits.values()), *told, *notes))
+        yield products
+        if not splits:
+            return
+        layers = Group("layers", tuple(split.change for split in splits.values()), "same")
+        now, moved = yield from same_function(view.after(products), layers, "a layer for each factor")
+        if now is None:
+            why = view.refused.get(layers.key, f"outputs move by {moved:.1g} of the largest")
+            raise RefusedError(f"factorize: {why}. Leave layers out with where='*,!NAME'")
+        if self.epochs:
+            forms, facts = now.train(self.plan(), text=self.name)
+            trained = Note("", "trained", f"{self.epochs:g} epochs", facts)
+            yield Group(
+                "trained", (*now.edits(forms), *self.trained_with(now, forms), trained, *self.stayed(now))
+            )
+
+
+class Split(NamedTuple):
+    """A layer that becomes several: its weight as a product, then the layer."""
+
+    edit: Edit
+    change: Replace
+    note: Note | Edit
+
+
+def why_not(view: View, splits: Iterable[Split]) -> str:
+    """Why the model would not compute the same with these layers split; "" if it does."""
+    splits = list(splits)
+    products = Group("products", tuple(split.edit for split in splits))
+    layers = Group("layers", tuple(split.change for split in splits), "same")
+    try:
+        moved = difference(view.after(products), layers)
+    except (RefusedError, SiteError) as error:
+        return str(error)
+    return "" if moved <= ROUNDING else f"outputs move by {moved:.1g} of the largest"
+
+
+def skipped(site: Site, why: str) -> tuple[Note]:
+    return (Note(site.name, "skipped", why),)

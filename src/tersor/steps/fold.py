@@ -10,7 +10,6 @@ NaN for "depends on the input" (model/nan_propagation.py). A folded net cannot t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -24,7 +23,7 @@ from tersor.core.view import View
 from tersor.encode import coded_like
 from tersor.errors import RefusedError, SettingError
 from tersor.forms import Dense, Form, uncoded
-from tersor.model.batches import MISFIT, device_of, move
+from tersor.model.batches import device_of, move
 from tersor.model.changes import Replace
 from tersor.model.channels.dead_channels import LEAST
 from tersor.model.channels.groups import Family, Groups
@@ -32,15 +31,14 @@ from tersor.model.channels.own_module import OwnModule, Plan
 from tersor.model.example import example_inputs
 from tersor.model.graph import traced
 from tersor.model.norm_pairs import NormPair, norm_pairs, spread
-from tersor.model.output_comparison import outputs
 from tersor.model.scaled_rows import multiplied, scaled
 from tersor.record.events import Cut, Edit, Event, Group, Note
 from tersor.setting_effects import Only, check_effect
 from tersor.settings import check_settings
 from tersor.steps.dead_units import Emptied, anything_empty, emptied
+from tersor.steps.same_function import same_function
 from tersor.steps.units import own_module
 
-ROUNDING = 1e-5  # of the largest output: allowed for the rounding of folded weights
 TRIES = 8  # cuts of dead units, each after more of the module's code was found to be fixed
 Yields = Generator[Group, None, View]
 
@@ -214,11 +212,7 @@ def cut_group(key: str, view: View, plan: Plan, note: Note) -> Group:
 
 
 def fold_norms(view: View, chosen: set[str], report: Report) -> Yields:
-    """Fold all norms at once; if the weights' dtype is too coarse for all, one by one.
-
-    The proof compares the smallest outputs too. Where terms cancel there, float32 is too coarse for it.
-    Such a fold is made if no output moves by more than ROUNDING of the largest.
-    """
+    """Fold all norms at once; if the weights' dtype is too coarse for all, one by one."""
     model = view.plain()
     inputs = move(example_inputs(view.task, model), device_of(model))
     with needing_a_graph():
@@ -234,15 +228,9 @@ def fold_norms(view: View, chosen: set[str], report: Report) -> Yields:
             fits.append(pair)
     groups = [("norms", fits)] if fits else []
     for key, some in groups:
-        group = norm_group(key, now, some)
-        yield group
-        if group.key in view.refused and (rounding := difference(now, group)) <= ROUNDING:
-            text = f"{key}: folded; outputs move by {rounding:.1g} of the largest, as by float rounding"
-            group = replace(group, key=f"{key}, rounded", proof="runs")
-            group = replace(group, events=(*group.events, Note("", "rounded", text, {"relative": rounding})))
-            yield group
-        if group.key not in view.refused:
-            now, report.norms = now.after(group), report.norms + len(some)
+        after, rounding = yield from same_function(now, norm_group(key, now, some), f"{key}: folded")
+        if after is not None:
+            now, report.norms = after, report.norms + len(some)
             report.told |= {pair.weight for pair in some}
         elif len(some) > 1:
             groups += [(f"norm {pair.norm}", [pair]) for pair in some]
@@ -291,14 +279,3 @@ def scaled_weight(view: View, pair: NormPair) -> Form | None:
     else:
         after = scaled(plain, pair.factor, site.axis)
     return None if after is None else coded_like(after, form)
-
-
-def difference(view: View, group: Group) -> float:
-    """How far a group moves the outputs for calibration batches, relative to the largest, in float64."""
-    try:
-        was, now = (outputs(each.plain(), view.task, "double") for each in (view, view.after(group)))
-    except MISFIT:  # its forward uses a fixed dtype
-        return math.inf
-    largest = max((float(x.abs().max()) for x in was if x.numel()), default=0.0)
-    apart = max((float((x - y).abs().max()) for x, y in zip(was, now, strict=True) if x.numel()), default=0.0)
-    return apart / largest if largest else math.inf

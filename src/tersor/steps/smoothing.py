@@ -9,7 +9,6 @@ are left alone. Cost: one or two passes over the calibration batches.
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +21,7 @@ from tersor.model.integer_edges import IntegerLayer
 from tersor.model.observe import Range, values_of
 from tersor.model.scaled_inputs import LINEAR
 from tersor.record.events import Edit, Event, Group, Note
-from tersor.steps.fold import ROUNDING, difference
+from tersor.steps.same_function import same_function
 
 WORTH = 0.7  # of the noise: less must be left, or a layer is not worth another multiplication
 
@@ -53,13 +52,8 @@ def smoothed(
         return view
     text = f"{len(gains)} layers multiply their inputs, so that outliers need no coarser steps"
     group = Group("smoothed", (*events, Note("", "smoothed", text, {"noise": gains})))
-    yield group
-    if group.key in view.refused and (moved := difference(view, group)) <= ROUNDING:
-        text = f"smoothed; outputs move by {moved:.1g} of the largest, as by float rounding"
-        note = Note("", "rounded", text, {"relative": moved})
-        group = replace(group, key="smoothed, rounded", proof="runs", events=(*group.events, note))
-        yield group
-    return view if group.key in view.refused else view.after(group)
+    after, _ = yield from same_function(view, group, "smoothed")
+    return view if after is None else after
 
 
 def fitting(view: View, layers: list[IntegerLayer]) -> list[IntegerLayer]:

@@ -1,0 +1,136 @@
+"""Factor ranks: the products that a weight may be stored as, their ranks, and the factors.
+
+svd      w [O, I] ~ left [O, R] right [R, I], I with the kernel's positions                 Denton 2014
+tucker   left [O, R], core [R, S, K], right [S, I]      a kernel of K positions             Kim 2016
+cp       left [O, R], kernel [R, K], right [R, I]                                           Lebedev 2015
+spatial  columns [O, R, W], rows [R, I, H]              a kernel of H x W positions         Jaderberg 2014
+A kernel of one position, and a weight without a kernel, have only the first. Each returns the weight that the
+factors stand for as a form from which model/convolution_factors.py finds them again.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from tersor.forms import Dense, Form, LowRank
+from tersor.maths.ranks import rank_for_energy, rank_for_keep, svd_factors, whitened_factors
+from tersor.maths.tensor_factors import cp_factors, tucker_factors
+
+METHODS = ("svd", "tucker", "cp", "spatial")
+
+
+class Factored(NamedTuple):
+    """A weight as a product."""
+
+    form: Form
+    text: str  # the ranks
+    stored: int  # numbers in the factors
+    stock: str  # what the layer becomes if each factor is a layer: a key of model/stock.py
+    settings: dict[str, int]
+
+
+def method_for(method: str, w: Tensor) -> str:
+    """The method, or "svd" where it does not differ from it."""
+    kernel = w.shape[2:]
+    if math.prod(kernel) == 1 or method == "spatial" and (len(kernel) != 2 or 1 in kernel):
+        return "svd"
+    return method
+
+
+def ranks_for(step: Any, method: str, w: Tensor) -> tuple[int, ...]:
+    """The ranks by the step's rank, energy or keep; for tucker of the outputs and of the inputs."""
+    o, i = w.shape[:2]
+    k = math.prod(w.shape[2:])
+    share = 0.5 if step.keep is None else step.keep
+    if method == "svd":
+        return (aligned(step, one_rank(step, w.flatten(1)), min(o, i * k)),)
+    if method == "spatial":
+        h, wide = w.shape[2:]
+        return (aligned(step, one_rank(step, as_columns(w)), min(o * wide, i * h)),)
+    if method == "cp":
+        # Of a CP no energy is known beforehand: that of the matrix is a lower bound of its rank.
+        by_share = max(1, int(share * o * i * k / (o + i + k)))
+        rank = one_rank(step, w.flatten(1)) if step.energy is not None else step.rank or by_share
+        return (aligned(step, rank, max(1, o * i * k // (o + i + k))),)
+    if step.rank is not None:
+        found = step.rank, step.rank
+    elif step.energy is not None:
+        found = (
+            rank_for_energy(w.flatten(1), step.energy),
+            rank_for_energy(w.transpose(0, 1).flatten(1), step.energy),
+        )
+    else:
+        part = tucker_part(o, i, k, share)
+        found = max(1, int(part * o)), max(1, int(part * i))
+    ins = aligned(step, found[1], i)
+    return aligned(step, found[0], min(o, ins * k)), ins
+
+
+def one_rank(step: Any, rows: Tensor) -> int:
+    if step.rank is not None:
+        return int(step.rank)
+    if step.energy is not None:
+        return rank_for_energy(rows, step.energy)
+    return rank_for_keep(rows.shape[0], rows.shape[1], 0.5 if step.keep is None else step.keep)
+
+
+def aligned(step: Any, rank: int, most: int) -> int:
+    """The nearest lower multiple that the step asks for, or the most there is."""
+    rank = rank // step.multiple * step.multiple or step.multiple
+    return max(1, min(rank, most))
+
+
+def tucker_part(o: int, i: int, k: int, share: float) -> float:
+    """p, so that ranks p O and p I keep this share: O^2 p + O I K p^2 + I^2 p = share O I K."""
+    a, b, c = o * i * k, o * o + i * i, -share * o * i * k
+    return min(1.0, (-b + math.sqrt(b * b - 4 * a * c)) / (2 * a))
+
+
+def as_columns(w: Tensor) -> Tensor:
+    """[(O, W), (I, H)] of a weight [O, I, H, W]."""
+    o, i, h, wide = w.shape
+    return w.permute(0, 3, 1, 2).reshape(o * wide, i * h)
+
+
+def factored(method: str, w: Tensor, ranks: tuple[int, ...], gram: Tensor | None, turned: bool) -> Factored:
+    """The product of these ranks. `gram`: second moment of the layer's inputs. `turned`: these are axis 0 of
+    the weight."""
+    o, i, *kernel = w.shape
+    rank, k = ranks[0], math.prod(kernel)
+    plain = "plain" if gram is None or method in ("cp", "spatial") else "whitened"
+    if method == "svd":
+        rows = w.flatten(1)
+        if gram is not None and turned:
+            right, left = (factor.T for factor in whitened_factors(rows.T, gram, rank))
+        else:
+            left, right = svd_factors(rows, rank) if gram is None else whitened_factors(rows, gram, rank)
+        form = product(left, right.reshape(rank, *w.shape[1:]))
+        text = f"rank {rank} of {min(rows.shape)}, {plain} SVD"
+        return Factored(form, text, rank * sum(rows.shape), "product", {"layers": 2})
+    if method == "tucker":
+        left, core, inputs = tucker_factors(w.flatten(2), ranks[0], ranks[1], gram)
+        right = torch.einsum("rsk,si->rik", core.double(), inputs.double()).to(w.dtype)
+        form = product(left, right.reshape(-1, i, *kernel))
+        rank = left.shape[1]
+        text = f"ranks {rank} of {o} outputs and {ranks[1]} of {i} inputs, {plain} Tucker-2"
+        return Factored(
+            form, text, o * rank + rank * ranks[1] * k + ranks[1] * i, "tucker", {"rank": ranks[1]}
+        )
+    if method == "cp":
+        cp = cp_factors(w.flatten(2), rank)
+        right = torch.einsum("ri,rk->rik", cp.right.double(), cp.kernel.double()).to(w.dtype)
+        form = product(cp.left, right.reshape(rank, i, *kernel))
+        return Factored(form, f"rank {rank}, CP", rank * (o + i + k), "cp", {"rank": rank})
+    h, wide = kernel
+    left, right = svd_factors(as_columns(w), rank)
+    near = (left.double() @ right.double()).to(w.dtype).reshape(o, wide, i, h).permute(0, 2, 3, 1)
+    text = f"rank {rank} of {min(o * wide, i * h)}, {h} x 1 and 1 x {wide}"
+    return Factored(Dense(near.contiguous()), text, rank * (o * wide + i * h), "spatial", {"rank": rank})
+
+
+def product(left: Tensor, right: Tensor) -> LowRank:
+    return LowRank(Dense(left.contiguous()), Dense(right.contiguous()))

@@ -1,0 +1,240 @@
+"""Factors as layers: fewer numbers and operations, the function of the product, and what stays one layer."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import Tiny, tiny
+from torch import Tensor, nn
+
+import tersor
+from tersor.core.run import run
+from tersor.core.state import State
+from tersor.errors import RefusedError, SettingError
+from tersor.model.task import Task
+from tersor.steps import Entropy, Export, Factorize, Finetune, Measure, Quantize, Slim
+
+METHODS = ("svd", "tucker", "cp", "spatial")
+
+
+class Net(nn.Module):
+    """Kernels of several shapes, a stride, a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 16, 3, padding=1)
+        self.norm = nn.BatchNorm2d(16)
+        self.wide = nn.Conv2d(16, 24, (3, 5), stride=(2, 1), padding=(1, 2), bias=False)
+        self.deep = nn.Conv2d(24, 24, 3, padding=1, groups=24)
+        self.point, self.head = nn.Conv2d(24, 32, 1), nn.Linear(32, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.first(x)).relu()
+        return self.head(self.point(self.deep(self.wide(x).relu())).relu().mean((2, 3)))
+
+
+def net() -> Net:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        return Net().eval()
+
+
+def task() -> Task:
+    rng = torch.Generator().manual_seed(3)
+    batches = [
+        (torch.randn(8, 3, 10, 10, generator=rng), torch.randint(10, (8,), generator=rng)) for _ in range(3)
+    ]
+    return Task("random", train=batches, calibrate=batches, evaluate=batches)
+
+
+def x() -> Tensor:
+    return torch.randn(4, 3, 10, 10, generator=torch.Generator().manual_seed(9))
+
+
+def products(model: nn.Module, step: Factorize, on: Task) -> nn.Module:
+    """The model with the products that the layers are made of as its weights, without layers of their own."""
+    result = run(model, step, on)
+    twin = copy.deepcopy(model)
+    for site, form in products_of(result).items():
+        twin.get_parameter(site).data = form
+    return twin
+
+
+def products_of(result: State) -> dict[str, Tensor]:
+    """{site: the kernel that its convolutions compute}, by feeding them unit impulses of their channels."""
+    found = {}
+    model = result.model()
+    for entry in result.ledger.notes("done"):
+        layers = model.get_submodule(entry.site.removesuffix(".weight"))
+        assert isinstance(layers, nn.Sequential)
+        whole: Tensor | None = None
+        for layer in layers:  # all strides and paddings are left out: kernels are multiplied
+            w = layer.weight.detach().double()
+            if w.ndim > 2 and layer.groups > 1:
+                w = torch.stack(
+                    [torch.eye(len(w)).double()[:, r][:, None, None] * w[r, 0] for r in range(len(w))], 1
+                )
+            if whole is None:
+                whole = w
+            elif w.ndim == 2:
+                whole = w @ whole
+            else:  # [O, R, a, b] after [R, I, c, d]: one is 1 x 1, or one is a column and one a row
+                whole = torch.einsum("orab,ricd->oiacbd", w, whole)
+                o, i, a, c, b, d = whole.shape
+                assert 1 in (a, c)
+                assert 1 in (b, d)
+                whole = whole.reshape(o, i, a * c, b * d)
+        assert whole is not None
+        found[entry.site] = whole.float()
+    return found
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "settings", [{"keep": 0.4}, {"rank": 4}, {"energy": 0.8}, {"keep": 0.6, "multiple": 4}]
+)
+def test_the_layers_compute_the_product(method: str, settings: dict[str, Any]) -> None:
+    model, on = net(), task()
+    step = Factorize(layers=True, method=method, **settings)
+    result = run(model, step, on)
+    split, twin = result.model().eval(), products(model, step, on)
+    assert {"wide.weight", "head.weight"} <= set(products_of(result)) or "energy" in settings
+    with torch.no_grad():
+        torch.testing.assert_close(split(x()), twin.eval()(x()), rtol=1e-4, atol=1e-5)
+    noted = {entry.site: entry.data["rank"] for entry in result.ledger.notes("done")}
+    assert all(rank % 4 == 0 for rank in noted.values()) or settings.get("multiple") is None
+    count = sum(p.numel() for p in split.parameters())
+    assert count < sum(p.numel() for p in model.parameters())
+    reasons = {entry.site: entry.text for entry in result.ledger.notes("skipped")}
+    assert "it has 24 groups" in reasons["deep.weight"] or "stores" in reasons["deep.weight"]
+    assert type(split.deep) is nn.Conv2d
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_half_the_parameters_are_kept(method: str) -> None:
+    result = run(
+        net(), Factorize(keep=0.5, layers=True, method=method, where="wide.weight,head.weight"), task()
+    )
+    for layer, before in (("wide", 16 * 24 * 15), ("head", 320)):
+        now = sum(
+            p.numel()
+            for name, p in result.model().get_submodule(layer).named_parameters()
+            if "weight" in name
+        )
+        assert 0.35 * before < now <= 0.5 * before
+
+
+def test_more_of_the_weight_is_kept_with_more_parameters() -> None:
+    """And Tucker's and SVD's error of the outputs is less with the inputs' moment than without it."""
+    on, model = task(), net()
+
+    def lost(**settings: Any) -> float:
+        split = run(model, Factorize(layers=True, where="wide.weight", **settings), on).model().eval()
+        gap = batch = 0.0
+        with torch.no_grad():
+            for images, _ in on.batches("calibrate"):
+                inside = model.norm(model.first(images)).relu()
+                gap += float((split.wide(inside) - model.wide(inside)).square().sum())
+                batch += 1
+        return gap
+
+    for method in METHODS:
+        errors = [lost(method=method, keep=keep) for keep in (0.2, 0.4, 0.8)]
+        assert errors == sorted(errors, reverse=True)
+        if method in ("svd", "tucker"):
+            assert lost(method=method, keep=0.4) < lost(method=method, keep=0.4, whiten=False)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_file_trains_exports_and_goes_back(method: str, tmp_path: Path) -> None:
+    on, step = task(), Factorize(keep=0.5, layers=True, method=method)
+    result = run(net(), [step, Finetune(epochs=1), Quantize(bits=8), Entropy(), Measure()], on)
+    tersor.save(result, tmp_path / "m.tersor")
+    loaded = tersor.load(tmp_path / "m.tersor").model(net()).eval()
+    with torch.no_grad():
+        assert torch.equal(loaded(x()), result.model().eval()(x()))
+    assert isinstance(loaded.wide, nn.Sequential)
+    run(net(), [step, Export(to="onnxruntime")], on, out=tmp_path)
+    assert (tmp_path / "model.onnx").is_file()
+
+
+def test_slim_cuts_what_factorize_made() -> None:
+    on = task()
+    split = run(net(), Factorize(keep=0.6, layers=True, method="tucker"), on)
+    slim = run(split, Slim(keep=0.6, of="parameters", unmet="nearest"), on)
+    before, after = (sum(p.numel() for p in one.model().parameters()) for one in (split, slim))
+    assert after < before
+    slim.model()(x())
+
+
+def test_epochs_train_the_layers() -> None:
+    on = task()
+    step = Factorize(keep=0.3, layers=True, method="tucker", epochs=4, lr=0.01)
+    trained, cut = run(net(), step, on), run(net(), Factorize(keep=0.3, layers=True, method="tucker"), on)
+    assert {n: tuple(v.shape) for n, v in trained.state_dict().items()} == {
+        n: tuple(v.shape) for n, v in cut.state_dict().items()
+    }
+
+    def loss(state: State) -> float:
+        model = state.model().eval()
+        with torch.no_grad():
+            return sum(float(nn.functional.cross_entropy(model(a), b)) for a, b in on.batches("train"))
+
+    assert loss(trained) < loss(cut)
+
+
+def apart(output: Tensor, target: Tensor) -> Tensor:
+    return (output - target).square().flatten(1).mean(1)
+
+
+class Own(nn.Module):
+    """Its code reads one weight itself, ties two, and has an attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read, self.called = nn.Linear(12, 12), nn.Linear(12, 12)
+        self.one, self.two = nn.Linear(12, 12, bias=False), nn.Linear(12, 12, bias=False)
+        self.two.weight = self.one.weight
+        self.multi = nn.MultiheadAttention(12, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.linear(x, self.read.weight) + self.called(x)
+        return self.multi(self.two(self.one(x)), x, x, need_weights=False)[0]
+
+
+def test_what_cannot_be_split_stays_whole_and_is_named() -> None:
+    torch.manual_seed(0)
+    rng = torch.Generator().manual_seed(3)
+    batches = [(torch.randn(4, 5, 12, generator=rng), torch.zeros(4, 5, 12)) for _ in range(2)]
+    on = Task("own", evaluate=batches, calibrate=batches, loss=nn.functional.mse_loss, metric=apart)
+    model = Own().eval()
+    result = run(model, Factorize(rank=3, layers=True), on)
+    reasons = {entry.site: entry.text for entry in result.ledger.notes("skipped")}
+    assert {"read.weight", "one.weight", "multi.in_proj_weight", "multi.out_proj.weight"} <= set(reasons)
+    assert all("it stays one layer: " in reasons[name] for name in ("read.weight", "one.weight"))
+    assert [entry.site for entry in result.ledger.notes("done")] == ["called.weight"]
+    after = result.model()
+    for name, value in model.state_dict().items():
+        if not name.startswith("called.weight") and "called" not in name:
+            assert torch.equal(after.state_dict()[name], value)
+    assert isinstance(after.called, nn.Sequential)
+
+
+def test_transposed_convolutions_and_tables_have_products() -> None:
+    t: Tiny = tiny("mixed")
+    result = run(t.model, Factorize(rank=1, layers=True, method="tucker"), t.task)
+    assert list(result.ledger.notes("done"))
+    result.model()
+
+
+def test_bad_settings() -> None:
+    with pytest.raises(SettingError, match="method='tucker' has no effect if layers=False"):
+        Factorize(method="tucker")
+    with pytest.raises(SettingError, match="method='tuker'"):
+        Factorize(method="tuker", layers=True)
+    with pytest.raises(SettingError, match="multiple=0"):
+        Factorize(multiple=0)
+    with pytest.raises(RefusedError, match="task"):
+        run(net(), Factorize(layers=True))
