@@ -27,7 +27,7 @@ OTHER: dict[str, Any] = {
     "coder": "huffman", "threads": 2, "batch": 2, "latency": True, "runtime": "openvino", "vectors": False,
     "activations": 8, "smooth": False, "rounding": "gptq",
     "activation_range": "percentile", "activation_percentile": 80.0,
-    "allowed": "2,4", "mean_bits": 2.0,
+    "allowed": "2,4", "mean_bits": 2.0, "multiple": 3, "layers": True, "method": "tucker",
 }  # fmt: skip
 ELSE = {word: {"per": "channel"} for word in ("prune", "cluster", "rdoq", "penalize")} | {
     "rdoq": {"per": "channel", "nbytes": 3000},
