@@ -26,6 +26,7 @@ BENCHES = {
     "rounding": True,
     "recipes": True,
     "lowrank": False,
+    "factors": True,
     "coders": False,
     "bytes": True,
     "memory": False,

@@ -1,0 +1,64 @@
+"""Factors: convolutions as two or three smaller ones, by four products, at half the parameters.
+
+For each of SVD, Tucker-2, CP and spatial factors (factorize layers=true keep=0.5): accuracy on all test images
+before tuning, after EPOCHS epochs with the network as its own teacher, parameters, and time in ONNX Runtime on
+one thread, both networks in turn. Weighted by inputs where the method can be; the plain form is beside it. The
+scored weights are read back from the file.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+from job import lost, main, read_back
+from networks import load, parameters, percent, task
+from table import Row
+
+from tersor.core.run import run
+from tersor.core.state import State
+from tersor.steps import Distill, Factorize, Measure
+
+EPOCHS, RATE, CALIBRATE = 2.0, 0.002, 1000
+WAYS = {
+    "plain svd": {"method": "svd", "whiten": False},
+    "svd": {"method": "svd"},
+    "plain tucker": {"method": "tucker", "whiten": False},
+    "tucker": {"method": "tucker"},
+    "cp": {"method": "cp"},
+    "spatial": {"method": "spatial"},
+}
+TUNED = ("svd", "tucker", "cp", "spatial")
+
+
+def measure(name: str) -> Iterator[Row]:
+    net, on = load(name), task(calibrate=CALIBRATE)
+    given = on.scores(net)
+    yield row(name, "fp32, accuracy", percent(given), "%")
+    for way, settings in WAYS.items():
+        cut = run(net, Factorize(keep=0.5, layers=True, **settings), on)
+        model, _ = read_back(cut, name)
+        yield row(name, f"{way}, not tuned, accuracy", percent(on.scores(model)), "%")
+        if way not in TUNED:
+            continue
+        share = 100 * parameters(model) / parameters(net)
+        yield row(name, f"{way}, share of the parameters", round(share, 1), "%")
+        tuned = run(cut, [Distill(epochs=EPOCHS, lr=RATE), Measure(latency=True)], on)
+        fall, note = lost(given, on.scores(read_back(tuned, name)[0]))
+        yield row(name, f"{way}, {EPOCHS:g} epochs, drop", round(fall.amount, 2), "points", note=note)
+        times, note = speed(tuned)
+        yield row(name, f"{way}, times as fast, ONNX Runtime, batch 1", round(times, 2), "x", note=note)
+
+
+def speed(result: State) -> tuple[float, str]:
+    data = next(entry.data for entry in result.ledger.notes("latency"))
+    middle, low, high = data["ratio"]
+    return middle, f"95 % interval {low:.2f} to {high:.2f}, one thread"
+
+
+def row(name: str, what: str, value: float, unit: str, *, note: str = "") -> Row:
+    return Row("factors", name, what, value, unit, note=note)
+
+
+if __name__ == "__main__":
+    sys.exit(main(__doc__, measure, ("resnet20", "vgg")))
