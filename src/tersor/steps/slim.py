@@ -23,17 +23,16 @@ from torch import nn
 from tersor.core.step import Needs
 from tersor.core.view import View
 from tersor.errors import RefusedError
-from tersor.forms import Dense, Form
 from tersor.model.changes import Replace
 from tersor.model.channels.groups import Groups
-from tersor.model.channels.reconstruct import Layer, apart, refitted, settled_norms
+from tersor.model.channels.reconstruct import Layer
 from tersor.model.frozen import Frozen
-from tersor.model.task import Task
 from tersor.record.events import Cut, Event, Group, Note
 from tersor.runtimes import check_runtime
 from tersor.runtimes.latency_table import ORT
 from tersor.setting_effects import Above, Only, check_effect
 from tersor.settings import check, check_word
+from tersor.steps.correction import corrected
 from tersor.steps.retrain import Retrain
 from tersor.steps.slim_budget import Choice, chosen, held
 from tersor.steps.unit_ranking import BY, rank
@@ -110,7 +109,7 @@ class Slim(Retrain):
                 raise RefusedError(f"slim: {view.refused[cut.key]}. Leave layers out with where='*,!NAME'")
             before, now = now, now.after(cut)
             if self.correct:
-                fixed = corrected(
+                fixed = refit_group(
                     f"corrected {number}", before, now, units.groups, choice.gone, self.still(now)
                 )
                 yield fixed
@@ -181,17 +180,7 @@ def left(units: Units, shapes: dict[str, list[int]]) -> tuple[Note, ...]:
     return tuple(notes)
 
 
-def on_which(task: Task) -> str:
-    """The batches that layers are refitted on, in words. The evaluation set should not be among them."""
-    if task.shown == "calibrate":
-        return "on calibration batches"
-    return (
-        "on evaluation batches, as the task has no others for it: scores on them are then too good. Give "
-        "Task(calibrate=...)"
-    )
-
-
-def corrected(  # noqa: PLR0917  all six come from the step
+def refit_group(  # noqa: PLR0917  all six come from the step
     key: str, before: View, now: View, groups: Groups, gone: NDArray[np.bool_], still: Frozen
 ) -> Group:
     """Edits of what reads fewer units, refitted, and of the statistics of batch norms; frozen ones stay."""
@@ -199,28 +188,4 @@ def corrected(  # noqa: PLR0917  all six come from the step
         Layer(reader.path, torch.from_numpy(np.flatnonzero(groups.kept(reader.rows, gone))), reader.norm)
         for reader in readers_of(groups, now) if not groups.kept(reader.columns, gone).all()
     ]  # fmt: skip
-    plain = [
-        layer for layer in layers
-        if isinstance(now.form(f"{layer.path}.weight"), Dense) and f"{layer.path}.weight" not in still.tensors
-    ]  # fmt: skip
-    given, after = before.plain(), now.plain()
-    cut = apart(given, after, now.task)
-    values = refitted(given, after, now.task, plain, now.observer.progress)
-    error = apart(given, after, now.task)
-    settled = settled_norms(after, now.task)
-    if settled and apart(given, after, now.task) < error:  # few batches may tell less than the statistics had
-        values |= settled
-    elif error >= cut:
-        values = {}
-    forms: dict[str, Form] = {}
-    for name, value in values.items():
-        rests = name in still.tensors or name.rpartition(".")[0] in still.modules
-        if name in now.forms and isinstance(now.form(name), Dense) and not rests:
-            forms[name] = Dense(value.to("cpu", now.sites[name].torch_dtype))  # forms live there
-    forms = {name: form for name, form in forms.items() if form.digest != now.forms[name].digest}
-    text = f"{len(plain)} layers refitted to what they gave before, {on_which(now.task)}"
-    if not forms:
-        text = "refitting does not bring the outputs nearer to those before, so nothing is refitted"
-    if len(plain) < len(layers):
-        text += f"; {len(layers) - len(plain)} left: they are masked, quantized or frozen"
-    return Group(key, (*now.edits(forms), Note("", "corrected", text, {"layers": len(plain)})))
+    return corrected(key, before, now, layers, still)
