@@ -47,9 +47,8 @@ def proved(before: State, group: Group, task: Task | None, who: str) -> tuple[bo
             if not all(v.fits for v in found):
                 why = f"outputs differ by {data['differs']:.3g} of {data['largest']:.3g} from those expected"
             elif (
-                (group.proof == "zeroed" or (group.proof in ("masked", "counted") and removes(before, group)))
-                and not any(v.moved for v in found)
-            ):
+                group.proof == "zeroed" or (group.proof in ("masked", "counted") and removes(before, group))
+            ) and not any(v.moved for v in found):
                 kind, why = "void", "the proof is void: what is removed does not change the outputs"
     except (*MISFIT, RefusedError, SiteError) as error:
         why = f"the changed model does not run: {type(error).__name__}: {error}"

@@ -34,12 +34,10 @@ class Branch:
     nodes: frozenset[fx.Node]  # the operators of f
     tensors: tuple[str, ...]  # parameters and buffers that only f reads, by first name
 
-    def weights(self, model: nn.Module) -> list[str]:
-        own = dict(model.named_parameters())
-        return [name for name in self.tensors if name in own and own[name].ndim >= MATRIX]
 
-
-def branches(graph: Graph, model: nn.Module, tied: Collection[str] = ()) -> tuple[list[Branch], dict[str, str]]:
+def branches(
+    graph: Graph, model: nn.Module, tied: Collection[str] = ()
+) -> tuple[list[Branch], dict[str, str]]:
     """(the branches in the order of the graph, additions that cannot lose their term -> why). `tied`: first
     names of tensors with several names."""
     return Finder(graph, model, tied).found()

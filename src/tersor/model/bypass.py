@@ -15,15 +15,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from tersor.model.branches import Branch
+from tersor.model.branches import MATRIX, Branch
 from tersor.model.changes import Replace
 from tersor.model.graph import Graph, arguments, first, op_name, value
-from tersor.model.watch import holds_tensors
 from tersor.model.zeros import first_floating
 
 Plan = tuple[Replace, ...]
-KEEPS_SIGN = ("max_pool1d", "max_pool2d", "max_pool3d", "avg_pool2d", "adaptive_avg_pool2d", "dropout", "view",
-              "reshape", "flatten", "permute", "transpose", "contiguous", "clone", "alias")  # fmt: skip
+KEEPS_SIGN = ("max_pool1d", "max_pool2d", "max_pool3d", "avg_pool2d", "adaptive_avg_pool2d", "dropout",
+              "view", "reshape", "flatten", "permute", "transpose", "contiguous", "clone",
+              "alias")  # fmt: skip
 POSITIVE = ("relu", "relu6", "sigmoid", "softmax", "hardsigmoid")
 CLAMPS = ("relu6", "hardtanh", "clamp")  # twice is once
 SUMS = ("add", "sub", "cat", "stack")  # zero if all of their terms are
@@ -45,6 +45,7 @@ class Bypass:
         """`model`: a private copy, on which hooks are set. `run` calls it with the inputs of the graph."""
         self.graph = graph
         self.modules = dict(model.named_modules())
+        self.weights = {name for name, tensor in model.named_parameters() if tensor.ndim >= MATRIX}
         self.inside: dict[str, set[fx.Node]] = {}  # the operators that run in a module
         for node in graph.nodes:
             if node in graph.live:
@@ -75,7 +76,7 @@ class Bypass:
         """Why there is no plan."""
         large = self.largest(branch.nodes, "")
         for name in branch.tensors:
-            if not any(name.startswith(f"{path}.") for path in large):
+            if name in self.weights and not any(name.startswith(f"{path}.") for path in large):
                 return f"{name} is not read in a module that only this branch runs"
         return "no zeros can stand for what its modules return"
 
@@ -101,7 +102,11 @@ class Bypass:
             return False
         read = [used for node in inside for used in node.all_input_nodes if used in self.graph.tensors]
         names = {self.graph.tensors[used] for used in read}
-        return inside <= branch.nodes | after and names <= set(branch.tensors) and self.owns(path, branch.tensors)
+        return (
+            inside <= branch.nodes | after
+            and names <= set(branch.tensors)
+            and self.owns(path, branch.tensors)
+        )
 
     @staticmethod
     def owns(path: str, names: Collection[str]) -> bool:
@@ -113,20 +118,22 @@ class Bypass:
     # The layers of the branch
 
     def largest(self, nodes: Collection[fx.Node], above: str) -> list[str]:
-        """The outermost modules below `above` with tensors that only these operators run in."""
+        """The outermost modules below `above` with parameters that only these operators run in."""
         found: list[str] = []
         for path, module in self.modules.items():
             below = path.startswith(f"{above}.") if above else bool(path)
-            if not below or any(path.startswith(f"{other}.") for other in found) or not holds_tensors(module):
+            if not below or any(path.startswith(f"{other}.") for other in found):
                 continue
-            if path in self.inside and self.inside[path] <= set(nodes):
+            if next(module.parameters(), None) is None:
+                continue
+            if path in self.inside and all(node in nodes or returns(node) for node in self.inside[path]):
                 found.append(path)
         return found
 
     def smallest(self, nodes: Collection[fx.Node], path: str) -> list[str]:
-        """The innermost ones that hold all tensors of this module."""
+        """The innermost ones that hold all parameters of this module."""
         below = self.largest(nodes, path)
-        own = [name for name, _ in (*self.modules[path].named_parameters(), *self.modules[path].named_buffers())]
+        own = [name for name, _ in self.modules[path].named_parameters()]
         if not below or not all(any(f"{path}.{n}".startswith(f"{b}.") for b in below) for n in own):
             return [path]
         return [each for other in below for each in self.smallest(nodes, other)]
@@ -138,7 +145,9 @@ class Bypass:
         mine = [path for path in stack(self.graph, node) if path in cover]
         if mine:
             return {mine[0]}
-        found = [self.ends(used, nodes, cover) for used in node.all_input_nodes if used not in self.graph.tensors]
+        found = [
+            self.ends(used, nodes, cover) for used in node.all_input_nodes if used not in self.graph.tensors
+        ]
         if op_name(node).removesuffix("_") in SUMS:
             return set[str]().union(*found) if all(found) else set()
         return next((each for each in found if each), set())
@@ -161,12 +170,8 @@ class Bypass:
 
     def left(self, branch: Branch, plan: list[Replace | None]) -> list[str]:
         """The weights of a branch that a plan would leave in the file."""
-        paths = [change.module for change in plan if change is not None]
-        shapes = {self.graph.tensors[n]: tuple(value(n).shape) for n in self.graph.tensors}
-        return [
-            name for name in branch.tensors
-            if len(shapes[name]) > 1 and not any(name.startswith(f"{path}.") for path in paths)
-        ]  # fmt: skip
+        paths = tuple(f"{change.module}." for change in plan if change is not None)
+        return [name for name in branch.tensors if name in self.weights and not name.startswith(paths)]
 
 
 def zeros_for(path: str, call: Call, shaped: bool) -> Replace | None:
@@ -191,8 +196,15 @@ def unchanged_by(node: fx.Node, stream: fx.Node) -> bool:
     maker = op_name(stream).removesuffix("_")
     if name == "relu":
         return maker in POSITIVE
-    mine, theirs = ({k: v for k, v in arguments(n).items() if not isinstance(v, fx.Node)} for n in (node, stream))
+    mine, theirs = (
+        {k: v for k, v in arguments(n).items() if not isinstance(v, fx.Node)} for n in (node, stream)
+    )
     return name in CLAMPS and maker == name and mine == theirs
+
+
+def returns(node: fx.Node) -> bool:
+    """Whether this operator returns its argument itself: x.float() of a float."""
+    return op_name(node) == "to" and value(node).dtype is value(first(node)).dtype
 
 
 def stack(graph: Graph, node: fx.Node) -> list[str]:

@@ -1,6 +1,6 @@
 """Zeros: what stands for a layer of a removed branch: zeros, in the shape that the layer's output had.
 
-y = 0        of the shape of the first floating argument, with another size along one axis if the layer changed it
+y = 0    of the shape of the first floating argument; of another size along one axis, if the layer's was
 The call is that of any module: all other arguments are ignored. Cost: y is allocated; nothing is computed.
 """
 
@@ -25,8 +25,9 @@ class Zeros(nn.Module):
     in_proj_bias = None
 
     def __init__(self, path: str, layer: Any, axis: int = 0, size: int = 0, outputs: int = 0) -> None:
-        """`size`: along `axis`, if it is not that of the argument. `outputs`: 0 for a tensor; for a layer that
-        returns a tuple its length: the zeros come first, then None. RefusedError for impossible numbers."""
+        """`size`: along `axis`, if it is not that of the argument. `outputs`: 0 for a tensor; for a layer
+        that returns a tuple its length: the zeros come first, then None. RefusedError for impossible
+        numbers."""
         super().__init__()
         if size < 0 or not -AXES <= axis < AXES or not 0 <= outputs <= AXES:
             raise RefusedError(f"{path}: no zeros have axis={axis}, size={size}, outputs={outputs}")

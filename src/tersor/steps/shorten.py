@@ -12,7 +12,7 @@ Cost: for each removed branch one trace, and a pass over the calibration batches
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -31,13 +31,14 @@ from tersor.model.channels.own_module import close
 from tersor.model.channels.reconstruct import Layer
 from tersor.model.outputs import tensors_of
 from tersor.model.zeroed_edges import with_zeros
-from tersor.record.events import Event, Group, Note
+from tersor.record.events import Group, Note
 from tersor.setting_effects import Above, Only, check_effect
 from tersor.settings import check, check_word
 from tersor.steps.correction import corrected
 from tersor.steps.retrain import Retrain
 from tersor.steps.units import readers_of, walk_of
 
+TRIES = 4  # choices of a round's branches, each without those whose proof failed before
 OF = ("macs", "parameters", "bytes", "branches")
 NO_MODULES = "no branch ends in an addition of something computed from its other term"
 
@@ -67,28 +68,17 @@ class Shorten(Retrain):
         return super().needs | Needs.MODEL | Needs.TASK | Needs.WHOLE
 
     def run(self, view: View) -> Iterator[Group]:
-        now, found = view, Found(view, self.of)
-        work = Work({site.name for site in view.weights(self.where)}, found.cost)
+        now = view
+        work = Work({site.name for site in view.weights(self.where)}, Found(view, self.of).cost)
         for number in range(1, self.rounds + 1):
             begin, share = now, self.keep ** (number / self.rounds)
-            target, after = share * work.start, set[str]()
-            while found.cost > target and (least := self.least(begin, found, work, target)) is not None:
-                group = removed(now, *least)
-                yield group
-                if group.key in view.refused:
-                    work.left[least[0].name] = view.refused[group.key]
-                    continue
-                work.gone.append(least[0].name)
-                after |= found.after(least[0])
-                now = now.after(group)
-                found = Found(now, self.of)
-            self.met(found, work, target)
+            now, found = yield from self.cut(begin, work, share * work.start, f"cut {number}")
             if begin is now:
                 continue
             if self.correct:
                 readers = readers_of(removal(found.walk, {})[0], now)
                 layers = [
-                    Layer(r.path, torch.arange(len(r.rows)), r.norm) for r in readers if r.path in after
+                    Layer(r.path, torch.arange(len(r.rows)), r.norm) for r in readers if r.path in work.after
                 ]
                 fixed = corrected(f"corrected {number}", begin, now, layers, self.still(now))
                 yield fixed
@@ -102,12 +92,43 @@ class Shorten(Retrain):
                 now = now.after(tuned)
         yield Group("notes", (*silent(now, found, work), self.budget(found, work)))
 
+    def cut(
+        self, begin: View, work: Work, target: float, key: str
+    ) -> Generator[Group, None, tuple[View, Found]]:
+        """Remove branches until the target is reached: (the view after it, its branches). All of a round are
+        one group, with one proof; if it fails they are proved one by one."""
+        now = begin
+        for number in range(TRIES):
+            found, parts, base = Found(now, self.of), list[Group](), now
+            while found.cost > target and (least := self.least(begin, found, work, target)) is not None:
+                parts.append(removed(now, *least))
+                work.after |= found.after(least[0])
+                now = now.after(parts[-1])
+                found = Found(now, self.of)
+            if not parts:
+                break
+            whole = joined(f"{key}.{number}" if number else key, parts)
+            yield whole
+            if whole.key not in begin.refused:
+                work.gone += [part.key for part in parts]
+                break
+            now = base
+            for part in parts:
+                yield part
+                if part.key in begin.refused:
+                    work.left[part.key] = begin.refused[part.key]
+                else:
+                    work.gone.append(part.key)
+                    now = now.after(part)
+        self.met(found, work, target)
+        return now, found
+
     def least(
         self, begin: View, found: Found, work: Work, target: float
     ) -> tuple[Branch, Plan, float] | None:
-        """(the branch whose removal does the least damage for what it saves, how to remove it, the damage)."""
+        """(the branch that does the least damage for what it saves, how to remove it, the damage)."""
         free = [b for b in found.branches if b.name not in work.left and found.saves(b) > 0]
-        free = [b for b in free if set(b.weights(found.model)) <= work.chosen]
+        free = [b for b in free if found.weights(b) <= work.chosen]
         if not free:
             return None
         damage = damages(begin, found, free)
@@ -128,7 +149,7 @@ class Shorten(Retrain):
         if not work.gone and share == 1:
             raise RefusedError(f"shorten: there is no residual branch to remove: {why or NO_MODULES}")
         raise RefusedError(
-            f"shorten: {self.of}: removing every branch that may go keeps {share:.1%}, {self.keep:.1%} asked. "
+            f"shorten: {self.of}: removing all branches that may go keeps {share:.1%}, {self.keep:.1%} asked. "
             f"Give keep={min(int(100 * share) + 1, 99) / 100:g}, or unmet=nearest{f'. {why}' if why else ''}"
         )
 
@@ -149,6 +170,7 @@ class Work:
     start: float  # the cost at the beginning
     gone: list[str] = field(default_factory=list)  # names of removed branches
     left: dict[str, str] = field(default_factory=dict)  # names of branches that cannot be removed -> why
+    after: set[str] = field(default_factory=set)  # modules that run on what a removed branch was added to
 
 
 class Found:
@@ -182,6 +204,10 @@ class Found:
         if self.of == "macs":
             return sum(self.macs.get(node, 0) for node in branch.nodes) / self.samples
         return sum(self.price(name) for name in branch.tensors if name in self.view.sites)
+
+    def weights(self, branch: Branch) -> set[str]:
+        sites = self.view.sites
+        return {name for name in branch.tensors if name in sites and sites[name].is_weight}
 
     def price(self, name: str) -> float:
         site, form = self.view.sites[name], self.view.form(name)
@@ -224,7 +250,7 @@ def same(x: Tensor, y: Tensor) -> bool:
 
 
 def damages(begin: View, found: Found, free: list[Branch]) -> dict[str, float]:
-    """For each branch how far zeros in its place move the outputs from those at the beginning of the round."""
+    """For each branch how far zeros in its place move the outputs from those at the round's beginning."""
     task, edges = begin.task, set[str]()
     given, model = begin.plain(), with_zeros(found.view.plain(), edges)
     error, power = dict.fromkeys((branch.name for branch in free), 0.0), 0.0
@@ -245,23 +271,27 @@ def damages(begin: View, found: Found, free: list[Branch]) -> dict[str, float]:
 
 
 def removed(view: View, branch: Branch, plan: Plan, damage: float) -> Group:
-    """The events that remove a branch."""
+    """The events that remove a branch. The key is its name."""
     paths = tuple(f"{change.module}." for change in plan)
-    told = [
-        Note(name, "done", f"removed with the branch of {branch.name}")
-        for name in branch.tensors if name in view.sites and view.sites[name].is_weight and name.startswith(paths)
-    ]  # fmt: skip
+    names = [name for name in branch.tensors if name in view.sites and name.startswith(paths)]
+    why = f"removed with the branch of {branch.name}"
+    told = [Note(name, "done", why) for name in names if view.sites[name].is_weight]
     what = ", ".join(f"{change.module} -> {change.stock}" for change in plan)
-    facts = {"branch": branch.name, "damage": damage}
-    note = Note("", "removed", f"the branch of {branch.name}: {what}; outputs move by {damage:.2g}", facts)
-    events: list[Event] = [*plan, *told, note]
-    return Group(f"branch {branch.name}", tuple(events), "zeroed", (branch.edge,))
+    text = f"the branch of {branch.name}: {what}; outputs move by {damage:.2g}, squared, of their square"
+    note = Note("", "removed", text, {"branch": branch.name, "damage": damage})
+    return Group(branch.name, (*plan, *told, note), "zeroed", (branch.edge,))
+
+
+def joined(key: str, parts: list[Group]) -> Group:
+    """One group with one proof of all."""
+    events = [event for part in parts for event in part.events]
+    return Group(key, tuple(events), "zeroed", tuple(edge for part in parts for edge in part.zeros))
 
 
 def reasons(found: Found, work: Work) -> str:
     """Why branches stay that may not go, by name."""
-    every = {**{name: why for name, why in found.no.items()}, **work.left}
-    outside = [b.name for b in found.branches if not set(b.weights(found.model)) <= work.chosen]
+    every = {**found.no, **work.left}
+    outside = [b.name for b in found.branches if not found.weights(b) <= work.chosen]
     every |= dict.fromkeys(outside, "where leaves out some of its weights")
     return "; ".join(f"{name}: {why}" for name, why in list(every.items())[:6])
 
@@ -273,4 +303,6 @@ def silent(view: View, found: Found, work: Work) -> Iterator[Note]:
         if (branch := of.get(name)) is None:
             yield Note(name, "skipped", "it is in no residual branch that can be removed")
         else:
-            yield Note(name, "skipped", f"its branch, of {branch}, stays: {work.left.get(branch, 'the budget')}")
+            yield Note(
+                name, "skipped", f"its branch, of {branch}, stays: {work.left.get(branch, 'the budget')}"
+            )

@@ -90,8 +90,8 @@ def own_module(view: View, exact: bool) -> OwnModule:
 
 
 def walk_of(view: View) -> tuple[Walk, Inputs]:
-    """The walked graph of this view's model, and the inputs that it was traced with. RefusedError if it cannot
-    be traced."""
+    """The walked graph of this view's model, and the inputs that it was traced with. RefusedError if it
+    cannot be traced."""
     model = view.plain()
     inputs = move(example_inputs(view.task, model), device_of(model))
     few = shortened(inputs)
