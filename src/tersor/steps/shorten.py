@@ -142,19 +142,20 @@ class Shorten(Retrain):
 
     def met(self, found: Found, work: Work, target: float) -> None:
         """Refuse a budget that the branches that may go do not reach."""
-        if found.cost <= target or self.unmet == "nearest":
+        if (work.gone and found.cost <= target) or self.unmet == "nearest":
             return
-        share = found.cost / work.start
+        share = work.share(found)
         why = reasons(found, work)
-        if not work.gone and share == 1:
+        if not work.gone:
             raise RefusedError(f"shorten: there is no residual branch to remove: {why or NO_MODULES}")
+        keep = min(int(100 * share) + 1, 99) / 100
         raise RefusedError(
-            f"shorten: {self.of}: removing all branches that may go keeps {share:.1%}, {self.keep:.1%} asked. "
-            f"Give keep={min(int(100 * share) + 1, 99) / 100:g}, or unmet=nearest{f'. {why}' if why else ''}"
+            f"shorten: {self.of}: without all branches that may go {share:.1%} stays, {self.keep:.1%} asked. "
+            f"Give keep={keep:g}, or unmet=nearest{f'. {why}' if why else ''}"
         )
 
     def budget(self, found: Found, work: Work) -> Note:
-        share = found.cost / work.start
+        share = work.share(found)
         text = f"{len(work.gone)} branches removed; {self.of}: {share:.1%} kept, {self.keep:.1%} asked"
         if why := reasons(found, work):
             text += f". {why}"
@@ -171,6 +172,10 @@ class Work:
     gone: list[str] = field(default_factory=list)  # names of removed branches
     left: dict[str, str] = field(default_factory=dict)  # names of branches that cannot be removed -> why
     after: set[str] = field(default_factory=set)  # modules that run on what a removed branch was added to
+
+    def share(self, found: Found) -> float:
+        """The share of the cost that is left; a model without branches has none of them."""
+        return found.cost / self.start if self.start else 1.0
 
 
 class Found:
