@@ -1,4 +1,4 @@
-"""Shorten: branches are really gone, the rest computes what it computes with zeros in their place, set by hand;
+"""Shorten: branches are really gone, the rest computes what it computes with zeros in their place, by hand;
 the choice, the budget, refitting, files, undo, training and exports work."""
 
 import copy

@@ -4,6 +4,7 @@ units    what must be removed together, from the graph of the forward (model/cha
 choose   by importance, within families of like units; families share a budget of multiply-accumulates,
          parameters, bytes or measured latency, hit by an exact price for each unit (maths/allocation.py)
 cut      at once, or in rounds with training in between; each cut is proved against the model with zeros
+shrink   with a penalty, training first takes the units that go towards zero (slim_penalty.py)
 repair   what reads the units is refitted by least squares on calibration batches, without labels
 The model stays an instance of its own class, with smaller layers. Sources: DepGraph (Fang 2023), ZipLM
 (Kurtic 2023), Molchanov 2019.
@@ -35,9 +36,11 @@ from tersor.settings import check, check_word
 from tersor.steps.correction import corrected
 from tersor.steps.retrain import Retrain
 from tersor.steps.slim_budget import Choice, chosen, held
+from tersor.steps.slim_penalty import parts, shrunk
 from tersor.steps.unit_ranking import BY, rank
 from tersor.steps.units import Units, readers_of, units_of
 
+STRONGEST = 50.0  # penalty: exp(-50) is 0 in float32
 OF = ("macs", "parameters", "bytes", "units", "latency")
 
 
@@ -47,7 +50,8 @@ class Slim(Retrain):
 
     name: ClassVar[str] = "slim"
     only: ClassVar[Only] = {
-        "rounds": {"epochs": Above(0)},
+        **dict.fromkeys(("rounds", "penalty"), {"epochs": Above(0)}),
+        "before": {"penalty": Above(0)},
         **dict.fromkeys(("runtime", "threads", "batch"), {"of": ("latency",)}),
     }
     keep: float = 0.5  # share kept of what `of` names, 0 < keep < 1
@@ -61,6 +65,8 @@ class Slim(Retrain):
     exact: bool = True  # only units whose removal equals a zero; false: also those that a normalizer counts
     correct: bool = True  # refit what reads the units, and the statistics of batch norms, without labels
     rounds: int = 1  # cuts, with training after each, until keep is reached
+    penalty: float = 0.0  # training shrinks the units that go to exp(-penalty), before they are cut
+    before: float = 0.5  # share of `epochs` in which it does; the rest follows the cut
     unmet: str = "refuse"  # if the units that may go do not suffice: "refuse", or take the "nearest"
     runtime: str = "onnxruntime"  # that latency is measured in
     threads: int = 1  # of the runtime
@@ -74,6 +80,13 @@ class Slim(Retrain):
         check_word(self, "per", ("global", "family"))
         check(self.multiple >= 1, self, "multiple", "it is a number of units: 1 or more")
         check(self.rounds >= 1, self, "rounds", "it is a count: 1 or more")
+        check(
+            0 <= self.penalty <= STRONGEST,
+            self,
+            "penalty",
+            f"0 to {STRONGEST}: units shrink to exp(-penalty)",
+        )
+        check(0 < self.before <= 1, self, "before", "it is a share of the epochs: above 0, up to 1")
         check_word(self, "unmet", ("refuse", "nearest"))
         check(self.threads >= 1, self, "threads", "it is a count: 1 or more")
         check(self.batch >= 1, self, "batch", "it is a count of samples: 1 or more")
@@ -103,6 +116,11 @@ class Slim(Retrain):
             ranking = rank(self.by, now, units.families)
             share = self.keep ** (number / self.rounds)
             choice, start = chosen(self, units, ranking, share, start)
+            first, rest = parts(self.plan(), self.before if self.penalty else 0.0)
+            if self.penalty:
+                pulled = shrunk(now, choice.plan, first, self.penalty, f"shrunk {number}")
+                yield pulled
+                now = now.after(pulled)
             cut = cut_group(f"cut {number}", units, choice)
             yield cut
             if cut.key in view.refused:
@@ -114,15 +132,13 @@ class Slim(Retrain):
                 )
                 yield fixed
                 now = now.after(fixed)
-            if self.epochs:
-                moved, facts = now.train(
-                    self.plan(), text=f"slim {number}/{self.rounds}", key=f"slim {number}"
-                )
+            if rest.epochs:
+                moved, facts = now.train(rest, text=f"slim {number}/{self.rounds}", key=f"slim {number}")
                 tuned = Group(
                     f"tuned {number}",
                     (
                         *now.edits(moved),
-                        Note("", "trained", f"{self.epochs:g} epochs", facts),
+                        Note("", "trained", f"{rest.epochs:g} epochs", facts),
                         *self.stayed(now),
                     ),
                 )
