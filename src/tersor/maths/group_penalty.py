@@ -41,4 +41,4 @@ def penalty_of(tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor], lambd
 @torch.no_grad()
 def shrink(tensor: Tensor, mask: Tensor, lambda_: float) -> None:
     """One step of the penalty, in place."""
-    tensor.mul_(torch.where(mask, math.exp(-lambda_), 1.0).to(tensor))
+    tensor.mul_(torch.ones_like(tensor).masked_fill_(mask, math.exp(-lambda_)))
