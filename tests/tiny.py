@@ -170,9 +170,10 @@ TRAINED: dict[str, dict[str, Any]] = {
     "finetune": {"epochs": 1, "lr": 0.01},
     "distill": {"epochs": 1, "lr": 0.01, "schedule": "onecycle"},
     "slim": {"epochs": 1, "lr": 0.01, "rounds": 2, "by": "l2", "unmet": "nearest"},
+    "shorten": {"epochs": 1, "lr": 0.01, "keep": 0.5, "of": "branches", "unmet": "nearest"},
     "penalize": {"epochs": 1, "lr": 0.01, "bits": 2.0, "per": "channel", "teacher_weight": 0.0},
 }
 
 
 # Settings without which a step refuses some of the tiny models: they have too few units for a budget.
-SMALL: dict[str, dict[str, Any]] = {"slim": {"unmet": "nearest"}}
+SMALL: dict[str, dict[str, Any]] = {"slim": {"unmet": "nearest"}, "shorten": {"unmet": "nearest"}}

@@ -57,6 +57,7 @@ if TYPE_CHECKING:
         Prune,
         Quantize,
         Rdoq,
+        Shorten,
         Slim,
         read_recipe,
     )
@@ -91,7 +92,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "tersor.steps.recipe_text": ("lock",),
     "tersor.steps": (
         "STEPS", "Cluster", "Distill", "Entropy", "Export", "Factorize", "Finetune", "Fold", "Measure",
-        "Penalize", "Prune", "Quantize", "Rdoq", "Slim", "read_recipe",
+        "Penalize", "Prune", "Quantize", "Rdoq", "Shorten", "Slim", "read_recipe",
     ),
 }  # fmt: skip
 HOMES = {name: module for module, names in MODULES.items() for name in names}

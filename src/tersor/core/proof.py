@@ -2,6 +2,7 @@
 
 masked   after(x) == before(x) with zeros in the columns that read what was cut
 counted  the same, and each normalizer sees only the kept units: model/channels/counted_run.py
+zeroed   after(x) == before(x) with zeros on edges, where a residual branch ended: model/zeroed_edges.py
 same     after(x) == before(x)
 runs     after(x) runs, and returns tensors of the shapes and dtypes of before(x)
 Zeros are put where cut units are read, not where they are made: a batch norm turns a zero channel into a
@@ -24,6 +25,7 @@ from tersor.forms import Dense
 from tersor.model.channels.counted_run import CountedRun
 from tersor.model.output_comparison import Verdict, judged, shaken, zero
 from tersor.model.task import MISFIT, Task
+from tersor.model.zeroed_edges import with_zeros
 from tersor.record.events import Cut, Group, Note, Set
 
 
@@ -39,17 +41,15 @@ def proved(before: State, group: Group, task: Task | None, who: str) -> tuple[bo
             why = "not proved: a parametrization recomputes a weight that reads the cut units"
         else:
             found = [verdict_of(before, group, task, who)]
-            if all(isinstance(event, (Cut, Set, Note)) for event in group.events):
+            if group.proof == "zeroed" or all(isinstance(event, (Cut, Set, Note)) for event in group.events):
                 found.append(verdict_of(moved_at_random(before), group, task, who))
             data = {"differs": max(v.differs for v in found), "largest": found[0].largest}
             if not all(v.fits for v in found):
                 why = f"outputs differ by {data['differs']:.3g} of {data['largest']:.3g} from those expected"
             elif (
-                group.proof in ("masked", "counted")
-                and removes(before, group)
-                and not any(v.moved for v in found)
-            ):
-                kind, why = "void", "the proof is void: the cut units do not change the outputs"
+                group.proof == "zeroed" or (group.proof in ("masked", "counted") and removes(before, group))
+            ) and not any(v.moved for v in found):
+                kind, why = "void", "the proof is void: what is removed does not change the outputs"
     except (*MISFIT, RefusedError, SiteError) as error:
         why = f"the changed model does not run: {type(error).__name__}: {error}"
     if why:
@@ -64,7 +64,7 @@ def verdict_of(before: State, group: Group, task: Task, who: str) -> Verdict:
     after = apply(before, group, who)[0]
     wanted = {
         "masked": lambda: masked(before, group), "same": before.plain,
-        "counted": lambda: counted(before, group),
+        "counted": lambda: counted(before, group), "zeroed": lambda: with_zeros(before.plain(), group.zeros),
     }.get(group.proof)  # fmt: skip
     return judged(before.plain, after.plain, wanted, task)
 

@@ -112,7 +112,7 @@ def meta(form: Form, dtype: torch.dtype) -> Tensor:
 def edge_gone(change: Replace, edge: str, grid: Grid) -> bool:
     """Whether a replacement takes an edge away, so that its grid could never be calibrated again. Other grids
     become stale, except dynamic ones, which go where a layer computes differently."""
-    if edge.partition("/")[0] != change.module:
-        return False
-    remade = ("product", "attention", *FACTORS)
-    return change.stock == "identity" or (grid.scale is None and change.stock in remade)
+    path, gone = edge.partition("/")[0], change.stock in ("identity", "zeros")
+    if path != change.module:
+        return gone and path.startswith(f"{change.module}.")
+    return gone or (grid.scale is None and change.stock in ("product", "attention", *FACTORS))

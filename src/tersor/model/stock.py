@@ -8,6 +8,7 @@ tucker, cp, spatial
 attention   nn.MultiheadAttention whose head width need not be embed_dim / num_heads: attention.py
 scaled      a linear layer with a factor, of ones, for each input: scaled_inputs.py
 untie       an alias becomes a tensor of its own
+zeros       zeros of the shape of the module's output, whose sites are removed: zeros.py
 `replaced` changes the module; replaced_sites.py gives the sites that are removed and added. Both depend on
 nothing but the change, so the same change to a fresh model and a file's forms has the same result.
 """
@@ -26,6 +27,7 @@ from tersor.model import convolution_factors, product, scaled_inputs
 from tersor.model.attention import Attention
 from tersor.model.changes import Replace
 from tersor.model.sites import Site
+from tersor.model.zeros import Zeros
 
 Old = Mapping[str, tuple[Site, Form]]  # by name within the layer
 New = dict[str, tuple[Form, str]]  # name within the layer -> (form, origin: "" for a tensor that stays)
@@ -144,9 +146,20 @@ class Untie(Stock):
         return new
 
 
+class Silence(Stock):
+    takes: ClassVar[Mapping[str, type]] = {"axis": int, "size": int, "outputs": int}
+
+    def build(self, layer: Any, change: Replace) -> nn.Module:
+        now: Any = change.settings
+        return Zeros(change.module, layer, **now)
+
+    def forms(self, layer: Any, change: Replace, old: Old) -> New:
+        return {}
+
+
 STOCK: dict[str, Stock] = {
     "identity": Identity(), "bias": Bias(), "product": Product(), "attention": Heads(), "scaled": Scaled(),
-    "untie": Untie(), **{how: Factors(how) for how in convolution_factors.FACTORS},
+    "untie": Untie(), "zeros": Silence(), **{how: Factors(how) for how in convolution_factors.FACTORS},
 }  # fmt: skip
 
 

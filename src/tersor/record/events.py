@@ -18,7 +18,7 @@ from tersor.errors import SettingError, did_you_mean
 from tersor.forms import Node
 from tersor.model.changes import Replace, Set
 
-PROOFS = ("masked", "counted", "same", "runs")
+PROOFS = ("masked", "counted", "zeroed", "same", "runs")
 
 
 class Current(Node):
@@ -90,6 +90,7 @@ class Group:
     in its journal. `proof` is the check of a group that changes a module's structure:
         masked   outputs equal those before with zeros where cut units are read (default for cuts)
         counted  the same, and normalizers count only what is kept; evaluated in the traced graph
+        zeroed   outputs equal those before with zeros on the edges that `zeros` names
         same     outputs equal those before (default for sets and replacements)
         runs     outputs may change; they have the same shape and are finite
     """
@@ -97,6 +98,7 @@ class Group:
     key: str
     events: tuple[Event, ...]
     proof: str = ""
+    zeros: tuple[str, ...] = ()  # only the proof needs them, so a journal leaves them out
 
     def __post_init__(self) -> None:
         if self.proof not in ("", *PROOFS):

@@ -100,3 +100,13 @@ def equal(a: ir.Value | None, b: ir.Value | None) -> bool:
     return a is b or (
         one is not None and two is not None and np.array_equal(one, two) and one.dtype == two.dtype
     )
+
+
+def unused(graph: ir.Graph) -> None:
+    """Remove operators and weights that nothing reads any more."""
+    for node in reversed(list(graph)):
+        if not any(out.uses() or out.is_graph_output() for out in node.outputs):
+            graph.remove(node, safe=True)
+    for name in [name for name, value in graph.initializers.items() if not value.uses()]:
+        if not graph.initializers[name].is_graph_output():
+            del graph.initializers[name]

@@ -37,6 +37,7 @@ from tersor.runtimes.onnx_graphs import (
     initializer,
     made_by,
     replaced,
+    unused,
     weight_of,
 )
 
@@ -302,13 +303,3 @@ def shared(graph: ir.Graph, node: ir.Node) -> None:
         if same and all(equal(a, b) for a, b in zip(node.inputs, other.inputs, strict=True)):
             for theirs, ours in zip(other.outputs, node.outputs, strict=True):
                 theirs.replace_all_uses_with(ours, replace_graph_outputs=True)
-
-
-def unused(graph: ir.Graph) -> None:
-    """Remove operators and weights that nothing reads any more."""
-    for node in reversed(list(graph)):
-        if not any(out.uses() or out.is_graph_output() for out in node.outputs):
-            graph.remove(node, safe=True)
-    for name in [name for name, value in graph.initializers.items() if not value.uses()]:
-        if not graph.initializers[name].is_graph_output():
-            del graph.initializers[name]

@@ -42,6 +42,7 @@ from tersor.runtimes.agree import (
     tensors,
 )
 from tersor.runtimes.dynamic import dims, variants
+from tersor.runtimes.onnx_zeros import without_sums_of_zeros
 from tersor.runtimes.onnxruntime_session import Session, open
 from tersor.runtimes.operators import Operator
 from tersor.runtimes.output_names import name_outputs, names_of
@@ -96,6 +97,7 @@ def write(
             traced = sized(inputs, 2)
         rounded = _rounded(model, traced) if isinstance(model, Deployed) else {}
         program, left = _export(model, traced, dynamic_batch, dynamic_axes)
+        without_sums_of_zeros(program.model)
         floats: dict[str, str] = {}
         if isinstance(model, Deployed):
             floats = model.left | onnx_packed.pack(program.model, model.packed, openvino)

@@ -20,6 +20,7 @@ from tersor.steps.prune import Prune
 from tersor.steps.quantize import Quantize
 from tersor.steps.rdoq import Rdoq
 from tersor.steps.recipe_text import from_words, from_yaml
+from tersor.steps.shorten import Shorten
 from tersor.steps.slim import Slim
 
 STEPS: dict[str, type[Any]] = {
@@ -27,6 +28,7 @@ STEPS: dict[str, type[Any]] = {
     for step in (
         Prune,
         Slim,
+        Shorten,
         Fold,
         Quantize,
         Rdoq,
@@ -58,5 +60,5 @@ def recipe_from_words(words: list[str], seed: int = 0) -> Recipe:
 
 __all__ = [
     "STEPS", "Cluster", "Distill", "Entropy", "Export", "Factorize", "Finetune", "Fold", "Measure",
-    "Penalize", "Prune", "Quantize", "Rdoq", "Slim", "read_recipe", "recipe_from_words",
+    "Penalize", "Prune", "Quantize", "Rdoq", "Shorten", "Slim", "read_recipe", "recipe_from_words",
 ]  # fmt: skip

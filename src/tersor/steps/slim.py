@@ -4,6 +4,7 @@ units    what must be removed together, from the graph of the forward (model/cha
 choose   by importance, within families of like units; families share a budget of multiply-accumulates,
          parameters, bytes or measured latency, hit by an exact price for each unit (maths/allocation.py)
 cut      at once, or in rounds with training in between; each cut is proved against the model with zeros
+shrink   with a penalty, training first takes the units that go towards zero (slim_penalty.py)
 repair   what reads the units is refitted by least squares on calibration batches, without labels
 The model stays an instance of its own class, with smaller layers. Sources: DepGraph (Fang 2023), ZipLM
 (Kurtic 2023), Molchanov 2019.
@@ -23,22 +24,23 @@ from torch import nn
 from tersor.core.step import Needs
 from tersor.core.view import View
 from tersor.errors import RefusedError
-from tersor.forms import Dense, Form
 from tersor.model.changes import Replace
 from tersor.model.channels.groups import Groups
-from tersor.model.channels.reconstruct import Layer, apart, refitted, settled_norms
+from tersor.model.channels.reconstruct import Layer
 from tersor.model.frozen import Frozen
-from tersor.model.task import Task
 from tersor.record.events import Cut, Event, Group, Note
 from tersor.runtimes import check_runtime
 from tersor.runtimes.latency_table import ORT
 from tersor.setting_effects import Above, Only, check_effect
 from tersor.settings import check, check_word
+from tersor.steps.correction import corrected
 from tersor.steps.retrain import Retrain
 from tersor.steps.slim_budget import Choice, chosen, held
+from tersor.steps.slim_penalty import parts, shrunk
 from tersor.steps.unit_ranking import BY, rank
 from tersor.steps.units import Units, readers_of, units_of
 
+STRONGEST = 50.0  # penalty: exp(-50) is 0 in float32
 OF = ("macs", "parameters", "bytes", "units", "latency")
 
 
@@ -48,7 +50,8 @@ class Slim(Retrain):
 
     name: ClassVar[str] = "slim"
     only: ClassVar[Only] = {
-        "rounds": {"epochs": Above(0)},
+        **dict.fromkeys(("rounds", "penalty"), {"epochs": Above(0)}),
+        "before": {"penalty": Above(0)},
         **dict.fromkeys(("runtime", "threads", "batch"), {"of": ("latency",)}),
     }
     keep: float = 0.5  # share kept of what `of` names, 0 < keep < 1
@@ -62,6 +65,8 @@ class Slim(Retrain):
     exact: bool = True  # only units whose removal equals a zero; false: also those that a normalizer counts
     correct: bool = True  # refit what reads the units, and the statistics of batch norms, without labels
     rounds: int = 1  # cuts, with training after each, until keep is reached
+    penalty: float = 0.0  # training shrinks the units that go to exp(-penalty), before they are cut
+    before: float = 0.5  # share of `epochs` in which it does; the rest follows the cut
     unmet: str = "refuse"  # if the units that may go do not suffice: "refuse", or take the "nearest"
     runtime: str = "onnxruntime"  # that latency is measured in
     threads: int = 1  # of the runtime
@@ -75,6 +80,13 @@ class Slim(Retrain):
         check_word(self, "per", ("global", "family"))
         check(self.multiple >= 1, self, "multiple", "it is a number of units: 1 or more")
         check(self.rounds >= 1, self, "rounds", "it is a count: 1 or more")
+        check(
+            0 <= self.penalty <= STRONGEST,
+            self,
+            "penalty",
+            f"0 to {STRONGEST}: units shrink to exp(-penalty)",
+        )
+        check(0 < self.before <= 1, self, "before", "it is a share of the epochs: above 0, up to 1")
         check_word(self, "unmet", ("refuse", "nearest"))
         check(self.threads >= 1, self, "threads", "it is a count: 1 or more")
         check(self.batch >= 1, self, "batch", "it is a count of samples: 1 or more")
@@ -104,26 +116,29 @@ class Slim(Retrain):
             ranking = rank(self.by, now, units.families)
             share = self.keep ** (number / self.rounds)
             choice, start = chosen(self, units, ranking, share, start)
+            first, rest = parts(self.plan(), self.before if self.penalty else 0.0)
+            if self.penalty:
+                pulled = shrunk(now, choice.plan, first, self.penalty, f"shrunk {number}")
+                yield pulled
+                now = now.after(pulled)
             cut = cut_group(f"cut {number}", units, choice)
             yield cut
             if cut.key in view.refused:
                 raise RefusedError(f"slim: {view.refused[cut.key]}. Leave layers out with where='*,!NAME'")
             before, now = now, now.after(cut)
             if self.correct:
-                fixed = corrected(
+                fixed = refit_group(
                     f"corrected {number}", before, now, units.groups, choice.gone, self.still(now)
                 )
                 yield fixed
                 now = now.after(fixed)
-            if self.epochs:
-                moved, facts = now.train(
-                    self.plan(), text=f"slim {number}/{self.rounds}", key=f"slim {number}"
-                )
+            if rest.epochs:
+                moved, facts = now.train(rest, text=f"slim {number}/{self.rounds}", key=f"slim {number}")
                 tuned = Group(
                     f"tuned {number}",
                     (
                         *now.edits(moved),
-                        Note("", "trained", f"{self.epochs:g} epochs", facts),
+                        Note("", "trained", f"{rest.epochs:g} epochs", facts),
                         *self.stayed(now),
                     ),
                 )
@@ -181,17 +196,7 @@ def left(units: Units, shapes: dict[str, list[int]]) -> tuple[Note, ...]:
     return tuple(notes)
 
 
-def on_which(task: Task) -> str:
-    """The batches that layers are refitted on, in words. The evaluation set should not be among them."""
-    if task.shown == "calibrate":
-        return "on calibration batches"
-    return (
-        "on evaluation batches, as the task has no others for it: scores on them are then too good. Give "
-        "Task(calibrate=...)"
-    )
-
-
-def corrected(  # noqa: PLR0917  all six come from the step
+def refit_group(  # noqa: PLR0917  all six come from the step
     key: str, before: View, now: View, groups: Groups, gone: NDArray[np.bool_], still: Frozen
 ) -> Group:
     """Edits of what reads fewer units, refitted, and of the statistics of batch norms; frozen ones stay."""
@@ -199,28 +204,4 @@ def corrected(  # noqa: PLR0917  all six come from the step
         Layer(reader.path, torch.from_numpy(np.flatnonzero(groups.kept(reader.rows, gone))), reader.norm)
         for reader in readers_of(groups, now) if not groups.kept(reader.columns, gone).all()
     ]  # fmt: skip
-    plain = [
-        layer for layer in layers
-        if isinstance(now.form(f"{layer.path}.weight"), Dense) and f"{layer.path}.weight" not in still.tensors
-    ]  # fmt: skip
-    given, after = before.plain(), now.plain()
-    cut = apart(given, after, now.task)
-    values = refitted(given, after, now.task, plain, now.observer.progress)
-    error = apart(given, after, now.task)
-    settled = settled_norms(after, now.task)
-    if settled and apart(given, after, now.task) < error:  # few batches may tell less than the statistics had
-        values |= settled
-    elif error >= cut:
-        values = {}
-    forms: dict[str, Form] = {}
-    for name, value in values.items():
-        rests = name in still.tensors or name.rpartition(".")[0] in still.modules
-        if name in now.forms and isinstance(now.form(name), Dense) and not rests:
-            forms[name] = Dense(value.to("cpu", now.sites[name].torch_dtype))  # forms live there
-    forms = {name: form for name, form in forms.items() if form.digest != now.forms[name].digest}
-    text = f"{len(plain)} layers refitted to what they gave before, {on_which(now.task)}"
-    if not forms:
-        text = "refitting does not bring the outputs nearer to those before, so nothing is refitted"
-    if len(plain) < len(layers):
-        text += f"; {len(layers) - len(plain)} left: they are masked, quantized or frozen"
-    return Group(key, (*now.edits(forms), Note("", "corrected", text, {"layers": len(plain)})))
+    return corrected(key, before, now, layers, still)

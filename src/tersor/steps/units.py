@@ -16,6 +16,7 @@ from tersor.model.changes import Set
 from tersor.model.channels.atoms import Array
 from tersor.model.channels.groups import Family, Groups, walked
 from tersor.model.channels.own_module import Cuts, OwnModule
+from tersor.model.channels.walk import Walk
 from tersor.model.example import example_inputs
 from tersor.model.graph import Inputs, arguments, op_name
 from tersor.record.events import Cut, Group
@@ -84,14 +85,20 @@ def own_module(view: View, exact: bool) -> OwnModule:
         ]
         return view.after(Group("trial", (*events, *sets))).plain() if events or sets else view.plain()
 
+    walk, few = walk_of(view)
+    return OwnModule(walk, few, build, exact)  # type: ignore[arg-type]
+
+
+def walk_of(view: View) -> tuple[Walk, Inputs]:
+    """The walked graph of this view's model, and the inputs that it was traced with. RefusedError if it
+    cannot be traced."""
     model = view.plain()
     inputs = move(example_inputs(view.task, model), device_of(model))
     few = shortened(inputs)
     try:
-        walk = walked(model, few, set(view.forms))
+        return walked(model, few, set(view.forms)), few
     except RefusedError:  # its inputs have other first axes than the batch
-        few, walk = inputs, walked(model, inputs, set(view.forms))
-    return OwnModule(walk, few, build, exact)  # type: ignore[arg-type]
+        return walked(model, inputs, set(view.forms)), inputs
 
 
 def shortened(inputs: Inputs) -> Inputs:

@@ -17,7 +17,8 @@ from torch import fx
 
 from tersor.maths.allocation import Cost, Term, Width
 from tersor.model.channels.atoms import Array, Label
-from tersor.model.channels.groups import Family, Groups, own_parameter
+from tersor.model.channels.groups import Family, Groups, own_parameter, removal
+from tersor.model.channels.walk import Walk
 from tersor.model.graph import arguments, first, op_name, value
 
 PRODUCTS = ("linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "mv")
@@ -58,48 +59,56 @@ def product(*widths: float) -> float:
 def macs(groups: Groups, families: Sequence[Family]) -> Cost:
     """Multiply-accumulates of one forward of the traced example."""
     widths = Widths(groups, families)
-    return Cost(list(mac_terms(groups, widths)))
+    return Cost([term for node in groups.nodes() for term in mac_terms(groups, widths, node)])
 
 
-def mac_terms(groups: Groups, widths: Widths) -> Iterator[Term]:
+def macs_of(walk: Walk) -> dict[fx.Node, float]:
+    """Multiply-accumulates of each operator for the traced example, nothing cut."""
+    groups = removal(walk, {})[0]
+    widths = Widths(groups, ())
+    terms = {node: list(mac_terms(groups, widths, node)) for node in groups.nodes()}
+    return {node: sum(term.constant for term in found) for node, found in terms.items() if found}
+
+
+def mac_terms(groups: Groups, widths: Widths, node: fx.Node) -> Iterator[Term]:
+    """Multiply-accumulates of one operator."""
     labels = groups.walk.labels
-    for node in groups.nodes():
-        name, given = op_name(node), arguments(node)
-        if "conv" in name:
-            weight: Label = labels[given["weight"]]
-            space = math.prod(tuple(value(node).shape)[-(len(weight) - 2) :])
-            if "transpose" in name:  # each input position meets the kernel
-                space = math.prod(tuple(value(first(node)).shape)[-(len(weight) - 2) :])
-            batch = math.prod(tuple(value(node).shape)[: -(len(weight) - 1)])
-            kernel = math.prod(len(atoms) for atoms in weight[2:])
-            yield widths.term(batch * space * kernel, weight[:2])
-        elif name == "linear":
-            weight = labels[given["weight"]]
-            rows = [atoms for atoms in labels[first(node)][:-1] if len(atoms) > 1]
-            yield widths.term(1.0, [*rows, *weight])
-        elif name in PRODUCTS:
-            nodes = [item for item in given.values() if isinstance(item, fx.Node)][-2:]
-            left, right = (labels[item] for item in nodes)
-            result = labels[node] or []
-            if left and right:
-                yield widths.term(1.0, [*result, left[-1]])
-        elif name == "einsum" and len(given["tensors"]) == 2:
-            words = str(given["equation"]).replace(" ", "").partition("->")[0].split(",")
-            letters: dict[str, Array] = {}
-            for item, word in zip(given["tensors"], words, strict=True):
-                for letter, atoms in zip(word, labels[item], strict=False):
-                    if len(letters.get(letter, ())) <= 1:  # a size of 1 is broadcast
-                        letters[letter] = atoms
-            yield widths.term(1.0, list(letters.values()))
-        elif name == "scaled_dot_product_attention":
-            query, key, seen = (labels[given[word]] for word in ("query", "key", "value"))
-            yield widths.term(1.0, [*query, key[-2]])
-            yield widths.term(1.0, [*query[:-1], key[-2], seen[-1]])
-        elif name in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
-            steps = math.prod(tuple(value(first(node)).shape)[:-1])
-            for item in given["params"]:
-                if len(labels[item]) == 2:
-                    yield widths.term(steps, labels[item])
+    name, given = op_name(node), arguments(node)
+    if "conv" in name:
+        weight: Label = labels[given["weight"]]
+        space = math.prod(tuple(value(node).shape)[-(len(weight) - 2) :])
+        if "transpose" in name:  # each input position meets the kernel
+            space = math.prod(tuple(value(first(node)).shape)[-(len(weight) - 2) :])
+        batch = math.prod(tuple(value(node).shape)[: -(len(weight) - 1)])
+        kernel = math.prod(len(atoms) for atoms in weight[2:])
+        yield widths.term(batch * space * kernel, weight[:2])
+    elif name == "linear":
+        weight = labels[given["weight"]]
+        rows = [atoms for atoms in labels[first(node)][:-1] if len(atoms) > 1]
+        yield widths.term(1.0, [*rows, *weight])
+    elif name in PRODUCTS:
+        nodes = [item for item in given.values() if isinstance(item, fx.Node)][-2:]
+        left, right = (labels[item] for item in nodes)
+        result = labels[node] or []
+        if left and right:
+            yield widths.term(1.0, [*result, left[-1]])
+    elif name == "einsum" and len(given["tensors"]) == 2:
+        words = str(given["equation"]).replace(" ", "").partition("->")[0].split(",")
+        letters: dict[str, Array] = {}
+        for item, word in zip(given["tensors"], words, strict=True):
+            for letter, atoms in zip(word, labels[item], strict=False):
+                if len(letters.get(letter, ())) <= 1:  # a size of 1 is broadcast
+                    letters[letter] = atoms
+        yield widths.term(1.0, list(letters.values()))
+    elif name == "scaled_dot_product_attention":
+        query, key, seen = (labels[given[word]] for word in ("query", "key", "value"))
+        yield widths.term(1.0, [*query, key[-2]])
+        yield widths.term(1.0, [*query[:-1], key[-2], seen[-1]])
+    elif name in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
+        steps = math.prod(tuple(value(first(node)).shape)[:-1])
+        for item in given["params"]:
+            if len(labels[item]) == 2:
+                yield widths.term(steps, labels[item])
 
 
 def parameters(groups: Groups, families: Sequence[Family], each: Mapping[str, float] | None = None) -> Cost:

@@ -1,0 +1,313 @@
+"""Shorten: remove whole residual branches, so that the network has fewer layers.
+
+branch   f in y = x + f(x), from the graph of the forward (model/branches.py); without it y = x
+choose   greedily: the branch whose zeros move the outputs least, for what it saves; then again
+cut      stock modules take the place of its layers (model/bypass.py); proved against the model with zeros on
+         the edge where the branch ended
+repair   the layers after it are refitted by least squares on calibration batches, without labels
+Damage is E |y - y'|^2 / E |y|^2 of the model's outputs on calibration batches: no labels, no loss. Sources:
+Veit 2016 (residual networks lose a branch without collapse), ShortGPT (Men 2024).
+Cost: for each removed branch one trace, and a pass over the calibration batches for each branch that is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from tersor.core.step import Needs
+from tersor.core.view import View
+from tersor.errors import RefusedError, first_line
+from tersor.model.batches import device_of, evaluating, move, steady
+from tersor.model.branches import Branch, branches
+from tersor.model.bypass import Bypass, Plan
+from tersor.model.channels.costs import macs_of
+from tersor.model.channels.groups import removal
+from tersor.model.channels.own_module import close
+from tersor.model.channels.reconstruct import Layer
+from tersor.model.outputs import tensors_of
+from tersor.model.zeroed_edges import with_zeros
+from tersor.record.events import Group, Note
+from tersor.setting_effects import Above, Only, check_effect
+from tersor.settings import check, check_word
+from tersor.steps.correction import corrected
+from tersor.steps.retrain import Retrain
+from tersor.steps.units import readers_of, walk_of
+
+TRIES = 4  # choices of a round's branches, each without those whose proof failed before
+OF = ("macs", "parameters", "bytes", "branches")
+NO_MODULES = "no branch ends in an addition of something computed from its other term"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shorten(Retrain):
+    """Remove whole residual branches, so that the network has fewer layers."""
+
+    name: ClassVar[str] = "shorten"
+    only: ClassVar[Only] = {"rounds": {"epochs": Above(0)}}
+    keep: float = 0.75  # share kept of what `of` names, 0 < keep < 1
+    of: str = "macs"  # "macs", "parameters", "bytes" (as stored now), "branches"
+    correct: bool = True  # refit the layers after a removed branch, and batch norms, without labels
+    rounds: int = 1  # times to remove and train, until keep is reached
+    unmet: str = "refuse"  # if the branches that may go do not suffice: "refuse", or take the "nearest"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(0 < self.keep < 1, self, "keep", "it is the share kept: 0 < keep < 1")
+        check_word(self, "of", OF)
+        check(self.rounds >= 1, self, "rounds", "it is a count: 1 or more")
+        check_word(self, "unmet", ("refuse", "nearest"))
+        check_effect(self)
+
+    @property
+    def needs(self) -> Needs:
+        return super().needs | Needs.MODEL | Needs.TASK | Needs.WHOLE
+
+    def run(self, view: View) -> Iterator[Group]:
+        now = view
+        work = Work({site.name for site in view.weights(self.where)}, Found(view, self.of).cost)
+        for number in range(1, self.rounds + 1):
+            begin, share = now, self.keep ** (number / self.rounds)
+            now, found = yield from self.cut(begin, work, share * work.start, f"cut {number}")
+            if begin is now:
+                continue
+            if self.correct:
+                readers = readers_of(removal(found.walk, {})[0], now)
+                layers = [
+                    Layer(r.path, torch.arange(len(r.rows)), r.norm) for r in readers if r.path in work.after
+                ]
+                fixed = corrected(f"corrected {number}", begin, now, layers, self.still(now))
+                yield fixed
+                now = now.after(fixed)
+            if self.epochs:
+                text = f"shorten {number}/{self.rounds}"
+                moved, facts = now.train(self.plan(), text=text, key=f"shorten {number}")
+                note = Note("", "trained", f"{self.epochs:g} epochs", facts)
+                tuned = Group(f"tuned {number}", (*now.edits(moved), note, *self.stayed(now)))
+                yield tuned
+                now = now.after(tuned)
+        yield Group("notes", (*silent(now, found, work), self.budget(found, work)))
+
+    def cut(
+        self, begin: View, work: Work, target: float, key: str
+    ) -> Generator[Group, None, tuple[View, Found]]:
+        """Remove branches until the target is reached: (the view after it, its branches). All of a round are
+        one group, with one proof; if it fails they are proved one by one."""
+        now = begin
+        for number in range(TRIES):
+            found, parts, base = Found(now, self.of), list[Group](), now
+            while found.cost > target and (least := self.least(begin, found, work, target)) is not None:
+                parts.append(removed(now, *least))
+                work.after |= found.after(least[0])
+                now = now.after(parts[-1])
+                found = Found(now, self.of)
+            if not parts:
+                break
+            whole = joined(f"{key}.{number}" if number else key, parts)
+            yield whole
+            if whole.key not in begin.refused:
+                work.gone += [part.key for part in parts]
+                break
+            now = base
+            for part in parts:
+                yield part
+                if part.key in begin.refused:
+                    work.left[part.key] = begin.refused[part.key]
+                else:
+                    work.gone.append(part.key)
+                    now = now.after(part)
+        self.met(found, work, target)
+        return now, found
+
+    def least(
+        self, begin: View, found: Found, work: Work, target: float
+    ) -> tuple[Branch, Plan, float] | None:
+        """(the branch that does the least damage for what it saves, how to remove it, the damage)."""
+        free = [b for b in found.branches if b.name not in work.left and found.saves(b) > 0]
+        free = [b for b in free if found.weights(b) <= work.chosen]
+        if not free:
+            return None
+        damage = damages(begin, found, free)
+        need = found.cost - target  # saving more than that is worth nothing
+        for branch in sorted(free, key=lambda b: damage[b.name] / min(found.saves(b), need)):
+            plan = found.plan(branch)
+            if not isinstance(plan, str):
+                return branch, plan, damage[branch.name]
+            work.left[branch.name] = plan
+        return None
+
+    def met(self, found: Found, work: Work, target: float) -> None:
+        """Refuse a budget that the branches that may go do not reach."""
+        if (work.gone and found.cost <= target) or self.unmet == "nearest":
+            return
+        share = work.share(found)
+        why = reasons(found, work)
+        if not work.gone:
+            raise RefusedError(f"shorten: there is no residual branch to remove: {why or NO_MODULES}")
+        keep = min(int(100 * share) + 1, 99) / 100
+        raise RefusedError(
+            f"shorten: {self.of}: without all branches that may go {share:.1%} stays, {self.keep:.1%} asked. "
+            f"Give keep={keep:g}, or unmet=nearest{f'. {why}' if why else ''}"
+        )
+
+    def budget(self, found: Found, work: Work) -> Note:
+        share = work.share(found)
+        text = f"{len(work.gone)} branches removed; {self.of}: {share:.1%} kept, {self.keep:.1%} asked"
+        if why := reasons(found, work):
+            text += f". {why}"
+        facts = {"of": self.of, "before": work.start, "after": found.cost, "branches": len(work.gone)}
+        return Note("", "budget", text, facts)
+
+
+@dataclass
+class Work:
+    """What is known over the rounds."""
+
+    chosen: set[str]  # the weights that `where` picks
+    start: float  # the cost at the beginning
+    gone: list[str] = field(default_factory=list)  # names of removed branches
+    left: dict[str, str] = field(default_factory=dict)  # names of branches that cannot be removed -> why
+    after: set[str] = field(default_factory=set)  # modules that run on what a removed branch was added to
+
+    def share(self, found: Found) -> float:
+        """The share of the cost that is left; a model without branches has none of them."""
+        return found.cost / self.start if self.start else 1.0
+
+
+class Found:
+    """The branches of a view's model, and their costs."""
+
+    def __init__(self, view: View, of: str):
+        self.view, self.of, self.model = view, of, view.plain()
+        self.walk, self.inputs = walk_of(view)
+        aliases = view.state.aliases
+        self.branches, self.no = branches(self.walk.graph, self.model, {*aliases, *aliases.values()})
+        self.macs = macs_of(self.walk) if of == "macs" else {}
+        self.bypass: Bypass | None = None
+
+    @property
+    def cost(self) -> float:
+        """Of the whole model; multiply-accumulates are those of one sample."""
+        if self.of == "branches":
+            return len(self.branches)
+        if self.of == "macs":
+            return sum(self.macs.values()) / self.samples
+        return sum(self.price(name) for name in self.view.sites)
+
+    @property
+    def samples(self) -> int:
+        leaves = self.inputs.values() if isinstance(self.inputs, dict) else self.inputs
+        return next((len(x) for x in leaves if isinstance(x, Tensor) and x.ndim), 1)
+
+    def saves(self, branch: Branch) -> float:
+        if self.of == "branches":
+            return 1
+        if self.of == "macs":
+            return sum(self.macs.get(node, 0) for node in branch.nodes) / self.samples
+        return sum(self.price(name) for name in branch.tensors if name in self.view.sites)
+
+    def weights(self, branch: Branch) -> set[str]:
+        sites = self.view.sites
+        return {name for name in branch.tensors if name in sites and sites[name].is_weight}
+
+    def price(self, name: str) -> float:
+        site, form = self.view.sites[name], self.view.form(name)
+        if self.of == "bytes":
+            return form.nbytes
+        return float(torch.Size(form.shape).numel()) if site.kind != "buffer" else 0.0
+
+    def called(self, model: nn.Module) -> list[Tensor]:
+        with evaluating(model):
+            out = model(**self.inputs) if isinstance(self.inputs, dict) else model(*self.inputs)
+        return list(tensors_of(out))
+
+    def plan(self, branch: Branch) -> Plan | str:
+        """The first plan that gives what zeros in place of the branch give; else why there is none."""
+        self.bypass = self.bypass or Bypass(self.walk.graph, self.view.plain(), self.called)
+        wanted, why = self.called(with_zeros(self.view.plain(), {branch.edge})), ""
+        for plan in self.bypass.plans(branch):
+            try:
+                got = self.called(self.view.after(Group("trial", plan, "runs")).plain())
+            except Exception as error:  # any class: the user's code meets modules that it does not expect
+                why = why or f"without its layers the model does not run: {first_line(error)}"
+                continue
+            if len(got) == len(wanted) and all(map(same, got, wanted)):
+                return plan
+            why = why or "without its layers the model gives other outputs than with zeros in their place"
+        return why or self.bypass.why_not(branch)
+
+    def after(self, branch: Branch) -> set[str]:
+        """The modules that run on what this branch was added to."""
+        open_, seen = [branch.adds], {branch.adds}
+        while open_:
+            fresh = [user for user in open_.pop().users if user not in seen]
+            seen.update(fresh)
+            open_ += fresh
+        return {self.walk.graph.path(node) for node in seen if node.op == "call_function"}
+
+
+def same(x: Tensor, y: Tensor) -> bool:
+    return x.shape == y.shape and x.dtype == y.dtype and close(x, y)
+
+
+def damages(begin: View, found: Found, free: list[Branch]) -> dict[str, float]:
+    """For each branch how far zeros in its place move the outputs from those at the round's beginning."""
+    task, edges = begin.task, set[str]()
+    given, model = begin.plain(), with_zeros(found.view.plain(), edges)
+    error, power = dict.fromkeys((branch.name for branch in free), 0.0), 0.0
+    with evaluating(given), evaluating(model), steady(task.calibrate):
+        for number, batch in enumerate(task.batches(task.shown)):
+            here = move(batch, device_of(model))
+            wanted = [x.double() for x in tensors_of(task.answer(given, here)) if x.is_floating_point()]
+            power += sum(float(x.square().sum()) for x in wanted)
+            for branch in free:
+                edges.clear()
+                edges.add(branch.edge)
+                got = [x.double() for x in tensors_of(task.answer(model, here)) if x.is_floating_point()]
+                error[branch.name] += sum(
+                    float((x - y).square().sum()) for x, y in zip(wanted, got, strict=True)
+                )
+            begin.observer.progress(number, number + 1, f"{len(free)} branches")
+    return {name: total / max(power, 1e-300) for name, total in error.items()}
+
+
+def removed(view: View, branch: Branch, plan: Plan, damage: float) -> Group:
+    """The events that remove a branch. The key is its name."""
+    paths = tuple(f"{change.module}." for change in plan)
+    names = [name for name in branch.tensors if name in view.sites and name.startswith(paths)]
+    why = f"removed with the branch of {branch.name}"
+    told = [Note(name, "done", why) for name in names if view.sites[name].is_weight]
+    what = ", ".join(f"{change.module} -> {change.stock}" for change in plan)
+    text = f"the branch of {branch.name}: {what}; outputs move by {damage:.2g}, squared, of their square"
+    note = Note("", "removed", text, {"branch": branch.name, "damage": damage})
+    return Group(branch.name, (*plan, *told, note), "zeroed", (branch.edge,))
+
+
+def joined(key: str, parts: list[Group]) -> Group:
+    """One group with one proof of all."""
+    events = [event for part in parts for event in part.events]
+    return Group(key, tuple(events), "zeroed", tuple(edge for part in parts for edge in part.zeros))
+
+
+def reasons(found: Found, work: Work) -> str:
+    """Why branches stay that may not go, by name."""
+    every = {**found.no, **work.left}
+    outside = [b.name for b in found.branches if not found.weights(b) <= work.chosen]
+    every |= dict.fromkeys(outside, "where leaves out some of its weights")
+    return "; ".join(f"{name}: {why}" for name, why in list(every.items())[:6])
+
+
+def silent(view: View, found: Found, work: Work) -> Iterator[Note]:
+    """A note on each weight that is still there."""
+    of = {name: branch.name for branch in found.branches for name in branch.tensors}
+    for name in [name for name in view.sites if name in work.chosen]:
+        if (branch := of.get(name)) is None:
+            yield Note(name, "skipped", "it is in no residual branch that can be removed")
+        else:
+            yield Note(
+                name, "skipped", f"its branch, of {branch}, stays: {work.left.get(branch, 'the budget')}"
+            )
