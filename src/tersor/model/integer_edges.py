@@ -160,6 +160,11 @@ class IntegerEdges:
         """The products of activations that are integers."""
         return [node for node in self.weighted if not self.multiplied(node) and self.op(node) in PAIRS]
 
+    @cached_property
+    def between(self) -> int:
+        """How many products of activations are integers: attention computes two."""
+        return sum(1 + len(self.inside(node)) for node in self.pairs)
+
     def inside(self, node: fx.Node) -> list[str]:
         """The names of the edges within an operator."""
         return [f"{self.names[node]}{INSIDE}"] if self.op(node) == "attention" else []

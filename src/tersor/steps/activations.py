@@ -47,9 +47,7 @@ def folded(view: View, chosen: set[str]) -> Generator[Group, None, View]:
     return now
 
 
-def choice(
-    view: View, chosen: set[str], *, dynamic: bool = False, products: bool = True
-) -> IntegerEdges:
+def choice(view: View, chosen: set[str], *, dynamic: bool = False, products: bool = True) -> IntegerEdges:
     """The edges for grids and the layers for integers, among the layers with these weights. `products`: of
     two activations too."""
     model = view.plain()
@@ -118,7 +116,7 @@ def calibrated(view: View, after: Mapping[str, Form], chosen: set[str], how: Cal
             f"quantize: no layer can compute with integers: {why}.{way_out} leave out activations"
         )
     reasons = in_float(found, names, left)
-    return Rounded(view, dict(after), grids, found.layers, reasons, refused, len(found.pairs))
+    return Rounded(view, dict(after), grids, found.layers, reasons, refused, found.between)
 
 
 def dynamic(view: View, after: Mapping[str, Form], chosen: set[str]) -> Rounded:
