@@ -171,12 +171,15 @@ class IntegerEdges:
 
     @cached_property
     def symmetric(self) -> set[str]:
-        """Edges that only products of activations read."""
-        alone = {self.names[node] for node, readers in self.readers.items()
-                 if node in self.names and all(reader in self.pairs for reader in readers)}  # fmt: skip
-        return alone | {
-            place for node in self.pairs for item in self.weighted[node] for place in self.places(node, item)
-        }
+        """Edges that products of activations read, and no other integer operator."""
+        others = {*self.weighted, *self.joins}.difference(self.pairs)
+        pairs = {node: self.weighted[node] for node in self.pairs}
+        alone = {
+            item for operands in pairs.values() for item in operands
+            if item in self.names and others.isdisjoint(self.readers[item])
+        }  # fmt: skip
+        places = {place for node, read in pairs.items() for item in read for place in self.places(node, item)}
+        return {self.names[item] for item in alone} | places
 
     def by_weight(self, node: fx.Node) -> bool:
         """Whether an operator multiplies from the right by a weight, a matrix."""
