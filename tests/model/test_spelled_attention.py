@@ -14,7 +14,6 @@ from tersor.model.simulate import gridded
 from tersor.model.spelled_attention import spelled_attention
 from tersor.model.task import Task
 
-
 B, H, T, S, D, E = 2, 4, 5, 7, 8, 3
 SEEN = torch.rand(B, 1, T, S, generator=torch.Generator().manual_seed(0)) > 0.5
 SEEN[0, 0, 2] = False  # a query that sees nothing

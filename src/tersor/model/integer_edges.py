@@ -31,8 +31,8 @@ from tersor.model.spelled_attention import INSIDE
 
 CONVS = ("conv1d", "conv2d", "conv3d")
 WEIGHTED = (
-    *CONVS, "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear", "matmul", "addmm", "baddbmm",
-    "attention",
+    *CONVS, "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear", "matmul", "addmm",
+    "baddbmm", "attention",
 )  # fmt: skip
 PRODUCTS = {"linear": 1, "matmul": 1, "addmm": 2}  # what dynamic grids are for: which argument is the weight
 # Of `mean` only means over all positions, as in a pool: joined().

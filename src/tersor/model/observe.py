@@ -143,7 +143,7 @@ def grid_of(found: Range, *, bits: int = 8, signed: bool = False, axis: int = 1)
 
 
 def symmetric_grid(found: Range, *, bits: int = 8) -> Grid:
-    """The grid of signed codes without a zero point that spans a range; of unsigned ones if it begins at 0."""
+    """The grid of signed codes without a zero point that spans a range; unsigned ones if it begins at 0."""
     if not found[0].any():
         return grid_of(found, bits=bits)
     scale, zero = spanning(*found, bits, symmetric=True)

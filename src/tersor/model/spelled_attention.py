@@ -1,7 +1,7 @@
 """Spelled attention: scaled_dot_product_attention in single operators, so that its inside can be rounded.
 
-probabilities = softmax(scale q k^T + mask)       out = probabilities v          Vaswani et al. 2017, section 3.2
-scale multiplies the product, which integer kernels decode by a factor anyway. A query that may see no key gets
+probabilities = softmax(scale q k^T + mask)      out = probabilities v      Vaswani et al. 2017, section 3.2
+scale multiplies the product, not the queries, which stay on their grid. A query that may see no key gets
 zeros, as from the function itself. Cost: memory for the probabilities [..., T, S].
 """
 
@@ -44,7 +44,7 @@ def spelled_attention(  # noqa: PLR0917  the call of torch's function
 
 
 def penalty(seen: Tensor, dtype: torch.dtype) -> Tensor:
-    """What is added to scores so that only those that are seen count. Finite: a row of -inf would give NaN."""
+    """What is added to scores so that only those seen count. Finite: a row of -inf would give NaN."""
     return torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)
 
 
