@@ -110,10 +110,26 @@ class Columns(nn.Module):
         return self.head(x.mean(1))
 
 
+class Attended(nn.Module):
+    """Causal attention by torch's function, a residual stream, its product with itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.proj, self.norm = nn.Linear(16, 48), nn.Linear(16, 16), nn.LayerNorm(16)
+        self.head = nn.Linear(36, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(2, (3, 2, 8)).permute(2, 0, 3, 1, 4)  # [B, H, T, D]
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = self.norm(x + self.proj(out.transpose(1, 2).flatten(2)))
+        return self.head((x @ x.transpose(1, 2)).flatten(1)) + x.sum((1, 2))[:, None] / 9
+
+
 IMAGE, TOKENS = (3, 16, 16), (6, 16)
 NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "residual": (Residual, IMAGE), "inverted": (Inverted, IMAGE), "branches": (Branches, IMAGE),
     "mlp": (Mlp, TOKENS), "shuffled": (Shuffled, IMAGE), "columns": (Columns, TOKENS),
+    "attended": (Attended, TOKENS),
 }  # fmt: skip
 
 

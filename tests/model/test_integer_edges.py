@@ -32,6 +32,10 @@ EDGES = {
     "mlp": ["up/linear:0<0", "/gelu:0", "/mean:0"],  # the residual stream stays exact
     "shuffled": ["/input:x", "act/relu:0", "act/relu:1", "/cat:0", "act/relu:2"],
     "columns": ["/add:0", "/relu:0", "/mean:0"],
+    "attended": [
+        "qkv/linear:0<0", "qkv/linear:0", "/attention:0<softmax", "/attention:0", "/matmul:0<0",
+        "/matmul:0<1", "/matmul:0",
+    ],
 }  # fmt: skip
 
 

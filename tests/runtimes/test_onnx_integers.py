@@ -42,7 +42,7 @@ def kernels(path: Path, tmp_path: Path) -> collections.Counter:
 
 FLOAT = {
     "residual": [], "branches": [], "inverted": ["HardSwish", "HardSigmoid", "Mul"],
-    "mlp": ["LayerNormalization"], "shuffled": [], "columns": [],
+    "mlp": ["LayerNormalization"], "shuffled": [], "columns": [], "attended": ["LayerNormalization"],
 }  # fmt: skip
 
 

@@ -37,7 +37,8 @@ UNMET = {"scheme": "binary", "weigh": "none", "where": "s*"}  # values at which 
 # Other tests show the effect of these: on speed or paths only, in long trainings, in larger models.
 NOT_HERE = {
     "where", "weights", "channels_last", "frozen", "teacher", "teacher_file", "features", "arrange", "to",
-    "path", "dynamic_batch", "dynamic_axes", "smooth", "warm", "passes", "vectors", "runtime",
+    "path", "dynamic_batch", "dynamic_axes", "smooth", "products", "warm", "passes", "vectors",
+    "runtime",
 }  # fmt: skip
 # Settings of both runs, if the defaults would hide the effect.
 BOTH: dict[tuple[str, str], dict[str, Any]] = {

@@ -2,6 +2,8 @@
 
 weighted   convolutions, linear layers, matrix products: the activations that they read need grids
 conv       needs a grid on its output too: integer kernels of convolutions have no float output
+products   matrix products of two activations, as in attention, whose probabilities need a grid too. Symmetric
+           grids, where only products read them: OpenVINO's integer attention has no zero points
 joins      additions, products, concatenations, average pools: if all that they read has grids, and an integer
            operator reads the result
 read       where a float operator reads an edge too, only what the integer operator reads gets the grid
@@ -25,13 +27,18 @@ from torch import fx
 
 from tersor.model.graph import Graph, arguments, floating, op_name, value, values
 from tersor.model.ops import OPS
+from tersor.model.spelled_attention import INSIDE
 
 CONVS = ("conv1d", "conv2d", "conv3d")
-WEIGHTED = (*CONVS, "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear", "matmul", "addmm")
+WEIGHTED = (
+    *CONVS, "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear", "matmul", "addmm",
+    "baddbmm", "attention",
+)  # fmt: skip
 PRODUCTS = {"linear": 1, "matmul": 1, "addmm": 2}  # what dynamic grids are for: which argument is the weight
 # Of `mean` only means over all positions, as in a pool: joined().
 POOLS = (*(f"{kind}{n}d" for kind in ("avg_pool", "adaptive_avg_pool") for n in (1, 2, 3)), "mean")
 JOINS = ("add", "mul", "cat", *POOLS)
+PAIRS = ("matmul", "baddbmm", "attention")  # what can multiply two activations
 CLIPS = ("relu", "hardtanh", "clamp")
 PASSED = ("max_pool1d", "max_pool2d", "max_pool3d")  # edges whose values are some of those that they read
 # Operators without an edge of their own, that move values and do not change them.
@@ -44,11 +51,10 @@ MOVES = {
     *(f"{kind}dropout{place}" for kind in ("", "feature_", "alpha_") for place in ("", "_")),
 }  # fmt: skip
 MULTIPLIED = ("weight", "self", "mat2", "other")  # the arguments of an operator that are its weight
-BIASES = {"addmm": "self"}  # the argument that is its bias, where it is not "bias"
-ACTIVATIONS = {
-    "matmul": (0, 2),
-    "addmm": (1, 2),
-}  # which arguments are activations, where it is not the first
+# The argument that is its bias, where it is not "bias".
+BIASES = {"addmm": "self", "baddbmm": "self"}
+# Which arguments are activations, where it is not the first.
+ACTIVATIONS = {"matmul": (0, 2), "addmm": (1, 2), "baddbmm": (1, 3), "attention": (0, 3)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +79,7 @@ class IntegerEdges:
     chosen: frozenset[str]  # the weights that are integers
     refused: frozenset[str] = frozenset()  # edges that no grid can hold
     dynamic: bool = False  # for grids whose ranges are those of each batch
+    products: bool = True  # whether products of two activations are integers too
 
     @cached_property
     def names(self) -> dict[fx.Node, str]:
@@ -120,12 +127,59 @@ class IntegerEdges:
         for node in self.graph.nodes:
             if self.op(node) in kinds and node not in self.graph.constant and node in self.graph.live:
                 operands = [item for item in self.reads(node) if self.moving(item)]
-                weights = {*self.multiplied(node)}
-                held = {self.names.get(item) or self.place(node, item) for item in operands}
-                fits = weights <= self.chosen and (not self.dynamic or self.by_weight(node))
-                if operands and not held & self.refused and fits:
+                held = {place for item in operands for place in self.places(node, item)}
+                held |= {self.names[item] for item in operands if item in self.names} | {*self.inside(node)}
+                if operands and not held & self.refused and self.fits(node, operands):
                     found[node] = operands
         return found
+
+    def fits(self, node: fx.Node, operands: list[fx.Node]) -> bool:
+        """Whether the weights that an operator multiplies by are chosen; for a product of activations, one of
+        the weights beside it."""
+        weights, op = {*self.multiplied(node)}, self.op(node) or ""
+        if self.dynamic:
+            return weights <= self.chosen and self.by_weight(node)
+        first, last = ACTIVATIONS.get(op, (0, 1))
+        if op != "addmm" and len(operands) == last - first > 1:
+            return self.products and bool(self.beside(node) & self.chosen)
+        return weights <= self.chosen and (op not in PAIRS or bool(weights))
+
+    def beside(self, node: fx.Node) -> set[str]:
+        """The matrices and kernels of the innermost module around an operator that has some."""
+        path = self.graph.path(node)
+        while True:
+            inside = f"{path}." if path else ""
+            tensors = self.graph.tensors.items()
+            found = {name for at, name in tensors if name.startswith(inside) and value(at).ndim > 1}
+            if found or not path:
+                return found
+            path = path.rpartition(".")[0]
+
+    @cached_property
+    def pairs(self) -> list[fx.Node]:
+        """The products of activations that are integers."""
+        return [node for node in self.weighted if not self.multiplied(node) and self.op(node) in PAIRS]
+
+    @cached_property
+    def between(self) -> int:
+        """How many products of activations are integers: attention computes two."""
+        return sum(1 + len(self.inside(node)) for node in self.pairs)
+
+    def inside(self, node: fx.Node) -> list[str]:
+        """The names of the edges within an operator."""
+        return [f"{self.names[node]}{INSIDE}"] if self.op(node) == "attention" else []
+
+    @cached_property
+    def symmetric(self) -> set[str]:
+        """Edges that products of activations read, and no other integer operator."""
+        others = {*self.weighted, *self.joins}.difference(self.pairs)
+        pairs = {node: self.weighted[node] for node in self.pairs}
+        alone = {
+            item for operands in pairs.values() for item in operands
+            if item in self.names and others.isdisjoint(self.readers[item])
+        }  # fmt: skip
+        places = {place for node, read in pairs.items() for item in read for place in self.places(node, item)}
+        return {self.names[item] for item in alone} | places
 
     def by_weight(self, node: fx.Node) -> bool:
         """Whether an operator multiplies from the right by a weight, a matrix."""
@@ -199,7 +253,9 @@ class IntegerEdges:
             wanted.update((*self.reads(node), *self.after(node)))
         found = []
         for node in (*self.graph.inputs, *self.graph.nodes):
-            found += [self.read(node, item) for item in self.weighted.get(node, ()) if not self.whole(item)]
+            for item in self.weighted.get(node, ()):
+                found += [] if self.whole(item) else self.places(node, item)
+            found += self.inside(node) if node in self.weighted else []
             if node in wanted and node in self.names and self.whole(node):
                 found.append(self.names[node])
         return [name for name in dict.fromkeys(found) if name not in self.refused]
@@ -215,17 +271,17 @@ class IntegerEdges:
             return True
         return node in self.names and all(reader in integers for reader in self.readers.get(node, []))
 
-    def read(self, node: fx.Node, source: fx.Node) -> str:
-        """The name of the edge where an operator reads a source."""
-        return self.names[source] if self.whole(source) else self.place(node, source)
-
     def item(self, node: fx.Node, source: fx.Node) -> fx.Node:
         """What an operator itself reads of a source: perhaps a view of it."""
         return next(a for a in node.args if isinstance(a, fx.Node) and self.source(a) is source)
 
-    def place(self, node: fx.Node, source: fx.Node) -> str:
-        """The name of what this operator alone reads."""
-        return f"{self.names[node]}<{node.args.index(self.item(node, source))}"
+    def places(self, node: fx.Node, source: fx.Node) -> list[str]:
+        """The names of what this operator alone reads of a source."""
+        first, last = ACTIVATIONS.get(self.op(node) or "", (0, 1))
+        return [
+            f"{self.names[node]}<{at}" for at in range(first, min(last, len(node.args)))
+            if isinstance(item := node.args[at], fx.Node) and self.source(item) is source
+        ]  # fmt: skip
 
     def after(self, node: fx.Node) -> list[fx.Node]:
         """Where the grid of an operator's output goes: after it, or after what clips it."""
@@ -240,8 +296,11 @@ class IntegerEdges:
         for node, operands in self.weighted.items():
             weights, word = self.multiplied(node), BIASES.get(self.op(node) or "", "bias")
             bias = next((name for name, at in self.tensors(node) if at == word), None)
-            if weights and (edge := self.read(node, operands[0])) in edges:
-                name, item = self.place(node, operands[0]), self.item(node, operands[0])
+            if not weights:
+                continue
+            (name, *_), item = self.places(node, operands[0]), self.item(node, operands[0])
+            edge = self.names[operands[0]] if self.whole(operands[0]) else name
+            if edge in edges:
                 op = self.op(node) or ""
                 found.append(IntegerLayer(weights[0], bias, edge, op, name, value(item).ndim, item.name))
         return found

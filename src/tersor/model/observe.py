@@ -142,6 +142,14 @@ def grid_of(found: Range, *, bits: int = 8, signed: bool = False, axis: int = 1)
     return Grid(Dense(scale), Dense(zero.to(torch.int32 if bits > 8 else torch.int16)), bits, signed, axis)
 
 
+def symmetric_grid(found: Range, *, bits: int = 8) -> Grid:
+    """The grid of signed codes without a zero point that spans a range; unsigned ones if it begins at 0."""
+    if not found[0].any():
+        return grid_of(found, bits=bits)
+    scale, zero = spanning(*found, bits, symmetric=True)
+    return Grid(Dense(scale), Dense(zero.to(torch.int32 if bits > 8 else torch.int16)), bits, True)
+
+
 def observed(
     model: nn.Module,
     task: Task,

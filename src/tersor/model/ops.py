@@ -29,12 +29,16 @@ LISTED = (
 # What these read can be named, too: each multiplies its first arguments with weights or with each other.
 READERS = (
     "linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
-    "matmul", "addmm",
+    "matmul", "addmm", "baddbmm", "attention",
 )  # fmt: skip
 
 # Keywords of their first arguments, in order: F.linear(input=x, weight=w), torch.mm(a, mat2=b).
 KEYWORDS = (("input", "self", "vec"), ("weight", "other", "mat2"))
-ADDMM = (("input",), ("mat1",), ("mat2",))  # and of addmm, which adds its first argument to a product
+OWN_KEYWORDS = {  # of those that differ: addmm adds its first argument to a product
+    "addmm": (("input",), ("mat1",), ("mat2",)),
+    "baddbmm": (("input",), ("batch1",), ("batch2",)),
+    "attention": (("query",), ("key",), ("value",)),
+}
 
 # Other spellings. A run calls relu6 what an exported graph may call hardtanh: both have one name here.
 ALIASES = {
@@ -77,7 +81,7 @@ def op_of(func: Callable[..., Any]) -> str | None:
 
 def place_of(op: str, keyword: str) -> int | None:
     """The place of an argument that one of READERS was given by keyword."""
-    places = enumerate(ADDMM if op == "addmm" else KEYWORDS)
+    places = enumerate(OWN_KEYWORDS.get(op, KEYWORDS))
     return next((place for place, words in places if keyword in words), None)
 
 

@@ -3,6 +3,7 @@
     path/op:k       the k-th call of op within one call of the module at path      layer1.0/add:0
     path/op:k.j     its j-th output, where it returns a tuple                      cell/lstm:0.0
     path/op:k<j     what its j-th argument reads, where only this reader is meant  fc/linear:0<0
+    path/attention:k<softmax     the probabilities inside of scaled_dot_product_attention
     /input:NAME     an argument of the module itself; NAME.j inside a container    /input:x
 
 A TorchFunctionMode is entered for one forward; hooks on a private copy keep track of the running module.
@@ -20,6 +21,7 @@ import inspect
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,6 +30,7 @@ from torch.overrides import TorchFunctionMode
 
 from tersor.errors import RefusedError
 from tersor.model.ops import OPENED, READERS, op_of, place_of, writes
+from tersor.model.spelled_attention import INSIDE, spelled_attention
 
 See = Callable[[str, Tensor], Tensor]  # (name of the edge, its value) -> the value that replaces it
 Frame = tuple[str, dict[str, int]]  # a running module's path, and the last k of each path/op
@@ -65,6 +68,8 @@ class WatchedRun(TorchFunctionMode):
                 # Later code may read the tensor that it writes to, not the one that it returns. The operator
                 # gets a copy: its gradients need what it wrote, unrounded.
                 return args[0].copy_(self.see(name, func(args[0].clone(), *args[1:], **kwargs or {})))
+        if op == "attention" and self.reads and self.frames and (name := self.inside()) in self.reads:
+            func = partial(spelled_attention, partial(self.see, name))
         out = func(*args, **kwargs or {})  # torch turns the mode off here, also while `see` runs
         if op is None or not self.frames or self.see is None:
             return out
@@ -84,6 +89,11 @@ class WatchedRun(TorchFunctionMode):
         path, counts = self.frames[-1]
         made = f"{path}/{op}"
         return made, counts.get(made, -1) + 1
+
+    def inside(self) -> str:
+        """The name of the probabilities of the next attention."""
+        made, k = self.next("attention")
+        return f"{made}:{k}{INSIDE}"
 
     def read(self, op: str, j: int | None, value: Any) -> Any:
         """The j-th argument of the next call of `op`, as it is to be read."""

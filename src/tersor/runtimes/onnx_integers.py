@@ -8,7 +8,8 @@ clip       a clamp before QuantizeLinear goes where the grid clips alike
 pool       ReduceMean over height and width is GlobalAveragePool
 turned     a transposed integer weight is stored transposed
 zeros      weights of Gemm and MatMul have zero points, all 0: without them ONNX Runtime computes in float
-parted     what Split, Pad and others make of decoded codes has a pair of its own
+parted     what Split, Pad and others make of decoded codes has a pair of its own. Of signed codes views too:
+           ONNX Runtime would put in these pairs itself, with a type that it then refuses
 shared     equal grids and factors of one value are one
 bias       biases become int32, in units of input scale * weight scale, as accumulators are
 embedded   of an integer embedding only the rows that are read are decoded
@@ -43,6 +44,7 @@ from tersor.runtimes.onnx_graphs import (
 
 # Operators that take or join such numbers, across which a runtime does not see the grid by itself.
 PARTS = ("Split", "Slice", "Gather", "Pad", "Concat", "Expand", "Tile", "DepthToSpace", "SpaceToDepth")
+VIEWS = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten")
 OPSET = 21  # of ONNX: the first with 16-bit codes
 INT32 = 2**31 - 1
 FEW = 24  # scales, in bytes about as long as the operator that computes them
@@ -239,7 +241,7 @@ def parted(graph: ir.Graph, node: ir.Node) -> None:
 
 def kept_grid(node: ir.Node) -> list[ir.Value] | None:
     """(scale, zero point) of the grid that all values of an operator of PARTS are on, those of an edge."""
-    if node.op_type not in PARTS or (node.op_type == "Pad" and not pads_with_zero(node)):
+    if node.op_type not in (*PARTS, *VIEWS) or (node.op_type == "Pad" and not pads_with_zero(node)):
         return None
     found: list[ir.Value] = []
     for value in node.inputs if node.op_type == "Concat" else node.inputs[:1]:
@@ -249,6 +251,8 @@ def kept_grid(node: ir.Node) -> list[ir.Value] | None:
         pair = [given(before, 1), given(before, 2)]
         scale = constant(pair[0])
         if scale is None or scale.ndim or (found and not all(map(equal, pair, found))):
+            return None
+        if node.op_type in VIEWS and pair[1].dtype != ir.DataType.INT8:
             return None
         found = found or pair
     return found or None

@@ -29,7 +29,7 @@ from tersor.model.graph import traced
 from tersor.model.grid_part import outdated
 from tersor.model.integer_edges import IntegerEdges, IntegerLayer
 from tersor.model.integer_weights import integer_weight
-from tersor.model.observe import Range, grid_of, values_of
+from tersor.model.observe import Range, grid_of, symmetric_grid, values_of
 from tersor.model.task import Task
 from tersor.model.watch import input_names, made_at
 from tersor.record.events import Edit, Event, Group, Note
@@ -47,12 +47,14 @@ def folded(view: View, chosen: set[str]) -> Generator[Group, None, View]:
     return now
 
 
-def choice(view: View, chosen: set[str], *, dynamic: bool = False) -> IntegerEdges:
-    """The edges for grids and the layers for integers, among the layers with these weights."""
+def choice(view: View, chosen: set[str], *, dynamic: bool = False, products: bool = True) -> IntegerEdges:
+    """The edges for grids and the layers for integers, among the layers with these weights. `products`: of
+    two activations too."""
     model = view.plain()
     inputs = move(example_inputs(view.task, model), device_of(model))
     names = input_names(model, inputs)
-    return IntegerEdges(traced(model, inputs), names, frozenset(chosen), dynamic=dynamic)
+    graph = traced(model, inputs)
+    return IntegerEdges(graph, names, frozenset(chosen), dynamic=dynamic, products=products)
 
 
 def check_grids(view: View, dynamic: bool) -> None:
@@ -80,6 +82,7 @@ class Calibration(NamedTuple):
     bits: int
     range: str
     percentile: float
+    products: bool  # of two activations are integers too
 
 
 def calibrated(view: View, after: Mapping[str, Form], chosen: set[str], how: Calibration) -> Rounded:
@@ -87,7 +90,7 @@ def calibrated(view: View, after: Mapping[str, Form], chosen: set[str], how: Cal
     forms = {**view.forms, **after}
     names = [name for name in view.sites if name in chosen]
     left = {name: why for name in names if isinstance(why := integer_weight(forms[name]), str)}
-    found = choice(view, chosen - set(left) | rounded_before(view))
+    found = choice(view, chosen - set(left) | rounded_before(view), products=how.products)
     model, ranges, refused = view.plain(after), dict[str, Range](), dict[str, str]()
     while missing := [edge for edge in found.edges if edge not in ranges]:
         more, out = ranges_or_refusals(model, view.task, missing, how)
@@ -101,7 +104,10 @@ def calibrated(view: View, after: Mapping[str, Form], chosen: set[str], how: Cal
         more, out = ranges_or_refusals(model, view.task, old, how) if old else ({}, {})
         ranges, refused = ranges | more, refused | out
         wanted += [edge for edge in old if edge in more]
-    grids = {edge: grid_of(ranges[edge], bits=how.bits) for edge in wanted}
+    grids = {
+        edge: (symmetric_grid if edge in found.symmetric else grid_of)(ranges[edge], bits=how.bits)
+        for edge in wanted
+    }
     if not wanted:
         reasons = {**left, **refused}
         why = few(f"{name}: {why}" for name, why in reasons.items()) or "no layer reads an edge of the graph"
@@ -109,7 +115,8 @@ def calibrated(view: View, after: Mapping[str, Form], chosen: set[str], how: Cal
         raise RefusedError(
             f"quantize: no layer can compute with integers: {why}.{way_out} leave out activations"
         )
-    return Rounded(view, dict(after), grids, found.layers, in_float(found, names, left), refused)
+    reasons = in_float(found, names, left)
+    return Rounded(view, dict(after), grids, found.layers, reasons, refused, found.between)
 
 
 def dynamic(view: View, after: Mapping[str, Form], chosen: set[str]) -> Rounded:
@@ -164,6 +171,7 @@ class Rounded:
     layers: list[IntegerLayer]
     left: dict[str, str]  # weights whose layers stay in float: why
     refused: dict[str, str]  # edges that no grid can hold: why
+    products: int = 0  # of two activations that are integers
 
     def after_training(self, view: View, forms: Mapping[str, Form]) -> Rounded:
         """The same with trained weights, on a view that has the grids."""
@@ -172,7 +180,9 @@ class Rounded:
     def notes(self) -> Iterator[Note]:
         count = len({layer.weight for layer in self.layers})  # a shared layer is listed once for each call
         whole = count + len(self.left)
-        text = f"{count} of {whole} weights multiply integers; {len(self.grids)} edges have grids"
+        text = f"{count} of {whole} weights multiply integers"
+        text += f", and {self.products} products of activations are integers" if self.products else ""
+        text += f"; {len(self.grids)} edges have grids"
         if any(grid.scale is None for grid in self.grids.values()):
             text += ", with the range of each batch"
         if self.left:
@@ -180,6 +190,7 @@ class Rounded:
         if self.refused:
             text += "; no grid on " + few(f"{edge} ({why})" for edge, why in self.refused.items())
         facts = {"layers": count, "edges": len(self.grids), "float": self.left, "refused": self.refused}
+        facts |= {"products": self.products} if self.products else {}
         yield Note("", "integers", text, facts)
 
     def bias(self, layer: IntegerLayer) -> None:

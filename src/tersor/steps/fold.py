@@ -2,6 +2,7 @@
 
 norms    W' = f W,  b' = f b + shift       f = gamma / sqrt(var + eps)      the norm becomes an identity
 dead     a constant unit goes into the bias of what reads it, a unit that nothing reads goes; both are cut
+equalize    rescale the channels between two layers, so that their ranges agree: steps/equalize.py
 merge    where a convolution pads, constant channels cannot go into its bias: one of them stands for all
 After unstructured pruning many units are dead, and the network becomes smaller, not only sparser. Exact for
 every input, up to rounding: nothing is trained and no data decides, only the graph. Constants are found with
@@ -36,6 +37,7 @@ from tersor.record.events import Cut, Edit, Event, Group, Note
 from tersor.setting_effects import Only, check_effect
 from tersor.settings import check_settings
 from tersor.steps.dead_units import Emptied, anything_empty, emptied
+from tersor.steps.equalize import equalized
 from tersor.steps.same_function import same_function
 from tersor.steps.units import own_module
 
@@ -52,11 +54,12 @@ class Fold:
     norms: bool = True  # batch norms into the layers before them
     dead: bool = True  # constant units into biases; cut them, and units that nothing reads
     merge: bool = True  # one constant channel for all of them, where padding keeps them out of the bias
+    equalize: bool = False  # channels between two layers get scales with which both have equal ranges
     where: str | tuple[str, ...] = "*"  # which sites, as a glob; "!" excludes
 
     def __post_init__(self) -> None:
         check_settings(self)
-        if not self.norms and not self.dead:
+        if not self.norms and not self.dead and not self.equalize:
             raise SettingError("fold: norms=False and dead=False leave nothing to do; leave out one of them")
         check_effect(self)
 
@@ -71,6 +74,8 @@ class Fold:
             now = yield from fold_norms(now, chosen, report)
         if self.dead:
             now = yield from self.remove_dead(now, chosen, report)
+        if self.equalize:
+            now = yield from equalized(now, chosen)
         was, left = parameters(view), parameters(now)
         text = f"{report.norms} batch norms folded, {report.units} units cut: "
         text += f"{was - left} of {was} parameters gone ({1 - left / max(was, 1):.1%})"

@@ -48,6 +48,7 @@ from tersor.steps.smoothing import smoothed
 SCHEMES = ("uniform", "log", "binary", "ternary")
 DYNAMIC = "dynamic"  # ranges of activations that are found when the model runs
 ROUNDING = ("nearest", "gptq")
+PRODUCTS = ("integer", "float")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +74,7 @@ class Quantize(Retrain):
         "activation_range": {"activations": (8,)},
         "activation_percentile": {"activation_range": ("percentile",)},
         "smooth": {"activations": (8,)},
+        "products": {"activations": (8,), "activation_range": (*ACTIVATION_RANGES,)},
     }
     scheme: str = "uniform"  # "uniform", "log", "binary" or "ternary"
     bits: int = 8  # bits a weight: 1 to 16 uniform, 2 to 8 log
@@ -101,6 +103,7 @@ class Quantize(Retrain):
     activation_percentile: float = 99.99  # of the values inside, if activation_range is "percentile"
     # Multiply inputs of linear layers, where outliers would need coarse steps. It needs calibration batches.
     smooth: bool = True
+    products: str = "integer"  # of two activations, as in attention: "integer" or "float"
     rule: str = "twn"  # ternary threshold: "twn" (0.7 * mean |w|) or "exact" (least squares)
 
     def __post_init__(self) -> None:
@@ -129,6 +132,7 @@ class Quantize(Retrain):
         check(self.terms in (1, 2), self, "terms", "a level is 1 power of two or a sum of 2")
         check(self.activations in (0, 8), self, "activations", "it is 8 bits, or 0 for floats")
         check_word(self, "activation_range", (*ACTIVATION_RANGES, DYNAMIC))
+        check_word(self, "products", PRODUCTS)
         fine = 50 < self.activation_percentile <= 100
         check(fine, self, "activation_percentile", "it is above 50 and up to 100")
         if self.activations:
@@ -241,8 +245,9 @@ class Quantize(Retrain):
         if moving:
             rounded = dynamic(now, after, chosen)
         else:
-            ranges = Calibration(self.activations, self.activation_range, self.activation_percentile)
-            rounded = calibrated(now, after, chosen, ranges)
+            percentile, products = self.activation_percentile, self.products == "integer"
+            how = Calibration(self.activations, self.activation_range, percentile, products)
+            rounded = calibrated(now, after, chosen, how)
         trained: tuple[Note, ...] = ()
         if self.epochs:
             grids = Group("grids", tuple(rounded.events({}, forms=False)))
