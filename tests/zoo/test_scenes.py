@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tersor.errors import TaskError
-from tersor.zoo.scenes import CLASSES, SEEN, Scenes, bounds, shrunk
+from tersor.zoo.scene_tasks import mirrored
+from tersor.zoo.scenes import CLASSES, SEEN, Kept, Scenes, bounds, shrunk
 
 
 def garments(count: int = 20) -> tuple[Tensor, Tensor]:
@@ -57,6 +58,27 @@ def test_a_scene_is_the_same_whoever_asks_and_whatever_was_drawn_before() -> Non
         assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
     assert not torch.equal(first[0].image, scenes(seed=1)[3].image)
     assert not torch.equal(first[0].image, first[1].image)
+
+
+def test_kept_scenes_are_the_same_and_composed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, made = Kept(scenes()), []
+    compose = Scenes.__getitem__
+    monkeypatch.setattr(Scenes, "__getitem__", lambda self, k: made.append(k) or compose(self, k))
+    for number in (3, 7, 3, 7, 3):
+        for a, b in zip(kept[number], compose(kept.scenes, number), strict=True):
+            assert a.dtype == b.dtype
+            assert torch.equal(a, b)
+    assert made == [3, 7]
+    assert len(kept) == 30
+
+
+def test_a_mirrored_scene_has_its_boxes_where_its_pixels_are() -> None:
+    for number in range(20):
+        scene = mirrored(scenes()[number])
+        assert torch.equal(scene.image.flip(2), scenes()[number].image)
+        for label in scene.classes.unique():
+            if (scene.classes == label).sum() == 1:
+                assert torch.equal(bounds(scene.mask == label + 1), scene.boxes[scene.classes == label][0])
 
 
 def test_a_garment_in_front_leaves_enough_of_the_others() -> None:

@@ -52,7 +52,7 @@ def test_the_tasks_give_what_they_say(kind: str, fashion_mnist: Path) -> None:
     for images, target in (next(iter(task.train)), next(iter(task.evaluate)), next(iter(task.calibrate))):
         assert images.shape[1:] == (3, 96, 96)
         assert images.dtype == torch.float32
-        if kind == "boxes":
+        if kind in {"boxes", "anchors"}:
             boxes, classes = target
             assert boxes.shape == (len(images), 3, 4)
             assert classes.shape == (len(images), 3)

@@ -15,6 +15,7 @@ from torch import nn
 from tersor.errors import SettingError, did_you_mean, need
 from tersor.zoo.libraries import timm_model, torchvision_model
 from tersor.zoo.scenes import CLASSES
+from tersor.zoo.ssdlite import SsdLite
 from tersor.zoo.yolo_lite import YoloLite
 
 # Of batch norms. With torchvision's 0.01 in MobileNetV3, statistics lag behind for 1,000 steps.
@@ -85,6 +86,10 @@ ZOO: dict[str, Entry] = {
     "yolo_lite_mobilenet": Entry(
         lambda classes: YoloLite(classes, "mobilenet"), "boxes", "tersor", "Apache-2.0",
         "after Redmon 2016, Tian 2019, Liu 2018", "the same on MobileNetV3-small",
+    ),
+    "ssdlite": Entry(
+        SsdLite, "anchors", "torchvision", "BSD-3", "Liu 2016; Sandler 2018; Howard 2019",
+        "detection with anchors, on MobileNetV3-large; decoding is outside the network",
     ),
     "deeplab_v3plus": Entry(
         deeplab, "masks", "segmentation-models-pytorch", "MIT", "Chen 2018; Howard 2019",

@@ -8,7 +8,7 @@ FCOS (Tian et al. 2019).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -81,9 +81,9 @@ def detection_loss(at: Tensor, output: tuple[Tensor, Tensor], target: tuple[Tens
     return (scores + BOX_WEIGHT * misses) / max(1, len(cell))
 
 
-def check(logits: Tensor, boxes: Tensor, classes: Tensor, at: Tensor) -> None:
+def check(logits: Tensor, boxes: Tensor, classes: Tensor, at: Tensor, what: str = "cells") -> None:
     if logits.ndim != 3 or logits.shape[1] != len(at):
-        raise TaskError(f"detector: logits {list(logits.shape)} for {len(at)} cells; give [B, {len(at)}, K]")
+        raise TaskError(f"detector: logits {list(logits.shape)} for {len(at)} {what}; give [B, {len(at)}, K]")
     if boxes.shape != (*classes.shape, 4) or len(boxes) != len(logits):
         raise TaskError(
             f"detector: boxes {list(boxes.shape)} and classes {list(classes.shape)} for {len(logits)} "
@@ -98,26 +98,33 @@ def check(logits: Tensor, boxes: Tensor, classes: Tensor, at: Tensor) -> None:
 
 def detections(at: Tensor, output: tuple[Tensor, Tensor]) -> list[dict[str, Tensor]]:
     """What is seen in each image: "boxes" [D, 4] in pixels, "scores" [D], "labels" [D], best first."""
+    return chosen(decoded(output[0], at.to(output[0])), output[1].sigmoid())
+
+
+def chosen(boxes: Tensor, scores: Tensor) -> list[dict[str, Tensor]]:
+    """The detections of each image, best first, from all its boxes [B, N, 4] and their scores [B, N, K]."""
     ops = torchvision_ops("decoding a detector's outputs")
     found = []
-    for boxes, logits in zip(decoded(output[0], at.to(output[0])), output[1].sigmoid(), strict=True):
-        cell, label = (logits > SCORE).nonzero(as_tuple=True)
-        score = logits[cell, label]
-        kept = ops.batched_nms(boxes[cell].float(), score.float(), label, OVERLAP)[:MOST]
-        found.append({"boxes": boxes[cell[kept]], "scores": score[kept], "labels": label[kept]})
+    for all_boxes, all_scores in zip(boxes, scores, strict=True):
+        cell, label = (all_scores > SCORE).nonzero(as_tuple=True)
+        score = all_scores[cell, label]
+        kept = ops.batched_nms(all_boxes[cell].float(), score.float(), label, OVERLAP)[:MOST]
+        found.append({"boxes": all_boxes[cell[kept]], "scores": score[kept], "labels": label[kept]})
     return found
 
 
-def average_precision(at: Tensor, figure: str = "AP50") -> Metric:
-    """Mean average precision over the classes, by torchmetrics: at an IoU of 0.5, or "mAP": 0.5 to 0.95."""
+def average_precision(seen: Callable[[Any], list[dict[str, Tensor]]], figure: str = "AP50") -> Metric:
+    """Mean average precision over the classes, by torchmetrics: at an IoU of 0.5, or "mAP": 0.5 to 0.95.
+
+    `seen`: a detector's outputs -> detections of each image."""
 
     def statistics(output: Any, target: tuple[Tensor, Tensor]) -> list[Any]:
-        seen = detections(at, output)
+        found = seen(output)
         wanted = [
             {"boxes": boxes[classes != BORDER], "labels": classes[classes != BORDER]}
             for boxes, classes in zip(*target, strict=True)
         ]
-        return [{"found": a, "wanted": b} for a, b in zip(seen, wanted, strict=True)]
+        return [{"found": a, "wanted": b} for a, b in zip(found, wanted, strict=True)]
 
     def value(samples: list[Any]) -> float:
         try:
