@@ -81,6 +81,24 @@ def test_a_mirrored_scene_has_its_boxes_where_its_pixels_are() -> None:
                 assert torch.equal(bounds(scene.mask == label + 1), scene.boxes[scene.classes == label][0])
 
 
+def test_a_varied_background_shows_both_photographs_and_changes_nothing_else() -> None:
+    images, labels = garments()
+    photos = [torch.full((3, 50, 50), shade, dtype=torch.uint8) for shade in (0, 102)]
+    plain = Scenes(images, labels, photos, 40, size=48)
+    varied = Scenes(images, labels, photos, 40, size=48, varied=True)
+    shades = set()
+    for number in range(40):
+        scene = varied[number]
+        behind = scene.image[:, scene.mask == 0]
+        assert behind.min() >= 0
+        assert behind.max() <= 1
+        shades |= set((behind[0].unique() * 255).round().int().tolist())
+        assert torch.equal(scene.image, varied[number].image)
+        assert plain[number].image[:, plain[number].mask == 0].unique().numel() == 1
+    assert {0, 102, 153, 255} <= shades, "both photographs, inverted too"
+    assert len(shades) > 20, "and one faintly over the other"
+
+
 def test_a_garment_in_front_leaves_enough_of_the_others() -> None:
     """One garment alone against the same one with others: half of its pixels stay."""
     images, labels = garments(1)

@@ -1,7 +1,8 @@
 """Boxes: what surrounds an anchor-free detector: the cells' targets, its loss, and decoding.
 
-loss = quality focal loss of the classes + 2 * (1 - GIoU) of the boxes, per assigned cell
-The target of an assigned cell's class is the IoU of its box (Li et al. 2020); GIoU: Rezatofighi et al. 2019.
+loss = varifocal loss of the classes + (1 - GIoU) of the boxes, per assigned cell
+The target of an assigned cell's class is the IoU of its box, and so is its weight; the others weigh less the
+surer they are (Zhang et al. 2021). GIoU: Rezatofighi et al. 2019.
 A cell is assigned to the smallest box whose middle is near it, within RADIUS strides, on every level, as in
 FCOS (Tian et al. 2019).
 """
@@ -21,8 +22,8 @@ from tersor.zoo.scenes import BORDER
 from tersor.zoo.yolo_lite import STRIDES
 
 RADIUS = 1.5  # strides
-BETA = 2.0  # of the quality focal loss: how much less what is right already counts
-BOX_WEIGHT = 2.0
+ALPHA, GAMMA = 0.75, 2.0  # of the varifocal loss, for what is not there: weight, and its power
+LEAST = 0.1  # target of an assigned cell's class, however bad its box is yet
 SCORE, OVERLAP, MOST = 0.05, 0.6, 100  # detections kept: least score, largest IoU of two, number
 RESAMPLES = 100  # of the bootstrap: each ranks all detections again
 # COCO's twelve figures in the order of its summary; the library calls them so
@@ -74,11 +75,19 @@ def detection_loss(at: Tensor, output: tuple[Tensor, Tensor], target: tuple[Tens
     found, wanted = decoded(distances, at)[sample, cell], boxes[sample, chosen]
     misses = ops.generalized_box_iou_loss(found, wanted, reduction="sum")
     quality = torch.zeros_like(logits)
-    overlap = torch.diagonal(ops.box_iou(found.detach(), wanted)) if len(found) else found.new_zeros(0)
+    overlap = overlaps(found.detach(), wanted).clamp(min=LEAST)
     quality[sample, cell, classes[sample, chosen]] = overlap.to(quality)
-    weight = (logits.sigmoid() - quality).abs() ** BETA
+    weight = torch.where(quality > 0, quality, ALPHA * logits.detach().sigmoid() ** GAMMA)
     scores = (F.binary_cross_entropy_with_logits(logits, quality, reduction="none") * weight).sum()
-    return (scores + BOX_WEIGHT * misses) / max(1, len(cell))
+    return (scores + misses) / max(1, len(cell))
+
+
+def overlaps(first: Tensor, second: Tensor) -> Tensor:
+    """[D]: the IoU of each box [D, 4] with the one of the same row."""
+    inner = first[:, 2:].minimum(second[:, 2:]) - first[:, :2].maximum(second[:, :2])
+    both = inner.clamp(min=0).prod(1)
+    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(1) for boxes in (first, second)]
+    return both / (areas[0] + areas[1] - both)
 
 
 def check(logits: Tensor, boxes: Tensor, classes: Tensor, at: Tensor, what: str = "cells") -> None:

@@ -62,7 +62,9 @@ def scene_task(
         for tensor in (images, labels, *photos):
             digest.update(tensor.contiguous().numpy().data)
         own = 2 * seed + (part == "test")
-        sets[part] = Kept(Scenes(images, labels, photos, count, seed=own, size=size, **shape))
+        sets[part] = Kept(
+            Scenes(images, labels, photos, count, seed=own, size=size, varied=part == "train", **shape)
+        )
     few = torch.utils.data.Subset(sets["train"], range(calibrate))
     collate, mirrored = COLLATE[kind], partial(with_mirrored, COLLATE[kind])
     return Task(
