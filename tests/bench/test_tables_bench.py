@@ -1,4 +1,4 @@
-"""bench/tables.py: rows are kept one an architecture, quick ones never replace whole ones; the page is theirs."""
+"""bench/tables.py: one row an architecture, a quick one never replaces a whole one; the page is theirs."""
 
 import importlib.util
 import json
@@ -32,8 +32,8 @@ def row(name: str, after: float, quick: bool = False) -> dict[str, Any]:
         "latency": {"before": [2.0, 1.9, 2.1], "after": [0.5, 0.4, 0.6], "ratio": [4.0, 3.9, 4.1],
                     "noisy": False},
         "bytes": {"float": 1_000_000, "packed": 60_000, "onnx": 250_000},
-        "trained": "finetune epochs=8", "compressed": "slim keep=0.5", "seconds": {"float": 600, "small": None},
-        "machine": "a CPU, load 1.0 of 2",
+        "trained": "finetune epochs=8", "compressed": "slim keep=0.5",
+        "seconds": {"float": 600, "small": None}, "machine": "a CPU, load 1.0 of 2",
     }  # fmt: skip
 
 
@@ -51,9 +51,7 @@ def test_a_row_replaces_that_of_its_architecture(tables: Any, tmp_path: Path) ->
 def test_the_page_has_a_line_for_each_architecture(tables: Any) -> None:
     text = tables.page([row("resnet18", 0.885), row("squeezenet", 0.2, quick=True)])
     lines = {line.split(" | ")[0].strip("| "): line for line in text.splitlines() if line.startswith("| ")}
-    assert "| 90.0 | 88.5 | 1.50 (0.50 to 2.50) | 1,000,000 | 60,000 (6.0 %) | 250,000 (25.0 %) |" in (
-        text
-    )
+    assert "| 90.0 | 88.5 | 1.50 (0.50 to 2.50) | 1,000,000 | 60,000 (6.0 %) | 250,000 (25.0 %) |" in (text)
     assert "4.00 (3.90 to 4.10)" in text
     assert "squeezenet (quick)" in lines
     for name in set(tables.ZOO) - {"resnet18", "squeezenet"}:
