@@ -84,6 +84,18 @@ def test_words(fashion_mnist: Path) -> None:
         resolve_module("timm:resnet1")
 
 
+def test_a_network_has_the_same_weights_each_time() -> None:
+    """Else a run from the words zoo:NAME could not be resumed."""
+    pytest.importorskip("torchvision")
+    torch.manual_seed(3)
+    first, state = zoo_model("yolo_lite").state_dict(), torch.get_rng_state()
+    torch.manual_seed(4)
+    again = zoo_model("yolo_lite").state_dict()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    torch.manual_seed(3)
+    assert torch.equal(torch.get_rng_state(), state), "the caller's random state is left alone"
+
+
 def test_macs_are_those_of_a_slow_count() -> None:
     from tersor.report.zoo_table import macs
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from tersor.errors import SettingError, did_you_mean, need
+from tersor.model.batches import seeded
 from tersor.zoo.libraries import timm_model, torchvision_model
 from tersor.zoo.scenes import CLASSES
 from tersor.zoo.ssdlite import SsdLite
@@ -127,9 +128,11 @@ def zoo_recipe(text: str) -> Path:
 
 
 def zoo_model(name: str) -> nn.Module:
-    """The untrained network of this name, for its task on scenes. SettingError, or MissingError."""
+    """The untrained network of this name, for its task on scenes: each time the same weights, so that a run can
+    be resumed and repeated. SettingError, or MissingError."""
     found = entry(name)
-    net = found.make(len(CLASSES) + (found.task == "masks"))
+    with seeded(0):
+        net = found.make(len(CLASSES) + (found.task == "masks"))
     for part in net.modules():
         if isinstance(part, nn.BatchNorm2d):
             part.momentum = MOMENTUM

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from tersor.errors import TaskError, need
 from tersor.model.metric import Metric
+from tersor.zoo.precision import THRESHOLDS, image_matches, mean_precision
 from tersor.zoo.scenes import BORDER
 from tersor.zoo.yolo_lite import STRIDES
 
@@ -26,8 +27,7 @@ ALPHA, GAMMA = 0.75, 2.0  # of the varifocal loss, for what is not there: weight
 LEAST = 0.1  # target of an assigned cell's class, however bad its box is yet
 SCORE, OVERLAP, MOST = 0.05, 0.6, 100  # detections kept: least score, largest IoU of two, number
 RESAMPLES = 100  # of the bootstrap: each ranks all detections again
-# COCO's twelve figures in the order of its summary; the library calls them so
-FIGURES = {"AP50": "map_50", "mAP": "map"}
+FIGURES = {"AP50": 1, "mAP": len(THRESHOLDS)}  # figure -> thresholds of the IoU
 
 
 def cells(height: int, width: int, strides: Sequence[int] = STRIDES) -> Tensor:
@@ -123,28 +123,20 @@ def chosen(boxes: Tensor, scores: Tensor) -> list[dict[str, Tensor]]:
 
 
 def average_precision(seen: Callable[[Any], list[dict[str, Tensor]]], figure: str = "AP50") -> Metric:
-    """Mean average precision over the classes, by torchmetrics: at an IoU of 0.5, or "mAP": 0.5 to 0.95.
+    """Mean average precision over the classes: at an IoU of 0.5, or "mAP": 0.5 to 0.95.
 
     `seen`: a detector's outputs -> detections of each image."""
 
     def statistics(output: Any, target: tuple[Tensor, Tensor]) -> list[Any]:
-        found = seen(output)
-        wanted = [
-            {"boxes": boxes[classes != BORDER], "labels": classes[classes != BORDER]}
-            for boxes, classes in zip(*target, strict=True)
-        ]
-        return [{"found": a, "wanted": b} for a, b in zip(found, wanted, strict=True)]
+        ops, found = torchvision_ops(f"the metric {figure}"), []
+        for item, boxes, classes in zip(seen(output), *target, strict=True):
+            real = classes != BORDER
+            overlap = ops.box_iou(item["boxes"].double(), boxes[real].double())
+            found.append(image_matches(item, boxes[real], classes[real], overlap))
+        return found
 
     def value(samples: list[Any]) -> float:
-        try:
-            from torchmetrics.detection import MeanAveragePrecision
-
-            metric = MeanAveragePrecision(max_detection_thresholds=[1, 10, MOST])
-        except ImportError:
-            raise need("torchmetrics[detection]", "zoo", f"the metric {figure}") from None
-        metric.warn_on_many_detections = False
-        metric.update([item["found"] for item in samples], [item["wanted"] for item in samples])
-        return float(metric.compute()[FIGURES[figure]])
+        return mean_precision(samples, FIGURES[figure])
 
     return Metric(figure, statistics=statistics, value=value, percent=True, resamples=RESAMPLES)
 
