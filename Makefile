@@ -22,7 +22,7 @@ RECIPES = $(shell find src/tersor/recipes bench examples -name out -prune -o -na
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo readme test test-long test-cpus test-extras check lint types layering recipes format bench clean
+.PHONY: help setup demo readme test test-long test-cpus test-extras check lint types layering recipes format bench tables clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s  %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -69,6 +69,9 @@ format: $(DEV)  ## put imports and layout in order
 
 bench: $(BENCH)  ## measure the results table anew (BENCH_FLAGS go to bench/run.py)
 	$(BIN)/python bench/run.py $(BENCH_FLAGS)
+
+tables: $(EXTRAS)  ## train, compress and measure the zoo, and write docs/tables.md (BENCH_FLAGS=--quick: minutes)
+	$(EXTRAS_VENV)/bin/python bench/tables.py $(BENCH_FLAGS)
 
 clean:  ## remove both .venv, caches, build files and out/demo
 	rm -rf $(VENV) $(EXTRAS_VENV) build dist src/*.egg-info out/demo .pytest_cache .ruff_cache .mypy_cache .hypothesis

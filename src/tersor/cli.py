@@ -66,7 +66,7 @@ def run(
         ),
     ] = None,
     recipe: Annotated[
-        Path | None, typer.Option("--recipe", metavar="FILE", help="recipe.yaml, or a lock file")
+        Path | None, typer.Option("--recipe", metavar="FILE", help="recipe.yaml, a lock file, or zoo:NAME")
     ] = None,
     weights: Weights = None,
     key: Key = None,

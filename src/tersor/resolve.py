@@ -31,6 +31,7 @@ from tersor.model.sites import sites_of
 from tersor.model.task import Task
 from tersor.model.versions import versions_of
 from tersor.steps import read_recipe, recipe_from_words
+from tersor.zoo.architectures import zoo_recipe
 from tersor.zoo.words import folder_of, network_of
 
 
@@ -153,14 +154,19 @@ def rounded_from(state: State, weights: Path) -> tuple[int, int]:
 def resolve_recipe(
     path: Path | None, words: list[str] | None, *, seed: int | None = None, zeros: str | None = None
 ) -> Recipe:
-    """The recipe in a file or in words, with `seed` and `zeros` replaced if they are given."""
+    """The recipe in a file, of an architecture (zoo:NAME, zoo:NAME:small) or in words, with `seed` and
+    `zeros` replaced if they are given."""
     if path is not None and words:
         raise SettingError(f"recipe: both {path} and words ({' '.join(words)}) are given; give one of them")
     if path is None and not words:
         raise SettingError(
             "recipe: none is given. Name a file, --recipe recipe.yaml, or steps: prune keep=0.1 entropy"
         )
-    recipe = recipe_from_words(words or []) if path is None else read_recipe(path)
+    if path is None:
+        recipe = recipe_from_words(words or [])
+    else:
+        text = str(path)
+        recipe = read_recipe(zoo_recipe(text) if text.startswith("zoo:") else path)
     recipe = recipe if seed is None else replace(recipe, seed=seed)
     return recipe if zeros is None else replace(recipe, zeros=zeros)
 

@@ -106,6 +106,15 @@ def test_a_norm_goes_into_the_layer_before_it(name: str, seed: int) -> None:
     assert facts(result)["norms"] == 1
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_norm_of_a_shared_head_goes_into_its_layer_once(bias: bool) -> None:
+    model = scrambled(net(on_two_levels, layer=nn.Conv2d(2, 4, 3, bias=bias), norm=nn.BatchNorm2d(4)))
+    result = run(model, Fold(), task_for(2, 9, 9))
+    assert type(result.model().get_submodule("norm")) is nn.Identity
+    assert apart(result, model, 2, 9, 9) < EXACT
+    assert facts(result)["norms"] == 1
+
+
 class ReadElsewhere(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -122,6 +131,15 @@ def called_twice(self: Any, x: Tensor) -> Tensor:
 
 def layer_twice(self: Any, x: Tensor) -> Tensor:
     return self.norm(self.layer(F.relu(self.layer(x))))
+
+
+def on_two_levels(self: Any, x: Tensor) -> Tensor:
+    """A head that the levels of a pyramid share, as in RetinaNet and FCOS."""
+    return torch.cat([self.norm(self.layer(level)).relu().flatten(1) for level in (x, x[..., ::2, ::2])], 1)
+
+
+def on_one_level(self: Any, x: Tensor) -> Tensor:
+    return self.norm(self.layer(x)) + self.layer(x.flip(3))
 
 
 def before_it(self: Any, x: Tensor) -> Tensor:
@@ -164,6 +182,9 @@ KEPT: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
     ),
     "layer twice": (
         lambda: net(layer_twice, layer=conv4(), norm=nn.BatchNorm2d(4)), (4, 5, 5), "used elsewhere"
+    ),
+    "a level without": (
+        lambda: net(on_one_level, layer=conv4(), norm=nn.BatchNorm2d(4)), (4, 5, 5), "used elsewhere"
     ),
     "before": (lambda: net(before_it, layer=conv4(), norm=nn.BatchNorm2d(4)), (4, 5, 5), "and not a linear"),
     "tokens": (

@@ -1,6 +1,7 @@
 """Boxes: cells, their targets and decoding against slow loops; loss and average precision."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch.nn import functional as F
 from tersor.errors import TaskError
 from tersor.zoo.boxes import RADIUS, assigned, average_precision, cells, decoded, detection_loss, detections
 
-pytest.importorskip("torchvision")
+ops = pytest.importorskip("torchvision").ops
 
 BOXES = torch.tensor([[[10.0, 12, 40, 50], [30, 30, 60, 70], [0, 0, 0, 0]], [[5, 5, 9, 9], [0] * 4, [0] * 4]])
 CLASSES = torch.tensor([[2, 0, -1], [1, -1, -1]])
@@ -68,7 +69,7 @@ def test_an_exact_detector_has_no_loss_and_full_precision() -> None:
     pytest.importorskip("torchmetrics")
     pytest.importorskip("pycocotools")
     for figure in ("AP50", "mAP"):
-        metric = average_precision(at, figure)
+        metric = average_precision(partial(detections, at), figure)
         right = metric.of(metric.statistics(output, (BOXES, CLASSES)))
         assert right == pytest.approx(1)
     blind = (output[0], torch.full_like(output[1], -20.0))
@@ -109,11 +110,33 @@ def test_the_loss_has_a_gradient_and_takes_images_without_boxes() -> None:
     distances = torch.randn(2, len(at), 4, requires_grad=True)
     logits = torch.randn(2, len(at), 5, requires_grad=True)
     loss = detection_loss(at, (distances, logits), (torch.zeros(2, 3, 4), nothing))
-    wanted = (logits.sigmoid() ** 2 * F.softplus(logits)).sum()
+    wanted = 0.75 * (logits.sigmoid() ** 2 * F.softplus(logits)).sum()
     assert torch.allclose(loss, wanted)
     loss.backward()
     assert logits.grad is not None
     assert logits.grad.abs().sum() > 0
+
+
+def test_the_loss_is_that_of_a_slow_loop() -> None:
+    at = cells(64, 64)
+    random = torch.Generator().manual_seed(4)
+    distances, logits = (torch.randn(2, len(at), n, generator=random) for n in (4, 3))
+    which, found = assigned(BOXES, CLASSES, at), decoded(distances, at)
+    total, count = 0.0, 0
+    for image in range(2):
+        for cell in range(len(at)):
+            box, targets = int(which[image, cell]), [0.0, 0.0, 0.0]
+            if box >= 0:
+                pair = found[image, cell][None], BOXES[image, box][None]
+                total += 1 - float(ops.generalized_box_iou(*pair))
+                targets[CLASSES[image, box]] = max(0.1, float(ops.box_iou(*pair)))
+                count += 1
+            for target, logit in zip(targets, logits[image, cell].double(), strict=True):
+                score = 1 / (1 + float(torch.exp(-logit)))
+                entropy = -target * math.log(score) - (1 - target) * math.log(1 - score)
+                total += entropy * (target or 0.75 * score**2)
+    assert count > 5
+    assert float(detection_loss(at, (distances, logits), (BOXES, CLASSES))) == pytest.approx(total / count)
 
 
 def test_decoding_is_the_definition() -> None:

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tersor.errors import TaskError
-from tersor.zoo.scenes import CLASSES, SEEN, Scenes, bounds, shrunk
+from tersor.zoo.scene_tasks import mirrored
+from tersor.zoo.scenes import CLASSES, SEEN, Kept, Scenes, bounds, shrunk
 
 
 def garments(count: int = 20) -> tuple[Tensor, Tensor]:
@@ -57,6 +58,45 @@ def test_a_scene_is_the_same_whoever_asks_and_whatever_was_drawn_before() -> Non
         assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
     assert not torch.equal(first[0].image, scenes(seed=1)[3].image)
     assert not torch.equal(first[0].image, first[1].image)
+
+
+def test_kept_scenes_are_the_same_and_composed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, made = Kept(scenes()), []
+    compose = Scenes.__getitem__
+    monkeypatch.setattr(Scenes, "__getitem__", lambda self, k: made.append(k) or compose(self, k))
+    for number in (3, 7, 3, 7, 3):
+        for a, b in zip(kept[number], compose(kept.scenes, number), strict=True):
+            assert a.dtype == b.dtype
+            assert torch.equal(a, b)
+    assert made == [3, 7]
+    assert len(kept) == 30
+
+
+def test_a_mirrored_scene_has_its_boxes_where_its_pixels_are() -> None:
+    for number in range(20):
+        scene = mirrored(scenes()[number])
+        assert torch.equal(scene.image.flip(2), scenes()[number].image)
+        for label in scene.classes.unique():
+            if (scene.classes == label).sum() == 1:
+                assert torch.equal(bounds(scene.mask == label + 1), scene.boxes[scene.classes == label][0])
+
+
+def test_a_varied_background_shows_both_photographs_and_changes_nothing_else() -> None:
+    images, labels = garments()
+    photos = [torch.full((3, 50, 50), shade, dtype=torch.uint8) for shade in (0, 102)]
+    plain = Scenes(images, labels, photos, 40, size=48)
+    varied = Scenes(images, labels, photos, 40, size=48, varied=True)
+    shades = set()
+    for number in range(40):
+        scene = varied[number]
+        behind = scene.image[:, scene.mask == 0]
+        assert behind.min() >= 0
+        assert behind.max() <= 1
+        shades |= set((behind[0].unique() * 255).round().int().tolist())
+        assert torch.equal(scene.image, varied[number].image)
+        assert plain[number].image[:, plain[number].mask == 0].unique().numel() == 1
+    assert {0, 102, 153, 255} <= shades, "both photographs, inverted too"
+    assert len(shades) > 20, "and one faintly over the other"
 
 
 def test_a_garment_in_front_leaves_enough_of_the_others() -> None:

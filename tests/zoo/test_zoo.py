@@ -53,7 +53,7 @@ def test_the_tasks_give_what_they_say(kind: str, fashion_mnist: Path) -> None:
     for images, target in (next(iter(task.train)), next(iter(task.evaluate)), next(iter(task.calibrate))):
         assert images.shape[1:] == (3, 96, 96)
         assert images.dtype == torch.float32
-        if kind == "boxes":
+        if kind in {"boxes", "anchors"}:
             boxes, classes = target
             assert boxes.shape == (len(images), 3, 4)
             assert classes.shape == (len(images), 3)
@@ -83,6 +83,18 @@ def test_words(fashion_mnist: Path) -> None:
             task_of(text)
     with pytest.raises(SettingError, match="timm has no 'resnet1'"):
         network_of("timm:resnet1")
+
+
+def test_a_network_has_the_same_weights_each_time() -> None:
+    """Else a run from the words zoo:NAME could not be resumed."""
+    pytest.importorskip("torchvision")
+    torch.manual_seed(3)
+    first, state = zoo_model("yolo_lite").state_dict(), torch.get_rng_state()
+    torch.manual_seed(4)
+    again = zoo_model("yolo_lite").state_dict()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    torch.manual_seed(3)
+    assert torch.equal(torch.get_rng_state(), state), "the caller's random state is left alone"
 
 
 def test_macs_are_those_of_a_slow_count() -> None:

@@ -41,11 +41,12 @@ def norm_pairs(
     names."""
     finder = Finder(model, graph, tied)
     pairs, left = [], {}
-    norms = [node for node in graph.nodes if op_name(node) == "batch_norm"]
-    calls = Counter(graph.path(node) for node in norms)
-    for node in norms:
-        path = graph.path(node)
-        found = finder.pair(node) if calls[path] == 1 else f"it is called {calls[path]} times"
+    calls: dict[str, list[fx.Node]] = {}
+    for node in graph.nodes:
+        if op_name(node) == "batch_norm":
+            calls.setdefault(graph.path(node), []).append(node)
+    for path, nodes in calls.items():
+        found = finder.shared(nodes)
         if isinstance(found, NormPair):
             pairs.append(found)
         else:
@@ -66,8 +67,17 @@ class Finder:
         self.reads = Counter(name for node, name in graph.tensors.items() for _ in node.users)
         self.tensors = dict((*model.named_parameters(), *model.named_buffers()))
 
-    def pair(self, node: fx.Node) -> NormPair | str:
-        """The pair of this norm, or the reason why there is none."""
+    def shared(self, nodes: list[fx.Node]) -> NormPair | str:
+        """The pair of a norm that is called at these nodes, or the reason why there is none. A head that all
+        levels of a pyramid share is called several times: each time after the same layer."""
+        layers = {self.graph.path(arguments(node)["input"]) for node in nodes}
+        if len(layers) > 1:
+            return f"it is called {len(nodes)} times, not always after the same layer"
+        found = [self.pair(node, len(nodes)) for node in nodes]
+        return next((why for why in found if isinstance(why, str)), found[0])
+
+    def pair(self, node: fx.Node, calls: int) -> NormPair | str:
+        """The pair of this norm, which is called so many times, or the reason why there is none."""
         given, path = arguments(node), self.graph.path(node)
         before = given["input"]
         layer = self.graph.path(before)
@@ -92,7 +102,7 @@ class Finder:
             return f"axis {at} of its input holds no outputs of {layer}"
         keys = ("weight", "bias", "running_mean", "running_var")
         for name in (weight, bias, *(self.name(given[key]) for key in keys)):
-            if name and (self.reads[name] > 1 or name in self.tied):
+            if name and (self.reads[name] != calls or name in self.tied):
                 return f"{name} is used elsewhere too"
         factor, shift = self.numbers(given)
         turned = self.modules[layer].groups if getattr(self.modules[layer], "transposed", False) else 0

@@ -21,10 +21,9 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 Facts = Mapping[str, Any]
-EXAMPLE = (
-    "tersor run zoo:{name} --task zoo:{name} --out out finetune epochs=20 lr=0.002 optimizer=adam "
-    "schedule=onecycle quantize activations=8 entropy export measure"
-)
+EXAMPLE = """tersor run zoo:{name} --task zoo:{name} --recipe zoo:{name} --out out
+tersor unpack out/model.tersor -o trained.safetensors
+tersor run zoo:{name} --weights trained.safetensors --task zoo:{name} --recipe zoo:{name}:small --out small"""
 
 
 def described(name: str | None = None) -> dict[str, Any]:

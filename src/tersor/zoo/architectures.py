@@ -1,6 +1,7 @@
 """Architectures: networks by name, with the task that suits each. Thin over torchvision, timm and others.
 
 MODEL zoo:NAME builds one, untrained; TASK zoo:NAME is its task on composed scenes (scene_tasks.py)
+--recipe zoo:NAME trains it, --recipe zoo:NAME:small compresses it then
 Each is built for images of 96 x 96 pixels and for 10 classes (11 with the background), so that it trains on
 one CPU in minutes. Weights come from a file (--weights) or a training (`tersor run zoo:NAME ... finetune`).
 """
@@ -8,17 +9,22 @@ one CPU in minutes. Weights come from a file (--weights) or a training (`tersor 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from torch import nn
 
 from tersor.errors import SettingError, did_you_mean, need
+from tersor.model.batches import seeded
 from tersor.zoo.libraries import timm_model, torchvision_model
 from tersor.zoo.scenes import CLASSES
+from tersor.zoo.ssdlite import SsdLite
 from tersor.zoo.yolo_lite import YoloLite
 
+RECIPES = Path(__file__).parents[1] / "recipes" / "zoo"
 # Of batch norms. With torchvision's 0.01 in MobileNetV3, statistics lag behind for 1,000 steps.
 MOMENTUM = 0.1
+DEPTH = 5  # of MobileNetV3-large's stages: those up to stride 16
 
 
 class Entry(NamedTuple):
@@ -30,6 +36,7 @@ class Entry(NamedTuple):
     licence: str  # of the code that defines it
     paper: str
     about: str  # what matters for compressing it
+    recipe: str = "classifier"  # recipes/zoo/RECIPE.yaml trains it, RECIPE.small.yaml compresses it
 
 
 def torchvision(name: str) -> Callable[[int], nn.Module]:
@@ -41,16 +48,19 @@ def timm(name: str) -> Callable[[int], nn.Module]:
 
 
 def deeplab(classes: int) -> nn.Module:
-    """DeepLabV3+ on MobileNetV3-small: features of stride 16, atrous pyramid, a skip of stride 4."""
+    """DeepLabV3+ on MobileNetV3-large: features of stride 16, atrous pyramid, a skip of stride 4."""
     try:
         from segmentation_models_pytorch import DeepLabV3Plus
     except ImportError:
         raise need("segmentation-models-pytorch", "zoo", "zoo:deeplab_v3plus") from None
-    net: nn.Module = DeepLabV3Plus(
-        "tu-mobilenetv3_small_100", encoder_weights=None, classes=classes, decoder_channels=64,
-        encoder_output_stride=16, decoder_atrous_rates=(2, 3, 4),
+    net: Any = DeepLabV3Plus(
+        "tu-mobilenetv3_large_100", encoder_weights=None, encoder_depth=4, encoder_output_stride=16,
+        classes=classes, decoder_channels=64, decoder_atrous_rates=(2, 3, 4),
     )  # fmt: skip
-    return net
+    # timm keeps the stages behind stride 16, which give nothing here and would run.
+    net.encoder.model.blocks = net.encoder.model.blocks[:DEPTH]
+    found: nn.Module = net
+    return found
 
 
 ZOO: dict[str, Entry] = {
@@ -80,15 +90,21 @@ ZOO: dict[str, Entry] = {
     ),
     "yolo_lite": Entry(
         YoloLite, "boxes", "tersor", "Apache-2.0", "after Redmon 2016, Tian 2019, Liu 2018",
-        "detection; decoding is outside the network",
+        "detection; decoding is outside the network", "detector",
     ),
     "yolo_lite_mobilenet": Entry(
         lambda classes: YoloLite(classes, "mobilenet"), "boxes", "tersor", "Apache-2.0",
         "after Redmon 2016, Tian 2019, Liu 2018", "the same on MobileNetV3-small",
+        "detector",
+    ),
+    "ssdlite": Entry(
+        SsdLite, "anchors", "torchvision", "BSD-3", "Liu 2016; Sandler 2018; Howard 2019",
+        "detection with anchors, on MobileNetV3-large; decoding is outside the network",
+        "detector",
     ),
     "deeplab_v3plus": Entry(
         deeplab, "masks", "segmentation-models-pytorch", "MIT", "Chen 2018; Howard 2019",
-        "segmentation: MobileNetV3-small with an atrous pyramid",
+        "segmentation: MobileNetV3-large with an atrous pyramid", "segmenter",
     ),
 }  # fmt: skip
 
@@ -99,10 +115,24 @@ def entry(name: str) -> Entry:
     return ZOO[name]
 
 
+def zoo_recipe(text: str) -> Path:
+    """The recipe of the words zoo:NAME or zoo:NAME:small. SettingError for others."""
+    _, _, rest = text.partition(":")
+    name, _, which = rest.partition(":")
+    stem = entry(name).recipe
+    if which not in {"", "small"}:
+        raise SettingError(
+            f"zoo: there is no recipe {text}: zoo:{name} trains the network, zoo:{name}:small compresses it"
+        )
+    return RECIPES / f"{stem}.small.yaml" if which else RECIPES / f"{stem}.yaml"
+
+
 def zoo_model(name: str) -> nn.Module:
-    """The untrained network of this name, for its task on scenes. SettingError, or MissingError."""
+    """The untrained network of this name, for its task on scenes: each time the same weights, so that a run can
+    be resumed and repeated. SettingError, or MissingError."""
     found = entry(name)
-    net = found.make(len(CLASSES) + (found.task == "masks"))
+    with seeded(0):
+        net = found.make(len(CLASSES) + (found.task == "masks"))
     for part in net.modules():
         if isinstance(part, nn.BatchNorm2d):
             part.momentum = MOMENTUM

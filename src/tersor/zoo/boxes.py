@@ -1,14 +1,15 @@
 """Boxes: what surrounds an anchor-free detector: the cells' targets, its loss, and decoding.
 
-loss = quality focal loss of the classes + 2 * (1 - GIoU) of the boxes, per assigned cell
-The target of an assigned cell's class is the IoU of its box (Li et al. 2020); GIoU: Rezatofighi et al. 2019.
+loss = varifocal loss of the classes + (1 - GIoU) of the boxes, per assigned cell
+The target of an assigned cell's class is the IoU of its box, and so is its weight; the others weigh less the
+surer they are (Zhang et al. 2021). GIoU: Rezatofighi et al. 2019.
 A cell is assigned to the smallest box whose middle is near it, within RADIUS strides, on every level, as in
 FCOS (Tian et al. 2019).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,16 +18,16 @@ from torch.nn import functional as F
 
 from tersor.errors import TaskError, need
 from tersor.model.metric import Metric
+from tersor.zoo.precision import THRESHOLDS, image_matches, mean_precision
 from tersor.zoo.scenes import BORDER
 from tersor.zoo.yolo_lite import STRIDES
 
 RADIUS = 1.5  # strides
-BETA = 2.0  # of the quality focal loss: how much less what is right already counts
-BOX_WEIGHT = 2.0
+ALPHA, GAMMA = 0.75, 2.0  # of the varifocal loss, for what is not there: weight, and its power
+LEAST = 0.1  # target of an assigned cell's class, however bad its box is yet
 SCORE, OVERLAP, MOST = 0.05, 0.6, 100  # detections kept: least score, largest IoU of two, number
 RESAMPLES = 100  # of the bootstrap: each ranks all detections again
-# COCO's twelve figures in the order of its summary; the library calls them so
-FIGURES = {"AP50": "map_50", "mAP": "map"}
+FIGURES = {"AP50": 1, "mAP": len(THRESHOLDS)}  # figure -> thresholds of the IoU
 
 
 def cells(height: int, width: int, strides: Sequence[int] = STRIDES) -> Tensor:
@@ -74,16 +75,24 @@ def detection_loss(at: Tensor, output: tuple[Tensor, Tensor], target: tuple[Tens
     found, wanted = decoded(distances, at)[sample, cell], boxes[sample, chosen]
     misses = ops.generalized_box_iou_loss(found, wanted, reduction="sum")
     quality = torch.zeros_like(logits)
-    overlap = torch.diagonal(ops.box_iou(found.detach(), wanted)) if len(found) else found.new_zeros(0)
+    overlap = overlaps(found.detach(), wanted).clamp(min=LEAST)
     quality[sample, cell, classes[sample, chosen]] = overlap.to(quality)
-    weight = (logits.sigmoid() - quality).abs() ** BETA
+    weight = torch.where(quality > 0, quality, ALPHA * logits.detach().sigmoid() ** GAMMA)
     scores = (F.binary_cross_entropy_with_logits(logits, quality, reduction="none") * weight).sum()
-    return (scores + BOX_WEIGHT * misses) / max(1, len(cell))
+    return (scores + misses) / max(1, len(cell))
 
 
-def check(logits: Tensor, boxes: Tensor, classes: Tensor, at: Tensor) -> None:
+def overlaps(first: Tensor, second: Tensor) -> Tensor:
+    """[D]: the IoU of each box [D, 4] with the one of the same row."""
+    inner = first[:, 2:].minimum(second[:, 2:]) - first[:, :2].maximum(second[:, :2])
+    both = inner.clamp(min=0).prod(1)
+    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(1) for boxes in (first, second)]
+    return both / (areas[0] + areas[1] - both)
+
+
+def check(logits: Tensor, boxes: Tensor, classes: Tensor, at: Tensor, what: str = "cells") -> None:
     if logits.ndim != 3 or logits.shape[1] != len(at):
-        raise TaskError(f"detector: logits {list(logits.shape)} for {len(at)} cells; give [B, {len(at)}, K]")
+        raise TaskError(f"detector: logits {list(logits.shape)} for {len(at)} {what}; give [B, {len(at)}, K]")
     if boxes.shape != (*classes.shape, 4) or len(boxes) != len(logits):
         raise TaskError(
             f"detector: boxes {list(boxes.shape)} and classes {list(classes.shape)} for {len(logits)} "
@@ -98,37 +107,36 @@ def check(logits: Tensor, boxes: Tensor, classes: Tensor, at: Tensor) -> None:
 
 def detections(at: Tensor, output: tuple[Tensor, Tensor]) -> list[dict[str, Tensor]]:
     """What is seen in each image: "boxes" [D, 4] in pixels, "scores" [D], "labels" [D], best first."""
+    return chosen(decoded(output[0], at.to(output[0])), output[1].sigmoid())
+
+
+def chosen(boxes: Tensor, scores: Tensor) -> list[dict[str, Tensor]]:
+    """The detections of each image, best first, from all its boxes [B, N, 4] and their scores [B, N, K]."""
     ops = torchvision_ops("decoding a detector's outputs")
     found = []
-    for boxes, logits in zip(decoded(output[0], at.to(output[0])), output[1].sigmoid(), strict=True):
-        cell, label = (logits > SCORE).nonzero(as_tuple=True)
-        score = logits[cell, label]
-        kept = ops.batched_nms(boxes[cell].float(), score.float(), label, OVERLAP)[:MOST]
-        found.append({"boxes": boxes[cell[kept]], "scores": score[kept], "labels": label[kept]})
+    for all_boxes, all_scores in zip(boxes, scores, strict=True):
+        cell, label = (all_scores > SCORE).nonzero(as_tuple=True)
+        score = all_scores[cell, label]
+        kept = ops.batched_nms(all_boxes[cell].float(), score.float(), label, OVERLAP)[:MOST]
+        found.append({"boxes": all_boxes[cell[kept]], "scores": score[kept], "labels": label[kept]})
     return found
 
 
-def average_precision(at: Tensor, figure: str = "AP50") -> Metric:
-    """Mean average precision over the classes, by torchmetrics: at an IoU of 0.5, or "mAP": 0.5 to 0.95."""
+def average_precision(seen: Callable[[Any], list[dict[str, Tensor]]], figure: str = "AP50") -> Metric:
+    """Mean average precision over the classes: at an IoU of 0.5, or "mAP": 0.5 to 0.95.
+
+    `seen`: a detector's outputs -> detections of each image."""
 
     def statistics(output: Any, target: tuple[Tensor, Tensor]) -> list[Any]:
-        seen = detections(at, output)
-        wanted = [
-            {"boxes": boxes[classes != BORDER], "labels": classes[classes != BORDER]}
-            for boxes, classes in zip(*target, strict=True)
-        ]
-        return [{"found": a, "wanted": b} for a, b in zip(seen, wanted, strict=True)]
+        ops, found = torchvision_ops(f"the metric {figure}"), []
+        for item, boxes, classes in zip(seen(output), *target, strict=True):
+            real = classes != BORDER
+            overlap = ops.box_iou(item["boxes"].double(), boxes[real].double())
+            found.append(image_matches(item, boxes[real], classes[real], overlap))
+        return found
 
     def value(samples: list[Any]) -> float:
-        try:
-            from torchmetrics.detection import MeanAveragePrecision
-
-            metric = MeanAveragePrecision(max_detection_thresholds=[1, 10, MOST])
-        except ImportError:
-            raise need("torchmetrics[detection]", "zoo", f"the metric {figure}") from None
-        metric.warn_on_many_detections = False
-        metric.update([item["found"] for item in samples], [item["wanted"] for item in samples])
-        return float(metric.compute()[FIGURES[figure]])
+        return mean_precision(samples, FIGURES[figure])
 
     return Metric(figure, statistics=statistics, value=value, percent=True, resamples=RESAMPLES)
 

@@ -1,9 +1,11 @@
-"""Scene tasks: three tasks on composed scenes. Words: scenes:KIND:FOLDER, FOLDER holds Fashion-MNIST.
+"""Scene tasks: four tasks on composed scenes. Words: scenes:KIND:FOLDER, FOLDER holds Fashion-MNIST.
 
 labels    one garment a scene; the class is asked                     accuracy
 boxes     1 to 3 garments; their boxes and classes                    AP50 (mAP for task(..., figure="mAP"))
+anchors   the same for a detector with anchors: anchors.py            AP50
 masks     1 to 3 garments; the class of each pixel, 0 the background  mean IoU
-Training scenes are composed when they are read, about 800 a second on one core, the same in each epoch.
+Scenes are composed when they are first read, about 800 a second on one core, and kept: 37 kB each. Training
+mirrors half of them, other ones in each epoch.
 """
 
 from __future__ import annotations
@@ -22,11 +24,12 @@ from torch.utils.data import DataLoader
 from tersor.errors import TaskError, did_you_mean
 from tersor.model.builtin_tasks import garments
 from tersor.model.task import Logits, Task
+from tersor.zoo.anchors import anchors, multibox_loss, seen
 from tersor.zoo.architectures import entry
-from tersor.zoo.boxes import average_precision, cells, detection_loss
-from tersor.zoo.scenes import BORDER, GARMENTS, SIZE, Scene, Scenes, photographs
+from tersor.zoo.boxes import average_precision, cells, detection_loss, detections
+from tersor.zoo.scenes import BORDER, GARMENTS, SIZE, Kept, Scene, Scenes, photographs
 
-METRICS = {"labels": "accuracy", "boxes": "AP50", "masks": "mean IoU"}  # of each kind
+METRICS = {"labels": "accuracy", "boxes": "AP50", "anchors": "AP50", "masks": "mean IoU"}  # of each kind
 TRAIN, TEST, CALIBRATE, BATCH = 10_000, 1_000, 300, 24  # scenes; scenes a training batch
 ALONE = (0.5, 0.9)  # side of a garment that is alone, as a share of the scene's
 PARTS = {"train": "train", "test": "t10k"}
@@ -52,19 +55,21 @@ def scene_task(
     folder = Path(folder).expanduser()
     shape: dict[str, Any] = {"most": 1, "sides": ALONE} if kind == "labels" else {}
     digest = hashlib.sha256(f"scenes {kind} {train} {test} {calibrate} {batch} {size} {seed}".encode())
-    sets: dict[str, Scenes] = {}
+    sets: dict[str, Kept] = {}
     for part, count in (("train", train), ("test", test)):
         images, labels = garments(folder, PARTS[part])
         photos = photographs(part)
         for tensor in (images, labels, *photos):
             digest.update(tensor.contiguous().numpy().data)
         own = 2 * seed + (part == "test")
-        sets[part] = Scenes(images, labels, photos, count, seed=own, size=size, **shape)
+        sets[part] = Kept(
+            Scenes(images, labels, photos, count, seed=own, size=size, varied=part == "train", **shape)
+        )
     few = torch.utils.data.Subset(sets["train"], range(calibrate))
-    collate = COLLATE[kind]
+    collate, mirrored = COLLATE[kind], partial(with_mirrored, COLLATE[kind])
     return Task(
         f"scenes {kind}",
-        train=DataLoader(sets["train"], batch, shuffle=True, drop_last=True, collate_fn=collate),
+        train=DataLoader(sets["train"], batch, shuffle=True, drop_last=True, collate_fn=mirrored),
         calibrate=DataLoader(few, min(100, calibrate), collate_fn=collate),
         evaluate=DataLoader(sets["test"], 50, collate_fn=collate),
         fingerprint=digest.hexdigest(),
@@ -85,8 +90,15 @@ def settings(kind: str, size: int, figure: str) -> dict[str, Any]:
         at = cells(size, size)
         return {
             "loss": partial(detection_loss, at),
-            "metric": average_precision(at, figure),
+            "metric": average_precision(partial(detections, at), figure),
             "logits": compared,
+        }
+    if kind == "anchors":
+        at = anchors(size, size)
+        return {
+            "loss": partial(multibox_loss, at),
+            "metric": average_precision(partial(seen, at), figure),
+            "logits": compared_to_anchors,
         }
     return {"loss": mask_loss, "metric": "mean_iou"} if kind == "masks" else {}
 
@@ -96,10 +108,29 @@ def compared(output: tuple[Tensor, Tensor]) -> tuple[Logits, Logits]:
     return Logits(output[1], "binary"), Logits(output[0], "regression")
 
 
+def compared_to_anchors(output: tuple[Tensor, Tensor]) -> tuple[Logits, Logits]:
+    """The same of a detector with anchors: scores of classes, and offsets."""
+    return Logits(output[1], "classes", 2), Logits(output[0], "regression")
+
+
 def mask_loss(output: Tensor, target: Tensor) -> Tensor:
     weight = output.new_ones(output.shape[1])
     weight[0] = BACKGROUND
     return F.cross_entropy(output, target, weight)
+
+
+def with_mirrored(collate: Callable[[list[Scene]], Any], scenes: list[Scene]) -> Any:
+    """A batch with half of its scenes mirrored, drawn from torch's generator, which a training seeds."""
+    draws = torch.rand(len(scenes)) < 0.5
+    return collate([mirrored(scene) if draw else scene for scene, draw in zip(scenes, draws, strict=True)])
+
+
+def mirrored(scene: Scene) -> Scene:
+    """The scene with left and right exchanged."""
+    width = scene.image.shape[2]
+    left, top, right, bottom = scene.boxes.unbind(1)
+    boxes = torch.stack([width - right, top, width - left, bottom], 1)
+    return Scene(scene.image.flip(2), boxes, scene.classes, scene.mask.flip(1))
 
 
 def normalized(scenes: list[Scene]) -> Tensor:
@@ -125,5 +156,6 @@ def with_boxes(scenes: list[Scene]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
 COLLATE: dict[str, Callable[[list[Scene]], Any]] = {
     "labels": with_label,
     "boxes": with_boxes,
+    "anchors": with_boxes,
     "masks": with_mask,
 }

@@ -3,7 +3,8 @@
 scene = crop of a photograph + 1 to 3 garments, each of a random size, tint and place, the later ones in front
 Garments are the images of Fashion-MNIST (Xiao, Rasul, Vollgraf 2017), photographs those that scikit-image
 holds. Scene i of a seed is the same on every machine and in every process. Test scenes take other garments
-and other photographs than training scenes.
+and other photographs than training scenes. `varied` makes many backgrounds of the few photographs, so that a
+network learns what is no garment.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ GARMENTS = 3  # at most, in a scene
 SIDES = (0.25, 0.46)  # of a garment, as a share of the scene's side
 SHORTER = 240  # pixels of a photograph's shorter side
 CROPS = (0.4, 1.0)  # of a photograph, as a share of its shorter side
+FAINT = 0.5  # at most, of a varied background's second photograph around its ellipse
 INK = 0.1  # a pixel of a garment brighter than this is part of it
 TINTS = (0.35, 1.0)  # a garment's color: the factor of each channel
 SEEN = 0.5  # of a garment must stay in view: less, and another place is tried
@@ -32,7 +34,20 @@ CLASSES = (
     "T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
 )  # fmt: skip
 PHOTOS = {
-    "train": ("astronaut", "brick", "camera", "clock", "coffee", "grass", "immunohistochemistry", "moon"),
+    "train": (
+        "astronaut",
+        "brick",
+        "camera",
+        "cell",
+        "clock",
+        "coffee",
+        "colorwheel",
+        "grass",
+        "immunohistochemistry",
+        "moon",
+        "page",
+        "text",
+    ),
     "test": ("chelsea", "coins", "gravel", "hubble_deep_field", "retina", "rocket"),
 }
 
@@ -40,7 +55,7 @@ PHOTOS = {
 class Scene(NamedTuple):
     """A scene of S x S pixels with G garments."""
 
-    image: Tensor  # [3, S, S] float32, 0..1
+    image: Tensor  # [3, S, S] float32, whole 255ths of 0..1
     boxes: Tensor  # [G, 4] float32: left, top, right, bottom, in pixels
     classes: Tensor  # [G] int64, 0..9
     mask: Tensor  # [S, S] int64: 0 is the background, k + 1 a garment of class k
@@ -51,10 +66,11 @@ class Scenes(Dataset[Scene]):
 
     def __init__(
         self, garments: Tensor, labels: Tensor, photos: Sequence[Tensor], count: int, *, seed: int = 0,
-        size: int = SIZE, most: int = GARMENTS, sides: tuple[float, float] = SIDES,
+        size: int = SIZE, most: int = GARMENTS, sides: tuple[float, float] = SIDES, varied: bool = False,
     ):  # fmt: skip
         """`garments` [N, 28, 28] uint8, `labels` [N] in 0..9, `photos` [3, H, W] uint8 each; 1 to `most`
-        garments a scene, whose `sides` are shares of the scene's."""
+        garments a scene, whose `sides` are shares of the scene's. `varied`: backgrounds are made of two
+        photographs."""
         if len(garments) != len(labels) or not len(garments):
             raise TaskError(f"scenes: {len(labels)} labels for {len(garments)} garments; give one for each")
         if not photos:
@@ -69,6 +85,7 @@ class Scenes(Dataset[Scene]):
                 raise TaskError(f"scenes: {word}={value}, but it is 1 or more")
         self.garments, self.labels, self.photos = garments, labels, tuple(photos)
         self.count, self.seed, self.size, self.most, self.sides = count, seed, size, most, sides
+        self.varied = varied
 
     def __len__(self) -> int:
         return self.count
@@ -77,7 +94,7 @@ class Scenes(Dataset[Scene]):
         if not 0 <= index < self.count:
             raise IndexError(index)
         drawn = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
-        image = self.background(drawn)
+        image = self.two(drawn) if self.varied else self.background(drawn)
         owner = torch.full((self.size, self.size), -1)  # [S, S]: the garment of each pixel
         classes: list[int] = []
         wanted = 1 + int(torch.randint(self.most, (), generator=drawn))
@@ -93,6 +110,7 @@ class Scenes(Dataset[Scene]):
             image[:, rows, columns] = torch.where(ink, shade * tint, image[:, rows, columns])
             owner[rows, columns] = torch.where(ink, len(classes), owner[rows, columns])
             classes.append(int(self.labels[which]))
+        image = image.mul_(255).round_().div_(255)
         found = torch.tensor(classes)
         boxes = torch.stack([bounds(owner == number) for number in range(len(classes))])
         mask = torch.cat([torch.zeros(1, dtype=torch.int64), found + 1])[owner + 1]
@@ -107,6 +125,18 @@ class Scenes(Dataset[Scene]):
         top, left = (int(torch.randint(length - side + 1, (), generator=drawn)) for length in photo.shape[1:])
         crop = photo[:, top : top + side, left : left + side].float().div(255)
         return resized(crop, self.size)
+
+    def two(self, drawn: torch.Generator) -> Tensor:
+        """A background of two photographs, [3, S, S]: the second one in an ellipse, and faintly around it."""
+        first, second = (turned(self.background(drawn), drawn) for _ in "ab")
+        at = (torch.arange(self.size) + 0.5) / self.size
+        down, right, high, wide, faint = torch.rand(5, generator=drawn).tolist()
+        low, top = self.sides
+        y, x = (
+            (at - where) * 2 / (low + (top - low) * side) for where, side in ((down, high), (right, wide))
+        )
+        inside = y[:, None] ** 2 + x**2 < 1
+        return first.lerp(second, torch.where(inside, 1.0, FAINT * faint))
 
     def place(
         self, garment: Tensor, owner: Tensor, number: int, drawn: torch.Generator
@@ -127,6 +157,33 @@ class Scenes(Dataset[Scene]):
             if all(gone <= (1 - SEEN) * all_of for gone, all_of in zip(hidden, whole, strict=True)):
                 return shade, ink, top, left
         return None
+
+
+class Kept(Dataset[Scene]):
+    """The same scenes, each composed once and kept as bytes: 37 kB for one of 96 x 96 pixels."""
+
+    def __init__(self, scenes: Scenes):
+        self.scenes = scenes
+        self.kept: dict[int, Scene] = {}
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def __getitem__(self, index: int) -> Scene:
+        found = self.kept.get(index)
+        if found is None:
+            made = self.scenes[index]
+            image, mask = made.image.mul(255).round_().to(torch.uint8), made.mask.to(torch.uint8)
+            found = self.kept[index] = Scene(image, made.boxes, made.classes, mask)
+        return found._replace(image=found.image.float().div_(255), mask=found.mask.long())
+
+
+def turned(photo: Tensor, drawn: torch.Generator) -> Tensor:
+    """A photograph [3, S, S], turned by quarters, its colors exchanged, perhaps mirrored and inverted."""
+    quarters, mirror, invert = (int(torch.randint(n, (), generator=drawn)) for n in (4, 2, 3))
+    photo = photo[torch.randperm(3, generator=drawn)].rot90(quarters, (1, 2))
+    photo = photo.flip(2) if mirror else photo
+    return 1 - photo if invert == 2 else photo
 
 
 def bounds(inside: Tensor) -> Tensor:

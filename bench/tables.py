@@ -1,0 +1,236 @@
+"""Tables: every architecture of the zoo before and after: accuracy, bytes, milliseconds.
+
+python bench/tables.py [--quick] [--weights FOLDER] [--out FOLDER] [NAME ...]      make tables
+train      tersor run zoo:NAME --recipe zoo:NAME               or FOLDER/NAME.safetensors, if it is there
+compress   tersor run zoo:NAME --recipe zoo:NAME:small         from these weights, which teach it
+measure    tersor compare float.onnx small.onnx --latency      both files score all test scenes in ONNX
+                                                               Runtime, and take turns there, one thread
+Each step is a process of its own and is kept in OUT, so that a killed run continues. A finished architecture
+replaces its line of bench/tables.jsonl; docs/tables.md is written from that file. --quick trains for a
+fraction of the epochs, and its rows say so; they never replace rows of a whole training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from page import table
+
+from tersor.errors import TersorError
+from tersor.files import write_text
+from tersor.pipeline import JOURNAL, MODEL, REPORT
+from tersor.resolve import resolve_recipe
+from tersor.steps import read_recipe
+from tersor.steps.recipe_text import dump
+from tersor.zoo.architectures import ZOO, entry
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS, PAGE = ROOT / "bench" / "tables.jsonl", ROOT / "docs" / "tables.md"
+OUT = ROOT / "out" / "tables"
+QUICK = 0.02  # share of the epochs
+FOLDER = os.environ.get("FASHION_MNIST", "")
+SECONDS = "seconds.txt"  # of processor time, beside a run's report
+Row = dict[str, Any]
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(ZOO)}")
+    parser.add_argument("--quick", action="store_true", help="train for 2 %% of the epochs")
+    parser.add_argument("--weights", type=Path, metavar="FOLDER", help="NAME.safetensors of trained networks")
+    parser.add_argument("--out", type=Path, default=OUT, metavar="FOLDER", help="what the steps write")
+    parser.add_argument("--page", action="store_true", help="only write docs/tables.md")
+    options = parser.parse_args(argv)
+    failed = []
+    for name in [] if options.page else options.names or ZOO:
+        try:
+            entry(name)
+            record(measured(name, options))
+        except (TersorError, subprocess.CalledProcessError) as error:
+            print(f"tables: {name}: {error}", file=sys.stderr, flush=True)
+            failed.append(name)
+        write_text(PAGE, page(read()))
+    write_text(PAGE, page(read()))
+    return 1 if failed else 0
+
+
+def measured(name: str, options: argparse.Namespace) -> Row:
+    """The row of an architecture: trained and compressed, if it was not, and compared."""
+    out = options.out / (f"{name}-quick" if options.quick else name)
+    out.mkdir(parents=True, exist_ok=True)
+    task = f"zoo:{name}" + (f":{FOLDER}" if FOLDER else "")
+    train, small = (recipe(f"zoo:{name}{end}", out, options.quick) for end in ("", ":small"))
+    weights = options.weights / f"{name}.safetensors" if options.weights else None
+    given = weights is not None and weights.exists()
+    if weights is None or not given:
+        weights = out / "float.safetensors"
+        run(f"zoo:{name}", task, out / "float", train)
+        if not weights.exists():
+            tersor("unpack", out / "float" / MODEL, "-o", weights)
+    run(f"zoo:{name}", task, out / "small", small, "--weights", weights, "--tiny")
+    before, after = out / "float.onnx", out / "small" / "model.onnx"
+    if not before.exists():
+        tersor("export", weights, "--model", f"zoo:{name}", "--task", task, "-o", before)
+    found = json.loads(tersor("compare", before, after, "--task", task, "--latency", "--json"))
+    return {
+        "name": name, "quick": options.quick, "metric": found["metric"], "accuracy": found["accuracy"],
+        "latency": found["latency"],
+        "bytes": {
+            "float": weights.stat().st_size, "packed": (out / "small" / MODEL).stat().st_size,
+            "onnx": after.stat().st_size,
+        },
+        "trained": "weights given" if given else steps_in(train), "compressed": steps_in(small),
+        "seconds": {word: seconds(out / word) for word in ("float", "small")},
+        "machine": f"{processor()}, load {os.getloadavg()[1]:.1f} of {os.cpu_count()}",
+    }  # fmt: skip
+
+
+def recipe(words: str, out: Path, quick: bool) -> Path:
+    """The recipe of these words as a file, with few epochs if `quick`."""
+    found = resolve_recipe(Path(words), None)
+    if quick:
+        short = [
+            replace(step, epochs=QUICK * step.epochs) if getattr(step, "epochs", 0) else step
+            for step in found.steps
+        ]
+        found = replace(found, steps=tuple(short))
+    path = out / ("small.yaml" if words.endswith(":small") else "float.yaml")
+    write_text(path, dump(found.to_json()))
+    return path
+
+
+def run(model: str, task: str, out: Path, given: Path, *words: str | Path) -> None:
+    """`tersor run`, unless it is finished; one that was killed continues. Its processor time is kept."""
+    if (out / REPORT).exists() and not (out / JOURNAL).exists():
+        return
+    resume = ["--resume"] if (out / JOURNAL).exists() else []
+    before = spent()
+    tersor("run", model, "--task", task, "--out", out, "--recipe", given, *words, *resume)
+    if not resume:  # of a run that was killed it is not known
+        write_text(out / SECONDS, f"{spent() - before:.0f}\n")
+
+
+def tersor(*words: str | Path) -> str:
+    """What `tersor` prints. CalledProcessError if it fails; its progress goes to the terminal."""
+    command = [sys.executable, "-m", "tersor", *map(str, words)]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def spent() -> float:
+    """Seconds of processor time of all processes that were started and have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def seconds(out: Path) -> int | None:
+    return int((out / SECONDS).read_text()) if (out / SECONDS).exists() else None
+
+
+def steps_in(path: Path) -> str:
+    """The steps of a recipe, with the settings that are no defaults."""
+    return " ".join(
+        " ".join([step.name, *(f"{key}={value}" for key, value in changed(step).items())])
+        for step in read_recipe(path).steps
+    )
+
+
+def changed(step: Any) -> dict[str, Any]:
+    plain = type(step)()
+    return {item.name: value for item in fields(step)
+            if (value := getattr(step, item.name)) != getattr(plain, item.name)}  # fmt: skip
+
+
+def processor() -> str:
+    """The processor's name, as Linux tells it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def read(path: Path = RESULTS) -> list[Row]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def record(row: Row, path: Path = RESULTS) -> None:
+    """Put a row in the place of that of the same architecture. A quick one replaces only a quick one."""
+    rows = {old["name"]: old for old in read(path)}
+    if row["quick"] and not rows.get(row["name"], row)["quick"]:
+        print(f"tables: {row['name']}: a whole training is recorded; the quick one is not", file=sys.stderr)
+        return
+    rows[row["name"]] = row
+    write_text(path, "".join(f"{json.dumps(rows[name])}\n" for name in sorted(rows)))
+
+
+def page(rows: list[Row]) -> str:
+    """docs/tables.md."""
+    by_name = {row["name"]: row for row in rows}
+    lines = [line(name, by_name.get(name)) for name in ZOO]
+    return HEAD + table(COLUMNS, lines) + MIDDLE + table(HOW, map(how, rows))
+
+
+def line(name: str, row: Row | None) -> tuple[str, ...]:
+    if row is None:
+        return (name, "not measured", *[""] * (len(COLUMNS) - 2))
+    accuracy, latency, size = row["accuracy"], row["latency"], row["bytes"]
+    was, now, drop = (accuracy[key] for key in ("before", "after", "drop"))
+    middle, low, high = latency["ratio"]
+    return (
+        name + (" (quick)" if row["quick"] else ""), row["metric"],
+        f"{100 * was[0]:.1f}", f"{100 * now[0]:.1f}",
+        f"{drop[0]:.2f} ({drop[1]:.2f} to {drop[2]:.2f})", f"{size['float']:,}",
+        *(f"{size[key]:,} ({100 * size[key] / size['float']:.1f} %)" for key in ("packed", "onnx")),
+        f"{latency['before'][0]:.2f}", f"{latency['after'][0]:.2f}",
+        f"{middle:.2f} ({low:.2f} to {high:.2f})" + (", noisy" if latency["noisy"] else ""),
+    )  # fmt: skip
+
+
+def how(row: Row) -> tuple[str, ...]:
+    spent = [row["seconds"][word] for word in ("float", "small")]
+    return (
+        row["name"], f"`{row['trained']}`", f"`{row['compressed']}`",
+        *("" if value is None else f"{value}" for value in spent), row["machine"],
+    )  # fmt: skip
+
+
+COLUMNS = (
+    "zoo:", "metric", "before, %", "after, %", "drop, points (95 %)", "fp32 file, bytes", "`.tersor`, bytes",
+    "int8 ONNX, bytes", "float, ms", "int8, ms", "times as fast (95 %)",
+)  # fmt: skip
+HOW = ("zoo:", "trained by", "compressed by", "training, s", "compressing, s", "measured on")
+HEAD = """# Tables
+
+Every architecture of [the zoo](guide.md#the-zoo) before and after. `make tables` writes this page from
+`bench/tables.jsonl`, which `bench/tables.py` measures: it trains a network from random weights on 10,000
+composed scenes (`--recipe zoo:NAME`), compresses it (`--recipe zoo:NAME:small`), and compares the two ONNX
+files in ONNX Runtime.
+
+* **before, after**: the float file and the int8 file, each scored in ONNX Runtime on the same 1,000 test
+  scenes, whose garments and photographs are in no training scene. **drop**: paired by scene.
+* **bytes**: the float weights as safetensors; the `.tersor` file, without a ledger (`--tiny`); the int8 file
+  that the runtime opens.
+* **ms**: one image, one thread; both files take turns in one process. The ratio is the median of the rounds'
+  ratios. "noisy" marks a run in which the float file against itself was not 1 within its interval: other
+  programs used the machine.
+* "quick" rows had 2 % of the training and say only that everything runs.
+
+"""
+MIDDLE = """
+## How each row was measured
+
+Seconds are of processor time, all threads together, on a machine that others may have used.
+
+"""
+
+
+if __name__ == "__main__":
+    sys.exit(main())
