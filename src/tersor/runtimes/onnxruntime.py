@@ -95,7 +95,7 @@ def write(
         if dynamic_batch and tensors(inputs)[0].shape[:1] == (1,):  # tracing takes a size of 1 for a constant
             traced = sized(inputs, 2)
         rounded = _rounded(model, traced) if isinstance(model, Deployed) else {}
-        program, left = _export(model, traced, dynamic_batch, dynamic_axes)
+        program, left, names = _export(model, traced, dynamic_batch, dynamic_axes)
         floats: dict[str, str] = {}
         if isinstance(model, Deployed):
             floats = model.left | onnx_packed.pack(program.model, model.packed, openvino)
@@ -107,6 +107,7 @@ def write(
                     f"onnxruntime: {type(model.net).__name__} rounds an edge {wanted} times, and the "
                     f"exported graph {grids} times"
                 )
+        name_outputs(program.model.graph, names)  # last: the changes above may make an output anew
         _without_traces(program)
         # Only the weights' bytes count: the graph is small compared with the limit.
         large = nbytes(program) >= ONE_FILE
@@ -149,9 +150,10 @@ def _rounded(model: Deployed, inputs: Inputs) -> dict[str, Edge]:
 
 def _export(
     model: nn.Module, inputs: Inputs, dynamic_batch: bool, axes: Sequence[int]
-) -> tuple[Any, tuple[str, ...]]:
-    """(an ONNX program in memory, the outputs that it lacks because torch.export has no type for them). It is
-    made from a copy of the model, since tracing may leave its own tensors in modules."""
+) -> tuple[Any, tuple[str, ...], list[str]]:
+    """(an ONNX program in memory, the outputs that it lacks because torch.export has no type for them, the
+    names of those that it has). It is made from a copy of the model, since tracing may leave its own tensors
+    in modules."""
     args, kwargs = ((), inputs) if isinstance(inputs, dict) else (inputs, None)
     # By name: arguments in order may all belong to one name, as of forward(*images).
     by_name = kwargs or dict(inspect.signature(model.forward).bind(*args).arguments)
@@ -192,8 +194,7 @@ def _export(
                 f"onnxruntime: {name_of(model)} cannot be exported with inputs {shapes(inputs)}: "
                 f"{brief(error)}.{unexported(model.state_dict())}{way_out}"
             ) from error
-    name_outputs(program.model.graph, names)
-    return program, tuple(f"{name} ({kind})" for name, kind in left.items())
+    return program, tuple(f"{name} ({kind})" for name, kind in left.items()), names
 
 
 @contextmanager
