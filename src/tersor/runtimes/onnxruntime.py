@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from tersor.dtypes import unexported
-from tersor.errors import RefusedError, SettingError
+from tersor.errors import FormatError, RefusedError, SettingError
 from tersor.model.batches import device_of, move, shapes, steady
 from tersor.model.deployed import Deployed
 from tersor.model.edges import Edge
@@ -115,11 +115,15 @@ def write(
         batches = variants(model, inputs, dynamic_batch, dynamic_axes)
         try:
             compared("onnxruntime", model, folder / path.name, batches, tolerance, first=True)
-        except (SettingError, *UNTRACEABLE) as error:
-            way_out = f"; {FIXED_BATCH}" if dynamic_batch else ""
+        except (FormatError, SettingError, *UNTRACEABLE) as error:
+            text = str(error).replace(str(folder / path.name), path.name)
+            if isinstance(error, FormatError):  # it lacks a kernel: no batch would run
+                way_out = few_kernels(model)
+            else:
+                way_out = f"; {FIXED_BATCH}" if dynamic_batch else ""
             way_out += "; weights=float writes only operators of the standard" if floats else ""
             raise RefusedError(
-                f"onnxruntime: {name_of(model)} exports and does not run: {error}{way_out}"
+                f"onnxruntime: {name_of(model)} exports and does not run: {text}{way_out}"
             ) from error
         return replace(into_place(folder, path), left_out=left, floats=floats)
 
@@ -195,6 +199,13 @@ def _export(
                 f"{brief(error)}.{unexported(model.state_dict())}{way_out}"
             ) from error
     return program, tuple(f"{name} ({kind})" for name, kind in left.items()), names
+
+
+def few_kernels(model: nn.Module) -> str:
+    """What to do about floats of dtypes for which the runtime has few kernels; empty if there are none."""
+    kinds = {tensor.dtype for tensor in model.state_dict().values() if tensor.is_floating_point()}
+    names = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds - {torch.float32}))
+    return f"; it has few kernels for {names}: give the model in float32, model.float()" if names else ""
 
 
 @contextmanager
