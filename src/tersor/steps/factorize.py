@@ -16,7 +16,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from tersor.core.view import View
-from tersor.errors import SettingError
+from tersor.errors import RefusedError, SettingError
 from tersor.forms import Dense, LowRank, uncoded
 from tersor.maths.ranks import rank_for_energy, rank_for_keep, svd_factors, whitened_factors
 from tersor.model.sites import Site
@@ -77,6 +77,11 @@ class Factorize(Retrain):
         gram = None
         if self.whiten and view.maybe_task is not None and view.maybe_task.calibrate is not None:
             gram = view.gram(site)
+        if gram is not None and not gram.isfinite().all():
+            raise RefusedError(
+                f"factorize: {site.name} reads NaN or infinity on the calibration batches, or numbers whose "
+                f"squares are. Use whiten=false, or exclude the weight with where='!{site.name}'"
+            )
         if gram is not None and site.axis:  # [I, O]: the inputs are the rows here
             right, left = (factor.T for factor in whitened_factors(rows.T, gram, rank))
         else:
