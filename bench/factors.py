@@ -1,9 +1,9 @@
 """Factors: convolutions as two or three smaller ones, by four products, at half the parameters.
 
-For each of SVD, Tucker-2, CP and spatial factors (factorize layers=true keep=0.5): accuracy on all test images
-before tuning, after EPOCHS epochs with the network as its own teacher, parameters, and time in ONNX Runtime on
-one thread, both networks in turn. Weighted by inputs where the method can be; the plain form is beside it. The
-scored weights are read back from the file.
+For each of SVD, Tucker-2, CP and spatial factors (factorize layers=true keep=0.5): accuracy on all test
+images before tuning, after EPOCHS epochs with the network as its own teacher, parameters, and time in ONNX
+Runtime on one thread, both networks in turn. Weighted by inputs where the method can be; the plain form is
+beside it. The scored weights are read back from the file.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ import random
 import re
 from collections import namedtuple
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,6 +21,7 @@ from tersor.errors import TaskError
 from tersor.model.batches import evaluating, hash_batch, move, shapes, steady
 from tersor.model.builtin_metrics import accuracy
 from tersor.model.example import example_inputs
+from tersor.model.simulate import Simulated
 from tersor.model.task import Task
 
 SAMPLES, FEATURES, CLASSES = 23, 5, 3
@@ -438,6 +440,41 @@ def test_example_inputs_include_decoder_inputs_from_labels() -> None:
     given = {"x": X[:4], "decoder_input_ids": ids, "labels": ids}
     assert example_inputs(Task(evaluate=[given]), model)["decoder_input_ids"] is ids
     assert list(example_inputs(task)) == ["x"]  # decoder inputs need the model
+
+
+class Passes(nn.Module):
+    """Wraps an encoder-decoder, and passes all of its inputs on, or only some."""
+
+    def __init__(self, everything: bool) -> None:
+        super().__init__()
+        self.net = Shifts()
+        self.forward = self.every if everything else self.some
+
+    def every(self, *args: Any, **kwargs: Any) -> Any:
+        return self.net(*args, **kwargs)
+
+    def some(self, x: Tensor, labels: Any = None) -> Any:
+        return self.net(x, labels=labels)
+
+
+@pytest.mark.parametrize("wrapped", [Simulated, lambda net: Passes(True)], ids=["grids or codes", "any"])
+def test_an_encoder_decoder_in_a_wrapper_gets_its_decoder_inputs(wrapped: Any) -> None:
+    ids = torch.randint(9, (4, 6))
+    task = Task(evaluate=[{"x": X[:4], "labels": ids}])
+    found = example_inputs(task, wrapped(Shifts()))
+    assert isinstance(found, dict)
+    assert torch.equal(found["decoder_input_ids"], nn.functional.pad(ids[:, :-1], (1, 0)))
+    assert list(example_inputs(task, Passes(False))) == ["x"]  # its forward does not take them
+
+
+@pytest.mark.parametrize("step", [tersor.Quantize(bits=4), tersor.Quantize(activations=8)], ids=str)
+def test_a_quantized_encoder_decoder_is_exported(step: Any, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    ids = torch.randint(9, (4, 6))
+    task = Task(evaluate=[{"x": X[:4], "labels": ids}], calibrate=[{"x": X[:4], "labels": ids}])
+    state = tersor.run(Shifts(), [step, tersor.Export()], task, out=str(tmp_path))
+    assert (tmp_path / "model.onnx").exists()
+    assert state.ledger.notes("written")
 
 
 def test_positions_of_an_encoder_decoder_are_left_alone() -> None:

@@ -10,12 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tersor.core.run import run
 from tersor.errors import FormatError, StorageError, TaskError
 from tersor.model.outputs import changed, parts_of
 from tersor.model.task import Task
 from tersor.runtimes import onnxruntime
 from tersor.runtimes.as_module import Outputs, SessionModule
 from tersor.runtimes.onnx_files import files_of
+from tersor.steps import Export, Quantize
 
 pytestmark = pytest.mark.usefixtures("onnx_functions_read_once")
 
@@ -57,6 +59,31 @@ def test_outputs_are_named_as_the_models(tmp_path: Path) -> None:
         found["logit"]
     with pytest.raises(AttributeError, match="did you mean 'logits'"):
         _ = found.logit
+
+
+class Heads(nn.Module):
+    """Two heads of one input, and the input's own sum: linear layers give the outputs themselves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.one, self.two = nn.Linear(32, 32), nn.Linear(32, 4), nn.Linear(32, 8, bias=False)
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        h = self.body(x).relu()
+        return {"logits": self.one(h), "states": (self.two(h), h)}
+
+
+@pytest.mark.parametrize(
+    "settings", [{"bits": 4}, {"activations": 8}, {"activations": 8, "activation_range": "dynamic"}], ids=str
+)
+def test_outputs_that_a_kernel_makes_keep_the_models_names(settings: dict[str, Any], tmp_path: Path) -> None:
+    task = Task("t", evaluate=[(x(8, 32), x(8, 4))], calibrate=[(x(8, 32),)])
+    state = run(Heads(), [Quantize(**settings), Export()], task, out=str(tmp_path))
+    wanted = state.model()(x(8, 32))
+    found = SessionModule(onnxruntime.open(tmp_path / "model.onnx"), "model.onnx")(x(8, 32))
+    assert found.names == ("logits", "states.0", "states.1")
+    for name, value in zip(found.names, (wanted["logits"], *wanted["states"]), strict=True):
+        assert torch.allclose(found[name], value, atol=0.05), name
 
 
 def test_names_with_another_meaning_in_the_graph_are_not_taken(tmp_path: Path) -> None:

@@ -409,3 +409,18 @@ def test_comparisons_of_nothing_or_of_other_shapes(tmp_path: Path) -> None:
     with pytest.raises(RefusedError, match="does not compute what Linear does"):
         onnxruntime.compare(other, path, [x(2, 3)])
     assert onnxruntime.compare(other, path, [x(2, 3)], tolerance=None).max_abs > 0
+
+
+def test_floats_without_kernels_are_refused_with_a_way_out(tmp_path: Path) -> None:
+    class Half(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 4).bfloat16()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x.bfloat16()).float()
+
+    with pytest.raises(RefusedError, match=r"bfloat16: give the model in float32, model.float\(\)") as caught:
+        onnxruntime.write(Half(), (torch.zeros(2, 3),), tmp_path / "half.onnx")
+    assert str(tmp_path) not in str(caught.value), "the file is named as the caller named it"
+    assert not list(tmp_path.iterdir())

@@ -156,7 +156,7 @@ def test_bad_files(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str])
         module.open(tmp_path / "empty.onnx")
     with pytest.raises(StorageError, match="no such file"):
         module.open(tmp_path / "none.onnx")
-    for threads in (0, 1.5, "2"):
+    for threads in (0, 1.5, "2", 100_000):
         with pytest.raises(SettingError, match=f"{name}: threads={threads!r}, but it is a number"):
             module.open(tmp_path / "good.onnx", threads=threads)
     assert capfd.readouterr() == ("", "")

@@ -86,6 +86,19 @@ def test_the_mean_error_of_each_output_is_zero(name: str) -> None:
     assert made.std() > 1e-2, "the weights are rounded all the same"
 
 
+@pytest.mark.parametrize("spread", [0.0, 1e-7, 1e-6])
+@pytest.mark.parametrize("count", [1, 13, 39])
+def test_inputs_that_hardly_vary_leave_weights_near_their_floats(count: int, spread: float) -> None:
+    """Their covariance is a difference of nearly equal numbers. Its error is no second moment: it may have no
+    inverse, and fitting it would move weights far."""
+    net, one = nn.Sequential(seeded(lambda: nn.Linear(64, 5), 1)), draw(1, 64) + 1
+    x = one * (1 + spread * torch.randn(count, 64, generator=torch.Generator().manual_seed(0)))
+    result = run(net, Quantize(bits=4, rounding="gptq"), task_of(x, batch=13))
+    assert error(result, net, x).abs().max() < 1e-5, "the bias takes the error of the only input"
+    step = float(net[0].weight.detach().abs().max()) / 7
+    assert (result.model()[0].weight - net[0].weight).abs().max() <= 2 * step
+
+
 def net_of_many() -> nn.Sequential:
     torch.manual_seed(3)
     return nn.Sequential(

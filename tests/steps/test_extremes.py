@@ -1,6 +1,7 @@
 """Extremes: finite weights of any size are rounded correctly or refused by name, without crashes and NaN."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -8,9 +9,9 @@ from torch import Tensor, nn
 
 from tersor.core.run import run
 from tersor.core.state import State
-from tersor.errors import TersorError
+from tersor.errors import RefusedError, TersorError
 from tersor.model.task import Task
-from tersor.steps import Cluster, Entropy, Factorize, Penalize, Prune, Quantize, Rdoq
+from tersor.steps import Cluster, Entropy, Factorize, Penalize, Prune, Quantize, Rdoq, Slim
 
 OUTS, INS = 12, 20
 MOST = {torch.float32: 3.4e38, torch.float16: 65504.0, torch.bfloat16: 3.38e38}
@@ -150,3 +151,15 @@ def test_bits_of_weights_that_are_all_alike_are_found() -> None:
         layer.weight.fill_(0.3)
     result = run(layer, Rdoq(bits=3, per="tensor"))
     assert sum(e.data["bits"] for e in result.ledger.entries if "bits" in e.data) <= 3 * INS * OUTS
+
+
+@pytest.mark.parametrize("step", [Slim(keep=0.5), Factorize(keep=0.5), Rdoq(bits=3)], ids=str)
+def test_activations_that_overflow_are_named_with_a_way_out(step: Any) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4))
+    with torch.no_grad():
+        net[0].weight[0, 0] = 3e38
+    x = torch.randn(64, 16)
+    task = Task("t", evaluate=[(x, x[:, :4].argmax(1))], calibrate=[(x,)])
+    with pytest.raises(RefusedError, match=r"NaN or infin.*(by='l2'|whiten=false|weigh='none')"):
+        run(net, step, task)

@@ -243,6 +243,8 @@ BAD: list[tuple[type, dict[str, Any], str]] = [
     (Export, {"path": "../x.onnx"}, "path='../x.onnx'"),
     (Export, {"path": "/x.onnx"}, "path='/x.onnx'"),
     (Measure, {"threads": 0}, "threads=0"),
+    (Measure, {"threads": 100_000, "latency": True}, "threads=100000, but it is a count: 1 to 1024"),
+    (Slim, {"threads": 100_000, "of": "latency"}, "threads=100000, but it is a count: 1 to 1024"),
     (Measure, {"batch": 0}, "batch=0"),
 ]
 

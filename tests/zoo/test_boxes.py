@@ -76,35 +76,6 @@ def test_an_exact_detector_has_no_loss_and_full_precision() -> None:
     assert metric.of(metric.statistics(blind, (BOXES, CLASSES))) == 0
 
 
-def test_the_loss_is_that_of_a_slow_loop() -> None:
-    at = cells(96, 96)
-    rng = torch.Generator().manual_seed(3)
-    distances = torch.randn(2, len(at), 4, generator=rng)
-    logits = torch.randn(2, len(at), 3, generator=rng)
-    which, seen = assigned(BOXES, CLASSES, at), decoded(distances, at)
-    scores = misses = number = 0.0
-    for image in range(2):
-        for cell in range(len(at)):
-            quality, box = [0.0] * 3, int(which[image, cell])
-            if box >= 0:
-                a, b = seen[image, cell].tolist(), BOXES[image, box].tolist()
-                wide = min(a[2], b[2]) - max(a[0], b[0])
-                high = min(a[3], b[3]) - max(a[1], b[1])
-                both = max(0.0, wide) * max(0.0, high)
-                union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both
-                hull = (max(a[2], b[2]) - min(a[0], b[0])) * (max(a[3], b[3]) - min(a[1], b[1]))
-                misses += 1 - (both / union - (hull - union) / hull)
-                quality[int(CLASSES[image, box])] = both / union
-                number += 1
-            for wanted, logit in zip(quality, logits[image, cell].tolist(), strict=True):
-                p = 1 / (1 + math.exp(-logit))
-                cross = -wanted * math.log(p) - (1 - wanted) * math.log(1 - p)
-                scores += cross * (p - wanted) ** 2
-    loss = detection_loss(at, (distances, logits), (BOXES, CLASSES))
-    assert number > 1
-    assert loss.item() == pytest.approx((scores + 2 * misses) / number, rel=1e-4)
-
-
 def test_the_loss_has_a_gradient_and_takes_images_without_boxes() -> None:
     at, nothing = cells(32, 32), torch.full((2, 3), -1)
     distances = torch.randn(2, len(at), 4, requires_grad=True)

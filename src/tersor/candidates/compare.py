@@ -17,7 +17,7 @@ from tersor.measure.accuracy import compared
 from tersor.model.needs import Needs
 from tersor.model.task import Task
 from tersor.record.observer import Observer
-from tersor.runtimes import check_runtime
+from tersor.runtimes import MOST_THREADS, check_runtime
 
 
 def compare(
@@ -35,6 +35,8 @@ def compare(
             raise SettingError(f"compare: {word}={value} is for latency; give --latency too, or leave it out")
         if value is not None and value < 1:
             raise SettingError(f"compare: {word}={value}, but it is a count: 1 or more")
+        if word == "threads" and value is not None and value > MOST_THREADS:
+            raise SettingError(f"compare: {word}={value}, but it is a count: 1 to {MOST_THREADS}")
     if latency:
         check_runtime(runtime, "compare")
     for of in (a, b):

@@ -6,6 +6,7 @@ no labels, so it needs `decoder_input_ids` itself. Cost: one forward of such a m
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -18,10 +19,8 @@ NAME = "decoder_input_ids"
 
 def with_decoder(model: nn.Module, inputs: dict[str, Any], run: Callable[[], Any]) -> dict[str, Any]:
     """The inputs, with `decoder_input_ids` added if the model computes them during `run`."""
-    pair = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
-    get: Any = getattr(model, "get_decoder", None)
-    decoder = get() if pair and callable(get) else None
-    if NAME in inputs or "decoder_inputs_embeds" in inputs or not isinstance(decoder, nn.Module):
+    decoder = decoder_of(model)
+    if NAME in inputs or "decoder_inputs_embeds" in inputs or decoder is None:
         return inputs
     seen: list[Any] = []
     hook = decoder.register_forward_pre_hook(
@@ -35,3 +34,17 @@ def with_decoder(model: nn.Module, inputs: dict[str, Any], run: Callable[[], Any
         hook.remove()
     found = [ids for ids in seen if isinstance(ids, Tensor)]
     return {**inputs, NAME: found[0]} if found else inputs
+
+
+def decoder_of(model: nn.Module) -> nn.Module | None:
+    """The decoder of a model that takes its inputs; None for others. The encoder-decoder may be inside of a
+    wrapper: a model with grids or codes is one."""
+    taken = inspect.signature(model.forward).parameters
+    if NAME not in taken and all(item.kind is not inspect.Parameter.VAR_KEYWORD for item in taken.values()):
+        return None
+    for module in model.modules():
+        get: Any = getattr(module, "get_decoder", None)
+        if getattr(getattr(module, "config", None), "is_encoder_decoder", False) and callable(get):
+            found = get()
+            return found if isinstance(found, nn.Module) else None
+    return None

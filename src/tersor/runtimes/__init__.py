@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 from tersor.errors import SettingError, did_you_mean, first_line, need
 
+# A runtime makes all of its threads before it runs: with this many it seems to hang.
+MOST_THREADS = 1024
 # `import openvino` imports it and sends an event. Where it is missing, OpenVINO has a stub for it.
 REPORTS_USE = "openvino_telemetry"
 

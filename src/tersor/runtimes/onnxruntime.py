@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from tersor.dtypes import unexported
-from tersor.errors import RefusedError, SettingError
+from tersor.errors import FormatError, RefusedError, SettingError
 from tersor.model.batches import device_of, move, shapes, steady
 from tersor.model.deployed import Deployed
 from tersor.model.edges import Edge
@@ -96,7 +96,7 @@ def write(
         if dynamic_batch and tensors(inputs)[0].shape[:1] == (1,):  # tracing takes a size of 1 for a constant
             traced = sized(inputs, 2)
         rounded = _rounded(model, traced) if isinstance(model, Deployed) else {}
-        program, left = _export(model, traced, dynamic_batch, dynamic_axes)
+        program, left, names = _export(model, traced, dynamic_batch, dynamic_axes)
         without_sums_of_zeros(program.model)
         floats: dict[str, str] = {}
         if isinstance(model, Deployed):
@@ -109,6 +109,7 @@ def write(
                     f"onnxruntime: {type(model.net).__name__} rounds an edge {wanted} times, and the "
                     f"exported graph {grids} times"
                 )
+        name_outputs(program.model.graph, names)  # last: the changes above may make an output anew
         _without_traces(program)
         # Only the weights' bytes count: the graph is small compared with the limit.
         large = nbytes(program) >= ONE_FILE
@@ -116,11 +117,15 @@ def write(
         batches = variants(model, inputs, dynamic_batch, dynamic_axes)
         try:
             compared("onnxruntime", model, folder / path.name, batches, tolerance, first=True)
-        except (SettingError, *UNTRACEABLE) as error:
-            way_out = f"; {FIXED_BATCH}" if dynamic_batch else ""
+        except (FormatError, SettingError, *UNTRACEABLE) as error:
+            text = str(error).replace(str(folder / path.name), path.name)
+            if isinstance(error, FormatError):  # it lacks a kernel: no batch would run
+                way_out = few_kernels(model)
+            else:
+                way_out = f"; {FIXED_BATCH}" if dynamic_batch else ""
             way_out += "; weights=float writes only operators of the standard" if floats else ""
             raise RefusedError(
-                f"onnxruntime: {name_of(model)} exports and does not run: {error}{way_out}"
+                f"onnxruntime: {name_of(model)} exports and does not run: {text}{way_out}"
             ) from error
         return replace(into_place(folder, path), left_out=left, floats=floats)
 
@@ -151,9 +156,10 @@ def _rounded(model: Deployed, inputs: Inputs) -> dict[str, Edge]:
 
 def _export(
     model: nn.Module, inputs: Inputs, dynamic_batch: bool, axes: Sequence[int]
-) -> tuple[Any, tuple[str, ...]]:
-    """(an ONNX program in memory, the outputs that it lacks because torch.export has no type for them). It is
-    made from a copy of the model, since tracing may leave its own tensors in modules."""
+) -> tuple[Any, tuple[str, ...], list[str]]:
+    """(an ONNX program in memory, the outputs that it lacks because torch.export has no type for them, the
+    names of those that it has). It is made from a copy of the model, since tracing may leave its own tensors
+    in modules."""
     args, kwargs = ((), inputs) if isinstance(inputs, dict) else (inputs, None)
     # By name: arguments in order may all belong to one name, as of forward(*images).
     by_name = kwargs or dict(inspect.signature(model.forward).bind(*args).arguments)
@@ -194,8 +200,14 @@ def _export(
                 f"onnxruntime: {name_of(model)} cannot be exported with inputs {shapes(inputs)}: "
                 f"{brief(error)}.{unexported(model.state_dict())}{way_out}"
             ) from error
-    name_outputs(program.model.graph, names)
-    return program, tuple(f"{name} ({kind})" for name, kind in left.items())
+    return program, tuple(f"{name} ({kind})" for name, kind in left.items()), names
+
+
+def few_kernels(model: nn.Module) -> str:
+    """What to do about floats of dtypes for which the runtime has few kernels; empty if there are none."""
+    kinds = {tensor.dtype for tensor in model.state_dict().values() if tensor.is_floating_point()}
+    names = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds - {torch.float32}))
+    return f"; it has few kernels for {names}: give the model in float32, model.float()" if names else ""
 
 
 @contextmanager

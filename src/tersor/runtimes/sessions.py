@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tersor.errors import SettingError, StorageError
-from tersor.runtimes import RUNTIMES
+from tersor.runtimes import MOST_THREADS, RUNTIMES
 
 Feed = tuple[list[np.ndarray], dict[str, np.ndarray]]  # inputs in order, and by name
 
@@ -66,8 +66,10 @@ def described(item: Any) -> str:
 def checked(path: str | Path, threads: int, who: str) -> Path:
     """The file's path. SettingError for a number of threads that is none, StorageError if there is no such
     file."""
-    if not isinstance(threads, int) or threads < 1:
-        raise SettingError(f"{who}: threads={threads!r}, but it is a number of CPU threads, 1 or more")
+    if not isinstance(threads, int) or not 1 <= threads <= MOST_THREADS:
+        raise SettingError(
+            f"{who}: threads={threads!r}, but it is a number of CPU threads, 1 to {MOST_THREADS}"
+        )
     path = Path(path)
     if not path.is_file():
         raise StorageError(f"{path}: no such file")

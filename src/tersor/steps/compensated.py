@@ -33,6 +33,9 @@ from tersor.model.stats import STOCK, has_gram
 from tersor.record.events import Edit, Note
 
 PULL = 1e-2  # of the mean of the inputs' second moments: how strongly refitting prefers the old weights
+# Of an input's own second moment, added to its variance. A variance below it is the rounding error of the
+# difference that it is: inputs that are (nearly) the same in all samples. Without it, the error is fitted.
+FLOOR = 1e-10
 
 
 class Grids(NamedTuple):
@@ -121,11 +124,13 @@ class Compensated:
         w = grouped(to_rows(module.weight.detach().cpu(), 0).double(), groups)
         xx, yx = moments.xx, moments.yx
         mean_x, mean_y, h, c = xx[:, -1, :-1], yx[:, :, -1], xx[:, :-1, :-1], yx[:, :, :-1]
+        floor = torch.zeros_like(h)
         if bias:
+            floor = FLOOR * h.diagonal(dim1=1, dim2=2).diag_embed()
             h, c = h - mean_x[:, :, None] * mean_x[:, None], c - mean_y[:, :, None] * mean_x[:, None]
         elif module.bias is not None:
             c = c - grouped(module.bias.detach().cpu().double()[:, None], groups) * mean_x[:, None]
-        self.rounded(site, refit(w, h, c), h)
+        self.rounded(site, refit(w, h, c, floor), h + floor)
         with torch.no_grad():
             module.weight.copy_(self.forms[site.name].decode())
         if bias:
@@ -199,10 +204,12 @@ def movable(view: View, module: Any, path: str, fixed: tuple[str, ...]) -> str:
     return name if plain and name not in view.state.aliases.values() else ""
 
 
-def refit(w: Tensor, h: Tensor, c: Tensor) -> Tensor:
-    """The weights [G, O, I] that fit what the layer computed before best; `c` [G, O, I] are E y x'^T."""
-    pull = PULL * h.diagonal(dim1=1, dim2=2).mean(1)[:, None, None] + 1e-30
-    new = w + torch.linalg.solve(h + pull * torch.eye(h.shape[1], dtype=h.dtype), (c - w @ h).mT).mT
+def refit(w: Tensor, h: Tensor, c: Tensor, floor: Tensor) -> Tensor:
+    """The weights [G, O, I] that fit what the layer computed before best; `c` [G, O, I] are E y x'^T, `floor`
+    [G, I, I] more of the pull."""
+    pull = PULL * h.diagonal(dim1=1, dim2=2).mean(1).clamp_min(0)[:, None, None] + 1e-30
+    pull = pull * torch.eye(h.shape[1], dtype=h.dtype) + floor
+    new = w + torch.linalg.solve(h + pull, (c - w @ h).mT).mT
     return new if bool(new.isfinite().all()) else w
 
 

@@ -102,7 +102,13 @@ class Factorize(Retrain):
     def gram(self, view: View, site: Site) -> Tensor | None:
         if not self.whiten or view.maybe_task is None or view.maybe_task.calibrate is None:
             return None
-        return view.gram(site)
+        gram = view.gram(site)
+        if gram is not None and not gram.isfinite().all():
+            raise RefusedError(
+                f"factorize: {site.name} reads NaN or infinity on the calibration batches, or numbers whose "
+                f"squares are. Use whiten=false, or exclude the weight with where='!{site.name}'"
+            )
+        return gram
 
     # Each factor as a layer
 

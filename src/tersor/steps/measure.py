@@ -20,7 +20,7 @@ from tersor.core.view import View
 from tersor.measure.bits import bits_of
 from tersor.model.sites import select
 from tersor.record.events import Group, Note
-from tersor.runtimes import RUNTIMES, check_runtime, runtime
+from tersor.runtimes import MOST_THREADS, RUNTIMES, check_runtime, runtime
 from tersor.setting_effects import Only, check_effect
 from tersor.settings import check, check_settings, check_word
 
@@ -41,7 +41,7 @@ class Measure:
     def __post_init__(self) -> None:
         check_settings(self)
         check_word(self, "runtime", RUNTIMES)
-        check(self.threads >= 1, self, "threads", "it is a count: 1 or more")
+        check(1 <= self.threads <= MOST_THREADS, self, "threads", f"it is a count: 1 to {MOST_THREADS}")
         check(self.batch >= 1, self, "batch", "it is a count of samples: 1 or more")
         check_effect(self)
         if self.latency:

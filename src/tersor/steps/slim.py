@@ -29,7 +29,7 @@ from tersor.model.channels.groups import Groups
 from tersor.model.channels.reconstruct import Layer
 from tersor.model.frozen import Frozen
 from tersor.record.events import Cut, Event, Group, Note
-from tersor.runtimes import check_runtime
+from tersor.runtimes import MOST_THREADS, check_runtime
 from tersor.runtimes.latency_table import ORT
 from tersor.setting_effects import Above, Only, check_effect
 from tersor.settings import check, check_word
@@ -88,7 +88,7 @@ class Slim(Retrain):
         )
         check(0 < self.before <= 1, self, "before", "it is a share of the epochs: above 0, up to 1")
         check_word(self, "unmet", ("refuse", "nearest"))
-        check(self.threads >= 1, self, "threads", "it is a count: 1 or more")
+        check(1 <= self.threads <= MOST_THREADS, self, "threads", f"it is a count: 1 to {MOST_THREADS}")
         check(self.batch >= 1, self, "batch", "it is a count of samples: 1 or more")
         check_effect(self)
         if self.of == "latency":

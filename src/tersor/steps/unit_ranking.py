@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from tersor.core.view import View
+from tersor.errors import RefusedError
 from tersor.forms.form import from_rows, to_rows
 from tersor.maths.unit_removal import Reader, removal
 from tersor.maths.unit_scores import by_unit, in_order, median_scores, norm_scores, reading_scores
@@ -48,6 +49,12 @@ def rank(by: str, view: View, families: Sequence[Family]) -> Ranking:
         found |= curvature(view, missing)
     for family in families:
         order, damage = found[family.name]
+        if not damage.isfinite().all():
+            raise RefusedError(
+                f"slim: the importance of {family.name} is NaN or infinite with by={by!r}: the model's "
+                "activations or gradients overflow float32 on the task's batches. Give by='l2', which looks "
+                "at weights alone, or leave the layer out by where"
+            )
         orders[family.name], damages[family.name] = family.units[order.numpy()], damage
     return Ranking(orders, damages)
 
