@@ -185,6 +185,14 @@ def test_a_patch_that_would_be_larger_carries_the_new_file(tmp_path: Path) -> No
     patch(old, tmp_path / "p.patch", tmp_path / "again.safetensors")
     assert (tmp_path / "again.safetensors").read_bytes() == new.read_bytes()
 
+    head = head_of(old)
+    metadata, text, streams = take_apart(tmp_path / "p.patch", head)
+    for more in ({"parts": {"one": {"how": "alone"}}}, {"text": {}}):
+        forged_text = json.dumps(json.loads(text) | more).encode()
+        (tmp_path / "bad.patch").write_bytes(put_together(metadata, forged_text, streams, head))
+        with pytest.raises(FormatError, match="carries the new file whole, but states more of it"):
+            patch(old, tmp_path / "bad.patch", tmp_path / "bad.safetensors")
+
 
 def test_a_fine_tuned_model_is_far_smaller(tmp_path: Path) -> None:
     """One code of eight changes by one: about 0.7 bits per code, compared with seven in the file."""

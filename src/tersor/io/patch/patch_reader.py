@@ -46,7 +46,10 @@ class PatchReader:
             self._check(name, part)
             self.at[name] = at, part.get("n", [])
             at += sum(part.get("n", []))
-        if at != nbytes and text.get("kind") != "file":
+        if text.get("kind") == "file":
+            if len(text) > 2 or self.parts:
+                raise FormatError("it carries the new file whole, but states more of it")
+        elif at != nbytes:
             raise FormatError(f"its streams have {nbytes:,} bytes, but its parts state {at:,}")
 
     def _check(self, name: str, part: Any) -> None:
