@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -48,3 +49,19 @@ def test_python_yaml_and_words_give_the_same_ledger(folder: Path) -> None:
 def test_the_python_example_has_ten_lines(folder: Path) -> None:
     body = [line for line in (folder / "python.py").read_text().splitlines()[1:] if line.strip()]
     assert len(body) <= 10
+
+
+def test_the_life_of_a_model(folder: Path) -> None:
+    """Every stage keeps the accuracy, and patches are smaller than the files that they make."""
+    lines = call(folder, sys.executable, "lifecycle.py").splitlines()
+    rows = [re.fullmatch(r"(.+?) +([0-9,]+) bytes +([0-9.]+) %(.*)", line) for line in lines]
+    assert len(rows) == 7
+    found = {row[1]: (int(row[2].replace(",", "")), float(row[3]), row[4]) for row in rows if row}
+    given = found.pop("given")
+    for nbytes, accuracy, _ in found.values():
+        assert nbytes < given[0] / 4
+        assert accuracy > given[1] - 2
+    patches = [row for row in found.values() if "a patch" in row[2]]
+    assert len(patches) == 2
+    for nbytes, _, note in patches:
+        assert nbytes < 0.8 * int(re.sub(r"\D", "", note))
