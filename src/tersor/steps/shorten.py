@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from tersor.core.step import Needs
 from tersor.core.view import View
-from tersor.errors import RefusedError, first_line
-from tersor.model.batches import device_of, evaluating, move, steady
+from tersor.errors import RefusedError, SiteError, first_line
+from tersor.model.batches import MISFIT, device_of, evaluating, move, steady
 from tersor.model.branches import Branch, branches
 from tersor.model.bypass import Bypass, Plan
 from tersor.model.channels.costs import macs_of
@@ -232,7 +232,11 @@ class Found:
         for plan in self.bypass.plans(branch):
             try:
                 got = self.called(self.view.after(Group("trial", plan, "runs")).plain())
-            except Exception as error:  # any class: the user's code meets modules that it does not expect
+            except (
+                *MISFIT,
+                RefusedError,
+                SiteError,
+            ) as error:  # the code meets modules that it does not expect
                 why = why or f"without its layers the model does not run: {first_line(error)}"
                 continue
             if len(got) == len(wanted) and all(map(same, got, wanted)):
