@@ -829,7 +829,9 @@ def test_zeros_stand_for_layers_that_return_tuples_and_take_anything() -> None:
     assert not torch.isnan(zeros(nn.Linear(4, 4))(torch.full((2, 4), torch.nan))).any()
 
 
-@pytest.mark.parametrize("settings", [{"size": -1}, {"size": 3, "axis": 9}, {"outputs": 99}, {"outputs": -1}])
+@pytest.mark.parametrize(
+    "settings", [{"size": -1}, {"size": 1 << 30}, {"size": 3, "axis": 9}, {"outputs": 99}, {"outputs": -1}]
+)
 def test_zeros_of_impossible_shapes_are_refused(settings: dict[str, int]) -> None:
     with pytest.raises(RefusedError, match=r"f: no zeros have axis"):
         zeros(nn.Linear(4, 4), **settings)

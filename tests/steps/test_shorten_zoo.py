@@ -52,7 +52,7 @@ SMALL = {"hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 2,
 Case = tuple[Callable[[], nn.Module], Callable[[], Task], tuple[str, ...], int]
 CASES: dict[str, Case] = {
     "resnet18": (vision("resnet18"), lambda: images(32), ("bn2",), 5),
-    "mobilenet_v2": (vision("mobilenet_v2", width_mult=0.25), lambda: images(32), ("conv.3",), 10),
+    "mobilenet_v2": (vision("mobilenet_v2", width_mult=0.5), lambda: images(32), ("conv.3",), 10),
     "vit_b": (
         vision("VisionTransformer", image_size=32, patch_size=8, num_layers=2, num_heads=2, hidden_dim=WIDTH,
                mlp_dim=48),
