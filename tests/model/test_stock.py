@@ -831,6 +831,7 @@ def test_every_stock_is_tested_on_a_fresh_model_and_a_files_forms() -> None:
         "product": Replace("wide", "product", {"layers": 2}), "bias": Replace("wide", "bias"),
         "untie": Replace("tied", "untie", {"tensor": "weight"}), "scaled": Replace("plain", "scaled"),
         **{how: Replace(how, how, {"rank": 2}) for how in ("tucker", "cp", "spatial")},
+        "zeros": Replace("silent", "zeros", {"axis": -1, "size": 5}),
     }  # fmt: skip
     assert changes.keys() == STOCK.keys()
 
@@ -839,7 +840,7 @@ def test_every_stock_is_tested_on_a_fresh_model_and_a_files_forms() -> None:
             {
                 "attention": nn.MultiheadAttention(4, 2), "norm": nn.LayerNorm(4),
                 "wide": nn.Linear(4, 6, bias=False), "embed": nn.Embedding(6, 4),
-                "tied": nn.Linear(4, 6, bias=False), "plain": nn.Linear(4, 6),
+                "tied": nn.Linear(4, 6, bias=False), "plain": nn.Linear(4, 6), "silent": nn.Linear(4, 5),
                 **{how: nn.Conv2d(3, 4, 3) for how in ("tucker", "cp", "spatial")},
             }
         )  # fmt: skip
@@ -852,8 +853,8 @@ def test_every_stock_is_tested_on_a_fresh_model_and_a_files_forms() -> None:
         state.edit(
             f"{how}.weight", lambda w: LowRank(Dense(torch.randn(4, 2)), Dense(torch.randn(2, 3, 3, 3)))
         )
-    first = ("attention", "bias", "product", "untie", "identity", "scaled")
-    state.change(*(changes[name] for name in (*first, "tucker", "cp", "spatial")))
+    order = ("attention", "bias", "product", "untie", "identity", "scaled", "zeros")
+    state.change(*(changes[name] for name in (*order, "tucker", "cp", "spatial")))
     first, second = sound(state), state.model(factory())
     assert repr(first) == repr(second)
     assert first.state_dict().keys() == second.state_dict().keys()
@@ -864,3 +865,49 @@ def test_every_stock_is_tested_on_a_fresh_model_and_a_files_forms() -> None:
 def test_the_axis_that_a_transposed_product_is_split_along() -> None:
     """Axis 0 of its weight is the inputs, so they are on the left factor of a LowRank form."""
     assert all(kind(2, 3, 1).weight.shape[:2] == (2, 3) for kind in TRANSPOSED)
+
+
+def zeros(layer: nn.Module, **settings: int) -> nn.Module:
+    """A network of this layer and one more, after the change, from a state that lost the layer's sites."""
+    state = State(nn.ModuleDict({"f": layer, "rest": nn.Linear(2, 2)}))
+    state.change(Replace("f", "zeros", settings))
+    assert set(state.sites) == {"rest.weight", "rest.bias"}
+    return state.model().get_submodule("f")
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "settings"),
+    [
+        (nn.LayerNorm(4), (2, 3, 4), {}), (nn.Linear(4, 5), (2, 3, 4), {"axis": -1, "size": 5}),
+        (nn.Linear(4, 5), (7, 4), {"axis": -1, "size": 5}),
+        (nn.Conv2d(3, 6, 3, padding=1), (1, 3, 4, 5), {"axis": 1, "size": 6}),
+        (nn.Conv2d(3, 3, 1), (0, 3, 4, 5), {}),
+    ],
+)  # fmt: skip
+def test_zeros_have_the_shape_of_the_layers_output(
+    layer: nn.Module, shape: tuple[int, ...], settings: dict[str, int]
+) -> None:
+    x = torch.randn(shape, dtype=torch.float64)
+    wanted = copy.deepcopy(layer).double()(x)
+    got = zeros(layer, **settings)(x)
+    assert (got.shape, got.dtype) == (wanted.shape, wanted.dtype)
+    assert not got.any()
+
+
+def test_zeros_stand_for_layers_that_return_tuples_and_take_anything() -> None:
+    stub = zeros(nn.MultiheadAttention(4, 2), outputs=2)
+    x = torch.randn(3, 2, 4)
+    out, none = stub(torch.tensor([1, 2]), query=x, key=x, mask=None)
+    assert none is None
+    assert torch.equal(out, torch.zeros_like(x))
+    assert not torch.isnan(zeros(nn.Linear(4, 4))(torch.full((2, 4), torch.nan))).any()
+
+
+@pytest.mark.parametrize(
+    "settings", [{"size": -1}, {"size": 1 << 30}, {"size": 3, "axis": 9}, {"outputs": 99}, {"outputs": -1}]
+)
+def test_zeros_of_impossible_shapes_are_refused(settings: dict[str, int]) -> None:
+    with pytest.raises(RefusedError, match=r"f: no zeros have axis"):
+        zeros(nn.Linear(4, 4), **settings)
+    with pytest.raises(RefusedError, match="no floating tensor"):
+        zeros(nn.Linear(4, 4))(torch.tensor([1]))

@@ -28,6 +28,7 @@ OTHER: dict[str, Any] = {
     "activations": 8, "smooth": False, "rounding": "gptq",
     "activation_range": "percentile", "activation_percentile": 80.0,
     "allowed": "2,4", "mean_bits": 2.0, "multiple": 3, "layers": True, "method": "tucker",
+    "penalty": 3.0, "before": 0.3,
 }  # fmt: skip
 ELSE = {word: {"per": "channel"} for word in ("prune", "cluster", "rdoq", "penalize")} | {
     "rdoq": {"per": "channel", "nbytes": 3000},
@@ -47,8 +48,8 @@ BOTH: dict[tuple[str, str], dict[str, Any]] = {
     ("cluster", "weight_decay"): {"where": "head.weight"},
     **{("penalize", key): {"epochs": 8.0} for key in ("nbytes", "bits")},
 }
-# What cuts units needs a network with more of them: tests/steps/test_slim.py, test_fold.py.
-UNITS = ("slim", "fold")
+# What cuts units and branches needs a network with more of them: test_slim.py, test_fold.py, test_shorten.py.
+UNITS = ("slim", "shorten", "fold")
 CASES = [
     (word, f.name) for word, kind in STEPS.items() for f in fields(kind)
     if f.name not in NOT_HERE and word not in UNITS

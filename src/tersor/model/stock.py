@@ -3,8 +3,8 @@
 identity    nn.Identity: all sites of the module are removed
 bias        the same layer with a bias of zeros
 product     one layer for each factor of the weight: product.py
-tucker, cp, spatial
-            two or three convolutions for one whose kernel is such a product: convolution_factors.py
+tucker      three convolutions for one whose kernel is such a product: convolution_factors.py; also cp, and
+            spatial, which are two
 attention   nn.MultiheadAttention whose head width need not be embed_dim / num_heads: attention.py
 scaled      a linear layer with a factor, of ones, for each input: scaled_inputs.py
 untie       an alias becomes a tensor of its own

@@ -1,5 +1,7 @@
-"""Zeroed edges: a model whose own forward runs with zeros on some of its edges. The reference for a removed
-branch: nothing of the model is replaced, cut or skipped. Cost: a few microseconds a function call.
+"""Zeroed edges: a model whose own forward runs with zeros on some of its edges.
+
+The reference for a removed branch: nothing of the model is replaced, cut or skipped.
+Cost: a few microseconds a function call.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tersor.errors import RefusedError
 
 AXES = 8  # of a tensor, at most
+WIDEST = 1 << 20  # along one axis: a file from a stranger asks for no more memory than that times its input
 
 
 class Zeros(nn.Module):
@@ -29,7 +30,7 @@ class Zeros(nn.Module):
         that returns a tuple its length: the zeros come first, then None. RefusedError for impossible
         numbers."""
         super().__init__()
-        if size < 0 or not -AXES <= axis < AXES or not 0 <= outputs <= AXES:
+        if not 0 <= size <= WIDEST or not -AXES <= axis < AXES or not 0 <= outputs <= AXES:
             raise RefusedError(f"{path}: no zeros have axis={axis}, size={size}, outputs={outputs}")
         self.path, self.axis, self.size, self.outputs = path, axis, size, outputs
         self.batch_first = getattr(layer, "batch_first", False)

@@ -5,8 +5,9 @@ choose   greedily: the branch whose zeros move the outputs least, for what it sa
 cut      stock modules take the place of its layers (model/bypass.py); proved against the model with zeros on
          the edge where the branch ended
 repair   the layers after it are refitted by least squares on calibration batches, without labels
-Damage is E |y - y'|^2 / E |y|^2 of the model's outputs on calibration batches: no labels, no loss. Sources:
-Veit 2016 (residual networks lose a branch without collapse), ShortGPT (Men 2024).
+Damage is E |y - y'|^2 / E |y|^2 of the model's outputs on calibration batches: no labels, no loss. Branches
+that a large one, taken after them, makes needless come back.
+Sources: Veit 2016 (residual networks lose a branch without collapse), ShortGPT (Men 2024).
 Cost: for each removed branch one trace, and a pass over the calibration batches for each branch that is left.
 """
 
@@ -14,15 +15,15 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from tersor.core.step import Needs
 from tersor.core.view import View
-from tersor.errors import RefusedError, first_line
-from tersor.model.batches import device_of, evaluating, move, steady
+from tersor.errors import RefusedError, SiteError, first_line
+from tersor.model.batches import MISFIT, device_of, evaluating, move, steady
 from tersor.model.branches import Branch, branches
 from tersor.model.bypass import Bypass, Plan
 from tersor.model.channels.costs import macs_of
@@ -99,14 +100,21 @@ class Shorten(Retrain):
         one group, with one proof; if it fails they are proved one by one."""
         now = begin
         for number in range(TRIES):
-            found, parts, base = Found(now, self.of), list[Group](), now
+            found, taken, base = Found(now, self.of), list[Taken](), now
             while found.cost > target and (least := self.least(begin, found, work, target)) is not None:
-                parts.append(removed(now, *least))
-                work.after |= found.after(least[0])
-                now = now.after(parts[-1])
+                group, branch = removed(now, *least), least[0]
+                taken.append(Taken(group, found.saves(branch), found.after(branch)))
+                now = now.after(group)
                 found = Found(now, self.of)
-            if not parts:
+            if not taken:
                 break
+            if len(needed := spared(taken, target - found.cost)) < len(taken):
+                taken, now = needed, base
+                for each in taken:
+                    now = now.after(each.group)
+                found = Found(now, self.of)
+            work.after |= set[str]().union(*(each.after for each in taken))
+            parts = [each.group for each in taken]
             whole = joined(f"{key}.{number}" if number else key, parts)
             yield whole
             if whole.key not in begin.refused:
@@ -178,6 +186,14 @@ class Work:
         return found.cost / self.start if self.start else 1.0
 
 
+class Taken(NamedTuple):
+    """A branch that was chosen."""
+
+    group: Group
+    saves: float
+    after: set[str]  # modules that run on what it was added to
+
+
 class Found:
     """The branches of a view's model, and their costs."""
 
@@ -232,7 +248,11 @@ class Found:
         for plan in self.bypass.plans(branch):
             try:
                 got = self.called(self.view.after(Group("trial", plan, "runs")).plain())
-            except Exception as error:  # any class: the user's code meets modules that it does not expect
+            except (
+                *MISFIT,
+                RefusedError,
+                SiteError,
+            ) as error:  # the code meets modules that it does not expect
                 why = why or f"without its layers the model does not run: {first_line(error)}"
                 continue
             if len(got) == len(wanted) and all(map(same, got, wanted)):
@@ -282,9 +302,20 @@ def removed(view: View, branch: Branch, plan: Plan, damage: float) -> Group:
     why = f"removed with the branch of {branch.name}"
     told = [Note(name, "done", why) for name in names if view.sites[name].is_weight]
     what = ", ".join(f"{change.module} -> {change.stock}" for change in plan)
-    text = f"the branch of {branch.name}: {what}; outputs move by {damage:.2g}, squared, of their square"
+    text = f"the branch of {branch.name}: {what}; it moved the outputs by {damage**0.5:.1%}"
     note = Note("", "removed", text, {"branch": branch.name, "damage": damage})
     return Group(branch.name, (*plan, *told, note), "zeroed", (branch.edge,))
+
+
+def spared(taken: list[Taken], room: float) -> list[Taken]:
+    """The branches that have to go: a large one, taken late, may make earlier ones needless. The largest that
+    fit in the budget stay."""
+    needed = list(taken)
+    for each in sorted(taken[:-1], key=lambda each: -each.saves):
+        if each.saves <= room:
+            needed.remove(each)
+            room -= each.saves
+    return needed
 
 
 def joined(key: str, parts: list[Group]) -> Group:
