@@ -113,7 +113,7 @@ def examined(name: str, case: Case, side: int) -> Outcome:
     task = Task("coverage", evaluate=batches, calibrate=batches, example=(example[:BATCH],))
     try:
         began = time.perf_counter()
-        state = run(model, [Quantize(activations=8)], task)
+        state = run(model, [Quantize(activations=8, products="integer")], task)
         found = replace(found, quantize=time.perf_counter() - began, **notes(state))
         with tempfile.TemporaryDirectory() as folder:
             return judged(found, state, model, task, Path(folder))

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("onnx_functions_read_once")
 
 def quantized(name: str, **settings: Any) -> tuple[State, Any]:
     net, task = made(name)
-    return run(net, [Quantize(activations=8, **settings)], task), task
+    return run(net, [Quantize(activations=8, products="integer", **settings)], task), task
 
 
 def kernels(path: Path, tmp_path: Path) -> collections.Counter:

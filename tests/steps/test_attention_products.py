@@ -90,9 +90,9 @@ def made(spelling: str) -> tuple[nn.Module, Task]:
     return net, Task(evaluate=loader, calibrate=loader, example=(x[:4],))
 
 
-def quantized(spelling: str, **settings: Any) -> tuple[State, Task]:
+def quantized(spelling: str, products: str = "integer", **settings: Any) -> tuple[State, Task]:
     net, task = made(spelling)
-    return run(net, [Quantize(activations=8, **settings)], task), task
+    return run(net, [Quantize(activations=8, products=products, **settings)], task), task
 
 
 def ran(path: Path, folder: Path) -> Counter[str]:
@@ -124,8 +124,8 @@ def test_both_products_run_as_integers_and_as_simulated(spelling: str, tmp_path:
 
 
 @each_spelling
-def test_products_stay_in_float_on_request(spelling: str, tmp_path: Path) -> None:
-    state, task = quantized(spelling, products="float")
+def test_products_stay_in_float_by_default(spelling: str, tmp_path: Path) -> None:
+    state, task = quantized(spelling, Quantize().products)
     assert "products" not in note(state).data
     assert not any("softmax" in edge for edge in state.grids)
     run(state, [Export()], task, out=tmp_path)

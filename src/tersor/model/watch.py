@@ -68,8 +68,8 @@ class WatchedRun(TorchFunctionMode):
                 # Later code may read the tensor that it writes to, not the one that it returns. The operator
                 # gets a copy: its gradients need what it wrote, unrounded.
                 return args[0].copy_(self.see(name, func(args[0].clone(), *args[1:], **kwargs or {})))
-        if op == "attention" and self.reads and self.frames and (name := self.inside()) in self.reads:
-            func = partial(spelled_attention, partial(self.see, name))
+        if op == "attention" and self.reads and self.frames:
+            func = self.attention(func)
         out = func(*args, **kwargs or {})  # torch turns the mode off here, also while `see` runs
         if op is None or not self.frames or self.see is None:
             return out
@@ -90,10 +90,13 @@ class WatchedRun(TorchFunctionMode):
         made = f"{path}/{op}"
         return made, counts.get(made, -1) + 1
 
-    def inside(self) -> str:
-        """The name of the probabilities of the next attention."""
+    def attention(self, func: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """What computes the next attention: single operators, if its probabilities are wanted."""
         made, k = self.next("attention")
-        return f"{made}:{k}{INSIDE}"
+        name = f"{made}:{k}{INSIDE}"
+        if self.see is None or name not in self.reads:
+            return func
+        return partial(spelled_attention, partial(self.see, name))
 
     def read(self, op: str, j: int | None, value: Any) -> Any:
         """The j-th argument of the next call of `op`, as it is to be read."""

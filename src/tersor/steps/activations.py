@@ -68,12 +68,13 @@ def check_grids(view: View, dynamic: bool) -> None:
             )
 
 
-def rounded_before(view: View) -> set[str]:
+def rounded_before(view: View, products: bool) -> set[str]:
     """The integer weights that read an edge with a grid of an earlier step."""
     if not view.state.grids:
         return set()
     integers = {name for name, form in view.forms.items() if not isinstance(integer_weight(form), str)}
-    return {layer.weight for layer in choice(view, integers).layers if layer.edge in view.state.grids}
+    layers = choice(view, integers, products=products).layers
+    return {layer.weight for layer in layers if layer.edge in view.state.grids}
 
 
 class Calibration(NamedTuple):
@@ -90,7 +91,7 @@ def calibrated(view: View, after: Mapping[str, Form], chosen: set[str], how: Cal
     forms = {**view.forms, **after}
     names = [name for name in view.sites if name in chosen]
     left = {name: why for name in names if isinstance(why := integer_weight(forms[name]), str)}
-    found = choice(view, chosen - set(left) | rounded_before(view), products=how.products)
+    found = choice(view, chosen - set(left) | rounded_before(view, how.products), products=how.products)
     model, ranges, refused = view.plain(after), dict[str, Range](), dict[str, str]()
     while missing := [edge for edge in found.edges if edge not in ranges]:
         more, out = ranges_or_refusals(model, view.task, missing, how)

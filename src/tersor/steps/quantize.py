@@ -48,7 +48,7 @@ from tersor.steps.smoothing import smoothed
 SCHEMES = ("uniform", "log", "binary", "ternary")
 DYNAMIC = "dynamic"  # ranges of activations that are found when the model runs
 ROUNDING = ("nearest", "gptq")
-PRODUCTS = ("integer", "float")
+PRODUCTS = ("float", "integer")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +103,7 @@ class Quantize(Retrain):
     activation_percentile: float = 99.99  # of the values inside, if activation_range is "percentile"
     # Multiply inputs of linear layers, where outliers would need coarse steps. It needs calibration batches.
     smooth: bool = True
-    products: str = "integer"  # of two activations, as in attention: "integer" or "float"
+    products: str = "float"  # of two activations, as in attention: "integer" or "float"
     rule: str = "twn"  # ternary threshold: "twn" (0.7 * mean |w|) or "exact" (least squares)
 
     def __post_init__(self) -> None:
@@ -230,7 +230,7 @@ class Quantize(Retrain):
             text = "inputs are not smoothed: that needs calibration batches, and the task has none"
             yield Group("not smoothed", (Note("", "smoothed", text, {"noise": {}}),))
         elif self.smooth:
-            layers = choice(now, chosen, dynamic=moving).layers
+            layers = choice(now, chosen, dynamic=moving, products=self.products == "integer").layers
             now = yield from smoothed(now, layers, self.bits, self.activations)
         exact = now
         sites = [s for s in now.weights(self.where) if isinstance(integer_weight(now.form(s)), str)]
