@@ -13,7 +13,7 @@ from tersor.steps import Entropy, Export, Finetune, Measure, Quantize
 from tersor.zoo.architectures import ZOO, zoo_model
 from tersor.zoo.scene_tasks import METRICS, scene_task
 
-NEEDS = ("torchvision", "timm", "segmentation_models_pytorch", "skimage", "torchmetrics", "pycocotools")
+NEEDS = ("torchvision", "timm", "segmentation_models_pytorch", "skimage")
 
 
 def whole() -> None:

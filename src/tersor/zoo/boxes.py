@@ -123,7 +123,7 @@ def chosen(boxes: Tensor, scores: Tensor) -> list[dict[str, Tensor]]:
 
 
 def average_precision(seen: Callable[[Any], list[dict[str, Tensor]]], figure: str = "AP50") -> Metric:
-    """Mean average precision over the classes: at an IoU of 0.5, or "mAP": 0.5 to 0.95.
+    """Mean average precision over the classes (precision.py): at an IoU of 0.5, or "mAP": 0.5 to 0.95.
 
     `seen`: a detector's outputs -> detections of each image."""
 
