@@ -132,7 +132,7 @@ def average_precision(seen: Callable[[Any], list[dict[str, Tensor]]], figure: st
         for item, boxes, classes in zip(seen(output), *target, strict=True):
             real = classes != BORDER
             overlap = ops.box_iou(item["boxes"].double(), boxes[real].double())
-            found.append(image_matches(item, boxes[real], classes[real], overlap))
+            found.append(image_matches(item["scores"], item["labels"], classes[real], overlap))
         return found
 
     def value(samples: list[Any]) -> float:
