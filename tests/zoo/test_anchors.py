@@ -92,8 +92,6 @@ def test_the_hardest_of_the_background_count() -> None:
 
 
 def test_an_exact_detector_has_full_precision_and_little_loss() -> None:
-    pytest.importorskip("torchmetrics")
-    pytest.importorskip("pycocotools")
     at = anchors(96, 96)
     boxes = torch.tensor([[[10.0, 12, 40, 50], [30, 50, 60, 80], [0, 0, 0, 0]]])
     classes = torch.tensor([[2, 0, -1]])

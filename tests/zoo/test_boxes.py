@@ -66,8 +66,6 @@ def test_an_exact_detector_has_no_loss_and_full_precision() -> None:
     assert torch.allclose(seen[0]["boxes"][order], BOXES[0, :2], atol=1e-3)
     worse = (output[0] + 0.5, output[1])
     assert detection_loss(at, worse, (BOXES, CLASSES)) > 0.1
-    pytest.importorskip("torchmetrics")
-    pytest.importorskip("pycocotools")
     for figure in ("AP50", "mAP"):
         metric = average_precision(partial(detections, at), figure)
         right = metric.of(metric.statistics(output, (BOXES, CLASSES)))

@@ -34,7 +34,9 @@ def test_it_is_that_of_torchmetrics(seed: int, classes: int) -> None:
     metric.update(found, wanted)
     theirs = metric.compute()
     images = [
-        image_matches(a, b["boxes"], b["labels"], box_iou(a["boxes"].double(), b["boxes"].double()))
+        image_matches(
+            a["scores"], a["labels"], b["labels"], box_iou(a["boxes"].double(), b["boxes"].double())
+        )
         for a, b in zip(found, wanted, strict=True)
     ]
     for count, figure in ((1, "map_50"), (len(THRESHOLDS), "map")):
@@ -43,15 +45,11 @@ def test_it_is_that_of_torchmetrics(seed: int, classes: int) -> None:
 
 
 def test_nothing_seen_and_nothing_there() -> None:
-    nothing = {"boxes": torch.zeros(0, 4), "scores": torch.zeros(0), "labels": torch.zeros(0).long()}
-    there, label = torch.tensor([[0.0, 0, 5, 5]]), torch.tensor([1])
-    blind = image_matches(nothing, there, label, torch.zeros(0, 1))
-    empty = image_matches(nothing, there[:0], label[:0], torch.zeros(0, 0))
+    nothing, label = (torch.zeros(0), torch.zeros(0).long()), torch.tensor([1])
+    blind = image_matches(*nothing, label, torch.zeros(0, 1))
+    empty = image_matches(*nothing, label[:0], torch.zeros(0, 0))
     assert mean_precision([blind, empty], 1) == 0
     assert mean_precision([empty], 1) == 0
-    once = image_matches(
-        {"boxes": there.repeat(2, 1), "scores": torch.tensor([0.2, 0.9]), "labels": label.repeat(2)},
-        there, label, torch.ones(2, 1),
-    )  # fmt: skip
+    once = image_matches(torch.tensor([0.2, 0.9]), label.repeat(2), label, torch.ones(2, 1))
     assert once["hits"][:, 0].tolist() == [True, False], "a box is found once, by the surer one"
     assert mean_precision([once], 10) == 1

@@ -14,7 +14,7 @@ from tersor.zoo.architectures import ZOO, zoo_model
 from tersor.zoo.scene_tasks import METRICS, scene_task
 from tersor.zoo.words import network_of
 
-NEEDS = ("torchvision", "timm", "segmentation_models_pytorch", "skimage", "torchmetrics", "pycocotools")
+NEEDS = ("torchvision", "timm", "segmentation_models_pytorch", "skimage")
 
 
 def whole() -> None:

@@ -128,8 +128,8 @@ def zoo_recipe(text: str) -> Path:
 
 
 def zoo_model(name: str) -> nn.Module:
-    """The untrained network of this name, for its task on scenes: each time the same weights, so that a run can
-    be resumed and repeated. SettingError, or MissingError."""
+    """The untrained network of this name, for its task on scenes: each time the same weights, so that a run
+    can be resumed and repeated. SettingError, or MissingError."""
     found = entry(name)
     with seeded(0):
         net = found.make(len(CLASSES) + (found.task == "masks"))

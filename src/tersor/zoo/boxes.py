@@ -123,7 +123,7 @@ def chosen(boxes: Tensor, scores: Tensor) -> list[dict[str, Tensor]]:
 
 
 def average_precision(seen: Callable[[Any], list[dict[str, Tensor]]], figure: str = "AP50") -> Metric:
-    """Mean average precision over the classes: at an IoU of 0.5, or "mAP": 0.5 to 0.95.
+    """Mean average precision over the classes (precision.py): at an IoU of 0.5, or "mAP": 0.5 to 0.95.
 
     `seen`: a detector's outputs -> detections of each image."""
 
@@ -132,7 +132,7 @@ def average_precision(seen: Callable[[Any], list[dict[str, Tensor]]], figure: st
         for item, boxes, classes in zip(seen(output), *target, strict=True):
             real = classes != BORDER
             overlap = ops.box_iou(item["boxes"].double(), boxes[real].double())
-            found.append(image_matches(item, boxes[real], classes[real], overlap))
+            found.append(image_matches(item["scores"], item["labels"], classes[real], overlap))
         return found
 
     def value(samples: list[Any]) -> float:

@@ -2,8 +2,8 @@
 
 match     in each image, best score first, a detection takes the free box of its class that it overlaps most
 average   precision at 101 recalls, over all images, for each class; then the mean over the classes
-Each image is matched once. The intervals of a score rank all detections again for each resample, which takes
-milliseconds; torchmetrics matches all images again, which took 9 seconds for 1,000. The tests compare the two.
+Each image is matched once. The interval of a score ranks all detections again for each resample, which takes
+milliseconds; torchmetrics matches all images again: 2.7 seconds for 300. The tests compare the two.
 """
 
 from __future__ import annotations
@@ -19,16 +19,15 @@ THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10).tolist())  # of the IoU
 RECALLS = np.linspace(0, 1, 101)
 
 
-def image_matches(
-    found: dict[str, Tensor], boxes: Tensor, labels: Tensor, overlap: Tensor
-) -> dict[str, NDArray[Any]]:
+def image_matches(scores: Tensor, labels: Tensor, wanted: Tensor, overlap: Tensor) -> dict[str, NDArray[Any]]:
     """What counts of one image: "scores" [D], "labels" [D], "hits" [D, 10] bool, one column for each
     threshold, and "wanted" [G], the labels of its boxes.
 
-    `found`: "boxes" [D, 4], "scores" [D], "labels" [D]; `boxes` [G, 4], `labels` [G], `overlap` [D, G]: IoU."""
-    order = found["scores"].argsort(descending=True, stable=True)
-    mine = found["labels"][order]
-    same = mine[:, None] == labels
+    `scores` and `labels` [D] of what is seen, `wanted` [G] the labels of what is there, `overlap` [D, G] the
+    IoU of their boxes."""
+    order = scores.argsort(descending=True, stable=True)
+    mine = labels[order]
+    same = mine[:, None] == wanted
     iou = torch.where(same, overlap[order].double(), -1.0).cpu().numpy()  # [D, G]
     hits = np.zeros((len(iou), len(THRESHOLDS)), dtype=bool)
     for column, threshold in enumerate(THRESHOLDS):
@@ -38,8 +37,8 @@ def image_matches(
             if len(fits):
                 free[fits[iou[row, fits].argmax()]] = False
                 hits[row, column] = True
-    scores = found["scores"][order].double().cpu().numpy()
-    return {"scores": scores, "labels": mine.cpu().numpy(), "hits": hits, "wanted": labels.cpu().numpy()}
+    found = {"scores": scores[order].double(), "labels": mine, "wanted": wanted}
+    return {"hits": hits, **{key: value.cpu().numpy() for key, value in found.items()}}
 
 
 def mean_precision(images: list[dict[str, NDArray[Any]]], thresholds: int) -> float:
