@@ -2,6 +2,7 @@
 
 import json
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -229,7 +230,7 @@ def test_only_what_was_packed_counts(tmp_path: Path) -> None:
     assert done.read == (given / "model.safetensors").stat().st_size
     from tersor.report.file_sizes import packed, packed_lines
 
-    facts = packed(given, tmp_path / "m.tersor", done)
+    facts = packed(given, tmp_path / "m.tersor", done, (Quantize(bits=4),))
     read = done.read + sum(map(len, WORDS.values()))
     assert facts["from"] == {"name": str(given), "nbytes": read}
     assert facts["share"] == (tmp_path / "m.tersor").stat().st_size / read
@@ -637,3 +638,49 @@ def test_mnasnet(tmp_path: Path) -> None:
     assert same(dict(ours.state_dict()), dict(old.state_dict()))
     assert same(dict(ours.state_dict()), dict(plain.state_dict()))
     assert ours.state_dict()["layers.0.weight"].shape[0] == 32
+
+
+ODD = ('a;b"c.txt', "what?.md", "a:b.json", "ends in a dot..json", "back\\slash.txt", "new\nline.txt",
+       "ü ö.md", "README.md", "readme.MD", "Readme.md", "in/A.json", "IN/a.json", "sub.json",
+       "SUB.json/x.json", "x" * 250 + ".txt", "a b.json ")  # fmt: skip
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25, deadline=None)
+@given(st.sets(st.sampled_from(ODD)))
+def test_whatever_is_packed_can_be_unpacked(tmp_path: Path, names: set[str]) -> None:
+    """What goes along can be written to a folder again; the rest is named."""
+    root = Path(tempfile.mkdtemp(dir=tmp_path))
+    folder, file, back = root / "given", root / "m.tersor", root / "back"
+    folder.mkdir()
+    save_file({"w": torch.ones(3, 4)}, folder / "model.safetensors")
+    for name in names:
+        if len(name) < 250:
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_bytes(name.encode())
+    found = scan(folder)
+    assert {*found.along, *found.others} == {name for name in names if len(name) < 250}
+    pack(folder, file)
+    assert all(check.sound for check in verify(file))
+    unpack(file, f"{back}/")
+    written = {path.relative_to(back).as_posix() for path in back.rglob("*") if path.is_file()}
+    assert written - {"model.safetensors"} == {*found.along}
+    assert all((back / name).read_bytes() == name.encode() for name in found.along)
+
+
+@pytest.mark.parametrize(
+    "names", [("a:b.safetensors",), ("A.safetensors", "a.safetensors"), ('q".bin',)], ids=str
+)
+def test_weights_whose_names_no_folder_could_have_are_refused_when_they_are_packed(
+    names: tuple[str, ...], tmp_path: Path
+) -> None:
+    """A file that names them would be refused by every reader."""
+    for at, name in enumerate(names):
+        tensors = {f"w{at}": torch.ones(3, 4)}
+        save_file(tensors, tmp_path / name) if name.endswith("s") else torch.save(tensors, tmp_path / name)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(FormatError, match="name"):
+        pack(tmp_path, tmp_path / "out" / "m.tersor")
+    assert not list((tmp_path / "out").iterdir())
+    if len(names) == 1:  # by itself the file's name plays no part
+        pack(tmp_path / names[0], tmp_path / "out" / "m.tersor")
+        assert all(check.sound for check in verify(tmp_path / "out" / "m.tersor"))

@@ -86,6 +86,31 @@ def test_outputs_that_a_kernel_makes_keep_the_models_names(settings: dict[str, A
         assert torch.allclose(found[name], value, atol=0.05), name
 
 
+class Nested(nn.Module):
+    """Arguments with capitals, and containers of tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(32, 4)
+
+    def forward(self, X: dict[str, Tensor], Mask_A: Tensor, pair: Any, unused: Any = None) -> Tensor:
+        y: Tensor = self.layer(X["In"]) * Mask_A - pair[1] + 2 * pair[0]
+        return y
+
+
+@pytest.mark.parametrize("settings", [{"bits": 4}, {"activations": 8}], ids=str)
+def test_inputs_are_named_as_the_models_arguments(settings: dict[str, Any], tmp_path: Path) -> None:
+    inputs = {
+        "pair": (x(8, 4), x(8, 4) + 1), "Mask_A": x(8, 1) + 2, "X": {"In": x(8, 32)}, "unused": None
+    }  # fmt: skip
+    task = Task("t", evaluate=[{**inputs, "labels": x(8, 4)}], calibrate=[inputs])
+    state = run(Nested(), [Quantize(**settings), Export()], task, out=str(tmp_path))
+    made = SessionModule(onnxruntime.open(tmp_path / "model.onnx"), "model.onnx")
+    assert sorted(made.session.inputs) == ["Mask_A", "X.In", "pair.0", "pair.1"]
+    with torch.no_grad():
+        assert torch.allclose(made(**inputs), state.model()(**inputs), atol=0.05)
+
+
 def test_names_with_another_meaning_in_the_graph_are_not_taken(tmp_path: Path) -> None:
     class Clash(nn.Module):
         def forward(self, x: Tensor) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ a hidden part is written to a folder: what is in .git/config, say, is run by oth
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 
 from tersor.errors import FormatError
 from tersor.io.checkpoint import Checkpoint
-from tersor.io.folder import INDEX, LARGEST
+from tersor.io.folder import INDEX, LARGEST, plain_name
 from tersor.io.json_text import Json, dump, of_type, only, parse
 from tersor.io.safetensors_file import cannot_read
 from tersor.model.versions import VERSIONS, unusual
@@ -72,11 +73,23 @@ def attachments_of(source: Checkpoint) -> dict[str, bytes]:
 def notes_of(source: Checkpoint) -> dict[str, bytes]:
     """The attachments that state how a checkpoint was stored, if that is unusual."""
     layout, index = [], source.folder.index if source.folder else None
+    for file in source.folder.read if source.folder else ():
+        if not plain_name(file.name):
+            raise FormatError(
+                f"{file}: a folder cannot have a file of this name on every system; rename it, or give the "
+                "file in place of its folder"
+            )
     for part in source.files:
         name = renamed(part.name) if source.folder else SINGLE
         entry: Json = {} if name == SINGLE else {"name": name}
         entry |= {"metadata": dict(part.metadata)} if part.metadata not in ({}, METADATA) else {}
         layout.append(entry | ({"tensors": list(part.names)} if len(source.files) > 1 else {}))
+    names = Counter(str(entry.get("name", SINGLE)).casefold() for entry in layout)
+    if double := [name for name, count in names.items() if count > 1]:
+        raise FormatError(
+            f"{double[0]!r}: two files of the folder would have this name, where capitals do not count and "
+            ".bin files become .safetensors. Rename one"
+        )
     document: Json = {"files": layout} if layout not in ([], [{}]) else {}
     document |= {"index": renamed(index.name)} if document and index else {}
     known = {*source.slots, *source.aliases}
@@ -121,12 +134,6 @@ def weights_file(entry: Any, who: str) -> WeightsFile:
     if not all(type(word) is str for word in words):
         raise FormatError(f"{who}: metadata and tensors must be strings")
     return WeightsFile(name, metadata, None if tensors is None else tuple(tensors))
-
-
-def plain_name(name: str) -> bool:
-    """Whether a file of this name can be made in a folder, on every system."""
-    fine = re.search(r'[\x00-\x1f\x7f/\\:*?"<>|]', name) is None
-    return fine and 0 < len(name.encode()) <= 240 and name[0] != "." and name[-1] not in ". "
 
 
 def versions_from(data: bytes) -> dict[str, int]:

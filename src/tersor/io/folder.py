@@ -71,17 +71,25 @@ def scan(path: Path) -> Folder:
     if not found.weights:
         raise FormatError(f"{path}: the folder holds no weights; known are {', '.join(FILES)}")
     taken = set(found.read)
+    names: set[str] = set()  # of files that go along
+    folders: set[str] = set()  # that they are in
     nbytes = 0
     for name, file in files.items():
         if file in taken:
             continue
         why = refused(name, file, path, inner)
+        key = name.casefold()
+        parents = {key[:at] for at, letter in enumerate(key) if letter == "/"}
+        if why is None and (key in names | folders or parents & names):
+            why = "another file has its name, but for capitals"
         if why is None:
             nbytes += (size := file.stat().st_size)
             why = "too much goes along already" if nbytes > TOTAL or len(found.along) >= MOST else None
             nbytes -= size if why else 0
         if why is None:
             found.along[name] = file
+            names.add(key)
+            folders |= parents
         else:
             found.others[name] = why
     return found
@@ -149,12 +157,21 @@ def refused(name: str, file: Path, folder: Path, inner: set[str]) -> str | None:
         return "a link out of the folder"
     try:
         attachment_name(name).encode()
+        plain = all(map(plain_name, name.split("/")))
     except ValueError:  # UnicodeEncodeError is one
+        plain = False
+    if not plain:  # `unpack` would refuse it
         return "an unsafe name"
     nbytes = file.stat().st_size
     if nbytes > (LARGEST if TOKENIZER.match(last) else SMALL):
         return f"{nbytes:,} bytes"
     return None
+
+
+def plain_name(name: str) -> bool:
+    """Whether a file of this name can be made in a folder, on every system."""
+    fine = re.search(r'[\x00-\x1f\x7f/\\:*?"<>|]', name) is None
+    return fine and 0 < len(name.encode()) <= 240 and name[0] != "." and name[-1] not in ". "
 
 
 def stays(link: Path, folder: Path) -> bool:

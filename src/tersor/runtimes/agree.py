@@ -26,6 +26,7 @@ from tersor.model.deployed import Deployed
 from tersor.model.outputs import exportable
 from tersor.runtimes import RUNTIMES
 from tersor.runtimes.contained import contained
+from tersor.runtimes.output_names import tensors_by_path
 from tersor.runtimes.sessions import Feed, as_array, first_run, opened
 
 TOLERANCE = 1e-3  # largest allowed difference over the largest output: float32 sums in another order
@@ -153,7 +154,7 @@ def runs(
 def feed_of(inputs: Inputs) -> Feed:
     """What a runtime gets: the tensors in order, or by name."""
     if isinstance(inputs, dict):
-        return [], {name: as_array(item) for name, item in inputs.items() if isinstance(item, Tensor)}
+        return [], {name: as_array(item) for name, item in tensors_by_path(inputs)}
     return [as_array(item) for item in tensors(inputs)], {}
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from tersor.errors import SettingError, TaskError, did_you_mean
 from tersor.runtimes.agree import tensors
+from tersor.runtimes.output_names import tensors_by_path
 
 
 class Session(Protocol):
@@ -68,7 +69,7 @@ class SessionModule(nn.Module):
         """Tensors go in as given, in order or by name; other values were constants of the export and are left
         out. A file with a fixed batch gets its samples in parts of that size. TaskError if they do not fit
         the file, or if an output is no tensor of numbers."""
-        named = {key: value for key, value in kwargs.items() if isinstance(value, Tensor)}
+        named = dict(tensors_by_path(kwargs))
         try:
             found = self.in_parts(tensors(args), named)
         except SettingError as error:

@@ -45,7 +45,7 @@ from tersor.runtimes.dynamic import dims, variants
 from tersor.runtimes.onnx_zeros import without_sums_of_zeros
 from tersor.runtimes.onnxruntime_session import Session, open
 from tersor.runtimes.operators import Operator
-from tersor.runtimes.output_names import name_outputs, names_of
+from tersor.runtimes.output_names import name_inputs, name_outputs, names_of
 from tersor.runtimes.sessions import brief
 from tersor.runtimes.written import Written, into_place, workshop
 
@@ -109,6 +109,7 @@ def write(
                     f"onnxruntime: {type(model.net).__name__} rounds an edge {wanted} times, and the "
                     f"exported graph {grids} times"
                 )
+        name_inputs(program.model.graph, inputs)
         name_outputs(program.model.graph, names)  # last: the changes above may make an output anew
         _without_traces(program)
         # Only the weights' bytes count: the graph is small compared with the limit.

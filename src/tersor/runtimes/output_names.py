@@ -1,12 +1,14 @@
-"""Output names: the outputs of a written file are named as in the model's own output.
+"""Output names: the outputs of a written file are named as in the model's own output, its inputs as the
+model's arguments.
 
 {"logits": a, "states": (b, c)}  ->  logits, states.0, states.1
 torch's exporter names outputs after the operators that compute them: add_3. Outputs that the model itself
-does not name (a tensor, a tuple) keep those names.
+does not name (a tensor, a tuple) keep those names. It names inputs in small letters, with _ between keys.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,10 +24,28 @@ def names_of(output: Any) -> list[str]:
 
 def paths(output: Any, path: str = "") -> Iterator[str]:
     """The keys that lead to each tensor, joined by dots."""
-    if isinstance(output, Tensor):
-        yield path
-    for key, part in parts_of(output).items():
-        yield from paths(part, f"{path}.{key}".lstrip("."))
+    for name, _ in tensors_by_path(output, path):
+        yield name
+
+
+def tensors_by_path(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The tensors in nested containers, each with the keys that lead to it, joined by dots."""
+    if isinstance(value, Tensor):
+        yield path, value
+    for key, part in parts_of(value).items():
+        yield from tensors_by_path(part, f"{path}.{key}".lstrip("."))
+
+
+def name_inputs(graph: Any, inputs: Any) -> None:
+    """Rename the inputs of an onnx_ir graph as the model's arguments are named, {"pair": (a, b)} -> pair.0,
+    pair.1. All keep their names if they are not those that the exporter makes of these."""
+    names = {re.sub(r"\W", "_", name.lower()): name for name in paths(inputs)}
+    if not isinstance(inputs, Mapping) or {value.name for value in graph.inputs} != names.keys():
+        return
+    own = {*graph.initializers, *(value.name for node in graph.all_nodes() for value in node.outputs)}
+    if len(names) == len(graph.inputs) and not own & {*names.values()}:
+        for value in graph.inputs:
+            value.name = names[value.name]
 
 
 def name_outputs(graph: Any, names: Sequence[str]) -> None:
