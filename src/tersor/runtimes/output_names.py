@@ -1,5 +1,4 @@
-"""Output names: the outputs of a written file are named as in the model's own output, its inputs as the
-model's arguments.
+"""Output names: a written file has the names of the model's own output, and of its arguments.
 
 {"logits": a, "states": (b, c)}  ->  logits, states.0, states.1
 torch's exporter names outputs after the operators that compute them: add_3. Outputs that the model itself
