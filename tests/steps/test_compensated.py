@@ -305,3 +305,15 @@ def test_inputs_that_are_not_finite_leave_a_layer_to_the_nearest() -> None:
     (note,) = notes(run(net, Quantize(bits=4, rounding="gptq"), task_of(x)), "compensated")
     assert list(note.data["nearest"]) == ["2.weight"]
     assert list(note.data["decibels"]) == ["0.weight"]
+
+
+def test_few_samples_are_said() -> None:
+    """Eight rows of 24 inputs fix fewer directions than a row of weights has."""
+    net = seeded(lambda: nn.Sequential(nn.Linear(24, 8)), 1)
+    step = Quantize(bits=3, rounding="gptq")
+    (little,) = notes(run(net, step, task_of(draw(8, 24))), "compensated")
+    assert little.data["few"] == {"0.weight": "8 for 24 inputs"}
+    assert "few samples, so that rounding may fit them alone" in little.text
+    (much,) = notes(run(net, step, task_of(draw(64, 24))), "compensated")
+    assert not much.data["few"]
+    assert "few samples" not in much.text

@@ -36,6 +36,7 @@ PULL = 1e-2  # of the mean of the inputs' second moments: how strongly refitting
 # Of an input's own second moment, added to its variance. A variance below it is the rounding error of the
 # difference that it is: inputs that are (nearly) the same in all samples. Without it, the error is fitted.
 FLOOR = 1e-10
+ENOUGH = 2  # samples for each input of a layer: with fewer, what is best for them need not be for others
 
 
 class Grids(NamedTuple):
@@ -65,6 +66,7 @@ class Compensated:
     )  # error of outputs, over that of nearest, in decibels
     biases: list[str] = field(default_factory=list)
     left: dict[str, str] = field(default_factory=dict)  # weights that are rounded to the nearest: why
+    thin: dict[str, str] = field(default_factory=dict)  # weights whose inputs were seen too rarely: how often
 
     def run(self, sites: list[Site]) -> Compensated:
         """Round these weights: those without statistics, then the others in the order in which the model uses
@@ -123,6 +125,8 @@ class Compensated:
         groups = getattr(module, "groups", 1)
         w = grouped(to_rows(module.weight.detach().cpu(), 0).double(), groups)
         xx, yx = moments.xx, moments.yx
+        if moments.count < ENOUGH * w.shape[2]:
+            self.thin[site.name] = f"{moments.count} for {w.shape[2]} inputs"
         mean_x, mean_y, h, c = xx[:, -1, :-1], yx[:, :, -1], xx[:, :-1, :-1], yx[:, :, :-1]
         floor = torch.zeros_like(h)
         if bias:
@@ -184,7 +188,11 @@ class Compensated:
             text += f"; {len(self.biases)} bias{'es' * (len(self.biases) != 1)} corrected"
         if self.left:
             text += "; rounded to the nearest: " + few(f"{name} ({why})" for name, why in self.left.items())
-        yield Note("", "compensated", text, {"decibels": self.gains, "nearest": self.left})
+        if self.thin:
+            text += "; few samples, so that rounding may fit them alone; give more calibration batches: "
+            text += few(f"{name} ({many})" for name, many in self.thin.items())
+        facts = {"decibels": self.gains, "nearest": self.left, "few": self.thin}
+        yield Note("", "compensated", text, facts)
 
 
 def frozen(model: nn.Module, view: View) -> tuple[str, ...]:
