@@ -212,7 +212,7 @@ def test_an_attention_mask_gets_no_grid() -> None:
     net, x = Masked().eval(), torch.randint(11, (16, 5))
     loader = TensorBatches(x, torch.zeros(16, dtype=torch.int64), batch=8)
     task = Task(evaluate=loader, calibrate=loader, train=loader)
-    result = run(net, [Quantize(activations=8)], task)
+    result = run(net, [Quantize(activations=8, products="integer")], task)
     assert "/add:0" not in result.grids
     assert "/add:0" in note(result).data["refused"]
     assert "attention mask" in note(result).text

@@ -127,6 +127,7 @@ def test_both_products_run_as_integers_and_as_simulated(spelling: str, tmp_path:
 def test_products_stay_in_float_by_default(spelling: str, tmp_path: Path) -> None:
     state, task = quantized(spelling, Quantize().products)
     assert "products" not in note(state).data
+    assert "; 2 products of activations stay in float" in note(state).text
     assert not any("softmax" in edge for edge in state.grids)
     run(state, [Export()], task, out=tmp_path)
     kernels = ran(tmp_path / "model.onnx", tmp_path)

@@ -117,7 +117,9 @@ def calibrated(view: View, after: Mapping[str, Form], chosen: set[str], how: Cal
             f"quantize: no layer can compute with integers: {why}.{way_out} leave out activations"
         )
     reasons = in_float(found, names, left)
-    return Rounded(view, dict(after), grids, found.layers, reasons, refused, found.between)
+    possible = found.between if how.products else replace(found, products=True).between
+    counts = (possible, 0) if how.products else (0, possible)
+    return Rounded(view, dict(after), grids, found.layers, reasons, refused, *counts)
 
 
 def dynamic(view: View, after: Mapping[str, Form], chosen: set[str]) -> Rounded:
@@ -173,6 +175,7 @@ class Rounded:
     left: dict[str, str]  # weights whose layers stay in float: why
     refused: dict[str, str]  # edges that no grid can hold: why
     products: int = 0  # of two activations that are integers
+    floats: int = 0  # of two activations that could be integers
 
     def after_training(self, view: View, forms: Mapping[str, Form]) -> Rounded:
         """The same with trained weights, on a view that has the grids."""
@@ -184,6 +187,7 @@ class Rounded:
         text = f"{count} of {whole} weights multiply integers"
         text += f", and {self.products} products of activations are integers" if self.products else ""
         text += f"; {len(self.grids)} edges have grids"
+        text += f"; {self.floats} products of activations stay in float" if self.floats else ""
         if any(grid.scale is None for grid in self.grids.values()):
             text += ", with the range of each batch"
         if self.left:
