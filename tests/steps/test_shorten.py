@@ -3,6 +3,7 @@ the choice, the budget, refitting, files, undo, training and exports work."""
 
 import copy
 import itertools
+import shutil
 from collections import Counter
 from functools import cache
 from pathlib import Path
@@ -443,6 +444,22 @@ def test_only_layers_after_the_branch_are_refitted() -> None:
     before = ("stem", *(f"blocks.{k}." for k in range(block)))
     assert changed - norms
     assert not [key for key in changed - norms if key.startswith(before)]
+
+
+def test_it_resumes_after_a_kill_at_any_group(tmp_path: Path) -> None:
+    model, task = given("preactivated")
+    step = Shorten(keep=0.4, of="branches", rounds=2, epochs=1, lr=1e-3)
+    whole = run(model, step, task, journal=tmp_path / "whole")
+    files = sorted((tmp_path / "whole").glob("[0-9]*.group"))
+    assert len(files) >= 7, "two cuts, corrections, trainings, and the notes"
+    for count in (1, 2, 4, 6):
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        for path in [tmp_path / "whole" / "head.json", *files[:count]]:
+            shutil.copy(path, folder)
+        again = run(model, step, task, journal=folder, resume=True)
+        assert again.digest == whole.digest
+        assert again.ledger.digest == whole.ledger.digest
 
 
 def onnx_operators(model: nn.Module, task: Task, path: Path) -> Counter[str]:

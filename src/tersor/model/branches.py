@@ -90,7 +90,7 @@ class Finder:
             shortcut = self.only_for(stream) if set(self.users(stream)) == {adds} else frozenset()
             parallel = self.read_by(shortcut) & self.read_by(nodes) and self.layers(shortcut)
             return "the shortcut has layers of its own" if parallel else ""
-        if tuple(value(end).shape) != tuple(value(adds).shape) != tuple(value(stream).shape):
+        if len({tuple(value(node).shape) for node in (end, adds, stream)}) > 1:
             return "the shapes of its terms differ"
         for name in weights:
             if name not in tensors or name in self.tied:
