@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tersor.zoo.precision import THRESHOLDS, image_matches, mean_precision
+from tersor.zoo.precision import RECALLS, THRESHOLDS, image_matches, mean_precision
 
 box_iou = pytest.importorskip("torchvision").ops.box_iou
 Detection = pytest.importorskip("torchmetrics.detection").MeanAveragePrecision
@@ -30,7 +30,8 @@ def test_it_is_that_of_torchmetrics(seed: int, classes: int) -> None:
         labels = [torch.randint(classes, (n,), generator=random) for n in (d, g)]
         found.append({"boxes": boxes(d, random), "scores": scores, "labels": labels[0]})
         wanted.append({"boxes": boxes(g, random), "labels": labels[1]})
-    metric = Detection(iou_thresholds=list(THRESHOLDS))  # its own are rounded to float32
+    # COCO's thresholds, which torchmetrics rounds to float32 if they are not given.
+    metric = Detection(iou_thresholds=list(THRESHOLDS), rec_thresholds=RECALLS.tolist())
     metric.update(found, wanted)
     theirs = metric.compute()
     images = [
