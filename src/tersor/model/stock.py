@@ -1,6 +1,6 @@
 """Stock: the fixed list of modules that may replace a module, and the forms of their tensors.
 
-identity    nn.Identity: all sites of the module are removed
+identity    nn.Identity, or the module's children in a row: all sites of its own are removed
 bias        the same layer with a bias of zeros
 product     one layer for each factor of the weight: product.py
 attention   nn.MultiheadAttention whose head width need not be embed_dim / num_heads: attention.py
@@ -12,6 +12,7 @@ nothing but the change, so the same change to a fresh model and a file's forms h
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -45,11 +46,14 @@ class Stock:
 
 
 class Identity(Stock):
+    """Of timm's batch norms with an activation, the dropout and the activation stay, under their names."""
+
     def build(self, layer: Any, change: Replace) -> nn.Module:
-        return nn.Identity()
+        children = OrderedDict(layer.named_children())
+        return nn.Sequential(children) if children else nn.Identity()
 
     def forms(self, layer: Any, change: Replace, old: Old) -> New:
-        return {}
+        return {name: (form, "") for name, (_, form) in old.items() if "." in name}
 
 
 class Bias(Stock):
