@@ -1,6 +1,6 @@
 """Stock: the fixed list of modules that may replace a module, and the forms of their tensors.
 
-identity    nn.Identity, or the module's children in a row: all sites of its own are removed
+identity    nn.Identity: all sites of the module are removed. Of a batch norm, children stay in a row
 bias        the same layer with a bias of zeros
 product     one layer for each factor of the weight: product.py
 attention   nn.MultiheadAttention whose head width need not be embed_dim / num_heads: attention.py
@@ -26,6 +26,7 @@ from tersor.model.attention import Attention
 from tersor.model.changes import Replace
 from tersor.model.sites import Site
 
+NORM = nn.modules.batchnorm._BatchNorm
 Old = Mapping[str, tuple[Site, Form]]  # by name within the layer
 New = dict[str, tuple[Form, str]]  # name within the layer -> (form, origin: "" for a tensor that stays)
 
@@ -49,11 +50,12 @@ class Identity(Stock):
     """Of timm's batch norms with an activation, the dropout and the activation stay, under their names."""
 
     def build(self, layer: Any, change: Replace) -> nn.Module:
-        children = OrderedDict(layer.named_children())
-        return nn.Sequential(children) if children else nn.Identity()
+        kept = dict(layer.named_children()) if isinstance(layer, NORM) else {}
+        return nn.Sequential(OrderedDict(kept)) if kept else nn.Identity()
 
     def forms(self, layer: Any, change: Replace, old: Old) -> New:
-        return {name: (form, "") for name, (_, form) in old.items() if "." in name}
+        norm = isinstance(layer, NORM)
+        return {name: (form, "") for name, (_, form) in old.items() if norm and "." in name}
 
 
 class Bias(Stock):
