@@ -115,6 +115,22 @@ def test_a_norm_of_a_shared_head_goes_into_its_layer_once(bias: bool) -> None:
     assert facts(result)["norms"] == 1
 
 
+@pytest.mark.extra
+@pytest.mark.parametrize("act", [nn.ReLU, nn.PReLU])
+def test_a_norm_of_timm_leaves_its_activation(act: type[nn.Module], tmp_path: Path) -> None:
+    layers = pytest.importorskip("timm.layers")
+    norm = layers.BatchNormAct2d(4, act_layer=act, inplace=False)
+    model = scrambled(net(lambda self, x: self.norm(self.layer(x)), layer=nn.Conv2d(2, 4, 3), norm=norm))
+    result = run(model, Fold(), task_for(2, 9, 9))
+    assert [type(part) for part in result.model().get_submodule("norm")] == [nn.Identity, act]
+    assert {site.split(".")[0] for site in result.sites if ".act." not in site} == {"layer"}
+    assert apart(result, model, 2, 9, 9) < EXACT
+    assert facts(result)["norms"] == 1
+    save(result, tmp_path / "a.tersor")
+    again = load(tmp_path / "a.tersor").on(model)
+    assert apart(again, model, 2, 9, 9) < EXACT
+
+
 class ReadElsewhere(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -18,6 +18,8 @@ from torch import Tensor, fx, nn
 from tersor.model.graph import Graph, arguments, op_name, value
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+# By name, so that timm is not imported: a batch norm, and then its children in a row, dropout and activation.
+WITH_CHILDREN = ("timm.layers.norm_act.BatchNormAct2d",)
 LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -81,8 +83,9 @@ class Finder:
         given, path = arguments(node), self.graph.path(node)
         before = given["input"]
         layer = self.graph.path(before)
-        if type(self.modules.get(path)) not in NORMS:
-            return f"a {type(self.modules.get(path)).__name__} may do more than normalize"
+        kind = type(self.modules.get(path))
+        if kind not in NORMS and f"{kind.__module__}.{kind.__qualname__}" not in WITH_CHILDREN:
+            return f"a {kind.__name__} may do more than normalize"
         if given["running_mean"] is None or given["training"]:
             return "it normalizes with the statistics of the batch"
         if not isinstance(self.modules.get(layer), LAYERS):

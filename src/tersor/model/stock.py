@@ -1,6 +1,6 @@
 """Stock: the fixed list of modules that may replace a module, and the forms of their tensors.
 
-identity    nn.Identity: all sites of the module are removed
+identity    nn.Identity: all sites of the module are removed. Of a batch norm, children stay in a row
 bias        the same layer with a bias of zeros
 product     one layer for each factor of the weight: product.py
 tucker      three convolutions for one whose kernel is such a product: convolution_factors.py; also cp, and
@@ -15,6 +15,7 @@ nothing but the change, so the same change to a fresh model and a file's forms h
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -29,6 +30,7 @@ from tersor.model.changes import Replace
 from tersor.model.sites import Site
 from tersor.model.zeros import Zeros
 
+NORM = nn.modules.batchnorm._BatchNorm
 Old = Mapping[str, tuple[Site, Form]]  # by name within the layer
 New = dict[str, tuple[Form, str]]  # name within the layer -> (form, origin: "" for a tensor that stays)
 
@@ -49,11 +51,15 @@ class Stock:
 
 
 class Identity(Stock):
+    """Of timm's batch norms with an activation, the dropout and the activation stay, under their names."""
+
     def build(self, layer: Any, change: Replace) -> nn.Module:
-        return nn.Identity()
+        kept = dict(layer.named_children()) if isinstance(layer, NORM) else {}
+        return nn.Sequential(OrderedDict(kept)) if kept else nn.Identity()
 
     def forms(self, layer: Any, change: Replace, old: Old) -> New:
-        return {}
+        norm = isinstance(layer, NORM)
+        return {name: (form, "") for name, (_, form) in old.items() if norm and "." in name}
 
 
 class Bias(Stock):
