@@ -38,9 +38,13 @@ HARD: dict[str, dict[str, Any]] = {
     "quantize": {"symmetric": False, "bits": 3}, "cluster": {"entries": 3}, "penalize": {"arrange": False},
     "finetune": {"lr": 0.1}, "prune": {"keep": 0.9},
 }  # fmt: skip
-ALONE = [(name, False) for name in STEPS] + [(name, True) for name in TRAINED]
+GONE = "shorten"  # removes whole weights, and zeros with them: tests/steps/test_shorten.py
+ALONE = [(name, False) for name in STEPS if name != GONE] + [(name, True) for name in TRAINED if name != GONE]
 # Lossless steps are not in pairs: other tests run them alone, and before and after other steps.
-CHANGING = [name for name, kind in STEPS.items() if name != LOSES and not getattr(kind, "lossless", False)]
+CHANGING = [
+    name for name, kind in STEPS.items()
+    if name not in (LOSES, GONE) and not getattr(kind, "lossless", False)
+]  # fmt: skip
 PAIRS = list(itertools.product(CHANGING, repeat=2))
 
 

@@ -485,7 +485,8 @@ def test_a_loader_with_a_generator_of_its_own_resumes_too(tmp_path: Path) -> Non
 @pytest.mark.parametrize("word", STEPS)
 def test_every_step_can_be_journaled(word: str, tmp_path: Path) -> None:
     t = tiny("mlp")
-    recipe = Recipe((STEPS[word](),))
+    settings = {"unmet": "nearest"} if word == "shorten" else {}  # there are no branches
+    recipe = Recipe((STEPS[word](**settings),))
     result = run(t.model, recipe, t.task, journal=tmp_path / "journal", out=tmp_path)
     same(run(t.model, recipe, t.task, journal=tmp_path / "journal", resume=True, out=tmp_path), result)
 

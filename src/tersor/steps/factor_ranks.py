@@ -28,7 +28,6 @@ class Factored(NamedTuple):
 
     form: Form
     text: str  # the ranks
-    stored: int  # numbers in the factors
     stock: str  # what the layer becomes if each factor is a layer: a key of model/stock.py
     settings: dict[str, int]
 
@@ -66,8 +65,9 @@ def ranks_for(step: Any, method: str, w: Tensor) -> tuple[int, ...]:
     else:
         part = tucker_part(o, i, k, share)
         found = max(1, int(part * o)), max(1, int(part * i))
-    ins = aligned(step, found[1], i)
-    return aligned(step, found[0], min(o, ins * k)), ins
+    ins = min(aligned(step, found[1], i), i)
+    most = min(o, ins * k)
+    return min(aligned(step, found[0], most), most), ins
 
 
 def one_rank(step: Any, rows: Tensor) -> int:
@@ -79,9 +79,24 @@ def one_rank(step: Any, rows: Tensor) -> int:
 
 
 def aligned(step: Any, rank: int, most: int) -> int:
-    """The nearest lower multiple that the step asks for, or the most there is."""
-    rank = rank // step.multiple * step.multiple or step.multiple
-    return max(1, min(rank, most))
+    """The nearest lower multiple that the step asks for, or the most there is. A rank that is asked for as
+    such stays: if it is too large, it stores too much."""
+    if step.multiple == 1:
+        return max(1, rank if step.rank is not None else min(rank, most))
+    return max(1, min(rank // step.multiple * step.multiple or step.multiple, most))
+
+
+def stored(method: str, w: Tensor, ranks: tuple[int, ...]) -> int:
+    """Numbers in the factors of a weight."""
+    o, i, *kernel = w.shape
+    k, rank = math.prod(kernel), ranks[0]
+    if method == "tucker":
+        return rank * o + rank * ranks[1] * k + ranks[1] * i
+    if method == "cp":
+        return rank * (o + i + k)
+    if method == "spatial":
+        return rank * (i * kernel[0] + o * kernel[1])
+    return rank * (o + i * k)
 
 
 def tucker_part(o: int, i: int, k: int, share: float) -> float:
@@ -100,7 +115,7 @@ def factored(method: str, w: Tensor, ranks: tuple[int, ...], gram: Tensor | None
     """The product of these ranks. `gram`: second moment of the layer's inputs. `turned`: these are axis 0 of
     the weight."""
     o, i, *kernel = w.shape
-    rank, k = ranks[0], math.prod(kernel)
+    rank = ranks[0]
     plain = "plain" if gram is None or method in ("cp", "spatial") else "whitened"
     if method == "svd":
         rows = w.flatten(1)
@@ -110,26 +125,24 @@ def factored(method: str, w: Tensor, ranks: tuple[int, ...], gram: Tensor | None
             left, right = svd_factors(rows, rank) if gram is None else whitened_factors(rows, gram, rank)
         form = product(left, right.reshape(rank, *w.shape[1:]))
         text = f"rank {rank} of {min(rows.shape)}, {plain} SVD"
-        return Factored(form, text, rank * sum(rows.shape), "product", {"layers": 2})
+        return Factored(form, text, "product", {"layers": 2})
     if method == "tucker":
         left, core, inputs = tucker_factors(w.flatten(2), ranks[0], ranks[1], gram)
         right = torch.einsum("rsk,si->rik", core.double(), inputs.double()).to(w.dtype)
         form = product(left, right.reshape(-1, i, *kernel))
         rank = left.shape[1]
         text = f"ranks {rank} of {o} outputs and {ranks[1]} of {i} inputs, {plain} Tucker-2"
-        return Factored(
-            form, text, o * rank + rank * ranks[1] * k + ranks[1] * i, "tucker", {"rank": ranks[1]}
-        )
+        return Factored(form, text, "tucker", {"rank": ranks[1]})
     if method == "cp":
         cp = cp_factors(w.flatten(2), rank)
         right = torch.einsum("ri,rk->rik", cp.right.double(), cp.kernel.double()).to(w.dtype)
         form = product(cp.left, right.reshape(rank, i, *kernel))
-        return Factored(form, f"rank {rank}, CP", rank * (o + i + k), "cp", {"rank": rank})
+        return Factored(form, f"rank {rank}, CP", "cp", {"rank": rank})
     h, wide = kernel
     left, right = svd_factors(as_columns(w), rank)
     near = (left.double() @ right.double()).to(w.dtype).reshape(o, wide, i, h).permute(0, 2, 3, 1)
     text = f"rank {rank} of {min(o * wide, i * h)}, {h} x 1 and 1 x {wide}"
-    return Factored(Dense(near.contiguous()), text, rank * (o * wide + i * h), "spatial", {"rank": rank})
+    return Factored(Dense(near.contiguous()), text, "spatial", {"rank": rank})
 
 
 def product(left: Tensor, right: Tensor) -> LowRank:

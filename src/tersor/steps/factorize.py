@@ -23,7 +23,7 @@ from tersor.model.sites import Site
 from tersor.record.events import Edit, Group, Note, site_group
 from tersor.setting_effects import Only, check_effect
 from tersor.settings import check, check_word
-from tersor.steps.factor_ranks import METHODS, Factored, factored, method_for, ranks_for
+from tersor.steps.factor_ranks import METHODS, Factored, factored, method_for, ranks_for, stored
 from tersor.steps.retrain import Retrain
 from tersor.steps.same_function import ROUNDING, difference, same_function
 
@@ -86,11 +86,14 @@ class Factorize(Retrain):
             return skipped(site, f"shape {list(w.shape)} cannot be factorized as a matrix"), None
         method = method_for(self.method, w)
         ranks = ranks_for(self, method, w)
+        if (numbers := stored(method, w, ranks)) >= w.numel():
+            what = (
+                f"ranks {' and '.join(map(str, ranks))} store"
+                if len(ranks) > 1
+                else f"rank {ranks[0]} stores"
+            )
+            return skipped(site, f"{what} {numbers} numbers, the weight {w.numel()}"), None
         made = factored(method, w, ranks, self.gram(view, site), bool(site.axis))
-        if made.stored >= w.numel():
-            rank = "ranks" if len(ranks) > 1 else "rank"
-            numbers = f"{rank} {' and '.join(map(str, ranks))} stores {made.stored} numbers"
-            return skipped(site, f"{numbers}, the weight {w.numel()}"), None
         how = "refine" if isinstance(uncoded(form), Dense) else "absorb"
         lost = int((w == 0).sum()) if any(node.mask for _, node in form.walk()) else 0
         text = made.text
@@ -114,6 +117,7 @@ class Factorize(Retrain):
 
     def as_layers(self, view: View) -> Iterator[Group]:
         """Products in place of the weights, then layers in place of the products; then they train."""
+        _ = view.task  # whose batches prove it; refuses without one
         notes, splits = list[Note](), dict[str, Split]()
         for site in view.weights(self.where):
             if not site.is_weight:
