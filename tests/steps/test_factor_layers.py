@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import Tiny, tiny
 from torch import Tensor, nn
 
 import tersor
@@ -222,11 +221,31 @@ def test_what_cannot_be_split_stays_whole_and_is_named() -> None:
     assert isinstance(after.called, nn.Sequential)
 
 
-def test_transposed_convolutions_and_tables_have_products() -> None:
-    t: Tiny = tiny("mixed")
-    result = run(t.model, Factorize(rank=1, layers=True, method="tucker"), t.task)
-    assert list(result.ledger.notes("done"))
-    result.model()
+class Up(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.up = nn.Embedding(20, 12), nn.ConvTranspose2d(12, 8, 3, stride=2)
+
+    def forward(self, tokens: Tensor) -> Tensor:  # [B, T]
+        maps = self.table(tokens).transpose(1, 2).unflatten(2, (2, 2))
+        return self.up(maps).flatten(2).mean(2)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_transposed_convolutions_and_tables_become_two_layers(method: str) -> None:
+    torch.manual_seed(1)
+    batch = (torch.randint(20, (6, 4)), torch.randint(8, (6,)))
+    on, model = Task("up", evaluate=[batch], calibrate=[batch]), Up().eval()
+    result = run(model, Factorize(keep=0.5, layers=True, method=method), on)
+    after = result.model().eval()
+    assert [entry.site for entry in result.ledger.notes("done")] == ["table.weight", "up.weight"]
+    assert [type(layer) for layer in after.up] == [nn.Conv2d, nn.ConvTranspose2d]
+    assert [type(layer) for layer in after.table] == [nn.Embedding, nn.Linear]
+    with torch.no_grad():
+        first, second = (layer.weight for layer in after.up)
+        model.up.weight.copy_(torch.einsum("ri,rohw->iohw", first[:, :, 0, 0], second))
+        model.table.weight.copy_(after.table[0].weight @ after.table[1].weight.T)
+        torch.testing.assert_close(after(batch[0]), model(batch[0]), rtol=1e-4, atol=1e-5)
 
 
 def test_bad_settings() -> None:

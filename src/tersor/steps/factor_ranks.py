@@ -32,10 +32,11 @@ class Factored(NamedTuple):
     settings: dict[str, int]
 
 
-def method_for(method: str, w: Tensor) -> str:
-    """The method, or "svd" where it does not differ from it."""
+def method_for(method: str, w: Tensor, turned: bool) -> str:
+    """The method, or "svd" where it does not differ from it. `turned`: the inputs are axis 0, as in
+    transposed convolutions, which have no other factors."""
     kernel = w.shape[2:]
-    if math.prod(kernel) == 1 or method == "spatial" and (len(kernel) != 2 or 1 in kernel):
+    if turned or math.prod(kernel) == 1 or method == "spatial" and (len(kernel) != 2 or 1 in kernel):
         return "svd"
     return method
 

@@ -84,7 +84,7 @@ class Factorize(Retrain):
         w = form.decode().float()
         if w.ndim < 2 or w.numel() == 0:
             return skipped(site, f"shape {list(w.shape)} cannot be factorized as a matrix"), None
-        method = method_for(self.method, w)
+        method = method_for(self.method, w, bool(site.axis))
         ranks = ranks_for(self, method, w)
         if (numbers := stored(method, w, ranks)) >= w.numel():
             what = (
