@@ -19,7 +19,7 @@ from tersor.core.run import run
 from tersor.core.state import State
 from tersor.steps import Distill, Factorize, Measure
 
-EPOCHS, RATE, CALIBRATE = 2.0, 0.002, 1000
+EPOCHS, RATE, CALIBRATE = 0.3, 0.002, 1000
 WAYS = {
     "plain svd": {"method": "svd", "whiten": False},
     "svd": {"method": "svd"},
