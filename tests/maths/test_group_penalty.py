@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tersor.maths.group_penalty import penalty_of, shrink, strength, units_mask
+from tersor.maths.group_penalty import shrink, strength, units_mask
 
 
 @given(st.integers(1, 50), st.floats(0, 50))
@@ -46,7 +46,6 @@ def test_a_step_follows_the_gradient_of_the_formula() -> None:
     w, masks, units = coupled()
     lambda_ = 1e-7
     written = lambda_ / 2 * sum((part.square().sum() for unit in units for part in unit), torch.zeros(()))
-    torch.testing.assert_close(penalty_of(w, masks, lambda_), written)
     gradients = torch.autograd.grad(written, list(w.values()))
     for (name, tensor), gradient in zip(w.items(), gradients, strict=True):
         before = tensor.detach().clone()

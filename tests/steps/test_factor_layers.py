@@ -221,6 +221,21 @@ def test_what_cannot_be_split_stays_whole_and_is_named() -> None:
     assert isinstance(after.called, nn.Sequential)
 
 
+class Single(nn.Sequential):
+    """Its code fixes float32, so that no proof in float64 is possible."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float())
+
+
+def test_a_model_that_runs_in_float32_alone_is_split() -> None:
+    torch.manual_seed(1)
+    model = Single(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 64, 10)).eval()
+    result = run(model, Factorize(keep=0.3, layers=True, method="tucker"), task())
+    assert [entry.site for entry in result.ledger.notes("done")] == ["0.weight", "3.weight"]
+    assert [type(layer) for layer in result.model()] == [nn.Sequential, nn.ReLU, nn.Flatten, nn.Sequential]
+
+
 class Up(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from solved import solved
 from tiny import tiny
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -174,24 +175,8 @@ NETS: dict[str, tuple[type[nn.Module], tuple[int, ...], dict[str, str]]] = {
 
 
 def given(name: str) -> tuple[nn.Module, Task]:
-    """A model with all statistics and biases at random, and a task that it solves by definition."""
     kind, shape, _ = NETS[name]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = kind().eval()
-        x = torch.randn(48, *shape)
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.bias.data.normal_(0, 0.3)
-                module.weight.data.uniform_(0.5, 1.5)
-                module.momentum = None  # the statistics of the data
-        with torch.no_grad():
-            model.train()(x)
-        model.eval()
-    with torch.no_grad():
-        y = model(x).argmax(1)
-    batches = [(x[i : i + 16], y[i : i + 16]) for i in range(0, 48, 16)]
-    return model, Task(name, evaluate=batches, calibrate=batches, train=batches)
+    return solved(name, kind, shape, 16, scales=True)
 
 
 def without(name: str, branches: Any, model: nn.Module | None = None) -> nn.Module:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from solved import solved
 from tiny import tiny
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -76,23 +77,7 @@ INPUTS: dict[str, tuple[Any, tuple[int, ...]]] = {
 
 
 def given(name: str) -> tuple[nn.Module, Task]:
-    """A model with all statistics and biases at random, and a task that it solves by definition."""
-    kind, shape = INPUTS[name]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = kind().eval()
-        x = torch.randn(96, *shape)
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.bias.data.normal_(0, 0.3)
-                module.momentum = None  # the statistics of the data
-        with torch.no_grad():
-            model.train()(x)
-        model.eval()
-    with torch.no_grad():
-        y = model(x).argmax(1)
-    batches = [(x[i : i + 32], y[i : i + 32]) for i in range(0, 96, 32)]
-    return model, Task(name, evaluate=batches, calibrate=batches, train=batches)
+    return solved(name, *INPUTS[name], 32)
 
 
 def answers(model: nn.Module, task: Task) -> Tensor:

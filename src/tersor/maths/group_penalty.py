@@ -33,11 +33,6 @@ def units_mask(shape: Sequence[int], kept: Mapping[int, Sequence[int]]) -> Tenso
     return ~stays
 
 
-def penalty_of(tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor], lambda_: float) -> Tensor:
-    """P(w, t), as it is written."""
-    return sum((tensors[n][masks[n]].square().sum() for n in masks), torch.zeros(())) * (lambda_ / 2)
-
-
 @torch.no_grad()
 def shrink(tensor: Tensor, mask: Tensor, lambda_: float) -> None:
     """One step of the penalty, in place."""

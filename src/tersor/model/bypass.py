@@ -220,7 +220,7 @@ def calls_of(model: nn.Module, run: Callable[[nn.Module], Any]) -> dict[str, Cal
     for path, module in model.named_modules():
 
         def see(module: Any, args: Any, kwargs: Any, out: Any, path: str = path) -> None:
-            like, one = first_floating((*args, *kwargs.values())), out
+            like = first_floating((*args, *kwargs.values()))
             several = isinstance(out, tuple) and len(out) > 0 and all(item is None for item in out[1:])
             one = out[0] if several else out
             if path in found or like is None or not (isinstance(one, Tensor) and one.is_floating_point()):

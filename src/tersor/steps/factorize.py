@@ -8,6 +8,7 @@ layers    each factor becomes a layer of its own: fewer operations too. Proved t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
@@ -23,7 +24,7 @@ from tersor.model.sites import Site
 from tersor.record.events import Edit, Group, Note, site_group
 from tersor.setting_effects import Only, check_effect
 from tersor.settings import check, check_word
-from tersor.steps.factor_ranks import METHODS, Factored, factored, method_for, ranks_for, stored
+from tersor.steps.factor_ranks import METHODS, factored, method_for, ranks_for, stored
 from tersor.steps.retrain import Retrain
 from tersor.steps.same_function import ROUNDING, difference, same_function
 
@@ -71,36 +72,31 @@ class Factorize(Retrain):
             return
         if self.epochs == 0:
             for site in view.each(self.where):
-                yield site_group(site.name, *self.events(view, site)[0])
+                yield site_group(site.name, *events_of(self.product(view, site)))
             return
-        made = [event for site in view.weights(self.where) for event in self.events(view, site)[0]]
+        made = [event for site in view.weights(self.where) for event in events_of(self.product(view, site))]
         _, events = self.retrained(view, {event.site: event for event in made if isinstance(event, Edit)})
         yield Group("all", (*events, *(event for event in made if isinstance(event, Note))))
 
-    def events(self, view: View, site: Site) -> tuple[tuple[Note] | tuple[Edit, Note], Factored | None]:
-        """One site's events, an edit with a note, or a note with the reason for leaving it alone; and the
-        product."""
+    def product(self, view: View, site: Site) -> Split | Note:
+        """One weight as a product, or a note with the reason for leaving it alone."""
         form = view.form(site)
         w = form.decode().float()
         if w.ndim < 2 or w.numel() == 0:
-            return skipped(site, f"shape {list(w.shape)} cannot be factorized as a matrix"), None
+            return skipped(site, f"shape {list(w.shape)} cannot be factorized as a matrix")
         method = method_for(self.method, w, bool(site.axis))
         ranks = ranks_for(self, method, w)
         if (numbers := stored(method, w, ranks)) >= w.numel():
-            what = (
-                f"ranks {' and '.join(map(str, ranks))} store"
-                if len(ranks) > 1
-                else f"rank {ranks[0]} stores"
-            )
-            return skipped(site, f"{what} {numbers} numbers, the weight {w.numel()}"), None
+            what = f"ranks {ranks[0]} and {ranks[-1]} store" if len(ranks) > 1 else f"rank {ranks[0]} stores"
+            return skipped(site, f"{what} {numbers} numbers, the weight {w.numel()}")
         made = factored(method, w, ranks, self.gram(view, site), bool(site.axis))
         how = "refine" if isinstance(uncoded(form), Dense) else "absorb"
         lost = int((w == 0).sum()) if any(node.mask for _, node in form.walk()) else 0
         text = made.text
         text += f"; {lost} zeros of its mask are lost, since a product keeps none" if lost else ""
         data = {"rank": ranks[0], "whitened": "whitened" in made.text} | ({"lost": lost} if lost else {})
-        note = Note(site.name, "done", text, data)
-        return (Edit(site.name, form, made.form, how), note), made
+        change = Replace(site.layer, made.stock, made.settings)
+        return Split(Edit(site.name, form, made.form, how), Note(site.name, "done", text, data), change)
 
     def gram(self, view: View, site: Site) -> Tensor | None:
         if not self.whiten or view.maybe_task is None or view.maybe_task.calibrate is None:
@@ -118,23 +114,14 @@ class Factorize(Retrain):
     def as_layers(self, view: View) -> Iterator[Group]:
         """Products in place of the weights, then layers in place of the products; then they train."""
         _ = view.task  # whose batches prove it; refuses without one
-        notes, splits = list[Note](), dict[str, Split]()
-        for site in view.weights(self.where):
-            if not site.is_weight:
-                continue
-            found, made = self.events(view, site)
-            edits = [event for event in found if isinstance(event, Edit)]
-            if made is None or not edits:
-                notes += [event for event in found if isinstance(event, Note)]
-            else:
-                splits[site.name] = Split(edits[0], Replace(site.layer, made.stock, made.settings), found[-1])
+        made = {site.name: self.product(view, site) for site in view.weights(self.where) if site.is_weight}
+        splits = {name: each for name, each in made.items() if isinstance(each, Split)}
         if why_not(view, splits.values()):
             for name, split in list(splits.items()):
                 if why := why_not(view, [split]):
-                    notes += skipped(view.sites[name], f"it stays one layer: {why}")
+                    made[name] = skipped(view.sites[name], f"it stays one layer: {why}")
                     del splits[name]
-        told = [split.note for split in splits.values()]
-        products = Group("products", (*(split.edit for split in splits.values()), *told, *notes))
+        products = Group("products", tuple(event for each in made.values() for event in events_of(each)))
         yield products
         if not splits:
             return
@@ -152,11 +139,15 @@ class Factorize(Retrain):
 
 
 class Split(NamedTuple):
-    """A layer that becomes several: its weight as a product, then the layer."""
+    """A weight as a product, and what its layer becomes if each factor is a layer."""
 
     edit: Edit
+    note: Note
     change: Replace
-    note: Note | Edit
+
+
+def events_of(made: Split | Note) -> tuple[Edit | Note, ...]:
+    return (made,) if isinstance(made, Note) else (made.edit, made.note)
 
 
 def why_not(view: View, splits: Iterable[Split]) -> str:
@@ -168,8 +159,10 @@ def why_not(view: View, splits: Iterable[Split]) -> str:
         moved = difference(view.after(products), layers)
     except (RefusedError, SiteError) as error:
         return str(error)
+    if math.isinf(moved):
+        return "the model runs neither in float64 nor in float32 on the batches"
     return "" if moved <= ROUNDING else f"outputs move by {moved:.1g} of the largest"
 
 
-def skipped(site: Site, why: str) -> tuple[Note]:
-    return (Note(site.name, "skipped", why),)
+def skipped(site: Site, why: str) -> Note:
+    return Note(site.name, "skipped", why)

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator
+from contextlib import suppress
 from dataclasses import replace
+
+from torch import Tensor
 
 from tersor.core.view import View
 from tersor.model.batches import MISFIT
@@ -35,11 +38,17 @@ def same_function(view: View, group: Group, what: str) -> Generator[Group, None,
 
 
 def difference(view: View, group: Group) -> float:
-    """How far a group moves the outputs for calibration batches, relative to the largest, in float64."""
-    try:
-        was, now = (outputs(each.plain(), view.task, "double") for each in (view, view.after(group)))
-    except MISFIT:  # its forward uses a fixed dtype
-        return math.inf
+    """How far a group moves the outputs for calibration batches, relative to the largest: in float64, or in
+    float32 if the forward fixes that. Infinite if the model runs in neither."""
+    after = view.after(group)
+    for width in ("double", "float"):
+        with suppress(*MISFIT):
+            return moved_by(*(outputs(each.plain(), view.task, width) for each in (view, after)))
+    return math.inf
+
+
+def moved_by(was: list[Tensor], now: list[Tensor]) -> float:
+    """The largest difference of outputs, relative to the largest of them before."""
     largest = max((float(x.abs().max()) for x in was if x.numel()), default=0.0)
     apart = max((float((x - y).abs().max()) for x, y in zip(was, now, strict=True) if x.numel()), default=0.0)
     return apart / largest if largest else math.inf

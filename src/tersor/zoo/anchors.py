@@ -19,12 +19,7 @@ from tersor.zoo.boxes import check, chosen, torchvision_ops
 from tersor.zoo.scenes import BORDER
 
 STRIDES = (8, 16, 32)
-SCALES = [
-    0.25,
-    0.36,
-    0.46,
-    0.6,
-]  # of anchors, as a share of the side; the last ends the third map
+SCALES = [0.25, 0.36, 0.46, 0.6]  # of anchors, shares of the side; the last ends the third map
 RATIOS = [2, 3]  # of the longer side to the shorter one
 PER_CELL = 2 + 2 * len(RATIOS)
 MATCHED = 0.5  # least IoU of an anchor with its box

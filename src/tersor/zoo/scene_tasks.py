@@ -86,20 +86,11 @@ def scene_task_from(text: str) -> Task:
 
 def settings(kind: str, size: int, figure: str) -> dict[str, Any]:
     """Loss, metric and logits of a kind."""
-    if kind == "boxes":
-        at = cells(size, size)
-        return {
-            "loss": partial(detection_loss, at),
-            "metric": average_precision(partial(detections, at), figure),
-            "logits": compared,
-        }
-    if kind == "anchors":
-        at = anchors(size, size)
-        return {
-            "loss": partial(multibox_loss, at),
-            "metric": average_precision(partial(seen, at), figure),
-            "logits": compared_to_anchors,
-        }
+    if kind in DETECTORS:
+        places, loss, detected, logits = DETECTORS[kind]
+        at = places(size, size)
+        metric = average_precision(partial(detected, at), figure)
+        return {"loss": partial(loss, at), "metric": metric, "logits": logits}
     return {"loss": mask_loss, "metric": "mean_iou"} if kind == "masks" else {}
 
 
@@ -158,4 +149,9 @@ COLLATE: dict[str, Callable[[list[Scene]], Any]] = {
     "boxes": with_boxes,
     "anchors": with_boxes,
     "masks": with_mask,
+}
+# Kind of detector -> (its cells or anchors, loss, decoding, what distillation compares).
+DETECTORS: dict[str, tuple[Callable[..., Any], ...]] = {
+    "boxes": (cells, detection_loss, detections, compared),
+    "anchors": (anchors, multibox_loss, seen, compared_to_anchors),
 }

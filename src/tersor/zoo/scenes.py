@@ -35,21 +35,11 @@ CLASSES = (
 )  # fmt: skip
 PHOTOS = {
     "train": (
-        "astronaut",
-        "brick",
-        "camera",
-        "cell",
-        "clock",
-        "coffee",
-        "colorwheel",
-        "grass",
-        "immunohistochemistry",
-        "moon",
-        "page",
-        "text",
+        "astronaut", "brick", "camera", "cell", "clock", "coffee", "colorwheel", "grass",
+        "immunohistochemistry", "moon", "page", "text",
     ),
     "test": ("chelsea", "coins", "gravel", "hubble_deep_field", "retina", "rocket"),
-}
+}  # fmt: skip
 
 
 class Scene(NamedTuple):

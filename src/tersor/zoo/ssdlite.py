@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tersor.errors import need
+from tersor.zoo.anchors import PER_CELL
 
 FINE, COARSE = 7, 12  # of MobileNetV3-large's stages: the first of stride 16, and the last
 EXTRA = 0.25  # width of the map of stride 32, as a share of SSDLite's 512 channels
@@ -35,8 +36,6 @@ class SsdLite(nn.Module):
             from torchvision.models.detection.ssdlite import SSDLiteFeatureExtractorMobileNet, SSDLiteHead
         except ImportError:
             raise need("torchvision", "zoo", "zoo:ssdlite") from None
-        from tersor.zoo.anchors import PER_CELL
-
         norm: Any = partial(nn.BatchNorm2d, eps=EPS)
         stages = mobilenet_v3_large(weights=None).features[: COARSE + 1]
         self.backbone = SSDLiteFeatureExtractorMobileNet(stages, FINE, norm, width_mult=EXTRA)
