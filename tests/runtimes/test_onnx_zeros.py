@@ -1,4 +1,4 @@
-"""ONNX zeros: additions of zeros go where nothing else changes, and stay where they give a shape or numbers."""
+"""ONNX zeros: additions of zeros go where nothing changes, and stay where they give a shape or numbers."""
 
 import numpy as np
 import onnx
