@@ -41,6 +41,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ),  # words to a model and a recipe, these to a folder of results
     ("described",),  # what a file or folder holds
     ("candidates",),  # files and models to export, score and compare
+    ("search",),  # recipes that are tried, the best within a budget
     ("exits", "options"),  # how a command ends; words that commands share
     ("tersor",),
     ("commands",),

@@ -327,6 +327,7 @@ def verify(file: File, workers: Workers = None, json: Json = False) -> Answer:
     return Answer(facts, json, verified_lines, code=0 if facts["sound"] else 1)
 
 
+app.command("compress")(commands.compress)
 app.command("export")(commands.export)
 app.command("eval")(commands.evaluate)
 app.command("compare")(commands.compare)

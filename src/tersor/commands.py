@@ -1,4 +1,5 @@
-"""Commands: `tersor export`, `eval` and `compare`, which run a file in a runtime or score it, and `zoo`.
+"""Commands: `tersor compress`, which searches; `export`, `eval` and `compare`, which run a file in a runtime or
+score it; and `zoo`.
 
 As in cli.py, they call functions and have no logic.
 """
@@ -11,7 +12,7 @@ from typing import Annotated
 import typer
 
 from tersor.exits import Answer
-from tersor.options import TASKS, Json, Key, Quiet
+from tersor.options import TASKS, Arch, Base, Folder, Json, Key, Model, Quiet, Tiny, Weights
 
 CANDIDATE = "a .tersor file, a checkpoint, or base: the model itself"
 RUNNING = "a .tersor file, a checkpoint, an .onnx file, or base: the model itself"
@@ -28,6 +29,59 @@ TaskOf = Annotated[
     ),
 ]
 RuntimeOf = Annotated[str, typer.Option("--runtime", metavar="RUNTIME", help="that runs .onnx files")]
+
+
+def compress(
+    model: Model,
+    *,
+    task: TaskOf,
+    budget: Annotated[
+        str,
+        typer.Option(
+            "--budget", metavar="BOUNDS", help='some of "drop<=0.5,size<=10%,latency<=50%@onnxruntime"'
+        ),
+    ],
+    out: Folder,
+    aim: Annotated[
+        str | None,
+        typer.Option("--aim", metavar="WORD", help="what to have least of: size, latency, or accuracy's drop"),
+    ] = None,
+    epochs: Annotated[
+        float, typer.Option("--epochs", metavar="N", help="of training after units were removed; 0: none")
+    ] = 1.0,
+    lr: Annotated[float, typer.Option("--lr", metavar="RATE", help="the learning rate of that")] = 0.001,
+    minutes: Annotated[
+        float | None, typer.Option("--minutes", metavar="N", help="no trial begins later")
+    ] = None,
+    batch: Annotated[int, typer.Option("--batch", metavar="N", help="samples in a call that is timed")] = 1,
+    threads: Annotated[int, typer.Option("--threads", metavar="N", help="CPU threads of it")] = 1,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="of every trial")] = 0,
+    weights: Weights = None,
+    key: Key = None,
+    arch: Arch = None,
+    base: Base = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="continue the search in DIR/trials, with any budget")
+    ] = False,
+    tiny: Tiny = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> Answer:
+    """Find the smallest or fastest model within a budget, by trying recipes."""
+    from tersor.report.progress import watching
+    from tersor.report.search_table import tables
+    from tersor.resolve import resolve_files, resolve_model, task_of
+    from tersor.search.compress import compress as search
+
+    data = task_of(task)
+    given = resolve_model(model, weights=weights, key=key, arch=arch, base=base, task=data)
+    inputs = resolve_files(model, arch, task, weights=[weights, base])
+    with watching(quiet=quiet, plain=json) as observer:
+        _, facts = search(
+            given, data, budget, out, aim=aim, epochs=epochs, lr=lr, minutes=minutes, batch=batch,
+            threads=threads, seed=seed, tiny=tiny, resume=resume, observer=observer, inputs=inputs,
+        )  # fmt: skip
+    return Answer(facts, json, tables)
 
 
 def export(

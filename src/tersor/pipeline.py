@@ -73,7 +73,19 @@ def run_pipeline(
     if task is not None and given.given is not None:
         task.check(given.plain(), Needs.SCORES)  # accuracy is measured at the end in any case
     result = run(given, recipe, task, journal=kept, resume=resume, observer=observer, out=out)
-    facts = facts_of(result)
+    facts = written(result, task, out, export=export, tiny=tiny)
+    if first() and kept is not None and not keep_journal:
+        shutil.rmtree(kept)
+    return result, facts
+
+
+def written(
+    result: State, task: Task | None, out: Path, *, export: bool = False, tiny: bool = False,
+    more: dict[str, Any] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Write a result into the folder `out`, read it back, and return its facts with `more` facts. The first
+    of many processes writes."""
+    facts = facts_of(result) | (more or {})
     if task is not None:
         facts["task"] = task.name
         facts["metric"] = task.scored.name
@@ -82,7 +94,7 @@ def run_pipeline(
                 task.scores(first_given(result).model()), task.scores(result.model()), task.scored
             )
     if not first():
-        return result, facts
+        return facts
     along = sum(map(len, result.attachments.values()))
     what = "safetensors, and the files that go along" if along else "safetensors"
     facts["out"] = str(out)
@@ -98,9 +110,7 @@ def run_pipeline(
         *_, note = run(result, Export(), task, out=out).ledger.notes("written")
         facts["export"] = {"text": note.text, **note.data}
         write_text(out / REPORT, to_json(facts) + "\n")
-    if kept is not None and not keep_journal:
-        shutil.rmtree(kept)
-    return result, facts
+    return facts
 
 
 def rounded(

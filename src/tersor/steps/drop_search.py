@@ -20,7 +20,6 @@ from typing import Any
 
 from torch import nn
 
-from tersor.core.view import View
 from tersor.errors import RefusedError
 from tersor.measure.accuracy import Drop, compared, drop
 from tersor.model.batches import steady
@@ -99,9 +98,9 @@ class Deciding:
         )
 
 
-def deciding(view: View, limit: float, who: str) -> Deciding:
-    """The set on which a drop up to `limit` is searched. RefusedError if no set of the task can show it."""
-    task, model, found = view.task, view.model(), None
+def deciding(task: Task, model: nn.Module, limit: float, who: str) -> Deciding:
+    """The set on which a drop of `model` up to `limit` is searched. RefusedError if no set can show it."""
+    found = None
     if has_targets(task, "calibrate"):
         decide = replace(task, evaluate=Part(task, "calibrate", 1, 2, MOST))
         rest = replace(task, calibrate=Part(task, "calibrate", 0, 2))

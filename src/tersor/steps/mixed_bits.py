@@ -59,7 +59,7 @@ def check_allowed(step: Any, low: int, high: int) -> None:
 def mixed(step: Any, view: View) -> Iterator[Group]:
     """The events of a Quantize step with `allowed` bits."""
     sites = [site for site in view.weights(step.where) if 0 not in view.shape(site)]
-    decide = None if step.max_drop is None else deciding(view, step.max_drop, step.name)
+    decide = None if step.max_drop is None else deciding(view.task, view.model(), step.max_drop, step.name)
     shown = view if decide is None else replace(view, maybe_task=decide.rest, statistics={})
     ways = options(step, shown, sites, decide is not None)
     counts = [view.form(site).decode().numel() for site in sites]

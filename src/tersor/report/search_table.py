@@ -1,0 +1,51 @@
+"""Search table: what `tersor compress` prints: every trial, then the one that was chosen, as of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from tersor.report.console import percent, ranged, seconds, whole
+from tersor.report.table import grid, headline
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+Facts = Mapping[str, Any]
+
+
+def tables(facts: Facts) -> Iterator[RenderableType]:
+    """The facts of a search."""
+    search = facts["search"]
+    yield trials(search)
+    yield f"decided by {search['decided_by']}; budget {search['budget']}; aim {search['aim']}"
+    if search["stopped"]:
+        yield "the time was up before all trials had run: --minutes"
+    yield f"best: {search['best']}"
+    yield headline(facts)
+    for item in search["beyond"]:
+        yield f"not taken: {item['name']}, which drops by {item['drop'][0]:.2f} on the evaluation set"
+    if "export" in facts:
+        yield f"exported: {facts['export']['text']}"
+    yield f"recipe: {search['recipe']}"
+    yield f"written to {facts['out']}: model.tersor, recipe.lock.yaml, report.json"
+
+
+def trials(search: Facts) -> RenderableType:
+    """One row a trial, in the order in which they ran."""
+    unit = search["unit"]
+    table = grid("trial", f">drop{unit and f', {unit}'}", "95 % interval", ">bytes", ">of given", ">times as fast",
+                 ">time", "over the budget")  # fmt: skip
+    for row in search["trials"]:
+        name = f"{row['name']} *" if row["name"] == search["best"] else row["name"]
+        if row["why"]:
+            table.add_row(name, "", "", "", "", "", seconds(row["seconds"]), f"refused: {row['why']}")
+            continue
+        amount, *ends = row["drop"]
+        fast = f"{row['latency']['ratio'][0]:.2f}" if row["latency"] else ""
+        table.add_row(
+            name, f"{amount:.2f}", ranged(ends, 2, "to"), whole(row["nbytes"]),
+            percent(row["nbytes"] / search["given_nbytes"], 1), fast, seconds(row["seconds"]),
+            ", ".join(row["over"]),
+        )  # fmt: skip
+    return table

@@ -1,0 +1,218 @@
+"""Compress: a budget in, a model out. Recipes are tried (plan.py, trials.py), the best one's files are written.
+
+which samples decide   labelled calibration batches, every second one; else a fifth of the training data, which
+                       then trains nothing (steps/drop_search.py, hold_out.py)
+which judge            the evaluation set, at the end: the best trial whose drop there is within the budget too
+DIR/model.tersor, recipe.lock.yaml, report.json   as of tersor run; the report has all trials
+DIR/model.onnx                                    if latency counts
+DIR/trials/                                       for --resume; removed at the end
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import shutil
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from tersor.candidates.export import write
+from tersor.core.history import first_given
+from tersor.core.state import State
+from tersor.errors import BudgetError, RefusedError, SettingError
+from tersor.files import Paths, claim, output
+from tersor.measure.accuracy import compared
+from tersor.model.needs import Needs
+from tersor.model.task import Task
+from tersor.pipeline import LOCK, MODEL, REPORT, written
+from tersor.record.observer import Observer
+from tersor.report.facts import unusual
+from tersor.runtimes import MOST_THREADS, check_runtime
+from tersor.search.budget import Budget, read_budget
+from tersor.search.hold_out import hold_out
+from tersor.search.plan import Plan
+from tersor.search.trials import FOLDER, OutOfTime, Trial, Trials
+from tersor.settings import settings_of
+from tersor.steps import Export
+from tersor.steps.drop_search import Deciding, Part, deciding
+
+AIMS = ("size", "latency", "accuracy")
+WHO = "compress"
+CALIBRATE = 1024  # samples of the training data that calibrate, if no others do
+ONNX = "model.onnx"
+
+
+def compress(
+    given: State, task: Task, budget: Budget | str, out: str | Path, *,
+    aim: str | None = None, epochs: float = 1.0, lr: float = 0.001, minutes: float | None = None,
+    batch: int = 1, threads: int = 1, seed: int = 0, tiny: bool = False, resume: bool = False,
+    observer: Observer | None = None, inputs: Paths = (),
+) -> tuple[State, dict[str, Any]]:  # fmt: skip
+    """The best model within the budget, written to `out`, and the facts as JSON.
+
+    `aim`: what to have least of, "size" or "latency", or "accuracy" for the least drop. If not given: size if
+    a drop is bounded, latency if that is too, else accuracy. `epochs` and `lr`: of the training after units
+    were removed; without training data, or with epochs=0, layers are only refitted. `minutes`: no trial begins
+    later. `batch`, `threads`: of a call that is timed. BudgetError names the nearest trial if none is within.
+    """
+    observer, out = observer or Observer(), Path(out)
+    budget = read_budget(budget) if isinstance(budget, str) else budget
+    aim = aim or default_aim(budget)
+    runtime = budget.runtime or ("onnxruntime" if aim == "latency" else None)
+    checked(aim, epochs, lr, minutes, batch, threads, runtime)
+    if given.given is None:
+        raise RefusedError(f"{WHO}: the model's code is needed. Give --arch file.py:factory")
+    for name in (MODEL, LOCK, REPORT, ONNX):
+        output(out / name, list(inputs))
+    if (out / REPORT).exists() and not (out / FOLDER).exists():
+        raise RefusedError(f"{out} holds a finished run. Name another folder")
+    if (out / FOLDER).exists() and not resume:
+        raise RefusedError(
+            f"{out / FOLDER} holds the trials of a search. Continue it with --resume, which also takes another "
+            "budget, or remove the folder"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    task.check(given.plain(), Needs.SCORES)
+    decide, work = parts(given, task, budget)
+    with claim(out / FOLDER / "lock"):
+        trials = Trials(
+            given, work, decide, budget, out, runtime, batch, threads, seed, tiny,
+            began + 60 * minutes if minutes else math.inf, observer,
+        )  # fmt: skip
+        plan = Plan(trials, aim, epochs if work.train is not None else 0.0, lr)
+        stopped = walked(plan)
+        best, judged, beyond = chosen(plan, task)
+        search = facts_of_search(trials, best, aim, stopped=stopped, beyond=beyond)
+        if best is None:
+            raise BudgetError(unmet(trials, plan, stopped, beyond))
+        result = trials.state(best)
+        facts = finished(result, task, trials, best, {"search": search, "accuracy": judged})
+    shutil.rmtree(out / FOLDER)
+    return result, facts
+
+
+def default_aim(budget: Budget) -> str:
+    if budget.drop is None:
+        return "accuracy"
+    return "size" if budget.latency is None else "latency"
+
+
+def checked(
+    aim: str, epochs: float, lr: float, minutes: float | None, batch: int, threads: int, runtime: str | None
+) -> None:
+    """Refuse settings that are not allowed, and a runtime that is not there, before anything runs."""
+    if aim not in AIMS:
+        raise SettingError(f"{WHO}: aim={aim!r}, but it is one of {', '.join(AIMS)}")
+    for word, value, fine in (
+        ("epochs", epochs, 0 <= epochs < math.inf),
+        ("lr", lr, 0 < lr < math.inf),
+        ("minutes", minutes, minutes is None or 0 < minutes < math.inf),
+        ("batch", batch, batch >= 1),
+        ("threads", threads, 1 <= threads <= MOST_THREADS),
+    ):
+        if not fine:
+            raise SettingError(f"{WHO}: {word}={value}, which is too small or too large")
+    if runtime is not None:
+        check_runtime(runtime, WHO)
+
+
+def parts(given: State, task: Task, budget: Budget) -> tuple[Deciding, Task]:
+    """What decides on the drop, and the task for the steps of trials."""
+    limit = math.inf if budget.drop is None else budget.drop
+    held = hold_out(task) if task.train is not None else None
+    judging = task if held is None else replace(task, train=held[1])
+    decide = deciding(judging, given.model(), limit, WHO)
+    fit = task.train
+    if decide.word == "train":  # what decides trains nothing; if it cannot be held out, nothing is trained
+        fit = None if held is None else held[0]
+    work = replace(decide.rest, train=fit)
+    if work.calibrate is None and task.train is not None:
+        some = list(itertools.islice(Part(replace(task, train=fit or task.train), "train", most=CALIBRATE), 64))
+        work = replace(work, calibrate=some)
+    return decide, work
+
+
+def walked(plan: Plan) -> bool:
+    """Run the trials; whether time was up."""
+    try:
+        plan.walk()
+    except OutOfTime:
+        return True
+    return False
+
+
+def chosen(plan: Plan, task: Task) -> tuple[Trial | None, dict[str, Any], list[dict[str, Any]]]:
+    """The best trial that the evaluation set does not contradict, what that set says of it, and the better ones
+    that it does contradict."""
+    trials, beyond = plan.trials, []
+    before = task.scores(first_given(trials.given).model())
+    for trial in plan.ranked():
+        judged = compared(before, task.scores(trials.state(trial).model()), task.scored)
+        if trials.budget.drop is None or judged["drop"][0] <= trials.budget.drop:
+            return trial, judged, beyond
+        beyond.append({"name": trial.name, "drop": judged["drop"]})
+        trials.observer.message(f"{trial.name}: drop {judged['drop'][0]:+.3g} on the evaluation set: not taken")
+    return None, {}, beyond
+
+
+def finished(
+    result: State, task: Task, trials: Trials, best: Trial, more: dict[str, Any]
+) -> dict[str, Any]:
+    """Write the files of the best trial, and return the facts."""
+    if best.latency is not None:
+        more["latency"] = trials.timed(best.name, result)  # anew: the best of many times was lucky, perhaps
+        more["export"] = write(result, task, trials.out / ONNX, Export(to=trials.runtime or "onnxruntime"))
+    return written(result, task, trials.out, tiny=trials.tiny, more=more)
+
+
+def facts_of_search(
+    trials: Trials, best: Trial | None, aim: str, *, stopped: bool, beyond: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """The budget, who decided, and every trial, as JSON."""
+    rows = []
+    for trial in trials.found.values():
+        row = {key: value for key, value in asdict(trial).items() if key not in ("steps", "after")}
+        row |= {"recipe": in_words(trial), "over": trials.over(trial) if not trial.why else []}
+        rows.append(row)
+    return {
+        "budget": str(trials.budget), "aim": aim, "decided_by": trials.decide.name, "stopped": stopped,
+        "beyond": beyond, "given_nbytes": trials.given_nbytes, "trials": rows, "best": best.name if best else None,
+        "recipe": in_words(best) if best else None, "drop": list(best.drop or ()) if best else None,
+        "metric": trials.task.scored.name, "unit": trials.task.scored.unit,
+    }  # fmt: skip
+
+
+def in_words(trial: Trial) -> str:
+    """The recipe of a trial as `tersor run` takes it."""
+    words = []
+    for step in trial.recipe:
+        words.append(step.name)
+        settings = unusual({"step": step.name, "settings": settings_of(step)})
+        words += [f"{key}={str(value).lower() if value is True else value}" for key, value in settings.items()]
+    return " ".join(words)
+
+
+def unmet(trials: Trials, plan: Plan, stopped: bool, beyond: list[dict[str, Any]]) -> str:
+    """Why no trial is within the budget, and what to do."""
+    if beyond:
+        each = ", ".join(f"{item['name']} {item['drop'][0]:.3g}" for item in beyond)
+        return (
+            f"{WHO}: the evaluation set shows drops above {trials.budget.drop:g}: {each}. The "
+            f"{trials.decide.name} that decide show less: they are not like those that judge, or few. Give "
+            "Task(calibrate=...) labelled batches that are, held out from training, or allow a larger drop"
+        )
+    tried = [trial for trial in trials.found.values() if not trial.why]
+    what = f"{WHO}: none of {len(trials.found)} trials is within {trials.budget}"
+    if not tried:
+        refused = dict.fromkeys(trial.why for trial in trials.found.values())
+        return f"{what}: all were refused. {' '.join(itertools.islice(refused, 2))}"
+    near = min(tried, key=lambda trial: (len(trials.over(trial)), *plan.worth(trial)))
+    text = f"{what}. Nearest: {near.name}: {trials.in_words(near)}. Allow more of {', '.join(trials.over(near))}"
+    if stopped:
+        return f"{text}, or more minutes, with --resume"
+    if not plan.epochs:
+        return f"{text}, or give training batches, Task(train=...), and epochs"
+    return f"{text}, or train longer: --epochs, now {plan.epochs:g}"

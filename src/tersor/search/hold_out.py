@@ -1,0 +1,88 @@
+"""Hold out: keep a fifth of the training data from training, so that it can judge what was trained.
+
+DataLoader over a set with indices   a fifth of its samples, drawn once
+batches in the same order each time  every fifth batch
+others                               nothing can be held out: they may give a sample in any pass
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, Subset
+
+from tersor.model.batches import Again, hash_batch, seeded
+from tersor.model.task import Batches, Task
+from tersor.steps.drop_search import MOST
+
+SHARE = 5  # one of so many is held out
+
+
+class Every:
+    """Batches by their place: every SHARE-th one, or the others."""
+
+    def __init__(self, batches: Again, held: bool):
+        self.batches, self.held = batches, held
+
+    def __iter__(self) -> Iterator[Any]:
+        for place, batch in enumerate(self.batches):
+            if (place % SHARE == SHARE - 1) == self.held:
+                yield batch
+
+
+def hold_out(task: Task) -> tuple[Batches, Batches] | None:
+    """(what trains, what judges) of the training batches; None if they cannot be parted."""
+    source = task.train
+    if isinstance(source, DataLoader):
+        return parted(source)
+    batches = task.batches("train")
+    assert isinstance(batches, Again)
+    first = beginning(batches, 0)
+    if len(first) < SHARE or first != beginning(batches, 1):
+        return None
+    return Every(batches, False), Every(batches, True)
+
+
+def parted(loader: DataLoader[Any]) -> tuple[DataLoader[Any], DataLoader[Any]] | None:
+    """Two loaders over parts of the same set, with the loader's own settings."""
+    plain = type(loader.sampler) in (RandomSampler, SequentialSampler)
+    if isinstance(loader.dataset, IterableDataset) or not plain or loader.batch_size is None:
+        return None
+    count: int = len(loader.dataset)  # type: ignore[arg-type]
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0)).tolist()
+    held = min(count // SHARE, MOST)
+    if not held:
+        return None
+    shuffled = isinstance(loader.sampler, RandomSampler)
+    return (
+        like(loader, sorted(order[held:]), shuffle=shuffled, drop_last=loader.drop_last),
+        like(loader, sorted(order[:held]), shuffle=False, drop_last=False),
+    )
+
+
+def like(loader: DataLoader[Any], indices: list[int], **settings: bool) -> DataLoader[Any]:
+    """A loader of these samples alone."""
+    workers: dict[str, Any] = {}
+    if loader.num_workers:
+        words = ("prefetch_factor", "persistent_workers", "multiprocessing_context", "timeout")
+        workers = {word: getattr(loader, word) for word in words}
+    return DataLoader(
+        Subset(loader.dataset, indices), loader.batch_size, num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn, pin_memory=loader.pin_memory, worker_init_fn=loader.worker_init_fn,
+        generator=loader.generator, **settings, **workers,
+    )  # fmt: skip
+
+
+def beginning(batches: Again, seed: int) -> list[str]:
+    """Digests of the first batches, as many as hold one that is held out, in a pass with this random seed."""
+    found = []
+    with seeded(seed):
+        for batch in itertools.islice(batches, SHARE):
+            digest = hashlib.sha256()
+            hash_batch(digest, batch)
+            found.append(digest.hexdigest())
+    return found

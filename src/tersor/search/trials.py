@@ -1,0 +1,213 @@
+"""Trials: recipes that are run on the side and judged, each in a folder of its own, so that a killed search
+goes on.
+
+DIR/trials/NAME/journal/     as of any run; the trial is replayed from it
+DIR/trials/NAME/trial.json   what was measured
+judged by    drop      on samples that do not judge the final result, with its 95 % interval
+             size      the trial's own .tersor file
+             latency   in the runtime, in turn with the given model
+Cost: that of the recipe, one pass over the samples that decide, and for latency one export and some seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from tersor.candidates.candidate import Candidate
+from tersor.candidates.timed import timed
+from tersor.core.run import run
+from tersor.core.state import State
+from tersor.errors import InternalError, JournalError, TersorError, UserCodeError
+from tersor.files import write_text
+from tersor.io import save
+from tersor.model.task import Task
+from tersor.pipeline import JOURNAL, plain_nbytes
+from tersor.record.observer import Observer
+from tersor.report.console import percent, whole
+from tersor.search.budget import Budget
+from tersor.steps.drop_search import Deciding
+
+FOLDER, FACTS = "trials", "trial.json"
+Facts = dict[str, Any]
+
+
+class Named(Observer):
+    """Passes on what a trial does, with its name."""
+
+    def __init__(self, to: Observer, name: str):
+        self.to, self.name = to, name
+
+    def step(self, number: int, total: int, name: str) -> None:
+        self.to.step(number, total, f"{self.name}: {name}")
+
+    def progress(self, done: int, total: int, text: str = "") -> None:
+        self.to.progress(done, total, text)
+
+
+class OutOfTime(Exception):
+    """No more trials are begun."""
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """A recipe, after that of another trial, and what became of it."""
+
+    name: str
+    steps: tuple[Any, ...]
+    after: Trial | None = None
+    why: str = ""  # it was refused
+    drop: tuple[float, float, float] | None = None  # with the ends of its 95 % interval
+    nbytes: int = 0  # of its .tersor file
+    latency: Facts | None = None  # as of candidates/timed.py
+    seconds: float = 0.0
+
+    @property
+    def recipe(self) -> tuple[Any, ...]:
+        """All steps, from the given model on."""
+        return (*(self.after.recipe if self.after else ()), *self.steps)
+
+
+@dataclass
+class Trials:
+    """Runs and judges trials, once each."""
+
+    given: State
+    task: Task  # for the steps: its training and calibration batches decide nothing
+    decide: Deciding
+    budget: Budget
+    out: Path
+    runtime: str | None  # that trials are timed in
+    batch: int = 1
+    threads: int = 1
+    seed: int = 0
+    tiny: bool = False
+    until: float = math.inf  # of time.monotonic(): no trial begins later
+    observer: Observer = field(default_factory=Observer)
+    found: dict[str, Trial] = field(default_factory=dict)
+    states: dict[str, State] = field(default_factory=dict)  # of trials that others come after
+
+    def __post_init__(self) -> None:
+        self.given_nbytes = plain_nbytes(self.given)
+        self.shapes: dict[str, Trial] = {}
+
+    def shape(self, name: str, steps: Iterable[Any]) -> Trial:
+        """A trial that others come after. It is not judged."""
+        if name not in self.shapes:
+            self.shapes[name] = self._made(Trial(name, tuple(steps)), keep=True)
+        return self.shapes[name]
+
+    def judged(self, name: str, steps: Iterable[Any], after: Trial | None = None) -> Trial:
+        """A trial with what was measured of it."""
+        if name not in self.found:
+            self.found[name] = self._made(Trial(name, tuple(steps), after), keep=False)
+            self.observer.message(f"{name}: {self.in_words(self.found[name])}")
+        return self.found[name]
+
+    def state(self, trial: Trial) -> State:
+        """The compressed model of a trial, from its journal if it has run."""
+        if trial.name in self.states:
+            return self.states[trial.name]
+        begin = self.given if trial.after is None else self.state(trial.after)
+        journal = self.folder(trial) / JOURNAL
+        return run(
+            begin, list(trial.steps), self.task, seed=self.seed, journal=journal, resume=journal.exists(),
+            observer=Named(self.observer, trial.name), out=self.folder(trial),
+        )  # fmt: skip
+
+    def folder(self, trial: Trial) -> Path:
+        return self.out / FOLDER / re.sub(r"[^a-z0-9.]+", "-", trial.name.lower())
+
+    def _made(self, trial: Trial, *, keep: bool) -> Trial:
+        """The trial, run and unless `keep` judged. Refusals are facts; faults and wrong files are raised."""
+        if trial.after is not None and trial.after.why:
+            return replace(trial, why=trial.after.why)
+        if time.monotonic() > self.until:
+            raise OutOfTime
+        began = time.monotonic()
+        try:
+            state = self.state(trial)
+            facts = {} if keep else self.measured(trial, state)
+        except (InternalError, JournalError, UserCodeError):
+            raise
+        except TersorError as error:
+            return replace(trial, why=str(error), seconds=time.monotonic() - began)
+        if keep:
+            self.states[trial.name] = state
+        return replace(trial, **{"seconds": time.monotonic() - began, **facts})
+
+    def measured(self, trial: Trial, state: State) -> Facts:
+        """What was measured of a trial before, or now."""
+        path = self.folder(trial) / FACTS
+        same = {
+            "result": state.digest, "decided by": self.decide.name, "runtime": self.runtime,
+            "batch": self.batch, "threads": self.threads, "tiny": self.tiny,
+        }  # fmt: skip
+        if path.exists():
+            kept = json.loads(path.read_text())
+            if kept["of"] == same:
+                return {**kept["facts"], "drop": tuple(kept["facts"]["drop"])}
+        began = time.monotonic()
+        drop = self.decide.drop(state.model())
+        facts: Facts = {
+            "drop": (drop.amount, drop.low, drop.high),
+            "nbytes": save(state, self.folder(trial) / "model.tersor", tiny=self.tiny),
+            "latency": self.timed(trial.name, state) if self.runtime else None,
+        }
+        took = sum(state.ledger.seconds.values()) + time.monotonic() - began
+        facts["seconds"] = took
+        write_text(path, json.dumps({"of": same, "facts": facts}, indent=1) + "\n")
+        return facts
+
+    def timed(self, name: str, state: State) -> Facts:
+        """The times of the given model and of a state, in turn."""
+        assert self.runtime is not None
+        pair = [
+            Candidate(word, "model", 0, of.model(), of) for word, of in (("given", self.given), (name, state))
+        ]
+        return timed(
+            *pair, self.task, runtime=self.runtime, batch=self.batch, threads=self.threads,
+            observer=self.observer,
+        )  # fmt: skip
+
+    # What a trial means for the budget
+
+    def loses_little(self, trial: Trial) -> bool:
+        """Whether the drop's whole interval is within the budget."""
+        limit = self.budget.drop
+        return not trial.why and (limit is None or (trial.drop is not None and trial.drop[2] <= limit))
+
+    def small_and_fast(self, trial: Trial) -> bool:
+        """Whether bytes and latency are within the budget."""
+        return not trial.why and not {"size", "latency"} & set(self.over(trial))
+
+    def over(self, trial: Trial) -> list[str]:
+        """The bounds that a trial does not meet."""
+        size, latency = self.budget.size, self.budget.latency
+        over = [] if self.loses_little(trial) else ["drop"]
+        if size is not None and not size.holds(trial.nbytes, self.given_nbytes):
+            over.append("size")
+        if latency is not None and (
+            trial.latency is None or not latency.holds(1 / trial.latency["ratio"][0], 1.0)
+            if latency.share
+            else trial.latency is None or not latency.holds(trial.latency["after"][0], 0.0)
+        ):
+            over.append("latency")
+        return over
+
+    def in_words(self, trial: Trial) -> str:
+        """ "drop +0.25 (+0.10 to +0.40), 12,345 bytes (4.1 %), 1.93 x as fast; over: latency"."""
+        if trial.why:
+            return f"refused: {trial.why}"
+        assert trial.drop is not None
+        amount, low, high = trial.drop
+        text = f"drop {amount:+.3g} ({low:+.3g} to {high:+.3g}), {whole(trial.nbytes)} bytes"
+        text += f" ({percent(trial.nbytes / self.given_nbytes, 1)})"
+        text += f", {trial.latency['ratio'][0]:.2f} x as fast" if trial.latency else ""
+        return text + (f"; over the budget: {', '.join(over)}" if (over := self.over(trial)) else "")
