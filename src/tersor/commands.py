@@ -1,5 +1,4 @@
-"""Commands: `tersor compress`, which searches; `export`, `eval` and `compare`, which run a file in a runtime or
-score it; and `zoo`.
+"""Commands: compress, which searches; export, eval and compare, which run or score a file; and zoo.
 
 As in cli.py, they call functions and have no logic.
 """
@@ -44,7 +43,7 @@ def compress(
     out: Folder,
     aim: Annotated[
         str | None,
-        typer.Option("--aim", metavar="WORD", help="what to have least of: size, latency, or accuracy's drop"),
+        typer.Option("--aim", metavar="WORD", help="to have least of: size, latency, or accuracy's drop"),
     ] = None,
     epochs: Annotated[
         float, typer.Option("--epochs", metavar="N", help="of training after units were removed; 0: none")

@@ -34,8 +34,10 @@ def tables(facts: Facts) -> Iterator[RenderableType]:
 def trials(search: Facts) -> RenderableType:
     """One row a trial, in the order in which they ran."""
     unit = search["unit"]
-    table = grid("trial", f">drop{unit and f', {unit}'}", "95 % interval", ">bytes", ">of given", ">times as fast",
-                 ">time", "over the budget")  # fmt: skip
+    table = grid(
+        "trial", f">drop{unit and f', {unit}'}", "95 % interval", ">bytes", ">of given", ">times as fast",
+        ">time", "over the budget",
+    )  # fmt: skip
     for row in search["trials"]:
         name = f"{row['name']} *" if row["name"] == search["best"] else row["name"]
         if row["why"]:

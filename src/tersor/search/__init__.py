@@ -1,1 +1,1 @@
-"""Search: a budget goes in, the smallest or fastest model within it comes out. Recipes are tried and judged."""
+"""Search: a budget goes in, the smallest or fastest model within it comes out; recipes are tried."""

@@ -16,9 +16,9 @@ from tersor.runtimes import RUNTIMES
 
 EXAMPLE = "drop<=0.5,size<=10%,latency<=50%@onnxruntime"
 PART = re.compile(r"(?P<word>\w+)\s*<=\s*(?P<number>[0-9.eE+-]+)\s*(?P<unit>%|[A-Za-z]*)(@(?P<runtime>\w+))?")
-BYTES = {"B": 1, "kB": 1000, "MB": 1000**2, "GB": 1000**3}
+BYTES = {"B": 1.0, "kB": 1000, "MB": 1000**2, "GB": 1000**3}
 UNITS: dict[str, dict[str, float]] = {"drop": {"": 1.0}, "size": BYTES, "latency": {"ms": 1.0, "s": 1000.0}}
-UNMEASURED = {"energy": "no counter of energy is read. On one machine less latency is less energy: bound that"}
+UNMEASURED = {"energy": "no counter of energy is read; bound latency, which it mostly follows"}
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,9 @@ def read_budget(text: str) -> Budget:
         if word == "latency":
             runtime = match["runtime"] or "onnxruntime"
             if runtime not in RUNTIMES:
-                raise SettingError(f"budget: {part!r}: runtime {runtime!r}; {did_you_mean(runtime, RUNTIMES)}")
+                raise SettingError(
+                    f"budget: {part!r}: runtime {runtime!r}; {did_you_mean(runtime, RUNTIMES)}"
+                )
         found[word] = number if word == "drop" else Bound(number, share)
     if not found:
         raise SettingError(f"budget: it is empty. Write {EXAMPLE}, or some of these")

@@ -1,8 +1,8 @@
-"""Compress: a budget in, a model out. Recipes are tried (plan.py, trials.py), the best one's files are written.
+"""Compress: a budget in, a model out: recipes are tried (plan.py, trials.py), the best one is written.
 
-which samples decide   labelled calibration batches, every second one; else a fifth of the training data, which
-                       then trains nothing (steps/drop_search.py, hold_out.py)
-which judge            the evaluation set, at the end: the best trial whose drop there is within the budget too
+samples that decide   labelled calibration batches, every second one; else a fifth of the training data,
+                      which then trains nothing (steps/drop_search.py, hold_out.py)
+samples that judge    the evaluation set, at the end: the best trial whose drop is within the budget there too
 DIR/model.tersor, recipe.lock.yaml, report.json   as of tersor run; the report has all trials
 DIR/model.onnx                                    if latency counts
 DIR/trials/                                       for --resume; removed at the end
@@ -14,7 +14,7 @@ import itertools
 import math
 import shutil
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,14 +54,15 @@ def compress(
 
     `aim`: what to have least of, "size" or "latency", or "accuracy" for the least drop. If not given: size if
     a drop is bounded, latency if that is too, else accuracy. `epochs` and `lr`: of the training after units
-    were removed; without training data, or with epochs=0, layers are only refitted. `minutes`: no trial begins
-    later. `batch`, `threads`: of a call that is timed. BudgetError names the nearest trial if none is within.
+    were removed; without training data, or with epochs=0, layers are only refitted. `minutes`: no trial
+    begins later. `batch`, `threads`: of a call that is timed. BudgetError names the nearest trial if none is
+    within.
     """
     observer, out = observer or Observer(), Path(out)
     budget = read_budget(budget) if isinstance(budget, str) else budget
     aim = aim or default_aim(budget)
-    runtime = budget.runtime or ("onnxruntime" if aim == "latency" else None)
-    checked(aim, epochs, lr, minutes, batch, threads, runtime)
+    runtime = budget.runtime or ("onnxruntime" if aim == "latency" else "")
+    checked(aim, runtime, epochs=epochs, lr=lr, minutes=minutes, batch=batch, threads=threads)
     if given.given is None:
         raise RefusedError(f"{WHO}: the model's code is needed. Give --arch file.py:factory")
     for name in (MODEL, LOCK, REPORT, ONNX):
@@ -70,8 +71,8 @@ def compress(
         raise RefusedError(f"{out} holds a finished run. Name another folder")
     if (out / FOLDER).exists() and not resume:
         raise RefusedError(
-            f"{out / FOLDER} holds the trials of a search. Continue it with --resume, which also takes another "
-            "budget, or remove the folder"
+            f"{out / FOLDER} holds the trials of a search. Continue it with --resume, which also takes "
+            "another budget, or remove the folder"
         )
     out.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
@@ -101,7 +102,14 @@ def default_aim(budget: Budget) -> str:
 
 
 def checked(
-    aim: str, epochs: float, lr: float, minutes: float | None, batch: int, threads: int, runtime: str | None
+    aim: str,
+    runtime: str,
+    *,
+    epochs: float,
+    lr: float,
+    minutes: float | None,
+    batch: int,
+    threads: int,
 ) -> None:
     """Refuse settings that are not allowed, and a runtime that is not there, before anything runs."""
     if aim not in AIMS:
@@ -115,7 +123,7 @@ def checked(
     ):
         if not fine:
             raise SettingError(f"{WHO}: {word}={value}, which is too small or too large")
-    if runtime is not None:
+    if runtime:
         check_runtime(runtime, WHO)
 
 
@@ -130,8 +138,8 @@ def parts(given: State, task: Task, budget: Budget) -> tuple[Deciding, Task]:
         fit = None if held is None else held[0]
     work = replace(decide.rest, train=fit)
     if work.calibrate is None and task.train is not None:
-        some = list(itertools.islice(Part(replace(task, train=fit or task.train), "train", most=CALIBRATE), 64))
-        work = replace(work, calibrate=some)
+        source = replace(task, train=fit or task.train)
+        work = replace(work, calibrate=list(Part(source, "train", most=CALIBRATE)))
     return decide, work
 
 
@@ -145,26 +153,26 @@ def walked(plan: Plan) -> bool:
 
 
 def chosen(plan: Plan, task: Task) -> tuple[Trial | None, dict[str, Any], list[dict[str, Any]]]:
-    """The best trial that the evaluation set does not contradict, what that set says of it, and the better ones
-    that it does contradict."""
-    trials, beyond = plan.trials, []
+    """The best trial that the evaluation set does not contradict, what that set says of it, and the better
+    ones that it does contradict."""
+    trials, beyond = plan.trials, list[dict[str, Any]]()
     before = task.scores(first_given(trials.given).model())
     for trial in plan.ranked():
         judged = compared(before, task.scores(trials.state(trial).model()), task.scored)
         if trials.budget.drop is None or judged["drop"][0] <= trials.budget.drop:
             return trial, judged, beyond
         beyond.append({"name": trial.name, "drop": judged["drop"]})
-        trials.observer.message(f"{trial.name}: drop {judged['drop'][0]:+.3g} on the evaluation set: not taken")
+        trials.observer.message(
+            f"{trial.name}: drop {judged['drop'][0]:+.3g} on the evaluation set: not taken"
+        )
     return None, {}, beyond
 
 
-def finished(
-    result: State, task: Task, trials: Trials, best: Trial, more: dict[str, Any]
-) -> dict[str, Any]:
+def finished(result: State, task: Task, trials: Trials, best: Trial, more: dict[str, Any]) -> dict[str, Any]:
     """Write the files of the best trial, and return the facts."""
     if best.latency is not None:
         more["latency"] = trials.timed(best.name, result)  # anew: the best of many times was lucky, perhaps
-        more["export"] = write(result, task, trials.out / ONNX, Export(to=trials.runtime or "onnxruntime"))
+        more["export"] = write(result, task, trials.out / ONNX, Export(to=trials.runtime))
     return written(result, task, trials.out, tiny=trials.tiny, more=more)
 
 
@@ -172,15 +180,18 @@ def facts_of_search(
     trials: Trials, best: Trial | None, aim: str, *, stopped: bool, beyond: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """The budget, who decided, and every trial, as JSON."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for trial in trials.found.values():
-        row = {key: value for key, value in asdict(trial).items() if key not in ("steps", "after")}
-        row |= {"recipe": in_words(trial), "over": trials.over(trial) if not trial.why else []}
+        row = {"name": trial.name, "recipe": in_words(trial), "why": trial.why, "seconds": trial.seconds}
+        if not trial.why:
+            row |= {"drop": list(trial.drop), "nbytes": trial.nbytes, "latency": trial.latency}
+            row["over"] = trials.over(trial)
         rows.append(row)
     return {
         "budget": str(trials.budget), "aim": aim, "decided_by": trials.decide.name, "stopped": stopped,
-        "beyond": beyond, "given_nbytes": trials.given_nbytes, "trials": rows, "best": best.name if best else None,
-        "recipe": in_words(best) if best else None, "drop": list(best.drop or ()) if best else None,
+        "beyond": beyond, "given_nbytes": trials.given_nbytes, "trials": rows,
+        "best": best.name if best else None, "recipe": in_words(best) if best else None,
+        "drop": list(best.drop) if best else None,
         "metric": trials.task.scored.name, "unit": trials.task.scored.unit,
     }  # fmt: skip
 
@@ -191,7 +202,9 @@ def in_words(trial: Trial) -> str:
     for step in trial.recipe:
         words.append(step.name)
         settings = unusual({"step": step.name, "settings": settings_of(step)})
-        words += [f"{key}={str(value).lower() if value is True else value}" for key, value in settings.items()]
+        words += [
+            f"{key}={str(value).lower() if value is True else value}" for key, value in settings.items()
+        ]
     return " ".join(words)
 
 
@@ -210,7 +223,9 @@ def unmet(trials: Trials, plan: Plan, stopped: bool, beyond: list[dict[str, Any]
         refused = dict.fromkeys(trial.why for trial in trials.found.values())
         return f"{what}: all were refused. {' '.join(itertools.islice(refused, 2))}"
     near = min(tried, key=lambda trial: (len(trials.over(trial)), *plan.worth(trial)))
-    text = f"{what}. Nearest: {near.name}: {trials.in_words(near)}. Allow more of {', '.join(trials.over(near))}"
+    text = (
+        f"{what}. Nearest: {near.name}: {trials.in_words(near)}. Allow more of {', '.join(trials.over(near))}"
+    )
     if stopped:
         return f"{text}, or more minutes, with --resume"
     if not plan.epochs:

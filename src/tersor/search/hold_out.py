@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, Subset
@@ -39,8 +39,7 @@ def hold_out(task: Task) -> tuple[Batches, Batches] | None:
     source = task.train
     if isinstance(source, DataLoader):
         return parted(source)
-    batches = task.batches("train")
-    assert isinstance(batches, Again)
+    batches = cast(Again, task.batches("train"))
     first = beginning(batches, 0)
     if len(first) < SHARE or first != beginning(batches, 1):
         return None
@@ -59,12 +58,12 @@ def parted(loader: DataLoader[Any]) -> tuple[DataLoader[Any], DataLoader[Any]] |
         return None
     shuffled = isinstance(loader.sampler, RandomSampler)
     return (
-        like(loader, sorted(order[held:]), shuffle=shuffled, drop_last=loader.drop_last),
-        like(loader, sorted(order[:held]), shuffle=False, drop_last=False),
+        like(loader, sorted(order[held:]), shuffled, loader.drop_last),
+        like(loader, sorted(order[:held]), False, False),
     )
 
 
-def like(loader: DataLoader[Any], indices: list[int], **settings: bool) -> DataLoader[Any]:
+def like(loader: DataLoader[Any], indices: list[int], shuffle: bool, drop_last: bool) -> DataLoader[Any]:
     """A loader of these samples alone."""
     workers: dict[str, Any] = {}
     if loader.num_workers:
@@ -73,7 +72,7 @@ def like(loader: DataLoader[Any], indices: list[int], **settings: bool) -> DataL
     return DataLoader(
         Subset(loader.dataset, indices), loader.batch_size, num_workers=loader.num_workers,
         collate_fn=loader.collate_fn, pin_memory=loader.pin_memory, worker_init_fn=loader.worker_init_fn,
-        generator=loader.generator, **settings, **workers,
+        generator=loader.generator, shuffle=shuffle, drop_last=drop_last, **workers,
     )  # fmt: skip
 
 

@@ -5,13 +5,15 @@ keep   the share of MACs or parameters that slim keeps; then trained towards the
 Harder settings are taken to lose more, weigh less and take less time, so a dial is searched by halving. Where
 that does not hold, a better setting may be missed; what is chosen was measured in any case.
 
-a drop is bounded    bits on all units; then the least keep within the drop, and bits there and one step milder
-none is bounded      the mildest keep and bits that are small and fast enough
+a drop is bounded   bits on all units; the least keep within the drop, and bits there; then milder ones
+none is bounded     the mildest keep that is small and fast enough, and bits there; then harder ones
+                    both go on as long as what is aimed at gets less
 If latency counts, `quantize activations=8` comes first; if the file is no faster than float weights, these.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -26,6 +28,7 @@ MULTIPLE = 8  # of channels, where time counts: kernels compute whole vectors
 TEACHER = 0.5  # weight of the given model's outputs in the loss
 
 T = TypeVar("T")
+Find = Callable[[Sequence[float], Callable[[float], bool]], float | None]
 
 
 @dataclass
@@ -40,7 +43,7 @@ class Plan:
 
     def walk(self) -> None:
         """Run the trials that the plan asks for. Their results are in `trials.found`."""
-        if self.trials.runtime is not None:
+        if self.trials.runtime:
             self.integers = self.faster()
         if self.trials.budget.drop is None:
             self.mildest()
@@ -59,24 +62,28 @@ class Plan:
 
     def hardest(self) -> None:
         """The hardest settings that lose little."""
-        fits = self.trials.loses_little
+        fits, keeps = self.trials.loses_little, (1.0, *KEEPS)
         if self.aim == "size":
             last(BITS, lambda bits: fits(self.point(1.0, bits)))
-        keeps = (1.0, *KEEPS)
         least = last(keeps, lambda keep: fits(self.point(keep, PLAIN)))
-        if least is None or least == 1.0:
-            near = [1.0]
-        else:
-            near = [least, keeps[keeps.index(least) - 1]]
-        for keep in near:
-            last(BITS, lambda bits: fits(self.point(keep, bits)))  # noqa: B023 (called at once)
+        if least is not None:
+            self.climb(reversed(keeps[: keeps.index(least) + 1]), last, fits)
 
     def mildest(self) -> None:
         """The mildest settings that are small and fast enough."""
         fits, keeps = self.trials.small_and_fast, (1.0, *KEEPS)
         most = first(keeps, lambda keep: fits(self.point(keep, BITS[-1])))
-        for keep in () if most is None else keeps[keeps.index(most) : keeps.index(most) + 2]:
-            first(BITS, lambda bits: fits(self.point(keep, bits)))  # noqa: B023
+        if most is not None:
+            self.climb(keeps[keeps.index(most) :], first, fits)
+
+    def climb(self, keeps: Iterable[float], find: Find, fits: Callable[[Trial], bool]) -> None:
+        """Search bits at one keep after the other, as long as what is aimed at gets less."""
+        least = math.inf
+        for keep in keeps:
+            bits = find(BITS, lambda bits: fits(self.point(keep, bits)))  # noqa: B023 (called at once)
+            if bits is None or (now := self.worth(self.point(keep, bits))[0]) >= least:
+                return
+            least = now
 
     def point(self, keep: float, bits: float) -> Trial:
         """The trial at these settings."""
@@ -88,7 +95,7 @@ class Plan:
 
     def slimmed(self, keep: float) -> Iterator[Any]:
         """Steps that remove units."""
-        if self.trials.runtime is not None:
+        if self.trials.runtime:
             yield Slim(keep=keep, of="macs", multiple=MULTIPLE, unmet="nearest")
         else:
             yield Slim(keep=keep, of="parameters", unmet="nearest")
@@ -109,12 +116,12 @@ class Plan:
         """The trials within the budget, those with the least of what is aimed at first."""
         trials = self.trials
         return sorted(
-            (trial for trial in trials.found.values() if not trial.why and not trials.over(trial)), key=self.worth
+            (trial for trial in trials.found.values() if not trial.why and not trials.over(trial)),
+            key=self.worth,
         )
 
     def worth(self, trial: Trial) -> tuple[float, float]:
         """What is aimed at, then bytes; less is better."""
-        assert trial.drop is not None
         time = 1 / ratio(trial) if trial.latency else 0.0
         return {"size": trial.nbytes, "latency": time, "accuracy": trial.drop[0]}[self.aim], trial.nbytes
 

@@ -1,5 +1,4 @@
-"""Trials: recipes that are run on the side and judged, each in a folder of its own, so that a killed search
-goes on.
+"""Trials: recipes that are run on the side and judged, each in a folder, so that a killed search goes on.
 
 DIR/trials/NAME/journal/     as of any run; the trial is replayed from it
 DIR/trials/NAME/trial.json   what was measured
@@ -63,7 +62,7 @@ class Trial:
     steps: tuple[Any, ...]
     after: Trial | None = None
     why: str = ""  # it was refused
-    drop: tuple[float, float, float] | None = None  # with the ends of its 95 % interval
+    drop: tuple[float, float, float] = (math.nan, math.nan, math.nan)  # with its 95 % interval
     nbytes: int = 0  # of its .tersor file
     latency: Facts | None = None  # as of candidates/timed.py
     seconds: float = 0.0
@@ -83,7 +82,7 @@ class Trials:
     decide: Deciding
     budget: Budget
     out: Path
-    runtime: str | None  # that trials are timed in
+    runtime: str  # that trials are timed in; "" if they are not
     batch: int = 1
     threads: int = 1
     seed: int = 0
@@ -167,12 +166,10 @@ class Trials:
 
     def timed(self, name: str, state: State) -> Facts:
         """The times of the given model and of a state, in turn."""
-        assert self.runtime is not None
-        pair = [
-            Candidate(word, "model", 0, of.model(), of) for word, of in (("given", self.given), (name, state))
-        ]
+        before = Candidate("given", "model", 0, self.given.model(), self.given)
+        after = Candidate(name, "model", 0, state.model(), state)
         return timed(
-            *pair, self.task, runtime=self.runtime, batch=self.batch, threads=self.threads,
+            before, after, self.task, runtime=self.runtime, batch=self.batch, threads=self.threads,
             observer=self.observer,
         )  # fmt: skip
 
@@ -181,7 +178,7 @@ class Trials:
     def loses_little(self, trial: Trial) -> bool:
         """Whether the drop's whole interval is within the budget."""
         limit = self.budget.drop
-        return not trial.why and (limit is None or (trial.drop is not None and trial.drop[2] <= limit))
+        return not trial.why and (limit is None or trial.drop[2] <= limit)
 
     def small_and_fast(self, trial: Trial) -> bool:
         """Whether bytes and latency are within the budget."""
@@ -205,7 +202,6 @@ class Trials:
         """ "drop +0.25 (+0.10 to +0.40), 12,345 bytes (4.1 %), 1.93 x as fast; over: latency"."""
         if trial.why:
             return f"refused: {trial.why}"
-        assert trial.drop is not None
         amount, low, high = trial.drop
         text = f"drop {amount:+.3g} ({low:+.3g} to {high:+.3g}), {whole(trial.nbytes)} bytes"
         text += f" ({percent(trial.nbytes / self.given_nbytes, 1)})"

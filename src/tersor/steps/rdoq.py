@@ -102,7 +102,9 @@ class Rdoq:
                 view.observer.progress(number, len(sites), site.name)
             return
         weigh, shown = self.weighing(view), view
-        decide = None if self.max_drop is None else deciding(view.task, view.model(), self.max_drop, self.name)
+        decide = (
+            None if self.max_drop is None else deciding(view.task, view.model(), self.max_drop, self.name)
+        )
         if decide is not None:
             # Codes fitted to the samples that decide would lose less on them than on others.
             shown = replace(view, maybe_task=decide.rest, statistics={})

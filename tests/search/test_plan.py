@@ -1,0 +1,107 @@
+"""Dials are searched by halving; which trials are run, and which of them is the best."""
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tersor.search.budget import Budget, read_budget
+from tersor.search.plan import BITS, KEEPS, Plan, first, last
+from tersor.search.trials import Trial, Trials
+
+
+@given(st.integers(0, 40), st.integers(0, 40))
+def test_halving_finds_what_a_loop_finds(count: int, edge: int) -> None:
+    values, tried = list(range(count)), list[int]()
+
+    def holds(value: int) -> bool:
+        tried.append(value)
+        return value < edge
+
+    assert last(values, holds) == max((v for v in values if v < edge), default=None)
+    assert len(tried) <= count.bit_length()
+    assert len(set(tried)) == len(tried)
+    assert first(values, lambda v: v >= edge) == min((v for v in values if v >= edge), default=None)
+
+
+class Model(Trials):
+    """Trials of a model whose losses are known: a point for each halving of units below `units`, and one
+    for each halving of bits below `bits`."""
+
+    def __init__(
+        self, budget: Budget, *, units: float, bits: float, runtime: str = "", integers: float = 2.0
+    ):
+        self.budget, self.runtime, self.given_nbytes = budget, runtime, 1000
+        self.found, self.shapes, self.ran = {}, {}, list[tuple[float, float]]()
+        self.easy = SimpleNamespace(units=units, bits=bits, integers=integers)
+
+    def shape(self, name: str, steps: Any) -> Trial:
+        return Trial(name, tuple(steps))
+
+    def judged(self, name: str, steps: Any, after: Trial | None = None) -> Trial:
+        if name not in self.found:
+            keep = after.steps[0].keep if after else 1.0
+            bits = float(name.split()[-2])
+            self.ran.append((keep, bits))
+            drop = max(0.0, self.easy.units / keep - 1) + max(0.0, self.easy.bits / bits - 1)
+            speed = (self.easy.integers if "int8" in name else 1.0) / keep**0.5
+            latency = {"ratio": [speed, speed, speed], "after": [1 / speed] * 3} if self.runtime else None
+            found = Trial(name, tuple(steps), after, drop=(drop,) * 3, nbytes=int(1000 * keep * bits / 32))
+            self.found[name] = Trial(**{**vars(found), "latency": latency})
+        return self.found[name]
+
+
+def walked(budget: str, aim: str, **model: Any) -> tuple[Plan, Model]:
+    trials = Model(read_budget(budget), **model)
+    plan = Plan(cast(Trials, trials), aim)
+    plan.walk()
+    return plan, trials
+
+
+@given(st.floats(0.02, 1), st.floats(0.5, 8))
+def test_the_smallest_within_a_drop_is_found_along_both_dials(units: float, bits: float) -> None:
+    plan, trials = walked("drop<=0.5", "size", units=units, bits=bits)
+    whole = {b for b in BITS if max(0.0, units - 1) + max(0.0, bits / b - 1) <= 0.5}
+    if not whole:
+        assert not plan.ranked()
+        return
+    best = plan.ranked()[0]
+    assert best.drop[2] <= 0.5
+    keeps = [k for k in KEEPS if max(0.0, units / k - 1) + max(0.0, bits / 8 - 1) <= 0.5]
+    least = min(keeps, default=1.0)
+    at_least = [b for b in BITS if max(0.0, units / least - 1) + max(0.0, bits / b - 1) <= 0.5]
+    known = [int(1000 * min(whole) / 32), int(1000 * least * min(at_least) / 32)]
+    assert best.nbytes <= min(known)
+    assert len(trials.ran) <= 4 + 4 + 4 * len(KEEPS)
+
+
+def test_without_a_drop_the_mildest_small_and_fast_one_is_best() -> None:
+    plan, _ = walked("size<=5%", "accuracy", units=0.5, bits=4.0)
+    best = plan.ranked()[0]
+    assert best.nbytes <= 50
+    brute = {
+        (k, b): max(0.0, 0.5 / k - 1) + max(0.0, 4 / b - 1)
+        for k in (1.0, *KEEPS) for b in BITS if int(1000 * k * b / 32) <= 50
+    }  # fmt: skip
+    assert best.drop[0] == min(brute.values())
+
+
+@pytest.mark.parametrize(("faster", "used"), [(2.0, True), (0.8, False)])
+def test_integers_are_used_where_they_are_faster(faster: float, used: bool) -> None:
+    plan, trials = walked(
+        "drop<=0.5,latency<=30%", "latency", units=0.1, bits=1.0, runtime="onnxruntime", integers=faster
+    )
+    assert plan.integers == used
+    best = plan.ranked()[0]
+    assert ("int8" in best.name) == used
+    assert not trials.over(best)
+
+
+def test_a_refused_trial_is_no_candidate_and_its_shape_is_not_asked_again() -> None:
+    trials = Model(read_budget("drop<=9"), units=0.1, bits=1.0)
+    trials.found["1.3 bits"] = Trial("1.3 bits", (), why="no")
+    plan = Plan(cast(Trials, trials), "size")
+    plan.walk()
+    assert all(trial.name != "1.3 bits" for trial in plan.ranked())
