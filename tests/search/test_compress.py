@@ -1,0 +1,239 @@
+"""A budget in, a model out: on a small network that was trained on real data."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+from tersor import Finetune, Task, digits, load, run
+from tersor.core.recipe import Recipe
+from tersor.core.state import State, start
+from tersor.errors import BudgetError, RefusedError, SettingError, TaskError
+from tersor.measure.accuracy import compared
+from tersor.pipeline import run_pipeline
+from tersor.record.observer import Observer
+from tersor.search import compress as module
+from tersor.search import plan
+from tersor.search.compress import compress
+from tersor.steps import recipe_from_words
+
+
+@pytest.fixture(scope="module")
+def task() -> Task:
+    return digits()
+
+
+@pytest.fixture(scope="module")
+def net(task: Task) -> State:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 48), nn.ReLU(), nn.Linear(48, 10)
+    )
+    return start(run(net, Finetune(epochs=20, lr=0.01), task).model())
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few points on each dial."""
+    monkeypatch.setattr(plan, "BITS", (8.0, 3.0, 2.0))
+    monkeypatch.setattr(plan, "KEEPS", (0.5, 0.25))
+
+
+class Told(Observer):
+    def __init__(self, stop: str = "") -> None:
+        self.messages, self.steps, self.stop = list[str](), list[str](), stop
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+        if self.stop and text.startswith(self.stop):
+            raise KeyboardInterrupt
+
+    def step(self, number: int, total: int, name: str) -> None:
+        self.steps.append(name)
+
+
+def accuracy(task: Task, state: State) -> float:
+    return float(task.scores(state.model()).mean())
+
+
+def test_the_smallest_within_a_drop(net: State, task: Task, tmp_path: Path) -> None:
+    result, facts = compress(net, task, "drop<=2", tmp_path / "out", epochs=10, lr=0.01)
+    search = facts["search"]
+    file = tmp_path / "out" / "model.tersor"
+    again = load(file).on(net.plain())
+    assert again.digest == result.digest
+    assert 100 * (accuracy(task, net) - accuracy(task, again)) <= 2 + 1e-6
+    assert file.stat().st_size == facts["files"]["result"]["nbytes"] < 0.15 * search["given_nbytes"]
+    within = [row for row in search["trials"] if not row["why"] and row["drop"][2] <= 2]
+    taken = {item["name"] for item in search["beyond"]}
+    assert min(row["nbytes"] for row in within if row["name"] not in taken) == file.stat().st_size
+    assert any(row["name"].startswith("slim") for row in within)  # units were removed
+    assert not (tmp_path / "out" / "trials").exists()
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["search"] == search
+
+
+def test_the_recipe_in_the_report_gives_the_same_model(net: State, task: Task, tmp_path: Path) -> None:
+    """Without training all data are those of the trial, so the words alone repeat it."""
+    calibrated = Task(
+        "digits", evaluate=task.evaluate, calibrate=list(task.batches("train")), fingerprint="digits"
+    )
+    result, facts = compress(net, calibrated, "drop<=3", tmp_path / "a", epochs=0)
+    rest = calibrated.__class__(
+        "digits", evaluate=task.evaluate, calibrate=list(calibrated.batches("calibrate"))[::2]
+    )
+    same = run(net, recipe_from_words(facts["search"]["recipe"].split()), rest)
+    assert {n: f.digest for n, f in same.forms.items()} == {n: f.digest for n, f in result.forms.items()}
+
+
+def test_a_share_of_the_size_with_the_least_drop(net: State, task: Task, tmp_path: Path) -> None:
+    _, facts = compress(net, task, "size<=12%", tmp_path / "out", epochs=5, lr=0.01)
+    search = facts["search"]
+    assert search["aim"] == "accuracy"
+    assert facts["files"]["result"]["nbytes"] <= 0.12 * search["given_nbytes"]
+    within = [
+        row for row in search["trials"] if not row["why"] and row["nbytes"] <= 0.12 * search["given_nbytes"]
+    ]
+    assert search["drop"][0] == min(row["drop"][0] for row in within)
+
+
+def test_a_bound_on_latency_is_measured_in_the_runtime(net: State, task: Task, tmp_path: Path) -> None:
+    result, facts = compress(net, task, "latency<=1000%", tmp_path / "out", epochs=0, batch=4)
+    search = facts["search"]
+    assert all(row["latency"]["runtime"] == "onnxruntime" for row in search["trials"] if not row["why"])
+    assert facts["latency"]["batch"] == 4
+    session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx")
+    x = next(iter(task.batches("evaluate")))[0]
+    (got,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    want = result.model()(x)
+    # A step of an activation's grid may fall to the other side of a half in the runtime.
+    assert (torch.from_numpy(got).argmax(1) == want.argmax(1)).float().mean() > 0.99
+
+
+def test_a_search_that_was_killed_goes_on(net: State, task: Task, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"epochs": 2, "lr": 0.01}
+    whole, want = compress(net, task, "drop<=3", tmp_path / "whole", **settings)
+    second = want["search"]["trials"][1]["name"]
+    with pytest.raises(KeyboardInterrupt):
+        compress(net, task, "drop<=3", tmp_path / "out", **settings, observer=Told(second))
+    with pytest.raises(RefusedError, match="--resume"):
+        compress(net, task, "drop<=3", tmp_path / "out", **settings)
+    kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / "trials").rglob("*.group")}
+    assert kept
+    told = Told(want["search"]["trials"][2]["name"])
+    with pytest.raises(KeyboardInterrupt):
+        compress(net, task, "drop<=3", tmp_path / "out", **settings, resume=True, observer=told)
+    assert all(p.stat().st_mtime_ns == then for p, then in kept.items())  # nothing was done twice
+    got, facts = compress(net, task, "drop<=3", tmp_path / "out", **settings, resume=True)
+    assert got.digest == whole.digest
+    assert [(row["name"], row["drop"], row["nbytes"]) for row in facts["search"]["trials"]] == [
+        (row["name"], row["drop"], row["nbytes"]) for row in want["search"]["trials"]
+    ]
+
+
+def test_a_budget_that_nothing_meets_names_the_nearest_and_another_is_taken_from_there(
+    net: State, task: Task, tmp_path: Path
+) -> None:
+    with pytest.raises(BudgetError, match=r"none of \d+ trials is within .*Nearest: .*over the budget: size"):
+        compress(net, task, "drop<=2,size<=1%", tmp_path / "out", epochs=0)
+    assert not (tmp_path / "out" / "model.tersor").exists()
+    told = Told()
+    compress(net, task, "drop<=2,size<=60%", tmp_path / "out", epochs=0, resume=True, observer=told)
+    assert (tmp_path / "out" / "model.tersor").exists()
+
+
+def test_a_drop_that_the_evaluation_set_contradicts_is_not_taken(
+    net: State, task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, facts = compress(net, task, "drop<=3", tmp_path / "a", epochs=0)
+    best = facts["search"]["best"]
+    seen: list[int] = []
+
+    def worse(*args: Any) -> dict[str, Any]:
+        found = compared(*args)
+        seen.append(1)
+        return {**found, "drop": [50.0, 40.0, 60.0]} if len(seen) == 1 else found
+
+    monkeypatch.setattr(module, "compared", worse)
+    _, facts = compress(net, task, "drop<=3", tmp_path / "b", epochs=0)
+    assert [item["name"] for item in facts["search"]["beyond"]] == [best]
+    assert facts["search"]["best"] != best
+    monkeypatch.setattr(module, "compared", lambda *args: {**compared(*args), "drop": [50.0, 40.0, 60.0]})
+    with pytest.raises(BudgetError, match="the evaluation set shows drops above 3: "):
+        compress(net, task, "drop<=3", tmp_path / "c", epochs=0)
+    assert not (tmp_path / "c" / "model.tersor").exists()
+
+
+class Seen(nn.Module):
+    """Keeps the first number of every sample that it is trained on."""
+
+    def __init__(self, inner: nn.Module, seen: set[float]) -> None:
+        super().__init__()
+        self.inner, self.seen = inner, seen
+
+    def __deepcopy__(self, memo: Any) -> "Seen":
+        return Seen(copy.deepcopy(self.inner, memo), self.seen)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training and not torch.compiler.is_exporting():
+            self.seen.update(x[:, 0].tolist())
+        out: torch.Tensor = self.inner(x)
+        return out
+
+
+def test_what_decides_is_never_trained_on(net: State, task: Task, tmp_path: Path) -> None:
+    x, y = torch.randn(100, 64), torch.arange(100) % 10
+    x[:, 0] = torch.arange(100.0)
+    train = [(a, b) for a, b in zip(x.split(10), y.split(10), strict=True)]
+    seen: set[float] = set()
+    own = Task(evaluate=train, train=train)
+    compress(start(Seen(net.plain(), seen)), own, "size<=50%", tmp_path, epochs=1)
+    assert seen == set(range(100)) - {*range(40, 50), *range(90, 100)}
+
+
+def test_no_more_trials_begin_when_the_time_is_up(net: State, task: Task, tmp_path: Path) -> None:
+    told = Told()
+    with pytest.raises(BudgetError, match="more minutes, with --resume|all were refused"):
+        compress(net, task, "drop<=3", tmp_path, epochs=0, minutes=1e-9, observer=told)
+    assert not told.messages
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"aim": "speed"}, "aim='speed'"),
+        ({"epochs": -1}, "epochs=-1"),
+        ({"lr": 0}, "lr=0"),
+        ({"minutes": 0}, "minutes=0"),
+        ({"batch": 0}, "batch=0"),
+        ({"threads": 10**6}, "threads=1000000"),
+        ({"budget": "drop<0.5"}, "is no bound"),
+    ],
+)
+def test_wrong_settings(net: State, task: Task, tmp_path: Path, settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(SettingError, match=says):
+        compress(net, task, **{"budget": "drop<=1", "out": tmp_path, **settings})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_task_with_an_evaluation_set_alone_is_refused(net: State, task: Task, tmp_path: Path) -> None:
+    with pytest.raises(RefusedError, match="has only its evaluation set"):
+        compress(net, Task(evaluate=task.evaluate), "drop<=1", tmp_path)
+
+
+def test_a_task_of_another_model_is_refused(net: State, tmp_path: Path) -> None:
+    wrong = [(torch.zeros(4, 3), torch.zeros(4, dtype=torch.long))]
+    with pytest.raises(TaskError):
+        compress(net, Task(evaluate=wrong, train=wrong * 9), "drop<=1", tmp_path)
+
+
+def test_a_finished_run_is_not_overwritten(net: State, task: Task, tmp_path: Path) -> None:
+    run_pipeline(net, Recipe(tuple(recipe_from_words(["quantize"]).steps)), task, tmp_path)
+    before = (tmp_path / "model.tersor").read_bytes()
+    with pytest.raises(RefusedError, match="holds a finished run"):
+        compress(net, task, "drop<=1", tmp_path)
+    assert (tmp_path / "model.tersor").read_bytes() == before
