@@ -130,6 +130,11 @@ COMMANDS = [
     ),
     ("eval base --model mine.py:net --task mine.py:task -q", "tersor.candidates.evaluate", "estimated"),
     ("compare base base --model mine.py:net --task mine.py:task -q", "tersor.candidates.compare", "compared"),
+    (
+        "compress mine.py:net --task mine.py:task --budget drop<=90 --out c -q",
+        "tersor.search.compress",
+        "walked",
+    ),
     ("demo -q --out demo", "tersor.demo", "trained"),
 ]
 

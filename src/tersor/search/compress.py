@@ -18,9 +18,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from tersor.candidates.export import write
 from tersor.core.history import first_given
-from tersor.core.state import State
+from tersor.core.state import State, start
 from tersor.errors import BudgetError, RefusedError, SettingError
 from tersor.files import Paths, claim, output
 from tersor.measure.accuracy import compared
@@ -45,12 +47,14 @@ ONNX = "model.onnx"
 
 
 def compress(
-    given: State, task: Task, budget: Budget | str, out: str | Path, *,
+    model: nn.Module | State, task: Task, budget: Budget | str, out: str | Path, *,
     aim: str | None = None, epochs: float = 1.0, lr: float = 0.001, minutes: float | None = None,
     batch: int = 1, threads: int = 1, seed: int = 0, tiny: bool = False, resume: bool = False,
     observer: Observer | None = None, inputs: Paths = (),
 ) -> tuple[State, dict[str, Any]]:  # fmt: skip
-    """The best model within the budget, written to `out`, and the facts as JSON.
+    """The best model within the budget, written to the folder `out`, and the facts as JSON.
+
+    The given model is not changed. `budget`: "drop<=0.5,size<=10%,latency<=50%@onnxruntime", or some of it.
 
     `aim`: what to have least of, "size" or "latency", or "accuracy" for the least drop. If not given: size if
     a drop is bounded, latency if that is too, else accuracy. `epochs` and `lr`: of the training after units
@@ -59,6 +63,7 @@ def compress(
     within.
     """
     observer, out = observer or Observer(), Path(out)
+    given = model if isinstance(model, State) else start(model, task)
     budget = read_budget(budget) if isinstance(budget, str) else budget
     aim = aim or default_aim(budget)
     runtime = budget.runtime or ("onnxruntime" if aim == "latency" else "")
