@@ -66,7 +66,7 @@ def deeplab(classes: int) -> nn.Module:
 ZOO: dict[str, Entry] = {
     "squeezenet": Entry(
         torchvision("squeezenet1_1"), "labels", "torchvision", "BSD-3", "Iandola 2016",
-        "few parameters, no batch norms",
+        "few parameters, no batch norms", "unnormalized",
     ),
     "mobilenet_v2": Entry(
         torchvision("mobilenet_v2"), "labels", "torchvision", "BSD-3", "Sandler 2018",
