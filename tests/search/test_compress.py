@@ -202,9 +202,36 @@ def test_no_more_trials_begin_when_the_time_is_up(net: State, task: Task, tmp_pa
     assert not told.messages
 
 
+def test_training_batches_that_cannot_be_parted_train_nothing_and_that_is_said(
+    net: State, task: Task, tmp_path: Path
+) -> None:
+    x = torch.cat([x for x, _ in task.batches("train")])
+    y = torch.cat([y for _, y in task.batches("train")])
+
+    def shuffled() -> Any:
+        for rows in torch.randperm(len(x)).split(64):
+            yield x[rows], y[rows]
+
+    told = Told()
+    own = Task(evaluate=task.evaluate, train=shuffled, fingerprint="digits")
+    _, facts = compress(net, own, "drop<=3", tmp_path, observer=told)
+    assert "nothing is trained: its training batches cannot be parted" in told.messages[0]
+    assert all("distill" not in row["recipe"] for row in facts["search"]["trials"])
+
+
+def test_a_drop_that_allows_any_model_is_refused(net: State, task: Task, tmp_path: Path) -> None:
+    def right(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return (output.argmax(1) == target).float()
+
+    own = Task(evaluate=task.evaluate, train=task.train, metric=right)
+    with pytest.raises(RefusedError, match=r"drop=1 is in the metric's own unit.* percent=True"):
+        compress(net, own, "drop<=1", tmp_path)
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
+        ({"budget": "size<=10%", "aim": "size"}, "aim=size needs a bound on the drop"),
         ({"aim": "speed"}, "aim='speed'"),
         ({"epochs": -1}, "epochs=-1"),
         ({"lr": 0}, "lr=0"),

@@ -42,6 +42,10 @@ from tersor.steps.drop_search import Deciding, Part, deciding
 
 AIMS = ("size", "latency", "accuracy")
 WHO = "compress"
+MIXED = (
+    "its training batches cannot be parted, and what judges must not train. Give Task(calibrate=...) "
+    "labelled batches, or train= a list, or a DataLoader over a set with indices"
+)
 CALIBRATE = 1024  # samples of the training data that calibrate, if no others do
 ONNX = "model.onnx"
 
@@ -67,7 +71,7 @@ def compress(
     budget = read_budget(budget) if isinstance(budget, str) else budget
     aim = aim or default_aim(budget)
     runtime = budget.runtime or ("onnxruntime" if aim == "latency" else "")
-    checked(aim, runtime, epochs=epochs, lr=lr, minutes=minutes, batch=batch, threads=threads)
+    checked(aim, budget.drop, runtime, epochs=epochs, lr=lr, minutes=minutes, batch=batch, threads=threads)
     if given.given is None:
         raise RefusedError(f"{WHO}: the model's code is needed. Give --arch file.py:factory")
     for name in (MODEL, LOCK, REPORT, ONNX):
@@ -83,6 +87,8 @@ def compress(
     began = time.monotonic()
     task.check(given.plain(), Needs.SCORES)
     decide, work = parts(given, task, budget)
+    if task.train is not None and work.train is None and epochs:
+        observer.message(f"{WHO}: nothing is trained: {MIXED}")
     with claim(out / FOLDER / "lock"):
         trials = Trials(
             given, work, decide, budget, out, runtime, batch, threads, seed, tiny,
@@ -108,6 +114,7 @@ def default_aim(budget: Budget) -> str:
 
 def checked(
     aim: str,
+    drop: float | None,
     runtime: str,
     *,
     epochs: float,
@@ -119,6 +126,8 @@ def checked(
     """Refuse settings that are not allowed, and a runtime that is not there, before anything runs."""
     if aim not in AIMS:
         raise SettingError(f"{WHO}: aim={aim!r}, but it is one of {', '.join(AIMS)}")
+    if aim != "accuracy" and drop is None:
+        raise SettingError(f"{WHO}: aim={aim} needs a bound on the drop too: drop<=0.5")
     for word, value, fine in (
         ("epochs", epochs, 0 <= epochs < math.inf),
         ("lr", lr, 0 < lr < math.inf),
@@ -137,9 +146,9 @@ def parts(given: State, task: Task, budget: Budget) -> tuple[Deciding, Task]:
     limit = math.inf if budget.drop is None else budget.drop
     held = hold_out(task) if task.train is not None else None
     judging = task if held is None else replace(task, train=held[1])
-    decide = deciding(judging, given.model(), limit, WHO)
+    decide = deciding(judging, given.model(), limit, WHO, "drop")
     fit = task.train
-    if decide.word == "train":  # what decides trains nothing; if it cannot be held out, nothing is trained
+    if decide.word == "train":  # what decides trains nothing
         fit = None if held is None else held[0]
     work = replace(decide.rest, train=fit)
     if work.calibrate is None and task.train is not None:
@@ -234,5 +243,5 @@ def unmet(trials: Trials, plan: Plan, stopped: bool, beyond: list[dict[str, Any]
     if stopped:
         return f"{text}, or more minutes, with --resume"
     if not plan.epochs:
-        return f"{text}, or give training batches, Task(train=...), and epochs"
+        return f"{text}, or train after units are removed: Task(train=...) and --epochs"
     return f"{text}, or train longer: --epochs, now {plan.epochs:g}"

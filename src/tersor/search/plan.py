@@ -5,9 +5,9 @@ keep   the share of MACs or parameters that slim keeps; then trained towards the
 Harder settings are taken to lose more, weigh less and take less time, so a dial is searched by halving. Where
 that does not hold, a better setting may be missed; what is chosen was measured in any case.
 
-a drop is bounded   bits on all units; the least keep within the drop, and bits there; then milder ones
-none is bounded     the mildest keep that is small and fast enough, and bits there; then harder ones
-                    both go on as long as what is aimed at gets less
+size, latency   bits on all units; the least keep within the drop, and bits there; then milder ones
+accuracy        the mildest keep that is small and fast enough, and bits there; then harder ones
+                each as long as what is aimed at gets less
 If latency counts, `quantize activations=8` comes first; if the file is no faster than float weights, these.
 """
 
@@ -45,7 +45,7 @@ class Plan:
         """Run the trials that the plan asks for. Their results are in `trials.found`."""
         if self.trials.runtime:
             self.integers = self.faster()
-        if self.trials.budget.drop is None:
+        if self.aim == "accuracy":
             self.mildest()
         else:
             self.hardest()
@@ -66,7 +66,8 @@ class Plan:
         if self.aim == "size":
             last(BITS, lambda bits: fits(self.point(1.0, bits)))
         least = last(keeps, lambda keep: fits(self.point(keep, PLAIN)))
-        if least is not None:
+        # Fewer bits make no float network faster, and more units make none.
+        if least is not None and "latency" not in self.trials.over(self.point(least, PLAIN)):
             self.climb(reversed(keeps[: keeps.index(least) + 1]), last, fits)
 
     def mildest(self) -> None:
@@ -80,6 +81,8 @@ class Plan:
         """Search bits at one keep after the other, as long as what is aimed at gets less."""
         least = math.inf
         for keep in keeps:
+            if self.aim == "latency" and self.worth(self.point(keep, PLAIN))[0] >= least:
+                return  # bits do not change it
             bits = find(BITS, lambda bits: fits(self.point(keep, bits)))  # noqa: B023 (called at once)
             if bits is None or (now := self.worth(self.point(keep, bits))[0]) >= least:
                 return

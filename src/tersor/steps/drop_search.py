@@ -98,8 +98,9 @@ class Deciding:
         )
 
 
-def deciding(task: Task, model: nn.Module, limit: float, who: str) -> Deciding:
-    """The set on which a drop of `model` up to `limit` is searched. RefusedError if no set can show it."""
+def deciding(task: Task, model: nn.Module, limit: float, who: str, word: str = "max_drop") -> Deciding:
+    """The set on which a drop of `model` up to `limit` is searched. RefusedError if no set can show it, or if
+    the limit, which `word` names in messages, allows any model."""
     found = None
     if has_targets(task, "calibrate"):
         decide = replace(task, evaluate=Part(task, "calibrate", 1, 2, MOST))
@@ -110,16 +111,23 @@ def deciding(task: Task, model: nn.Module, limit: float, who: str) -> Deciding:
         found = Deciding(limit, "train", decide, decide.scores(model), task)
     if found is None:
         raise RefusedError(
-            f"{who}: max_drop is searched on batches with targets that do not judge the result, and "
+            f"{who}: {word} is searched on batches with targets that do not judge the result, and "
             f"task {task.name!r} has only its evaluation set. Give Task(calibrate=...), two batches or more, "
-            f"best held out from training, or Task(train=...); or leave out max_drop: other targets need none"
+            f"best held out from training, or Task(train=...)"
         )
     if found.least > limit:
         unit = task.scored.unit
         raise RefusedError(
-            f"{who}: {found.name} cannot show a drop within max_drop={limit:g}: without any change the "
+            f"{who}: {found.name} cannot show a drop within {word}={limit:g}: without any change the "
             f"95 % interval ends at {found.least:.3g}{unit and f' {unit}'}. Give more batches with targets, "
-            f"Task(calibrate=...) or Task(train=...); allow a larger drop, or leave out max_drop"
+            f"Task(calibrate=...) or Task(train=...); or allow a larger drop"
+        )
+    value = found.metric.of(found.before)
+    if not found.metric.unit and found.metric.better == "higher" and 0 < value <= limit < math.inf:
+        raise RefusedError(
+            f"{who}: {word}={limit:g} is in the metric's own unit, in which the given model has {value:.4g}, "
+            f"so any model is within it. A hundredth of it is {word}={0.01 * value:.2g}; if the metric is a "
+            "share, Metric(..., percent=True) has drops in points"
         )
     return found
 
