@@ -27,6 +27,7 @@ BENCHES = {
     "recipes": True,
     "lowrank": False,
     "factors": True,
+    "compress": True,
     "coders": False,
     "bytes": True,
     "memory": False,
