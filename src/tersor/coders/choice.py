@@ -111,13 +111,13 @@ def by_profile(
 ) -> None:  # fmt: skip
     """Append the shortest stream of a profile's coders. `units` [U, 256]: a histogram of each unit."""
     counts, start = units.sum(0, dtype=np.int64), len(out)
-    plain = floats and profile == "fast"
-    if np.count_nonzero(counts) > 1 and write_pieces(out, symbols, units, floats=plain):
+    if np.count_nonzero(counts) > 1 and write_pieces(out, symbols, units, floats=floats):
         pass  # pieces are hardly ever longer than one static stream
     elif profile == "fast" and is_noise(counts):
         write_raw(out, symbols)
     else:
-        out.append(fewest(symbols[:], counts, 8.0 if profile == "max" else NOISE, floats=plain))
+        noise = NOISE if floats or profile == "fast" else 8.0
+        out.append(fewest(symbols[:], counts, noise, floats=floats))
     if len(out) - start <= SHORTEST:
         return
     for name in ("predictive", "mixing") if profile == "max" else ():
