@@ -244,6 +244,11 @@ def test_import_is_light() -> None:
     assert loaded("import tersor", HEAVY) == []
 
 
+def test_steps_and_files_load_scipy_and_numba_when_they_use_them() -> None:
+    """Beside torch they would be most of the time of `tersor steps`."""
+    assert loaded("import tersor.steps, tersor.report.steps_table", {"scipy", "numba", "jinja2"}) == []
+
+
 def test_a_heavy_import_would_be_seen() -> None:
     assert loaded("import tersor, rich", HEAVY) == ["rich"]
 
