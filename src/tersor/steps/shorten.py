@@ -198,6 +198,7 @@ class Found:
     """The branches of a view's model, and their costs."""
 
     def __init__(self, view: View, of: str):
+        view = view.part
         self.view, self.of, self.model = view, of, view.plain()
         self.walk, self.inputs = walk_of(view)
         aliases = view.state.aliases
@@ -207,12 +208,12 @@ class Found:
 
     @property
     def cost(self) -> float:
-        """Of the whole model; multiply-accumulates are those of one sample."""
+        """Of the whole model, or of its part; multiply-accumulates are those of one sample."""
         if self.of == "branches":
             return len(self.branches)
         if self.of == "macs":
             return sum(self.macs.values()) / self.samples
-        return sum(self.price(name) for name in self.view.sites)
+        return sum(self.price(name) for name in self.view.sites if self.view.task.in_part(name))
 
     @property
     def samples(self) -> int:
@@ -276,8 +277,8 @@ def same(x: Tensor, y: Tensor) -> bool:
 
 def damages(begin: View, found: Found, free: list[Branch]) -> dict[str, float]:
     """For each branch how far zeros in its place move the outputs from those at the round's beginning."""
-    task, edges = begin.task, set[str]()
-    given, model = begin.plain(), with_zeros(found.view.plain(), edges)
+    task, edges = begin.part.task, set[str]()
+    given, model = begin.part.plain(), with_zeros(found.view.plain(), edges)
     error, power = dict.fromkeys((branch.name for branch in free), 0.0), 0.0
     with evaluating(given), evaluating(model), steady(task.calibrate):
         for number, batch in enumerate(task.batches(task.shown)):

@@ -41,7 +41,7 @@ class Latency:
         self.own, self.step = units.own, step
         self.writer = runtime(step.runtime)
         self.table = LatencyTable(step.runtime, step.threads)
-        self.inputs = sized(example_inputs(units.view.task, units.view.plain()), step.batch)
+        self.inputs = sized(example_inputs(units.view.part.task, units.view.part.plain()), step.batch)
         self.cost = Cost(list(self.terms(units.groups, Widths(units.groups, units.families))))
         self.ms = self.against(self.own.build({}, ()))[0]
 
