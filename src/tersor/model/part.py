@@ -209,7 +209,9 @@ def bound(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> In
 def check_parts(model: nn.Module, task: Task) -> None:
     """TaskError for parts that the model lacks, that contain each other, that a batch does not reach, or with
     tensors that the model reads elsewhere too: a change of them would not stay inside."""
-    modules, names = dict(model.named_modules(remove_duplicate=False)), task.parts
+    if not (names := task.parts):
+        return
+    modules = dict(model.named_modules(remove_duplicate=False))
     for name in names:
         if name not in modules or not name:
             raise TaskError(

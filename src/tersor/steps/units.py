@@ -97,11 +97,11 @@ def walk_of(view: View) -> tuple[Walk, Inputs]:
     view = view.part
     model = view.plain()
     inputs = move(example_inputs(view.task, model), device_of(model))
-    few = shortened(inputs)
+    few, stored = shortened(inputs), {name for name in view.forms if view.task.in_part(name)}
     try:
-        return walked(model, few, set(view.forms)), few
+        return walked(model, few, stored), few
     except RefusedError:  # its inputs have other first axes than the batch
-        return walked(model, inputs, set(view.forms)), inputs
+        return walked(model, inputs, stored), inputs
 
 
 def shortened(inputs: Inputs) -> Inputs:
