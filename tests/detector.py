@@ -1,4 +1,4 @@
-"""A small detector that torch.export cannot trace: images of different sizes in, as many boxes as score out."""
+"""A small detector that torch.export cannot trace: images of different sizes in, the boxes that score out."""
 
 import torch
 from torch import Tensor, nn

@@ -60,7 +60,9 @@ def test_the_whole_model_and_its_modes_stay_as_they_were() -> None:
     its = part_task(task(), net, ("backbone",))
     list(its.batches("calibrate"))
     alone(net, ("backbone",))
-    assert net.training and "forward" not in vars(net) and not net.backbone._forward_pre_hooks
+    assert net.training
+    assert "forward" not in vars(net)
+    assert not net.backbone._forward_pre_hooks
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
 
 

@@ -1,4 +1,4 @@
-"""Steps on a part of a detector that cannot be traced whole: what changes is inside, and the whole model runs."""
+"""Steps on a part of a detector that cannot be traced: what changes is inside, and the whole model runs."""
 
 from pathlib import Path
 
@@ -30,7 +30,8 @@ def maps(net: Detector) -> list[Tensor]:
 def same_outside(small: tersor.State, net: Detector) -> None:
     now, given = small.state_dict(), net.state_dict()
     outside = [name for name in given if not name.startswith("backbone.")]
-    assert outside and all(torch.equal(now[name], given[name]) for name in outside)
+    assert outside
+    assert all(torch.equal(now[name], given[name]) for name in outside)
 
 
 def macs(net: Detector, size: int = 16) -> float:
@@ -102,7 +103,8 @@ def test_dead_units_outside_of_the_part_stay() -> None:
 def test_factors_become_layers_inside_of_the_part_only() -> None:
     small = tersor.run(detector(), tersor.Factorize(keep=0.5, layers=True), task())
     paths = {change.module for change in small.changes}
-    assert paths and all(path.startswith("backbone.") for path in paths)
+    assert paths
+    assert all(path.startswith("backbone.") for path in paths)
     skipped = {entry.site: entry.text for entry in small.ledger.notes("skipped")}
     assert "outside of the part" in skipped["head.hidden.weight"]
 
@@ -111,7 +113,8 @@ def test_activations_are_rounded_inside_and_the_whole_model_simulates_them(tmp_p
     net, parts = detector(), task()
     steps = [tersor.Quantize(activations=8), tersor.Entropy(), tersor.Measure(), tersor.Export()]
     small = tersor.run(net, steps, parts, out=tmp_path)
-    assert small.grids and all(edge.startswith(("backbone.", "backbone/")) for edge in small.grids)
+    assert small.grids
+    assert all(edge.startswith(("backbone.", "backbone/")) for edge in small.grids)
     # The part's input is no argument of the model: the first layer rounds what it reads.
     assert "backbone.stem/conv2d:0<0" in small.grids
     same_outside_dense = small.model().net.head.hidden.weight
@@ -167,7 +170,8 @@ def test_several_parts_are_a_file_each(tmp_path: Path) -> None:
 def test_latency_is_that_of_the_part() -> None:
     small = tersor.run(detector(), [tersor.Slim(keep=0.6), tersor.Measure(latency=True)], task())
     (note,) = small.ledger.notes("latency")
-    assert note.data["parts"] == ["backbone"] and "of the part backbone" in note.text
+    assert note.data["parts"] == ["backbone"]
+    assert "of the part backbone" in note.text
 
 
 def test_training_and_scores_are_of_the_whole_model() -> None:
@@ -188,7 +192,8 @@ def test_importance_of_a_part_can_be_any(by: str) -> None:
 
 def test_groups_are_those_of_the_part() -> None:
     facts = described(start(detector(), task()), task())
-    assert facts["families"] and all(f["family"].startswith("backbone.") for f in facts["families"])
+    assert facts["families"]
+    assert all(f["family"].startswith("backbone.") for f in facts["families"])
     with pytest.raises(tersor.RefusedError, match="part='backbone'"):
         described(start(detector(), task(None)), task(None))
 
