@@ -227,10 +227,8 @@ class IntegerEdges:
         wanted = 1 if op in POOLS else len(cast(list, node.args[0])) if op == "cat" else 2
         if len(reads) < wanted:  # a number, or an argument by name
             return False
-        return bool(reads) and all(
-            item in self.graph.inputs and item in self.names or self.unclipped(item) in whole
-            for item in reads
-        )
+        named = {item for item in self.graph.inputs if item in self.names}
+        return bool(reads) and all(item in named or self.unclipped(item) in whole for item in reads)
 
     def into(self, node: fx.Node, whole: set[fx.Node]) -> bool:
         """Whether an integer operator reads this node, directly or after clipping."""
