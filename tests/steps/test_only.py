@@ -45,6 +45,7 @@ NOT_HERE = {
 BOTH: dict[tuple[str, str], dict[str, Any]] = {
     ("quantize", "low"): {"low": -0.3, "high": 0.2},
     ("quantize", "high"): {"high": 0.1},
+    ("quantize", "max_drop"): {"allowed": "2,4"},
     ("cluster", "weight_decay"): {"where": "head.weight"},
     **{("penalize", key): {"epochs": 8.0} for key in ("nbytes", "bits")},
 }
