@@ -364,6 +364,6 @@ def test_rows_that_keep_the_nearest_are_said() -> None:
     result = run(net, step, task_of(torch.eye(6).repeat(4, 1)))
     (note,) = notes(result, "compensated")
     assert note.data["kept"] == {"0.weight": 4}
-    assert "outputs that rounding to the nearest suits better, and keep it: 4 of 0.weight" in note.text
+    assert "outputs for which nothing better than the nearest was found: 4 of 0.weight" in note.text
     plain = run(net, Quantize(bits=4, range="minmax"), task_of(torch.eye(6)))
     assert torch.equal(result.forms["0.weight"].decode(), plain.forms["0.weight"].decode())

@@ -68,7 +68,7 @@ class Compensated:
         default_factory=dict
     )  # error of outputs, over that of nearest, in decibels
     biases: list[str] = field(default_factory=list)
-    kept: dict[str, int] = field(default_factory=dict)  # rows of adaround that nearest suits better
+    kept: dict[str, int] = field(default_factory=dict)  # rows for which adaround is not better than nearest
     left: dict[str, str] = field(default_factory=dict)  # weights that are rounded to the nearest: why
     thin: dict[str, str] = field(default_factory=dict)  # weights whose inputs were seen too rarely: how often
 
@@ -195,7 +195,7 @@ class Compensated:
         if self.biases:
             text += f"; {len(self.biases)} bias{'es' * (len(self.biases) != 1)} corrected"
         if self.kept:
-            text += "; outputs that rounding to the nearest suits better, and keep it: "
+            text += "; outputs for which nothing better than the nearest was found: "
             text += few(f"{many} of {name}" for name, many in self.kept.items())
         if self.left:
             text += "; rounded to the nearest: " + few(f"{name} ({why})" for name, why in self.left.items())
