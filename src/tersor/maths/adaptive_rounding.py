@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tersor.maths.compensation import LEAST, OnGrid, Rows, better, descent, gptq
 
-STEPS = 500  # gradients
+STEPS = 200  # gradients; 500 lower the error of ResNet-20's layers by 0.1 dB more
 RATE = 0.03  # of Adam
 ZETA, GAMMA = 1.1, -0.1  # ends of the stretched sigmoid, which the rectification cuts to 0 and 1
 WARM = 0.2  # of the steps without the price

@@ -44,7 +44,7 @@ from tersor.steps.compensated import Compensated, Grids
 from tersor.steps.few_bits import advice
 from tersor.steps.mixed_bits import check_allowed, mixed
 from tersor.steps.retrain import Retrain
-from tersor.steps.rounding_search import searched
+from tersor.steps.rounding_search import check_way, searched
 from tersor.steps.smoothing import smoothed
 
 SCHEMES = ("uniform", "log", "binary", "ternary")
@@ -63,7 +63,7 @@ class Quantize(Retrain):
         "bits": {"scheme": ("uniform", "log"), "allowed": LEFT_OUT},
         "allowed": {"scheme": ("uniform", "log"), "activations": (0,), "rounding": ("nearest",)},
         "mean_bits": {"allowed": GIVEN, "max_drop": LEFT_OUT},
-        "max_drop": {"mean_bits": LEFT_OUT},  # and allowed or rounding=auto: check_drop
+        "max_drop": {"mean_bits": LEFT_OUT},  # and allowed or rounding=auto: check_way
         "group": {"per": ("group",)},
         "symmetric": {"scheme": ("uniform",)},
         "range": {"scheme": ("uniform", "log")},
@@ -143,7 +143,7 @@ class Quantize(Retrain):
         if self.activations:
             self.check_integers()
         check_effect(self)
-        self.check_drop()
+        check_way(self)
         if self.range == "fixed":
             self.ends()
 
@@ -164,21 +164,6 @@ class Quantize(Retrain):
                 f"and not both 0; with symmetric=true give only high"
             )
         return low, high
-
-    def check_drop(self) -> None:
-        """Refuse a limit of the drop that nothing searches for, and a search without one."""
-        auto = self.rounding == "auto"
-        if self.max_drop is not None and self.allowed is None and not auto:
-            raise SettingError(
-                f"quantize: max_drop={self.max_drop:g} has no effect if allowed=None and "
-                f"rounding={self.rounding!r}. It needs allowed or rounding=auto: give one of them, or leave "
-                f"out max_drop"
-            )
-        if auto and self.max_drop is None:
-            raise SettingError(
-                "quantize: rounding='auto' needs max_drop: it takes the first way to round that loses no "
-                "more of the metric. Give that, or one of rounding=nearest, gptq, adaround"
-            )
 
     def check_integers(self) -> None:
         """Refuse weights that integer kernels do not take beside integer activations."""

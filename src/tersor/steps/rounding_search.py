@@ -1,8 +1,9 @@
 """Rounding search: rounding=auto of quantize. The cheapest way to round that keeps the task's metric.
 
-for rounding in nearest, gptq, adaround    in the order of their cost
-    round everything, as a trial           statistics from calibration batches that do not decide
-    stop if the drop is within max_drop    measured on samples that do not judge the result: drop_search.py
+ways     nearest, gptq, adaround, in the order of their cost, each as a trial
+data     statistics from calibration batches that do not decide; the drop from samples that do not judge the
+         result: drop_search.py
+stop     at the first way whose drop is within max_drop
 If none is, nothing is rounded: the step is refused, with the drop of each.
 Cost: the ways up to the one that is taken, and that one again; a pass over the set that decides for each.
 """
@@ -14,12 +15,28 @@ from dataclasses import replace
 from typing import Any
 
 from tersor.core.view import View
-from tersor.errors import RefusedError
+from tersor.errors import RefusedError, SettingError
 from tersor.measure.accuracy import Drop
 from tersor.record.events import Group, Note
 from tersor.steps.drop_search import deciding
 
 WAYS = ("nearest", "gptq", "adaround")
+
+
+def check_way(step: Any) -> None:
+    """Refuse a limit of the drop that nothing searches for, and a search without one."""
+    auto = step.rounding == "auto"
+    if step.max_drop is not None and step.allowed is None and not auto:
+        raise SettingError(
+            f"quantize: max_drop={step.max_drop:g} has no effect if allowed=None and "
+            f"rounding={step.rounding!r}. It needs allowed or rounding=auto: give one of them, or leave out "
+            f"max_drop"
+        )
+    if auto and step.max_drop is None:
+        raise SettingError(
+            "quantize: rounding='auto' needs max_drop: it takes the first way to round that loses no more of "
+            "the metric. Give that, or one of rounding=nearest, gptq, adaround"
+        )
 
 
 def searched(step: Any, view: View) -> Iterator[Group]:
