@@ -207,7 +207,7 @@ class Executor:
                 folder = self.journal.folder / f"trial-{path}"
                 kept = stack.enter_context(Journal(folder, prints, resume=True, writes=self.journal.writes))
             executor = Executor(
-                view.state, recipe, self.task, out=self.out, journal=kept, view=self.view_type,
+                view.state, recipe, view.maybe_task, out=self.out, journal=kept, view=self.view_type,
                 prove=self.prove, path=f"{path}.", statistics=view.statistics,
             )  # fmt: skip
             result = executor.run()

@@ -217,10 +217,10 @@ class View:
         return moved, facts
 
     def trial(self, steps: Iterable[Any], key: str = "") -> tuple[dict[str, Any], State]:
-        """Run steps as a trial, from this view's state: (facts, the new state). Facts are the data of the
-        notes about the whole model, by kind, and "nbytes". If the run has a journal, the trial has one too.
-        It shares this state's statistics, and has no effect on the run until the step yields its results.
-        `key`: as in train."""
+        """Run steps as a trial, with this view's state and task: (facts, the new state). Facts are the data
+        of the notes about the whole model, by kind, and "nbytes". If the run has a journal, the trial has one
+        too. It shares this state's statistics, and has no effect on the run until the step yields its
+        results. `key`: as in train."""
         if self.run_trial is None:
             raise RefusedError(f"{self.step_name}: no trials can be run here")
         self._trials += 1
