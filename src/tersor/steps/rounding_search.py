@@ -41,7 +41,7 @@ def check_way(step: Any) -> None:
 
 def searched(step: Any, view: View) -> Iterator[Group]:
     """The groups of a Quantize step with rounding=auto."""
-    decide = deciding(view, step.max_drop, step.name)
+    decide = deciding(view.task, view.model(), step.max_drop, step.name)
     shown = replace(view, maybe_task=decide.rest, statistics={})
     drops: dict[str, Drop] = {}
     for number, word in enumerate(WAYS, 1):
