@@ -49,10 +49,19 @@ def adaround(rows: Rows, grid: OnGrid, *, damp: float) -> OnGrid:
     """Codes on the same grid, each the one below or above its weight. `damp`: fraction of the mean second
     moment added to each, for inputs that the data did not show."""
     below, above = beside(rows, grid)
+    up = learned(rows, grid, below, above, damp=damp)
+    starts = torch.where(up, above, below), gptq(rows, grid).codes.clamp(below, above)
+    one, other = (descent(rows, replace(grid, codes=codes), (below, above)) for codes in starts)
+    wins = rows.cost(other.decode()) < rows.cost(one.decode())
+    return replace(one, codes=torch.where(wins[..., None], other.codes, one.codes))
+
+
+def learned(rows: Rows, grid: OnGrid, below: Tensor, above: Tensor, *, damp: float) -> Tensor:
+    """Where the code above is taken, bool [G, O, I]."""
     exact = rows.w / grid.step + grid.shift
     ratio = grid.step / grid.step.amax(-1, keepdim=True).clamp_min(LEAST)  # of a row's steps, with groups
     size = rows.moment.diagonal(dim1=1, dim2=2).mean(1)[:, None, None].clamp_min(LEAST)
-    moment = (rows.moment / size).float() + damp * torch.eye(rows.moment.shape[1])
+    moment = (rows.moment / size).float() + damp * torch.eye(rows.moment.shape[1], dtype=torch.float32)
     start = (exact - below).clamp(EDGE, 1 - EDGE)
     v = ((start - GAMMA) / (ZETA - start)).log()
     adam = torch.optim.Adam([v], lr=RATE)
@@ -69,8 +78,4 @@ def adaround(rows: Rows, grid: OnGrid, *, damp: float) -> OnGrid:
         free = (h > 0) & (h < 1)
         v.grad = slope * free * sigmoid * (1 - sigmoid) * (ZETA - GAMMA)
         adam.step()
-    learned = torch.where(v >= 0, above, below)
-    pushed = gptq(rows, grid).codes.clamp(below, above)
-    one, other = (descent(rows, replace(grid, codes=codes), (below, above)) for codes in (learned, pushed))
-    wins = rows.cost(other.decode()) < rows.cost(one.decode())
-    return replace(one, codes=torch.where(wins[..., None], other.codes, one.codes))
+    return v >= 0
