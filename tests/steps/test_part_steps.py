@@ -9,6 +9,9 @@ from detector import Detector, batches, detector, task
 from torch import Tensor
 
 import tersor
+from tersor.candidates.candidate import candidate
+from tersor.candidates.export import export
+from tersor.candidates.timed import timed
 from tersor.core.proof import proved
 from tersor.core.state import start
 from tersor.forms import Dense
@@ -263,3 +266,20 @@ def test_a_file_loads_into_the_users_factory_and_resumes(tmp_path: Path) -> None
     assert resumed.digest == small.digest
     with pytest.raises(tersor.JournalError, match="code"):
         tersor.run(net, steps, task("head"), journal=tmp_path / "journal", resume=True)
+
+
+def test_the_command_export_writes_one_part_and_refuses_several(tmp_path: Path) -> None:
+    of = candidate("base", detector())
+    facts = export(of, tmp_path / "part.onnx", task())
+    assert facts["part"] == "backbone"
+    assert "the part backbone alone" in facts["text"]
+    with pytest.raises(tersor.RefusedError, match="names 2 parts, backbone, head, and a file holds one"):
+        export(of, tmp_path / "two.onnx", task(("backbone", "head")))
+    assert not (tmp_path / "two.onnx").exists()
+
+
+def test_compared_times_are_those_of_the_part() -> None:
+    of = candidate("base", detector())
+    facts = timed(of, of, task())
+    assert facts["parts"] == ["backbone"]
+    assert 0 < facts["before"][0] < 1000
