@@ -37,6 +37,7 @@ BENCHES = {
     "slim_compose": True,
     "slim_minilm": True,
     "fold": True,
+    "shorten": True,
     "integers": True,
     "integers_low": True,
     "integers_slim": True,

@@ -54,11 +54,13 @@ for turn in itertools.count():
 
 
 def fuzzed(files: int, seed: int, keep: Path, script: str | None) -> tuple[str, bool]:
-    """(what became of mutated files, whether any was a finding)."""
-    counts, found = fuzz.run(files, seed, keep, say=lambda _: None, script=script)
+    """(what became of mutated files, whether any was a finding). A file whose outcome is not known, since the
+    worker died later in its batch, counts as a fault."""
+    counts, _ = fuzz.run(files, seed, keep, say=lambda _: None, script=script)
     read = sum(n for word, n in counts.items() if word.endswith(" read"))
     refused = sum(n for word, n in counts.items() if word.endswith(" refused"))
-    return f"{files:,} tried: {refused:,} refused, {read:,} read, {len(found)} faults", bool(found)
+    faults = files - refused - read
+    return f"{files:,} tried: {refused:,} refused, {read:,} read, {faults:,} faults", faults > 0
 
 
 def killed(count: int, folder: Path) -> tuple[str, bool]:

@@ -324,6 +324,9 @@ def run(
                 found.append(f"file {number} (exit {done.returncode}): {done.stderr.strip()[-1500:]}")
                 say(found[-1])
                 counts["found"] += 1
+                counts["lost"] += (
+                    number - first
+                )  # checked before it in this batch; the worker printed nothing
                 first = number + 1
             say(f"{first:,} files: {dict(sorted(counts.items()))}")
     return counts, found

@@ -107,8 +107,8 @@ def written(
     write_text(out / LOCK, dump(lock(result)))
     write_text(out / REPORT, to_json(facts) + "\n")
     if export:
-        *_, note = run(result, Export(), task, out=out).ledger.notes("written")
-        facts["export"] = {"text": note.text, **note.data}
+        notes = [*run(result, Export(), task, out=out).ledger.notes("written", first=-1)]
+        facts["export"] = {**notes[-1].data, "text": "; ".join(note.text for note in notes)}
         write_text(out / REPORT, to_json(facts) + "\n")
     return facts
 

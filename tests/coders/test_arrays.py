@@ -1,16 +1,18 @@
 """Arrays in parts: the same bytes as in one part, for parts of any size, without reading more than a part."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tersor.coders import arrays, decode, encode, pieces
+from tersor.coders import arrays, decode, encode, pieces, static
 from tersor.coders.arrays import SymbolQueue, decode_array, decode_slices, encode_array
 from tersor.coders.choice import decode_parts
 from tersor.coders.pages import LARGE, pages
 from tersor.coders.pieces import LARGEST, UNIT, count_units, on_all_cores
-from tersor.coders.plan import Output
+from tersor.coders.plan import Output, Plan
 from tersor.errors import FormatError
 
 KINDS = [(1, False), (2, False), (4, False), (8, False), (2, True), (4, True), (8, True)]
@@ -153,3 +155,55 @@ def test_pages_can_be_written(nbytes: int) -> None:
     array = pages(nbytes)
     array[:] = 7
     assert (array.dtype, array.shape, int(array.sum())) == (np.uint8, (nbytes,), 7 * nbytes)
+
+
+def planned(monkeypatch: pytest.MonkeyPatch, w: np.ndarray) -> tuple[int, int]:
+    """(planes that get a table planned, bytes of all streams) of floats with the profile "max"."""
+    tables = 0
+    plain = static.plan_rans
+
+    def counting(counts: np.ndarray, **options: bool) -> Plan | None:
+        nonlocal tables
+        tables += 1
+        return plain(counts, **options)
+
+    monkeypatch.setattr(static, "plan_rans", counting)
+    data = w.view(np.uint8)
+    streams, _ = encode_array(
+        lambda a, b: data[4 * a : 4 * b], len(w), 4, turned=True, coder="max", width=len(w)
+    )
+    return tables, len(streams)
+
+
+@pytest.mark.parametrize("count", [200, 384, 500])
+def test_no_table_is_planned_for_the_mantissas_of_few_floats(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    w = np.random.default_rng(count).standard_normal(count).astype(np.float32)
+    tables, nbytes = planned(monkeypatch, w)
+    assert tables == 1  # of the exponents
+    assert nbytes < 3.75 * count
+
+
+def test_pieces_are_not_sought_where_every_unit_is_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pools of units have no less entropy than the units, so that the stream is raw however it is cut."""
+    drawn = np.random.default_rng(1)
+    noise = drawn.integers(0, 256, 5 * pieces.UNIT).astype(np.uint8)
+    sparse = np.where(np.arange(len(noise)) < 2 * pieces.UNIT, noise & 3, noise).astype(np.uint8)
+    sought = []
+    plain = pieces.piece_sizes
+    monkeypatch.setattr(pieces, "piece_sizes", lambda *given: sought.append(1) or plain(*given))
+    for symbols, finds in ((noise, 0), (sparse, 1)):
+        sought.clear()
+        stream = encode(symbols, "fast")
+        assert len(sought) == finds
+        assert (decode(stream, len(symbols)) == symbols).all()
+    assert len(encode(noise, "fast")) == 1 + len(noise)
+
+
+@given(st.lists(st.lists(st.integers(0, 1 << 20), min_size=3, max_size=3), min_size=1, max_size=5))
+def test_entropies_of_several_histograms(rows: list[list[int]]) -> None:
+    found = static.orders0(np.array(rows))
+    for row, bits in zip(rows, found, strict=True):
+        expected = sum(n * math.log2(sum(row) / n) for n in row if n)
+        assert bits == pytest.approx(expected, rel=1e-9, abs=1e-6)

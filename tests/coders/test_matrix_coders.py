@@ -6,10 +6,10 @@ from coder_cases import predictive_reference, reference
 from hypothesis import given, settings
 from matrix_cases import LONG, SHAPES, TALL, WIDE, Case, cases, mixing_streams, predictive_streams
 
-from tersor.coders import coder_of, decode, encode
-from tersor.coders.mixing import mixing_loops
+from tersor.coders import choice, coder_of, decode, encode
+from tersor.coders.mixing import mixing, mixing_loops
 from tersor.coders.mixing.logistic import STRETCH_MAX, adaptation_rates, logistic_tables
-from tersor.coders.mixing.mixing import SAMPLE
+from tersor.coders.mixing.mixing import SAMPLE, lower_half
 from tersor.coders.predictive import regression_loops
 from tersor.coders.predictive.matrix_model import BLOCK, EIGHTHS
 from tersor.errors import FormatError, SettingError
@@ -178,3 +178,39 @@ def test_pieces_follow_changes_of_the_statistics() -> None:
             reference.decode(stream[:length], len(symbols))
         with pytest.raises(FormatError):
             decode(stream[:length], len(symbols))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_dense_codes_are_mixed_only_if_all_of_them_seem_to_gain(
+    masked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mixing takes 1 us a code. Here it suits the first rows alone, as special tokens of an embedding."""
+    drawn = np.random.default_rng(5)
+    codes = np.rint(drawn.normal(8, 2.5, (400, 384))).clip(0, 15).astype(np.uint8)
+    codes[:90] = codes[np.arange(90) % 3]
+    keep = drawn.random(codes.shape) < 0.9 if masked else None
+    symbols = codes.reshape(-1) if keep is None else codes[keep]
+    tried, sampled = [], []
+    plan, mix = choice.MATRIX_CODERS["mixing"], mixing.write
+    monkeypatch.setitem(
+        choice.MATRIX_CODERS,
+        "mixing",
+        plan._replace(plan=lambda *given: tried.append(1) or plan.plan(*given)),
+    )
+    monkeypatch.setattr(mixing, "write", lambda *given: sampled.append(len(given[0])) or mix(*given))
+    stream = encode(symbols, "max", width=384, keep=keep)
+    assert not tried
+    assert len(sampled) == 2  # the first rows, then the middle ones
+    assert max(sampled) < choice.MIXING_COUNT + 384  # whole rows
+    assert (decode(stream, len(symbols), width=384, keep=keep) == symbols).all()
+
+
+def test_the_lower_half_of_a_matrix() -> None:
+    codes = np.arange(15, dtype=np.uint8)
+    keep = np.arange(15).reshape(5, 3) % 2 == 0
+    assert lower_half(codes, 3, None)[0].tolist() == list(range(6, 15))
+    values, width, kept = lower_half(codes[keep.reshape(-1)], 3, keep)
+    assert (values.tolist(), width) == ([6, 8, 10, 12, 14], 3)
+    assert kept is not None
+    assert kept.tolist() == keep.reshape(-1)[6:].tolist()
+    assert len(lower_half(codes, 15, None)[0]) == 15  # one row has no halves

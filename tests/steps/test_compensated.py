@@ -1,4 +1,4 @@
-"""Quantize with rounding=gptq: outputs, biases, structure that stays, and what is named."""
+"""Quantize with rounding=gptq and adaround: outputs, biases, structure that stays, and what is named."""
 
 import copy
 from typing import Any
@@ -47,6 +47,8 @@ def seeded(make: Any, seed: int) -> nn.Module:
     return make()
 
 
+ROUNDINGS = pytest.mark.parametrize("rounding", ["gptq", "adaround"])
+
 LAYERS: dict[str, tuple[Any, tuple[int, ...]]] = {
     "linear": (lambda: nn.Linear(7, 5), (40, 7)),
     "no bias": (lambda: nn.Linear(7, 5, bias=False), (40, 7)),
@@ -57,11 +59,12 @@ LAYERS: dict[str, tuple[Any, tuple[int, ...]]] = {
 }
 
 
+@ROUNDINGS
 @pytest.mark.parametrize("name", LAYERS)
 @settings(max_examples=8)
 @given(st.integers(2, 5), st.sampled_from(["tensor", "channel", "group"]), st.booleans(), st.integers(0, 99))
-def test_outputs_are_never_further_off_than_with_nearest(
-    name: str, bits: int, per: str, symmetric: bool, seed: int
+def test_outputs_are_never_further_off_than_with_nearest(  # noqa: PLR0917  pytest and hypothesis fill them
+    name: str, rounding: str, bits: int, per: str, symmetric: bool, seed: int
 ) -> None:
     """On the calibration data, in the layer's own outputs."""
     make, shape = LAYERS[name]
@@ -69,17 +72,18 @@ def test_outputs_are_never_further_off_than_with_nearest(
     more: dict[str, Any] = {"per": per, "symmetric": symmetric} | ({"group": 4} if per == "group" else {})
     errors = [
         float(error(run(net, Quantize(bits=bits, rounding=r, **more), task_of(x)), net, x).square().mean())
-        for r in ("nearest", "gptq")
+        for r in ("nearest", rounding)
     ]
     assert errors[1] <= errors[0] * (1 + 1e-4)
 
 
+@ROUNDINGS
 @pytest.mark.parametrize("name", [name for name in LAYERS if name not in ("no bias", "grouped")])
-def test_the_mean_error_of_each_output_is_zero(name: str) -> None:
+def test_the_mean_error_of_each_output_is_zero(name: str, rounding: str) -> None:
     make, shape = LAYERS[name]
     net, x = nn.Sequential(seeded(make, 1)), draw(*shape)
     plain, made = (
-        error(run(net, Quantize(bits=2, rounding=r), task_of(x)), net, x) for r in ("nearest", "gptq")
+        error(run(net, Quantize(bits=2, rounding=r), task_of(x)), net, x) for r in ("nearest", rounding)
     )
     assert plain.mean(0).abs().max() > 1e-2
     assert made.mean(0).abs().max() < 1e-5
@@ -107,7 +111,8 @@ def net_of_many() -> nn.Sequential:
     )  # fmt: skip
 
 
-def test_a_layer_corrects_what_the_layers_before_it_got_wrong() -> None:
+@ROUNDINGS
+def test_a_layer_corrects_what_the_layers_before_it_got_wrong(rounding: str) -> None:
     """The error of the whole is far below that of rounding to nearest, and below rounding each layer for the
     inputs that it had before: what the last layer alone still has to round."""
     torch.manual_seed(0)
@@ -115,23 +120,24 @@ def test_a_layer_corrects_what_the_layers_before_it_got_wrong() -> None:
     x = draw(400, 16)
     plain, whole = (
         float(error(run(net, Quantize(bits=3, rounding=r), task_of(x)), net, x).square().mean())
-        for r in ("nearest", "gptq")
+        for r in ("nearest", rounding)
     )
     assert whole < 0.25 * plain
     apart = copy.deepcopy(net)
     for k in (0, 2, 4):  # each for the inputs that it has in the float model
-        forms = run(net, Quantize(bits=3, rounding="gptq", where=f"{k}.weight"), task_of(x)).forms
+        forms = run(net, Quantize(bits=3, rounding=rounding, where=f"{k}.weight"), task_of(x)).forms
         apart.load_state_dict({n: forms[n].decode() for n in (f"{k}.weight", f"{k}.bias")}, strict=False)
     with torch.no_grad():
         each = float((apart(x) - net(x)).square().mean())
     assert whole < 0.8 * each
 
 
+@ROUNDINGS
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_zeros_of_a_mask_stay_zeros(symmetric: bool) -> None:
+def test_zeros_of_a_mask_stay_zeros(symmetric: bool, rounding: str) -> None:
     net, x = net_of_many(), draw(32, 3, 8, 8)
     pruned = run(net, Prune(keep=0.4), task_of(x))
-    made = run(pruned, Quantize(bits=3, rounding="gptq", symmetric=symmetric), task_of(x))
+    made = run(pruned, Quantize(bits=3, rounding=rounding, symmetric=symmetric), task_of(x))
     for name, site in made.sites.items():
         if site.is_weight:
             assert (made.forms[name].decode()[pruned.forms[name].decode() == 0] == 0).all()
@@ -224,7 +230,8 @@ def test_linear_layers_of_ones_own_are_rounded_for_the_inputs_that_they_had() ->
     assert errors[1] < 0.7 * errors[0]
 
 
-def test_integers_of_activations_follow_the_rounded_weights() -> None:
+@ROUNDINGS
+def test_integers_of_activations_follow_the_rounded_weights(rounding: str) -> None:
     """The weights are those of integer kernels; biases, corrected first, are multiples of their unit."""
     torch.manual_seed(0)
     net = nn.Sequential(
@@ -234,7 +241,7 @@ def test_integers_of_activations_follow_the_rounded_weights() -> None:
     x = draw(64, 3, 8, 8)
     plain, made = (
         run(net, [Fold(), Quantize(bits=3, activations=8, rounding=r)], task_of(x))
-        for r in ("nearest", "gptq")
+        for r in ("nearest", rounding)
     )
     errors = [float(error(each, net, x).square().mean()) for each in (plain, made)]
     assert errors[1] < 0.3 * errors[0]
@@ -250,10 +257,11 @@ def test_integers_of_activations_follow_the_rounded_weights() -> None:
     assert notes(made, "integers")
 
 
-def test_two_runs_are_equal_and_the_given_model_stays_as_it_was() -> None:
+@ROUNDINGS
+def test_two_runs_are_equal_and_the_given_model_stays_as_it_was(rounding: str) -> None:
     net, x = net_of_many(), draw(32, 3, 8, 8)
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    one, two = (run(net, Quantize(bits=3, rounding="gptq"), task_of(x)) for _ in range(2))
+    one, two = (run(net, Quantize(bits=3, rounding=rounding), task_of(x)) for _ in range(2))
     assert one.digest == two.digest
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert not any(module._forward_hooks for module in net.modules())
@@ -283,7 +291,7 @@ def test_without_data_pack_names_the_other_way() -> None:
         assert not better(step)
 
 
-@pytest.mark.parametrize("rounding", ["nearest", "gptq"])
+@pytest.mark.parametrize("rounding", ["nearest", "gptq", "adaround"])
 def test_weights_that_are_integers_already_are_neither_rounded_nor_advised(rounding: str) -> None:
     net, x = nn.Sequential(nn.Linear(7, 5), nn.ReLU(), nn.Linear(5, 3)), draw(40, 7)
     before = run(net, Quantize(bits=3, rounding="gptq"), task_of(x))
@@ -291,7 +299,11 @@ def test_weights_that_are_integers_already_are_neither_rounded_nor_advised(round
     for name in ("0.weight", "2.weight"):
         assert torch.equal(result.forms[name].codes.decode(), before.forms[name].codes.decode())
     assert not notes(result, "advice")
-    text = {"nearest": [], "gptq": ["0 weights compensated"]}[rounding]
+    text = {
+        "nearest": [],
+        "gptq": ["0 weights compensated"],
+        "adaround": ["0 weights rounded up or down as learned"],
+    }[rounding]
     assert [note.text for note in notes(result, "compensated")[1:]] == text
 
 
@@ -317,3 +329,41 @@ def test_few_samples_are_said() -> None:
     (much,) = notes(run(net, step, task_of(draw(64, 24))), "compensated")
     assert not much.data["few"]
     assert "few samples" not in much.text
+
+
+def test_adaround_takes_a_level_beside_each_weight_of_the_first_layer() -> None:
+    """A first layer is not refitted, so its weights are those given."""
+    net, x = seeded(lambda: nn.Sequential(nn.Linear(40, 12)), 1), draw(400, 40)
+    step = Quantize(bits=4, rounding="adaround", range="minmax")
+    made = run(net, step, task_of(x)).forms["0.weight"]
+    steps = (made.decode() - net[0].weight.detach()).abs() / made.scale.decode()
+    assert steps.max() <= 1 + 1e-4
+    assert (steps > 0.51).float().mean() > 0.1, "many are not rounded to the nearest"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_adaround_keeps_dtypes_frozen_biases_and_a_shared_weight_at_the_nearest(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)).to(dtype)
+    net[2].weight = net[0].weight
+    net[4].bias.requires_grad_(False)
+    x = draw(64, 8).to(dtype)
+    result = run(net, Quantize(bits=3, rounding="adaround"), task_of(x))
+    (note,) = notes(result, "compensated")
+    assert note.data["nearest"] == {"0.weight": "several layers share it"}
+    assert list(note.data["decibels"]) == ["4.weight"]
+    assert note.text.startswith("1 weight rounded up or down as learned, error of outputs ")
+    assert torch.equal(result.forms["4.bias"].decode(), net[4].bias)
+    assert {parameter.dtype for parameter in result.model().parameters()} == {dtype}
+
+
+def test_rows_that_keep_the_nearest_are_said() -> None:
+    """Inputs without correlation leave nothing to learn; then all outputs are those of the nearest."""
+    net = seeded(lambda: nn.Sequential(nn.Linear(6, 4, bias=False)), 1)
+    step = Quantize(bits=4, rounding="adaround", range="minmax")
+    result = run(net, step, task_of(torch.eye(6).repeat(4, 1)))
+    (note,) = notes(result, "compensated")
+    assert note.data["kept"] == {"0.weight": 4}
+    assert "outputs for which nothing better than the nearest was found: 4 of 0.weight" in note.text
+    plain = run(net, Quantize(bits=4, range="minmax"), task_of(torch.eye(6)))
+    assert torch.equal(result.forms["0.weight"].decode(), plain.forms["0.weight"].decode())

@@ -45,6 +45,7 @@ NOT_HERE = {
 BOTH: dict[tuple[str, str], dict[str, Any]] = {
     ("quantize", "low"): {"low": -0.3, "high": 0.2},
     ("quantize", "high"): {"high": 0.1},
+    ("quantize", "max_drop"): {"allowed": "2,4"},
     ("cluster", "weight_decay"): {"where": "head.weight"},
     **{("penalize", key): {"epochs": 8.0} for key in ("nbytes", "bits")},
 }
@@ -123,7 +124,7 @@ REFUSED = {
     "quantize rounding=gptq epochs=2": "rounding='gptq' has no effect if epochs=2.0. It needs epochs=0",
     "quantize rounding=gptq scheme=log": "rounding='gptq' has no effect if scheme='log'",
     "quantize rounding=best": "rounding='best'",
-    "quantize range=output": "the error of outputs is known to rounding=gptq alone",
+    "quantize range=output": "the error of outputs is known to rounding=gptq and adaround alone",
     "quantize rounding=gptq damp=2": "damp=2.0, but it is a share: 0 < damp <= 1",
     "quantize range=fixed": "range=fixed with low=None and high=None, but low <= 0 <= high",
     "quantize range=fixed high=1 low=-1": "low=-1.0 has no effect if symmetric=True. It needs symm",

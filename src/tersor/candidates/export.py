@@ -54,6 +54,11 @@ def export(
             "both --task and --shape are given. Give one" if shapes else "an example input is needed. Give"
         )
         raise SettingError(f"export: {given}: --task TASK, or --shape 1x3x224x224 for each input")
+    if task is not None and len(task.parts) > 1:
+        raise RefusedError(
+            f"export: the task names {len(task.parts)} parts, {', '.join(task.parts)}, and a file holds one. "
+            f"Give a task that names one, part={task.parts[0]!r}, for each file"
+        )
     path = output(path, inputs)
     found = write(of.state, task or shaped(of, shapes), path, check, observer)
     made = {"name": str(path), "runtime": to, "nbytes": found.pop("nbytes")}

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from tersor.candidates.candidate import Candidate
 from tersor.candidates.export import write
+from tersor.core.view import View
 from tersor.errors import RefusedError, SettingError
 from tersor.measure.latency import interleave, ratio
 from tersor.model.example import example_inputs
@@ -40,17 +41,23 @@ def timed(
     high], noisy. RefusedError for a candidate that cannot be exported or does not take the batch."""
     observer = observer or Observer()
     step, writer = Export(to=runtime, dynamic_batch=False), runtime_named(runtime)
+    # Of a part that the task names, that is timed.
+    parts = {
+        word: View(of.state, task, "compare", "0", 0, observer).part
+        for word, of in (("a", a), ("b", b)) if of.state is not None
+    }  # fmt: skip
     # A file's module has no signature to bind inputs by name with.
-    shown = next((item for item in (a, b) if item.state is not None), a)
-    inputs = sized(example_inputs(task, shown.module), batch)
+    shown = next(iter(parts.values()), None)
+    given = example_inputs(task, a.module) if shown is None else example_inputs(shown.task, shown.plain())
+    inputs = sized(given, batch)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         runs: dict[str, Callable[[], object]] = {}
         for word, of in (("a", a), ("b", b)):
             path = of.path
-            if of.state is not None:
+            if word in parts:
                 path = folder / f"{word}.onnx"
-                write(of.state, replace(task, example=inputs), path, step)
+                write(parts[word].state, replace(parts[word].task, example=inputs), path, step)
             for name in (word, AGAIN) if word == "a" else (word,):
                 runs[name] = call(writer.open(path, threads=threads), inputs)
                 tried(of, runs[name])
@@ -59,8 +66,10 @@ def timed(
         )
     again = ratio(timings["a"], timings[AGAIN])
     times = {word: [t.median_ms, t.low, t.high] for word, t in timings.items()}
+    part = {"parts": list(task.parts)} if task.parts else {}
     return {
-        "runtime": runtime, "batch": batch, "threads": threads, "before": times["a"], "after": times["b"],
+        **part, "runtime": runtime, "batch": batch, "threads": threads,
+        "before": times["a"], "after": times["b"],
         "ratio": list(ratio(timings["a"], timings["b"])), "again": list(again),
         "noisy": not again.low <= 1 <= again.high,
     }  # fmt: skip

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from tersor.coders.bytes.plain import RAW, plan_constant, write_raw
-from tersor.coders.mixing.mixing import MIXING, plan_mixing, read_mixing, sample
+from tersor.coders.bytes.plain import RAW, plan_constant, plan_raw, write_raw
+from tersor.coders.mixing.mixing import MIXING, lower_half, plan_mixing, read_mixing, sample, usual_mixing
 from tersor.coders.pieces import PIECES, count_units, each_piece, plan_pieces, read_pieces, write_pieces
 from tersor.coders.plan import ID_BITS, Coder, MatrixCoder, Output, Plan, Symbols, longest_stream
 from tersor.coders.predictive.predictive import PREDICTIVE, plan_predictive, read_predictive
@@ -35,7 +35,7 @@ EMPTY = bytes([RAW])
 DENSE = 2  # bits a symbol: streams above this count as dense
 SHORTEST = 12  # bytes: a coder with a header cannot shorten such a stream
 WORTH = 20  # on dense codes mixing must save 1 / WORTH of the bytes
-NEAR = 0.97  # and 3 % on a sample, where adaptation costs relatively more
+NEAR = 0.975  # and 2.5 % on samples, where adaptation costs relatively more, and only one option is tried
 MIXING_BITS, MIXING_COUNT = 4.5, 1 << 15  # bits a symbol, symbols: above both, mixing gains too little
 
 
@@ -116,6 +116,8 @@ def by_profile(
         pass  # pieces are hardly ever longer than one static stream
     elif profile == "fast" and is_noise(counts):
         write_raw(out, symbols)
+    elif floats and is_noise(counts, floats=True):
+        out.append(plan_raw(counts).write(symbols[:]))
     else:
         out.append(fewest(symbols[:], counts, 8.0 if profile == "max" else NOISE, floats=plain))
     if len(out) - start <= SHORTEST:
@@ -143,14 +145,20 @@ def promising(name: str, nbytes: int, counts: np.ndarray, floats: bool) -> bool:
 
 
 def mixes_well(symbols: np.ndarray, width: int, keep: np.ndarray | None, others: float) -> bool:
-    """Whether mixing beats the other coders on a sample.
+    """Whether mixing beats the other coders on two samples, of the first rows and of rows in the middle: the
+    first rows of an embedding are often special tokens, unlike the others.
 
-    `others`: bits of the best other stream, as a fraction of its order-0 bits. Mixing on the sample is
+    `others`: bits of the best other stream, as a fraction of its order-0 bits. Mixing on a sample is
     measured in the same way.
     """
-    part, part_width, part_keep = sample(symbols, width, keep, MIXING_COUNT)
-    bits = 8 * len(plan_mixing(part, part_width, part_keep))
-    return bits < NEAR * others * order0(histogram(part))
+    for rows in ((symbols, width, keep), lower_half(symbols, width, keep)):
+        part, part_width, part_keep = sample(*rows, MIXING_COUNT)
+        if not len(part):  # the mask keeps nothing there
+            continue
+        bits = 8 * len(usual_mixing(part, part_width, part_keep))
+        if bits >= NEAR * others * order0(histogram(part)):
+            return False
+    return True
 
 
 def mismatch_in(count: int, width: int, keep: np.ndarray | None) -> str:

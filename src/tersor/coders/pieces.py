@@ -21,7 +21,7 @@ from tersor.coders.alphabet import SYMBOLS
 from tersor.coders.bit_strings import BitReader, BitWriter
 from tersor.coders.bytes.plain import RAW
 from tersor.coders.plan import Output, Symbols, first_byte, longest_stream
-from tersor.coders.static import NOISE, fewest, histogram, is_noise, order0, read_static
+from tersor.coders.static import NOISE, fewest, histogram, is_noise, order0, orders0, read_static
 from tersor.errors import FormatError
 from tersor.threads import threads
 
@@ -32,6 +32,7 @@ UNIT = 1 << 15  # symbols: every piece but the last is a whole number of units
 LARGEST = 32  # units of a piece, at most
 TABLE = 2000.0  # bits that another table must save: it takes 600 bits, and time to decode
 ORDER = 15  # of the exp-Golomb code of a stream's bytes
+MANY = 1 << 10  # units whose entropies are computed at a time
 PARALLEL = 1 << 18  # symbols: below, starting threads costs more than it saves
 
 
@@ -50,7 +51,10 @@ def write_pieces(out: Output, symbols: Symbols, counts: np.ndarray, *, floats: b
     """
     if len(symbols) < 2 * UNIT:
         return False
-    sizes = piece_sizes(symbols, counts)
+    costs = np.concatenate([orders0(counts[at : at + MANY]) for at in range(0, len(counts), MANY)])
+    if (costs >= NOISE * counts.sum(-1)).all():
+        return False  # a pool of units has at least the mean of their entropies
+    sizes = piece_sizes(symbols, counts, costs)
     if len(sizes) < 2:
         return False
     ends = np.cumsum([0, *sizes]).tolist()
@@ -96,19 +100,19 @@ def count_units(symbols: Symbols) -> np.ndarray:
     return counts
 
 
-def piece_sizes(symbols: Symbols, counts: np.ndarray) -> list[int]:
-    """Number of units of each piece: neighbors are merged as long as that costs less than a table."""
-    counts = counts[: len(symbols) // UNIT]  # whole units only
-    sizes, pools, costs = [1], [counts[0]], [order0(counts[0])]
-    for row in counts[1:]:
-        own, both = order0(row), pools[-1] + row
+def piece_sizes(symbols: Symbols, counts: np.ndarray, costs: np.ndarray) -> list[int]:
+    """Number of units of each piece: neighbors are merged as long as that costs less than a table. `counts`
+    [U, 256] and `costs` [U] in bits: of each unit."""
+    whole = len(symbols) // UNIT  # whole units only
+    sizes, pool, cost = [1], counts[0], float(costs[0])
+    for row, own in zip(counts[1:whole], costs[1:whole].tolist(), strict=True):
+        both = pool + row
         merged = order0(both)
-        if merged <= costs[-1] + own + TABLE and sizes[-1] < LARGEST:
-            sizes[-1], pools[-1], costs[-1] = sizes[-1] + 1, both, merged
+        if merged <= cost + own + TABLE and sizes[-1] < LARGEST:
+            sizes[-1], pool, cost = sizes[-1] + 1, both, merged
         else:
             sizes.append(1)
-            pools.append(row)
-            costs.append(own)
+            pool, cost = row, own
     sizes[-1] += len(symbols) % UNIT > 0  # a short last unit belongs to the last piece
     return sizes
 

@@ -55,8 +55,13 @@ def is_noise(counts: np.ndarray, noise: float = NOISE, *, floats: bool = False) 
 
 def order0(counts: np.ndarray) -> float:
     """N * H(counts) in bits."""
-    n = counts[counts > 0]
-    return float((n * np.log2(n.sum() / n)).sum())
+    return float(orders0(counts))
+
+
+def orders0(counts: np.ndarray) -> np.ndarray:
+    """The same for each histogram, [..., K] -> [...]."""
+    count = np.maximum(counts.sum(-1, keepdims=True), 1)
+    return (counts * np.log2(count / np.maximum(counts, 1))).sum(-1)
 
 
 def read_static(stream: memoryview, out: np.ndarray) -> None:

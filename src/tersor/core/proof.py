@@ -8,7 +8,8 @@ runs     after(x) runs, and returns tensors of the shapes and dtypes of before(x
 Zeros are put where cut units are read, not where they are made: a batch norm turns a zero channel into a
 constant. Outputs are compared in float64 if the module runs in it, so that only an error can make them
 differ, and once in its own precision. A second proof uses weights moved at random: a unit that is dead on
-these batches would hide a wrong pairing.
+these batches would hide a wrong pairing. If all that changes is inside of a part that the task names, the
+part's outputs are compared; the whole model then has to run.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+import torch
 from torch import nn
 
 from tersor.core.apply import apply
@@ -23,14 +25,37 @@ from tersor.core.state import State
 from tersor.errors import RefusedError, SiteError
 from tersor.forms import Dense
 from tersor.model.channels.counted_run import CountedRun
-from tersor.model.output_comparison import Verdict, judged, shaken, zero
+from tersor.model.output_comparison import Verdict, judged, once, shaken, zero
+from tersor.model.part import part_of
 from tersor.model.task import MISFIT, Task
 from tersor.model.zeroed_edges import with_zeros
-from tersor.record.events import Cut, Group, Note, Set
+from tersor.record.events import Cut, Edit, Group, Note, Set
 
 
 def proved(before: State, group: Group, task: Task | None, who: str) -> tuple[bool, Note]:
     """(whether the group is accepted, a note on it)."""
+    if before.given is None or task is None or not task.parts or not all(map(task.in_part, places(group))):
+        return compared(before, group, task, who)
+    given, its = part_of(before.given, task, before.plain)
+    accepted, note = compared(replace(before, given=given), group, its, who)
+    try:
+        if accepted:
+            with torch.no_grad():
+                once(task, apply(before, group, who)[0].plain().eval(), task.shown)
+    except (*MISFIT, RefusedError, SiteError) as error:
+        why = f"not kept: the part runs, and the whole model does not: {type(error).__name__}: {error}"
+        return False, Note("", "refused", f"{group.key}: {why}")
+    return accepted, note
+
+
+def places(group: Group) -> list[str]:
+    """What its events change: weights, edges and modules."""
+    changes = [event for event in group.events if not isinstance(event, Note)]
+    return [each.site if isinstance(each, (Edit, Cut)) else each.module for each in changes]
+
+
+def compared(before: State, group: Group, task: Task | None, who: str) -> tuple[bool, Note]:
+    """`proved`, on the outputs of the state's module."""
     kind, why, data = "refused", "", {}
     try:
         if before.given is None or task is None:

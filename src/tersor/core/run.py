@@ -30,6 +30,7 @@ from tersor.errors import RefusedError
 from tersor.model.code import fingerprints
 from tersor.model.given_masks import HELD, NONE, with_masks
 from tersor.model.grid_order import refuse_order
+from tersor.model.part import check_parts, naming_parts
 from tersor.model.task import Task
 from tersor.record.events import Edit, Event, Group, Note
 from tersor.record.journal import Journal
@@ -57,7 +58,8 @@ def run(
     if recipe.base is not None and recipe.base != state.digest:
         raise RefusedError(f"recipe: the lock is for base {recipe.base}, this model is {state.digest}")
     if task is not None and state.given is not None:
-        task.check(state.plain(), reduce(or_, (step.needs for step in recipe.steps)))
+        task.check(whole := state.plain(), reduce(or_, (step.needs for step in recipe.steps)))
+        check_parts(whole, task)
     begin(name for step in recipe.steps for name in getattr(step, "loops", ()))
     with ExitStack() as stack:
         kept = None
@@ -122,12 +124,15 @@ class Executor:
             for note in line.group().events:
                 if isinstance(note, Note) and note.kind in REFUSED:
                     view.refused[line.key] = note.text
-        for group in step.run(view):
-            if group.key in seen or group.key in ("", AGAIN, CAME, LEFT):
-                raise RefusedError(f"{step.name}: the key {group.key!r} is taken; a resume needs unique keys")
-            seen.add(group.key)
-            if group.key not in done and (why := self.put(number, step.name, group)):
-                view.refused[group.key] = why
+        with naming_parts(begin.plain, self.task):
+            for group in step.run(view):
+                if group.key in seen or group.key in ("", AGAIN, CAME, LEFT):
+                    raise RefusedError(
+                        f"{step.name}: the key {group.key!r} is taken; a resume needs unique keys"
+                    )
+                seen.add(group.key)
+                if group.key not in done and (why := self.put(number, step.name, group)):
+                    view.refused[group.key] = why
         del view
         sites, ledger = self.state.sites, self.state.ledger
         for own in (skipped_sites(step, sites, ledger, at, self.done), self.coded_again(begin)):
@@ -202,7 +207,7 @@ class Executor:
                 folder = self.journal.folder / f"trial-{path}"
                 kept = stack.enter_context(Journal(folder, prints, resume=True, writes=self.journal.writes))
             executor = Executor(
-                view.state, recipe, self.task, out=self.out, journal=kept, view=self.view_type,
+                view.state, recipe, view.maybe_task, out=self.out, journal=kept, view=self.view_type,
                 prove=self.prove, path=f"{path}.", statistics=view.statistics,
             )  # fmt: skip
             result = executor.run()

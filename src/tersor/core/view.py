@@ -10,6 +10,7 @@ import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,6 +25,7 @@ from tersor.model.deployed import deployed
 from tersor.model.frozen import Frozen, frozen_in
 from tersor.model.module_writer import write_module
 from tersor.model.output_comparison import once
+from tersor.model.part import part_of
 from tersor.model.simulate import with_grids
 from tersor.model.sites import Site, select
 from tersor.model.stats import grams, has_gram
@@ -108,6 +110,16 @@ class View:
             )
         return self.maybe_task
 
+    @cached_property
+    def part(self) -> Self:
+        """The view of the part that the task names: its model runs that alone, and its task's batches are the
+        part's inputs. This view if there is none. For what traces and exports; training is of the whole."""
+        if self.state.given is None or self.maybe_task is None or not self.maybe_task.parts:
+            return self
+        given, task = part_of(self.state.given, self.maybe_task, self.plain)
+        grids = {edge: grid for edge, grid in self.state.grids.items() if self.task.in_part(edge)}
+        return replace(self, state=replace(self.state, given=given, grids=grids), maybe_task=task)
+
     def model(self, forms: Mapping[str, Form] | None = None) -> nn.Module:
         """The current model with the grids on its edges. `forms` replaces the forms of some sites."""
         return with_grids(self.plain(forms), self.state.grids)
@@ -121,7 +133,8 @@ class View:
 
     def deployed(self, weights: str = "packed") -> nn.Module:
         """The current model as a runtime gets it: with grids, and weights as codes. See model/deployed.py."""
-        forms = {name: form for name, form in self.forms.items() if self.sites[name].is_weight}
+        inside = (lambda _: True) if self.maybe_task is None else self.maybe_task.in_part
+        forms = {n: form for n, form in self.forms.items() if self.sites[n].is_weight and inside(n)}
         return deployed(self.plain(), self.state.grids, forms, weights)
 
     def base(self) -> nn.Module:
@@ -204,10 +217,10 @@ class View:
         return moved, facts
 
     def trial(self, steps: Iterable[Any], key: str = "") -> tuple[dict[str, Any], State]:
-        """Run steps as a trial, from this view's state: (facts, the new state). Facts are the data of the
-        notes about the whole model, by kind, and "nbytes". If the run has a journal, the trial has one too.
-        It shares this state's statistics, and has no effect on the run until the step yields its results.
-        `key`: as in train."""
+        """Run steps as a trial, with this view's state and task: (facts, the new state). Facts are the data
+        of the notes about the whole model, by kind, and "nbytes". If the run has a journal, the trial has one
+        too. It shares this state's statistics, and has no effect on the run until the step yields its
+        results. `key`: as in train."""
         if self.run_trial is None:
             raise RefusedError(f"{self.step_name}: no trials can be run here")
         self._trials += 1

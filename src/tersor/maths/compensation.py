@@ -166,17 +166,19 @@ def gptq(rows: Rows, grid: OnGrid) -> OnGrid:
     return replace(grid, codes=torch.empty_like(codes).scatter_(-1, at, codes))
 
 
-def descent(rows: Rows, grid: OnGrid) -> OnGrid:
-    """Codes on the same grid, each moved to the best one given all others. The cost does not grow."""
+def descent(rows: Rows, grid: OnGrid, ends: tuple[Tensor, Tensor] | None = None) -> OnGrid:
+    """Codes on the same grid, each moved to the best one given all others, within `ends` [G, O, I] (default:
+    those of the grid). The cost does not grow."""
     moment = (rows.moment / rows.moment.amax().clamp_min(LEAST)).float()
     weight = moment.diagonal(dim1=1, dim2=2)[:, None]  # [G, 1, I]
-    codes, step, shift, (low, high) = grid.codes.clone(), grid.step, grid.shift, grid.ends
+    codes, step, shift = grid.codes.clone(), grid.step, grid.shift
+    low, high = ends or (codes.new_tensor(end).expand_as(codes) for end in grid.ends)
     slope = (grid.decode() - rows.w) @ moment  # [G, O, I], half the gradient
     for _ in range(PASSES):
         moved = False
         for k in range(codes.shape[-1]):
             down = slope[..., k] / (weight[..., k] * step[..., k]).clamp_min(LEAST)
-            code = (codes[..., k] - down).round_().clamp_(low, high)
+            code = (codes[..., k] - down).round_().clamp_(low[..., k], high[..., k])
             if rows.keep is not None:
                 code = torch.where(rows.keep[..., k], code, shift[..., k])
             code = torch.where(weight[..., k] > 0, code, codes[..., k])

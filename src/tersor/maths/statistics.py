@@ -12,8 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from scipy import special
-
 from tersor.errors import SettingError
 
 Z95 = 1.959963984540054
@@ -61,6 +59,8 @@ def paired(before: Iterable[float], after: Iterable[float]) -> tuple[float, floa
     error = spread / math.sqrt(n)
     if error <= 1e-15 * abs(mean) or error == 0:
         return mean, mean, mean, 1.0 if mean == 0 else 2.0 ** (1 - n)
+    from scipy import special
+
     half = float(special.stdtrit(n - 1, 0.975)) * error
     return mean, mean - half, mean + half, min(1.0, 2 * float(special.stdtr(n - 1, -abs(mean) / error)))
 
@@ -102,6 +102,8 @@ def _agresti_min(lost: int, won: int, n: int) -> tuple[float, float]:
 
 def _fair_coins(k: int, n: int) -> float:
     """P(X <= k) for the heads X of n fair coins."""
+    from scipy import special
+
     return float(special.bdtr(k, n, 0.5))
 
 

@@ -46,6 +46,7 @@ def code_of(model: nn.Module | None, task: Task | None, steps: Iterable[Any] = (
     parts: list[tuple[str, Any]] = [(c.__qualname__, c) for c in classes]
     if task is not None:
         words = {"loss": task.loss, "logits": task.logits, "feed": task.feed, "target": task.target}
+        words |= {"part": repr(task.parts)} if task.parts else {}
         parts += [(f"task: {word}", part) for word, part in (words | metric_parts(task)).items()]
     found: list[list[bytes]] = []
     for name, part in parts:

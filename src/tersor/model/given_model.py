@@ -18,6 +18,7 @@ from tersor.model.changed_copy import own_copy
 from tersor.model.example import example_inputs
 from tersor.model.graph import traced
 from tersor.model.parametrizations import materialized
+from tersor.model.part import check_parts, part_of
 from tersor.model.roles import roles, with_role
 from tersor.model.sites import LEFT, Site, finite, sites_of
 from tersor.model.task import Task
@@ -64,10 +65,13 @@ def with_roles(
     """(the sites with their roles, the reason if the roles were not found)."""
     if task is None:
         return sites, "there is no task with inputs for a trace"
+    check_parts(module, task)
     try:
-        found = roles(traced(module, move(example_inputs(task, module), device_of(module))))
+        part, its = part_of(module, task, lambda: module)
+        found = roles(traced(part, move(example_inputs(its, part), device_of(module))))
     except (RefusedError, TaskError) as error:
         return sites, str(error)
+    found = {name: role for name, role in found.items() if task.in_part(name)}
     by_site = {aliases.get(name, name): role for name, role in found.items()}
     return {
         name: with_role(site, by_site[name]) if name in by_site else site for name, site in sites.items()

@@ -29,6 +29,10 @@ from tersor.model.watch import holds_tensors
 Inputs = tuple[Any, ...] | dict[str, Any]  # a model's arguments: in order, or by name
 
 
+class UntraceableError(RefusedError):
+    """A model that torch.export cannot trace."""
+
+
 @dataclass(frozen=True, eq=False)
 class Graph:
     """The operators of one forward, and the model's tensors that they read."""
@@ -135,7 +139,7 @@ class Graph:
 
 def traced(model: nn.Module, inputs: Inputs, *, training: bool = False) -> Graph:
     """The graph of `model(*inputs)`, or of `model(**inputs)`, in eval mode, or in training mode. The model,
-    its modes and all random state do not change. RefusedError if the model cannot be traced."""
+    its modes and all random state do not change. UntraceableError if the model cannot be traced."""
     args, kwargs = ((), inputs) if isinstance(inputs, dict) else (tuple(inputs), {})
     with evaluating(model), steady(), quiet():
         model.train(training)
@@ -143,7 +147,7 @@ def traced(model: nn.Module, inputs: Inputs, *, training: bool = False) -> Graph
             program = torch.export.export(TensorOutputs(model), args, kwargs, strict=False)
         except Exception as error:  # any class: torch.export has many of its own and runs the user's code
             reason = f"{type(error).__name__}: {first_line(error)}"
-            raise RefusedError(f"torch.export cannot trace the model: {reason}") from error
+            raise UntraceableError(f"torch.export cannot trace the model: {reason}") from error
     signature, first = program.graph_signature, first_names(model)
     names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     named = {node: own_name(names[node.name]) for node in placeholders(program.graph) if node.name in names}

@@ -75,7 +75,7 @@ class IntegerEdges:
     """The choice for one graph."""
 
     graph: Graph
-    inputs: Sequence[str]  # the edges of the model's arguments: watch.input_names
+    inputs: Sequence[str]  # the edges of the model's arguments: watch.input_names; none of those of a part
     chosen: frozenset[str]  # the weights that are integers
     refused: frozenset[str] = frozenset()  # edges that no grid can hold
     dynamic: bool = False  # for grids whose ranges are those of each batch
@@ -85,8 +85,10 @@ class IntegerEdges:
     def names(self) -> dict[fx.Node, str]:
         """The edge that each operator or argument makes, where it makes one."""
         found = {node: name for (node, _), name in reversed(self.graph.made.items())}
-        places = dict(zip(self.graph.program.graph_signature.user_inputs, self.inputs, strict=True))
-        return found | {node: places[node.name] for node in self.graph.inputs if floats(node)}
+        given = self.graph.program.graph_signature.user_inputs
+        places = dict(zip(given, self.inputs, strict=True)) if self.inputs else {}
+        moving = [node for node in self.graph.inputs if floats(node) and node.name in places]
+        return found | {node: places[node.name] for node in moving}
 
     def op(self, node: fx.Node) -> str | None:
         return OPS.get(op_name(node)) if node.op == "call_function" else None
@@ -225,9 +227,8 @@ class IntegerEdges:
         wanted = 1 if op in POOLS else len(cast(list, node.args[0])) if op == "cat" else 2
         if len(reads) < wanted:  # a number, or an argument by name
             return False
-        return bool(reads) and all(
-            item in self.graph.inputs or self.unclipped(item) in whole for item in reads
-        )
+        named = {item for item in self.graph.inputs if item in self.names}
+        return bool(reads) and all(item in named or self.unclipped(item) in whole for item in reads)
 
     def into(self, node: fx.Node, whole: set[fx.Node]) -> bool:
         """Whether an integer operator reads this node, directly or after clipping."""

@@ -68,6 +68,7 @@ class Task:
     target: Callable[[Any], Any] | None = None  # batch -> target
     fingerprint: str | None = None  # a string that changes when the data does; None: batches are hashed
     example: Any = None  # inputs for export: a tuple, a dict by name, or one tensor
+    part: str | tuple[str, ...] | None = None  # modules that are traced in place of the model: model/part.py
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
@@ -93,6 +94,23 @@ class Task:
             raise TaskError(
                 f"{self._who}: fingerprint={self.fingerprint!r}, but it is a string, such as a checksum"
             )
+        odd = [name for name in self.parts if not isinstance(name, str) or not name]
+        if odd or len({*self.parts}) < len(self.parts) or (self.part is not None and not self.parts):
+            raise TaskError(
+                f"{self._who}: part={self.part!r}, but it is the path of a module, such as 'backbone', or a "
+                f"tuple of several"
+            )
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The paths of the modules that are traced in place of the model; none: the model is."""
+        if isinstance(self.part, (tuple, list)):
+            return tuple(self.part)
+        return () if self.part is None else (self.part,)
+
+    def in_part(self, name: str) -> bool:
+        """Whether a module, weight or edge is inside of a part, by its name; yes for a task without parts."""
+        return not self.parts or within(self.parts, name)
 
     @property
     def _who(self) -> str:
@@ -314,6 +332,10 @@ SIGNATURES = {
     "feed": "feed(model, batch) -> output",
     "target": "target(batch) -> target",
 }
+
+
+def within(parts: tuple[str, ...], name: str) -> bool:
+    return any(name == part or name.startswith((f"{part}.", f"{part}/")) for part in parts)
 
 
 def _count(batches: Any) -> str:

@@ -34,20 +34,22 @@ def tables(facts: Facts) -> Iterator[RenderableType]:
 def trials(search: Facts) -> RenderableType:
     """One row a trial, in the order in which they ran."""
     unit = search["unit"]
+    timed = any(row.get("latency") for row in search["trials"])
+    fast = [">times as fast"] if timed else []
     table = grid(
-        "trial", f">drop{unit and f', {unit}'}", "95 % interval", ">bytes", ">of given", ">times as fast",
-        ">time", "over the budget",
+        "trial", f">drop{unit and f', {unit}'}", "95 % interval", ">bytes", ">of given", *fast, ">time",
+        "over the budget",
     )  # fmt: skip
     for row in search["trials"]:
         name = f"{row['name']} *" if row["name"] == search["best"] else row["name"]
         if row["why"]:
-            table.add_row(name, "", "", "", "", "", seconds(row["seconds"]), f"refused: {row['why']}")
+            table.add_row(name, *[""] * (4 + timed), seconds(row["seconds"]), f"refused: {row['why']}")
             continue
         amount, *ends = row["drop"]
-        fast = f"{row['latency']['ratio'][0]:.2f}" if row["latency"] else ""
+        fast = [f"{row['latency']['ratio'][0]:.2f}"] if timed else []
         table.add_row(
             name, f"{amount:.2f}", ranged(ends, 2, "to"), whole(row["nbytes"]),
-            percent(row["nbytes"] / search["given_nbytes"], 1), fast, seconds(row["seconds"]),
+            percent(row["nbytes"] / search["given_nbytes"], 1), *fast, seconds(row["seconds"]),
             ", ".join(row["over"]),
         )  # fmt: skip
     return table

@@ -15,6 +15,7 @@ from tersor.core.state import State
 from tersor.core.view import View
 from tersor.errors import SettingError
 from tersor.model.channels.groups import Family
+from tersor.model.part import check_parts, naming_parts
 from tersor.model.task import Task
 from tersor.record.observer import Observer
 from tersor.report.console import percent, whole
@@ -34,7 +35,9 @@ def described(given: State, task: Task | None) -> dict[str, Any]:
     if task is None:
         raise SettingError("show --groups: needs inputs to trace the model with. Give --task")
     view = View(given, task, "show", "0", 0, Observer())
-    exact, every = (units_of(view, "*", exact) for exact in (True, False))
+    check_parts(view.plain(), task)
+    with naming_parts(view.plain, task):
+        exact, every = (units_of(view, "*", exact) for exact in (True, False))
     known = {tensor for family in exact.families for tensor in places(family)}
     families = [*(fact(exact, f) for f in exact.families),
                 *(fact(every, f) for f in every.families if not set(places(f)) <= known)]  # fmt: skip

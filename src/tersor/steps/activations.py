@@ -50,9 +50,11 @@ def folded(view: View, chosen: set[str]) -> Generator[Group, None, View]:
 def choice(view: View, chosen: set[str], *, dynamic: bool = False, products: bool = True) -> IntegerEdges:
     """The edges for grids and the layers for integers, among the layers with these weights. `products`: of
     two activations too."""
-    model = view.plain()
-    inputs = move(example_inputs(view.task, model), device_of(model))
-    names = input_names(model, inputs)
+    part = view.part
+    model = part.plain()
+    inputs = move(example_inputs(part.task, model), device_of(model))
+    # What a part reads is no edge of the whole model's arguments: only its readers can round it.
+    names = input_names(model, inputs) if part is view else []
     graph = traced(model, inputs)
     return IntegerEdges(graph, names, frozenset(chosen), dynamic=dynamic, products=products)
 
@@ -92,9 +94,10 @@ def calibrated(view: View, after: Mapping[str, Form], chosen: set[str], how: Cal
     names = [name for name in view.sites if name in chosen]
     left = {name: why for name in names if isinstance(why := integer_weight(forms[name]), str)}
     found = choice(view, chosen - set(left) | rounded_before(view, how.products), products=how.products)
-    model, ranges, refused = view.plain(after), dict[str, Range](), dict[str, str]()
+    task = view.part.task
+    model, ranges, refused = view.part.plain(after), dict[str, Range](), dict[str, str]()
     while missing := [edge for edge in found.edges if edge not in ranges]:
-        more, out = ranges_or_refusals(model, view.task, missing, how)
+        more, out = ranges_or_refusals(model, task, missing, how)
         ranges, refused = ranges | more, refused | out
         found = replace(found, refused=frozenset(refused))  # other edges may be needed now
     wanted = list(found.edges)
@@ -102,7 +105,7 @@ def calibrated(view: View, after: Mapping[str, Form], chosen: set[str], how: Cal
         # What only an earlier step's layers need gets new ranges too, or it would stay stale.
         there = {*found.names.values()}
         old = [edge for edge in view.state.grids if edge not in wanted and made_at(edge) in there]
-        more, out = ranges_or_refusals(model, view.task, old, how) if old else ({}, {})
+        more, out = ranges_or_refusals(model, task, old, how) if old else ({}, {})
         ranges, refused = ranges | more, refused | out
         wanted += [edge for edge in old if edge in more]
     grids = {

@@ -1,8 +1,9 @@
-"""Compensated: rounding=gptq of quantize. Layer by layer, each corrects what rounding did before it.
+"""Compensated: rounding=gptq and adaround of quantize. Each layer corrects what was rounded before it.
 
 min E |q x' + b' - y|^2      x' what the layer reads in the model rounded so far, y what it computed before
 refit      w' = w + (E y x'^T - w H) (H + pull)^-1, the floats that fit best; H = E x' x'^T
 rounding   q on its grid, min (q - w') H (q - w')^T                          maths/compensation.py
+           adaround: only the levels beside w'                               maths/adaptive_rounding.py
 bias       b' = E y - q E x': the mean error of each output is 0 (bias correction, Nagel 2019). H is then the
            covariance, because a bias takes what errors have in common
 Layers whose inputs cannot be observed are rounded to the nearest and named.
@@ -25,6 +26,7 @@ from tersor.encode import refine
 from tersor.errors import few
 from tersor.forms import Affine, Dense, Form, uncoded
 from tersor.forms.form import from_rows, to_rows
+from tersor.maths.adaptive_rounding import adapted
 from tersor.maths.compensation import OnGrid, Rows, compensated, nearest
 from tersor.model.frozen import frozen_in
 from tersor.model.layer_moments import Moments, calls_of, layer_moments
@@ -40,8 +42,9 @@ ENOUGH = 2  # samples for each input of a layer: with fewer, what is best for th
 
 
 class Grids(NamedTuple):
-    """The grids that weights are rounded to."""
+    """The grids that weights are rounded to, and how."""
 
+    rounding: str  # "gptq" or "adaround"
     bits: int
     per: str
     group: int
@@ -65,6 +68,7 @@ class Compensated:
         default_factory=dict
     )  # error of outputs, over that of nearest, in decibels
     biases: list[str] = field(default_factory=list)
+    kept: dict[str, int] = field(default_factory=dict)  # rows for which adaround is not better than nearest
     left: dict[str, str] = field(default_factory=dict)  # weights that are rounded to the nearest: why
     thin: dict[str, str] = field(default_factory=dict)  # weights whose inputs were seen too rarely: how often
 
@@ -171,7 +175,10 @@ class Compensated:
                 rows, g.bits, per=g.per, group=g.group, symmetric=g.symmetric,
                 range="minmax" if search else g.range, percentile=g.percentile, ends=g.ends,
             )  # fmt: skip
-            made = compensated(rows, base, search=search)
+            made = compensated(rows, base, search=search) if search or g.rounding == "gptq" else base
+            if g.rounding == "adaround":
+                made, kept = adapted(rows, base, made, damp=g.damp)
+                self.kept |= {site.name: kept} if kept else {}
             old, new = (float(rows.cost(each.decode()).sum()) for each in (base, made))
             self.gains[site.name] = round(10 * math.log10(old / new), 3) if new > 0 and old > 0 else 0.0
             return as_form(made, self.view.shape(site), axis)
@@ -181,17 +188,22 @@ class Compensated:
     def notes(self) -> Iterator[Note]:
         count = len(self.gains)
         mean = sum(self.gains.values()) / max(count, 1)
-        text = f"{count} weight{'s' * (count != 1)} compensated"
+        done = "compensated" if self.grids.rounding == "gptq" else "rounded up or down as learned"
+        text = f"{count} weight{'s' * (count != 1)} {done}"
         if count:
             text += f", error of outputs {mean:.1f} dB below nearest"
         if self.biases:
             text += f"; {len(self.biases)} bias{'es' * (len(self.biases) != 1)} corrected"
+        if self.kept:
+            text += "; outputs for which nothing better than the nearest was found: "
+            text += few(f"{many} of {name}" for name, many in self.kept.items())
         if self.left:
             text += "; rounded to the nearest: " + few(f"{name} ({why})" for name, why in self.left.items())
         if self.thin:
             text += "; few samples, so that rounding may fit them alone; give more calibration batches: "
             text += few(f"{name} ({many})" for name, many in self.thin.items())
         facts = {"decibels": self.gains, "nearest": self.left, "few": self.thin}
+        facts |= {"kept": self.kept} if self.kept else {}
         yield Note("", "compensated", text, facts)
 
 

@@ -31,12 +31,13 @@ def corrected(key: str, before: View, now: View, layers: list[Layer], still: Fro
         layer for layer in layers
         if isinstance(now.form(f"{layer.path}.weight"), Dense) and f"{layer.path}.weight" not in still.tensors
     ]  # fmt: skip
-    given, after = before.plain(), now.plain()
-    cut = apart(given, after, now.task)
-    values = refitted(given, after, now.task, plain, now.observer.progress)
-    error = apart(given, after, now.task)
-    settled = settled_norms(after, now.task)
-    best = apart(given, after, now.task) if settled else error
+    task = before.part.task  # of a part: the inputs that it had
+    given, after = before.part.plain(), now.part.plain()
+    cut = apart(given, after, task)
+    values = refitted(given, after, task, plain, now.observer.progress)
+    error = apart(given, after, task)
+    settled = settled_norms(after, task)
+    best = apart(given, after, task) if settled else error
     if min(best, error) >= cut:
         values = {}
     elif best < error:  # few batches may tell less than the statistics had

@@ -106,13 +106,14 @@ class Emptied:
 def emptied(view: View, chosen: Collection[str], merge: bool) -> Emptied:
     """The view's model without the dead units of these weights' layers. RefusedError if it cannot be
     followed."""
-    model = view.plain().cpu().eval()
-    inputs = move(example_inputs(view.task, model), torch.device("cpu"))
+    part = view.part
+    model = part.plain().cpu().eval()
+    inputs = move(example_inputs(part.task, model), torch.device("cpu"))
     inputs = tree_map(lambda x: x[:SAMPLES] if isinstance(x, Tensor) and x.ndim else x, inputs)
     names, movable, mergeable = holding(view, chosen)
     work = Emptied(view, model, inputs, names, movable, mergeable if merge else frozenset())
     double = Emptied(
-        view, view.plain().cpu().eval().double(), tree_map(float_caster(torch.float64), inputs),
+        view, part.plain().cpu().eval().double(), tree_map(float_caster(torch.float64), inputs),
         work.names, work.movable, work.mergeable,
     )  # fmt: skip
     try:
@@ -142,7 +143,7 @@ def holding(view: View, chosen: Collection[str]) -> tuple[frozenset[str], frozen
     every = weights <= set(chosen)
     forms: Mapping[str, Form] = {
         name: uncoded(form) for name, form in view.forms.items()
-        if view.sites[name].is_parameter
+        if view.sites[name].is_parameter and view.task.in_part(name)
         and (every or name in chosen or (name not in weights and view.sites[name].layer in layers))
     }  # fmt: skip
     any_value = {n for n, form in forms.items() if isinstance(form, Dense)}

@@ -25,9 +25,10 @@ from tersor.record.events import Edit, Group, Note
 
 def equalized(view: View, chosen: set[str]) -> Generator[Group, None, View]:
     """The groups that equalize links among the chosen weights; the view after them."""
-    model = view.plain()
+    part = view.part
+    model = part.plain()
     try:
-        links, left = scaling_links(model, move(example_inputs(view.task, model), device_of(model)))
+        links, left = scaling_links(model, move(example_inputs(part.task, model), device_of(model)))
     except RefusedError as error:
         raise RefusedError(f"fold: equalize needs the graph of the forward: {error}") from error
     fits = []

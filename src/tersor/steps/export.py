@@ -5,13 +5,14 @@ integers. Other weights on uniform grids are codes in the file, in blocks of inp
 of up to 4 bits and tables run so (com.microsoft::MatMulNBits, GatherBlockQuantized); other weights are
 decoded when the runtime loads the file. weights=float writes all of them as floats, and the file is as large
 as the given model's. Outputs are those of the compressed model; a file whose outputs differ is removed.
-Operators that the runtime still computes in float are listed with their times.
+If the task names parts of the model, each is a file. Operators that the runtime still computes in float are
+listed with their times.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -57,12 +58,23 @@ class Export:
         return Needs.MODEL | Needs.TASK
 
     def run(self, view: View) -> Iterator[Group]:
+        names = view.task.parts
+        notes = self.file(view, self.path) if not names else []
+        for name in names:  # one file each: between two parts runs what cannot be exported
+            alone = replace(view, maybe_task=replace(view.task, part=name))
+            path = Path(self.path)
+            notes += self.file(alone, self.path if len(names) == 1 else f"{path.with_suffix('')}.{name}.onnx")
+        yield Group("all", tuple(notes))
+
+    def file(self, view: View, name: str) -> list[Note]:
+        """Write the model, or the one part that the task names, to the file `name`; notes on it."""
         from tersor.model.example import example_inputs
 
-        writer = runtime(self.to)
-        model = view.deployed(self.weights)
-        path = view.out / self.path
-        inputs = example_inputs(view.task, model)
+        writer, names = runtime(self.to), view.task.parts
+        part = view.part
+        model = part.deployed(self.weights)
+        path = view.out / name
+        inputs = example_inputs(part.task, part.plain())
         written = writer.write(
             model,
             inputs,
@@ -72,10 +84,13 @@ class Export:
         )
         differs = writer.compare(model, path, [inputs])
         data: dict[str, Any] = {
-            "path": self.path, "nbytes": written.nbytes, "sha256": written.sha256,
+            "path": name, "nbytes": written.nbytes, "sha256": written.sha256,
             "max_abs": differs.max_abs, "agree": differs.agree,
         }  # fmt: skip
-        text = f"{self.path}, {written.nbytes} bytes, differs from PyTorch by at most {differs.max_abs:.2g}"
+        if names:
+            data["part"] = names[0]
+        of = f" of the part {names[0]} alone, without the rest of the model" if names else ""
+        text = f"{name}{of}, {written.nbytes} bytes, differs from PyTorch by at most {differs.max_abs:.2g}"
         if written.left_out:
             text += f"; without the outputs {', '.join(written.left_out)}, for which torch.export has no type"
         if why := written.floats:
@@ -85,9 +100,9 @@ class Export:
             }
             text += f"; {in_words(why)}"
         notes = [Note("", "written", text, data)]
-        if view.state.grids:
+        if part.state.grids:
             notes.append(operators_note(writer.operators(path, inputs)))
-        yield Group("all", tuple(notes))
+        return notes
 
 
 def in_words(why: Mapping[str, str]) -> str:

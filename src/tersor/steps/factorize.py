@@ -27,6 +27,7 @@ from tersor.settings import check, check_word
 from tersor.steps.factor_ranks import METHODS, factored, method_for, ranks_for, stored
 from tersor.steps.retrain import Retrain
 from tersor.steps.same_function import ROUNDING, difference, same_function
+from tersor.steps.units import OUTSIDE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +115,10 @@ class Factorize(Retrain):
     def as_layers(self, view: View) -> Iterator[Group]:
         """Products in place of the weights, then layers in place of the products; then they train."""
         _ = view.task  # whose batches prove it; refuses without one
-        made = {site.name: self.product(view, site) for site in view.weights(self.where) if site.is_weight}
+        made = {
+            site.name: self.product(view, site) if view.task.in_part(site.name) else skipped(site, OUTSIDE)
+            for site in view.weights(self.where) if site.is_weight
+        }  # fmt: skip
         splits = {name: each for name, each in made.items() if isinstance(each, Split)}
         if why_not(view, splits.values()):
             for name, split in list(splits.items()):

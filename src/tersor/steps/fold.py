@@ -218,8 +218,9 @@ def cut_group(key: str, view: View, plan: Plan, note: Note) -> Group:
 
 def fold_norms(view: View, chosen: set[str], report: Report) -> Yields:
     """Fold all norms at once; if the weights' dtype is too coarse for all, one by one."""
-    model = view.plain()
-    inputs = move(example_inputs(view.task, model), device_of(model))
+    part = view.part
+    model = part.plain()
+    inputs = move(example_inputs(part.task, model), device_of(model))
     with needing_a_graph():
         graph = traced(model, inputs)
     pairs, left = norm_pairs(model, graph, {*view.state.aliases, *view.state.aliases.values()})

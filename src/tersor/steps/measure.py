@@ -18,6 +18,7 @@ from torch import Tensor
 from tersor.core.step import Needs
 from tersor.core.view import View
 from tersor.measure.bits import bits_of
+from tersor.model.part import in_words
 from tersor.model.sites import select
 from tersor.record.events import Group, Note
 from tersor.runtimes import MOST_THREADS, RUNTIMES, check_runtime, runtime
@@ -93,13 +94,14 @@ class Measure:
         from tersor.runtimes.agree import sized, tensors
 
         writer = runtime(self.runtime)
-        inputs = sized(example_inputs(view.task, view.model()), self.batch)
+        names, part = view.task.parts, view.part
+        inputs = sized(example_inputs(part.task, part.plain()), self.batch)
         named = inputs if isinstance(inputs, dict) else {}
         arrays = [] if named else tensors(inputs)
         by_name = {name: value for name, value in named.items() if isinstance(value, Tensor)}
         with tempfile.TemporaryDirectory() as folder:
             runs = {}
-            for word, model in (("before", view.base()), ("after", view.deployed())):
+            for word, model in (("before", part.base()), ("after", part.deployed())):
                 path = Path(folder) / f"{word}.onnx"
                 written = writer.write(model, inputs, path, dynamic_batch=False)
                 session = writer.open(written.path, threads=self.threads)
@@ -110,6 +112,8 @@ class Measure:
         data |= {"ratio": [middle, low, high], "batch": [self.batch], "threads": [self.threads]}
         data |= {"runtime": self.runtime}
         was, now = timings["before"].median_ms, timings["after"].median_ms
+        of = f" of {in_words(names)}" if names else ""
+        data |= {"parts": list(names)} if names else {}
         where = f"{RUNTIMES[self.runtime].title}, batch {self.batch}"
-        text = f"{was:.4f} to {now:.4f} ms in {where}, {middle:.2f}x as fast"
+        text = f"{was:.4f} to {now:.4f} ms{of} in {where}, {middle:.2f}x as fast"
         return Note("", "latency", text, data, timed=True)

@@ -141,9 +141,10 @@ class Penalize(Retrain):
         """Pairs of these layers whose hidden units may be reordered, and the reason if there are none."""
         if not self.arrange:
             return [], ""
-        model = view.plain().eval().cpu()  # the forms are on the CPU too
+        part = view.part
+        model = part.plain().eval().cpu()  # the forms are on the CPU too
         try:
-            every = links(model, move(example_inputs(view.task, model), torch.device("cpu")))
+            every = links(model, move(example_inputs(part.task, model), torch.device("cpu")))
         except RefusedError as error:
             return [], str(error)
         free = {site.name for site in view.sites.values() if site.layer in layers}
@@ -217,13 +218,14 @@ def order_of(found: list[Link], alone: str) -> Note:
 def cleared(view: View, forms: Mapping[str, Form], layers: Collection[str]) -> tuple[dict[str, Form], Note]:
     """The forms without the dead units of these layers, if the model can be traced; and a note with the
     count."""
-    model = view.plain(forms).eval().cpu()
+    part = view.part
+    model = part.plain(forms).eval().cpu()
     state = {name: uncoded(form) for name, form in {**view.forms, **forms}.items()}
-    found = [site.name for site in view.sites.values() if site.layer in layers]
+    found = [s.name for s in view.sites.values() if s.layer in layers and view.task.in_part(s.name)]
     names = [name for name in found if zeroed(state[name], torch.ones(state[name].shape)) is not None]
     movable = [name for name in names if isinstance(state[name], Dense)]
     try:
-        changed = clear(model, move(example_inputs(view.task, model), torch.device("cpu")), names, movable)
+        changed = clear(model, move(example_inputs(part.task, model), torch.device("cpu")), names, movable)
     except RefusedError as error:
         return dict(forms), Note("", "skipped", f"dead units are not cleared: {error}")
     count = sum(int(((state[name].decode() != 0) & (value == 0)).sum()) for name, value in changed.items())

@@ -5,7 +5,8 @@ log        w ~ sign * 2^-k * scale          powers of two (Miyashita 2016), or s
 binary     w ~ +-scale                      Rastegari 2016
 ternary    w ~ {-1, 0, 1} * scale           Li 2016 (TWN)
 stored     bits a weight before coding, 32 bits a scale
-rounding   to the nearest, or gptq: by the error of each layer's outputs, with data: steps/compensated.py
+rounding   to the nearest, or gptq and adaround: by the error of each layer's outputs: steps/compensated.py;
+           or auto: the first of these that keeps the metric: steps/rounding_search.py
 activations=8 also rounds what layers read, as integer kernels do: steps/activations.py. It needs data, except
 with activation_range=dynamic, where the range of each tensor is taken when the model runs.
 Weights alone, rounded to the nearest, need none. With epochs it trains through the grid by straight-through
@@ -43,11 +44,13 @@ from tersor.steps.compensated import Compensated, Grids
 from tersor.steps.few_bits import advice
 from tersor.steps.mixed_bits import check_allowed, mixed
 from tersor.steps.retrain import Retrain
+from tersor.steps.rounding_search import check_way, searched
 from tersor.steps.smoothing import smoothed
 
 SCHEMES = ("uniform", "log", "binary", "ternary")
 DYNAMIC = "dynamic"  # ranges of activations that are found when the model runs
-ROUNDING = ("nearest", "gptq")
+ROUNDING = ("nearest", "gptq", "adaround", "auto")
+BY_OUTPUTS = ("gptq", "adaround")  # those that need calibration batches
 PRODUCTS = ("float", "integer")
 
 
@@ -60,13 +63,13 @@ class Quantize(Retrain):
         "bits": {"scheme": ("uniform", "log"), "allowed": LEFT_OUT},
         "allowed": {"scheme": ("uniform", "log"), "activations": (0,), "rounding": ("nearest",)},
         "mean_bits": {"allowed": GIVEN, "max_drop": LEFT_OUT},
-        "max_drop": {"allowed": GIVEN, "mean_bits": LEFT_OUT},
+        "max_drop": {"mean_bits": LEFT_OUT},  # and allowed or rounding=auto: check_way
         "group": {"per": ("group",)},
         "symmetric": {"scheme": ("uniform",)},
         "range": {"scheme": ("uniform", "log")},
         "percentile": {"range": ("percentile",)},
         "rounding": {"scheme": ("uniform",), "epochs": (0,)},  # training begins at the exact weights
-        "damp": {"rounding": ("gptq",)},
+        "damp": {"rounding": BY_OUTPUTS},
         "low": {"range": ("fixed",), "symmetric": (False,)},
         "high": {"range": ("fixed",)},
         "terms": {"scheme": ("log",)},
@@ -80,18 +83,20 @@ class Quantize(Retrain):
     bits: int = 8  # bits a weight: 1 to 16 uniform, 2 to 8 log
     allowed: str | None = None  # bits that a layer may have, as "8,4": each gets those that its errors need
     mean_bits: float | None = None  # of all weights, with `allowed`; by default midway between the ends
-    # With `allowed`: loss of the metric, searched on calibration or training batches; layers may stay floats.
+    # With `allowed` or rounding=auto: loss of the metric, searched on calibration or training batches. With
+    # `allowed`, layers may stay floats.
     max_drop: float | None = None
     per: str = "channel"  # what shares a scale: "tensor", "channel" (an output channel) or "group"
     group: int = 64  # inputs that share a scale, if per is "group"
     symmetric: bool = True  # no zero point
     # How a grid's ends are found: "minmax" or "mse"; for uniform grids also "percentile", "entropy", "fixed";
-    # with rounding=gptq "output". auto: that, or minmax.
+    # with rounding=gptq or adaround "output". auto: that, or minmax.
     range: str = "auto"
     percentile: float = 99.9  # of |w| inside the grid, if range is "percentile"
     low: float | None = None  # the grid's ends if range is "fixed"; a symmetric one begins at -high
     high: float | None = None
-    # How weights are rounded to uniform grids: to the "nearest", or "gptq": so that outputs change least.
+    # How weights are rounded to uniform grids: to the "nearest"; "gptq": so that outputs change least;
+    # "adaround": the same, but only to the levels beside each weight; "auto": the first within max_drop.
     rounding: str = "nearest"
     damp: float = 0.01  # share of the mean curvature added to it, for inputs that the data did not show
     terms: int = 1  # powers of two in a log level: 1 or 2
@@ -113,10 +118,10 @@ class Quantize(Retrain):
         check_word(self, "range", ("auto", *(LOG_RANGES if self.scheme == "log" else (*RANGES, "output"))))
         check_word(self, "rounding", ROUNDING)
         check(0 < self.damp <= 1, self, "damp", "it is a share: 0 < damp <= 1")
-        if self.range == "output" and self.rounding == "nearest":
+        if self.range == "output" and self.rounding not in BY_OUTPUTS:
             raise SettingError(
-                "quantize: range='output' with rounding='nearest', but the error of outputs is known to "
-                "rounding=gptq alone. Give that, or range=mse"
+                f"quantize: range='output' with rounding={self.rounding!r}, but the error of outputs is "
+                "known to rounding=gptq and adaround alone. Give one of them, or range=mse"
             )
         check_word(self, "rule", ("twn", "exact"))
         low, high = (2, 8) if self.scheme == "log" else (1, 16)
@@ -138,6 +143,7 @@ class Quantize(Retrain):
         if self.activations:
             self.check_integers()
         check_effect(self)
+        check_way(self)
         if self.range == "fixed":
             self.ends()
 
@@ -176,6 +182,8 @@ class Quantize(Retrain):
 
     @property
     def needs(self) -> Needs:
+        if self.rounding == "auto":
+            return Needs.MODEL | Needs.TASK | Needs.SCORES | Needs.WHOLE
         if self.allowed is not None:
             scored = Needs.MODEL | Needs.TASK | Needs.SCORES if self.max_drop is not None else Needs.NOTHING
             return super().needs | Needs.WHOLE | scored
@@ -193,10 +201,13 @@ class Quantize(Retrain):
         return self.range
 
     def run(self, view: View) -> Iterator[Group]:
+        if self.rounding == "auto":
+            yield from searched(self, view)
+            return
         if self.activations:
             yield from self.integers(view)
             return
-        if self.rounding == "gptq":
+        if self.rounding in BY_OUTPUTS:
             made = self.compensated(view, view.weights(self.where))
             new = [Edit(name, view.form(name), form, made.hows[name]) for name, form in made.forms.items()]
             done = [self.note(s.name, view.form(s), made.forms[s.name]) for s in view.weights(self.where)]
@@ -235,7 +246,7 @@ class Quantize(Retrain):
         exact = now
         sites = [s for s in now.weights(self.where) if isinstance(integer_weight(now.form(s)), str)]
         edits, about = dict[str, Edit](), advice(self, view) if sites else ()
-        if self.rounding == "gptq":
+        if self.rounding in BY_OUTPUTS:
             made = self.compensated(now, sites)
             after, hows, about = made.forms, made.hows, tuple(made.notes())
         else:
@@ -267,8 +278,9 @@ class Quantize(Retrain):
         """The sites' weights rounded by the error of outputs, on this step's grids."""
         found = "output" if self.range == "auto" else self.range
         grids = Grids(
-            self.bits, self.per, self.group, self.symmetric, found, self.percentile, self.ends(), self.damp
-        )
+            self.rounding, self.bits, self.per, self.group, self.symmetric, found, self.percentile,
+            self.ends(), self.damp,
+        )  # fmt: skip
         return Compensated(view, grids, self.edit).run(sites)
 
     def edit(self, view: View, site: Site) -> Edit:

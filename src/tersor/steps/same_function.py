@@ -43,7 +43,7 @@ def difference(view: View, group: Group) -> float:
     after = view.after(group)
     for width in ("double", "float"):
         with suppress(*MISFIT):
-            return moved_by(*(outputs(each.plain(), view.task, width) for each in (view, after)))
+            return moved_by(*(outputs(each.part.plain(), view.part.task, width) for each in (view, after)))
     return math.inf
 
 

@@ -5,6 +5,8 @@ choose   greedily: the branch whose zeros move the outputs least, for what it sa
 cut      stock modules take the place of its layers (model/bypass.py); proved against the model with zeros on
          the edge where the branch ended
 repair   the layers after it are refitted by least squares on calibration batches, without labels
+latency  costs are measured times of operators; then the network itself is timed beside the whole one, and
+         more branches go until its time fits. Branches are coarse: the nearest point is taken, and named
 Damage is E |y - y'|^2 / E |y|^2 of the model's outputs on calibration batches: no labels, no loss. Branches
 that a large one, taken after them, makes needless come back.
 Sources: Veit 2016 (residual networks lose a branch without collapse), ShortGPT (Men 2024).
@@ -13,34 +15,37 @@ Cost: for each removed branch one trace, and a pass over the calibration batches
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+import math
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
 import torch
-from torch import Tensor, nn
 
 from tersor.core.step import Needs
 from tersor.core.view import View
-from tersor.errors import RefusedError, SiteError, first_line
-from tersor.model.batches import MISFIT, device_of, evaluating, move, steady
-from tersor.model.branches import Branch, branches
-from tersor.model.bypass import Bypass, Plan
-from tersor.model.channels.costs import macs_of
+from tersor.errors import RefusedError
+from tersor.model.batches import device_of, evaluating, move, steady
+from tersor.model.branches import Branch
+from tersor.model.bypass import Plan
 from tersor.model.channels.groups import removal
-from tersor.model.channels.own_module import close
 from tersor.model.channels.reconstruct import Layer
 from tersor.model.outputs import tensors_of
 from tersor.model.zeroed_edges import with_zeros
 from tersor.record.events import Group, Note
+from tersor.runtimes import MOST_THREADS, check_runtime
+from tersor.runtimes.latency_table import ORT
 from tersor.setting_effects import Above, Only, check_effect
 from tersor.settings import check, check_word
+from tersor.steps.branch_costs import Found
 from tersor.steps.correction import corrected
 from tersor.steps.retrain import Retrain
-from tersor.steps.units import readers_of, walk_of
+from tersor.steps.slim_latency import Stopwatch
+from tersor.steps.units import readers_of
 
 TRIES = 4  # choices of a round's branches, each without those whose proof failed before
-OF = ("macs", "parameters", "bytes", "branches")
+OF = ("macs", "parameters", "bytes", "branches", "latency")
+WITHIN = 0.05  # of an asked time
 NO_MODULES = "no branch ends in an addition of something computed from its other term"
 
 
@@ -49,12 +54,18 @@ class Shorten(Retrain):
     """Remove whole residual branches, so that the network has fewer layers."""
 
     name: ClassVar[str] = "shorten"
-    only: ClassVar[Only] = {"rounds": {"epochs": Above(0)}}
+    only: ClassVar[Only] = {
+        "rounds": {"epochs": Above(0)},
+        **dict.fromkeys(("runtime", "threads", "batch"), {"of": ("latency",)}),
+    }
     keep: float = 0.75  # share kept of what `of` names, 0 < keep < 1
-    of: str = "macs"  # "macs", "parameters", "bytes" (as stored now), "branches"
+    of: str = "macs"  # "macs", "parameters", "bytes" (as stored now), "branches", "latency" (measured)
     correct: bool = True  # refit the layers after a removed branch, and batch norms, without labels
     rounds: int = 1  # times to remove and train, until keep is reached
     unmet: str = "refuse"  # if the branches that may go do not suffice: "refuse", or take the "nearest"
+    runtime: str = "onnxruntime"  # that latency is measured in
+    threads: int = 1  # of the runtime
+    batch: int = 1  # samples a call
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -62,7 +73,12 @@ class Shorten(Retrain):
         check_word(self, "of", OF)
         check(self.rounds >= 1, self, "rounds", "it is a count: 1 or more")
         check_word(self, "unmet", ("refuse", "nearest"))
+        check(1 <= self.threads <= MOST_THREADS, self, "threads", f"it is a count: 1 to {MOST_THREADS}")
+        check(self.batch >= 1, self, "batch", "it is a count of samples: 1 or more")
         check_effect(self)
+        if self.of == "latency":
+            check_word(self, "runtime", (ORT,))  # in which single operators can be timed
+            check_runtime(self.runtime, self.name)
 
     @property
     def needs(self) -> Needs:
@@ -70,10 +86,11 @@ class Shorten(Retrain):
 
     def run(self, view: View) -> Iterator[Group]:
         now = view
-        work = Work({site.name for site in view.weights(self.where)}, Found(view, self.of).cost)
+        watch = Stopwatch(view, self) if self.of == "latency" else None
+        work = Work({site.name for site in view.weights(self.where)}, Found(view, self).cost, watch)
         for number in range(1, self.rounds + 1):
             begin, share = now, self.keep ** (number / self.rounds)
-            now, found = yield from self.cut(begin, work, share * work.start, f"cut {number}")
+            now, found = yield from self.cut(begin, work, share, f"cut {number}")
             if begin is now:
                 continue
             if self.correct:
@@ -94,25 +111,18 @@ class Shorten(Retrain):
         yield Group("notes", (*silent(now, found, work), self.budget(found, work)))
 
     def cut(
-        self, begin: View, work: Work, target: float, key: str
+        self, begin: View, work: Work, share: float, key: str
     ) -> Generator[Group, None, tuple[View, Found]]:
-        """Remove branches until the target is reached: (the view after it, its branches). All of a round are
-        one group, with one proof; if it fails they are proved one by one."""
+        """Remove branches until a share is left: (the view after it, its branches). All of a round are one
+        group, with one proof; if it fails they are proved one by one."""
         now = begin
         for number in range(TRIES):
-            found, taken, base = Found(now, self.of), list[Taken](), now
-            while found.cost > target and (least := self.least(begin, found, work, target)) is not None:
-                group, branch = removed(now, *least), least[0]
-                taken.append(Taken(group, found.saves(branch), found.after(branch)))
-                now = now.after(group)
-                found = Found(now, self.of)
+            base = now
+            taken = self.chosen(begin, base, work, share)
+            now = after(base, taken)
+            found = Found(now, self)
             if not taken:
                 break
-            if len(needed := spared(taken, target - found.cost)) < len(taken):
-                taken, now = needed, base
-                for each in taken:
-                    now = now.after(each.group)
-                found = Found(now, self.of)
             work.after |= set[str]().union(*(each.after for each in taken))
             parts = [each.group for each in taken]
             whole = joined(f"{key}.{number}" if number else key, parts)
@@ -128,8 +138,33 @@ class Shorten(Retrain):
                 else:
                     work.gone.append(part.key)
                     now = now.after(part)
-        self.met(found, work, target)
+        self.met(found, work, share, now)
         return now, found
+
+    def chosen(self, begin: View, base: View, work: Work, share: float) -> list[Taken]:
+        """The branches to remove from `base`."""
+        found, now, taken, target = Found(base, self), base, list[Taken](), share * work.start
+        while True:
+            while found.cost > target and (least := self.least(begin, found, work, target)) is not None:
+                group, branch = removed(now, *least), least[0]
+                taken.append(Taken(group, found.saves(branch), found.after(branch)))
+                now = now.after(group)
+                found = Found(now, self)
+            enough = spared(taken, target - found.cost)
+            if work.watch is None or not taken:
+                return enough
+            time = work.watch.share(now)
+            if time <= share * (1 + WITHIN) or found.cost > target:  # it fits, or there are no more branches
+                break
+            target = found.cost * share / time  # the table's sum leaves out what is between operators
+        # By the clock: what the table says is needless, and the last branch, may be too much.
+        tried = [(time, taken)]
+        for fewer in (enough, taken[:-1]):
+            if 0 < len(fewer) < len(taken):
+                tried.append((work.watch.share(after(base, fewer)), fewer))
+        if self.unmet == "refuse":  # none that is slower than asked
+            tried = [each for each in tried if each[0] <= share * (1 + WITHIN)] or tried[:1]
+        return min(tried, key=lambda each: abs(math.log(each[0] / share)))[1]
 
     def least(
         self, begin: View, found: Found, work: Work, target: float
@@ -148,11 +183,11 @@ class Shorten(Retrain):
             work.left[branch.name] = plan
         return None
 
-    def met(self, found: Found, work: Work, target: float) -> None:
+    def met(self, found: Found, work: Work, asked: float, now: View) -> None:
         """Refuse a budget that the branches that may go do not reach."""
-        if (work.gone and found.cost <= target) or self.unmet == "nearest":
+        work.left_over = share = work.share(found, now)
+        if (work.gone and share <= asked * (1 + (WITHIN if work.watch else 0))) or self.unmet == "nearest":
             return
-        share = work.share(found)
         why = reasons(found, work)
         if not work.gone:
             raise RefusedError(f"shorten: there is no residual branch to remove: {why or NO_MODULES}")
@@ -163,12 +198,17 @@ class Shorten(Retrain):
         )
 
     def budget(self, found: Found, work: Work) -> Note:
-        share = work.share(found)
+        share, before, after = work.left_over, work.start, found.cost
         text = f"{len(work.gone)} branches removed; {self.of}: {share:.1%} kept, {self.keep:.1%} asked"
+        if work.watch is not None:
+            before, after = work.watch.ms, share * work.watch.ms
+            text += f"; {before:.4f} ms before, {after:.4f} after in {self.runtime}, batch {self.batch}"
+            if abs(share / self.keep - 1) > WITHIN:
+                text += "; branches are coarse, and this is the nearest point"
         if why := reasons(found, work):
             text += f". {why}"
-        facts = {"of": self.of, "before": work.start, "after": found.cost, "branches": len(work.gone)}
-        return Note("", "budget", text, facts)
+        facts = {"of": self.of, "before": before, "after": after, "branches": len(work.gone)}
+        return Note("", "budget", text, facts, timed=work.watch is not None)
 
 
 @dataclass
@@ -177,12 +217,17 @@ class Work:
 
     chosen: set[str]  # the weights that `where` picks
     start: float  # the cost at the beginning
+    watch: Stopwatch | None = None  # with the model at the beginning, if the budget is of time
     gone: list[str] = field(default_factory=list)  # names of removed branches
     left: dict[str, str] = field(default_factory=dict)  # names of branches that cannot be removed -> why
     after: set[str] = field(default_factory=set)  # modules that run on what a removed branch was added to
 
-    def share(self, found: Found) -> float:
+    left_over: float = 1.0  # the share of the cost, at the end
+
+    def share(self, found: Found, now: View) -> float:
         """The share of the cost that is left; a model without branches has none of them."""
+        if self.watch is not None:
+            return self.watch.share(now)
         return found.cost / self.start if self.start else 1.0
 
 
@@ -194,90 +239,10 @@ class Taken(NamedTuple):
     after: set[str]  # modules that run on what it was added to
 
 
-class Found:
-    """The branches of a view's model, and their costs."""
-
-    def __init__(self, view: View, of: str):
-        self.view, self.of, self.model = view, of, view.plain()
-        self.walk, self.inputs = walk_of(view)
-        aliases = view.state.aliases
-        self.branches, self.no = branches(self.walk.graph, self.model, {*aliases, *aliases.values()})
-        self.macs = macs_of(self.walk) if of == "macs" else {}
-        self.bypass: Bypass | None = None
-
-    @property
-    def cost(self) -> float:
-        """Of the whole model; multiply-accumulates are those of one sample."""
-        if self.of == "branches":
-            return len(self.branches)
-        if self.of == "macs":
-            return sum(self.macs.values()) / self.samples
-        return sum(self.price(name) for name in self.view.sites)
-
-    @property
-    def samples(self) -> int:
-        leaves = self.inputs.values() if isinstance(self.inputs, dict) else self.inputs
-        return next((len(x) for x in leaves if isinstance(x, Tensor) and x.ndim), 1)
-
-    def saves(self, branch: Branch) -> float:
-        if self.of == "branches":
-            return 1
-        if self.of == "macs":
-            return sum(self.macs.get(node, 0) for node in branch.nodes) / self.samples
-        return sum(self.price(name) for name in branch.tensors if name in self.view.sites)
-
-    def weights(self, branch: Branch) -> set[str]:
-        sites = self.view.sites
-        return {name for name in branch.tensors if name in sites and sites[name].is_weight}
-
-    def price(self, name: str) -> float:
-        site, form = self.view.sites[name], self.view.form(name)
-        if self.of == "bytes":
-            return form.nbytes
-        return float(torch.Size(form.shape).numel()) if site.kind != "buffer" else 0.0
-
-    def called(self, model: nn.Module) -> list[Tensor]:
-        with evaluating(model):
-            out = model(**self.inputs) if isinstance(self.inputs, dict) else model(*self.inputs)
-        return list(tensors_of(out))
-
-    def plan(self, branch: Branch) -> Plan | str:
-        """The first plan that gives what zeros in place of the branch give; else why there is none."""
-        self.bypass = self.bypass or Bypass(self.walk.graph, self.view.plain(), self.called)
-        wanted, why = self.called(with_zeros(self.view.plain(), {branch.edge})), ""
-        for plan in self.bypass.plans(branch):
-            try:
-                got = self.called(self.view.after(Group("trial", plan, "runs")).plain())
-            except (
-                *MISFIT,
-                RefusedError,
-                SiteError,
-            ) as error:  # the code meets modules that it does not expect
-                why = why or f"without its layers the model does not run: {first_line(error)}"
-                continue
-            if len(got) == len(wanted) and all(map(same, got, wanted)):
-                return plan
-            why = why or "without its layers the model gives other outputs than with zeros in their place"
-        return why or self.bypass.why_not(branch)
-
-    def after(self, branch: Branch) -> set[str]:
-        """The modules that run on what this branch was added to."""
-        open_, seen = [branch.adds], {branch.adds}
-        while open_:
-            fresh = [user for user in open_.pop().users if user not in seen]
-            seen.update(fresh)
-            open_ += fresh
-        return {self.walk.graph.path(node) for node in seen if node.op == "call_function"}
-
-
-def same(x: Tensor, y: Tensor) -> bool:
-    return x.shape == y.shape and x.dtype == y.dtype and close(x, y)
-
-
 def damages(begin: View, found: Found, free: list[Branch]) -> dict[str, float]:
     """For each branch how far zeros in its place move the outputs from those at the round's beginning."""
-    task, edges = begin.task, set[str]()
-    given, model = begin.plain(), with_zeros(found.view.plain(), edges)
+    task, edges = begin.part.task, set[str]()
+    given, model = begin.part.plain(), with_zeros(found.view.plain(), edges)
     error, power = dict.fromkeys((branch.name for branch in free), 0.0), 0.0
     with evaluating(given), evaluating(model), steady(task.calibrate):
         for number, batch in enumerate(task.batches(task.shown)):
@@ -305,6 +270,13 @@ def removed(view: View, branch: Branch, plan: Plan, damage: float) -> Group:
     text = f"the branch of {branch.name}: {what}; it moved the outputs by {damage**0.5:.1%}"
     note = Note("", "removed", text, {"branch": branch.name, "damage": damage})
     return Group(branch.name, (*plan, *told, note), "zeroed", (branch.edge,))
+
+
+def after(view: View, taken: Iterable[Taken]) -> View:
+    """The view without these branches."""
+    for each in taken:
+        view = view.after(each.group)
+    return view
 
 
 def spared(taken: list[Taken], room: float) -> list[Taken]:

@@ -38,7 +38,7 @@ from tersor.steps.retrain import Retrain
 from tersor.steps.slim_budget import Choice, chosen, held
 from tersor.steps.slim_penalty import parts, shrunk
 from tersor.steps.unit_ranking import BY, rank
-from tersor.steps.units import Units, readers_of, units_of
+from tersor.steps.units import OUTSIDE, Units, readers_of, units_of
 
 STRONGEST = 50.0  # penalty: exp(-50) is 0 in float32
 OF = ("macs", "parameters", "bytes", "units", "latency")
@@ -190,6 +190,8 @@ def left(units: Units, shapes: dict[str, list[int]]) -> tuple[Note, ...]:
             label = units.groups.walk.tensors.get(name, [])
             why = [f"axis {axis}: {', '.join(reasons)}" for axis in range(min(len(label), 2))
                    if (reasons := units.groups.why_frozen(name, axis))]  # fmt: skip
+            if not view.task.in_part(name):
+                why = [OUTSIDE]
             if any(each.tensor == name for family in units.families for each in family.slices):
                 why = ["the budget keeps its units"]
             notes.append(Note(name, "skipped", f"nothing is cut: {'; '.join(why) or 'its units all stay'}"))

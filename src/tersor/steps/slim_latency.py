@@ -10,13 +10,14 @@ Cost: 80 ms for each new operator and width, once a machine; seconds for each ne
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, fx, nn
 
+from tersor.core.view import View
 from tersor.maths.allocation import Cost, Term
 from tersor.measure.latency import interleave, ratio
 from tersor.model.channels.costs import Widths
@@ -32,22 +33,32 @@ if TYPE_CHECKING:
     from tersor.steps.units import Settings, Units
 
 ROUNDS, BURST_MS = 15, 4.0
+CONVOLUTIONS = ("conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d")
 
 
-class Latency:
-    """The whole model in the runtime, and costs of its units."""
+class Timing(Protocol):
+    """The settings that say how a network is timed."""
 
-    def __init__(self, units: Units, step: Settings):
-        self.own, self.step = units.own, step
+    @property
+    def runtime(self) -> str: ...
+    @property
+    def threads(self) -> int: ...
+    @property
+    def batch(self) -> int: ...
+
+
+class Stopwatch:
+    """Times networks in a runtime, each beside the whole one."""
+
+    def __init__(self, view: View, step: Timing):
+        self.view, self.step = view.part, step
         self.writer = runtime(step.runtime)
-        self.table = LatencyTable(step.runtime, step.threads)
-        self.inputs = sized(example_inputs(units.view.task, units.view.plain()), step.batch)
-        self.cost = Cost(list(self.terms(units.groups, Widths(units.groups, units.families))))
-        self.ms = self.against(self.own.build({}, ()))[0]
+        self.inputs = sized(example_inputs(self.view.task, self.view.plain()), step.batch)
+        self.ms = self.against(self.view.plain())[0]
 
-    def ratio(self, plan: Plan) -> float:
-        """The time of the cut model over that of the whole one."""
-        return self.against(self.own.build(plan.cuts, plan.sets))[1]
+    def share(self, view: View) -> float:
+        """The time of a later view's model over that of the whole one."""
+        return self.against(view.part.plain())[1]
 
     def against(self, model: nn.Module) -> tuple[float, float]:
         """(ms of the whole model, time of this one over it), in turn in one process."""
@@ -56,13 +67,26 @@ class Latency:
         by_name = {name: item for name, item in named.items() if isinstance(item, Tensor)}
         with tempfile.TemporaryDirectory() as folder:
             runs: dict[str, Callable[[], object]] = {}
-            for word, each in (("whole", self.own.build({}, ())), ("cut", model)):
+            for word, each in (("whole", self.view.plain()), ("cut", model)):
                 path = Path(folder) / f"{word}.onnx"
                 self.writer.write(each, self.inputs, path, dynamic_batch=False)
                 session = self.writer.open(path, threads=self.step.threads)
                 runs[word] = partial(session.run, *arrays, **by_name)
             found = interleave(runs, rounds=ROUNDS, burst_ms=BURST_MS)
         return found["whole"].median_ms, ratio(found["cut"], found["whole"]).middle
+
+
+class Latency(Stopwatch):
+    """The whole model in the runtime, and costs of its units."""
+
+    def __init__(self, units: Units, step: Settings):
+        self.own, self.table = units.own, LatencyTable(step.runtime, step.threads)
+        super().__init__(units.view, step)
+        self.cost = Cost(list(self.terms(units.groups, Widths(units.groups, units.families))))
+
+    def ratio(self, plan: Plan) -> float:
+        """The time of the cut model over that of the whole one."""
+        return self.against(self.own.build(plan.cuts, plan.sets))[1]
 
     def terms(self, groups: Groups, widths: Widths) -> Iterator[Term]:
         for node in groups.nodes():
@@ -71,7 +95,7 @@ class Latency:
             if not isinstance(weight, fx.Node) or groups.walk.labels.get(weight) is None:
                 continue
             label, name = groups.walk.labels[weight], op_name(node)
-            if name in ("conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d"):
+            if name in CONVOLUTIONS:
                 axes = [groups.walk.labels[first(node)][1], groups.walk.labels[node][1]]
                 make = convolution(node, given, self.step.batch)
             elif name == "linear" and len(label) == 2:
@@ -83,6 +107,24 @@ class Latency:
 
     def time(self, make: Callable[[int, int], Operator], inputs: float, outputs: float) -> float:
         return self.table.ms(make(max(round(inputs), 1), max(round(outputs), 1)))
+
+
+def operator_times(nodes: Iterable[fx.Node], step: Timing) -> dict[fx.Node, float]:
+    """The time of each convolution and linear layer, in ms, from the table."""
+    table, found = LatencyTable(step.runtime, step.threads), dict[fx.Node, float]()
+    for node in nodes:
+        given, name = arguments(node), op_name(node)
+        if not isinstance(given.get("weight"), fx.Node):
+            continue
+        if name in CONVOLUTIONS:
+            make, axis = convolution(node, given, step.batch), 1
+        elif name == "linear" and value(given["weight"]).ndim == 2:
+            make, axis = linear(node, step.batch), -1
+        else:
+            continue
+        inputs, outputs = (int(value(each).shape[axis]) for each in (first(node), node))
+        found[node] = table.ms(make(inputs, outputs))
+    return found
 
 
 def linear(node: fx.Node, batch: int) -> Callable[[int, int], Operator]:

@@ -78,11 +78,11 @@ def fitting(view: View, layers: list[IntegerLayer]) -> list[IntegerLayer]:
 def channel_ranges(view: View, layers: list[IntegerLayer]) -> Mapping[str, Range]:
     """The range of each input of the layers, by the name of what they read."""
     found: dict[str, Range] = {}
-    model = view.plain()
+    model, task = view.part.plain(), view.part.task
     for ndim in sorted({layer.ndim for layer in layers}):
         names = dict.fromkeys(layer.read for layer in layers if layer.ndim == ndim)
         refused: dict[str, str] = {}
-        seen = values_of(model, view.task, names, axis=ndim - 1, refused=refused)
+        seen = values_of(model, task, names, axis=ndim - 1, refused=refused)
         found |= {
             name: values.ends for name, values in seen.items()
             if values.ends is not None and name not in refused and not values.masked

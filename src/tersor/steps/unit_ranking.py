@@ -111,7 +111,7 @@ def chance(view: View, families: Sequence[Family]) -> Found:
 def curvature(view: View, families: Sequence[Family]) -> Found:
     """The mean over a unit's weights of tr(F W_u H W_u^T): how much the output changes without it."""
     every = {site.name: site for family in families for site, _ in slices_of(view, family, "all")}
-    known = curvatures(view.plain(), view.task, every.values())
+    known = curvatures(view.part.plain(), view.part.task, every.values())
     found: Found = {}
     for family in families:
         parts = []
@@ -139,7 +139,7 @@ def activation(view: View, families: Sequence[Family]) -> Found:
     for family in families:
         readers = []
         for site, (weight, axis, index) in slices_of(view, family, "reads"):
-            if (moment := view.gram(site)) is not None:
+            if (moment := view.part.gram(site)) is not None:
                 readers.append((to_rows(weight, site.axis), moment, columns_of(weight, axis, index)))
         if readers:
             found[family.name] = in_order(reading_scores(readers))
@@ -148,12 +148,12 @@ def activation(view: View, families: Sequence[Family]) -> Found:
 
 def redundancy(view: View, families: Sequence[Family]) -> Found:
     sites = {s.name: s for family in families for s, _ in slices_of(view, family, "reads")}
-    known = curvatures(view.plain(), view.task, sites.values())
+    known = curvatures(view.part.plain(), view.part.task, sites.values())
     found: Found = {}
     for number, family in enumerate(families, 1):
         readers = []
         for site, (weight, axis, index) in slices_of(view, family, "reads"):
-            moment = view.gram(site)
+            moment = view.part.gram(site)
             if moment is None or len(moment) > WIDEST or site.name not in known:
                 continue
             f = known[site.name].rows

@@ -22,6 +22,7 @@ from tersor.model.graph import Inputs, arguments, op_name
 from tersor.record.events import Cut, Group
 
 LEAST = 2  # units that stay in a family: a dimension of size 1 may be squeezed or broadcast
+OUTSIDE = "it is outside of the part that the task names"
 SAMPLES = 2  # of the example: enough for a graph, few enough for a large model
 
 
@@ -85,6 +86,7 @@ def own_module(view: View, exact: bool) -> OwnModule:
         ]
         return view.after(Group("trial", (*events, *sets))).plain() if events or sets else view.plain()
 
+    view = view.part
     walk, few = walk_of(view)
     return OwnModule(walk, few, build, exact)  # type: ignore[arg-type]
 
@@ -92,13 +94,14 @@ def own_module(view: View, exact: bool) -> OwnModule:
 def walk_of(view: View) -> tuple[Walk, Inputs]:
     """The walked graph of this view's model, and the inputs that it was traced with. RefusedError if it
     cannot be traced."""
+    view = view.part
     model = view.plain()
     inputs = move(example_inputs(view.task, model), device_of(model))
-    few = shortened(inputs)
+    few, stored = shortened(inputs), {name for name in view.forms if view.task.in_part(name)}
     try:
-        return walked(model, few, set(view.forms)), few
+        return walked(model, few, stored), few
     except RefusedError:  # its inputs have other first axes than the batch
-        return walked(model, inputs, set(view.forms)), inputs
+        return walked(model, inputs, stored), inputs
 
 
 def shortened(inputs: Inputs) -> Inputs:

@@ -183,10 +183,10 @@ def own_parameter(name: str, parameters: Collection[str]) -> bool:
 
 
 def walked(model: nn.Module, inputs: Inputs, stored: Collection[str]) -> Walk:
-    """The labels of a model's graph; `stored`: names of the tensors in its state dict. RefusedError if it
-    cannot be traced."""
+    """The labels of a model's graph; `stored`: names of the tensors in its state dict that may be cut.
+    RefusedError if it cannot be traced."""
     graph = traced(model, inputs)
-    if not set(graph.unread) & set(dict(model.named_parameters())):
+    if not set(graph.unread) & set(dict(model.named_parameters())) & set(stored):
         return Walk(graph, stored)
     try:
         return Walk(graph, stored, traced(model, inputs, training=True))
