@@ -264,3 +264,34 @@ def test_a_finished_run_is_not_overwritten(net: State, task: Task, tmp_path: Pat
     with pytest.raises(RefusedError, match="holds a finished run"):
         compress(net, task, "drop<=1", tmp_path)
     assert (tmp_path / "model.tersor").read_bytes() == before
+
+
+def test_a_search_whose_time_was_up_goes_on_from_its_best(
+    net: State, task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begun(begun: plan.Plan) -> bool:
+        begun.point(1.0, 8.0)
+        return True
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "walked", begun)
+        _, part = compress(net, task, "drop<=3,latency<=1000%", tmp_path, epochs=0)
+    assert part["search"]["stopped"]
+    assert (tmp_path / "trials").exists()
+    assert (tmp_path / "model.onnx").exists()
+    done = {p: p.stat().st_mtime_ns for p in (tmp_path / "trials").rglob("*.group")}
+    assert done
+    told = Told("slim")
+    with pytest.raises(KeyboardInterrupt):
+        compress(net, task, "drop<=3", tmp_path, epochs=0, resume=True, observer=told)
+    assert all(p.stat().st_mtime_ns == then for p, then in done.items())  # nothing was done twice
+    _, facts = compress(net, task, "drop<=3", tmp_path, epochs=0, resume=True)
+    assert not facts["search"]["stopped"]
+    assert {p.name for p in tmp_path.iterdir()} == {"model.tersor", "recipe.lock.yaml", "report.json"}
+
+
+def test_the_nearest_is_the_one_that_misses_the_bound_by_least(
+    net: State, task: Task, tmp_path: Path
+) -> None:
+    with pytest.raises(BudgetError, match=r"Nearest: slim 0\.25, 2 bits: .*Allow more of size$"):
+        compress(net, task, "size<=1%", tmp_path, epochs=1)

@@ -5,7 +5,7 @@ samples that decide   labelled calibration batches, every second one; else a fif
 samples that judge    the evaluation set, at the end: the best trial whose drop is within the budget there too
 DIR/model.tersor, recipe.lock.yaml, report.json   as of tersor run; the report has all trials
 DIR/model.onnx                                    if latency counts
-DIR/trials/                                       for --resume; removed at the end
+DIR/trials/                                       for --resume; removed at the end, unless the time was up
 """
 
 from __future__ import annotations
@@ -102,7 +102,8 @@ def compress(
             raise BudgetError(unmet(trials, plan, stopped, beyond))
         result = trials.state(best)
         facts = finished(result, task, trials, best, {"search": search, "accuracy": judged})
-    shutil.rmtree(out / FOLDER)
+    if not stopped:  # what has run so far may go on
+        shutil.rmtree(out / FOLDER)
     return result, facts
 
 
@@ -187,6 +188,8 @@ def finished(result: State, task: Task, trials: Trials, best: Trial, more: dict[
     if best.latency is not None:
         more["latency"] = trials.timed(best.name, result)  # anew: the best of many times was lucky, perhaps
         more["export"] = write(result, task, trials.out / ONNX, Export(to=trials.runtime))
+    else:
+        (trials.out / ONNX).unlink(missing_ok=True)  # of another model: an earlier part of this search timed
     return written(result, task, trials.out, tiny=trials.tiny, more=more)
 
 
@@ -236,12 +239,14 @@ def unmet(trials: Trials, plan: Plan, stopped: bool, beyond: list[dict[str, Any]
     if not tried:
         refused = dict.fromkeys(trial.why for trial in trials.found.values())
         return f"{what}: all were refused. {' '.join(itertools.islice(refused, 2))}"
-    near = min(tried, key=lambda trial: (len(trials.over(trial)), *plan.worth(trial)))
+    near = min(tried, key=lambda trial: (len(trials.over(trial)), trials.excess(trial), *plan.worth(trial)))
     text = (
         f"{what}. Nearest: {near.name}: {trials.in_words(near)}. Allow more of {', '.join(trials.over(near))}"
     )
     if stopped:
         return f"{text}, or more minutes, with --resume"
+    if "drop" not in trials.over(near):  # training makes nothing smaller or faster
+        return text
     if not plan.epochs:
         return f"{text}, or train after units are removed: Task(train=...) and --epochs"
     return f"{text}, or train longer: --epochs, now {plan.epochs:g}"

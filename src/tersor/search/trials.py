@@ -198,6 +198,18 @@ class Trials:
             over.append("latency")
         return over
 
+    def excess(self, trial: Trial) -> float:
+        """How many times a bound the trial needs, for the bound that it misses by most."""
+        size, latency, times = self.budget.size, self.budget.latency, [0.0]
+        if self.budget.drop is not None:
+            times.append(trial.drop[2] / self.budget.drop)
+        if size is not None:
+            times.append(trial.nbytes / (size.most * (self.given_nbytes if size.share else 1)))
+        if latency is not None and trial.latency is not None:
+            took = 1 / trial.latency["ratio"][0] if latency.share else trial.latency["after"][0]
+            times.append(took / latency.most)
+        return max(times)
+
     def in_words(self, trial: Trial) -> str:
         """ "drop +0.25 (+0.10 to +0.40), 12,345 bytes (4.1 %), 1.93 x as fast; over: latency"."""
         if trial.why:
