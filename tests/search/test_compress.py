@@ -17,6 +17,7 @@ from tersor.errors import BudgetError, RefusedError, SettingError, TaskError
 from tersor.measure.accuracy import compared
 from tersor.pipeline import run_pipeline
 from tersor.record.observer import Observer
+from tersor.report import search_table
 from tersor.search import compress as module
 from tersor.search import plan
 from tersor.search.compress import compress
@@ -248,7 +249,7 @@ def test_wrong_settings(net: State, task: Task, tmp_path: Path, settings: dict[s
 
 
 def test_a_task_with_an_evaluation_set_alone_is_refused(net: State, task: Task, tmp_path: Path) -> None:
-    with pytest.raises(RefusedError, match="has only its evaluation set"):
+    with pytest.raises(RefusedError, match="has no others"):
         compress(net, Task(evaluate=task.evaluate), "drop<=1", tmp_path)
 
 
@@ -295,3 +296,25 @@ def test_the_nearest_is_the_one_that_misses_the_bound_by_least(
 ) -> None:
     with pytest.raises(BudgetError, match=r"Nearest: slim 0\.25, 2 bits: .*Allow more of size$"):
         compress(net, task, "size<=1%", tmp_path, epochs=1)
+
+
+def test_a_frozen_model_is_slimmed_without_training_and_that_is_said(
+    net: State, task: Task, tmp_path: Path
+) -> None:
+    told = Told()
+    frozen = net.model().requires_grad_(False)
+    _, facts = compress(start(frozen), task, "drop<=4", tmp_path, observer=told)
+    search = facts["search"]
+    assert "requires_grad=False" in search["untrained"]
+    assert search["untrained"] in told.messages[0]
+    slim = [row for row in search["trials"] if row["name"].startswith("slim")]
+    assert slim
+    assert all(not row["why"] and "distill" not in row["recipe"] for row in slim)
+
+
+def test_a_reason_of_many_refused_trials_is_printed_once() -> None:
+    row = {"name": "a", "why": "the same long reason", "seconds": 0.0}
+    search = {"trials": [row, {**row, "name": "b"}], "unit": "", "best": None}
+    assert search_table.reasons(search) == ["the same long reason"]
+    column = list(search_table.trials(search).columns[-1].cells)  # type: ignore[union-attr]
+    assert column == ["refused (1)", "refused (1)"]

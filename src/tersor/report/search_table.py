@@ -18,9 +18,13 @@ def tables(facts: Facts) -> Iterator[RenderableType]:
     """The facts of a search."""
     search = facts["search"]
     yield trials(search)
+    for number, why in enumerate(reasons(search), 1):
+        yield f"refused ({number}): {why}"
     yield f"decided by {search['decided_by']}; budget {search['budget']}; aim {search['aim']}"
     if search["stopped"]:
-        yield "the time was up before all trials had run: --minutes"
+        yield "the time was up before all trials had run: the trials stay, --resume continues"
+    if search["untrained"]:
+        yield f"nothing was trained: {search['untrained']}"
     yield f"best: {search['best']}"
     yield headline(facts)
     for item in search["beyond"]:
@@ -31,9 +35,14 @@ def tables(facts: Facts) -> Iterator[RenderableType]:
     yield f"written to {facts['out']}: model.tersor, recipe.lock.yaml, report.json"
 
 
+def reasons(search: Facts) -> list[str]:
+    """Why trials were refused, each reason once."""
+    return [*dict.fromkeys(row["why"] for row in search["trials"] if row["why"])]
+
+
 def trials(search: Facts) -> RenderableType:
     """One row a trial, in the order in which they ran."""
-    unit = search["unit"]
+    unit, why = search["unit"], reasons(search)
     table = grid(
         "trial", f">drop{unit and f', {unit}'}", "95 % interval", ">bytes", ">of given", ">times as fast",
         ">time", "over the budget",
@@ -41,7 +50,9 @@ def trials(search: Facts) -> RenderableType:
     for row in search["trials"]:
         name = f"{row['name']} *" if row["name"] == search["best"] else row["name"]
         if row["why"]:
-            table.add_row(name, "", "", "", "", "", seconds(row["seconds"]), f"refused: {row['why']}")
+            table.add_row(
+                name, "", "", "", "", "", seconds(row["seconds"]), f"refused ({why.index(row['why']) + 1})"
+            )
             continue
         amount, *ends = row["drop"]
         fast = f"{row['latency']['ratio'][0]:.2f}" if row["latency"] else ""

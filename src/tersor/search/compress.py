@@ -44,8 +44,9 @@ AIMS = ("size", "latency", "accuracy")
 WHO = "compress"
 MIXED = (
     "its training batches cannot be parted, and what judges must not train. Give Task(calibrate=...) "
-    "labelled batches, or train= a list, or a DataLoader over a set with indices"
+    "labelled batches, or train= a list, or a DataLoader over a set with indices without a sampler of its own"
 )
+FROZEN = "the model's parameters have requires_grad=False. Set it to True for those that may be trained"
 CALIBRATE = 1024  # samples of the training data that calibrate, if no others do
 ONNX = "model.onnx"
 
@@ -87,17 +88,18 @@ def compress(
     began = time.monotonic()
     task.check(given.plain(), Needs.SCORES)
     decide, work = parts(given, task, budget)
-    if task.train is not None and work.train is None and epochs:
-        observer.message(f"{WHO}: nothing is trained: {MIXED}")
+    untrained = "" if not epochs or task.train is None else why_untrained(given, work)
+    if untrained:
+        observer.message(f"{WHO}: nothing is trained: {untrained}")
     with claim(out / FOLDER / "lock"):
         trials = Trials(
             given, work, decide, budget, out, runtime, batch, threads, seed, tiny,
             began + 60 * minutes if minutes else math.inf, observer,
         )  # fmt: skip
-        plan = Plan(trials, aim, epochs if work.train is not None else 0.0, lr)
+        plan = Plan(trials, aim, epochs if work.train is not None and not untrained else 0.0, lr)
         stopped = walked(plan)
         best, judged, beyond = chosen(plan, task)
-        search = facts_of_search(trials, best, aim, stopped=stopped, beyond=beyond)
+        search = facts_of_search(trials, best, aim, stopped=stopped, beyond=beyond) | {"untrained": untrained}
         if best is None:
             raise BudgetError(unmet(trials, plan, stopped, beyond))
         result = trials.state(best)
@@ -156,6 +158,13 @@ def parts(given: State, task: Task, budget: Budget) -> tuple[Deciding, Task]:
         source = replace(task, train=fit or task.train)
         work = replace(work, calibrate=list(Part(source, "train", most=CALIBRATE)))
     return decide, work
+
+
+def why_untrained(given: State, work: Task) -> str:
+    """Why no trial trains, although there are training data; "" if they do."""
+    if work.train is None:
+        return MIXED
+    return "" if any(p.requires_grad for p in given.model().parameters()) else FROZEN
 
 
 def walked(plan: Plan) -> bool:
