@@ -1,6 +1,7 @@
 """A budget in, a model out: on a small network that was trained on real data."""
 
 import copy
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,8 @@ from tersor.pipeline import run_pipeline
 from tersor.record.observer import Observer
 from tersor.report import search_table
 from tersor.search import compress as module
-from tersor.search import plan
-from tersor.search.compress import compress
+from tersor.search import plan, trials
+from tersor.search.compress import compress, search_task
 from tersor.steps import recipe_from_words
 
 
@@ -318,3 +319,37 @@ def test_a_reason_of_many_refused_trials_is_printed_once() -> None:
     assert search_table.reasons(search) == ["the same long reason"]
     column = list(search_table.trials(search).columns[-1].cells)  # type: ignore[union-attr]
     assert column == ["refused (1)", "refused (1)"]
+
+
+def test_a_trial_that_is_too_slow_when_it_is_timed_again_is_not_taken(
+    net: State, task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again = trials.Trials.timed_again
+    slow: list[str] = []
+
+    def slower(self: trials.Trials, trial: trials.Trial) -> trials.Trial:
+        found = again(self, trial)
+        assert found.latency is not None
+        if not slow:
+            slow.append(trial.name)
+            return dataclasses.replace(found, latency={**found.latency, "ratio": [0.01, 0.01, 0.01]})
+        return found
+
+    monkeypatch.setattr(trials.Trials, "timed_again", slower)
+    _, facts = compress(net, task, "drop<=3,latency<=1000%", tmp_path / "a", epochs=0)
+    assert [item["name"] for item in facts["search"]["beyond"]] == slow
+    assert facts["search"]["best"] not in slow
+    assert 1 / facts["latency"]["ratio"][0] <= 10
+
+
+def test_the_recipe_on_the_data_of_the_search_gives_the_same_model(
+    net: State, task: Task, tmp_path: Path
+) -> None:
+    """Of a task with training data alone: some of them decide, some calibrate."""
+    own = Task("digits", evaluate=task.evaluate, train=task.train)
+    result, facts = compress(net, own, "drop<=6", tmp_path, epochs=2)
+    assert "distill" in facts["search"]["recipe"]
+    same = run(
+        net, recipe_from_words(facts["search"]["recipe"].split()), search_task(net.plain(), own, "drop<=6")
+    )
+    assert {n: f.digest for n, f in same.forms.items()} == {n: f.digest for n, f in result.forms.items()}

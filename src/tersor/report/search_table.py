@@ -28,6 +28,9 @@ def tables(facts: Facts) -> Iterator[RenderableType]:
     yield f"best: {search['best']}"
     yield headline(facts)
     for item in search["beyond"]:
+        if "latency" in item:
+            yield f"not taken: {item['name']}, which was over the budget when it was timed again"
+            continue
         yield f"not taken: {item['name']}, which drops by {item['drop'][0]:.2f} on the evaluation set"
     if "export" in facts:
         yield f"exported: {facts['export']['text']}"

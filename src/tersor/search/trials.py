@@ -173,6 +173,12 @@ class Trials:
             observer=self.observer,
         )  # fmt: skip
 
+    def timed_again(self, trial: Trial) -> Trial:
+        """The trial with new times, if it was timed."""
+        if trial.latency is None:
+            return trial
+        return replace(trial, latency=self.timed(trial.name, self.state(trial)))
+
     # What a trial means for the budget
 
     def loses_little(self, trial: Trial) -> bool:
