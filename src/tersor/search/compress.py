@@ -26,6 +26,7 @@ from tersor.core.state import State, start
 from tersor.errors import BudgetError, RefusedError, SettingError
 from tersor.files import Paths, claim, output
 from tersor.measure.accuracy import compared
+from tersor.model.batches import steady
 from tersor.model.needs import Needs
 from tersor.model.task import Task
 from tersor.pipeline import LOCK, MODEL, REPORT, written
@@ -163,7 +164,8 @@ def parts(given: State, task: Task, budget: Budget) -> tuple[Deciding, Task]:
     work = replace(decide.rest, train=fit)
     if work.calibrate is None and task.train is not None:
         source = replace(task, train=fit or task.train)
-        work = replace(work, calibrate=list(Part(source, "train", most=CALIBRATE)))
+        with steady(source.train):  # the same samples when the search is resumed
+            work = replace(work, calibrate=list(Part(source, "train", most=CALIBRATE)))
     return decide, work
 
 
