@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from tersor.record.events import Cut, Edit, Group, Note
     from tersor.record.ledger import Ledger
     from tersor.record.observer import Observer
-    from tersor.search.compress import compress
+    from tersor.search.compress import compress, search_task
     from tersor.steps import (
         STEPS,
         Cluster,
@@ -88,7 +88,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "tersor.model.builtin_metrics": ("METRICS",),
     "tersor.model.task": ("Task",),
     "tersor.model.builtin_tasks": ("digits", "fashion_mnist"),
-    "tersor.search.compress": ("compress",),
+    "tersor.search.compress": ("compress", "search_task"),
     "tersor.steps.given_recipe": ("run",),
     "tersor.steps.own_training": ("folded", "trainable"),
     "tersor.steps.recipe_text": ("lock",),
@@ -102,7 +102,7 @@ HOMES = {name: module for module, names in MODULES.items() for name in names}
 # Functions that check the kinds of their arguments, and raise errors of our own: boundary.py.
 ENTRANCES = frozenset({
     "compress", "diff", "digits", "fashion_mnist", "folded", "load", "lock", "pack", "patch", "read_recipe",
-    "replay", "run", "save", "trainable", "undo", "unpack", "verify",
+    "replay", "run", "save", "search_task", "trainable", "undo", "unpack", "verify",
 })  # fmt: skip
 
 __all__ = ["__version__", *HOMES]  # noqa: PLE0604, PLE0605 (the table is the list)

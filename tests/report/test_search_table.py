@@ -43,4 +43,4 @@ def test_a_row_for_each_trial(latency: Any, column: bool) -> None:
         "s",
         "drop",
     ]
-    assert refused.split() == ["slim", "0.5", "1.0", "s", "refused:", "no"]
+    assert refused.split() == ["slim", "0.5", "1.0", "s", "refused", "(1)"]

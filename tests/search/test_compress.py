@@ -1,6 +1,7 @@
 """A budget in, a model out: on a small network that was trained on real data."""
 
 import copy
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ from tersor.errors import BudgetError, RefusedError, SettingError, TaskError
 from tersor.measure.accuracy import compared
 from tersor.pipeline import run_pipeline
 from tersor.record.observer import Observer
+from tersor.report import search_table
 from tersor.search import compress as module
-from tersor.search import plan
-from tersor.search.compress import compress
+from tersor.search import plan, trials
+from tersor.search.compress import compress, search_task
 from tersor.steps import recipe_from_words
 
 
@@ -248,7 +250,7 @@ def test_wrong_settings(net: State, task: Task, tmp_path: Path, settings: dict[s
 
 
 def test_a_task_with_an_evaluation_set_alone_is_refused(net: State, task: Task, tmp_path: Path) -> None:
-    with pytest.raises(RefusedError, match="has only its evaluation set"):
+    with pytest.raises(RefusedError, match="has no others"):
         compress(net, Task(evaluate=task.evaluate), "drop<=1", tmp_path)
 
 
@@ -264,3 +266,90 @@ def test_a_finished_run_is_not_overwritten(net: State, task: Task, tmp_path: Pat
     with pytest.raises(RefusedError, match="holds a finished run"):
         compress(net, task, "drop<=1", tmp_path)
     assert (tmp_path / "model.tersor").read_bytes() == before
+
+
+def test_a_search_whose_time_was_up_goes_on_from_its_best(
+    net: State, task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begun(begun: plan.Plan) -> bool:
+        begun.point(1.0, 8.0)
+        return True
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "walked", begun)
+        _, part = compress(net, task, "drop<=3,latency<=1000%", tmp_path, epochs=0)
+    assert part["search"]["stopped"]
+    assert (tmp_path / "trials").exists()
+    assert (tmp_path / "model.onnx").exists()
+    done = {p: p.stat().st_mtime_ns for p in (tmp_path / "trials").rglob("*.group")}
+    assert done
+    told = Told("slim")
+    with pytest.raises(KeyboardInterrupt):
+        compress(net, task, "drop<=3", tmp_path, epochs=0, resume=True, observer=told)
+    assert all(p.stat().st_mtime_ns == then for p, then in done.items())  # nothing was done twice
+    _, facts = compress(net, task, "drop<=3", tmp_path, epochs=0, resume=True)
+    assert not facts["search"]["stopped"]
+    assert {p.name for p in tmp_path.iterdir()} == {"model.tersor", "recipe.lock.yaml", "report.json"}
+
+
+def test_the_nearest_is_the_one_that_misses_the_bound_by_least(
+    net: State, task: Task, tmp_path: Path
+) -> None:
+    with pytest.raises(BudgetError, match=r"Nearest: slim 0\.25, 2 bits: .*Allow more of size$"):
+        compress(net, task, "size<=1%", tmp_path, epochs=1)
+
+
+def test_a_frozen_model_is_slimmed_without_training_and_that_is_said(
+    net: State, task: Task, tmp_path: Path
+) -> None:
+    told = Told()
+    frozen = net.model().requires_grad_(False)
+    _, facts = compress(start(frozen), task, "drop<=4", tmp_path, observer=told)
+    search = facts["search"]
+    assert "requires_grad=False" in search["untrained"]
+    assert search["untrained"] in told.messages[0]
+    slim = [row for row in search["trials"] if row["name"].startswith("slim")]
+    assert slim
+    assert all(not row["why"] and "distill" not in row["recipe"] for row in slim)
+
+
+def test_a_reason_of_many_refused_trials_is_printed_once() -> None:
+    row = {"name": "a", "why": "the same long reason", "seconds": 0.0}
+    search = {"trials": [row, {**row, "name": "b"}], "unit": "", "best": None}
+    assert search_table.reasons(search) == ["the same long reason"]
+    column = list(search_table.trials(search).columns[-1].cells)  # type: ignore[union-attr]
+    assert column == ["refused (1)", "refused (1)"]
+
+
+def test_a_trial_that_is_too_slow_when_it_is_timed_again_is_not_taken(
+    net: State, task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again = trials.Trials.timed_again
+    slow: list[str] = []
+
+    def slower(self: trials.Trials, trial: trials.Trial) -> trials.Trial:
+        found = again(self, trial)
+        assert found.latency is not None
+        if not slow:
+            slow.append(trial.name)
+            return dataclasses.replace(found, latency={**found.latency, "ratio": [0.01, 0.01, 0.01]})
+        return found
+
+    monkeypatch.setattr(trials.Trials, "timed_again", slower)
+    _, facts = compress(net, task, "drop<=3,latency<=1000%", tmp_path / "a", epochs=0)
+    assert [item["name"] for item in facts["search"]["beyond"]] == slow
+    assert facts["search"]["best"] not in slow
+    assert 1 / facts["latency"]["ratio"][0] <= 10
+
+
+def test_the_recipe_on_the_data_of_the_search_gives_the_same_model(
+    net: State, task: Task, tmp_path: Path
+) -> None:
+    """Of a task with training data alone: some of them decide, some calibrate."""
+    own = Task("digits", evaluate=task.evaluate, train=task.train)
+    result, facts = compress(net, own, "drop<=6", tmp_path, epochs=2)
+    assert any("distill" in row["recipe"] for row in facts["search"]["trials"])
+    same = run(
+        net, recipe_from_words(facts["search"]["recipe"].split()), search_task(net.plain(), own, "drop<=6")
+    )
+    assert {n: f.digest for n, f in same.forms.items()} == {n: f.digest for n, f in result.forms.items()}

@@ -121,7 +121,7 @@ def test_a_resumed_run_gives_the_same(trained: tuple[nn.Module, Task], tmp_path:
 
 def test_only_the_evaluation_set_is_no_set_to_search_on(trained: tuple[nn.Module, Task]) -> None:
     model, task = trained
-    with pytest.raises(RefusedError, match="has only its evaluation set"):
+    with pytest.raises(RefusedError, match="has no others"):
         run(model, Quantize(bits=4, rounding="auto", max_drop=1.0), Task("t", evaluate=task.evaluate))
 
 

@@ -173,6 +173,12 @@ class Trials:
             observer=self.observer,
         )  # fmt: skip
 
+    def timed_again(self, trial: Trial) -> Trial:
+        """The trial with new times, if it was timed."""
+        if trial.latency is None:
+            return trial
+        return replace(trial, latency=self.timed(trial.name, self.state(trial)))
+
     # What a trial means for the budget
 
     def loses_little(self, trial: Trial) -> bool:
@@ -197,6 +203,18 @@ class Trials:
         ):
             over.append("latency")
         return over
+
+    def excess(self, trial: Trial) -> float:
+        """How many times a bound the trial needs, for the bound that it misses by most."""
+        size, latency, times = self.budget.size, self.budget.latency, [0.0]
+        if self.budget.drop is not None:
+            times.append(trial.drop[2] / self.budget.drop)
+        if size is not None:
+            times.append(trial.nbytes / (size.most * (self.given_nbytes if size.share else 1)))
+        if latency is not None and trial.latency is not None:
+            took = 1 / trial.latency["ratio"][0] if latency.share else trial.latency["after"][0]
+            times.append(took / latency.most)
+        return max(times)
 
     def in_words(self, trial: Trial) -> str:
         """ "drop +0.25 (+0.10 to +0.40), 12,345 bytes (4.1 %), 1.93 x as fast; over: latency"."""

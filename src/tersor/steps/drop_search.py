@@ -112,7 +112,7 @@ def deciding(task: Task, model: nn.Module, limit: float, who: str, word: str = "
     if found is None:
         raise RefusedError(
             f"{who}: {word} is searched on batches with targets that do not judge the result, and "
-            f"task {task.name!r} has only its evaluation set. Give Task(calibrate=...), two batches or more, "
+            f"task {task.name!r} has no others. Give Task(calibrate=...), two batches or more with targets, "
             f"best held out from training, or Task(train=...)"
         )
     if found.least > limit:
