@@ -205,12 +205,14 @@ def test_dense_codes_are_not_mixed_for_their_first_rows_alone(
     assert (decode(stream, len(symbols), width=384, keep=keep) == symbols).all()
 
 
+@pytest.mark.parametrize("scale", [1.0, 0.2])
 @pytest.mark.parametrize(
     "ordered", [slice(0, 200), slice(200, 400), slice(130, 270), slice(80, 400)], ids=str
 )
-def test_an_order_that_some_rows_have_shortens_the_file(ordered: slice) -> None:
+def test_an_order_that_some_rows_have_shortens_the_file(ordered: slice, scale: float) -> None:
     drawn = np.random.default_rng(5)
     rows = drawn.normal(0, 1, (400, 256))
+    rows[: ordered.start or 0] *= scale  # what pieces gain by a table for these rows is no gain elsewhere
     for at in range(*ordered.indices(400)):
         rows[at] = 0.9 * rows[at - 1] + 0.19**0.5 * rows[at] if at else rows[at]
     symbols = np.rint(2 * rows).clip(-8, 7).astype(np.int8).view(np.uint8).reshape(-1)
