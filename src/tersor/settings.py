@@ -42,7 +42,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, nn.Module):  # a teacher: a text that changes when the weights change
         crc = 0
         for name, tensor in value.state_dict().items():
-            raw = in_bytes(tensor.cpu()).numpy()
+            raw = in_bytes(tensor.cpu()).numpy().data
             crc = zlib.crc32(raw, zlib.crc32(name.encode(), crc))
         return f"{type(value).__name__} {crc:08x}"
     return list(value) if isinstance(value, tuple) else value
