@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import tersor
 from tersor.cli import main
 from tersor.core.state import start
-from tersor.dtypes import BY_DTYPE, CODED, CODES, FLOATS, INTEGERS, ROWS, Dtype, unsupported
+from tersor.dtypes import BY_DTYPE, CODED, CODES, FLOATS, INTEGERS, ROWS, Dtype, in_bytes, unsupported
 from tersor.errors import FormatError, RefusedError, SiteError
 from tersor.forms import Dense
 from tersor.io.safetensors_file import TensorFile
@@ -488,3 +488,30 @@ def test_reports_and_checks_name_them(
     checked = call("check r.yaml --model mine.py:Net")
     assert "w: complex64 is stored as it is" in checked
     assert "eight: float8_e4m3fn is stored as it is" in checked
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        torch.tensor(3.5).expand(1),
+        torch.tensor(3.5).expand(1, 1),
+        torch.from_numpy(np.zeros((0, 3), np.float32)),
+        torch.randn(5, 3).t(),
+        torch.randn(4).expand(3, 4),
+    ],
+    ids=["one", "one by one", "none", "turned", "repeated"],
+)
+def test_bytes_do_not_depend_on_strides(value: torch.Tensor) -> None:
+    assert in_bytes(value).numpy().tobytes() == np.array(value.tolist(), np.float32).tobytes()
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_model_with_a_buffer_without_strides_is_compressed(count: int, tmp_path: Path) -> None:
+    net = torch.nn.Linear(4, 4)
+    net.register_buffer(
+        "fixed", torch.from_numpy(np.zeros((0, 3), np.float32)) if not count else torch.tensor(3.5).expand(1)
+    )
+    tersor.save(tersor.run(net, tersor.Entropy()), tmp_path / "net.tersor")
+    found = tersor.load(tmp_path / "net.tersor").state_dict()["fixed"]
+    assert found.shape == net.fixed.shape
+    assert torch.equal(found, net.fixed)

@@ -50,6 +50,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
 
 # The exceptions within a line: who may import whom.
 SIDEWAYS: dict[str, set[str]] = {
+    "settings": {"dtypes"},  # a setting that is a module is the bytes of its tensors
     "runtimes": {"measure"},  # a runtime is timed the way everything else is
     "report": {"measure"},  # a report shows what was measured
     "cli": {"demo"},

@@ -102,6 +102,13 @@ def listed(dtypes: Iterable[torch.dtype]) -> str:
     return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
 
 
+def in_bytes(value: Tensor) -> Tensor:
+    """The elements in row-major order as bytes, flat uint8; a view if no copy is needed."""
+    flat = value.detach().contiguous().reshape(-1)
+    # With fewer than two elements any stride counts as contiguous, and a view as bytes needs a stride of 1.
+    return flat.as_strided(flat.shape, (1,)).view(torch.uint8)
+
+
 def as_numbers(value: Tensor) -> Tensor:
     """The tensor in a dtype that PyTorch can test for NaN and infinity; it cannot test floats of 8 bits."""
     return value.float() if value.dtype.is_floating_point and value.dtype.itemsize == 1 else value

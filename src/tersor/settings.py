@@ -15,9 +15,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
+from tersor.dtypes import in_bytes
 from tersor.errors import SettingError, did_you_mean
 
 # Words of earlier versions: docs/format-changes.md. Recipes that have them are refused with the new word.
@@ -42,7 +42,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, nn.Module):  # a teacher: a text that changes when the weights change
         crc = 0
         for name, tensor in value.state_dict().items():
-            raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+            raw = in_bytes(tensor.cpu()).numpy().data
             crc = zlib.crc32(raw, zlib.crc32(name.encode(), crc))
         return f"{type(value).__name__} {crc:08x}"
     return list(value) if isinstance(value, tuple) else value

@@ -9,7 +9,7 @@ from matrix_cases import LONG, SHAPES, TALL, WIDE, Case, cases, mixing_streams, 
 from tersor.coders import choice, coder_of, decode, encode
 from tersor.coders.mixing import mixing, mixing_loops
 from tersor.coders.mixing.logistic import STRETCH_MAX, adaptation_rates, logistic_tables
-from tersor.coders.mixing.mixing import SAMPLE, lower_half
+from tersor.coders.mixing.mixing import SAMPLE, rows_from
 from tersor.coders.predictive import regression_loops
 from tersor.coders.predictive.matrix_model import BLOCK, EIGHTHS
 from tersor.errors import FormatError, SettingError
@@ -181,7 +181,7 @@ def test_pieces_follow_changes_of_the_statistics() -> None:
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_dense_codes_are_mixed_only_if_all_of_them_seem_to_gain(
+def test_dense_codes_are_not_mixed_for_their_first_rows_alone(
     masked: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Mixing takes 1 us a code. Here it suits the first rows alone, as special tokens of an embedding."""
@@ -200,17 +200,32 @@ def test_dense_codes_are_mixed_only_if_all_of_them_seem_to_gain(
     monkeypatch.setattr(mixing, "write", lambda *given: sampled.append(len(given[0])) or mix(*given))
     stream = encode(symbols, "max", width=384, keep=keep)
     assert not tried
-    assert len(sampled) == 2  # the first rows, then the middle ones
+    assert len(sampled) == 2
     assert max(sampled) < choice.MIXING_COUNT + 384  # whole rows
     assert (decode(stream, len(symbols), width=384, keep=keep) == symbols).all()
 
 
-def test_the_lower_half_of_a_matrix() -> None:
+@pytest.mark.parametrize("scale", [1.0, 0.2])
+@pytest.mark.parametrize(
+    "ordered", [slice(0, 200), slice(200, 400), slice(130, 270), slice(80, 400)], ids=str
+)
+def test_an_order_that_some_rows_have_shortens_the_file(ordered: slice, scale: float) -> None:
+    drawn = np.random.default_rng(5)
+    rows = drawn.normal(0, 1, (400, 256))
+    rows[: ordered.start or 0] *= scale  # what pieces gain by a table for these rows is no gain elsewhere
+    for at in range(*ordered.indices(400)):
+        rows[at] = 0.9 * rows[at - 1] + 0.19**0.5 * rows[at] if at else rows[at]
+    symbols = np.rint(2 * rows).clip(-8, 7).astype(np.int8).view(np.uint8).reshape(-1)
+    least = min(len(encode(symbols, word, width=256)) for word in ("mixing", "rans"))
+    assert len(encode(symbols, "max", width=256)) <= least
+
+
+def test_rows_of_a_matrix_from_a_quarter_on() -> None:
     codes = np.arange(15, dtype=np.uint8)
     keep = np.arange(15).reshape(5, 3) % 2 == 0
-    assert lower_half(codes, 3, None)[0].tolist() == list(range(6, 15))
-    values, width, kept = lower_half(codes[keep.reshape(-1)], 3, keep)
+    assert rows_from(codes, 3, None, 2)[0].tolist() == list(range(6, 15))
+    values, width, kept = rows_from(codes[keep.reshape(-1)], 3, keep, 2)
     assert (values.tolist(), width) == ([6, 8, 10, 12, 14], 3)
     assert kept is not None
     assert kept.tolist() == keep.reshape(-1)[6:].tolist()
-    assert len(lower_half(codes, 15, None)[0]) == 15  # one row has no halves
+    assert len(rows_from(codes, 15, None, 3)[0]) == 15  # one row has no halves

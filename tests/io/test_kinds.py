@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -73,6 +74,8 @@ KEPT: dict[str, Callable[[], Tensor]] = {
     "odd offset": lambda: F.view(torch.uint8).flatten()[3:],
     "none": lambda: torch.zeros(0, 3),
     "none, of much": lambda: F[:, 2:2],
+    "none, with no strides": lambda: torch.from_numpy(np.zeros((0, 3), np.float32)),
+    "one, with no strides": lambda: torch.tensor(3.5).expand(1, 1),
     "a number": lambda: torch.tensor(3.5),
     "a number, of much": lambda: F[1, 2],
     **{str(dtype): lambda dtype=dtype: torch.tensor([[0, 1, 1], [1, 0, 1]]).to(dtype) for dtype in CODES},
@@ -105,7 +108,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
 
 def bits(value: Tensor) -> list[int]:
     plain = value.detach().resolve_conj().resolve_neg().contiguous().reshape(-1)
-    return plain.view(torch.uint8).tolist() if plain.numel() else []
+    return plain.as_strided(plain.shape, (1,)).view(torch.uint8).tolist()
 
 
 def check_same(found: Tensor, expected: Tensor) -> None:

@@ -138,6 +138,56 @@ def test_a_layer_that_is_called_twice_gives_two_batches() -> None:
     assert torch.equal(second[0][0], net.layer(x))
 
 
+class Body(nn.Sequential):
+    """Keeps what its first layer gave, its output in a dict, and a complex number."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(4, 4), nn.ReLU(inplace=True), nn.Linear(4, 4))
+        self.kept: dict[str, Tensor] = {}
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        self.kept = {"middle": self[0](x)}
+        self.kept["out"] = self[2](self[1](self.kept["middle"] * 1))
+        return {"x": self.kept["out"], "z": torch.complex(self.kept["out"], x), "given": x.add_(0)}
+
+
+class Carrying(nn.Module):
+    def __init__(self, read: str) -> None:
+        super().__init__()
+        self.body, self.read = Body(), read
+        self.again, self.hooked = self.body, list[Tensor]()
+        self.body[0].register_forward_hook(lambda *given: self.hooked.append(given[-1]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.hooked.clear()
+        y = self.body(x * 1)
+        y = y["x"] + y["z"].real + y["given"]
+        if self.read == "hook":
+            y = y + self.hooked[0].mean()
+        elif self.read:
+            y = y + self.body.kept[self.read].mean()
+        self.hooked.clear()
+        return y if y.sum() > 0 else y + 1
+
+
+@pytest.mark.parametrize("read", ["middle", "hook"])
+def test_a_part_that_gives_more_than_its_outputs_is_refused(read: str) -> None:
+    with pytest.raises(
+        TaskError, match=r"a tensor computed in body(\.0)? is in the part body, and mean reads"
+    ):
+        check_parts(Carrying(read), simple("body"))
+
+
+@pytest.mark.parametrize("read", ["", "out"])
+def test_outputs_of_a_part_may_be_read_anyhow(read: str) -> None:
+    check_parts(Carrying(read), simple("body"))
+
+
+def test_a_second_name_of_a_module_is_refused() -> None:
+    with pytest.raises(TaskError, match="part='again' is another name of 'body'; give that"):
+        check_parts(Carrying(""), simple("again"))
+
+
 def test_shapes_of_a_part_may_be_read_outside() -> None:
     class Sized(Twice):
         def forward(self, x: Tensor) -> Tensor:

@@ -228,6 +228,10 @@ def test_a_drop_that_allows_any_model_is_refused(net: State, task: Task, tmp_pat
     own = Task(evaluate=task.evaluate, train=task.train, metric=right)
     with pytest.raises(RefusedError, match=r"drop=1 is in the metric's own unit.* percent=True"):
         compress(net, own, "drop<=1", tmp_path)
+    with pytest.raises(
+        RefusedError, match=r"drop=100 is in points, of which the given model has \d\d.*any model"
+    ):
+        compress(net, task, "drop<=100", tmp_path)
 
 
 @pytest.mark.parametrize(

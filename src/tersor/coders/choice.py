@@ -16,11 +16,11 @@ from collections.abc import Iterator
 import numpy as np
 
 from tersor.coders.bytes.plain import RAW, plan_constant, plan_raw, write_raw
-from tersor.coders.mixing.mixing import MIXING, lower_half, plan_mixing, read_mixing, sample, usual_mixing
+from tersor.coders.mixing.mixing import MIXING, plan_mixing, read_mixing, rows_from, sample, usual_mixing
 from tersor.coders.pieces import PIECES, count_units, each_piece, plan_pieces, read_pieces, write_pieces
 from tersor.coders.plan import ID_BITS, Coder, MatrixCoder, Output, Plan, Symbols, longest_stream
 from tersor.coders.predictive.predictive import PREDICTIVE, plan_predictive, read_predictive
-from tersor.coders.static import CODERS, NOISE, fewest, histogram, is_noise, order0
+from tersor.coders.static import CODERS, NOISE, fewest, histogram, is_noise, order0, orders0
 from tersor.errors import FormatError, SettingError, did_you_mean
 
 __all__ = ["CODERS", "MATRIX_CODERS", "PROFILES", "coder_of", "decode", "encode", "order0_bits"]
@@ -128,7 +128,7 @@ def by_profile(
             continue
         # For many dense codes mixing must save 5 %, since it decodes twenty times as slowly.
         slow = name == "mixing" and len(symbols) > MIXING_COUNT and 8 * nbytes > DENSE * len(symbols)
-        if slow and not mixes_well(symbols[:], width, keep, 8 * nbytes / order0(counts)):
+        if slow and not mixes_well(symbols[:], width, keep, 8 * nbytes / orders0(units).sum()):
             continue
         stream = MATRIX_CODERS[name].plan(symbols[:], width, keep)
         if stream is not None and len(stream) < nbytes - (nbytes // WORTH if slow else 0):
@@ -145,20 +145,22 @@ def promising(name: str, nbytes: int, counts: np.ndarray, floats: bool) -> bool:
 
 
 def mixes_well(symbols: np.ndarray, width: int, keep: np.ndarray | None, others: float) -> bool:
-    """Whether mixing beats the other coders on two samples, of the first rows and of rows in the middle: the
-    first rows of an embedding are often special tokens, unlike the others.
+    """Whether mixing beats the other coders on two samples together, of rows from a quarter and from three
+    quarters on: the first rows of an embedding are often special tokens, unlike the others, and an order that
+    one half alone has still saves much of the whole.
 
-    `others`: bits of the best other stream, as a fraction of its order-0 bits. Mixing on a sample is
-    measured in the same way.
+    `others`: bits of the best other stream, as a fraction of the order-0 bits of its units, since pieces
+    have a table each. Mixing on a sample is measured in the same way.
     """
-    for rows in ((symbols, width, keep), lower_half(symbols, width, keep)):
+    mixed = allowed = 0.0  # bits
+    for quarter in (1, 3):
+        rows = rows_from(symbols, width, keep, quarter)
         part, part_width, part_keep = sample(*rows, MIXING_COUNT)
         if not len(part):  # the mask keeps nothing there
             continue
-        bits = 8 * len(usual_mixing(part, part_width, part_keep))
-        if bits >= NEAR * others * order0(histogram(part)):
-            return False
-    return True
+        mixed += 8 * len(usual_mixing(part, part_width, part_keep))
+        allowed += NEAR * others * order0(histogram(part))
+    return mixed < allowed
 
 
 def mismatch_in(count: int, width: int, keep: np.ndarray | None) -> str:

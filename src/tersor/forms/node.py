@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tersor.dtypes import in_bytes
+
 NUMBERS = 1 << 16  # longest list in a setting that a reader accepts
 DIGEST = 16  # hex digits of a digest: 64 bits, enough to tell states apart, not to stop a forger
 
@@ -108,5 +110,4 @@ def child_names(kind: type[Node]) -> list[str]:
 
 def as_bytes(array: Tensor) -> np.ndarray:
     """The array's bytes in row-major order, flat uint8; a view if no copy is needed."""
-    flat = array.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy()
+    return in_bytes(array.detach().cpu().resolve_conj().resolve_neg()).numpy()

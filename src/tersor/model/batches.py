@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
 from tersor.boundary import no_memory
+from tersor.dtypes import in_bytes
 from tersor.errors import TaskError
 
 # What a model, loss or metric raises for an input that does not fit it.
@@ -96,10 +97,9 @@ def shapes(value: Any) -> str:
 def hash_batch(into: Hash, value: Any) -> None:
     """Feed values, shapes, dtypes and nesting of a batch to a hash. TaskError for other objects."""
     if isinstance(value, Tensor):
-        # A view as bytes works for every dtype, bfloat16 included; numpy knows fewer.
-        flat = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        # Bytes can be had of every dtype, bfloat16 included; numpy knows fewer.
         into.update(f"tensor {value.dtype} {tuple(value.shape)};".encode())
-        into.update(flat.numpy().tobytes())
+        into.update(in_bytes(value.cpu()).numpy().tobytes())
     elif isinstance(value, np.ndarray) and value.dtype != object:
         into.update(f"array {value.dtype.str} {value.shape};".encode())
         into.update(np.ascontiguousarray(value).tobytes())

@@ -42,7 +42,8 @@ def unfit(value: Any, *, meta: bool = False) -> str:
 
 def repeats(value: Tensor) -> bool:
     """Whether several elements share one memory location, as in the output of expand()."""
-    return any(step == 0 and n > 1 for n, step in zip(value.shape, value.stride(), strict=True))
+    steps = zip(value.shape, value.stride(), strict=True)
+    return bool(value.numel()) and any(step == 0 and n > 1 for n, step in steps)
 
 
 def resolved(value: Tensor) -> Tensor:

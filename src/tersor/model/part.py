@@ -17,11 +17,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from tersor.errors import RefusedError, TaskError, few, near_few
@@ -29,6 +28,7 @@ from tersor.model.batches import MISFIT, device_of, evaluating, move, steady
 from tersor.model.example import example_inputs
 from tersor.model.graph import Inputs, UntraceableError, traced
 from tersor.model.outputs import tensors_of
+from tersor.model.outside import Outside
 from tersor.model.task import Task, within
 
 KEPT = 256 << 20  # bytes of inputs that are kept for the next pass
@@ -207,17 +207,20 @@ def bound(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> In
 
 
 def check_parts(model: nn.Module, task: Task) -> None:
-    """TaskError for parts that the model lacks, that contain each other, that a batch does not reach, or with
-    tensors that the model reads elsewhere too: a change of them would not stay inside."""
+    """TaskError for parts that the model lacks, that contain each other, that a batch does not reach, or of
+    which the model reads tensors elsewhere too, own or computed ones: a change would not stay inside."""
     if not (names := task.parts):
         return
     modules = dict(model.named_modules(remove_duplicate=False))
+    first = {id(module): name for name, module in model.named_modules()}
     for name in names:
         if name not in modules or not name:
             raise TaskError(
                 f"task {task.name!r}: part={name!r}, but the model has no such module; "
                 f"{near_few(name, [path for path in modules if path], 'there are')}"
             )
+        if (known := first[id(modules[name])]) != name:  # its tensors have that name
+            raise TaskError(f"task {task.name!r}: part={name!r} is another name of {known!r}; give that")
         if not any(True for _ in modules[name].parameters()):
             raise TaskError(f"task {task.name!r}: part={name!r} has no parameters; name a module around it")
     for name in names:
@@ -234,49 +237,8 @@ def check_parts(model: nn.Module, task: Task) -> None:
     for tensor, function in outside.found.items():
         raise TaskError(
             f"task {task.name!r}: {tensor} is in {in_words(names)}, and {function} reads it outside of it "
-            f"too, so it cannot change there alone. Name a part that has all that reads it"
+            f"too, so it cannot change there alone. Name a part that has all that reads it, or returns it"
         )
-
-
-class Outside(TorchFunctionMode):
-    """Notes tensors of parts that functions read while none of the parts runs."""
-
-    def __init__(self, model: nn.Module, names: Sequence[str]):
-        super().__init__()
-        self.found: dict[str, str] = {}  # tensor -> function
-        self.running = 0
-        self.modules = [model.get_submodule(name) for name in names]
-        self.own = {
-            id(tensor): f"{name}.{key}"
-            for name, module in zip(names, self.modules, strict=True)
-            for each in (module.named_parameters(), module.named_buffers()) for key, tensor in each
-        }  # fmt: skip
-
-    def __enter__(self) -> Self:
-        self.handles = [module.register_forward_pre_hook(self.enter, prepend=True) for module in self.modules]
-        self.handles += [each.register_forward_hook(self.leave, always_call=True) for each in self.modules]
-        super().__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
-        for handle in self.handles:
-            handle.remove()
-
-    def enter(self, *_: Any) -> None:
-        self.running += 1
-
-    def leave(self, *_: Any) -> None:
-        self.running -= 1
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **kwargs or {})
-        # Shapes, dtypes and devices may be read anywhere.
-        if not self.running and any(isinstance(leaf, Tensor) for leaf in tree_leaves(out)):
-            for leaf in tree_leaves((args, kwargs)):
-                if id(leaf) in self.own:
-                    self.found.setdefault(self.own[id(leaf)], getattr(func, "__name__", str(func)))
-        return out
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from tersor.dtypes import in_bytes
 from tersor.model.sites import sites_of
 from tersor.model.state_dicts import own_tensors, registered
 
@@ -50,6 +51,6 @@ def checksum(tensor: Tensor) -> int:
     """A sum of a tensor's bytes, at memory speed; 0 for a meta or empty tensor."""
     if tensor.is_meta or not tensor.numel():
         return 0
-    data = tensor.detach().permute(layout(tensor)).reshape(-1).view(torch.uint8)
+    data = in_bytes(tensor.permute(layout(tensor)))
     whole = len(data) // 8 * 8
     return int(data[:whole].view(torch.int64).sum()) + int(data[whole:].sum())

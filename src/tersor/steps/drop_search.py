@@ -122,12 +122,17 @@ def deciding(task: Task, model: nn.Module, limit: float, who: str, word: str = "
             f"95 % interval ends at {found.least:.3g}{unit and f' {unit}'}. Give more batches with targets, "
             f"Task(calibrate=...) or Task(train=...); or allow a larger drop"
         )
-    value = found.metric.of(found.before)
-    if not found.metric.unit and found.metric.better == "higher" and 0 < value <= limit < math.inf:
+    value, unit = found.metric.of(found.before), found.metric.unit
+    whole = 100 * value if unit else value  # drops are in points
+    if found.metric.better == "higher" and 0 < whole <= limit < math.inf:
+        if unit:
+            why, way = f"is in {unit}, of which the given model has", ""
+        else:
+            why = "is in the metric's own unit, in which the given model has"
+            way = "; if the metric is a share, Metric(..., percent=True) has drops in points"
         raise RefusedError(
-            f"{who}: {word}={limit:g} is in the metric's own unit, in which the given model has {value:.4g}, "
-            f"so any model is within it. A hundredth of it is {word}={0.01 * value:.2g}; if the metric is a "
-            "share, Metric(..., percent=True) has drops in points"
+            f"{who}: {word}={limit:g} {why} {whole:.4g}, so any model is within it. A hundredth of it is "
+            f"{word}={0.01 * whole:.2g}{way}"
         )
     return found
 

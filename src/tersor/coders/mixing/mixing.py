@@ -111,12 +111,12 @@ def sample(
     return values[: int(kept.sum())], width, kept
 
 
-def lower_half(
-    values: np.ndarray, width: int, keep: np.ndarray | None
+def rows_from(
+    values: np.ndarray, width: int, keep: np.ndarray | None, quarter: int
 ) -> tuple[np.ndarray, int, np.ndarray | None]:
-    """(codes, width, mask) of the rows from the middle on."""
+    """(codes, width, mask) of the rows from this quarter on: 0 to 3."""
     size = len(values) if keep is None else keep.size
-    begin = size // width // 2 * width
+    begin = quarter * (size // width) // 4 * width
     if keep is None:
         return values[begin:], width, None
     kept = keep.reshape(-1)
