@@ -117,8 +117,12 @@ class View:
         if self.state.given is None or self.maybe_task is None or not self.maybe_task.parts:
             return self
         given, task = part_of(self.state.given, self.maybe_task, self.plain)
-        grids = {edge: grid for edge, grid in self.state.grids.items() if self.task.in_part(edge)}
+        grids = {edge: grid for edge, grid in self.state.grids.items() if self.inside(edge)}
         return replace(self, state=replace(self.state, given=given, grids=grids), maybe_task=task)
+
+    def inside(self, name: str) -> bool:
+        """Whether a module, weight or edge is inside of the part; yes if there is none, or no task."""
+        return self.maybe_task is None or self.maybe_task.in_part(name)
 
     def model(self, forms: Mapping[str, Form] | None = None) -> nn.Module:
         """The current model with the grids on its edges. `forms` replaces the forms of some sites."""
@@ -133,8 +137,7 @@ class View:
 
     def deployed(self, weights: str = "packed") -> nn.Module:
         """The current model as a runtime gets it: with grids, and weights as codes. See model/deployed.py."""
-        inside = (lambda _: True) if self.maybe_task is None else self.maybe_task.in_part
-        forms = {n: form for n, form in self.forms.items() if self.sites[n].is_weight and inside(n)}
+        forms = {n: form for n, form in self.forms.items() if self.sites[n].is_weight and self.inside(n)}
         return deployed(self.plain(), self.state.grids, forms, weights)
 
     def base(self) -> nn.Module:

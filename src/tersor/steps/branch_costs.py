@@ -57,7 +57,7 @@ class Found:
             return len(self.branches)
         if self.of in OPERATORS:
             return sum(self.prices.values())
-        return sum(self.price(name) for name in self.view.sites if self.view.task.in_part(name))
+        return sum(self.price(name) for name in self.view.sites if self.view.inside(name))
 
     @property
     def samples(self) -> int:

@@ -143,7 +143,7 @@ def holding(view: View, chosen: Collection[str]) -> tuple[frozenset[str], frozen
     every = weights <= set(chosen)
     forms: Mapping[str, Form] = {
         name: uncoded(form) for name, form in view.forms.items()
-        if view.sites[name].is_parameter and view.task.in_part(name)
+        if view.sites[name].is_parameter and view.inside(name)
         and (every or name in chosen or (name not in weights and view.sites[name].layer in layers))
     }  # fmt: skip
     any_value = {n for n, form in forms.items() if isinstance(form, Dense)}

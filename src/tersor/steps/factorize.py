@@ -116,7 +116,7 @@ class Factorize(Retrain):
         """Products in place of the weights, then layers in place of the products; then they train."""
         _ = view.task  # whose batches prove it; refuses without one
         made = {
-            site.name: self.product(view, site) if view.task.in_part(site.name) else skipped(site, OUTSIDE)
+            site.name: self.product(view, site) if view.inside(site.name) else skipped(site, OUTSIDE)
             for site in view.weights(self.where) if site.is_weight
         }  # fmt: skip
         splits = {name: each for name, each in made.items() if isinstance(each, Split)}

@@ -221,7 +221,7 @@ def cleared(view: View, forms: Mapping[str, Form], layers: Collection[str]) -> t
     part = view.part
     model = part.plain(forms).eval().cpu()
     state = {name: uncoded(form) for name, form in {**view.forms, **forms}.items()}
-    found = [s.name for s in view.sites.values() if s.layer in layers and view.task.in_part(s.name)]
+    found = [s.name for s in view.sites.values() if s.layer in layers and view.inside(s.name)]
     names = [name for name in found if zeroed(state[name], torch.ones(state[name].shape)) is not None]
     movable = [name for name in names if isinstance(state[name], Dense)]
     try:

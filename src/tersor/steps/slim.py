@@ -190,7 +190,7 @@ def left(units: Units, shapes: dict[str, list[int]]) -> tuple[Note, ...]:
             label = units.groups.walk.tensors.get(name, [])
             why = [f"axis {axis}: {', '.join(reasons)}" for axis in range(min(len(label), 2))
                    if (reasons := units.groups.why_frozen(name, axis))]  # fmt: skip
-            if not view.task.in_part(name):
+            if not view.inside(name):
                 why = [OUTSIDE]
             if any(each.tensor == name for family in units.families for each in family.slices):
                 why = ["the budget keeps its units"]

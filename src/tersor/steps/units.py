@@ -97,7 +97,7 @@ def walk_of(view: View) -> tuple[Walk, Inputs]:
     view = view.part
     model = view.plain()
     inputs = move(example_inputs(view.task, model), device_of(model))
-    few, stored = shortened(inputs), {name for name in view.forms if view.task.in_part(name)}
+    few, stored = shortened(inputs), {name for name in view.forms if view.inside(name)}
     try:
         return walked(model, few, stored), few
     except RefusedError:  # its inputs have other first axes than the batch
