@@ -31,6 +31,7 @@ from tersor.model.needs import Needs
 from tersor.model.task import Task
 from tersor.pipeline import LOCK, MODEL, REPORT, written
 from tersor.record.observer import Observer
+from tersor.report.console import settings
 from tersor.report.facts import unusual
 from tersor.runtimes import MOST_THREADS, check_runtime
 from tersor.search.budget import Budget, read_budget
@@ -238,14 +239,8 @@ def facts_of_search(
 
 def in_words(trial: Trial) -> str:
     """The recipe of a trial as `tersor run` takes it."""
-    words = []
-    for step in trial.recipe:
-        words.append(step.name)
-        settings = unusual({"step": step.name, "settings": settings_of(step)})
-        words += [
-            f"{key}={str(value).lower() if value is True else value}" for key, value in settings.items()
-        ]
-    return " ".join(words)
+    facts = [{"step": step.name, "settings": settings_of(step)} for step in trial.recipe]
+    return " ".join(f"{step['step']} {settings(unusual(step))}".strip() for step in facts)
 
 
 def unmet(trials: Trials, plan: Plan, stopped: bool, beyond: list[dict[str, Any]]) -> str:
