@@ -145,7 +145,7 @@ def test_which_set_decides(wide: tuple[nn.Module, Task]) -> None:
     bare = [(x,) for x, _ in sets["calibrate"]]
     for calibrate in (None, bare, sets["calibrate"][:1]):
         only = Task("answers", evaluate=sets["evaluate"], calibrate=calibrate)
-        with pytest.raises(RefusedError, match=r"and task 'answers' has only its .* Give Task\(calibrate="):
+        with pytest.raises(RefusedError, match=r"and task 'answers' has no others\. Give Task\(calibrate="):
             run(model, Rdoq(max_drop=5.0), only)
 
 
