@@ -11,12 +11,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 
-from job import lost, main, read_back
+from job import lost, main, read_back, speed
 from networks import load, parameters, percent, task
 from table import Row
 
 from tersor.core.run import run
-from tersor.core.state import State
 from tersor.steps import Distill, Factorize, Measure
 
 EPOCHS, RATE, CALIBRATE = 0.3, 0.002, 1000
@@ -48,12 +47,6 @@ def measure(name: str) -> Iterator[Row]:
         yield row(name, f"{way}, {EPOCHS:g} epochs, drop", round(fall.amount, 2), "points", note=note)
         times, note = speed(tuned)
         yield row(name, f"{way}, times as fast, ONNX Runtime, batch 1", round(times, 2), "x", note=note)
-
-
-def speed(result: State) -> tuple[float, str]:
-    data = next(entry.data for entry in result.ledger.notes("latency"))
-    middle, low, high = data["ratio"]
-    return middle, f"95 % interval {low:.2f} to {high:.2f}, one thread"
 
 
 def row(name: str, what: str, value: float, unit: str, *, note: str = "") -> Row:

@@ -52,6 +52,13 @@ def main(
     return 0
 
 
+def speed(result: State) -> tuple[float, str]:
+    """How many times as fast as the given network, as `measure latency=true` noted, and a note on it."""
+    data = next(entry.data for entry in result.ledger.notes("latency"))
+    middle, low, high = data["ratio"]
+    return middle, f"95 % interval {low:.2f} to {high:.2f}, one thread"
+
+
 def line(row: Row) -> str:
     """One row for the terminal."""
     verdict = {"yes": "met", "no": "NOT MET", "": ""}[row.met]

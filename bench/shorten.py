@@ -12,14 +12,13 @@ import sys
 from collections.abc import Iterator
 
 import torch
-from job import lost, main, read_back
+from job import lost, main, read_back, speed
 from networks import load, percent, task
 from table import Row
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from tersor.core.run import run
-from tersor.core.state import State
 from tersor.steps import Measure, Shorten
 
 CALIBRATE = 1000
@@ -55,12 +54,6 @@ def macs(model: nn.Module, image: torch.Tensor) -> float:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.eval()(image)
     return counter.get_total_flops() / 2
-
-
-def speed(result: State) -> tuple[float, str]:
-    data = next(entry.data for entry in result.ledger.notes("latency"))
-    middle, low, high = data["ratio"]
-    return middle, f"95 % interval {low:.2f} to {high:.2f}, one thread"
 
 
 def row(name: str, what: str, value: float, unit: str, *, note: str = "") -> Row:

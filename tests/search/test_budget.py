@@ -36,10 +36,8 @@ def test_what_is_printed_is_read_back(drop: float, size: float, ms: float, one: 
 
 
 def test_a_share_is_of_the_given_model_and_a_number_is_not() -> None:
-    assert Bound(0.1, True).holds(10, 100)
-    assert not Bound(0.1, True).holds(11, 100)
-    assert Bound(10, False).holds(10, 1)
-    assert not Bound(10, False).holds(11, 1000)
+    assert Bound(0.1, True).used(5, 100) == 0.5
+    assert Bound(10, False).used(20, 1000) == 2
 
 
 @pytest.mark.parametrize(

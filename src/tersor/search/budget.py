@@ -31,9 +31,9 @@ class Bound:
     def __str__(self) -> str:
         return f"{100 * self.most:g}%" if self.share else f"{self.most:g}"
 
-    def holds(self, value: float, given: float) -> bool:
-        """Whether `value` is within, where the given model has `given`."""
-        return value <= (self.most * given if self.share else self.most)
+    def used(self, value: float, given: float) -> float:
+        """How much of the bound `value` takes, where the given model has `given`: above 1 it is over."""
+        return value / (self.most * given if self.share else self.most)
 
 
 @dataclass(frozen=True)

@@ -263,7 +263,10 @@ def unmet(trials: Trials, plan: Plan, stopped: bool, beyond: list[dict[str, Any]
     if not tried:
         refused = dict.fromkeys(trial.why for trial in trials.found.values())
         return f"{what}: all were refused. {' '.join(itertools.islice(refused, 2))}"
-    near = min(tried, key=lambda trial: (len(trials.over(trial)), trials.excess(trial), *plan.worth(trial)))
+    near = min(
+        tried,
+        key=lambda trial: (len(trials.over(trial)), max(trials.used(trial).values()), *plan.worth(trial)),
+    )
     text = (
         f"{what}. Nearest: {near.name}: {trials.in_words(near)}. Allow more of {', '.join(trials.over(near))}"
     )

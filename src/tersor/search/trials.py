@@ -90,11 +90,11 @@ class Trials:
     until: float = math.inf  # of time.monotonic(): no trial begins later
     observer: Observer = field(default_factory=Observer)
     found: dict[str, Trial] = field(default_factory=dict)
-    states: dict[str, State] = field(default_factory=dict)  # of trials that others come after
+    shapes: dict[str, Trial] = field(default_factory=dict)  # trials that others come after
+    states: dict[str, State] = field(default_factory=dict)  # of these
 
     def __post_init__(self) -> None:
         self.given_nbytes = plain_nbytes(self.given)
-        self.shapes: dict[str, Trial] = {}
 
     def shape(self, name: str, steps: Iterable[Any]) -> Trial:
         """A trial that others come after. It is not judged."""
@@ -159,8 +159,7 @@ class Trials:
             "nbytes": save(state, self.folder(trial) / "model.tersor", tiny=self.tiny),
             "latency": self.timed(trial.name, state) if self.runtime else None,
         }
-        took = sum(state.ledger.seconds.values()) + time.monotonic() - began
-        facts["seconds"] = took
+        facts["seconds"] = sum(state.ledger.seconds.values()) + time.monotonic() - began
         write_text(path, json.dumps({"of": same, "facts": facts}, indent=1) + "\n")
         return facts
 
@@ -181,40 +180,28 @@ class Trials:
 
     # What a trial means for the budget
 
-    def loses_little(self, trial: Trial) -> bool:
-        """Whether the drop's whole interval is within the budget."""
-        limit = self.budget.drop
-        return not trial.why and (limit is None or trial.drop[2] <= limit)
-
-    def small_and_fast(self, trial: Trial) -> bool:
-        """Whether bytes and latency are within the budget."""
-        return not trial.why and not {"size", "latency"} & set(self.over(trial))
+    def used(self, trial: Trial) -> dict[str, float]:
+        """How much of each bound a trial takes: above 1 it is over."""
+        budget, found = self.budget, dict[str, float]()
+        if budget.drop is not None:
+            found["drop"] = trial.drop[2] / budget.drop  # the whole interval is within
+        if budget.size is not None:
+            found["size"] = budget.size.used(trial.nbytes, self.given_nbytes)
+        if budget.latency is not None and trial.latency is not None:
+            share = budget.latency.share
+            took = 1 / trial.latency["ratio"][0] if share else trial.latency["after"][0]
+            found["latency"] = budget.latency.used(took, 1.0)
+        return found
 
     def over(self, trial: Trial) -> list[str]:
         """The bounds that a trial does not meet."""
-        size, latency = self.budget.size, self.budget.latency
-        over = [] if self.loses_little(trial) else ["drop"]
-        if size is not None and not size.holds(trial.nbytes, self.given_nbytes):
-            over.append("size")
-        if latency is not None and (
-            trial.latency is None or not latency.holds(1 / trial.latency["ratio"][0], 1.0)
-            if latency.share
-            else trial.latency is None or not latency.holds(trial.latency["after"][0], 0.0)
-        ):
-            over.append("latency")
-        return over
+        return [word for word, used in self.used(trial).items() if not used <= 1]
 
-    def excess(self, trial: Trial) -> float:
-        """How many times a bound the trial needs, for the bound that it misses by most."""
-        size, latency, times = self.budget.size, self.budget.latency, [0.0]
-        if self.budget.drop is not None:
-            times.append(trial.drop[2] / self.budget.drop)
-        if size is not None:
-            times.append(trial.nbytes / (size.most * (self.given_nbytes if size.share else 1)))
-        if latency is not None and trial.latency is not None:
-            took = 1 / trial.latency["ratio"][0] if latency.share else trial.latency["after"][0]
-            times.append(took / latency.most)
-        return max(times)
+    def loses_little(self, trial: Trial) -> bool:
+        return not trial.why and "drop" not in self.over(trial)
+
+    def small_and_fast(self, trial: Trial) -> bool:
+        return not trial.why and not {"size", "latency"} & set(self.over(trial))
 
     def in_words(self, trial: Trial) -> str:
         """ "drop +0.25 (+0.10 to +0.40), 12,345 bytes (4.1 %), 1.93 x as fast; over: latency"."""

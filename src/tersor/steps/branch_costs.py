@@ -21,8 +21,8 @@ from tersor.model.channels.own_module import close
 from tersor.model.outputs import tensors_of
 from tersor.model.zeroed_edges import with_zeros
 from tersor.record.events import Group
-from tersor.steps.slim_latency import Timing, operator_times
-from tersor.steps.units import walk_of
+from tersor.steps.slim_latency import operator_times
+from tersor.steps.units import Timing, walk_of
 
 OPERATORS = ("macs", "latency")  # costs of operators; the others are of tensors
 

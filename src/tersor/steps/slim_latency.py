@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, fx, nn
 
@@ -30,21 +30,10 @@ from tersor.runtimes.agree import sized, tensors
 from tersor.runtimes.latency_table import LatencyTable, Operator
 
 if TYPE_CHECKING:
-    from tersor.steps.units import Settings, Units
+    from tersor.steps.units import Settings, Timing, Units
 
 ROUNDS, BURST_MS = 15, 4.0
 CONVOLUTIONS = ("conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d")
-
-
-class Timing(Protocol):
-    """The settings that say how a network is timed."""
-
-    @property
-    def runtime(self) -> str: ...
-    @property
-    def threads(self) -> int: ...
-    @property
-    def batch(self) -> int: ...
 
 
 class Stopwatch:

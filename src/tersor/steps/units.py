@@ -26,7 +26,18 @@ OUTSIDE = "it is outside of the part that the task names"
 SAMPLES = 2  # of the example: enough for a graph, few enough for a large model
 
 
-class Settings(Protocol):
+class Timing(Protocol):
+    """The settings that say how a network is timed."""
+
+    @property
+    def runtime(self) -> str: ...
+    @property
+    def threads(self) -> int: ...
+    @property
+    def batch(self) -> int: ...
+
+
+class Settings(Timing, Protocol):
     """The settings of Slim that say what is asked."""
 
     @property
@@ -39,12 +50,6 @@ class Settings(Protocol):
     def multiple(self) -> int: ...
     @property
     def unmet(self) -> str: ...
-    @property
-    def runtime(self) -> str: ...
-    @property
-    def threads(self) -> int: ...
-    @property
-    def batch(self) -> int: ...
 
 
 @dataclass(frozen=True, eq=False)
