@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tersor.search.budget import Budget, read_budget
-from tersor.search.plan import BITS, KEEPS, Plan, first, last
+from tersor.search.plan import BITS, KEEPS, TRAINED, WAYS, Plan, first, last, onward
 from tersor.search.trials import Trial, Trials
 
 
@@ -24,38 +24,52 @@ def test_halving_finds_what_a_loop_finds(count: int, edge: int) -> None:
     assert len(tried) <= count.bit_length()
     assert len(set(tried)) == len(tried)
     assert first(values, lambda v: v >= edge) == min((v for v in values if v >= edge), default=None)
+    tried.clear()
+    assert onward(values, holds) == last(values, lambda v: v < edge)
+    assert len(tried) <= edge + 1
 
 
 class Model(Trials):
     """Trials of a model whose losses are known: a point for each halving of units below `units`, and one
-    for each halving of bits below `bits`."""
+    for each halving of bits below `bits`. Training allows a sixteenth of the bits. `ways`: how many times as
+    fast as slim a way is at the same keep; those that are missing are refused."""
 
     def __init__(
-        self, budget: Budget, *, units: float, bits: float, runtime: str = "", integers: float = 2.0
-    ):
+        self, budget: Budget, *, units: float, bits: float, runtime: str = "", integers: float = 2.0,
+        ways: dict[str, float] | None = None,
+    ):  # fmt: skip
         self.budget, self.runtime, self.given_nbytes = budget, runtime, 1000
         self.found, self.shapes, self.ran = {}, {}, list[tuple[float, float]]()
         self.easy = SimpleNamespace(units=units, bits=bits, integers=integers)
+        self.ways = {"slim": 1.0} if ways is None else ways
 
     def shape(self, name: str, steps: Any) -> Trial:
-        return Trial(name, tuple(steps))
+        why = "" if name.split(maxsplit=1)[0] in self.ways else "no"
+        return self.shapes.setdefault(name, Trial(name, tuple(steps), why=why))
 
     def judged(self, name: str, steps: Any, after: Trial | None = None) -> Trial:
         if name not in self.found:
-            keep = after.steps[0].keep if after else 1.0
-            bits = float(name.split()[-2])
-            self.ran.append((keep, bits))
-            drop = max(0.0, self.easy.units / keep - 1) + max(0.0, self.easy.bits / bits - 1)
-            speed = (self.easy.integers if "int8" in name else 1.0) / keep**0.5
-            latency = {"ratio": [speed, speed, speed], "after": [1 / speed] * 3} if self.runtime else None
-            found = Trial(name, tuple(steps), after, drop=(drop,) * 3, nbytes=int(1000 * keep * bits / 32))
-            self.found[name] = Trial(**{**vars(found), "latency": latency})
+            self.found[name] = self.made(name, steps, after)
         return self.found[name]
 
+    def made(self, name: str, steps: Any, after: Trial | None) -> Trial:
+        if after and after.why:
+            return Trial(name, (), after, why=after.why)
+        keep = after.steps[0].keep if after else 1.0
+        bits = float(name.split(" bits", maxsplit=1)[0].rsplit(maxsplit=1)[-1])
+        self.ran.append((keep, bits))
+        easy = self.easy.bits / (16 if name.endswith("trained") else 1)
+        drop = max(0.0, self.easy.units / keep - 1) + max(0.0, easy / bits - 1)
+        speed = (self.easy.integers if "int8" in name else 1.0) / keep**0.5
+        speed *= self.ways[name.split(maxsplit=1)[0]] if after else 1.0
+        latency = {"ratio": [speed, speed, speed], "after": [1 / speed] * 3} if self.runtime else None
+        nbytes = int(1000 * keep * bits / 32)
+        return Trial(name, tuple(steps), after, drop=(drop,) * 3, nbytes=nbytes, latency=latency)
 
-def walked(budget: str, aim: str, **model: Any) -> tuple[Plan, Model]:
+
+def walked(budget: str, aim: str, epochs: float = 0.0, **model: Any) -> tuple[Plan, Model]:
     trials = Model(read_budget(budget), **model)
-    plan = Plan(cast(Trials, trials), aim)
+    plan = Plan(cast(Trials, trials), aim, epochs)
     plan.walk()
     return plan, trials
 
@@ -105,3 +119,43 @@ def test_a_refused_trial_is_no_candidate_and_its_shape_is_not_asked_again() -> N
     plan = Plan(cast(Trials, trials), "size")
     plan.walk()
     assert all(trial.name != "1.3 bits" for trial in plan.ranked())
+
+
+@pytest.mark.parametrize("aim", ["size", "accuracy"])
+def test_training_under_a_price_gives_the_smallest_file(aim: str) -> None:
+    budget = "drop<=0.5" if aim == "size" else "size<=1%"
+    plan, _ = walked(budget, aim, epochs=1.0, units=0.9, bits=4.0)
+    best = plan.ranked()[0]
+    assert "trained" in best.name
+    losses = {bits: max(0.0, 4.0 / 16 / bits - 1) for bits in TRAINED}
+    if aim == "size":
+        assert best.nbytes <= int(1000 * min(b for b, drop in losses.items() if drop <= 0.5) / 32)
+    else:
+        assert best.drop[0] <= min(drop for b, drop in losses.items() if int(1000 * b / 32) <= 10)
+
+
+def test_bits_are_not_trained_where_only_time_is_bounded() -> None:
+    plan, trials = walked(
+        "drop<=0.5,latency<=50%", "latency", epochs=1.0, runtime="onnxruntime", units=0.1, bits=1.0
+    )
+    assert plan.ranked()
+    assert not any("trained" in name for name in trials.found)
+
+
+def test_the_fastest_way_to_remove_parts_is_found_where_time_counts() -> None:
+    ways = {"slim": 1.0, "shorten": 1.5, "factorize": 0.7}
+    model = {"units": 0.1, "bits": 1.0, "runtime": "onnxruntime", "ways": ways}
+    plan, trials = walked("drop<=0.5,latency<=50%", "latency", **model)
+    assert plan.ranked()[0].name.startswith("shorten")
+    assert sum(name.startswith("factorize") for name in trials.shapes) <= 3
+    plan, _ = walked("latency<=30%", "accuracy", **{**model, "units": 0.5})
+    assert plan.ranked()[0].name.startswith("shorten")
+
+
+def test_a_way_that_is_refused_is_asked_once_and_the_next_one_stands_in() -> None:
+    plan, trials = walked("drop<=0.5", "size", units=0.3, bits=4.0, ways={"factorize": 1.0})
+    assert [name.split()[0] for name in trials.shapes][:3] == list(WAYS)
+    assert plan.refused == {"slim", "shorten"}
+    assert plan.ranked()[0].name.startswith("factorize")
+    _, trials = walked("drop<=0.5", "size", units=0.3, bits=4.0)
+    assert {name.split()[0] for name in trials.shapes} == {"slim"}
