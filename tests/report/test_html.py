@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 
 from tersor.core.state import State
 from tersor.encode import coded
-from tersor.errors import SettingError
+from tersor.errors import SettingError, visible
 from tersor.forms import Affine, Dense, Masked
 from tersor.io import load, save
 from tersor.model.sites import Site
 from tersor.record.ledger import Ledger
 from tersor.report import html
+from tersor.report.page import template
 from tersor.report.show import shown, tables
 
 VOID = {"meta", "br", "link", "img", "input"}
@@ -194,7 +195,7 @@ def test_a_hostile_name_is_shown_and_not_run(tmp_path: Path, name: str) -> None:
 @given(st.text())
 @settings(max_examples=200)
 def test_text_is_escaped_and_can_be_written(value: str) -> None:
-    found = html.template().environment.from_string("{{ value }}").render(value=value)
+    found = template("show.html").environment.from_string("{{ value }}").render(value=value)
     assert not set(found) & set("<>\"'\x00\u202e\r\n")
     found.encode()
     if value.isprintable():
@@ -202,14 +203,14 @@ def test_text_is_escaped_and_can_be_written(value: str) -> None:
 
 
 def test_a_lone_surrogate_can_be_written() -> None:
-    assert html.visible("\ud800") == "\\u{d800}"
+    assert visible("\ud800") == "\\u{d800}"
 
 
 def test_the_template_marks_nothing_as_safe() -> None:
     """A value that is marked as safe would not be escaped."""
     source = Path(html.__file__).parent.joinpath("templates", "show.html").read_text()
     assert not re.search(r"\bsafe\b|autoescape|Markup", source)
-    assert set(re.findall(r'include "(.*?)"', source)) == {"show.css", "show.js"}
+    assert set(re.findall(r'include "(.*?)"', source)) == {"page.css", "page.js"}
 
 
 def test_one_tensor_of_many_is_shown_beside_the_others(file: Path) -> None:

@@ -294,7 +294,7 @@ def test_a_search_whose_time_was_up_goes_on_from_its_best(
     assert all(p.stat().st_mtime_ns == then for p, then in done.items())  # nothing was done twice
     _, facts = compress(net, task, "drop<=3", tmp_path, epochs=0, resume=True)
     assert not facts["search"]["stopped"]
-    assert {p.name for p in tmp_path.iterdir()} == {"model.tersor", "recipe.lock.yaml", "report.json"}
+    assert {p.name for p in tmp_path.iterdir()} == {"model.tersor", "recipe.lock.yaml", "report.json", "search.html"}
 
 
 def test_the_nearest_is_the_one_that_misses_the_bound_by_least(

@@ -3,22 +3,20 @@
 treemap    a rectangle for each tensor, divided into its leaves; area = bytes       treemap.py
 table      the largest first, buffers in one row; bits a weight as a bar, the order-0 entropy as a mark, a
            histogram of the codes; headings sort it
-The page has no script, font or picture from elsewhere, and its content-security policy forbids them. Names
-come from the file, so the template escapes every value. Cost: about 2 kB a tensor.
+Cost: about 2 kB a tensor.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tersor.errors import visible
 from tersor.files import atomic, output
 from tersor.report.console import percent, settings, whole
 from tersor.report.facts import unusual
 from tersor.report.largest import largest
+from tersor.report.page import template
 from tersor.report.show import REST, distance, signed
 from tersor.report.treemap import Box, squarify
 
@@ -28,7 +26,6 @@ LETTER, LINE = 6.4, 15  # width of a letter of a label, and height of its line
 SHORTEST = 6  # letters of a label
 SMALL = 0.01  # of the largest tensor's bytes
 BAR, SPARK = Box(0, 0, 120, 14), Box(0, 0, 72, 22)  # the table is to be at most 1,200 pixels wide
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 CONTENTS = {
     "codes": "codes, indices", "masks": "masks", "floats": "floats: tables, scales, plain",
     "rest": "text, header, tensors not shown",
@@ -64,18 +61,6 @@ class Block(NamedTuple):
     labels: list[Label]
 
 
-@functools.cache
-def template() -> Any:
-    """The page's template. It escapes every value, and shows invisible characters by their number."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("tersor.report"), autoescape=True, finalize=visible,
-        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    return environment.get_template("show.html")
-
-
 def page(facts: Facts) -> str:
     """The page for the facts of report.show.shown."""
     widest = scale_of(facts)
@@ -96,8 +81,8 @@ def page(facts: Facts) -> str:
     ]
     steps = [f"{step['step']} {settings(unusual(step))}" for step in facts["steps"]]
     return str(
-        template().render(
-            facts=facts, policy=POLICY, summary=summary(facts), map=MAP, blocks=list(blocks(facts)),
+        template("show.html").render(
+            facts=facts, summary=summary(facts), map=MAP, blocks=list(blocks(facts)),
             contents=CONTENTS, widest=widest, headings=headings, bar=BAR, spark=SPARK, rest=rest, steps=steps,
             rows=[row(name, facts["sites"][name], facts, widest) for name in names],
         )

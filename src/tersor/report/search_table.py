@@ -35,7 +35,7 @@ def tables(facts: Facts) -> Iterator[RenderableType]:
     if "export" in facts:
         yield f"exported: {facts['export']['text']}"
     yield f"recipe: {search['recipe']}"
-    yield f"written to {facts['out']}: model.tersor, recipe.lock.yaml, report.json"
+    yield f"written to {facts['out']}: model.tersor, recipe.lock.yaml, report.json, search.html"
 
 
 def reasons(search: Facts) -> list[str]:
@@ -45,24 +45,37 @@ def reasons(search: Facts) -> list[str]:
 
 def trials(search: Facts) -> RenderableType:
     """One row a trial, in the order in which they ran."""
-    unit, why = search["unit"], reasons(search)
-    timed = any(row.get("latency") for row in search["trials"])
-    fast = [">times as fast"] if timed else []
-    table = grid(
-        "trial", f">drop{unit and f', {unit}'}", "95 % interval", ">bytes", ">of given", *fast, ">time",
-        "over the budget",
-    )  # fmt: skip
+    table = grid(*(f">{text}" if right else text for text, right in headings(search)))
     for row in search["trials"]:
-        name = f"{row['name']} *" if row["name"] == search["best"] else row["name"]
-        if row["why"]:
-            number = why.index(row["why"]) + 1
-            table.add_row(name, *[""] * (4 + timed), seconds(row["seconds"]), f"refused ({number})")
-            continue
-        amount, *ends = row["drop"]
-        fast = [f"{row['latency']['ratio'][0]:.2f}"] if timed else []
-        table.add_row(
-            name, f"{amount:.2f}", ranged(ends, 2, "to"), whole(row["nbytes"]),
-            percent(row["nbytes"] / search["given_nbytes"], 1), *fast, seconds(row["seconds"]),
-            ", ".join(row["over"]),
-        )  # fmt: skip
+        table.add_row(*cells(row, search))
     return table
+
+
+def headings(search: Facts) -> list[tuple[str, bool]]:
+    """The headings of the table of trials, and whether a column has numbers."""
+    unit = search["unit"]
+    fast = [("times as fast", True)] if timed(search) else []
+    return [
+        ("trial", False), (f"drop{unit and f', {unit}'}", True), ("95 % interval", False), ("bytes", True),
+        ("of given", True), *fast, ("time", True), ("over the budget", False),
+    ]  # fmt: skip
+
+
+def cells(row: Facts, search: Facts) -> list[str]:
+    """A row of the table of trials."""
+    name = f"{row['name']} *" if row["name"] == search["best"] else row["name"]
+    if row["why"]:
+        number = reasons(search).index(row["why"]) + 1
+        return [name, *[""] * (4 + timed(search)), seconds(row["seconds"]), f"refused ({number})"]
+    amount, *ends = row["drop"]
+    fast = [f"{row['latency']['ratio'][0]:.2f}"] if timed(search) else []
+    return [
+        name, f"{amount:.2f}", ranged(ends, 2, "to"), whole(row["nbytes"]),
+        percent(row["nbytes"] / search["given_nbytes"], 1), *fast, seconds(row["seconds"]),
+        ", ".join(row["over"]),
+    ]  # fmt: skip
+
+
+def timed(search: Facts) -> bool:
+    """Whether trials were timed in a runtime."""
+    return any(row.get("latency") for row in search["trials"])

@@ -5,6 +5,7 @@ samples that decide   labelled calibration batches, every second one; else a fif
 samples that judge    the evaluation set, at the end: the best trial whose drop is within the budget there too
 DIR/model.tersor, recipe.lock.yaml, report.json   as of tersor run; the report has all trials
 DIR/model.onnx                                    if latency counts
+DIR/search.html                                   all trials, drawn
 DIR/trials/                                       for --resume; removed at the end, unless the time was up
 """
 
@@ -24,7 +25,7 @@ from tersor.candidates.export import write
 from tersor.core.history import first_given
 from tersor.core.state import State, start
 from tersor.errors import BudgetError, RefusedError, SettingError
-from tersor.files import Paths, claim, output
+from tersor.files import Paths, claim, output, write_text
 from tersor.measure.accuracy import compared
 from tersor.model.batches import steady
 from tersor.model.needs import Needs
@@ -33,6 +34,7 @@ from tersor.pipeline import LOCK, MODEL, REPORT, written
 from tersor.record.observer import Observer
 from tersor.report.console import settings
 from tersor.report.facts import unusual
+from tersor.report.search_page import page
 from tersor.runtimes import MOST_THREADS, check_runtime
 from tersor.search.budget import Budget, read_budget
 from tersor.search.hold_out import hold_out
@@ -51,6 +53,7 @@ MIXED = (
 FROZEN = "the model's parameters have requires_grad=False. Set it to True for those that may be trained"
 CALIBRATE = 1024  # samples of the training data that calibrate, if no others do
 ONNX = "model.onnx"
+PAGE = "search.html"
 
 
 def compress(
@@ -77,7 +80,7 @@ def compress(
     checked(aim, budget.drop, runtime, epochs=epochs, lr=lr, minutes=minutes, batch=batch, threads=threads)
     if given.given is None:
         raise RefusedError(f"{WHO}: the model's code is needed. Give --arch file.py:factory")
-    for name in (MODEL, LOCK, REPORT, ONNX):
+    for name in (MODEL, LOCK, REPORT, ONNX, PAGE):
         output(out / name, list(inputs))
     if (out / REPORT).exists() and not (out / FOLDER).exists():
         raise RefusedError(f"{out} holds a finished run. Name another folder")
@@ -102,6 +105,7 @@ def compress(
         stopped = walked(plan)
         best, judged, beyond = chosen(plan, task)
         search = facts_of_search(trials, best, aim, stopped=stopped, beyond=beyond) | {"untrained": untrained}
+        write_text(out / PAGE, page(search))
         if best is None:
             raise BudgetError(unmet(trials, plan, stopped, beyond))
         result = trials.state(best)
@@ -229,7 +233,8 @@ def facts_of_search(
             row["over"] = trials.over(trial)
         rows.append(row)
     return {
-        "budget": str(trials.budget), "aim": aim, "decided_by": trials.decide.name, "stopped": stopped,
+        "budget": str(trials.budget), "bounds": trials.bounds(), "aim": aim,
+        "decided_by": trials.decide.name, "stopped": stopped,
         "beyond": beyond, "given_nbytes": trials.given_nbytes, "trials": rows,
         "best": best.name if best else None, "recipe": in_words(best) if best else None,
         "drop": list(best.drop) if best else None,

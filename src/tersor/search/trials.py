@@ -193,6 +193,16 @@ class Trials:
             found["latency"] = budget.latency.used(took, 1.0)
         return found
 
+    def bounds(self) -> Facts:
+        """The most drop and bytes, and the least speed over the given model's; None is no bound."""
+        size, latency = self.budget.size, self.budget.latency
+        times = [trial.latency["before"][0] for trial in self.found.values() if trial.latency] or [math.nan]
+        return {
+            "drop": self.budget.drop,
+            "nbytes": None if size is None else size.most * (self.given_nbytes if size.share else 1),
+            "ratio": latency and (1.0 if latency.share else times[0]) / latency.most,
+        }
+
     def over(self, trial: Trial) -> list[str]:
         """The bounds that a trial does not meet."""
         return [word for word, used in self.used(trial).items() if not used <= 1]
