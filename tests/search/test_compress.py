@@ -21,6 +21,7 @@ from tersor.report import search_table
 from tersor.search import compress as module
 from tersor.search import plan, trials
 from tersor.search.compress import compress, search_task
+from tersor.search.hold_out import hold_out
 from tersor.steps import recipe_from_words
 
 
@@ -170,6 +171,12 @@ def test_a_drop_that_the_evaluation_set_contradicts_is_not_taken(
     assert not (tmp_path / "c" / "model.tersor").exists()
 
 
+def whole(task: Task, word: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """All batches of a set as one."""
+    x, y = zip(*task.batches(word), strict=True)
+    return torch.cat(x), torch.cat(y)
+
+
 class Seen(nn.Module):
     """Keeps the first number of every sample that it is trained on."""
 
@@ -190,7 +197,7 @@ def test_what_decides_is_never_trained_on(net: State, task: Task, tmp_path: Path
     x, y = torch.randn(100, 64), torch.arange(100) % 10
     x[:, 0] = torch.arange(100.0)
     train = [(a, b) for a, b in zip(x.split(10), y.split(10), strict=True)]
-    own = Task(evaluate=train, train=train)
+    own = Task(evaluate=[(x, y)], train=train)  # a single batch has no halves
     compress(start(Seen(net.plain())), own, "size<=50%", tmp_path, epochs=1)
     assert Seen.seen == set(range(100)) - {*range(40, 50), *range(90, 100)}
 
@@ -205,15 +212,14 @@ def test_no_more_trials_begin_when_the_time_is_up(net: State, task: Task, tmp_pa
 def test_training_batches_that_cannot_be_parted_train_nothing_and_that_is_said(
     net: State, task: Task, tmp_path: Path
 ) -> None:
-    x = torch.cat([x for x, _ in task.batches("train")])
-    y = torch.cat([y for _, y in task.batches("train")])
+    x, y = whole(task, "train")
 
     def shuffled() -> Any:
         for rows in torch.randperm(len(x)).split(64):
             yield x[rows], y[rows]
 
     told = Told()
-    own = Task(evaluate=task.evaluate, train=shuffled, fingerprint="digits")
+    own = Task(evaluate=[whole(task, "evaluate")], train=shuffled, fingerprint="digits")
     _, facts = compress(net, own, "drop<=3", tmp_path, observer=told)
     assert "nothing is trained: its training batches cannot be parted" in told.messages[0]
     assert all(
@@ -294,7 +300,12 @@ def test_a_search_whose_time_was_up_goes_on_from_its_best(
     assert all(p.stat().st_mtime_ns == then for p, then in done.items())  # nothing was done twice
     _, facts = compress(net, task, "drop<=3", tmp_path, epochs=0, resume=True)
     assert not facts["search"]["stopped"]
-    assert {p.name for p in tmp_path.iterdir()} == {"model.tersor", "recipe.lock.yaml", "report.json", "search.html"}
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "model.tersor",
+        "recipe.lock.yaml",
+        "report.json",
+        "search.html",
+    }
 
 
 def test_the_nearest_is_the_one_that_misses_the_bound_by_least(
@@ -351,10 +362,24 @@ def test_the_recipe_on_the_data_of_the_search_gives_the_same_model(
     net: State, task: Task, tmp_path: Path
 ) -> None:
     """Of a task with training data alone: some of them decide, some calibrate."""
-    own = Task("digits", evaluate=task.evaluate, train=task.train)
+    own = Task("digits", evaluate=[whole(task, "evaluate")], train=task.train)
     result, facts = compress(net, own, "drop<=6", tmp_path, epochs=2)
     assert any("distill" in row["recipe"] for row in facts["search"]["trials"])
     same = run(
         net, recipe_from_words(facts["search"]["recipe"].split()), search_task(net.plain(), own, "drop<=6")
     )
     assert {n: f.digest for n, f in same.forms.items()} == {n: f.digest for n, f in result.forms.items()}
+
+
+def test_one_half_of_the_evaluation_set_decides_and_the_other_judges(
+    net: State, task: Task, tmp_path: Path
+) -> None:
+    own = Task("digits", evaluate=task.evaluate, train=task.train)
+    result, facts = compress(net, own, "drop<=4", tmp_path, epochs=5, lr=0.01)
+    search, judged = facts["search"], facts["accuracy"]
+    assert "evaluation" in search["decided_by"]
+    rest, held = (Task(evaluate=half) for half in hold_out(own, "evaluate") or ())
+    assert search["decided_by"].split()[0] == str(len(held.scores(net.model())))
+    for part, drop in ((held, search["drop"]), (rest, judged["drop"])):
+        scores = [part.scores(state.model()).float() for state in (net, result)]
+        assert 100 * (scores[0].mean() - scores[1].mean()) == pytest.approx(drop[0], abs=1e-4)

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset, Weighte
 
 from tersor.model.loader import TensorBatches
 from tersor.model.task import Batches, Task
-from tersor.search.hold_out import SHARE, hold_out
+from tersor.search.hold_out import SHARES, hold_out
 
 X, Y = torch.arange(103.0)[:, None], torch.zeros(103, dtype=torch.long)
 EVALUATE = [(X, Y)]
@@ -41,7 +41,7 @@ def test_the_parts_are_apart_in_every_pass_and_make_the_whole(train: Batches) ->
     for _ in range(2):
         first, second = samples(fit), samples(held)
         assert sorted(first + second) == list(range(103))
-        assert 103 / SHARE - 5 <= len(second) <= 103 / SHARE
+        assert 103 / SHARES["train"] - 5 <= len(second) <= 103 / SHARES["train"]
 
 
 def test_a_loader_keeps_its_settings() -> None:
@@ -59,7 +59,7 @@ def test_a_loader_keeps_its_settings() -> None:
     assert set(seen) == {7}
     assert one != two
     assert samples(parts[1]) == samples(parts[1])
-    assert len(samples(parts[1])) == 103 // SHARE
+    assert len(samples(parts[1])) == 103 // SHARES["train"]
 
 
 class Stream(IterableDataset[tuple[Tensor, Tensor]]):
@@ -76,7 +76,7 @@ def shuffled() -> Iterator[tuple[Tensor, Tensor]]:
     "train",
     [
         shuffled,
-        list(in_order())[: SHARE - 1],
+        list(in_order())[: SHARES["train"] - 1],
         DataLoader(Stream(), batch_size=8),
         DataLoader(
             TensorDataset(X, Y), batch_size=8, sampler=WeightedRandomSampler(torch.ones(103).tolist(), 50)
@@ -86,3 +86,13 @@ def shuffled() -> Iterator[tuple[Tensor, Tensor]]:
 )
 def test_batches_that_cannot_be_parted(train: Batches) -> None:
     assert hold_out(Task(evaluate=EVALUATE, train=train)) is None
+
+
+@pytest.mark.parametrize("evaluate", [list(in_order()), DataLoader(TensorDataset(X, Y), batch_size=8)])
+def test_half_of_the_evaluation_set_is_held_out(evaluate: Batches) -> None:
+    parts = hold_out(Task(evaluate=evaluate), "evaluate")
+    assert parts is not None
+    rest, held = map(samples, parts)
+    assert sorted(rest + held) == list(range(103))
+    assert abs(len(rest) - len(held)) <= 5
+    assert hold_out(Task(evaluate=EVALUATE), "evaluate") is None  # a single batch

@@ -1,8 +1,9 @@
 """Compress: a budget in, a model out: recipes are tried (plan.py, trials.py), the best one is written.
 
-samples that decide   labelled calibration batches, every second one; else a fifth of the training data,
-                      which then trains nothing (steps/drop_search.py, hold_out.py)
-samples that judge    the evaluation set, at the end: the best trial whose drop is within the budget there too
+samples that decide   labelled calibration batches, every second one; else half of the evaluation set if
+                      trials train; else training data, which then train nothing (steps/drop_search.py)
+samples that judge    the evaluation set, without those that decide, at the end: the best trial whose drop is
+                      within the budget there too
 DIR/model.tersor, recipe.lock.yaml, report.json   as of tersor run; the report has all trials
 DIR/model.onnx                                    if latency counts
 DIR/search.html                                   all trials, drawn
@@ -17,7 +18,7 @@ import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -44,6 +45,7 @@ from tersor.settings import settings_of
 from tersor.steps import Export
 from tersor.steps.drop_search import Deciding, Part, deciding
 
+EPOCHS = 1.0  # of each training
 AIMS = ("size", "latency", "accuracy")
 WHO = "compress"
 MIXED = (
@@ -58,7 +60,7 @@ PAGE = "search.html"
 
 def compress(
     model: nn.Module | State, task: Task, budget: Budget | str, out: str | Path, *,
-    aim: str | None = None, epochs: float = 1.0, lr: float = 0.001, minutes: float | None = None,
+    aim: str | None = None, epochs: float = EPOCHS, lr: float = 0.001, minutes: float | None = None,
     batch: int = 1, threads: int = 1, seed: int = 0, tiny: bool = False, resume: bool = False,
     observer: Observer | None = None, inputs: Paths = (),
 ) -> tuple[State, dict[str, Any]]:  # fmt: skip
@@ -92,7 +94,7 @@ def compress(
     out.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     task.check(given.plain(), Needs.SCORES)
-    decide, work = parts(given, task, budget)
+    decide, work, judge = parts(given, task, budget, epochs)
     untrained = "" if not epochs or task.train is None else why_untrained(given, work)
     if untrained:
         observer.message(f"{WHO}: nothing is trained: {untrained}")
@@ -103,7 +105,7 @@ def compress(
         )  # fmt: skip
         plan = Plan(trials, aim, epochs if work.train is not None and not untrained else 0.0, lr)
         stopped = walked(plan)
-        best, judged, beyond = chosen(plan, task)
+        best, judged, beyond = chosen(plan, judge)
         search = facts_of_search(trials, best, aim, stopped=stopped, beyond=beyond) | {"untrained": untrained}
         write_text(out / PAGE, page(search))
         if best is None:
@@ -150,35 +152,56 @@ def checked(
         check_runtime(runtime, WHO)
 
 
-def search_task(model: nn.Module | State, task: Task, budget: Budget | str) -> Task:
+def search_task(
+    model: nn.Module | State, task: Task, budget: Budget | str, *, epochs: float = EPOCHS
+) -> Task:
     """The task that the steps of `compress(model, task, budget)` have: `run(model, recipe, search_task(...))`
     repeats a trial, which the task itself does not if a part of its training data decided or calibrated."""
     given = model if isinstance(model, State) else start(model, task)
-    return parts(given, task, read_budget(budget) if isinstance(budget, str) else budget)[1]
+    return parts(given, task, read_budget(budget) if isinstance(budget, str) else budget, epochs).work
 
 
-def parts(given: State, task: Task, budget: Budget) -> tuple[Deciding, Task]:
-    """What decides on the drop, and the task for the steps of trials."""
+class Parts(NamedTuple):
+    """Who has which samples. No sample is in two of them."""
+
+    decide: Deciding
+    work: Task  # for the steps of trials
+    judge: Task  # its evaluation set judges the result
+
+
+def parts(given: State, task: Task, budget: Budget, epochs: float) -> Parts:
+    """Labelled calibration batches decide. Else, if trials train, half of the evaluation set: the given model
+    knows its training data by heart, so any training that they do not take part in loses on them. Else
+    training data, a fifth if trials train."""
     limit = math.inf if budget.drop is None else budget.drop
-    held = hold_out(task) if task.train is not None else None
-    judging = task if held is None else replace(task, train=held[1])
-    decide = deciding(judging, given.model(), limit, WHO, "drop")
+    trains = bool(epochs) and task.train is not None and trainable(given)
+    halves = hold_out(task, "evaluate") if trains else None
+    fifth = hold_out(task) if task.train is not None else None
+    judge, held = (task.evaluate, None) if halves is None else halves
+    able = task if fifth is None else replace(task, train=fifth[1])
+    decide = deciding(able, given.model(), limit, WHO, word="drop", held=held)
     fit = task.train
     if decide.word == "train":  # what decides trains nothing
-        fit = None if held is None else held[0]
+        fit = None if fifth is None else fifth[0]
+    if decide.word != "evaluate":
+        judge = task.evaluate
     work = replace(decide.rest, train=fit)
     if work.calibrate is None and task.train is not None:
         source = replace(task, train=fit or task.train)
         with steady(source.train):  # the same samples when the search is resumed
             work = replace(work, calibrate=list(Part(source, "train", most=CALIBRATE)))
-    return decide, work
+    return Parts(decide, work, replace(task, evaluate=judge))
+
+
+def trainable(given: State) -> bool:
+    return any(p.requires_grad for p in given.model().parameters())
 
 
 def why_untrained(given: State, work: Task) -> str:
     """Why no trial trains, although there are training data; "" if they do."""
     if work.train is None:
         return MIXED
-    return "" if any(p.requires_grad for p in given.model().parameters()) else FROZEN
+    return "" if trainable(given) else FROZEN
 
 
 def walked(plan: Plan) -> bool:

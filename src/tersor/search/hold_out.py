@@ -1,7 +1,7 @@
-"""Hold out: keep a fifth of the training data from training, so that it can judge what was trained.
+"""Hold out: keep a part of a set from its use, a fifth of the training data or half of the evaluation set.
 
-DataLoader over a set with indices   a fifth of its samples, drawn once
-batches in the same order each time  every fifth batch
+DataLoader over a set with indices   a part of its samples, drawn once
+batches in the same order each time  every fifth or second batch
 others                               nothing can be held out: they may give a sample in any pass
 """
 
@@ -19,41 +19,41 @@ from tersor.model.batches import Again, hash_batch, seeded
 from tersor.model.task import Batches, Task
 from tersor.steps.drop_search import MOST
 
-SHARE = 5  # one of so many is held out
+SHARES = {"train": 5, "evaluate": 2}  # one of so many samples is held out
 
 
 class Every:
-    """Batches by their place: every SHARE-th one, or the others."""
+    """Batches by their place: one of `share`, or the others."""
 
-    def __init__(self, batches: Again, held: bool):
-        self.batches, self.held = batches, held
+    def __init__(self, batches: Again, share: int, *, held: bool):
+        self.batches, self.share, self.held = batches, share, held
 
     def __iter__(self) -> Iterator[Any]:
         for place, batch in enumerate(self.batches):
-            if (place % SHARE == SHARE - 1) == self.held:
+            if (place % self.share == self.share - 1) == self.held:
                 yield batch
 
 
-def hold_out(task: Task) -> tuple[Batches, Batches] | None:
-    """(what trains, what judges) of the training batches; None if they cannot be parted."""
-    source = task.train
+def hold_out(task: Task, word: str = "train") -> tuple[Batches, Batches] | None:
+    """(the rest, what is held out) of the training or evaluation batches; None if they cannot be parted."""
+    source, share = getattr(task, word), SHARES[word]
     if isinstance(source, DataLoader):
-        return parted(source)
-    batches = cast(Again, task.batches("train"))
-    first = beginning(batches, 0)
-    if len(first) < SHARE or first != beginning(batches, 1):
+        return parted(source, share)
+    batches = cast(Again, task.batches(word))
+    first = beginning(batches, share, 0)
+    if len(first) < share or first != beginning(batches, share, 1):
         return None
-    return Every(batches, False), Every(batches, True)
+    return Every(batches, share, held=False), Every(batches, share, held=True)
 
 
-def parted(loader: DataLoader[Any]) -> tuple[DataLoader[Any], DataLoader[Any]] | None:
+def parted(loader: DataLoader[Any], share: int) -> tuple[DataLoader[Any], DataLoader[Any]] | None:
     """Two loaders over parts of the same set, with the loader's own settings."""
     plain = type(loader.sampler) in (RandomSampler, SequentialSampler)
     if isinstance(loader.dataset, IterableDataset) or not plain or loader.batch_size is None:
         return None
     count: int = len(loader.dataset)  # type: ignore[arg-type]
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0)).tolist()
-    held = min(count // SHARE, MOST)
+    held = min(count // share, MOST)
     if not held:
         return None
     shuffled = isinstance(loader.sampler, RandomSampler)
@@ -76,11 +76,11 @@ def like(loader: DataLoader[Any], indices: list[int], shuffle: bool, drop_last: 
     )  # fmt: skip
 
 
-def beginning(batches: Again, seed: int) -> list[str]:
-    """Digests of the first batches, as many as hold one that is held out, in a pass with this random seed."""
+def beginning(batches: Again, share: int, seed: int) -> list[str]:
+    """Digests of the first `share` batches in a pass with this random seed."""
     found = []
     with seeded(seed):
-        for batch in itertools.islice(batches, SHARE):
+        for batch in itertools.islice(batches, share):
             digest = hashlib.sha256()
             hash_batch(digest, batch)
             found.append(digest.hexdigest())

@@ -1,8 +1,8 @@
 """Drop search: measure a drop of the task's metric on samples that do not judge the result.
 
 set     every second calibration batch if they have targets and are enough; the others give the statistics.
-        Else training batches. Up to 65,536 samples. Never the evaluation set: a choice among many tries on a
-        set favors those that were lucky on it
+        Else training batches. Up to 65,536 samples. Never evaluation samples that judge: a choice among many
+        tries on a set favors those that were lucky on it
 drop    paired by sample with the given weights, as in reports (measure/accuracy.py). A result is within a
         limit if the 95 % interval of its drop ends within it
 A network that knows its training images by heart loses more on them than on others, because any change of an
@@ -25,12 +25,13 @@ from tersor.measure.accuracy import Drop, compared, drop
 from tersor.model.batches import steady
 from tersor.model.metric import Metric
 from tersor.model.outputs import tensors_of
-from tersor.model.task import Task
+from tersor.model.task import Batches, Task
 from tersor.record.events import Note
 
 MOST = 1 << 16  # samples
 # Of a limit: the interval of no change at all must end within it, or another set is taken if there is one.
 ROOM = 0.1
+NAMES = {"calibrate": "calibration", "evaluate": "evaluation", "train": "training"}
 FEW = 50  # resamples of a metric of lists, whose value takes long to compute
 
 
@@ -57,7 +58,7 @@ class Deciding:
     """The set that decides, and the scores of the given weights on it."""
 
     limit: float  # of the drop
-    word: str  # "calibrate" or "train"
+    word: str  # "calibrate", "evaluate" or "train"
     task: Task  # its evaluation set is the deciding one
     before: Any
     rest: Task  # its calibration batches did not decide
@@ -68,7 +69,7 @@ class Deciding:
 
     @property
     def name(self) -> str:
-        return f"{self.count} {'calibration' if self.word == 'calibrate' else 'training'} samples"
+        return f"{self.count} {NAMES[self.word]} samples"
 
     @property
     def metric(self) -> Metric:
@@ -98,15 +99,28 @@ class Deciding:
         )
 
 
-def deciding(task: Task, model: nn.Module, limit: float, who: str, word: str = "max_drop") -> Deciding:
+def deciding(
+    task: Task,
+    model: nn.Module,
+    limit: float,
+    who: str,
+    *,
+    word: str = "max_drop",
+    held: Batches | None = None,
+) -> Deciding:
     """The set on which a drop of `model` up to `limit` is searched. RefusedError if no set can show it, or if
-    the limit, which `word` names in messages, allows any model."""
+    the limit, which `word` names in messages, allows any model. `held`: evaluation batches that do not judge,
+    which are taken before training batches."""
     found = None
     if has_targets(task, "calibrate"):
         decide = replace(task, evaluate=Part(task, "calibrate", 1, 2, MOST))
         rest = replace(task, calibrate=Part(task, "calibrate", 0, 2))
         found = Deciding(limit, "calibrate", decide, decide.scores(model), rest)
-    if has_targets(task, "train") and (found is None or found.least > ROOM * limit):
+    if held is not None and (found is None or found.least > ROOM * limit):
+        decide = replace(task, evaluate=held)
+        found = Deciding(limit, "evaluate", decide, decide.scores(model), task)
+    room = ROOM if held is None else 1.0
+    if has_targets(task, "train") and (found is None or found.least > room * limit):
         decide = replace(task, evaluate=Part(task, "train", most=MOST))
         found = Deciding(limit, "train", decide, decide.scores(model), task)
     if found is None:
