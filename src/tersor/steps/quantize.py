@@ -40,6 +40,7 @@ from tersor.record.events import Edit, Group, Note, site_group
 from tersor.setting_effects import GIVEN, LEFT_OUT, Only, check_effect
 from tersor.settings import check, check_word
 from tersor.steps.activations import Calibration, calibrated, check_grids, choice, dynamic, folded
+from tersor.steps.calibration_shift import shifts
 from tersor.steps.compensated import Compensated, Grids
 from tersor.steps.few_bits import advice
 from tersor.steps.mixed_bits import check_allowed, mixed
@@ -259,6 +260,7 @@ class Quantize(Retrain):
             percentile, products = self.activation_percentile, self.products == "integer"
             how = Calibration(self.activations, self.activation_range, percentile, products)
             rounded = calibrated(now, after, chosen, how)
+            about = (*about, *shifts(now.part.plain(after), now.part.task, rounded.grids))
         trained: tuple[Note, ...] = ()
         if self.epochs:
             grids = Group("grids", tuple(rounded.events({}, forms=False)))
