@@ -55,6 +55,9 @@ def compress(
     batch: Annotated[int, typer.Option("--batch", metavar="N", help="samples in a call that is timed")] = 1,
     threads: Annotated[int, typer.Option("--threads", metavar="N", help="CPU threads of it")] = 1,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="of every trial")] = 0,
+    workers: Annotated[
+        int, typer.Option("--workers", metavar="N", help="trials at once, by Ray; 0: one after the other")
+    ] = 0,
     weights: Weights = None,
     key: Key = None,
     arch: Arch = None,
@@ -78,7 +81,8 @@ def compress(
     with watching(quiet=quiet, plain=json) as observer:
         _, facts = search(
             given, data, budget, out, aim=aim, epochs=epochs, lr=lr, minutes=minutes, batch=batch,
-            threads=threads, seed=seed, tiny=tiny, resume=resume, observer=observer, inputs=inputs,
+            threads=threads, seed=seed, tiny=tiny, resume=resume, workers=workers, observer=observer,
+            inputs=inputs,
         )  # fmt: skip
     return Answer(facts, json, tables)
 

@@ -1,5 +1,7 @@
 """Dials are searched by halving; which trials are run, and which of them is the best."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -8,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tersor.search.budget import Budget, read_budget
-from tersor.search.plan import BITS, KEEPS, TRAINED, WAYS, Plan, first, last, onward
+from tersor.search.plan import BITS, KEEPS, TRAINED, WAYS, Plan, first, halves, last, onward
 from tersor.search.trials import Trial, Trials
 
 
@@ -41,20 +43,24 @@ class Model(Trials):
         self.budget, self.runtime, self.given_nbytes = budget, runtime, 1000
         self.found, self.shapes, self.ran = {}, {}, list[tuple[float, float]]()
         self.easy = SimpleNamespace(units=units, bits=bits, integers=integers)
-        self.ways = {"slim": 1.0} if ways is None else ways
+        self.ways, self.asked = {"slim": 1.0} if ways is None else ways, list[list[str]]()
 
-    def shape(self, name: str, steps: Any) -> Trial:
-        why = "" if name.split(maxsplit=1)[0] in self.ways else "no"
-        return self.shapes.setdefault(name, Trial(name, tuple(steps), why=why))
+    def shape(self, trial: Trial) -> Trial:
+        why = "" if trial.name.split(maxsplit=1)[0] in self.ways else "no"
+        return self.shapes.setdefault(trial.name, replace(trial, why=why))
 
-    def judged(self, name: str, steps: Any, after: Trial | None = None) -> Trial:
-        if name not in self.found:
-            self.found[name] = self.made(name, steps, after)
-        return self.found[name]
+    def judged(self, trial: Trial) -> Trial:
+        if trial.name not in self.found:
+            self.found[trial.name] = self.made(trial)
+        return self.found[trial.name]
 
-    def made(self, name: str, steps: Any, after: Trial | None) -> Trial:
+    def run_ahead(self, trials: Sequence[Trial]) -> None:
+        self.asked.append([trial.name for trial in trials])
+
+    def made(self, trial: Trial) -> Trial:
+        name, after = trial.name, trial.after
         if after and after.why:
-            return Trial(name, (), after, why=after.why)
+            return replace(trial, why=after.why)
         keep = after.steps[0].keep if after else 1.0
         bits = float(name.split(" bits", maxsplit=1)[0].rsplit(maxsplit=1)[-1])
         self.ran.append((keep, bits))
@@ -64,7 +70,7 @@ class Model(Trials):
         speed *= self.ways[name.split(maxsplit=1)[0]] if after else 1.0
         latency = {"ratio": [speed, speed, speed], "after": [1 / speed] * 3} if self.runtime else None
         nbytes = int(1000 * keep * bits / 32)
-        return Trial(name, tuple(steps), after, drop=(drop,) * 3, nbytes=nbytes, latency=latency)
+        return replace(trial, drop=(drop,) * 3, nbytes=nbytes, latency=latency)
 
 
 def walked(budget: str, aim: str, epochs: float = 0.0, **model: Any) -> tuple[Plan, Model]:
@@ -159,3 +165,29 @@ def test_a_way_that_is_refused_is_asked_once_and_the_next_one_stands_in() -> Non
     assert plan.ranked()[0].name.startswith("factorize")
     _, trials = walked("drop<=0.5", "size", units=0.3, bits=4.0)
     assert {name.split()[0] for name in trials.shapes} == {"slim"}
+
+
+@given(st.integers(0, 40), st.integers(0, 40))
+def test_what_is_asked_next_was_said_ahead(count: int, edge: int) -> None:
+    values, ahead, tried = list(range(count)), list[list[int]](), list[int]()
+
+    def holds(value: int) -> bool:
+        tried.append(value)
+        return value < edge
+
+    last(values, holds, ahead.append)
+    assert [said[0] for said in ahead] == tried
+    for now, later in zip(ahead, ahead[1:], strict=False):
+        assert later[0] in now[1:3]  # of two middles, one is asked
+    assert sorted(halves(0, count)) == values
+    ahead.clear(), tried.clear()
+    onward(values, holds, ahead.append)
+    assert [said[0] for said in ahead] == tried
+
+
+def test_the_next_trial_of_every_dial_is_said_ahead() -> None:
+    _, trials = walked("drop<=0.5", "size", epochs=1.0, units=0.3, bits=4.0)
+    said = {names[0] for names in trials.asked}
+    assert said <= {name for names in trials.asked for name in names}
+    assert {*trials.found} <= {name for names in trials.asked for name in names}
+    assert sum(name in said for name in trials.found) >= 0.9 * len(trials.found)

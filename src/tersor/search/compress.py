@@ -16,6 +16,7 @@ import itertools
 import math
 import shutil
 import time
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,6 +38,7 @@ from tersor.report.console import settings
 from tersor.report.facts import unusual
 from tersor.report.search_page import page
 from tersor.runtimes import MOST_THREADS, check_runtime
+from tersor.search.ahead import RayWorkers
 from tersor.search.budget import Budget, read_budget
 from tersor.search.hold_out import hold_out
 from tersor.search.plan import Plan
@@ -46,6 +48,7 @@ from tersor.steps import Export
 from tersor.steps.drop_search import Deciding, Part, deciding
 
 EPOCHS = 1.0  # of each training
+MOST_WORKERS = 64  # no dial has as many settings
 AIMS = ("size", "latency", "accuracy")
 WHO = "compress"
 MIXED = (
@@ -62,7 +65,7 @@ def compress(
     model: nn.Module | State, task: Task, budget: Budget | str, out: str | Path, *,
     aim: str | None = None, epochs: float = EPOCHS, lr: float = 0.001, minutes: float | None = None,
     batch: int = 1, threads: int = 1, seed: int = 0, tiny: bool = False, resume: bool = False,
-    observer: Observer | None = None, inputs: Paths = (),
+    workers: int = 0, observer: Observer | None = None, inputs: Paths = (),
 ) -> tuple[State, dict[str, Any]]:  # fmt: skip
     """The best model within the budget, written to the folder `out`, and the facts as JSON.
 
@@ -71,15 +74,19 @@ def compress(
     `aim`: what to have least of, "size" or "latency", or "accuracy" for the least drop. If not given: size if
     a drop is bounded, latency if that is too, else accuracy. `epochs` and `lr`: of the training after units
     were removed; without training data, or with epochs=0, layers are only refitted. `minutes`: no trial
-    begins later. `batch`, `threads`: of a call that is timed. BudgetError names the nearest trial if none is
-    within.
+    begins later. `batch`, `threads`: of a call that is timed. `workers`: trials that run at once, on the
+    Ray cluster of RAY_ADDRESS or on this machine; 0: one after the other, here. BudgetError names the nearest
+    trial if none is within.
     """
     observer, out = observer or Observer(), Path(out)
     given = model if isinstance(model, State) else start(model, task)
     budget = read_budget(budget) if isinstance(budget, str) else budget
     aim = aim or default_aim(budget)
     runtime = budget.runtime or ("onnxruntime" if aim == "latency" else "")
-    checked(aim, budget.drop, runtime, epochs=epochs, lr=lr, minutes=minutes, batch=batch, threads=threads)
+    checked(
+        aim, budget.drop, runtime, epochs=epochs, lr=lr, minutes=minutes, batch=batch, threads=threads,
+        workers=workers,
+    )  # fmt: skip
     if given.given is None:
         raise RefusedError(f"{WHO}: the model's code is needed. Give --arch file.py:factory")
     for name in (MODEL, LOCK, REPORT, ONNX, PAGE):
@@ -104,7 +111,7 @@ def compress(
             began + 60 * minutes if minutes else math.inf, observer,
         )  # fmt: skip
         plan = Plan(trials, aim, epochs if work.train is not None and not untrained else 0.0, lr)
-        stopped = walked(plan)
+        stopped = walked(plan, workers)
         best, judged, beyond = chosen(plan, judge)
         search = facts_of_search(trials, best, aim, stopped=stopped, beyond=beyond) | {"untrained": untrained}
         write_text(out / PAGE, page(search))
@@ -133,6 +140,7 @@ def checked(
     minutes: float | None,
     batch: int,
     threads: int,
+    workers: int,
 ) -> None:
     """Refuse settings that are not allowed, and a runtime that is not there, before anything runs."""
     if aim not in AIMS:
@@ -145,6 +153,7 @@ def checked(
         ("minutes", minutes, minutes is None or 0 < minutes < math.inf),
         ("batch", batch, batch >= 1),
         ("threads", threads, 1 <= threads <= MOST_THREADS),
+        ("workers", workers, 0 <= workers <= MOST_WORKERS),
     ):
         if not fine:
             raise SettingError(f"{WHO}: {word}={value}, which is too small or too large")
@@ -204,12 +213,21 @@ def why_untrained(given: State, work: Task) -> str:
     return "" if trainable(given) else FROZEN
 
 
-def walked(plan: Plan) -> bool:
-    """Run the trials; whether time was up."""
-    try:
-        plan.walk()
-    except OutOfTime:
-        return True
+def walked(plan: Plan, workers: int) -> bool:
+    """Run the trials, with so many workers ahead of the search; whether time was up."""
+    trials = plan.trials
+    with ExitStack() as stack:
+        if workers:
+            ray = RayWorkers(
+                workers, given=trials.given, task=trials.task, seed=trials.seed, folder=trials.folder,
+                observer=trials.observer,
+            )  # fmt: skip
+            trials.workers = stack.enter_context(closing(ray))
+            stack.callback(setattr, trials, "workers", None)
+        try:
+            plan.walk()
+        except OutOfTime:
+            return True
     return False
 
 

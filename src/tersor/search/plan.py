@@ -15,10 +15,9 @@ If latency counts, `quantize activations=8` comes first; if the file is no faste
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from tersor.search.trials import Trial, Trials
@@ -32,27 +31,28 @@ MULTIPLE = 8  # of channels, where time counts: kernels compute whole vectors
 TEACHER = 0.5  # weight of the given model's outputs in the loss
 
 T = TypeVar("T")
+Ahead = Callable[[list[T]], None]  # told the values that may be asked about next, the next one first
+
+
+def nothing(values: list[Any]) -> None:
+    """Nothing runs ahead."""
 
 
 class Find(Protocol):
     """`last`, `first` or `onward`."""
 
-    def __call__(self, values: Sequence[T], holds: Callable[[T], bool], /) -> T | None: ...
+    def __call__(
+        self, values: Sequence[T], holds: Callable[[T], bool], ahead: Ahead[T] = ..., /
+    ) -> T | None: ...
 
 
-class Shape(NamedTuple):
-    """Which share of the network stays, and the step that removes the rest."""
+class Setting(NamedTuple):
+    """Where all dials are. At first the whole network, in 8 bits."""
 
-    way: str
-    keep: float
-
-
-WHOLE = Shape("", 1.0)
-
-
-def shapes_of(way: str) -> list[Shape]:
-    """The whole network, then what a way makes of it, from mild to hard."""
-    return [WHOLE, *(Shape(way, keep) for keep in KEEPS)]
+    way: str = ""  # the step that removes parts of the network
+    keep: float = 1.0
+    bits: float = PLAIN
+    trained: bool = False
 
 
 def slim(keep: float, *, timed: bool) -> Slim:
@@ -95,25 +95,23 @@ class Plan:
     def faster(self) -> bool:
         """Whether integers run faster than float weights, of all units."""
         self.integers = True
-        whole = self.point(WHOLE, PLAIN)
+        whole = self.point(Setting())
         if not whole.why and whole.latency is not None and whole.latency["ratio"][1] > 1:
             return True
         self.integers = False
-        floats = self.point(WHOLE, PLAIN)
+        floats = self.point(Setting())
         return bool(not whole.why and (floats.why or ratio(whole) > ratio(floats)))
 
     def hardest(self) -> None:
         """The hardest settings that lose little."""
-        fits = self.trials.loses_little
+        fits, reached = self.trials.loses_little, 0
         if self.aim == "size":
-            self.store(WHOLE, last, fits)
-        reached = 0
+            self.store(Setting(), last, fits)
         for way in self.ways():
             shapes = shapes_of(way)
-            find: Find = onward if reached else last
-            least = find(shapes[reached:], lambda shape: fits(self.point(shape, PLAIN)))
+            least = self.search(onward if reached else last, shapes[reached:], fits)
             # Fewer bits make no float network faster, and more units make none.
-            if least is not None and "latency" not in self.trials.over(self.point(least, PLAIN)):
+            if least is not None and self.fast(self.point(least)):
                 reached = shapes.index(least)
                 self.climb(reversed(shapes[: reached + 1]), last, fits)
 
@@ -121,25 +119,27 @@ class Plan:
         """The mildest settings that are small and fast enough."""
         fits, reached = self.trials.small_and_fast, 0
         for way in self.ways():
-            shapes = shapes_of(way)
-            milder = shapes[reached:0:-1]
-            fast = onward(milder, self.fast) if reached else first(shapes, self.fast)
+            shapes: list[Setting] = shapes_of(way)
+            if self.trials.budget.latency is None:  # all are fast enough
+                fast: Setting | None = shapes[0]
+            elif reached:
+                fast = self.search(onward, shapes[reached:0:-1], self.fast)
+            else:
+                fast = self.search(first, shapes, self.fast)
             if fast is None:
                 continue
             reached = shapes.index(fast)
-            most: Shape | None = fast
-            if not fits(self.point(fast, BITS[-1])):
-                most = first(shapes[reached + 1 :], lambda shape: fits(self.point(shape, BITS[-1])))
+            hard = [shape._replace(bits=BITS[-1]) for shape in shapes[reached:]]
+            most: Setting | None = hard[0]
+            if not fits(self.point(hard[0])):
+                most = self.search(first, hard[1:], fits)
                 self.store(fast, first, fits)  # bits that are trained may do
             if most is not None:
-                self.climb(shapes[shapes.index(most) :], first, fits)
+                self.climb(shapes[reached + hard.index(most) :], first, fits)
 
-    def fast(self, shape: Shape) -> bool:
-        """Whether a shape is within the bound on latency, on which bits have no effect."""
-        if self.trials.budget.latency is None:
-            return True
-        plain = self.point(shape, PLAIN)
-        return not plain.why and "latency" not in self.trials.over(plain)
+    def fast(self, trial: Trial) -> bool:
+        """Whether a trial is within the bound on latency, on which bits have no effect."""
+        return not trial.why and "latency" not in self.trials.over(trial)
 
     def ways(self) -> Iterator[str]:
         """The steps that remove parts of the network. Later ones seldom give smaller files, so they are for
@@ -148,43 +148,56 @@ class Plan:
             if self.trials.runtime or number == len(self.refused):
                 yield way
 
-    def climb(self, shapes: Iterable[Shape], find: Find, fits: Callable[[Trial], bool]) -> None:
+    def climb(self, shapes: Iterable[Setting], find: Find, fits: Callable[[Trial], bool]) -> None:
         """Search bits at one shape after the other, as long as what is aimed at gets less."""
         least = math.inf
         for shape in shapes:
-            if self.aim == "latency" and self.worth(self.point(shape, PLAIN))[0] >= least:
+            if self.aim == "latency" and self.worth(self.point(shape))[0] >= least:
                 return  # bits do not change it
             now = min((self.worth(trial)[0] for trial in self.store(shape, find, fits)), default=math.inf)
             if now >= least:
                 return
             least = now
 
-    def store(self, shape: Shape, find: Find, fits: Callable[[Trial], bool]) -> list[Trial]:
+    def store(self, shape: Setting, find: Find, fits: Callable[[Trial], bool]) -> list[Trial]:
         """Search both dials of bits at a shape; the trials where they end."""
-        ends = []
-        if (bits := find(BITS, lambda bits: fits(self.point(shape, bits)))) is not None:
-            ends.append(self.point(shape, bits))
+        dials = [[shape._replace(bits=bits) for bits in BITS]]
         if self.epochs and (self.aim != "latency" or self.trials.budget.size is not None):
-            bits = find(TRAINED, lambda bits: fits(self.point(shape, bits, trained=True)))
-            ends += [] if bits is None else [self.point(shape, bits, trained=True)]
-        return ends
+            dials.append([shape._replace(bits=bits, trained=True) for bits in TRAINED])
+        ends = [self.search(find, dial, fits) for dial in dials]
+        return [self.point(end) for end in ends if end is not None]
 
-    def point(self, shape: Shape, bits: float, *, trained: bool = False) -> Trial:
-        """The trial at these settings."""
+    def search(self, find: Find, dial: list[Setting], fits: Callable[[Trial], bool]) -> Setting | None:
+        """Search a dial. What may be asked for next runs ahead."""
+
+        def ahead(settings: list[Setting]) -> None:
+            self.trials.run_ahead([self.planned(setting) for setting in settings])
+
+        return find(dial, lambda setting: fits(self.point(setting)), ahead)
+
+    def point(self, setting: Setting) -> Trial:
+        """The trial at a setting, run and judged."""
+        trial = self.planned(setting)
+        if setting.way in self.refused:
+            return replace(trial, why="the step was refused")
+        if trial.after is not None:
+            trial = replace(trial, after=self.trials.shape(trial.after))
+            self.refused |= {setting.way} if trial.after and trial.after.why else set()
+        return self.trials.judged(trial)
+
+    def planned(self, setting: Setting) -> Trial:
+        """The trial at a setting, before it runs."""
         words, after = list[str](), None
-        if shape.way in self.refused:
-            return Trial(shape.way, (), why="the step was refused")
-        if shape.way:
-            words = [f"{shape.way} {shape.keep:g}"]
-            after = self.trials.shape(words[0], self.shaped(shape))
-            self.refused |= {shape.way} if after.why else set()
+        if setting.way:
+            words = [f"{setting.way} {setting.keep:g}"]
+            after = Trial(words[0], tuple(self.shaped(setting)))
         words += ["int8"] if self.integers else []
-        words += [f"{bits:g} bits{' trained' if trained else ''}"]
-        return self.trials.judged(", ".join(words), self.coded(bits, trained=trained), after)
+        words += [f"{setting.bits:g} bits{' trained' if setting.trained else ''}"]
+        return Trial(", ".join(words), tuple(self.coded(setting.bits, trained=setting.trained)), after)
 
-    def shaped(self, shape: Shape) -> Iterator[Any]:
+    def shaped(self, setting: Setting) -> Iterator[Any]:
         """Steps that remove parts of the network."""
-        yield WAYS[shape.way](shape.keep, timed=bool(self.trials.runtime))
+        yield WAYS[setting.way](setting.keep, timed=bool(self.trials.runtime))
         if self.epochs:
             yield Distill(epochs=self.epochs, lr=self.lr, teacher_weight=TEACHER)
 
@@ -219,23 +232,46 @@ def ratio(trial: Trial) -> float:
     return float(trial.latency["ratio"][0]) if trial.latency else 0.0
 
 
-def last(values: Sequence[T], holds: Callable[[T], bool]) -> T | None:
+def shapes_of(way: str) -> list[Setting]:
+    """The whole network, then what a way makes of it, from mild to hard."""
+    return [Setting(), *(Setting(way, keep) for keep in KEEPS)]
+
+
+def last(values: Sequence[T], holds: Callable[[T], bool], ahead: Ahead[T] = nothing) -> T | None:
     """The last value that holds, where those before it do and those after it do not. Tries about log2(N)."""
     low, high = 0, len(values)  # the first `low` hold; those from `high` on do not
     while low < high:
-        middle = (low + high) // 2
-        if holds(values[middle]):
-            low = middle + 1
+        places = halves(low, high)
+        ahead([values[place] for place in places])
+        if holds(values[places[0]]):
+            low = places[0] + 1
         else:
-            high = middle
+            high = places[0]
     return values[low - 1] if low else None
 
 
-def first(values: Sequence[T], holds: Callable[[T], bool]) -> T | None:
+def halves(low: int, high: int) -> list[int]:
+    """The places that halving may ask about between two ends: the middle, those of both halves, and so on."""
+    found, spans = list[int](), [(low, high)]
+    for begin, end in spans:  # which grows
+        if begin < end:
+            middle = (begin + end) // 2
+            found.append(middle)
+            spans += [(begin, middle), (middle + 1, end)]
+    return found
+
+
+def first(values: Sequence[T], holds: Callable[[T], bool], ahead: Ahead[T] = nothing) -> T | None:
     """The first value that holds, where those before it do not and those after it do."""
-    return last(tuple(reversed(values)), holds)
+    return last(tuple(reversed(values)), holds, ahead)
 
 
-def onward(values: Sequence[T], holds: Callable[[T], bool]) -> T | None:
+def onward(values: Sequence[T], holds: Callable[[T], bool], ahead: Ahead[T] = nothing) -> T | None:
     """As `last`, one after the other: the way to ask about values of which few hold."""
-    return next(reversed([*itertools.takewhile(holds, values)]), None)
+    found = None
+    for place, value in enumerate(values):
+        ahead([*values[place:]])
+        if not holds(value):
+            break
+        found = value
+    return found

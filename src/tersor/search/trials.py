@@ -14,10 +14,10 @@ import json
 import math
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from tersor.candidates.candidate import Candidate
 from tersor.candidates.timed import timed
@@ -50,6 +50,19 @@ class Named(Observer):
         self.to.progress(done, total, text)
 
 
+class Workers(Protocol):
+    """Where trials run ahead of the search: search/ahead.py."""
+
+    def ask(self, chains: list[list[Trial]]) -> None:
+        """Have these run, as many as there is room for, and no others."""
+
+    def take(self, trial: Trial) -> None:
+        """Bring the journal of a trial that was asked for to its folder, when it is done."""
+
+    def settle(self) -> None:
+        """Wait until nothing runs."""
+
+
 class OutOfTime(Exception):
     """No more trials are begun."""
 
@@ -70,7 +83,12 @@ class Trial:
     @property
     def recipe(self) -> tuple[Any, ...]:
         """All steps, from the given model on."""
-        return (*(self.after.recipe if self.after else ()), *self.steps)
+        return tuple(step for trial in self.chain for step in trial.steps)
+
+    @property
+    def chain(self) -> list[Trial]:
+        """The trials that it comes after, and itself."""
+        return [*(self.after.chain if self.after else ()), self]
 
 
 @dataclass
@@ -92,22 +110,28 @@ class Trials:
     found: dict[str, Trial] = field(default_factory=dict)
     shapes: dict[str, Trial] = field(default_factory=dict)  # trials that others come after
     states: dict[str, State] = field(default_factory=dict)  # of these
+    workers: Workers | None = None  # where trials run ahead
 
     def __post_init__(self) -> None:
         self.given_nbytes = plain_nbytes(self.given)
 
-    def shape(self, name: str, steps: Iterable[Any]) -> Trial:
-        """A trial that others come after. It is not judged."""
-        if name not in self.shapes:
-            self.shapes[name] = self._made(Trial(name, tuple(steps)), keep=True)
-        return self.shapes[name]
+    def shape(self, trial: Trial) -> Trial:
+        """A trial that others come after, run and not judged."""
+        if trial.name not in self.shapes:
+            self.shapes[trial.name] = self._made(trial, keep=True)
+        return self.shapes[trial.name]
 
-    def judged(self, name: str, steps: Iterable[Any], after: Trial | None = None) -> Trial:
+    def judged(self, trial: Trial) -> Trial:
         """A trial with what was measured of it."""
-        if name not in self.found:
-            self.found[name] = self._made(Trial(name, tuple(steps), after), keep=False)
-            self.observer.message(f"{name}: {self.in_words(self.found[name])}")
-        return self.found[name]
+        if trial.name not in self.found:
+            self.found[trial.name] = self._made(trial, keep=False)
+            self.observer.message(f"{trial.name}: {self.in_words(self.found[trial.name])}")
+        return self.found[trial.name]
+
+    def run_ahead(self, trials: Sequence[Trial]) -> None:
+        """Have trials run elsewhere that may be asked for next, the next one first."""
+        if self.workers is not None and time.monotonic() <= self.until:
+            self.workers.ask([trial.chain for trial in trials if trial.name not in self.found])
 
     def state(self, trial: Trial) -> State:
         """The compressed model of a trial, from its journal if it has run."""
@@ -115,6 +139,8 @@ class Trials:
             return self.states[trial.name]
         begin = self.given if trial.after is None else self.state(trial.after)
         journal = self.folder(trial) / JOURNAL
+        if self.workers is not None:
+            self.workers.take(trial)
         return run(
             begin, list(trial.steps), self.task, seed=self.seed, journal=journal, resume=journal.exists(),
             observer=Named(self.observer, trial.name), out=self.folder(trial),
@@ -164,7 +190,9 @@ class Trials:
         return facts
 
     def timed(self, name: str, state: State) -> Facts:
-        """The times of the given model and of a state, in turn."""
+        """The times of the given model and of a state, in turn, while no other trial runs."""
+        if self.workers is not None:
+            self.workers.settle()
         before = Candidate("given", "model", 0, self.given.model(), self.given)
         after = Candidate(name, "model", 0, state.model(), state)
         return timed(
