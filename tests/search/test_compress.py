@@ -383,3 +383,18 @@ def test_one_half_of_the_evaluation_set_decides_and_the_other_judges(
     for part, drop in ((held, search["drop"]), (rest, judged["drop"])):
         scores = [part.scores(state.model()).float() for state in (net, result)]
         assert 100 * (scores[0].mean() - scores[1].mean()) == pytest.approx(drop[0], abs=1e-4)
+
+
+def test_a_step_that_removes_nothing_is_no_trial_and_nothing_is_trained_for_it(
+    task: Task, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))  # no hidden units, no branches
+    plain = run(plain, Finetune(epochs=5, lr=0.01), task)
+    told = Told()
+    _, facts = compress(plain, task, "drop<=5,latency<=1000%", tmp_path, epochs=1, observer=told)
+    rows = {row["name"].split()[0]: row for row in facts["search"]["trials"] if row["name"][0] in "sf"}
+    assert "nothing to remove" in rows["slim"]["why"]
+    assert "nothing to remove" in rows["shorten"]["why"]
+    assert told.steps
+    assert not any("slim" in step and "distill" in step for step in told.steps)

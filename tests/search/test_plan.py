@@ -47,6 +47,7 @@ class Model(Trials):
 
     def shape(self, trial: Trial) -> Trial:
         why = "" if trial.name.split(maxsplit=1)[0] in self.ways else "no"
+        trial = trial.after or trial  # without its training
         return self.shapes.setdefault(trial.name, replace(trial, why=why))
 
     def judged(self, trial: Trial) -> Trial:

@@ -190,16 +190,13 @@ class Plan:
         words, after = list[str](), None
         if setting.way:
             words = [f"{setting.way} {setting.keep:g}"]
-            after = Trial(words[0], tuple(self.shaped(setting)))
+            after = Trial(words[0], (WAYS[setting.way](setting.keep, timed=bool(self.trials.runtime)),))
+            if self.epochs:
+                training = Distill(epochs=self.epochs, lr=self.lr, teacher_weight=TEACHER)
+                after = Trial(f"{words[0]} trained", (training,), after)
         words += ["int8"] if self.integers else []
         words += [f"{setting.bits:g} bits{' trained' if setting.trained else ''}"]
         return Trial(", ".join(words), tuple(self.coded(setting.bits, trained=setting.trained)), after)
-
-    def shaped(self, setting: Setting) -> Iterator[Any]:
-        """Steps that remove parts of the network."""
-        yield WAYS[setting.way](setting.keep, timed=bool(self.trials.runtime))
-        if self.epochs:
-            yield Distill(epochs=self.epochs, lr=self.lr, teacher_weight=TEACHER)
 
     def coded(self, bits: float, *, trained: bool) -> Iterator[Any]:
         """Steps that store weights."""

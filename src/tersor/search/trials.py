@@ -116,9 +116,14 @@ class Trials:
         self.given_nbytes = plain_nbytes(self.given)
 
     def shape(self, trial: Trial) -> Trial:
-        """A trial that others come after, run and not judged."""
+        """A trial that others come after, run and not judged. It is refused if it changes nothing."""
         if trial.name not in self.shapes:
-            self.shapes[trial.name] = self._made(trial, keep=True)
+            after = None if trial.after is None else self.shape(trial.after)
+            made = self._made(replace(trial, after=after), keep=True)
+            begin = self.given if after is None else self.states.get(after.name)
+            if begin is not None and not made.why and unchanged(begin, self.states[made.name]):
+                made = replace(made, why=f"{trial.steps[0].name} finds nothing to remove")
+            self.shapes[trial.name] = made
         return self.shapes[trial.name]
 
     def judged(self, trial: Trial) -> Trial:
@@ -250,3 +255,9 @@ class Trials:
         text += f" ({percent(trial.nbytes / self.given_nbytes, 1)})"
         text += f", {trial.latency['ratio'][0]:.2f} x as fast" if trial.latency else ""
         return text + (f"; over the budget: {', '.join(over)}" if (over := self.over(trial)) else "")
+
+
+def unchanged(before: State, after: State) -> bool:
+    """Whether all weights are the same."""
+    old, new = ({name: form.digest for name, form in state.forms.items()} for state in (before, after))
+    return old == new
