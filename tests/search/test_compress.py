@@ -398,3 +398,24 @@ def test_a_step_that_removes_nothing_is_no_trial_and_nothing_is_trained_for_it(
     assert "nothing to remove" in rows["shorten"]["why"]
     assert told.steps
     assert not any("slim" in step and "distill" in step for step in told.steps)
+
+
+def test_outputs_without_a_soft_loss_are_trained_by_the_tasks_own(
+    net: State, task: Task, tmp_path: Path
+) -> None:
+    def wanted(x: torch.Tensor) -> torch.Tensor:
+        return x[:, :10]  # numbers, of which the kind is unknown
+
+    own = Task(
+        "numbers",
+        evaluate=[(x, wanted(x.flatten(1))) for x, _ in task.batches("evaluate")],
+        train=[(x, wanted(x.flatten(1))) for x, _ in task.batches("train")],
+        metric=lambda output, target: -((output - target) ** 2).mean(1),
+        loss=lambda output, target: ((output - target) ** 2).mean(),
+    )
+    told = Told()
+    _, facts = compress(net, own, "size<=20%", tmp_path, epochs=1, observer=told)
+    assert any("without the given model" in text for text in told.messages)
+    rows = facts["search"]["trials"]
+    assert any("penalize" in row["recipe"] and "teacher_weight=0" in row["recipe"] for row in rows)
+    assert not any(row["why"] for row in rows)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from tersor.report.console import percent, ranged, seconds, whole
+from tersor.report.console import percent, seconds, whole
 from tersor.report.table import grid, headline
 
 if TYPE_CHECKING:
@@ -68,9 +68,10 @@ def cells(row: Facts, search: Facts) -> list[str]:
         number = reasons(search).index(row["why"]) + 1
         return [name, *[""] * (4 + timed(search)), seconds(row["seconds"]), f"refused ({number})"]
     amount, *ends = row["drop"]
+    digits = ".2f" if search["unit"] else ".3g"  # a metric's own unit may be small
     fast = [f"{row['latency']['ratio'][0]:.2f}"] if timed(search) else []
     return [
-        name, f"{amount:.2f}", ranged(ends, 2, "to"), whole(row["nbytes"]),
+        name, f"{amount:{digits}}", " to ".join(f"{end:{digits}}" for end in ends), whole(row["nbytes"]),
         percent(row["nbytes"] / search["given_nbytes"], 1), *fast, seconds(row["seconds"]),
         ", ".join(row["over"]),
     ]  # fmt: skip

@@ -26,7 +26,7 @@ from torch import nn
 from tersor.candidates.export import write
 from tersor.core.history import first_given
 from tersor.core.state import State, start
-from tersor.errors import BudgetError, RefusedError, SettingError
+from tersor.errors import BudgetError, RefusedError, SettingError, TaskError
 from tersor.files import Paths, claim, output, write_text
 from tersor.measure.accuracy import compared
 from tersor.model.batches import steady
@@ -111,6 +111,9 @@ def compress(
             began + 60 * minutes if minutes else math.inf, observer,
         )  # fmt: skip
         plan = Plan(trials, aim, epochs if work.train is not None and not untrained else 0.0, lr)
+        if plan.epochs and (why := why_untaught(given, work)):
+            plan.teacher = 0.0
+            observer.message(f"{WHO}: trained by the task's loss alone, without the given model: {why}")
         stopped = walked(plan, workers)
         best, judged, beyond = chosen(plan, judge)
         search = facts_of_search(trials, best, aim, stopped=stopped, beyond=beyond) | {"untrained": untrained}
@@ -210,7 +213,21 @@ def why_untrained(given: State, work: Task) -> str:
     """Why no trial trains, although there are training data; "" if they do."""
     if work.train is None:
         return MIXED
-    return "" if trainable(given) else FROZEN
+    return why_not(given, work, Needs.LOSS) if trainable(given) else FROZEN
+
+
+def why_untaught(given: State, work: Task) -> str:
+    """Why the given model cannot teach: its outputs have no loss; "" if it can."""
+    return why_not(given, work, Needs.SOFT)
+
+
+def why_not(given: State, task: Task, needs: Needs) -> str:
+    """Why a task lacks what training needs; "" if it has it."""
+    try:
+        task.check(given.plain(), needs)
+    except TaskError as error:
+        return str(error)
+    return ""
 
 
 def walked(plan: Plan, workers: int) -> bool:

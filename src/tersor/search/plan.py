@@ -2,7 +2,7 @@
 
 bits      how weights are stored: 8 rounded, fewer by rdoq; all are coded at the end
 trained   bits again, reached by training under a price (penalize): far smaller files, and an epoch a trial
-keep      the share of MACs or parameters that slim keeps; then trained towards the given model, if it can be
+keep      the share of MACs or parameters that slim keeps; then trained, towards the given model if it can be
           if time counts, or slim is refused: shorten and factorize too, from where the way before ended
 Harder settings are taken to lose more, weigh less and take less time, so a dial is searched by halving. Where
 that does not hold, a better setting may be missed; what is chosen was measured in any case.
@@ -21,14 +21,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from tersor.search.trials import Trial, Trials
-from tersor.steps import Distill, Entropy, Factorize, Penalize, Quantize, Rdoq, Shorten, Slim
+from tersor.steps import Distill, Entropy, Factorize, Finetune, Penalize, Quantize, Rdoq, Shorten, Slim
 
 BITS = (8.0, 5.0, 4.0, 3.5, 3.0, 2.6, 2.3, 2.0, 1.75, 1.5, 1.3, 1.0)
 TRAINED = (2.0, 1.4, 1.0, 0.7, 0.5, 0.35, 0.25, 0.18, 0.12, 0.08, 0.05)
 KEEPS = (0.8, 0.65, 0.5, 0.4, 0.32, 0.25, 0.2, 0.15, 0.11, 0.08)
 PLAIN = BITS[0]  # bits at which nothing is weighed
 MULTIPLE = 8  # of channels, where time counts: kernels compute whole vectors
-TEACHER = 0.5  # weight of the given model's outputs in the loss
+TEACHER = 0.5  # weight of the given model's outputs in the loss, if they have one
 
 T = TypeVar("T")
 Ahead = Callable[[list[T]], None]  # told the values that may be asked about next, the next one first
@@ -80,6 +80,7 @@ class Plan:
     aim: str  # "size", "latency" or "accuracy"
     epochs: float = 0.0  # of each training; 0: none
     lr: float = 0.001
+    teacher: float = TEACHER  # 0: the task's loss alone
     integers: bool = False  # activations are integers too
     refused: set[str] = field(default_factory=set)  # ways that this model does not take
 
@@ -192,16 +193,21 @@ class Plan:
             words = [f"{setting.way} {setting.keep:g}"]
             after = Trial(words[0], (WAYS[setting.way](setting.keep, timed=bool(self.trials.runtime)),))
             if self.epochs:
-                training = Distill(epochs=self.epochs, lr=self.lr, teacher_weight=TEACHER)
-                after = Trial(f"{words[0]} trained", (training,), after)
+                after = Trial(f"{words[0]} trained", (self.training(),), after)
         words += ["int8"] if self.integers else []
         words += [f"{setting.bits:g} bits{' trained' if setting.trained else ''}"]
         return Trial(", ".join(words), tuple(self.coded(setting.bits, trained=setting.trained)), after)
 
+    def training(self) -> Any:
+        """The step that trains what is left."""
+        if self.teacher:
+            return Distill(epochs=self.epochs, lr=self.lr, teacher_weight=self.teacher)
+        return Finetune(epochs=self.epochs, lr=self.lr)
+
     def coded(self, bits: float, *, trained: bool) -> Iterator[Any]:
         """Steps that store weights."""
         if trained:
-            yield Penalize(bits=bits, epochs=self.epochs, lr=self.lr, teacher_weight=TEACHER)
+            yield Penalize(bits=bits, epochs=self.epochs, lr=self.lr, teacher_weight=self.teacher)
         elif bits != PLAIN:
             yield Rdoq(bits=bits, per="channel" if self.integers else "auto")
         if self.integers:
