@@ -19,7 +19,7 @@ from tersor.errors import RefusedError
 from tersor.maths.allocation import Cost, allocate
 from tersor.model.channels import costs
 from tersor.model.channels.groups import Groups
-from tersor.model.channels.own_module import Plan
+from tersor.model.channels.own_module import OwnModule, Plan
 from tersor.record.events import Note
 from tersor.steps.slim_latency import Latency
 from tersor.steps.unit_ranking import Ranking
@@ -30,6 +30,12 @@ WITHIN = {"latency": 0.05}  # of the target; 2 % for the others
 TRIES = 4  # cut networks that are timed
 TIMED = 16  # counts of one family that are timed
 OPTIONS, FEWEST = 1024, 16  # counts of all families together, and at least of each
+
+
+PROGRAM = (
+    "the code fixes widths; an exported program has no such code: give torch.export.export(model, ...) "
+    "as the model"
+)
 
 
 class Choice(NamedTuple):
@@ -88,7 +94,7 @@ def chosen(
             raise RefusedError(
                 f"slim: {text}. The nearest that can be had keeps {reached / start:.1%}: give keep={keep:g}, "
                 f"or unmet=nearest. Most of the rest stays for these reasons: "
-                f"{', '.join(held(groups)[:4])}{more(groups)}"
+                f"{', '.join(held(groups)[:4])}{more(groups)}{fixed(units.own)}"
             )
     return choice._replace(note=Note("", "budget", text, facts, timed=latency is not None)), start
 
@@ -157,6 +163,11 @@ def nearest(options: list[int], share: float) -> int:
 def more(groups: Groups) -> str:
     counted = any("counts it" in reason for reason in held(groups))
     return "; exact=false also cuts what a normalizer counts" if counted else ""
+
+
+def fixed(own: OwnModule) -> str:
+    """What a model can become whose code fixes widths; "" if it fixes none."""
+    return f"; {PROGRAM}" if own.faults else ""
 
 
 def held(groups: Groups) -> list[str]:
