@@ -33,17 +33,16 @@ from tersor.model.observe import Range, grid_of, symmetric_grid, values_of
 from tersor.model.task import Task
 from tersor.model.watch import input_names, made_at
 from tersor.record.events import Edit, Event, Group, Note
-from tersor.steps.fold import Report, fold_norms
+from tersor.steps.norm_folding import fold_norms
 
 ACCUMULATOR = 2**30  # largest code of a bias: half of what 32 bits hold, the rest is for the sum
 
 
 def folded(view: View, chosen: set[str]) -> Generator[Group, None, View]:
-    """The groups that fold batch norms into the layers before them; the view after them."""
-    report = Report()
-    now = yield from fold_norms(view, chosen, report)
-    if report.notes:
-        yield Group("norms that stay", tuple(report.notes))
+    """The groups that fold batch norms and scales into layers; the view after them."""
+    now, found = yield from fold_norms(view, chosen)
+    if found.notes:
+        yield Group("norms that stay", tuple(found.notes))
     return now
 
 
