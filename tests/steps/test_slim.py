@@ -185,6 +185,22 @@ def test_redundancy_spares_what_cannot_be_rebuilt() -> None:
     assert {at % 13 for at in gone} == {0, 1, 2}
 
 
+def test_redundancy_leaves_two_of_units_that_are_all_alike() -> None:
+    """Copies of one unit rebuild each other, down to as many as have to stay; no other unit goes for them."""
+    model, task = given("residual")
+    block = model.blocks[0]
+    with torch.no_grad():
+        for layer in (block.a, block.na):
+            for tensor in (*layer.parameters(), *layer.buffers()):
+                if tensor.ndim:
+                    tensor[1:] = tensor[:1].clone()
+    wanted = answers(model, task)
+    result = run(model, Slim(keep=12 / 26, of="units", where="blocks.*.a.*"), task)
+    assert len(result.kept["blocks.0.a.weight"][0]) == 2
+    assert "blocks.1.a.weight" not in result.kept
+    assert float((answers(result.model(), task) - wanted).norm() / wanted.norm()) < 0.01
+
+
 def test_heads_and_their_integers() -> None:
     model, task = given("heads")
     result = run(model, Slim(keep=0.5, of="units", per="family", by="l2", correct=False), task)

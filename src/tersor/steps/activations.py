@@ -34,6 +34,7 @@ from tersor.model.task import Task
 from tersor.model.watch import input_names, made_at
 from tersor.record.events import Edit, Event, Group, Note
 from tersor.steps.norm_folding import fold_norms
+from tersor.steps.units import OUTSIDE
 
 ACCUMULATOR = 2**30  # largest code of a bias: half of what 32 bits hold, the rest is for the sum
 
@@ -118,7 +119,7 @@ def calibrated(view: View, after: Mapping[str, Form], chosen: set[str], how: Cal
         raise RefusedError(
             f"quantize: no layer can compute with integers: {why}.{way_out} leave out activations"
         )
-    reasons = in_float(found, names, left)
+    reasons = in_float(view, found, names, left)
     possible = found.between if how.products else replace(found, products=True).between
     counts = (possible, 0) if how.products else (0, possible)
     return Rounded(view, dict(after), grids, found.layers, reasons, refused, *counts)
@@ -130,7 +131,7 @@ def dynamic(view: View, after: Mapping[str, Form], chosen: set[str]) -> Rounded:
     names = [name for name in view.sites if name in chosen]
     left = {name: why for name in names if isinstance(why := integer_weight(forms[name]), str)}
     found = choice(view, chosen - set(left), dynamic=True)
-    reasons = in_float(found, names, left)
+    reasons = in_float(view, found, names, left)
     if not found.edges:
         why = few(f"{name}: {why}" for name, why in reasons.items())
         raise RefusedError(
@@ -140,11 +141,11 @@ def dynamic(view: View, after: Mapping[str, Form], chosen: set[str]) -> Rounded:
     return Rounded(view, dict(after), {edge: Grid() for edge in found.edges}, found.layers, reasons, {})
 
 
-def in_float(found: IntegerEdges, names: list[str], left: dict[str, str]) -> dict[str, str]:
+def in_float(view: View, found: IntegerEdges, names: list[str], left: dict[str, str]) -> dict[str, str]:
     """The weights that multiply no integers, and why. `left`: those whose form is not integers."""
     integers = {layer.weight for layer in found.layers}
     alone = [name for name in names if name not in integers and name not in left]
-    return {name: found.why_float(name) for name in alone} | left
+    return {name: found.why_float(name) if view.inside(name) else OUTSIDE for name in alone} | left
 
 
 def ranges_or_refusals(

@@ -31,7 +31,7 @@ from tersor.settings import check_settings
 from tersor.steps.dead_units import Emptied, anything_empty, emptied
 from tersor.steps.equalize import equalized
 from tersor.steps.norm_folding import fold_norms, how, needing_a_graph
-from tersor.steps.units import own_module
+from tersor.steps.units import OUTSIDE, own_module
 
 TRIES = 8  # cuts of dead units, each after more of the module's code was found to be fixed
 Yields = Generator[Group, None, View]
@@ -163,7 +163,8 @@ class Report:
         """Notes on the weights that stay as they are."""
         for name in view.sites:
             if name in chosen - self.told:
-                yield Note(name, "skipped", f"unchanged: {self.why or self.reason(view, name)}")
+                why = (self.why or self.reason(view, name)) if view.inside(name) else OUTSIDE
+                yield Note(name, "skipped", f"unchanged: {why}")
 
     def reason(self, view: View, name: str) -> str:
         if self.groups is None:

@@ -27,6 +27,7 @@ from tersor.model.norms_ahead import NormAhead, Reader, norms_ahead, scale_pairs
 from tersor.model.scaled_rows import multiplied, scaled
 from tersor.record.events import Edit, Event, Group, Note
 from tersor.steps.same_function import same_function
+from tersor.steps.units import OUTSIDE
 
 Fold = NormPair | NormAhead
 
@@ -59,6 +60,7 @@ def fold_norms(view: View, chosen: set[str]) -> Generator[Group, None, tuple[Vie
         graph = traced(model, inputs)
     tied = {*view.state.aliases, *view.state.aliases.values()}
     pairs, left = norm_pairs(model, graph, tied)
+    left = {path: why if view.inside(path) else OUTSIDE for path, why in left.items()}
     finder = Finder(model, graph, tied)
     ahead, why = norms_ahead(finder, left)
     for norm in ahead:

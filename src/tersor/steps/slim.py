@@ -24,7 +24,7 @@ from torch import nn
 
 from tersor.core.step import Needs
 from tersor.core.view import View
-from tersor.errors import RefusedError
+from tersor.errors import RefusedError, few
 from tersor.model.changes import Replace
 from tersor.model.channels.groups import Groups
 from tersor.model.channels.reconstruct import Layer
@@ -158,6 +158,8 @@ def attention_replaced(view: View) -> Group | None:
 
 def why_nothing(units: Units, exact: bool) -> str:
     families = units.groups.families
+    if not any(map(units.view.inside, units.chosen)):
+        return f"where names {few(sorted(units.chosen))} alone: {OUTSIDE}"
     if families and all(family.size <= LEAST for family in families):
         sizes = f"{len(families)} families of {LEAST} units or fewer, as many as have to stay"
         return f"there are {sizes}{fixed(units.own)}"
