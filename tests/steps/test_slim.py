@@ -210,6 +210,18 @@ def test_heads_and_their_integers() -> None:
     assert slim.norm.normalized_shape == (24,), "LayerNorm counts its channels: not in exact mode"
 
 
+@pytest.mark.parametrize(("multiple", "heads"), [(1, 3), (4, 3), (8, 2), (16, 4), (24, 6)])
+def test_a_multiple_is_of_channels_and_a_head_has_several(multiple: int, heads: int) -> None:
+    """Of 6 heads 4 wide, half is asked: 12 channels."""
+    model, task = given("heads")
+    step = Slim(
+        keep=0.5, of="units", per="family", by="l2", correct=False, multiple=multiple, unmet="nearest",
+        where="qkv*",
+    )  # fmt: skip
+    slim: Any = run(model, step, task).model()
+    assert (slim.heads, slim.out.in_features) == (heads, 4 * heads)
+
+
 def test_counted_units_go_only_when_asked() -> None:
     model, task = given("heads")
     exact = run(model, Slim(keep=0.7, of="parameters", by="l2"), task).model()

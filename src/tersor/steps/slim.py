@@ -62,7 +62,9 @@ class Slim(Retrain):
     by: str = "redundancy"
     # Who shares the budget: "global" all families, each unit at its price; "family" the same share in each.
     per: str = "global"
-    multiple: int = 1  # the units that a family keeps are a multiple of this (or all): 8 or 16 suit kernels
+    multiple: int = (
+        1  # the channels that a family keeps are a multiple of this (or all): 8 or 16 suit kernels
+    )
     exact: bool = True  # only units whose removal equals a zero; false: also those that a normalizer counts
     correct: bool = True  # refit what reads the units, and the statistics of batch norms, without labels
     rounds: int = 1  # cuts, with training after each, until keep is reached
@@ -79,7 +81,7 @@ class Slim(Retrain):
         check_word(self, "of", OF)
         check_word(self, "by", tuple(BY))
         check_word(self, "per", ("global", "family"))
-        check(self.multiple >= 1, self, "multiple", "it is a number of units: 1 or more")
+        check(self.multiple >= 1, self, "multiple", "it is a number of channels: 1 or more")
         check(self.rounds >= 1, self, "rounds", "it is a count: 1 or more")
         check(
             0 <= self.penalty <= STRONGEST,
