@@ -47,8 +47,9 @@ KINDS: dict[str, tuple[tuple[str, ...], str]] = {
     "State": (("forms",), A_STATE),
     "str | os.PathLike[str]": (("__fspath__", "isprintable"), A_FILE),
     "str | Path": (("__fspath__", "isprintable"), A_FILE),
-    "nn.Module": (("named_modules",), A_MODULE),
-    "nn.Module | None": (("named_modules",), A_MODULE),
+    # An ExportedProgram, which has a graph_signature, is taken as a module: model/program.py.
+    "nn.Module": (("named_modules", "graph_signature"), A_MODULE),
+    "nn.Module | None": (("named_modules", "graph_signature"), A_MODULE),
     "Task | None": (("evaluate",), "a tersor.Task"),
 }
 

@@ -93,7 +93,7 @@ class Recorder(Observer):
 def check(recipe: Recipe, model: nn.Module | State | None = None) -> list[Facts]:
     """The facts of each step: what it does, needs and gives up. A step that cannot run raises its own
     error."""
-    given = start(model) if isinstance(model, nn.Module) else model
+    given = model if model is None or isinstance(model, State) else start(model)
     stand = stand_in(recipe) if given is None else stand_in_for(given)
     makers, found, recorder = Makers(), [], Recorder()
     rounded = ""  # the step whose grids on edges are not stale

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 MODEL = (
-    "file.py:factory, package.module:factory, zoo:NAME, torchvision:NAME, hf:FOLDER, or FILE.tersor with "
-    "--arch"
+    "file.py:factory, package.module:factory, zoo:NAME, torchvision:NAME, hf:FOLDER, net.pt2, or FILE.tersor "
+    "with --arch"
 )
 TASKS = "digits, fashion-mnist:FOLDER, scenes:KIND, zoo:NAME or file.py:function"
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL)]

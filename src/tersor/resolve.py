@@ -4,6 +4,7 @@ file.py:factory, package.module:factory      the user's own code: the module, or
 hf:FOLDER                                    a folder of Hugging Face's transformers, with its weights
 torchvision:NAME, timm:NAME                  an architecture of that library; --weights gives its weights
 zoo:NAME                                     one of the zoo, and its task
+FILE.pt2                                     an exported program
 FILE.tersor with --arch file.py:factory      a compressed model, which continues from its forms
 """
 

@@ -225,7 +225,7 @@ def test_a_norm_that_cannot_be_folded_stays_and_a_note_says_why(name: str) -> No
     (note,) = notes(result, "left")
     assert why in note
     assert apart(result, model, *shape) == 0
-    assert facts(result) == {"norms": 0, "units": 0, "before": facts(result)["after"],
+    assert facts(result) == {"norms": 0, "scales": 0, "units": 0, "before": facts(result)["after"],
                              "after": sum(p.numel() for p in set(model.parameters()))}  # fmt: skip
 
 
@@ -446,7 +446,7 @@ def test_sparse_networks_get_smaller_and_compute_the_same(name: str, seed: int) 
     assert not notes(result, "refused")
     assert not notes(result, "void")
     again = run(result, Fold(), task)
-    assert facts(again) | {"before": 0} == {"norms": 0, "units": 0, "before": 0,
+    assert facts(again) | {"before": 0} == {"norms": 0, "scales": 0, "units": 0, "before": 0,
                                             "after": facts(result)["after"]}  # fmt: skip
 
 

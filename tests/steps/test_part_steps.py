@@ -1,12 +1,13 @@
 """Steps on a part of a detector that cannot be traced: what changes is inside, and the whole model runs."""
 
 from pathlib import Path
+from typing import Any
 
 import onnxruntime
 import pytest
 import torch
 from detector import Detector, batches, detector, task
-from torch import Tensor
+from torch import Tensor, nn
 
 import tersor
 from tersor.candidates.candidate import candidate
@@ -199,6 +200,55 @@ def test_groups_are_those_of_the_part() -> None:
     assert all(f["family"].startswith("backbone.") for f in facts["families"])
     with pytest.raises(tersor.RefusedError, match="part='backbone'"):
         described(start(detector(), task(None)), task(None))
+
+
+class Outside(nn.Module):
+    """A part, layers after it, and a way around it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 16))
+        self.last, self.norm = nn.Linear(16, 4), nn.BatchNorm1d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if bool((x == 0).all()):
+            return x[:, :4]
+        return self.norm(self.last(self.body(x).relu()))
+
+
+def outside_task(**more: Any) -> tersor.Task:
+    x = torch.randn(32, 8, generator=torch.Generator().manual_seed(0))
+    batches = [(x, torch.zeros(32, dtype=torch.int64))]
+    return tersor.Task("outside", evaluate=batches, calibrate=batches, part="body", **more)
+
+
+WHY = "it is outside of the part that the task names"
+OUTSIDE_STEPS: dict[str, tuple[Any, str]] = {
+    "slim": (tersor.Slim(keep=0.5), "skipped"),
+    "shorten": (tersor.Shorten(keep=0.9, unmet="nearest"), "skipped"),
+    "fold": (tersor.Fold(), "skipped"),
+    "fold norms": (tersor.Fold(), "left"),
+    "quantize": (tersor.Quantize(activations=8), "integers"),
+}
+
+
+@pytest.mark.parametrize("name", OUTSIDE_STEPS)
+def test_weights_outside_of_the_part_say_so(name: str) -> None:
+    step, kind = OUTSIDE_STEPS[name]
+    result = tersor.run(Outside().eval(), [step], outside_task())
+    notes = [e.text for e in result.ledger.notes(kind) if "last" in e.site + e.text or "norm:" in e.text]
+    assert notes
+    assert all(WHY in text for text in notes)
+
+
+def test_a_glob_of_nothing_but_weights_outside_says_so() -> None:
+    with pytest.raises(tersor.RefusedError, match=f"where names last.weight alone: {WHY}"):
+        tersor.run(Outside().eval(), [tersor.Slim(keep=0.5, where="last.*")], outside_task())
+
+
+def test_an_example_that_does_not_reach_the_part_is_refused() -> None:
+    with pytest.raises(tersor.TaskError, match=r"does not call its part body for example=\. Give one"):
+        tersor.run(Outside().eval(), [tersor.Slim(keep=0.5)], outside_task(example=torch.zeros(2, 8)))
 
 
 def test_a_wrong_cut_inside_of_a_part_is_refused() -> None:

@@ -185,6 +185,22 @@ def test_redundancy_spares_what_cannot_be_rebuilt() -> None:
     assert {at % 13 for at in gone} == {0, 1, 2}
 
 
+def test_redundancy_leaves_two_of_units_that_are_all_alike() -> None:
+    """Copies of one unit rebuild each other, down to as many as have to stay; no other unit goes for them."""
+    model, task = given("residual")
+    block = model.blocks[0]
+    with torch.no_grad():
+        for layer in (block.a, block.na):
+            for tensor in (*layer.parameters(), *layer.buffers()):
+                if tensor.ndim:
+                    tensor[1:] = tensor[:1].clone()
+    wanted = answers(model, task)
+    result = run(model, Slim(keep=12 / 26, of="units", where="blocks.*.a.*"), task)
+    assert len(result.kept["blocks.0.a.weight"][0]) == 2
+    assert "blocks.1.a.weight" not in result.kept
+    assert float((answers(result.model(), task) - wanted).norm() / wanted.norm()) < 0.01
+
+
 def test_heads_and_their_integers() -> None:
     model, task = given("heads")
     result = run(model, Slim(keep=0.5, of="units", per="family", by="l2", correct=False), task)
@@ -192,6 +208,18 @@ def test_heads_and_their_integers() -> None:
     assert (slim.heads, slim.qkv.out_features, slim.out.in_features, slim.up.out_features) == (3, 36, 12, 20)
     assert slim.width // slim.heads == 4
     assert slim.norm.normalized_shape == (24,), "LayerNorm counts its channels: not in exact mode"
+
+
+@pytest.mark.parametrize(("multiple", "heads"), [(1, 3), (4, 3), (8, 2), (16, 4), (24, 6)])
+def test_a_multiple_is_of_channels_and_a_head_has_several(multiple: int, heads: int) -> None:
+    """Of 6 heads 4 wide, half is asked: 12 channels."""
+    model, task = given("heads")
+    step = Slim(
+        keep=0.5, of="units", per="family", by="l2", correct=False, multiple=multiple, unmet="nearest",
+        where="qkv*",
+    )  # fmt: skip
+    slim: Any = run(model, step, task).model()
+    assert (slim.heads, slim.out.in_features) == (heads, 4 * heads)
 
 
 def test_counted_units_go_only_when_asked() -> None:

@@ -19,6 +19,7 @@ from tersor.model.example import example_inputs
 from tersor.model.graph import traced
 from tersor.model.parametrizations import materialized
 from tersor.model.part import check_parts, part_of
+from tersor.model.program import Program
 from tersor.model.roles import roles, with_role
 from tersor.model.sites import LEFT, Site, finite, sites_of
 from tersor.model.task import Task
@@ -48,6 +49,11 @@ def given_model(model: nn.Module, task: Task | None = None) -> GivenModel:
     if by:
         listed = ", ".join(f"{name} ({what})" for name, what in by.items())
         notes["effective"] = f"stored as plain weights, with the values their layers compute: {listed}"
+    if isinstance(module, Program):
+        notes["program"] = (
+            f"the model is an exported program, for {module.forward.sizes} (* may vary), without the user's "
+            "code. In training its norms and dropout work as layers do; the rest is as in eval mode"
+        )
     sites, why = with_roles(module, sites, aliases, task)
     guessed = [name for name, site in sites.items() if site.kind == "other" and site.is_weight]
     if why and (guessed or task is not None):

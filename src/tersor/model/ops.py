@@ -76,7 +76,12 @@ INPLACE_AT = {
 
 def op_of(func: Callable[..., Any]) -> str | None:
     """The name of this function's operator, or None if its outputs are not edges."""
-    return OPS.get(getattr(func, "__name__", ""))
+    return OPS.get(name_of(func))
+
+
+def name_of(func: Callable[..., Any]) -> str:
+    """A function's name; of an operator of PyTorch without its overload: add for add.Tensor."""
+    return str(getattr(func, "__name__", "")).partition(".")[0]
 
 
 def place_of(op: str, keyword: str) -> int | None:
@@ -87,7 +92,7 @@ def place_of(op: str, keyword: str) -> int | None:
 
 def writes(func: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> bool:
     """Whether this call writes its result to its first argument: x.relu_(), x += y, relu(x, inplace=True)."""
-    name = getattr(func, "__name__", "")
+    name = name_of(func)
     if name in WRITES:
         return True
     at = INPLACE_AT.get(name)

@@ -196,7 +196,14 @@ def example_of(task: Task, model: nn.Module, names: Sequence[str]) -> Inputs:
     """The parts' inputs for the task's own example."""
     given = move(example_inputs(task, model), device_of(model))
     run = (lambda: model(**given)) if isinstance(given, dict) else (lambda: model(*given))
-    return bound(alone(model, names), *as_batches(calls_of(model, names, run), task)[0])
+    calls = calls_of(model, names, run)
+    for name, found in calls.items():
+        if not found:
+            raise TaskError(
+                f"task {task.name!r}: the model does not call its part {name} for example=. Give one that "
+                "takes the way of a batch, or leave it out: then a batch of the task is the example"
+            )
+    return bound(alone(model, names), *as_batches(calls, task)[0])
 
 
 def bound(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:

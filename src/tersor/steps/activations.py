@@ -33,17 +33,17 @@ from tersor.model.observe import Range, grid_of, symmetric_grid, values_of
 from tersor.model.task import Task
 from tersor.model.watch import input_names, made_at
 from tersor.record.events import Edit, Event, Group, Note
-from tersor.steps.fold import Report, fold_norms
+from tersor.steps.norm_folding import fold_norms
+from tersor.steps.units import OUTSIDE
 
 ACCUMULATOR = 2**30  # largest code of a bias: half of what 32 bits hold, the rest is for the sum
 
 
 def folded(view: View, chosen: set[str]) -> Generator[Group, None, View]:
-    """The groups that fold batch norms into the layers before them; the view after them."""
-    report = Report()
-    now = yield from fold_norms(view, chosen, report)
-    if report.notes:
-        yield Group("norms that stay", tuple(report.notes))
+    """The groups that fold batch norms and scales into layers; the view after them."""
+    now, found = yield from fold_norms(view, chosen)
+    if found.notes:
+        yield Group("norms that stay", tuple(found.notes))
     return now
 
 
@@ -119,7 +119,7 @@ def calibrated(view: View, after: Mapping[str, Form], chosen: set[str], how: Cal
         raise RefusedError(
             f"quantize: no layer can compute with integers: {why}.{way_out} leave out activations"
         )
-    reasons = in_float(found, names, left)
+    reasons = in_float(view, found, names, left)
     possible = found.between if how.products else replace(found, products=True).between
     counts = (possible, 0) if how.products else (0, possible)
     return Rounded(view, dict(after), grids, found.layers, reasons, refused, *counts)
@@ -131,7 +131,7 @@ def dynamic(view: View, after: Mapping[str, Form], chosen: set[str]) -> Rounded:
     names = [name for name in view.sites if name in chosen]
     left = {name: why for name in names if isinstance(why := integer_weight(forms[name]), str)}
     found = choice(view, chosen - set(left), dynamic=True)
-    reasons = in_float(found, names, left)
+    reasons = in_float(view, found, names, left)
     if not found.edges:
         why = few(f"{name}: {why}" for name, why in reasons.items())
         raise RefusedError(
@@ -141,11 +141,11 @@ def dynamic(view: View, after: Mapping[str, Form], chosen: set[str]) -> Rounded:
     return Rounded(view, dict(after), {edge: Grid() for edge in found.edges}, found.layers, reasons, {})
 
 
-def in_float(found: IntegerEdges, names: list[str], left: dict[str, str]) -> dict[str, str]:
+def in_float(view: View, found: IntegerEdges, names: list[str], left: dict[str, str]) -> dict[str, str]:
     """The weights that multiply no integers, and why. `left`: those whose form is not integers."""
     integers = {layer.weight for layer in found.layers}
     alone = [name for name in names if name not in integers and name not in left]
-    return {name: found.why_float(name) for name in alone} | left
+    return {name: found.why_float(name) if view.inside(name) else OUTSIDE for name in alone} | left
 
 
 def ranges_or_refusals(

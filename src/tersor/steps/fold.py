@@ -1,6 +1,7 @@
 """Fold: the same function with fewer operations: batch norms go into layers, units that change nothing go.
 
-norms    W' = f W,  b' = f b + shift       f = gamma / sqrt(var + eps)      the norm becomes an identity
+norms    W' = f W,  b' = f b + shift       f = gamma / sqrt(var + eps)      the norm becomes an identity;
+         W' = W f,  b' = b + W shift       if it is before its layers; a LayerScale too: steps/norm_folding.py
 dead     a constant unit goes into the bias of what reads it, a unit that nothing reads goes; both are cut
 equalize    rescale the channels between two layers, so that their ranges agree: steps/equalize.py
 merge    where a convolution pads, constant channels cannot go into its bias: one of them stands for all
@@ -12,7 +13,6 @@ NaN for "depends on the input" (model/nan_propagation.py). A folded net cannot t
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -21,25 +21,17 @@ from numpy.typing import NDArray
 
 from tersor.core.step import Needs
 from tersor.core.view import View
-from tersor.encode import coded_like
 from tersor.errors import RefusedError, SettingError
-from tersor.forms import Dense, Form, uncoded
-from tersor.model.batches import device_of, move
-from tersor.model.changes import Replace
 from tersor.model.channels.dead_channels import LEAST
 from tersor.model.channels.groups import Family, Groups
 from tersor.model.channels.own_module import OwnModule, Plan
-from tersor.model.example import example_inputs
-from tersor.model.graph import traced
-from tersor.model.norm_pairs import NormPair, norm_pairs, spread
-from tersor.model.scaled_rows import multiplied, scaled
-from tersor.record.events import Cut, Edit, Event, Group, Note
+from tersor.record.events import Cut, Event, Group, Note
 from tersor.setting_effects import Only, check_effect
 from tersor.settings import check_settings
 from tersor.steps.dead_units import Emptied, anything_empty, emptied
 from tersor.steps.equalize import equalized
-from tersor.steps.same_function import same_function
-from tersor.steps.units import own_module
+from tersor.steps.norm_folding import fold_norms, how, needing_a_graph
+from tersor.steps.units import OUTSIDE, own_module
 
 TRIES = 8  # cuts of dead units, each after more of the module's code was found to be fixed
 Yields = Generator[Group, None, View]
@@ -51,7 +43,7 @@ class Fold:
 
     name: ClassVar[str] = "fold"
     only: ClassVar[Only] = {"merge": {"dead": (True,)}}
-    norms: bool = True  # batch norms into the layers before them
+    norms: bool = True  # batch norms into the layers before or after them, scales into the layers before
     dead: bool = True  # constant units into biases; cut them, and units that nothing reads
     merge: bool = True  # one constant channel for all of them, where padding keeps them out of the bias
     equalize: bool = False  # channels between two layers get scales with which both have equal ranges
@@ -71,15 +63,20 @@ class Fold:
         chosen = {site.name for site in view.weights(self.where)}
         report, now = Report(), view
         if self.norms:
-            now = yield from fold_norms(now, chosen, report)
+            now, folded = yield from fold_norms(now, chosen)
+            report.norms, report.scales = folded.norms, folded.scales
+            report.told |= folded.told
+            report.notes += folded.notes
         if self.dead:
             now = yield from self.remove_dead(now, chosen, report)
         if self.equalize:
             now = yield from equalized(now, chosen)
         was, left = parameters(view), parameters(now)
-        text = f"{report.norms} batch norms folded, {report.units} units cut: "
+        scales = f"{report.scales} scales folded, " if report.scales else ""
+        text = f"{report.norms} batch norms folded, {scales}{report.units} units cut: "
         text += f"{was - left} of {was} parameters gone ({1 - left / max(was, 1):.1%})"
-        facts = {"norms": report.norms, "units": report.units, "before": was, "after": left}
+        facts = {"norms": report.norms, "scales": report.scales, "units": report.units}
+        facts |= {"before": was, "after": left}
         yield Group("notes", (Note("", "folded", text, facts), *report.notes, *report.silent(now, chosen)))
 
     def remove_dead(self, view: View, chosen: set[str], report: Report) -> Yields:
@@ -155,6 +152,7 @@ class Report:
     """What the notes say at the end."""
 
     norms: int = 0
+    scales: int = 0
     units: int = 0
     told: set[str] = field(default_factory=set)  # sites with a note of their own
     notes: list[Note] = field(default_factory=list)
@@ -165,24 +163,17 @@ class Report:
         """Notes on the weights that stay as they are."""
         for name in view.sites:
             if name in chosen - self.told:
-                yield Note(name, "skipped", f"unchanged: {self.why or self.reason(view, name)}")
+                why = (self.why or self.reason(view, name)) if view.inside(name) else OUTSIDE
+                yield Note(name, "skipped", f"unchanged: {why}")
 
     def reason(self, view: View, name: str) -> str:
         if self.groups is None:
-            return "no batch norm after it can be folded"
+            return "no batch norm beside it can be folded"
         if name not in self.groups.walk.tensors:
             return "the trace does not show it"
         frozen = self.groups.why_frozen(name, view.sites[name].axis)
         kept = max(frozen, key=lambda reason: frozen[reason]) if frozen else ""
         return f"its outputs cannot be cut ({kept})" if kept else "no unit of it is dead"
-
-
-@contextmanager
-def needing_a_graph() -> Iterator[None]:
-    try:
-        yield
-    except RefusedError as error:
-        raise RefusedError(f"fold: it needs the graph of the forward: {error}") from error
 
 
 def parameters(view: View) -> int:
@@ -211,77 +202,3 @@ def cut_group(key: str, view: View, plan: Plan, note: Note) -> Group:
         if view.sites[name].is_weight:
             events.append(Note(name, "done", f"{list(view.shape(name))} -> {shape}", {"shape": shape}))
     return Group(key, (*events, *plan.sets, note), "masked")
-
-
-# Batch norms
-
-
-def fold_norms(view: View, chosen: set[str], report: Report) -> Yields:
-    """Fold all norms at once; if the weights' dtype is too coarse for all, one by one."""
-    part = view.part
-    model = part.plain()
-    inputs = move(example_inputs(part.task, model), device_of(model))
-    with needing_a_graph():
-        graph = traced(model, inputs)
-    pairs, left = norm_pairs(model, graph, {*view.state.aliases, *view.state.aliases.values()})
-    fits, now = [], view
-    for pair in pairs:
-        if pair.weight not in chosen:
-            left[pair.norm] = f"where leaves out {pair.weight}"
-        elif scaled_weight(view, pair) is None:
-            left[pair.norm] = f"the form of {pair.weight} cannot be scaled for each output"
-        else:
-            fits.append(pair)
-    groups = [("norms", fits)] if fits else []
-    for key, some in groups:
-        after, rounding = yield from same_function(now, norm_group(key, now, some), f"{key}: folded")
-        if after is not None:
-            now, report.norms = after, report.norms + len(some)
-            report.told |= {pair.weight for pair in some}
-        elif len(some) > 1:
-            groups += [(f"norm {pair.norm}", [pair]) for pair in some]
-        else:
-            left[some[0].norm] = f"its rounding changes the outputs by {rounding:.1g} of the largest"
-    if left:
-        text = "; ".join(f"{path}: {why}" for path, why in left.items())
-        report.notes.append(Note("", "left", f"{len(left)} batch norms stay: {text}", {"norms": len(left)}))
-    return now
-
-
-def how(edit: Edit) -> str:
-    """ "absorb" where a structure is lost: a grid's scale that was a product of two."""
-    both = (form for form in (edit.before, edit.after) if isinstance(form, Form))
-    before, after = ({(path, node.name) for path, node in form.walk()} for form in both)
-    return "refine" if {p for p in before if p[1] == "lowrank"} <= after else "absorb"
-
-
-def norm_group(key: str, view: View, pairs: list[NormPair]) -> Group:
-    """Events that fold these norms."""
-    biases = [Replace(pair.layer, "bias") for pair in pairs if not pair.bias]
-    now = view.after(Group("biases", tuple(biases))) if biases else view
-    events: list[Event] = list(biases)
-    for pair in pairs:
-        name = f"{pair.layer}.bias"
-        weight, bias = scaled_weight(view, pair), now.form(name)
-        if weight is None:
-            raise RefusedError(f"fold: {pair.weight} cannot be scaled for each output")
-        value = pair.factor * bias.decode().double() + pair.shift
-        plain = isinstance(uncoded(bias), Dense)
-        events += [
-            Edit(pair.weight, view.form(pair.weight), weight, "refine"),
-            Edit(name, bias, Dense(value.to(now.sites[name].torch_dtype)), "refine" if plain else "absorb"),
-            Replace(pair.norm, "identity"),
-            Note(pair.weight, "done", f"{pair.norm} folded into it"),
-        ]
-    return Group(key, tuple(events), "same")
-
-
-def scaled_weight(view: View, pair: NormPair) -> Form | None:
-    """The weight's form times the norm's factors; None if it cannot hold them."""
-    form, site = view.form(pair.weight), view.sites[pair.weight]
-    plain = uncoded(form)
-    if pair.turned > 1:
-        after = multiplied(plain, spread(pair.factor, pair.turned, tuple(form.shape)))
-    else:
-        after = scaled(plain, pair.factor, site.axis)
-    return None if after is None else coded_like(after, form)

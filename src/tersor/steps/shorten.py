@@ -41,7 +41,7 @@ from tersor.steps.branch_costs import Found
 from tersor.steps.correction import corrected
 from tersor.steps.retrain import Retrain
 from tersor.steps.slim_latency import Stopwatch
-from tersor.steps.units import readers_of
+from tersor.steps.units import OUTSIDE, readers_of
 
 TRIES = 4  # choices of a round's branches, each without those whose proof failed before
 OF = ("macs", "parameters", "bytes", "branches", "latency")
@@ -308,7 +308,9 @@ def silent(view: View, found: Found, work: Work) -> Iterator[Note]:
     """A note on each weight that is still there."""
     of = {name: branch.name for branch in found.branches for name in branch.tensors}
     for name in [name for name in view.sites if name in work.chosen]:
-        if (branch := of.get(name)) is None:
+        if not view.inside(name):
+            yield Note(name, "skipped", OUTSIDE)
+        elif (branch := of.get(name)) is None:
             yield Note(name, "skipped", "it is in no residual branch that can be removed")
         else:
             yield Note(

@@ -6,7 +6,8 @@ choose   by importance, within families of like units; families share a budget o
 cut      at once, or in rounds with training in between; each cut is proved against the model with zeros
 shrink   with a penalty, training first takes the units that go towards zero (slim_penalty.py)
 repair   what reads the units is refitted by least squares on calibration batches, without labels
-The model stays an instance of its own class, with smaller layers. Sources: DepGraph (Fang 2023), ZipLM
+The model stays an instance of its own class, with smaller layers. An exported program stays one, and has no
+code that fixes a width (model/program.py). Sources: DepGraph (Fang 2023), ZipLM
 (Kurtic 2023), Molchanov 2019.
 """
 
@@ -23,7 +24,7 @@ from torch import nn
 
 from tersor.core.step import Needs
 from tersor.core.view import View
-from tersor.errors import RefusedError
+from tersor.errors import RefusedError, few
 from tersor.model.changes import Replace
 from tersor.model.channels.groups import Groups
 from tersor.model.channels.reconstruct import Layer
@@ -35,10 +36,10 @@ from tersor.setting_effects import Above, Only, check_effect
 from tersor.settings import check, check_word
 from tersor.steps.correction import corrected
 from tersor.steps.retrain import Retrain
-from tersor.steps.slim_budget import Choice, chosen, held
+from tersor.steps.slim_budget import Choice, chosen, fixed, held
 from tersor.steps.slim_penalty import parts, shrunk
 from tersor.steps.unit_ranking import BY, rank
-from tersor.steps.units import OUTSIDE, Units, readers_of, units_of
+from tersor.steps.units import LEAST, OUTSIDE, Units, readers_of, units_of
 
 STRONGEST = 50.0  # penalty: exp(-50) is 0 in float32
 OF = ("macs", "parameters", "bytes", "units", "latency")
@@ -61,7 +62,9 @@ class Slim(Retrain):
     by: str = "redundancy"
     # Who shares the budget: "global" all families, each unit at its price; "family" the same share in each.
     per: str = "global"
-    multiple: int = 1  # the units that a family keeps are a multiple of this (or all): 8 or 16 suit kernels
+    multiple: int = (
+        1  # the channels that a family keeps are a multiple of this (or all): 8 or 16 suit kernels
+    )
     exact: bool = True  # only units whose removal equals a zero; false: also those that a normalizer counts
     correct: bool = True  # refit what reads the units, and the statistics of batch norms, without labels
     rounds: int = 1  # cuts, with training after each, until keep is reached
@@ -78,7 +81,7 @@ class Slim(Retrain):
         check_word(self, "of", OF)
         check_word(self, "by", tuple(BY))
         check_word(self, "per", ("global", "family"))
-        check(self.multiple >= 1, self, "multiple", "it is a number of units: 1 or more")
+        check(self.multiple >= 1, self, "multiple", "it is a number of channels: 1 or more")
         check(self.rounds >= 1, self, "rounds", "it is a count: 1 or more")
         check(
             0 <= self.penalty <= STRONGEST,
@@ -156,14 +159,20 @@ def attention_replaced(view: View) -> Group | None:
 
 
 def why_nothing(units: Units, exact: bool) -> str:
-    if units.groups.families:
-        first = units.groups.families[0]
+    families = units.groups.families
+    if not any(map(units.view.inside, units.chosen)):
+        return f"where names {few(sorted(units.chosen))} alone: {OUTSIDE}"
+    if families and all(family.size <= LEAST for family in families):
+        sizes = f"{len(families)} families of {LEAST} units or fewer, as many as have to stay"
+        return f"there are {sizes}{fixed(units.own)}"
+    if families:
+        first = next(family for family in families if family.size > LEAST)
         makers = ", ".join(each.tensor for each in first.slices)[:200]
         return f"where leaves out layers that make the same units; those of {first.name} are in {makers}"
     counted = any("counts it" in reason for reason in held(units.groups))
     advice = "; exact=false also cuts what a normalizer counts" if exact and counted else ""
     faults = "".join(f"; {fault.path or 'the model'}: {fault.why}" for fault in units.own.faults[:2])
-    return f"every unit is kept by {', '.join(held(units.groups)[:4])}{advice}{faults}"
+    return f"every unit is kept by {', '.join(held(units.groups)[:4])}{advice}{faults}{fixed(units.own)}"
 
 
 def cut_group(key: str, units: Units, choice: Choice) -> Group:

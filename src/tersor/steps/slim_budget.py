@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from tersor.errors import RefusedError
 from tersor.maths.allocation import Cost, allocate
 from tersor.model.channels import costs
-from tersor.model.channels.groups import Groups
-from tersor.model.channels.own_module import Plan
+from tersor.model.channels.groups import Family, Groups
+from tersor.model.channels.own_module import OwnModule, Plan
 from tersor.record.events import Note
 from tersor.steps.slim_latency import Latency
 from tersor.steps.unit_ranking import Ranking
@@ -30,6 +30,12 @@ WITHIN = {"latency": 0.05}  # of the target; 2 % for the others
 TRIES = 4  # cut networks that are timed
 TIMED = 16  # counts of one family that are timed
 OPTIONS, FEWEST = 1024, 16  # counts of all families together, and at least of each
+
+
+PROGRAM = (
+    "the code fixes widths; an exported program has no such code: give torch.export.export(model, ...) "
+    "as the model"
+)
 
 
 class Choice(NamedTuple):
@@ -50,7 +56,11 @@ def chosen(
     latency = Latency(units, step) if step.of == "latency" else None
     cost = latency.cost if latency is not None else cost_of(step.of, units)
     most = TIMED if latency is not None else max(OPTIONS // len(families), FEWEST)
-    options = [allowed(family.size, step.multiple, most, latency is not None) for family in families]
+    options = [
+        allowed(family.size, step.multiple // math.gcd(step.multiple, channels(units, family)), most,
+                latency is not None)
+        for family in families
+    ]  # fmt: skip
     damages = [
         [float(ranking.damage[f.name][f.size - n]) for n in some]
         for f, some in zip(families, options, strict=True)
@@ -82,13 +92,13 @@ def chosen(
     if reached > start * share * (1 + within):
         text += "" if latency is not None else f"; removing all units that may go leaves {least:.1%}"
         if step.multiple > 1 and all(len(some) == 1 for some in options):
-            text += f"; no family has more than multiple={step.multiple} units"
+            text += f"; no family has more than multiple={step.multiple} channels"
         if step.unmet == "refuse":
             keep = min(math.ceil(100 * reached / start), 99) / 100
             raise RefusedError(
                 f"slim: {text}. The nearest that can be had keeps {reached / start:.1%}: give keep={keep:g}, "
                 f"or unmet=nearest. Most of the rest stays for these reasons: "
-                f"{', '.join(held(groups)[:4])}{more(groups)}"
+                f"{', '.join(held(groups)[:4])}{more(groups)}{fixed(units.own)}"
             )
     return choice._replace(note=Note("", "budget", text, facts, timed=latency is not None)), start
 
@@ -118,6 +128,13 @@ def cost_of(of: str, units: Units) -> Cost:
     if of == "bytes":
         each = {n: form.nbytes / max(math.prod(form.shape), 1) for n, form in units.view.forms.items()}
     return costs.parameters(units.groups, units.families, each)
+
+
+def channels(units: Units, family: Family) -> int:
+    """The channels of one unit in every weight that makes or reads it: a head has its width, a group its
+    size, another unit 1."""
+    sites = units.view.sites
+    return math.gcd(*(each.at.shape[1] for each in family.slices if sites[each.tensor].is_weight)) or 1
 
 
 def allowed(size: int, multiple: int, most: int, timed: bool) -> list[int]:
@@ -157,6 +174,11 @@ def nearest(options: list[int], share: float) -> int:
 def more(groups: Groups) -> str:
     counted = any("counts it" in reason for reason in held(groups))
     return "; exact=false also cuts what a normalizer counts" if counted else ""
+
+
+def fixed(own: OwnModule) -> str:
+    """What a model can become whose code fixes widths; "" if it fixes none."""
+    return f"; {PROGRAM}" if own.faults else ""
 
 
 def held(groups: Groups) -> list[str]:

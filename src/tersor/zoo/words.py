@@ -3,6 +3,7 @@
 file.py:factory, package.module:factory      the user's code: the module, or a function that returns it
 torchvision:NAME, timm:NAME, zoo:NAME        an architecture, untrained
 hf:FOLDER                                    a folder of Hugging Face's transformers, with its weights
+FILE.pt2                                     a program of torch.export: model/program_builder.py
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from torch import nn
 
 from tersor.errors import RefusedError, SettingError
 from tersor.model.import_object import import_object
+from tersor.model.program_builder import program_in
 from tersor.model.transformers_folder import transformers_model
 from tersor.zoo.architectures import zoo_model
 from tersor.zoo.libraries import timm_model, torchvision_model
 
+PROGRAM = ".pt2"
 BUILDERS = {"torchvision": torchvision_model, "timm": timm_model, "zoo": zoo_model}  # word -> name -> network
 
 
@@ -27,6 +30,8 @@ def network_of(text: str, noun: str = "model") -> nn.Module:
         return BUILDERS[word](name)
     if (folder := folder_of(text)) is not None:
         return transformers_model(folder)
+    if text.endswith(PROGRAM):
+        return program_in(text, noun)
     module: nn.Module = import_object(text, noun, SettingError, nn.Module)
     return module
 

@@ -18,6 +18,7 @@ from tersor.model.channels import costs
 from tersor.model.channels.groups import walked
 from tersor.model.channels.own_module import OwnModule
 from tersor.model.channels.run_graph import GraphRun
+from tersor.model.program_builder import program_of
 from tersor.record.events import Cut, Group
 
 
@@ -70,6 +71,42 @@ def test_code_without_literals_allows_all(name: str) -> None:
     counts = [int((~gone[family.units]).sum()) for family in groups.families]
     left = sum(x.numel() for x in model.parameters())
     assert costs.parameters(groups, groups.families).total(counts) == left
+
+
+WITH_GRAPHS = ("autocast_region",)  # refused: tests/model/test_program.py
+# Of two chunks one may become narrower in a program, which has sizes where the code has a number of chunks.
+UNEVEN = {"uneven_chunk": [2, 3, 9]}
+
+
+@pytest.mark.parametrize("name", [name for name in TOYS if name not in WITH_GRAPHS])
+def test_a_program_allows_all_that_the_graph_does(name: str) -> None:
+    toy = TOYS[name]
+    inputs = toy.inputs()
+    args, named = ((), inputs) if isinstance(inputs, dict) else (tuple(inputs), {})
+    program = program_of(torch.export.export(toy.model().eval(), args, named, strict=False))
+    one = own(program, inputs, exact=False)
+    groups = one.fit()
+    assert one.faults == []
+    assert sorted(sizes(groups).values()) == UNEVEN.get(name, sorted(toy.every.values()))
+    if groups.families:
+        cut_is_right(one, groups, seed=5)
+
+
+def test_a_grouped_convolution_by_the_code_has_no_layer_whose_groups_are_set() -> None:
+    class Grouped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.into, self.out, self.parts = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 3, 1), 4
+            self.weight = nn.Parameter(torch.randn(8, 2, 3, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(F.conv2d(self.into(x).relu(), self.weight, None, 1, 1, 1, self.parts).relu())
+
+    one = own(Grouped(), (torch.randn(2, 3, 5, 5),))
+    groups = one.fit()
+    assert one.faults == []
+    model, gone = cut_is_right(one, groups, seed=1)
+    assert model.parts == 4 - int(gone.any()) or model.parts < 4
 
 
 LITERALS = {

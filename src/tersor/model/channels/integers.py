@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from tersor.model.changes import Set
 from tersor.model.channels.run_graph import GraphRun
 from tersor.model.graph import arguments, first, op_name, value
+from tersor.model.ops import name_of
 from tersor.model.sizes import TABLE
 
 Name = tuple[str, str]  # module, attribute
@@ -108,14 +109,21 @@ class Recorder(TorchFunctionMode):
         self.uses: list[Use] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name, path = str(getattr(func, "__name__", "")), self.frames[-1] if self.frames else ""
-        name = name if name.endswith("__") else name.removesuffix("_")
+        name, path = name_of(func), self.frames[-1] if self.frames else ""
+        name = name if name.endswith("__") else named(name)
         call = self.counts[path, name] = self.counts.get((path, name), -1) + 1
-        numbers = list(integers((args, kwargs or {})))
+        bounds = args[2:4] if name == "slice" else args  # the operator's; literals() shows no axis of it
+        numbers = list(integers((bounds, kwargs or {})))
         found = [(k, n) for k, n in enumerate(numbers) if isinstance(n, Traced)]
         self.uses += [Use(path, name, call, k, n.formula, int(n)) for k, n in found]
         plain = (plainly(args), plainly(kwargs or {})) if found else (args, kwargs or {})
         return func(*plain[0], **plain[1])
+
+
+def named(operator: str) -> str:
+    """One name for the operators of one function of the code."""
+    name = operator.removesuffix("_")
+    return "split" if name == "split_with_sizes" else name
 
 
 def integers(item: Any) -> Iterator[int]:
@@ -214,9 +222,7 @@ def settings_of(run: GraphRun, uses: Uses) -> list[Set]:
     disagree none is set; the comparison with the graph then fails."""
     calls: dict[tuple[str, str], list[fx.Node]] = {}
     for node in run.groups.nodes():
-        name = op_name(node).removesuffix("_")
-        name = "split" if name == "split_with_sizes" else name  # one function of the code
-        calls.setdefault((run.groups.graph.path(node), name), []).append(node)
+        calls.setdefault((run.groups.graph.path(node), named(op_name(node))), []).append(node)
     wanted = list(dict.fromkeys(pair for use in uses.found for pair in demands(run, use, calls)))
     after = solved(wanted, uses.values)
     return [

@@ -25,7 +25,7 @@ from tersor.model.changes import Set
 from tersor.model.channels.atoms import Array
 from tersor.model.channels.call import tensors as labels_in
 from tersor.model.channels.groups import Family, Groups, groups_of
-from tersor.model.channels.integers import Uses, literals, settings_of, uses_of
+from tersor.model.channels.integers import STOCK, Uses, literals, settings_of, uses_of
 from tersor.model.channels.run_graph import GraphRun
 from tersor.model.channels.walk import Walk
 from tersor.model.graph import Inputs
@@ -67,9 +67,12 @@ class OwnModule:
     still: list[tuple[Array, str]] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)  # what did not work, in the order of the attempts
     uses: Uses = field(init=False)
+    stock: frozenset[str] = field(init=False)  # layers of PyTorch's, by their paths
 
     def __post_init__(self) -> None:
-        self.uses = uses_of(self.build({}, ()), self.called)
+        model = self.build({}, ())
+        self.stock = frozenset(path for path, module in model.named_modules() if isinstance(module, STOCK))
+        self.uses = uses_of(model, self.called)
         self.tensors = tensors_of(self.build({}, ()))
 
     def called(self, model: nn.Module) -> Any:
@@ -88,7 +91,7 @@ class OwnModule:
 
     def plan(self, groups: Groups, gone: NDArray[np.bool_]) -> Plan:
         run = GraphRun(groups, gone, cut=True)
-        return Plan(groups.cuts(gone), [*settings_of(run, self.uses), *counts(run)])
+        return Plan(groups.cuts(gone), [*settings_of(run, self.uses), *counts(run, self.stock)])
 
     def check(self, groups: Groups, gone: NDArray[np.bool_], plan: Plan) -> Fault | None:
         """None if the cut module does what the cut graph does."""
@@ -234,13 +237,14 @@ def trial(groups: Groups) -> NDArray[np.bool_]:
     return groups.removed(chosen)
 
 
-def counts(run: GraphRun) -> list[Set]:
-    """The numbers of groups of grouped layers that lose some."""
+def counts(run: GraphRun, stock: frozenset[str]) -> list[Set]:
+    """The numbers of groups of the grouped stock layers that lose some."""
     found: dict[tuple[str, str], int] = {}
     for node, atoms in run.groups.walk.groups.items():
         key = "num_groups" if "group_norm" in node.name else "groups"
-        if (count := run.count(atoms)) < len(atoms):
-            found[run.groups.graph.path(node), key] = count
+        path = run.groups.graph.path(node)
+        if path in stock and (count := run.count(atoms)) < len(atoms):
+            found[path, key] = count
     return [Set(path, key, count) for (path, key), count in found.items()]
 
 

@@ -1,0 +1,181 @@
+"""Program: what torch.export makes of a model is a model: the same outputs, nothing fixed by code, stored."""
+
+import copy
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
+
+import tersor
+from tersor.core.history import undo
+from tersor.errors import RefusedError, SettingError, TaskError
+from tersor.model.program import Program
+from tersor.model.program_builder import program_of
+from tersor.model.task import Task
+from tersor.resolve import resolve_model
+
+AUTO = torch.export.Dim.AUTO
+
+
+class Halves(nn.Module):
+    """Numbers in the code, as in ShuffleNet and Swin: halves, groups to shuffle, heads of a fixed width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
+        self.mixed = nn.Conv2d(8, 8, 3, padding=1, groups=4)
+        self.qkv, self.out, self.head = nn.Linear(16, 48), nn.Linear(16, 16), nn.Linear(16, 4)
+        self.up, self.down = nn.Linear(16, 64), nn.Linear(32, 16)
+        self.register_buffer("scale", torch.tensor(0.5), persistent=False)
+
+    def forward(self, images: Tensor, bias: Tensor | None = None) -> dict[str, Any]:
+        x = F.relu(self.norm(self.stem(images)))
+        left, right = x.chunk(2, 1)
+        x = torch.cat([left, self.mixed(right)], 1)
+        b, _, h, w = x.shape
+        x = x.view(b, 2, 8, h, w).transpose(1, 2).reshape(b, 16, h, w)
+        q, k, v = self.qkv(x.flatten(2).transpose(1, 2)).view(b, h * w, 3, 4, 4).permute(2, 0, 3, 1, 4)
+        seen = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, h * w, 16)
+        gate, value = self.up(self.out(seen)).view(b, h * w, 2, 32).unbind(2)
+        pooled = F.dropout(self.down(gate.sigmoid() * value).mean(1), 0.5, self.training) * self.scale
+        return {"logits": self.head(pooled) + (0 if bias is None else bias), "all": (pooled,)}
+
+
+def images(count: int) -> Tensor:
+    return torch.randn(count, 3, 6, 6, generator=torch.Generator().manual_seed(count))
+
+
+def net() -> Halves:
+    torch.manual_seed(0)
+    model = Halves().eval()
+    with torch.no_grad():
+        model.norm.running_mean.uniform_(-0.5, 0.5)
+        model.norm.running_var.uniform_(0.5, 1.5)
+        model.norm.bias.uniform_(-0.5, 0.5)
+    return model
+
+
+def exported(model: nn.Module) -> torch.export.ExportedProgram:
+    return torch.export.export(model, (images(2),), dynamic_shapes=({0: AUTO},), strict=False)
+
+
+def the_task() -> Task:
+    batches = [(images(16), torch.arange(16) % 4)]
+    return Task(
+        "toy", evaluate=batches, calibrate=batches, train=batches, logits=lambda out: out["logits"],
+        loss=lambda out, target: F.cross_entropy(out["logits"], target),
+        metric=lambda out, target: (out["logits"].argmax(1) == target).float(),
+    )  # fmt: skip
+
+
+def same(a: Any, b: Any) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(tree_leaves(a), tree_leaves(b), strict=True))
+
+
+@pytest.mark.parametrize("made", ["program", "its module"])
+def test_it_computes_what_the_model_does(made: str) -> None:
+    model, source = net(), exported(net())
+    one = program_of(source if made == "program" else source.module())
+    for count in (1, 2, 5):
+        x = images(count)
+        assert same(one(x), model(x))
+        assert same(one(images=x), model(x))
+        assert same(copy.deepcopy(one)(x), model(x))
+        assert same(pickle.loads(pickle.dumps(one))(x), model(x))
+    assert one(images(3)).keys() == {"logits", "all"}
+    assert one.state_dict().keys() == model.state_dict().keys()
+    assert all(torch.equal(one.state_dict()[name], value) for name, value in model.state_dict().items())
+    kinds = {path: type(part) for path, part in model.named_modules() if path}
+    assert {path: type(one.get_submodule(path)) for path in kinds} == kinds
+
+
+def test_arguments_by_name_stay_by_name() -> None:
+    model, given = net(), {"images": images(2), "bias": torch.ones(4)}
+    one = program_of(torch.export.export(model, (), given, strict=False))
+    assert same(one(**given), model(**given))
+    assert same(one(**dict(reversed(given.items()))), model(**given))
+    with pytest.raises(TypeError):
+        one(images(2))
+
+
+def test_sizes_that_the_trace_fixed_are_refused() -> None:
+    one = program_of(exported(net()))
+    assert one.forward.sizes == "images [*, 3, 6, 6]"
+    with pytest.raises(TypeError, match=re.escape("exported for images [*, 3, 6, 6] (* may vary)")):
+        one(torch.randn(2, 3, 8, 8))
+    fixed = program_of(torch.export.export(net(), (images(2),), strict=False))
+    with pytest.raises(TypeError, match=re.escape("exported for images [2, 3, 6, 6]")):
+        fixed(images(4))
+
+
+def test_layers_train_and_the_rest_is_as_in_eval_mode() -> None:
+    model, one = net(), program_of(exported(net()))
+    for each in (model, one):
+        each.train()
+        torch.manual_seed(3)
+        each(images(8))["logits"].square().sum().backward()
+    assert torch.equal(one.norm.running_mean, model.norm.running_mean)  # type: ignore[union-attr]
+    theirs = dict(one.named_parameters())
+    for name, parameter in model.named_parameters():
+        assert torch.allclose(theirs[name].grad, parameter.grad, atol=1e-6)  # type: ignore[arg-type]
+
+
+def test_slim_cuts_what_the_code_fixes_and_the_file_continues(tmp_path: Path) -> None:
+    model, task = net(), the_task()
+    slim = tersor.Slim(keep=0.5, of="parameters", exact=False)
+    with pytest.raises(
+        RefusedError, match=r"slim: .*the code fixes widths; an exported program.*torch\.export"
+    ):
+        tersor.run(model, [slim], task)
+    source = exported(model)
+    result = tersor.run(source, [slim, tersor.Finetune(epochs=1)], task)
+    small = result.model()
+    assert type(small) is Program
+    assert sum(p.numel() for p in small.parameters()) <= 0.51 * sum(p.numel() for p in model.parameters())
+    assert small.mixed.groups == 4
+    assert small.down.in_features < 32
+    note = next(entry.text for entry in result.ledger.entries if entry.kind == "program")
+    assert "exported program, for images [*, 3, 6, 6]" in note
+    assert same(undo(result).model()(images(3)), model(images(3)))
+
+    tersor.save(result, tmp_path / "small.tersor")
+    back = tersor.load(tmp_path / "small.tersor").model(source)
+    assert same(back(images(3)), small(images(3)))
+
+    torch.export.save(source, tmp_path / "net.pt2")
+    words = resolve_model(str(tmp_path / "small.tersor"), arch=str(tmp_path / "net.pt2"))
+    assert same(words.model()(images(3)), small(images(3)))
+
+    torch.export.save(exported(small), tmp_path / "small.pt2")
+    alone = torch.export.load(tmp_path / "small.pt2").module()
+    assert same(alone(images(3)), small(images(3)))
+    again = tersor.run(resolve_model(str(tmp_path / "small.pt2"), task=task), [tersor.Entropy()], task)
+    assert same(again.model()(images(3)), small(images(3)))
+
+
+def test_programs_that_no_module_can_be_made_of_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(RefusedError, match=r"exported in training mode \(batch_norm\).*eval"):
+        program_of(torch.export.export(net().train(), (images(2),), strict=False))
+
+    class Region(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.autocast("cpu"):
+                return x @ x.T
+
+    with pytest.raises(RefusedError, match="a graph of its own"):
+        program_of(torch.export.export(Region(), (torch.randn(3, 3),), strict=False))
+    (tmp_path / "broken.pt2").write_bytes(b"PK")
+    with pytest.raises(SettingError, match=r"broken\.pt2 cannot be read as an exported program"):
+        resolve_model(str(tmp_path / "broken.pt2"))
+
+
+def test_batches_that_do_not_fit_say_for_what_it_was_exported() -> None:
+    source = torch.export.export(net(), (images(2),), strict=False)
+    with pytest.raises(TaskError, match=re.escape("exported for images [2, 3, 6, 6]")):
+        tersor.run(source, [tersor.Slim(keep=0.5)], the_task())
