@@ -39,8 +39,6 @@ from tersor.settings import make, settings_of
 from tersor.steps import STEPS
 from tersor.steps.recipe_text import dump, from_words, from_yaml
 
-pytestmark = pytest.mark.usefixtures("onnx_functions_read_once")
-
 DEAR = ("export",)  # seconds each: combined with every other step, but only on the smallest model
 OF_THE_WHOLE = ("export",)  # its notes are on the model, not on its weights
 ALONE = [(name, False) for name in STEPS] + [(name, True) for name in TRAINED]
