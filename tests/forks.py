@@ -29,18 +29,18 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 AT_FIRST = dict(os.environ)  # before any test changes it
-LINE = "import forks; forks.ended(lambda: forks.become(forks.served()))"
+LINE = "import forks, sys; forks.ended(lambda: forks.become(forks.served(*sys.argv[1:])))"
 
 
 class Child:
     """A process that was started. Its output, where it was not given a descriptor, is in files."""
 
-    def __init__(self, words: Sequence[object], *, stdout: int | None, stderr: int | None, env: Any):
+    def __init__(self, words: Sequence[object], *, stdout: int | None, stderr: int | None, env: Any, of: str):
         self.files = [tempfile.TemporaryFile("w+") for _ in range(2)]  # noqa: SIM115
         given = zip(self.files, (stdout, stderr), strict=True)
         out, err = (file.fileno() if fd is None else fd for file, fd in given)
         request = {"words": [str(word) for word in words], "cwd": os.getcwd(), "env": dict(env or os.environ)}
-        self.server = server()
+        self.server = server(of)
         with tempfile.TemporaryFile() as file:  # longer than a message may be
             file.write(json.dumps(request).encode())
             file.flush()
@@ -79,10 +79,16 @@ class Child:
 
 
 def start(
-    words: Sequence[object], *, stdout: int | None = None, stderr: int | None = None, env: Any = None
+    words: Sequence[object],
+    *,
+    stdout: int | None = None,
+    stderr: int | None = None,
+    env: Mapping[str, str] | None = None,
+    of: str = "tersor",
 ) -> Child:
-    """Start a process. Wait for it before the next one is started."""
-    return Child(words, stdout=stdout, stderr=stderr, env=env)
+    """Start a process, of one that has imported "tersor" or only "numba". Wait for it before the next one is
+    started."""
+    return Child(words, stdout=stdout, stderr=stderr, env=env, of=of)
 
 
 def run(
@@ -91,10 +97,11 @@ def run(
     stdout: int | None = None,
     stderr: int | None = None,
     env: Mapping[str, str] | None = None,
+    of: str = "tersor",
     check: bool = False,
 ) -> SimpleNamespace:
     """Start a process and wait: what subprocess.run returns with text and captured output."""
-    child = start(words, stdout=stdout, stderr=stderr, env=env)
+    child = start(words, stdout=stdout, stderr=stderr, env=env, of=of)
     code = child.wait()
     out, err = child.read()
     if check and code:
@@ -103,13 +110,13 @@ def run(
 
 
 @cache
-def server() -> socket.socket:
+def server(of: str) -> socket.socket:
     """The socket to the process that forks. It ends when the socket is closed, with this process."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     theirs.set_inheritable(True)
-    path = os.pathsep.join([str(HERE), *filter(None, [AT_FIRST.get("PYTHONPATH")])])
+    path = os.pathsep.join([str(HERE), *listed(AT_FIRST)])
     process = subprocess.Popen(
-        [sys.executable, "-c", LINE, str(theirs.fileno())], pass_fds=[theirs.fileno()],
+        [sys.executable, "-c", LINE, str(theirs.fileno()), of], pass_fds=[theirs.fileno()],
         env={**AT_FIRST, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}, stdin=subprocess.DEVNULL, cwd=HERE,
     )  # fmt: skip
     theirs.close()
@@ -117,11 +124,11 @@ def server() -> socket.socket:
     return ours
 
 
-def served() -> dict[str, Any]:
+def served(number: str, of: str) -> dict[str, Any]:
     """In the process that forks: serve requests until there are no more; in a fork return its request."""
-    preload()
+    {"tersor": tersor_imported, "numba": numba_imported}[of]()
     gc.freeze()  # a collection in a fork would copy every page that it looks at
-    requests = socket.socket(fileno=int(sys.argv[1]))
+    requests = socket.socket(fileno=int(number))
     while True:
         message, fds, _, _ = socket.recv_fds(requests, 16, 3)
         if not message:
@@ -165,7 +172,7 @@ def ended(code: Callable[[], None]) -> None:
     os._exit(status)
 
 
-def preload() -> None:
+def tersor_imported() -> None:
     """Import what commands and trainings use, load the compiled loops, and trace once, which imports too."""
     import accelerate  # noqa: F401
     import torch
@@ -180,15 +187,26 @@ def preload() -> None:
     traced(torch.nn.Linear(1, 1), (torch.ones(1, 1),))
 
 
+def numba_imported() -> None:
+    """Import numba, and compile once, which imports most of it."""
+    from numba import njit
+
+    njit("int64(int64)", nogil=True)(lambda n: n + 1)
+
+
 def become(request: dict[str, Any]) -> None:
     """Run the request's code as __main__."""
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["env"])
+    sys.dont_write_bytecode, tempfile.tempdir = bool(os.environ.get("PYTHONDONTWRITEBYTECODE")), None
+    if "numba" in sys.modules:
+        sys.modules["numba"].config.reload_config()
     sys.stdout, sys.stderr = opened(1, "strict"), opened(2, "backslashreplace")
     sys.__stdout__, sys.__stderr__ = sys.stdout, sys.stderr  # type: ignore[misc]
     kind, *rest = request["words"]
-    sys.path[:] = [path for path in sys.path if path not in ("", str(HERE))]
+    before, paths = {"", str(HERE), *listed(AT_FIRST)}, listed(os.environ)
+    sys.path[:] = [*paths, *(path for path in sys.path if path not in before)]
     if kind == "-c":
         sys.argv, sys.path[:0] = ["-c", *rest[1:]], [""]
         code = compile(rest[0], "<string>", "exec")
@@ -199,6 +217,10 @@ def become(request: dict[str, Any]) -> None:
     else:
         sys.argv, sys.path[:0] = [kind, *rest], [str(Path(kind).parent)]
         runpy.run_path(kind, run_name="__main__")
+
+
+def listed(env: Mapping[str, str]) -> list[str]:
+    return [path for path in env.get("PYTHONPATH", "").split(os.pathsep) if path]
 
 
 def opened(fd: int, errors: str) -> io.TextIOWrapper:
