@@ -87,11 +87,11 @@ def fresh() -> Iterator[None]:
 @pytest.fixture(autouse=True, scope="session")
 def traced_once() -> Iterator[None]:
     """Each structure is traced once a worker: see traces.py."""
-    from tersor.model import given_model, graph
+    from tersor.model import given_model, graph, nan_propagation
     from tersor.model.channels import groups
     from tersor.steps import activations, fold
 
-    users = (given_model, groups, fold, activations)
+    users = (given_model, groups, fold, activations, nan_propagation)
     remembered = once(graph.traced)
     for module in users:
         module.traced = remembered
