@@ -36,7 +36,7 @@ class Child:
     """A process that was started. Its output, where it was not given a descriptor, is in files."""
 
     def __init__(self, words: Sequence[object], *, stdout: int | None, stderr: int | None, env: Any, of: str):
-        self.files = [tempfile.TemporaryFile("w+") for _ in range(2)]  # noqa: SIM115
+        self.files = [tempfile.TemporaryFile() for _ in range(2)]  # noqa: SIM115
         given = zip(self.files, (stdout, stderr), strict=True)
         out, err = (file.fileno() if fd is None else fd for file, fd in given)
         request = {"words": [str(word) for word in words], "cwd": os.getcwd(), "env": dict(env or os.environ)}
@@ -71,10 +71,7 @@ class Child:
 
     def read(self) -> tuple[str, str]:
         """What it has written."""
-        found = []
-        for file in self.files:
-            file.seek(0)
-            found.append(file.read())
+        found = [os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0).decode() for file in self.files]
         return found[0], found[1]
 
 
