@@ -33,7 +33,8 @@ BY_NAME = {
 }
 OWN_WAY = ("__getstate__", "__reduce__", "__reduce_ex__", "__getnewargs__", "__getnewargs_ex__")
 NO_CODE = {"__module__", "__doc__", "__dict__", "__weakref__", "__annotations__", "__qualname__"}
-KEPT = 300  # traces: each holds the tensors of its first model
+KEPT = 300  # traces, of some 100 kB each and the tensors of its first model:
+BYTES = 2**28  # of these
 
 Trace = Callable[..., Any]
 
@@ -121,15 +122,19 @@ def structure(model: Any, inputs: Any, training: bool) -> bytes | None:
 def once(traced: Trace) -> Trace:
     """`traced`, with the graphs that it gave remembered."""
     graphs = dict[bytes, Any]()
+    sizes = dict[bytes, int]()
 
     def remembered(model: Any, inputs: Any, *, training: bool = False) -> Any:
         key = structure(model, inputs, training)
         if key is None:
             return traced(model, inputs, training=training)
         if key not in graphs:
-            if len(graphs) == KEPT:
-                del graphs[next(iter(graphs))]
-            graphs[key] = traced(model, inputs, training=training)
+            found = traced(model, inputs, training=training)
+            sizes[key] = sum(x.nbytes for x in (*model.parameters(), *model.buffers()))
+            while graphs and (len(graphs) >= KEPT or sum(sizes.values()) > BYTES):
+                oldest = next(iter(graphs))
+                del graphs[oldest], sizes[oldest]
+            graphs[key] = found
         return graphs[key]
 
     return remembered
