@@ -12,7 +12,6 @@ import json
 import os
 import random
 import shutil
-import subprocess
 import sys
 import zlib
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import forks
 import numpy as np
 import pytest
 import torch
@@ -127,12 +127,15 @@ def test_all_steps_in_a_random_order(model: str, seed: int, tmp_path: Path) -> N
 
 def test_events_are_the_same_in_another_process() -> None:
     here = digests()
-    child = subprocess.run(
-        [sys.executable, "-c", "import test_contract, json; print(json.dumps(test_contract.digests()))"],
-        capture_output=True, text=True, check=True, cwd=Path(__file__).parent,
-        env=None,
-    )  # fmt: skip
-    assert json.loads(child.stdout.splitlines()[-1]) == here
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import test_contract; print(test_contract.as_json())"
+    child = forks.run(["-c", code, Path(__file__).parent], check=True)  # its hashes have another seed
+    there, seed = json.loads(child.stdout.splitlines()[-1])
+    assert there == here
+    assert seed != hash("a") or "PYTHONHASHSEED" in os.environ
+
+
+def as_json() -> str:
+    return json.dumps([digests(), hash("a")])
 
 
 def digests() -> dict[str, str]:
