@@ -1,19 +1,18 @@
 """What all tests share: how hypothesis searches, a guard on torch's global state, where the data is."""
 
-import functools
+import gc
 import importlib
-import io
 import os
-import pickle
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FunctionType, ModuleType
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from traces import once, tables_once
 
 # ci repeats the same examples, so that a red run is red again; nightly looks for new ones.
 # A slow machine is no finding, hence no deadline; a generator that filters too much still is one.
@@ -25,6 +24,10 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
+
+# Tests leave much that only the collector frees, among a million objects of imported packages: looking at all
+# of them less often saves a tenth of the time.
+gc.set_threshold(5000, 10, 20)
 
 
 def required(name: str, *_: Any, **__: Any) -> ModuleType:
@@ -81,86 +84,36 @@ def fresh() -> Iterator[None]:
         pytest.fail(f"the test changed torch's global state ({listing})")
 
 
-# Only code that no test changes may stand in a key by its name: not what a test's own file defines, but for
-# test_dtypes.py, which begins some hundred runs with one class.
-FIXED = {
-    "torch",
-    "tersor",
-    "collections",
-    "builtins",
-    "functools",
-    "tiny",
-    "nets",
-    "stand_ins",
-    "test_dtypes",
-}
+@pytest.fixture(autouse=True, scope="session")
+def traced_once() -> Iterator[None]:
+    """Each structure is traced once a worker: see traces.py."""
+    from tersor.model import given_model, graph, nan_propagation
+    from tersor.model.channels import groups
+    from tersor.steps import activations, fold
 
-
-class Structure(pickle.Pickler):
-    """What a trace depends on: tensors as shapes, and numbers only where they may choose a way."""
-
-    known: list[torch.Tensor]
-
-    def persistent_id(self, obj: Any) -> Any:
-        if not isinstance(obj, torch.Tensor):
-            return None
-        self.known.append(obj)  # kept, or another one could have its id
-        place = next(at for at, one in enumerate(self.known) if one is obj)
-        numbers = None if obj.is_floating_point() else obj.tolist()
-        facts = tuple(obj.shape), obj.stride(), str(obj.dtype), str(obj.device), obj.requires_grad
-        return place, type(obj), *facts, numbers
-
-    def reducer_override(self, obj: Any) -> Any:
-        named = obj if isinstance(obj, (type, FunctionType)) else type(obj)
-        if named.__module__.partition(".")[0] not in FIXED:
-            raise pickle.PicklingError(f"{named} may be other code under the same name")
-        return NotImplemented
-
-
-def structure(model: Any, inputs: Any) -> bytes | None:
-    """The same for what has the same trace; None where that cannot be told."""
-    data = io.BytesIO()
-    pickler = Structure(data)
-    pickler.known = []
-    try:
-        pickler.dump((model, inputs, torch.get_default_dtype()))
-    except Exception:
-        return None
-    return data.getvalue()
+    users = (given_model, groups, fold, activations, nan_propagation)
+    remembered = once(graph.traced)
+    for module in users:
+        module.traced = remembered
+    yield
+    for module in users:
+        module.traced = graph.traced
 
 
 @pytest.fixture(autouse=True, scope="session")
-def traced_once() -> Iterator[None]:
-    """torch.export takes 60 ms, and tests begin some thousand runs with models of few structures: each
-    structure is traced once a worker."""
-    from tersor.model import given_model
+def onnx_tables_once() -> Iterator[None]:
+    """Each export makes the same tables of operators anew, in half of its time. Here the first export makes
+    them: tests that export nothing need not import onnxscript."""
+    export = torch.onnx.export
 
-    traced, graphs = given_model.traced, dict[bytes, Any]()
+    def first(*args: Any, **kwargs: Any) -> Any:
+        torch.onnx.export = export
+        tables_once()
+        return export(*args, **kwargs)
 
-    def remembered(model: Any, inputs: Any) -> Any:
-        key = structure(model, inputs)
-        if key is None:
-            return traced(model, inputs)
-        if key not in graphs:
-            graphs[key] = traced(model, inputs)
-        return graphs[key]
-
-    given_model.traced = remembered
+    torch.onnx.export = first
     yield
-    given_model.traced = traced
-
-
-@pytest.fixture(scope="session")
-def onnx_functions_read_once() -> Iterator[None]:
-    """Each export parses the source of all of onnxscript anew, for the names of domains: a third of its
-    time. For modules that export often; others need not import onnxscript."""
-    import onnxscript
-
-    kind = onnxscript.TracedOnnxFunction
-    read = kind.function_ir
-    kind.function_ir = property(functools.cache(read.fget))
-    yield
-    kind.function_ir = read
+    torch.onnx.export = export
 
 
 @pytest.fixture(scope="session")

@@ -4,9 +4,9 @@ import os
 import shutil
 import stat
 import subprocess
-import sys
 from pathlib import Path
 
+import forks
 import pytest
 
 from tersor import compiled
@@ -36,14 +36,12 @@ print(folder())
 
 
 def python(code: str, root: Path | None = None, **environment: str) -> list[str]:
-    """The lines that a fresh interpreter prints, with the package below `root`."""
+    """The lines that a process prints that has not imported the package, with the one below `root`."""
     known = {key: value for key, value in os.environ.items() if key != "NUMBA_CACHE_DIR"}
     if root is not None:
         known["PYTHONPATH"] = str(root)
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=known | environment, capture_output=True, text=True, check=True
-    )
-    return done.stdout.splitlines()
+    done = forks.run(["-c", code], env=known | environment, of="numba", check=True)
+    return list(done.stdout.splitlines())
 
 
 def test_the_first_process_compiles_and_says_so_and_the_second_does_not(tmp_path: Path) -> None:

@@ -142,6 +142,44 @@ def test_only_what_has_the_same_trace_is_traced_once(inner: pytest.Pytester) -> 
             assert names(model) == names(nn.Sequential(model)) == ["relu"]
             monkeypatch.setattr(Own, "forward", lambda self, x: x.sigmoid())
             assert names(model) == names(nn.Sequential(model)) == ["sigmoid"]
+
+        def helper(x):
+            return x.tanh()
+
+        class Reads(nn.Module):
+            def __init__(self, shift=0.0):
+                super().__init__()
+                self.shift = torch.full((3,), shift)
+
+            def forward(self, x, op=torch.relu):
+                return op(helper(x)) + self.shift
+
+        def test_code_that_is_the_same_is_traced_once():
+            assert given_model.traced(Reads(), X) is given_model.traced(Reads(), X)
+
+        def test_so_do_globals_that_code_reads(monkeypatch):
+            assert names(Reads())[:2] == ["tanh", "relu"]
+            monkeypatch.setitem(globals(), "helper", lambda x: x.exp())
+            assert names(Reads())[:2] == ["exp", "relu"]
+
+        def test_so_do_defaults(monkeypatch):
+            monkeypatch.setattr(Reads.forward, "__defaults__", (torch.sigmoid,))
+            assert names(Reads())[:2] == ["tanh", "sigmoid"]
+
+        def test_so_do_cells():
+            def made(op):
+                class Made(nn.Module):
+                    def forward(self, x):
+                        return op(x)
+                return Made()
+
+            assert names(made(torch.exp)) == ["exp"]
+            assert names(made(torch.sin)) == ["sin"]
+
+        def test_so_do_numbers_that_the_trace_holds():
+            for shift in (1.0, 2.0):
+                (held,) = given_model.traced(Reads(shift), X).program.constants.values()
+                assert held.tolist() == [shift] * 3
         """
     )
-    inner.runpytest_inprocess("-p", "no:cacheprovider").assert_outcomes(passed=13)
+    inner.runpytest_inprocess("-p", "no:cacheprovider").assert_outcomes(passed=18)

@@ -37,10 +37,7 @@ KINDS = ("parameter", "buffer")
 QUANTIZED = (torch.qint8, torch.quint8, torch.qint32)  # packed ones cannot be made
 RECIPE = tersor.Recipe((tersor.Prune(), tersor.Quantize(), tersor.Entropy()))
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning"),  # of new dtypes
-    pytest.mark.usefixtures("onnx_functions_read_once"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")  # of new dtypes
 
 
 def value(dtype: torch.dtype, *shape: int, seed: int = 0) -> Tensor:

@@ -13,8 +13,6 @@ from tersor.errors import TaskError
 from tersor.model.task import Task
 from tersor.runtimes import onnxruntime as writer
 
-pytestmark = pytest.mark.usefixtures("onnx_functions_read_once")
-
 
 def test_positions_that_do_not_count_have_no_decision() -> None:
     """Ignored targets and padding, counted by a loop."""

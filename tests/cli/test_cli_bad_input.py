@@ -4,10 +4,9 @@ they were. Misspelt words and settings are in test_cli_words.py."""
 import pickle
 import resource
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
+import forks
 import pytest
 import safetensors.torch
 import torch
@@ -173,8 +172,7 @@ def test_a_full_disk_leaves_the_earlier_file(tersor: Command, line: str, kept: s
     Path("kept").mkdir()
     Path(kept).write_bytes(b"earlier")
     names = sorted(Path().rglob("*"))
-    words = [sys.executable, "-c", FULL, "", *line.split(), "1000"]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    done = forks.run(["-c", FULL, "", *line.split(), "1000"])
     assert done.returncode == 1, done.stderr
     assert "cannot be written: File too large" in done.stderr
     assert "Traceback" not in done.stderr

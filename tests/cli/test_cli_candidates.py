@@ -26,8 +26,6 @@ from tersor.report.comparison import evaluated_lines
 from tersor.resolve import resolve_model
 from tersor.runtimes import onnxruntime as writer
 
-pytestmark = pytest.mark.usefixtures("onnx_functions_read_once")
-
 OF, WITH = "--task mine.py:task -q --json", "--model mine.py:net"
 MORE = """
 def narrow():

@@ -1,7 +1,6 @@
 """tersor demo: the whole pipeline. A short training by default; test-long runs it as users do."""
 
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -35,7 +34,9 @@ def short(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(demo, "EPOCHS", 4)
 
 
-def test_the_demo_measures_what_it_prints(tersor: Command, short: None) -> None:
+def test_the_demo_measures_what_it_prints_and_can_be_repeated(
+    tersor: Command, short: None, bench: Callable[[str], ModuleType]
+) -> None:
     random, threads = torch.get_rng_state(), torch.get_num_threads()
     done = tersor("demo --out d --quiet --json")
     assert done.code == 0
@@ -61,28 +62,27 @@ def test_the_demo_measures_what_it_prints(tersor: Command, short: None) -> None:
     assert facts["unpacked"]["n"] == 797
     assert len(facts["latency"]["before"]) == 3
 
-
-def test_the_demo_prints_one_report_and_can_be_repeated(
-    tersor: Command, short: None, bench: Callable[[str], ModuleType]
-) -> None:
-    first, again = tersor("demo --out d"), tersor("demo --out d")
-    assert first.code == again.code == 0
-    assert "[1/1] train the network to compress" in first.err
+    again = tersor("demo --out d")  # the same network, the same recipe, the same seed
+    assert again.code == 0
+    assert "[1/1] train the network to compress" in again.err
     for text in ("accuracy, %", "file, bytes", "bits a weight", "ONNX Runtime, ms", "2 prune", "skipped",
                  "the same on each of 797 samples"):  # fmt: skip
-        assert text in first.out
-    digests = [json.loads(Path("d/report.json").read_text())["result"]]
-    assert digests == [package.load("d/model.tersor").digest]
+        assert text in again.out
+    second = json.loads(Path("d/report.json").read_text())
+    assert second["result"] == package.load("d/model.tersor").digest
+    assert [second[key] for key in ("result", "accuracy", "files")] == [
+        facts[key] for key in ("result", "accuracy", "files")
+    ]
     readme = bench("readme")
     assert readme.printed(Path("d/report.json")) == "".join(
         f"{line.rstrip()}\n" for line in again.out.splitlines()
     )
+    for word in ("given", "result"):
+        assert f"{files[word]['nbytes']:,}" in again.out
     assert readme.page("a\n```text\nold\n```\nb\n", "new\n") == "a\n```text\nnew\n```\nb\n"
     with pytest.raises(ValueError, match="2 blocks"):
         readme.page("```text\n```\n```text\n```\n", "")
     readme.page(readme.README.read_text(), "")  # has one
-    figures = [re.findall(r"(?:accuracy, %|file, bytes).*", done.out)[0] for done in (first, again)]
-    assert figures[0] == figures[1]  # the same network, the same recipe, the same seed
 
 
 def test_weights_that_score_differently_would_be_seen(short: None, tmp_path: Path) -> None:

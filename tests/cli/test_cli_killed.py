@@ -1,13 +1,11 @@
 """kill -9 in the middle of tersor run, then --resume: the same file as without the kill."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import forks
 from command_line import Command
 
 import tersor as package
@@ -17,10 +15,8 @@ RUN = f"run mine.py:net --task mine.py:task --json --out {{}} {{}} {STEPS}"
 PATIENCE = 120  # seconds that a loaded machine may take to reach the training
 
 
-def start(words: str) -> subprocess.Popen[str]:
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    line = [sys.executable, "-m", "tersor", *words.split()]
-    return subprocess.Popen(line, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def start(words: str) -> forks.Child:
+    return forks.start(["-m", "tersor", *words.split()])
 
 
 def test_a_killed_run_resumes(tersor: Command) -> None:
@@ -29,15 +25,15 @@ def test_a_killed_run_resumes(tersor: Command) -> None:
     until = time.monotonic() + PATIENCE
     while not list(journal.glob("training-*")) and killed.poll() is None and time.monotonic() < until:
         time.sleep(0.001)
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate()
-    assert killed.returncode == -signal.SIGKILL  # neither finished nor failed by itself
+    assert killed.kill() == -signal.SIGKILL  # neither finished nor failed by itself
     assert not Path("killed/model.tersor").exists()
 
     groups = list(journal.glob("0*"))
 
-    whole, resumed = start(RUN.format("whole", "")), start(RUN.format("killed", "--resume"))
-    first, second = (json.loads(process.communicate()[0]) for process in (whole, resumed))
+    first, second = (
+        json.loads(forks.run(["-m", "tersor", *RUN.format(*words).split()]).stdout)
+        for words in (("whole", ""), ("killed", "--resume"))
+    )
     assert groups  # groups in the journal were read, not computed again
     assert not journal.exists()
     for key in ("base", "result", "ledger"):

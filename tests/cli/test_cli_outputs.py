@@ -3,11 +3,10 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import forks
 import pytest
 import safetensors.torch
 from command_line import MINE, Command
@@ -301,8 +300,7 @@ def test_a_reader_that_goes_away_is_no_error(files: Command, line: str) -> None:
     """tersor show --json FILE | head used to end in a traceback."""
     reading, writing = os.pipe()
     os.close(reading)
-    words = [sys.executable, "-m", "tersor", *line.split()]
-    done = subprocess.run(words, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    done = forks.run(["-m", "tersor", *line.split()], stdout=writing)
     os.close(writing)
     assert "Traceback" not in done.stderr
     assert "BrokenPipe" not in done.stderr
@@ -312,8 +310,8 @@ def test_a_reader_that_goes_away_is_no_error(files: Command, line: str) -> None:
 def test_talk_without_a_listener_is_no_error(files: Command) -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    words = [sys.executable, "-m", "tersor", "pack", "a.safetensors", "-o", "c.tersor"]
-    assert subprocess.run(words, stdout=writing, stderr=writing, check=False).returncode == 141
+    words = ["-m", "tersor", "pack", "a.safetensors", "-o", "c.tersor"]
+    assert forks.run(words, stdout=writing, stderr=writing).returncode == 141
     os.close(writing)
 
 

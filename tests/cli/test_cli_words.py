@@ -6,6 +6,7 @@ import pty
 import subprocess
 import sys
 
+import forks
 import pytest
 from command_line import Command
 
@@ -149,9 +150,8 @@ def test_python_m_tersor_and_a_real_exit_code() -> None:
 def test_a_terminal_sees_bars(tersor: Command) -> None:
     tersor("--version")  # makes the folder
     ours, theirs = pty.openpty()
-    line = [sys.executable, "-m", "tersor", "run", "mine.py:net", "--out", "o", "prune", "keep=0.5"]
-    env = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
-    done = subprocess.run(line, stdout=subprocess.PIPE, stderr=theirs, env=env, text=True, check=False)
+    line = ["-m", "tersor", "run", "mine.py:net", "--out", "o", "prune", "keep=0.5"]
+    done = forks.run(line, stderr=theirs, env={**os.environ, "TERM": "xterm", "COLUMNS": "100"})
     os.close(theirs)
     shown = os.read(ours, 65536).decode()
     assert done.returncode == 0

@@ -9,14 +9,13 @@ import random
 import signal
 import string
 import struct
-import subprocess
-import sys
 import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import forks
 import pytest
 import torch
 from forge import reference, safetensors_file  # puts reference/ on the path
@@ -640,14 +639,13 @@ def test_killed_while_patching(files: Path, made: dict[str, Path], tmp_path: Pat
     rng, given = random.Random(0), hashlib.sha256(words[0].read_bytes()).digest()
     for _ in range(4):
         words[2].write_bytes(before)
-        env = {**os.environ, "OMP_NUM_THREADS": "1"}
-        line = [sys.executable, "-c", code, *map(str, words)]
-        with subprocess.Popen(line, env=env, stdout=subprocess.PIPE) as process:
+        reading, writing = os.pipe()
+        process = forks.start(["-c", code, *words], stdout=writing)
+        os.close(writing)
+        with open(reading) as file:
             if rng.random() < 0.7:
-                process.stdout.readline()  # type: ignore[union-attr]
-            try:
-                process.wait(rng.uniform(0.0, 0.4))
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGKILL)
+                file.readline()
+            time.sleep(rng.uniform(0.0, 0.4))
+            assert process.kill() == -signal.SIGKILL
         assert words[2].read_bytes() in (before, after)
         assert hashlib.sha256(words[0].read_bytes()).digest() == given

@@ -3,13 +3,13 @@
 import math
 import os
 import random
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import forks
 import numpy as np
 import pytest
 import torch
@@ -418,9 +418,8 @@ def plainly_trained() -> str:
 
 def trained_elsewhere(settings: dict[str, str], *words: str) -> str:
     """The digest of a training in a process of its own: Accelerate's state is one for each process."""
-    words = (sys.executable, "-c", TRAINED, str(Path(__file__).resolve().parents[1]), *words)
-    done = subprocess.run(words, env=os.environ | settings, capture_output=True, text=True, check=True)
-    return done.stdout
+    words = ("-c", TRAINED, str(Path(__file__).resolve().parents[1]), *words)
+    return str(forks.run(words, env=os.environ | settings, check=True).stdout)
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,12 @@ import json
 import operator
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import forks
 import killed
 import pytest
 import safetensors.torch
@@ -410,8 +409,7 @@ def test_killed_in_training(at: int, unkilled: tuple[Tiny, State], tmp_path: Pat
     """kill -9 after an epoch's checkpoint. The resumed run trains only the unfinished epochs, and ends with
     the bits of an uninterrupted run: weights, masks, running statistics, optimizer, random state."""
     folder = tmp_path / "run"
-    command = [sys.executable, killed.__file__, str(folder), str(at), str(torch.get_num_threads())]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = forks.run([killed.__file__, folder, at, torch.get_num_threads()])
     assert done.returncode == -signal.SIGKILL, done.stderr
     checkpoints = [path.name for path in folder.glob("training-*")]
     finished = (at - 1) // killed.BATCHES  # epochs in both trainings

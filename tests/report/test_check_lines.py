@@ -2,9 +2,11 @@
 
 import itertools
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 from halving import Halving
 from tiny import CLASSES, MODELS, tiny
 from torch import nn
@@ -12,6 +14,7 @@ from torch import nn
 from tersor.check import check
 from tersor.core.recipe import Recipe
 from tersor.core.run import run
+from tersor.core.state import State
 from tersor.errors import SettingError, SiteError, TersorError
 from tersor.forms import Coded, Form
 from tersor.report.check_lines import counted, lines
@@ -67,18 +70,31 @@ EDITING = [word for word in STEPS if word not in ("measure", "export")]
 MORE = {"shorten": ("unmet=nearest",)}  # there are no branches
 
 
+def words_of(name: str) -> list[str]:
+    return [name, *MORE.get(name, ())]
+
+
+@cache
+def wide() -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        return nn.Sequential(nn.Linear(5, 64), nn.ReLU(), nn.Linear(64, CLASSES))
+
+
+@cache
+def alone(name: str) -> State:
+    return run(wide(), recipe_from_words(words_of(name)), tiny("mlp").task)
+
+
 @pytest.mark.parametrize("pair", list(itertools.product(EDITING, repeat=2)), ids="-".join)
 def test_every_pair_is_reported_as_it_runs(pair: tuple[str, str]) -> None:
     """A real run absorbs forms and leaves leaves uncoded as the check reported. Whether a coder shortens a
     small bias depends on its values, so only weights are compared."""
-    model = nn.Sequential(nn.Linear(5, 64), nn.ReLU(), nn.Linear(64, CLASSES))
-    words = [word for name in pair for word in (name, *MORE.get(name, ()))]
-    task, recipe = tiny("mlp").task, recipe_from_words(words)
+    model, recipe = wide(), recipe_from_words([*words_of(pair[0]), *words_of(pair[1])])
     reported: dict[str, set[str]] = {"absorbs": set(), "stores": set()}
     for warning in check(recipe, model)[1]["warnings"]:
         reported[warning["text"].split()[0]] |= set(warning["sites"]) & WEIGHTS
-    first = run(model, Recipe(recipe.steps[:1]), task)
-    both = run(model, recipe, task)
+    first, both = alone(pair[0]), run(model, recipe, tiny("mlp").task)
     absorbed = {e.site for e in both.ledger.edits() if e.step == 1 and e.how == "absorb"} & WEIGHTS
     uncoded = {name for name in WEIGHTS if coded(first.forms[name]) and not coded(both.forms[name])}
     assert reported == {"absorbs": absorbed, "stores": uncoded}

@@ -19,8 +19,6 @@ from tersor.runtimes.as_module import Outputs, SessionModule
 from tersor.runtimes.onnx_files import files_of
 from tersor.steps import Export, Quantize
 
-pytestmark = pytest.mark.usefixtures("onnx_functions_read_once")
-
 
 def x(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0))

@@ -16,8 +16,6 @@ from tersor.runtimes import onnxruntime
 from tersor.runtimes.dynamic import axes_of, resized
 from tersor.steps import Export, Fold, Quantize
 
-pytestmark = pytest.mark.usefixtures("onnx_functions_read_once")
-
 
 class Encoder(nn.Module):
     """Tokens and their mask [B, T] to one vector each."""

@@ -21,8 +21,6 @@ from tersor.model.task import Task
 from tersor.runtimes import onnxruntime
 from tersor.steps import Export, Quantize
 
-pytestmark = pytest.mark.usefixtures("onnx_functions_read_once")
-
 STEP = Quantize(activations=8, activation_range="dynamic")
 
 

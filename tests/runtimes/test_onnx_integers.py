@@ -23,8 +23,6 @@ from tersor.model.task import Task
 from tersor.runtimes import onnx_integers, onnxruntime
 from tersor.steps import Entropy, Export, Quantize
 
-pytestmark = pytest.mark.usefixtures("onnx_functions_read_once")
-
 
 def quantized(name: str, **settings: Any) -> tuple[State, Any]:
     net, task = made(name)

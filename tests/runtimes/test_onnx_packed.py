@@ -25,8 +25,6 @@ from tersor.model.task import Task
 from tersor.runtimes import onnx_integers, onnx_packed
 from tersor.steps import Cluster, Entropy, Export, Prune, Quantize
 
-pytestmark = pytest.mark.usefixtures("onnx_functions_read_once")
-
 ROWS = 24
 BITS, BLOCKS, WIDTHS = (2, 4, 8), (16, 32, 64, 256), (33, 64, 100, 256)
 

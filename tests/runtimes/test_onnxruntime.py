@@ -22,8 +22,6 @@ from tersor.errors import FormatError, RefusedError, SettingError, StorageError
 from tersor.runtimes import onnxruntime, runtime
 from tersor.runtimes.agree import Comparison
 
-pytestmark = pytest.mark.usefixtures("onnx_functions_read_once")
-
 
 class Conv(nn.Module):
     """Convolutions, one of them depthwise, batch norm with running statistics, and a skip."""

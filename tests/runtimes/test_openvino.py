@@ -19,7 +19,7 @@ from tersor.errors import RefusedError, SettingError
 from tersor.runtimes import onnxruntime
 from tersor.runtimes.written import Written
 
-pytestmark = [pytest.mark.extra, pytest.mark.usefixtures("onnx_functions_read_once")]
+pytestmark = pytest.mark.extra
 
 
 @pytest.fixture(scope="module")

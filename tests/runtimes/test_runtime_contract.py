@@ -21,8 +21,6 @@ from tersor.errors import FormatError, MissingError, RefusedError, SettingError,
 from tersor.runtimes import RUNTIMES, agree, check_runtime, runtime
 from tersor.runtimes.operators import Operator
 
-pytestmark = pytest.mark.usefixtures("onnx_functions_read_once")
-
 ROOT = Path(__file__).resolve().parents[2]
 SIGNATURES = {
     "write": {

@@ -22,7 +22,6 @@ from tersor.model.task import Task
 from tersor.runtimes import onnxruntime
 from tersor.steps import Export, Quantize
 
-pytestmark = pytest.mark.usefixtures("onnx_functions_read_once")
 WIDTH, HEADS, LENGTH = 32, 2, 12
 
 

@@ -25,8 +25,6 @@ from tersor.runtimes.agree import Difference
 from tersor.runtimes.written import Written
 from tersor.steps import Entropy, Export, Measure, Prune, Quantize, Slim
 
-pytestmark = pytest.mark.usefixtures("onnx_functions_read_once")
-
 
 def note(result: State, kind: str, site: str = "") -> Any:
     found = [entry for entry in result.ledger.notes(kind) if entry.site == site]
