@@ -104,6 +104,14 @@ def test_a_share_of_the_size_with_the_least_drop(net: State, task: Task, tmp_pat
     assert search["drop"][0] == min(row["drop"][0] for row in within)
 
 
+@pytest.fixture
+def fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each trial is exported and timed."""
+    monkeypatch.setattr(plan, "BITS", (8.0, 3.0))
+    monkeypatch.setattr(plan, "KEEPS", (0.5,))
+
+
+@pytest.mark.usefixtures("fewer")
 def test_a_bound_on_latency_is_measured_in_the_runtime(net: State, task: Task, tmp_path: Path) -> None:
     result, facts = compress(net, task, "latency<=1000%", tmp_path / "out", epochs=0, batch=4)
     search = facts["search"]
@@ -337,6 +345,7 @@ def test_a_reason_of_many_refused_trials_is_printed_once() -> None:
     assert column == ["refused (1)", "refused (1)"]
 
 
+@pytest.mark.usefixtures("fewer")
 def test_a_trial_that_is_too_slow_when_it_is_timed_again_is_not_taken(
     net: State, task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -385,6 +394,7 @@ def test_one_half_of_the_evaluation_set_decides_and_the_other_judges(
         assert 100 * (scores[0].mean() - scores[1].mean()) == pytest.approx(drop[0], abs=1e-4)
 
 
+@pytest.mark.usefixtures("fewer")
 def test_a_step_that_removes_nothing_is_no_trial_and_nothing_is_trained_for_it(
     task: Task, tmp_path: Path
 ) -> None:
