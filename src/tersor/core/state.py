@@ -66,8 +66,7 @@ class State(BriefState):
 
     def present(self, site: str, axis: int) -> tuple[int, ...]:
         """The given index of each index that is present along an axis."""
-        length = self.sites[known(site, self.sites)].length(axis)
-        return self.kept.get(site, {}).get(axis) or tuple(range(length))
+        return self.kept.get(site, {}).get(axis) or self.sites[known(site, self.sites)].indices(axis)
 
     def plain(self, given: nn.Module | None = None) -> nn.Module:
         """A copy of the given model with the decoded weights, cuts and replacements, without the grids."""
@@ -145,9 +144,8 @@ def start(model: nn.Module, task: Task | None = None) -> State:
     forms: dict[str, Form] = {name: Dense(tensor.cpu()) for name, tensor in found.tensors.items()}
     forms |= {name: Masked(Dense(mask.cpu()), forms[name]) for name, mask in found.masks.items()}
     digest = digest_of({name: form.digest for name, form in forms.items()})
-    ledger = Ledger(
-        digest, entries=[Entry(0, START, "", kind=k, text=text) for k, text in found.notes.items()]
-    )
+    notes = [Entry(0, START, "", kind=kind, text=text) for kind, text in found.notes.items()]
+    ledger = Ledger(digest, entries=notes)
     base = Base(found.sites, forms, found.aliases)
     return State(found.sites, forms, found.aliases, ledger, found.module, base)
 

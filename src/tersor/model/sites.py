@@ -66,12 +66,12 @@ class Site:
     def torch_dtype(self) -> torch.dtype:
         return getattr(torch, self.dtype)
 
-    def length(self, axis: int) -> int:
-        """The given length of an axis. SettingError if the tensor has no such axis."""
+    def indices(self, axis: int) -> tuple[int, ...]:
+        """The given indices of an axis. SettingError if the tensor has no such axis."""
         if not 0 <= axis < len(self.shape):
             last = len(self.shape) - 1
             raise SettingError(f"{self.name}: axis={axis}, but its axes are 0 to {last}: {list(self.shape)}")
-        return self.shape[axis]
+        return tuple(range(self.shape[axis]))
 
     @property
     def is_weight(self) -> bool:
