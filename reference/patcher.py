@@ -5,6 +5,8 @@ patched(OLD, PATCH)    {name: Array}: tensors, or the values of leaves, of the n
 
 It has no encoder, so it writes no file, and leaves that the patch stores as bytes stay bytes. OLD is a
 .tersor file or one .safetensors file. Patches whose new file has exactly the text of OLD are not supported.
+The files beside the weights of a new folder, and attachments that the patch codes as texts, are arrays of
+their bytes, not deflated.
 """
 
 from __future__ import annotations
@@ -51,23 +53,26 @@ class Old(NamedTuple):
     values: dict[str, Array]  # decoded arrays by name
     bytes: dict[str, Array]  # the stored bytes of coded leaves
     nodes: dict[str, Node]  # the parent node of each leaf, by the leaf's name
+    texts: dict[str, bytes]  # inflated attachments
 
 
 def read_old(data: bytes) -> Old:
     tiny = data[:4] == MAGIC
     tensors, metadata = ({}, {"tersor": "1"}) if tiny else container(data)
     if "tersor" not in metadata:
-        return Old(data[8 : 8 + int.from_bytes(data[:8], "little")], tensors, {}, {})
+        return Old(data[8 : 8 + int.from_bytes(data[:8], "little")], tensors, {}, {}, {})
     document, small = short(data) if tiny else text_of(tensors, metadata)
-    trees, old = Trees(tensors, small), Old(compact(document), {}, {}, {})
+    trees, old = Trees(tensors, small), Old(compact(document), {}, {}, {}, {})
     lists = lists_of(document.get("indices", []), len(data))
     for name, site in document["sites"].items():
         site = check_site(site, lists, signed=not tiny)
         walk(old, trees.build(site["form"], list(site["stored"]), site["dtype"], name), name)
     for edge, grid in document.get("grids", {}).items():
         walk(old, trees.grid(grid["form"], edge), edge)
-    for name in document.get("attachments", {}):
-        old.values[f"attachment:{name}"] = tensors[f"attachment:{name}"]
+    for name, entry in document.get("attachments", {}).items():
+        full = f"attachment:{name}"
+        old.values[full], data = tensors[full], tensors[full].values.tobytes()
+        old.texts[full] = inflated(data, entry["nbytes"], DICTIONARY)[0] if entry.get("deflated") else data
     return old
 
 
@@ -154,7 +159,8 @@ class Patch:
         self.at, end = {}, 0
         for name, part in self.text["parts"].items():
             self.at[name], end = end, end + sum(part.get("n", []))
-        check(end == len(self.streams) or self.text["kind"] == "file", "the streams have a wrong length")
+        whole = self.text["kind"] == "file" or self.text.get("whole", False)
+        check(end == len(self.streams) or whole, "the streams have a wrong length")
         self.leaves: dict[str, Leaf] = {}
         self.values: dict[str, Array] = {}
 
@@ -162,13 +168,21 @@ class Patch:
         if self.text["kind"] == "file":
             check(not self.text["parts"], "a file that is carried as it is has no parts")
             return read_old(self.streams).values
+        if self.text["kind"] == "folder":
+            check(not self.text.get("whole"), "a folder that is carried as it is has no arrays")
+            found = {}
+            for head in self.text["files"].values():
+                check(head != "", "the header is that of a file in an old folder")
+                found |= self.tensors(head.encode())
+            for name, entry in self.text["others"].items():
+                full = f"attachment:{name}"
+                self.leaves[full] = Leaf("uint8", (entry["nbytes"],), None, {})
+                found[full] = self.value(full)
+                digest = hashlib.sha256(found[full].values.tobytes()).hexdigest()
+                check(digest == entry["sha256"], f"{name}: not the new file")
+            return found
         if self.text["kind"] == "safetensors":
-            header = parse(self.text["head"].encode() if "head" in self.text else self.old.head)
-            header.pop("__metadata__", None)
-            aliases = self.text.get("aliases", {})
-            for name, entry in header.items():
-                self.leaves[name] = Leaf(DTYPES[entry["dtype"]][0], tuple(entry["shape"]), None, {})
-            return {name: self.value(aliases.get(name, name)) for name in header}
+            return self.tensors(self.text["head"].encode() if "head" in self.text else self.old.head)
         large = self.text["large"]  # present whenever "text" is
         text, nbytes = self.text["text"], len(self.streams) + self.nbytes
         lists = lists_of(text.get("indices", []), nbytes)
@@ -181,6 +195,16 @@ class Patch:
             dtype, shape = large[f"attachment:{name}"]
             self.leaves[f"attachment:{name}"] = Leaf(dtype, tuple(shape), None, {})
         return {name: self.value(name) for name in self.leaves}
+
+    def tensors(self, head: bytes) -> dict[str, Array]:
+        """The tensors of a safetensors file with this header."""
+        header = parse(head)
+        header.pop("__metadata__", None)
+        aliases = self.text.get("aliases", {})
+        for name, entry in header.items():
+            kind = Leaf(DTYPES[entry["dtype"]][0], tuple(entry["shape"]), None, {})
+            self.leaves[aliases.get(name, name)] = kind
+        return {name: self.value(aliases.get(name, name)) for name in header}
 
     def value(self, name: str) -> Array:
         if name not in self.values:
@@ -197,16 +221,23 @@ class Patch:
             leaf = Leaf("uint8", (leaf.stored,), None, {})
         if how == "same":
             return self.old.values[other]
+        if how == "text":
+            data = text_bytes(part["text"], self.parted(name, part), self.old.texts.get(other, b""))
+            return Array("uint8", np.frombuffer(data, np.uint8))
         keep = self.value(part["keep"]).values.reshape(-1) if "keep" in part else None
         base = None if how == "alone" else fitted(self.old.values[other], leaf)
         if base is not None and part.get("grid"):
             base = self.moved(name, base, self.old.nodes[other], leaf)
+        words = rebuilt(iter(self.parted(name, part)), base, keep, leaf)
+        return Array(leaf.dtype, words.view(NUMPY[leaf.dtype]).reshape(leaf.shape))
+
+    def parted(self, name: str, part: dict[str, Any]) -> list[bytes]:
+        """The streams of a part."""
         begin, streams = self.at[name], []
         for n in part.get("n", []):
             streams.append(self.streams[begin : begin + n])
             begin += n
-        words = rebuilt(iter(streams), base, keep, leaf)
-        return Array(leaf.dtype, words.view(NUMPY[leaf.dtype]).reshape(leaf.shape))
+        return streams
 
     def table(self, name: str, node: Any) -> Array:
         """A scale or zero of NEW: a leaf, or a product of leaves with one term."""
@@ -237,6 +268,23 @@ class Patch:
         limits = np.iinfo(NUMPY[codes.dtype])
         found = np.clip(np.nan_to_num(found, nan=0.0), limits.min, limits.max).astype(NUMPY[codes.dtype])
         return from_rows(Array(codes.dtype, found), codes.values.shape, settings["axis"])
+
+
+def text_bytes(lengths: list[int], streams: list[bytes], old: bytes) -> bytes:
+    """A text of NEW: the first bytes of OLD's, a middle in blocks, the last bytes of OLD's."""
+    first, size, last = lengths
+    check(first + last <= len(old), "the text takes more of the old one than there is")
+    middle, replaced = b"", old[first : len(old) - last]
+    for stream in streams:
+        centre = (len(middle) + 4096) * len(replaced) // size
+        begin = max(0, min(centre - 12_288, len(replaced) - 24_576))
+        window = replaced[begin : begin + 24_576]
+        most = 32_256 - len(window)
+        middle += zlib.decompressobj(-15, zdict=window + middle[max(0, len(middle) - most) :]).decompress(
+            stream
+        )
+    check(len(middle) == size, "the text has a wrong length")
+    return old[:first] + middle + old[len(old) - last :]
 
 
 def fitted(old: Array, leaf: Leaf) -> Array:

@@ -255,6 +255,37 @@ WRONG: dict[str, tuple[Call, str]] = {
     "a class": (lambda: tersor.trainable(tersor.State), "trainable: state is a type"),
     "a task's class": (lambda: tersor.run(net(), STEPS, tersor.Task), "task is a type, but it is"),
     "given": (lambda: tersor.run(net(), STEPS).model("x"), "State.model: given is 'x', but it is a torch.nn"),
+    "example": (
+        lambda: tersor.trainable(tersor.run(net(), STEPS), example=torch.ones(2, 8)),
+        "trainable: example is a Tensor, but it is a function of the model",
+    ),
+    "limit": (lambda: tersor.load("x", limit="much"), "load: limit is 'much', but it is a whole number"),
+    "half a thread": (
+        lambda: tersor.unpack("x", "y", workers=1.5),
+        "workers is 1.5, but it is a whole number",
+    ),
+    "only": (lambda: tersor.unpack("x", "y", only=3), "only is 3, but it is a text, or a list of them"),
+    "key": (lambda: tersor.pack("x", "y", key=3), "pack: key is 3, but it is a text"),
+    "seed": (lambda: tersor.run(net(), STEPS, seed="one"), "run: seed is 'one', but it is a whole number"),
+    "observer": (lambda: tersor.diff("x", "y", "z", observer=print), "observer is a .*but it is an Observer"),
+    "undo": (lambda: tersor.undo(tersor.run(net(), STEPS), "all"), "undo: steps is 'all', but it is a whole"),
+    "ledger": (
+        lambda: tersor.replay(net(), "ledger", "x"),
+        "ledger is 'ledger', but it is a ledger, such as",
+    ),
+    "journal": (lambda: tersor.replay(net(), tersor.Ledger(""), 3), "journal is 3, but it is the folder"),
+    "journal of run": (
+        lambda: tersor.run(net(), STEPS, journal=3),
+        "journal is 3, but it is the path of a f",
+    ),
+    "epochs": (
+        lambda: tersor.compress(net(), task(), "drop<=1", "x", epochs="3"),
+        "epochs is '3', but it is a",
+    ),
+    "no task at all": (
+        lambda: tersor.compress(net(), None, "drop<=1", "x"),
+        "task is None, but it is a tersor",
+    ),
 }
 
 
@@ -346,6 +377,42 @@ def test_a_model_that_cannot_be_stored_is_refused_by_name(what: str) -> None:
         tersor.run(make(), tersor.Quantize())  # type: ignore[arg-type]
 
 
+def test_a_file_fills_a_model_without_memory(made: tersor.State) -> None:
+    """As made under torch.device("meta"). A buffer that no file holds would stay without values."""
+    found = tersor.load("a.tersor").model(net().to("meta"))
+    expected = made.model()
+    assert all(torch.equal(value, expected.state_dict()[name]) for name, value in found.state_dict().items())
+    assert {p.device.type for p in found.parameters()} == {"cpu"}
+    bare = net()
+    bare.register_buffer("more", torch.ones(3), persistent=False)
+    with pytest.raises(tersor.RefusedError, match=r"^more: it is on the meta device, and no file holds it"):
+        tersor.load("a.tersor").model(bare.to("meta"))
+
+
+def test_a_batch_without_values() -> None:
+    x, y = torch.ones(4, 8, device="meta"), torch.zeros(4, dtype=torch.int64)
+    given = tersor.Task("meta", evaluate=[(x, y)], calibrate=[(x, y)])
+    with pytest.raises(tersor.TaskError, match="a batch holds a tensor on the meta device"):
+        tersor.run(net(), tersor.Quantize(activations=8), given)
+
+
+@pytest.mark.parametrize("name", ["nope", "0.weigt", ""])
+def test_an_unknown_weight_of_a_state(made: tersor.State, name: str) -> None:
+    for call in (lambda: made.shape(name), lambda: made.present(name, 0)):
+        with pytest.raises(tersor.SiteError, match=r"no weight '.*Allowed: 0\.bias, 0\.weight"):
+            call()
+    with pytest.raises(tersor.SettingError, match=r"0\.weight: axis=2, but its axes are 0 to 1"):
+        made.present("0.weight", 2)
+
+
+def test_an_example_that_does_not_fit_is_the_users() -> None:
+    """torch passes through our code between the user's layer and its operator."""
+    state = tersor.run(net(), tersor.Quantize(activations=8), task())
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied") as caught:
+        tersor.trainable(state, example=lambda model: model(torch.ones(2, 3)))
+    assert caught.value.__notes__[0].startswith("trainable: your code raised it (test_boundary.py, line")
+
+
 def test_a_function_in_a_model_is_no_obstacle() -> None:
     assert tersor.run(Holding(lambda x: x), tersor.Quantize()).sites
 
@@ -365,6 +432,22 @@ def test_an_entrance_keeps_its_name_and_signature(name: str) -> None:
     assert copy.copy(guarded) is guarded
     assert inspect.signature(guarded) == inspect.signature(guarded.__wrapped__)
     assert guarded.__doc__ == guarded.__wrapped__.__doc__
+
+
+# Annotations that no attribute tells, of arguments that are checked where they are used.
+ELSEWHERE = {
+    "nn.Module | State", "Budget | str", "bool", "Paths", "Given", "Recipe | Iterable[Any] | Any", "str",
+    "int | str | None",
+}  # fmt: skip
+
+
+def test_every_argument_is_checked_somewhere() -> None:
+    found = {
+        str(parameter.annotation)
+        for name in tersor.ENTRANCES
+        for parameter in inspect.signature(getattr(tersor, name)).parameters.values()
+    }
+    assert found - boundary.KINDS.keys() == ELSEWHERE
 
 
 def test_the_kinds_are_those_of_the_annotations() -> None:

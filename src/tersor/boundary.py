@@ -41,6 +41,9 @@ R = TypeVar("R")
 Class = TypeVar("Class", bound=type)
 A_FILE = "the path of a file, such as 'model.tersor'"
 A_STATE = "a state, as run(...) and load(...) return"
+A_WHOLE, A_NUMBER = "a whole number", "a number"
+A_JOURNAL = "the folder of a journal, or a list of them"
+AN_OBSERVER = "an Observer, as tersor.Observer()"
 A_MODULE = "a torch.nn.Module"
 # Annotation of a parameter -> what it has (a value needs one of them), and what it is.
 KINDS: dict[str, tuple[tuple[str, ...], str]] = {
@@ -51,6 +54,21 @@ KINDS: dict[str, tuple[tuple[str, ...], str]] = {
     "nn.Module": (("named_modules", "graph_signature"), A_MODULE),
     "nn.Module | None": (("named_modules", "graph_signature"), A_MODULE),
     "Task | None": (("evaluate",), "a tersor.Task"),
+    "Task": (("evaluate",), "a tersor.Task"),
+    "Ledger": (("entries",), "a ledger, such as state.ledger"),
+    "Observer | None": (("progress",), AN_OBSERVER),
+    "int": (("__index__",), A_WHOLE),
+    "int | None": (("__index__",), A_WHOLE),
+    "float": (("__float__", "__index__"), A_NUMBER),
+    "float | None": (("__float__", "__index__"), A_NUMBER),
+    "str | Path | None": (("__fspath__", "isprintable"), "the path of a folder, such as 'journal'"),
+    "str | None": (("isprintable",), "a text"),
+    "str | Sequence[str]": (("isprintable", "__iter__"), "a text, or a list of them"),
+    "Journals": (("__fspath__", "__iter__"), A_JOURNAL),
+    "Callable[[nn.Module], Any] | None": (
+        ("__call__",),
+        "a function of the model, such as lambda net: net(x)",
+    ),
 }
 
 
@@ -160,7 +178,10 @@ def package(frame: FrameType) -> str:
 
 
 def is_ours(frame: FrameType) -> bool:
-    return package(frame) == OURS and frame.f_globals.get("__name__") != __name__
+    """Whether a frame runs our code. Not where torch only passes through it, on the way from the user's model
+    to an operator."""
+    passes = frame.f_code.co_name in ("__torch_function__", "__torch_dispatch__")
+    return package(frame) == OURS and frame.f_globals.get("__name__") != __name__ and not passes
 
 
 def is_theirs(frames: list[FrameType]) -> bool:

@@ -301,7 +301,7 @@ def diff(
 def patch(
     old: Annotated[Path, typer.Argument(metavar="OLD", help="the old file given to diff")],
     changes: Annotated[Path, typer.Argument(metavar="PATCH", help="the patch that diff wrote")],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="NEW", help="the file to write")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="NEW", help="the file or new folder to write")],
     *,
     json: Json = False,
     quiet: Quiet = False,

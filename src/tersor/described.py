@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from tersor.errors import FormatError, SettingError, SiteError, few, near_few
-from tersor.io import load
 from tersor.io.checkpoint import Checkpoint
+from tersor.io.container import load_with
 from tersor.io.name_hints import describe, left_alone
 from tersor.io.patch.named_arrays import PATCH, kind_of
+from tersor.measure.leaf_costs import leaf_costs_of
 from tersor.pipeline import MODEL, REPORT
 from tersor.report import weights_table
 from tersor.report.html import write
@@ -63,7 +64,8 @@ def described(
         return of_report(path, site), partial(report, every=every)
     if kind == "weights":
         return of_weights(path, site, key), weights_table.tables
-    facts = shown(load(path), path, site)
+    result, leaves = load_with(path, lambda form, plain: tuple(leaf_costs_of(form, plain)))
+    facts = shown(result, path, site, leaves=leaves)
     if html is not None:
         facts["html"] = write(facts, html, path)
     return facts, partial(tables, every=every)

@@ -104,22 +104,24 @@ def write_shards(values: dict[str, Tensor], folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
 
 
-def tensors_of(path: Path) -> dict[str, Tensor]:
-    """The tensors of a PyTorch checkpoint or a folder of shards."""
-    if path.is_file():
-        return torch.load(path)
-    return {name: value for file in path.glob("*.safetensors") for name, value in load_file(file).items()}
+def files_in(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def there_and_back(old: Path, new: Path, folder: Path) -> int:
     """Size of the patch. Checks that it makes NEW."""
     done = diff(old, new, folder / "p")
     assert done.nbytes == (folder / "p").stat().st_size
-    assert patch(old, folder / "p", folder / "out") == (folder / "out").stat().st_size
-    if new.is_file() and new.suffix != ".pt":
+    made = patch(old, folder / "p", folder / "out")
+    if new.is_dir():
+        assert files_in(folder / "out") == files_in(new)
+        assert made == sum(map(len, files_in(new).values()))
+        return done.nbytes
+    assert made == (folder / "out").stat().st_size
+    if new.suffix != ".pt":
         assert (folder / "out").read_bytes() == new.read_bytes()
     else:
-        found, expected = load_file(folder / "out"), tensors_of(new)
+        found, expected = load_file(folder / "out"), torch.load(new)
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[name], value) for name, value in expected.items())
     assert sorted(path.name for path in folder.iterdir()) == ["out", "p"]
@@ -482,7 +484,7 @@ def test_a_shard_of_another_name_is_another_base(files: Path, made: dict[str, Pa
     write_shards(weights(0), other)
     patch(other, made["folder"], tmp_path / "out")
     (other / "README.md").write_text("not weights")
-    patch(other, made["folder"], tmp_path / "out")
+    patch(other, made["folder"], tmp_path / "again")
     save_file(
         {**load_file(other / "part0.safetensors"), "first.weight": torch.zeros(48, 40)},
         other / "part0.safetensors",

@@ -176,6 +176,76 @@ def test_it_moves() -> None:
     assert module(t.x.to("meta")).device.type == "meta"
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("step", [Prune(keep=0.4), Quantize(bits=6), Cluster(entries=8)], ids=str)
+def test_it_runs_in_half_precision(dtype: torch.dtype, step: Any) -> None:
+    """As the plain model does in that dtype: the same weights, rounded."""
+    t = tiny("mlp")
+    state = run(t.model, step)
+    module = trainable(state).to(dtype)
+    out, expected = module(t.x.to(dtype)), state.model().to(dtype)(t.x.to(dtype))
+    assert out.dtype is dtype
+    assert (out - expected).abs().max() < 0.05 * expected.abs().max()
+    out.float().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters())
+    assert folded(module).forms.keys() == state.forms.keys()
+    assert module.float()(t.x).dtype is torch.float32
+
+
+def broken(how: str, module: Any) -> None:
+    """Break the module in a way that a loop can."""
+    part = next(one for one in module.modules() if "w" in one._parameters)
+    if how == "meta":
+        module.to("meta")
+    elif how == "removed":
+        del part.w
+    elif how == "none":
+        part.w = None
+    elif how == "shape":
+        part.w = nn.Parameter(torch.zeros(3, 3))
+    elif how == "sparse":
+        part.w = nn.Parameter(part.w.detach().to_sparse())
+    elif how == "complex":
+        part.w = nn.Parameter(part.w.detach().to(torch.complex64))
+    elif how == "float8":
+        part.w = nn.Parameter(part.w.detach().to(torch.float8_e4m3fn))
+    elif how == "mask":
+        del next(one for one in module.modules() if "keep" in one._buffers).keep
+    elif how == "assigned":
+        empty = {name: value.to("meta") for name, value in module.state_dict().items()}
+        module.load_state_dict(empty, assign=True)
+
+
+SAYS = {
+    "meta": "is a meta tensor", "removed": "was removed", "none": "was removed", "mask": "keep was removed",
+    "shape": r"has the shape \[3, 3\], and had", "sparse": "layout torch.sparse_coo",
+    "complex": "is torch.complex64, and was torch.float32", "assigned": "is a meta tensor",
+    "float8": "is torch.float8_e4m3fn, and was torch.float32",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", SAYS)
+def test_a_module_that_lost_its_tensors_is_refused(how: str) -> None:
+    t = tiny("mlp")
+    state = run(t.model, [Prune(keep=0.4), Quantize(bits=6)])
+    module = trainable(state)
+    broken(how, module)
+    with pytest.raises(RefusedError, match=f"^folded: .*{SAYS[how]}.*Fold the module that trainable"):
+        folded(module)
+
+
+def test_what_a_loop_may_do_to_a_module_is_folded() -> None:
+    """Reassigned, parametrized, loaded: the tensors are there, with other values."""
+    t = tiny("mlp")
+    state = run(t.model, [Prune(keep=0.4), Quantize(bits=6)])
+    module = trainable(state)
+    part = next(one for one in module.modules() if "w" in one._parameters)
+    part.w = nn.Parameter(part.w.detach() * 1)
+    torch.nn.utils.parametrizations.weight_norm(part, "w")
+    module.load_state_dict(copy.deepcopy(module.state_dict()), assign=True)
+    assert folded(module).forms.keys() == state.forms.keys()
+
+
 @pytest.fixture
 def group(tmp_path: Path) -> Iterator[None]:
     torch.distributed.init_process_group(

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from tersor.coders.alphabet import SYMBOLS
 from tersor.coders.bytes.plain import RAW, plan_constant, plan_raw, write_raw
 from tersor.coders.mixing.mixing import MIXING, plan_mixing, read_mixing, rows_from, sample, usual_mixing
 from tersor.coders.pieces import PIECES, count_units, each_piece, plan_pieces, read_pieces, write_pieces
@@ -114,12 +115,13 @@ def by_profile(
     plain = floats and profile == "fast"
     if np.count_nonzero(counts) > 1 and write_pieces(out, symbols, units, floats=plain):
         pass  # pieces are hardly ever longer than one static stream
-    elif profile == "fast" and is_noise(counts):
-        write_raw(out, symbols)
-    elif floats and is_noise(counts, floats=True):
-        out.append(plan_raw(counts).write(symbols[:]))
+    elif (floats or profile == "fast") and is_noise(counts, floats=floats):
+        if counts[SYMBOLS // 2 :].any():  # of 8 bits: needs no copy
+            write_raw(out, symbols)
+        else:
+            out.append(plan_raw(counts).write(symbols[:]))
     else:
-        out.append(fewest(symbols[:], counts, 8.0 if profile == "max" else NOISE, floats=plain))
+        out.append(fewest(symbols[:], counts, floats=plain))
     if len(out) - start <= SHORTEST:
         return
     for name in ("predictive", "mixing") if profile == "max" else ():

@@ -24,8 +24,9 @@ from tersor.model.given_model import given_model
 from tersor.model.module_writer import write_module
 from tersor.model.packed_module import styled
 from tersor.model.simulate import with_grids
-from tersor.model.sites import Site
+from tersor.model.sites import Site, known
 from tersor.model.task import Task
+from tersor.model.tensors import with_memory
 from tersor.model.versions import with_versions
 from tersor.model.wrapped import inside
 from tersor.record.brief import BriefState
@@ -61,18 +62,18 @@ class State(BriefState):
 
     def shape(self, site: str) -> tuple[int, ...]:
         """The current shape; Site.shape is the given one."""
-        return tuple(self.forms[site].shape)
+        return tuple(self.forms[known(site, self.forms)].shape)
 
     def present(self, site: str, axis: int) -> tuple[int, ...]:
         """The given index of each index that is present along an axis."""
-        return self.kept.get(site, {}).get(axis) or tuple(range(self.sites[site].shape[axis]))
+        return self.kept.get(site, {}).get(axis) or self.sites[known(site, self.sites)].indices(axis)
 
     def plain(self, given: nn.Module | None = None) -> nn.Module:
         """A copy of the given model with the decoded weights, cuts and replacements, without the grids."""
         module = self.given if given is None else given
         if module is None:
             raise SettingError("a file holds weights, not code: give the model, model(MyNet())")
-        return write_module(inside(module), self.forms, self.sites, self.aliases, self.changes)
+        return write_module(with_memory(inside(module)), self.forms, self.sites, self.aliases, self.changes)
 
     def model(self, given: nn.Module | None = None, *, style: str = "plain") -> nn.Module:
         """The model of this state. If edges have grids, it simulates them. A state from a file needs `given`:
@@ -143,9 +144,8 @@ def start(model: nn.Module, task: Task | None = None) -> State:
     forms: dict[str, Form] = {name: Dense(tensor.cpu()) for name, tensor in found.tensors.items()}
     forms |= {name: Masked(Dense(mask.cpu()), forms[name]) for name, mask in found.masks.items()}
     digest = digest_of({name: form.digest for name, form in forms.items()})
-    ledger = Ledger(
-        digest, entries=[Entry(0, START, "", kind=k, text=text) for k, text in found.notes.items()]
-    )
+    notes = [Entry(0, START, "", kind=kind, text=text) for kind, text in found.notes.items()]
+    ledger = Ledger(digest, entries=notes)
     base = Base(found.sites, forms, found.aliases)
     return State(found.sites, forms, found.aliases, ledger, found.module, base)
 

@@ -117,6 +117,9 @@ def uncoded(form: Form, keep: Tensor | None = None) -> Form:
     """The same tree with dense leaves in place of coded ones; `keep` is the mask above, as in Form.decode."""
 
     def change(at: At) -> Form | None:
+        mask = at.node.children().get(at.node.mask)
+        if mask is not None and (plain := uncoded(mask)) is not mask:  # once for all that it hides
+            return uncoded(at.node.replace(**{at.node.mask: plain}), at.keep)
         return Dense(at.node.decode(at.keep)) if isinstance(at.node, Coded) else None
 
     return At(form, given=keep).rebuilt(change)

@@ -32,10 +32,10 @@ class Node:
     name: ClassVar[str]
 
     def children(self) -> Mapping[str, Node]:
-        return {key: value for key, value in self._fields() if isinstance(value, Node)}
+        return dict(self._fields[0])
 
     def arrays(self) -> dict[str, Tensor]:
-        return {key: value for key, value in self._fields() if isinstance(value, Tensor)}
+        return dict(self._fields[1])
 
     def outlines(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
         """Dtype and shape of each array."""
@@ -47,15 +47,17 @@ class Node:
 
     def settings(self) -> dict[str, Any]:
         """Fields that are neither children nor arrays nor at their default: this node's entries in JSON."""
-        defaults = defaults_of(type(self))  # type: ignore[arg-type]
-        return {
-            key: value
-            for key, value in self._fields()
-            if not isinstance(value, (Node, Tensor)) and value != defaults[key]
-        }
+        return dict(self._fields[2])
 
-    def _fields(self) -> Iterator[tuple[str, Any]]:
-        return ((key, getattr(self, key)) for key in defaults_of(type(self)))  # type: ignore[arg-type]
+    @cached_property
+    def _fields(self) -> tuple[dict[str, Node], dict[str, Tensor], dict[str, Any]]:
+        """Children, arrays and settings, sorted once: they are asked for often."""
+        usual: dict[str, Any] = defaults_of(type(self))  # type: ignore[arg-type]
+        every = {key: getattr(self, key) for key in usual}
+        nodes = {key: value for key, value in every.items() if isinstance(value, Node)}
+        arrays = {key: value for key, value in every.items() if isinstance(value, Tensor)}
+        rest = {k: v for k, v in every.items() if k not in nodes and k not in arrays and v != usual[k]}
+        return nodes, arrays, rest
 
     @cached_property
     def digest(self) -> str:
@@ -75,11 +77,8 @@ class Node:
     @cached_property
     def nbytes(self) -> int:
         """Bytes of all arrays in this tree."""
-        return sum(
-            math.prod(shape) * dtype.itemsize
-            for _, node in self.walk()
-            for dtype, shape in node.outlines().values()
-        )
+        outlines = (outline for _, node in self.walk() for outline in node.outlines().values())
+        return sum(math.prod(shape) * dtype.itemsize for dtype, shape in outlines)
 
     def walk(self, path: str = "") -> Iterator[tuple[str, Node]]:
         """(path, node) for this node and all below it; paths are "", "codes", "body.codes"."""

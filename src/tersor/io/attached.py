@@ -58,16 +58,20 @@ class Layout:
 
 def attachments_of(source: Checkpoint) -> dict[str, bytes]:
     """The files that go along with a checkpoint, by name. StorageError if one cannot be read."""
-    found: dict[str, bytes] = {}
-    for name, path in (source.folder.along if source.folder else {}).items():
-        try:
-            with path.open("rb") as file:
-                found[name] = file.read(LARGEST + 1)
-        except OSError as error:
-            raise cannot_read(path, error) from None
-        if len(found[name]) > LARGEST:
-            raise FormatError(f"{path}: it grew beyond {LARGEST:,} bytes while the folder was read")
-    return found | notes_of(source)
+    along = source.folder.along if source.folder else {}
+    return {name: read_along(path) for name, path in along.items()} | notes_of(source)
+
+
+def read_along(path: Path) -> bytes:
+    """The bytes of a file that goes along. StorageError if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(LARGEST + 1)
+    except OSError as error:
+        raise cannot_read(path, error) from None
+    if len(data) > LARGEST:
+        raise FormatError(f"{path}: it grew beyond {LARGEST:,} bytes while the folder was read")
+    return data
 
 
 def notes_of(source: Checkpoint) -> dict[str, bytes]:

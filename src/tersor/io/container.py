@@ -11,7 +11,7 @@ import hashlib
 import math
 import os
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -45,7 +45,7 @@ from tersor.io.pool import in_order
 from tersor.io.safetensors_file import as_tensor, bytes_tensor
 from tersor.io.short_header import Source, read_short_header
 from tersor.io.sniff import PACK
-from tersor.io.validate import contents, grid_contents, grid_structure, limit_for, slices, structure
+from tersor.io.validate import contents, grid_contents, grid_structure, limit_for, plain_of, slices, structure
 from tersor.model.sites import Site
 from tersor.record.node_json import unflatten
 
@@ -62,13 +62,25 @@ def load(path: str | os.PathLike[str], *, limit: int | None = None) -> State:
     `limit`: elements that the file may declare. Default: 16,777,216 + 1,024 per byte of the file.
     """
     with TersorFile(path, limit=limit) as file:
-        forms = {name: form for name, form, _ in file.decoded(file.sites, exhaust)}
-        attached = {name: file.attachment(name) for name in file.attachments}
-        grids = {edge: file.grid(edge) for edge in file.grids}
-        return State(
-            file.sites, forms, file.aliases, file.ledger, kept=file.kept, changes=file.changes, grids=grids,
-            attachments=attached,
-        )  # fmt: skip
+        return file.state({name: form for name, form, _ in file.decoded(file.sites, exhaust)})
+
+
+def load_with(
+    path: str | os.PathLike[str], look: Callable[[Form, Form], Found]
+) -> tuple[State, dict[str, Found]]:
+    """A whole model, checked as by load, and for each site look(form, the form without coded leaves)."""
+    with TersorFile(path) as file:
+
+        def work(name: str, form: Form) -> tuple[Form, Found]:
+            file.check(name, form)
+            with file.naming():
+                plain = plain_of(form, file.sites[name])
+                plain.decode()
+            return form, look(form, plain)
+
+        found = dict(zip(file.sites, in_order(file.sites, file.nbytes, file.read, work), strict=True))
+        state = file.state({name: form for name, (form, _) in found.items()})
+        return state, {name: seen for name, (_, seen) in found.items()}
 
 
 def read_tensor(path: str | os.PathLike[str], name: str, *, limit: int | None = None) -> Tensor:
@@ -160,6 +172,15 @@ class TersorFile:
         self.places.check_all_used(len(self.small))
         self.aliases = aliases_from_json(document.get("aliases", {}), self.sites)
         self.ledger = ledger_from_json(document, self.digests)
+
+    def state(self, forms: Mapping[str, Form]) -> State:
+        """The model of the file, with these forms of all its sites."""
+        attached = {name: self.attachment(name) for name in self.attachments}
+        grids = {edge: self.grid(edge) for edge in self.grids}
+        return State(
+            self.sites, forms, self.aliases, self.ledger, kept=self.kept, changes=self.changes, grids=grids,
+            attachments=attached,
+        )  # fmt: skip
 
     def form(self, name: str) -> Form:
         """The form of a site. FormatError if its digest is wrong or its nodes do not fit together."""

@@ -94,12 +94,17 @@ def limit_for(nbytes: int) -> int:
 
 def contents(form: Form, site: Site) -> Tensor:
     """The decoded tensor in its site's dtype. FormatError if a code is outside its table."""
+    return plain_of(form, site).decode().to(site.torch_dtype)
+
+
+def plain_of(form: Form, site: Site) -> Form:
+    """The form without coded leaves. FormatError if a code is outside its table."""
     plain = uncoded(form)
     for path, node in plain.walk():
         where = f"{site.name}:{path}" if path else site.name
         for key, (low, high, what) in node.bounds().items():
             within(node.children()[key].decode(), low, high, where, what)
-    return plain.decode().to(site.torch_dtype)
+    return plain
 
 
 def slices(form: Form, site: Site) -> Iterator[Tensor]:

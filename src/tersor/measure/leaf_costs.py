@@ -34,15 +34,20 @@ class LeafCost:
     counts: tuple[int, ...]  # elements in bins of equal width; one bin for each value if there are few
 
 
-def leaf_costs_of(form: Form) -> Iterator[LeafCost]:
-    """The leaves of a form in the order of its tree."""
-    for at in At(form).down():
-        if not at.node.children():
+def leaf_costs_of(form: Form, plain: Form | None = None) -> Iterator[LeafCost]:
+    """The leaves of a form in the order of its tree. `plain`: the form without coded leaves, if there is one
+    already."""
+    for at, stored in zip(At(form if plain is None else plain).down(), nodes(form), strict=True):
+        if not stored.children():
             array = at.node.decode(at.keep)
             array = (array if at.keep is None else array[at.keep]).cpu()
-            dtype, nbytes = str(array.dtype).removeprefix("torch."), at.node.nbytes
+            dtype = str(array.dtype).removeprefix("torch.")
             order0, bins = order0_bits(array), histogram(array)
-            yield LeafCost(at.path, at.node.name, dtype, array.numel(), nbytes, order0, *bins)
+            yield LeafCost(at.path, stored.name, dtype, array.numel(), stored.nbytes, order0, *bins)
+
+
+def nodes(form: Form) -> Iterator[Form]:
+    return (node for _, node in form.walk())
 
 
 def histogram(array: Tensor) -> tuple[float, float, tuple[int, ...]]:

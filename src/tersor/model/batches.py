@@ -52,9 +52,15 @@ def move(batch: Any, device: torch.device | None) -> Any:
     """The batch with every tensor on `device`. Tuples and lists keep their type; mappings become dicts.
 
     Objects with a method `to` (a tokenizer's encoding, a packed sequence) are moved by it. Other objects are
-    returned unchanged.
+    returned unchanged. TaskError for tensors without values.
     """
-    return batch if device is None else each(batch, lambda x: x.to(device) if hasattr(x, "to") else x)
+
+    def moved(x: Any) -> Any:
+        if isinstance(x, Tensor) and x.is_meta and device is not None and device.type != "meta":
+            raise TaskError("a batch holds a tensor on the meta device: it has no values. Load them first")
+        return x.to(device) if hasattr(x, "to") else x
+
+    return batch if device is None else each(batch, moved)
 
 
 def each(batch: Any, change: Callable[[Any], Any]) -> Any:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from tersor.dtypes import FLOATS, as_numbers, skip_reason
-from tersor.errors import RefusedError, SettingError, SiteError, near_few
+from tersor.errors import RefusedError, SettingError, SiteError, did_you_mean, near_few
 from tersor.forms.form import SLICE
 from tersor.model.attention import Attention
 from tersor.model.kinds import repeats
@@ -35,6 +35,13 @@ LAYERS: tuple[tuple[type[nn.Module] | tuple[type[nn.Module], ...], str], ...] = 
     (nn.RNNCellBase, "recurrent"),
 )
 LEFT = ("scale", "bias", "position", "mask")  # kinds of parameters that steps leave alone
+
+
+def known(name: str, among: Iterable[str]) -> str:
+    """The name. SiteError if it is not among these."""
+    if name not in among:
+        raise SiteError(f"no weight {name!r}; {did_you_mean(name, among)}")
+    return name
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,13 @@ class Site:
     @property
     def torch_dtype(self) -> torch.dtype:
         return getattr(torch, self.dtype)
+
+    def indices(self, axis: int) -> tuple[int, ...]:
+        """The given indices of an axis. SettingError if the tensor has no such axis."""
+        if not 0 <= axis < len(self.shape):
+            last = len(self.shape) - 1
+            raise SettingError(f"{self.name}: axis={axis}, but its axes are 0 to {last}: {list(self.shape)}")
+        return tuple(range(self.shape[axis]))
 
     @property
     def is_weight(self) -> bool:

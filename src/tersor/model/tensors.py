@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tersor.dtypes import in_bytes
+from tersor.errors import RefusedError
 from tersor.model.sites import sites_of
 from tersor.model.state_dicts import own_tensors, registered
 
@@ -16,6 +17,23 @@ def held(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     """(the module's own tensors by site, aliases: other name -> site), by its state dict."""
     sites, _, tied = sites_of(model, meta=True)
     return {name: tensor for name, tensor in own_tensors(model, meta=True).items() if name in sites}, tied
+
+
+def with_memory(model: nn.Module) -> nn.Module:
+    """The model, or a copy with memory on the CPU for its tensors on the meta device, for a file's values.
+    RefusedError for such a buffer that no file holds: nothing would fill it."""
+    bare: dict[int, Tensor] = {}
+    for name, module, key, tensor in registered(model):
+        if tensor.is_meta and key in module._non_persistent_buffers_set:
+            raise RefusedError(
+                f"{name}: it is on the meta device, and no file holds it, so it would have no values. "
+                f"Make the model on the CPU"
+            )
+        if tensor.is_meta:
+            empty = torch.empty_like(tensor, device="cpu")
+            learns = isinstance(tensor, nn.Parameter)
+            bare[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if learns else empty
+    return copy.deepcopy(model, bare) if bare else model
 
 
 def blank(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

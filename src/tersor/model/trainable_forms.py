@@ -8,8 +8,8 @@ trained too (simulate.py).
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
-from typing import cast
+from collections.abc import Callable, Iterable, Mapping
+from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ class TrainableForms(Simulated):
 
     hidden = True  # the forms' leaves are trained, not the layers' own weights
     layout = torch.contiguous_format  # of convolution weights; it determines the layout of their outputs
+    moved: torch.dtype | None = None  # what half() or bfloat16() made of floats
 
     def __init__(
         self, model: nn.Module, forms: Mapping[str, Form], sites: Mapping[str, Site], train: Iterable[str],
@@ -86,11 +87,19 @@ class TrainableForms(Simulated):
         values = {}
         for name, site in self.sites.items():
             if key(name) in self.parts:
-                value = self.part_of(name).value().to(site.torch_dtype)
+                wide = site.torch_dtype.is_floating_point and self.moved is not None
+                value = self.part_of(name).value().to(self.moved if wide else site.torch_dtype)
                 values[name] = value.contiguous(memory_format=self.layout) if value.ndim == 4 else value
             else:
                 values[name] = cast(Tensor, getattr(self, key(name)))
         return values
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """After half() or bfloat16() the weights have that dtype in a forward, as those of any module."""
+        like = torch.empty(0, dtype=self.moved or torch.float32)
+        dtype = fn(like).dtype
+        self.moved = None if dtype is torch.float32 else dtype
+        return super()._apply(fn, recurse)
 
     def keep(self, values: Mapping[str, Tensor]) -> None:
         """Copy the buffers that a forward has reassigned (self.mean = ...), for the next forward."""

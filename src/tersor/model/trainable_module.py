@@ -10,11 +10,14 @@ from __future__ import annotations
 
 from typing import Any, Self
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from tersor.errors import SettingError
+from tersor.errors import RefusedError, SettingError
 from tersor.model.checkpointing import rerun
 from tersor.model.frozen import Frozen
+from tersor.model.kinds import unfit
+from tersor.model.simulate import key
 from tersor.model.trainable_forms import TrainableForms
 from tersor.model.wrapped import inside
 
@@ -24,6 +27,9 @@ HANDED_ON = (
     "activation_checkpointing_enable", "activation_checkpointing_disable", "is_gradient_checkpointing",
     "supports_gradient_checkpointing",
 )  # fmt: skip
+
+
+FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}  # what half() and such change
 
 
 class Source:
@@ -42,6 +48,29 @@ class Trainable(TrainableForms):
     source: Source
     frozen: Frozen
     zeros: str  # glob of the weights whose zeros stay, as in a recipe
+    made: dict[tuple[str, str], Tensor]  # (path of a module, name of its tensor) -> its kind, without values
+
+    def remember(self) -> None:
+        """Remember which tensors there are. A loop gives them other values, and nothing else."""
+        self.made = {
+            (path, name): tensor.detach().to("meta")
+            for path, module in self.named_modules()
+            for name, tensor in (*module._parameters.items(), *module._buffers.items())
+            if tensor is not None and path.split(".")[0] != "net"
+        }
+
+    def check_whole(self) -> None:
+        """RefusedError if a tensor that `fold` reads is gone, or differs in more than its values."""
+        for (path, name), made in self.made.items():
+            found = getattr(self.get_submodule(path), name, None)
+            if why := "was removed" if found is None else differs(found, made):
+                where = f"{path}.{name}" if path else name
+                known = (*self.sites, *self.table)
+                site = next((site for site in known if key(site) in where.split(".")), where)
+                raise RefusedError(
+                    f"folded: {site}: its tensor {where} {why}. Fold the module that trainable(...) made, "
+                    "with other values in the same tensors"
+                )
 
     def __getattr__(self, name: str) -> Any:
         """The net's attribute if it is in HANDED_ON. Not others: the net's methods use its own weights."""
@@ -57,6 +86,16 @@ class Trainable(TrainableForms):
             return result
 
         return enable
+
+
+def differs(found: Any, made: Tensor) -> str:
+    """How a tensor differs from what it was, but for its values; "" if it does not."""
+    if why := unfit(found):
+        return f"is {why}"
+    if found.shape != made.shape:
+        return f"has the shape {list(found.shape)}, and had {list(made.shape)}"
+    same = found.dtype is made.dtype or {found.dtype, made.dtype} <= FLOATS
+    return "" if same else f"is {found.dtype}, and was {made.dtype}"
 
 
 def unwrapped(module: Any) -> Trainable:

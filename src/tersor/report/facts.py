@@ -12,7 +12,7 @@ from typing import Any
 
 from tersor.core.state import State
 from tersor.forms import Affine, Coded, Dense, Form, Grid, LogGrid
-from tersor.measure.bits import bits_of
+from tersor.measure.bits import Bits, bits_of
 from tersor.model.changes import Set
 from tersor.model.sites import Site
 from tersor.record.ledger import Entry, Ledger
@@ -21,11 +21,12 @@ from tersor.steps import STEPS
 MEASURED = ("accuracy", "latency")  # kinds of notes about the whole model at the top of the report
 
 
-def facts_of(result: State) -> dict[str, Any]:
-    """The facts in a result and its ledger. pipeline.py adds files and later measurements."""
+def facts_of(result: State, bits: Mapping[str, Bits] | None = None) -> dict[str, Any]:
+    """The facts in a result and its ledger. pipeline.py adds files and later measurements. `bits`: of each
+    site, if they are known: finding them decodes it."""
     ledger = result.ledger
     sites = {
-        name: site_facts(site, result.forms[name])
+        name: site_facts(site, result.forms[name], bits[name] if bits else bits_of(result.forms[name]))
         for name, site in result.sites.items()
         if name in result.forms
     }
@@ -74,9 +75,8 @@ def grid_facts(grid: Grid) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def site_facts(site: Site, form: Form) -> dict[str, Any]:
+def site_facts(site: Site, form: Form, bits: Bits) -> dict[str, Any]:
     """One site: its form and bits; `given` is its shape before it was cut."""
-    bits = bits_of(form)
     facts = {
         "shape": list(form.shape), "dtype": site.dtype, "kind": site.kind, "form": outline(form),
         "weights": bits.weights, "stored": bits.stored, "bound": bits.bound,

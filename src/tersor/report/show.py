@@ -7,6 +7,7 @@ share = bytes of the site / of the file     the rest is text (names, trees, ledg
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
@@ -17,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 from tersor.core.state import State
 from tersor.errors import SiteError
 from tersor.maths.uniform_grid import code_limits
-from tersor.measure.leaf_costs import leaf_costs_of
+from tersor.measure.bits import Bits
+from tersor.measure.leaf_costs import LeafCost, leaf_costs_of
 from tersor.model.sites import near
 from tersor.report.console import percent, seconds, settings, whole
 from tersor.report.facts import facts_of, unusual
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 Facts = Mapping[str, Any]
+Leaves = tuple[LeafCost, ...]
 REST = {
     "text": "names, trees, recipe, ledger",
     "header": "of safetensors: names, places",
@@ -39,25 +42,32 @@ LEAF = re.compile(r"(?<=[( ])(?:Dense|Coded) \w+")
 ATTACHMENT = "attachment:"  # prefix of an attachment's name in the name of its tensor
 
 
-def shown(result: State, path: Path, site: str | None = None) -> dict[str, Any]:
-    """The facts of a loaded file, for the sites that the glob `site` matches (default: all).
+def shown(
+    result: State, path: Path, site: str | None = None, *, leaves: Mapping[str, Leaves] | None = None
+) -> dict[str, Any]:
+    """The facts of a loaded file, for the sites that the glob `site` matches (default: all). `leaves`: the
+    costs of each site's, if they are known: finding them decodes it.
 
     Adds to those of facts_of: `nbytes`, `order0` (bits), `share` and `leaves` of each site, `parts` of the
     file in bytes, and `sum` over the shown sites. SiteError if the glob matches nothing.
     """
+    every = leaves or {name: tuple(leaf_costs_of(form)) for name, form in result.forms.items()}
+    bits = {
+        name: Bits(math.prod(form.shape), 8 * form.nbytes, sum(leaf.order0 for leaf in every[name]))
+        for name, form in result.forms.items()
+    }
     nbytes = path.stat().st_size
-    facts: dict[str, Any] = {"file": {"name": path.name, "nbytes": nbytes}, **facts_of(result)}
+    facts: dict[str, Any] = {"file": {"name": path.name, "nbytes": nbytes}, **facts_of(result, bits)}
     if site is not None:
         chosen = {name: found for name, found in facts["sites"].items() if fnmatchcase(name, site)}
         if not chosen:
             raise SiteError(f"{path}: no site {site!r}; {near(site, list(result.sites.values()))}")
         facts["sites"] = chosen
     for name, found in facts["sites"].items():
-        leaves = [asdict(leaf) for leaf in leaf_costs_of(result.forms[name])]
-        found["nbytes"] = sum(leaf["nbytes"] for leaf in leaves)
-        found["order0"] = sum(leaf["order0"] for leaf in leaves)
+        found["leaves"] = [asdict(leaf) for leaf in every[name]]
+        found["nbytes"] = sum(leaf.nbytes for leaf in every[name])
+        found["order0"] = bits[name].bound
         found["share"] = found["nbytes"] / max(nbytes, 1)
-        found["leaves"] = leaves
     facts["parts"] = parts(path, result)
     facts["sum"] = total_of(facts["sites"].values())
     return facts

@@ -71,14 +71,17 @@ def trainable(
         example=example,
     )  # fmt: skip
     made.source, made.frozen, made.zeros = Source(state), still, zeros
+    made.remember()
     made.train()
     return made
 
 
 def folded(module: nn.Module) -> State:
     """The state with the current values of a module made by trainable(...). The module is not changed, and
-    may be wrapped (DistributedDataParallel, torch.compile)."""
+    may be wrapped (DistributedDataParallel, torch.compile). RefusedError if tensors of it are gone, or became
+    others: on the meta device, of another shape."""
     inner = unwrapped(module)
+    inner.check_whole()
     state: State = inner.source.state
     return Executor(state, Recipe((Trained(inner),), zeros=inner.zeros)).run()
 

@@ -2,8 +2,9 @@
 
 diff    codes each array of NEW against the OLD array that gives the fewest bytes: same name, else same shape
 size    equal arrays cost nothing; a changed code or float costs about the bits of its difference; never more
-        than NEW and HEAD bytes, since a patch may also carry NEW as it is
-A .tersor file or a single .safetensors is restored byte for byte, another checkpoint as one .safetensors.
+        than NEW and HEAD bytes, since a patch may also carry NEW as it is; for a folder, names and hashes too
+A .tersor file, a .safetensors or a folder of them is restored byte for byte, with the files that go along;
+another checkpoint as one .safetensors.
 """
 
 from __future__ import annotations
@@ -28,9 +29,19 @@ from tersor.io.folder import inputs_of
 from tersor.io.header import build_header
 from tersor.io.json_text import Json, deflate, dump, parse
 from tersor.io.patch.encoder import Encoder
+from tersor.io.patch.folders import (
+    FolderTarget,
+    Hashing,
+    folder_facts,
+    in_order,
+    size_of_file,
+    slots_of,
+    whole_facts,
+)
 from tersor.io.patch.named_arrays import PATCH, NamedArrays
-from tersor.io.patch.patch import FILE, NUMBER, STREAMS, TEXT, Hashing, in_order, large_of, slots_of, write
-from tersor.io.patch.patch_reader import ALONE, CHANGE, SAME, PatchReader
+from tersor.io.patch.patch import FILE, NUMBER, STREAMS, large_of, write
+from tersor.io.patch.patch import TEXT as OWN
+from tersor.io.patch.patch_reader import ALONE, CHANGE, SAME, TEXT, PatchReader
 from tersor.io.safetensors_file import CHUNK, IN_MEMORY
 from tersor.record.observer import Observer
 
@@ -83,7 +94,9 @@ def diff(
             draft = other if draft is None or whole else draft
         nbytes = write_patch(file, draft, before)
         hows = [draft.parts.get(name, {"how": SAME}).get("how", CHANGE) for name in after.names]
-        same, changed, alone = (0 if whole else hows.count(how) for how in (SAME, CHANGE, ALONE))
+        same, changed, alone = (
+            0 if whole else sum(map(hows.count, kinds)) for kinds in ((SAME,), (CHANGE, TEXT), (ALONE,))
+        )
         tensors = sum(math.prod(slot.shape) * slot.dtype.itemsize for slot in after.slots.values())
         alone = len(hows) if whole else alone
         return Delta(
@@ -130,7 +143,7 @@ class Spool:
                 parts[name] = part
             observer.progress(number, total, name)
         text = dump(facts | {"parts": parts})
-        again, folder = Hashing(), self.folder
+        again, folder = FolderTarget() if after.folder else Hashing(), self.folder
         try:
             write(
                 PatchReader(parse(text, "its text"), self.read, self.nbytes, before),
@@ -144,6 +157,11 @@ class Spool:
 
     def carry(self, after: NamedArrays) -> Draft:
         """NEW as it is."""
+        if after.folder:
+            text, pieces = whole_facts(after)
+            for piece in pieces:
+                self.add(piece)
+            return Draft(dump(text), {}, after.digest, self)
         sha = hashlib.sha256()
         for piece in bytes_of(after):
             sha.update(piece)
@@ -177,12 +195,14 @@ def facts_of(before: NamedArrays, after: NamedArrays) -> tuple[Json, str]:
         )
         facts |= {} if alike else {"text": after.tersor.text, "large": large}
         return facts, after.digest
+    aliases = {"aliases": dict(after.aliases)} if after.aliases else {}
+    if after.folder:
+        return folder_facts(before, after) | aliases, after.digest
     head = after.head()
-    facts, digest = {"kind": "safetensors"}, after.digest if head else ""
+    facts, digest = {"kind": "safetensors"} | aliases, after.digest if head else ""
     if not head:
         head = single_header(after)
         digest = digest_of(after, head)
-    facts |= {"aliases": dict(after.aliases)} if after.aliases else {}
     return facts if before.head() == head else facts | {"head": head.decode()}, digest
 
 
@@ -223,10 +243,9 @@ def bytes_of(after: NamedArrays) -> Iterator[Any]:
 
 def new_nbytes(after: NamedArrays) -> int:
     """The size of the file that bytes_of gives."""
-    if after.tersor is not None or after.head():
+    if after.tersor is not None or after.folder or after.head():
         return after.nbytes
-    head = single_header(after)
-    return 8 + len(head) + sum(slot.nbytes for slot in slots_of(head).values())
+    return size_of_file(single_header(after))
 
 
 def size_of(draft: Draft, before: NamedArrays) -> int:
@@ -242,7 +261,7 @@ def beginning(draft: Draft, before: NamedArrays) -> tuple[bytes, bytes]:
         PATCH: str(NUMBER), "old": before.digest, "new": draft.new, "size": str(len(draft.text)),
         "crc": f"{zlib.crc32(draft.text):08x}{streams.crc:08x}",
     }  # fmt: skip
-    sizes = {TEXT: len(text), STREAMS: streams.nbytes}
+    sizes = {OWN: len(text), STREAMS: streams.nbytes}
     return build_header([(name, torch.uint8, (n,), n) for name, n in sizes.items()], metadata), text
 
 

@@ -1,7 +1,7 @@
 """Encoder: how each array of NEW is coded in a patch: against which array of OLD, or alone.
 
 cost    estimated on a sample of rows for each candidate; the chosen one is coded, and if that takes more
-        bytes than the array takes in NEW, the array is also coded alone
+        bytes than the array takes in NEW, the array is also coded alone. Texts: texts.py
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from torch import Tensor
 from tersor.encode import coded
 from tersor.forms import PROFILES, Coded
 from tersor.forms.form import as_bytes
-from tersor.io.json_text import Json
+from tersor.io.json_text import Json, deflate
 from tersor.io.patch.named_arrays import NamedArrays
-from tersor.io.patch.patch_reader import ALONE, SAME
+from tersor.io.patch.patch_reader import ALONE, SAME, TEXT
 from tersor.io.patch.residual import fitted, residual_streams
+from tersor.io.patch.texts import text_streams
 from tersor.io.patch.uniform_grids import movable, regrid
 
 SAMPLE = 1 << 14  # elements sampled to estimate the bytes of an array
@@ -64,6 +65,8 @@ class Encoder:
         digest = digest_array(target.array)
         if digest in self.twins:
             return target.part | self.same(name, digest), iter(())
+        if text := self.text(name, target.array):
+            return text
         base, found = self.nearest(name, target)
         streams = residual_streams(target.array, base, target.keep)
         if base is None or "coder" not in target.part:
@@ -78,6 +81,16 @@ class Encoder:
     def same(self, name: str, digest: str) -> Json:
         twin = self.twins[digest]
         return {"how": SAME} | ({} if twin == name else {"of": twin})
+
+    def text(self, name: str, array: Tensor) -> tuple[Json, list[bytes]] | None:
+        """An attachment or a file beside the weights, coded against the earlier bytes of that name if there
+        are any. None for other arrays, and where that is no shorter."""
+        new = self.after.text(name)
+        if new is None or as_bytes(array).tobytes() not in (new, deflate(new)):
+            return None
+        lengths, streams = text_streams(new, self.before.text(name) or b"")
+        shorter = sum(map(len, streams)) < sum(map(len, residual_streams(array, None)))
+        return ({"how": TEXT, "text": lengths}, streams) if shorter else None
 
     def target(self, name: str) -> Target:
         """An array of NEW; a coded leaf is decoded if coding it again gives the same bytes."""

@@ -1,7 +1,8 @@
 """Named arrays: the common view of .tersor files and checkpoints that diff and patch compare.
 
 The arrays of a .tersor file are its decoded leaves and its attachments as stored; those of a checkpoint are
-its tensors. One site or tensor is in memory at a time.
+its tensors; those of a folder of .safetensors are also the files that go along with it. One site or tensor is
+in memory at a time.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ from torch import Tensor
 
 from tersor.errors import FormatError, SettingError
 from tersor.forms import Affine, At, Coded, Dense, Form, uncoded
-from tersor.io.checkpoint import Checkpoint
+from tersor.io.attached import read_along
+from tersor.io.checkpoint import Checkpoint, SafetensorsCheckpoint
 from tersor.io.container import TersorFile
 from tersor.io.document import ATTACHMENT
 from tersor.io.form_json import leaves
 from tersor.io.json_text import dump
 from tersor.io.patch.uniform_grids import UniformGrid, table_of
-from tersor.io.safetensors_file import CHUNK, TensorFile
+from tersor.io.safetensors_file import CHUNK, TensorFile, bytes_tensor
 from tersor.io.short_header import Source
 
 PATCH = "tersor-patch"  # the key in a patch's metadata that holds its format number
@@ -55,6 +57,8 @@ class NamedArrays:
         self.ignored: dict[str, int | None] = {}  # parts of a checkpoint that are left out
         self.reasons: dict[str, str] = {}  # why, of some of them
         self.files = [self.path]
+        self.folder = False  # whether a patch makes NEW as a folder
+        self.beside: dict[str, Path] = {}  # its files that go along with the weights, and the index
         self.site: tuple[str | None, dict[str, StoredLeaf]] = (None, {})  # the last one that was read
         if plain:
             self.tensors = TensorFile(self.path)
@@ -67,15 +71,21 @@ class NamedArrays:
             )
         else:
             self.tensors = found = Checkpoint(self.path)
-            self.aliases, self.ignored, self.reasons = found.aliases, found.ignored, found.reasons
+            self.ignored, self.reasons = found.ignored, found.reasons
             self.files = sorted({Path(part.path) for part in found.where.values()})
-        self.names = list(self.slots)
+            self.folder = is_folder(found)
+            # A header that is kept has the names with the prefixes of wrappers, which a checkpoint strips.
+            kept = self.folder or self.head() != b""
+            self.aliases = found.aliases if not kept else {long: name for name, long in found.full.items()}
+            self.beside = beside(found) if self.folder else {}
+            self.ignored = {name: count for name, count in self.ignored.items() if name not in self.beside}
+        self.names = [*self.slots, *(f"{ATTACHMENT}{name}" for name in self.beside)]
         if self.tersor is not None:
             self.names = [
                 *self.tersor.places.found,
                 *(f"{ATTACHMENT}{name}" for name in self.tersor.attachments),
             ]
-        self.nbytes = sum(file.stat().st_size for file in self.files)
+        self.nbytes = sum(file.stat().st_size for file in (*self.files, *self.beside.values()))
 
     @property
     def slots(self):  # type: ignore[no-untyped-def]
@@ -84,7 +94,18 @@ class NamedArrays:
 
     def array(self, name: str) -> Tensor:
         """A tensor, a decoded leaf, or the stored bytes of an attachment."""
+        if self.beside and name not in self.slots:
+            return bytes_tensor(self.text(name) or b"")
         return self.tensors.read(name) if self.tensors else self.leaf(name).array
+
+    def text(self, name: str) -> bytes | None:
+        """The bytes of an attachment, inflated, or of a file beside the weights. None for other arrays."""
+        short = name.removeprefix(ATTACHMENT)
+        if short == name:
+            return None
+        if self.tersor is not None:
+            return self.tersor.attachment(short) if short in self.tersor.attachments else None
+        return read_along(self.beside[short]) if short in self.beside else None
 
     def leaf(self, name: str) -> StoredLeaf:
         """A leaf of a .tersor file."""
@@ -107,16 +128,11 @@ class NamedArrays:
         """The JSON of the file: its text, or the header of a safetensors file; else b""."""
         if self.tersor is not None:
             return dump(self.tersor.text)
-        if os.path.isfile(self.path):
-            with open(self.path, "rb") as file:
-                first = file.read(9)
-                if first[8:] == b"{":
-                    return first[8:] + file.read(int.from_bytes(first[:8], "little") - 1)
-        return b""
+        return header_of(self.path) if os.path.isfile(self.path) else b""
 
     @functools.cached_property
     def digest(self) -> str:
-        """SHA-256 of the file. For a folder it covers names, sizes and bytes of its files."""
+        """SHA-256 of the file. For a folder it covers names, sizes and bytes of its files with tensors."""
         sha = hashlib.sha256()
         for file in self.files:
             if file != self.path:
@@ -135,6 +151,28 @@ class NamedArrays:
         for file in (self.tersor, self.tensors):
             if file is not None:
                 file.__exit__(kind, error, trace)
+
+
+def header_of(path: Path) -> bytes:
+    """The JSON of a safetensors file's header; b"" for another file."""
+    with open(path, "rb") as file:
+        first = file.read(9)
+        return first[8:] + file.read(int.from_bytes(first[:8], "little") - 1) if first[8:] == b"{" else b""
+
+
+def is_folder(found: Checkpoint) -> bool:
+    """Whether a patch can make these files byte for byte: a folder whose weights are all .safetensors."""
+    opened = set(found.where.values())
+    same = all(isinstance(part, SafetensorsCheckpoint) for part in opened) and len(opened) == len(found.files)
+    return found.folder is not None and same and not any(name.startswith(ATTACHMENT) for name in found.slots)
+
+
+def beside(found: Checkpoint) -> dict[str, Path]:
+    """The files of a folder that go along with its weights, and the index, by name."""
+    folder = found.folder
+    return (
+        {} if folder is None else folder.along | ({folder.index.name: folder.index} if folder.index else {})
+    )
 
 
 def kind_of(path: Path) -> str:

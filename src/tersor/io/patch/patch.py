@@ -1,4 +1,4 @@
-"""Patch: write the file NEW from the file OLD and a patch from io/patch/diff.py. docs/format.md section 12.
+"""Patch: write NEW, a file or a folder, from OLD and a patch of io/patch/diff.py. docs/format.md section 12.
 
 cost    decode OLD, code the changed leaves of a .tersor file again, write NEW
 A wrong OLD is refused by its digest. NEW is put in place only if its digest is the one in the patch.
@@ -6,24 +6,20 @@ A wrong OLD is refused by its digest. NEW is put in place only if its digest is 
 
 from __future__ import annotations
 
-import hashlib
-import io
 import math
 import os
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, cast
-
-import torch
+from typing import Any, cast
 
 from tersor.dtypes import NAMED
-from tersor.errors import FormatError, RefusedError
-from tersor.files import atomic, output
+from tersor.errors import FormatError, RefusedError, SettingError
+from tersor.files import atomic, atomic_folder, output
 from tersor.forms import FORMS, NODES, Grid
-from tersor.forms.form import as_bytes
+from tersor.io.attached import SUFFIX
 from tersor.io.container import TEXT as OWN
 from tersor.io.container import TersorFile
 from tersor.io.container_writer import Builder
@@ -41,20 +37,22 @@ from tersor.io.document import (
 from tersor.io.document import KEYS as DOCUMENT
 from tersor.io.folder import inputs_of
 from tersor.io.form_json import Places
-from tersor.io.header import Slot, check_shape, natural, parse_header
+from tersor.io.header import Slot, check_shape, natural
 from tersor.io.json_text import inflate, of_type, only, parse
 from tersor.io.ledger_json import ledger_from_json
+from tersor.io.patch.folders import FOLDER, FolderTarget, Hashing, write_folder, write_tensors
 from tersor.io.patch.named_arrays import PATCH, NamedArrays
 from tersor.io.patch.patch_reader import PatchReader, SiteLeaves
 from tersor.io.safetensors_file import CHUNK, TensorFile, TensorWriter
 from tersor.io.short_header import Source
+from tersor.io.unpack import OTHERS
 from tersor.record.node_json import unflatten
 from tersor.record.observer import Observer
 
 NUMBER = 1
 TEXT, STREAMS = "patch", "streams"  # the two tensors of a patch
 FILE = "file"  # the kind of a patch that carries NEW as it is
-KEYS = ("kind", "tiny", "text", "large", "head", "aliases", "parts")
+KEYS = ("kind", "tiny", "text", "large", "head", "aliases", "files", "others", "whole", "parts")
 
 
 def patch(
@@ -64,23 +62,37 @@ def patch(
     *,
     observer: Observer | None = None,
 ) -> int:
-    """Write the later file, byte for byte, and return its number of bytes.
+    """Write the later file or folder, byte for byte, and return its number of bytes.
 
-    RefusedError if the patch was made for another OLD, FormatError if the patch is damaged.
+    A folder must be new or empty. RefusedError if the patch was made for another OLD, FormatError if the
+    patch is damaged.
     """
-    out = output(out, [*inputs_of(old), changes])
     with NamedArrays(old) as before, Source(changes) as file, naming(file.path, before.path):
         check_base(file, before)
         reader = open_patch(file, before)
-        with atomic(out) as target:
-            hashing = Hashing(target)
-            nbytes = write(reader, hashing, out.parent, observer or Observer())
-            if hashing.sha.hexdigest() != file.metadata["new"]:
+        with target_of(reader, out, [*inputs_of(old), changes]) as target:
+            nbytes = write(reader, target, Path(out).parent, observer or Observer())
+            if target.sha.hexdigest() != file.metadata["new"]:
                 raise FormatError(
                     "the file that it makes has a wrong SHA-256. The patch is damaged, or another version of "
                     "tersor made it: use that version"
                 )
         return nbytes
+
+
+@contextmanager
+def target_of(
+    reader: PatchReader, out: str | os.PathLike[str], inputs: list[Any]
+) -> Iterator[Hashing | FolderTarget]:
+    """What the patch writes to: a file, or a folder that does not exist yet."""
+    if reader.text.get("kind") != FOLDER:
+        with atomic(output(out, inputs)) as file:
+            yield Hashing(file)
+        return
+    if Path(out).suffix in (SUFFIX, *OTHERS):
+        raise SettingError(f"patch: it makes a folder, so name one: {Path(out).stem}/, not {Path(out).name}")
+    with atomic_folder(out) as folder:
+        yield FolderTarget(folder)
 
 
 @contextmanager
@@ -92,17 +104,6 @@ def naming(path: Path, old: Path) -> Iterator[None]:
         message = str(error)
         known = message.startswith((str(path), str(old)))
         raise FormatError(message if known else f"{path}: {message}") from None
-
-
-class Hashing(io.RawIOBase):
-    """A file to write to: computes the SHA-256 and passes the bytes on to `target`, if there is one."""
-
-    def __init__(self, target: BinaryIO | None = None) -> None:
-        self.sha, self.target = hashlib.sha256(), target
-
-    def write(self, data: Any) -> int:
-        self.sha.update(data)
-        return len(data) if self.target is None else self.target.write(data)
 
 
 def check_base(file: TensorFile, before: NamedArrays) -> None:
@@ -185,7 +186,9 @@ def write_tersor(reader: PatchReader, target: Any, folder: Path, observer: Obser
             observer.progress(number, len(trees), name)
         for name, entry in attached.items():
             full = f"{ATTACHMENT}{name}"
-            builder.attach_stored(name, entry, reader.array(full, torch.uint8, places.slots[full].shape))
+            deflated = entry.get("deflated", False)
+            data = reader.attachment(full, *places.slots[full].shape, deflated=deflated)
+            builder.attach_stored(name, entry, data)
         ledger = ledger_from_json(document, digests)
         aliases = aliases_from_json(document.get("aliases", {}), sites)
         changes = changes_from_json(document.get("changes", []))
@@ -214,15 +217,8 @@ def large_leaves(reader: PatchReader) -> dict[str, Slot]:
 def write_safetensors(reader: PatchReader, target: Any, folder: Path, observer: Observer) -> int:
     """Write the header of NEW and its tensors in that order."""
     head = of_type(text_or_old(reader, "head"), str, "its header of the new file").encode()
-    slots = slots_of(head)
     aliases = of_type(reader.text.get("aliases", {}), dict, "aliases")
-    target.write(len(head).to_bytes(8, "little") + head)
-    ordered = in_order(slots)
-    for number, name in enumerate(ordered, 1):
-        slot, own = slots[name], aliases.get(name, name)
-        target.write(as_bytes(reader.array(of_type(own, str, "aliases"), slot.dtype, slot.shape)).data)
-        observer.progress(number, len(ordered), name)
-    return 8 + len(head) + sum(slot.nbytes for slot in slots.values())
+    return write_tensors(reader, head, aliases, target, observer)
 
 
 def write_file(reader: PatchReader, target: Any, folder: Path, observer: Observer) -> int:
@@ -233,21 +229,6 @@ def write_file(reader: PatchReader, target: Any, folder: Path, observer: Observe
     return reader.nbytes
 
 
-def slots_of(head: bytes) -> dict[str, Slot]:
-    """The tensors of a safetensors file, from its header alone."""
-    sizes = of_type(parse(head, "its header of the new file"), dict, "its header of the new file")
-    ends = [0]
-    for entry in sizes.values():
-        if isinstance(entry, dict) and isinstance(offsets := entry.get("data_offsets"), list):
-            ends += [n for n in offsets if type(n) is int]
-    return parse_header(head, max(ends))[0]
-
-
-def in_order(slots: dict[str, Slot]) -> list[str]:
-    """Names in the order of their bytes."""
-    return sorted(slots, key=lambda name: (slots[name].begin, slots[name].end))
-
-
 def text_or_old(reader: PatchReader, key: str) -> Any:
     """The text or header ("head") of NEW; that of OLD if the patch leaves it out."""
     if key in reader.text:
@@ -256,4 +237,6 @@ def text_or_old(reader: PatchReader, key: str) -> Any:
     return head.decode() if key == "head" else parse(head, "the text of the old file")
 
 
-WRITERS = {"tersor": write_tersor, "safetensors": write_safetensors, FILE: write_file}
+WRITERS: dict[str, Callable[[PatchReader, Any, Path, Observer], int]] = {
+    "tersor": write_tersor, "safetensors": write_safetensors, FOLDER: write_folder, FILE: write_file,
+}  # fmt: skip

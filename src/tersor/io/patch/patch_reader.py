@@ -18,15 +18,17 @@ from tersor.encode import coded
 from tersor.errors import FormatError
 from tersor.forms import PROFILES, Affine, Coded, Dense, LowRank
 from tersor.io.form_json import Places
-from tersor.io.json_text import Json, of_type, only
+from tersor.io.json_text import Json, deflate, of_type, only
 from tersor.io.patch.named_arrays import NamedArrays
 from tersor.io.patch.residual import fitted, rebuild
+from tersor.io.patch.texts import text_from
 from tersor.io.patch.uniform_grids import UniformGrid, movable, regrid
+from tersor.io.safetensors_file import bytes_tensor
 from tersor.io.validate import limit_for
 
-SAME, CHANGE, ALONE = "same", "change", "alone"
-HOWS = (SAME, CHANGE, ALONE)
-KEYS = ("how", "of", "grid", "coder", "keep", "n")
+SAME, CHANGE, ALONE, TEXT = "same", "change", "alone", "text"
+HOWS = (SAME, CHANGE, ALONE, TEXT)
+KEYS = ("how", "of", "grid", "coder", "keep", "n", "text")
 Shape = tuple[int, ...]
 
 
@@ -46,8 +48,8 @@ class PatchReader:
             self._check(name, part)
             self.at[name] = at, part.get("n", [])
             at += sum(part.get("n", []))
-        if text.get("kind") == "file":
-            if len(text) > 2 or self.parts:
+        if text.get("kind") == "file" or text.get("whole"):
+            if self.parts or (text.get("kind") == "file" and len(text) > 2):
                 raise FormatError("it carries the new file whole, but states more of it")
         elif at != nbytes:
             raise FormatError(f"its streams have {nbytes:,} bytes, but its parts state {at:,}")
@@ -62,6 +64,7 @@ class PatchReader:
             ("coder", str),
             ("keep", str),
             ("n", list),
+            ("text", list),
         ):
             of_type(part.get(key, kind()), kind, f"{who}: {key}")
         if part.get("how", CHANGE) not in HOWS:
@@ -70,6 +73,10 @@ class PatchReader:
             raise FormatError(f"{who} has coder {part['coder'][:20]!r}; known are {', '.join(PROFILES)}")
         if not all(type(n) is int and n >= 0 for n in part.get("n", [])):
             raise FormatError(f"{who}: n lists the bytes of each stream, not {str(part['n'])[:60]}")
+        lengths = part.get("text", [])
+        fine = len(lengths) == 3 and all(type(n) is int and 0 <= n < 1 << 62 for n in lengths)
+        if (part.get("how") == TEXT) != ("text" in part) or (lengths and not fine):
+            raise FormatError(f"{who}: a text has three lengths, not {str(lengths)[:60]}")
 
     def part(self, name: str) -> Json:
         """The entry of an array. An array without one equals OLD's array of the same name."""
@@ -110,6 +117,25 @@ class PatchReader:
             )
         return found
 
+    def attachment(self, name: str, nbytes: int, *, deflated: bool = False) -> Tensor:
+        """An attachment as it is stored, or a file beside the weights, of this many bytes."""
+        part = self.part(name)
+        if part.get("how") != TEXT:
+            return self.array(name, torch.uint8, (nbytes,))
+        self.count((nbytes,))
+        try:
+            old = self.before.text(part.get("of", name)) or b""
+            data = text_from(part["text"], self._streams(name), old)
+        except FormatError as error:
+            raise FormatError(f"{name[:200]}: {error}") from None
+        data = deflate(data) if deflated else data
+        if len(data) != nbytes:
+            raise FormatError(
+                f"{name[:200]}: it has {len(data):,} bytes, not {nbytes:,}: the patch is damaged, or another "
+                "version of tersor made it: use that version"
+            )
+        return bytes_tensor(data)
+
     def _array(
         self,
         name: str,
@@ -123,6 +149,8 @@ class PatchReader:
         if how == SAME:
             return self.before.array(self.other(name))
         base = None
+        if how == TEXT:
+            raise FormatError("it is not an attachment, so it has no text")
         if how == CHANGE:
             base = fitted(self.before.array(self.other(name)), shape, dtype)
             if base is None:
