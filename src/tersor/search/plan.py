@@ -134,7 +134,7 @@ class Plan:
             most: Setting | None = hard[0]
             if not fits(self.point(hard[0])):
                 most = self.search(first, hard[1:], fits)
-                self.store(fast, first, fits)  # bits that are trained may do
+                self.search(first, self.trained(fast), fits)
             if most is not None:
                 self.climb(shapes[reached + hard.index(most) :], first, fits)
 
@@ -162,11 +162,15 @@ class Plan:
 
     def store(self, shape: Setting, find: Find, fits: Callable[[Trial], bool]) -> list[Trial]:
         """Search both dials of bits at a shape; the trials where they end."""
-        dials = [[shape._replace(bits=bits) for bits in BITS]]
-        if self.epochs and (self.aim != "latency" or self.trials.budget.size is not None):
-            dials.append([shape._replace(bits=bits, trained=True) for bits in TRAINED])
-        ends = [self.search(find, dial, fits) for dial in dials]
+        rounded = [shape._replace(bits=bits) for bits in BITS]
+        ends = [self.search(find, dial, fits) for dial in (rounded, self.trained(shape))]
         return [self.point(end) for end in ends if end is not None]
+
+    def trained(self, shape: Setting) -> list[Setting]:
+        """The dial of bits that are trained, if there is training and bytes count."""
+        if not self.epochs or (self.aim == "latency" and self.trials.budget.size is None):
+            return []
+        return [shape._replace(bits=bits, trained=True) for bits in TRAINED]
 
     def search(self, find: Find, dial: list[Setting], fits: Callable[[Trial], bool]) -> Setting | None:
         """Search a dial. What may be asked for next runs ahead."""
