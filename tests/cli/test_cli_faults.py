@@ -131,7 +131,7 @@ COMMANDS = [
     ("eval base --model mine.py:net --task mine.py:task -q", "tersor.candidates.evaluate", "estimated"),
     ("compare base base --model mine.py:net --task mine.py:task -q", "tersor.candidates.compare", "compared"),
     (
-        "compress mine.py:net --task mine.py:task --budget drop<=45 --out c -q",
+        "compress mine.py:net --task mine.py:task --budget drop<=25 --out c -q",
         "tersor.search.compress",
         "walked",
     ),

@@ -200,7 +200,7 @@ def test_killed_while_saving(tmp_path: Path) -> None:
     save(results[0], path)
     first = path.stat().st_ino
     replaced = 0
-    for delay in (0.002, 0.004, 0.008, 0.012, 0.016, 0.02, 0.03, 0.04, 0.1, 0.2):
+    for delay in (0.002, 0.004, 0.008, 0.012, 0.016, 0.02, 0.03, 0.04, 0.1, 0.2, 0.5, 1.0):
         child = os.fork()
         if child == 0:  # saves two states in turn until it is killed
             try:

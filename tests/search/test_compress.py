@@ -290,8 +290,8 @@ def test_a_finished_run_is_not_overwritten(net: State, task: Task, tmp_path: Pat
 def test_a_search_whose_time_was_up_goes_on_from_its_best(
     net: State, task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def begun(begun: plan.Plan) -> bool:
-        begun.point(plan.WHOLE, 8.0)
+    def begun(begun: plan.Plan, workers: int) -> bool:
+        begun.point(plan.Setting())
         return True
 
     with monkeypatch.context() as patch:

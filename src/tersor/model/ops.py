@@ -12,6 +12,7 @@ from types import FunctionType
 from typing import Any
 
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.nn import functional as F
 
 LISTED = (
@@ -81,7 +82,10 @@ def op_of(func: Callable[..., Any]) -> str | None:
 
 def name_of(func: Callable[..., Any]) -> str:
     """A function's name; of an operator of PyTorch without its overload: add for add.Tensor."""
-    return str(getattr(func, "__name__", "")).partition(".")[0]
+    if isinstance(func, OpOverload):
+        func = func.overloadpacket
+    name: str = getattr(func, "__name__", "")
+    return name
 
 
 def place_of(op: str, keyword: str) -> int | None:
