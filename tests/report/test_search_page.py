@@ -1,5 +1,6 @@
 """The page that draws a search: every trial has a point where its numbers say, and names cannot break it."""
 
+import math
 import re
 from typing import Any
 
@@ -88,3 +89,11 @@ def test_ticks_are_few_and_within_the_axis(low: float, times: float, log: bool) 
     assert [axis.place(tick) for tick in ticks] == sorted(axis.place(tick) for tick in ticks)
     assert axis.place(axis.low) == 0
     assert axis.place(axis.high) == 100
+
+
+def test_intervals_without_an_end_and_values_that_are_no_numbers_are_drawn() -> None:
+    wild = trial("a", 0.1, 80, drop=[math.nan, -math.inf, math.inf])
+    for bounds in (BOUNDS, {**BOUNDS, "drop": None, "nbytes": None}):
+        text = page(search(wild, trial("b", 0.2, 40), bounds=bounds))
+        assert set(circles(text)) == {"a", "b"}
+        assert not re.search(r'[xy]\d?="(nan|inf|-inf)"', text)

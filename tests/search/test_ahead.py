@@ -1,6 +1,9 @@
 """Trials that run ahead on a Ray cluster: the search finds what it finds alone, whatever happens there."""
 
 import os
+import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,7 +15,7 @@ from torch import nn
 
 from tersor import Finetune, Task, digits, run
 from tersor.core.state import State, start
-from tersor.errors import MissingError
+from tersor.errors import MissingError, TaskError
 from tersor.record.observer import Observer
 from tersor.search import plan
 from tersor.search.ahead import RayWorkers, own_modules
@@ -145,3 +148,49 @@ def test_a_worker_that_dies_is_said_and_the_trial_runs_here(task: Task, tmp_path
     assert message.startswith("slim: its worker failed")
     assert not (tmp_path / "slim").exists()
     ran.close()
+
+
+@pytest.mark.extra
+@pytest.mark.usefixtures("cluster")
+def test_what_is_stopped_leaves_nothing_behind(given: State, task: Task, tmp_path: Path) -> None:
+    ran = workers(given, task, tmp_path, Told())
+    before = {path.name for path in Path(tempfile.gettempdir()).glob("tersor-ahead-*")}
+    ran.ask([Trial("long", (Finetune(epochs=10_000),)).chain])
+    began = time.monotonic()
+    while {path.name for path in Path(tempfile.gettempdir()).glob("tersor-ahead-*")} == before:
+        assert time.monotonic() < began + 60
+        time.sleep(0.05)
+    ran.ask([])
+    ran.settle()
+    assert {path.name for path in Path(tempfile.gettempdir()).glob("tersor-ahead-*")} == before
+    ran.close()
+
+
+@pytest.mark.extra
+def test_a_task_that_cannot_be_sent_is_named_before_anything_runs(given: State, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    lock = threading.Lock()
+
+    def loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        with lock:
+            return nn.functional.cross_entropy(output, target)
+
+    own = Task("locked", evaluate=[(torch.ones(4, 64), torch.arange(4))], loss=loss)
+    with pytest.raises(TaskError, match="cannot be sent"):
+        workers(given, own, tmp_path, Told())
+
+
+@pytest.mark.extra
+@pytest.mark.usefixtures("cluster")
+def test_more_threads_than_cores_wait_for_nothing(given: State, task: Task, tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(8)
+    try:
+        ran = workers(given, task, tmp_path, Told())
+        trial = Trial("slim", (Slim(keep=0.5, of="parameters"),))
+        ran.ask([trial.chain])
+        ran.take(trial)
+        assert (tmp_path / "slim" / "journal").exists()
+        ran.close()
+    finally:
+        torch.set_num_threads(threads)

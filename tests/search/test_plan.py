@@ -34,20 +34,24 @@ def test_halving_finds_what_a_loop_finds(count: int, edge: int) -> None:
 class Model(Trials):
     """Trials of a model whose losses are known: a point for each halving of units below `units`, and one
     for each halving of bits below `bits`. Training allows a sixteenth of the bits. `ways`: how many times as
-    fast as slim a way is at the same keep; those that are missing are refused."""
+    fast as slim a way is at the same keep; those that are missing are refused. Above
+    `coarse` nothing is removed."""
 
     def __init__(
         self, budget: Budget, *, units: float, bits: float, runtime: str = "", integers: float = 2.0,
-        ways: dict[str, float] | None = None,
+        ways: dict[str, float] | None = None, coarse: float = 1.0,
     ):  # fmt: skip
         self.budget, self.runtime, self.given_nbytes = budget, runtime, 1000
         self.found, self.shapes, self.ran = {}, {}, list[tuple[float, float]]()
         self.easy = SimpleNamespace(units=units, bits=bits, integers=integers)
+        self.coarse = coarse
         self.ways, self.asked = {"slim": 1.0} if ways is None else ways, list[list[str]]()
 
     def shape(self, trial: Trial) -> Trial:
         why = "" if trial.name.split(maxsplit=1)[0] in self.ways else "no"
         trial = trial.after or trial  # without its training
+        if trial.steps[0].keep > self.coarse:
+            return replace(trial, nothing=True)
         return self.shapes.setdefault(trial.name, replace(trial, why=why))
 
     def judged(self, trial: Trial) -> Trial:
@@ -192,3 +196,17 @@ def test_the_next_trial_of_every_dial_is_said_ahead() -> None:
     assert said <= {name for names in trials.asked for name in names}
     assert {*trials.found} <= {name for names in trials.asked for name in names}
     assert sum(name in said for name in trials.found) >= 0.9 * len(trials.found)
+
+
+def test_a_step_that_removes_nothing_at_first_is_asked_for_more() -> None:
+    ways = {"slim": 1.0, "shorten": 2.0}
+    model = {"units": 0.1, "bits": 1.0, "runtime": "onnxruntime", "ways": ways}
+    plan, trials = walked("drop<=0.5,latency<=50%", "latency", coarse=0.3, **model)
+    assert not plan.refused - {"factorize"}
+    assert plan.ranked()[0].name.startswith("shorten")
+    assert not any(
+        name.startswith(f"{way} 0.{n}") for way in ways for n in (8, 65, 5, 4) for name in trials.found
+    )
+    plan, trials = walked("drop<=0.5", "size", units=0.1, bits=4.0, coarse=0.0)
+    assert {name.split()[-1] for name in trials.found} == {"bits"}
+    assert not any("slim" in name for name in trials.found)

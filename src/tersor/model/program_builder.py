@@ -8,6 +8,7 @@ Checks of the trace are left out: the arguments are compared with their traced s
 from __future__ import annotations
 
 import inspect
+import itertools
 import operator
 from collections.abc import Mapping
 from pickle import PickleError
@@ -33,7 +34,7 @@ WIDTHS = (*SHAPING, "slice", "narrow", "chunk", "split", "split_with_sizes", "re
 NUMBERED = ("chunk", "split")  # operators whose parts get sizes of their own
 STATISTICS = "num_batches_tracked"  # a batch norm has it, and no operator reads it in eval mode
 ATTENTION = "scaled_dot_product_attention"
-DROPOUTS = "dropouts"  # they have no tensors, so no name of their own
+DROPOUTS = "dropouts"  # they have no tensors, so no name of their own; with _ where the model uses it
 OWNED = ("weight", "bias", "running_mean", "running_var")
 LARGEST = 2**31  # a slice without an end has the largest integer
 
@@ -72,6 +73,8 @@ class Builder:
         named = {n: str(n.target) for n in nodes if n.op == "get_attr"}
         tensors = {n: held(source, path) for n, path in named.items()}
         self.tensors = {n: named[n] for n, value in tensors.items() if isinstance(value, Tensor)}
+        used = {path.partition(".")[0] for path in source.state_dict()} | {*named.values()}
+        self.dropouts = next(name for n in itertools.count() if (name := DROPOUTS + n * "_") not in used)
         called = [str(n.target) for n in nodes if n.op == "call_module" and "_guards" not in str(n.target)]
         if region := [*called, *(path for n, path in named.items() if n not in self.tensors)]:
             raise RefusedError(
@@ -134,7 +137,7 @@ class Builder:
         """(path, stock layer) for an operator that is the whole of one."""
         given = arguments(node)
         if op_name(node) == "dropout":
-            return f"{DROPOUTS}.{node.name}", nn.Dropout(given["p"])
+            return f"{self.dropouts}.{node.name}", nn.Dropout(given["p"])
         if (make := LAYERS.get(op_name(node))) is None:
             return None
         read = {k: self.tensors[i] for k, i in given.items() if isinstance(i, fx.Node) and i in self.tensors}

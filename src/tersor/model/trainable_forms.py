@@ -32,7 +32,7 @@ class TrainableForms(Simulated):
 
     hidden = True  # the forms' leaves are trained, not the layers' own weights
     layout = torch.contiguous_format  # of convolution weights; it determines the layout of their outputs
-    moved: torch.dtype | None = None  # what half() or bfloat16() made of floats
+    moved: torch.dtype | None = None  # what half(), bfloat16() or float() made of floats; None: as given
 
     def __init__(
         self, model: nn.Module, forms: Mapping[str, Form], sites: Mapping[str, Site], train: Iterable[str],
@@ -95,10 +95,11 @@ class TrainableForms(Simulated):
         return values
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """After half() or bfloat16() the weights have that dtype in a forward, as those of any module."""
-        like = torch.empty(0, dtype=self.moved or torch.float32)
-        dtype = fn(like).dtype
-        self.moved = None if dtype is torch.float32 else dtype
+        """After half(), bfloat16() or float() the weights have that dtype in a forward, as those of any
+        module."""
+        dtypes = {fn(torch.empty(0, dtype=dtype)).dtype for dtype in (torch.float16, torch.bfloat16)}
+        if len(dtypes) == 1:  # else `fn` keeps dtypes, as to(device) does
+            (self.moved,) = dtypes
         return super()._apply(fn, recurse)
 
     def keep(self, values: Mapping[str, Tensor]) -> None:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from tersor.report.console import percent, whole
 from tersor.report.page import template
-from tersor.report.search_table import cells, headings, reasons, timed
+from tersor.report.search_table import cells, headings, in_digits, reasons, timed
 from tersor.report.treemap import Box
 
 Facts = Mapping[str, Any]
@@ -37,7 +37,9 @@ class Axis:
     log: bool = False
 
     def place(self, value: float) -> float:
-        """Where a value is drawn; values outside are at the edge."""
+        """Where a value is drawn; values outside are at the edge, and NaN is at the beginning."""
+        if math.isnan(value):
+            return self.begin
         low, high, value = (math.log(v) if self.log else v for v in (self.low, self.high, value))
         share = (value - low) / (high - low) if high > low else 0.5
         return self.begin + min(max(share, 0.0), 1.0) * (self.end - self.begin)
@@ -92,7 +94,7 @@ def summary(search: Facts) -> str:
     share = percent(best["nbytes"] / search["given_nbytes"], 1)
     return (
         f"Best of {count} trials: {best['name']}: {whole(best['nbytes'])} bytes, {share} of the given "
-        f"weights, drop {best['drop'][0]:.2f} on the {search['decided_by']} that decide."
+        f"weights, drop {in_digits(best['drop'][0], search)} on the {search['decided_by']} that decide."
     )
 
 
@@ -108,7 +110,8 @@ def plot(measure: Measure, done: Sequence[Facts], search: Facts) -> dict[str, An
             {
                 "kind": kind(row, search, upward), "x": across.place(measure.of(row)),
                 "y": [upward.place(drop) for drop in row["drop"]],
-                "title": f"{row['name']}: drop {row['drop'][0]:.2f}, {measure.text(measure.of(row))}",
+                "title": f"{row['name']}: drop {in_digits(row['drop'][0], search)}, "
+                + measure.text(measure.of(row)),
             }
             for row in done
         ],
@@ -121,8 +124,9 @@ def plot(measure: Measure, done: Sequence[Facts], search: Facts) -> dict[str, An
 
 def drops(done: Sequence[Facts], bound: float | None) -> Axis:
     """The axis of the drop, up to three times its bound."""
-    low = min(0.0, *(row["drop"][1] for row in done))
-    high = max(row["drop"][2] for row in done) if bound is None else HIGHEST * bound
+    ends = [end for row in done for end in row["drop"] if math.isfinite(end)]
+    low = min(0.0, *ends)
+    high = max(0.0, *ends) if bound is None else HIGHEST * bound
     return Axis(low, high if high > low else low + 1.0, PLOT.y + PLOT.h, PLOT.y)
 
 

@@ -31,7 +31,8 @@ def tables(facts: Facts) -> Iterator[RenderableType]:
         if "latency" in item:
             yield f"not taken: {item['name']}, which was over the budget when it was timed again"
             continue
-        yield f"not taken: {item['name']}, which drops by {item['drop'][0]:.2f} on the evaluation set"
+        drop = in_digits(item["drop"][0], search)
+        yield f"not taken: {item['name']}, which drops by {drop} on the evaluation set"
     if "export" in facts:
         yield f"exported: {facts['export']['text']}"
     yield f"recipe: {search['recipe']}"
@@ -68,13 +69,17 @@ def cells(row: Facts, search: Facts) -> list[str]:
         number = reasons(search).index(row["why"]) + 1
         return [name, *[""] * (4 + timed(search)), seconds(row["seconds"]), f"refused ({number})"]
     amount, *ends = row["drop"]
-    digits = ".2f" if search["unit"] else ".3g"  # a metric's own unit may be small
     fast = [f"{row['latency']['ratio'][0]:.2f}"] if timed(search) else []
     return [
-        name, f"{amount:{digits}}", " to ".join(f"{end:{digits}}" for end in ends), whole(row["nbytes"]),
-        percent(row["nbytes"] / search["given_nbytes"], 1), *fast, seconds(row["seconds"]),
-        ", ".join(row["over"]),
+        name, in_digits(amount, search), " to ".join(in_digits(end, search) for end in ends),
+        whole(row["nbytes"]), percent(row["nbytes"] / search["given_nbytes"], 1), *fast,
+        seconds(row["seconds"]), ", ".join(row["over"]),
     ]  # fmt: skip
+
+
+def in_digits(drop: float, search: Facts) -> str:
+    """A drop: points have two decimals, and a metric's own unit, which may be small, has three digits."""
+    return f"{drop:.2f}" if search["unit"] else f"{drop:.3g}"
 
 
 def timed(search: Facts) -> bool:

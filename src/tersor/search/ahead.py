@@ -11,6 +11,7 @@ A trial whose worker failed runs here, and that is said.
 
 from __future__ import annotations
 
+import os
 import pickle
 import shutil
 import sys
@@ -24,7 +25,8 @@ import torch
 
 from tersor.core.run import run
 from tersor.core.state import State
-from tersor.errors import TersorError, first_line, need
+from tersor.errors import SettingError, TaskError, TersorError, first_line, need
+from tersor.model.batches import device_of
 from tersor.model.code import is_own
 from tersor.model.task import Task
 from tersor.pipeline import JOURNAL
@@ -50,24 +52,41 @@ class RayWorkers:
         except ImportError:
             raise need("ray", "ray", "trials at the same time") from None
         self.count, self.folder, self.observer, self.ray = count, folder, observer, ray
-        self.began = not ray.is_initialized()
-        if self.began:
-            ray.init(log_to_driver=False, include_dashboard=False)
         for module in own_modules(given, task):
             cloudpickle.register_pickle_by_value(module)
-        threads, gpus = torch.get_num_threads(), int(next(iter(given.model().parameters())).is_cuda)
-        # What is sent stays in the cluster's memory: the model and the data, once.
-        self.given = ray.put(cloudpickle.dumps((given, task, seed, threads)))
-        self.dumps = cloudpickle.dumps
-        self.remote = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=0)(worked)
+        threads, self.dumps = torch.get_num_threads(), cloudpickle.dumps
+        try:
+            sent = self.dumps((given, task, seed, threads))
+        except Exception as error:  # whatever an object raises that cannot be pickled
+            raise TaskError(
+                f"compress: workers={count}: the model or the task cannot be sent to other processes: "
+                f"{first_line(error)}. Leave out workers, or make it without open files, locks and the like"
+            ) from error
         self.flying: list[tuple[list[Trial], Any]] = []  # chains, and where their journals will be
+        self.stopping: list[Any] = []
+        self.began = not ray.is_initialized()
+        if self.began:
+            ray.init(os.environ.get("RAY_ADDRESS") or "local", log_to_driver=False)
+        gpus = int(getattr(device_of(given.model()), "type", "cpu") != "cpu")
+        if gpus > self.most("GPU"):
+            self.close()
+            raise SettingError(f"compress: workers={count}: the model is on a GPU, and no worker has one")
+        # A worker takes as many threads as this process, on fewer cores if need be: sums depend on it.
+        cores = min(threads, self.most("CPU"))
+        self.remote = ray.remote(num_cpus=cores, num_gpus=gpus, max_retries=0)(worked)
+        self.given = ray.put(sent)  # it stays in the cluster's memory: the model and the data, once
+
+    def most(self, what: str) -> int:
+        """The most cores or GPUs that one machine of the cluster has."""
+        return int(max(node["Resources"].get(what, 0) for node in self.ray.nodes() if node["Alive"]))
 
     def ask(self, chains: list[list[Trial]]) -> None:
         """Have these run, as many as there is room for, and no others."""
         wanted = [names(chain) for chain in chains[: self.count]]
         for chain, result in [*self.flying]:
             if names(chain) not in wanted:
-                self.ray.cancel(result, force=True)
+                self.ray.cancel(result)  # not by force: what it wrote is to be removed
+                self.stopping.append(result)
                 self.flying.remove((chain, result))
         for chain in chains[: self.count]:
             missing = [trial.name for trial in chain if not self.journal(trial).exists()]
@@ -96,12 +115,15 @@ class RayWorkers:
 
     def settle(self) -> None:
         """Wait until nothing runs."""
-        if self.flying:
-            self.ray.wait([result for _, result in self.flying], num_returns=len(self.flying))
+        results = [*self.stopping, *(result for _, result in self.flying)]
+        if results:
+            self.ray.wait(results, num_returns=len(results))
+        self.stopping.clear()
 
     def close(self) -> None:
         """Stop what still runs, and the cluster if it began here."""
         self.ask([])
+        self.settle()
         if self.began:
             self.ray.shutdown()
 
@@ -130,7 +152,7 @@ def worked(given: bytes, chain: bytes) -> list[Files]:
     begin, task, seed, threads = pickle.loads(given)
     torch.set_num_threads(threads)
     state, found = begin, list[Files]()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(prefix="tersor-ahead-") as folder:
         for number, (steps, files) in enumerate(pickle.loads(chain)):
             out = Path(folder) / str(number)
             journal = out / JOURNAL

@@ -117,11 +117,12 @@ def compress(
         stopped = walked(plan, workers)
         best, judged, beyond = chosen(plan, judge)
         search = facts_of_search(trials, best, aim, stopped=stopped, beyond=beyond) | {"untrained": untrained}
+        if best is not None:
+            result = trials.state(best)
+            facts = finished(result, task, trials, best, {"search": search, "accuracy": judged})
         write_text(out / PAGE, page(search))
         if best is None:
             raise BudgetError(unmet(trials, plan, stopped, beyond))
-        result = trials.state(best)
-        facts = finished(result, task, trials, best, {"search": search, "accuracy": judged})
     if not stopped:  # what has run so far may go on
         shutil.rmtree(out / FOLDER)
     return result, facts

@@ -111,8 +111,10 @@ class Plan:
         for way in self.ways():
             shapes = shapes_of(way)
             least = self.search(onward if reached else last, shapes[reached:], fits)
+            if least is None or (least.way and self.point(least).after is None):
+                continue  # the step removes nothing from this network
             # Fewer bits make no float network faster, and more units make none.
-            if least is not None and self.fast(self.point(least)):
+            if self.fast(self.point(least)):
                 reached = shapes.index(least)
                 self.climb(reversed(shapes[: reached + 1]), last, fits)
 
@@ -186,8 +188,11 @@ class Plan:
         if setting.way in self.refused:
             return replace(trial, why="the step was refused")
         if trial.after is not None:
-            trial = replace(trial, after=self.trials.shape(trial.after))
-            self.refused |= {setting.way} if trial.after and trial.after.why else set()
+            after = self.trials.shape(trial.after)
+            if after.nothing:
+                return self.point(setting._replace(way="", keep=1.0))
+            trial = replace(trial, after=after)
+            self.refused |= {setting.way} if after.why else set()
         return self.trials.judged(trial)
 
     def planned(self, setting: Setting) -> Trial:

@@ -75,6 +75,7 @@ class Trial:
     steps: tuple[Any, ...]
     after: Trial | None = None
     why: str = ""  # it was refused
+    nothing: bool = False  # it changed no weight
     drop: tuple[float, float, float] = (math.nan, math.nan, math.nan)  # with its 95 % interval
     nbytes: int = 0  # of its .tersor file
     latency: Facts | None = None  # as of candidates/timed.py
@@ -116,13 +117,15 @@ class Trials:
         self.given_nbytes = plain_nbytes(self.given)
 
     def shape(self, trial: Trial) -> Trial:
-        """A trial that others come after, run and not judged. It is refused if it changes nothing."""
+        """A trial that others come after, run and not judged. If it changes nothing, none does."""
         if trial.name not in self.shapes:
             after = None if trial.after is None else self.shape(trial.after)
+            if after is not None and after.nothing:
+                return after
             made = self._made(replace(trial, after=after), keep=True)
-            begin = self.given if after is None else self.states.get(after.name)
-            if begin is not None and not made.why and unchanged(begin, self.states[made.name]):
-                made = replace(made, why=f"{trial.steps[0].name} finds nothing to remove")
+            if after is None and not made.why and unchanged(self.given, self.states[made.name]):
+                self.observer.message(f"{made.name}: there is nothing to remove")
+                made = replace(made, nothing=True)
             self.shapes[trial.name] = made
         return self.shapes[trial.name]
 
@@ -229,11 +232,12 @@ class Trials:
     def bounds(self) -> Facts:
         """The most drop and bytes, and the least speed over the given model's; None is no bound."""
         size, latency = self.budget.size, self.budget.latency
-        times = [trial.latency["before"][0] for trial in self.found.values() if trial.latency] or [math.nan]
+        times = [trial.latency["before"][0] for trial in self.found.values() if trial.latency]
+        given = 1.0 if latency is not None and latency.share else next(iter(times), None)
         return {
             "drop": self.budget.drop,
             "nbytes": None if size is None else size.most * (self.given_nbytes if size.share else 1),
-            "ratio": latency and (1.0 if latency.share else times[0]) / latency.most,
+            "ratio": None if latency is None or given is None else given / latency.most,
         }
 
     def over(self, trial: Trial) -> list[str]:
