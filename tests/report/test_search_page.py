@@ -92,7 +92,7 @@ def test_ticks_are_few_and_within_the_axis(low: float, times: float, log: bool) 
 
 
 def test_intervals_without_an_end_and_values_that_are_no_numbers_are_drawn() -> None:
-    wild = trial("a", 0.1, 80, drop=[math.nan, -math.inf, math.inf])
+    wild = {**trial("a", 0.1, 80), "drop": [math.nan, -math.inf, math.inf]}
     for bounds in (BOUNDS, {**BOUNDS, "drop": None, "nbytes": None}):
         text = page(search(wild, trial("b", 0.2, 40), bounds=bounds))
         assert set(circles(text)) == {"a", "b"}

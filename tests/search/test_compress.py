@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -9,6 +10,7 @@ import onnxruntime
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
 
 from tersor import Finetune, Task, digits, load, run
 from tersor.core.recipe import Recipe
@@ -256,6 +258,7 @@ def test_a_drop_that_allows_any_model_is_refused(net: State, task: Task, tmp_pat
         ({"aim": "speed"}, "aim='speed'"),
         ({"epochs": -1}, "epochs=-1"),
         ({"lr": 0}, "lr=0"),
+        ({"seed": -1}, "seed"),
         ({"minutes": 0}, "minutes=0"),
         ({"batch": 0}, "batch=0"),
         ({"threads": 10**6}, "threads=1000000"),
@@ -429,3 +432,49 @@ def test_outputs_without_a_soft_loss_are_trained_by_the_tasks_own(
     rows = facts["search"]["trials"]
     assert any("penalize" in row["recipe"] and "teacher_weight=0" in row["recipe"] for row in rows)
     assert not any(row["why"] for row in rows)
+
+
+def test_only_what_a_search_wrote_is_removed(net: State, task: Task, tmp_path: Path) -> None:
+    mine = tmp_path / "trials" / "mine.csv"
+    mine.parent.mkdir()
+    mine.write_text("x")
+    compress(net, task, "size<=50%", tmp_path, epochs=0)
+    assert [path.name for path in mine.parent.iterdir()] == ["mine.csv"]
+
+
+def test_a_refusal_before_any_trial_is_no_search(net: State, task: Task, tmp_path: Path) -> None:
+    (tmp_path / "trials").mkdir()
+    (tmp_path / "trials" / "lock").write_text("")
+    _, facts = compress(net, task, "size<=50%", tmp_path, epochs=0)
+    assert facts["search"]["best"]
+    assert not (tmp_path / "trials").exists()
+
+
+@pytest.mark.parametrize("text", ["", '{"of":', "{}", "[]", "null", '{"of": 1, "facts": {}}'])
+def test_a_damaged_measurement_is_made_again(net: State, task: Task, tmp_path: Path, text: str) -> None:
+    with pytest.raises(BudgetError):
+        compress(net, task, "size<=0.01%", tmp_path, epochs=0)
+    before = {path: path.read_text() for path in (tmp_path / "trials").rglob("trial.json")}
+    for path in before:
+        path.write_text(text)
+    with pytest.raises(BudgetError):
+        compress(net, task, "size<=0.01%", tmp_path, epochs=0, resume=True)
+    for path, old in before.items():
+        new = json.loads(path.read_text())
+        assert new["of"] == json.loads(old)["of"]
+        assert new["facts"]["drop"] == json.loads(old)["facts"]["drop"]
+
+
+def test_training_data_without_a_length_train_nothing_and_that_is_said(
+    net: State, task: Task, tmp_path: Path
+) -> None:
+    class Stream(IterableDataset[Any]):
+        def __iter__(self) -> Iterator[Any]:
+            x, y = whole(task, "train")
+            yield from zip(x, y, strict=True)
+
+    told = Told()
+    own = Task("stream", evaluate=[whole(task, "evaluate")], train=DataLoader(Stream(), batch_size=32))
+    _, facts = compress(net, own, "drop<=9", tmp_path, observer=told)
+    assert "cannot be parted" in told.messages[0]
+    assert facts["search"]["best"]

@@ -11,6 +11,7 @@ A trial whose worker failed runs here, and that is said.
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import shutil
@@ -66,7 +67,9 @@ class RayWorkers:
         self.stopping: list[Any] = []
         self.began = not ray.is_initialized()
         if self.began:
-            ray.init(os.environ.get("RAY_ADDRESS") or "local", log_to_driver=False)
+            ray.init(
+                os.environ.get("RAY_ADDRESS") or "local", log_to_driver=False, logging_level=logging.ERROR
+            )
         gpus = int(getattr(device_of(given.model()), "type", "cpu") != "cpu")
         if gpus > self.most("GPU"):
             self.close()

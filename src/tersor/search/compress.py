@@ -1,7 +1,7 @@
 """Compress: a budget in, a model out: recipes are tried (plan.py, trials.py), the best one is written.
 
 samples that decide   labelled calibration batches, every second one; else half of the evaluation set if
-                      trials train; else training data, which then train nothing (steps/drop_search.py)
+                      trials train; else a fifth of the training data (steps/drop_search.py)
 samples that judge    the evaluation set, without those that decide, at the end: the best trial whose drop is
                       within the budget there too
 DIR/model.tersor, recipe.lock.yaml, report.json   as of tersor run; the report has all trials
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import shutil
 import time
 from contextlib import ExitStack, closing
 from dataclasses import replace
@@ -42,7 +41,7 @@ from tersor.search.ahead import RayWorkers
 from tersor.search.budget import Budget, read_budget
 from tersor.search.hold_out import hold_out
 from tersor.search.plan import Plan
-from tersor.search.trials import FOLDER, OutOfTime, Trial, Trials
+from tersor.search.trials import FOLDER, HELD, OutOfTime, Trial, Trials, remove_trials, trials_in
 from tersor.settings import settings_of
 from tersor.steps import Export
 from tersor.steps.drop_search import Deciding, Part, deciding
@@ -85,18 +84,19 @@ def compress(
     runtime = budget.runtime or ("onnxruntime" if aim == "latency" else "")
     checked(
         aim, budget.drop, runtime, epochs=epochs, lr=lr, minutes=minutes, batch=batch, threads=threads,
-        workers=workers,
+        workers=workers, seed=seed,
     )  # fmt: skip
     if given.given is None:
         raise RefusedError(f"{WHO}: the model's code is needed. Give --arch file.py:factory")
     for name in (MODEL, LOCK, REPORT, ONNX, PAGE):
         output(out / name, list(inputs))
-    if (out / REPORT).exists() and not (out / FOLDER).exists():
+    tried = trials_in(out / FOLDER)
+    if (out / REPORT).exists() and not tried:
         raise RefusedError(f"{out} holds a finished run. Name another folder")
-    if (out / FOLDER).exists() and not resume:
+    if tried and not resume:
         raise RefusedError(
             f"{out / FOLDER} holds the trials of a search. Continue it with --resume, which also takes "
-            "another budget, or remove the folder"
+            "another budget, or remove them"
         )
     out.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
@@ -105,7 +105,7 @@ def compress(
     untrained = "" if not epochs or task.train is None else why_untrained(given, work)
     if untrained:
         observer.message(f"{WHO}: nothing is trained: {untrained}")
-    with claim(out / FOLDER / "lock"):
+    with claim(out / FOLDER / HELD):
         trials = Trials(
             given, work, decide, budget, out, runtime, batch, threads, seed, tiny,
             began + 60 * minutes if minutes else math.inf, observer,
@@ -124,7 +124,7 @@ def compress(
         if best is None:
             raise BudgetError(unmet(trials, plan, stopped, beyond))
     if not stopped:  # what has run so far may go on
-        shutil.rmtree(out / FOLDER)
+        remove_trials(out / FOLDER)
     return result, facts
 
 
@@ -145,6 +145,7 @@ def checked(
     batch: int,
     threads: int,
     workers: int,
+    seed: int,
 ) -> None:
     """Refuse settings that are not allowed, and a runtime that is not there, before anything runs."""
     if aim not in AIMS:
@@ -158,6 +159,7 @@ def checked(
         ("batch", batch, batch >= 1),
         ("threads", threads, 1 <= threads <= MOST_THREADS),
         ("workers", workers, 0 <= workers <= MOST_WORKERS),
+        ("seed", seed, seed >= 0),
     ):
         if not fine:
             raise SettingError(f"{WHO}: {word}={value}, which is too small or too large")
@@ -184,8 +186,8 @@ class Parts(NamedTuple):
 
 def parts(given: State, task: Task, budget: Budget, epochs: float) -> Parts:
     """Labelled calibration batches decide. Else, if trials train, half of the evaluation set: the given model
-    knows its training data by heart, so any training that they do not take part in loses on them. Else
-    training data, a fifth if trials train."""
+    knows its training data by heart, so any training that they do not take part in loses on them. Else a
+    fifth of the training data, which neither trains nor calibrates."""
     limit = math.inf if budget.drop is None else budget.drop
     trains = bool(epochs) and task.train is not None and trainable(given)
     halves = hold_out(task, "evaluate") if trains else None
@@ -200,7 +202,7 @@ def parts(given: State, task: Task, budget: Budget, epochs: float) -> Parts:
         judge = task.evaluate
     work = replace(decide.rest, train=fit)
     if work.calibrate is None and task.train is not None:
-        source = replace(task, train=fit or task.train)
+        source = replace(task, train=task.train if fit is None else fit)
         with steady(source.train):  # the same samples when the search is resumed
             work = replace(work, calibrate=list(Part(source, "train", most=CALIBRATE)))
     return Parts(decide, work, replace(task, evaluate=judge))

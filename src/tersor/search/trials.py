@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -34,6 +35,7 @@ from tersor.search.budget import Budget
 from tersor.steps.drop_search import Deciding
 
 FOLDER, FACTS = "trials", "trial.json"
+HELD = "lock"  # held while a search runs
 Facts = dict[str, Any]
 
 
@@ -182,10 +184,8 @@ class Trials:
             "result": state.digest, "decided by": self.decide.name, "runtime": self.runtime,
             "batch": self.batch, "threads": self.threads, "tiny": self.tiny,
         }  # fmt: skip
-        if path.exists():
-            kept = json.loads(path.read_text())
-            if kept["of"] == same:
-                return {**kept["facts"], "drop": tuple(kept["facts"]["drop"])}
+        if (kept := read_facts(path, same)) is not None:
+            return kept
         began = time.monotonic()
         drop = self.decide.drop(state.model())
         facts: Facts = {
@@ -259,6 +259,33 @@ class Trials:
         text += f" ({percent(trial.nbytes / self.given_nbytes, 1)})"
         text += f", {trial.latency['ratio'][0]:.2f} x as fast" if trial.latency else ""
         return text + (f"; over the budget: {', '.join(over)}" if (over := self.over(trial)) else "")
+
+
+def read_facts(path: Path, same: Facts) -> Facts | None:
+    """What a file says was measured; None if there is none, it is damaged, or of something else."""
+    try:
+        kept = json.loads(path.read_text())
+        facts = kept["facts"]
+        if kept["of"] != same or {*facts} != {"drop", "nbytes", "latency", "seconds"}:
+            return None
+        return {**facts, "drop": tuple(float(end) for end in facts["drop"])}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None
+
+
+def trials_in(folder: Path) -> list[Path]:
+    """What searches wrote there: folders with a journal, or with what was measured."""
+    inside = [*folder.iterdir()] if folder.is_dir() else []
+    return [path for path in inside if (path / JOURNAL).is_dir() or (path / FACTS).is_file()]
+
+
+def remove_trials(folder: Path) -> None:
+    """Remove what searches wrote, and the folder if it holds nothing else."""
+    for path in trials_in(folder):
+        shutil.rmtree(path)
+    (folder / HELD).unlink(missing_ok=True)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def unchanged(before: State, after: State) -> bool:
