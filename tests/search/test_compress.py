@@ -260,6 +260,8 @@ def test_a_drop_that_allows_any_model_is_refused(net: State, task: Task, tmp_pat
         ({"lr": 0}, "lr=0"),
         ({"seed": -1}, "seed"),
         ({"minutes": 0}, "minutes=0"),
+        ({"seed": -1}, "seed=-1"),
+        ({"workers": -1}, "workers=-1"),
         ({"batch": 0}, "batch=0"),
         ({"threads": 10**6}, "threads=1000000"),
         ({"budget": "drop<0.5"}, "is no bound"),

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 Files = dict[str, bytes]  # of a journal
 LOCK = "lock"
+# What objects raise that cannot be pickled.
+UNSENDABLE = (TypeError, AttributeError, ValueError, RuntimeError, NotImplementedError, pickle.PicklingError)
 
 
 class RayWorkers:
@@ -58,7 +60,7 @@ class RayWorkers:
         threads, self.dumps = torch.get_num_threads(), cloudpickle.dumps
         try:
             sent = self.dumps((given, task, seed, threads))
-        except Exception as error:  # whatever an object raises that cannot be pickled
+        except UNSENDABLE as error:
             raise TaskError(
                 f"compress: workers={count}: the model or the task cannot be sent to other processes: "
                 f"{first_line(error)}. Leave out workers, or make it without open files, locks and the like"
