@@ -52,7 +52,8 @@ AIMS = ("size", "latency", "accuracy")
 WHO = "compress"
 MIXED = (
     "its training batches cannot be parted, and what decides must not train. Give Task(calibrate=...) "
-    "labelled batches, evaluate= two batches or more, or train= a list, or a DataLoader over a set with indices without a sampler of its own"
+    "labelled batches, evaluate= two batches or more, or train= a list, or a DataLoader over a set with "
+    "indices without a sampler of its own"
 )
 FROZEN = "the model's parameters have requires_grad=False. Set it to True for those that may be trained"
 CALIBRATE = 1024  # samples of the training data that calibrate, if no others do
