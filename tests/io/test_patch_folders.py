@@ -246,8 +246,13 @@ def test_the_folder_must_be_new(files: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["../x.json", "/tmp/x.json", ".git/config", "a/../../x.txt", "con\u0000.txt", "model.safetensors"]
-)
+    "name",
+    [
+        "../x.json", "/tmp/x.json", ".git/config", "a/../../x.txt", "con\u0000.txt", "model.safetensors",
+        ".tersor/../../x.json", ".tersor/../model.safetensors", ".tersor/../.git/config", ".tersor/a\u0000b",
+        ".tersor//tmp/x.json", ".tersor/x.json", ".tersor/files.json", "Model.safetensors/x.json",
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("key", ["others", "files"])
 def test_unsafe_names(key: str, name: str, files: Path, tmp_path: Path) -> None:
     if (key, name) == ("files", "model.safetensors"):
@@ -262,7 +267,7 @@ def test_unsafe_names(key: str, name: str, files: Path, tmp_path: Path) -> None:
         document["parts"][f"attachment:{name}"] = document["parts"].pop(f"attachment:{word}")
     (tmp_path / "p").write_bytes(put_together(metadata, json.dumps(document).encode(), streams, head_of(old)))
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(FormatError):
+    with pytest.raises(FormatError, match="the files that it makes: "):
         patch(old, tmp_path / "p", tmp_path / "out")
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -315,6 +320,17 @@ def test_damaged_patches_of_folders(files: Path, tmp_path: Path) -> None:
             assert not (tmp_path / f"out{number}").exists()
             continue
         assert tree(tmp_path / f"out{number}") == tree(files / "two.shards")
+
+
+def test_weights_of_one_name_but_for_capitals(files: Path, tmp_path: Path) -> None:
+    old = files / "one.safetensors"
+    diff(old, files / "two", tmp_path / "p")
+    metadata, text, streams = take_apart(tmp_path / "p", head_of(old))
+    document = json.loads(text)
+    document["files"]["Model.safetensors"] = document["files"]["model.safetensors"]
+    (tmp_path / "p").write_bytes(put_together(metadata, json.dumps(document).encode(), streams, head_of(old)))
+    with pytest.raises(FormatError, match=r"'model\.safetensors' and another file"):
+        patch(old, tmp_path / "p", tmp_path / "out")
 
 
 def test_a_whole_folder_cut_short(files: Path, tmp_path: Path) -> None:

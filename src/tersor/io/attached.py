@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -158,31 +159,35 @@ def check_notes(name: str, data: bytes) -> None:
 
 
 def to_write(names: Iterable[str], weights: Iterable[str]) -> list[str]:
-    """The attachments that are files of a folder. FormatError for a name that is hidden, that no file can
-    have, or that another file of the folder has; `weights`: files that are written too."""
+    """The attachments that are files of a folder, their names checked; `weights`: files written too."""
     found = [name for name in names if not name.startswith(OURS)]
-    taken = {name.casefold() for name in weights}
-    folders: set[str] = set()
-    for name in found:
-        parts = name.casefold().split("/")
-        if not all(map(plain_name, name.split("/"))):
-            raise FormatError(
-                f"attachments: {name[:100]!r} is not written to a folder: a part of it is hidden, too long "
-                f"or no file name on every system. Read it: tersor.load(FILE).attachments[NAME]"
-            )
-        if name.casefold() in taken:
-            raise FormatError(
-                f"attachments: {name[:100]!r} and another file of the folder would have one name"
-            )
-        taken.add(name.casefold())
-        folders |= {"/".join(parts[:depth]) for depth in range(1, len(parts))}
-    if double := taken & folders:
-        raise FormatError(f"attachments: {min(double)[:100]!r} would be a file and a folder")
+    check_names(found, weights, "attachments", "Read it: tersor.load(FILE).attachments[NAME]")
     return found
+
+
+def check_names(names: Iterable[str], weights: Iterable[str], who: str, remedy: str = "") -> None:
+    """FormatError if a part of a name is hidden or no name of a file, or if two files of a folder would have
+    one name; `weights`: files at its top."""
+    taken: set[str] = set()
+    folders: set[str] = set()
+    for name, parts in chain(((n, [n]) for n in weights), ((n, n.split("/")) for n in names)):
+        if not all(map(plain_name, parts)):
+            raise FormatError(
+                f"{who}: {name[:100]!r} is not written to a folder: a part of it is hidden, too long or no "
+                f"file name on every system. {remedy}".rstrip()
+            )
+        key = name.casefold()
+        if key in taken:
+            raise FormatError(f"{who}: {name[:100]!r} and another file of the folder would have one name")
+        taken.add(key)
+        folders |= {key[:at] for at, letter in enumerate(key) if letter == "/"}
+    if double := taken & folders:
+        raise FormatError(f"{who}: {min(double)[:100]!r} would be a file and a folder")
 
 
 def put(folder: Path, name: str, data: bytes) -> None:
     """Write an attachment to a folder that is not in place yet."""
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
+    with open(path, "xb") as file:  # a file system may take two names for one that check_names does not
+        file.write(data)

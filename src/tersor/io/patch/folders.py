@@ -3,7 +3,7 @@
 files     name -> header of a .safetensors; its tensors are arrays of the patch
 others    name -> length and SHA-256; their bytes are the arrays attachment:NAME
 whole     the streams are all these files as they are, since nothing else was shorter
-docs/format.md section 12, "Folders". Names are checked as by unpack before anything is written.
+docs/format.md section 12, "Folders". All names are checked before anything is written.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import Any, BinaryIO
 
 from tersor.errors import FormatError
 from tersor.forms.form import as_bytes
-from tersor.io.attached import put, to_write
+from tersor.io.attached import check_names, put
 from tersor.io.document import ATTACHMENT
-from tersor.io.folder import LARGEST, plain_name
+from tersor.io.folder import LARGEST
 from tersor.io.header import Slot, parse_header
 from tersor.io.json_text import Json, of_type, only, parse
 from tersor.io.patch.named_arrays import NamedArrays, header_of
@@ -52,7 +52,7 @@ class FolderTarget:
     def file(self, name: str, nbytes: int) -> Iterator[Hashing]:
         """A new file of weights. They come in the order of their names."""
         self.sha.update(f"{name}\0{nbytes}\0".encode())
-        with nullcontext() if self.into is None else open(self.into / name, "wb") as target:
+        with nullcontext() if self.into is None else open(self.into / name, "xb") as target:
             yield Hashing(target, self.sha)
 
     def put(self, name: str, data: bytes) -> None:
@@ -93,9 +93,7 @@ def write_folder(reader: PatchReader, target: FolderTarget, folder: Path, observ
     """Write the files of weights in the order of their names, then the others."""
     files = dict(sorted(of_type(reader.text.get("files"), dict, "files").items()))
     others = others_from_json(reader.text.get("others", {}))
-    if bad := [name for name in files if not plain_name(name)]:
-        raise FormatError(f"files: {bad[0][:100]!r} is hidden or no name of a file on every system")
-    to_write(others, files)
+    check_names(others, files, "the files that it makes")
     whole = of_type(reader.text.get("whole", False), bool, "whole")
     source: Arrays | Whole = Whole(reader) if whole else Arrays(reader)
     total, number, written = len(files) + len(others), 0, 0
