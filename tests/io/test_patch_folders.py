@@ -15,8 +15,9 @@ from test_diff import head_of, put_together, take_apart
 
 from tersor.core.recipe import Recipe
 from tersor.errors import FormatError, SettingError, StorageError, TersorError
-from tersor.io import diff, pack, patch
-from tersor.io.patch.diff import HEAD
+from tersor.io import diff, pack, patch, unpack
+from tersor.io.patch.diff import HEAD, Spool
+from tersor.io.patch.named_arrays import NamedArrays
 from tersor.io.patch.texts import BLOCK, text_from, text_streams
 from tersor.steps import Entropy, Quantize
 
@@ -213,7 +214,56 @@ def test_a_long_text_is_not_searched_byte_by_byte() -> None:
     assert text_from(lengths, iter(streams), old) == new
 
 
+def test_a_file_below_a_folder_with_the_weights_name_is_left_out(files: Path, tmp_path: Path) -> None:
+    """On some systems `Model.safetensors/` and `model.safetensors` are one name."""
+    for word in ("Model.safetensors", "model-1-of-3.SAFETENSORS"):
+        (tmp_path / word).mkdir()
+        kind = "two.shards" if "1" in word else "two"
+        for name, data in tree(files / kind).items():
+            (tmp_path / word / "new" / name).parent.mkdir(exist_ok=True, parents=True)
+            (tmp_path / word / "new" / name).write_bytes(data)
+        (tmp_path / word / "new" / word).mkdir()
+        (tmp_path / word / "new" / word / "a.json").write_text("{}")
+        done = diff(files / "one", tmp_path / word / "new", tmp_path / word / "p")
+        assert done.reasons[f"{word}/a.json"] == "another file has its name, but for capitals"
+        patch(files / "one", tmp_path / word / "p", tmp_path / word / "out")
+        assert tree(tmp_path / word / "out") == tree(files / kind)
+        pack(tmp_path / word / "new", tmp_path / word / "m.tersor", Recipe((Entropy(),)))
+        unpack(tmp_path / word / "m.tersor", f"{tmp_path / word}/back/")
+
+
 # --- refused ---
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["a\nb"], ["a*b"], ["x" * 238], ["A", "a"], ["end", "b:c"]],
+    ids=["line", "star", "long", "capitals", "colon"],
+)
+def test_no_patch_that_would_be_refused(names: list[str], files: Path, tmp_path: Path) -> None:
+    """`diff` refuses the names that `patch` refuses, before it codes anything."""
+    (tmp_path / "new").mkdir()
+    for n, name in enumerate(names):
+        save_file({f"l{n}.weight": torch.ones(40, 30)}, tmp_path / "new" / f"{name}.safetensors")
+    with pytest.raises(FormatError, match="Rename it, or give the file in place of its folder"):
+        diff(files / "one", tmp_path / "new", tmp_path / "p")
+    assert not (tmp_path / "p").exists()
+
+
+def test_what_is_carried_is_applied_once(files: Path, tmp_path: Path) -> None:
+    (tmp_path / "new").mkdir()
+    for name, data in tree(files / "two").items():
+        if "/" not in name:
+            (tmp_path / "new" / name).write_bytes(data)
+    with NamedArrays(files / "one") as before, NamedArrays(tmp_path / "new") as after:
+        assert after.folder
+        with Spool(tmp_path) as spool:
+            assert spool.carry(before, after).new == after.digest
+        data = bytearray((files / "two" / "model.safetensors").read_bytes())
+        data[-1] ^= 1
+        (tmp_path / "new" / "model.safetensors").write_bytes(data)
+        with Spool(tmp_path) as spool, pytest.raises(FormatError, match="it changed while it was read"):
+            spool.carry(before, after)
 
 
 def test_another_file_beside_the_old_weights(files: Path, tmp_path: Path) -> None:

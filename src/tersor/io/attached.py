@@ -9,7 +9,6 @@ a hidden part is written to a folder: what is in .git/config, say, is run by oth
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from typing import Any
 
 from tersor.errors import FormatError
 from tersor.io.checkpoint import Checkpoint
-from tersor.io.folder import INDEX, LARGEST, plain_name
+from tersor.io.folder import INDEX, LARGEST, SUFFIX, plain_name, renamed
 from tersor.io.json_text import Json, dump, of_type, only, parse
 from tersor.io.safetensors_file import cannot_read
 from tersor.model.versions import VERSIONS, unusual
@@ -28,7 +27,6 @@ OURS = ".tersor/"
 FILES = f"{OURS}files.json"
 METADATA = {"format": "pt"}  # of a .safetensors without another; required by transformers
 SINGLE = "model.safetensors"
-SUFFIX = ".safetensors"
 
 
 @dataclass(frozen=True)
@@ -102,15 +100,6 @@ def notes_of(source: Checkpoint) -> dict[str, bytes]:
     return ({FILES: dump(document)} if document else {}) | ({VERSIONS: dump(stated)} if stated else {})
 
 
-def renamed(name: str) -> str:
-    """The name of a weights file or an index as .safetensors: pytorch_model.bin is model.safetensors."""
-    if name.endswith(SUFFIX) or name.endswith(f"{SUFFIX}{INDEX}"):
-        return name
-    ending = INDEX if name.endswith(INDEX) else ""
-    stem = re.sub(r"\.(bin|pt|pth)$", "", name.removesuffix(ending))
-    return f"{re.sub('^pytorch_model', 'model', stem)}{SUFFIX}{ending}"
-
-
 def layout_from(data: bytes | None) -> Layout:
     """The layout that an attachment states. FormatError if it is not one, or names a file elsewhere."""
     if data is None:
@@ -170,19 +159,22 @@ def check_names(names: Iterable[str], weights: Iterable[str], who: str, remedy: 
     one name; `weights`: files at its top."""
     taken: set[str] = set()
     folders: set[str] = set()
+    end = f". {remedy}" if remedy else ""
     for name, parts in chain(((n, [n]) for n in weights), ((n, n.split("/")) for n in names)):
         if not all(map(plain_name, parts)):
             raise FormatError(
                 f"{who}: {name[:100]!r} is not written to a folder: a part of it is hidden, too long or no "
-                f"file name on every system. {remedy}".rstrip()
+                f"file name on every system{end}"
             )
         key = name.casefold()
         if key in taken:
-            raise FormatError(f"{who}: {name[:100]!r} and another file of the folder would have one name")
+            raise FormatError(
+                f"{who}: {name[:100]!r} and another file of the folder would have one name{end}"
+            )
         taken.add(key)
         folders |= {key[:at] for at, letter in enumerate(key) if letter == "/"}
     if double := taken & folders:
-        raise FormatError(f"{who}: {min(double)[:100]!r} would be a file and a folder")
+        raise FormatError(f"{who}: {min(double)[:100]!r} would be a file and a folder{end}")
 
 
 def put(folder: Path, name: str, data: bytes) -> None:

@@ -26,6 +26,7 @@ BESIDE = re.compile(
     r"(\b|_?\d)"
 )
 INDEX = ".index.json"
+SUFFIX = ".safetensors"
 TEXT = (
     ".json", ".txt", ".md", ".yaml", ".yml", ".jinja", ".model", ".spm", ".tiktoken", ".bpe", ".codes",
     ".vocab",
@@ -71,7 +72,8 @@ def scan(path: Path) -> Folder:
     if not found.weights:
         raise FormatError(f"{path}: the folder holds no weights; known are {', '.join(FILES)}")
     taken = set(found.read)
-    names: set[str] = set()  # of files that go along
+    # Names in use: of the weights, also as `unpack` writes them, and of the files that go along.
+    names = {name.casefold() for file in taken for name in (file.name, renamed(file.name))}
     folders: set[str] = set()  # that they are in
     nbytes = 0
     for name, file in files.items():
@@ -172,6 +174,15 @@ def plain_name(name: str) -> bool:
     """Whether a file of this name can be made in a folder, on every system."""
     fine = re.search(r'[\x00-\x1f\x7f/\\:*?"<>|]', name) is None
     return fine and 0 < len(name.encode()) <= 240 and name[0] != "." and name[-1] not in ". "
+
+
+def renamed(name: str) -> str:
+    """The name of a weights file or an index as .safetensors: pytorch_model.bin is model.safetensors."""
+    if name.endswith(SUFFIX) or name.endswith(f"{SUFFIX}{INDEX}"):
+        return name
+    ending = INDEX if name.endswith(INDEX) else ""
+    stem = re.sub(r"\.(bin|pt|pth)$", "", name.removesuffix(ending))
+    return f"{re.sub('^pytorch_model', 'model', stem)}{SUFFIX}{ending}"
 
 
 def stays(link: Path, folder: Path) -> bool:

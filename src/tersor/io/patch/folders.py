@@ -62,13 +62,15 @@ class FolderTarget:
 
 
 def folder_facts(before: NamedArrays, after: NamedArrays) -> Json:
-    """The entries of a patch about a folder. A header that OLD's file of this name has too is left out."""
+    """The entries of a patch about a folder. A header that OLD's file of this name has too is left out.
+    FormatError for a name that `patch` would refuse."""
     known = {path.name: header_of(path) for path in before.files}
     headers = {path.name: header_of(path) for path in after.files}
     others = {}
     for name in after.beside:
         data = after.text(f"{ATTACHMENT}{name}") or b""
         others[name] = {"nbytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    check_names(others, headers, str(after.path), "Rename it, or give the file in place of its folder")
     return {
         "kind": FOLDER,
         "files": {n: "" if known.get(n) == head else head.decode() for n, head in headers.items()},
