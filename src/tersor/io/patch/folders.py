@@ -62,9 +62,8 @@ class FolderTarget:
 
 
 def folder_facts(before: NamedArrays, after: NamedArrays) -> Json:
-    """The entries of a patch about a folder. A header that OLD's file of this name has too is left out.
+    """The entries of a patch about a folder. A header that OLD has too is left out.
     FormatError for a name that `patch` would refuse."""
-    known = {path.name: header_of(path) for path in before.files}
     headers = {path.name: header_of(path) for path in after.files}
     others = {}
     for name in after.beside:
@@ -73,9 +72,17 @@ def folder_facts(before: NamedArrays, after: NamedArrays) -> Json:
     check_names(others, headers, str(after.path), "Rename it, or give the file in place of its folder")
     return {
         "kind": FOLDER,
-        "files": {n: "" if known.get(n) == head else head.decode() for n, head in headers.items()},
+        "files": {n: "" if old_header(before, n) == head else head.decode() for n, head in headers.items()},
         "others": others,
     }
+
+
+def old_header(before: NamedArrays, name: str) -> bytes:
+    """The header of OLD's file of this name. Of one .safetensors its header: it may have been renamed, as
+    its name is no part of its digest. b"" if there is none."""
+    if before.tersor is not None:
+        return b""
+    return before.head() or next((header_of(file) for file in before.files if file.name == name), b"")
 
 
 def whole_facts(after: NamedArrays) -> tuple[Json, Iterator[bytes]]:
@@ -120,14 +127,13 @@ class Arrays:
 
     def __init__(self, reader: PatchReader) -> None:
         self.reader = reader
-        self.known = {path.name: path for path in reader.before.files}
         self.aliases = of_type(reader.text.get("aliases", {}), dict, "aliases")
 
     def file(self, name: str, entry: Any, target: FolderTarget) -> int:
-        """Write a file of weights, from its header, or "" for that of the file of this name in OLD."""
-        if of_type(entry, str, f"files: {name[:100]}") == "" and name not in self.known:
+        """Write a file of weights, from its header, or "" for that in OLD."""
+        head = of_type(entry, str, f"files: {name[:100]}").encode() or old_header(self.reader.before, name)
+        if not head:
             raise FormatError(f"files: {name[:100]!r} has no header, and the old folder has no such file")
-        head = entry.encode() if entry else header_of(self.known[name])
         with target.file(name, size_of_file(head)) as file:
             return write_tensors(self.reader, head, self.aliases, file)
 
