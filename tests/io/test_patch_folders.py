@@ -3,6 +3,7 @@
 import hashlib
 import json
 import random
+import tracemalloc
 from pathlib import Path
 from shutil import rmtree
 
@@ -373,6 +374,34 @@ def test_wrong_lengths_of_a_text(lengths: object, files: Path, tmp_path: Path) -
     with pytest.raises(FormatError):
         patch(old, tmp_path / "p", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("new", ["two", "two.int8.tersor"])
+def test_a_text_longer_than_its_file_is_refused_before_it_is_inflated(
+    new: str, files: Path, tmp_path: Path
+) -> None:
+    """A patch of 50 kB states a text of 16 MiB for a tokenizer."""
+    old = files / "one.safetensors"
+    diff(old, files / new, tmp_path / "p")
+    metadata, text, streams = take_apart(tmp_path / "p", head_of(old))
+    document = json.loads(text)
+    _, zeros = text_streams(bytes(16 << 20), b"")
+    document["parts"]["attachment:tokenizer.json"] = {
+        "how": "text", "text": [0, 16 << 20, 0], "n": [*map(len, zeros)]
+    }  # fmt: skip
+    at, pieces = 0, []
+    for name, part in json.loads(text)["parts"].items():
+        begin, at = at, at + sum(part.get("n", []))
+        pieces.append(b"".join(zeros) if name == "attachment:tokenizer.json" else streams[begin:at])
+    raw = put_together(metadata, json.dumps(document).encode(), b"".join(pieces), head_of(old))
+    (tmp_path / "p").write_bytes(raw)
+    tracemalloc.start()
+    try:
+        with pytest.raises(FormatError, match=r"its text has 16,777,216 bytes, not \d\d"):
+            patch(old, tmp_path / "p", tmp_path / "out")
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_tensors_are_no_texts(files: Path, tmp_path: Path) -> None:

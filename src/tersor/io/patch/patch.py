@@ -186,8 +186,8 @@ def write_tersor(reader: PatchReader, target: Any, folder: Path, observer: Obser
             observer.progress(number, len(trees), name)
         for name, entry in attached.items():
             full = f"{ATTACHMENT}{name}"
-            deflated = entry.get("deflated", False)
-            data = reader.attachment(full, *places.slots[full].shape, deflated=deflated)
+            size = entry["nbytes"] if entry.get("deflated", False) else None
+            data = reader.attachment(full, *places.slots[full].shape, size=size)
             builder.attach_stored(name, entry, data)
         ledger = ledger_from_json(document, digests)
         aliases = aliases_from_json(document.get("aliases", {}), sites)
