@@ -18,6 +18,7 @@ from test_diff import head_of, put_together, take_apart
 from tersor.core.recipe import Recipe
 from tersor.errors import FormatError, SettingError, StorageError, TersorError
 from tersor.io import diff, pack, patch, unpack
+from tersor.io.patch import encoder
 from tersor.io.patch.diff import HEAD, Spool
 from tersor.io.patch.named_arrays import NamedArrays
 from tersor.io.patch.texts import BLOCK, text_from, text_streams
@@ -264,6 +265,31 @@ def test_a_file_below_a_folder_with_the_weights_name_is_left_out(files: Path, tm
         unpack(tmp_path / word / "m.tersor", f"{tmp_path / word}/back/")
 
 
+class Sliced(bytes):
+    """Bytes that count those copied by slices."""
+
+    copied = 0
+
+    def __getitem__(self, key):  # type: ignore[no-untyped-def]
+        piece = Sliced(super().__getitem__(key))
+        Sliced.copied += len(piece)
+        return piece
+
+
+def test_a_new_text_is_copied_a_few_times_and_not_for_each_block() -> None:
+    """In 128 blocks; a block's dictionary copies 32 kB for 8 kB."""
+    size, Sliced.copied = 1 << 20, 0
+    text_streams(Sliced(size), b"")
+    assert Sliced.copied < 10 * size
+
+
+def test_a_file_beside_the_weights_is_not_deflated_to_compare_it(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(encoder, "deflate")
+    there(files / "one", files / "two", tmp_path)
+
+
 # --- refused ---
 
 
@@ -447,9 +473,9 @@ def test_a_whole_folder_cut_short(files: Path, tmp_path: Path) -> None:
     old = files / "one.safetensors"
     digest = hashlib.sha256(old.read_bytes()).hexdigest()
     data = (files / "two" / "model.safetensors").read_bytes()
-    for size, fine in ((len(data), True), (len(data) + 1, False), (-1, False)):
+    for size, fine in ((len(data), True), (len(data) + 1, False), (-1, False), (len(data) - 1, False)):
         text = {"kind": "folder", "files": {"a.safetensors": size}, "others": {}, "whole": True, "parts": {}}
-        sha = hashlib.sha256(f"a.safetensors\0{size}\0".encode() + data).hexdigest()
+        sha = hashlib.sha256(f"a.safetensors\0{size}\0".encode() + data[: max(0, size)]).hexdigest()
         metadata = {"tersor-patch": "1", "old": digest, "new": sha}
         raw = put_together(metadata, json.dumps(text).encode(), data, head_of(old))
         (tmp_path / "p").write_bytes(raw)
@@ -457,6 +483,6 @@ def test_a_whole_folder_cut_short(files: Path, tmp_path: Path) -> None:
             patch(old, tmp_path / "p", tmp_path / "out")
             assert tree(tmp_path / "out") == {"a.safetensors": data}
             continue
-        with pytest.raises(FormatError):
+        with pytest.raises(FormatError, match="but not those of the files that it carries"):
             patch(old, tmp_path / "p", tmp_path / "no")
         assert not (tmp_path / "no").exists()

@@ -104,7 +104,7 @@ def write_folder(reader: PatchReader, target: FolderTarget, folder: Path, observ
     others = others_from_json(reader.text.get("others", {}))
     check_names(others, files, "the files that it makes")
     whole = of_type(reader.text.get("whole", False), bool, "whole")
-    source: Arrays | Whole = Whole(reader) if whole else Arrays(reader)
+    source: Arrays | Whole = Whole(reader, files, others) if whole else Arrays(reader)
     total, number, written = len(files) + len(others), 0, 0
     for number, (name, entry) in enumerate(files.items(), 1):
         written += source.file(name, entry, target)
@@ -144,12 +144,17 @@ class Arrays:
 class Whole:
     """The files of a folder as they are in the streams."""
 
-    def __init__(self, reader: PatchReader) -> None:
+    def __init__(self, reader: PatchReader, files: Json, others: Json) -> None:
         self.reader, self.at = reader, 0
+        sizes = [of_type(entry, int, f"files: {name[:100]}") for name, entry in files.items()]
+        sizes += [entry["nbytes"] for entry in others.values()]
+        if min(sizes, default=0) < 0 or sum(sizes) != reader.nbytes:
+            raise FormatError(
+                f"its streams have {reader.nbytes:,} bytes, but not those of the files that it carries"
+            )
 
-    def file(self, name: str, entry: Any, target: FolderTarget) -> int:
+    def file(self, name: str, nbytes: int, target: FolderTarget) -> int:
         """Write a file of weights, from its number of bytes."""
-        nbytes: int = of_type(entry, int, f"files: {name[:100]}")
         with target.file(name, nbytes) as file:
             for begin in range(0, nbytes, CHUNK):
                 file.write(self.take(min(CHUNK, nbytes - begin)))
@@ -160,8 +165,6 @@ class Whole:
 
     def take(self, nbytes: int) -> bytes:
         begin, self.at = self.at, self.at + nbytes
-        if not begin <= self.at <= self.reader.nbytes:
-            raise FormatError("its streams are shorter than the files that it carries")
         return self.reader.read(begin, self.at)
 
 
