@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from test_diff import head_of, put_together, take_apart
 
 from tersor.core.recipe import Recipe
-from tersor.errors import FormatError, SettingError, StorageError, TersorError
+from tersor.errors import FormatError, RefusedError, SettingError, StorageError, TersorError
 from tersor.io import diff, pack, patch, unpack
 from tersor.io.patch import encoder
 from tersor.io.patch.diff import HEAD, Spool
@@ -187,6 +187,28 @@ def test_a_folder_with_nothing_in_common_is_carried(tmp_path: Path) -> None:
     assert tree(tmp_path / "out") == tree(tmp_path / "new")
 
 
+@pytest.mark.parametrize("old", ["one", "one.safetensors", "new", "empty.safetensors"])
+@pytest.mark.parametrize("new", ["one.shards", "new", "bare", "empty.safetensors"])
+def test_a_shard_without_tensors_is_a_file_of_the_folder(
+    old: str, new: str, files: Path, tmp_path: Path
+) -> None:
+    """As a padding of shards. It is part of the digest of an OLD folder too."""
+    for name, data in {**tree(files / "two"), "zz.safetensors": None}.items():
+        (path := tmp_path / "new" / name).parent.mkdir(exist_ok=True, parents=True)
+        save_file({}, path, {"format": "pt"}) if data is None else path.write_bytes(data)
+    (tmp_path / "bare").mkdir()
+    for name in ("bare/model.safetensors", "empty.safetensors"):
+        save_file({}, tmp_path / name)
+    (tmp_path / "o").mkdir()
+    found = [path if path.exists() else files / path.name for path in (tmp_path / old, tmp_path / new)]
+    there(*found, tmp_path / "o")
+    save_file({"more": torch.ones(2)}, tmp_path / "new" / "zz.safetensors")
+    save_file({}, tmp_path / "empty.safetensors", {"other": "metadata"})
+    if old in ("new", "empty.safetensors"):
+        with pytest.raises(RefusedError, match="was made for another file"):
+            patch(found[0], tmp_path / "o" / "p", tmp_path / "no")
+
+
 def test_pickles_become_one_file(tmp_path: Path) -> None:
     """They cannot be made byte for byte, so what lies beside them is listed as left out."""
     for n, word in enumerate(("old", "new")):
@@ -195,6 +217,7 @@ def test_pickles_become_one_file(tmp_path: Path) -> None:
         (tmp_path / word / "config.json").write_text(f"[{n}]")
     done = diff(tmp_path / "old", tmp_path / "new", tmp_path / "p")
     assert done.ignored == {"config.json": None}
+    assert done.reasons == {"config.json": "the patch makes one file, not a folder"}
     patch(tmp_path / "old", tmp_path / "p", tmp_path / "out.safetensors")
     assert (tmp_path / "out.safetensors").is_file()
 

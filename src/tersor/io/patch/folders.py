@@ -43,7 +43,7 @@ class Hashing(io.RawIOBase):
 
 
 class FolderTarget:
-    """A folder to write to, if there is one: computes the SHA-256 of the files with tensors."""
+    """A folder to write to, if there is one: computes the SHA-256 of the files of weights."""
 
     def __init__(self, into: Path | None = None) -> None:
         self.into, self.sha = into, hashlib.sha256()
