@@ -365,6 +365,19 @@ def test_another_file_beside_the_old_weights(files: Path, tmp_path: Path) -> Non
     assert not (tmp_path / "no").exists()
 
 
+def test_a_folder_with_the_new_weights_may_have_old_files_beside_them(files: Path, tmp_path: Path) -> None:
+    diff(files / "one", files / "two", tmp_path / "p")
+    (tmp_path / "half").mkdir()
+    for folder, name in (("two", "model.safetensors"), ("one", "config.json")):
+        (tmp_path / "half" / name).write_bytes((files / folder / name).read_bytes())
+    for old in (tmp_path / "half", files / "two"):
+        with pytest.raises(RefusedError, match=r"has already\. For the files beside them, give the OLD that"):
+            patch(old, tmp_path / "p", tmp_path / "no")
+    diff(files / "one.safetensors", files / "two.safetensors", tmp_path / "p")
+    with pytest.raises(RefusedError, match="there is nothing to do"):
+        patch(files / "two.safetensors", tmp_path / "p", tmp_path / "no")
+
+
 def test_the_folder_must_be_new(files: Path, tmp_path: Path) -> None:
     diff(files / "one", files / "two", tmp_path / "p")
     with pytest.raises(SettingError, match=r"it makes a folder, so name one: two/"):
