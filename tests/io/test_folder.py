@@ -481,6 +481,7 @@ def test_a_malicious_name_writes_nothing(name: str, tmp_path: Path) -> None:
         '{"files": [{"name": "x.py"}]}',
         '{"files": [{"name": "config.json"}]}',
         '{"files": [{"name": "a.safetensors"}, {"name": "A.safetensors"}]}',
+        '{"files": [{"name": "\xe9.safetensors"}, {"name": "e\u0301.safetensors"}]}',
         '{"files": [{"metadata": {"a": 1}}]}',
         '{"files": [{"metadata": []}]}',
         '{"files": [{"tensors": [1]}]}',
@@ -642,7 +643,7 @@ def test_mnasnet(tmp_path: Path) -> None:
 
 ODD = ('a;b"c.txt', "what?.md", "a:b.json", "ends in a dot..json", "back\\slash.txt", "new\nline.txt",
        "ü ö.md", "README.md", "readme.MD", "Readme.md", "in/A.json", "IN/a.json", "sub.json",
-       "SUB.json/x.json", "x" * 250 + ".txt", "a b.json ")  # fmt: skip
+       "SUB.json/x.json", "\xe9.md", "e\u0301.md", "x" * 250 + ".txt", "a b.json ")  # fmt: skip
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25, deadline=None)
@@ -668,7 +669,9 @@ def test_whatever_is_packed_can_be_unpacked(tmp_path: Path, names: set[str]) -> 
 
 
 @pytest.mark.parametrize(
-    "names", [("a:b.safetensors",), ("A.safetensors", "a.safetensors"), ('q".bin',)], ids=str
+    "names",
+    [("a:b.safetensors",), ("A.safetensors", "a.safetensors"), ("\xe9.pt", "e\u0301.pt"), ('q".bin',)],
+    ids=str,
 )
 def test_weights_whose_names_no_folder_could_have_are_refused_when_they_are_packed(
     names: tuple[str, ...], tmp_path: Path

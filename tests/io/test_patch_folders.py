@@ -281,7 +281,7 @@ def test_a_file_below_a_folder_with_the_weights_name_is_left_out(files: Path, tm
         (tmp_path / word / "new" / word).mkdir()
         (tmp_path / word / "new" / word / "a.json").write_text("{}")
         done = diff(files / "one", tmp_path / word / "new", tmp_path / word / "p")
-        assert done.reasons[f"{word}/a.json"] == "another file has its name, but for capitals"
+        assert done.reasons[f"{word}/a.json"].startswith("another file has its name, but for capitals")
         patch(files / "one", tmp_path / word / "p", tmp_path / word / "out")
         assert tree(tmp_path / word / "out") == tree(files / kind)
         pack(tmp_path / word / "new", tmp_path / word / "m.tersor", Recipe((Entropy(),)))
@@ -318,8 +318,8 @@ def test_a_file_beside_the_weights_is_not_deflated_to_compare_it(
 
 @pytest.mark.parametrize(
     "names",
-    [["a\nb"], ["a*b"], ["x" * 238], ["A", "a"], ["end", "b:c"]],
-    ids=["line", "star", "long", "capitals", "colon"],
+    [["a\nb"], ["a*b"], ["x" * 238], ["A", "a"], ["end", "b:c"], ["\xe9", "E\u0301"]],
+    ids=["line", "star", "long", "capitals", "colon", "accents"],
 )
 def test_no_patch_that_would_be_refused(names: list[str], files: Path, tmp_path: Path) -> None:
     """`diff` refuses the names that `patch` refuses, before it codes anything."""

@@ -18,7 +18,7 @@ from typing import Any
 
 from tersor.errors import FormatError
 from tersor.io.checkpoint import Checkpoint
-from tersor.io.folder import INDEX, LARGEST, SUFFIX, plain_name, renamed
+from tersor.io.folder import INDEX, LARGEST, SUFFIX, folded, plain_name, renamed
 from tersor.io.json_text import Json, dump, of_type, only, parse
 from tersor.io.safetensors_file import cannot_read
 from tersor.model.versions import VERSIONS, unusual
@@ -87,7 +87,7 @@ def notes_of(source: Checkpoint) -> dict[str, bytes]:
         entry: Json = {} if name == SINGLE else {"name": name}
         entry |= {"metadata": dict(part.metadata)} if part.metadata not in ({}, METADATA) else {}
         layout.append(entry | ({"tensors": list(part.names)} if len(source.files) > 1 else {}))
-    names = Counter(str(entry.get("name", SINGLE)).casefold() for entry in layout)
+    names = Counter(folded(str(entry.get("name", SINGLE))) for entry in layout)
     if double := [name for name, count in names.items() if count > 1]:
         raise FormatError(
             f"{double[0]!r}: two files of the folder would have this name, where capitals do not count and "
@@ -109,7 +109,7 @@ def layout_from(data: bytes | None) -> Layout:
     only(document, ("files", "index"), who)
     files = tuple(weights_file(entry, who) for entry in of_type(document.get("files"), list, f"{who}: files"))
     index = of_type(document.get("index", ""), str, f"{who}: index")
-    names = [file.name.casefold() for file in files]
+    names = [folded(file.name) for file in files]
     if not files or len(set(names)) < len(names):
         raise FormatError(f"{who} lists no file, or one of them twice")
     if index and (not plain_name(index) or not index.endswith(INDEX)):
@@ -166,7 +166,7 @@ def check_names(names: Iterable[str], weights: Iterable[str], who: str, remedy: 
                 f"{who}: {name[:100]!r} is not written to a folder: a part of it is hidden, too long or no "
                 f"file name on every system{end}"
             )
-        key = name.casefold()
+        key = folded(name)
         if key in taken:
             raise FormatError(
                 f"{who}: {name[:100]!r} and another file of the folder would have one name{end}"
