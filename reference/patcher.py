@@ -54,13 +54,14 @@ class Old(NamedTuple):
     bytes: dict[str, Array]  # the stored bytes of coded leaves
     nodes: dict[str, Node]  # the parent node of each leaf, by the leaf's name
     texts: dict[str, bytes]  # inflated attachments
+    plain: bool = False  # whether it is a .safetensors: the head is its header
 
 
 def read_old(data: bytes) -> Old:
     tiny = data[:4] == MAGIC
     tensors, metadata = ({}, {"tersor": "1"}) if tiny else container(data)
     if "tersor" not in metadata:
-        return Old(data[8 : 8 + int.from_bytes(data[:8], "little")], tensors, {}, {}, {})
+        return Old(data[8 : 8 + int.from_bytes(data[:8], "little")], tensors, {}, {}, {}, True)
     document, small = short(data) if tiny else text_of(tensors, metadata)
     trees, old = Trees(tensors, small), Old(compact(document), {}, {}, {}, {})
     lists = lists_of(document.get("indices", []), len(data))
@@ -172,8 +173,8 @@ class Patch:
             check(not self.text.get("whole"), "a folder that is carried as it is has no arrays")
             found = {}
             for head in self.text["files"].values():
-                check(head != "", "the header is that of a file in an old folder")
-                found |= self.tensors(head.encode())
+                check(head != "" or self.old.plain, "the header is not in the old file")
+                found |= self.tensors(head.encode() or self.old.head)
             for name, entry in self.text["others"].items():
                 full = f"attachment:{name}"
                 self.leaves[full] = Leaf("uint8", (entry["nbytes"],), None, {})

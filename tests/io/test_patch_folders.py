@@ -3,20 +3,24 @@
 import hashlib
 import json
 import random
+import tracemalloc
 from pathlib import Path
+from shutil import rmtree
 
 import forge  # noqa: F401  puts reference/ on the path
 import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from test_diff import head_of, put_together, take_apart
 
 from tersor.core.recipe import Recipe
-from tersor.errors import FormatError, SettingError, StorageError, TersorError
-from tersor.io import diff, pack, patch
-from tersor.io.patch.diff import HEAD
+from tersor.errors import FormatError, RefusedError, SettingError, StorageError, TersorError
+from tersor.io import diff, pack, patch, unpack
+from tersor.io.patch import encoder
+from tersor.io.patch.diff import HEAD, Spool
+from tersor.io.patch.named_arrays import NamedArrays
 from tersor.io.patch.texts import BLOCK, text_from, text_streams
 from tersor.steps import Entropy, Quantize
 
@@ -132,9 +136,39 @@ def test_prefixes_of_wrappers(single: bool, tmp_path: Path) -> None:
 
 
 def load(folder: Path) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
-
     return load_file(folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_one_old_file_may_be_renamed(shards: int, tmp_path: Path) -> None:
+    """Its name is no part of its digest, so no header of NEW depends on it."""
+    import patcher
+
+    write(tmp_path / "old", step=0, words=WORDS[:9], others={})
+    write(tmp_path / "new", step=0, words=WORDS[:7], others={}, shards=shards)
+    old, moved = tmp_path / "old" / "model.safetensors", tmp_path / "moved.safetensors"
+    if shards == 1:  # with the very header: save_file orders its metadata anew each time
+        (tmp_path / "new" / "model.safetensors").write_bytes(old.read_bytes())
+    diff(old, tmp_path / "new", tmp_path / "p")
+    old.rename(moved)
+    patch(moved, tmp_path / "p", tmp_path / "out")
+    assert tree(tmp_path / "out") == tree(tmp_path / "new")
+    found = patcher.patched(moved, tmp_path / "p")
+    values = {name: value.numpy().tobytes() for name, value in load_file(moved).items()}
+    assert {name: found[name].values.tobytes() for name in values} == values
+
+
+def test_a_header_of_a_folder_takes_no_byte(tmp_path: Path) -> None:
+    """Nor does that of one .safetensors, under any name."""
+    values = {hashlib.sha256(bytes([n])).hexdigest(): torch.full((3,), float(n)) for n in range(250)}
+    for word in ("old", "new"):
+        (tmp_path / word).mkdir()
+        save_file(values, tmp_path / word / "model.safetensors")
+    (tmp_path / "old" / "model.safetensors").rename(tmp_path / "old" / "other.safetensors")
+    for end in ("model.safetensors", "other.safetensors"):
+        old = tmp_path / "new" if end[0] == "m" else tmp_path / "old" / end
+        assert there(old, tmp_path / "new", tmp_path) < 1000
+        rmtree(tmp_path / "out")
 
 
 def test_a_folder_with_nothing_in_common_is_carried(tmp_path: Path) -> None:
@@ -153,6 +187,28 @@ def test_a_folder_with_nothing_in_common_is_carried(tmp_path: Path) -> None:
     assert tree(tmp_path / "out") == tree(tmp_path / "new")
 
 
+@pytest.mark.parametrize("old", ["one", "one.safetensors", "new", "empty.safetensors"])
+@pytest.mark.parametrize("new", ["one.shards", "new", "bare", "empty.safetensors"])
+def test_a_shard_without_tensors_is_a_file_of_the_folder(
+    old: str, new: str, files: Path, tmp_path: Path
+) -> None:
+    """As a padding of shards. It is part of the digest of an OLD folder too."""
+    for name, data in {**tree(files / "two"), "zz.safetensors": None}.items():
+        (path := tmp_path / "new" / name).parent.mkdir(exist_ok=True, parents=True)
+        save_file({}, path, {"format": "pt"}) if data is None else path.write_bytes(data)
+    (tmp_path / "bare").mkdir()
+    for name in ("bare/model.safetensors", "empty.safetensors"):
+        save_file({}, tmp_path / name)
+    (tmp_path / "o").mkdir()
+    found = [path if path.exists() else files / path.name for path in (tmp_path / old, tmp_path / new)]
+    there(*found, tmp_path / "o")
+    save_file({"more": torch.ones(2)}, tmp_path / "new" / "zz.safetensors")
+    save_file({}, tmp_path / "empty.safetensors", {"other": "metadata"})
+    if old in ("new", "empty.safetensors"):
+        with pytest.raises(RefusedError, match="was made for another file"):
+            patch(found[0], tmp_path / "o" / "p", tmp_path / "no")
+
+
 def test_pickles_become_one_file(tmp_path: Path) -> None:
     """They cannot be made byte for byte, so what lies beside them is listed as left out."""
     for n, word in enumerate(("old", "new")):
@@ -161,6 +217,7 @@ def test_pickles_become_one_file(tmp_path: Path) -> None:
         (tmp_path / word / "config.json").write_text(f"[{n}]")
     done = diff(tmp_path / "old", tmp_path / "new", tmp_path / "p")
     assert done.ignored == {"config.json": None}
+    assert done.reasons == {"config.json": "the patch makes one file, not a folder"}
     patch(tmp_path / "old", tmp_path / "p", tmp_path / "out.safetensors")
     assert (tmp_path / "out.safetensors").is_file()
 
@@ -213,7 +270,81 @@ def test_a_long_text_is_not_searched_byte_by_byte() -> None:
     assert text_from(lengths, iter(streams), old) == new
 
 
+def test_a_file_below_a_folder_with_the_weights_name_is_left_out(files: Path, tmp_path: Path) -> None:
+    """On some systems `Model.safetensors/` and `model.safetensors` are one name."""
+    for word in ("Model.safetensors", "model-1-of-3.SAFETENSORS"):
+        (tmp_path / word).mkdir()
+        kind = "two.shards" if "1" in word else "two"
+        for name, data in tree(files / kind).items():
+            (tmp_path / word / "new" / name).parent.mkdir(exist_ok=True, parents=True)
+            (tmp_path / word / "new" / name).write_bytes(data)
+        (tmp_path / word / "new" / word).mkdir()
+        (tmp_path / word / "new" / word / "a.json").write_text("{}")
+        done = diff(files / "one", tmp_path / word / "new", tmp_path / word / "p")
+        assert done.reasons[f"{word}/a.json"].startswith("another file has its name, but for capitals")
+        patch(files / "one", tmp_path / word / "p", tmp_path / word / "out")
+        assert tree(tmp_path / word / "out") == tree(files / kind)
+        pack(tmp_path / word / "new", tmp_path / word / "m.tersor", Recipe((Entropy(),)))
+        unpack(tmp_path / word / "m.tersor", f"{tmp_path / word}/back/")
+
+
+class Sliced(bytes):
+    """Bytes that count those copied by slices."""
+
+    copied = 0
+
+    def __getitem__(self, key):  # type: ignore[no-untyped-def]
+        piece = Sliced(super().__getitem__(key))
+        Sliced.copied += len(piece)
+        return piece
+
+
+def test_a_new_text_is_copied_a_few_times_and_not_for_each_block() -> None:
+    """In 128 blocks; a block's dictionary copies 32 kB for 8 kB."""
+    size, Sliced.copied = 1 << 20, 0
+    text_streams(Sliced(size), b"")
+    assert Sliced.copied < 10 * size
+
+
+def test_a_file_beside_the_weights_is_not_deflated_to_compare_it(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(encoder, "deflate")
+    there(files / "one", files / "two", tmp_path)
+
+
 # --- refused ---
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["a\nb"], ["a*b"], ["x" * 238], ["A", "a"], ["end", "b:c"], ["\xe9", "E\u0301"]],
+    ids=["line", "star", "long", "capitals", "colon", "accents"],
+)
+def test_no_patch_that_would_be_refused(names: list[str], files: Path, tmp_path: Path) -> None:
+    """`diff` refuses the names that `patch` refuses, before it codes anything."""
+    (tmp_path / "new").mkdir()
+    for n, name in enumerate(names):
+        save_file({f"l{n}.weight": torch.ones(40, 30)}, tmp_path / "new" / f"{name}.safetensors")
+    with pytest.raises(FormatError, match="Rename it, or give the file in place of its folder"):
+        diff(files / "one", tmp_path / "new", tmp_path / "p")
+    assert not (tmp_path / "p").exists()
+
+
+def test_what_is_carried_is_applied_once(files: Path, tmp_path: Path) -> None:
+    (tmp_path / "new").mkdir()
+    for name, data in tree(files / "two").items():
+        if "/" not in name:
+            (tmp_path / "new" / name).write_bytes(data)
+    with NamedArrays(files / "one") as before, NamedArrays(tmp_path / "new") as after:
+        assert after.folder
+        with Spool(tmp_path) as spool:
+            assert spool.carry(before, after).new == after.digest
+        data = bytearray((files / "two" / "model.safetensors").read_bytes())
+        data[-1] ^= 1
+        (tmp_path / "new" / "model.safetensors").write_bytes(data)
+        with Spool(tmp_path) as spool, pytest.raises(FormatError, match="it changed while it was read"):
+            spool.carry(before, after)
 
 
 def test_another_file_beside_the_old_weights(files: Path, tmp_path: Path) -> None:
@@ -234,6 +365,19 @@ def test_another_file_beside_the_old_weights(files: Path, tmp_path: Path) -> Non
     assert not (tmp_path / "no").exists()
 
 
+def test_a_folder_with_the_new_weights_may_have_old_files_beside_them(files: Path, tmp_path: Path) -> None:
+    diff(files / "one", files / "two", tmp_path / "p")
+    (tmp_path / "half").mkdir()
+    for folder, name in (("two", "model.safetensors"), ("one", "config.json")):
+        (tmp_path / "half" / name).write_bytes((files / folder / name).read_bytes())
+    for old in (tmp_path / "half", files / "two"):
+        with pytest.raises(RefusedError, match=r"has already\. For the files beside them, give the OLD that"):
+            patch(old, tmp_path / "p", tmp_path / "no")
+    diff(files / "one.safetensors", files / "two.safetensors", tmp_path / "p")
+    with pytest.raises(RefusedError, match="there is nothing to do"):
+        patch(files / "two.safetensors", tmp_path / "p", tmp_path / "no")
+
+
 def test_the_folder_must_be_new(files: Path, tmp_path: Path) -> None:
     diff(files / "one", files / "two", tmp_path / "p")
     with pytest.raises(SettingError, match=r"it makes a folder, so name one: two/"):
@@ -246,8 +390,13 @@ def test_the_folder_must_be_new(files: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["../x.json", "/tmp/x.json", ".git/config", "a/../../x.txt", "con\u0000.txt", "model.safetensors"]
-)
+    "name",
+    [
+        "../x.json", "/tmp/x.json", ".git/config", "a/../../x.txt", "con\u0000.txt", "model.safetensors",
+        ".tersor/../../x.json", ".tersor/../model.safetensors", ".tersor/../.git/config", ".tersor/a\u0000b",
+        ".tersor//tmp/x.json", ".tersor/x.json", ".tersor/files.json", "Model.safetensors/x.json",
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("key", ["others", "files"])
 def test_unsafe_names(key: str, name: str, files: Path, tmp_path: Path) -> None:
     if (key, name) == ("files", "model.safetensors"):
@@ -262,7 +411,7 @@ def test_unsafe_names(key: str, name: str, files: Path, tmp_path: Path) -> None:
         document["parts"][f"attachment:{name}"] = document["parts"].pop(f"attachment:{word}")
     (tmp_path / "p").write_bytes(put_together(metadata, json.dumps(document).encode(), streams, head_of(old)))
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(FormatError):
+    with pytest.raises(FormatError, match="the files that it makes: "):
         patch(old, tmp_path / "p", tmp_path / "out")
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -287,6 +436,34 @@ def test_wrong_lengths_of_a_text(lengths: object, files: Path, tmp_path: Path) -
     with pytest.raises(FormatError):
         patch(old, tmp_path / "p", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("new", ["two", "two.int8.tersor"])
+def test_a_text_longer_than_its_file_is_refused_before_it_is_inflated(
+    new: str, files: Path, tmp_path: Path
+) -> None:
+    """A patch of 50 kB states a text of 16 MiB for a tokenizer."""
+    old = files / "one.safetensors"
+    diff(old, files / new, tmp_path / "p")
+    metadata, text, streams = take_apart(tmp_path / "p", head_of(old))
+    document = json.loads(text)
+    _, zeros = text_streams(bytes(16 << 20), b"")
+    document["parts"]["attachment:tokenizer.json"] = {
+        "how": "text", "text": [0, 16 << 20, 0], "n": [*map(len, zeros)]
+    }  # fmt: skip
+    at, pieces = 0, []
+    for name, part in json.loads(text)["parts"].items():
+        begin, at = at, at + sum(part.get("n", []))
+        pieces.append(b"".join(zeros) if name == "attachment:tokenizer.json" else streams[begin:at])
+    raw = put_together(metadata, json.dumps(document).encode(), b"".join(pieces), head_of(old))
+    (tmp_path / "p").write_bytes(raw)
+    tracemalloc.start()
+    try:
+        with pytest.raises(FormatError, match=r"its text has 16,777,216 bytes, not \d\d"):
+            patch(old, tmp_path / "p", tmp_path / "out")
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_tensors_are_no_texts(files: Path, tmp_path: Path) -> None:
@@ -317,13 +494,24 @@ def test_damaged_patches_of_folders(files: Path, tmp_path: Path) -> None:
         assert tree(tmp_path / f"out{number}") == tree(files / "two.shards")
 
 
+def test_weights_of_one_name_but_for_capitals(files: Path, tmp_path: Path) -> None:
+    old = files / "one.safetensors"
+    diff(old, files / "two", tmp_path / "p")
+    metadata, text, streams = take_apart(tmp_path / "p", head_of(old))
+    document = json.loads(text)
+    document["files"]["Model.safetensors"] = document["files"]["model.safetensors"]
+    (tmp_path / "p").write_bytes(put_together(metadata, json.dumps(document).encode(), streams, head_of(old)))
+    with pytest.raises(FormatError, match=r"'model\.safetensors' and another file"):
+        patch(old, tmp_path / "p", tmp_path / "out")
+
+
 def test_a_whole_folder_cut_short(files: Path, tmp_path: Path) -> None:
     old = files / "one.safetensors"
     digest = hashlib.sha256(old.read_bytes()).hexdigest()
     data = (files / "two" / "model.safetensors").read_bytes()
-    for size, fine in ((len(data), True), (len(data) + 1, False), (-1, False)):
+    for size, fine in ((len(data), True), (len(data) + 1, False), (-1, False), (len(data) - 1, False)):
         text = {"kind": "folder", "files": {"a.safetensors": size}, "others": {}, "whole": True, "parts": {}}
-        sha = hashlib.sha256(f"a.safetensors\0{size}\0".encode() + data).hexdigest()
+        sha = hashlib.sha256(f"a.safetensors\0{size}\0".encode() + data[: max(0, size)]).hexdigest()
         metadata = {"tersor-patch": "1", "old": digest, "new": sha}
         raw = put_together(metadata, json.dumps(text).encode(), data, head_of(old))
         (tmp_path / "p").write_bytes(raw)
@@ -331,6 +519,6 @@ def test_a_whole_folder_cut_short(files: Path, tmp_path: Path) -> None:
             patch(old, tmp_path / "p", tmp_path / "out")
             assert tree(tmp_path / "out") == {"a.safetensors": data}
             continue
-        with pytest.raises(FormatError):
+        with pytest.raises(FormatError, match="but not those of the files that it carries"):
             patch(old, tmp_path / "p", tmp_path / "no")
         assert not (tmp_path / "no").exists()

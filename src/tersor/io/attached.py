@@ -9,16 +9,16 @@ a hidden part is written to a folder: what is in .git/config, say, is run by oth
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from tersor.errors import FormatError
 from tersor.io.checkpoint import Checkpoint
-from tersor.io.folder import INDEX, LARGEST, plain_name
+from tersor.io.folder import INDEX, LARGEST, SUFFIX, folded, plain_name, renamed
 from tersor.io.json_text import Json, dump, of_type, only, parse
 from tersor.io.safetensors_file import cannot_read
 from tersor.model.versions import VERSIONS, unusual
@@ -27,7 +27,6 @@ OURS = ".tersor/"
 FILES = f"{OURS}files.json"
 METADATA = {"format": "pt"}  # of a .safetensors without another; required by transformers
 SINGLE = "model.safetensors"
-SUFFIX = ".safetensors"
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ def notes_of(source: Checkpoint) -> dict[str, bytes]:
         entry: Json = {} if name == SINGLE else {"name": name}
         entry |= {"metadata": dict(part.metadata)} if part.metadata not in ({}, METADATA) else {}
         layout.append(entry | ({"tensors": list(part.names)} if len(source.files) > 1 else {}))
-    names = Counter(str(entry.get("name", SINGLE)).casefold() for entry in layout)
+    names = Counter(folded(str(entry.get("name", SINGLE))) for entry in layout)
     if double := [name for name, count in names.items() if count > 1]:
         raise FormatError(
             f"{double[0]!r}: two files of the folder would have this name, where capitals do not count and "
@@ -101,15 +100,6 @@ def notes_of(source: Checkpoint) -> dict[str, bytes]:
     return ({FILES: dump(document)} if document else {}) | ({VERSIONS: dump(stated)} if stated else {})
 
 
-def renamed(name: str) -> str:
-    """The name of a weights file or an index as .safetensors: pytorch_model.bin is model.safetensors."""
-    if name.endswith(SUFFIX) or name.endswith(f"{SUFFIX}{INDEX}"):
-        return name
-    ending = INDEX if name.endswith(INDEX) else ""
-    stem = re.sub(r"\.(bin|pt|pth)$", "", name.removesuffix(ending))
-    return f"{re.sub('^pytorch_model', 'model', stem)}{SUFFIX}{ending}"
-
-
 def layout_from(data: bytes | None) -> Layout:
     """The layout that an attachment states. FormatError if it is not one, or names a file elsewhere."""
     if data is None:
@@ -119,7 +109,7 @@ def layout_from(data: bytes | None) -> Layout:
     only(document, ("files", "index"), who)
     files = tuple(weights_file(entry, who) for entry in of_type(document.get("files"), list, f"{who}: files"))
     index = of_type(document.get("index", ""), str, f"{who}: index")
-    names = [file.name.casefold() for file in files]
+    names = [folded(file.name) for file in files]
     if not files or len(set(names)) < len(names):
         raise FormatError(f"{who} lists no file, or one of them twice")
     if index and (not plain_name(index) or not index.endswith(INDEX)):
@@ -158,31 +148,38 @@ def check_notes(name: str, data: bytes) -> None:
 
 
 def to_write(names: Iterable[str], weights: Iterable[str]) -> list[str]:
-    """The attachments that are files of a folder. FormatError for a name that is hidden, that no file can
-    have, or that another file of the folder has; `weights`: files that are written too."""
+    """The attachments that are files of a folder, their names checked; `weights`: files written too."""
     found = [name for name in names if not name.startswith(OURS)]
-    taken = {name.casefold() for name in weights}
-    folders: set[str] = set()
-    for name in found:
-        parts = name.casefold().split("/")
-        if not all(map(plain_name, name.split("/"))):
-            raise FormatError(
-                f"attachments: {name[:100]!r} is not written to a folder: a part of it is hidden, too long "
-                f"or no file name on every system. Read it: tersor.load(FILE).attachments[NAME]"
-            )
-        if name.casefold() in taken:
-            raise FormatError(
-                f"attachments: {name[:100]!r} and another file of the folder would have one name"
-            )
-        taken.add(name.casefold())
-        folders |= {"/".join(parts[:depth]) for depth in range(1, len(parts))}
-    if double := taken & folders:
-        raise FormatError(f"attachments: {min(double)[:100]!r} would be a file and a folder")
+    check_names(found, weights, "attachments", "Read it: tersor.load(FILE).attachments[NAME]")
     return found
+
+
+def check_names(names: Iterable[str], weights: Iterable[str], who: str, remedy: str = "") -> None:
+    """FormatError if a part of a name is hidden or no name of a file, or if two files of a folder would have
+    one name; `weights`: files at its top."""
+    taken: set[str] = set()
+    folders: set[str] = set()
+    end = f". {remedy}" if remedy else ""
+    for name, parts in chain(((n, [n]) for n in weights), ((n, n.split("/")) for n in names)):
+        if not all(map(plain_name, parts)):
+            raise FormatError(
+                f"{who}: {name[:100]!r} is not written to a folder: a part of it is hidden, too long or no "
+                f"file name on every system{end}"
+            )
+        key = folded(name)
+        if key in taken:
+            raise FormatError(
+                f"{who}: {name[:100]!r} and another file of the folder would have one name{end}"
+            )
+        taken.add(key)
+        folders |= {key[:at] for at, letter in enumerate(key) if letter == "/"}
+    if double := taken & folders:
+        raise FormatError(f"{who}: {min(double)[:100]!r} would be a file and a folder{end}")
 
 
 def put(folder: Path, name: str, data: bytes) -> None:
     """Write an attachment to a folder that is not in place yet."""
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
+    with open(path, "xb") as file:  # a file system may take two names for one that check_names does not
+        file.write(data)

@@ -74,6 +74,7 @@ class Checkpoint:
         self.ignored: dict[str, int | None] = {}  # None: a file that was not opened
         self.reasons: dict[str, str] = {}  # of some of the ignored
         self.files: list[Part] = []
+        self.opened: list[CheckpointFile] = []  # one for each of these, also without tensors
         self.versions: dict[str, int] | None = None  # of modules, by name; None if no file states them
         self.folder = scan(self.path) if os.path.isdir(self.path) else None
         failed: list[NoSuchKey | NotWeights] = []
@@ -129,6 +130,7 @@ class Checkpoint:
         self.where |= dict.fromkeys(part.slots, part)
         self.slots |= part.slots
         self.aliases |= part.aliases
+        self.opened.append(part)
         self.files.append(Part(file.name, part.metadata, (*part.slots, *part.aliases)))
         for name, count in part.ignored.items():
             self.ignored[name] = (self.ignored.get(name) or 0) + (count or 0)
@@ -140,7 +142,7 @@ class Checkpoint:
     def read_nbytes(self) -> int:
         """Bytes of the files that were read, the index too."""
         index = self.folder.index if self.folder else None
-        opened = {file.path for file in self.where.values()}
+        opened = [file.path for file in self.opened]
         return sum(file.stat().st_size for file in (*opened, *([index] if index else [])))
 
     def read(self, name: str) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,7 @@ BESIDE = re.compile(
     r"(\b|_?\d)"
 )
 INDEX = ".index.json"
+SUFFIX = ".safetensors"
 TEXT = (
     ".json", ".txt", ".md", ".yaml", ".yml", ".jinja", ".model", ".spm", ".tiktoken", ".bpe", ".codes",
     ".vocab",
@@ -71,17 +73,18 @@ def scan(path: Path) -> Folder:
     if not found.weights:
         raise FormatError(f"{path}: the folder holds no weights; known are {', '.join(FILES)}")
     taken = set(found.read)
-    names: set[str] = set()  # of files that go along
+    # Names in use: of the weights, also as `unpack` writes them, and of the files that go along.
+    names = {folded(name) for file in taken for name in (file.name, renamed(file.name))}
     folders: set[str] = set()  # that they are in
     nbytes = 0
     for name, file in files.items():
         if file in taken:
             continue
         why = refused(name, file, path, inner)
-        key = name.casefold()
+        key = folded(name)
         parents = {key[:at] for at, letter in enumerate(key) if letter == "/"}
         if why is None and (key in names | folders or parents & names):
-            why = "another file has its name, but for capitals"
+            why = "another file has its name, but for capitals or the coding of accents"
         if why is None:
             nbytes += (size := file.stat().st_size)
             why = "too much goes along already" if nbytes > TOTAL or len(found.along) >= MOST else None
@@ -172,6 +175,21 @@ def plain_name(name: str) -> bool:
     """Whether a file of this name can be made in a folder, on every system."""
     fine = re.search(r'[\x00-\x1f\x7f/\\:*?"<>|]', name) is None
     return fine and 0 < len(name.encode()) <= 240 and name[0] != "." and name[-1] not in ". "
+
+
+def renamed(name: str) -> str:
+    """The name of a weights file or an index as .safetensors: pytorch_model.bin is model.safetensors."""
+    if name.endswith(SUFFIX) or name.endswith(f"{SUFFIX}{INDEX}"):
+        return name
+    ending = INDEX if name.endswith(INDEX) else ""
+    stem = re.sub(r"\.(bin|pt|pth)$", "", name.removesuffix(ending))
+    return f"{re.sub('^pytorch_model', 'model', stem)}{SUFFIX}{ending}"
+
+
+def folded(name: str) -> str:
+    """Equal for names that are one file on some system: of Windows or macOS, where capitals do not count, or
+    where a letter with an accent is the same as one or as two characters."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFD", name).casefold())
 
 
 def stays(link: Path, folder: Path) -> bool:

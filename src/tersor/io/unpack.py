@@ -79,7 +79,8 @@ def unpack(
             parts, index = files_of(file, chosen, layout), layout.index
         else:
             parts, index = parts_of(file, chosen, size, layout)
-        attached = to_write(file.attachments, [*(part.name for part in parts), index]) if folder else []
+        written = [*(part.name for part in parts), *([index] if index else [])]
+        attached = to_write(file.attachments, written) if folder else []
         unpacking = Unpacking(file, parts, workers, observer)
         if not folder:
             with atomic(out) as target:

@@ -89,7 +89,7 @@ def diff(
         carried = stack.enter_context(Spool(folder))
         whole = draft is None or size_of(draft, before) > new_nbytes(after)
         if draft is None or whole:
-            other = carried.carry(after)
+            other = carried.carry(before, after)
             whole = draft is None or size_of(other, before) < size_of(draft, before)
             draft = other if draft is None or whole else draft
         nbytes = write_patch(file, draft, before)
@@ -143,30 +143,36 @@ class Spool:
                 parts[name] = part
             observer.progress(number, total, name)
         text = dump(facts | {"parts": parts})
-        again, folder = FolderTarget() if after.folder else Hashing(), self.folder
         try:
-            write(
-                PatchReader(parse(text, "its text"), self.read, self.nbytes, before),
-                again,
-                folder,
-                SecondHalf(observer),
-            )
+            made = self.applied(text, before, after, SecondHalf(observer))
         except FormatError:  # an encoder of another version made NEW
             return None
-        return Draft(text, parts, digest, self) if again.sha.hexdigest() == digest else None
+        return Draft(text, parts, digest, self) if made == digest else None
 
-    def carry(self, after: NamedArrays) -> Draft:
-        """NEW as it is."""
+    def carry(self, before: NamedArrays, after: NamedArrays) -> Draft:
+        """NEW as it is. FormatError if applying the patch does not give it, as after a change of the file."""
         if after.folder:
-            text, pieces = whole_facts(after)
+            facts, pieces = whole_facts(after)
             for piece in pieces:
                 self.add(piece)
-            return Draft(dump(text), {}, after.digest, self)
-        sha = hashlib.sha256()
-        for piece in bytes_of(after):
-            sha.update(piece)
-            self.add(piece)
-        return Draft(dump({"kind": FILE, "parts": {}}), {}, sha.hexdigest(), self)
+            digest = after.digest
+        else:
+            facts, sha = {"kind": FILE, "parts": {}}, hashlib.sha256()
+            for piece in bytes_of(after):
+                sha.update(piece)
+                self.add(piece)
+            digest = sha.hexdigest()
+        text = dump(facts)
+        if self.applied(text, before, after, Observer()) != digest:
+            raise FormatError(f"{after.path}: it changed while it was read")
+        return Draft(text, {}, digest, self)
+
+    def applied(self, text: bytes, before: NamedArrays, after: NamedArrays, observer: Observer) -> str:
+        """The SHA-256 of what the patch makes. FormatError if it cannot be applied."""
+        again = FolderTarget() if after.folder else Hashing()
+        reader = PatchReader(parse(text, "its text"), self.read, self.nbytes, before)
+        write(reader, again, self.folder, observer)
+        return again.sha.hexdigest()
 
     def __enter__(self) -> Spool:
         return self

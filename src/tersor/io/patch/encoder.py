@@ -86,7 +86,7 @@ class Encoder:
         """An attachment or a file beside the weights, coded against the earlier bytes of that name if there
         are any. None for other arrays, and where that is no shorter."""
         new = self.after.text(name)
-        if new is None or as_bytes(array).tobytes() not in (new, deflate(new)):
+        if new is None or ((stored := as_bytes(array).tobytes()) != new and stored != deflate(new)):
             return None
         lengths, streams = text_streams(new, self.before.text(name) or b"")
         shorter = sum(map(len, streams)) < sum(map(len, residual_streams(array, None)))

@@ -3,7 +3,7 @@
 files     name -> header of a .safetensors; its tensors are arrays of the patch
 others    name -> length and SHA-256; their bytes are the arrays attachment:NAME
 whole     the streams are all these files as they are, since nothing else was shorter
-docs/format.md section 12, "Folders". Names are checked as by unpack before anything is written.
+docs/format.md section 12, "Folders". All names are checked before anything is written.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import Any, BinaryIO
 
 from tersor.errors import FormatError
 from tersor.forms.form import as_bytes
-from tersor.io.attached import put, to_write
+from tersor.io.attached import check_names, put
 from tersor.io.document import ATTACHMENT
-from tersor.io.folder import LARGEST, plain_name
+from tersor.io.folder import LARGEST
 from tersor.io.header import Slot, parse_header
 from tersor.io.json_text import Json, of_type, only, parse
 from tersor.io.patch.named_arrays import NamedArrays, header_of
@@ -43,7 +43,7 @@ class Hashing(io.RawIOBase):
 
 
 class FolderTarget:
-    """A folder to write to, if there is one: computes the SHA-256 of the files with tensors."""
+    """A folder to write to, if there is one: computes the SHA-256 of the files of weights."""
 
     def __init__(self, into: Path | None = None) -> None:
         self.into, self.sha = into, hashlib.sha256()
@@ -52,7 +52,7 @@ class FolderTarget:
     def file(self, name: str, nbytes: int) -> Iterator[Hashing]:
         """A new file of weights. They come in the order of their names."""
         self.sha.update(f"{name}\0{nbytes}\0".encode())
-        with nullcontext() if self.into is None else open(self.into / name, "wb") as target:
+        with nullcontext() if self.into is None else open(self.into / name, "xb") as target:
             yield Hashing(target, self.sha)
 
     def put(self, name: str, data: bytes) -> None:
@@ -62,18 +62,27 @@ class FolderTarget:
 
 
 def folder_facts(before: NamedArrays, after: NamedArrays) -> Json:
-    """The entries of a patch about a folder. A header that OLD's file of this name has too is left out."""
-    known = {path.name: header_of(path) for path in before.files}
+    """The entries of a patch about a folder. A header that OLD has too is left out.
+    FormatError for a name that `patch` would refuse."""
     headers = {path.name: header_of(path) for path in after.files}
     others = {}
     for name in after.beside:
         data = after.text(f"{ATTACHMENT}{name}") or b""
         others[name] = {"nbytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    check_names(others, headers, str(after.path), "Rename it, or give the file in place of its folder")
     return {
         "kind": FOLDER,
-        "files": {n: "" if known.get(n) == head else head.decode() for n, head in headers.items()},
+        "files": {n: "" if old_header(before, n) == head else head.decode() for n, head in headers.items()},
         "others": others,
     }
+
+
+def old_header(before: NamedArrays, name: str) -> bytes:
+    """The header of OLD's file of this name. Of one .safetensors its header: it may have been renamed, as
+    its name is no part of its digest. b"" if there is none."""
+    if before.tersor is not None:
+        return b""
+    return before.head() or next((header_of(file) for file in before.files if file.name == name), b"")
 
 
 def whole_facts(after: NamedArrays) -> tuple[Json, Iterator[bytes]]:
@@ -93,11 +102,9 @@ def write_folder(reader: PatchReader, target: FolderTarget, folder: Path, observ
     """Write the files of weights in the order of their names, then the others."""
     files = dict(sorted(of_type(reader.text.get("files"), dict, "files").items()))
     others = others_from_json(reader.text.get("others", {}))
-    if bad := [name for name in files if not plain_name(name)]:
-        raise FormatError(f"files: {bad[0][:100]!r} is hidden or no name of a file on every system")
-    to_write(others, files)
+    check_names(others, files, "the files that it makes")
     whole = of_type(reader.text.get("whole", False), bool, "whole")
-    source: Arrays | Whole = Whole(reader) if whole else Arrays(reader)
+    source: Arrays | Whole = Whole(reader, files, others) if whole else Arrays(reader)
     total, number, written = len(files) + len(others), 0, 0
     for number, (name, entry) in enumerate(files.items(), 1):
         written += source.file(name, entry, target)
@@ -120,14 +127,13 @@ class Arrays:
 
     def __init__(self, reader: PatchReader) -> None:
         self.reader = reader
-        self.known = {path.name: path for path in reader.before.files}
         self.aliases = of_type(reader.text.get("aliases", {}), dict, "aliases")
 
     def file(self, name: str, entry: Any, target: FolderTarget) -> int:
-        """Write a file of weights, from its header, or "" for that of the file of this name in OLD."""
-        if of_type(entry, str, f"files: {name[:100]}") == "" and name not in self.known:
+        """Write a file of weights, from its header, or "" for that in OLD."""
+        head = of_type(entry, str, f"files: {name[:100]}").encode() or old_header(self.reader.before, name)
+        if not head:
             raise FormatError(f"files: {name[:100]!r} has no header, and the old folder has no such file")
-        head = entry.encode() if entry else header_of(self.known[name])
         with target.file(name, size_of_file(head)) as file:
             return write_tensors(self.reader, head, self.aliases, file)
 
@@ -138,12 +144,17 @@ class Arrays:
 class Whole:
     """The files of a folder as they are in the streams."""
 
-    def __init__(self, reader: PatchReader) -> None:
+    def __init__(self, reader: PatchReader, files: Json, others: Json) -> None:
         self.reader, self.at = reader, 0
+        sizes = [of_type(entry, int, f"files: {name[:100]}") for name, entry in files.items()]
+        sizes += [entry["nbytes"] for entry in others.values()]
+        if min(sizes, default=0) < 0 or sum(sizes) != reader.nbytes:
+            raise FormatError(
+                f"its streams have {reader.nbytes:,} bytes, but not those of the files that it carries"
+            )
 
-    def file(self, name: str, entry: Any, target: FolderTarget) -> int:
+    def file(self, name: str, nbytes: int, target: FolderTarget) -> int:
         """Write a file of weights, from its number of bytes."""
-        nbytes: int = of_type(entry, int, f"files: {name[:100]}")
         with target.file(name, nbytes) as file:
             for begin in range(0, nbytes, CHUNK):
                 file.write(self.take(min(CHUNK, nbytes - begin)))
@@ -154,8 +165,6 @@ class Whole:
 
     def take(self, nbytes: int) -> bytes:
         begin, self.at = self.at, self.at + nbytes
-        if not begin <= self.at <= self.reader.nbytes:
-            raise FormatError("its streams are shorter than the files that it carries")
         return self.reader.read(begin, self.at)
 
 

@@ -31,6 +31,7 @@ from tersor.io.safetensors_file import CHUNK, TensorFile, bytes_tensor
 from tersor.io.short_header import Source
 
 PATCH = "tersor-patch"  # the key in a patch's metadata that holds its format number
+ONE = "the patch makes one file, not a folder"  # why the files beside the weights are left out
 
 
 class StoredLeaf(NamedTuple):
@@ -72,8 +73,10 @@ class NamedArrays:
         else:
             self.tensors = found = Checkpoint(self.path)
             self.ignored, self.reasons = found.ignored, found.reasons
-            self.files = sorted({Path(part.path) for part in found.where.values()})
+            self.files = sorted(Path(part.path) for part in found.opened)
             self.folder = is_folder(found)
+            if found.folder is not None and not self.folder:
+                self.reasons = dict.fromkeys(found.folder.along, ONE) | self.reasons
             # A header that is kept has the names with the prefixes of wrappers, which a checkpoint strips.
             kept = self.folder or self.head() != b""
             self.aliases = found.aliases if not kept else {long: name for name, long in found.full.items()}
@@ -132,7 +135,7 @@ class NamedArrays:
 
     @functools.cached_property
     def digest(self) -> str:
-        """SHA-256 of the file. For a folder it covers names, sizes and bytes of its files with tensors."""
+        """SHA-256 of the file. For a folder it covers names, sizes and bytes of its files of weights."""
         sha = hashlib.sha256()
         for file in self.files:
             if file != self.path:
@@ -162,8 +165,7 @@ def header_of(path: Path) -> bytes:
 
 def is_folder(found: Checkpoint) -> bool:
     """Whether a patch can make these files byte for byte: a folder whose weights are all .safetensors."""
-    opened = set(found.where.values())
-    same = all(isinstance(part, SafetensorsCheckpoint) for part in opened) and len(opened) == len(found.files)
+    same = all(isinstance(part, SafetensorsCheckpoint) for part in found.opened)
     return found.folder is not None and same and not any(name.startswith(ATTACHMENT) for name in found.slots)
 
 

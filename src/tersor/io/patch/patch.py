@@ -120,7 +120,13 @@ def check_base(file: TensorFile, before: NamedArrays) -> None:
             raise FormatError(f"its metadata has no SHA-256 {key!r}: it is damaged")
     digest, wanted = before.digest, file.metadata["old"]
     if digest != wanted and digest == file.metadata["new"]:
-        raise RefusedError(f"{before.path}: {file.path} makes this very file: there is nothing to do")
+        if not before.folder:
+            raise RefusedError(f"{before.path}: {file.path} makes this very file: there is nothing to do")
+        # The digest of a folder says nothing about the files beside its weights, such as its configuration.
+        raise RefusedError(
+            f"{before.path}: {file.path} makes weights that this folder has already. For the files beside "
+            "them, give the OLD that diff was given"
+        )
     if digest != wanted:
         raise RefusedError(
             f"{before.path}: {file.path} was made for another file: the SHA-256 of this one is "
@@ -186,8 +192,8 @@ def write_tersor(reader: PatchReader, target: Any, folder: Path, observer: Obser
             observer.progress(number, len(trees), name)
         for name, entry in attached.items():
             full = f"{ATTACHMENT}{name}"
-            deflated = entry.get("deflated", False)
-            data = reader.attachment(full, *places.slots[full].shape, deflated=deflated)
+            size = entry["nbytes"] if entry.get("deflated", False) else None
+            data = reader.attachment(full, *places.slots[full].shape, size=size)
             builder.attach_stored(name, entry, data)
         ledger = ledger_from_json(document, digests)
         aliases = aliases_from_json(document.get("aliases", {}), sites)

@@ -117,18 +117,22 @@ class PatchReader:
             )
         return found
 
-    def attachment(self, name: str, nbytes: int, *, deflated: bool = False) -> Tensor:
-        """An attachment as it is stored, or a file beside the weights, of this many bytes."""
+    def attachment(self, name: str, nbytes: int, *, size: int | None = None) -> Tensor:
+        """An attachment as it is stored, or a file beside the weights, of this many bytes; `size`: the bytes
+        of its text if it is deflated."""
         part = self.part(name)
         if part.get("how") != TEXT:
             return self.array(name, torch.uint8, (nbytes,))
-        self.count((nbytes,))
+        stated = nbytes if size is None else size
+        if sum(part["text"]) != stated:  # before any of it is inflated
+            raise FormatError(f"{name[:200]}: its text has {sum(part['text']):,} bytes, not {stated:,}")
+        self.count((max(nbytes, stated),))
         try:
             old = self.before.text(part.get("of", name)) or b""
             data = text_from(part["text"], self._streams(name), old)
         except FormatError as error:
             raise FormatError(f"{name[:200]}: {error}") from None
-        data = deflate(data) if deflated else data
+        data = data if size is None else deflate(data)
         if len(data) != nbytes:
             raise FormatError(
                 f"{name[:200]}: it has {len(data):,} bytes, not {nbytes:,}: the patch is damaged, or another "

@@ -28,7 +28,7 @@ def text_streams(new: bytes, old: bytes) -> tuple[list[int], list[bytes]]:
     streams = []
     for at in range(0, len(middle), BLOCK):
         packer = zlib.compressobj(
-            9, zlib.DEFLATED, -15, 9, zlib.Z_DEFAULT_STRATEGY, dictionary(middle[:at], len(middle), replaced)
+            9, zlib.DEFLATED, -15, 9, zlib.Z_DEFAULT_STRATEGY, dictionary(middle, at, len(middle), replaced)
         )
         streams.append(packer.compress(middle[at : at + BLOCK]) + packer.flush())
     return [first, len(middle), last], streams
@@ -45,7 +45,7 @@ def text_from(lengths: list[int], streams: Iterator[bytes], old: bytes) -> bytes
         if stream is None:
             raise FormatError("it has fewer streams than its length needs")
         most = min(BLOCK, size - len(middle))
-        block, rest, whole = inflate_up_to(stream, most, dictionary(middle, size, replaced))
+        block, rest, whole = inflate_up_to(stream, most, dictionary(middle, len(middle), size, replaced))
         if len(block) != most or rest or not whole:
             raise FormatError("a block of its text has a wrong length: it is damaged")
         middle += block
@@ -54,12 +54,12 @@ def text_from(lengths: list[int], streams: Iterator[bytes], old: bytes) -> bytes
     return b"".join(chain((old[:first], bytes(middle), old[len(old) - last :])))
 
 
-def dictionary(before: bytes | bytearray, size: int, replaced: bytes) -> bytes:
-    """The dictionary of the block after `before`, in a middle of `size` bytes that replaces `replaced`."""
-    centre = (len(before) + BLOCK // 2) * len(replaced) // size
+def dictionary(middle: bytes | bytearray, at: int, size: int, replaced: bytes) -> bytes:
+    """The dictionary of the block at byte `at`, in a middle of `size` bytes that replaces `replaced`."""
+    centre = (at + BLOCK // 2) * len(replaced) // size
     begin = max(0, min(centre - AROUND // 2, len(replaced) - AROUND))
     around = replaced[begin : begin + AROUND]
-    return around + bytes(before[len(around) - WINDOW :])
+    return around + bytes(middle[max(0, at + len(around) - WINDOW) : at])  # no more: it is copied
 
 
 def common(one: bytes, other: bytes) -> int:
