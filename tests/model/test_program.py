@@ -179,3 +179,67 @@ def test_batches_that_do_not_fit_say_for_what_it_was_exported() -> None:
     source = torch.export.export(net(), (images(2),), strict=False)
     with pytest.raises(TaskError, match=re.escape("exported for images [2, 3, 6, 6]")):
         tersor.run(source, [tersor.Slim(keep=0.5)], the_task())
+
+
+class Chooses(nn.Module):
+    """The code follows sizes and constants."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, causal: bool = False, mask: Tensor | None = None) -> Tensor:
+        y = self.a(x) if x.shape[0] > 4 and x.shape[0] % 2 == 0 else self.b(x)
+        return (y if mask is None else y * mask) * (-1 if causal else 1)
+
+
+@pytest.mark.parametrize("made", ["program", "file", "its module", "pickled", "copied"])
+def test_sizes_for_which_the_code_goes_another_way_are_refused(made: str, tmp_path: Path) -> None:
+    model, shapes = Chooses().eval(), {"x": {0: AUTO}, "causal": None}
+    source = torch.export.export(model, (torch.randn(8, 4), False), dynamic_shapes=shapes)
+    if made == "file":
+        torch.export.save(source, tmp_path / "net.pt2")
+        source = torch.export.load(tmp_path / "net.pt2")
+    one = program_of(source.module() if made == "its module" else source)
+    if made in ("pickled", "copied"):
+        one = pickle.loads(pickle.dumps(one)) if made == "pickled" else copy.deepcopy(one)
+    for count in (6, 20):
+        assert same(one(torch.ones(count, 4), False), model(torch.ones(count, 4)))
+    for count, why in ((4, r"x\.size\(\)\[0\] (> 4|>= [56])"), (7, r"x\.size\(\)\[0\] % 2 == 0")):
+        with pytest.raises(TypeError, match=why):
+            one(torch.ones(count, 4), False)
+
+
+def test_ranges_are_kept_where_torch_checks_no_guards() -> None:
+    class Sum(nn.Module):
+        def forward(self, x: Tensor, more: dict[str, Tensor]) -> Tensor:
+            return x + more["y"]
+
+    size = torch.export.Dim("size", min=3, max=9)
+    given = (torch.randn(8, 4), {"y": torch.randn(8, 4)})
+    source = torch.export.export(Sum(), given, dynamic_shapes=({0: size}, {"y": {0: size}}))
+    one = program_of(source.module(check_guards=False))
+    assert one(torch.ones(9, 4), {"y": torch.ones(9, 4)}).shape == (9, 4)
+    for first, second, why in ((2, 2, ">= 3"), (10, 10, "<= 9"), (8, 1, "==")):
+        with pytest.raises(TypeError, match=why):
+            one(torch.ones(first, 4), {"y": torch.ones(second, 4)})
+
+
+def test_constants_other_than_the_traced_are_refused() -> None:
+    x = torch.randn(8, 4)
+    one = program_of(torch.export.export(Chooses().eval(), (x, False, None)))
+    assert one(x, False, None).shape == (8, 4)
+    with pytest.raises(TypeError, match=r"exported for x \[8, 4\], causal=False, mask=None"):
+        one(x, True, None)
+    with pytest.raises(TypeError, match="mask=None"):
+        one(x, False, torch.ones(8, 4))
+
+
+def test_arguments_in_another_order_are_not_called_a_size_error() -> None:
+    class First(nn.Module):
+        def forward(self, given: dict[str, Tensor]) -> Tensor:
+            return next(iter(given.values())) * 1
+
+    one = program_of(torch.export.export(First(), ({"a": torch.ones(2), "b": torch.zeros(2)},)))
+    with pytest.raises(TypeError, match="nested and ordered as .*'a': 'given_a', 'b': 'given_b'"):
+        one({"b": torch.zeros(2), "a": torch.ones(2)})

@@ -24,7 +24,8 @@ from tersor.errors import RefusedError, SettingError, first_line
 from tersor.model.batches import MISFIT
 from tersor.model.channels.integers import SHAPING
 from tersor.model.graph import arguments, first, op_name, placeholders, quiet
-from tersor.model.program import Call, Held, Number, Program, Value, held
+from tersor.model.program import Call, Constant, Held, Number, Program, Value, held
+from tersor.model.program_guards import guards_of
 from tersor.model.program_layers import LAYERS
 
 CHECKS = ("_assert", "_guards", "sym_constrain")  # of the trace: no value
@@ -50,7 +51,7 @@ def program_of(source: ExportedProgram | fx.GraphModule) -> Program:
     """The program as a module with its parameters and buffers, under their names. RefusedError for a program
     of a model in training mode, and for one with parts that are graphs of their own (regions of autocast)."""
     graph = source.module() if isinstance(source, ExportedProgram) else source
-    return Builder(graph).built()
+    return Builder(graph, guards_of(source, graph)).built()
 
 
 def program_in(path: str, noun: str) -> Program:
@@ -67,8 +68,8 @@ def program_in(path: str, noun: str) -> Program:
 class Builder:
     """Makes a Program of a graph module."""
 
-    def __init__(self, source: Any) -> None:
-        self.source, self.new = source, Program()
+    def __init__(self, source: Any, guards: tuple[str, ...]) -> None:
+        self.source, self.new, self.guards = source, Program(), guards
         nodes = list(source.graph.nodes)
         named = {n: str(n.target) for n in nodes if n.op == "get_attr"}
         tensors = {n: held(source, path) for n, path in named.items()}
@@ -110,6 +111,7 @@ class Builder:
         run.results = tuple(self.shown(item) for item in tree_flatten(output.args[0])[0])
         run.in_spec, run.out_spec = self.source._in_spec, self.source._out_spec
         run.__signature__ = inspect.signature(self.source.forward)
+        run.guard(self.guards)
         return self.new.eval()
 
     def hold(self, layers: Mapping[str, nn.Module]) -> None:
@@ -218,8 +220,9 @@ def container(module: nn.Module, path: str) -> nn.Module:
     return module
 
 
-def shape_of(value: Any) -> tuple[int | None, ...] | None:
-    """The sizes of an argument in the trace, with None for those that may vary; None for no tensor."""
+def shape_of(value: Any) -> tuple[int | None, ...] | Constant | None:
+    """The sizes of an argument in the trace, with None for those that may vary; None for an integer that may
+    vary; what it was if it is no tensor."""
     if not isinstance(value, Tensor):
-        return None
+        return None if isinstance(value, torch.SymInt) else Constant(value)
     return tuple(n if type(n) is int else None for n in value.shape)
