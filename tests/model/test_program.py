@@ -243,3 +243,81 @@ def test_arguments_in_another_order_are_not_called_a_size_error() -> None:
     one = program_of(torch.export.export(First(), ({"a": torch.ones(2), "b": torch.zeros(2)},)))
     with pytest.raises(TypeError, match="nested and ordered as .*'a': 'given_a', 'b': 'given_b'"):
         one({"b": torch.zeros(2), "a": torch.ones(2)})
+
+
+class Random(nn.Module):
+    """One layer that does another thing in training, between two that do not."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.first, self.layer, self.last = nn.Linear(8, 8), layer, nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.layer(self.first(x))
+        return self.last((out[0] if isinstance(out, tuple) else out).mean(1))
+
+
+class Attends(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(x, x, x, dropout_p=0.5 if self.training else 0.0)
+
+
+DROPOUTS: dict[str, Any] = {
+    "dropout": lambda: nn.Dropout(0.5),
+    "dropout in place": lambda: nn.Dropout(0.5, inplace=True),
+    "dropout of channels": lambda: nn.Dropout1d(0.5),
+    "alpha dropout": lambda: nn.AlphaDropout(0.5),
+    "alpha dropout in place": lambda: nn.AlphaDropout(0.5, inplace=True),
+    "alpha dropout of channels": lambda: nn.FeatureAlphaDropout(0.5),
+}
+OTHERS: dict[str, Any] = {
+    "rrelu": nn.RReLU,
+    "gru": lambda: nn.GRU(8, 8, 2, dropout=0.5),
+    "lstm": lambda: nn.LSTM(8, 8, 2, dropout=0.5),
+    "attention": Attends,
+    "instance norm": lambda: nn.InstanceNorm1d(8, track_running_stats=True),
+    "batch norm without numbers": lambda: nn.BatchNorm1d(8, affine=False),
+}
+
+
+@pytest.mark.parametrize("name", [*DROPOUTS, *OTHERS])
+def test_programs_of_training_mode_are_refused(name: str) -> None:
+    model = Random({**DROPOUTS, **OTHERS}[name]())
+    x = torch.randn(16, 8, 8)
+    with pytest.raises(RefusedError, match="exported in training mode"):
+        program_of(torch.export.export(model.train(), (x,), strict=False))
+    one = program_of(torch.export.export(model.eval(), (x,), strict=False))
+    assert torch.allclose(one(x), model(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", DROPOUTS)
+def test_dropouts_of_all_kinds_are_random_in_training_as_those_of_the_model(name: str) -> None:
+    model, x = Random(DROPOUTS[name]()).eval(), torch.randn(16, 8, 8)
+    one = program_of(torch.export.export(model, (x,)))
+    assert one.forward.asleep == ()
+    outputs = []
+    for each in (model, one):
+        torch.manual_seed(3)
+        outputs.append(each.train()(x))
+    assert torch.equal(*outputs)
+    assert not torch.equal(outputs[0], model.eval()(x))
+
+
+@pytest.mark.parametrize("name", ["rrelu", "gru", "instance norm"])
+def test_the_ledger_names_what_no_longer_differs_in_training(name: str) -> None:
+    x = torch.randn(16, 8, 8)
+    batches = [(x, torch.arange(16) % 4)]
+    task = Task("toy", evaluate=batches, calibrate=batches)
+    source = torch.export.export(Random(OTHERS[name]()).eval(), (x,))
+    entries = tersor.run(source, [tersor.Measure()], task).ledger.entries
+    note = next(entry.text for entry in entries if entry.kind == "program")
+    assert f"with {name.replace(' ', '_')}, which may do more when the model trains" in note
+
+
+def test_dropout_without_a_chance_and_norms_without_statistics_are_of_both_modes() -> None:
+    x = torch.randn(16, 8, 8)
+    for layer in (nn.Dropout(0.0), nn.InstanceNorm1d(8), nn.GRU(8, 8, 2)):
+        model = Random(layer).train()
+        one = program_of(torch.export.export(model, (x,), strict=False))
+        assert one.forward.asleep == ()
+        assert torch.allclose(one(x), model(x), atol=1e-6)

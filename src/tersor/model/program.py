@@ -78,6 +78,7 @@ class Forward:
         self.shapes: tuple[Any, ...] = ()  # of these; a size that may vary is None; a Constant for no tensor
         self.guards: tuple[str, ...] = ()  # what must hold too, in Python: "x.size()[0] >= 5"
         self.check: Any = None  # the function that these make
+        self.asleep: tuple[str, ...] = ()  # calls of eval mode, which may do more in training
         self.results: tuple[Any, ...] = ()
         self.in_spec: Any = None  # how arguments and results are nested
         self.out_spec: Any = None

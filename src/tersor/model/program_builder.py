@@ -26,7 +26,8 @@ from tersor.model.channels.integers import SHAPING
 from tersor.model.graph import arguments, first, op_name, placeholders, quiet
 from tersor.model.program import Call, Constant, Held, Number, Program, Value, held
 from tersor.model.program_guards import guards_of
-from tersor.model.program_layers import LAYERS
+from tersor.model.program_layers import LAYERS, dropout_of
+from tersor.model.program_modes import asleep, training
 
 CHECKS = ("_assert", "_guards", "sym_constrain")  # of the trace: no value
 # Operators whose integers may follow a width; besides those of Python, for sizes that vary with the batch.
@@ -90,9 +91,7 @@ class Builder:
 
     def built(self) -> Program:
         for node in self.nodes:
-            given = arguments(node)
-            statistics = given.get("training") is True and given.get("running_mean") is not None
-            if statistics or (op_name(node) == "dropout" and given.get("train") is True):
+            if training(node):
                 raise RefusedError(
                     f"the program was exported in training mode ({node.name}). Export it in eval mode: "
                     "torch.export.export(model.eval(), ...); its layers train all the same"
@@ -112,6 +111,7 @@ class Builder:
         run.in_spec, run.out_spec = self.source._in_spec, self.source._out_spec
         run.__signature__ = inspect.signature(self.source.forward)
         run.guard(self.guards)
+        run.asleep = tuple(node.name for node in self.nodes if node not in self.layers and asleep(node))
         return self.new.eval()
 
     def hold(self, layers: Mapping[str, nn.Module]) -> None:
@@ -138,8 +138,8 @@ class Builder:
     def layer(self, node: fx.Node, taken: Mapping[str, nn.Module]) -> tuple[str, nn.Module] | None:
         """(path, stock layer) for an operator that is the whole of one."""
         given = arguments(node)
-        if op_name(node) == "dropout":
-            return f"{self.dropouts}.{node.name}", nn.Dropout(given["p"])
+        if (dropout := dropout_of(node)) is not None:
+            return f"{self.dropouts}.{node.name}", dropout
         if (make := LAYERS.get(op_name(node))) is None:
             return None
         read = {k: self.tensors[i] for k, i in given.items() if isinstance(i, fx.Node) and i in self.tensors}

@@ -10,7 +10,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+
+from tersor.model.graph import arguments, first, op_name
 
 
 def empty(kind: Callable[..., nn.Module], *args: Any, **settings: Any) -> nn.Module:
@@ -61,6 +63,22 @@ def layer_norm(given: Mapping[str, Any], own: Mapping[str, Tensor]) -> nn.Module
 
 def group_norm(given: Mapping[str, Any], own: Mapping[str, Tensor]) -> nn.Module | None:
     return empty(nn.GroupNorm, given["num_groups"], own["weight"].shape[0], given["eps"])
+
+
+DROPOUTS = {"dropout": nn.Dropout, "alpha_dropout": nn.AlphaDropout,
+            "feature_alpha_dropout": nn.FeatureAlphaDropout}  # fmt: skip
+FEATURES = {3: nn.Dropout1d, 4: nn.Dropout2d, 5: nn.Dropout3d}  # axes of the input -> feature_dropout
+
+
+def dropout_of(node: fx.Node) -> nn.Module | None:
+    """The dropout that an operator is; None for other operators."""
+    op, given = op_name(node), arguments(node)
+    name = op.removesuffix("_")
+    if name == "feature_dropout":
+        kind: Any = FEATURES.get(first(node).meta["val"].ndim)
+    else:
+        kind = DROPOUTS.get(name)
+    return None if kind is None else kind(given["p"], inplace=op != name)
 
 
 # Operator -> the stock layer, from its arguments and its tensors.
