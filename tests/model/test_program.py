@@ -321,3 +321,85 @@ def test_dropout_without_a_chance_and_norms_without_statistics_are_of_both_modes
         one = program_of(torch.export.export(model, (x,), strict=False))
         assert one.forward.asleep == ()
         assert torch.allclose(one(x), model(x), atol=1e-6)
+
+
+class Called(nn.Module):
+    """A function of PyTorch with tensors of these names, as parameters or as buffers."""
+
+    def __init__(self, function: Any, parameters: str = "", buffers: str = "") -> None:
+        super().__init__()
+        self.function = function
+        torch.manual_seed(1)
+        for name in parameters.split():
+            self.register_parameter(
+                name, nn.Parameter(torch.rand(8, 8) if name == "matrix" else torch.rand(8))
+            )
+        for name in buffers.split():
+            self.register_buffer(name, torch.rand(8) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x, self)
+
+
+def frozen_norm(x: Tensor, m: Any) -> Tensor:
+    return F.batch_norm(x, m.running_mean, m.running_var, m.weight, m.bias, training=False)
+
+
+CALLED: dict[str, Any] = {
+    "group norm without bias": lambda: Called(lambda x, m: F.group_norm(x, 2, m.weight), "weight"),
+    "layer norm without weight": lambda: Called(lambda x, m: F.layer_norm(x, (8,), None, m.bias), "bias"),
+    "batch norm without bias": lambda: Called(
+        lambda x, m: F.batch_norm(x, m.running_mean, m.running_var, m.weight),
+        "weight", "running_mean running_var",
+    ),
+    "frozen batch norm": lambda: Called(frozen_norm, "", "weight bias running_mean running_var"),
+    "layer norm of buffers": lambda: Called(
+        lambda x, m: F.layer_norm(x, (8,), m.weight, m.bias), "", "weight bias"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CALLED)
+def test_calls_that_no_layer_makes_stay_operators(name: str) -> None:
+    model = nn.Sequential(nn.Linear(8, 8), CALLED[name](), nn.ReLU(), nn.Linear(8, 4)).eval()
+    x = torch.randn(16, 8)
+    batches = [(x, torch.arange(16) % 4)]
+    task = Task("toy", evaluate=batches, calibrate=batches, train=batches)
+    source = torch.export.export(model, (x,))
+    one = program_of(source)
+    assert same(one(x), model(x))
+    assert set(dict(one.named_buffers())) == set(dict(model.named_buffers()))
+    result = tersor.run(source, [tersor.Slim(keep=0.5, unmet="nearest"), tersor.Finetune(epochs=2)], task)
+    after = dict(result.model().named_buffers())
+    if "frozen" in name:  # nothing moves it, though units may be cut
+        assert all(set(after[key].tolist()) <= set(value.tolist()) for key, value in model.named_buffers())
+
+
+def test_a_linear_call_with_a_buffer_keeps_it_a_buffer() -> None:
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("weight", torch.randn(8, 8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(x, self.weight)
+
+    model, x = nn.Sequential(nn.Linear(8, 8), Fixed(), nn.ReLU(), nn.Linear(8, 4)).eval(), torch.randn(16, 8)
+    batches = [(x, torch.arange(16) % 4)]
+    task = Task("toy", evaluate=batches, calibrate=batches, train=batches)
+    source = torch.export.export(model, (x,))
+    assert [name for name, _ in program_of(source).named_buffers()] == ["1.weight"]
+    small = tersor.run(source, [tersor.Slim(keep=0.5, unmet="nearest")], task).model()
+    assert small(x).shape == (16, 4)
+
+
+def test_a_running_average_of_statistics_stays_one() -> None:
+    x = torch.randn(32, 8) * 3 + 1
+    model = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8, momentum=None)).eval()
+    one = program_of(torch.export.export(copy.deepcopy(model), (x,)))
+    for each in (model.train(), one.train()):
+        each(x)
+        each(x + 1)
+    assert float(model[1].running_mean.abs().max()) > 0.1
+    for name, value in model.named_buffers():
+        assert torch.equal(one.get_buffer(name), value)

@@ -37,7 +37,8 @@ NUMBERED = ("chunk", "split")  # operators whose parts get sizes of their own
 STATISTICS = "num_batches_tracked"  # a batch norm has it, and no operator reads it in eval mode
 ATTENTION = "scaled_dot_product_attention"
 DROPOUTS = "dropouts"  # they have no tensors, so no name of their own; with _ where the model uses it
-OWNED = ("weight", "bias", "running_mean", "running_var")
+TRAINED = ("weight", "bias")
+OWNED = (*TRAINED, "running_mean", "running_var")
 LARGEST = 2**31  # a slice without an end has the largest integer
 
 
@@ -121,7 +122,7 @@ class Builder:
         for path in dict.fromkeys(self.tensors.values()):
             above, _, name = path.rpartition(".")
             tensor = held(self.source, path)
-            if path.startswith(inside) and inside:
+            if path.startswith(inside):
                 layer = layers[above]
                 store = layer._parameters if name in layer._parameters else layer._buffers
                 store[name] = tensor
@@ -154,11 +155,13 @@ class Builder:
         }  # fmt: skip
         same = all(op_name(user) == op_name(node) and alike(user, node) for at in read.values()
                    for user in self.readers[at])  # fmt: skip
-        if others or not same:
+        tensors = {key: held(self.source, at) for key, at in read.items()}
+        # A frozen batch norm has buffers as weight and bias. As a layer it would train.
+        stored = all(isinstance(t, nn.Parameter) == (key in TRAINED) for key, t in tensors.items())
+        if others or not same or not stored:
             return None
-        return path, taken[path] if path in taken else make(
-            given, {key: held(self.source, at) for key, at in read.items()}
-        )
+        layer = taken[path] if path in taken else make(given, tensors)
+        return None if layer is None else (path, layer)
 
     def last_uses(self) -> dict[fx.Node, list[str]]:
         """For each operator the values that nothing after it reads. Checks of the trace are no readers."""

@@ -3,8 +3,8 @@
 dropout(x, 0.5, train=False)       nothing now, random in training
 dropout(x, 0.5, train=True)        the trace was of training mode
 instance_norm(use_input_stats=True, running_mean=...)   moves statistics: so was this one
-Chances of 0 and norms without statistics are the same in both modes. Where dropout is inside of an operator of
-attention, eval mode gives it the chance 0, so that its own is not known.
+Chances of 0 and norms without statistics are the same in both modes. An operator for attention has the
+chance 0 in eval mode, so its own is not known.
 """
 
 from __future__ import annotations
