@@ -179,3 +179,227 @@ def test_batches_that_do_not_fit_say_for_what_it_was_exported() -> None:
     source = torch.export.export(net(), (images(2),), strict=False)
     with pytest.raises(TaskError, match=re.escape("exported for images [2, 3, 6, 6]")):
         tersor.run(source, [tersor.Slim(keep=0.5)], the_task())
+
+
+class Chooses(nn.Module):
+    """The code follows sizes and constants."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, causal: bool = False, mask: Tensor | None = None) -> Tensor:
+        y = self.a(x) if x.shape[0] > 4 and x.shape[0] % 2 == 0 else self.b(x)
+        return (y if mask is None else y * mask) * (-1 if causal else 1)
+
+
+@pytest.mark.parametrize("made", ["program", "file", "its module", "pickled", "copied"])
+def test_sizes_for_which_the_code_goes_another_way_are_refused(made: str, tmp_path: Path) -> None:
+    model, shapes = Chooses().eval(), {"x": {0: AUTO}, "causal": None}
+    source = torch.export.export(model, (torch.randn(8, 4), False), dynamic_shapes=shapes)
+    if made == "file":
+        torch.export.save(source, tmp_path / "net.pt2")
+        source = torch.export.load(tmp_path / "net.pt2")
+    one = program_of(source.module() if made == "its module" else source)
+    if made in ("pickled", "copied"):
+        one = pickle.loads(pickle.dumps(one)) if made == "pickled" else copy.deepcopy(one)
+    for count in (6, 20):
+        assert same(one(torch.ones(count, 4), False), model(torch.ones(count, 4)))
+    for count, why in ((4, r"x\.size\(\)\[0\] (> 4|>= [56])"), (7, r"x\.size\(\)\[0\] % 2 == 0")):
+        with pytest.raises(TypeError, match=why):
+            one(torch.ones(count, 4), False)
+
+
+def test_ranges_are_kept_where_torch_checks_no_guards() -> None:
+    class Sum(nn.Module):
+        def forward(self, x: Tensor, more: dict[str, Tensor]) -> Tensor:
+            return x + more["y"]
+
+    size = torch.export.Dim("size", min=3, max=9)
+    given = (torch.randn(8, 4), {"y": torch.randn(8, 4)})
+    source = torch.export.export(Sum(), given, dynamic_shapes=({0: size}, {"y": {0: size}}))
+    one = program_of(source.module(check_guards=False))
+    assert one(torch.ones(9, 4), {"y": torch.ones(9, 4)}).shape == (9, 4)
+    for first, second, why in ((2, 2, ">= 3"), (10, 10, "<= 9"), (8, 1, "==")):
+        with pytest.raises(TypeError, match=why):
+            one(torch.ones(first, 4), {"y": torch.ones(second, 4)})
+
+
+def test_constants_other_than_the_traced_are_refused() -> None:
+    x = torch.randn(8, 4)
+    one = program_of(torch.export.export(Chooses().eval(), (x, False, None)))
+    assert one(x, False, None).shape == (8, 4)
+    with pytest.raises(TypeError, match=r"exported for x \[8, 4\], causal=False, mask=None"):
+        one(x, True, None)
+    with pytest.raises(TypeError, match="mask=None"):
+        one(x, False, torch.ones(8, 4))
+
+
+def test_arguments_in_another_order_are_not_called_a_size_error() -> None:
+    class First(nn.Module):
+        def forward(self, given: dict[str, Tensor]) -> Tensor:
+            return next(iter(given.values())) * 1
+
+    one = program_of(torch.export.export(First(), ({"a": torch.ones(2), "b": torch.zeros(2)},)))
+    with pytest.raises(TypeError, match="nested and ordered as .*'a': 'given_a', 'b': 'given_b'"):
+        one({"b": torch.zeros(2), "a": torch.ones(2)})
+
+
+class Random(nn.Module):
+    """One layer that does another thing in training, between two that do not."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.first, self.layer, self.last = nn.Linear(8, 8), layer, nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.layer(self.first(x))
+        return self.last((out[0] if isinstance(out, tuple) else out).mean(1))
+
+
+class Attends(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(x, x, x, dropout_p=0.5 if self.training else 0.0)
+
+
+DROPOUTS: dict[str, Any] = {
+    "dropout": lambda: nn.Dropout(0.5),
+    "dropout in place": lambda: nn.Dropout(0.5, inplace=True),
+    "dropout of channels": lambda: nn.Dropout1d(0.5),
+    "alpha dropout": lambda: nn.AlphaDropout(0.5),
+    "alpha dropout in place": lambda: nn.AlphaDropout(0.5, inplace=True),
+    "alpha dropout of channels": lambda: nn.FeatureAlphaDropout(0.5),
+}
+OTHERS: dict[str, Any] = {
+    "rrelu": nn.RReLU,
+    "gru": lambda: nn.GRU(8, 8, 2, dropout=0.5),
+    "lstm": lambda: nn.LSTM(8, 8, 2, dropout=0.5),
+    "attention": Attends,
+    "instance norm": lambda: nn.InstanceNorm1d(8, track_running_stats=True),
+    "batch norm without numbers": lambda: nn.BatchNorm1d(8, affine=False),
+}
+
+
+@pytest.mark.parametrize("name", [*DROPOUTS, *OTHERS])
+def test_programs_of_training_mode_are_refused(name: str) -> None:
+    model = Random({**DROPOUTS, **OTHERS}[name]())
+    x = torch.randn(16, 8, 8)
+    with pytest.raises(RefusedError, match="exported in training mode"):
+        program_of(torch.export.export(model.train(), (x,), strict=False))
+    one = program_of(torch.export.export(model.eval(), (x,), strict=False))
+    assert torch.allclose(one(x), model(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", DROPOUTS)
+def test_dropouts_of_all_kinds_are_random_in_training_as_those_of_the_model(name: str) -> None:
+    model, x = Random(DROPOUTS[name]()).eval(), torch.randn(16, 8, 8)
+    one = program_of(torch.export.export(model, (x,)))
+    assert one.forward.asleep == ()
+    outputs = []
+    for each in (model, one):
+        torch.manual_seed(3)
+        outputs.append(each.train()(x))
+    assert torch.equal(*outputs)
+    assert not torch.equal(outputs[0], model.eval()(x))
+
+
+@pytest.mark.parametrize("name", ["rrelu", "gru", "instance norm"])
+def test_the_ledger_names_what_no_longer_differs_in_training(name: str) -> None:
+    x = torch.randn(16, 8, 8)
+    batches = [(x, torch.arange(16) % 4)]
+    task = Task("toy", evaluate=batches, calibrate=batches)
+    source = torch.export.export(Random(OTHERS[name]()).eval(), (x,))
+    entries = tersor.run(source, [tersor.Measure()], task).ledger.entries
+    note = next(entry.text for entry in entries if entry.kind == "program")
+    assert f"with {name.replace(' ', '_')}, which may do more when the model trains" in note
+
+
+def test_dropout_without_a_chance_and_norms_without_statistics_are_of_both_modes() -> None:
+    x = torch.randn(16, 8, 8)
+    for layer in (nn.Dropout(0.0), nn.InstanceNorm1d(8), nn.GRU(8, 8, 2)):
+        model = Random(layer).train()
+        one = program_of(torch.export.export(model, (x,), strict=False))
+        assert one.forward.asleep == ()
+        assert torch.allclose(one(x), model(x), atol=1e-6)
+
+
+class Called(nn.Module):
+    """A function of PyTorch with tensors of these names, as parameters or as buffers."""
+
+    def __init__(self, function: Any, parameters: str = "", buffers: str = "") -> None:
+        super().__init__()
+        self.function = function
+        torch.manual_seed(1)
+        for name in parameters.split():
+            self.register_parameter(
+                name, nn.Parameter(torch.rand(8, 8) if name == "matrix" else torch.rand(8))
+            )
+        for name in buffers.split():
+            self.register_buffer(name, torch.rand(8) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x, self)
+
+
+def frozen_norm(x: Tensor, m: Any) -> Tensor:
+    return F.batch_norm(x, m.running_mean, m.running_var, m.weight, m.bias, training=False)
+
+
+CALLED: dict[str, Any] = {
+    "group norm without bias": lambda: Called(lambda x, m: F.group_norm(x, 2, m.weight), "weight"),
+    "layer norm without weight": lambda: Called(lambda x, m: F.layer_norm(x, (8,), None, m.bias), "bias"),
+    "batch norm without bias": lambda: Called(
+        lambda x, m: F.batch_norm(x, m.running_mean, m.running_var, m.weight),
+        "weight", "running_mean running_var",
+    ),
+    "frozen batch norm": lambda: Called(frozen_norm, "", "weight bias running_mean running_var"),
+    "layer norm of buffers": lambda: Called(
+        lambda x, m: F.layer_norm(x, (8,), m.weight, m.bias), "", "weight bias"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CALLED)
+def test_calls_that_no_layer_makes_stay_operators(name: str) -> None:
+    model = nn.Sequential(nn.Linear(8, 8), CALLED[name](), nn.ReLU(), nn.Linear(8, 4)).eval()
+    x = torch.randn(16, 8)
+    batches = [(x, torch.arange(16) % 4)]
+    task = Task("toy", evaluate=batches, calibrate=batches, train=batches)
+    source = torch.export.export(model, (x,))
+    one = program_of(source)
+    assert same(one(x), model(x))
+    assert set(dict(one.named_buffers())) == set(dict(model.named_buffers()))
+    result = tersor.run(source, [tersor.Slim(keep=0.5, unmet="nearest"), tersor.Finetune(epochs=2)], task)
+    after = dict(result.model().named_buffers())
+    if "frozen" in name:  # nothing moves it, though units may be cut
+        assert all(set(after[key].tolist()) <= set(value.tolist()) for key, value in model.named_buffers())
+
+
+def test_a_linear_call_with_a_buffer_keeps_it_a_buffer() -> None:
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("weight", torch.randn(8, 8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(x, self.weight)
+
+    model, x = nn.Sequential(nn.Linear(8, 8), Fixed(), nn.ReLU(), nn.Linear(8, 4)).eval(), torch.randn(16, 8)
+    batches = [(x, torch.arange(16) % 4)]
+    task = Task("toy", evaluate=batches, calibrate=batches, train=batches)
+    source = torch.export.export(model, (x,))
+    assert [name for name, _ in program_of(source).named_buffers()] == ["1.weight"]
+    small = tersor.run(source, [tersor.Slim(keep=0.5, unmet="nearest")], task).model()
+    assert small(x).shape == (16, 4)
+
+
+def test_a_running_average_of_statistics_stays_one() -> None:
+    x = torch.randn(32, 8) * 3 + 1
+    model = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8, momentum=None)).eval()
+    one = program_of(torch.export.export(copy.deepcopy(model), (x,)))
+    for each in (model.train(), one.train()):
+        each(x)
+        each(x + 1)
+    assert float(model[1].running_mean.abs().max()) > 0.1
+    for name, value in model.named_buffers():
+        assert torch.equal(one.get_buffer(name), value)

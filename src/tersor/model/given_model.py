@@ -54,6 +54,8 @@ def given_model(model: nn.Module, task: Task | None = None) -> GivenModel:
             f"the model is an exported program, for {module.forward.sizes} (* may vary), without the user's "
             "code. In training its norms and dropout work as layers do; the rest is as in eval mode"
         )
+        if asleep := module.forward.asleep:
+            notes["program"] += f", with {', '.join(asleep)}, which may do more when the model trains"
     sites, why = with_roles(module, sites, aliases, task)
     guessed = [name for name, site in sites.items() if site.kind == "other" and site.is_weight]
     if why and (guessed or task is not None):

@@ -13,11 +13,13 @@ forward takes (views and additions, one thread).
 from __future__ import annotations
 
 import inspect
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.symbolic_shapes import SYMPY_INTERP
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 
@@ -37,6 +39,12 @@ class Number(NamedTuple):
     """An integer of the module: an attribute of this name."""
 
     name: str
+
+
+class Constant(NamedTuple):
+    """An argument that is no tensor: the trace followed the code for this value."""
+
+    value: Any
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,10 @@ class Forward:
         self.program = program
         self.calls: tuple[Call, ...] = ()
         self.inputs: tuple[str, ...] = ()  # names of the values that the leaves of the arguments become
-        self.shapes: tuple[Any, ...] = ()  # of these; a size that may vary is None
+        self.shapes: tuple[Any, ...] = ()  # of these; a size that may vary is None; a Constant for no tensor
+        self.guards: tuple[str, ...] = ()  # what must hold too, in Python: "x.size()[0] >= 5"
+        self.check: Any = None  # the function that these make
+        self.asleep: tuple[str, ...] = ()  # calls of eval mode, which may do more in training
         self.results: tuple[Any, ...] = ()
         self.in_spec: Any = None  # how arguments and results are nested
         self.out_spec: Any = None
@@ -81,9 +92,22 @@ class Forward:
     def sizes(self) -> str:
         """The sizes of the arguments, for messages: x [*, 3, 224, 224]."""
         return ", ".join(
-            f"{name} [{', '.join('*' if n is None else str(n) for n in shape)}]"
+            f"{name}={shape.value!r}" if isinstance(shape, Constant)
+            else f"{name} [{', '.join('*' if n is None else str(n) for n in shape)}]"
             for name, shape in zip(self.inputs, self.shapes, strict=True) if shape is not None
         )  # fmt: skip
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "check": None}  # made by eval, so pickle cannot store it
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.guard(self.guards)
+
+    def guard(self, guards: tuple[str, ...]) -> None:
+        """Check these at each call: expressions of the arguments, by their names in the signature."""
+        self.guards = guards
+        self.check = guard_function(guards, tuple(self.__signature__.parameters)) if guards else None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         values: dict[str, Any] = dict(zip(self.inputs, self.leaves(args, kwargs), strict=True))
@@ -115,8 +139,16 @@ class Forward:
         names = list(self.__signature__.parameters)
         first = tuple(given[name] for name in names[: places.num_children])
         leaves, spec = tree_flatten((first, {name: given[name] for name in words.context}))
-        if spec != self.in_spec or not all(map(fits, leaves, self.shapes)):
+        if spec != self.in_spec:
+            args, named = tree_unflatten(list(self.inputs), self.in_spec)
+            nested = ", ".join((*map(str, args), *(f"{key}={item}" for key, item in named.items())))
+            raise TypeError(f"the program was exported for arguments nested and ordered as ({nested})")
+        if not all(map(fits, leaves, self.shapes)):
             raise TypeError(f"the program was exported for {self.sizes} (* may vary)")
+        failed = [] if self.check is None else self.check(**given)
+        if not all(failed):
+            broken = self.guards[[bool(held) for held in failed].index(False)]
+            raise TypeError(f"the program was exported for {self.sizes} (* may vary), where {broken}")
         return leaves
 
 
@@ -131,9 +163,20 @@ def held(module: Any, path: str) -> Any:
     return module
 
 
-def fits(value: Any, shape: tuple[int | None, ...] | None) -> bool:
-    if shape is None or not isinstance(value, Tensor):
-        return shape is None
+def guard_function(guards: tuple[str, ...], names: tuple[str, ...]) -> Any:
+    """The function of the arguments that says which guards hold. The texts are torch.export's, of a program
+    whose code is run anyway."""
+    known = {**SYMPY_INTERP, "math": math, "inf": math.inf}
+    return eval(f"lambda {', '.join(names)}: [{', '.join(guards)}]", known)
+
+
+def fits(value: Any, shape: tuple[int | None, ...] | Constant | None) -> bool:
+    if shape is None:  # an integer that may vary
+        return isinstance(value, (int, torch.SymInt))
+    if isinstance(shape, Constant):
+        return type(value) is type(shape.value) and repr(value) == repr(shape.value)  # NaN is NaN
+    if not isinstance(value, Tensor):
+        return False
     return len(value.shape) == len(shape) and all(
         want is None or have == want for have, want in zip(value.shape, shape, strict=True)
     )

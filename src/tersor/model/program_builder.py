@@ -24,8 +24,10 @@ from tersor.errors import RefusedError, SettingError, first_line
 from tersor.model.batches import MISFIT
 from tersor.model.channels.integers import SHAPING
 from tersor.model.graph import arguments, first, op_name, placeholders, quiet
-from tersor.model.program import Call, Held, Number, Program, Value, held
-from tersor.model.program_layers import LAYERS
+from tersor.model.program import Call, Constant, Held, Number, Program, Value, held
+from tersor.model.program_guards import guards_of
+from tersor.model.program_layers import LAYERS, dropout_of
+from tersor.model.program_modes import asleep, training
 
 CHECKS = ("_assert", "_guards", "sym_constrain")  # of the trace: no value
 # Operators whose integers may follow a width; besides those of Python, for sizes that vary with the batch.
@@ -35,7 +37,8 @@ NUMBERED = ("chunk", "split")  # operators whose parts get sizes of their own
 STATISTICS = "num_batches_tracked"  # a batch norm has it, and no operator reads it in eval mode
 ATTENTION = "scaled_dot_product_attention"
 DROPOUTS = "dropouts"  # they have no tensors, so no name of their own; with _ where the model uses it
-OWNED = ("weight", "bias", "running_mean", "running_var")
+TRAINED = ("weight", "bias")
+OWNED = (*TRAINED, "running_mean", "running_var")
 LARGEST = 2**31  # a slice without an end has the largest integer
 
 
@@ -50,7 +53,7 @@ def program_of(source: ExportedProgram | fx.GraphModule) -> Program:
     """The program as a module with its parameters and buffers, under their names. RefusedError for a program
     of a model in training mode, and for one with parts that are graphs of their own (regions of autocast)."""
     graph = source.module() if isinstance(source, ExportedProgram) else source
-    return Builder(graph).built()
+    return Builder(graph, guards_of(source, graph)).built()
 
 
 def program_in(path: str, noun: str) -> Program:
@@ -67,8 +70,8 @@ def program_in(path: str, noun: str) -> Program:
 class Builder:
     """Makes a Program of a graph module."""
 
-    def __init__(self, source: Any) -> None:
-        self.source, self.new = source, Program()
+    def __init__(self, source: Any, guards: tuple[str, ...]) -> None:
+        self.source, self.new, self.guards = source, Program(), guards
         nodes = list(source.graph.nodes)
         named = {n: str(n.target) for n in nodes if n.op == "get_attr"}
         tensors = {n: held(source, path) for n, path in named.items()}
@@ -89,9 +92,7 @@ class Builder:
 
     def built(self) -> Program:
         for node in self.nodes:
-            given = arguments(node)
-            statistics = given.get("training") is True and given.get("running_mean") is not None
-            if statistics or (op_name(node) == "dropout" and given.get("train") is True):
+            if training(node):
                 raise RefusedError(
                     f"the program was exported in training mode ({node.name}). Export it in eval mode: "
                     "torch.export.export(model.eval(), ...); its layers train all the same"
@@ -110,6 +111,8 @@ class Builder:
         run.results = tuple(self.shown(item) for item in tree_flatten(output.args[0])[0])
         run.in_spec, run.out_spec = self.source._in_spec, self.source._out_spec
         run.__signature__ = inspect.signature(self.source.forward)
+        run.guard(self.guards)
+        run.asleep = tuple(node.name for node in self.nodes if node not in self.layers and asleep(node))
         return self.new.eval()
 
     def hold(self, layers: Mapping[str, nn.Module]) -> None:
@@ -119,7 +122,7 @@ class Builder:
         for path in dict.fromkeys(self.tensors.values()):
             above, _, name = path.rpartition(".")
             tensor = held(self.source, path)
-            if path.startswith(inside) and inside:
+            if path.startswith(inside):
                 layer = layers[above]
                 store = layer._parameters if name in layer._parameters else layer._buffers
                 store[name] = tensor
@@ -136,8 +139,8 @@ class Builder:
     def layer(self, node: fx.Node, taken: Mapping[str, nn.Module]) -> tuple[str, nn.Module] | None:
         """(path, stock layer) for an operator that is the whole of one."""
         given = arguments(node)
-        if op_name(node) == "dropout":
-            return f"{self.dropouts}.{node.name}", nn.Dropout(given["p"])
+        if (dropout := dropout_of(node)) is not None:
+            return f"{self.dropouts}.{node.name}", dropout
         if (make := LAYERS.get(op_name(node))) is None:
             return None
         read = {k: self.tensors[i] for k, i in given.items() if isinstance(i, fx.Node) and i in self.tensors}
@@ -152,11 +155,13 @@ class Builder:
         }  # fmt: skip
         same = all(op_name(user) == op_name(node) and alike(user, node) for at in read.values()
                    for user in self.readers[at])  # fmt: skip
-        if others or not same:
+        tensors = {key: held(self.source, at) for key, at in read.items()}
+        # A frozen batch norm has buffers as weight and bias. As a layer it would train.
+        stored = all(isinstance(t, nn.Parameter) == (key in TRAINED) for key, t in tensors.items())
+        if others or not same or not stored:
             return None
-        return path, taken[path] if path in taken else make(
-            given, {key: held(self.source, at) for key, at in read.items()}
-        )
+        layer = taken[path] if path in taken else make(given, tensors)
+        return None if layer is None else (path, layer)
 
     def last_uses(self) -> dict[fx.Node, list[str]]:
         """For each operator the values that nothing after it reads. Checks of the trace are no readers."""
@@ -218,8 +223,9 @@ def container(module: nn.Module, path: str) -> nn.Module:
     return module
 
 
-def shape_of(value: Any) -> tuple[int | None, ...] | None:
-    """The sizes of an argument in the trace, with None for those that may vary; None for no tensor."""
+def shape_of(value: Any) -> tuple[int | None, ...] | Constant | None:
+    """The sizes of an argument in the trace, with None for those that may vary; None for an integer that may
+    vary; what it was if it is no tensor."""
     if not isinstance(value, Tensor):
-        return None
+        return None if isinstance(value, torch.SymInt) else Constant(value)
     return tuple(n if type(n) is int else None for n in value.shape)

@@ -10,7 +10,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+
+from tersor.model.graph import arguments, first, op_name
 
 
 def empty(kind: Callable[..., nn.Module], *args: Any, **settings: Any) -> nn.Module:
@@ -45,25 +47,48 @@ def linear(given: Mapping[str, Any], own: Mapping[str, Tensor]) -> nn.Module:
     return empty(nn.Linear, i, o, bias="bias" in own)
 
 
-def batch_norm(given: Mapping[str, Any], own: Mapping[str, Tensor]) -> nn.Module:
+def batch_norm(given: Mapping[str, Any], own: Mapping[str, Tensor]) -> nn.Module | None:
+    if ("weight" in own) != ("bias" in own) or ("running_mean" in own) != ("running_var" in own):
+        return None  # a call of the function: the layer has both or none
     dims = len(given["input"].meta["val"].shape)
     kind = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}[dims]
     size = next(iter(own.values())).shape[0]
-    new: Any = empty(kind, size, given["eps"], given["momentum"], "weight" in own, "running_mean" in own)
+    momentum = given["momentum"] or None  # a running average (None) is 0.0 in a graph of eval mode
+    new: Any = empty(kind, size, given["eps"], momentum, "weight" in own, "running_mean" in own)
     if new.track_running_stats:
         new.num_batches_tracked = torch.zeros((), dtype=torch.long)
     return new
 
 
-def layer_norm(given: Mapping[str, Any], own: Mapping[str, Tensor]) -> nn.Module:
+def layer_norm(given: Mapping[str, Any], own: Mapping[str, Tensor]) -> nn.Module | None:
+    if "weight" not in own:
+        return None
     return empty(nn.LayerNorm, tuple(own["weight"].shape), given["eps"], bias="bias" in own)
 
 
 def group_norm(given: Mapping[str, Any], own: Mapping[str, Tensor]) -> nn.Module | None:
+    if len(own) < 2:
+        return None
     return empty(nn.GroupNorm, given["num_groups"], own["weight"].shape[0], given["eps"])
 
 
-# Operator -> the stock layer, from its arguments and its tensors.
+DROPOUTS = {"dropout": nn.Dropout, "alpha_dropout": nn.AlphaDropout,
+            "feature_alpha_dropout": nn.FeatureAlphaDropout}  # fmt: skip
+FEATURES = {3: nn.Dropout1d, 4: nn.Dropout2d, 5: nn.Dropout3d}  # axes of the input -> feature_dropout
+
+
+def dropout_of(node: fx.Node) -> nn.Module | None:
+    """The dropout that an operator is; None for other operators."""
+    op, given = op_name(node), arguments(node)
+    name = op.removesuffix("_")
+    if name == "feature_dropout":
+        kind: Any = FEATURES.get(first(node).meta["val"].ndim)
+    else:
+        kind = DROPOUTS.get(name)
+    return None if kind is None else kind(given["p"], inplace=op != name)
+
+
+# Operator -> the stock layer, from its arguments and its tensors; None if no layer does that.
 LAYERS: dict[str, Any] = {
     "linear": linear, "batch_norm": batch_norm, "layer_norm": layer_norm, "group_norm": group_norm,
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), conv),
