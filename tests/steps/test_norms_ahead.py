@@ -216,15 +216,6 @@ def test_a_scale_of_a_wider_dtype_stays() -> None:
     assert facts(result)["scales"] == 0
 
 
-class Cast(nn.Module):
-    def __init__(self, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.layer, self.dtype = nn.Linear(5, 7), dtype
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x).to(self.dtype)
-
-
 def test_scales_that_stay_are_named() -> None:
     def forward(self: Any, x: Tensor) -> Tensor:
         return self.last(self.scale(self.layer(x)))
