@@ -10,6 +10,8 @@ from torch.nn import functional as F
 
 from tersor.core.run import run
 from tersor.forms import LowRank
+from tersor.model.output_comparison import judged
+from tersor.model.task import Task
 from tersor.steps import Factorize, Fold, Prune, Quantize
 
 
@@ -156,3 +158,93 @@ def test_forms_that_hold_the_factors_take_them_and_others_stay() -> None:
     assert facts(factors)["norms"] == 1
     coarse = run(model, [Quantize(bits=4), Fold()], task_for(16))
     assert "the form of layer.weight cannot be scaled" in notes(coarse, "left")[0]
+
+
+class Turned(nn.Conv2d):
+    """A subclass that calls another operator."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv_transpose2d(x, self.weight)
+
+
+class Grouped(nn.Conv2d):
+    """A subclass with groups and padding of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight, self.bias, padding=0, groups=2)
+
+
+def norm_last(self: Any, x: Tensor) -> Tensor:
+    return self.norm(self.layer(x))
+
+
+@pytest.mark.parametrize("forward", [norm_first, norm_last])
+def test_a_subclass_that_calls_another_operator_keeps_its_norm(forward: Any) -> None:
+    norm = nn.BatchNorm2d(8 if forward is norm_first else 4)
+    model = scrambled(net(forward, norm=norm, layer=Turned(4, 8, 3, bias=False)))
+    result = run(model, Fold(), task_for(8, 6, 6))
+    assert "layer calls conv_transpose2d, and not conv2d" in notes(result, "left")[0]
+    assert apart(result, model, 8, 6, 6) == 0
+
+
+@pytest.mark.parametrize("forward", [norm_first, norm_last])
+def test_the_settings_of_the_call_are_used(forward: Any) -> None:
+    norm = nn.BatchNorm2d(4 if forward is norm_first else 6)
+    model = scrambled(net(forward, norm=norm, layer=Grouped(2, 6, 3, padding=1)))
+    result = run(model, Fold(), task_for(4, 6, 6))
+    assert facts(result)["norms"] == 1
+    assert apart(result, model, 4, 6, 6) < EXACT
+
+
+def test_a_subclass_that_pads_keeps_a_norm_with_a_shift() -> None:
+    class Padded(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.conv2d(x, self.weight, self.bias, padding=1)
+
+    model = scrambled(net(norm_first, norm=nn.BatchNorm2d(4), layer=Padded(4, 6, 3)))
+    result = run(model, Fold(), task_for(4, 6, 6))
+    assert "pads with zeros" in notes(result, "left")[0]
+    assert apart(result, model, 4, 6, 6) == 0
+
+
+def test_a_scale_of_a_wider_dtype_stays() -> None:
+    model = scrambled(
+        net(lambda self, x: self.scale(self.layer(x.float())), layer=nn.Linear(5, 7), scale=Scale(7))
+    )
+    model.layer.float()  # type: ignore[operator, union-attr]
+    result = run(model, Fold(), task_for(4, 5))
+    x = torch.randn(2, 4, 5)
+    assert result.model()(x).dtype == model(x).dtype == torch.float64
+    assert facts(result)["scales"] == 0
+
+
+class Cast(nn.Module):
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.layer, self.dtype = nn.Linear(5, 7), dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x).to(self.dtype)
+
+
+def test_the_proof_compares_dtypes() -> None:
+    def made(dtype: torch.dtype) -> nn.Module:
+        torch.manual_seed(0)
+        return Cast(dtype)
+
+    batches = [(torch.randn(4, 5), torch.zeros(4).long())]
+    task = Task("toy", evaluate=batches, calibrate=batches)
+    for after, fits in ((torch.float64, True), (torch.float32, False)):
+        found = judged(
+            lambda: made(torch.float64), lambda kind=after: made(kind), lambda: made(torch.float64), task
+        )
+        assert found.fits == fits
+
+
+def test_scales_that_stay_are_named() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return self.last(self.scale(self.layer(x)))
+
+    model = scrambled(net(forward, layer=nn.Linear(5, 7), scale=Scale(7), last=nn.Linear(7, 3)))
+    result = run(model, Fold(where="!layer.weight"), task_for(4, 5))
+    assert "1 scales stay: scale: where leaves out layer.weight" in notes(result, "left")

@@ -92,7 +92,7 @@ class Finder:
             return f"it reads {op_name(before)}, and not a linear layer or a convolution"
         if len(before.users) > 1:
             return f"the output of {layer} is read elsewhere too"
-        if why := self.unsafe(path) or self.unsafe(layer):
+        if why := self.unsafe(path) or self.unsafe(layer) or self.other(before, layer):
             return why
         own = arguments(before)
         weight, bias = (self.name(own.get(key)) for key in ("weight", "bias"))
@@ -101,6 +101,8 @@ class Finder:
         if not bias and self.modules[layer]._parameters.get("bias") is not None:
             return f"{layer} does not use its bias"
         at, wide = 1, value(before).ndim
+        if value(node).dtype != value(before).dtype:
+            return "it changes the dtype"
         if wide != (2 if isinstance(self.modules[layer], nn.Linear) else self.tensors[weight].ndim):
             return f"axis {at} of its input holds no outputs of {layer}"
         keys = ("weight", "bias", "running_mean", "running_var")
@@ -108,8 +110,15 @@ class Finder:
             if name and (self.reads[name] != calls or name in self.tied):
                 return f"{name} is used elsewhere too"
         factor, shift = self.numbers(given)
-        turned = self.modules[layer].groups if getattr(self.modules[layer], "transposed", False) else 0
-        return NormPair(layer, path, weight, bias, factor, shift, turned)
+        return NormPair(layer, path, weight, bias, factor, shift, turned(before))
+
+    def other(self, node: fx.Node, layer: str) -> str:
+        """Why this is not the operator of the layer's class, as in a subclass with its own forward; "" if it is."""
+        module = self.modules[layer]
+        own = "linear"
+        if not isinstance(module, nn.Linear):
+            own = f"conv{'_transpose' * module.transposed}{len(module.kernel_size)}d"
+        return "" if op_name(node) == own else f"{layer} calls {op_name(node)}, and not {own}"
 
     def unsafe(self, path: str) -> str:
         module = self.modules[path]
@@ -129,6 +138,11 @@ class Finder:
 
         factor = number("weight", 1.0) / (number("running_var", 1.0) + given["eps"]).sqrt()
         return factor, number("bias", 0.0) - factor * number("running_mean", 0.0)
+
+
+def turned(node: fx.Node) -> int:
+    """The groups of a transposed convolution; 0 for others. A subclass may call it with its own."""
+    return int(arguments(node)["groups"]) if op_name(node).startswith("conv_transpose") else 0
 
 
 def spread(factor: Tensor, groups: int, shape: tuple[int, ...]) -> Tensor:

@@ -8,14 +8,14 @@ shift can go into it. Dropout may be between, since it does nothing in eval mode
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 
 from tersor.model.graph import arguments, op_name, value
-from tersor.model.norm_pairs import LAYERS, NORMS, Finder, NormPair
+from tersor.model.norm_pairs import LAYERS, NORMS, Finder, NormPair, turned
 
 BETWEEN = ("dropout", "feature_dropout", "clone", "contiguous", "alias")
 VIEWS = ("view", "reshape", "unsqueeze", "expand", "alias")  # of a scale, on its way to the product
@@ -38,10 +38,11 @@ class NormAhead(NamedTuple):
     factor: Tensor  # [I], float64
     shift: Tensor  # [I], float64
 
-    def columns(self, each: Tensor, reader: Reader, shape: tuple[int, ...]) -> Tensor:
-        """One number for each input, [I], as it multiplies a weight [O, I / G, ...] of this shape."""
-        rows = each.view(reader.groups, 1, -1).expand(-1, shape[0] // reader.groups, -1).flatten(0, 1)
-        return rows.reshape(*rows.shape, *[1] * (len(shape) - 2))
+
+def columns(each: Tensor, reader: Reader, shape: tuple[int, ...]) -> Tensor:
+    """One number for each input, [I], as it multiplies a weight [O, I / G, ...] of this shape."""
+    rows = each.view(reader.groups, 1, -1).expand(-1, shape[0] // reader.groups, -1).flatten(0, 1)
+    return rows.reshape(*rows.shape, *[1] * (len(shape) - 2))
 
 
 def norms_ahead(finder: Finder, left: Mapping[str, str]) -> tuple[list[NormAhead], dict[str, str]]:
@@ -108,7 +109,7 @@ def reader_of(finder: Finder, source: fx.Node, node: fx.Node, shifts: bool) -> R
     module: Any = finder.modules.get(path)
     if not isinstance(module, LAYERS) or given.get("input") is not source:
         return f"{op_name(node)} reads it, and not only linear layers and convolutions"
-    if why := finder.unsafe(path):
+    if why := finder.unsafe(path) or finder.other(node, path):
         return why
     weight, bias = (finder.name(given.get(key)) for key in ("weight", "bias"))
     if weight != f"{path}.weight" or bias not in ("", f"{path}.bias"):
@@ -121,17 +122,14 @@ def reader_of(finder: Finder, source: fx.Node, node: fx.Node, shifts: bool) -> R
         return Reader(path, weight, bias, 1) if value(source).ndim == 2 else f"{path} reads another axis"
     if module.transposed:
         return f"{path} is a transposed convolution"
-    padded = module.padding_mode == "zeros" and any(pads(module))
-    if padded and shifts:
+    if shifts and pads(given["padding"], finder.tensors[weight].shape[2:]):
         return f"{path} pads with zeros, and the norm has a shift"
-    return Reader(path, weight, bias, module.groups)
+    return Reader(path, weight, bias, given["groups"])
 
 
-def pads(module: Any) -> list[bool]:
-    """Whether a convolution pads, along each axis."""
-    if isinstance(module.padding, str):
-        return [module.padding == "same" and size > 1 for size in module.kernel_size]
-    return [size > 0 for size in module.padding]
+def pads(padding: Any, kernel: Sequence[int]) -> bool:
+    """Whether a call of a convolution pads with zeros. Other modes are an operator of their own."""
+    return padding == "same" and max(kernel) > 1 if isinstance(padding, str) else any(padding)
 
 
 def scale_pairs(finder: Finder) -> list[NormPair]:
@@ -165,6 +163,8 @@ def scale_pair(finder: Finder, path: str, nodes: list[fx.Node]) -> NormPair | No
     maker: Any = finder.modules.get(layer)
     if not isinstance(maker, LAYERS) or len(before.users) != 1 or finder.unsafe(layer):
         return None
+    if finder.other(before, layer) or value(product).dtype != value(before).dtype:
+        return None
     own, out = arguments(before), value(before)
     weight, bias = (finder.name(own.get(key)) for key in ("weight", "bias"))
     if weight != f"{layer}.weight" or bias not in ("", f"{layer}.bias"):
@@ -176,8 +176,7 @@ def scale_pair(finder: Finder, path: str, nodes: list[fx.Node]) -> NormPair | No
     factor = finder.tensors[name].detach().double().cpu().flatten()
     if any(size != (out.shape[at] if k == at else 1) for k, size in enumerate(shape)):
         return None
-    turned: Any = maker.groups if getattr(maker, "transposed", False) else 0
-    return NormPair(layer, path, weight, bias, factor, torch.zeros_like(factor), int(turned))
+    return NormPair(layer, path, weight, bias, factor, torch.zeros_like(factor), turned(before))
 
 
 def scale_in(finder: Finder, node: fx.Node, views: set[fx.Node]) -> str:

@@ -23,7 +23,7 @@ from tersor.model.changes import Replace
 from tersor.model.example import example_inputs
 from tersor.model.graph import traced
 from tersor.model.norm_pairs import Finder, NormPair, norm_pairs, spread
-from tersor.model.norms_ahead import NormAhead, Reader, norms_ahead, scale_pairs
+from tersor.model.norms_ahead import NormAhead, Reader, columns, norms_ahead, scale_pairs
 from tersor.model.scaled_rows import multiplied, scaled
 from tersor.record.events import Edit, Event, Group, Note
 from tersor.steps.same_function import same_function
@@ -79,10 +79,14 @@ def fold_norms(view: View, chosen: set[str]) -> Generator[Group, None, tuple[Vie
             else:
                 fits.append(one)
         now = yield from in_groups(now, kind, fits, folded, left)
-    stay = {path: why for path, why in left.items() if path not in {one.norm for one in every["scales"]}}
-    if stay:
-        text = "; ".join(f"{path}: {why}" for path, why in stay.items())
-        folded.notes.append(Note("", "left", f"{len(stay)} batch norms stay: {text}", {"norms": len(stay)}))
+    scales = {one.norm for one in every["scales"]}
+    for what, key, stay in (
+        ("batch norms", "norms", {path: why for path, why in left.items() if path not in scales}),
+        ("scales", "scales", {path: why for path, why in left.items() if path in scales}),
+    ):
+        if stay:
+            text = "; ".join(f"{path}: {why}" for path, why in stay.items())
+            folded.notes.append(Note("", "left", f"{len(stay)} {what} stay: {text}", {key: len(stay)}))
     return now, folded
 
 
@@ -162,7 +166,7 @@ def scaled_weights(view: View, one: Fold) -> dict[str, Form | None]:
         form = view.form(reader.weight)
         plain = uncoded(form)
         if reader.groups > 1:
-            after = multiplied(plain, one.columns(one.factor, reader, tuple(form.shape)))
+            after = multiplied(plain, columns(one.factor, reader, tuple(form.shape)))
         else:
             after = scaled(plain, one.factor, 1)
         found[reader.weight] = None if after is None else coded_like(after, form)
@@ -181,6 +185,6 @@ def new_values(view: View, one: Fold) -> dict[str, torch.Tensor]:
         name = f"{reader.layer}.bias"
         if name in view.forms and bool((one.shift != 0).any()):
             weight = view.form(reader.weight).decode().double()
-            moved = (weight * one.columns(one.shift, reader, tuple(weight.shape))).flatten(1).sum(1)  # [O]
+            moved = (weight * columns(one.shift, reader, tuple(weight.shape))).flatten(1).sum(1)  # [O]
             found[name] = view.form(name).decode().double() + moved
     return found

@@ -39,8 +39,12 @@ def same_function(view: View, group: Group, what: str) -> Generator[Group, None,
 
 def difference(view: View, group: Group) -> float:
     """How far a group moves the outputs for calibration batches, relative to the largest: in float64, or in
-    float32 if the forward fixes that. Infinite if the model runs in neither."""
+    float32 if the forward fixes that. Infinite if the model runs in neither, or if a dtype changes."""
     after = view.after(group)
+    with suppress(*MISFIT):
+        own = [outputs(each.part.plain(), view.part.task, "own") for each in (view, after)]
+        if [x.dtype for x in own[0]] != [x.dtype for x in own[1]]:
+            return math.inf
     for width in ("double", "float"):
         with suppress(*MISFIT):
             return moved_by(*(outputs(each.part.plain(), view.part.task, width) for each in (view, after)))
