@@ -403,3 +403,29 @@ def test_a_running_average_of_statistics_stays_one() -> None:
     assert float(model[1].running_mean.abs().max()) > 0.1
     for name, value in model.named_buffers():
         assert torch.equal(one.get_buffer(name), value)
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(20, 8), nn.Linear(8, 20, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.embed(tokens).mean(1))
+
+
+@pytest.mark.parametrize("made", ["in memory", "file"])
+def test_tied_weights_stay_tied(made: str, tmp_path: Path) -> None:
+    tokens = torch.randint(0, 20, (16, 5), generator=torch.Generator().manual_seed(0))
+    source = torch.export.export(Tied().eval(), (tokens,))
+    if made == "file":
+        torch.export.save(source, tmp_path / "tied.pt2")
+        source = torch.export.load(tmp_path / "tied.pt2")
+    batches = [(tokens, tokens[:, 0])]
+    task = Task("toy", evaluate=batches, calibrate=batches, train=batches)
+    result = tersor.run(source, [tersor.Finetune(epochs=2, lr=0.01), tersor.Prune(keep=0.5)], task)
+    assert result.aliases == {"head.weight": "embed.weight"}
+    small, fresh = result.model().eval(), Tied().eval()
+    fresh.load_state_dict(small.state_dict())
+    assert same(fresh(tokens), small(tokens))

@@ -119,9 +119,11 @@ class Builder:
         """Put layers and the other tensors at their names."""
         inside = tuple(f"{path}." for path in layers)
         kept = set(self.source.state_dict())
+        stored: dict[Any, Tensor] = {}
         for path in dict.fromkeys(self.tensors.values()):
             above, _, name = path.rpartition(".")
             tensor = held(self.source, path)
+            tensor = stored.setdefault(memory(tensor), tensor)  # a file has tied tensors as two of one memory
             if path.startswith(inside):
                 layer = layers[above]
                 store = layer._parameters if name in layer._parameters else layer._buffers
@@ -212,6 +214,13 @@ def alike(a: fx.Node, b: fx.Node) -> bool:
     """Whether two calls have the same settings."""
     mine, other = ({k: v for k, v in arguments(n).items() if not isinstance(v, fx.Node)} for n in (a, b))
     return mine == other
+
+
+def memory(tensor: Tensor) -> Any:
+    """What two tensors have in common if they are one parameter; itself for others."""
+    if not isinstance(tensor, nn.Parameter) or tensor.is_meta or not tensor.numel():
+        return id(tensor)
+    return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
 
 
 def container(module: nn.Module, path: str) -> nn.Module:
