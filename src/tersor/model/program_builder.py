@@ -122,7 +122,7 @@ class Builder:
         stored: dict[Any, Tensor] = {}
         for path in dict.fromkeys(self.tensors.values()):
             above, _, name = path.rpartition(".")
-            tensor = held(self.source, path)
+            tensor: Any = held(self.source, path)
             tensor = stored.setdefault(memory(tensor), tensor)  # a file has tied tensors as two of one memory
             if path.startswith(inside):
                 layer = layers[above]
