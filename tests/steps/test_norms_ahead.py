@@ -10,6 +10,8 @@ from torch.nn import functional as F
 
 from tersor.core.run import run
 from tersor.forms import LowRank
+from tersor.model.output_comparison import judged
+from tersor.model.task import Task
 from tersor.steps import Factorize, Fold, Prune, Quantize
 
 
@@ -214,6 +216,29 @@ def test_a_scale_of_a_wider_dtype_stays() -> None:
     x = torch.randn(2, 4, 5)
     assert result.model()(x).dtype == model(x).dtype == torch.float64
     assert facts(result)["scales"] == 0
+
+
+class Cast(nn.Module):
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.layer, self.dtype = nn.Linear(5, 7), dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x).to(self.dtype)
+
+
+def test_the_proof_compares_dtypes() -> None:
+    def made(dtype: torch.dtype) -> nn.Module:
+        torch.manual_seed(0)
+        return Cast(dtype)
+
+    batches = [(torch.randn(4, 5), torch.zeros(4).long())]
+    task = Task("toy", evaluate=batches, calibrate=batches)
+    for after, fits in ((torch.float64, True), (torch.float32, False)):
+        found = judged(
+            lambda: made(torch.float64), lambda kind=after: made(kind), lambda: made(torch.float64), task
+        )
+        assert found.fits == fits
 
 
 def test_scales_that_stay_are_named() -> None:

@@ -113,8 +113,7 @@ class Finder:
         return NormPair(layer, path, weight, bias, factor, shift, turned(before))
 
     def other(self, node: fx.Node, layer: str) -> str:
-        """Why this operator of a linear layer or convolution is not that of its class, as in a subclass with
-        a forward of its own; "" if it is."""
+        """Why this is not the operator of the layer's class, as in a subclass; "" if it is."""
         module = self.modules[layer]
         own = "linear"
         if not isinstance(module, nn.Linear):

@@ -99,9 +99,11 @@ def judged(
     if not was:
         raise RefusedError("its output has no tensor to compare")
     found = verdict(was, now, outputs(wanted(), task, width), EXACT[width])
-    if found.fits and width == "double":
-        want = outputs(wanted(), task, "own")
-        fits = not wide_enough(want) or verdict(want, outputs(after(), task, "own"), want, EXACT["own"]).fits
+    if found.fits and width != "own":
+        want, own = outputs(wanted(), task, "own"), outputs(after(), task, "own")
+        fits = [a.dtype for a in own] == [a.dtype for a in want]
+        if width == "double" and wide_enough(want):
+            fits = fits and verdict(want, own, want, EXACT["own"]).fits
         return found._replace(fits=fits)
     return found
 

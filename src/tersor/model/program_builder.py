@@ -119,10 +119,10 @@ class Builder:
         """Put layers and the other tensors at their names."""
         inside = tuple(f"{path}." for path in layers)
         kept = set(self.source.state_dict())
-        stored: dict[Any, Any] = {}
+        stored: dict[Any, Tensor] = {}
         for path in dict.fromkeys(self.tensors.values()):
             above, _, name = path.rpartition(".")
-            tensor = held(self.source, path)
+            tensor: Any = held(self.source, path)
             tensor = stored.setdefault(memory(tensor), tensor)  # a file has tied tensors as two of one memory
             if path.startswith(inside):
                 layer = layers[above]
