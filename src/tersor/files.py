@@ -248,6 +248,9 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         file.write(text.encode())
 
 
+LOCKED = "lock"  # in a folder that one process at a time writes: what it claims
+
+
 def claim(path: str | os.PathLike[str]) -> IO[bytes]:
     """An open lock file, which reserves its folder for this process. JournalError if another process has
     reserved it. StorageError if the file cannot be made."""

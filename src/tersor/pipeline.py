@@ -19,7 +19,7 @@ from tersor.core.recipe import Recipe
 from tersor.core.run import run
 from tersor.core.state import State
 from tersor.errors import RefusedError, SettingError
-from tersor.files import Paths, atomic, claim, output, write_text
+from tersor.files import LOCKED, Paths, atomic, claim, output, write_text
 from tersor.io import load, save
 from tersor.measure.accuracy import compared
 from tersor.model.grid_order import refuse_order
@@ -68,7 +68,7 @@ def run_pipeline(
     if first() and finished and not force:
         raise RefusedError(f"{out} holds a finished run. Name another folder, or run it again with --force")
     if first() and force and not resume and (out / JOURNAL).exists():
-        with claim(out / JOURNAL / "lock"):  # refused if another run is writing
+        with claim(out / JOURNAL / LOCKED):  # refused if another run is writing
             shutil.rmtree(out / JOURNAL, ignore_errors=True)
     if task is not None and given.given is not None:
         task.check(given.plain(), Needs.SCORES)  # accuracy is measured at the end in any case

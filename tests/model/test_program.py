@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 import tersor
 from tersor.core.history import undo
 from tersor.errors import RefusedError, SettingError, TaskError
+from tersor.model import program_guards
 from tersor.model.program import Program
 from tersor.model.program_builder import program_of
 from tersor.model.task import Task
@@ -429,3 +430,10 @@ def test_tied_weights_stay_tied(made: str, tmp_path: Path) -> None:
     small, fresh = result.model().eval(), Tied().eval()
     fresh.load_state_dict(small.state_dict())
     assert same(fresh(tokens), small(tokens))
+
+
+def test_checks_that_are_worded_otherwise_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = torch.export.export(nn.Linear(3, 2).eval(), (torch.ones(4, 3),))
+    monkeypatch.setattr(program_guards, "FAILED", "Another wording: ")
+    with pytest.raises(RefusedError, match="not worded as known"):
+        program_guards.guards_of(source, source.module())

@@ -206,11 +206,14 @@ def test_a_lone_surrogate_can_be_written() -> None:
     assert visible("\ud800") == "\\u{d800}"
 
 
-def test_the_template_marks_nothing_as_safe() -> None:
+def test_the_templates_mark_nothing_as_safe() -> None:
     """A value that is marked as safe would not be escaped."""
-    source = Path(html.__file__).parent.joinpath("templates", "show.html").read_text()
-    assert not re.search(r"\bsafe\b|autoescape|Markup", source)
-    assert set(re.findall(r'include "(.*?)"', source)) == {"page.css", "page.js"}
+    folder = Path(html.__file__).parent / "templates"
+    sources = {path.name: path.read_text() for path in folder.glob("*.html")}
+    assert set(sources) == {"page.html", "show.html", "search.html"}
+    assert not any(re.search(r"\bsafe\b|autoescape|Markup", source) for source in sources.values())
+    included = {name for source in sources.values() for name in re.findall(r'include "(.*?)"', source)}
+    assert included == {"page.css", "page.js"}
 
 
 def test_one_tensor_of_many_is_shown_beside_the_others(file: Path) -> None:

@@ -16,12 +16,12 @@ from torch import nn
 from tersor import Finetune, Task, digits, run
 from tersor.core.state import State, start
 from tersor.errors import MissingError, TaskError
-from tersor.record.observer import Observer
 from tersor.search import plan
 from tersor.search.ahead import RayWorkers, own_modules
 from tersor.search.compress import compress
 from tersor.search.trials import Trial
 from tersor.steps import Entropy, Quantize, Rdoq, Slim
+from tests.search.told import Told
 
 RAY = find_spec("ray") is not None
 
@@ -51,14 +51,6 @@ class Dies(Own):
         return super().forward(x)
 
 
-class Told(Observer):
-    def __init__(self) -> None:
-        self.messages = list[str]()
-
-    def message(self, text: str) -> None:
-        self.messages.append(text)
-
-
 @pytest.fixture(scope="module")
 def task() -> Task:
     return digits()
@@ -85,7 +77,7 @@ def cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-def workers(given: State, task: Task, folder: Path, told: Observer) -> RayWorkers:
+def workers(given: State, task: Task, folder: Path, told: Told) -> RayWorkers:
     def place(trial: Trial) -> Path:
         return folder / trial.name
 

@@ -18,13 +18,13 @@ from tersor.core.state import State, start
 from tersor.errors import BudgetError, RefusedError, SettingError, TaskError
 from tersor.measure.accuracy import compared
 from tersor.pipeline import run_pipeline
-from tersor.record.observer import Observer
 from tersor.report import search_table
 from tersor.search import compress as module
 from tersor.search import plan, trials
 from tersor.search.compress import compress, search_task
 from tersor.search.hold_out import hold_out
 from tersor.steps import recipe_from_words
+from tests.search.told import Told
 
 
 @pytest.fixture(scope="module")
@@ -47,19 +47,6 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "BITS", (8.0, 3.0, 2.0))
     monkeypatch.setattr(plan, "KEEPS", (0.5, 0.25))
     monkeypatch.setattr(plan, "TRAINED", (1.0,))
-
-
-class Told(Observer):
-    def __init__(self, stop: str = "") -> None:
-        self.messages, self.steps, self.stop = list[str](), list[str](), stop
-
-    def message(self, text: str) -> None:
-        self.messages.append(text)
-        if self.stop and text.startswith(self.stop):
-            raise KeyboardInterrupt
-
-    def step(self, number: int, total: int, name: str) -> None:
-        self.steps.append(name)
 
 
 def accuracy(task: Task, state: State) -> float:
@@ -480,3 +467,47 @@ def test_training_data_without_a_length_train_nothing_and_that_is_said(
     _, facts = compress(net, own, "drop<=9", tmp_path, observer=told)
     assert "cannot be parted" in told.messages[0]
     assert facts["search"]["best"]
+
+
+class Recorded:
+    """Workers that run nothing, and keep what was asked of them."""
+
+    def __init__(self, count: int, **given: Any) -> None:
+        self.calls = [f"{count} workers"]
+        made.append(self)
+
+    def ask(self, chains: list[list[trials.Trial]]) -> None:
+        self.calls.append("ask")
+
+    def take(self, trial: trials.Trial) -> None:
+        self.calls.append(f"take {trial.name}")
+
+    def settle(self) -> None:
+        self.calls.append("settle")
+
+    def close(self) -> None:
+        self.calls.append("close")
+
+
+made: list[Recorded] = []
+
+
+@pytest.mark.usefixtures("fewer")
+def test_nothing_runs_ahead_while_a_trial_is_timed(
+    net: State, task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = trials.timed
+
+    def timed(before: Any, after: Any, *args: Any, **words: Any) -> Any:
+        if "close" not in made[-1].calls:
+            assert made[-1].calls[-1] == "settle"
+        return real(before, after, *args, **words)
+
+    monkeypatch.setattr(trials, "timed", timed)
+    monkeypatch.setattr(module, "RayWorkers", Recorded)
+    _, facts = compress(net, task, "drop<=3,latency<=1000%", tmp_path, epochs=0, workers=3)
+    calls = made[-1].calls
+    assert calls[0] == "3 workers"
+    assert calls.index("ask") < calls.index("close") == len(calls) - 1
+    done = [row["name"] for row in facts["search"]["trials"] if not row["why"]]
+    assert {f"take {name}" for name in done} <= {*calls}

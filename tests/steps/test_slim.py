@@ -152,15 +152,20 @@ def test_each_family_keeps_a_multiple() -> None:
     assert widths != {12, 16, 10}
 
 
-def test_refitting_brings_back_what_the_cut_lost() -> None:
-    """Half the units of a layer copy the other half, so nothing need be lost."""
-    model, task = given("residual")
-    block = model.blocks[0]
+def copied(block: Any, count: int, at: int) -> None:
+    """Make the units from `at` on copies of the first `count`, in turn."""
     with torch.no_grad():
         for layer in (block.a, block.na):
             for tensor in (*layer.parameters(), *layer.buffers()):
                 if tensor.ndim:
-                    tensor[8:] = tensor[:8]
+                    for place in range(at, len(tensor)):
+                        tensor[place] = tensor[(place - at) % count]
+
+
+def test_refitting_brings_back_what_the_cut_lost() -> None:
+    """Half the units of a layer copy the other half, so nothing need be lost."""
+    model, task = given("residual")
+    copied(model.blocks[0], 8, 8)
     where = "blocks.0.a.*"
     wanted = answers(model, task)
     cut = run(model, Slim(keep=0.51, of="units", where=where, correct=False), task)
@@ -174,12 +179,7 @@ def test_refitting_brings_back_what_the_cut_lost() -> None:
 def test_redundancy_spares_what_cannot_be_rebuilt() -> None:
     """One of a pair of equal units goes, whatever its size; single ones stay."""
     model, task = given("residual")
-    block = model.blocks[0]
-    with torch.no_grad():
-        for layer in (block.a, block.na):
-            for tensor in (*layer.parameters(), *layer.buffers()):
-                if tensor.ndim:
-                    tensor[13:] = tensor[:3]
+    copied(model.blocks[0], 3, 13)
     result = run(model, Slim(keep=13 / 16, of="units", where="blocks.0.a.*", correct=False), task)
     gone = set(range(16)) - set(result.kept["blocks.0.a.weight"][0])
     assert {at % 13 for at in gone} == {0, 1, 2}
@@ -188,12 +188,7 @@ def test_redundancy_spares_what_cannot_be_rebuilt() -> None:
 def test_redundancy_leaves_two_of_units_that_are_all_alike() -> None:
     """Copies of one unit rebuild each other, down to as many as have to stay; no other unit goes for them."""
     model, task = given("residual")
-    block = model.blocks[0]
-    with torch.no_grad():
-        for layer in (block.a, block.na):
-            for tensor in (*layer.parameters(), *layer.buffers()):
-                if tensor.ndim:
-                    tensor[1:] = tensor[:1].clone()
+    copied(model.blocks[0], 1, 1)
     wanted = answers(model, task)
     result = run(model, Slim(keep=12 / 26, of="units", where="blocks.*.a.*"), task)
     assert len(result.kept["blocks.0.a.weight"][0]) == 2

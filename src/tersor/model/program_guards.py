@@ -30,6 +30,11 @@ def guards_of(source: ExportedProgram | fx.GraphModule, graph: Any) -> tuple[str
     does not check."""
     if (function := getattr(graph, CHECKS, None)) is not None:
         found = [text for text in texts(function.forward) if text.startswith(FAILED)]
+        if not found:  # it is only made if there is something to check
+            raise RefusedError(
+                f"the program's checks are not worded as known: PyTorch {torch.__version__}. They would not "
+                "be made, and other arguments may run another way through the code"
+            )
         return tuple(dict.fromkeys(text.removeprefix(FAILED) for text in found))
     if getattr(source, "_guards_code", None):
         raise RefusedError(

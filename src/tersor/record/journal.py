@@ -25,7 +25,7 @@ import safetensors.torch
 from torch import Tensor
 
 from tersor.errors import FormatError, JournalError
-from tersor.files import atomic, claim, write_text
+from tersor.files import LOCKED, atomic, claim, write_text
 from tersor.forms import NODES
 from tersor.forms.form import DIGEST
 from tersor.model.changes import Replace, Set
@@ -83,7 +83,7 @@ class Journal:
         self.folder, self.writes = Path(folder), writes
         head = self.folder / "head.json"
         self.lines: list[Line] = []  # of the resumed run; groups that this run adds are on disk only
-        self.lock: IO[bytes] | None = claim(self.folder / "lock") if writes else None
+        self.lock: IO[bytes] | None = claim(self.folder / LOCKED) if writes else None
         with ExitStack() as stack:
             stack.callback(self.close)  # on an error; pop_all() below cancels it
             if head.exists() and resume:

@@ -27,6 +27,7 @@ import torch
 from tersor.core.run import run
 from tersor.core.state import State
 from tersor.errors import SettingError, TaskError, TersorError, first_line, need
+from tersor.files import LOCKED
 from tersor.model.batches import device_of
 from tersor.model.code import is_own
 from tersor.model.task import Task
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from tersor.search.trials import Trial
 
 Files = dict[str, bytes]  # of a journal
-LOCK = "lock"
 # What objects raise that cannot be pickled.
 UNSENDABLE = (TypeError, AttributeError, ValueError, RuntimeError, NotImplementedError, pickle.PicklingError)
 
@@ -174,7 +174,7 @@ def worked(given: bytes, chain: bytes) -> list[Files]:
 
 
 def files_of(folder: Path) -> Files:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != LOCK}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != LOCKED}
 
 
 def put(files: Files, folder: Path) -> None:

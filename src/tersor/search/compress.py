@@ -26,7 +26,7 @@ from tersor.candidates.export import write
 from tersor.core.history import first_given
 from tersor.core.state import State, start
 from tersor.errors import BudgetError, RefusedError, SettingError, TaskError
-from tersor.files import Paths, claim, output, write_text
+from tersor.files import LOCKED, Paths, claim, output, write_text
 from tersor.measure.accuracy import compared
 from tersor.model.batches import steady
 from tersor.model.needs import Needs
@@ -41,7 +41,7 @@ from tersor.search.ahead import RayWorkers
 from tersor.search.budget import Budget, read_budget
 from tersor.search.hold_out import hold_out
 from tersor.search.plan import Plan
-from tersor.search.trials import FOLDER, HELD, OutOfTime, Trial, Trials, remove_trials, trials_in
+from tersor.search.trials import FOLDER, OutOfTime, Trial, Trials, remove_trials, trials_in
 from tersor.settings import settings_of
 from tersor.steps import Export
 from tersor.steps.drop_search import Deciding, Part, deciding
@@ -106,7 +106,7 @@ def compress(
     untrained = "" if not epochs or task.train is None else why_untrained(given, work)
     if untrained:
         observer.message(f"{WHO}: nothing is trained: {untrained}")
-    with claim(out / FOLDER / HELD):
+    with claim(out / FOLDER / LOCKED):
         trials = Trials(
             given, work, decide, budget, out, runtime, batch, threads, seed, tiny,
             began + 60 * minutes if minutes else math.inf, observer,

@@ -122,7 +122,7 @@ class Plan:
         """The mildest settings that are small and fast enough."""
         fits, reached = self.trials.small_and_fast, 0
         for way in self.ways():
-            shapes: list[Setting] = shapes_of(way)
+            shapes = shapes_of(way)
             if self.trials.budget.latency is None:  # all are fast enough
                 fast: Setting | None = shapes[0]
             elif reached:
@@ -192,7 +192,8 @@ class Plan:
             if after.nothing:
                 return self.point(setting._replace(way="", keep=1.0))
             trial = replace(trial, after=after)
-            self.refused |= {setting.way} if after.why else set()
+            if after.chain[0].why:  # not the training's: it may only have diverged at this keep
+                self.refused.add(setting.way)
         return self.trials.judged(trial)
 
     def planned(self, setting: Setting) -> Trial:

@@ -25,7 +25,7 @@ from tersor.candidates.timed import timed
 from tersor.core.run import run
 from tersor.core.state import State
 from tersor.errors import InternalError, JournalError, TersorError, UserCodeError
-from tersor.files import write_text
+from tersor.files import LOCKED, write_text
 from tersor.io import save
 from tersor.model.task import Task
 from tersor.pipeline import JOURNAL, plain_nbytes
@@ -35,7 +35,6 @@ from tersor.search.budget import Budget
 from tersor.steps.drop_search import Deciding
 
 FOLDER, FACTS = "trials", "trial.json"
-HELD = "lock"  # held while a search runs
 Facts = dict[str, Any]
 
 
@@ -283,7 +282,7 @@ def remove_trials(folder: Path) -> None:
     """Remove what searches wrote, and the folder if it holds nothing else."""
     for path in trials_in(folder):
         shutil.rmtree(path)
-    (folder / HELD).unlink(missing_ok=True)
+    (folder / LOCKED).unlink(missing_ok=True)
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
 
