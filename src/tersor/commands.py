@@ -13,8 +13,8 @@ import typer
 from tersor.exits import Answer
 from tersor.options import TASKS, Arch, Base, Folder, Json, Key, Model, Quiet, Tiny, Weights
 
-CANDIDATE = "a .tersor file, a checkpoint, or base: the model itself"
-RUNNING = "a .tersor file, a checkpoint, an .onnx file, or base: the model itself"
+CANDIDATE = "a .tersor file, a checkpoint, a .pt2 file, or base: the model itself"
+RUNNING = "a .tersor file, a checkpoint, an .onnx or .pt2 file, or base: the model itself"
 Code = Annotated[
     str | None,
     typer.Option("--model", metavar="MODEL", help="the code: file.py:factory, torchvision:NAME, hf:FOLDER"),

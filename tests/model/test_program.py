@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
 import tersor
+from tersor.candidates.candidate import candidate, pair
 from tersor.core.history import undo
 from tersor.errors import RefusedError, SettingError, TaskError
 from tersor.model import program_guards
@@ -150,6 +151,11 @@ def test_slim_cuts_what_the_code_fixes_and_the_file_continues(tmp_path: Path) ->
     assert same(back(images(3)), small(images(3)))
 
     torch.export.save(source, tmp_path / "net.pt2")
+    first, second = pair(str(tmp_path / "net.pt2"), str(tmp_path / "small.tersor"))  # a program is the code
+    assert same(first.module(images(3)), model(images(3)))
+    assert same(second.module(images(3)), small(images(3)))
+    with pytest.raises(SettingError, match=r"net\.pt2 is a program and needs no code; leave out --model"):
+        candidate(str(tmp_path / "net.pt2"), small)
     words = resolve_model(str(tmp_path / "small.tersor"), arch=str(tmp_path / "net.pt2"))
     assert same(words.model()(images(3)), small(images(3)))
 

@@ -3,6 +3,7 @@
 base           the model as its code gives it
 FILE.tersor    a compressed file, decoded into the model
 FILE.onnx      a runtime's file: it runs there and needs no code
+FILE.pt2       a program of torch.export: the model itself, and its code
 another file   a checkpoint: .safetensors, a saved state dict, a folder of shards
 """
 
@@ -26,11 +27,10 @@ from tersor.runtimes import check_runtime
 from tersor.runtimes import runtime as runtime_named
 from tersor.runtimes.as_module import SessionModule
 from tersor.runtimes.onnx_files import files_of
-from tersor.zoo.words import network_of
+from tersor.zoo.words import PROGRAM, network_of
 
 BASE = "base"  # the word for the model itself
 ONNX = ".onnx"
-RUNS = "{} runs in {} and needs no code"
 
 
 @dataclass(frozen=True, repr=False)
@@ -42,7 +42,7 @@ class Candidate:
     nbytes: int  # of the file with all that belongs to it; of a model those of its tensors in safetensors
     module: nn.Module  # that runs it
     state: State | None = None  # None for a runtime's file
-    path: Path | None = None  # None for the model itself
+    path: Path | None = None  # None for the word base
 
     @property
     def facts(self) -> dict[str, str | int]:
@@ -55,7 +55,7 @@ def candidate(
     runtime: str = "onnxruntime", threads: int | None = None, who: str = "candidate",
     option: str = "--model",
 ) -> Candidate:  # fmt: skip
-    """The candidate that `text` names: "base", or a .tersor, .onnx or checkpoint file.
+    """The candidate that `text` names: "base", or a .tersor, .onnx, .pt2 or checkpoint file.
 
     `model`: the code of what is not a runtime's file, as a module or in words (file.py:factory); a module is
     not changed. `key`: the network under this key, of a checkpoint with several. `runtime` runs an .onnx file
@@ -64,18 +64,23 @@ def candidate(
     one that does not fit the model.
     """
     path = Path(text)
-    if key is not None and (text == BASE or path.suffix in (".tersor", ONNX)):
+    if key is not None and not weights_alone(text):
         raise SettingError(
             f"{who}: --key {key} is for a checkpoint with several networks, and not for {text}"
         )
     if text != BASE and not path.exists():
         raise StorageError(
-            f"{text}: no such file. Give a .tersor file, an .onnx file, a checkpoint or {BASE!r}"
+            f"{text}: no such file. Give a .tersor, .onnx or .pt2 file, a checkpoint or {BASE!r}"
         )
+    if path.suffix == PROGRAM:
+        if model is not None:
+            raise SettingError(f"{who}: {without_code(text, runtime)}; leave out {option}")
+        state = start(network_of(text))
+        return Candidate(text, "model", plain_nbytes(state), state.model(), state, path)
     if not needs_code(text):
         check_runtime(runtime, who)
         if model is not None:
-            raise SettingError(f"{who}: {RUNS.format(text, runtime)}; leave out {option}")
+            raise SettingError(f"{who}: {without_code(text, runtime)}; leave out {option}")
         session = runtime_named(runtime).open(path, threads=threads or torch.get_num_threads())
         return Candidate(
             text, runtime, file_nbytes(*files_of(path)), SessionModule(session, text), None, path
@@ -100,14 +105,17 @@ def pair(
     a: str, b: str, model: str | nn.Module | None = None, model_b: str | nn.Module | None = None, *,
     key: str | None = None, runtime: str = "onnxruntime",
 ) -> tuple[Candidate, Candidate]:  # fmt: skip
-    """The two candidates of a comparison. `model` is the code of both, `model_b` that of B if it differs.
+    """The two candidates of a comparison. `model` is the code of both, `model_b` that of B if it differs;
+    without them a program A is the code of B.
     Errors as in candidate(), and SettingError for code or a key that neither needs."""
+    if model is None and Path(a).suffix == PROGRAM:
+        model = a if model_b is None and needs_code(b) else None
     given = {"--model": model, "--model-b": model_b}
     options = ("--model", "--model" if model_b is None else "--model-b")
     needed = {option for text, option in zip((a, b), options, strict=True) if needs_code(text)}
     for option, code in given.items():
         if code is not None and option not in needed:
-            raise SettingError(f"compare: {RUNS.format(b, runtime)}; leave out {option}")
+            raise SettingError(f"compare: {without_code(b, runtime)}; leave out {option}")
     keyed = [text for text in (a, b) if weights_alone(text)] or [a, b]
     first, second = (
         candidate(
@@ -120,10 +128,15 @@ def pair(
 
 
 def needs_code(text: str) -> bool:
-    """Whether `text` names weights, or the model itself."""
-    return text == BASE or Path(text).suffix != ONNX
+    """Whether `text` names weights, or the model itself by the word."""
+    return text == BASE or Path(text).suffix not in (ONNX, PROGRAM)
+
+
+def without_code(text: str, runtime: str) -> str:
+    what = "is a program" if Path(text).suffix == PROGRAM else f"runs in {runtime}"
+    return f"{text} {what} and needs no code"
 
 
 def weights_alone(text: str) -> bool:
     """Whether `text` names a checkpoint."""
-    return text != BASE and Path(text).suffix not in (".tersor", ONNX)
+    return text != BASE and Path(text).suffix not in (".tersor", ONNX, PROGRAM)

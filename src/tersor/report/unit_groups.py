@@ -1,6 +1,7 @@
 """Unit groups: what may be cut from a model, as a table: families of units, and what keeps the rest.
 
-family    units with the same slices: their number, the parameters that a unit has, the tensors it is cut from
+family    units with the same slices: their number, the parameters that go with the first one and with all
+          together, the tensors they are cut from
 exact     its removal equals a zero; counted: a normalizer counts it, so only exact=false cuts it
 kept      the indices that cannot be cut, by the reason
 """
@@ -59,26 +60,33 @@ def places(family: Family) -> list[tuple[str, int, int]]:
 
 
 def fact(units: Units, family: Family) -> dict[str, Any]:
-    view = units.view
-    each = 0
-    for tensor, axis, at in family.slices:
-        shape = view.shape(tensor)
-        each += (
-            math.prod(shape) // max(shape[axis], 1) * at.shape[1] if view.sites[tensor].is_parameter else 0
-        )
     return {
-        "family": family.name, "units": family.size, "parameters": each,
-        "counted": list(family.flags), "tensors": [f"{s.tensor}:{s.axis}" for s in family.slices],
+        "family": family.name, "units": family.size, "parameters": gone(units.view, family, 1),
+        "together": gone(units.view, family, family.size), "counted": list(family.flags), "tensors": [f"{s.tensor}:{s.axis}" for s in family.slices],
     }  # fmt: skip
+
+
+def gone(view: View, family: Family, count: int) -> int:
+    """The parameters that go with the first `count` units. What two axes of a tensor share counts once: units
+    of a recurrent layer are rows and columns of one matrix."""
+    lost: dict[str, dict[int, set[int]]] = {}  # tensor -> axis -> indices
+    for tensor, axis, at in family.slices:
+        if view.sites[tensor].is_parameter:
+            lost.setdefault(tensor, {}).setdefault(axis, set()).update(at[:count].flat)
+    return sum(
+        math.prod(shape) - math.prod(n - len(axes.get(axis, ())) for axis, n in enumerate(shape))
+        for tensor, axes in lost.items()
+        if (shape := view.shape(tensor))
+    )
 
 
 def tables(facts: Facts, every: bool = False) -> Iterator[RenderableType]:
     """The facts as tables for people: the families with the most parameters first, or `every` family."""
     total = max(facts["model"]["parameters"], 1)
     table = grid("family", ">units", ">parameters a unit", ">share", "cut", "of")
-    families = sorted(facts["families"], key=lambda family: -family["units"] * family["parameters"])
+    families = sorted(facts["families"], key=lambda family: -family["together"])
     for family in families if every else families[:ROWS]:
-        share = family["units"] * family["parameters"] / total
+        share = family["together"] / total
         how = f"counted by {', '.join(family['counted'])}" if family["counted"] else "exact"
         more = len(family["tensors"]) - TENSORS
         names = ", ".join(family["tensors"][:TENSORS]) + (f" and {more} more" if more > 0 else "")
