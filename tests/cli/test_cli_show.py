@@ -112,8 +112,8 @@ def test_names_do_not_reach_the_terminal_raw(tersor: Command, tmp_path: Path) ->
 def test_groups_lists_what_can_be_cut_and_what_stays(tersor: Command) -> None:
     facts = tersor("show mine.py:net --groups --task mine.py:task --json").json
     assert facts["families"] == [
-        {"family": "0.weight:0", "units": 48, "parameters": 6 + 1 + 3, "together": 48 * (6 + 1 + 3), "counted": [],
-         "tensors": ["0.weight:0", "0.bias:0", "2.weight:1"]}
+        {"family": "0.weight:0", "units": 48, "parameters": 6 + 1 + 3, "together": 48 * (6 + 1 + 3),
+         "counted": [], "tensors": ["0.weight:0", "0.bias:0", "2.weight:1"]}
     ]  # fmt: skip
     assert facts["kept"] == {"input": 6, "output": 3}
     assert facts["model"]["parameters"] == 6 * 48 + 48 + 48 * 3 + 3

@@ -20,7 +20,7 @@ from tersor.core.state import start
 from tersor.errors import FormatError, RefusedError, SettingError, StorageError
 from tersor.io import diff, load, pack, patch, save, unpack, verify
 from tersor.io.checkpoint import Checkpoint
-from tersor.io.folder import LARGEST, SMALL, scan
+from tersor.io.folder import LARGEST, SMALL, plain_name, scan
 from tersor.record.observer import Observer
 from tersor.resolve import put_in
 from tersor.steps import Entropy, Quantize
@@ -358,6 +358,23 @@ def test_of_two_indexes_the_one_of_safetensors_is_read(tmp_path: Path) -> None:
     with Checkpoint(given) as source:
         assert source.slots.keys() == tensors().keys()
         assert "pytorch_model.bin.index.json" in source.ignored
+
+
+def test_weights_that_the_index_does_not_list_are_left_out_with_a_reason(tmp_path: Path) -> None:
+    given = sharded(tmp_path / "given")
+    save_file({"other": torch.ones(3)}, given / "adapter.safetensors")
+    (given / "optimizer.bin").write_bytes(b"1")
+    with Checkpoint(given) as source:
+        assert source.slots.keys() == tensors().keys()
+        assert source.reasons == {"adapter.safetensors": "not in the index"}
+        assert source.ignored.keys() >= {"adapter.safetensors", "optimizer.bin"}
+
+
+@pytest.mark.parametrize("name", ["con", "NUL.json", "com1.txt", "Lpt9.a.b", "aux ", "com\u00b9"])
+def test_names_that_windows_keeps_for_devices_are_unsafe(name: str) -> None:
+    assert not plain_name(name)
+    assert plain_name(f"x{name.strip()}")
+    assert plain_name("console.json")
 
 
 def test_the_index_of_shards_that_were_not_downloaded_does_not_hide_the_weights(tmp_path: Path) -> None:

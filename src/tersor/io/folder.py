@@ -33,6 +33,9 @@ TEXT = (
     ".vocab",
 )  # fmt: skip
 TOKENIZER = re.compile(r"(tokenizer|vocab|merges)[^/]*\.(json|txt)$|.*\.(model|spm|tiktoken|bpe)$")
+RESERVED = re.compile(
+    r"(con|prn|aux|nul|com[0-9\u00b9\u00b2\u00b3]|lpt[0-9\u00b9\u00b2\u00b3]) *(\.|$)", re.IGNORECASE
+)
 LICENCE = re.compile(r"(licen[cs]e|notice)$", re.IGNORECASE)
 SMALL = 1 << 20  # bytes up to which any text file goes along
 LARGEST = 64 << 20  # bytes of a tokenizer's file
@@ -73,6 +76,7 @@ def scan(path: Path) -> Folder:
     if not found.weights:
         raise FormatError(f"{path}: the folder holds no weights; known are {', '.join(FILES)}")
     taken = set(found.read)
+    kinds = {file.suffix for file, _ in found.weights}
     # Names in use: of the weights, also as `unpack` writes them, and of the files that go along.
     names = {folded(name) for file in taken for name in (file.name, renamed(file.name))}
     folders: set[str] = set()  # that they are in
@@ -81,6 +85,8 @@ def scan(path: Path) -> Folder:
         if file in taken:
             continue
         why = refused(name, file, path, inner)
+        if found.index and file.parent == path and file.suffix in kinds and not BESIDE.match(name):
+            why = "not in the index"
         key = folded(name)
         parents = {key[:at] for at, letter in enumerate(key) if letter == "/"}
         if why is None and (key in names | folders or parents & names):
@@ -173,7 +179,7 @@ def refused(name: str, file: Path, folder: Path, inner: set[str]) -> str | None:
 
 def plain_name(name: str) -> bool:
     """Whether a file of this name can be made in a folder, on every system."""
-    fine = re.search(r'[\x00-\x1f\x7f/\\:*?"<>|]', name) is None
+    fine = re.search(r'[\x00-\x1f\x7f/\\:*?"<>|]', name) is None and RESERVED.match(name) is None
     return fine and 0 < len(name.encode()) <= 240 and name[0] != "." and name[-1] not in ". "
 
 

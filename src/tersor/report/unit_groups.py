@@ -60,9 +60,10 @@ def places(family: Family) -> list[tuple[str, int, int]]:
 
 
 def fact(units: Units, family: Family) -> dict[str, Any]:
+    one, every = gone(units.view, family, 1), gone(units.view, family, family.size)
     return {
-        "family": family.name, "units": family.size, "parameters": gone(units.view, family, 1),
-        "together": gone(units.view, family, family.size), "counted": list(family.flags), "tensors": [f"{s.tensor}:{s.axis}" for s in family.slices],
+        "family": family.name, "units": family.size, "parameters": one, "together": every,
+        "counted": list(family.flags), "tensors": [f"{s.tensor}:{s.axis}" for s in family.slices],
     }  # fmt: skip
 
 
