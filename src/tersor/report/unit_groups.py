@@ -73,7 +73,7 @@ def gone(view: View, family: Family, count: int) -> int:
     lost: dict[str, dict[int, set[int]]] = {}  # tensor -> axis -> indices
     for tensor, axis, at in family.slices:
         if view.sites[tensor].is_parameter:
-            lost.setdefault(tensor, {}).setdefault(axis, set()).update(at[:count].flat)
+            lost.setdefault(tensor, {}).setdefault(axis, set()).update(at[:count].ravel().tolist())
     return sum(
         math.prod(shape) - math.prod(n - len(axes.get(axis, ())) for axis, n in enumerate(shape))
         for tensor, axes in lost.items()
