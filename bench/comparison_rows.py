@@ -58,7 +58,7 @@ def alone() -> list[Trial]:
         "pruning, channels": f"slim keep=0.4 {whole} entropy",
         "quantization, integers": INTEGERS,
         "quantization, 4-bit weights": f"quantize bits=4 {whole} entropy",
-        "low rank": f"factorize layers=true keep=0.4 distill {whole} entropy",
+        "low rank": f"factorize layers=true keep=0.4 where=conv2.weight,fc1.weight distill {whole} entropy",
         "all together": f"slim keep=0.5 factorize layers=true keep=0.5 where=fc1.weight distill {whole} "
                         f"prune keep=0.3 per=lamp ramp=0.5 {whole} {INTEGERS}",
     }  # fmt: skip

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import platform
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,15 @@ def record(row: Row, path: Path, key: Callable[[Row], Any]) -> None:
         print(f"{path.name}: {key(row)}: a whole row is recorded; the quick one is not", file=sys.stderr)
         return
     rows[key(row)] = row
+    write(rows, path)
+
+
+def keep(known: Collection[Any], path: Path, key: Callable[[Row], Any]) -> None:
+    """Drop the rows whose key is not known: those of recipes that have changed."""
+    write({key(row): row for row in read(path) if key(row) in known}, path)
+
+
+def write(rows: Mapping[Any, Row], path: Path) -> None:
     write_text(path, "".join(f"{json.dumps(rows[each])}\n" for each in sorted(rows)))
 
 

@@ -204,6 +204,10 @@ def test_a_killed_run_continues_and_a_changed_recipe_is_a_new_row(
     every = comparisons.asked(list(trials), quick=False)
     assert len({item.key for item in every}) == len(every)
     assert {item.key for rows in trials.values() for item in rows if item.words} == {t.key for t in every}
+    for letter, given in trials.items():
+        ends = comparisons.asked([letter], quick=True)
+        assert 0 < len(ends) <= 2 * len({item.group for item in given})
+        assert all(item.seed == 0 and item.net != "resnet20" for item in ends)
     timed = {item.key for rows in trials.values() for item in rows if item.timed}
     assert {item.key for item in every if item.timed} == timed
 

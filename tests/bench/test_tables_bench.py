@@ -36,6 +36,14 @@ def test_a_row_replaces_that_of_its_architecture(bench: Bench, tmp_path: Path) -
     assert found == [("resnet18", 0.6), ("squeezenet", 0.2)]
 
 
+def test_rows_that_are_not_known_go(bench: Bench, tmp_path: Path) -> None:
+    path, rows_file, name = tmp_path / "tables.jsonl", bench("rows_file"), itemgetter("name")
+    for given in (row("squeezenet", 0.1), row("resnet18", 0.5)):
+        rows_file.record(given, path, name)
+    rows_file.keep({"resnet18", "vgg"}, path, name)
+    assert [found["name"] for found in rows_file.read(path)] == ["resnet18"]
+
+
 def test_the_zoo_has_a_line_for_each_architecture(bench: Bench) -> None:
     zoo = bench("zoo_table")
     text = zoo.text([row("resnet18", 0.885), row("squeezenet", 0.2, quick=True)])
