@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from itertools import groupby
 from statistics import mean
+from typing import Any
 
 from comparison_rows import SEEDS, STUDENTS, TABLES, Trial
 from page import table
@@ -20,7 +21,8 @@ from tersor.maths.statistics import paired
 Rows = Mapping[tuple[str, str, int], Row]  # by net, recipe, seed
 Cell = Callable[[Row], str]
 EQUAL = 1.0  # points of drop that the interval's upper end may have, for "equal accuracy"
-NAMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+ORT = "onnxruntime"
+NAMES = {ORT: "ONNX Runtime", "openvino": "OpenVINO"}
 NONE = "not measured"
 
 
@@ -72,31 +74,31 @@ def speed(name: str) -> Cell:
 
 
 def milliseconds(name: str) -> Cell:
-    return lambda row: beside(row, name, lambda found: (found["before"][0], found["after"][0]), 3)
+    return lambda row: beside(row, name, lambda found: (found["before"], found["after"]), 3)
 
 
 def memory(row: Row) -> str:
-    return beside(row, "onnxruntime", lambda found: pair(found, lambda item: item["megabytes"]), 1)
+    return beside(row, ORT, lambda found: alone(found, "megabytes"), 1)
 
 
 def processor_seconds(row: Row) -> str:
-    shown = beside(row, "onnxruntime", lambda found: pair(found, lambda item: item["seconds"][0]), 3)
-    if shown == NONE:
-        return shown
-    low, high = row["runtimes"]["onnxruntime"]["after alone"]["seconds"][1:]
-    return f"{shown} ({low:.3f} to {high:.3f})"
+    return beside(row, ORT, lambda found: alone(found, "seconds"), 3)
 
 
-def pair(found: Row, of: Callable[[Row], float | None]) -> tuple[float | None, float | None]:
-    return of(found["before alone"]), of(found["after alone"])
+def alone(found: Row, word: str) -> tuple[Any, Any]:
+    return found["before alone"][word], found["after alone"][word]
 
 
-def beside(row: Row, name: str, of: Callable[[Row], tuple[float | None, float | None]], digits: int) -> str:
-    """ "0.123 to 0.045": the given network's number, and that of the row's."""
+def beside(row: Row, name: str, of: Callable[[Row], tuple[Any, Any]], digits: int) -> str:
+    """The given network's number and that of the row's, with their intervals if they have any."""
     if name not in row.get("runtimes", {}):
         return NONE
-    was, now = of(row["runtimes"][name])
-    return NONE if was is None or now is None else f"{was:.{digits}f} to {now:.{digits}f}"
+    both = of(row["runtimes"][name])
+    if None in both:
+        return NONE
+    return ", ".join(
+        interval(each, digits) if isinstance(each, list) else f"{each:.{digits}f}" for each in both
+    )
 
 
 COST: dict[str, Cell] = {"`.tersor`, bytes": stored("coded"), "training, s": seconds}
@@ -141,9 +143,9 @@ def line(trial: Trial, row: Row | None, columns: Mapping[str, Cell]) -> tuple[st
 
 
 def measured(trials: Iterable[Trial], rows: Rows) -> list[tuple[Trial, Row]]:
-    """The trials that have figures."""
+    """The trials that have figures, of a whole training."""
     found = ((trial, rows[trial.key]) for trial in trials if trial.key in rows)
-    return [(trial, row) for trial, row in found if "refused" not in row]
+    return [(trial, row) for trial, row in found if "refused" not in row and not row["quick"]]
 
 
 def equal_accuracy(rows: Rows) -> str:
@@ -207,8 +209,7 @@ def students(rows: Rows) -> str:
         gain, low, high, _ = paired(apart, taught)
         took = (mean(row["seconds"] for row in some if word in row["recipe"]) for word in ARMS.values())
         lines.append((
-            net + (" (quick)" if any(row["quick"] for row in some) else ""),
-            weights(some[0]), f"{mean(apart):.2f}", f"{mean(taught):.2f}",
+            net, weights(some[0]), f"{mean(apart):.2f}", f"{mean(taught):.2f}",
             "one seed, no interval" if len(apart) == 1 else f"{gain:+.2f} ({low:+.2f} to {high:+.2f})",
             ", ".join(f"{b - a:+.2f}" for a, b in zip(apart, taught, strict=True)),
             *(f"{each:.0f}" for each in took),

@@ -120,8 +120,9 @@ Those of `prune` at equal weights, those of `slim` at equal MACs.""",
 
 SVD, Tucker-2, CP and spatial factors, each factor a layer of its own.""",
 }
-RUNNING = """Running: the given network and that of the recipe, one image, one thread. Memory: the growth of
-the process while ONNX Runtime opens and runs the file, at its peak. Processor seconds: in ONNX Runtime."""
+RUNNING = """Running: the given network, then that of the recipe; one image, one thread. Memory: the growth
+of the process while ONNX Runtime opens and runs the file, at its peak. Processor seconds: in ONNX Runtime;
+other load changes them less than milliseconds."""
 EQUAL_ACCURACY = f"""At equal accuracy: the fewest weights of the tuned rows above whose drop is at most
 {tables.EQUAL:g} point, by the upper end of its interval:"""
 EQUAL_BYTES = """At equal bytes: each file with linear levels, and of each other kind the least drop, in

@@ -21,7 +21,7 @@ def ratio(middle: float, noisy: bool = False) -> dict[str, Any]:
     return {
         "before": [0.25, 0.24, 0.26], "after": [0.25 / middle, 0.1, 0.4],
         "ratio": [middle, middle - 0.01, middle + 0.01], "noisy": noisy,
-        "before alone": alone, "after alone": alone | {"megabytes": 5.67},
+        "before alone": alone, "after alone": {"megabytes": 5.67, "seconds": [0.25, 0.24, 0.26]},
     }  # fmt: skip
 
 
@@ -91,8 +91,10 @@ def test_a_line_has_the_numbers_of_its_row(bench: Bench, trials: dict[str, list[
         "1.25 (1.24 to 1.26)", "0.80 (0.79 to 0.81), noisy", "125 (12.5 %)", "25", f"`{trial.words}`",
     )  # fmt: skip
     running = tables.line(trial, found, tables.RUNNING)
-    assert running[1:3] == ("0.250 to 0.200", "0.250 to 0.312")
-    assert running[5:8] == ("12.3 to 5.7", "0.125 to 0.125 (0.120 to 0.130)", "not measured: no counter")
+    assert running[1] == "0.250 (0.240 to 0.260), 0.200 (0.100 to 0.400)"
+    assert running[5:8] == (
+        "12.3, 5.7", "0.125 (0.120 to 0.130), 0.250 (0.240 to 0.260)", "not measured: no counter"
+    )  # fmt: skip
 
 
 def test_what_is_not_measured_says_so_and_why(bench: Bench, trials: dict[str, list[Any]]) -> None:
@@ -182,6 +184,16 @@ def test_verdicts_follow_from_intervals(bench: Bench, trials: dict[str, list[Any
     (slim,) = [trial for trial in trials["a"] if trial.words.startswith("slim keep=0.4 ")]
     for middle, said in ((3.5, "**refuted**"), (4.0, "not refuted")):  # 4 times fewer MACs
         assert verdict(fewer, {slim.key: row(slim.key, runtimes={ORT: ratio(middle)})}) == said
+    files = claims["90 % zeros make a file ten times smaller."]
+    for plain, said in ((101, "**refuted**"), (100, "not refuted")):
+        found = row(pruned.key, bytes={"given": 1000, "plain": plain, "coded": 50})
+        assert verdict(files, {pruned.key: found}) == said
+    slower = claims["An int8 file is always faster."]
+    integer = trials["i"][0]
+    for seconds, said in (([0.25, 0.131, 0.3], "**refuted**"), ([0.25, 0.13, 0.3], "not refuted")):
+        timed = ratio(1.0)  # 0.99 to 1.01; the given network takes 0.12 to 0.13 s
+        timed["after alone"]["seconds"] = seconds
+        assert verdict(slower, {integer.key: row(integer.key, runtimes={ORT: timed})}) == said
     four = claims["4 bits round without loss."]
     rounded = next(trial for trial in trials["c"] if trial.words == "quantize bits=4 entropy")
     for low, said in ((0.1, "**refuted**"), (-0.1, "not refuted")):
