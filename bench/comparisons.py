@@ -60,9 +60,16 @@ def main(argv: list[str] | None = None) -> int:
     if unknown := set(options.tables) - set(TABLES):
         parser.error(f"no table {', '.join(sorted(unknown))}; there are {', '.join(TABLES)}")
     networks.steady()
+    wanted = asked(options.tables or list(TABLES), options.quick)
+    try:
+        networks.task()
+        for net in {trial.net.partition(":")[0] for trial in wanted}:
+            networks.weights(net)
+    except MissingError as error:
+        parser.exit(1, f"{error}\n")
     keep({trial.key for rows in TABLES.values() for trial in rows}, COMPARISON_ROWS, key)
     failed = []
-    for trial in asked(options.tables or list(TABLES), options.quick):
+    for trial in wanted:
         if not options.again and done(trial, read(COMPARISON_ROWS), options.quick):
             continue
         try:

@@ -224,6 +224,17 @@ def test_a_killed_run_continues_and_a_changed_recipe_is_a_new_row(
     assert {item.key for item in every if item.timed} == timed
 
 
+def test_without_its_networks_it_says_where_it_looked(bench: Bench, monkeypatch, tmp_path, capsys) -> None:
+    monkeypatch.setenv("TERSOR_NETWORKS", str(tmp_path))
+    comparisons = bench("comparisons")
+    monkeypatch.setattr(comparisons.networks, "task", lambda: None)
+    monkeypatch.setattr(comparisons, "keep", lambda *_: pytest.fail("rows were touched"))
+    with pytest.raises(SystemExit) as ended:
+        comparisons.main(["c"])
+    assert ended.value.code == 1
+    assert capsys.readouterr().err.startswith(f"bench: no lenet5.safetensors in {tmp_path}.")
+
+
 def test_students_begin_from_the_weights_of_their_seed(bench: Bench, trials: dict[str, list[Any]]) -> None:
     made = bench("comparisons").made
     first, again, other = (
