@@ -16,7 +16,7 @@ SEEDS = (0, 1, 2)
 EPOCHS = 1.0  # of a student
 KEEPS = (0.5, 0.25, 0.125)
 BITS = (16, 8, 6, 4, 3, 2)
-ENTRIES = (4, 6, 8, 11, 16, 23, 32, 46, 64)  # of k-means: steps of half a bit
+ENTRIES = (4, 5, 6, 8, 11, 16, 23, 32, 46, 64)  # of k-means: steps of half a bit or less
 SCORES = ("tensor", "channel", "group", "global", "lamp", "spread")
 CRITERIA = ("redundancy", "curvature", "taylor", "activation", "l1", "l2", "median", "random")
 METHODS = ("svd", "tucker", "cp", "spatial")
@@ -124,7 +124,7 @@ def levels() -> list[Trial]:
         Trial(
             "logarithmic", f"{2**b} sums of two", f"quantize scheme=log terms=2 bits={b} per=tensor entropy"
         )
-        for b in (4, 5, 6)
+        for b in (3, 4, 5, 6)
     ]
     return found + [Trial("k-means", f"{n} values", f"cluster entries={n} entropy") for n in ENTRIES]
 

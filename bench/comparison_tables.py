@@ -7,7 +7,7 @@ bytes (d).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import groupby
 from statistics import mean
 from typing import Any
@@ -20,7 +20,9 @@ from tersor.maths.statistics import paired
 
 Rows = Mapping[tuple[str, str, int], Row]  # by net, recipe, seed
 Cell = Callable[[Row], str]
+NEAR = 1.05  # times as many bytes count as equal, in favor of what is not linear
 EQUAL = 1.0  # points of drop that the interval's upper end may have, for "equal accuracy"
+LINEAR = "linear"  # a group of (d)
 ORT = "onnxruntime"
 NAMES = {ORT: "ONNX Runtime", "openvino": "OpenVINO"}
 NONE = "not measured"
@@ -165,25 +167,34 @@ def equal_accuracy(rows: Rows) -> str:
     return table(("what goes", "fewest weights left", "drop, points (95 %)", "`.tersor`, bytes"), lines)
 
 
-def equal_bytes(rows: Rows) -> str:
-    """For the bytes of each file with linear levels: the least drop of each other kind in no more bytes."""
+def at_equal_bytes(rows: Rows) -> Iterator[tuple[Trial, Row, dict[str, tuple[Trial, Row]]]]:
+    """Each file with linear levels, and by kind the file of least drop that has NEAR of its bytes or fewer."""
     found = measured(TABLES["d"], rows)
-    lines = []
     for trial, row in found:
-        if trial.group != "linear":
+        if trial.group != LINEAR:
             continue
-        most = row["bytes"]["coded"]
-        cells = [f"{most:,}", f"{drop(row)}; {trial.label}"]
-        for kind in ("logarithmic", "k-means"):
-            fits = [pair for pair in found if pair[0].group == kind and pair[1]["bytes"]["coded"] <= most]
-            best = min(fits, key=lambda pair: pair[1]["accuracy"]["drop"][0], default=None)
-            cells.append(
-                "none fits"
-                if best is None
-                else f"{drop(best[1])}; {best[0].label}, {best[1]['bytes']['coded']:,} bytes"
-            )
+        best: dict[str, tuple[Trial, Row]] = {}
+        for other, its in found:
+            kind, known = other.group, best.get(other.group)
+            if kind != LINEAR and its["bytes"]["coded"] <= NEAR * row["bytes"]["coded"]:
+                better = known is None or its["accuracy"]["drop"][0] < known[1]["accuracy"]["drop"][0]
+                best = {**best, kind: (other, its)} if better else best
+        yield trial, row, best
+
+
+def equal_bytes(rows: Rows) -> str:
+    """For the bytes of each file with linear levels: the least drop of each other kind in as many."""
+    kinds = [kind for kind in dict.fromkeys(trial.group for trial in TABLES["d"]) if kind != LINEAR]
+    lines = []
+    for trial, row, best in at_equal_bytes(rows):
+        cells = [f"{row['bytes']['coded']:,}", f"{drop(row)}; {trial.label}"]
+        for kind in kinds:
+            if (one := best.get(kind)) is None:
+                cells.append("none fits")
+            else:
+                cells.append(f"{drop(one[1])}; {one[0].label}, {one[1]['bytes']['coded']:,} bytes")
         lines.append(tuple(cells))
-    return table(("bytes", "linear", "logarithmic", "k-means"), lines)
+    return table(("bytes", LINEAR, *kinds), lines)
 
 
 def gains(rows: Rows) -> dict[str, tuple[list[float], list[float]]]:

@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from comparison_rows import INTEGERS, TABLES, Trial
-from comparison_tables import NAMES, NONE, Rows, alone, gains, interval, measured
+from comparison_tables import NAMES, NONE, Rows, alone, at_equal_bytes, gains, interval, measured
 from page import table
 from rows_file import Row
 
 from tersor.maths.statistics import paired
+
+SHOWN = 3  # measurements of a claim, those against it first
 
 
 class Sign(NamedTuple):
@@ -99,6 +101,20 @@ def four_bits(rows: Rows) -> list[Sign]:
     ]
 
 
+def shared(rows: Rows) -> list[Sign]:
+    """The best k-means file in the bytes of a linear one loses more: the intervals do not touch."""
+    found = []
+    for trial, row, best in at_equal_bytes(rows):
+        if (means := best.get("k-means")) is None:
+            continue
+        (label, other), falls = means, [each["accuracy"]["drop"] for each in (row, means[1])]
+        sizes = [each["bytes"]["coded"] for each in (row, other)]
+        text = f"{sizes[1]:,} bytes, {label.label}: {interval(falls[1])} points; "
+        text += f"{sizes[0]:,} bytes, {trial.label}: {interval(falls[0])}"
+        found.append(Sign(falls[1][1] > falls[0][2], text))
+    return found
+
+
 def teachers(rows: Rows) -> list[Sign]:
     found = []
     for net, (apart, taught) in gains(rows).items():
@@ -118,6 +134,7 @@ CLAIMS = (
     Claim("A file k times smaller runs k times as fast.", small_files, "(a) quantization, 4-bit weights"),
     Claim("An int8 file is always faster.", integers, f"`{INTEGERS}` of three networks"),
     Claim("4 bits round without loss.", four_bits, "(c) and (d), 4 bits, rounded"),
+    Claim("Shared values (k-means) beat linear levels at equal bytes.", shared, "(d), coded"),
     Claim("A teacher always helps a student.", teachers, "(e)"),
 )
 
@@ -130,4 +147,6 @@ def text(rows: Rows) -> str:
 
 def line(claim: Claim, signs: Sequence[Sign]) -> tuple[str, ...]:
     verdict = NONE if not signs else "**refuted**" if any(sign.against for sign in signs) else "not refuted"
-    return (claim.text, verdict, "; ".join(sign.text for sign in signs), claim.row)
+    first = sorted(signs, key=lambda sign: not sign.against)
+    more = [f"{len(first) - SHOWN} more"] if len(first) > SHOWN else []
+    return (claim.text, verdict, "; ".join([*(sign.text for sign in first[:SHOWN]), *more]), claim.row)
