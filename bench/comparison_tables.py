@@ -168,18 +168,20 @@ def equal_accuracy(rows: Rows) -> str:
 
 
 def at_equal_bytes(rows: Rows) -> Iterator[tuple[Trial, Row, dict[str, tuple[Trial, Row]]]]:
-    """Each file with linear levels, and by kind the file of least drop that has NEAR of its bytes or fewer."""
+    """Each file with linear levels, and by kind the file of least drop in as many bytes, by NEAR."""
     found = measured(TABLES["d"], rows)
     for trial, row in found:
         if trial.group != LINEAR:
             continue
-        best: dict[str, tuple[Trial, Row]] = {}
+        fits: dict[str, list[tuple[Trial, Row]]] = {}
         for other, its in found:
-            kind, known = other.group, best.get(other.group)
-            if kind != LINEAR and its["bytes"]["coded"] <= NEAR * row["bytes"]["coded"]:
-                better = known is None or its["accuracy"]["drop"][0] < known[1]["accuracy"]["drop"][0]
-                best = {**best, kind: (other, its)} if better else best
-        yield trial, row, best
+            if other.group != LINEAR and its["bytes"]["coded"] <= NEAR * row["bytes"]["coded"]:
+                fits.setdefault(other.group, []).append((other, its))
+        yield trial, row, {kind: min(some, key=least) for kind, some in fits.items()}
+
+
+def least(one: tuple[Trial, Row]) -> float:
+    return float(one[1]["accuracy"]["drop"][0])
 
 
 def equal_bytes(rows: Rows) -> str:

@@ -112,8 +112,8 @@ One set of levels for each tensor; nothing is trained.""",
 
 The same first weights (`torch.manual_seed(seed)`), epochs and order of batches, alone and taught by the whole
 LeNet-5. The gain is paired by seed, with Student's interval. The names give channels and neurons:
-`LeNet5(4, 10, 50)`. One epoch is short; a student of 20 epochs, with learning rates chosen for each of the two,
-is in the [bench](../bench/README.md).""",
+`LeNet5(4, 10, 50)`. One epoch is short; a student of 20 epochs, with learning rates chosen for each of the
+two, is in the [bench](../bench/README.md).""",
     "f": """Criteria
 
 Those of `prune` at equal weights, those of `slim` at equal MACs.""",
@@ -126,8 +126,8 @@ of the process while ONNX Runtime opens and runs the file, at its peak. Processo
 other load changes them less than milliseconds."""
 EQUAL_ACCURACY = f"""At equal accuracy: the fewest weights of the tuned rows above whose drop is at most
 {tables.EQUAL:g} point, by the upper end of its interval:"""
-EQUAL_BYTES = f"""At equal bytes: each file with linear levels, and of each other kind the least drop, in points,
-in at most {100 * (tables.NEAR - 1):.0f} % more bytes:"""
+EQUAL_BYTES = f"""At equal bytes: each file with linear levels, and of each other kind the least drop, in
+points, in at most {100 * (tables.NEAR - 1):.0f} % more bytes:"""
 MISTAKES = """
 ## (i) What is often said
 
