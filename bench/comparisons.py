@@ -1,13 +1,13 @@
 """Comparisons: the techniques side by side on small networks: accuracy, bytes, time, and training.
 
-python bench/comparisons.py [--quick] [--out FOLDER] [TABLE ...]      make tables
+python bench/comparisons.py [--quick] [--again] [TABLE ...]      make tables
 recipe     tersor.run on a trained network of bench/networks.py, in the words of comparison_rows.py
 file       written, read back into a new network, and scored on the 10,000 test images, paired by image
 time       with `timed`: both networks exported, then as `tersor compare --latency`, in each runtime that can
            be imported; and bench/inference.py for memory and processor time
 A finished row goes into bench/comparisons.jsonl, so that a killed run continues; a row whose recipe has
 changed is a new one. docs/tables.md is written from that file and from that of bench/tables.py. --quick: 2 %
-of the epochs, 1,000 test images, two rows of each group, no ResNet-20: three minutes of processor time.
+of the epochs, 1,000 test images, two rows of each group, no ResNet-20.
 """
 
 from __future__ import annotations
