@@ -70,8 +70,9 @@ format: $(DEV)  ## put imports and layout in order
 bench: $(BENCH)  ## measure the results table anew (BENCH_FLAGS go to bench/run.py)
 	$(BIN)/python bench/run.py $(BENCH_FLAGS)
 
-tables: $(EXTRAS)  ## train, compress and measure the zoo, and write docs/tables.md (BENCH_FLAGS=--quick: minutes)
+tables: $(EXTRAS)  ## measure techniques side by side and the zoo, and write docs/tables.md (BENCH_FLAGS=--quick: minutes)
 	$(EXTRAS_VENV)/bin/python bench/tables.py $(BENCH_FLAGS)
+	$(EXTRAS_VENV)/bin/python bench/comparisons.py $(BENCH_FLAGS)
 
 clean:  ## remove both .venv, caches, build files and out/demo
 	rm -rf $(VENV) $(EXTRAS_VENV) build dist src/*.egg-info out/demo .pytest_cache .ruff_cache .mypy_cache .hypothesis

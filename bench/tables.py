@@ -15,15 +15,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
 import subprocess
 import sys
-from dataclasses import fields, replace
+from dataclasses import fields
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from page import table
+import tables_page
+from rows_file import ZOO_ROWS, Row, processor, record, shorter
 
 from tersor.errors import TersorError
 from tersor.files import write_text
@@ -34,12 +35,10 @@ from tersor.steps.recipe_text import dump
 from tersor.zoo.architectures import ZOO, entry
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS, PAGE = ROOT / "bench" / "tables.jsonl", ROOT / "docs" / "tables.md"
 OUT = ROOT / "out" / "tables"
 QUICK = 0.02  # share of the epochs
 FOLDER = os.environ.get("FASHION_MNIST", "")
 SECONDS = "seconds.txt"  # of processor time, beside a run's report
-Row = dict[str, Any]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -48,18 +47,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="train for 2 %% of the epochs")
     parser.add_argument("--weights", type=Path, metavar="FOLDER", help="NAME.safetensors of trained networks")
     parser.add_argument("--out", type=Path, default=OUT, metavar="FOLDER", help="what the steps write")
-    parser.add_argument("--page", action="store_true", help="only write docs/tables.md")
     options = parser.parse_args(argv)
     failed = []
-    for name in [] if options.page else options.names or ZOO:
+    for name in options.names or ZOO:
         try:
             entry(name)
-            record(measured(name, options))
+            record(measured(name, options), ZOO_ROWS, itemgetter("name"))
         except (TersorError, subprocess.CalledProcessError) as error:
             print(f"tables: {name}: {error}", file=sys.stderr, flush=True)
             failed.append(name)
-        write_text(PAGE, page(read()))
-    write_text(PAGE, page(read()))
+        tables_page.write()
     return 1 if failed else 0
 
 
@@ -98,11 +95,7 @@ def recipe(words: str, out: Path, quick: bool) -> Path:
     """The recipe of these words as a file, with few epochs if `quick`."""
     found = resolve_recipe(Path(words), None)
     if quick:
-        short = [
-            replace(step, epochs=QUICK * step.epochs) if getattr(step, "epochs", 0) else step
-            for step in found.steps
-        ]
-        found = replace(found, steps=tuple(short))
+        found = shorter(found, QUICK)
     path = out / ("small.yaml" if words.endswith(":small") else "float.yaml")
     write_text(path, dump(found.to_json()))
     return path
@@ -147,89 +140,6 @@ def changed(step: Any) -> dict[str, Any]:
     plain = type(step)()
     return {item.name: value for item in fields(step)
             if (value := getattr(step, item.name)) != getattr(plain, item.name)}  # fmt: skip
-
-
-def processor() -> str:
-    """The processor's name, as Linux tells it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
-def read(path: Path = RESULTS) -> list[Row]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def record(row: Row, path: Path = RESULTS) -> None:
-    """Put a row in the place of that of the same architecture. A quick one replaces only a quick one."""
-    rows = {old["name"]: old for old in read(path)}
-    if row["quick"] and not rows.get(row["name"], row)["quick"]:
-        print(f"tables: {row['name']}: a whole training is recorded; the quick one is not", file=sys.stderr)
-        return
-    rows[row["name"]] = row
-    write_text(path, "".join(f"{json.dumps(rows[name])}\n" for name in sorted(rows)))
-
-
-def page(rows: list[Row]) -> str:
-    """docs/tables.md."""
-    by_name = {row["name"]: row for row in rows}
-    lines = [line(name, by_name.get(name)) for name in ZOO]
-    return HEAD + table(COLUMNS, lines) + MIDDLE + table(HOW, map(how, rows))
-
-
-def line(name: str, row: Row | None) -> tuple[str, ...]:
-    if row is None:
-        return (name, "not measured", *[""] * (len(COLUMNS) - 2))
-    accuracy, latency, size = row["accuracy"], row["latency"], row["bytes"]
-    was, now, drop = (accuracy[key] for key in ("before", "after", "drop"))
-    middle, low, high = latency["ratio"]
-    return (
-        name + (" (quick)" if row["quick"] else ""), row["metric"],
-        f"{100 * was[0]:.1f}", f"{100 * now[0]:.1f}",
-        f"{drop[0]:.2f} ({drop[1]:.2f} to {drop[2]:.2f})", f"{size['float']:,}",
-        *(f"{size[key]:,} ({100 * size[key] / size['float']:.1f} %)" for key in ("packed", "onnx")),
-        f"{latency['before'][0]:.2f}", f"{latency['after'][0]:.2f}",
-        f"{middle:.2f} ({low:.2f} to {high:.2f})" + (", noisy" if latency["noisy"] else ""),
-    )  # fmt: skip
-
-
-def how(row: Row) -> tuple[str, ...]:
-    spent = [row["seconds"][word] for word in ("float", "small")]
-    return (
-        row["name"], f"`{row['trained']}`", f"`{row['compressed']}`",
-        *("" if value is None else f"{value}" for value in spent), row["machine"],
-    )  # fmt: skip
-
-
-COLUMNS = (
-    "zoo:", "metric", "before, %", "after, %", "drop, points (95 %)", "fp32 file, bytes", "`.tersor`, bytes",
-    "int8 ONNX, bytes", "float, ms", "int8, ms", "times as fast (95 %)",
-)  # fmt: skip
-HOW = ("zoo:", "trained by", "compressed by", "training, s", "compressing, s", "measured on")
-HEAD = """# Tables
-
-Every architecture of [the zoo](guide.md#the-zoo) before and after. `make tables` writes this page from
-`bench/tables.jsonl`, which `bench/tables.py` measures: it trains a network from random weights on 10,000
-composed scenes (`--recipe zoo:NAME`), compresses it (`--recipe zoo:NAME:small`), and compares the two ONNX
-files in ONNX Runtime.
-
-* **before, after**: the float file and the int8 file, each scored in ONNX Runtime on the same 1,000 test
-  scenes, whose garments and photographs are in no training scene. **drop**: paired by scene.
-* **bytes**: the float weights as safetensors; the `.tersor` file, without a ledger (`--tiny`); the int8 file
-  that the runtime opens.
-* **ms**: one image, one thread; both files take turns in one process. The ratio is the median of the rounds'
-  ratios. "noisy" marks a run in which the float file against itself was not 1 within its interval: other
-  programs used the machine.
-* "quick" rows had 2 % of the training and say only that everything runs.
-
-"""
-MIDDLE = """
-## How each row was measured
-
-Seconds are of processor time, all threads together, on a machine that others may have used.
-
-"""
 
 
 if __name__ == "__main__":

@@ -1,28 +1,16 @@
-"""bench/tables.py: one row an architecture, a quick one never replaces a whole one; the page is theirs."""
+"""bench/tables.py and its rows: one an architecture, a quick one never replaces a whole one."""
 
-import importlib.util
 import json
-import sys
+from collections.abc import Callable
+from dataclasses import replace
+from operator import itemgetter
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
-BENCH = Path(__file__).resolve().parents[2] / "bench"
-
-
-@pytest.fixture
-def tables(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(BENCH))
-    known = set(sys.modules)
-    spec = importlib.util.spec_from_file_location("bench_tables", BENCH / "tables.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    for name in {"page", "table"} - known:
-        sys.modules.pop(name, None)
+Bench = Callable[[str], ModuleType]
 
 
 def row(name: str, after: float, quick: bool = False) -> dict[str, Any]:
@@ -37,36 +25,42 @@ def row(name: str, after: float, quick: bool = False) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_a_row_replaces_that_of_its_architecture(tables: Any, tmp_path: Path) -> None:
-    path = tmp_path / "tables.jsonl"
-    tables.record(row("squeezenet", 0.1, quick=True), path)
-    tables.record(row("resnet18", 0.5), path)
-    tables.record(row("squeezenet", 0.2, quick=True), path)
-    tables.record(row("resnet18", 0.6), path)
-    tables.record(row("resnet18", 0.01, quick=True), path)
+def test_a_row_replaces_that_of_its_architecture(bench: Bench, tmp_path: Path) -> None:
+    path, record = tmp_path / "tables.jsonl", bench("rows_file").record
+    for given in (
+        row("squeezenet", 0.1, quick=True), row("resnet18", 0.5), row("squeezenet", 0.2, quick=True),
+        row("resnet18", 0.6), row("resnet18", 0.01, quick=True),
+    ):  # fmt: skip
+        record(given, path, itemgetter("name"))
     found = [(item["name"], item["accuracy"]["after"][0]) for item in map(json.loads, path.open())]
     assert found == [("resnet18", 0.6), ("squeezenet", 0.2)]
 
 
-def test_the_page_has_a_line_for_each_architecture(tables: Any) -> None:
-    text = tables.page([row("resnet18", 0.885), row("squeezenet", 0.2, quick=True)])
+def test_rows_that_are_not_known_go(bench: Bench, tmp_path: Path) -> None:
+    path, rows_file, name = tmp_path / "tables.jsonl", bench("rows_file"), itemgetter("name")
+    for given in (row("squeezenet", 0.1), row("resnet18", 0.5)):
+        rows_file.record(given, path, name)
+    rows_file.keep({"resnet18", "vgg"}, path, name)
+    assert [found["name"] for found in rows_file.read(path)] == ["resnet18"]
+
+
+def test_the_zoo_has_a_line_for_each_architecture(bench: Bench) -> None:
+    zoo = bench("zoo_table")
+    text = zoo.text([row("resnet18", 0.885), row("squeezenet", 0.2, quick=True)])
     lines = {line.split(" | ")[0].strip("| "): line for line in text.splitlines() if line.startswith("| ")}
-    assert "| 90.0 | 88.5 | 1.50 (0.50 to 2.50) | 1,000,000 | 60,000 (6.0 %) | 250,000 (25.0 %) |" in (text)
+    assert "| 90.0 | 88.5 | 1.50 (0.50 to 2.50) | 1,000,000 | 60,000 (6.0 %) | 250,000 (25.0 %) |" in text
     assert "4.00 (3.90 to 4.10)" in text
     assert "squeezenet (quick)" in lines
-    for name in set(tables.ZOO) - {"resnet18", "squeezenet"}:
+    for name in set(zoo.ZOO) - {"resnet18", "squeezenet"}:
         assert lines[name].startswith(f"| {name} | not measured |")
 
 
-def test_the_page_in_the_docs_is_that_of_the_rows(tables: Any) -> None:
-    assert tables.page(tables.read()) == tables.PAGE.read_text()
-
-
-def test_quick_recipes_train_less_and_change_nothing_else(tables: Any, tmp_path: Path) -> None:
+def test_quick_recipes_train_less_and_change_nothing_else(bench: Bench, tmp_path: Path) -> None:
+    tables = bench("tables")
     whole, quick = (tables.recipe("zoo:yolo_lite:small", tmp_path / str(q), q) for q in (False, True))
     pairs = list(zip(*(tables.read_recipe(path).steps for path in (whole, quick)), strict=True))
     for a, b in pairs:
-        assert tables.replace(b, **({"epochs": a.epochs} if hasattr(a, "epochs") else {})) == a
+        assert replace(b, **({"epochs": a.epochs} if hasattr(a, "epochs") else {})) == a
     (distilled,) = (b.epochs / a.epochs for a, b in pairs if getattr(a, "epochs", 0))
     assert distilled == pytest.approx(0.02)
     assert tables.steps_in(whole).startswith("slim keep=")
