@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tersor.maths.unit_removal import DAMP, Reader, removal
+from tersor.maths.damping import DAMP
+from tersor.maths.unit_removal import Reader, removal
 
 
 def damped(h):

@@ -71,7 +71,7 @@ def test_the_gram_is_the_slow_loop(name: str) -> None:
     batches = [torch.randn(shape, generator=generator) for _ in range(2)]
     task = Task(evaluate=[(x, x) for x in batches], calibrate=batches)
     sites = sites_of(layer)[0]
-    found = grams(layer, task, [sites["weight"]])["weight"]
+    found = grams(layer, task, [sites["weight"]])["weight"].moment
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.double(), slow_gram(layer, batches), rtol=1e-5, atol=1e-6)
 
@@ -81,7 +81,9 @@ def test_the_gram_is_the_mean_square_of_outputs(name: str) -> None:
     """w^T gram w is the mean square of the outputs of a filter w, computed by the layer itself."""
     layer, shape = LAYERS[name]
     x = torch.randn(shape, generator=torch.Generator().manual_seed(4))
-    gram = grams(layer, Task(evaluate=[(x, x)], calibrate=[x]), [sites_of(layer)[0]["weight"]])["weight"]
+    gram = grams(layer, Task(evaluate=[(x, x)], calibrate=[x]), [sites_of(layer)[0]["weight"]])[
+        "weight"
+    ].moment
     w = layer.weight.detach().flatten(1)  # [O, I]
     with torch.no_grad():
         out = layer(x) - layer(torch.zeros_like(x))  # without the bias
@@ -93,7 +95,9 @@ def test_large_images_are_sampled() -> None:
     layer, x = nn.Conv2d(1, 2, 3, padding=1), torch.randn(1, 1, 100, 100)
     seen = stats.inputs_of(layer, x)
     assert stats.POSITIONS <= len(seen) < 2 * stats.POSITIONS
-    gram = grams(layer, Task(evaluate=[(x, x)], calibrate=[x]), [sites_of(layer)[0]["weight"]])["weight"]
+    gram = grams(layer, Task(evaluate=[(x, x)], calibrate=[x]), [sites_of(layer)[0]["weight"]])[
+        "weight"
+    ].moment
     rows = F.unfold(x, 3, padding=1)[0].T
     torch.testing.assert_close(gram, rows.T @ rows / len(rows), rtol=0.2, atol=0.05)
 
@@ -161,7 +165,7 @@ def test_a_layer_called_with_keyword_arguments() -> None:
 
     x = torch.randn(4, 3)
     gram = grams(Named(), Task(evaluate=[(x, x)], calibrate=[x]), [sites_of(Named())[0]["inner.weight"]])
-    torch.testing.assert_close(gram["inner.weight"], x.T @ x / 4)
+    torch.testing.assert_close(gram["inner.weight"].moment, x.T @ x / 4)
 
 
 def test_looking_leaves_no_trace() -> None:

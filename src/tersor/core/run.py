@@ -15,7 +15,7 @@ from operator import or_
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from tersor.compiled import begin
 from tersor.core.apply import apply
@@ -31,6 +31,7 @@ from tersor.model.code import fingerprints
 from tersor.model.given_masks import HELD, NONE, with_masks
 from tersor.model.grid_order import refuse_order
 from tersor.model.part import check_parts, naming_parts
+from tersor.model.stats import Gram
 from tersor.model.task import Task
 from tersor.record.events import Edit, Event, Group, Note
 from tersor.record.journal import Journal
@@ -85,7 +86,7 @@ class Executor:
         self, state: State, recipe: Recipe, task: Task | None = None, *,
         observer: Observer | None = None, out: Path = Path(), journal: Journal | None = None,
         view: type[View] = View, prove: bool = True, done: frozenset[str] = frozenset(),
-        path: str = "", statistics: dict[str, Tensor] | None = None,
+        path: str = "", statistics: dict[str, Gram] | None = None,
     ):  # fmt: skip
         """`view`: the class of views that steps get. `prove`: prove cuts on the task's batches; a dry check
         has none. `done`: keys of groups to skip. `path`: place of the step whose trial this is. `statistics`:

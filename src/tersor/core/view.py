@@ -28,7 +28,7 @@ from tersor.model.output_comparison import once
 from tersor.model.part import part_of
 from tersor.model.simulate import with_grids
 from tersor.model.sites import Site, select
-from tersor.model.stats import grams, has_gram
+from tersor.model.stats import Gram, grams, has_gram
 from tersor.model.task import Task
 from tersor.model.trainable_forms import TrainableForms
 from tersor.model.trainable_parts import MakePart
@@ -55,7 +55,7 @@ class View:
     out: Path = Path()  # folder for files that steps write
     journal: Journal | None = None
     done: frozenset[str] = frozenset()  # keys of this step's groups that are in the journal already
-    statistics: dict[str, Tensor] = field(default_factory=dict)  # of this state, shared with trials
+    statistics: dict[str, Gram] = field(default_factory=dict)  # of this state, shared with trials
     run_trial: Trial | None = None
     refused: dict[str, str] = field(default_factory=dict)  # groups of this step that were taken back: why
     _trainings: int = 0
@@ -176,7 +176,12 @@ class View:
                     room -= size
             self.statistics.clear()
             self.statistics.update(grams(self.plain(), self.task, chunk))
-        return self.statistics.get(site.name)
+        found = self.statistics.get(site.name)
+        return None if found is None else found.moment
+
+    def samples(self, site: Site) -> int:
+        """How many inputs `gram(site)`, which was asked for before, is the mean of."""
+        return self.statistics[site.name].samples
 
     def train(
         self, plan: TrainingPlan, *, forms: Mapping[str, Form] | None = None,

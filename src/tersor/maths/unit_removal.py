@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-DAMP = 1e-3  # of the mean of H's diagonal, added to it: a calibration set is finite
+from tersor.maths.damping import damping
 
 
 class Reader(NamedTuple):
@@ -24,6 +24,7 @@ class Reader(NamedTuple):
     weight: Tensor  # [O, I]
     moment: Tensor  # H [I, I]
     columns: Tensor  # [U, K], int64: the columns of each unit
+    samples: int = 1 << 62  # samples that the moment is of; without it as many as one wants
 
 
 class Removal(NamedTuple):
@@ -63,7 +64,7 @@ class Work:
     def __init__(self, reader: Reader) -> None:
         h = reader.moment.double()
         h = (h + h.T) / 2  # of what is not symmetric, the inverse makes much more
-        h = h + (DAMP * float(h.diagonal().mean()) + 1e-12) * torch.eye(len(h), dtype=h.dtype)
+        h = h + damping(h, reader.samples) * torch.eye(len(h), dtype=h.dtype)
         self.inverse = torch.linalg.inv(h)
         self.weight, self.columns = reader.weight.double().clone(), reader.columns
         self.gone = torch.zeros(len(reader.columns), dtype=torch.bool)

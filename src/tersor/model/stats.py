@@ -7,7 +7,7 @@ Cost: one pass over the calibration batches for each chunk of layers whose grams
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,8 +31,15 @@ def has_gram(site: Site) -> bool:
     return site.kind == "conv" and site.groups == 1 and len(site.shape) <= 4
 
 
-def grams(model: nn.Module, task: Task, sites: Iterable[Site]) -> dict[str, Tensor]:
-    """The second moment of the inputs of each site's layer, float32 [I, I], on the CPU like forms.
+class Gram(NamedTuple):
+    """The second moment of a layer's inputs."""
+
+    moment: Tensor  # float32 [I, I], on the CPU like forms
+    samples: int  # that it is the mean of
+
+
+def grams(model: nn.Module, task: Task, sites: Iterable[Site]) -> dict[str, Gram]:
+    """The second moment of the inputs of each site's layer.
     `model` is a copy, on which hooks are set.
 
     Left out of the result: layers that no calibration batch reaches, and layers of the user's own classes
@@ -79,7 +86,10 @@ def grams(model: nn.Module, task: Task, sites: Iterable[Site]) -> dict[str, Tens
     finally:
         for hook in hooks:
             hook.remove()
-    return {name: (total / counts[name]).cpu() for name, total in sums.items() if name not in strange}
+    return {
+        name: Gram((total / counts[name]).cpu(), counts[name])
+        for name, total in sums.items() if name not in strange
+    }  # fmt: skip
 
 
 def is_product(x: Any, w: Tensor, output: Any) -> bool:

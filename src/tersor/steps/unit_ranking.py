@@ -162,7 +162,8 @@ def redundancy(view: View, families: Sequence[Family]) -> Found:
             # what the loss says.
             weigh = (f / moment.diagonal().sum().clamp_min(1e-30)).clamp_min(0).sqrt()
             rows = to_rows(weight, site.axis) * weigh[:, None]
-            readers.append(Reader(rows, moment, columns_of(weight, axis, index)))
+            count = view.part.samples(site)
+            readers.append(Reader(rows, moment, columns_of(weight, axis, index), count))
         if readers:
             found[family.name] = tuple(removal(readers, family.size))  # type: ignore[assignment]
         view.observer.progress(number, len(families), family.name)

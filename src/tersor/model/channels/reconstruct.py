@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from tersor.errors import TaskError
 from tersor.forms.form import to_rows
+from tersor.maths.damping import damping
 from tersor.model.batches import device_of, evaluating, move, steady
 from tersor.model.outputs import tensors_of
 from tersor.model.stats import POSITIONS, STOCK, inputs_of
 from tersor.model.task import Task
 
-DAMP = 1e-3  # of the mean of the inputs' second moments
 LAYERS = 96  # refitted one after the other; more are refitted in rounds of several
 
 
@@ -124,9 +124,8 @@ def refit(after: nn.Module, layer: Layer, sums: Sums) -> dict[str, Tensor]:
     h, c = xx[:-1, :-1], yx[:, :-1]
     if shifts:
         h, c = h - mean_x[:, None] * mean_x, c - mean_y[:, None] * mean_x
-    damp = DAMP * float(h.diagonal().mean()) + 1e-12
-    eye = torch.eye(len(h), dtype=h.dtype)
-    new = weight + torch.linalg.solve(h + damp * eye, (c - weight @ h).T).T
+    damped = h + damping(h, sums.count) * torch.eye(len(h), dtype=h.dtype)
+    new = weight + torch.linalg.solve(damped, (c - weight @ h).T).T
     if not new.isfinite().all():
         return {}
     module.weight.copy_(new.reshape(module.weight.shape).to(module.weight))
