@@ -6,6 +6,7 @@ binary     w ~ +-scale                      Rastegari 2016
 ternary    w ~ {-1, 0, 1} * scale           Li 2016 (TWN)
 stored     bits a weight before coding, 32 bits a scale
 rounding   to the nearest, or gptq and adaround: by the error of each layer's outputs: steps/compensated.py;
+           brecq: by that of each block's: steps/blockwise.py;
            or auto: the first of these that keeps the metric: steps/rounding_search.py
 activations=8 also rounds what layers read, as integer kernels do: steps/activations.py. It needs data, except
 with activation_range=dynamic, where the range of each tensor is taken when the model runs.
@@ -16,7 +17,7 @@ gradients (Bengio 2013), and learns the steps of uniform grids (LSQ, Esser 2020)
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, cast
@@ -30,6 +31,7 @@ from tersor.encode import refine
 from tersor.errors import SettingError
 from tersor.forms import Affine, Codebook, Dense, Form, LogGrid
 from tersor.forms.form import from_rows, to_rows
+from tersor.forms.grid import Grid
 from tersor.maths.levels import LOG_RANGES, log_grid
 from tersor.maths.signs import binary, ternary
 from tersor.maths.uniform_grid import PER, RANGES, uniform_grid
@@ -39,19 +41,28 @@ from tersor.model.sites import Site
 from tersor.record.events import Edit, Group, Note, site_group
 from tersor.setting_effects import GIVEN, LEFT_OUT, Only, check_effect
 from tersor.settings import check, check_word
-from tersor.steps.activations import Calibration, calibrated, check_grids, choice, dynamic, folded
+from tersor.steps.activations import (
+    Calibration,
+    calibrated,
+    check_grids,
+    choice,
+    dynamic,
+    expected_grids,
+    folded,
+)
+from tersor.steps.blockwise import Blockwise
 from tersor.steps.calibration_shift import shifts
 from tersor.steps.compensated import Compensated, Grids
 from tersor.steps.few_bits import advice
 from tersor.steps.mixed_bits import check_allowed, mixed
 from tersor.steps.retrain import Retrain
-from tersor.steps.rounding_search import check_way, searched
+from tersor.steps.rounding_search import WAYS, check_way, searched
 from tersor.steps.smoothing import smoothed
 
 SCHEMES = ("uniform", "log", "binary", "ternary")
 DYNAMIC = "dynamic"  # ranges of activations that are found when the model runs
-ROUNDING = ("nearest", "gptq", "adaround", "auto")
-BY_OUTPUTS = ("gptq", "adaround")  # those that need calibration batches
+ROUNDING = (*WAYS, "auto")
+BY_OUTPUTS = WAYS[1:]  # those that need calibration batches
 PRODUCTS = ("float", "integer")
 
 
@@ -91,13 +102,14 @@ class Quantize(Retrain):
     group: int = 64  # inputs that share a scale, if per is "group"
     symmetric: bool = True  # no zero point
     # How a grid's ends are found: "minmax" or "mse"; for uniform grids also "percentile", "entropy", "fixed";
-    # with rounding=gptq or adaround "output". auto: that, or minmax.
+    # with rounding=gptq, adaround or brecq "output". auto: that, or minmax.
     range: str = "auto"
     percentile: float = 99.9  # of |w| inside the grid, if range is "percentile"
     low: float | None = None  # the grid's ends if range is "fixed"; a symmetric one begins at -high
     high: float | None = None
     # How weights are rounded to uniform grids: to the "nearest"; "gptq": so that outputs change least;
-    # "adaround": the same, but only to the levels beside each weight; "auto": the first within max_drop.
+    # "adaround": the same, but only to the levels beside each weight; "brecq": so that outputs of blocks of
+    # layers change least; "auto": the first within max_drop.
     rounding: str = "nearest"
     damp: float = 0.01  # share of the mean curvature added to it, for inputs that the data did not show
     terms: int = 1  # powers of two in a log level: 1 or 2
@@ -122,7 +134,7 @@ class Quantize(Retrain):
         if self.range == "output" and self.rounding not in BY_OUTPUTS:
             raise SettingError(
                 f"quantize: range='output' with rounding={self.rounding!r}, but the error of outputs is "
-                "known to rounding=gptq and adaround alone. Give one of them, or range=mse"
+                "known to rounding=gptq, adaround and brecq alone. Give one of them, or range=mse"
             )
         check_word(self, "rule", ("twn", "exact"))
         low, high = (2, 8) if self.scheme == "log" else (1, 16)
@@ -245,10 +257,16 @@ class Quantize(Retrain):
             layers = choice(now, chosen, dynamic=moving, products=self.products == "integer").layers
             now = yield from smoothed(now, layers, self.bits, self.activations)
         exact = now
+        how = Calibration(
+            self.activations, self.activation_range, self.activation_percentile, self.products == "integer"
+        )
         sites = [s for s in now.weights(self.where) if isinstance(integer_weight(now.form(s)), str)]
         edits, about = dict[str, Edit](), advice(self, view) if sites else ()
         if self.rounding in BY_OUTPUTS:
-            made = self.compensated(now, sites)
+            simulate = self.rounding == "brecq" and sites
+            made = self.compensated(
+                now, sites, expected_grids(now, chosen, None if moving else how) if simulate else {}
+            )
             after, hows, about = made.forms, made.hows, tuple(made.notes())
         else:
             edits = {site.name: self.edit(now, site) for site in sites}
@@ -257,8 +275,6 @@ class Quantize(Retrain):
         if moving:
             rounded = dynamic(now, after, chosen)
         else:
-            percentile, products = self.activation_percentile, self.products == "integer"
-            how = Calibration(self.activations, self.activation_range, percentile, products)
             rounded = calibrated(now, after, chosen, how)
             about = (*about, *shifts(now.part.plain(after), now.part.task, rounded.grids))
         trained: tuple[Note, ...] = ()
@@ -276,14 +292,18 @@ class Quantize(Retrain):
         ]
         yield Group("all", (*rounded.events(hows), *notes, *about, *rounded.notes(), *trained))
 
-    def compensated(self, view: View, sites: list[Site]) -> Compensated:
-        """The sites' weights rounded by the error of outputs, on this step's grids."""
+    def compensated(
+        self, view: View, sites: list[Site], edges: Mapping[str, Grid] | None = None
+    ) -> Compensated:
+        """The sites' weights rounded by the error of outputs, on this step's grids. `edges`: the grids that
+        round activations."""
         found = "output" if self.range == "auto" else self.range
         grids = Grids(
             self.rounding, self.bits, self.per, self.group, self.symmetric, found, self.percentile,
             self.ends(), self.damp,
         )  # fmt: skip
-        return Compensated(view, grids, self.edit).run(sites)
+        blocks = Blockwise(view, edges or {}) if self.rounding == "brecq" else None
+        return Compensated(view, grids, self.edit, blocks).run(sites)
 
     def edit(self, view: View, site: Site) -> Edit:
         """The site's weights on this step's grid."""
