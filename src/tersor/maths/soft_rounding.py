@@ -1,9 +1,9 @@
 """Soft rounding: a weight between two levels of its grid, while it is learned which of the two it takes.
 
 code = below + h      h = clamp(1.2 sigmoid(v) - 0.1, 0, 1): 0 is down, 1 is up      AdaRound (Nagel 2020)
-settled               h is 0 or 1 for good: those nearest to an end first, the last ones when all others have
-                      adapted to them. Progressive rounding (TesseraQ, Li 2024), in place of AdaRound's price of
-                      a weight in between, whose strength would have to be found for each network
+settled               h is 0 or 1 for good: those nearest to an end first, so that the others adapt to them.
+                      Progressive rounding (TesseraQ, Li 2024), in place of AdaRound's price of a weight in
+                      between, whose strength would have to be found for each network
 """
 
 from __future__ import annotations

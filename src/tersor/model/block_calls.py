@@ -1,4 +1,4 @@
-"""Block calls: what a block reads, in the float network and in the one rounded so far, and what it should give.
+"""Block calls: what a block reads, in the float network and in the rounded one, and what it should give.
 
     chunk    up to ROWS samples: (arguments in the rounded network, arguments in the float one, float output)
 Held in memory: HELD bytes at most, for one block at a time; of more batches the first are taken.

@@ -52,8 +52,8 @@ def blocks_of(
     within = {path: [at for at in layers if inside(at, path)] for path, _ in model.named_modules()}
     chosen: list[str] = []
     around = {*residual(graph, model, tied)} if graph is not None else set()
-    for path in within:  # a module comes before those in it
-        fits = path in around and 2 <= len(within[path]) <= MOST
+    for path, mine in within.items():  # a module comes before those in it
+        fits = path in around and 2 <= len(mine) <= MOST
         if fits and not any(inside(path, other) for other in chosen):
             chosen.append(path)
 

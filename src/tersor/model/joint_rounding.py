@@ -1,10 +1,10 @@
 """Joint rounding: the codes of all layers of a block, learned together by the block's float output.
 
-min E |f_q(x) - f(x')|^2     f_q the block with rounded weights, and activations where they have grids; x' what
-                             the float block reads; x what it reads in the rounded network, mixed with x'
-Block-wise reconstruction (BRECQ, Li 2021) with the rounding of activations dropped at random, number by number,
-at the block's inputs and inside (QDrop, Wei 2022). Which of two levels each weight takes is learned softly and
-settled in STAGES: model/rounding_part.py. Scales and biases are learned with it.
+min E |f_q(x) - f(y)|^2     f_q the block with rounded weights, and activations where they have grids
+                            y what the float block reads; x what it reads in the rounded network, mixed with y
+Block-wise reconstruction (BRECQ, Li 2021). Rounding of activations is dropped at random, number by number,
+at the block's inputs and inside (QDrop, Wei 2022). Which of two levels each weight takes is learned softly
+and settled in STAGES: model/rounding_part.py. Scales and biases are learned with it.
 Cost: STEPS forward and backward passes of the block on a chunk of samples.
 """
 
@@ -27,10 +27,10 @@ from tersor.model.simulate import Simulated
 from tersor.model.trainable_parts import Part
 from tersor.model.watch import WatchedRun, running
 
-STEPS = 600
+STEPS = 800
 STAGES = 20  # in which weights are settled
 ENDED = 0.95  # of the steps: then all weights are settled, and only scales and biases move
-RATE = 0.1  # of Adam, for what chooses between two codes
+RATE = 0.03  # of Adam, for what chooses between two codes
 STRETCH = 1e-3  # for logarithms of scales
 SHIFT = 1e-3  # for biases, as a share of the spread of their layer's outputs
 DROP = 0.5  # of the numbers on an edge: they stay as they are in a step

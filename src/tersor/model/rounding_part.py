@@ -23,7 +23,7 @@ BEGIN = 0.8  # of the way from the other code to the given one
 
 
 class RoundingPart(Part):
-    """The trainable part of an Affine form. `v` [O, I] learns the codes, `stretch` the logarithms of scales."""
+    """The part of an Affine form. `v` [O, I] learns the codes, `stretch` the logarithms of scales."""
 
     below: Tensor
     fixed: Tensor

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from tersor.core.view import View
-from tersor.errors import RefusedError, few
+from tersor.errors import RefusedError, SettingError, few
 from tersor.forms import Affine, Dense, Form, uncoded
 from tersor.forms.at import At
 from tersor.forms.form import from_rows, to_rows
@@ -37,6 +37,22 @@ from tersor.steps.norm_folding import fold_norms
 from tersor.steps.units import OUTSIDE
 
 ACCUMULATOR = 2**30  # largest code of a bias: half of what 32 bits hold, the rest is for the sum
+
+
+def check_weights(step: Any) -> None:
+    """Refuse weights that integer kernels do not take beside integer activations."""
+    wanted = {
+        "scheme": ("uniform",),
+        "symmetric": (True,),
+        "per": ("channel", "tensor"),
+        "bits": range(2, 9),
+    }
+    for key, values in wanted.items():
+        if (value := getattr(step, key)) not in values:
+            raise SettingError(
+                f"quantize: {key}={value!r} with activations={step.activations}, but integer kernels "
+                f"take weights with scheme=uniform, symmetric=true, per=channel or tensor, bits=2 to 8"
+            )
 
 
 def folded(view: View, chosen: set[str]) -> Generator[Group, None, View]:
@@ -140,8 +156,8 @@ def grids_of(
 
 
 def expected_grids(view: View, chosen: set[str], how: Calibration | None) -> dict[str, Grid]:
-    """The grids around the chosen layers with ranges from the float network, before their weights are rounded.
-    `how`: None for dynamic ones."""
+    """The grids around the chosen layers with ranges from the float network: their weights are not rounded
+    yet. `how`: None for dynamic ones."""
     if how is None:
         return {edge: Grid() for edge in choice(view, chosen, dynamic=True).edges}
     found = choice(view, chosen | rounded_before(view, how.products), products=how.products)

@@ -3,8 +3,8 @@
 gptq     each layer of a block, on what the network rounded so far gives it                 compensated.py
 then     the codes, scales and biases of all of them, by the block's float output           joint_rounding.py
 kept     whichever of the two has the smaller error of the block's output on the calibration data
-With activations=8 the grids of edges round inside the block. Layers in no block of two or more, and blocks that
-cannot run alone, keep the first rounding and are named. Memory: block_calls.py
+With activations=8 the grids of edges round inside the block. Layers in no block of two or more, and blocks
+that cannot run alone, keep the first rounding and are named. Memory: block_calls.py
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ class Blockwise:
     def reached(
         self, paths: Iterable[str], forms: dict[str, Form], biases: Mapping[str, float], done: Iterable[str]
     ) -> None:
-        """These layers were compensated. Learns each block that is complete now, into `forms`. `biases`: those
-        that may change, with the spread of their layer's outputs; `done`: the sites that were compensated."""
+        """These layers were compensated. Learn each block that is complete now, into `forms`. `biases`: those
+        that may change, with the spread of their layer's outputs; `done`: sites that were compensated."""
         self.rounded.update(paths)
         for block in [each for each in self.open if self.rounded.issuperset(each.layers)]:
             self.open.remove(block)

@@ -45,6 +45,7 @@ from tersor.steps.activations import (
     Calibration,
     calibrated,
     check_grids,
+    check_weights,
     choice,
     dynamic,
     expected_grids,
@@ -154,7 +155,7 @@ class Quantize(Retrain):
         fine = 50 < self.activation_percentile <= 100
         check(fine, self, "activation_percentile", "it is above 50 and up to 100")
         if self.activations:
-            self.check_integers()
+            check_weights(self)
         check_effect(self)
         check_way(self)
         if self.range == "fixed":
@@ -177,21 +178,6 @@ class Quantize(Retrain):
                 f"and not both 0; with symmetric=true give only high"
             )
         return low, high
-
-    def check_integers(self) -> None:
-        """Refuse weights that integer kernels do not take beside integer activations."""
-        wanted = {
-            "scheme": ("uniform",),
-            "symmetric": (True,),
-            "per": ("channel", "tensor"),
-            "bits": range(2, 9),
-        }
-        for key, values in wanted.items():
-            if (value := getattr(self, key)) not in values:
-                raise SettingError(
-                    f"quantize: {key}={value!r} with activations={self.activations}, but integer kernels "
-                    f"take weights with scheme=uniform, symmetric=true, per=channel or tensor, bits=2 to 8"
-                )
 
     @property
     def needs(self) -> Needs:
