@@ -51,6 +51,7 @@ from tersor.steps.activations import (
     expected_grids,
     folded,
 )
+from tersor.steps.awq import activation_aware
 from tersor.steps.blockwise import Blockwise
 from tersor.steps.calibration_shift import shifts
 from tersor.steps.compensated import Compensated, Grids
@@ -90,6 +91,7 @@ class Quantize(Retrain):
         "activation_range": {"activations": (8,)},
         "activation_percentile": {"activation_range": ("percentile",)},
         "smooth": {"activations": (8,)},
+        "awq": {"activations": (0,), "scheme": ("uniform",), "epochs": (0,), "allowed": LEFT_OUT},
         "products": {"activations": (8,), "activation_range": (*ACTIVATION_RANGES,)},
     }
     scheme: str = "uniform"  # "uniform", "log", "binary" or "ternary"
@@ -122,6 +124,8 @@ class Quantize(Retrain):
     activation_percentile: float = 99.99  # of the values inside, if activation_range is "percentile"
     # Multiply inputs of linear layers, where outliers would need coarse steps. It needs calibration batches.
     smooth: bool = True
+    # The same for weights alone, so that those of large inputs get finer steps, by calibration batches.
+    awq: bool = False
     products: str = "float"  # of two activations, as in attention: "integer" or "float"
     rule: str = "twn"  # ternary threshold: "twn" (0.7 * mean |w|) or "exact" (least squares)
 
@@ -186,7 +190,7 @@ class Quantize(Retrain):
         if self.allowed is not None:
             scored = Needs.MODEL | Needs.TASK | Needs.SCORES if self.max_drop is not None else Needs.NOTHING
             return super().needs | Needs.WHOLE | scored
-        if not self.activations and self.rounding == "nearest":
+        if not self.activations and self.rounding == "nearest" and not self.awq:
             return super().needs
         moving = self.activation_range == DYNAMIC and self.rounding == "nearest"
         task = Needs.EXAMPLE if moving else Needs.TASK
@@ -206,6 +210,9 @@ class Quantize(Retrain):
         if self.activations:
             yield from self.integers(view)
             return
+        if self.awq:
+            chosen = {site.name for site in view.weights(self.where)}
+            view = yield from activation_aware(view, chosen, lambda w: self.store(w, None, 0).decode())
         if self.rounding in BY_OUTPUTS:
             made = self.compensated(view, view.weights(self.where))
             new = [Edit(name, view.form(name), form, made.hows[name]) for name, form in made.forms.items()]
