@@ -38,9 +38,7 @@ def aware_scales(
     return best, least / before if before > 0 else 1.0
 
 
-def error(
-    weights: Sequence[Tensor], moment: Tensor, s: Tensor, rounded: Callable[[Tensor], Tensor]
-) -> float:
+def error(weights: Sequence[Tensor], moment: Tensor, s: Tensor, rounded: Callable[[Tensor], Tensor]) -> float:
     """The mean square error of all outputs together, with factors s [I]."""
     total = 0.0
     for w in weights:

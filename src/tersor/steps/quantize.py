@@ -58,6 +58,7 @@ from tersor.steps.compensated import Compensated, Grids
 from tersor.steps.few_bits import advice
 from tersor.steps.mixed_bits import check_allowed, mixed
 from tersor.steps.retrain import Retrain
+from tersor.steps.rounded_note import rounded_note
 from tersor.steps.rounding_search import WAYS, check_way, searched
 from tersor.steps.smoothing import smoothed
 
@@ -340,17 +341,5 @@ class Quantize(Retrain):
         return Codebook(leaf(index), Dense(torch.tensor([-1.0, 0.0, 1.0])), Dense(scale), axis)
 
     def note(self, site: str, before: Form, after: Form) -> Note:
-        power = error = 0.0
-        for old, new in zip(before.slices(), after.slices(), strict=True):
-            old, new = old.double(), new.double()  # squares of float32 may overflow or underflow
-            power += float(old.square().sum())
-            error += float((old - new).square().sum())
-        decibels = 10 * math.log10(power / error) if error > 0 and power > 0 else math.inf
-        text = "exact" if decibels == math.inf else f"signal to noise {decibels:.1f} dB"
         grid = f"{self.bits} bits" if self.scheme in ("uniform", "log") else self.scheme
-        return Note(
-            site,
-            "done",
-            f"{grid}, {text}",
-            {} if decibels == math.inf else {"decibels": round(decibels, 3)},
-        )
+        return rounded_note(site, before, after, grid)
