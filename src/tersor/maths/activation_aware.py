@@ -1,4 +1,4 @@
-"""Activation-aware scales: factors of a layer's inputs that leave more of the grid to the inputs that are large.
+"""Activation-aware scales: factors of a layer's inputs, so that the weights of large ones get finer steps.
 
 y = W x = (W s) (x / s)        s_j = (E x_j^2)^(a / 2), geometric mean 1        AWQ (Lin 2024)
 error of outputs = tr (Q(W s) / s - W) H (Q(W s) / s - W)^T      H [I, I] the second moment of the inputs

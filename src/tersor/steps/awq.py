@@ -1,15 +1,15 @@
 """AWQ: factors of the inputs of linear layers before their weights alone are rounded.
 
 y = (W s) (x / s)        s by the error of outputs on the step's own grids: maths/activation_aware.py
-1 / s goes exactly into what comes before, where these layers alone read it: the weight and bias of a layer norm
-or RMS norm, the rows of a linear layer. Elsewhere the layer multiplies its inputs, as with `smooth`:
-smoothing.py, whose rules say which layers can be scaled. The network in float stays the same, which is proved.
+1 / s goes exactly into what comes before, where these layers alone read it: the weight and bias of a layer
+norm or RMS norm, the rows of a linear layer. Elsewhere the layer multiplies its inputs, as with `smooth`:
+smoothing.py, whose rules say which layers can be scaled. The network in float stays the same: it is proved.
 Cost: the second moments of the inputs, and 21 roundings of each layer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 
 import torch
 from torch import Tensor, fx, nn
@@ -43,16 +43,17 @@ def activation_aware(
     shared: dict[str, list[IntegerLayer]] = {}
     for layer in fitting(view, edges.layers):
         shared.setdefault(layer.source, []).append(layer)
+    modules = dict(view.plain().named_modules())
     events: list[Event] = []
     gains: dict[str, float] = {}
     folded: list[str] = []
-    for source, some in shared.items():
+    for some in shared.values():
         gram = view.gram(view.sites[some[0].weight])
         if gram is None or not bool(gram.isfinite().all()):
             continue
         weights = [view.form(layer.weight).decode() for layer in some]
         s, gain = aware_scales(weights, gram, rounded)
-        before = made_by(view, edges, source, some)
+        before = made_by(view, edges, modules, some)
         if gain >= (1.0 if before else WORTH):
             continue
         gains |= {view.sites[layer.weight].layer: round(gain, 4) for layer in some}
@@ -73,11 +74,13 @@ def activation_aware(
     return view if after is None else after
 
 
-def made_by(view: View, edges: IntegerEdges, source: str, some: list[IntegerLayer]) -> list[str]:
+def made_by(
+    view: View, edges: IntegerEdges, modules: Mapping[str, nn.Module], some: list[IntegerLayer]
+) -> list[str]:
     """The tensors of the norm or linear layer whose output these layers read and nothing else does; none if
     there is no such layer, or if its tensors are read elsewhere too."""
     graph = edges.graph
-    item = next(node for node in graph.program.graph.nodes if node.name == source)
+    item = next(node for node in graph.program.graph.nodes if node.name == some[0].source)
     node = edges.source(item)
     mine = {layer.weight for layer in some}
     readers = edges.readers.get(node, [])
@@ -85,13 +88,13 @@ def made_by(view: View, edges: IntegerEdges, source: str, some: list[IntegerLaye
     if node.op != "call_function" or others or len(readers) != len(some) or item is not node:
         return []
     path = graph.path(node)
-    module = view.plain().get_submodule(path) if path else None
+    module = modules.get(path)
     plain = (nn.LayerNorm, nn.RMSNorm) if op_name(node) in NORMS else (nn.Linear,)
     if type(module) not in plain or op_name(node) not in (*NORMS, "linear"):
         return []
-    names = [f"{path}.{key}" for key, _ in module.named_parameters(recurse=False)]
+    names = [f"{path}.{key}".lstrip(".") for key, _ in module.named_parameters(recurse=False)]
     tied = {*view.state.aliases, *view.state.aliases.values()}
-    fits = names and names[0] == f"{path}.weight" and not tied & {*names}
+    fits = names and names[0] == f"{path}.weight".lstrip(".") and not tied & {*names}
     fits = fits and all(name in view.forms and uses(graph.tensors, name) == 1 for name in names)
     one = isinstance(module, nn.Linear) or len(module.normalized_shape) == 1
     held = all(scaled_form(uncoded(view.form(name)), torch.ones(view.shape(name)[0]), 0) for name in names)
