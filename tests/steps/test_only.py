@@ -124,7 +124,7 @@ REFUSED = {
     "quantize rounding=gptq epochs=2": "rounding='gptq' has no effect if epochs=2.0. It needs epochs=0",
     "quantize rounding=gptq scheme=log": "rounding='gptq' has no effect if scheme='log'",
     "quantize rounding=best": "rounding='best'",
-    "quantize range=output": "the error of outputs is known to rounding=gptq and adaround alone",
+    "quantize range=output": "the error of outputs is known to rounding=gptq, adaround and brecq alone",
     "quantize rounding=gptq damp=2": "damp=2.0, but it is a share: 0 < damp <= 1",
     "quantize range=fixed": "range=fixed with low=None and high=None, but low <= 0 <= high",
     "quantize range=fixed high=1 low=-1": "low=-1.0 has no effect if symmetric=True. It needs symm",

@@ -10,6 +10,7 @@ Cost: the second moments of the inputs, and 21 roundings of each layer.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -88,7 +89,7 @@ def made_by(
     if node.op != "call_function" or others or len(readers) != len(some) or item is not node:
         return []
     path = graph.path(node)
-    module = modules.get(path)
+    module: Any = modules.get(path)
     plain = (nn.LayerNorm, nn.RMSNorm) if op_name(node) in NORMS else (nn.Linear,)
     if type(module) not in plain or op_name(node) not in (*NORMS, "linear"):
         return []
@@ -101,7 +102,7 @@ def made_by(
     return names if fits and one and held else []
 
 
-def uses(tensors: dict[fx.Node, str], name: str) -> int:
+def uses(tensors: Mapping[fx.Node, str], name: str) -> int:
     return sum(len(node.users) for node, other in tensors.items() if other == name)
 
 
