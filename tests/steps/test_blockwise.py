@@ -261,15 +261,6 @@ def test_a_block_with_a_layer_that_is_rounded_to_the_nearest_is_left() -> None:
     }
 
 
-def test_rounding_that_is_exact_is_kept() -> None:
-    net, x = seeded(Residual), draw(60, 12)
-    with torch.no_grad():
-        for parameter in (net.first.weight, net.second.weight):
-            parameter.copy_(parameter.sign() * 0.5)
-    said = note(run(net, Quantize(bits=2, rounding="brecq", range="minmax"), task_of(x)))
-    assert not said.data["decibels"] or max(said.data["decibels"].values()) >= 0
-
-
 def test_memory_is_bounded_and_what_is_left_out_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     net, x = seeded(deep), draw(160, 12)
     room = 3 * 40 * 12 * 4  # inputs of both networks and outputs, of one batch
