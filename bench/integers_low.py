@@ -3,6 +3,7 @@
 nearest      `quantize bits=N activations=8`: one scale a channel, the range of its weights
 gptq         the same with rounding=gptq: by the error of each layer's outputs, biases corrected
 adaround     the same with rounding=adaround: each weight to a level beside it
+brecq        the same with rounding=brecq: by the error of each block's outputs
 rdoq         `fold, rdoq bits=2 per=channel vectors=false, quantize activations=8`: 2 bits on average
 minilm       `quantize bits=4 per=group`, floats between the layers: mean cosine to fp32 on 500 held-out
              sentences; "encoder": without the table of words and the pooler
@@ -57,6 +58,8 @@ def classifier(name: str) -> Iterator[Row]:
         yield drop(f"W{bits}A8, gptq", [best], MOST[name].get(bits, ""))
         learned = Quantize(bits=bits, activations=8, rounding="adaround")
         yield drop(f"W{bits}A8, adaround", [learned])
+        together = Quantize(bits=bits, activations=8, rounding="brecq")
+        yield drop(f"W{bits}A8, brecq", [together])
     steps = [Rdoq(bits=2, per="channel", vectors=False), Quantize(activations=8)]
     yield drop("2 bits on average, A8, rdoq", steps)
 

@@ -47,7 +47,7 @@ def seeded(make: Any, seed: int) -> nn.Module:
     return make()
 
 
-ROUNDINGS = pytest.mark.parametrize("rounding", ["gptq", "adaround"])
+ROUNDINGS = pytest.mark.parametrize("rounding", ["gptq", "adaround", "brecq"])
 
 LAYERS: dict[str, tuple[Any, tuple[int, ...]]] = {
     "linear": (lambda: nn.Linear(7, 5), (40, 7)),

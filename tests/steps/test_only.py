@@ -25,7 +25,7 @@ OTHER: dict[str, Any] = {
     "features": "block", "feature_weight": 0.1, "feature_loss": "relation", "nbytes": 300,
     "price": 0.01, "step": 0.2, "max_drop": 40.0, "lam": 0.01, "weigh": "inputs", "damp": 0.5,
     "coder": "huffman", "threads": 2, "batch": 2, "latency": True, "runtime": "openvino", "vectors": False,
-    "activations": 8, "smooth": False, "rounding": "gptq",
+    "activations": 8, "smooth": False, "rounding": "gptq", "awq": True,
     "activation_range": "percentile", "activation_percentile": 80.0,
     "allowed": "2,4", "mean_bits": 2.0, "multiple": 3, "layers": True, "method": "tucker",
     "penalty": 3.0, "before": 0.3,
@@ -39,7 +39,7 @@ UNMET = {"scheme": "binary", "weigh": "none", "where": "s*"}  # values at which 
 NOT_HERE = {
     "where", "weights", "channels_last", "frozen", "teacher", "teacher_file", "features", "arrange", "to",
     "path", "dynamic_batch", "dynamic_axes", "smooth", "products", "warm", "passes", "vectors",
-    "runtime",
+    "runtime", "awq",
 }  # fmt: skip
 # Settings of both runs, if the defaults would hide the effect.
 BOTH: dict[tuple[str, str], dict[str, Any]] = {
@@ -124,7 +124,7 @@ REFUSED = {
     "quantize rounding=gptq epochs=2": "rounding='gptq' has no effect if epochs=2.0. It needs epochs=0",
     "quantize rounding=gptq scheme=log": "rounding='gptq' has no effect if scheme='log'",
     "quantize rounding=best": "rounding='best'",
-    "quantize range=output": "the error of outputs is known to rounding=gptq and adaround alone",
+    "quantize range=output": "the error of outputs is known to rounding=gptq, adaround and brecq alone",
     "quantize rounding=gptq damp=2": "damp=2.0, but it is a share: 0 < damp <= 1",
     "quantize range=fixed": "range=fixed with low=None and high=None, but low <= 0 <= high",
     "quantize range=fixed high=1 low=-1": "low=-1.0 has no effect if symmetric=True. It needs symm",

@@ -74,7 +74,7 @@ def test_the_first_way_within_the_limit_is_taken(trained: tuple[nn.Module, Task]
     assert note.text.startswith(
         "rounding=gptq: the first way in order of cost whose drop ends within max_drop="
     )
-    assert note.text.endswith("; not tried: adaround")
+    assert note.text.endswith("; not tried: adaround, brecq")
     half = Task("hand", evaluate=task.evaluate, calibrate=task.calibrate[0::2])
     alone = run(model, Quantize(rounding="gptq", **settings), half)
     assert {n: f.digest for n, f in result.forms.items()} == {n: f.digest for n, f in alone.forms.items()}
@@ -88,7 +88,7 @@ def test_a_limit_that_the_nearest_meets_ends_the_search_there(trained: tuple[nn.
     model, task = trained
     result = run(model, Quantize(bits=4, rounding="auto", max_drop=60.0), task)
     assert said(result, "rounding").data["rounding"] == "nearest"
-    assert said(result, "rounding").text.endswith("not tried: gptq, adaround")
+    assert said(result, "rounding").text.endswith("not tried: gptq, adaround, brecq")
     plain = run(model, Quantize(bits=4), task)
     assert {n: f.digest for n, f in result.forms.items()} == {n: f.digest for n, f in plain.forms.items()}
     assert not list(result.ledger.notes("advice")), "it was good enough"
@@ -133,7 +133,7 @@ def test_only_the_evaluation_set_is_no_set_to_search_on(trained: tuple[nn.Module
         ({"rounding": "gptq", "max_drop": 1.0}, "It needs allowed or rounding=auto"),
         ({"rounding": "auto", "max_drop": -1.0}, "above 0"),
         ({"rounding": "auto", "max_drop": 1.0, "epochs": 1.0}, "rounding"),
-        ({"rounding": "auto", "max_drop": 1.0, "range": "output"}, "rounding=gptq and adaround alone"),
+        ({"rounding": "auto", "max_drop": 1.0, "range": "output"}, "rounding=gptq, adaround and brecq alone"),
         ({"rounding": "auto", "max_drop": 1.0, "damp": 0.1}, "damp"),
         ({"rounding": "auto", "max_drop": 1.0, "allowed": "2,4"}, "allowed"),
     ],

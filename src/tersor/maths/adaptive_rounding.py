@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from tersor.maths.compensation import LEAST, OnGrid, Rows, better, descent, gptq
+from tersor.maths.soft_rounding import GAMMA, ZETA, inverse, upward
 
 STEPS = 200  # gradients; 500 lower the error of ResNet-20's layers by 0.1 dB more
 RATE = 0.03  # of Adam
-ZETA, GAMMA = 1.1, -0.1  # ends of the stretched sigmoid, which the rectification cuts to 0 and 1
 WARM = 0.2  # of the steps without the price
 BETA = 20.0, 2.0  # at the beginning and the end of the rest
 PRICE = 0.2  # of a weight between its levels; an error of half a step in one average input costs 0.25
@@ -63,12 +63,11 @@ def learned(rows: Rows, grid: OnGrid, below: Tensor, above: Tensor, *, damp: flo
     size = rows.moment.diagonal(dim1=1, dim2=2).mean(1)[:, None, None].clamp_min(LEAST)
     moment = (rows.moment / size).float() + damp * torch.eye(rows.moment.shape[1], dtype=torch.float32)
     start = (exact - below).clamp(EDGE, 1 - EDGE)
-    v = ((start - GAMMA) / (ZETA - start)).log()
+    v = inverse(start)
     adam = torch.optim.Adam([v], lr=RATE)
     first = int(WARM * STEPS)
     for step in range(STEPS):
-        sigmoid = v.sigmoid()
-        h = (sigmoid * (ZETA - GAMMA) + GAMMA).clamp_(0, 1)
+        sigmoid, h = v.sigmoid(), upward(v)
         gap = (torch.lerp(below, above, h) - exact) * ratio
         slope = 2 * (gap @ moment) * ratio * (above - below)
         if step >= first:

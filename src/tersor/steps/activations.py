@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from tersor.core.view import View
-from tersor.errors import RefusedError, few
+from tersor.errors import RefusedError, SettingError, few
 from tersor.forms import Affine, Dense, Form, uncoded
 from tersor.forms.at import At
 from tersor.forms.form import from_rows, to_rows
@@ -37,6 +37,22 @@ from tersor.steps.norm_folding import fold_norms
 from tersor.steps.units import OUTSIDE
 
 ACCUMULATOR = 2**30  # largest code of a bias: half of what 32 bits hold, the rest is for the sum
+
+
+def check_weights(step: Any) -> None:
+    """Refuse weights that integer kernels do not take beside integer activations."""
+    wanted = {
+        "scheme": ("uniform",),
+        "symmetric": (True,),
+        "per": ("channel", "tensor"),
+        "bits": range(2, 9),
+    }
+    for key, values in wanted.items():
+        if (value := getattr(step, key)) not in values:
+            raise SettingError(
+                f"quantize: {key}={value!r} with activations={step.activations}, but integer kernels "
+                f"take weights with scheme=uniform, symmetric=true, per=channel or tensor, bits=2 to 8"
+            )
 
 
 def folded(view: View, chosen: set[str]) -> Generator[Group, None, View]:
@@ -94,12 +110,8 @@ def calibrated(view: View, after: Mapping[str, Form], chosen: set[str], how: Cal
     names = [name for name in view.sites if name in chosen]
     left = {name: why for name in names if isinstance(why := integer_weight(forms[name]), str)}
     found = choice(view, chosen - set(left) | rounded_before(view, how.products), products=how.products)
-    task = view.part.task
-    model, ranges, refused = view.part.plain(after), dict[str, Range](), dict[str, str]()
-    while missing := [edge for edge in found.edges if edge not in ranges]:
-        more, out = ranges_or_refusals(model, task, missing, how)
-        ranges, refused = ranges | more, refused | out
-        found = replace(found, refused=frozenset(refused))  # other edges may be needed now
+    task, model = view.part.task, view.part.plain(after)
+    found, ranges, refused = edges_with_ranges(model, task, found, how)
     wanted = list(found.edges)
     if wanted:
         # What only an earlier step's layers need gets new ranges too, or it would stay stale.
@@ -108,10 +120,7 @@ def calibrated(view: View, after: Mapping[str, Form], chosen: set[str], how: Cal
         more, out = ranges_or_refusals(model, task, old, how) if old else ({}, {})
         ranges, refused = ranges | more, refused | out
         wanted += [edge for edge in old if edge in more]
-    grids = {
-        edge: (symmetric_grid if edge in found.symmetric else grid_of)(ranges[edge], bits=how.bits)
-        for edge in wanted
-    }
+    grids = grids_of(found, ranges, wanted, how.bits)
     if not wanted:
         reasons = {**left, **refused}
         why = few(f"{name}: {why}" for name, why in reasons.items()) or "no layer reads an edge of the graph"
@@ -123,6 +132,37 @@ def calibrated(view: View, after: Mapping[str, Form], chosen: set[str], how: Cal
     possible = found.between if how.products else replace(found, products=True).between
     counts = (possible, 0) if how.products else (0, possible)
     return Rounded(view, dict(after), grids, found.layers, reasons, refused, *counts)
+
+
+def edges_with_ranges(
+    model: nn.Module, task: Task, found: IntegerEdges, how: Calibration
+) -> tuple[IntegerEdges, dict[str, Range], dict[str, str]]:
+    """(the edges for grids, without those that no grid can hold; their ranges; why the others have none)."""
+    ranges, refused = dict[str, Range](), dict[str, str]()
+    while missing := [edge for edge in found.edges if edge not in ranges]:
+        more, out = ranges_or_refusals(model, task, missing, how)
+        ranges, refused = ranges | more, refused | out
+        found = replace(found, refused=frozenset(refused))  # other edges may be needed now
+    return found, ranges, refused
+
+
+def grids_of(
+    found: IntegerEdges, ranges: Mapping[str, Range], edges: Iterable[str], bits: int
+) -> dict[str, Grid]:
+    return {
+        edge: (symmetric_grid if edge in found.symmetric else grid_of)(ranges[edge], bits=bits)
+        for edge in edges
+    }
+
+
+def expected_grids(view: View, chosen: set[str], how: Calibration | None) -> dict[str, Grid]:
+    """The grids around the chosen layers with ranges from the float network: their weights are not rounded
+    yet. `how`: None for dynamic ones."""
+    if how is None:
+        return {edge: Grid() for edge in choice(view, chosen, dynamic=True).edges}
+    found = choice(view, chosen | rounded_before(view, how.products), products=how.products)
+    found, ranges, _ = edges_with_ranges(view.part.plain(), view.part.task, found, how)
+    return grids_of(found, ranges, found.edges, how.bits)
 
 
 def dynamic(view: View, after: Mapping[str, Form], chosen: set[str]) -> Rounded:

@@ -1,9 +1,10 @@
-"""Compensated: rounding=gptq and adaround of quantize. Each layer corrects what was rounded before it.
+"""Compensated: rounding=gptq, adaround and brecq of quantize. Each layer corrects what was rounded before it.
 
 min E |q x' + b' - y|^2      x' what the layer reads in the model rounded so far, y what it computed before
 refit      w' = w + (E y x'^T - w H) (H + pull)^-1, the floats that fit best; H = E x' x'^T
 rounding   q on its grid, min (q - w') H (q - w')^T                          maths/compensation.py
            adaround: only the levels beside w'                               maths/adaptive_rounding.py
+           brecq: then all layers of a block together                        blockwise.py
 bias       b' = E y - q E x': the mean error of each output is 0 (bias correction, Nagel 2019). H is then the
            covariance, because a bias takes what errors have in common
 Layers whose inputs cannot be observed are rounded to the nearest and named.
@@ -33,6 +34,7 @@ from tersor.model.layer_moments import Moments, calls_of, layer_moments
 from tersor.model.sites import Site
 from tersor.model.stats import STOCK, has_gram
 from tersor.record.events import Edit, Note
+from tersor.steps.blockwise import Blockwise
 
 PULL = 1e-2  # of the mean of the inputs' second moments: how strongly refitting prefers the old weights
 # Of an input's own second moment, added to its variance. A variance below it is the rounding error of the
@@ -44,7 +46,7 @@ ENOUGH = 2  # samples for each input of a layer: with fewer, what is best for th
 class Grids(NamedTuple):
     """The grids that weights are rounded to, and how."""
 
-    rounding: str  # "gptq" or "adaround"
+    rounding: str  # "gptq", "adaround" or "brecq"
     bits: int
     per: str
     group: int
@@ -62,12 +64,13 @@ class Compensated:
     view: View
     grids: Grids
     plain: Callable[[View, Site], Edit]  # rounding to the nearest
+    blocks: Blockwise | None = None  # with brecq
     forms: dict[str, Form] = field(default_factory=dict)
     hows: dict[str, str] = field(default_factory=dict)
     gains: dict[str, float] = field(
         default_factory=dict
     )  # error of outputs, over that of nearest, in decibels
-    biases: list[str] = field(default_factory=list)
+    biases: dict[str, float] = field(default_factory=dict)  # corrected ones: the spread of the outputs
     kept: dict[str, int] = field(default_factory=dict)  # rows for which adaround is not better than nearest
     left: dict[str, str] = field(default_factory=dict)  # weights that are rounded to the nearest: why
     thin: dict[str, str] = field(default_factory=dict)  # weights whose inputs were seen too rarely: how often
@@ -88,6 +91,8 @@ class Compensated:
                 self.nearest(site)
         after = self.view.plain(self.forms)
         modules, fixed = dict(after.named_modules()), frozen(after, self.view)
+        if self.blocks is not None:
+            self.blocks.begin(before, after, {path: layers[path] for path in reached})
         for number, together in enumerate(calls, 1):
             found = layer_moments(before, after, self.view.task, together)
             for path in together:
@@ -102,6 +107,8 @@ class Compensated:
                 self.nearest(site)
                 with torch.no_grad():
                     module.weight.copy_(self.forms[site.name].decode())
+            if self.blocks is not None:
+                self.blocks.reached(together, self.forms, self.biases, self.gains)
             self.view.observer.progress(number, len(calls), ", ".join(together))
         self.left = {name: why for name, why in self.left.items() if name not in self.gains}
         return self
@@ -147,7 +154,8 @@ class Compensated:
             module.bias.data.copy_(value)
             self.forms[bias] = Dense(module.bias.detach().cpu().clone())
             self.hows[bias] = "refine"
-            self.biases.append(bias)
+            spread = ((q @ h) * q).sum(-1).mean().clamp_min(0).sqrt()
+            self.biases[bias] = float(spread)
 
     def alone(self, site: Site) -> bool:
         """Round a linear layer of the user's own class by itself, if its inputs are known."""
@@ -175,7 +183,8 @@ class Compensated:
                 rows, g.bits, per=g.per, group=g.group, symmetric=g.symmetric,
                 range="minmax" if search else g.range, percentile=g.percentile, ends=g.ends,
             )  # fmt: skip
-            made = compensated(rows, base, search=search) if search or g.rounding == "gptq" else base
+            free = search or g.rounding != "adaround"
+            made = compensated(rows, base, search=search) if free else base
             if g.rounding == "adaround":
                 made, kept = adapted(rows, base, made, damp=g.damp)
                 self.kept |= {site.name: kept} if kept else {}
@@ -188,7 +197,7 @@ class Compensated:
     def notes(self) -> Iterator[Note]:
         count = len(self.gains)
         mean = sum(self.gains.values()) / max(count, 1)
-        done = "compensated" if self.grids.rounding == "gptq" else "rounded up or down as learned"
+        done = "rounded up or down as learned" if self.grids.rounding == "adaround" else "compensated"
         text = f"{count} weight{'s' * (count != 1)} {done}"
         if count:
             text += f", error of outputs {mean:.1f} dB below nearest"
@@ -205,6 +214,8 @@ class Compensated:
         facts = {"decibels": self.gains, "nearest": self.left, "few": self.thin}
         facts |= {"kept": self.kept} if self.kept else {}
         yield Note("", "compensated", text, facts)
+        if self.blocks is not None:
+            yield from self.blocks.notes()
 
 
 def frozen(model: nn.Module, view: View) -> tuple[str, ...]:

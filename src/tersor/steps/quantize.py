@@ -6,6 +6,7 @@ binary     w ~ +-scale                      Rastegari 2016
 ternary    w ~ {-1, 0, 1} * scale           Li 2016 (TWN)
 stored     bits a weight before coding, 32 bits a scale
 rounding   to the nearest, or gptq and adaround: by the error of each layer's outputs: steps/compensated.py;
+           brecq: by that of each block's: steps/blockwise.py;
            or auto: the first of these that keeps the metric: steps/rounding_search.py
 activations=8 also rounds what layers read, as integer kernels do: steps/activations.py. It needs data, except
 with activation_range=dynamic, where the range of each tensor is taken when the model runs.
@@ -16,7 +17,7 @@ gradients (Bengio 2013), and learns the steps of uniform grids (LSQ, Esser 2020)
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, cast
@@ -30,6 +31,7 @@ from tersor.encode import refine
 from tersor.errors import SettingError
 from tersor.forms import Affine, Codebook, Dense, Form, LogGrid
 from tersor.forms.form import from_rows, to_rows
+from tersor.forms.grid import Grid
 from tersor.maths.levels import LOG_RANGES, log_grid
 from tersor.maths.signs import binary, ternary
 from tersor.maths.uniform_grid import PER, RANGES, uniform_grid
@@ -39,19 +41,31 @@ from tersor.model.sites import Site
 from tersor.record.events import Edit, Group, Note, site_group
 from tersor.setting_effects import GIVEN, LEFT_OUT, Only, check_effect
 from tersor.settings import check, check_word
-from tersor.steps.activations import Calibration, calibrated, check_grids, choice, dynamic, folded
+from tersor.steps.activations import (
+    Calibration,
+    calibrated,
+    check_grids,
+    check_weights,
+    choice,
+    dynamic,
+    expected_grids,
+    folded,
+)
+from tersor.steps.awq import activation_aware
+from tersor.steps.blockwise import Blockwise
 from tersor.steps.calibration_shift import shifts
 from tersor.steps.compensated import Compensated, Grids
 from tersor.steps.few_bits import advice
 from tersor.steps.mixed_bits import check_allowed, mixed
 from tersor.steps.retrain import Retrain
-from tersor.steps.rounding_search import check_way, searched
+from tersor.steps.rounded_note import rounded_note
+from tersor.steps.rounding_search import WAYS, check_way, searched
 from tersor.steps.smoothing import smoothed
 
 SCHEMES = ("uniform", "log", "binary", "ternary")
 DYNAMIC = "dynamic"  # ranges of activations that are found when the model runs
-ROUNDING = ("nearest", "gptq", "adaround", "auto")
-BY_OUTPUTS = ("gptq", "adaround")  # those that need calibration batches
+ROUNDING = (*WAYS, "auto")
+BY_OUTPUTS = WAYS[1:]  # those that need calibration batches
 PRODUCTS = ("float", "integer")
 
 
@@ -78,6 +92,7 @@ class Quantize(Retrain):
         "activation_range": {"activations": (8,)},
         "activation_percentile": {"activation_range": ("percentile",)},
         "smooth": {"activations": (8,)},
+        "awq": {"activations": (0,), "scheme": ("uniform",), "epochs": (0,), "allowed": LEFT_OUT},
         "products": {"activations": (8,), "activation_range": (*ACTIVATION_RANGES,)},
     }
     scheme: str = "uniform"  # "uniform", "log", "binary" or "ternary"
@@ -91,13 +106,14 @@ class Quantize(Retrain):
     group: int = 64  # inputs that share a scale, if per is "group"
     symmetric: bool = True  # no zero point
     # How a grid's ends are found: "minmax" or "mse"; for uniform grids also "percentile", "entropy", "fixed";
-    # with rounding=gptq or adaround "output". auto: that, or minmax.
+    # with rounding=gptq, adaround or brecq "output". auto: that, or minmax.
     range: str = "auto"
     percentile: float = 99.9  # of |w| inside the grid, if range is "percentile"
     low: float | None = None  # the grid's ends if range is "fixed"; a symmetric one begins at -high
     high: float | None = None
     # How weights are rounded to uniform grids: to the "nearest"; "gptq": so that outputs change least;
-    # "adaround": the same, but only to the levels beside each weight; "auto": the first within max_drop.
+    # "adaround": the same, but only to the levels beside each weight; "brecq": so that outputs of blocks of
+    # layers change least; "auto": the first within max_drop.
     rounding: str = "nearest"
     damp: float = 0.01  # share of the mean curvature added to it, for inputs that the data did not show
     terms: int = 1  # powers of two in a log level: 1 or 2
@@ -109,6 +125,8 @@ class Quantize(Retrain):
     activation_percentile: float = 99.99  # of the values inside, if activation_range is "percentile"
     # Multiply inputs of linear layers, where outliers would need coarse steps. It needs calibration batches.
     smooth: bool = True
+    # The same for weights alone, so that those of large inputs get finer steps, by calibration batches.
+    awq: bool = False
     products: str = "float"  # of two activations, as in attention: "integer" or "float"
     rule: str = "twn"  # ternary threshold: "twn" (0.7 * mean |w|) or "exact" (least squares)
 
@@ -122,7 +140,7 @@ class Quantize(Retrain):
         if self.range == "output" and self.rounding not in BY_OUTPUTS:
             raise SettingError(
                 f"quantize: range='output' with rounding={self.rounding!r}, but the error of outputs is "
-                "known to rounding=gptq and adaround alone. Give one of them, or range=mse"
+                "known to rounding=gptq, adaround and brecq alone. Give one of them, or range=mse"
             )
         check_word(self, "rule", ("twn", "exact"))
         low, high = (2, 8) if self.scheme == "log" else (1, 16)
@@ -142,7 +160,7 @@ class Quantize(Retrain):
         fine = 50 < self.activation_percentile <= 100
         check(fine, self, "activation_percentile", "it is above 50 and up to 100")
         if self.activations:
-            self.check_integers()
+            check_weights(self)
         check_effect(self)
         check_way(self)
         if self.range == "fixed":
@@ -166,21 +184,6 @@ class Quantize(Retrain):
             )
         return low, high
 
-    def check_integers(self) -> None:
-        """Refuse weights that integer kernels do not take beside integer activations."""
-        wanted = {
-            "scheme": ("uniform",),
-            "symmetric": (True,),
-            "per": ("channel", "tensor"),
-            "bits": range(2, 9),
-        }
-        for key, values in wanted.items():
-            if (value := getattr(self, key)) not in values:
-                raise SettingError(
-                    f"quantize: {key}={value!r} with activations={self.activations}, but integer kernels "
-                    f"take weights with scheme=uniform, symmetric=true, per=channel or tensor, bits=2 to 8"
-                )
-
     @property
     def needs(self) -> Needs:
         if self.rounding == "auto":
@@ -188,7 +191,7 @@ class Quantize(Retrain):
         if self.allowed is not None:
             scored = Needs.MODEL | Needs.TASK | Needs.SCORES if self.max_drop is not None else Needs.NOTHING
             return super().needs | Needs.WHOLE | scored
-        if not self.activations and self.rounding == "nearest":
+        if not self.activations and self.rounding == "nearest" and not self.awq:
             return super().needs
         moving = self.activation_range == DYNAMIC and self.rounding == "nearest"
         task = Needs.EXAMPLE if moving else Needs.TASK
@@ -208,6 +211,9 @@ class Quantize(Retrain):
         if self.activations:
             yield from self.integers(view)
             return
+        if self.awq:
+            chosen = {site.name for site in view.weights(self.where)}
+            view = yield from activation_aware(view, chosen, lambda w: self.store(w, None, 0).decode())
         if self.rounding in BY_OUTPUTS:
             made = self.compensated(view, view.weights(self.where))
             new = [Edit(name, view.form(name), form, made.hows[name]) for name, form in made.forms.items()]
@@ -245,10 +251,16 @@ class Quantize(Retrain):
             layers = choice(now, chosen, dynamic=moving, products=self.products == "integer").layers
             now = yield from smoothed(now, layers, self.bits, self.activations)
         exact = now
+        how = Calibration(
+            self.activations, self.activation_range, self.activation_percentile, self.products == "integer"
+        )
         sites = [s for s in now.weights(self.where) if isinstance(integer_weight(now.form(s)), str)]
         edits, about = dict[str, Edit](), advice(self, view) if sites else ()
         if self.rounding in BY_OUTPUTS:
-            made = self.compensated(now, sites)
+            simulate = self.rounding == "brecq" and sites
+            made = self.compensated(
+                now, sites, expected_grids(now, chosen, None if moving else how) if simulate else {}
+            )
             after, hows, about = made.forms, made.hows, tuple(made.notes())
         else:
             edits = {site.name: self.edit(now, site) for site in sites}
@@ -257,8 +269,6 @@ class Quantize(Retrain):
         if moving:
             rounded = dynamic(now, after, chosen)
         else:
-            percentile, products = self.activation_percentile, self.products == "integer"
-            how = Calibration(self.activations, self.activation_range, percentile, products)
             rounded = calibrated(now, after, chosen, how)
             about = (*about, *shifts(now.part.plain(after), now.part.task, rounded.grids))
         trained: tuple[Note, ...] = ()
@@ -276,14 +286,18 @@ class Quantize(Retrain):
         ]
         yield Group("all", (*rounded.events(hows), *notes, *about, *rounded.notes(), *trained))
 
-    def compensated(self, view: View, sites: list[Site]) -> Compensated:
-        """The sites' weights rounded by the error of outputs, on this step's grids."""
+    def compensated(
+        self, view: View, sites: list[Site], edges: Mapping[str, Grid] | None = None
+    ) -> Compensated:
+        """The sites' weights rounded by the error of outputs, on this step's grids. `edges`: the grids that
+        round activations."""
         found = "output" if self.range == "auto" else self.range
         grids = Grids(
             self.rounding, self.bits, self.per, self.group, self.symmetric, found, self.percentile,
             self.ends(), self.damp,
         )  # fmt: skip
-        return Compensated(view, grids, self.edit).run(sites)
+        blocks = Blockwise(view, edges or {}) if self.rounding == "brecq" else None
+        return Compensated(view, grids, self.edit, blocks).run(sites)
 
     def edit(self, view: View, site: Site) -> Edit:
         """The site's weights on this step's grid."""
@@ -327,17 +341,5 @@ class Quantize(Retrain):
         return Codebook(leaf(index), Dense(torch.tensor([-1.0, 0.0, 1.0])), Dense(scale), axis)
 
     def note(self, site: str, before: Form, after: Form) -> Note:
-        power = error = 0.0
-        for old, new in zip(before.slices(), after.slices(), strict=True):
-            old, new = old.double(), new.double()  # squares of float32 may overflow or underflow
-            power += float(old.square().sum())
-            error += float((old - new).square().sum())
-        decibels = 10 * math.log10(power / error) if error > 0 and power > 0 else math.inf
-        text = "exact" if decibels == math.inf else f"signal to noise {decibels:.1f} dB"
         grid = f"{self.bits} bits" if self.scheme in ("uniform", "log") else self.scheme
-        return Note(
-            site,
-            "done",
-            f"{grid}, {text}",
-            {} if decibels == math.inf else {"decibels": round(decibels, 3)},
-        )
+        return rounded_note(site, before, after, grid)

@@ -1,6 +1,6 @@
 """Rounding search: rounding=auto of quantize. The cheapest way to round that keeps the task's metric.
 
-ways     nearest, gptq, adaround, in the order of their cost, each as a trial
+ways     nearest, gptq, adaround, brecq, in the order of their cost, each as a trial
 data     statistics from calibration batches that do not decide; the drop from samples that do not judge the
          result: drop_search.py
 stop     at the first way whose drop is within max_drop
@@ -20,7 +20,7 @@ from tersor.measure.accuracy import Drop
 from tersor.record.events import Group, Note
 from tersor.steps.drop_search import deciding
 
-WAYS = ("nearest", "gptq", "adaround")
+WAYS = ("nearest", "gptq", "adaround", "brecq")
 
 
 def check_way(step: Any) -> None:
@@ -35,7 +35,7 @@ def check_way(step: Any) -> None:
     if auto and step.max_drop is None:
         raise SettingError(
             "quantize: rounding='auto' needs max_drop: it takes the first way to round that loses no more of "
-            "the metric. Give that, or one of rounding=nearest, gptq, adaround"
+            f"the metric. Give that, or one of rounding={', '.join(WAYS)}"
         )
 
 
