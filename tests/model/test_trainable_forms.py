@@ -209,7 +209,22 @@ def test_a_uniform_grid_has_the_gradients_of_lsq(per: str, symmetric: bool) -> N
                 want_s[at] += PULL[r, c] * ((low if step < low else high) - z)
     ease = (w.numel() / scale.numel() * high) ** -0.5
     torch.testing.assert_close(here.w.grad, want_w)
-    torch.testing.assert_close(here.scale.grad, want_s * ease, rtol=1e-4, atol=1e-5)
+    # Gradient descent moves the factor so that the scale moves by its own gradient.
+    torch.testing.assert_close(here.steps.factor.grad * scale, want_s * ease, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("product", [False, True])
+def test_fine_grids_stay_fine_in_training(bits: int, product: bool) -> None:
+    """Adam moves a number by the learning rate, which is a hundred times the scale of 16 bits."""
+    w = torch.randn(8, 32, generator=torch.Generator().manual_seed(bits))
+    codes, scale, _ = uniform_grid(w, bits, per="channel")
+    steps = LowRank(Dense(scale), Dense(torch.ones(1, 32))) if product else Dense(scale)
+    form = Affine(Dense(codes), steps, None, bits, 1 if product else 0)
+    after: Any = trained(form, steps=50, lr=1e-3)
+    ratio = after.scale.decode() / steps.decode()
+    assert 0.8 < float(ratio.min()) <= float(ratio.max()) < 1.2
+    assert not torch.equal(ratio, torch.ones_like(ratio))
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4])
@@ -344,7 +359,7 @@ def test_gradients_are_finite_for_all_scales(bits: int, scale: float) -> None:
         (here.value() * PULL).sum().backward()
         assert here.value().isfinite().all()
         assert here.w.grad.isfinite().all()
-        assert here.scale.grad.isfinite().all()
+        assert here.steps.factor.grad.isfinite().all()
 
 
 # --- the trainable model ---

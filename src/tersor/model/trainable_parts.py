@@ -27,6 +27,9 @@ from tersor.maths.uniform_grid import expand, limits
 from tersor.maths.units import TINY
 
 
+LEAST = 1e-12  # of a step by which a gradient is divided
+
+
 class Part(nn.Module):
     """The trainable part of one form. A Structure is constructed from the form and its inner parts, other
     parts from the form and the mask above it."""
@@ -121,12 +124,39 @@ class RoundedPart(Part):
             self.w.copy_(form.decode())
 
 
+class StepsPart(Part):
+    """Step sizes, trained as factors of those at first. Adam moves a number by about the learning rate,
+    whatever its size: a scale of 16 bits, trained as it is, would grow a thousandfold. Its gradient is such
+    that plain gradient descent moves the steps as if they were trained themselves."""
+
+    start: Tensor
+
+    def __init__(self, form: Form):
+        super().__init__()
+        self.register_buffer("start", form.decode().detach().float().clone())
+        self.factor = nn.Parameter(torch.ones_like(self.start))
+
+    def value(self) -> Tensor:
+        learned = self.factor / self.start.abs().clamp_min(LEAST)
+        return self.start * self.factor.detach() + (learned - learned.detach())
+
+    def fold(self) -> Form:
+        return Dense((self.start * self.factor).detach().cpu())
+
+
+def steps_part(scale: Form) -> Part:
+    """The part of a grid's scales: an array, or a column of scales times a row of scales."""
+    if isinstance(scale, LowRank):
+        return LowRankPart(scale, StepsPart(scale.left), StepsPart(scale.right))
+    return StepsPart(scale)
+
+
 class AffinePart(RoundedPart):
     def __init__(self, form: Affine, keep: Tensor | None = None):
         super().__init__()
         self.form = form
         self.w = nn.Parameter(form.decode().detach().float().clone())
-        self.steps = part(form.scale)  # Dense, or LowRank: a column of scales times a row of scales
+        self.steps = steps_part(form.scale)
         zero = torch.zeros_like(self.scale) if form.zero is None else form.zero.decode().float()
         self.register_buffer("zero", zero.clone())
         self.low, self.high = limits(form.bits, form.zero is None)
