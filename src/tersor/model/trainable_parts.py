@@ -26,7 +26,6 @@ from tersor.maths.signs import BINARY, TERNARY, binary, ternary
 from tersor.maths.uniform_grid import expand, limits
 from tersor.maths.units import TINY
 
-
 LEAST = 1e-12  # of a step by which a gradient is divided
 
 
