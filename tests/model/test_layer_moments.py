@@ -31,6 +31,24 @@ LAYERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
 }
 
 
+class Padded(nn.Conv2d):
+    """Pads more behind than in front, as TensorFlow does, in its own forward."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(F.pad(x, (0, 1, 0, 1)), self.weight, self.bias, self.stride, 0, 1, self.groups)
+
+
+def test_what_a_forward_of_its_own_pads_is_read() -> None:
+    layer, x = Padded(4, 4, 3, stride=2, groups=4), torch.randn(6, 4, 8, 8)
+    stock = nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(4, 4, 3, stride=2, groups=4))
+    stock[1].load_state_dict(layer.state_dict())
+    own = nn.Sequential(nn.Identity(), layer)
+    found, want = (layer_moments(net, copy.deepcopy(net), task_of(x), {"1": 1})["1"] for net in (own, stock))
+    assert found.count == 6 * 16
+    assert torch.equal(found.xx, want.xx)
+    assert torch.equal(found.yx, want.yx)
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_moments_are_those_of_a_slow_loop(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each input is measured by a layer whose weights are unit vectors; images are unfolded one by one."""

@@ -17,13 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from tersor.model.batches import device_of, evaluating, move, steady
 from tersor.model.logits import is_encoder_decoder, unpadded
 from tersor.model.scaled_inputs import ScaledInputs
-from tersor.model.stats import POSITIONS, TOLERANCE
+from tersor.model.stats import POSITIONS, STOCK, TOLERANCE
 from tersor.model.task import Task
 
+FORWARDS = {kind.forward for kind in STOCK}
 AT_ONCE = 1 << 24  # elements of unfolded images held at once
 
 
@@ -117,7 +119,7 @@ def layer_moments(
 
     def adding(path: str) -> Any:
         def hook(module: Any, args: Any, kwargs: Any, y: Tensor) -> None:
-            x = input_rows(module, next(iter((*args, *kwargs.values()))).detach().float(), batch)
+            x = input_rows(module, read_by(module, args, kwargs).detach().float(), batch)
             queue = outputs.get(path)
             if not queue or len(queue[0]) != len(x) or not is_product(module, x, y, batch):
                 strange.add(path)
@@ -142,6 +144,30 @@ def layer_moments(
         for handle in handles:
             handle.remove()
     return {path: each for path, each in found.items() if each.count and path not in strange}
+
+
+class Reads(TorchFunctionMode):
+    """What functions read beside a weight."""
+
+    def __init__(self, weight: Tensor):
+        super().__init__()
+        self.weight, self.found = weight, list[Tensor]()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if len(args) > 1 and args[1] is self.weight:
+            self.found.append(args[0])
+        return func(*args, **kwargs or {})
+
+
+def read_by(module: Any, args: Any, kwargs: Any) -> Tensor:
+    """What the product of a layer reads: its argument, or what a forward of the user's own makes of that
+    first, such as a padded image."""
+    given: Tensor = next(iter((*args, *kwargs.values())))
+    if type(module).forward in FORWARDS or isinstance(module, ScaledInputs):
+        return given
+    with torch.no_grad(), Reads(module.weight) as reads:
+        module.forward(*args, **kwargs)
+    return reads.found[0] if len(reads.found) == 1 else given
 
 
 def is_product(module: Any, x: Tensor, y: Tensor, batch: Any) -> bool:
