@@ -72,6 +72,25 @@ def test_a_norm_that_only_these_layers_read_takes_the_factors(norm: Any) -> None
     assert not torch.equal(model.norm.weight, net.norm.weight)
 
 
+def test_a_frozen_norm_stays() -> None:
+    (on, _), net = task(), net_of(Layer)
+    net.norm.requires_grad_(False)
+    result = run(net, Quantize(bits=3, per="group", group=8, awq=True), on)
+    assert note(result).data["folded"] == []
+    assert torch.equal(result.model().norm.weight, net.norm.weight)
+    assert isinstance(result.model().gate, ScaledInputs)
+
+
+@pytest.mark.parametrize("rounding", ["gptq", "brecq"])
+def test_float64_with_roundings_by_outputs(rounding: str) -> None:
+    (on, x), net = task(), net_of(Layer).double()
+    wide = [(batch.double(), y) for batch, y in on.batches("calibrate")]
+    on = Task("t", evaluate=wide, calibrate=wide)
+    result = run(net, Quantize(bits=4, awq=True, rounding=rounding), on)
+    plain = run(net, Quantize(bits=4), on)
+    assert error(result, net, x.double()) < 0.5 * error(plain, net, x.double())
+
+
 def test_the_scaled_network_in_float_is_the_same_to_1e_6() -> None:
     (on, x), net = task(), net_of(Layer)
     aware = run(net, Quantize(bits=3, per="group", group=8, awq=True), on)

@@ -251,6 +251,28 @@ def test_blocks_that_cannot_run_alone_are_named_and_keep_gptq() -> None:
         assert torch.equal(result.forms[name].decode(), plain.forms[name].decode())
 
 
+class Inference(Residual):
+    """Code that runs, and that gradients do not pass through."""
+
+    def __init__(self, kind: str):
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x).sigmoid()
+        if self.kind == "in place":
+            hidden.mul_(2)
+        return x + (self.second(hidden).detach() if self.kind == "detached" else self.second(hidden))
+
+
+@pytest.mark.parametrize("kind", ["in place", "detached"])
+@pytest.mark.parametrize("activations", [0, 8])
+def test_blocks_without_gradients_keep_gptq(kind: str, activations: int) -> None:
+    net, x = seeded(lambda: nn.Sequential(Residual(), Inference(kind))), draw(80, 12)
+    quantize = Quantize(bits=3, rounding="brecq", activations=activations)
+    assert note(run(net, quantize, task_of(x))).data["left"] == {"1": "no gradients pass through it"}
+
+
 def test_a_block_with_a_layer_that_is_rounded_to_the_nearest_is_left() -> None:
     net, x = seeded(lambda: nn.Sequential(Residual(), Residual())), draw(8, 12)
     x[:, 0] = torch.inf

@@ -1,6 +1,7 @@
 """Quantize with rounding=gptq and adaround: outputs, biases, structure that stays, and what is named."""
 
 import copy
+import math
 from typing import Any
 
 import pytest
@@ -367,3 +368,15 @@ def test_rows_that_keep_the_nearest_are_said() -> None:
     assert "outputs for which nothing better than the nearest was found: 4 of 0.weight" in note.text
     plain = run(net, Quantize(bits=4, range="minmax"), task_of(torch.eye(6)))
     assert torch.equal(result.forms["0.weight"].decode(), plain.forms["0.weight"].decode())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_calibration_batch_that_is_not_finite_is_the_reason(value: float) -> None:
+    """Not that the layer is odd."""
+    net, x = nn.Sequential(nn.Linear(6, 4)), torch.randn(40, 6)
+    x[3, 2] = value
+    y = torch.zeros(40, dtype=torch.int64)
+    on = Task("t", evaluate=[(torch.ones(40, 6), y)], calibrate=[(torch.ones(40, 6), y), (x, y)])
+    result = run(net, Quantize(bits=4, rounding="gptq"), on)
+    (found,) = result.ledger.notes("compensated")
+    assert "its inputs or outputs are NaN or infinite" in found.text

@@ -55,6 +55,20 @@ class JointRounding:
                 self.learn(old, torch.Generator().manual_seed(seed))
             return old, self.error(self.values())
 
+    def differentiable(self) -> bool:
+        """Whether gradients pass through the block: not if it computes without them, or changes in place
+        what they need."""
+        chunk = self.chunks[0]
+        try:
+            with evaluating(self.alone), steady(), torch.enable_grad():
+                squares(self.answer(self.values(), chunk.rounded), chunk).backward()
+        except RuntimeError:
+            return False
+        finally:
+            for part in self.parts.values():
+                part.zero_grad()
+        return True
+
     def values(self) -> dict[str, Tensor]:
         own = dict(self.alone.named_parameters())
         return {name: part.value().to(own[name].dtype) for name, part in self.parts.items()}

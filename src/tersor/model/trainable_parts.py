@@ -26,8 +26,6 @@ from tersor.maths.signs import BINARY, TERNARY, binary, ternary
 from tersor.maths.uniform_grid import expand, limits
 from tersor.maths.units import TINY
 
-LEAST = 1e-12  # of a step by which a gradient is divided
-
 
 class Part(nn.Module):
     """The trainable part of one form. A Structure is constructed from the form and its inner parts, other
@@ -125,8 +123,8 @@ class RoundedPart(Part):
 
 class StepsPart(Part):
     """Step sizes, trained as factors of those at first. Adam moves a number by about the learning rate,
-    whatever its size: a scale of 16 bits, trained as it is, would grow a thousandfold. Its gradient is such
-    that plain gradient descent moves the steps as if they were trained themselves."""
+    whatever its size: a scale of 16 bits, trained as it is, would grow a thousandfold. A factor gets the
+    gradient of its step, so that it counts in the norm of all gradients as the step would."""
 
     start: Tensor
 
@@ -136,8 +134,7 @@ class StepsPart(Part):
         self.factor = nn.Parameter(torch.ones_like(self.start))
 
     def value(self) -> Tensor:
-        learned = self.factor / self.start.abs().clamp_min(LEAST)
-        return self.start * self.factor.detach() + (learned - learned.detach())
+        return self.start * self.factor.detach() + (self.factor - self.factor.detach())
 
     def fold(self) -> Form:
         return Dense((self.start * self.factor).detach().cpu())

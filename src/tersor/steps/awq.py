@@ -9,7 +9,7 @@ Cost: the second moments of the inputs, and 21 roundings of each layer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from tersor.model.integer_edges import IntegerEdges, IntegerLayer
 from tersor.model.scaled_rows import scaled as scaled_form
 from tersor.record.events import Edit, Event, Group, Note
 from tersor.steps.activations import choice
+from tersor.steps.compensated import frozen
 from tersor.steps.same_function import same_function
 from tersor.steps.smoothing import fitting, scaled
 
@@ -44,7 +45,8 @@ def activation_aware(
     shared: dict[str, list[IntegerLayer]] = {}
     for layer in fitting(view, edges.layers):
         shared.setdefault(layer.source, []).append(layer)
-    modules = dict(view.plain().named_modules())
+    model = view.plain()
+    modules, fixed = dict(model.named_modules()), frozen(model, view)
     events: list[Event] = []
     gains: dict[str, float] = {}
     folded: list[str] = []
@@ -54,7 +56,7 @@ def activation_aware(
             continue
         weights = [view.form(layer.weight).decode() for layer in some]
         s, gain = aware_scales(weights, gram, rounded)
-        before = made_by(view, edges, modules, some)
+        before = made_by(view, edges, modules, some, fixed)
         if gain >= (1.0 if before else WORTH):
             continue
         gains |= {view.sites[layer.weight].layer: round(gain, 4) for layer in some}
@@ -65,7 +67,9 @@ def activation_aware(
         else:
             for layer, weight in zip(some, weights, strict=True):
                 events += scaled(view, layer, weight, s)
-    text = f"{len(gains)} layers have factors of their inputs, by the error of their outputs"
+    text = (
+        f"factors of the inputs of {len(gains)} layer{'s' * (len(gains) != 1)}, by the error of their outputs"
+    )
     text += f"; {len(folded)} of what they read is scaled itself" if folded else ""
     note = Note("", "awq", text, {"error": gains, "folded": folded})
     if not events:
@@ -76,10 +80,11 @@ def activation_aware(
 
 
 def made_by(
-    view: View, edges: IntegerEdges, modules: Mapping[str, nn.Module], some: list[IntegerLayer]
-) -> list[str]:
+    view: View, edges: IntegerEdges, modules: Mapping[str, nn.Module], some: list[IntegerLayer],
+    fixed: Collection[str],
+) -> list[str]:  # fmt: skip
     """The tensors of the norm or linear layer whose output these layers read and nothing else does; none if
-    there is no such layer, or if its tensors are read elsewhere too."""
+    there is no such layer, if its tensors are read elsewhere too, or if one is frozen."""
     graph = edges.graph
     item = next(node for node in graph.program.graph.nodes if node.name == some[0].source)
     node = edges.source(item)
@@ -95,7 +100,7 @@ def made_by(
         return []
     names = [f"{path}.{key}".lstrip(".") for key, _ in module.named_parameters(recurse=False)]
     tied = {*view.state.aliases, *view.state.aliases.values()}
-    fits = names and names[0] == f"{path}.weight".lstrip(".") and not tied & {*names}
+    fits = names and names[0] == f"{path}.weight".lstrip(".") and not {*tied, *fixed} & {*names}
     fits = fits and all(name in view.forms and uses(graph.tensors, name) == 1 for name in names)
     one = isinstance(module, nn.Linear) or len(module.normalized_shape) == 1
     held = all(scaled_form(uncoded(view.form(name)), torch.ones(view.shape(name)[0]), 0) for name in names)

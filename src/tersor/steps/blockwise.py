@@ -106,6 +106,9 @@ class Blockwise:
             block.of(self.after), {block.inner(name): each for name, each in parts.items()},
             {block.inner(name): spread for name, spread in shifts.items()}, found.chunks, self.simulated,
         )  # fmt: skip
+        if not joint.differentiable():
+            self.left[block.name] = "no gradients pass through it"
+            return
         old, new = joint.run(self.view.seed_for(f"block {block.name}"))
         if not new < old:
             self.kept.append(block.name)
