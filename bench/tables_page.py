@@ -117,8 +117,8 @@ two, is in the [bench](../bench/README.md).""",
     "f": """Criteria
 
 Those of `prune` at equal weights, those of `slim` at equal MACs. The task has 300 calibration images, fewer
-than the 800 and 500 inputs of LeNet-5's linear layers: what `redundancy` and the refit after each cut solve is
-damped there, by the number of images.""",
+than the 800 and 500 inputs of LeNet-5's linear layers: what `redundancy` and the refit after each cut solve
+is damped there, by the number of images.""",
     "g": """Products
 
 SVD, Tucker-2, CP and spatial factors, each factor a layer of its own.""",

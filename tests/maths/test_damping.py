@@ -49,3 +49,8 @@ def test_what_few_samples_cannot_show_is_not_removed_for_nothing() -> None:
         return float((gone @ true.double() * gone).sum())
 
     assert damage(samples) < 0.8 * damage(10**9)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_moment_that_is_not_finite_is_for_the_caller_to_refuse(value: float) -> None:
+    assert not damping(torch.full((8, 8), value), 4) < float("inf")

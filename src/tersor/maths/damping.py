@@ -21,7 +21,7 @@ def damping(moment: Tensor, count: int) -> float:
     """d, for a moment [I, I] of `count` samples."""
     diagonal = moment.diagonal().double()
     least = DAMP * float(diagonal.mean()) + 1e-12
-    if count >= SAMPLES * len(moment):
+    if count >= SAMPLES * len(moment) or not moment.isfinite().all():
         return least
     values = torch.linalg.eigvalsh(moment.double()).clamp_min(0)
     allowed = count / SAMPLES

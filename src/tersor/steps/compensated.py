@@ -92,7 +92,7 @@ class Compensated:
         after = self.view.plain(self.forms)
         modules, fixed = dict(after.named_modules()), frozen(after, self.view)
         if self.blocks is not None:
-            self.blocks.begin(before, after, {path: layers[path] for path in reached})
+            self.blocks.begin(before, after, {path: s for path, s in layers.items() if path in reached})
         for number, together in enumerate(calls, 1):
             found = layer_moments(before, after, self.view.task, together)
             for path in together:
