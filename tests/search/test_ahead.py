@@ -154,7 +154,9 @@ def test_what_is_stopped_leaves_nothing_behind(given: State, task: Task, tmp_pat
         time.sleep(0.05)
     ran.ask([])
     ran.settle()
-    assert {path.name for path in Path(tempfile.gettempdir()).glob("tersor-ahead-*")} == before
+    while {path.name for path in Path(tempfile.gettempdir()).glob("tersor-ahead-*")} != before:
+        assert time.monotonic() < began + 90  # a busy machine ends a process late
+        time.sleep(0.05)
     ran.close()
 
 
