@@ -72,6 +72,16 @@ def test_a_norm_that_only_these_layers_read_takes_the_factors(norm: Any) -> None
     assert not torch.equal(model.norm.weight, net.norm.weight)
 
 
+def test_layers_whose_inputs_are_not_finite_are_named() -> None:
+    (on, x), net = task(), net_of(Layer)
+    bad = x[:40].clone()
+    bad[0, 0, 0] = torch.inf
+    batches = [*on.batches("calibrate"), (bad, torch.zeros(40, dtype=torch.int64))]
+    result = run(net, Quantize(bits=3, awq=True), Task("t", evaluate=on.evaluate, calibrate=batches))
+    assert note(result).data["blind"] == ["gate", "up", "down"]
+    assert "NaN or infinite: inputs of gate, up, down" in note(result).text
+
+
 def test_a_frozen_norm_stays() -> None:
     (on, _), net = task(), net_of(Layer)
     net.norm.requires_grad_(False)

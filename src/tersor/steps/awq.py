@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 
 from tersor.core.view import View
 from tersor.encode import coded_like
-from tersor.errors import RefusedError
+from tersor.errors import RefusedError, few
 from tersor.forms import Dense, Form, uncoded
 from tersor.maths.activation_aware import aware_scales
 from tersor.model.graph import op_name
@@ -50,9 +50,11 @@ def activation_aware(
     events: list[Event] = []
     gains: dict[str, float] = {}
     folded: list[str] = []
+    blind: list[str] = []  # layers whose inputs say nothing
     for some in shared.values():
         gram = view.gram(view.sites[some[0].weight])
         if gram is None or not bool(gram.isfinite().all()):
+            blind += [view.sites[layer.weight].layer for layer in some]
             continue
         weights = [view.form(layer.weight).decode() for layer in some]
         s, gain = aware_scales(weights, gram, rounded)
@@ -71,7 +73,8 @@ def activation_aware(
         f"factors of the inputs of {len(gains)} layer{'s' * (len(gains) != 1)}, by the error of their outputs"
     )
     text += f"; {len(folded)} of what they read is scaled itself" if folded else ""
-    note = Note("", "awq", text, {"error": gains, "folded": folded})
+    text += f"; not observed, or NaN or infinite: inputs of {few(blind)}" if blind else ""
+    note = Note("", "awq", text, {"error": gains, "folded": folded} | ({"blind": blind} if blind else {}))
     if not events:
         yield Group("awq", (note,))
         return view
