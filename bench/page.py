@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from table import Row, read
@@ -62,15 +62,19 @@ def write() -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    return command(argv, __doc__ or "", README, lambda: page(README.read_text(), read()))
+
+
+def command(argv: list[str] | None, about: str, file: Path, text: Callable[[], str]) -> int:
+    """Write a page that is made of rows; with --check only say whether it is up to date. The exit code."""
+    parser = argparse.ArgumentParser(description=about.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="only say whether the page is up to date")
     if not parser.parse_args(argv).check:
-        write()
+        file.write_text(text())
         return 0
-    text = README.read_text()
-    if text == page(text, read()):
+    if file.read_text() == text():
         return 0
-    print(f"{README} is not what results.csv says: run python bench/page.py", file=sys.stderr)
+    print(f"{file} is not what the rows say: run python {sys.argv[0]}", file=sys.stderr)
     return 1
 
 

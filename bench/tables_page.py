@@ -5,7 +5,6 @@ python bench/tables_page.py [--check]
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import comparison_tables as tables
 import misconceptions
 import zoo_table
 from comparison_rows import TABLES
-from page import table
+from page import command, table
 from rows_file import COMPARISON_ROWS, ZOO_ROWS, Row, read
 
 from tersor.files import write_text
@@ -139,15 +138,7 @@ A claim is refuted if the 95 % interval of one of its rows excludes it; rows tha
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="only say whether the page is up to date")
-    if not parser.parse_args(argv).check:
-        write()
-        return 0
-    if PAGE.read_text() == written():
-        return 0
-    print(f"{PAGE} is not what the rows say: run python bench/tables_page.py", file=sys.stderr)
-    return 1
+    return command(argv, __doc__ or "", PAGE, written)
 
 
 if __name__ == "__main__":
