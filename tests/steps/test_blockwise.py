@@ -45,7 +45,7 @@ class Residual(nn.Module):
 
 
 def deep() -> nn.Module:
-    """Two residual blocks, and a layer that is in none."""
+    """Three residual blocks, and a layer that is in none."""
     return nn.Sequential(Residual(), Residual(), Residual(), nn.Linear(12, 4))
 
 
@@ -113,6 +113,23 @@ def test_later_blocks_learn_from_what_the_rounded_ones_give() -> None:
         for inputs in (x, other):
             errors = [float((each[:3](inputs) - net[:3](inputs)).square().mean()) for each in (gptq, brecq)]
             assert errors[1] < 0.9 * errors[0]
+
+
+def test_a_block_that_learns_nothing_keeps_gptq(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, x = seeded(deep), draw(80, 12)
+    plain = run(net, Quantize(bits=3, rounding="gptq"), task_of(x))
+    learned = joint_rounding.JointRounding.run
+
+    def worse(self: Any, seed: int) -> tuple[float, float]:
+        old, _ = learned(self, seed)
+        return old, 2 * old
+
+    monkeypatch.setattr(joint_rounding.JointRounding, "run", worse)
+    monkeypatch.setattr(joint_rounding, "STEPS", 20)
+    result = run(net, Quantize(bits=3, rounding="brecq"), task_of(x))
+    assert note(result).data["kept"] == ["0", "1", "2"]
+    for name in result.forms:
+        assert torch.equal(result.forms[name].decode(), plain.forms[name].decode())
 
 
 def test_what_was_learned_and_what_is_alone_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

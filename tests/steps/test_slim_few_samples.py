@@ -10,10 +10,10 @@ from tersor.model.task import Task
 
 
 def test_a_refit_to_few_samples_helps_on_others() -> None:
-    """Forty samples for 96 inputs. The cut without a refit is the bound; undamped, it was twice as bad."""
+    """Fifty samples for the 48 units that stay. Without damping both were worse than without a refit."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(24, 96), nn.ReLU(), nn.Linear(96, 12))
-    data = [(x, model(x).detach()) for x in torch.randn(2, 40, 24)]
+    data = [(x, model(x).detach()) for x in torch.randn(2, 50, 24)]
     task = Task(
         "teacher", calibrate=data[:1], evaluate=data[1:], metric=lambda out, y: -(out - y).square().mean(1)
     )
@@ -24,5 +24,5 @@ def test_a_refit_to_few_samples_helps_on_others() -> None:
         with torch.no_grad():
             return float((small(new) - model(new)).square().mean())
 
-    assert error() < error(correct=False)
-    assert error() < error(by="random", correct=False)
+    assert error() < 0.7 * error(correct=False)
+    assert error(by="random") < 0.7 * error(by="random", correct=False)
