@@ -228,6 +228,27 @@ def test_twenty_steps_of_a_plain_loop(toy: str) -> None:
         assert_equal(gridded(again.eval(), folded)(*args, **kwargs), tuned.eval()(*args, **kwargs))
 
 
+def test_a_fine_grid_keeps_its_scale_in_a_short_training() -> None:
+    """Adam moves each number by about the learning rate: a scale of 1e-4 by ten times itself."""
+    make, names = TOYS["resnet20"]
+    _, args, kwargs = here = make()
+    grids = {
+        name: grid.replace(scale=Dense(grid.scale.decode() * 1e-2))
+        for name, grid in spanned(here, names, bits=16).items()
+    }
+    tuned = tuned_of(here, grids).train()
+    optimizer = torch.optim.Adam(tuned.parameters(), lr=1e-3)
+    for _ in range(20):
+        optimizer.zero_grad()
+        sum(out.square().sum() for out in floats(tuned(*args, **kwargs))).backward()
+        optimizer.step()
+    moved = [
+        float(grid.scale.decode() / grids[name].scale.decode()) - 1
+        for name, grid in tuned.fold_grids().items()
+    ]
+    assert 0 < max(map(abs, moved)) < 0.03
+
+
 @each_net
 def test_every_used_scale_gets_the_gradient_of_a_slow_reference(call: Callable[[], Call]) -> None:
     """The exported graph of the plain model with autograd functions inserted by name; weights and scales."""
@@ -243,14 +264,12 @@ def test_every_used_scale_gets_the_gradient_of_a_slow_reference(call: Callable[[
         size = sum(one.size for other, one in slow if other == name)
         assert grads
         want = sum(grad for grad in grads if grad is not None)
-        got = tuned.grids[tuned.table[name]].scale.grad
+        got = tuned.grids[tuned.table[name]].steps.factor.grad
         if isinstance(want, Tensor):
             torch.testing.assert_close(got, want, rtol=1e-4, atol=2e-5 * size)
         else:  # no output depends on this edge: an LSTM's last state, for example
             assert got is None
-    assert any(
-        part.scale.grad.abs().max() > 0 for part in tuned.grids.values() if part.scale.grad is not None
-    )
+    assert any(factor.grad.abs().max() > 0 for factor in tuned.grids.parameters() if factor.grad is not None)
 
 
 def test_weights_get_the_gradient_of_a_slow_reference() -> None:
@@ -362,7 +381,7 @@ def test_copies_are_independent_and_can_be_made_with_a_live_graph() -> None:
     for one in (copy.deepcopy(tuned), pickle.loads(pickle.dumps(tuned))):
         assert_equal(one(*args, **kwargs), out)
         with torch.no_grad():
-            next(iter(one.grids.values())).scale.mul_(3)
+            next(iter(one.grids.values())).steps.factor.mul_(3)
         assert not torch.equal(one(*args, **kwargs).logits, out.logits)
         assert_equal(tuned(*args, **kwargs), out)
 

@@ -20,12 +20,13 @@ from tersor.forms.grid import Grid
 from tersor.maths.rounding import dynamic, learned, on_grid, scale_gradient_factor
 from tersor.maths.uniform_grid import code_limits
 from tersor.maths.units import TINY, check_bits
+from tersor.model.trainable_parts import StepsPart
 
 
 class GridPart(nn.Module):
-    """A Grid as a module: `scale` [1] or [C] is trained, `zero` is fixed. A dynamic one has neither."""
+    """A Grid as a module: its scale [1] or [C] is trained, as a factor of that at first (StepsPart says why), and
+    `zero` is fixed. A dynamic one has neither."""
 
-    scale: Tensor
     zero: Tensor
 
     def __init__(self, name: str, grid: Grid):
@@ -37,8 +38,13 @@ class GridPart(nn.Module):
         scale = grid.scale.decode().float().clone()
         zero = torch.zeros(scale.shape) if grid.zero is None else grid.zero.decode().clone()
         check(name, grid, scale, zero)
-        self.scale = nn.Parameter(scale)
+        self.steps = StepsPart(Dense(scale))
         self.register_buffer("zero", zero.to(narrowest(grid)))
+
+    @property
+    def scale(self) -> Tensor:
+        # An exported copy has the scale as a constant, not as a product.
+        return self.steps.start if self.marked else self.steps.value()
 
     def value(self, x: Tensor) -> Tensor:
         """x rounded to the grid, with x's shape and dtype."""
@@ -47,9 +53,9 @@ class GridPart(nn.Module):
             return torch.ops.tersor.dynamic_grid(x) if self.marked else dynamic(x)
         if self.marked:
             return torch.ops.tersor.grid(x, self.scale, self.zero, grid.bits, grid.signed, grid.axis)
+        ease = scale_gradient_factor(x.shape, self.zero.numel(), self.limits[1])
         scale, zero = (spread(self.name, values, x, grid.axis) for values in (self.scale, self.zero))
         if torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad):
-            ease = scale_gradient_factor(x.shape, self.scale.numel(), self.limits[1])
             return learned(x, scale, zero, self.limits, ease)
         return on_grid(x, scale.abs().clamp_min(TINY), zero, self.limits)
 
