@@ -3,6 +3,7 @@
 import io
 import logging
 import sys
+import threading
 
 import pytest
 from rich.console import Console
@@ -11,7 +12,7 @@ from tiny import tiny
 
 from tersor.core.run import run
 from tersor.record.observer import Observer
-from tersor.report.progress import EVERY, Bars, Lines, watching
+from tersor.report.progress import EVERY, Bars, Lines, beating, watching
 from tersor.steps import Prune, Quantize
 
 
@@ -47,6 +48,43 @@ def test_a_line_every_ten_seconds(capsys: pytest.CaptureFixture[str]) -> None:
         "[1/2] prune", "[1/2] prune: 10 of 40, 10.0 s", "[1/2] prune: 20 of 40, epoch 1, 20.0 s",
         "[2/2] quantize",
     ]  # fmt: skip
+
+
+def test_a_line_also_while_nothing_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    now = [0.0]
+    watch = Lines(EVERY, lambda: now[0])
+    watch.beat()
+    watch.step(1, 1, "entropy")
+    for second in (4, 12):
+        now[0] = second
+        watch.beat()
+    watch.progress(1, 3, "words.weight")
+    now[0] = 25
+    watch.beat()
+    watch.ended("entropy", 25.0)
+    now[0] = 36
+    watch.beat()
+    assert capsys.readouterr().err.splitlines() == [
+        "[1/1] entropy",
+        "[1/1] entropy: 12.0 s",
+        "[1/1] entropy: 1 of 3, words.weight, 25.0 s",
+        "[1/1] entropy: done, and what follows it goes on, 36.0 s",
+    ]
+
+
+def test_beats_come_by_themselves_until_the_end() -> None:
+    count, enough = 0, threading.Event()
+
+    class Counted(Lines):
+        def beat(self) -> None:
+            nonlocal count
+            count += 1
+            if count == 3:
+                enough.set()
+
+    with beating(Counted(0.001)):
+        assert enough.wait(60)
+    assert all(thread.name != "tersor-progress" for thread in threading.enumerate())
 
 
 def test_a_program_that_reads_the_answer_gets_no_progress(capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,8 +24,8 @@ from tersor.model.trainable_parts import StepsPart
 
 
 class GridPart(nn.Module):
-    """A Grid as a module: its scale [1] or [C] is trained, as a factor of that at first (StepsPart says why), and
-    `zero` is fixed. A dynamic one has neither."""
+    """A Grid as a module: its scale [1] or [C] is trained as a factor of the first one, for the reason in
+    StepsPart; `zero` is fixed. A dynamic one has neither."""
 
     zero: Tensor
 

@@ -1,4 +1,5 @@
-"""Progress: bars on stderr if it is a terminal, else plain lines: one for each step, and one every 10 s.
+"""Progress: bars on stderr if it is a terminal, else plain lines: one for each step, and one every 10 s, also
+while one tensor is coded or a file is written.
 
 Runs report to an Observer (record/observer.py); the observers here print for people. Nothing goes to stdout.
 """
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -35,8 +37,12 @@ def watching(*, quiet: bool = False, plain: bool = False) -> Iterator[Observer]:
             yield Observer()
         finally:
             logger.setLevel(before)
-    elif plain or not sys.stderr.isatty():
-        yield Lines(None if plain else EVERY)
+    elif plain:
+        yield Lines()
+    elif not sys.stderr.isatty():
+        lines = Lines(EVERY)
+        with beating(lines):
+            yield lines
     else:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -54,22 +60,47 @@ class Lines(Observer):
 
     def __init__(self, every: float | None = None, clock: Callable[[], float] = time.monotonic):
         self.every, self.clock = every, clock
-        self.label, self.began, self.told = "", clock(), clock()
+        self.label, self.part, self.began, self.told = "", "", clock(), clock()
 
     def step(self, number: int, total: int, name: str) -> None:
-        self.label, self.began = f"[{number}/{total}] {name}", self.clock()
+        self.label, self.part, self.began = f"[{number}/{total}] {name}", "", self.clock()
         self.told = self.began
         talk(self.label)
 
     def progress(self, done: int, total: int, text: str = "") -> None:
+        self.part = f"{done} of {total}" + (f", {text}" if text else "")
+        self.beat()
+
+    def ended(self, name: str, seconds: float) -> None:
+        self.part = "done, and what follows it goes on"
+
+    def beat(self) -> None:
+        """A line, if the last one is old: what was reported last, and the time that the step takes so far."""
         if self.every is None or not self.label or (now := self.clock()) - self.told < self.every:
             return
         self.told = now
-        part = f"{done} of {total}" + (f", {text}" if text else "")
-        talk(f"{self.label}: {part}, {seconds(now - self.began)}")
+        talk(f"{self.label}: {self.part + ', ' if self.part else ''}{seconds(now - self.began)}")
 
     def message(self, text: str) -> None:
         talk(text)
+
+
+@contextmanager
+def beating(lines: Lines) -> Iterator[None]:
+    """Beats until the context ends: a step reports nothing while it codes one tensor."""
+    over = threading.Event()
+
+    def beats() -> None:
+        while not over.wait((lines.every or EVERY) / 2):
+            lines.beat()
+
+    thread = threading.Thread(target=beats, name="tersor-progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 class Bars(Observer):
