@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 from integers_kernels import Product, products
-from slim_zoo import CASES, Case
+from slim_zoo import CASES, Case, with_norms
 from sweep import answered, chosen, told
 from table import Row
 from torch import Tensor, nn
@@ -45,7 +45,6 @@ from tersor.steps import Export, Quantize
 
 SECONDS = 900  # of processor time for one model
 BATCH, BATCHES = 2, 2  # of the calibration
-NORMS = 3  # batches that calibrate batch norms
 ROUNDS = 7  # of timing
 MINUTE = 60.0
 SHARE = {"transformers": 0.90}  # least share of integers, of the families that are not at MOST
@@ -79,15 +78,8 @@ def fresh(case: Case, side: int) -> tuple[nn.Module, Tensor]:
     example = torch.cat([case.example() for _ in range(BATCH * BATCHES)])
     if side and example.ndim == 4 and fits(model, example[..., :side, :side]):
         example = example[..., :side, :side].contiguous()
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.momentum = None  # the mean of all batches
-            module.reset_running_stats()
-    model.train()
-    with torch.no_grad():
-        for _ in range(NORMS):
-            model(torch.randn_like(example) if example.is_floating_point() else example)
-    return model.eval(), example
+    with_norms(model, example)
+    return model, example
 
 
 def fits(model: nn.Module, example: Tensor) -> bool:

@@ -8,8 +8,9 @@ Checks of a result that are independent of slim's own proof, in float64 if the m
     values     each tensor is the given one without the removed slices, bit for bit (nothing is refitted here)
     outputs    exact: those of the given model with zeros in the removed slices; flagged: their shapes, finite
     given      the given model is as it was
-Weights are untrained; norm statistics, biases and scales are random, or many mistakes would be invisible. One
-process a model, two at a time, each with a limit of processor time.
+Weights are untrained; biases and scales are random, or many mistakes would be invisible, and batch norms are
+calibrated, or the input would not reach the outputs. One process a model, two at a time, each with a limit of
+processor time.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from slim_zoo import CASES, Case
+from slim_zoo import CASES, Case, with_norms
 from sweep import answered, chosen, told
 from table import Row
 from torch import Tensor, nn
@@ -41,6 +42,7 @@ from tersor.model.outputs import tensors_of
 from tersor.model.task import Task
 
 SECONDS, AT_ONCE = 300, 2  # of processor time for one model, which other load does not change; processes
+SAMPLES = 4  # that calibrate batch norms
 KEEP = 0.7  # share of all parameters that slim is asked to keep
 ENOUGH = 0.25  # share of the parameters of products that has to go
 LEAST = {"proved": 78, "enough": 72, "own": 66}  # models, the targets
@@ -115,11 +117,7 @@ def fresh(case: Case) -> tuple[nn.Module, Tensor]:
         for tensor in model.parameters():
             if tensor.is_floating_point():
                 tensor.add_((0.1 if tensor.ndim < 2 else 0.01) * torch.randn_like(tensor))
-        for name, tensor in model.named_buffers():
-            if name.endswith("running_mean"):
-                tensor.add_(0.1 * torch.randn_like(tensor))
-            elif name.endswith("running_var"):
-                tensor.mul_(0.5 + torch.rand_like(tensor))
+    with_norms(model, torch.cat([case.example() for _ in range(SAMPLES)]))
     torch.manual_seed(1)
     return model, case.example()
 

@@ -20,6 +20,7 @@ SIDE = 224  # pixels, for most
 SIDES = {"inception_v3": 299, "swin_v2_t": 256, "crossvit_tiny_240": 240, "botnet26t_256": 256}
 WORDS, LENGTH, WIDTH = 100, 16, 64
 MELS, FRAMES = 16, 64  # of the speech model
+NORMS = 3  # batches that calibrate batch norms
 Make = Callable[[], nn.Module]
 Example = Callable[[], Tensor]
 
@@ -31,6 +32,20 @@ class Case:
     family: str
     make: Make
     example: Example
+
+
+def with_norms(model: nn.Module, example: Tensor) -> None:
+    """Calibrate the batch norms of an untrained model by some batches, in which activations would else grow or
+    vanish. `example`: a batch; in place."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.momentum = None  # the mean of all batches
+            module.reset_running_stats()
+    model.train()
+    with torch.no_grad():
+        for _ in range(NORMS):
+            model(torch.randn_like(example) if example.is_floating_point() else example)
+    model.eval()
 
 
 def image(name: str = "", side: int = SIDE) -> Example:
