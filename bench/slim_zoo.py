@@ -35,8 +35,8 @@ class Case:
 
 
 def with_norms(model: nn.Module, example: Tensor) -> None:
-    """Calibrate the batch norms of an untrained model by some batches, in which activations would else grow or
-    vanish. `example`: a batch; in place."""
+    """Calibrate the batch norms of an untrained model in place, or its activations would grow or vanish.
+    `example`: a batch."""
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.momentum = None  # the mean of all batches
