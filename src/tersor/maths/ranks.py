@@ -54,6 +54,24 @@ def rank_for_energy(w: Tensor, energy: float) -> int:
     return min(len(values), 1 + int((kept < kept[-1] * (energy - 1e-13)).sum()))
 
 
+def energies(w: Tensor, gram: Tensor | None = None) -> Tensor:
+    """The share of E |W x|^2 in each direction, from the largest on [min(O, I)] in float64; without a gram of
+    |W|^2. Zeros for a weight without energy. SettingError for a bad shape or gram."""
+    _check("energies", w, 1)
+    w64 = w.detach().double()
+    w64 = w64 / w64.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
+    if gram is not None and len(w64) > w64.shape[1]:
+        w64 = w64 @ root_of(gram, w64.shape[1])
+        gram = None
+    # Eigenvalues of the smaller of both products: the squared singular values, to a rounding of the largest.
+    if gram is not None:
+        square = w64 @ damped(gram, w64.shape[1]) @ w64.T
+    else:
+        square = w64 @ w64.T if len(w64) <= w64.shape[1] else w64.T @ w64
+    found = torch.linalg.eigvalsh((square + square.T) / 2).flip(0).clamp_min(0)
+    return found / found.sum().clamp_min(torch.finfo(torch.float64).tiny)
+
+
 def rank_for_keep(o: int, i: int, keep: float) -> int:
     """The largest rank with R * (O + I) <= keep * O * I, at least 1."""
     if not 0 < keep <= 1:

@@ -3,13 +3,14 @@
 factors   by SVD, Tucker-2, CP or spatial: factor_ranks.py. With calibration batches, SVD and Tucker have the
           least error on the layer's own inputs, E|(w - w') x|^2 (SVD-LLM 2024)
 stored    fewer numbers; if a product does not have fewer, the layer is left alone, with a note
+ranks     those of all layers together, by the errors of their outputs: shared_ranks.py; or each layer's alone
 layers    each factor becomes a layer of its own: fewer operations too. Proved to compute what products do
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -22,12 +23,16 @@ from tersor.forms import Dense, uncoded
 from tersor.model.changes import Replace
 from tersor.model.sites import Site
 from tersor.record.events import Edit, Group, Note, site_group
-from tersor.setting_effects import Only, check_effect
+from tersor.setting_effects import LEFT_OUT, Only, check_effect
 from tersor.settings import check, check_word
 from tersor.steps.factor_ranks import METHODS, factored, method_for, ranks_for, stored
 from tersor.steps.retrain import Retrain
 from tersor.steps.same_function import ROUNDING, difference, same_function
+from tersor.steps.shared_ranks import Ranks, Shared, Ways, shared, ways_of
 from tersor.steps.units import OUTSIDE
+
+PER = ("global", "tensor")
+WHOLE = "it stays whole: as a product it would lose more for each number saved than other weights"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +40,14 @@ class Factorize(Retrain):
     """Store weights as low-rank products, or make smaller layers of them: SVD, Tucker, CP, spatial."""
 
     name: ClassVar[str] = "factorize"
-    only: ClassVar[Only] = {"method": {"layers": (True,)}}
+    only: ClassVar[Only] = {
+        "method": {"layers": (True,)},
+        "per": {"rank": LEFT_OUT, "energy": LEFT_OUT},
+    }
     keep: float | None = None  # share of the parameters kept; 0.5 if neither rank nor energy is given
+    # What keep is a share of: "global", all layers together, where each gets what its errors need; "tensor",
+    # each layer.
+    per: str = "global"
     rank: int | None = None  # or the rank itself
     energy: float | None = None  # or the share of squared singular values kept
     multiple: int = 1  # ranks are a multiple of this, where there are as many: 8 or 16 suit kernels
@@ -60,42 +71,77 @@ class Factorize(Retrain):
         check(self.rank is None or self.rank >= 1, self, "rank", "it is a count: 1 or more")
         check(self.energy is None or 0 < self.energy <= 1, self, "energy", "it is a share: 0 < energy <= 1")
         check(self.multiple >= 1, self, "multiple", "it is a rank: 1 or more")
+        check_word(self, "per", PER)
         check_word(self, "method", METHODS)
         check_effect(self)
 
     @property
+    def together(self) -> bool:
+        """Whether the layers share one budget."""
+        return self.per == "global" and self.rank is None and self.energy is None
+
+    @property
     def needs(self) -> Needs:
-        return super().needs | (Needs.MODEL | Needs.TASK | Needs.WHOLE if self.layers else Needs.NOTHING)
+        whole = Needs.WHOLE if self.together else Needs.NOTHING
+        return super().needs | (Needs.MODEL | Needs.TASK | Needs.WHOLE if self.layers else whole)
 
     def run(self, view: View) -> Iterator[Group]:
         if self.layers:
             yield from self.as_layers(view)
             return
-        if self.epochs == 0:
+        if self.epochs == 0 and not self.together:
             for site in view.each(self.where):
-                yield site_group(site.name, *events_of(self.product(view, site)))
+                ranks = self.ranks(view, [site], {}).ranks
+                yield site_group(site.name, *events_of(self.product(view, site, ranks)))
             return
-        made = [event for site in view.weights(self.where) for event in events_of(self.product(view, site))]
-        _, events = self.retrained(view, {event.site: event for event in made if isinstance(event, Edit)})
-        yield Group("all", (*events, *(event for event in made if isinstance(event, Note))))
+        sites = view.weights(self.where)
+        found = self.ranks(view, sites, {})
+        made = [event for site in sites for event in events_of(self.product(view, site, found.ranks))]
+        edits = {event.site: event for event in made if isinstance(event, Edit)}
+        events = self.retrained(view, edits)[1] if self.epochs else tuple(edits.values())
+        yield Group("all", (*events, *(event for event in made if isinstance(event, Note)), *found.notes))
 
-    def product(self, view: View, site: Site) -> Split | Note:
+    def ranks(self, view: View, sites: Sequence[Site], known: dict[str, Ways]) -> Shared:
+        """The ranks of the weights that have two axes. `known`: ways to store a weight, found before; those of
+        other weights are added."""
+        found = dict[str, Ranks]()
+        for number, site in enumerate(sites, 1):
+            if site.name in known:
+                continue
+            w = view.form(site).decode().float()
+            if w.ndim < 2 or w.numel() == 0:
+                continue
+            method = method_for(self.method, w, bool(site.axis))
+            if not self.together:
+                found[site.name] = ranks_for(self, method, w)
+                continue
+            gram = self.gram(view, site) if method in ("svd", "tucker") else None
+            known[site.name] = ways_of(self, method, w, gram, bool(site.axis))
+            view.observer.progress(number, len(sites), f"ranks of {site.name}")
+        if not self.together:
+            return Shared(found, ())
+        names = {site.name for site in sites}
+        ways = {name: each for name, each in known.items() if name in names}
+        return shared(ways, 0.5 if self.keep is None else self.keep)
+
+    def product(self, view: View, site: Site, ranks: Mapping[str, Ranks]) -> Split | Note:
         """One weight as a product, or a note with the reason for leaving it alone."""
         form = view.form(site)
         w = form.decode().float()
-        if w.ndim < 2 or w.numel() == 0:
+        if site.name not in ranks:
             return skipped(site, f"shape {list(w.shape)} cannot be factorized as a matrix")
+        if (its := ranks[site.name]) is None:
+            return skipped(site, WHOLE)
         method = method_for(self.method, w, bool(site.axis))
-        ranks = ranks_for(self, method, w)
-        if (numbers := stored(method, w, ranks)) >= w.numel():
-            what = f"ranks {ranks[0]} and {ranks[-1]} store" if len(ranks) > 1 else f"rank {ranks[0]} stores"
+        if (numbers := stored(method, w, its)) >= w.numel():
+            what = f"ranks {its[0]} and {its[-1]} store" if len(its) > 1 else f"rank {its[0]} stores"
             return skipped(site, f"{what} {numbers} numbers, the weight {w.numel()}")
-        made = factored(method, w, ranks, self.gram(view, site), bool(site.axis))
+        made = factored(method, w, its, self.gram(view, site), bool(site.axis))
         how = "refine" if isinstance(uncoded(form), Dense) else "absorb"
         lost = int((w == 0).sum()) if any(node.mask for _, node in form.walk()) else 0
         text = made.text
         text += f"; {lost} zeros of its mask are lost, since a product keeps none" if lost else ""
-        data = {"rank": ranks[0], "whitened": "whitened" in made.text} | ({"lost": lost} if lost else {})
+        data = {"rank": its[0], "whitened": "whitened" in made.text} | ({"lost": lost} if lost else {})
         change = Replace(site.layer, made.stock, made.settings)
         return Split(Edit(site.name, form, made.form, how), Note(site.name, "done", text, data), change)
 
@@ -115,17 +161,25 @@ class Factorize(Retrain):
     def as_layers(self, view: View) -> Iterator[Group]:
         """Products in place of the weights, then layers in place of the products; then they train."""
         _ = view.task  # whose batches prove it; refuses without one
-        made = {
-            site.name: self.product(view, site) if view.inside(site.name) else skipped(site, OUTSIDE)
-            for site in view.weights(self.where) if site.is_weight
-        }  # fmt: skip
-        splits = {name: each for name, each in made.items() if isinstance(each, Split)}
-        if why_not(view, splits.values()):
-            for name, split in list(splits.items()):
-                if why := why_not(view, [split]):
-                    made[name] = skipped(view.sites[name], f"it stays one layer: {why}")
-                    del splits[name]
-        products = Group("products", tuple(event for each in made.values() for event in events_of(each)))
+        sites = [site for site in view.weights(self.where) if site.is_weight]
+        left = {site.name: OUTSIDE for site in sites if not view.inside(site.name)}
+        known, before = dict[str, Ways](), dict[str, tuple[Ranks, Split | Note]]()
+        while True:  # what turns out to stay one layer leaves its budget to the others
+            asked = [site for site in sites if site.name not in left]
+            found = self.ranks(view, asked, known)
+            for site in asked:
+                its = found.ranks.get(site.name)
+                if site.name not in before or before[site.name][0] != its:
+                    before[site.name] = its, self.product(view, site, found.ranks)
+            made = {site.name: before[site.name][1] for site in asked}
+            splits = {name: each for name, each in made.items() if isinstance(each, Split)}
+            bad = unfit(view, splits)
+            if not bad:
+                break
+            left |= bad
+        made |= {name: skipped(view.sites[name], why) for name, why in left.items()}
+        notes = tuple(event for each in made.values() for event in events_of(each))
+        products = Group("products", (*notes, *found.notes))
         yield products
         if not splits:
             return
@@ -166,6 +220,14 @@ def why_not(view: View, splits: Iterable[Split]) -> str:
     if math.isinf(moved):
         return "the model runs neither in float64 nor in float32 on the batches"
     return "" if moved <= ROUNDING else f"outputs move by {moved:.1g} of the largest"
+
+
+def unfit(view: View, splits: Mapping[str, Split]) -> dict[str, str]:
+    """The weights whose layers cannot be split, and why."""
+    if not why_not(view, splits.values()):
+        return {}
+    found = {name: why_not(view, [split]) for name, split in splits.items()}
+    return {name: f"it stays one layer: {why}" for name, why in found.items() if why}
 
 
 def skipped(site: Site, why: str) -> Note:

@@ -2,7 +2,7 @@
 
 damage   tr(F E H E^T) of the layer's rounding error E alone, with the curvature of the model's output
          (model/curvature.py); without data the squared error over the sum of squares
-choice   for `mean_bits` the least sum of damages (maths/bit_allocation.py); for `max_drop` the fewest bits
+choice   for `mean_bits` the least sum of damages (maths/choices.py); for `max_drop` the fewest bits
          whose drop, measured on calibration or training samples, is within it (drop_search.py)
 With `max_drop` layers may stay as they are. Cost: each layer is rounded with each number of bits; one pass
 forward and backward over the calibration batches; for `max_drop` some ten passes over the set that decides.
@@ -22,7 +22,7 @@ from tersor.core.view import View
 from tersor.errors import few
 from tersor.forms import Form
 from tersor.forms.form import Moments, to_rows
-from tersor.maths.bit_allocation import Choice, ladder, within
+from tersor.maths.choices import Choice, ladder, within
 from tersor.model.sites import Site
 from tersor.record.events import Edit, Group, Note
 from tersor.settings import check
@@ -63,13 +63,13 @@ def mixed(step: Any, view: View) -> Iterator[Group]:
     shown = view if decide is None else replace(view, maybe_task=decide.rest, statistics={})
     ways = options(step, shown, sites, decide is not None)
     counts = [view.form(site).decode().numel() for site in sites]
-    bits = [[option.bits for option in each] for each in ways]
+    costs = [[n * option.bits for option in each] for n, each in zip(counts, ways, strict=True)]
     damages = [[option.damage for option in each] for each in ways]
     if decide is None:
         target = sum(step.levels) / 2 if step.mean_bits is None else step.mean_bits
-        chosen = within(counts, bits, damages, target * sum(counts))
+        chosen = within(costs, damages, target * sum(counts))
     else:
-        chosen = fewest(view, decide, ways, ladder(counts, bits, damages))
+        chosen = fewest(view, decide, ways, ladder(costs, damages))
     picked = {site.name: each[at] for site, each, at in zip(sites, ways, chosen, strict=True)}
     edits = {name: option.edit for name, option in picked.items() if option.edit is not None}
     after, events = {name: cast(Form, edit.after) for name, edit in edits.items()}, tuple(edits.values())

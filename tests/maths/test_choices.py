@@ -1,4 +1,4 @@
-"""Bit allocation: as good as brute force over all assignments, and rungs that are best for their bits."""
+"""Choices: as good as brute force over all assignments, and rungs that are best for their cost."""
 
 import itertools
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tersor.errors import SettingError
-from tersor.maths.bit_allocation import Choice, ladder, within
+from tersor.maths.choices import Choice, ladder, within
 
 BITS = [[2, 4, 8]] * 5
 
@@ -16,6 +16,10 @@ def problem(seed: int) -> tuple[list[int], list[list[float]]]:
     counts = random.integers(1, 60, 5).tolist()
     first = random.lognormal(0, 2, 5)
     return counts, [[a * 4.0**-b * random.uniform(0.5, 2) for b in (2, 4, 8)] for a in first]
+
+
+def costs(counts: list[int]) -> list[list[int]]:
+    return [[n * bits for bits in each] for n, each in zip(counts, BITS, strict=True)]
 
 
 def size(counts: list[int], choice: Choice) -> int:
@@ -30,7 +34,7 @@ def best_of_all(counts: list[int], damages: list[list[float]]) -> None:
     every = list(itertools.product(range(3), repeat=5))
     for mean in (2.0, 3.3, 5.0, 8.0):
         budget = mean * sum(counts)
-        found = within(counts, BITS, damages, budget)
+        found = within(costs(counts), damages, budget)
         assert size(counts, found) <= budget
         best = min(total(damages, c) for c in every if size(counts, c) <= budget)
         assert total(damages, found) <= 1.001 * best
@@ -53,7 +57,7 @@ def test_more_bits_may_do_more_damage(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(12))
 def test_each_rung_is_the_best_for_its_bits(seed: int) -> None:
     counts, damages = problem(seed)
-    rungs = ladder(counts, BITS, damages)
+    rungs = ladder(costs(counts), damages)
     assert (rungs[0], rungs[-1]) == ((0,) * 5, (2,) * 5)
     every = list(itertools.product(range(3), repeat=5))
     for rung in rungs:
@@ -65,5 +69,5 @@ def test_each_rung_is_the_best_for_its_bits(seed: int) -> None:
 
 def test_a_budget_below_the_fewest_bits_is_refused() -> None:
     counts, damages = problem(0)
-    with pytest.raises(SettingError, match="fewest allowed"):
-        within(counts, BITS, damages, 1.9 * sum(counts))
+    with pytest.raises(SettingError, match="least possible"):
+        within(costs(counts), damages, 1.9 * sum(counts))
