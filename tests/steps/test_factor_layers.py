@@ -92,14 +92,19 @@ def products_of(result: State) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
-    "settings", [{"keep": 0.4}, {"rank": 4}, {"energy": 0.8}, {"keep": 0.6, "multiple": 4}]
-)
+    "settings",
+    [
+        {"keep": 0.4, "per": "tensor"}, {"rank": 4}, {"energy": 0.8},
+        {"keep": 0.6, "multiple": 4, "per": "tensor"}, {"keep": 0.5},
+    ],
+)  # fmt: skip
 def test_the_layers_compute_the_product(method: str, settings: dict[str, Any]) -> None:
     model, on = net(), task()
     step = Factorize(layers=True, method=method, **settings)
     result = run(model, step, on)
     split, twin = result.model().eval(), products(model, step, on)
-    assert {"wide.weight", "head.weight"} <= set(products_of(result)) or "energy" in settings
+    all_of_them = "per" in settings or "rank" in settings
+    assert {"wide.weight", "head.weight"} <= set(products_of(result)) or not all_of_them
     with torch.no_grad():
         torch.testing.assert_close(split(x()), twin.eval()(x()), rtol=1e-4, atol=1e-5)
     noted = {entry.site: entry.data["rank"] for entry in result.ledger.notes("done")}
@@ -107,15 +112,15 @@ def test_the_layers_compute_the_product(method: str, settings: dict[str, Any]) -
     count = sum(p.numel() for p in split.parameters())
     assert count < sum(p.numel() for p in model.parameters())
     reasons = {entry.site: entry.text for entry in result.ledger.notes("skipped")}
-    assert "it has 24 groups" in reasons["deep.weight"] or "stores" in reasons["deep.weight"]
+    alone = "it has 24 groups" in reasons["deep.weight"] or "stores" in reasons["deep.weight"]
+    assert alone or "stays whole" in reasons["deep.weight"] and settings == {"keep": 0.5}
     assert type(split.deep) is nn.Conv2d
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_half_the_parameters_are_kept(method: str) -> None:
-    result = run(
-        net(), Factorize(keep=0.5, layers=True, method=method, where="wide.weight,head.weight"), task()
-    )
+    where = "wide.weight,head.weight"
+    result = run(net(), Factorize(keep=0.5, per="tensor", layers=True, method=method, where=where), task())
     for layer, before in (("wide", 16 * 24 * 15), ("head", 320)):
         now = sum(
             p.numel()
@@ -123,6 +128,34 @@ def test_half_the_parameters_are_kept(method: str) -> None:
             if "weight" in name
         )
         assert 0.35 * before < now <= 0.5 * before
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("keep", [0.3, 0.5])
+def test_layers_share_a_budget(method: str, keep: float) -> None:
+    """The outputs are nearer than with the same share for each; no more numbers than asked for."""
+    model, on = net(), task()
+    weights = [name for name, w in model.named_parameters() if w.ndim > 1 and name != "deep.weight"]
+    whole = sum(model.get_parameter(name).numel() for name in weights)
+    apart_by = {}
+    for per in ("global", "tensor"):
+        step = Factorize(keep=keep, per=per, layers=True, method=method, where=tuple(weights))
+        split = run(model, step, on).model().eval()
+        numbers = sum(w.numel() for name, w in split.named_parameters() if w.ndim > 1 and "deep" not in name)
+        assert numbers <= keep * whole
+        with torch.no_grad():
+            apart_by[per] = float((split(x()) - model(x())).square().mean())
+    assert apart_by["global"] <= apart_by["tensor"]
+
+
+def test_what_cannot_be_split_leaves_its_budget_to_the_others() -> None:
+    torch.manual_seed(0)
+    batches = [(torch.randn(4, 5, 12), torch.zeros(4, 5, 12)) for _ in range(2)]
+    on = Task("own", evaluate=batches, calibrate=batches, loss=nn.functional.mse_loss, metric=apart)
+    result = run(Own().eval(), Factorize(keep=0.4, layers=True), on)
+    (note,) = result.ledger.notes("ranks")
+    assert note.data["of"] == 144  # of the only layer that can be split
+    assert [entry.site for entry in result.ledger.notes("done")] == ["called.weight"]
 
 
 def test_more_of_the_weight_is_kept_with_more_parameters() -> None:
@@ -231,7 +264,7 @@ class Single(nn.Sequential):
 def test_a_model_that_runs_in_float32_alone_is_split() -> None:
     torch.manual_seed(1)
     model = Single(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 64, 10)).eval()
-    result = run(model, Factorize(keep=0.3, layers=True, method="tucker"), task())
+    result = run(model, Factorize(keep=0.3, per="tensor", layers=True, method="tucker"), task())
     assert [entry.site for entry in result.ledger.notes("done")] == ["0.weight", "3.weight"]
     assert [type(layer) for layer in result.model()] == [nn.Sequential, nn.ReLU, nn.Flatten, nn.Sequential]
 
@@ -251,7 +284,7 @@ def test_transposed_convolutions_and_tables_become_two_layers(method: str) -> No
     torch.manual_seed(1)
     batch = (torch.randint(20, (6, 4)), torch.randint(8, (6,)))
     on, model = Task("up", evaluate=[batch], calibrate=[batch]), Up().eval()
-    result = run(model, Factorize(keep=0.5, layers=True, method=method), on)
+    result = run(model, Factorize(keep=0.5, per="tensor", layers=True, method=method), on)
     after = result.model().eval()
     assert [entry.site for entry in result.ledger.notes("done")] == ["table.weight", "up.weight"]
     assert [type(layer) for layer in after.up] == [nn.Conv2d, nn.ConvTranspose2d]

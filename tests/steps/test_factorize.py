@@ -1,12 +1,13 @@
 """Factorize: the best product of its rank, by plain or whitened error; layers that would not shrink stay."""
 
+import itertools
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from tiny import tiny
-from torch import Tensor
+from torch import Tensor, nn
 
 from tersor.core.run import run
 from tersor.core.state import State
@@ -33,9 +34,9 @@ def lost(before: Tensor, after: Tensor) -> float:
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("keep", [0.2, 0.5, 0.9])
 def test_the_share_kept_is_a_budget(model: str, keep: float) -> None:
-    """The largest rank within the budget, at least 1, or no cut at all."""
+    """Of each weight the largest rank within the budget, at least 1, or no cut at all."""
     t = tiny(model)
-    result = run(t.model, Factorize(keep=keep))
+    result = run(t.model, Factorize(keep=keep, per="tensor"))
     noted = {entry.site: entry for entry in result.ledger.entries if entry.kind in ("done", "skipped")}
     for name, site in result.sites.items():
         if not site.is_weight:
@@ -57,12 +58,80 @@ def test_the_share_kept_is_a_budget(model: str, keep: float) -> None:
         assert noted[name].data["rank"] == rank
 
 
+def numbers(form: Any) -> int:
+    whole = not isinstance(form, LowRank)
+    return form.decode().numel() if whole else form.left.decode().numel() + form.right.decode().numel()
+
+
+def products(w: Tensor, x: Tensor | None) -> list[tuple[int, float]]:
+    """(numbers, relative error of the outputs) of a weight [O, I], for each rank that saves numbers and for
+    all of it, by numpy. `x`: the inputs [N, I], None for none."""
+    w64 = w.double().numpy()
+    root = np.eye(w.shape[1]) if x is None else np.linalg.svd(x.double().numpy(), full_matrices=False)[1:]
+    root = root if x is None else root[1].T * root[0]
+    energy = np.linalg.svd(w64 @ root, compute_uv=False) ** 2
+    found = [
+        (rank * sum(w.shape), float(energy[rank:].sum() / energy.sum()))
+        for rank in range(1, len(energy) + 1)
+        if rank * sum(w.shape) < w.numel()
+    ]
+    return [*found, (w.numel(), 0.0)]
+
+
+@pytest.mark.parametrize("keep", [0.3, 0.5, 0.8])
+@pytest.mark.parametrize("whiten", [True, False])
+def test_layers_share_a_budget_at_the_least_error(keep: float, whiten: bool) -> None:
+    """As good as the best of all ranks of all layers within the budget, by the errors that numpy finds."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(10, 16), nn.ReLU(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 6))
+        with torch.no_grad():
+            for layer, power in zip(net[::2], (1.0, 0.3, 2.0), strict=True):
+                u, d, v = torch.linalg.svd(layer.weight, full_matrices=False)
+                layer.weight.copy_((u * d.mul(torch.arange(1.0, len(d) + 1) ** -power)) @ v)
+        batch = torch.randn(200, 10)
+    result = run(
+        net, Factorize(keep=keep, whiten=whiten), Task(evaluate=[(batch, None)], calibrate=[(batch, None)])
+    )
+    weights = {name: w for name, w in net.state_dict().items() if w.ndim == 2}
+    seen = {"0.weight": batch, "2.weight": net[:2](batch), "4.weight": net[:4](batch)}
+    ways = [products(w, seen[name].detach() if whiten else None) for name, w in weights.items()]
+    whole = sum(w.numel() for w in weights.values())
+    stored = [numbers(result.forms[name]) for name in weights]
+    assert sum(stored) <= keep * whole
+    mine = sum(dict(each)[count] for each, count in zip(ways, stored, strict=True))
+    fits = [c for c in itertools.product(*ways) if sum(count for count, _ in c) <= keep * whole]
+    best = min(sum(error for _, error in c) for c in fits)
+    assert mine <= 1.001 * best + 1e-6
+    (note,) = result.ledger.notes("ranks")
+    assert (note.data["kept"], note.data["of"]) == (sum(stored), whole)
+    for name in weights:
+        if not isinstance(result.forms[name], LowRank):
+            assert any(entry.site == name for entry in result.ledger.notes("skipped"))
+
+
+def test_a_share_that_no_rank_reaches_is_said() -> None:
+    result = run(tiny("mlp").model, Factorize(keep=0.01))
+    (note,) = result.ledger.notes("ranks")
+    assert "the least possible: 1 % were asked for" in note.text
+    assert all(form.left.shape[1] == 1 for form in map(result.forms.get, factored(result)))
+
+
+def test_one_weight_gets_the_largest_rank_within_its_budget() -> None:
+    for keep in (0.23, 0.4, 0.77):
+        alone = [
+            run(tiny("attention").model, Factorize(keep=keep, per=per, where="qkv.weight"))
+            for per in ("global", "tensor")
+        ]
+        assert alone[0].forms["qkv.weight"].digest == alone[1].forms["qkv.weight"].digest
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_plain_is_the_best_product(model: str) -> None:
     """Eckart, Young 1936: the error is that of the singular values left out."""
     t = tiny(model)
-    result = run(t.model, Factorize(keep=0.5), t.task)
-    plain = run(t.model, Factorize(keep=0.5, whiten=False), t.task)
+    result = run(t.model, Factorize(keep=0.5, per="tensor"), t.task)
+    plain = run(t.model, Factorize(keep=0.5, per="tensor", whiten=False), t.task)
     assert factored(plain)
     for name in factored(plain):
         w = t.model.state_dict()[name]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple
 
 from torch import Tensor
@@ -28,7 +28,7 @@ from tersor.settings import check, check_word
 from tersor.steps.factor_ranks import METHODS, factored, method_for, ranks_for, stored
 from tersor.steps.retrain import Retrain
 from tersor.steps.same_function import ROUNDING, difference, same_function
-from tersor.steps.shared_ranks import Ranks, Shared, Ways, shared, ways_of
+from tersor.steps.shared_ranks import SHARES, Ranks, Shared, Ways, shared, ways_of
 from tersor.steps.units import OUTSIDE
 
 PER = ("global", "tensor")
@@ -102,8 +102,8 @@ class Factorize(Retrain):
         yield Group("all", (*events, *(event for event in made if isinstance(event, Note)), *found.notes))
 
     def ranks(self, view: View, sites: Sequence[Site], known: dict[str, Ways]) -> Shared:
-        """The ranks of the weights that have two axes. `known`: ways to store a weight, found before; those of
-        other weights are added."""
+        """The ranks of the weights that have two axes. `known`: the ways to store a weight, where they are
+        known; those of other weights are added."""
         found = dict[str, Ranks]()
         for number, site in enumerate(sites, 1):
             if site.name in known:
@@ -130,12 +130,13 @@ class Factorize(Retrain):
         w = form.decode().float()
         if site.name not in ranks:
             return skipped(site, f"shape {list(w.shape)} cannot be factorized as a matrix")
-        if (its := ranks[site.name]) is None:
-            return skipped(site, WHOLE)
         method = method_for(self.method, w, bool(site.axis))
+        its = ranks[site.name] or ranks_for(replace(self, keep=SHARES[0]), method, w)
         if (numbers := stored(method, w, its)) >= w.numel():
             what = f"ranks {its[0]} and {its[-1]} store" if len(its) > 1 else f"rank {its[0]} stores"
             return skipped(site, f"{what} {numbers} numbers, the weight {w.numel()}")
+        if ranks[site.name] is None:
+            return skipped(site, WHOLE)
         made = factored(method, w, its, self.gram(view, site), bool(site.axis))
         how = "refine" if isinstance(uncoded(form), Dense) else "absorb"
         lost = int((w == 0).sum()) if any(node.mask for _, node in form.walk()) else 0

@@ -39,12 +39,14 @@ def ways_of(step: Any, method: str, w: Tensor, gram: Tensor | None, turned: bool
     """`gram`: second moment of the layer's inputs. `turned`: these are axis 0 of the weight."""
     tails = spectra(method, w, gram, turned)
     found: dict[int, tuple[tuple[int, ...], float]] = {}
-    for share in SHARES:
-        ranks = ranks_for(replace(step, keep=share), method, w)
+    for share in (*SHARES, step.keep or 0.5):
+        at = replace(step, keep=share)
+        ranks = ranks_for(at, method, w)
         numbers = stored(method, w, ranks)
         if numbers < w.numel():
-            of_each = ranks if len(ranks) == len(tails) else ranks * len(tails)
-            lost = (float(tail[min(r, len(tail) - 1)]) for tail, r in zip(tails, of_each, strict=True))
+            # Of a CP no error is known beforehand: that of Tucker factors of the same share stands for it.
+            like = ranks_for(at, "tucker", w) if method == "cp" else ranks
+            lost = (float(tail[min(r, len(tail) - 1)]) for tail, r in zip(tails, like, strict=True))
             found.setdefault(numbers, (ranks, sum(lost)))
     each = sorted(found.items())
     return Ways(
@@ -55,10 +57,8 @@ def ways_of(step: Any, method: str, w: Tensor, gram: Tensor | None, turned: bool
 
 
 def spectra(method: str, w: Tensor, gram: Tensor | None, turned: bool) -> list[Tensor]:
-    """For each rank of the method, at index r the share of the energy that r directions leave out.
-
-    Tucker's error is at most the sum of both. Of a CP no error is known beforehand, and it is treated alike.
-    """
+    """For each rank of the method, at index r the share of the energy that r directions leave out; Tucker's
+    error is at most the sum of both (De Lathauwer 2000)."""
     rows = w.flatten(1)
     if method == "svd":
         return [left_out(rows.T, gram) if turned else left_out(rows, gram)]
