@@ -43,7 +43,7 @@ RECIPES: dict[str, tuple[Any, ...]] = {
     "zeros": (Quantize(bits=4, per="channel", symmetric=False), Entropy()),
     "pruned": (Prune(keep=0.3, per="tensor"), Quantize(bits=4), Entropy()),
     "shared": (Prune(keep=0.5, per="tensor"), Cluster(entries=8), Entropy()),
-    "factors": (Factorize(keep=0.5), Quantize(bits=8), Entropy()),
+    "factors": (Factorize(keep=0.5, per="tensor"), Quantize(bits=8), Entropy()),
     "plain": (Quantize(bits=8),),
 }
 

@@ -151,9 +151,10 @@ def test_steps_without_needs_work_alone(step: type, tmp_path: Path) -> None:
         (
             Recipe((Prune(keep=0.5, per="global"),)),
             RefusedError,
-            "pack: prune, as it is set, needs the whole model",
+            "pack: prune, as it is set, needs the whole model.*Give it per=tensor here",
         ),
-        (Recipe((Entropy(), Finetune(epochs=1))), RefusedError, "pack: finetune"),
+        (Recipe((Entropy(), Finetune(epochs=1))), RefusedError, "pack: finetune.*Leave it out here"),
+        (Recipe((Factorize(),)), RefusedError, "pack: factorize.*Give it per=tensor here"),
         (Recipe((Measure(),)), RefusedError, "pack: measure"),
         (Recipe((Quantize(where="fc*"),)), SiteError, "quantize: where='fc.' matches no weight"),
         (Recipe((Entropy(where="*.wait"),)), SiteError, r"entropy: where='\*.wait' matches no weight"),

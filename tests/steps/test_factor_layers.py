@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import tersor
 from tersor.core.run import run
@@ -146,6 +147,32 @@ def test_layers_share_a_budget(method: str, keep: float) -> None:
         with torch.no_grad():
             apart_by[per] = float((split(x()) - model(x())).square().mean())
     assert apart_by["global"] <= apart_by["tensor"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_share_of_the_multiplications(method: str) -> None:
+    """By torch's counter. The wide layer's stride lets Tucker's and CP's first factor meet two positions for
+    each of the output."""
+    model, on = net(), task()
+    result = run(model, Factorize(keep=0.5, of="macs", layers=True, method=method, where="!deep*"), on)
+    deep = macs(model) - sum(macs_of_layers(model).values())
+    (note,) = result.ledger.notes("ranks")
+    assert note.data["of"] == 8 * (macs(model) - deep)  # a batch of the task
+    assert note.data["kept"] == 8 * (macs(result.model()) - deep)
+    assert note.data["kept"] <= 0.5 * note.data["of"]
+
+
+def macs(model: nn.Module) -> int:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.eval()(x()[:1])
+    return int(counter.get_total_flops()) // 2
+
+
+def macs_of_layers(model: Net) -> dict[str, int]:
+    """By hand, of the layers that are split: outputs [10, 10], then [5, 10], and one vector."""
+    return {
+        "first": 100 * 16 * 3 * 9, "wide": 50 * 24 * 16 * 15, "point": 50 * 32 * 24, "head": 320,
+    }  # fmt: skip
 
 
 def test_what_cannot_be_split_leaves_its_budget_to_the_others() -> None:

@@ -105,9 +105,11 @@ def check_steps(recipe: Recipe) -> None:
     """Refuse steps that cannot work on a single tensor."""
     for step in recipe.steps:
         if step.needs is not Needs.NOTHING:
+            alone = hasattr(step, "per") and replace(step, per="tensor").needs is Needs.NOTHING
+            way_out = "Give it per=tensor" if alone else "Leave it out"
             raise RefusedError(
                 f"pack: {step.name}, as it is set, needs the whole model: to train or measure it, or to use "
-                f"all its weights at once. Leave it out here, or run it with the model: "
+                f"all its weights at once. {way_out} here, or run it with the model: "
                 f"tersor run MODEL --task TASK --recipe RECIPE"
             )
 

@@ -1,7 +1,7 @@
-"""Progress: bars on stderr if it is a terminal, else plain lines: one for each step, and one every 10 s, also
-while one tensor is coded or a file is written.
+"""Progress: bars on stderr if it is a terminal, else plain lines: one for each step, and one every 10 s.
 
-Runs report to an Observer (record/observer.py); the observers here print for people. Nothing goes to stdout.
+The lines come also while one tensor is coded or a file is written. Runs report to an Observer
+(record/observer.py); the observers here print for people. Nothing goes to stdout.
 """
 
 from __future__ import annotations

@@ -87,16 +87,17 @@ def aligned(step: Any, rank: int, most: int) -> int:
     return max(1, min(rank // step.multiple * step.multiple or step.multiple, most))
 
 
-def stored(method: str, w: Tensor, ranks: tuple[int, ...]) -> int:
-    """Numbers in the factors of a weight."""
+def stored(method: str, w: Tensor, ranks: tuple[int, ...], stride: tuple[int, ...] = ()) -> int:
+    """Numbers in the factors of a weight. With the stride of its convolution: multiply-accumulates for each
+    position of the output; factors before the stride meet more positions."""
     o, i, *kernel = w.shape
-    k, rank = math.prod(kernel), ranks[0]
+    k, rank, more = math.prod(kernel), ranks[0], math.prod(stride)
     if method == "tucker":
-        return rank * o + rank * ranks[1] * k + ranks[1] * i
+        return rank * o + rank * ranks[1] * k + ranks[1] * i * more
     if method == "cp":
-        return rank * (o + i + k)
-    if method == "spatial":
-        return rank * (i * kernel[0] + o * kernel[1])
+        return rank * (o + i * more + k)
+    if method == "spatial":  # rows have the stride along the last axis
+        return rank * (i * kernel[0] * (stride[1] if stride else 1) + o * kernel[1])
     return rank * (o + i * k)
 
 

@@ -21,6 +21,7 @@ from tersor.core.view import View
 from tersor.errors import RefusedError, SettingError, SiteError
 from tersor.forms import Dense, uncoded
 from tersor.model.changes import Replace
+from tersor.model.layer_macs import layer_macs
 from tersor.model.sites import Site
 from tersor.record.events import Edit, Group, Note, site_group
 from tersor.setting_effects import LEFT_OUT, Only, check_effect
@@ -28,9 +29,10 @@ from tersor.settings import check, check_word
 from tersor.steps.factor_ranks import METHODS, factored, method_for, ranks_for, stored
 from tersor.steps.retrain import Retrain
 from tersor.steps.same_function import ROUNDING, difference, same_function
-from tersor.steps.shared_ranks import SHARES, Ranks, Shared, Ways, shared, ways_of
+from tersor.steps.shared_ranks import SHARES, Ranks, Shared, Use, Ways, shared, ways_of
 from tersor.steps.units import OUTSIDE
 
+UNITS = {"parameters": "numbers", "macs": "multiply-accumulates of a batch"}  # of a budget
 PER = ("global", "tensor")
 WHOLE = "it stays whole: as a product it would lose more for each number saved than other weights"
 
@@ -43,8 +45,10 @@ class Factorize(Retrain):
     only: ClassVar[Only] = {
         "method": {"layers": (True,)},
         "per": {"rank": LEFT_OUT, "energy": LEFT_OUT},
+        "of": {"layers": (True,), "per": ("global",), "rank": LEFT_OUT, "energy": LEFT_OUT},
     }
-    keep: float | None = None  # share of the parameters kept; 0.5 if neither rank nor energy is given
+    keep: float | None = None  # share kept; 0.5 if neither rank nor energy is given
+    of: str = "parameters"  # what it is a share of: "parameters"; "macs": multiply-accumulates, with layers
     # What keep is a share of: "global", all layers together, where each gets what its errors need; "tensor",
     # each layer.
     per: str = "global"
@@ -71,6 +75,7 @@ class Factorize(Retrain):
         check(self.rank is None or self.rank >= 1, self, "rank", "it is a count: 1 or more")
         check(self.energy is None or 0 < self.energy <= 1, self, "energy", "it is a share: 0 < energy <= 1")
         check(self.multiple >= 1, self, "multiple", "it is a rank: 1 or more")
+        check_word(self, "of", tuple(UNITS))
         check_word(self, "per", PER)
         check_word(self, "method", METHODS)
         check_effect(self)
@@ -104,7 +109,7 @@ class Factorize(Retrain):
     def ranks(self, view: View, sites: Sequence[Site], known: dict[str, Ways]) -> Shared:
         """The ranks of the weights that have two axes. `known`: the ways to store a weight, where they are
         known; those of other weights are added."""
-        found = dict[str, Ranks]()
+        found, uses = dict[str, Ranks](), self.uses(view) if self.of == "macs" else None
         for number, site in enumerate(sites, 1):
             if site.name in known:
                 continue
@@ -116,20 +121,36 @@ class Factorize(Retrain):
                 found[site.name] = ranks_for(self, method, w)
                 continue
             gram = self.gram(view, site) if method in ("svd", "tucker") else None
-            known[site.name] = ways_of(self, method, w, gram, bool(site.axis))
+            if (use := Use() if uses is None else uses.get(site.layer)) is None:
+                continue
+            known[site.name] = ways_of(self, method, w, gram, bool(site.axis), use=use)
             view.observer.progress(number, len(sites), f"ranks of {site.name}")
         if not self.together:
             return Shared(found, ())
         names = {site.name for site in sites}
         ways = {name: each for name, each in known.items() if name in names}
-        return shared(ways, 0.5 if self.keep is None else self.keep)
+        return shared(ways, 0.5 if self.keep is None else self.keep, UNITS[self.of])
+
+    def uses(self, view: View) -> dict[str, Use]:
+        """How each layer uses its numbers: the positions of a batch, its stride."""
+        part = view.part
+        model = part.plain()
+        modules, found = dict(model.named_modules()), dict[str, Use]()
+        for path, macs in layer_macs(model, part.task).items():
+            weight = getattr(modules.get(path), "weight", None)
+            if isinstance(weight, Tensor) and weight.numel():
+                stride = getattr(modules[path], "stride", ())
+                found[path] = Use(max(1, macs // weight.numel()), stride if isinstance(stride, tuple) else ())
+        return found
 
     def product(self, view: View, site: Site, ranks: Mapping[str, Ranks]) -> Split | Note:
         """One weight as a product, or a note with the reason for leaving it alone."""
         form = view.form(site)
         w = form.decode().float()
-        if site.name not in ranks:
+        if w.ndim < 2 or w.numel() == 0:
             return skipped(site, f"shape {list(w.shape)} cannot be factorized as a matrix")
+        if site.name not in ranks:
+            return skipped(site, "its layer does no multiply-accumulates, or its code does not call it")
         method = method_for(self.method, w, bool(site.axis))
         its = ranks[site.name] or ranks_for(replace(self, keep=SHARES[0]), method, w)
         if (numbers := stored(method, w, its)) >= w.numel():

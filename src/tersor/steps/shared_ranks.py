@@ -1,4 +1,6 @@
-"""Shared ranks: the ranks of all layers together, so that a share of their numbers is kept at least damage.
+"""Shared ranks: the ranks of all layers together, so that a share of their cost is kept at the least damage.
+
+cost      numbers stored, or multiply-accumulates: numbers times the positions that a layer runs at
 
 damage   of a layer alone, relative to its output: E|(w - w') x|^2 / E|w x|^2, without calibration batches
          |w - w'|^2 / |w|^2: the energy of the directions that its ranks leave out
@@ -28,30 +30,39 @@ Ranks = tuple[int, ...] | None  # None: the weight stays whole
 
 
 class Ways(NamedTuple):
-    """The ways to store one weight, from the fewest numbers on; the last is whole."""
+    """The ways to store one weight, from the cheapest on; the last is whole."""
 
     ranks: tuple[Ranks, ...]
-    numbers: tuple[int, ...]
+    costs: tuple[int, ...]
     damages: tuple[float, ...]
 
 
-def ways_of(step: Any, method: str, w: Tensor, gram: Tensor | None, turned: bool) -> Ways:
-    """`gram`: second moment of the layer's inputs. `turned`: these are axis 0 of the weight."""
+class Use(NamedTuple):
+    """How a layer uses the numbers of its weight."""
+
+    positions: int = 1  # of its outputs; 1 if numbers count as such
+    stride: tuple[int, ...] = ()
+
+
+def ways_of(step: Any, method: str, w: Tensor, gram: Tensor | None, turned: bool, *, use: Use) -> Ways:
+    """`gram`: second moment of the layer's inputs. `turned`: these are axis 0 of the weight. `use`: for costs
+    in multiply-accumulates."""
+    positions, stride = use
     tails = spectra(method, w, gram, turned)
     found: dict[int, tuple[tuple[int, ...], float]] = {}
     for share in (*SHARES, step.keep or 0.5):
         at = replace(step, keep=share)
         ranks = ranks_for(at, method, w)
-        numbers = stored(method, w, ranks)
-        if numbers < w.numel():
+        cost = stored(method, w, ranks, stride)
+        if stored(method, w, ranks) < w.numel() and cost < w.numel():
             # Of a CP no error is known beforehand: that of Tucker factors of the same share stands for it.
             like = ranks_for(at, "tucker", w) if method == "cp" else ranks
             lost = (float(tail[min(r, len(tail) - 1)]) for tail, r in zip(tails, like, strict=True))
-            found.setdefault(numbers, (ranks, sum(lost)))
+            found.setdefault(cost * positions, (ranks, sum(lost)))
     each = sorted(found.items())
     return Ways(
         (*(ranks for _, (ranks, _) in each), None),
-        (*(numbers for numbers, _ in each), w.numel()),
+        (*(cost for cost, _ in each), w.numel() * positions),
         (*(lost for _, (_, lost) in each), 0.0),
     )
 
@@ -80,22 +91,22 @@ class Shared(NamedTuple):
     notes: tuple[Note, ...]
 
 
-def shared(ways: Mapping[str, Ways], keep: float) -> Shared:
-    """The ranks with the least damage that keep this share of all numbers; the lowest of all if even these
-    keep more."""
+def shared(ways: Mapping[str, Ways], keep: float, unit: str) -> Shared:
+    """The ranks with the least damage that keep this share of all costs; the lowest of all if even these keep
+    more. `unit`: of costs."""
     if not ways:
         return Shared({}, ())
-    whole = sum(each.numbers[-1] for each in ways.values())
-    least = sum(each.numbers[0] for each in ways.values())
+    whole = sum(each.costs[-1] for each in ways.values())
+    least = sum(each.costs[0] for each in ways.values())
     picks = (
         (0,) * len(ways)
         if least >= keep * whole
-        else within([w.numbers for w in ways.values()], [w.damages for w in ways.values()], keep * whole)
+        else within([each.costs for each in ways.values()], [w.damages for w in ways.values()], keep * whole)
     )
     found = {name: each.ranks[at] for (name, each), at in zip(ways.items(), picks, strict=True)}
-    kept = sum(each.numbers[at] for each, at in zip(ways.values(), picks, strict=True))
+    kept = sum(each.costs[at] for each, at in zip(ways.values(), picks, strict=True))
     stay = sum(ranks is None for ranks in found.values())
-    text = f"{100 * kept / whole:.1f} % of {whole:,} numbers are kept"
+    text = f"{100 * kept / whole:.1f} % of {whole:,} {unit} are kept"
     text += f", the least possible: {100 * keep:.3g} % were asked for" if least > keep * whole else ""
     text += f"; {stay} of {len(found)} weights stay whole" if stay else ""
     return Shared(found, (Note("", "ranks", text, {"kept": kept, "of": whole, "whole": stay}),))
