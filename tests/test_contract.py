@@ -82,6 +82,7 @@ def alone() -> Iterator[Any]:
             yield pytest.param(name, trained, model, id=f"{name}{'-trained' if trained else ''}-{model}")
 
 
+@pytest.mark.sampled(("name", "trained"), "model")
 @pytest.mark.parametrize(("name", "trained", "model"), list(alone()))
 def test_a_step_alone(name: str, trained: bool, model: str, tmp_path: Path) -> None:
     given = tiny(model)
@@ -93,6 +94,7 @@ def test_a_step_alone(name: str, trained: bool, model: str, tmp_path: Path) -> N
     on_disk(result, tmp_path)
 
 
+@pytest.mark.sampled(each=2)
 @pytest.mark.parametrize(("first", "second"), PAIRS, ids=lambda name: name)
 def test_any_two_steps(first: str, second: str, tmp_path: Path) -> None:
     given = tiny(model_for(first, second))
@@ -111,6 +113,7 @@ def test_any_two_steps(first: str, second: str, tmp_path: Path) -> None:
     on_disk(result, tmp_path)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("seed", ORDERS)
 @pytest.mark.parametrize("model", MODELS)
 def test_all_steps_in_a_random_order(model: str, seed: int, tmp_path: Path) -> None:

@@ -263,6 +263,7 @@ def test_a_killed_run_notes_it_once(tmp_path: Path) -> None:
 # --- files ---
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", HELD, ids=str)
 def test_files_of_it(dtype: torch.dtype, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -190,6 +190,7 @@ class Clock:
         }
 
 
+@pytest.mark.sampled(noisy=True)
 @pytest.mark.parametrize(("again", "noisy"), [(1.0, False), (1.02, True)])
 def test_the_ratio_and_a_noisy_machine(
     files: Command, monkeypatch: pytest.MonkeyPatch, again: float, noisy: bool
@@ -214,6 +215,7 @@ def test_the_ratio_and_a_noisy_machine(
     assert "2.00 x as fast" in done.out
 
 
+@pytest.mark.sampled(example="--shape 1x6")
 @pytest.mark.parametrize("to", EACH)
 @pytest.mark.parametrize("example", ["--task mine.py:task", "--shape 1x6", "--shape 5x6 --no-dynamic-batch"])
 def test_export_writes_what_runs(files: Command, to: str, example: str) -> None:

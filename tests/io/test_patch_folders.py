@@ -92,6 +92,7 @@ def there(old: Path, new: Path, folder: Path) -> int:
 KINDS = ("", ".shards", ".lossless.tersor", ".int8.tersor", ".shards.int8.tersor", ".safetensors")
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("new", KINDS)
 @pytest.mark.parametrize("old", KINDS)
 def test_any_to_any(old: str, new: str, files: Path, tmp_path: Path) -> None:
@@ -187,6 +188,7 @@ def test_a_folder_with_nothing_in_common_is_carried(tmp_path: Path) -> None:
     assert tree(tmp_path / "out") == tree(tmp_path / "new")
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("old", ["one", "one.safetensors", "new", "empty.safetensors"])
 @pytest.mark.parametrize("new", ["one.shards", "new", "bare", "empty.safetensors"])
 def test_a_shard_without_tensors_is_a_file_of_the_folder(

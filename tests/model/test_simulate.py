@@ -438,6 +438,7 @@ def test_an_error_in_the_forward_leaves_nothing_behind() -> None:
     assert floats(tuned(*args, **kwargs))
 
 
+@pytest.mark.wide
 def test_compiled_whole() -> None:
     (_, args, kwargs), tuned = three()
     want = tuned.eval()(*args, **kwargs).logits

@@ -26,6 +26,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Path]:
     return first, second, folder
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("kind", ["loader", "list"])
 def test_both_end_with_the_same_forms(both: Any, kind: str) -> None:
     first, second, _ = both

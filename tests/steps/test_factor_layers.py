@@ -90,6 +90,7 @@ def products_of(result: State) -> dict[str, Tensor]:
     return found
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
     "settings", [{"keep": 0.4}, {"rank": 4}, {"energy": 0.8}, {"keep": 0.6, "multiple": 4}]
@@ -146,6 +147,7 @@ def test_more_of_the_weight_is_kept_with_more_parameters() -> None:
             assert lost(method=method, keep=0.4) < lost(method=method, keep=0.4, whiten=False)
 
 
+@pytest.mark.sampled(method="svd")
 @pytest.mark.parametrize("method", METHODS)
 def test_a_file_trains_exports_and_goes_back(method: str, tmp_path: Path) -> None:
     on, step = task(), Factorize(keep=0.5, layers=True, method=method)

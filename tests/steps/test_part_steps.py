@@ -188,6 +188,7 @@ def test_training_and_scores_are_of_the_whole_model() -> None:
     assert note.data["after"][0] == pytest.approx(float(parts.scores(small.model()).mean()))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("by", ["curvature", "activation", "l1"])
 def test_importance_of_a_part_can_be_any(by: str) -> None:
     small = tersor.run(detector(), tersor.Slim(keep=0.6, by=by, correct=False), task())
@@ -334,6 +335,7 @@ def test_the_command_export_writes_one_part_and_refuses_several(tmp_path: Path) 
     assert not (tmp_path / "two.onnx").exists()
 
 
+@pytest.mark.wide
 def test_compared_times_are_those_of_the_part() -> None:
     of = candidate("base", detector())
     facts = timed(of, of, task())

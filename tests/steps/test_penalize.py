@@ -46,6 +46,7 @@ def notes(result: State, kind: str) -> list:
     return [entry for entry in result.ledger.entries if entry.kind == kind]
 
 
+@pytest.mark.wide
 def test_the_size_falls_with_the_price(given):
     model, task = given
     sizes = []
@@ -56,6 +57,7 @@ def test_the_size_falls_with_the_price(given):
     assert sizes[-1] < sizes[0] / 1.6
 
 
+@pytest.mark.sampled(nbytes=600)
 @pytest.mark.parametrize("nbytes", [600, 430])
 def test_the_target_is_met(given, nbytes):
     model, task = given

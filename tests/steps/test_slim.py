@@ -116,6 +116,7 @@ def macs(model: nn.Module, task: Task) -> int:
     return total
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("by", BY)
 @pytest.mark.parametrize("name", INPUTS)
 def test_what_is_left_computes_what_zeros_would(name: str, by: str) -> None:
@@ -134,6 +135,7 @@ def test_what_is_left_computes_what_zeros_would(name: str, by: str) -> None:
     assert sum(p.numel() for p in slim.parameters()) < 0.7 * sum(p.numel() for p in model.parameters())
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("per", ["global", "family"])
 @pytest.mark.parametrize("keep", [0.8, 0.5, 0.3])
 def test_the_budget_is_what_the_cut_model_costs(keep: float, per: str) -> None:
@@ -334,6 +336,7 @@ def test_it_composes(steps: list[Any], tmp_path: Path) -> None:
     assert torch.equal(answers(fresh, task), answers(result.model(), task))
 
 
+@pytest.mark.wide
 def test_a_killed_run_decides_the_same(tmp_path: Path) -> None:
     """Groups in the journal are applied from it; the rest is computed again."""
     model, task = given("residual")
