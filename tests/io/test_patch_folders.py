@@ -6,6 +6,7 @@ import random
 import tracemalloc
 from pathlib import Path
 from shutil import rmtree
+from typing import Any
 
 import forge  # noqa: F401  puts reference/ on the path
 import pytest
@@ -70,6 +71,14 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
             pack(folder / f"{word}.shards", folder / f"{word}.shards.{recipe}.tersor", Recipe(steps))
         (folder / f"{word}.safetensors").write_bytes((folder / word / "model.safetensors").read_bytes())
     return folder
+
+
+@pytest.fixture(scope="module")
+def apart(files: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, bytes, Any]:
+    """The parts of a patch from a file to a folder, for those who put it together otherwise."""
+    old, done = files / "one.safetensors", tmp_path_factory.mktemp("apart") / "p"
+    diff(old, files / "two", done)
+    return take_apart(done, head_of(old))
 
 
 def tree(path: Path) -> dict[str, bytes]:
@@ -400,12 +409,13 @@ def test_the_folder_must_be_new(files: Path, tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("key", ["others", "files"])
-def test_unsafe_names(key: str, name: str, files: Path, tmp_path: Path) -> None:
+def test_unsafe_names(
+    key: str, name: str, files: Path, apart: tuple[Any, bytes, Any], tmp_path: Path
+) -> None:
     if (key, name) == ("files", "model.safetensors"):
         pytest.skip("the name that it has")
     old = files / "one.safetensors"
-    diff(old, files / "two", tmp_path / "p")
-    metadata, text, streams = take_apart(tmp_path / "p", head_of(old))
+    metadata, text, streams = apart
     document = json.loads(text)
     word = "config.json" if key == "others" else "model.safetensors"
     document[key][name] = document[key].pop(word)
@@ -423,10 +433,11 @@ def test_unsafe_names(key: str, name: str, files: Path, tmp_path: Path) -> None:
     [[0, 5], [0, 0, 0], [1 << 40, 0, 0], [0, 1 << 40, 0], [0, -1, 0], [0, 5.5, 0], "text", [0, 70, 0], None],
     ids=str,
 )
-def test_wrong_lengths_of_a_text(lengths: object, files: Path, tmp_path: Path) -> None:
+def test_wrong_lengths_of_a_text(
+    lengths: object, files: Path, apart: tuple[Any, bytes, Any], tmp_path: Path
+) -> None:
     old = files / "one.safetensors"
-    diff(old, files / "two", tmp_path / "p")
-    metadata, text, streams = take_apart(tmp_path / "p", head_of(old))
+    metadata, text, streams = apart
     document = json.loads(text)
     part = document["parts"]["attachment:tokenizer.json"]
     assert part["how"] == "text"
