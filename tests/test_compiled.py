@@ -248,7 +248,7 @@ def test_every_loop_of_a_module_is_compiled_in_one_way(module: str) -> None:
     assert "cache=" not in path.read_text()
 
 
-@pytest.mark.sampled(program="")
+@pytest.mark.wide
 @pytest.mark.parametrize("program", ["no/such/python", ""])
 def test_a_process_beside_that_cannot_start_is_no_matter(program: str, tmp_path: Path) -> None:
     code = f"{SAY}\nimport os, sys, tersor.compiled as c\nos.cpu_count = lambda: 2\n"

@@ -94,7 +94,7 @@ def test_a_step_alone(name: str, trained: bool, model: str, tmp_path: Path) -> N
     on_disk(result, tmp_path)
 
 
-@pytest.mark.sampled(each=2)
+@pytest.mark.sampled
 @pytest.mark.parametrize(("first", "second"), PAIRS, ids=lambda name: name)
 def test_any_two_steps(first: str, second: str, tmp_path: Path) -> None:
     given = tiny(model_for(first, second))
@@ -113,7 +113,7 @@ def test_any_two_steps(first: str, second: str, tmp_path: Path) -> None:
     on_disk(result, tmp_path)
 
 
-@pytest.mark.sampled
+@pytest.mark.sampled("seed")
 @pytest.mark.parametrize("seed", ORDERS)
 @pytest.mark.parametrize("model", MODELS)
 def test_all_steps_in_a_random_order(model: str, seed: int, tmp_path: Path) -> None:

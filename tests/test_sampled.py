@@ -53,7 +53,10 @@ def test_arguments_alone_together_and_fixed() -> None:
     assert {(table[name]["a"], table[name]["b"]) for name in both} == {*itertools.product("xy", (0, True))}
     assert len(both) == 4
     fixed = sample(cases, c=(3, 5), b=True)
-    assert {(table[name]["a"], table[name]["c"]) for name in fixed} in ({("x", 3), ("y", 5)}, {("x", 5), ("y", 3)})
+    assert {(table[name]["a"], table[name]["c"]) for name in fixed} in (
+        {("x", 3), ("y", 5)},
+        {("x", 5), ("y", 3)},
+    )
     assert len(sample(cases, each=1000)) == len(cases)
 
 

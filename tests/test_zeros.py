@@ -334,6 +334,7 @@ def test_a_matrix_of_zeros_learns() -> None:
 # --- without the model ---
 
 
+@pytest.mark.sampled(name=("quantize", "cluster", "factorize", "prune"))
 @pytest.mark.parametrize("name", ["quantize", "cluster", "rdoq", "factorize", "prune"])
 def test_packed_weights(name: str, tmp_path: Path) -> None:
     """Packing tensor by tensor from a file gives the same as a run on the whole model."""

@@ -138,6 +138,7 @@ KINDS = (
 )
 
 
+@pytest.mark.sampled(kind=("safetensors", "pruned.tersor", "int8.tersor", "lossless.tersor", "tiny.tersor"))
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_kind(kind: str, files: Path, tmp_path: Path) -> None:
     old, new = files / f"old.{kind}", files / f"new.{kind}"
@@ -404,6 +405,7 @@ def stored(path: Path) -> dict[str, bytes]:
         return {name: as_bytes(parts.array(name)).tobytes() for name in parts.names}
 
 
+@pytest.mark.sampled(kind=("safetensors", "int8.tersor", "tiny.tersor"))
 @pytest.mark.parametrize("kind", ["safetensors", "half.safetensors", *(f"{name}.tersor" for name in RECIPES)])
 def test_the_second_reader_makes_the_same_arrays(kind: str, files: Path, tmp_path: Path) -> None:
     """reference/patcher.py, which implements docs/format.md."""
@@ -420,6 +422,7 @@ STORED = {
 }  # fmt: skip
 
 
+@pytest.mark.sampled(kind=tuple(kind for kind in FORMS if kind != "runs of one grid"))
 @pytest.mark.parametrize("kind", FORMS)
 def test_the_second_reader_and_forms(kind: str, tmp_path: Path) -> None:
     import patcher

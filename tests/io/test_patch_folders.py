@@ -233,6 +233,7 @@ def test_pickles_become_one_file(tmp_path: Path) -> None:
     assert (tmp_path / "out.safetensors").is_file()
 
 
+@pytest.mark.wide
 def test_the_second_reader_makes_the_same_files(files: Path, tmp_path: Path) -> None:
     import patcher
 

@@ -33,6 +33,7 @@ def test_both_end_with_the_same_forms(both: Any, kind: str) -> None:
     assert first[kind] == second[kind]
 
 
+@pytest.mark.sampled(kind="list")
 @pytest.mark.parametrize("kind", ["loader", "list"])
 def test_steps_and_accuracy_are_as_expected(both: Any, kind: str) -> None:
     """Two processes take half as many steps of twice the batch; the accuracy is near that of one."""

@@ -406,7 +406,7 @@ def unkilled() -> tuple[Tiny, State]:
 
 
 # In the first training before and after its first checkpoint and in its last step; in the second training.
-@pytest.mark.sampled(at=(5, 8))
+@pytest.mark.sampled(at=5)
 @pytest.mark.parametrize("at", [2, 5, 8, 14])
 def test_killed_in_training(at: int, unkilled: tuple[Tiny, State], tmp_path: Path) -> None:
     """kill -9 after an epoch's checkpoint. The resumed run trains only the unfinished epochs, and ends with

@@ -106,7 +106,7 @@ def apart(a: Any, b: Any) -> float:
     return float(np.sqrt(np.square(np.asarray(a) - np.asarray(b)).mean()))
 
 
-@pytest.mark.sampled(spelling=("module", "words"))
+@pytest.mark.sampled(spelling="words")
 @each_spelling
 @torch.no_grad()
 def test_both_products_run_as_integers_and_as_simulated(spelling: str, tmp_path: Path) -> None:

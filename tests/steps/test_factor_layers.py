@@ -126,6 +126,7 @@ def test_half_the_parameters_are_kept(method: str) -> None:
         assert 0.35 * before < now <= 0.5 * before
 
 
+@pytest.mark.wide
 def test_more_of_the_weight_is_kept_with_more_parameters() -> None:
     """And Tucker's and SVD's error of the outputs is less with the inputs' moment than without it."""
     on, model = task(), net()

@@ -155,6 +155,7 @@ def test_export_says_that_the_file_is_the_part(tmp_path: Path) -> None:
         torch.testing.assert_close(torch.from_numpy(a), b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.wide
 def test_several_parts_are_a_file_each(tmp_path: Path) -> None:
     net = detector()
     small = tersor.run(
@@ -171,6 +172,7 @@ def test_several_parts_are_a_file_each(tmp_path: Path) -> None:
     assert all((tmp_path / f"model.{name}.onnx").stat().st_size > 1000 for name in ("backbone", "head"))
 
 
+@pytest.mark.wide
 def test_latency_is_that_of_the_part() -> None:
     small = tersor.run(detector(), [tersor.Slim(keep=0.6), tersor.Measure(latency=True)], task())
     (note,) = small.ledger.notes("latency")
@@ -178,6 +180,7 @@ def test_latency_is_that_of_the_part() -> None:
     assert "of the part backbone" in note.text
 
 
+@pytest.mark.wide
 def test_training_and_scores_are_of_the_whole_model() -> None:
     net, parts = detector(), task()
     step = tersor.Slim(keep=0.6, epochs=2, lr=0.01, rounds=2, penalty=1.0)

@@ -214,6 +214,7 @@ def test_a_transformer_is_traced():
     )
 
 
+@pytest.mark.wide
 def test_the_same_seed_gives_the_same_bytes(given):
     model, task = given
     steps = [Penalize(nbytes=500, epochs=1), Entropy()]
@@ -231,6 +232,7 @@ class Dying(Observer):
             raise KeyboardInterrupt
 
 
+@pytest.mark.wide
 def test_a_killed_training_resumes_to_the_same_codes(given, tmp_path: Path):
     model, task = given
     step = Penalize(nbytes=500, epochs=3)

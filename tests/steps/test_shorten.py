@@ -272,7 +272,7 @@ def test_its_parameters_and_operations_are_gone(name: str, tmp_path: Path) -> No
     assert macs(small, task) == counted[0]
 
 
-@pytest.mark.sampled(name=("former", "torch"))
+@pytest.mark.sampled(name="former")
 @pytest.mark.parametrize("name", NETS)
 def test_the_budget_is_that_of_pytorchs_counter(name: str) -> None:
     model, task, result = shorten(name, of="macs", keep=0.7)
@@ -332,6 +332,7 @@ def test_damage_counts_for_what_it_saves() -> None:
     assert gone(result) == first
 
 
+@pytest.mark.wide
 def test_branches_that_a_larger_one_makes_needless_come_back() -> None:
     """The three blocks do less damage, and do not suffice; with the large branch none of them has to go."""
     model, task, result = shorten("preactivated", of="macs", keep=0.6)
@@ -413,7 +414,7 @@ def test_it_trains_between_rounds(name: str) -> None:
     assert run(model, step, task).digest == result.digest
 
 
-@pytest.mark.sampled(name=("former", "torch"))
+@pytest.mark.sampled(name="former")
 @pytest.mark.parametrize("name", NETS)
 def test_refitting_brings_the_outputs_nearer(name: str) -> None:
     model, task, cut = shorten(name, keep=0.7)

@@ -297,6 +297,7 @@ def test_rounds_train_in_between() -> None:
     assert shares[1] == pytest.approx(0.4, abs=0.08)
 
 
+@pytest.mark.wide
 def test_undo_file_and_a_second_cut(tmp_path: Path) -> None:
     model, task = given("residual")
     result = run(model, Slim(keep=0.6, by="l2"), task, journal=tmp_path / "journal")
@@ -389,6 +390,7 @@ def test_wrong_settings_are_refused(settings: dict[str, Any], text: str) -> None
         Slim(**settings)
 
 
+@pytest.mark.wide
 def test_the_same_run_twice_is_the_same() -> None:
     model, task = given("residual")
     step = Slim(keep=0.5)
