@@ -4,11 +4,11 @@
     @pytest.mark.sampled(each=3)                in three, or in all that there are
     @pytest.mark.sampled("first", "second")     values of these arguments; the others come as they come
     @pytest.mark.sampled(("name", "trained"))   two arguments that count as one: each pair of their values
-    @pytest.mark.sampled(net="mlp")             only cases with this value, or with one of several: ("mlp", "conv")
+    @pytest.mark.sampled(net="mlp")             only cases with this value, or with one of ("mlp", "conv")
 
-Of a tuple, each place counts for itself. So a step that is added to a table is in the sample, in each place of a pair.
-Each time the case is taken that has the most values still missing; of equals, the one whose name has the
-smallest CRC: no case is taken for where it stands in the table, which would be the diagonal of all pairs.
+Of a tuple, each place counts for itself. So a step that is added to a table is in the sample, in each place
+of a pair. Each time the case is taken that has the most values still missing; of equals, the one whose name
+has the smallest CRC: cases are not taken in the order of the table, which would be the diagonal of all pairs.
 """
 
 import zlib
