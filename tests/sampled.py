@@ -84,6 +84,8 @@ def mark_wide(items: Iterable[pytest.Item]) -> None:
         try:
             stay = sample(cases, *mark.args, **mark.kwargs)
         except ValueError as error:
+            if any("[" in word for word in table[0].config.args):  # single cases were named, and these run
+                continue
             raise pytest.UsageError(f"{where}: {error}") from error
         for item in table:
             if item.nodeid not in stay:

@@ -69,8 +69,8 @@ def test_what_no_case_has_is_refused() -> None:
             sample(cases, **wrong)
 
 
-def test_quick_and_wide_are_all_tests_and_none_twice(pytester: pytest.Pytester) -> None:
-    """Cases that are long or extra anyway show nothing in make test, and do not stand for others."""
+@pytest.fixture
+def inner(pytester: pytest.Pytester) -> pytest.Pytester:
     pytester.makeconftest(
         """
         import pytest, sampled
@@ -80,9 +80,21 @@ def test_quick_and_wide_are_all_tests_and_none_twice(pytester: pytest.Pytester) 
             sampled.mark_wide(items)
         """
     )
-    pytester.makepyfile(
+    pytester.makeini("[pytest]\nmarkers =\n  wide\n  long\n  extra\n  sampled")
+    return pytester
+
+
+def ids(inner: pytest.Pytester, *words: str) -> list[str]:
+    """What is collected."""
+    out = inner.runpytest("--collect-only", "-q", *words).stdout.lines
+    return [line for line in out if "::" in line]
+
+
+def test_quick_and_wide_are_all_tests_and_none_twice(inner: pytest.Pytester) -> None:
+    """Cases that are long or extra anyway show nothing in make test, and do not stand for others."""
+    inner.makepyfile(
         """
-        import itertools, pytest
+        import pytest
         dear = pytest.param(0, marks=pytest.mark.long)
 
         @pytest.mark.sampled
@@ -96,14 +108,28 @@ def test_quick_and_wide_are_all_tests_and_none_twice(pytester: pytest.Pytester) 
         def test_other(): pass
         """
     )
-    marks = ("-o", "markers=wide\nlong\nextra\nsampled")
-
-    def ids(expression: str) -> list[str]:
-        out = pytester.runpytest(*marks, "--collect-only", "-q", "-m", expression).stdout.lines
-        return [line for line in out if "::" in line]
-
-    quick, wide, both = ids("not long and not wide"), ids("wide and not long"), ids("not long")
+    quick, wide = ids(inner, "-m", "not long and not wide"), ids(inner, "-m", "wide and not long")
+    both = ids(inner, "-m", "not long")
     assert len(both) == 10
     assert sorted(quick + wide) == sorted(both)
     assert len(quick) == 5
     assert [sum(f"[{a}-" in name for name in quick) for a in (0, 1, 2)] == [0, 2, 2]
+
+
+def test_a_misspelt_value_stops_the_run_and_a_case_that_is_named_runs(inner: pytest.Pytester) -> None:
+    path = inner.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.sampled(a="x")
+        @pytest.mark.parametrize("a", ["x", "y"])
+        def test_good(a): pass
+        """
+    )
+    assert ids(inner, "-m", "not wide") == [f"{path.name}::test_good[x]"]
+    named = f"{path.name}::test_good[y]"
+    assert ids(inner, "-m", "not wide", named) == [named]
+    path.write_text(path.read_text().replace('a="x"', 'a="z"'))
+    done = inner.runpytest("--collect-only", "-q")
+    assert done.ret == pytest.ExitCode.USAGE_ERROR
+    done.stderr.fnmatch_lines(["*::test_good: sampled: no case has a='z'*"])

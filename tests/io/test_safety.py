@@ -192,7 +192,6 @@ def test_full_disk(tiny_disk: Path) -> None:
     assert list(tiny_disk.iterdir()) == [path]
 
 
-@pytest.mark.wide
 def test_killed_while_saving(tmp_path: Path) -> None:
     """After a kill at any moment, the file is one of the complete ones."""
     path = tmp_path / "m.tersor"
