@@ -162,6 +162,7 @@ def test_two_classes_of_models(files: Command) -> None:
     assert "n.safetensors: 0.weight has shape [5, 6], but the model's has [48, 6]" in refused.err
 
 
+@pytest.mark.wide
 def test_latency_of_two_files(files: Command) -> None:
     done = files(f"compare base a.onnx {OF} {WITH} --latency --batch 4 --threads 2")
     assert done.code == 0, done.err

@@ -310,6 +310,7 @@ def test_a_search_whose_time_was_up_goes_on_from_its_best(
     }
 
 
+@pytest.mark.wide
 def test_the_nearest_is_the_one_that_misses_the_bound_by_least(
     net: State, task: Task, tmp_path: Path
 ) -> None:

@@ -113,6 +113,7 @@ def test_factors_become_layers_inside_of_the_part_only() -> None:
     assert "outside of the part" in skipped["head.hidden.weight"]
 
 
+@pytest.mark.wide
 def test_activations_are_rounded_inside_and_the_whole_model_simulates_them(tmp_path: Path) -> None:
     net, parts = detector(), task()
     steps = [tersor.Quantize(activations=8), tersor.Entropy(), tersor.Measure(), tersor.Export()]

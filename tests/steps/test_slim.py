@@ -327,6 +327,7 @@ CHAINS = {
 }
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("steps", CHAINS.values(), ids=CHAINS)
 def test_it_composes(steps: list[Any], tmp_path: Path) -> None:
     model, task = given("residual")
