@@ -101,7 +101,6 @@ torch.distributed.destroy_process_group()  # otherwise the process that exits fi
 """
 
 
-@pytest.mark.wide
 def test_two_processes_share_the_batches() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

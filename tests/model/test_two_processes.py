@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import two_processes
 
+pytestmark = pytest.mark.wide  # both processes take ten seconds
+
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Path]:
@@ -26,14 +28,12 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Path]:
     return first, second, folder
 
 
-@pytest.mark.wide
 @pytest.mark.parametrize("kind", ["loader", "list"])
 def test_both_end_with_the_same_forms(both: Any, kind: str) -> None:
     first, second, _ = both
     assert first[kind] == second[kind]
 
 
-@pytest.mark.sampled(kind="list")
 @pytest.mark.parametrize("kind", ["loader", "list"])
 def test_steps_and_accuracy_are_as_expected(both: Any, kind: str) -> None:
     """Two processes take half as many steps of twice the batch; the accuracy is near that of one."""

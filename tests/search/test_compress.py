@@ -102,7 +102,10 @@ def fewer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("fewer")
-def test_a_bound_on_latency_is_measured_in_the_runtime(net: State, task: Task, tmp_path: Path) -> None:
+def test_a_bound_on_latency_is_measured_in_the_runtime(
+    net: State, task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "BITS", (8.0,))
     result, facts = compress(net, task, "latency<=1000%", tmp_path / "out", epochs=0, batch=4)
     search = facts["search"]
     assert all(row["latency"]["runtime"] == "onnxruntime" for row in search["trials"] if not row["why"])
