@@ -28,9 +28,13 @@ def sample(cases: list[Case], *together: str | tuple[str, ...], each: int = 1, *
     Raises ValueError if no case has an argument or a value that is asked for.
     """
     for key, allowed in only.items():
-        cases = [case for case in cases if key in case[1] and among(case[1][key], allowed)]
-        if not cases:
-            raise ValueError(f"sampled: no case has {key}={allowed!r}")
+        of_each = [
+            [case for case in cases if key in case[1] and same(case[1][key], one)]
+            for one in (allowed if isinstance(allowed, tuple) else (allowed,))
+        ]
+        if not all(of_each):
+            raise ValueError(f"sampled: no case has {key}={allowed!r}, or one of these values")
+        cases = [case for found in of_each for case in found]
     shown = {name: values(arguments, *together) for name, arguments in cases}
     missing = Counter(value for found in shown.values() for value in found)
     missing = Counter({value: min(count, each) for value, count in missing.items()})
@@ -63,13 +67,11 @@ def key_of(value: Any) -> Hashable:
     return (type(value), value) if isinstance(value, str | int | float | None) else id(value)
 
 
-def among(value: Any, allowed: Any) -> bool:
+def same(value: Any, wanted: Any) -> bool:
     """A function or a class may be given by its name."""
-    allowed = allowed if isinstance(allowed, tuple) else (allowed,)
-    return any(
-        value is one or getattr(value, "__name__", None) == one or (type(value) is type(one) and value == one)
-        for one in allowed
-    )
+    if value is wanted or getattr(value, "__name__", None) == wanted:
+        return True
+    return type(value) is type(wanted) and value == wanted
 
 
 def mark_wide(items: Iterable[pytest.Item]) -> None:

@@ -64,7 +64,7 @@ def test_what_no_case_has_is_refused() -> None:
     cases = list(pairs(NAMES).items())
     with pytest.raises(ValueError, match="no argument 'frist'; there are first, second"):
         sample(cases, "frist")
-    for wrong in ({"first": "step99"}, {"frist": "step1"}):
+    for wrong in ({"first": "step99"}, {"first": ("step1", "step99")}, {"frist": "step1"}):
         with pytest.raises(ValueError, match="sampled: no case has"):
             sample(cases, **wrong)
 

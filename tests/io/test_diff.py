@@ -405,7 +405,7 @@ def stored(path: Path) -> dict[str, bytes]:
         return {name: as_bytes(parts.array(name)).tobytes() for name in parts.names}
 
 
-@pytest.mark.sampled(kind=("safetensors", "int8.tersor", "tiny.tersor"))
+@pytest.mark.sampled(kind=("safetensors", "int8.tersor", "pruned.tersor"))
 @pytest.mark.parametrize("kind", ["safetensors", "half.safetensors", *(f"{name}.tersor" for name in RECIPES)])
 def test_the_second_reader_makes_the_same_arrays(kind: str, files: Path, tmp_path: Path) -> None:
     """reference/patcher.py, which implements docs/format.md."""
