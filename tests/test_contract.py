@@ -45,9 +45,10 @@ DEAR = ("export",)  # seconds each: combined with every other step, but only on 
 OF_THE_WHOLE = ("export",)  # its notes are on the model, not on its weights
 ALONE = [(name, False) for name in STEPS] + [(name, True) for name in TRAINED]
 PAIRS = list(itertools.product(STEPS, repeat=2))
-# Other orders each night: a failing one names its seed.
+# Other orders each night, the same in all workers of pytest-xdist: a failing one names its seed.
 NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
-ORDERS = random.Random().sample(range(10**6), 40) if NIGHTLY else range(2)
+RUN = os.environ.get("PYTEST_XDIST_TESTRUNUID")  # None without workers: any seed
+ORDERS = random.Random(RUN).sample(range(10**6), 40) if NIGHTLY else range(2)
 
 
 def step(name: str, *, trained: bool = False) -> Any:
