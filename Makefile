@@ -22,7 +22,7 @@ RECIPES = $(shell find src/tersor/recipes bench examples -name out -prune -o -na
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo readme test test-long test-cpus test-extras check lint types layering recipes format bench tables clean
+.PHONY: help setup demo readme test test-wide test-long test-cpus test-extras check lint types layering recipes format bench tables clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s  %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -35,10 +35,13 @@ demo: $(DEV)  ## compress a small network on real data, end to end, into out/dem
 readme: demo  ## run the demo and put what it prints into README.md
 	$(BIN)/python bench/readme.py
 
-test: $(DEV)  ## run the tests (PYTEST_FLAGS="-k entropy" picks some)
-	$(PYTEST) -m "not long" $(PYTEST_FLAGS)
+test: $(DEV)  ## run the tests (PYTEST_FLAGS="-k entropy" picks some) and list those that take over two seconds
+	$(PYTEST) -m "not long and not wide" --durations=15 --durations-min=2 $(PYTEST_FLAGS)
 
-test-long: $(DEV)  ## run all tests, the long ones too, on many more random examples
+test-wide: $(DEV)  ## run the tests that make test leaves out: slower ones, and the rest of large tables
+	$(PYTEST) -m "wide and not long" $(PYTEST_FLAGS)
+
+test-long: $(DEV)  ## run all tests, wide and long ones too, on many more random examples
 	HYPOTHESIS_PROFILE=nightly $(PYTEST) $(PYTEST_FLAGS)
 
 test-cpus: $(DEV)  ## read golden files and run all coders as processors with fewer instructions do

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from sampled import mark_wide
 from traces import once, tables_once
 
 # ci repeats the same examples, so that a red run is red again; nightly looks for new ones.
@@ -51,6 +52,12 @@ def pytest_configure(config: pytest.Config) -> None:
     begin(loop_modules()[-1:])
     for module in loop_modules():
         compile_module(module)
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m picks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of large tables a sample stays in make test: see sampled.py."""
+    mark_wide(items)
 
 
 DEBIAN_FOLDER = "/usr/share/datasets/fashion-mnist"

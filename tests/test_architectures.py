@@ -303,6 +303,7 @@ def test_a_crash_and_a_refusal_are_told_apart(bench: Take) -> None:
     assert architectures.swept("absent", zoo.Case("", absent, task)).verdict == "missing"
 
 
+@pytest.mark.wide
 def test_a_model_is_swept_in_a_process_of_its_own(bench: Take) -> None:
     outcome = bench("architectures").apart("gru")
     assert (outcome.verdict, outcome.done) == ("right", outcome.weights), outcome.said
@@ -310,6 +311,7 @@ def test_a_model_is_swept_in_a_process_of_its_own(bench: Take) -> None:
     assert outcome.megabytes > 50
 
 
+@pytest.mark.sampled(patience=0.003)
 @pytest.mark.parametrize(("seconds", "patience"), [(1, 60), (300, 0.003)])
 def test_a_model_that_takes_too_long_is_wrong(bench: Take, seconds: int, patience: float) -> None:
     """By processor time, and by the clock."""

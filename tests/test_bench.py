@@ -61,6 +61,7 @@ def test_the_page_keeps_what_is_written_by_hand_and_shows_each_row(bench):
         page.page("before after", rows)
 
 
+@pytest.mark.wide
 def test_a_bench_without_its_networks_says_where_it_looked(tmp_path):
     environment = os.environ | {"TERSOR_NETWORKS": str(tmp_path)}
     ran = subprocess.run(

@@ -81,6 +81,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     return folder, python(CODE, NUMBA_CACHE_DIR=str(folder))
 
 
+@pytest.mark.sampled(damage=("cut", "one byte"))
 @pytest.mark.parametrize(
     ("damage", "kind", "marks"),
     [("emptied", "nbi", True), ("emptied", "nbc", False), ("cut", "nbi", False), ("cut", "nbc", True),
@@ -100,6 +101,7 @@ def test_damaged_code_is_removed_and_compiled_again(
     assert python(CODE, NUMBA_CACHE_DIR=str(folder)) == ["True", str(name)]
 
 
+@pytest.mark.wide
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="limits of POSIX")
 def test_a_full_disk_keeps_nothing_and_stops_nothing(tmp_path: Path) -> None:
     limit = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
@@ -139,6 +141,7 @@ def test_a_read_only_installation_keeps_its_code_in_the_users_cache(tmp_path: Pa
     assert second == first[1:]
 
 
+@pytest.mark.wide
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="permissions of POSIX")
 def test_without_any_cache_folder_of_ones_own_the_temporary_one_serves(tmp_path: Path) -> None:
     root = copied(tmp_path)
@@ -245,6 +248,7 @@ def test_every_loop_of_a_module_is_compiled_in_one_way(module: str) -> None:
     assert "cache=" not in path.read_text()
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("program", ["no/such/python", ""])
 def test_a_process_beside_that_cannot_start_is_no_matter(program: str, tmp_path: Path) -> None:
     code = f"{SAY}\nimport os, sys, tersor.compiled as c\nos.cpu_count = lambda: 2\n"

@@ -45,9 +45,10 @@ DEAR = ("export",)  # seconds each: combined with every other step, but only on 
 OF_THE_WHOLE = ("export",)  # its notes are on the model, not on its weights
 ALONE = [(name, False) for name in STEPS] + [(name, True) for name in TRAINED]
 PAIRS = list(itertools.product(STEPS, repeat=2))
-# Other orders each night: a failing one names its seed.
+# Other orders each night, the same in all workers of pytest-xdist: a failing one names its seed.
 NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
-ORDERS = random.Random().sample(range(10**6), 40) if NIGHTLY else range(2)
+RUN = os.environ.get("PYTEST_XDIST_TESTRUNUID")  # None without workers: any seed
+ORDERS = random.Random(RUN).sample(range(10**6), 40) if NIGHTLY else range(2)
 
 
 def step(name: str, *, trained: bool = False) -> Any:
@@ -82,6 +83,7 @@ def alone() -> Iterator[Any]:
             yield pytest.param(name, trained, model, id=f"{name}{'-trained' if trained else ''}-{model}")
 
 
+@pytest.mark.sampled(("name", "trained"), "model")
 @pytest.mark.parametrize(("name", "trained", "model"), list(alone()))
 def test_a_step_alone(name: str, trained: bool, model: str, tmp_path: Path) -> None:
     given = tiny(model)
@@ -93,6 +95,7 @@ def test_a_step_alone(name: str, trained: bool, model: str, tmp_path: Path) -> N
     on_disk(result, tmp_path)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("first", "second"), PAIRS, ids=lambda name: name)
 def test_any_two_steps(first: str, second: str, tmp_path: Path) -> None:
     given = tiny(model_for(first, second))
@@ -111,6 +114,7 @@ def test_any_two_steps(first: str, second: str, tmp_path: Path) -> None:
     on_disk(result, tmp_path)
 
 
+@pytest.mark.sampled("seed")
 @pytest.mark.parametrize("seed", ORDERS)
 @pytest.mark.parametrize("model", MODELS)
 def test_all_steps_in_a_random_order(model: str, seed: int, tmp_path: Path) -> None:

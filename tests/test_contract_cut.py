@@ -98,6 +98,7 @@ def pairs() -> list[tuple[str, str]]:
     return [(names[i % len(names)], other) for i, other in enumerate(OTHERS) for names in (list(CUTTABLE),)]
 
 
+@pytest.mark.sampled("other", "after")
 @pytest.mark.parametrize("after", [False, True], ids=["cut first", "cut last"])
 @pytest.mark.parametrize(("name", "other"), pairs())
 def test_with_every_step_in_both_orders(name: str, other: str, after: bool, tmp_path: Path) -> None:
@@ -115,6 +116,7 @@ def test_with_every_step_in_both_orders(name: str, other: str, after: bool, tmp_
         assert notes(result, "proved"), "nothing was cut"
 
 
+@pytest.mark.sampled(name=("mlp", "conv", "tied"))
 @pytest.mark.parametrize("name", [name for name in CUTTABLE if name != "lstm"])
 def test_a_second_cut_names_given_indices(name: str) -> None:
     given = cuttable(name)
@@ -135,6 +137,7 @@ def test_a_second_cut_names_given_indices(name: str) -> None:
             assert torch.equal(twice.forms[site].decode(), want)
 
 
+@pytest.mark.sampled(name="conv")
 @pytest.mark.parametrize("name", ["conv", "heads"])
 def test_it_resumes_after_a_kill_at_any_group(name: str, tmp_path: Path) -> None:
     given, recipe = cuttable(name), Recipe((Prune(keep=0.6), Halving(name), Entropy()))
@@ -150,6 +153,7 @@ def test_it_resumes_after_a_kill_at_any_group(name: str, tmp_path: Path) -> None
         assert again.ledger.digest == whole.ledger.digest
 
 
+@pytest.mark.sampled(name=("mlp", "conv", "lstm"))
 @pytest.mark.parametrize("name", CUTTABLE)
 def test_a_lock_runs_again(name: str) -> None:
     given = cuttable(name)

@@ -129,6 +129,7 @@ def cases(find: Callable[[str], list[Any]]) -> list[Any]:
     return [pytest.param(p, id=str(p.relative_to(ROOT))) for p in PAGES if find(p.read_text())]
 
 
+@pytest.mark.sampled(page=(ROOT / "README.md", ROOT / "docs" / "which.md"))
 @pytest.mark.parametrize("page", cases(python_blocks))
 def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

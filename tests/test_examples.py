@@ -29,6 +29,7 @@ def call(folder: Path, *words: str) -> str:
     return done.stdout
 
 
+@pytest.mark.wide
 def test_python_yaml_and_words_give_the_same_ledger(folder: Path) -> None:
     python = call(folder, sys.executable, "python.py")
     shell = call(folder, "sh", "cli.sh")
@@ -51,6 +52,7 @@ def test_the_python_example_has_ten_lines(folder: Path) -> None:
     assert len(body) <= 10
 
 
+@pytest.mark.wide
 def test_the_life_of_a_model(folder: Path) -> None:
     """Every stage keeps the accuracy, and patches are smaller than the files that they make."""
     lines = call(folder, sys.executable, "lifecycle.py").splitlines()

@@ -80,6 +80,7 @@ def answer(model: nn.Module, call: Call) -> torch.Tensor:
         return floats(model.eval()(*call[1], **call[2]))[0]
 
 
+@pytest.mark.sampled(given=("resnet20", "gpt"))
 def test_they_are_saved_undone_and_made_stale(given: Call, tmp_path: Path) -> None:
     model, task, edges = given[0], task_of(given), three_edges(given)
     assert len(edges) == 3
@@ -147,6 +148,7 @@ def test_a_cut_makes_them_stale_and_lossless_coding_does_not() -> None:
     assert all(grid.stale for grid in after.grids.values())
 
 
+@pytest.mark.sampled(given=("resnet20", "gpt"))
 def test_trained_by_a_plain_loop_through_the_modules_own_signature(given: Call) -> None:
     """Twenty steps towards the model's outputs without grids: the scales learn, and are stored as grids."""
     model, args, kwargs = given

@@ -47,6 +47,7 @@ def kinds(result: State) -> set[str]:
     return {node.name for form in result.forms.values() for _, node in form.walk()}
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("model", ["mixed", "attention"])
 def test_every_step_takes_it(name: str, model: str, tmp_path: Path) -> None:

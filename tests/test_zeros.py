@@ -90,6 +90,7 @@ def loaded(t: Tiny, steps: Any, folder: Path) -> tuple[dict[str, Tensor], dict[s
     return load(folder / "a.tersor").model(copy.deepcopy(t.model)).state_dict(), found
 
 
+@pytest.mark.sampled(("name", "trained"), "model")
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize(("name", "trained"), [one for one in ALONE if one[0] != LOSES])
 def test_zeros_stay(name: str, trained: bool, model: str, tmp_path: Path) -> None:
@@ -102,6 +103,7 @@ def test_zeros_stay(name: str, trained: bool, model: str, tmp_path: Path) -> Non
         assert after[site].any(), site
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("names", PAIRS, ids="-".join)
 def test_zeros_stay_through_two_steps(names: tuple[str, str], tmp_path: Path) -> None:
     t = sparse()
@@ -332,6 +334,7 @@ def test_a_matrix_of_zeros_learns() -> None:
 # --- without the model ---
 
 
+@pytest.mark.sampled(name=("quantize", "cluster", "factorize", "prune"))
 @pytest.mark.parametrize("name", ["quantize", "cluster", "rdoq", "factorize", "prune"])
 def test_packed_weights(name: str, tmp_path: Path) -> None:
     """Packing tensor by tensor from a file gives the same as a run on the whole model."""

@@ -43,6 +43,7 @@ def test_positions_that_do_not_count_have_no_decision() -> None:
     assert 0 < equal < len(counts) < 40
 
 
+@pytest.mark.wide
 def test_tokens_as_targets_are_not_scored_for_a_file(tmp_path: Path) -> None:
     """A causal model's labels are its inputs. A file does not show that its scores are of the next token."""
     model = nn.Sequential(nn.Embedding(9, 9))

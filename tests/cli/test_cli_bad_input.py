@@ -109,6 +109,7 @@ def test_sets_that_a_step_needs(tersor: Command, task: str, words: str, says: st
 REFUSED = sorted(path.name for path in (GOLDEN / "refused").iterdir())
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", [*REFUSED[::8], "newer.tersor"])
 @pytest.mark.parametrize("command", ["show {}", "unpack {} -o out.safetensors", "verify {}"])
 def test_files_that_are_refused(tersor: Command, name: str, command: str) -> None:

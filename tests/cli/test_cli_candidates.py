@@ -162,6 +162,7 @@ def test_two_classes_of_models(files: Command) -> None:
     assert "n.safetensors: 0.weight has shape [5, 6], but the model's has [48, 6]" in refused.err
 
 
+@pytest.mark.wide
 def test_latency_of_two_files(files: Command) -> None:
     done = files(f"compare base a.onnx {OF} {WITH} --latency --batch 4 --threads 2")
     assert done.code == 0, done.err
@@ -190,6 +191,7 @@ class Clock:
         }
 
 
+@pytest.mark.sampled(noisy=True)
 @pytest.mark.parametrize(("again", "noisy"), [(1.0, False), (1.02, True)])
 def test_the_ratio_and_a_noisy_machine(
     files: Command, monkeypatch: pytest.MonkeyPatch, again: float, noisy: bool
@@ -214,6 +216,7 @@ def test_the_ratio_and_a_noisy_machine(
     assert "2.00 x as fast" in done.out
 
 
+@pytest.mark.sampled(example="--shape 1x6")
 @pytest.mark.parametrize("to", EACH)
 @pytest.mark.parametrize("example", ["--task mine.py:task", "--shape 1x6", "--shape 5x6 --no-dynamic-batch"])
 def test_export_writes_what_runs(files: Command, to: str, example: str) -> None:

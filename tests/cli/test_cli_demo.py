@@ -85,6 +85,7 @@ def test_the_demo_measures_what_it_prints_and_can_be_repeated(
     readme.page(readme.README.read_text(), "")  # has one
 
 
+@pytest.mark.wide
 def test_weights_that_score_differently_would_be_seen(short: None, tmp_path: Path) -> None:
     task = digits()
     given = demo.trained(task, Observer())

@@ -89,6 +89,7 @@ def test_a_finished_run_is_not_overwritten(tersor: Command) -> None:
     assert Path("o/model.tersor").read_bytes() == before
 
 
+@pytest.mark.wide
 def test_the_same_run_gives_the_same_file(tersor: Command) -> None:
     """Byte for byte; seconds are in the report."""
     for folder in ("o1", "o2"):

@@ -28,6 +28,7 @@ def numbers(count: int, itemsize: int) -> np.ndarray:
     return data.reshape(-1)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("count", COUNTS)
 @pytest.mark.parametrize(("itemsize", "turned"), KINDS)
 def test_planes_read_in_parts_give_the_same_bytes(

@@ -34,6 +34,7 @@ def test_auto_is_the_shortest(symbols: np.ndarray) -> None:
     assert decode(stream, len(symbols)).tolist() == symbols.tolist()
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("coder", ["raw", "huffman", "rans"])
 def test_long_streams(kind: str, coder: str) -> None:

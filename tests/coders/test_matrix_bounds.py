@@ -22,6 +22,7 @@ def code_entropy(deviation: float) -> float:
     return float(-(share * np.log2(share)).sum())
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("share", [0.0005, 0.003, 0.01, 0.05, 0.2, 0.5, 0.97])
 @pytest.mark.parametrize("width", [0, 300])
 def test_random_masks_are_near_log2_of_the_number_of_masks(share: float, width: int) -> None:

@@ -562,6 +562,7 @@ def test_steps_that_use_only_weights_ignore_the_task() -> None:
     assert run(t.model, steps).digest == run(t.model, steps, Task(evaluate=t.task.evaluate)).digest
 
 
+@pytest.mark.sampled(word="finetune")
 @pytest.mark.parametrize("word", ["prune", "entropy", "measure", "finetune"])
 def test_a_run_leaves_nothing_that_waits_for_the_garbage_collector(word: str) -> None:
     """pack runs an executor for each tensor: a reference cycle would keep past forms in memory until the

@@ -68,6 +68,7 @@ def test_round_trip(tmp_path_factory: pytest.TempPathFactory, given_forms: dict[
         assert same_bits(value, tensors[name])
 
 
+@pytest.mark.wide
 @given(forms(), st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.float64]))
 def test_second_reader_agrees(
     tmp_path_factory: pytest.TempPathFactory, form: Form, dtype: torch.dtype

@@ -138,6 +138,7 @@ KINDS = (
 )
 
 
+@pytest.mark.sampled(kind=("safetensors", "pruned.tersor", "int8.tersor", "lossless.tersor", "tiny.tersor"))
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_kind(kind: str, files: Path, tmp_path: Path) -> None:
     old, new = files / f"old.{kind}", files / f"new.{kind}"
@@ -146,6 +147,7 @@ def test_the_same_kind(kind: str, files: Path, tmp_path: Path) -> None:
     assert nbytes < 0.75 * whole
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("old", "new"),
     [
@@ -230,6 +232,7 @@ def test_a_changed_grid_costs_only_its_table(tmp_path: Path) -> None:
     assert b'"grid":true' in text_of(tmp_path / "o" / "p", tmp_path / "old.tersor")
 
 
+@pytest.mark.sampled(tiny=False)
 @pytest.mark.parametrize("tiny", [False, True])
 def test_a_grid_of_rows_times_columns_moves_too(tiny: bool, tmp_path: Path) -> None:
     """The scales of rdoq: a product of a row and a column. The old codes are moved to the new product."""
@@ -366,6 +369,7 @@ FORMS: dict[str, Callable[[int], Form]] = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("tiny", [False, True])
 @pytest.mark.parametrize("kind", FORMS)
 def test_forms(kind: str, tiny: bool, tmp_path: Path) -> None:
@@ -401,6 +405,7 @@ def stored(path: Path) -> dict[str, bytes]:
         return {name: as_bytes(parts.array(name)).tobytes() for name in parts.names}
 
 
+@pytest.mark.sampled(kind=("safetensors", "int8.tersor", "pruned.tersor"))
 @pytest.mark.parametrize("kind", ["safetensors", "half.safetensors", *(f"{name}.tersor" for name in RECIPES)])
 def test_the_second_reader_makes_the_same_arrays(kind: str, files: Path, tmp_path: Path) -> None:
     """reference/patcher.py, which implements docs/format.md."""
@@ -417,6 +422,7 @@ STORED = {
 }  # fmt: skip
 
 
+@pytest.mark.sampled(kind=tuple(kind for kind in FORMS if kind != "runs of one grid"))
 @pytest.mark.parametrize("kind", FORMS)
 def test_the_second_reader_and_forms(kind: str, tmp_path: Path) -> None:
     import patcher
@@ -570,6 +576,7 @@ def walk(value: Any) -> Any:
         yield from walk(value[key])
 
 
+@pytest.mark.sampled(kind=("tiny.tersor", "safetensors"))
 @pytest.mark.parametrize("kind", ["int8.tersor", "pruned.tersor", "tiny.tersor", "safetensors"])
 def test_damaged_patches(kind: str, files: Path, made: dict[str, Path], tmp_path: Path) -> None:
     """Patches with flipped bits, cut, or forged with correct checksums: a Tersor error, and no file."""

@@ -175,6 +175,7 @@ def test_short_header_keeps_all_but_ledger_and_attachments(
             save(state, path, tiny=True)
 
 
+@pytest.mark.wide
 @given(states(), states())
 def test_patches_between_them(tmp_path_factory: pytest.TempPathFactory, old: State, new: State) -> None:
     import patcher

@@ -89,6 +89,7 @@ def kill_after(server: subprocess.Popen[str], words: list[str], seconds: float) 
     os.kill(child, signal.SIGKILL)
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("job", ["pack", "unpack"])
 def test_killed_at_random_moments(job: str, tmp_path: Path, server: subprocess.Popen[str]) -> None:
     weights = write_weights(tmp_path, range(2))

@@ -228,6 +228,7 @@ def model_with(value: Any, kind: str) -> nn.Module:
 IN_MEMORY = [name for name in KEPT if name not in ("one of much, often", "of inference")]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("kind", ["buffer", "parameter"])
 @pytest.mark.parametrize("name", IN_MEMORY)
 def test_models_keep_these_tensors(name: str, kind: str, tmp_path: Path) -> None:

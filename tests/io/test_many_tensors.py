@@ -63,6 +63,7 @@ class Seen(dict[str, Site]):
         return super().keys()
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(
     "steps",
     [
@@ -94,6 +95,7 @@ def test_twice_the_tensors_are_twice_the_work(
     assert walked[MANY] <= 2 * walked[FEW] + MANY  # a walk for each tensor would give four times as many
 
 
+@pytest.mark.wide
 def test_a_diff_walks_the_names_a_few_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Names(list[str]):
         walks = 0

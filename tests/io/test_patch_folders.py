@@ -6,6 +6,7 @@ import random
 import tracemalloc
 from pathlib import Path
 from shutil import rmtree
+from typing import Any
 
 import forge  # noqa: F401  puts reference/ on the path
 import pytest
@@ -72,6 +73,14 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def apart(files: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, bytes, Any]:
+    """The parts of a patch from a file to a folder, for those who put it together otherwise."""
+    old, done = files / "one.safetensors", tmp_path_factory.mktemp("apart") / "p"
+    diff(old, files / "two", done)
+    return take_apart(done, head_of(old))
+
+
 def tree(path: Path) -> dict[str, bytes]:
     if path.is_file():
         return {"": path.read_bytes()}
@@ -92,6 +101,7 @@ def there(old: Path, new: Path, folder: Path) -> int:
 KINDS = ("", ".shards", ".lossless.tersor", ".int8.tersor", ".shards.int8.tersor", ".safetensors")
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("new", KINDS)
 @pytest.mark.parametrize("old", KINDS)
 def test_any_to_any(old: str, new: str, files: Path, tmp_path: Path) -> None:
@@ -187,6 +197,7 @@ def test_a_folder_with_nothing_in_common_is_carried(tmp_path: Path) -> None:
     assert tree(tmp_path / "out") == tree(tmp_path / "new")
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("old", ["one", "one.safetensors", "new", "empty.safetensors"])
 @pytest.mark.parametrize("new", ["one.shards", "new", "bare", "empty.safetensors"])
 def test_a_shard_without_tensors_is_a_file_of_the_folder(
@@ -222,6 +233,7 @@ def test_pickles_become_one_file(tmp_path: Path) -> None:
     assert (tmp_path / "out.safetensors").is_file()
 
 
+@pytest.mark.wide
 def test_the_second_reader_makes_the_same_files(files: Path, tmp_path: Path) -> None:
     import patcher
 
@@ -398,12 +410,13 @@ def test_the_folder_must_be_new(files: Path, tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("key", ["others", "files"])
-def test_unsafe_names(key: str, name: str, files: Path, tmp_path: Path) -> None:
+def test_unsafe_names(
+    key: str, name: str, files: Path, apart: tuple[Any, bytes, Any], tmp_path: Path
+) -> None:
     if (key, name) == ("files", "model.safetensors"):
         pytest.skip("the name that it has")
     old = files / "one.safetensors"
-    diff(old, files / "two", tmp_path / "p")
-    metadata, text, streams = take_apart(tmp_path / "p", head_of(old))
+    metadata, text, streams = apart
     document = json.loads(text)
     word = "config.json" if key == "others" else "model.safetensors"
     document[key][name] = document[key].pop(word)
@@ -421,10 +434,11 @@ def test_unsafe_names(key: str, name: str, files: Path, tmp_path: Path) -> None:
     [[0, 5], [0, 0, 0], [1 << 40, 0, 0], [0, 1 << 40, 0], [0, -1, 0], [0, 5.5, 0], "text", [0, 70, 0], None],
     ids=str,
 )
-def test_wrong_lengths_of_a_text(lengths: object, files: Path, tmp_path: Path) -> None:
+def test_wrong_lengths_of_a_text(
+    lengths: object, files: Path, apart: tuple[Any, bytes, Any], tmp_path: Path
+) -> None:
     old = files / "one.safetensors"
-    diff(old, files / "two", tmp_path / "p")
-    metadata, text, streams = take_apart(tmp_path / "p", head_of(old))
+    metadata, text, streams = apart
     document = json.loads(text)
     part = document["parts"]["attachment:tokenizer.json"]
     assert part["how"] == "text"

@@ -50,6 +50,7 @@ def same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
 # --- threads ---
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("tiny", [False, True])
 @pytest.mark.parametrize("recipe", [LOSSLESS, Recipe((Quantize(bits=3, range="mse"), Entropy()))])
 def test_same_bytes_for_any_number_of_workers(recipe: Recipe, tiny: bool, tmp_path: Path) -> None:

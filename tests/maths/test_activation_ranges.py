@@ -103,6 +103,7 @@ def test_a_range_of_zeros_alone_is_not_chosen() -> None:
             percentile_ends(histogram_of(x), bad)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_mse_is_as_good_as_brute_force_over_all_values(kind: str, bits: int) -> None:
@@ -181,6 +182,7 @@ def slow_entropy(x: np.ndarray, histogram: ValueHistogram, bits: int) -> tuple[f
     return max(found[0], float(x.min()), -np.inf), min(found[1], float(x.max()))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("bits", [3, 6, 8])
 def test_entropy_is_migaczs(kind: str, bits: int) -> None:

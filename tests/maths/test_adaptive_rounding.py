@@ -73,6 +73,7 @@ def test_no_single_weight_is_better_on_its_other_side() -> None:
         assert rows.cost(replace(made, codes=codes).decode())[g, o] >= costs[g, o] * (1 - 1e-5)
 
 
+@pytest.mark.wide
 @given(SHAPES, GRIDS, st.booleans(), st.integers(0, 999))
 def test_weights_go_to_a_level_beside_them_and_cost_no_more_than_the_nearest(
     shape: tuple[int, int, int], grids: dict[str, Any], masked: bool, seed: int

@@ -83,6 +83,7 @@ def masks(length: int, keys: int) -> dict[str, dict[str, Any]]:
     }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("how", ["self", "cross", "three"])
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("what", OPTIONS)

@@ -276,6 +276,7 @@ def test_wrong_metrics_are_refused(call: Callable[[], Any], words: str) -> None:
 # --- a drop in the metric's unit, in recipes ---
 
 
+@pytest.mark.wide
 def test_rdoq_with_a_perplexity() -> None:
     """rdoq's max_drop is in the metric's unit; a rise of the perplexity is a drop."""
     g = torch.Generator().manual_seed(0)

@@ -136,6 +136,7 @@ def test_similar_neighboring_rows_need_fewer_bytes():
     assert size(new) < 0.75 * size(forms)
 
 
+@pytest.mark.sampled
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("name", UNITS)

@@ -204,6 +204,7 @@ def test_parameters_that_are_not_named_are_left_alone():
 # --- what only looks constant, or unread ---
 
 
+@pytest.mark.sampled("name")
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("name", UNITS)
@@ -415,6 +416,7 @@ OTHERS = {
 }  # fmt: skip
 
 
+@pytest.mark.sampled("name")
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("name", OTHERS)
 @torch.no_grad()

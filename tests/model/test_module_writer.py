@@ -658,6 +658,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.sampled(form="affine")
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc")
 @pytest.mark.parametrize("form", ["affine", "dense"])
 def test_memory_is_the_decoded_tensors_and_little_more(form: str) -> None:

@@ -128,6 +128,7 @@ def test_layers_train_and_the_rest_is_as_in_eval_mode() -> None:
         assert torch.allclose(theirs[name].grad, parameter.grad, atol=1e-6)  # type: ignore[arg-type]
 
 
+@pytest.mark.wide
 def test_slim_cuts_what_the_code_fixes_and_the_file_continues(tmp_path: Path) -> None:
     model, task = net(), the_task()
     slim = tersor.Slim(keep=0.5, of="parameters", exact=False)

@@ -35,6 +35,7 @@ CALLS: dict[str, Callable[[], Call]] = {
     **{f"trained {name}": lambda name=name: benched(name) for name in ("resnet20", "tinygpt")},
     "encoder": lambda: (encoder(), (torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(2)),), {}),
 }
+SMALL = tuple(call for name, call in CALLS.items() if name != "resnet20" and not name.startswith("trained"))
 each_net = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 
 THREE = {  # the toy grids: a sum, an inner activation, the input of the last layer
@@ -112,6 +113,7 @@ def assert_equal(a: Any, b: Any) -> None:
 # --- values ---
 
 
+@pytest.mark.sampled(call=SMALL)
 @each_net
 def test_the_simulation_is_the_graph_with_grids_inserted_by_name(call: Callable[[], Call]) -> None:
     model, args, kwargs = here = call()
@@ -131,6 +133,7 @@ def test_the_simulation_is_the_graph_with_grids_inserted_by_name(call: Callable[
     assert len(marks) == len(slow) >= len(grids)
 
 
+@pytest.mark.sampled(call=SMALL)
 @each_net
 def test_a_trainable_model_agrees_with_the_simulation(call: Callable[[], Call]) -> None:
     model, args, kwargs = here = call()
@@ -200,6 +203,7 @@ def target_of(call: Call) -> Tensor:
     return torch.randint(0, logits.shape[1], logits.shape[:1], generator=torch.Generator().manual_seed(0))
 
 
+@pytest.mark.sampled(toy=("resnet20", "gpt"))
 @each_toy
 def test_twenty_steps_of_a_plain_loop(toy: str) -> None:
     """Called with the module's own signature; weights and scales change, and fold gives the trained ones."""
@@ -249,6 +253,7 @@ def test_a_fine_grid_keeps_its_scale_in_a_short_training() -> None:
     assert 0 < max(map(abs, moved)) < 0.03
 
 
+@pytest.mark.sampled(call=SMALL)
 @each_net
 def test_every_used_scale_gets_the_gradient_of_a_slow_reference(call: Callable[[], Call]) -> None:
     """The exported graph of the plain model with autograd functions inserted by name; weights and scales."""
@@ -457,6 +462,7 @@ def test_an_error_in_the_forward_leaves_nothing_behind() -> None:
     assert floats(tuned(*args, **kwargs))
 
 
+@pytest.mark.wide
 def test_compiled_whole() -> None:
     (_, args, kwargs), tuned = three()
     want = tuned.eval()(*args, **kwargs).logits

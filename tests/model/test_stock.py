@@ -112,6 +112,7 @@ def example(model: nn.Module, shape: tuple[int, ...]) -> Tensor:
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
+@pytest.mark.sampled("what")
 @pytest.mark.parametrize("ranks", [(3,), (4, 2), (4, 3, 2)])
 @pytest.mark.parametrize("what", LAYERS)
 def test_a_product_of_layers_computes_the_same(what: str, ranks: tuple[int, ...]) -> None:

@@ -467,6 +467,7 @@ def test_an_encoder_decoder_in_a_wrapper_gets_its_decoder_inputs(wrapped: Any) -
     assert list(example_inputs(task, Passes(False))) == ["x"]  # its forward does not take them
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("step", [tersor.Quantize(bits=4), tersor.Quantize(activations=8)], ids=str)
 def test_a_quantized_encoder_decoder_is_exported(step: Any, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")

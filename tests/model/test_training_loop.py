@@ -229,6 +229,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not() -> None:
     assert found[0] == found[1] != found[2]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("name", ["mlp", "attention", "lstm"])
 def test_training_lowers_the_loss(optimizer: str, name: str) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import two_processes
 
+pytestmark = pytest.mark.wide  # both processes take ten seconds
+
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Path]:

@@ -73,6 +73,7 @@ def test_every_group_is_one_file(whole: tuple[Tiny, State, Path]) -> None:
     )
 
 
+@pytest.mark.wide
 def test_resumed_after_any_number_of_groups(whole: tuple[Tiny, State, Path], tmp_path: Path) -> None:
     t, result, folder = whole
     files = lines(folder)
@@ -100,6 +101,7 @@ class Stop(Observer):
             raise KeyboardInterrupt
 
 
+@pytest.mark.wide
 def test_interrupted_at_any_report_of_progress(whole: tuple[Tiny, State, Path], tmp_path: Path) -> None:
     t, result, _ = whole
     cut = 0
@@ -404,6 +406,7 @@ def unkilled() -> tuple[Tiny, State]:
 
 
 # In the first training before and after its first checkpoint and in its last step; in the second training.
+@pytest.mark.sampled(at=5)
 @pytest.mark.parametrize("at", [2, 5, 8, 14])
 def test_killed_in_training(at: int, unkilled: tuple[Tiny, State], tmp_path: Path) -> None:
     """kill -9 after an epoch's checkpoint. The resumed run trains only the unfinished epochs, and ends with

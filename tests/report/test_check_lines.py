@@ -86,6 +86,7 @@ def alone(name: str) -> State:
     return run(wide(), recipe_from_words(words_of(name)), tiny("mlp").task)
 
 
+@pytest.mark.sampled(each=2)
 @pytest.mark.parametrize("pair", list(itertools.product(EDITING, repeat=2)), ids="-".join)
 def test_every_pair_is_reported_as_it_runs(pair: tuple[str, str]) -> None:
     """A real run absorbs forms and leaves leaves uncoded as the check reported. Whether a coder shortens a

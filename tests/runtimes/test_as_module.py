@@ -71,6 +71,7 @@ class Heads(nn.Module):
         return {"logits": self.one(h), "states": (self.two(h), h)}
 
 
+@pytest.mark.sampled(settings={"activations": 8})
 @pytest.mark.parametrize(
     "settings", [{"bits": 4}, {"activations": 8}, {"activations": 8, "activation_range": "dynamic"}], ids=str
 )
@@ -96,6 +97,7 @@ class Nested(nn.Module):
         return y
 
 
+@pytest.mark.sampled(settings={"bits": 4})
 @pytest.mark.parametrize("settings", [{"bits": 4}, {"activations": 8}], ids=str)
 def test_inputs_are_named_as_the_models_arguments(settings: dict[str, Any], tmp_path: Path) -> None:
     inputs = {

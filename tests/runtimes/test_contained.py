@@ -46,6 +46,7 @@ def test_errors_for_users_pass() -> None:
         contained(to_contain.refuses, who="test")
 
 
+@pytest.mark.wide
 def test_a_child_that_hangs_is_ended(tmp_path: Path) -> None:
     begin, noted = time.monotonic(), tmp_path / "pid"
     with pytest.raises(RefusedError, match="test: no result after 3 s; its process was ended"):

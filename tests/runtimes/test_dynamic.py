@@ -39,6 +39,7 @@ def encoder() -> tuple[nn.Module, Task, tuple[Tensor, Tensor]]:
     return Encoder().eval(), task, (tokens, mask)
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("integers", [False, True])
 def test_tokens_of_any_number(tmp_path: Path, integers: bool) -> None:
     net, task, _ = encoder()
@@ -61,6 +62,7 @@ def test_images_of_any_height_and_width(tmp_path: Path) -> None:
         assert np.abs(model(x).detach().numpy() - session.run(x)[0]).max() < 0.3
 
 
+@pytest.mark.wide
 def test_a_model_of_one_size_is_refused(tmp_path: Path) -> None:
     net, task = made("branches")  # a linear layer over all positions
     with pytest.raises(RefusedError, match="Branches runs with no other size along 2, 3"):

@@ -244,6 +244,7 @@ def test_settings_that_are_not_allowed_are_refused(tmp_path):
         LatencyTable(folder=tmp_path, timer=Timer()).between(CONV, 0)
 
 
+@pytest.mark.wide
 def test_more_work_takes_longer():
     """Factors of 64 in work, for every kind."""
     small, large = Operator("linear", 32, 32, 4), Operator("linear", 256, 256, 4)

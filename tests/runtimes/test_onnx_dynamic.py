@@ -144,6 +144,7 @@ def test_layers_that_read_one_tensor_round_it_once(tmp_path: Path) -> None:
     assert np.abs(ours - net(x).detach().numpy()).max() > 1e-3 * np.abs(ours).max()
 
 
+@pytest.mark.sampled(name=("mlp", "residual"))
 @pytest.mark.parametrize("per", ["channel", "tensor"])
 @pytest.mark.parametrize("name", ["mlp", "columns", "residual"])
 def test_whole_nets_compute_what_the_simulation_does(name: str, per: str, tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ FLOAT = {
 }  # fmt: skip
 
 
+@pytest.mark.sampled(name=("mlp", "columns"))
 @pytest.mark.parametrize("name", NETS)
 def test_all_layers_run_as_integers(name: str, tmp_path: Path) -> None:
     result, task = quantized(name)
@@ -317,6 +318,7 @@ def test_biases_become_codes_in_units_of_the_accumulator(outputs: int) -> None:
     assert np.allclose(answer(model, x), answer(after, x), atol=1e-5)
 
 
+@pytest.mark.wide
 def test_the_coded_file_gives_the_same_runtime_file_byte_for_byte(tmp_path: Path) -> None:
     """So a small .tersor can be shipped, and the file that was timed is made from it."""
     net, task = made("inverted")

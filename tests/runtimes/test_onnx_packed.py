@@ -319,6 +319,7 @@ def test_a_whole_model(name: str, tmp_path: Path) -> None:
         assert not ops["MatMul"] + ops["Gather"] + ops["Cast"] + ops["Sub"] + ops["DequantizeLinear"]
 
 
+@pytest.mark.wide
 def test_a_saved_model_gives_the_same_file(tmp_path: Path) -> None:
     net, task = made()
     quantized = Quantize(bits=4, symmetric=False, where="!back.*")

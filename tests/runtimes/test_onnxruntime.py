@@ -120,6 +120,7 @@ def plain(model: nn.Module, example: Any) -> list[np.ndarray]:
     return [item.numpy() for item in (found if isinstance(found, tuple) else (found,))]
 
 
+@pytest.mark.sampled(name=("conv", "names", "linear of width one"))
 @pytest.mark.parametrize("name", CASES)
 def test_exports_agree_and_leave_the_model_alone(
     name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture

@@ -47,6 +47,7 @@ def test_signatures(name: str, word: str) -> None:
     assert all(p.default is not p.empty for k, p in given.items() if k not in wanted), "settings of its own"
 
 
+@pytest.mark.sampled(case=("conv", "names"))
 @pytest.mark.parametrize("name", EACH)
 @pytest.mark.parametrize("case", ["conv", "recurrent", "names"])
 def test_a_file_gives_torchs_outputs_at_any_batch_size(

@@ -89,6 +89,7 @@ def walked(budget: str, aim: str, epochs: float = 0.0, **model: Any) -> tuple[Pl
     return plan, trials
 
 
+@pytest.mark.wide
 @given(st.floats(0.02, 1), st.floats(0.5, 8))
 def test_the_smallest_within_a_drop_is_found_along_both_dials(units: float, bits: float) -> None:
     plan, trials = walked("drop<=0.5", "size", units=units, bits=bits)

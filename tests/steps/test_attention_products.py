@@ -106,6 +106,7 @@ def apart(a: Any, b: Any) -> float:
     return float(np.sqrt(np.square(np.asarray(a) - np.asarray(b)).mean()))
 
 
+@pytest.mark.sampled(spelling="words")
 @each_spelling
 @torch.no_grad()
 def test_both_products_run_as_integers_and_as_simulated(spelling: str, tmp_path: Path) -> None:
@@ -122,6 +123,7 @@ def test_both_products_run_as_integers_and_as_simulated(spelling: str, tmp_path:
     assert apart(ours, given) <= 0.05 * apart(given, 0)
 
 
+@pytest.mark.sampled(spelling="words")
 @each_spelling
 def test_products_stay_in_float_by_default(spelling: str, tmp_path: Path) -> None:
     state, task = quantized(spelling, Quantize().products)

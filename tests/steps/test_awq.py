@@ -91,6 +91,7 @@ def test_a_frozen_norm_stays() -> None:
     assert isinstance(result.model().gate, ScaledInputs)
 
 
+@pytest.mark.sampled(rounding="gptq")
 @pytest.mark.parametrize("rounding", ["gptq", "brecq"])
 def test_float64_with_roundings_by_outputs(rounding: str) -> None:
     (on, x), net = task(), net_of(Layer).double()

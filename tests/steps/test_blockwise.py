@@ -59,6 +59,7 @@ def error(result: State, net: nn.Module, x: Tensor) -> float:
     return float((result.model().eval()(x) - net(x)).square().mean())
 
 
+@pytest.mark.sampled(bits=3)
 @pytest.mark.parametrize(
     ("bits", "more"),
     [(2, {}), (4, {}), (3, {"symmetric": False}), (2, {"per": "group", "group": 5}), (4, {"per": "tensor"})],
@@ -141,6 +142,7 @@ def test_what_was_learned_and_what_is_alone_is_said(monkeypatch: pytest.MonkeyPa
     assert "in no block: 3" in said.text
 
 
+@pytest.mark.wide
 def test_the_same_seed_gives_the_same_and_the_given_model_stays_as_it_was(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -157,6 +159,7 @@ def test_the_same_seed_gives_the_same_and_the_given_model_stays_as_it_was(
     assert all(parameter.requires_grad for parameter in net.parameters())
 
 
+@pytest.mark.sampled(symmetric=False)
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_zeros_of_a_mask_and_frozen_biases_stay(symmetric: bool) -> None:
     net, x = seeded(Residual), draw(120, 12)
@@ -184,6 +187,7 @@ class Images(nn.Module):
         return self.relu(x + self.norm2(self.conv2(self.relu(self.norm1(self.conv1(x))))))
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("activations", [0, 8])
 def test_convolutions_with_and_without_integers_of_activations(activations: int) -> None:
     net = seeded(lambda: nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), Images(), Images(),
@@ -282,6 +286,7 @@ class Inference(Residual):
         return x + (self.second(hidden).detach() if self.kind == "detached" else self.second(hidden))
 
 
+@pytest.mark.sampled(activations=0, kind="detached")
 @pytest.mark.parametrize("kind", ["in place", "detached"])
 @pytest.mark.parametrize("activations", [0, 8])
 def test_blocks_without_gradients_keep_gptq(kind: str, activations: int) -> None:

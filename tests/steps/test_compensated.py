@@ -60,6 +60,7 @@ LAYERS: dict[str, tuple[Any, tuple[int, ...]]] = {
 }
 
 
+@pytest.mark.sampled
 @ROUNDINGS
 @pytest.mark.parametrize("name", LAYERS)
 @settings(max_examples=8)
@@ -112,6 +113,7 @@ def net_of_many() -> nn.Sequential:
     )  # fmt: skip
 
 
+@pytest.mark.sampled(rounding=("gptq", "adaround"))
 @ROUNDINGS
 def test_a_layer_corrects_what_the_layers_before_it_got_wrong(rounding: str) -> None:
     """The error of the whole is far below that of rounding to nearest, and below rounding each layer for the
@@ -133,6 +135,7 @@ def test_a_layer_corrects_what_the_layers_before_it_got_wrong(rounding: str) -> 
     assert whole < 0.8 * each
 
 
+@pytest.mark.sampled(rounding=("gptq", "adaround"))
 @ROUNDINGS
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_zeros_of_a_mask_stay_zeros(symmetric: bool, rounding: str) -> None:
@@ -231,6 +234,7 @@ def test_linear_layers_of_ones_own_are_rounded_for_the_inputs_that_they_had() ->
     assert errors[1] < 0.7 * errors[0]
 
 
+@pytest.mark.sampled(rounding=("gptq", "adaround"))
 @ROUNDINGS
 def test_integers_of_activations_follow_the_rounded_weights(rounding: str) -> None:
     """The weights are those of integer kernels; biases, corrected first, are multiples of their unit."""
@@ -258,6 +262,7 @@ def test_integers_of_activations_follow_the_rounded_weights(rounding: str) -> No
     assert notes(made, "integers")
 
 
+@pytest.mark.sampled(rounding="gptq")
 @ROUNDINGS
 def test_two_runs_are_equal_and_the_given_model_stays_as_it_was(rounding: str) -> None:
     net, x = net_of_many(), draw(32, 3, 8, 8)

@@ -78,6 +78,7 @@ def all_finite(result: State) -> bool:
     return all(bool(form.decode().isfinite().all()) for form in result.forms.values())
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("kind", WEIGHTS)
 def test_finite_weights_stay_finite_or_are_refused(kind: str, recipe: str) -> None:
@@ -121,6 +122,7 @@ TRAINED = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("recipe", TRAINED)
 @pytest.mark.parametrize("inputs", SCALES)
 @pytest.mark.parametrize("size", ["zero", "tiny", "usual", "large"])

@@ -91,6 +91,7 @@ def products_of(result: State) -> dict[str, Tensor]:
     return found
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
     "settings",
@@ -185,6 +186,7 @@ def test_what_cannot_be_split_leaves_its_budget_to_the_others() -> None:
     assert [entry.site for entry in result.ledger.notes("done")] == ["called.weight"]
 
 
+@pytest.mark.wide
 def test_more_of_the_weight_is_kept_with_more_parameters() -> None:
     """And Tucker's and SVD's error of the outputs is less with the inputs' moment than without it."""
     on, model = task(), net()
@@ -206,6 +208,7 @@ def test_more_of_the_weight_is_kept_with_more_parameters() -> None:
             assert lost(method=method, keep=0.4) < lost(method=method, keep=0.4, whiten=False)
 
 
+@pytest.mark.sampled(method="svd")
 @pytest.mark.parametrize("method", METHODS)
 def test_a_file_trains_exports_and_goes_back(method: str, tmp_path: Path) -> None:
     on, step = task(), Factorize(keep=0.5, layers=True, method=method)

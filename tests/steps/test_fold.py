@@ -91,6 +91,7 @@ PAIRS: dict[str, tuple[nn.Module, nn.Module, tuple[int, ...]]] = {
 }  # fmt: skip
 
 
+@pytest.mark.sampled("name")
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("name", PAIRS)
 def test_a_norm_goes_into_the_layer_before_it(name: str, seed: int) -> None:
@@ -432,6 +433,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 }  # fmt: skip
 
 
+@pytest.mark.sampled("name")
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("name", NETS)
 def test_sparse_networks_get_smaller_and_compute_the_same(name: str, seed: int) -> None:
@@ -450,6 +452,7 @@ def test_sparse_networks_get_smaller_and_compute_the_same(name: str, seed: int) 
                                             "after": facts(result)["after"]}  # fmt: skip
 
 
+@pytest.mark.wide
 @given(
     st.integers(0, 10**6), st.tuples(st.floats(0.0, 0.8), st.floats(0.0, 0.8)),
     st.sampled_from(["mlp", "padded", "residual"]), st.booleans(), st.booleans(),

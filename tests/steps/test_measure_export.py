@@ -77,6 +77,7 @@ def test_latency_is_timed_in_turn() -> None:
     assert data["batch"] == [2]
 
 
+@pytest.mark.wide
 def test_a_model_of_one_batch_size_is_exported_and_timed_at_that(tmp_path: Path) -> None:
     """Like models with shapes as constants in their code or in their exported graph."""
 
@@ -200,6 +201,7 @@ def test_measuring_changes_nothing() -> None:
     assert not [entry for entry in measured.ledger.edits() if entry.step == 1]
 
 
+@pytest.mark.sampled(model="mlp")
 @pytest.mark.parametrize("model", ["mlp", "attention"])
 def test_the_files_outputs_are_those_of_the_compressed_model(model: str, tmp_path: Path) -> None:
     t = tiny(model)

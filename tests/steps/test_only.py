@@ -55,6 +55,8 @@ CASES = [
     (word, f.name) for word, kind in STEPS.items() for f in fields(kind)
     if f.name not in NOT_HERE and word not in UNITS
 ]  # fmt: skip
+EXPORTED = ("latency", "threads", "batch")  # a second and more each
+QUICK = tuple({key for _, key in CASES} - {*EXPORTED})
 
 
 @cache
@@ -93,6 +95,7 @@ def other_than_usual(word: str, key: str) -> Any:
     return ELSE.get(word, {}).get(key, OTHER.get(key, True))
 
 
+@pytest.mark.sampled(key=QUICK)
 @pytest.mark.parametrize(("word", "key"), CASES)
 def test_an_accepted_setting_has_an_effect(word: str, key: str) -> None:
     both = going(word, key) | ({"epochs": 1.0} if word == "penalize" else {}) | BOTH.get((word, key), {})

@@ -113,6 +113,7 @@ def test_factors_become_layers_inside_of_the_part_only() -> None:
     assert "outside of the part" in skipped["head.hidden.weight"]
 
 
+@pytest.mark.wide
 def test_activations_are_rounded_inside_and_the_whole_model_simulates_them(tmp_path: Path) -> None:
     net, parts = detector(), task()
     steps = [tersor.Quantize(activations=8), tersor.Entropy(), tersor.Measure(), tersor.Export()]
@@ -155,6 +156,7 @@ def test_export_says_that_the_file_is_the_part(tmp_path: Path) -> None:
         torch.testing.assert_close(torch.from_numpy(a), b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.wide
 def test_several_parts_are_a_file_each(tmp_path: Path) -> None:
     net = detector()
     small = tersor.run(
@@ -171,6 +173,7 @@ def test_several_parts_are_a_file_each(tmp_path: Path) -> None:
     assert all((tmp_path / f"model.{name}.onnx").stat().st_size > 1000 for name in ("backbone", "head"))
 
 
+@pytest.mark.wide
 def test_latency_is_that_of_the_part() -> None:
     small = tersor.run(detector(), [tersor.Slim(keep=0.6), tersor.Measure(latency=True)], task())
     (note,) = small.ledger.notes("latency")
@@ -178,6 +181,7 @@ def test_latency_is_that_of_the_part() -> None:
     assert "of the part backbone" in note.text
 
 
+@pytest.mark.wide
 def test_training_and_scores_are_of_the_whole_model() -> None:
     net, parts = detector(), task()
     step = tersor.Slim(keep=0.6, epochs=2, lr=0.01, rounds=2, penalty=1.0)
@@ -188,6 +192,7 @@ def test_training_and_scores_are_of_the_whole_model() -> None:
     assert note.data["after"][0] == pytest.approx(float(parts.scores(small.model()).mean()))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("by", ["curvature", "activation", "l1"])
 def test_importance_of_a_part_can_be_any(by: str) -> None:
     small = tersor.run(detector(), tersor.Slim(keep=0.6, by=by, correct=False), task())
@@ -334,6 +339,7 @@ def test_the_command_export_writes_one_part_and_refuses_several(tmp_path: Path) 
     assert not (tmp_path / "two.onnx").exists()
 
 
+@pytest.mark.wide
 def test_compared_times_are_those_of_the_part() -> None:
     of = candidate("base", detector())
     facts = timed(of, of, task())

@@ -46,6 +46,7 @@ def notes(result: State, kind: str) -> list:
     return [entry for entry in result.ledger.entries if entry.kind == kind]
 
 
+@pytest.mark.wide
 def test_the_size_falls_with_the_price(given):
     model, task = given
     sizes = []
@@ -56,6 +57,7 @@ def test_the_size_falls_with_the_price(given):
     assert sizes[-1] < sizes[0] / 1.6
 
 
+@pytest.mark.sampled(nbytes=600)
 @pytest.mark.parametrize("nbytes", [600, 430])
 def test_the_target_is_met(given, nbytes):
     model, task = given
@@ -212,6 +214,7 @@ def test_a_transformer_is_traced():
     )
 
 
+@pytest.mark.wide
 def test_the_same_seed_gives_the_same_bytes(given):
     model, task = given
     steps = [Penalize(nbytes=500, epochs=1), Entropy()]
@@ -229,6 +232,7 @@ class Dying(Observer):
             raise KeyboardInterrupt
 
 
+@pytest.mark.wide
 def test_a_killed_training_resumes_to_the_same_codes(given, tmp_path: Path):
     model, task = given
     step = Penalize(nbytes=500, epochs=3)

@@ -253,6 +253,7 @@ class Spied:
         return [sum(int(mask.sum()) for mask in masks.values()) for masks in self.masks]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("per", ["tensor", "channel", "global", "lamp"])
 @pytest.mark.parametrize("ramp", [0.5, 0.1, 1.0])
 def test_gradual_pruning_follows_the_cubic_and_ends_at_keep(

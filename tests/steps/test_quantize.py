@@ -224,6 +224,7 @@ SCHEMES: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("settings", SCHEMES, ids=str)
 @pytest.mark.parametrize("masked", [False, True])
 def test_training_stays_on_the_grid_and_learns(settings: dict[str, Any], masked: bool) -> None:

@@ -55,6 +55,7 @@ def drops_by_hand(model: nn.Module, task: Task, **settings: Any) -> dict[str, fl
     }
 
 
+@pytest.mark.sampled(activations=0)
 @pytest.mark.parametrize("activations", [0, 8])
 def test_the_first_way_within_the_limit_is_taken(trained: tuple[nn.Module, Task], activations: int) -> None:
     """With a limit between the drops of the nearest and gptq; and the forms are those of gptq alone."""
@@ -95,6 +96,7 @@ def test_a_limit_that_the_nearest_meets_ends_the_search_there(trained: tuple[nn.
     assert not list(result.ledger.notes("compensated"))
 
 
+@pytest.mark.wide
 def test_a_limit_that_no_way_meets_is_refused_with_the_drop_of_each(trained: tuple[nn.Module, Task]) -> None:
     model, task = trained
     found = (

@@ -227,6 +227,7 @@ def once(name: str, step: Shorten) -> tuple[nn.Module, Task, State]:
     return model, task, run(model, step, task)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("keep", [0.8, 0.5, 0.01])
 @pytest.mark.parametrize("name", NETS)
 def test_it_computes_what_the_model_computes_with_zeros_written_by_hand(name: str, keep: float) -> None:
@@ -271,6 +272,7 @@ def test_its_parameters_and_operations_are_gone(name: str, tmp_path: Path) -> No
     assert macs(small, task) == counted[0]
 
 
+@pytest.mark.sampled(name="former")
 @pytest.mark.parametrize("name", NETS)
 def test_the_budget_is_that_of_pytorchs_counter(name: str) -> None:
     model, task, result = shorten(name, of="macs", keep=0.7)
@@ -330,6 +332,7 @@ def test_damage_counts_for_what_it_saves() -> None:
     assert gone(result) == first
 
 
+@pytest.mark.wide
 def test_branches_that_a_larger_one_makes_needless_come_back() -> None:
     """The three blocks do less damage, and do not suffice; with the large branch none of them has to go."""
     model, task, result = shorten("preactivated", of="macs", keep=0.6)
@@ -377,6 +380,7 @@ def test_a_relu_after_a_stream_that_may_be_negative_stays() -> None:
         torch.testing.assert_close(small(x), model.head(F.relu(stream).mean((2, 3))))
 
 
+@pytest.mark.sampled(name="former")
 @pytest.mark.parametrize("name", NETS)
 def test_files_load_into_the_users_class_and_undo_restores(name: str, tmp_path: Path) -> None:
     model, task = given(name)
@@ -396,6 +400,7 @@ def test_files_load_into_the_users_class_and_undo_restores(name: str, tmp_path: 
     assert replay(model, result.ledger, tmp_path / "journal").digest == result.digest
 
 
+@pytest.mark.sampled(name="former")
 @pytest.mark.parametrize("name", NETS)
 def test_it_trains_between_rounds(name: str) -> None:
     model, task = given(name)
@@ -409,6 +414,7 @@ def test_it_trains_between_rounds(name: str) -> None:
     assert run(model, step, task).digest == result.digest
 
 
+@pytest.mark.sampled(name="former")
 @pytest.mark.parametrize("name", NETS)
 def test_refitting_brings_the_outputs_nearer(name: str) -> None:
     model, task, cut = shorten(name, keep=0.7)
@@ -431,6 +437,7 @@ def test_only_layers_after_the_branch_are_refitted() -> None:
     assert not [key for key in changed - norms if key.startswith(before)]
 
 
+@pytest.mark.wide
 def test_it_resumes_after_a_kill_at_any_group(tmp_path: Path) -> None:
     model, task = given("preactivated")
     step = Shorten(keep=0.4, of="branches", rounds=2, epochs=1, lr=1e-3)
@@ -456,6 +463,7 @@ def onnx_operators(model: nn.Module, task: Task, path: Path) -> Counter[str]:
     return Counter(item.op for item in ort.operators(path, (x,)))
 
 
+@pytest.mark.sampled(name="preactivated")
 @pytest.mark.parametrize("name", NETS)
 def test_onnx_runtime_does_not_run_it(name: str, tmp_path: Path) -> None:
     """Neither its layers, nor additions of zeros, nor operators that make zeros."""

@@ -128,6 +128,7 @@ def test_rounds_share_one_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     assert weights(tersor.run(net, step, task).model()) == weights(net) / 3
 
 
+@pytest.mark.wide
 def test_times_are_those_of_onnx_runtime() -> None:
     """Six equal blocks that take all of the time: half of the time is about half of them."""
     net, task = given([64] * BLOCKS, width=64, size=24)

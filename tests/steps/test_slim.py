@@ -116,6 +116,7 @@ def macs(model: nn.Module, task: Task) -> int:
     return total
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("by", BY)
 @pytest.mark.parametrize("name", INPUTS)
 def test_what_is_left_computes_what_zeros_would(name: str, by: str) -> None:
@@ -134,6 +135,7 @@ def test_what_is_left_computes_what_zeros_would(name: str, by: str) -> None:
     assert sum(p.numel() for p in slim.parameters()) < 0.7 * sum(p.numel() for p in model.parameters())
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("per", ["global", "family"])
 @pytest.mark.parametrize("keep", [0.8, 0.5, 0.3])
 def test_the_budget_is_what_the_cut_model_costs(keep: float, per: str) -> None:
@@ -295,6 +297,7 @@ def test_rounds_train_in_between() -> None:
     assert shares[1] == pytest.approx(0.4, abs=0.08)
 
 
+@pytest.mark.wide
 def test_undo_file_and_a_second_cut(tmp_path: Path) -> None:
     model, task = given("residual")
     result = run(model, Slim(keep=0.6, by="l2"), task, journal=tmp_path / "journal")
@@ -324,6 +327,7 @@ CHAINS = {
 }
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("steps", CHAINS.values(), ids=CHAINS)
 def test_it_composes(steps: list[Any], tmp_path: Path) -> None:
     model, task = given("residual")
@@ -334,6 +338,7 @@ def test_it_composes(steps: list[Any], tmp_path: Path) -> None:
     assert torch.equal(answers(fresh, task), answers(result.model(), task))
 
 
+@pytest.mark.wide
 def test_a_killed_run_decides_the_same(tmp_path: Path) -> None:
     """Groups in the journal are applied from it; the rest is computed again."""
     model, task = given("residual")
@@ -386,6 +391,7 @@ def test_wrong_settings_are_refused(settings: dict[str, Any], text: str) -> None
         Slim(**settings)
 
 
+@pytest.mark.wide
 def test_the_same_run_twice_is_the_same() -> None:
     model, task = given("residual")
     step = Slim(keep=0.5)

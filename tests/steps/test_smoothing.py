@@ -61,6 +61,7 @@ def apart(net: nn.Module, other: nn.Module, task: Task) -> float:
     return float((net(x) - other(x)).norm() / net(x).norm())
 
 
+@pytest.mark.sampled(kind="Outliers")
 @pytest.mark.parametrize("kind", [Outliers, Torch])
 def test_outliers_cost_less(kind: Any, tmp_path: Path) -> None:
     net, task = made(kind)

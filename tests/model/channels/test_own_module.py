@@ -78,6 +78,7 @@ WITH_GRAPHS = ("autocast_region",)  # refused: tests/model/test_program.py
 UNEVEN = {"uneven_chunk": [2, 3, 9]}
 
 
+@pytest.mark.sampled(name=("dense_cat", "encoder_layer", "grouped_queries", "lstm"))
 @pytest.mark.parametrize("name", [name for name in TOYS if name not in WITH_GRAPHS])
 def test_a_program_allows_all_that_the_graph_does(name: str) -> None:
     toy = TOYS[name]
