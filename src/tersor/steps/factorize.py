@@ -20,6 +20,7 @@ from tersor.core.step import Needs
 from tersor.core.view import View
 from tersor.errors import RefusedError, SettingError, SiteError
 from tersor.forms import Dense, uncoded
+from tersor.forms.form import to_rows
 from tersor.model.changes import Replace
 from tersor.model.layer_macs import layer_macs
 from tersor.model.sites import Site
@@ -29,7 +30,18 @@ from tersor.settings import check, check_word
 from tersor.steps.factor_ranks import METHODS, factored, method_for, ranks_for, stored
 from tersor.steps.retrain import Retrain
 from tersor.steps.same_function import ROUNDING, difference, same_function
-from tersor.steps.shared_ranks import SHARES, Ranks, Shared, Use, Ways, shared, ways_of
+from tersor.steps.shared_ranks import (
+    SHARES,
+    Ranks,
+    Seen,
+    Shared,
+    Use,
+    Ways,
+    seen,
+    sensitivities,
+    shared,
+    ways_of,
+)
 from tersor.steps.units import OUTSIDE
 
 UNITS = {"parameters": "numbers", "macs": "multiply-accumulates of a batch"}  # of a budget
@@ -109,27 +121,28 @@ class Factorize(Retrain):
     def ranks(self, view: View, sites: Sequence[Site], known: dict[str, Ways]) -> Shared:
         """The ranks of the weights that have two axes. `known`: the ways to store a weight, where they are
         known; those of other weights are added."""
-        found, uses = dict[str, Ranks](), self.uses(view) if self.of == "macs" else None
-        for number, site in enumerate(sites, 1):
-            if site.name in known:
-                continue
+        found, new = dict[str, Ranks](), [site for site in sites if site.name not in known]
+        uses = self.uses(view) if self.of == "macs" and new else None
+        saw = dict[str, Seen | None]()
+        for number, site in enumerate(new, 1):
             w = view.form(site).decode().float()
             if w.ndim < 2 or w.numel() == 0:
                 continue
             method = method_for(self.method, w, bool(site.axis))
             if not self.together:
                 found[site.name] = ranks_for(self, method, w)
-                continue
-            gram = self.gram(view, site) if method in ("svd", "tucker") else None
-            if (use := Use() if uses is None else uses.get(site.layer)) is None:
-                continue
-            known[site.name] = ways_of(self, method, w, gram, bool(site.axis), use=use)
-            view.observer.progress(number, len(sites), f"ranks of {site.name}")
+            elif (use := Use() if uses is None else uses.get(site.layer)) is not None:
+                gram = self.gram(view, site)
+                known[site.name] = ways_of(self, method, w, gram, bool(site.axis), use=use)
+                saw[site.name] = seen(to_rows(w, site.axis), gram)
+                view.observer.progress(number, len(new), f"ranks of {site.name}")
+        for name, size in (sensitivities(view, saw) if len(known) > 1 else {}).items():
+            known[name] = known[name].times(size)
         if not self.together:
             return Shared(found, ())
         names = {site.name for site in sites}
-        ways = {name: each for name, each in known.items() if name in names}
-        return shared(ways, 0.5 if self.keep is None else self.keep, UNITS[self.of])
+        every = {name: each for name, each in known.items() if name in names}
+        return shared(every, 0.5 if self.keep is None else self.keep, UNITS[self.of])
 
     def uses(self, view: View) -> dict[str, Use]:
         """How each layer uses its numbers: the positions of a batch, its stride."""

@@ -11,6 +11,7 @@ Cost: the singular values of each weight, beside those of its factors.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -18,8 +19,10 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from torch.nn import functional as F
 
+from tersor.core.view import View
 from tersor.maths.choices import within
 from tersor.maths.ranks import energies
+from tersor.model.curvature import chunks, curvatures
 from tersor.record.events import Note
 from tersor.steps.factor_ranks import as_columns, ranks_for, stored
 
@@ -35,6 +38,9 @@ class Ways(NamedTuple):
     ranks: tuple[Ranks, ...]
     costs: tuple[int, ...]
     damages: tuple[float, ...]
+
+    def times(self, factor: float) -> Ways:
+        return self._replace(damages=tuple(factor * damage for damage in self.damages))
 
 
 class Use(NamedTuple):
@@ -65,6 +71,35 @@ def ways_of(step: Any, method: str, w: Tensor, gram: Tensor | None, turned: bool
         (*(cost for cost, _ in each), w.numel() * positions),
         (*(lost for _, (_, lost) in each), 0.0),
     )
+
+
+class Seen(NamedTuple):
+    """What the calibration batches show of a layer."""
+
+    inputs: float  # E|x|^2
+    outputs: float  # E|w x|^2
+
+
+def seen(w: Tensor, gram: Tensor | None) -> Seen | None:
+    """w [O, I]; None without a gram."""
+    if gram is None:
+        return None
+    w64, moment = w.double(), gram.double()
+    return Seen(float(moment.trace()), float(((w64 @ moment) * w64).sum()))
+
+
+def sensitivities(view: View, of: Mapping[str, Seen | None]) -> dict[str, float]:
+    """E|g|^2 E|w x|^2 / O of each layer: how far the model's outputs move if all of its output is lost. Of a
+    layer without inputs or gradients, the geometric mean of the others; 1 if there are none."""
+    found, part = dict[str, float](), view.part
+    for chunk in chunks([view.sites[name] for name, each in of.items() if each is not None]):
+        for name, (rows, _) in curvatures(part.plain(), part.task, chunk).items():
+            if (each := of[name]) is not None and each.inputs > 0:
+                steep = float(rows.trace() if rows.ndim == 2 else rows.sum()) / each.inputs
+                found[name] = steep * each.outputs / len(rows)
+    fine = {name: size for name, size in found.items() if 0 < size < math.inf}
+    typical = math.exp(sum(map(math.log, fine.values())) / len(fine)) if fine else 1.0
+    return {name: fine.get(name, typical) for name in of}
 
 
 def spectra(method: str, w: Tensor, gram: Tensor | None, turned: bool) -> list[Tensor]:
