@@ -33,7 +33,7 @@ def measure(name: str) -> Iterator[Row]:
     for keep, word in ((0.5, "half"), (0.25, "a quarter")):
         ways, scores = {}, {}
         for whiten, way in ((False, "plain"), (True, "whitened")):
-            cut = Factorize(keep=keep, whiten=whiten, where=LARGE)
+            cut = Factorize(keep=keep, per="tensor", whiten=whiten, where=LARGE)  # of the same ranks
             ways[way], _ = read_back(run(net, cut, on), name)
             scores[way] = on.scores(ways[way])
             yield row(name, f"{word}, {way}, not tuned, accuracy", percent(scores[way]), "%")
