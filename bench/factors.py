@@ -1,10 +1,10 @@
-"""Factors: convolutions as two or three smaller ones, by four products, at half the size or half the MACs.
+"""Factors: convolutions as two or three smaller ones, by four products, at half the MACs or half the size.
 
-For each of SVD, Tucker-2, CP and spatial factors (factorize layers=true keep=0.5), with one budget for all
-layers: accuracy on all test images before tuning, and after EPOCHS epochs with the network as its own
-teacher, parameters, and time in ONNX Runtime on one thread, both networks in turn. Beside it, not tuned: the
-same share for each layer; and factors of the weight alone, not weighed by its inputs. The scored weights are
-read back from the file.
+Each of SVD, Tucker-2, CP and spatial factors (factorize layers=true keep=0.5): accuracy on all test images
+before tuning, with one budget for all layers and with the same share for each; for SVD and Tucker also of the
+weight alone, not weighed by its inputs. At half the MACs also after EPOCHS epochs with the network as its own
+teacher, with the parameters and the time in ONNX Runtime on one thread, both networks in turn. The scored
+weights are read back from the file.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ WAYS = {
     **{f"{method}, half of each layer": {"method": method, "per": "tensor"} for method in METHODS},
     **{f"plain {method}, half the parameters": {"method": method, "whiten": False} for method in METHODS[:2]},
 }
-TUNED = ("half the MACs", "half the parameters")
+TUNED = "half the MACs"
 
 
 def measure(name: str) -> Iterator[Row]:
@@ -38,7 +38,7 @@ def measure(name: str) -> Iterator[Row]:
         cut = run(net, Factorize(keep=0.5, layers=True, **settings), on)
         model, _ = read_back(cut, name)
         yield row(name, f"{way}, not tuned, accuracy", percent(on.scores(model)), "%")
-        if not way.endswith(TUNED) or way.startswith("plain"):
+        if not way.endswith(TUNED):
             continue
         share = 100 * parameters(model) / parameters(net)
         yield row(name, f"{way}, share of the parameters", round(share, 1), "%")
