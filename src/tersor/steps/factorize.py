@@ -121,28 +121,30 @@ class Factorize(Retrain):
     def ranks(self, view: View, sites: Sequence[Site], known: dict[str, Ways]) -> Shared:
         """The ranks of the weights that have two axes. `known`: the ways to store a weight, where they are
         known; those of other weights are added."""
-        found, new = dict[str, Ranks](), [site for site in sites if site.name not in known]
-        uses = self.uses(view) if self.of == "macs" and new else None
-        saw = dict[str, Seen | None]()
+        if not self.together:
+            return Shared({site.name: self.own_ranks(view, site) for site in sites}, ())
+        new = [site for site in sites if site.name not in known]
+        uses, saw = self.uses(view) if self.of == "macs" and new else None, dict[str, Seen | None]()
         for number, site in enumerate(new, 1):
             w = view.form(site).decode().float()
-            if w.ndim < 2 or w.numel() == 0:
+            use = Use() if uses is None else uses.get(site.layer)
+            if w.ndim < 2 or w.numel() == 0 or use is None:
                 continue
-            method = method_for(self.method, w, bool(site.axis))
-            if not self.together:
-                found[site.name] = ranks_for(self, method, w)
-            elif (use := Use() if uses is None else uses.get(site.layer)) is not None:
-                gram = self.gram(view, site)
-                known[site.name] = ways_of(self, method, w, gram, bool(site.axis), use=use)
-                saw[site.name] = seen(to_rows(w, site.axis), gram)
-                view.observer.progress(number, len(new), f"ranks of {site.name}")
+            method, gram = method_for(self.method, w, bool(site.axis)), self.gram(view, site)
+            known[site.name] = ways_of(self, method, w, gram, bool(site.axis), use=use)
+            saw[site.name] = seen(to_rows(w, site.axis), gram)
+            view.observer.progress(number, len(new), f"ranks of {site.name}")
         for name, size in (sensitivities(view, saw) if len(known) > 1 else {}).items():
             known[name] = known[name].times(size)
-        if not self.together:
-            return Shared(found, ())
-        names = {site.name for site in sites}
-        every = {name: each for name, each in known.items() if name in names}
-        return shared(every, 0.5 if self.keep is None else self.keep, UNITS[self.of])
+        ways = {site.name: known[site.name] for site in sites if site.name in known}
+        return shared(ways, 0.5 if self.keep is None else self.keep, UNITS[self.of])
+
+    def own_ranks(self, view: View, site: Site) -> Ranks:
+        """The ranks of one weight by itself; None if it has no two axes."""
+        w = view.form(site).decode().float()
+        if w.ndim < 2 or w.numel() == 0:
+            return None
+        return ranks_for(self, method_for(self.method, w, bool(site.axis)), w)
 
     def uses(self, view: View) -> dict[str, Use]:
         """How each layer uses its numbers: the positions of a batch, its stride."""

@@ -1,12 +1,12 @@
 """Shared ranks: the ranks of all layers together, so that a share of their cost is kept at the least damage.
 
 cost      numbers stored, or multiply-accumulates: numbers times the positions that a layer runs at
-
-damage   of a layer alone, relative to its output: E|(w - w') x|^2 / E|w x|^2, without calibration batches
-         |w - w'|^2 / |w|^2: the energy of the directions that its ranks leave out
-choice   the least sum of damages within the budget (maths/choices.py); a layer may stay whole
+damage    E|g|^2 E|(w - w') x|^2 / O: how far the error of a layer's outputs moves the model's, if it is
+          spread evenly over the O outputs; g are their gradients (model/curvature.py). Without calibration
+          batches |w - w'|^2 / |w|^2
+choice    the least sum of damages within the budget (maths/choices.py); a layer may stay whole
 With the same share for each, a narrow layer, such as the last, would lose most of its directions.
-Cost: the singular values of each weight, beside those of its factors.
+Cost: the singular values of each weight, and a pass forward and backward over the calibration batches.
 """
 
 from __future__ import annotations
@@ -89,8 +89,9 @@ def seen(w: Tensor, gram: Tensor | None) -> Seen | None:
 
 
 def sensitivities(view: View, of: Mapping[str, Seen | None]) -> dict[str, float]:
-    """E|g|^2 E|w x|^2 / O of each layer: how far the model's outputs move if all of its output is lost. Of a
-    layer without inputs or gradients, the geometric mean of the others; 1 if there are none."""
+    """E|g|^2 E|w x|^2 / O of each layer, by its weight: how far the model's outputs move if all that it gives
+    is lost. E|g|^2 = tr F / E|x|^2, F the rows' factor of the curvature. Of a layer whose inputs or gradients
+    are not seen, the geometric mean of the others; 1 if there are none."""
     found, part = dict[str, float](), view.part
     for chunk in chunks([view.sites[name] for name, each in of.items() if each is not None]):
         for name, (rows, _) in curvatures(part.plain(), part.task, chunk).items():
