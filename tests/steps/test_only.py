@@ -39,7 +39,7 @@ UNMET = {"scheme": "binary", "weigh": "none", "where": "s*"}  # values at which 
 NOT_HERE = {
     "where", "weights", "channels_last", "frozen", "teacher", "teacher_file", "features", "arrange", "to",
     "path", "dynamic_batch", "dynamic_axes", "smooth", "products", "warm", "passes", "vectors",
-    "runtime", "awq",
+    "runtime", "awq", "of",
 }  # fmt: skip
 # Settings of both runs, if the defaults would hide the effect.
 BOTH: dict[tuple[str, str], dict[str, Any]] = {
