@@ -163,6 +163,21 @@ def test_a_share_of_the_multiplications(method: str) -> None:
     assert note.data["kept"] <= 0.5 * note.data["of"]
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_share_of_the_multiplications_where_nothing_is_padded(method: str) -> None:
+    """The first factors meet all positions of the inputs, which are more than those of the outputs."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(8, 16, 5), nn.ReLU(), nn.Conv2d(16, 24, 4, stride=2), nn.Flatten()).eval()
+        batch = torch.randn(2, 8, 12, 13)
+    on = Task(evaluate=[(batch, batch)], calibrate=[(batch, batch)], metric=nn.functional.mse_loss)
+    result = run(model, Factorize(keep=0.5, of="macs", layers=True, method=method), on)
+    (note,) = result.ledger.notes("ranks")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        result.model().eval()(batch)
+    assert note.data["kept"] == counter.get_total_flops() // 2 <= 0.5 * note.data["of"]
+
+
 def macs(model: nn.Module) -> int:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.eval()(x()[:1])

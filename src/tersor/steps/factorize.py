@@ -145,15 +145,14 @@ class Factorize(Retrain):
         return shared(every, 0.5 if self.keep is None else self.keep, UNITS[self.of])
 
     def uses(self, view: View) -> dict[str, Use]:
-        """How each layer uses its numbers: the positions of a batch, its stride."""
+        """How each layer uses its numbers: the positions of a batch, what it reads."""
         part = view.part
         model = part.plain()
         modules, found = dict(model.named_modules()), dict[str, Use]()
-        for path, macs in layer_macs(model, part.task).items():
+        for path, (macs, reads) in layer_macs(model, part.task).items():
             weight = getattr(modules.get(path), "weight", None)
             if isinstance(weight, Tensor) and weight.numel():
-                stride = getattr(modules[path], "stride", ())
-                found[path] = Use(max(1, macs // weight.numel()), stride if isinstance(stride, tuple) else ())
+                found[path] = Use(max(1, macs // weight.numel()), reads)
         return found
 
     def product(self, view: View, site: Site, ranks: Mapping[str, Ranks]) -> Split | Note:

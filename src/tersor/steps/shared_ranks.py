@@ -23,8 +23,9 @@ from tersor.core.view import View
 from tersor.maths.choices import within
 from tersor.maths.ranks import energies
 from tersor.model.curvature import chunks, curvatures
+from tersor.model.layer_macs import Reads
 from tersor.record.events import Note
-from tersor.steps.factor_ranks import as_columns, ranks_for, stored
+from tersor.steps.factor_ranks import as_columns, ranks_for, stored, work
 
 # Shares of a weight that are looked at; ranks between two of them do nearly the same damage.
 SHARES = (*(2 ** (-k / 2) / 48 for k in range(12, 0, -1)), *(k / 48 for k in range(1, 48)))
@@ -47,24 +48,24 @@ class Use(NamedTuple):
     """How a layer uses the numbers of its weight."""
 
     positions: int = 1  # of its outputs; 1 if numbers count as such
-    stride: tuple[int, ...] = ()
+    reads: Reads = Reads()
 
 
 def ways_of(step: Any, method: str, w: Tensor, gram: Tensor | None, turned: bool, *, use: Use) -> Ways:
     """`gram`: second moment of the layer's inputs. `turned`: these are axis 0 of the weight. `use`: for costs
     in multiply-accumulates."""
-    positions, stride = use
+    positions, reads = use
     tails = spectra(method, w, gram, turned)
     found: dict[int, tuple[tuple[int, ...], float]] = {}
     for share in (*SHARES, step.keep or 0.5):
         at = replace(step, keep=share)
         ranks = ranks_for(at, method, w)
-        cost = stored(method, w, ranks, stride)
-        if stored(method, w, ranks) < w.numel() and cost < w.numel():
+        cost = round(work(method, w, ranks, reads) * positions)
+        if stored(method, w, ranks) < w.numel() and cost < w.numel() * positions:
             # Of a CP no error is known beforehand: that of Tucker factors of the same share stands for it.
             like = ranks_for(at, "tucker", w) if method == "cp" else ranks
             lost = (float(tail[min(r, len(tail) - 1)]) for tail, r in zip(tails, like, strict=True))
-            found.setdefault(cost * positions, (ranks, sum(lost)))
+            found.setdefault(cost, (ranks, sum(lost)))
     each = sorted(found.items())
     return Ways(
         (*(ranks for _, (ranks, _) in each), None),
