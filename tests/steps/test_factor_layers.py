@@ -168,7 +168,9 @@ def test_a_share_of_the_multiplications_where_nothing_is_padded(method: str) -> 
     """The first factors meet all positions of the inputs, which are more than those of the outputs."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = nn.Sequential(nn.Conv2d(8, 16, 5), nn.ReLU(), nn.Conv2d(16, 24, 4, stride=2), nn.Flatten()).eval()
+        model = nn.Sequential(
+            nn.Conv2d(8, 16, 5), nn.ReLU(), nn.Conv2d(16, 24, 4, stride=2), nn.Flatten()
+        ).eval()
         batch = torch.randn(2, 8, 12, 13)
     on = Task(evaluate=[(batch, batch)], calibrate=[(batch, batch)], metric=nn.functional.mse_loss)
     result = run(model, Factorize(keep=0.5, of="macs", layers=True, method=method), on)

@@ -1,5 +1,7 @@
-"""Layer MACs: multiply-accumulates of each module in a forward of the first batch, by torch's counter, and what
-convolutions read in it."""
+"""Layer MACs: multiply-accumulates of each module in a forward of the first batch, by torch's counter.
+
+Also how many positions convolutions read for each that they give.
+"""
 
 from __future__ import annotations
 

@@ -137,7 +137,7 @@ class Factorize(Retrain):
                 saw[site.name] = seen(to_rows(w, site.axis), gram)
                 view.observer.progress(number, len(new), f"ranks of {site.name}")
         for name, size in (sensitivities(view, saw) if len(known) > 1 else {}).items():
-            known[name] = known[name].times(size)
+            known[name] = known[name].times(*size)
         if not self.together:
             return Shared(found, ())
         names = {site.name for site in sites}

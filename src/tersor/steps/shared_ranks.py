@@ -39,9 +39,10 @@ class Ways(NamedTuple):
     ranks: tuple[Ranks, ...]
     costs: tuple[int, ...]
     damages: tuple[float, ...]
+    weighed: bool = False  # by how far the model's outputs move
 
-    def times(self, factor: float) -> Ways:
-        return self._replace(damages=tuple(factor * damage for damage in self.damages))
+    def times(self, factor: float, weighed: bool) -> Ways:
+        return self._replace(damages=tuple(factor * damage for damage in self.damages), weighed=weighed)
 
 
 class Use(NamedTuple):
@@ -89,9 +90,10 @@ def seen(w: Tensor, gram: Tensor | None) -> Seen | None:
     return Seen(float(moment.trace()), float(((w64 @ moment) * w64).sum()))
 
 
-def sensitivities(view: View, of: Mapping[str, Seen | None]) -> dict[str, float]:
-    """E|g|^2 E|w x|^2 / O of each layer: how far the model's outputs move if all of its output is lost. Of a
-    layer without inputs or gradients, the geometric mean of the others; 1 if there are none."""
+def sensitivities(view: View, of: Mapping[str, Seen | None]) -> dict[str, tuple[float, bool]]:
+    """(E|g|^2 E|w x|^2 / O of each layer: how far the model's outputs move if all of its output is lost;
+    whether it is known). Of a layer without inputs or gradients, the geometric mean of the others; 1 if there
+    are none."""
     found, part = dict[str, float](), view.part
     for chunk in chunks([view.sites[name] for name, each in of.items() if each is not None]):
         for name, (rows, _) in curvatures(part.plain(), part.task, chunk).items():
@@ -100,7 +102,7 @@ def sensitivities(view: View, of: Mapping[str, Seen | None]) -> dict[str, float]
                 found[name] = steep * each.outputs / len(rows)
     fine = {name: size for name, size in found.items() if 0 < size < math.inf}
     typical = math.exp(sum(map(math.log, fine.values())) / len(fine)) if fine else 1.0
-    return {name: fine.get(name, typical) for name in of}
+    return {name: (fine.get(name, typical), name in fine) for name in of}
 
 
 def spectra(method: str, w: Tensor, gram: Tensor | None, turned: bool) -> list[Tensor]:
@@ -145,4 +147,6 @@ def shared(ways: Mapping[str, Ways], keep: float, unit: str) -> Shared:
     text = f"{100 * kept / whole:.1f} % of {whole:,} {unit} are kept"
     text += f", the least possible: {100 * keep:.3g} % were asked for" if least > keep * whole else ""
     text += f"; {stay} of {len(found)} weights stay whole" if stay else ""
+    alike = sum(not each.weighed for each in ways.values()) if len(ways) > 1 else 0
+    text += f"; of {alike} weights the effect on the model's outputs is not known" if alike else ""
     return Shared(found, (Note("", "ranks", text, {"kept": kept, "of": whole, "whole": stay}),))
