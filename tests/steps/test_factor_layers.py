@@ -203,6 +203,31 @@ def test_what_cannot_be_split_leaves_its_budget_to_the_others() -> None:
     assert [entry.site for entry in result.ledger.notes("done")] == ["called.weight"]
 
 
+def test_roundings_that_are_too_large_together_leave_some_layers_whole() -> None:
+    """In 16 bits products and factors are rounded on their own. Each layer alone adds little."""
+
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(50, 24)
+            self.layers = nn.ModuleList(nn.Linear(24, 24) for _ in range(12))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.table(x).sum(1)
+            for layer in self.layers:
+                x = x + 2e-3 * layer(x)
+            return x
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model, ids = Residual().bfloat16().eval(), torch.randint(50, (8, 5))
+    on = Task(evaluate=[(ids, ids)], calibrate=[(ids, ids)], metric=nn.functional.mse_loss)
+    result = run(model, Factorize(keep=0.5, layers=True, where="layers*"), on)
+    whole = [entry for entry in result.ledger.notes("skipped") if "with all split, outputs" in entry.text]
+    assert whole
+    assert 0 < len(result.changes) <= 12 - len(whole)
+
+
 @pytest.mark.wide
 def test_more_of_the_weight_is_kept_with_more_parameters() -> None:
     """And Tucker's and SVD's error of the outputs is less with the inputs' moment than without it."""

@@ -38,8 +38,9 @@ def layer_macs(model: nn.Module, task: Task) -> dict[str, Work]:
     for path, module in model.named_modules():
         if type(module) in CONVOLUTIONS:
             module.register_forward_hook(watch(sizes.setdefault(path, [])))
-    with FlopCounterMode(display=False) as counter:
-        once(task, model.eval(), task.shown)
+    counter = FlopCounterMode(display=False)
+    # The inputs of a part are made by the whole model: that is not counted.
+    once(task, model.eval(), task.shown, counter)
     root = type(model).__name__
     macs = {
         path.removeprefix(root).removeprefix("."): sum(counts.values()) // 2

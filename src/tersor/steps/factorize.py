@@ -9,6 +9,7 @@ layers    each factor becomes a layer of its own: fewer operations too. Proved t
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -242,26 +243,43 @@ def events_of(made: Split | Note) -> tuple[Edit | Note, ...]:
     return (made,) if isinstance(made, Note) else (made.edit, made.note)
 
 
-def why_not(view: View, splits: Iterable[Split]) -> str:
-    """Why the model would not compute the same with these layers split; "" if it does."""
+class Moved(NamedTuple):
+    """By how much of the largest output the outputs move, and why that is too much; "" if it is not."""
+
+    by: float
+    why: str
+
+
+def try_split(view: View, splits: Iterable[Split]) -> Moved:
+    """What happens to the outputs if these layers are split."""
     splits = list(splits)
     products = Group("products", tuple(split.edit for split in splits))
     layers = Group("layers", tuple(split.change for split in splits), "same")
     try:
-        moved = difference(view.after(products), layers)
+        by = difference(view.after(products), layers)
     except (RefusedError, SiteError) as error:
-        return str(error)
-    if math.isinf(moved):
-        return "the model runs neither in float64 nor in float32 on the batches"
-    return "" if moved <= ROUNDING else f"outputs move by {moved:.1g} of the largest"
+        return Moved(math.inf, str(error))
+    if math.isinf(by):
+        return Moved(
+            by, "the model runs neither in float64 nor in float32 on the batches, or all outputs are 0"
+        )
+    return Moved(by, "" if by <= ROUNDING else f"outputs move by {by:.1g} of the largest")
 
 
 def unfit(view: View, splits: Mapping[str, Split]) -> dict[str, str]:
     """The weights whose layers cannot be split, and why."""
-    if not why_not(view, splits.values()):
+    together = try_split(view, splits.values())
+    if not together.why:
         return {}
-    found = {name: why_not(view, [split]) for name, split in splits.items()}
-    return {name: f"it stays one layer: {why}" for name, why in found.items() if why}
+    found = {name: try_split(view, [split]) for name, split in splits.items()}
+    bad = {name: f"it stays one layer: {each.why}" for name, each in found.items() if each.why}
+    if bad:
+        return bad
+    # Each alone is within rounding, all are not: those that move the least are split.
+    order = sorted(found, key=lambda name: found[name].by)
+    within = itertools.accumulate(found[name].by for name in order)
+    few = min(sum(total <= ROUNDING for total in within), len(order) - 1)
+    return dict.fromkeys(order[few:], f"it stays one layer: with all split, {together.why}")
 
 
 def skipped(site: Site, why: str) -> Note:
