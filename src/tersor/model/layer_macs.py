@@ -42,10 +42,10 @@ def layer_macs(model: nn.Module, task: Task) -> dict[str, Work]:
     # The inputs of a part are made by the whole model: that is not counted.
     once(task, model.eval(), task.shown, counter)
     root = type(model).__name__
-    macs = {
+    macs: dict[str, int] = {
         path.removeprefix(root).removeprefix("."): sum(counts.values()) // 2
         for path, counts in counter.get_flop_counts().items()
-        if path != "Global" and sum(counts.values())
+        if path != "Global" and any(counts.values())
     }
     return {path: Work(count, reads(sizes.get(path, ()))) for path, count in macs.items()}
 

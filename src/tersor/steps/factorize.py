@@ -260,9 +260,7 @@ def try_split(view: View, splits: Iterable[Split]) -> Moved:
     except (RefusedError, SiteError) as error:
         return Moved(math.inf, str(error))
     if math.isinf(by):
-        return Moved(
-            by, "the model runs neither in float64 nor in float32 on the batches, or all outputs are 0"
-        )
+        return Moved(by, "split, the model runs in no precision on the batches, or gives only 0")
     return Moved(by, "" if by <= ROUNDING else f"outputs move by {by:.1g} of the largest")
 
 
