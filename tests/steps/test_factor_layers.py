@@ -163,6 +163,23 @@ def test_a_share_of_the_multiplications(method: str) -> None:
     assert note.data["kept"] <= 0.5 * note.data["of"]
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_share_of_the_multiplications_where_nothing_is_padded(method: str) -> None:
+    """The first factors meet all positions of the inputs, which are more than those of the outputs."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Conv2d(8, 16, 5), nn.ReLU(), nn.Conv2d(16, 24, 4, stride=2), nn.Flatten()
+        ).eval()
+        batch = torch.randn(2, 8, 12, 13)
+    on = Task(evaluate=[(batch, batch)], calibrate=[(batch, batch)], metric=nn.functional.mse_loss)
+    result = run(model, Factorize(keep=0.5, of="macs", layers=True, method=method), on)
+    (note,) = result.ledger.notes("ranks")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        result.model().eval()(batch)
+    assert note.data["kept"] == counter.get_total_flops() // 2 <= 0.5 * note.data["of"]
+
+
 def macs(model: nn.Module) -> int:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.eval()(x()[:1])
@@ -184,6 +201,31 @@ def test_what_cannot_be_split_leaves_its_budget_to_the_others() -> None:
     (note,) = result.ledger.notes("ranks")
     assert note.data["of"] == 144  # of the only layer that can be split
     assert [entry.site for entry in result.ledger.notes("done")] == ["called.weight"]
+
+
+def test_roundings_that_are_too_large_together_leave_some_layers_whole() -> None:
+    """In 16 bits products and factors are rounded on their own. Each layer alone adds little."""
+
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(50, 24)
+            self.layers = nn.ModuleList(nn.Linear(24, 24) for _ in range(12))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.table(x).sum(1)
+            for layer in self.layers:
+                x = x + 2e-3 * layer(x)
+            return x
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model, ids = Residual().bfloat16().eval(), torch.randint(50, (8, 5))
+    on = Task(evaluate=[(ids, ids)], calibrate=[(ids, ids)], metric=nn.functional.mse_loss)
+    result = run(model, Factorize(keep=0.5, layers=True, where="layers*"), on)
+    whole = [entry for entry in result.ledger.notes("skipped") if "with all split, outputs" in entry.text]
+    assert whole
+    assert 0 < len(result.changes) <= 12 - len(whole)
 
 
 @pytest.mark.wide

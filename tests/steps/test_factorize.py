@@ -151,6 +151,25 @@ def test_a_layer_that_matters_more_to_the_outputs_keeps_more() -> None:
     assert numbers(forms["loud.weight"]) > numbers(forms["quiet.weight"])
 
 
+def test_a_model_whose_code_allows_no_gradients_is_factorized_and_named() -> None:
+    class Overwrites(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(16, 16), nn.Linear(16, 16)
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = self.first(x).sigmoid()
+            y = self.second(hidden)
+            hidden.zero_()  # what the gradient of the second weight needs
+            return y
+
+    batch = torch.randn(40, 16, generator=torch.Generator().manual_seed(0))
+    on = Task(evaluate=[(batch, None)], calibrate=[(batch, None)])
+    (note,) = run(Overwrites(), Factorize(keep=0.5), on).ledger.notes("ranks")
+    assert note.data["kept"] <= 0.5 * note.data["of"]
+    assert note.text.endswith("of 2 weights the effect on the model's outputs is not known")
+
+
 def test_a_share_that_no_rank_reaches_is_said() -> None:
     result = run(tiny("mlp").model, Factorize(keep=0.01))
     (note,) = result.ledger.notes("ranks")

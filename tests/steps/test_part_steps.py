@@ -8,6 +8,7 @@ import pytest
 import torch
 from detector import Detector, batches, detector, task
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import tersor
 from tersor.candidates.candidate import candidate
@@ -111,6 +112,17 @@ def test_factors_become_layers_inside_of_the_part_only() -> None:
     assert all(path.startswith("backbone.") for path in paths)
     skipped = {entry.site: entry.text for entry in small.ledger.notes("skipped")}
     assert "outside of the part" in skipped["head.hidden.weight"]
+
+
+def test_multiplications_are_those_of_the_part_alone() -> None:
+    """What the whole model does to make the part's inputs is not counted."""
+    step = tersor.Factorize(keep=0.5, layers=True, of="macs")
+    (note,) = tersor.run(detector(), step, task()).ledger.notes("ranks")
+    net, images = detector().eval(), task().calibrate[0][0]  # type: ignore[index]
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        net(images)
+    flops = counter.get_flop_counts()["Detector.backbone"]
+    assert note.data["of"] == sum(flops.values()) // 2
 
 
 @pytest.mark.wide

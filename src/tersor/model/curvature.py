@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from tersor.boundary import no_memory
 from tersor.forms.form import to_rows
 from tersor.model.batches import device_of, evaluating, move, steady
 from tersor.model.logits import first_tensor
@@ -44,7 +45,8 @@ def curvatures(
     """The curvature of each site's weight, by site name, from `passes` passes over the calibration batches.
     `model` must be a copy: its requires_grad flags are changed.
 
-    Weights that no output depends on are left out. Empty if the output has no gradient.
+    Weights that no output depends on are left out. Empty if the output has no gradient, or the model's code
+    allows none: it changes a tensor in place that a gradient needs.
     """
     found: dict[str, Curvature] = {}
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
@@ -92,7 +94,12 @@ def estimate(model: nn.Module, task: Task, sites: list[Site], passes: int) -> di
                 output = first_tensor(task.answer(model, move(batch, device_of(model))), task.logits)
                 if output is None or not output.requires_grad:
                     return {}
-                probe(output, task).backward()
+                try:
+                    probe(output, task).backward()
+                except RuntimeError as error:
+                    if no_memory(error):
+                        raise
+                    return {}
                 samples += output.shape[0]
                 batches += 1
                 for name in wanted:

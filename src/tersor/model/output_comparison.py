@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -173,7 +174,9 @@ def zero(model: nn.Module, tensor: str, axis: int, places: list[int]) -> None:
         weight.index_fill_(axis, torch.tensor(places, dtype=torch.int64, device=weight.device), 0)
 
 
-def once(task: Task, model: nn.Module, word: str) -> Any:
-    """The model's output for the first batch of a set."""
+def once(task: Task, model: nn.Module, word: str, around: AbstractContextManager[Any] | None = None) -> Any:
+    """The model's output for the first batch of a set. It runs within `around`; the batch is made before."""
     with steady(loader := getattr(task, word)), unmoved(loader):
-        return task.run(model, move(next(iter(task.batches(word))), device_of(model)))
+        batch = move(next(iter(task.batches(word))), device_of(model))
+        with around or nullcontext():
+            return task.run(model, batch)

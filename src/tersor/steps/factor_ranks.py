@@ -19,6 +19,7 @@ from torch import Tensor
 from tersor.forms import Dense, Form, LowRank
 from tersor.maths.ranks import rank_for_energy, rank_for_keep, svd_factors, whitened_factors
 from tersor.maths.tensor_factors import cp_factors, tucker_factors
+from tersor.model.layer_macs import Reads
 
 METHODS = ("svd", "tucker", "cp", "spatial")
 
@@ -87,17 +88,22 @@ def aligned(step: Any, rank: int, most: int) -> int:
     return max(1, min(rank // step.multiple * step.multiple or step.multiple, most))
 
 
-def stored(method: str, w: Tensor, ranks: tuple[int, ...], stride: tuple[int, ...] = ()) -> int:
-    """Numbers in the factors of a weight. With the stride of its convolution: multiply-accumulates for each
-    position of the output; factors before the stride meet more positions."""
+def stored(method: str, w: Tensor, ranks: tuple[int, ...]) -> int:
+    """Numbers in the factors of a weight."""
+    return round(work(method, w, ranks, Reads()))
+
+
+def work(method: str, w: Tensor, ranks: tuple[int, ...], reads: Reads) -> float:
+    """Multiply-accumulates of the factors for each position of the output. Factors before a stride, or
+    without the kernel where nothing is padded, meet more positions."""
     o, i, *kernel = w.shape
-    k, rank, more = math.prod(kernel), ranks[0], math.prod(stride)
+    k, rank = math.prod(kernel), ranks[0]
     if method == "tucker":
-        return rank * o + rank * ranks[1] * k + ranks[1] * i * more
+        return rank * o + rank * ranks[1] * k + ranks[1] * i * reads.inputs
     if method == "cp":
-        return rank * (o + i * more + k)
-    if method == "spatial":  # rows have the stride along the last axis
-        return rank * (i * kernel[0] * (stride[1] if stride else 1) + o * kernel[1])
+        return rank * (o + i * reads.inputs + k)
+    if method == "spatial":
+        return rank * (i * kernel[0] * reads.rows + o * kernel[1])
     return rank * (o + i * k)
 
 

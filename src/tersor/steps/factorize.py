@@ -9,6 +9,7 @@ layers    each factor becomes a layer of its own: fewer operations too. Proved t
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -135,7 +136,7 @@ class Factorize(Retrain):
             saw[site.name] = seen(to_rows(w, site.axis), gram)
             view.observer.progress(number, len(new), f"ranks of {site.name}")
         for name, size in (sensitivities(view, saw) if len(known) > 1 else {}).items():
-            known[name] = known[name].times(size)
+            known[name] = known[name].times(*size)
         ways = {site.name: known[site.name] for site in sites if site.name in known}
         return shared(ways, 0.5 if self.keep is None else self.keep, UNITS[self.of])
 
@@ -147,15 +148,14 @@ class Factorize(Retrain):
         return ranks_for(self, method_for(self.method, w, bool(site.axis)), w)
 
     def uses(self, view: View) -> dict[str, Use]:
-        """How each layer uses its numbers: the positions of a batch, its stride."""
+        """How each layer uses its numbers: the positions of a batch, what it reads."""
         part = view.part
         model = part.plain()
         modules, found = dict(model.named_modules()), dict[str, Use]()
-        for path, macs in layer_macs(model, part.task).items():
+        for path, (macs, reads) in layer_macs(model, part.task).items():
             weight = getattr(modules.get(path), "weight", None)
             if isinstance(weight, Tensor) and weight.numel():
-                stride = getattr(modules[path], "stride", ())
-                found[path] = Use(max(1, macs // weight.numel()), stride if isinstance(stride, tuple) else ())
+                found[path] = Use(max(1, macs // weight.numel()), reads)
         return found
 
     def product(self, view: View, site: Site, ranks: Mapping[str, Ranks]) -> Split | Note:
@@ -245,26 +245,41 @@ def events_of(made: Split | Note) -> tuple[Edit | Note, ...]:
     return (made,) if isinstance(made, Note) else (made.edit, made.note)
 
 
-def why_not(view: View, splits: Iterable[Split]) -> str:
-    """Why the model would not compute the same with these layers split; "" if it does."""
+class Moved(NamedTuple):
+    """By how much of the largest output the outputs move, and why that is too much; "" if it is not."""
+
+    by: float
+    why: str
+
+
+def try_split(view: View, splits: Iterable[Split]) -> Moved:
+    """What happens to the outputs if these layers are split."""
     splits = list(splits)
     products = Group("products", tuple(split.edit for split in splits))
     layers = Group("layers", tuple(split.change for split in splits), "same")
     try:
-        moved = difference(view.after(products), layers)
+        by = difference(view.after(products), layers)
     except (RefusedError, SiteError) as error:
-        return str(error)
-    if math.isinf(moved):
-        return "the model runs neither in float64 nor in float32 on the batches"
-    return "" if moved <= ROUNDING else f"outputs move by {moved:.1g} of the largest"
+        return Moved(math.inf, str(error))
+    if math.isinf(by):
+        return Moved(by, "split, the model runs in no precision on the batches, or gives only 0")
+    return Moved(by, "" if by <= ROUNDING else f"outputs move by {by:.1g} of the largest")
 
 
 def unfit(view: View, splits: Mapping[str, Split]) -> dict[str, str]:
     """The weights whose layers cannot be split, and why."""
-    if not why_not(view, splits.values()):
+    together = try_split(view, splits.values())
+    if not together.why:
         return {}
-    found = {name: why_not(view, [split]) for name, split in splits.items()}
-    return {name: f"it stays one layer: {why}" for name, why in found.items() if why}
+    found = {name: try_split(view, [split]) for name, split in splits.items()}
+    bad = {name: f"it stays one layer: {each.why}" for name, each in found.items() if each.why}
+    if bad:
+        return bad
+    # Each alone is within rounding, all are not: those that move the least are split.
+    order = sorted(found, key=lambda name: found[name].by)
+    within = itertools.accumulate(found[name].by for name in order)
+    few = min(sum(total <= ROUNDING for total in within), len(order) - 1)
+    return dict.fromkeys(order[few:], f"it stays one layer: with all split, {together.why}")
 
 
 def skipped(site: Site, why: str) -> Note:

@@ -23,8 +23,9 @@ from tersor.core.view import View
 from tersor.maths.choices import within
 from tersor.maths.ranks import energies
 from tersor.model.curvature import chunks, curvatures
+from tersor.model.layer_macs import Reads
 from tersor.record.events import Note
-from tersor.steps.factor_ranks import as_columns, ranks_for, stored
+from tersor.steps.factor_ranks import as_columns, ranks_for, stored, work
 
 # Shares of a weight that are looked at; ranks between two of them do nearly the same damage.
 SHARES = (*(2 ** (-k / 2) / 48 for k in range(12, 0, -1)), *(k / 48 for k in range(1, 48)))
@@ -38,33 +39,34 @@ class Ways(NamedTuple):
     ranks: tuple[Ranks, ...]
     costs: tuple[int, ...]
     damages: tuple[float, ...]
+    weighed: bool = False  # by how far the model's outputs move
 
-    def times(self, factor: float) -> Ways:
-        return self._replace(damages=tuple(factor * damage for damage in self.damages))
+    def times(self, factor: float, weighed: bool) -> Ways:
+        return self._replace(damages=tuple(factor * damage for damage in self.damages), weighed=weighed)
 
 
 class Use(NamedTuple):
     """How a layer uses the numbers of its weight."""
 
     positions: int = 1  # of its outputs; 1 if numbers count as such
-    stride: tuple[int, ...] = ()
+    reads: Reads = Reads()
 
 
 def ways_of(step: Any, method: str, w: Tensor, gram: Tensor | None, turned: bool, *, use: Use) -> Ways:
     """`gram`: second moment of the layer's inputs. `turned`: these are axis 0 of the weight. `use`: for costs
     in multiply-accumulates."""
-    positions, stride = use
+    positions, reads = use
     tails = spectra(method, w, gram, turned)
     found: dict[int, tuple[tuple[int, ...], float]] = {}
     for share in (*SHARES, step.keep or 0.5):
         at = replace(step, keep=share)
         ranks = ranks_for(at, method, w)
-        cost = stored(method, w, ranks, stride)
-        if stored(method, w, ranks) < w.numel() and cost < w.numel():
+        cost = round(work(method, w, ranks, reads) * positions)
+        if stored(method, w, ranks) < w.numel() and cost < w.numel() * positions:
             # Of a CP no error is known beforehand: that of Tucker factors of the same share stands for it.
             like = ranks_for(at, "tucker", w) if method == "cp" else ranks
             lost = (float(tail[min(r, len(tail) - 1)]) for tail, r in zip(tails, like, strict=True))
-            found.setdefault(cost * positions, (ranks, sum(lost)))
+            found.setdefault(cost, (ranks, sum(lost)))
     each = sorted(found.items())
     return Ways(
         (*(ranks for _, (ranks, _) in each), None),
@@ -88,10 +90,11 @@ def seen(w: Tensor, gram: Tensor | None) -> Seen | None:
     return Seen(float(moment.trace()), float(((w64 @ moment) * w64).sum()))
 
 
-def sensitivities(view: View, of: Mapping[str, Seen | None]) -> dict[str, float]:
-    """E|g|^2 E|w x|^2 / O of each layer, by its weight: how far the model's outputs move if all that it gives
-    is lost. E|g|^2 = tr F / E|x|^2, F the rows' factor of the curvature. Of a layer whose inputs or gradients
-    are not seen, the geometric mean of the others; 1 if there are none."""
+def sensitivities(view: View, of: Mapping[str, Seen | None]) -> dict[str, tuple[float, bool]]:
+    """(E|g|^2 E|w x|^2 / O of each layer, by its weight: how far the model's outputs move if all that the layer
+    gives is lost; whether it is known). E|g|^2 = tr F / E|x|^2, F the rows' factor of the curvature.
+
+    Of a layer whose inputs or gradients are not seen, the geometric mean of the others; 1 if there are none."""
     found, part = dict[str, float](), view.part
     for chunk in chunks([view.sites[name] for name, each in of.items() if each is not None]):
         for name, (rows, _) in curvatures(part.plain(), part.task, chunk).items():
@@ -100,7 +103,7 @@ def sensitivities(view: View, of: Mapping[str, Seen | None]) -> dict[str, float]
                 found[name] = steep * each.outputs / len(rows)
     fine = {name: size for name, size in found.items() if 0 < size < math.inf}
     typical = math.exp(sum(map(math.log, fine.values())) / len(fine)) if fine else 1.0
-    return {name: fine.get(name, typical) for name in of}
+    return {name: (fine.get(name, typical), name in fine) for name in of}
 
 
 def spectra(method: str, w: Tensor, gram: Tensor | None, turned: bool) -> list[Tensor]:
@@ -145,4 +148,6 @@ def shared(ways: Mapping[str, Ways], keep: float, unit: str) -> Shared:
     text = f"{100 * kept / whole:.1f} % of {whole:,} {unit} are kept"
     text += f", the least possible: {100 * keep:.3g} % were asked for" if least > keep * whole else ""
     text += f"; {stay} of {len(found)} weights stay whole" if stay else ""
+    alike = sum(not each.weighed for each in ways.values()) if len(ways) > 1 else 0
+    text += f"; of {alike} weights the effect on the model's outputs is not known" if alike else ""
     return Shared(found, (Note("", "ranks", text, {"kept": kept, "of": whole, "whole": stay}),))
