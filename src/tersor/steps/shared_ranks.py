@@ -91,9 +91,10 @@ def seen(w: Tensor, gram: Tensor | None) -> Seen | None:
 
 
 def sensitivities(view: View, of: Mapping[str, Seen | None]) -> dict[str, tuple[float, bool]]:
-    """(E|g|^2 E|w x|^2 / O of each layer, by its weight; whether it is known): how far the model's outputs move
-    if all that a layer gives is lost. E|g|^2 = tr F / E|x|^2, F the rows' factor of the curvature. Where inputs
-    or gradients are not seen, it is the geometric mean of the others; 1 if there are none."""
+    """(E|g|^2 E|w x|^2 / O of each layer, by its weight; whether it is known): how far the model's
+    outputs move if all that a layer gives is lost. E|g|^2 = tr F / E|x|^2, F the curvature's factor of rows.
+
+    Where inputs or gradients are not seen, it is the geometric mean of the others; 1 if there are none."""
     found, part = dict[str, float](), view.part
     for chunk in chunks([view.sites[name] for name, each in of.items() if each is not None]):
         for name, (rows, _) in curvatures(part.plain(), part.task, chunk).items():
