@@ -13,6 +13,8 @@ from tersor.core.run import run
 from tersor.core.state import State
 from tersor.errors import SettingError
 from tersor.forms import LowRank
+from tersor.model import curvature
+from tersor.model.sites import Site
 from tersor.model.task import Task
 from tersor.steps import Entropy, Factorize, Finetune, Prune, Quantize
 
@@ -168,6 +170,21 @@ def test_a_model_whose_code_allows_no_gradients_is_factorized_and_named() -> Non
     (note,) = run(Overwrites(), Factorize(keep=0.5), on).ledger.notes("ranks")
     assert note.data["kept"] <= 0.5 * note.data["of"]
     assert note.text.endswith("of 2 weights the effect on the model's outputs is not known")
+
+
+def test_weighing_takes_traces_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole factors of a wide layer would take a hundred times its memory, and more time than its ranks."""
+    given: list[int] = []
+    whole = curvature.Sums.__init__
+
+    def watched(self: curvature.Sums, site: Site, widest: int) -> None:
+        whole(self, site, widest)
+        given.append(self.rows.numel() + self.columns.numel())
+
+    monkeypatch.setattr(curvature.Sums, "__init__", watched)
+    net, batch = chain()
+    run(net, Factorize(keep=0.5), Task(evaluate=[(batch, batch)], calibrate=[(batch, batch)]))
+    assert given == [10 + 16, 16 + 12, 12 + 6]
 
 
 def test_a_share_that_no_rank_reaches_is_said() -> None:

@@ -40,30 +40,31 @@ class Curvature(NamedTuple):
 
 
 def curvatures(
-    model: nn.Module, task: Task, sites: Iterable[Site], *, passes: int = 1
+    model: nn.Module, task: Task, sites: Iterable[Site], *, passes: int = 1, widest: int | None = None
 ) -> dict[str, Curvature]:
     """The curvature of each site's weight, by site name, from `passes` passes over the calibration batches.
-    `model` must be a copy: its requires_grad flags are changed.
+    `model` must be a copy: its requires_grad flags are changed. Factors wider than `widest`, or WIDEST, are
+    diagonals.
 
     Weights that no output depends on are left out. Empty if the output has no gradient, or the model's code
     allows none: it changes a tensor in place that a gradient needs.
     """
-    found: dict[str, Curvature] = {}
+    found, widest = dict[str, Curvature](), WIDEST if widest is None else widest
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     # Use the shapes of the model now: a site stores the given shape, before any cut.
     present = [replace(site, shape=shapes[site.name]) for site in sites if site.name in shapes]
-    for chunk in chunks(present):
-        found |= estimate(model, task, chunk, passes)
+    for chunk in chunks(present, widest):
+        found |= estimate(model, task, chunk, passes, widest)
     return found
 
 
-def chunks(sites: list[Site]) -> Iterator[list[Site]]:
+def chunks(sites: list[Site], widest: int) -> Iterator[list[Site]]:
     """Split the sites into chunks whose factors fit in memory together."""
     chunk: list[Site] = []
     room = AT_ONCE
     for site in sites:
         rows, columns = matrix_shape(site)
-        size = 4 * sum(n * n if n <= WIDEST else n for n in (rows, columns))
+        size = 4 * sum(n * n if n <= widest else n for n in (rows, columns))
         if chunk and size > room:
             yield chunk
             chunk, room = [], AT_ONCE
@@ -80,11 +81,13 @@ def matrix_shape(site: Site) -> tuple[int, int]:
     return site.shape[site.axis], math.prod(site.shape) // max(site.shape[site.axis], 1)
 
 
-def estimate(model: nn.Module, task: Task, sites: list[Site], passes: int) -> dict[str, Curvature]:
+def estimate(
+    model: nn.Module, task: Task, sites: list[Site], passes: int, widest: int
+) -> dict[str, Curvature]:
     """The curvature of sites whose factors fit in memory together."""
     parameters = dict(model.named_parameters())
     wanted = {site.name: site for site in sites}
-    sums = {name: Sums(site) for name, site in wanted.items()}
+    sums = {name: Sums(site, widest) for name, site in wanted.items()}
     for name, parameter in parameters.items():
         parameter.requires_grad_(name in wanted)
     samples = batches = done = 0
@@ -123,13 +126,13 @@ def probe(output: Tensor, task: Task) -> Tensor:
 class Sums:
     """The running sums for one weight."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Site, widest: int) -> None:
         rows, columns = matrix_shape(site)
         self.site, self.seen = site, False
         # Different inputs use different rows of an embedding, so their errors do not interact.
-        full = rows <= WIDEST and site.kind != "embedding"
+        full = rows <= widest and site.kind != "embedding"
         self.rows = torch.zeros((rows, rows) if full else (rows,))
-        self.columns = torch.zeros((columns, columns) if columns <= WIDEST else (columns,))
+        self.columns = torch.zeros((columns, columns) if columns <= widest else (columns,))
         self.uses = torch.zeros(rows)
 
     def add(self, gradient: Tensor, *, first: bool) -> None:

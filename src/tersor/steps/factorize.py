@@ -263,7 +263,11 @@ def try_split(view: View, splits: Iterable[Split]) -> Moved:
         return Moved(math.inf, str(error))
     if math.isinf(by):
         return Moved(by, "split, the model runs in no precision on the batches, or gives only 0")
-    return Moved(by, "" if by <= ROUNDING else f"outputs move by {by:.1g} of the largest")
+    if by <= ROUNDING:
+        return Moved(by, "")
+    short = any(view.sites[split.edit.site].torch_dtype.itemsize < 4 for split in splits)
+    hint = ": 16 bits round factors and products apart; give the model in float32" if short else ""
+    return Moved(by, f"outputs move by {by:.1g} of the largest{hint}")
 
 
 def unfit(view: View, splits: Mapping[str, Split]) -> dict[str, str]:

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from tersor.core.view import View
 from tersor.maths.choices import within
 from tersor.maths.ranks import energies
-from tersor.model.curvature import chunks, curvatures
+from tersor.model.curvature import curvatures
 from tersor.model.layer_macs import Reads
 from tersor.record.events import Note
 from tersor.steps.factor_ranks import as_columns, ranks_for, stored, work
@@ -96,11 +96,12 @@ def sensitivities(view: View, of: Mapping[str, Seen | None]) -> dict[str, tuple[
 
     Where inputs or gradients are not seen, it is the geometric mean of the others; 1 if there are none."""
     found, part = dict[str, float](), view.part
-    for chunk in chunks([view.sites[name] for name, each in of.items() if each is not None]):
-        for name, (rows, _) in curvatures(part.plain(), part.task, chunk).items():
-            if (each := of[name]) is not None and each.inputs > 0:
-                steep = float(rows.trace() if rows.ndim == 2 else rows.sum()) / each.inputs
-                found[name] = steep * each.outputs / len(rows)
+    sites = [view.sites[name] for name, each in of.items() if each is not None]
+    # Only traces are needed, so diagonals suffice: they take hardly any time and memory.
+    known = curvatures(part.plain(), part.task, sites, widest=0) if sites else {}
+    for name, (rows, _) in known.items():
+        if (each := of[name]) is not None and each.inputs > 0:
+            found[name] = float(rows.sum()) / each.inputs * each.outputs / len(rows)
     fine = {name: size for name, size in found.items() if 0 < size < math.inf}
     typical = math.exp(sum(map(math.log, fine.values())) / len(fine)) if fine else 1.0
     return {name: (fine.get(name, typical), name in fine) for name in of}
