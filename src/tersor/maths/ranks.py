@@ -7,7 +7,7 @@ whitened    best in E |(W - LR) x|^2          x with second moment C = A A^T: th
 
 No inverse of A is needed, so rank-deficient moments are allowed. Each factor gets the square roots of the
 singular values: with equal norms, both quantize and train equally well.
-cost  O(O * I * min(O, I)), and O(I^3) for A, in float64
+cost  O(O * I * min(O, I)), and O(O * I^2) for the moment, in float64
 """
 
 from __future__ import annotations
@@ -33,9 +33,12 @@ def whitened_factors(w: Tensor, gram: Tensor, rank: int) -> tuple[Tensor, Tensor
     SettingError for a bad shape, rank or gram.
     """
     _check("whitened_factors", w, rank)
-    root = root_of(gram, w.shape[1])
     w64 = w.detach().double()
-    u = torch.linalg.svd(w64 @ root, full_matrices=False).U[:, :rank]  # [O, R]
+    if len(w64) <= w64.shape[1]:  # the left singular vectors of W A, from a product of the smaller side
+        square = w64 @ damped(gram, w.shape[1]) @ w64.T
+        u = torch.linalg.eigh((square + square.T) / 2).eigenvectors.flip(1)[:, :rank]  # [O, R]
+    else:
+        u = torch.linalg.svd(w64 @ root_of(gram, w.shape[1]), full_matrices=False).U[:, :rank]
     p, d, q = torch.linalg.svd(u.T @ w64, full_matrices=False)  # [R, R], [R], [R, I]
     return _balanced(u @ p, d, q, rank, w.dtype)
 
