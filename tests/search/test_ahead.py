@@ -180,11 +180,11 @@ def test_more_threads_than_cores_wait_for_nothing(given: State, task: Task, tmp_
     threads = torch.get_num_threads()
     torch.set_num_threads(8)
     try:
-        ran = workers(given, task, tmp_path, Told())
+        ran = workers(given, task, tmp_path, told := Told())
         trial = Trial("slim", (Slim(keep=0.5, of="parameters"),))
         ran.ask([trial.chain])
         ran.take(trial)
-        assert (tmp_path / "slim" / "journal").exists()
+        assert (tmp_path / "slim" / "journal").exists(), told.messages
         ran.close()
     finally:
         torch.set_num_threads(threads)
