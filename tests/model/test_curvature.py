@@ -5,10 +5,13 @@ import torch
 from tiny import tiny
 from torch import nn
 
+from tersor.core.run import run
+from tersor.errors import RefusedError
 from tersor.model import curvature
 from tersor.model.curvature import curvatures, probe, unseen
 from tersor.model.sites import sites_of
 from tersor.model.task import Task
+from tersor.steps import Rdoq, Slim
 
 
 def squared_error_task(x: torch.Tensor, outs: int, batch: int = 8) -> Task:
@@ -129,6 +132,27 @@ def test_a_model_without_gradient_has_none() -> None:
 
     model = Fixed()
     assert curvatures(model, squared_error_task(torch.randn(8, 4), 3), sites_of(model)[0].values()) == {}
+
+
+class Overwrites(nn.Module):
+    """Its code changes a tensor in place that the gradient of the second weight needs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.first(x).sigmoid()
+        y = self.second(hidden)
+        hidden.zero_()
+        return y
+
+
+@pytest.mark.parametrize("step", [Rdoq(bits=3, weigh="output"), Slim(keep=0.5, by="curvature")], ids=str)
+def test_a_step_that_needs_gradients_is_refused_where_there_are_none(step: Rdoq | Slim) -> None:
+    batch = (torch.randn(40, 16), torch.zeros(40, dtype=torch.int64))
+    with pytest.raises(RefusedError, match="no gradients pass through the model"):
+        run(Overwrites().eval(), step, Task(evaluate=[batch], calibrate=[batch]))
 
 
 def test_the_random_state_is_left_alone() -> None:

@@ -34,9 +34,10 @@ def whitened_factors(w: Tensor, gram: Tensor, rank: int) -> tuple[Tensor, Tensor
     """
     _check("whitened_factors", w, rank)
     w64 = w.detach().double()
-    if len(w64) <= w64.shape[1]:  # the left singular vectors of W A, from a product of the smaller side
-        square = w64 @ damped(gram, w.shape[1]) @ w64.T
-        u = torch.linalg.eigh((square + square.T) / 2).eigenvectors.flip(1)[:, :rank]  # [O, R]
+    if len(w64) <= w64.shape[1]:  # the left singular vectors of W A, without A
+        u = torch.linalg.eigh(output_moment(w64, damped(gram, w.shape[1]))).eigenvectors.flip(1)[
+            :, :rank
+        ]  # [O, R]
     else:
         u = torch.linalg.svd(w64 @ root_of(gram, w.shape[1]), full_matrices=False).U[:, :rank]
     p, d, q = torch.linalg.svd(u.T @ w64, full_matrices=False)  # [R, R], [R], [R, I]
@@ -63,16 +64,19 @@ def energies(w: Tensor, gram: Tensor | None = None) -> Tensor:
     _check("energies", w, 1)
     w64 = w.detach().double()
     w64 = w64 / w64.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
-    if gram is not None and len(w64) > w64.shape[1]:
-        w64 = w64 @ root_of(gram, w64.shape[1])
-        gram = None
     # Eigenvalues of the smaller of both products: the squared singular values, to a rounding of the largest.
-    if gram is not None:
-        square = w64 @ damped(gram, w64.shape[1]) @ w64.T
+    if len(w64) <= w64.shape[1]:
+        square = output_moment(w64, None if gram is None else damped(gram, w64.shape[1]))
     else:
-        square = w64 @ w64.T if len(w64) <= w64.shape[1] else w64.T @ w64
-    found = torch.linalg.eigvalsh((square + square.T) / 2).flip(0).clamp_min(0)
+        square = output_moment((w64 if gram is None else w64 @ root_of(gram, w64.shape[1])).T)
+    found = torch.linalg.eigvalsh(square).flip(0).clamp_min(0)
     return found / found.sum().clamp_min(torch.finfo(torch.float64).tiny)
+
+
+def output_moment(rows: Tensor, moment: Tensor | None = None) -> Tensor:
+    """E y y^T [O, O] of y = rows x, E x x^T the moment, or the identity; symmetric to the last bit."""
+    square = (rows if moment is None else rows @ moment) @ rows.T
+    return (square + square.T) / 2
 
 
 def rank_for_keep(o: int, i: int, keep: float) -> int:

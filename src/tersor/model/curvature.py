@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from tersor.boundary import no_memory
+from tersor.errors import RefusedError, first_line
 from tersor.forms.form import to_rows
 from tersor.model.batches import device_of, evaluating, move, steady
 from tersor.model.logits import first_tensor
@@ -46,8 +47,8 @@ def curvatures(
     `model` must be a copy: its requires_grad flags are changed. Factors wider than `widest`, or WIDEST, are
     diagonals.
 
-    Weights that no output depends on are left out. Empty if the output has no gradient, or the model's code
-    allows none: it changes a tensor in place that a gradient needs.
+    Weights that no output depends on are left out. Empty if the output has no gradient. RefusedError if the
+    model's code allows none: it changes a tensor in place that a gradient needs.
     """
     found, widest = dict[str, Curvature](), WIDEST if widest is None else widest
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
@@ -102,7 +103,9 @@ def estimate(
                 except RuntimeError as error:
                     if no_memory(error):
                         raise
-                    return {}
+                    raise RefusedError(
+                        f"curvature: no gradients pass through the model: {first_line(error)}"
+                    ) from error
                 samples += output.shape[0]
                 batches += 1
                 for name in wanted:

@@ -41,7 +41,7 @@ def watching(*, quiet: bool = False, plain: bool = False) -> Iterator[Observer]:
         yield Lines()
     elif not sys.stderr.isatty():
         lines = Lines(EVERY)
-        with beating(lines):
+        with beating(lines, EVERY / 2):
             yield lines
     else:
         from rich.console import Console
@@ -72,7 +72,7 @@ class Lines(Observer):
         self.beat()
 
     def ended(self, name: str, seconds: float) -> None:
-        self.part = "done, and what follows it goes on"
+        self.part = "done, working on the results"
 
     def beat(self) -> None:
         """A line, if the last one is old: what was reported last, and the time that the step takes so far."""
@@ -86,12 +86,12 @@ class Lines(Observer):
 
 
 @contextmanager
-def beating(lines: Lines) -> Iterator[None]:
-    """Beats until the context ends: a step reports nothing while it codes one tensor."""
+def beating(lines: Lines, every: float) -> Iterator[None]:
+    """A beat every `every` seconds until the end: a step reports nothing while it codes one tensor."""
     over = threading.Event()
 
     def beats() -> None:
-        while not over.wait((lines.every or EVERY) / 2):
+        while not over.wait(every):
             lines.beat()
 
     thread = threading.Thread(target=beats, name="tersor-progress", daemon=True)

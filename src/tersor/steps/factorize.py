@@ -83,7 +83,7 @@ class Factorize(Retrain):
             self.keep is None or 0 < self.keep < 1,
             self,
             "keep",
-            "it is the share of parameters kept: 0 < keep < 1",
+            "it is the share kept: 0 < keep < 1",
         )
         check(self.rank is None or self.rank >= 1, self, "rank", "it is a count: 1 or more")
         check(self.energy is None or 0 < self.energy <= 1, self, "energy", "it is a share: 0 < energy <= 1")

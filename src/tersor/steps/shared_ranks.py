@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tersor.core.view import View
+from tersor.errors import RefusedError
 from tersor.maths.choices import within
 from tersor.maths.ranks import energies
 from tersor.model.curvature import curvatures
@@ -98,7 +99,10 @@ def sensitivities(view: View, of: Mapping[str, Seen | None]) -> dict[str, tuple[
     found, part = dict[str, float](), view.part
     sites = [view.sites[name] for name, each in of.items() if each is not None]
     # Only traces are needed, so diagonals suffice: they take hardly any time and memory.
-    known = curvatures(part.plain(), part.task, sites, widest=0) if sites else {}
+    try:
+        known = curvatures(part.plain(), part.task, sites, widest=0) if sites else {}
+    except RefusedError:  # the note says of how many weights the effect is not known
+        known = {}
     for name, (rows, _) in known.items():
         if (each := of[name]) is not None and each.inputs > 0:
             found[name] = float(rows.sum()) / each.inputs * each.outputs / len(rows)
