@@ -78,7 +78,9 @@ class RayWorkers:
             raise SettingError(f"compress: workers={count}: the model is on a GPU, and no worker has one")
         # A worker takes as many threads as this process, on fewer cores if need be: sums depend on it.
         cores = min(threads, self.most("CPU"))
-        self.remote = ray.remote(num_cpus=cores, num_gpus=gpus, max_retries=0)(worked)
+        # A process for each chain: one that was stopped while it imported would fail the next.
+        once = {"max_retries": 0, "max_calls": 1}
+        self.remote = ray.remote(num_cpus=cores, num_gpus=gpus, **once)(worked)
         self.given = ray.put(sent)  # it stays in the cluster's memory: the model and the data, once
 
     def most(self, what: str) -> int:
@@ -115,7 +117,8 @@ class RayWorkers:
             found: list[Files] = self.ray.get(result)
             return found
         except self.ray.exceptions.RayError as error:
-            self.observer.message(f"{chain[-1].name}: its worker failed ({first_line(error)}): it runs here")
+            why = first_line(getattr(error, "cause", None) or error)  # Ray's own first line names a process
+            self.observer.message(f"{chain[-1].name}: its worker failed ({why}): it runs here")
             return []
 
     def settle(self) -> None:
