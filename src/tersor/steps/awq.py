@@ -25,7 +25,7 @@ from tersor.model.integer_edges import IntegerEdges, IntegerLayer
 from tersor.model.scaled_rows import scaled as scaled_form
 from tersor.record.events import Edit, Event, Group, Note
 from tersor.steps.activations import choice
-from tersor.steps.compensated import frozen
+from tersor.steps.layerwise import frozen
 from tersor.steps.same_function import same_function
 from tersor.steps.smoothing import fitting, scaled
 

@@ -38,6 +38,7 @@ from tersor.model.trainable_parts import MaskedPart
 from tersor.record.events import Edit, Group, Note, site_group
 from tersor.setting_effects import LEFT_OUT, Above, Only, check_effect
 from tersor.settings import check, check_word
+from tersor.steps.refit_kept import RefitKept
 from tersor.steps.retrain import Retrain
 
 PER = ("tensor", "channel", "group", "global", "lamp", "spread")
@@ -55,6 +56,7 @@ class Prune(Retrain):
         "per": {"threshold": LEFT_OUT, "pattern": LEFT_OUT},
         "group": {"per": ("group",)},
         "threshold": {"pattern": LEFT_OUT},
+        "correct": {"epochs": (0,)},
         "ramp": {"epochs": Above(0), "threshold": LEFT_OUT, "pattern": LEFT_OUT},
         "rounds": {"epochs": Above(0)},
         "rewind": {"rounds": Above(1)},
@@ -62,11 +64,13 @@ class Prune(Retrain):
     keep: float = 0.5  # share of weights kept, 0 < keep <= 1
     # What shares a threshold: "tensor", "channel", "group"; or all layers together, by |w| ("global"), by |w|
     # over the layer's root mean square ("spread"), or by LAMP score ("lamp").
-    per: str = "tensor"
+    per: str = "lamp"
     group: int = 64  # weights that share a threshold, if per is "group"
     threshold: float | None = None  # prune weights smaller than this, instead of keep and per
     # "2:4" keeps 2 of every 4 inputs (in a kernel, at each position), instead of keep and per.
     pattern: str | None = None
+    # Refit what is kept to what the layers gave before, if the task has calibration batches: no labels.
+    correct: bool = True
     ramp: float = 0.0  # share of the training over which the mask narrows; 0 prunes at once and then trains
     rounds: int = 1  # times to prune and retrain until keep is reached
     rewind: str = "none"  # each round begins from: "none" the last round's weights, "weights" the given ones
@@ -99,6 +103,9 @@ class Prune(Retrain):
         return Needs.WHOLE if together and not self.epochs else super().needs
 
     def run(self, view: View) -> Iterator[Group]:
+        if self.correct and not self.epochs and view.maybe_task is not None:
+            yield self.corrected(view)
+            return
         if self.needs is Needs.NOTHING:
             for site in view.each(self.where):
                 form = view.form(site)
@@ -131,6 +138,25 @@ class Prune(Retrain):
         trained = Note("", "trained", f"{self.rounds} x {self.epochs:g} epochs", facts)
         edits = (*view.edits(changed), *self.trained_with(view, changed))
         yield Group("all", (*edits, *notes, trained, *self.stayed(view)))
+
+    def corrected(self, view: View) -> Group:
+        """Masks, and kept weights that are refitted to them on the calibration batches, if there are any."""
+        sites = [replace(site, groups=view.groups(site)) for site in view.weights(self.where)]
+        masked = self.narrowed(sites, {site.name: mask_all(view.form(site)) for site in sites}, self.keep)
+
+        def plain(view: View, site: Site) -> Edit:
+            form, after = view.form(site), masked[site.name]
+            return Edit(site.name, form, after, "wrap" if holds(after, form) else "refine")
+
+        notes = [kept_note(site, masked[site.name]) for site in sites]
+        if view.task.calibrate is None:
+            text = "kept weights stay as they are: to refit them takes calibration batches, and the task has none"
+            edits = (plain(view, site) for site in sites)
+            return Group("all", (*edits, *notes, Note("", "corrected", text, {"layers": 0})))
+        refit = RefitKept(view, plain, masked=masked)
+        refit.run(sites)
+        edits = (Edit(name, view.form(name), form, refit.hows[name]) for name, form in refit.forms.items())
+        return Group("all", (*edits, *notes, *refit.notes()))
 
     def wrapped(self, form: Form, site: Site) -> tuple[Form, str]:
         after = self.narrowed([site], {site.name: mask_all(form)}, self.keep)[site.name]

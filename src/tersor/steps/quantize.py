@@ -297,7 +297,9 @@ class Quantize(Retrain):
             self.ends(), self.damp,
         )  # fmt: skip
         blocks = Blockwise(view, edges or {}) if self.rounding == "brecq" else None
-        return Compensated(view, grids, self.edit, blocks).run(sites)
+        made = Compensated(view, self.edit, grids=grids, blocks=blocks)
+        made.run(sites)
+        return made
 
     def edit(self, view: View, site: Site) -> Edit:
         """The site's weights on this step's grid."""
