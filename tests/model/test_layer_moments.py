@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tersor.model import layer_moments as module
-from tersor.model.layer_moments import calls_of, layer_moments, stride_of
+from tersor.model import layer_rows as module
+from tersor.model.layer_moments import calls_of, layer_moments
+from tersor.model.layer_rows import stride_of
 from tersor.model.loader import TensorBatches
 from tersor.model.scaled_inputs import build
 from tersor.model.task import Task

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from tersor.core import view as view_module
 from tersor.core.state import start
 from tersor.core.view import View
-from tersor.model import stats
+from tersor.model import layer_rows
 from tersor.model.sites import Site, sites_of
 from tersor.model.stats import grams, has_gram
 from tersor.model.task import Task
@@ -93,8 +93,8 @@ def test_the_gram_is_the_mean_square_of_outputs(name: str) -> None:
 
 def test_large_images_are_sampled() -> None:
     layer, x = nn.Conv2d(1, 2, 3, padding=1), torch.randn(1, 1, 100, 100)
-    seen = stats.inputs_of(layer, x)
-    assert stats.POSITIONS <= len(seen) < 2 * stats.POSITIONS
+    seen = layer_rows.input_rows(layer, x)[:, 0]
+    assert layer_rows.POSITIONS / 2 < len(seen) <= layer_rows.POSITIONS
     gram = grams(layer, Task(evaluate=[(x, x)], calibrate=[x]), [sites_of(layer)[0]["weight"]])[
         "weight"
     ].moment

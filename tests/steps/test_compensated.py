@@ -175,7 +175,7 @@ def test_what_is_rounded_to_the_nearest_is_named() -> None:
     left = note.data["nearest"]
     assert left["words.weight"] == "the inputs of Embedding are not observed"
     assert left["a.weight"] == "several layers share it"
-    assert left["never.weight"] == "no calibration batch reaches it"
+    assert left["never.weight"] == "its module is not called on calibration batches"
     assert left["up.weight"] == "the inputs of ConvTranspose1d are not observed"
     assert left["thin.weight"] == "it is stored as a product or a sum"
     assert {"mixer.in_proj_weight", "mixer.out_proj.weight"} < set(left)

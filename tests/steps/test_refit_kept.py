@@ -110,7 +110,7 @@ def test_what_is_left_alone_keeps_its_values_and_is_named() -> None:
     assert said.data["left"] == {
         "one.weight": "several layers share it",
         "own": "the inputs of Odd are not observed",
-        "never.weight": "no calibration batch reaches it",
+        "never.weight": "its module is not called on calibration batches",
     }
     for name in said.data["left"]:
         mask = masks(result)[name]

@@ -2,31 +2,28 @@
 
 xx [G, I + 1, I + 1]   mean of x x^T; x: what a group of the layer reads in the rounded model, and a 1
 yx [G, O, I + 1]       mean of y x^T; y: what the layer computes from the same sample in the model before
-Both models run side by side over the calibration batches, each only as far as the layers. Of a convolution,
-POSITIONS positions of a batch count, spread evenly over the images, borders included. Padding tokens do not.
+Both models run side by side over the calibration batches, each only as far as the layers. layer_rows.py says
+which rows count.
 Cost: for each call a pass of both models up to the layers, and a product of POSITIONS * I^2 a batch.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from tersor.model.batches import device_of, evaluating, move, steady
-from tersor.model.logits import is_encoder_decoder, unpadded
+from tersor.model.layer_rows import STOCK, input_rows, output_rows
 from tersor.model.scaled_inputs import ScaledInputs
-from tersor.model.stats import POSITIONS, STOCK, TOLERANCE
+from tersor.model.stats import TOLERANCE
 from tersor.model.task import Task
 
 FORWARDS = {kind.forward for kind in STOCK}
-AT_ONCE = 1 << 24  # elements of unfolded images held at once
 
 
 class Passed(Exception):  # noqa: N818  control flow: the rest of the forward is not needed
@@ -61,7 +58,7 @@ class Moments:
 
 
 def calls_of(model: nn.Module, task: Task, paths: Iterable[str]) -> list[dict[str, int]]:
-    """How often the first calibration batch runs each layer, in the order of the first calls. Layers that
+    """How often the first batch runs each layer, in the order of the first calls. Layers that
     read the same tensor one after the other are together."""
     calls: dict[str, int] = {}
     found: list[dict[str, int]] = []
@@ -83,7 +80,7 @@ def calls_of(model: nn.Module, task: Task, paths: Iterable[str]) -> list[dict[st
     handles = [modules[path].register_forward_hook(counting(path), with_kwargs=True) for path in paths]
     try:
         with evaluating(model), steady(task.calibrate):
-            task.answer(model, move(next(iter(task.batches("calibrate"))), device_of(model)))
+            task.answer(model, move(next(iter(task.batches(task.shown))), device_of(model)))
     finally:
         for handle in handles:
             handle.remove()
@@ -91,16 +88,18 @@ def calls_of(model: nn.Module, task: Task, paths: Iterable[str]) -> list[dict[st
 
 
 def layer_moments(
-    before: nn.Module, after: nn.Module, task: Task, calls: Mapping[str, int]
-) -> dict[str, Moments]:
+    before: nn.Module, after: nn.Module, task: Task, calls: Mapping[str, int],
+    outputs: Mapping[str, Tensor] | None = None,
+) -> dict[str, Moments]:  # fmt: skip
     """The moments of these layers: linear ones and convolutions in 1-D and 2-D. `calls`: how often a batch
-    runs each. Both models are private copies.
+    runs each. `outputs`: of a layer that has fewer of them after, which ones, int64; None: all. Both models
+    are private copies.
 
     Left out: a layer that computes something else than its weight times its input plus its bias, and one that
     the two models do not call alike.
     """
     found: dict[str, Moments] = {path: Moments() for path in calls}
-    outputs: dict[str, list[Tensor]] = {}
+    wanted: dict[str, list[Tensor]] = {}
     left: dict[str, int] = {}
     strange: set[str] = set()
     batch: Any = None  # the present one
@@ -112,7 +111,11 @@ def layer_moments(
 
     def keeping(path: str) -> Any:
         def hook(module: Any, args: Any, y: Tensor) -> None:
-            outputs.setdefault(path, []).append(output_rows(module, y.detach().float(), batch))
+            rows = output_rows(module, y.detach().float(), batch)
+            if outputs is not None:
+                groups = getattr(news[path], "groups", 1)
+                rows = rows.flatten(1)[:, outputs[path].to(rows.device)].unflatten(1, (groups, -1))
+            wanted.setdefault(path, []).append(rows)
             passed(path)
 
         return hook
@@ -120,7 +123,7 @@ def layer_moments(
     def adding(path: str) -> Any:
         def hook(module: Any, args: Any, kwargs: Any, y: Tensor) -> None:
             x = input_rows(module, read_by(module, args, kwargs).detach().float(), batch)
-            queue = outputs.get(path)
+            queue = wanted.get(path)
             if not queue or len(queue[0]) != len(x) or not is_product(module, x, y, batch):
                 strange.add(path)
             if path not in strange and queue:
@@ -134,8 +137,8 @@ def layer_moments(
     handles += [news[path].register_forward_hook(adding(path), with_kwargs=True) for path in calls]
     try:
         with evaluating(before), evaluating(after), steady(task.calibrate):
-            for batch in task.batches("calibrate"):
-                outputs.clear()
+            for batch in task.batches(task.shown):
+                wanted.clear()
                 for model in (before, after):
                     left.update(calls)
                     with suppress(Passed):
@@ -180,49 +183,3 @@ def is_product(module: Any, x: Tensor, y: Tensor, batch: Any) -> bool:
     if not gap.isfinite().all():
         return True  # nothing can be said; the moments are not finite either
     return bool(gap.abs().max() <= TOLERANCE * expected.abs().max() + 1e-30) if gap.numel() else True
-
-
-def tokens(x: Tensor, batch: Any) -> Tensor:
-    """[N, 1, C] of x [..., C], without padding."""
-    mask = unpadded(batch, tuple(x.shape[:2]), x.device, decoder=False) if x.ndim == 3 else None
-    return (x if mask is None or is_encoder_decoder(None, batch) else x[mask]).reshape(-1, 1, x.shape[-1])
-
-
-def input_rows(module: Any, x: Tensor, batch: Any = None) -> Tensor:
-    """What each group's weight is multiplied with, [N, G, I]."""
-    if isinstance(module, nn.Linear):
-        return tokens(x * module.factor if isinstance(module, ScaledInputs) else x, batch)
-    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    # The layer's own argument for F.pad, which it has for every padding mode.
-    image = F.pad(x, module._reversed_padding_repeated_twice, mode)
-    kernel, dilation, stride = module.kernel_size, module.dilation, module.stride
-    if len(kernel) == 1:  # a 1-D convolution is a 2-D one of height 1
-        image, kernel, dilation, stride = image.unsqueeze(2), (1, *kernel), (1, *dilation), (1, *stride)
-    size = image.shape[1] * math.prod(kernel) * math.prod(image.shape[2:])
-    rows, positions, first, step = [], 0, 0, 0
-    for part in image.split(max(1, AT_ONCE // size)):
-        patches = F.unfold(part, kernel, dilation=dilation, stride=stride).transpose(1, 2)  # [B, P, I]
-        positions = patches.shape[1]
-        step = step or stride_of(len(image), positions)
-        flat = patches.reshape(-1, patches.shape[2])
-        rows.append(flat[-first % step :: step])
-        first += len(flat)
-    return torch.cat(rows).unflatten(1, (module.groups, -1))
-
-
-def output_rows(module: Any, y: Tensor, batch: Any = None) -> Tensor:
-    """[N, G, O], at the same positions."""
-    if isinstance(module, nn.Linear):
-        return tokens(y, batch)
-    rows = y.flatten(2).transpose(1, 2)  # [B, P, O]
-    step = stride_of(*rows.shape[:2])
-    return rows.reshape(-1, rows.shape[2])[::step].unflatten(1, (module.groups, -1))
-
-
-def stride_of(images: int, positions: int) -> int:
-    """Every how many positions one counts, so that about POSITIONS of all do. It has no divisor in common
-    with the positions of an image: a multiple of the width would always meet the same column."""
-    step = max(1, -(-images * positions // POSITIONS))
-    while math.gcd(step, positions) > 1:
-        step += 1
-    return step

@@ -11,17 +11,14 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from tersor.forms.form import to_rows
 from tersor.model.batches import device_of, evaluating, move, steady
-from tersor.model.scaled_inputs import ScaledInputs
+from tersor.model.layer_rows import STOCK, input_rows, tokens
 from tersor.model.sites import Site
 from tersor.model.task import Task
 
-STOCK = (nn.Linear, nn.Conv1d, nn.Conv2d)
 TOLERANCE = 1e-2  # as a fraction of the largest output, which may be computed in 16 bits
-POSITIONS = 4096  # inputs of a convolution used per batch: more would change the estimate little
 
 
 def has_gram(site: Site) -> bool:
@@ -51,7 +48,7 @@ def grams(model: nn.Module, task: Task, sites: Iterable[Site]) -> dict[str, Gram
 
     def watch(site: Site, module: nn.Module) -> torch.utils.hooks.RemovableHandle:
         def hook(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
-            x = inputs_of(module, (*args, *kwargs.values())[0].detach().float())  # [N, I]
+            x = input_rows(module, (*args, *kwargs.values())[0].detach().float(), batch)[:, 0]  # [N, I]
             sums[site.name] = sums.get(site.name, 0) + x.T @ x
             counts[site.name] = counts.get(site.name, 0) + len(x)
 
@@ -65,13 +62,14 @@ def grams(model: nn.Module, task: Task, sites: Iterable[Site]) -> dict[str, Gram
             if x is None or site.name in strange or not is_product(x, w, output):
                 strange.add(site.name)
                 return
-            rows = x.detach().float().reshape(-1, x.shape[-1])
+            rows = tokens(x.detach().float(), batch)[:, 0]
             sums[site.name] = sums.get(site.name, 0) + rows.T @ rows
             counts[site.name] = counts.get(site.name, 0) + len(rows)
 
         return module.register_forward_hook(hook, with_kwargs=True)
 
     strange: set[str] = set()
+    batch: Any = None  # the present one
     hooks = []
     for site in sites:
         module = modules[site.layer]
@@ -102,19 +100,3 @@ def is_product(x: Any, w: Tensor, output: Any) -> bool:
     bias = (output.detach().float() - product).reshape(-1, len(w))  # [N, O]
     size = product.abs().amax() + bias.abs().amax()
     return bool(((bias - bias[:1]).abs() <= TOLERANCE * size).all())
-
-
-def inputs_of(module: Any, x: Tensor) -> Tensor:
-    """The input vectors that this layer's weight is multiplied with, [N, I]."""
-    if isinstance(module, nn.Linear):
-        x = x * module.factor if isinstance(module, ScaledInputs) else x
-        return x.reshape(-1, x.shape[-1])
-    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    # The layer's own argument for F.pad, which it has for every padding mode.
-    image = F.pad(x, module._reversed_padding_repeated_twice, mode)
-    kernel, dilation, stride = module.kernel_size, module.dilation, module.stride
-    if len(kernel) == 1:  # a 1-D convolution is a 2-D one of height 1
-        image, kernel, dilation, stride = image.unsqueeze(2), (1, *kernel), (1, *dilation), (1, *stride)
-    patches = F.unfold(image, kernel, dilation=dilation, stride=stride)  # [B, I, P]
-    rows = patches.transpose(1, 2).reshape(-1, patches.shape[1])
-    return rows[:: max(1, len(rows) // POSITIONS)]

@@ -22,10 +22,12 @@ from tersor.core.view import View
 from tersor.encode import refine
 from tersor.forms import Dense, Form, uncoded
 from tersor.forms.form import to_rows
+from tersor.maths.least_squares import nearest_fit
 from tersor.model.frozen import frozen_in
 from tersor.model.layer_moments import Moments, calls_of, layer_moments
+from tersor.model.layer_rows import STOCK
 from tersor.model.sites import Site
-from tersor.model.stats import STOCK, has_gram
+from tersor.model.stats import has_gram
 from tersor.record.events import Edit
 
 PULL = 1e-2  # of the mean of the inputs' second moments: how strongly refitting prefers the old weights
@@ -82,7 +84,7 @@ class Layerwise:
         reached = {path for together in calls for path in together}
         for path, site in layers.items():
             if path not in reached:
-                self.left[site.name] = "no calibration batch reaches it"
+                self.left[site.name] = "its module is not called on calibration batches"
         for site in sites:
             if site.name in self.left and not self.alone(site):
                 self.by_itself(site)
@@ -140,7 +142,7 @@ class Layerwise:
         elif module.bias is not None:
             c = c - grouped(module.bias.detach().cpu().double()[:, None], groups) * mean_x[:, None]
         pull = self.pull(h, moments.count)
-        self.fitted(site, best(w, h, c, floor, pull), h + floor, pull)
+        self.fitted(site, nearest_fit(w, h, c, pull, floor), h + floor, pull)
         self.done.add(site.name)
         with torch.no_grad():
             module.weight.copy_(self.forms[site.name].decode())
@@ -186,14 +188,6 @@ def movable(view: View, module: Any, path: str, fixed: tuple[str, ...]) -> str:
         return ""
     plain = isinstance(uncoded(view.form(name)), Dense)
     return name if plain and name not in view.state.aliases.values() else ""
-
-
-def best(w: Tensor, h: Tensor, c: Tensor, floor: Tensor, pull: Tensor) -> Tensor:
-    """The weights [G, O, I] that fit what the layer computed before best; `c` [G, O, I] are E y x'^T, `floor`
-    [G, I, I] more of the pull [G]."""
-    ridge = (pull[:, None, None] + 1e-30) * torch.eye(h.shape[1], dtype=h.dtype) + floor
-    new = w + torch.linalg.solve(h + ridge, (c - w @ h).mT).mT
-    return new if bool(new.isfinite().all()) else w
 
 
 def grouped(rows: Tensor, groups: int) -> Tensor:

@@ -32,6 +32,7 @@ from tersor.maths.scores import (
     n_m_keep,
     threshold_keep,
 )
+from tersor.model.channels.reconstruct import apart
 from tersor.model.sites import Site
 from tersor.model.trainable_forms import TrainableForms
 from tersor.model.trainable_parts import MaskedPart
@@ -150,13 +151,18 @@ class Prune(Retrain):
 
         notes = [kept_note(site, masked[site.name]) for site in sites]
         if view.task.calibrate is None:
-            text = "kept weights stay as they are: the task has no calibration batches to refit them on"
-            edits = (plain(view, site) for site in sites)
-            return Group("all", (*edits, *notes, Note("", "corrected", text, {"layers": 0})))
-        refit = RefitKept(view, plain, masked=masked)
-        refit.run(sites)
-        edits = (Edit(name, view.form(name), form, refit.hows[name]) for name, form in refit.forms.items())
-        return Group("all", (*edits, *notes, *refit.notes()))
+            why = "kept weights stay as they are: the task has no calibration batches to refit them on"
+        else:
+            refit = RefitKept(view, plain, masked=masked)
+            refit.run(sites)
+            given = view.plain()
+            cut, now = (apart(given, view.plain(forms), view.task) for forms in (masked, refit.forms))
+            if not now > cut:  # nor if they cannot be compared
+                edits = (Edit(n, view.form(n), form, refit.hows[n]) for n, form in refit.forms.items())
+                return Group("all", (*edits, *notes, *refit.notes()))
+            why = "kept weights stay as they are: refitted, they bring the outputs no nearer to those before"
+        alone = (plain(view, site) for site in sites)
+        return Group("all", (*alone, *notes, Note("", "corrected", why, {"layers": 0})))
 
     def wrapped(self, form: Form, site: Site) -> tuple[Form, str]:
         after = self.narrowed([site], {site.name: mask_all(form)}, self.keep)[site.name]
