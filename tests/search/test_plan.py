@@ -35,16 +35,18 @@ class Model(Trials):
     """Trials of a model whose losses are known: a point for each halving of units below `units`, and one
     for each halving of bits below `bits`. Training allows a sixteenth of the bits. `ways`: how many times as
     fast as slim a way is at the same keep; those that are missing are refused. Above
-    `coarse` nothing is removed. `diverge`: shapes of which the training fails."""
+    `coarse` nothing is removed. `diverge`: shapes of which the training fails. `floor`: bits that a training
+    is too short to go below."""
 
     def __init__(
         self, budget: Budget, *, units: float, bits: float, runtime: str = "", integers: float = 2.0,
         ways: dict[str, float] | None = None, coarse: float = 1.0, diverge: tuple[str, ...] = (),
+        floor: float = 0.0,
     ):  # fmt: skip
         self.budget, self.runtime, self.given_nbytes = budget, runtime, 1000
         self.found, self.shapes, self.ran = {}, {}, list[tuple[float, float]]()
         self.easy = SimpleNamespace(units=units, bits=bits, integers=integers)
-        self.coarse, self.diverge = coarse, diverge
+        self.coarse, self.diverge, self.floor = coarse, diverge, floor
         self.ways, self.asked = {"slim": 1.0} if ways is None else ways, list[list[str]]()
 
     def shape(self, trial: Trial) -> Trial:
@@ -73,13 +75,15 @@ class Model(Trials):
         keep = after.steps[0].keep if after else 1.0
         bits = float(name.split(" bits", maxsplit=1)[0].rsplit(maxsplit=1)[-1])
         self.ran.append((keep, bits))
+        reached = max(bits, self.floor) if name.endswith("trained") else None
+        bits = reached or bits
         easy = self.easy.bits / (16 if name.endswith("trained") else 1)
         drop = max(0.0, self.easy.units / keep - 1) + max(0.0, easy / bits - 1)
         speed = (self.easy.integers if "int8" in name else 1.0) / keep**0.5
         speed *= self.ways[name.split(maxsplit=1)[0]] if after else 1.0
         latency = {"ratio": [speed, speed, speed], "after": [1 / speed] * 3} if self.runtime else None
         nbytes = int(1000 * keep * bits / 32)
-        return replace(trial, drop=(drop,) * 3, nbytes=nbytes, latency=latency)
+        return replace(trial, drop=(drop,) * 3, nbytes=nbytes, latency=latency, reached=reached)
 
 
 def walked(budget: str, aim: str, epochs: float = 0.0, **model: Any) -> tuple[Plan, Model]:
@@ -220,3 +224,23 @@ def test_a_training_that_fails_at_one_keep_does_not_end_its_way() -> None:
     plan, _ = walked("drop<=0.5", "size", epochs=1.0, units=0.3, bits=1.0, diverge=("slim 0.32",))
     assert not plan.refused
     assert any(name.startswith("slim 0.65") for name in plan.trials.found)
+
+
+@pytest.mark.parametrize("aim", ["size", "accuracy"])
+@pytest.mark.parametrize("floor", [0.06, 0.3, 3.0])
+def test_a_size_that_a_training_is_too_short_for_is_asked_for_once(aim: str, floor: float) -> None:
+    budget = "drop<=0.5" if aim == "size" else "size<=1%"
+    plan, trials = walked(budget, aim, epochs=1.0, units=0.9, bits=4.0, floor=floor)
+    asked = {float(name.split()[-3]): name for name in trials.found if name.endswith("trained")}
+    by_shape: dict[str, list[float]] = {}
+    for name in trials.found:
+        if name.endswith("trained"):
+            by_shape.setdefault(name.rpartition(",")[0], []).append(float(name.split()[-3]))
+    assert asked
+    for bits in by_shape.values():
+        assert sum(b < floor / 1.25 for b in bits) <= 1  # a second one would end where the first did
+    # Nothing better was left out: all that the floor allows, tried one by one.
+    best, limit = plan.ranked(), max(floor, 0.0)
+    if aim == "size":
+        losses = {max(b, limit): max(0.0, 4.0 / 16 / max(b, limit) - 1) for b in TRAINED}
+        assert best[0].nbytes <= int(1000 * min(b for b, drop in losses.items() if drop <= 0.5) / 32)

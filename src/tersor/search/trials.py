@@ -303,7 +303,9 @@ def digest_of(decide: Deciding) -> str:
 def reached(trial: Trial, state: State) -> float | None:
     """The bits for each weight that a training under a price came to; None if the trial has none."""
     at = state.ledger.count - len(trial.steps)
-    notes = [e for e in state.ledger.notes("trained", at) if e.step == at and trial.steps[0].name == "penalize"]
+    notes = [
+        e for e in state.ledger.notes("trained", at) if e.step == at and trial.steps[0].name == "penalize"
+    ]
     if not notes:
         return None
     priced = {entry.site for entry in state.ledger.edits(at) if entry.step == at}
