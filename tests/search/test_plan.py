@@ -36,17 +36,17 @@ class Model(Trials):
     for each halving of bits below `bits`. Training allows a sixteenth of the bits. `ways`: how many times as
     fast as slim a way is at the same keep; those that are missing are refused. Above
     `coarse` nothing is removed. `diverge`: shapes of which the training fails. `floor`: bits that a training
-    is too short to go below."""
+    is too short to go below. `least`: keeps below it remove as much as it does."""
 
     def __init__(
         self, budget: Budget, *, units: float, bits: float, runtime: str = "", integers: float = 2.0,
         ways: dict[str, float] | None = None, coarse: float = 1.0, diverge: tuple[str, ...] = (),
-        floor: float = 0.0,
+        floor: float = 0.0, least: float = 0.0,
     ):  # fmt: skip
         self.budget, self.runtime, self.given_nbytes = budget, runtime, 1000
         self.found, self.shapes, self.ran = {}, {}, list[tuple[float, float]]()
         self.easy = SimpleNamespace(units=units, bits=bits, integers=integers)
-        self.coarse, self.diverge, self.floor = coarse, diverge, floor
+        self.coarse, self.diverge, self.floor, self.least = coarse, diverge, floor, least
         self.ways, self.asked = {"slim": 1.0} if ways is None else ways, list[list[str]]()
 
     def shape(self, trial: Trial) -> Trial:
@@ -60,6 +60,10 @@ class Model(Trials):
             return replace(trial, nothing=True)
         return self.shapes.setdefault(trial.name, replace(trial, why=why))
 
+    def weights_of(self, shape: Trial) -> str:
+        way, keep = shape.name.split()[:2]
+        return "" if shape.why else f"{way} {max(float(keep), self.least)}"
+
     def judged(self, trial: Trial) -> Trial:
         if trial.name not in self.found:
             self.found[trial.name] = self.made(trial)
@@ -72,7 +76,7 @@ class Model(Trials):
         name, after = trial.name, trial.after
         if after and after.why:
             return replace(trial, why=after.why)
-        keep = after.steps[0].keep if after else 1.0
+        keep = max(after.steps[0].keep, self.least) if after else 1.0
         bits = float(name.split(" bits", maxsplit=1)[0].rsplit(maxsplit=1)[-1])
         self.ran.append((keep, bits))
         reached = max(bits, self.floor) if name.endswith("trained") else None
@@ -244,3 +248,16 @@ def test_a_size_that_a_training_is_too_short_for_is_asked_for_once(aim: str, flo
     if aim == "size":
         losses = {max(b, limit): max(0.0, 4.0 / 16 / max(b, limit) - 1) for b in TRAINED}
         assert best[0].nbytes <= int(1000 * min(b for b, drop in losses.items() if drop <= 0.5) / 32)
+
+
+@pytest.mark.parametrize("runtime", ["", "onnxruntime"])
+def test_keeps_that_give_the_same_weights_are_one_shape(runtime: str) -> None:
+    """The ranks of small layers, and multiples of 8 channels, are the same for the hardest keeps."""
+    budget = "drop<=0.5" + (",latency<=50%" if runtime else "")
+    model = {"epochs": 1.0, "units": 0.1, "bits": 1.0, "runtime": runtime}
+    plan, trials = walked(budget, "latency" if runtime else "size", least=0.3, **model)
+    below = {name.split()[1].rstrip(",") for name in trials.found if name.startswith("slim")}
+    assert sum(float(keep) <= 0.3 for keep in below) == 1
+    same, _ = walked(budget, "latency" if runtime else "size", **model | {"units": 0.1})
+    assert plan.ranked()[0].drop[2] <= 0.5
+    assert same.ranked()[0].nbytes <= plan.ranked()[0].nbytes

@@ -4,7 +4,7 @@ damage(u) = tr(W_u (H^-1_uu)^-1 W_u^T)        W [O, I] reads the units, H [I, I]
 W -= W_u (H^-1_uu)^-1 H^-1_u:                 the other columns rebuild what they can, by least squares
 H^-1 -= H^-1_:u (H^-1_uu)^-1 H^-1_u:          optimal brain surgeon (Hassibi, Stork 1993) for blocks of
                                               columns, unit by unit (ZipLM: Kurtic, Frantar, Alistarh 2023)
-Several readers are served at once: a unit's damage is the sum. Cost: U I^2 K for U units of K columns, most of it
+Several readers are served at once: a unit's damage is the sum. Cost: U I^2 K for U units of K columns, mostly
 in products of large matrices.
 """
 
@@ -62,8 +62,8 @@ def removal(readers: Sequence[Reader], units: int, least: int = 1) -> Removal:
 
 
 class Work:
-    """The running weight and inverse of one reader. H^-1 is updated for `LATER` removals at once, which is one
-    product of matrices in place of many passes over it: H^-1 now is `inverse` - rows^T scaled."""
+    """The running weight and inverse of one reader. H^-1 is updated for `LATER` removals at once: one product
+    of matrices in place of many passes over it. H^-1 now is `inverse` - rows^T scaled."""
 
     def __init__(self, reader: Reader) -> None:
         h = reader.moment.double()

@@ -87,8 +87,8 @@ def judged(
                 raise
     if width == "own" and not wide_enough(was):
         raise RefusedError(
-            "the model runs in 16 bits only, and their rounding hides the effect of a cut. Give it in float32, "
-            "model.float(), and let the task's feed and its forward leave dtypes as they are"
+            "the model runs in 16 bits only, and their rounding hides the effect of a cut. Give it in "
+            "float32, model.float(), and let the task's feed and its forward leave dtypes as they are"
         )
     with torch.no_grad():
         try:

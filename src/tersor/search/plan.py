@@ -88,6 +88,9 @@ class Plan:
     refused: set[str] = field(default_factory=set)  # ways that this model does not take
     # Bits that the training of a shape was too short to go below, and the setting that showed it.
     floors: dict[Setting, tuple[float, Setting]] = field(default_factory=dict)
+    made: dict[str, tuple[str, float]] = field(
+        default_factory=dict
+    )  # weights, and which shape had them first
 
     def walk(self) -> None:
         """Run the trials that the plan asks for. Their results are in `trials.found`."""
@@ -194,9 +197,14 @@ class Plan:
         if setting.way in self.refused:
             return replace(trial, why="the step was refused")
         if trial.after is not None:
-            after = self.trials.shape(trial.after)
-            if after.nothing:
+            begin = self.trials.shape(trial.after.chain[0])
+            if begin.nothing:
                 return self.point(setting._replace(way="", keep=1.0))
+            if weights := self.trials.weights_of(begin):
+                way, keep = self.made.setdefault(weights, (setting.way, setting.keep))
+                if (way, keep) != (setting.way, setting.keep):  # both keeps round to the same units or ranks
+                    return self.point(setting._replace(way=way, keep=keep))
+            after = self.trials.shape(trial.after)
             trial = replace(trial, after=after)
             if after.chain[0].why:  # not the training's: it may only have diverged at this keep
                 self.refused.add(setting.way)

@@ -143,6 +143,12 @@ class Trials:
             self.shapes[trial.name] = made
         return self.shapes[trial.name]
 
+    def weights_of(self, shape: Trial) -> str:
+        """A digest of the weights of a trial that others come after; "" if it was refused."""
+        state = self.states.get(shape.name)
+        forms = () if state is None else sorted((name, form.digest) for name, form in state.forms.items())
+        return hashlib.sha256(repr(forms).encode()).hexdigest() if forms else ""
+
     def judged(self, trial: Trial) -> Trial:
         """A trial with what was measured of it."""
         if trial.name not in self.found:
