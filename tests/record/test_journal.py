@@ -162,6 +162,18 @@ def test_an_existing_journal_is_not_overwritten(whole: tuple[Tiny, State, Path])
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
+def test_a_journal_without_its_head_is_not_said_to_be_resumable(
+    whole: tuple[Tiny, State, Path], tmp_path: Path
+) -> None:
+    t, _, first = whole
+    folder = Path(shutil.copytree(first, tmp_path / "copy"))
+    (folder / "head.json").unlink()
+    with pytest.raises(JournalError, match=r"head\.json is missing\. Remove .* to start again") as caught:
+        run(t.model, RECIPE, t.task, journal=folder, resume=True)
+    assert str(folder) in str(caught.value).split("Remove")[1]
+    assert "--resume" not in str(caught.value)
+
+
 def other_data(t: Tiny) -> Tiny:
     batches: Any = [(x.clone(), y) for x, y in t.task.batches("calibrate")]
     batches[0][0][0, 0, 0, 0] += 1

@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, IterableDataset
 from tersor import Finetune, Task, digits, load, run
 from tersor.core.recipe import Recipe
 from tersor.core.state import State, start
-from tersor.errors import BudgetError, RefusedError, SettingError, TaskError
+from tersor.errors import BudgetError, JournalError, RefusedError, SettingError, TaskError
+from tersor.files import LOCKED, claim
 from tersor.measure.accuracy import compared
 from tersor.pipeline import run_pipeline
 from tersor.report import search_table
@@ -463,6 +464,99 @@ def test_a_damaged_measurement_is_made_again(net: State, task: Task, tmp_path: P
         new = json.loads(path.read_text())
         assert new["of"] == json.loads(old)["of"]
         assert new["facts"]["drop"] == json.loads(old)["facts"]["drop"]
+
+
+def test_a_measurement_with_another_number_in_it_is_made_again(
+    net: State, task: Task, tmp_path: Path
+) -> None:
+    """The smallest file would else be the one whose number of bytes was changed."""
+    with pytest.raises(BudgetError):
+        compress(net, task, "size<=0.01%", tmp_path, epochs=0)
+    path = min((tmp_path / "trials").rglob("trial.json"))
+    kept = json.loads(path.read_text())
+    kept["facts"]["nbytes"] = 5
+    path.write_text(json.dumps(kept))
+    with pytest.raises(BudgetError):
+        compress(net, task, "size<=0.01%", tmp_path, epochs=0, resume=True)
+    assert json.loads(path.read_text())["facts"]["nbytes"] == (path.parent / "model.tersor").stat().st_size
+
+
+def test_a_measurement_on_other_samples_of_the_same_number_is_made_again(
+    net: State, task: Task, tmp_path: Path
+) -> None:
+    x, y = whole(task, "train")
+
+    def decided(amount: float, *, resume: bool) -> float:
+        """The drop in 2 bits, on noisy samples of which the fingerprint says nothing."""
+        noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+        some = list(zip((x + amount * noise).split(100), y.split(100), strict=True))
+        own = Task("digits", evaluate=task.evaluate, calibrate=some, fingerprint="digits")
+        with pytest.raises(BudgetError):
+            compress(net, own, "size<=0.01%", tmp_path, epochs=0, resume=resume)
+        (path,) = (tmp_path / "trials").glob("2-bits-*/trial.json")
+        drop: float = json.loads(path.read_text())["facts"]["drop"][0]
+        wanted = Task(evaluate=some[1::2])
+        scores = [
+            wanted.scores(s.model()).mean()
+            for s in (net, load(path.with_name("model.tersor")).on(net.plain()))
+        ]
+        assert drop == pytest.approx(100 * float(scores[0] - scores[1]), abs=1e-3)
+        return drop
+
+    assert decided(0.3, resume=False) != decided(0.8, resume=True)
+
+
+def test_a_resumed_search_takes_other_settings_of_training(net: State, task: Task, tmp_path: Path) -> None:
+    fresh: dict[str, Any] = {"epochs": 3, "lr": 0.005, "seed": 1}
+    want, facts = compress(net, task, "drop<=3", tmp_path / "whole", **fresh)
+    second = facts["search"]["trials"][-1]["name"]
+    with pytest.raises(KeyboardInterrupt):
+        compress(net, task, "drop<=3", tmp_path / "out", epochs=2, lr=0.01, observer=Told(second))
+    got, found = compress(net, task, "drop<=3", tmp_path / "out", **fresh, resume=True)
+    assert got.digest == want.digest
+    rows = [[(r["name"], r["drop"], r["nbytes"]) for r in f["search"]["trials"]] for f in (facts, found)]
+    assert rows[0] == rows[1]
+
+
+def test_what_is_rounded_is_not_done_again_where_training_takes_longer(
+    net: State, task: Task, tmp_path: Path
+) -> None:
+    with pytest.raises(BudgetError):
+        compress(net, task, "drop<=3,size<=0.01%", tmp_path, epochs=1)
+    paths = [*(tmp_path / "trials").glob("[238]-bits-*/journal/*.group")]
+    kept = {path: path.stat().st_mtime_ns for path in paths if "trained" not in str(path)}
+    assert kept
+    with pytest.raises(BudgetError):
+        compress(net, task, "drop<=3,size<=0.01%", tmp_path, epochs=2, resume=True)
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+
+def test_a_search_that_runs_now_is_to_be_waited_for_and_not_removed(
+    net: State, task: Task, tmp_path: Path
+) -> None:
+    with pytest.raises(BudgetError):
+        compress(net, task, "size<=0.01%", tmp_path, epochs=0)
+    with (
+        claim(tmp_path / "trials" / LOCKED),
+        pytest.raises(JournalError, match="another run is writing here; wait for it"),
+    ):
+        compress(net, task, "size<=0.01%", tmp_path, epochs=0)
+
+
+def test_a_training_that_is_too_short_for_its_size_is_said(
+    net: State, task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "TRAINED", (1.0, 0.5, 0.05))
+    told = Told()
+    _, facts = compress(net, task, "drop<=5", tmp_path, epochs=0.5, observer=told)
+    short = [row for row in facts["search"]["trials"] if row.get("short")]
+    assert short
+    for row in short:
+        arrays = 8 * (row["nbytes"] - 4000) / 5930  # 64 * 48 + 48 * 48 + 48 * 10 weights, and biases
+        assert row["short"] > max(1.25 * float(row["name"].split()[-3]), arrays)
+    assert any("its training was too short: it reached" in text for text in told.messages)
+    printed = [text for text in search_table.tables(facts) if isinstance(text, str)]
+    assert any(text.startswith("trained too short") and "--epochs" in text for text in printed)
 
 
 @pytest.mark.wide

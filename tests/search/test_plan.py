@@ -35,16 +35,18 @@ class Model(Trials):
     """Trials of a model whose losses are known: a point for each halving of units below `units`, and one
     for each halving of bits below `bits`. Training allows a sixteenth of the bits. `ways`: how many times as
     fast as slim a way is at the same keep; those that are missing are refused. Above
-    `coarse` nothing is removed. `diverge`: shapes of which the training fails."""
+    `coarse` nothing is removed. `diverge`: shapes of which the training fails. `floor`: bits that a training
+    is too short to go below. `least`: keeps below it remove as much as it does."""
 
     def __init__(
         self, budget: Budget, *, units: float, bits: float, runtime: str = "", integers: float = 2.0,
         ways: dict[str, float] | None = None, coarse: float = 1.0, diverge: tuple[str, ...] = (),
+        floor: float = 0.0, least: float = 0.0,
     ):  # fmt: skip
         self.budget, self.runtime, self.given_nbytes = budget, runtime, 1000
         self.found, self.shapes, self.ran = {}, {}, list[tuple[float, float]]()
         self.easy = SimpleNamespace(units=units, bits=bits, integers=integers)
-        self.coarse, self.diverge = coarse, diverge
+        self.coarse, self.diverge, self.floor, self.least = coarse, diverge, floor, least
         self.ways, self.asked = {"slim": 1.0} if ways is None else ways, list[list[str]]()
 
     def shape(self, trial: Trial) -> Trial:
@@ -58,6 +60,10 @@ class Model(Trials):
             return replace(trial, nothing=True)
         return self.shapes.setdefault(trial.name, replace(trial, why=why))
 
+    def weights_of(self, shape: Trial) -> str:
+        way, keep = shape.name.split()[:2]
+        return "" if shape.why else f"{way} {max(float(keep), self.least)}"
+
     def judged(self, trial: Trial) -> Trial:
         if trial.name not in self.found:
             self.found[trial.name] = self.made(trial)
@@ -70,16 +76,18 @@ class Model(Trials):
         name, after = trial.name, trial.after
         if after and after.why:
             return replace(trial, why=after.why)
-        keep = after.steps[0].keep if after else 1.0
+        keep = max(after.steps[0].keep, self.least) if after else 1.0
         bits = float(name.split(" bits", maxsplit=1)[0].rsplit(maxsplit=1)[-1])
         self.ran.append((keep, bits))
+        reached = max(bits, self.floor) if name.endswith("trained") else None
+        bits = reached or bits
         easy = self.easy.bits / (16 if name.endswith("trained") else 1)
         drop = max(0.0, self.easy.units / keep - 1) + max(0.0, easy / bits - 1)
         speed = (self.easy.integers if "int8" in name else 1.0) / keep**0.5
         speed *= self.ways[name.split(maxsplit=1)[0]] if after else 1.0
         latency = {"ratio": [speed, speed, speed], "after": [1 / speed] * 3} if self.runtime else None
         nbytes = int(1000 * keep * bits / 32)
-        return replace(trial, drop=(drop,) * 3, nbytes=nbytes, latency=latency)
+        return replace(trial, drop=(drop,) * 3, nbytes=nbytes, latency=latency, reached=reached)
 
 
 def walked(budget: str, aim: str, epochs: float = 0.0, **model: Any) -> tuple[Plan, Model]:
@@ -220,3 +228,36 @@ def test_a_training_that_fails_at_one_keep_does_not_end_its_way() -> None:
     plan, _ = walked("drop<=0.5", "size", epochs=1.0, units=0.3, bits=1.0, diverge=("slim 0.32",))
     assert not plan.refused
     assert any(name.startswith("slim 0.65") for name in plan.trials.found)
+
+
+@pytest.mark.parametrize("aim", ["size", "accuracy"])
+@pytest.mark.parametrize("floor", [0.06, 0.3, 3.0])
+def test_a_size_that_a_training_is_too_short_for_is_asked_for_once(aim: str, floor: float) -> None:
+    budget = "drop<=0.5" if aim == "size" else "size<=1%"
+    plan, trials = walked(budget, aim, epochs=1.0, units=0.9, bits=4.0, floor=floor)
+    asked = {float(name.split()[-3]): name for name in trials.found if name.endswith("trained")}
+    by_shape: dict[str, list[float]] = {}
+    for name in trials.found:
+        if name.endswith("trained"):
+            by_shape.setdefault(name.rpartition(",")[0], []).append(float(name.split()[-3]))
+    assert asked
+    for bits in by_shape.values():
+        assert sum(b < floor / 1.25 for b in bits) <= 1  # a second one would end where the first did
+    # Nothing better was left out: all that the floor allows, tried one by one.
+    best, limit = plan.ranked(), max(floor, 0.0)
+    if aim == "size":
+        losses = {max(b, limit): max(0.0, 4.0 / 16 / max(b, limit) - 1) for b in TRAINED}
+        assert best[0].nbytes <= int(1000 * min(b for b, drop in losses.items() if drop <= 0.5) / 32)
+
+
+@pytest.mark.parametrize("runtime", ["", "onnxruntime"])
+def test_keeps_that_give_the_same_weights_are_one_shape(runtime: str) -> None:
+    """The ranks of small layers, and multiples of 8 channels, are the same for the hardest keeps."""
+    budget = "drop<=0.5" + (",latency<=50%" if runtime else "")
+    model = {"epochs": 1.0, "units": 0.1, "bits": 1.0, "runtime": runtime}
+    plan, trials = walked(budget, "latency" if runtime else "size", least=0.3, **model)
+    below = {name.split()[1].rstrip(",") for name in trials.found if name.startswith("slim")}
+    assert sum(float(keep) <= 0.3 for keep in below) == 1
+    same, _ = walked(budget, "latency" if runtime else "size", **model | {"units": 0.1})
+    assert plan.ranked()[0].drop[2] <= 0.5
+    assert same.ranked()[0].nbytes <= plan.ranked()[0].nbytes

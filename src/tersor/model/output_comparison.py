@@ -86,7 +86,10 @@ def judged(
             if width == "own":
                 raise
     if width == "own" and not wide_enough(was):
-        raise RefusedError("it runs in 16 bits only, and their rounding hides the effect of a cut")
+        raise RefusedError(
+            "the model runs in 16 bits only, and their rounding hides the effect of a cut. Give it in "
+            "float32, model.float(), and let the task's feed and its forward leave dtypes as they are"
+        )
     with torch.no_grad():
         try:
             once(task, after().train(), task.shown)
@@ -98,7 +101,7 @@ def judged(
         fits = [a.shape for a in now] == [a.shape for a in was]
         return Verdict(fits and all(map(no_new_infinity, was, now)), True, 0.0, 0.0)
     if not was:
-        raise RefusedError("its output has no tensor to compare")
+        raise RefusedError("the model's output has no tensor to compare")
     found = verdict(was, now, outputs(wanted(), task, width), EXACT[width])
     if found.fits and width != "own":
         want, own = outputs(wanted(), task, "own"), outputs(after(), task, "own")

@@ -92,9 +92,11 @@ class Journal:
                 for number in range(1, len(list(self.folder.glob("[0-9]*.group"))) + 1):
                     self.lines.append(self._read(self._path(number)))
             elif writes and (any(self.folder.glob("*.group")) or any(self.folder.glob("trial-*"))):
+                if resume:
+                    raise JournalError(f"{head} is missing. Remove {self.folder} to start again.")
                 raise JournalError(
                     f"{self.folder} holds the journal of an earlier run. Resume it with --resume "
-                    f"(resume=True), or remove the folder to start again."
+                    f"(resume=True), or remove that folder to start again."
                 )
             else:
                 text = json.dumps({"tersor journal": NUMBER, **fingerprints}, indent=1) + "\n"
@@ -124,7 +126,7 @@ class Journal:
             if head.get(name) != value:
                 raise JournalError(
                     f"--resume: the {name} changed since the run in {self.folder} began "
-                    f"({head.get(name)}, now {value}). Use the same {name}, or remove the folder to "
+                    f"({head.get(name)}, now {value}). Use the same {name}, or remove that folder to "
                     f"start again.{WEIGHTS if name == 'model' else ''}"
                 )
         return hashlib.sha256(raw).digest()
@@ -169,7 +171,7 @@ class Journal:
     def _load(self, path: Path, behind: bytes) -> tuple[bytes, Any, bytes]:
         """(hash, facts, safetensors) of a file that must follow one with the hash `behind`."""
         if not path.exists():
-            raise JournalError(f"{path} is missing. Remove the folder to start again.")
+            raise JournalError(f"{path} is missing. Remove {path.parent} to start again.")
         raw = path.read_bytes()
         found, data = raw[:HASH], raw[HASH:]
         if hashlib.sha256(behind + data).digest() != found:
@@ -212,7 +214,7 @@ def plain(value: Any) -> Any:
 
 
 def damaged(path: Path, why: object) -> JournalError:
-    return JournalError(f"{path} is damaged ({why}). Remove the folder to start again.")
+    return JournalError(f"{path} is damaged ({why}). Remove {path.parent} to start again.")
 
 
 def lines_of(folder: str | Path) -> list[Line]:

@@ -20,6 +20,9 @@ def tables(facts: Facts) -> Iterator[RenderableType]:
     yield trials(search)
     for number, why in enumerate(reasons(search), 1):
         yield f"refused ({number}): {why}"
+    if short := [row for row in search["trials"] if row.get("short")]:
+        each = "; ".join(f"{row['name']}: {row['short']:.2g} bits" for row in short)
+        yield f"trained too short for the size that they were to reach ({each}): more --epochs reach it"
     yield f"decided by {search['decided_by']}; budget {search['budget']}; aim {search['aim']}"
     if search["stopped"]:
         yield "the time was up before all trials had run: the trials stay, --resume continues"

@@ -95,6 +95,7 @@ def compress(
     if (out / REPORT).exists() and not tried:
         raise RefusedError(f"{out} holds a finished run. Name another folder")
     if tried and not resume:
+        claim(out / FOLDER / LOCKED).close()  # one that runs now is to be waited for, not removed
         raise RefusedError(
             f"{out / FOLDER} holds the trials of a search. Continue it with --resume, which also takes "
             "another budget, or remove them"
@@ -292,6 +293,7 @@ def facts_of_search(
         row = {"name": trial.name, "recipe": in_words(trial), "why": trial.why, "seconds": trial.seconds}
         if not trial.why:
             row |= {"drop": list(trial.drop), "nbytes": trial.nbytes, "latency": trial.latency}
+            row["short"] = trial.reached if trial.short else None
             row["over"] = trials.over(trial)
         rows.append(row)
     return {

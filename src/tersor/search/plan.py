@@ -86,6 +86,11 @@ class Plan:
     teacher: float = TEACHER  # 0: the task's loss alone
     integers: bool = False  # activations are integers too
     refused: set[str] = field(default_factory=set)  # ways that this model does not take
+    # Bits that the training of a shape was too short to go below, and the setting that showed it.
+    floors: dict[Setting, tuple[float, Setting]] = field(default_factory=dict)
+    made: dict[str, tuple[str, float]] = field(
+        default_factory=dict
+    )  # weights, and which shape had them first
 
     def walk(self) -> None:
         """Run the trials that the plan asks for. Their results are in `trials.found`."""
@@ -181,23 +186,39 @@ class Plan:
         """Search a dial. What may be asked for next runs ahead."""
 
         def ahead(settings: list[Setting]) -> None:
-            self.trials.run_ahead([self.planned(setting) for setting in settings])
+            self.trials.run_ahead([self.planned(self.reachable(setting)) for setting in settings])
 
         return find(dial, lambda setting: fits(self.point(setting)), ahead)
 
     def point(self, setting: Setting) -> Trial:
         """The trial at a setting, run and judged."""
+        setting = self.reachable(setting)
         trial = self.planned(setting)
         if setting.way in self.refused:
             return replace(trial, why="the step was refused")
         if trial.after is not None:
-            after = self.trials.shape(trial.after)
-            if after.nothing:
+            begin = self.trials.shape(trial.after.chain[0])
+            if begin.nothing:
                 return self.point(setting._replace(way="", keep=1.0))
+            if weights := self.trials.weights_of(begin):
+                way, keep = self.made.setdefault(weights, (setting.way, setting.keep))
+                if (way, keep) != (setting.way, setting.keep):  # both keeps round to the same units or ranks
+                    return self.point(setting._replace(way=way, keep=keep))
+            after = self.trials.shape(trial.after)
             trial = replace(trial, after=after)
             if after.chain[0].why:  # not the training's: it may only have diverged at this keep
                 self.refused.add(setting.way)
-        return self.trials.judged(trial)
+        found = self.trials.judged(trial)
+        if found.short and found.reached is not None:
+            shape, now = setting._replace(bits=PLAIN), (found.reached, setting)
+            self.floors[shape] = min(now, self.floors.get(shape, now))
+        return found
+
+    def reachable(self, setting: Setting) -> Setting:
+        """The setting, or the one that gave the same: a training that was too short for one size ends where
+        it ends for any smaller one."""
+        floor, shown = self.floors.get(setting._replace(bits=PLAIN), (0.0, setting))
+        return shown if setting.trained and setting.bits < floor else setting
 
     def planned(self, setting: Setting) -> Trial:
         """The trial at a setting, before it runs."""

@@ -10,6 +10,7 @@ Cost: that of the recipe, one pass over the samples that decide, and for latency
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -20,10 +21,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from torch import Tensor
+
 from tersor.candidates.candidate import Candidate
 from tersor.candidates.timed import timed
+from tersor.core.recipe import Recipe
 from tersor.core.run import run
 from tersor.core.state import State
+from tersor.dtypes import in_bytes
 from tersor.errors import InternalError, JournalError, TersorError, UserCodeError
 from tersor.files import LOCKED, write_text
 from tersor.io import save
@@ -35,6 +40,7 @@ from tersor.search.budget import Budget
 from tersor.steps.drop_search import Deciding
 
 FOLDER, FACTS = "trials", "trial.json"
+SHORT = 1.25  # times the size that was asked for: trainings that are long enough end within some percent
 Facts = dict[str, Any]
 
 
@@ -80,6 +86,7 @@ class Trial:
     drop: tuple[float, float, float] = (math.nan, math.nan, math.nan)  # with its 95 % interval
     nbytes: int = 0  # of its .tersor file
     latency: Facts | None = None  # as of candidates/timed.py
+    reached: float | None = None  # bits for each weight that a training under a price came to
     seconds: float = 0.0
 
     @property
@@ -91,6 +98,11 @@ class Trial:
     def chain(self) -> list[Trial]:
         """The trials that it comes after, and itself."""
         return [*(self.after.chain if self.after else ()), self]
+
+    @property
+    def short(self) -> bool:
+        """Whether its training was too short for the size that it was to reach."""
+        return self.reached is not None and self.reached > SHORT * self.steps[0].bits
 
 
 @dataclass
@@ -116,6 +128,7 @@ class Trials:
 
     def __post_init__(self) -> None:
         self.given_nbytes = plain_nbytes(self.given)
+        self.decided_by = f"{self.decide.name}, {digest_of(self.decide)}"
 
     def shape(self, trial: Trial) -> Trial:
         """A trial that others come after, run and not judged. If it changes nothing, none does."""
@@ -129,6 +142,12 @@ class Trials:
                 made = replace(made, nothing=True)
             self.shapes[trial.name] = made
         return self.shapes[trial.name]
+
+    def weights_of(self, shape: Trial) -> str:
+        """A digest of the weights of a trial that others come after; "" if it was refused."""
+        state = self.states.get(shape.name)
+        forms = () if state is None else sorted((name, form.digest) for name, form in state.forms.items())
+        return hashlib.sha256(repr(forms).encode()).hexdigest() if forms else ""
 
     def judged(self, trial: Trial) -> Trial:
         """A trial with what was measured of it."""
@@ -156,7 +175,9 @@ class Trials:
         )  # fmt: skip
 
     def folder(self, trial: Trial) -> Path:
-        return self.out / FOLDER / re.sub(r"[^a-z0-9.]+", "-", trial.name.lower())
+        """A folder for its whole recipe: a resumed search may train longer, and that is another trial."""
+        words = re.sub(r"[^a-z0-9.]+", "-", trial.name.lower())
+        return self.out / FOLDER / f"{words}-{Recipe(trial.recipe, self.seed).digest[:8]}"
 
     def _made(self, trial: Trial, *, keep: bool) -> Trial:
         """The trial, run and unless `keep` judged. Refusals are facts; faults and wrong files are raised."""
@@ -167,7 +188,7 @@ class Trials:
         began = time.monotonic()
         try:
             state = self.state(trial)
-            facts = {} if keep else self.measured(trial, state)
+            facts = {} if keep else {**self.measured(trial, state), "reached": reached(trial, state)}
         except (InternalError, JournalError, UserCodeError):
             raise
         except TersorError as error:
@@ -180,7 +201,7 @@ class Trials:
         """What was measured of a trial before, or now."""
         path = self.folder(trial) / FACTS
         same = {
-            "result": state.digest, "decided by": self.decide.name, "runtime": self.runtime,
+            "result": state.digest, "decided by": self.decided_by, "runtime": self.runtime,
             "batch": self.batch, "threads": self.threads, "tiny": self.tiny,
         }  # fmt: skip
         if (kept := read_facts(path, same)) is not None:
@@ -193,7 +214,7 @@ class Trials:
             "latency": self.timed(trial.name, state) if self.runtime else None,
         }
         facts["seconds"] = sum(state.ledger.seconds.values()) + time.monotonic() - began
-        write_text(path, json.dumps({"of": same, "facts": facts}, indent=1) + "\n")
+        write_text(path, json.dumps({"of": same, "facts": facts, "sha256": digest(facts)}, indent=1) + "\n")
         return facts
 
     def timed(self, name: str, state: State) -> Facts:
@@ -257,6 +278,7 @@ class Trials:
         text = f"drop {amount:+.3g} ({low:+.3g} to {high:+.3g}), {whole(trial.nbytes)} bytes"
         text += f" ({percent(trial.nbytes / self.given_nbytes, 1)})"
         text += f", {trial.latency['ratio'][0]:.2f} x as fast" if trial.latency else ""
+        text += f"; its training was too short: it reached {trial.reached:.2g} bits" if trial.short else ""
         return text + (f"; over the budget: {', '.join(over)}" if (over := self.over(trial)) else "")
 
 
@@ -265,11 +287,35 @@ def read_facts(path: Path, same: Facts) -> Facts | None:
     try:
         kept = json.loads(path.read_text())
         facts = kept["facts"]
-        if kept["of"] != same or {*facts} != {"drop", "nbytes", "latency", "seconds"}:
+        if kept["of"] != same or kept["sha256"] != digest(facts):
             return None
         return {**facts, "drop": tuple(float(end) for end in facts["drop"])}
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
+
+
+def digest(facts: Facts) -> str:
+    """SHA-256 of facts, before they are written or after they were read."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def digest_of(decide: Deciding) -> str:
+    """Of the given model's scores: other data of the same number, or another metric, give another."""
+    scores = decide.before
+    data = in_bytes(scores).numpy().tobytes() if isinstance(scores, Tensor) else b""
+    return hashlib.sha256(data + repr(decide.metric.of(scores)).encode()).hexdigest()[:16]
+
+
+def reached(trial: Trial, state: State) -> float | None:
+    """The bits for each weight that a training under a price came to; None if the trial has none."""
+    at = state.ledger.count - len(trial.steps)
+    notes = [
+        e for e in state.ledger.notes("trained", at) if e.step == at and trial.steps[0].name == "penalize"
+    ]
+    if not notes:
+        return None
+    priced = {entry.site for entry in state.ledger.edits(at) if entry.step == at}
+    return 8 * notes[-1].data["nbytes"] / sum(math.prod(state.forms[name].shape) for name in priced)
 
 
 def trials_in(folder: Path) -> list[Path]:
