@@ -87,7 +87,7 @@ def apart(before: nn.Module, after: nn.Module, task: Task) -> float:
     error = power = 0.0
     with evaluating(before), evaluating(after), steady(task.calibrate):
         for batch in task.batches(task.shown):
-            old, new = (tensors_of(task.answer(m, move(batch, device_of(m)))) for m in (before, after))
+            old, new = ([*tensors_of(task.answer(m, move(batch, device_of(m))))] for m in (before, after))
             if [x.shape for x in old] != [y.shape for y in new]:
                 return nan
             for x, y in zip(old, new, strict=True):
