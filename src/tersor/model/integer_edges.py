@@ -68,6 +68,7 @@ class IntegerLayer:
     read: str  # the edge as it reads it, in its own shape
     ndim: int  # of that
     source: str  # what it reads, in the graph: equal for layers that read the same
+    alone: bool  # whether nothing else reads its bias
 
 
 @dataclass(eq=False)
@@ -303,7 +304,9 @@ class IntegerEdges:
             edge = self.names[operands[0]] if self.whole(operands[0]) else name
             if edge in edges:
                 op = self.op(node) or ""
-                found.append(IntegerLayer(weights[0], bias, edge, op, name, value(item).ndim, item.name))
+                alone = sum(len(n.users) for n, other in self.graph.tensors.items() if other == bias) == 1
+                read = name, value(item).ndim, item.name
+                found.append(IntegerLayer(weights[0], bias, edge, op, *read, alone))
         return found
 
     def why_float(self, name: str) -> str:

@@ -1,0 +1,102 @@
+"""Balance: scales of channels between layers, so that integers fit the activations between them.
+
+W1' = s W1, b1' = s b1, W2' = W2 / s      maths/channel_balance.py; which layers: model/scaling_streams.py
+The outputs on the calibration batches stay the same up to float rounding, which is checked. A relu6 or clamp
+between the layers then clips each channel at the end of its grid, as the grid itself would. Streams whose
+noise does not shrink to WORTH are left alone. Cost: one pass over the calibration batches, two for the check.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable
+
+import torch
+from torch import Tensor
+
+from tersor.core.view import View
+from tersor.encode import coded_like
+from tersor.errors import RefusedError
+from tersor.forms import Form, uncoded
+from tersor.maths.channel_balance import Reader, balanced
+from tersor.model.batches import device_of, move
+from tersor.model.channel_values import ChannelValues, channel_values
+from tersor.model.example import example_inputs
+from tersor.model.scaled_rows import along, multiplied
+from tersor.model.scaling_streams import Stream, scaling_streams
+from tersor.record.events import Edit, Group, Note
+from tersor.steps.same_function import ROUNDING, difference
+
+WORTH = 0.9  # of the noise: less must be left
+
+
+def channels_balanced(view: View, edges: Iterable[str], chosen: set[str], bits: int) -> Generator[Group, None, View]:
+    """The group that balances streams whose tensors have grids on these edges; the view after it."""
+    part = view.part
+    model = part.plain()
+    try:
+        streams, _ = scaling_streams(model, move(example_inputs(part.task, model), device_of(model)))
+    except RefusedError:
+        return view
+    grids = set(edges)
+    fits = [stream for stream in streams if suits(view, stream, chosen) and grids & {*stream.edges}]
+    axes = {name: axis for stream in fits for name, axis in stream.edges.items() if name in grids}
+    values = channel_values(model, part.task, axes) if axes else {}
+    factors, gains = dict[str, Tensor](), dict[str, float]()
+    for stream in fits:
+        if (found := scales_of(view, stream, [values[name] for name in stream.edges if name in values], bits)):
+            s, gain = found
+            gains[stream.makers[0][0]] = round(gain, 4)
+            for name, whole in multipliers(view, stream, s).items():
+                factors[name] = factors.get(name, torch.ones((), dtype=torch.float64)) * whole
+    events = []
+    for name, whole in factors.items():
+        if (form := scaled(view.form(name), whole)) is None:
+            return view
+        events.append(Edit(name, view.form(name), form, "refine"))
+    if not events:
+        return view
+    text = f"{len(gains)} sets of channels have scales that integers fit better"
+    group = Group("balanced", (*events, Note("", "balanced", text, {"noise": gains})), "runs")
+    if (moved := difference(view, group)) > ROUNDING:
+        yield Group("not balanced", (Note("", "balanced", f"channels keep their scales: others move the outputs by {moved:.1g} of the largest", {"noise": {}}),))
+        return view
+    yield group
+    return view if group.key in view.refused else view.after(group)
+
+
+def suits(view: View, stream: Stream, chosen: set[str]) -> bool:
+    names = {name for names in stream.makers for name in names} | {read.weight for read in stream.readers}
+    weights = {names[0] for names in stream.makers} | {read.weight for read in stream.readers}
+    tied = {*view.state.aliases, *view.state.aliases.values()}
+    return (
+        weights <= chosen and names.isdisjoint(tied)
+        and all(view.inside(name) and scaled(view.form(name), torch.ones(())) is not None for name in names)
+    )  # fmt: skip
+
+
+def scales_of(view: View, stream: Stream, values: list[ChannelValues], bits: int) -> tuple[Tensor, float] | None:
+    """(the scales of the channels, the noise that is left), if that is worth it."""
+    if not values:
+        return None
+    readers = [Reader.of(view.form(r.weight).decode(), r.groups, r.block) for r in stream.readers]
+    power = torch.stack([each.power for each in values]).mean(0)
+    s, gain = balanced([(v.low, v.high) for v in values], power, readers, bits, stream.top)
+    return (s, gain) if gain < WORTH else None
+
+
+def multipliers(view: View, stream: Stream, s: Tensor) -> dict[str, Tensor]:
+    """What multiplies each tensor, in a shape that broadcasts."""
+    found: dict[str, Tensor] = {}
+    for names in stream.makers:
+        for name in names:
+            found[name] = along(s, 0, len(view.shape(name)))
+    for read in stream.readers:
+        columns = read.columns(1 / s, tuple(view.shape(read.weight)))
+        found[read.weight] = found.get(read.weight, torch.ones((), dtype=torch.float64)) * columns
+    return found
+
+
+def scaled(form: Form, whole: Tensor) -> Form | None:
+    """The form times factors of any shape that broadcasts; None if it cannot hold them."""
+    after = multiplied(uncoded(form), whole.double())
+    return None if after is None else coded_like(after, form)
