@@ -25,6 +25,7 @@ ALPHAS = (0.0, 0.25, 0.5, 0.625, 0.75, 0.875)
 BETAS = (0.0, 0.25, 0.5)
 LEVELS = 255
 MOST = 2.0**12  # largest ratio of two scales
+HEADROOM = 1.15  # times the calibrated end of a channel that must fit below `top`: other data go further
 
 
 class Reader(NamedTuple):
@@ -33,7 +34,7 @@ class Reader(NamedTuple):
 
     peak: Tensor
     square: Tensor
-    count: int  # weights between an output and a channel
+    size: int  # weights between an output and a channel
 
     @classmethod
     def of(cls, weight: Tensor, groups: int, block: int) -> Reader:
@@ -51,7 +52,7 @@ def balanced(
     low = torch.stack([low for low, _ in ranges]).double().amin(0)
     high = torch.stack([high for _, high in ranges]).double().amax(0)
     width = high - low
-    seen = sum((r.square / output_power(r, power) for r in readers), torch.zeros(())).sum(0)
+    seen = torch.stack([r.square.sum(0) / output_power(r, power) for r in readers]).sum(0)
     used = (width > 0) & (seen > 0)
     plain = torch.ones_like(width)
     before = noise(plain, ranges, power, readers, seen, bits)
@@ -72,7 +73,7 @@ def within(s: Tensor, used: Tensor, high: Tensor, top: float) -> Tensor:
     finite."""
     if top == torch.inf:
         return (s / s[used].log().mean().exp()).clamp(MOST**-0.5, MOST**0.5)
-    most = (top / high.clamp_min(TINY)).clamp(1, MOST)
+    most = (top / (HEADROOM * high).clamp_min(TINY)).clamp(1, MOST)
     return torch.minimum((s / (s / most)[used].max()).clamp_min(1), most)
 
 
@@ -96,5 +97,5 @@ def noise(  # noqa: PLR0917  a stream has six parameters here
     for reader in readers:
         steps = (reader.peak / s).amax(1) / (2 ** (bits - 1) - 1)  # [O]
         inside = (reader.square > 0).double() @ (power * s.square())  # [O]
-        total = total + reader.count * (steps.square() * inside).sum() / 12 / output_power(reader, power)
+        total = total + reader.size * (steps.square() * inside).sum() / 12 / output_power(reader, power)
     return float(total)

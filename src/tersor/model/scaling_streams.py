@@ -107,7 +107,9 @@ class Streams:
             return None
         (axis, block), shape = self.places[given[0]], tuple(value(given[0]).shape)
         if op in ("add", "sub") and len(given) == 2:
-            alike = all(self.places[x] == (axis, block) and value(x).shape == value(node).shape for x in given)
+            alike = all(
+                self.places[x] == (axis, block) and value(x).shape == value(node).shape for x in given
+            )
             return (axis, block) if alike else None
         if len(given) > 1:
             return None
@@ -175,7 +177,7 @@ def clipped(node: fx.Node) -> float | None:
 def scaling_streams(model: nn.Module, inputs: Inputs) -> tuple[list[Stream], dict[str, str]]:
     """The streams in the order of the layers, and for the weights whose outputs are in none why. RefusedError
     if the graph cannot be followed."""
-    streams, left = [], {}
+    streams, left = list[Stream](), dict[str, str]()
     for stream in Streams(followed(model, inputs)).found.values():
         why = stream.fixed or ("" if stream.readers else "nothing reads it")
         if why:

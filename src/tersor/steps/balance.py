@@ -9,13 +9,14 @@ noise does not shrink to WORTH are left alone. Cost: one pass over the calibrati
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from tersor.core.view import View
 from tersor.encode import coded_like
-from tersor.errors import RefusedError
+from tersor.errors import RefusedError, few
 from tersor.forms import Form, uncoded
 from tersor.maths.channel_balance import Reader, balanced
 from tersor.model.batches import device_of, move
@@ -29,13 +30,16 @@ from tersor.steps.same_function import ROUNDING, difference
 WORTH = 0.9  # of the noise: less must be left
 
 
-def channels_balanced(view: View, edges: Iterable[str], chosen: set[str], bits: int) -> Generator[Group, None, View]:
+def channels_balanced(
+    view: View, edges: Iterable[str], chosen: set[str], bits: int
+) -> Generator[Group, None, View]:
     """The group that balances streams whose tensors have grids on these edges; the view after it."""
     part = view.part
     model = part.plain()
     try:
-        streams, _ = scaling_streams(model, move(example_inputs(part.task, model), device_of(model)))
-    except RefusedError:
+        streams, left = scaling_streams(model, move(example_inputs(part.task, model), device_of(model)))
+    except RefusedError as error:
+        yield not_balanced(f"the graph cannot be followed: {error}")
         return view
     grids = set(edges)
     fits = [stream for stream in streams if suits(view, stream, chosen) and grids & {*stream.edges}]
@@ -43,28 +47,35 @@ def channels_balanced(view: View, edges: Iterable[str], chosen: set[str], bits: 
     values = channel_values(model, part.task, axes) if axes else {}
     factors, gains = dict[str, Tensor](), dict[str, float]()
     for stream in fits:
-        if (found := scales_of(view, stream, [values[name] for name in stream.edges if name in values], bits)):
+        seen = [values[name] for name in stream.edges if name in values]
+        if found := scales_of(view, stream, seen, bits):
             s, gain = found
             gains[stream.makers[0][0]] = round(gain, 4)
             for name, whole in multipliers(view, stream, s).items():
                 factors[name] = factors.get(name, torch.ones((), dtype=torch.float64)) * whole
-    events = []
-    for name, whole in factors.items():
-        if (form := scaled(view.form(name), whole)) is None:
-            return view
-        events.append(Edit(name, view.form(name), form, "refine"))
+    events = [
+        Edit(name, view.form(name), cast(Form, scaled(view.form(name), whole)), "refine")
+        for name, whole in factors.items()
+    ]
     if not events:
         return view
     text = f"{len(gains)} sets of channels have scales that integers fit better"
-    group = Group("balanced", (*events, Note("", "balanced", text, {"noise": gains})), "runs")
+    text += "; the outputs of these layers keep theirs: " + few(map(": ".join, left.items())) if left else ""
+    note = Note("", "balanced", text, {"noise": gains, "left": left})
+    group = Group("balanced", (*events, note), "runs")
     if (moved := difference(view, group)) > ROUNDING:
-        yield Group("not balanced", (Note("", "balanced", f"channels keep their scales: others move the outputs by {moved:.1g} of the largest", {"noise": {}}),))
+        yield not_balanced(f"others move the outputs by {moved:.1g} of the largest")
         return view
     yield group
     return view if group.key in view.refused else view.after(group)
 
 
+def not_balanced(why: str) -> Group:
+    return Group("not balanced", (Note("", "balanced", f"channels keep their scales: {why}", {"noise": {}}),))
+
+
 def suits(view: View, stream: Stream, chosen: set[str]) -> bool:
+    """Whether the layers of a stream may be scaled: chosen, not tied, stored in forms that can be."""
     names = {name for names in stream.makers for name in names} | {read.weight for read in stream.readers}
     weights = {names[0] for names in stream.makers} | {read.weight for read in stream.readers}
     tied = {*view.state.aliases, *view.state.aliases.values()}
@@ -74,7 +85,9 @@ def suits(view: View, stream: Stream, chosen: set[str]) -> bool:
     )  # fmt: skip
 
 
-def scales_of(view: View, stream: Stream, values: list[ChannelValues], bits: int) -> tuple[Tensor, float] | None:
+def scales_of(
+    view: View, stream: Stream, values: list[ChannelValues], bits: int
+) -> tuple[Tensor, float] | None:
     """(the scales of the channels, the noise that is left), if that is worth it."""
     if not values:
         return None

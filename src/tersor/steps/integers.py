@@ -82,7 +82,5 @@ def integers(step: Any, view: View) -> Iterator[Group]:
         rounded = rounded.after_training(now, after)
     for layer in rounded.layers:
         rounded.bias(layer)
-    notes = [
-        step.note(name, exact.form(name), rounded.form(name)) for name in exact.forms if name in chosen
-    ]
+    notes = [step.note(name, exact.form(name), rounded.form(name)) for name in exact.forms if name in chosen]
     yield Group("all", (*rounded.events(hows), *notes, *about, *rounded.notes(), *trained))

@@ -119,7 +119,7 @@ class Quantize(Retrain):
     balance: bool = True
     # Move biases by how far rounding moves the means of outputs, by calibration batches.
     correct: bool = True
-    # As `smooth`, but for weights alone, so that those of large inputs get finer steps, by calibration batches.
+    # As `smooth`, for weights alone: those of large inputs get finer steps, by calibration batches.
     awq: bool = False
     products: str = "float"  # of two activations, as in attention: "integer" or "float"
     rule: str = "twn"  # ternary threshold: "twn" (0.7 * mean |w|) or "exact" (least squares)
