@@ -64,7 +64,7 @@ def test_shifts_are_those_of_a_plain_loop() -> None:
         three, z = moved(coarse.head(on("/relu:1", F.relu(z)).mean((2, 3))), net(x))
     for name, shift in zip(AXES, (one, two, three), strict=True):
         assert torch.allclose(found[name], shift, atol=1e-5), name
-    assert (one.abs() > 1e-3).any()
+    assert (three.abs() > 1e-2).any()
 
 
 @pytest.mark.parametrize("batch", [1, 7, 48])
@@ -88,7 +88,7 @@ def test_a_layer_that_is_called_twice_is_named_and_not_moved() -> None:
 def test_what_may_be_chance_is_left_out() -> None:
     torch.manual_seed(0)
     noise = torch.randn(16, 2000, dtype=torch.float64)
-    assert certain(noise).square().mean() < 0.35 * noise.mean(0).square().mean()
+    assert certain(noise).square().mean() < 0.6 * noise.mean(0).square().mean()
     assert torch.allclose(certain(noise + 100), (noise + 100).mean(0), rtol=1e-3)
 
 

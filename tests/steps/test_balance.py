@@ -96,8 +96,8 @@ def test_what_may_not_change_stays(odd: str) -> None:
     state = run(net, [Quantize(activations=8, **settings)], task)
     (note,) = state.ledger.notes("corrected")
     if odd == "where":
-        assert torch.equal(state.form("stem.0.weight").decode(), net.stem[0].weight)
-        assert torch.equal(state.form("depth.0.weight").decode(), net.depth[0].weight)
+        assert torch.equal(state.forms["stem.0.weight"].decode(), net.stem[0].weight)
+        assert torch.equal(state.forms["depth.0.weight"].decode(), net.depth[0].weight)
     else:
         reason = {"frozen": "its bias is frozen", "no bias": "it has no bias"}[odd]
         assert note.data["left"] == {"point.weight": reason} and reason in note.text
