@@ -77,7 +77,7 @@ def swept(name: str, case: Case) -> Outcome:
         task.check(model)  # the metric too, which no step needs
         entropy = tersor.Entropy(coder="fast")
         steps = [
-            tersor.Prune(keep=ASKED.keep), tersor.Quantize(bits=ASKED.bits), entropy,
+            tersor.Prune(keep=ASKED.keep, per="tensor"), tersor.Quantize(bits=ASKED.bits), entropy,
             tersor.Distill(epochs=1, **case.distill), entropy,
         ]  # fmt: skip
         result = tersor.run(model, steps, task)

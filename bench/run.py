@@ -25,6 +25,7 @@ BENCHES = {
     "quantization": True,
     "rounding": True,
     "recipes": True,
+    "pruning": True,
     "lowrank": False,
     "factors": True,
     "compress": True,

@@ -64,7 +64,7 @@ def seeds() -> Seeds:
             "n": torch.tensor(seed), "m": torch.randn(3, 4, generator=rng) > 0,
         }  # fmt: skip
 
-    recipe = Recipe((Prune(keep=0.5), Quantize(bits=5), Entropy()))
+    recipe = Recipe((Prune(keep=0.5, per="tensor"), Quantize(bits=5), Entropy()))
     weights, patches = [save(values(seed)) for seed in (0, 1)], []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -151,7 +151,11 @@ def done(bench: Take) -> Done:
     task = bench("zoo").task_of(lambda: (torch.randn(2, 6), torch.randint(4, (2,))))
     asked = architectures.ASKED
     was = sound.given(model)
-    steps = [tersor.Prune(keep=asked.keep), tersor.Quantize(bits=asked.bits), tersor.Distill(epochs=1)]
+    steps = [
+        tersor.Prune(keep=asked.keep, per="tensor"),
+        tersor.Quantize(bits=asked.bits),
+        tersor.Distill(epochs=1),
+    ]
     return Done(sound, was, tersor.run(model, steps, task), asked, task)
 
 

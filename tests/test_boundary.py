@@ -21,7 +21,7 @@ from tersor import boundary, errors
 from tersor.steps import quantize
 
 NAMES = ("0.weight", "0.bias", "2.weight", "2.bias")
-STEPS = [tersor.Prune(keep=0.5, where="0.weight"), tersor.Quantize(bits=4), tersor.Entropy()]
+STEPS = [tersor.Prune(keep=0.5, per="tensor", where="0.weight"), tersor.Quantize(bits=4), tersor.Entropy()]
 Call = Callable[[], object]
 
 
@@ -94,7 +94,7 @@ def test_a_fault_names_the_step_the_site_and_the_recipe(monkeypatch: pytest.Monk
     monkeypatch.setattr(quantize, "uniform_grid", None)
     with pytest.raises(tersor.InternalError, match=r"^run: step 2 quantize, at 0\.weight: ") as caught:
         tersor.run(net(), STEPS)
-    assert str(caught.value).endswith("; recipe: prune where=0.weight, quantize bits=4, entropy")
+    assert str(caught.value).endswith("; recipe: prune where=0.weight per=tensor, quantize bits=4, entropy")
 
 
 def test_a_fault_in_a_thread_has_its_site(made: tersor.State, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,7 @@ UNHELD = [dtype for dtype in EVERY if dtype not in CODES]
 LEFT = [dtype for dtype in HELD if not BY_DTYPE[dtype].worked]
 KINDS = ("parameter", "buffer")
 QUANTIZED = (torch.qint8, torch.quint8, torch.qint32)  # packed ones cannot be made
-RECIPE = tersor.Recipe((tersor.Prune(), tersor.Quantize(), tersor.Entropy()))
+RECIPE = tersor.Recipe((tersor.Prune(per="tensor"), tersor.Quantize(), tersor.Entropy()))
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")  # of new dtypes
 

@@ -1,6 +1,7 @@
 """On a GPU: training, cuts, timing and grids give the same results as on a CPU, and stay on the device."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,19 @@ from tersor.core.history import undo
 from tersor.core.run import run
 from tersor.core.state import State
 from tersor.io import load, save
-from tersor.steps import STEPS, Entropy, Fold, Measure, Prune, Slim
+from tersor.steps import (
+    STEPS,
+    Cluster,
+    Entropy,
+    Factorize,
+    Fold,
+    Measure,
+    Prune,
+    Quantize,
+    Rdoq,
+    Shorten,
+    Slim,
+)
 from tersor.steps.own_training import folded, trainable
 
 pytestmark = [
@@ -47,7 +60,7 @@ def test_cuts_are_proved_on_the_gpu(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("word", TRAINED)
 @pytest.mark.parametrize("name", ["conv", "attention", "lstm"])
 def test_steps_that_train_run_on_the_gpu(word: str, name: str) -> None:
-    """They change the same tensors as on the CPU: some, unless slim finds no unit there that it may cut."""
+    """They change the same tensors as on the CPU: some, unless slim or shorten find nothing that may go."""
     here, given = tiny(name), on_gpu(tiny(name))
     before = {key: value.clone() for key, value in given.model.state_dict().items()}
     steps = [STEPS[word](**TRAINED[word]), Entropy(), Measure()]
@@ -56,13 +69,14 @@ def test_steps_that_train_run_on_the_gpu(word: str, name: str) -> None:
     assert given.out(result.model()).isfinite().all()
     assert {v.device.type for v in result.state_dict().values()} == {"cpu"}
     assert changed(result, before) == changed(on_cpu, before)
-    assert changed(result, before) or word == "slim"
+    assert changed(result, before) or word in {"slim", "shorten"}
     assert all(torch.equal(v, before[k]) for k, v in given.model.state_dict().items())
 
 
 def changed(state: State, before: dict[str, torch.Tensor]) -> set[str]:
     now = state.state_dict()
-    return {name for name, value in before.items() if not torch.equal(value.cpu(), now[name])}
+    gone = before.keys() - now.keys()
+    return gone | {n for n, value in before.items() if n in now and not torch.equal(value.cpu(), now[n])}
 
 
 def test_a_users_loop_runs_on_the_gpu() -> None:
@@ -112,3 +126,40 @@ def test_grids_are_simulated_on_the_gpu(name: str) -> None:
     for edge, grid in result.grids.items():
         torch.testing.assert_close(grid.scale.decode(), on_cpu.grids[edge].scale.decode(), rtol=1e-2, atol=0)
     assert not torch.equal(answer(result.model(), call), answer(call[0], call))
+
+
+AT_ONCE: dict[str, tuple[Any, ...]] = {
+    "prune": (Prune(keep=0.4),),
+    "int8": (Quantize(activations=8),),
+    "int8, dynamic": (Quantize(activations=8, activation_range="dynamic"),),
+    "few bits": (Quantize(bits=4, activations=8, rounding="gptq"),),
+    "learned rounding": (Quantize(bits=3, rounding="adaround"),),
+    "rounding of blocks": (Quantize(bits=3, rounding="brecq"),),
+    "activation-aware": (Quantize(bits=4, per="group", group=4, awq=True),),
+    "mixed": (Quantize(allowed="2,4,8", mean_bits=4),),
+    "rdoq": (Rdoq(bits=3.0),),
+    "shared values": (Cluster(entries=5),),
+    "products": (Factorize(keep=0.5),),
+    "layers": (Factorize(keep=0.5, layers=True),),
+    "branches": (Shorten(keep=0.7, of="branches", unmet="nearest"),),
+}
+
+
+@pytest.mark.parametrize("recipe", AT_ONCE)
+@pytest.mark.parametrize("name", ["conv", "attention"])
+def test_steps_without_training_run_on_the_gpu(name: str, recipe: str, tmp_path: Path) -> None:
+    """They change the same tensors as on the CPU, and the file computes what the model on the GPU does."""
+    steps = [*AT_ONCE[recipe], Entropy(), Measure()]
+    here, there = tiny(name), on_gpu(tiny(name))
+    before = {key: value.clone() for key, value in there.model.state_dict().items()}
+    on_cpu, result = (run(each.model, steps, each.task) for each in (here, there))
+    assert devices(result.model()) == {"cuda"}
+    assert {value.device.type for value in result.state_dict().values()} == {"cpu"}
+    assert all(torch.equal(v, before[k]) for k, v in there.model.state_dict().items())
+    edits, wanted = ({(e.site, e.step) for e in r.ledger.edits() if e.step == 0} for r in (result, on_cpu))
+    assert edits == wanted
+    want, found = here.out(on_cpu.model()), there.out(result.model()).cpu()
+    assert (found - want).square().mean() <= 0.05 * want.square().mean()
+    save(result, tmp_path / "m.tersor")
+    again = load(tmp_path / "m.tersor").model(there.model)
+    assert torch.equal(there.out(again), there.out(result.model()))

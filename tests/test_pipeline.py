@@ -21,7 +21,7 @@ RECIPE = Recipe((Prune(keep=0.5),))
 def test_the_file_is_what_is_returned(tmp_path: Path) -> None:
     t = tiny("mlp")
     result, _ = tersor.pipeline.run_pipeline(start(t.model), RECIPE, t.task, tmp_path)
-    assert load(tmp_path / "model.tersor").digest == result.digest == run(t.model, RECIPE).digest
+    assert load(tmp_path / "model.tersor").digest == result.digest == run(t.model, RECIPE, t.task).digest
 
 
 def test_a_file_that_reads_back_as_another_model_does_not_count(
@@ -56,7 +56,7 @@ def test_folders_of_trials_in_the_journal_are_no_outputs(tmp_path: Path) -> None
     run(t.model, RECIPE, t.task, journal=tmp_path / "journal")
     (tmp_path / "journal" / "trial-0.0").mkdir()
     result, _ = tersor.pipeline.run_pipeline(start(t.model), RECIPE, t.task, tmp_path, resume=True)
-    assert result.digest == run(t.model, RECIPE).digest
+    assert result.digest == run(t.model, RECIPE, t.task).digest
 
 
 def test_a_misspelt_glob_of_a_later_step_is_reported_before_any_training(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ LOSES = "factorize"  # a product keeps no zeros, and its note says so
 # Settings that move zeros most. Hidden units are not reordered, since zeros are compared by position.
 HARD: dict[str, dict[str, Any]] = {
     "quantize": {"symmetric": False, "bits": 3}, "cluster": {"entries": 3}, "penalize": {"arrange": False},
-    "finetune": {"lr": 0.1}, "prune": {"keep": 0.9},
+    "finetune": {"lr": 0.1}, "prune": {"keep": 0.9, "per": "tensor"},
 }  # fmt: skip
 GONE = "shorten"  # removes whole weights, and zeros with them: tests/steps/test_shorten.py
 ALONE = [(name, False) for name in STEPS if name != GONE] + [(name, True) for name in TRAINED if name != GONE]

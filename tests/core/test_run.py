@@ -421,7 +421,7 @@ def test_a_lock_runs_again_to_the_same_result(whole: tuple[Any, State]) -> None:
     recipe = locked(result)
     assert recipe.steps == tuple(STEPS_HERE)
     assert recipe.base == result.ledger.base
-    assert dict(recipe.result).keys() == {n for n, f in result.forms.items() if f.name != "dense"}
+    assert dict(recipe.result).keys() == {entry.site for entry in result.ledger.edits()}
     again = run(t.model, recipe, t.task)
     assert again.digest == result.digest
     assert again.ledger.digest == result.ledger.digest

@@ -95,7 +95,7 @@ def test_facts_of_a_trial_are_its_own() -> None:
         facts.append(view.trial([Prune(keep=0.1), STEPS["measure"]()])[0])
 
     run(t.model, [STEPS["measure"](), Looks(tries)], t.task)
-    assert facts[0].keys() == {"nbytes"}
+    assert facts[0].keys() == {"nbytes", "corrected"}
     scores = t.task.scores(run(t.model, Prune(keep=0.1)).model())
     assert facts[1]["accuracy"]["after"][0] == pytest.approx(float(scores.mean()))
 

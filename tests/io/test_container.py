@@ -204,7 +204,7 @@ def lenet() -> State:
     model = torch.nn.Sequential()
     for number, (ins, outs) in enumerate(((784, 300), (300, 100), (100, 10)), 1):
         model.add_module(f"fc{number}", torch.nn.Linear(ins, outs))
-    return run(model, [Prune(keep=0.08), Cluster(entries=16), Entropy()])
+    return run(model, [Prune(keep=0.08, per="tensor"), Cluster(entries=16), Entropy()])
 
 
 def test_overhead_is_small(lenet: State, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ FILE: dict[str, Tensor] = {
 WEIGHTS = {"h.0.attn.c_attn.weight", "conv.weight", "kernel.weight"}
 
 
-@pytest.mark.parametrize("step", [Prune(keep=0.3), Quantize(bits=4)], ids=["prune", "quantize"])
+@pytest.mark.parametrize("step", [Prune(keep=0.3, per="tensor"), Quantize(bits=4)], ids=["prune", "quantize"])
 def test_tensors_that_are_not_weights_stay_and_are_named(tmp_path: Path, step: object) -> None:
     save_file(FILE, tmp_path / "w.safetensors")
     packed = pack(tmp_path / "w.safetensors", tmp_path / "w.tersor", Recipe((step,)))

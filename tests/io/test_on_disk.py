@@ -25,8 +25,8 @@ RECIPES = {
     "lossless": Recipe((Entropy(),)),
     "fast": Recipe((Entropy(coder="fast"),)),
     "8 bits": Recipe((Quantize(), Entropy())),
-    "masked": Recipe((Prune(keep=0.3), Entropy())),
-    "masked and not coded": Recipe((Prune(keep=0.3),)),
+    "masked": Recipe((Prune(keep=0.3, per="tensor"), Entropy())),
+    "masked and not coded": Recipe((Prune(keep=0.3, per="tensor"),)),
     "shared": Recipe((Cluster(entries=4), Entropy())),
 }
 

@@ -103,7 +103,7 @@ def as_compressed(given: dict[str, Tensor]) -> State:
 @pytest.mark.parametrize(
     "steps",
     [
-        (Prune(keep=0.5), Cluster(entries=4, init="kmeans++"), Entropy()),
+        (Prune(keep=0.5, per="tensor"), Cluster(entries=4, init="kmeans++"), Entropy()),
         (Quantize(bits=4, per="group", group=4, where="*stem*,*head*"), Entropy(where="*.weight")),
         (Factorize(rank=1, where="!*stem*"), Quantize(bits=8)),
         (Prune(pattern="1:2", where="block.weight"), Quantize(scheme="ternary")),
@@ -149,7 +149,7 @@ def test_steps_without_needs_work_alone(step: type, tmp_path: Path) -> None:
     ("recipe", "error", "said"),
     [
         (
-            Recipe((Prune(keep=0.5, per="global"),)),
+            Recipe((Prune(keep=0.5),)),
             RefusedError,
             "pack: prune, as it is set, needs the whole model.*Give it per=tensor here",
         ),
@@ -158,7 +158,7 @@ def test_steps_without_needs_work_alone(step: type, tmp_path: Path) -> None:
         (Recipe((Measure(),)), RefusedError, "pack: measure"),
         (Recipe((Quantize(where="fc*"),)), SiteError, "quantize: where='fc.' matches no weight"),
         (Recipe((Entropy(where="*.wait"),)), SiteError, r"entropy: where='\*.wait' matches no weight"),
-        (Recipe((Prune(where="!*"),)), SiteError, "leaves no weight"),
+        (Recipe((Prune(where="!*", per="tensor"),)), SiteError, "leaves no weight"),
     ],
 )
 def test_refused_at_once(recipe: Recipe, error: type[Exception], said: str, tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def test_two_parameters_that_share_memory_are_two_sites() -> None:
     """`b.weight.data = a.weight.data` is not kept by a copy of the model, so each is a site."""
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     model[1].weight.data = model[0].weight.data
-    result = run(model, [Prune(keep=0.5)])
+    result = run(model, [Prune(keep=0.5, per="tensor")])
     assert torch.equal(result.model()[0].weight, result.model()[1].weight)
     x = torch.randn(2, 3)
     plain = start(model)

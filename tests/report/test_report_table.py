@@ -293,7 +293,7 @@ def test_outlines() -> None:
 
 
 def test_unusual_settings() -> None:
-    assert unusual({"step": "prune", "settings": {"keep": 0.1, "per": "tensor"}}) == {"keep": 0.1}
+    assert unusual({"step": "prune", "settings": {"keep": 0.1, "per": "lamp"}}) == {"keep": 0.1}
     assert unusual({"step": "of another version", "settings": {"a": 1}}) == {"a": 1}
 
 

@@ -59,7 +59,7 @@ def test_weights_that_are_integers_already_keep_their_codes() -> None:
 
 def test_masks_stay_and_their_weights_are_integers() -> None:
     net, task = made("branches")
-    result = run(net, [Prune(keep=0.3), Quantize(activations=8)], task)
+    result = run(net, [Prune(keep=0.3, per="tensor"), Quantize(activations=8)], task)
     assert note(result).data["float"] == {}
     for name, form in result.forms.items():
         if result.sites[name].is_weight:

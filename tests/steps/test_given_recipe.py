@@ -11,7 +11,7 @@ from torch import nn
 import tersor
 from tersor.steps.recipe_text import dump, lock
 
-STEPS = (tersor.Prune(keep=0.5), tersor.Quantize(bits=4), tersor.Entropy())
+STEPS = (tersor.Prune(keep=0.5, per="tensor"), tersor.Quantize(bits=4), tersor.Entropy())
 
 
 def forms(path: Path, folder: Path) -> list[Any]:

@@ -196,7 +196,7 @@ def test_the_export_note_has_the_comparison(monkeypatch: pytest.MonkeyPatch, tmp
 
 def test_measuring_changes_nothing() -> None:
     t = tiny("conv")
-    plain, measured = run(t.model, Prune()), run(t.model, [Prune(), Measure()], t.task)
+    plain, measured = run(t.model, Prune(), t.task), run(t.model, [Prune(), Measure()], t.task)
     assert plain.digest == measured.digest
     assert not [entry for entry in measured.ledger.edits() if entry.step == 1]
 

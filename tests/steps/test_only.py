@@ -30,7 +30,8 @@ OTHER: dict[str, Any] = {
     "allowed": "2,4", "mean_bits": 2.0, "multiple": 3, "layers": True, "method": "tucker",
     "penalty": 3.0, "before": 0.3,
 }  # fmt: skip
-ELSE = {word: {"per": "channel"} for word in ("prune", "cluster", "rdoq", "penalize")} | {
+ELSE = {word: {"per": "channel"} for word in ("cluster", "rdoq", "penalize")} | {
+    "prune": {"per": "channel", "correct": False},
     "rdoq": {"per": "channel", "nbytes": 3000},
     "penalize": {"per": "channel", "nbytes": 9000, "bits": 8.0}
 }  # fmt: skip

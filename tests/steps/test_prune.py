@@ -47,7 +47,7 @@ KEEPS = [1.0, 0.9, 0.5, 0.31, 0.1, 0.001]
 @pytest.mark.parametrize("model", ["mlp", "mixed", "attention"])
 def test_per_tensor_keeps_the_largest_of_each(model: str, keep: float) -> None:
     t = tiny(model)
-    result = run(t.model, Prune(keep=keep))
+    result = run(t.model, Prune(keep=keep, per="tensor"))
     for name in weights_of(result):
         mask, w = kept(result.forms[name]), t.model.state_dict()[name]
         count = max(1, up(keep, w.numel()))
@@ -163,9 +163,9 @@ def test_the_note_counts() -> None:
 
 def test_a_mask_only_narrows() -> None:
     t = tiny("conv")
-    once = run(t.model, Prune(keep=0.5))
+    once = run(t.model, Prune(keep=0.5, per="tensor"))
     for keep, want in ((0.2, 0.2), (0.8, 0.5)):
-        twice = run(once, Prune(keep=keep))
+        twice = run(once, Prune(keep=keep, per="tensor"))
         for name in weights_of(twice):
             mask, before = kept(twice.forms[name]), kept(once.forms[name])
             assert not (mask & ~before).any()
@@ -185,7 +185,7 @@ def test_grids_and_tables_stay_under_the_mask() -> None:
 
 def test_factors_are_pruned_each() -> None:
     before = run(tiny("conv").model, Factorize(keep=0.5))
-    after = run(before, Prune(keep=0.25))
+    after = run(before, Prune(keep=0.25, per="tensor"))
     assert isinstance(before.forms["block.weight"], LowRank)
     form = after.forms["block.weight"]
     assert isinstance(form, LowRank)
@@ -204,7 +204,7 @@ def test_where_leaves_the_others() -> None:
     result = run(tiny("conv").model, Prune(keep=0.5, where="*,!head*"))
     assert result.forms["head.weight"].name == "dense"
     assert result.forms["stem.weight"].name == "masked"
-    vectors = run(tiny("conv").model, Prune(keep=0.5, where="*.bias"))
+    vectors = run(tiny("conv").model, Prune(keep=0.5, per="tensor", where="*.bias"))
     assert int(kept(vectors.forms["block.bias"]).sum()) == 4
 
 

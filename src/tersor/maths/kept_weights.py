@@ -1,9 +1,9 @@
 """Kept weights: the values of the weights that a mask keeps, so that the outputs of their layer change least.
 
-min (q - w) H (q - w)^T + pull |q - w|^2      q [O, I] is 0 where the mask is; H [I, I] second moment of inputs
-Each row has a mask of its own, so each is a system of equations of its own: all rows are solved together by
-conjugate gradients on the kept weights (Hestenes, Stiefel 1952; as ALPS does, Meng 2024), with the diagonal as
-preconditioner. Unlike the column by column solution of SparseGPT (Frantar 2023) it is exact in the limit.
+min (q - w) H (q - w)^T + pull |q - w|^2      q [O, I] is 0 where the mask is; H [I, I] moments of inputs
+Each row has a mask of its own, so each is a system of equations of its own. All are solved together by
+conjugate gradients on the kept weights (Hestenes, Stiefel 1952; for masks: ALPS, Meng 2024), with the
+diagonal as preconditioner. Unlike SparseGPT's, column by column (Frantar 2023), it is exact in the limit.
 Cost: O * I * I for each of at most STEPS steps.
 """
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 STEPS = 200
-CLOSE = 1e-4  # of the first residual, in the preconditioner's norm: then it ends
+CLOSE = 1e-3  # of the first residual, in the preconditioner's norm: then it ends
 LEAST = 1e-300  # divisors are at least this
 
 

@@ -32,6 +32,7 @@ PULL = 1e-2  # of the mean of the inputs' second moments: how strongly refitting
 # Of an input's own second moment, added to its variance. A variance below it is the rounding error of the
 # difference that it is: inputs that are (nearly) the same in all samples. Without it, the error is fitted.
 FLOOR = 1e-10
+SAME = 1e-6  # of the outputs' spread: a bias that would change by less stays
 ENOUGH = 2  # samples for each input of a layer: with fewer, what is best for them need not be for others
 
 
@@ -146,11 +147,12 @@ class Layerwise:
         if bias:
             q = grouped(to_rows(module.weight.detach().cpu(), 0).double(), groups)
             value = (mean_y - (q @ mean_x[..., None])[..., 0]).flatten()
+            spread = float(((q @ h) * q).sum(-1).mean().clamp_min(0).sqrt())
+            if bool(((value - module.bias.detach().cpu()).abs() <= SAME * spread).all()):
+                return  # all that differs is rounding
             module.bias.data.copy_(value)
             self.forms[bias] = Dense(module.bias.detach().cpu().clone())
-            self.hows[bias] = "refine"
-            spread = ((q @ h) * q).sum(-1).mean().clamp_min(0).sqrt()
-            self.biases[bias] = float(spread)
+            self.hows[bias], self.biases[bias] = "refine", spread
 
     def alone(self, site: Site) -> bool:
         """Change a linear layer of the user's own class by itself, if its inputs are known."""

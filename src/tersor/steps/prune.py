@@ -150,7 +150,7 @@ class Prune(Retrain):
 
         notes = [kept_note(site, masked[site.name]) for site in sites]
         if view.task.calibrate is None:
-            text = "kept weights stay as they are: to refit them takes calibration batches, and the task has none"
+            text = "kept weights stay as they are: the task has no calibration batches to refit them on"
             edits = (plain(view, site) for site in sites)
             return Group("all", (*edits, *notes, Note("", "corrected", text, {"layers": 0})))
         refit = RefitKept(view, plain, masked=masked)

@@ -18,10 +18,12 @@ from tersor.errors import few
 from tersor.forms import At, Dense, Form, uncoded
 from tersor.forms.form import from_rows, to_rows
 from tersor.maths.damping import damping
-from tersor.maths.kept_weights import kept_weights
+from tersor.maths.kept_weights import cost, kept_weights
 from tersor.model.sites import Site
 from tersor.record.events import Note
 from tersor.steps.layerwise import Layerwise, grouped, leaf_of
+
+SAME = 1e-12  # of the outputs' energy: a smaller error is that of rounding
 
 
 @dataclass(kw_only=True)
@@ -45,10 +47,13 @@ class RefitKept(Layerwise):
         groups = len(w)
 
         def store(old: Tensor, keep: Tensor | None, axis: int) -> Form:
-            assert keep is not None  # every weight has a mask now
-            q = kept_weights(w, h, pull, grouped(to_rows(keep, axis), groups))
-            new = from_rows(q.flatten(0, 1).to(old.dtype), tuple(old.shape), axis)
-            return Dense(new.contiguous())
+            keep = torch.ones_like(old, dtype=torch.bool) if keep is None else keep
+            mask = grouped(to_rows(keep, axis), groups)
+            given = torch.where(mask, grouped(to_rows(old, axis), groups).double(), 0.0)
+            q = kept_weights(w, h, pull, mask)
+            # Rows that already fit stay bit for bit: where nothing was pruned, here and before this layer.
+            q = torch.where(cost(given, w, h) <= SAME * cost(torch.zeros_like(w), w, h), given, q)
+            return Dense(from_rows(q.flatten(0, 1).to(old.dtype), tuple(old.shape), axis).contiguous())
 
         self.forms[site.name], self.hows[site.name] = refine(self.masked[site.name], store, site.axis)
 
