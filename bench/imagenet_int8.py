@@ -24,15 +24,17 @@ from typing import Any
 import job
 import numpy as np
 import torch
-from integers import FILE, ours, peer_file, race
+from integers import FILE, peer_file, race
 from integers_rows import FLOAT, OURS
 from slim_peer import export
 from table import Row
 from torch import Tensor, nn
 
+from tersor.core.run import run
 from tersor.errors import MissingError
 from tersor.model.loader import TensorBatches
 from tersor.model.task import Task
+from tersor.steps import Export, Quantize
 
 VIEWS = 16  # of a photograph
 SIDE = 224
@@ -133,8 +135,9 @@ def measure(subject: str, options: argparse.Namespace) -> Iterator[Row]:
         np.save(shown, calibrate.numpy())
         np.save(test, images(subject, 0).numpy())
         export(net, given, (3, SIDE, SIDE))
-        batches = TensorBatches(calibrate, torch.zeros(len(calibrate), dtype=torch.int64), batch=32)
-        ours(net, Task("images", evaluate=batches, calibrate=batches), out / OURS)
+        batches = TensorBatches(calibrate, torch.zeros(len(calibrate), dtype=torch.int64), batch=16)
+        on = Task("images", evaluate=batches, calibrate=batches)
+        run(net, [Quantize(activations=8), Export(path=FILE)], on, out=out / OURS)
         paths = {FLOAT: given, OURS: out / OURS / FILE}
         for name in METHODS:
             if found := peer_file(options.peers, name, given, shown, out / "peers"):
