@@ -25,7 +25,7 @@ ALPHAS = (0.0, 0.25, 0.5, 0.625, 0.75, 0.875)
 BETAS = (0.0, 0.25, 0.5)
 LEVELS = 255
 MOST = 2.0**12  # largest ratio of two scales
-HEADROOM = 1.15  # times the calibrated end of a channel that must fit below `top`: other data go further
+SIGMAS = 6  # standard deviations above its mean that a channel may reach on other data, as in Nagel 2019
 
 
 class Reader(NamedTuple):
@@ -45,13 +45,16 @@ class Reader(NamedTuple):
 
 
 def balanced(
-    ranges: Sequence[Range], power: Tensor, readers: Sequence[Reader], bits: int, top: float = torch.inf
+    ranges: Sequence[Range],
+    power: Tensor,
+    readers: Sequence[Reader],
+    bits: int,
+    most: Tensor | None = None,
 ) -> tuple[Tensor, float]:
     """(s [C], noise over that without scales). `ranges`: (low, high) [C] of the channels on each edge; power
-    [C]: their mean square. With `top`, s >= 1 and s high <= top. float64"""
+    [C]: their mean square. With `most` [C], at least 1, s is from 1 to it. float64"""
     low = torch.stack([low for low, _ in ranges]).double().amin(0)
-    high = torch.stack([high for _, high in ranges]).double().amax(0)
-    width = high - low
+    width = torch.stack([high for _, high in ranges]).double().amax(0) - low
     seen = torch.stack([r.square.sum(0) / output_power(r, power) for r in readers]).sum(0)
     used = (width > 0) & (seen > 0)
     plain = torch.ones_like(width)
@@ -62,19 +65,25 @@ def balanced(
     for alpha in ALPHAS:
         for beta in BETAS:
             s = torch.where(used, width.clamp_min(TINY) ** -alpha * seen.clamp_min(TINY) ** beta, plain)
-            s = torch.where(used, within(s, used, high, top), plain)
+            s = torch.where(used, within(s, used, most), plain)
             if (found := noise(s, ranges, power, readers, seen, bits)) < least:
                 best, least = s, found
     return best, least / before
 
 
-def within(s: Tensor, used: Tensor, high: Tensor, top: float) -> Tensor:
-    """The scales [C] times a number, with a ratio of at most MOST; 1 <= s and s high <= top if that is
-    finite."""
-    if top == torch.inf:
+def within(s: Tensor, used: Tensor, most: Tensor | None) -> Tensor:
+    """The scales [C] times a number, with a ratio of at most MOST; 1 <= s <= most if that is given."""
+    if most is None:
         return (s / s[used].log().mean().exp()).clamp(MOST**-0.5, MOST**0.5)
-    most = (top / (HEADROOM * high).clamp_min(TINY)).clamp(1, MOST)
+    most = most.clamp_max(MOST)
     return torch.minimum((s / (s / most)[used].max()).clamp_min(1), most)
+
+
+def room(top: float, high: Tensor, mean: Tensor, power: Tensor) -> Tensor:
+    """How many times as large the channels may become below `top`, at least 1 [C]. `mean`, `power`: of the values
+    before they are clipped, from which follows how far other data may go."""
+    reach = mean + SIGMAS * (power - mean.square()).clamp_min(0).sqrt()
+    return (top / torch.maximum(high, reach).clamp_min(TINY)).clamp_min(1)
 
 
 def output_power(reader: Reader, power: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Channel values: the range and the mean square of each channel on named edges, over the calibration batches."""
+"""Channel values: the range, the mean and the mean square of each channel on named edges, over the calibration batches."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ class ChannelValues(NamedTuple):
 
     low: Tensor
     high: Tensor
+    mean: Tensor
     power: Tensor  # mean square
 
 
@@ -30,7 +31,7 @@ class ChannelRun(Ranges):
         super().__init__((), None, pair=pair)
         self.axes, self.wanted = axes, frozenset(axes)
         self.ends: dict[str, tuple[Tensor, Tensor]] = {}
-        self.squares: dict[str, Tensor] = {}
+        self.sums: dict[str, Tensor] = {}  # of values and of squares, [2, C]
         self.counts: dict[str, int] = {}
 
     def observe(self, name: str, x: Tensor) -> Tensor:
@@ -44,8 +45,8 @@ class ChannelRun(Ranges):
         if name in self.ends:
             low, high = torch.minimum(low, self.ends[name][0]), torch.maximum(high, self.ends[name][1])
         self.ends[name] = low, high
-        square = values.float().square().mean(0).double() * len(values)
-        self.squares[name] = self.squares.get(name, 0) + square
+        both = torch.stack([values.float().mean(0), values.float().square().mean(0)]).double()
+        self.sums[name] = self.sums.get(name, 0) + both * len(values)
         self.counts[name] = self.counts.get(name, 0) + len(values)
         return x
 
@@ -61,7 +62,7 @@ def channel_values(model: nn.Module, task: Task, axes: Mapping[str, int]) -> dic
             with running(run):
                 task.run(net, run.batch)
     found = {
-        name: ChannelValues(low.cpu(), high.cpu(), (run.squares[name] / run.counts[name]).cpu())
+        name: ChannelValues(low.cpu(), high.cpu(), *(run.sums[name] / run.counts[name]).cpu())
         for name, (low, high) in run.ends.items()
     }
     return {name: v for name, v in found.items() if all(bool(x.isfinite().all()) for x in v)}

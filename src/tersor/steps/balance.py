@@ -8,7 +8,8 @@ noise does not shrink to WORTH are left alone. Cost: one pass over the calibrati
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+import math
+from collections.abc import Generator, Iterable, Mapping
 from typing import Any, cast
 
 import torch
@@ -19,7 +20,7 @@ from tersor.core.view import View
 from tersor.encode import coded_like
 from tersor.errors import RefusedError, few
 from tersor.forms import Form, uncoded
-from tersor.maths.channel_balance import Reader, balanced
+from tersor.maths.channel_balance import Reader, balanced, room
 from tersor.model.batches import device_of, move
 from tersor.model.channel_values import ChannelValues, channel_values
 from tersor.model.example import example_inputs
@@ -45,12 +46,15 @@ def channels_balanced(
         return view
     grids = set(edges)
     fits = [stream for stream in streams if suits(view, stream, chosen) and grids & {*stream.edges}]
-    axes = {name: axis for stream in fits for name, axis in stream.edges.items() if name in grids}
+    axes = {
+        name: axis for stream in fits for name, axis in stream.edges.items()
+        if name in grids or stream.top < math.inf  # what relu6 reads, too
+    }  # fmt: skip
     values = channel_values(model, part.task, axes) if axes else {}
     factors, gains = dict[str, Tensor](), dict[str, float]()
     for stream in fits:
-        seen = [values[name] for name in stream.edges if name in values]
-        if found := scales_of(view, stream, seen, bits):
+        seen = {name: values[name] for name in stream.edges if name in values}
+        if found := scales_of(view, stream, seen, grids, bits):
             s, gain = found
             gains[stream.makers[0][0]] = round(gain, 4)
             for name, whole in multipliers(view, stream, s).items():
@@ -93,14 +97,19 @@ def suits(view: View, stream: Stream, chosen: set[str]) -> bool:
 
 
 def scales_of(
-    view: View, stream: Stream, values: list[ChannelValues], bits: int
+    view: View, stream: Stream, seen: Mapping[str, ChannelValues], grids: set[str], bits: int
 ) -> tuple[Tensor, float] | None:
-    """(the scales of the channels, the noise that is left), if that is worth it."""
+    """(the scales of the channels, the noise that is left), if that is worth it. `seen`: by edge."""
+    values = [each for name, each in seen.items() if name in grids]
     if not values:
         return None
+    most = None
+    if stream.top < math.inf:
+        rooms = [room(stream.top, v.high, v.mean, v.power) for v in seen.values()]
+        most = torch.stack(rooms).amin(0)
     readers = [Reader.of(view.form(r.weight).decode(), r.groups, r.block) for r in stream.readers]
     power = torch.stack([each.power for each in values]).mean(0)
-    s, gain = balanced([(v.low, v.high) for v in values], power, readers, bits, stream.top)
+    s, gain = balanced([(v.low, v.high) for v in values], power, readers, bits, most)
     return (s, gain) if gain < WORTH else None
 
 
