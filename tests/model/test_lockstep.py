@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tersor.model.lockstep import certain, sample_means, shifts
 from tersor.model.loader import TensorBatches
+from tersor.model.lockstep import certain, sample_means, shifts
 from tersor.model.observe import observed
 from tersor.model.task import Task
 
@@ -44,7 +44,8 @@ def test_shifts_are_those_of_a_plain_loop() -> None:
     net, coarse, task, x = made(48)
     grids = observed(coarse, task, ["/relu:0", "/relu:1"])
     found, several = shifts(net, copy.deepcopy(coarse), task, grids, AXES)
-    assert found.keys() == AXES.keys() and not several
+    assert found.keys() == AXES.keys()
+    assert not several
 
     def on(grid_of: str, y: Tensor) -> Tensor:
         grid = grids[grid_of]
@@ -82,7 +83,8 @@ def test_batches_of_any_size_bring_the_means_back(batch: int) -> None:
 def test_a_layer_that_is_called_twice_is_named_and_not_moved() -> None:
     net, coarse, task, _ = made(48, again=True)
     found, several = shifts(net, coarse, task, observed(coarse, task, ["/relu:0"]), AXES)
-    assert several == {"b/conv2d:0"} and found.keys() == {"a/conv2d:0", "head/linear:0"}
+    assert several == {"b/conv2d:0"}
+    assert found.keys() == {"a/conv2d:0", "head/linear:0"}
 
 
 def test_what_may_be_chance_is_left_out() -> None:

@@ -1,4 +1,4 @@
-"""Scaling streams: other scales of the channels leave a network's outputs as they are; nothing else is scaled."""
+"""Scaling streams: other scales of the channels leave a network's outputs; nothing else is scaled."""
 
 import copy
 from dataclasses import replace
@@ -13,7 +13,7 @@ from tersor.model.scaling_streams import Stream, scaling_streams
 
 
 class Mixed(nn.Module):
-    """Residual blocks, a depthwise convolution, padding, a pool, a flattened map, a product of activations."""
+    """Residual blocks, a depthwise convolution, padding, a pool, a flattened map, a gate."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,7 +53,9 @@ def test_any_positive_scales_leave_the_outputs() -> None:
     streams, left = scaling_streams(net, (x,))
     makers = [{names[0] for names in stream.makers} for stream in streams]
     assert {"stem.weight", "depth.weight", "b.weight"} in makers  # the residual stream
-    assert {"a.weight"} in makers and {"last.weight"} in makers and {"fc.weight"} in makers
+    assert {"a.weight"} in makers
+    assert {"last.weight"} in makers
+    assert {"fc.weight"} in makers
     assert left.keys() == {"gate.weight", "head.weight"}
     assert "sigmoid" in left["gate.weight"] or "mul" in left["gate.weight"]
     for stream in streams:
@@ -85,7 +87,8 @@ def test_relu6_takes_scales_that_stay_below_it_and_a_clamp_of_negatives_takes_no
     first = next(s for s in streams if s.makers[0][0] == "a.weight")
     assert first.top == 6
     high = F.relu6(net.a(x)).amax((0, 2, 3))
-    assert (high > 0).all() and (high < 6).all()
+    assert (high > 0).all()
+    assert (high < 6).all()
     assert torch.allclose(scaled(net, first, 6 / high)(x), net(x), rtol=1e-9, atol=1e-12)
     assert not torch.allclose(scaled(net, first, 9 / high)(x), net(x))
 

@@ -62,7 +62,8 @@ def test_each_of_the_two_brings_the_outputs_nearer(tmp_path: Path) -> None:
     assert error[True, False] < error[False, False]
     both = states[True, True]
     (balanced,), (corrected,) = both.ledger.notes("balanced"), both.ledger.notes("corrected")
-    assert balanced.data["noise"] and all(gain < 0.9 for gain in balanced.data["noise"].values())
+    assert balanced.data["noise"]
+    assert all(gain < 0.9 for gain in balanced.data["noise"].values())
     assert corrected.data == {"biases": 4, "left": {}}
     assert not list(states[False, False].ledger.notes("balanced"))
     run(both, [Export()], task, out=tmp_path)
@@ -100,10 +101,12 @@ def test_what_may_not_change_stays(odd: str) -> None:
         assert torch.equal(state.forms["depth.0.weight"].decode(), net.depth[0].weight)
     else:
         reason = {"frozen": "its bias is frozen", "no bias": "it has no bias"}[odd]
-        assert note.data["left"] == {"point.weight": reason} and reason in note.text
+        assert note.data["left"] == {"point.weight": reason}
+        assert reason in note.text
 
 
 def test_dynamic_ranges_take_neither() -> None:
     net, task, _ = made()
     state = run(net, [Quantize(activations=8, activation_range="dynamic")], task)
-    assert not list(state.ledger.notes("balanced")) and not list(state.ledger.notes("corrected"))
+    assert not list(state.ledger.notes("balanced"))
+    assert not list(state.ledger.notes("corrected"))

@@ -4,10 +4,10 @@ x' = s x, W' = W / s       the grid of x' has steps of max(s high) - min(s low) 
 noise = sum_e step_e^2 / 12 sum_c a_c / s_c^2  +  sum_j sum_o step_jo^2 / 12 sum_c p_c s_c^2 / v_j
 a_c      sum_j |W_jc|^2 / v_j: how much of an error in channel c the readers j see, over their outputs' power
          v_j = sum_c p_c |W_jc|^2; p_c: the mean square of channel c
-s_c      r_c^-alpha a_c^beta, r_c the range of the channel; alpha and beta of ALPHAS, BETAS with the least noise
-The first part is of rounded activations, the second of rounded weights of the readers: as in SmoothQuant (Xiao
-2023), but between layers, so that no operator is added; Nagel 2019 (cross-layer equalization) balances the
-ranges of weights alone.
+s_c      r_c^-alpha a_c^beta, r_c the range of the channel; those of ALPHAS and BETAS with the least noise
+The first part is of rounded activations, the second of rounded weights of the readers: as in SmoothQuant
+(Xiao 2023), but between layers, so that no operator is added; Nagel 2019 (cross-layer equalization) balances
+the ranges of weights alone.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ def within(s: Tensor, used: Tensor, most: Tensor | None) -> Tensor:
 
 
 def room(top: float, high: Tensor, mean: Tensor, power: Tensor) -> Tensor:
-    """How many times as large the channels may become below `top`, at least 1 [C]. `mean`, `power`: of the values
-    before they are clipped, from which follows how far other data may go."""
+    """How many times as large the channels may become below `top`, at least 1 [C]. `mean`, `power`: of the
+    values before they are clipped, from which follows how far other data may go."""
     reach = mean + SIGMAS * (power - mean.square()).clamp_min(0).sqrt()
     return (top / torch.maximum(high, reach).clamp_min(TINY)).clamp_min(1)
 

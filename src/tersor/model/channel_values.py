@@ -1,4 +1,4 @@
-"""Channel values: the range, the mean and the mean square of each channel on named edges, over the calibration batches."""
+"""Channel values: range, mean, mean square of each channel on named edges, over the calibration batches."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Lockstep: how far the mean of each layer's outputs moves when a model computes with integers.
 
-shift[c] = mean(y_c) - mean(y'_c)      y of the model before, y' of the one on grids, whose earlier layers have
-                                       their shifts already (bias correction, Nagel 2019, section 4.2)
+shift[c] = mean(y_c) - mean(y'_c)   y of the model before, y' of the one on grids, whose earlier layers have
+                                    their shifts already (bias correction, Nagel 2019, section 4.2)
 kept     = shift^3 / (shift^2 + error^2)      of few samples a mean is uncertain: error, its standard error
 Both models run over each calibration batch once, and each layer's shift is added to its outputs at once, so
 the layers behind it see them. A sample's error is the mean over its positions. Padding tokens do not count.
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn

@@ -102,7 +102,7 @@ class Streams:
 
     def passed(self, node: fx.Node) -> tuple[int, int] | None:
         """Where the channels are in the output of an operator that keeps their scales; None for others."""
-        given, op = [x for x in node.all_input_nodes], base(node)
+        given, op = list(node.all_input_nodes), base(node)
         if not given or any(x not in self.places for x in given) or not floating(value(node)):
             return None
         (axis, block), shape = self.places[given[0]], tuple(value(given[0]).shape)
