@@ -1,8 +1,8 @@
 """Balance: scales of channels between layers, so that integers fit the activations between them.
 
 W1' = s W1, b1' = s b1, W2' = W2 / s      maths/channel_balance.py; which layers: model/scaling_streams.py
-The outputs on the calibration batches stay the same up to float rounding, which is checked. A relu6 or clamp
-between the layers then clips each channel at the end of its grid, as the grid itself would. Streams whose
+The outputs on the calibration batches stay the same up to float rounding, which is checked. Below a relu6 or
+clamp channels keep room for other data (channel_balance.room), where they would be clipped. Streams whose
 noise does not shrink to WORTH are left alone. Cost: one pass over the calibration batches, two for the check.
 """
 
