@@ -37,11 +37,12 @@ def integers(step: Any, view: View) -> Iterator[Group]:
     """Weights and activations as integers. Weights that are integers already keep their codes."""
     chosen = {site.name for site in view.weights(step.where)}
     moving, now = step.activation_range == DYNAMIC, view
+    edges, unscaled = list[str](), cast(View | None, None)
     check_grids(view, moving)
     if not moving:
         now = yield from folded(view, chosen)
         if step.balance and not view.state.grids:
-            edges = choice(now, chosen, products=step.products == "integer").edges
+            edges, unscaled = choice(now, chosen, products=step.products == "integer").edges, now
             now = yield from channels_balanced(now, edges, chosen, step.bits)
     if step.smooth and moving and view.task.calibrate is None:
         text = "inputs are not smoothed: that needs calibration batches, and the task has none"
@@ -69,7 +70,10 @@ def integers(step: Any, view: View) -> Iterator[Group]:
         rounded = dynamic(now, after, chosen)
     else:
         rounded = calibrated(now, after, chosen, how)
-        about = (*about, *shifts(now.part.plain(after), now.part.task, rounded.grids))
+        # Scales fit the calibration batches, so other data of the same kind would look unlike them.
+        shown = now.part.plain(after) if unscaled is None else unscaled.part.plain()
+        compared = [edge for edge in rounded.grids if unscaled is None or edge in edges]
+        about = (*about, *shifts(shown, now.part.task, compared))
         if step.correct and not step.epochs:
             about = (*about, *corrected_biases(now, rounded))
     trained: tuple[Note, ...] = ()
