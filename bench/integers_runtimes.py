@@ -1,6 +1,6 @@
 """Integers runtimes: what .onnx and .xml files answer, and how fast, in ONNX Runtime and OpenVINO.
 
-PYTHON bench/integers_runtimes.py IMAGES.npy FOLDER [--rounds 40] NAME=FILE ...
+PYTHON bench/integers_runtimes.py IMAGES.npy FOLDER [--rounds 40] NAME=FILE ...      --rounds 0: outputs alone
 The first file is the float network's. All run with one thread. Lines of JSON, for each runtime:
     {"runtime", "name", "outputs"}          a file's outputs for all images, .npy [N, classes] in FOLDER
     {"runtime", "name", "failed"}           why a file does not run
@@ -89,7 +89,7 @@ def main(argv: list[str]) -> int:
             np.save(path, outputs(call, images))
             runs[name] = call
             say(runtime=runtime, name=name, outputs=str(path))
-        for batch, burst in BURSTS.items():
+        for batch, burst in BURSTS.items() if options.rounds else ():
             x = np.ascontiguousarray(images[:batch])
             turns = {name: partial(call, x) for name, call in runs.items()}
             times = interleave(turns, rounds=options.rounds, burst_ms=burst)

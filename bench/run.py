@@ -40,6 +40,7 @@ BENCHES = {
     "fold": True,
     "shorten": True,
     "integers": True,
+    "imagenet_int8": True,
     "integers_low": True,
     "integers_slim": True,
     "integers_coverage": True,

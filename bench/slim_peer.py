@@ -200,10 +200,10 @@ def widths(net: nn.Module) -> str:
     return " ".join(str(part.out_channels) for part in net.modules() if isinstance(part, nn.Conv2d))
 
 
-def export(net: nn.Module, path: Path) -> None:
-    """The network for any batch, weights inside the file."""
+def export(net: nn.Module, path: Path, shape: tuple[int, ...] = (1, 28, 28)) -> None:
+    """The network for any batch of inputs of this shape, weights inside the file."""
     torch.onnx.export(
-        net.eval(), (torch.zeros(2, 1, 28, 28),), str(path), dynamo=True, external_data=False, verbose=False,
+        net.eval(), (torch.zeros(2, *shape),), str(path), dynamo=True, external_data=False, verbose=False,
         input_names=["input"], output_names=["logits"],
         dynamic_shapes=({0: torch.export.Dim("batch")},),
     )  # fmt: skip

@@ -236,3 +236,27 @@ def test_traces_do_not_count_in_bare_bytes(bench, tiny):
     peer = bench("integers_peer")
     assert 0 < peer.bare(tiny.path) < tiny.path.stat().st_size - 5000
     assert peer.bare(tiny.folder / "net.xml") == 0
+
+
+def test_divergence_is_that_of_the_class_probabilities(bench):
+    imagenet, drawn = bench("imagenet_int8"), np.random.default_rng(0)
+    p, q = drawn.standard_normal((2, 6, 10))
+    found = imagenet.divergence(p, q)
+    for k in range(6):
+        a, b = (np.exp(x[k]) / np.exp(x[k]).sum() for x in (p, q))
+        assert found[k] == pytest.approx((a * np.log(a / b)).sum())
+    assert np.abs(imagenet.divergence(p, p)).max() < 1e-12
+
+
+def test_our_divergence_is_judged_beside_the_best_peer_in_any_runtime(bench):
+    imagenet = bench("imagenet_int8")
+    given = np.array([[0.0, 1.0], [1.0, 0.0]])
+    outputs = {
+        "A": {"float": given, "ours": given * 1.1, "ort-minmax": given * 2, "nncf-onnx-mixed": given * 3},
+        "B": {"float": given, "ours": given * 1.2, "nncf-onnx-mixed": given * 1.3},
+    }
+    rows = rows_of(imagenet.rows("net", outputs))
+    worst, best = (imagenet.divergence(given, given * x).mean() for x in (1.3, 1.1))
+    assert rows["KL over the best peer's"].value == pytest.approx(best / worst)
+    assert rows["ours, KL, B"].value > rows["ours, KL, A"].value > 0
+    assert "agreement 100.0 %" in rows["ort-minmax, KL, A"].note

@@ -25,7 +25,7 @@ OTHER: dict[str, Any] = {
     "features": "block", "feature_weight": 0.1, "feature_loss": "relation", "nbytes": 300,
     "price": 0.01, "step": 0.2, "max_drop": 40.0, "lam": 0.01, "weigh": "inputs", "damp": 0.5,
     "coder": "huffman", "threads": 2, "batch": 2, "latency": True, "runtime": "openvino", "vectors": False,
-    "activations": 8, "smooth": False, "rounding": "gptq", "awq": True,
+    "activations": 8, "smooth": False, "balance": False, "correct": False, "rounding": "gptq", "awq": True,
     "activation_range": "percentile", "activation_percentile": 80.0,
     "allowed": "2,4", "mean_bits": 2.0, "multiple": 3, "layers": True, "method": "tucker",
     "penalty": 3.0, "before": 0.3,
@@ -35,11 +35,16 @@ ELSE = {word: {"per": "channel"} for word in ("cluster", "rdoq", "penalize")} | 
     "rdoq": {"per": "channel", "nbytes": 3000},
     "penalize": {"per": "channel", "nbytes": 9000, "bits": 8.0}
 }  # fmt: skip
-UNMET = {"scheme": "binary", "weigh": "none", "where": "s*"}  # values at which others have no effect
+UNMET = {
+    "scheme": "binary",
+    "weigh": "none",
+    "where": "s*",
+    "activation_range": "dynamic",
+}  # values at which others have no effect
 # Other tests show the effect of these: on speed or paths only, in long trainings, in larger models.
 NOT_HERE = {
     "where", "weights", "channels_last", "frozen", "teacher", "teacher_file", "features", "arrange", "to",
-    "path", "dynamic_batch", "dynamic_axes", "smooth", "products", "warm", "passes", "vectors",
+    "path", "dynamic_batch", "dynamic_axes", "smooth", "balance", "products", "warm", "passes", "vectors",
     "runtime", "awq", "of",
 }  # fmt: skip
 # Settings of both runs, if the defaults would hide the effect.

@@ -11,8 +11,7 @@ clipped    a grid after relu or clamp clips as they do, so the operator before t
 dynamic    with ranges of each batch only products with a weight on the right, as in linear layers. Each one
            rounds what it reads, and gives floats. ConvInteger is 1.6 times slower than float
            in ResNet-20, and its products with int8 weights 2 to 18 times: convolutions stay in float
-The rest computes in float between two grids. Views and max pools pass values on as they are. Read from one
-trace (graph.py). Presets for other kernels would be other tables of the same kind.
+The rest computes in float between two grids. Views and max pools pass values on. From one trace: graph.py.
 Source: the patterns that ONNX Runtime's and OpenVINO's optimizers replace by integer kernels.
 """
 
@@ -68,6 +67,7 @@ class IntegerLayer:
     read: str  # the edge as it reads it, in its own shape
     ndim: int  # of that
     source: str  # what it reads, in the graph: equal for layers that read the same
+    alone: bool  # whether nothing else reads its bias
 
 
 @dataclass(eq=False)
@@ -302,8 +302,9 @@ class IntegerEdges:
             (name, *_), item = self.places(node, operands[0]), self.item(node, operands[0])
             edge = self.names[operands[0]] if self.whole(operands[0]) else name
             if edge in edges:
-                op = self.op(node) or ""
-                found.append(IntegerLayer(weights[0], bias, edge, op, name, value(item).ndim, item.name))
+                uses = sum(len(at.users) for at, own in self.graph.tensors.items() if own == bias)
+                read = name, value(item).ndim, item.name, uses == 1
+                found.append(IntegerLayer(weights[0], bias, edge, self.op(node) or "", *read))
         return found
 
     def why_float(self, name: str) -> str:

@@ -35,35 +35,23 @@ from tersor.forms.grid import Grid
 from tersor.maths.levels import LOG_RANGES, log_grid
 from tersor.maths.signs import binary, ternary
 from tersor.maths.uniform_grid import PER, RANGES, uniform_grid
-from tersor.model.integer_weights import integer_weight
 from tersor.model.observe import RANGES as ACTIVATION_RANGES
 from tersor.model.sites import Site
 from tersor.record.events import Edit, Group, Note, site_group
 from tersor.setting_effects import GIVEN, LEFT_OUT, Only, check_effect
 from tersor.settings import check, check_word
-from tersor.steps.activations import (
-    Calibration,
-    calibrated,
-    check_grids,
-    check_weights,
-    choice,
-    dynamic,
-    expected_grids,
-    folded,
-)
+from tersor.steps.activations import check_weights
 from tersor.steps.awq import activation_aware
 from tersor.steps.blockwise import Blockwise
-from tersor.steps.calibration_shift import shifts
 from tersor.steps.compensated import Compensated, Grids
 from tersor.steps.few_bits import advice
+from tersor.steps.integers import DYNAMIC, integers
 from tersor.steps.mixed_bits import check_allowed, mixed
 from tersor.steps.retrain import Retrain
 from tersor.steps.rounded_note import rounded_note
 from tersor.steps.rounding_search import WAYS, check_way, searched
-from tersor.steps.smoothing import smoothed
 
 SCHEMES = ("uniform", "log", "binary", "ternary")
-DYNAMIC = "dynamic"  # ranges of activations that are found when the model runs
 ROUNDING = (*WAYS, "auto")
 BY_OUTPUTS = WAYS[1:]  # those that need calibration batches
 PRODUCTS = ("float", "integer")
@@ -92,6 +80,8 @@ class Quantize(Retrain):
         "activation_range": {"activations": (8,)},
         "activation_percentile": {"activation_range": ("percentile",)},
         "smooth": {"activations": (8,)},
+        "balance": {"activations": (8,), "activation_range": (*ACTIVATION_RANGES,)},
+        "correct": {"activations": (8,), "activation_range": (*ACTIVATION_RANGES,), "epochs": (0,)},
         "awq": {"activations": (0,), "scheme": ("uniform",), "epochs": (0,), "allowed": LEFT_OUT},
         "products": {"activations": (8,), "activation_range": (*ACTIVATION_RANGES,)},
     }
@@ -125,7 +115,11 @@ class Quantize(Retrain):
     activation_percentile: float = 99.99  # of the values inside, if activation_range is "percentile"
     # Multiply inputs of linear layers, where outliers would need coarse steps. It needs calibration batches.
     smooth: bool = True
-    # The same for weights alone, so that those of large inputs get finer steps, by calibration batches.
+    # Scale the channels between layers, so that one grid fits all of them. It changes no operator.
+    balance: bool = True
+    # Move biases by how far rounding moves the means of outputs, by calibration batches.
+    correct: bool = True
+    # As `smooth`, for weights alone: those of large inputs get finer steps, by calibration batches.
     awq: bool = False
     products: str = "float"  # of two activations, as in attention: "integer" or "float"
     rule: str = "twn"  # ternary threshold: "twn" (0.7 * mean |w|) or "exact" (least squares)
@@ -209,7 +203,7 @@ class Quantize(Retrain):
             yield from searched(self, view)
             return
         if self.activations:
-            yield from self.integers(view)
+            yield from integers(self, view)
             return
         if self.awq:
             chosen = {site.name for site in view.weights(self.where)}
@@ -236,55 +230,6 @@ class Quantize(Retrain):
         after, events = self.retrained(view, edits)
         notes = (self.note(name, view.forms[name], after[name]) for name in edits)
         yield Group("all", (*events, *notes))
-
-    def integers(self, view: View) -> Iterator[Group]:
-        """Weights and activations as integers. Weights that are integers already keep their codes."""
-        chosen = {site.name for site in view.weights(self.where)}
-        moving, now = self.activation_range == DYNAMIC, view
-        check_grids(view, moving)
-        if not moving:
-            now = yield from folded(view, chosen)
-        if self.smooth and moving and view.task.calibrate is None:
-            text = "inputs are not smoothed: that needs calibration batches, and the task has none"
-            yield Group("not smoothed", (Note("", "smoothed", text, {"noise": {}}),))
-        elif self.smooth:
-            layers = choice(now, chosen, dynamic=moving, products=self.products == "integer").layers
-            now = yield from smoothed(now, layers, self.bits, self.activations)
-        exact = now
-        how = Calibration(
-            self.activations, self.activation_range, self.activation_percentile, self.products == "integer"
-        )
-        sites = [s for s in now.weights(self.where) if isinstance(integer_weight(now.form(s)), str)]
-        edits, about = dict[str, Edit](), advice(self, view) if sites else ()
-        if self.rounding in BY_OUTPUTS:
-            simulate = self.rounding == "brecq" and sites
-            made = self.compensated(
-                now, sites, expected_grids(now, chosen, None if moving else how) if simulate else {}
-            )
-            after, hows, about = made.forms, made.hows, tuple(made.notes())
-        else:
-            edits = {site.name: self.edit(now, site) for site in sites}
-            after = {name: cast(Form, edit.after) for name, edit in edits.items()}
-            hows = {name: edit.how for name, edit in edits.items()}
-        if moving:
-            rounded = dynamic(now, after, chosen)
-        else:
-            rounded = calibrated(now, after, chosen, how)
-            about = (*about, *shifts(now.part.plain(after), now.part.task, rounded.grids))
-        trained: tuple[Note, ...] = ()
-        if self.epochs:
-            grids = Group("grids", tuple(rounded.events({}, forms=False)))
-            yield grids
-            now = now.after(grids)
-            after, events = self.retrained(now, edits)
-            trained = tuple(event for event in events if isinstance(event, Note))
-            rounded = rounded.after_training(now, after)
-        for layer in rounded.layers:
-            rounded.bias(layer)
-        notes = [
-            self.note(name, exact.form(name), rounded.form(name)) for name in exact.forms if name in chosen
-        ]
-        yield Group("all", (*rounded.events(hows), *notes, *about, *rounded.notes(), *trained))
 
     def compensated(
         self, view: View, sites: list[Site], edges: Mapping[str, Grid] | None = None
