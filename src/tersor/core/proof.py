@@ -75,10 +75,9 @@ def compared(before: State, group: Group, task: Task | None, who: str) -> tuple[
                 group.proof == "zeroed" or (group.proof in ("masked", "counted") and removes(before, group))
             ) and not any(v.moved for v in found):
                 kind, why = "void", "the proof is void: what is removed does not change the outputs"
-    except RefusedError as error:  # its outputs cannot be compared
-        why = str(error)
-    except (*MISFIT, SiteError) as error:
-        why = f"the changed model does not run: {type(error).__name__}: {error}"
+    except (*MISFIT, RefusedError, SiteError) as error:
+        named = f"the changed model does not run: {type(error).__name__}: "
+        why = f"{'' if isinstance(error, RefusedError) else named}{error}"
     if why:
         return False, Note("", kind, f"{group.key}: not kept: {why}", data)
     text = "it runs; its outputs are meant to differ" if group.proof == "runs" else (
