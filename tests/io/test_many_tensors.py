@@ -69,7 +69,7 @@ class Seen(dict[str, Site]):
     [
         (Entropy(coder="fast"),),
         (Quantize(bits=4, where="blocks.*,!blocks.3.*"), Entropy(coder="fast")),
-        (Prune(keep=0.5), Entropy(coder="fast", where="blocks.*")),
+        (Prune(keep=0.5, per="tensor"), Entropy(coder="fast", where="blocks.*")),
     ],
     ids=["lossless", "quantize", "prune"],
 )
