@@ -112,3 +112,18 @@ def test_what_depends_on_the_scale_keeps_it(spoil: str) -> None:
 
     streams, _ = scaling_streams(Net().eval(), (torch.randn(3, 4),))
     assert streams == []
+
+
+def test_only_tensors_with_an_axis_of_samples_are_cut_to_few() -> None:
+    """A mask of places by places is as wide as long, whatever the number of samples."""
+
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 16), nn.Linear(16, 8)
+
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            return self.b(self.a((x @ x.mT + mask) @ x).relu())
+
+    streams, _ = scaling_streams(Masked().eval(), {"x": torch.randn(6, 5, 8), "mask": torch.ones(5, 5)})
+    assert [stream.makers for stream in streams] == [[("a.weight", "a.bias")]]

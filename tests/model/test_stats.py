@@ -1,6 +1,7 @@
 """Stats: second moments of inputs agree with slow loops over every position of every layer."""
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -100,6 +101,44 @@ def test_large_images_are_sampled() -> None:
     ].moment
     rows = F.unfold(x, 3, padding=1)[0].T
     torch.testing.assert_close(gram, rows.T @ rows / len(rows), rtol=0.2, atol=0.05)
+
+
+def test_large_images_are_sampled_in_every_column() -> None:
+    """Of 64 images 64 wide one in 64 positions counts: every 64th would always be of the first column."""
+    layer, x = nn.Conv2d(1, 2, 1), torch.zeros(64, 1, 64, 64)
+    x[..., 0] = 1
+    task = Task(evaluate=[(x, x)], calibrate=[x])
+    gram = grams(layer, task, [sites_of(layer)[0]["weight"]])["weight"].moment
+    assert gram.item() == pytest.approx(1 / 64, rel=0.3)
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_padding_tokens_do_not_count(own: bool) -> None:
+    class Reads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = Product() if own else nn.Linear(3, 2)
+
+        def forward(self, x: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            return self.layer(x)
+
+    class Product(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(2, 3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x @ self.weight.T
+
+    x, mask = torch.randn(4, 5, 3), torch.ones(4, 5)
+    mask[:2, 3:] = 0
+    batch = {"x": x, "attention_mask": mask}
+    task, model = Task(evaluate=[(batch, mask)], calibrate=[batch]), Reads()
+    site = replace(sites_of(model)[0]["layer.weight"], kind="linear")  # a trace says so of one's own class
+    found = grams(model, task, [site])["layer.weight"]
+    seen = x[mask != 0]
+    assert found.samples == len(seen)
+    torch.testing.assert_close(found.moment, seen.T @ seen / len(seen), rtol=1e-4, atol=1e-5)
 
 
 def test_has_gram() -> None:

@@ -12,7 +12,7 @@ from tersor.core.run import run
 from tersor.core.state import State
 from tersor.forms import Masked
 from tersor.model.task import Task
-from tersor.steps import Cluster, Entropy, Factorize, Prune, Quantize
+from tersor.steps import Cluster, Entropy, Factorize, Prune, Quantize, refit_kept
 
 
 def masks(result: State) -> dict[str, Tensor]:
@@ -66,10 +66,22 @@ def test_a_layer_takes_over_what_the_layers_before_it_lost() -> None:
     assert energy(corrected, net, new) < 0.5 * energy(plain, net, new)
 
 
-def test_a_mask_that_cuts_nothing_changes_nothing() -> None:
-    net, x = seeded(Deep, 0), draw(300, 16)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_mask_that_cuts_nothing_changes_nothing(dtype: torch.dtype) -> None:
+    net, x = seeded(Deep, 0).to(dtype), draw(300, 16).to(dtype)
     result = run(net, Prune(keep=1.0), task_of(x))
     assert all(torch.equal(result.state_dict()[n], value) for n, value in net.state_dict().items())
+
+
+def test_layers_of_which_nothing_was_cut_stay_bit_for_bit() -> None:
+    """In float64 no rounding to fewer digits hides that a layer was solved for again."""
+    net, x = seeded(Deep, 0).double(), draw(300, 16).double()
+    with torch.no_grad():
+        net[0].weight.copy_(net[0].weight.sign())  # above the threshold
+    result = run(net, Prune(threshold=0.1), task_of(x))
+    assert notes(result, "corrected")[0].data["layers"] == 5
+    for name, value in net.state_dict().items():
+        assert torch.equal(result.state_dict()[name], value) == name.startswith("0.")
 
 
 def test_without_calibration_batches_only_the_masks_are_set_and_it_is_said() -> None:
@@ -191,3 +203,33 @@ def test_few_samples_are_said() -> None:
     (said,) = notes(run(net, Prune(keep=0.5), task_of(x)), "corrected")
     assert said.data["few"]["0.weight"] == "20 for 16 inputs"
     assert "give more calibration batches" in said.text
+
+
+def test_a_refit_that_brings_outputs_no_nearer_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, x = seeded(Deep, 0), draw(300, 16)
+    right = refit_kept.kept_weights
+    monkeypatch.setattr(refit_kept, "kept_weights", lambda *args: -3 * right(*args))
+    result = run(net, Prune(keep=0.6), task_of(x))
+    assert result.digest == run(net, Prune(keep=0.6)).digest
+    (said,) = notes(result, "corrected")
+    assert said.text.startswith("kept weights stay as they are: refitted, they bring the outputs no nearer")
+    assert said.data == {"layers": 0}
+
+
+class Detects(nn.Module):
+    """Its number of outputs depends on its weights, so outputs cannot be compared."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(16, 16), nn.Linear(16, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.head(self.body(x).relu())
+        return found[found[:, 0] > 0]
+
+
+def test_layers_of_a_model_with_outputs_of_any_size_are_refitted() -> None:
+    net, x = seeded(Detects, 0), draw(300, 16)
+    result = run(net, Prune(keep=0.5), task_of(x))
+    assert notes(result, "corrected")[0].data["layers"] == 2
+    assert not torch.equal(result.state_dict()["head.bias"], net.head.bias)

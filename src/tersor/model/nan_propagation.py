@@ -84,10 +84,21 @@ class Followed:
 
 
 @torch.no_grad()
-def followed(model: nn.Module, inputs: Inputs) -> Followed:
-    """Trace a model and check the trace. RefusedError if torch.export cannot trace it, if the trace computes
-    something else, or if the forward writes to the model's tensors."""
-    inputs = tree_map(lambda x: x[:BATCH].clone() if isinstance(x, Tensor) and x.ndim else x, inputs)
+def few_samples(inputs: Inputs, most: int) -> Inputs:
+    """The first samples. Tensors that are not as long as the first one have no axis of samples: a mask of
+    places by places stays whole."""
+    sizes = [len(x) for x in tree_leaves(inputs) if isinstance(x, Tensor) and x.ndim]
+
+    def few(x: Any) -> Any:
+        return x[:most].clone() if isinstance(x, Tensor) and x.ndim and len(x) == sizes[0] else x
+
+    return tree_map(few, inputs)
+
+
+def followed(model: nn.Module, inputs: Inputs, samples: int = BATCH) -> Followed:
+    """Trace a model with at most `samples` of its example, and check the trace. RefusedError if torch.export
+    cannot trace it, if the trace computes something else, or if the forward writes to the model's tensors."""
+    inputs = few_samples(inputs, samples)
     graph = traced(model, tree_map(copied, inputs))
     whole = graph.program.graph_module
     for n in (n for part in whole.modules() if part is not whole for n in part.graph.nodes):

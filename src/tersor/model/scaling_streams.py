@@ -23,6 +23,7 @@ from tersor.model.graph import Inputs, arguments, floating, value, values
 from tersor.model.nan_propagation import Followed, followed
 from tersor.model.nan_rules import POOLS, RESHAPES, base
 
+SAMPLES = 2  # more say nothing about a graph, and all its values are kept
 HOMOGENEOUS = ("relu", "leaky_relu", "dropout", "feature_dropout", "clone", "contiguous", "detach")
 CLIPS = {"hardtanh": ("min_val", "max_val"), "clamp": ("min", "max"), "relu6": ()}
 
@@ -178,7 +179,7 @@ def scaling_streams(model: nn.Module, inputs: Inputs) -> tuple[list[Stream], dic
     """The streams in the order of the layers, and for the weights whose outputs are in none why. RefusedError
     if the graph cannot be followed."""
     streams, left = list[Stream](), dict[str, str]()
-    for stream in Streams(followed(model, inputs)).found.values():
+    for stream in Streams(followed(model, inputs, SAMPLES)).found.values():
         why = stream.fixed or ("" if stream.readers else "nothing reads it")
         if why:
             left |= {names[0]: why for names in stream.makers}

@@ -88,9 +88,8 @@ class Plan:
     refused: set[str] = field(default_factory=set)  # ways that this model does not take
     # Bits that the training of a shape was too short to go below, and the setting that showed it.
     floors: dict[Setting, tuple[float, Setting]] = field(default_factory=dict)
-    made: dict[str, tuple[str, float]] = field(
-        default_factory=dict
-    )  # weights, and which shape had them first
+    # By a digest of a shape's weights: the way and the keep that had them first.
+    made: dict[str, tuple[str, float]] = field(default_factory=dict)
 
     def walk(self) -> None:
         """Run the trials that the plan asks for. Their results are in `trials.found`."""

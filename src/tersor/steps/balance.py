@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Iterable, Mapping
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from tersor.core.view import View
 from tersor.encode import coded_like
@@ -38,7 +37,7 @@ def channels_balanced(
     """The group that balances streams whose tensors have grids on these edges; the view after it."""
     part = view.part
     model = part.plain()
-    inputs = tree_map(few_samples, move(example_inputs(part.task, model), device_of(model)))
+    inputs = move(example_inputs(part.task, model), device_of(model))
     try:
         streams, left = scaling_streams(model, inputs)
     except RefusedError as error:
@@ -74,11 +73,6 @@ def channels_balanced(
         return view
     yield group
     return view if group.key in view.refused else view.after(group)
-
-
-def few_samples(x: Any) -> Any:
-    """Two samples of a tensor: more say nothing about a graph, and all its values are kept."""
-    return x[:2] if isinstance(x, Tensor) and x.ndim else x
 
 
 def not_balanced(why: str) -> Group:

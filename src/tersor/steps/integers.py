@@ -37,7 +37,8 @@ def integers(step: Any, view: View) -> Iterator[Group]:
     """Weights and activations as integers. Weights that are integers already keep their codes."""
     chosen = {site.name for site in view.weights(step.where)}
     moving, now = step.activation_range == DYNAMIC, view
-    edges, unscaled = list[str](), cast(View | None, None)
+    edges: list[str] = []
+    unscaled: View | None = None  # before the channels were balanced
     check_grids(view, moving)
     if not moving:
         now = yield from folded(view, chosen)
