@@ -506,6 +506,7 @@ def test_a_measurement_on_other_samples_of_the_same_number_is_made_again(
     assert decided(0.3, resume=False) != decided(0.8, resume=True)
 
 
+@pytest.mark.wide
 def test_a_resumed_search_takes_other_settings_of_training(net: State, task: Task, tmp_path: Path) -> None:
     fresh: dict[str, Any] = {"epochs": 3, "lr": 0.005, "seed": 1}
     want, facts = compress(net, task, "drop<=3", tmp_path / "whole", **fresh)
