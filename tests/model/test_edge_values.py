@@ -274,3 +274,34 @@ def test_sixteen_bits(signed: bool) -> None:
     span = float(x.max() - x.min())
     assert (out - x).abs().max() <= span / 65535 * 0.51
     assert (out - x).abs().max() > 0
+
+
+# --- halves ---
+
+
+@pytest.mark.parametrize("batches", [1, 2, 3, 40])
+def test_halves_are_of_earlier_and_later_samples(batches: int) -> None:
+    values = EdgeValues(EDGE, axis=1)
+    given = [normal(4, 3, 2, seed=k) for k in range(batches)]
+    for x in given:
+        values.add(x)
+    assert len(values.parts) <= 16
+    assert values.halves is not None
+    x = torch.cat(given).double()
+
+    def ends(part: Tensor) -> Tensor:
+        return torch.stack([part.amin((0, 2)).clamp_max(0), part.amax((0, 2)).clamp_min(0)])
+
+    halves = [torch.stack(half) for half in values.halves]
+    fitting = [
+        at for at in range(1, len(x))
+        if torch.equal(halves[0], ends(x[:at])) and torch.equal(halves[1], ends(x[at:]))
+    ]  # fmt: skip
+    assert any(0.4 * len(x) <= at <= 0.6 * len(x) for at in fitting)
+
+
+def test_a_single_sample_has_no_halves() -> None:
+    values = EdgeValues(EDGE, axis=1)
+    values.add(normal(1, 3, 5))
+    assert values.halves is None
+    assert values.ends is not None

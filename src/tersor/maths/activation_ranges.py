@@ -13,6 +13,8 @@ Cost on one core: mse about 8 ms, entropy 3 ms, percentile 0.2 ms.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -148,6 +150,11 @@ def entropy_ends(histogram: ValueHistogram, bits: int) -> Range:
 def _ends(histogram: ValueHistogram) -> Tensor:
     """The ends of the bins, without what is beyond the least and the greatest value, [bins + 1]."""
     return histogram.edges.clamp(histogram.low, histogram.high)
+
+
+def union(ranges: Sequence[Range]) -> Range:
+    """The range that spans all of these, which have the same shape."""
+    return torch.stack([low for low, _ in ranges]).amin(0), torch.stack([high for _, high in ranges]).amax(0)
 
 
 def range_between(low: float, high: float) -> Range:

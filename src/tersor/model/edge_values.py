@@ -10,12 +10,20 @@ Values of an additive attention mask are counted, but set no range. Memory does 
 from __future__ import annotations
 
 import math
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from tersor.errors import RefusedError, SettingError
-from tersor.maths.activation_ranges import Range, entropy_ends, mse_ends, percentile_ends, range_between
+from tersor.maths.activation_ranges import (
+    Range,
+    entropy_ends,
+    mse_ends,
+    percentile_ends,
+    range_between,
+    union,
+)
 from tersor.maths.ranges import minmax_range
 from tersor.maths.units import check_bits, check_choice, check_percentile
 from tersor.maths.value_histogram import ValueHistogram
@@ -28,6 +36,7 @@ RANGES = {  # what is needed of the values
     "entropy": "histogram",
 }
 KEPT = 0.9  # of the moving average at each batch
+PARTS = 16  # of the values, whose ranges are kept apart
 MASKED = 1e30  # values this large are those of an additive attention mask
 MASKED_HALF = 0.45  # of the least float16, which has no 1e30: models mask with it, or with half of it
 
@@ -41,6 +50,7 @@ class EdgeValues:
         self.histogram = ValueHistogram() if RANGES[range] == "histogram" else None
         self.ends: Range | None = None  # of all values
         self.average: Range | None = None  # moving average over the batches
+        self.parts: list[tuple[Range, int]] = []  # with an axis: of successive values, and how many
         self.count = 0  # values that count
         self.masked = 0  # values of an attention mask
         self.padded = 0  # values of padding tokens
@@ -76,7 +86,14 @@ class EdgeValues:
         if axis is not None:
             # 0 is in every range, so a zero has no effect on it.
             x = x if masked is None else x.masked_fill(masked, 0)
-            self._meet(minmax_range(x.movedim(axis, 0).flatten(1), None))
+            parts = [part for part in x.tensor_split(2) if part.numel()] if axis else [x]
+            ranges = [minmax_range(part.movedim(axis, 0).flatten(1), None) for part in parts]
+            self._meet(union(ranges))
+            sizes = [part.numel() for part in parts]
+            self.parts += [((low.cpu(), high.cpu()), n) for (low, high), n in zip(ranges, sizes, strict=True)]
+            if len(self.parts) > PARTS:
+                pairs = [self.parts[at : at + 2] for at in range(0, len(self.parts), 2)]
+                self.parts = [(union([r for r, _ in pair]), sum(n for _, n in pair)) for pair in pairs]
         else:
             if masked is not None:
                 x = x[~masked]
@@ -85,6 +102,17 @@ class EdgeValues:
             if self.histogram is not None:
                 self.histogram.add(x, (low, high))
         self.count += x.numel() if masked is None or axis is None else int((~masked).sum())
+
+    @property
+    def halves(self) -> tuple[Range, Range] | None:
+        """The ranges [C] of about the first and the second half of the values, in the order of the samples;
+        None without an axis, and for a single sample."""
+        if len(self.parts) < 2:
+            return None
+        ranges, sizes = zip(*self.parts, strict=True)
+        ends = list(accumulate(sizes))
+        half = 1 + min(range(len(ends) - 1), key=lambda at: abs(ends[at] - ends[-1] / 2))
+        return union(ranges[:half]), union(ranges[half:])
 
     def _meet(self, found: Range) -> None:
         """Widen the ends by those of a batch, and move the average."""
@@ -97,7 +125,7 @@ class EdgeValues:
                 f"{self.name}: axis {self.axis} has {len(low)} channels, and had {len(self.ends[0])} in an "
                 f"earlier batch. Use one range for the edge (axis=None)."
             )
-        self.ends = torch.minimum(low, self.ends[0]), torch.maximum(high, self.ends[1])
+        self.ends = union([self.ends, (low, high)])
         before = self.average
         self.average = before[0].lerp(low, 1 - KEPT), before[1].lerp(high, 1 - KEPT)
 

@@ -42,8 +42,10 @@ def smoothed(
         if gram is None:
             continue
         weights = [view.form(layer.weight).decode() for layer in some]
-        low, high = ranges[some[0].read]
-        s, gain = smoothing(torch.cat(weights), low, high, gram.diagonal(), bits=bits, input_bits=input_bits)
+        halves, samples = ranges[some[0].read]
+        s, gain = smoothing(
+            torch.cat(weights), halves, gram.diagonal(), samples, bits=bits, input_bits=input_bits
+        )
         if gain < WORTH:
             for layer, weight in zip(some, weights, strict=True):
                 events += scaled(view, layer, weight, s)
@@ -75,18 +77,18 @@ def fitting(view: View, layers: list[IntegerLayer]) -> list[IntegerLayer]:
     ]  # fmt: skip
 
 
-def channel_ranges(view: View, layers: list[IntegerLayer]) -> Mapping[str, Range]:
-    """The range of each input of the layers, by the name of what they read."""
-    found: dict[str, Range] = {}
+def channel_ranges(view: View, layers: list[IntegerLayer]) -> Mapping[str, tuple[tuple[Range, Range], int]]:
+    """(the ranges of each input of the layers in two halves of the samples, how many samples), by the name of
+    what they read. What calibration shows a single time has no halves, and is left out."""
+    found: dict[str, tuple[tuple[Range, Range], int]] = {}
     model, task = view.part.plain(), view.part.task
     for ndim in sorted({layer.ndim for layer in layers}):
         names = dict.fromkeys(layer.read for layer in layers if layer.ndim == ndim)
         refused: dict[str, str] = {}
         seen = values_of(model, task, names, axis=ndim - 1, refused=refused)
-        found |= {
-            name: values.ends for name, values in seen.items()
-            if values.ends is not None and name not in refused and not values.masked
-        }  # fmt: skip
+        for name, values in seen.items():
+            if name not in refused and not values.masked and (halves := values.halves) is not None:
+                found[name] = halves, values.count // len(halves[0][0])
     return found
 
 
