@@ -6,6 +6,7 @@ each one the center and VIEWS - 1 random crops, drawn with one seed: no test ima
 calibrates.
 KL           mean over the test images of KL(float || int8) of the class probabilities, in nats
 agreement    share of the test images with the same first class
+speed        times as fast as the float network in the same runtime, one thread, in turn
 All files are made from the same images, and compared with the float network in the same runtime.
 """
 
@@ -25,7 +26,7 @@ import job
 import numpy as np
 import torch
 from integers import FILE, peer_file, race
-from integers_rows import FLOAT, OURS
+from integers_rows import FLOAT, OURS, SLOWER, Limits, speed_rows
 from slim_peer import export
 from table import Row
 from torch import Tensor, nn
@@ -39,6 +40,7 @@ from tersor.steps import Export, Quantize
 VIEWS = 16  # of a photograph
 SIDE = 224
 SEED = 1
+ROUNDS = 12  # of the race
 METHODS = ("ort-minmax", "ort-percentile", "nncf-onnx-mixed", "nncf-openvino-mixed")
 TARGET = 0.5  # of the better peer's KL
 
@@ -142,7 +144,10 @@ def measure(subject: str, options: argparse.Namespace) -> Iterator[Row]:
         for name in METHODS:
             if found := peer_file(options.peers, name, given, shown, out / "peers"):
                 paths[name] = Path(found.path)
-        yield from rows(subject, race(options.peers, paths, test, out, rounds=0).outputs)
+        raced = race(options.peers, paths, test, out, rounds=ROUNDS)
+        yield from rows(subject, raced.outputs)
+        for row in speed_rows(subject, raced, Limits(slower=SLOWER)):
+            yield row._replace(bench="imagenet_int8")
 
 
 def main(argv: list[str] | None = None) -> int:
