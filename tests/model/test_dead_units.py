@@ -1,6 +1,7 @@
 """Dead units: folding changes no output, and only units known to be constant or unread change."""
 
 from contextlib import suppress
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from unit_cases import UNITS, net
 from tersor.errors import RefusedError
 from tersor.model import graph, nan_propagation
 from tersor.model.dead_units import clear
+from tersor.model.nan_propagation import Followed
 
 
 def every(model: nn.Module) -> list[str]:
@@ -318,8 +320,8 @@ def test_samples_may_lie_along_another_axis():
     assert model.a.weight[0].any()
 
 
-def rolled(self, x):
-    return self.b(F.relu(self.a(x)).roll(1, 0))
+def rolled(self, x):  # the larger one in the example is never that of `a`, which so has no gradient
+    return self.b(torch.maximum(F.relu(self.a(x)).roll(1, 0), torch.full_like(x, 100)))
 
 
 @torch.no_grad()
@@ -329,6 +331,35 @@ def test_samples_that_depend_on_each_other_are_refused():
         p[1:] = 0
     with pytest.raises(RefusedError, match="its samples depend on each other"):
         clear(model, (torch.randn(4, 4),), every(model), biases(model))
+
+
+# --- what has a gradient is read: no pass with NaN for it ---
+
+
+def test_few_units_are_tried_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that a clip silences on the example is no candidate either. The unread one is."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(4, 300), nn.ReLU6(), nn.Linear(300, 200), nn.ReLU(), nn.Linear(200, 2)
+    ).eval()
+    with torch.no_grad():
+        model[0].bias[:50] = -100
+        model[2].weight[:, 7] = 0
+    x = torch.randn(5, 4)
+    before, tried = model(x), []
+    outputs = Followed.outputs
+
+    def counted(self: Any, leaves: Any, on_product: Any, at: Any = None) -> Any:
+        tried.append(at)
+        return outputs(self, leaves, on_product, at)
+
+    monkeypatch.setattr(Followed, "outputs", counted)
+    changed = clear(model, (x,), every(model), biases(model))
+    assert set(changed) == {"0.weight", "0.bias"}
+    assert not model[0].weight[7].any()
+    assert model[0].weight.any(1).sum() == 299
+    torch.testing.assert_close(model(x), before)
+    assert sum(at is not None for at in tried) < 10
 
 
 # --- other kinds of models ---

@@ -6,8 +6,9 @@ unread     no output depends on the unit: its own weights and bias = 0    the ne
 repeated until nothing changes, because clearing one unit can make another one dead
 
 Both are found by an evaluation in which NaN means "depends on the input": model/nan_propagation.py. Shapes do
-not change. c is computed for the shape of the example.
-Cost per round: one pass of one batch for the constants; one pass for every B units for the unread ones.
+not change. c is computed for the shape of the example. What has a gradient is read, so only units without one
+are tried with NaN.
+Cost per round: one pass of one batch for the constants, two for the gradients; one for every B units without.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
 
 from tersor.errors import RefusedError
 from tersor.model.graph import Inputs, arguments, floating, value
-from tersor.model.nan_propagation import DEPENDS, Followed, depending, followed
-from tersor.model.nan_rules import LAYERS, base
+from tersor.model.nan_propagation import DEPENDS, Followed, depending, followed, runnable
+from tersor.model.nan_rules import EACH, LAYERS, base
 
 
 class HiddenLayer(NamedTuple):
@@ -76,8 +78,9 @@ def clear(
         constants, changed = constants_of(seen, layers), False
         for n, layer in layers.items():
             changed |= fold(layer, constants[n], movable)
-        for layer in layers.values():
-            changed |= clear_unread(seen, layer)
+        moving = units_with_gradients(seen, layers)
+        for n, layer in layers.items():
+            changed |= clear_unread(seen, layer, moving[n])
     after = dict(model.named_parameters())
     return {
         name: after[name].detach() for name, value in before.items() if not torch.equal(after[name], value)
@@ -119,10 +122,61 @@ def fold(layer: HiddenLayer, constant: Tensor, movable: Collection[str]) -> bool
     return True
 
 
-def clear_unread(model: Followed, layer: HiddenLayer) -> bool:
-    """Clear the units of this layer that no output depends on. Returns whether anything changed."""
+class Gradients(fx.Interpreter):
+    """An evaluation of the example that finds units of layers with a gradient in any sample and place. What
+    treats all elements alike is left out, because a value that it clips would have no gradient."""
+
+    def __init__(self, model: Followed, layers: dict[fx.Node, HiddenLayer]):
+        super().__init__(model.graph.program.graph_module)
+        self.layers = layers
+        self.units = {n: torch.zeros(len(layer.weight), dtype=torch.bool) for n, layer in layers.items()}
+
+    def run_node(self, n: fx.Node) -> Any:
+        args, _ = self.fetch_args_kwargs_from_env(n)
+        alike = base(n) in EACH and len(n.all_input_nodes) == 1 and same_kind(args[0], value(n))
+        out = args[0] if alike else super().run_node(n)
+        if n in self.layers and out.requires_grad:
+            axis = units_axis(n, out, self.layers[n].weight)
+
+            def see(gradient: Tensor) -> None:
+                flows = gradient.isfinite() & (gradient != 0)
+                self.units[n] |= flows.movedim(axis, 0).flatten(1).any(1)
+
+            out.register_hook(see)
+        return out
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        return super().call_function(runnable(target), args, kwargs)
+
+
+def same_kind(x: Any, y: Any) -> bool:
+    return floating(x) and floating(y) and x.shape == y.shape and x.dtype == y.dtype
+
+
+def units_with_gradients(model: Followed, layers: dict[fx.Node, HiddenLayer]) -> dict[fx.Node, Tensor]:
+    """For each layer which of its units an output certainly depends on, bool [O]. It may depend on a unit
+    without a gradient too: where a pool takes another value, and in a graph that writes in place."""
+    run = Gradients(model, layers)
+    if model.plain:
+        draw = torch.Generator().manual_seed(0)
+        still = {name: x.detach() for name, x in model.tensors.items()}
+        with torch.enable_grad():
+            leaves = [x.detach().clone().requires_grad_() if floating(x) else x for x in model.leaves]
+            outputs = run.run(*model.graph.feed(still, leaves).values())
+            moved = [x for x in tree_leaves(outputs) if floating(x) and x.requires_grad]
+            if moved:
+                some = [torch.rand(x.shape, generator=draw, dtype=torch.float64).to(x) for x in moved]
+                torch.autograd.backward(moved, some)
+    return run.units
+
+
+def clear_unread(model: Followed, layer: HiddenLayer, moving: Tensor) -> bool:
+    """Clear the units of this layer that no output depends on. Returns whether anything changed. `moving`:
+    units that one does depend on, bool [O]."""
     nonzero = torch.stack([(p != 0).reshape(len(p), -1).any(1) for p in layer.tensors]).any(0)
-    units, found = torch.nonzero(nonzero).flatten(), False
+    every, units, found = torch.nonzero(nonzero).flatten(), torch.nonzero(nonzero & ~moving).flatten(), False
+    if not len(units):
+        return False
     output = value(layer.node)
     axis, batch = units_axis(layer.node, output, layer.weight), samples_of(model)
     rest = [size for k, size in enumerate(output.shape) if k != axis]
@@ -149,8 +203,8 @@ def clear_unread(model: Followed, layer: HiddenLayer) -> bool:
     if not choices:
         raise RefusedError(f"{layer.names[0]}: the input of its layer has no batch axis")
     first = torch.arange(batch) == 0
-    right = (k for k in choices if torch.equal(reached(units, torch.zeros(1, dtype=torch.int64), k), first))
-    inner = next(right, choices[0]) if len(units) and len(choices) > 1 else choices[0]
+    right = (k for k in choices if torch.equal(reached(every, torch.zeros(1, dtype=torch.int64), k), first))
+    inner = next(right, choices[0]) if len(choices) > 1 else choices[0]
     for some in units.split(batch):
         unread = some[~reached(some, torch.arange(len(some)), inner)[: len(some)]]
         if len(unread) and reached(unread, slice(None), inner).any():
