@@ -362,6 +362,21 @@ def test_few_units_are_tried_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None
     assert sum(at is not None for at in tried) < 10
 
 
+def steps(self, x):
+    return self.b(F.relu(self.a(x))) + torch.heaviside(self.c(x), torch.zeros(()))
+
+
+@torch.no_grad()
+def test_an_operator_without_a_derivative():
+    model = net(steps, a=nn.Linear(4, 6), b=nn.Linear(6, 2), c=nn.Linear(4, 2)).eval()
+    model.b.weight[:, 3] = 0
+    x = torch.randn(5, 4)
+    before = model(x)
+    assert set(clear(model, (x,), every(model), biases(model))) == {"a.weight", "a.bias"}
+    torch.testing.assert_close(model(x), before)
+    assert model.a.weight.any(1).tolist() == [True, True, True, False, True, True]
+
+
 # --- other kinds of models ---
 
 

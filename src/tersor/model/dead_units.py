@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +26,7 @@ from tersor.errors import RefusedError
 from tersor.model.graph import Inputs, arguments, floating, value
 from tersor.model.nan_propagation import DEPENDS, Followed, depending, followed, runnable
 from tersor.model.nan_rules import EACH, LAYERS, base
+from tersor.model.task import MISFIT
 
 
 class HiddenLayer(NamedTuple):
@@ -162,11 +164,12 @@ def units_with_gradients(model: Followed, layers: dict[fx.Node, HiddenLayer]) ->
         still = {name: x.detach() for name, x in model.tensors.items()}
         with torch.enable_grad():
             leaves = [x.detach().clone().requires_grad_() if floating(x) else x for x in model.leaves]
-            outputs = run.run(*model.graph.feed(still, leaves).values())
-            moved = [x for x in tree_leaves(outputs) if floating(x) and x.requires_grad]
-            if moved:
-                some = [torch.rand(x.shape, generator=draw, dtype=torch.float64).to(x) for x in moved]
-                torch.autograd.backward(moved, some)
+            with suppress(*MISFIT):  # of an operator without a derivative: what was found until then holds
+                outputs = run.run(*model.graph.feed(still, leaves).values())
+                moved = [x for x in tree_leaves(outputs) if floating(x) and x.requires_grad]
+                if moved:
+                    some = [torch.rand(x.shape, generator=draw, dtype=torch.float64).to(x) for x in moved]
+                    torch.autograd.backward(moved, some)
     return run.units
 
 
