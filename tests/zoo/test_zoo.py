@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from onnxruntime import InferenceSession
+from onnxruntime import GraphOptimizationLevel, InferenceSession, SessionOptions
 
 from tersor.core.run import run
 from tersor.errors import SettingError, TaskError
@@ -34,8 +34,12 @@ def test_each_is_compressed_and_runs_as_integers(name: str, fashion_mnist: Path,
     refused = [entry.text for entry in result.ledger.notes("refused")]
     assert all(text.startswith("norms: not kept") for text in refused), "they are folded by rounding then"
     images = next(iter(task.evaluate))[0]
+    # As written, without fused kernels: these may round a sum to the next step, and a network of which one batch
+    # was seen makes more of it with each layer. That they stay within the size of rounding is export's check.
+    options = SessionOptions()
+    options.graph_optimization_level = GraphOptimizationLevel.ORT_DISABLE_ALL
     (given,), wanted = inputs_of(tmp_path / "m.onnx"), result.model().eval()(images)
-    found = InferenceSession(tmp_path / "m.onnx").run(None, {given: images.numpy()})
+    found = InferenceSession(tmp_path / "m.onnx", options).run(None, {given: images.numpy()})
     for mine, theirs in zip(found, wanted if isinstance(wanted, tuple) else [wanted], strict=True):
         apart = (torch.from_numpy(mine) - theirs).abs()
         assert apart.mean() < 0.02 * theirs.abs().max()
