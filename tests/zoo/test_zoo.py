@@ -34,8 +34,9 @@ def test_each_is_compressed_and_runs_as_integers(name: str, fashion_mnist: Path,
     refused = [entry.text for entry in result.ledger.notes("refused")]
     assert all(text.startswith("norms: not kept") for text in refused), "they are folded by rounding then"
     images = next(iter(task.evaluate))[0]
-    # As written, without fused kernels: these may round a sum to the next step, and a network of which one batch
-    # was seen makes more of it with each layer. That they stay within the size of rounding is export's check.
+    # As written, without fused kernels: these may round a sum to the next step, and a network of which one
+    # batch was seen makes more of it with each layer. That they stay within the size of rounding is export's
+    # check.
     options = SessionOptions()
     options.graph_optimization_level = GraphOptimizationLevel.ORT_DISABLE_ALL
     (given,), wanted = inputs_of(tmp_path / "m.onnx"), result.model().eval()(images)

@@ -3,8 +3,8 @@
 loss = varifocal loss of the classes + cross entropy of the classes + BOX * (1 - GIoU), per assigned cell
 varifocal       the target of an assigned cell's class is the IoU of its box, and so is its weight; the others
                 weigh the less, the surer they are that nothing is there (Zhang et al. 2021)
-cross entropy   of assigned cells only. In the varifocal loss a wrong class of low score weighs almost nothing,
-                so classes that look alike stay alike
+cross entropy   of assigned cells only: in the varifocal loss a wrong class of low score weighs almost
+                nothing, so classes that look alike stay alike
 GIoU            Rezatofighi et al. 2019
 A cell is assigned to the smallest box whose middle is near it, within RADIUS strides, on every level, as in
 FCOS (Tian et al. 2019).
