@@ -90,7 +90,7 @@ ZOO: dict[str, Entry] = {
     ),
     "yolo_lite": Entry(
         YoloLite, "boxes", "tersor", "Apache-2.0", "after Redmon 2016, Tian 2019, Liu 2018",
-        "detection; decoding is outside the network", "detector",
+        "detection without anchors, whole convolutions; decoding is outside the network", "detector",
     ),
     "yolo_lite_mobilenet": Entry(
         lambda classes: YoloLite(classes, "mobilenet"), "boxes", "tersor", "Apache-2.0",

@@ -1,8 +1,11 @@
 """Boxes: what surrounds an anchor-free detector: the cells' targets, its loss, and decoding.
 
-loss = varifocal loss of the classes + (1 - GIoU) of the boxes, per assigned cell
-The target of an assigned cell's class is the IoU of its box, and so is its weight; the others weigh less the
-surer they are (Zhang et al. 2021). GIoU: Rezatofighi et al. 2019.
+loss = varifocal loss of the classes + cross entropy of the classes + BOX * (1 - GIoU), per assigned cell
+varifocal       the target of an assigned cell's class is the IoU of its box, and so is its weight; the others
+                weigh the less, the surer they are that nothing is there (Zhang et al. 2021)
+cross entropy   of assigned cells only: in the varifocal loss a wrong class of low score weighs almost
+                nothing, so classes that look alike stay alike
+GIoU            Rezatofighi et al. 2019
 A cell is assigned to the smallest box whose middle is near it, within RADIUS strides, on every level, as in
 FCOS (Tian et al. 2019).
 """
@@ -22,10 +25,11 @@ from tersor.zoo.precision import THRESHOLDS, image_matches, mean_precision
 from tersor.zoo.scenes import BORDER
 from tersor.zoo.yolo_lite import STRIDES
 
-RADIUS = 1.5  # strides
+RADIUS = 1.0  # strides
+BOX = 2.5  # weight of the boxes in the loss
 ALPHA, GAMMA = 0.75, 2.0  # of the varifocal loss, for what is not there: weight, and its power
 LEAST = 0.1  # target of an assigned cell's class, however bad its box is yet
-SCORE, OVERLAP, MOST = 0.05, 0.6, 100  # detections kept: least score, largest IoU of two, number
+SCORE, OVERLAP, MOST = 0.05, 0.45, 100  # detections kept: least score, largest IoU of two, number
 RESAMPLES = 100  # of the bootstrap: each ranks all detections again
 FIGURES = {"AP50": 1, "mAP": len(THRESHOLDS)}  # figure -> thresholds of the IoU
 
@@ -72,14 +76,16 @@ def detection_loss(at: Tensor, output: tuple[Tensor, Tensor], target: tuple[Tens
     positive = which >= 0
     sample, cell = positive.nonzero(as_tuple=True)
     chosen = which[sample, cell]
+    labels = classes[sample, chosen]
     found, wanted = decoded(distances, at)[sample, cell], boxes[sample, chosen]
     misses = ops.generalized_box_iou_loss(found, wanted, reduction="sum")
     quality = torch.zeros_like(logits)
     overlap = overlaps(found.detach(), wanted).clamp(min=LEAST)
-    quality[sample, cell, classes[sample, chosen]] = overlap.to(quality)
+    quality[sample, cell, labels] = overlap.to(quality)
     weight = torch.where(quality > 0, quality, ALPHA * logits.detach().sigmoid() ** GAMMA)
     scores = (F.binary_cross_entropy_with_logits(logits, quality, reduction="none") * weight).sum()
-    return (scores + misses) / max(1, len(cell))
+    kinds = F.cross_entropy(logits[sample, cell], labels, reduction="sum")
+    return (scores + kinds + BOX * misses) / max(1, len(cell))
 
 
 def overlaps(first: Tensor, second: Tensor) -> Tensor:
