@@ -22,11 +22,11 @@ ALPHAS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 
 
 def smoothing(
-    w: Tensor, halves: tuple[Range, Range], power: Tensor, samples: int, *, bits: int, input_bits: int
+    w: Tensor, halves: tuple[Range, Range], power: Tensor, samples: float, *, bits: int, input_bits: int
 ) -> tuple[Tensor, float]:
     """(s [I], noise over that without smoothing). w [O, I]; `halves`: the ranges (low, high) [I] of the
-    inputs in the two halves of the samples; power [I]: their mean squares. The weights' grid is symmetric,
-    per row; the inputs' has one range. float64."""
+    inputs in the two halves of the samples, infinitely many if nothing will be clipped; power [I]: their mean
+    squares. The weights' grid is symmetric, per row; the inputs' has one range. float64."""
     w, power = w.double(), power.double()
     halves = tuple((low.double(), high.double()) for low, high in halves)  # type: ignore[assignment]
     low, high = union(halves)

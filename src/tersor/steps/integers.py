@@ -50,7 +50,7 @@ def integers(step: Any, view: View) -> Iterator[Group]:
         yield Group("not smoothed", (Note("", "smoothed", text, {"noise": {}}),))
     elif step.smooth:
         layers = choice(now, chosen, dynamic=moving, products=step.products == "integer").layers
-        now = yield from smoothed(now, layers, step.bits, step.activations)
+        now = yield from smoothed(now, layers, step.bits, step.activations, dynamic=moving)
     exact = now
     how = Calibration(
         step.activations, step.activation_range, step.activation_percentile, step.products == "integer"

@@ -8,6 +8,7 @@ are left alone. Cost: one or two passes over the calibration batches.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Mapping
 
 import torch
@@ -27,9 +28,9 @@ WORTH = 0.7  # of the noise: less must be left, or a layer is not worth another 
 
 
 def smoothed(
-    view: View, layers: list[IntegerLayer], bits: int, input_bits: int
+    view: View, layers: list[IntegerLayer], bits: int, input_bits: int, *, dynamic: bool
 ) -> Generator[Group, None, View]:
-    """The groups that smooth these layers; the view after them."""
+    """The groups that smooth these layers; the view after them. Dynamic ranges clip nothing."""
     shared: dict[str, list[IntegerLayer]] = {}
     for layer in fitting(view, layers):
         shared.setdefault(layer.source, []).append(layer)
@@ -43,8 +44,9 @@ def smoothed(
             continue
         weights = [view.form(layer.weight).decode() for layer in some]
         halves, samples = ranges[some[0].read]
+        clips = math.inf if dynamic else samples
         s, gain = smoothing(
-            torch.cat(weights), halves, gram.diagonal(), samples, bits=bits, input_bits=input_bits
+            torch.cat(weights), halves, gram.diagonal(), clips, bits=bits, input_bits=input_bits
         )
         if gain < WORTH:
             for layer, weight in zip(some, weights, strict=True):
