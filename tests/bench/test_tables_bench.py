@@ -63,4 +63,4 @@ def test_quick_recipes_train_less_and_change_nothing_else(bench: Bench, tmp_path
         assert replace(b, **({"epochs": a.epochs} if hasattr(a, "epochs") else {})) == a
     (distilled,) = (b.epochs / a.epochs for a, b in pairs if getattr(a, "epochs", 0))
     assert distilled == pytest.approx(0.02)
-    assert tables.steps_in(whole).startswith("slim ")
+    assert tables.steps_in(whole).startswith("slim multiple=8 distill epochs=")

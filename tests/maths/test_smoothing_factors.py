@@ -60,7 +60,7 @@ def test_never_worse_than_none(seed: int, outliers: int, dead: int, unused: int)
 
 
 def test_a_layer_that_reads_nothing_is_left_alone() -> None:
-    s, gain = smoothed(torch.randn(3, 4), torch.zeros(6, 4))
+    s, gain = smoothed(torch.randn(3, 4), torch.zeros(6, 4).double())
     assert torch.equal(s, torch.ones(4).double())
     assert gain == 1
 

@@ -24,17 +24,16 @@ ALPHAS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 def smoothing(
     w: Tensor, halves: tuple[Range, Range], power: Tensor, samples: float, *, bits: int, input_bits: int
 ) -> tuple[Tensor, float]:
-    """(s [I], noise over that without smoothing). w [O, I]; `halves`: the ranges (low, high) [I] of the
-    inputs in the two halves of the samples, infinitely many if nothing will be clipped; power [I]: their mean
-    squares. The weights' grid is symmetric, per row; the inputs' has one range. float64."""
+    """(s [I], noise over that without smoothing). w [O, I]; `halves`: the ranges (low, high) [I], float64, of
+    the inputs in the two halves of the samples; power [I]: their mean squares; `samples`: their number,
+    infinite if nothing will be clipped. Weights have a symmetric grid per row, inputs one range."""
     w, power = w.double(), power.double()
-    halves = tuple((low.double(), high.double()) for low, high in halves)  # type: ignore[assignment]
     low, high = union(halves)
     first, second = halves
 
     def cost(alpha: float | None) -> float:
         s = factors(w, low, high, alpha)
-        out = sum(clipped(w, *given, *other, alpha) for given, other in ((first, second), (second, first)))
+        out = clipped(w, *first, *second, alpha) + clipped(w, *second, *first, alpha)
         return noise(w, low, high, power, s, bits, input_bits) + out / samples
 
     before = cost(None)
