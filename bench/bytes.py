@@ -32,7 +32,7 @@ from safetensors.torch import save_file
 from table import Row
 from torch import Tensor
 
-from tersor import io
+import tersor
 from tersor.coders import order0_bits
 from tersor.core.recipe import Recipe
 from tersor.encode import coded
@@ -266,7 +266,7 @@ def file_bytes(tensors: dict[str, Tensor]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         given, out = Path(folder) / "given.safetensors", Path(folder) / "packed.tersor"
         save_file(tensors, given)
-        io.pack(given, out, Recipe((Entropy(),)))
+        tersor.pack(given, out, Recipe((Entropy(),)))
         return out.stat().st_size
 
 

@@ -21,7 +21,7 @@ from table import Row
 
 from tersor.core.run import run
 from tersor.errors import BudgetError
-from tersor.io import save
+from tersor.io.container_writer import save
 from tersor.search.compress import compress
 from tersor.steps import Entropy, Quantize
 

@@ -26,7 +26,7 @@ from networks import load, percent, task
 from table import Row
 from torch import Tensor, nn
 
-from tersor import io
+import tersor
 from tersor.core.run import run
 from tersor.core.state import State
 from tersor.measure.latency import interleave, ratio
@@ -78,9 +78,9 @@ def pruned(name: str, net: nn.Module, on: Task) -> State:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_suffix(".draft.tersor")
-        io.save(run(net, [Prune(epochs=EPOCHS[name], **PRUNE)], on), draft)
+        tersor.save(run(net, [Prune(epochs=EPOCHS[name], **PRUNE)], on), draft)
         os.replace(draft, path)
-    return io.load(path).on(net)
+    return tersor.load(path).on(net)
 
 
 def inputs(on: Task) -> dict[str, Tensor]:

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from tersor.core.state import State
 from tersor.errors import TersorError
-from tersor.io import load, save
+from tersor.io.container import load
+from tersor.io.container_writer import save
 from tersor.measure.accuracy import Drop, drop
 
 Measure = Callable[[str], Iterator[Row]]  # subject -> its rows

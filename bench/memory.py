@@ -58,7 +58,8 @@ import torch
 
 before, began = peak(), time.perf_counter()
 job, words, weights, packed, unpacked, shard = sys.argv[1:]
-from tersor.io import pack, unpack
+from tersor.io.pack import pack
+from tersor.io.unpack import unpack
 from tersor.steps import recipe_from_words
 
 if job == "pack":

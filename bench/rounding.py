@@ -24,8 +24,8 @@ from table import Row
 from torch import nn
 
 from tersor.core.run import run
-from tersor.io import load as load_file
-from tersor.io import save
+from tersor.io.container import load as load_file
+from tersor.io.container_writer import save
 from tersor.steps import Entropy, Rdoq
 
 CALIBRATE, PASSES = 10_000, 1  # training images for the curvature, and passes over them; all of them decide

@@ -34,7 +34,12 @@ import fuzz_inputs  # noqa: E402
 
 from tersor.core.recipe import Recipe  # noqa: E402
 from tersor.dtypes import NAMED  # noqa: E402
-from tersor.io import diff, load, pack, patch, unpack, verify  # noqa: E402
+from tersor.io.container import load  # noqa: E402
+from tersor.io.pack import pack  # noqa: E402
+from tersor.io.patch.diff import diff  # noqa: E402
+from tersor.io.patch.patch import patch  # noqa: E402
+from tersor.io.unpack import unpack  # noqa: E402
+from tersor.io.verify import verify  # noqa: E402
 from tersor.report.show import shown, tables  # noqa: E402
 from tersor.steps import Entropy  # noqa: E402
 
@@ -45,7 +50,7 @@ LOSSLESS = Recipe((Entropy(),))
 PACKER = """
 import itertools, sys
 from tersor.core.recipe import Recipe
-from tersor.io import pack
+from tersor.io.pack import pack
 from tersor.steps import Entropy
 print("ready", flush=True)
 for turn in itertools.count():

@@ -209,7 +209,9 @@ def mutant(seeds: dict[str, bytes], rng: random.Random) -> tuple[str, bytes]:
 def examine(path: Path, rng: random.Random) -> str:
     """Read a file: "read" or "refused". Any error but a FormatError comes out."""
     from tersor.errors import FormatError
-    from tersor.io import TersorFile, load, unpack, verify
+    from tersor.io.container import TersorFile, load
+    from tersor.io.unpack import unpack
+    from tersor.io.verify import verify
 
     try:
         loaded = load(path)
@@ -241,7 +243,9 @@ def examine(path: Path, rng: random.Random) -> str:
 
 def shown_and_compared(path: Path, folder: Path) -> None:
     """Print a file's tables, write its page, and make a patch from another file to it."""
-    from tersor.io import diff, load, patch
+    from tersor.io.container import load
+    from tersor.io.patch.diff import diff
+    from tersor.io.patch.patch import patch
     from tersor.report.console import to_json
     from tersor.report.html import page
     from tersor.report.show import shown, tables
@@ -260,7 +264,7 @@ def batch(folder: Path, first: int, last: int, seed: int) -> None:
     """Read files `first` to `last` and print the outcomes. What is being read lies in the folder."""
     import torch
 
-    from tersor.io import load
+    from tersor.io.container import load
 
     torch.set_num_threads(1)
     seeds = SEEDS | stream_files()

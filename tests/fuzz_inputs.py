@@ -54,7 +54,8 @@ def seeds() -> Seeds:
     from safetensors.torch import save
 
     from tersor.core.recipe import Recipe
-    from tersor.io import diff, pack
+    from tersor.io.pack import pack
+    from tersor.io.patch.diff import diff
     from tersor.steps import Entropy, Prune, Quantize
 
     def values(seed: int) -> dict[str, Any]:
@@ -162,8 +163,8 @@ def mutant(found: Seeds, rng: random.Random) -> tuple[str, bytes]:
 def examine(kind: str, path: Path, found: Seeds) -> str:
     """Use an input: "read" or "refused". Any error but one of Tersor's own comes out."""
     from tersor.errors import LONGEST, TersorError
-    from tersor.io import patch
     from tersor.io.checkpoint import Checkpoint
+    from tersor.io.patch.patch import patch
     from tersor.steps import read_recipe
 
     try:

@@ -34,7 +34,8 @@ from tersor.core.run import run
 from tersor.core.state import State, start
 from tersor.errors import MissingError, SettingError, SiteError
 from tersor.forms import Form, LowRank, Masked, Sum, uncoded
-from tersor.io import load, save
+from tersor.io.container import load
+from tersor.io.container_writer import save
 from tersor.record.events import Edit
 from tersor.record.journal import lines_of
 from tersor.settings import make, settings_of

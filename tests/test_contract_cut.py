@@ -19,7 +19,7 @@ from tersor.core.run import run
 from tersor.core.state import State
 from tersor.errors import TersorError
 from tersor.forms import Coded, uncoded
-from tersor.io import load
+from tersor.io.container import load
 from tersor.record.events import Cut, Group
 from tersor.steps import STEPS, Entropy, Prune, Quantize, Rdoq
 from tersor.steps.recipe_text import dump, from_yaml, lock

@@ -19,8 +19,11 @@ from torch import nn
 from tersor.core.recipe import Recipe
 from tersor.core.run import run
 from tersor.core.state import start
-from tersor.io import diff, load, pack, patch, save
-from tersor.io.patch.diff import HEAD
+from tersor.io.container import load
+from tersor.io.container_writer import save
+from tersor.io.pack import pack
+from tersor.io.patch.diff import HEAD, diff
+from tersor.io.patch.patch import patch
 from tersor.steps import STEPS, Cluster, Entropy, Fold, Prune, Quantize, Rdoq, Slim
 
 DEAR = ("export",)  # it changes no weight

@@ -12,7 +12,8 @@ from tiny import TRAINED, Tiny, tiny
 from tersor.core.history import undo
 from tersor.core.run import run
 from tersor.core.state import State
-from tersor.io import load, save
+from tersor.io.container import load
+from tersor.io.container_writer import save
 from tersor.steps import (
     STEPS,
     Cluster,

@@ -19,7 +19,9 @@ from tersor.core.state import State
 from tersor.core.step import Needs
 from tersor.core.view import View
 from tersor.errors import RefusedError
-from tersor.io import load, save, verify
+from tersor.io.container import load
+from tersor.io.container_writer import save
+from tersor.io.verify import verify
 from tersor.model.edges import edges_of
 from tersor.model.observe import observed
 from tersor.model.simulate import gridded

@@ -23,7 +23,8 @@ from tersor.core.view import View
 from tersor.encode import coded, coded_like
 from tersor.errors import FormatError
 from tersor.forms import FORMS, Affine, Dense, Form, LowRank, Masked, Sum, uncoded
-from tersor.io import load, save
+from tersor.io.container import load
+from tersor.io.container_writer import save
 from tersor.io.validate import structure
 from tersor.measure.bits import bits_of
 from tersor.measure.leaf_costs import leaf_costs_of

@@ -11,7 +11,8 @@ from tersor.core.recipe import Recipe
 from tersor.core.run import run
 from tersor.core.state import State, start
 from tersor.errors import JournalError, RefusedError, SiteError
-from tersor.io import load, save
+from tersor.io.container import load
+from tersor.io.container_writer import save
 from tersor.record.journal import Journal
 from tersor.steps import Finetune, Prune
 

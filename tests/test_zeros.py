@@ -24,7 +24,9 @@ from tersor.core.run import CAME, run
 from tersor.core.step import Needs
 from tersor.errors import RefusedError, SettingError, SiteError
 from tersor.forms import Dense, Masked
-from tersor.io import load, pack, save
+from tersor.io.container import load
+from tersor.io.container_writer import save
+from tersor.io.pack import pack
 from tersor.model.given_masks import keep_mask
 from tersor.model.task import Task
 from tersor.record.events import Group, Note

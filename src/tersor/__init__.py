@@ -32,7 +32,13 @@ if TYPE_CHECKING:
         TersorError,
         UserCodeError,
     )
-    from tersor.io import diff, load, pack, patch, save, unpack, verify
+    from tersor.io.container import load
+    from tersor.io.container_writer import save
+    from tersor.io.pack import pack
+    from tersor.io.patch.diff import diff
+    from tersor.io.patch.patch import patch
+    from tersor.io.unpack import unpack
+    from tersor.io.verify import verify
     from tersor.model.builtin_metrics import METRICS
     from tersor.model.builtin_tasks import digits, fashion_mnist
     from tersor.model.changes import Replace, Set
@@ -80,7 +86,13 @@ MODULES: dict[str, tuple[str, ...]] = {
         "BudgetError", "FormatError", "InternalError", "JournalError", "MissingError", "RefusedError",
         "SettingError", "SiteError", "StorageError", "TaskError", "TersorError", "UserCodeError",
     ),
-    "tersor.io": ("diff", "load", "pack", "patch", "save", "unpack", "verify"),
+    "tersor.io.container": ("load",),
+    "tersor.io.container_writer": ("save",),
+    "tersor.io.pack": ("pack",),
+    "tersor.io.patch.diff": ("diff",),
+    "tersor.io.patch.patch": ("patch",),
+    "tersor.io.unpack": ("unpack",),
+    "tersor.io.verify": ("verify",),
     "tersor.model.changes": ("Replace", "Set"),
     "tersor.model.loader": ("TensorBatches",),
     "tersor.model.logits": ("Logits",),

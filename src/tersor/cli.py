@@ -211,7 +211,7 @@ def pack(
     quiet: Quiet = False,
 ) -> Answer:
     """Compress a weights file; lossless without steps."""
-    from tersor import io
+    from tersor.io.pack import pack as pack_file
     from tersor.pipeline import rounded
     from tersor.report.file_sizes import packed, packed_lines, rounded_lines, sizes
     from tersor.report.progress import watching
@@ -232,7 +232,7 @@ def pack(
             return Answer(found | facts, json, rounded_lines)
         observer.step(1, 1, "pack")
         recipe = resolve_recipe(None, words or ["entropy"], zeros=zeros)
-        done = io.pack(
+        done = pack_file(
             weights, out, recipe, key=key, attach=attach, tiny=tiny, workers=workers, observer=observer
         )
     return Answer(packed(weights, out, done, recipe.steps), json, packed_lines)
@@ -261,13 +261,13 @@ def unpack(
     quiet: Quiet = False,
 ) -> Answer:
     """Write a file's weights, decoded, as safetensors."""
-    from tersor import io
+    from tersor.io.unpack import unpack as unpack_file
     from tersor.report.file_sizes import sizes, unpacked_lines
     from tersor.report.progress import watching
 
     with watching(quiet=quiet, plain=json) as observer:
         observer.step(1, 1, "unpack")
-        io.unpack(file, out, only=only or "*", shard=shard, workers=workers, observer=observer)
+        unpack_file(file, out, only=only or "*", shard=shard, workers=workers, observer=observer)
     facts = sizes(file, Path(out)) | {"only": only or []}
     if only:
         del facts["share"]
@@ -287,13 +287,13 @@ def diff(
     quiet: Quiet = False,
 ) -> Answer:
     """Write the difference between two files."""
-    from tersor import io
+    from tersor.io.patch.diff import diff as diff_files
     from tersor.report.file_sizes import diffed, diffed_lines
     from tersor.report.progress import watching
 
     with watching(quiet=quiet, plain=json) as observer:
         observer.step(1, 1, "diff")
-        done = io.diff(old, new, out, observer=observer)
+        done = diff_files(old, new, out, observer=observer)
     return Answer(diffed(old, new, out, done), json, diffed_lines)
 
 
@@ -307,23 +307,23 @@ def patch(
     quiet: Quiet = False,
 ) -> Answer:
     """Make the new file from the old one and a patch."""
-    from tersor import io
+    from tersor.io.patch.patch import patch as patch_file
     from tersor.report.file_sizes import patched, patched_lines
     from tersor.report.progress import watching
 
     with watching(quiet=quiet, plain=json) as observer:
         observer.step(1, 1, "patch")
-        io.patch(old, changes, out, observer=observer)
+        patch_file(old, changes, out, observer=observer)
     return Answer(patched(old, changes, out), json, patched_lines)
 
 
 @app.command()
 def verify(file: File, workers: Workers = None, json: Json = False) -> Answer:
     """Check every part of a file."""
-    from tersor import io
+    from tersor.io.verify import verify as verify_file
     from tersor.report.file_sizes import verified, verified_lines
 
-    facts = verified(file, io.verify(file, workers=workers))
+    facts = verified(file, verify_file(file, workers=workers))
     return Answer(facts, json, verified_lines, code=0 if facts["sound"] else 1)
 
 

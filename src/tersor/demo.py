@@ -19,7 +19,8 @@ from tersor.core.run import run
 from tersor.core.state import State, start
 from tersor.errors import RefusedError
 from tersor.files import output, write_text
-from tersor.io import load, unpack
+from tersor.io.container import load
+from tersor.io.unpack import unpack
 from tersor.model.batches import seeded
 from tersor.model.builtin_tasks import digits
 from tersor.model.task import Task

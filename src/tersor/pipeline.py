@@ -20,7 +20,8 @@ from tersor.core.run import run
 from tersor.core.state import State
 from tersor.errors import RefusedError, SettingError
 from tersor.files import LOCKED, Paths, atomic, claim, output, write_text
-from tersor.io import load, save
+from tersor.io.container import load
+from tersor.io.container_writer import save
 from tersor.measure.accuracy import compared
 from tersor.model.grid_order import refuse_order
 from tersor.model.learning_rates import check_globs

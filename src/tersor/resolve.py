@@ -22,9 +22,9 @@ from torch import nn
 from tersor.core.recipe import Recipe
 from tersor.core.state import State, start
 from tersor.errors import RefusedError, SettingError, did_you_mean
-from tersor.io import load
 from tersor.io.attached import OURS, attachments_of
 from tersor.io.checkpoint import Checkpoint
+from tersor.io.container import load
 from tersor.io.folder import inputs_of, read_from
 from tersor.measure.nbytes import file_nbytes
 from tersor.model.builtin_tasks import task_from

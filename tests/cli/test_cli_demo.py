@@ -15,7 +15,7 @@ import tersor as package
 from tersor import demo
 from tersor.core.run import run
 from tersor.errors import RefusedError
-from tersor.io import save
+from tersor.io.container_writer import save
 from tersor.model.builtin_tasks import digits
 from tersor.record.observer import Observer
 from tersor.steps import Prune, read_recipe

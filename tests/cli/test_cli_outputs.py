@@ -11,7 +11,7 @@ import pytest
 import safetensors.torch
 from command_line import MINE, Command
 
-from tersor import io
+import tersor
 from tersor.core.recipe import Recipe
 from tersor.resolve import resolve_files, resolve_model
 from tersor.steps import Entropy
@@ -28,9 +28,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, more in (("a", 0.0), ("b", 0.25)):
         weights = {key: value + more for key, value in model.state_dict().items()}
         safetensors.torch.save_file(weights, folder / f"{name}.safetensors")
-        io.pack(folder / f"{name}.safetensors", folder / f"{name}.tersor", Recipe((Entropy(),)))
-    io.diff(folder / "a.tersor", folder / "b.tersor", folder / "p.patch")
-    io.unpack(folder / "a.tersor", folder / "shards", shard="1kB")
+        tersor.pack(folder / f"{name}.safetensors", folder / f"{name}.tersor", Recipe((Entropy(),)))
+    tersor.diff(folder / "a.tersor", folder / "b.tersor", folder / "p.patch")
+    tersor.unpack(folder / "a.tersor", folder / "shards", shard="1kB")
     return folder
 
 

@@ -7,7 +7,7 @@ import safetensors.torch
 from command_line import Command
 
 import tersor as package
-from tersor.io import load
+from tersor.io.container import load
 from tersor.model.builtin_tasks import task_from
 from tersor.resolve import resolve_model
 

@@ -12,7 +12,8 @@ from tersor.core.apply import apply
 from tersor.core.state import State, start
 from tersor.errors import RefusedError
 from tersor.forms import Dense, Grid, LowRank
-from tersor.io import load, save
+from tersor.io.container import load
+from tersor.io.container_writer import save
 from tersor.model.changes import Replace, Set
 from tersor.record.events import Cut, Edit, Event, Group
 

@@ -14,7 +14,9 @@ from tersor.core.run import run
 from tersor.core.state import State, start
 from tersor.core.step import Needs
 from tersor.core.view import View
-from tersor.io import load, save, verify
+from tersor.io.container import load
+from tersor.io.container_writer import save
+from tersor.io.verify import verify
 from tersor.model.changes import Replace
 from tersor.model.task import Task
 from tersor.record.events import Group

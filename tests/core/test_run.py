@@ -22,7 +22,8 @@ from tersor.core.view import View
 from tersor.encode import coded
 from tersor.errors import JournalError, RefusedError, SettingError, TaskError, TersorError
 from tersor.forms import Affine, Codebook, Coded, Dense, Form, LowRank, Masked
-from tersor.io import save, verify
+from tersor.io.container_writer import save
+from tersor.io.verify import verify
 from tersor.model.task import Task
 from tersor.record.events import Edit, Event, Group, Note
 from tersor.record.observer import Observer

@@ -37,7 +37,7 @@ from tersor.forms import (  # noqa: E402
     Masked,
     Sum,
 )
-from tersor.io import save  # noqa: E402
+from tersor.io.container_writer import save  # noqa: E402
 from tersor.model.changes import Replace, Set  # noqa: E402
 from tersor.model.sites import Site  # noqa: E402
 from tersor.record.ledger import Entry, Ledger  # noqa: E402

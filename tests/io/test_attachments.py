@@ -10,7 +10,9 @@ from tiny import tiny
 
 from tersor.core.state import State, start
 from tersor.errors import FormatError, RefusedError
-from tersor.io import TersorFile, load, save, verify
+from tersor.io.container import TersorFile, load
+from tersor.io.container_writer import save
+from tersor.io.verify import verify
 
 NOISE = torch.randint(0, 256, (3000,), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 FILES = {

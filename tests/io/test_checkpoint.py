@@ -16,8 +16,8 @@ from tersor.core.state import State
 from tersor.dtypes import CODES
 from tersor.errors import FormatError, SettingError, StorageError
 from tersor.forms import Dense
-from tersor.io import save
 from tersor.io.checkpoint import Checkpoint
+from tersor.io.container_writer import save
 from tersor.model.sites import Site
 from tersor.record.ledger import Ledger
 

@@ -11,8 +11,10 @@ from torch import nn
 
 import tersor
 from tersor.errors import FormatError, SettingError
-from tersor.io import diff, pack, unpack
 from tersor.io.checkpoint import Checkpoint
+from tersor.io.pack import pack
+from tersor.io.patch.diff import diff
+from tersor.io.unpack import unpack
 
 
 def net(seed: int) -> dict[str, torch.Tensor]:

@@ -19,7 +19,8 @@ from tersor.core.run import run
 from tersor.core.state import State
 from tersor.errors import FormatError, RefusedError, SiteError, StorageError
 from tersor.forms import Coded, Dense, Form, LowRank, Masked
-from tersor.io import TersorFile, load, read_tensor, save
+from tersor.io.container import TersorFile, load, read_tensor
+from tersor.io.container_writer import save
 from tersor.io.document import KEYS
 from tersor.model.sites import Site
 from tersor.record.ledger import Entry, Ledger

@@ -29,8 +29,12 @@ from tersor.encode import coded
 from tersor.errors import FormatError, RefusedError, SettingError, StorageError, TersorError
 from tersor.forms import Affine, Codebook, Dense, Form, LowRank, Masked
 from tersor.forms.form import as_bytes
-from tersor.io import diff, load, pack, patch, save
+from tersor.io.container import load
+from tersor.io.container_writer import save
+from tersor.io.pack import pack
+from tersor.io.patch.diff import diff
 from tersor.io.patch.named_arrays import NamedArrays
+from tersor.io.patch.patch import patch
 from tersor.model.sites import Site
 from tersor.record.ledger import Entry, Ledger
 from tersor.steps import Cluster, Entropy, Factorize, Prune, Quantize
@@ -642,7 +646,7 @@ def test_killed_while_patching(files: Path, made: dict[str, Path], tmp_path: Pat
     before, after = b"what was there", (files / "new.int8.tersor").read_bytes()
     words = [files / "old.int8.tersor", made["int8.tersor"], tmp_path / "out"]
     code = (
-        "import sys\nfrom tersor.io import patch\npatch(*sys.argv[1:])\nprint(flush=True)\n"
+        "import sys\nfrom tersor.io.patch.patch import patch\npatch(*sys.argv[1:])\nprint(flush=True)\n"
         "while True: patch(*sys.argv[1:])"
     )
     rng, given = random.Random(0), hashlib.sha256(words[0].read_bytes()).digest()

@@ -14,7 +14,8 @@ from tersor.core.history import undo
 from tersor.core.state import State, start
 from tersor.errors import FormatError, RefusedError
 from tersor.forms import Dense, Grid
-from tersor.io import load, save
+from tersor.io.container import load
+from tersor.io.container_writer import save
 from tersor.io.json_text import dump
 from tersor.model.sites import Site
 from tersor.record.events import Cut, Edit, Group, Note

@@ -18,9 +18,15 @@ from tersor.core.recipe import Recipe
 from tersor.core.run import run
 from tersor.core.state import start
 from tersor.errors import FormatError, RefusedError, SettingError, StorageError
-from tersor.io import diff, load, pack, patch, save, unpack, verify
 from tersor.io.checkpoint import Checkpoint
+from tersor.io.container import load
+from tersor.io.container_writer import save
 from tersor.io.folder import LARGEST, SMALL, plain_name, scan
+from tersor.io.pack import pack
+from tersor.io.patch.diff import diff
+from tersor.io.patch.patch import patch
+from tersor.io.unpack import unpack
+from tersor.io.verify import verify
 from tersor.record.observer import Observer
 from tersor.resolve import put_in
 from tersor.steps import Entropy, Quantize

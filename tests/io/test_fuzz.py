@@ -18,7 +18,7 @@ from forge import ROOT, reference, take_apart
 from fuzz import GOLDEN, NAMES, SEEDS, changed_text, forged, mutated, signed
 
 from tersor.errors import FormatError
-from tersor.io import load
+from tersor.io.container import load
 
 ROUNDS = 20 if os.environ.get("HYPOTHESIS_PROFILE") == "nightly" else 1
 SECONDS = 5  # one read, on a slow machine

@@ -12,7 +12,7 @@ import torch
 from forge import ROOT, header_of, reference, take_apart
 
 from tersor.errors import FormatError
-from tersor.io import load
+from tersor.io.container import load
 
 GOLDEN = ROOT / "tests" / "golden"
 EXPECTED = json.loads((GOLDEN / "expected.json").read_text())

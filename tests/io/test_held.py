@@ -26,10 +26,14 @@ from tersor.core.state import State, start
 from tersor.encode import coded
 from tersor.errors import FormatError, RefusedError
 from tersor.forms import Coded, Dense, Form, Grid
-from tersor.io import TersorFile, diff, load, patch, save, verify
+from tersor.io.container import TersorFile, load
+from tersor.io.container_writer import save
 from tersor.io.document import INDICES, runs_of
 from tersor.io.json_text import dump
 from tersor.io.ledger_json import history_to_json
+from tersor.io.patch.diff import diff
+from tersor.io.patch.patch import patch
+from tersor.io.verify import verify
 from tersor.model.changes import Replace, Set
 from tersor.model.sites import Site
 from tersor.record.ledger import Entry, Ledger

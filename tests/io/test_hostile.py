@@ -15,9 +15,10 @@ from safetensors.torch import save_file
 
 from tersor.core.recipe import Recipe
 from tersor.errors import LONGEST, FormatError, SiteError, TersorError
-from tersor.io import load, pack, save
 from tersor.io.checkpoint import Checkpoint
-from tersor.io.container import read_tensor
+from tersor.io.container import load, read_tensor
+from tersor.io.container_writer import save
+from tersor.io.pack import pack
 from tersor.io.patch.diff import diff
 from tersor.io.patch.patch import patch
 from tersor.steps import STEPS, Entropy

@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 from tersor.core.recipe import Recipe
 from tersor.errors import StorageError
 from tersor.files import atomic, atomic_folder
-from tersor.io import pack, unpack
+from tersor.io.pack import pack
+from tersor.io.unpack import unpack
 from tersor.steps import Entropy
 
 LOSSLESS = Recipe((Entropy(),))
@@ -28,7 +29,8 @@ SERVER = """
 import itertools, os, sys, tempfile
 import tersor.coders
 from tersor.core.recipe import Recipe
-from tersor.io import pack, unpack
+from tersor.io.pack import pack
+from tersor.io.unpack import unpack
 from tersor.steps import Entropy
 
 def work(job, first, second, out, turns):

@@ -18,8 +18,11 @@ from tersor.core.run import run
 from tersor.core.state import start
 from tersor.dtypes import CODES
 from tersor.errors import FormatError, RefusedError
-from tersor.io import diff, pack, patch, unpack
 from tersor.io.checkpoint import Checkpoint
+from tersor.io.pack import pack
+from tersor.io.patch.diff import diff
+from tersor.io.patch.patch import patch
+from tersor.io.unpack import unpack
 from tersor.model.kinds import unfit
 
 RANDOM = torch.Generator().manual_seed(0)

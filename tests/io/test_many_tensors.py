@@ -11,8 +11,9 @@ from safetensors.torch import save_file
 
 from tersor.core.recipe import Recipe
 from tersor.errors import SiteError
-from tersor.io import diff, pack
+from tersor.io.pack import pack
 from tersor.io.patch import named_arrays
+from tersor.io.patch.diff import diff
 from tersor.model.sites import PartOf, Selections, Site, select
 from tersor.steps import Entropy, Prune, Quantize
 

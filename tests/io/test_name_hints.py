@@ -9,9 +9,10 @@ from torch import Tensor
 
 from tersor.core.recipe import Recipe
 from tersor.forms import Dense
-from tersor.io import load, pack
+from tersor.io.container import load
 from tersor.io.header import Slot
 from tersor.io.name_hints import describe, is_causal
+from tersor.io.pack import pack
 from tersor.steps import Prune, Quantize, Rdoq
 
 GENERATOR = torch.Generator().manual_seed(0)

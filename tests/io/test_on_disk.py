@@ -15,9 +15,12 @@ from tersor.dtypes import CODES
 from tersor.errors import FormatError
 from tersor.forms import Dense
 from tersor.forms.form import as_bytes
-from tersor.io import TersorFile, load, pack, unpack, verify
 from tersor.io.checkpoint import Checkpoint
+from tersor.io.container import TersorFile, load
 from tersor.io.on_disk import OnDisk
+from tersor.io.pack import pack
+from tersor.io.unpack import unpack
+from tersor.io.verify import verify
 from tersor.steps import Cluster, Entropy, Prune, Quantize
 
 SHAPES = {"one": (1,), "number": (), "odd": (7, 13), "even": (16, 8), "long": (301,)}

@@ -16,7 +16,10 @@ from tersor.core.step import Needs
 from tersor.dtypes import CODES
 from tersor.errors import FormatError, RefusedError, SettingError, SiteError
 from tersor.forms import Coded, Dense
-from tersor.io import load, pack, unpack, verify
+from tersor.io.container import load
+from tersor.io.pack import pack
+from tersor.io.unpack import unpack
+from tersor.io.verify import verify
 from tersor.model.sites import Site
 from tersor.record.observer import Observer
 from tersor.steps import STEPS, Cluster, Entropy, Factorize, Finetune, Measure, Prune, Quantize

@@ -18,11 +18,13 @@ from test_diff import head_of, put_together, take_apart
 
 from tersor.core.recipe import Recipe
 from tersor.errors import FormatError, RefusedError, SettingError, StorageError, TersorError
-from tersor.io import diff, pack, patch, unpack
+from tersor.io.pack import pack
 from tersor.io.patch import encoder
-from tersor.io.patch.diff import HEAD, Spool
+from tersor.io.patch.diff import HEAD, Spool, diff
 from tersor.io.patch.named_arrays import NamedArrays
+from tersor.io.patch.patch import patch
 from tersor.io.patch.texts import BLOCK, text_from, text_streams
+from tersor.io.unpack import unpack
 from tersor.steps import Entropy, Quantize
 
 WORDS = [f"{hashlib.sha256(bytes([n % 256, n // 256])).hexdigest()[: 2 + n % 9]}_{n}" for n in range(6000)]

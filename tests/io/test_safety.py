@@ -17,7 +17,8 @@ from forge import ROOT, constant, constant_bytes, floats, one_site, plain
 from tersor.core.state import State
 from tersor.errors import FormatError, StorageError
 from tersor.forms import Dense
-from tersor.io import load, save
+from tersor.io.container import load
+from tersor.io.container_writer import save
 from tersor.io.validate import limit_for
 from tersor.model.sites import Site
 from tersor.record.ledger import Ledger
@@ -31,7 +32,7 @@ MEASURE = """
 import sys
 import torch, tersor.coders
 from tersor.errors import FormatError
-from tersor.io import TersorFile, load
+from tersor.io.container import TersorFile, load
 
 def status(key):
     return 1024 * next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(key))

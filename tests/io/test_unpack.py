@@ -13,8 +13,12 @@ from torch import Tensor
 
 from tersor.core.recipe import Recipe
 from tersor.errors import FormatError, RefusedError, SettingError, SiteError, StorageError
-from tersor.io import TersorFile, load, pack, pool, read_tensor, unpack, verify
+from tersor.io import pool
 from tersor.io.checkpoint import Checkpoint
+from tersor.io.container import TersorFile, load, read_tensor
+from tersor.io.pack import pack
+from tersor.io.unpack import unpack
+from tersor.io.verify import verify
 from tersor.steps import Entropy, Quantize
 
 LOSSLESS = Recipe((Entropy(coder="fast"),))

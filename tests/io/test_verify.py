@@ -11,7 +11,9 @@ from tersor.core.run import run
 from tersor.core.state import State
 from tersor.errors import StorageError
 from tersor.forms import Dense
-from tersor.io import TersorFile, save, verify
+from tersor.io.container import TersorFile
+from tersor.io.container_writer import save
+from tersor.io.verify import verify
 from tersor.model.sites import Site
 from tersor.record.ledger import Ledger
 from tersor.steps import Entropy, Prune

@@ -14,7 +14,8 @@ from tersor.core.recipe import Recipe
 from tersor.core.run import run
 from tersor.encode import coded
 from tersor.forms import Affine, At, Codebook, Dense, Form, LowRank, Masked
-from tersor.io import load, save
+from tersor.io.container import load
+from tersor.io.container_writer import save
 from tersor.measure.bits import bits_of
 from tersor.report.html import page
 from tersor.report.show import shown

@@ -21,7 +21,8 @@ from tersor.core.run import run
 from tersor.core.state import State, start
 from tersor.errors import RefusedError, SiteError
 from tersor.forms import Affine, Dense
-from tersor.io import load, pack
+from tersor.io.container import load
+from tersor.io.pack import pack
 from tersor.model.module_writer import write_module
 from tersor.model.sites import sites_of
 from tersor.steps import Prune, Quantize

@@ -14,7 +14,8 @@ from tersor.core.run import run
 from tersor.core.state import State, start
 from tersor.errors import RefusedError, SettingError
 from tersor.forms import Affine, Dense
-from tersor.io import load, save
+from tersor.io.container import load
+from tersor.io.container_writer import save
 from tersor.model.packed_module import PackedTensor
 from tersor.steps import Cluster, Entropy, Prune, Quantize
 

@@ -13,7 +13,8 @@ from tersor.core.run import run
 from tersor.core.state import start
 from tersor.errors import RefusedError
 from tersor.forms import Masked
-from tersor.io import load, save
+from tersor.io.container import load
+from tersor.io.container_writer import save
 from tersor.model.parametrizations import computed
 from tersor.model.task import Task
 from tersor.steps import Finetune, Prune, Quantize

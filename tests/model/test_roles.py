@@ -219,7 +219,8 @@ def test_a_model_that_cannot_be_traced_has_kinds_from_classes_with_a_note() -> N
 
 
 def test_a_file_keeps_its_kinds(tmp_path: Any) -> None:
-    from tersor.io import load, save
+    from tersor.io.container import load
+    from tersor.io.container_writer import save
 
     model, task = scaled()
     result = run(model, Prune(keep=0.3), task)

@@ -15,7 +15,8 @@ from tersor.core.state import State
 from tersor.encode import coded
 from tersor.errors import SettingError, visible
 from tersor.forms import Affine, Dense, Masked
-from tersor.io import load, save
+from tersor.io.container import load
+from tersor.io.container_writer import save
 from tersor.model.sites import Site
 from tersor.record.ledger import Ledger
 from tersor.report import html

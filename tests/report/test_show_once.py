@@ -12,7 +12,7 @@ from torch import nn
 from tersor import Cluster, Entropy, Prune, Quantize, coders, run, save
 from tersor.coders import arrays
 from tersor.described import described
-from tersor.io import load
+from tersor.io.container import load
 from tersor.report.show import shown
 
 

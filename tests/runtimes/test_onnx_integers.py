@@ -18,7 +18,8 @@ from onnx.reference import ReferenceEvaluator
 from tersor.core.run import run
 from tersor.core.state import State
 from tersor.errors import RefusedError
-from tersor.io import load, save
+from tersor.io.container import load
+from tersor.io.container_writer import save
 from tersor.model.task import Task
 from tersor.runtimes import onnx_integers, onnxruntime
 from tersor.steps import Entropy, Export, Quantize

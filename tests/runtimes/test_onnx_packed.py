@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from tersor.core.run import run
 from tersor.core.state import State
 from tersor.errors import SettingError
-from tersor.io import load, save
+from tersor.io.container import load
+from tersor.io.container_writer import save
 from tersor.model.packed_weights import PackedWeight, block_of, packed_weight
 from tersor.model.task import Task
 from tersor.runtimes import onnx_integers, onnx_packed

@@ -14,7 +14,9 @@ from tersor.core.history import undo
 from tersor.core.recipe import Recipe
 from tersor.core.run import run
 from tersor.errors import RefusedError, SettingError
-from tersor.io import load, save, verify
+from tersor.io.container import load
+from tersor.io.container_writer import save
+from tersor.io.verify import verify
 from tersor.model.loader import TensorBatches
 from tersor.model.task import Task
 from tersor.runtimes import onnxruntime

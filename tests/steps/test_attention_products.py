@@ -16,7 +16,8 @@ from torch.nn import functional as F
 
 from tersor.core.run import run
 from tersor.core.state import State
-from tersor.io import load, save
+from tersor.io.container import load
+from tersor.io.container_writer import save
 from tersor.model.loader import TensorBatches
 from tersor.model.task import Task
 from tersor.runtimes import onnxruntime

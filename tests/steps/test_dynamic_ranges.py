@@ -14,7 +14,11 @@ from tersor.core.history import undo
 from tersor.core.recipe import Recipe
 from tersor.core.run import run
 from tersor.errors import RefusedError, SettingError
-from tersor.io import diff, load, patch, save, verify
+from tersor.io.container import load
+from tersor.io.container_writer import save
+from tersor.io.patch.diff import diff
+from tersor.io.patch.patch import patch
+from tersor.io.verify import verify
 from tersor.maths.rounding import dynamic
 from tersor.model.task import Task
 from tersor.runtimes import onnxruntime

@@ -18,7 +18,8 @@ from tersor.core.run import run
 from tersor.core.state import State
 from tersor.errors import RefusedError, SettingError
 from tersor.forms import Affine, Codebook, Dense, LogGrid, LowRank, Masked, Sum
-from tersor.io import load, save
+from tersor.io.container import load
+from tersor.io.container_writer import save
 from tersor.model.scaled_rows import multiplied, scaled
 from tersor.model.task import Task
 from tersor.steps import Cluster, Entropy, Factorize, Fold, Prune, Quantize

@@ -15,7 +15,7 @@ from tersor.core.run import run
 from tersor.core.state import State
 from tersor.errors import SettingError
 from tersor.forms import Affine, Masked, uncoded
-from tersor.io import save
+from tersor.io.container_writer import save
 from tersor.model.loader import TensorBatches
 from tersor.model.task import Task
 from tersor.record.observer import Observer

@@ -13,7 +13,7 @@ from tersor.core.run import run
 from tersor.core.state import State, start
 from tersor.errors import RefusedError, SettingError, TaskError
 from tersor.forms import Affine, LowRank, Masked, Sum, uncoded
-from tersor.io import save
+from tersor.io.container_writer import save
 from tersor.model.task import Task
 from tersor.steps import Entropy, Factorize, Prune, Quantize, Rdoq
 from tersor.steps.price_search import largest, least

@@ -23,7 +23,8 @@ from tersor.core.recipe import Recipe
 from tersor.core.run import run
 from tersor.core.state import State
 from tersor.errors import RefusedError, SettingError
-from tersor.io import load, save
+from tersor.io.container import load
+from tersor.io.container_writer import save
 from tersor.model.task import Task
 from tersor.steps import Cluster, Entropy, Finetune, Fold, Prune, Quantize, Shorten, Slim
 

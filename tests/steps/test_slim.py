@@ -16,7 +16,8 @@ from tersor.core.history import undo
 from tersor.core.run import run
 from tersor.core.state import State
 from tersor.errors import RefusedError, SettingError, TaskError
-from tersor.io import load, save
+from tersor.io.container import load
+from tersor.io.container_writer import save
 from tersor.model.output_comparison import zero
 from tersor.model.task import Task
 from tersor.steps import Entropy, Finetune, Fold, Prune, Quantize, Slim

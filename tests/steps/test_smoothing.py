@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from tersor.core.run import run
-from tersor.io import load, save
+from tersor.io.container import load
+from tersor.io.container_writer import save
 from tersor.model.loader import TensorBatches
 from tersor.model.scaled_inputs import ScaledInputs
 from tersor.model.task import Task

@@ -18,7 +18,7 @@ from torch import nn
 
 from tersor.core.state import State, start
 from tersor.errors import SettingError, StorageError
-from tersor.io import load
+from tersor.io.container import load
 from tersor.io.folder import read_from
 from tersor.measure.nbytes import file_nbytes
 from tersor.pipeline import plain_nbytes

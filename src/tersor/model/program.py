@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.fx.experimental.symbolic_shapes import SYMPY_INTERP
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 
@@ -166,6 +165,8 @@ def held(module: Any, path: str) -> Any:
 def guard_function(guards: tuple[str, ...], names: tuple[str, ...]) -> Any:
     """The function of the arguments that says which guards hold. The texts are torch.export's, of a program
     whose code is run anyway."""
+    from torch.fx.experimental.symbolic_shapes import SYMPY_INTERP  # imports sympy: 0.4 s
+
     known = {**SYMPY_INTERP, "math": math, "inf": math.inf}
     return eval(f"lambda {', '.join(names)}: [{', '.join(guards)}]", known)
 

@@ -31,7 +31,7 @@ from tersor.core.state import State
 from tersor.dtypes import in_bytes
 from tersor.errors import InternalError, JournalError, TersorError, UserCodeError
 from tersor.files import LOCKED, write_text
-from tersor.io import save
+from tersor.io.container_writer import save
 from tersor.model.task import Task
 from tersor.pipeline import JOURNAL, plain_nbytes
 from tersor.record.observer import Observer
