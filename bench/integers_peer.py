@@ -1,6 +1,6 @@
 """Integers peer: an int8 file of a float .onnx file by another library, in an interpreter that has it.
 
-PYTHON bench/integers_peer.py METHOD FLOAT.onnx IMAGES.npy FOLDER         images: [N, 1, 28, 28] float32
+PYTHON bench/integers_peer.py METHOD FLOAT.onnx IMAGES.npy FOLDER         images: [N, C, H, W] float32
 METHOD
     ort-minmax, ort-percentile   quantize_static after quant_pre_process: QDQ, uint8 activations, int8 weights
                                  with a scale for each channel
@@ -87,13 +87,15 @@ def onnx_runtime(
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
+    name = input_of(given)
+
     class Reader(quantization.CalibrationDataReader):
         def __init__(self) -> None:
             self.at = 0
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             self.at += 1
-            return {"input": images[self.at - 1 : self.at]} if self.at <= len(images) else None
+            return {name: images[self.at - 1 : self.at]} if self.at <= len(images) else None
 
         def set_range(self, start_index: int, end_index: int) -> None:
             self.at = start_index
@@ -121,7 +123,8 @@ def onnx_runtime(
 def nncf_onnx(given: Path, images: np.ndarray, out: Path, *, preset: str) -> Path:
     import onnx
 
-    result = nncf(onnx.load(str(given)), [{"input": image[None]} for image in images], preset)
+    name = input_of(given)
+    result = nncf(onnx.load(str(given)), [{name: image[None]} for image in images], preset)
     path = out.with_suffix(".onnx")
     onnx.save(result, str(path))
     return path
@@ -134,6 +137,14 @@ def nncf_openvino(given: Path, images: np.ndarray, out: Path, *, preset: str) ->
     path = out.with_suffix(".xml")
     openvino.save_model(result, str(path))
     return path
+
+
+def input_of(path: Path) -> str:
+    """The name of the only input."""
+    import onnx
+
+    (found,) = onnx.load(str(path), load_external_data=False).graph.input
+    return str(found.name)
 
 
 def nncf(model: Any, inputs: list[Any], preset: str) -> Any:

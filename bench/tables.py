@@ -5,6 +5,7 @@ train      tersor run zoo:NAME --recipe zoo:NAME               or FOLDER/NAME.sa
 compress   tersor run zoo:NAME --recipe zoo:NAME:small         from these weights, which teach it
 measure    tersor compare float.onnx small.onnx --latency      both files score all test scenes in ONNX
                                                                Runtime, and take turns there, one thread
+peer       the same of NNCF's int8 file of float.onnx: tables_peer.py, with TERSOR_INTEGER_PEERS
 Each step is a process of its own and is kept in OUT, so that a killed run continues. A finished architecture
 replaces its line of bench/tables.jsonl; docs/tables.md is written from that file. --quick trains for a
 fraction of the epochs, and its rows say so; they never replace rows of a whole training.
@@ -25,6 +26,7 @@ from typing import Any
 
 import tables_page
 from rows_file import ZOO_ROWS, Row, processor, record, shorter
+from tables_peer import PEERS, beside
 
 from tersor.errors import TersorError
 from tersor.files import write_text
@@ -77,10 +79,11 @@ def measured(name: str, options: argparse.Namespace) -> Row:
     before, after = out / "float.onnx", out / "small" / "model.onnx"
     if not before.exists():
         tersor("export", weights, "--model", f"zoo:{name}", "--task", task, "-o", before)
-    found = json.loads(tersor("compare", before, after, "--task", task, "--latency", "--json"))
+    found = compared(before, after, task)
+    peer = beside(before, after, task, out / "peer", compared) if PEERS else None
     return {
         "name": name, "quick": options.quick, "metric": found["metric"], "accuracy": found["accuracy"],
-        "latency": found["latency"],
+        "latency": found["latency"], "peer": peer,
         "bytes": {
             "float": weights.stat().st_size, "packed": (out / "small" / MODEL).stat().st_size,
             "onnx": after.stat().st_size,
@@ -110,6 +113,13 @@ def run(model: str, task: str, out: Path, given: Path, *words: str | Path) -> No
     tersor("run", model, "--task", task, "--out", out, "--recipe", given, *words, *resume)
     if not resume:  # of a run that was killed it is not known
         write_text(out / SECONDS, f"{spent() - before:.0f}\n")
+
+
+def compared(before: Path, after: Path, task: str, runtime: str = "onnxruntime") -> Row:
+    """What `tersor compare` says of two files."""
+    words = ("--task", task, "--latency", "--runtime", runtime, "--json")
+    found: Row = json.loads(tersor("compare", before, after, *words))
+    return found
 
 
 def tersor(*words: str | Path) -> str:

@@ -12,6 +12,10 @@ COLUMNS = (
     "zoo:", "metric", "before, %", "after, %", "drop, points (95 %)", "fp32 file, bytes", "`.tersor`, bytes",
     "int8 ONNX, bytes", "float, ms", "int8, ms", "times as fast (95 %)",
 )  # fmt: skip
+PEER = (
+    "zoo:", "drop, points (95 %), NNCF", "ours", "int8 ONNX, bytes, NNCF", "ours",
+    "times as fast as NNCF's, ONNX Runtime (95 %)", "OpenVINO (95 %)",
+)  # fmt: skip
 HOW = ("zoo:", "trained by", "compressed by", "training, s", "compressing, s", "measured on")
 HEAD = """
 ## (h) The zoo
@@ -30,6 +34,13 @@ compresses it (`--recipe zoo:NAME:small`), and compares the two ONNX files in ON
 * "quick" rows had 2 % of the training and say only that everything runs.
 
 """
+BESIDE = """
+### Beside NNCF
+
+NNCF's int8 file of the same float network, calibrated on the same 300 scenes, not cut and not trained. Both
+files take turns in one process, one image, one thread.
+
+"""
 MIDDLE = """
 ### How each row was measured
 
@@ -41,7 +52,11 @@ Seconds are of processor time, all threads together, on a machine that others ma
 def text(rows: list[Row]) -> str:
     by_name = {row["name"]: row for row in rows}
     lines = [line(name, by_name.get(name)) for name in ZOO]
-    return HEAD + table(COLUMNS, lines) + MIDDLE + table(HOW, map(how, rows))
+    peers = [peer(row) for name in ZOO if (row := by_name.get(name)) and row.get("peer")]
+    return (
+        HEAD + table(COLUMNS, lines) + (BESIDE + table(PEER, peers) if peers else "")
+        + MIDDLE + table(HOW, map(how, rows))
+    )  # fmt: skip
 
 
 def line(name: str, row: Row | None) -> tuple[str, ...]:
@@ -56,6 +71,17 @@ def line(name: str, row: Row | None) -> tuple[str, ...]:
         *(share(size[key], size["float"]) for key in ("packed", "onnx")),
         f"{latency['before'][0]:.2f}", f"{latency['after'][0]:.2f}",
         interval(latency["ratio"]) + (", noisy" if latency["noisy"] else ""),
+    )  # fmt: skip
+
+
+def peer(row: Row) -> tuple[str, ...]:
+    """An architecture's line beside NNCF."""
+    theirs, latency = row["peer"], row["peer"]["latency"]
+    return (
+        row["name"] + (" (quick)" if row["quick"] else ""),
+        interval(theirs["accuracy"]["drop"]), interval(row["accuracy"]["drop"]),
+        f"{theirs['bytes']:,}", f"{row['bytes']['onnx']:,}",
+        *(interval(found["ratio"]) + (", noisy" if found["noisy"] else "") for found in latency.values()),
     )  # fmt: skip
 
 

@@ -55,6 +55,20 @@ def test_the_zoo_has_a_line_for_each_architecture(bench: Bench) -> None:
         assert lines[name].startswith(f"| {name} | not measured |")
 
 
+def test_rows_with_a_peer_are_beside_it(bench: Bench) -> None:
+    zoo, timing = bench("zoo_table"), {"ratio": [2.0, 1.9, 2.1], "noisy": False}
+    peer = {
+        "method": "nncf-onnx-mixed", "bytes": 300_000, "accuracy": {"drop": [0.4, 0.1, 0.7]},
+        "latency": {"onnxruntime": timing, "openvino": timing | {"ratio": [1.5, 0.9, 1.7], "noisy": True}},
+    }  # fmt: skip
+    alone, both = zoo.text([row("resnet18", 0.885)]), zoo.text([row("resnet18", 0.885) | {"peer": peer}])
+    assert "NNCF" not in alone
+    assert (
+        "| resnet18 | 0.40 (0.10 to 0.70) | 1.50 (0.50 to 2.50) | 300,000 | 250,000 "
+        "| 2.00 (1.90 to 2.10) | 1.50 (0.90 to 1.70), noisy |"
+    ) in both
+
+
 def test_quick_recipes_train_less_and_change_nothing_else(bench: Bench, tmp_path: Path) -> None:
     tables = bench("tables")
     whole, quick = (tables.recipe("zoo:yolo_lite:small", tmp_path / str(q), q) for q in (False, True))
