@@ -20,9 +20,9 @@ HOW = ("zoo:", "trained by", "compressed by", "training, s", "compressing, s", "
 HEAD = """
 ## (h) The zoo
 
-`bench/tables.py` trains a network from random weights on 10,000 composed scenes (`--recipe zoo:NAME`),
-compresses it (`--recipe zoo:NAME:small`), and compares the two ONNX files in ONNX Runtime. Detectors see
-30,000 scenes 5 times; rows with 16 epochs are of 10,000 scenes.
+`bench/tables.py` trains a network from random weights on 30,000 composed scenes (`--recipe zoo:NAME`),
+compresses it (`--recipe zoo:NAME:small`), and compares the two ONNX files in ONNX Runtime. Rows with 7, 10 or
+16 epochs are older: of 10,000 scenes.
 
 * **before, after**: the float file and the int8 file, each scored in ONNX Runtime on the same 1,000 test
   scenes, whose garments and photographs are in no training scene. **drop**: paired by scene.
