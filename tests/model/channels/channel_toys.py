@@ -315,9 +315,9 @@ def channel_shuffle_layer() -> nn.Module:
         x = self.shuffle(relu(self.one(relu(self.stem(x)))))
         return self.head(self.two(self.deep(x)).mean((2, 3)))
 
-    return Net(run, stem=nn.Conv2d(3, 12, 1), one=nn.Conv2d(12, 12, 1, groups=2), shuffle=nn.ChannelShuffle(2),
-               deep=nn.Conv2d(12, 12, 3, groups=12), two=nn.Conv2d(12, 8, 1, groups=2),
-               head=nn.Linear(8, 4))  # fmt: skip
+    return Net(run, stem=nn.Conv2d(3, 12, 1), one=nn.Conv2d(12, 12, 1, groups=2),
+               shuffle=nn.ChannelShuffle(2), deep=nn.Conv2d(12, 12, 3, groups=12),
+               two=nn.Conv2d(12, 8, 1, groups=2), head=nn.Linear(8, 4))  # fmt: skip
 
 
 @toy((2, 3, 6, 6), exact={"a.weight:0": 6, "b.weight:0": 9})

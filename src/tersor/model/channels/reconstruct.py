@@ -23,6 +23,7 @@ from tersor.maths.least_squares import nearest_fit
 from tersor.model.batches import device_of, evaluating, move, steady
 from tersor.model.layer_moments import Moments, calls_of, layer_moments
 from tersor.model.layer_rows import STOCK
+from tersor.model.output_comparison import Squares
 from tersor.model.outputs import tensors_of
 from tersor.model.task import Task
 
@@ -84,17 +85,14 @@ def refit(after: nn.Module, layer: Layer, moments: Moments) -> dict[str, Tensor]
 def apart(before: nn.Module, after: nn.Module, task: Task) -> float:
     """The squared difference of their outputs over the square of the first one's, on calibration batches.
     NaN if they cannot be compared: the number of outputs or their sizes differ, as of a detector."""
-    error = power = 0.0
+    found = Squares()
     with evaluating(before), evaluating(after), steady(task.calibrate):
         for batch in task.batches(task.shown):
             old, new = ([*tensors_of(task.answer(m, move(batch, device_of(m))))] for m in (before, after))
             if [x.shape for x in old] != [y.shape for y in new]:
                 return nan
-            for x, y in zip(old, new, strict=True):
-                if x.is_floating_point():
-                    error += float((x - y).double().square().sum())
-                    power += float(x.double().square().sum())
-    return error / max(power, 1e-300)
+            found.add(old, new)
+    return found.share()
 
 
 @torch.no_grad()
