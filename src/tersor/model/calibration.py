@@ -32,9 +32,11 @@ class Argument:
 
     def add(self, x: Tensor) -> None:
         rows = x.detach().reshape(len(x) if x.ndim > 1 else x.numel(), -1).float()
-        rows = rows.masked_fill(~rows.isfinite(), 0)
-        self.sizes.append(rows.abs().amax(1).cpu())
-        self.low, self.high = min(self.low, float(rows.min())), max(self.high, float(rows.max()))
+        finite = rows.isfinite()
+        self.sizes.append(rows.masked_fill(~finite, 0).abs().amax(1).cpu())
+        if finite.any():
+            self.low = min(self.low, float(rows[finite].min()))
+            self.high = max(self.high, float(rows[finite].max()))
         self.count += x.numel()
 
 

@@ -85,11 +85,13 @@ def values_of(
     range: str = "minmax",
     data: str = "calibrate",
     refused: dict[str, str] | None = None,
+    sound: bool = False,
 ) -> dict[str, EdgeValues]:
     """What ranges need of the values on each named edge, over the batches of a set of the task, in eval mode.
 
     SiteError if no batch has values on an edge, RefusedError for values that no range holds; with `refused`,
-    such an edge is put there with the reason. The model and all random state are left as they were.
+    such an edge is put there with the reason; with `sound`, TaskError for inputs that no model is meant for,
+    as calibration.py says. The model and all random state are left as they were.
     """
     check_range(range, axis)
     for name in (wanted := list(names)):
@@ -104,7 +106,7 @@ def values_of(
             with running(run):
                 task.answer(net, run.batch)
             seen.add(batch)
-    if data == "calibrate":
+    if sound:
         seen.refuse_damaged(FAR_ON_GRIDS)
         seen.refuse_blank()
     for name, values in run.values.items():

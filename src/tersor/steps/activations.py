@@ -194,7 +194,7 @@ def ranges_or_refusals(
     """(the range of each edge, why the others have none). An attention mask in the values would be clipped
     by a grid, and then it would not mask any more. Zeros alone show no range."""
     refused: dict[str, str] = {}
-    seen = values_of(model, task, edges, range=how.range, refused=refused)
+    seen = values_of(model, task, edges, range=how.range, refused=refused, sound=True)
     ranges: dict[str, Range] = {}
     for edge, values in seen.items():
         found = values.range(bits=how.bits, percentile=how.percentile)
