@@ -18,6 +18,7 @@ from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import tersor
 from tersor.errors import FormatError, RefusedError, SettingError, StorageError
 from tersor.runtimes import onnxruntime, runtime
 from tersor.runtimes.agree import Comparison
@@ -380,7 +381,65 @@ def test_differences_are_measured_correctly() -> None:
     comparison.add([a[:2]], [b[:2]])
     comparison.add([a[2:]], [b[2:]])
     found = comparison.result()
-    assert (found.max_abs, found.max_rel, found.agree, found.samples) == (3.0, 0.75, 2 / 3, 3)
+    assert (found.max_abs, found.max_rel, found.agree, found.samples) == (3.0, 1.0, 2 / 3, 3)
+    assert found.rms_rel == pytest.approx((0.5**2 + 3**2 + 3**2) ** 0.5 / 27**0.5)
+
+
+@pytest.mark.parametrize("apart", ["outputs", "channels", "last", "numbers"])
+def test_a_large_output_or_channel_hides_no_error_of_another(apart: str) -> None:
+    random = np.random.default_rng(0)
+    boxes, scores = 600 * random.random((2, 50, 4)), random.random((2, 50, 3))
+    wrong = scores + 0.25
+
+    def given(scores: np.ndarray) -> list[np.ndarray]:
+        if apart == "outputs":
+            return [boxes, scores]
+        if apart == "numbers":
+            return [boxes, scores.mean()]
+        both = np.concatenate([boxes, scores], 2)  # [B, N, C]
+        return [both if apart == "last" else both.transpose(0, 2, 1)]
+
+    comparison = Comparison()
+    comparison.add(given(scores), given(wrong))
+    found = comparison.result()
+    assert 0.2 < found.max_rel < 1
+    assert found.max_abs == pytest.approx(0.25)
+    comparison = Comparison()
+    comparison.add(given(scores), given(scores + 1e-4))  # as rounding of the large ones
+    assert comparison.result().max_rel == 0
+
+
+class TwoSizes(nn.Module):
+    """Two outputs, the first a thousand times the second, which ONNX Runtime averages differently."""
+
+    def __init__(self, joined: bool) -> None:
+        super().__init__()
+        self.conv, self.joined = nn.Conv2d(3, 4, 3, padding=1), joined
+        self.pool = nn.AvgPool2d(2, 2, divisor_override=3)  # the exporter writes a plain average
+
+    def forward(self, images: Tensor) -> Any:
+        seen = self.conv(images)
+        large, small = 1000 * seen[..., ::2, ::2], self.pool(seen)
+        return torch.cat([large, small], 1) if self.joined else (large, small)
+
+
+@pytest.mark.parametrize("joined", [False, True])
+@pytest.mark.parametrize("steps", [[], [tersor.Quantize(activations=8)]], ids=["float", "int8"])
+def test_a_file_whose_small_output_is_wrong_is_refused(
+    joined: bool, steps: list[Any], tmp_path: Path
+) -> None:
+    batches = [(x(4, 3, 8, 8),), (x(4, 3, 8, 8) + 0.1,)]
+    task = tersor.Task("two sizes", calibrate=batches, evaluate=batches)
+    with pytest.raises(RefusedError, match="does not compute what TwoSizes does"):
+        tersor.run(TwoSizes(joined).eval(), [*steps, tersor.Export()], task, out=tmp_path)
+
+
+def test_texts_of_other_lengths_are_compared() -> None:
+    comparison = Comparison()
+    for tokens in (3, 5, 2):
+        a = np.ones((2, tokens, 7))
+        comparison.add([a], [a * 1.5])
+    assert comparison.result().max_rel == 0.5
 
 
 def test_differences_of_values_that_are_not_finite() -> None:

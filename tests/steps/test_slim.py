@@ -589,3 +589,45 @@ def test_it_says_on_which_batches_it_refits() -> None:
         task = Task("t", evaluate=batches, calibrate=calibrate)
         (note,) = run(net, Slim(by="l2"), task).ledger.notes("corrected")
         assert says in note.text
+
+
+class Wrapper(nn.Module):
+    """In training mode, as made, around a net that was loaded for inference."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+@pytest.mark.parametrize("frozen", ["nothing", "all", "statistics", "biases"])
+def test_weights_in_eval_mode_are_refitted(frozen: str) -> None:
+    """eval() freezes statistics, and requires_grad=False of all tensors says that the model is in use."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = nn.Sequential(
+            nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+            nn.Flatten(), nn.Linear(32, 4),
+        ).eval()  # fmt: skip
+        batches = [(torch.rand(24, 3, 6, 6),) for _ in range(3)]
+    model = Wrapper(net)
+    if frozen == "statistics":
+        model.train()
+        net[3].eval()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(frozen != "all" and not (frozen == "biases" and name.endswith("bias")))
+    task = Task("t", calibrate=batches, evaluate=[(batches[0][0], torch.zeros(24).long())])
+    step = {"keep": 0.6, "by": "l2", "per": "family"}
+    plain, fitted = (run(model, Slim(correct=c, **step), task) for c in (False, True))
+    (note,) = fitted.ledger.notes("corrected")
+    assert note.text.startswith("2 layers refitted")
+    with torch.no_grad():
+        want, cut, near = (
+            m.eval()(batches[1][0]) for m in (copy.deepcopy(model), plain.model(), fitted.model())
+        )
+    assert (near - want).norm() < 0.5 * (cut - want).norm()
+    if frozen != "nothing":
+        same = {"statistics": "net.3.running_mean", "biases": "net.6.bias", "all": "net.0.weight"}[frozen]
+        assert torch.equal(plain.state_dict()[same], fitted.state_dict()[same])

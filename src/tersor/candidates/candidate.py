@@ -9,7 +9,6 @@ another file   a checkpoint: .safetensors, a saved state dict, a folder of shard
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from tersor.errors import SettingError, StorageError
 from tersor.io.container import load
 from tersor.io.folder import read_from
 from tersor.measure.nbytes import file_nbytes
+from tersor.model.changed_copy import own_copy
 from tersor.pipeline import plain_nbytes
 from tersor.resolve import put_in
 from tersor.runtimes import check_runtime
@@ -95,7 +95,7 @@ def candidate(
     if path.suffix == ".tersor":
         state = load(path).on(module)
         return Candidate(text, "tersor", file_nbytes(path), state.model(), state, path)
-    module = copy.deepcopy(module)  # it may be an object of the user's file, for the other candidate too
+    module = own_copy(module)  # it may be an object of the user's file, for the other candidate too
     put_in(module, text, key)
     state = start(module)
     return Candidate(text, "checkpoint", file_nbytes(*read_from(path)), state.model(), state, path)

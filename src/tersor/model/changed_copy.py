@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tersor.errors import RefusedError, SiteError, did_you_mean
 from tersor.model.changes import Change, Set
+from tersor.model.graph_hooks import restore_hooks
 from tersor.model.state_dicts import registered
 from tersor.model.stock import module_at, names_of, replaced, unfuse
 from tersor.model.tensors import blank
@@ -113,6 +114,7 @@ def copied(model: nn.Module, memo: Memo) -> nn.Module:
                 if isinstance(each, Tensor) and not each.is_leaf:
                     memo.setdefault(id(each), each.detach().clone())
     twin = copy.deepcopy(model, memo)
+    restore_hooks(model, memo)
     if not isinstance(twin, nn.Module):
         raise RefusedError(
             f"the model cannot be copied: copy.deepcopy of this {type(model).__name__} returns a "

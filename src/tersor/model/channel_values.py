@@ -60,7 +60,7 @@ def channel_values(model: nn.Module, task: Task, axes: Mapping[str, int]) -> dic
         for batch in task.batches("calibrate"):
             run.batch = move(batch, device_of(net))
             with running(run):
-                task.run(net, run.batch)
+                task.answer(net, run.batch)
     found = {
         name: ChannelValues(low.cpu(), high.cpu(), *(run.sums[name] / run.counts[name]).cpu())
         for name, (low, high) in run.ends.items()

@@ -44,7 +44,7 @@ class Means(Ranges):
 def sample_means(x: Tensor, axis: int, tokens: Tensor | None) -> Tensor:
     """[B, C] of x with samples on axis 0; `tokens`: bool [B, T], False for padding."""
     x = x.detach().double().movedim(axis, -1)
-    x = x.reshape(len(x), -1, x.shape[-1])  # [B, positions, C]
+    x = x[:, None] if x.ndim == 2 else x.flatten(1, -2)  # [B, positions, C]
     if tokens is None or tokens.shape != x.shape[:2]:
         return x.mean(1).cpu()
     count = tokens.sum(1, keepdim=True).clamp_min(1)
@@ -92,6 +92,6 @@ def shifts(
             means.batch = move(batch, device_of(net))
             means.means.clear()
             with running(means):
-                task.run(net, means.batch)
-            task.run(moved, means.batch)
+                task.answer(net, means.batch)
+            task.answer(moved, means.batch)
     return {name: certain(e) for name, e in moved.errors.items() if name not in means.several}, means.several

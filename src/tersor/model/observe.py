@@ -23,6 +23,7 @@ from tersor.maths.activation_ranges import Range
 from tersor.maths.uniform_grid import code_limits, limits, spanning
 from tersor.maths.units import check_bits
 from tersor.model.batches import device_of, evaluating, move, steady
+from tersor.model.calibration import FAR_ON_GRIDS, Seen
 from tersor.model.edge_values import RANGES, EdgeValues, check_range
 from tersor.model.edges import near, parse
 from tersor.model.logits import is_encoder_decoder, unpadded
@@ -84,11 +85,13 @@ def values_of(
     range: str = "minmax",
     data: str = "calibrate",
     refused: dict[str, str] | None = None,
+    sound: bool = False,
 ) -> dict[str, EdgeValues]:
     """What ranges need of the values on each named edge, over the batches of a set of the task, in eval mode.
 
     SiteError if no batch has values on an edge, RefusedError for values that no range holds; with `refused`,
-    such an edge is put there with the reason. The model and all random state are left as they were.
+    such an edge is put there with the reason; with `sound`, TaskError for inputs that no model is meant for,
+    as calibration.py says. The model and all random state are left as they were.
     """
     check_range(range, axis)
     for name in (wanted := list(names)):
@@ -96,11 +99,16 @@ def values_of(
     net = hooked(copy.deepcopy(model))
     pair = bool(getattr(getattr(net, "config", None), "is_encoder_decoder", False))
     run = Ranges(wanted, axis, range, pair, refused)
+    seen = Seen(task.inputs if task.feed is None else lambda batch: (), f"task {task.name!r}")
     with evaluating(net), steady(getattr(task, data, None)):
         for batch in task.batches(data):
             run.batch = move(batch, device_of(net))
             with running(run):
-                task.run(net, run.batch)
+                task.answer(net, run.batch)
+            seen.add(batch)
+    if sound:
+        seen.refuse_damaged(FAR_ON_GRIDS)
+        seen.refuse_blank()
     for name, values in run.values.items():
         if name not in run.seen:
             raise SiteError(f"calibration: no batch reaches the edge {name!r}; {near(name, run.seen)}")

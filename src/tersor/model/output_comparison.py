@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from typing import Any, NamedTuple
@@ -66,6 +66,27 @@ def verdict(was: list[Tensor], now: list[Tensor], want: list[Tensor], exact: flo
         fits = fits and bool((apart <= exact * z.abs() + floor + TINY).all())
         differs, largest = max(differs, float(apart.max())), max(largest, float(z.abs().max()))
     return Verdict(fits, moved, differs, largest)
+
+
+class Squares:
+    """The squared difference over the square of the outputs. Of several outputs the mean: places in pixels
+    must not outweigh scores."""
+
+    def __init__(self) -> None:
+        self.error: dict[int, float] = {}  # of each output
+        self.power: dict[int, float] = {}
+
+    def add(self, wanted: Sequence[Tensor], got: Sequence[Tensor]) -> None:
+        """The outputs for one batch."""
+        for k, (x, y) in enumerate(zip(wanted, got, strict=True)):
+            if x.is_floating_point():
+                self.error[k] = self.error.get(k, 0.0) + float((x - y).double().square().sum())
+                self.power[k] = self.power.get(k, 0.0) + float(x.double().square().sum())
+
+    def share(self) -> float:
+        """An output of zeros and rounding counts as one that is as small as rounding of the others."""
+        least = max(1e-12 * sum(self.power.values()), 1e-300)
+        return sum(e / max(self.power[k], least) for k, e in self.error.items()) / max(len(self.error), 1)
 
 
 def judged(

@@ -32,7 +32,7 @@ from tersor.model.program_modes import asleep, training
 CHECKS = ("_assert", "_guards", "sym_constrain")  # of the trace: no value
 # Operators whose integers may follow a width; besides those of Python, for sizes that vary with the batch.
 WIDTHS = (*SHAPING, "slice", "narrow", "chunk", "split", "split_with_sizes", "repeat", "repeat_interleave",
-          "tile", "layer_norm", "rms_norm", "group_norm", "conv1d", "conv2d")  # fmt: skip
+          "tile", "channel_shuffle", "layer_norm", "rms_norm", "group_norm", "conv1d", "conv2d")  # fmt: skip
 NUMBERED = ("chunk", "split")  # operators whose parts get sizes of their own
 STATISTICS = "num_batches_tracked"  # a batch norm has it, and no operator reads it in eval mode
 ATTENTION = "scaled_dot_product_attention"

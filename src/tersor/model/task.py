@@ -36,6 +36,7 @@ from tersor.model.batches import (
     steady,
 )
 from tersor.model.builtin_metrics import metric_of
+from tersor.model.calibration import Sound
 from tersor.model.frozen import as_trained
 from tersor.model.logits import KINDS, Given, Logits, logits_of
 from tersor.model.losses import batch_loss, default_loss, soft_loss, takes_labels
@@ -145,7 +146,8 @@ class Task:
             raise empty
         # Accelerate shards DataLoaders only, so one that trains is never wrapped.
         as_is = isinstance(source, DataLoader) and (word == "train" or length_of(source) is not None)
-        return source if as_is else Again(source, empty)
+        found = source if as_is else Again(source, empty)
+        return Sound(found, self.inputs, self._who) if word == "calibrate" and self.feed is None else found
 
     def inputs(self, batch: Any) -> tuple[tuple, dict[str, Any]]:
         """The model's arguments, (args, kwargs), for a task without `feed`."""

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from tersor.errors import RefusedError
+from tersor.model.graph_hooks import keep_hooks
 from tersor.model.ops import OPENED, READERS, op_of, place_of, writes
 from tersor.model.spelled_attention import INSIDE, spelled_attention
 
@@ -232,4 +233,5 @@ def hooked(net: nn.Module, needed: bool = True) -> nn.Module:
             module.register_forward_pre_hook(Arguments(), prepend=True, with_kwargs=True)
         module.register_forward_pre_hook(Enter(path, needed, holds_tensors(module)), prepend=True)
         module.register_forward_hook(Leave(), always_call=True)
+    keep_hooks(net)
     return net

@@ -2,9 +2,10 @@
 
 max_abs = max |a - b|      max_rel = max |a - b| / max |a|      rms_rel = |a - b| / |a|, Euclidean norms
 agree = share of samples with the same argmax
-a is torch's output, b the runtime's. The relative error is taken against the largest output, not against each
-one: an output near zero would otherwise have a large error that does not matter. Cost: one pass over the
-outputs.
+a is torch's output, b the runtime's. The relative error is taken against the largest number, not against each
+one: a number near zero would otherwise have a large error that does not matter. But each output is compared
+alone, and so is each of its channels: a large one must not hide an error of another. Cost: some passes over
+the outputs.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,6 +36,8 @@ TOLERANCE = 1e-3  # largest allowed difference over the largest output: float32 
 # much as the rounding of the edges itself. A sum in another order can round to the next step, and each later
 # layer sees it: two correct programs then differ almost as much as each differs from the exact one.
 INTEGERS = 0.05
+CHANNEL = 0.25  # the same for one channel of an output, or twice the rounding: chance counts in few numbers
+ROUNDING = 1e-5  # of the largest output of all: a smaller difference is rounding, in whichever output
 
 Inputs = tuple | dict[str, Any]  # arguments of the model: in order, or by name
 
@@ -43,18 +47,39 @@ class Difference:
     """The difference of a runtime's outputs from torch's, over all compared samples."""
 
     max_abs: float  # in units of the output
-    max_rel: float  # against the largest output of torch
-    rms_rel: float  # root mean square of the difference over that of torch's outputs
+    max_rel: float  # against the largest number of torch in the same channel of the same output
+    rms_rel: float  # root mean square of the difference over that of torch's numbers, of the worst output
     agree: float | None  # share of samples whose first output has its largest entry in the same place
     samples: int
 
 
+class Tally:
+    """Sums over the compared batches, at each index of an output's axis, [C], or of the whole output, [1]."""
+
+    def __init__(self, axis: int | None) -> None:
+        self.axis = axis
+        self.apart = self.power = self.furthest = self.largest = np.zeros(1)
+
+    def add(self, apart: np.ndarray, size: np.ndarray) -> None:
+        """`apart`, `size` [B, ...]: the absolute differences and what they are compared with."""
+        rest = tuple(k for k in range(apart.ndim) if k != self.axis)
+        self.apart = combined(np.add, self.apart, np.square(apart).sum(rest))
+        self.power = combined(np.add, self.power, np.square(size).sum(rest))
+        self.furthest = combined(np.maximum, self.furthest, apart.max(rest))
+        self.largest = combined(np.maximum, self.largest, size.max(rest))
+
+    def rms(self) -> np.ndarray:
+        """The root mean square of the difference over that of the outputs."""
+        return np.sqrt(quotient(self.apart, self.power))
+
+
 class Comparison:
-    """Gathers the differences of many batches."""
+    """Gathers the differences of many batches, by output, and by index of axis 1 and of the last one, where
+    channels are: 4 places and 80 classes of a detector, say. Places of 640 would hide any error of scores."""
 
     def __init__(self) -> None:
-        self.max_abs, self.largest = 0.0, 0.0
-        self.apart, self.power = 0.0, 0.0  # sums of squares
+        self.wholes: list[Tally] = []
+        self.slices: list[list[Tally]] = []
         self.hits, self.judged, self.samples = 0, 0, 0
 
     def add(self, ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> None:
@@ -64,21 +89,24 @@ class Comparison:
                 f"compare: torch gives outputs of {[list(a.shape) for a in ours]}, "
                 f"the runtime of {[list(b.shape) for b in theirs]}."
             )
-        for a, b in zip(ours, theirs, strict=True):
+        if not self.wholes:
+            self.wholes = [Tally(None) for _ in ours]
+            self.slices = [[Tally(axis) for axis in sorted({1, a.ndim - 1}) if axis > 0 and a.ndim > 1]
+                           for a in ours]  # fmt: skip
+        for k, (a, b) in enumerate(zip(ours, theirs, strict=True)):
             if not a.size:
                 continue
-            a, b = a.astype(np.float64), b.astype(np.float64)
+            a, b = np.atleast_1d(a).astype(np.float64), np.atleast_1d(b).astype(np.float64)
             with np.errstate(invalid="ignore"):
                 apart = np.abs(a - b)
             apart[(a == b) | (np.isnan(a) & np.isnan(b))] = 0  # equal infinities have no distance
-            self.max_abs = max(self.max_abs, float(np.where(np.isnan(apart), np.inf, apart).max()))
-            self.apart += float(np.square(apart).sum())
-            finite = a[np.isfinite(a)]
-            self.power += float(np.square(finite).sum())
-            self.largest = max(self.largest, float(np.abs(finite).max(initial=0.0)))
+            apart[np.isnan(apart)] = np.inf
+            size = np.abs(np.where(np.isfinite(a), a, 0.0))
+            for tally in (self.wholes[k], *self.slices[k]):
+                tally.add(apart, size)
         first, other = ours[0], theirs[0]
-        if first.ndim:
-            self.samples += len(first)
+        counted = next((a for a in ours if a.ndim), None)
+        self.samples += 1 if counted is None else len(counted)
         if first.ndim >= 2 and first.shape[1] > 1 and len(first):
             same = (first.argmax(1) == other.argmax(1)).reshape(len(first), -1)  # [B, positions]
             self.hits += int(same.sum())
@@ -88,10 +116,43 @@ class Comparison:
         """The difference over all batches. RefusedError if there was none."""
         if not self.samples:
             raise RefusedError("compare: no batch to compare on.")
-        relative = self.max_abs / self.largest if self.largest else (0.0 if self.max_abs == 0 else np.inf)
+        furthest = max(float(each.furthest[0]) for each in self.wholes)
+        largest = max(float(each.largest[0]) for each in self.wholes)
+        relative = [
+            quotient(np.where(each.furthest <= ROUNDING * largest, 0.0, each.furthest), each.largest).max()
+            for each in (*self.wholes, *chain(*self.slices))
+        ]
         agree = self.hits / self.judged if self.judged else None
-        rms = math.sqrt(self.apart / self.power) if self.power else (0.0 if self.apart == 0 else math.inf)
-        return Difference(self.max_abs, float(relative), rms, agree, self.samples)
+        rms = max(float(each.rms()[0]) for each in self.wholes)
+        return Difference(furthest, float(max(relative)), rms, agree, self.samples)
+
+
+def combined(how: np.ufunc, a: np.ndarray, b: np.ndarray) -> Any:
+    """how(a, b) of [C] and [D]; the shorter one ends with zeros. Batches may have other numbers of tokens."""
+    size = max(a.size, b.size)
+    return how(*(np.pad(np.atleast_1d(x), (0, size - x.size)) for x in (a, b)))
+
+
+def quotient(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """a / b; 0 / 0 is 0."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(a == 0, 0.0, np.where(b == 0, np.inf, a / b))
+
+
+def strays(files: Comparison, rounding: Comparison) -> tuple[float, float] | None:
+    """(relative difference, what is allowed) where a file differs from the simulation by more than rounding
+    does, in an output or in a channel of one."""
+    for mine, its, least, times in (
+        (files.wholes, rounding.wholes, INTEGERS, 1),
+        ([*chain(*files.slices)], [*chain(*rounding.slices)], CHANNEL, 2),
+    ):
+        for found, by_rounding in zip(mine, its, strict=True):
+            allowed = np.maximum(least, times * by_rounding.rms())
+            off = (found.rms() > allowed) & ((found.power > 0) | (least == INTEGERS))
+            if off.any():
+                at = int(np.argmax(off * found.rms()))
+                return float(found.rms()[at]), float(allowed[at])
+    return None
 
 
 def compared(
@@ -106,8 +167,8 @@ def compared(
     """Run batches of inputs through the model and through the file in a runtime of the table.
 
     `first`: the runtime has not seen this file, so it runs in a child process (contained.py), which gets all
-    batches at once. RefusedError if the outputs differ by more than `tolerance`, relative to the largest
-    output; if edges have grids, by more than INTEGERS or the rounding. None allows any difference.
+    batches at once. RefusedError if an output differs by more than `tolerance`, relative to the largest in
+    its channel; if edges have grids, by more than INTEGERS or the rounding. None allows any difference.
     """
     path, comparison, rounding = Path(path), Comparison(), Comparison()
     rounded = isinstance(model, Deployed) and model.table
@@ -118,14 +179,15 @@ def compared(
     difference = comparison.result()
     if tolerance is None:
         return difference
-    apart, of = difference.max_rel, "the largest"
     if rounded:
-        apart, of = difference.rms_rel, "their size (root mean square)"
-        tolerance = max(INTEGERS, rounding.result().rms_rel)
-    if not apart <= tolerance:
+        found, of = strays(comparison, rounding), "their size (root mean square)"
+    else:
+        found, of = (difference.max_rel, tolerance), "the largest in a channel"
+        found = None if difference.max_rel <= tolerance else found
+    if found:
         raise RefusedError(
             f"{runtime}: {path.name} does not compute what {name_of(model)} does: they differ by "
-            f"{difference.max_abs:.3g}, {apart:.3g} of {of}; allowed: {tolerance:.3g}."
+            f"{difference.max_abs:.3g}, {found[0]:.3g} of {of}; allowed: {found[1]:.3g}."
         )
     return difference
 

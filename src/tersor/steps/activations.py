@@ -194,7 +194,7 @@ def ranges_or_refusals(
     """(the range of each edge, why the others have none). An attention mask in the values would be clipped
     by a grid, and then it would not mask any more. Zeros alone show no range."""
     refused: dict[str, str] = {}
-    seen = values_of(model, task, edges, range=how.range, refused=refused)
+    seen = values_of(model, task, edges, range=how.range, refused=refused, sound=True)
     ranges: dict[str, Range] = {}
     for edge, values in seen.items():
         found = values.range(bits=how.bits, percentile=how.percentile)
@@ -244,7 +244,8 @@ class Rounded:
     def bias(self, layer: IntegerLayer) -> None:
         """Round a layer's bias to multiples of input scale * weight scale.
 
-        Where the weights of an output are so small that its bias would overflow, their scale grows.
+        Where the weights of an output are so small that its bias would overflow, or that the unit would be 0,
+        their scale grows.
         """
         weight, name, grid = self.form(layer.weight), layer.bias, self.grids[layer.edge]
         integers = integer_weight(weight)
@@ -253,9 +254,10 @@ class Rounded:
         if grid.scale is None:  # the unit is not known before the model runs
             return
         bias, step = self.form(name).decode().double(), grid.scale.decode().double()
-        least = (bias.abs() / (ACCUMULATOR * step)).float()
-        small = integers.scale.expand_as(least) < least
-        scale = integers.scale
+        least, scale = (bias.abs() / (ACCUMULATOR * step)).float(), integers.scale
+        no_unit = (step.float() * scale).expand_as(least) == 0
+        least = torch.where(no_unit, (torch.finfo(torch.float32).tiny / step).float(), least)
+        small = scale.expand_as(least) < least
         if small.any():
             self.forms[layer.weight] = rescaled(weight, least)
             scale = torch.maximum(scale.expand_as(least), least)

@@ -26,17 +26,27 @@ def on_which(task: Task) -> str:
 
 
 def corrected(key: str, before: View, now: View, layers: list[Layer], still: Frozen) -> Group:
-    """Edits of these layers, refitted, and of the statistics of batch norms; frozen ones stay."""
+    """Edits of these layers, refitted, and of the statistics of batch norms; frozen ones stay. In a model of
+    which all is frozen, as one that was loaded for inference, that says nothing about any."""
+    own = [name for name, site in now.sites.items() if site.is_parameter]
+    fixed = still.tensors if any(name not in still.tensors for name in own) else ()
     plain = [
         layer for layer in layers
-        if isinstance(now.form(f"{layer.path}.weight"), Dense) and f"{layer.path}.weight" not in still.tensors
+        if isinstance(now.form(f"{layer.path}.weight"), Dense) and f"{layer.path}.weight" not in fixed
     ]  # fmt: skip
+    plain = [
+        each._replace(
+            norm="" if each.norm in still.modules else each.norm,  # the mean of one that rests stays
+            still=f"{each.path}.bias" in fixed,
+        )
+        for each in plain
+    ]
     task = before.part.task  # of a part: the inputs that it had
     given, after = before.part.plain(), now.part.plain()
     cut = apart(given, after, task)
     values = refitted(given, after, task, plain, now.observer.progress)
     error = apart(given, after, task)
-    settled = settled_norms(after, task)
+    settled = settled_norms(after, task, still.modules)
     best = apart(given, after, task) if settled else error
     if min(best, error) >= cut:
         values = {}
@@ -44,8 +54,10 @@ def corrected(key: str, before: View, now: View, layers: list[Layer], still: Fro
         values |= settled
     forms: dict[str, Form] = {}
     for name, value in values.items():
-        rests = name in still.tensors or name.rpartition(".")[0] in still.modules
-        if name in now.forms and isinstance(now.form(name), Dense) and not rests:
+        if name not in now.forms or name in fixed or not isinstance(now.form(name), Dense):
+            continue
+        if now.sites[name].kind != "buffer" or name.rpartition(".")[0] not in still.modules:
+            # eval() freezes statistics, not weights
             forms[name] = Dense(value.to("cpu", now.sites[name].torch_dtype))  # forms live there
     forms = {name: form for name, form in forms.items() if form.digest != now.forms[name].digest}
     text = f"{len(plain)} layers refitted to what they gave before, {on_which(now.task)}"

@@ -6,7 +6,6 @@ distillation recovers accuracy, with labels or, at teacher_weight=1, without the
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,7 +17,7 @@ from tersor.core.step import Needs
 from tersor.core.view import View
 from tersor.errors import SettingError
 from tersor.forms import Form
-from tersor.model.changed_copy import changed_structure
+from tersor.model.changed_copy import changed_structure, own_copy
 from tersor.model.frozen import FROZEN, Frozen, frozen_in
 from tersor.model.grid_part import outdated
 from tersor.model.learning_rates import factors_of
@@ -170,7 +169,7 @@ def teacher_of(step: Any, view: View) -> nn.Module:
     given = step.teacher
     if not given:
         return view.base()
-    teacher = copy.deepcopy(given) if isinstance(given, nn.Module) else network_of(given, "teacher")
+    teacher = own_copy(given) if isinstance(given, nn.Module) else network_of(given, "teacher")
     if step.teacher_file:
         load_weights(teacher, step.teacher_file, "teacher_file")
     return teacher

@@ -52,7 +52,11 @@ def difference(view: View, group: Group) -> float:
 
 
 def moved_by(was: list[Tensor], now: list[Tensor]) -> float:
-    """The largest difference of outputs, relative to the largest of them before."""
-    largest = max((float(x.abs().max()) for x in was if x.numel()), default=0.0)
-    apart = max((float((x - y).abs().max()) for x, y in zip(was, now, strict=True) if x.numel()), default=0.0)
-    return apart / largest if largest else math.inf
+    """The largest difference in an output, relative to the largest number of that output before: a large
+    output must not hide what happens to another."""
+    return max((moved(x, y) for x, y in zip(was, now, strict=True) if x.numel()), default=math.inf)
+
+
+def moved(x: Tensor, y: Tensor) -> float:
+    largest, apart = float(x.abs().max()), float((x - y).abs().max())
+    return apart / largest if largest else (math.inf if apart else 0.0)

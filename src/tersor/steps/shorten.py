@@ -30,6 +30,7 @@ from tersor.model.branches import Branch
 from tersor.model.bypass import Plan
 from tersor.model.channels.groups import removal
 from tersor.model.channels.reconstruct import Layer
+from tersor.model.output_comparison import Squares
 from tersor.model.outputs import tensors_of
 from tersor.model.zeroed_edges import with_zeros
 from tersor.record.events import Group, Note
@@ -243,21 +244,18 @@ def damages(begin: View, found: Found, free: list[Branch]) -> dict[str, float]:
     """For each branch how far zeros in its place move the outputs from those at the round's beginning."""
     task, edges = begin.part.task, set[str]()
     given, model = begin.part.plain(), with_zeros(found.view.plain(), edges)
-    error, power = dict.fromkeys((branch.name for branch in free), 0.0), 0.0
+    error = {branch.name: Squares() for branch in free}
     with evaluating(given), evaluating(model), steady(task.calibrate):
         for number, batch in enumerate(task.batches(task.shown)):
             here = move(batch, device_of(model))
             wanted = [x.double() for x in tensors_of(task.answer(given, here)) if x.is_floating_point()]
-            power += sum(float(x.square().sum()) for x in wanted)
             for branch in free:
                 edges.clear()
                 edges.add(branch.edge)
                 got = [x.double() for x in tensors_of(task.answer(model, here)) if x.is_floating_point()]
-                error[branch.name] += sum(
-                    float((x - y).square().sum()) for x, y in zip(wanted, got, strict=True)
-                )
+                error[branch.name].add(wanted, got)
             begin.observer.progress(number, number + 1, f"{len(free)} branches")
-    return {name: total / max(power, 1e-300) for name, total in error.items()}
+    return {name: squares.share() for name, squares in error.items()}
 
 
 def removed(view: View, branch: Branch, plan: Plan, damage: float) -> Group:

@@ -307,6 +307,29 @@ def channel_shuffle() -> nn.Module:
                head=nn.Linear(8, 4))  # fmt: skip
 
 
+@toy((2, 3, 6, 6), exact={"stem.weight:0": 6, "one.weight:0": 3, "two.weight:0": 4})
+def channel_shuffle_layer() -> nn.Module:
+    """The same by the layer, whose number of groups is an attribute."""
+
+    def run(self: Any, x: Tensor) -> Tensor:
+        x = self.shuffle(relu(self.one(relu(self.stem(x)))))
+        return self.head(self.two(self.deep(x)).mean((2, 3)))
+
+    return Net(run, stem=nn.Conv2d(3, 12, 1), one=nn.Conv2d(12, 12, 1, groups=2),
+               shuffle=nn.ChannelShuffle(2), deep=nn.Conv2d(12, 12, 3, groups=12),
+               two=nn.Conv2d(12, 8, 1, groups=2), head=nn.Linear(8, 4))  # fmt: skip
+
+
+@toy((2, 3, 6, 6), exact={"a.weight:0": 6, "b.weight:0": 9})
+def channel_shuffle_plain() -> nn.Module:
+    """Without groups beside it: of 12 channels, the 6 groups of the shuffle go."""
+
+    def run(self: Any, x: Tensor) -> Tensor:
+        return self.head(relu(self.b(F.channel_shuffle(relu(self.a(x)), self.parts))).mean((2, 3)))
+
+    return Net(run, a=nn.Conv2d(3, 12, 1), parts=6, b=nn.Conv2d(12, 9, 1), head=nn.Linear(9, 5))
+
+
 @toy((2, 3, 6, 6), exact={"stem.weight:0": 6, "a.weight:0": 4, "b.weight:0": 4, "mix.weight:0": 7})
 def dense_cat() -> nn.Module:
     def run(self: Any, x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from tersor.model.channels.reconstruct import Layer, apart, refitted
 from tersor.model.task import Task
+from tersor.steps.same_function import moved_by
 
 
 def task_of(*batches: Tensor) -> Task:
@@ -74,3 +75,29 @@ def test_outputs_of_other_sizes_are_not_compared() -> None:
     with torch.no_grad():
         two.bias += 5
     assert math.isnan(apart(one, two, task_of(torch.randn(20, 4))))
+
+
+class Sized(nn.Module):
+    """Two outputs, one a thousand times the other."""
+
+    def __init__(self, first: float, second: float) -> None:
+        super().__init__()
+        self.factors = nn.Parameter(torch.tensor([float(first), float(second)]))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return 1000 * self.factors[0] * x, self.factors[1] * x
+
+
+def test_a_large_output_does_not_outweigh_a_small_one() -> None:
+    task = task_of(torch.randn(4, 3))
+    found = apart(Sized(1, 1), Sized(1, 1.5), task)
+    assert found == pytest.approx((0 + 0.25) / 2)
+    assert apart(Sized(1, 1), Sized(1.5, 1), task) == pytest.approx(found)
+    assert apart(Sized(1, 0), Sized(1, 1e-7), task) < 1e-6  # an output of zeros and rounding
+
+
+def test_the_same_function_moves_no_output() -> None:
+    x = torch.randn(4, 3)
+    assert moved_by([1000 * x, x], [1000 * x, 1.5 * x]) == pytest.approx(0.5)
+    assert moved_by([x, 0 * x], [x, 0 * x]) == 0
+    assert moved_by([x, 0 * x], [x, x]) == math.inf

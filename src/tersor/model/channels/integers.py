@@ -187,6 +187,8 @@ def traced(path: str, key: str, item: Any, values: dict[Name, int]) -> Any:
 
 SHAPING = ("view", "reshape", "expand", "zeros", "ones", "empty", "full", "new_zeros", "new_ones", "new_full",
            "broadcast_to", "new_empty", "unflatten")  # fmt: skip
+WIDTHS = ("repeat_interleave", "repeat", "layer_norm", "rms_norm", "group_norm", "conv2d", "conv1d",
+          "channel_shuffle")  # fmt: skip
 
 
 def literals(run: GraphRun, node: fx.Node) -> list[tuple[int, int]]:
@@ -208,7 +210,7 @@ def literals(run: GraphRun, node: fx.Node) -> list[tuple[int, int]]:
         run.bounded(name, after, run.label(node.args[0]))
         keys = ("start", "end") if name == "slice" else ("dim", "start", "length")
         return [(int(given[k]), int(after[k])) for k in keys if isinstance(given.get(k), int)]
-    if name in ("repeat_interleave", "repeat", "layer_norm", "rms_norm", "group_norm", "conv2d", "conv1d"):
+    if name in WIDTHS:
         holder: dict[str, Any] = dict(given)
         holder["self"] = torch.empty(run.sizes(run.label(node.args[0])), device="meta")
         after = run.narrowed(node, name, holder)

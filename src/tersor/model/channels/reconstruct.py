@@ -9,7 +9,7 @@ Cost for each layer: a pass of both models over the calibration batches up to it
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import nan
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from tersor.maths.least_squares import nearest_fit
 from tersor.model.batches import device_of, evaluating, move, steady
 from tersor.model.layer_moments import Moments, calls_of, layer_moments
 from tersor.model.layer_rows import STOCK
+from tersor.model.output_comparison import Squares
 from tersor.model.outputs import tensors_of
 from tersor.model.task import Task
 
@@ -35,6 +36,7 @@ class Layer(NamedTuple):
     path: str
     outputs: Tensor  # int64: which of the outputs before the cut it still has
     norm: str = ""  # the batch norm that alone reads its outputs
+    still: bool = False  # its bias stays: the weights alone are refitted
 
 
 def refitted(before: nn.Module, after: nn.Module, task: Task, layers: list[Layer],
@@ -65,12 +67,18 @@ def refit(after: nn.Module, layer: Layer, moments: Moments) -> dict[str, Tensor]
     w = weight.unflatten(0, (getattr(module, "groups", 1), -1))  # [G, O, I]
     xx, yx = moments.xx, moments.yx
     mean_x, mean_y, h, c = xx[:, -1, :-1], yx[:, :, -1], xx[:, :-1, :-1], yx[:, :, :-1]
-    if module.bias is not None or layer.norm:  # a constant error is taken elsewhere
+    still = layer.still and module.bias is not None
+    if still:
+        bias = module.bias.detach().cpu().double().unflatten(0, mean_y.shape)  # [G, O]
+        c = c - bias[:, :, None] * mean_x[:, None]
+    elif module.bias is not None or layer.norm:  # a constant error is taken elsewhere
         h, c = h - mean_x[:, :, None] * mean_x[:, None], c - mean_y[:, :, None] * mean_x[:, None]
     new = nearest_fit(w, h, c, h.new_tensor([damping(each, moments.count) for each in h]))
     module.weight.copy_(new.reshape(module.weight.shape))
     found = {f"{layer.path}.weight": module.weight.detach().clone()}
     shift = (mean_y - (new @ mean_x[..., None])[..., 0]).flatten()  # the bias that the layer should have
+    if still:
+        return found
     if module.bias is not None:
         module.bias.copy_(shift)
         found[f"{layer.path}.bias"] = module.bias.detach().clone()
@@ -84,26 +92,24 @@ def refit(after: nn.Module, layer: Layer, moments: Moments) -> dict[str, Tensor]
 def apart(before: nn.Module, after: nn.Module, task: Task) -> float:
     """The squared difference of their outputs over the square of the first one's, on calibration batches.
     NaN if they cannot be compared: the number of outputs or their sizes differ, as of a detector."""
-    error = power = 0.0
+    found = Squares()
     with evaluating(before), evaluating(after), steady(task.calibrate):
         for batch in task.batches(task.shown):
             old, new = ([*tensors_of(task.answer(m, move(batch, device_of(m))))] for m in (before, after))
             if [x.shape for x in old] != [y.shape for y in new]:
                 return nan
-            for x, y in zip(old, new, strict=True):
-                if x.is_floating_point():
-                    error += float((x - y).double().square().sum())
-                    power += float(x.double().square().sum())
-    return error / max(power, 1e-300)
+            found.add(old, new)
+    return found.share()
 
 
 @torch.no_grad()
-def settled_norms(model: nn.Module, task: Task) -> dict[str, Tensor]:
-    """Statistics of all batch norms, estimated anew: the mean over calibration batches. The model is
-    changed."""
+def settled_norms(model: nn.Module, task: Task, resting: Sequence[str] = ()) -> dict[str, Tensor]:
+    """Statistics of all batch norms but the resting ones, estimated anew: the mean over calibration batches.
+    The model is changed."""
     norms: dict[str, Any] = {
         path: module for path, module in model.named_modules()
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None
+        and path not in resting
     }  # fmt: skip
     if not norms:
         return {}

@@ -59,6 +59,7 @@ RULES: dict[str, Rule] = {
     **table(shapes.padded, "pad constant_pad_nd"),
     **table(shapes.pixel_shuffle, "pixel_shuffle"),
     **table(shapes.pixel_unshuffle, "pixel_unshuffle"),
+    **table(shapes.channel_shuffle, "channel_shuffle native_channel_shuffle"),
     **table(layers.halved, "glu"),
     **table(layers.slopes, "prelu"),
     **table(layers.weight_norm, "_weight_norm _weight_norm_interface"),

@@ -208,6 +208,14 @@ def pixel_unshuffle(call: Call) -> Labels:
     return [call.x[0], np.repeat(call.x[1], r * r), *call.other(call.shape[2:])]
 
 
+def channel_shuffle(call: Call) -> Labels:
+    """View as groups of places, swap the two, and flatten them again."""
+    groups = int(call.given["groups"])
+    group, place = parted(call.atoms, call.x[1], [groups, len(call.x[1]) // groups])
+    call.groups = group
+    return [call.x[0], merged(call.atoms, [place, group]), *call.x[2:]]
+
+
 def made(call: Call) -> Labels:
     """zeros, ones, full: constants whose sizes are literals, free to shrink."""
     return [call.atoms.fresh(size) for size in call.shape]
