@@ -268,7 +268,7 @@ def unpack(
     with watching(quiet=quiet, plain=json) as observer:
         observer.step(1, 1, "unpack")
         io.unpack(file, out, only=only or "*", shard=shard, workers=workers, observer=observer)
-    facts = sizes(file, Path(out)) | {"only": only or []}
+    facts = sizes(file, Path(out)) | {"only": only or [], "other_network": io.other_network(file)}
     if only:
         del facts["share"]
     return Answer(facts, json, unpacked_lines)
