@@ -98,6 +98,8 @@ def written(
     along = sum(map(len, result.attachments.values()))
     what = "safetensors, and the files that go along" if along else "safetensors"
     facts["out"] = str(out)
+    exported = [note.data["path"] for note in result.ledger.notes("written")]
+    facts["exported"] = [name for name in dict.fromkeys(exported) if (out / name).exists()]
     facts["files"] = {
         "given": {"nbytes": plain_nbytes(result) + along, "what": f"its tensors as they are, in {what}"},
         "result": {"nbytes": save(result, out / MODEL, tiny=tiny), "name": MODEL},

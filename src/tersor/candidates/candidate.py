@@ -39,15 +39,18 @@ class Candidate:
 
     name: str  # as it was given
     kind: str  # "model", "tersor", "checkpoint", or the runtime that runs it
-    nbytes: int  # of the file with all that belongs to it; of a model those of its tensors in safetensors
+    # Of the file with all that belongs to it. Of a model, or of one network of a checkpoint that holds more,
+    # such as an optimizer: of its tensors in safetensors.
+    nbytes: int
     module: nn.Module  # that runs it
     state: State | None = None  # None for a runtime's file
     path: Path | None = None  # None for the word base
+    alone: bool = False  # the bytes are those of its tensors
 
     @property
     def facts(self) -> dict[str, str | int]:
-        """Its name, kind and bytes, as JSON."""
-        return {"name": self.name, "kind": self.kind, "nbytes": self.nbytes}
+        """Its name, kind and bytes, as JSON; alone: they are those of its tensors in safetensors."""
+        return {"name": self.name, "kind": self.kind, "nbytes": self.nbytes, "alone": self.alone}
 
 
 def candidate(
@@ -76,7 +79,7 @@ def candidate(
         if model is not None:
             raise SettingError(f"{who}: {without_code(text, runtime)}; leave out {option}")
         state = start(network_of(text))
-        return Candidate(text, "model", plain_nbytes(state), state.model(), state, path)
+        return Candidate(text, "model", plain_nbytes(state), state.model(), state, path, True)
     if not needs_code(text):
         check_runtime(runtime, who)
         if model is not None:
@@ -91,14 +94,15 @@ def candidate(
     module = network_of(model) if isinstance(model, str) else model
     if text == BASE:
         state = start(module)
-        return Candidate(text, "model", plain_nbytes(state), state.model(), state)
+        return Candidate(text, "model", plain_nbytes(state), state.model(), state, alone=True)
     if path.suffix == ".tersor":
         state = load(path).on(module)
         return Candidate(text, "tersor", file_nbytes(path), state.model(), state, path)
     module = copy.deepcopy(module)  # it may be an object of the user's file, for the other candidate too
-    put_in(module, text, key)
+    more = put_in(module, text, key)
     state = start(module)
-    return Candidate(text, "checkpoint", file_nbytes(*read_from(path)), state.model(), state, path)
+    nbytes = plain_nbytes(state) if more else file_nbytes(*read_from(path))
+    return Candidate(text, "checkpoint", nbytes, state.model(), state, path, more)
 
 
 def pair(
