@@ -26,7 +26,7 @@ from tersor.core.state import State, start
 from tersor.core.step import Needs
 from tersor.core.view import View
 from tersor.encode import coded_like
-from tersor.errors import RefusedError, TersorError
+from tersor.errors import RefusedError
 from tersor.model.code import fingerprints
 from tersor.model.given_masks import HELD, NONE, with_masks
 from tersor.model.grid_order import refuse_order
@@ -35,7 +35,7 @@ from tersor.model.stats import Gram
 from tersor.model.task import Task
 from tersor.record.events import Edit, Event, Group, Note
 from tersor.record.journal import Journal
-from tersor.record.observer import Observer
+from tersor.record.observer import Observer, keeping
 from tersor.record.skipped import LEFT, skipped_sites
 from tersor.threads import first
 
@@ -76,7 +76,6 @@ def run(
 
 
 REFUSED = ("refused", "void")  # notes on a group whose proof failed
-NO_CHANGE = ("export", "measure")  # if only such steps are left, the network is as it will be
 AGAIN, CAME = "coded again", "zeros that came"  # keys of the executor's own groups; journals hold them
 
 
@@ -101,13 +100,8 @@ class Executor:
     def run(self) -> State:
         for number, step in enumerate(self.recipe.steps):
             self.observer.step(number + 1, len(self.recipe.steps), step.name)
-            begin = self.state
-            try:
+            with keeping(self.state, self.recipe.steps[number:]):
                 self.step(number, step)
-            except TersorError as error:
-                if all(left.name in NO_CHANGE for left in self.recipe.steps[number:]):
-                    error.done = begin
-                raise
         return self.state
 
     def step(self, number: int, step: Any) -> None:
