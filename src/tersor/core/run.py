@@ -100,8 +100,7 @@ class Executor:
     def run(self) -> State:
         for number, step in enumerate(self.recipe.steps):
             self.observer.step(number + 1, len(self.recipe.steps), step.name)
-            with keeping(self.state, self.recipe.steps[number:]):
-                self.step(number, step)
+            self.step(number, step)
         return self.state
 
     def step(self, number: int, step: Any) -> None:
@@ -126,7 +125,7 @@ class Executor:
             for note in line.group().events:
                 if isinstance(note, Note) and note.kind in REFUSED:
                     view.refused[line.key] = note.text
-        with naming_parts(begin.plain, self.task):
+        with naming_parts(begin.plain, self.task), keeping(begin, self.recipe.steps[number:]):
             for group in step.run(view):
                 if group.key in seen or group.key in ("", AGAIN, CAME, LEFT):
                     raise RefusedError(
