@@ -45,12 +45,13 @@ class Candidate:
     module: nn.Module  # that runs it
     state: State | None = None  # None for a runtime's file
     path: Path | None = None  # None for the word base
-    alone: bool = False  # the bytes are those of its tensors
+    alone: bool = False  # the file holds more than its tensors
 
     @property
     def facts(self) -> dict[str, str | int]:
-        """Its name, kind and bytes, as JSON; alone: they are those of its tensors in safetensors."""
-        return {"name": self.name, "kind": self.kind, "nbytes": self.nbytes, "alone": self.alone}
+        """Its name, kind and bytes, as JSON; alone: the bytes of its tensors, since the file holds more."""
+        found: dict[str, str | int] = {"name": self.name, "kind": self.kind, "nbytes": self.nbytes}
+        return found | ({"alone": True} if self.alone else {})
 
 
 def candidate(
@@ -79,7 +80,7 @@ def candidate(
         if model is not None:
             raise SettingError(f"{who}: {without_code(text, runtime)}; leave out {option}")
         state = start(network_of(text))
-        return Candidate(text, "model", plain_nbytes(state), state.model(), state, path, True)
+        return Candidate(text, "model", plain_nbytes(state), state.model(), state, path)
     if not needs_code(text):
         check_runtime(runtime, who)
         if model is not None:
@@ -94,7 +95,7 @@ def candidate(
     module = network_of(model) if isinstance(model, str) else model
     if text == BASE:
         state = start(module)
-        return Candidate(text, "model", plain_nbytes(state), state.model(), state, alone=True)
+        return Candidate(text, "model", plain_nbytes(state), state.model(), state)
     if path.suffix == ".tersor":
         state = load(path).on(module)
         return Candidate(text, "tersor", file_nbytes(path), state.model(), state, path)

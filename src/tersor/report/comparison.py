@@ -26,7 +26,7 @@ def exported_lines(facts: Facts) -> Iterator[str]:
 
 def line(file: Facts) -> str:
     """A candidate and its bytes."""
-    what = " in safetensors" if file["alone"] else ""
+    what = " in safetensors" if file["kind"] == "model" or file.get("alone") else ""
     return f"{file['name']}: {whole(file['nbytes'])} bytes{what}"
 
 
