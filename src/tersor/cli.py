@@ -261,6 +261,7 @@ def unpack(
     quiet: Quiet = False,
 ) -> Answer:
     """Write a file's weights, decoded, as safetensors."""
+    from tersor.io.other_network import other_network
     from tersor.io.unpack import unpack as unpack_file
     from tersor.report.file_sizes import sizes, unpacked_lines
     from tersor.report.progress import watching
@@ -268,7 +269,7 @@ def unpack(
     with watching(quiet=quiet, plain=json) as observer:
         observer.step(1, 1, "unpack")
         unpack_file(file, out, only=only or "*", shard=shard, workers=workers, observer=observer)
-    facts = sizes(file, Path(out)) | {"only": only or []}
+    facts = sizes(file, Path(out)) | {"only": only or [], "other_network": other_network(file)}
     if only:
         del facts["share"]
     return Answer(facts, json, unpacked_lines)

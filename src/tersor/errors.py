@@ -24,9 +24,12 @@ LONG_WORDS = re.compile(rf"\S{{{WORD + 1},}}")
 
 class TersorError(Exception):
     """Base of all errors that Tersor raises on purpose. Its message is one line of limited length, and names
-    in it cannot control a terminal."""
+    in it cannot control a terminal.
+
+    `done`: the state of a run that ended with it, if only steps that change nothing were left."""
 
     exit_code: ClassVar[int] = 1
+    done: Any = None
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*(one_line(arg) if isinstance(arg, str) else arg for arg in args))

@@ -18,7 +18,7 @@ from tersor.core.history import first_given
 from tersor.core.recipe import Recipe
 from tersor.core.run import run
 from tersor.core.state import State
-from tersor.errors import RefusedError, SettingError
+from tersor.errors import RefusedError, SettingError, TersorError
 from tersor.files import LOCKED, Paths, atomic, claim, output, write_text
 from tersor.io.container import load
 from tersor.io.container_writer import save
@@ -47,7 +47,8 @@ def run_pipeline(
 
     If there is a task, accuracy is measured at the end, unless the recipe has measured it there. Under a
     launcher of many processes, each runs the recipe and the first one writes. `export` comes last, so that
-    a model that cannot be exported is still compressed. `tiny`: as in io.save. A folder with a finished run
+    a model that cannot be exported is still compressed; so is one whose last steps, `export` or `measure`,
+    are refused. `tiny`: as in io.save. A folder with a finished run
     is refused unless `force`. `keep_journal`: keep the journal, for undo and replay of single steps.
     """
     refuse_order(recipe.steps, measured=task is not None or export)
@@ -73,7 +74,14 @@ def run_pipeline(
             shutil.rmtree(out / JOURNAL, ignore_errors=True)
     if task is not None and given.given is not None:
         task.check(given.plain(), Needs.SCORES)  # accuracy is measured at the end in any case
-    result = run(given, recipe, task, journal=kept, resume=resume, observer=observer, out=out)
+    try:
+        result = run(given, recipe, task, journal=kept, resume=resume, observer=observer, out=out)
+    except TersorError as error:
+        if error.done is None:
+            raise
+        written(error.done, task, out, tiny=tiny)  # hours of training, perhaps
+        text = f"{str(error).rstrip('.')}. The network is written: {out / MODEL}. For other settings of "
+        raise RefusedError(f"{text}export: tersor export {out / MODEL} --model MODEL --task TASK") from error
     facts = written(result, task, out, export=export, tiny=tiny)
     if first() and kept is not None and not keep_journal:
         shutil.rmtree(kept)
@@ -99,6 +107,8 @@ def written(
     along = sum(map(len, result.attachments.values()))
     what = "safetensors, and the files that go along" if along else "safetensors"
     facts["out"] = str(out)
+    exported = [note.data["path"] for note in result.ledger.notes("written")]
+    facts["exported"] = [name for name in dict.fromkeys(exported) if (out / name).exists()]
     facts["files"] = {
         "given": {"nbytes": plain_nbytes(result) + along, "what": f"its tensors as they are, in {what}"},
         "result": {"nbytes": save(result, out / MODEL, tiny=tiny), "name": MODEL},

@@ -175,8 +175,9 @@ def resolve_recipe(
 SCENES = ("scenes", "zoo")  # words of tasks on composed scenes
 
 
-def put_in(module: nn.Module, path: str, key: str | None = None) -> None:
-    """Load the weights of a file; RefusedError names what does not fit."""
+def put_in(module: nn.Module, path: str, key: str | None = None) -> bool:
+    """Load the weights of a file; whether the file holds other tensors too, such as an optimizer's.
+    RefusedError names what does not fit."""
     own = module.state_dict()
     tied = sites_of(module)[2]
     with Checkpoint(path, key) as file:
@@ -187,7 +188,7 @@ def put_in(module: nn.Module, path: str, key: str | None = None) -> None:
             )  # fmt: skip
         if file.versions is not None and differ(file.versions, versions_of(module)):
             load_older(module, file)
-            return
+            return any(file.ignored.values())
         names = {**{name: name for name in file.slots}, **file.aliases}  # in the model -> in the file
         for pair in (pair for item in tied.items() for pair in (item, item[::-1])):
             if pair[0] not in names and pair[1] in names:  # a file may hold only one of tied tensors
@@ -208,6 +209,7 @@ def put_in(module: nn.Module, path: str, key: str | None = None) -> None:
         for name in own:
             own[name] = file.read(names[name])
         module.load_state_dict(own)  # `own` keeps the version numbers of the modules
+        return any(file.ignored.values())
 
 
 def differ(stated: Mapping[str, int], own: Mapping[str, int]) -> bool:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import tersor
@@ -11,6 +12,7 @@ from tersor.candidates.candidate import candidate
 from tersor.candidates.compare import compare
 from tersor.errors import TaskError
 from tersor.model.task import Task
+from tersor.report.comparison import compared_tables
 from tersor.runtimes import onnxruntime as writer
 
 
@@ -109,3 +111,38 @@ def test_a_misfit_of_the_second_is_found_before_the_first_is_scored() -> None:
     with pytest.raises(TaskError, match="do not fit the model Linear"):
         compare(candidate("base", Counts()), candidate("base", nn.Linear(7, 2)), Task("t", evaluate=batches))
     assert calls == [4]
+
+
+def test_base_that_a_file_was_not_made_from_is_named(tmp_path: Path) -> None:
+    """A factory that makes random weights is another network each time: a drop of -70 points was reported."""
+    task = Task("classes", evaluate=[(torch.randn(40, 6), torch.arange(40) % 3)])
+    given, other = nn.Linear(6, 3), nn.Linear(6, 3)
+    tersor.save(tersor.run(given, tersor.Quantize(bits=6)), file := tmp_path / "m.tersor")
+    for base, named in ((other, str(file)), (given, "")):
+        for order in (1, -1):
+            pair = [candidate("base", base), candidate(str(file), base)][::order]
+            facts = compare(pair[0], pair[1], task)
+            assert facts["strange"] == named
+            said = [line for line in compared_tables(facts) if isinstance(line, str) and "made from" in line]
+            assert bool(said) == bool(named)
+    facts = compare(candidate("base", other), candidate("base", given), task)
+    assert facts["strange"] == ""
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_the_bytes_of_a_checkpoint_are_those_of_its_network(alone: bool, tmp_path: Path) -> None:
+    """An optimizer beside it tripled them, and with them the ratio to a compressed file."""
+    model = nn.Linear(100, 50)
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.randn(2, 100)).sum().backward()
+    optimizer.step()
+    whole = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": 3}
+    torch.save(model.state_dict() if alone else whole, path := tmp_path / "checkpoint.pt")
+    found = candidate(str(path), nn.Linear(100, 50))
+    save_file(model.state_dict(), tmp_path / "w.safetensors")
+    if alone:
+        assert found.nbytes == path.stat().st_size
+    else:
+        assert abs(found.nbytes - (tmp_path / "w.safetensors").stat().st_size) < 100
+        assert path.stat().st_size > 2.5 * found.nbytes
+    assert ("alone" in found.facts) is not alone

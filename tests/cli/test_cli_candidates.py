@@ -373,6 +373,7 @@ def test_one_network_of_several_in_a_checkpoint(files: Command) -> None:
     torch.save({"ema": weights, "net": {key: value * 0 for key, value in weights.items()}}, "two.pt")
     facts = files(f"compare a.tersor two.pt {OF} {WITH} --key ema").json
     assert facts["decisions"] == {"same": 80, "of": 80}
-    assert facts["b"] == {"name": "two.pt", "kind": "checkpoint", "nbytes": os.stat("two.pt").st_size}
+    nbytes = os.stat("a.safetensors").st_size  # of the one network
+    assert facts["b"] == {"name": "two.pt", "kind": "checkpoint", "nbytes": nbytes, "alone": True}
     with pytest.raises(SettingError, match="--key ema is for a checkpoint"):
         pair("a.onnx", "a.onnx", key="ema")

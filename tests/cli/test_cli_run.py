@@ -161,6 +161,26 @@ def test_a_model_that_cannot_be_exported_is_still_compressed(tersor: Command) ->
     assert tersor("run mine.py:net -q --out o4 --export prune").code == 2  # no task
 
 
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [("export measure", "cannot be exported"), ("measure export dynamic_axes=7", "no input has an axis 7")],
+)
+def test_a_refused_last_step_loses_no_training(words: str, why: str, tersor: Command) -> None:
+    """A wrong dynamic_axes lost all that had been trained: a resume wants the same recipe."""
+    text = Path("mine.py").read_text()
+    Path("mine.py").write_text(text.replace("def data(", BRANCH + "def data("))
+    run = RUN.replace(":net", ":branching")
+    done = tersor(f"{run} o prune keep=0.5 epochs=1 {words}")
+    assert done.code == 1
+    assert why in done.json["error"]
+    assert "The network is written: o/model.tersor" in done.json["error"]
+    kept = package.load("o/model.tersor")
+    assert kept.digest == json.loads(Path("o/report.json").read_text())["result"]
+    assert kept.digest == tersor(f"{run} o2 prune keep=0.5 epochs=1").json["result"]
+    assert tersor(f"{run} o3 prune keep=0.5 export prune keep=0.2").code == 1
+    assert not Path("o3/model.tersor").exists()  # the network is not what was asked for
+
+
 BRANCH = """
 class Branching(nn.Module):
     def __init__(self):

@@ -280,3 +280,37 @@ def test_a_missing_package_is_reported_before_anything_runs(
     with pytest.raises(MissingError, match=rf"needs the package {package}\..*pip install 'tersor\[{name}\]'"):
         make(name)
     Measure()  # without latency, it needs no runtime
+
+
+class Tokens(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(9, 4), nn.Linear(4, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.table(ids).mean(1))
+
+
+def test_an_export_says_that_the_tasks_batches_have_other_sizes(tmp_path: Path) -> None:
+    """A file of one length was written for padded batches of several, and nothing said so."""
+    batches = [(torch.randint(0, 9, (4, size)), torch.arange(4) % 3) for size in (5, 7, 6)]
+    varied = Task("tokens", evaluate=batches, calibrate=batches[:1])
+    for axes in ("", "1"):
+        result = run(Tokens(), Export(dynamic_axes=axes), varied, out=tmp_path)
+        said = "vary (axis 1: 5, 6, 7): give dynamic_axes=1" in note(result, "written").text
+        assert said == (axes == "")
+        session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+        (given,) = session.get_inputs()
+        assert (given.shape[1] == 5) == (axes == "")  # what the words are about
+    same = Task("tokens", evaluate=batches[:1])
+    assert "vary" not in note(run(Tokens(), Export(), same, out=tmp_path), "written").text
+
+
+def test_a_network_in_bfloat16_is_refused_with_a_way_out(tmp_path: Path) -> None:
+    """The advice was to fix the batch size: arrays have no bfloat16, whatever the batch."""
+    model, x = nn.Linear(3, 4).bfloat16(), torch.randn(2, 3).bfloat16()
+    with pytest.raises(
+        RefusedError, match=r"bfloat16: give the model in float32, model\.float\(\)"
+    ) as caught:
+        run(model, Export(), Task("bf16", evaluate=[(x, torch.arange(2))]), out=tmp_path)
+    assert "batch" not in str(caught.value)

@@ -39,15 +39,19 @@ class Candidate:
 
     name: str  # as it was given
     kind: str  # "model", "tersor", "checkpoint", or the runtime that runs it
-    nbytes: int  # of the file with all that belongs to it; of a model those of its tensors in safetensors
+    # Of the file with all that belongs to it. Of a model, or of one network of a checkpoint that holds more,
+    # such as an optimizer: of its tensors in safetensors.
+    nbytes: int
     module: nn.Module  # that runs it
     state: State | None = None  # None for a runtime's file
     path: Path | None = None  # None for the word base
+    alone: bool = False  # the file holds more than its tensors
 
     @property
     def facts(self) -> dict[str, str | int]:
-        """Its name, kind and bytes, as JSON."""
-        return {"name": self.name, "kind": self.kind, "nbytes": self.nbytes}
+        """Its name, kind and bytes, as JSON; alone: the bytes of its tensors, since the file holds more."""
+        found: dict[str, str | int] = {"name": self.name, "kind": self.kind, "nbytes": self.nbytes}
+        return found | ({"alone": True} if self.alone else {})
 
 
 def candidate(
@@ -96,9 +100,10 @@ def candidate(
         state = load(path).on(module)
         return Candidate(text, "tersor", file_nbytes(path), state.model(), state, path)
     module = own_copy(module)  # it may be an object of the user's file, for the other candidate too
-    put_in(module, text, key)
+    more = put_in(module, text, key)
     state = start(module)
-    return Candidate(text, "checkpoint", file_nbytes(*read_from(path)), state.model(), state, path)
+    nbytes = plain_nbytes(state) if more else file_nbytes(*read_from(path))
+    return Candidate(text, "checkpoint", nbytes, state.model(), state, path, more)
 
 
 def pair(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tersor.candidates.candidate import Candidate
+from tersor.candidates.candidate import BASE, Candidate
 from tersor.candidates.scored import Scored, scored
 from tersor.candidates.timed import timed
 from tersor.errors import SettingError
@@ -25,10 +25,10 @@ def compare(
     latency: bool = False, batch: int | None = None, threads: int | None = None, runtime: str = "onnxruntime",
     observer: Observer | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """The facts, as JSON: a, b, task, metric, accuracy (before: A, after: B), decisions {same, of}, or {why}
-    if the outputs are no decisions, seconds of the two passes; with `latency` those of timed(), for `batch`
-    samples a call on `threads` threads of `runtime`, 1 each if not given. TaskError if the task does not fit
-    one of the candidates."""
+    """The facts, as JSON: a, b, task, metric, strange (a file that was not made from base), accuracy (before:
+    A, after: B), decisions {same, of}, or {why} if the outputs are no decisions, seconds of the two passes;
+    with `latency` those of timed(), for `batch` samples a call on `threads` threads of `runtime`, 1 each if
+    not given. TaskError if the task does not fit one of the candidates."""
     observer = observer or Observer()
     for word, value in (("batch", batch), ("threads", threads)):
         if value is not None and not latency:
@@ -43,7 +43,7 @@ def compare(
         task.check(of.module, Needs.SCORES)  # B's misfit is found before A is scored
     total = 2 + latency
     facts: dict[str, Any] = {
-        "a": a.facts, "b": b.facts, "task": task.name, "metric": task.scored.name
+        "a": a.facts, "b": b.facts, "task": task.name, "metric": task.scored.name, "strange": strange(a, b)
     }  # fmt: skip
     if latency:  # first, because an export can fail
         observer.step(1, total, f"time in {runtime}")
@@ -59,6 +59,16 @@ def compare(
     facts["decisions"] = same(first, second)
     facts["seconds"] = [first.seconds, second.seconds]
     return facts
+
+
+def strange(a: Candidate, b: Candidate) -> str:
+    """The name of the .tersor file that was not made from the other candidate, the word base; "" if it was,
+    or if there are no two such."""
+    for first, second in ((a, b), (b, a)):
+        if first.name == BASE and second.kind == "tersor" and first.state and second.state:
+            made = second.state.ledger
+            return second.name if made.entries and made.base != first.state.digest else ""
+    return ""
 
 
 def same(a: Scored, b: Scored) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from tersor.model.stats import Gram
 from tersor.model.task import Task
 from tersor.record.events import Edit, Event, Group, Note
 from tersor.record.journal import Journal
-from tersor.record.observer import Observer
+from tersor.record.observer import Observer, keeping
 from tersor.record.skipped import LEFT, skipped_sites
 from tersor.threads import first
 
@@ -125,7 +125,7 @@ class Executor:
             for note in line.group().events:
                 if isinstance(note, Note) and note.kind in REFUSED:
                     view.refused[line.key] = note.text
-        with naming_parts(begin.plain, self.task):
+        with naming_parts(begin.plain, self.task), keeping(begin, self.recipe.steps[number:]):
             for group in step.run(view):
                 if group.key in seen or group.key in ("", AGAIN, CAME, LEFT):
                     raise RefusedError(

@@ -19,13 +19,14 @@ from typing import BinaryIO
 
 from torch import Tensor
 
-from tersor.errors import SettingError, SiteError, did_you_mean, few
+from tersor.errors import RefusedError, SettingError, SiteError, did_you_mean, few
 from tersor.files import atomic, atomic_folder, output, write_text
 from tersor.forms.form import as_bytes
 from tersor.io.attached import FILES, METADATA, OURS, SINGLE, SUFFIX, Layout, layout_from, put, to_write
 from tersor.io.container import TersorFile
 from tersor.io.folder import INDEX
 from tersor.io.header import build_header
+from tersor.io.other_network import CONFIG, replaced
 from tersor.record.observer import Observer
 
 OTHERS = (".pt", ".pth", ".bin", ".ckpt", ".onnx", ".tersor")
@@ -59,7 +60,8 @@ def unpack(
     files of a packed folder have their names again, and configuration and tokenizer are written too. `only`:
     a glob, or several, that select tensors; nothing else is read. `shard`: files with at most this many bytes
     of tensors (a number, or "2GB") and an index. FormatError if a part of the file is damaged, or the name of
-    an attachment is unsafe; nothing is written then. `limit` as in load().
+    an attachment is unsafe; nothing is written then. `limit` as in load(). RefusedError for a folder from
+    which transformers would build another network, because layers were replaced (other_network.py).
     """
     observer = observer or Observer()
     folder = shard is not None or os.fspath(out).endswith(("/", os.sep)) or os.path.isdir(out)
@@ -80,7 +82,8 @@ def unpack(
         else:
             parts, index = parts_of(file, chosen, size, layout)
         written = [*(part.name for part in parts), *([index] if index else [])]
-        attached = to_write(file.attachments, written) if folder else []
+        attached = to_write(file.attachments, written) if folder and only == "*" else []
+        refuse_other_network(file, attached)
         unpacking = Unpacking(file, parts, workers, observer)
         if not folder:
             with atomic(out) as target:
@@ -90,10 +93,21 @@ def unpack(
             return nbytes
         with atomic_folder(out) as into:
             nbytes = write_files(unpacking, parts, index, into)
-            for name in attached if only == "*" else ():
+            for name in attached:
                 nbytes += len(data := file.attachment(name))
                 put(into, name, data)
             return nbytes
+
+
+def refuse_other_network(file: TersorFile, attached: list[str]) -> None:
+    """Refuse a folder whose configuration does not describe the network, if loading it would show no error:
+    from_pretrained lists names that are missing or unknown, and runs. Other sizes it refuses itself."""
+    if CONFIG in attached and (words := replaced(file.changes)):
+        raise RefusedError(
+            f"{file.path}: {words}. {CONFIG} describes the network without that, and from_pretrained would "
+            f"build that one, with these tensors: another function. Write the tensors alone, -o "
+            f"{file.path.stem}.safetensors, or use tersor.load({str(file.path)!r}).model(net)"
+        )
 
 
 def read_size(text: int | str) -> int:

@@ -3,15 +3,36 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from tersor.errors import TaskError
 from tersor.model.batches import device_of, evaluating, move, steady
 from tersor.model.decoder import with_decoder
 from tersor.model.task import Task
+
+FEW = 8  # batches whose sizes are compared
+
+
+def sizes_that_vary(task: Task) -> dict[int, list[int]]:
+    """The sizes of inputs along axes from 1 on that differ in the first batches, by axis: {1: [38, 41, 42]}.
+    Nothing of a task with `feed`, whose inputs only a call shows."""
+    seen: dict[int, set[int]] = {}
+    for word in ("calibrate", "evaluate") if task.feed is None and task.example is None else ():
+        if getattr(task, word) is None:
+            continue
+        with steady(getattr(task, word)):
+            for batch in itertools.islice(task.batches(word), FEW):
+                args, kwargs = task.inputs(batch)
+                some = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+                for axis in range(1, max((x.ndim for x in some), default=0)):
+                    first = next(x for x in some if x.ndim > axis)
+                    seen.setdefault(axis, set()).add(first.shape[axis])
+    return {axis: sorted(sizes) for axis, sizes in seen.items() if len(sizes) > 1}
 
 
 def example_inputs(task: Task, model: nn.Module | None = None) -> tuple | dict[str, Any]:

@@ -26,6 +26,7 @@ from tersor.model.graph import Graph, Inputs, arguments, floating, traced, value
 from tersor.model.nan_rules import APART, FACTORS, PASSING, SHAPES, base
 from tersor.model.output_comparison import tensors_of
 from tersor.model.task import MISFIT
+from tersor.model.without_writes import without_writes
 
 BATCH = 128  # most samples used of the example
 ROUNDING = 1e-5  # allowed difference of two passes over one model, relative to the largest output
@@ -105,9 +106,16 @@ def followed(model: nn.Module, inputs: Inputs, samples: int = BATCH) -> Followed
         if written(n) or nondeterministic(n):
             raise RefusedError(f"{n.name} writes in place or is random, inside a higher-order operator")
     tensors = dict((*model.named_parameters(), *model.named_buffers()))
-    feed = {n: copied(x) for n, x in graph.feed(tensors, tree_leaves(inputs)).items()}
-    plain = Plain(graph)
+
+    def fed() -> dict[fx.Node, Any]:
+        return {n: copied(x) for n, x in graph.feed(tensors, tree_leaves(inputs)).items()}
+
+    plain, feed = Plain(graph), fed()
     try:
+        if any(map(written, graph.nodes)):
+            plain.run(*feed.values())
+            without_writes(whole.graph, plain.places)
+            plain, feed = Plain(graph), fed()
         again = [copied(x) for x in tree_leaves(plain.run(*feed.values())) if isinstance(x, Tensor)]
         for n, x in feed.items():
             if isinstance(x, Tensor) and x._version and n not in graph.inputs:  # a fresh copy has version 0

@@ -26,7 +26,7 @@ def exported_lines(facts: Facts) -> Iterator[str]:
 
 def line(file: Facts) -> str:
     """A candidate and its bytes."""
-    what = " in safetensors" if file["kind"] == "model" else ""
+    what = " in safetensors" if file["kind"] == "model" or file.get("alone") else ""
     return f"{file['name']}: {whole(file['nbytes'])} bytes{what}"
 
 
@@ -60,6 +60,11 @@ def compared_tables(facts: Facts) -> Iterator[RenderableType]:
     for row in (*rows, *latency_rows(facts)):
         table.add_row(*row)
     yield table
+    if facts["strange"]:
+        yield (
+            f"base is not the network that {facts['strange']} was made from: its weights are others, perhaps "
+            "random. Give the file of its weights in place of base"
+        )
     if "why" in decisions:
         yield f"decisions are not compared: {decisions['why']}"
     if "latency" in facts:

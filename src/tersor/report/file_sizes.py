@@ -116,6 +116,11 @@ def lines(facts: Facts) -> Iterator[str]:
 def unpacked_lines(facts: Facts) -> Iterator[str]:
     """Two files. If only some tensors were unpacked, their bytes are not compared with those of all."""
     yield from ((named(facts[word], "") for word in ("from", "to")) if facts["only"] else lines(facts))
+    if facts["other_network"]:
+        yield (
+            f"{facts['other_network']}. In the class as it was these tensors are another network: "
+            f"tersor.load({facts['from']['name']!r}).model(net) builds this one"
+        )
 
 
 def diffed(old: Path, new: Path, patch: Path, done: Any) -> dict[str, Any]:

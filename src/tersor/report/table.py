@@ -46,7 +46,8 @@ def report(facts: Facts, every: bool = False) -> Iterator[RenderableType]:
     if "export" in facts:
         yield f"exported: {facts['export']['text']}"
     if "out" in facts:
-        yield f"written to {facts['out']}: model.tersor, recipe.lock.yaml, report.json"
+        exported = "".join(f", {name}" for name in facts.get("exported", ()))
+        yield f"written to {facts['out']}: model.tersor{exported}, recipe.lock.yaml, report.json"
 
 
 def grid(*columns: str) -> Table:

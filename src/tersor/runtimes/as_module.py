@@ -75,8 +75,8 @@ class SessionModule(nn.Module):
         except SettingError as error:
             raise TaskError(
                 f"{str(error).rstrip('.')}. A file takes the inputs that it was exported with: export it "
-                "with a dynamic batch, or give a task whose batches have its inputs and sizes (for an "
-                "encoder-decoder also decoder_input_ids)"
+                "with a dynamic batch, with dynamic_axes where other sizes vary (1 for tokens), or give a "
+                "task whose batches have its inputs and sizes (for an encoder-decoder also decoder_input_ids)"
             ) from error
         outputs = [self._tensor(*item) for item in zip(self.session.outputs, found, strict=True)]
         return outputs[0] if len(outputs) == 1 else Outputs(outputs, self.session.outputs)

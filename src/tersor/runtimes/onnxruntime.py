@@ -120,10 +120,9 @@ def write(
             compared("onnxruntime", model, folder / path.name, batches, tolerance, first=True)
         except (FormatError, SettingError, *UNTRACEABLE) as error:
             text = str(error).replace(str(folder / path.name), path.name)
-            if isinstance(error, FormatError):  # it lacks a kernel: no batch would run
-                way_out = few_kernels(model)
-            else:
-                way_out = f"; {FIXED_BATCH}" if dynamic_batch else ""
+            # Without a kernel, or with a dtype that arrays lack, no batch would run.
+            way_out = few_kernels(model) if isinstance(error, FormatError) or bfloat16(model) else ""
+            way_out = way_out or (f"; {FIXED_BATCH}" if dynamic_batch else "")
             way_out += "; weights=float writes only operators of the standard" if floats else ""
             raise RefusedError(
                 f"onnxruntime: {name_of(model)} exports and does not run: {text}{way_out}"
@@ -209,6 +208,10 @@ def few_kernels(model: nn.Module) -> str:
     kinds = {tensor.dtype for tensor in model.state_dict().values() if tensor.is_floating_point()}
     names = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds - {torch.float32}))
     return f"; it has few kernels for {names}: give the model in float32, model.float()" if names else ""
+
+
+def bfloat16(model: nn.Module) -> bool:
+    return any(tensor.dtype is torch.bfloat16 for tensor in model.state_dict().values())
 
 
 @contextmanager

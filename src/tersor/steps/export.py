@@ -68,7 +68,7 @@ class Export:
 
     def file(self, view: View, name: str) -> list[Note]:
         """Write the model, or the one part that the task names, to the file `name`; notes on it."""
-        from tersor.model.example import example_inputs
+        from tersor.model.example import example_inputs, sizes_that_vary
 
         writer, names = runtime(self.to), view.task.parts
         part = view.part
@@ -99,6 +99,13 @@ class Export:
                 "float": {name: text for name, text in why.items() if text},
             }
             text += f"; {in_words(why)}"
+        fixed = {} if names else sizes_that_vary(view.task)
+        if left := [str(axis) for axis in fixed if axis not in axes_of(self.dynamic_axes, self.name)]:
+            sizes = "; ".join(f"axis {axis}: {few(map(str, fixed[int(axis)]))}" for axis in left)
+            text += (
+                f"; it takes inputs of the example's sizes alone, and those of the task's batches vary "
+                f"({sizes}): give dynamic_axes={','.join(left)}"
+            )
         notes = [Note("", "written", text, data)]
         if part.state.grids:
             notes.append(operators_note(writer.operators(path, inputs)))
