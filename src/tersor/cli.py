@@ -263,16 +263,13 @@ def unpack(
     """Write a file's weights, decoded, as safetensors."""
     from tersor.io.other_network import other_network
     from tersor.io.unpack import unpack as unpack_file
-    from tersor.report.file_sizes import sizes, unpacked_lines
+    from tersor.report.file_sizes import unpacked, unpacked_lines
     from tersor.report.progress import watching
 
     with watching(quiet=quiet, plain=json) as observer:
         observer.step(1, 1, "unpack")
         unpack_file(file, out, only=only or "*", shard=shard, workers=workers, observer=observer)
-    facts = sizes(file, Path(out)) | {"only": only or [], "other_network": other_network(file)}
-    if only:
-        del facts["share"]
-    return Answer(facts, json, unpacked_lines)
+    return Answer(unpacked(file, Path(out), only or [], other_network(file)), json, unpacked_lines)
 
 
 OLD = "a .tersor file, .safetensors, a saved state dict or a checkpoint folder"

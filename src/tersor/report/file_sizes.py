@@ -113,6 +113,15 @@ def lines(facts: Facts) -> Iterator[str]:
     yield f"{named(after, '')}, {change}{than}"
 
 
+def unpacked(file: Path, out: Path, only: list[str], other_network: str) -> dict[str, Any]:
+    """The sizes after io.unpack; without their share if `only` some tensors were written. `other_network`:
+    what the tensors alone do not show of it."""
+    facts = sizes(file, out) | {"only": only, "other_network": other_network}
+    if only:
+        del facts["share"]
+    return facts
+
+
 def unpacked_lines(facts: Facts) -> Iterator[str]:
     """Two files. If only some tensors were unpacked, their bytes are not compared with those of all."""
     yield from ((named(facts[word], "") for word in ("from", "to")) if facts["only"] else lines(facts))
