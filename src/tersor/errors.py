@@ -130,6 +130,12 @@ def few(names: Iterable[str], most: int = 4) -> str:
     return ", ".join(map(shortened, names[:most])) + (f" and {more} more" if more > 0 else "")
 
 
+def counted(count: int, noun: str) -> str:
+    """'1 step', '2 steps', '3 entries', '4 branches'."""
+    many = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}es" if noun.endswith("ch") else f"{noun}s"
+    return f"{count:,} {noun if count == 1 else many}"
+
+
 def first_line(error: Exception) -> str:
     """The first line of an error's text, or its class name."""
     return next(iter(str(error).strip().splitlines()), "") or type(error).__name__

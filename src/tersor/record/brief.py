@@ -10,6 +10,8 @@ from __future__ import annotations
 from html import escape
 from typing import Any, NamedTuple
 
+from tersor.errors import counted
+
 ROWS = 9  # of the ten lines, after the title; the last one counts the others
 LONGEST = 300  # letters of a cell
 
@@ -90,12 +92,6 @@ class BriefLedger(Brief):
         if (more := len(rows) - ROWS) > 0:
             rows[ROWS // 2 : ROWS // 2 + more + 1] = [("", f"{more + 1} others", "", "")]
         return Table(title, (" step", "name", "did", " time"), rows)
-
-
-def counted(count: int, noun: str) -> str:
-    """'1 step', '2 steps', '3 entries'."""
-    many = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
-    return f"{count:,} {noun if count == 1 else many}"
 
 
 def outlined(form: Any) -> str:

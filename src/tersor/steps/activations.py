@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from tersor.core.view import View
-from tersor.errors import RefusedError, SettingError, few
+from tersor.errors import RefusedError, SettingError, counted, few
 from tersor.forms import Affine, Dense, Form, uncoded
 from tersor.forms.at import At
 from tersor.forms.form import from_rows, to_rows
@@ -229,7 +229,7 @@ class Rounded:
         whole = count + len(self.left)
         text = f"{count} of {whole} weights multiply integers"
         text += f", and {self.products} products of activations are integers" if self.products else ""
-        text += f"; {len(self.grids)} edges have grids"
+        text += f"; {counted(len(self.grids), 'edge')} with grids"
         text += f"; {self.floats} products of activations stay in float" if self.floats else ""
         if any(grid.scale is None for grid in self.grids.values()):
             text += ", with the range of each batch"

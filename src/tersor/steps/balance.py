@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tersor.core.view import View
 from tersor.encode import coded_like
-from tersor.errors import RefusedError, few
+from tersor.errors import RefusedError, counted, few
 from tersor.forms import Form, uncoded
 from tersor.maths.channel_balance import Reader, balanced, room
 from tersor.model.batches import device_of, move
@@ -64,7 +64,7 @@ def channels_balanced(
     ]
     if not events:
         return view
-    text = f"{len(gains)} sets of channels have scales that integers fit better"
+    text = f"{counted(len(gains), 'set')} of channels with scales that integers fit better"
     text += "; the outputs of these layers keep theirs: " + few(map(": ".join, left.items())) if left else ""
     note = Note("", "balanced", text, {"noise": gains, "left": left})
     group = Group("balanced", (*events, note), "runs")

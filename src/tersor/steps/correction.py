@@ -8,6 +8,7 @@ Cost: a pass of both models over the calibration batches for each layer.
 from __future__ import annotations
 
 from tersor.core.view import View
+from tersor.errors import counted
 from tersor.forms import Dense, Form
 from tersor.model.channels.reconstruct import Layer, apart, refitted, settled_norms
 from tersor.model.frozen import Frozen
@@ -60,7 +61,7 @@ def corrected(key: str, before: View, now: View, layers: list[Layer], still: Fro
             # eval() freezes statistics, not weights
             forms[name] = Dense(value.to("cpu", now.sites[name].torch_dtype))  # forms live there
     forms = {name: form for name, form in forms.items() if form.digest != now.forms[name].digest}
-    text = f"{len(plain)} layers refitted to what they gave before, {on_which(now.task)}"
+    text = f"{counted(len(plain), 'layer')} refitted to what they gave before, {on_which(now.task)}"
     if not forms:
         text = "refitting does not bring the outputs nearer to those before, so nothing is refitted"
     if len(plain) < len(layers):

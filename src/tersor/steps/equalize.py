@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tersor.core.view import View
 from tersor.encode import coded_like
-from tersor.errors import RefusedError, few
+from tersor.errors import RefusedError, counted, few
 from tersor.forms import Form, uncoded
 from tersor.maths.equalization import equalizing
 from tersor.model.batches import device_of, move
@@ -45,10 +45,13 @@ def equalized(view: View, chosen: set[str]) -> Generator[Group, None, View]:
         if bool((whole != 1).any()) and (form := scaled(view.form(name), whole)) is not None:
             events.append(Edit(name, view.form(name), form, "refine"))
     text = (
-        f"{len(fits)} pairs of layers have equal ranges of their channels, by powers of two up to 2^{moved}"
+        f"{counted(len(fits), 'pair')} of layers with equal ranges of their channels, by powers of two up to "
+        f"2^{moved}"
     )
     text += (
-        f"; {len(left)} layers have no pair: " + few(f"{k}: {why}" for k, why in left.items()) if left else ""
+        f"; {counted(len(left), 'layer')} without a pair: " + few(f"{k}: {why}" for k, why in left.items())
+        if left
+        else ""
     )
     facts = {"pairs": len(fits), "largest": moved, "left": left}
     group = Group("equalized", (*events, Note("", "equalized", text, facts)), "same" if events else "")

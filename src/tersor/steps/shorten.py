@@ -24,7 +24,7 @@ import torch
 
 from tersor.core.step import Needs
 from tersor.core.view import View
-from tersor.errors import RefusedError
+from tersor.errors import RefusedError, counted
 from tersor.model.batches import device_of, evaluating, move, steady
 from tersor.model.branches import Branch
 from tersor.model.bypass import Plan
@@ -200,7 +200,9 @@ class Shorten(Retrain):
 
     def budget(self, found: Found, work: Work) -> Note:
         share, before, after = work.left_over, work.start, found.cost
-        text = f"{len(work.gone)} branches removed; {self.of}: {share:.1%} kept, {self.keep:.1%} asked"
+        text = (
+            f"{counted(len(work.gone), 'branch')} removed; {self.of}: {share:.1%} kept, {self.keep:.1%} asked"
+        )
         if work.watch is not None:
             before, after = work.watch.ms, share * work.watch.ms
             text += f"; {before:.4f} ms before, {after:.4f} after in {self.runtime}, batch {self.batch}"

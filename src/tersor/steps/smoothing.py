@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tersor.core.view import View
+from tersor.errors import counted
 from tersor.forms import Dense, uncoded
 from tersor.maths.smoothing import smoothing
 from tersor.model.changes import Replace
@@ -54,7 +55,7 @@ def smoothed(
                 gains[view.sites[layer.weight].layer] = round(gain, 4)
     if not events:
         return view
-    text = f"{len(gains)} layers multiply their inputs, so that outliers need no coarser steps"
+    text = f"{counted(len(gains), 'layer')} with multiplied inputs, so that outliers need no coarser steps"
     group = Group("smoothed", (*events, Note("", "smoothed", text, {"noise": gains})))
     after, _ = yield from same_function(view, group, "smoothed")
     return view if after is None else after
