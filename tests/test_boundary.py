@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import tersor
 from tersor import boundary, errors
+from tersor.model.scaled_inputs import ScaledInputs
 from tersor.steps import quantize
 
 NAMES = ("0.weight", "0.bias", "2.weight", "2.bias")
@@ -405,10 +406,20 @@ def test_an_unknown_weight_of_a_state(made: tersor.State, name: str) -> None:
         made.present("0.weight", 2)
 
 
-def test_an_example_that_does_not_fit_is_the_users() -> None:
-    """torch passes through our code between the user's layer and its operator."""
-    state = tersor.run(net(), tersor.Quantize(activations=8), task())
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied") as caught:
+@pytest.mark.parametrize(
+    ("scaled", "says"), [(False, "shapes cannot be multiplied"), (True, "The size of tensor a")]
+)
+def test_an_example_that_does_not_fit_is_the_users(scaled: bool, says: str) -> None:
+    """torch passes through our code between the user's layer and its operator, and through layers of ours."""
+    x = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+    x[:, 0] *= 100  # smoothing gives the first layer factors for its inputs
+    model = net()
+    with torch.no_grad():
+        model[0].get_parameter("weight")[:, 0] /= 100
+    given = tersor.Task("outliers", evaluate=[(x, x[:, :4].argmax(1))], calibrate=[(x,)])
+    state = tersor.run(model, tersor.Quantize(activations=8, smooth=scaled), given)
+    assert any(isinstance(layer, ScaledInputs) for layer in state.model().modules()) == scaled
+    with pytest.raises(RuntimeError, match=says) as caught:
         tersor.trainable(state, example=lambda model: model(torch.ones(2, 3)))
     assert caught.value.__notes__[0].startswith("trainable: your code raised it (test_boundary.py, line")
 

@@ -179,8 +179,10 @@ def package(frame: FrameType) -> str:
 
 def is_ours(frame: FrameType) -> bool:
     """Whether a frame runs our code. Not where torch only passes through it, on the way from the user's model
-    to an operator."""
-    passes = frame.f_code.co_name in ("__torch_function__", "__torch_dispatch__")
+    to an operator, and not a layer of ours that stands in the user's model."""
+    name = frame.f_code.co_name
+    layer = name == "forward" and hasattr(frame.f_locals.get("self"), "register_forward_hook")
+    passes = layer or name in ("__torch_function__", "__torch_dispatch__")
     return package(frame) == OURS and frame.f_globals.get("__name__") != __name__ and not passes
 
 

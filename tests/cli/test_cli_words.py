@@ -116,7 +116,7 @@ def test_an_unexpected_error_is_not_hidden(tersor: Command, monkeypatch: pytest.
     def broken(*args: object, **more: object) -> None:
         raise ZeroDivisionError("ours")
 
-    monkeypatch.setattr("tersor.io.verify", broken)
+    monkeypatch.setattr("tersor.io.verify.verify", broken)
     done = tersor("verify mine.py")
     assert done.code == 1  # as of a user's code: the function is not Tersor's
     assert 'raise ZeroDivisionError("ours")' in done.err

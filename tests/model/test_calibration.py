@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import tersor
 from tersor.errors import TaskError
-from tersor.model.calibration import Sound
+from tersor.model.calibration import Seen, Sound
 
 
 def net() -> nn.Sequential:
@@ -80,3 +80,12 @@ def test_masks_and_inputs_of_other_units_are_sound() -> None:
     large[2] *= 1e7
     with pytest.raises(TaskError, match="sample 2"):
         list(sound)
+
+
+def test_a_mask_is_not_damaged() -> None:
+    """Masks of -3.4e38, as an argument of floats, are in some samples and not in others."""
+    mask = torch.zeros(8, 4)
+    mask[0, 1:], mask[1:] = torch.finfo(torch.float32).min, -1.0
+    seen = Seen(lambda batch: batch, "task")
+    seen.add((mask,))
+    seen.refuse_damaged()

@@ -152,8 +152,8 @@ def test_an_attention_mask_sets_no_range(dtype: torch.dtype, value: float, range
 
 
 def test_large_values_that_are_no_mask_count() -> None:
-    assert found(torch.tensor([-9e29, 2e5])) == (float(torch.tensor(-9e29)), 2e5)
-    assert found(torch.tensor([-20_000.0, 60_000.0], dtype=torch.float16)) == (-20_000, 60_000)
+    assert found(torch.tensor([[-9e29, 2e5]])) == (float(torch.tensor(-9e29)), 2e5)
+    assert found(torch.tensor([[-20_000.0, 60_000.0]], dtype=torch.float16)) == (-20_000, 60_000)
 
 
 def test_a_mask_sets_no_channels_range_and_a_mask_alone_gives_zero() -> None:

@@ -3,8 +3,8 @@
 damaged   max_n m_n > far * median_n m_n, m_n = max |x_n|   one number of uninitialized memory, say
 blank     all numbers of all float inputs are the same      no grid spans what the model is meant for
 Ranges, means and least squares would follow the one damaged number, and the model be destroyed for all other
-inputs. Each argument of the model is judged alone. NaN and infinities are no matter of this file: masks have
-them, and steps name them where they meet them.
+inputs. Each argument of the model is judged alone. NaN, infinities and values of an attention mask are no
+matter of this file: steps name them, or leave them out, where they meet them.
 Cost: the largest magnitude of each sample.
 """
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten_with_path
 
 from tersor.errors import TaskError
+from tersor.model.edge_values import least_unmasked
 
 FAR = 1e6  # beyond, refitted weights serve the one sample alone
 FAR_ON_GRIDS = 1e5  # a grid has 256 steps
@@ -32,7 +33,7 @@ class Argument:
 
     def add(self, x: Tensor) -> None:
         rows = x.detach().reshape(len(x) if x.ndim > 1 else x.numel(), -1).float()
-        finite = rows.isfinite()
+        finite = rows.isfinite() & (rows > least_unmasked(x.dtype))
         self.sizes.append(rows.masked_fill(~finite, 0).abs().amax(1).cpu())
         if finite.any():
             self.low = min(self.low, float(rows[finite].min()))

@@ -1,7 +1,8 @@
-"""Graph hooks: forward hooks of an fx.GraphModule, which its deepcopy drops.
+"""Graph hooks: forward hooks of an fx.GraphModule, and its plain attributes, which its deepcopy drops.
 
-A copy without them is another function: without the user's hook, or without the grid on an input. A
-_deepcopy_hook of the module puts them back, in its copies and in theirs.
+A copy without them is another function: without the user's hook, or without the grid on an input. Hooks read
+attributes: that of an exported program asks for `validate_inputs`. A _deepcopy_hook of the module puts them
+back, in its copies and in theirs.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ class Kept:
 
     def __init__(self, module: nn.Module):
         self.hooks: dict[str, Any] = {key: vars(module)[key] for key in HOOKS if key in vars(module)}
+        self.attributes = {key: value for key, value in vars(module).items() if not key.startswith("_")}
 
     def __call__(self, module: Any) -> None:
         for mine in module._deepcopy_hooks:
@@ -30,7 +32,7 @@ class Kept:
                 mine.put(module)
 
     def put(self, module: nn.Module) -> None:
-        vars(module).update(self.hooks)
+        vars(module).update(self.attributes | vars(module) | self.hooks)
 
 
 def keep_hooks(model: nn.Module) -> None:
