@@ -89,3 +89,13 @@ def test_a_mask_is_not_damaged() -> None:
     seen = Seen(lambda batch: batch, "task")
     seen.add((mask,))
     seen.refuse_damaged()
+
+
+def test_tokens_with_a_mask_of_ones_are_not_blank() -> None:
+    seen = Seen(lambda batch: batch, "task")
+    seen.add((torch.randint(30, (4, 6)), torch.ones(4, 6)))
+    seen.refuse_blank()
+    seen = Seen(lambda batch: batch, "task")
+    seen.add((torch.ones(4, 6),))
+    with pytest.raises(TaskError, match="all numbers in the calibration batches are 1"):
+        seen.refuse_blank()

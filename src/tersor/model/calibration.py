@@ -1,7 +1,7 @@
 """Calibration: whether the inputs in a pass over the calibration batches can be those of a working model.
 
 damaged   max_n m_n > far * median_n m_n, m_n = max |x_n|   one number of uninitialized memory, say
-blank     all numbers of all float inputs are the same      no grid spans what the model is meant for
+blank     all numbers of all inputs, floats, are the same   no grid spans what the model is meant for
 Ranges, means and least squares would follow the one damaged number, and the model be destroyed for all other
 inputs. Each argument of the model is judged alone. NaN, infinities and values of an attention mask are no
 matter of this file: steps name them, or leave them out, where they meet them.
@@ -47,11 +47,13 @@ class Seen:
     def __init__(self, inputs: Callable[[Any], Any], who: str):
         self.inputs, self.who = inputs, who
         self.arguments: dict[str, Argument] = {}
+        self.tokens = False  # whether an argument holds integers, which floats of ones often go with: a mask
 
     def add(self, batch: Any) -> None:
         for path, x in tree_flatten_with_path(self.inputs(batch))[0]:
             if isinstance(x, Tensor) and x.is_floating_point() and x.numel():
                 self.arguments.setdefault(str(path), Argument()).add(x)
+            self.tokens |= isinstance(x, Tensor) and not x.is_floating_point()
 
     def refuse_damaged(self, far: float = FAR) -> None:
         for each in self.arguments.values():
@@ -66,7 +68,7 @@ class Seen:
 
     def refuse_blank(self) -> None:
         seen = self.arguments.values()
-        if seen and all(each.low == each.high and each.count > 1 for each in seen):
+        if seen and not self.tokens and all(each.low == each.high and each.count > 1 for each in seen):
             raise TaskError(
                 f"{self.who}: all numbers in the calibration batches are {next(iter(seen)).low:.6g}, so they "
                 "show no range. Give samples that the model is meant for, or activation_range=dynamic."
