@@ -19,6 +19,7 @@ from tersor.model.output_comparison import outputs
 from tersor.record.events import Group, Note
 
 ROUNDING = 1e-5  # of the largest output
+RESIDUE = 1e-6  # of the largest output: another output as small as this holds rounding
 
 
 def same_function(view: View, group: Group, what: str) -> Generator[Group, None, tuple[View | None, float]]:
@@ -53,10 +54,12 @@ def difference(view: View, group: Group) -> float:
 
 def moved_by(was: list[Tensor], now: list[Tensor]) -> float:
     """The largest difference in an output, relative to the largest number of that output before: a large
-    output must not hide what happens to another."""
-    return max((moved(x, y) for x, y in zip(was, now, strict=True) if x.numel()), default=math.inf)
+    output must not hide what happens to another. One that is RESIDUE of the largest output is rounding."""
+    pairs = [(x, y) for x, y in zip(was, now, strict=True) if x.numel()]
+    least = RESIDUE * max((float(x.abs().max()) for x, _ in pairs), default=0.0)
+    return max((moved(x, y, least) for x, y in pairs), default=math.inf)
 
 
-def moved(x: Tensor, y: Tensor) -> float:
-    largest, apart = float(x.abs().max()), float((x - y).abs().max())
+def moved(x: Tensor, y: Tensor, least: float) -> float:
+    largest, apart = max(float(x.abs().max()), least), float((x - y).abs().max())
     return apart / largest if largest else (math.inf if apart else 0.0)
