@@ -59,3 +59,12 @@ def test_importing_loads_no_torch() -> None:
     code = "import sys, tersor; print('torch' in sys.modules, tersor.Prune.__name__, 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "Prune", "True"]
+
+
+def test_reading_a_file_imports_no_step_and_no_tracer() -> None:
+    """They cost half a second, of each `verify` and each load in a service."""
+    code = "import sys, tersor; tersor.load, tersor.verify; print(*sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    imported = set(done.stdout.split())
+    assert "tersor.io.container" in imported
+    assert not imported & {"sympy", "tersor.steps", "tersor.steps.quantize"}

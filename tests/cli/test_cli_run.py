@@ -149,6 +149,8 @@ def test_export_writes_and_compares(tersor: Command) -> None:
     assert (
         "exported: model.onnx" in tersor("run mine.py:net --task mine.py:task -q --out o3 --export prune").out
     )
+    told = tersor("run mine.py:net --task mine.py:task -q --out o4 prune export").out
+    assert "written to o4: model.tersor, model.onnx, recipe.lock.yaml" in told
 
 
 def test_a_model_that_cannot_be_exported_is_still_compressed(tersor: Command) -> None:

@@ -8,9 +8,10 @@ from torch import nn
 
 import tersor
 from tersor.core.state import State
+from tersor.errors import counted
 from tersor.forms import Codebook, Dense, Masked
 from tersor.model.sites import Site
-from tersor.record.brief import counted, outlined, printable
+from tersor.record.brief import outlined, printable
 from tersor.record.ledger import Entry, Ledger
 
 
@@ -109,6 +110,6 @@ def test_forms_and_counts_in_words() -> None:
     codes = Dense(torch.zeros(2, 3, dtype=torch.uint8))
     book = Codebook(codes, Dense(torch.zeros(4)))
     assert outlined(Masked(Dense(torch.ones(2, 3, dtype=torch.bool)), book)) == "Masked(Codebook)"
-    assert [counted(1, "entry"), counted(2, "entry"), counted(1000, "step")] == [
-        "1 entry", "2 entries", "1,000 steps"
+    assert [counted(1, "entry"), counted(2, "entry"), counted(1000, "step"), counted(2, "branch")] == [
+        "1 entry", "2 entries", "1,000 steps", "2 branches"
     ]  # fmt: skip
