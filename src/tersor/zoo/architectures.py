@@ -36,7 +36,8 @@ class Entry(NamedTuple):
     licence: str  # of the code that defines it
     paper: str
     about: str  # what matters for compressing it
-    recipe: str = "classifier"  # recipes/zoo/RECIPE.yaml trains it, RECIPE.small.yaml compresses it
+    recipe: str = "classifier"  # recipes/zoo/RECIPE.yaml trains it
+    small: str = ""  # recipes/zoo/SMALL.small.yaml compresses it; "": RECIPE.small.yaml
 
 
 def torchvision(name: str) -> Callable[[int], nn.Module]:
@@ -100,7 +101,7 @@ ZOO: dict[str, Entry] = {
     "ssdlite": Entry(
         SsdLite, "anchors", "torchvision", "BSD-3", "Liu 2016; Sandler 2018; Howard 2019",
         "detection with anchors, on MobileNetV3-large; decoding is outside the network",
-        "detector",
+        "detector", "anchors",
     ),
     "deeplab_v3plus": Entry(
         deeplab, "masks", "segmentation-models-pytorch", "MIT", "Chen 2018; Howard 2019",
@@ -119,12 +120,12 @@ def zoo_recipe(text: str) -> Path:
     """The recipe of the words zoo:NAME or zoo:NAME:small. SettingError for others."""
     _, _, rest = text.partition(":")
     name, _, which = rest.partition(":")
-    stem = entry(name).recipe
+    found = entry(name)
     if which not in {"", "small"}:
         raise SettingError(
             f"zoo: there is no recipe {text}: zoo:{name} trains the network, zoo:{name}:small compresses it"
         )
-    return RECIPES / f"{stem}.small.yaml" if which else RECIPES / f"{stem}.yaml"
+    return RECIPES / (f"{found.small or found.recipe}.small.yaml" if which else f"{found.recipe}.yaml")
 
 
 def zoo_model(name: str) -> nn.Module:
