@@ -224,7 +224,8 @@ def test_an_attention_mask_gets_no_grid() -> None:
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"activations": 4}, "8 bits, or 0"),
+        ({"activations": 4}, "8 or 16 bits, or 0"),
+        ({"activations": 16, "activation_range": "dynamic"}, "8-bit codes alone"),
         ({"activations": 8, "bits": 9}, "bits=2 to 8"),
         ({"activations": 8, "scheme": "binary"}, "scheme=uniform"),
         ({"activations": 8, "symmetric": False}, "symmetric=true"),

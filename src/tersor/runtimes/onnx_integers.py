@@ -4,7 +4,7 @@ Runtimes replace DequantizeLinear -> operator -> QuantizeLinear by one integer k
 exactly theirs. Each function here changes one thing that would hide it, and none changes what the file
 computes:
 
-clip       a clamp before QuantizeLinear goes where the grid clips alike
+clip       a clamp before QuantizeLinear goes where a grid of 8 bits clips alike
 pool       ReduceMean over height and width is GlobalAveragePool
 turned     a transposed integer weight is stored transposed
 zeros      weights of Gemm and MatMul have zero points, all 0: without them ONNX Runtime computes in float
@@ -46,6 +46,7 @@ from tersor.runtimes.onnx_graphs import (
 PARTS = ("Split", "Slice", "Gather", "Pad", "Concat", "Expand", "Tile", "DepthToSpace", "SpaceToDepth")
 VIEWS = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten")
 OPSET = 21  # of ONNX: the first with 16-bit codes
+SIXTEEN = (ir.DataType.UINT16, ir.DataType.INT16)
 INT32 = 2**31 - 1
 FEW = 24  # scales, in bytes about as long as the operator that computes them
 
@@ -53,6 +54,8 @@ FEW = 24  # scales, in bytes about as long as the operator that computes them
 def grid(  # noqa: PLR0917  an operator has no keywords
     x: Any, scale: Any, zero: Any, bits: int, signed: bool, axis: int
 ) -> Any:
+    if bits > 8:  # torch computes with few of the 16-bit types
+        zero = op.Cast(zero, to=int(ir.DataType.INT16 if signed else ir.DataType.UINT16))
     return op.DequantizeLinear(op.QuantizeLinear(x, scale, zero, axis=axis), scale, zero, axis=axis)
 
 
@@ -123,6 +126,8 @@ def clip(graph: ir.Graph, node: ir.Node) -> None:
         if scale is None or zero is None or scale.ndim or low is None or high is None:
             return
         codes = np.iinfo(zero.dtype)
+        if codes.bits > 8:  # no kernel waits for the pattern, and OpenVINO's such pairs do not clip
+            return
         with np.errstate(over="ignore"):
             first, last = (float(np.rint(np.float32(end) / scale)) + float(zero) for end in (low, high))
         if first > codes.min or last < codes.max:
@@ -291,7 +296,12 @@ def integer(node: ir.Node, at: int) -> bool:
     """Whether an operator that reads a weight at this place may compute with integers."""
     if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
         return False
-    return decoded(node.inputs[1 - at] if at < 2 else None) is not None
+    before = decoded(node.inputs[1 - at] if at < 2 else None)
+    if before is None:
+        return False
+    zero = before.inputs[2] if len(before.inputs) > 2 else None
+    # Else ONNX Runtime makes MatMulNBits of it, and rounds what it reads to 8 bits.
+    return node.op_type not in ("MatMul", "Gemm") or zero is None or zero.dtype not in SIXTEEN
 
 
 def shared(graph: ir.Graph, node: ir.Node) -> None:

@@ -9,7 +9,7 @@ float and are named. Cost: two passes over the calibration batches, without grad
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -36,6 +36,7 @@ from tersor.record.events import Edit, Event, Group, Note
 from tersor.steps.norm_folding import fold_norms
 from tersor.steps.units import OUTSIDE
 
+NO_KERNELS = "ONNX Runtime and OpenVINO have no kernels for 16-bit activations and compute these in float"
 ACCUMULATOR = 2**30  # largest code of a bias: half of what 32 bits hold, the rest is for the sum
 
 
@@ -120,7 +121,7 @@ def calibrated(view: View, after: Mapping[str, Form], chosen: set[str], how: Cal
         more, out = ranges_or_refusals(model, task, old, how) if old else ({}, {})
         ranges, refused = ranges | more, refused | out
         wanted += [edge for edge in old if edge in more]
-    grids = grids_of(found, ranges, wanted, how.bits)
+    grids = grids_of(found, ranges, wanted, bits_of(view, chosen - set(left), how))
     if not wanted:
         reasons = {**left, **refused}
         why = few(f"{name}: {why}" for name, why in reasons.items()) or "no layer reads an edge of the graph"
@@ -146,11 +147,18 @@ def edges_with_ranges(
     return found, ranges, refused
 
 
+def bits_of(view: View, chosen: set[str], how: Calibration) -> Callable[[str], int]:
+    """The bits of an edge's grid. What only layers of earlier steps need keeps those that it has."""
+    before = view.state.grids
+    mine = {*choice(view, chosen, products=how.products).edges} if before else set[str]()
+    return lambda edge: before[edge].bits if edge in before and edge not in mine else how.bits
+
+
 def grids_of(
-    found: IntegerEdges, ranges: Mapping[str, Range], edges: Iterable[str], bits: int
+    found: IntegerEdges, ranges: Mapping[str, Range], edges: Iterable[str], bits: Callable[[str], int]
 ) -> dict[str, Grid]:
     return {
-        edge: (symmetric_grid if edge in found.symmetric else grid_of)(ranges[edge], bits=bits)
+        edge: (symmetric_grid if edge in found.symmetric else grid_of)(ranges[edge], bits=bits(edge))
         for edge in edges
     }
 
@@ -162,7 +170,7 @@ def expected_grids(view: View, chosen: set[str], how: Calibration | None) -> dic
         return {edge: Grid() for edge in choice(view, chosen, dynamic=True).edges}
     found = choice(view, chosen | rounded_before(view, how.products), products=how.products)
     found, ranges, _ = edges_with_ranges(view.part.plain(), view.part.task, found, how)
-    return grids_of(found, ranges, found.edges, how.bits)
+    return grids_of(found, ranges, found.edges, bits_of(view, chosen, how))
 
 
 def dynamic(view: View, after: Mapping[str, Form], chosen: set[str]) -> Rounded:
@@ -233,6 +241,8 @@ class Rounded:
         text += f"; {self.floats} products of activations stay in float" if self.floats else ""
         if any(grid.scale is None for grid in self.grids.values()):
             text += ", with the range of each batch"
+        if any(grid.bits > 8 for grid in self.grids.values()):
+            text += f"; {NO_KERNELS}"
         if self.left:
             text += "; in float: " + few(f"{name} ({why})" for name, why in self.left.items())
         if self.refused:

@@ -8,8 +8,8 @@ stored     bits a weight before coding, 32 bits a scale
 rounding   to the nearest, or gptq and adaround: by the error of each layer's outputs: steps/compensated.py;
            brecq: by that of each block's: steps/blockwise.py;
            or auto: the first of these that keeps the metric: steps/rounding_search.py
-activations=8 also rounds what layers read, as integer kernels do: steps/activations.py. It needs data, except
-with activation_range=dynamic, where the range of each tensor is taken when the model runs.
+activations=8 or 16 also rounds what layers read, as integer kernels do: steps/activations.py. It needs data,
+except with activation_range=dynamic, where the range of each tensor is taken when the model runs.
 Weights alone, rounded to the nearest, need none. With epochs it trains through the grid by straight-through
 gradients (Bengio 2013), and learns the steps of uniform grids (LSQ, Esser 2020).
 """
@@ -77,13 +77,13 @@ class Quantize(Retrain):
         "high": {"range": ("fixed",)},
         "terms": {"scheme": ("log",)},
         "rule": {"scheme": ("ternary",)},
-        "activation_range": {"activations": (8,)},
+        "activation_range": {"activations": (8, 16)},
         "activation_percentile": {"activation_range": ("percentile",)},
-        "smooth": {"activations": (8,)},
-        "balance": {"activations": (8,), "activation_range": (*ACTIVATION_RANGES,)},
-        "correct": {"activations": (8,), "activation_range": (*ACTIVATION_RANGES,), "epochs": (0,)},
+        "smooth": {"activations": (8, 16)},
+        "balance": {"activations": (8, 16), "activation_range": (*ACTIVATION_RANGES,)},
+        "correct": {"activations": (8, 16), "activation_range": (*ACTIVATION_RANGES,), "epochs": (0,)},
         "awq": {"activations": (0,), "scheme": ("uniform",), "epochs": (0,), "allowed": LEFT_OUT},
-        "products": {"activations": (8,), "activation_range": (*ACTIVATION_RANGES,)},
+        "products": {"activations": (8, 16), "activation_range": (*ACTIVATION_RANGES,)},
     }
     scheme: str = "uniform"  # "uniform", "log", "binary" or "ternary"
     bits: int = 8  # bits a weight: 1 to 16 uniform, 2 to 8 log
@@ -107,7 +107,8 @@ class Quantize(Retrain):
     rounding: str = "nearest"
     damp: float = 0.01  # share of the mean curvature added to it, for inputs that the data did not show
     terms: int = 1  # powers of two in a log level: 1 or 2
-    # Bits of activations: 0 leaves them in float, 8 for kernels that compute with integers.
+    # Bits of activations: 0 leaves them in float, 8 is for kernels that compute with integers, 16 for
+    # accelerators that have such kernels.
     activations: int = 0
     # How the range of activations is found: "minmax", "average", "percentile", "mse" or "entropy" from
     # calibration batches, or "dynamic": anew for each tensor when the model runs.
@@ -148,13 +149,18 @@ class Quantize(Retrain):
         check(self.group >= 1, self, "group", "it is a number of weights: 1 or more")
         check(50 < self.percentile <= 100, self, "percentile", "it is above 50 and up to 100")
         check(self.terms in (1, 2), self, "terms", "a level is 1 power of two or a sum of 2")
-        check(self.activations in (0, 8), self, "activations", "it is 8 bits, or 0 for floats")
+        check(self.activations in (0, 8, 16), self, "activations", "it is 8 or 16 bits, or 0 for floats")
         check_word(self, "activation_range", (*ACTIVATION_RANGES, DYNAMIC))
         check_word(self, "products", PRODUCTS)
         fine = 50 < self.activation_percentile <= 100
         check(fine, self, "activation_percentile", "it is above 50 and up to 100")
         if self.activations:
             check_weights(self)
+        if self.activations == 16 and self.activation_range == DYNAMIC:
+            raise SettingError(
+                "quantize: activations=16 with activation_range='dynamic', but ONNX finds ranges of 8-bit "
+                "codes alone when a file runs. Give activations=8, or a range from calibration batches"
+            )
         check_effect(self)
         check_way(self)
         if self.range == "fixed":
