@@ -8,18 +8,19 @@ A runtime's writer translates these operators. Both compute the same numbers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
-from tersor.forms import Form
+from tersor.forms import Dense, Form
 from tersor.forms.grid import Grid
 from tersor.forms.ongrid import OnGrid
 from tersor.model.edges import Edge, edges_of
 from tersor.model.grid_part import GridPart
-from tersor.model.integer_weights import IntegerWeight, integer_weight
+from tersor.model.integer_weights import IntegerWeight, integer_weight, under_masks
 from tersor.model.packed_weights import PackedWeight, packed_weight
 from tersor.model.simulate import Simulated, refuse_stale, tensors_of
 from tersor.model.watch import made_at
@@ -36,10 +37,12 @@ class Deployed(Simulated):
         edge_grids: Mapping[str, Grid],
         weights: Mapping[str, IntegerWeight | PackedWeight],
         left: Mapping[str, str] | None = None,
+        halves: Collection[str] = (),
     ):
         """`model`: a private copy with decoded weights. `weights`: its tensors that are codes, by name.
-        `left`: why others, which are stored in fewer bits too, are floats."""
+        `left`: why others, which are stored in fewer bits too, are floats. `halves`: the 16-bit floats."""
         super().__init__(model, edge_grids)
+        self.halves = tuple(halves)
         self.left = dict(left or {})
         self.makers: dict[str, Any] = {}  # partials of the weights, without their tensors
         for at, (name, weight) in enumerate(weights.items()):
@@ -88,6 +91,7 @@ def deployed(
     own = tensors_of(model)
     found: dict[str, IntegerWeight | PackedWeight] = {}
     left: dict[str, str] = {}
+    halves: list[str] = []
     for name, form in forms.items():
         codes: IntegerWeight | PackedWeight | str = integer_weight(form) if grids else ""
         if isinstance(codes, str) and weights == "packed":
@@ -96,9 +100,17 @@ def deployed(
             found[name] = codes
         elif weights == "packed" and smaller(form):
             left[name] = codes
-    return Deployed(model, grids, found, left) if grids or found or left else model
+        elif weights == "packed" and half(form) and own[name].dtype is torch.float32:
+            halves.append(name)
+    return Deployed(model, grids, found, left, halves) if grids or found or left or halves else model
 
 
 def smaller(form: Form) -> bool:
     """Whether a form stores its numbers in fewer bits than floats."""
     return any(isinstance(node, OnGrid) for _, node in form.walk())
+
+
+def half(form: Form) -> bool:
+    """Whether a form stores its numbers as 16-bit floats."""
+    plain, _ = under_masks(form)
+    return isinstance(plain, Dense) and plain.dtype in (torch.float16, torch.bfloat16)

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from tersor.errors import RefusedError, SettingError, did_you_mean, few
-from tersor.forms import Affine, Form
+from tersor.forms import Affine, Dense, Form
 from tersor.forms.form import Shape, from_rows, to_rows
 from tersor.forms.grid import Grid
 from tersor.maths.uniform_grid import dequantize, expand
 from tersor.model.attention import Attention
-from tersor.model.deployed import smaller
+from tersor.model.deployed import half, smaller
 from tersor.model.integer_weights import under_masks
 
 STYLES = ("plain", "packed")
@@ -125,7 +125,7 @@ def packed_module(model: nn.Module, forms: Mapping[str, Form]) -> nn.Module:
         plain, keep = under_masks(form)
         why = reason(plain, [module for module, _ in homes.get(id(own.get(name)), ())])
         if why:
-            left |= {name: why} if smaller(form) else {}
+            left |= {name: why} if smaller(form) or half(form) else {}
             continue
         stored = PackedTensor(plain, keep, own[name].dtype).to(own[name].device)  # type: ignore[arg-type]
         for module, key in homes[id(own[name])]:  # tied weights share it
@@ -144,6 +144,8 @@ def packed_module(model: nn.Module, forms: Mapping[str, Form]) -> nn.Module:
 
 def reason(plain: Form, modules: list[nn.Module]) -> str:
     """Why a weight of these modules stays a float; "" if it is packed."""
+    if isinstance(plain, Dense):
+        return f"it is stored in {plain.dtype}, for which there are no codes".replace("torch.", "")
     if not isinstance(plain, Affine):
         return f"its form is {plain.name}, not integers on a uniform grid"
     if plain.bits > 8:

@@ -29,7 +29,7 @@ from tersor.model.deployed import Deployed
 from tersor.model.edges import Edge
 from tersor.model.grid_part import uses
 from tersor.model.outputs import exportable
-from tersor.runtimes import onnx_integers, onnx_packed, onnxruntime_session
+from tersor.runtimes import onnx_halves, onnx_integers, onnx_packed, onnxruntime_session
 from tersor.runtimes.agree import (
     TOLERANCE,
     Difference,
@@ -102,6 +102,8 @@ def write(
         if isinstance(model, Deployed):
             floats = model.left | onnx_packed.pack(program.model, model.packed, openvino)
             onnx_integers.tidy(program.model)
+            if model.halves:
+                floats |= onnx_halves.halve(program.model, model.halves)
             wanted = sum(edge.uses for edge in rounded.values())
             grids = uses(program.exported_program)
             if grids != wanted:

@@ -3,8 +3,8 @@
 If edges have grids (quantize activations=8), weights are integers in the file and the runtime computes with
 integers. Other weights on uniform grids are codes in the file, in blocks of inputs with a scale each. Layers
 of up to 4 bits and tables run so (com.microsoft::MatMulNBits, GatherBlockQuantized); other weights are
-decoded when the runtime loads the file. weights=float writes all of them as floats, and the file is as large
-as the given model's. Outputs are those of the compressed model; a file whose outputs differ is removed.
+decoded when the runtime loads the file, and so are 16-bit floats. weights=float writes float32, as large
+as the given model. Outputs are those of the compressed model; a file whose outputs differ is removed.
 If the task names parts of the model, each is a file. Operators that the runtime still computes in float are
 listed with their times.
 """
@@ -39,7 +39,7 @@ class Export:
     to: str = "onnxruntime"  # the runtime
     path: str = "model.onnx"  # in the folder of results
     dynamic_axes: str = ""  # further axes of any size: 1 for tokens [B, T], 2,3 for height and width
-    weights: str = "packed"  # "packed": codes of up to 8 bits stay codes; "float": weights are decoded
+    weights: str = "packed"  # "packed": up to 8 bits stay codes, 16-bit floats stay so; "float": decoded
     dynamic_batch: bool = True  # the file takes batches of any size; else only of the example's size
 
     def __post_init__(self) -> None:

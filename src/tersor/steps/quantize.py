@@ -1,9 +1,10 @@
-"""Quantize: store each weight as a small integer.
+"""Quantize: store each weight as a small integer, or as a 16-bit float.
 
 uniform    w ~ (codes - zero) * scale       1 to 16 bits; range by min-max, percentile, least squares, entropy
 log        w ~ sign * 2^-k * scale          powers of two (Miyashita 2016), or sums of two (APoT, Li 2020)
 binary     w ~ +-scale                      Rastegari 2016
 ternary    w ~ {-1, 0, 1} * scale           Li 2016 (TWN)
+float16    w ~ sign * 2^e * 1.m             10 bits of m, up to 65,504; bfloat16: 7 bits, the range of float32
 stored     bits a weight before coding, 32 bits a scale
 rounding   to the nearest, or gptq and adaround: by the error of each layer's outputs: steps/compensated.py;
            brecq: by that of each block's: steps/blockwise.py;
@@ -28,7 +29,7 @@ from torch import Tensor
 from tersor.core.step import Needs
 from tersor.core.view import View
 from tersor.encode import refine
-from tersor.errors import SettingError
+from tersor.errors import RefusedError, SettingError
 from tersor.forms import Affine, Codebook, Dense, Form, LogGrid
 from tersor.forms.form import from_rows, to_rows
 from tersor.forms.grid import Grid
@@ -51,7 +52,9 @@ from tersor.steps.retrain import Retrain
 from tersor.steps.rounded_note import rounded_note
 from tersor.steps.rounding_search import WAYS, check_way, searched
 
-SCHEMES = ("uniform", "log", "binary", "ternary")
+LARGEST = 65_504  # in float16
+HALVES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+SCHEMES = ("uniform", "log", "binary", "ternary", *HALVES)
 ROUNDING = (*WAYS, "auto")
 BY_OUTPUTS = WAYS[1:]  # those that need calibration batches
 PRODUCTS = ("float", "integer")
@@ -59,7 +62,7 @@ PRODUCTS = ("float", "integer")
 
 @dataclass(frozen=True, kw_only=True)
 class Quantize(Retrain):
-    """Store weights as small integers: uniform grids, powers of two, binary or ternary."""
+    """Store weights in few bits: uniform grids, powers of two, binary, ternary, or 16-bit floats."""
 
     name: ClassVar[str] = "quantize"
     only: ClassVar[Only] = {
@@ -67,6 +70,7 @@ class Quantize(Retrain):
         "allowed": {"scheme": ("uniform", "log"), "activations": (0,), "rounding": ("nearest",)},
         "mean_bits": {"allowed": GIVEN, "max_drop": LEFT_OUT},
         "max_drop": {"mean_bits": LEFT_OUT},  # and allowed or rounding=auto: check_way
+        "per": {"scheme": ("uniform", "log", "binary", "ternary")},
         "group": {"per": ("group",)},
         "symmetric": {"scheme": ("uniform",)},
         "range": {"scheme": ("uniform", "log")},
@@ -85,7 +89,7 @@ class Quantize(Retrain):
         "awq": {"activations": (0,), "scheme": ("uniform",), "epochs": (0,), "allowed": LEFT_OUT},
         "products": {"activations": (8, 16), "activation_range": (*ACTIVATION_RANGES,)},
     }
-    scheme: str = "uniform"  # "uniform", "log", "binary" or "ternary"
+    scheme: str = "uniform"  # "uniform", "log", "binary" or "ternary"; "float16" or "bfloat16"
     bits: int = 8  # bits a weight: 1 to 16 uniform, 2 to 8 log
     allowed: str | None = None  # bits that a layer may have, as "8,4": each gets those that its errors need
     mean_bits: float | None = None  # of all weights, with `allowed`; by default midway between the ends
@@ -254,6 +258,13 @@ class Quantize(Retrain):
 
     def edit(self, view: View, site: Site) -> Edit:
         """The site's weights on this step's grid."""
+        if self.scheme == "float16" and any(
+            part.abs().max() > LARGEST for part in view.form(site).slices() if len(part)
+        ):
+            raise RefusedError(
+                f"quantize: {site.name} holds numbers above {LARGEST:,}, which float16 does not have. Give "
+                f"scheme=bfloat16, or leave it out: where='*,!{site.name}'"
+            )
         store = partial(self.store, groups=view.groups(site) if site.axis else 1)
         after, how = refine(view.form(site), store, site.axis)
         return Edit(site.name, view.form(site), after, how)
@@ -287,6 +298,8 @@ class Quantize(Retrain):
                 keep=within,
             )  # fmt: skip
             return LogGrid(leaf(codes), Dense(scale), self.bits, self.terms, group, axis)
+        if self.scheme in HALVES:
+            return Dense(w.to(HALVES[self.scheme]))
         if self.scheme == "binary":
             index, scale = binary(rows, self.per, keep=within)
             return Codebook(leaf(index), Dense(torch.tensor([-1.0, 1.0])), Dense(scale), axis)

@@ -24,7 +24,7 @@ from tersor.zoo.yolo_lite import YoloLite
 RECIPES = Path(__file__).parents[1] / "recipes" / "zoo"
 # Of batch norms. With torchvision's 0.01 in MobileNetV3, statistics lag behind for 1,000 steps.
 MOMENTUM = 0.1
-DEPTH = 5  # of MobileNetV3-large's stages: those up to stride 16
+DEPTH = 5  # of MobileNetV3-large's stages: those that the decoder reads
 
 
 class Entry(NamedTuple):
@@ -49,14 +49,16 @@ def timm(name: str) -> Callable[[int], nn.Module]:
 
 
 def deeplab(classes: int) -> nn.Module:
-    """DeepLabV3+ on MobileNetV3-large: features of stride 16, atrous pyramid, a skip of stride 4."""
+    """DeepLabV3+ on MobileNetV3-large: features of stride 8, atrous pyramid, a skip of stride 4. Images of 96
+    pixels have 12 x 12 features then: with stride 16 and a depthwise pyramid it learns much less."""
     try:
         from segmentation_models_pytorch import DeepLabV3Plus
     except ImportError:
         raise need("segmentation-models-pytorch", "zoo", "zoo:deeplab_v3plus") from None
     net: Any = DeepLabV3Plus(
-        "tu-mobilenetv3_large_100", encoder_weights=None, encoder_depth=4, encoder_output_stride=16,
-        classes=classes, decoder_channels=64, decoder_atrous_rates=(2, 3, 4),
+        "tu-mobilenetv3_large_100", encoder_weights=None, encoder_depth=4, encoder_output_stride=8,
+        classes=classes, decoder_channels=64, decoder_atrous_rates=(2, 3, 4), decoder_aspp_separable=False,
+        decoder_aspp_dropout=0,
     )  # fmt: skip
     # timm keeps the stages behind stride 16, which give nothing here and would run.
     net.encoder.model.blocks = net.encoder.model.blocks[:DEPTH]

@@ -1,0 +1,154 @@
+"""quantize scheme=float16 and bfloat16: rounded as the formats say, trained, coded, reloaded and exported."""
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from integer_nets import made
+from present import EACH, present
+from torch import nn
+
+from tersor.core.history import undo
+from tersor.core.run import run
+from tersor.core.state import State
+from tersor.errors import RefusedError
+from tersor.io.container import load
+from tersor.io.container_writer import save
+from tersor.model.loader import TensorBatches
+from tersor.model.task import Task
+from tersor.runtimes import onnxruntime
+from tersor.runtimes.onnx_halves import narrowed
+from tersor.steps import Entropy, Export, Factorize, Finetune, Fold, Prune, Quantize, Slim
+
+HALVES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+# Largest error: half a step, as a share of the number; below the smallest normal number half
+# the distance of two neighbors.
+ROUNDOFF = {"float16": (2.0**-11, 2.0**-25), "bfloat16": (2.0**-8, 2.0**-134)}
+
+
+def weights(state: State) -> list[str]:
+    return [site.name for site in state.sites.values() if site.is_weight]
+
+
+def is_half(state: State, name: str, scheme: str) -> bool:
+    w = state.forms[name].decode().float()
+    return torch.equal(w, w.to(HALVES[scheme]).float())
+
+
+@pytest.mark.parametrize("scheme", HALVES)
+def test_each_number_is_off_by_at_most_half_a_step(scheme: str) -> None:
+    draws = torch.Generator().manual_seed(0)
+    sizes = torch.logspace(-9, 4, 4000).reshape(40, 100)
+    net = nn.Linear(100, 40)
+    net.weight.data = torch.randn(40, 100, generator=draws) * sizes
+    net.weight.data[0, :3] = torch.tensor([0.0, -0.0, 65_504.0])
+    given = net.weight.detach().clone()
+    result = run(net, [Quantize(scheme=scheme)])
+    found = result.plain().weight
+    relative, least = ROUNDOFF[scheme]
+    assert found.dtype is torch.float32
+    assert ((found - given).abs() <= given.abs() * relative + least).all()
+    assert torch.equal(found, given.to(HALVES[scheme]).float())
+    assert result.forms["weight"].nbytes == 2 * given.numel()
+
+
+@pytest.mark.parametrize("value", [65_505.0, -1e6, 65_519.0])
+def test_numbers_that_float16_lacks_are_refused_and_bfloat16_holds_them(value: float) -> None:
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    net[1].weight.data[2, 3] = value
+    with pytest.raises(RefusedError, match=r"1\.weight holds numbers above 65,504.*scheme=bfloat16"):
+        run(net, [Quantize(scheme="float16")])
+    assert run(net, [Quantize(scheme="bfloat16")]).plain()[1].weight.isfinite().all()
+    left = run(net, [Quantize(scheme="float16", where="*,!1.weight")])
+    assert left.plain()[1].weight[2, 3] == value
+
+
+@pytest.mark.parametrize("scheme", HALVES)
+@pytest.mark.parametrize("kind", ["alone", "trained", "after", "pruned", "factors", "cut"])
+def test_it_combines_with_other_steps_and_is_saved_and_undone(kind: str, scheme: str, tmp_path: Path) -> None:
+    net, task = made("residual")
+    half = Quantize(scheme=scheme)
+    steps = {
+        "alone": [half], "trained": [Quantize(scheme=scheme, epochs=1)], "after": [half, Finetune(epochs=1)],
+        "pruned": [Prune(keep=0.4), half], "factors": [Factorize(keep=0.6), half],
+        "cut": [half, Slim(keep=0.8, unmet="nearest")],
+    }[kind]  # fmt: skip
+    given = copy.deepcopy(net.state_dict())
+    result = run(net, [*steps, Entropy()], task)
+    names = weights(result) if kind not in ("factors", "cut") else []
+    assert all(is_half(result, name, scheme) for name in names)
+    if kind in ("trained", "after"):
+        assert any(
+            not torch.equal(result.forms[n].decode().float(), given[n].to(HALVES[scheme]).float())
+            for n in names
+        )
+    if kind == "pruned":
+        assert all((result.forms[name].decode() == 0).any() for name in names)
+    save(result, tmp_path / "m.tersor")
+    again = load(tmp_path / "m.tersor")
+    assert again.digest == result.digest
+    x = task.example[0]
+    assert torch.equal(again.model(copy.deepcopy(net))(x), result.model()(x))
+    if kind == "alone":
+        back = undo(result).plain().state_dict()
+        assert all(torch.equal(back[name], given[name]) for name in given)
+
+
+@pytest.mark.parametrize("scheme", HALVES)
+@pytest.mark.parametrize("name", EACH)
+def test_the_file_holds_16_bits_and_gives_the_same(name: str, scheme: str, tmp_path: Path) -> None:
+    module, (net, task) = present(name), wide()
+    plain, half = (run(net, [Fold(), *more], task) for more in ([], [Quantize(scheme=scheme)]))
+    for state, path in ((plain, "plain.onnx"), (half, "half.onnx")):
+        run(state, [Export(to=name, path=path)], task, out=tmp_path)
+    sizes = {path: (tmp_path / path).stat().st_size for path in ("plain.onnx", "half.onnx")}
+    graph = onnx.load(tmp_path / "half.onnx").graph
+    large = {item.data_type for item in graph.initializer if np.prod(item.dims) >= 1000}
+    assert large <= {onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
+    assert sizes["half.onnx"] < 0.55 * sizes["plain.onnx"]
+    x = task.example[0]
+    (found,) = module.open(tmp_path / "half.onnx").run(x)
+    assert np.abs(found - half.model()(x).detach().numpy()).max() <= 1e-5 * np.abs(found).max()
+    run(half, [Export(to=name, path="float.onnx", weights="float")], task, out=tmp_path)
+    assert (tmp_path / "float.onnx").stat().st_size >= sizes["plain.onnx"] - 200
+
+
+def test_a_weight_that_the_exporter_multiplies_by_a_norm_is_named(tmp_path: Path) -> None:
+    net, task = wide()
+    state = run(net, [Quantize(scheme="float16"), Export(path="m.onnx")], task, out=tmp_path)
+    *_, note = state.ledger.notes("written")
+    assert "put fold before quantize" in note.data["float"]["0.weight"]
+    assert "3.weight" not in note.data["float"]
+    (found,) = onnxruntime.open(tmp_path / "m.onnx").run(task.example[0])
+    assert np.allclose(found, state.model()(task.example[0]).detach().numpy(), atol=1e-5)
+
+
+def test_only_arrays_that_lose_nothing_are_narrowed() -> None:
+    exact = np.arange(256, dtype=np.float32)
+    assert narrowed(exact).dtype == np.float16  # type: ignore[union-attr]
+    assert narrowed(exact * np.float32(2**100)).dtype.name == "bfloat16"  # type: ignore[union-attr]
+    for other in (exact / np.float32(3), exact[:100], exact.astype(np.float64), exact + np.float32(1e-3)):
+        assert narrowed(other) is None
+
+
+def wide() -> tuple[nn.Module, Task]:
+    """A convolution with a batch norm, and a linear layer."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 64, 3), nn.BatchNorm2d(64), nn.ReLU(), nn.Linear(6, 64)).eval()
+    net[1].running_var.uniform_(0.5, 2)
+    x = torch.randn(16, 3, 8, 8)
+    net.append(nn.Flatten())
+    net.append(nn.Linear(64 * 6 * 64, 4))
+    loader = TensorBatches(x, net(x).argmax(1), batch=8)
+    return net, Task(train=loader, evaluate=loader, calibrate=loader, example=(x[:2],))
+
+
+def test_a_packed_module_names_what_it_widens() -> None:
+    net, task = wide()
+    state = run(net, [Quantize(scheme="float16", where="0.weight"), Quantize(bits=4, where="5.weight")], task)
+    with pytest.warns(UserWarning, match=r"1 weights stay floats: 0\.weight \(it is stored in float16"):
+        packed = state.model(style="packed")
+    assert torch.equal(packed(task.example[0]), state.model()(task.example[0]))
