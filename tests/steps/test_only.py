@@ -36,7 +36,7 @@ ELSE = {word: {"per": "channel"} for word in ("cluster", "rdoq", "penalize")} | 
     "penalize": {"per": "channel", "nbytes": 9000, "bits": 8.0}
 }  # fmt: skip
 UNMET = {
-    "scheme": "binary",
+    "scheme": "float16",
     "weigh": "none",
     "where": "s*",
     "activation_range": "dynamic",
@@ -123,6 +123,7 @@ def test_a_setting_without_effect_is_refused(word: str, key: str, other: str) ->
 REFUSED = {
     "quantize bits=4 group=32": "group=32 has no effect if per='channel'. It needs per=group: give that",
     "quantize scheme=binary bits=2": "bits=2 has no effect if scheme='binary'. It needs scheme=uniform ",
+    "quantize scheme=float16 per=tensor": "per='tensor' has no effect if scheme='float16'",
     "quantize percentile=99": "percentile=99.0 has no effect if range='auto'. It needs range=percentile",
     "quantize scheme=ternary symmetric=false": "symmetric=False has no effect if scheme='ternary'",
     "quantize scheme=log range=percentile": "range='percentile'",

@@ -89,7 +89,7 @@ ZOO: dict[str, Entry] = {
     ),
     "resnet18": Entry(
         torchvision("resnet18"), "labels", "torchvision", "BSD-3", "He 2016",
-        "wide plain convolutions: the most to prune",
+        "wide plain convolutions: the most to prune", "wide",
     ),
     "yolo_lite": Entry(
         YoloLite, "boxes", "tersor", "Apache-2.0", "after Redmon 2016, Tian 2019, Liu 2018",
