@@ -45,7 +45,7 @@ UNMET = {
 NOT_HERE = {
     "where", "weights", "channels_last", "frozen", "teacher", "teacher_file", "features", "arrange", "to",
     "path", "dynamic_batch", "dynamic_axes", "smooth", "balance", "products", "warm", "passes", "vectors",
-    "runtime", "awq", "of",
+    "runtime", "awq", "of", "saturate",
 }  # fmt: skip
 # Settings of both runs, if the defaults would hide the effect.
 BOTH: dict[tuple[str, str], dict[str, Any]] = {

@@ -69,11 +69,15 @@ class Simulated(nn.Module):
     def call(self, args: Any, kwargs: Any) -> Any:
         """The net's output, with `values` in place of its tensors and the grids on its edges."""
         values = self.values()
-        with running(Values(self, values)), with_tensors(self.net, values):
+        with running(self.watched(values)), with_tensors(self.net, values):
             out = self.net(*args, **kwargs)
         self.keep(values)
         self.leave(values)
         return out
+
+    def watched(self, values: dict[str, Tensor]) -> Values:
+        """The run of a forward."""
+        return Values(self, values)
 
     def leave(self, values: Mapping[str, Tensor]) -> None:
         """Called after a forward: set the net's own tensors until the next one. Does nothing here."""

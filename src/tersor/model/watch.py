@@ -69,8 +69,8 @@ class WatchedRun(TorchFunctionMode):
                 # Later code may read the tensor that it writes to, not the one that it returns. The operator
                 # gets a copy: its gradients need what it wrote, unrounded.
                 return args[0].copy_(self.see(name, func(args[0].clone(), *args[1:], **kwargs or {})))
-        if op == "attention" and self.reads and self.frames:
-            func = self.attention(func)
+        if op is not None and self.frames:
+            func = self.instead(op, func)
         out = func(*args, **kwargs or {})  # torch turns the mode off here, also while `see` runs
         if op is None or not self.frames or self.see is None:
             return out
@@ -90,6 +90,10 @@ class WatchedRun(TorchFunctionMode):
         path, counts = self.frames[-1]
         made = f"{path}/{op}"
         return made, counts.get(made, -1) + 1
+
+    def instead(self, op: str, func: Callable[..., Any]) -> Callable[..., Any]:
+        """What computes the next call of `op`."""
+        return self.attention(func) if op == "attention" and self.reads else func
 
     def attention(self, func: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """What computes the next attention: single operators, if its probabilities are wanted."""

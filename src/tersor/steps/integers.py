@@ -2,7 +2,7 @@
 
 in order   batch norms are folded, channels balanced (balance.py), inputs of linear layers smoothed
            (smoothing.py); weights rounded; grids of activations calibrated (activations.py); biases corrected
-           for what both move (corrected_biases.py) and rounded
+           for what both move (corrected_biases.py) and rounded; what 16 bits would clip (saturated.py)
 With dynamic ranges nothing is folded, balanced or corrected: no grid is known before the model runs.
 """
 
@@ -28,6 +28,7 @@ from tersor.steps.balance import channels_balanced
 from tersor.steps.calibration_shift import shifts
 from tersor.steps.corrected_biases import corrected_biases
 from tersor.steps.few_bits import advice
+from tersor.steps.saturated import warned
 from tersor.steps.smoothing import smoothed
 
 DYNAMIC = "dynamic"  # ranges of activations that are found when the model runs
@@ -88,4 +89,6 @@ def integers(step: Any, view: View) -> Iterator[Group]:
     for layer in rounded.layers:
         rounded.bias(layer)
     notes = [step.note(name, exact.form(name), rounded.form(name)) for name in exact.forms if name in chosen]
-    yield Group("all", (*rounded.events(hows), *notes, *about, *rounded.notes(), *trained))
+    events = (*rounded.events(hows), *notes)
+    clipped = () if moving or step.activations > 8 else warned(now.after(Group("all", events)))
+    yield Group("all", (*events, *about, *rounded.notes(), *clipped, *trained))

@@ -1,7 +1,8 @@
 """Measure: scores and bytes of the current model, compared with the given one. Yields notes only.
 
 The task's metric with a 95 % interval, the paired drop and its test; bytes and bits a weight against the
-entropy bound; with latency=true the median time in a runtime, both models in turn in one process.
+entropy bound; with latency=true the median time in a runtime, both models in turn in one process; with
+saturate=true the metric where sums of two 8-bit products are clipped to 16 bits (saturated.py).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from tersor.record.events import Group, Note
 from tersor.runtimes import MOST_THREADS, RUNTIMES, check_runtime, runtime
 from tersor.setting_effects import Only, check_effect
 from tersor.settings import check, check_settings, check_word
+from tersor.steps.saturated import scored
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +36,7 @@ class Measure:
     only: ClassVar[Only] = dict.fromkeys(("runtime", "threads", "batch"), {"latency": (True,)})
     lossless: ClassVar[bool] = True
     latency: bool = False  # also time both models in a runtime
+    saturate: bool = False  # also score integers as processors without VNNI instructions compute them
     runtime: str = "onnxruntime"  # that latency is measured in
     threads: int = 1  # of the runtime
     batch: int = 1  # samples a call
@@ -68,6 +71,8 @@ class Measure:
             notes.append(Note("", "nbytes", text, {"before": before, "after": after}))
         if view.maybe_task is not None and view.state.given is not None:
             notes += self.scores(view)
+            if self.saturate:
+                notes.append(scored(view))
             if self.latency and view.state.base is not None:
                 notes.append(self.times(view))
             elif self.latency:
