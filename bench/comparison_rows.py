@@ -16,6 +16,7 @@ SEEDS = (0, 1, 2)
 EPOCHS = 1.0  # of a student
 KEEPS = (0.5, 0.25, 0.125)
 BITS = (16, 8, 6, 4, 3, 2)
+HALVES = ("float16", "bfloat16")
 ENTRIES = (4, 5, 6, 8, 11, 16, 23, 32, 46, 64)  # of k-means: steps of half a bit or less
 SCORES = ("tensor", "channel", "group", "global", "lamp", "spread")
 CRITERIA = ("redundancy", "curvature", "taylor", "activation", "l1", "l2", "median", "random")
@@ -99,17 +100,21 @@ def widths() -> list[Trial]:
     found = []
     for activations in (0, 8):
         for epochs in (0.0, 0.25):
-            how, kind = "trained" if epochs else "rounded", "8-bit" if activations else "float"
-            group = f"{how}, {kind} activations"
+            how, reads = "trained" if epochs else "rounded", "8-bit" if activations else "float"
+            group = f"{how}, {reads} activations"
             more = f"{'activations=8 ' * bool(activations)}{tuned(epochs)}entropy"
             if activations:
                 found.append(Trial(group, "32", "", why="integer kernels have no 32-bit weights"))
             else:
                 words = f"finetune lr=0.001 {tuning(epochs)} entropy" if epochs else "entropy"
                 found.append(Trial(group, "32", words))
+                found += [Trial(group, f"16, {kind}", f"quantize scheme={kind} {more}") for kind in HALVES]
             found += [Trial(group, f"{bits}", f"quantize bits={bits} {more}") for bits in BITS]
             found.append(Trial(group, "1", f"quantize scheme=binary {more}"))
-    return found
+    fine = "rounded, 16-bit activations"
+    return found + [
+        Trial(fine, f"{bits}", f"quantize bits={bits} activations=16 entropy") for bits in BITS[1:]
+    ]
 
 
 def levels() -> list[Trial]:
