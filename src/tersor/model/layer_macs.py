@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from tersor.model.output_comparison import once
 from tersor.model.product import CONVOLUTIONS
@@ -34,6 +33,8 @@ class Work(NamedTuple):
 @torch.no_grad()
 def layer_macs(model: nn.Module, task: Task) -> dict[str, Work]:
     """{path of a module: its work}. Modules without any are left out. `model` is a private copy."""
+    from torch.utils.flop_counter import FlopCounterMode  # imports triton
+
     sizes = dict[str, list[tuple[int, int, int]]]()
     for path, module in model.named_modules():
         if type(module) in CONVOLUTIONS:
