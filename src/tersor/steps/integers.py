@@ -90,5 +90,5 @@ def integers(step: Any, view: View) -> Iterator[Group]:
         rounded.bias(layer)
     notes = [step.note(name, exact.form(name), rounded.form(name)) for name in exact.forms if name in chosen]
     events = (*rounded.events(hows), *notes)
-    clipped = () if moving or step.activations > 8 else warned(now.after(Group("all", events)))
+    clipped = () if moving or step.activations > 8 else warned(now.after(Group("all", events)), exact)
     yield Group("all", (*events, *about, *rounded.notes(), *clipped, *trained))

@@ -1,6 +1,7 @@
 """Saturated: what a network of integers computes on processors without VNNI, simulated: model/saturation.py.
 
-warned    a note of quantize, if outputs of a few calibration samples move by more than a hundredth there
+warned    a note of quantize, if outputs of a few calibration samples move there by more than a hundredth, and
+          by more than rounding moved them
 scored    the metric of measure, with saturate=true
 """
 
@@ -16,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from tersor.core.view import View
 from tersor.errors import counted, few
-from tersor.model.batches import device_of, evaluating, move, steady
+from tersor.model.batches import device_of, move, steady
 from tersor.model.integer_weights import integer_weight
 from tersor.model.saturation import Saturated, pairs_of
 from tersor.record.events import Note
@@ -39,31 +40,46 @@ def saturated(view: View) -> tuple[Saturated, list[str]]:
     return net.requires_grad_(False).eval(), left
 
 
-def warned(view: View) -> Iterator[Note]:
-    """A note if outputs move there by more than MOVED."""
+class Moved:
+    """How far outputs move, root mean square, as a share of their size."""
+
+    loss = size = 0.0
+
+    def add(self, found: list[Tensor], exact: list[Tensor]) -> None:
+        for a, b in zip(found, exact, strict=True):
+            self.loss += float((a - b).square().sum())
+            self.size += float(b.square().sum())
+
+    @property
+    def share(self) -> float:
+        return math.sqrt(self.loss / self.size) if self.size else 0.0
+
+
+def warned(view: View, floats: View) -> Iterator[Note]:
+    """A note if outputs move there by more than MOVED, and by more than rounding moved those of `floats`."""
     net, left = saturated(view)
     if not net.pairs:
         return
-    exact = view.model().eval()
-    loss = size = 0.0
-    with steady(view.task.calibrate), torch.no_grad(), evaluating(net), evaluating(exact):
+    exact, plain = view.model().eval(), floats.plain().eval()
+    moved, rounded = Moved(), Moved()
+    with steady(view.task.calibrate), torch.no_grad():
         for batch in Part(view.task, "calibrate", most=SAMPLES):
             given = move(batch, device_of(exact))
-            for a, b in zip(answered(view, net, given), answered(view, exact, given), strict=True):
-                loss, size = loss + float((a - b).square().sum()), size + float(b.square().sum())
-    moved = math.sqrt(loss / size) if size else 0.0
+            now = answered(view, exact, given)
+            moved.add(answered(view, net, given), now)
+            rounded.add(now, answered(view, plain, given))
     clipped = {edge: pair.clipped / pair.seen for edge, pair in net.pairs.items() if pair.clipped}
-    if moved <= MOVED:
+    if moved.share <= max(MOVED, rounded.share):
         return
     worst = sorted(clipped.items(), key=lambda item: -item[1])
     text = (
         f"{WHERE} sums of two products exceed 16 bits in {counted(len(clipped), 'layer')}, and outputs move "
-        f"by {100 * moved:.2g} % of their size: "
-        + few(f"{edge} {100 * share:.2g} % of the sums" for edge, share in worst)
+        f"by {percent(moved.share)} of their size (rounding: {percent(rounded.share)}): "
+        + few(f"{edge} {percent(share)} of the sums" for edge, share in worst)
         + (f"; not simulated: {few(left)}" if left else "")
         + ". Give bits=7 for them"
     )
-    yield Note("", "saturation", text, {"moved": moved, "clipped": clipped})
+    yield Note("", "saturation", text, {"moved": moved.share, "rounded": rounded.share, "clipped": clipped})
 
 
 def scored(view: View) -> Note:
@@ -85,3 +101,7 @@ def answered(view: View, net: nn.Module, batch: Any) -> list[Tensor]:
     """The floating outputs of a model for a batch."""
     found = tree_leaves(view.task.answer(net, batch))
     return [leaf.double() for leaf in found if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.2g} %" if share < 0.995 else f"{100 * share:.0f} %"
