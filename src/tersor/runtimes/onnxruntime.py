@@ -101,7 +101,7 @@ def write(
         floats: dict[str, str] = {}
         if isinstance(model, Deployed):
             floats = model.left | onnx_packed.pack(program.model, model.packed, openvino)
-            onnx_integers.tidy(program.model)
+            onnx_integers.tidy(program.model, openvino)
             if model.halves:
                 floats |= onnx_halves.halve(program.model, model.halves)
             wanted = sum(edge.uses for edge in rounded.values())
