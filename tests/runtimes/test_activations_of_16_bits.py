@@ -71,3 +71,24 @@ def test_layers_of_8_and_of_16_bits_make_one_file(tmp_path: Path) -> None:
     assert again.digest == result.digest
     run(result, [Export(path="m.onnx")], task, out=tmp_path)
     assert types_of_codes(tmp_path / "m.onnx") == {onnx.TensorProto.UINT8, onnx.TensorProto.UINT16}
+
+
+@pytest.mark.parametrize(
+    ("net", "name", "edge", "out"),
+    [("residual", "a.weight", "/relu:0", "/relu:1"),
+     ("inverted", "depth.0.weight", "stem.1/hardtanh:0", "depth.0/conv2d:0")],
+)  # fmt: skip
+def test_a_layer_reads_the_bits_that_were_asked_for_it_in_any_order(
+    net: str, name: str, edge: str, out: str
+) -> None:
+    """Also where other layers make or read the edge, or where the layer alone reads it by another name."""
+    model, task = made(net)
+    fine, rest = Quantize(activations=16, where=name), Quantize(activations=8, where=("*", f"!{name}"))
+    for steps in ([rest, fine], [fine, rest], [Quantize(activations=8), fine]):
+        grids = run(model, steps, task).grids
+        assert grids[edge].bits == 16
+        assert grids["/input:x"].bits == 8
+    grids = run(model, [Quantize(activations=16), Quantize(activations=8, where=name)], task).grids
+    assert grids[edge].bits == 8
+    others = {grid.bits for at, grid in grids.items() if at not in (edge, out)}
+    assert others == {16}
