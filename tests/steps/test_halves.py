@@ -55,7 +55,7 @@ def test_each_number_is_off_by_at_most_half_a_step(scheme: str) -> None:
     assert result.forms["weight"].nbytes == 2 * given.numel()
 
 
-@pytest.mark.parametrize("value", [65_505.0, -1e6, 65_519.0])
+@pytest.mark.parametrize("value", [65_520.0, -1e6, 70_000.0])
 def test_numbers_that_float16_lacks_are_refused_and_bfloat16_holds_them(value: float) -> None:
     net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     net[1].weight.data[2, 3] = value
@@ -64,6 +64,44 @@ def test_numbers_that_float16_lacks_are_refused_and_bfloat16_holds_them(value: f
     assert run(net, [Quantize(scheme="bfloat16")]).plain()[1].weight.isfinite().all()
     left = run(net, [Quantize(scheme="float16", where="*,!1.weight")])
     assert left.plain()[1].weight[2, 3] == value
+
+
+@pytest.mark.parametrize(("scheme", "size", "text"), [
+    ("bfloat16", 3.4e38, r"above 3\.389531e\+38, which bfloat16 does not have\. Leave it out"),
+    ("bfloat16", 1e300, "which bfloat16 does not have"),
+    ("float16", 2.0**-26, "all would become 0. Give scheme=bfloat16"),
+])  # fmt: skip
+def test_a_weight_that_rounding_would_destroy_is_refused(scheme: str, size: float, text: str) -> None:
+    net = nn.Linear(4, 4).double()
+    net.weight.data = torch.full((4, 4), size, dtype=torch.float64)
+    with pytest.raises(RefusedError, match=rf"quantize: weight holds .*{text}"):
+        run(net, [Quantize(scheme=scheme)])
+
+
+@pytest.mark.parametrize(("scheme", "size"), [("float16", 90_000.0), ("bfloat16", 3.4e38)])
+def test_a_product_that_overflows_is_refused_though_its_factors_fit(scheme: str, size: float) -> None:
+    torch.manual_seed(0)
+    net = nn.Linear(64, 64)
+    net.weight.data = torch.full((64, 64), size) * (1 + torch.randn(64, 64) / 1e5).clamp(max=1)
+    state = run(net, Factorize(keep=0.3))
+    with pytest.raises(RefusedError, match=f"weight holds numbers above .*{scheme} does not have"):
+        run(state, Quantize(scheme=scheme))
+
+
+def test_what_rounds_to_the_largest_number_is_stored() -> None:
+    net = nn.Linear(2, 2)
+    net.weight.data[0] = torch.tensor([65_519.0, -65_519.0])
+    assert run(net, Quantize(scheme="float16")).plain().weight[0].tolist() == [65_504.0, -65_504.0]
+
+
+def test_numbers_that_become_0_are_counted() -> None:
+    net = nn.Linear(100, 2)
+    net.weight.data[0, :30] = torch.logspace(-12, -9, 30)
+    net.weight.data[1, :2] = 0
+    (note,) = run(net, [Quantize(scheme="float16")]).ledger.notes("done")
+    assert "30 numbers of 200 too small for it and now 0" in note.text
+    (note,) = run(net, [Quantize(scheme="bfloat16")]).ledger.notes("done")
+    assert "too small" not in note.text
 
 
 @pytest.mark.parametrize("scheme", HALVES)
