@@ -164,6 +164,26 @@ def test_a_weight_that_the_exporter_multiplies_by_a_norm_is_named(tmp_path: Path
     assert np.allclose(found, state.model()(task.example[0]).detach().numpy(), atol=1e-5)
 
 
+@pytest.mark.parametrize("scheme", HALVES)
+def test_norms_are_folded_into_halves_too(scheme: str) -> None:
+    """The product is no 16-bit float: it is stored in float32, which a note says, until it is rounded."""
+    model, task = made("residual")
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    first = run(model, [Quantize(scheme=scheme)], task)
+    folded = run(first, [Fold(dead=False)], task)
+    x = task.example[0]
+    (said,) = folded.ledger.notes("folded")
+    assert said.text.startswith(f"{len(norms)} batch norms folded")
+    assert torch.allclose(folded.model()(x), first.model()(x), rtol=0, atol=1e-5)
+    changed = [n.text for n in folded.ledger.notes("done") if "folded" in n.text]
+    assert len(changed) == len(norms)
+    assert all(text.endswith("folded into it, in float32") for text in changed)
+    again = run(folded, [Quantize(scheme=scheme)], task)
+    assert all(is_half(again, name, scheme) for name in weights(again))
+    integers = run(first, [Quantize(activations=8)], task).ledger.notes("left")
+    assert not list(integers)
+
+
 def test_only_arrays_that_lose_nothing_are_narrowed() -> None:
     exact = np.arange(256, dtype=np.float32)
     assert narrowed(exact).dtype == np.float16  # type: ignore[union-attr]
