@@ -159,7 +159,10 @@ def test_a_weight_that_the_exporter_multiplies_by_a_norm_is_named(tmp_path: Path
     state = run(net, [Quantize(scheme="float16"), Export(path="m.onnx")], task, out=tmp_path)
     *_, note = state.ledger.notes("written")
     assert "put fold before quantize" in note.data["float"]["0.weight"]
-    assert "3.weight" not in note.data["float"]
+    assert note.data["halves"] == ["3.weight", "5.weight"]
+    text = "2 of 3 16-bit weights have 16 bits there; in 32 bits: 0.weight (a batch norm"
+    assert text in note.text
+    assert "packed" not in note.text
     (found,) = onnxruntime.open(tmp_path / "m.onnx").run(task.example[0])
     assert np.allclose(found, state.model()(task.example[0]).detach().numpy(), atol=1e-5)
 
