@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 from tersor.core.step import Needs
 from tersor.core.view import View
-from tersor.errors import SettingError, counted, few
+from tersor.errors import SettingError, few
 from tersor.record.events import Group, Note
 from tersor.runtimes import RUNTIMES, check_runtime, runtime
 from tersor.runtimes.dynamic import axes_of
@@ -103,7 +103,7 @@ class Export:
             wide = {name: text for name, text in why.items() if text}
             data |= {"halves": [name for name in why if not why[name]]}
             data |= {"float": data.get("float", {}) | wide} if wide else {}
-            text += f"; {len(why) - len(wide)} of {counted(len(why), '16-bit weight')} have 16 bits there"
+            text += f"; {len(why) - len(wide)} of {len(why)} 16-bit weights have 16 bits there"
             text += "; in 32 bits: " + by_reason(wide) if wide else ""
         fixed = {} if names else sizes_that_vary(view.task)
         if left := [str(axis) for axis in fixed if axis not in axes_of(self.dynamic_axes, self.name)]:
