@@ -116,7 +116,7 @@ def test_it_combines_with_other_steps_and_is_saved_and_undone(kind: str, scheme:
     }[kind]  # fmt: skip
     given = copy.deepcopy(net.state_dict())
     result = run(net, [*steps, Entropy()], task)
-    names = weights(result) if kind not in ("factors", "cut") else []
+    names = weights(result) if kind != "factors" else []
     assert all(is_half(result, name, scheme) for name in names)
     if kind in ("trained", "after"):
         assert any(
