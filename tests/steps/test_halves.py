@@ -187,6 +187,30 @@ def test_norms_are_folded_into_halves_too(scheme: str) -> None:
     assert not list(integers)
 
 
+@pytest.mark.parametrize("name", EACH)
+@pytest.mark.parametrize("kind", ["packed", "integers"])
+def test_scales_of_codes_stay_constants_beside_halves(kind: str, name: str, tmp_path: Path) -> None:
+    """Also where 16 bits hold all of them: OpenVINO gathers rows with constant scales alone."""
+    module = present(name)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Embedding(256, 32), nn.Linear(32, 256), nn.Flatten(), nn.Linear(5 * 256, 4)).eval()
+    levels = 7 if kind == "packed" else 127
+    for weight in (net[0].weight.data, net[1].weight.data):
+        weight.copy_(torch.randint(-levels, levels + 1, weight.shape) / 64)
+        weight[:, 0] = levels / 64  # the scale of each row is 1/64
+    x = torch.randint(0, 256, (16, 5))
+    task = Task(calibrate=[(x, torch.zeros(16))], evaluate=[(x, torch.zeros(16))], example=(x[:2],))
+    plain = {"smooth": False, "balance": False, "activations": 8} if kind == "integers" else {"bits": 4}
+    steps = [Quantize(scheme="float16", where="3.weight"), Quantize(where=("*", "!3.weight"), **plain)]
+    state = run(net, [*steps, Export(to=name, path="m.onnx")], task, out=tmp_path)
+    (found,) = module.open(tmp_path / "m.onnx").run(x)
+    wanted = state.model()(x).detach().numpy()
+    assert np.abs(found - wanted).max() < 5e-3 * np.abs(wanted).max()  # integer kernels round anew
+    graph = onnx.load(tmp_path / "m.onnx").graph
+    made = {out for node in graph.node if node.op_type == "Cast" for out in node.output}
+    assert not any(made & set(node.input[1:]) for node in graph.node if node.op_type == "DequantizeLinear")
+
+
 def test_only_arrays_that_lose_nothing_are_narrowed() -> None:
     exact = np.arange(256, dtype=np.float32)
     assert narrowed(exact).dtype == np.float16  # type: ignore[union-attr]

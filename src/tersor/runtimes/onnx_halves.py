@@ -19,6 +19,8 @@ LEAST = 128  # numbers in an array
 INSIDE = "net."  # a deployed model's own names begin so
 SMALL = f"fewer than {LEAST} numbers"
 FOLDED = "a batch norm goes into it when the file is written: put fold before quantize"
+# They read scales, which runtimes and accelerators take as constants alone.
+OF_CODES = ("QuantizeLinear", "DequantizeLinear", "MatMulNBits", "GatherBlockQuantized")
 NARROW = (np.float16, ml_dtypes.bfloat16)
 
 
@@ -29,7 +31,7 @@ def halve(model: ir.Model, wanted: Iterable[str]) -> dict[str, str]:
     for name, value in list(graph.initializers.items()):
         array = constant(value)
         short = None if array is None or value in graph.outputs else narrowed(array)
-        if short is None:
+        if short is None or any(use.node.op_type in OF_CODES for use in value.uses()):
             continue
         stored = initializer(graph, f"{name}_half", short)
         wide = add_before(graph, graph[0], "Cast", [stored], to=int(ir.DataType.FLOAT))
