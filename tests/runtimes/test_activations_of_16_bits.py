@@ -34,6 +34,20 @@ def test_the_file_gives_what_is_simulated(name: str, net: str, tmp_path: Path) -
     assert "no kernels for 16-bit activations" in note(result).text
 
 
+@pytest.mark.parametrize("net", ["residual", "columns"])
+@pytest.mark.parametrize("name", EACH)
+def test_a_runtime_clips_at_the_ends_of_the_grids(name: str, net: str, tmp_path: Path) -> None:
+    """OpenVINO leaves pairs of 16 bits out, and would give what lies outside of the range as it is."""
+    module, (model, task) = present(name), made(net)
+    step = Quantize(activations=16, activation_range="percentile", activation_percentile=95)
+    result = run(model, [step, Export(to=name, path="m.onnx")], task, out=tmp_path)
+    x = task.example[0] * 3
+    (found,), wanted = module.open(tmp_path / "m.onnx").run(x), result.model()(x).numpy()
+    assert abs(found - wanted).max() <= 1e-4 * abs(wanted).max()
+    free = model(x).detach().numpy()
+    assert abs(free - wanted).max() > 0.05 * abs(wanted).max()
+
+
 @pytest.mark.parametrize("net", NETS)
 def test_what_is_lost_is_what_rounded_weights_lose(net: str) -> None:
     model, task = made(net)
@@ -57,3 +71,24 @@ def test_layers_of_8_and_of_16_bits_make_one_file(tmp_path: Path) -> None:
     assert again.digest == result.digest
     run(result, [Export(path="m.onnx")], task, out=tmp_path)
     assert types_of_codes(tmp_path / "m.onnx") == {onnx.TensorProto.UINT8, onnx.TensorProto.UINT16}
+
+
+@pytest.mark.parametrize(
+    ("net", "name", "edge", "out"),
+    [("residual", "a.weight", "/relu:0", "/relu:1"),
+     ("inverted", "depth.0.weight", "stem.1/hardtanh:0", "depth.0/conv2d:0")],
+)  # fmt: skip
+def test_a_layer_reads_the_bits_that_were_asked_for_it_in_any_order(
+    net: str, name: str, edge: str, out: str
+) -> None:
+    """Also where other layers make or read the edge, or where the layer alone reads it by another name."""
+    model, task = made(net)
+    fine, rest = Quantize(activations=16, where=name), Quantize(activations=8, where=("*", f"!{name}"))
+    for steps in ([rest, fine], [fine, rest], [Quantize(activations=8), fine]):
+        grids = run(model, steps, task).grids
+        assert grids[edge].bits == 16
+        assert grids["/input:x"].bits == 8
+    grids = run(model, [Quantize(activations=16), Quantize(activations=8, where=name)], task).grids
+    assert grids[edge].bits == 8
+    others = {grid.bits for at, grid in grids.items() if at not in (edge, out)}
+    assert others == {16}

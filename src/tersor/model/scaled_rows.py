@@ -12,9 +12,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tersor.forms import Affine, Codebook, Dense, Form, LogGrid, LowRank, Masked, Sum
+from tersor.forms import Affine, At, Codebook, Dense, Form, LogGrid, LowRank, Masked, Sum
 from tersor.forms.form import from_rows, to_rows
 from tersor.maths.uniform_grid import limits
+
+HALVES = (torch.float16, torch.bfloat16)
 
 
 def scaled(form: Form, factor: Tensor, axis: int) -> Form | None:
@@ -43,6 +45,20 @@ def multiplied(form: Form, whole: Tensor) -> Form | None:
         body = multiplied(form.body, whole)
         return None if body is None else form.replace(body=body)
     return times(form, whole) if isinstance(form, Dense) else None
+
+
+def widened(form: Form, dtype: torch.dtype) -> Form:
+    """The form with its 16-bit floats in the weight's own dtype, if that is wider: rounded again, a product
+    would be another function."""
+
+    def change(at: At) -> Form | None:
+        if not at.body:
+            return None if at.weights else at.node
+        if isinstance(at.node, Dense) and at.node.dtype in HALVES and dtype.itemsize > 2:
+            return Dense(at.node.array.to(dtype))
+        return at.node
+
+    return At(form).rebuilt(change)
 
 
 def times(form: Dense, whole: Tensor) -> Dense:

@@ -14,6 +14,7 @@ shared     equal grids and factors of one value are one
 bias       biases become int32, in units of input scale * weight scale, as accumulators are
 embedded   of an integer embedding only the rows that are read are decoded
 floated    a weight that float operators read is decoded by Cast and Mul, once, when a runtime loads the file
+ended      for OpenVINO, which leaves out pairs of 16-bit codes, a Clip at the ends of such a grid
 Source: the quantized patterns of ONNX Runtime's and OpenVINO's optimizers, found by trying.
 """
 
@@ -76,8 +77,8 @@ def table() -> dict[Any, Callable[..., Any]]:
     }  # fmt: skip
 
 
-def tidy(model: ir.Model) -> None:
-    """Bring the Q/DQ pairs of a model into the form that runtimes replace."""
+def tidy(model: ir.Model, openvino: bool = False) -> None:
+    """Bring the Q/DQ pairs of a model into the form that runtimes replace. `openvino`: it must clip too."""
     graph = model.graph
     changes = (
         scalar,
@@ -91,6 +92,7 @@ def tidy(model: ir.Model) -> None:
         zeros,
         shared,
         floated,
+        *((ended,) if openvino else ()),
     )
     for change in changes:
         for node in list(graph):
@@ -302,6 +304,21 @@ def integer(node: ir.Node, at: int) -> bool:
     zero = before.inputs[2] if len(before.inputs) > 2 else None
     # Else ONNX Runtime makes MatMulNBits of it, and rounds what it reads to 8 bits.
     return node.op_type not in ("MatMul", "Gemm") or zero is None or zero.dtype not in SIXTEEN
+
+
+def ended(graph: ir.Graph, node: ir.Node) -> None:
+    if node.op_type != "QuantizeLinear":
+        return
+    scale, zero = constant(node.inputs[1]), constant(node.inputs[2])
+    if scale is None or zero is None or scale.ndim or np.iinfo(zero.dtype).bits <= 8:
+        return
+    codes = np.iinfo(zero.dtype)
+    ends = [(float(code) - float(zero)) * float(scale) for code in (codes.min, codes.max)]
+    name = given(node, 0).name
+    limits = [initializer(graph, f"{name}_end", np.array(end, np.float32)) for end in ends]
+    inside = add_before(graph, node, "Clip", [given(node, 0), *limits])
+    inside.shape, inside.type = given(node, 0).shape, given(node, 0).type
+    node.replace_input_with(0, inside)
 
 
 def shared(graph: ir.Graph, node: ir.Node) -> None:

@@ -98,12 +98,12 @@ def write(
         rounded = _rounded(model, traced) if isinstance(model, Deployed) else {}
         program, left, names = _export(model, traced, dynamic_batch, dynamic_axes)
         without_sums_of_zeros(program.model)
-        floats: dict[str, str] = {}
+        floats, halves = dict[str, str](), dict[str, str]()
         if isinstance(model, Deployed):
             floats = model.left | onnx_packed.pack(program.model, model.packed, openvino)
-            onnx_integers.tidy(program.model)
+            onnx_integers.tidy(program.model, openvino)
             if model.halves:
-                floats |= onnx_halves.halve(program.model, model.halves)
+                halves = onnx_halves.halve(program.model, model.halves)
             wanted = sum(edge.uses for edge in rounded.values())
             grids = uses(program.exported_program)
             if grids != wanted:
@@ -129,7 +129,7 @@ def write(
             raise RefusedError(
                 f"onnxruntime: {name_of(model)} exports and does not run: {text}{way_out}"
             ) from error
-        return replace(into_place(folder, path), left_out=left, floats=floats)
+        return replace(into_place(folder, path), left_out=left, floats=floats, halves=halves)
 
 
 def compare(

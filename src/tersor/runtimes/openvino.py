@@ -53,7 +53,8 @@ def write(
             raise RefusedError(
                 f"openvino: {name_of(model)} runs in ONNX Runtime and not in OpenVINO: {text}"
             ) from error
-        return replace(into_place(folder, path), left_out=written.left_out, floats=written.floats)
+        placed = into_place(folder, path)
+        return replace(placed, left_out=written.left_out, floats=written.floats, halves=written.halves)
 
 
 def compare(

@@ -31,6 +31,8 @@ class Written:
     left_out: tuple[str, ...] = ()  # outputs of the model that the file does not have, with their types
     # Weights stored in few bits -> why they are floats in the runtime; "" for those that stay packed there.
     floats: Mapping[str, str] = field(default_factory=dict)
+    # Weights stored as 16-bit floats -> why the files hold them in 32 bits; "" for those in 16.
+    halves: Mapping[str, str] = field(default_factory=dict)
 
 
 @contextmanager

@@ -121,7 +121,7 @@ def calibrated(view: View, after: Mapping[str, Form], chosen: set[str], how: Cal
         more, out = ranges_or_refusals(model, task, old, how) if old else ({}, {})
         ranges, refused = ranges | more, refused | out
         wanted += [edge for edge in old if edge in more]
-    grids = grids_of(found, ranges, wanted, bits_of(view, chosen - set(left), how))
+    grids = grids_of(found, ranges, wanted, bits_of(view, found, chosen - set(left), how))
     if not wanted:
         reasons = {**left, **refused}
         why = few(f"{name}: {why}" for name, why in reasons.items()) or "no layer reads an edge of the graph"
@@ -147,11 +147,28 @@ def edges_with_ranges(
     return found, ranges, refused
 
 
-def bits_of(view: View, chosen: set[str], how: Calibration) -> Callable[[str], int]:
-    """The bits of an edge's grid. What only layers of earlier steps need keeps those that it has."""
+def bits_of(view: View, found: IntegerEdges, chosen: set[str], how: Calibration) -> Callable[[str], int]:
+    """The bits of an edge's grid. What layers of this step read or make has this step's, but no fewer than a
+    layer of an earlier step reads it with; other edges keep theirs."""
     before = view.state.grids
-    mine = {*choice(view, chosen, products=how.products).edges} if before else set[str]()
-    return lambda edge: before[edge].bits if edge in before and edge not in mine else how.bits
+    if not before:
+        return lambda edge: how.bits
+    mine, least = {*choice(view, chosen, products=how.products).edges}, dict[str, int]()
+    for node, operands in found.weighted.items():
+        read = {name for item in operands for name in found.places(node, item)}
+        read |= {found.names[item] for item in operands if found.whole(item)}
+        around = read | {found.names[item] for item in found.after(node) if item in found.names}
+        if (found.beside(node) if node in found.pairs else {*found.multiplied(node)}) & chosen:
+            mine |= around
+            continue
+        bits = max((before[name].bits for name in read if name in before), default=0)
+        least |= {name: max(bits, least.get(name, 0)) for name in read}
+
+    def bits_at(edge: str) -> int:
+        own = how.bits if edge in mine or edge not in before else before[edge].bits
+        return max(own, least.get(edge, 0))
+
+    return bits_at
 
 
 def grids_of(
@@ -170,7 +187,7 @@ def expected_grids(view: View, chosen: set[str], how: Calibration | None) -> dic
         return {edge: Grid() for edge in choice(view, chosen, dynamic=True).edges}
     found = choice(view, chosen | rounded_before(view, how.products), products=how.products)
     found, ranges, _ = edges_with_ranges(view.part.plain(), view.part.task, found, how)
-    return grids_of(found, ranges, found.edges, bits_of(view, chosen, how))
+    return grids_of(found, ranges, found.edges, bits_of(view, found, chosen, how))
 
 
 def dynamic(view: View, after: Mapping[str, Form], chosen: set[str]) -> Rounded:

@@ -23,7 +23,7 @@ from tersor.maths.channel_balance import Reader, balanced, room
 from tersor.model.batches import device_of, move
 from tersor.model.channel_values import ChannelValues, channel_values
 from tersor.model.example import example_inputs
-from tersor.model.scaled_rows import along, multiplied
+from tersor.model.scaled_rows import along, multiplied, widened
 from tersor.model.scaling_streams import Stream, scaling_streams
 from tersor.record.events import Edit, Group, Note
 from tersor.steps.same_function import ROUNDING, difference
@@ -59,7 +59,7 @@ def channels_balanced(
             for name, whole in multipliers(view, stream, s).items():
                 factors[name] = factors.get(name, torch.ones((), dtype=torch.float64)) * whole
     events = [
-        Edit(name, view.form(name), cast(Form, scaled(view.form(name), whole)), "refine")
+        Edit(name, view.form(name), cast(Form, scaled(view, name, whole)), "refine")
         for name, whole in factors.items()
     ]
     if not events:
@@ -86,7 +86,7 @@ def suits(view: View, stream: Stream, chosen: set[str]) -> bool:
     tied = {*view.state.aliases, *view.state.aliases.values()}
     return (
         weights <= chosen and names.isdisjoint(tied)
-        and all(view.inside(name) and scaled(view.form(name), torch.ones(())) is not None for name in names)
+        and all(view.inside(name) and scaled(view, name, torch.ones(())) is not None for name in names)
     )  # fmt: skip
 
 
@@ -119,7 +119,8 @@ def multipliers(view: View, stream: Stream, s: Tensor) -> dict[str, Tensor]:
     return found
 
 
-def scaled(form: Form, whole: Tensor) -> Form | None:
-    """The form times factors of any shape that broadcasts; None if it cannot hold them."""
-    after = multiplied(uncoded(form), whole.double())
+def scaled(view: View, name: str, whole: Tensor) -> Form | None:
+    """A weight's form times factors of any shape that broadcasts; None if it cannot hold them."""
+    form = view.form(name)
+    after = multiplied(widened(uncoded(form), view.sites[name].torch_dtype), whole.double())
     return None if after is None else coded_like(after, form)

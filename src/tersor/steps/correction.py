@@ -59,7 +59,10 @@ def corrected(key: str, before: View, now: View, layers: list[Layer], still: Fro
             continue
         if now.sites[name].kind != "buffer" or name.rpartition(".")[0] not in still.modules:
             # eval() freezes statistics, not weights
-            forms[name] = Dense(value.to("cpu", now.sites[name].torch_dtype))  # forms live there
+            old = now.forms[name].decode().dtype  # 16-bit floats stay so
+            short = value.to("cpu", old)
+            fits = old.itemsize == 2 and bool(short.isfinite().all())
+            forms[name] = Dense(short if fits else value.to("cpu", now.sites[name].torch_dtype))
     forms = {name: form for name, form in forms.items() if form.digest != now.forms[name].digest}
     text = f"{counted(len(plain), 'layer')} refitted to what they gave before, {on_which(now.task)}"
     if not forms:

@@ -99,6 +99,12 @@ class Export:
                 "float": {name: text for name, text in why.items() if text},
             }
             text += f"; {in_words(why)}"
+        if why := written.halves:
+            wide = {name: text for name, text in why.items() if text}
+            data |= {"halves": [name for name in why if not why[name]]}
+            data |= {"float": data.get("float", {}) | wide} if wide else {}
+            text += f"; {len(why) - len(wide)} of {len(why)} 16-bit weights have 16 bits there"
+            text += "; in 32 bits: " + by_reason(wide) if wide else ""
         fixed = {} if names else sizes_that_vary(view.task)
         if left := [str(axis) for axis in fixed if axis not in axes_of(self.dynamic_axes, self.name)]:
             sizes = "; ".join(f"axis {axis}: {few(map(str, fixed[int(axis)]))}" for axis in left)
@@ -119,6 +125,14 @@ def in_words(why: Mapping[str, str]) -> str:
     if floats:
         text += "; floats there: " + few((f"{name} ({text})" for name, text in floats.items()), MOST)
     return text
+
+
+def by_reason(why: Mapping[str, str]) -> str:
+    """Each reason once, with the names that it is for."""
+    groups: dict[str, list[str]] = {}
+    for name, text in why.items():
+        groups.setdefault(text, []).append(name)
+    return "; ".join(f"{few(names, MOST)} ({text})" for text, names in groups.items())
 
 
 def operators_note(found: Sequence[Operator]) -> Note:

@@ -24,7 +24,7 @@ from tersor.model.example import example_inputs
 from tersor.model.graph import traced
 from tersor.model.norm_pairs import Finder, NormPair, norm_pairs, spread
 from tersor.model.norms_ahead import NormAhead, Reader, columns, norms_ahead, scale_pairs
-from tersor.model.scaled_rows import multiplied, scaled
+from tersor.model.scaled_rows import multiplied, scaled, widened
 from tersor.record.events import Edit, Event, Group, Note
 from tersor.steps.same_function import same_function
 from tersor.steps.units import OUTSIDE
@@ -131,9 +131,11 @@ def group_of(key: str, view: View, some: Sequence[Fold]) -> Group:
         for name, weight in scaled_weights(now, one).items():
             if weight is None:
                 raise RefusedError(f"fold: {name} cannot be scaled")
+            before, dtype = uncoded(view.form(name)), view.sites[name].torch_dtype
+            wide = f", in {dtype}".replace("torch.", "") if widened(before, dtype) is not before else ""
             events += [
                 Edit(name, view.form(name), weight, "refine"),
-                Note(name, "done", f"{one.norm} folded into it"),
+                Note(name, "done", f"{one.norm} folded into it{wide}"),
             ]
         for name, value in new_values(now, one).items():
             form = now.form(name)
@@ -156,7 +158,7 @@ def scaled_weights(view: View, one: Fold) -> dict[str, Form | None]:
     found: dict[str, Form | None] = {}
     if isinstance(one, NormPair):
         form, site = view.form(one.weight), view.sites[one.weight]
-        plain = uncoded(form)
+        plain = widened(uncoded(form), site.torch_dtype)
         if one.turned > 1:
             after = multiplied(plain, spread(one.factor, one.turned, tuple(form.shape)))
         else:
@@ -164,7 +166,7 @@ def scaled_weights(view: View, one: Fold) -> dict[str, Form | None]:
         return {one.weight: None if after is None else coded_like(after, form)}
     for reader in one.readers:
         form = view.form(reader.weight)
-        plain = uncoded(form)
+        plain = widened(uncoded(form), view.sites[reader.weight].torch_dtype)
         if reader.groups > 1:
             after = multiplied(plain, columns(one.factor, reader, tuple(form.shape)))
         else:

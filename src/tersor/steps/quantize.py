@@ -29,7 +29,7 @@ from torch import Tensor
 from tersor.core.step import Needs
 from tersor.core.view import View
 from tersor.encode import refine
-from tersor.errors import RefusedError, SettingError
+from tersor.errors import RefusedError, SettingError, counted
 from tersor.forms import Affine, Codebook, Dense, Form, LogGrid
 from tersor.forms.form import from_rows, to_rows
 from tersor.forms.grid import Grid
@@ -52,7 +52,6 @@ from tersor.steps.retrain import Retrain
 from tersor.steps.rounded_note import rounded_note
 from tersor.steps.rounding_search import WAYS, check_way, searched
 
-LARGEST = 65_504  # in float16
 HALVES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 SCHEMES = ("uniform", "log", "binary", "ternary", *HALVES)
 ROUNDING = (*WAYS, "auto")
@@ -132,7 +131,7 @@ class Quantize(Retrain):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_word(self, "scheme", SCHEMES)
-        check_word(self, "per", PER if self.scheme in ("uniform", "log") else ("tensor", "channel"))
+        check_word(self, "per", ("tensor", "channel") if self.scheme in ("binary", "ternary") else PER)
         check_word(self, "range", ("auto", *(LOG_RANGES if self.scheme == "log" else (*RANGES, "output"))))
         check_word(self, "rounding", ROUNDING)
         check(0 < self.damp <= 1, self, "damp", "it is a share: 0 < damp <= 1")
@@ -258,15 +257,10 @@ class Quantize(Retrain):
 
     def edit(self, view: View, site: Site) -> Edit:
         """The site's weights on this step's grid."""
-        if self.scheme == "float16" and any(
-            part.abs().max() > LARGEST for part in view.form(site).slices() if len(part)
-        ):
-            raise RefusedError(
-                f"quantize: {site.name} holds numbers above {LARGEST:,}, which float16 does not have. Give "
-                f"scheme=bfloat16, or leave it out: where='*,!{site.name}'"
-            )
         store = partial(self.store, groups=view.groups(site) if site.axis else 1)
         after, how = refine(view.form(site), store, site.axis)
+        if self.scheme in HALVES:
+            refuse_lost(site.name, view.form(site), after, self.scheme)
         return Edit(site.name, view.form(site), after, how)
 
     def store(self, w: Tensor, keep: Tensor | None, axis: int, *, groups: int = 1) -> Form:
@@ -308,4 +302,24 @@ class Quantize(Retrain):
 
     def note(self, site: str, before: Form, after: Form) -> Note:
         grid = f"{self.bits} bits" if self.scheme in ("uniform", "log") else self.scheme
+        if self.scheme in HALVES and (gone := vanished(before, after)):
+            grid += f", {counted(gone, 'number')} of {math.prod(before.shape):,} too small for it and now 0"
         return rounded_note(site, before, after, grid)
+
+
+def refuse_lost(name: str, before: Form, after: Form, scheme: str) -> None:
+    """RefusedError for a weight with numbers that 16-bit floats made infinite, or all of them 0."""
+    if not all(part.isfinite().all() for part in after.slices()):
+        text = f"holds numbers above {torch.finfo(HALVES[scheme]).max:,.7g}, which {scheme} does not have"
+    elif any(part.any() for part in before.slices()) and not any(part.any() for part in after.slices()):
+        text = f"holds only numbers that are too small for {scheme}, and all would become 0"
+    else:
+        return
+    way_out = "Give scheme=bfloat16, or leave" if scheme == "float16" else "Leave"
+    raise RefusedError(f"quantize: {name} {text}. {way_out} it out: where='*,!{name}'")
+
+
+def vanished(before: Form, after: Form) -> int:
+    """How many numbers rounding made 0."""
+    pairs = zip(before.slices(), after.slices(), strict=True)
+    return sum(int(((old != 0) & (new == 0)).sum()) for old, new in pairs)
