@@ -53,7 +53,10 @@ def condition(key: str, wanted: Wanted) -> str:
         return f"{key} above {wanted.number:g}"
     if isinstance(wanted, Given):
         return key
-    return f"no {key}" if wanted == LEFT_OUT else " or ".join(f"{key}={str(v).lower()}" for v in wanted)
+    if wanted == LEFT_OUT:
+        return f"no {key}"
+    *words, last = (str(value).lower() for value in wanted)
+    return f"{key}={', '.join(words)} or {last}" if words else f"{key}={last}"
 
 
 def check_effect(step: Any) -> None:

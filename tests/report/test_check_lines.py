@@ -163,7 +163,7 @@ def test_the_recipes_that_come_with_us_have_no_warning() -> None:
 
 def test_lines_for_people() -> None:
     page = "\n".join(lines({"steps": check(recipe_from_words(["quantize", "bits=4", "cluster"]))}))
-    assert "1 quantize: Store weights as small integers" in page
+    assert "1 quantize: Store weights in few bits" in page
     assert "  bits=4" in page
     assert "  warning: absorbs the result of step 1 quantize" in page
     assert page.endswith("2 steps, 1 warning")

@@ -145,7 +145,7 @@ REFUSED = {
     "prune threshold=0.1 pattern=2:4": "threshold=0.1 has no effect if pattern='2:4'",
     "prune epochs=1 rewind=weights": "rewind='weights' has no effect if rounds=1",
     "prune rounds=3": "rounds=3 has no effect if epochs=0.0",
-    "cluster iterations=9": "iterations=9 has no effect if init='exact'. It needs init=linear or ",
+    "cluster iterations=9": "iterations=9 has no effect if init='exact'. It needs init=linear, density or ",
     "cluster epochs=1 temperature=2": "temperature=2.0 has no effect if teacher_weight=0.0",
     "distill feature_weight=2": "feature_weight=2.0 has no effect if features=''. It needs features: give",
     "penalize nbytes=900 bits=2": "bits=2.0 has no effect if nbytes=900",

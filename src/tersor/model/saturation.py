@@ -56,14 +56,15 @@ class Pairs:
             given = dict(zip(NAMES, args, strict=False)) | kwargs
             x = self.codes(given["input"])
             lost = self.of_columns(self.columns(x, given), int(given.get("groups", 1)))
-            return out - lost.reshape(out.shape)
+            return out - lost.reshape(out.shape).to(out)
         x = self.codes(given_at(PRODUCTS[self.op], args, kwargs))
         rows = x.reshape(-1, x.shape[-1]).t()[None, :, None]  # [1, I, 1, R]
-        return out - self.of_columns(rows, 1)[0].t().reshape(out.shape)
+        return out - self.of_columns(rows, 1)[0].t().reshape(out.shape).to(out)
 
     def codes(self, x: Tensor) -> Tensor:
+        x = x.detach().float()  # 16 bits do not hold the sums
         scale, zero = self.ends(x)
-        return (x.detach() / scale + zero).round().clamp(0, CODES)
+        return (x / scale + zero).round().clamp(0, CODES)
 
     def ends(self, x: Tensor) -> tuple[Tensor, Tensor]:
         grid = self.grid
