@@ -21,8 +21,7 @@ HEAD = """
 ## (h) The zoo
 
 `bench/tables.py` trains a network from random weights on 30,000 composed scenes (`--recipe zoo:NAME`),
-compresses it (`--recipe zoo:NAME:small`), and compares the two ONNX files in ONNX Runtime. Rows with 7, 10 or
-16 epochs are older: of 10,000 scenes.
+compresses it (`--recipe zoo:NAME:small`), and compares the two ONNX files in ONNX Runtime.
 
 * **before, after**: the float file and the int8 file, each scored in ONNX Runtime on the same 1,000 test
   scenes, whose garments and photographs are in no training scene. **drop**: paired by scene.
