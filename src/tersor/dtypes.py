@@ -70,6 +70,7 @@ BY_DTYPE = {row.torch: row for row in BY_NAME.values()}
 
 CODES = {row.torch: row.code for row in BY_NAME.values() if row.code}  # dtypes that files hold
 NAMED = {row.name: row.torch for row in BY_NAME.values() if row.code}
+HALVES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 FLOATS = tuple(row.torch for row in BY_NAME.values() if row.worked)  # dtypes of tables, scales and factors
 INTEGERS = tuple(row.torch for row in BY_NAME.values() if row.coded and not row.worked and row.name != "bool")
 CODED = {row.name: row.torch for row in BY_NAME.values() if row.coded}

@@ -166,3 +166,27 @@ def test_quantize_warns_and_measure_scores_it() -> None:
         assert (scored.data["after"] < scored.data["before"]) == wanted
     plain = run(net, [Measure(saturate=True)], task)
     assert "nothing computes with integers" in next(iter(plain.ledger.notes("skipped"))).text
+
+
+def test_an_image_without_samples_and_samples_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = Grid(Dense(torch.tensor([1.0])), Dense(torch.tensor([0], dtype=torch.int16)))
+    codes = torch.full((2, 4, 3, 3), 127, dtype=torch.int8)
+    x = torch.randint(0, 256, (5, 4, 6, 6), generator=torch.Generator().manual_seed(0)).float()
+
+    def found(x: Tensor) -> Tensor:
+        pairs = Pairs("conv2d", tuple(codes.shape), torch.ones(1), grid, *large_pairs(codes))
+        return pairs.computed(F.conv2d, x, codes.float())
+
+    whole = found(x)
+    assert not torch.equal(whole, F.conv2d(x, codes.float()))
+    assert torch.equal(found(x[0]), whole[0])
+    monkeypatch.setattr("tersor.model.saturation.CHUNK", 100)
+    assert torch.equal(found(x), whole)
+
+
+def test_ranges_that_are_found_when_the_model_runs_are_not_simulated_and_named() -> None:
+    net, task = made("mlp")
+    state = run(net, [Quantize(activations=8, activation_range="dynamic"), Measure(saturate=True)], task)
+    *_, scored = state.ledger.notes("saturation")
+    assert set(scored.data["left"]) == {"up.weight", "down.weight", "head.weight"}
+    assert "not simulated: up.weight" in scored.text

@@ -15,6 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from tersor.dtypes import HALVES
 from tersor.forms import Dense, Form
 from tersor.forms.grid import Grid
 from tersor.forms.ongrid import OnGrid
@@ -113,4 +114,4 @@ def smaller(form: Form) -> bool:
 def half(form: Form) -> bool:
     """Whether a form stores its numbers as 16-bit floats."""
     plain, _ = under_masks(form)
-    return isinstance(plain, Dense) and plain.dtype in (torch.float16, torch.bfloat16)
+    return isinstance(plain, Dense) and plain.dtype in HALVES.values()

@@ -11,8 +11,9 @@ Source: the instruction vpmaddubsw. OpenVINO computes so if ONEDNN_MAX_CPU_ISA=A
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
@@ -46,16 +47,19 @@ class Pairs:
     at: Tensor
     first: Tensor  # [K], the weights of a pair
     second: Tensor
-    seen: int = field(default=0)  # sums of two products
-    clipped: int = field(default=0)
+    seen: int = 0  # sums of two products
+    clipped: int = 0
 
     def computed(self, func: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """In place of func(x, weight, ...): its output without the excess."""
         out = func(*args, **kwargs)
         if self.op in CONVS:
             given = dict(zip(NAMES, args, strict=False)) | kwargs
-            x = self.codes(given["input"])
-            lost = self.of_columns(self.columns(x, given), int(given.get("groups", 1)))
+            x, groups = self.codes(given["input"]), int(given.get("groups", 1))
+            x = x if x.ndim == 2 + CONVS[self.op] else x[None]  # an image without an axis of samples
+            size = max(1, CHUNK // max(1, x.shape[1:].numel() * math.prod(self.shape[2:])))
+            parts = [self.of_columns(self.columns(part, given), groups) for part in x.split(size)]
+            lost = torch.cat(parts)
             return out - lost.reshape(out.shape).to(out)
         x = self.codes(given_at(PRODUCTS[self.op], args, kwargs))
         rows = x.reshape(-1, x.shape[-1]).t()[None, :, None]  # [1, I, 1, R]
@@ -94,11 +98,12 @@ class Pairs:
         outputs = self.shape[0]
         lost = columns.new_zeros(n, outputs, many)
         self.seen += n * many * outputs * places * (channels // groups // 2)
-        for part in torch.arange(len(self.at)).split(max(1, CHUNK // max(1, n * many))):
-            out, pair, place = self.at[part].unbind(1)
+        at, first, second = (x.to(columns.device) for x in (self.at, self.first, self.second))
+        for part in torch.arange(len(at), device=at.device).split(max(1, CHUNK // max(1, n * many))):
+            out, pair, place = at[part].unbind(1)
             left = out // (outputs // groups) * (channels // groups) + 2 * pair
-            sums = columns[:, left, place] * self.first[part, None]
-            sums += columns[:, left + 1, place] * self.second[part, None]
+            sums = columns[:, left, place] * first[part, None]
+            sums += columns[:, left + 1, place] * second[part, None]
             over = sums - sums.clamp(LOW, HIGH)
             self.clipped += int((over != 0).sum())
             lost.index_add_(1, out, over)
@@ -131,19 +136,21 @@ def pairs_of(
     layers: Iterable[IntegerLayer], weights: Mapping[str, IntegerWeight], grids: Mapping[str, Grid]
 ) -> tuple[dict[str, Pairs], list[str]]:
     """(the layers that can get beyond 16 bits, by the edge of their output; the weights of others that are
-    not looked at, since their operators are not simulated)."""
+    not looked at: their operators, or ranges that are found when the model runs, are not simulated)."""
     found: dict[str, Pairs] = {}
     other: list[str] = []
     for layer in layers:
         weight, grid = weights[layer.weight], grids[layer.edge]
-        plain = grid.scale is not None and tuple(grid.scale.shape) == (1,) and grid.bits == 8
-        if not plain or grid.signed or not large(weight.codes):
+        if grid.bits > 8 or not large(weight.codes):  # 16 bits are computed in float
             continue
+        one = grid.scale is not None and tuple(grid.scale.shape) == (1,) and not grid.signed
         turned = layer.op in TURNED
         reads = layer.read.rpartition("<")[2] == str(PRODUCTS.get(layer.op, 0))
         if (
-            layer.op not in (*CONVS, *PRODUCTS)
+            not one
             or not reads
+            or layer.op not in (*CONVS, *PRODUCTS)
+            or (turned and weight.codes.ndim != 2)
             or (len(weight.scale) > 1 and weight.axis != turned)
         ):
             other.append(layer.weight)

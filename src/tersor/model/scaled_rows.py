@@ -12,11 +12,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tersor.dtypes import HALVES
 from tersor.forms import Affine, At, Codebook, Dense, Form, LogGrid, LowRank, Masked, Sum
 from tersor.forms.form import from_rows, to_rows
 from tersor.maths.uniform_grid import limits
-
-HALVES = (torch.float16, torch.bfloat16)
 
 
 def scaled(form: Form, factor: Tensor, axis: int) -> Form | None:
@@ -54,7 +53,7 @@ def widened(form: Form, dtype: torch.dtype) -> Form:
     def change(at: At) -> Form | None:
         if not at.body:
             return None if at.weights else at.node
-        if isinstance(at.node, Dense) and at.node.dtype in HALVES and dtype.itemsize > 2:
+        if isinstance(at.node, Dense) and at.node.dtype in HALVES.values() and dtype.itemsize > 2:
             return Dense(at.node.array.to(dtype))
         return at.node
 

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from tersor.core.step import Needs
 from tersor.core.view import View
+from tersor.dtypes import HALVES
 from tersor.encode import refine
 from tersor.errors import RefusedError, SettingError, counted
 from tersor.forms import Affine, Codebook, Dense, Form, LogGrid
@@ -52,7 +53,6 @@ from tersor.steps.retrain import Retrain
 from tersor.steps.rounded_note import rounded_note
 from tersor.steps.rounding_search import WAYS, check_way, searched
 
-HALVES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 SCHEMES = ("uniform", "log", "binary", "ternary", *HALVES)
 ROUNDING = (*WAYS, "auto")
 BY_OUTPUTS = WAYS[1:]  # those that need calibration batches

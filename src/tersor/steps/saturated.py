@@ -34,7 +34,8 @@ def saturated(view: View) -> tuple[Saturated, list[str]]:
     forms = {name: integer_weight(form) for name, form in view.forms.items()}
     weights = {name: weight for name, weight in forms.items() if not isinstance(weight, str)}
     grids = view.state.grids
-    layers = [layer for layer in choice(view, {*weights}).layers if layer.edge in grids]
+    moving = any(grid.scale is None for grid in grids.values())
+    layers = [layer for layer in choice(view, {*weights}, dynamic=moving).layers if layer.edge in grids]
     pairs, left = pairs_of(layers, weights, grids)
     net = Saturated(view.plain(), grids, pairs)
     return net.requires_grad_(False).eval(), left
