@@ -236,6 +236,7 @@ def test_without_its_networks_it_says_where_it_looked(bench: Bench, monkeypatch,
     monkeypatch.setenv("TERSOR_NETWORKS", str(tmp_path))
     comparisons = bench("comparisons")
     monkeypatch.setattr(comparisons.networks, "task", lambda: None)
+    monkeypatch.setattr(comparisons.networks, "steady", lambda: None)  # it sets threads for the process
     monkeypatch.setattr(comparisons, "keep", lambda *_: pytest.fail("rows were touched"))
     with pytest.raises(SystemExit) as ended:
         comparisons.main(["c"])
