@@ -3,7 +3,8 @@
 simulated   x rounded in float, with gradients for x and the scale        see maths/rounding.py
 dynamic     the same with the scale that spans each x; gradients for x
 exported    one node tersor::grid(x, scale, zero, bits, signed, axis), which a runtime's writer converts;
-            of a dynamic grid tersor::dynamic_grid(x)
+            of a dynamic grid tersor::dynamic_grid(x), of one on all that an LSTM multiplies
+            tersor::dynamic_lstm: spelled_lstm.py
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from tersor.forms.grid import Grid
 from tersor.maths.rounding import dynamic, learned, on_grid, scale_gradient_factor
 from tersor.maths.uniform_grid import code_limits
 from tersor.maths.units import TINY, check_bits
+from tersor.model.spelled_lstm import ALL, State, marked_lstm, spelled_lstm
 from tersor.model.trainable_parts import StepsPart
 
 
@@ -35,6 +37,8 @@ class GridPart(nn.Module):
         self.marked = False  # True in a copy for export: the grid is one node
         if grid.scale is None:
             return
+        if name.endswith(ALL):
+            raise SettingError(f"{name}: the grid has a scale, but an LSTM's must be dynamic, without one")
         scale = grid.scale.decode().float().clone()
         zero = torch.zeros(scale.shape) if grid.zero is None else grid.zero.decode().clone()
         check(name, grid, scale, zero)
@@ -58,6 +62,12 @@ class GridPart(nn.Module):
         if torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad):
             return learned(x, scale, zero, self.limits, ease)
         return on_grid(x, scale.abs().clamp_min(TINY), zero, self.limits)
+
+    def lstm(self, *args: Any, **kwargs: Any) -> State:
+        """In place of torch.lstm: the same with all that it multiplies rounded."""
+        if self.marked:
+            return marked_lstm(*args, **kwargs)
+        return spelled_lstm(self.value, *args, **kwargs)
 
     def fold(self) -> Grid:
         """The grid with the trained scale."""
@@ -135,5 +145,6 @@ def _(x: Tensor, *grid: Any) -> Tensor:
 
 def uses(program: ExportedProgram) -> int:
     """How often a traced program rounds an edge."""
-    marks = (torch.ops.tersor.grid.default, torch.ops.tersor.dynamic_grid.default)
+    ours = torch.ops.tersor
+    marks = (ours.grid.default, ours.dynamic_grid.default, ours.dynamic_lstm.default)
     return sum(node.target in marks for node in program.graph.nodes)

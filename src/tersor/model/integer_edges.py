@@ -11,6 +11,8 @@ clipped    a grid after relu or clamp clips as they do, so the operator before t
 dynamic    with ranges of each batch only products with a weight on the right, as in linear layers. Each one
            rounds what it reads, and gives floats. ConvInteger is 1.6 times slower than float
            in ResNet-20, and its products with int8 weights 2 to 18 times: convolutions stay in float
+lstm       with ranges of each batch only: it rounds its hidden states at each step (spelled_lstm.py). All its
+           matrices must be integers. GRUs and other recurrent layers have no integer kernel
 The rest computes in float between two grids. Views and max pools pass values on. From one trace: graph.py.
 Source: the patterns that ONNX Runtime's and OpenVINO's optimizers replace by integer kernels.
 """
@@ -24,36 +26,30 @@ from typing import cast
 
 from torch import fx
 
-from tersor.model.graph import Graph, arguments, floating, op_name, value, values
+from tersor.model.graph import Graph, arguments, op_name, value
+from tersor.model.integer_ops import (
+    ACTIVATIONS,
+    BIASES,
+    CLIPS,
+    CONVS,
+    JOINS,
+    LSTM,
+    MOVES,
+    MULTIPLIED,
+    PAIRS,
+    PASSED,
+    POOLS,
+    PRODUCTS,
+    WEIGHTED,
+    floats,
+    joined,
+    why_no_kernel,
+)
 from tersor.model.ops import OPS
 from tersor.model.spelled_attention import INSIDE
+from tersor.model.spelled_lstm import ALL
 
-CONVS = ("conv1d", "conv2d", "conv3d")
-WEIGHTED = (
-    *CONVS, "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear", "matmul", "addmm",
-    "baddbmm", "attention",
-)  # fmt: skip
-PRODUCTS = {"linear": 1, "matmul": 1, "addmm": 2}  # what dynamic grids are for: which argument is the weight
-# Of `mean` only means over all positions, as in a pool: joined().
-POOLS = (*(f"{kind}{n}d" for kind in ("avg_pool", "adaptive_avg_pool") for n in (1, 2, 3)), "mean")
-JOINS = ("add", "mul", "cat", *POOLS)
-PAIRS = ("matmul", "baddbmm", "attention")  # what can multiply two activations
-CLIPS = ("relu", "hardtanh", "clamp")
-PASSED = ("max_pool1d", "max_pool2d", "max_pool3d")  # edges whose values are some of those that they read
-# Operators without an edge of their own, that move values and do not change them.
-MOVES = {
-    "view", "view_as", "reshape", "reshape_as", "_unsafe_view", "flatten", "unflatten", "permute",
-    "transpose", "t", "squeeze", "unsqueeze", "contiguous", "clone", "alias", "detach", "slice", "select",
-    "narrow", "expand", "expand_as", "repeat", "chunk", "split", "split_with_sizes", "unbind", "getitem",
-    "roll", "pad", "constant_pad_nd", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "movedim",
-    "swapaxes", "index_select", "to", "_to_copy", "type_as",
-    *(f"{kind}dropout{place}" for kind in ("", "feature_", "alpha_") for place in ("", "_")),
-}  # fmt: skip
-MULTIPLIED = ("weight", "self", "mat2", "other")  # the arguments of an operator that are its weight
-# The argument that is its bias, where it is not "bias".
-BIASES = {"addmm": "self", "baddbmm": "self"}
-# Which arguments are activations, where it is not the first.
-ACTIVATIONS = {"matmul": (0, 2), "addmm": (1, 2), "baddbmm": (1, 3), "attention": (0, 3)}
+MOVING = "lstm computes in float, except with activation_range=dynamic"
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +121,7 @@ class IntegerEdges:
     def weighted(self) -> dict[fx.Node, list[fx.Node]]:
         """Operators that multiply activations, and their operands that depend on the input."""
         found = {}
-        kinds = tuple(PRODUCTS) if self.dynamic else WEIGHTED
+        kinds = (*PRODUCTS, LSTM) if self.dynamic else WEIGHTED
         for node in self.graph.nodes:
             if self.op(node) in kinds and node not in self.graph.constant and node in self.graph.live:
                 operands = [item for item in self.reads(node) if self.moving(item)]
@@ -184,7 +180,9 @@ class IntegerEdges:
         return {self.names[item] for item in alone} | places
 
     def by_weight(self, node: fx.Node) -> bool:
-        """Whether an operator multiplies from the right by a weight, a matrix."""
+        """Whether an operator multiplies from the right by a weight, a matrix. Of an LSTM all are weights."""
+        if self.op(node) == LSTM:
+            return not why_no_kernel(node, self.graph.tensors)
         last = node.args[PRODUCTS[self.op(node) or ""]]
         return isinstance(last, fx.Node) and self.source(last) in self.graph.tensors and value(last).ndim == 2
 
@@ -278,6 +276,8 @@ class IntegerEdges:
 
     def places(self, node: fx.Node, source: fx.Node) -> list[str]:
         """The names of what this operator alone reads of a source."""
+        if self.op(node) == LSTM:
+            return [f"{self.names[node]}{ALL}"]
         first, last = ACTIVATIONS.get(self.op(node) or "", (0, 1))
         return [
             f"{self.names[node]}<{at}" for at in range(first, min(last, len(node.args)))
@@ -304,7 +304,8 @@ class IntegerEdges:
             if edge in edges:
                 uses = sum(len(at.users) for at, own in self.graph.tensors.items() if own == bias)
                 read = name, value(item).ndim, item.name, uses == 1
-                found.append(IntegerLayer(weights[0], bias, edge, self.op(node) or "", *read))
+                all_of = weights if self.op(node) == LSTM else weights[:1]
+                found += [IntegerLayer(weight, bias, edge, self.op(node) or "", *read) for weight in all_of]
         return found
 
     def why_float(self, name: str) -> str:
@@ -323,10 +324,17 @@ class IntegerEdges:
             return "its layer reads what does not depend on the input"
         if ops and set(ops) <= {*WEIGHTED} and not self.dynamic:
             return "no grid can hold what its layer reads"
+        if why := next((why for node in readers if (why := why_no_kernel(node, self.graph.tensors))), ""):
+            return why
+        if ops == [LSTM]:
+            return "other weights of its layer are no integers" if self.dynamic else MOVING
         return f"{' and '.join(ops) or 'what reads it'} computes in float"
 
     def multiplied(self, node: fx.Node) -> list[str]:
         """The model's tensors that an operator multiplies by."""
+        if self.op(node) == LSTM:
+            own = [item for item in arguments(node)["params"] if item in self.graph.tensors]
+            return [self.graph.tensors[item] for item in own if value(item).ndim == 2]
         bias = BIASES.get(self.op(node) or "")
         return [name for name, word in self.tensors(node) if word in MULTIPLIED and word != bias]
 
@@ -335,16 +343,3 @@ class IntegerEdges:
         for word, item in arguments(node).items():
             if isinstance(item, fx.Node) and (source := self.source(item)) in self.graph.tensors:
                 yield self.graph.tensors[source], word
-
-
-def joined(node: fx.Node, op: str | None) -> bool:
-    """Whether an operator can be a join, by its name and arguments."""
-    if op != "mean":
-        return op in JOINS
-    axes, source = arguments(node).get("dim"), node.args[0]
-    ndim = value(source).ndim if isinstance(source, fx.Node) else 0
-    return ndim > 2 and axes is not None and sorted(at % ndim for at in axes) == list(range(2, ndim))
-
-
-def floats(node: fx.Node) -> bool:
-    return any(map(floating, values(node)))

@@ -25,6 +25,7 @@ from tersor.model.batches import device_of
 from tersor.model.checkpointing import refuse_reentry, rerun
 from tersor.model.edges import edges_of, known, near, parse
 from tersor.model.grid_part import GridPart, uses
+from tersor.model.spelled_lstm import ALL
 from tersor.model.watch import WatchedRun, active, hooked, made_at, running
 
 
@@ -144,6 +145,15 @@ class Values(WatchedRun):
         inputs = any(name.startswith("/input:") for name in table)
         super().__init__(simulated.see if table else None, frames, inputs, table)
         self.values, self.simulated, self.learns = values, simulated, torch.is_grad_enabled()
+
+    def instead(self, op: str, func: Callable[..., Any]) -> Callable[..., Any]:
+        if op == "lstm":
+            made, k = self.next(op)
+            place = self.simulated.table.get(f"{made}:{k}.0{ALL}")
+            if place is not None:
+                refuse_reentry()
+                return cast(GridPart, self.simulated.grids[place]).lstm
+        return super().instead(op, func)
 
 
 class Anew(AbstractContextManager[None]):

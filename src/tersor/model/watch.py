@@ -4,6 +4,7 @@
     path/op:k.j     its j-th output, where it returns a tuple                      cell/lstm:0.0
     path/op:k<j     what its j-th argument reads, where only this reader is meant  fc/linear:0<0
     path/attention:k<softmax     the probabilities inside of scaled_dot_product_attention
+    path/lstm:k.0<all            all that an LSTM multiplies: its inputs and hidden states, layer by layer
     /input:NAME     an argument of the module itself; NAME.j inside a container    /input:x
 
 A TorchFunctionMode is entered for one forward; hooks on a private copy keep track of the running module.

@@ -28,7 +28,7 @@ import onnx_ir as ir
 import torch
 from onnxscript import opset21 as op
 
-from tersor.runtimes import onnx_dynamic
+from tersor.runtimes import onnx_dynamic, onnx_recurrent
 from tersor.runtimes.onnx_graphs import (
     add_before,
     attribute,
@@ -74,6 +74,7 @@ def table() -> dict[Any, Callable[..., Any]]:
     return {
         ours.grid.default: grid, ours.dequantize.default: dequantize,
         ours.dequantize_blocks.default: dequantize_blocks, ours.dynamic_grid.default: onnx_dynamic.grid,
+        ours.dynamic_lstm.default: onnx_recurrent.lstm,
     }  # fmt: skip
 
 
@@ -88,6 +89,7 @@ def tidy(model: ir.Model, openvino: bool = False) -> None:
         embedded,
         parted,
         onnx_dynamic.product,
+        onnx_recurrent.integers,
         bias,
         zeros,
         shared,
@@ -99,6 +101,8 @@ def tidy(model: ir.Model, openvino: bool = False) -> None:
             if node.graph is graph:
                 change(graph, node)
     unused(graph)
+    if any(node.domain == onnx_recurrent.DOMAIN for node in graph):
+        model.opset_imports.setdefault(onnx_recurrent.DOMAIN, 1)
 
 
 def scalar(graph: ir.Graph, node: ir.Node) -> None:

@@ -200,8 +200,8 @@ def dynamic(view: View, after: Mapping[str, Form], chosen: set[str]) -> Rounded:
     if not found.edges:
         why = few(f"{name}: {why}" for name, why in reasons.items())
         raise RefusedError(
-            f"quantize: no layer can compute with integers: {why}. Dynamic ranges are for linear layers: "
-            f"leave out activation_range=dynamic, or to round weights alone, leave out activations too"
+            f"quantize: no layer can compute with integers: {why}. Dynamic ranges are for linear layers and "
+            f"LSTMs: leave out activation_range=dynamic, or to round weights alone, leave out activations too"
         )
     return Rounded(view, dict(after), {edge: Grid() for edge in found.edges}, found.layers, reasons, {})
 
