@@ -71,7 +71,9 @@ def test_weights_that_stay_in_float_have_a_reason() -> None:
     embedding = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 3))
     assert "looked up" in choice(embedding, torch.tensor([[1, 2]])).why_float("0.weight")
     lstm = choice(nn.LSTM(4, 3), torch.randn(2, 4))
-    assert lstm.why_float("weight_ih_l0") == "lstm computes in float"
+    assert lstm.why_float("weight_ih_l0") == "lstm computes in float, except with activation_range=dynamic"
+    gru = choice(nn.GRU(4, 3), torch.randn(2, 4))
+    assert gru.why_float("weight_ih_l0") == "gru has no integer kernel"
 
 
 class Unlisted(nn.Module):

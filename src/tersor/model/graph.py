@@ -103,6 +103,15 @@ class Graph:
         return found
 
     @cached_property
+    def parts(self) -> dict[tuple[fx.Node, int | None], fx.Node]:
+        """Of operators with several edges, such as recurrent layers: the first node that takes each."""
+        found: dict[tuple[fx.Node, int | None], fx.Node] = {}
+        for node in self.nodes:
+            if op_name(node) == "getitem" and (made := (node.args[0], node.args[1])) in self.made:
+                found.setdefault(made, node)
+        return found
+
+    @cached_property
     def edges(self) -> dict[str, tuple[fx.Node, int | None]]:
         """For each edge name the operator that first makes the edge, and the index of the output."""
         found: dict[str, tuple[fx.Node, int | None]] = {}

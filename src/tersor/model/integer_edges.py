@@ -84,6 +84,7 @@ class IntegerEdges:
         given = self.graph.program.graph_signature.user_inputs
         places = dict(zip(given, self.inputs, strict=True)) if self.inputs else {}
         moving = [node for node in self.graph.inputs if floats(node) and node.name in places]
+        found |= {part: self.graph.made[made] for made, part in self.graph.parts.items()}
         return found | {node: places[node.name] for node in moving}
 
     def op(self, node: fx.Node) -> str | None:
@@ -95,6 +96,10 @@ class IntegerEdges:
             before = node.args[0]
             if not isinstance(before, fx.Node):
                 break
+            if op_name(node) == "getitem" and self.op(before) not in PASSED:
+                node = self.graph.parts.get((before, cast(int, node.args[1])), before)
+                if node is not before:
+                    break
             node = before
         return node
 
@@ -327,7 +332,7 @@ class IntegerEdges:
         if why := next((why for node in readers if (why := why_no_kernel(node, self.graph.tensors))), ""):
             return why
         if ops == [LSTM]:
-            return "other weights of its layer are no integers" if self.dynamic else MOVING
+            return "other weights of its layer are not chosen, or no integers" if self.dynamic else MOVING
         return f"{' and '.join(ops) or 'what reads it'} computes in float"
 
     def multiplied(self, node: fx.Node) -> list[str]:

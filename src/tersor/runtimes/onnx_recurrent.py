@@ -36,15 +36,19 @@ def lstm(  # noqa: PLR0917  an operator has no keywords
             at = layer * ways + way
             w, r, *biases = params[at * each : (at + 1) * each]
             bias = op.Concat(*biases, axis=0) if biases else None
-            state = [op.Slice(item, [at], [at + 1], [0]) for item in (h, c)]
+            state = [op.Slice(item, *map(whole, (at, at + 1, 0))) for item in (h, c)]
             direction = "reverse" if way else "forward"
             y, *last = op.LSTM(x, w, r, bias, None, *state, hidden_size=hidden, direction=direction)
-            outputs.append(op.Squeeze(y, [1]))
+            outputs.append(op.Squeeze(y, whole(1)))
             hs.append(last[0])
             cs.append(last[1])
         x = op.Concat(*outputs, axis=-1) if both else outputs[0]
     y = op.Transpose(x, perm=[1, 0, 2]) if batch_first else x
     return y, op.Concat(*hs, axis=0), op.Concat(*cs, axis=0)
+
+
+def whole(number: int) -> Any:
+    return op.Constant(value_ints=[number])
 
 
 def integers(graph: ir.Graph, node: ir.Node) -> None:
@@ -56,7 +60,7 @@ def integers(graph: ir.Graph, node: ir.Node) -> None:
     codes: list[ir.Value] = []
     for value in (given(node, 1), given(node, 2)):
         weight = weight_of(value)
-        if weight is None:
+        if weight is None or (weight[2].size > 1 and attribute(weight[0], "axis", 1) % 2):
             raise RefusedError(
                 f"onnxruntime: {value.name}: its LSTM is to compute with integers, and later steps left this "
                 f"weight without int8 codes. Quantize it again: activations=8 activation_range=dynamic"

@@ -15,6 +15,9 @@ from torch import nn
 
 from tersor.errors import FormatError, RefusedError, SettingError
 from tersor.model.batches import steady
+from tersor.model.deployed import Deployed
+from tersor.model.edges import parse
+from tersor.model.spelled_lstm import ALL
 from tersor.runtimes import onnxruntime, openvino_session
 from tersor.runtimes.agree import TOLERANCE, Difference, Inputs, as_inputs, compared, feed_of, name_of
 from tersor.runtimes.dynamic import variants
@@ -38,6 +41,7 @@ def write(
 
     RefusedError if either runtime disagrees with the model; an earlier file at `path` then stays as it was.
     """
+    refuse_lstm(model)
     path = Path(path)
     with workshop(path) as folder, steady():
         written = onnxruntime.write(
@@ -55,6 +59,18 @@ def write(
             ) from error
         placed = into_place(folder, path)
         return replace(placed, left_out=written.left_out, floats=written.floats, halves=written.halves)
+
+
+def refuse_lstm(model: nn.Module) -> None:
+    """RefusedError for an LSTM that rounds. OpenVINO loads its operator, and computes it without rounding."""
+    rounding = [name for name in model.table if name.endswith(ALL)] if isinstance(model, Deployed) else []
+    if rounding:
+        path = parse(rounding[0])[0]
+        raise RefusedError(
+            f"openvino: {path or 'the model'}: its LSTM rounds what it reads and its hidden states, and OpenVINO "
+            f"computes it without rounding, in float. Leave its weights out of quantize activations=8, with "
+            f"where='*,!{path}.*' for this one, or export to=onnxruntime"
+        )
 
 
 def compare(
