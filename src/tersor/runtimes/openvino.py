@@ -67,7 +67,7 @@ def refuse_lstm(model: nn.Module) -> None:
     if rounding:
         path = parse(rounding[0])[0]
         raise RefusedError(
-            f"openvino: {path or 'the model'}: its LSTM rounds what it reads and its hidden states, and OpenVINO "
+            f"openvino: {path or 'the model'}: its LSTM rounds inputs and hidden states, and OpenVINO "
             f"computes it without rounding, in float. Leave its weights out of quantize activations=8, with "
             f"where='*,!{path}.*' for this one, or export to=onnxruntime"
         )
