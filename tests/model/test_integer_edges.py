@@ -5,16 +5,19 @@ from typing import Any
 import pytest
 import torch
 from integer_nets import NETS, made
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from tersor.model.graph import traced
 from tersor.model.integer_edges import IntegerEdges
+from tersor.model.integer_ops import why_no_kernel
 from tersor.model.watch import input_names
 
 
-def choice(net: nn.Module, *inputs: Any, refused: frozenset[str] = frozenset()) -> IntegerEdges:
+def choice(
+    net: nn.Module, *inputs: Any, refused: frozenset[str] = frozenset(), **settings: Any
+) -> IntegerEdges:
     weights = frozenset(name for name, item in net.named_parameters() if item.ndim > 1)
-    return IntegerEdges(traced(net, inputs), input_names(net, inputs), weights, refused)
+    return IntegerEdges(traced(net, inputs), input_names(net, inputs), weights, refused, **settings)
 
 
 EDGES = {
@@ -74,6 +77,83 @@ def test_weights_that_stay_in_float_have_a_reason() -> None:
     assert lstm.why_float("weight_ih_l0") == "lstm computes in float, except with activation_range=dynamic"
     gru = choice(nn.GRU(4, 3), torch.randn(2, 4))
     assert gru.why_float("weight_ih_l0") == "gru has no integer kernel"
+
+
+def test_an_lstm_is_rounded_inside_where_ranges_are_dynamic() -> None:
+    net = nn.Sequential(nn.LSTM(4, 3, 2, bidirectional=True))
+    found = choice(net, torch.randn(5, 2, 4), dynamic=True)
+    assert found.edges == ["0/lstm:0.0<all"]
+    matrices = [name for name, tensor in net.named_parameters() if tensor.ndim > 1]
+    assert sorted(layer.weight for layer in found.layers) == sorted(matrices)
+    assert {(layer.edge, layer.op) for layer in found.layers} == {("0/lstm:0.0<all", "lstm")}
+    assert not choice(net, torch.randn(5, 2, 4)).edges
+
+
+class Computed(nn.Module):
+    """An LSTM whose weight is computed when it runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w, self.r = nn.Parameter(torch.randn(12, 4)), nn.Parameter(torch.randn(12, 3))
+
+    def forward(self, x: Tensor) -> Tensor:  # [T, B, 4]
+        zeros = torch.zeros(1, x.shape[1], 3)
+        return torch.lstm(x, (zeros, zeros), [self.w, self.r.tanh()], False, 1, 0.0, False, False, False)[0]
+
+
+@pytest.mark.parametrize(
+    ("net", "weight", "says"),
+    [
+        (nn.LSTM(4, 3, proj_size=2), "weight_ih_l0", "the integer kernel of lstm has no projections"),
+        (Computed(), "w", "the weights of its lstm are computed"),
+        (nn.GRU(4, 3), "weight_hh_l0", "gru has no integer kernel"),
+        (nn.RNN(4, 3), "weight_hh_l0", "rnn_tanh has no integer kernel"),
+    ],
+)
+def test_recurrent_layers_without_an_integer_kernel_have_a_reason(
+    net: nn.Module, weight: str, says: str
+) -> None:
+    for moving in (True, False):
+        found = choice(net, torch.randn(3, 2, 4), dynamic=moving)
+        assert not found.edges
+        assert found.why_float(weight) == says
+
+
+def test_packed_sequences_have_no_integer_kernel() -> None:
+    """No trace has them today, so by a graph made by hand."""
+    graph = fx.Graph()
+    data, sizes, h, c, w, r = map(graph.placeholder, ("data", "sizes", "h", "c", "w", "r"))
+    settings = (False, 1, 0.0, False, False)
+    packed = graph.call_function(torch.ops.aten.lstm.data, (data, sizes, [h, c], [w, r], *settings))
+    whole = graph.call_function(torch.ops.aten.lstm.input, (data, [h, c], [w, r], *settings, False))
+    assert why_no_kernel(packed, {w, r}) == "the integer kernel of lstm takes no packed sequences"
+    assert not why_no_kernel(whole, {w, r})
+
+
+def test_all_matrices_of_an_lstm_are_integers_or_none() -> None:
+    net, x = nn.LSTM(4, 3), torch.randn(3, 2, 4)
+    found = IntegerEdges(traced(net, (x,)), input_names(net, (x,)), frozenset({"weight_ih_l0"}), dynamic=True)
+    assert not found.edges
+    assert "not chosen, or no integers" in found.why_float("weight_ih_l0")
+
+
+class Ends(nn.Module):
+    """A layer that reads the last state, and one that reads the outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.state, self.output = nn.LSTM(4, 8), nn.Linear(8, 3), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:  # [T, B, 4]
+        y, (h, c) = self.cell(x)
+        return self.state(h[-1]) + self.output(y) + c.mean()
+
+
+def test_each_output_of_a_recurrent_layer_is_an_edge_of_its_own() -> None:
+    found = choice(Ends(), torch.randn(3, 2, 4))
+    assert found.edges == ["cell/lstm:0.0", "cell/lstm:0.1"]
+    edges = {layer.weight: layer.edge for layer in found.layers}
+    assert edges == {"state.weight": "cell/lstm:0.1", "output.weight": "cell/lstm:0.0"}
 
 
 class Unlisted(nn.Module):

@@ -14,7 +14,7 @@ import torch
 from integer_nets import note
 from onnx import numpy_helper
 from recurrent_nets import NETS, Codes, kernel, made, task_of
-from torch import nn
+from torch import Tensor, nn
 
 from tersor.core.run import run
 from tersor.errors import RefusedError
@@ -136,3 +136,46 @@ def test_a_weight_without_codes_is_refused_by_name(weights: str, tmp_path: Path)
             net, [STEP, Cluster(where="cell.weight_hh_l0"), Export(weights=weights)], task, out=tmp_path,
         )  # fmt: skip
     assert not (tmp_path / "model.onnx").exists()
+
+
+class Ends(nn.Module):
+    """One layer reads the last state alone, in the usual way of a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.head = nn.LSTM(6, 8, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:  # [B, T, 6]
+        return self.head(self.cell(x)[1][0][-1])
+
+
+def test_with_ranges_from_calibration_batches_what_reads_a_state_is_rounded(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, task = Ends(), task_of(torch.randn(16, 7, 6))
+    task = replace(task, calibrate=task.evaluate)
+    result = run(net, [Quantize(activations=8), Export()], task, out=tmp_path)
+    assert list(result.grids) == ["cell/lstm:0.1"]
+    why = "lstm computes in float, except with activation_range=dynamic"
+    assert note(result).data["float"] == {f"cell.weight_{at}_l0": why for at in ("ih", "hh")}
+    assert {result.forms[name].name for name in ("head.weight", "cell.weight_ih_l0")} == {"affine"}
+    x = task.example[0]
+    found = onnxruntime.open(tmp_path / "model.onnx").run(x)[0]
+    assert np.abs(found - result.model()(x).detach().numpy()).max() < 1e-5  # type: ignore[operator]
+
+
+def test_weights_alone_are_as_before(tmp_path: Path) -> None:
+    net, task = made("outputs")
+    result = run(net, [Quantize(), Export()], task, out=tmp_path)
+    assert not result.grids
+    kinds = {item.op_type for item in graph_of(tmp_path / "model.onnx")[0].node}
+    assert "LSTM" in kinds
+    assert "DynamicQuantizeLSTM" not in kinds
+
+
+def test_openvino_which_would_not_round_is_refused(tmp_path: Path) -> None:
+    openvino = pytest.importorskip("tersor.runtimes.openvino")
+    net, task = made("outputs")
+    model = run(net, [STEP], task).deployed()
+    with pytest.raises(RefusedError, match=r"openvino: cell: its LSTM rounds .* where='\*,!cell\.\*'"):
+        openvino.write(model, task.example, tmp_path / "m.onnx")
+    assert not list(tmp_path.iterdir())

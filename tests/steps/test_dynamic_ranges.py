@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import recurrent_nets
 import torch
 from integer_nets import made, note
 from torch import Tensor, nn
@@ -198,3 +199,70 @@ def test_the_check_says_that_it_needs_no_data_and_does_not_warn_of_stale_ranges(
     static = check(Recipe((Quantize(activations=8), Prune(keep=0.5))), net)
     assert static[0]["needs"] == "a task"
     assert static[1]["warnings"]
+
+
+# Recurrent layers
+
+
+def recurrent() -> tuple[nn.Module, Task]:
+    return recurrent_nets.made("outputs")
+
+
+def test_an_lstm_rounds_what_its_matrices_multiply() -> None:
+    net, task = recurrent()
+    result = run(net, [STEP], task)
+    assert list(result.grids) == ["cell/lstm:0.0<all", "head/linear:0<0"]
+    assert note(result).data == {"layers": 9, "edges": 2, "float": {}, "refused": {}}
+    x = task.example[0]
+    apart = (result.model()(x) - net(x)).abs().max()
+    weights = run(net, [Quantize()], task)
+    assert 1e-4 < apart < 0.1 * net(x).abs().max()
+    assert not torch.allclose(result.model()(x), weights.model()(x), atol=1e-5)
+    rest = run(net, [replace(STEP, where=("*", "!cell.*"))], task)
+    assert list(rest.grids) == ["head/linear:0<0"]
+    some = run(net, [replace(STEP, where=("*", "!cell.weight_hh_l1"))], task)
+    assert "not chosen" in note(some).data["float"]["cell.weight_ih_l0"]
+
+
+def test_a_gru_stays_in_float_and_is_named() -> None:
+    class Gru(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell, self.head = nn.GRU(6, 8, batch_first=True), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.cell(x)[0].mean(1))
+
+    result = run(Gru(), [STEP], recurrent()[1])
+    assert set(result.grids) == {"head/linear:0<0"}
+    names = ("cell.weight_ih_l0", "cell.weight_hh_l0")
+    assert note(result).data["float"] == dict.fromkeys(names, "gru has no integer kernel")
+
+
+def test_an_lstm_is_saved_reloaded_trained_and_undone(tmp_path: Path) -> None:
+    net, task = recurrent()
+    result = run(net, [STEP, Entropy(), Measure()], task)
+    save(result, tmp_path / "m.tersor")
+    assert all(row.sound for row in verify(tmp_path / "m.tersor"))
+    again, x = load(tmp_path / "m.tersor"), task.example[0]
+    assert again.digest == result.digest
+    assert torch.equal(again.model(recurrent()[0])(x), result.model()(x))
+    assert torch.equal(undo(result).model()(x), net(x))
+    trained = run(result, [Finetune(epochs=3, lr=1e-2)], task)
+    assert set(trained.grids) == set(result.grids)
+    assert not any(grid.stale for grid in trained.grids.values())
+    assert not torch.equal(trained.model()(x), result.model()(x))
+
+
+def test_training_an_lstm_sees_its_rounding() -> None:
+    net, task = recurrent()
+    trained = run(net, [replace(STEP, bits=2, epochs=40, lr=1e-2)], task)
+    rounded = run(net, [replace(STEP, bits=2)], task)
+    assert float(task.scores(trained.model()).mean()) > float(task.scores(rounded.model()).mean())
+
+
+def test_processors_without_vnni_are_not_simulated_for_an_lstm_and_it_is_named() -> None:
+    net, task = recurrent()
+    result = run(net, [STEP, Measure(saturate=True)], task)
+    assert "not simulated: " in note(result, "saturation").text
+    assert "cell.weight_ih_l0" in note(result, "saturation").data["left"]
