@@ -170,12 +170,3 @@ def test_weights_alone_are_as_before(tmp_path: Path) -> None:
     kinds = {item.op_type for item in graph_of(tmp_path / "model.onnx")[0].node}
     assert "LSTM" in kinds
     assert "DynamicQuantizeLSTM" not in kinds
-
-
-def test_openvino_which_would_not_round_is_refused(tmp_path: Path) -> None:
-    openvino = pytest.importorskip("tersor.runtimes.openvino")
-    net, task = made("outputs")
-    model = run(net, [STEP], task).deployed()
-    with pytest.raises(RefusedError, match=r"openvino: cell: its LSTM rounds .* where='\*,!cell\.\*'"):
-        openvino.write(model, task.example, tmp_path / "m.onnx")
-    assert not list(tmp_path.iterdir())

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,15 @@ import pytest
 import qdq
 from onnx import TensorProto, helper
 from present import present
+from recurrent_nets import made
 from test_onnxruntime import batch_of, built, plain, x
 from torch import nn
 
+from tersor.core.run import run
 from tersor.errors import RefusedError, SettingError
 from tersor.runtimes import onnxruntime
 from tersor.runtimes.written import Written
+from tersor.steps import Export, Quantize
 
 pytestmark = pytest.mark.extra
 
@@ -146,3 +150,16 @@ def test_nothing_is_reported_printed_or_changed(openvino, tmp_path: Path) -> Non
     command = [sys.executable, "-c", CODE, str(path)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert (done.stderr, done.stdout, done.returncode) == ("", "", 0)
+
+
+def test_an_lstm_that_rounds_is_refused(openvino, tmp_path: Path) -> None:
+    """OpenVINO loads the operator and computes it in float: no error, and another result."""
+    net, task = made("outputs")
+    step = Quantize(activations=8, activation_range="dynamic")
+    with pytest.raises(RefusedError, match=r"openvino: cell: its LSTM rounds .* where='\*,!cell\.\*'"):
+        run(net, [step, Export(to="openvino")], task, out=tmp_path)
+    assert not list(tmp_path.iterdir())
+    apart = replace(step, where=("*", "!cell.*"))  # the way out
+    result = run(net, [apart, Quantize(where="cell.weight*"), Export(to="openvino")], task, out=tmp_path)
+    found = openvino.open(tmp_path / "model.onnx").run(task.example[0])[0]
+    assert np.abs(found - result.model()(task.example[0]).detach().numpy()).max() < 1e-4  # type: ignore[operator]
