@@ -219,11 +219,36 @@ def test_listing_edges_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["stem", "stem/conv2d", "stem/view:0", "stem/conv2d:x", "input:x", "a/input:x", "/input:"]
+    "name",
+    [
+        "stem",
+        "stem/conv2d",
+        "stem/view:0",
+        "stem/conv2d:x",
+        "input:x",
+        "a/input:x",
+        "/input:",
+        # No run meets these, and a grid there would round nothing.
+        "stem/conv2d:0<all",
+        "stem/conv2d:0<",
+        "stem/add:0<0",
+        "cell/lstm:0.0<0",
+        "a/attention:0<all",
+        "cell/lstm:0.0<softmax",
+        "cell/gru:0.0<all",
+    ],  # fmt: skip
 )
 def test_a_name_that_is_not_an_edge_is_refused(name: str) -> None:
     with pytest.raises(SiteError, match="is no edge name"):
         parse(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["a.b/conv2d:0", "/linear:0<0", "a/attention:0<softmax", "a/attention:1<2", "cell/lstm:0.0<all"]
+)
+def test_a_name_of_an_edge_or_of_what_one_operator_reads(name: str) -> None:
+    path, op = parse(name)
+    assert name.startswith(f"{path}/{op}:")
 
 
 def test_an_unknown_edge_has_near_misses() -> None:

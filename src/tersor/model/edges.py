@@ -16,8 +16,12 @@ from torch import Tensor, nn
 
 from tersor.errors import RefusedError, SettingError, SiteError, near_few
 from tersor.model.batches import evaluating, steady
-from tersor.model.ops import LISTED
+from tersor.model.ops import LISTED, READERS
+from tersor.model.spelled_attention import INSIDE
+from tersor.model.spelled_lstm import ALL
 from tersor.model.watch import WatchedRun, hooked, made_at, running
+
+INSIDES = {"attention": INSIDE, "lstm": ALL}  # what runs round inside of operators
 
 Call = Callable[[nn.Module], Any]  # how a model is run once: lambda net: net(x)
 
@@ -45,14 +49,21 @@ class Edge:
 def parse(name: str) -> tuple[str, str]:
     """(path, op) of an edge's name."""
     path, slash, rest = name.rpartition("/")
-    op, colon, count = made_at(rest).partition(":")
+    edge, place = made_at(rest), rest.removeprefix(made_at(rest))
+    op, colon, count = edge.partition(":")
     argument = op == "input" and not path and count
-    if not slash or not colon or not (argument or (op in LISTED and count.replace(".", "", 1).isdigit())):
+    made = op in LISTED and count.replace(".", "", 1).isdigit() and known_place(op, place)
+    if not slash or not colon or not (argument or made):
         raise SiteError(
             f"{name!r} is no edge name: it must be path/op:k, such as layer1.0/add:0, path/op:k<j, or "
             f"/input:x"
         )
     return path, op
+
+
+def known_place(op: str, place: str) -> bool:
+    """Whether a run meets this place of an operator, the end of a name; "" is what it makes."""
+    return place in {"", INSIDES.get(op)} or (op in READERS and place[1:].isdigit())
 
 
 class Listing(WatchedRun):
