@@ -10,7 +10,8 @@ rounding   to the nearest, or gptq and adaround: by the error of each layer's ou
            brecq: by that of each block's: steps/blockwise.py;
            or auto: the first of these that keeps the metric: steps/rounding_search.py
 activations=8 or 16 also rounds what layers read, as integer kernels do: steps/activations.py. It needs data,
-except with activation_range=dynamic, where the range of each tensor is taken when the model runs.
+except with activation_range=dynamic, where the range of each tensor is taken when the model runs; LSTMs
+compute with integers only then.
 Weights alone, rounded to the nearest, need none. With epochs it trains through the grid by straight-through
 gradients (Bengio 2013), and learns the steps of uniform grids (LSQ, Esser 2020).
 """
