@@ -5,9 +5,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from recurrent_nets import made
 
+from tersor.core.run import run
 from tersor.errors import TersorError
 from tersor.measure.latency import Timing
+from tersor.steps import Export, Quantize
 
 
 def timing(*rounds):
@@ -260,3 +263,16 @@ def test_our_divergence_is_judged_beside_the_best_peer_in_any_runtime(bench):
     assert rows["KL over the best peer's"].value == pytest.approx(best / worst)
     assert rows["ours, KL, B"].value > rows["ours, KL, A"].value > 0
     assert "agreement 100.0 %" in rows["ort-minmax, KL, A"].note
+
+
+@pytest.mark.parametrize("integer", [True, False])
+def test_products_of_an_lstm_are_counted_step_by_step(bench, integer, tmp_path):
+    net, task = made("states")
+    steps = [Quantize(activations=8, activation_range="dynamic")] if integer else []
+    run(net, [*steps, Export()], task, out=tmp_path)
+    x = task.example[0].numpy()  # [4, 7, 6]
+    found = bench("integers_kernels").products(tmp_path / "model.onnx", {"x": x})
+    cells = [part for part in found if "LSTM" in part.op]
+    assert [part.macs for part in cells] == [4 * 7 * 80 * (6 + 20), 4 * 7 * 80 * (20 + 20)]
+    assert {part.integer for part in cells} == {integer}
+    assert bench("integers_coverage").shares(found)[0] == (1 if integer else 0)
