@@ -115,7 +115,7 @@ class Quantize(Retrain):
     # accelerators that have such kernels.
     activations: int = 0
     # How the range of activations is found: "minmax", "average", "percentile", "mse" or "entropy" from
-    # calibration batches, or "dynamic": anew for each tensor when the model runs.
+    # calibration batches, or "dynamic": anew for each tensor when the model runs, which LSTMs need.
     activation_range: str = "minmax"
     activation_percentile: float = 99.99  # of the values inside, if activation_range is "percentile"
     # Multiply inputs of linear layers, where outliers would need coarse steps. It needs calibration batches.
