@@ -63,7 +63,7 @@ def integers(graph: ir.Graph, node: ir.Node) -> None:
         if weight is None or (weight[2].size > 1 and attribute(weight[0], "axis", 1) % 2):
             raise RefusedError(
                 f"onnxruntime: {value.name}: its LSTM is to compute with integers, and later steps left this "
-                f"weight without int8 codes. Quantize it again: activations=8 activation_range=dynamic"
+                f"weight without int8 codes. Undo them, or leave the LSTM's weights out of them"
             )
         before, array, scale = weight
         name = str(given(before, 0).name)
