@@ -35,7 +35,7 @@ def spelled_lstm(  # noqa: PLR0917  the call of torch's function
     refuse_packed(hx)
     (h, c), x = hx, input.transpose(0, 1) if batch_first else input
     ways, each = 1 + bidirectional, 4 if has_biases else 2
-    last: list[tuple[Tensor, Tensor]] = []
+    last: list[list[Tensor]] = []
     for layer in range(num_layers):
         if layer:
             x = F.dropout(x, dropout, train)
@@ -43,8 +43,8 @@ def spelled_lstm(  # noqa: PLR0917  the call of torch's function
         for way in range(ways):
             at = layer * ways + way
             w, r, *biases = params[at * each : (at + 1) * each]
-            *found, y = one_way(rounded, x, (h[at], c[at]), (w, r), biases, way == 1)
-            last.append((found[0], found[1]))
+            y, *state = one_way(rounded, x, (h[at], c[at]), (w, r), biases, way == 1)
+            last.append(state)
             outputs.append(y)
         x = torch.cat(outputs, -1) if ways > 1 else outputs[0]
     hs, cs = (torch.stack(each) for each in zip(*last, strict=True))
@@ -55,7 +55,7 @@ def one_way(  # noqa: PLR0917
     rounded: Callable[[Tensor], Tensor], x: Tensor, state: tuple[Tensor, Tensor],
     weights: tuple[Tensor, Tensor], biases: Sequence[Tensor], reverse: bool,
 ) -> State:  # fmt: skip
-    """(the last h [B, H], the last c, the outputs [T, B, H]) of one layer in one direction."""
+    """(the outputs [T, B, H], the last h [B, H], the last c) of one layer in one direction."""
     (h, c), (w, r) = state, weights
     bias = biases[0] + biases[1] if biases else None
     steps = list(F.linear(rounded(x), w))
@@ -66,7 +66,7 @@ def one_way(  # noqa: PLR0917
         c = f.sigmoid() * c + i.sigmoid() * g.tanh()
         h = o.sigmoid() * c.tanh()
         outputs.append(h)
-    return h, c, torch.stack(outputs[::-1] if reverse else outputs)
+    return torch.stack(outputs[::-1] if reverse else outputs), h, c
 
 
 def marked_lstm(  # noqa: PLR0917  the call of torch's function
