@@ -120,7 +120,7 @@ than the 800 and 500 inputs of LeNet-5's linear layers: what `redundancy` and th
 is damped there, by the number of images.""",
     "g": """Products
 
-SVD, Tucker-2, CP and spatial factors, each factor a layer of its own.""",
+SVD, Tucker-2, CP, spatial factors and tensor trains, each factor a layer of its own.""",
 }
 RUNNING = """Running: the given network, then that of the recipe; one image, one thread. Memory: the growth
 of the process while ONNX Runtime opens and runs the file, at its peak. Processor seconds: in ONNX Runtime;
