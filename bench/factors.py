@@ -2,8 +2,8 @@
 
 Each of SVD, Tucker-2, CP, spatial and tensor-train factors (factorize layers=true keep=0.5): accuracy on all
 test images before tuning, with one budget for all layers and with the same share for each; for SVD and Tucker
-also of the weight alone, not weighed by its inputs. At half the MACs also after EPOCHS epochs with the network
-as its own teacher, with the parameters and the time in ONNX Runtime on one thread, both networks in turn. The
+also of the weight alone, not weighed by its inputs. At half the MACs also after EPOCHS epochs with the
+network as its own teacher, with the parameters and the time in ONNX Runtime on one thread, both in turn. The
 scored weights are read back from the file.
 """
 
