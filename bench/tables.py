@@ -7,7 +7,7 @@ measure    tersor compare float.onnx small.onnx --latency      both files score 
                                                                Runtime, and take turns there, one thread
 peer       the same of NNCF's int8 file of float.onnx: tables_peer.py, with TERSOR_INTEGER_PEERS
 Each step is a process of its own and is kept in OUT, so that a killed run continues. A finished architecture
-replaces its line of bench/tables.jsonl; docs/tables.md is written from that file. --quick trains for a
+replaces its line of zoo/measured.jsonl; docs/tables.md is written from that file. --quick trains for a
 fraction of the epochs, and its rows say so; they never replace rows of a whole training.
 """
 

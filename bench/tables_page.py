@@ -1,4 +1,4 @@
-"""Tables page: docs/tables.md, written from bench/comparisons.jsonl and bench/tables.jsonl.
+"""Tables page: docs/tables.md, written from bench/comparisons.jsonl and zoo/measured.jsonl.
 
 python bench/tables_page.py [--check]
 """
@@ -71,7 +71,7 @@ HEAD = """# Tables
 
 Techniques side by side, and every architecture of [the zoo](guide.md#the-zoo) before and after. `make tables`
 measures them and writes this page: `bench/comparisons.py` (a) to (g) and (i), from `bench/comparisons.jsonl`;
-`bench/tables.py` (h), from `bench/tables.jsonl`.
+`bench/tables.py` (h), from `src/tersor/zoo/measured.jsonl`.
 
 (a) to (g) and (i) are of networks trained on Fashion-MNIST, LeNet-5 if no other is named. A row is a recipe:
 
