@@ -29,8 +29,8 @@ from rows_file import ZOO_ROWS, Row, processor, record, shorter
 from tables_peer import PEERS, beside
 
 from tersor.errors import TersorError
-from tersor.files import LOCKED, write_text
-from tersor.pipeline import JOURNAL, MODEL, REPORT
+from tersor.files import write_text
+from tersor.pipeline import JOURNAL, LOCK, MODEL, REPORT
 from tersor.resolve import resolve_recipe
 from tersor.steps import read_recipe
 from tersor.steps.recipe_text import dump
@@ -88,8 +88,8 @@ def measured(name: str, options: argparse.Namespace) -> Row:
             "float": weights.stat().st_size, "packed": (out / "small" / MODEL).stat().st_size,
             "onnx": after.stat().st_size,
         },
-        "trained": "weights given" if given else steps_in(out / "float" / LOCKED),
-        "compressed": steps_in(out / "small" / LOCKED),
+        "trained": "weights given" if given else steps_in(out / "float" / LOCK),
+        "compressed": steps_in(out / "small" / LOCK),
         "seconds": {word: seconds(out / word) for word in ("float", "small")},
         "machine": f"{processor()}, load {os.getloadavg()[1]:.1f} of {os.cpu_count()}",
     }  # fmt: skip
