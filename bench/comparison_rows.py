@@ -20,7 +20,7 @@ HALVES = ("float16", "bfloat16")
 ENTRIES = (4, 5, 6, 8, 11, 16, 23, 32, 46, 64)  # of k-means: steps of half a bit or less
 SCORES = ("tensor", "channel", "group", "global", "lamp", "spread")
 CRITERIA = ("redundancy", "curvature", "taylor", "activation", "l1", "l2", "median", "random")
-METHODS = ("svd", "tucker", "cp", "spatial")
+METHODS = ("svd", "tucker", "cp", "spatial", "tt")
 INTEGERS = "quantize bits=8 activations=8 entropy"
 
 
@@ -175,7 +175,7 @@ def products() -> list[Trial]:
                   timed=bool(more) or net != "lenet5")
             for method in METHODS
         ]  # fmt: skip
-    return [*found, Trial("tensor trains", "TT", "", why="not built: Tersor has no tensor trains")]
+    return found
 
 
 def integers() -> list[Trial]:

@@ -1,10 +1,10 @@
-"""Factors: convolutions as two or three smaller ones, by four products, at half the MACs or half the size.
+"""Factors: convolutions as two to four smaller ones, by five products, at half the MACs or half the size.
 
-Each of SVD, Tucker-2, CP and spatial factors (factorize layers=true keep=0.5): accuracy on all test images
-before tuning, with one budget for all layers and with the same share for each; for SVD and Tucker also of the
-weight alone, not weighed by its inputs. At half the MACs also after EPOCHS epochs with the network as its own
-teacher, with the parameters and the time in ONNX Runtime on one thread, both networks in turn. The scored
-weights are read back from the file.
+Each of SVD, Tucker-2, CP, spatial and tensor-train factors (factorize layers=true keep=0.5): accuracy on all
+test images before tuning, with one budget for all layers and with the same share for each; for SVD and Tucker
+also of the weight alone, not weighed by its inputs. At half the MACs also after EPOCHS epochs with the
+network as its own teacher, with the parameters and the time in ONNX Runtime on one thread, both in turn. The
+scored weights are read back from the file.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tersor.core.run import run
 from tersor.steps import Distill, Factorize, Measure
 
 EPOCHS, RATE, CALIBRATE = 0.3, 0.002, 1000
-METHODS = ("svd", "tucker", "cp", "spatial")
+METHODS = ("svd", "tucker", "cp", "spatial", "tt")
 WAYS = {
     **{f"{method}, half the MACs": {"method": method, "of": "macs"} for method in METHODS},
     **{f"{method}, half the parameters": {"method": method} for method in METHODS},

@@ -17,7 +17,9 @@ from tersor.core.recipe import Recipe
 from tersor.files import write_text
 
 FOLDER = Path(__file__).resolve().parent
-ZOO_ROWS, COMPARISON_ROWS = FOLDER / "tables.jsonl", FOLDER / "comparisons.jsonl"
+# Those of the zoo are part of the package: `tersor zoo` shows them.
+ZOO_ROWS = FOLDER.parent / "src" / "tersor" / "zoo" / "measured.jsonl"
+COMPARISON_ROWS = FOLDER / "comparisons.jsonl"
 Row = dict[str, Any]
 
 

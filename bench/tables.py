@@ -7,7 +7,7 @@ measure    tersor compare float.onnx small.onnx --latency      both files score 
                                                                Runtime, and take turns there, one thread
 peer       the same of NNCF's int8 file of float.onnx: tables_peer.py, with TERSOR_INTEGER_PEERS
 Each step is a process of its own and is kept in OUT, so that a killed run continues. A finished architecture
-replaces its line of bench/tables.jsonl; docs/tables.md is written from that file. --quick trains for a
+replaces its line of zoo/measured.jsonl; docs/tables.md is written from that file. --quick trains for a
 fraction of the epochs, and its rows say so; they never replace rows of a whole training.
 """
 
@@ -29,8 +29,8 @@ from rows_file import ZOO_ROWS, Row, processor, record, shorter
 from tables_peer import PEERS, beside
 
 from tersor.errors import TersorError
-from tersor.files import LOCKED, write_text
-from tersor.pipeline import JOURNAL, MODEL, REPORT
+from tersor.files import write_text
+from tersor.pipeline import JOURNAL, LOCK, MODEL, REPORT
 from tersor.resolve import resolve_recipe
 from tersor.steps import read_recipe
 from tersor.steps.recipe_text import dump
@@ -88,8 +88,8 @@ def measured(name: str, options: argparse.Namespace) -> Row:
             "float": weights.stat().st_size, "packed": (out / "small" / MODEL).stat().st_size,
             "onnx": after.stat().st_size,
         },
-        "trained": "weights given" if given else steps_in(out / "float" / LOCKED),
-        "compressed": steps_in(out / "small" / LOCKED),
+        "trained": "weights given" if given else steps_in(out / "float" / LOCK),
+        "compressed": steps_in(out / "small" / LOCK),
         "seconds": {word: seconds(out / word) for word in ("float", "small")},
         "machine": f"{processor()}, load {os.getloadavg()[1]:.1f} of {os.cpu_count()}",
     }  # fmt: skip

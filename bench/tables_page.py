@@ -1,4 +1,4 @@
-"""Tables page: docs/tables.md, written from bench/comparisons.jsonl and bench/tables.jsonl.
+"""Tables page: docs/tables.md, written from bench/comparisons.jsonl and zoo/measured.jsonl.
 
 python bench/tables_page.py [--check]
 """
@@ -71,7 +71,7 @@ HEAD = """# Tables
 
 Techniques side by side, and every architecture of [the zoo](guide.md#the-zoo) before and after. `make tables`
 measures them and writes this page: `bench/comparisons.py` (a) to (g) and (i), from `bench/comparisons.jsonl`;
-`bench/tables.py` (h), from `bench/tables.jsonl`.
+`bench/tables.py` (h), from `src/tersor/zoo/measured.jsonl`.
 
 (a) to (g) and (i) are of networks trained on Fashion-MNIST, LeNet-5 if no other is named. A row is a recipe:
 
@@ -120,7 +120,7 @@ than the 800 and 500 inputs of LeNet-5's linear layers: what `redundancy` and th
 is damped there, by the number of images.""",
     "g": """Products
 
-SVD, Tucker-2, CP and spatial factors, each factor a layer of its own.""",
+SVD, Tucker-2, CP, spatial factors and tensor trains, each factor a layer of its own.""",
 }
 RUNNING = """Running: the given network, then that of the recipe; one image, one thread. Memory: the growth
 of the process while ONNX Runtime opens and runs the file, at its peak. Processor seconds: in ONNX Runtime;

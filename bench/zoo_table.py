@@ -1,4 +1,4 @@
-"""Zoo table: (h) of docs/tables.md, as text, from the rows of bench/tables.jsonl."""
+"""Zoo table: (h) of docs/tables.md, as text, from the rows of src/tersor/zoo/measured.jsonl."""
 
 from __future__ import annotations
 

@@ -104,8 +104,8 @@ def test_what_is_not_measured_says_so_and_why(bench: Bench, trials: dict[str, li
     assert tables.line(first, None, columns)[1] == "not measured"
     refused = {"net": "lenet5", "recipe": first.words, "seed": 0, "quick": False, "refused": "quantize: no"}
     assert tables.line(first, refused, columns)[1] == "quantize: no"
-    (absent,) = [trial for trial in trials["g"] if trial.label == "TT"]
-    assert tables.line(absent, None, columns)[1] == "not built: Tersor has no tensor trains"
+    absent = next(trial for trial in trials["b"] if trial.label == "blocks" and not trial.words)
+    assert tables.line(absent, None, columns)[1] == "LeNet-5 has no residual branch"
     assert tables.speed(VINO)(row(first.key, runtimes={ORT: ratio(2)})) == "not measured"
 
 

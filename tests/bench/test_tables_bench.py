@@ -5,10 +5,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from operator import itemgetter
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from torch import nn
+
+from tersor.core.recipe import Recipe
+from tersor.core.state import start
+from tersor.pipeline import run_pipeline
+from tersor.steps import Quantize
 
 Bench = Callable[[str], ModuleType]
 
@@ -78,3 +84,31 @@ def test_quick_recipes_train_less_and_change_nothing_else(bench: Bench, tmp_path
     (distilled,) = (b.epochs / a.epochs for a, b in pairs if getattr(a, "epochs", 0))
     assert distilled == pytest.approx(0.02)
     assert tables.steps_in(whole).startswith("slim multiple=8 distill epochs=")
+
+
+def test_a_row_states_the_recipes_that_ran(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not those of today: a training takes an hour, and recipes may change meanwhile."""
+    tables = bench("tables")
+
+    def run(model: str, task: str, out: Path, given: Path, *words: Any) -> None:
+        bits = 8 if out.name == "float" else 3
+        run_pipeline(start(nn.Linear(4, 4)), Recipe((Quantize(bits=bits),)), None, out)
+        (out / tables.SECONDS).write_text("12\n")
+        (out / "model.onnx").write_bytes(b"onnx")
+
+    def command(*words: Any) -> str:
+        Path(words[-1]).write_bytes(b"written")
+        return ""
+
+    found = {"metric": "accuracy", "accuracy": {}, "latency": {}}
+    for name, value in {
+        "run": run, "tersor": command, "compared": lambda *_: found, "PEERS": None,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(tables, name, value)
+    options = SimpleNamespace(out=tmp_path, quick=False, weights=None)
+    row = tables.measured("squeezenet", options)
+    assert (row["trained"], row["compressed"]) == ("quantize", "quantize bits=3")
+    assert row["seconds"] == {"float": 12, "small": 12}
+    assert row["bytes"]["float"] == len(b"written")

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from tersor.errors import SettingError
-from tersor.maths.tensor_factors import Cp, channels, cp_factors, tucker_factors
+from tersor.maths.tensor_factors import Cp, as_columns, channels, cp_factors, train_core, tucker_factors
 
 OUTS, INS, SIZE = 12, 8, 9
 
@@ -139,3 +139,41 @@ def test_wrong_shapes_and_ranks_are_named(shape: tuple[int, ...], ranks: tuple[i
 def test_a_moment_of_other_inputs_is_named() -> None:
     with pytest.raises(SettingError, match="gram: it has shape"):
         tucker_factors(torch.zeros(4, 3, 9), 1, 1, torch.zeros(3, 3))
+
+
+def train(outs: int, ins: int, middle: int) -> tuple[Tensor, Tensor]:
+    """(the kernel [O, I, H, W], its nearest train of these ranks that is found)"""
+    w = kernel().unflatten(2, (3, 3))
+    left, core, right = tucker_factors(w.flatten(2), outs, ins)
+    left, core = train_core(left, core.unflatten(2, (3, 3)), middle)
+    assert torch.linalg.matrix_rank(as_columns(core)) <= middle
+    torch.testing.assert_close(left.T @ left, torch.eye(outs, dtype=left.dtype))
+    return w, torch.einsum("or,rshw,si->oihw", left, core, right)
+
+
+@pytest.mark.parametrize("ranks", [(3, 2, 2), (6, 4, 9), (11, 7, 8), (12, 3, 5), (4, 8, 12)])
+def test_a_train_is_within_the_bounds_of_its_singular_values(ranks: tuple[int, int, int]) -> None:
+    """Oseledets 2011: between the largest of the three unfoldings' lost energies and their sum."""
+    w, found = train(*ranks)
+    unfolded = (w.flatten(1), w.transpose(0, 1).flatten(1), as_columns(w))
+    lost = [float((torch.linalg.svdvals(a)[r:] ** 2).sum()) for a, r in zip(unfolded, ranks, strict=True)]
+    assert max(lost) * (1 - 1e-9) <= squares(w - found) <= sum(lost) * (1 + 1e-9)
+
+
+def test_columns_and_rows_are_those_of_the_kernel() -> None:
+    w = torch.randn(3, 4, 2, 5)
+    rows = as_columns(w)
+    for o, i, h, wide in torch.cartesian_prod(*map(torch.arange, w.shape)).tolist():
+        assert rows[o * 5 + wide, i * 2 + h] == w[o, i, h, wide]
+
+
+def test_a_train_is_found_again() -> None:
+    rng = torch.Generator().manual_seed(4)
+    a, b, c, d = (
+        torch.randn(shape, generator=rng, dtype=torch.float64)
+        for shape in ((2, 7), (2, 3, 3), (3, 3, 4), (9, 4))
+    )
+    w = torch.einsum("si,shm,mwr,or->oihw", a, b, c, d)
+    left, core, right = tucker_factors(w.flatten(2), 4, 2)
+    left, core = train_core(left, core.unflatten(2, (3, 3)), 3)
+    torch.testing.assert_close(torch.einsum("or,rshw,si->oihw", left, core, right), w)

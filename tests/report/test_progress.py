@@ -1,9 +1,12 @@
 """Progress goes to stderr: bars in a terminal, lines elsewhere, nothing if quiet."""
 
 import io
+import itertools
 import logging
 import sys
 import threading
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -11,6 +14,7 @@ from rich.progress import Progress
 from tiny import tiny
 
 from tersor.core.run import run
+from tersor.model.calibration import watched
 from tersor.record.observer import Observer
 from tersor.report.progress import EVERY, Bars, Lines, beating, watching
 from tersor.steps import Prune, Quantize
@@ -48,6 +52,62 @@ def test_a_line_every_ten_seconds(capsys: pytest.CaptureFixture[str]) -> None:
         "[1/2] prune", "[1/2] prune: 10 of 40, 10.0 s", "[1/2] prune: 20 of 40, epoch 1, 20.0 s",
         "[2/2] quantize",
     ]  # fmt: skip
+
+
+def test_lines_count_passes_over_the_calibration_batches(capsys: pytest.CaptureFixture[str]) -> None:
+    """What was reported last stays before them, until something else is reported; a step counts anew."""
+    now = [0.0]
+    watch = Lines(EVERY, lambda: now[0])
+    watch.step(1, 2, "quantize")
+    for second, (number, total) in enumerate([(1, None), (2, None), (1, 2), (2, 2)]):
+        now[0] = 10 * second
+        watch.batch(number, total)
+    watch.progress(3, 5, "conv.weight")
+    now[0] = 40
+    watch.batch(1, 2)
+    now[0] = 50
+    watch.progress(4, 5)
+    watch.step(2, 2, "prune")
+    now[0] = 60
+    watch.batch(1, 2)
+    assert capsys.readouterr().err.splitlines() == [
+        "[1/2] quantize",
+        "[1/2] quantize: calibration batch 2, pass 1, 10.0 s",
+        "[1/2] quantize: calibration batch 1 of 2, pass 2, 20.0 s",
+        "[1/2] quantize: calibration batch 2 of 2, pass 2, 30.0 s",
+        "[1/2] quantize: 3 of 5, conv.weight, calibration batch 1 of 2, pass 3, 40.0 s",
+        "[1/2] quantize: 4 of 5, 50.0 s",
+        "[2/2] prune",
+        "[2/2] prune: calibration batch 1 of 2, pass 1, 10.0 s",
+    ]
+
+
+@pytest.mark.parametrize("feed", [None, lambda model, batch: model(batch[0])])
+def test_steps_tell_of_the_batches_that_they_use(feed: Any) -> None:
+    """Also those of a task with `feed`; nobody is told behind the end."""
+    t, told = tiny("mlp"), list[tuple[int, int | None]]()
+    on = replace(t.task, feed=feed, target=None if feed is None else lambda batch: batch[1])
+    with watched(lambda number, total: told.append((number, total))):
+        run(t.model, Quantize(activations=8), on)
+    count = len(list(on.batches("calibrate")))
+    assert {total for _, total in told} == {count}
+    assert (count, count) in told  # whole passes; a trace takes one batch
+    assert all(b in (1, a + 1) for (a, _), (b, _) in itertools.pairwise([(0, count), *told]))
+    before = len(told)
+    run(t.model, Quantize(activations=8), on)
+    assert len(told) == before
+
+
+def test_a_bar_names_the_batch() -> None:
+    bars = Progress(console=Console(file=io.StringIO()))
+    watch = Bars(bars)
+    watch.batch(1, 2)  # before any step
+    watch.step(1, 1, "quantize")
+    watch.progress(1, 3, "conv.weight")
+    watch.batch(1, 4)
+    watch.batch(2, 4)
+    assert bars.tasks[0].description == "conv.weight, calibration batch 2 of 4, pass 1"
+    assert bars.tasks[0].completed == 1
 
 
 def test_a_line_also_while_nothing_is_reported(capsys: pytest.CaptureFixture[str]) -> None:

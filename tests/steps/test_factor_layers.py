@@ -16,7 +16,7 @@ from tersor.errors import RefusedError, SettingError
 from tersor.model.task import Task
 from tersor.steps import Entropy, Export, Factorize, Finetune, Measure, Quantize, Slim
 
-METHODS = ("svd", "tucker", "cp", "spatial")
+METHODS = ("svd", "tucker", "cp", "spatial", "tt")
 
 
 class Net(nn.Module):
@@ -67,10 +67,11 @@ def products_of(result: State) -> dict[str, Tensor]:
     found = {}
     model = result.model()
     for entry in result.ledger.notes("done"):
-        layers = model.get_submodule(entry.site.removesuffix(".weight"))
+        layers = model.get_submodule(entry.site.removesuffix("weight").removesuffix("."))
         assert isinstance(layers, nn.Sequential)
         whole: Tensor | None = None
-        for layer in layers:  # all strides and paddings are left out: kernels are multiplied
+        for layer in (part for part in layers.modules() if not list(part.children())):
+            # Strides and paddings are left out: kernels are multiplied.
             w = layer.weight.detach().double()
             if w.ndim > 2 and layer.groups > 1:
                 w = torch.stack(
@@ -247,7 +248,7 @@ def test_more_of_the_weight_is_kept_with_more_parameters() -> None:
     for method in METHODS:
         errors = [lost(method=method, keep=keep) for keep in (0.2, 0.4, 0.8)]
         assert errors == sorted(errors, reverse=True)
-        if method in ("svd", "tucker"):
+        if method in ("svd", "tucker", "tt"):
             assert lost(method=method, keep=0.4) < lost(method=method, keep=0.4, whiten=False)
 
 
@@ -340,6 +341,31 @@ def test_a_model_that_runs_in_float32_alone_is_split() -> None:
     result = run(model, Factorize(keep=0.3, per="tensor", layers=True, method="tucker"), task())
     assert [entry.site for entry in result.ledger.notes("done")] == ["0.weight", "3.weight"]
     assert [type(layer) for layer in result.model()] == [nn.Sequential, nn.ReLU, nn.Flatten, nn.Sequential]
+
+
+@pytest.mark.parametrize("keep", [0.2, 0.5])
+def test_a_train_of_four_layers(keep: float) -> None:
+    """Also where the model itself is the convolution; a kernel of one axis has no columns and rows."""
+    torch.manual_seed(1)
+    batch = torch.randn(4, 8, 9, 9)
+    on = Task(evaluate=[(batch, batch)], calibrate=[(batch, batch)], metric=nn.functional.mse_loss)
+    model = nn.Conv2d(8, 12, 3, stride=2, padding=1).eval()
+    result = run(model, Factorize(keep=keep, layers=True, method="tt"), on)
+    after = result.model().eval()
+    parts = [part for part in after.modules() if isinstance(part, nn.Conv2d)]
+    assert [part.kernel_size for part in parts] == [(1, 1), (3, 1), (1, 3), (1, 1)]
+    assert [part.stride for part in parts] == [(1, 1), (2, 1), (1, 2), (1, 1)]
+    assert sum(part.weight.numel() for part in parts) <= keep * model.weight.numel()
+    twin = copy.deepcopy(model)
+    twin.weight.data = products_of(result)["weight"]
+    with torch.no_grad():
+        torch.testing.assert_close(after(batch), twin(batch), rtol=1e-4, atol=1e-5)
+    line = nn.Sequential(nn.Conv1d(8, 12, 5), nn.Flatten()).eval()
+    on = Task(
+        evaluate=[(batch[:, :, 0],) * 2], calibrate=[(batch[:, :, 0],) * 2], metric=nn.functional.mse_loss
+    )
+    split = run(line, Factorize(keep=keep, layers=True, method="tt"), on).model()
+    assert [part.kernel_size for part in split[0]] == [(1,), (5,), (1,)]
 
 
 class Up(nn.Module):

@@ -2,6 +2,8 @@
 
 tucker   W ~ left core right: left [O, R], core [R, S, K], right [S, I]; R and S are the ranks of outputs
          and inputs                                                    Tucker 1966; Kim et al. 2016 (Tucker-2)
+train    Tucker whose core, a kernel of H x W positions, is columns [R, M, W] rows [M, S, H]; M is the middle
+         rank                                                          Oseledets 2011 (tensor train)
 cp       W ~ sum_r left[:, r] (x) right[r] (x) kernel[r]                Hitchcock 1927; Lebedev et al. 2015
 Tucker takes the second moment of the inputs, [I K, I K], and then has the least error of the outputs for the
 input factor that it chose. CP is found by alternating least squares, from a start that holds no randomness.
@@ -62,6 +64,23 @@ def tucker_factors(
         core.reshape(-1, ins, k).to(w.dtype).contiguous(),
         right.to(w.dtype).contiguous(),
     )
+
+
+def train_core(left: Tensor, core: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """(left [O, R], core [R, S, H, W]), the product nearest to the given one of all whose core has this rank
+    as a matrix [(R, W), (S, H)]. The new left has orthonormal columns. SettingError for a bad rank."""
+    r, s, h, wide = core.shape
+    basis, mix = torch.linalg.qr(left.double())
+    rows = as_columns(torch.einsum("qr,rshw->qshw", mix, core.double()))
+    columns, lines = svd_factors(rows, rank)
+    near = (columns @ lines).reshape(r, wide, s, h).permute(0, 2, 3, 1)
+    return basis.to(left.dtype), near.to(core.dtype).contiguous()
+
+
+def as_columns(w: Tensor) -> Tensor:
+    """[(O, W), (I, H)] of a kernel [O, I, H, W]."""
+    o, i, h, wide = w.shape
+    return w.permute(0, 3, 1, 2).reshape(o * wide, i * h)
 
 
 def input_basis(w: Tensor, root: Tensor | None, rank: int) -> Tensor:

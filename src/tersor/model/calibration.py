@@ -11,6 +11,8 @@ Cost: the largest magnitude of each sample.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -18,10 +20,14 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten_with_path
 
 from tersor.errors import TaskError
+from tersor.model.batches import length_of
 from tersor.model.edge_values import least_unmasked
 
 FAR = 1e6  # beyond, refitted weights serve the one sample alone
 FAR_ON_GRIDS = 1e5  # a grid has 256 steps
+
+Watch = Callable[[int, int | None], None]  # (number of a batch in its pass, how many there are if known)
+WATCH: ContextVar[Watch | None] = ContextVar("calibration batches", default=None)
 
 
 class Argument:
@@ -73,6 +79,32 @@ class Seen:
                 f"{self.who}: all numbers in the calibration batches are {next(iter(seen)).low:.6g}, so they "
                 "show no range. Give samples that the model is meant for, or activation_range=dynamic."
             )
+
+
+@contextmanager
+def watched(watch: Watch) -> Iterator[None]:
+    """`watch` is told of each calibration batch before it is used: a step may take minutes for its passes."""
+    token = WATCH.set(watch)
+    try:
+        yield
+    finally:
+        WATCH.reset(token)
+
+
+class Told:
+    """Batches that are told to the one who watches."""
+
+    def __init__(self, batches: Iterable[Any]):
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[Any]:
+        for number, batch in enumerate(self.batches, 1):
+            if (watch := WATCH.get()) is not None:
+                watch(number, length_of(self.batches))
+            yield batch
 
 
 class Sound:

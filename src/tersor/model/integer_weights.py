@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from tersor.forms import Affine, Form, Masked, uncoded
+from tersor.forms import Affine, Form, LowRank, Masked, uncoded
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,10 +33,8 @@ class IntegerWeight:
 def integer_weight(form: Form) -> IntegerWeight | str:
     """The codes of a weight, or why it has none that integer kernels take."""
     plain, keep = under_masks(form)
-    if not isinstance(plain, Affine):
-        return f"its form is {plain.name}, not integers on a uniform grid"
-    if plain.bits > 8:
-        return f"its codes have {plain.bits} bits, more than 8"
+    if not isinstance(plain, Affine) or plain.bits > 8:
+        return no_integers(plain)
     if plain.zero is not None:
         return "its grid has zero points"
     scale, codes = plain.scale.decode().float(), plain.codes.decode()
@@ -45,6 +43,15 @@ def integer_weight(form: Form) -> IntegerWeight | str:
     if keep is not None:
         codes = torch.where(keep, codes, codes.new_zeros(()))
     return IntegerWeight(codes.to(torch.int8).contiguous(), scale[:, 0].contiguous(), plain.axis)
+
+
+def no_integers(plain: Form) -> str:
+    """Why a form, without masks, holds no integers of at most 8 bits; "" if it does."""
+    if isinstance(plain, LowRank):
+        return "it is a product; factorize layers=true makes layers of its factors, which take integers"
+    if not isinstance(plain, Affine):
+        return f"its form is {plain.name}, not integers on a uniform grid"
+    return f"its codes have {plain.bits} bits, more than 8" if plain.bits > 8 else ""
 
 
 def under_masks(form: Form) -> tuple[Form, Tensor | None]:

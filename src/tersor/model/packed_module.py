@@ -24,7 +24,7 @@ from tersor.forms.grid import Grid
 from tersor.maths.uniform_grid import dequantize, expand
 from tersor.model.attention import Attention
 from tersor.model.deployed import half, smaller
-from tersor.model.integer_weights import under_masks
+from tersor.model.integer_weights import no_integers, under_masks
 
 STYLES = ("plain", "packed")
 WIDTHS = (1, 2, 4, 8)  # bits of a stored code
@@ -146,10 +146,8 @@ def reason(plain: Form, modules: list[nn.Module]) -> str:
     """Why a weight of these modules stays a float; "" if it is packed."""
     if isinstance(plain, Dense):
         return f"it is stored in {plain.dtype}, for which there are no codes".replace("torch.", "")
-    if not isinstance(plain, Affine):
-        return f"its form is {plain.name}, not integers on a uniform grid"
-    if plain.bits > 8:
-        return f"its codes have {plain.bits} bits, more than 8"
+    if why := no_integers(plain):
+        return why
     for module in modules:
         if isinstance(module, nn.RNNBase):
             return "its layer passes all weights to one call"

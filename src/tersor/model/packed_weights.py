@@ -18,7 +18,7 @@ from torch import Tensor
 from tersor.forms import Affine, Form
 from tersor.forms.form import Shape, from_rows, to_rows
 from tersor.maths.uniform_grid import dequantize
-from tersor.model.integer_weights import under_masks
+from tersor.model.integer_weights import no_integers, under_masks
 
 SMALLEST = 16  # inputs in a block of the kernels; larger ones are powers of two
 LEAST = 4  # inputs in a block whose scale takes no more room than their floats would
@@ -47,10 +47,8 @@ def packed_weight(form: Form, dtype: torch.dtype = torch.float32) -> PackedWeigh
     """The codes of a weight in blocks, or why it has none. `dtype`: of the model's weight. The decoded
     numbers are those of the form, bit for bit; what a mask removes has its block's zero point as its code."""
     plain, keep = under_masks(form)
-    if not isinstance(plain, Affine):
-        return f"its form is {plain.name}, not integers on a uniform grid"
-    if plain.bits > 8:
-        return f"its codes have {plain.bits} bits, more than 8"
+    if not isinstance(plain, Affine) or plain.bits > 8:
+        return no_integers(plain)
     scale = plain.scale.decode()
     for word, given in (("it is", dtype), ("its scales are", scale.dtype)):
         if given is not torch.float32:

@@ -36,7 +36,7 @@ from tersor.model.batches import (
     steady,
 )
 from tersor.model.builtin_metrics import metric_of
-from tersor.model.calibration import Sound
+from tersor.model.calibration import Sound, Told
 from tersor.model.frozen import as_trained
 from tersor.model.logits import KINDS, Given, Logits, logits_of
 from tersor.model.losses import batch_loss, default_loss, soft_loss, takes_labels
@@ -147,7 +147,9 @@ class Task:
         # Accelerate shards DataLoaders only, so one that trains is never wrapped.
         as_is = isinstance(source, DataLoader) and (word == "train" or length_of(source) is not None)
         found = source if as_is else Again(source, empty)
-        return Sound(found, self.inputs, self._who) if word == "calibrate" and self.feed is None else found
+        if word != "calibrate":
+            return found
+        return Told(found) if self.feed is not None else Sound(Told(found), self.inputs, self._who)
 
     def inputs(self, batch: Any) -> tuple[tuple, dict[str, Any]]:
         """The model's arguments, (args, kwargs), for a task without `feed`."""

@@ -21,6 +21,9 @@ class Observer:
     def progress(self, done: int, total: int, text: str = "") -> None:
         """Progress of a long operation: `done` of `total` units."""
 
+    def batch(self, number: int, total: int | None) -> None:
+        """A step uses a calibration batch, the `number`th of a pass over `total`."""
+
     def message(self, text: str) -> None:
         """A message for the user."""
 

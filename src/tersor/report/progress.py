@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from tersor.errors import one_line
+from tersor.model.calibration import watched
 from tersor.record.observer import Observer
 from tersor.report.console import seconds, talk
 from tersor.threads import first
@@ -41,7 +42,7 @@ def watching(*, quiet: bool = False, plain: bool = False) -> Iterator[Observer]:
         yield Lines()
     elif not sys.stderr.isatty():
         lines = Lines(EVERY)
-        with beating(lines, EVERY / 2):
+        with beating(lines, EVERY / 2), watched(lines.batch):
             yield lines
     else:
         from rich.console import Console
@@ -51,8 +52,21 @@ def watching(*, quiet: bool = False, plain: bool = False) -> Iterator[Observer]:
         text = TextColumn("{task.description}", markup=False)
         with Progress(*columns, text, console=Console(file=sys.stderr), transient=True) as bars:
             observer = Bars(bars)
-            yield observer
+            with watched(observer.batch):
+                yield observer
             observer.end()
+
+
+class Passes:
+    """The passes of a step over the calibration batches, in words."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def batch(self, number: int, total: int | None) -> str:
+        self.count += number == 1
+        of = "" if total is None else f" of {total}"
+        return f"calibration batch {number}{of}, pass {self.count}"
 
 
 class Lines(Observer):
@@ -61,25 +75,31 @@ class Lines(Observer):
     def __init__(self, every: float | None = None, clock: Callable[[], float] = time.monotonic):
         self.every, self.clock = every, clock
         self.label, self.part, self.began, self.told = "", "", clock(), clock()
+        self.passes, self.at = Passes(), ""
 
     def step(self, number: int, total: int, name: str) -> None:
         self.label, self.part, self.began = f"[{number}/{total}] {name}", "", self.clock()
+        self.passes, self.at = Passes(), ""
         self.told = self.began
         talk(self.label)
 
     def progress(self, done: int, total: int, text: str = "") -> None:
-        self.part = f"{done} of {total}" + (f", {text}" if text else "")
+        self.part, self.at = f"{done} of {total}" + (f", {text}" if text else ""), ""
+        self.beat()
+
+    def batch(self, number: int, total: int | None) -> None:
+        self.at = self.passes.batch(number, total)
         self.beat()
 
     def ended(self, name: str, seconds: float) -> None:
-        self.part = "done, working on the results"
+        self.part, self.at = "done, working on the results", ""
 
     def beat(self) -> None:
         """A line, if the last one is old: what was reported last, and the time that the step takes so far."""
         if self.every is None or not self.label or (now := self.clock()) - self.told < self.every:
             return
         self.told = now
-        talk(f"{self.label}: {self.part + ', ' if self.part else ''}{seconds(now - self.began)}")
+        talk(f"{self.label}: {', '.join(filter(None, (self.part, self.at, seconds(now - self.began))))}")
 
     def message(self, text: str) -> None:
         talk(text)
@@ -109,16 +129,23 @@ class Bars(Observer):
     def __init__(self, bars: Progress):
         self.bars = bars
         self.now: TaskID | None = None
-        self.label, self.began = "", 0.0
+        self.label, self.part, self.began, self.passes = "", "", 0.0, Passes()
 
     def step(self, number: int, total: int, name: str) -> None:
         self.end()
         self.label, self.began = f"[{number}/{total}] {one_line(name)}", time.perf_counter()
+        self.part, self.passes = "", Passes()
         self.now = self.bars.add_task("", total=None, label=self.label)
 
     def progress(self, done: int, total: int, text: str = "") -> None:
         if self.now is not None:
-            self.bars.update(self.now, completed=done, total=total, description=one_line(text))
+            self.part = one_line(text)
+            self.bars.update(self.now, completed=done, total=total, description=self.part)
+
+    def batch(self, number: int, total: int | None) -> None:
+        if self.now is not None:
+            words = ", ".join(filter(None, (self.part, self.passes.batch(number, total))))
+            self.bars.update(self.now, description=words)
 
     def message(self, text: str) -> None:
         self.bars.console.print(one_line(text), markup=False, highlight=False)

@@ -1,7 +1,7 @@
 """Factorize: store a weight as a product of thin factors, or make a layer of each factor.
 
-factors   by SVD, Tucker-2, CP or spatial: factor_ranks.py. With calibration batches, SVD and Tucker have the
-          least error on the layer's own inputs, E|(w - w') x|^2 (SVD-LLM 2024)
+factors   by SVD, Tucker-2, CP, spatial or a tensor train: factor_ranks.py. With calibration batches, SVD and
+          Tucker have the least error on the layer's own inputs, E|(w - w') x|^2 (SVD-LLM 2024)
 stored    fewer numbers; if a product does not have fewer, the layer is left alone, with a note
 ranks     those of all layers together, by the errors of their outputs: shared_ranks.py; or each layer's alone
 layers    each factor becomes a layer of its own: fewer operations too. Proved to compute what products do
@@ -52,7 +52,7 @@ WHOLE = "it stays whole: as a product it would lose more for each number saved t
 
 @dataclass(frozen=True, kw_only=True)
 class Factorize(Retrain):
-    """Store weights as low-rank products, or make smaller layers of them: SVD, Tucker, CP, spatial."""
+    """Store weights as low-rank products, or make smaller layers of them: SVD, Tucker, CP, spatial, TT."""
 
     name: ClassVar[str] = "factorize"
     only: ClassVar[Only] = {
@@ -70,7 +70,7 @@ class Factorize(Retrain):
     multiple: int = 1  # ranks are a multiple of this, where there are as many: 8 or 16 suit kernels
     whiten: bool = True  # weigh errors by the layer's inputs, if the task has calibration batches
     layers: bool = False  # each factor becomes a layer: fewer operations, not only fewer numbers
-    method: str = "svd"  # of kernels, with layers: "svd", "tucker", "cp" or "spatial"
+    method: str = "svd"  # of kernels, with layers: "svd", "tucker", "cp", "spatial" or "tt"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -173,14 +173,13 @@ class Factorize(Retrain):
             return skipped(site, f"{what} {numbers} numbers, the weight {w.numel()}")
         if ranks[site.name] is None:
             return skipped(site, WHOLE)
-        made = factored(method, w, its, self.gram(view, site), bool(site.axis))
+        made = factored(method, w, its, self.gram(view, site), site)
         how = "refine" if isinstance(uncoded(form), Dense) else "absorb"
         lost = int((w == 0).sum()) if any(node.mask for _, node in form.walk()) else 0
         text = made.text
         text += f"; {lost} zeros of its mask are lost, since a product keeps none" if lost else ""
         data = {"rank": its[0], "whitened": "whitened" in made.text} | ({"lost": lost} if lost else {})
-        change = Replace(site.layer, made.stock, made.settings)
-        return Split(Edit(site.name, form, made.form, how), Note(site.name, "done", text, data), change)
+        return Split(Edit(site.name, form, made.form, how), Note(site.name, "done", text, data), made.changes)
 
     def gram(self, view: View, site: Site) -> Tensor | None:
         if not self.whiten or view.maybe_task is None or view.maybe_task.calibrate is None:
@@ -220,7 +219,9 @@ class Factorize(Retrain):
         yield products
         if not splits:
             return
-        layers = Group("layers", tuple(split.change for split in splits.values()), "same")
+        layers = Group(
+            "layers", tuple(change for split in splits.values() for change in split.changes), "same"
+        )
         now, moved = yield from same_function(view.after(products), layers, "a layer for each factor")
         if now is None:
             why = view.refused.get(layers.key, f"outputs move by {moved:.1g} of the largest")
@@ -238,7 +239,7 @@ class Split(NamedTuple):
 
     edit: Edit
     note: Note
-    change: Replace
+    changes: tuple[Replace, ...]
 
 
 def events_of(made: Split | Note) -> tuple[Edit | Note, ...]:
@@ -256,7 +257,7 @@ def try_split(view: View, splits: Iterable[Split]) -> Moved:
     """What happens to the outputs if these layers are split."""
     splits = list(splits)
     products = Group("products", tuple(split.edit for split in splits))
-    layers = Group("layers", tuple(split.change for split in splits), "same")
+    layers = Group("layers", tuple(change for split in splits for change in split.changes), "same")
     try:
         by = difference(view.after(products), layers)
     except (RefusedError, SiteError) as error:

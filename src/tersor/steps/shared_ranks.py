@@ -17,16 +17,14 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from torch import Tensor
-from torch.nn import functional as F
 
 from tersor.core.view import View
 from tersor.errors import RefusedError
 from tersor.maths.choices import within
-from tersor.maths.ranks import energies
 from tersor.model.curvature import curvatures
 from tersor.model.layer_macs import Reads
 from tersor.record.events import Note
-from tersor.steps.factor_ranks import as_columns, ranks_for, stored, work
+from tersor.steps.factor_ranks import ranks_for, spectra, stored, work
 
 # Shares of a weight that are looked at; ranks between two of them do nearly the same damage.
 SHARES = (*(2 ** (-k / 2) / 48 for k in range(12, 0, -1)), *(k / 48 for k in range(1, 48)))
@@ -61,7 +59,7 @@ def ways_of(step: Any, method: str, w: Tensor, gram: Tensor | None, turned: bool
     found: dict[int, tuple[tuple[int, ...], float]] = {}
     for share in (*SHARES, step.keep or 0.5):
         at = replace(step, keep=share)
-        ranks = ranks_for(at, method, w)
+        ranks = ranks_for(at, method, w, tails)
         cost = round(work(method, w, ranks, reads) * positions)
         if stored(method, w, ranks) < w.numel() and cost < w.numel() * positions:
             # Of a CP no error is known beforehand: that of Tucker factors of the same share stands for it.
@@ -109,23 +107,6 @@ def sensitivities(view: View, of: Mapping[str, Seen | None]) -> dict[str, tuple[
     fine = {name: size for name, size in found.items() if 0 < size < math.inf}
     typical = math.exp(sum(map(math.log, fine.values())) / len(fine)) if fine else 1.0
     return {name: (fine.get(name, typical), name in fine) for name in of}
-
-
-def spectra(method: str, w: Tensor, gram: Tensor | None, turned: bool) -> list[Tensor]:
-    """For each rank of the method, at index r the share of the energy that r directions leave out; Tucker's
-    error is at most the sum of both (De Lathauwer 2000)."""
-    rows = w.flatten(1)
-    if method == "svd":
-        return [left_out(rows.T, gram) if turned else left_out(rows, gram)]
-    if method == "spatial":
-        return [left_out(as_columns(w))]
-    ins = left_out(w.transpose(0, 1).flatten(1))
-    return [left_out(rows, gram), ins]
-
-
-def left_out(rows: Tensor, gram: Tensor | None = None) -> Tensor:
-    """The share of the energy without the first 0, 1, ... directions [min(O, I) + 1]."""
-    return F.pad(energies(rows, gram).flip(0).cumsum(0).flip(0), (0, 1))
 
 
 class Shared(NamedTuple):

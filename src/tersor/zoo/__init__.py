@@ -9,4 +9,5 @@ yolo_lite.py       the one architecture of our own
 ssdlite.py         torchvision's SSDLite for small images
 architectures.py   all of them
 libraries.py       those of torchvision and timm, by name
+measured.py        what the benches found for each
 """

@@ -24,7 +24,8 @@ from tersor.zoo.yolo_lite import YoloLite
 RECIPES = Path(__file__).parents[1] / "recipes" / "zoo"
 # Of batch norms. With torchvision's 0.01 in MobileNetV3, statistics lag behind for 1,000 steps.
 MOMENTUM = 0.1
-DEPTH = 5  # of MobileNetV3-large's stages: those that the decoder reads
+# Of a MobileNetV3's stages those that DeepLab's decoder reads, and the decoder's channels.
+DEEPLAB = {"large": (5, 64), "small": (4, 32)}
 
 
 class Entry(NamedTuple):
@@ -48,20 +49,21 @@ def timm(name: str) -> Callable[[int], nn.Module]:
     return lambda classes: timm_model(name, num_classes=classes)
 
 
-def deeplab(classes: int) -> nn.Module:
-    """DeepLabV3+ on MobileNetV3-large: features of stride 8, atrous pyramid, a skip of stride 4. Images of 96
+def deeplab(classes: int, size: str = "large") -> nn.Module:
+    """DeepLabV3+ on a MobileNetV3: features of stride 8, atrous pyramid, a skip of stride 4. Images of 96
     pixels have 12 x 12 features then: with stride 16 and a depthwise pyramid it learns much less."""
     try:
         from segmentation_models_pytorch import DeepLabV3Plus
     except ImportError:
         raise need("segmentation-models-pytorch", "zoo", "zoo:deeplab_v3plus") from None
+    depth, channels = DEEPLAB[size]
     net: Any = DeepLabV3Plus(
-        "tu-mobilenetv3_large_100", encoder_weights=None, encoder_depth=4, encoder_output_stride=8,
-        classes=classes, decoder_channels=64, decoder_atrous_rates=(2, 3, 4), decoder_aspp_separable=False,
-        decoder_aspp_dropout=0,
+        f"tu-mobilenetv3_{size}_100", encoder_weights=None, encoder_depth=4, encoder_output_stride=8,
+        classes=classes, decoder_channels=channels, decoder_atrous_rates=(2, 3, 4),
+        decoder_aspp_separable=False, decoder_aspp_dropout=0,
     )  # fmt: skip
     # timm keeps the stages behind stride 16, which give nothing here and would run.
-    net.encoder.model.blocks = net.encoder.model.blocks[:DEPTH]
+    net.encoder.model.blocks = net.encoder.model.blocks[:depth]
     found: nn.Module = net
     return found
 
@@ -109,6 +111,11 @@ ZOO: dict[str, Entry] = {
         deeplab, "masks", "segmentation-models-pytorch", "MIT", "Chen 2018; Howard 2019",
         "segmentation: MobileNetV3-large with an atrous pyramid", "segmenter",
     ),
+    "deeplab_v3plus_small": Entry(
+        lambda classes: deeplab(classes, "small"), "masks", "segmentation-models-pytorch", "MIT",
+        "Chen 2018; Howard 2019", "the same on MobileNetV3-small, with half the decoder's channels",
+        "segmenter",
+    ),
 }  # fmt: skip
 
 
@@ -130,11 +137,11 @@ def zoo_recipe(text: str) -> Path:
     return RECIPES / (f"{found.small or found.recipe}.small.yaml" if which else f"{found.recipe}.yaml")
 
 
-def zoo_model(name: str) -> nn.Module:
+def zoo_model(name: str, seed: int = 0) -> nn.Module:
     """The untrained network of this name, for its task on scenes: each time the same weights, so that a run
     can be resumed and repeated. SettingError, or MissingError."""
     found = entry(name)
-    with seeded(0):
+    with seeded(seed):
         net = found.make(len(CLASSES) + (found.task == "masks"))
     for part in net.modules():
         if isinstance(part, nn.BatchNorm2d):

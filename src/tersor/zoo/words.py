@@ -8,6 +8,7 @@ FILE.pt2                                     a program of torch.export: model/pr
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from torch import nn
@@ -20,7 +21,9 @@ from tersor.zoo.architectures import zoo_model
 from tersor.zoo.libraries import timm_model, torchvision_model
 
 PROGRAM = ".pt2"
-BUILDERS = {"torchvision": torchvision_model, "timm": timm_model, "zoo": zoo_model}  # word -> name -> network
+BUILDERS: dict[str, Callable[[str], nn.Module]] = {  # word -> name -> network
+    "torchvision": torchvision_model, "timm": timm_model, "zoo": zoo_model,
+}  # fmt: skip
 
 
 def network_of(text: str, noun: str = "model") -> nn.Module:
