@@ -39,7 +39,7 @@ class Stream(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         x = self.tokens(ids)
-        for norm, up, down in zip(self.norms, self.up, self.down):
+        for norm, up, down in zip(self.norms, self.up, self.down, strict=False):
             x = x + down(F.silu(up(norm(x))))
         return self.head(self.norms[2](x))
 
@@ -103,7 +103,10 @@ class Spelled(nn.Module):
         return (self.way(x * self.weight) * self.weight).to(self.weight.dtype)
 
 
-same: Any = lambda x: x
+def same(x: Tensor) -> Tensor:
+    return x
+
+
 WAYS: list[tuple[Any, Any]] = [  # (as it is written, what it is in float64)
     (lambda x: x.float(), same),
     (lambda x: x.half(), same),
@@ -121,7 +124,7 @@ WAYS: list[tuple[Any, Any]] = [  # (as it is written, what it is in float64)
 ]
 
 
-@pytest.mark.parametrize("way, wanted", WAYS)
+@pytest.mark.parametrize(("way", "wanted"), WAYS)
 def test_every_cast_is_wide(way: Any, wanted: Any) -> None:
     x = torch.tensor([0.1, 0.7, 1.3], dtype=torch.float64)
     task = Task("x", evaluate=[(x,)], calibrate=[(x,)])

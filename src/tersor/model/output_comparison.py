@@ -1,8 +1,8 @@
 """Output comparison: how far the outputs of two models differ on a few calibration batches.
 
-Both models run in float64 if they can, also where their code asks for float32 (wide_casts.py), else in float32,
-else in their own precision. Outputs are compared element by element, with a tolerance for rounding that
-depends on the precision.
+Both models run in float64 if they can, also where their code asks for float32 (wide_casts.py), else in
+float32, else in their own precision. Outputs are compared element by element, with a tolerance for rounding
+that depends on the precision.
 Cost: one forward of BATCHES batches for each model and precision.
 """
 

@@ -1,8 +1,8 @@
 """Wide casts: while a model is compared in float64, its own code may not cast to fewer bits.
 
-Norms and rotary positions of language models compute in float32 by name: `x.to(torch.float32)`. In a float64 copy
-of the model that leaves rounding of float32 in the outputs, which then differ from those of a reference by
-more than a comparison in float64 allows.
+Norms and rotary positions of language models compute in float32 by name: `x.to(torch.float32)`. In a float64
+copy of the model that leaves rounding of float32 in the outputs, which then differ from those of a reference
+by more than a comparison in float64 allows.
 """
 
 from __future__ import annotations
