@@ -630,13 +630,14 @@ def test_a_version_may_be_a_text(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("version", [-1, 1 << 40, 1.5, (1, 2), None, "long" * 99, True])
 def test_any_other_version_makes_a_file_that_can_be_read(version: Any, tmp_path: Path) -> None:
-    model = nn.Sequential(Named(), nn.ReLU())
-    model[0]._version = version
+    named = Named()
+    named._version = version
+    model = nn.Sequential(named, nn.ReLU())
     save(run(model, Recipe((Entropy(),))), tmp_path / "run.tersor")
     torch.save(model.state_dict(), tmp_path / "w.pt")
     pack(tmp_path / "w.pt", tmp_path / "packed.tersor")
     for file in ("packed.tersor", "run.tersor"):
-        assert torch.equal(load(tmp_path / file).state_dict()["0.fc.weight"], model[0].fc.weight)
+        assert torch.equal(load(tmp_path / file).state_dict()["0.fc.weight"], named.fc.weight)
 
 
 def load_usual(tmp_path: Path):  # type: ignore[no-untyped-def]
