@@ -127,7 +127,8 @@ class IntegerEdges:
         found = {}
         kinds = tuple(PRODUCTS) if self.dynamic else WEIGHTED
         for node in self.graph.nodes:
-            if self.op(node) in kinds and node not in self.graph.constant and node in self.graph.live:
+            made = node in self.names and node not in self.graph.constant  # complex ones have no name
+            if self.op(node) in kinds and made and node in self.graph.live:
                 operands = [item for item in self.reads(node) if self.moving(item)]
                 held = {place for item in operands for place in self.places(node, item)}
                 held |= {self.names[item] for item in operands if item in self.names} | {*self.inside(node)}
