@@ -68,6 +68,7 @@ class IntegerLayer:
     ndim: int  # of that
     source: str  # what it reads, in the graph: equal for layers that read the same
     alone: bool  # whether nothing else reads its bias
+    direct: bool  # whether it reads its weight as that is stored, and not x @ w.t()
 
 
 @dataclass(eq=False)
@@ -86,9 +87,8 @@ class IntegerEdges:
         """The edge that each operator or argument makes, where it makes one."""
         found = {node: name for (node, _), name in reversed(self.graph.made.items())}
         given = self.graph.program.graph_signature.user_inputs
-        places = dict(zip(given, self.inputs, strict=True)) if self.inputs else {}
-        moving = [node for node in self.graph.inputs if floats(node) and node.name in places]
-        return found | {node: places[node.name] for node in moving}
+        at = dict(zip(given, self.inputs, strict=True)) if self.inputs else {}
+        return found | {node: at[node.name] for node in self.graph.inputs if floats(node) and node.name in at}
 
     def op(self, node: fx.Node) -> str | None:
         return OPS.get(op_name(node)) if node.op == "call_function" else None
@@ -96,10 +96,9 @@ class IntegerEdges:
     def source(self, node: fx.Node) -> fx.Node:
         """The operator or argument whose values this node passes on."""
         while node.op == "call_function" and (op_name(node) in MOVES or self.op(node) in PASSED):
-            before = node.args[0]
-            if not isinstance(before, fx.Node):
+            if not isinstance(node.args[0], fx.Node):
                 break
-            node = before
+            node = node.args[0]
         return node
 
     def reads(self, node: fx.Node) -> list[fx.Node]:
@@ -287,9 +286,8 @@ class IntegerEdges:
 
     def after(self, node: fx.Node) -> list[fx.Node]:
         """Where the grid of an operator's output goes: after it, or after what clips it."""
-        if not self.clipped(node):
-            return [node]
-        return [found for reader in self.readers[node] for found in self.after(reader)]
+        after = (found for reader in self.readers.get(node, ()) for found in self.after(reader))
+        return [*after] if self.clipped(node) else [node]
 
     @cached_property
     def layers(self) -> list[IntegerLayer]:
@@ -304,7 +302,8 @@ class IntegerEdges:
             edge = self.names[operands[0]] if self.whole(operands[0]) else name
             if edge in edges:
                 uses = sum(len(at.users) for at, own in self.graph.tensors.items() if own == bias)
-                read = name, value(item).ndim, item.name, uses == 1
+                given = next(arguments(node)[at] for own, at in self.tensors(node) if own == weights[0])
+                read = name, value(item).ndim, item.name, uses == 1, given in self.graph.tensors
                 found.append(IntegerLayer(weights[0], bias, edge, self.op(node) or "", *read))
         return found
 
