@@ -161,8 +161,9 @@ class Spectrum(nn.Module):
 
 @pytest.mark.parametrize("ranges", ["minmax", "dynamic"])
 def test_products_of_complex_numbers_and_of_integers_stay_as_they_are(ranges: str) -> None:
-    x = torch.randn(16, 8, generator=torch.Generator().manual_seed(0))
-    net = Spectrum().eval()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        x, net = torch.randn(16, 8), Spectrum().eval()
     task = Task("x", evaluate=[(x, x[:, :3].argmax(1))], calibrate=[(x,)])
     small = run(net, Quantize(activations=8, activation_range=ranges), task)
     assert torch.equal(small.state_dict()["mix"], net.mix)
