@@ -16,6 +16,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -30,7 +31,7 @@ from tersor.measure.nbytes import file_nbytes
 from tersor.model.builtin_tasks import task_from
 from tersor.model.sites import sites_of
 from tersor.model.task import Task
-from tersor.model.versions import versions_of
+from tersor.model.versions import Version, versions_of
 from tersor.steps import read_recipe, recipe_from_words
 from tersor.zoo.architectures import zoo_recipe
 from tersor.zoo.words import folder_of, network_of
@@ -212,7 +213,7 @@ def put_in(module: nn.Module, path: str, key: str | None = None) -> bool:
         return any(file.ignored.values())
 
 
-def differ(stated: Mapping[str, int], own: Mapping[str, int]) -> bool:
+def differ(stated: Mapping[str, Version], own: Mapping[str, Any]) -> bool:
     """Whether weights are of other versions of the modules than the model's."""
     return any(name in stated and stated[name] != version for name, version in own.items())
 

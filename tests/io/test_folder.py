@@ -4,6 +4,7 @@ import json
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -597,6 +598,46 @@ def test_a_module_that_asks_for_its_version_loads_what_a_file_decodes_to(tmp_pat
         assert state.attachments == {".tersor/versions.json": b'{"":2}'}
     assert "versions" not in str(load_usual(tmp_path).attachments)
     Picky().load_state_dict(run(model, Recipe((Entropy(),))).state_dict())
+
+
+class Named(nn.Module):
+    """As transformers' Phi-3: its version is a text."""
+
+    _version: Any = "0.0.5"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 3)
+
+    def _load_from_state_dict(self, state, prefix, local, *rest):  # type: ignore[no-untyped-def]
+        if local.get("version") != "0.0.5":
+            raise ValueError(f"version is {local.get('version')}")
+        super()._load_from_state_dict(state, prefix, local, *rest)
+
+
+def test_a_version_may_be_a_text(tmp_path: Path) -> None:
+    model = Named()
+    torch.save(model.state_dict(), tmp_path / "w.pt")
+    pack(tmp_path / "w.pt", tmp_path / "packed.tersor")
+    save(run(model, Recipe((Entropy(),))), tmp_path / "run.tersor")
+    for file in ("packed.tersor", "run.tersor"):
+        again = Named()
+        again.load_state_dict(load(tmp_path / file).state_dict())
+        assert same(dict(again.state_dict()), dict(model.state_dict()))
+    put_in(again := Named(), str(tmp_path / "w.pt"))
+    assert same(dict(again.state_dict()), dict(model.state_dict()))
+
+
+@pytest.mark.parametrize("version", [-1, 1 << 40, 1.5, (1, 2), None, "long" * 99, True])
+def test_any_other_version_makes_a_file_that_can_be_read(version: Any, tmp_path: Path) -> None:
+    named = Named()
+    named._version = version
+    model = nn.Sequential(named, nn.ReLU())
+    save(run(model, Recipe((Entropy(),))), tmp_path / "run.tersor")
+    torch.save(model.state_dict(), tmp_path / "w.pt")
+    pack(tmp_path / "w.pt", tmp_path / "packed.tersor")
+    for file in ("packed.tersor", "run.tersor"):
+        assert torch.equal(load(tmp_path / file).state_dict()["0.fc.weight"], named.fc.weight)
 
 
 def load_usual(tmp_path: Path):  # type: ignore[no-untyped-def]

@@ -7,10 +7,13 @@ import torch
 from integer_nets import NETS, made
 from torch import Tensor, fx, nn
 
+from tersor.core.run import run
 from tersor.model.graph import traced
 from tersor.model.integer_edges import IntegerEdges
 from tersor.model.integer_ops import why_no_kernel
+from tersor.model.task import Task
 from tersor.model.watch import input_names
+from tersor.steps import Quantize
 
 
 def choice(
@@ -222,3 +225,28 @@ def test_arguments_are_named_as_a_run_names_them() -> None:
     left, right, a, b = (torch.randn(2, 4) for _ in range(4))
     found = choice(Nested(), {"left": left, "right": right}, a, b)
     assert found.edges == ["/input:pair.left", "/input:rest.1"]
+
+
+class Spectrum(nn.Module):
+    """A product of complex numbers, as of spectral layers, and one of integers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 3)
+        self.mix = nn.Parameter(torch.randn(5, 5, dtype=torch.complex64) / 3)
+        self.code = nn.Parameter(torch.arange(64).reshape(8, 8) % 3, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        waves = torch.fft.irfft(torch.fft.rfft(self.first(x)) @ self.mix, n=8)
+        return self.last(waves + (x > 0).long() @ self.code)
+
+
+@pytest.mark.parametrize("ranges", ["minmax", "dynamic"])
+def test_products_of_complex_numbers_and_of_integers_stay_as_they_are(ranges: str) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        x, net = torch.randn(16, 8), Spectrum().eval()
+    task = Task("x", evaluate=[(x, x[:, :3].argmax(1))], calibrate=[(x,)])
+    small = run(net, Quantize(activations=8, activation_range=ranges), task)
+    assert torch.equal(small.state_dict()["mix"], net.mix)
+    assert (small.model()(x) - net(x)).abs().max() < 0.05 * net(x).abs().max()

@@ -69,6 +69,15 @@ def out(model: nn.Module) -> Tensor:
 
 
 @each_way
+def test_what_a_run_gives_loads_its_own_state_dict(make: Callable[[nn.Module], nn.Module]) -> None:
+    """PyTorch's remove_spectral_norm leaves a hook that asks for the tensors it removed."""
+    small = run(net(make), Prune(keep=0.5)).model()
+    small.load_state_dict({name: value * 2 for name, value in small.state_dict().items()})
+    int8 = run(net(make), Quantize(activations=8), TASK)
+    assert (out(int8.model()) - out(net(make))).abs().max() < 0.05 * out(net(make)).abs().max()
+
+
+@each_way
 @pytest.mark.parametrize("training", [True, False])
 def test_a_state_has_the_outputs_of_the_model_and_does_not_change_it(
     make: Callable[[nn.Module], nn.Module], training: bool

@@ -190,3 +190,30 @@ def test_ranges_that_are_found_when_the_model_runs_are_not_simulated_and_named()
     *_, scored = state.ledger.notes("saturation")
     assert set(scored.data["left"]) == {"up.weight", "down.weight", "head.weight"}
     assert "not simulated: up.weight" in scored.text
+
+
+class Turned(nn.Module):
+    """Weights that are read turned: a decoder with the encoder's weight, a product that is spelled out."""
+
+    def __init__(self, inner: int):
+        super().__init__()
+        self.up, self.head = nn.Linear(8, inner, bias=False), nn.Linear(8, 3)
+        self.mix = nn.Parameter(torch.randn(8, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.linear(self.up(x).relu(), self.up.weight.t())
+        return self.head(F.linear(x.relu(), self.mix.t()).relu())
+
+
+@pytest.mark.parametrize("inner", [8, 12])
+def test_weights_that_are_read_turned_are_named_and_not_simulated(inner: int) -> None:
+    net = large(Turned(inner)).eval()
+    x = torch.rand(16, 8, generator=torch.Generator().manual_seed(0))
+    task = Task("x", evaluate=[(x, x[:, :3].argmax(1))], calibrate=[(x,)])
+    (view,) = views(run(net, [Quantize(activations=8, per="tensor")], task), task)
+    from tersor.steps import saturated
+
+    simulated, left = saturated.saturated(view)
+    assert {"mix", "up.weight"} <= {*left}
+    exact, found = view.model()(x), simulated(x)
+    assert found.shape == exact.shape

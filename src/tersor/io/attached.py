@@ -21,7 +21,7 @@ from tersor.io.checkpoint import Checkpoint
 from tersor.io.folder import INDEX, LARGEST, SUFFIX, folded, plain_name, renamed
 from tersor.io.json_text import Json, dump, of_type, only, parse
 from tersor.io.safetensors_file import cannot_read
-from tersor.model.versions import VERSIONS, unusual
+from tersor.model.versions import VERSIONS, Version, is_version, unusual
 
 OURS = ".tersor/"
 FILES = f"{OURS}files.json"
@@ -130,12 +130,12 @@ def weights_file(entry: Any, who: str) -> WeightsFile:
     return WeightsFile(name, metadata, None if tensors is None else tuple(tensors))
 
 
-def versions_from(data: bytes) -> dict[str, int]:
+def versions_from(data: bytes) -> dict[str, Version]:
     """Versions of modules. FormatError if the attachment does not state them."""
     who = f"attachments: {VERSIONS}"
-    found: dict[str, int] = of_type(parse(data, who), dict, who)
-    if not all(type(version) is int and 0 <= version < 1 << 31 for version in found.values()):
-        raise FormatError(f"{who} must map modules to whole numbers")
+    found: dict[str, Version] = of_type(parse(data, who), dict, who)
+    if not all(map(is_version, found.values())):
+        raise FormatError(f"{who} must map modules to whole numbers or short texts")
     return found
 
 

@@ -32,6 +32,7 @@ from tersor.io.safetensors_file import HELD, Ranges, TensorFile, cannot_read
 from tersor.io.short_header import MAGIC
 from tersor.io.torch_records import DAMAGED, records_of
 from tersor.model.kinds import resolved, unfit
+from tersor.model.versions import Version
 
 
 class CheckpointFile(Protocol):
@@ -75,7 +76,7 @@ class Checkpoint:
         self.reasons: dict[str, str] = {}  # of some of the ignored
         self.files: list[Part] = []
         self.opened: list[CheckpointFile] = []  # one for each of these, also without tensors
-        self.versions: dict[str, int] | None = None  # of modules, by name; None if no file states them
+        self.versions: dict[str, Version] | None = None  # of modules, by name; None if no file states them
         self.folder = scan(self.path) if os.path.isdir(self.path) else None
         failed: list[NoSuchKey | NotWeights] = []
         with ExitStack() as stack:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from tersor.errors import FormatError, SettingError, did_you_mean, few
+from tersor.model.versions import Version, is_version
 
 # Keys of training state beside networks.
 TRAINING = re.compile(r"optim|sched|scaler|sampler|callbacks|loops|rng|random_state|^amp$", re.IGNORECASE)
@@ -53,7 +54,9 @@ class Chosen(NamedTuple):
     tensors: dict[str, Any]  # by name; values may be storages
     key: str  # that they are under; "" if they are all of it or of several networks
     ignored: dict[str, int]  # parts left out -> tensors in them
-    versions: dict[str, int] | None = None  # of modules, by name; None if the state dict does not state them
+    versions: dict[str, Version] | None = (
+        None  # of modules, by name; None if the state dict does not state them
+    )
     training: bool = False  # it is an optimizer's state, and no part of it
 
 
@@ -228,16 +231,16 @@ def inner(found: Any, key: str) -> Any:
     return None
 
 
-def versions(found: Any, above: str = "") -> dict[str, int] | None:
+def versions(found: Any, above: str = "") -> dict[str, Version] | None:
     """The versions of modules that a state dict states, or those in a dict. PyTorch keeps them in its
     attribute `_metadata`, and some layers read old tensors by them."""
     stated = getattr(found, "_metadata", None)
-    known: dict[str, int] | None = None
+    known: dict[str, Version] | None = None
     if isinstance(stated, Mapping):
         known = {
             f"{above}{name}".removesuffix("."): local["version"]
             for name, local in stated.items()
-            if isinstance(local, Mapping) and type(local.get("version")) is int
+            if isinstance(local, Mapping) and is_version(local.get("version"))
         }
     elif isinstance(found, Mapping) and above.count(".") < DEPTH:
         for name, item in found.items():

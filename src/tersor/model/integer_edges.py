@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import cast
+from typing import Any, cast
 
 from torch import fx
 
@@ -41,29 +41,16 @@ from tersor.model.integer_ops import (
     POOLS,
     PRODUCTS,
     WEIGHTED,
+    IntegerLayer,
     floats,
     joined,
     why_no_kernel,
-)
+)  # fmt: skip
 from tersor.model.ops import OPS
 from tersor.model.spelled_attention import INSIDE
 from tersor.model.spelled_lstm import ALL
 
 MOVING = "lstm computes in float, except with activation_range=dynamic"
-
-
-@dataclass(frozen=True, eq=False)
-class IntegerLayer:
-    """A layer that computes with integers: its tensors by name, and the edge that it reads."""
-
-    weight: str
-    bias: str | None
-    edge: str
-    op: str  # "linear", "conv2d"
-    read: str  # the edge as it reads it, in its own shape
-    ndim: int  # of that
-    source: str  # what it reads, in the graph: equal for layers that read the same
-    alone: bool  # whether nothing else reads its bias
 
 
 @dataclass(eq=False)
@@ -128,7 +115,8 @@ class IntegerEdges:
         found = {}
         kinds = (*PRODUCTS, LSTM) if self.dynamic else WEIGHTED
         for node in self.graph.nodes:
-            if self.op(node) in kinds and node not in self.graph.constant and node in self.graph.live:
+            made = node in self.names and node not in self.graph.constant  # complex ones have no name
+            if self.op(node) in kinds and made and node in self.graph.live:
                 operands = [item for item in self.reads(node) if self.moving(item)]
                 held = {place for item in operands for place in self.places(node, item)}
                 held |= {self.names[item] for item in operands if item in self.names} | {*self.inside(node)}
@@ -291,9 +279,8 @@ class IntegerEdges:
 
     def after(self, node: fx.Node) -> list[fx.Node]:
         """Where the grid of an operator's output goes: after it, or after what clips it."""
-        if not self.clipped(node):
-            return [node]
-        return [found for reader in self.readers[node] for found in self.after(reader)]
+        after = (found for reader in self.readers.get(node, ()) for found in self.after(reader))
+        return [*after] if self.clipped(node) else [node]
 
     @cached_property
     def layers(self) -> list[IntegerLayer]:
@@ -308,10 +295,18 @@ class IntegerEdges:
             edge = self.names[operands[0]] if self.whole(operands[0]) else name
             if edge in edges:
                 uses = sum(len(at.users) for at, own in self.graph.tensors.items() if own == bias)
-                read = name, value(item).ndim, item.name, uses == 1
-                all_of = weights if self.op(node) == LSTM else weights[:1]
-                found += [IntegerLayer(weight, bias, edge, self.op(node) or "", *read) for weight in all_of]
+                op = self.op(node) or ""
+                as_stored = op == LSTM or self.given(node, weights[0]) in self.graph.tensors
+                read = name, value(item).ndim, item.name, uses == 1, as_stored
+                found += [
+                    IntegerLayer(weight, bias, edge, op, *read)
+                    for weight in weights[: None if op == LSTM else 1]
+                ]
         return found
+
+    def given(self, node: fx.Node, weight: str) -> Any:
+        """The argument of an operator that is this weight, or computed from it."""
+        return next(arguments(node)[at] for own, at in self.tensors(node) if own == weight)
 
     def why_float(self, name: str) -> str:
         """Why no integer operator multiplies by this weight."""

@@ -1,4 +1,5 @@
-"""Integer ops: which operators have integer kernels, which arguments they multiply, which pass values on.
+"""Integer ops: which operators have integer kernels, which arguments they multiply, which pass values on; and
+what is said of a layer that has one.
 
 What is chosen among them in a graph: integer_edges.py.
 """
@@ -6,6 +7,7 @@ What is chosen among them in a graph: integer_edges.py.
 from __future__ import annotations
 
 from collections.abc import Container
+from dataclasses import dataclass
 
 from torch import fx
 
@@ -39,6 +41,21 @@ MULTIPLIED = ("weight", "self", "mat2", "other")  # the arguments of an operator
 BIASES = {"addmm": "self", "baddbmm": "self"}
 # Which arguments are activations, where it is not the first.
 ACTIVATIONS = {"matmul": (0, 2), "addmm": (1, 2), "baddbmm": (1, 3), "attention": (0, 3)}
+
+
+@dataclass(frozen=True, eq=False)
+class IntegerLayer:
+    """A layer that computes with integers: its tensors by name, and the edge that it reads."""
+
+    weight: str
+    bias: str | None
+    edge: str
+    op: str  # "linear", "conv2d"
+    read: str  # the edge as it reads it, in its own shape
+    ndim: int  # of that
+    source: str  # what it reads, in the graph: equal for layers that read the same
+    alone: bool  # whether nothing else reads its bias
+    direct: bool  # whether it reads its weight as that is stored, and not x @ w.t()
 
 
 def joined(node: fx.Node, op: str | None) -> bool:

@@ -1,7 +1,8 @@
 """Output comparison: how far the outputs of two models differ on a few calibration batches.
 
-Both models run in float64 if they can, else in float32, else in their own precision. Outputs are compared
-element by element, with a tolerance for rounding that depends on the precision.
+Both models run in float64 if they can, also where their code asks for float32 (wide_casts.py), else in
+float32, else in their own precision. Outputs are compared element by element, with a tolerance for rounding
+that depends on the precision.
 Cost: one forward of BATCHES batches for each model and precision.
 """
 
@@ -24,6 +25,7 @@ from tersor.model.counters import unmoved
 from tersor.model.outputs import tensors_of
 from tersor.model.sites import Site
 from tersor.model.task import MISFIT, Task
+from tersor.model.wide_casts import WideCasts
 
 BATCHES = 2
 # Relative difference that rounding may cause between two models, by precision.
@@ -162,7 +164,9 @@ def outputs(model: nn.Module, task: Task, width: str) -> list[Tensor]:
     found: list[Tensor] = []
     with evaluating(model), steady(getattr(task, word)):
         for batch in islice(task.batches(word), BATCHES):
-            found += tensors_of(task.run(model, each(move(batch, device_of(model)), change)))
+            moved = each(move(batch, device_of(model)), change)
+            with WideCasts() if width == "double" else nullcontext():
+                found += tensors_of(task.run(model, moved))
     return found
 
 

@@ -10,11 +10,12 @@ spectral norm of 1.
 from __future__ import annotations
 
 from collections.abc import Container
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
-from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.spectral_norm import SpectralNorm, SpectralNormLoadStateDictPreHook
 from torch.nn.utils.weight_norm import WeightNorm
 
 from tersor.errors import RefusedError
@@ -73,6 +74,7 @@ def materialized(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
                 remove_weight_norm(module, name)
             elif what == "SpectralNorm" and not parametrize.is_parametrized(module, name):
                 remove_spectral_norm(module, name)
+                drop_load_hook(module, name)
             else:
                 own_class(module)
                 parametrize.remove_parametrizations(module, name, leave_parametrized=True)
@@ -106,6 +108,15 @@ def sources(module: nn.Module, name: str, what: str) -> list[Tensor]:
         return list(module.parametrizations[name].parameters(recurse=False))  # type: ignore[index,union-attr]
     names = {"prune": ("orig", "mask"), "WeightNorm": ("g", "v"), "SpectralNorm": ("orig", "u")}[what]
     return [tensor for end in names if isinstance(tensor := getattr(module, f"{name}_{end}", None), Tensor)]
+
+
+def drop_load_hook(module: nn.Module, name: str) -> None:
+    """Take away what remove_spectral_norm leaves: a hook that asks state dicts for `weight_orig`."""
+    hooks: dict[int, Any] = module._load_state_dict_pre_hooks
+    for key, wrapped in [*hooks.items()]:
+        hook = getattr(wrapped, "hook", wrapped)
+        if isinstance(hook, SpectralNormLoadStateDictPreHook) and hook.fn.name == name:
+            del hooks[key]
 
 
 def own_class(module: nn.Module) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tersor.forms.grid import Grid
-from tersor.model.integer_edges import IntegerLayer
+from tersor.model.integer_ops import IntegerLayer
 from tersor.model.integer_weights import IntegerWeight
 from tersor.model.simulate import Simulated, Values
 from tersor.model.watch import made_at
@@ -136,7 +136,8 @@ def pairs_of(
     layers: Iterable[IntegerLayer], weights: Mapping[str, IntegerWeight], grids: Mapping[str, Grid]
 ) -> tuple[dict[str, Pairs], list[str]]:
     """(the layers that can get beyond 16 bits, by the edge of their output; the weights of others that are
-    not looked at: their operators, or ranges that are found when the model runs, are not simulated)."""
+    not looked at: their operators, views of weights, or ranges that are found when the model runs, are not
+    simulated)."""
     found: dict[str, Pairs] = {}
     other: list[str] = []
     for layer in layers:
@@ -149,6 +150,7 @@ def pairs_of(
         if (
             not one
             or not reads
+            or not layer.direct
             or layer.op not in (*CONVS, *PRODUCTS)
             or (turned and weight.codes.ndim != 2)
             or (len(weight.scale) > 1 and weight.axis != turned)

@@ -3,6 +3,7 @@
 PyTorch keeps them in the attribute `_metadata` of a state dict. Most modules have version 1, normalizations
 with running statistics 2, and read tensors without a version alike. torchvision's MNASNet does not: it
 refuses tensors without one, and rescales its first layers if it is 1. A file states only unusual versions.
+Some classes have a text in place of the number: transformers' Phi-3 has "0.0.5".
 """
 
 from __future__ import annotations
@@ -10,14 +11,25 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping
+from typing import Any, TypeGuard
 
 from torch import Tensor, nn
 
 VERSIONS = ".tersor/versions.json"  # the attachment that states them
 NORMS = "running_mean"
+LONGEST = 64  # characters of a version that is a text
+
+Version = int | str
 
 
-def versions_of(model: nn.Module) -> dict[str, int]:
+def is_version(value: object) -> TypeGuard[Version]:
+    """Whether a file can state it. PyTorch lets a class have anything as its version."""
+    if isinstance(value, str):
+        return type(value) is str and len(value) <= LONGEST
+    return type(value) is int and 0 <= value < 1 << 31
+
+
+def versions_of(model: nn.Module) -> dict[str, Any]:
     """The version of each module, by name."""
     return {name: module._version for name, module in model.named_modules(remove_duplicate=False)}
 
@@ -27,19 +39,20 @@ def usual(name: str, tensors: Collection[str]) -> int:
     return 2 if (f"{name}.{NORMS}" if name else NORMS) in tensors else 1
 
 
-def unusual(versions: Mapping[str, int], tensors: Collection[str]) -> dict[str, int]:
+def unusual(versions: Mapping[str, Version], tensors: Collection[str]) -> dict[str, Version]:
     """The versions that a file has to state. `tensors`: names, in a container that is fast to search."""
     return {name: version for name, version in versions.items() if version != usual(name, tensors)}
 
 
-def unusual_of(model: nn.Module, tensors: Collection[str]) -> dict[str, int]:
+def unusual_of(model: nn.Module, tensors: Collection[str]) -> dict[str, Version]:
     """The same of a model. PyTorch's own layers read tensors without a version as those of their own one."""
     own = {
         name
         for name, module in model.named_modules(remove_duplicate=False)
         if not type(module).__module__.startswith("torch.nn.")
     }
-    return {name: n for name, n in unusual(versions_of(model), tensors).items() if name in own}
+    found = {name: version for name, version in versions_of(model).items() if name in own}
+    return unusual({name: version for name, version in found.items() if is_version(version)}, tensors)
 
 
 def with_versions(
@@ -51,7 +64,7 @@ def with_versions(
     if model is not None:
         versions = versions_of(model)
     elif VERSIONS in attached:
-        stated: dict[str, int] = json.loads(attached[VERSIONS])
+        stated: dict[str, Version] = json.loads(attached[VERSIONS])
         versions = {name: usual(name, found) for name in above(found)} | stated
     else:
         return found

@@ -27,7 +27,8 @@ from tersor.model.batches import device_of, move
 from tersor.model.example import example_inputs
 from tersor.model.graph import traced
 from tersor.model.grid_part import outdated
-from tersor.model.integer_edges import IntegerEdges, IntegerLayer
+from tersor.model.integer_edges import IntegerEdges
+from tersor.model.integer_ops import IntegerLayer
 from tersor.model.integer_weights import integer_weight
 from tersor.model.observe import Range, grid_of, symmetric_grid, values_of
 from tersor.model.task import Task

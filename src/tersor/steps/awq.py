@@ -21,7 +21,8 @@ from tersor.errors import RefusedError, few
 from tersor.forms import Dense, Form, uncoded
 from tersor.maths.activation_aware import aware_scales
 from tersor.model.graph import op_name
-from tersor.model.integer_edges import IntegerEdges, IntegerLayer
+from tersor.model.integer_edges import IntegerEdges
+from tersor.model.integer_ops import IntegerLayer
 from tersor.model.scaled_rows import scaled as scaled_form
 from tersor.record.events import Edit, Event, Group, Note
 from tersor.steps.activations import choice

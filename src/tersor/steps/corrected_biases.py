@@ -15,8 +15,7 @@ from torch import Tensor
 from tersor.core.view import View
 from tersor.errors import few
 from tersor.forms import Dense, uncoded
-from tersor.model.integer_edges import IntegerLayer
-from tersor.model.integer_ops import CONVS
+from tersor.model.integer_ops import CONVS, IntegerLayer
 from tersor.model.lockstep import shifts
 from tersor.model.watch import made_at
 from tersor.record.events import Note

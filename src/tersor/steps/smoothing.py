@@ -19,7 +19,7 @@ from tersor.errors import counted
 from tersor.forms import Dense, uncoded
 from tersor.maths.smoothing import smoothing
 from tersor.model.changes import Replace
-from tersor.model.integer_edges import IntegerLayer
+from tersor.model.integer_ops import IntegerLayer
 from tersor.model.observe import Range, values_of
 from tersor.model.scaled_inputs import LINEAR
 from tersor.record.events import Edit, Event, Group, Note
