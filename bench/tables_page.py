@@ -112,7 +112,8 @@ One set of levels for each tensor; nothing is trained.""",
 The same first weights (`torch.manual_seed(seed)`), epochs and order of batches, alone and taught by the whole
 LeNet-5. The gain is paired by seed, with Student's interval. The names give channels and neurons:
 `LeNet5(4, 10, 50)`. One epoch is short; a student of 20 epochs, with learning rates chosen for each of the
-two, is in the [bench](../bench/README.md).""",
+two, is in the [bench](../bench/README.md); so are students of the zoo beside teachers of other architectures,
+which train for the same seconds, the teacher's included.""",
     "f": """Criteria
 
 Those of `prune` at equal weights, those of `slim` at equal MACs. The task has 300 calibration images, fewer
