@@ -312,13 +312,11 @@ def apart(graph: ir.Graph, node: ir.Node) -> None:
     """Between two grids ONNX Runtime rounds the weight of a Gemm to 8 bits with one scale."""
     if node.op_type != "Gemm" or decoded(node.inputs[0]) is None or decoded(node.inputs[1]) is not None:
         return
-    bias = node.inputs[2] if len(node.inputs) > 2 else None
-    plain = attribute(node, "alpha", 1.0) == attribute(node, "beta", 1.0) == 1.0
-    if bias is not None or not plain or attribute(node, "transA", 0):
+    biased = len(node.inputs) > 2 and node.inputs[2] is not None
+    if biased or attribute(node, "alpha", 1.0) != 1.0 or attribute(node, "transA", 0):
         return
-    weight = given(node, 1)
-    if attribute(node, "transB", 0):
-        weight = add_before(graph, node, "Transpose", [weight], perm=[1, 0])
+    turned = attribute(node, "transB", 0)
+    weight = add_before(graph, node, "Transpose", [given(node, 1)], perm=[1, 0]) if turned else given(node, 1)
     replaced(node, add_before(graph, node, "MatMul", [given(node, 0), weight]))
 
 
