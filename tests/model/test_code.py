@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tersor.model.code import code_of, settings_of
@@ -192,6 +192,34 @@ def test_the_order_of_layers_counts_and_modes_do_not() -> None:
 
 
 CALLS = "def act(x):\n    return helper(x)\ndef helper(x):\n    return x * FACTOR"
+
+
+def test_what_is_frozen_counts() -> None:
+    """A run that trains on with other tensors frozen would be neither of the two runs."""
+    partly = sized()
+    next(partly.parameters()).requires_grad_(False)
+    assert settings_of(partly) != settings_of(sized())
+    assert settings_of(sized().requires_grad_(False)) not in (settings_of(sized()), settings_of(partly))
+    mixed = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 3))
+    plain = settings_of(mixed)
+    mixed[0].eval()
+    assert settings_of(mixed) != plain == settings_of(mixed.eval())
+
+
+def test_hooks_of_modules_count() -> None:
+    def twice(module: nn.Module, args: object, out: Tensor) -> Tensor:
+        return out * 2
+
+    def thrice(module: nn.Module, args: object, out: Tensor) -> Tensor:
+        return out * 3
+
+    found = set()
+    for hook in (None, twice, thrice):
+        layer = nn.Linear(3, 3)
+        if hook is not None:
+            layer.register_forward_hook(hook)
+        found.add(settings_of(nn.Sequential(layer)))
+    assert len(found) == 3
 
 
 def test_functions_that_own_code_calls_count() -> None:

@@ -1,6 +1,7 @@
 """Finetune and distill: which sites learn, from which teacher, and which structure is kept."""
 
 import copy
+import math
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +221,9 @@ BAD: list[tuple[type, dict[str, Any], str]] = [
     (Distill, {"teacher_weight": 2}, "distill: teacher_weight=2"),
     (Distill, {"teacher": 3}, "distill: teacher=3, but it is '' (the given model)"),
     (Distill, {"feature_weight": -1}, "feature_weight=-1"),
+    (Distill, {"feature_weight": math.inf}, "feature_weight=inf"),
+    *((Distill, {key: 1e300}, f"{key}=1e+300") for key in ("epochs", "lr", "temperature", "weight_decay")),
+    (Finetune, {"lr_of": "*=1e300"}, "with factors of lr above 0, up to 1e6"),
 ]
 
 

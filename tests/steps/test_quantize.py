@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tersor.core.run import run
 from tersor.core.state import State
-from tersor.errors import SettingError
+from tersor.errors import RefusedError, SettingError
 from tersor.forms import Affine, Codebook, Form, LogGrid, LowRank, Masked
 from tersor.maths.uniform_grid import RANGES
 from tersor.steps import Cluster, Entropy, Factorize, Finetune, Prune, Quantize
@@ -341,3 +341,13 @@ def test_the_error_of_large_weights_does_not_overflow() -> None:
         (note,) = [e for e in run(layer, Quantize(bits=5)).ledger.entries if e.kind == "done"]
         found.append(note.data["decibels"])
     assert found == pytest.approx([found[0]] * 3, abs=1e-3)
+
+
+@pytest.mark.parametrize("more", [{}, {"rounding": "gptq"}, {"activations": 8}, {"allowed": "8,4"}], ids=str)
+def test_a_fixed_range_that_leaves_zeros_only_is_refused(more: dict[str, Any]) -> None:
+    t = tiny("mlp")
+    with pytest.raises(RefusedError, match=r"all would become 0\. Give a range as large as the weights'"):
+        run(t.model, Quantize(range="fixed", high=1e4, **more), t.task)
+    named = [name for name, p in t.model.named_parameters() if p.ndim > 1]
+    fine = run(t.model, Quantize(range="fixed", high=1.0, **more), t.task).state_dict()
+    assert all(fine[name].any() for name in named)

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from tersor.forms.form import DIGEST
 from tersor.model.batches import hash_batch
+from tersor.model.frozen import frozen_in
 from tersor.model.metric import Metric, is_torchmetric
 from tersor.model.task import Task
 
@@ -71,12 +72,16 @@ def metric_parts(task: Task) -> dict[str, Any]:
 
 
 def settings_of(model: nn.Module | None) -> str:
-    """A digest of the settings of each module, in order. Call it before the model runs, so that attributes
-    that a forward sets are not included."""
+    """A digest of the settings and hooks of each module, in order, and of what is frozen. Call it before the
+    model runs, so that attributes that a forward sets are not included."""
     sha = hashlib.sha256()
+    if still := frozen_names(model):
+        sha.update(repr(still).encode())
     for path, module in model.named_modules() if model is not None else ():
         attributes = {key: value for key, value in vars(module).items() if key not in INNER}
         sha.update(repr((path, type(module).__qualname__, plain(attributes))).encode())
+        for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
+            sha.update(b"".join(filter(None, pieces(hook, set()))))
         loose = {key: module._buffers[key] for key in sorted(module._non_persistent_buffers_set)}
         for key, value in {**attributes, **loose}.items():
             if isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta:
@@ -84,6 +89,14 @@ def settings_of(model: nn.Module | None) -> str:
             elif isinstance(value, types.FunctionType):
                 sha.update(b"".join(filter(None, pieces(value, set()))))
     return sha.hexdigest()[:DIGEST]
+
+
+def frozen_names(model: nn.Module | None) -> list[str]:
+    """The parameters that are not trained, and the modules in eval mode beside others in training mode."""
+    if model is None:
+        return []
+    named = model.named_parameters(remove_duplicate=False)
+    return [name for name, tensor in named if not tensor.requires_grad] + [*frozen_in(model, {}).modules]
 
 
 def fingerprints(

@@ -16,6 +16,8 @@ from torch import nn
 from tersor.errors import SettingError, SiteError, near_few
 from tersor.model.trainable_forms import TrainableForms
 
+MOST = 1e6  # of a rate, a factor and what else optimizers multiply in float32
+
 
 def factors_of(given: Any, who: str) -> str:
     """The setting lr_of in its normal form, "head.*=10.0,*.bias=0.5", from such a text, a mapping, or a list
@@ -35,11 +37,11 @@ def factors_of(given: Any, who: str) -> str:
             value = float(factor)
         except (TypeError, ValueError):
             value = math.nan
-        if not isinstance(glob, str) or not glob.strip() or "," in glob or not 0 < value < math.inf:
+        if not isinstance(glob, str) or not glob.strip() or "," in glob or not 0 < value <= MOST:
             raise SettingError(
-                f"{who}: lr_of={given!r}, but it must be globs of weights with factors of lr above 0, such "
-                f"as 'head.*=10,*.bias=0.5' or {{'head.*': 10}}. To keep weights unchanged, freeze them or "
-                f"leave them out with where"
+                f"{who}: lr_of={given!r}, but it must be globs of weights with factors of lr above 0, up to "
+                f"1e6, such as 'head.*=10,*.bias=0.5' or {{'head.*': 10}}. To keep weights unchanged, freeze "
+                f"them or leave them out with where"
             )
         found.append(f"{glob.strip()}={value!r}")
     return ",".join(found)

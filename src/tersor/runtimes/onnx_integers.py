@@ -14,6 +14,7 @@ shared     equal grids and factors of one value are one
 bias       biases become int32, in units of input scale * weight scale, as accumulators are
 embedded   of an integer embedding only the rows that are read are decoded
 floated    a weight that float operators read is decoded by Cast and Mul, once, when a runtime loads the file
+apart      a Gemm of floats that reads decoded codes is a MatMul: ONNX Runtime would put its weight on a grid
 ended      for OpenVINO, which leaves out pairs of 16-bit codes, a Clip at the ends of such a grid
 Source: the quantized patterns of ONNX Runtime's and OpenVINO's optimizers, found by trying.
 """
@@ -94,6 +95,7 @@ def tidy(model: ir.Model, openvino: bool = False) -> None:
         zeros,
         shared,
         floated,
+        apart,
         *((ended,) if openvino else ()),
     )
     for change in changes:
@@ -308,6 +310,18 @@ def integer(node: ir.Node, at: int) -> bool:
     zero = before.inputs[2] if len(before.inputs) > 2 else None
     # Else ONNX Runtime makes MatMulNBits of it, and rounds what it reads to 8 bits.
     return node.op_type not in ("MatMul", "Gemm") or zero is None or zero.dtype not in SIXTEEN
+
+
+def apart(graph: ir.Graph, node: ir.Node) -> None:
+    """Between two grids ONNX Runtime rounds the weight of a Gemm to 8 bits with one scale."""
+    if node.op_type != "Gemm" or decoded(node.inputs[0]) is None or decoded(node.inputs[1]) is not None:
+        return
+    biased = len(node.inputs) > 2 and node.inputs[2] is not None
+    if biased or attribute(node, "alpha", 1.0) != 1.0 or attribute(node, "transA", 0):
+        return
+    turned = attribute(node, "transB", 0)
+    weight = add_before(graph, node, "Transpose", [given(node, 1)], perm=[1, 0]) if turned else given(node, 1)
+    replaced(node, add_before(graph, node, "MatMul", [given(node, 0), weight]))
 
 
 def ended(graph: ir.Graph, node: ir.Node) -> None:

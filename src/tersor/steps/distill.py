@@ -16,6 +16,7 @@ from tersor.core.view import View
 from tersor.errors import SettingError, did_you_mean
 from tersor.model.feature_loss import FEATURE_LOSSES
 from tersor.model.features import pairs_of
+from tersor.model.learning_rates import MOST
 from tersor.record.events import Group, Note
 from tersor.setting_effects import GIVEN, Only, check_effect
 from tersor.settings import check, check_word
@@ -43,7 +44,7 @@ class Distill(Finetune):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_teacher(self)
-        check(self.feature_weight >= 0, self, "feature_weight", "it is 0 or more")
+        check(0 <= self.feature_weight <= MOST, self, "feature_weight", "it is 0 or more, up to 1e6")
         check_word(self, "feature_loss", FEATURE_LOSSES)
         named = all(mine and theirs for mine, theirs in pairs_of(self.features))
         check(named, self, "features", "it is names of layers with commas, 'a', or 'a=b' of the teacher's b")

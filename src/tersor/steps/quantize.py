@@ -254,7 +254,18 @@ class Quantize(Retrain):
         blocks = Blockwise(view, edges or {}) if self.rounding == "brecq" else None
         made = Compensated(view, self.edit, grids=grids, blocks=blocks)
         made.run(sites)
+        for name, form in made.forms.items():
+            self.refuse_empty(name, view.form(name), form)
         return made
+
+    def refuse_empty(self, name: str, before: Form, after: Form) -> None:
+        """RefusedError for a weight of which a fixed range leaves zeros only: its steps are too coarse."""
+        if self.range == "fixed" and all_lost(before, after):
+            raise RefusedError(
+                f"quantize: {name} holds only numbers that are too small for range=fixed with "
+                f"high={self.high}, and all would become 0. Give a range as large as the weights', or leave "
+                f"it out: where='*,!{name}'"
+            )
 
     def edit(self, view: View, site: Site) -> Edit:
         """The site's weights on this step's grid."""
@@ -262,6 +273,7 @@ class Quantize(Retrain):
         after, how = refine(view.form(site), store, site.axis)
         if self.scheme in HALVES:
             refuse_lost(site.name, view.form(site), after, self.scheme)
+        self.refuse_empty(site.name, view.form(site), after)
         return Edit(site.name, view.form(site), after, how)
 
     def store(self, w: Tensor, keep: Tensor | None, axis: int, *, groups: int = 1) -> Form:
@@ -312,12 +324,17 @@ def refuse_lost(name: str, before: Form, after: Form, scheme: str) -> None:
     """RefusedError for a weight with numbers that 16-bit floats made infinite, or all of them 0."""
     if not all(part.isfinite().all() for part in after.slices()):
         text = f"holds numbers above {torch.finfo(HALVES[scheme]).max:,.7g}, which {scheme} does not have"
-    elif any(part.any() for part in before.slices()) and not any(part.any() for part in after.slices()):
+    elif all_lost(before, after):
         text = f"holds only numbers that are too small for {scheme}, and all would become 0"
     else:
         return
     way_out = "Give scheme=bfloat16, or leave" if scheme == "float16" else "Leave"
     raise RefusedError(f"quantize: {name} {text}. {way_out} it out: where='*,!{name}'")
+
+
+def all_lost(before: Form, after: Form) -> bool:
+    """Whether rounding made all numbers 0."""
+    return any(part.any() for part in before.slices()) and not any(part.any() for part in after.slices())
 
 
 def vanished(before: Form, after: Form) -> int:

@@ -20,7 +20,7 @@ from tersor.forms import Form
 from tersor.model.changed_copy import changed_structure, own_copy
 from tersor.model.frozen import FROZEN, Frozen, frozen_in
 from tersor.model.grid_part import outdated
-from tersor.model.learning_rates import factors_of
+from tersor.model.learning_rates import MOST, factors_of
 from tersor.model.sites import Site
 from tersor.model.training_loop import OPTIMIZERS, SCHEDULES, TrainingPlan
 from tersor.record.events import Edit, Note
@@ -62,16 +62,16 @@ class Retrain:
 
     def __post_init__(self) -> None:
         check_settings(self)
-        check(0 <= self.epochs < math.inf, self, "epochs", "it is a number of passes: 0 or more")
-        check(0 < self.lr < math.inf, self, "lr", "it is a learning rate: above 0")
+        check(0 <= self.epochs <= MOST, self, "epochs", "it is a number of passes: 0 or more, up to 1e6")
+        check(0 < self.lr <= MOST, self, "lr", "it is a learning rate: above 0, up to 1e6")
         check(
             0 <= self.teacher_weight <= 1,
             self,
             "teacher_weight",
             "it is the teacher's weight in the loss: 0 to 1",
         )
-        check(0 < self.temperature < math.inf, self, "temperature", "it is a temperature: above 0")
-        check(0 <= self.weight_decay < math.inf, self, "weight_decay", "it is 0 or more")
+        check(0 < self.temperature <= MOST, self, "temperature", "it is a temperature: above 0, up to 1e6")
+        check(0 <= self.weight_decay <= MOST, self, "weight_decay", "it is 0 or more, up to 1e6")
         check_word(self, "schedule", SCHEDULES)
         check_word(self, "optimizer", OPTIMIZERS)
         check_word(self, "frozen", FROZEN)
