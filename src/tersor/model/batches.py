@@ -22,6 +22,7 @@ from torch.utils.data import Dataset, IterableDataset
 from tersor.boundary import no_memory
 from tersor.dtypes import in_bytes
 from tersor.errors import TaskError
+from tersor.model.fast_path import no_fast_path
 
 # What a model, loss or metric raises for an input that does not fit it.
 MISFIT = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError)
@@ -193,11 +194,12 @@ def own_state(seed: int) -> Iterator[None]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode without gradients. Afterwards each module has its former mode again."""
+    """The model in eval mode without gradients, and without torch's fast path. Afterwards each module has its
+    former mode again."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), no_fast_path():
             yield
     finally:
         for module, training in modes:

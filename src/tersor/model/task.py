@@ -37,6 +37,7 @@ from tersor.model.batches import (
 )
 from tersor.model.builtin_metrics import metric_of
 from tersor.model.calibration import Sound, Told
+from tersor.model.fast_path import no_fast_path
 from tersor.model.frozen import as_trained
 from tersor.model.logits import KINDS, Given, Logits, logits_of
 from tersor.model.losses import batch_loss, default_loss, soft_loss, takes_labels
@@ -164,6 +165,7 @@ class Task:
             "'labels'. For other batches give feed=(model, batch) -> output and target=(batch) -> target."
         )
 
+    @no_fast_path()
     def run(self, model: nn.Module, batch: Any) -> Any:
         """The model's raw output for a batch, in the model's present mode and on its device.
 

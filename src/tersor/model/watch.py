@@ -21,7 +21,7 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from tersor.errors import RefusedError
+from tersor.model.fast_path import no_fast_path
 from tersor.model.graph_hooks import keep_hooks
 from tersor.model.ops import OPENED, READERS, op_of, place_of, writes
 from tersor.model.spelled_attention import INSIDE, spelled_attention
@@ -131,11 +132,8 @@ def running(run: WatchedRun) -> Iterator[WatchedRun]:
     before = active()
     _here.run = run
     try:
-        if run.see is None:
+        with no_fast_path(), nullcontext() if run.see is None else run:
             yield run
-        else:
-            with run:
-                yield run
     finally:
         _here.run = before
 

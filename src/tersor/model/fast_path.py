@@ -1,0 +1,25 @@
+"""Fast path: torch's transformer layers in eval mode compute in one fused kernel, which calls none of their
+parts; where a mask pads, on nested tensors, which have no sizes to look at.
+
+No hook sees what such a kernel reads, and padded positions come out as zeros, as in no training, trace or
+exported file. So all that Tersor looks at and scores is computed without it: task.py, batches.py, watch.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+@contextmanager
+def no_fast_path() -> Iterator[None]:
+    """torch's transformer layers call their parts, in this process."""
+    mha = torch.backends.mha
+    before = mha.get_fastpath_enabled()
+    mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        mha.set_fastpath_enabled(before)
