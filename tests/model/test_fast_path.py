@@ -1,4 +1,4 @@
-"""torch's transformer encoders with padding: their fast path computes on nested tensors, without the parts."""
+"""torch's transformer encoders with padding: their fast path computes on nested tensors, not by parts."""
 
 import copy
 
