@@ -31,7 +31,7 @@ def same_function(view: View, group: Group, what: str) -> Generator[Group, None,
     moved = difference(view, group)
     if moved > ROUNDING:
         return None, moved
-    text = f"{what}; outputs move by {moved:.1g} of the largest, as by float rounding"
+    text = f"{what}: kept all the same; outputs move by {moved:.1g} of the largest, as by float rounding"
     note = Note("", "rounded", text, {"relative": moved})
     group = replace(group, key=f"{group.key}, rounded", proof="runs", events=(*group.events, note))
     yield group
