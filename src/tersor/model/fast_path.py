@@ -1,6 +1,6 @@
-"""Fast path: torch's transformer layers in eval mode compute in one fused kernel, which calls none of their
-parts; where a mask pads, on nested tensors, which have no sizes to look at.
+"""Fast path: torch's transformer layers in eval mode can be kept from their fused kernel.
 
+The kernel calls none of the layer's parts, and where a mask pads it computes on nested tensors without sizes.
 No hook sees what such a kernel reads, and padded positions come out as zeros, as in no training, trace or
 exported file. So all that Tersor looks at and scores is computed without it: task.py, batches.py, watch.py.
 """

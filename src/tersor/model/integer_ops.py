@@ -1,7 +1,6 @@
-"""Integer ops: which operators have integer kernels, which arguments they multiply, which pass values on; and
-what is said of a layer that has one.
+"""Integer ops: which operators have integer kernels, which arguments they multiply, which pass values on.
 
-What is chosen among them in a graph: integer_edges.py.
+IntegerLayer is what is said of a layer that has one. What is chosen among them in a graph: integer_edges.py.
 """
 
 from __future__ import annotations

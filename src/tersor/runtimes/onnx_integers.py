@@ -13,9 +13,7 @@ parted     what Split, Pad and others make of decoded codes has a pair of its ow
 shared     equal grids and factors of one value are one
 bias       biases become int32, in units of input scale * weight scale, as accumulators are
 embedded   of an integer embedding only the rows that are read are decoded
-floated    a weight that float operators read is decoded by Cast and Mul, once, when a runtime loads the file
-apart      a Gemm of floats that reads decoded codes is a MatMul: ONNX Runtime would put its weight on a grid
-ended      for OpenVINO, which leaves out pairs of 16-bit codes, a Clip at the ends of such a grid
+Then what computes in float is kept so: onnx_floats.py.
 Source: the quantized patterns of ONNX Runtime's and OpenVINO's optimizers, found by trying.
 """
 
@@ -29,7 +27,7 @@ import onnx_ir as ir
 import torch
 from onnxscript import opset21 as op
 
-from tersor.runtimes import onnx_dynamic, onnx_recurrent
+from tersor.runtimes import onnx_dynamic, onnx_floats, onnx_recurrent
 from tersor.runtimes.onnx_graphs import (
     add_before,
     attribute,
@@ -48,7 +46,6 @@ from tersor.runtimes.onnx_graphs import (
 PARTS = ("Split", "Slice", "Gather", "Pad", "Concat", "Expand", "Tile", "DepthToSpace", "SpaceToDepth")
 VIEWS = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten")
 OPSET = 21  # of ONNX: the first with 16-bit codes
-SIXTEEN = (ir.DataType.UINT16, ir.DataType.INT16)
 INT32 = 2**31 - 1
 FEW = 24  # scales, in bytes about as long as the operator that computes them
 
@@ -94,9 +91,9 @@ def tidy(model: ir.Model, openvino: bool = False) -> None:
         bias,
         zeros,
         shared,
-        floated,
-        apart,
-        *((ended,) if openvino else ()),
+        onnx_floats.floated,
+        onnx_floats.apart,
+        *((onnx_floats.ended,) if openvino else ()),
     )
     for change in changes:
         for node in list(graph):
@@ -280,63 +277,6 @@ def pads_with_zero(node: ir.Node) -> bool:
         or attribute(node, "mode", "constant") != "constant"
         or (added is not None and not added.any())
     )
-
-
-def floated(graph: ir.Graph, node: ir.Node) -> None:
-    weight = weight_of(node.outputs[0]) if node.op_type == "DequantizeLinear" else None
-    if (
-        weight is None
-        or weight[1].ndim < 2
-        or any(integer(use.node, use.idx) for use in node.outputs[0].uses())
-    ):
-        return
-    _, codes, scale = weight
-    factor = given(node, 1)
-    if scale.ndim:
-        axis = attribute(node, "axis", 1) % codes.ndim
-        shape = [-1 if at == axis else 1 for at in range(codes.ndim)]
-        factor = initializer(graph, f"{factor.name}_column", scale.reshape(shape))
-    values = add_before(graph, node, "Cast", [given(node, 0)], to=int(ir.DataType.FLOAT))
-    replaced(node, add_before(graph, node, "Mul", [values, factor]))
-
-
-def integer(node: ir.Node, at: int) -> bool:
-    """Whether an operator that reads a weight at this place may compute with integers."""
-    if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
-        return False
-    before = decoded(node.inputs[1 - at] if at < 2 else None)
-    if before is None:
-        return False
-    zero = before.inputs[2] if len(before.inputs) > 2 else None
-    # Else ONNX Runtime makes MatMulNBits of it, and rounds what it reads to 8 bits.
-    return node.op_type not in ("MatMul", "Gemm") or zero is None or zero.dtype not in SIXTEEN
-
-
-def apart(graph: ir.Graph, node: ir.Node) -> None:
-    """Between two grids ONNX Runtime rounds the weight of a Gemm to 8 bits with one scale."""
-    if node.op_type != "Gemm" or decoded(node.inputs[0]) is None or decoded(node.inputs[1]) is not None:
-        return
-    biased = len(node.inputs) > 2 and node.inputs[2] is not None
-    if biased or attribute(node, "alpha", 1.0) != 1.0 or attribute(node, "transA", 0):
-        return
-    turned = attribute(node, "transB", 0)
-    weight = add_before(graph, node, "Transpose", [given(node, 1)], perm=[1, 0]) if turned else given(node, 1)
-    replaced(node, add_before(graph, node, "MatMul", [given(node, 0), weight]))
-
-
-def ended(graph: ir.Graph, node: ir.Node) -> None:
-    if node.op_type != "QuantizeLinear":
-        return
-    scale, zero = constant(node.inputs[1]), constant(node.inputs[2])
-    if scale is None or zero is None or scale.ndim or np.iinfo(zero.dtype).bits <= 8:
-        return
-    codes = np.iinfo(zero.dtype)
-    ends = [(float(code) - float(zero)) * float(scale) for code in (codes.min, codes.max)]
-    name = given(node, 0).name
-    limits = [initializer(graph, f"{name}_end", np.array(end, np.float32)) for end in ends]
-    inside = add_before(graph, node, "Clip", [given(node, 0), *limits])
-    inside.shape, inside.type = given(node, 0).shape, given(node, 0).type
-    node.replace_input_with(0, inside)
 
 
 def shared(graph: ir.Graph, node: ir.Node) -> None:
