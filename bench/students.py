@@ -6,7 +6,8 @@ alone        the task's loss
 logits       and the teacher's outputs: Hinton 2015
 outputs, attention, relation     and its feature maps, by distill's feature_loss
 Each arm trains for the same seconds of processor time, the teacher's passes included: the time of a step is
-measured first, and sets the epochs; a training that took a tenth more or less is done again. First weights and order of batches are the same for a seed.
+measured first, and sets the epochs; a training that took a tenth more or less is done again. First weights
+and order of batches are the same for a seed.
 gain = the metric taught - alone, in points, on the same 1,000 test scenes: of each seed with an interval that
 is paired by scene, and the mean over seeds.
 """
