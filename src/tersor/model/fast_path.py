@@ -15,7 +15,10 @@ import torch
 
 @contextmanager
 def no_fast_path() -> Iterator[None]:
-    """torch's transformer layers call their parts, in this process."""
+    """torch's transformer layers call their parts, in this process. Compiled code cannot set that."""
+    if torch.compiler.is_compiling():
+        yield
+        return
     mha = torch.backends.mha
     before = mha.get_fastpath_enabled()
     mha.set_fastpath_enabled(False)
