@@ -113,3 +113,14 @@ def test_the_setting_of_the_process_comes_back() -> None:
         assert not mha.get_fastpath_enabled()
     finally:
         mha.set_fastpath_enabled(True)
+
+
+def test_overlapping_runs_turn_it_on_with_the_last() -> None:
+    """As those of threads do: the first to enter is the first to leave."""
+    mha, first, second = torch.backends.mha, no_fast_path(), no_fast_path()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert not mha.get_fastpath_enabled()
+    second.__exit__(None, None, None)
+    assert mha.get_fastpath_enabled()

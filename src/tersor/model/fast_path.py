@@ -7,22 +7,30 @@ exported file. So all that Tersor looks at and scores is computed without it: ta
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
+_lock = threading.Lock()
+_inside: list[bool] = []  # for each that is inside, in any thread, the process's setting before the first
+
 
 @contextmanager
 def no_fast_path() -> Iterator[None]:
-    """torch's transformer layers call their parts, in this process. Compiled code cannot set that."""
+    """torch's transformer layers call their parts, in this process, until the last that is inside has left:
+    threads overlap. Compiled code cannot set that."""
     if torch.compiler.is_compiling():
         yield
         return
     mha = torch.backends.mha
-    before = mha.get_fastpath_enabled()
-    mha.set_fastpath_enabled(False)
+    with _lock:
+        _inside.append(_inside[0] if _inside else mha.get_fastpath_enabled())
+        mha.set_fastpath_enabled(False)
     try:
         yield
     finally:
-        mha.set_fastpath_enabled(before)
+        with _lock:
+            before = _inside.pop()
+            mha.set_fastpath_enabled(before and not _inside)
