@@ -54,9 +54,7 @@ class Chosen(NamedTuple):
     tensors: dict[str, Any]  # by name; values may be storages
     key: str  # that they are under; "" if they are all of it or of several networks
     ignored: dict[str, int]  # parts left out -> tensors in them
-    versions: dict[str, Version] | None = (
-        None  # of modules, by name; None if the state dict does not state them
-    )
+    versions: dict[str, Version] | None = None  # of modules, by name; None if the state dict has none
     training: bool = False  # it is an optimizer's state, and no part of it
 
 

@@ -101,9 +101,10 @@ class Told:
         return len(self.batches)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[Any]:
+        total = length_of(self.batches)
         for number, batch in enumerate(self.batches, 1):
             if (watch := WATCH.get()) is not None:
-                watch(number, length_of(self.batches))
+                watch(number, total)
             yield batch
 
 

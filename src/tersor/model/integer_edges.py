@@ -45,7 +45,7 @@ from tersor.model.integer_ops import (
     floats,
     joined,
     why_no_kernel,
-)  # fmt: skip
+)
 from tersor.model.ops import OPS
 from tersor.model.spelled_attention import INSIDE
 from tersor.model.spelled_lstm import ALL
